@@ -1,0 +1,64 @@
+// Package bytesize reads and prints sizes as the command line takes them.
+package bytesize
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+)
+
+var units = []struct {
+	name  string
+	bytes int64
+}{
+	{"EiB", 1 << 60}, {"PiB", 1 << 50}, {"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
+}
+
+// Parse reads a size in bytes: a whole number, alone or with one of B, K, KiB, M,
+// MiB, G, GiB, T, TiB, P, PiB, E and EiB, in either case. All are powers of
+// 1024; "MB", which means two things, is refused.
+func Parse(s string) (int64, error) {
+	digits := strings.TrimRight(s, "BbKkMmGgTtPpEeIi")
+	unit := strings.ToLower(s[len(digits):])
+	factor := int64(1)
+	if unit != "" && unit != "b" {
+		factor = 0
+		for _, u := range units {
+			if name := strings.ToLower(u.name); unit == name || unit == name[:1] {
+				factor = u.bytes
+			}
+		}
+		if factor == 0 {
+			return 0, fmt.Errorf("size %q: unknown unit %q; use 512, 64KiB, 1MiB, 2GiB", s, s[len(digits):])
+		}
+	}
+	n, err := strconv.ParseUint(digits, 10, 63)
+	if err != nil {
+		return 0, fmt.Errorf("size %q: not a whole number of bytes; use 512, 64KiB, 1MiB, 2GiB", s)
+	}
+	if int64(n) > math.MaxInt64/factor {
+		return 0, fmt.Errorf("size %q: more than 8 EiB", s)
+	}
+	return int64(n) * factor, nil
+}
+
+// Format prints n bytes for people, with one decimal: "1.5 GiB", "512 B".
+func Format(n int64) string {
+	for _, u := range units {
+		if n >= u.bytes {
+			return fmt.Sprintf("%.1f %s", float64(n)/float64(u.bytes), u.name)
+		}
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+// Size is a number of bytes as a flag or field of that type takes it.
+type Size int64
+
+// UnmarshalText is Parse.
+func (s *Size) UnmarshalText(text []byte) error {
+	n, err := Parse(string(text))
+	*s = Size(n)
+	return err
+}

@@ -1,0 +1,109 @@
+// Package sink defines what vddkcp writes to: a Disk that is filled in
+// ascending order, checkpointed on the way, and published under its final
+// name only when it is whole and durable.
+package sink
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+
+	"vddkcp/source"
+)
+
+// ErrLost says that the connection to the target is gone, and with it perhaps
+// what was acknowledged and not yet synced. The caller opens the sink again
+// with the state of the last checkpoint and goes on from there.
+var ErrLost = errors.New("connection to the target lost: what was not synced may be gone")
+
+// ErrClosed is what every call on a Disk returns that has ended, Abort aside.
+var ErrClosed = errors.New("the target is closed")
+
+// Disk is a virtual disk that is being written. It gets its calls one at a
+// time, with ascending and touching ranges, unless it is Parallel. It ends
+// with one of Publish, Suspend and Abort; callers defer Abort, which does
+// nothing after one of the others. After an error every call fails but Suspend and
+// Abort.
+//
+// Like a source.Disk it lives under the context that it was created with.
+type Disk interface {
+	// WriteAt writes multiples of Unit at multiples of Unit, but for the end
+	// of the disk.
+	io.WriterAt
+	// ZeroAt makes [off, off+n) read as zeros, by the same rules.
+	ZeroAt(ctx context.Context, off, n int64) error
+	// SameAt leaves [off, off+n) to the backing; an error where there is none.
+	SameAt(ctx context.Context, off, n int64) error
+	// Unit is a power of two, in bytes; 1 means any.
+	Unit() int64
+	// Checkpoint is called between two calls; when the sink is Parallel, as
+	// soon as all below off have returned, while others may run. It writes the
+	// metadata for what lies below off, and returns what Options.State needs
+	// and the function that makes it durable, which may run beside later calls.
+	Checkpoint(off int64) (state []byte, sync func(context.Context) error, err error)
+	// Finish makes the disk whole and durable, not yet under its final name.
+	Finish(ctx context.Context) error
+	// Publish gives it its final name, durably. It follows Finish.
+	Publish(ctx context.Context) error
+	// Suspend closes the sink and keeps what was written, for a later run.
+	Suspend() error
+	// Abort closes the sink and removes what this run made.
+	Abort() error
+}
+
+// Options are what every format's Create takes beside an address and a size.
+// The zero value creates a new disk.
+type Options struct {
+	Info    source.Info // of the source, for formats that carry it over
+	Backing source.Disk // what SameAt leaves to; nil: none
+	State   []byte      // of the last checkpoint; nil: new
+	Resume  int64       // bytes below are done; above lies garbage, never taken for zeros
+}
+
+// Parallel is the ability to take calls concurrently and in any order.
+type Parallel interface {
+	MaxParallel() int // at least 1
+}
+
+// Zeroed is the ability to tell that ZeroAt has nothing to do.
+type Zeroed interface {
+	// ZeroedFrom says whether everything at or above off that was not written
+	// reads as zeros. False after a resume, above Options.Resume.
+	ZeroedFrom(off int64) bool
+}
+
+// Verifiable is the ability to read back what was written.
+type Verifiable interface {
+	// Reopen is called between Finish and Publish. It reads past the page
+	// cache where it can.
+	Reopen(ctx context.Context) (source.Disk, error)
+}
+
+// Cloner is the ability to share blocks with a local file instead of writing.
+type Cloner interface {
+	// CloneFrom returns an error that is errors.ErrUnsupported where the
+	// ranges can't be shared (other file systems, alignment): nothing changed.
+	CloneFrom(f *os.File, pos, off, n int64) error
+}
+
+// Encoder is the ability to take units already encoded, so that many
+// goroutines can encode for one ordered sink. Units that are neither zero nor
+// the backing's go through it instead of WriteAt.
+type Encoder interface {
+	NewEncoding() Encoding // one a goroutine
+	// Place takes the result of Encode, in order with ZeroAt and SameAt.
+	Place(off int64, enc []byte, plain bool) error
+}
+
+// Encoding encodes one unit at a time. It is for one goroutine.
+type Encoding interface {
+	// Encode appends the encoded unit to dst; plain: it did not shrink.
+	Encode(dst, unit []byte) (enc []byte, plain bool, err error)
+}
+
+// Ability returns d as a T where it is one. It is the only place that asks.
+func Ability[T any](d Disk) (T, bool) {
+	t, ok := d.(T)
+	return t, ok
+}
