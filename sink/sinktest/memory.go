@@ -1,0 +1,704 @@
+package sinktest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"slices"
+	"strings"
+	"sync"
+
+	"vddkcp/sink"
+	"vddkcp/source"
+)
+
+// Op is a call that a Memory disk got.
+type Op string
+
+// The calls of sink.Disk, the function that Checkpoint returns (OpSync), and
+// Verifiable's Reopen.
+const (
+	OpWrite      Op = "write"
+	OpZero       Op = "zero"
+	OpSame       Op = "same"
+	OpCheckpoint Op = "checkpoint"
+	OpSync       Op = "sync"
+	OpFinish     Op = "finish"
+	OpReopen     Op = "reopen"
+	OpPublish    Op = "publish"
+	OpSuspend    Op = "suspend"
+	OpAbort      Op = "abort"
+)
+
+// Call is one call with its range in bytes. Len is zero where the call has no
+// range, and for OpCheckpoint and OpSync, whose Off is the checkpoint's.
+type Call struct {
+	Op       Op
+	Off, Len int64
+}
+
+func (c Call) String() string {
+	switch c.Op {
+	case OpWrite, OpZero, OpSame:
+		return fmt.Sprintf("%s [%d, %d)", c.Op, c.Off, c.Off+c.Len)
+	case OpCheckpoint, OpSync:
+		return fmt.Sprintf("%s %d", c.Op, c.Off)
+	}
+	return string(c.Op)
+}
+
+// Counts sums up the calls of a Memory. Bytes are those of calls that
+// succeeded.
+type Counts struct {
+	Writes, Zeroes, Sames              int64 // calls
+	WrittenBytes, ZeroBytes, SameBytes int64
+	MaxInFlight                        int // most calls of these three at one time
+}
+
+// Memory is a target in memory, for the tests of what writes to sinks. It keeps
+// the content, logs the calls, fails where Before says so, and notes each
+// breach of sink.Disk's contract as a violation. It holds one disk at a time,
+// as a file does: the published one, and the one being written or suspended.
+//
+// The fields are set before the first Create; the zero value is a sequential
+// sink of unit 1 whose disks are not known to be zero.
+type Memory struct {
+	Unit      int64 // in bytes, a power of two; 0 means 1
+	Parallel  int   // 0: the disks are not sink.Parallel
+	Zeroed    bool  // new disks are sink.Zeroed: ZeroAt may be left out
+	Fill      byte  // what a new disk is full of; not with Zeroed
+	CountOnly bool  // no content and no log are kept, only Counts: for disks of any size
+	// Before is called before a call takes effect, concurrently where the
+	// calls are. An error of it becomes the call's, wrapped; it may block,
+	// also until ctx ends, which is the context of the disk.
+	Before func(ctx context.Context, c Call) error
+
+	mu         sync.Mutex
+	calls      []Call
+	counts     Counts
+	violations []string
+	open       *memoryDisk
+	partial    *content
+	published  *content
+}
+
+var errMemoryBusy = errors.New("memory: a disk is being written already")
+
+// Create makes a disk of size bytes, or goes on with the suspended one. State
+// must be what the last Checkpoint of it returned whose sync ran.
+func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.Disk, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.open != nil {
+		return nil, errMemoryBusy
+	}
+	if size < 0 || o.Resume < 0 || o.Resume > size {
+		return nil, fmt.Errorf("memory: size %d, resume at %d", size, o.Resume)
+	}
+	d := &memoryDisk{m: m, ctx: ctx, size: size, unit: max(m.Unit, 1), backing: o.Backing, next: o.Resume, fresh: o.State == nil}
+	if o.State == nil {
+		if o.Resume != 0 {
+			return nil, fmt.Errorf("memory: resume at %d without a state", o.Resume)
+		}
+		m.partial = &content{size: size, fill: m.Fill, pages: map[int64][]byte{}}
+	} else {
+		if m.partial == nil || m.partial.size != size {
+			return nil, errors.New("memory: there is no suspended disk of this size")
+		}
+		if want := memoryState(o.Resume); string(o.State) != want {
+			return nil, fmt.Errorf("memory: state %q, want %q", o.State, want)
+		}
+	}
+	if o.Resume > 0 {
+		d.done = []span{{0, o.Resume}}
+	}
+	d.content = m.partial
+	m.open = d
+	switch {
+	case m.Parallel > 0 && m.Zeroed:
+		return struct {
+			*memoryDisk
+			parallel
+			zeroed
+		}{d, parallel(m.Parallel), zeroed{d}}, nil
+	case m.Parallel > 0:
+		return struct {
+			*memoryDisk
+			parallel
+		}{d, parallel(m.Parallel)}, nil
+	case m.Zeroed:
+		return struct {
+			*memoryDisk
+			zeroed
+		}{d, zeroed{d}}, nil
+	}
+	return d, nil
+}
+
+// Published returns the content of the published disk, and whether there is one.
+func (m *Memory) Published() ([]byte, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.published == nil {
+		return nil, false
+	}
+	b := make([]byte, m.published.size)
+	m.published.read(b, 0)
+	return b, true
+}
+
+// Leftovers names what lies beside the published disk: "partial", or nothing.
+func (m *Memory) Leftovers() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.partial == nil {
+		return nil
+	}
+	return []string{"partial"}
+}
+
+// Ended says whether each disk was ended by Publish, Suspend or Abort.
+func (m *Memory) Ended() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.open == nil
+}
+
+// Calls returns the calls in the order in which they began. Abort after the
+// end is not among them, since every caller defers it.
+func (m *Memory) Calls() []Call {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.calls)
+}
+
+// Log returns the calls, one a line.
+func (m *Memory) Log() string {
+	var b strings.Builder
+	for _, c := range m.Calls() {
+		fmt.Fprintln(&b, c)
+	}
+	return b.String()
+}
+
+// Counts returns the sums over all disks so far.
+func (m *Memory) Counts() Counts {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.counts
+}
+
+// Violations returns what callers did against the contract of sink.Disk. Such
+// calls fail too.
+func (m *Memory) Violations() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.violations)
+}
+
+type parallel int
+
+func (p parallel) MaxParallel() int { return int(p) }
+
+type zeroed struct{ d *memoryDisk }
+
+func (z zeroed) ZeroedFrom(int64) bool { return z.d.fresh && z.d.content.fill == 0 }
+
+// Stages in the life of a disk.
+const (
+	writing = iota
+	finished
+	ended
+)
+
+type memoryDisk struct {
+	m       *Memory
+	ctx     context.Context
+	size    int64
+	unit    int64
+	backing source.Disk
+	fresh   bool
+	content *content
+
+	// Guarded by m.mu.
+	stage    int
+	err      error // the first one; it stays
+	inFlight []Call
+	next     int64  // sequential: where the next call must start
+	done     []span // written, zeroed or the same; sorted, not touching
+}
+
+func (d *memoryDisk) Unit() int64 { return d.unit }
+
+func (d *memoryDisk) WriteAt(p []byte, off int64) (int, error) {
+	err := d.put(d.ctx, Call{OpWrite, off, int64(len(p))}, func() error {
+		if !d.m.CountOnly {
+			d.content.write(p, off)
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (d *memoryDisk) ZeroAt(ctx context.Context, off, n int64) error {
+	return d.put(ctx, Call{OpZero, off, n}, func() error {
+		if !d.m.CountOnly {
+			d.content.zero(off, n)
+		}
+		return nil
+	})
+}
+
+func (d *memoryDisk) SameAt(ctx context.Context, off, n int64) error {
+	return d.put(ctx, Call{OpSame, off, n}, func() error {
+		if d.backing == nil {
+			return errors.New("there is no backing")
+		}
+		if d.m.CountOnly {
+			return nil
+		}
+		for n > 0 { // by pieces: the range may be the whole disk
+			p := make([]byte, min(n, pageSize))
+			have := min(int64(len(p)), max(d.backing.Size()-off, 0)) // past a shorter backing are zeros
+			if k, err := d.backing.ReadAt(p[:have], off); err != nil && (err != io.EOF || int64(k) < have) {
+				return fmt.Errorf("backing: %w", err)
+			}
+			d.content.write(p, off)
+			off, n = off+int64(len(p)), n-int64(len(p))
+		}
+		return nil
+	})
+}
+
+// put checks the call of a range, and runs it between the marks of its begin
+// and its end.
+func (d *memoryDisk) put(ctx context.Context, c Call, do func() error) error {
+	m := d.m
+	m.mu.Lock()
+	if err := d.begin(ctx, c, writing); err != nil {
+		m.mu.Unlock()
+		return err
+	}
+	if what := d.breach(c); what != "" {
+		err := d.violate(c, what)
+		m.mu.Unlock()
+		return err
+	}
+	d.inFlight = append(d.inFlight, c)
+	m.counts.MaxInFlight = max(m.counts.MaxInFlight, len(d.inFlight))
+	m.mu.Unlock()
+
+	err := d.before(ctx, c)
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err == nil && d.stage == ended {
+		err = sink.ErrClosed
+	}
+	if err == nil {
+		err = do()
+	}
+	d.inFlight = slices.Delete(d.inFlight, slices.Index(d.inFlight, c), slices.Index(d.inFlight, c)+1)
+	if err != nil {
+		return d.fail(c, err)
+	}
+	d.done = addSpan(d.done, span{c.Off, c.Off + c.Len})
+	switch c.Op {
+	case OpWrite:
+		m.counts.Writes++
+		m.counts.WrittenBytes += c.Len
+	case OpZero:
+		m.counts.Zeroes++
+		m.counts.ZeroBytes += c.Len
+	case OpSame:
+		m.counts.Sames++
+		m.counts.SameBytes += c.Len
+	}
+	return nil
+}
+
+// breach says in what a call of a range breaks the contract.
+func (d *memoryDisk) breach(c Call) string {
+	end := c.Off + c.Len
+	if c.Off < 0 || c.Len <= 0 || end < c.Off || end > d.size {
+		return fmt.Sprintf("not in a disk of %d bytes, or empty", d.size)
+	}
+	if c.Off%d.unit != 0 || end%d.unit != 0 && end != d.size {
+		return fmt.Sprintf("not whole units of %d bytes", d.unit)
+	}
+	if d.m.Parallel == 0 {
+		if len(d.inFlight) > 0 {
+			return fmt.Sprintf("beside %s, and the sink is not Parallel", d.inFlight[0])
+		}
+		if c.Off != d.next && !(c.Off > d.next && d.zeroed()) {
+			return fmt.Sprintf("does not start at %d, and the sink is not Parallel", d.next)
+		}
+		d.next = end
+	} else if len(d.inFlight) >= d.m.Parallel {
+		return fmt.Sprintf("beside %d others, the most is %d together", len(d.inFlight), d.m.Parallel)
+	}
+	s := span{c.Off, end}
+	for _, f := range d.inFlight {
+		if s.overlaps(span{f.Off, f.Off + f.Len}) {
+			return fmt.Sprintf("beside %s, which it overlaps", f)
+		}
+	}
+	for _, o := range d.done {
+		if s.overlaps(o) {
+			return fmt.Sprintf("again: [%d, %d) is done", o.from, o.to)
+		}
+	}
+	return ""
+}
+
+func (d *memoryDisk) zeroed() bool { return d.m.Zeroed && zeroed{d}.ZeroedFrom(0) }
+
+// uncovered returns the first offset below end that no call has covered, or
+// -1. Where ZeroAt may be left out nothing has to be covered.
+func (d *memoryDisk) uncovered(end int64) int64 {
+	switch {
+	case end == 0 || d.zeroed() || len(d.done) > 0 && d.done[0].from == 0 && d.done[0].to >= end:
+		return -1
+	case len(d.done) > 0 && d.done[0].from == 0:
+		return d.done[0].to
+	}
+	return 0
+}
+
+func memoryState(off int64) string { return fmt.Sprintf("checkpoint %d", off) }
+
+func (d *memoryDisk) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
+	c := Call{OpCheckpoint, off, 0}
+	err := d.step(d.ctx, c, writing, func() string {
+		if off < 0 || off > d.size || off%d.unit != 0 && off != d.size {
+			return fmt.Sprintf("not a whole unit of a disk of %d bytes", d.size)
+		}
+		if d.m.Parallel == 0 && len(d.inFlight) > 0 {
+			return fmt.Sprintf("beside %s, and the sink is not Parallel", d.inFlight[0])
+		}
+		for _, f := range d.inFlight {
+			if f.Off < off {
+				return fmt.Sprintf("while %s runs", f)
+			}
+		}
+		if at := d.uncovered(off); at >= 0 {
+			return fmt.Sprintf("while nothing was written at %d", at)
+		}
+		return ""
+	}, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	sync := func(ctx context.Context) error {
+		return d.step(ctx, Call{OpSync, off, 0}, finished, nil, nil)
+	}
+	return []byte(memoryState(off)), sync, nil
+}
+
+func (d *memoryDisk) Finish(ctx context.Context) error {
+	return d.step(ctx, Call{Op: OpFinish}, writing, func() string {
+		if len(d.inFlight) > 0 {
+			return fmt.Sprintf("while %s runs", d.inFlight[0])
+		}
+		if at := d.uncovered(d.size); at >= 0 {
+			return fmt.Sprintf("while nothing was written at %d of %d bytes", at, d.size)
+		}
+		return ""
+	}, func() { d.stage = finished })
+}
+
+func (d *memoryDisk) Publish(ctx context.Context) error {
+	return d.step(ctx, Call{Op: OpPublish}, finished, d.notFinished, func() {
+		d.m.published, d.m.partial = d.content, nil
+		d.end()
+	})
+}
+
+func (d *memoryDisk) notFinished() string {
+	if d.stage != finished {
+		return "before Finish"
+	}
+	return ""
+}
+
+func (d *memoryDisk) Suspend() error {
+	m := d.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if d.stage == ended {
+		return sink.ErrClosed
+	}
+	d.record(Call{Op: OpSuspend})
+	if len(d.inFlight) > 0 {
+		m.violations = append(m.violations, fmt.Sprintf("suspend: while %s runs", d.inFlight[0]))
+	}
+	d.end()
+	return nil
+}
+
+func (d *memoryDisk) Abort() error {
+	m := d.m
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if d.stage == ended {
+		return nil
+	}
+	d.record(Call{Op: OpAbort})
+	if len(d.inFlight) > 0 {
+		m.violations = append(m.violations, fmt.Sprintf("abort: while %s runs", d.inFlight[0]))
+	}
+	if d.fresh {
+		m.partial = nil
+	}
+	d.end()
+	return nil
+}
+
+func (d *memoryDisk) Reopen(ctx context.Context) (source.Disk, error) {
+	if err := d.step(ctx, Call{Op: OpReopen}, finished, d.notFinished, nil); err != nil {
+		return nil, err
+	}
+	if d.m.CountOnly {
+		return nil, errors.New("memory: nothing is kept, so there is nothing to read back")
+	}
+	return &contentReader{ctx: ctx, m: d.m, content: d.content}, nil
+}
+
+// step is a call without a range: check says what is wrong with it, do runs
+// at the end of it.
+func (d *memoryDisk) step(ctx context.Context, c Call, last int, check func() string, do func()) error {
+	m := d.m
+	m.mu.Lock()
+	if err := d.begin(ctx, c, last); err != nil {
+		m.mu.Unlock()
+		return err
+	}
+	if check != nil {
+		if what := check(); what != "" {
+			err := d.violate(c, what)
+			m.mu.Unlock()
+			return err
+		}
+	}
+	m.mu.Unlock()
+	err := d.before(ctx, c)
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if err != nil {
+		return d.fail(c, err)
+	}
+	if do != nil {
+		do()
+	}
+	return nil
+}
+
+func (d *memoryDisk) begin(ctx context.Context, c Call, last int) error {
+	if d.stage == ended {
+		return sink.ErrClosed
+	}
+	d.record(c)
+	if d.err != nil {
+		return fmt.Errorf("memory: an earlier call failed: %w", d.err)
+	}
+	if d.stage > last {
+		return d.violate(c, "after Finish")
+	}
+	for _, ctx := range []context.Context{d.ctx, ctx} {
+		if ctx.Err() != nil {
+			return d.fail(c, context.Cause(ctx))
+		}
+	}
+	return nil
+}
+
+func (d *memoryDisk) before(ctx context.Context, c Call) error {
+	if d.m.Before == nil {
+		return nil
+	}
+	if err := d.m.Before(d.ctx, c); err != nil {
+		return err
+	}
+	for _, ctx := range []context.Context{d.ctx, ctx} {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+func (d *memoryDisk) record(c Call) {
+	if !d.m.CountOnly {
+		d.m.calls = append(d.m.calls, c)
+	}
+}
+
+func (d *memoryDisk) violate(c Call, what string) error {
+	what = fmt.Sprintf("%s: %s", c, what)
+	d.m.violations = append(d.m.violations, what)
+	return d.fail(c, errors.New(what))
+}
+
+func (d *memoryDisk) fail(c Call, err error) error {
+	err = fmt.Errorf("memory: %s: %w", c, err)
+	if d.err == nil {
+		d.err = err
+	}
+	return err
+}
+
+func (d *memoryDisk) end() {
+	d.stage = ended
+	d.m.open = nil
+}
+
+// span is a range of bytes [from, to).
+type span struct{ from, to int64 }
+
+func (s span) overlaps(o span) bool { return s.from < o.to && o.from < s.to }
+
+// addSpan adds s, which overlaps none, to the sorted spans, merged with its
+// neighbours, so that a disk that is filled in a window takes few of them.
+func addSpan(spans []span, s span) []span {
+	i, _ := slices.BinarySearchFunc(spans, s.from, func(o span, from int64) int { return int(min(max(o.from-from, -1), 1)) })
+	if i < len(spans) && spans[i].from == s.to {
+		s.to = spans[i].to
+		spans = slices.Delete(spans, i, i+1)
+	}
+	if i > 0 && spans[i-1].to == s.from {
+		spans[i-1].to = s.to
+		return spans
+	}
+	return slices.Insert(spans, i, s)
+}
+
+// content is a sparse disk in memory. What has no page is fill, or zero where
+// it lies in one of the zeroes, which hold whole pages only.
+type content struct {
+	size   int64
+	fill   byte
+	pages  map[int64][]byte // by number
+	zeroes []span
+}
+
+const pageSize = 64 << 10
+
+func (c *content) write(p []byte, off int64) {
+	for len(p) > 0 {
+		at := int(off % pageSize)
+		n := copy(c.page(off / pageSize)[at:], p)
+		p, off = p[n:], off+int64(n)
+	}
+}
+
+// page returns the page to write to.
+func (c *content) page(i int64) []byte {
+	page := c.pages[i]
+	if page == nil {
+		page = make([]byte, pageSize)
+		if c.fill != 0 {
+			c.fillPage(page, i)
+		}
+		c.pages[i] = page
+	}
+	return page
+}
+
+func (c *content) fillPage(page []byte, i int64) {
+	b := c.fill
+	for _, z := range c.zeroes {
+		if z.from <= i*pageSize && i*pageSize < z.to {
+			b = 0
+		}
+	}
+	if b == 0 {
+		clear(page)
+		return
+	}
+	for j := range page {
+		page[j] = b
+	}
+}
+
+func (c *content) zero(off, n int64) {
+	end := off + n
+	head := min((off+pageSize-1)/pageSize*pageSize, end)
+	tail := max(end/pageSize*pageSize, head)
+	if end == c.size {
+		tail = end // what lies past the end of the last page is nothing
+	}
+	c.write(make([]byte, head-off), off)
+	c.write(make([]byte, end-tail), tail)
+	if head == tail {
+		return
+	}
+	first, last := head/pageSize, (tail-1)/pageSize
+	if last-first < int64(len(c.pages)) {
+		for i := first; i <= last; i++ {
+			delete(c.pages, i)
+		}
+	} else {
+		for i := range c.pages {
+			if first <= i && i <= last {
+				delete(c.pages, i)
+			}
+		}
+	}
+	if c.fill != 0 {
+		c.zeroes = append(c.zeroes, span{head, tail})
+	}
+}
+
+func (c *content) read(p []byte, off int64) {
+	var empty []byte
+	for len(p) > 0 {
+		i, at := off/pageSize, int(off%pageSize)
+		page := c.pages[i]
+		if page == nil {
+			if empty == nil {
+				empty = make([]byte, pageSize)
+			}
+			page = empty
+			c.fillPage(page, i)
+		}
+		n := copy(p, page[at:])
+		p, off = p[n:], off+int64(n)
+	}
+}
+
+// contentReader is the source.Disk that Reopen returns.
+type contentReader struct {
+	ctx     context.Context
+	m       *Memory
+	content *content
+}
+
+func (r *contentReader) Size() int64 { return r.content.size }
+
+func (r *contentReader) ReadAt(p []byte, off int64) (int, error) {
+	if r.ctx.Err() != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	if off < 0 {
+		return 0, fmt.Errorf("memory: read at %d", off)
+	}
+	n := int(min(int64(len(p)), max(r.content.size-off, 0)))
+	r.m.mu.Lock()
+	r.content.read(p[:n], off)
+	r.m.mu.Unlock()
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (r *contentReader) Extents(_ context.Context, off, length int64) iter.Seq2[source.Extent, error] {
+	return source.WholeData(off, length)
+}
+
+func (r *contentReader) Close() error { return nil }
