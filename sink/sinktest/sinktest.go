@@ -23,8 +23,9 @@ import (
 type Target interface {
 	Create(ctx context.Context, size int64, o sink.Options) (sink.Disk, error)
 	// Published returns the content, decoded, of what has the target's final
-	// name, and whether there is something; of an InPlace target what it
-	// holds now. It may be longer than the disk where the target is.
+	// name, and whether there is something. It may be longer than the disk
+	// where the target is. Of an InPlace target it is called after Publish
+	// only.
 	Published() ([]byte, bool)
 	// Leftovers names what lies beside the published target: partial files.
 	Leftovers() []string
@@ -189,15 +190,11 @@ func (c Config) createIn(t *testing.T, ctx context.Context, target Target, size 
 // finish ends a disk as an engine does, and checks the target at each step.
 func (c Config) finish(t *testing.T, target Target, d sink.Disk, want []byte) {
 	t.Helper()
-	if _, ok := target.Published(); ok && !c.InPlace {
-		t.Error("there is a published target before Finish")
-	}
+	c.unpublished(t, target, "before Finish")
 	if err := d.Finish(t.Context()); err != nil {
 		t.Fatalf("Finish: %v", err)
 	}
-	if _, ok := target.Published(); ok && !c.InPlace {
-		t.Error("there is a published target before Publish")
-	}
+	c.unpublished(t, target, "before Publish")
 	if v, ok := sink.Ability[sink.Verifiable](d); ok {
 		r, err := v.Reopen(t.Context())
 		if err != nil {
@@ -220,6 +217,17 @@ func (c Config) finish(t *testing.T, target Target, d sink.Disk, want []byte) {
 		t.Errorf("Abort after Publish: %v", err)
 	}
 	c.check(t, target, want)
+}
+
+// unpublished checks that nothing has the final name yet.
+func (c Config) unpublished(t *testing.T, target Target, when string) {
+	t.Helper()
+	if c.InPlace {
+		return
+	}
+	if _, ok := target.Published(); ok {
+		t.Errorf("there is a published target %s", when)
+	}
 }
 
 // check compares the published target.
@@ -260,9 +268,7 @@ func diff(t *testing.T, what string, got, want []byte) {
 // nothing checks that no run has left anything.
 func (c Config) nothing(t *testing.T, target Target) {
 	t.Helper()
-	if _, ok := target.Published(); ok && !c.InPlace {
-		t.Error("there is a published target")
-	}
+	c.unpublished(t, target, "after a run that failed")
 	if left := target.Leftovers(); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
 	}
@@ -365,9 +371,7 @@ func testResume(t *testing.T, c Config) {
 		if err := d.Abort(); err != nil {
 			t.Errorf("Abort after Suspend: %v", err)
 		}
-		if _, ok := target.Published(); ok && !c.InPlace {
-			t.Error("there is a published target after Suspend")
-		}
+		c.unpublished(t, target, "after Suspend")
 
 		d = c.create(t, target, p.size(), sink.Options{State: state, Resume: off})
 		// Zeros first, where the first run left stale bytes, then data.
@@ -428,9 +432,7 @@ func testSuspendFinished(t *testing.T, c Config) {
 	if err := d.Suspend(); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := target.Published(); ok {
-		t.Error("there is a published target")
-	}
+	c.unpublished(t, target, "after Suspend")
 	if len(target.Leftovers()) == 0 {
 		t.Error("nothing was kept")
 	}

@@ -1,0 +1,220 @@
+package raw
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/internal/bytesize"
+	"vddkcp/sink"
+	"vddkcp/source"
+)
+
+// zeroPiece is how much one call zeroes, so that the context's end is noticed.
+const zeroPiece = 64 << 20
+
+// CheckDevice says why OpenDevice would refuse path, without writing to it or
+// opening it for that. What OpenDevice would warn of goes to Options.Warn.
+func CheckDevice(path string, size int64, o Options) error {
+	f, err := openDevice(path, os.O_RDONLY, size, o)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK, unix.AT_EACCESS); err != nil {
+		return fmt.Errorf("write to %s: %w", path, err)
+	}
+	return nil
+}
+
+// OpenDevice writes to a block device in place. It must not be in use, and
+// have size bytes or more; what it has more stays as it is, and Options.Warn is
+// told. Publish, Suspend and Abort leave it as it is.
+//
+// The disk is Parallel with one call at a time, Zeroed with
+// Options.TargetIsZero, and Verifiable. Options.Preallocation, Need and Force
+// do not apply.
+func OpenDevice(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
+	return createDevice(ctx, path, size, o, kernel())
+}
+
+func createDevice(ctx context.Context, path string, size int64, o Options, sys system) (sink.Disk, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	f, err := openDevice(path, os.O_RDWR, size, o)
+	if err != nil {
+		return nil, err
+	}
+	sector, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("sector size of %s: %w", path, err)
+	}
+	return &device{
+		life:   life{ctx: ctx, name: path, size: size},
+		w:      writer{f: f, sys: sys, name: path, drop: o.DropCache},
+		sector: int64(sector),
+		zeroed: o.TargetIsZero && o.State == nil,
+	}, nil
+}
+
+func openDevice(path string, flags int, size int64, o Options) (_ *os.File, err error) {
+	if err := o.checkRange(size); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	// O_EXCL of a device is refused while it is mounted, part of an array, or
+	// opened so by another process.
+	f, err := os.OpenFile(path, flags|unix.O_EXCL, 0)
+	if errors.Is(err, unix.EBUSY) {
+		return nil, fmt.Errorf("%w: it is mounted, or in use by another process or device", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().Type() != os.ModeDevice {
+		return nil, fmt.Errorf("%s is no block device (%s)", path, info.Mode())
+	}
+	if err := o.isSource(path, info); err != nil {
+		return nil, err
+	}
+	if readOnly, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKROGET); err == nil && readOnly != 0 {
+		return nil, fmt.Errorf("%s is read-only: %w", path, unix.EROFS)
+	}
+	has, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, fmt.Errorf("size of %s: %w", path, err)
+	}
+	if has < size {
+		return nil, fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk %d (%s)", path, has, bytesize.Format(has), size, bytesize.Format(size))
+	}
+	if has > size && o.Warn != nil {
+		o.Warn(fmt.Sprintf("%s is larger than the disk: its last %d bytes, from %d on, stay as they are", path, has-size, size))
+	}
+	return f, nil
+}
+
+type device struct {
+	life
+	w      writer
+	sector int64
+	zeroed bool
+	method atomic.Int32 // the first of zeroMethods that has not failed
+}
+
+func (d *device) MaxParallel() int { return 1 }
+
+func (d *device) ZeroedFrom(int64) bool { return d.zeroed }
+
+func (d *device) WriteAt(p []byte, off int64) (int, error) {
+	if err := d.begin(d.ctx, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	defer d.calls.RUnlock()
+	if err := d.w.write(p, off); err != nil {
+		return 0, d.fail(err)
+	}
+	return len(p), nil
+}
+
+func (d *device) ZeroAt(ctx context.Context, off, n int64) error {
+	if err := d.begin(ctx, off, n); err != nil {
+		return err
+	}
+	defer d.calls.RUnlock()
+	if d.zeroed {
+		return nil
+	}
+	if err := d.zero(func() error { return d.stopped(ctx) }, off, off+n); err != nil {
+		return d.fail(err)
+	}
+	return nil
+}
+
+// zero zeroes [off, end): whole sectors by a method that needs no data where
+// there is one, what is left at both ends by writing.
+func (d *device) zero(stopped func() error, off, end int64) error {
+	from := min((off+d.sector-1)/d.sector*d.sector, end)
+	to := max(end/d.sector*d.sector, from)
+	if err := d.w.writeZeros(stopped, off, from-off); err != nil {
+		return err
+	}
+	for from < to {
+		if err := stopped(); err != nil {
+			return err
+		}
+		n := min(to-from, zeroPiece)
+		if err := d.zeroSectors(stopped, from, n); err != nil {
+			return err
+		}
+		from += n
+	}
+	return d.w.writeZeros(stopped, to, end-to)
+}
+
+// zeroSectors tries one method after the other. One that has failed, whatever
+// it said, is not tried again: devices differ in how they refuse.
+func (d *device) zeroSectors(stopped func() error, off, n int64) error {
+	fd, sys := int(d.w.f.Fd()), d.w.sys
+	for {
+		method := d.method.Load()
+		var err error
+		switch method {
+		case 0:
+			err = again(func() error { return sys.zeroOut(fd, off, n) })
+		case 1:
+			err = again(func() error {
+				return sys.fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+			})
+		case 2:
+			err = again(func() error { return sys.fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n) })
+		default:
+			return d.w.writeZeros(stopped, off, n)
+		}
+		if err == nil {
+			return nil
+		}
+		d.method.CompareAndSwap(method, method+1)
+	}
+}
+
+func (d *device) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
+	return d.checkpoint(off, d.w.sync)
+}
+
+func (d *device) Finish(ctx context.Context) error { return d.advance(ctx, writing, d.w.sync) }
+
+func (d *device) Reopen(ctx context.Context) (source.Disk, error) {
+	d.calls.RLock()
+	defer d.calls.RUnlock()
+	if err := d.ready(ctx, finished); err != nil {
+		return nil, err
+	}
+	d.w.forget()
+	return reopen(ctx, d.w.f.Name(), d.size)
+}
+
+func (d *device) Publish(ctx context.Context) error {
+	if err := d.advance(ctx, finished, nothing); err != nil {
+		return err
+	}
+	d.w.close() // durable already
+	return nil
+}
+
+func (d *device) Suspend() error { return d.end(d.w.close) }
+func (d *device) Abort() error   { return d.abort(d.w.close) }

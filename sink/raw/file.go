@@ -1,0 +1,391 @@
+package raw
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/sink"
+	"vddkcp/source"
+)
+
+// CheckFile says why CreateFile would refuse path, as far as that can be known
+// without making anything.
+func CheckFile(path string, size int64, o Options) error {
+	p, err := openPlace(path)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	_, _, err = p.check(size, o)
+	return err
+}
+
+// CreateFile makes a file of exactly size bytes. Until Publish it is called
+// PATH.partial, beside the file that path resolves to, and is locked (flock);
+// Publish renames it. With Options.State the .partial of the earlier run is
+// gone on with: all at or above Options.Resume is cut off, so that it reads as
+// zeros. Abort leaves such a file, which this run did not make.
+//
+// An error is fs.ErrExist where a file is in the way and Force is not set, and
+// unix.ENOSPC where there is no room.
+//
+// The disk is Parallel with one call at a time, Zeroed unless Preallocation is
+// full, and Verifiable.
+func CreateFile(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
+	return createFile(ctx, path, size, o, kernel())
+}
+
+type file struct {
+	life
+	w     writer
+	place *place
+	o     Options
+	old   os.FileInfo // what is to be replaced; nil: nothing
+	made  bool        // by this run, so that Abort removes it
+	named atomic.Bool // the name .partial is durable
+}
+
+func createFile(ctx context.Context, path string, size int64, o Options, sys system) (_ sink.Disk, err error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	p, err := openPlace(path)
+	if err != nil {
+		return nil, err
+	}
+	old, partial, err := p.check(size, o)
+	if err != nil {
+		p.close()
+		return nil, err
+	}
+	d := &file{
+		life:  life{ctx: ctx, name: p.path, size: size},
+		w:     writer{sys: sys, name: p.partialPath(), drop: o.DropCache},
+		place: p, o: o, old: old,
+	}
+	if err := d.open(partial != nil); err != nil {
+		p.close()
+		return nil, err
+	}
+	if err := d.prepare(); err != nil {
+		return nil, errors.Join(err, d.Abort())
+	}
+	return d, nil
+}
+
+// open makes or opens the .partial and locks it. A file that it opened stays
+// where it is when it fails; one that it made it removes.
+func (d *file) open(exists bool) error {
+	p := d.place
+	if d.o.State != nil {
+		f, err := p.open(p.partial, unix.O_RDWR)
+		if err != nil {
+			return err
+		}
+		if err := d.own(f); err != nil {
+			f.Close()
+			return err
+		}
+		d.w.f = f
+		return nil
+	}
+	if exists {
+		if err := d.drop(); err != nil {
+			return err
+		}
+	}
+	f, err := p.open(p.partial, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL)
+	if err != nil {
+		return err
+	}
+	if err := d.own(f); err != nil {
+		f.Close() // whoever has it now needs it
+		return err
+	}
+	d.w.f, d.made = f, true
+	return nil
+}
+
+// drop removes the .partial of an earlier run.
+func (d *file) drop() error {
+	p := d.place
+	f, err := p.open(p.partial, unix.O_RDONLY|unix.O_NONBLOCK)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := d.own(f); err != nil {
+		return err
+	}
+	if err := d.w.sys.unlink(p.fd(), p.partial); err != nil {
+		return fmt.Errorf("remove %s: %w", p.partialPath(), err)
+	}
+	return nil
+}
+
+// own locks f and sees that it has not lost its name before that.
+func (d *file) own(f *os.File) error {
+	if err := lock(f); err != nil {
+		return err
+	}
+	if !d.place.holds(d.place.partial, f) {
+		return fmt.Errorf("%s was replaced by another process", f.Name())
+	}
+	return nil
+}
+
+// prepare gives the .partial its owner, mode and size.
+func (d *file) prepare() error {
+	if d.old != nil {
+		// Now, and not only at the end: what only few may read stays so.
+		if err := d.inherit(d.old); err != nil {
+			return err
+		}
+	}
+	for _, size := range []int64{d.o.Resume, d.size} {
+		if err := again(func() error { return d.w.sys.ftruncate(int(d.w.f.Fd()), size) }); err != nil {
+			return fmt.Errorf("set the size of %s to %d bytes: %w", d.w.name, size, explain(int(d.w.f.Fd()), err))
+		}
+	}
+	if d.o.Preallocation == PreallocateFalloc {
+		return d.reserve()
+	}
+	return nil
+}
+
+// inherit takes over owner and mode of the file that is to be replaced.
+func (d *file) inherit(old os.FileInfo) error {
+	now, err := d.w.f.Stat()
+	if err != nil {
+		return err
+	}
+	was, is := old.Sys().(*syscall.Stat_t), now.Sys().(*syscall.Stat_t)
+	if was.Uid != is.Uid || was.Gid != is.Gid {
+		if err := d.w.f.Chown(int(was.Uid), int(was.Gid)); err != nil {
+			return fmt.Errorf("%s belongs to user %d, group %d, which its replacement can't keep (remove it first to do without): %w", d.name, was.Uid, was.Gid, err)
+		}
+	}
+	// After the owner, whose change clears the set-id bits.
+	if err := again(func() error { return unix.Fchmod(int(d.w.f.Fd()), was.Mode&0o7777) }); err != nil {
+		return fmt.Errorf("set the mode of %s to that of %s: %w", d.w.name, d.name, err)
+	}
+	return nil
+}
+
+// reserve allocates what is not written yet, in pieces, so that the context's
+// end is noticed.
+func (d *file) reserve() error {
+	const piece = 16 << 30
+	fd := int(d.w.f.Fd())
+	for off := d.o.Resume; off < d.size; off += piece {
+		if d.ctx.Err() != nil {
+			return context.Cause(d.ctx)
+		}
+		n := min(piece, d.size-off)
+		err := again(func() error { return d.w.sys.fallocate(fd, 0, off, n) })
+		if errors.Is(err, errors.ErrUnsupported) {
+			return fmt.Errorf("the file system of %s (%s) can't reserve space: use --preallocation off or full: %w", d.name, fileSystem(fd), err)
+		}
+		if err != nil {
+			return fmt.Errorf("reserve [%d, %d) of %s: %w", off, off+n, d.w.name, explain(fd, err))
+		}
+	}
+	return nil
+}
+
+func (d *file) MaxParallel() int { return 1 }
+
+// ZeroedFrom is true also after a resume, since the file was cut there.
+func (d *file) ZeroedFrom(int64) bool { return d.o.Preallocation != PreallocateFull }
+
+func (d *file) WriteAt(p []byte, off int64) (int, error) {
+	if err := d.begin(d.ctx, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	defer d.calls.RUnlock()
+	if err := d.w.write(p, off); err != nil {
+		return 0, d.fail(err)
+	}
+	return len(p), nil
+}
+
+func (d *file) ZeroAt(ctx context.Context, off, n int64) error {
+	if err := d.begin(ctx, off, n); err != nil {
+		return err
+	}
+	defer d.calls.RUnlock()
+	if d.ZeroedFrom(off) {
+		return nil
+	}
+	if err := d.w.writeZeros(func() error { return d.stopped(ctx) }, off, n); err != nil {
+		return d.fail(err)
+	}
+	return nil
+}
+
+func (d *file) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
+	return d.checkpoint(off, func() error {
+		if err := d.w.sync(); err != nil {
+			return err
+		}
+		if d.named.Load() {
+			return nil
+		}
+		if err := d.syncDir(); err != nil {
+			return err
+		}
+		d.named.Store(true)
+		return nil
+	})
+}
+
+func (d *file) Finish(ctx context.Context) error {
+	return d.advance(ctx, writing, func() error {
+		if err := d.w.sync(); err != nil {
+			return err
+		}
+		info, err := d.w.f.Stat()
+		if err != nil {
+			return err
+		}
+		if info.Size() != d.size {
+			return fmt.Errorf("%s has %d bytes, want %d: another process changed it", d.w.name, info.Size(), d.size)
+		}
+		return nil
+	})
+}
+
+func (d *file) Reopen(ctx context.Context) (source.Disk, error) {
+	d.calls.RLock()
+	defer d.calls.RUnlock()
+	if err := d.ready(ctx, finished); err != nil {
+		return nil, err
+	}
+	d.w.forget()
+	return reopen(ctx, d.place.partialPath(), d.size)
+}
+
+func (d *file) Publish(ctx context.Context) error {
+	err := d.advance(ctx, finished, d.publish)
+	if err != nil {
+		return err
+	}
+	// Durable and published: nothing that closing says can change that.
+	d.w.close()
+	d.place.close()
+	return nil
+}
+
+func (d *file) publish() error {
+	p := d.place
+	if !p.holds(p.partial, d.w.f) {
+		return fmt.Errorf("%s was removed or replaced by another process", p.partialPath())
+	}
+	replaced := false
+	if d.o.Force {
+		old, err := p.checkOld(d.o)
+		if err != nil {
+			return err
+		}
+		if replaced = old != nil; replaced {
+			if err := d.inherit(old); err != nil {
+				return err
+			}
+		}
+	}
+	if err := d.rename(); err != nil {
+		return err
+	}
+	if err := d.syncDir(); err != nil {
+		if replaced {
+			return fmt.Errorf("%s is whole and in its place, but may not survive a crash: %w", p.path, err)
+		}
+		return errors.Join(err, d.unpublish())
+	}
+	return nil
+}
+
+// rename gives the file its final name; where that is taken, only with Force.
+func (d *file) rename() error {
+	p, fd := d.place, d.place.fd()
+	flags := uint(unix.RENAME_NOREPLACE)
+	if d.o.Force {
+		flags = 0
+	}
+	err := again(func() error { return d.w.sys.rename(fd, p.partial, p.name, flags) })
+	if flags != 0 && err != nil && lacking(err) {
+		// A link is as safe, and some file systems know only that one.
+		if err = again(func() error { return d.w.sys.link(fd, p.partial, p.name) }); err == nil {
+			if err = d.w.sys.unlink(fd, p.partial); err != nil {
+				err = errors.Join(err, d.w.sys.unlink(fd, p.name))
+			}
+		} else if lacking(err) || errors.Is(err, unix.EPERM) {
+			if old, statErr := p.stat(p.name); old != nil || statErr != nil {
+				return errors.Join(errExists(p.path), statErr)
+			}
+			err = again(func() error { return d.w.sys.rename(fd, p.partial, p.name, 0) })
+		}
+	}
+	if errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("while it was written: %w", errExists(p.path))
+	}
+	if err != nil {
+		return fmt.Errorf("rename %s to %s: %w", p.partialPath(), p.name, err)
+	}
+	return nil
+}
+
+// unpublish takes the final name away again, where the file did not replace
+// another one, so that what has it is known to be durable.
+func (d *file) unpublish() error {
+	p, fd := d.place, d.place.fd()
+	if !p.holds(p.name, d.w.f) {
+		return nil
+	}
+	if d.w.sys.rename(fd, p.name, p.partial, unix.RENAME_NOREPLACE) == nil {
+		return nil
+	}
+	if err := d.w.sys.unlink(fd, p.name); err != nil {
+		return fmt.Errorf("%s is whole, but may not survive a crash, and can't be removed: %w", p.path, err)
+	}
+	return nil
+}
+
+// syncDir makes the names in the folder durable.
+func (d *file) syncDir() error {
+	err := again(func() error { return d.w.sys.fsyncDir(d.place.fd()) })
+	if err != nil && !lacking(err) { // some network file systems have nothing to do here
+		return fmt.Errorf("fsync %s: %w", filepath.Dir(d.place.path), err)
+	}
+	return nil
+}
+
+func (d *file) Suspend() error {
+	return d.end(func() error { return errors.Join(d.w.close(), d.place.close()) })
+}
+
+func (d *file) Abort() error {
+	return d.abort(func() error {
+		p := d.place
+		var err error
+		// Never what another process has put there.
+		if d.made && p.holds(p.partial, d.w.f) {
+			if err = d.w.sys.unlink(p.fd(), p.partial); err != nil {
+				err = fmt.Errorf("remove %s: %w", p.partialPath(), err)
+			}
+		}
+		d.w.close() // whatever it says, the file is gone
+		return errors.Join(err, p.close())
+	})
+}

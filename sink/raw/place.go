@@ -1,0 +1,223 @@
+package raw
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/internal/bytesize"
+)
+
+// place is where a new file goes: the folder, held open so that it stays the
+// same one, the final name and the one until then.
+type place struct {
+	root          *os.Root
+	dir           *os.File
+	path          string // the final one, symbolic links resolved
+	name, partial string // in dir
+}
+
+// openPlace finds the place of a file that path names, following symbolic
+// links also where they lead to nothing yet.
+func openPlace(path string) (*place, error) {
+	given := path
+	for range 40 { // as many as the kernel follows
+		slash := strings.LastIndexByte(path, '/')
+		folder, name := path[:slash+1], path[slash+1:]
+		if name == "" || name == "." || name == ".." {
+			return nil, fmt.Errorf("%s is the name of a folder, not of a file", given)
+		}
+		if folder == "" {
+			folder = "."
+		}
+		real, err := filepath.EvalSymlinks(folder)
+		if err != nil {
+			return nil, fmt.Errorf("the folder of %s: %w", given, err)
+		}
+		path = filepath.Join(real, name)
+		link, err := os.Readlink(path)
+		if err == nil {
+			if !filepath.IsAbs(link) {
+				link = real + "/" + link // not cleaned: x/../y is not y where x is a link
+			}
+			path = link
+			continue
+		}
+		root, err := os.OpenRoot(real)
+		if err != nil {
+			return nil, fmt.Errorf("the folder of %s: %w", given, err)
+		}
+		dir, err := root.Open(".")
+		if err != nil {
+			root.Close()
+			return nil, fmt.Errorf("the folder of %s: %w", given, err)
+		}
+		return &place{root: root, dir: dir, path: path, name: name, partial: name + ".partial"}, nil
+	}
+	return nil, fmt.Errorf("%s: %w", given, unix.ELOOP)
+}
+
+func (p *place) close() error { return errors.Join(p.dir.Close(), p.root.Close()) }
+
+func (p *place) fd() int { return int(p.dir.Fd()) }
+
+func (p *place) partialPath() string { return filepath.Join(filepath.Dir(p.path), p.partial) }
+
+// stat returns what has the name in the folder: nil, nil where nothing has.
+func (p *place) stat(name string) (os.FileInfo, error) {
+	info, err := p.root.Lstat(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return info, err
+}
+
+// holds reports whether name is still the file f.
+func (p *place) holds(name string, f *os.File) bool {
+	var byName, byFile unix.Stat_t
+	return unix.Fstatat(p.fd(), name, &byName, unix.AT_SYMLINK_NOFOLLOW) == nil &&
+		unix.Fstat(int(f.Fd()), &byFile) == nil &&
+		byName.Dev == byFile.Dev && byName.Ino == byFile.Ino
+}
+
+// open opens a file of the folder.
+func (p *place) open(name string, flags int) (*os.File, error) {
+	path := filepath.Join(filepath.Dir(p.path), name)
+	var fd int
+	err := again(func() (err error) {
+		fd, err = unix.Openat(p.fd(), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0666)
+		return err
+	})
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// check refuses what can be refused before anything is made. It returns what is
+// to be replaced and the .partial that is there, nil for neither.
+func (p *place) check(size int64, o Options) (old, partial os.FileInfo, err error) {
+	if err := o.checkRange(size); err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", p.path, err)
+	}
+	switch o.Preallocation {
+	case "", PreallocateOff, PreallocateFalloc, PreallocateFull:
+	default:
+		return nil, nil, fmt.Errorf("preallocation %q: want off, falloc or full", o.Preallocation)
+	}
+	if old, err = p.checkOld(o); err != nil {
+		return nil, nil, err
+	}
+	if partial, err = p.checkPartial(o); err != nil {
+		return nil, nil, err
+	}
+	if err := unix.Faccessat(p.fd(), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return nil, nil, fmt.Errorf("no file can be made in the folder of %s: %w", p.path, err)
+	}
+	return old, partial, p.checkSpace(size, partial, o)
+}
+
+func (p *place) checkOld(o Options) (os.FileInfo, error) {
+	old, err := p.stat(p.name)
+	if err != nil || old == nil {
+		return nil, err
+	}
+	if old.IsDir() {
+		return nil, fmt.Errorf("%s is a folder; name a file in it", p.path)
+	}
+	if !old.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is no regular file (%s) and can't be replaced by one", p.path, old.Mode())
+	}
+	if err := o.isSource(p.path, old); err != nil {
+		return nil, err
+	}
+	if !o.Force {
+		return nil, errExists(p.path)
+	}
+	return old, nil
+}
+
+func errExists(path string) error {
+	return fmt.Errorf("%s: %w; --force replaces it", path, fs.ErrExist)
+}
+
+func (p *place) checkPartial(o Options) (os.FileInfo, error) {
+	path := p.partialPath()
+	info, err := p.stat(p.partial)
+	if err != nil {
+		return nil, err
+	}
+	if info == nil {
+		if o.State != nil {
+			return nil, fmt.Errorf("resume: %s: %w", path, fs.ErrNotExist)
+		}
+		return nil, nil
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s, where the copy is to be written, is no regular file (%s); remove it", path, info.Mode())
+	}
+	if err := o.isSource(path, info); err != nil {
+		return nil, err
+	}
+	if o.State != nil {
+		if info.Size() < o.Resume {
+			return nil, fmt.Errorf("resume: %s has %d bytes, want %d that are done", path, info.Size(), o.Resume)
+		}
+		return info, nil
+	}
+	if f, err := p.open(p.partial, unix.O_RDONLY|unix.O_NONBLOCK); err == nil {
+		defer f.Close()
+		if err := lock(f); err != nil {
+			return nil, err
+		}
+	}
+	if !o.Force {
+		return nil, fmt.Errorf("%s: %w: an earlier copy that did not end left it; remove it, or drop it with --force", path, fs.ErrExist)
+	}
+	return info, nil
+}
+
+func (p *place) checkSpace(size int64, partial os.FileInfo, o Options) error {
+	need := o.Need
+	if o.Preallocation == PreallocateFalloc || o.Preallocation == PreallocateFull {
+		need = max(need, size-o.Resume)
+	}
+	free, known := freeSpace(p.fd())
+	if !known {
+		return nil
+	}
+	if partial != nil && o.State == nil {
+		free += allocated(partial) // it is dropped
+	}
+	if need > free {
+		return fmt.Errorf("%s: the copy needs %s (%d bytes), and the file system has %s free (%d bytes): %w",
+			p.path, bytesize.Format(need), need, bytesize.Format(free), free, unix.ENOSPC)
+	}
+	return nil
+}
+
+func allocated(info os.FileInfo) int64 {
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
+		return s.Blocks * 512
+	}
+	return 0
+}
+
+// lock takes the lock that a file has while it is written, as long as f is open.
+// Where the file system has no locks there is none.
+func lock(f *os.File) error {
+	err := again(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("%s is being written by another process", f.Name())
+	}
+	if err != nil && !lacking(err) && !errors.Is(err, unix.ENOLCK) {
+		return fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	return nil
+}

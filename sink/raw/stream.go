@@ -1,0 +1,186 @@
+package raw
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/sink"
+)
+
+// Stream writes a disk in order to a pipe, a socket, a character device or a
+// file opened elsewhere, from where w stands. Zeros are written. Name is what
+// messages call it. The disk closes w when it ends.
+//
+// The disk is sequential, and takes no Checkpoint.
+func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
+	s := &stream{life: life{ctx: ctx, name: name, size: size}, w: w}
+	info, err := w.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	s.regular = info.Mode().IsRegular()
+	if s.regular {
+		return s, nil
+	}
+	// A write that blocks must end with the context. Either the runtime waits
+	// for w, and a deadline ends that; or, for a pipe that came from elsewhere,
+	// it waits for the same pipe opened once more: to make w itself
+	// non-blocking would make it so for all processes that share it. Else
+	// write looks whether there is room.
+	if w.SetWriteDeadline(time.Time{}) == nil {
+		s.deadline = w
+	} else if info.Mode().Type() == fs.ModeNamedPipe {
+		same, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", w.Fd()), os.O_WRONLY|unix.O_NONBLOCK, 0)
+		if err == nil {
+			s.deadline = same
+		}
+	}
+	return s, nil
+}
+
+type stream struct {
+	life
+	w        *os.File
+	deadline *os.File // w, or the same pipe, where writes obey deadlines; else nil
+	regular  bool
+	next     int64
+}
+
+func (d *stream) WriteAt(p []byte, off int64) (int, error) {
+	if err := d.begin(d.ctx, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	defer d.calls.RUnlock()
+	if err := d.write(d.ctx, p, off); err != nil {
+		return 0, d.fail(err)
+	}
+	return len(p), nil
+}
+
+func (d *stream) ZeroAt(ctx context.Context, off, n int64) error {
+	if err := d.begin(ctx, off, n); err != nil {
+		return err
+	}
+	defer d.calls.RUnlock()
+	for n > 0 {
+		p := zeros[:min(n, int64(len(zeros)))]
+		if err := d.write(ctx, p, off); err != nil {
+			return d.fail(err)
+		}
+		off, n = off+int64(len(p)), n-int64(len(p))
+	}
+	return nil
+}
+
+func (d *stream) write(ctx context.Context, p []byte, off int64) error {
+	if off != d.next {
+		return fmt.Errorf("%s is a stream: it goes on at %d, not at %d", d.name, d.next, off)
+	}
+	if err := d.stopped(ctx); err != nil {
+		return err
+	}
+	var n int
+	var err error
+	switch {
+	case d.regular:
+		n, err = d.w.Write(p)
+	case d.deadline != nil:
+		n, err = d.writeUntil(ctx, p)
+	default:
+		n, err = d.writePolling(ctx, p)
+	}
+	d.next += int64(n)
+	if err != nil {
+		if stopped := d.stopped(ctx); stopped != nil {
+			return stopped
+		}
+		// Without the path of os.File: only the name says what it is.
+		if path, ok := errors.AsType[*fs.PathError](err); ok {
+			err = path.Err
+		}
+		return fmt.Errorf("write %s at offset %d: %w", d.name, d.next, explain(int(d.w.Fd()), err))
+	}
+	return nil
+}
+
+// writeUntil writes p, or until one of the contexts ends.
+func (d *stream) writeUntil(ctx context.Context, p []byte) (int, error) {
+	past := func() { d.deadline.SetWriteDeadline(time.Unix(1, 0)) }
+	defer context.AfterFunc(ctx, past)()
+	defer context.AfterFunc(d.ctx, past)()
+	return d.deadline.Write(p)
+}
+
+// writePolling writes p in pieces that do not block once there is room: of a
+// pipe, PIPE_BUF bytes.
+func (d *stream) writePolling(ctx context.Context, p []byte) (int, error) {
+	const room = 4096
+	fd, done := int(d.w.Fd()), 0
+	for done < len(p) {
+		if err := d.stopped(ctx); err != nil {
+			return done, err
+		}
+		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
+		if n, err := unix.Poll(ready, 200); n == 0 || err == unix.EINTR {
+			continue
+		} else if err != nil {
+			return done, err
+		}
+		n, err := unix.Write(fd, p[done:min(done+room, len(p))])
+		if err == unix.EINTR || err == unix.EAGAIN {
+			continue
+		}
+		if err == nil && n <= 0 {
+			err = io.ErrShortWrite
+		}
+		if err != nil {
+			return done, err
+		}
+		done += n
+	}
+	return done, nil
+}
+
+func (d *stream) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
+	if err := d.begin(d.ctx, off, 0); err != nil {
+		return nil, nil, err
+	}
+	defer d.calls.RUnlock()
+	return nil, nil, d.fail(fmt.Errorf("%s is a stream, which can't be resumed: %w", d.name, errors.ErrUnsupported))
+}
+
+func (d *stream) Finish(ctx context.Context) error {
+	return d.advance(ctx, writing, func() error {
+		if d.next != d.size {
+			return fmt.Errorf("%s got %d of %d bytes", d.name, d.next, d.size)
+		}
+		// Pipes, sockets and most character devices have nothing to sync.
+		err := d.w.Sync()
+		if err != nil && !lacking(err) && !errors.Is(err, unix.EROFS) {
+			return fmt.Errorf("fsync %s: %w", d.name, err)
+		}
+		return nil
+	})
+}
+
+func (d *stream) Publish(ctx context.Context) error {
+	return d.advance(ctx, finished, d.close)
+}
+
+func (d *stream) Suspend() error { return d.end(d.close) }
+func (d *stream) Abort() error   { return d.abort(d.close) }
+
+func (d *stream) close() error {
+	var err error
+	if d.deadline != nil && d.deadline != d.w {
+		err = d.deadline.Close()
+	}
+	return errors.Join(err, d.w.Close())
+}

@@ -1,0 +1,128 @@
+package raw
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/internal/bytesize"
+)
+
+// rwfDontcache is RWF_DONTCACHE of linux/fs.h (since Linux 6.14): the write goes
+// out at once, and its pages leave the cache when it is done.
+const rwfDontcache = 0x80
+
+// system are the system calls whose failures tests bring about.
+type system struct {
+	pwrite        func(fd int, p []byte, off int64) (int, error)
+	pwriteUncache func(fd int, p []byte, off int64) (int, error)
+	syncRange     func(fd int, off, n int64, flags int) error
+	fsync         func(fd int) error
+	fsyncDir      func(fd int) error
+	ftruncate     func(fd int, size int64) error
+	fallocate     func(fd int, mode uint32, off, n int64) error
+	zeroOut       func(fd int, off, n int64) error
+	rename        func(dir int, from, to string, flags uint) error
+	link          func(dir int, from, to string) error
+	unlink        func(dir int, name string) error
+}
+
+func kernel() system {
+	return system{
+		pwrite: unix.Pwrite,
+		pwriteUncache: func(fd int, p []byte, off int64) (int, error) {
+			return unix.Pwritev2(fd, [][]byte{p}, off, rwfDontcache)
+		},
+		syncRange: unix.SyncFileRange,
+		fsync:     unix.Fsync,
+		fsyncDir:  unix.Fsync,
+		ftruncate: unix.Ftruncate,
+		fallocate: unix.Fallocate,
+		zeroOut: func(fd int, off, n int64) error {
+			r := [2]uint64{uint64(off), uint64(n)}
+			if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.BLKZEROOUT, uintptr(unsafe.Pointer(&r))); errno != 0 {
+				return errno
+			}
+			return nil
+		},
+		rename: func(dir int, from, to string, flags uint) error {
+			return unix.Renameat2(dir, from, dir, to, flags)
+		},
+		link:   func(dir int, from, to string) error { return unix.Linkat(dir, from, dir, to, 0) },
+		unlink: func(dir int, name string) error { return unix.Unlinkat(dir, name, 0) },
+	}
+}
+
+// again repeats a call that a signal interrupted.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// lacking reports whether err says that the kernel or the file system does not
+// know the call or its flags.
+func lacking(err error) bool {
+	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY)
+}
+
+// explain adds to the error of a write what the user can do about it.
+func explain(fd int, err error) error {
+	switch {
+	case errors.Is(err, unix.ENOSPC):
+		free := ""
+		if n, known := freeSpace(fd); known {
+			free = fmt.Sprintf(" (%s free)", bytesize.Format(n))
+		}
+		return fmt.Errorf("%w%s: make room, or choose another place", err, free)
+	case errors.Is(err, unix.EDQUOT):
+		return fmt.Errorf("%w: the quota of this user, group or project must be raised", err)
+	case errors.Is(err, unix.EFBIG):
+		return fmt.Errorf("%w: the limit of the file system (%s) or of this process (ulimit -f)", err, fileSystem(fd))
+	}
+	return err
+}
+
+// freeSpace returns how many bytes an unprivileged user may still allocate;
+// not known where the file system keeps no such count.
+func freeSpace(fd int) (n int64, known bool) {
+	var s unix.Statfs_t
+	if err := again(func() error { return unix.Fstatfs(fd, &s) }); err != nil || s.Blocks == 0 {
+		return 0, false
+	}
+	return int64(s.Bavail) * s.Bsize, true
+}
+
+// fileSystem returns the name of the file system that fd lies on, or its
+// number in hexadecimal.
+func fileSystem(fd int) string {
+	var s unix.Statfs_t
+	if err := again(func() error { return unix.Fstatfs(fd, &s) }); err != nil {
+		return "unknown"
+	}
+	switch s.Type {
+	case unix.EXT4_SUPER_MAGIC:
+		return "ext2, ext3 or ext4"
+	case unix.XFS_SUPER_MAGIC:
+		return "xfs"
+	case unix.BTRFS_SUPER_MAGIC:
+		return "btrfs"
+	case unix.TMPFS_MAGIC:
+		return "tmpfs"
+	case unix.NFS_SUPER_MAGIC:
+		return "nfs"
+	case unix.MSDOS_SUPER_MAGIC:
+		return "vfat"
+	case unix.FUSE_SUPER_MAGIC:
+		return "fuse"
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		return "overlayfs"
+	case unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC:
+		return "smb"
+	}
+	return fmt.Sprintf("type %#x", s.Type)
+}
