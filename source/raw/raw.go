@@ -1,0 +1,364 @@
+// Package raw reads a regular file or a block device as a disk: byte n of the
+// file is byte n of the disk.
+package raw
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"os"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/source"
+)
+
+// maxRead is the most bytes that one system call reads, so that the end of the
+// context is seen in the middle of a large read of a slow disk.
+const maxRead = 8 << 20
+
+// Disk is a raw disk in a local file. Beside source.Disk it is Identified,
+// Described, InFile and Uncached.
+type Disk struct {
+	ctx   context.Context
+	path  string
+	block bool // a block device
+	size  int64
+	info  source.Info
+
+	uncached    atomic.Bool // asked for
+	noDontcache atomic.Bool // the kernel or the file system lacks RWF_DONTCACHE
+
+	// mu is held for reading by each call on fd, so that Close waits for it.
+	// It is never held across a yield, since the consumer may call Close.
+	mu     sync.RWMutex
+	file   *os.File
+	fd     int // of file
+	closed bool
+}
+
+// Open opens the regular file or block device at path for reading. Symbolic
+// links are followed. Anything else (a directory, a FIFO, a terminal) is an
+// error, and is neither waited for nor read.
+func Open(ctx context.Context, path string) (*Disk, error) {
+	if err := context.Cause(ctx); err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	// Opening a device can have effects (a tape rewinds, a watchdog starts), so
+	// the kind is looked at before, and again on what was opened.
+	var st unix.Stat_t
+	if err := again(func() error { return unix.Stat(path, &st) }); err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	if err := readable(path, &st); err != nil {
+		return nil, err
+	}
+	var fd int
+	err := again(func() (err error) {
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+		return err
+	})
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	d, err := newDisk(ctx, fd, path)
+	if err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return d, nil
+}
+
+func newDisk(ctx context.Context, fd int, path string) (*Disk, error) {
+	d := &Disk{ctx: ctx, path: path, fd: fd}
+	st, size, err := d.stat()
+	if err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if err := readable(path, &st); err != nil {
+		return nil, err
+	}
+	if err := unix.SetNonblock(fd, false); err != nil {
+		return nil, &fs.PathError{Op: "fcntl", Path: path, Err: err}
+	}
+	d.block = st.Mode&unix.S_IFMT == unix.S_IFBLK
+	d.size = size
+	d.info = source.Info{
+		Format:        "raw",
+		LogicalSector: 512,
+		Allocated:     min(st.Blocks*512, d.size),
+		Chain:         []string{path},
+	}
+	if d.block {
+		d.info.Allocated = d.size
+		if n, err := unix.IoctlGetUint32(fd, unix.BLKSSZGET); err == nil {
+			d.info.LogicalSector = int64(n)
+		}
+	}
+	d.file = os.NewFile(uintptr(fd), path)
+	return d, nil
+}
+
+// readable returns an error unless st is of a file that Open takes.
+func readable(path string, st *unix.Stat_t) error {
+	kind := "an unknown kind of file"
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG, unix.S_IFBLK:
+		return nil
+	case unix.S_IFDIR:
+		kind = "a directory"
+	case unix.S_IFIFO:
+		kind = "a FIFO"
+	case unix.S_IFCHR:
+		kind = "a character device"
+	case unix.S_IFSOCK:
+		kind = "a socket"
+	}
+	return fmt.Errorf("%s is %s, not a regular file or a block device", path, kind)
+}
+
+// Size is the size in bytes at opening.
+func (d *Disk) Size() int64 { return d.size }
+
+// File returns the open file, which stays the disk's: it is for looking at, not
+// for closing or seeking.
+func (d *Disk) File() *os.File { return d.file }
+
+// Info describes the file as it was when it was opened.
+func (d *Disk) Info() source.Info { return d.info }
+
+// InFile returns the file itself.
+func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
+	if off < 0 || off >= d.size {
+		return nil, 0, 0, false
+	}
+	return d.file, off, d.size - off, true
+}
+
+// Identity of a file is its device, inode, and present size and modification
+// time: a later one differs when the file was changed meanwhile. Of a block
+// device it is the device number and the size, which prove nothing about the
+// content.
+func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if err := d.usable(ctx); err != nil {
+		return "", "", fmt.Errorf("identity of %s: %w", d.path, err)
+	}
+	st, size, err := d.stat()
+	if err != nil {
+		return "", "", fmt.Errorf("identity of %s: %w", d.path, err)
+	}
+	if d.block {
+		return fmt.Sprintf("block:%d:%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev), size), "none", nil
+	}
+	return fmt.Sprintf("file:%d:%d:%d:%d", st.Dev, st.Ino, size, st.Mtim.Nano()), "mtime", nil
+}
+
+// ReadUncached makes later reads leave nothing in the page cache. Where the
+// kernel or the file system lacks RWF_DONTCACHE (Linux before 6.14, tmpfs,
+// block devices) each range is dropped after it was read, also what of it was
+// in the cache before.
+func (d *Disk) ReadUncached() { d.uncached.Store(true) }
+
+// ReadAt implements source.Disk. A file that became shorter than it was at
+// opening is an error that wraps io.ErrUnexpectedEOF.
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read %s: negative offset %d", d.path, off)
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if err := d.usable(d.ctx); err != nil {
+		return 0, d.readError(off, int64(len(p)), err)
+	}
+	if off >= d.size {
+		return 0, io.EOF
+	}
+	var atEnd error
+	if int64(len(p)) > d.size-off {
+		p, atEnd = p[:d.size-off], io.EOF
+	}
+	for n := 0; n < len(p); {
+		if err := context.Cause(d.ctx); err != nil {
+			return n, d.readError(off+int64(n), int64(len(p)-n), err)
+		}
+		got, err := d.read(p[n:min(len(p), n+maxRead)], off+int64(n))
+		n += got
+		if err == nil && got == 0 {
+			if err = d.shrunk(); err == nil {
+				err = io.ErrUnexpectedEOF
+			}
+		}
+		if err != nil {
+			return n, d.readError(off+int64(n), int64(len(p)-n), err)
+		}
+	}
+	return len(p), atEnd
+}
+
+// read reads some of p, in the way that is asked for and available. Like
+// pread it returns 0 bytes and no error at the end of the file.
+func (d *Disk) read(p []byte, off int64) (n int, err error) {
+	uncached := d.uncached.Load()
+	if uncached && !d.noDontcache.Load() {
+		err = again(func() (err error) {
+			n, err = unix.Preadv2(d.fd, [][]byte{p}, off, unix.RWF_DONTCACHE)
+			return err
+		})
+		if !unsupported(err) {
+			return max(n, 0), err
+		}
+		d.noDontcache.Store(true)
+	}
+	err = again(func() (err error) {
+		n, err = unix.Pread(d.fd, p, off)
+		return err
+	})
+	if uncached && n > 0 {
+		// Only a hint, and only clean pages go: an error of it changes nothing.
+		_ = unix.Fadvise(d.fd, off, int64(n), unix.FADV_DONTNEED)
+	}
+	return max(n, 0), err
+}
+
+func (d *Disk) readError(off, n int64, err error) error {
+	return fmt.Errorf("read %s [%d, %d): %w", d.path, off, off+n, err)
+}
+
+// shrunk returns an error when the file is shorter than at opening.
+func (d *Disk) shrunk() error {
+	_, size, err := d.stat()
+	if err != nil {
+		return err
+	}
+	if size < d.size {
+		return fmt.Errorf("the file had %d bytes when it was opened and has %d now: %w", d.size, size, io.ErrUnexpectedEOF)
+	}
+	return nil
+}
+
+// stat returns the state and the size in bytes of the file as they are now.
+func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
+	if err := again(func() error { return unix.Fstat(d.fd, &st) }); err != nil {
+		return st, 0, err
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
+		return st, st.Size, nil
+	}
+	// The end by lseek is BLKGETSIZE64's number, in a type that is the same on
+	// every architecture.
+	size, err = unix.Seek(d.fd, 0, io.SeekEnd)
+	return st, size, err
+}
+
+// Extents asks the file system with SEEK_DATA and SEEK_HOLE. Holes are Zero and
+// not Absent, as in qemu-img's map of a raw file. A block device, and a file
+// system that can't tell, is Data as a whole.
+func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
+	return func(yield func(source.Extent, error) bool) {
+		end := off + length
+		if off < 0 || length < 0 || end < off || end > d.size {
+			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is not in its %d bytes", d.path, off, end, d.size))
+			return
+		}
+		for pos := off; pos < end; {
+			hole, data, err := d.next(ctx, pos)
+			if err != nil {
+				yield(source.Extent{}, fmt.Errorf("extents of %s at offset %d: %w", d.path, pos, err))
+				return
+			}
+			for _, e := range [2]source.Extent{
+				{Off: pos, Len: min(hole, end-pos), Kind: source.Zero},
+				{Off: pos + hole, Len: min(data, end-pos-hole), Kind: source.Data},
+			} {
+				if e.Len > 0 && !yield(e, nil) {
+					return
+				}
+			}
+			pos += hole + data
+		}
+	}
+}
+
+// next returns the length in bytes of the hole at pos, which may be 0, and of
+// the data after it. Together they are more than 0.
+func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if err := d.usable(ctx); err != nil {
+		return 0, 0, err
+	}
+	rest := d.size - pos
+	if d.block {
+		return 0, rest, nil
+	}
+	start, err := d.seek(pos, unix.SEEK_DATA)
+	switch {
+	case err == unix.ENXIO:
+		// There is no data at or after pos. In a file that was cut pos may lie
+		// past its end, which is no hole.
+		return rest, 0, d.shrunk()
+	case err != nil || start < pos: // it can't tell
+		return 0, rest, nil
+	case start >= d.size: // the file has grown
+		return rest, 0, nil
+	}
+	stop, err := d.seek(start, unix.SEEK_HOLE)
+	if err != nil || stop <= start || stop > d.size {
+		stop = d.size
+	}
+	return start - pos, stop - start, nil
+}
+
+// seek moves the offset of the open file, on which nothing relies.
+func (d *Disk) seek(off int64, whence int) (pos int64, err error) {
+	err = again(func() (err error) {
+		pos, err = unix.Seek(d.fd, off, whence)
+		return err
+	})
+	return pos, err
+}
+
+// usable returns why d can't be used any more, or not under ctx. The caller
+// holds mu.
+func (d *Disk) usable(ctx context.Context) error {
+	if err := context.Cause(d.ctx); err != nil {
+		return err
+	}
+	if d.closed {
+		return os.ErrClosed
+	}
+	return context.Cause(ctx)
+}
+
+// Close waits for calls in progress. Later calls return an error that wraps
+// os.ErrClosed.
+func (d *Disk) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return fmt.Errorf("close %s: %w", d.path, os.ErrClosed)
+	}
+	d.closed = true
+	return d.file.Close()
+}
+
+// again repeats a call that a signal interrupted.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// unsupported reports whether err says that the kernel or the file system does
+// not know the call or its flags.
+func unsupported(err error) bool {
+	return err == unix.EOPNOTSUPP || err == unix.EINVAL || err == unix.ENOSYS
+}
