@@ -1,0 +1,113 @@
+package inflate
+
+// readFixed makes the tables of fixed blocks (RFC 1951, section 3.2.6).
+func (d *Decoder) readFixed() {
+	if d.fixed {
+		return
+	}
+	lens := d.lens[:maxLitlen+maxDist]
+	fill(lens[:144], 8)
+	fill(lens[144:256], 9)
+	fill(lens[256:280], 7)
+	fill(lens[280:288], 8)
+	fill(lens[288:], 5)
+	d.build(d.litlen[:], litlenBits, lens[:maxLitlen], litlenSymbols[:])
+	d.build(d.dist[:], distBits, lens[maxLitlen:], distSymbols[:])
+	d.fixed = true
+}
+
+// precodeOrder is the order that the code lengths of the precode come in.
+var precodeOrder = [maxPrecode]uint8{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15}
+
+// readDynamic reads the codes of a dynamic block (RFC 1951, section 3.2.7) and
+// makes their tables.
+func (d *Decoder) readDynamic(s *stream) error {
+	s.refill() // 14 bits
+	counts, err := s.take(14)
+	if err != nil {
+		return err
+	}
+	litlen, dist, precodes := int(counts&31)+257, int(counts>>5&31)+1, int(counts>>10)+4
+	if litlen > 286 {
+		return s.corrupt("%d literal and length codes, at most 286 are valid", litlen)
+	}
+	if dist > 30 {
+		return s.corrupt("%d distance codes, at most 30 are valid", dist)
+	}
+
+	var precode [maxPrecode]uint8
+	for _, sym := range precodeOrder[:precodes] {
+		if s.nbits < 3 {
+			s.refill()
+		}
+		n, err := s.take(3)
+		if err != nil {
+			return err
+		}
+		precode[sym] = uint8(n)
+	}
+	if !d.build(d.precode[:], precodeBits, precode[:], precodeSymbols[:]) {
+		return s.corrupt("the code of code lengths is not complete")
+	}
+
+	lens := d.lens[:litlen+dist]
+	for i := 0; i < len(lens); {
+		s.refill() // 7 bits and 7 extra ones
+		e := d.precode[s.bits&(1<<precodeBits-1)]
+		if s.nbits < e.bits() {
+			return s.truncated()
+		}
+		if e&isException != 0 {
+			return s.corrupt("no such code of a code length")
+		}
+		s.bits >>= e.bits()
+		s.nbits -= e.bits()
+		sym := uint8(e >> 16)
+		if sym < 16 {
+			lens[i] = sym
+			i++
+			continue
+		}
+		var extra, base uint
+		value := uint8(0)
+		switch sym {
+		case 16:
+			if i == 0 {
+				return s.corrupt("no code length to repeat")
+			}
+			value, base, extra = lens[i-1], 3, 2
+		case 17:
+			base, extra = 3, 3
+		default:
+			base, extra = 11, 7
+		}
+		n, err := s.take(extra)
+		if err != nil {
+			return err
+		}
+		n += base
+		if int(n) > len(lens)-i {
+			return s.corrupt("%d code lengths where %d are left", n, len(lens)-i)
+		}
+		fill(lens[i:i+int(n)], value)
+		i += int(n)
+	}
+
+	d.fixed = false
+	if lens[256] == 0 {
+		return s.corrupt("no code ends the block")
+	}
+	if !d.build(d.litlen[:], litlenBits, lens[:litlen], litlenSymbols[:]) {
+		return s.corrupt("the code of literals and lengths is not complete")
+	}
+	if !d.build(d.dist[:], distBits, lens[litlen:], distSymbols[:]) {
+		return s.corrupt("the code of distances is not complete")
+	}
+	return nil
+}
+
+func fill(b []uint8, v uint8) {
+	for i := range b {
+		b[i] = v
+	}
+}

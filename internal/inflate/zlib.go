@@ -1,0 +1,38 @@
+package inflate
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// Zlib is [Decoder.Inflate] for a stream inside a zlib stream (RFC 1950), whose
+// header and checksum it checks and counts into consumed. A preset dictionary
+// is refused as corrupt.
+func (d *Decoder) Zlib(dst, src []byte) (n, consumed int, err error) {
+	if len(src) < 2 {
+		return 0, len(src), fmt.Errorf("%w: offset %d: within the zlib header", ErrTruncated, len(src))
+	}
+	switch cmf, flg := src[0], src[1]; {
+	case cmf&15 != 8:
+		return 0, 0, fmt.Errorf("%w: zlib header %#04x: compression method %d, expected 8", ErrCorrupt, src[:2], cmf&15)
+	case cmf>>4 > 7:
+		return 0, 0, fmt.Errorf("%w: zlib header %#04x: window size %d, expected at most 7", ErrCorrupt, src[:2], cmf>>4)
+	case binary.BigEndian.Uint16(src)%31 != 0:
+		return 0, 0, fmt.Errorf("%w: zlib header %#04x: not a multiple of 31", ErrCorrupt, src[:2])
+	case flg&0x20 != 0:
+		return 0, 0, fmt.Errorf("%w: zlib header %#04x: needs a preset dictionary", ErrCorrupt, src[:2])
+	}
+	s := stream{dst: dst, src: src, in: 2}
+	err = d.inflate(&s)
+	s.unread()
+	if err != nil {
+		return s.out, s.in, err
+	}
+	if len(src)-s.in < 4 {
+		return s.out, len(src), fmt.Errorf("%w: offset %d: within the checksum", ErrTruncated, len(src))
+	}
+	if want, got := binary.BigEndian.Uint32(src[s.in:]), adler32(dst[:s.out]); got != want {
+		return s.out, s.in, fmt.Errorf("%w: offset %d: checksum %#08x, the data have %#08x", ErrCorrupt, s.in, want, got)
+	}
+	return s.out, s.in + 4, nil
+}
