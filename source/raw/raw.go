@@ -293,26 +293,33 @@ func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error
 	if err := d.usable(ctx); err != nil {
 		return 0, 0, err
 	}
-	rest := d.size - pos
 	if d.block {
-		return 0, rest, nil
+		return 0, d.size - pos, nil
 	}
-	start, err := d.seek(pos, unix.SEEK_DATA)
+	hole, data = holeAndData(pos, d.size, d.seek)
+	if data == 0 {
+		// In a file that was cut, what lies past its end is no hole.
+		return hole, 0, d.shrunk()
+	}
+	return hole, data, nil
+}
+
+// holeAndData returns what next does, of a file of size bytes, by lseek.
+func holeAndData(pos, size int64, seek func(off int64, whence int) (int64, error)) (hole, data int64) {
+	start, err := seek(pos, unix.SEEK_DATA)
 	switch {
-	case err == unix.ENXIO:
-		// There is no data at or after pos. In a file that was cut pos may lie
-		// past its end, which is no hole.
-		return rest, 0, d.shrunk()
+	case err == unix.ENXIO: // there is no data at or after pos
+		return size - pos, 0
 	case err != nil || start < pos: // it can't tell
-		return 0, rest, nil
-	case start >= d.size: // the file has grown
-		return rest, 0, nil
+		return 0, size - pos
+	case start >= size: // the file has grown
+		return size - pos, 0
 	}
-	stop, err := d.seek(start, unix.SEEK_HOLE)
-	if err != nil || stop <= start || stop > d.size {
-		stop = d.size
+	stop, err := seek(start, unix.SEEK_HOLE)
+	if err != nil || stop <= start || stop > size {
+		stop = size
 	}
-	return start - pos, stop - start, nil
+	return start - pos, stop - start
 }
 
 // seek moves the offset of the open file, on which nothing relies.
