@@ -1,0 +1,309 @@
+package vmdk
+
+import (
+	"bytes"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+)
+
+const (
+	maxDescriptor = 1 << 20  // bytes; real ones have some hundred to some ten thousand
+	maxLine       = 16 << 10 // bytes
+	maxSectors    = (1<<63 - 1) / sectorSize
+	bom           = "\xef\xbb\xbf"
+)
+
+// noParent is the parentCID of an image without a parent ("Virtual Disk Format
+// 5.0", The Header).
+const noParent = 0xffffffff
+
+// descriptor is the text that describes an image ("Virtual Disk Format 5.0",
+// The Descriptor File). Keys are lower case.
+type descriptor struct {
+	values  map[string]value
+	extents []extentLine
+}
+
+type value struct {
+	text string
+	line int
+}
+
+// extentLine is a line of the section "Extent description".
+type extentLine struct {
+	line    int
+	access  string // RW, RDONLY or NOACCESS
+	sectors int64
+	kind    string // upper case: FLAT, SPARSE, ZERO, VMFS, ...
+	name    string // of the file, as it is written there but in UTF-8; "" for ZERO
+	offset  int64  // sectors, in the file, where a flat extent begins
+}
+
+// parseDescriptor reads a descriptor. It ends at the first zero byte, which is
+// how the space for an embedded one is filled up. An error names the line.
+func parseDescriptor(text []byte) (*descriptor, error) {
+	cut := false
+	if end := bytes.IndexByte(text, 0); end >= 0 {
+		text = text[:end]
+	} else if len(text) > maxDescriptor {
+		text, cut = text[:maxDescriptor], true
+	}
+	text = bytes.TrimPrefix(text, []byte(bom))
+	d := &descriptor{values: map[string]value{}}
+	n := 0
+	for line := range bytes.Lines(text) {
+		n++
+		if len(line) > maxLine {
+			return nil, fmt.Errorf("line %d: longer than %d bytes", n, maxLine)
+		}
+		if err := d.parseLine(n, strings.TrimSpace(string(line))); err != nil {
+			return nil, fmt.Errorf("line %d: %w", n, err)
+		}
+	}
+	if cut {
+		return nil, fmt.Errorf("longer than %d bytes", maxDescriptor)
+	}
+	return d, d.decodeNames()
+}
+
+func (d *descriptor) parseLine(n int, line string) error {
+	if line == "" || line[0] == '#' {
+		return nil
+	}
+	word, rest, _ := strings.Cut(strings.ReplaceAll(line, "\t", " "), " ")
+	switch access := strings.ToUpper(word); access {
+	case "RW", "RDONLY", "NOACCESS":
+		if strings.HasPrefix(strings.TrimSpace(rest), "=") {
+			break // a key of that name
+		}
+		e, err := parseExtent(rest)
+		if err != nil {
+			return err
+		}
+		e.line, e.access = n, access
+		d.extents = append(d.extents, e)
+		return nil
+	}
+	key, text, ok := strings.Cut(line, "=")
+	if !ok {
+		// Passing over it could pass over an extent, and so shorten the disk.
+		return fmt.Errorf("found %s, want KEY=VALUE or an extent (RW, RDONLY or NOACCESS, sectors, type, file)", quote(line))
+	}
+	key = strings.ToLower(strings.TrimSpace(key))
+	if _, twice := d.values[key]; !twice {
+		d.values[key] = value{unquote(strings.TrimSpace(text)), n}
+	}
+	return nil
+}
+
+// parseExtent reads an extent line after its first word: sectors, type, and
+// but for ZERO a file name and perhaps an offset in sectors. What follows (the
+// identities of a device's partition) is not looked at.
+func parseExtent(s string) (e extentLine, err error) {
+	word, rest := nextWord(s)
+	e.sectors, err = parseSectors("number of sectors", word)
+	if err != nil {
+		return e, err
+	}
+	word, rest = nextWord(rest)
+	if word == "" {
+		return e, fmt.Errorf("extent without a type (FLAT, SPARSE, ZERO, VMFS, ...)")
+	}
+	e.kind = strings.ToUpper(word)
+	if e.kind == "ZERO" {
+		return e, nil
+	}
+	rest = strings.TrimSpace(rest)
+	if name, ok := strings.CutPrefix(rest, `"`); ok {
+		e.name, rest, ok = strings.Cut(name, `"`)
+		if !ok {
+			return e, fmt.Errorf("file name %s without a closing quote", quote(rest))
+		}
+	} else {
+		e.name, rest = nextWord(rest)
+	}
+	if e.name == "" {
+		return e, fmt.Errorf("%s extent without a file name", e.kind)
+	}
+	if word, _ := nextWord(rest); word != "" {
+		if e.offset, err = parseSectors("offset", word); err != nil {
+			return e, err
+		}
+	}
+	return e, nil
+}
+
+func nextWord(s string) (word, rest string) {
+	s = strings.TrimSpace(s)
+	if i := strings.IndexAny(s, " \t"); i >= 0 {
+		return s[:i], s[i:]
+	}
+	return s, ""
+}
+
+func parseSectors(what, s string) (int64, error) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("%s %s is no whole number", what, quote(s))
+	}
+	if n > maxSectors {
+		return 0, fmt.Errorf("%s %d is absurd: more than 8 EiB", what, n)
+	}
+	return int64(n), nil
+}
+
+func unquote(s string) string {
+	if s, ok := strings.CutPrefix(s, `"`); ok {
+		s, _, _ = strings.Cut(s, `"`)
+		return s
+	}
+	return s
+}
+
+// quote quotes foreign text for a message, the beginning of it where it is long.
+func quote(s string) string {
+	if len(s) > 100 {
+		return strconv.Quote(s[:100]) + "..."
+	}
+	return strconv.Quote(s)
+}
+
+// text returns the value of a key, "" where it is missing.
+func (d *descriptor) text(key string) string { return d.values[strings.ToLower(key)].text }
+
+// number returns the value of a key as a decimal number, 0 where it is none.
+func (d *descriptor) number(key string) int64 {
+	n, err := strconv.ParseUint(d.text(key), 10, 63)
+	if err != nil {
+		return 0
+	}
+	return int64(n)
+}
+
+// cid returns the content identifier under key. VMware writes 8 hexadecimal
+// digits, qemu as many as the number has.
+func (d *descriptor) cid(key string) (cid uint32, ok bool, err error) {
+	v, ok := d.values[strings.ToLower(key)]
+	if !ok {
+		return 0, false, nil
+	}
+	n, err := strconv.ParseUint(strings.TrimPrefix(strings.ToLower(v.text), "0x"), 16, 32)
+	if err != nil {
+		return 0, false, fmt.Errorf("line %d: %s %s is no hexadecimal number of up to 8 digits", v.line, key, quote(v.text))
+	}
+	return uint32(n), true, nil
+}
+
+// sectors is the sum over all extents.
+func (d *descriptor) sectors() (int64, error) {
+	var sum int64
+	for _, e := range d.extents {
+		if sum += e.sectors; sum > maxSectors || sum < 0 {
+			return 0, fmt.Errorf("line %d: the extents up to here have more than 8 EiB together", e.line)
+		}
+	}
+	return sum, nil
+}
+
+// unread are the values of createType that name what this package does not
+// read, whatever the extents are.
+var unread = map[string]string{
+	"fulldevice":                  "a whole physical device",
+	"partitioneddevice":           "partitions of a physical device",
+	"vmfsraw":                     "a raw device of an ESXi host",
+	"vmfsrdm":                     "a raw device mapping of an ESXi host",
+	"vmfsrdmp":                    "a raw device mapping of an ESXi host",
+	"vmfsrawdevicemap":            "a raw device mapping of an ESXi host",
+	"vmfspassthroughrawdevicemap": "a raw device mapping of an ESXi host",
+}
+
+// readable returns an error where the descriptor describes what this package
+// does not read.
+func (d *descriptor) readable() error {
+	for _, key := range []string{"encryption.keysafe", "encryption.data"} {
+		if v, ok := d.values[key]; ok {
+			return fmt.Errorf("line %d: the disk is encrypted (%s), which is not supported", v.line, key)
+		}
+	}
+	if v := d.values["ddb.iofilters"]; strings.Contains(strings.ToLower(v.text), "vmcrypt") {
+		return fmt.Errorf("line %d: the disk is encrypted (ddb.iofilters %s), which is not supported", v.line, quote(v.text))
+	}
+	v := d.values["createtype"]
+	if what, ok := unread[strings.ToLower(v.text)]; ok {
+		return fmt.Errorf("line %d: createType %s is %s, which is not supported", v.line, quote(v.text), what)
+	}
+	return nil
+}
+
+// decodeNames brings the names of files into UTF-8. Without an encoding line
+// it is UTF-8. Bytes that are not valid in it stay as they are: they may be
+// just how the file is called.
+func (d *descriptor) decodeNames() error {
+	hint, hasHint := d.values["parentfilenamehint"]
+	encoding := d.values["encoding"]
+	var decode func(string) string
+	switch strings.ToLower(encoding.text) {
+	case "", "utf-8", "utf8":
+		return nil
+	case "windows-1252", "cp1252":
+		decode = func(s string) string { return decodeBytes(s, &windows1252) }
+	case "iso-8859-1", "latin1":
+		decode = func(s string) string { return decodeBytes(s, nil) }
+	default:
+		decode = func(s string) string { return "" }
+	}
+	names := make([]*string, 0, len(d.extents)+1)
+	lines := make([]int, 0, len(d.extents)+1)
+	for i := range d.extents {
+		names, lines = append(names, &d.extents[i].name), append(lines, d.extents[i].line)
+	}
+	if hasHint {
+		names, lines = append(names, &hint.text), append(lines, hint.line)
+	}
+	for i, name := range names {
+		if isASCII(*name) {
+			continue
+		}
+		decoded := decode(*name)
+		if decoded == "" {
+			return fmt.Errorf("line %d: the name %s is in the encoding %s (line %d), and only UTF-8, windows-1252 and ISO-8859-1 are known", lines[i], quote(*name), quote(encoding.text), encoding.line)
+		}
+		*name = decoded
+	}
+	if hasHint {
+		d.values["parentfilenamehint"] = hint
+	}
+	return nil
+}
+
+func isASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] >= utf8.RuneSelf {
+			return false
+		}
+	}
+	return true
+}
+
+// windows1252 are its characters 0x80 to 0x9f; the five that it does not have
+// are the control characters of Unicode, as in the table of the WHATWG.
+var windows1252 = [32]rune{
+	'€', 0x81, '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', 0x8d, 'Ž', 0x8f,
+	0x90, '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', 0x9d, 'ž', 'Ÿ',
+}
+
+// decodeBytes decodes a string of one byte a character: as in Unicode, but for
+// 0x80 to 0x9f where high is given.
+func decodeBytes(s string, high *[32]rune) string {
+	var b strings.Builder
+	for i := range len(s) {
+		r := rune(s[i])
+		if high != nil && r >= 0x80 && r < 0xa0 {
+			r = high[r-0x80]
+		}
+		b.WriteRune(r)
+	}
+	return b.String()
+}

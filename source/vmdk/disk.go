@@ -1,0 +1,532 @@
+// Package vmdk reads VMDK images ("Virtual Disk Format 5.0" by VMware): flat,
+// sparse and streamOptimized ones, in one file or many, and chains of them.
+package vmdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"os"
+	"sort"
+	"sync"
+
+	"vddkcp/source"
+)
+
+// maxChain bounds the length of a chain of images. VMware's own limit is 32.
+const maxChain = 256
+
+// Disk is a disk in a VMDK image and the images that it is a child of. Beside
+// source.Disk it is Identified, Described, InFile and Uncached.
+type Disk struct {
+	ctx     context.Context
+	path    string
+	size    int64
+	extents []placed
+	parent  source.Disk // nil: none
+	info    source.Info
+	mem     *memory
+
+	// files are all that the image consists of, without its parents. The first
+	// is the one at path.
+	files []source.Disk
+
+	// mu is held for reading by each call, so that Close waits for it. It is
+	// never held across a yield, since the consumer may call Close.
+	mu     sync.RWMutex
+	closed bool
+}
+
+// extent is a part of a disk, as a line of the descriptor has it.
+type extent interface {
+	// readAt fills p with the bytes at off in the extent, where they are.
+	readAt(p []byte, off int64) error
+	// scan tells the allocation of [off, end), not empty, in the extent: what
+	// kind, where, for how many bytes. An error of emit ends it and is returned.
+	scan(ctx context.Context, off, end int64, emit func(kind grainKind, off, n int64) error) error
+}
+
+// placed is an extent in its place in the disk, in bytes.
+type placed struct {
+	extent
+	start, end int64
+}
+
+// Open opens the image whose file is at path, and all that it names. F holds
+// the raw bytes of that file; the Disk owns it, and Open closes it where it
+// returns an error. Extents are opened by open with the format "raw", a parent
+// with "vmdk", and their own names as the descriptor has them; open decides
+// which names it follows. The disk lives under ctx.
+//
+// An extent with the access NOACCESS is Data that can't be read. Flags that say
+// that the image was not closed cleanly are ignored.
+func Open(ctx context.Context, path string, f source.Disk, open source.Opener) (*Disk, error) {
+	d := &Disk{ctx: ctx, path: path, files: []source.Disk{f}, mem: new(memory)}
+	if err := d.open(open); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+func (d *Disk) open(open source.Opener) error {
+	f := d.files[0]
+	head := make([]byte, min(f.Size(), 4<<10))
+	if err := readFull(f, head, 0); err != nil {
+		return fmt.Errorf("%s: %w", d.path, err)
+	}
+	switch probe(head) {
+	case kindSparse:
+		return d.openEmbedded(open)
+	case kindDescriptor:
+		text := make([]byte, min(f.Size(), maxDescriptor+1))
+		if err := readFull(f, text, 0); err != nil {
+			return fmt.Errorf("%s: %w", d.path, err)
+		}
+		desc, err := parseDescriptor(text)
+		if err == nil {
+			err = desc.readable()
+		}
+		if err != nil {
+			return fmt.Errorf("%s: descriptor %w", d.path, err)
+		}
+		return d.openDescribed(desc, open)
+	case kindCOWD:
+		return fmt.Errorf("%s: a vmfsSparse (COWD) extent, which this version does not read", d.path)
+	case kindSESparse:
+		return fmt.Errorf("%s: a seSparse extent, which this version does not read", d.path)
+	}
+	if len(head) == 0 {
+		return fmt.Errorf("%s: the file is empty, want a VMDK image", d.path)
+	}
+	return fmt.Errorf("%s: no VMDK image: found %q at offset 0, want %q or a descriptor (\"# Disk DescriptorFile\")", d.path, head[:min(len(head), 16)], magicSparse)
+}
+
+// openEmbedded opens an image in one file, a sparse extent that has its own
+// descriptor.
+func (d *Disk) openEmbedded(open source.Opener) error {
+	f := d.files[0]
+	h, err := readHeader(f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", d.path, err)
+	}
+	if h.descriptorOffset == 0 || h.descriptorSize == 0 {
+		return fmt.Errorf("%s: a sparse extent without a descriptor: it is a part of a disk, open the .vmdk file that describes that", d.path)
+	}
+	size := int64(min(h.descriptorSize, maxDescriptor/sectorSize)) * sectorSize
+	if h.descriptorOffset > uint64(f.Size())/sectorSize || int64(h.descriptorOffset)*sectorSize > f.Size()-size {
+		return fmt.Errorf("%s: its descriptor at sector %d has %d sectors, the file has %d bytes: it is truncated", d.path, h.descriptorOffset, h.descriptorSize, f.Size())
+	}
+	text := make([]byte, size)
+	if err := readFull(f, text, int64(h.descriptorOffset)*sectorSize); err != nil {
+		return fmt.Errorf("%s: %w", d.path, err)
+	}
+	desc, err := parseDescriptor(text)
+	if err == nil {
+		err = desc.readable()
+	}
+	if err != nil {
+		return fmt.Errorf("%s: embedded descriptor %w", d.path, err)
+	}
+	if h.capacity == 0 && h.directoryOffset != gdAtEnd {
+		// The file is nothing but a container of the descriptor.
+		return d.openDescribed(desc, open)
+	}
+	// The descriptor names the one extent as it was called when it was made.
+	sectors, err := desc.sectors()
+	if err != nil {
+		return fmt.Errorf("%s: embedded descriptor %w", d.path, err)
+	}
+	x, err := openSparse(d.path, f, sectors*sectorSize)
+	if err != nil {
+		return err
+	}
+	d.add(x, x.size)
+	return d.finish(desc, open)
+}
+
+// openDescribed opens the extents that a descriptor names.
+func (d *Disk) openDescribed(desc *descriptor, open source.Opener) error {
+	sectors, err := desc.sectors()
+	if err != nil {
+		return fmt.Errorf("%s: descriptor %w", d.path, err)
+	}
+	if sectors == 0 {
+		return fmt.Errorf("%s: descriptor has no extents (lines such as: RW 8192 SPARSE \"disk-s001.vmdk\")", d.path)
+	}
+	opened := map[string]source.Disk{}
+	for _, e := range desc.extents {
+		if e.sectors == 0 {
+			continue
+		}
+		if err := d.openExtent(e, opened, open); err != nil {
+			return fmt.Errorf("%s: descriptor line %d: %w", d.path, e.line, err)
+		}
+	}
+	return d.finish(desc, open)
+}
+
+func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open source.Opener) error {
+	size := e.sectors * sectorSize
+	switch e.kind {
+	case "ZERO":
+		d.add(zeros{}, size)
+		return nil
+	case "FLAT", "VMFS", "SPARSE", "VMFSSPARSE", "SESPARSE":
+	case "VMFSRDM", "VMFSRAW":
+		return fmt.Errorf("extent %s is of type %s, a raw device of an ESXi host, which is not supported", quote(e.name), e.kind)
+	default:
+		return fmt.Errorf("extent %s is of type %s, want FLAT, SPARSE, ZERO or VMFS", quote(e.name), quote(e.kind))
+	}
+	if e.access == "NOACCESS" {
+		d.add(&noAccess{path: d.path, line: e, base: d.size}, size)
+		return nil
+	}
+	f := opened[e.name]
+	if f == nil {
+		var err error
+		if f, err = open(d.ctx, d.path, e.name, "raw"); err != nil {
+			return fmt.Errorf("extent %s: %w", quote(e.name), err)
+		}
+		opened[e.name] = f
+		d.files = append(d.files, f)
+	}
+	name := pathOf(f, e.name)
+	if e.kind == "FLAT" || e.kind == "VMFS" {
+		x, err := newFlat(name, f, e)
+		if err != nil {
+			return err
+		}
+		d.add(x, size)
+		return nil
+	}
+	head := make([]byte, min(f.Size(), 8))
+	if err := readFull(f, head, 0); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	switch probe(head) {
+	case kindCOWD:
+		return fmt.Errorf("%s: a vmfsSparse (COWD) extent, which this version does not read", name)
+	case kindSESparse:
+		return fmt.Errorf("%s: a seSparse extent, which this version does not read", name)
+	}
+	x, err := openSparse(name, f, size)
+	if err != nil {
+		return err
+	}
+	d.add(x, size)
+	return nil
+}
+
+// add appends an extent of size bytes.
+func (d *Disk) add(x extent, size int64) {
+	switch x := x.(type) {
+	case *sparse:
+		x.disk, x.base = d, d.size
+		x.share(d.mem)
+	}
+	d.extents = append(d.extents, placed{x, d.size, d.size + size})
+	d.size += size
+}
+
+// finish describes the image and opens its parent.
+func (d *Disk) finish(desc *descriptor, open source.Opener) error {
+	if err := d.describe(desc); err != nil {
+		return fmt.Errorf("%s: descriptor %w", d.path, err)
+	}
+	hint := desc.text("parentFileNameHint")
+	want, ok, err := desc.cid("parentCID")
+	switch {
+	case err != nil:
+		return fmt.Errorf("%s: descriptor %w", d.path, err)
+	case hint == "" && (!ok || want == noParent):
+		return nil
+	case hint == "":
+		return fmt.Errorf("%s: its parentCID %08x says that it has a parent, and there is no parentFileNameHint: where the parent is can't be known", d.path, want)
+	case !ok || want == noParent:
+		return fmt.Errorf("%s: its parentFileNameHint names the parent %s, and its parentCID (ffffffff or missing) says that it has none", d.path, quote(hint))
+	}
+	link, err := d.link()
+	if err != nil {
+		return err
+	}
+	parent, err := open(context.WithValue(d.ctx, linkKey{}, link), d.path, hint, "vmdk")
+	if err != nil {
+		return fmt.Errorf("parent %s of %s: %w", quote(hint), d.path, err)
+	}
+	d.parent = parent
+	info, _ := source.Ability[source.Described](parent)
+	if info == nil {
+		return fmt.Errorf("parent %s of %s: it is no VMDK image, it has no CID", quote(hint), d.path)
+	}
+	d.info.Chain = append(d.info.Chain, info.Info().Chain...)
+	if have := info.Info().CID; have != fmt.Sprintf("%08x", want) {
+		if have == "" {
+			have = "missing"
+		}
+		return fmt.Errorf("%s: its parentCID is %08x, the CID of its parent %s is %s: the parent is another one, or was changed after the child was made", d.path, want, pathOf(parent, hint), have)
+	}
+	if p, ok := source.Ability[*Disk](parent); ok {
+		p.share(d.mem)
+	}
+	return nil
+}
+
+// share makes the image and its parents use the memory of a child, so that a
+// chain takes no more than one image.
+func (d *Disk) share(m *memory) {
+	d.mem = m
+	for _, e := range d.extents {
+		if x, ok := e.extent.(*sparse); ok {
+			x.share(m)
+		}
+	}
+	if p, ok := source.Ability[*Disk](d.parent); ok {
+		p.share(m)
+	}
+}
+
+// link is an image whose parent is being opened, in the context that it is
+// opened with: what is between, the Opener, knows of no chain.
+type link struct {
+	child    *link
+	path, id string
+	length   int
+}
+
+type linkKey struct{}
+
+// link returns the link of d, or an error where the chain comes back to it.
+func (d *Disk) link() (*link, error) {
+	l := &link{path: d.path, id: d.path, length: 1}
+	if i, ok := source.Ability[source.Identified](d.files[0]); ok {
+		if id, _, err := i.Identity(d.ctx); err == nil {
+			l.id = id
+		}
+	}
+	l.child, _ = d.ctx.Value(linkKey{}).(*link)
+	if l.child != nil {
+		l.length += l.child.length
+	}
+	if l.length > maxChain {
+		return nil, fmt.Errorf("%s: the chain of parents up to here has more than %d images", d.path, maxChain)
+	}
+	for c := l.child; c != nil; c = c.child {
+		if c.id == l.id {
+			return nil, fmt.Errorf("%s: the chain of parents loops: it came here from %s, which is an earlier image of it", d.path, l.child.path)
+		}
+	}
+	return l, nil
+}
+
+// pathOf returns the path of the file that f is of, name where it doesn't say.
+func pathOf(f source.Disk, name string) string {
+	if i, ok := source.Ability[source.Described](f); ok {
+		if chain := i.Info().Chain; len(chain) > 0 {
+			return chain[0]
+		}
+	}
+	return name
+}
+
+// readFull reads all of p.
+func readFull(f source.Disk, p []byte, off int64) error {
+	n, err := f.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Size is the sum of the sizes of the extents.
+func (d *Disk) Size() int64 { return d.size }
+
+// Close closes all files, those of the parents too.
+func (d *Disk) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return fmt.Errorf("close %s: %w", d.path, os.ErrClosed)
+	}
+	d.closed = true
+	var errs []error
+	for _, f := range d.files {
+		errs = append(errs, f.Close())
+	}
+	if d.parent != nil {
+		errs = append(errs, d.parent.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// ended returns why the disk, or an iteration under ctx, can't go on.
+func (d *Disk) ended(ctx context.Context) error {
+	if err := context.Cause(d.ctx); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
+}
+
+// find returns the index of the extent that has the byte at off.
+func (d *Disk) find(off int64) int {
+	return sort.Search(len(d.extents), func(i int) bool { return d.extents[i].end > off })
+}
+
+// ReadAt implements source.Disk.
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 {
+		return 0, fmt.Errorf("read %s: negative offset %d", d.path, off)
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if err := d.ended(d.ctx); err != nil {
+		return 0, fmt.Errorf("read %s: %w", d.path, err)
+	}
+	if d.closed {
+		return 0, fmt.Errorf("read %s: %w", d.path, os.ErrClosed)
+	}
+	if off >= d.size {
+		return 0, io.EOF
+	}
+	var atEnd error
+	if int64(len(p)) > d.size-off {
+		p, atEnd = p[:d.size-off], io.EOF
+	}
+	n := 0
+	for i := d.find(off); n < len(p); i++ {
+		e := &d.extents[i]
+		at := off + int64(n)
+		piece := p[n:min(int64(len(p)), e.end-off)]
+		if err := e.readAt(piece, at-e.start); err != nil {
+			return n, err
+		}
+		n += len(piece)
+	}
+	return n, atEnd
+}
+
+// readParent fills p with what the parent has at off of the disk. A parent may
+// be shorter.
+func (d *Disk) readParent(p []byte, off int64) error {
+	n := int64(0)
+	if d.parent != nil {
+		n = max(0, min(int64(len(p)), d.parent.Size()-off))
+	}
+	if n > 0 {
+		if err := readFull(d.parent, p[:n], off); err != nil {
+			return err
+		}
+	}
+	clear(p[n:])
+	return nil
+}
+
+// errStop ends a scan whose consumer wants no more.
+var errStop = errors.New("stop")
+
+// Extents tells the allocation from the grain tables, without reading data. A
+// ZERO extent and a grain that is marked as zeros are explicit zeros; a hole in
+// the file of a flat extent is too.
+func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
+	return func(yield func(source.Extent, error) bool) {
+		end := off + length
+		if off < 0 || length < 0 || end < off || end > d.size {
+			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is not in its %d bytes", d.path, off, end, d.size))
+			return
+		}
+		out := merger{yield: yield}
+		for i := d.find(off); off < end; i++ {
+			e := &d.extents[i]
+			stop := min(end, e.end)
+			err := d.usable(ctx)
+			if err == nil {
+				err = e.scan(ctx, off-e.start, stop-e.start, func(kind grainKind, at, n int64) error {
+					return d.emit(ctx, &out, kind, e.start+at, n)
+				})
+			}
+			if err == errStop {
+				return
+			}
+			if err != nil {
+				// What came before the error is right; it is not of use, though.
+				yield(source.Extent{}, fmt.Errorf("extents of %s: %w", d.path, err))
+				return
+			}
+			off = stop
+		}
+		out.flush()
+	}
+}
+
+// usable returns why Extents can't go on.
+func (d *Disk) usable(ctx context.Context) error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if err := d.ended(ctx); err != nil {
+		return err
+	}
+	if d.closed {
+		return os.ErrClosed
+	}
+	return nil
+}
+
+// emit passes on what a scan found, from the parent where the image lacks it.
+func (d *Disk) emit(ctx context.Context, out *merger, kind grainKind, off, n int64) error {
+	switch {
+	case kind == dataGrain:
+		return out.add(source.Extent{Off: off, Len: n})
+	case kind == zeroGrain:
+		return out.add(source.Extent{Off: off, Len: n, Kind: source.Zero})
+	case d.parent == nil:
+		return out.add(source.Extent{Off: off, Len: n, Kind: source.Zero, Absent: true})
+	}
+	has := max(0, min(n, d.parent.Size()-off))
+	if has > 0 {
+		for e, err := range d.parent.Extents(ctx, off, has) {
+			if err != nil {
+				return err
+			}
+			e.Depth++
+			if err := out.add(e); err != nil {
+				return err
+			}
+		}
+	}
+	if has < n {
+		// Past the end of a shorter parent are zeros, also where that one has a
+		// longer parent itself: no image has them (qemu maps it so too).
+		return out.add(source.Extent{Off: off + has, Len: n - has, Kind: source.Zero, Absent: true})
+	}
+	return nil
+}
+
+// merger yields extents, neighbours that are alike as one.
+type merger struct {
+	yield func(source.Extent, error) bool
+	held  source.Extent // Len 0: none
+}
+
+func (m *merger) add(e source.Extent) error {
+	if h := &m.held; h.Len > 0 && h.Kind == e.Kind && h.Depth == e.Depth && h.Absent == e.Absent {
+		h.Len += e.Len
+		return nil
+	}
+	held := m.held
+	m.held = e
+	if held.Len > 0 && !m.yield(held, nil) {
+		return errStop
+	}
+	return nil
+}
+
+func (m *merger) flush() {
+	if m.held.Len > 0 {
+		m.yield(m.held, nil)
+	}
+}

@@ -1,0 +1,149 @@
+package vmdk
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"os"
+
+	"vddkcp/source"
+)
+
+// describe fills in what Info returns, but for the parents.
+func (d *Disk) describe(desc *descriptor) error {
+	d.info = source.Info{
+		Format:        "vmdk",
+		Subformat:     desc.text("createType"),
+		AdapterType:   desc.text("ddb.adapterType"),
+		HWVersion:     desc.text("ddb.virtualHWVersion"),
+		UUID:          desc.text("ddb.uuid"),
+		LogicalSector: sectorSize,
+		Geometry: [3]int64{
+			desc.number("ddb.geometry.cylinders"),
+			desc.number("ddb.geometry.heads"),
+			desc.number("ddb.geometry.sectors"),
+		},
+		Chain: []string{d.path},
+	}
+	cid, ok, err := desc.cid("CID")
+	if err != nil {
+		return err
+	}
+	if ok {
+		d.info.CID = fmt.Sprintf("%08x", cid)
+	}
+	for _, e := range d.extents {
+		if x, ok := e.extent.(*sparse); ok {
+			d.info.ClusterSize = max(d.info.ClusterSize, x.grainSize)
+		}
+	}
+	for _, f := range d.files {
+		if i, ok := source.Ability[source.Described](f); ok {
+			d.info.Allocated += i.Info().Allocated
+		}
+	}
+	return nil
+}
+
+// Info describes the image. Subformat is createType as it is written;
+// ClusterSize is the size of a grain, 0 where all extents are flat; Allocated
+// is of this image's files, without its parents.
+func (d *Disk) Info() source.Info {
+	info := d.info
+	info.Chain = append([]string(nil), info.Chain...)
+	return info
+}
+
+// Identity combines those of all files, the parents' too. It proves no more
+// than the weakest of them.
+func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
+	files := d.files
+	if d.parent != nil {
+		files = append(files[:len(files):len(files)], d.parent)
+	}
+	sum := sha256.New()
+	proof = "snapshot"
+	for _, f := range files {
+		i, ok := source.Ability[source.Identified](f)
+		if !ok {
+			proof = "none"
+			continue
+		}
+		id, p, err := i.Identity(ctx)
+		if err != nil {
+			return "", "", err
+		}
+		fmt.Fprintf(sum, "%d:%s", len(id), id)
+		if p == "none" || proof == "snapshot" {
+			proof = p
+		}
+	}
+	return fmt.Sprintf("vmdk:%x", sum.Sum(nil)), proof, nil
+}
+
+// ReadUncached forwards to all files.
+func (d *Disk) ReadUncached() {
+	for _, f := range d.files {
+		if u, ok := source.Ability[source.Uncached](f); ok {
+			u.ReadUncached()
+		}
+	}
+	if u, ok := source.Ability[source.Uncached](d.parent); ok {
+		u.ReadUncached()
+	}
+}
+
+// InFile implements source.InFile for flat extents and for grains that are not
+// compressed, in this image or a parent.
+func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if off < 0 || off >= d.size || d.closed {
+		return nil, 0, 0, false
+	}
+	e := &d.extents[d.find(off)]
+	in := off - e.start
+	switch x := e.extent.(type) {
+	case *flat:
+		return inFile(x.file, x.start+in, e.end-off)
+	case *sparse:
+		return x.inFile(in)
+	}
+	return nil, 0, 0, false
+}
+
+// inFile asks f for its byte at off, for no more than max bytes.
+func inFile(f source.Disk, off, max int64) (file *os.File, pos, n int64, ok bool) {
+	i, ok := source.Ability[source.InFile](f)
+	if !ok {
+		return nil, 0, 0, false
+	}
+	file, pos, n, ok = i.InFile(off)
+	return file, pos, min(n, max), ok
+}
+
+func (s *sparse) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
+	g := off >> s.grainShift
+	r, err := s.run(g, 1, nil)
+	if err != nil {
+		return nil, 0, 0, false
+	}
+	first := r.entry(0)
+	kind := s.kind(first)
+	next := int64(1)
+	for next < r.n && s.follows(kind, int64(first)+next*int64(s.grain), r.entry(next)) {
+		next++
+	}
+	n = min(s.size, (g+next)<<s.grainShift) - off
+	switch {
+	case kind == absentGrain && s.disk.parent != nil && s.base+off < s.disk.parent.Size():
+		return inFile(s.disk.parent, s.base+off, n)
+	case kind == dataGrain && !s.compressed():
+		pos = int64(first)*sectorSize + off&(s.grainSize-1)
+		if s.checkPlace(int64(first)*sectorSize, pos+n, off) != nil {
+			return nil, 0, 0, false
+		}
+		return inFile(s.file, pos, n)
+	}
+	return nil, 0, 0, false
+}

@@ -1,0 +1,358 @@
+package vmdk
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/bits"
+
+	"vddkcp/internal/zero"
+	"vddkcp/source"
+)
+
+// sparse is a hosted sparse or streamOptimized extent ("Virtual Disk Format
+// 5.0", Hosted Sparse Extents). Its grain directory says where its grain tables
+// are, and they where in the file each grain is. Both are read on demand.
+type sparse struct {
+	disk     *Disk
+	base     int64 // offset in the disk
+	size     int64 // bytes of the disk that it has
+	name     string
+	file     source.Disk
+	fileSize int64
+
+	header
+	grainSize  int64 // bytes
+	grainShift uint
+	gd, rgd    int64  // offset in the file of the grain directory and the redundant one; rgd 0: none
+	id         uint64 // of the file, in memory
+	mem        *memory
+}
+
+// openSparse takes f, which begins with a sparse header, as the extent that
+// has want bytes of the disk (0: what the header says).
+func openSparse(name string, f source.Disk, want int64) (*sparse, error) {
+	h, err := readHeader(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if h.directoryOffset == gdAtEnd {
+		if h, err = readFooter(f); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	s := &sparse{name: name, file: f, fileSize: f.Size(), header: h}
+	if err := s.init(want); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return s, nil
+}
+
+func (s *sparse) init(want int64) error {
+	if err := s.check(s.fileSize); err != nil {
+		return err
+	}
+	s.grainSize = int64(s.grain) * sectorSize
+	s.grainShift = uint(bits.TrailingZeros64(uint64(s.grainSize)))
+	s.size = int64(s.capacity) * sectorSize
+	if want > 0 {
+		// Some writers round the capacity up to whole grains. Any other
+		// difference would move what follows, or leave a gap.
+		if want > s.size || s.size-want >= s.grainSize {
+			return fmt.Errorf("its header has a capacity of %d sectors, the descriptor gives the extent %d", s.capacity, want/sectorSize)
+		}
+		s.size = want
+	}
+	var err error
+	if s.flags&flagRedundant != 0 && s.redundantOffset != 0 {
+		s.rgd, err = s.directory("redundant grain directory", s.redundantOffset, s.fileSize)
+		if err != nil {
+			s.rgd = 0 // needed only when the primary one is damaged
+		}
+	}
+	s.gd, err = s.directory("grain directory", s.directoryOffset, s.fileSize)
+	if err != nil {
+		if s.rgd == 0 {
+			return err
+		}
+		s.gd, s.rgd = s.rgd, 0
+	}
+	return nil
+}
+
+// share makes the extent use the memory of others.
+func (s *sparse) share(m *memory) {
+	s.mem, s.id = m, m.files.Add(1)
+}
+
+// run is a stretch of grains whose table entries are known.
+type run struct {
+	n       int64  // grains
+	entries []byte // 4 bytes a grain; nil: all are like
+	like    uint32
+}
+
+// entry is the table entry of grain i of the run: the sector of the file where
+// it begins, or 0 or 1.
+func (r *run) entry(i int64) uint32 {
+	if r.entries == nil {
+		return r.like
+	}
+	return binary.LittleEndian.Uint32(r.entries[i*4:])
+}
+
+// grainKind is what a table entry says.
+type grainKind uint8
+
+const (
+	absentGrain grainKind = iota // not in this image
+	zeroGrain
+	dataGrain
+)
+
+func (s *sparse) kind(entry uint32) grainKind {
+	switch {
+	case entry == 0:
+		return absentGrain
+	case entry == 1 && s.flags&flagZeroGrain != 0:
+		return zeroGrain
+	}
+	return dataGrain
+}
+
+// grains is the number of grains of the extent.
+func (s *sparse) grains() int64 { return (s.size-1)>>s.grainShift + 1 }
+
+// run returns the table entries from grain g on, of as many grains as are at
+// hand, at least one. It looks no further than max where that would cost.
+// Tables that lie in hole, where the file is known to have zeros, are not read.
+func (s *sparse) run(g, max int64, hole *fileHole) (run, error) {
+	perTable := int64(s.tableEntries)
+	table, in := g/perTable, g%perTable
+	at, err := s.table(table)
+	if err != nil {
+		return run{}, err
+	}
+	left := min(perTable-in, s.grains()-g)
+	if at <= 1 {
+		// A table that is not there, and often many of them.
+		for left < max {
+			if next, err := s.table(table + 1); err != nil || next != at {
+				break
+			}
+			table++
+			left = min(left+perTable, s.grains()-g)
+		}
+		return run{n: left, like: uint32(at)}, nil
+	}
+	off := at + in*4
+	if hole.has(off, left*4) {
+		return run{n: left}, nil
+	}
+	data, err := s.mem.page(s.file, s.id, s.fileSize, off/pageSize)
+	if err != nil {
+		return run{}, fmt.Errorf("%s: grain table %d: %w", s.name, table, err)
+	}
+	data = data[off%pageSize:]
+	left = min(left, int64(len(data)/4))
+	return run{n: left, entries: data[:left*4]}, nil
+}
+
+// table returns where in the file grain table i is, in bytes; 0: nowhere, 1:
+// nowhere, and all its grains are zeros. What the redundant directory has is
+// used where the primary one has nothing, or nonsense: writers keep the two
+// alike, so that means damage.
+func (s *sparse) table(i int64) (int64, error) {
+	at, err := s.tableIn(s.gd, i)
+	if (err != nil || at == 0) && s.rgd != 0 {
+		if redundant, rerr := s.tableIn(s.rgd, i); rerr == nil && (redundant != 0 || err != nil) {
+			return redundant, nil
+		}
+	}
+	return at, err
+}
+
+func (s *sparse) tableIn(directory, i int64) (int64, error) {
+	off := directory + i*4
+	data, err := s.mem.page(s.file, s.id, s.fileSize, off/pageSize)
+	if err != nil {
+		return 0, fmt.Errorf("%s: grain directory: %w", s.name, err)
+	}
+	sector := binary.LittleEndian.Uint32(data[off%pageSize:])
+	if s.kind(sector) != dataGrain {
+		return int64(sector), nil
+	}
+	perTable := int64(s.tableEntries)
+	need := min(perTable, (int64(s.capacity)-1)/int64(s.grain)+1-i*perTable) * 4
+	at := int64(sector) * sectorSize
+	if at > s.fileSize-need {
+		return 0, fmt.Errorf("%s: grain table %d at offset %d, by the grain directory's entry at offset %d, needs %d bytes, the file has %d: it is truncated or damaged", s.name, i, at, off, need, s.fileSize)
+	}
+	return at, nil
+}
+
+// readAt fills p with what the extent has at off.
+func (s *sparse) readAt(p []byte, off int64) error {
+	for len(p) > 0 {
+		g := off >> s.grainShift
+		need := (off+int64(len(p))-1)>>s.grainShift - g + 1
+		r, err := s.run(g, need, nil)
+		if err != nil {
+			return err
+		}
+		need = min(need, r.n)
+		for i := int64(0); i < need; {
+			first := r.entry(i)
+			kind := s.kind(first)
+			next := i + 1
+			for next < need && s.follows(kind, int64(first)+(next-i)*int64(s.grain), r.entry(next)) {
+				next++
+			}
+			n := min(int64(len(p)), (g+next)<<s.grainShift-off)
+			switch {
+			case kind == absentGrain:
+				err = s.disk.readParent(p[:n], s.base+off)
+			case kind == zeroGrain:
+				clear(p[:n])
+			case s.compressed():
+				err = s.unpackAt(p[:n], off, r, i)
+			default:
+				err = s.readPlain(p[:n], off, first)
+			}
+			if err != nil {
+				return err
+			}
+			p, off, i = p[n:], off+n, next
+		}
+	}
+	return nil
+}
+
+// follows reports whether the grain of an entry can be read together with the
+// ones before it: they are of kind, and where they are data the file goes on
+// at sector.
+func (s *sparse) follows(kind grainKind, sector int64, entry uint32) bool {
+	return s.kind(entry) == kind && (kind != dataGrain || s.compressed() || int64(entry) == sector)
+}
+
+// readPlain reads grains that lie one after another in the file, the first of
+// them, which has the byte at off, at sector.
+func (s *sparse) readPlain(p []byte, off int64, sector uint32) error {
+	pos := int64(sector)*sectorSize + off&(s.grainSize-1)
+	if err := s.checkPlace(int64(sector)*sectorSize, pos+int64(len(p)), off); err != nil {
+		return err
+	}
+	if err := readFull(s.file, p, pos); err != nil {
+		return s.errorf(off>>s.grainShift, "%w", err)
+	}
+	return nil
+}
+
+// checkPlace returns an error where the bytes [pos, end) of the file, which
+// the grain tables give to the disk's at off, can't be of a grain.
+func (s *sparse) checkPlace(pos, end, off int64) error {
+	g := off >> s.grainShift
+	if end > s.fileSize {
+		return s.errorf(g, "it needs the bytes up to %d of the file, which has %d: the file is truncated or damaged", end, s.fileSize)
+	}
+	within := func(what string, start, n int64) error {
+		if pos >= start+n || end <= start {
+			return nil
+		}
+		return s.errorf(g, "it lies in the %s, bytes %d to %d of the file: the grain table is damaged", what, start, start+n)
+	}
+	directory := s.tables() * 4
+	err := within("metadata (overHead)", 0, max(int64(s.overhead), 1)*sectorSize)
+	if err == nil {
+		err = within("grain directory", s.gd, directory)
+	}
+	if err == nil && s.rgd != 0 {
+		err = within("redundant grain directory", s.rgd, directory)
+	}
+	return err
+}
+
+// errorf is an error about grain g. It says where the grain is in the disk,
+// and in the file where its table can be read.
+func (s *sparse) errorf(g int64, format string, args ...any) error {
+	where := "an unknown offset"
+	if r, err := s.run(g, 1, nil); err == nil {
+		where = fmt.Sprintf("offset %d", int64(r.entry(0))*sectorSize)
+	}
+	return fmt.Errorf("%s: grain of disk offset %d at %s: %w", s.name, s.base+g<<s.grainShift, where, fmt.Errorf(format, args...))
+}
+
+// scan tells the allocation of [off, end) from the tables alone.
+func (s *sparse) scan(ctx context.Context, off, end int64, emit func(grainKind, int64, int64) error) error {
+	var hole fileHole
+	for off < end {
+		if err := s.disk.ended(ctx); err != nil {
+			return err
+		}
+		g := off >> s.grainShift
+		need := (end-1)>>s.grainShift - g + 1
+		r, err := s.run(g, need, &hole)
+		if err != nil {
+			return err
+		}
+		need = min(need, r.n)
+		if r.entries != nil && zero.Is(r.entries) {
+			// An empty disk has empty tables, up to 4 GiB of them. Where the
+			// file has a hole for them they need no reading.
+			if err := hole.find(ctx, s, g); err != nil {
+				return err
+			}
+			r.entries = nil
+		}
+		for i := int64(0); i < need; {
+			kind := s.kind(r.entry(i))
+			next := need
+			if r.entries != nil {
+				next = i + 1
+				for next < need && s.kind(r.entry(next)) == kind {
+					next++
+				}
+			}
+			stop := min(end, (g+next)<<s.grainShift)
+			if err := emit(kind, off, stop-off); err != nil {
+				return err
+			}
+			off, i = stop, next
+		}
+	}
+	return nil
+}
+
+// fileHole is a range of an extent's file that is known to read as zeros,
+// during one scan of its tables. A nil one is empty.
+type fileHole struct {
+	start, end int64
+	asked      int64 // below, another question would bring nothing new
+}
+
+func (h *fileHole) has(off, n int64) bool {
+	return h != nil && off >= h.start && off+n <= h.end
+}
+
+// find looks for a hole at the table of grain g.
+func (h *fileHole) find(ctx context.Context, s *sparse, g int64) error {
+	perTable := int64(s.tableEntries)
+	at, err := s.table(g / perTable)
+	if err != nil || at <= 1 {
+		return err
+	}
+	at += g % perTable * 4
+	if at < h.asked {
+		return nil
+	}
+	for e, err := range s.file.Extents(ctx, at, s.fileSize-at) {
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		if h.asked = e.End(); e.Kind == source.Zero {
+			h.start, h.end = e.Off, e.End()
+		}
+		break
+	}
+	return nil
+}
