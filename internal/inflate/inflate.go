@@ -191,6 +191,13 @@ func (d *Decoder) decodeCareful(s *stream) error {
 			}
 			s.dst[s.out] = byte(e >> 16)
 			s.out++
+			if e&isPair != 0 {
+				if s.out == len(s.dst) {
+					return s.tooLarge()
+				}
+				s.dst[s.out] = byte(e >> 24)
+				s.out++
+			}
 			s.bits >>= e.bits()
 			s.nbits -= e.bits()
 			continue
@@ -241,5 +248,3 @@ func (s *stream) repeat(length, dist int) error {
 	}
 	return nil
 }
-
-func (d *Decoder) decodeFast(s *stream) (end bool, err error) { return false, nil }
