@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"testing"
 
 	"vddkcp/internal/peer"
@@ -20,13 +20,20 @@ import (
 // size is no multiple of a grain.
 func ext4(t testing.TB, dir string) string {
 	t.Helper()
-	peer.Need(t, "mke2fs", "qemu-img", "qemu-io")
+	peer.Need(t, "go", "mke2fs", "qemu-img", "qemu-io")
 	path := filepath.Join(dir, "disk.raw")
-	peer.Run(t, "mke2fs", "-q", "-t", "ext4", "-F", "-d", filepath.Join(runtime.GOROOT(), "src", "net"), path, "40M")
-	if err := os.Truncate(path, 40<<20+5*512); err != nil {
+	peer.Run(t, "mke2fs", "-q", "-t", "ext4", "-F", "-d", filepath.Join(goroot(t), "src", "net", "http"), path, "16M")
+	if err := os.Truncate(path, 16<<20+5*512); err != nil {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// goroot is where Go's own sources are: a directory tree that each machine has
+// that runs the tests.
+func goroot(t testing.TB) string {
+	t.Helper()
+	return strings.TrimSpace(peer.Run(t, "go", "env", "GOROOT"))
 }
 
 // qemuMap is what qemu-img map prints, neighbours that are alike as one.
@@ -73,7 +80,7 @@ func extents(t testing.TB, d source.Disk) []source.Extent {
 
 // agrees holds what we read from the image, and how it is allocated, against
 // what qemu-img says.
-func agrees(t *testing.T, path string) {
+func agrees(t *testing.T, path string) (want []byte) {
 	t.Helper()
 	d := mustOpen(t, path)
 	plain := filepath.Join(t.TempDir(), "qemu.raw")
@@ -94,7 +101,7 @@ func agrees(t *testing.T, path string) {
 			t.Fatalf("%s: extent %d of %d and %d: got %+v\nqemu-img map: %+v", path, i, len(got), len(wantMap), tail(got, i), tail(wantMap, i))
 		}
 	}
-	conforms(t, path, want)
+	return want
 }
 
 func tail(e []source.Extent, i int) []source.Extent { return e[min(i, len(e)):min(i+4, len(e))] }
@@ -129,7 +136,7 @@ func TestSubformatsOfQemu(t *testing.T) {
 		t.Run(options, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "disk of qemu.vmdk")
 			peer.Run(t, "qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", options, disk, path)
-			agrees(t, path)
+			conforms(t, path, agrees(t, path))
 		})
 	}
 }
@@ -186,13 +193,16 @@ func TestChainOfQemu(t *testing.T) {
 					peer.Run(t, "qemu-img", "create", "-q", "-f", "vmdk", "-F", "vmdk", "-b", names[0]+".vmdk", "-o", "subformat="+child, path(names[1]))
 					args := []string{"-f", "vmdk"}
 					for k := range 12 {
-						off := (i*77777 + k*3333333) / 512 * 512
+						off := (i*77777 + k*1333333) / 512 * 512
 						args = append(args, "-c", fmt.Sprintf("write -P %d %d %d", 16*i+k+1, off, 512*(1+k*37)))
 					}
-					args = append(args, "-c", "write -z 8M 1M", "-c", fmt.Sprintf("write -z %dM 64k", 20+i))
+					args = append(args, "-c", "write -z 8M 1M", "-c", fmt.Sprintf("write -z %dM 64k", 10+i))
 					peer.Run(t, "qemu-io", append(args, path(names[1]))...)
 				}
-				agrees(t, path("top"))
+				want := agrees(t, path("top"))
+				if base == "monolithicSparse" && child == "twoGbMaxExtentSparse" {
+					conforms(t, path("top"), want)
+				}
 				d := mustOpen(t, path("top"))
 				if want := []string{path("top"), path("middle"), path("base")}; fmt.Sprint(d.Info().Chain) != fmt.Sprint(want) {
 					t.Errorf("chain %v, want %v", d.Info().Chain, want)
