@@ -21,7 +21,7 @@ const zeroPiece = 64 << 20
 // CheckDevice says why OpenDevice would refuse path, without writing to it or
 // opening it for that. What OpenDevice would warn of goes to Options.Warn.
 func CheckDevice(path string, size int64, o Options) error {
-	f, err := openDevice(path, os.O_RDONLY, size, o)
+	f, _, err := openDevice(path, os.O_RDONLY, size, o)
 	if err != nil {
 		return err
 	}
@@ -37,7 +37,7 @@ func CheckDevice(path string, size int64, o Options) error {
 // told. Publish, Suspend and Abort leave it as it is.
 //
 // The disk is Parallel with one call at a time, Zeroed with
-// Options.TargetIsZero, and Verifiable. Options.Preallocation, Need and Force
+// Options.TargetIsZero, a Sizer, and Verifiable. Options.Preallocation, Need and Force
 // do not apply.
 func OpenDevice(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
 	return createDevice(ctx, path, size, o, kernel())
@@ -47,65 +47,73 @@ func createDevice(ctx context.Context, path string, size int64, o Options, sys s
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	f, err := openDevice(path, os.O_RDWR, size, o)
+	f, has, err := openDevice(path, os.O_RDWR, size, o)
 	if err != nil {
 		return nil, err
 	}
-	sector, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKSSZGET)
+	sector, err := unix.IoctlGetUint32(int(f.Fd()), unix.BLKSSZGET)
 	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("sector size of %s: %w", path, err)
 	}
 	return &device{
-		life:   life{ctx: ctx, name: path, size: size},
+		life:   life{ctx: ctx, name: path, size: size, limit: has},
 		w:      writer{f: f, sys: sys, name: path, drop: o.DropCache},
 		sector: int64(sector),
 		zeroed: o.TargetIsZero && o.State == nil,
+		warn:   o.Warn,
 	}, nil
 }
 
-func openDevice(path string, flags int, size int64, o Options) (_ *os.File, err error) {
+// openDevice opens a device of has bytes that may be written.
+func openDevice(path string, flags int, size int64, o Options) (f *os.File, has int64, err error) {
 	if err := o.checkRange(size); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, 0, fmt.Errorf("%s: %w", path, err)
 	}
 	// O_EXCL of a device is refused while it is mounted, part of an array, or
 	// opened so by another process.
-	f, err := os.OpenFile(path, flags|unix.O_EXCL, 0)
+	f, err = os.OpenFile(path, flags|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return nil, fmt.Errorf("%w: it is mounted, or in use by another process or device", err)
+		return nil, 0, fmt.Errorf("%w: it is mounted, or in use by another process or device", err)
 	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	defer func() {
+	defer func(f *os.File) {
 		if err != nil {
 			f.Close()
 		}
-	}()
+	}(f)
 	info, err := f.Stat()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	if info.Mode().Type() != os.ModeDevice {
-		return nil, fmt.Errorf("%s is no block device (%s)", path, info.Mode())
+		return nil, 0, fmt.Errorf("%s is no block device (%s)", path, info.Mode())
 	}
 	if err := o.isSource(path, info); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if readOnly, err := unix.IoctlGetInt(int(f.Fd()), unix.BLKROGET); err == nil && readOnly != 0 {
-		return nil, fmt.Errorf("%s is read-only: %w", path, unix.EROFS)
+	if readOnly, err := unix.IoctlGetUint32(int(f.Fd()), unix.BLKROGET); err == nil && readOnly != 0 {
+		return nil, 0, fmt.Errorf("%s is read-only: %w", path, unix.EROFS)
 	}
-	has, err := f.Seek(0, io.SeekEnd)
+	has, err = f.Seek(0, io.SeekEnd)
 	if err != nil {
-		return nil, fmt.Errorf("size of %s: %w", path, err)
+		return nil, 0, fmt.Errorf("size of %s: %w", path, err)
 	}
 	if has < size {
-		return nil, fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk %d (%s)", path, has, bytesize.Format(has), size, bytesize.Format(size))
+		return nil, 0, fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk %d (%s)", path, has, bytesize.Format(has), size, bytesize.Format(size))
 	}
-	if has > size && o.Warn != nil {
-		o.Warn(fmt.Sprintf("%s is larger than the disk: its last %d bytes, from %d on, stay as they are", path, has-size, size))
+	if size != sink.UnknownSize {
+		warnLarger(o.Warn, path, has, size)
 	}
-	return f, nil
+	return f, has, nil
+}
+
+func warnLarger(warn func(string), path string, has, size int64) {
+	if has > size && warn != nil {
+		warn(fmt.Sprintf("%s is larger than the disk: its last %d bytes, from %d on, stay as they are", path, has-size, size))
+	}
 }
 
 type device struct {
@@ -113,6 +121,7 @@ type device struct {
 	w      writer
 	sector int64
 	zeroed bool
+	warn   func(string)
 	method atomic.Int32 // the first of zeroMethods that has not failed
 }
 
@@ -194,6 +203,13 @@ func (d *device) zeroSectors(stopped func() error, off, n int64) error {
 
 func (d *device) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
 	return d.checkpoint(off, d.w.sync)
+}
+
+func (d *device) SetSize(n int64) error {
+	return d.setSize(n, func() error {
+		warnLarger(d.warn, d.name, d.limit, n)
+		return nil
+	})
 }
 
 func (d *device) Finish(ctx context.Context) error { return d.advance(ctx, writing, d.w.sync) }

@@ -38,7 +38,7 @@ func CheckFile(path string, size int64, o Options) error {
 // unix.ENOSPC where there is no room.
 //
 // The disk is Parallel with one call at a time, Zeroed unless Preallocation is
-// full, and Verifiable.
+// full, a Sizer, and Verifiable.
 func CreateFile(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
 	return createFile(ctx, path, size, o, kernel())
 }
@@ -154,12 +154,23 @@ func (d *file) prepare() error {
 		}
 	}
 	for _, size := range []int64{d.o.Resume, d.size} {
-		if err := again(func() error { return d.w.sys.ftruncate(int(d.w.f.Fd()), size) }); err != nil {
-			return fmt.Errorf("set the size of %s to %d bytes: %w", d.w.name, size, explain(int(d.w.f.Fd()), err))
+		if size == sink.UnknownSize {
+			continue
+		}
+		if err := d.truncate(size); err != nil {
+			return err
 		}
 	}
 	if d.o.Preallocation == PreallocateFalloc {
 		return d.reserve()
+	}
+	return nil
+}
+
+func (d *file) truncate(size int64) error {
+	fd := int(d.w.f.Fd())
+	if err := again(func() error { return d.w.sys.ftruncate(fd, size) }); err != nil {
+		return fmt.Errorf("set the size of %s to %d bytes: %w", d.w.name, size, explain(fd, err))
 	}
 	return nil
 }
@@ -248,6 +259,10 @@ func (d *file) Checkpoint(off int64) ([]byte, func(context.Context) error, error
 		d.named.Store(true)
 		return nil
 	})
+}
+
+func (d *file) SetSize(n int64) error {
+	return d.setSize(n, func() error { return d.truncate(n) })
 }
 
 func (d *file) Finish(ctx context.Context) error {

@@ -7,7 +7,7 @@ import (
 )
 
 // Null returns a disk that takes everything and keeps nothing, to measure a
-// source. It is Parallel, and Zeroed.
+// source. It is Parallel, Zeroed, and a Sizer.
 func Null(ctx context.Context, size int64) sink.Disk {
 	return &null{life{ctx: ctx, name: "null:", size: size}}
 }
@@ -36,6 +36,8 @@ func (d *null) ZeroAt(ctx context.Context, off, n int64) error {
 func (d *null) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
 	return d.checkpoint(off, nothing)
 }
+
+func (d *null) SetSize(n int64) error { return d.setSize(n, nothing) }
 
 func (d *null) Finish(ctx context.Context) error  { return d.advance(ctx, writing, nothing) }
 func (d *null) Publish(ctx context.Context) error { return d.advance(ctx, finished, nothing) }

@@ -3,12 +3,15 @@
 package raw
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"sync"
 
+	"vddkcp/internal/bytesize"
 	"vddkcp/sink"
 )
 
@@ -57,6 +60,15 @@ func (o Options) isSource(name string, info os.FileInfo) error {
 }
 
 func (o Options) checkRange(size int64) error {
+	if size == sink.UnknownSize {
+		if o.State != nil || o.Resume != 0 {
+			return errors.New("a disk whose size is not known can't be resumed")
+		}
+		if o.Preallocation == PreallocateFalloc {
+			return fmt.Errorf("space for a disk whose size is not known can't be reserved (%w); say its size, or use --preallocation off or full", errors.ErrUnsupported)
+		}
+		return nil
+	}
 	if size < 0 || o.Resume < 0 || o.Resume > size {
 		return fmt.Errorf("a disk of %d bytes, to be resumed at %d", size, o.Resume)
 	}
@@ -88,12 +100,13 @@ const (
 // life is what all disks of this package share: the order of their calls, the
 // contexts they live under, and the first error, which stays.
 type life struct {
-	ctx  context.Context
-	name string // as messages call the target
-	size int64
+	ctx   context.Context
+	name  string // as messages call the target
+	limit int64  // a disk whose size is not known may have; 0: any size
 
-	calls sync.RWMutex // read-locked by calls, locked by those that change the stage
-	stage stage        // guarded by calls
+	calls sync.RWMutex // read-locked by calls, locked by those that change what follows
+	size  int64        // or sink.UnknownSize
+	stage stage
 
 	mu  sync.Mutex
 	err error // guarded by mu
@@ -114,13 +127,50 @@ func (l *life) SameAt(ctx context.Context, off, n int64) error {
 func (l *life) begin(ctx context.Context, off, n int64) error {
 	l.calls.RLock()
 	err := l.ready(ctx, writing)
-	if err == nil && (off < 0 || n < 0 || n > l.size-off) {
-		err = l.fail(fmt.Errorf("%s: %d bytes at %d are not in a disk of %d bytes", l.name, n, off, l.size))
+	if err == nil {
+		if err = l.inDisk(off, n); err != nil {
+			l.fail(err)
+		}
 	}
 	if err != nil {
 		l.calls.RUnlock()
 	}
 	return err
+}
+
+func (l *life) inDisk(off, n int64) error {
+	end := l.size
+	if l.size == sink.UnknownSize {
+		end = cmp.Or(l.limit, math.MaxInt64)
+	}
+	if off >= 0 && n >= 0 && n <= end-off {
+		return nil
+	}
+	if l.size == sink.UnknownSize && off >= 0 && n >= 0 && off <= end {
+		return fmt.Errorf("%s is too small: it has %d bytes (%s), and more are coming", l.name, end, bytesize.Format(end))
+	}
+	return fmt.Errorf("%s: %d bytes at %d are not in a disk of %d bytes", l.name, n, off, end)
+}
+
+// setSize is SetSize; do is what the disk has to do for it.
+func (l *life) setSize(n int64, do func() error) error {
+	l.calls.Lock()
+	defer l.calls.Unlock()
+	err := l.ready(l.ctx, writing)
+	if err != nil {
+		return err
+	}
+	if l.size != sink.UnknownSize {
+		return l.fail(fmt.Errorf("%s: the size is set to %d bytes, and is %d already", l.name, n, l.size))
+	}
+	if err := l.inDisk(n, 0); err != nil {
+		return l.fail(err)
+	}
+	l.size = n
+	if err := do(); err != nil {
+		return l.fail(err)
+	}
+	return nil
 }
 
 // ready says why a call can't be made. The caller holds l.calls.
@@ -178,6 +228,9 @@ func (l *life) advance(ctx context.Context, from stage, do func() error) error {
 	if err := l.ready(ctx, from); err != nil {
 		return err
 	}
+	if l.size == sink.UnknownSize {
+		return l.fail(fmt.Errorf("%s is finished before its size is known", l.name))
+	}
 	if err := do(); err != nil {
 		return l.fail(err)
 	}
@@ -211,6 +264,9 @@ func (l *life) checkpoint(off int64, sync func() error) ([]byte, func(context.Co
 		return nil, nil, err
 	}
 	defer l.calls.RUnlock()
+	if l.size == sink.UnknownSize {
+		return nil, nil, l.fail(fmt.Errorf("%s: a disk whose size is not known can't be resumed: %w", l.name, errors.ErrUnsupported))
+	}
 	return state(l.size), func(ctx context.Context) error {
 		l.calls.RLock()
 		defer l.calls.RUnlock()

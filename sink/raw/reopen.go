@@ -2,31 +2,44 @@ package raw
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"iter"
-	"os"
 
 	"vddkcp/source"
+	"vddkcp/source/raw"
 )
 
-// reopen reads the first size bytes of a file or device.
+// reopen reads the first size bytes of the file or device at path.
 func reopen(ctx context.Context, path string, size int64) (source.Disk, error) {
-	f, err := os.Open(path)
+	d, err := raw.Open(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	return &readBack{f, size}, nil
+	switch {
+	case d.Size() == size:
+		return d, nil
+	case d.Size() > size:
+		return head{d, size}, nil
+	}
+	return nil, errors.Join(fmt.Errorf("%s has %d bytes, want %d", path, d.Size(), size), d.Close())
 }
 
-type readBack struct {
-	*os.File
+// head is the beginning of a disk: what was written of a larger device. It has
+// none of the disk's abilities, which know its own size.
+type head struct {
+	disk source.Disk
 	size int64
 }
 
-func (r *readBack) Size() int64 { return r.size }
-func (r *readBack) ReadAt(p []byte, off int64) (int, error) {
-	return io.NewSectionReader(r.File, 0, r.size).ReadAt(p, off)
+func (h head) Size() int64  { return h.size }
+func (h head) Close() error { return h.disk.Close() }
+
+func (h head) ReadAt(p []byte, off int64) (int, error) {
+	return io.NewSectionReader(h.disk, 0, h.size).ReadAt(p, off)
 }
-func (r *readBack) Extents(_ context.Context, off, length int64) iter.Seq2[source.Extent, error] {
-	return source.WholeData(off, length)
+
+func (h head) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
+	return h.disk.Extents(ctx, off, length)
 }

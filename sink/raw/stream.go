@@ -18,7 +18,7 @@ import (
 // file opened elsewhere, from where w stands. Zeros are written. Name is what
 // messages call it. The disk closes w when it ends.
 //
-// The disk is sequential, and takes no Checkpoint.
+// The disk is sequential, a Sizer, and takes no Checkpoint.
 func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
 	s := &stream{life: life{ctx: ctx, name: name, size: size}, w: w}
 	info, err := w.Stat()
@@ -155,6 +155,8 @@ func (d *stream) Checkpoint(off int64) ([]byte, func(context.Context) error, err
 	defer d.calls.RUnlock()
 	return nil, nil, d.fail(fmt.Errorf("%s is a stream, which can't be resumed: %w", d.name, errors.ErrUnsupported))
 }
+
+func (d *stream) SetSize(n int64) error { return d.setSize(n, nothing) }
 
 func (d *stream) Finish(ctx context.Context) error {
 	return d.advance(ctx, writing, func() error {

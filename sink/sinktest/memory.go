@@ -23,6 +23,7 @@ const (
 	OpWrite      Op = "write"
 	OpZero       Op = "zero"
 	OpSame       Op = "same"
+	OpSize       Op = "size" // SetSize
 	OpCheckpoint Op = "checkpoint"
 	OpSync       Op = "sync"
 	OpFinish     Op = "finish"
@@ -33,7 +34,7 @@ const (
 )
 
 // Call is one call with its range in bytes. Len is zero where the call has no
-// range, and for OpCheckpoint and OpSync, whose Off is the checkpoint's.
+// range, and for OpSize, OpCheckpoint and OpSync, whose Off is the argument.
 type Call struct {
 	Op       Op
 	Off, Len int64
@@ -43,7 +44,7 @@ func (c Call) String() string {
 	switch c.Op {
 	case OpWrite, OpZero, OpSame:
 		return fmt.Sprintf("%s [%d, %d)", c.Op, c.Off, c.Off+c.Len)
-	case OpCheckpoint, OpSync:
+	case OpSize, OpCheckpoint, OpSync:
 		return fmt.Sprintf("%s %d", c.Op, c.Off)
 	}
 	return string(c.Op)
@@ -87,14 +88,15 @@ type Memory struct {
 var errMemoryBusy = errors.New("memory: a disk is being written already")
 
 // Create makes a disk of size bytes, or goes on with the suspended one. State
-// must be what the last Checkpoint of it returned whose sync ran.
+// must be what Checkpoint(Options.Resume) of it returned. The disks are Sizers
+// and Verifiable.
 func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.Disk, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.open != nil {
 		return nil, errMemoryBusy
 	}
-	if size < 0 || o.Resume < 0 || o.Resume > size {
+	if size < sink.UnknownSize || o.Resume < 0 || o.Resume > max(size, 0) {
 		return nil, fmt.Errorf("memory: size %d, resume at %d", size, o.Resume)
 	}
 	d := &memoryDisk{m: m, ctx: ctx, size: size, unit: max(m.Unit, 1), backing: o.Backing, next: o.Resume, fresh: o.State == nil}
@@ -216,13 +218,13 @@ const (
 type memoryDisk struct {
 	m       *Memory
 	ctx     context.Context
-	size    int64
 	unit    int64
 	backing source.Disk
 	fresh   bool
 	content *content
 
 	// Guarded by m.mu.
+	size     int64 // or sink.UnknownSize
 	stage    int
 	err      error // the first one; it stays
 	inFlight []Call
@@ -325,10 +327,11 @@ func (d *memoryDisk) put(ctx context.Context, c Call, do func() error) error {
 // breach says in what a call of a range breaks the contract.
 func (d *memoryDisk) breach(c Call) string {
 	end := c.Off + c.Len
-	if c.Off < 0 || c.Len <= 0 || end < c.Off || end > d.size {
+	unknown := d.size == sink.UnknownSize
+	if c.Off < 0 || c.Len <= 0 || end < c.Off || end > d.size && !unknown {
 		return fmt.Sprintf("not in a disk of %d bytes, or empty", d.size)
 	}
-	if c.Off%d.unit != 0 || end%d.unit != 0 && end != d.size {
+	if c.Off%d.unit != 0 || end%d.unit != 0 && end != d.size && !unknown {
 		return fmt.Sprintf("not whole units of %d bytes", d.unit)
 	}
 	if d.m.Parallel == 0 {
@@ -375,6 +378,9 @@ func memoryState(off int64) string { return fmt.Sprintf("checkpoint %d", off) }
 func (d *memoryDisk) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
 	c := Call{OpCheckpoint, off, 0}
 	err := d.step(d.ctx, c, writing, func() string {
+		if d.size == sink.UnknownSize {
+			return "while the size is unknown"
+		}
 		if off < 0 || off > d.size || off%d.unit != 0 && off != d.size {
 			return fmt.Sprintf("not a whole unit of a disk of %d bytes", d.size)
 		}
@@ -400,10 +406,25 @@ func (d *memoryDisk) Checkpoint(off int64) ([]byte, func(context.Context) error,
 	return []byte(memoryState(off)), sync, nil
 }
 
+func (d *memoryDisk) SetSize(n int64) error {
+	return d.step(d.ctx, Call{OpSize, n, 0}, writing, func() string {
+		if d.size != sink.UnknownSize {
+			return fmt.Sprintf("the size is known to be %d bytes", d.size)
+		}
+		if k := len(d.done); n < 0 || k > 0 && d.done[k-1].to > n {
+			return "more was written"
+		}
+		return ""
+	}, func() { d.size, d.content.size = n, n })
+}
+
 func (d *memoryDisk) Finish(ctx context.Context) error {
 	return d.step(ctx, Call{Op: OpFinish}, writing, func() string {
 		if len(d.inFlight) > 0 {
 			return fmt.Sprintf("while %s runs", d.inFlight[0])
+		}
+		if d.size == sink.UnknownSize {
+			return "before SetSize"
 		}
 		if at := d.uncovered(d.size); at >= 0 {
 			return fmt.Sprintf("while nothing was written at %d of %d bytes", at, d.size)

@@ -74,6 +74,7 @@ func Test(t *testing.T, c Config) {
 		{"InOrder", testInOrder, true},
 		{"AnyOrder", testAnyOrder, true},
 		{"AllZero", testAllZero, true},
+		{"UnknownSize", testUnknownSize, true},
 		{"SameAt", testSameAt, true},
 		{"Resume", testResume, !c.Stream && !c.Discards},
 		{"ResumeAtEnd", testResumeAtEnd, !c.Stream && !c.Discards},
@@ -314,6 +315,45 @@ func testAllZero(t *testing.T, c Config) {
 		t.Fatal(err)
 	}
 	c.finish(t, target, d, make([]byte, size))
+}
+
+func testUnknownSize(t *testing.T, c Config) {
+	p := c.newPlan()
+	known := c.create(t, c.New(t), p.size(), sink.Options{})
+	s, ok := sink.Ability[sink.Sizer](known)
+	if !ok {
+		t.Skip("the sink is no Sizer")
+	}
+	if err := s.SetSize(p.size()); err == nil {
+		t.Error("SetSize of a disk whose size is known: no error")
+	}
+	if d, err := c.New(t).Create(t.Context(), sink.UnknownSize, sink.Options{}); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err) // not with these options
+	} else if err == nil {
+		d.Abort()
+	}
+	for _, end := range []int{len(p.pieces), len(p.pieces) - 1, 2, 0} { // after data, in a unit or not; after zeros; empty
+		p := plan{p.want, p.pieces[:end]}
+		p.want = p.want[:0]
+		if end > 0 {
+			p.want = p.want[:p.pieces[end-1].end]
+		}
+		target := c.New(t)
+		d := c.create(t, target, sink.UnknownSize, sink.Options{})
+		p.putAll(t, d, p.pieces)
+		if err := d.(sink.Sizer).SetSize(p.size()); err != nil {
+			t.Fatalf("SetSize(%d): %v", p.size(), err)
+		}
+		c.finish(t, target, d, p.want)
+	}
+	target := c.New(t)
+	d := c.create(t, target, sink.UnknownSize, sink.Options{})
+	p.putAll(t, d, p.pieces)
+	if err := d.Finish(t.Context()); err == nil {
+		t.Error("Finish before SetSize: no error")
+	}
+	d.Abort()
+	c.nothing(t, target)
 }
 
 func testSameAt(t *testing.T, c Config) {

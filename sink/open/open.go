@@ -1,0 +1,253 @@
+// Package open turns the address of a target into a sink.Disk. It is the one
+// place that knows all writers.
+package open
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/sink"
+	"vddkcp/sink/raw"
+)
+
+// ErrNotWritten says that the address or the format means something that
+// vddkcp knows and can't write yet.
+var ErrNotWritten = errors.New("this version does not write it")
+
+// UsageError is an address or an option that makes no sense whatever the state
+// of the machine.
+type UsageError struct{ message string }
+
+func (e *UsageError) Error() string { return e.message }
+
+func usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(format, args...)} }
+
+// Options say how to write a target. The zero value creates what the address
+// names, and replaces nothing. The fields are explained at raw.Options.
+type Options struct {
+	sink.Options
+	Format        string // "raw"; "" goes by the name
+	Force         bool
+	Preallocation raw.Preallocation
+	TargetIsZero  bool
+	DropCache     bool
+	Need          int64 // bytes
+	Source        func(os.FileInfo) (path string, ok bool)
+	Warn          func(message string)
+	Stdout        *os.File // what "-" means; nil: os.Stdout
+}
+
+func (o Options) raw() raw.Options {
+	return raw.Options{
+		Options: o.Options, Force: o.Force, Preallocation: o.Preallocation, TargetIsZero: o.TargetIsZero,
+		DropCache: o.DropCache, Need: o.Need, Source: o.Source, Warn: o.Warn,
+	}
+}
+
+// Target is a target that can be written, as far as is known without making
+// anything.
+type Target struct {
+	Address string
+	Format  string // "raw"
+	Kind    string // "file", "block device", "stream" or "null"
+	Zeroed  bool   // what is not written will read as zeros, see sink.Zeroed
+	create  func(context.Context) (sink.Disk, error)
+}
+
+// String says what the target is: "raw file", "raw block device".
+func (t *Target) String() string { return t.Format + " " + t.Kind }
+
+// Create makes the target, or opens it.
+func (t *Target) Create(ctx context.Context) (sink.Disk, error) { return t.create(ctx) }
+
+// Create is Plan and Target.Create in one.
+func Create(ctx context.Context, address string, size int64, o Options) (sink.Disk, error) {
+	t, err := Plan(ctx, address, size, o)
+	if err != nil {
+		return nil, err
+	}
+	return t.Create(ctx)
+}
+
+// Plan finds out what address means for a disk of size bytes, which may be
+// sink.UnknownSize: all that is written here is a sink.Sizer. It is a file, an
+// existing block device, FIFO or character device, "-" for standard output, or
+// "null:". It refuses what can be refused before anything is read, made or
+// changed: an address or format that is not written, a target that exists, is
+// too small, is in use, or is the source, and too little space. Options.Warn is
+// called during Plan only.
+func Plan(ctx context.Context, address string, size int64, o Options) (*Target, error) {
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	if size < 0 && size != sink.UnknownSize {
+		return nil, fmt.Errorf("%s: a disk of %d bytes", address, size)
+	}
+	switch o.Format {
+	case "", "raw":
+	case "qcow2", "vmdk":
+		return nil, notWritten(address, o.Format)
+	default:
+		return nil, usage("format %q: want raw, qcow2 or vmdk", o.Format)
+	}
+	if address == "" {
+		return nil, usage("the target is empty: want a path, - or null:")
+	}
+	if address == "null:" {
+		return &Target{Address: address, Format: "raw", Kind: "null", Zeroed: true, create: func(ctx context.Context) (sink.Disk, error) {
+			return raw.Null(ctx, size), nil
+		}}, nil
+	}
+	if address == "-" {
+		return planStdout(size, o)
+	}
+	scheme, _, _ := strings.Cut(address, ":")
+	switch strings.ToLower(scheme) {
+	case "nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock":
+		if strings.Contains(address, "://") {
+			return nil, fmt.Errorf("%s: an NBD server: %w", address, ErrNotWritten)
+		}
+	}
+	// What can't be looked at is left to the check of files, which says why.
+	if info, err := os.Stat(address); err == nil {
+		switch info.Mode().Type() {
+		case fs.ModeDevice:
+			return planDevice(address, size, o)
+		case fs.ModeNamedPipe, fs.ModeDevice | fs.ModeCharDevice:
+			return planStream(address, info, size, o)
+		}
+	}
+	return planFile(address, size, o)
+}
+
+func notWritten(address, format string) error {
+	return fmt.Errorf("%s: format %s: %w", address, format, ErrNotWritten)
+}
+
+func planFile(address string, size int64, o Options) (*Target, error) {
+	if o.Format == "" {
+		switch ext := strings.ToLower(filepath.Ext(address)); ext {
+		case ".qcow2", ".vmdk":
+			return nil, fmt.Errorf("%w; with --format raw it is written as a raw disk", notWritten(address, ext[1:]))
+		case ".qcow", ".qed", ".vdi", ".vhd", ".vhdx", ".ova", ".ovf":
+			return nil, usage("%s: format %s is not written; name the target otherwise, or say --format", address, ext[1:])
+		}
+	}
+	if err := raw.CheckFile(address, size, o.raw()); err != nil {
+		return nil, err
+	}
+	return &Target{Address: address, Format: "raw", Kind: "file", Zeroed: o.Preallocation != raw.PreallocateFull, create: func(ctx context.Context) (sink.Disk, error) {
+		o.Warn = nil
+		return raw.CreateFile(ctx, address, size, o.raw())
+	}}, nil
+}
+
+func planDevice(address string, size int64, o Options) (*Target, error) {
+	if err := raw.CheckDevice(address, size, o.raw()); err != nil {
+		return nil, err
+	}
+	return &Target{Address: address, Format: "raw", Kind: "block device", Zeroed: o.TargetIsZero && o.State == nil, create: func(ctx context.Context) (sink.Disk, error) {
+		o.Warn = nil // Plan has said it
+		return raw.OpenDevice(ctx, address, size, o.raw())
+	}}, nil
+}
+
+func planStdout(size int64, o Options) (*Target, error) {
+	const name = "standard output"
+	stdout := o.Stdout
+	if stdout == nil {
+		stdout = os.Stdout
+	}
+	info, err := stdout.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if err := checkStream(name, info, o); err != nil {
+		return nil, err
+	}
+	return &Target{Address: "-", Format: "raw", Kind: "stream", create: func(ctx context.Context) (sink.Disk, error) {
+		// The disk closes its file, and the process keeps its standard output.
+		fd, err := dup(stdout)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		return stream(ctx, os.NewFile(uintptr(fd), name), name, size)
+	}}, nil
+}
+
+func dup(f *os.File) (fd int, err error) {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if controlErr := c.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); controlErr != nil {
+		return 0, controlErr
+	}
+	return fd, err
+}
+
+func planStream(address string, info os.FileInfo, size int64, o Options) (*Target, error) {
+	if err := checkStream(address, info, o); err != nil {
+		return nil, err
+	}
+	if err := unix.Faccessat(unix.AT_FDCWD, address, unix.W_OK, unix.AT_EACCESS); err != nil {
+		return nil, fmt.Errorf("write to %s: %w", address, err)
+	}
+	return &Target{Address: address, Format: "raw", Kind: "stream", create: func(ctx context.Context) (sink.Disk, error) {
+		w, err := openStream(ctx, address)
+		if err != nil {
+			return nil, err
+		}
+		return stream(ctx, w, address, size)
+	}}, nil
+}
+
+func checkStream(name string, info os.FileInfo, o Options) error {
+	if o.State != nil {
+		return usage("%s is a stream, which can't be resumed", name)
+	}
+	if o.Source != nil {
+		if path, ok := o.Source(info); ok {
+			return fmt.Errorf("%s is a file of the source: the same as %s", name, path)
+		}
+	}
+	return nil
+}
+
+// openStream opens a FIFO or character device; a FIFO waits for its reader, as
+// long as ctx lives.
+func openStream(ctx context.Context, address string) (*os.File, error) {
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
+	for {
+		w, err := os.OpenFile(address, os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+		if err == nil || !errors.Is(err, unix.ENXIO) {
+			return w, err
+		}
+		if info, statErr := os.Stat(address); statErr != nil || info.Mode().Type() != fs.ModeNamedPipe {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-retry.C:
+		}
+	}
+}
+
+// stream closes w where it fails.
+func stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
+	d, err := raw.Stream(ctx, w, name, size)
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return d, nil
+}
