@@ -12,7 +12,7 @@ const (
 // decodeFast is decode while there is so much of src and dst left that most
 // checks can be left out. It reports whether it came to the end of the block.
 func (d *Decoder) decodeFast(s *stream) (end bool, err error) {
-	dst, src := s.dst, s.src[s.in:]
+	dst, src := s.dst[:len(s.dst):len(s.dst)], s.src[s.in:len(s.src):len(s.src)]
 	out := s.out
 	bits, nbits := s.bits, s.nbits
 
@@ -27,21 +27,21 @@ loop:
 		e := d.litlen[bits&(1<<litlenBits-1)]
 		if e&isLiteral != 0 {
 			bits >>= e & 63
-			nbits -= uint(e & 63)
+			nbits -= uint(e)
 			binary.LittleEndian.PutUint16(w[:2], uint16(e>>16))
-			k = uint(1 + e>>6&1)
+			k = uint(e >> 6 & 3)
 			e = d.litlen[bits&(1<<litlenBits-1)]
 			if e&isLiteral != 0 {
 				bits >>= e & 63
-				nbits -= uint(e & 63)
+				nbits -= uint(e)
 				binary.LittleEndian.PutUint16(w[k:k+2], uint16(e>>16))
-				k += uint(1 + e>>6&1)
+				k += uint(e >> 6 & 3)
 				e = d.litlen[bits&(1<<litlenBits-1)]
 				if e&isLiteral != 0 {
 					bits >>= e & 63
-					nbits -= uint(e & 63)
+					nbits -= uint(e)
 					binary.LittleEndian.PutUint16(w[k:k+2], uint16(e>>16))
-					out += int(k + uint(1+e>>6&1))
+					out += int(k + uint(e>>6&3))
 					continue
 				}
 			}
@@ -53,7 +53,7 @@ loop:
 			}
 			if e&isLiteral != 0 {
 				bits >>= e & 63
-				nbits -= uint(e & 63)
+				nbits -= uint(e)
 				w[k] = byte(e >> 16)
 				out++
 				continue
@@ -61,7 +61,7 @@ loop:
 			if e&isException != 0 {
 				if e&isEnd != 0 {
 					bits >>= e & 63
-					nbits -= uint(e & 63)
+					nbits -= uint(e)
 					end = true
 				}
 				break // what is not the end is left to decodeCareful
@@ -69,9 +69,9 @@ loop:
 		}
 		length := int(e.value(bits))
 		bits >>= e & 63
-		nbits -= uint(e & 63)
+		nbits -= uint(e)
 
-		if nbits < maxCodeBits+13 {
+		if nbits&63 < maxCodeBits+13 {
 			bits |= binary.LittleEndian.Uint64(src[:8]) << (nbits & 63)
 			src = src[(63-nbits&63)>>3 : len(src) : len(src)]
 			nbits |= 56
@@ -88,7 +88,7 @@ loop:
 		}
 		dist := int(e.value(bits))
 		bits >>= e & 63
-		nbits -= uint(e & 63)
+		nbits -= uint(e)
 
 		if dist > out {
 			err = s.corrupt("distance %d with %d bytes before it", dist, out)
@@ -146,6 +146,6 @@ loop:
 		}
 	}
 	s.out, s.in = out, len(s.src)-len(src)
-	s.bits, s.nbits = bits, nbits
+	s.bits, s.nbits = bits, nbits&63
 	return end, err
 }

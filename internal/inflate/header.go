@@ -12,7 +12,7 @@ func (d *Decoder) readFixed() {
 	fill(lens[280:288], 8)
 	fill(lens[288:], 5)
 	d.build(d.litlen[:], litlenBits, lens[:maxLitlen], litlenSymbols[:])
-	d.pair()
+	d.pairLiterals()
 	d.build(d.dist[:], distBits, lens[maxLitlen:], distSymbols[:])
 	d.fixed = true
 }
@@ -101,7 +101,7 @@ func (d *Decoder) readDynamic(s *stream) error {
 	if !d.build(d.litlen[:], litlenBits, lens[:litlen], litlenSymbols[:]) {
 		return s.corrupt("the code of literals and lengths is not complete")
 	}
-	d.pair()
+	d.pairLiterals()
 	if !d.build(d.dist[:], distBits, lens[litlen:], distSymbols[:]) {
 		return s.corrupt("the code of distances is not complete")
 	}

@@ -5,9 +5,10 @@ import "math/bits"
 // An entry of a decoding table says what to do with the bits that index it.
 //
 //	bits 0-5    bits to take: the code and the extra bits that follow it
-//	bits 8-12   bits of the code alone
+//	bits 6-7    literals, 1 or 2
+//	bits 8-12   bits of the (first) code alone
 //	bits 13-15  flags
-//	bits 16-31  literal, or base that the extra bits are added to
+//	bits 16-31  the literals, or the base that the extra bits are added to
 //
 // In an entry that leads to a subtable, bits 0-5 are those that index it, bits
 // 16-31 its place. The literal/length table and the distance table are each
@@ -16,6 +17,7 @@ import "math/bits"
 type entry uint32
 
 const (
+	oneLiteral  entry = 1 << 6
 	isLiteral   entry = 1 << 15
 	isException entry = 1 << 14 // any of the below: one test in the fast loop
 	isSubtable  entry = 1 << 13
@@ -58,7 +60,7 @@ var (
 func makeLitlenSymbols() *[maxLitlen]entry {
 	t := new([maxLitlen]entry)
 	for i := range 256 {
-		t[i] = entry(i)<<16 | isLiteral
+		t[i] = entry(i)<<16 | isLiteral | oneLiteral
 	}
 	t[256] = isException | isEnd
 	base := entry(3)
@@ -206,4 +208,18 @@ func increment(code, n uint) uint {
 	}
 	carry := uint(1) << (bits.Len(zeros) - 1)
 	return code&(carry-1) | carry
+}
+
+// pairLiterals puts into each entry of a literal that leaves room for the code of
+// another one after it, that one too.
+func (d *Decoder) pairLiterals() {
+	t := (*[1 << litlenBits]entry)(d.litlen[:])
+	for i := len(t) - 1; i >= 0; i-- { // downwards: t[i>>n] holds one literal yet
+		e := t[i]
+		second := t[i>>(e&15)]
+		n := e&15 + second&15
+		// Without branches, which would be taken at random.
+		fits := (n - litlenBits - 1) >> 31 & (e & second >> 15 & 1)
+		t[i] = e + -fits&(second&15|oneLiteral|second>>16<<24)
+	}
 }

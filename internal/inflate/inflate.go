@@ -182,25 +182,22 @@ func (d *Decoder) decodeCareful(s *stream) error {
 		if e&isSubtable != 0 {
 			e = d.litlen[e.value(s.bits)&(litlenSize-1)]
 		}
-		if s.nbits < e.bits() {
-			return s.truncated()
-		}
-		if e&isLiteral != 0 {
+		if e&isLiteral != 0 { // one by one, also where e has two
+			n := uint(e >> 8 & 31)
+			if s.nbits < n {
+				return s.truncated()
+			}
 			if s.out == len(s.dst) {
 				return s.tooLarge()
 			}
 			s.dst[s.out] = byte(e >> 16)
 			s.out++
-			if e&isPair != 0 {
-				if s.out == len(s.dst) {
-					return s.tooLarge()
-				}
-				s.dst[s.out] = byte(e >> 24)
-				s.out++
-			}
-			s.bits >>= e.bits()
-			s.nbits -= e.bits()
+			s.bits >>= n
+			s.nbits -= n
 			continue
+		}
+		if s.nbits < e.bits() {
+			return s.truncated()
 		}
 		if e&isException != 0 {
 			if e&isEnd == 0 {
@@ -238,12 +235,11 @@ func (s *stream) repeat(length, dist int) error {
 	if dist > s.out {
 		return s.corrupt("distance %d with %d bytes before it", dist, s.out)
 	}
-	n := min(length, len(s.dst)-s.out)
-	for _, b := range s.dst[s.out-dist:][:n] { // reads what it has just written, where they overlap
-		s.dst[s.out] = b
-		s.out++
+	start, end := s.out-dist, min(s.out+length, len(s.dst))
+	for s.out < end { // what overlaps, reads what was just written
+		s.out += copy(s.dst[s.out:end], s.dst[start:s.out])
 	}
-	if n < length {
+	if end-start-dist < length {
 		return s.tooLarge()
 	}
 	return nil
