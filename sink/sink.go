@@ -73,6 +73,17 @@ type Zeroed interface {
 	ZeroedFrom(off int64) bool
 }
 
+// UnknownSize is the size to create a Sizer with, when what it will hold comes
+// as a stream.
+const UnknownSize = -1
+
+// Sizer is the ability to be created with UnknownSize.
+type Sizer interface {
+	// SetSize says how long the disk is, in bytes. It is called once, after
+	// the last write and before Finish, where the size was unknown.
+	SetSize(n int64) error
+}
+
 // Verifiable is the ability to read back what was written.
 type Verifiable interface {
 	// Reopen is called between Finish and Publish. It reads past the page

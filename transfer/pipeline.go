@@ -1,0 +1,452 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"math/bits"
+
+	"golang.org/x/sync/errgroup"
+
+	"vddkcp/sink"
+	"vddkcp/source"
+)
+
+const (
+	// A hole up to this size between data of one request is read along with
+	// it: that costs less than another request.
+	joinGap = 32 << 10
+	// Pieces that need no buffer are cut here where the sink has to work for
+	// them, so that progress shows and the context's end is seen.
+	zeroPiece = 128 << 20
+	// How many pieces may be under way. Those with a buffer are bounded by
+	// the buffers; this bounds the holes between them.
+	maxPieces = 1024
+)
+
+// piece is a range on its way through the pipeline.
+type piece struct {
+	off, n int64
+	kind   source.Kind
+	buf    []byte // of n bytes, when kind is Data
+	free   func()
+	runs   []run         // of buf, once done
+	done   chan struct{} // of capacity 1; gets one value when a worker is finished with the piece
+}
+
+type pipeline struct {
+	src    source.Disk
+	dst    sink.Disk
+	plan   *Plan
+	o      Options
+	zeroed bool  // holes need no work
+	block  int64 // zeros are looked for in blocks of this size
+
+	buffers  source.Allocator
+	parallel bool
+	all      []*piece
+	pieces   chan *piece // those not in use
+	work     chan *piece // to the workers
+	order    chan *piece // the same and all others, ascending, to collect
+}
+
+func newPipeline(src source.Disk, dst sink.Disk, plan *Plan, o Options, zeroed bool) *pipeline {
+	p := &pipeline{
+		src: src, dst: dst, plan: plan, o: o, zeroed: zeroed,
+		block:  max(dst.Unit(), 1<<(bits.Len64(uint64(min(o.Sparse, defaultSparse)))-1)),
+		pieces: make(chan *piece, maxPieces),
+		work:   make(chan *piece, maxPieces),
+		order:  make(chan *piece, maxPieces),
+	}
+	for range maxPieces {
+		c := &piece{done: make(chan struct{}, 1)}
+		p.all = append(p.all, c)
+		p.pieces <- c
+	}
+	return p
+}
+
+// run copies everything, and returns when all its goroutines have ended.
+func (p *pipeline) run(ctx context.Context) (err error) {
+	workers := p.o.Requests
+	if par, ok := sink.Ability[sink.Parallel](p.dst); ok && par.MaxParallel() > 1 {
+		p.parallel = true
+		workers = min(workers, par.MaxParallel())
+	}
+	if alloc, ok := source.Ability[source.Allocator](p.src); ok {
+		p.buffers = alloc
+	}
+	release, err := p.reserve()
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if released := release(); err == nil {
+			err = released
+		}
+	}()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.produce(ctx) })
+	for range workers {
+		g.Go(func() error { return p.worker(ctx) })
+	}
+	g.Go(func() error { return p.collect(ctx) })
+	return g.Wait()
+}
+
+// reserve makes buffers where the source has none, and returns what frees all
+// that is in use when every goroutine has ended.
+func (p *pipeline) reserve() (release func() error, err error) {
+	closeOwn := func() error { return nil }
+	if p.buffers == nil {
+		// Twice what is being read: the rest is read already and waits for its
+		// turn to be written.
+		own, err := newArena(2*p.o.Requests, p.o.RequestSize)
+		if err != nil {
+			return nil, err
+		}
+		p.buffers, closeOwn = own, own.close
+	}
+	return func() error {
+		for _, c := range p.all {
+			if c.free != nil {
+				c.free()
+			}
+		}
+		return closeOwn()
+	}, nil
+}
+
+// produce cuts the plan into pieces and sends them off.
+func (p *pipeline) produce(ctx context.Context) error {
+	defer close(p.work)
+	defer close(p.order)
+	size := int64(p.o.RequestSize)
+	var start, end int64 // data collected and not sent yet
+	flush := func() error {
+		if start == end {
+			return nil
+		}
+		err := p.send(ctx, start, end-start, source.Data)
+		start = end
+		return err
+	}
+	// A short hole waits here: it is read along when data follows it within
+	// the same request.
+	var hole source.Extent
+	flushHole := func() error {
+		if hole.Len == 0 {
+			return nil
+		}
+		if err := flush(); err != nil {
+			return err
+		}
+		start, end = hole.End(), hole.End()
+		err := p.send(ctx, hole.Off, hole.Len, source.Zero)
+		hole = source.Extent{}
+		return err
+	}
+	for e, err := range p.units(ctx) {
+		if err != nil {
+			return err
+		}
+		if e.Kind != source.Data {
+			if err := flushHole(); err != nil {
+				return err
+			}
+			if e.Kind == source.Zero && e.Len <= joinGap && start < end && end%size != 0 && !p.o.KeepZeros {
+				hole = e
+				continue
+			}
+			if err := flush(); err != nil {
+				return err
+			}
+			for off := e.Off; off < e.End(); {
+				n := e.End() - off
+				if !p.zeroed {
+					n = min(n, zeroPiece)
+				}
+				if err := p.send(ctx, off, n, e.Kind); err != nil {
+					return err
+				}
+				off += n
+			}
+			start, end = e.End(), e.End()
+			continue
+		}
+		if hole.Len > 0 {
+			if hole.End()/size == start/size && hole.End()%size != 0 {
+				if !p.works(source.Zero) {
+					p.widen(hole.Len)
+				}
+				end, hole = hole.End(), source.Extent{}
+			} else if err := flushHole(); err != nil {
+				return err
+			}
+		}
+		if start == end {
+			start, end = e.Off, e.Off
+		}
+		// Requests end at multiples of their size, so that no grain or cluster
+		// is needed by two of them.
+		for end < e.End() {
+			end = min(e.End(), end-end%size+size)
+			if end%size == 0 {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if err := flushHole(); err != nil {
+		return err
+	}
+	return flush()
+}
+
+// send gives a piece to those who finish it. It blocks while too much is in
+// flight.
+func (p *pipeline) send(ctx context.Context, off, n int64, kind source.Kind) error {
+	var c *piece
+	select {
+	case c = <-p.pieces:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	c.off, c.n, c.kind = off, n, kind
+	if kind == source.Data {
+		var err error
+		if c.buf, c.free, err = p.buffers.Buffer(ctx, int(n)); err != nil {
+			return err
+		}
+	}
+	// Both channels have room for every piece there is.
+	p.order <- c
+	if p.worked(c) {
+		p.work <- c
+	}
+	return nil
+}
+
+// worked says whether a piece goes through a worker, or is the collector's alone.
+func (p *pipeline) worked(c *piece) bool { return p.parallel || c.kind == source.Data }
+
+func (p *pipeline) worker(ctx context.Context) error {
+	for c := range p.work {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if c.kind == source.Data {
+			if err := p.read(ctx, c); err != nil {
+				return err
+			}
+		}
+		if p.parallel {
+			if err := p.write(ctx, c); err != nil {
+				return err
+			}
+		}
+		c.done <- struct{}{}
+	}
+	return nil
+}
+
+// read fills a piece's buffer and finds its zeros.
+func (p *pipeline) read(ctx context.Context, c *piece) error {
+	if err := p.o.Limit.Wait(ctx, len(c.buf)); err != nil {
+		return err
+	}
+	if p.plan.Same == 0 {
+		if err := readFull(p.src, c.buf, c.off); err != nil {
+			return err
+		}
+	} else if err := p.readMixed(ctx, c); err != nil {
+		return err
+	}
+	p.scan(c)
+	return nil
+}
+
+// scan counts a piece as read, and finds the zeros in it.
+func (p *pipeline) scan(c *piece) {
+	p.o.Counters.AddRead(c.n)
+	if p.o.KeepZeros {
+		c.runs = append(c.runs[:0], run{0, len(c.buf), false})
+		return
+	}
+	c.runs = scan(c.runs[:0], c.buf, c.off, p.block, p.o.Sparse)
+}
+
+// readMixed reads a piece that may hold parts which only the backing has: a
+// sink sees whole units.
+func (p *pipeline) readMixed(ctx context.Context, c *piece) error {
+	for e, err := range source.Covered(ctx, p.src, c.off, c.n) {
+		if err != nil {
+			return fmt.Errorf("query extents: %w", err)
+		}
+		b := c.buf[e.Off-c.off : e.End()-c.off]
+		switch e.Kind {
+		case source.Zero:
+			clear(b)
+		case source.Same:
+			if err := p.readBacking(b, e.Off); err != nil {
+				return err
+			}
+		default:
+			if err := readFull(p.src, b, e.Off); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// readBacking reads from the backing, which may be shorter than the disk: what
+// lies past its end is zeros.
+func (p *pipeline) readBacking(b []byte, off int64) error {
+	backing := p.o.Backing
+	if backing == nil {
+		return fmt.Errorf("[%d, %d) is not in this image, and no backing is given", off, off+int64(len(b)))
+	}
+	n := max(0, min(int64(len(b)), backing.Size()-off))
+	clear(b[n:])
+	if n == 0 {
+		return nil
+	}
+	if err := readFull(backing, b[:n], off); err != nil {
+		return fmt.Errorf("backing: %w", err)
+	}
+	return nil
+}
+
+// readFull fills b. Sources and sinks say themselves what failed and where.
+func readFull(d source.Disk, b []byte, off int64) error {
+	n, err := d.ReadAt(b, off)
+	if n == len(b) {
+		return nil // with io.EOF at the very end
+	}
+	if err == nil {
+		err = fmt.Errorf("read [%d, %d): %d bytes came, and no error", off, off+int64(len(b)), n)
+	}
+	return err
+}
+
+// write gives a finished piece to the sink.
+func (p *pipeline) write(ctx context.Context, c *piece) error {
+	if c.kind != source.Data {
+		return p.writeEmpty(ctx, c.off, c.n, c.kind)
+	}
+	for _, r := range c.runs {
+		off := c.off + int64(r.start)
+		if r.zero {
+			if err := p.writeEmpty(ctx, off, int64(r.end-r.start), source.Zero); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, err := p.dst.WriteAt(c.buf[r.start:r.end], off); err != nil {
+			return err
+		}
+		p.o.Counters.AddWritten(int64(r.end - r.start))
+	}
+	return nil
+}
+
+func (p *pipeline) writeEmpty(ctx context.Context, off, n int64, kind source.Kind) error {
+	if kind == source.Same {
+		return p.dst.SameAt(ctx, off, n)
+	}
+	if err := p.dst.ZeroAt(ctx, off, n); err != nil {
+		return err
+	}
+	p.o.Counters.AddZeroed(n)
+	return nil
+}
+
+// collect takes the pieces in order: it writes them where the sink wants that,
+// and lets their memory go.
+func (p *pipeline) collect(ctx context.Context) error {
+	for c := range p.order {
+		if p.worked(c) {
+			select {
+			case <-c.done:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if !p.parallel {
+			if err := context.Cause(ctx); err != nil {
+				return err
+			}
+			if err := p.write(ctx, c); err != nil {
+				return err
+			}
+		}
+		if p.works(c.kind) {
+			p.o.Counters.AddDone(c.n)
+		}
+		if c.free != nil {
+			c.free()
+			c.buf, c.free = nil, nil
+		}
+		p.pieces <- c
+	}
+	return context.Cause(ctx)
+}
+
+// works says whether a range of that kind is work that was planned.
+func (p *pipeline) works(kind source.Kind) bool {
+	return kind == source.Data || kind == source.Zero && !p.zeroed
+}
+
+// widen counts n bytes as work that the plan took for none.
+func (p *pipeline) widen(n int64) {
+	p.o.Counters.AddPlanned(n)
+	p.o.Counters.AddSkipped(-n)
+}
+
+// units yields the planned extents with borders that are multiples of the
+// sink's unit, but for the disk's end: a unit that is not wholly of one kind
+// becomes Data.
+func (p *pipeline) units(ctx context.Context) iter.Seq2[source.Extent, error] {
+	unit, size := p.dst.Unit(), p.plan.Size
+	if unit == 1 {
+		return p.plan.extents(ctx, p.src)
+	}
+	up := func(off int64) int64 { return min((off+unit-1)/unit*unit, size) }
+	down := func(off int64) int64 {
+		if off == size {
+			return size
+		}
+		return off / unit * unit
+	}
+	return func(yield func(source.Extent, error) bool) {
+		var sent, work int64 // all below sent was yielded; work was planned above it
+		for e, err := range p.plan.extents(ctx, p.src) {
+			if err != nil {
+				yield(source.Extent{}, err)
+				return
+			}
+			from, to := up(e.Off), down(e.End())
+			if p.works(e.Kind) {
+				work += min(e.End(), from) - e.Off
+			}
+			if from > to {
+				continue // inside one unit, which a later extent ends
+			}
+			if sent < from {
+				p.widen(from - sent - work)
+				if !yield(source.Extent{Off: sent, Len: from - sent}, nil) {
+					return
+				}
+			}
+			if from < to && !yield(source.Extent{Off: from, Len: to - from, Kind: e.Kind}, nil) {
+				return
+			}
+			sent, work = to, 0
+			if p.works(e.Kind) {
+				work = e.End() - to
+			}
+		}
+	}
+}

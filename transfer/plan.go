@@ -1,0 +1,91 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+	"iter"
+
+	"vddkcp/source"
+)
+
+// planCache bounds what a Plan remembers of the extents, at 8 bytes each: a
+// checkerboard of 64 TiB has 512 M of them. What lies beyond is asked again.
+const planCache = 8 << 20
+
+// maxSize is the largest disk that is copied, in bytes: 4 EiB, far above what
+// any format or file system holds, so that offsets have room to be rounded up.
+const maxSize = 1 << 62
+
+// Plan is what a copy of a disk has to move.
+type Plan struct {
+	Size             int64 // of the disk, bytes
+	Data, Zero, Same int64 // bytes of each kind; their sum is Size
+	Extents          int64 // how many, neighbours of one kind counted as one
+
+	// The first extents, as they touch each other: length<<2 | kind.
+	cache    []uint64
+	cachedTo int64
+}
+
+// NewPlan asks src for its extents, all of them, and adds them up.
+func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
+	p := &Plan{Size: src.Size()}
+	if p.Size > maxSize {
+		return nil, fmt.Errorf("the source claims %d bytes, more than the %d that can be copied", p.Size, int64(maxSize))
+	}
+	last, length := source.Kind(255), int64(0)
+	remember := func() {
+		if length > 0 && len(p.cache) < planCache/8 {
+			p.cache = append(p.cache, uint64(length)<<2|uint64(last))
+			p.cachedTo += length
+		}
+	}
+	for e, err := range source.Covered(ctx, src, 0, p.Size) {
+		if err != nil {
+			return nil, fmt.Errorf("query extents: %w", err)
+		}
+		switch e.Kind {
+		case source.Zero:
+			p.Zero += e.Len
+		case source.Same:
+			p.Same += e.Len
+		default:
+			p.Data += e.Len
+		}
+		if e.Kind == last {
+			length += e.Len
+			continue
+		}
+		remember()
+		p.Extents++
+		last, length = e.Kind, e.Len
+	}
+	remember()
+	return p, nil
+}
+
+// extents yields the planned extents: from memory, and what was too many to
+// remember from src.
+func (p *Plan) extents(ctx context.Context, src source.Disk) iter.Seq2[source.Extent, error] {
+	return func(yield func(source.Extent, error) bool) {
+		off := int64(0)
+		for _, c := range p.cache {
+			e := source.Extent{Off: off, Len: int64(c >> 2), Kind: source.Kind(c & 3)}
+			if !yield(e, nil) {
+				return
+			}
+			off = e.End()
+		}
+		if off == p.Size {
+			return
+		}
+		for e, err := range source.Covered(ctx, src, off, p.Size-off) {
+			if err != nil {
+				err = fmt.Errorf("query extents: %w", err)
+			}
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}

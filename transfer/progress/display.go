@@ -1,0 +1,172 @@
+package progress
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/schollz/progressbar/v3"
+
+	"vddkcp/internal/bytesize"
+)
+
+// Style is how progress is shown.
+type Style int
+
+// The styles of --progress.
+const (
+	None  Style = iota
+	Bar         // one line, drawn again and again: for a terminal
+	Lines       // a line every ten seconds: for a log
+	JSON        // an object a line, each second: for a program
+)
+
+// Display shows Counters while a copy runs, and is the one writer of the
+// stream that it draws on: what others write goes through it, so that a bar
+// and a message never share a line. It is safe for concurrent use.
+type Display struct {
+	style    Style
+	disk     string
+	counters *Counters
+	now      func() time.Time
+
+	mu    sync.Mutex // guards what follows
+	out   io.Writer
+	bar   *progressbar.ProgressBar
+	meter meter
+	total int64     // planned bytes when the bar was made
+	line  time.Time // of the last of Lines
+	phase Phase
+}
+
+// NewDisplay returns a Display of the copy of a disk, drawing on out.
+func NewDisplay(style Style, out io.Writer, disk string, c *Counters) *Display {
+	return &Display{style: style, out: out, disk: disk, counters: c, now: time.Now}
+}
+
+// Run shows progress until done is closed, and then once more.
+func (d *Display) Run(done <-chan struct{}) {
+	if d.style == None {
+		<-done
+		return
+	}
+	every := time.Second
+	if d.style == Bar {
+		every = 200 * time.Millisecond
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	d.line = d.now()
+	d.draw(false)
+	for {
+		select {
+		case <-tick.C:
+			d.draw(false)
+		case <-done:
+			d.draw(true)
+			return
+		}
+	}
+}
+
+// Write writes whole lines between those of the display.
+func (d *Display) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.bar != nil {
+		// The bar is drawn again at its next tick; an error of the terminal
+		// shows in the write below.
+		_ = d.bar.Clear()
+	}
+	return d.out.Write(p)
+}
+
+// Line is what --progress json prints, by docs/cli.md, "JSON". Sizes are bytes.
+type Line struct {
+	Type         string    `json:"type"`
+	Time         time.Time `json:"time"`
+	Phase        string    `json:"phase"`
+	Disk         string    `json:"disk"`
+	BytesDone    int64     `json:"bytes_done"`
+	BytesPlanned int64     `json:"bytes_planned"`
+	BytesSkipped int64     `json:"bytes_skipped"`
+	Rate         float64   `json:"rate"`        // bytes a second, of the last ten seconds
+	ETASeconds   *float64  `json:"eta_seconds"` // null: not known
+}
+
+// draw shows the present state. Errors of the stream are not the copy's: a
+// terminal that went away must not end it.
+func (d *Display) draw(last bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now, s := d.now(), d.counters.Snapshot()
+	rate := d.meter.add(now, s.Done)
+	var eta *float64
+	if rate > 0 && s.Planned >= s.Done {
+		seconds := float64(s.Planned-s.Done) / rate
+		eta = &seconds
+	}
+	switch d.style {
+	case JSON:
+		text, err := json.Marshal(Line{"progress", now, s.Phase.String(), d.disk, s.Done, s.Planned, s.Skipped, rate, eta})
+		if err == nil {
+			_, _ = d.out.Write(append(text, '\n'))
+		}
+	case Lines:
+		if last || now.Sub(d.line) >= 10*time.Second || s.Phase != d.phase && s.Phase == Finish {
+			d.line, d.phase = now, s.Phase
+			_, _ = io.WriteString(d.out, describe(s, rate, eta))
+		}
+	case Bar:
+		d.drawBar(s, last)
+	}
+}
+
+func describe(s Snapshot, rate float64, eta *float64) string {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "%s: %s of %s done", s.Phase, bytesize.Format(s.Done), bytesize.Format(s.Planned))
+	if s.Planned > 0 {
+		fmt.Fprintf(&b, " (%d%%)", s.Done*100/max(s.Planned, 1))
+	}
+	if s.Skipped > 0 {
+		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
+	}
+	if rate > 0 {
+		fmt.Fprintf(&b, ", %s/s", bytesize.Format(int64(rate)))
+	}
+	if eta != nil && *eta > 0 {
+		fmt.Fprintf(&b, ", %s left", (time.Duration(*eta) * time.Second).String())
+	}
+	return b.String() + "\n"
+}
+
+func (d *Display) drawBar(s Snapshot, last bool) {
+	total := s.Planned
+	if total == 0 {
+		total = -1 // a spinner, until it is known
+	}
+	if d.bar == nil || d.total != total {
+		if d.bar != nil {
+			_ = d.bar.Clear()
+		}
+		d.total = total
+		d.bar = progressbar.NewOptions64(total,
+			progressbar.OptionSetWriter(d.out),
+			progressbar.OptionShowBytes(true),
+			progressbar.OptionUseIECUnits(true),
+			progressbar.OptionFullWidth(),
+			progressbar.OptionSetPredictTime(true),
+			progressbar.OptionThrottle(0),
+		)
+	}
+	d.bar.Describe(fmt.Sprintf("%-6s", s.Phase))
+	_ = d.bar.Set64(s.Done)
+	if last {
+		_ = d.bar.Exit()
+		_, _ = io.WriteString(d.out, "\n")
+		d.bar = nil
+	}
+}

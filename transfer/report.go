@@ -1,0 +1,126 @@
+package transfer
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"vddkcp/transfer/progress"
+)
+
+// Status says in a word how a copy ended.
+type Status string
+
+// The states that a report may give.
+const (
+	StatusOK          Status = "ok"
+	StatusFailed      Status = "failed"
+	StatusInterrupted Status = "interrupted"
+	StatusMismatch    Status = "mismatch"
+	StatusSkipped     Status = "skipped"
+)
+
+// Report is what --report writes, by docs/cli.md, "JSON". Sizes are bytes.
+type Report struct {
+	Version        int       `json:"version"`
+	Status         Status    `json:"status"`
+	Exit           int       `json:"exit"`
+	Started        time.Time `json:"started"`
+	Finished       time.Time `json:"finished"`
+	Seconds        float64   `json:"seconds"`
+	Source         string    `json:"source"`
+	Target         string    `json:"target"`
+	Format         string    `json:"format"`
+	Transport      string    `json:"transport"`
+	VDDKVersion    string    `json:"vddk_version"`
+	VirtualSize    int64     `json:"virtual_size"`
+	BytesPlanned   int64     `json:"bytes_planned"`
+	BytesRead      int64     `json:"bytes_read"`
+	BytesWritten   int64     `json:"bytes_written"`
+	BytesZero      int64     `json:"bytes_zero"`
+	BytesCloned    int64     `json:"bytes_cloned"`
+	Connections    int       `json:"connections"`
+	ExtentsSource  string    `json:"extents_source"`
+	Retries        int64     `json:"retries"`
+	WorkerRestarts int64     `json:"worker_restarts"`
+	ResumedFrom    int64     `json:"resumed_from"`
+	ResumeProof    string    `json:"resume_proof"`
+	Verify         Verify    `json:"verify"`
+	Digest         *Digest   `json:"digest"`
+	Warnings       []string  `json:"warnings"`
+	Error          string    `json:"error"`
+	Hint           string    `json:"hint"`
+}
+
+// Verify is what a report says of the comparison of source and target.
+type Verify struct {
+	Status    string `json:"status"` // ok, mismatch, not_run
+	Different int64  `json:"different"`
+}
+
+// Digest is a content digest of a disk.
+type Digest struct {
+	Algorithm string `json:"algorithm"`
+	Value     string `json:"value"`
+}
+
+// NewReport returns the report of a copy that starts now.
+func NewReport(source, target string) *Report {
+	return &Report{
+		Version: 1, Started: time.Now(), Source: source, Target: target,
+		ResumeProof: "none", Verify: Verify{Status: "not_run"}, Warnings: []string{},
+	}
+}
+
+// Count takes over what the copy counted.
+func (r *Report) Count(s progress.Snapshot) {
+	r.BytesPlanned, r.BytesRead, r.BytesWritten = s.Planned, s.Read, s.Written
+	r.BytesZero, r.BytesCloned = s.Skipped+s.Zeroed, s.Cloned
+}
+
+// End notes the time, the status and the exit status.
+func (r *Report) End(status Status, exit int) {
+	r.Status, r.Exit, r.Finished = status, exit, time.Now()
+	r.Seconds = r.Finished.Sub(r.Started).Seconds()
+}
+
+// Write puts the report at path as a whole or not at all, durably: by a
+// temporary file beside it. What is no regular file (a pipe, a terminal) is
+// written to as it is.
+func (r *Report) Write(path string) error {
+	text, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	text = append(text, '\n')
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		if err := os.WriteFile(path, text, 0o666); err != nil {
+			return fmt.Errorf("report: %w", err)
+		}
+		return nil
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	defer os.Remove(f.Name()) // no longer there after the rename
+	_, err = f.Write(text)
+	if err == nil {
+		err = f.Chmod(0o644)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if closed := f.Close(); err == nil {
+		err = closed
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	return nil
+}

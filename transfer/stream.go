@@ -1,0 +1,105 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"golang.org/x/sync/errgroup"
+
+	"vddkcp/sink"
+	"vddkcp/source"
+	"vddkcp/transfer/progress"
+)
+
+// CopyStream fills dst with what r gives until its end, makes it durable and
+// publishes it. The stream must be of size bytes; with sink.UnknownSize, dst
+// must have been created with that and is as long as the stream turns out to
+// be. On any error dst is aborted. It returns how many bytes came.
+func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o Options) (n int64, err error) {
+	defer func() {
+		if err != nil {
+			if aborted := dst.Abort(); aborted != nil {
+				err = fmt.Errorf("%w (and cleaning up failed: %w)", err, aborted)
+			}
+		}
+	}()
+	zeroed := isZeroed(dst)
+	o = o.normal(dst, zeroed)
+	o.Counters.Enter(progress.Copy)
+	if size != sink.UnknownSize {
+		o.Counters.AddPlanned(size)
+	}
+	p := newPipeline(nil, dst, nil, o, zeroed)
+	release, err := p.reserve()
+	if err != nil {
+		return 0, err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		var err error
+		n, err = p.produceStream(gctx, r, size)
+		return err
+	})
+	g.Go(func() error { return p.collect(gctx) })
+	err = g.Wait()
+	if released := release(); err == nil {
+		err = released
+	}
+	if err != nil {
+		return n, err
+	}
+	if size == sink.UnknownSize {
+		sizer, ok := sink.Ability[sink.Sizer](dst)
+		if !ok {
+			return n, fmt.Errorf("the target must know the size of the stream beforehand: %w", errors.ErrUnsupported)
+		}
+		if err := sizer.SetSize(n); err != nil {
+			return n, err
+		}
+	}
+	return n, finish(ctx, dst, o.Counters)
+}
+
+// produceStream reads r to its end and sends what it holds off in order, read
+// and scanned.
+func (p *pipeline) produceStream(ctx context.Context, r io.Reader, size int64) (off int64, err error) {
+	defer close(p.order)
+	for {
+		var c *piece
+		select {
+		case c = <-p.pieces:
+		case <-ctx.Done():
+			return off, context.Cause(ctx)
+		}
+		if c.buf, c.free, err = p.buffers.Buffer(ctx, p.o.RequestSize); err != nil {
+			return off, err
+		}
+		n, err := io.ReadFull(r, c.buf)
+		ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		if err != nil && !ended {
+			return off, fmt.Errorf("read the stream at %d: %w", off, err)
+		}
+		switch came := off + int64(n); {
+		case size == sink.UnknownSize:
+		case came > size:
+			return off, fmt.Errorf("the stream is longer than the %d bytes it should have", size)
+		case ended && came < size:
+			return off, fmt.Errorf("the stream ended after %d of %d bytes", came, size)
+		}
+		if n > 0 {
+			if err := p.o.Limit.Wait(ctx, n); err != nil {
+				return off, err
+			}
+			c.off, c.n, c.kind, c.buf = off, int64(n), source.Data, c.buf[:n]
+			p.scan(c)
+			c.done <- struct{}{}
+			p.order <- c
+			off += int64(n)
+		}
+		if ended {
+			return off, nil
+		}
+	}
+}
