@@ -165,17 +165,17 @@ func (p *place) checkPartial(o Options) (os.FileInfo, error) {
 	if err := o.isSource(path, info); err != nil {
 		return nil, err
 	}
-	if o.State != nil {
-		if info.Size() < o.Resume {
-			return nil, fmt.Errorf("resume: %s has %d bytes, want %d that are done", path, info.Size(), o.Resume)
-		}
-		return info, nil
-	}
 	if f, err := p.open(p.partial, unix.O_RDONLY|unix.O_NONBLOCK); err == nil {
 		defer f.Close()
 		if err := lock(f); err != nil {
 			return nil, err
 		}
+	}
+	if o.State != nil {
+		if info.Size() < o.Resume {
+			return nil, fmt.Errorf("resume: %s has %d bytes, want %d that are done", path, info.Size(), o.Resume)
+		}
+		return info, nil
 	}
 	if !o.Force {
 		return nil, fmt.Errorf("%s: %w: an earlier copy that did not end left it; remove it, or drop it with --force", path, fs.ErrExist)

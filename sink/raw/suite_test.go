@@ -206,8 +206,8 @@ func (d *deviceTarget) Leftovers() []string { return nil }
 func TestDevice(t *testing.T) {
 	peer.NeedRoot(t)
 	const size = 1 << 20
-	for _, sector := range []string{"512", "4096"} {
-		for _, lacks := range [][]int{nil, {0}, {0, 1}, {0, 1, 2}} {
+	for sector, lackings := range map[string][][]int{"512": {nil, {0}, {0, 1}, {0, 1, 2}}, "4096": {nil}} {
+		for _, lacks := range lackings {
 			t.Run(fmt.Sprintf("sector %s lacks %v", sector, lacks), func(t *testing.T) {
 				sinktest.Test(t, sinktest.Config{
 					New: func(t testing.TB) sinktest.Target {

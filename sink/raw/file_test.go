@@ -1,0 +1,748 @@
+package raw
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/internal/peer"
+	"vddkcp/sink"
+)
+
+const diskSize = 1<<20 + 777
+
+// content is a disk of diskSize bytes with zeros in the middle.
+func content() []byte {
+	b := bytes.Repeat([]byte("vddkcp "), diskSize/7+1)[:diskSize]
+	clear(b[256<<10 : 512<<10])
+	return b
+}
+
+// fillDisk writes content.
+func fillDisk(d sink.Disk) error {
+	b := content()
+	_, err := d.WriteAt(b[:256<<10], 0)
+	if err == nil {
+		err = d.ZeroAt(context.Background(), 256<<10, 256<<10)
+	}
+	if err == nil {
+		_, err = d.WriteAt(b[512<<10:], 512<<10)
+	}
+	return err
+}
+
+// copyTo makes a whole disk, and returns the error of the step that failed.
+func copyTo(t *testing.T, path string, o Options, sys system) error {
+	t.Helper()
+	d, err := createFile(t.Context(), path, diskSize, o, sys)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := d.Abort(); err != nil {
+			t.Errorf("Abort: %v", err)
+		}
+	}()
+	if err = fillDisk(d); err == nil {
+		err = d.Finish(t.Context())
+	}
+	if err == nil {
+		err = d.Publish(t.Context())
+	}
+	return err
+}
+
+// inFolder fails unless dir holds just these names.
+func inFolder(t *testing.T, dir string, want ...string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("%s holds %q, want %q", dir, got, want)
+	}
+}
+
+func hasContent(t *testing.T, path string, want []byte) {
+	t.Helper()
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Error(err)
+	} else if !bytes.Equal(got, want) {
+		t.Errorf("%s has %d bytes that are not the %d it should have", path, len(got), len(want))
+	}
+}
+
+func put(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Each system call that fails ends the copy with an error that names the file,
+// and nothing is left behind.
+func TestFileFaults(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		o       Options
+		fault   func(*system)
+		want    error
+		message string
+	}{
+		{"write", Options{}, func(s *system) { failWrites(s, unix.EIO) }, unix.EIO, "disk.raw.partial at offset 0: input/output error"},
+		{"no space", Options{}, func(s *system) { failWrites(s, unix.ENOSPC) }, unix.ENOSPC, "iB free): make room"},
+		{"quota", Options{}, func(s *system) { failWrites(s, unix.EDQUOT) }, unix.EDQUOT, "quota"},
+		{"too big", Options{}, func(s *system) { failWrites(s, unix.EFBIG) }, unix.EFBIG, "ulimit -f"},
+		{"write of nothing", Options{}, func(s *system) {
+			s.pwriteUncache = func(int, []byte, int64) (int, error) { return 0, nil }
+		}, nil, "short write"},
+		{"write zeros", Options{Preallocation: PreallocateFull}, func(s *system) {
+			real := s.pwriteUncache
+			s.pwriteUncache = func(fd int, p []byte, off int64) (int, error) {
+				if off == 256<<10 {
+					return 0, unix.EIO
+				}
+				return real(fd, p, off)
+			}
+			s.pwrite = s.pwriteUncache
+		}, unix.EIO, "at offset 262144"},
+		{"fsync", Options{}, func(s *system) { s.fsync = func(int) error { return unix.EIO } }, unix.EIO, "fsync"},
+		{"fsync is short of space", Options{}, func(s *system) { s.fsync = func(int) error { return unix.ENOSPC } }, unix.ENOSPC, "make room"},
+		{"ftruncate", Options{}, func(s *system) { s.ftruncate = func(int, int64) error { return unix.EFBIG } }, unix.EFBIG, "set the size of"},
+		{"fallocate", Options{Preallocation: PreallocateFalloc}, func(s *system) {
+			s.fallocate = func(int, uint32, int64, int64) error { return unix.ENOSPC }
+		}, unix.ENOSPC, "reserve [0, 1049353)"},
+		{"no fallocate", Options{Preallocation: PreallocateFalloc}, func(s *system) {
+			s.fallocate = func(int, uint32, int64, int64) error { return unix.EOPNOTSUPP }
+		}, errors.ErrUnsupported, "--preallocation off or full"},
+		{"rename", Options{}, func(s *system) {
+			s.rename = func(int, string, string, uint) error { return unix.EIO }
+		}, unix.EIO, "rename"},
+		{"link", Options{}, func(s *system) {
+			s.rename = func(int, string, string, uint) error { return unix.EINVAL }
+			s.link = func(int, string, string) error { return unix.EIO }
+		}, unix.EIO, "rename"},
+		{"fsync of the folder", Options{}, func(s *system) { s.fsyncDir = func(int) error { return unix.EIO } }, unix.EIO, "fsync"},
+		{"fsync of the folder, and no way back", Options{}, func(s *system) {
+			s.fsyncDir = func(int) error { return unix.EIO }
+			real := s.rename
+			s.rename = func(dir int, from, to string, flags uint) error {
+				if from == "disk.raw" {
+					return unix.EIO
+				}
+				return real(dir, from, to, flags)
+			}
+		}, unix.EIO, "fsync"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			sys := kernel()
+			c.fault(&sys)
+			err := copyTo(t, filepath.Join(dir, "disk.raw"), c.o, sys)
+			if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.message) || !strings.Contains(err.Error(), dir) {
+				t.Errorf("error %v; want %v with %q and the path", err, c.want, c.message)
+			}
+			inFolder(t, dir)
+		})
+	}
+}
+
+func failWrites(s *system, err error) {
+	s.pwrite = func(int, []byte, int64) (int, error) { return 0, err }
+	s.pwriteUncache = s.pwrite
+}
+
+// What the kernel lacks, interrupts or does by halves costs nothing.
+func TestFileDegrades(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		fault func(*system)
+	}{
+		{"short writes", func(s *system) {
+			s.pwriteUncache = func(fd int, p []byte, off int64) (int, error) { return unix.Pwrite(fd, p[:min(len(p), 1000)], off) }
+		}},
+		{"signals", func(s *system) {
+			var n atomic.Int32
+			s.pwriteUncache = func(fd int, p []byte, off int64) (int, error) {
+				if n.Add(1)%2 == 1 {
+					return 0, unix.EINTR
+				}
+				return unix.Pwrite(fd, p, off)
+			}
+			s.fsync = func(fd int) error {
+				if n.Add(1)%2 == 1 {
+					return unix.EINTR
+				}
+				return unix.Fsync(fd)
+			}
+		}},
+		{"no RENAME_NOREPLACE", func(s *system) { onlyPlainRename(s) }},
+		{"neither that nor links", func(s *system) {
+			onlyPlainRename(s)
+			s.link = func(int, string, string) error { return unix.EPERM }
+		}},
+		{"folders can't be synced", func(s *system) { s.fsyncDir = func(int) error { return unix.EINVAL } }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			sys := kernel()
+			c.fault(&sys)
+			path := filepath.Join(dir, "disk.raw")
+			if err := copyTo(t, path, Options{}, sys); err != nil {
+				t.Fatal(err)
+			}
+			hasContent(t, path, content())
+			inFolder(t, dir, "disk.raw")
+
+			// A file that comes up meanwhile is not replaced, either.
+			d, err := createFile(t.Context(), filepath.Join(dir, "other"), diskSize, Options{}, sys)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(fillDisk(d), d.Finish(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			put(t, filepath.Join(dir, "other"), "not ours")
+			if err := d.Publish(t.Context()); !errors.Is(err, fs.ErrExist) || !strings.Contains(err.Error(), "--force") {
+				t.Errorf("Publish over a file that came up meanwhile: %v", err)
+			}
+			if err := d.Abort(); err != nil {
+				t.Error(err)
+			}
+			hasContent(t, filepath.Join(dir, "other"), []byte("not ours"))
+			inFolder(t, dir, "disk.raw", "other")
+		})
+	}
+}
+
+func onlyPlainRename(s *system) {
+	s.rename = func(dir int, from, to string, flags uint) error {
+		if flags != 0 {
+			return unix.EINVAL
+		}
+		return unix.Renameat2(dir, from, dir, to, 0)
+	}
+}
+
+func TestUncachedWritesAreAskedForOnce(t *testing.T) {
+	for _, lacks := range []error{unix.EOPNOTSUPP, unix.EINVAL, unix.ENOSYS} {
+		sys := kernel()
+		asked, pushed := 0, atomic.Int32{}
+		sys.pwriteUncache = func(int, []byte, int64) (int, error) { asked++; return 0, lacks }
+		sys.syncRange = func(fd int, off, n int64, flags int) error { pushed.Add(1); return nil }
+		path := filepath.Join(t.TempDir(), "disk.raw")
+		d, err := createFile(t.Context(), path, 4*pushStep, Options{}, sys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Abort()
+		for off := int64(0); off < 4*pushStep; off += 1 << 20 {
+			if _, err := d.WriteAt(zeros[:], off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.Finish(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		d.Abort() // joins the write-back
+		if asked != 1 || pushed.Load() == 0 {
+			t.Errorf("%v: asked %d times, write-back started %d times; want 1, and 1 or more", lacks, asked, pushed.Load())
+		}
+	}
+}
+
+// The kernel tells of a lost write once. If write-back got to hear it, the disk
+// must not be finished.
+func TestWriteBackError(t *testing.T) {
+	for _, drop := range []bool{false, true} {
+		sys := kernel()
+		told := make(chan struct{})
+		sys.pwriteUncache = func(int, []byte, int64) (int, error) { return 0, unix.EOPNOTSUPP }
+		sys.syncRange = func(int, int64, int64, int) error { close(told); return unix.EIO }
+		dir := t.TempDir()
+		d, err := createFile(t.Context(), filepath.Join(dir, "disk.raw"), pushStep, Options{DropCache: drop}, sys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.WriteAt(make([]byte, pushStep), 0); err != nil {
+			t.Fatal(err)
+		}
+		<-told
+		d.(*file).w.pushes.Wait()
+		if err := d.Finish(t.Context()); !errors.Is(err, unix.EIO) {
+			t.Errorf("Finish: %v, want EIO", err)
+		}
+		d.Abort()
+		inFolder(t, dir)
+	}
+}
+
+func TestFsyncIsNotAskedAgain(t *testing.T) {
+	asked := 0
+	sys := kernel()
+	sys.fsync = func(int) error {
+		asked++
+		if asked > 1 {
+			return nil // the kernel has forgotten
+		}
+		return unix.EIO
+	}
+	d, err := createFile(t.Context(), filepath.Join(t.TempDir(), "disk.raw"), diskSize, Options{}, sys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Abort()
+	if err := fillDisk(d); err != nil {
+		t.Fatal(err)
+	}
+	_, sync, err := d.Checkpoint(diskSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sync(t.Context()); !errors.Is(err, unix.EIO) {
+		t.Errorf("sync: %v", err)
+	}
+	if err := d.Finish(t.Context()); !errors.Is(err, unix.EIO) {
+		t.Errorf("Finish: %v", err)
+	}
+	if err := d.Publish(t.Context()); !errors.Is(err, unix.EIO) {
+		t.Errorf("Publish: %v", err)
+	}
+	if asked != 1 {
+		t.Errorf("fsync was asked %d times", asked)
+	}
+}
+
+// An existing file that was replaced is gone, so the new one stays.
+func TestForceWhereFolderCantBeSynced(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk.raw")
+	put(t, path, "old")
+	sys := kernel()
+	sys.fsyncDir = func(int) error { return unix.EIO }
+	if err := copyTo(t, path, Options{Force: true}, sys); !errors.Is(err, unix.EIO) || !strings.Contains(err.Error(), "may not survive a crash") {
+		t.Errorf("error %v", err)
+	}
+	hasContent(t, path, content())
+	inFolder(t, dir, "disk.raw")
+}
+
+func TestForceKeepsModeAndOwner(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk.raw")
+	put(t, path, "old")
+	if err := os.Chmod(path, 0o640|fs.ModeSetgid); err != nil {
+		t.Fatal(err)
+	}
+	if os.Geteuid() == 0 {
+		if err := os.Chown(path, 4242, 4343); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var before, during, after unix.Stat_t
+	unix.Stat(path, &before)
+	d, err := CreateFile(t.Context(), path, diskSize, Options{Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Abort()
+	unix.Stat(path+".partial", &during)
+	if err := errors.Join(fillDisk(d), d.Finish(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	hasContent(t, path, []byte("old"))
+	if err := d.Publish(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	hasContent(t, path, content())
+	unix.Stat(path, &after)
+	for _, s := range []unix.Stat_t{during, after} {
+		if s.Mode != before.Mode || s.Uid != before.Uid || s.Gid != before.Gid {
+			t.Errorf("mode %o, owner %d:%d; want %o, %d:%d", s.Mode, s.Uid, s.Gid, before.Mode, before.Uid, before.Gid)
+		}
+	}
+}
+
+func TestNewFileObeysUmask(t *testing.T) {
+	if path := os.Getenv("VDDKCP_TEST_UMASK"); path != "" {
+		unix.Umask(0o027)
+		if err := copyTo(t, path, Options{}, kernel()); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	again := exec.Command(os.Args[0], "-test.run=^TestNewFileObeysUmask$")
+	again.Env = append(os.Environ(), "VDDKCP_TEST_UMASK="+path)
+	if out, err := again.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode() != 0o640 {
+		t.Errorf("%v, %v; want mode 0640", info.Mode(), err)
+	}
+}
+
+// What is refused is refused by CheckFile as well as by CreateFile, and leaves
+// all as it was.
+func TestFileRefused(t *testing.T) {
+	const name = "disk.raw"
+	isSource := func(path string) func(os.FileInfo) (string, bool) {
+		return func(info os.FileInfo) (string, bool) {
+			source, err := os.Stat(path)
+			return path, err == nil && os.SameFile(source, info)
+		}
+	}
+	at := func(dir string) string { return filepath.Join(dir, name) }
+	for _, c := range []struct {
+		name  string
+		setup func(t *testing.T, dir string, o *Options) (path string)
+		want  error
+		text  string
+	}{
+		{"exists", func(t *testing.T, dir string, o *Options) string {
+			put(t, at(dir), "old")
+			return at(dir)
+		}, fs.ErrExist, "--force"},
+		{"exists behind a link", func(t *testing.T, dir string, o *Options) string {
+			put(t, at(dir), "old")
+			os.Symlink(name, filepath.Join(dir, "link"))
+			return filepath.Join(dir, "link")
+		}, fs.ErrExist, name},
+		{"partial exists", func(t *testing.T, dir string, o *Options) string {
+			put(t, at(dir)+".partial", "old")
+			return at(dir)
+		}, fs.ErrExist, "disk.raw.partial: file already exists: an earlier copy"},
+		{"partial is no file", func(t *testing.T, dir string, o *Options) string {
+			os.Symlink("/etc/passwd", at(dir)+".partial")
+			o.Force = true
+			return at(dir)
+		}, nil, "no regular file"},
+		{"folder", func(t *testing.T, dir string, o *Options) string {
+			os.Mkdir(at(dir), 0o777)
+			o.Force = true
+			return at(dir)
+		}, nil, "is a folder"},
+		{"name of a folder", func(t *testing.T, dir string, o *Options) string { return at(dir) + "/" }, nil, "name of a folder"},
+		{"FIFO", func(t *testing.T, dir string, o *Options) string {
+			unix.Mkfifo(at(dir), 0o666)
+			o.Force = true
+			return at(dir)
+		}, nil, "no regular file"},
+		{"no such folder", func(t *testing.T, dir string, o *Options) string { return filepath.Join(dir, "none", name) }, fs.ErrNotExist, "the folder of"},
+		{"file as a folder", func(t *testing.T, dir string, o *Options) string {
+			put(t, at(dir), "old")
+			return filepath.Join(at(dir), name)
+		}, unix.ENOTDIR, "the folder of"},
+		{"links in a circle", func(t *testing.T, dir string, o *Options) string {
+			os.Symlink("b", filepath.Join(dir, "a"))
+			os.Symlink("a", filepath.Join(dir, "b"))
+			return filepath.Join(dir, "a")
+		}, unix.ELOOP, "a: too many levels of symbolic links"},
+		{"source", func(t *testing.T, dir string, o *Options) string {
+			put(t, at(dir), "old")
+			o.Force, o.Source = true, isSource(at(dir))
+			return at(dir)
+		}, nil, "is the source"},
+		{"source by a hard link", func(t *testing.T, dir string, o *Options) string {
+			put(t, filepath.Join(dir, "source"), "old")
+			os.Link(filepath.Join(dir, "source"), at(dir))
+			o.Force, o.Source = true, isSource(filepath.Join(dir, "source"))
+			return at(dir)
+		}, nil, "a file of the source: the same as"},
+		{"source as partial", func(t *testing.T, dir string, o *Options) string {
+			put(t, at(dir)+".partial", "old")
+			o.Force, o.Source = true, isSource(at(dir)+".partial")
+			return at(dir)
+		}, nil, "disk.raw.partial is the source"},
+		{"being written", func(t *testing.T, dir string, o *Options) string {
+			d, err := CreateFile(t.Context(), at(dir), 10, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { d.Abort() })
+			o.Force = true
+			return at(dir)
+		}, nil, "being written by another process"},
+		{"too little space", func(t *testing.T, dir string, o *Options) string {
+			o.Need = 1 << 60
+			return at(dir)
+		}, unix.ENOSPC, "needs 1.0 EiB (1152921504606846976 bytes)"},
+		{"preallocation", func(t *testing.T, dir string, o *Options) string {
+			o.Preallocation = "metadata"
+			return at(dir)
+		}, nil, `"metadata"`},
+		{"nothing to resume", func(t *testing.T, dir string, o *Options) string {
+			o.State = state(diskSize)
+			return at(dir)
+		}, fs.ErrNotExist, "resume"},
+		{"too short to resume", func(t *testing.T, dir string, o *Options) string {
+			put(t, at(dir)+".partial", "old")
+			o.State, o.Resume = state(diskSize), 4
+			return at(dir)
+		}, nil, "has 3 bytes, want 4"},
+		{"resume of another size", func(t *testing.T, dir string, o *Options) string {
+			put(t, at(dir)+".partial", "old")
+			o.State, o.Resume = state(diskSize+1), 1
+			return at(dir)
+		}, nil, "want \"raw 1049353\""},
+		{"resume without a state", func(t *testing.T, dir string, o *Options) string {
+			o.Resume = 1
+			return at(dir)
+		}, nil, "without the state"},
+		{"resume what is being written", func(t *testing.T, dir string, o *Options) string {
+			d, err := CreateFile(t.Context(), at(dir), diskSize, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { d.Abort() })
+			o.State, o.Resume = state(diskSize), 1
+			return at(dir)
+		}, nil, "being written by another process"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			var o Options
+			path := c.setup(t, dir, &o)
+			before := tree(t, dir)
+			d, createErr := CreateFile(t.Context(), path, diskSize, o)
+			if createErr == nil {
+				d.Abort()
+			}
+			for call, err := range map[string]error{"CheckFile": CheckFile(path, diskSize, o), "CreateFile": createErr} {
+				if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
+					t.Errorf("%s: %v; want %v with %q", call, err, c.want, c.text)
+				}
+			}
+			if after := tree(t, dir); after != before {
+				t.Errorf("the folder was\n%sand is\n%s", before, after)
+			}
+		})
+	}
+}
+
+// tree lists what is in dir, with inodes and sizes.
+func tree(t *testing.T, dir string) string {
+	return peer.Run(t, "ls", "-Alin", "--time-style=full-iso", dir)
+}
+
+func TestFileThroughLinks(t *testing.T) {
+	dir := t.TempDir()
+	os.MkdirAll(filepath.Join(dir, "real/sub"), 0o777)
+	os.MkdirAll(filepath.Join(dir, "entry"), 0o777)
+	os.Symlink("../real/sub", filepath.Join(dir, "entry/sub"))
+	// Through entry/sub, ".." is real and not entry.
+	os.Symlink("sub/../target", filepath.Join(dir, "entry/link"))
+	path := filepath.Join(dir, "entry/link")
+	d, err := CreateFile(t.Context(), path, diskSize, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Abort()
+	inFolder(t, filepath.Join(dir, "real"), "sub", "target.partial")
+	if err := errors.Join(fillDisk(d), d.Finish(t.Context()), d.Publish(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	hasContent(t, filepath.Join(dir, "real/target"), content())
+	inFolder(t, filepath.Join(dir, "entry"), "link", "sub")
+	if err := copyTo(t, path, Options{Force: true}, kernel()); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != fs.ModeSymlink {
+		t.Errorf("the link became %v, %v", info, err)
+	}
+}
+
+func TestForceDropsPartial(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk.raw")
+	put(t, path+".partial", "old")
+	if err := copyTo(t, path, Options{Force: true}, kernel()); err != nil {
+		t.Fatal(err)
+	}
+	hasContent(t, path, content())
+	inFolder(t, dir, "disk.raw")
+}
+
+// What another process put in place of the .partial is neither published nor
+// removed.
+func TestPartialReplaced(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk.raw")
+	d, err := CreateFile(t.Context(), path, diskSize, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(fillDisk(d), d.Finish(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	os.Remove(path + ".partial")
+	put(t, path+".partial", "not ours")
+	if err := d.Publish(t.Context()); err == nil || !strings.Contains(err.Error(), "another process") {
+		t.Errorf("Publish: %v", err)
+	}
+	if err := d.Abort(); err != nil {
+		t.Error(err)
+	}
+	hasContent(t, path+".partial", []byte("not ours"))
+	inFolder(t, dir, "disk.raw.partial")
+}
+
+func TestPartialResized(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.raw")
+	d, err := CreateFile(t.Context(), path, diskSize, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Abort()
+	if err := fillDisk(d); err != nil {
+		t.Fatal(err)
+	}
+	os.Truncate(path+".partial", diskSize-1)
+	if err := d.Finish(t.Context()); err == nil || !strings.Contains(err.Error(), "has 1049352 bytes, want 1049353") {
+		t.Errorf("Finish: %v", err)
+	}
+}
+
+func TestFolderVanishes(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "gone")
+	os.Mkdir(dir, 0o777)
+	d, err := CreateFile(t.Context(), filepath.Join(dir, "disk.raw"), diskSize, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	os.RemoveAll(dir)
+	if err := errors.Join(fillDisk(d), d.Finish(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Publish(t.Context()); err == nil {
+		t.Error("Publish: no error")
+	}
+	if err := d.Abort(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Abort leaves a .partial that an earlier run made.
+func TestAbortAfterResume(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk.raw")
+	d, err := CreateFile(t.Context(), path, diskSize, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(fillDisk(d), d.Suspend()); err != nil {
+		t.Fatal(err)
+	}
+	d, err = CreateFile(t.Context(), path, diskSize, Options{Options: sink.Options{State: state(diskSize), Resume: 4096}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Abort(); err != nil {
+		t.Fatal(err)
+	}
+	want := make([]byte, diskSize)
+	copy(want[:4096], content())
+	hasContent(t, path+".partial", want)
+	inFolder(t, dir, "disk.raw.partial")
+}
+
+func TestPreallocation(t *testing.T) {
+	for p, allocated := range map[Preallocation]bool{"": false, PreallocateOff: false, PreallocateFalloc: true, PreallocateFull: true} {
+		path := filepath.Join(t.TempDir(), "disk.raw")
+		d, err := CreateFile(t.Context(), path, diskSize, Options{Preallocation: p})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(d.ZeroAt(t.Context(), 0, diskSize), d.Finish(t.Context()), d.Publish(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		var s unix.Stat_t
+		unix.Stat(path, &s)
+		if got := s.Blocks*512 >= diskSize; got != allocated || s.Size != diskSize {
+			t.Errorf("preallocation %q: %d of %d bytes are allocated", p, s.Blocks*512, s.Size)
+		}
+	}
+}
+
+// mount mounts a tmpfs, and returns its place.
+func mount(t *testing.T, options string) string {
+	t.Helper()
+	peer.NeedRoot(t)
+	dir := t.TempDir()
+	peer.Run(t, "mount", "-t", "tmpfs", "-o", options, "none", dir)
+	t.Cleanup(func() { peer.Run(t, "umount", dir) })
+	return dir
+}
+
+func TestNoSpaceInMidCopy(t *testing.T) {
+	dir := mount(t, "size=512k")
+	err := copyTo(t, filepath.Join(dir, "disk.raw"), Options{}, kernel())
+	if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), "at offset") || !strings.Contains(err.Error(), "(0 B free)") {
+		t.Errorf("error %v", err)
+	}
+	inFolder(t, dir)
+	for _, p := range []Preallocation{PreallocateFalloc, PreallocateFull} { // these know beforehand
+		if err := CheckFile(filepath.Join(dir, "disk.raw"), diskSize, Options{Preallocation: p}); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("preallocation %s: %v", p, err)
+		}
+	}
+}
+
+// The space of a .partial that is dropped counts as free.
+func TestSpaceOfDroppedPartial(t *testing.T) {
+	dir := mount(t, "size=2m")
+	path := filepath.Join(dir, "disk.raw")
+	put(t, path+".partial", strings.Repeat("x", 1536<<10))
+	if err := copyTo(t, path, Options{Force: true, Need: diskSize}, kernel()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestReadOnlyFileSystem(t *testing.T) {
+	dir := mount(t, "size=4m")
+	peer.Run(t, "mount", "-o", "remount,ro", dir)
+	path := filepath.Join(dir, "disk.raw")
+	_, err := CreateFile(t.Context(), path, diskSize, Options{})
+	for _, err := range []error{err, CheckFile(path, diskSize, Options{})} {
+		if !errors.Is(err, unix.EROFS) || !strings.Contains(err.Error(), path) {
+			t.Errorf("error %v", err)
+		}
+	}
+}
+
+func TestFileSizeLimit(t *testing.T) {
+	if path := os.Getenv("VDDKCP_TEST_LIMIT"); path != "" {
+		if err := unix.Setrlimit(unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: 4096, Max: 4096}); err != nil {
+			t.Fatal(err)
+		}
+		if err := copyTo(t, path, Options{}, kernel()); !errors.Is(err, unix.EFBIG) || !strings.Contains(err.Error(), "ulimit -f") {
+			t.Fatalf("error %v", err)
+		}
+		return
+	}
+	dir := t.TempDir()
+	again := exec.Command(os.Args[0], "-test.run=^TestFileSizeLimit$")
+	again.Env = append(os.Environ(), "VDDKCP_TEST_LIMIT="+filepath.Join(dir, "disk.raw"))
+	if out, err := again.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	inFolder(t, dir)
+}
