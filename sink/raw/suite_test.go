@@ -1,6 +1,7 @@
 package raw
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -209,9 +210,13 @@ func TestDevice(t *testing.T) {
 	for sector, lackings := range map[string][][]int{"512": {nil, {0}, {0, 1}, {0, 1, 2}}, "4096": {nil}} {
 		for _, lacks := range lackings {
 			t.Run(fmt.Sprintf("sector %s lacks %v", sector, lacks), func(t *testing.T) {
+				path := loop(t, size, "--sector-size", sector)
 				sinktest.Test(t, sinktest.Config{
 					New: func(t testing.TB) sinktest.Target {
-						d := &deviceTarget{path: loop(t, size, "--sector-size", sector), size: size, lacks: lacks, t: t}
+						if err := os.WriteFile(path, bytes.Repeat([]byte{0xAA}, size), 0); err != nil {
+							t.Fatal(err)
+						}
+						d := &deviceTarget{path: path, size: size, lacks: lacks, t: t}
 						t.Cleanup(func() {
 							if n := int(d.calls.Load()); n > 2*len(lacks) { // twice where the disk was resumed
 								t.Errorf("%d calls of the methods %v, which fail", n, lacks)

@@ -37,8 +37,10 @@ type Breaker interface{ Break(err error) }
 
 // Config says what the sink under test can do.
 type Config struct {
-	// New returns a new place for each test, of MaxSize bytes or more. Where
-	// the target has content before, fill it with other bytes than zeros.
+	// New returns a new place for each disk, of MaxSize bytes or more. Where
+	// the target has content before, fill it with other bytes than zeros. It
+	// is called when the disks before have ended, so that a device may serve
+	// for all.
 	New func(t testing.TB) Target
 	// Unit is what each disk's Unit must return.
 	Unit int64
@@ -327,6 +329,7 @@ func testUnknownSize(t *testing.T, c Config) {
 	if err := s.SetSize(p.size()); err == nil {
 		t.Error("SetSize of a disk whose size is known: no error")
 	}
+	known.Abort()
 	if d, err := c.New(t).Create(t.Context(), sink.UnknownSize, sink.Options{}); errors.Is(err, errors.ErrUnsupported) {
 		t.Skip(err) // not with these options
 	} else if err == nil {
