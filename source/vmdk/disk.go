@@ -486,6 +486,12 @@ func (d *Disk) emit(ctx context.Context, out *merger, kind grainKind, off, n int
 	case d.parent == nil:
 		return out.add(source.Extent{Off: off, Len: n, Kind: source.Zero, Absent: true})
 	}
+	return d.emitParent(ctx, out, off, n)
+}
+
+// emitParent is apart from emit because ranging over a function takes memory
+// in each call.
+func (d *Disk) emitParent(ctx context.Context, out *merger, off, n int64) error {
 	has := max(0, min(n, d.parent.Size()-off))
 	if has > 0 {
 		for e, err := range d.parent.Extents(ctx, off, has) {

@@ -134,20 +134,24 @@ func (s *sparse) run(g, max int64, hole *fileHole) (run, error) {
 		return run{}, err
 	}
 	left := min(perTable-in, s.grains()-g)
+	off := at + in*4
+	if at > 1 && hole.has(off, left*4) {
+		at = 0
+	}
 	if at <= 1 {
 		// A table that is not there, and often many of them.
 		for left < max {
-			if next, err := s.table(table + 1); err != nil || next != at {
+			next, err := s.table(table + 1)
+			if next > 1 && hole.has(next, perTable*4) {
+				next = 0
+			}
+			if err != nil || next != at {
 				break
 			}
 			table++
 			left = min(left+perTable, s.grains()-g)
 		}
 		return run{n: left, like: uint32(at)}, nil
-	}
-	off := at + in*4
-	if hole.has(off, left*4) {
-		return run{n: left}, nil
 	}
 	data, err := s.mem.page(s.file, s.id, s.fileSize, off/pageSize)
 	if err != nil {
