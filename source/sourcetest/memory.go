@@ -41,7 +41,10 @@ type Memory struct {
 	// none.
 	Description source.Info
 
-	mu     sync.RWMutex // held for reading by reads, so that Close waits for them
+	// reads are in progress, for Close to wait; a lock held by them would hang
+	// tests in a synctest bubble. It is added to under mu, and before Close.
+	reads  sync.WaitGroup
+	mu     sync.Mutex
 	closed bool
 }
 
@@ -55,11 +58,14 @@ func (m *Memory) Size() int64 {
 
 // ReadAt implements source.Disk.
 func (m *Memory) ReadAt(p []byte, off int64) (int, error) {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
+	m.mu.Lock()
 	if err := m.ended(); err != nil {
+		m.mu.Unlock()
 		return 0, err
 	}
+	m.reads.Add(1)
+	m.mu.Unlock()
+	defer m.reads.Done()
 	if off < 0 {
 		return 0, fmt.Errorf("read at negative offset %d", off)
 	}
@@ -108,9 +114,9 @@ func (m *Memory) Extents(ctx context.Context, off, length int64) iter.Seq2[sourc
 			e.Off, e.Len = from, to-from
 			err := context.Cause(ctx)
 			if err == nil {
-				m.mu.RLock()
+				m.mu.Lock()
 				err = m.ended()
-				m.mu.RUnlock()
+				m.mu.Unlock()
 			}
 			if err == nil && m.OnExtent != nil {
 				err = m.OnExtent(e)
@@ -146,18 +152,20 @@ func (m *Memory) Info() source.Info {
 // Close waits for reads in progress.
 func (m *Memory) Close() error {
 	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
+	closed := m.closed
+	m.closed = true
+	m.mu.Unlock()
+	m.reads.Wait()
+	if closed {
 		return os.ErrClosed
 	}
-	m.closed = true
 	return nil
 }
 
 // Closed says whether Close was called.
 func (m *Memory) Closed() bool {
-	m.mu.RLock()
-	defer m.mu.RUnlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	return m.closed
 }
 

@@ -47,6 +47,7 @@ func Run(t *testing.T, c Config) {
 		{"Extents", testExtents},
 		{"ExtentsOfPart", testExtentsOfPart},
 		{"ExtentsBreak", testExtentsBreak},
+		{"ExtentsClose", testExtentsClose},
 		{"ExtentsOutside", testExtentsOutside},
 		{"Context", testContext},
 		{"ContextOfExtents", testContextOfExtents},
@@ -222,7 +223,7 @@ func testReadConcurrently(t *testing.T, c Config) {
 func testReader(t *testing.T, c Config) {
 	d := c.open(t)
 	off := c.size() / 3
-	n := min(c.size()-off, 100_000)
+	n := min(c.size()-off, 10_000) // it is read byte by byte too
 	if err := iotest.TestReader(io.NewSectionReader(d, off, n), c.Content[off:off+n]); err != nil {
 		t.Error(err)
 	}
@@ -348,6 +349,29 @@ func testExtentsBreak(t *testing.T, c Config) {
 			t.Errorf("Close: %v", err)
 		}
 	})
+}
+
+// Close does not wait for an iteration that is between two extents: whoever
+// replaces a disk under it could wait for ever.
+func testExtentsClose(t *testing.T, c Config) {
+	d := c.open(t)
+	next, failed := int64(0), false
+	for e, err := range d.Extents(t.Context(), 0, c.size()) {
+		if failed {
+			t.Fatalf("%+v, %v after an error", e, err)
+		}
+		if failed = err != nil; failed {
+			continue
+		}
+		if e.Off != next {
+			t.Fatalf("%+v, want one at %d", e, next)
+		}
+		next = e.End()
+		within(t, "Close between two extents", func() { d.Close() })
+	}
+	if !failed && next != c.size() {
+		t.Errorf("closed between two extents: they end at %d of %d without an error", next, c.size())
+	}
 }
 
 func testExtentsOutside(t *testing.T, c Config) {

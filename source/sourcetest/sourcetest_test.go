@@ -42,6 +42,7 @@ var faults = map[string]string{
 	"part differs":      "ExtentsOfPart",
 	"goes on":           "ExtentsBreak",
 	"outside":           "ExtentsOutside",
+	"ends at Close":     "ExtentsClose",
 	"other cause":       "Context",
 	"extents go on":     "ContextOfExtents",
 	"reads after Close": "Close",
@@ -140,7 +141,7 @@ func (f *faulty) Extents(ctx context.Context, off, length int64) iter.Seq2[sourc
 		for e, err := range f.Memory.Extents(ctx, off, length) {
 			switch {
 			case f.is("gap") && e.Off == 135_536, f.is("outside") && off == f.Size() && err != nil,
-				f.is("lists after Close") && errors.Is(err, os.ErrClosed):
+				(f.is("lists after Close") || f.is("ends at Close")) && errors.Is(err, os.ErrClosed):
 				continue
 			case f.is("ends early") && e.End() == f.Size():
 				return

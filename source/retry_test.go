@@ -1,0 +1,691 @@
+package source_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vddkcp/source"
+	"vddkcp/source/sourcetest"
+)
+
+var errBroken = errors.New("connection reset")
+
+func content(n int) []byte {
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{}).Read(b)
+	return b
+}
+
+// opener opens Memory disks of the same content, and keeps them.
+type opener struct {
+	content []byte
+	extents []source.Extent
+	each    func(n int, m *sourcetest.Memory) error // called at the n-th opening, from 1
+
+	mu    sync.Mutex
+	disks []*sourcetest.Memory
+	tried int
+}
+
+func (o *opener) open(ctx context.Context) (source.Disk, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if n := len(o.disks); n > 0 && !o.disks[n-1].Closed() {
+		return nil, source.Permanent(fmt.Errorf("disk %d is still open", n))
+	}
+	m := &sourcetest.Memory{Context: ctx, Bytes: o.content, ExtentList: o.extents, ID: "the disk"}
+	o.tried++
+	if o.each != nil {
+		if err := o.each(o.tried, m); err != nil {
+			return nil, err
+		}
+	}
+	o.disks = append(o.disks, m)
+	return m, nil
+}
+
+// once returns a hook that fails the first n calls.
+func once(n int) func(int64, int) error {
+	var mu sync.Mutex
+	return func(int64, int) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if n--; n >= 0 {
+			return errBroken
+		}
+		return nil
+	}
+}
+
+// seconds is a Backoff of n seconds before the n-th retry.
+func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
+
+func TestRetrySuite(t *testing.T) {
+	extents := []source.Extent{{Len: 100_000}, {Off: 100_000, Len: 50_000, Kind: source.Zero}, {Off: 150_000, Len: 50_001}}
+	b := content(200_001)
+	clear(b[100_000:150_000])
+	for _, c := range []struct {
+		name   string
+		faults int // one in so many calls fails
+	}{{"NoFaults", 0}, {"Faults", 4}} {
+		t.Run(c.name, func(t *testing.T) {
+			var mu sync.Mutex
+			r := rand.New(rand.NewPCG(1, 2))
+			fault := func() error {
+				mu.Lock()
+				defer mu.Unlock()
+				if c.faults > 0 && r.IntN(c.faults) == 0 {
+					return errBroken
+				}
+				return nil
+			}
+			sourcetest.Run(t, sourcetest.Config{
+				Content: b,
+				Open: func(ctx context.Context, t testing.TB) source.Disk {
+					o := &opener{content: b, extents: extents}
+					o.each = func(n int, m *sourcetest.Memory) error {
+						m.OnRead = func(int64, int) error { return fault() }
+						m.OnExtent = func(source.Extent) error { return fault() }
+						if n == 1 {
+							return nil
+						}
+						return fault()
+					}
+					d, err := source.Retry(ctx, o.open, source.RetryOptions{
+						Retries: -1,
+						Backoff: func(int) time.Duration { return 0 },
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+					return d
+				},
+			})
+		})
+	}
+}
+
+// TestRetryFaults holds what a read returns, after how long and how many
+// openings, against what fails.
+func TestRetryFaults(t *testing.T) {
+	b := content(10_000)
+	for _, c := range []struct {
+		name       string
+		options    source.RetryOptions
+		each       func(n int, m *sourcetest.Memory) error
+		want       string // the error; "": none
+		is         error
+		after      time.Duration
+		openings   int
+		retries    int64
+		reopenings int64
+	}{
+		{name: "nothing fails", openings: 1},
+		{
+			name:    "a read fails once: it is read again",
+			options: source.RetryOptions{Retries: -1},
+			each: func(n int, m *sourcetest.Memory) error {
+				m.OnRead = once(1)
+				return nil
+			},
+			after: time.Second, openings: 1, retries: 1,
+		},
+		{
+			name:    "twice: the disk is opened again",
+			options: source.RetryOptions{Retries: -1},
+			each: func(n int, m *sourcetest.Memory) error {
+				if n == 1 {
+					m.OnRead = once(1000)
+				}
+				return nil
+			},
+			after: 3 * time.Second, openings: 2, retries: 2, reopenings: 1,
+		},
+		{
+			name:    "opening fails three times",
+			options: source.RetryOptions{Retries: -1},
+			each: func(n int, m *sourcetest.Memory) error {
+				if n == 1 {
+					m.OnRead = once(1000)
+				} else if n < 5 {
+					return errBroken
+				}
+				return nil
+			},
+			after: (1 + 2 + 3 + 4 + 5) * time.Second, openings: 5, retries: 5, reopenings: 4,
+		},
+		{
+			name:    "no retries",
+			options: source.RetryOptions{},
+			each:    func(n int, m *sourcetest.Memory) error { m.OnRead = once(1); return nil },
+			want:    "connection reset", is: errBroken, openings: 1,
+		},
+		{
+			name:    "too few retries",
+			options: source.RetryOptions{Retries: 3},
+			each:    func(n int, m *sourcetest.Memory) error { m.OnRead = once(1000); return nil },
+			want:    "given up after 3 retries: connection reset", is: errBroken,
+			after: (1 + 2 + 3) * time.Second, openings: 3, retries: 3, reopenings: 2,
+		},
+		{
+			name:    "no progress",
+			options: source.RetryOptions{Retries: -1, Timeout: 10 * time.Second},
+			each:    func(n int, m *sourcetest.Memory) error { m.OnRead = once(1000); return nil },
+			want:    "given up after 10s without a read that succeeded: connection reset", is: errBroken,
+			after: (1 + 2 + 3 + 4) * time.Second, openings: 4, retries: 4, reopenings: 3,
+		},
+		{
+			name:    "no such file at a reopening",
+			options: source.RetryOptions{Retries: -1},
+			each: func(n int, m *sourcetest.Memory) error {
+				m.OnRead = once(1000)
+				if n > 1 {
+					return &fs.PathError{Op: "open", Path: "disk", Err: os.ErrNotExist}
+				}
+				return nil
+			},
+			want: "open the source again: open disk: file does not exist", is: fs.ErrNotExist,
+			after: 3 * time.Second, openings: 2, retries: 2, reopenings: 1,
+		},
+		{
+			name:    "a marked error",
+			options: source.RetryOptions{Retries: -1},
+			each: func(n int, m *sourcetest.Memory) error {
+				m.OnRead = func(int64, int) error { return fmt.Errorf("grain: %w", source.Permanent(errBroken)) }
+				return nil
+			},
+			want: "grain: connection reset", is: errBroken, openings: 1,
+		},
+		{
+			name:    "an error that the caller calls permanent",
+			options: source.RetryOptions{Retries: -1, Permanent: func(err error) bool { return errors.Is(err, errBroken) }},
+			each:    func(n int, m *sourcetest.Memory) error { m.OnRead = once(1); return nil },
+			want:    "connection reset", is: errBroken, openings: 1,
+		},
+		{
+			name:    "a timeout of the connection is none",
+			options: source.RetryOptions{Retries: -1},
+			each: func(n int, m *sourcetest.Memory) error {
+				fail := once(1)
+				m.OnRead = func(off int64, n int) error {
+					if fail(off, n) != nil {
+						return context.DeadlineExceeded
+					}
+					return nil
+				}
+				return nil
+			},
+			after: time.Second, openings: 1, retries: 1,
+		},
+		{
+			name:    "another identity",
+			options: source.RetryOptions{Retries: -1},
+			each: func(n int, m *sourcetest.Memory) error {
+				m.OnRead = once(1000)
+				if n > 1 {
+					m.ID = "another disk"
+				}
+				return nil
+			},
+			want:  `open the source again: it is another disk or was changed: its identity was "the disk" (snapshot) and is "another disk" (snapshot)`,
+			after: 3 * time.Second, openings: 2, retries: 2, reopenings: 1,
+		},
+		{
+			name:    "another size",
+			options: source.RetryOptions{Retries: -1},
+			each: func(n int, m *sourcetest.Memory) error {
+				m.OnRead = once(1000)
+				if n > 1 {
+					m.Bytes = m.Bytes[:9000]
+				}
+				return nil
+			},
+			want:  `it had 10000 bytes (identity "the disk") and has 9000 (identity "the disk")`,
+			after: 3 * time.Second, openings: 2, retries: 2, reopenings: 1,
+		},
+		{
+			name:    "too short a read",
+			options: source.RetryOptions{Retries: 1},
+			each: func(n int, m *sourcetest.Memory) error {
+				m.Content, m.Length = bytes.NewReader(m.Bytes[:5]), int64(len(m.Bytes))
+				return nil
+			},
+			want: "read [3, 1003) of a disk of 10000 bytes: got 2 bytes, want 1000", is: io.ErrUnexpectedEOF,
+			after: time.Second, openings: 1, retries: 1,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := &opener{content: b, each: c.each}
+				c.options.Backoff = seconds
+				d, err := source.Retry(t.Context(), o.open, c.options)
+				if err != nil {
+					t.Fatal(err)
+				}
+				start := time.Now()
+				p := make([]byte, 1000)
+				_, err = d.ReadAt(p, 3)
+				if c.want == "" {
+					if err != nil || !bytes.Equal(p, b[3:1003]) {
+						t.Errorf("ReadAt: %v", err)
+					}
+				} else if err == nil || !strings.Contains(err.Error(), c.want) || c.is != nil && !errors.Is(err, c.is) {
+					t.Errorf("ReadAt: %v, want %s", err, c.want)
+				}
+				if took := time.Since(start); took != c.after {
+					t.Errorf("after %v, want %v", took, c.after)
+				}
+				counts, _ := source.Ability[source.Retried](d)
+				if o.tried != c.openings || counts.Retries() != c.retries || counts.Reopenings() != c.reopenings {
+					t.Errorf("%d openings, %d retries, %d reopenings, want %d, %d, %d", o.tried, counts.Retries(), counts.Reopenings(), c.openings, c.retries, c.reopenings)
+				}
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+				for i, m := range o.disks {
+					if !m.Closed() {
+						t.Errorf("disk %d was not closed", i+1)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestRetryFirstOpening(t *testing.T) {
+	n := 0
+	_, err := source.Retry(t.Context(), func(context.Context) (source.Disk, error) {
+		n++
+		return nil, errBroken
+	}, source.RetryOptions{Retries: -1})
+	if err != errBroken || n != 1 {
+		t.Errorf("%v after %d openings", err, n)
+	}
+}
+
+// Many readers that fail at once open the disk once, and all get their bytes.
+func TestRetryTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := content(64 << 10)
+		o := &opener{content: b, each: func(n int, m *sourcetest.Memory) error {
+			switch n {
+			case 1:
+				m.OnRead = once(1 << 30)
+			case 2, 3:
+				return errBroken
+			}
+			return nil
+		}}
+		d, err := source.Retry(t.Context(), o.open, source.RetryOptions{Retries: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		var wg sync.WaitGroup
+		for i := range 16 {
+			wg.Go(func() {
+				p := make([]byte, 4096)
+				off := int64(i * len(p))
+				if _, err := d.ReadAt(p, off); err != nil || !bytes.Equal(p, b[off:off+4096]) {
+					t.Errorf("ReadAt(%d): %v", off, err)
+				}
+			})
+		}
+		wg.Wait()
+		if o.tried != 4 {
+			t.Errorf("%d openings, want 4", o.tried)
+		}
+	})
+}
+
+// A range that can't be read doesn't fail the reads beside it, though the disk
+// is opened again under them.
+func TestRetryBadRange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := content(64 << 10)
+		o := &opener{content: b, each: func(n int, m *sourcetest.Memory) error {
+			m.OnRead = func(off int64, n int) error {
+				if off == 0 {
+					return errBroken
+				}
+				time.Sleep(300 * time.Millisecond)
+				return nil
+			}
+			return nil
+		}}
+		d, err := source.Retry(t.Context(), o.open, source.RetryOptions{Retries: 20, Timeout: time.Minute, Backoff: func(int) time.Duration { return time.Second }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := d.ReadAt(make([]byte, 10), 0); !errors.Is(err, errBroken) {
+				t.Errorf("the bad range: %v", err)
+			}
+		})
+		for i := range 4 {
+			wg.Go(func() {
+				for n := range 100 {
+					off := int64(1 + i + n*500)
+					p := make([]byte, 400)
+					if _, err := d.ReadAt(p, off); err != nil || !bytes.Equal(p, b[off:off+400]) {
+						t.Errorf("ReadAt(%d): %v", off, err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if counts, _ := source.Ability[source.Retried](d); counts.Retries() != 20 || counts.Reopenings() != 19 {
+			t.Errorf("%d retries, %d reopenings", counts.Retries(), counts.Reopenings())
+		}
+	})
+}
+
+// Reads that succeed are the progress that the timeout is about.
+func TestRetryProgress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &opener{content: content(1000), each: func(_ int, m *sourcetest.Memory) error {
+			m.OnRead = func(off int64, _ int) error {
+				if off == 0 {
+					return errBroken
+				}
+				return nil
+			}
+			return nil
+		}}
+		d, err := source.Retry(t.Context(), o.open, source.RetryOptions{Retries: -1, Timeout: time.Minute, Backoff: func(int) time.Duration { return time.Second }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		time.Sleep(time.Hour) // idle is not without progress
+		start := time.Now()
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := d.ReadAt(make([]byte, 10), 0); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "given up after 1m0s") {
+				t.Error(err)
+			}
+		})
+		for range 10 {
+			time.Sleep(30 * time.Second)
+			if _, err := d.ReadAt(make([]byte, 10), 10); err != nil {
+				t.Error(err)
+			}
+		}
+		wg.Wait()
+		if took := time.Since(start).Round(5 * time.Second); took != 6*time.Minute {
+			t.Errorf("given up after %v, want a minute after the five with progress", took)
+		}
+	})
+}
+
+func TestRetryExtents(t *testing.T) {
+	extents := []source.Extent{{Len: 100}, {Off: 100, Len: 200, Kind: source.Zero}, {Off: 300, Len: 300}, {Off: 600, Len: 400, Kind: source.Zero}}
+	synctest.Test(t, func(t *testing.T) {
+		var failed []int64
+		o := &opener{content: make([]byte, 1000), extents: extents, each: func(n int, m *sourcetest.Memory) error {
+			m.OnExtent = func(e source.Extent) error {
+				// The one at 300 fails with the first disk, twice.
+				if n == 1 && e.Off >= 300 {
+					failed = append(failed, e.Off)
+					return errBroken
+				}
+				return nil
+			}
+			return nil
+		}}
+		d, err := source.Retry(t.Context(), o.open, source.RetryOptions{Retries: 2, Backoff: seconds})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		var got []source.Extent
+		for e, err := range d.Extents(t.Context(), 0, 1000) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			got = append(got, e)
+		}
+		if !slices.Equal(got, extents) {
+			t.Errorf("got %+v", got)
+		}
+		if !slices.Equal(failed, []int64{300, 300}) || o.tried != 2 {
+			t.Errorf("failed at %d, %d openings", failed, o.tried)
+		}
+	})
+}
+
+// The end of a context, and Close, end a wait at once.
+func TestRetryEnds(t *testing.T) {
+	why := errors.New("the operator said stop")
+	for _, c := range []struct {
+		name string
+		open bool // the wait is one for a reopening that hangs
+		end  func(cancelDisk, cancelExtents context.CancelCauseFunc, d source.Disk)
+		read error
+		list error
+	}{
+		{name: "context", end: func(disk, _ context.CancelCauseFunc, _ source.Disk) { disk(why) }, read: why, list: why},
+		{name: "Close", end: func(_, _ context.CancelCauseFunc, d source.Disk) { d.Close() }, read: os.ErrClosed, list: os.ErrClosed},
+		{name: "context while opening", open: true, end: func(disk, _ context.CancelCauseFunc, _ source.Disk) { disk(why) }, read: why, list: why},
+		{name: "Close while opening", open: true, end: func(_, _ context.CancelCauseFunc, d source.Disk) { d.Close() }, read: os.ErrClosed, list: os.ErrClosed},
+		{name: "context of Extents", end: func(_, extents context.CancelCauseFunc, _ source.Disk) { extents(why) }, list: why},
+		{name: "context of Extents while opening", open: true, end: func(_, extents context.CancelCauseFunc, _ source.Disk) { extents(why) }, list: why},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				extentsCtx, cancelExtents := context.WithCancelCause(t.Context())
+				defer cancelExtents(nil)
+				o := &opener{content: make([]byte, 1000), each: func(n int, m *sourcetest.Memory) error {
+					m.OnRead = once(1 << 30)
+					m.OnExtent = func(source.Extent) error { return errBroken }
+					if n > 1 && c.open {
+						<-m.Context.Done()
+						return context.Cause(m.Context)
+					}
+					return nil
+				}}
+				d, err := source.Retry(ctx, o.open, source.RetryOptions{Retries: -1, Backoff: func(n int) time.Duration {
+					if c.open && n < 3 {
+						return time.Second
+					}
+					return 100 * time.Second
+				}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				start := time.Now()
+				var wg sync.WaitGroup
+				wg.Go(func() {
+					if c.read == nil {
+						return
+					}
+					if _, err := d.ReadAt(make([]byte, 10), 0); !errors.Is(err, c.read) {
+						t.Errorf("ReadAt: %v, want %v", err, c.read)
+					}
+				})
+				wg.Go(func() {
+					var last error
+					for _, err := range d.Extents(extentsCtx, 0, 1000) {
+						last = err
+					}
+					if !errors.Is(last, c.list) {
+						t.Errorf("Extents: %v, want %v", last, c.list)
+					}
+				})
+				time.Sleep(50 * time.Second)
+				c.end(cancel, cancelExtents, d)
+				wg.Wait()
+				if took := time.Since(start); took != 50*time.Second {
+					t.Errorf("ended after %v, want 50 s", took)
+				}
+				d.Close()
+				for _, m := range o.disks {
+					if !m.Closed() {
+						t.Error("a disk was not closed")
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestRetryBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := &opener{content: make([]byte, 10), each: func(_ int, m *sourcetest.Memory) error { m.OnRead = once(1 << 30); return nil }}
+		var waits []time.Duration
+		d, err := source.Retry(t.Context(), o.open, source.RetryOptions{
+			Retries: 12,
+			OnRetry: func(err error, wait time.Duration) {
+				if err != errBroken {
+					t.Errorf("OnRetry: %v", err)
+				}
+				waits = append(waits, wait)
+			},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if _, err := d.ReadAt(make([]byte, 1), 0); err == nil {
+			t.Error("no error")
+		}
+		want := []time.Duration{1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60}
+		if len(waits) != len(want) {
+			t.Fatalf("%v", waits)
+		}
+		for i, w := range want {
+			w *= time.Second
+			if waits[i] > w || waits[i] < w/2 {
+				t.Errorf("wait %d is %v, want from %v to %v", i+1, waits[i], w/2, w)
+			}
+		}
+	})
+}
+
+// able is a disk with every ability that Retry forwards.
+type able struct {
+	*sourcetest.Memory
+	file     *os.File
+	buffers  int
+	uncached bool
+}
+
+func (a *able) Buffer(_ context.Context, n int) ([]byte, func(), error) {
+	a.buffers++
+	return make([]byte, n), func() {}, nil
+}
+func (a *able) InFile(off int64) (*os.File, int64, int64, bool) {
+	return a.file, off, a.Size() - off, true
+}
+func (a *able) ReadUncached() { a.uncached = true }
+func (a *able) Close() error  { a.file.Close(); return a.Memory.Close() }
+
+func TestRetryAbilities(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var all []*able
+		open := func(ctx context.Context) (source.Disk, error) {
+			f, err := os.Open(os.Args[0])
+			if err != nil {
+				return nil, err
+			}
+			a := &able{Memory: &sourcetest.Memory{Context: ctx, Bytes: make([]byte, 1000), ID: "able", Description: source.Info{UUID: "a uuid"}}, file: f}
+			if len(all) == 0 {
+				a.OnRead = once(2)
+			}
+			all = append(all, a)
+			return a, nil
+		}
+		d, err := source.Retry(t.Context(), open, source.RetryOptions{Retries: -1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := d.(source.Wrapper); ok {
+			t.Error("it is a Wrapper")
+		}
+		uncached, _ := source.Ability[source.Uncached](d)
+		uncached.ReadUncached()
+		inFile, _ := source.Ability[source.InFile](d)
+		file, _, _, ok := inFile.InFile(1)
+		if !ok || file != all[0].file {
+			t.Error("no InFile before a reopening")
+		}
+		if _, err := d.ReadAt(make([]byte, 10), 0); err != nil || len(all) != 2 {
+			t.Fatal(err, len(all))
+		}
+		if _, _, _, ok := inFile.InFile(1); ok {
+			t.Error("InFile after a reopening")
+		}
+		if _, err := file.Stat(); err != nil {
+			t.Errorf("a file that was handed out, after a reopening: %v", err)
+		}
+		if !all[0].uncached || !all[1].uncached {
+			t.Error("ReadUncached was not forwarded")
+		}
+		allocator, _ := source.Ability[source.Allocator](d)
+		if p, free, err := allocator.Buffer(t.Context(), 10); err != nil || len(p) != 10 || all[1].buffers != 1 {
+			t.Errorf("Buffer: %d, %v", len(p), err)
+		} else {
+			free()
+		}
+		identified, _ := source.Ability[source.Identified](d)
+		if id, proof, err := identified.Identity(t.Context()); id != "able" || proof != "snapshot" || err != nil {
+			t.Errorf("%q, %q, %v", id, proof, err)
+		}
+		described, _ := source.Ability[source.Described](d)
+		if i := described.Info(); i.UUID != "a uuid" {
+			t.Errorf("%+v", i)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		if !all[0].Closed() || !all[1].Closed() {
+			t.Error("a disk was not closed")
+		}
+	})
+}
+
+// plain hides the abilities of a disk.
+type plain struct{ source.Disk }
+
+func TestRetryNoAbilities(t *testing.T) {
+	d, err := source.Retry(t.Context(), func(context.Context) (source.Disk, error) {
+		return plain{&sourcetest.Memory{Bytes: make([]byte, 1000)}}, nil
+	}, source.RetryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if _, ok := source.Ability[source.Allocator](d); ok {
+		t.Error("an Allocator out of nothing")
+	}
+	if _, ok := source.Ability[source.Described](d); ok {
+		t.Error("a Described out of nothing")
+	}
+	if i, ok := source.Ability[source.Identified](d); ok {
+		if id, proof, err := i.Identity(t.Context()); id != "" || proof != "none" || err != nil {
+			t.Errorf("%q, %q, %v", id, proof, err)
+		}
+	}
+	if f, ok := source.Ability[source.InFile](d); ok {
+		if _, _, _, ok := f.InFile(0); ok {
+			t.Error("InFile out of nothing")
+		}
+	}
+}
