@@ -315,39 +315,44 @@ func TestRetryFirstOpening(t *testing.T) {
 	}
 }
 
-// Many readers that fail at once open the disk once, and all get their bytes.
+// Many readers that fail at once open the disk once, and all get their bytes,
+// though each waits for a time of its own.
 func TestRetryTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := content(64 << 10)
-		o := &opener{content: b, each: func(n int, m *sourcetest.Memory) error {
-			switch n {
-			case 1:
-				m.OnRead = once(1 << 30)
-			case 2, 3:
-				return errBroken
-			}
-			return nil
-		}}
-		d, err := source.Retry(t.Context(), o.open, source.RetryOptions{Retries: -1})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer d.Close()
-		var wg sync.WaitGroup
-		for i := range 16 {
-			wg.Go(func() {
-				p := make([]byte, 4096)
-				off := int64(i * len(p))
-				if _, err := d.ReadAt(p, off); err != nil || !bytes.Equal(p, b[off:off+4096]) {
-					t.Errorf("ReadAt(%d): %v", off, err)
+	for _, failures := range []int{0, 2} { // of reopenings
+		t.Run(fmt.Sprint(failures), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := content(64 << 10)
+				o := &opener{content: b, each: func(n int, m *sourcetest.Memory) error {
+					switch {
+					case n == 1:
+						m.OnRead = once(1 << 30)
+					case n < 2+failures:
+						return errBroken
+					}
+					return nil
+				}}
+				d, err := source.Retry(t.Context(), o.open, source.RetryOptions{Retries: -1})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer d.Close()
+				var wg sync.WaitGroup
+				for i := range 16 {
+					wg.Go(func() {
+						p := make([]byte, 4096)
+						off := int64(i * len(p))
+						if _, err := d.ReadAt(p, off); err != nil || !bytes.Equal(p, b[off:off+4096]) {
+							t.Errorf("ReadAt(%d): %v", off, err)
+						}
+					})
+				}
+				wg.Wait()
+				if want := 2 + failures; o.tried != want {
+					t.Errorf("%d openings, want %d", o.tried, want)
 				}
 			})
-		}
-		wg.Wait()
-		if o.tried != 4 {
-			t.Errorf("%d openings, want 4", o.tried)
-		}
-	})
+		})
+	}
 }
 
 // A range that can't be read doesn't fail the reads beside it, though the disk
