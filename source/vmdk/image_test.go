@@ -24,6 +24,7 @@ type image struct {
 	compressed bool
 	noMarkers  bool
 	footer     bool
+	tight      bool   // no room behind the descriptor
 	noTables   bool   // grain tables without a grain are left out
 	descriptor string // "": none; "%d" is the capacity
 }
@@ -87,6 +88,9 @@ func (im image) build() *layout {
 		}
 		l.file = append(l.file, text...)
 		descriptorSize = max(20, end()/sector-1)
+		if im.tight {
+			descriptorSize = end()/sector - 1
+		}
 		l.file = append(l.file, make([]byte, (descriptorSize+1)*sector-end())...)
 	}
 	nGrains := (im.capacity-1)/im.grain + 1

@@ -1,0 +1,192 @@
+package vmdk_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"vddkcp/source"
+	"vddkcp/source/sourcetest"
+	"vddkcp/source/vmdk"
+)
+
+var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz targets into testdata")
+
+// nowhere is an Opener for images that may name what they like.
+func nowhere(_ context.Context, _, name, format string) (source.Disk, error) {
+	if format != "raw" {
+		return nil, errors.New("no parents here")
+	}
+	return sourcetest.Pattern(1<<20, source.Extent{Len: 1 << 20}), nil
+}
+
+// use reads what the fuzzer made, here and there and at most 8 MiB of it, and
+// asks for its extents. What is read in pieces must be what is read at once.
+func use(t *testing.T, file []byte, f source.Disk) {
+	d, err := vmdk.Open(t.Context(), "fuzz.vmdk", f, nowhere)
+	if err != nil {
+		if !strings.Contains(err.Error(), "fuzz.vmdk") {
+			t.Errorf("the error does not name the file: %v", err)
+		}
+		return
+	}
+	defer d.Close()
+	size := d.Size()
+	if size <= 0 {
+		t.Fatalf("size %d", size)
+	}
+	next, n := int64(0), 0
+	for e, err := range source.Covered(t.Context(), d, 0, size) {
+		if err != nil {
+			if strings.Contains(err.Error(), "want one that starts") || strings.Contains(err.Error(), "end at") && !strings.Contains(err.Error(), "fuzz.vmdk") {
+				t.Fatal(err)
+			}
+			break
+		}
+		next = e.End()
+		if e.Kind == source.Zero && n < 16 {
+			p := bytes.Repeat([]byte{1}, int(min(e.Len, 4096)))
+			if _, err := d.ReadAt(p, e.Off); err != nil && err != io.EOF || !bytes.Equal(p, make([]byte, len(p))) {
+				t.Fatalf("%+v reads as %x, %v", e, p[:min(len(p), 32)], err)
+			}
+		}
+		if n++; n > 1<<16 {
+			break
+		}
+	}
+	whole, pieces := make([]byte, 256<<10), make([]byte, 256<<10)
+	for _, off := range []int64{0, next / 2 &^ 511, max(0, size-int64(len(whole)))} {
+		want, err := d.ReadAt(whole, off)
+		if err != nil && err != io.EOF {
+			continue
+		}
+		if int64(want) != min(int64(len(whole)), size-off) {
+			t.Fatalf("ReadAt at %d of %d: %d bytes, %v", off, size, want, err)
+		}
+		for at := 0; at < want; at += 7000 {
+			k := min(7000, want-at)
+			if _, err := d.ReadAt(pieces[at:at+k], off+int64(at)); err != nil && err != io.EOF {
+				t.Fatalf("a piece at %d of what could be read: %v", off+int64(at), err)
+			}
+		}
+		if !bytes.Equal(whole[:want], pieces[:want]) {
+			t.Fatalf("what is read at %d in pieces differs", off)
+		}
+	}
+	_ = d.Info()
+}
+
+// seeds adds the seeds, and writes them where that is asked for.
+func seeds(f *testing.F, all [][]byte) {
+	if *writeSeeds {
+		dir := filepath.Join("testdata", "fuzz", f.Name())
+		if err := os.MkdirAll(dir, 0o777); err != nil {
+			f.Fatal(err)
+		}
+		for i, seed := range all {
+			text := "go test fuzz v1\n[]byte(" + strconv.Quote(string(seed)) + ")\n"
+			if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("seed-%02d", i)), []byte(text), 0o666); err != nil {
+				f.Fatal(err)
+			}
+		}
+	}
+}
+
+func FuzzDescriptor(f *testing.F) {
+	const first = "# Disk DescriptorFile\n"
+	var all [][]byte
+	for _, text := range []string{
+		fmt.Sprintf(monolithic, 100),
+		first + "version=1\nencoding=\"UTF-8\"\nCID=0172e8a4\nparentCID=ffffffff\ncreateType=\"vmfs\"\nRW 4096 VMFS \"vmfs_thick-flat.vmdk\"\nddb.adapterType = \"lsilogic\"\nddb.geometry.cylinders = \"2\"\n",
+		first + "CID=1\nRW 100 FLAT \"f001.vmdk\" 0\nRW 100 FLAT \"f002.vmdk\" 5\nRW 7 ZERO\n",
+		first + "encoding=\"windows-1252\"\nRW 10 FLAT \"stra\xdfe \x80\" 0\n",
+		first + "encoding=\"GBK\"\nRW 10 FLAT \"\xd6\xd0\" 0\n",
+		first + "CID=2\nparentCID=1\nparentFileNameHint=\"base.vmdk\"\nRW 10 ZERO\n",
+		first + "CID=2\nparentCID=ffffffff\nRW 10 SPARSE \"s001\"\n",
+		first + "createType=\"fullDevice\"\nRW 63 FLAT \"/dev/sda\" 0 uuid \\\\.\\PhysicalDrive0\n",
+		first + "encryption.keySafe = \"vmware:key\"\n",
+		"\xef\xbb\xbf\r\n# disk DESCRIPTORfile\r\n  rw\t5  zero \r\nNOACCESS 5 FLAT \"x\"\r\n",
+		"version=1\nRW 18014398509481983 ZERO\nRW 18014398509481983 ZERO\n",
+		first + "RW -1 FLAT \"x\"\nRW 1 FLAT x\nRW\nRW 1\nRW 1 FLAT \"x\n=\n",
+		first + "RW 5 ZERO\n\x00\xff\xff",
+	} {
+		all = append(all, []byte(text))
+	}
+	seeds(f, all)
+	f.Fuzz(func(t *testing.T, text []byte) {
+		use(t, text, &sourcetest.Memory{Bytes: text})
+	})
+}
+
+func FuzzSparse(f *testing.F) {
+	small := image{tight: true, grain: 1, entries: 4, capacity: 21, grains: grains(512, 0, 1, 2, 5, 9, 20), descriptor: "# Disk DescriptorFile\nCID=1\nRW %d SPARSE \"x\"\n"}
+	change := func(im image, do func(*layout)) []byte {
+		l := im.build()
+		do(l)
+		return l.file
+	}
+	nothing := func(*layout) {}
+	redundant, marked, large, sparse, version3 := small, small, small, small, small
+	redundant.redundant = true
+	marked.grains = map[int64][]byte{0: nil, 1: random(1, 512), 7: nil}
+	large.grain, large.capacity, large.grains = 2, 100, grains(1024, 0, 3, 12)
+	sparse.noTables, sparse.capacity = true, 4000
+	version3.version = 3
+	seeds(f, [][]byte{
+		change(small, nothing), change(redundant, nothing), change(marked, nothing), change(large, nothing), change(sparse, nothing), change(version3, nothing),
+		change(redundant, func(l *layout) { l.put64(56, 0) }),
+		change(redundant, func(l *layout) { clear(l.file[l.gd : l.gd+24]) }),
+		change(small, func(l *layout) { l.put32(l.gd, 1<<31) }),
+		change(small, func(l *layout) { l.put32(l.tables[0], 1) }),
+		change(small, func(l *layout) { l.put64(12, 1<<40); l.file[0x200] = 0 }),
+		change(small, func(l *layout) { l.put64(12, 1<<62); l.put64(20, 32768); l.put32(44, 65536) }),
+		change(small, func(l *layout) { l.file = l.file[:len(l.file)-700] }),
+		change(small, func(l *layout) { l.put64(12, 0) }),
+	})
+	f.Fuzz(func(t *testing.T, file []byte) {
+		file = bytes.Clone(file)
+		copy(file, "KDMV")
+		use(t, file, &sourcetest.Memory{Bytes: file})
+	})
+}
+
+func FuzzStream(f *testing.F) {
+	small := image{tight: true, compressed: true, grain: 1, entries: 4, capacity: 21, grains: grains(512, 0, 1, 2, 5, 9, 20), descriptor: "# Disk DescriptorFile\nCID=1\nRW %d SPARSE \"x\"\n"}
+	change := func(im image, do func(*layout)) []byte {
+		l := im.build()
+		do(l)
+		return l.file
+	}
+	nothing := func(*layout) {}
+	footer, bare, large, last, zeros := small, small, small, small, small
+	footer.footer = true
+	bare.noMarkers = true
+	large.grain, large.capacity, large.grains = 128, 300, map[int64][]byte{0: bytes.Repeat([]byte("real data "), 6554)[:65536], 2: make([]byte, 65536)}
+	last.grain, last.capacity, last.grains = 8, 21, map[int64][]byte{1: random(1, 4096), 2: random(2, 5*512)}
+	zeros.grain, zeros.capacity, zeros.grains = 2048, 5000, map[int64][]byte{0: make([]byte, 1<<20), 1: make([]byte, 1<<20)}
+	seeds(f, [][]byte{
+		change(small, nothing), change(footer, nothing), change(bare, nothing), change(large, nothing), change(last, nothing), change(zeros, nothing),
+		change(footer, func(l *layout) { l.file = l.file[:len(l.file)-700] }),
+		change(footer, func(l *layout) { l.file = append(l.file, make([]byte, 700)...) }),
+		change(small, func(l *layout) { l.put32(l.grains[1]+8, 1500) }),
+		change(small, func(l *layout) { l.put64(l.grains[1], 3) }),
+		change(small, func(l *layout) { l.file[l.grains[2]+20] ^= 1 }),
+		change(small, func(l *layout) { l.put32(l.tables[0], uint32(l.grains[20]/sector)) }),
+	})
+	f.Fuzz(func(t *testing.T, file []byte) {
+		file = bytes.Clone(file)
+		copy(file, "KDMV")
+		if len(file) >= 79 {
+			file[77], file[78] = 1, 0
+		}
+		use(t, file, &sourcetest.Memory{Bytes: file})
+	})
+}
