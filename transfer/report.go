@@ -77,7 +77,7 @@ func NewReport(source, target string) *Report {
 // Count takes over what the copy counted.
 func (r *Report) Count(s progress.Snapshot) {
 	r.BytesPlanned, r.BytesRead, r.BytesWritten = s.Planned, s.Read, s.Written
-	r.BytesZero, r.BytesCloned = s.Skipped+s.Zeroed, s.Cloned
+	r.BytesZero, r.BytesCloned = s.Zeroed, s.Cloned
 }
 
 // End notes the time, the status and the exit status.

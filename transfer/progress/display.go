@@ -31,7 +31,6 @@ type Display struct {
 	style    Style
 	disk     string
 	counters *Counters
-	now      func() time.Time
 
 	mu    sync.Mutex // guards what follows
 	out   io.Writer
@@ -44,7 +43,7 @@ type Display struct {
 
 // NewDisplay returns a Display of the copy of a disk, drawing on out.
 func NewDisplay(style Style, out io.Writer, disk string, c *Counters) *Display {
-	return &Display{style: style, out: out, disk: disk, counters: c, now: time.Now}
+	return &Display{style: style, out: out, disk: disk, counters: c}
 }
 
 // Run shows progress until done is closed, and then once more.
@@ -59,7 +58,7 @@ func (d *Display) Run(done <-chan struct{}) {
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	d.line = d.now()
+	d.line = time.Now()
 	d.draw(false)
 	for {
 		select {
@@ -102,7 +101,7 @@ type Line struct {
 func (d *Display) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	now, s := d.now(), d.counters.Snapshot()
+	now, s := time.Now(), d.counters.Snapshot()
 	rate := d.meter.add(now, s.Done)
 	var eta *float64
 	if rate > 0 && s.Planned >= s.Done {
@@ -116,6 +115,9 @@ func (d *Display) draw(last bool) {
 			_, _ = d.out.Write(append(text, '\n'))
 		}
 	case Lines:
+		if last && s.Phase == Plan {
+			return // it failed before there was anything to tell
+		}
 		if last || now.Sub(d.line) >= 10*time.Second || s.Phase != d.phase && s.Phase == Finish {
 			d.line, d.phase = now, s.Phase
 			_, _ = io.WriteString(d.out, describe(s, rate, eta))
@@ -161,6 +163,10 @@ func (d *Display) drawBar(s Snapshot, last bool) {
 			progressbar.OptionSetPredictTime(true),
 			progressbar.OptionThrottle(0),
 		)
+	}
+	if last && s.Phase == Plan {
+		_ = d.bar.Clear()
+		return
 	}
 	d.bar.Describe(fmt.Sprintf("%-6s", s.Phase))
 	_ = d.bar.Set64(s.Done)
