@@ -9,14 +9,14 @@ const (
 	fastOut = 4 + 16
 )
 
-// decodeFast is decode while there is so much of src and dst left that most
-// checks can be left out. It reports whether it came to the end of the block.
-func (d *Decoder) decodeFast(s *stream) (end bool, err error) {
+// decodeFast decodes the symbols of a block while there is so much of src and dst
+// left that most checks can be left out; decodeCareful takes what follows.
+func (d *Decoder) decodeFast(s *stream) error {
+	// With cap the same as len the loop has two registers more.
 	dst, src := s.dst[:len(s.dst):len(s.dst)], s.src[s.in:len(s.src):len(s.src)]
 	out := s.out
-	bits, nbits := s.bits, s.nbits
+	bits, nbits := s.bits, s.nbits // of nbits, only the lowest 6 bits count here
 
-loop:
 	for len(src) >= fastIn && len(dst)-out >= fastOut {
 		bits |= binary.LittleEndian.Uint64(src[:8]) << (nbits & 63)
 		src = src[(63-nbits&63)>>3 : len(src) : len(src)]
@@ -59,12 +59,8 @@ loop:
 				continue
 			}
 			if e&isException != 0 {
-				if e&isEnd != 0 {
-					bits >>= e & 63
-					nbits -= uint(e)
-					end = true
-				}
-				break // what is not the end is left to decodeCareful
+				s.save(out, src, bits, nbits)
+				return nil // the end, or an error: left to decodeCareful
 			}
 		}
 		length := int(e.value(bits))
@@ -82,70 +78,75 @@ loop:
 				e = d.dist[e.value(bits)&(distSize-1)]
 			}
 			if e&isException != 0 {
-				err = s.corrupt("no such distance code")
-				break
+				s.save(out, src, bits, nbits)
+				return s.noDistance()
 			}
 		}
 		dist := int(e.value(bits))
 		bits >>= e & 63
 		nbits -= uint(e)
 
-		if dist > out {
-			err = s.corrupt("distance %d with %d bytes before it", dist, out)
-			break
-		}
-		if dist >= 8 {
-			from, to := (*[16]byte)(dst[out-dist:]), (*[16]byte)(w[k:])
-			binary.LittleEndian.PutUint64(to[:8], binary.LittleEndian.Uint64(from[:8]))
-			binary.LittleEndian.PutUint64(to[8:], binary.LittleEndian.Uint64(from[8:]))
+		to := dst[out:]
+		switch {
+		case dist > out: // repeat says so
+		case dist >= 8:
+			// Words at dist or more do not overlap; what is written past length
+			// is written again by what comes next.
+			copy16((*[16]byte)(w[k:]), (*[16]byte)(dst[out-dist:]))
 			if length <= 16 {
 				out += length
 				continue
 			}
-			if len(dst)-out >= length+16 {
+			if len(to) >= length+16 {
+				from := dst[out-dist:]
 				for i := 16; i < length; i += 16 {
-					from, to := (*[16]byte)(dst[out-dist+i:]), (*[16]byte)(dst[out+i:])
-					binary.LittleEndian.PutUint64(to[:8], binary.LittleEndian.Uint64(from[:8]))
-					binary.LittleEndian.PutUint64(to[8:], binary.LittleEndian.Uint64(from[8:]))
+					copy16((*[16]byte)(to[i:]), (*[16]byte)(from[i:]))
 				}
 				out += length
 				continue
 			}
-		} else if len(dst)-out >= length+8 && out >= 8 {
-			// The last dist bytes, repeated to a word.
-			w := binary.LittleEndian.Uint64(dst[out-8:]) >> (uint(8-dist) * 8 & 63)
-			step := 8
+		case out >= 8 && len(to) >= length+8:
+			// The last dist bytes, repeated to a word, and in it step bytes that
+			// are whole repeats.
+			word, step := binary.LittleEndian.Uint64(dst[out-8:])>>(64-8*dist&63), 8
 			switch dist {
 			case 1:
-				w *= 0x0101010101010101
+				word *= 0x0101010101010101
 			case 2:
-				w *= 0x0001000100010001
-			case 4:
-				w |= w << 32
+				word *= 0x0001000100010001
 			case 3:
-				w |= w<<24 | w<<48
+				word |= word<<24 | word<<48
 				step = 6
+			case 4:
+				word |= word << 32
 			default:
-				w |= w << (uint(dist) * 8 & 63)
+				word |= word << (8 * dist & 63)
 				step = dist
 			}
-			for i := out; i < out+length; i += step {
-				binary.LittleEndian.PutUint64(dst[i:], w)
+			for i := 0; i < length; i += step {
+				binary.LittleEndian.PutUint64(to[i:], word)
 			}
 			out += length
 			continue
 		}
-		n := min(length, len(dst)-out)
-		for range n {
-			dst[out] = dst[out-dist]
-			out++
+		s.save(out, src, bits, nbits)
+		if err := s.repeat(length, dist); err != nil {
+			return err
 		}
-		if n < length {
-			err = s.tooLarge()
-			break loop
-		}
+		out = s.out
 	}
+	s.save(out, src, bits, nbits)
+	return nil
+}
+
+// save puts the state of decodeFast back into s.
+func (s *stream) save(out int, src []byte, bits uint64, nbits uint) {
 	s.out, s.in = out, len(s.src)-len(src)
 	s.bits, s.nbits = bits, nbits&63
-	return end, err
+}
+
+// copy16 copies 16 bytes, word by word: from may lie 8 bytes or more before to.
+func copy16(to, from *[16]byte) {
+	binary.LittleEndian.PutUint64(to[:8], binary.LittleEndian.Uint64(from[:8]))
+	binary.LittleEndian.PutUint64(to[8:], binary.LittleEndian.Uint64(from[8:]))
 }

@@ -12,7 +12,6 @@ func (d *Decoder) readFixed() {
 	fill(lens[280:288], 8)
 	fill(lens[288:], 5)
 	d.build(d.litlen[:], litlenBits, lens[:maxLitlen], litlenSymbols[:])
-	d.pairLiterals()
 	d.build(d.dist[:], distBits, lens[maxLitlen:], distSymbols[:])
 	d.fixed = true
 }

@@ -155,8 +155,8 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 		}
 	}
 
-	place0, prefix, subBits := uint(1)<<tableBits, ^uint(0), uint(0)
-	start := place0
+	free, prefix, subBits := uint(1)<<tableBits, ^uint(0), uint(0)
+	start := free
 	for n := tableBits + 1; n <= longest; n++ {
 		for remaining := int(count[n]); remaining > 0; remaining-- {
 			if p := code & (1<<tableBits - 1); p != prefix {
@@ -166,8 +166,8 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 				for room := 1<<subBits - remaining; room > 0; room = room<<1 - int(count[tableBits+subBits]) {
 					subBits++
 				}
-				start = place0
-				place0 += 1 << subBits
+				start = free
+				free += 1 << subBits
 				table[prefix] = entry(start<<16) | isException | isSubtable | entry(tableBits<<8) | entry(tableBits+subBits)
 			}
 			sym := sorted[next]

@@ -95,8 +95,11 @@ func (s *stream) take(n uint) (uint, error) {
 	return v, nil
 }
 
+// offset is where in src the next bit is.
+func (s *stream) offset() int { return s.in - int(s.nbits+7)>>3 }
+
 func (s *stream) corrupt(format string, args ...any) error {
-	return fmt.Errorf("%w: offset %d: %s", ErrCorrupt, s.in-int(s.nbits>>3), fmt.Sprintf(format, args...))
+	return fmt.Errorf("%w: offset %d: %s", ErrCorrupt, s.offset(), fmt.Sprintf(format, args...))
 }
 
 func (s *stream) truncated() error {
@@ -104,7 +107,7 @@ func (s *stream) truncated() error {
 }
 
 func (s *stream) tooLarge() error {
-	return fmt.Errorf("%w: offset %d: expected at most %d bytes", ErrTooLarge, s.in-int(s.nbits>>3), len(s.dst))
+	return fmt.Errorf("%w: offset %d: expected at most %d bytes", ErrTooLarge, s.offset(), len(s.dst))
 }
 
 // inflate decodes the blocks of a stream (RFC 1951, section 3.2.3).
@@ -167,8 +170,7 @@ func (s *stream) stored() error {
 
 // decode decodes the symbols of one block up to its end.
 func (d *Decoder) decode(s *stream) error {
-	end, err := d.decodeFast(s)
-	if end || err != nil {
+	if err := d.decodeFast(s); err != nil {
 		return err
 	}
 	return d.decodeCareful(s)
@@ -219,7 +221,7 @@ func (d *Decoder) decodeCareful(s *stream) error {
 			return s.truncated()
 		}
 		if e&isException != 0 {
-			return s.corrupt("no such distance code")
+			return s.noDistance()
 		}
 		dist := int(e.value(s.bits))
 		s.bits >>= e.bits()
@@ -228,6 +230,10 @@ func (d *Decoder) decodeCareful(s *stream) error {
 			return err
 		}
 	}
+}
+
+func (s *stream) noDistance() error {
+	return s.corrupt("no such distance code")
 }
 
 // repeat appends length bytes from dist bytes back, which may overlap.

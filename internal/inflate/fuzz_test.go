@@ -1,0 +1,89 @@
+package inflate
+
+import (
+	"bytes"
+	stdflate "compress/flate"
+	"errors"
+	"io"
+	"testing"
+
+	"github.com/klauspost/compress/flate"
+)
+
+// Of any bytes, klauspost's decoder makes the same, or both refuse them.
+func FuzzInflate(f *testing.F) {
+	const limit = 1 << 18
+	f.Fuzz(func(t *testing.T, src []byte) {
+		in := bytes.NewReader(src)
+		want, wantErr := io.ReadAll(io.LimitReader(flate.NewReader(in), limit+1))
+		var d Decoder
+		check := func(room int, fill byte) {
+			dst := garbage(room, fill)
+			n, consumed, err := d.Inflate(dst, src)
+			guarded(t, dst)
+			if common := min(n, len(want)); !bytes.Equal(dst[:common], want[:common]) {
+				t.Fatalf("room %d: other bytes", room)
+			}
+			if n > room || consumed > len(src) || n > len(want) && wantErr == nil {
+				t.Fatalf("room %d: n %d, consumed %d of %d", room, n, consumed, len(src))
+			}
+			switch {
+			case room < len(want):
+				if n != room || !errors.Is(err, ErrTooLarge) {
+					t.Fatalf("room %d: n %d, %v; expected %v", room, n, err, ErrTooLarge)
+				}
+			case wantErr == nil:
+				if n != len(want) || consumed != len(src)-in.Len() || err != nil {
+					t.Fatalf("room %d: %d, %d, %v; expected %d, %d, nil", room, n, consumed, err, len(want), len(src)-in.Len())
+				}
+			case !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrTruncated): // it may see the other one first
+				t.Fatalf("room %d: %v; expected an error, such as %v", room, err, wantErr)
+			}
+		}
+		if len(want) > limit {
+			check(limit, 0)
+			return
+		}
+		// A reference that fails may have more bytes than it gave.
+		if wantErr == nil {
+			for _, less := range []int{1, 17, 300} {
+				check(max(len(want)-less, 0), 0xff)
+			}
+			check(len(want), 0x5a)
+			check(len(want)+1, 0)
+		}
+		check(limit, 0xa5)
+	})
+}
+
+// What compress/flate wrote at any level, flushed in the middle, comes back.
+func FuzzRoundTrip(f *testing.F) {
+	f.Fuzz(func(t *testing.T, p []byte, level uint8, flush uint16) {
+		var b bytes.Buffer
+		w, err := stdflate.NewWriter(&b, int(level%12)-2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cut := min(int(flush), len(p))
+		w.Write(p[:cut])
+		if flush%2 == 1 {
+			w.Flush()
+		}
+		w.Write(p[cut:])
+		w.Close()
+		var d Decoder
+		for _, more := range []int{0, 1, 40} {
+			dst := garbage(len(p)+more, byte(more))
+			n, consumed, err := d.Inflate(dst, b.Bytes())
+			guarded(t, dst)
+			if n != len(p) || consumed != b.Len() || err != nil || !bytes.Equal(dst[:n], p) {
+				t.Fatalf("room %d: %d, %d, %v; expected %d, %d, nil", len(dst), n, consumed, err, len(p), b.Len())
+			}
+		}
+		src := zlibbed(t, p, int(level%12)-2)
+		dst := garbage(len(p), 0)
+		if n, consumed, err := d.Zlib(dst, src); n != len(p) || consumed != len(src) || err != nil || !bytes.Equal(dst, p) {
+			t.Fatalf("Zlib = %d, %d, %v; expected %d, %d, nil", n, consumed, err, len(p), len(src))
+		}
+	})
+}
