@@ -1,0 +1,212 @@
+// Package open turns the address of a source into a source.Disk. It is the one
+// place that knows all readers, and that decides which files an image may name.
+package open
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+
+	"vddkcp/source"
+	"vddkcp/source/raw"
+	"vddkcp/source/vmdk"
+)
+
+// ErrNotRead says that the address or the format means something that vddkcp
+// knows and can't read yet.
+var ErrNotRead = errors.New("this version does not read it")
+
+// UsageError is an address, a format or an option that makes no sense whatever
+// the files hold.
+type UsageError struct{ message string }
+
+func (e *UsageError) Error() string { return e.message }
+
+func usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(format, args...)} }
+
+// maxChain bounds how deep images name each other. VMware's own limit is 32.
+const maxChain = 256
+
+// Opener opens sources, and keeps a list of the local files that they consist
+// of. It is safe for concurrent use.
+type Opener struct {
+	// AllowPath are folders that an image may name files in, and below them,
+	// beside its own folder.
+	AllowPath []string
+
+	mu    sync.Mutex
+	files []File
+}
+
+// File is a local file or block device that was opened.
+type File struct {
+	Path string
+	Info os.FileInfo
+}
+
+// Open opens the disk that address names: a local file or block device, whose
+// format is found out from its content where format is empty, else "raw" or
+// "vmdk". The disk lives under ctx.
+//
+// An address or a format that means something else is an ErrNotRead, and one
+// that means nothing a *UsageError.
+func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk, error) {
+	if err := checkAddress(address, format); err != nil {
+		return nil, err
+	}
+	for _, dir := range o.AllowPath {
+		if fi, err := os.Stat(dir); err != nil {
+			return nil, usage("--allow-path: %v", err)
+		} else if !fi.IsDir() {
+			return nil, usage("--allow-path: %s is not a folder", dir)
+		}
+	}
+	f, err := o.openFile(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	return o.openFormat(ctx, f, address, format, nil)
+}
+
+var (
+	// keyValue is one of nbdkit's words, which mean VDDK wherever they stand.
+	keyValue = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*=`)
+	// datastorePath is "[DATASTORE] DIR/DISK.vmdk".
+	datastorePath = regexp.MustCompile(`^\[[^\]]+\] `)
+	nbdURI        = regexp.MustCompile(`^nbds?(\+unix)?:`)
+)
+
+func checkAddress(address, format string) error {
+	switch format {
+	case "", "raw", "vmdk":
+	case "qcow2":
+		return fmt.Errorf("%s as qcow2: %w", address, ErrNotRead)
+	default:
+		return usage("source format %q: want raw, vmdk or qcow2", format)
+	}
+	switch {
+	case address == "":
+		return usage("the source is empty: want a path")
+	case address == "-":
+		return usage("standard input is a stream, not a disk; a file of that name is ./-")
+	case datastorePath.MatchString(address):
+		return fmt.Errorf("%s, a disk on an ESXi host or vCenter: %w (a file of that name is ./%[1]s)", address, ErrNotRead)
+	case strings.HasPrefix(address, "vddk:"):
+		return fmt.Errorf("%s, a disk that VDDK opens: %w (without vddk: it is a local VMDK)", address, ErrNotRead)
+	case nbdURI.MatchString(address):
+		return fmt.Errorf("%s, an NBD server: %w", address, ErrNotRead)
+	case keyValue.MatchString(address):
+		return fmt.Errorf("%s, a parameter of nbdkit-vddk-plugin: %w (a file of that name is ./%[1]s)", address, ErrNotRead)
+	case format == "" && isAppliance(address):
+		return fmt.Errorf("%s, an appliance: %w (unpack it with tar, the disks in it are VMDKs)", address, ErrNotRead)
+	}
+	return nil
+}
+
+// isAppliance reports whether address is PATH.ova or PATH.ovf, with #DISK or
+// without.
+func isAppliance(address string) bool {
+	path := address
+	if i := strings.LastIndexByte(address, '#'); i >= 0 {
+		path = address[:i]
+	}
+	ext := strings.ToLower(filepath.Ext(path))
+	return ext == ".ova" || ext == ".ovf"
+}
+
+// openFile opens and lists a file.
+func (o *Opener) openFile(ctx context.Context, path string) (*raw.Disk, error) {
+	f, err := raw.Open(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.File().Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	o.list(path, fi)
+	return f, nil
+}
+
+func (o *Opener) list(path string, fi os.FileInfo) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, have := range o.files {
+		if same(have.Info, fi) {
+			return
+		}
+	}
+	o.files = append(o.files, File{path, fi})
+}
+
+// openFormat makes a disk of the format out of f, which it owns, also on error.
+// Children are the images by which it came here, the first opened first.
+func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format string, children []os.FileInfo) (source.Disk, error) {
+	if format == "" {
+		var err error
+		if format, err = probe(f); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+	}
+	switch format {
+	case "raw":
+		return f, nil
+	case "vmdk":
+		opener, err := o.references(f, path, children)
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		d, err := vmdk.Open(ctx, path, f, opener)
+		if err != nil {
+			return nil, err
+		}
+		return d, nil
+	}
+	f.Close()
+	return nil, fmt.Errorf("%s, a %s image: %w", path, format, ErrNotRead)
+}
+
+// probe finds out the format of a file from its first bytes.
+func probe(f source.Disk) (format string, err error) {
+	head := make([]byte, min(f.Size(), 4<<10))
+	if _, err := f.ReadAt(head, 0); err != nil && err != io.EOF {
+		return "", err
+	}
+	switch {
+	case vmdk.Probe(head):
+		return "vmdk", nil
+	case bytes.HasPrefix(head, []byte("QFI\xfb")):
+		return "qcow2", nil
+	}
+	return "raw", nil
+}
+
+// Files returns the files that were opened so far, each once.
+func (o *Opener) Files() []File {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return append([]File(nil), o.files...)
+}
+
+// Uses reports whether fi is of a file or block device that was opened, under
+// whatever name, and under which it was.
+func (o *Opener) Uses(fi os.FileInfo) (path string, ok bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, f := range o.files {
+		if same(f.Info, fi) {
+			return f.Path, true
+		}
+	}
+	return "", false
+}

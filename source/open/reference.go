@@ -1,0 +1,158 @@
+package open
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"vddkcp/source"
+	"vddkcp/source/raw"
+)
+
+// OutsideError is a reference that leads out of the places where an image may
+// name files.
+type OutsideError struct {
+	Image  string // that has the reference
+	Name   string // as it is written there
+	Target string // where it leads
+	Folder string // of the image
+}
+
+func (e *OutsideError) Error() string {
+	return fmt.Sprintf("%s names %q, which leads to %s, outside of its folder %s", e.Image, e.Name, e.Target, e.Folder)
+}
+
+// Hint is what the user can do.
+func (e *OutsideError) Hint() string {
+	return fmt.Sprintf("where the image is to be trusted, --allow-path %s permits it", filepath.Dir(e.Target))
+}
+
+// references returns the Opener for what the image in f names, which was opened
+// as path. Children are the images by which it came here.
+//
+// What a name leads to is decided on the file that was opened, so that nothing
+// is gained by swapping a symbolic link meanwhile. It is also asked before, so
+// that nothing outside is opened at all where nobody plays tricks.
+func (o *Opener) references(f *raw.Disk, path string, children []os.FileInfo) (source.Opener, error) {
+	real, image, err := whereIs(f, path)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range children {
+		if same(c, image) {
+			return nil, fmt.Errorf("%s: the chain of images loops: it is an earlier image of the chain", path)
+		}
+	}
+	if len(children) >= maxChain {
+		return nil, fmt.Errorf("%s: the chain up to here has %d images, want at most %d", path, len(children)+1, maxChain)
+	}
+	chain := append(children[:len(children):len(children)], image)
+	folder := filepath.Dir(real)
+
+	return func(ctx context.Context, from, name, format string) (source.Disk, error) {
+		target := name
+		if !filepath.IsAbs(name) {
+			target = filepath.Join(folder, name)
+		}
+		outside := func(target string) error {
+			return &OutsideError{Image: from, Name: name, Target: target, Folder: folder}
+		}
+		resolved, err := filepath.EvalSymlinks(target)
+		if err != nil {
+			// Whether something is there is told of permitted places only.
+			if o.permits(folder, filepath.Clean(target)) {
+				return nil, openError(target, err)
+			}
+			return nil, outside(filepath.Clean(target))
+		}
+		if !o.permits(folder, resolved) {
+			return nil, outside(resolved)
+		}
+		f, err := raw.Open(ctx, target)
+		if err != nil {
+			return nil, err
+		}
+		real, fi, err := whereIs(f, target)
+		if err == nil && !o.permits(folder, real) {
+			err = outside(real)
+		}
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		o.list(target, fi)
+		return o.openFormat(ctx, f, target, format, chain)
+	}, nil
+}
+
+// openError is the error of opening path, of which err is the cause.
+func openError(path string, err error) error {
+	var cause *fs.PathError
+	if errors.As(err, &cause) { // it may name a link on the way
+		err = cause.Err
+	}
+	return &fs.PathError{Op: "open", Path: path, Err: err}
+}
+
+// permits reports whether an image in folder may name the file at path. Both
+// are absolute and without symbolic links.
+func (o *Opener) permits(folder, path string) bool {
+	if isBelow(folder, path) {
+		return true
+	}
+	for _, dir := range o.AllowPath {
+		dir, err := filepath.Abs(dir)
+		if err == nil {
+			dir, err = filepath.EvalSymlinks(dir)
+		}
+		if err == nil && isBelow(dir, path) {
+			return true
+		}
+	}
+	return false
+}
+
+// isBelow reports whether path is in the folder or below it.
+func isBelow(folder, path string) bool {
+	rel, err := filepath.Rel(folder, path)
+	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
+}
+
+// whereIs returns the path of the open file itself, without symbolic links. It
+// asks the kernel for the file that is open, not for what path leads to now.
+func whereIs(f *raw.Disk, path string) (real string, fi os.FileInfo, err error) {
+	if fi, err = f.File().Stat(); err != nil {
+		return "", nil, err
+	}
+	real, err = os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.File().Fd()))
+	if err != nil { // no /proc
+		if real, err = filepath.Abs(path); err == nil {
+			real, err = filepath.EvalSymlinks(real)
+		}
+	}
+	if err != nil {
+		return "", nil, fmt.Errorf("folder of %s: %w", path, err)
+	}
+	// What the kernel says is a name of the past when the file was removed.
+	now, err := os.Lstat(real)
+	if err != nil || !same(now, fi) {
+		return "", nil, fmt.Errorf("folder of %s: the file was moved, replaced or removed while it was opened", path)
+	}
+	return real, fi, nil
+}
+
+// same reports whether both are of one file, or of one block device, which may
+// have several device files.
+func same(a, b os.FileInfo) bool {
+	if os.SameFile(a, b) {
+		return true
+	}
+	x, ok := a.Sys().(*syscall.Stat_t)
+	y, ok2 := b.Sys().(*syscall.Stat_t)
+	return ok && ok2 && x.Mode&syscall.S_IFMT == syscall.S_IFBLK && y.Mode&syscall.S_IFMT == syscall.S_IFBLK && x.Rdev == y.Rdev
+}
