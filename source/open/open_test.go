@@ -238,6 +238,7 @@ func TestReferences(t *testing.T) {
 		{name: "allowed, the second", allow: []string{"links", "other"}, files: map[string]string{"images/x.vmdk": flat("../other/x.bin"), "other/x.bin": sector, "links/y": ""}},
 		{name: "allowed, through a link", allow: []string{"links"}, files: map[string]string{"images/x.vmdk": flat("../other/x.bin"), "other/x.bin": sector, "links": "-> other"}},
 		{name: "allowed, another", allow: []string{"other"}, files: map[string]string{"images/x.vmdk": flat("../x.bin"), "x.bin": sector, "other/y": ""}, leads: "x.bin"},
+		{name: "allowed, one whose name begins the same", allow: []string{"other"}, files: map[string]string{"images/x.vmdk": flat("../other2/x.bin"), "other2/x.bin": sector, "other/y": ""}, leads: "other2/x.bin"},
 		{name: "allowed, but a link leads on", allow: []string{"other"}, files: map[string]string{"images/x.vmdk": flat("../other/l"), "other/l": "-> ../x.bin", "x.bin": sector}, leads: "x.bin"},
 	} {
 		for _, format := range []string{"", "vmdk"} {
