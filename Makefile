@@ -1,0 +1,55 @@
+# vddkcp. CONTRIBUTING.md says how the house is laid out.
+GO         ?= go
+PREFIX     ?= /usr/local
+VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
+FUZZTIME   ?= 20s
+
+# One static binary: no C library, any Linux.
+export CGO_ENABLED = 0
+
+.PHONY: build test test-race fuzz bench lint vuln demo install clean
+
+build: bin/vddkcp
+
+# Go knows best what is out of date.
+.PHONY: bin/vddkcp
+bin/vddkcp:
+	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/vddkcp
+
+test:
+	./scripts/need qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time
+	$(GO) test ./...
+
+# The race detector needs cgo.
+test-race:
+	CGO_ENABLED=1 $(GO) test -race ./...
+
+# Every fuzz target for FUZZTIME, after a look at its committed seeds.
+fuzz:
+	FUZZTIME=$(FUZZTIME) ./scripts/fuzz
+
+lint:
+	test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATICCHECK) ./...
+	$(GO) mod tidy -diff
+
+# Needs the vulnerability database, which is not everywhere.
+vuln:
+	$(GO) run $(GOVULNCHECK) ./...
+
+demo: build
+	./scripts/need qemu-img mke2fs
+	./scripts/demo
+
+bench: build
+	./scripts/need qemu-img mke2fs time
+	./scripts/bench
+
+install: build
+	install -D -m 755 bin/vddkcp $(DESTDIR)$(PREFIX)/bin/vddkcp
+
+clean:
+	rm -rf bin bench-out

@@ -1,0 +1,112 @@
+package main
+
+import (
+	"os"
+	"strings"
+	"text/template"
+
+	"github.com/alecthomas/kong"
+)
+
+type completionCommand struct {
+	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell: bash, zsh or fish."`
+}
+
+// Run prints the script. It is static, made from the same model that parses
+// the command line: completing starts no process.
+func (c *completionCommand) Run(app *kong.Application) error {
+	return completionScripts.ExecuteTemplate(os.Stdout, c.Shell, completionModel(app))
+}
+
+// completion is what a script needs to know.
+type completion struct {
+	Commands []completedCommand
+	Default  []completedFlag // flags of the default command, and of all
+}
+
+type completedCommand struct{ Name, Help string }
+
+type completedFlag struct {
+	Name, Help string
+	Short      string
+	Values     []string
+	Value      bool // takes a value
+	File       bool // which is a path
+}
+
+func completionModel(app *kong.Application) completion {
+	var m completion
+	for _, command := range app.Children {
+		if !command.Hidden {
+			m.Commands = append(m.Commands, completedCommand{command.Name, command.Help})
+		}
+	}
+	for _, group := range app.DefaultCmd.AllFlags(true) {
+		for _, f := range group {
+			flag := completedFlag{Name: f.Name, Help: strings.ReplaceAll(f.Help, "'", ""), Value: !f.IsBool()}
+			if f.Short != 0 {
+				flag.Short = string(f.Short)
+			}
+			for _, v := range strings.Split(f.Enum, ",") {
+				if v != "" {
+					flag.Values = append(flag.Values, v)
+				}
+			}
+			flag.File = flag.Value && len(flag.Values) == 0 && (strings.Contains(f.PlaceHolder, "FILE") || strings.Contains(f.PlaceHolder, "DIR"))
+			m.Default = append(m.Default, flag)
+		}
+	}
+	return m
+}
+
+// zshQuote keeps what _arguments would take as syntax.
+func zshQuote(s string) string {
+	return strings.NewReplacer("[", `\[`, "]", `\]`, ":", `\:`).Replace(s)
+}
+
+var completionScripts = template.Must(template.New("").Funcs(template.FuncMap{"join": strings.Join, "zsh": zshQuote}).Parse(`
+{{- define "bash" -}}
+# bash completion of vddkcp: source it, or put it in /etc/bash_completion.d
+_vddkcp() {
+    local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]}
+    COMPREPLY=()
+    # bash breaks words at =: --flag=VALUE arrives as three.
+    if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
+    case $prev in
+{{- range .Default}}{{if .Values}}
+    --{{.Name}}) COMPREPLY=($(compgen -W '{{join .Values " "}}' -- "$cur")); return ;;{{else if .File}}
+    --{{.Name}}) COMPREPLY=($(compgen -f -- "$cur")); return ;;{{else if .Value}}
+    --{{.Name}}) return ;;{{end}}{{end}}
+    completion) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); return ;;
+    esac
+    if [[ $cur == -* ]]; then
+        COMPREPLY=($(compgen -W '{{range .Default}}--{{.Name}} {{end}}' -- "$cur"))
+        return
+    fi
+    COMPREPLY=($(compgen -f -- "$cur"))
+    if [[ $COMP_CWORD == 1 ]]; then
+        COMPREPLY+=($(compgen -W '{{range .Commands}}{{.Name}} {{end}}' -- "$cur"))
+    fi
+}
+complete -o filenames -F _vddkcp vddkcp
+{{end}}
+{{- define "zsh" -}}
+#compdef vddkcp
+# zsh completion of vddkcp: put it as _vddkcp in a folder of $fpath
+_vddkcp() {
+    local -a commands=({{range .Commands}}
+        '{{.Name}}:{{zsh .Help}}'{{end}}
+    )
+    _arguments \{{range .Default}}
+        '--{{.Name}}{{if .Value}}={{end}}[{{zsh .Help}}]{{if .Values}}:value:({{join .Values " "}}){{else if .File}}:file:_files{{else if .Value}}:value:{{end}}' \{{end}}
+        '1: :{ _describe command commands; _files }' \
+        '*:file:_files'
+}
+if [ "$funcstack[1]" = _vddkcp ]; then _vddkcp "$@"; else compdef _vddkcp vddkcp; fi
+{{end}}
+{{- define "fish" -}}
+# fish completion of vddkcp: put it in ~/.config/fish/completions/vddkcp.fish
+{{range .Commands}}complete -c vddkcp -n __fish_use_subcommand -a {{.Name}} -d '{{.Help}}'
+{{end}}complete -c vddkcp -f -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'
+{{range .Default}}complete -c vddkcp -l {{.Name}}{{with .Short}} -s {{.}}{{end}} -d '{{.Help}}'{{if .Values}} -x -a '{{join .Values " "}}'{{else if .File}} -r{{else if .Value}} -x{{end}}
+{{end}}{{end}}`))

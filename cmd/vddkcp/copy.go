@@ -1,0 +1,323 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"vddkcp/internal/bytesize"
+	"vddkcp/sink"
+	sinkopen "vddkcp/sink/open"
+	sinkraw "vddkcp/sink/raw"
+	"vddkcp/source"
+	sourceopen "vddkcp/source/open"
+	"vddkcp/source/raw"
+	"vddkcp/transfer"
+	"vddkcp/transfer/progress"
+)
+
+// copyFlags are the flags of copy, by docs/cli.md.
+type copyFlags struct {
+	SourceFormat string   `help:"Format of SRC instead of probing it: raw or vmdk." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Source:"`
+	AllowPath    []string `help:"Folder that SRC may name files in, beside its own (repeatable; / for all)." placeholder:"DIR" sep:"none" group:"Source:"`
+
+	Format        string         `help:"Format of DST whatever its name: raw." enum:",raw" default:"" placeholder:"FORMAT" group:"Target:"`
+	Force         bool           `help:"Replace an existing file." group:"Target:"`
+	Preallocation string         `help:"What becomes of holes: off (sparse), falloc (reserved) or full (written)." enum:"off,falloc,full" default:"off" group:"Target:"`
+	Sparse        *bytesize.Size `help:"Runs of zeros of at least this size become holes (4KiB); 0 keeps them as data." placeholder:"SIZE" group:"Target:"`
+	TargetIsZero  bool           `help:"The target reads as zeros already: holes need no writing." group:"Target:"`
+	Size          *bytesize.Size `help:"Size of the disk that comes on standard input." placeholder:"SIZE" group:"Target:"`
+
+	RequestSize bytesize.Size `help:"Bytes to read at once." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Depth       int           `help:"Reads in flight." default:"4" placeholder:"N" group:"Speed:"`
+	RateLimit   rate          `help:"Most bytes to read in a second." placeholder:"BYTES/s" group:"Speed:"`
+	Cache       string        `help:"Whether what is copied may stay in the page cache: keep or drop (default: drop when it is more than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
+
+	Progress string `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
+	Report   string `help:"Write a JSON report here at the end, also of a failure." placeholder:"FILE" type:"path" group:"Report:"`
+	DryRun   bool   `help:"Open everything, print the plan, copy nothing." group:"Report:"`
+}
+
+type copyCommand struct {
+	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a raw file, a block device, or - for standard input."`
+	Dst string `arg:"" name:"DST" help:"Where to: a new file, a block device, - for standard output, or null: to only read."`
+	copyFlags
+}
+
+// rate is a number of bytes a second.
+type rate int64
+
+func (r *rate) UnmarshalText(text []byte) error {
+	n, err := bytesize.Parse(strings.TrimSuffix(string(text), "/s"))
+	if err == nil && n == 0 {
+		err = errors.New("a rate of 0 would never end")
+	}
+	*r = rate(n)
+	return err
+}
+
+// Limits of flags. A request is memory, twice depth times.
+const (
+	minRequest, maxRequest = 4 << 10, 64 << 20
+	maxDepth               = 256
+	maxMemory              = 4 << 30
+)
+
+// Validate is kong's hook for what no single flag can check.
+func (c *copyFlags) Validate() error {
+	if c.RequestSize < minRequest || c.RequestSize > maxRequest || c.RequestSize%512 != 0 {
+		return fmt.Errorf("--request-size: %d bytes: want a multiple of 512 from 4KiB to 64MiB", c.RequestSize)
+	}
+	if c.Depth < 1 || c.Depth > maxDepth {
+		return fmt.Errorf("--depth: %d: want 1 to %d", c.Depth, maxDepth)
+	}
+	if memory := 2 * int64(c.Depth) * int64(c.RequestSize); memory > maxMemory {
+		return fmt.Errorf("--depth %d and --request-size %s take %s of memory; want at most %s", c.Depth,
+			bytesize.Format(int64(c.RequestSize)), bytesize.Format(memory), bytesize.Format(maxMemory))
+	}
+	if c.Sparse != nil && *c.Sparse%512 != 0 {
+		return fmt.Errorf("--sparse: %d bytes: want a multiple of 512, or 0", *c.Sparse)
+	}
+	return nil
+}
+
+// job is one copy under way.
+type job struct {
+	*copyCommand
+	log      *slog.Logger
+	report   *transfer.Report
+	counters *progress.Counters
+	opener   *sourceopen.Opener
+}
+
+func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
+	counters := new(progress.Counters)
+	style := c.style()
+	display := progress.NewDisplay(style, os.Stderr, c.Src, counters)
+	asJSON := style == progress.JSON
+	log, closeLog, err := logs.open(display, asJSON)
+	if err != nil {
+		return &usageError{err: err}
+	}
+	j := &job{
+		copyCommand: c, log: log, counters: counters,
+		report: transfer.NewReport(c.Src, c.Dst),
+		opener: &sourceopen.Opener{AllowPath: c.AllowPath},
+	}
+	err = j.shown(ctx, display)
+	if err != nil {
+		err = asUsage(fmt.Errorf("copy %s: %w", c.Src, err))
+	}
+	if reported := j.finishReport(err); reported != nil {
+		err = errors.Join(err, reported)
+	}
+	if closed := closeLog(); closed != nil && err == nil {
+		err = fmt.Errorf("log file: %w", closed)
+	}
+	if err != nil {
+		fail(os.Stderr, asJSON, err)
+		return &reportedError{err}
+	}
+	return nil
+}
+
+func (c *copyCommand) style() progress.Style {
+	switch {
+	case c.DryRun || c.Progress == "none":
+		return progress.None
+	case c.Progress == "json":
+		return progress.JSON
+	case c.Progress == "bar" || term.IsTerminal(int(os.Stderr.Fd())):
+		return progress.Bar
+	}
+	return progress.Lines
+}
+
+// asUsage gives errors that are the command line's fault their exit status.
+func asUsage(err error) error {
+	var target *sinkopen.UsageError
+	var src *sourceopen.UsageError
+	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sinkopen.ErrNotWritten) || errors.Is(err, sourceopen.ErrNotRead) {
+		return &usageError{err: err}
+	}
+	return err
+}
+
+func (j *job) finishReport(err error) error {
+	j.report.Count(j.counters.Snapshot())
+	status, exit := transfer.StatusOK, 0
+	var stopped *signalError
+	switch {
+	case errors.As(err, &stopped):
+		status, exit = transfer.StatusInterrupted, exitStatus(err)
+	case err != nil:
+		status, exit = transfer.StatusFailed, exitStatus(err)
+	case j.DryRun:
+		status = transfer.StatusSkipped
+	}
+	if err != nil {
+		j.report.Error, j.report.Hint = err.Error(), hint(err)
+	}
+	j.report.End(status, exit)
+	if j.Report == "" {
+		return nil
+	}
+	return j.report.Write(j.Report)
+}
+
+func (j *job) warn(message string) {
+	j.log.Warn(message)
+	j.report.Warnings = append(j.report.Warnings, message)
+}
+
+// shown runs the copy while the display shows it.
+func (j *job) shown(ctx context.Context, display *progress.Display) error {
+	done, drawn := make(chan struct{}), make(chan struct{})
+	go func() {
+		display.Run(done)
+		close(drawn)
+	}()
+	defer func() {
+		close(done)
+		<-drawn
+	}()
+	return j.run(ctx)
+}
+
+func (j *job) run(ctx context.Context) error {
+	if j.Src == "-" {
+		return j.runStream(ctx)
+	}
+	if j.Size != nil {
+		return &usageError{err: fmt.Errorf("--size is for a stream on standard input, and %s has its own", j.Src)}
+	}
+	src, err := j.opener.Open(ctx, j.Src, j.SourceFormat)
+	if err != nil {
+		return err
+	}
+	defer src.Close()
+	j.report.VirtualSize = src.Size()
+	// First without the space it takes: what can be refused at once is.
+	if _, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(0, nil)); err != nil {
+		return err
+	}
+	plan, err := transfer.NewPlan(ctx, src)
+	if err != nil {
+		return err
+	}
+	j.describeSource(src, plan)
+	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(plan.Data, j.warn))
+	if err != nil {
+		return err
+	}
+	j.report.Format = target.Format
+	if j.DryRun {
+		return j.printPlan(os.Stdout, plan, target)
+	}
+	o := j.options()
+	if j.drop(plan.Data) {
+		if u, ok := source.Ability[source.Uncached](src); ok {
+			u.ReadUncached()
+		}
+	}
+	dst, err := target.Create(ctx)
+	if err != nil {
+		return err
+	}
+	if err := transfer.Copy(ctx, src, dst, plan, o); err != nil {
+		return err
+	}
+	return nil
+}
+
+func (j *job) runStream(ctx context.Context) error {
+	switch {
+	case j.SourceFormat != "" && j.SourceFormat != "raw":
+		return &usageError{err: fmt.Errorf("standard input is a raw stream, not %s: save it in a file first", j.SourceFormat)}
+	case j.DryRun:
+		return &usageError{err: errors.New("--dry-run can't look into standard input")}
+	}
+	size := int64(sink.UnknownSize)
+	need := int64(0)
+	if j.Size != nil {
+		size = int64(*j.Size)
+		j.report.VirtualSize = size
+	}
+	target, err := sinkopen.Plan(ctx, j.Dst, size, j.targetOptions(need, j.warn))
+	if err != nil {
+		return err
+	}
+	j.report.Format, j.report.Transport, j.report.ExtentsSource = target.Format, "stream", "full"
+	dst, err := target.Create(ctx)
+	if err != nil {
+		return err
+	}
+	n, err := transfer.CopyStream(ctx, raw.Stream(ctx, os.Stdin), size, dst, j.options())
+	if err == nil {
+		j.report.VirtualSize = n
+	}
+	return err
+}
+
+// describeSource fills in what the report says of the source.
+func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
+	j.report.Transport, j.report.Connections = "file", 1
+	j.report.ExtentsSource = "map"
+	if plan.Data == plan.Size {
+		j.report.ExtentsSource = "full"
+	}
+	if d, ok := source.Ability[source.Described](src); ok {
+		info := d.Info()
+		j.log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", src.Size(), "chain", strings.Join(info.Chain, " <- "))
+	}
+	j.log.Debug("plan", "data", plan.Data, "zero", plan.Zero, "extents", plan.Extents)
+}
+
+// targetOptions are what the flags say of the target, which will take need
+// bytes.
+func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
+	return sinkopen.Options{
+		Format: j.Format, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
+		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
+		Source: j.opener.Uses, Warn: warn,
+	}
+}
+
+func (j *job) options() transfer.Options {
+	o := transfer.Options{
+		RequestSize: int(j.RequestSize), Requests: j.Depth, Counters: j.counters,
+	}
+	if j.Sparse != nil {
+		o.Sparse, o.KeepZeros = int64(*j.Sparse), *j.Sparse == 0
+	}
+	if j.RateLimit > 0 {
+		o.Limit = transfer.NewLimiter(int64(j.RateLimit))
+	}
+	return o
+}
+
+// drop says whether a copy of n bytes is kept out of the page cache.
+func (j *job) drop(n int64) bool {
+	if j.Cache != "" {
+		return j.Cache == "drop"
+	}
+	var memory unix.Sysinfo_t
+	if err := unix.Sysinfo(&memory); err != nil {
+		return false
+	}
+	return n > int64(memory.Totalram)*int64(memory.Unit)/4
+}
+
+func (j *job) printPlan(w io.Writer, plan *transfer.Plan, target *sinkopen.Target) error {
+	_, err := fmt.Fprintf(w, "source: %s\ntarget: %s (%s)\nsize: %d bytes (%s)\nto copy: %d bytes (%s) in %d extents\nholes: %d bytes (%s)\n",
+		j.Src, j.Dst, target, plan.Size, bytesize.Format(plan.Size),
+		plan.Data, bytesize.Format(plan.Data), plan.Extents, plan.Zero+plan.Same, bytesize.Format(plan.Zero+plan.Same))
+	return err
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// Which rooms a room may import, by the first rule that matches it. What is
+// not named here may import internal/ only. CONTRIBUTING.md has the reasons.
+var imports = []struct{ room, may string }{
+	{"vddkcp/cmd/vddkcp", "source source/open source/raw sink sink/open sink/raw transfer transfer/progress"},
+	{"vddkcp/transfer/progress", ""},
+	{"vddkcp/transfer", "source sink transfer/progress"},
+	{"vddkcp/source/open", "source source/raw source/vmdk"},
+	{"vddkcp/sink/open", "sink sink/raw"},
+	{"vddkcp/source/", "source"},
+	{"vddkcp/source", ""},
+	{"vddkcp/sink/", "sink source source/raw"},
+	{"vddkcp/sink", "source"},
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	list, err := exec.Command("go", "list", "-f", "{{.ImportPath}}: {{join .Imports \" \"}}", "vddkcp/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	rooms := 0
+	for _, line := range strings.Split(strings.TrimSpace(string(list)), "\n") {
+		room, imported, _ := strings.Cut(line, ": ")
+		rooms++
+		may := ""
+		for _, rule := range imports {
+			if room == rule.room || strings.HasSuffix(rule.room, "/") && strings.HasPrefix(room, rule.room) {
+				may = rule.may
+				break
+			}
+		}
+		for _, path := range strings.Fields(imported) {
+			name, ours := strings.CutPrefix(path, "vddkcp/")
+			if !ours || strings.HasPrefix(name, "internal/") {
+				continue
+			}
+			if !strings.Contains(" "+may+" ", " "+name+" ") {
+				t.Errorf("%s imports %s; it may import: %s", room, path, may)
+			}
+		}
+	}
+	if rooms < 10 {
+		t.Errorf("only %d rooms were looked at", rooms)
+	}
+}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+)
+
+// logFlags are the flags of every command about what it tells on the way.
+type logFlags struct {
+	LogLevel  string `help:"Least level to log: debug, info, warn or error." enum:"debug,info,warn,error" default:"info"`
+	LogFormat string `help:"Format of the log: text or json." enum:"text,json" default:"text"`
+	LogFile   string `help:"Append the log to this file instead of standard error." placeholder:"FILE" type:"path"`
+	Verbose   bool   `help:"Log everything: short for --log-level debug." short:"v"`
+}
+
+// open returns the logger that the flags ask for, and what closes its file.
+// Without a file it writes to stderr, and as JSON where that is asked for or
+// stderr must hold nothing else.
+func (f *logFlags) open(stderr io.Writer, onlyJSON bool) (*slog.Logger, func() error, error) {
+	level := slog.LevelDebug
+	if !f.Verbose {
+		if err := level.UnmarshalText([]byte(f.LogLevel)); err != nil {
+			return nil, nil, fmt.Errorf("log level: %w", err)
+		}
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if f.LogFile != "" {
+		file, err := os.OpenFile(f.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o666)
+		if err != nil {
+			return nil, nil, fmt.Errorf("log file: %w", err)
+		}
+		if f.LogFormat == "json" {
+			return slog.New(slog.NewJSONHandler(file, options)), file.Close, nil
+		}
+		return slog.New(slog.NewTextHandler(file, options)), file.Close, nil
+	}
+	none := func() error { return nil }
+	if onlyJSON || f.LogFormat == "json" {
+		return slog.New(slog.NewJSONHandler(stderr, options)).With("type", "log"), none, nil
+	}
+	return slog.New(&plainHandler{out: stderr, level: level, mu: new(sync.Mutex)}), none, nil
+}
+
+// plainHandler logs for people at a terminal: "vddkcp: warning: text key=value".
+type plainHandler struct {
+	out   io.Writer
+	level slog.Level
+	attrs string
+	mu    *sync.Mutex
+}
+
+func (h *plainHandler) Enabled(_ context.Context, level slog.Level) bool { return level >= h.level }
+
+func (h *plainHandler) Handle(_ context.Context, r slog.Record) error {
+	var line strings.Builder
+	line.WriteString("vddkcp: ")
+	switch {
+	case r.Level >= slog.LevelError:
+		line.WriteString("error: ")
+	case r.Level >= slog.LevelWarn:
+		line.WriteString("warning: ")
+	}
+	line.WriteString(r.Message)
+	line.WriteString(h.attrs)
+	r.Attrs(func(a slog.Attr) bool {
+		fmt.Fprintf(&line, " %s=%v", a.Key, a.Value)
+		return true
+	})
+	line.WriteByte('\n')
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	_, err := io.WriteString(h.out, line.String())
+	return err
+}
+
+func (h *plainHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	with := *h
+	for _, a := range attrs {
+		with.attrs += fmt.Sprintf(" %s=%v", a.Key, a.Value)
+	}
+	return &with
+}
+
+// WithGroup leaves groups out: nothing here uses them.
+func (h *plainHandler) WithGroup(string) slog.Handler { return h }

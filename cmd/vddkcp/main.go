@@ -1,0 +1,192 @@
+// Command vddkcp copies virtual disks. docs/cli.md is its contract.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"slices"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// version is stamped by the linker.
+var version = "devel"
+
+type cli struct {
+	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk (the default command)."`
+	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
+	Version    versionCommand    `cmd:"" help:"Print the version."`
+
+	Log logFlags `embed:"" group:"Log:"`
+}
+
+func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
+	return kong.New(c,
+		kong.Name("vddkcp"),
+		kong.Description("Copies VMware virtual disks to raw files, block devices and pipes, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable."),
+		kong.Writers(stdout, stderr),
+		kong.Exit(exit),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
+	)
+}
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run is the whole program. It returns the exit status.
+func run(args []string) int {
+	// A reader of ours that went away is an error with a message, not a
+	// silent end: asking for the signal makes the write fail instead.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+
+	var c cli
+	exited, status := false, 0
+	parser, err := newParser(&c, os.Stdout, os.Stderr, func(code int) { exited, status = true, code })
+	if err != nil {
+		panic(err) // the flags are declared wrongly: every test sees it
+	}
+	if err := refuseReserved(args); err != nil {
+		return fail(os.Stderr, false, err)
+	}
+	parsed, err := parser.Parse(args)
+	if exited { // help
+		return status
+	}
+	if err != nil {
+		return fail(os.Stderr, false, &usageError{err: err, hint: "vddkcp --help lists commands and flags"})
+	}
+	ctx, stop := withSignals(context.Background())
+	defer stop()
+	parsed.BindTo(ctx, (*context.Context)(nil))
+	parsed.Bind(&c.Log, parsed.Model)
+	if err := parsed.Run(); err != nil {
+		var reported *reportedError
+		if errors.As(err, &reported) {
+			return exitStatus(err)
+		}
+		return fail(os.Stderr, false, err)
+	}
+	return 0
+}
+
+// refuseReserved keeps the names of commands to come from being taken for a
+// SRC: a script for a later version must not copy a file of that name.
+func refuseReserved(args []string) error {
+	reserved := []string{
+		"export", "run", "verify", "info", "map", "vddk", "thumbprint",
+		"ls", "vm", "warm", "check", "cleanup", "vddk-worker",
+	}
+	if len(args) > 0 && slices.Contains(reserved, args[0]) {
+		return &usageError{
+			err:  fmt.Errorf("command %q is not in this version", args[0]),
+			hint: fmt.Sprintf("for a file of that name write ./%s", args[0]),
+		}
+	}
+	return nil
+}
+
+// Exit statuses, by docs/cli.md.
+const (
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// usageError is a mistake of the caller's, with exit status 2.
+type usageError struct {
+	err  error
+	hint string
+}
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+func (e *usageError) Hint() string  { return e.hint }
+
+// reportedError was shown already.
+type reportedError struct{ error }
+
+func (e *reportedError) Unwrap() error { return e.error }
+
+// signalError is the cause of a context that a signal ended.
+type signalError struct{ signal syscall.Signal }
+
+func (e *signalError) Error() string { return fmt.Sprintf("stopped by %s", signalName(e.signal)) }
+
+func signalName(s syscall.Signal) string {
+	if s == syscall.SIGINT {
+		return "SIGINT"
+	}
+	return "SIGTERM"
+}
+
+// withSignals returns a context that the first SIGINT or SIGTERM ends, with a
+// *signalError as its cause. A second one ends the process at once.
+func withSignals(parent context.Context) (ctx context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	go func() {
+		first, ok := <-signals
+		if !ok {
+			return
+		}
+		cancel(&signalError{first.(syscall.Signal)})
+		if second, ok := <-signals; ok {
+			os.Exit(128 + int(second.(syscall.Signal)))
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(signals)
+		close(signals)
+		cancel(nil)
+	}
+}
+
+// exitStatus is the exit status that err stands for.
+func exitStatus(err error) int {
+	var stopped *signalError
+	var usage *usageError
+	switch {
+	case errors.As(err, &stopped):
+		return 128 + int(stopped.signal)
+	case errors.As(err, &usage):
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// hint is what the user can do about err, or empty.
+func hint(err error) string {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return h.Hint()
+	}
+	return ""
+}
+
+// fail shows err on w, for people or as JSON, and returns its exit status.
+func fail(w io.Writer, asJSON bool, err error) int {
+	status, advice := exitStatus(err), hint(err)
+	if asJSON {
+		text, marshalled := json.Marshal(struct {
+			Type  string `json:"type"`
+			Error string `json:"error"`
+			Hint  string `json:"hint"`
+			Exit  int    `json:"exit"`
+		}{"error", err.Error(), advice, status})
+		if marshalled == nil {
+			fmt.Fprintf(w, "%s\n", text)
+			return status
+		}
+	}
+	message := fmt.Sprintf("vddkcp: %v\n", err)
+	if advice != "" {
+		message += "hint: " + advice + "\n"
+	}
+	io.WriteString(w, message)
+	return status
+}

@@ -1,0 +1,13 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+)
+
+type versionCommand struct{}
+
+func (versionCommand) Run() error {
+	_, err := fmt.Printf("vddkcp %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return err
+}
