@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -115,7 +114,7 @@ func leavesNothing(t *testing.T, dst string) {
 // ext4 makes a real disk: a file system filled from a directory tree.
 func ext4(t *testing.T, path string) {
 	t.Helper()
-	peer.Run(t, "mke2fs", "-q", "-t", "ext4", "-d", filepath.Join(runtime.GOROOT(), "src", "net"), path, "60M")
+	peer.Run(t, "mke2fs", "-q", "-t", "ext4", "-d", filepath.Join(peer.Tree(t), "net"), path, "60M")
 }
 
 // random fills a file with so many bytes.

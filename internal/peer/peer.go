@@ -5,6 +5,7 @@ package peer
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -44,6 +45,13 @@ func missing(t testing.TB, format string, args ...any) {
 		t.Fatalf(format, args...)
 	}
 	t.Skipf(format, args...)
+}
+
+// Tree returns a real directory tree to fill disks from: the sources of Go's
+// own library, which every machine that runs the tests has.
+func Tree(t testing.TB) string {
+	t.Helper()
+	return filepath.Join(strings.TrimSpace(Run(t, "go", "env", "GOROOT")), "src")
 }
 
 // Run runs a program and returns what it wrote to standard output; a failure
