@@ -44,12 +44,11 @@ type extentLine struct {
 // parseDescriptor reads a descriptor. It ends at the first zero byte, which is
 // how the space for an embedded one is filled up. An error names the line.
 func parseDescriptor(text []byte) (*descriptor, error) {
-	cut := false
 	if end := bytes.IndexByte(text, 0); end >= 0 {
 		text = text[:end]
-	} else if len(text) > maxDescriptor {
-		text, cut = text[:maxDescriptor], true
 	}
+	cut := len(text) > maxDescriptor
+	text = text[:min(len(text), maxDescriptor)]
 	text = bytes.TrimPrefix(text, []byte(bom))
 	d := &descriptor{values: map[string]value{}}
 	n := 0

@@ -115,7 +115,7 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 	if h.descriptorOffset == 0 || h.descriptorSize == 0 {
 		return fmt.Errorf("%s: a sparse extent without a descriptor: it is a part of a disk, open the .vmdk file that describes that", d.path)
 	}
-	size := int64(min(h.descriptorSize, maxDescriptor/sectorSize)) * sectorSize
+	size := int64(min(h.descriptorSize, maxDescriptor/sectorSize+1)) * sectorSize // a byte too long is seen
 	if h.descriptorOffset > uint64(f.Size())/sectorSize || int64(h.descriptorOffset)*sectorSize > f.Size()-size {
 		return fmt.Errorf("%s: its descriptor at sector %d has %d sectors, the file has %d bytes: it is truncated", d.path, h.descriptorOffset, h.descriptorSize, f.Size())
 	}
@@ -222,8 +222,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 
 // add appends an extent of size bytes.
 func (d *Disk) add(x extent, size int64) {
-	switch x := x.(type) {
-	case *sparse:
+	if x, ok := x.(*sparse); ok {
 		x.disk, x.base = d, d.size
 		x.share(d.mem)
 	}

@@ -16,8 +16,9 @@ const (
 	packedSlack = 1 << 10
 
 	// batchSize is how many compressed bytes are read at once where several
-	// grains are wanted.
-	batchSize = 1 << 20
+	// grains are wanted. More would save nothing beside the time that unpacking
+	// takes, and each reader has as much memory.
+	batchSize = 256 << 10
 )
 
 // unpacker is the scratch memory of one reader of compressed grains.
@@ -32,7 +33,7 @@ var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 // grow returns b with n bytes, whatever they are.
 func grow(b []byte, n int64) []byte {
 	if int64(cap(b)) < n {
-		return make([]byte, n)
+		b = make([]byte, (n+batchSize/4-1)&^(batchSize/4-1))
 	}
 	return b[:n]
 }
