@@ -57,6 +57,9 @@ func parseDescriptor(text []byte) (*descriptor, error) {
 		if len(line) > maxLine {
 			return nil, fmt.Errorf("line %d: longer than %d bytes", n, maxLine)
 		}
+		if cut && line[len(line)-1] != '\n' {
+			break // half a line
+		}
 		if err := d.parseLine(n, strings.TrimSpace(string(line))); err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
 		}
