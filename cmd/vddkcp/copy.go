@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -113,7 +115,11 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	}
 	err = j.shown(ctx, display)
 	if err != nil {
-		err = asUsage(fmt.Errorf("copy %s: %w", c.Src, err))
+		// Most errors name the source already.
+		if !strings.Contains(err.Error(), c.Src) {
+			err = fmt.Errorf("copy %s: %w", c.Src, err)
+		}
+		err = asUsage(err)
 	}
 	if reported := j.finishReport(err); reported != nil {
 		err = errors.Join(err, reported)
@@ -275,9 +281,20 @@ func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 	}
 	if d, ok := source.Ability[source.Described](src); ok {
 		info := d.Info()
+		if info.Format == "raw" && j.SourceFormat == "" && looksLikeVMDK(j.Src) {
+			j.warn(fmt.Sprintf("%s is named like a VMDK and is none: it is copied as a raw disk (--source-format raw says that this is right)", j.Src))
+		}
 		j.log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", src.Size(), "chain", strings.Join(info.Chain, " <- "))
 	}
 	j.log.Debug("plan", "data", plan.Data, "zero", plan.Zero, "extents", plan.Extents)
+}
+
+// flatExtent is how VMware calls the files that hold nothing but a disk's
+// bytes: vm-flat.vmdk, vm-f001.vmdk.
+var flatExtent = regexp.MustCompile(`(?i)-(flat|f[0-9]{3,})\.vmdk$`)
+
+func looksLikeVMDK(path string) bool {
+	return strings.EqualFold(filepath.Ext(path), ".vmdk") && !flatExtent.MatchString(path)
 }
 
 // targetOptions are what the flags say of the target, which will take need

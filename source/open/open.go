@@ -72,8 +72,22 @@ func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk,
 	if err != nil {
 		return nil, err
 	}
+	if format == "" && f.Size() == 0 {
+		// Nearly always what is left of a failed transfer.
+		f.Close()
+		return nil, &emptyError{address}
+	}
 	return o.openFormat(ctx, f, address, format, nil)
 }
+
+// emptyError is a source of 0 bytes.
+type emptyError struct{ path string }
+
+func (e *emptyError) Error() string {
+	return e.path + ": the file is empty (0 bytes), want a disk image"
+}
+
+func (e *emptyError) Hint() string { return "--source-format raw takes it for a disk of 0 bytes" }
 
 var (
 	// keyValue is one of nbdkit's words, which mean VDDK wherever they stand.
