@@ -42,7 +42,7 @@ func reference(src []byte, limit int) (out []byte, consumed int, err error) {
 
 func TestGrains(t *testing.T) {
 	var d Decoder
-	for i, g := range grains(t, 24) {
+	for i, g := range grains(t, 16) {
 		for _, level := range []int{-2, -1, 0, 1, 4, 9} {
 			c := zlibbed(t, g, level)
 			dst := garbage(grain, 0xa5)
@@ -141,10 +141,10 @@ func TestStreams(t *testing.T) {
 func TestMatches(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	var distances []int
-	for dist := 1; dist <= 40; dist++ {
+	for dist := 1; dist <= 24; dist++ {
 		distances = append(distances, dist)
 	}
-	distances = append(distances, 257, 258, 259, 4096, 32767, 32768)
+	distances = append(distances, 257, 258, 259, 32768)
 	var d Decoder
 	for _, dist := range distances {
 		w := new(writer).bits(1, 1).bits(1, 2)
@@ -176,7 +176,7 @@ func TestMatches(t *testing.T) {
 			}
 		}
 		// Cut anywhere in the last matches.
-		for short := 1; short <= min(last, 600); short++ {
+		for short := 1; short <= min(last, 600); short += 1 + short/16 {
 			dst := garbage(last-short, byte(short))
 			n, _, err := d.Inflate(dst, src)
 			guarded(t, dst)
@@ -257,7 +257,7 @@ func TestLongCodes(t *testing.T) {
 func TestTruncated(t *testing.T) {
 	g := grains(t, 8)
 	var d Decoder
-	for i, p := range [][]byte{g[0][:6000], g[1][:6000], g[7][20000:26000], make([]byte, 6000)} {
+	for i, p := range [][]byte{g[0][:2000], g[1][:2000], g[7][20000:22000], make([]byte, 2000)} {
 		for _, level := range []int{-2, 0, 1, 6, 9} {
 			for _, wrap := range []bool{false, true} {
 				src, decode := deflated(t, p, level), d.Inflate
@@ -282,7 +282,7 @@ func TestTruncated(t *testing.T) {
 func TestRoom(t *testing.T) {
 	g := grains(t, 8)
 	var d Decoder
-	for i, p := range [][]byte{g[0][:3000], g[1][:3000], g[7][20000:23000], make([]byte, 3000)} {
+	for i, p := range [][]byte{g[0][:1000], g[1][:1000], g[7][20000:21000], make([]byte, 1000)} {
 		for _, level := range []int{-2, 0, 1, 6} {
 			src := deflated(t, p, level)
 			for room := range len(p) + 50 {
