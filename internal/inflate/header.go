@@ -100,7 +100,9 @@ func (d *Decoder) readDynamic(s *stream) error {
 	if !d.build(d.litlen[:], litlenBits, lens[:litlen], litlenSymbols[:]) {
 		return s.corrupt("the code of literals and lengths is not complete")
 	}
-	d.pairLiterals()
+	if len(s.src)-s.in >= pairFrom {
+		d.pairLiterals()
+	}
 	if !d.build(d.dist[:], distBits, lens[litlen:], distSymbols[:]) {
 		return s.corrupt("the code of distances is not complete")
 	}

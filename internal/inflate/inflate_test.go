@@ -97,6 +97,7 @@ func TestStreams(t *testing.T) {
 		{name: "fixed, distance 31", src: fixed().code(a).code(fixedLitlen[257]).code(fixedDist[31]).bytes, want: "a", err: ErrCorrupt, text: "no such distance code"},
 		{name: "distance too far", src: fixed().code(a).code(b).match(fixedLitlen, fixedDist, 3, 3).bytes, want: "ab", err: ErrCorrupt, text: "distance 3 with 2 bytes before it"},
 		{name: "distance too far, fast", src: fixed().code(a).code(b).match(fixedLitlen, fixedDist, 3, 3).raw(pad...).bytes, want: "ab", err: ErrCorrupt, text: "distance 3 with 2 bytes before it"},
+		{name: "distance too far by one, by words", src: fixed().code(a).match(fixedLitlen, fixedDist, 9, 1).match(fixedLitlen, fixedDist, 3, 11).raw(pad...).bytes, want: "aaaaaaaaaa", err: ErrCorrupt, text: "distance 11 with 10 bytes before it"},
 		{name: "largest distance at the start", src: fixed().match(fixedLitlen, fixedDist, 258, 32768).raw(pad...).bytes, err: ErrCorrupt, text: "distance 32768 with 0 bytes before it"},
 		{name: "distance without code", src: new(writer).dynamic(1, withLength, []uint{0}).code(codes(withLength)['a']).code(codes(withLength)[257]).bits(0, 1).bytes, want: "a", err: ErrCorrupt, text: "no such distance code"},
 		{name: "the other distance of one", src: new(writer).dynamic(1, withLength, []uint{1}).code(codes(withLength)['a']).code(codes(withLength)[257]).bits(1, 1).raw(pad...).bytes, want: "a", err: ErrCorrupt, text: "no such distance code"},
@@ -112,7 +113,7 @@ func TestStreams(t *testing.T) {
 		{name: "empty precode", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0, 12).raw(pad...).bytes, err: ErrCorrupt, text: "no such code of a code length"},
 		{name: "incomplete precode", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(2, 3).bits(0, 9).raw(pad...).bytes, err: ErrCorrupt, text: "code of code lengths is not complete"},
 		{name: "repeat of nothing", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(1, 3).bits(1, 3).bits(0, 6).bits(0, 64).bytes, err: ErrCorrupt, text: "no code length to repeat"},
-		{name: "repeat past the end", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0, 6).bits(1, 3).bits(1, 3).bits(0xff, 8).bits(0xff, 8).bits(0, 64).bytes, err: ErrCorrupt, text: "where 120 are left"},
+		{name: "repeat past the end", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0, 6).bits(1, 3).bits(1, 3).bits(0xff, 8).bits(1, 1).bits(110, 7).bits(0, 64).bytes, err: ErrCorrupt, text: "121 code lengths where 120 are left"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			// The peer agrees that it is good or bad.
