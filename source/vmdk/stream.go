@@ -127,9 +127,6 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r run, i int64) (n,
 	for k := range grains {
 		pos := int64(r.entry(i+k)) * sectorSize
 		dst := p[done : done+s.part(g+k)]
-		if err := s.checkPlace(pos, pos+markerSize, (g+k)<<s.grainShift); err != nil {
-			return 0, 0, err
-		}
 		missing, err := s.unpack(u, dst, u.packed[pos-start:], g+k, pos)
 		if err != nil {
 			return 0, 0, err
