@@ -129,16 +129,7 @@ func (d *device) MaxParallel() int { return 1 }
 
 func (d *device) ZeroedFrom(int64) bool { return d.zeroed }
 
-func (d *device) WriteAt(p []byte, off int64) (int, error) {
-	if err := d.begin(d.ctx, off, int64(len(p))); err != nil {
-		return 0, err
-	}
-	defer d.calls.RUnlock()
-	if err := d.w.write(p, off); err != nil {
-		return 0, d.fail(err)
-	}
-	return len(p), nil
-}
+func (d *device) WriteAt(p []byte, off int64) (int, error) { return d.writeAt(p, off, d.w.write) }
 
 func (d *device) ZeroAt(ctx context.Context, off, n int64) error {
 	if err := d.begin(ctx, off, n); err != nil {

@@ -220,16 +220,7 @@ func (d *file) MaxParallel() int { return 1 }
 // ZeroedFrom is true also after a resume, since the file was cut there.
 func (d *file) ZeroedFrom(int64) bool { return d.o.Preallocation != PreallocateFull }
 
-func (d *file) WriteAt(p []byte, off int64) (int, error) {
-	if err := d.begin(d.ctx, off, int64(len(p))); err != nil {
-		return 0, err
-	}
-	defer d.calls.RUnlock()
-	if err := d.w.write(p, off); err != nil {
-		return 0, d.fail(err)
-	}
-	return len(p), nil
-}
+func (d *file) WriteAt(p []byte, off int64) (int, error) { return d.writeAt(p, off, d.w.write) }
 
 func (d *file) ZeroAt(ctx context.Context, off, n int64) error {
 	if err := d.begin(ctx, off, n); err != nil {

@@ -173,6 +173,18 @@ func (l *life) setSize(n int64, do func() error) error {
 	return nil
 }
 
+// writeAt is WriteAt of a disk whose bytes go out by write.
+func (l *life) writeAt(p []byte, off int64, write func(p []byte, off int64) error) (int, error) {
+	if err := l.begin(l.ctx, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	defer l.calls.RUnlock()
+	if err := write(p, off); err != nil {
+		return 0, l.fail(err)
+	}
+	return len(p), nil
+}
+
 // ready says why a call can't be made. The caller holds l.calls.
 func (l *life) ready(ctx context.Context, at stage) error {
 	if l.stage == ended {

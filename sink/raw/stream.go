@@ -54,14 +54,7 @@ type stream struct {
 }
 
 func (d *stream) WriteAt(p []byte, off int64) (int, error) {
-	if err := d.begin(d.ctx, off, int64(len(p))); err != nil {
-		return 0, err
-	}
-	defer d.calls.RUnlock()
-	if err := d.write(d.ctx, p, off); err != nil {
-		return 0, d.fail(err)
-	}
-	return len(p), nil
+	return d.writeAt(p, off, func(p []byte, off int64) error { return d.write(d.ctx, p, off) })
 }
 
 func (d *stream) ZeroAt(ctx context.Context, off, n int64) error {
