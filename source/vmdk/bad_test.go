@@ -128,7 +128,7 @@ func TestBadSparse(t *testing.T) {
 		{"no zlib stream", stream, func(l *layout) { l.file[l.grains[0]+12] = 0 }, []string{"grain of disk offset 0", "zlib header"}},
 		{"grain that is too long", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 65537)}}, func(*layout) {}, []string{"grain of disk offset 196608", "more than a grain of 65536 bytes"}},
 		{"last grain that is too long", image{capacity: 200, compressed: true, descriptor: monolithic, grains: map[int64][]byte{1: make([]byte, 65537)}}, func(*layout) {}, []string{"grain of disk offset 65536", "more than a grain"}},
-		{"grain that is a bomb", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 50<<20)}}, func(*layout) {}, []string{"grain of disk offset 196608", "more than a grain"}},
+		{"grain that is a bomb", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 8<<20)}}, func(*layout) {}, []string{"grain of disk offset 196608", "more than a grain"}},
 		{"grain that is too short", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 65535)}}, func(*layout) {}, []string{"grain of disk offset 196608", "unpacks to 65535 bytes, want 65536"}},
 		{"last grain that is too short", image{capacity: 200, compressed: true, descriptor: monolithic, grains: map[int64][]byte{1: make([]byte, 71*512)}}, func(*layout) {}, []string{"grain of disk offset 65536", "unpacks to 36352 bytes, want 36864"}},
 		{"compressed grain in the header", stream, func(l *layout) { l.put32(l.tables[0], 1) }, []string{"grain of disk offset 0 at offset 512", "overHead"}},

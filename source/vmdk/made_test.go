@@ -58,7 +58,7 @@ func TestMadeImages(t *testing.T) {
 			if !bytes.Equal(content(t, d), want) {
 				t.Fatal("another content")
 			}
-			if len(want) < 2<<20 { // the suite reads a disk many times
+			if len(want) < 1<<20 { // the suite reads a disk many times
 				conforms(t, path, want)
 			}
 		})

@@ -47,7 +47,7 @@ func TestManyFilesShareMemory(t *testing.T) {
 	}
 	r := rand.New(rand.NewPCG(1, 1))
 	p := make([]byte, 3000)
-	for range 5000 {
+	for range 1500 {
 		off := r.Int64N(d.Size() - int64(len(p)))
 		if _, err := d.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:off+int64(len(p))]) {
 			t.Fatalf("at %d: another content, %v", off, err)

@@ -22,8 +22,8 @@ func ext4(t testing.TB, dir string) string {
 	t.Helper()
 	peer.Need(t, "go", "mke2fs", "qemu-img", "qemu-io")
 	path := filepath.Join(dir, "disk.raw")
-	peer.Run(t, "mke2fs", "-q", "-t", "ext4", "-F", "-d", filepath.Join(goroot(t), "src", "net", "http"), path, "16M")
-	if err := os.Truncate(path, 16<<20+5*512); err != nil {
+	peer.Run(t, "mke2fs", "-q", "-t", "ext4", "-F", "-d", filepath.Join(goroot(t), "src", "net", "http"), path, "8M")
+	if err := os.Truncate(path, 8<<20+5*512); err != nil {
 		t.Fatal(err)
 	}
 	return path
@@ -193,10 +193,10 @@ func TestChainOfQemu(t *testing.T) {
 					peer.Run(t, "qemu-img", "create", "-q", "-f", "vmdk", "-F", "vmdk", "-b", names[0]+".vmdk", "-o", "subformat="+child, path(names[1]))
 					args := []string{"-f", "vmdk"}
 					for k := range 12 {
-						off := (i*77777 + k*1333333) / 512 * 512
+						off := (i*77777 + k*666666) / 512 * 512
 						args = append(args, "-c", fmt.Sprintf("write -P %d %d %d", 16*i+k+1, off, 512*(1+k*37)))
 					}
-					args = append(args, "-c", "write -z 8M 1M", "-c", fmt.Sprintf("write -z %dM 64k", 10+i))
+					args = append(args, "-c", "write -z 4M 1M", "-c", fmt.Sprintf("write -z %dM 64k", 6+i))
 					peer.Run(t, "qemu-io", append(args, path(names[1]))...)
 				}
 				want := agrees(t, path("top"))
