@@ -22,6 +22,10 @@ type Plan struct {
 	Data, Zero, Same int64 // bytes of each kind; their sum is Size
 	Extents          int64 // how many, neighbours of one kind counted as one
 
+	// identity is what the source was when it was asked, empty where it can't
+	// tell: what the plan knows holds for nothing else.
+	identity string
+
 	// The first extents, as they touch each other: length<<2 | kind.
 	cache    []uint64
 	cachedTo int64
@@ -32,6 +36,10 @@ func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
 	p := &Plan{Size: src.Size()}
 	if p.Size > maxSize {
 		return nil, fmt.Errorf("the source claims %d bytes, more than the %d that can be copied", p.Size, int64(maxSize))
+	}
+	var err error
+	if p.identity, err = identity(ctx, src); err != nil {
+		return nil, err
 	}
 	last, length := source.Kind(255), int64(0)
 	remember := func() {

@@ -60,8 +60,8 @@ func (o Options) normal(dst sink.Disk, zeroed bool) Options {
 	return o
 }
 
-// ErrSourceChanged says that the source is not what it was when the copy
-// began, so that the target may hold parts of both.
+// ErrSourceChanged says that the source is not what it was when it was
+// planned, so that the target may hold parts of both.
 var ErrSourceChanged = errors.New("the source changed while it was copied")
 
 // Copy fills dst with all of src, makes it durable and publishes it. Plan is
@@ -78,10 +78,6 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 	if plan.Size != src.Size() {
 		return fmt.Errorf("the plan is for %d bytes, the source has %d", plan.Size, src.Size())
 	}
-	before, err := identity(ctx, src)
-	if err != nil {
-		return err
-	}
 	zeroed := isZeroed(dst)
 	o = o.normal(dst, zeroed)
 	if zeroed {
@@ -95,12 +91,12 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 	if err := newPipeline(src, dst, plan, o, zeroed).run(ctx); err != nil {
 		return err
 	}
-	after, err := identity(ctx, src)
+	now, err := identity(ctx, src)
 	if err != nil {
 		return err
 	}
-	if before != after {
-		return fmt.Errorf("%w: it was %s, it is %s; copy from a snapshot, or with its user stopped", ErrSourceChanged, before, after)
+	if now != plan.identity {
+		return fmt.Errorf("%w: it was %s, it is %s; copy from a snapshot, or with its user stopped", ErrSourceChanged, plan.identity, now)
 	}
 	return finish(ctx, dst, o.Counters)
 }

@@ -357,6 +357,16 @@ func TestCopyNoticesAChangedSource(t *testing.T) {
 		t.Errorf("error %v, want ErrSourceChanged", err)
 	}
 	ended(t, dst)
+
+	// Before the copy too: the extents are of what it was when it was planned.
+	src = &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20), ID: "one"}
+	p := plan(t, src)
+	src.ID = "two"
+	err = transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), p, transfer.Options{})
+	if !errors.Is(err, transfer.ErrSourceChanged) {
+		t.Errorf("error %v, want ErrSourceChanged", err)
+	}
+	ended(t, dst)
 }
 
 // Reads in flight and memory are bounded, also when the sink is stuck.

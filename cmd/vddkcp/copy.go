@@ -37,8 +37,8 @@ type copyFlags struct {
 	TargetIsZero  bool           `help:"The target reads as zeros already: holes need no writing." group:"Target:"`
 	Size          *bytesize.Size `help:"Size of the disk that comes on standard input." placeholder:"SIZE" group:"Target:"`
 
-	RequestSize bytesize.Size `help:"Bytes to read at once." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Depth       int           `help:"Reads in flight." default:"4" placeholder:"N" group:"Speed:"`
+	RequestSize bytesize.Size `help:"Bytes to read at once (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Depth       int           `help:"Reads in flight (4)." default:"4" placeholder:"N" group:"Speed:"`
 	RateLimit   rate          `help:"Most bytes to read in a second." placeholder:"BYTES/s" group:"Speed:"`
 	Cache       string        `help:"Whether what is copied may stay in the page cache: keep or drop (default: drop when it is more than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
 
