@@ -271,6 +271,41 @@ func mount(t *testing.T, args ...string) (folder string) {
 	return folder
 }
 
+// Each writes in its own way: uncached, or with early write-back.
+func TestFileSystems(t *testing.T) {
+	peer.Need(t, "qemu-img", "mke2fs", "mkfs.xfs", "mkfs.btrfs")
+	dir := t.TempDir()
+	disk, image := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "disk.vmdk")
+	ext4(t, disk)
+	peer.Run(t, "qemu-img", "convert", "-O", "vmdk", disk, image)
+	for kind, mkfs := range map[string][]string{
+		"ext4":  {"mke2fs", "-q", "-t", "ext4"},
+		"xfs":   {"mkfs.xfs", "-q"},
+		"btrfs": {"mkfs.btrfs", "-q"},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			device := filepath.Join(t.TempDir(), "device")
+			if err := os.WriteFile(device, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(device, 400<<20); err != nil {
+				t.Fatal(err)
+			}
+			peer.Run(t, mkfs[0], append(mkfs[1:], device)...)
+			folder := mount(t, "-o", "loop", device)
+			out, back := filepath.Join(folder, "out.raw"), filepath.Join(folder, "back.raw")
+			for _, cache := range []string{"keep", "drop"} {
+				copies(t, "--force", "--cache", cache, image, out)
+				peer.Run(t, "cmp", disk, out)
+				copies(t, "--force", "--cache", cache, out, back)
+				peer.Run(t, "cmp", disk, back)
+			}
+			copies(t, "--force", "--preallocation", "falloc", image, out)
+			peer.Run(t, "cmp", disk, out)
+		})
+	}
+}
+
 func TestNoSpace(t *testing.T) {
 	small := mount(t, "-t", "tmpfs", "-o", "size=8M", "tmpfs")
 	big := filepath.Join(t.TempDir(), "big.raw")
