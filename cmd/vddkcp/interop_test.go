@@ -423,6 +423,70 @@ func TestSignalWhileBlocked(t *testing.T) {
 	}
 }
 
+// A second signal ends what the first can't: here a system call that waits for
+// a reader of the log.
+func TestSecondSignal(t *testing.T) {
+	peer.NeedRoot(t) // to look at what the process waits in
+	dir := t.TempDir()
+	disk, fifo := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "fifo")
+	random(t, disk, 1<<20)
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := command(t, "--log-file", fifo, disk, "null:")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	for !opens(t, cmd.Process.Pid, fifo) {
+		select {
+		case err := <-exited:
+			t.Fatalf("it ended: %v\n%s", err, stderr.String())
+		default:
+		}
+	}
+	// Signals of one kind that wait together are one: the second is another.
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		if err := cmd.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := ended(t, cmd, <-exited, &stderr); r.exit != 130 && r.exit != 143 {
+		t.Errorf("exit status %d, want that of the second signal\n%s", r.exit, r.stderr)
+	}
+}
+
+// opens reports whether a thread of the process is in openat of a path, by the
+// call's arguments and the process's memory.
+func opens(t *testing.T, pid int, path string) bool {
+	t.Helper()
+	calls, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/syscall", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		return false
+	}
+	defer memory.Close()
+	for _, call := range calls {
+		text, err := os.ReadFile(call)
+		var number int
+		var folder, name uint64
+		if _, scanned := fmt.Sscanf(string(text), "%d %v %v", &number, &folder, &name); err != nil || scanned != nil || number != syscall.SYS_OPENAT {
+			continue
+		}
+		got := make([]byte, len(path))
+		if _, err := memory.ReadAt(got, int64(name)); err == nil && string(got) == path {
+			return true
+		}
+	}
+	return false
+}
+
 func TestSourceChangesWhileItIsCopied(t *testing.T) {
 	for name, c := range map[string]struct {
 		change func(path string) error
