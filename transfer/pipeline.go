@@ -204,18 +204,25 @@ func (p *pipeline) produce(ctx context.Context) error {
 	return flush()
 }
 
+// take returns a piece that is not in use, when there is one.
+func (p *pipeline) take(ctx context.Context) (*piece, error) {
+	select {
+	case c := <-p.pieces:
+		return c, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // send gives a piece to those who finish it. It blocks while too much is in
 // flight.
 func (p *pipeline) send(ctx context.Context, off, n int64, kind source.Kind) error {
-	var c *piece
-	select {
-	case c = <-p.pieces:
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	c, err := p.take(ctx)
+	if err != nil {
+		return err
 	}
 	c.off, c.n, c.kind = off, n, kind
 	if kind == source.Data {
-		var err error
 		if c.buf, c.free, err = p.buffers.Buffer(ctx, int(n)); err != nil {
 			return err
 		}

@@ -18,13 +18,7 @@ import (
 // must have been created with that and is as long as the stream turns out to
 // be. On any error dst is aborted. It returns how many bytes came.
 func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o Options) (n int64, err error) {
-	defer func() {
-		if err != nil {
-			if aborted := dst.Abort(); aborted != nil {
-				err = fmt.Errorf("%w (and cleaning up failed: %w)", err, aborted)
-			}
-		}
-	}()
+	defer abortFailed(dst, &err)
 	zeroed := isZeroed(dst)
 	o = o.normal(dst, zeroed)
 	o.Counters.Enter(progress.Copy)
@@ -67,11 +61,9 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 func (p *pipeline) produceStream(ctx context.Context, r io.Reader, size int64) (off int64, err error) {
 	defer close(p.order)
 	for {
-		var c *piece
-		select {
-		case c = <-p.pieces:
-		case <-ctx.Done():
-			return off, context.Cause(ctx)
+		c, err := p.take(ctx)
+		if err != nil {
+			return off, err
 		}
 		if c.buf, c.free, err = p.buffers.Buffer(ctx, p.o.RequestSize); err != nil {
 			return off, err

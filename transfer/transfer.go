@@ -68,13 +68,7 @@ var ErrSourceChanged = errors.New("the source changed while it was copied")
 // NewPlan's for src. On any error, the end of ctx among them, dst is aborted:
 // what was made for it is removed.
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (err error) {
-	defer func() {
-		if err != nil {
-			if aborted := dst.Abort(); aborted != nil {
-				err = fmt.Errorf("%w (and cleaning up failed: %w)", err, aborted)
-			}
-		}
-	}()
+	defer abortFailed(dst, &err)
 	if plan.Size != src.Size() {
 		return fmt.Errorf("the plan is for %d bytes, the source has %d", plan.Size, src.Size())
 	}
@@ -99,6 +93,17 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 		return fmt.Errorf("%w: it was %s, it is %s; copy from a snapshot, or with its user stopped", ErrSourceChanged, plan.identity, now)
 	}
 	return finish(ctx, dst, o.Counters)
+}
+
+// abortFailed is deferred by what ends with finish: where there is an error it
+// removes what was made.
+func abortFailed(dst sink.Disk, err *error) {
+	if *err == nil {
+		return
+	}
+	if aborted := dst.Abort(); aborted != nil {
+		*err = fmt.Errorf("%w (and cleaning up failed: %w)", *err, aborted)
+	}
 }
 
 // finish makes dst durable and gives it its name.

@@ -227,7 +227,6 @@ func (j *job) run(ctx context.Context) error {
 	if j.DryRun {
 		return j.printPlan(os.Stdout, plan, target)
 	}
-	o := j.options()
 	if j.drop(plan.Data) {
 		if u, ok := source.Ability[source.Uncached](src); ok {
 			u.ReadUncached()
@@ -237,10 +236,7 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := transfer.Copy(ctx, src, dst, plan, o); err != nil {
-		return err
-	}
-	return nil
+	return transfer.Copy(ctx, src, dst, plan, j.options())
 }
 
 func (j *job) runStream(ctx context.Context) error {
@@ -251,12 +247,11 @@ func (j *job) runStream(ctx context.Context) error {
 		return &usageError{err: errors.New("--dry-run can't look into standard input")}
 	}
 	size := int64(sink.UnknownSize)
-	need := int64(0)
 	if j.Size != nil {
 		size = int64(*j.Size)
 		j.report.VirtualSize = size
 	}
-	target, err := sinkopen.Plan(ctx, j.Dst, size, j.targetOptions(need, j.warn))
+	target, err := sinkopen.Plan(ctx, j.Dst, size, j.targetOptions(0, j.warn))
 	if err != nil {
 		return err
 	}

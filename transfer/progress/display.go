@@ -131,7 +131,7 @@ func describe(s Snapshot, rate float64, eta *float64) string {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "%s: %s of %s done", s.Phase, bytesize.Format(s.Done), bytesize.Format(s.Planned))
 	if s.Planned > 0 {
-		fmt.Fprintf(&b, " (%d%%)", s.Done*100/max(s.Planned, 1))
+		fmt.Fprintf(&b, " (%d%%)", s.Done*100/s.Planned)
 	}
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))

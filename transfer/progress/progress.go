@@ -79,7 +79,7 @@ type meter struct {
 // add takes a snapshot's Done at a time, about once a second, and returns the
 // rate in bytes a second.
 func (m *meter) add(now time.Time, done int64) float64 {
-	if m.n > 0 && m.n < len(m.at) || m.n == 0 {
+	if m.n < len(m.at) {
 		m.at[m.n], m.done[m.n] = now, done
 		m.n++
 	} else {
