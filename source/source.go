@@ -107,10 +107,21 @@ type Described interface {
 
 // Info describes an image. A field that the format does not have is zero.
 type Info struct {
-	Format, Subformat, AdapterType, HWVersion, UUID, CID string
-	LogicalSector, ClusterSize, Allocated                int64    // bytes
-	Geometry                                             [3]int64 // cylinders, heads, sectors
-	Chain                                                []string // paths, this image first
+	Format, Subformat, AdapterType, HWVersion, ToolsVersion, UUID, CID string
+
+	LogicalSector, ClusterSize, Allocated int64    // bytes
+	Geometry                              [3]int64 // cylinders, heads, sectors
+	Chain                                 []string // paths, this image first
+	Parts                                 []Part   // of this image, in order; nil: the one file is all
+}
+
+// Part is a stretch of a disk as an image's descriptor gives it, and the file
+// that holds it.
+type Part struct {
+	Kind   string // as the format calls it: "FLAT", "SPARSE", "ZERO" and so on
+	Size   int64  // of the disk, bytes; each part begins where the one before ends
+	Path   string // "" where no file holds it
+	Offset int64  // of the part in the file, bytes; 0 where the file has tables of its own
 }
 
 // InFile is the ability to say where plain bytes of the disk lie in a local

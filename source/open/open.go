@@ -40,6 +40,8 @@ type Opener struct {
 	// AllowPath are folders that an image may name files in, and below them,
 	// beside its own folder.
 	AllowPath []string
+	// SingleLink opens images without their parents: what they lack is Same.
+	SingleLink bool
 
 	mu    sync.Mutex
 	files []File
@@ -180,7 +182,7 @@ func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format strin
 			f.Close()
 			return nil, err
 		}
-		d, err := vmdk.Open(ctx, path, f, opener)
+		d, err := vmdk.Open(ctx, path, f, opener, vmdk.Options{SingleLink: o.SingleLink})
 		if err != nil {
 			return nil, err
 		}

@@ -242,7 +242,7 @@ func TestHugeLine(t *testing.T) {
 		d := &filled{Disk: f}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
-		_, err = vmdk.Open(t.Context(), path, d, opener)
+		_, err = vmdk.Open(t.Context(), path, d, opener, vmdk.Options{})
 		runtime.ReadMemStats(&after)
 		wantError(t, err, path, "line 3: longer than 16384 bytes")
 		if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
@@ -326,7 +326,7 @@ func TestOpenClosesFiles(t *testing.T) {
 			if format == "raw" {
 				return c, nil
 			}
-			return vmdk.Open(ctx, path, c, count)
+			return vmdk.Open(ctx, path, c, count, vmdk.Options{})
 		}
 		write(t, dir, "x.vmdk", []byte("# Disk DescriptorFile\n"+text))
 		d, err := count(t.Context(), "", "x.vmdk", "vmdk")

@@ -35,9 +35,11 @@ const maxChain = 256
 type Disk struct {
 	ctx     context.Context
 	path    string
+	options Options
 	size    int64
 	extents []placed
-	parent  source.Disk // nil: none
+	parent  source.Disk   // nil: none, or not opened
+	lacks   source.Extent // what a range is that the image lacks, where there is no parent
 	info    source.Info
 	mem     *memory
 
@@ -66,6 +68,13 @@ type placed struct {
 	start, end int64
 }
 
+// Options say how an image is read. The zero value reads it with its parents.
+type Options struct {
+	// SingleLink reads the image without its parents, which need not be there:
+	// what it lacks is Same.
+	SingleLink bool
+}
+
 // Open opens the image whose file is at path, and all that it names. F holds
 // the raw bytes of that file; the Disk owns it, and Open closes it where it
 // returns an error. Extents are opened by open with the format "raw", a parent
@@ -74,8 +83,8 @@ type placed struct {
 //
 // An extent with the access NOACCESS is Data that can't be read. Flags that say
 // that the image was not closed cleanly are ignored.
-func Open(ctx context.Context, path string, f source.Disk, open source.Opener) (*Disk, error) {
-	d := &Disk{ctx: ctx, path: path, files: []source.Disk{f}, mem: new(memory)}
+func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
+	d := &Disk{ctx: ctx, path: path, options: o, lacks: source.Extent{Kind: source.Zero, Absent: true}, files: []source.Disk{f}, mem: new(memory)}
 	if err := d.open(open); err != nil {
 		d.Close()
 		return nil, err
@@ -258,6 +267,10 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 		return fmt.Errorf("%s: its parentCID %08x says that it has a parent, and there is no parentFileNameHint: where the parent is can't be known", d.path, want)
 	case !ok || want == noParent:
 		return fmt.Errorf("%s: its parentFileNameHint names the parent %s, and its parentCID (ffffffff or missing) says that it has none", d.path, quote(hint))
+	}
+	if d.options.SingleLink {
+		d.lacks = source.Extent{Kind: source.Same}
+		return nil
 	}
 	link, err := d.link()
 	if err != nil {
@@ -495,7 +508,9 @@ func (d *Disk) emit(ctx context.Context, out *merger, kind grainKind, off, n int
 	case kind == zeroGrain:
 		return out.add(source.Extent{Off: off, Len: n, Kind: source.Zero})
 	case d.parent == nil:
-		return out.add(source.Extent{Off: off, Len: n, Kind: source.Zero, Absent: true})
+		e := d.lacks
+		e.Off, e.Len = off, n
+		return out.add(e)
 	}
 	return d.emitParent(ctx, out, off, n)
 }

@@ -31,7 +31,7 @@ func nowhere(_ context.Context, _, name, format string) (source.Disk, error) {
 // use reads what the fuzzer made, here and there and at most 8 MiB of it, and
 // asks for its extents. What is read in pieces must be what is read at once.
 func use(t *testing.T, file []byte, f source.Disk) {
-	d, err := vmdk.Open(t.Context(), "fuzz.vmdk", f, nowhere)
+	d, err := vmdk.Open(t.Context(), "fuzz.vmdk", f, nowhere, vmdk.Options{})
 	if err != nil {
 		if !strings.Contains(err.Error(), "fuzz.vmdk") {
 			t.Errorf("the error does not name the file: %v", err)

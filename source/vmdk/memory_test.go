@@ -80,7 +80,7 @@ func TestCloseWaits(t *testing.T) {
 			return slow, nil
 		}
 		return other, nil
-	})
+	}, vmdk.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,7 +24,7 @@ func opener(ctx context.Context, from, name, format string) (source.Disk, error)
 	if err != nil || format == "raw" {
 		return f, err
 	}
-	return vmdk.Open(ctx, name, f, opener)
+	return vmdk.Open(ctx, name, f, opener, vmdk.Options{})
 }
 
 // open opens an image that is closed with the test.
@@ -34,7 +34,7 @@ func open(t testing.TB, path string) (*vmdk.Disk, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := vmdk.Open(t.Context(), path, f, opener)
+	d, err := vmdk.Open(t.Context(), path, f, opener, vmdk.Options{})
 	if err == nil {
 		t.Cleanup(func() { d.Close() })
 	}
