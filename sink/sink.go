@@ -93,8 +93,13 @@ type Verifiable interface {
 
 // Cloner is the ability to share blocks with a local file instead of writing.
 type Cloner interface {
-	// CloneFrom returns an error that is errors.ErrUnsupported where the
-	// ranges can't be shared (other file systems, alignment): nothing changed.
+	// CloneUnit is what positions, offsets and lengths must be multiples of,
+	// in bytes, for blocks to be shared with f; 0: they can't be.
+	CloneUnit(f *os.File) int64
+	// CloneFrom makes [off, off+n) share its blocks with f from pos on, by the
+	// rules of WriteAt. It returns an error that is errors.ErrUnsupported where
+	// the ranges can't be shared (other file systems, alignment): nothing
+	// changed, and the disk takes further calls.
 	CloneFrom(f *os.File, pos, off, n int64) error
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"iter"
 	"math/bits"
+	"os"
 
 	"golang.org/x/sync/errgroup"
 
@@ -28,8 +29,10 @@ const (
 type piece struct {
 	off, n int64
 	kind   source.Kind
-	buf    []byte // of n bytes, when kind is Data
+	buf    []byte // of n bytes, when they are read
 	free   func()
+	file   *os.File // whose bytes from pos on the target is to share; nil: they are written
+	pos    int64
 	runs   []run         // of buf, once done
 	done   chan struct{} // of capacity 1; gets one value when a worker is finished with the piece
 }
@@ -41,6 +44,7 @@ type pipeline struct {
 	o      Options
 	zeroed bool  // holes need no work
 	block  int64 // zeros are looked for in blocks of this size
+	sharer *sharer
 
 	buffers  source.Allocator
 	parallel bool
@@ -72,6 +76,13 @@ func (p *pipeline) run(ctx context.Context) (err error) {
 	if par, ok := sink.Ability[sink.Parallel](p.dst); ok && par.MaxParallel() > 1 {
 		p.parallel = true
 		workers = min(workers, par.MaxParallel())
+	}
+	var unit func(*os.File) int64
+	if c, ok := sink.Ability[sink.Cloner](p.dst); ok {
+		unit = c.CloneUnit
+	}
+	if p.sharer, err = newSharer(p.src, unit, p.o.Reflink, int64(p.o.RequestSize)); err != nil {
+		return err
 	}
 	if alloc, ok := source.Ability[source.Allocator](p.src); ok {
 		p.buffers = alloc
@@ -127,7 +138,7 @@ func (p *pipeline) produce(ctx context.Context) error {
 		if start == end {
 			return nil
 		}
-		err := p.send(ctx, start, end-start, source.Data)
+		err := p.send(ctx, piece{off: start, n: end - start, kind: source.Data})
 		start = end
 		return err
 	}
@@ -142,20 +153,33 @@ func (p *pipeline) produce(ctx context.Context) error {
 			return err
 		}
 		start, end = hole.End(), hole.End()
-		err := p.send(ctx, hole.Off, hole.Len, source.Zero)
+		err := p.send(ctx, piece{off: hole.Off, n: hole.Len, kind: source.Zero})
 		hole = source.Extent{}
 		return err
 	}
-	for e, err := range p.units(ctx) {
+	for e, err := range p.sharer.parts(p.units(ctx)) {
 		if err != nil {
 			return err
+		}
+		if e.file != nil {
+			if err := flushHole(); err != nil {
+				return err
+			}
+			if err := flush(); err != nil {
+				return err
+			}
+			if err := p.sendShared(ctx, e); err != nil {
+				return err
+			}
+			start, end = e.End(), e.End()
+			continue
 		}
 		if e.Kind != source.Data {
 			if err := flushHole(); err != nil {
 				return err
 			}
 			if e.Kind == source.Zero && e.Len <= joinGap && start < end && end%size != 0 && !p.o.KeepZeros {
-				hole = e
+				hole = e.Extent
 				continue
 			}
 			if err := flush(); err != nil {
@@ -166,7 +190,7 @@ func (p *pipeline) produce(ctx context.Context) error {
 				if !p.zeroed {
 					n = min(n, zeroPiece)
 				}
-				if err := p.send(ctx, off, n, e.Kind); err != nil {
+				if err := p.send(ctx, piece{off: off, n: n, kind: e.Kind}); err != nil {
 					return err
 				}
 				off += n
@@ -204,6 +228,18 @@ func (p *pipeline) produce(ctx context.Context) error {
 	return flush()
 }
 
+// sendShared sends off what the target is to share with the source.
+func (p *pipeline) sendShared(ctx context.Context, e part) error {
+	for done := int64(0); done < e.Len; {
+		n := min(e.Len-done, maxClone)
+		if err := p.send(ctx, piece{off: e.Off + done, n: n, kind: source.Data, file: e.file, pos: e.pos + done}); err != nil {
+			return err
+		}
+		done += n
+	}
+	return nil
+}
+
 // take returns a piece that is not in use, when there is one.
 func (p *pipeline) take(ctx context.Context) (*piece, error) {
 	select {
@@ -214,16 +250,16 @@ func (p *pipeline) take(ctx context.Context) (*piece, error) {
 	}
 }
 
-// send gives a piece to those who finish it. It blocks while too much is in
-// flight.
-func (p *pipeline) send(ctx context.Context, off, n int64, kind source.Kind) error {
+// send gives a piece like this to those who finish it. It blocks while too much
+// is in flight.
+func (p *pipeline) send(ctx context.Context, like piece) error {
 	c, err := p.take(ctx)
 	if err != nil {
 		return err
 	}
-	c.off, c.n, c.kind = off, n, kind
-	if kind == source.Data {
-		if c.buf, c.free, err = p.buffers.Buffer(ctx, int(n)); err != nil {
+	c.off, c.n, c.kind, c.file, c.pos = like.off, like.n, like.kind, like.file, like.pos
+	if c.kind == source.Data && c.file == nil {
+		if c.buf, c.free, err = p.buffers.Buffer(ctx, int(c.n)); err != nil {
 			return err
 		}
 	}
@@ -236,14 +272,14 @@ func (p *pipeline) send(ctx context.Context, off, n int64, kind source.Kind) err
 }
 
 // worked says whether a piece goes through a worker, or is the collector's alone.
-func (p *pipeline) worked(c *piece) bool { return p.parallel || c.kind == source.Data }
+func (p *pipeline) worked(c *piece) bool { return p.parallel || c.buf != nil }
 
 func (p *pipeline) worker(ctx context.Context) error {
 	for c := range p.work {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		if c.kind == source.Data {
+		if c.buf != nil {
 			if err := p.read(ctx, c); err != nil {
 				return err
 			}
@@ -342,6 +378,9 @@ func readFull(d source.Disk, b []byte, off int64) error {
 func (p *pipeline) write(ctx context.Context, c *piece) error {
 	if c.kind != source.Data {
 		return p.writeEmpty(ctx, c.off, c.n, c.kind)
+	}
+	if c.file != nil {
+		return p.share(ctx, c)
 	}
 	for _, r := range c.runs {
 		off := c.off + int64(r.start)

@@ -84,7 +84,7 @@ func (p *pipeline) produceStream(ctx context.Context, r io.Reader, size int64) (
 			if err := p.o.Limit.Wait(ctx, n); err != nil {
 				return off, err
 			}
-			c.off, c.n, c.kind, c.buf = off, int64(n), source.Data, c.buf[:n]
+			c.off, c.n, c.kind, c.buf, c.file = off, int64(n), source.Data, c.buf[:n], nil
 			p.scan(c)
 			c.done <- struct{}{}
 			p.order <- c

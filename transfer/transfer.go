@@ -25,6 +25,7 @@ type Options struct {
 	Sparse      int64              // zeros of at least so many bytes become holes; 0: 4 KiB, or 64 KiB where the sink must work for a hole
 	KeepZeros   bool               // zeros in data are written as they are, not looked for
 	Backing     source.Disk        // where the parts that the source calls Same are read, when they share a unit with others
+	Reflink     Reflink            // whether blocks are shared with the source's file
 	Limit       *Limiter           // nil: none
 	Counters    *progress.Counters // filled while copying; nil: not
 }

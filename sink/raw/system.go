@@ -24,6 +24,7 @@ type system struct {
 	ftruncate     func(fd int, size int64) error
 	fallocate     func(fd int, mode uint32, off, n int64) error
 	zeroOut       func(fd int, off, n int64) error
+	cloneRange    func(fd, from int, pos, n, off int64) error
 	rename        func(dir int, from, to string, flags uint) error
 	link          func(dir int, from, to string) error
 	unlink        func(dir int, name string) error
@@ -46,6 +47,11 @@ func kernel() system {
 				return errno
 			}
 			return nil
+		},
+		cloneRange: func(fd, from int, pos, n, off int64) error {
+			return unix.IoctlFileCloneRange(fd, &unix.FileCloneRange{
+				Src_fd: int64(from), Src_offset: uint64(pos), Src_length: uint64(n), Dest_offset: uint64(off),
+			})
 		},
 		rename: func(dir int, from, to string, flags uint) error {
 			return unix.Renameat2(dir, from, dir, to, flags)

@@ -52,6 +52,9 @@ func (c *Counters) AddWritten(n int64) { c.written.Add(n) }
 // written.
 func (c *Counters) AddZeroed(n int64) { c.zeroed.Add(n) }
 
+// AddCloned adds n bytes that the target shares with the source.
+func (c *Counters) AddCloned(n int64) { c.cloned.Add(n) }
+
 // Snapshot is what Counters held at one moment, in bytes.
 type Snapshot struct {
 	Phase                         Phase

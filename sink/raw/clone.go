@@ -1,0 +1,76 @@
+package raw
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/bits"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// CloneUnit is sink.Cloner's for a file at path that need not be there yet.
+// It tries with a file without a name, since nothing else tells for sure
+// (mount options, attributes of the folder, other file systems).
+func CloneUnit(path string, f *os.File) int64 {
+	p, err := openPlace(path)
+	if err != nil {
+		return 0
+	}
+	defer p.close()
+	return cloneUnit(p, f, kernel())
+}
+
+func cloneUnit(p *place, f *os.File, sys system) int64 {
+	var folder unix.Statfs_t
+	if err := again(func() error { return unix.Fstatfs(p.fd(), &folder) }); err != nil {
+		return 0
+	}
+	unit := folder.Bsize
+	info, err := f.Stat()
+	if err != nil || unit <= 0 || bits.OnesCount64(uint64(unit)) != 1 || info.Mode().Type() != 0 || info.Size() < unit {
+		return 0
+	}
+	var probe int
+	err = again(func() (err error) {
+		probe, err = unix.Openat(p.fd(), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+		return err
+	})
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(probe)
+	if err := again(func() error { return sys.cloneRange(probe, int(f.Fd()), 0, unit, 0) }); err != nil {
+		return 0
+	}
+	return unit
+}
+
+// CloneUnit is 0 where the file was to be reserved or written in full.
+func (d *file) CloneUnit(f *os.File) int64 {
+	if d.o.Preallocation != PreallocateOff && d.o.Preallocation != "" {
+		return 0
+	}
+	return cloneUnit(d.place, f, d.w.sys)
+}
+
+func (d *file) CloneFrom(f *os.File, pos, off, n int64) error {
+	if err := d.begin(d.ctx, off, n); err != nil {
+		return err
+	}
+	defer d.calls.RUnlock()
+	if n == 0 {
+		return nil // the kernel would take it for all up to the end
+	}
+	err := again(func() error { return d.w.sys.cloneRange(int(d.w.f.Fd()), int(f.Fd()), pos, n, off) })
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("share [%d, %d) of %s with %s at offset %d: %w", off, off+n, d.w.name, filepath.Base(f.Name()), pos, explain(int(d.w.f.Fd()), err))
+	if lacking(err) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w (%w)", err, errors.ErrUnsupported)
+	}
+	return d.fail(err)
+}

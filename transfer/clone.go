@@ -1,0 +1,225 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"os"
+
+	"vddkcp/sink"
+	"vddkcp/source"
+)
+
+// Reflink says whether data is shared with the source's file instead of copied,
+// where the file system can do that.
+type Reflink uint8
+
+const (
+	ReflinkNever  Reflink = iota
+	ReflinkAuto           // where it can be, and pays
+	ReflinkAlways         // or the copy fails
+)
+
+const (
+	// Sharing less than this takes longer than copying it, and leaves the
+	// target in pieces.
+	minClone = 32 << 10
+	// Ranges are shared in pieces, so that progress shows.
+	maxClone = 64 << 20
+)
+
+// ErrNotShared says that blocks were to be shared and can't be.
+var ErrNotShared = errors.New("the blocks can't be shared")
+
+// part is a planned extent, or a piece of one whose blocks can be shared with a
+// file from pos on.
+type part struct {
+	source.Extent
+	file *os.File // nil: they can't be
+	pos  int64
+}
+
+// sharer finds out what of a source can be shared with a target.
+type sharer struct {
+	src    source.InFile
+	unit   func(*os.File) int64
+	units  map[*os.File]int64 // those that were asked
+	always bool
+	step   int64 // where the source can't tell, it is asked again at the next multiple of this
+}
+
+// newSharer returns nil where nothing can be shared.
+func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink, step int64) (*sharer, error) {
+	if how == ReflinkNever {
+		return nil, nil
+	}
+	in, ok := source.Ability[source.InFile](src)
+	if !ok || unit == nil {
+		if how == ReflinkAlways {
+			return nil, fmt.Errorf("%w: the source is no local file with plain bytes, or the target is no file that can share them", ErrNotShared)
+		}
+		return nil, nil
+	}
+	return &sharer{src: in, unit: unit, units: map[*os.File]int64{}, always: how == ReflinkAlways, step: step}, nil
+}
+
+// split cuts the data in [off, end) into what can be shared and what is copied.
+// An error is only ErrNotShared.
+func (s *sharer) split(off, end int64, yield func(part) error) error {
+	for off < end {
+		f, pos, n, ok := s.src.InFile(off)
+		if !ok {
+			if s.always {
+				return fmt.Errorf("%w: the data at offset %d is not stored as it is (compressed), or was changed", ErrNotShared, off)
+			}
+			n = s.step - off%s.step
+		}
+		n = min(n, end-off)
+		unit := int64(0)
+		if ok {
+			unit = s.unitOf(f)
+			switch {
+			case s.always && unit == 0:
+				return fmt.Errorf("%w: %s and the target are not on one file system that can", ErrNotShared, f.Name())
+			case s.always && (pos-off)%unit != 0:
+				return fmt.Errorf("%w: the data at offset %d is at %d in %s, and both must have the same place in blocks of %d bytes", ErrNotShared, off, pos, f.Name(), unit)
+			case unit > 0 && (pos-off)%unit != 0:
+				unit = 0
+			}
+		}
+		plain := part{Extent: source.Extent{Off: off, Len: n}}
+		if unit == 0 {
+			if err := yield(plain); err != nil {
+				return err
+			}
+			off += n
+			continue
+		}
+		// What is no whole block at either end is copied.
+		from := (off + unit - 1) / unit * unit
+		to := (off + n) / unit * unit
+		if to <= from || !s.always && to-from < minClone {
+			if err := yield(plain); err != nil {
+				return err
+			}
+			off += n
+			continue
+		}
+		for _, p := range []part{
+			{Extent: source.Extent{Off: off, Len: from - off}},
+			{Extent: source.Extent{Off: from, Len: to - from}, file: f, pos: pos + from - off},
+			{Extent: source.Extent{Off: to, Len: off + n - to}},
+		} {
+			if p.Len > 0 {
+				if err := yield(p); err != nil {
+					return err
+				}
+			}
+		}
+		off += n
+	}
+	return nil
+}
+
+func (s *sharer) unitOf(f *os.File) int64 {
+	unit, asked := s.units[f]
+	if !asked {
+		unit = s.unit(f)
+		s.units[f] = unit
+	}
+	return unit
+}
+
+// errStop ends a split whose consumer wants no more.
+var errStop = errors.New("stop")
+
+// parts yields the extents with what can be shared apart from what can't. A nil
+// sharer yields them as they are.
+func (s *sharer) parts(extents iter.Seq2[source.Extent, error]) iter.Seq2[part, error] {
+	return func(yield func(part, error) bool) {
+		for e, err := range extents {
+			if s == nil || err != nil || e.Kind != source.Data {
+				if !yield(part{Extent: e}, err) || err != nil {
+					return
+				}
+				continue
+			}
+			err := s.split(e.Off, e.End(), func(p part) error {
+				if !yield(p, nil) {
+					return errStop
+				}
+				return nil
+			})
+			if err == errStop {
+				return
+			}
+			if err != nil {
+				yield(part{}, err)
+				return
+			}
+		}
+	}
+}
+
+// Shared returns how many of the bytes that plan has to copy can share their
+// blocks with the source. Unit is sink.Cloner's CloneUnit of the target, nil
+// where that can't share anything. With ReflinkAlways it is ErrNotShared when
+// not all can, but for less than a block at the end of a range.
+func Shared(ctx context.Context, src source.Disk, plan *Plan, how Reflink, unit func(*os.File) int64) (shared int64, err error) {
+	s, err := newSharer(src, unit, how, defaultRequest)
+	if s == nil || err != nil {
+		return 0, err
+	}
+	for p, err := range s.parts(plan.extents(ctx, src)) {
+		if err != nil {
+			return 0, err
+		}
+		if p.file != nil {
+			shared += p.Len
+		}
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+	}
+	return shared, nil
+}
+
+// share makes a piece of the target share its blocks with the source's file.
+func (p *pipeline) share(ctx context.Context, c *piece) error {
+	cloner, _ := sink.Ability[sink.Cloner](p.dst)
+	err := cloner.CloneFrom(c.file, c.pos, c.off, c.n)
+	if err == nil {
+		p.o.Counters.AddCloned(c.n)
+		return nil
+	}
+	if p.o.Reflink == ReflinkAlways || !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	// The file system promised it and does not do it for this range.
+	c.file = nil
+	if c.buf != nil {
+		return p.write(ctx, c)
+	}
+	return p.copyHere(ctx, c)
+}
+
+// copyHere reads and writes a piece that has no buffer, bit by bit.
+func (p *pipeline) copyHere(ctx context.Context, c *piece) error {
+	buf := make([]byte, min(c.n, int64(p.o.RequestSize)))
+	for done := int64(0); done < c.n; {
+		bit := piece{off: c.off + done, n: min(c.n-done, int64(len(buf))), kind: source.Data}
+		bit.buf = buf[:bit.n]
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if err := p.read(ctx, &bit); err != nil {
+			return err
+		}
+		if err := p.write(ctx, &bit); err != nil {
+			return err
+		}
+		done += bit.n
+	}
+	return nil
+}
