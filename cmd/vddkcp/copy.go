@@ -27,8 +27,7 @@ import (
 
 // copyFlags are the flags of copy, by docs/cli.md.
 type copyFlags struct {
-	SourceFormat string   `help:"Format of SRC instead of probing it: raw or vmdk." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Source:"`
-	AllowPath    []string `help:"Folder that SRC may name files in, beside its own (repeatable; / for all)." placeholder:"DIR" sep:"none" group:"Source:"`
+	sourceFlags
 
 	Format        string         `help:"Format of DST whatever its name: raw." enum:",raw" default:"" placeholder:"FORMAT" group:"Target:"`
 	Force         bool           `help:"Replace an existing file." group:"Target:"`
@@ -111,7 +110,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	j := &job{
 		copyCommand: c, log: log, counters: counters,
 		report: transfer.NewReport(c.Src, c.Dst),
-		opener: &sourceopen.Opener{AllowPath: c.AllowPath},
+		opener: c.opener(),
 	}
 	err = j.shown(ctx, display)
 	if err != nil {
@@ -217,6 +216,12 @@ func (j *job) run(ctx context.Context) error {
 	plan, err := transfer.NewPlan(ctx, src)
 	if err != nil {
 		return err
+	}
+	if plan.Same > 0 {
+		return &usageError{
+			err:  fmt.Errorf("--single-link: %s has %d bytes that only its parents have, and a raw target can't say so", j.Src, plan.Same),
+			hint: "without --single-link they are read from the parents",
+		}
 	}
 	j.describeSource(src, plan)
 	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(plan.Data, j.warn))
