@@ -33,6 +33,7 @@ type copyFlags struct {
 	Force         bool           `help:"Replace an existing file." group:"Target:"`
 	Preallocation string         `help:"What becomes of holes: off (sparse), falloc (reserved) or full (written)." enum:"off,falloc,full" default:"off" group:"Target:"`
 	Sparse        *bytesize.Size `help:"Runs of zeros of at least this size become holes (4KiB); 0 keeps them as data." placeholder:"SIZE" group:"Target:"`
+	Reflink       string         `help:"Whether to share blocks with SRC where both lie on one file system that can: auto, always (or fail) or never." enum:"auto,always,never" default:"auto" group:"Target:"`
 	TargetIsZero  bool           `help:"The target reads as zeros already: holes need no writing." group:"Target:"`
 	Size          *bytesize.Size `help:"Size of the disk that comes on standard input." placeholder:"SIZE" group:"Target:"`
 
@@ -87,6 +88,11 @@ func (c *copyFlags) Validate() error {
 		return fmt.Errorf("--sparse: %d bytes: want a multiple of 512, or 0", *c.Sparse)
 	}
 	return nil
+}
+
+// reflinks are the values of --reflink.
+var reflinks = map[string]transfer.Reflink{
+	"auto": transfer.ReflinkAuto, "always": transfer.ReflinkAlways, "never": transfer.ReflinkNever,
 }
 
 // job is one copy under way.
@@ -210,7 +216,8 @@ func (j *job) run(ctx context.Context) error {
 	defer src.Close()
 	j.report.VirtualSize = src.Size()
 	// First without the space it takes: what can be refused at once is.
-	if _, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(0, nil)); err != nil {
+	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(0, nil))
+	if err != nil {
 		return err
 	}
 	plan, err := transfer.NewPlan(ctx, src)
@@ -224,15 +231,23 @@ func (j *job) run(ctx context.Context) error {
 		}
 	}
 	j.describeSource(src, plan)
-	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(plan.Data, j.warn))
+	shared, err := transfer.Shared(ctx, src, plan, reflinks[j.Reflink], target.CloneUnit)
+	if errors.Is(err, transfer.ErrNotShared) {
+		return &hintedError{err, "--reflink auto shares what it can and copies the rest"}
+	}
+	if err != nil {
+		return err
+	}
+	need := plan.Data - shared
+	target, err = sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(need, j.warn))
 	if err != nil {
 		return err
 	}
 	j.report.Format = target.Format
 	if j.DryRun {
-		return j.printPlan(os.Stdout, plan, target)
+		return j.printPlan(os.Stdout, plan, shared, target)
 	}
-	if j.drop(plan.Data) {
+	if j.drop(need) {
 		if u, ok := source.Ability[source.Uncached](src); ok {
 			u.ReadUncached()
 		}
@@ -250,6 +265,8 @@ func (j *job) runStream(ctx context.Context) error {
 		return &usageError{err: fmt.Errorf("standard input is a raw stream, not %s: save it in a file first", j.SourceFormat)}
 	case j.DryRun:
 		return &usageError{err: errors.New("--dry-run can't look into standard input")}
+	case j.Reflink == "always":
+		return &usageError{err: errors.New("--reflink always: a stream on standard input has no blocks to share")}
 	}
 	size := int64(sink.UnknownSize)
 	if j.Size != nil {
@@ -309,7 +326,7 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 
 func (j *job) options() transfer.Options {
 	o := transfer.Options{
-		RequestSize: int(j.RequestSize), Requests: j.Depth, Counters: j.counters,
+		RequestSize: int(j.RequestSize), Requests: j.Depth, Reflink: reflinks[j.Reflink], Counters: j.counters,
 	}
 	if j.Sparse != nil {
 		o.Sparse, o.KeepZeros = int64(*j.Sparse), *j.Sparse == 0
@@ -332,9 +349,9 @@ func (j *job) drop(n int64) bool {
 	return n > int64(memory.Totalram)*int64(memory.Unit)/4
 }
 
-func (j *job) printPlan(w io.Writer, plan *transfer.Plan, target *sinkopen.Target) error {
-	_, err := fmt.Fprintf(w, "source: %s\ntarget: %s (%s)\nsize: %d bytes (%s)\nto copy: %d bytes (%s) in %d extents\nholes: %d bytes (%s)\n",
+func (j *job) printPlan(w io.Writer, plan *transfer.Plan, shared int64, target *sinkopen.Target) error {
+	_, err := fmt.Fprintf(w, "source: %s\ntarget: %s (%s)\nsize: %d bytes (%s)\nto copy: %d bytes (%s) in %d extents\nof these shared: %d bytes (%s)\nholes: %d bytes (%s)\n",
 		j.Src, j.Dst, target, plan.Size, bytesize.Format(plan.Size),
-		plan.Data, bytesize.Format(plan.Data), plan.Extents, plan.Zero+plan.Same, bytesize.Format(plan.Zero+plan.Same))
+		plan.Data, bytesize.Format(plan.Data), plan.Extents, shared, bytesize.Format(shared), plan.Zero+plan.Same, bytesize.Format(plan.Zero+plan.Same))
 	return err
 }

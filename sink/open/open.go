@@ -59,7 +59,9 @@ type Target struct {
 	Format  string // "raw"
 	Kind    string // "file", "block device", "stream" or "null"
 	Zeroed  bool   // what is not written will read as zeros, see sink.Zeroed
-	create  func(context.Context) (sink.Disk, error)
+	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
+	CloneUnit func(*os.File) int64
+	create    func(context.Context) (sink.Disk, error)
 }
 
 // String says what the target is: "raw file", "raw block device".
@@ -144,10 +146,14 @@ func planFile(address string, size int64, o Options) (*Target, error) {
 	if err := raw.CheckFile(address, size, o.raw()); err != nil {
 		return nil, err
 	}
-	return &Target{Address: address, Format: "raw", Kind: "file", Zeroed: o.Preallocation != raw.PreallocateFull, create: func(ctx context.Context) (sink.Disk, error) {
+	t := &Target{Address: address, Format: "raw", Kind: "file", Zeroed: o.Preallocation != raw.PreallocateFull, create: func(ctx context.Context) (sink.Disk, error) {
 		o.Warn = nil
 		return raw.CreateFile(ctx, address, size, o.raw())
-	}}, nil
+	}}
+	if o.Preallocation == raw.PreallocateOff || o.Preallocation == "" {
+		t.CloneUnit = func(f *os.File) int64 { return raw.CloneUnit(address, f) }
+	}
+	return t, nil
 }
 
 func planDevice(address string, size int64, o Options) (*Target, error) {
