@@ -189,7 +189,7 @@ func (s *Sum) Data(p []byte) {
 // part folds p, which ends in the block that it begins in.
 func (s *Sum) part(p []byte) {
 	switch {
-	case s.innerZeros && zero.Is(p):
+	case zero.Is(p):
 		s.innerZero(len(p))
 	case len(p) == BlockSize:
 		s.hash = sha256.Sum256(p)
