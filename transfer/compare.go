@@ -1,0 +1,421 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+
+	"golang.org/x/sync/errgroup"
+
+	"vddkcp/source"
+	"vddkcp/transfer/progress"
+)
+
+// CompareOptions tune Compare and Sum. The zero value is the default.
+type CompareOptions struct {
+	RequestSize int                // bytes read at once from a disk; 0: 1 MiB
+	Requests    int                // requests in flight; 0: 4. Compare's read one disk after the other
+	Limit       *Limiter           // bounds what is read of both disks together; nil: none
+	Counters    *progress.Counters // filled meanwhile, in bytes of the disk; nil: not
+
+	// Strict compares the allocation too: what is data in one disk and a hole
+	// in the other is a difference, whatever it reads as. For Compare only.
+	Strict bool
+	// TargetMayBeLonger is for block devices and NBD servers, which have no
+	// size of the disk's choice: what lies past the source's end is not looked
+	// at. For Compare only.
+	TargetMayBeLonger bool
+}
+
+func (o CompareOptions) normal() CompareOptions {
+	if o.RequestSize == 0 {
+		o.RequestSize = defaultRequest
+	}
+	if o.Requests == 0 {
+		o.Requests = defaultRequests
+	}
+	if o.Counters == nil {
+		o.Counters = new(progress.Counters)
+	}
+	return o
+}
+
+// ErrDiskChanged says that a disk is not what it was when its reading began,
+// so that a result would be of neither state.
+var ErrDiskChanged = errors.New("the disk changed while it was read")
+
+// Difference is what two disks, the source and the target, differ in.
+type Difference struct {
+	// The sizes of the disks, in bytes. Where they are a difference, it is the
+	// only one that is looked for.
+	SourceSize, TargetSize int64
+	SizesDiffer            bool
+
+	// Content: the offset of the first byte that differs and what it is. A
+	// range is a run of bytes that all differ, as long as can be; Bytes is how
+	// many they are together. Ranges is 0 where the content is the same.
+	First          int64
+	Source, Target byte
+	Ranges, Bytes  int64
+
+	// Allocation, with CompareOptions.Strict: the same of the kinds of extents
+	// that the disks have there, Data or Zero.
+	Allocation AllocationDifference
+}
+
+// AllocationDifference is where one disk has data and the other a hole.
+// Ranges is 0 where there is none.
+type AllocationDifference struct {
+	First          int64
+	Source, Target source.Kind
+	Ranges, Bytes  int64
+}
+
+// String is the line that docs/cli.md promises: of the sizes, else of the
+// content, else of the allocation.
+func (d *Difference) String() string {
+	switch {
+	case d.SizesDiffer:
+		return fmt.Sprintf("sizes differ: source %d bytes, target %d bytes", d.SourceSize, d.TargetSize)
+	case d.Ranges > 0:
+		return fmt.Sprintf("first difference at byte %d: source 0x%02X, target 0x%02X; %d ranges, %d bytes", d.First, d.Source, d.Target, d.Ranges, d.Bytes)
+	case d.Allocation.Ranges > 0:
+		a := d.Allocation
+		return fmt.Sprintf("first allocation difference at byte %d: source %s, target %s; %d ranges, %d bytes", a.First, dataOrHole(a.Source), dataOrHole(a.Target), a.Ranges, a.Bytes)
+	}
+	return "no difference"
+}
+
+func dataOrHole(k source.Kind) string {
+	if k == source.Zero {
+		return "hole"
+	}
+	return "data"
+}
+
+// Compare compares two disks and returns nil where they are the same. It reads
+// only what one of them has data for, and goes on after the first difference,
+// for the counts. Memory is bounded: 2 x Requests x RequestSize, and what is
+// remembered of the extents.
+//
+// Errors begin with the side that failed, "source: " or "target: ". A disk that
+// changes meanwhile is an ErrDiskChanged. Disks with Same extents are refused:
+// their content is not known.
+func Compare(ctx context.Context, src, dst source.Disk, o CompareOptions) (*Difference, error) {
+	c := &comparison{o: o.normal(), size: src.Size()}
+	diff := &Difference{SourceSize: src.Size(), TargetSize: dst.Size()}
+	if diff.SourceSize > diff.TargetSize || diff.SourceSize < diff.TargetSize && !o.TargetMayBeLonger {
+		diff.SizesDiffer = true
+		return diff, nil
+	}
+	for i, d := range []source.Disk{src, dst} {
+		c.sides[i] = side{Disk: d, name: [...]string{"source", "target"}[i]}
+	}
+	g, planning := errgroup.WithContext(ctx)
+	for i := range c.sides {
+		g.Go(func() error { return c.sides[i].ask(planning) })
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	if err := c.plan(ctx, diff); err != nil {
+		return nil, err
+	}
+	c.o.Counters.Enter(progress.Verify)
+	found, err := c.run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i := range c.sides {
+		if err := c.sides[i].unchanged(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if found.ranges == 0 && diff.Allocation.Ranges == 0 {
+		return nil, nil
+	}
+	diff.First, diff.Source, diff.Target, diff.Ranges, diff.Bytes = found.first, found.a, found.b, found.ranges, found.bytes
+	return diff, nil
+}
+
+// side is one of the disks that are compared.
+type side struct {
+	source.Disk
+	name    string // for errors; "" where there is only one
+	plan    *Plan
+	buffers source.Allocator
+}
+
+// failed says which side an error is of.
+func (s *side) failed(err error) error {
+	if s.name == "" {
+		return err
+	}
+	return fmt.Errorf("%s: %w", s.name, err)
+}
+
+// ask plans the reading of a disk whose content is known.
+func (s *side) ask(ctx context.Context) (err error) {
+	if s.plan, err = NewPlan(ctx, s.Disk); err != nil {
+		return s.failed(err)
+	}
+	if s.plan.Same > 0 {
+		return s.failed(fmt.Errorf("%d bytes are not in this link of a chain, so their content is not known: open it with its parents", s.plan.Same))
+	}
+	return nil
+}
+
+// reserve finds memory for so many reads: the disk's own, or new. Release
+// gives the new memory back, when none of it is in use.
+func (s *side) reserve(n, size int) (release func() error, err error) {
+	if own, ok := source.Ability[source.Allocator](s.Disk); ok {
+		s.buffers = own
+		return func() error { return nil }, nil
+	}
+	a, err := newArena(n, size)
+	if err != nil {
+		return nil, err
+	}
+	s.buffers = a
+	return a.close, nil
+}
+
+// unchanged is an error where the disk is not what it was when it was planned.
+func (s *side) unchanged(ctx context.Context) error {
+	now, err := identity(ctx, s.Disk)
+	if err != nil {
+		return s.failed(err)
+	}
+	if now != s.plan.identity {
+		return s.failed(fmt.Errorf("%w: it was %s, it is %s; read a snapshot, or with its user stopped", ErrDiskChanged, s.plan.identity, now))
+	}
+	return nil
+}
+
+// extents yields the disk's extents as they are read, in place and kind only: a
+// short hole between data is Data, since reading it along costs less than
+// another request.
+func (s *side) extents(ctx context.Context) iter.Seq2[source.Extent, error] {
+	return func(yield func(source.Extent, error) bool) {
+		var run, hole source.Extent // what comes next, and a short hole after that, if it is data
+		for e, err := range s.plan.extents(ctx, s.Disk) {
+			switch {
+			case err != nil:
+				yield(source.Extent{}, s.failed(err))
+				return
+			case hole.Len == 0 && run.Len > 0 && e.Kind == run.Kind:
+				run.Len += e.Len
+			case hole.Len == 0 && run.Len > 0 && e.Kind == source.Zero && e.Len <= joinGap:
+				hole = e
+			case hole.Len > 0 && e.Kind == source.Data:
+				run.Len += hole.Len + e.Len
+				hole.Len = 0
+			default:
+				if run.Len > 0 && !yield(run, nil) {
+					return
+				}
+				run = source.Extent{Off: run.End(), Len: e.End() - run.End(), Kind: e.Kind} // with the hole, if any
+				hole.Len = 0
+			}
+		}
+		for _, e := range []source.Extent{run, hole} {
+			if e.Len > 0 && !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// comparison is a Compare under way.
+type comparison struct {
+	o     CompareOptions
+	size  int64 // to compare, from the start of both disks
+	sides [2]side
+}
+
+// pair is a range of both disks, in bytes, and whether it must be read of each
+// to be known, or is zeros.
+type pair struct {
+	off, n int64
+	data   [2]bool
+}
+
+func (p pair) end() int64   { return p.off + p.n }
+func (p pair) equal() bool  { return !p.data[0] && !p.data[1] } // without reading
+func (p pair) differ() bool { return p.data[0] != p.data[1] }   // in allocation
+
+// pairs yields, ascending and touching, what the extents of both sides make of
+// the disk. Extents may be any cover of the sides; what differs in nothing but
+// its place is merged.
+func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2[pair, error] {
+	return func(yield func(pair, error) bool) {
+		var next [2]func() (source.Extent, error, bool)
+		for i := range next {
+			pull, stop := iter.Pull2(extents[i])
+			defer stop()
+			next[i] = pull
+		}
+		var now [2]source.Extent
+		var held pair
+		for off := int64(0); off < c.size; {
+			p := pair{off: off, n: c.size - off}
+			for i := range now {
+				if now[i].End() == off {
+					e, err, ok := next[i]()
+					if err == nil && !ok {
+						err = c.sides[i].failed(fmt.Errorf("extents end at %d of %d", off, c.size))
+					}
+					if err != nil {
+						yield(pair{}, err)
+						return
+					}
+					now[i] = e
+				}
+				p.data[i] = now[i].Kind != source.Zero
+				p.n = min(p.n, now[i].End()-off)
+			}
+			off = p.end()
+			if held.n > 0 && held.data == p.data {
+				held.n += p.n
+				continue
+			}
+			if held.n > 0 && !yield(held, nil) {
+				return
+			}
+			held = p
+		}
+		if held.n > 0 {
+			yield(held, nil)
+		}
+	}
+}
+
+// reads is what must be read.
+func (c *comparison) reads(ctx context.Context) iter.Seq2[pair, error] {
+	return c.pairs([2]iter.Seq2[source.Extent, error]{c.sides[0].extents(ctx), c.sides[1].extents(ctx)})
+}
+
+// plan counts the work, and with Strict compares the allocation.
+func (c *comparison) plan(ctx context.Context, diff *Difference) error {
+	for p, err := range c.reads(ctx) {
+		if err != nil {
+			return err
+		}
+		if p.equal() {
+			c.o.Counters.AddSkipped(p.n)
+		} else {
+			c.o.Counters.AddPlanned(p.n)
+		}
+	}
+	if !c.o.Strict {
+		return nil
+	}
+	a := &diff.Allocation
+	var last pair
+	for p, err := range c.pairs([2]iter.Seq2[source.Extent, error]{
+		c.sides[0].plan.extents(ctx, c.sides[0].Disk),
+		c.sides[1].plan.extents(ctx, c.sides[1].Disk),
+	}) {
+		if err != nil {
+			return err
+		}
+		if p.differ() {
+			if a.Ranges == 0 {
+				a.First, a.Source, a.Target = p.off, kindOf(p.data[0]), kindOf(p.data[1])
+			}
+			if !last.differ() {
+				a.Ranges++
+			}
+			a.Bytes += p.n
+		}
+		last = p
+	}
+	return nil
+}
+
+func kindOf(data bool) source.Kind {
+	if data {
+		return source.Data
+	}
+	return source.Zero
+}
+
+// comparedPiece is a part of a pair, at most a request long.
+type comparedPiece struct {
+	pair
+	found tally
+}
+
+// run reads and compares what must be read.
+func (c *comparison) run(ctx context.Context) (found tally, err error) {
+	for i := range c.sides {
+		var release func() error
+		if release, err = c.sides[i].reserve(c.o.Requests, c.o.RequestSize); err != nil {
+			return tally{}, err
+		}
+		defer func() {
+			if released := release(); err == nil {
+				err = released
+			}
+		}()
+	}
+	err = runOrdered(ctx, c.o.Requests, maxPieces, steps[comparedPiece]{
+		produce: c.produce,
+		work:    c.compare,
+		fold: func(_ context.Context, p *comparedPiece) error {
+			c.o.Counters.AddDone(p.n)
+			found.join(&p.found)
+			return nil
+		},
+	})
+	return found, err
+}
+
+// produce cuts what must be read at multiples of the request's size, so that
+// no grain or cluster is needed by two requests.
+func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) error {
+	size := int64(c.o.RequestSize)
+	for r, err := range c.reads(ctx) {
+		if err != nil {
+			return err
+		}
+		for !r.equal() && r.n > 0 {
+			p, err := o.take(ctx)
+			if err != nil {
+				return err
+			}
+			p.value.pair = pair{r.off, min(r.n, size-r.off%size), r.data}
+			r.off, r.n = r.off+p.value.n, r.n-p.value.n
+			o.send(p)
+		}
+	}
+	return nil
+}
+
+// compare reads a piece of both disks, but for what is zeros, and compares.
+func (c *comparison) compare(ctx context.Context, p *comparedPiece) error {
+	var content [2][]byte
+	for i := range c.sides {
+		if !p.data[i] {
+			continue // nil is zeros
+		}
+		s := &c.sides[i]
+		b, free, err := s.buffers.Buffer(ctx, int(p.n))
+		if err != nil {
+			return s.failed(err)
+		}
+		defer free()
+		if err := c.o.Limit.Wait(ctx, len(b)); err != nil {
+			return err
+		}
+		if err := readFull(s.Disk, b, p.off); err != nil {
+			return s.failed(err)
+		}
+		c.o.Counters.AddRead(p.n)
+		content[i] = b
+	}
+	p.found = tally{}
+	p.found.add(content[0], content[1], p.off, int(p.n))
+	return nil
+}

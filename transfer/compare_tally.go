@@ -1,0 +1,94 @@
+package transfer
+
+import (
+	"bytes"
+	"encoding/binary"
+	"math/bits"
+)
+
+// tally counts the bytes that differ between two disks, and the runs of them.
+// It is filled in ascending order; where nothing was added, nothing differs.
+type tally struct {
+	ranges, bytes int64
+	first, end    int64 // where the first run begins and the last one ends; valid if ranges > 0
+	a, b          byte  // the bytes at first
+}
+
+// join adds what was found behind t.
+func (t *tally) join(next *tally) {
+	if next.ranges == 0 {
+		return
+	}
+	if t.ranges == 0 {
+		*t = *next
+		return
+	}
+	t.ranges += next.ranges
+	if t.end == next.first {
+		t.ranges--
+	}
+	t.bytes += next.bytes
+	t.end = next.end
+}
+
+// tallyBlock is how much is skipped at once where it is the same. It must be a
+// multiple of 8.
+const tallyBlock = 4 << 10
+
+var tallyZeros [tallyBlock]byte // never written
+
+// add compares n bytes at off, a of one disk with b of the other. Nil is zeros.
+func (t *tally) add(a, b []byte, off int64, n int) {
+	if a != nil && b != nil && bytes.Equal(a[:n], b[:n]) {
+		return
+	}
+	for at := 0; at < n; at += tallyBlock {
+		m := min(n-at, tallyBlock)
+		x, y := tallyZeros[:m], tallyZeros[:m]
+		if a != nil {
+			x = a[at : at+m]
+		}
+		if b != nil {
+			y = b[at : at+m]
+		}
+		if !bytes.Equal(x, y) {
+			t.addBlock(x, y, off+int64(at))
+		}
+	}
+}
+
+// addBlock counts in words of 8 bytes.
+func (t *tally) addBlock(x, y []byte, off int64) {
+	for len(x) >= 8 {
+		t.addWord(binary.LittleEndian.Uint64(x)^binary.LittleEndian.Uint64(y), x, y, off)
+		x, y, off = x[8:], y[8:], off+8
+	}
+	if len(x) > 0 {
+		var p, q [8]byte
+		copy(p[:], x)
+		copy(q[:], y)
+		t.addWord(binary.LittleEndian.Uint64(p[:])^binary.LittleEndian.Uint64(q[:]), x, y, off)
+	}
+}
+
+// addWord counts the bytes of diff, the lowest first, that are not zero.
+func (t *tally) addWord(diff uint64, x, y []byte, off int64) {
+	if diff == 0 {
+		return
+	}
+	// The highest bit of each byte that differs.
+	const low = 0x7F7F7F7F7F7F7F7F
+	differ := ((diff&low + low) | diff) &^ low
+	if t.ranges == 0 {
+		i := bits.TrailingZeros64(differ) / 8
+		t.first, t.a, t.b = off+int64(i), x[i], y[i]
+	}
+	// A run begins at each of them that has none before it.
+	before := differ << 8
+	if t.ranges > 0 && t.end == off {
+		before |= 0x80
+	}
+	t.ranges += int64(bits.OnesCount64(differ &^ before))
+	t.bytes += int64(bits.OnesCount64(differ))
+	t.end = off + 8 - int64(bits.LeadingZeros64(differ)/8)
+}
