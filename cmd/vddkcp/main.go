@@ -20,6 +20,8 @@ var version = "devel"
 
 type cli struct {
 	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk (the default command)."`
+	Info       infoCommand       `cmd:"" help:"Print the format, size, allocation, chain and identity of a disk."`
+	Map        mapCommand        `cmd:"" help:"Print the extents of a disk, as qemu-img map does."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 
@@ -78,7 +80,7 @@ func run(args []string) int {
 // SRC: a script for a later version must not copy a file of that name.
 func refuseReserved(args []string) error {
 	reserved := []string{
-		"export", "run", "verify", "info", "map", "vddk", "thumbprint",
+		"export", "run", "verify", "vddk", "thumbprint",
 		"ls", "vm", "warm", "check", "cleanup", "vddk-worker",
 	}
 	if len(args) > 0 && slices.Contains(reserved, args[0]) {

@@ -1,6 +1,15 @@
 package main
 
-import sourceopen "vddkcp/source/open"
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"vddkcp/source"
+	sourceopen "vddkcp/source/open"
+)
 
 // sourceFlags are the flags of every command that opens a source, by
 // docs/cli.md.
@@ -14,4 +23,39 @@ type sourceFlags struct {
 // argument of its Open.
 func (f *sourceFlags) opener() *sourceopen.Opener {
 	return &sourceopen.Opener{AllowPath: f.AllowPath, SingleLink: f.SingleLink}
+}
+
+// open opens the source of a command that only looks at it, and what it logs
+// to. Done closes both.
+func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d source.Disk, done func(), err error) {
+	log, closeLog, err := logs.open(os.Stderr, false)
+	if err != nil {
+		return nil, nil, &usageError{err: err}
+	}
+	if d, err = f.opener().Open(ctx, src, f.SourceFormat); err != nil {
+		closeLog()
+		return nil, nil, asUsage(err)
+	}
+	if i, ok := source.Ability[source.Described](d); ok {
+		info := i.Info()
+		if info.Format == "raw" && f.SourceFormat == "" && looksLikeVMDK(src) {
+			log.Warn(fmt.Sprintf("%s is named like a VMDK and is none: it is taken for a raw disk (--source-format raw says that this is right)", src))
+		}
+		log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", d.Size(), "chain", strings.Join(info.Chain, " <- "))
+	}
+	return d, func() {
+		d.Close()
+		closeLog()
+	}, nil
+}
+
+// printable returns a string that came from a file or a file's name so that it
+// can't steer a terminal: quoted, where it has what does not print.
+func printable(s string) string {
+	for _, r := range s {
+		if !strconv.IsPrint(r) || r == '\uFFFD' {
+			return strconv.Quote(s)
+		}
+	}
+	return s
 }

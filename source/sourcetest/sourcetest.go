@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"os"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,7 @@ func Run(t *testing.T, c Config) {
 		{"Identified", testIdentified},
 		{"Described", testDescribed},
 		{"InFile", testInFile},
+		{"Map", testMap},
 		{"Allocator", testAllocator},
 		{"Uncached", testUncached},
 	} {
@@ -645,6 +647,74 @@ func testInFile(t *testing.T, c Config) {
 	}
 	for _, off := range c.borders(t, d) {
 		check(off)
+	}
+}
+
+// testMap holds the map against Extents and InFile, as a whole and in parts.
+func testMap(t *testing.T, c Config) {
+	d := c.open(t)
+	files, _ := source.Ability[source.InFile](d)
+	inFile := func(off int64) (f *os.File, pos int64) {
+		if files != nil {
+			f, pos, _, _ = files.InFile(off)
+		}
+		return f, pos
+	}
+	check := func(off, length int64) {
+		var merged []source.Extent
+		for m, err := range source.Map(t.Context(), d, off, length) {
+			if err != nil {
+				t.Fatalf("Map of [%d, %d): %v", off, off+length, err)
+			}
+			if n := len(merged); n > 0 && merged[n-1].Kind == m.Kind && merged[n-1].Depth == m.Depth && merged[n-1].Absent == m.Absent {
+				merged[n-1].Len += m.Len
+			} else {
+				merged = append(merged, m.Extent)
+			}
+			for _, at := range []int64{m.Off, m.Off + m.Len/2, m.End() - 1} {
+				f, pos := inFile(at)
+				if f != m.File || f != nil && pos != m.Pos+at-m.Off {
+					t.Fatalf("Map of [%d, %d): %+v; InFile(%d) is %v, %d", off, off+length, m, at, f, pos)
+				}
+			}
+			if m.File == nil {
+				continue
+			}
+			p := make([]byte, m.Len)
+			if _, err := m.File.ReadAt(p, m.Pos); err != nil && err != io.EOF {
+				t.Fatalf("%+v: %v", m, err)
+			}
+			if err := differ(p, c.Content[m.Off:m.End()], m.Off); err != nil {
+				t.Fatalf("%+v: %v", m, err)
+			}
+		}
+		var want []source.Extent
+		for e, err := range source.Covered(t.Context(), d, off, length) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			want = append(want, e)
+		}
+		if !slices.Equal(merged, want) {
+			t.Fatalf("Map of [%d, %d) has the extents %v, want %v", off, off+length, merged, want)
+		}
+	}
+	check(0, c.size())
+	borders := c.borders(t, d)
+	for i, off := range borders {
+		for _, end := range []int64{off, off + 1, borders[(i+1)%len(borders)], borders[(i*7+3)%len(borders)]} {
+			if off <= end && end <= c.size() {
+				check(off, end-off)
+			}
+		}
+	}
+	for _, r := range [][2]int64{{-1, 1}, {0, c.size() + 1}, {c.size(), 1}, {1, math.MaxInt64}} {
+		for m, err := range source.Map(t.Context(), d, r[0], r[1]) {
+			if err == nil {
+				t.Errorf("Map of %d bytes at %d of %d: %+v", r[1], r[0], c.size(), m)
+			}
+			break
+		}
 	}
 }
 

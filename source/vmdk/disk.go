@@ -31,7 +31,7 @@ import (
 const maxChain = 256
 
 // Disk is a disk in a VMDK image and the images that it is a child of. Beside
-// source.Disk it is Identified, Described, InFile and Uncached.
+// source.Disk it is Identified, Described, InFile, Mapped and Uncached.
 type Disk struct {
 	ctx     context.Context
 	path    string
@@ -185,6 +185,7 @@ func (d *Disk) openDescribed(desc *descriptor, open source.Opener) error {
 		if err := d.openExtent(e, opened, open); err != nil {
 			return fmt.Errorf("%s: descriptor line %d: %w", d.path, e.line, err)
 		}
+		d.describePart(e, opened[e.name])
 	}
 	return d.finish(desc, open)
 }

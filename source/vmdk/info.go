@@ -16,6 +16,7 @@ func (d *Disk) describe(desc *descriptor) error {
 		Subformat:     desc.text("createType"),
 		AdapterType:   desc.text("ddb.adapterType"),
 		HWVersion:     desc.text("ddb.virtualHWVersion"),
+		ToolsVersion:  desc.text("ddb.toolsVersion"),
 		UUID:          desc.text("ddb.uuid"),
 		LogicalSector: sectorSize,
 		Geometry: [3]int64{
@@ -24,6 +25,7 @@ func (d *Disk) describe(desc *descriptor) error {
 			desc.number("ddb.geometry.sectors"),
 		},
 		Chain: []string{d.path},
+		Parts: d.info.Parts, // since the extents were opened
 	}
 	cid, ok, err := desc.cid("CID")
 	if err != nil {
@@ -51,7 +53,21 @@ func (d *Disk) describe(desc *descriptor) error {
 func (d *Disk) Info() source.Info {
 	info := d.info
 	info.Chain = append([]string(nil), info.Chain...)
+	info.Parts = append([]source.Part(nil), info.Parts...)
 	return info
+}
+
+// describePart adds an extent of the descriptor to what Info returns. F is its
+// file, nil where it has none or where that is not opened.
+func (d *Disk) describePart(e extentLine, f source.Disk) {
+	p := source.Part{Kind: e.kind, Size: e.sectors * sectorSize, Path: e.name}
+	if f != nil {
+		p.Path = pathOf(f, e.name)
+	}
+	if e.kind == "FLAT" || e.kind == "VMFS" {
+		p.Offset = e.offset * sectorSize
+	}
+	d.info.Parts = append(d.info.Parts, p)
 }
 
 // Identity combines those of all files, the parents' too. It proves no more
@@ -94,7 +110,8 @@ func (d *Disk) ReadUncached() {
 }
 
 // InFile implements source.InFile for flat extents and for grains that are not
-// compressed, in this image or a parent.
+// compressed, in this image or a parent. Places that can't be right are left
+// out.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
@@ -102,31 +119,38 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 		return nil, 0, 0, false
 	}
 	e := &d.extents[d.find(off)]
-	in := off - e.start
-	switch x := e.extent.(type) {
-	case *flat:
-		return inFile(x.file, x.start+in, e.end-off)
-	case *sparse:
-		return x.inFile(in)
+	if x, isLocated := e.extent.(located); isLocated {
+		f, pos, n, ok = x.inFile(off - e.start)
 	}
-	return nil, 0, 0, false
+	if !ok {
+		return nil, 0, 0, false
+	}
+	return f, pos, n, true
 }
 
 // inFile asks f for its byte at off, for no more than max bytes.
 func inFile(f source.Disk, off, max int64) (file *os.File, pos, n int64, ok bool) {
 	i, ok := source.Ability[source.InFile](f)
 	if !ok {
-		return nil, 0, 0, false
+		return nil, 0, max, false
 	}
 	file, pos, n, ok = i.InFile(off)
-	return file, pos, min(n, max), ok
+	if !ok || n <= 0 {
+		return nil, 0, max, false
+	}
+	return file, pos, min(n, max), true
 }
 
+func (x *flat) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
+	return inFile(x.file, x.start+off, x.size-off)
+}
+
+// inFile looks no further than to the end of the entries at hand.
 func (s *sparse) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	g := off >> s.grainShift
 	r, err := s.run(g, 1, nil)
 	if err != nil {
-		return nil, 0, 0, false
+		return nil, 0, s.part(g) - off&(s.grainSize-1), false
 	}
 	first := r.entry(0)
 	kind := s.kind(first)
@@ -141,9 +165,9 @@ func (s *sparse) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	case kind == dataGrain && !s.compressed():
 		pos = int64(first)*sectorSize + off&(s.grainSize-1)
 		if s.checkPlace(int64(first)*sectorSize, pos+n, off) != nil {
-			return nil, 0, 0, false
+			return nil, 0, n, false
 		}
 		return inFile(s.file, pos, n)
 	}
-	return nil, 0, 0, false
+	return nil, 0, n, false
 }

@@ -195,7 +195,7 @@ func TestMixedExtents(t *testing.T) {
 		`RW 100 FLAT "a flat.vmdk" 10`, `RW 50 ZERO`, `RDONLY 300 SPARSE "s001.vmdk"`, `RW 100 VMFS "vmfs-flat.vmdk"`,
 		`RW 256 SPARSE "straße.vmdk"`, `RW 300 FLAT "a flat.vmdk" 0 some-partition-uuid device`, "NOACCESS 7 ZERO", `RW 0 SPARSE "nothing.vmdk"`,
 		"# Change Tracking File", `changeTrackPath="disk-ctk.vmdk"`,
-		"# The Disk Data Base", "#DDB", `ddb.adapterType = "lsilogic"`, `ddb.unknown.key = "a = b"`,
+		"# The Disk Data Base", "#DDB", `ddb.adapterType = "lsilogic"`, `ddb.toolsVersion = "10341"`, `ddb.unknown.key = "a = b"`,
 	}
 	text := strings.Join(lines, "\n") + "\n"
 	odd := func(s string) string {
@@ -228,6 +228,16 @@ func TestMixedExtents(t *testing.T) {
 			}
 			if name == "plain" {
 				conforms(t, path, want)
+				in := func(name string) string { return filepath.Join(dir, name) }
+				parts := []source.Part{
+					{Kind: "FLAT", Size: 100 * sector, Path: in("a flat.vmdk"), Offset: 10 * sector}, {Kind: "ZERO", Size: 50 * sector},
+					{Kind: "SPARSE", Size: 300 * sector, Path: in("s001.vmdk")}, {Kind: "VMFS", Size: 100 * sector, Path: in("vmfs-flat.vmdk")},
+					{Kind: "SPARSE", Size: 256 * sector, Path: in("straße.vmdk")}, {Kind: "FLAT", Size: 300 * sector, Path: in("a flat.vmdk")},
+					{Kind: "ZERO", Size: 7 * sector},
+				}
+				if i := d.Info(); !slices.Equal(i.Parts, parts) || i.ToolsVersion != "10341" {
+					t.Errorf("tools version %q, parts %+v\nwant 10341, %+v", i.ToolsVersion, i.Parts, parts)
+				}
 			}
 		})
 	}
@@ -315,6 +325,9 @@ func TestNoAccess(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "f", random(1, 10*sector))
 	d := mustOpen(t, write(t, dir, "x.vmdk", []byte("# Disk DescriptorFile\nCID=7\nRW 10 FLAT \"f\"\nNOACCESS 10 FLAT \"secret\"\n")))
+	if parts := d.Info().Parts; len(parts) != 2 || parts[1] != (source.Part{Kind: "FLAT", Size: 10 * sector, Path: "secret"}) {
+		t.Errorf("parts %+v", parts)
+	}
 	p := make([]byte, 10*sector)
 	if _, err := d.ReadAt(p, 0); err != nil {
 		t.Error(err)

@@ -238,7 +238,7 @@ func TestInfoOfQemu(t *testing.T) {
 		t.Errorf("CID %q", info.CID)
 	}
 	info.CID, info.Allocated = "", 0
-	want := source.Info{Format: "vmdk", Subformat: "monolithicSparse", AdapterType: "lsilogic", HWVersion: "9", LogicalSector: 512, ClusterSize: 65536, Geometry: [3]int64{12, 255, 63}, Chain: []string{path}}
+	want := source.Info{Format: "vmdk", Subformat: "monolithicSparse", AdapterType: "lsilogic", HWVersion: "9", ToolsVersion: "2147483647", LogicalSector: 512, ClusterSize: 65536, Geometry: [3]int64{12, 255, 63}, Chain: []string{path}}
 	if fmt.Sprintf("%+v", info) != fmt.Sprintf("%+v", want) {
 		t.Errorf("%+v\nwant %+v", info, want)
 	}

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"vddkcp/source"
+)
+
+type mapCommand struct {
+	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a raw file or a block device."`
+	JSON bool   `name:"json" help:"Print JSON, as qemu-img map --output=json does."`
+	sourceFlags
+}
+
+func (c *mapCommand) Run(ctx context.Context, logs *logFlags) error {
+	src, done, err := c.open(ctx, c.Src, logs)
+	if err != nil {
+		return err
+	}
+	defer done()
+	out := bufio.NewWriterSize(os.Stdout, 64<<10)
+	print := printMapTable
+	if c.JSON {
+		print = printMapJSON
+	}
+	err = print(ctx, out, src)
+	if err == nil {
+		err = out.Flush()
+	}
+	if err != nil && !strings.Contains(err.Error(), c.Src) { // most errors name the source
+		err = fmt.Errorf("map %s: %w", c.Src, err)
+	}
+	return err
+}
+
+// printMapJSON prints the array that docs/cli.md has, an object a line. It is
+// encoded by hand: a disk can have some hundred million extents.
+func printMapJSON(ctx context.Context, w *bufio.Writer, src source.Disk) error {
+	holesAreData := mapsHolesAsData(src)
+	w.WriteByte('[')
+	first := true
+	for m, err := range source.Map(ctx, src, 0, src.Size()) {
+		if err != nil {
+			return err
+		}
+		b := w.AvailableBuffer()
+		if !first {
+			b = append(b, ",\n"...)
+		}
+		first = false
+		b = append(b, `{ "start": `...)
+		b = strconv.AppendInt(b, m.Off, 10)
+		b = append(b, `, "length": `...)
+		b = strconv.AppendInt(b, m.Len, 10)
+		b = append(b, `, "depth": `...)
+		b = strconv.AppendInt(b, int64(m.Depth), 10)
+		b = append(b, `, "present": `...)
+		b = strconv.AppendBool(b, !m.Absent && m.Kind != source.Same)
+		b = append(b, `, "zero": `...)
+		b = strconv.AppendBool(b, m.Kind == source.Zero)
+		b = append(b, `, "data": `...)
+		b = strconv.AppendBool(b, m.Kind == source.Data || holesAreData && m.Kind == source.Zero && m.File != nil)
+		if m.File != nil {
+			b = append(b, `, "offset": `...)
+			b = strconv.AppendInt(b, m.Pos, 10)
+		}
+		b = append(b, '}')
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+	}
+	_, err := w.WriteString("]\n")
+	return err
+}
+
+// mapsHolesAsData says what "data" is of a hole in a file that has the bytes of
+// src: in a flat VMDK qemu-img calls them data that is zero, in a raw file no
+// data.
+func mapsHolesAsData(src source.Disk) bool {
+	d, ok := source.Ability[source.Described](src)
+	return ok && d.Info().Format != "raw"
+}
+
+// printMapTable prints the extents that have data, as qemu-img map does.
+func printMapTable(ctx context.Context, w *bufio.Writer, src source.Disk) error {
+	w.WriteString("Offset          Length          Mapped to       File\n")
+	names := map[*os.File]string{nil: "-"}
+	for m, err := range source.Map(ctx, src, 0, src.Size()) {
+		if err != nil {
+			return err
+		}
+		if m.Kind != source.Data {
+			continue
+		}
+		name, ok := names[m.File]
+		if !ok {
+			name = printable(m.File.Name())
+			names[m.File] = name
+		}
+		b := w.AvailableBuffer()
+		b = appendHex(b, m.Off)
+		b = appendHex(b, m.Len)
+		if m.File == nil {
+			b = append(b, "-               "...)
+		} else {
+			b = appendHex(b, m.Pos)
+		}
+		b = append(b, name...)
+		b = append(b, '\n')
+		if _, err := w.Write(b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// appendHex appends n as C's %#-16x writes it.
+func appendHex(b []byte, n int64) []byte {
+	start := len(b)
+	if n != 0 {
+		b = append(b, "0x"...)
+	}
+	b = strconv.AppendInt(b, n, 16)
+	for len(b) < start+16 {
+		b = append(b, ' ')
+	}
+	return b
+}

@@ -1,0 +1,126 @@
+// Command scattered makes a monolithicSparse VMDK for measuring what reads its
+// grain tables: each grain is there with the same probability, none follows
+// its neighbour in the file, and all are holes, so that terabytes take no
+// space.
+//
+//	go run ./scripts/scattered FILE GIB PERCENT
+package main
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strconv"
+)
+
+const (
+	sector  = 512
+	grain   = 128 // sectors
+	entries = 512 // of a grain table
+
+	descriptorSectors = 20
+	directorySector   = 1 + descriptorSectors
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintf(os.Stderr, "scattered: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	if len(args) != 3 {
+		return fmt.Errorf("usage: scattered FILE GIB PERCENT")
+	}
+	gib, err := strconv.ParseInt(args[1], 10, 64)
+	if err != nil || gib < 1 || gib > 2048 {
+		return fmt.Errorf("GIB %s: want 1 to 2048", args[1])
+	}
+	percent, err := strconv.ParseInt(args[2], 10, 64)
+	if err != nil || percent < 0 || percent*gib > 100*2040 {
+		return fmt.Errorf("PERCENT %s: want 0 or more, of %d GiB less than 2 TiB", args[2], gib)
+	}
+	f, err := os.Create(args[0])
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriterSize(f, 1<<20)
+	size := write(w, gib<<30/sector, int(percent))
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if err := f.Truncate(size); err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// write writes all but the grains, for a disk of so many sectors, and returns
+// the size of the file in bytes. Errors stay in w.
+func write(w *bufio.Writer, capacity int64, percent int) int64 {
+	grains := capacity / grain
+	tables := (grains + entries - 1) / entries
+	firstTable := roundUp(directorySector*sector+tables*4, sector) / sector
+	overhead := roundUp(firstTable+tables*entries*4/sector, grain)
+	le := binary.LittleEndian
+
+	header := make([]byte, sector)
+	copy(header, "KDMV")
+	le.PutUint32(header[4:], 1)
+	le.PutUint32(header[8:], 1) // newline detection
+	le.PutUint64(header[12:], uint64(capacity))
+	le.PutUint64(header[20:], grain)
+	le.PutUint64(header[28:], 1)
+	le.PutUint64(header[36:], descriptorSectors)
+	le.PutUint32(header[44:], entries)
+	le.PutUint64(header[56:], directorySector)
+	le.PutUint64(header[64:], uint64(overhead))
+	copy(header[73:], "\n \r\n")
+	w.Write(header)
+	descriptor := make([]byte, descriptorSectors*sector)
+	copy(descriptor, fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"monolithicSparse\"\nRW %d SPARSE \"scattered.vmdk\"\nddb.adapterType = \"lsilogic\"\n", capacity))
+	w.Write(descriptor)
+	for i := range tables {
+		binary.Write(w, le, uint32(firstTable+i*entries*4/sector))
+	}
+	io.CopyN(w, zeros{}, firstTable*sector-directorySector*sector-tables*4)
+
+	// Twice the same numbers: how many grains there are decides where they go.
+	has := func() func() bool {
+		r := rand.New(rand.NewPCG(1, 2))
+		return func() bool { return r.IntN(100) < percent }
+	}
+	n := int64(0)
+	for next, g := has(), int64(0); g < grains; g++ {
+		if next() {
+			n++
+		}
+	}
+	const step = 1_000_003 // a prime: each place is taken once, and neighbours are far apart
+	place := int64(0)
+	table := make([]byte, entries*4)
+	for next, t := has(), int64(0); t < tables; t++ {
+		clear(table)
+		for e := range min(int64(entries), grains-t*entries) {
+			if next() {
+				le.PutUint32(table[e*4:], uint32(overhead+place*grain))
+				place = (place + step) % n
+			}
+		}
+		w.Write(table)
+	}
+	return (overhead + n*grain) * sector
+}
+
+func roundUp(n, unit int64) int64 { return (n + unit - 1) / unit * unit }
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
