@@ -199,6 +199,7 @@ func (p *pipeline) share(ctx context.Context, c *piece) error {
 	// The file system promised it and does not do it for this range.
 	c.file = nil
 	if c.buf != nil {
+		p.scan(c)
 		return p.write(ctx, c)
 	}
 	return p.copyHere(ctx, c)

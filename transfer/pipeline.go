@@ -11,6 +11,7 @@ import (
 
 	"vddkcp/sink"
 	"vddkcp/source"
+	"vddkcp/transfer/digest"
 )
 
 const (
@@ -33,8 +34,9 @@ type piece struct {
 	free   func()
 	file   *os.File // whose bytes from pos on the target is to share; nil: they are written
 	pos    int64
-	runs   []run         // of buf, once done
-	done   chan struct{} // of capacity 1; gets one value when a worker is finished with the piece
+	runs   []run           // of buf, once done
+	hashed []digest.Blocks // of buf, one for each of the pipeline's sums
+	done   chan struct{}   // of capacity 1; gets one value when a worker is finished with the piece
 }
 
 type pipeline struct {
@@ -45,6 +47,7 @@ type pipeline struct {
 	zeroed bool  // holes need no work
 	block  int64 // zeros are looked for in blocks of this size
 	sharer *sharer
+	sums   []*digest.Sum // of what was collected
 
 	buffers  source.Allocator
 	parallel bool
@@ -61,9 +64,10 @@ func newPipeline(src source.Disk, dst sink.Disk, plan *Plan, o Options, zeroed b
 		pieces: make(chan *piece, maxPieces),
 		work:   make(chan *piece, maxPieces),
 		order:  make(chan *piece, maxPieces),
+		sums:   o.sums(),
 	}
 	for range maxPieces {
-		c := &piece{done: make(chan struct{}, 1)}
+		c := &piece{done: make(chan struct{}, 1), hashed: make([]digest.Blocks, len(p.sums))}
 		p.all = append(p.all, c)
 		p.pieces <- c
 	}
@@ -228,10 +232,15 @@ func (p *pipeline) produce(ctx context.Context) error {
 	return flush()
 }
 
-// sendShared sends off what the target is to share with the source.
+// sendShared sends off what the target is to share with the source. For a digest
+// it is read all the same.
 func (p *pipeline) sendShared(ctx context.Context, e part) error {
 	for done := int64(0); done < e.Len; {
 		n := min(e.Len-done, maxClone)
+		if len(p.sums) > 0 {
+			size := int64(p.o.RequestSize)
+			n = min(n, size-(e.Off+done)%size)
+		}
 		if err := p.send(ctx, piece{off: e.Off + done, n: n, kind: source.Data, file: e.file, pos: e.pos + done}); err != nil {
 			return err
 		}
@@ -258,7 +267,7 @@ func (p *pipeline) send(ctx context.Context, like piece) error {
 		return err
 	}
 	c.off, c.n, c.kind, c.file, c.pos = like.off, like.n, like.kind, like.file, like.pos
-	if c.kind == source.Data && c.file == nil {
+	if c.kind == source.Data && (c.file == nil || len(p.sums) > 0) {
 		if c.buf, c.free, err = p.buffers.Buffer(ctx, int(c.n)); err != nil {
 			return err
 		}
@@ -306,13 +315,23 @@ func (p *pipeline) read(ctx context.Context, c *piece) error {
 	} else if err := p.readMixed(ctx, c); err != nil {
 		return err
 	}
-	p.scan(c)
+	p.look(c)
 	return nil
 }
 
-// scan counts a piece as read, and finds the zeros in it.
-func (p *pipeline) scan(c *piece) {
+// look finds out what is to be known of a piece that was read.
+func (p *pipeline) look(c *piece) {
 	p.o.Counters.AddRead(c.n)
+	if c.file == nil {
+		p.scan(c)
+	}
+	for i, s := range p.sums {
+		s.Algorithm().Hash(c.off, c.buf, &c.hashed[i])
+	}
+}
+
+// scan finds the zeros in a piece.
+func (p *pipeline) scan(c *piece) {
 	if p.o.KeepZeros {
 		c.runs = append(c.runs[:0], run{0, len(c.buf), false})
 		return
@@ -420,6 +439,9 @@ func (p *pipeline) collect(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		}
+		if err := p.fold(ctx, c); err != nil {
+			return err
+		}
 		if !p.parallel {
 			if err := context.Cause(ctx); err != nil {
 				return err
@@ -438,6 +460,42 @@ func (p *pipeline) collect(ctx context.Context) error {
 		p.pieces <- c
 	}
 	return context.Cause(ctx)
+}
+
+// fold adds a piece to the digests.
+func (p *pipeline) fold(ctx context.Context, c *piece) error {
+	for i, s := range p.sums {
+		var err error
+		switch {
+		case c.buf != nil:
+			s.Blocks(&c.hashed[i])
+		case c.kind == source.Same:
+			err = p.foldBacking(ctx, s, c)
+		default:
+			err = s.ZeroContext(ctx, c.n)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// foldBacking adds to a digest what the target leaves to its backing.
+func (p *pipeline) foldBacking(ctx context.Context, s *digest.Sum, c *piece) error {
+	buf := make([]byte, min(c.n, int64(p.o.RequestSize)))
+	for done := int64(0); done < c.n; {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		b := buf[:min(int64(len(buf)), c.n-done)]
+		if err := p.readBacking(b, c.off+done); err != nil {
+			return err
+		}
+		s.Data(b)
+		done += int64(len(b))
+	}
+	return nil
 }
 
 // works says whether a range of that kind is work that was planned.

@@ -56,7 +56,7 @@ type Report struct {
 
 // Verify is what a report says of the comparison of source and target.
 type Verify struct {
-	Status    string `json:"status"` // ok, mismatch, not_run
+	Status    string `json:"status"` // VerifyOK and so on
 	Different int64  `json:"different"`
 }
 
@@ -70,7 +70,7 @@ type Digest struct {
 func NewReport(source, target string) *Report {
 	return &Report{
 		Version: 1, Started: time.Now(), Source: source, Target: target,
-		ResumeProof: "none", Verify: Verify{Status: "not_run"}, Warnings: []string{},
+		ResumeProof: "none", Verify: Verify{Status: VerifyNotRun}, Warnings: []string{},
 	}
 }
 

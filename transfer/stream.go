@@ -16,8 +16,8 @@ import (
 // CopyStream fills dst with what r gives until its end, makes it durable and
 // publishes it. The stream must be of size bytes; with sink.UnknownSize, dst
 // must have been created with that and is as long as the stream turns out to
-// be. On any error dst is aborted. It returns how many bytes came.
-func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o Options) (n int64, err error) {
+// be. On any error dst is aborted. The result's Size is how many bytes came.
+func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o Options) (result Result, err error) {
 	defer abortFailed(dst, &err)
 	zeroed := isZeroed(dst)
 	o = o.normal(dst, zeroed)
@@ -28,12 +28,12 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 	p := newPipeline(nil, dst, nil, o, zeroed)
 	release, err := p.reserve()
 	if err != nil {
-		return 0, err
+		return result, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		var err error
-		n, err = p.produceStream(gctx, r, size)
+		result.Size, err = p.produceStream(gctx, r, size)
 		return err
 	})
 	g.Go(func() error { return p.collect(gctx) })
@@ -42,18 +42,18 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 		err = released
 	}
 	if err != nil {
-		return n, err
+		return result, err
 	}
 	if size == sink.UnknownSize {
 		sizer, ok := sink.Ability[sink.Sizer](dst)
 		if !ok {
-			return n, fmt.Errorf("the target must know the size of the stream beforehand: %w", errors.ErrUnsupported)
+			return result, fmt.Errorf("the target must know the size of the stream beforehand: %w", errors.ErrUnsupported)
 		}
-		if err := sizer.SetSize(n); err != nil {
-			return n, err
+		if err := sizer.SetSize(result.Size); err != nil {
+			return result, err
 		}
 	}
-	return n, finish(ctx, dst, o.Counters)
+	return result, p.finish(ctx, &result)
 }
 
 // produceStream reads r to its end and sends what it holds off in order, read
@@ -85,7 +85,7 @@ func (p *pipeline) produceStream(ctx context.Context, r io.Reader, size int64) (
 				return off, err
 			}
 			c.off, c.n, c.kind, c.buf, c.file = off, int64(n), source.Data, c.buf[:n], nil
-			p.scan(c)
+			p.look(c)
 			c.done <- struct{}{}
 			p.order <- c
 			off += int64(n)

@@ -15,6 +15,7 @@ import (
 
 	"vddkcp/sink"
 	"vddkcp/source"
+	"vddkcp/transfer/digest"
 	"vddkcp/transfer/progress"
 )
 
@@ -26,6 +27,8 @@ type Options struct {
 	KeepZeros   bool               // zeros in data are written as they are, not looked for
 	Backing     source.Disk        // where the parts that the source calls Same are read, when they share a unit with others
 	Reflink     Reflink            // whether blocks are shared with the source's file
+	Digest      digest.Algorithm   // of the content, computed while copying; "": none
+	Verify      bool               // read the target back before it is published
 	Limit       *Limiter           // nil: none
 	Counters    *progress.Counters // filled while copying; nil: not
 }
@@ -61,17 +64,38 @@ func (o Options) normal(dst sink.Disk, zeroed bool) Options {
 	return o
 }
 
+// sums returns a Sum for each digest that the copy needs.
+func (o Options) sums() []*digest.Sum {
+	var sums []*digest.Sum
+	if o.Digest != "" {
+		sums = append(sums, digest.New(o.Digest))
+	}
+	if o.Verify && o.Digest != digest.Blksum {
+		sums = append(sums, digest.New(digest.Blksum))
+	}
+	return sums
+}
+
+// Result is what a copy tells beside its counters.
+type Result struct {
+	Size   int64             // of the disk, bytes
+	Counts progress.Snapshot // of the copy, when all was written: reading back counts on
+	Digest *Digest           // the one that was asked for, else the one that Verify needed; nil: none
+	Verify Verify
+}
+
 // ErrSourceChanged says that the source is not what it was when it was
 // planned, so that the target may hold parts of both.
 var ErrSourceChanged = errors.New("the source changed while it was copied")
 
 // Copy fills dst with all of src, makes it durable and publishes it. Plan is
 // NewPlan's for src. On any error, the end of ctx among them, dst is aborted:
-// what was made for it is removed.
-func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (err error) {
+// what was made for it is removed; but after a *MismatchError it is kept.
+func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
 	defer abortFailed(dst, &err)
+	result.Size = src.Size()
 	if plan.Size != src.Size() {
-		return fmt.Errorf("the plan is for %d bytes, the source has %d", plan.Size, src.Size())
+		return result, fmt.Errorf("the plan is for %d bytes, the source has %d", plan.Size, src.Size())
 	}
 	zeroed := isZeroed(dst)
 	o = o.normal(dst, zeroed)
@@ -83,17 +107,18 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 		o.Counters.AddSkipped(plan.Same)
 	}
 	o.Counters.Enter(progress.Copy)
-	if err := newPipeline(src, dst, plan, o, zeroed).run(ctx); err != nil {
-		return err
+	p := newPipeline(src, dst, plan, o, zeroed)
+	if err := p.run(ctx); err != nil {
+		return result, err
 	}
 	now, err := identity(ctx, src)
 	if err != nil {
-		return err
+		return result, err
 	}
 	if now != plan.identity {
-		return fmt.Errorf("%w: it was %s, it is %s; copy from a snapshot, or with its user stopped", ErrSourceChanged, plan.identity, now)
+		return result, fmt.Errorf("%w: it was %s, it is %s; copy from a snapshot, or with its user stopped", ErrSourceChanged, plan.identity, now)
 	}
-	return finish(ctx, dst, o.Counters)
+	return result, p.finish(ctx, &result)
 }
 
 // abortFailed is deferred by what ends with finish: where there is an error it
@@ -107,18 +132,29 @@ func abortFailed(dst sink.Disk, err *error) {
 	}
 }
 
-// finish makes dst durable and gives it its name.
-func finish(ctx context.Context, dst sink.Disk, c *progress.Counters) error {
-	c.Enter(progress.Finish)
-	if err := dst.Finish(ctx); err != nil {
+// finish makes the target durable, gives it its name, and tells the digests.
+func (p *pipeline) finish(ctx context.Context, result *Result) error {
+	p.o.Counters.Enter(progress.Finish)
+	if err := p.dst.Finish(ctx); err != nil {
 		return err
+	}
+	result.Counts = p.o.Counters.Snapshot()
+	if len(p.sums) > 0 {
+		result.Digest = &Digest{string(p.sums[0].Algorithm()), p.sums[0].Value()}
+	}
+	if p.o.Verify {
+		var err error
+		if result.Verify, err = p.verify(ctx); err != nil {
+			return err
+		}
+		p.o.Counters.Enter(progress.Finish)
 	}
 	// From the rename on the copy is complete: a signal that comes between
 	// must not report as stopped what has its final name.
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	return dst.Publish(context.WithoutCancel(ctx))
+	return p.dst.Publish(context.WithoutCancel(ctx))
 }
 
 func isZeroed(dst sink.Disk) bool {

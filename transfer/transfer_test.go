@@ -91,7 +91,7 @@ func TestCopyIsIdentical(t *testing.T) {
 						}
 						name := fmt.Sprintf("size %d unit %d parallel %d zeroed %v align %d %+v", size, unit, parallel, zeroed, align, o)
 						p := plan(t, src)
-						if err := transfer.Copy(t.Context(), src, create(t, dst, size, sink.Options{}), p, o); err != nil {
+						if _, err := transfer.Copy(t.Context(), src, create(t, dst, size, sink.Options{}), p, o); err != nil {
 							t.Fatalf("%s: %v", name, err)
 						}
 						ended(t, dst)
@@ -137,7 +137,7 @@ func TestCopyRequestLog(t *testing.T) {
 		return nil
 	}
 	dst := &sinktest.Memory{Zeroed: true}
-	err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), plan(t, src), transfer.Options{RequestSize: 256 * k, Requests: 1})
+	_, err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), plan(t, src), transfer.Options{RequestSize: 256 * k, Requests: 1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -178,7 +178,7 @@ func TestCopyLeavesSameToTheBacking(t *testing.T) {
 	clear(want[140*k : 145*k])
 	copy(want[445*k:], src.Bytes[445*k:])
 	dst := &sinktest.Memory{Unit: 64 * k, Zeroed: true}
-	err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{Backing: backing}), plan(t, src), transfer.Options{Backing: backing})
+	_, err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{Backing: backing}), plan(t, src), transfer.Options{Backing: backing})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -259,7 +259,7 @@ func TestCopyFaults(t *testing.T) {
 			src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 8<<20), OnRead: c.read}
 			clear(src.Bytes[3<<20 : 4<<20])
 			dst := &sinktest.Memory{Parallel: parallel, Before: c.sink}
-			err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), plan(t, src), transfer.Options{})
+			_, err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), plan(t, src), transfer.Options{})
 			if !errors.Is(err, errBoom) {
 				t.Errorf("%s, parallel %d: error %v, want boom", c.name, parallel, err)
 			}
@@ -286,7 +286,7 @@ func TestCopyAsksExtentsOnce(t *testing.T) {
 	dst := &sinktest.Memory{}
 	p := plan(t, src)
 	before := asked.Load()
-	if err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), p, transfer.Options{}); err != nil {
+	if _, err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), p, transfer.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if asked.Load() != before {
@@ -313,7 +313,7 @@ func TestPlanOfManyExtents(t *testing.T) {
 	}
 	dst := &sinktest.Memory{CountOnly: true, Zeroed: true}
 	counters := new(progress.Counters)
-	if err := transfer.Copy(t.Context(), checkers, create(t, dst, size, sink.Options{}), p, transfer.Options{Counters: counters}); err != nil {
+	if _, err := transfer.Copy(t.Context(), checkers, create(t, dst, size, sink.Options{}), p, transfer.Options{Counters: counters}); err != nil {
 		t.Fatal(err)
 	}
 	if s := counters.Snapshot(); s.Zeroed != size {
@@ -338,7 +338,7 @@ func TestCopyEndsWithItsContext(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := plan(t, src)
-		if err := transfer.Copy(ctx, src, d, p, transfer.Options{}); !errors.Is(err, cause) {
+		if _, err := transfer.Copy(ctx, src, d, p, transfer.Options{}); !errors.Is(err, cause) {
 			t.Errorf("error %v, want the cause", err)
 		}
 		ended(t, dst)
@@ -352,7 +352,7 @@ func TestCopyNoticesAChangedSource(t *testing.T) {
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20), ID: "one"}
 	src.OnRead = func(int64, int) error { src.ID = "two"; return nil }
 	dst := &sinktest.Memory{}
-	err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), plan(t, src), transfer.Options{})
+	_, err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), plan(t, src), transfer.Options{})
 	if !errors.Is(err, transfer.ErrSourceChanged) {
 		t.Errorf("error %v, want ErrSourceChanged", err)
 	}
@@ -362,7 +362,7 @@ func TestCopyNoticesAChangedSource(t *testing.T) {
 	src = &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20), ID: "one"}
 	p := plan(t, src)
 	src.ID = "two"
-	err = transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), p, transfer.Options{})
+	_, err = transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), p, transfer.Options{})
 	if !errors.Is(err, transfer.ErrSourceChanged) {
 		t.Errorf("error %v, want ErrSourceChanged", err)
 	}
@@ -396,7 +396,7 @@ func TestCopyIsBounded(t *testing.T) {
 		}
 		return nil
 	}}
-	if err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), plan(t, src), transfer.Options{Requests: 3}); err != nil {
+	if _, err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), plan(t, src), transfer.Options{Requests: 3}); err != nil {
 		t.Fatal(err)
 	}
 	if most.Load() > 3 {
@@ -429,7 +429,7 @@ func TestCopyReadsIntoTheSourcesMemory(t *testing.T) {
 			src.OnRead = func(off int64, _ int) error { return boomAt(off > 5<<20) }
 		}
 		dst := &sinktest.Memory{}
-		err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), plan(t, src), transfer.Options{})
+		_, err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{}), plan(t, src), transfer.Options{})
 		if boom != (err != nil) {
 			t.Fatalf("error %v", err)
 		}
@@ -458,7 +458,7 @@ func TestCopyStream(t *testing.T) {
 		{"broken", io.MultiReader(bytes.NewReader(content[:3<<20]), brokenReader{}), int64(len(content)), "at 3145728: boom"},
 	} {
 		dst := &sinktest.Memory{}
-		n, err := transfer.CopyStream(t.Context(), c.r, c.size, create(t, dst, c.size, sink.Options{}), transfer.Options{})
+		result, err := transfer.CopyStream(t.Context(), c.r, c.size, create(t, dst, c.size, sink.Options{}), transfer.Options{})
 		ended(t, dst)
 		if c.want != "" {
 			if err == nil || !strings.Contains(err.Error(), c.want) {
@@ -469,8 +469,8 @@ func TestCopyStream(t *testing.T) {
 			}
 			continue
 		}
-		if err != nil || n != c.size {
-			t.Errorf("%s: %d bytes, %v", c.name, n, err)
+		if err != nil || result.Size != c.size {
+			t.Errorf("%s: %d bytes, %v", c.name, result.Size, err)
 		}
 		if got, _ := dst.Published(); !bytes.Equal(got, content[:c.size]) {
 			t.Errorf("%s: content differs", c.name)
@@ -518,7 +518,7 @@ func BenchmarkCopy(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
 					dst := &sinktest.Memory{CountOnly: true, Zeroed: true, Parallel: parallel}
-					if err := transfer.Copy(b.Context(), src, create(b, dst, size, sink.Options{}), p, transfer.Options{}); err != nil {
+					if _, err := transfer.Copy(b.Context(), src, create(b, dst, size, sink.Options{}), p, transfer.Options{}); err != nil {
 						b.Fatal(err)
 					}
 				}

@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
@@ -22,6 +23,7 @@ import (
 	sourceopen "vddkcp/source/open"
 	"vddkcp/source/raw"
 	"vddkcp/transfer"
+	"vddkcp/transfer/digest"
 	"vddkcp/transfer/progress"
 )
 
@@ -35,6 +37,7 @@ type copyFlags struct {
 	Sparse        *bytesize.Size `help:"Runs of zeros of at least this size become holes (4KiB); 0 keeps them as data." placeholder:"SIZE" group:"Target:"`
 	Reflink       string         `help:"Whether to share blocks with SRC where both lie on one file system that can: auto, always (or fail) or never." enum:"auto,always,never" default:"auto" group:"Target:"`
 	TargetIsZero  bool           `help:"The target reads as zeros already: holes need no writing." group:"Target:"`
+	Verify        bool           `help:"Read the target back before it gets its name, and compare." group:"Target:"`
 	Size          *bytesize.Size `help:"Size of the disk that comes on standard input." placeholder:"SIZE" group:"Target:"`
 
 	RequestSize bytesize.Size `help:"Bytes to read at once (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
@@ -42,9 +45,10 @@ type copyFlags struct {
 	RateLimit   rate          `help:"Most bytes to read in a second." placeholder:"BYTES/s" group:"Speed:"`
 	Cache       string        `help:"Whether what is copied may stay in the page cache: keep or drop (default: drop when it is more than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
 
-	Progress string `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
-	Report   string `help:"Write a JSON report here at the end, also of a failure." placeholder:"FILE" type:"path" group:"Report:"`
-	DryRun   bool   `help:"Open everything, print the plan, copy nothing." group:"Report:"`
+	Progress string     `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
+	Report   string     `help:"Write a JSON report here at the end, also of a failure." placeholder:"FILE" type:"path" group:"Report:"`
+	Digest   digestFlag `help:"A digest of the content into the log and the report: =blksum (default) or =sha256." group:"Report:"`
+	DryRun   bool       `help:"Open everything, print the plan, copy nothing." group:"Report:"`
 }
 
 type copyCommand struct {
@@ -95,10 +99,28 @@ var reflinks = map[string]transfer.Reflink{
 	"auto": transfer.ReflinkAuto, "always": transfer.ReflinkAlways, "never": transfer.ReflinkNever,
 }
 
+// digestFlag is --digest, whose value is only what follows after =.
+type digestFlag digest.Algorithm
+
+// IsBool makes kong take the flag without a value.
+func (*digestFlag) IsBool() bool { return true }
+
+// Decode implements kong.MapperValue.
+func (f *digestFlag) Decode(ctx *kong.DecodeContext) error {
+	*f = digestFlag(digest.Blksum)
+	if ctx.Scan.Peek().Type != kong.FlagValueToken {
+		return nil
+	}
+	algorithm, err := digest.Parse(fmt.Sprint(ctx.Scan.Pop().Value))
+	*f = digestFlag(algorithm)
+	return err
+}
+
 // job is one copy under way.
 type job struct {
 	*copyCommand
 	log      *slog.Logger
+	result   transfer.Result // of the copy, as far as it came
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
@@ -128,6 +150,9 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	}
 	if reported := j.finishReport(err); reported != nil {
 		err = errors.Join(err, reported)
+	}
+	if d := j.result.Digest; err == nil && d != nil {
+		log.Info("digest", d.Algorithm, d.Value)
 	}
 	if closed := closeLog(); closed != nil && err == nil {
 		err = fmt.Errorf("log file: %w", closed)
@@ -162,10 +187,21 @@ func asUsage(err error) error {
 }
 
 func (j *job) finishReport(err error) error {
-	j.report.Count(j.counters.Snapshot())
+	counts := j.result.Counts
+	if counts == (progress.Snapshot{}) {
+		counts = j.counters.Snapshot()
+	}
+	j.report.Count(counts)
+	if j.result.Verify.Status != "" {
+		j.report.Verify = j.result.Verify
+	}
+	j.report.Digest = j.result.Digest
 	status, exit := transfer.StatusOK, 0
 	var stopped *signalError
+	var mismatch *transfer.MismatchError
 	switch {
+	case errors.As(err, &mismatch):
+		status, exit = transfer.StatusMismatch, exitStatus(err)
 	case errors.As(err, &stopped):
 		status, exit = transfer.StatusInterrupted, exitStatus(err)
 	case err != nil:
@@ -244,6 +280,9 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	j.report.Format = target.Format
+	if err := j.verifiable(target); err != nil {
+		return err
+	}
 	if j.DryRun {
 		return j.printPlan(os.Stdout, plan, shared, target)
 	}
@@ -256,7 +295,8 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return transfer.Copy(ctx, src, dst, plan, j.options())
+	j.result, err = transfer.Copy(ctx, src, dst, plan, j.options())
+	return err
 }
 
 func (j *job) runStream(ctx context.Context) error {
@@ -278,15 +318,29 @@ func (j *job) runStream(ctx context.Context) error {
 		return err
 	}
 	j.report.Format, j.report.Transport, j.report.ExtentsSource = target.Format, "stream", "full"
+	if err := j.verifiable(target); err != nil {
+		return err
+	}
 	dst, err := target.Create(ctx)
 	if err != nil {
 		return err
 	}
-	n, err := transfer.CopyStream(ctx, raw.Stream(ctx, os.Stdin), size, dst, j.options())
+	j.result, err = transfer.CopyStream(ctx, raw.Stream(ctx, os.Stdin), size, dst, j.options())
 	if err == nil {
-		j.report.VirtualSize = n
+		j.report.VirtualSize = j.result.Size
 	}
 	return err
+}
+
+// verifiable refuses --verify where nothing can be read back.
+func (j *job) verifiable(target *sinkopen.Target) error {
+	if j.Verify && (target.Kind == "stream" || target.Kind == "null") {
+		return &usageError{
+			err:  fmt.Errorf("--verify: %s can't be read back", target.Address),
+			hint: "--digest tells what was written, to be compared on the other side",
+		}
+	}
+	return nil
 }
 
 // describeSource fills in what the report says of the source.
@@ -326,7 +380,8 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 
 func (j *job) options() transfer.Options {
 	o := transfer.Options{
-		RequestSize: int(j.RequestSize), Requests: j.Depth, Reflink: reflinks[j.Reflink], Counters: j.counters,
+		RequestSize: int(j.RequestSize), Requests: j.Depth, Reflink: reflinks[j.Reflink],
+		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters,
 	}
 	if j.Sparse != nil {
 		o.Sparse, o.KeepZeros = int64(*j.Sparse), *j.Sparse == 0

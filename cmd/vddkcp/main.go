@@ -13,6 +13,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"vddkcp/transfer"
 )
 
 // version is stamped by the linker.
@@ -94,8 +96,9 @@ func refuseReserved(args []string) error {
 
 // Exit statuses, by docs/cli.md.
 const (
-	exitFailed = 1
-	exitUsage  = 2
+	exitFailed   = 1
+	exitUsage    = 2
+	exitMismatch = 3
 )
 
 // usageError is a mistake of the caller's, with exit status 2.
@@ -161,11 +164,14 @@ func withSignals(parent context.Context) (ctx context.Context, stop func()) {
 func exitStatus(err error) int {
 	var stopped *signalError
 	var usage *usageError
+	var mismatch *transfer.MismatchError
 	switch {
 	case errors.As(err, &stopped):
 		return 128 + int(stopped.signal)
 	case errors.As(err, &usage):
 		return exitUsage
+	case errors.As(err, &mismatch):
+		return exitMismatch
 	}
 	return exitFailed
 }

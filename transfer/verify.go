@@ -1,0 +1,81 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vddkcp/sink"
+	"vddkcp/transfer/digest"
+)
+
+// MismatchError says that a target does not hold what was read for it.
+type MismatchError struct {
+	Want, Got string // digests, of what was read and of what the target holds
+	// Difference is what a second reading of both found; nil: it found none, or
+	// the source can't be read again.
+	Difference *Difference
+	Stream     bool // the source can't be read again
+}
+
+func (e *MismatchError) Error() string {
+	message := fmt.Sprintf("the target does not hold what was read from the source: its blksum is %s, want %s", e.Got, e.Want)
+	switch {
+	case e.Difference != nil:
+		return message + "; " + e.Difference.String()
+	case e.Stream:
+		return message
+	}
+	return message + "; a second reading of both finds them alike, so a read went wrong"
+}
+
+// Hint is what the user can do.
+func (e *MismatchError) Hint() string {
+	return "the .partial file was kept for a look at it; memory, cable or disk may be failing: see the kernel's log, then copy again with --force"
+}
+
+// verify reads the finished target back, and keeps it unpublished where it is
+// not what was written.
+func (p *pipeline) verify(ctx context.Context) (Verify, error) {
+	failed := Verify{Status: VerifyNotRun}
+	v, ok := sink.Ability[sink.Verifiable](p.dst)
+	if !ok {
+		return failed, fmt.Errorf("verify: the target can't be read back: %w", errors.ErrUnsupported)
+	}
+	d, err := v.Reopen(ctx)
+	if err != nil {
+		return failed, fmt.Errorf("verify: %w", err)
+	}
+	defer d.Close()
+	o := CompareOptions{RequestSize: p.o.RequestSize, Requests: p.o.Requests, Counters: p.o.Counters}
+	got, err := Sum(ctx, d, digest.Blksum, o)
+	if err != nil {
+		return failed, fmt.Errorf("verify: %w", err)
+	}
+	// The last one: sums has it so.
+	want := p.sums[len(p.sums)-1].Value()
+	if got == want {
+		return Verify{Status: VerifyOK}, nil
+	}
+	mismatch := &MismatchError{Want: want, Got: got, Stream: p.src == nil}
+	different := int64(0)
+	if p.src != nil && p.plan.Same == 0 {
+		if mismatch.Difference, err = Compare(ctx, p.src, d, o); err != nil {
+			return failed, fmt.Errorf("verify: %w; then: %w", mismatch, err)
+		}
+		if mismatch.Difference != nil {
+			different = mismatch.Difference.Bytes
+		}
+	}
+	if err := p.dst.Suspend(); err != nil {
+		return failed, fmt.Errorf("verify: %w; then: %w", mismatch, err)
+	}
+	return Verify{Status: VerifyMismatch, Different: different}, mismatch
+}
+
+// What a report says of verifying.
+const (
+	VerifyOK       = "ok"
+	VerifyMismatch = "mismatch"
+	VerifyNotRun   = "not_run"
+)
