@@ -27,6 +27,9 @@ const (
 	minClone = 32 << 10
 	// Ranges are shared in pieces, so that progress shows.
 	maxClone = 64 << 20
+	// Where the source can't tell, it is asked again so far on: the size of a
+	// grain, as a rule.
+	cloneStep = 64 << 10
 )
 
 // ErrNotShared says that blocks were to be shared and can't be.
@@ -46,11 +49,10 @@ type sharer struct {
 	unit   func(*os.File) int64
 	units  map[*os.File]int64 // those that were asked
 	always bool
-	step   int64 // where the source can't tell, it is asked again at the next multiple of this
 }
 
 // newSharer returns nil where nothing can be shared.
-func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink, step int64) (*sharer, error) {
+func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink) (*sharer, error) {
 	if how == ReflinkNever {
 		return nil, nil
 	}
@@ -61,7 +63,7 @@ func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink, step int
 		}
 		return nil, nil
 	}
-	return &sharer{src: in, unit: unit, units: map[*os.File]int64{}, always: how == ReflinkAlways, step: step}, nil
+	return &sharer{src: in, unit: unit, units: map[*os.File]int64{}, always: how == ReflinkAlways}, nil
 }
 
 // split cuts the data in [off, end) into what can be shared and what is copied.
@@ -73,7 +75,7 @@ func (s *sharer) split(off, end int64, yield func(part) error) error {
 			if s.always {
 				return fmt.Errorf("%w: the data at offset %d is not stored as it is (compressed), or was changed", ErrNotShared, off)
 			}
-			n = s.step - off%s.step
+			n = cloneStep - off%cloneStep
 		}
 		n = min(n, end-off)
 		unit := int64(0)
@@ -167,7 +169,7 @@ func (s *sharer) parts(extents iter.Seq2[source.Extent, error]) iter.Seq2[part, 
 // where that can't share anything. With ReflinkAlways it is ErrNotShared when
 // not all can, but for less than a block at the end of a range.
 func Shared(ctx context.Context, src source.Disk, plan *Plan, how Reflink, unit func(*os.File) int64) (shared int64, err error) {
-	s, err := newSharer(src, unit, how, defaultRequest)
+	s, err := newSharer(src, unit, how)
 	if s == nil || err != nil {
 		return 0, err
 	}

@@ -85,7 +85,7 @@ func (p *pipeline) run(ctx context.Context) (err error) {
 	if c, ok := sink.Ability[sink.Cloner](p.dst); ok {
 		unit = c.CloneUnit
 	}
-	if p.sharer, err = newSharer(p.src, unit, p.o.Reflink, int64(p.o.RequestSize)); err != nil {
+	if p.sharer, err = newSharer(p.src, unit, p.o.Reflink); err != nil {
 		return err
 	}
 	if alloc, ok := source.Ability[source.Allocator](p.src); ok {
