@@ -160,7 +160,9 @@ func TestCompareReadsWhatIsData(t *testing.T) {
 		source.Extent{Off: 320 * k, Len: 80 * k},
 		source.Extent{Off: 400 * k, Len: 300 * k, Kind: source.Zero},
 		source.Extent{Off: 700 * k, Len: 100 * k},
-		source.Extent{Off: 800 * k, Len: 224 * k, Kind: source.Zero})
+		source.Extent{Off: 800 * k, Len: 33 * k, Kind: source.Zero}, // not short
+		source.Extent{Off: 833 * k, Len: 67 * k},
+		source.Extent{Off: 900 * k, Len: 124 * k, Kind: source.Zero})
 	dst := disk(&b,
 		source.Extent{Off: 0, Len: 100 * k, Kind: source.Zero},
 		source.Extent{Off: 100 * k, Len: 300 * k},
@@ -170,13 +172,20 @@ func TestCompareReadsWhatIsData(t *testing.T) {
 	if diff != nil || err != nil {
 		t.Errorf("%v, %v", diff, err)
 	}
-	if got, want := a.String(), "[0K, 100K) [100K, 256K) [256K, 400K) [700K, 768K) [768K, 800K)"; got != want {
+	if got, want := a.String(), "[0K, 100K) [100K, 256K) [256K, 400K) [700K, 768K) [768K, 800K) [833K, 900K)"; got != want {
 		t.Errorf("source: %s\nwant:   %s", got, want)
 	}
 	if got, want := b.String(), "[100K, 256K) [256K, 400K)"; got != want {
 		t.Errorf("target: %s\nwant:   %s", got, want)
 	}
-	if s := counters.Snapshot(); s.Read != 800*k || s.Planned != 500*k {
+	a.Reset()
+	if _, err := transfer.Sum(t.Context(), src, digest.Blksum, transfer.CompareOptions{RequestSize: 250 * k, Requests: 1}); err != nil {
+		t.Error(err)
+	}
+	if got, want := a.String(), "[0K, 256K) [256K, 400K) [700K, 768K) [768K, 800K) [833K, 900K)"; got != want {
+		t.Errorf("sum:  %s\nwant: %s", got, want)
+	}
+	if s := counters.Snapshot(); s.Read != 867*k || s.Planned != 567*k {
 		t.Errorf("%+v", s)
 	}
 }
