@@ -233,6 +233,10 @@ func TestDifferenceLines(t *testing.T) {
 		{"hole", zeros(100, source.Data), zeros(100, source.Zero), transfer.CompareOptions{}, ""},
 		{"strict hole", zeros(100, source.Data), zeros(100, source.Zero), strict, "first allocation difference at byte 0: source data, target hole; 1 ranges, 100 bytes"},
 		{"strict data", zeros(100, source.Zero), zeros(100, source.Data), strict, "first allocation difference at byte 0: source hole, target data; 1 ranges, 100 bytes"},
+		{"strict neighbours",
+			&sourcetest.Memory{Bytes: make([]byte, 100), ExtentList: []source.Extent{{Len: 30, Kind: source.Zero}, {Off: 30, Len: 20}, {Off: 50, Len: 50, Kind: source.Zero}}},
+			&sourcetest.Memory{Bytes: make([]byte, 100), ExtentList: []source.Extent{{Len: 10, Kind: source.Zero}, {Off: 10, Len: 20}, {Off: 30, Len: 50, Kind: source.Zero}, {Off: 80, Len: 20}}},
+			strict, "first allocation difference at byte 10: source hole, target data; 2 ranges, 60 bytes"},
 		{"content before allocation", zeros(10000, source.Zero), change(), strict, "first difference at byte 0: source 0x00, target 0x30; 1 ranges, 10000 bytes"},
 	} {
 		diff, err := transfer.Compare(t.Context(), c.a, c.b, c.o)

@@ -20,6 +20,7 @@ var version = "devel"
 
 type cli struct {
 	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk (the default command)."`
+	Verify     verifyCommand     `cmd:"" help:"Compare two disks, or one with a digest."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 
@@ -29,7 +30,7 @@ type cli struct {
 func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
 	return kong.New(c,
 		kong.Name("vddkcp"),
-		kong.Description("Copies VMware virtual disks to raw files, block devices and pipes, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
+		kong.Description("Copies VMware virtual disks to raw files, block devices and pipes, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
@@ -78,7 +79,7 @@ func run(args []string) int {
 // SRC: a script for a later version must not copy a file of that name.
 func refuseReserved(args []string) error {
 	reserved := []string{
-		"export", "run", "verify", "info", "map", "vddk", "thumbprint",
+		"export", "run", "info", "map", "vddk", "thumbprint",
 		"ls", "vm", "warm", "check", "cleanup", "vddk-worker",
 	}
 	if len(args) > 0 && slices.Contains(reserved, args[0]) {
@@ -92,8 +93,9 @@ func refuseReserved(args []string) error {
 
 // Exit statuses, by docs/cli.md.
 const (
-	exitFailed = 1
-	exitUsage  = 2
+	exitFailed     = 1
+	exitUsage      = 2
+	exitDifference = 3
 )
 
 // usageError is a mistake of the caller's, with exit status 2.
@@ -155,6 +157,8 @@ func exitStatus(err error) int {
 		return 128 + int(stopped.signal)
 	case errors.As(err, &usage):
 		return exitUsage
+	case errors.As(err, new(*differenceError)):
+		return exitDifference
 	}
 	return exitFailed
 }
