@@ -360,7 +360,8 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 			}
 		}()
 	}
-	err = runOrdered(ctx, c.o.Requests, maxPieces, steps[comparedPiece]{
+	// One slow read holds up the rest when so many are behind it.
+	err = runOrdered(ctx, c.o.Requests, 8*c.o.Requests, steps[comparedPiece]{
 		produce: c.produce,
 		work:    c.compare,
 		fold: func(_ context.Context, p *comparedPiece) error {

@@ -57,38 +57,43 @@ func (t *tally) add(a, b []byte, off int64, n int) {
 	}
 }
 
-// addBlock counts in words of 8 bytes.
+// addBlock adds a block that differs somewhere, in words of 8 bytes.
 func (t *tally) addBlock(x, y []byte, off int64) {
-	for len(x) >= 8 {
-		t.addWord(binary.LittleEndian.Uint64(x)^binary.LittleEndian.Uint64(y), x, y, off)
-		x, y, off = x[8:], y[8:], off+8
+	if t.ranges == 0 {
+		i := 0
+		for x[i] == y[i] {
+			i++
+		}
+		t.first, t.a, t.b = off+int64(i), x[i], y[i]
 	}
-	if len(x) > 0 {
+	before := uint64(0) // 0x80 where the byte before the word differs
+	if t.ranges > 0 && t.end == off {
+		before = 0x80
+	}
+	at := 0
+	for ; at+8 <= len(x) && at+8 <= len(y); at += 8 {
+		before = t.addWord(binary.LittleEndian.Uint64(x[at:])^binary.LittleEndian.Uint64(y[at:]), before, off+int64(at))
+	}
+	if at < len(x) {
 		var p, q [8]byte
-		copy(p[:], x)
-		copy(q[:], y)
-		t.addWord(binary.LittleEndian.Uint64(p[:])^binary.LittleEndian.Uint64(q[:]), x, y, off)
+		copy(p[:], x[at:])
+		copy(q[:], y[at:])
+		t.addWord(binary.LittleEndian.Uint64(p[:])^binary.LittleEndian.Uint64(q[:]), before, off+int64(at))
 	}
 }
 
-// addWord counts the bytes of diff, the lowest first, that are not zero.
-func (t *tally) addWord(diff uint64, x, y []byte, off int64) {
-	if diff == 0 {
-		return
-	}
+// addWord adds the bytes of diff, the lowest first, that are not zero, and
+// returns before of the next word.
+func (t *tally) addWord(diff, before uint64, off int64) uint64 {
 	// The highest bit of each byte that differs.
 	const low = 0x7F7F7F7F7F7F7F7F
-	differ := ((diff&low + low) | diff) &^ low
-	if t.ranges == 0 {
-		i := bits.TrailingZeros64(differ) / 8
-		t.first, t.a, t.b = off+int64(i), x[i], y[i]
+	differ := (diff&low + low | diff) &^ low
+	if differ == 0 {
+		return 0
 	}
 	// A run begins at each of them that has none before it.
-	before := differ << 8
-	if t.ranges > 0 && t.end == off {
-		before |= 0x80
-	}
-	t.ranges += int64(bits.OnesCount64(differ &^ before))
+	t.ranges += int64(bits.OnesCount64(differ &^ (differ<<8 | before)))
 	t.bytes += int64(bits.OnesCount64(differ))
 	t.end = off + 8 - int64(bits.LeadingZeros64(differ)/8)
+	return differ >> 56
 }

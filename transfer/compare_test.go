@@ -160,7 +160,9 @@ func TestCompareReadsWhatIsData(t *testing.T) {
 		source.Extent{Off: 320 * k, Len: 80 * k},
 		source.Extent{Off: 400 * k, Len: 300 * k, Kind: source.Zero},
 		source.Extent{Off: 700 * k, Len: 100 * k},
-		source.Extent{Off: 800 * k, Len: 224 * k, Kind: source.Zero})
+		source.Extent{Off: 800 * k, Len: 33 * k, Kind: source.Zero}, // not short
+		source.Extent{Off: 833 * k, Len: 67 * k},
+		source.Extent{Off: 900 * k, Len: 124 * k, Kind: source.Zero})
 	dst := disk(&b,
 		source.Extent{Off: 0, Len: 100 * k, Kind: source.Zero},
 		source.Extent{Off: 100 * k, Len: 300 * k},
@@ -170,13 +172,20 @@ func TestCompareReadsWhatIsData(t *testing.T) {
 	if diff != nil || err != nil {
 		t.Errorf("%v, %v", diff, err)
 	}
-	if got, want := a.String(), "[0K, 100K) [100K, 256K) [256K, 400K) [700K, 768K) [768K, 800K)"; got != want {
+	if got, want := a.String(), "[0K, 100K) [100K, 256K) [256K, 400K) [700K, 768K) [768K, 800K) [833K, 900K)"; got != want {
 		t.Errorf("source: %s\nwant:   %s", got, want)
 	}
 	if got, want := b.String(), "[100K, 256K) [256K, 400K)"; got != want {
 		t.Errorf("target: %s\nwant:   %s", got, want)
 	}
-	if s := counters.Snapshot(); s.Read != 800*k || s.Planned != 500*k {
+	a.Reset()
+	if _, err := transfer.Sum(t.Context(), src, digest.Blksum, transfer.CompareOptions{RequestSize: 250 * k, Requests: 1}); err != nil {
+		t.Error(err)
+	}
+	if got, want := a.String(), "[0K, 256K) [256K, 400K) [700K, 768K) [768K, 800K) [833K, 900K)"; got != want {
+		t.Errorf("sum:  %s\nwant: %s", got, want)
+	}
+	if s := counters.Snapshot(); s.Read != 867*k || s.Planned != 567*k {
 		t.Errorf("%+v", s)
 	}
 }
@@ -224,6 +233,10 @@ func TestDifferenceLines(t *testing.T) {
 		{"hole", zeros(100, source.Data), zeros(100, source.Zero), transfer.CompareOptions{}, ""},
 		{"strict hole", zeros(100, source.Data), zeros(100, source.Zero), strict, "first allocation difference at byte 0: source data, target hole; 1 ranges, 100 bytes"},
 		{"strict data", zeros(100, source.Zero), zeros(100, source.Data), strict, "first allocation difference at byte 0: source hole, target data; 1 ranges, 100 bytes"},
+		{"strict neighbours",
+			&sourcetest.Memory{Bytes: make([]byte, 100), ExtentList: []source.Extent{{Len: 30, Kind: source.Zero}, {Off: 30, Len: 20}, {Off: 50, Len: 50, Kind: source.Zero}}},
+			&sourcetest.Memory{Bytes: make([]byte, 100), ExtentList: []source.Extent{{Len: 10, Kind: source.Zero}, {Off: 10, Len: 20}, {Off: 30, Len: 50, Kind: source.Zero}, {Off: 80, Len: 20}}},
+			strict, "first allocation difference at byte 10: source hole, target data; 2 ranges, 60 bytes"},
 		{"content before allocation", zeros(10000, source.Zero), change(), strict, "first difference at byte 0: source 0x00, target 0x30; 1 ranges, 10000 bytes"},
 	} {
 		diff, err := transfer.Compare(t.Context(), c.a, c.b, c.o)

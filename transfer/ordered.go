@@ -75,7 +75,7 @@ func runOrdered[T any](ctx context.Context, workers, pieces int, s steps[T]) err
 			}
 			o.free <- p
 		}
-		return context.Cause(ctx)
+		return nil
 	})
 	return g.Wait()
 }

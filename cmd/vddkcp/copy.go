@@ -78,15 +78,8 @@ const (
 
 // Validate is kong's hook for what no single flag can check.
 func (c *copyFlags) Validate() error {
-	if c.RequestSize < minRequest || c.RequestSize > maxRequest || c.RequestSize%512 != 0 {
-		return fmt.Errorf("--request-size: %d bytes: want a multiple of 512 from 4KiB to 64MiB", c.RequestSize)
-	}
-	if c.Depth < 1 || c.Depth > maxDepth {
-		return fmt.Errorf("--depth: %d: want 1 to %d", c.Depth, maxDepth)
-	}
-	if memory := 2 * int64(c.Depth) * int64(c.RequestSize); memory > maxMemory {
-		return fmt.Errorf("--depth %d and --request-size %s take %s of memory; want at most %s", c.Depth,
-			bytesize.Format(int64(c.RequestSize)), bytesize.Format(memory), bytesize.Format(maxMemory))
+	if err := validateRequests(c.RequestSize, c.Depth); err != nil {
+		return err
 	}
 	if c.Sparse != nil && *c.Sparse%512 != 0 {
 		return fmt.Errorf("--sparse: %d bytes: want a multiple of 512, or 0", *c.Sparse)
@@ -116,6 +109,20 @@ func (f *digestFlag) Decode(ctx *kong.DecodeContext) error {
 	return err
 }
 
+func validateRequests(size bytesize.Size, depth int) error {
+	if size < minRequest || size > maxRequest || size%512 != 0 {
+		return fmt.Errorf("--request-size: %d bytes: want a multiple of 512 from 4KiB to 64MiB", size)
+	}
+	if depth < 1 || depth > maxDepth {
+		return fmt.Errorf("--depth: %d: want 1 to %d", depth, maxDepth)
+	}
+	if memory := 2 * int64(depth) * int64(size); memory > maxMemory {
+		return fmt.Errorf("--depth %d and --request-size %s take %s of memory; want at most %s", depth,
+			bytesize.Format(int64(size)), bytesize.Format(memory), bytesize.Format(maxMemory))
+	}
+	return nil
+}
+
 // job is one copy under way.
 type job struct {
 	*copyCommand
@@ -140,7 +147,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		report: transfer.NewReport(c.Src, c.Dst),
 		opener: c.opener(),
 	}
-	err = j.shown(ctx, display)
+	err = shown(display, func() error { return j.run(ctx) })
 	if err != nil {
 		// Most errors name the source already.
 		if !strings.Contains(err.Error(), c.Src) {
@@ -165,12 +172,20 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 }
 
 func (c *copyCommand) style() progress.Style {
-	switch {
-	case c.DryRun || c.Progress == "none":
+	if c.DryRun {
 		return progress.None
-	case c.Progress == "json":
+	}
+	return progressStyle(c.Progress)
+}
+
+// progressStyle is what --progress asks for.
+func progressStyle(flag string) progress.Style {
+	switch {
+	case flag == "none":
+		return progress.None
+	case flag == "json":
 		return progress.JSON
-	case c.Progress == "bar" || term.IsTerminal(int(os.Stderr.Fd())):
+	case flag == "bar" || term.IsTerminal(int(os.Stderr.Fd())):
 		return progress.Bar
 	}
 	return progress.Lines
@@ -224,8 +239,8 @@ func (j *job) warn(message string) {
 	j.report.Warnings = append(j.report.Warnings, message)
 }
 
-// shown runs the copy while the display shows it.
-func (j *job) shown(ctx context.Context, display *progress.Display) error {
+// shown runs work while the display shows it.
+func shown(display *progress.Display, work func() error) error {
 	done, drawn := make(chan struct{}), make(chan struct{})
 	go func() {
 		display.Run(done)
@@ -235,7 +250,7 @@ func (j *job) shown(ctx context.Context, display *progress.Display) error {
 		close(done)
 		<-drawn
 	}()
-	return j.run(ctx)
+	return work()
 }
 
 func (j *job) run(ctx context.Context) error {

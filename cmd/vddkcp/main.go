@@ -24,6 +24,7 @@ type cli struct {
 	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk (the default command)."`
 	Info       infoCommand       `cmd:"" help:"Print the format, size, allocation, chain and identity of a disk."`
 	Map        mapCommand        `cmd:"" help:"Print the extents of a disk, as qemu-img map does."`
+	Verify     verifyCommand     `cmd:"" help:"Compare two disks, or one with a digest."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 
@@ -33,7 +34,7 @@ type cli struct {
 func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
 	return kong.New(c,
 		kong.Name("vddkcp"),
-		kong.Description("Copies VMware virtual disks to raw files, block devices and pipes, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
+		kong.Description("Copies VMware virtual disks to raw files, block devices and pipes, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
@@ -82,7 +83,7 @@ func run(args []string) int {
 // SRC: a script for a later version must not copy a file of that name.
 func refuseReserved(args []string) error {
 	reserved := []string{
-		"export", "run", "verify", "vddk", "thumbprint",
+		"export", "run", "vddk", "thumbprint",
 		"ls", "vm", "warm", "check", "cleanup", "vddk-worker",
 	}
 	if len(args) > 0 && slices.Contains(reserved, args[0]) {
@@ -96,9 +97,9 @@ func refuseReserved(args []string) error {
 
 // Exit statuses, by docs/cli.md.
 const (
-	exitFailed   = 1
-	exitUsage    = 2
-	exitMismatch = 3
+	exitFailed     = 1
+	exitUsage      = 2
+	exitDifference = 3
 )
 
 // usageError is a mistake of the caller's, with exit status 2.
@@ -164,14 +165,13 @@ func withSignals(parent context.Context) (ctx context.Context, stop func()) {
 func exitStatus(err error) int {
 	var stopped *signalError
 	var usage *usageError
-	var mismatch *transfer.MismatchError
 	switch {
 	case errors.As(err, &stopped):
 		return 128 + int(stopped.signal)
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.As(err, &mismatch):
-		return exitMismatch
+	case errors.As(err, new(*differenceError)), errors.As(err, new(*transfer.MismatchError)):
+		return exitDifference
 	}
 	return exitFailed
 }

@@ -1,0 +1,146 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/internal/peer"
+)
+
+// free is how many bytes the file system at path has left.
+func free(t *testing.T, path string) int64 {
+	t.Helper()
+	var s unix.Statfs_t
+	if err := unix.Statfs(path, &s); err != nil {
+		t.Fatal(err)
+	}
+	return int64(s.Bavail) * s.Bsize
+}
+
+// counts reads what a report says of bytes.
+func counts(t *testing.T, report string) (c struct {
+	Read    int64 `json:"bytes_read"`
+	Written int64 `json:"bytes_written"`
+	Cloned  int64 `json:"bytes_cloned"`
+	Planned int64 `json:"bytes_planned"`
+}) {
+	t.Helper()
+	text, err := os.ReadFile(report)
+	if err == nil {
+		err = json.Unmarshal(text, &c)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// On a file system that can share blocks, all formats with plain bytes are
+// copied without moving them: shown by the space that is not used, and by a
+// second copy that has no room for the data.
+func TestReflink(t *testing.T) {
+	peer.Need(t, "qemu-img", "qemu-io", "mke2fs", "mkfs.xfs", "mkfs.btrfs")
+	for _, kind := range []string{"xfs", "btrfs"} {
+		t.Run(kind, func(t *testing.T) {
+			device := filepath.Join(t.TempDir(), "device")
+			sh(t, "truncate -s 1G %s && mkfs.%s -q %s", device, kind, device)
+			dir := mount(t, "-o", "loop", device)
+			in := func(name string) string { return filepath.Join(dir, name) }
+			disk := in("disk.raw")
+			ext4(t, disk)
+			sh(t, `cd %s
+				qemu-img convert -O vmdk disk.raw sparse.vmdk
+				qemu-img convert -O vmdk -o subformat=monolithicFlat disk.raw flat.vmdk
+				qemu-img convert -O vmdk -o subformat=twoGbMaxExtentSparse disk.raw parts.vmdk
+				qemu-img convert -O vmdk -o subformat=streamOptimized disk.raw stream.vmdk
+				qemu-img create -q -f vmdk -b sparse.vmdk -F vmdk child.vmdk
+				qemu-io -f vmdk -c 'write -P 7 10M 1M' child.vmdk >/dev/null
+				printf 'some bytes in front of the disk, so that nothing is aligned' >odd.bin
+				sync -f .`, dir)
+			report := filepath.Join(t.TempDir(), "report")
+			for _, name := range []string{"disk.raw", "sparse.vmdk", "flat.vmdk", "parts.vmdk", "child.vmdk", "stream.vmdk"} {
+				out := in("out.raw")
+				before := free(t, dir)
+				copies(t, "--report", report, "--progress", "none", in(name), out)
+				sh(t, "sync -f %s", dir)
+				used := before - free(t, dir)
+				peer.Run(t, "qemu-img", "compare", in(name), out)
+				c := counts(t, report)
+				if name == "stream.vmdk" { // is compressed
+					if c.Cloned != 0 || c.Read == 0 {
+						t.Errorf("%s: %+v", name, c)
+					}
+				} else if c.Cloned < c.Planned*9/10 || c.Read != c.Planned-c.Cloned || used > c.Planned/10 {
+					t.Errorf("%s: %+v, and %d bytes of the file system were used", name, c, used)
+				}
+				// --digest reads, and shares all the same.
+				cloned := c.Cloned
+				r := copies(t, "--force", "--digest", "--verify", "--report", report, "--progress", "none", in(name), out)
+				if c := counts(t, report); c.Cloned != cloned || c.Read != c.Planned || !strings.Contains(r.stderr, "digest blksum=") {
+					t.Errorf("%s with a digest: %+v\n%s", name, c, r.stderr)
+				}
+				peer.Run(t, "qemu-img", "compare", in(name), out)
+				// Never: not even a block.
+				copies(t, "--force", "--reflink=never", "--report", report, "--progress", "none", in(name), out)
+				if c := counts(t, report); c.Cloned != 0 {
+					t.Errorf("%s: %d bytes are shared", name, c.Cloned)
+				}
+				sh(t, "rm %s", out)
+			}
+
+			// A file that does not belong here: always says so, auto copies it.
+			other, out := filepath.Join(t.TempDir(), "disk.raw"), in("out.raw")
+			sh(t, "cp --sparse=always %s %s", disk, other)
+			refuses(t, other+" and the target are not on one file system", out, "--reflink", "always", other, out)
+			refuses(t, "compressed", out, "--reflink", "always", in("stream.vmdk"), out)
+			copies(t, "--reflink", "always", in("parts.vmdk"), out)
+			copies(t, "--force", other, out)
+			peer.Run(t, "cmp", disk, out)
+			sh(t, "rm %s", out)
+
+			// There is no room for another disk, and none is needed.
+			big := in("big.raw")
+			random(t, big, 550<<20)
+			sh(t, "sync -f %s", big)
+			refuses(t, "and the file system has", out, "--reflink=never", big, out)
+			copies(t, big, out)
+			peer.Run(t, "cmp", big, out)
+		})
+	}
+}
+
+// Data that lies at odd places of a file is copied, and so are odd ends.
+func TestReflinkOfOddPlaces(t *testing.T) {
+	peer.Need(t, "mkfs.xfs")
+	device := filepath.Join(t.TempDir(), "device")
+	sh(t, "truncate -s 400M %s && mkfs.xfs -q %s", device, device)
+	dir := mount(t, "-o", "loop", device)
+	data, out, report := filepath.Join(dir, "data"), filepath.Join(dir, "out.raw"), filepath.Join(dir, "report")
+	random(t, data, 4<<20)
+	for _, c := range []struct {
+		name       string
+		descriptor string
+		want       string // what the disk is made of, for a shell
+		cloned     int64
+	}{
+		{"at a sector", "RW 8191 FLAT \"data\" 1\n", "tail -c +513 data", 0},
+		{"at a block, with a tail", "RW 8001 FLAT \"data\" 8\n", "tail -c +4097 data | head -c 4096512", 1000 * 4096},
+		{"behind zeros that shift it", "RW 1 ZERO\nRW 8000 FLAT \"data\" 0\n", "head -c 512 /dev/zero; head -c 4096000 data", 0},
+		{"behind zeros, at a block all the same", "RW 1 ZERO\nRW 8000 FLAT \"data\" 1\n", "head -c 512 /dev/zero; tail -c +513 data | head -c 4096000", 999 * 4096},
+	} {
+		vmdk := filepath.Join(dir, "disk.vmdk")
+		if err := os.WriteFile(vmdk, []byte("# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"custom\"\n"+c.descriptor), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		copies(t, "--force", "--report", report, vmdk, out)
+		sh(t, "cd %s; { %s; } >want; cmp want out.raw", dir, c.want)
+		if got := counts(t, report); got.Cloned != c.cloned {
+			t.Errorf("%s: %d bytes are shared, want %d", c.name, got.Cloned, c.cloned)
+		}
+	}
+}

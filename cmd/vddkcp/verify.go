@@ -1,0 +1,194 @@
+package main
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+
+	"vddkcp/internal/bytesize"
+	"vddkcp/source"
+	sourceopen "vddkcp/source/open"
+	"vddkcp/transfer"
+	"vddkcp/transfer/digest"
+	"vddkcp/transfer/progress"
+)
+
+// verifyCommand compares disks, by docs/cli.md.
+type verifyCommand struct {
+	Src string `arg:"" name:"SRC" help:"The disk that is right: a VMDK, a raw file or a block device. With --digest the only disk."`
+	Dst string `arg:"" name:"DST" optional:"" help:"The disk to verify, of the same kinds."`
+
+	sourceFlags
+
+	Format string      `help:"Format of DST instead of probing it: raw or vmdk." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
+	Strict bool        `help:"Holes must be where SRC has them: compare the allocation too." group:"Target:"`
+	Digest digestValue `help:"Compare DST, the only disk then, with a digest instead of a disk: 64 hexadecimal digits, after blksum: (the default) or sha256:." placeholder:"VALUE" group:"Target:"`
+
+	RequestSize bytesize.Size `help:"Bytes to read at once (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Depth       int           `help:"Reads in flight (4)." default:"4" placeholder:"N" group:"Speed:"`
+
+	Progress string `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
+}
+
+// digestValue is a digest as it is in a report.
+type digestValue struct {
+	algorithm digest.Algorithm
+	hex       string // in lower case
+}
+
+func (d digestValue) String() string { return string(d.algorithm) + ":" + d.hex }
+
+func (d *digestValue) UnmarshalText(text []byte) error {
+	d.algorithm, d.hex = digest.Blksum, string(text)
+	if name, value, ok := strings.Cut(d.hex, ":"); ok {
+		var err error
+		if d.algorithm, err = digest.Parse(name); err != nil {
+			return err
+		}
+		d.hex = value
+	}
+	b, err := hex.DecodeString(d.hex)
+	if err != nil || len(b) != 32 {
+		return fmt.Errorf("%q is no digest: want 64 hexadecimal digits", d.hex)
+	}
+	d.hex = strings.ToLower(d.hex)
+	return nil
+}
+
+// Validate is kong's hook for what no single flag can check.
+func (c *verifyCommand) Validate() error {
+	one := c.Digest != digestValue{}
+	switch {
+	case !one && c.Dst == "":
+		return errors.New("one disk alone can't be compared: want SRC and DST, or --digest VALUE and DST")
+	case one && c.Dst != "":
+		return fmt.Errorf("--digest is for one disk, and there are two: %s and %s", c.Src, c.Dst)
+	case one && c.Strict:
+		return errors.New("--strict compares the allocation of two disks: a digest has none")
+	case one && c.SourceFormat != "":
+		return errors.New("--source-format is for SRC, and with --digest there is only DST: want --format")
+	}
+	return validateRequests(c.RequestSize, c.Depth)
+}
+
+// differenceError is a difference that was found, with exit status 3.
+type differenceError struct{ line string }
+
+func (e *differenceError) Error() string { return e.line }
+
+func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
+	counters := new(progress.Counters)
+	style := progressStyle(c.Progress)
+	display := progress.NewDisplay(style, os.Stderr, c.Src, counters)
+	asJSON := style == progress.JSON
+	log, closeLog, err := logs.open(display, asJSON)
+	if err != nil {
+		return &usageError{err: err}
+	}
+	err = shown(display, func() error {
+		if c.Digest != (digestValue{}) {
+			return c.sum(ctx, log, counters)
+		}
+		return c.compare(ctx, log, counters)
+	})
+	var different *differenceError
+	if errors.As(err, &different) {
+		if _, failed := fmt.Println(different); failed != nil {
+			err = failed
+		}
+	} else if err != nil {
+		err = asUsage(fmt.Errorf("verify: %w", err))
+	}
+	if closed := closeLog(); closed != nil && err == nil {
+		err = fmt.Errorf("log file: %w", closed)
+	}
+	if err == nil {
+		return nil
+	}
+	// The difference itself is on standard output.
+	if asJSON || !errors.As(err, &different) {
+		fail(os.Stderr, asJSON, err)
+	}
+	return &reportedError{err}
+}
+
+func (c *verifyCommand) options(counters *progress.Counters) transfer.CompareOptions {
+	return transfer.CompareOptions{
+		RequestSize: int(c.RequestSize), Requests: c.Depth, Counters: counters, Strict: c.Strict,
+	}
+}
+
+func (c *verifyCommand) compare(ctx context.Context, log *slog.Logger, counters *progress.Counters) error {
+	opener := c.opener()
+	src, err := opener.Open(ctx, c.Src, c.SourceFormat)
+	if err != nil {
+		return fmt.Errorf("source: %w", err)
+	}
+	defer src.Close()
+	dst, err := openTarget(ctx, opener, c.Dst, c.Format)
+	if err != nil {
+		return err
+	}
+	defer dst.Close()
+	o := c.options(counters)
+	o.TargetMayBeLonger = isDevice(c.Dst, dst)
+	diff, err := transfer.Compare(ctx, src, dst, o)
+	if err != nil {
+		return err
+	}
+	if diff != nil {
+		return &differenceError{diff.String()}
+	}
+	log.Info("identical", "bytes", src.Size())
+	return nil
+}
+
+func (c *verifyCommand) sum(ctx context.Context, log *slog.Logger, counters *progress.Counters) error {
+	d, err := openTarget(ctx, c.opener(), c.Src, c.Format)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	want := c.Digest
+	got, err := transfer.Sum(ctx, d, want.algorithm, c.options(counters))
+	if err != nil {
+		return fmt.Errorf("target: %w", err)
+	}
+	if got != want.hex {
+		return &differenceError{fmt.Sprintf("digests differ: expected %s, target %s", want, digestValue{want.algorithm, got})}
+	}
+	log.Info("identical", "bytes", d.Size(), "digest", want)
+	return nil
+}
+
+// openTarget opens what was the target of a copy.
+func openTarget(ctx context.Context, opener *sourceopen.Opener, address, format string) (source.Disk, error) {
+	if address == "null:" {
+		return nil, &usageError{err: errors.New("target: null: keeps nothing that could be verified"), hint: "a file of that name is ./null:"}
+	}
+	// A source of 0 bytes is refused as a mistake; of a target it is what is to
+	// be found.
+	if fi, err := os.Stat(address); err == nil && format == "" && fi.Mode().IsRegular() && fi.Size() == 0 {
+		format = "raw"
+	}
+	d, err := opener.Open(ctx, address, format)
+	if err != nil {
+		return nil, fmt.Errorf("target: %w", err)
+	}
+	return d, nil
+}
+
+// isDevice says whether d is the bytes of the block device at path, whose size
+// is not the disk's.
+func isDevice(path string, d source.Disk) bool {
+	fi, err := os.Stat(path)
+	if err != nil || fi.Mode()&os.ModeDevice == 0 {
+		return false
+	}
+	described, ok := source.Ability[source.Described](d)
+	return ok && described.Info().Format == "raw"
+}
