@@ -12,7 +12,7 @@ var imports = []struct{ room, may string }{
 	{"vddkcp/cmd/vddkcp", "source source/open source/raw sink sink/open sink/raw transfer transfer/progress"},
 	{"vddkcp/transfer/progress", ""},
 	{"vddkcp/transfer", "source sink transfer/progress"},
-	{"vddkcp/source/open", "source source/raw source/vmdk"},
+	{"vddkcp/source/open", "source source/ova source/raw source/vmdk"},
 	{"vddkcp/sink/open", "sink sink/raw"},
 	{"vddkcp/source/", "source"},
 	{"vddkcp/source", ""},
