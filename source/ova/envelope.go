@@ -18,7 +18,7 @@ const (
 	maxDescriptor = 16 << 20 // bytes
 	maxToken      = 1 << 20  // bytes of one tag or text
 	maxDepth      = 64
-	maxElements   = 1 << 20
+	maxElements   = 100_000
 	maxFiles      = 4096
 	maxDisks      = 4096
 )
@@ -283,7 +283,7 @@ func (p *parser) file(t xml.StartElement) error {
 	}
 	if s := a["chunkSize"]; s != "" {
 		if f.chunkSize, err = strconv.ParseInt(s, 10, 64); err != nil || f.chunkSize <= 0 {
-			return fmt.Errorf("File %s has the chunkSize %s, want a number of bytes", show(id), show(s))
+			return fmt.Errorf("the File %s has the chunkSize %s, want a number of bytes", show(id), show(s))
 		}
 	}
 	p.envelope.files[id] = f

@@ -46,7 +46,6 @@ func TestArchives(t *testing.T) {
 	lied := func(size uint64) []byte {
 		return patch(whole, at, func(h []byte) { copy(h[124:], binary(size)) })
 	}
-	const last = 1536 + 1024 // the disk's bytes and the end
 	pax := func(records map[string]string) entry {
 		return entry{name: "disk1.img", content: small, header: tar.Header{PAXRecords: records}}
 	}
