@@ -122,7 +122,7 @@ func TestManifestOfFiles(t *testing.T) {
 func TestManifestOfNamedFiles(t *testing.T) {
 	x := envelope(`<File ovf:id="f" ovf:href="sub/d"/>`, `<Disk ovf:fileRef="f"/>`)
 	b := archive(t, tar.FormatUSTAR, entry{name: "a/x.ovf", content: x}, entry{name: "a/sub/d", content: "d"}, entry{name: "a/sub/e", content: "e"}, entry{name: "e", content: "not this one"},
-		entry{name: "a/x.mf", content: "SHA1(x.ovf)= " + sum1(x) + "\nSHA1(sub/d)= " + sum1("d") + "\nSHA1(sub/e)= " + sum1("E") + "\n"})
+		entry{name: "y.mf", content: "not this one"}, entry{name: "a/x.mf", content: "SHA1(x.ovf)= " + sum1(x) + "\nSHA1(sub/d)= " + sum1("d") + "\nSHA1(sub/e)= " + sum1("E") + "\n"})
 	a, err := ova.Open(t.Context(), "x.ova", memory(b))
 	if err != nil {
 		t.Fatal(err)
