@@ -188,9 +188,6 @@ func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	return d
 }
 
-// Err is why the disk can't be read, as far as the descriptor tells.
-func (d *Disk) Err() error { return d.err }
-
 // OpenDisk opens the raw bytes of disk i of Disks, whatever their format is. A
 // disk without a file reads as zeros. The disk lives no longer than a.
 func (a *Appliance) OpenDisk(ctx context.Context, i int) (source.Disk, error) {
