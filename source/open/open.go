@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -55,10 +54,13 @@ type File struct {
 
 // Open opens the disk that address names: a local file or block device, whose
 // format is found out from its content where format is empty, else "raw" or
-// "vmdk". The disk lives under ctx.
+// "vmdk"; or, where format is empty, PATH.ova or PATH.ovf, the disk of an
+// appliance, with #NUMBER or #NAME after it where it has several. The disk lives
+// under ctx. That of an appliance is Manifest and Warned besides.
 //
-// An address or a format that means something else is an ErrNotRead, and one
-// that means nothing a *UsageError.
+// An appliance whose disk is not picked is a *ChoiceError. An address or a
+// format that means something else is an ErrNotRead, and one that means nothing
+// a *UsageError.
 func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk, error) {
 	if err := checkAddress(address, format); err != nil {
 		return nil, err
@@ -69,6 +71,9 @@ func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk,
 		} else if !fi.IsDir() {
 			return nil, usage("--allow-path: %s is not a folder", dir)
 		}
+	}
+	if path, choice, ok := splitAppliance(address); ok && format == "" {
+		return o.openAppliance(ctx, path, choice)
 	}
 	f, err := o.openFile(ctx, address)
 	if err != nil {
@@ -120,21 +125,8 @@ func checkAddress(address, format string) error {
 		return fmt.Errorf("%s, an NBD server: %w", address, ErrNotRead)
 	case keyValue.MatchString(address):
 		return fmt.Errorf("%s, a parameter of nbdkit-vddk-plugin: %w (a file of that name is ./%[1]s)", address, ErrNotRead)
-	case format == "" && isAppliance(address):
-		return fmt.Errorf("%s, an appliance: %w (unpack it with tar, the disks in it are VMDKs)", address, ErrNotRead)
 	}
 	return nil
-}
-
-// isAppliance reports whether address is PATH.ova or PATH.ovf, with #DISK or
-// without.
-func isAppliance(address string) bool {
-	path := address
-	if i := strings.LastIndexByte(address, '#'); i >= 0 {
-		path = address[:i]
-	}
-	ext := strings.ToLower(filepath.Ext(path))
-	return ext == ".ova" || ext == ".ovf"
 }
 
 // openFile opens and lists a file.
@@ -166,6 +158,12 @@ func (o *Opener) list(path string, fi os.FileInfo) {
 // openFormat makes a disk of the format out of f, which it owns, also on error.
 // Children are the images by which it came here, the first opened first.
 func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format string, children []os.FileInfo) (source.Disk, error) {
+	return o.openImage(ctx, f, path, format, func() (source.Opener, error) { return o.references(f, path, children) })
+}
+
+// openImage is openFormat with any disk for the file, and with the Opener that
+// references makes for what the image names.
+func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format string, references func() (source.Opener, error)) (source.Disk, error) {
 	if format == "" {
 		var err error
 		if format, err = probe(f); err != nil {
@@ -177,7 +175,7 @@ func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format strin
 	case "raw":
 		return f, nil
 	case "vmdk":
-		opener, err := o.references(f, path, children)
+		opener, err := references()
 		if err != nil {
 			f.Close()
 			return nil, err

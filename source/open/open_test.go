@@ -122,9 +122,8 @@ func TestAddresses(t *testing.T) {
 		{address: "nbds://host/x", fails: true, want: notRead},
 		{address: "nbd+unix:///?socket=x", fails: true, want: notRead},
 		{address: "nbds+unix:///x?socket=x", fails: true, want: notRead},
-		{address: "a.ova", fails: true, want: notRead},
-		{address: "a.OVF#2", fails: true, want: notRead},
-		{address: "a.ova#disk 1", fails: true, want: notRead},
+		{address: "a.ova", fails: true, want: "no tar archive"},
+		{address: "none.OVF", fails: true, want: "no such file"},
 		{address: "cowd", fails: true, want: "does not read"},
 		{address: "sesparse", fails: true, want: "does not read"},
 

@@ -1,0 +1,106 @@
+package ova
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"vddkcp/source"
+)
+
+// files are where an appliance's files lie. Names are relative to the folder of
+// the descriptor; a file that is not there is an fs.ErrNotExist.
+type files interface {
+	// open returns the raw bytes of a file.
+	open(ctx context.Context, name string) (source.Disk, error)
+	// manifest returns the raw bytes of the manifest that should have that
+	// name, and how messages call it.
+	manifest(ctx context.Context, name string) (f source.Disk, shown string, err error)
+	// shown is how messages call a file.
+	shown(name string) string
+	Close() error
+}
+
+// archive is the files in a tar.
+type archive struct {
+	ctx     context.Context
+	path    string
+	f       source.Disk
+	members map[string]member
+	dir     string // of the descriptor, in the tar
+}
+
+func (t *archive) shown(name string) string {
+	return fmt.Sprintf("%s(%s)", t.path, path.Join(t.dir, name))
+}
+
+func (t *archive) open(_ context.Context, name string) (source.Disk, error) {
+	m, ok := t.members[path.Join(t.dir, name)]
+	if !ok || path.IsAbs(name) {
+		return nil, &missingError{t.path, name}
+	}
+	return newSection(t.ctx, t.shown(name), part{file: t.f, off: m.off, size: m.size}), nil
+}
+
+func (t *archive) manifest(ctx context.Context, name string) (source.Disk, string, error) {
+	if _, ok := t.members[path.Join(t.dir, name)]; !ok {
+		found := t.named(".mf")
+		if len(found) != 1 || path.Dir(found[0]) != t.dir {
+			return nil, "", fs.ErrNotExist
+		}
+		name = path.Base(found[0])
+	}
+	f, err := t.open(ctx, name)
+	return f, t.shown(name), err
+}
+
+// named returns the members with an extension, in either case, but for the
+// companions that macOS makes for its own attributes.
+func (t *archive) named(ext string) []string {
+	var names []string
+	for name := range t.members {
+		if strings.EqualFold(path.Ext(name), ext) && !strings.HasPrefix(path.Base(name), "._") {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// missingError is a file that an archive lacks.
+type missingError struct{ archive, name string }
+
+func (e *missingError) Error() string {
+	return fmt.Sprintf("%s has no file %s", e.archive, show(e.name))
+}
+
+func (e *missingError) Unwrap() error { return fs.ErrNotExist }
+
+func (t *archive) Close() error { return t.f.Close() }
+
+// folder is the files beside a descriptor.
+type folder struct {
+	path  string // of the descriptor
+	f     source.Disk
+	opens source.Opener
+}
+
+func (d *folder) shown(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(filepath.Dir(d.path), name)
+}
+
+func (d *folder) open(ctx context.Context, name string) (source.Disk, error) {
+	return d.opens(ctx, d.path, name, "raw")
+}
+
+func (d *folder) manifest(ctx context.Context, name string) (source.Disk, string, error) {
+	f, err := d.open(ctx, name)
+	return f, d.shown(name), err
+}
+
+func (d *folder) Close() error { return d.f.Close() }

@@ -1,0 +1,356 @@
+// Package ova reads appliances by the Open Virtualization Format (DSP0243): the
+// descriptor, an .ovf file, beside its disks, or all of it in a tar archive,
+// the .ova file. It finds the disks and gives their raw bytes, in place, and it
+// checks them against the manifest. What format they have is for others.
+//
+// Where the descriptor and a disk disagree, the disk counts: see
+// Appliance.Warnings.
+package ova
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"net/url"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"sync"
+
+	"vddkcp/internal/bytesize"
+	"vddkcp/source"
+)
+
+// Disk is a disk that a descriptor tells of.
+type Disk struct {
+	Number int    // from 1 on, in the descriptor's order
+	ID     string // diskId, may be ""
+	File   string // href: the name relative to the descriptor; "": an empty disk
+	System string // the id of the virtual system that uses it, "" where that is not told
+	Format string // the URI of its format as it is written, may be ""
+	// Capacity is in bytes, 0 where the descriptor doesn't tell. It is a
+	// multiple of Unit, up to which writers round.
+	Capacity, Unit int64
+
+	file file
+	err  error // why it can't be read
+}
+
+// Name is the diskId, or the file's name where there is none.
+func (d *Disk) Name() string {
+	if d.ID != "" {
+		return d.ID
+	}
+	return d.File
+}
+
+// CompressionError is a disk whose file is compressed as a whole, so that it
+// can't be read at any place.
+type CompressionError struct {
+	Path, Disk, File, Method string
+}
+
+func (e *CompressionError) Error() string {
+	return fmt.Sprintf("%s: disk %s: its file %s is compressed (ovf:compression=%s), which is not read in place", e.Path, show(e.Disk), show(e.File), show(e.Method))
+}
+
+// Hint is what the user can do.
+func (e *CompressionError) Hint() string {
+	if e.Method == "gzip" {
+		return "unpack the appliance, gunzip the disk, and open what comes out"
+	}
+	return "unpack the appliance and the disk, and open what comes out"
+}
+
+// Appliance is an open appliance. It is safe for concurrent use.
+type Appliance struct {
+	Disks []Disk
+
+	path       string
+	descriptor string // its name in the folder where it lies
+	files      files
+
+	mu    sync.Mutex
+	opens []string // names of files, without the descriptor
+}
+
+// Open opens the appliance in the tar archive f, which was opened as path. It
+// reads the headers of the archive and the descriptor, nothing else. The
+// Appliance owns f, and Open closes it where it returns an error.
+func Open(ctx context.Context, path string, f source.Disk) (*Appliance, error) {
+	a, err := open(ctx, path, f)
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+func open(ctx context.Context, name string, f source.Disk) (*Appliance, error) {
+	if f.Size() == 0 {
+		return nil, fmt.Errorf("%s: the file is empty, want a tar archive", name)
+	}
+	members, err := readTar(ctx, name, f)
+	if err != nil {
+		return nil, err
+	}
+	t := &archive{ctx: ctx, path: name, f: f, members: members}
+	found := t.named(".ovf")
+	switch len(found) {
+	case 0:
+		return nil, fmt.Errorf("%s: no .ovf file among its %d files: it is no appliance", name, len(members))
+	case 1:
+	default:
+		slices.Sort(found)
+		return nil, fmt.Errorf("%s: two .ovf files, %s and %s, want one", name, show(found[0]), show(found[1]))
+	}
+	t.dir = path.Dir(found[0])
+	descriptor, err := t.open(ctx, path.Base(found[0]))
+	if err != nil {
+		return nil, err
+	}
+	return read(name, path.Base(found[0]), descriptor, t)
+}
+
+// OpenDescriptor opens the appliance whose descriptor is f, an .ovf file that
+// was opened as path. Its files are opened by open with the format "raw", as
+// the descriptor names them. The Appliance owns f, and OpenDescriptor closes
+// it where it returns an error.
+func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance, error) {
+	a, err := read(path, filepath.Base(path), f, &folder{path: path, f: f, opens: open})
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return a, nil
+}
+
+// read reads the descriptor.
+func read(path, name string, f source.Disk, files files) (*Appliance, error) {
+	text, err := readAll(f, maxDescriptor)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", files.shown(name), err)
+	}
+	e, err := parseEnvelope(text)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", files.shown(name), err)
+	}
+	if len(e.disks) == 0 {
+		return nil, fmt.Errorf("%s: the descriptor has no disk (Disk in a DiskSection)", files.shown(name))
+	}
+	a := &Appliance{path: path, descriptor: name, files: files}
+	for i, d := range e.disks {
+		a.Disks = append(a.Disks, a.newDisk(i+1, d, e))
+	}
+	return a, nil
+}
+
+// readAll reads a file of at most max bytes.
+func readAll(f source.Disk, max int64) ([]byte, error) {
+	if f.Size() > max {
+		return nil, fmt.Errorf("it has %d bytes, want at most %d", f.Size(), max)
+	}
+	text := make([]byte, f.Size())
+	return text, readFull(f, text, 0)
+}
+
+// remote is an href that is no file of the appliance.
+var remote = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*://`)
+
+func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
+	d := Disk{
+		Number: number, ID: x.id, System: e.systems[x.id], Format: x.format,
+		Capacity: x.capacity, Unit: x.unit,
+	}
+	if x.fileRef != "" {
+		d.file = e.files[x.fileRef]
+		d.File = d.file.href
+	}
+	bad := func(format string, args ...any) {
+		d.err = fmt.Errorf("%s: disk %s: %s", a.path, show(d.Name()), fmt.Sprintf(format, args...))
+	}
+	switch {
+	case x.parent != "":
+		bad("it holds only its difference from the disk %s (ovf:parentRef), which is not read", show(x.parent))
+	case x.fileRef == "" && d.Capacity == 0:
+		bad("it has neither a file nor a fixed capacity: there is nothing to read")
+	case x.fileRef == "":
+	case d.File == "":
+		bad("the File %s has no href", show(x.fileRef))
+	case remote.MatchString(d.File):
+		bad("its file is at %s: only files of the appliance are read, fetch it first", show(d.File))
+	case d.file.compression != "" && d.file.compression != "identity":
+		d.err = &CompressionError{a.path, d.Name(), d.File, d.file.compression}
+	}
+	return d
+}
+
+// OpenDisk opens the raw bytes of disk i of Disks, whatever their format is. A
+// disk without a file reads as zeros. The disk lives no longer than a.
+func (a *Appliance) OpenDisk(ctx context.Context, i int) (source.Disk, error) {
+	d := &a.Disks[i]
+	if d.err != nil {
+		return nil, d.err
+	}
+	if d.File == "" {
+		name := fmt.Sprintf("%s#%d", a.path, d.Number)
+		return &empty{ctx: ctx, name: name, size: d.Capacity, id: fmt.Sprintf("empty:%d:%s", d.Capacity, name)}, nil
+	}
+	f, err := a.openHref(ctx, d)
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", show(d.Name()), err)
+	}
+	return f, nil
+}
+
+// openHref opens the file of d. Its name is a URI reference: it may have
+// escapes, which not all writers make.
+func (a *Appliance) openHref(ctx context.Context, d *Disk) (source.Disk, error) {
+	f, err := a.openParts(ctx, d.File, d.file)
+	if errors.Is(err, fs.ErrNotExist) {
+		if name, bad := url.PathUnescape(d.File); bad == nil && name != d.File {
+			if f, err := a.openParts(ctx, name, d.file); !errors.Is(err, fs.ErrNotExist) {
+				return f, err
+			}
+		}
+	}
+	return f, err
+}
+
+func (a *Appliance) openParts(ctx context.Context, name string, x file) (source.Disk, error) {
+	if x.chunkSize == 0 {
+		return a.openFile(ctx, name)
+	}
+	f, err := a.openChunks(ctx, name, x)
+	if errors.Is(err, errNoChunk) {
+		// Some writers say how large chunks may be, and need none.
+		if f, err := a.openFile(ctx, name); err == nil {
+			return f, nil
+		}
+	}
+	return f, err
+}
+
+// openFile opens a file, and remembers it for Verify.
+func (a *Appliance) openFile(ctx context.Context, name string) (source.Disk, error) {
+	f, err := a.files.open(ctx, name)
+	if err == nil {
+		a.remember(name)
+	}
+	return f, err
+}
+
+func (a *Appliance) remember(name string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if !slices.Contains(a.opens, name) {
+		a.opens = append(a.opens, name)
+	}
+}
+
+func (a *Appliance) openedFiles() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.opens)
+}
+
+// maxChunks bounds the files of one disk.
+const maxChunks = 4096
+
+// errNoChunk is a file in chunks that lacks even the first.
+var errNoChunk = errors.New("no chunk of it")
+
+// openChunks opens a file that was split into NAME.000000000, NAME.000000001
+// and so on, each but the last of the same size (DSP0243 1.1, section 7.1).
+func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ source.Disk, err error) {
+	n := int64(math.MaxInt64) // not told
+	if x.size > 0 {
+		if n = (x.size-1)/x.chunkSize + 1; n > maxChunks {
+			return nil, fmt.Errorf("%s has %d chunks, want at most %d", a.files.shown(name), n, maxChunks)
+		}
+	}
+	var parts []part
+	defer func() {
+		if err != nil {
+			for _, p := range parts {
+				p.file.Close()
+			}
+		}
+	}()
+	last := int64(0) // size of the last chunk
+	for i := int64(0); i < n; i++ {
+		chunk := fmt.Sprintf("%s.%09d", name, i)
+		if i > 0 && last < x.chunkSize && x.size == 0 {
+			break
+		}
+		f, err := a.openFile(ctx, chunk)
+		if errors.Is(err, fs.ErrNotExist) && i == 0 {
+			return nil, fmt.Errorf("%w: %w", errNoChunk, err)
+		}
+		if errors.Is(err, fs.ErrNotExist) && x.size == 0 {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		parts = append(parts, part{file: f, size: f.Size(), owned: true})
+		last = f.Size()
+		want := x.chunkSize
+		if i == n-1 {
+			want = x.size - i*x.chunkSize
+		}
+		if last > want || last < want && x.size > 0 {
+			return nil, fmt.Errorf("%s has %d bytes, want %d of a chunk", a.files.shown(chunk), last, want)
+		}
+		if int64(len(parts)) > maxChunks {
+			return nil, fmt.Errorf("%s has more than %d chunks", a.files.shown(name), maxChunks)
+		}
+	}
+	return newSection(ctx, a.files.shown(name), parts...), nil
+}
+
+// OpenFile opens the raw bytes of a file of an archive that the one called from
+// names, relative to itself. Both names, from and named, are relative to the
+// descriptor, as Disk.File is.
+func (a *Appliance) OpenFile(ctx context.Context, from, name string) (f source.Disk, named string, err error) {
+	named = path.Join(path.Dir(from), name)
+	if path.IsAbs(name) {
+		named = name
+	}
+	f, err = a.openFile(ctx, named)
+	return f, named, err
+}
+
+// Size returns the size in bytes of the file of disk i, in chunks or whole, 0
+// of one without a file.
+func (a *Appliance) Size(ctx context.Context, i int) (int64, error) {
+	if a.Disks[i].File == "" {
+		return 0, a.Disks[i].err
+	}
+	f, err := a.OpenDisk(ctx, i)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return f.Size(), nil
+}
+
+// Warnings tell where the descriptor is wrong of disk i, whose file has that
+// many bytes, and whose virtual size is size.
+func (a *Appliance) Warnings(i int, fileSize, size int64) []string {
+	var all []string
+	d := &a.Disks[i]
+	if d.File != "" && d.file.size > 0 && d.file.size != fileSize {
+		all = append(all, fmt.Sprintf("%s: the descriptor says that %s has %d bytes, it has %d", a.path, show(d.File), d.file.size, fileSize))
+	}
+	if d.Capacity > 0 && (size > d.Capacity || d.Capacity-size >= d.Unit) {
+		all = append(all, fmt.Sprintf("%s: the descriptor says that disk %s has %d bytes (%s), it has %d: it is taken as it is", a.path, show(d.Name()), d.Capacity, bytesize.Format(d.Capacity), size))
+	}
+	return all
+}
+
+// Close closes the archive or the descriptor.
+func (a *Appliance) Close() error { return a.files.Close() }
