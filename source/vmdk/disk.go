@@ -197,9 +197,12 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 		return nil
 	case "FLAT", "VMFS", "SPARSE", "VMFSSPARSE", "SESPARSE":
 	case "VMFSRDM", "VMFSRAW":
-		return fmt.Errorf("extent %s is of type %s, a raw device of an ESXi host, which is not supported", quote(e.name), e.kind)
+		return fmt.Errorf("extent %s is of type %s, %s", quote(e.name), e.kind, rawDevice)
 	default:
 		return fmt.Errorf("extent %s is of type %s, want FLAT, SPARSE, ZERO or VMFS", quote(e.name), quote(e.kind))
+	}
+	if e.device() {
+		return fmt.Errorf("extent %s is %s", quote(e.name), physical)
 	}
 	if e.access == "NOACCESS" {
 		d.add(&noAccess{path: d.path, line: e, base: d.size}, size)

@@ -209,9 +209,9 @@ func (s *sparse) firstMarker(end int64) (int64, error) {
 // markerReader reads markers one after another.
 type markerReader struct {
 	*sparse
-	pos   int64 // of the next marker
-	grain int64 // the last one, -1: none
-	at    int64 // of its marker
+	pos  int64 // of the next marker
+	last int64 // grain, -1: none
+	at   int64 // of its marker
 
 	scratch *unpacker
 	window  []byte // what the file has at off
@@ -220,7 +220,7 @@ type markerReader struct {
 }
 
 func (s *sparse) readerAt(pos int64) *markerReader {
-	return &markerReader{sparse: s, pos: pos, grain: -1, off: pos, scratch: unpackers.Get().(*unpacker)}
+	return &markerReader{sparse: s, pos: pos, last: -1, off: pos, scratch: unpackers.Get().(*unpacker)}
 }
 
 func (r *markerReader) release() { unpackers.Put(r.scratch) }
@@ -243,7 +243,7 @@ func (r *markerReader) next() (g, pos int64, err error) {
 			if g, err = r.checkGrain(value, size); err != nil {
 				return 0, 0, bad("%w", err)
 			}
-			r.grain, r.at = g, pos
+			r.last, r.at = g, pos
 			r.pos = (pos + markerSize + size + sectorSize - 1) / sectorSize * sectorSize
 			return g, pos, nil
 		}
@@ -257,8 +257,8 @@ func (r *markerReader) next() (g, pos int64, err error) {
 			}
 			return -1, pos, nil
 		case markerTable, markerDirectory, markerFooter, markerProgress:
-			if left := uint64(end-pos)/sectorSize - 1; value > left {
-				return 0, 0, bad("%d sectors of metadata (type %d) follow, and only %d are left before the end of the stream at offset %d: the file is truncated or damaged", value, kind, left, end)
+			if left := (end-pos)/sectorSize - 1; left < 0 || value > uint64(left) {
+				return 0, 0, bad("%d sectors of metadata (type %d) follow, and %d are left before the end of the stream at offset %d: the file is truncated or damaged", value, kind, left, end)
 			}
 			r.pos += sectorSize + int64(value)*sectorSize
 		default:
@@ -273,8 +273,8 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	switch {
 	case lba >= r.capacity:
 		return 0, fmt.Errorf("it is of sector %d, the extent has %d: the file is damaged", lba, r.capacity)
-	case lba%r.sparse.grain != 0:
-		return 0, fmt.Errorf("it is of sector %d, want a multiple of the grain size of %d: the file is damaged", lba, r.sparse.grain)
+	case lba%r.grain != 0:
+		return 0, fmt.Errorf("it is of sector %d, want a multiple of the grain size of %d: the file is damaged", lba, r.grain)
 	case markerSize+size > r.maxPacked():
 		return 0, fmt.Errorf("it gives %d compressed bytes, want 1 to %d for a grain of %d bytes: the file is damaged", size, r.maxPacked()-markerSize, r.grainSize)
 	case r.pos+markerSize+size > end:
@@ -282,9 +282,9 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	case r.pos/sectorSize > math.MaxUint32:
 		return 0, fmt.Errorf("it lies past the 2 TiB that a sparse extent's sector numbers reach")
 	}
-	g := int64(lba / r.sparse.grain)
-	if g <= r.grain {
-		return 0, fmt.Errorf("it is of sector %d, the one before at offset %d of sector %d: without grain tables they must ascend", lba, r.at, uint64(r.grain)*r.sparse.grain)
+	g := int64(lba / r.grain)
+	if g <= r.last {
+		return 0, fmt.Errorf("it is of sector %d, the one before at offset %d of sector %d: without grain tables they must ascend", lba, r.at, uint64(r.last)*r.grain)
 	}
 	return g, nil
 }

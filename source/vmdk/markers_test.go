@@ -231,7 +231,7 @@ func TestBadMarkers(t *testing.T) {
 		{"metadata over the end", im, func(l *layout) {
 			l.insert(20, marker(1, 3))
 			l.put64(l.grains[20]-4*sector, uint64((int64(len(l.file))-l.grains[20])/sector+3))
-		}, []string{"sectors of metadata (type 1) follow, and only"}},
+		}, []string{"sectors of metadata (type 1) follow, and "}},
 		{"no end", im, func(l *layout) { l.file = l.file[:len(l.file)-sector] }, []string{"no end-of-stream marker", "want zeros"}},
 		{"no end and no sector", im, func(l *layout) { l.file = l.file[:len(l.file)-100] }, []string{"no end-of-stream marker", "want it to end with a sector of zeros at offset", "truncated"}},
 		{"two ends", im, func(l *layout) { l.file = append(l.file, make([]byte, sector)...) }, []string{"end of the stream (zeros), which is expected at offset", "truncated and filled up"}},
