@@ -59,6 +59,8 @@ func TestBadSparse(t *testing.T) {
 	stream.compressed = true
 	footer := stream
 	footer.footer = true
+	footerBare := footer
+	footerBare.noMarkers = true
 	cut := func(n func(*layout) int64) func(*layout) {
 		return func(l *layout) { l.file = l.file[:n(l)] }
 	}
@@ -138,7 +140,7 @@ func TestBadSparse(t *testing.T) {
 		{"stream cut in the footer", footer, func(l *layout) { l.file = l.file[:l.header+100] }, []string{"footer", "truncated"}},
 		{"stream cut in a grain", footer, func(l *layout) { l.file = l.file[:l.grains[9]+100] }, []string{"footer", "truncated"}},
 		{"footer of zeros", footer, func(l *layout) { l.file = append(l.file[:2*sector*10], make([]byte, 100000)...) }, []string{"no footer in the last 65536 bytes"}},
-		{"footer without a directory", footer, func(l *layout) { l.put64(l.header+56, 1<<64-1) }, []string{"footer at offset", "no grain directory"}},
+		{"footer without a directory", footerBare, func(l *layout) { l.put64(l.header+56, 1<<64-1) }, []string{"footer at offset", "no grain directory"}},
 		{"footer of another version", footer, func(l *layout) { l.put32(l.header+4, 9) }, []string{"footer at offset", "version 9"}},
 		{"footer only", footer, func(l *layout) { l.file = l.file[:sector*11] }, []string{"its descriptor"}},
 	} {
@@ -187,12 +189,22 @@ func TestBadDescriptor(t *testing.T) {
 		{"COWD as SPARSE", "RW 100 SPARSE \"cowd\"\n", []string{"COWD", "this version does not read"}},
 		{"seSparse", "RW 100 SESPARSE \"sesparse\"\n", []string{dir + "/sesparse", "seSparse", "this version does not read"}},
 		{"seSparse missing", "RW 100 SESPARSE \"away\"\n", []string{dir + "/away: no such file"}},
-		{"raw device mapping", "RW 100 VMFSRDM \"flat\"\n", []string{"line 2", "VMFSRDM", "not supported"}},
-		{"raw device", "RW 100 VMFSRAW \"flat\"\n", []string{"line 2", "VMFSRAW", "not supported"}},
-		{"fullDevice", "createType=\"fullDevice\"\nRW 100 FLAT \"/dev/sda\"\n", []string{"line 2", "fullDevice", "not supported"}},
-		{"partitionedDevice", "createType=\"PartitionedDevice\"\nRW 100 FLAT \"/dev/sda\"\n", []string{"line 2", "PartitionedDevice", "not supported"}},
-		{"encrypted", "RW 100 FLAT \"flat\"\nencryption.keySafe = \"vmware:key/list/(pair/(null/...\"\n", []string{"line 3", "encrypted", "encryption.keysafe"}},
-		{"encrypted by ESXi", "RW 100 FLAT \"flat\"\nddb.iofilters = \"vmwarevmcrypt\"\n", []string{"line 3", "encrypted", "vmwarevmcrypt"}},
+		{"raw device mapping", "RW 100 VMFSRDM \"flat\"\n", []string{`line 2: extent "flat" is of type VMFSRDM`, "a raw device mapping of an ESXi host", "not supported", "VDDK"}},
+		{"raw device", "RW 10 FLAT \"flat\"\nRW 100 vmfsRaw \"flat\"\n", []string{`line 3: extent "flat" is of type VMFSRAW`, "not supported"}},
+		{"vmfsRawDeviceMap", "createType=\"vmfsRawDeviceMap\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRawDeviceMap" is a raw device mapping`, "not supported"}},
+		{"vmfsPassthroughRawDeviceMap", "createType=\"vmfsPassthroughRawDeviceMap\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsPassthroughRawDeviceMap" is a raw device mapping`}},
+		{"vmfsRDM", "createType=\"vmfsRDM\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRDM" is a raw device mapping`}},
+		{"vmfsRDMP", "createType=\"vmfsRDMP\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRDMP" is a raw device mapping`}},
+		{"vmfsRaw", "createType=\"vmfsRaw\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRaw" is a raw device mapping`}},
+		{"fullDevice", "createType=\"fullDevice\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "fullDevice" is a physical device`, "not supported", "copy from the device itself"}},
+		{"partitionedDevice", "createType=\"PartitionedDevice\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "PartitionedDevice" is a physical device`, "not supported"}},
+		{"device of Windows", "createType=\"custom\"\nRW 63 FLAT \"flat\" 0\nRW 100 FLAT \"\\\\.\\PhysicalDrive0\" 63\n", []string{`line 4: extent "\\\\.\\PhysicalDrive0" is a physical device`, "copy from the device itself"}},
+		{"volume of Windows", "RW 100 FLAT \"\\\\?\\Volume{1}\"\n", []string{`line 2: extent "\\\\?\\Volume{1}" is a physical device`}},
+		{"device of Linux", "createType=\"monolithicFlat\"\nRW 100 FLAT \"/dev/sda\" 63\n", []string{`line 3: extent "/dev/sda" is a physical device`, "copy from the device itself"}},
+		{"device as SPARSE", "RW 100 SPARSE \"/DEV/mapper/x\"\n", []string{`line 2: extent "/DEV/mapper/x" is a physical device`}},
+		{"encrypted", "RW 100 FLAT \"flat\"\nencryption.keySafe = \"vmware:key/list/(pair/(null/...\"\n", []string{"line 3: the disk is encrypted (encryption.keySafe)", "not supported", "decrypt it"}},
+		{"encrypted data", "encryption.data=\"x\"\nRW 100 FLAT \"flat\"\n", []string{"line 2: the disk is encrypted (encryption.data)"}},
+		{"encrypted by ESXi", "RW 100 FLAT \"flat\"\nddb.iofilters = \"vmwarevmcrypt\"\n", []string{`line 3: the disk is encrypted (ddb.iofilters "vmwarevmcrypt")`}},
 		{"CID no number", "CID=xyz\nRW 100 FLAT \"flat\"\n", []string{"line 2", `CID "xyz"`, "hexadecimal"}},
 		{"CID too long", "CID=123456789\nRW 100 FLAT \"flat\"\n", []string{"line 2", `CID "123456789"`}},
 		{"encoding unknown", "encoding=\"GBK\"\nRW 100 FLAT \"\xd6\xd0\"\n", []string{"line 3", `"GBK"`, "only UTF-8"}},

@@ -1,6 +1,7 @@
 package vmdk_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -13,7 +14,7 @@ import (
 // half (every second run of four grains) and all of it allocated.
 func benchmarkImages(b *testing.B, do func(b *testing.B, d source.Disk)) {
 	const capacity, all = 64 << 20 / sector, 64 << 20 / 65536
-	for _, kind := range []string{"flat", "sparse", "stream", "child"} {
+	for _, kind := range []string{"flat", "sparse", "stream", "markers", "child"} {
 		for _, used := range []int{0, 50, 100} {
 			b.Run(fmt.Sprintf("%s/%d%%", kind, used), func(b *testing.B) {
 				im := image{capacity: capacity, descriptor: monolithic, grains: map[int64][]byte{}}
@@ -36,7 +37,8 @@ func benchmarkImages(b *testing.B, do func(b *testing.B, d source.Disk)) {
 					child := image{capacity: capacity, grains: grains(65536, 5, 500), descriptor: "# Disk DescriptorFile\nCID=9\nparentCID=1234abcd\nparentFileNameHint=\"base.vmdk\"\nRW %d SPARSE \"x.vmdk\"\n"}
 					write(b, dir, "x.vmdk", child.build().file)
 				default:
-					im.compressed = kind == "stream"
+					im.compressed = kind == "stream" || kind == "markers"
+					im.bare = kind == "markers"
 					write(b, dir, "x.vmdk", im.build().file)
 				}
 				d := mustOpen(b, filepath.Join(dir, "x.vmdk"))
@@ -86,4 +88,29 @@ func BenchmarkExtents(b *testing.B) {
 			}
 		}
 	})
+}
+
+// BenchmarkOpenMarkers opens streams without a grain directory, which reads all
+// their markers.
+func BenchmarkOpenMarkers(b *testing.B) {
+	for _, size := range []int64{600, 32 << 10} { // bytes of a compressed grain
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			im := bare(image{capacity: 1 << 30 / sector, grains: map[int64][]byte{}})
+			l := im.build()
+			l.file = l.file[:len(l.file)-sector]
+			grain := make([]byte, (12+size+sector-1)/sector*sector)
+			for g := range int64(1 << 30 / 65536) {
+				binary.LittleEndian.PutUint64(grain, uint64(g*128))
+				binary.LittleEndian.PutUint32(grain[8:], uint32(size))
+				l.file = append(l.file, grain...)
+			}
+			path := write(b, b.TempDir(), "x.vmdk", append(l.file, make([]byte, sector)...))
+			b.SetBytes(int64(len(l.file)))
+			b.ReportAllocs()
+			for b.Loop() {
+				d := mustOpen(b, path)
+				d.Close()
+			}
+		})
+	}
 }

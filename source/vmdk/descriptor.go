@@ -209,34 +209,52 @@ func (d *descriptor) sectors() (int64, error) {
 	return sum, nil
 }
 
-// unread are the values of createType that name what this package does not
-// read, whatever the extents are.
+const (
+	physical  = "a physical device, which is not supported: copy from the device itself"
+	rawDevice = "a raw device mapping of an ESXi host, which is not supported: copy from the device that it maps, or from the host by VDDK"
+	encrypted = "the disk is encrypted (%s), which is not supported: decrypt it in vSphere or Workstation first"
+)
+
+// unread are the values of createType, in lower case, that name what this
+// package does not read, whatever the extents are ("Virtual Disk Format 5.0",
+// The Header).
 var unread = map[string]string{
-	"fulldevice":                  "a whole physical device",
-	"partitioneddevice":           "partitions of a physical device",
-	"vmfsraw":                     "a raw device of an ESXi host",
-	"vmfsrdm":                     "a raw device mapping of an ESXi host",
-	"vmfsrdmp":                    "a raw device mapping of an ESXi host",
-	"vmfsrawdevicemap":            "a raw device mapping of an ESXi host",
-	"vmfspassthroughrawdevicemap": "a raw device mapping of an ESXi host",
+	"fulldevice":                  physical,
+	"partitioneddevice":           physical,
+	"vmfsraw":                     rawDevice,
+	"vmfsrdm":                     rawDevice,
+	"vmfsrdmp":                    rawDevice,
+	"vmfsrawdevicemap":            rawDevice,
+	"vmfspassthroughrawdevicemap": rawDevice,
 }
 
 // readable returns an error where the descriptor describes what this package
 // does not read.
 func (d *descriptor) readable() error {
-	for _, key := range []string{"encryption.keysafe", "encryption.data"} {
-		if v, ok := d.values[key]; ok {
-			return fmt.Errorf("line %d: the disk is encrypted (%s), which is not supported", v.line, key)
+	for _, key := range []string{"encryption.keySafe", "encryption.data"} {
+		if v, ok := d.values[strings.ToLower(key)]; ok {
+			return fmt.Errorf("line %d: "+encrypted, v.line, key)
 		}
 	}
 	if v := d.values["ddb.iofilters"]; strings.Contains(strings.ToLower(v.text), "vmcrypt") {
-		return fmt.Errorf("line %d: the disk is encrypted (ddb.iofilters %s), which is not supported", v.line, quote(v.text))
+		return fmt.Errorf("line %d: "+encrypted, v.line, "ddb.iofilters "+quote(v.text))
 	}
 	v := d.values["createtype"]
 	if what, ok := unread[strings.ToLower(v.text)]; ok {
-		return fmt.Errorf("line %d: createType %s is %s, which is not supported", v.line, quote(v.text), what)
+		return fmt.Errorf("line %d: createType %s is %s", v.line, quote(v.text), what)
 	}
 	return nil
+}
+
+// device reports whether the extent is a device of a Windows or Unix host.
+func (e *extentLine) device() bool {
+	name := strings.ReplaceAll(strings.ToLower(e.name), `\`, "/")
+	for _, prefix := range []string{"//./", "//?/", "/dev/"} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
 }
 
 // decodeNames brings the names of files into UTF-8. Without an encoding line

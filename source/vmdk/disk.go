@@ -3,14 +3,14 @@
 //
 // The extents of the descriptor decide what is read, not its createType: FLAT
 // and VMFS from a file, SPARSE from a hosted sparse extent of version 1 to 3,
-// compressed or not, with its grain directory in the header or the footer, and
-// ZERO. A child has its parent's content where its own grain tables have
+// compressed or not, with its grain directory in the header or the footer or, of
+// a whole stream, with none, and ZERO. A child has its parent's content where its own grain tables have
 // nothing; the parent is found by parentFileNameHint and must have the CID that
 // the child's parentCID says. Encrypted disks, raw device mappings and physical
 // devices are refused, and vmfsSparse (COWD) and seSparse extents for now.
 //
 // What is damaged is an error when it is come to, never zeros. An image takes
-// at most 4 MiB for its tables, with all its parents, and each reader of
+// at most 6 MiB for its tables, with all its parents, and each reader of
 // compressed grains about two grains more, of at most 1 MiB.
 package vmdk
 
@@ -198,9 +198,12 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 		return nil
 	case "FLAT", "VMFS", "SPARSE", "VMFSSPARSE", "SESPARSE":
 	case "VMFSRDM", "VMFSRAW":
-		return fmt.Errorf("extent %s is of type %s, a raw device of an ESXi host, which is not supported", quote(e.name), e.kind)
+		return fmt.Errorf("extent %s is of type %s, %s", quote(e.name), e.kind, rawDevice)
 	default:
 		return fmt.Errorf("extent %s is of type %s, want FLAT, SPARSE, ZERO or VMFS", quote(e.name), quote(e.kind))
+	}
+	if e.device() {
+		return fmt.Errorf("extent %s is %s", quote(e.name), physical)
 	}
 	if e.access == "NOACCESS" {
 		d.add(&noAccess{path: d.path, line: e, base: d.size}, size)

@@ -3,6 +3,7 @@ package vmdk_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
@@ -188,5 +189,97 @@ func FuzzStream(f *testing.F) {
 			file[77], file[78] = 1, 0
 		}
 		use(t, file, &sourcetest.Memory{Bytes: file})
+	})
+}
+
+func FuzzMarkers(f *testing.F) {
+	small := bare(image{tight: true, grain: 1, capacity: 21, grains: grains(512, 0, 1, 2, 5, 9, 20)})
+	small.descriptor = "# Disk DescriptorFile\nCID=1\nRW %d SPARSE \"x\"\n"
+	change := func(im image, do func(*layout)) []byte {
+		l := im.build()
+		do(l)
+		return l.file
+	}
+	nothing := func(*layout) {}
+	footer, tables, large, last, empty, far := small, small, small, small, small, small
+	footer.footer = true
+	tables.bare, tables.footer = false, true
+	large.grain, large.capacity, large.grains = 128, 300, map[int64][]byte{0: bytes.Repeat([]byte("real data "), 6554)[:65536], 2: make([]byte, 65536)}
+	last.grain, last.capacity, last.grains = 8, 21, map[int64][]byte{1: random(1, 4096), 2: random(2, 5*512)}
+	empty.grains = nil
+	far.capacity, far.grains = 100_000, grains(512, 0, 2047, 2048, 4096, 50_000, 99_999)
+	seeds(f, [][]byte{
+		change(small, nothing), change(footer, nothing), change(tables, func(l *layout) { l.put64(l.header+56, 0) }),
+		change(large, nothing), change(last, nothing), change(empty, nothing), change(far, nothing),
+		change(small, func(l *layout) { l.insert(2, marker(1, 4)); l.insert(5, marker(4, 0, 1, 2, 3)) }),
+		change(small, func(l *layout) { l.insert(2, marker(2, 1<<10)[:sector]) }),
+		change(small, func(l *layout) { l.put32(l.grains[1]+8, 1500) }),
+		change(small, func(l *layout) { l.put64(l.grains[5], 1) }),
+		change(small, func(l *layout) { l.put64(l.grains[5]+8, 7<<32) }),
+		change(small, func(l *layout) { l.file = l.file[:len(l.file)-700] }),
+		change(small, func(l *layout) { l.file = append(l.file, make([]byte, 512)...) }),
+		change(footer, func(l *layout) { l.file = append(l.file, make([]byte, 700)...) }),
+		change(far, func(l *layout) { l.put64(l.grains[99_999], 1<<60) }),
+	})
+	f.Fuzz(func(t *testing.T, file []byte) {
+		file = bytes.Clone(file)
+		copy(file, "KDMV")
+		if len(file) < 512 {
+			return
+		}
+		l := layout{file: file}
+		l.put64(56, 0)
+		l.put32(8, binary.LittleEndian.Uint32(file[8:])&^2|0x30000)
+		file[77], file[78] = 1, 0
+		use(t, file, &sourcetest.Memory{Bytes: file})
+		if bytes.Contains(file[1:], []byte("KDMV")) {
+			return // there may be a footer, and tables
+		}
+		d, err := vmdk.Open(t.Context(), "fuzz.vmdk", &sourcetest.Memory{Bytes: file}, nowhere, vmdk.Options{})
+		if err != nil {
+			return
+		}
+		defer d.Close()
+		// What must be in it, by as few rules as will do.
+		le := binary.LittleEndian
+		want := map[int64]bool{}
+		grain := int64(le.Uint64(file[20:])) * sector
+		first := max(1, le.Uint64(file[64:]))
+		if n := le.Uint64(file[36:]); n > 0 {
+			first = max(first, le.Uint64(file[28:])+n)
+		}
+		for pos := first * sector; ; {
+			lba, size := le.Uint64(file[pos:]), uint64(le.Uint32(file[pos+8:]))
+			if size > 0 {
+				if off := int64(lba) * sector; off < d.Size() {
+					want[off/grain] = true
+				}
+				pos += (12 + size + sector - 1) / sector * sector
+			} else if le.Uint32(file[pos+12:]) == 0 {
+				if pos+sector != uint64(len(file)) {
+					t.Fatalf("the end of the stream is at %d of %d", pos, len(file))
+				}
+				break
+			} else {
+				pos += sector + lba*sector
+			}
+		}
+		for e, err := range d.Extents(t.Context(), 0, d.Size()) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Kind != source.Data {
+				continue
+			}
+			for g := e.Off / grain; g*grain < e.End(); g++ {
+				if !want[g] {
+					t.Fatalf("grain %d is data", g)
+				}
+				delete(want, g)
+			}
+		}
+		if len(want) > 0 {
+			t.Fatalf("grains %v are not data", want)
+		}
 	})
 }

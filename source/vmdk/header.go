@@ -93,33 +93,50 @@ func (h *header) checkStart() error {
 	return nil
 }
 
+// findHeader returns the header that says where the grain directory is: the
+// one at the start of f, or the footer, which is at the offset footer then (0:
+// it is not). Neither need say so where the grains have markers.
+func findHeader(f source.Disk) (h header, footer int64, err error) {
+	h, err = readHeader(f)
+	if err != nil || h.directoryOffset != gdAtEnd && (h.directoryOffset != 0 || !h.marked()) {
+		return h, 0, err
+	}
+	last, footer, err := readFooter(f)
+	if footer == 0 && h.directoryOffset == 0 {
+		return h, 0, nil
+	}
+	if err == nil && last.directoryOffset == gdAtEnd && !last.marked() {
+		err = fmt.Errorf("footer at offset %d: it has no grain directory either (gdOffset %d)", footer, last.directoryOffset)
+	}
+	return last, footer, err
+}
+
 // readFooter returns the header that is the last sector but for zeros: the
-// end-of-stream marker, and what a transfer may have filled up.
-func readFooter(f source.Disk) (header, error) {
+// end-of-stream marker, and what a transfer may have filled up. It is at the
+// offset at, which is 0 where there is none.
+func readFooter(f source.Disk) (h header, at int64, err error) {
 	end := f.Size() / sectorSize * sectorSize
 	b := make([]byte, min(footerSearch, end-headerSize))
 	start := end - int64(len(b))
 	if err := readFull(f, b, start); err != nil {
-		return header{}, err
+		return header{}, 0, err
 	}
-	for at := len(b) - sectorSize; at >= 0; at -= sectorSize {
-		sector := b[at : at+sectorSize]
+	for i := len(b) - sectorSize; i >= 0; i -= sectorSize {
+		sector := b[i : i+sectorSize]
 		if zero.Is(sector) {
 			continue
 		}
+		at = start + int64(i)
 		if !bytes.HasPrefix(sector, []byte(magicSparse)) {
-			return header{}, fmt.Errorf("the footer that has the grain directory must be the last sector before the end-of-stream marker; found %q at offset %d of %d: the file is truncated or was not closed", sector[:4], start+int64(at), f.Size())
+			return header{}, 0, fmt.Errorf("the footer that has the grain directory must be the last sector before the end-of-stream marker; found %q at offset %d of %d: the file is truncated or was not closed", sector[:4], at, f.Size())
 		}
-		h := parseHeader(sector)
+		h = parseHeader(sector)
 		if err := h.checkStart(); err != nil {
-			return header{}, fmt.Errorf("footer at offset %d: %w", start+int64(at), err)
+			return header{}, at, fmt.Errorf("footer at offset %d: %w", at, err)
 		}
-		if h.directoryOffset == gdAtEnd {
-			return header{}, fmt.Errorf("footer at offset %d: it has no grain directory either (gdOffset %d)", start+int64(at), h.directoryOffset)
-		}
-		return h, nil
+		return h, at, nil
 	}
-	return header{}, fmt.Errorf("no footer in the last %d bytes of %d, and the header says that it has the grain directory: the file is truncated", len(b), f.Size())
+	return header{}, 0, fmt.Errorf("no footer in the last %d bytes of %d, and the header says that it has the grain directory: the file is truncated", len(b), f.Size())
 }
 
 // check checks the fields that say how to find a grain, against each other and
@@ -160,6 +177,13 @@ func (h *header) tables() int64 {
 // compressed reports whether grains are compressed. Like qemu it goes by the
 // algorithm, since writers differ in the flag.
 func (h *header) compressed() bool { return h.compression != 0 }
+
+// marked reports whether each grain begins with a marker, and what is between
+// the grains too: what a stream is that can be read without a grain directory.
+func (h *header) marked() bool { return h.compressed() && h.flags&flagMarkers != 0 }
+
+// hasDirectory reports whether the header says where the grain directory is.
+func (h *header) hasDirectory() bool { return h.directoryOffset != 0 && h.directoryOffset != gdAtEnd }
 
 // directory returns the offset in bytes of a grain directory at sector, or why
 // it can't be there.

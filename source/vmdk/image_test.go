@@ -24,6 +24,7 @@ type image struct {
 	compressed bool
 	noMarkers  bool
 	footer     bool
+	bare       bool   // no grain tables, nothing but markers; with footer, one without a directory
 	tight      bool   // no room behind the descriptor
 	noTables   bool   // grain tables without a grain are left out
 	descriptor string // "": none; "%d" is the capacity
@@ -110,10 +111,13 @@ func (im image) build() *layout {
 	}
 	var copies [][]int64 // of tables
 	metadata := func() int64 {
+		if im.bare {
+			return 0
+		}
 		tables := make([]int64, nTables)
-		marker(1, uint32((im.entries*4+sector-1)/sector))
 		for i := range tables {
 			if !im.noTables || has[i] {
+				marker(1, uint32((im.entries*4+sector-1)/sector))
 				tables[i] = end()
 				l.file = append(l.file, make([]byte, im.entries*4)...)
 			}
@@ -207,6 +211,9 @@ func (im image) build() *layout {
 		marker(3, 1)
 		l.header = end()
 		l.file = append(l.file, h...)
+	}
+	if im.footer || im.bare {
+		end()
 		l.file = append(l.file, make([]byte, sector)...)
 	}
 	end()

@@ -27,28 +27,26 @@ type sparse struct {
 	gd, rgd    int64  // offset in the file of the grain directory and the redundant one; rgd 0: none
 	id         uint64 // of the file, in memory
 	mem        *memory
+	markers    *markerIndex // nil: there are grain tables
 }
 
 // openSparse takes f, which begins with a sparse header, as the extent that
 // has want bytes of the disk (0: what the header says).
 func openSparse(name string, f source.Disk, want int64) (*sparse, error) {
-	h, err := readHeader(f)
+	h, footer, err := findHeader(f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if h.directoryOffset == gdAtEnd {
-		if h, err = readFooter(f); err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-	}
 	s := &sparse{name: name, file: f, fileSize: f.Size(), header: h}
-	if err := s.init(want); err != nil {
+	if err := s.init(want, footer); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return s, nil
 }
 
-func (s *sparse) init(want int64) error {
+// init checks the header, which is at the offset footer or, where that is 0,
+// at the start of the file.
+func (s *sparse) init(want, footer int64) error {
 	if err := s.check(s.fileSize); err != nil {
 		return err
 	}
@@ -70,6 +68,16 @@ func (s *sparse) init(want int64) error {
 			s.rgd = 0 // needed only when the primary one is damaged
 		}
 	}
+	if s.rgd == 0 && !s.hasDirectory() && s.marked() {
+		end, err := streamEnd(s.file, footer)
+		if err == nil {
+			err = s.readMarkers(end)
+		}
+		if err != nil {
+			return fmt.Errorf("it has no grain directory, and without one only a whole stream can be read: %w", err)
+		}
+		return nil
+	}
 	s.gd, err = s.directory("grain directory", s.directoryOffset, s.fileSize)
 	if err != nil {
 		if s.rgd == 0 {
@@ -83,6 +91,9 @@ func (s *sparse) init(want int64) error {
 // share makes the extent use the memory of others.
 func (s *sparse) share(m *memory) {
 	s.mem, s.id = m, m.files.Add(1)
+	if s.markers != nil {
+		s.markers.share(m)
+	}
 }
 
 // run is a stretch of grains whose table entries are known.
@@ -127,6 +138,9 @@ func (s *sparse) grains() int64 { return (s.size-1)>>s.grainShift + 1 }
 // hand, at least one. It looks no further than max where that would cost.
 // Tables that lie in hole, where the file is known to have zeros, are not read.
 func (s *sparse) run(g, max int64, hole *fileHole) (run, error) {
+	if s.markers != nil {
+		return s.markerRun(g, max, hole != nil)
+	}
 	perTable := int64(s.tableEntries)
 	table, in := g/perTable, g%perTable
 	at, err := s.table(table)
@@ -267,7 +281,7 @@ func (s *sparse) checkPlace(pos, end, off int64) error {
 	}
 	directory := s.tables() * 4
 	err := within("metadata (overHead)", 0, max(int64(s.overhead), 1)*sectorSize)
-	if err == nil {
+	if err == nil && s.markers == nil {
 		err = within("grain directory", s.gd, directory)
 	}
 	if err == nil && s.rgd != 0 {

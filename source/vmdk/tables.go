@@ -22,9 +22,10 @@ const (
 // image, but for the slots, which are as large as a grain. It is safe for
 // concurrent use.
 type memory struct {
-	files  atomic.Uint64 // extents that share it so far
-	sets   [pageSets]pageSet
-	grains [grainSlots]grainSlot
+	files     atomic.Uint64 // extents that share it so far
+	sets      [pageSets]pageSet
+	grains    [grainSlots]grainSlot
+	stretches atomic.Int64 // in the indexes of the extents that share it
 }
 
 // pageSet holds the pages whose numbers fall on it. Who comes last replaces
@@ -53,17 +54,34 @@ type grainSlot struct {
 
 // page returns page number of f, which has size bytes and is known as file.
 func (m *memory) page(f source.Disk, file uint64, size, number int64) ([]byte, error) {
-	set := &m.sets[(uint64(number)+file*5)%pageSets]
-	for i := range set.ways {
-		if p := set.ways[i].Load(); p != nil && p.file == file && p.number == number {
-			return p.data, nil
-		}
+	if p := m.cached(file, number); p != nil {
+		return p.data, nil
 	}
 	off := number * pageSize
 	p := &page{file: file, number: number, data: make([]byte, min(pageSize, size-off))}
 	if err := readFull(f, p.data, off); err != nil {
 		return nil, err
 	}
-	set.ways[set.next.Add(1)%pageWays].Store(p)
+	m.put(p)
 	return p.data, nil
+}
+
+func (m *memory) set(file uint64, number int64) *pageSet {
+	return &m.sets[(uint64(number)+file*5)%pageSets]
+}
+
+// cached returns page number of file, nil where it is not kept.
+func (m *memory) cached(file uint64, number int64) *page {
+	set := m.set(file, number)
+	for i := range set.ways {
+		if p := set.ways[i].Load(); p != nil && p.file == file && p.number == number {
+			return p
+		}
+	}
+	return nil
+}
+
+func (m *memory) put(p *page) {
+	set := m.set(p.file, p.number)
+	set.ways[set.next.Add(1)%pageWays].Store(p)
 }
