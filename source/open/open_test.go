@@ -125,8 +125,8 @@ func TestAddresses(t *testing.T) {
 		{address: "a.ova", fails: true, want: notRead},
 		{address: "a.OVF#2", fails: true, want: notRead},
 		{address: "a.ova#disk 1", fails: true, want: notRead},
-		{address: "cowd", fails: true, want: "does not read"},
-		{address: "sesparse", fails: true, want: "does not read"},
+		{address: "cowd", fails: true, want: "part of a disk"},
+		{address: "sesparse", fails: true, want: "part of a disk"},
 
 		{address: "", fails: true, want: aUsage},
 		{address: "-", fails: true, want: aUsage},
