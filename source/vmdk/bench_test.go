@@ -14,7 +14,7 @@ import (
 // half (every second run of four grains) and all of it allocated.
 func benchmarkImages(b *testing.B, do func(b *testing.B, d source.Disk)) {
 	const capacity, all = 64 << 20 / sector, 64 << 20 / 65536
-	for _, kind := range []string{"flat", "sparse", "stream", "markers", "child"} {
+	for _, kind := range []string{"flat", "sparse", "stream", "markers", "child", "cowd", "sesparse"} {
 		for _, used := range []int{0, 50, 100} {
 			b.Run(fmt.Sprintf("%s/%d%%", kind, used), func(b *testing.B) {
 				im := image{capacity: capacity, descriptor: monolithic, grains: map[int64][]byte{}}
@@ -36,6 +36,15 @@ func benchmarkImages(b *testing.B, do func(b *testing.B, d source.Disk)) {
 					write(b, dir, "base.vmdk", im.build().file)
 					child := image{capacity: capacity, grains: grains(65536, 5, 500), descriptor: "# Disk DescriptorFile\nCID=9\nparentCID=1234abcd\nparentFileNameHint=\"base.vmdk\"\nRW %d SPARSE \"x.vmdk\"\n"}
 					write(b, dir, "x.vmdk", child.build().file)
+				case "cowd", "sesparse":
+					x := delta{se: kind == "sesparse", capacity: capacity, grains: map[int64][]byte{}}.defaults()
+					for g, data := range im.grains {
+						for i := range 65536 / (x.grain * sector) {
+							x.grains[g*65536/(x.grain*sector)+i] = data[i*x.grain*sector:][:x.grain*sector]
+						}
+					}
+					x.order = nil
+					x.described(b, dir, "x.vmdk", "")
 				default:
 					im.compressed = kind == "stream" || kind == "markers"
 					im.bare = kind == "markers"

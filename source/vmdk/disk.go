@@ -1,13 +1,16 @@
 // Package vmdk reads VMDK images ("Virtual Disk Format 5.0" by VMware): flat,
-// sparse and streamOptimized ones, in one file or many, and chains of them.
+// sparse, streamOptimized, vmfsSparse and seSparse ones, in one file or many,
+// and chains of them.
 //
 // The extents of the descriptor decide what is read, not its createType: FLAT
 // and VMFS from a file, SPARSE from a hosted sparse extent of version 1 to 3,
 // compressed or not, with its grain directory in the header or the footer or, of
-// a whole stream, with none, and ZERO. A child has its parent's content where its own grain tables have
-// nothing; the parent is found by parentFileNameHint and must have the CID that
-// the child's parentCID says. Encrypted disks, raw device mappings and physical
-// devices are refused, and vmfsSparse (COWD) and seSparse extents for now.
+// a whole stream, with none, VMFSSPARSE from a COWD file and SESPARSE from a
+// seSparse one, the deltas of ESXi's snapshots, and ZERO. A child has its
+// parent's content where its own grain tables have nothing; the parent is found
+// by parentFileNameHint and must have the CID that the child's parentCID says.
+// Encrypted disks, raw device mappings and physical devices are refused, and so
+// is a seSparse extent whose journal must be replayed.
 //
 // What is damaged is an error when it is come to, never zeros. An image takes
 // at most 6 MiB for its tables, with all its parents, and each reader of
@@ -16,6 +19,7 @@ package vmdk
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -115,9 +119,9 @@ func (d *Disk) open(open source.Opener) error {
 		}
 		return d.openDescribed(desc, open)
 	case kindCOWD:
-		return fmt.Errorf("%s: a vmfsSparse (COWD) extent, which this version does not read", d.path)
+		return partOfDisk(d.path, "vmfsSparse (COWD)", "-delta.vmdk")
 	case kindSESparse:
-		return fmt.Errorf("%s: a seSparse extent, which this version does not read", d.path)
+		return partOfDisk(d.path, "seSparse", "-sesparse.vmdk")
 	}
 	if len(head) == 0 {
 		return fmt.Errorf("%s: the file is empty, want a VMDK image", d.path)
@@ -200,7 +204,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	case "VMFSRDM", "VMFSRAW":
 		return fmt.Errorf("extent %s is of type %s, %s", quote(e.name), e.kind, rawDevice)
 	default:
-		return fmt.Errorf("extent %s is of type %s, want FLAT, SPARSE, ZERO or VMFS", quote(e.name), quote(e.kind))
+		return fmt.Errorf("extent %s is of type %s, want FLAT, SPARSE, ZERO, VMFS, VMFSSPARSE or SESPARSE", quote(e.name), quote(e.kind))
 	}
 	if e.device() {
 		return fmt.Errorf("extent %s is %s", quote(e.name), physical)
@@ -231,13 +235,19 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	if err := readFull(f, head, 0); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
+	// The file says which sparse kind it is, whatever the descriptor calls it.
+	var x *sparse
+	var err error
 	switch probe(head) {
 	case kindCOWD:
-		return fmt.Errorf("%s: a vmfsSparse (COWD) extent, which this version does not read", name)
+		x, err = openCOWD(name, f, size)
 	case kindSESparse:
-		return fmt.Errorf("%s: a seSparse extent, which this version does not read", name)
+		x, err = openSESparse(name, f, size)
+	case kindSparse:
+		x, err = openSparse(name, f, size)
+	default:
+		err = fmt.Errorf("%s: no sparse extent: found %q at offset 0, want %q (SPARSE), %q (VMFSSPARSE) or %q (SESPARSE)", name, head, magicSparse, magicCOWD, binary.LittleEndian.AppendUint64(nil, magicSESparse))
 	}
-	x, err := openSparse(name, f, size)
 	if err != nil {
 		return err
 	}

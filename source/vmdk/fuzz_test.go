@@ -31,8 +31,10 @@ func nowhere(_ context.Context, _, name, format string) (source.Disk, error) {
 
 // use reads what the fuzzer made, here and there and at most 8 MiB of it, and
 // asks for its extents. What is read in pieces must be what is read at once.
-func use(t *testing.T, file []byte, f source.Disk) {
-	d, err := vmdk.Open(t.Context(), "fuzz.vmdk", f, nowhere, vmdk.Options{})
+func use(t *testing.T, f source.Disk) { useWith(t, f, nowhere) }
+
+func useWith(t *testing.T, f source.Disk, opener source.Opener) {
+	d, err := vmdk.Open(t.Context(), "fuzz.vmdk", f, opener, vmdk.Options{})
 	if err != nil {
 		if !strings.Contains(err.Error(), "fuzz.vmdk") {
 			t.Errorf("the error does not name the file: %v", err)
@@ -123,7 +125,7 @@ func FuzzDescriptor(f *testing.F) {
 	}
 	seeds(f, all)
 	f.Fuzz(func(t *testing.T, text []byte) {
-		use(t, text, &sourcetest.Memory{Bytes: text})
+		use(t, &sourcetest.Memory{Bytes: text})
 	})
 }
 
@@ -155,7 +157,7 @@ func FuzzSparse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, file []byte) {
 		file = bytes.Clone(file)
 		copy(file, "KDMV")
-		use(t, file, &sourcetest.Memory{Bytes: file})
+		use(t, &sourcetest.Memory{Bytes: file})
 	})
 }
 
@@ -188,7 +190,84 @@ func FuzzStream(f *testing.F) {
 		if len(file) >= 79 {
 			file[77], file[78] = 1, 0
 		}
-		use(t, file, &sourcetest.Memory{Bytes: file})
+		use(t, &sourcetest.Memory{Bytes: file})
+	})
+}
+
+// useDelta puts the file below a descriptor, with the capacity that it gives
+// itself, and uses that.
+func useDelta(t *testing.T, file []byte, sectors uint64) {
+	text := fmt.Sprintf("# Disk DescriptorFile\nRW %d SPARSE \"fuzz.vmdk\"\n", max(sectors, 1))
+	useWith(t, &sourcetest.Memory{Bytes: []byte(text)}, func(context.Context, string, string, string) (source.Disk, error) {
+		return &sourcetest.Memory{Bytes: file}, nil
+	})
+}
+
+func FuzzCOWD(f *testing.F) {
+	small := delta{capacity: 21, grains: grains(512, 0, 1, 2, 5, 9, 20)}
+	change := func(x delta, do func(*layout)) []byte {
+		l := x.build()
+		do(l)
+		return bytes.TrimRight(l.file, "\x00")
+	}
+	nothing := func(*layout) {}
+	two, order, large, empty, huge := small, small, small, small, small
+	two.capacity, two.grains = 4100, grains(512, 0, 4095, 4096)
+	order.order = []int64{9, 5, 20, 2, 1, 0}
+	large.grain, large.grains = 8, grains(4096, 0, 2)
+	empty.grains, empty.capacity = nil, 100000
+	huge.grains, huge.capacity = grains(512, 0), 1<<22
+	seeds(f, [][]byte{
+		change(small, nothing), change(two, nothing), change(order, nothing), change(large, nothing), change(empty, nothing), change(huge, nothing),
+		change(small, func(l *layout) { l.put32(l.gd, 1) }),
+		change(small, func(l *layout) { l.put32(l.gd, 1<<31) }),
+		change(small, func(l *layout) { l.put32(l.tables[0], 1) }),
+		change(small, func(l *layout) { l.put32(l.tables[0]+4, uint32(l.tables[0]/sector)) }),
+		change(small, func(l *layout) { l.put32(l.tables[0]+8, 1<<32-1) }),
+		change(small, func(l *layout) { l.put32(12, 1<<32-1) }),
+		change(small, func(l *layout) { l.put32(16, 32768) }),
+		change(small, func(l *layout) { l.put32(20, 3); l.put32(24, 1<<31) }),
+		change(small, func(l *layout) { l.file = l.file[:l.tables[0]+20] }),
+	})
+	f.Fuzz(func(t *testing.T, file []byte) {
+		file = append(bytes.Clone(file), make([]byte, max(16, 20<<10-len(file)))...) // room for a table that is cut
+		copy(file, "COWD\x01\x00\x00\x00")
+		useDelta(t, file, uint64(binary.LittleEndian.Uint32(file[12:])))
+	})
+}
+
+func FuzzSESparse(f *testing.F) {
+	small := delta{se: true, grain: 1, table: 1, capacity: 200, grains: map[int64][]byte{0: random(0, 512), 1: random(1, 512), 2: nil, 3: nil, 63: random(63, 512), 64: random(64, 512), 199: random(199, 512)}}
+	change := func(x delta, do func(*layout)) []byte {
+		l := x.build()
+		do(l)
+		return bytes.TrimRight(l.file, "\x00")
+	}
+	nothing := func(*layout) {}
+	usual, order, large, empty := small, small, small, small
+	usual.grain, usual.table, usual.capacity, usual.grains = 8, 64, 21, map[int64][]byte{0: random(0, 4096), 1: nil}
+	order.order = []int64{199, 3, 2, 64, 63, 1, 0}
+	large.grain, large.capacity, large.grains = 16, 50, grains(8192, 1, 2)
+	empty.grains, empty.capacity = nil, 1000
+	seeds(f, [][]byte{
+		change(small, nothing), change(usual, nothing), change(order, nothing), change(large, nothing), change(empty, nothing),
+		change(small, func(l *layout) { l.put64(l.gd, 2<<60) }),
+		change(small, func(l *layout) { l.put64(l.gd, 1<<60|1<<40) }),
+		change(small, func(l *layout) { l.put64(l.gd+8, 1<<60) }),
+		change(small, func(l *layout) { l.put64(l.tables[0], 5<<60) }),
+		change(small, func(l *layout) { l.put64(l.tables[0], 1<<62-1) }),
+		change(small, func(l *layout) { l.put64(l.tables[0]+8, seEntry(4096)) }),
+		change(small, func(l *layout) { l.put64(16, 1<<53); l.put64(24, 32768); l.put64(32, 1024) }),
+		change(small, func(l *layout) { l.put64(seTablesAt, 0) }),
+		change(small, func(l *layout) { l.put64(seGrainsAt, 1<<54-1) }),
+		change(small, func(l *layout) { l.put64(sector+24, 1) }),
+		change(small, func(l *layout) { l.file = l.file[:len(l.file)-700] }),
+	})
+	f.Fuzz(func(t *testing.T, file []byte) {
+		file = append(bytes.Clone(file), make([]byte, max(16, 40<<10-len(file)))...) // room for a table that is cut
+		binary.LittleEndian.PutUint64(file, 0xcafebabe)
+		binary.LittleEndian.PutUint64(file[8:], 0x200000001)
+		useDelta(t, file, binary.LittleEndian.Uint64(file[16:]))
 	})
 }
 
@@ -231,7 +310,7 @@ func FuzzMarkers(f *testing.F) {
 		l.put64(56, 0)
 		l.put32(8, binary.LittleEndian.Uint32(file[8:])&^2|0x30000)
 		file[77], file[78] = 1, 0
-		use(t, file, &sourcetest.Memory{Bytes: file})
+		use(t, &sourcetest.Memory{Bytes: file})
 		if bytes.Contains(file[1:], []byte("KDMV")) {
 			return // there may be a footer, and tables
 		}

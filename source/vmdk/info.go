@@ -152,19 +152,14 @@ func (s *sparse) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if err != nil {
 		return nil, 0, s.part(g) - off&(s.grainSize-1), false
 	}
-	first := r.entry(0)
-	kind := s.kind(first)
-	next := int64(1)
-	for next < r.n && s.follows(kind, int64(first)+next*int64(s.grain), r.entry(next)) {
-		next++
-	}
+	kind, start, next := s.stretch(&r, 0, r.n)
 	n = min(s.size, (g+next)<<s.grainShift) - off
 	switch {
 	case kind == absentGrain && s.disk.parent != nil && s.base+off < s.disk.parent.Size():
 		return inFile(s.disk.parent, s.base+off, n)
 	case kind == dataGrain && !s.compressed():
-		pos = int64(first)*sectorSize + off&(s.grainSize-1)
-		if s.checkPlace(int64(first)*sectorSize, pos+n, off) != nil {
+		pos = start + off&(s.grainSize-1)
+		if s.checkPlace(start, pos+n, off) != nil {
 			return nil, 0, n, false
 		}
 		return inFile(s.file, pos, n)

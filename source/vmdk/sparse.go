@@ -10,9 +10,11 @@ import (
 	"vddkcp/source"
 )
 
-// sparse is a hosted sparse or streamOptimized extent ("Virtual Disk Format
-// 5.0", Hosted Sparse Extents). Its grain directory says where its grain tables
-// are, and they where in the file each grain is. Both are read on demand.
+// sparse is an extent of a sparse kind: hosted sparse or streamOptimized
+// ("Virtual Disk Format 5.0", Hosted Sparse Extents), vmfsSparse (cowd.go) or
+// seSparse (sesparse.go). Its grain directory says where its grain tables are,
+// and they where in the file each grain is. Both are read on demand. What the
+// kinds differ in is how wide an entry is and what it says.
 type sparse struct {
 	disk     *Disk
 	base     int64 // offset in the disk
@@ -21,11 +23,15 @@ type sparse struct {
 	file     source.Disk
 	fileSize int64
 
+	fileKind kind
 	header
-	grainSize  int64 // bytes
+	se         seSparse // of that kind only
+	entryShift uint     // of the bytes of an entry of the directory and the tables: 2 or 3
+	grainSize  int64    // bytes
 	grainShift uint
-	gd, rgd    int64  // offset in the file of the grain directory and the redundant one; rgd 0: none
-	id         uint64 // of the file, in memory
+	gd, rgd    int64    // offset in the file of the grain directory and the redundant one; rgd 0: none
+	metadata   []region // where no grain can be
+	id         uint64   // of the file, in memory
 	mem        *memory
 	markers    *markerIndex // nil: there are grain tables
 }
@@ -37,7 +43,7 @@ func openSparse(name string, f source.Disk, want int64) (*sparse, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	s := &sparse{name: name, file: f, fileSize: f.Size(), header: h}
+	s := &sparse{name: name, file: f, fileSize: f.Size(), fileKind: kindSparse, header: h, entryShift: 2}
 	if err := s.init(want, footer); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -50,24 +56,17 @@ func (s *sparse) init(want, footer int64) error {
 	if err := s.check(s.fileSize); err != nil {
 		return err
 	}
-	s.grainSize = int64(s.grain) * sectorSize
-	s.grainShift = uint(bits.TrailingZeros64(uint64(s.grainSize)))
-	s.size = int64(s.capacity) * sectorSize
-	if want > 0 {
-		// Some writers round the capacity up to whole grains. Any other
-		// difference would move what follows, or leave a gap.
-		if want > s.size || s.size-want >= s.grainSize {
-			return fmt.Errorf("its header has a capacity of %d sectors, the descriptor gives the extent %d", s.capacity, want/sectorSize)
-		}
-		s.size = want
+	err := s.fit(want)
+	if err != nil {
+		return err
 	}
-	var err error
 	if s.flags&flagRedundant != 0 && s.redundantOffset != 0 {
 		s.rgd, err = s.directory("redundant grain directory", s.redundantOffset, s.fileSize)
 		if err != nil {
 			s.rgd = 0 // needed only when the primary one is damaged
 		}
 	}
+	s.metadata = []region{{"metadata (overHead)", 0, max(int64(s.overhead), 1) * sectorSize}}
 	if s.rgd == 0 && !s.hasDirectory() && s.marked() {
 		end, err := streamEnd(s.file, footer)
 		if err == nil {
@@ -85,6 +84,28 @@ func (s *sparse) init(want, footer int64) error {
 		}
 		s.gd, s.rgd = s.rgd, 0
 	}
+	directory := s.tables() * 4
+	s.metadata = append(s.metadata, region{"grain directory", s.gd, s.gd + directory})
+	if s.rgd != 0 {
+		s.metadata = append(s.metadata, region{"redundant grain directory", s.rgd, s.rgd + directory})
+	}
+	return nil
+}
+
+// fit sets the sizes, of a header that is checked, to have want bytes of the
+// disk (0: what the header says).
+func (s *sparse) fit(want int64) error {
+	s.grainSize = int64(s.grain) * sectorSize
+	s.grainShift = uint(bits.TrailingZeros64(uint64(s.grainSize)))
+	s.size = int64(s.capacity) * sectorSize
+	if want > 0 {
+		// Some writers round the capacity up to whole grains. Any other
+		// difference would move what follows, or leave a gap.
+		if want > s.size || s.size-want >= s.grainSize {
+			return fmt.Errorf("its header has a capacity of %d sectors, the descriptor gives the extent %d", s.capacity, want/sectorSize)
+		}
+		s.size = want
+	}
 	return nil
 }
 
@@ -99,17 +120,21 @@ func (s *sparse) share(m *memory) {
 // run is a stretch of grains whose table entries are known.
 type run struct {
 	n       int64  // grains
-	entries []byte // 4 bytes a grain; nil: all are like
-	like    uint32
+	entries []byte // 4 bytes a grain, or 8; nil: all are like
+	like    uint64
+	wide    bool // 8 bytes
 }
 
-// entry is the table entry of grain i of the run: the sector of the file where
-// it begins, or 0 or 1.
-func (r *run) entry(i int64) uint32 {
-	if r.entries == nil {
+// entry is the table entry of grain i of the run: for all kinds but seSparse
+// the sector of the file where it begins, or 0 or 1.
+func (r *run) entry(i int64) uint64 {
+	switch {
+	case r.entries == nil:
 		return r.like
+	case r.wide:
+		return binary.LittleEndian.Uint64(r.entries[i*8:])
 	}
-	return binary.LittleEndian.Uint32(r.entries[i*4:])
+	return uint64(binary.LittleEndian.Uint32(r.entries[i*4:]))
 }
 
 // grainKind is what a table entry says.
@@ -121,14 +146,25 @@ const (
 	dataGrain
 )
 
-func (s *sparse) kind(entry uint32) grainKind {
+func (s *sparse) kind(entry uint64) grainKind {
 	switch {
 	case entry == 0:
 		return absentGrain
+	case s.fileKind == kindSESparse:
+		return seKind(entry)
 	case entry == 1 && s.flags&flagZeroGrain != 0:
 		return zeroGrain
 	}
 	return dataGrain
+}
+
+// place is where in the file the grain of an entry begins, in bytes; nowhere,
+// where that can't be.
+func (s *sparse) place(entry uint64) int64 {
+	if s.fileKind == kindSESparse {
+		return s.sePlace(entry)
+	}
+	return int64(entry) * sectorSize
 }
 
 // grains is the number of grains of the extent.
@@ -148,15 +184,15 @@ func (s *sparse) run(g, max int64, hole *fileHole) (run, error) {
 		return run{}, err
 	}
 	left := min(perTable-in, s.grains()-g)
-	off := at + in*4
-	if at > 1 && hole.has(off, left*4) {
+	off := at + in<<s.entryShift
+	if at > 1 && hole.has(off, left<<s.entryShift) {
 		at = 0
 	}
 	if at <= 1 {
 		// A table that is not there, and often many of them.
 		for left < max {
 			next, err := s.table(table + 1)
-			if next > 1 && hole.has(next, perTable*4) {
+			if next > 1 && hole.has(next, perTable<<s.entryShift) {
 				next = 0
 			}
 			if err != nil || next != at {
@@ -165,15 +201,15 @@ func (s *sparse) run(g, max int64, hole *fileHole) (run, error) {
 			table++
 			left = min(left+perTable, s.grains()-g)
 		}
-		return run{n: left, like: uint32(at)}, nil
+		return run{n: left, like: uint64(at)}, nil
 	}
 	data, err := s.mem.page(s.file, s.id, s.fileSize, off/pageSize)
 	if err != nil {
 		return run{}, fmt.Errorf("%s: grain table %d: %w", s.name, table, err)
 	}
 	data = data[off%pageSize:]
-	left = min(left, int64(len(data)/4))
-	return run{n: left, entries: data[:left*4]}, nil
+	left = min(left, int64(len(data))>>s.entryShift)
+	return run{n: left, entries: data[:left<<s.entryShift], wide: s.entryShift == 3}, nil
 }
 
 // table returns where in the file grain table i is, in bytes; 0: nowhere, 1:
@@ -191,20 +227,39 @@ func (s *sparse) table(i int64) (int64, error) {
 }
 
 func (s *sparse) tableIn(directory, i int64) (int64, error) {
-	off := directory + i*4
+	off := directory + i<<s.entryShift
 	data, err := s.mem.page(s.file, s.id, s.fileSize, off/pageSize)
 	if err != nil {
 		return 0, fmt.Errorf("%s: grain directory: %w", s.name, err)
 	}
-	sector := binary.LittleEndian.Uint32(data[off%pageSize:])
-	if s.kind(sector) != dataGrain {
-		return int64(sector), nil
+	data = data[off%pageSize:]
+	var at int64
+	if s.fileKind == kindSESparse {
+		at, err = s.seTable(i, binary.LittleEndian.Uint64(data))
+		if err != nil {
+			return 0, fmt.Errorf("%s: the grain directory's entry at offset %d, of grain table %d: %w: the directory is damaged", s.name, off, i, err)
+		}
+		if at == 0 {
+			return 0, nil
+		}
+	} else {
+		sector := uint64(binary.LittleEndian.Uint32(data))
+		if s.kind(sector) != dataGrain {
+			return int64(sector), nil
+		}
+		at = int64(sector) * sectorSize
 	}
 	perTable := int64(s.tableEntries)
-	need := min(perTable, (int64(s.capacity)-1)/int64(s.grain)+1-i*perTable) * 4
-	at := int64(sector) * sectorSize
+	need := min(perTable, (int64(s.capacity)-1)/int64(s.grain)+1-i*perTable) << s.entryShift
 	if at > s.fileSize-need {
 		return 0, fmt.Errorf("%s: grain table %d at offset %d, by the grain directory's entry at offset %d, needs %d bytes, the file has %d: it is truncated or damaged", s.name, i, at, off, need, s.fileSize)
+	}
+	if s.fileKind == kindCOWD {
+		for _, m := range s.metadata {
+			if at < m.end && at+need > m.start {
+				return 0, fmt.Errorf("%s: grain table %d at offset %d, by the grain directory's entry at offset %d, lies in the %s, bytes %d to %d of the file: the directory is damaged", s.name, i, at, off, m.what, m.start, m.end)
+			}
+		}
 	}
 	return at, nil
 }
@@ -220,12 +275,7 @@ func (s *sparse) readAt(p []byte, off int64) error {
 		}
 		need = min(need, r.n)
 		for i := int64(0); i < need; {
-			first := r.entry(i)
-			kind := s.kind(first)
-			next := i + 1
-			for next < need && s.follows(kind, int64(first)+(next-i)*int64(s.grain), r.entry(next)) {
-				next++
-			}
+			kind, pos, next := s.stretch(&r, i, need)
 			n := min(int64(len(p)), (g+next)<<s.grainShift-off)
 			switch {
 			case kind == absentGrain:
@@ -235,7 +285,7 @@ func (s *sparse) readAt(p []byte, off int64) error {
 			case s.compressed():
 				err = s.unpackAt(p[:n], off, r, i)
 			default:
-				err = s.readPlain(p[:n], off, first)
+				err = s.readPlain(p[:n], off, pos)
 			}
 			if err != nil {
 				return err
@@ -246,22 +296,48 @@ func (s *sparse) readAt(p []byte, off int64) error {
 	return nil
 }
 
-// follows reports whether the grain of an entry can be read together with the
-// ones before it: they are of kind, and where they are data the file goes on
-// at sector.
-func (s *sparse) follows(kind grainKind, sector int64, entry uint32) bool {
-	return s.kind(entry) == kind && (kind != dataGrain || s.compressed() || int64(entry) == sector)
+// stretch returns the kind of grain i of r and its place in the file, and up to
+// which grain, end at most, the ones that follow are of that kind and can be
+// read together with it: plain data where the file goes on with them.
+func (s *sparse) stretch(r *run, i, end int64) (kind grainKind, pos, next int64) {
+	first := r.entry(i)
+	kind, pos, next = s.kind(first), s.place(first), i+1
+	switch {
+	case r.entries == nil:
+		next = end
+	case kind != dataGrain || s.compressed():
+		for next < end && s.kind(r.entry(next)) == kind {
+			next++
+		}
+	case s.fileKind == kindSESparse:
+		for at := pos + s.grainSize; next < end && s.sePlace(r.entry(next)) == at; at += s.grainSize {
+			next++
+		}
+	default:
+		for entry := first + s.grain; next < end && r.entry(next) == entry; entry += s.grain {
+			next++
+		}
+	}
+	return kind, pos, next
 }
 
 // readPlain reads grains that lie one after another in the file, the first of
-// them, which has the byte at off, at sector.
-func (s *sparse) readPlain(p []byte, off int64, sector uint32) error {
-	pos := int64(sector)*sectorSize + off&(s.grainSize-1)
-	if err := s.checkPlace(int64(sector)*sectorSize, pos+int64(len(p)), off); err != nil {
+// them, which has the byte at off, at start.
+func (s *sparse) readPlain(p []byte, off, start int64) error {
+	g := off >> s.grainShift
+	if start == nowhere {
+		r, err := s.run(g, 1, nil)
+		if err != nil {
+			return err
+		}
+		return s.seError(r.entry(0), g)
+	}
+	pos := start + off&(s.grainSize-1)
+	if err := s.checkPlace(start, pos+int64(len(p)), off); err != nil {
 		return err
 	}
 	if err := readFull(s.file, p, pos); err != nil {
-		return s.errorf(off>>s.grainShift, "%w", err)
+		return s.errorf(g, "%w", err)
 	}
 	return nil
 }
@@ -273,21 +349,24 @@ func (s *sparse) checkPlace(pos, end, off int64) error {
 	if end > s.fileSize {
 		return s.errorf(g, "it needs the bytes up to %d of the file, which has %d: the file is truncated or damaged", end, s.fileSize)
 	}
-	within := func(what string, start, n int64) error {
-		if pos >= start+n || end <= start {
-			return nil
+	for _, m := range s.metadata {
+		if err := s.checkWithin(m, pos, end, g); err != nil {
+			return err
 		}
-		return s.errorf(g, "it lies in the %s, bytes %d to %d of the file: the grain table is damaged", what, start, start+n)
 	}
-	directory := s.tables() * 4
-	err := within("metadata (overHead)", 0, max(int64(s.overhead), 1)*sectorSize)
-	if err == nil && s.markers == nil {
-		err = within("grain directory", s.gd, directory)
+	if s.fileKind == kindCOWD {
+		return s.checkInTable(pos, end, g)
 	}
-	if err == nil && s.rgd != 0 {
-		err = within("redundant grain directory", s.rgd, directory)
+	return nil
+}
+
+// checkWithin returns an error where the bytes [pos, end) of the file, of grain
+// g, lie in m.
+func (s *sparse) checkWithin(m region, pos, end, g int64) error {
+	if pos >= m.end || end <= m.start {
+		return nil
 	}
-	return err
+	return s.errorf(g, "it lies in the %s, bytes %d to %d of the file: the grain table is damaged", m.what, m.start, m.end)
 }
 
 // errorf is an error about grain g. It says where the grain is in the disk,
@@ -295,10 +374,16 @@ func (s *sparse) checkPlace(pos, end, off int64) error {
 func (s *sparse) errorf(g int64, format string, args ...any) error {
 	where := "an unknown offset"
 	if r, err := s.run(g, 1, nil); err == nil {
-		where = fmt.Sprintf("offset %d", int64(r.entry(0))*sectorSize)
+		if pos := s.place(r.entry(0)); pos != nowhere {
+			where = fmt.Sprintf("offset %d", pos)
+		}
 	}
 	return fmt.Errorf("%s: grain of disk offset %d at %s: %w", s.name, s.base+g<<s.grainShift, where, fmt.Errorf(format, args...))
 }
+
+// scanStep is how many grain tables that are not there are passed over until
+// the context is looked at.
+const scanStep = 1 << 16
 
 // scan tells the allocation of [off, end) from the tables alone.
 func (s *sparse) scan(ctx context.Context, off, end int64, emit func(grainKind, int64, int64) error) error {
@@ -308,7 +393,7 @@ func (s *sparse) scan(ctx context.Context, off, end int64, emit func(grainKind, 
 			return err
 		}
 		g := off >> s.grainShift
-		need := (end-1)>>s.grainShift - g + 1
+		need := min((end-1)>>s.grainShift-g+1, scanStep*int64(s.tableEntries))
 		r, err := s.run(g, need, &hole)
 		if err != nil {
 			return err
@@ -359,7 +444,7 @@ func (h *fileHole) find(ctx context.Context, s *sparse, g int64) error {
 	if err != nil || at <= 1 {
 		return err
 	}
-	at += g % perTable * 4
+	at += g % perTable << s.entryShift
 	if at < h.asked {
 		return nil
 	}

@@ -1,0 +1,673 @@
+package vmdk_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+
+	"vddkcp/internal/peer"
+	"vddkcp/source"
+	"vddkcp/source/raw"
+	"vddkcp/source/sourcetest"
+	"vddkcp/source/vmdk"
+)
+
+// delta is an extent as ESXi makes them for snapshots, made by hand: vmfsSparse
+// (COWD), or seSparse.
+type delta struct {
+	se       bool
+	grain    int64            // sectors; 0: 1, seSparse 8
+	table    int64            // sectors of a grain table; 0: 32, which COWD has always, seSparse 64
+	capacity int64            // sectors
+	grains   map[int64][]byte // by number; nil bytes, in seSparse alone: zeros, odd ones unmapped by the guest
+	order    []int64          // of the grains in the file; nil: ascending
+}
+
+func (x delta) defaults() delta {
+	if x.grain == 0 {
+		x.grain = 1
+		if x.se {
+			x.grain = 8
+		}
+	}
+	if x.table == 0 {
+		x.table = 32
+		if x.se {
+			x.table = 64
+		}
+	}
+	if x.order == nil {
+		x.order = slices.Sorted(maps.Keys(x.grains))
+	}
+	return x
+}
+
+func (x delta) entrySize() int64 {
+	if x.se {
+		return 8
+	}
+	return 4
+}
+
+func (x delta) entries() int64 { return x.table * sector / x.entrySize() }
+
+// image has the fields that content and checkExtents look at.
+func (x delta) image() image {
+	x = x.defaults()
+	return image{grain: x.grain, capacity: x.capacity, grains: x.grains}
+}
+
+// gte is the offset in the file of the table entry of grain g.
+func (x delta) gte(l *layout, g int64) int64 {
+	x = x.defaults()
+	return l.tables[g/x.entries()] + g%x.entries()*x.entrySize()
+}
+
+func (x delta) build() *layout {
+	x = x.defaults()
+	l := &layout{grains: map[int64]int64{}}
+	l.tables = make([]int64, ((x.capacity-1)/x.grain)/x.entries()+1)
+	if x.se {
+		x.buildSE(l)
+	} else {
+		x.buildCOWD(l)
+	}
+	return l
+}
+
+// room appends n bytes of zeros at a multiple of unit, and returns where.
+func (l *layout) room(n, unit int64) int64 {
+	l.file = append(l.file, make([]byte, -int64(len(l.file))&(unit-1))...)
+	at := int64(len(l.file))
+	l.file = append(l.file, make([]byte, n)...)
+	return at
+}
+
+// buildCOWD makes each table before its first grain.
+func (x delta) buildCOWD(l *layout) {
+	l.room(4*sector, 1)
+	l.gd = l.room(4*int64(len(l.tables)), sector)
+	for _, g := range x.order {
+		i := g / x.entries()
+		if l.tables[i] == 0 {
+			l.tables[i] = l.room(x.table*sector, sector)
+			l.put32(l.gd+i*4, uint32(l.tables[i]/sector))
+		}
+		l.grains[g] = l.room(x.grain*sector, sector)
+		copy(l.file[l.grains[g]:], x.grains[g])
+		l.put32(x.gte(l, g), uint32(l.grains[g]/sector))
+	}
+	copy(l.file, "COWD")
+	for i, v := range []int64{1, 3, x.capacity, x.grain, l.gd / sector, int64(len(l.tables)), l.room(0, sector) / sector} {
+		l.put32(int64(4+4*i), uint32(v))
+	}
+}
+
+// The offsets of fields of a seSparse header.
+const (
+	seVolatileAt, seDirectoryAt, seTablesAt, seGrainsAt = 80, 128, 144, 192
+)
+
+func (x delta) buildSE(l *layout) {
+	l.room(sector, 1)
+	place := func(field, n int64) int64 {
+		at := l.room(n, sector)
+		l.put64(field, uint64(at/sector))
+		l.put64(field+8, uint64((n+sector-1)/sector))
+		return at
+	}
+	volatile := place(seVolatileAt, sector)
+	place(96, 2*sector)  // journal header
+	place(112, 4*sector) // journal
+	l.gd = place(seDirectoryAt, int64(len(l.tables))*8)
+	tables := place(seTablesAt, int64(len(l.tables)+1)*x.table*sector)
+	place(160, sector) // free bitmap
+	place(176, sector) // backmap
+	first := l.room(0, x.grain*sector)
+	used := uint64(0)
+	for _, g := range x.order {
+		i := g / x.entries()
+		if l.tables[i] == 0 {
+			l.tables[i] = tables + int64(used)*x.table*sector
+			l.put64(l.gd+i*8, 1<<60|used)
+			used++
+		}
+		entry := uint64(2-g&1) << 60
+		if b := x.grains[g]; b != nil {
+			l.grains[g] = l.room(x.grain*sector, x.grain*sector)
+			copy(l.file[l.grains[g]:], b)
+			entry = seEntry(uint64(l.grains[g]-first) / uint64(x.grain*sector))
+		}
+		l.put64(x.gte(l, g), entry)
+	}
+	l.put64(seGrainsAt, uint64(first/sector))
+	l.put64(seGrainsAt+8, uint64((int64(len(l.file))-first)/sector))
+	for i, v := range []int64{0xcafebabe, 0x200000001, x.capacity, x.grain, x.table} {
+		l.put64(int64(8*i), uint64(v))
+	}
+	l.put64(volatile, 0xcafecafe)
+	l.put64(volatile+8, used)
+	l.put64(volatile+16, 17)
+}
+
+// seEntry is the entry of a grain table for grain index of the file.
+func seEntry(index uint64) uint64 { return 3<<60 | index&0xfff<<48 | index>>12 }
+
+// described writes the delta and a descriptor of it, and returns the path of
+// that. Parent is the name of the parent's descriptor, whose CID is the name's
+// length; "": none.
+func (x delta) described(t testing.TB, dir, name, parent string) (path string, l *layout) {
+	t.Helper()
+	l = x.build()
+	extent, createType, kind := strings.TrimSuffix(name, ".vmdk")+"-delta.vmdk", "vmfsSparse", "VMFSSPARSE"
+	if x.se {
+		extent, createType, kind = strings.TrimSuffix(name, ".vmdk")+"-sesparse.vmdk", "seSparse", "SESPARSE"
+	}
+	write(t, dir, extent, l.file)
+	text := fmt.Sprintf("%screateType=%q\nRW %d %s %q\n", head(name, parent), createType, x.capacity, kind, extent)
+	return write(t, dir, name, []byte(text)), l
+}
+
+// head is the beginning of a descriptor.
+func head(name, parent string) string {
+	if parent == "" {
+		return fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=ffffffff\n", len(name))
+	}
+	return fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=%08x\nparentFileNameHint=%q\n", len(name), len(parent), parent)
+}
+
+// over is what a disk of content reads as below a delta.
+func (im image) over(below []byte) []byte {
+	all := slices.Clone(below)
+	for g, b := range im.grains {
+		at := all[min(g*im.grain*sector, int64(len(all))):]
+		if b == nil {
+			clear(at[:min(int64(len(at)), im.grain*sector)])
+		}
+		copy(at, b)
+	}
+	return all
+}
+
+// span is count numbers from first on.
+func span(first, count int64) []int64 {
+	var all []int64
+	for i := range count {
+		all = append(all, first+i)
+	}
+	return all
+}
+
+// backwards is n in the opposite order.
+func backwards(n []int64) []int64 {
+	n = slices.Clone(n)
+	slices.Reverse(n)
+	return n
+}
+
+var madeDeltas = []struct {
+	name string
+	delta
+}{
+	{"empty", delta{capacity: 10000}},
+	{"one sector", delta{capacity: 1, grains: grains(512, 0)}},
+	{"one table", delta{capacity: 1500, grains: grains(512, 0, 1, 2, 3, 9, 700, 1498, 1499)}},
+	{"full", delta{capacity: 1500, grains: grains(512, span(0, 1500)...)}},
+	{"tables at their ends", delta{capacity: 4096*3 + 100, grains: grains(512, 4095, 4096, 8191, 8192, 4096*3, 4096*3+99)}},
+	{"absent tables", delta{capacity: 4096*20 + 1, grains: grains(512, 4096*5, 4096*5+1, 4096*20)}},
+	{"out of order", delta{capacity: 1200, grains: grains(512, span(100, 600)...), order: slices.Concat(backwards(span(200, 200)), span(100, 100), span(500, 200), span(400, 100))}},
+	{"grains of 8 sectors", delta{grain: 8, capacity: 9001, grains: grains(4096, 0, 1, 2, 77, 1124)}},
+	{"grains of 128 sectors", delta{grain: 128, capacity: 1300, grains: grains(65536, 1, 2, 9), order: []int64{9, 2, 1}}},
+	{"se: empty", delta{se: true, capacity: 10000}},
+	{"se: one sector", delta{se: true, capacity: 1, grains: grains(4096, 0)}},
+	{"se: one table", delta{se: true, capacity: 1500, grains: grains(4096, 0, 1, 2, 9, 60, 186, 187)}},
+	{"se: zeros", delta{se: true, capacity: 1500, grains: map[int64][]byte{0: nil, 1: random(1, 4096), 2: nil, 3: nil, 5: nil, 6: random(6, 4096), 187: nil}}},
+	{"se: full", delta{se: true, capacity: 1500, grains: grains(4096, span(0, 188)...)}},
+	{"se: tables at their ends", delta{se: true, capacity: 32768*3 + 100, grains: grains(4096, 4095, 4096, 8191, 8192, 4096*3, 4096*3+12), order: []int64{8192, 4096, 4095, 4096 * 3, 8191, 4096*3 + 12}}},
+	{"se: absent tables", delta{se: true, capacity: 32768*9 + 1, grains: grains(4096, 4096*5, 4096*5+1, 4096*9)}},
+	{"se: out of order", delta{se: true, capacity: 1500, grains: grains(4096, span(10, 150)...), order: slices.Concat(backwards(span(60, 50)), span(10, 50), span(110, 50))}},
+	{"se: more grains than 12 bits count", delta{se: true, capacity: 8 * 4200, grains: grains(4096, span(0, 4200)...), order: slices.Concat(span(2000, 2200), span(0, 2000))}},
+	{"se: grains of 64 KiB", delta{se: true, grain: 128, capacity: 1300, grains: grains(65536, 1, 2, 9, 10), order: []int64{9, 10, 2, 1}}},
+	{"se: grains of 1 sector", delta{se: true, grain: 1, table: 1, capacity: 700, grains: grains(512, 0, 1, 63, 64, 200, 699)}},
+	{"se: tables of 512 KiB", delta{se: true, grain: 1, table: 1024, capacity: 70000, grains: grains(512, 8191, 8192, 16383, 65535, 65536, 69999)}},
+}
+
+// TestMadeDeltas reads deltas without a parent.
+func TestMadeDeltas(t *testing.T) {
+	for _, c := range madeDeltas {
+		t.Run(c.name, func(t *testing.T) {
+			path, _ := c.described(t, t.TempDir(), "disk.vmdk", "")
+			im := c.image()
+			d := mustOpen(t, path)
+			checkExtents(t, im, d)
+			want := im.content()
+			if !bytes.Equal(content(t, d), want) {
+				t.Fatal("another content")
+			}
+			if i := d.Info(); i.ClusterSize != im.grain*sector {
+				t.Errorf("grains of %d bytes, want %d", i.ClusterSize, im.grain*sector)
+			}
+			if len(want) < 1<<20 {
+				conforms(t, path, want)
+			}
+		})
+	}
+}
+
+// TestMadeDeltasOfQemu holds them against what qemu-img reads.
+func TestMadeDeltasOfQemu(t *testing.T) {
+	peer.Need(t, "qemu-img")
+	for _, c := range madeDeltas {
+		if x := c.defaults(); x.se && (x.grain != 8 || x.table != 64) {
+			continue // qemu reads no other
+		}
+		t.Run(c.name, func(t *testing.T) {
+			path, _ := c.described(t, t.TempDir(), "disk.vmdk", "")
+			if !bytes.Equal(agrees(t, path), c.image().content()) {
+				t.Error("qemu-img reads another content than was written")
+			}
+		})
+	}
+}
+
+// TestDeltaChain has deltas of both kinds over each other, over a flat disk,
+// and below a hosted sparse one and one of two extents of unlike kind.
+func TestDeltaChain(t *testing.T) {
+	peer.Need(t, "qemu-img")
+	const capacity = 32768*2 + 77
+	dir := t.TempDir()
+	base := random(1, capacity*sector)
+	clear(base[1<<20 : 3<<20])
+	write(t, dir, "base-flat.vmdk", base)
+	name := "base.vmdk"
+	path := write(t, dir, name, fmt.Appendf(nil, "%screateType=\"vmfs\"\nRW %d VMFS \"base-flat.vmdk\"\n", head(name, ""), capacity))
+	want := base
+	check := func() {
+		t.Helper()
+		if !bytes.Equal(agrees(t, path), want) {
+			t.Fatalf("%s: qemu-img reads another content than was written", path)
+		}
+	}
+	check()
+	for i, x := range []delta{
+		{grains: grains(512, slices.Concat(span(0, 3), span(2040, 100), span(5000, 4096), []int64{30000, capacity - 1})...)},
+		{se: true, grains: grains(4096, slices.Concat(span(1, 5), span(260, 30), span(4090, 12), []int64{8201})...)},
+		{grains: grains(512, slices.Concat(span(16, 8), span(2100, 3), span(33000, 70))...)},
+		{se: true},
+	} {
+		x.capacity = capacity
+		if x.se && x.grains != nil {
+			maps.Copy(x.grains, map[int64][]byte{7: nil, 8: nil, 261: nil, 600: nil, 601: nil, 4095: nil})
+		}
+		parent := name
+		name = fmt.Sprintf("disk%s.vmdk", strings.Repeat("-1", i+1))
+		path, _ = x.described(t, dir, name, parent)
+		want = x.image().over(want)
+		check()
+	}
+
+	hosted := image{capacity: capacity, grains: grains(65536, 0, 9, 300)}.defaults()
+	parent := name
+	name = "hosted over deltas.vmdk"
+	hosted.descriptor = head(name, parent) + "createType=\"monolithicSparse\"\nRW %d SPARSE \"hosted over deltas.vmdk\"\n"
+	path = write(t, dir, name, hosted.build().file)
+	want = hosted.over(want)
+	check()
+
+	first, second := delta{capacity: 32768, grains: grains(512, 1, 4096, 4097)}, delta{se: true, capacity: capacity - 32768, grains: grains(4096, 0, 5)}
+	write(t, dir, "1", first.build().file)
+	write(t, dir, "2", second.build().file)
+	parent, name = name, "two extents over all.vmdk"
+	path = write(t, dir, name, fmt.Appendf(nil, "%screateType=\"vmfsSparse\"\nRW %d SPARSE \"1\"\nRW %d SESPARSE \"2\"\n", head(name, parent), first.capacity, second.capacity))
+	want = slices.Concat(first.image().over(want[:32768*sector]), second.image().over(want[32768*sector:]))
+	check()
+	conforms(t, path, want)
+	if got := len(mustOpen(t, path).Info().Chain); got != 7 {
+		t.Errorf("%d images in the chain, want 7", got)
+	}
+}
+
+// TestDeltaReads counts the calls that read a file: one for neighbours.
+func TestDeltaReads(t *testing.T) {
+	for _, x := range []delta{
+		{capacity: 4096, grains: grains(512, span(0, 4096)...)},
+		{se: true, capacity: 8 * 4096, grains: grains(4096, span(0, 4096)...)},
+	} {
+		calls := 0
+		f := &sourcetest.Memory{Bytes: x.build().file, OnRead: func(int64, int) error { calls++; return nil }}
+		d := openMemory(t, x, f)
+		for range source.Covered(t.Context(), d, 0, d.Size()) {
+		}
+		if calls > 12 {
+			t.Errorf("seSparse %v: %d reads for opening and Extents", x.se, calls)
+		}
+		calls = 0
+		p := make([]byte, 1<<20)
+		if _, err := d.ReadAt(p, 512<<10); err != nil || !bytes.Equal(p, x.image().content()[512<<10:][:1<<20]) {
+			t.Fatalf("another content, %v", err)
+		}
+		if calls != 1 {
+			t.Errorf("seSparse %v: %d reads for 1 MiB of neighbours, want 1", x.se, calls)
+		}
+	}
+}
+
+// openMemory opens a disk that consists of the delta in f.
+func openMemory(t testing.TB, x delta, f source.Disk) *vmdk.Disk {
+	t.Helper()
+	text := fmt.Sprintf("# Disk DescriptorFile\nRW %d VMFSSPARSE \"x\"\n", x.capacity)
+	d, err := vmdk.Open(t.Context(), "x.vmdk", &sourcetest.Memory{Bytes: []byte(text)}, func(_ context.Context, _, _, _ string) (source.Disk, error) { return f, nil }, vmdk.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+// TestDeltaInFile asks where bytes lie.
+func TestDeltaInFile(t *testing.T) {
+	for _, x := range []delta{
+		{capacity: 5000, grains: grains(512, 10, 11, 12, 40, 41, 4999), order: []int64{40, 41, 4999, 10, 11, 12}},
+		{se: true, capacity: 5000, grains: grains(4096, 10, 11, 12, 40, 41, 624), order: []int64{40, 41, 624, 10, 11, 12}},
+	} {
+		path, l := x.described(t, t.TempDir(), "disk.vmdk", "")
+		d := mustOpen(t, path)
+		size := x.defaults().grain * sector
+		for _, c := range []struct{ g, n int64 }{{10, 3}, {11, 2}, {12, 1}, {40, 2}} {
+			f, pos, n, ok := d.InFile(c.g*size + 100)
+			if !ok || pos != l.grains[c.g]+100 || n != c.n*size-100 || !strings.HasPrefix(filepath.Base(f.Name()), "disk-") {
+				t.Errorf("seSparse %v, grain %d: %d, %d, %v, want %d, %d", x.se, c.g, pos, n, ok, l.grains[c.g]+100, c.n*size-100)
+			}
+		}
+		if _, pos, n, ok := d.InFile(4999 * sector); !ok || n != sector || pos%size != 4999*sector%size {
+			t.Errorf("seSparse %v, the last sector: %d, %d, %v", x.se, pos, n, ok)
+		}
+		for _, off := range []int64{0, 13 * size, 4800 * sector} {
+			if _, _, _, ok := d.InFile(off); ok {
+				t.Errorf("seSparse %v: what it lacks at %d is in the file", x.se, off)
+			}
+		}
+	}
+}
+
+// TestBadDeltas has deltas that lie.
+func TestBadDeltas(t *testing.T) {
+	cowd := delta{capacity: 10000, grains: grains(512, 0, 1, 2, 4100, 9000)}
+	se := delta{se: true, capacity: 100000, grains: grains(4096, 0, 1, 2, 4100, 9000)}
+	cut := func(n func(*layout) int64) func(*layout) {
+		return func(l *layout) { l.file = l.file[:n(l)] }
+	}
+	for _, c := range []struct {
+		name   string
+		x      delta
+		damage func(*layout)
+		want   []string
+	}{
+		{"truncated header", cowd, cut(func(*layout) int64 { return 1000 }), []string{"COWD header at offset 0 needs 2048 bytes, the file has 1000"}},
+		{"version 0", cowd, func(l *layout) { l.put32(4, 0) }, []string{"offset 4: version 0, want 1"}},
+		{"version 2", cowd, func(l *layout) { l.put32(4, 2) }, []string{"offset 4: version 2, want 1"}},
+		{"capacity 0", cowd, func(l *layout) { l.put32(12, 0) }, []string{"offset 12: capacity of 0 sectors"}},
+		{"capacity below the descriptor's", cowd, func(l *layout) { l.put32(12, 9999) }, []string{"capacity of 9999 sectors", "descriptor gives the extent 10000"}},
+		{"capacity above the descriptor's", cowd, func(l *layout) { l.put32(12, 10001) }, []string{"capacity of 10001 sectors", "descriptor gives the extent 10000"}},
+		{"capacity beyond the directory", cowd, func(l *layout) { l.put32(12, 1<<32-1) }, []string{"offset 24: the grain directory has 3 entries, want 1048576 or more"}},
+		{"grain size 0", cowd, func(l *layout) { l.put32(16, 0) }, []string{"offset 16: grain size of 0 sectors, want a power of two from 1 to 32768"}},
+		{"grain size no power of two", cowd, func(l *layout) { l.put32(16, 3) }, []string{"offset 16: grain size of 3 sectors"}},
+		{"grain size absurd", cowd, func(l *layout) { l.put32(16, 1<<31) }, []string{"grain size of 2147483648 sectors"}},
+		{"no directory", cowd, func(l *layout) { l.put32(20, 0) }, []string{"offset 20: the grain directory at sector 0 lies in the header"}},
+		{"directory in the header", cowd, func(l *layout) { l.put32(20, 3) }, []string{"offset 20: the grain directory at sector 3 lies in the header"}},
+		{"directory past the end", cowd, func(l *layout) { l.put32(20, 1<<32-1) }, []string{"grain directory at sector 4294967295 needs 12 bytes, the file has"}},
+		{"directory truncated", cowd, cut(func(l *layout) int64 { return l.gd + 11 }), []string{"grain directory at sector 4 needs 12 bytes, the file has 2059"}},
+		{"directory too short", cowd, func(l *layout) { l.put32(24, 2) }, []string{"offset 24: the grain directory has 2 entries, want 3"}},
+		{"directory absurd", cowd, func(l *layout) { l.put32(24, 1<<32-1) }, []string{"grain directory at sector 4 needs 17179869180 bytes, the file has"}},
+		{"table past the end", cowd, func(l *layout) { l.put32(l.gd+4, 1<<32-1) }, []string{"grain table 1 at offset 2199023255040, by the grain directory's entry at offset 2052, needs 16384 bytes, the file has"}},
+		{"table truncated", cowd, cut(func(l *layout) int64 { return l.tables[2] + 4*(10000-8192) - 1 }), []string{"grain table 2 at offset", "needs 7232 bytes"}},
+		{"table in the header", cowd, func(l *layout) { l.put32(l.gd, 1) }, []string{"grain table 0 at offset 512, by the grain directory's entry at offset 2048, lies in the header, bytes 0 to 2048"}},
+		{"table in the directory", cowd, func(l *layout) { l.put32(l.gd, 4) }, []string{"grain table 0 at offset 2048", "lies in the grain directory, bytes 2048 to 2060"}},
+		{"grain past the end", cowd, func(l *layout) { l.put32(l.tables[1]+4*4, 1<<32-1) }, []string{"grain of disk offset 2099200 at offset 2199023255040", "the file is truncated or damaged"}},
+		{"grain truncated", cowd, func(l *layout) { l.file = l.file[:len(l.file)-1] }, []string{"grain of disk offset 4608000 at offset", "truncated"}},
+		{"grain in the header", cowd, func(l *layout) { l.put32(l.tables[0], 1) }, []string{"grain of disk offset 0 at offset 512", "lies in the header, bytes 0 to 2048"}},
+		{"grain in the directory", cowd, func(l *layout) { l.put32(l.tables[0]+4, 4) }, []string{"grain of disk offset 512 at offset 2048", "lies in the grain directory"}},
+		{"grain in its table", cowd, func(l *layout) { l.put32(l.tables[0]+8, uint32(l.tables[0]/sector+31)) }, []string{"grain of disk offset 1024", "lies in the grain table"}},
+
+		{"se: truncated header", se, cut(func(*layout) int64 { return 500 }), []string{"seSparse header at offset 0 needs 512 bytes, the file has 500"}},
+		{"se: version 1", se, func(l *layout) { l.put64(8, 1) }, []string{"offset 8: version 0x1, want 0x200000001"}},
+		{"se: version 2.2", se, func(l *layout) { l.put64(8, 0x200000002) }, []string{"offset 8: version 0x200000002, want 0x200000001"}},
+		{"se: capacity 0", se, func(l *layout) { l.put64(16, 0) }, []string{"offset 16: capacity of 0 sectors"}},
+		{"se: capacity absurd", se, func(l *layout) { l.put64(16, 1<<63) }, []string{"offset 16: capacity of 9223372036854775808 sectors"}},
+		{"se: capacity of too many tables", se, func(l *layout) { l.put64(16, 1<<53) }, []string{"offset 16: a capacity of 9007199254740992 sectors is absurd"}},
+		{"se: capacity below the descriptor's", se, func(l *layout) { l.put64(16, 99999) }, []string{"capacity of 99999 sectors", "descriptor gives the extent 100000"}},
+		{"se: capacity above the descriptor's", se, func(l *layout) { l.put64(16, 100008) }, []string{"capacity of 100008 sectors", "descriptor gives the extent 100000"}},
+		{"se: grain size 0", se, func(l *layout) { l.put64(24, 0) }, []string{"offset 24: grain size of 0 sectors"}},
+		{"se: grain size no power of two", se, func(l *layout) { l.put64(24, 12) }, []string{"offset 24: grain size of 12 sectors"}},
+		{"se: grain size absurd", se, func(l *layout) { l.put64(24, 1<<63) }, []string{"offset 24: grain size of 9223372036854775808 sectors"}},
+		{"se: table size 0", se, func(l *layout) { l.put64(32, 0) }, []string{"offset 32: grain tables of 0 sectors, want 1 to 1024"}},
+		{"se: table size absurd", se, func(l *layout) { l.put64(32, 1<<60) }, []string{"offset 32: grain tables of 1152921504606846976 sectors"}},
+		{"se: flags", se, func(l *layout) { l.put64(40, 2) }, []string{"offset 40: flags is 0x2, want 0"}},
+		{"se: reserved", se, func(l *layout) { l.put64(72, 1) }, []string{"offset 72: a reserved field is 0x1, want 0"}},
+		{"se: padding", se, func(l *layout) { l.file[511] = 1 }, []string{"offset 208: the 304 bytes up to its end are not zeros"}},
+		{"se: volatile header past the end", se, func(l *layout) { l.put64(seVolatileAt, 1<<30) }, []string{"volatile header at offset 549755813888 needs 512 bytes"}},
+		{"se: volatile header absurd", se, func(l *layout) { l.put64(seVolatileAt, 1<<63) }, []string{"offset 80: the volatile header at sector 9223372036854775808, of 1 sectors, is absurd"}},
+		{"se: volatile header in the header", se, func(l *layout) { l.put64(seVolatileAt, 0) }, []string{"the header, bytes 0 to 512", "the volatile header, from byte 0 on, overlap"}},
+		{"se: no volatile header", se, func(l *layout) { l.put64(512, 0) }, []string{"volatile header at offset 512: found 0x0, want 0xcafecafe"}},
+		{"se: journal to replay", se, func(l *layout) { l.put64(512+24, 1) }, []string{"volatile header at offset 512: its journal must be replayed", "is 0x1, want 0", "let ESXi open and close it"}},
+		{"se: volatile padding", se, func(l *layout) { l.file[1023] = 1 }, []string{"volatile header at offset 512", "are not zeros"}},
+		{"se: directory past the end", se, func(l *layout) { l.put64(seDirectoryAt, 1<<30) }, []string{"grain directory at offset 549755813888 needs 512 bytes, the file has"}},
+		{"se: directory absurd", se, func(l *layout) { l.put64(seDirectoryAt+8, 1<<63) }, []string{"offset 128: the grain directory at sector 8, of 9223372036854775808 sectors, is absurd"}},
+		{"se: directory too short", se, func(l *layout) { l.put64(seDirectoryAt+8, 0) }, []string{"offset 136: the grain directory has 0 bytes, want 32 or more"}},
+		{"se: directory in the volatile header", se, func(l *layout) { l.put64(seDirectoryAt, 1) }, []string{"volatile header", "grain directory", "overlap"}},
+		{"se: directory truncated", se, cut(func(l *layout) int64 { return l.gd + 100 }), []string{"grain directory at offset 4096 needs 512 bytes, the file has 4196"}},
+		{"se: tables over the directory", se, func(l *layout) { l.put64(seTablesAt, 3); l.put64(seTablesAt+8, 64) }, []string{"grain tables, bytes 1536 to", "grain directory, from byte", "overlap"}},
+		{"se: tables absurd", se, func(l *layout) { l.put64(seTablesAt+8, 1<<60) }, []string{"offset 144: the grain tables at sector 9, of 1152921504606846976 sectors, is absurd"}},
+		{"se: grains in the tables", se, func(l *layout) { l.put64(seGrainsAt, 70) }, []string{"grain tables", "grains, from byte 35840 on, overlap"}},
+		{"se: directory entry unknown", se, func(l *layout) { l.put64(l.gd+8, 2<<60) }, []string{"grain directory's entry at offset 4104, of grain table 1", "found 0x2000000000000000, want 0 or 0x1000000000000000"}},
+		{"se: directory entry without a mark", se, func(l *layout) { l.put64(l.gd+8, 1) }, []string{"entry at offset 4104", "found 0x1, want 0"}},
+		{"se: table out of the room", se, func(l *layout) { l.put64(l.gd+8, 1<<60|5) }, []string{"entry at offset 4104", "grain table 5 of the file, which has room for 5"}},
+		{"se: table far out", se, func(l *layout) { l.put64(l.gd+8, 1<<61-1) }, []string{"entry at offset 4104", "which has room for 5"}},
+		{"se: table truncated", delta{se: true, capacity: 100000, grains: grains(4096, 4100)}, cut(func(l *layout) int64 { return l.tables[1] + 1 }), []string{"grain table 1 at offset", "needs 32768 bytes"}},
+		{"se: entry unknown", se, func(l *layout) { l.put64(l.tables[0]+8, 4<<60|7) }, []string{"grain of disk offset 4096 at an unknown offset", "entry 0x4000000000000007"}},
+		{"se: entry unknown, all bits", se, func(l *layout) { l.put64(l.tables[0]+8, 1<<64-1) }, []string{"grain of disk offset 4096 at an unknown offset", "entry 0xffffffffffffffff"}},
+		{"se: entry of no kind", se, func(l *layout) { l.put64(l.tables[0]+16, 7) }, []string{"grain of disk offset 8192", "entry 0x7,"}},
+		{"se: grain past the end", se, func(l *layout) { l.put64(l.tables[0]+16, seEntry(5)) }, []string{"grain of disk offset 8192 at offset", "the file is truncated or damaged"}},
+		{"se: grain far past the end", se, func(l *layout) { l.put64(l.tables[0]+16, 1<<62-1) }, []string{"grain of disk offset 8192", "entry 0x3fffffffffffffff, grain 1152921504606846975 of the file"}},
+		{"se: grain truncated", se, func(l *layout) { l.file = l.file[:len(l.file)-1] }, []string{"grain of disk offset 36864000 at offset", "truncated"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			path, l := c.x.described(t, dir, "disk.vmdk", "")
+			c.damage(l)
+			extent := filepath.Join(dir, "disk-delta.vmdk")
+			if c.x.se {
+				extent = filepath.Join(dir, "disk-sesparse.vmdk")
+			}
+			write(t, dir, filepath.Base(extent), l.file)
+			wantError(t, readError(t, path), extent, append(c.want, extent)...)
+			// Extents may not tell of zeros where reading fails.
+			d, err := open(t, path)
+			if err != nil {
+				return
+			}
+			p := make([]byte, 4096)
+			for e, err := range source.Covered(t.Context(), d, 0, d.Size()) {
+				if err != nil {
+					wantError(t, err, extent, c.want...)
+					return
+				}
+				for off := e.Off; e.Kind == source.Zero && off < e.End(); off += 1 << 20 {
+					if _, err := d.ReadAt(p[:min(int64(len(p)), e.End()-off)], off); err != nil && err != io.EOF {
+						t.Fatalf("%+v reads as %v", e, err)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestDeltaAlone opens extents in place of their descriptors.
+func TestDeltaAlone(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct {
+		name string
+		se   bool
+		want []string
+	}{
+		{"vm-000001-delta.vmdk", false, []string{"a vmfsSparse (COWD) extent", "part of a disk", `"` + dir + `/vm-000001.vmdk" by its name`}},
+		{"vm-000001-sesparse.vmdk", true, []string{"a seSparse extent", "part of a disk", `"` + dir + `/vm-000001.vmdk" by its name`}},
+		{"x", false, []string{"a vmfsSparse (COWD) extent", "open the .vmdk file that describes it"}},
+	} {
+		path := write(t, dir, c.name, delta{se: c.se, capacity: 100}.build().file)
+		_, err := open(t, path)
+		wantError(t, err, path, c.want...)
+	}
+}
+
+// TestMissingDelta has descriptors whose deltas are away.
+func TestMissingDelta(t *testing.T) {
+	for kind, extent := range map[string]string{"VMFSSPARSE": "vm-delta.vmdk", "SESPARSE": "vm-sesparse.vmdk"} {
+		dir := t.TempDir()
+		path := write(t, dir, "vm.vmdk", fmt.Appendf(nil, "# Disk DescriptorFile\nRW 100 %s %q\n", kind, extent))
+		_, err := open(t, path)
+		wantError(t, err, path, "line 2", `extent "`+extent+`"`, filepath.Join(dir, extent)+": no such file")
+	}
+}
+
+// TestDeltaReadErrors has a file that shrinks under a disk.
+func TestDeltaReadErrors(t *testing.T) {
+	for _, x := range []delta{{capacity: 3000, grains: grains(512, 1, 2, 3)}, {se: true, capacity: 3000, grains: grains(4096, 1, 2, 3)}} {
+		path, l := x.described(t, t.TempDir(), "disk.vmdk", "")
+		d := mustOpen(t, path)
+		content(t, d)
+		extent := filepath.Join(filepath.Dir(path), "disk-delta.vmdk")
+		if x.se {
+			extent = filepath.Join(filepath.Dir(path), "disk-sesparse.vmdk")
+		}
+		if err := os.Truncate(extent, l.grains[2]+10); err != nil {
+			t.Fatal(err)
+		}
+		_, err := d.ReadAt(make([]byte, 1<<20), 0)
+		wantError(t, err, extent, "grain of disk offset", "when it was opened")
+		if !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Error(err)
+		}
+	}
+}
+
+// TestHugeDeltas opens deltas of the largest disks, whose directories have
+// nothing but one grain at the end, or tables that are holes.
+func TestHugeDeltas(t *testing.T) {
+	for _, c := range []struct {
+		se, tables bool
+		capacity   int64
+	}{{false, false, 1<<32 - 1}, {false, true, 1<<32 - 1}, {true, false, 62 << 40 / sector}, {true, true, 62 << 40 / sector}} {
+		x := delta{se: c.se, capacity: 1, grains: map[int64][]byte{0: random(1, 512)}}.defaults()
+		l := x.build()
+		perTable := x.entries() * x.grain
+		n := (c.capacity-1)/perTable + 1
+		x.capacity = c.capacity
+		// The directory moves to the end, and the tables are in a hole behind.
+		gd := l.room(0, 1<<20)
+		at := (gd + n*x.entrySize() + 1<<20) / sector
+		directory := &layout{file: make([]byte, n*x.entrySize())}
+		for i := range n {
+			switch {
+			case c.se && c.tables:
+				directory.put64(i*8, 1<<60|uint64(i+1))
+			case c.tables:
+				directory.put32(i*4, uint32(at+i*x.table))
+			}
+		}
+		if c.se {
+			l.put64(16, uint64(c.capacity))
+			l.put64(seDirectoryAt, uint64(gd/sector))
+			l.put64(seDirectoryAt+8, uint64((n*8+sector-1)/sector))
+			l.put64(seTablesAt, uint64(at))
+			l.put64(seTablesAt+8, uint64((n+1)*x.table))
+			grainsAt := at + (n+1)*x.table
+			directory.put64(0, 1<<60)
+			l.put64(seGrainsAt, uint64(grainsAt))
+		} else {
+			l.put32(12, uint32(c.capacity))
+			l.put32(20, uint32(gd/sector))
+			l.put32(24, uint32(n))
+			directory.put32(0, uint32(l.tables[0]/sector))
+		}
+		dir := t.TempDir()
+		extent := write(t, dir, "extent", l.file)
+		f, err := os.OpenFile(extent, os.O_WRONLY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.WriteAt(directory.file, gd); err != nil {
+			t.Fatal(err)
+		}
+		size := at*sector + (n+1)*x.table*sector
+		if c.se {
+			entry := binary.LittleEndian.AppendUint64(nil, seEntry(0))
+			if _, err := f.WriteAt(entry, at*sector); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt(x.grains[0], size); err != nil {
+				t.Fatal(err)
+			}
+			size += 4096
+		}
+		if err := f.Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		d := mustOpen(t, write(t, dir, "x.vmdk", fmt.Appendf(nil, "# Disk DescriptorFile\nRW %d SPARSE \"extent\"\n", c.capacity)))
+		g := x.grain * sector
+		want := []source.Extent{{Len: g}, {Off: g, Len: c.capacity*sector - g, Kind: source.Zero, Absent: true}}
+		if got := extents(t, d); !slices.Equal(got, want) {
+			t.Errorf("%+v: %+v, want %+v", c, got, want)
+		}
+		p := make([]byte, 1<<20)
+		if _, err := d.ReadAt(p, 0); err != nil || !bytes.Equal(p[:512], x.grains[0]) || !bytes.Equal(p[512:], make([]byte, len(p)-512)) {
+			t.Errorf("%+v: the beginning of the disk: %v", c, err)
+		}
+		if _, err := d.ReadAt(p, d.Size()-int64(len(p))); err != nil && err != io.EOF || !bytes.Equal(p, make([]byte, len(p))) {
+			t.Errorf("%+v: the end of the disk: %v", c, err)
+		}
+		runtime.ReadMemStats(&after)
+		// The pages of the directory, and hardly more.
+		if got := int64(after.TotalAlloc - before.TotalAlloc); got > 2*n*x.entrySize()+8<<20 {
+			t.Errorf("%+v: %d bytes allocated for a directory of %d", c, got, n*x.entrySize())
+		}
+		var held runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&held)
+		if got := int64(held.HeapAlloc) - int64(before.HeapAlloc); got > 8<<20 {
+			t.Errorf("%+v: %d bytes more are held", c, got)
+		}
+	}
+}
+
+// TestDeltaExtentsEnd ends an iteration over tables that are not there with its
+// context.
+func TestDeltaExtentsEnd(t *testing.T) {
+	x := delta{capacity: 1<<32 - 1}
+	l := x.build()
+	f, err := raw.Open(t.Context(), write(t, t.TempDir(), "x", l.file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := openMemory(t, x, f)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, err := range d.Extents(ctx, 0, d.Size()) {
+		if err == nil || !strings.Contains(err.Error(), "canceled") {
+			t.Errorf("after its end: %v", err)
+		}
+	}
+}
