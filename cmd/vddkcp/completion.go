@@ -21,7 +21,7 @@ func (c *completionCommand) Run(app *kong.Application) error {
 // completion is what a script needs to know.
 type completion struct {
 	Commands []completedCommand
-	Default  []completedFlag // flags of the default command, and of all
+	Flags    []completedFlag // of all commands
 }
 
 type completedCommand struct{ Name, Help string }
@@ -41,22 +41,32 @@ func completionModel(app *kong.Application) completion {
 			m.Commands = append(m.Commands, completedCommand{command.Name, command.Help})
 		}
 	}
-	for _, group := range app.DefaultCmd.AllFlags(true) {
-		for _, f := range group {
-			flag := completedFlag{Name: f.Name, Help: strings.ReplaceAll(f.Help, "'", ""), Value: !f.IsBool()}
-			if f.Short != 0 {
-				flag.Short = string(f.Short)
-			}
-			for _, v := range strings.Split(f.Enum, ",") {
-				if v != "" {
-					flag.Values = append(flag.Values, v)
+	seen := map[string]bool{}
+	for _, command := range app.Children {
+		for _, group := range command.AllFlags(true) {
+			for _, f := range group {
+				if !seen[f.Name] {
+					seen[f.Name] = true
+					m.Flags = append(m.Flags, completeFlag(f))
 				}
 			}
-			flag.File = flag.Value && len(flag.Values) == 0 && (strings.Contains(f.PlaceHolder, "FILE") || strings.Contains(f.PlaceHolder, "DIR"))
-			m.Default = append(m.Default, flag)
 		}
 	}
 	return m
+}
+
+func completeFlag(f *kong.Flag) completedFlag {
+	flag := completedFlag{Name: f.Name, Help: strings.ReplaceAll(f.Help, "'", ""), Value: !f.IsBool()}
+	if f.Short != 0 {
+		flag.Short = string(f.Short)
+	}
+	for _, v := range strings.Split(f.Enum, ",") {
+		if v != "" {
+			flag.Values = append(flag.Values, v)
+		}
+	}
+	flag.File = flag.Value && len(flag.Values) == 0 && (strings.Contains(f.PlaceHolder, "FILE") || strings.Contains(f.PlaceHolder, "DIR"))
+	return flag
 }
 
 // zshQuote keeps what _arguments would take as syntax.
@@ -73,14 +83,14 @@ _vddkcp() {
     # bash breaks words at =: --flag=VALUE arrives as three.
     if [[ $cur == = ]]; then cur=; elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi
     case $prev in
-{{- range .Default}}{{if .Values}}
+{{- range .Flags}}{{if .Values}}
     --{{.Name}}) COMPREPLY=($(compgen -W '{{join .Values " "}}' -- "$cur")); return ;;{{else if .File}}
     --{{.Name}}) COMPREPLY=($(compgen -f -- "$cur")); return ;;{{else if .Value}}
     --{{.Name}}) return ;;{{end}}{{end}}
     completion) COMPREPLY=($(compgen -W 'bash zsh fish' -- "$cur")); return ;;
     esac
     if [[ $cur == -* ]]; then
-        COMPREPLY=($(compgen -W '{{range .Default}}--{{.Name}} {{end}}' -- "$cur"))
+        COMPREPLY=($(compgen -W '{{range .Flags}}--{{.Name}} {{end}}' -- "$cur"))
         return
     fi
     COMPREPLY=($(compgen -f -- "$cur"))
@@ -97,7 +107,7 @@ _vddkcp() {
     local -a commands=({{range .Commands}}
         '{{.Name}}:{{zsh .Help}}'{{end}}
     )
-    _arguments \{{range .Default}}
+    _arguments \{{range .Flags}}
         '--{{.Name}}{{if .Value}}={{end}}[{{zsh .Help}}]{{if .Values}}:value:({{join .Values " "}}){{else if .File}}:file:_files{{else if .Value}}:value:{{end}}' \{{end}}
         '1: :{ _describe command commands; _files }' \
         '*:file:_files'
@@ -108,5 +118,5 @@ if [ "$funcstack[1]" = _vddkcp ]; then _vddkcp "$@"; else compdef _vddkcp vddkcp
 # fish completion of vddkcp: put it in ~/.config/fish/completions/vddkcp.fish
 {{range .Commands}}complete -c vddkcp -n __fish_use_subcommand -a {{.Name}} -d '{{.Help}}'
 {{end}}complete -c vddkcp -f -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'
-{{range .Default}}complete -c vddkcp -l {{.Name}}{{with .Short}} -s {{.}}{{end}} -d '{{.Help}}'{{if .Values}} -x -a '{{join .Values " "}}'{{else if .File}} -r{{else if .Value}} -x{{end}}
+{{range .Flags}}complete -c vddkcp -l {{.Name}}{{with .Short}} -s {{.}}{{end}} -d '{{.Help}}'{{if .Values}} -x -a '{{join .Values " "}}'{{else if .File}} -r{{else if .Value}} -x{{end}}
 {{end}}{{end}}`))

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"vddkcp/internal/bytesize"
@@ -75,7 +74,7 @@ func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
 	if c.JSON {
 		print = info.printJSON
 	}
-	if err := print(os.Stdout); err != nil {
+	if err := print(standardOutput(ctx)); err != nil {
 		return fmt.Errorf("info %s: %w", c.Src, err)
 	}
 	return nil

@@ -23,7 +23,7 @@ func (c *mapCommand) Run(ctx context.Context, logs *logFlags) error {
 		return err
 	}
 	defer done()
-	out := bufio.NewWriterSize(os.Stdout, 64<<10)
+	out := bufio.NewWriterSize(standardOutput(ctx), 64<<10)
 	print := printMapTable
 	if c.JSON {
 		print = printMapJSON

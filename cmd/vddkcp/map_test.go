@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"vddkcp/internal/peer"
@@ -220,6 +221,35 @@ func TestMapIsStreamed(t *testing.T) {
 	}
 	if lines < 100_000 || !strings.HasSuffix(last, "}]\n") {
 		t.Errorf("after %d lines more it ends with %q", lines, last)
+	}
+}
+
+// TestMapIsStopped sends a signal while nobody reads.
+func TestMapIsStopped(t *testing.T) {
+	peer.Need(t, "go")
+	image := filepath.Join(t.TempDir(), "scattered.vmdk")
+	peer.Run(t, "go", "run", "../../scripts/scattered", image, "64", "10")
+	cmd := command(t, "map", "--json", image)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	cmd.Stdout = w
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	if _, err := io.ReadFull(r, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if res := ended(t, cmd, cmd.Wait(), &stderr); res.exit != 130 || !strings.Contains(res.stderr, "stopped by SIGINT") {
+		t.Errorf("exit status %d, %q; want 130", res.exit, res.stderr)
 	}
 }
 

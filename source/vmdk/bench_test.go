@@ -123,3 +123,19 @@ func BenchmarkOpenMarkers(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkMap asks for the allocation with the places of the bytes.
+func BenchmarkMap(b *testing.B) {
+	benchmarkImages(b, func(b *testing.B, d source.Disk) {
+		b.SetBytes(d.Size())
+		for b.Loop() {
+			var failed bool
+			for _, err := range source.Map(b.Context(), d, 0, d.Size()) {
+				failed = failed || err != nil
+			}
+			if failed {
+				b.Fatal("no map")
+			}
+		}
+	})
+}

@@ -84,6 +84,27 @@ func useWith(t *testing.T, f source.Disk, opener source.Opener) {
 			t.Fatalf("what is read at %d in pieces differs", off)
 		}
 	}
+	n = 0
+	for m, err := range source.Map(t.Context(), d, 0, size) {
+		if err != nil {
+			if strings.Contains(err.Error(), "want one that starts") {
+				t.Fatal(err)
+			}
+			break
+		}
+		if m.File != nil && m.Kind == source.Data && n < 16 {
+			p, q := make([]byte, min(m.Len, 4096)), make([]byte, min(m.Len, 4096))
+			if _, err := m.File.ReadAt(q, m.Pos); err != nil {
+				t.Fatalf("%+v: %v", m, err)
+			}
+			if _, err := d.ReadAt(p, m.Off); err != nil && err != io.EOF || !bytes.Equal(p, q) {
+				t.Fatalf("%+v reads as other bytes, %v", m, err)
+			}
+		}
+		if n++; n > 1<<16 {
+			break
+		}
+	}
 	_ = d.Info()
 }
 

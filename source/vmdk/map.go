@@ -17,7 +17,7 @@ type located interface {
 }
 
 // Map implements source.Mapped. Asking InFile for each extent would look at
-// the tables of a child again for each piece of its parent.
+// the rest of a child's grain table again for each piece of its parent.
 func (d *Disk) Map(ctx context.Context, off, length int64) iter.Seq2[source.Mapping, error] {
 	return func(yield func(source.Mapping, error) bool) {
 		end := off + length
@@ -71,8 +71,8 @@ func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit fu
 // other in a file.
 func (e *placed) locate(m source.Mapping, visit func(source.Mapping) error) error {
 	x, ok := e.extent.(located)
-	if !ok {
-		return visit(m)
+	if _, isFlat := x.(*flat); !ok || m.Kind == source.Zero && !isFlat {
+		return visit(m) // zeros by the tables are in no file
 	}
 	for left := m.Len; left > 0; left -= m.Len {
 		f, pos, n, ok := x.inFile(m.Off - e.start)
