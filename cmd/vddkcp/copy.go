@@ -52,7 +52,7 @@ type copyFlags struct {
 }
 
 type copyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a raw file, a block device, or - for standard input."`
+	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a raw file, a block device, a disk of an appliance (x.ova#1), or - for standard input."`
 	Dst string `arg:"" name:"DST" help:"Where to: a new file, a block device, - for standard output, or null: to only read."`
 	copyFlags
 }
@@ -195,6 +195,10 @@ func progressStyle(flag string) progress.Style {
 func asUsage(err error) error {
 	var target *sinkopen.UsageError
 	var src *sourceopen.UsageError
+	var choice *sourceopen.ChoiceError
+	if errors.As(err, &choice) {
+		return &usageError{err: err, hint: choice.Hint()}
+	}
 	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sinkopen.ErrNotWritten) || errors.Is(err, sourceopen.ErrNotRead) {
 		return &usageError{err: err}
 	}
@@ -215,7 +219,7 @@ func (j *job) finishReport(err error) error {
 	var stopped *signalError
 	var mismatch *transfer.MismatchError
 	switch {
-	case errors.As(err, &mismatch):
+	case errors.As(err, &mismatch), errors.As(err, new(*sourceopen.ManifestError)):
 		status, exit = transfer.StatusMismatch, exitStatus(err)
 	case errors.As(err, &stopped):
 		status, exit = transfer.StatusInterrupted, exitStatus(err)
@@ -306,6 +310,9 @@ func (j *job) run(ctx context.Context) error {
 			u.ReadUncached()
 		}
 	}
+	if err := j.verifyManifest(ctx, src); err != nil {
+		return err
+	}
 	dst, err := target.Create(ctx)
 	if err != nil {
 		return err
@@ -358,12 +365,37 @@ func (j *job) verifiable(target *sinkopen.Target) error {
 	return nil
 }
 
+// verifyManifest holds a disk of an appliance against the manifest, with
+// --verify: before the copy, which need not begin when the appliance is damaged.
+func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
+	m, ok := source.Ability[sourceopen.Manifest](src)
+	if !j.Verify || !ok {
+		return nil
+	}
+	j.counters.Enter(progress.Verify)
+	err := m.VerifyManifest(ctx)
+	if errors.Is(err, sourceopen.ErrNoManifest) {
+		j.warn(fmt.Sprintf("the source can't be verified, only the copy of it: %v", err))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("verify the source: %w", err)
+	}
+	j.log.Debug("the manifest agrees")
+	return nil
+}
+
 // describeSource fills in what the report says of the source.
 func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 	j.report.Transport, j.report.Connections = "file", 1
 	j.report.ExtentsSource = "map"
 	if plan.Data == plan.Size {
 		j.report.ExtentsSource = "full"
+	}
+	if w, ok := source.Ability[sourceopen.Warned](src); ok {
+		for _, message := range w.Warnings() {
+			j.warn(message)
+		}
 	}
 	if d, ok := source.Ability[source.Described](src); ok {
 		info := d.Info()

@@ -6,14 +6,16 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
 	"vddkcp/internal/bytesize"
 	"vddkcp/source"
+	sourceopen "vddkcp/source/open"
 )
 
 type infoCommand struct {
-	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a raw file or a block device."`
+	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a raw file, a block device, an appliance (x.ova) or a disk of it (x.ova#1)."`
 	JSON bool   `name:"json" help:"Print JSON."`
 	sourceFlags
 }
@@ -38,6 +40,8 @@ type imageInfo struct {
 	Geometry     *diskGeometry `json:"geometry,omitempty"`
 	Chain        []string      `json:"chain,omitempty"`
 	Extents      []imageExtent `json:"extents,omitempty"`
+
+	Disks []applianceDisk `json:"disks,omitempty"` // of an appliance
 }
 
 type diskIdentity struct {
@@ -58,18 +62,40 @@ type imageExtent struct {
 	Offset int64   `json:"offset"`
 }
 
+// applianceDisk is a disk of an appliance.
+type applianceDisk struct {
+	Number   int    `json:"number"`
+	Name     string `json:"name"`
+	File     string `json:"file"`
+	System   string `json:"system,omitempty"`
+	Format   string `json:"format,omitempty"`
+	Capacity int64  `json:"capacity"`
+	Size     int64  `json:"size"`
+	Error    string `json:"error,omitempty"` // why it can't be read
+}
+
 func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
-	// An appliance has several disks: what lists them will be asked here, by
-	// its address, before one disk is opened.
-	src, done, err := c.open(ctx, c.Src, logs)
-	if err != nil {
-		return err
+	var disks []sourceopen.DiskEntry
+	if c.SourceFormat == "" {
+		var err error
+		if disks, err = c.opener().Appliance(ctx, c.Src); err != nil {
+			return fmt.Errorf("info: %w", err)
+		}
 	}
-	defer done()
-	info, err := describeImage(ctx, c.Src, src)
-	if err != nil {
-		return fmt.Errorf("info %s: %w", c.Src, err)
+	var info *imageInfo
+	if len(disks) > 1 && sourceopen.IsWholeAppliance(c.Src) {
+		info = describeAppliance(c.Src, disks)
+	} else {
+		src, done, err := c.open(ctx, c.Src, logs)
+		if err != nil {
+			return err
+		}
+		defer done()
+		if info, err = describeImage(ctx, c.Src, src); err != nil {
+			return fmt.Errorf("info %s: %w", c.Src, err)
+		}
 	}
+	info.addDisks(disks)
 	print := info.printText
 	if c.JSON {
 		print = info.printJSON
@@ -78,6 +104,26 @@ func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
 		return fmt.Errorf("info %s: %w", c.Src, err)
 	}
 	return nil
+}
+
+// describeAppliance tells of an appliance as a whole: the sizes are sums.
+func describeAppliance(address string, disks []sourceopen.DiskEntry) *imageInfo {
+	i := &imageInfo{Source: address, Format: strings.ToLower(filepath.Ext(address)[1:])}
+	for _, d := range disks {
+		i.VirtualSize += d.Capacity
+		i.Allocated += d.Size
+	}
+	return i
+}
+
+func (i *imageInfo) addDisks(disks []sourceopen.DiskEntry) {
+	for _, d := range disks {
+		a := applianceDisk{Number: d.Number, Name: d.Name, File: d.File, System: d.System, Format: d.Format, Capacity: d.Capacity, Size: d.Size}
+		if d.Err != nil {
+			a.Error = d.Err.Error()
+		}
+		i.Disks = append(i.Disks, a)
+	}
 }
 
 // describeImage asks the disk at address for all that it can tell.
@@ -162,7 +208,24 @@ func (i *imageInfo) printText(out io.Writer) error {
 	for n, e := range i.Extents {
 		line([]string{"extents:", ""}[min(n, 1)], e.String())
 	}
+	for n, d := range i.Disks {
+		text([]string{"disks:", ""}[min(n, 1)], d.String())
+	}
 	return w.Flush()
+}
+
+func (d *applianceDisk) String() string {
+	s := fmt.Sprintf("#%d %s, %s", d.Number, d.Name, bothSizes(d.Capacity))
+	if d.System != "" {
+		s += " of " + d.System
+	}
+	if d.File != "" {
+		s += fmt.Sprintf(", in %s (%s)", d.File, bytesize.Format(d.Size))
+	}
+	if d.Error != "" {
+		s += ": " + d.Error
+	}
+	return s
 }
 
 func (e *imageExtent) String() string {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	sourceopen "vddkcp/source/open"
 	"vddkcp/transfer"
 )
 
@@ -170,7 +171,7 @@ func exitStatus(err error) int {
 		return 128 + int(stopped.signal)
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.As(err, new(*differenceError)), errors.As(err, new(*transfer.MismatchError)):
+	case errors.As(err, new(*differenceError)), errors.As(err, new(*transfer.MismatchError)), errors.As(err, new(*sourceopen.ManifestError)):
 		return exitDifference
 	}
 	return exitFailed

@@ -36,6 +36,11 @@ func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d s
 		closeLog()
 		return nil, nil, asUsage(err)
 	}
+	if w, ok := source.Ability[sourceopen.Warned](d); ok {
+		for _, message := range w.Warnings() {
+			log.Warn(message)
+		}
+	}
 	if i, ok := source.Ability[source.Described](d); ok {
 		info := i.Info()
 		if info.Format == "raw" && f.SourceFormat == "" && looksLikeVMDK(src) {

@@ -122,6 +122,9 @@ func IsAppliance(address string) bool {
 	return ok
 }
 
+// IsWholeAppliance reports whether address is one without #DISK.
+func IsWholeAppliance(address string) bool { return isApplianceName(address) }
+
 // splitAppliance splits the address of an appliance at the # that ends its path.
 func splitAppliance(address string) (path, choice string, ok bool) {
 	if isApplianceName(address) {
