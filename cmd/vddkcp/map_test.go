@@ -8,9 +8,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/peer"
 )
@@ -242,8 +245,15 @@ func TestMapIsStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.Close()
-	if _, err := io.ReadFull(r, make([]byte, 1)); err != nil {
+	full, err := unix.FcntlInt(r.Fd(), unix.F_GETPIPE_SZ, 0)
+	if err != nil {
 		t.Fatal(err)
+	}
+	for n := 0; n < full; { // then it waits, or is about to
+		if n, err = unix.IoctlGetInt(int(r.Fd()), unix.FIONREAD); err != nil {
+			t.Fatal(err)
+		}
+		runtime.Gosched()
 	}
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
