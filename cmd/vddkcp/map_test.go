@@ -250,7 +250,7 @@ func TestMapIsStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := 0; n < full; { // then it waits, or is about to
-		if n, err = unix.IoctlGetInt(int(r.Fd()), unix.FIONREAD); err != nil {
+		if n, err = unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ); err != nil {
 			t.Fatal(err)
 		}
 		runtime.Gosched()
