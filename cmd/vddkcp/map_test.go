@@ -240,16 +240,17 @@ func TestMapIsStopped(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
+	// Less than is written at once.
+	full, err := unix.FcntlInt(r.Fd(), unix.F_SETPIPE_SZ, os.Getpagesize())
+	if err != nil {
+		t.Fatal(err)
+	}
 	cmd.Stdout = w
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	w.Close()
-	full, err := unix.FcntlInt(r.Fd(), unix.F_GETPIPE_SZ, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for n := 0; n < full; { // then it waits, or is about to
+	for n := 0; n < full; { // then it waits for room for more, or is about to
 		if n, err = unix.IoctlGetInt(int(r.Fd()), unix.TIOCINQ); err != nil {
 			t.Fatal(err)
 		}
