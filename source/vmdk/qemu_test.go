@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -78,6 +79,23 @@ func extents(t testing.TB, d source.Disk) []source.Extent {
 	return all
 }
 
+// mappedExtents is what Map yields for the whole disk, wherever the bytes lie.
+func mappedExtents(t testing.TB, d source.Disk) []source.Extent {
+	t.Helper()
+	var all []source.Extent
+	for m, err := range source.Map(t.Context(), d, 0, d.Size()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(all); n > 0 && all[n-1].Kind == m.Kind && all[n-1].Depth == m.Depth && all[n-1].Absent == m.Absent {
+			all[n-1].Len += m.Len
+			continue
+		}
+		all = append(all, m.Extent)
+	}
+	return all
+}
+
 // agrees holds what we read from the image, and how it is allocated, against
 // what qemu-img says.
 func agrees(t *testing.T, path string) (want []byte) {
@@ -96,6 +114,9 @@ func agrees(t *testing.T, path string) (want []byte) {
 		t.Errorf("%s: qemu-img reads another content", path)
 	}
 	got, wantMap := extents(t, d), qemuMap(t, path)
+	if mapped := mappedExtents(t, d); !slices.Equal(mapped, got) {
+		t.Errorf("%s: Map has the extents %+v, Extents %+v", path, mapped, got)
+	}
 	for i := range max(len(got), len(wantMap)) {
 		if i >= len(got) || i >= len(wantMap) || got[i] != wantMap[i] {
 			t.Fatalf("%s: extent %d of %d and %d: got %+v\nqemu-img map: %+v", path, i, len(got), len(wantMap), tail(got, i), tail(wantMap, i))
