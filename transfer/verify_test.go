@@ -63,7 +63,7 @@ func TestCopyDigest(t *testing.T) {
 
 // A digest is of what the target reads as, also where that is its backing's.
 func TestDigestOfBacking(t *testing.T) {
-	backing := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xBB}, 300<<10)}
+	backing := &sourcetest.Memory{Bytes: bytes.Repeat([]byte("backing"), 300<<10/7)}
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xEE}, 512<<10), ExtentList: []source.Extent{
 		{Off: 0, Len: 448 << 10, Kind: source.Same},
 		{Off: 448 << 10, Len: 64 << 10},
@@ -72,7 +72,7 @@ func TestDigestOfBacking(t *testing.T) {
 	copy(want, backing.Bytes)
 	copy(want[448<<10:], src.Bytes[448<<10:])
 	dst := &sinktest.Memory{Unit: 64 << 10, Zeroed: true}
-	result, err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{Backing: backing}), plan(t, src), transfer.Options{Backing: backing, Verify: true})
+	result, err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{Backing: backing}), plan(t, src), transfer.Options{Backing: backing, Verify: true, RequestSize: 64 << 10})
 	if err != nil || result.Digest.Value != blksum(want) || result.Verify.Status != transfer.VerifyOK {
 		t.Errorf("%+v, %v", result, err)
 	}

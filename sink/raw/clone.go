@@ -30,7 +30,7 @@ func cloneUnit(p *place, f *os.File, sys system) int64 {
 	}
 	unit := folder.Bsize
 	info, err := f.Stat()
-	if err != nil || unit <= 0 || bits.OnesCount64(uint64(unit)) != 1 || info.Mode().Type() != 0 || info.Size() < unit {
+	if err != nil || unit <= 0 || bits.OnesCount64(uint64(unit)) != 1 || info.Mode().Type() != 0 {
 		return 0
 	}
 	var probe int
