@@ -4,10 +4,11 @@
 // The extents of the descriptor decide what is read, not its createType: FLAT
 // and VMFS from a file, SPARSE from a hosted sparse extent of version 1 to 3,
 // compressed or not, with its grain directory in the header or the footer or, of
-// a whole stream, with none, and ZERO. A child has its parent's content where its own grain tables have
-// nothing; the parent is found by parentFileNameHint and must have the CID that
-// the child's parentCID says. Encrypted disks, raw device mappings and physical
-// devices are refused, and vmfsSparse (COWD) and seSparse extents for now.
+// a whole stream, with none, and ZERO. A child has its parent's content where
+// its own grain tables have nothing; the parent is found by parentFileNameHint
+// and must have the CID that the child's parentCID says. Encrypted disks, raw
+// device mappings and physical devices are refused, and vmfsSparse (COWD) and
+// seSparse extents for now.
 //
 // What is damaged is an error when it is come to, never zeros. An image takes
 // at most 6 MiB for its tables, with all its parents, and each reader of
