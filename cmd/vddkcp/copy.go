@@ -452,8 +452,12 @@ func (j *job) drop(n int64) bool {
 }
 
 func (j *job) printPlan(w io.Writer, plan *transfer.Plan, shared int64, target *sinkopen.Target) error {
-	_, err := fmt.Fprintf(w, "source: %s\ntarget: %s (%s)\nsize: %d bytes (%s)\nto copy: %d bytes (%s) in %d extents\nof these shared: %d bytes (%s)\nholes: %d bytes (%s)\n",
-		j.Src, j.Dst, target, plan.Size, bytesize.Format(plan.Size),
-		plan.Data, bytesize.Format(plan.Data), plan.Extents, shared, bytesize.Format(shared), plan.Zero+plan.Same, bytesize.Format(plan.Zero+plan.Same))
+	text := fmt.Sprintf("source: %s\ntarget: %s (%s)\nsize: %d bytes (%s)\nto copy: %d bytes (%s) in %d extents\n",
+		j.Src, j.Dst, target, plan.Size, bytesize.Format(plan.Size), plan.Data, bytesize.Format(plan.Data), plan.Extents)
+	if shared > 0 {
+		text += fmt.Sprintf("of these shared: %d bytes (%s)\n", shared, bytesize.Format(shared))
+	}
+	holes := plan.Zero + plan.Same
+	_, err := fmt.Fprintf(w, "%sholes: %d bytes (%s)\n", text, holes, bytesize.Format(holes))
 	return err
 }
