@@ -1,6 +1,7 @@
 package vmdk
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -147,7 +148,7 @@ func (s *sparse) initRegions(want int64, field func(off int) uint64) error {
 
 // disjoint returns an error where two regions have bytes in common.
 func disjoint(all []region) error {
-	slices.SortFunc(all, func(a, b region) int { return int(min(max(a.start-b.start, -1), 1)) })
+	slices.SortFunc(all, func(a, b region) int { return cmp.Compare(a.start, b.start) })
 	for i := range all[1:] {
 		if a, b := all[i], all[i+1]; a.end > b.start {
 			return fmt.Errorf("the %s, bytes %d to %d of the file, and the %s, from byte %d on, overlap: the seSparse header is damaged", a.what, a.start, a.end, b.what, b.start)
