@@ -300,7 +300,7 @@ func TestDeltaChain(t *testing.T) {
 	}
 	check()
 	for i, x := range []delta{
-		{grains: grains(512, slices.Concat(span(0, 3), span(2040, 100), span(5000, 4096), []int64{30000, capacity - 1})...)},
+		{grains: grains(512, slices.Concat(span(0, 3), span(2040, 100), span(8000, 300), []int64{30000, capacity - 1})...)},
 		{se: true, grains: grains(4096, slices.Concat(span(1, 5), span(260, 30), span(4090, 12), []int64{8201})...)},
 		{grains: grains(512, slices.Concat(span(16, 8), span(2100, 3), span(33000, 70))...)},
 		{se: true},
