@@ -331,10 +331,25 @@ func TestDeltaChain(t *testing.T) {
 	path = write(t, dir, name, fmt.Appendf(nil, "%screateType=\"vmfsSparse\"\nRW %d SPARSE \"1\"\nRW %d SESPARSE \"2\"\n", head(name, parent), first.capacity, second.capacity))
 	want = slices.Concat(first.image().over(want[:32768*sector]), second.image().over(want[32768*sector:]))
 	check()
-	conforms(t, path, want)
 	if got := len(mustOpen(t, path).Info().Chain); got != 7 {
 		t.Errorf("%d images in the chain, want 7", got)
 	}
+}
+
+// TestShortDeltaChain runs the suite of source.Disk, which reads a disk often,
+// on a chain of a short disk.
+func TestShortDeltaChain(t *testing.T) {
+	const capacity = 900
+	dir := t.TempDir()
+	want := random(1, capacity*sector)
+	write(t, dir, "base-flat.vmdk", want)
+	write(t, dir, "base.vmdk", fmt.Appendf(nil, "%sRW %d VMFS \"base-flat.vmdk\"\n", head("base.vmdk", ""), capacity))
+	cowd := delta{capacity: capacity, grains: grains(512, slices.Concat(span(3, 70), span(300, 5), []int64{899})...)}
+	cowd.described(t, dir, "disk-1.vmdk", "base.vmdk")
+	se := delta{se: true, capacity: capacity, grains: grains(4096, 0, 8, 9, 40, 41)}
+	se.grains[1], se.grains[38] = nil, nil
+	path, _ := se.described(t, dir, "disk-1-1.vmdk", "disk-1.vmdk")
+	conforms(t, path, se.image().over(cowd.image().over(want)))
 }
 
 // TestDeltaReads counts the calls that read a file: one for neighbours.
