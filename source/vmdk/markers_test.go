@@ -100,7 +100,9 @@ func TestMarkers(t *testing.T) {
 			if !bytes.Equal(content(t, d), want) {
 				t.Fatal("another content")
 			}
-			if len(want) < 3<<20 {
+			// The suite takes its time, and what differs here is the opening.
+			switch c.name {
+			case "gdOffset 0", "full", "grain of 1 sector":
 				conforms(t, path, want)
 			}
 		})
@@ -312,7 +314,7 @@ func (s *streamed) ReadAt(p []byte, off int64) (int, error) {
 // have, in disks of up to 64 TiB, and more such extents than those of an image.
 func TestManyMarkers(t *testing.T) {
 	for _, c := range []struct{ n, step, extents int64 }{
-		{300_000, 1, 1}, {100_000, 2, 1}, {100_000, 2048, 1}, {70_000, 15_000, 1}, {40_000, 2048, 10},
+		{300_000, 1, 1}, {100_000, 2, 1}, {100_000, 2048, 1}, {70_000, 15_000, 1}, {40_000, 2048, 2},
 	} {
 		t.Run(fmt.Sprintf("%d of %d, %d times", c.n, c.n*c.step, c.extents), func(t *testing.T) {
 			s := newStreamed(c.n, c.step)
@@ -342,18 +344,20 @@ func TestManyMarkers(t *testing.T) {
 				if err != nil && err != io.EOF {
 					t.Fatal(err)
 				}
-				for k, got := range p[:n] {
-					g := (off + int64(k)) / 65536 % (c.n * c.step)
+				for got := p[:n]; len(got) > 0; {
+					g := off / 65536 % (c.n * c.step)
 					want := byte(0)
 					if g%c.step == 0 {
 						want = byte(g/c.step%64 + 1)
 					}
-					if got != want {
-						t.Fatalf("byte %d is %d, want %d", off+int64(k), got, want)
+					here := min(int64(len(got)), 65536-off%65536)
+					if !bytes.Equal(got[:here], bytes.Repeat([]byte{want}, int(here))) {
+						t.Fatalf("bytes %d to %d are not all %d", off, off+here, want)
 					}
+					got, off = got[here:], off+here
 				}
 			}
-			for range 60 {
+			for range 30 {
 				grain := r.Int64N(c.n*c.extents) * c.step
 				check(max(0, grain*65536-r.Int64N(70000)))
 			}
