@@ -110,8 +110,8 @@ func TestAddresses(t *testing.T) {
 		{address: "disk.qcow2", format: "raw", want: "raw", content: "QFI\xfb\x00\x00\x00\x03"},
 		{address: "nearly", want: "raw", content: "\xbe\xba\xfe\xca\x00\x00\x00\x01" + sector},
 
-		{address: "disk.qcow2", fails: true, want: notRead},
-		{address: "disk.raw", format: "qcow2", fails: true, want: notRead},
+		{address: "disk.qcow2", fails: true, want: "it is truncated"},
+		{address: "disk.raw", format: "qcow2", fails: true, want: "no qcow2 image"},
 		{address: "a=b", fails: true, want: notRead},
 		{address: "server=esxi", fails: true, want: notRead},
 		{address: "file=disk.raw", fails: true, want: notRead},
