@@ -338,7 +338,7 @@ func (o *Opener) inArchive(a *ova.Appliance, member string, children ...string) 
 		}
 		if format != "raw" && slices.Contains(chain, named) {
 			f.Close()
-			return nil, fmt.Errorf("%s names %q, an earlier image of the chain: it loops", from, name)
+			return nil, fmt.Errorf("%s names %q, an earlier image of the chain: the chain of parents loops", from, name)
 		}
 		if len(chain) > maxChain {
 			f.Close()

@@ -296,9 +296,9 @@ func (d *Disk) read(p []byte, r *run, s stretch) error {
 		return d.badEntry(r, s.off)
 	}
 	if end := s.pos + s.n; end > d.dataSize {
-		// The first of them that is not there.
-		off := max(s.off, s.off+d.dataSize-s.pos)
-		return d.errorAt(off>>d.clusterShift, "it is at offset %d of %s and needs the bytes up to %d, the file has %d: it is truncated, or the L2 table is damaged", s.pos+off-s.off, d.dataPath, end, d.dataSize)
+		c := max(s.off, s.off+d.dataSize-s.pos) >> d.clusterShift // the first that is not whole
+		start := max(s.off, c<<d.clusterShift)
+		return d.errorAt(c, "it is at offset %d of %s, which has %d bytes: that is truncated, or the L2 table is damaged", s.pos+start-s.off, d.dataPath, d.dataSize)
 	}
 	if err := readFull(d.data, p, s.pos); err != nil {
 		return d.errorAt(s.off>>d.clusterShift, "%w", err)
