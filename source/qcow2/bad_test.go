@@ -119,7 +119,7 @@ func TestBadTables(t *testing.T) {
 		{"zstd longer in two", zstd, func(l *layout) { l.pack(1, append(zstandard(random(1, 60000)), zstandard(random(1, 60000))...)) }, "they unpack to more than a cluster of 65536"},
 		{"zstd wrong", zstd, func(l *layout) { l.pack(1, random(1, 600)) }, "no zstd frame"},
 		{"zstd cut", zstd, func(l *layout) { l.pack(1, zstandard(random(1, 65536))[:1000]) }, "is cut at its byte"},
-		{"truncated", image{size: 8 << 16, clusters: some(65536, 2, 1)}, func(l *layout) { l.put64(l.l2(1), l.get64(l.l2(2))); l.file = l.file[:len(l.file)-1] }, "it is truncated"},
+		{"truncated", image{size: 8 << 16, clusters: some(65536, 2, 1)}, func(l *layout) { l.put64(l.l2(1), l.get64(l.l2(2))); l.file = l.file[:len(l.file)-1] }, "it is at offset 262144 of "},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := c.im.build()

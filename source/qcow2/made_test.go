@@ -27,6 +27,7 @@ func TestMade(t *testing.T) {
 		"empty":       {size: 1 << 30},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			path := write(t, t.TempDir(), "x.qcow2", im.build().file)
 			if im.size > 64<<20 {
 				if got, want := extents(t, mustOpen(t, path)), (source.Extent{Len: im.size, Kind: source.Zero, Absent: true}); len(got) != 1 || got[0] != want {
@@ -37,7 +38,8 @@ func TestMade(t *testing.T) {
 			if got := content(t, mustOpen(t, path)); !bytes.Equal(got, im.content()) {
 				t.Error("another content")
 			}
-			if !strings.Contains(name, "2M") {
+			switch name {
+			case "plain", "zlib", "two tables":
 				conforms(t, path, im.content())
 			}
 		})
