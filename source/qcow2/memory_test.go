@@ -113,9 +113,9 @@ func TestHugeDisk(t *testing.T) {
 // each other in it.
 func TestReadsTogether(t *testing.T) {
 	for _, packed := range []string{"", "zlib", "zstd"} {
-		reads := 0
+		reads, most := 0, 0
 		im := image{size: 4 << 16, packed: packed, clusters: some(65536, 0, 1, 2, 3)}
-		f := &sourcetest.Memory{Bytes: im.build().file, OnRead: func(int64, int) error { reads++; return nil }}
+		f := &sourcetest.Memory{Bytes: im.build().file, OnRead: func(_ int64, n int) error { reads, most = reads+1, max(most, n); return nil }}
 		d, err := qcow2.Open(t.Context(), "x", f, nil, qcow2.Options{})
 		if err != nil {
 			t.Fatal(err)
@@ -130,6 +130,11 @@ func TestReadsTogether(t *testing.T) {
 		}
 		if reads != 1 {
 			t.Errorf("%q: %d reads, want 1", packed, reads)
+		}
+		// And of one that is compressed no more than it has.
+		most = 0
+		if _, err := d.ReadAt(p[:65536], 0); err != nil || packed != "" && most > 30<<10 {
+			t.Errorf("%q: %d bytes read, %v", packed, most, err)
 		}
 		d.Close()
 	}
