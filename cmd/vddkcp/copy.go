@@ -52,7 +52,7 @@ type copyFlags struct {
 }
 
 type copyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a raw file, a block device, a disk of an appliance (x.ova#1), or - for standard input."`
+	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), or - for standard input."`
 	Dst string `arg:"" name:"DST" help:"Where to: a new file, a block device, - for standard output, or null: to only read."`
 	copyFlags
 }

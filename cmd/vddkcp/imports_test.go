@@ -13,7 +13,7 @@ var imports = []struct{ room, may string }{
 	{"vddkcp/transfer/digest", ""},
 	{"vddkcp/transfer/progress", ""},
 	{"vddkcp/transfer", "source sink transfer/digest transfer/progress"},
-	{"vddkcp/source/open", "source source/ova source/raw source/vmdk"},
+	{"vddkcp/source/open", "source source/ova source/qcow2 source/raw source/vmdk"},
 	{"vddkcp/sink/open", "sink sink/raw"},
 	{"vddkcp/source/", "source"},
 	{"vddkcp/source", ""},

@@ -15,7 +15,7 @@ import (
 )
 
 type infoCommand struct {
-	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a raw file, a block device, an appliance (x.ova) or a disk of it (x.ova#1)."`
+	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a qcow2, a raw file, a block device, an appliance (x.ova) or a disk of it (x.ova#1)."`
 	JSON bool   `name:"json" help:"Print JSON."`
 	sourceFlags
 }

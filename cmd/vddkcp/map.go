@@ -12,7 +12,7 @@ import (
 )
 
 type mapCommand struct {
-	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a raw file or a block device."`
+	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a qcow2, a raw file or a block device."`
 	JSON bool   `name:"json" help:"Print JSON, as qemu-img map --output=json does."`
 	sourceFlags
 }
@@ -41,7 +41,7 @@ func (c *mapCommand) Run(ctx context.Context, logs *logFlags) error {
 // printMapJSON prints the array that docs/cli.md has, an object a line. It is
 // encoded by hand: a disk can have some hundred million extents.
 func printMapJSON(ctx context.Context, w *bufio.Writer, src source.Disk) error {
-	holesAreData := mapsHolesAsData(src)
+	format := formatOf(src)
 	w.WriteByte('[')
 	first := true
 	for m, err := range source.Map(ctx, src, 0, src.Size()) {
@@ -64,7 +64,7 @@ func printMapJSON(ctx context.Context, w *bufio.Writer, src source.Disk) error {
 		b = append(b, `, "zero": `...)
 		b = strconv.AppendBool(b, m.Kind == source.Zero)
 		b = append(b, `, "data": `...)
-		b = strconv.AppendBool(b, m.Kind == source.Data || holesAreData && m.Kind == source.Zero && m.File != nil)
+		b = strconv.AppendBool(b, m.Kind == source.Data || isDataHole(format, m))
 		if m.File != nil {
 			b = append(b, `, "offset": `...)
 			b = strconv.AppendInt(b, m.Pos, 10)
@@ -78,12 +78,19 @@ func printMapJSON(ctx context.Context, w *bufio.Writer, src source.Disk) error {
 	return err
 }
 
-// mapsHolesAsData says what "data" is of a hole in a file that has the bytes of
-// src: in a flat VMDK qemu-img calls them data that is zero, in a raw file no
-// data.
-func mapsHolesAsData(src source.Disk) bool {
-	d, ok := source.Ability[source.Described](src)
-	return ok && d.Info().Format != "raw"
+// isDataHole says what "data" is of a hole in a file that has the bytes of m, a
+// mapping of a disk of the format: in a flat VMDK, and in a qcow2 where only
+// metadata are preallocated, qemu-img calls it data that is zero, in a raw file
+// no data, also where that backs a qcow2.
+func isDataHole(format string, m source.Mapping) bool {
+	return m.Kind == source.Zero && m.File != nil && (format == "vmdk" || format == "qcow2" && m.Depth == 0)
+}
+
+func formatOf(src source.Disk) string {
+	if d, ok := source.Ability[source.Described](src); ok {
+		return d.Info().Format
+	}
+	return "raw"
 }
 
 // printMapTable prints the extents that have data, as qemu-img map does.

@@ -14,7 +14,7 @@ import (
 // sourceFlags are the flags of every command that opens a source, by
 // docs/cli.md.
 type sourceFlags struct {
-	SourceFormat string   `help:"Format of SRC instead of probing it: raw or vmdk." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Source:"`
+	SourceFormat string   `help:"Format of SRC instead of probing it: raw, vmdk or qcow2." enum:",raw,vmdk,qcow2" default:"" placeholder:"FORMAT" group:"Source:"`
 	AllowPath    []string `help:"Folder that SRC may name files in, beside its own (repeatable; / for all)." placeholder:"DIR" sep:"none" group:"Source:"`
 	SingleLink   bool     `help:"Read SRC without its parents: what it lacks is not here, not zeros." group:"Source:"`
 }

@@ -19,7 +19,7 @@ import (
 
 // verifyCommand compares disks, by docs/cli.md.
 type verifyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk that is right: a VMDK, a raw file or a block device. With --digest the only disk."`
+	Src string `arg:"" name:"SRC" help:"The disk that is right: a VMDK, a qcow2, a raw file or a block device. With --digest the only disk."`
 	Dst string `arg:"" name:"DST" optional:"" help:"The disk to verify, of the same kinds."`
 
 	sourceFlags

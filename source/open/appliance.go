@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,8 +25,8 @@ type Manifest interface {
 }
 
 // Warned is the ability of a disk to tell of what is odd and no error: an
-// appliance's descriptor that says other sizes than the disk has. The warnings
-// name the file.
+// appliance's descriptor that says other sizes than the disk has, an image that
+// was not closed cleanly. The warnings name the file.
 type Warned interface{ Warnings() []string }
 
 // ManifestError is a file that is not what the manifest of its appliance says.
@@ -308,6 +309,9 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, beside
 		return nil, err
 	}
 	d.warnings = a.Warnings(i, size, d.Size())
+	if w, ok := source.Ability[Warned](d.Disk); ok {
+		d.warnings = append(d.warnings, w.Warnings()...)
+	}
 	return d, nil
 }
 
@@ -320,8 +324,10 @@ func pathOf(f source.Disk, name string) string {
 }
 
 // inArchive returns the Opener for what the image called member in the archive
-// names: other members of it, and nothing else.
-func (o *Opener) inArchive(a *ova.Appliance, member string) source.Opener {
+// names: other members of it, and nothing else. Children are the members by
+// whose backing files it came here.
+func (o *Opener) inArchive(a *ova.Appliance, member string, children ...string) source.Opener {
+	chain := append(children[:len(children):len(children)], member)
 	return func(ctx context.Context, from, name, format string) (source.Disk, error) {
 		f, named, err := a.OpenFile(ctx, member, name)
 		if errors.Is(err, os.ErrNotExist) {
@@ -330,7 +336,15 @@ func (o *Opener) inArchive(a *ova.Appliance, member string) source.Opener {
 		if err != nil {
 			return nil, err
 		}
-		return o.openImage(ctx, f, pathOf(f, named), format, func() (source.Opener, error) { return o.inArchive(a, named), nil })
+		if format != "raw" && slices.Contains(chain, named) {
+			f.Close()
+			return nil, fmt.Errorf("%s names %q, an earlier image of the chain: the chain of parents loops", from, name)
+		}
+		if len(chain) > maxChain {
+			f.Close()
+			return nil, fmt.Errorf("%s: the chain up to here has %d images, want at most %d", from, len(chain), maxChain)
+		}
+		return o.openImage(ctx, f, pathOf(f, named), format, func() (source.Opener, error) { return o.inArchive(a, named, chain...), nil })
 	}
 }
 

@@ -320,18 +320,23 @@ func TestReferencesOfAppliances(t *testing.T) {
 		"in/a.vmdk": flat("x.bin"), "in/abs.vmdk": flat("/etc/passwd"), "in/up.vmdk": flat("../secret"), "in/none.vmdk": flat("none.bin"), "in/link.vmdk": flat("l"),
 		"in/sub/b.vmdk": flat("y.bin"), "in/sub/c.vmdk": flat("../x.bin"),
 		"in/child.vmdk": child(2, "sub/parent.vmdk", 1), "in/sub/parent.vmdk": base(1), "in/loop.vmdk": child(1, "loop.vmdk", 1),
+		"in/q.qcow2": overlay("x.bin", "raw"), "in/over.qcow2": overlay("a.vmdk", "vmdk"), "in/round.qcow2": overlay("sub/back", "qcow2"), "in/sub/back": overlay("../round.qcow2", "qcow2"), "in/self.qcow2": overlay("self.qcow2", "qcow2"),
 		"in/l": "-> ../secret",
 	}
-	disks := []string{"a.vmdk", "sub/b.vmdk", "sub/c.vmdk", "child.vmdk", "abs.vmdk", "up.vmdk", "none.vmdk", "loop.vmdk", "link.vmdk", "../secret", "/etc/passwd"}
+	disks := []string{"q.qcow2", "over.qcow2", "round.qcow2", "self.qcow2", "a.vmdk", "sub/b.vmdk", "sub/c.vmdk", "child.vmdk", "abs.vmdk", "up.vmdk", "none.vmdk", "loop.vmdk", "link.vmdk", "../secret", "/etc/passwd"}
 	files["in/x.ovf"] = ovf("", "", disks...)
 	write(t, dir, files)
 	in := filepath.Join(dir, "in")
-	tarUp(t, in, "x.ova", "gnu", "x.ovf", "x.bin", "sub", "a.vmdk", "abs.vmdk", "up.vmdk", "none.vmdk", "link.vmdk", "child.vmdk", "loop.vmdk")
+	tarUp(t, in, "x.ova", "gnu", "x.ovf", "x.bin", "sub", "a.vmdk", "abs.vmdk", "up.vmdk", "none.vmdk", "link.vmdk", "child.vmdk", "loop.vmdk", "q.qcow2", "over.qcow2", "round.qcow2", "self.qcow2")
 	zeros := strings.Repeat("\x00", 512)
 	for _, c := range []struct {
 		disk, archive, folder string // the content, or after "!" a part of the error
 	}{
 		{"a.vmdk", sector, sector},
+		{"q.qcow2", sector, sector},
+		{"over.qcow2", sector, sector},
+		{"round.qcow2", "!the chain of parents loops", "!outside of its folder"},
+		{"self.qcow2", "!the chain of parents loops", "!the chain of images loops"},
 		{"sub/b.vmdk", p, p},
 		{"sub/c.vmdk", sector, "!outside of its folder"},
 		{"child.vmdk", zeros, zeros},
@@ -451,7 +456,7 @@ func TestApplianceDisagrees(t *testing.T) {
 		"gz.ovf": strings.Replace(ovf("", "", "x.img"), "<File ", `<File ovf:compression="gzip" `, 1),
 	})
 	for address, want := range map[string]string{
-		"raw.ovf": "x.img: no VMDK image", "empty.ovf": "e: the file is empty", "zero.ova": "the file is empty", "text.ovf": "no XML element", "tar.ovf": "illegal character",
+		"raw.ovf": "x.img: no VMDK image", "qcow2.ovf": "q: the file has 8 bytes, a qcow2 header 72", "empty.ovf": "e: the file is empty", "zero.ova": "the file is empty", "text.ovf": "no XML element", "tar.ovf": "illegal character",
 		"gz.ovf": `is compressed (ovf:compression="gzip")`, "raw.ova": "no such file",
 	} {
 		d, err := new(open.Opener).Open(t.Context(), filepath.Join(dir, address), "")

@@ -3,7 +3,6 @@
 package open
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +13,7 @@ import (
 	"sync"
 
 	"vddkcp/source"
+	"vddkcp/source/qcow2"
 	"vddkcp/source/raw"
 	"vddkcp/source/vmdk"
 )
@@ -53,8 +53,8 @@ type File struct {
 }
 
 // Open opens the disk that address names: a local file or block device, whose
-// format is found out from its content where format is empty, else "raw" or
-// "vmdk"; or, where format is empty, PATH.ova or PATH.ovf, the disk of an
+// format is found out from its content where format is empty, else "raw",
+// "vmdk" or "qcow2"; or, where format is empty, PATH.ova or PATH.ovf, the disk of an
 // appliance, with #NUMBER or #NAME after it where it has several. The disk lives
 // under ctx. That of an appliance is Manifest and Warned besides.
 //
@@ -106,9 +106,7 @@ var (
 
 func checkAddress(address, format string) error {
 	switch format {
-	case "", "raw", "vmdk":
-	case "qcow2":
-		return fmt.Errorf("%s as qcow2: %w", address, ErrNotRead)
+	case "", "raw", "vmdk", "qcow2":
 	default:
 		return usage("source format %q: want raw, vmdk or qcow2", format)
 	}
@@ -185,6 +183,17 @@ func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format stri
 			return nil, err
 		}
 		return d, nil
+	case "qcow2":
+		opener, err := references()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		d, err := qcow2.Open(ctx, path, f, opener, qcow2.Options{SingleLink: o.SingleLink})
+		if err != nil {
+			return nil, err
+		}
+		return d, nil
 	}
 	f.Close()
 	return nil, fmt.Errorf("%s, a %s image: %w", path, format, ErrNotRead)
@@ -199,7 +208,7 @@ func probe(f source.Disk) (format string, err error) {
 	switch {
 	case vmdk.Probe(head):
 		return "vmdk", nil
-	case bytes.HasPrefix(head, []byte("QFI\xfb")):
+	case qcow2.Probe(head):
 		return "qcow2", nil
 	}
 	return "raw", nil

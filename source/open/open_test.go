@@ -2,6 +2,7 @@ package open_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -50,6 +51,24 @@ func child(cid int, parent string, parentCID int) string {
 	return fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=%08x\nparentFileNameHint=%q\ncreateType=\"custom\"\nRW 1 ZERO\n", cid, parentCID, parent)
 }
 
+// overlay is a qcow2 image of one cluster of 512 bytes, which it lacks.
+func overlay(backing, format string) string {
+	b := make([]byte, 512, 520)
+	copy(b, "QFI\xfb\x00\x00\x00\x03")
+	binary.BigEndian.PutUint64(b[8:], 144) // of the backing file's name
+	binary.BigEndian.PutUint32(b[16:], uint32(len(backing)))
+	b[23] = 9                               // cluster_bits
+	binary.BigEndian.PutUint64(b[24:], 512) // size
+	b[39] = 1                               // l1_size
+	binary.BigEndian.PutUint64(b[40:], 512) // l1_table_offset
+	b[103] = 104                            // header_length
+	binary.BigEndian.PutUint32(b[104:], 0xe2792aca)
+	binary.BigEndian.PutUint32(b[108:], uint32(len(format)))
+	copy(b[112:], format)
+	copy(b[144:], backing)
+	return string(b[:520])
+}
+
 // base is a descriptor of a disk of zeros.
 func base(cid int) string {
 	return fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=ffffffff\ncreateType=\"custom\"\nRW 1 ZERO\n", cid)
@@ -76,7 +95,7 @@ func TestAddresses(t *testing.T) {
 		"disk.vmdk": flat("disk.raw"), "named-otherwise.img": flat("disk.raw"),
 		"link": "-> disk.vmdk", "folder/link": "-> ../disk.vmdk", "folder/x": "",
 		"disk.qcow2": "QFI\xfb\x00\x00\x00\x03", "cowd": cowd, "sesparse": seSparse, "nearly": "\xbe\xba\xfe\xca\x00\x00\x00\x01" + sector,
-		"a.ova": sector, "a.vmdk#1": sector,
+		"a.ova": sector, "a.vmdk#1": sector, "over.qcow2": overlay("disk.raw", "raw"), "over": overlay("disk.vmdk", "vmdk"),
 	})
 	if err := unix.Mkfifo("fifo", 0o600); err != nil {
 		t.Fatal(err)
@@ -105,13 +124,16 @@ func TestAddresses(t *testing.T) {
 		{address: "disk.vmdk", format: "raw", want: "raw", content: flat("disk.raw")},
 		{address: "named-otherwise.img", want: "vmdk"},
 		{address: "link", want: "vmdk"},
+		{address: "over.qcow2", want: "qcow2"},
+		{address: "over.qcow2", format: "qcow2", want: "qcow2"},
+		{address: "over", want: "qcow2"},
 		{address: "folder/link", want: "vmdk"}, // its folder is the file's, not the link's
 		{address: "a.ova", format: "raw", want: "raw"},
 		{address: "disk.qcow2", format: "raw", want: "raw", content: "QFI\xfb\x00\x00\x00\x03"},
 		{address: "nearly", want: "raw", content: "\xbe\xba\xfe\xca\x00\x00\x00\x01" + sector},
 
-		{address: "disk.qcow2", fails: true, want: notRead},
-		{address: "disk.raw", format: "qcow2", fails: true, want: notRead},
+		{address: "disk.qcow2", fails: true, want: "it is truncated"},
+		{address: "disk.raw", format: "qcow2", fails: true, want: "no qcow2 image"},
 		{address: "a=b", fails: true, want: notRead},
 		{address: "server=esxi", fails: true, want: notRead},
 		{address: "file=disk.raw", fails: true, want: notRead},
@@ -500,8 +522,9 @@ func TestNothingIsLeftOpen(t *testing.T) {
 	write(t, dir, map[string]string{
 		"a.vmdk": child(3, "b.vmdk", 2), "b.vmdk": child(2, "c.vmdk", 9), "c.vmdk": flat("c.bin"), "c.bin": sector,
 		"outside/x.vmdk": flat("../c.bin"), "loop.vmdk": child(1, "loop.vmdk", 1), "q.qcow2": "QFI\xfb",
+		"over.qcow2": overlay("up.qcow2", "qcow2"), "up.qcow2": overlay("../x", "raw"), "round.qcow2": overlay("back.qcow2", "qcow2"), "back.qcow2": overlay("round.qcow2", "qcow2"),
 	})
-	for _, name := range []string{"a.vmdk", "outside/x.vmdk", "loop.vmdk", "q.qcow2"} {
+	for _, name := range []string{"a.vmdk", "outside/x.vmdk", "loop.vmdk", "q.qcow2", "over.qcow2", "round.qcow2"} {
 		d, err := new(open.Opener).Open(t.Context(), filepath.Join(dir, name), "")
 		if err == nil {
 			d.Close()

@@ -1,0 +1,295 @@
+package qcow2
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/bits"
+	"strconv"
+	"strings"
+
+	"vddkcp/source"
+)
+
+// magic is what an image begins with, version 1 of the format too.
+const magic = "QFI\xfb"
+
+const (
+	headerSize2  = 72 // bytes of the header of version 2
+	headerSize3  = 104
+	minCluster   = 9 // bits
+	maxCluster   = 21
+	minExtended  = 14       // bits, of clusters that have subclusters
+	maxL1        = 32 << 20 // bytes, as qemu has it
+	maxName      = 1023     // bytes of a backing file's name
+	maxRefOrder  = 6
+	subclusters  = 32
+	compressZlib = 0 // the values of compression_type
+	compressZstd = 1
+)
+
+// The incompatible features ("Header", bytes 72 to 79).
+const (
+	featureDirty = 1 << iota
+	featureCorrupt
+	featureDataFile
+	featureCompression
+	featureExtendedL2
+
+	featuresKnown = featureDirty | featureCorrupt | featureDataFile | featureCompression | featureExtendedL2
+)
+
+// The types of header extensions that are read.
+const (
+	extEnd           = 0
+	extBackingFormat = 0xe2792aca
+	extFeatureNames  = 0x6803f857
+	extDataFile      = 0x44415441
+)
+
+// header is what an image says of itself ("Header" and "Header extensions" of
+// the specification, docs/interop/qcow2.txt of qemu).
+type header struct {
+	version      uint32
+	clusterShift uint
+	size         int64 // of the disk, bytes
+	l1Offset     int64 // in the file
+	l1Entries    int64 // that the disk needs; there may be more
+	snapshots    uint32
+	features     uint64 // incompatible ones
+	compression  uint8
+
+	backingName, backingFormat string // "": none, not recorded
+	dataName                   string
+}
+
+func (h *header) has(feature uint64) bool { return h.features&feature != 0 }
+
+// entryShift is of the bytes of an entry of an L2 table.
+func (h *header) entryShift() uint {
+	if h.has(featureExtendedL2) {
+		return 4
+	}
+	return 3
+}
+
+// readHeader reads and checks the header of f and its extensions.
+func readHeader(f source.Disk) (*header, error) {
+	b := make([]byte, min(f.Size(), headerSize3+8))
+	if err := readFull(f, b, 0); err != nil {
+		return nil, err
+	}
+	if !Probe(b) {
+		if len(b) == 0 {
+			return nil, fmt.Errorf("the file is empty, want a qcow2 image")
+		}
+		return nil, fmt.Errorf("no qcow2 image: found %q at offset 0, want %q", b[:min(len(b), 4)], magic)
+	}
+	if len(b) < headerSize2 {
+		return nil, fmt.Errorf("the file has %d bytes, a qcow2 header %d: it is truncated", len(b), headerSize2)
+	}
+	u32 := func(off int) uint32 { return binary.BigEndian.Uint32(b[off:]) }
+	u64 := func(off int) uint64 { return binary.BigEndian.Uint64(b[off:]) }
+
+	h := &header{version: u32(4), snapshots: u32(60)}
+	switch h.version {
+	case 2, 3:
+	case 1:
+		return nil, fmt.Errorf("a QCOW image of version 1, which is not read (qemu-img convert -O qcow2 makes one of version 3)")
+	default:
+		return nil, fmt.Errorf("header: version %d at offset 4, want 2 or 3", h.version)
+	}
+	clusterBits := u32(20)
+	if clusterBits < minCluster || clusterBits > maxCluster {
+		return nil, fmt.Errorf("header: cluster_bits %d at offset 20, want %d to %d (clusters of 512 bytes to 2 MiB)", clusterBits, minCluster, maxCluster)
+	}
+	h.clusterShift = uint(clusterBits)
+	length, order := uint32(headerSize2), uint32(4)
+	if h.version == 3 {
+		if len(b) < headerSize3 {
+			return nil, fmt.Errorf("the file has %d bytes, a qcow2 header of version 3 %d: it is truncated", len(b), headerSize3)
+		}
+		h.features, order, length = u64(72), u32(96), u32(100)
+		if length < headerSize3 || length%8 != 0 || int64(length) > 1<<h.clusterShift {
+			return nil, fmt.Errorf("header: header_length %d at offset 100, want a multiple of 8 from %d to %d (a cluster)", length, headerSize3, 1<<h.clusterShift)
+		}
+		if length > headerSize3 && len(b) > headerSize3 {
+			h.compression = b[headerSize3]
+		}
+	}
+	end, err := h.readBackingName(f, u64(8), u32(16), length)
+	if err != nil {
+		return nil, err
+	}
+	names, err := h.readExtensions(f, int64(length), end)
+	if err != nil {
+		return nil, err
+	}
+	if err := h.checkFeatures(names); err != nil {
+		return nil, err
+	}
+	switch crypt := u32(32); crypt {
+	case 0:
+	case 1:
+		return nil, fmt.Errorf("it is encrypted with AES (crypt_method 1): encrypted images are not read")
+	case 2:
+		return nil, fmt.Errorf("it is encrypted with LUKS (crypt_method 2): encrypted images are not read")
+	default:
+		return nil, fmt.Errorf("header: crypt_method %d at offset 32, want 0: encrypted images are not read", crypt)
+	}
+	if order > maxRefOrder {
+		return nil, fmt.Errorf("header: refcount_order %d at offset 96, want at most %d", order, maxRefOrder)
+	}
+	return h, h.checkTable(f.Size(), u64(24), u32(36), u64(40))
+}
+
+// checkTable takes over the disk's size and the place of the L1 table.
+func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset uint64) error {
+	if size > math.MaxInt64 {
+		return fmt.Errorf("header: size %d at offset 24, want less than 8 EiB", size)
+	}
+	h.size = int64(size)
+	if int64(entries)*8 > maxL1 {
+		return fmt.Errorf("header: l1_size %d at offset 36, want at most %d entries", entries, maxL1/8)
+	}
+	if size == 0 {
+		return nil
+	}
+	// A table is a cluster, and maps as many clusters as it has entries.
+	shift := 2*h.clusterShift - h.entryShift()
+	h.l1Entries = (h.size-1)>>shift + 1
+	if h.l1Entries > int64(entries) {
+		return fmt.Errorf("header: l1_size %d at offset 36: a disk of %d bytes with clusters of %d needs %d entries", entries, h.size, 1<<h.clusterShift, h.l1Entries)
+	}
+	cluster := uint64(1) << h.clusterShift
+	if offset == 0 || offset%cluster != 0 || offset > math.MaxInt64-maxL1 {
+		return fmt.Errorf("header: l1_table_offset %d at offset 40, want a multiple of %d (a cluster)", offset, cluster)
+	}
+	h.l1Offset = int64(offset)
+	if end := h.l1Offset + h.l1Entries*8; end > fileSize {
+		return fmt.Errorf("the L1 table at offset %d has %d entries and ends at %d, the file has %d bytes: it is truncated or damaged", offset, h.l1Entries, end, fileSize)
+	}
+	return nil
+}
+
+// readBackingName reads the name of the backing file, and returns where the
+// header extensions end at the latest.
+func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32) (end int64, err error) {
+	cluster := int64(1) << h.clusterShift
+	end = min(cluster, f.Size())
+	if offset == 0 {
+		return end, nil
+	}
+	if offset < uint64(length) || offset > uint64(cluster) {
+		return 0, fmt.Errorf("header: backing_file_offset %d at offset 8, want %d to %d (in the first cluster, behind the header)", offset, length, cluster)
+	}
+	if n > maxName || int64(n) > cluster-int64(offset) {
+		return 0, fmt.Errorf("header: backing_file_size %d at offset 16, want at most %d bytes, and none past the first cluster", n, maxName)
+	}
+	if int64(offset)+int64(n) > f.Size() {
+		return 0, fmt.Errorf("the backing file's name ends at offset %d, the file has %d bytes: it is truncated", offset+uint64(n), f.Size())
+	}
+	name := make([]byte, n)
+	if err := readFull(f, name, int64(offset)); err != nil {
+		return 0, err
+	}
+	if bytes.IndexByte(name, 0) >= 0 {
+		return 0, fmt.Errorf("the backing file's name at offset %d has a zero byte: %s", offset, quote(string(name)))
+	}
+	h.backingName = string(name)
+	return min(end, int64(offset)), nil
+}
+
+// readExtensions reads the header extensions, which lie in [off, end) of f, and
+// returns the names of incompatible features by their bits.
+func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]string, err error) {
+	var head [8]byte
+	for end-off >= 8 {
+		if err := readFull(f, head[:], off); err != nil {
+			return nil, err
+		}
+		kind, n := binary.BigEndian.Uint32(head[:]), int64(binary.BigEndian.Uint32(head[4:]))
+		if kind == extEnd {
+			break
+		}
+		if n > end-off-8 {
+			return nil, fmt.Errorf("header extension %#08x at offset %d has %d bytes, the header has %d more: it is damaged", kind, off, n, end-off-8)
+		}
+		switch kind {
+		case extBackingFormat, extFeatureNames, extDataFile:
+			data := make([]byte, min(n, 64*48, int64(1)<<maxCluster)) // a name each for 64 bits
+			if kind != extFeatureNames && n > maxName {
+				return nil, fmt.Errorf("header extension %#08x at offset %d: a name of %d bytes, want at most %d", kind, off, n, maxName)
+			}
+			if err := readFull(f, data, off+8); err != nil {
+				return nil, err
+			}
+			switch kind {
+			case extFeatureNames:
+				names = featureNames(data)
+			case extBackingFormat:
+				h.backingFormat = string(data)
+			case extDataFile:
+				h.dataName = string(data)
+			}
+			if kind != extFeatureNames && bytes.IndexByte(data, 0) >= 0 {
+				return nil, fmt.Errorf("header extension %#08x at offset %d: the name %s has a zero byte", kind, off, quote(string(data)))
+			}
+		}
+		off += 8 + (n+7)&^7
+	}
+	return names, nil
+}
+
+// featureNames reads a feature name table.
+func featureNames(data []byte) map[uint8]string {
+	names := map[uint8]string{}
+	for ; len(data) >= 48; data = data[48:] {
+		if data[0] == 0 { // incompatible
+			name, _, _ := bytes.Cut(data[2:48], []byte{0})
+			names[data[1]] = string(name)
+		}
+	}
+	return names
+}
+
+func (h *header) checkFeatures(names map[uint8]string) error {
+	if unknown := h.features &^ featuresKnown; unknown != 0 {
+		var list []string
+		for ; unknown != 0; unknown &= unknown - 1 {
+			bit := uint8(bits.TrailingZeros64(unknown))
+			text := "bit " + strconv.Itoa(int(bit))
+			if name := names[bit]; name != "" {
+				text += " (" + quote(name) + ")"
+			}
+			list = append(list, text)
+		}
+		return fmt.Errorf("header: incompatible_features at offset 72 has %s set, which this version does not know: it can't be read", strings.Join(list, ", "))
+	}
+	if h.has(featureCorrupt) {
+		return fmt.Errorf("it is marked as corrupt (incompatible feature bit 1): its tables may be wrong; qemu-img check -r all, on a copy of it, repairs it")
+	}
+	if h.has(featureExtendedL2) && h.clusterShift < minExtended {
+		return fmt.Errorf("header: cluster_bits %d at offset 20, want at least %d with extended L2 entries", h.clusterShift, minExtended)
+	}
+	switch {
+	case h.has(featureCompression) != (h.compression != compressZlib):
+		return fmt.Errorf("header: compression_type %d at offset 104, and the feature bit 3 that goes with one that is not 0 is %t", h.compression, h.has(featureCompression))
+	case h.compression > compressZstd:
+		return fmt.Errorf("header: compression_type %d at offset 104, want 0 (zlib) or 1 (zstd)", h.compression)
+	}
+	return nil
+}
+
+// Probe reports whether head, the first bytes of a file, begins a qcow2 image,
+// or a QCOW of another version.
+func Probe(head []byte) bool { return bytes.HasPrefix(head, []byte(magic)) }
+
+// quote returns a string of the file, quoted and cut, for an error.
+func quote(s string) string {
+	if len(s) > 200 {
+		return strconv.Quote(s[:200]) + "..."
+	}
+	return strconv.Quote(s)
+}

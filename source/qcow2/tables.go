@@ -1,0 +1,282 @@
+package qcow2
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+
+	"vddkcp/internal/zero"
+)
+
+// The bits of a table entry ("Cluster mapping").
+const (
+	entryCopied     = 1 << 63
+	entryCompressed = 1 << 62
+	entryOffset     = 0x00ff_ffff_ffff_fe00
+	entryZero       = 1
+	l1Reserved      = 0x7f00_0000_0000_01ff
+	l2Reserved      = 0x3f00_0000_0000_01fe
+)
+
+// kind is what the tables say of a range.
+type kind uint8
+
+const (
+	absent kind = iota // not in this image
+	zeros
+	plain  // as it is, in the image's file or its data file
+	packed // compressed
+	bad    // what can't be
+)
+
+// run is a stretch of clusters whose L2 entries are known.
+type run struct {
+	first, n int64  // clusters
+	entries  []byte // nil: all are absent
+	at       int64  // of the entries in the file
+}
+
+func (r *run) end() int64 { return r.first + r.n }
+
+// stretch is a range of the disk, in bytes, that is of one kind.
+type stretch struct {
+	kind   kind
+	off, n int64
+	pos    int64 // of plain ones: where in the file they begin, and go on
+}
+
+// entry is the L2 entry of cluster c of r, and where it has subclusters, their
+// bitmap.
+func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
+	b := r.entries[(c-r.first)<<d.entryBits:]
+	entry = binary.BigEndian.Uint64(b)
+	if d.entryBits == 4 {
+		bitmap = binary.BigEndian.Uint64(b[8:])
+	}
+	return entry, bitmap
+}
+
+// clusters is the number of clusters of the disk.
+func (d *Disk) clusters() int64 { return (d.size + d.cluster - 1) >> d.clusterShift }
+
+// run returns the L2 entries from cluster c on, of as many clusters as are at
+// hand, at least one. It looks no further than max where that would cost.
+func (d *Disk) run(c, max int64) (run, error) {
+	perTable := d.cluster >> d.entryBits
+	table, in := c/perTable, c%perTable
+	at, err := d.table(table)
+	if err != nil {
+		return run{}, err
+	}
+	r := run{first: c, n: min(perTable-in, d.clusters()-c)}
+	if at == 0 {
+		// A table that is not there, and often many of them.
+		for r.n < max {
+			if next, err := d.table(table + 1); err != nil || next != 0 {
+				break
+			}
+			table++
+			r.n = min(r.n+perTable, d.clusters()-c)
+		}
+		return r, nil
+	}
+	r.at = at + in<<d.entryBits
+	data, err := d.mem.page(d.file, d.id, d.fileSize, r.at/pageSize)
+	if err != nil {
+		return run{}, fmt.Errorf("%s: L2 table %d: %w", d.path, table, err)
+	}
+	data = data[r.at%pageSize:]
+	r.n = min(r.n, int64(len(data))>>d.entryBits)
+	r.entries = data[:r.n<<d.entryBits]
+	return r, nil
+}
+
+// table returns where in the file L2 table i is, in bytes; 0: nowhere.
+func (d *Disk) table(i int64) (int64, error) {
+	off := d.l1Offset + i*8
+	data, err := d.mem.page(d.file, d.id, d.fileSize, off/pageSize)
+	if err != nil {
+		return 0, fmt.Errorf("%s: L1 table: %w", d.path, err)
+	}
+	entry := binary.BigEndian.Uint64(data[off%pageSize:])
+	at := int64(entry & entryOffset)
+	fail := func(format string, args ...any) (int64, error) {
+		return 0, fmt.Errorf("%s: L1 entry %#x at offset %d, of disk offset %d: %w: the table is damaged or the file is truncated", d.path, entry, off, i*(d.cluster>>d.entryBits)<<d.clusterShift, fmt.Errorf(format, args...))
+	}
+	perTable := d.cluster >> d.entryBits
+	need := min(perTable, d.clusters()-i*perTable) << d.entryBits
+	switch {
+	case entry&l1Reserved != 0:
+		return fail("it has reserved bits set (%#x)", entry&l1Reserved)
+	case at == 0:
+		return 0, nil
+	case at&(d.cluster-1) != 0:
+		return fail("its L2 table is at offset %d, want a multiple of %d (a cluster)", at, d.cluster)
+	case at > d.fileSize-need:
+		return fail("its L2 table at offset %d needs %d bytes, the file has %d", at, need, d.fileSize)
+	case d.inMetadata(at, at+need):
+		return fail("its L2 table at offset %d lies in the header or the L1 table", at)
+	}
+	return at, nil
+}
+
+// inMetadata reports whether [start, end) of the file is of the header or of
+// the L1 table, where nothing else can be.
+func (d *Disk) inMetadata(start, end int64) bool {
+	return start < d.cluster || start < d.l1Offset+d.l1Entries*8 && end > d.l1Offset
+}
+
+// unit returns the kind of the cluster that has the byte at off or, where it has
+// subclusters, of the subcluster, and where a plain one begins in the file.
+func (d *Disk) unit(r *run, off int64) (kind, int64) {
+	entry, bitmap := d.entry(r, off>>d.clusterShift)
+	if entry&entryCompressed != 0 {
+		if d.data != d.file {
+			return bad, 0
+		}
+		return packed, 0
+	}
+	if entry&l2Reserved != 0 {
+		return bad, 0
+	}
+	at := int64(entry & entryOffset)
+	isThere := at != 0
+	if at == 0 && entry&entryCopied != 0 {
+		// Only in a data file a cluster can be at 0.
+		if d.data == d.file {
+			return bad, 0
+		}
+		isThere = true
+	}
+	if isThere && !d.canBeAt(at, off&^(d.cluster-1)) {
+		return bad, 0
+	}
+	if d.entryBits == 4 {
+		return d.subcluster(entry, bitmap, isThere, at, off)
+	}
+	switch {
+	case entry&entryZero != 0 && d.version < 3:
+		return bad, 0
+	case entry&entryZero != 0:
+		return zeros, 0
+	case isThere:
+		return plain, at
+	}
+	return absent, 0
+}
+
+// canBeAt reports whether a cluster, guest of the disk, can be at an offset in
+// the file.
+func (d *Disk) canBeAt(at, guest int64) bool {
+	if d.data != d.file {
+		return at == guest
+	}
+	return at&(d.cluster-1) == 0 && !d.inMetadata(at, at+d.cluster)
+}
+
+// subcluster is unit for a standard cluster of an image with extended L2
+// entries ("Extended L2 Entries").
+func (d *Disk) subcluster(entry, bitmap uint64, isThere bool, at, off int64) (kind, int64) {
+	if entry&entryZero != 0 || bitmap>>subclusters&bitmap != 0 || !isThere && uint32(bitmap) != 0 {
+		return bad, 0
+	}
+	i := off & (d.cluster - 1) >> d.unitShift
+	switch {
+	case bitmap>>(subclusters+i)&1 != 0:
+		return zeros, 0
+	case bitmap>>i&1 != 0:
+		return plain, at + i<<d.unitShift
+	}
+	return absent, 0
+}
+
+// stretch returns the kind of the disk at off, and how far before end it goes
+// on so: plain data as far as the file goes on with them. R has the range.
+func (d *Disk) stretch(r *run, off, end int64) stretch {
+	s := stretch{off: off, n: end - off}
+	if r.entries == nil {
+		return s
+	}
+	var pos int64
+	s.kind, pos = d.unit(r, off)
+	size := int64(1) << d.unitShift
+	if s.kind == packed {
+		size = d.cluster
+	}
+	next := off&^(size-1) + size
+	if s.kind == plain {
+		s.pos = pos + off&(size-1)
+	}
+	for next < end && s.kind != bad {
+		kind, pos := d.unit(r, next)
+		if kind != s.kind || kind == plain && pos != s.pos+next-off {
+			break
+		}
+		next += size
+	}
+	s.n = min(next, end) - off
+	return s
+}
+
+// badEntry is the error of a cluster whose kind is bad.
+func (d *Disk) badEntry(r *run, off int64) error {
+	c := off >> d.clusterShift
+	entry, bitmap := d.entry(r, c)
+	at := int64(entry & entryOffset)
+	var err error
+	switch {
+	case entry&entryCompressed != 0:
+		err = fmt.Errorf("it is of a compressed cluster, which an image with a data file can't have")
+	case entry&l2Reserved != 0:
+		err = fmt.Errorf("it has reserved bits set (%#x)", entry&l2Reserved)
+	case at == 0 && entry&entryCopied != 0 && d.data == d.file:
+		err = fmt.Errorf("it is of a cluster at offset 0, where the header is")
+	case at != 0 && d.data == d.file && at&(d.cluster-1) != 0:
+		err = fmt.Errorf("its cluster is at offset %d, want a multiple of %d", at, d.cluster)
+	case d.data != d.file && (at != 0 || entry&entryCopied != 0) && at != c<<d.clusterShift:
+		err = fmt.Errorf("its cluster is at offset %d of the data file, want %d", at, c<<d.clusterShift)
+	case at != 0 && d.data == d.file && d.inMetadata(at, at+d.cluster):
+		err = fmt.Errorf("its cluster at offset %d lies in the header or the L1 table", at)
+	case d.entryBits == 4 && entry&entryZero == 0:
+		err = fmt.Errorf("its subcluster bitmap %#x has some both allocated and zero, or allocated without a cluster", bitmap)
+	default:
+		err = fmt.Errorf("it is of a cluster of zeros, which an image of version 2, or one with subclusters, can't have so")
+	}
+	return d.errorAt(c, "L2 entry %#x at offset %d: %w: the table is damaged", entry, r.at+(c-r.first)<<d.entryBits, err)
+}
+
+// errorAt is an error about cluster c.
+func (d *Disk) errorAt(c int64, format string, args ...any) error {
+	return fmt.Errorf("%s: cluster of disk offset %d: %w", d.path, c<<d.clusterShift, fmt.Errorf(format, args...))
+}
+
+// scanStep is how many clusters that are not there are passed over until the
+// context is looked at.
+const scanStep = 1 << 28
+
+// walk visits the stretches of [off, end).
+func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s stretch) error) error {
+	for off < end {
+		if err := d.ended(ctx); err != nil {
+			return err
+		}
+		c := off >> d.clusterShift
+		need := min((end-1)>>d.clusterShift-c+1, scanStep)
+		r, err := d.run(c, need)
+		if err != nil {
+			return err
+		}
+		r.n = min(r.n, need)
+		if r.entries != nil && zero.Is(r.entries[:r.n<<d.entryBits]) {
+			r.entries = nil // of a new image whole tables are empty
+		}
+		for stop := min(end, r.end()<<d.clusterShift); off < stop; {
+			s := d.stretch(&r, off, stop)
+			if err := visit(&r, s); err != nil {
+				return err
+			}
+			off += s.n
+		}
+	}
+	return nil
+}
