@@ -119,6 +119,7 @@ func TestSource(t *testing.T) {
 		{name: "extents fail", content: even, before: []string{"--filter=error"}, after: []string{"error-extents-rate=100%"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			args := append(append([]string{"-r"}, c.before...), "file", sparse(t, c.content))
 			uri := serve(t, append(args, c.after...)...)
 			sourcetest.Run(t, sourcetest.Config{Content: c.content, Open: func(ctx context.Context, t testing.TB) source.Disk {
