@@ -70,7 +70,7 @@ func parse(s string) (*URI, error) {
 		return nil, fmt.Errorf("%s: vsock is not supported: want nbd://, nbds://, nbd+unix:// or nbds+unix://", p.Scheme)
 	}
 	if p.Fragment != "" || strings.Contains(s, "#") {
-		return nil, fmt.Errorf("#%s: a URI of NBD has no fragment (in a name it is written %%23)", p.Fragment)
+		return nil, fmt.Errorf("fragment %q: a URI of NBD has none (in a name # is written %%23)", p.Fragment)
 	}
 	u := &URI{TLS: scheme.tls, Export: strings.TrimPrefix(p.Path, "/")}
 	if len(u.Export) > MaxString || strings.ContainsRune(u.Export, 0) || !utf8.ValidString(u.Export) {
