@@ -9,13 +9,17 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/nbd"
+	"vddkcp/nbd/client"
 	"vddkcp/sink"
 	sinkopen "vddkcp/sink/open"
 	sinkraw "vddkcp/sink/raw"
@@ -42,6 +46,7 @@ type copyFlags struct {
 
 	RequestSize bytesize.Size `help:"Bytes to read at once (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
 	Depth       int           `help:"Reads in flight (4)." default:"4" placeholder:"N" group:"Speed:"`
+	Connections connections   `help:"Connections to an NBD server at once: a number, or auto (4 where the server allows it)." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	RateLimit   rate          `help:"Most bytes to read in a second." placeholder:"BYTES/s" group:"Speed:"`
 	Cache       string        `help:"Whether what is copied may stay in the page cache: keep or drop (default: drop when it is more than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
 
@@ -52,8 +57,8 @@ type copyFlags struct {
 }
 
 type copyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), or - for standard input."`
-	Dst string `arg:"" name:"DST" help:"Where to: a new file, a block device, - for standard output, or null: to only read."`
+	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, or - for standard input."`
+	Dst string `arg:"" name:"DST" help:"Where to: a new file, a block device, an NBD URI, - for standard output, or null: to only read."`
 	copyFlags
 }
 
@@ -67,6 +72,22 @@ func (r *rate) UnmarshalText(text []byte) error {
 	}
 	*r = rate(n)
 	return err
+}
+
+// connections is a number of connections; 0 is auto.
+type connections int
+
+func (c *connections) UnmarshalText(text []byte) error {
+	if string(text) == "auto" {
+		*c = 0
+		return nil
+	}
+	n, err := strconv.Atoi(string(text))
+	if err != nil || n < 1 || n > 64 {
+		return fmt.Errorf("%q: want 1 to 64, or auto", text)
+	}
+	*c = connections(n)
+	return nil
 }
 
 // Limits of flags. A request is memory, twice depth times.
@@ -146,6 +167,10 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		copyCommand: c, log: log, counters: counters,
 		report: transfer.NewReport(c.Src, c.Dst),
 		opener: c.opener(),
+	}
+	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
+	j.opener.Retry.OnRetry = func(err error, wait time.Duration) {
+		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
 	}
 	err = shown(display, func() error { return j.run(ctx) })
 	if err != nil {
@@ -388,6 +413,9 @@ func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
 // describeSource fills in what the report says of the source.
 func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 	j.report.Transport, j.report.Connections = "file", 1
+	if nbd.IsURI(j.Src) {
+		j.report.Transport = "nbd"
+	}
 	j.report.ExtentsSource = "map"
 	if plan.Data == plan.Size {
 		j.report.ExtentsSource = "full"
@@ -421,7 +449,7 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 	return sinkopen.Options{
 		Format: j.Format, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
-		Source: j.opener.Uses, Warn: warn,
+		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections)},
 	}
 }
 

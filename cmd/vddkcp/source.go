@@ -19,10 +19,13 @@ type sourceFlags struct {
 	SingleLink   bool     `help:"Read SRC without its parents: what it lacks is not here, not zeros." group:"Source:"`
 }
 
+// retries of a read that a server failed take about half a minute in all.
+const retries = 5
+
 // opener opens sources as the flags say, but for SourceFormat, which is an
 // argument of its Open.
 func (f *sourceFlags) opener() *sourceopen.Opener {
-	return &sourceopen.Opener{AllowPath: f.AllowPath, SingleLink: f.SingleLink}
+	return &sourceopen.Opener{AllowPath: f.AllowPath, SingleLink: f.SingleLink, Retry: source.RetryOptions{Retries: retries}}
 }
 
 // open opens the source of a command that only looks at it, and what it logs

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/nbd"
 	"vddkcp/source"
 	sourceopen "vddkcp/source/open"
 	"vddkcp/transfer"
@@ -135,7 +136,7 @@ func (c *verifyCommand) compare(ctx context.Context, log *slog.Logger, counters 
 	}
 	defer dst.Close()
 	o := c.options(counters)
-	o.TargetMayBeLonger = isDevice(c.Dst, dst)
+	o.TargetMayBeLonger = isDevice(c.Dst, dst) || nbd.IsURI(c.Dst)
 	diff, err := transfer.Compare(ctx, src, dst, o)
 	if err != nil {
 		return err

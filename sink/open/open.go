@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vddkcp/nbd"
+	"vddkcp/nbd/client"
 	"vddkcp/sink"
 	"vddkcp/sink/raw"
 )
@@ -42,7 +44,8 @@ type Options struct {
 	Need          int64 // bytes
 	Source        func(os.FileInfo) (path string, ok bool)
 	Warn          func(message string)
-	Stdout        *os.File // what "-" means; nil: os.Stdout
+	Stdout        *os.File       // what "-" means; nil: os.Stdout
+	NBD           client.Options // its Warn is not looked at
 }
 
 func (o Options) raw() raw.Options {
@@ -57,7 +60,7 @@ func (o Options) raw() raw.Options {
 type Target struct {
 	Address string
 	Format  string // "raw"
-	Kind    string // "file", "block device", "stream" or "null"
+	Kind    string // "file", "block device", "NBD export", "stream" or "null"
 	Zeroed  bool   // what is not written will read as zeros, see sink.Zeroed
 	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
 	CloneUnit func(*os.File) int64
@@ -80,12 +83,13 @@ func Create(ctx context.Context, address string, size int64, o Options) (sink.Di
 }
 
 // Plan finds out what address means for a disk of size bytes, which may be
-// sink.UnknownSize: all that is written here is a sink.Sizer. It is a file, an
-// existing block device, FIFO or character device, "-" for standard output, or
-// "null:". It refuses what can be refused before anything is read, made or
+// sink.UnknownSize: all that is written here is a sink.Sizer but NBD exports. It is a file, an
+// existing block device, FIFO or character device, an NBD URI, "-" for standard
+// output, or "null:". It refuses what can be refused before anything is read, made or
 // changed: an address or format that is not written, a target that exists, is
 // too small, is in use, or is the source, and too little space. Options.Warn is
-// called during Plan only.
+// called during Plan only, but of an NBD server: that is asked once, by Create,
+// since some serve no second client.
 func Plan(ctx context.Context, address string, size int64, o Options) (*Target, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -111,12 +115,8 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 	if address == "-" {
 		return planStdout(size, o)
 	}
-	scheme, _, _ := strings.Cut(address, ":")
-	switch strings.ToLower(scheme) {
-	case "nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock":
-		if strings.Contains(address, "://") {
-			return nil, fmt.Errorf("%s: an NBD server: %w", address, ErrNotWritten)
-		}
+	if nbd.IsURI(address) {
+		return planNBD(address, size, o)
 	}
 	// What can't be looked at is left to the check of files, which says why.
 	if info, err := os.Stat(address); err == nil {
@@ -163,6 +163,23 @@ func planDevice(address string, size int64, o Options) (*Target, error) {
 	return &Target{Address: address, Format: "raw", Kind: "block device", Zeroed: o.TargetIsZero && o.State == nil, create: func(ctx context.Context) (sink.Disk, error) {
 		o.Warn = nil // Plan has said it
 		return raw.OpenDevice(ctx, address, size, o.raw())
+	}}, nil
+}
+
+func planNBD(address string, size int64, o Options) (*Target, error) {
+	if _, err := nbd.ParseURI(address); err != nil {
+		return nil, usage("%v", err)
+	}
+	if size == sink.UnknownSize {
+		return nil, usage("%s: an NBD server takes no stream whose size is not known: say --size", address)
+	}
+	options := client.SinkOptions{
+		Options: o.Options, Client: o.NBD, TargetIsZero: o.TargetIsZero,
+		NoHole: o.Preallocation == raw.PreallocateFalloc || o.Preallocation == raw.PreallocateFull,
+	}
+	options.Client.Warn = o.Warn
+	return &Target{Address: address, Format: "raw", Kind: "NBD export", Zeroed: o.TargetIsZero && o.State == nil, create: func(ctx context.Context) (sink.Disk, error) {
+		return client.Create(ctx, address, size, options)
 	}}, nil
 }
 

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"sync"
 
+	"vddkcp/nbd"
+	"vddkcp/nbd/client"
 	"vddkcp/source"
 	"vddkcp/source/qcow2"
 	"vddkcp/source/raw"
@@ -41,6 +43,11 @@ type Opener struct {
 	AllowPath []string
 	// SingleLink opens images without their parents: what they lack is Same.
 	SingleLink bool
+	// NBD tunes the connections to NBD servers.
+	NBD client.Options
+	// Retry says how reads from an NBD server are repeated, over new
+	// connections too. The zero value repeats nothing.
+	Retry source.RetryOptions
 
 	mu    sync.Mutex
 	files []File
@@ -54,7 +61,8 @@ type File struct {
 
 // Open opens the disk that address names: a local file or block device, whose
 // format is found out from its content where format is empty, else "raw",
-// "vmdk" or "qcow2"; or, where format is empty, PATH.ova or PATH.ovf, the disk of an
+// "vmdk" or "qcow2"; an NBD URI, whose export is taken as it is, so that format
+// may be empty or "raw"; or, where format is empty, PATH.ova or PATH.ovf, the disk of an
 // appliance, with #NUMBER or #NAME after it where it has several. The disk lives
 // under ctx. That of an appliance is Manifest and Warned besides.
 //
@@ -64,6 +72,9 @@ type File struct {
 func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk, error) {
 	if err := checkAddress(address, format); err != nil {
 		return nil, err
+	}
+	if nbd.IsURI(address) {
+		return o.openNBD(ctx, address, format)
 	}
 	for _, dir := range o.AllowPath {
 		if fi, err := os.Stat(dir); err != nil {
@@ -87,6 +98,22 @@ func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk,
 	return o.openFormat(ctx, f, address, format, nil)
 }
 
+func (o *Opener) openNBD(ctx context.Context, uri, format string) (source.Disk, error) {
+	if _, err := nbd.ParseURI(uri); err != nil {
+		return nil, usage("%v", err)
+	}
+	if format != "" && format != "raw" {
+		return nil, usage("%s as %s: what an NBD server exports is taken as a raw disk", uri, format)
+	}
+	return source.Retry(ctx, func(ctx context.Context) (source.Disk, error) {
+		d, err := client.Open(ctx, uri, o.NBD)
+		if err != nil {
+			return nil, err
+		}
+		return d, nil
+	}, o.Retry)
+}
+
 // emptyError is a source of 0 bytes.
 type emptyError struct{ path string }
 
@@ -101,7 +128,6 @@ var (
 	keyValue = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*=`)
 	// datastorePath is "[DATASTORE] DIR/DISK.vmdk".
 	datastorePath = regexp.MustCompile(`^\[[^\]]+\] `)
-	nbdURI        = regexp.MustCompile(`^nbds?(\+unix)?:`)
 )
 
 func checkAddress(address, format string) error {
@@ -119,8 +145,6 @@ func checkAddress(address, format string) error {
 		return fmt.Errorf("%s, a disk on an ESXi host or vCenter: %w (a file of that name is ./%[1]s)", address, ErrNotRead)
 	case strings.HasPrefix(address, "vddk:"):
 		return fmt.Errorf("%s, a disk that VDDK opens: %w (without vddk: it is a local VMDK)", address, ErrNotRead)
-	case nbdURI.MatchString(address):
-		return fmt.Errorf("%s, an NBD server: %w", address, ErrNotRead)
 	case keyValue.MatchString(address):
 		return fmt.Errorf("%s, a parameter of nbdkit-vddk-plugin: %w (a file of that name is ./%[1]s)", address, ErrNotRead)
 	}

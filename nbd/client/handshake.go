@@ -1,0 +1,324 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"strings"
+
+	"vddkcp/nbd"
+)
+
+const (
+	// maxOptionReply bounds one reply to an option. What is known is shorter.
+	maxOptionReply = 64 << 10
+	// maxOptionReplies bounds how many replies to one option come before ACK.
+	maxOptionReplies = 256
+	// padding is what follows the flags of old handshakes.
+	padding = 124
+)
+
+// negotiated is what a handshake ended with.
+type negotiated struct {
+	size  int64 // of the export, bytes
+	flags nbd.TransmissionFlags
+	sizes nbd.BlockSizes // the protocol's defaults where the server told none
+	told  bool           // sizes are the server's
+
+	structured bool
+	contexts   bool   // the allocation can be asked for
+	context    uint32 // by this id
+}
+
+// shaker is a connection in the handshake. It reads no byte more than it
+// needs: what an attacker put behind the reply to STARTTLS must not be taken
+// for the server's, see proto.md, "STARTTLS".
+type shaker struct {
+	conn net.Conn
+	uri  *nbd.URI
+}
+
+// shake negotiates over raw. The connection returned is raw, or TLS over it.
+func shake(ctx context.Context, raw net.Conn, uri *nbd.URI, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
+	s := &shaker{raw, uri}
+	n, err := s.greet(ctx, tlsConfig)
+	if err == nil {
+		err = n.check()
+	}
+	if err != nil {
+		return nil, n, fmt.Errorf("handshake: %w", err)
+	}
+	return s.conn, n, nil
+}
+
+func (n *negotiated) check() error {
+	if n.size < 0 {
+		return violation("size of the export: %d bytes, want at most %d", uint64(n.size), int64(math.MaxInt64))
+	}
+	if n.flags&nbd.HasFlags == 0 {
+		n.flags = nbd.HasFlags
+	}
+	return nil
+}
+
+func (s *shaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negotiated, err error) {
+	// What a server that told none must take, and a client should keep to.
+	n.sizes = nbd.BlockSizes{Min: 512, Preferred: 4096, Max: nbd.MaxPayload}
+	var b [18]byte
+	if err := s.full(b[:16]); err != nil {
+		return n, fmt.Errorf("the server does not greet: %w", err)
+	}
+	if m := binary.BigEndian.Uint64(b[:]); m != nbd.Magic {
+		return n, violation("greeting: found %#016x, want %#016x (is it an NBD server?)", m, uint64(nbd.Magic))
+	}
+	switch m := binary.BigEndian.Uint64(b[8:]); m {
+	case nbd.OldstyleMagic:
+		return s.oldstyle(n)
+	case nbd.OptionMagic:
+	default:
+		return n, violation("greeting: found %#016x, want %#016x or %#016x", m, uint64(nbd.OptionMagic), uint64(nbd.OldstyleMagic))
+	}
+	if err := s.full(b[16:]); err != nil {
+		return n, fmt.Errorf("flags: %w", err)
+	}
+	flags := nbd.HandshakeFlags(binary.BigEndian.Uint16(b[16:]))
+	mine := flags & (nbd.FixedNewstyle | nbd.NoZeroes)
+	if err := s.send(binary.BigEndian.AppendUint32(nil, uint32(mine))); err != nil {
+		return n, err
+	}
+	if mine&nbd.FixedNewstyle == 0 {
+		if s.uri.TLS {
+			return n, errors.New("the server is too old for TLS, which nbds demands")
+		}
+		return s.exportName(n, mine)
+	}
+	if s.uri.TLS {
+		if err := s.startTLS(ctx, tlsConfig); err != nil {
+			return n, err
+		}
+	}
+	if n.structured, err = s.agree(nbd.OptStructuredReply, nil); err != nil {
+		return n, err
+	}
+	if n.structured {
+		if err := s.setContext(&n); err != nil {
+			return n, err
+		}
+	}
+	known, err := s.goOption(&n)
+	if err != nil || known {
+		return n, err
+	}
+	return s.exportName(n, mine)
+}
+
+// oldstyle takes the export of a server that has only one.
+func (s *shaker) oldstyle(n negotiated) (negotiated, error) {
+	if s.uri.TLS {
+		return n, errors.New("the server is too old for TLS, which nbds demands")
+	}
+	if s.uri.Export != "" {
+		return n, fmt.Errorf("the server is too old for names of exports: want none, found %q", s.uri.Export)
+	}
+	var b [12 + padding]byte
+	if err := s.full(b[:]); err != nil {
+		return n, fmt.Errorf("size and flags: %w", err)
+	}
+	n.size = int64(binary.BigEndian.Uint64(b[:]))
+	n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(b[10:]))
+	return n, nil
+}
+
+// exportName ends the handshake in the way that every newstyle server knows,
+// and that leaves no room for an error.
+func (s *shaker) exportName(n negotiated, mine nbd.HandshakeFlags) (negotiated, error) {
+	if err := s.option(nbd.OptExportName, []byte(s.uri.Export)); err != nil {
+		return n, err
+	}
+	b := make([]byte, 10, 10+padding)
+	if mine&nbd.NoZeroes == 0 {
+		b = b[:cap(b)]
+	}
+	if err := s.full(b); err != nil {
+		return n, fmt.Errorf("export %q: %w (the server may have none of that name)", s.uri.Export, err)
+	}
+	n.size = int64(binary.BigEndian.Uint64(b))
+	n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(b[8:]))
+	return n, nil
+}
+
+func (s *shaker) startTLS(ctx context.Context, config *tls.Config) error {
+	ok, err := s.agree(nbd.OptStartTLS, nil)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return errors.New("the server has no TLS, which nbds demands")
+	}
+	t := tls.Client(s.conn, config)
+	if err := t.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("TLS: %w", err)
+	}
+	s.conn = t
+	return nil
+}
+
+// agree sends an option that is only taken or not.
+func (s *shaker) agree(o nbd.Option, data []byte) (bool, error) {
+	if err := s.option(o, data); err != nil {
+		return false, err
+	}
+	t, text, err := s.replies(o, func(t nbd.OptionReplyType, data []byte) error {
+		return violation("reply to %v: found %v of %d bytes, want ACK or an error", o, t, len(data))
+	})
+	switch {
+	case err != nil:
+		return false, err
+	case t == nbd.RepErrTLSRequired, t == nbd.RepErrShutdown:
+		return false, refused(o, t, text)
+	}
+	return t == nbd.RepAck, nil
+}
+
+// setContext asks for base:allocation. A server that does not have it, or does
+// not know the export, says so again later.
+func (s *shaker) setContext(n *negotiated) error {
+	const o = nbd.OptSetMetaContext
+	if err := s.option(o, nbd.AppendMetaContext(nil, s.uri.Export, nbd.BaseAllocation)); err != nil {
+		return err
+	}
+	t, _, err := s.replies(o, func(t nbd.OptionReplyType, data []byte) error {
+		if t != nbd.RepMetaContext || len(data) < 4 || string(data[4:]) != nbd.BaseAllocation || n.contexts {
+			return violation("reply to %v: found %v of %d bytes, want one META_CONTEXT of %s, ACK or an error", o, t, len(data), nbd.BaseAllocation)
+		}
+		n.contexts, n.context = true, binary.BigEndian.Uint32(data)
+		return nil
+	})
+	if t != nbd.RepAck {
+		n.contexts = false
+	}
+	return err
+}
+
+// goOption ends the handshake with GO. A server that does not know it leaves
+// known false.
+func (s *shaker) goOption(n *negotiated) (known bool, err error) {
+	const o = nbd.OptGo
+	if err := s.option(o, nbd.AppendGo(nil, s.uri.Export, nbd.InfoBlockSize)); err != nil {
+		return false, err
+	}
+	exported := false
+	t, text, err := s.replies(o, func(t nbd.OptionReplyType, data []byte) error {
+		if t != nbd.RepInfo || len(data) < 2 {
+			return violation("reply to %v: found %v of %d bytes, want INFO, ACK or an error", o, t, len(data))
+		}
+		info, data := nbd.InfoType(binary.BigEndian.Uint16(data)), data[2:]
+		switch info {
+		case nbd.InfoExport:
+			if len(data) != 10 {
+				return violation("information about the export: %d bytes, want 10", len(data))
+			}
+			n.size = int64(binary.BigEndian.Uint64(data))
+			n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(data[8:]))
+			exported = true
+		case nbd.InfoBlockSize:
+			if len(data) != nbd.BlockSizesSize {
+				return violation("information about block sizes: %d bytes, want %d", len(data), nbd.BlockSizesSize)
+			}
+			sizes, err := nbd.ParseBlockSizes((*[nbd.BlockSizesSize]byte)(data))
+			if err != nil {
+				return violation("%w", err)
+			}
+			n.sizes, n.told = sizes, true
+		}
+		return nil
+	})
+	switch {
+	case err != nil:
+		return false, err
+	case t == nbd.RepErrUnsupported:
+		return false, nil
+	case t != nbd.RepAck:
+		return false, refused(o, t, text)
+	case !exported:
+		return false, violation("reply to %v: ACK without the export's size", o)
+	}
+	return true, nil
+}
+
+// refused is the error of an option that had to be taken.
+func refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
+	message := t.String()
+	if t == nbd.RepErrTLSRequired {
+		message += ": want nbds:// or nbds+unix://"
+	}
+	if text != "" {
+		message += ": " + text
+	}
+	return &refusedError{o, t, message}
+}
+
+type refusedError struct {
+	option  nbd.Option
+	reply   nbd.OptionReplyType
+	message string
+}
+
+func (e *refusedError) Error() string { return e.option.String() + ": " + e.message }
+
+// replies takes the replies to an option up to the last, whose type it returns
+// with its text, which is empty but for errors. The others go to each.
+func (s *shaker) replies(o nbd.Option, each func(nbd.OptionReplyType, []byte) error) (nbd.OptionReplyType, string, error) {
+	for range maxOptionReplies {
+		var b [nbd.OptionReplySize]byte
+		if err := s.full(b[:]); err != nil {
+			return 0, "", fmt.Errorf("reply to %v: %w", o, err)
+		}
+		reply, err := nbd.ParseOptionReply(&b)
+		if err != nil {
+			return 0, "", violation("reply to %v: %w", o, err)
+		}
+		if reply.Option != o {
+			return 0, "", violation("reply to %v: found one to %v", o, reply.Option)
+		}
+		if reply.Len > maxOptionReply {
+			return 0, "", violation("reply to %v: %d bytes, want at most %d", o, reply.Len, maxOptionReply)
+		}
+		data := make([]byte, reply.Len)
+		if err := s.full(data); err != nil {
+			return 0, "", fmt.Errorf("reply to %v: %w", o, err)
+		}
+		switch {
+		case reply.Type == nbd.RepAck && len(data) > 0:
+			return 0, "", violation("reply to %v: ACK of %d bytes, want none", o, len(data))
+		case reply.Type == nbd.RepAck:
+			return reply.Type, "", nil
+		case reply.Type.IsError():
+			text := nbd.Text(data[:min(len(data), nbd.MaxString)])
+			return reply.Type, strings.TrimSpace(text), nil
+		}
+		if err := each(reply.Type, data); err != nil {
+			return 0, "", err
+		}
+	}
+	return 0, "", violation("reply to %v: %d parts and no end", o, maxOptionReplies)
+}
+
+func (s *shaker) option(o nbd.Option, data []byte) error {
+	return s.send(nbd.AppendOption(nil, o, data))
+}
+
+func (s *shaker) send(b []byte) error {
+	_, err := s.conn.Write(b)
+	return err
+}
+
+func (s *shaker) full(b []byte) error {
+	_, err := io.ReadFull(s.conn, b)
+	return notEOF(err)
+}

@@ -1,0 +1,415 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"vddkcp/internal/bytesize"
+	"vddkcp/nbd"
+	"vddkcp/sink"
+	"vddkcp/source"
+)
+
+// zeroPiece is how much one request zeroes at most.
+const zeroPiece = 128 << 20
+
+// zeros is never written to.
+var zeros [1 << 20]byte
+
+// SinkOptions are those of Create. The zero value writes every zero.
+type SinkOptions struct {
+	sink.Options
+	Client       Options
+	TargetIsZero bool // all of the export reads as zeros before, so that zeros need no writing
+	NoHole       bool // zeros are to stay allocated
+}
+
+// stage is how far a target has come.
+type stage uint8
+
+const (
+	writing stage = iota
+	finished
+	ended
+)
+
+// target is an export that is written.
+type target struct {
+	server *server
+	size   int64 // of the disk; the export may have more
+	o      SinkOptions
+
+	noFast    atomic.Bool // WRITE_ZEROES is not faster than writing
+	noZeroes  atomic.Bool // there is no WRITE_ZEROES
+	zeroLimit atomic.Int64
+
+	calls sync.RWMutex // read-locked by calls, locked by those that change stage
+	stage stage
+
+	mu  sync.Mutex
+	err error // the first
+}
+
+// Create opens the export that uri names for writing a disk of size bytes to it,
+// in place. It must not be read-only, and have size bytes or more; what it has
+// more stays as it is, and Client.Warn is told. Publish, Suspend and Abort only
+// disconnect.
+//
+// The disk is Parallel, Zeroed with TargetIsZero, and Verifiable. Its Unit is
+// the server's minimum block, 512 where the server told none. A connection that
+// is lost is a sink.ErrLost.
+func Create(ctx context.Context, uri string, size int64, o SinkOptions) (sink.Disk, error) {
+	u, err := nbd.ParseURI(uri)
+	if err != nil {
+		return nil, err
+	}
+	if size < 0 {
+		return nil, fmt.Errorf("%s: an NBD server takes no disk whose size is not known: %w", uri, errors.ErrUnsupported)
+	}
+	if o.Resume < 0 || o.Resume > size || o.State == nil && o.Resume > 0 {
+		return nil, fmt.Errorf("%s: a disk of %d bytes, to be resumed at %d", uri, size, o.Resume)
+	}
+	if o.State != nil && string(o.State) != string(state(size)) {
+		return nil, fmt.Errorf("%s: resume: the checkpoint is %q, want %q", uri, o.State, state(size))
+	}
+	s, err := dial(ctx, u, o.Client)
+	if err != nil {
+		return nil, err
+	}
+	if err := writable(s, size); err != nil {
+		s.close()
+		return nil, err
+	}
+	if s.size > size {
+		o.Client.warn("%s is larger than the disk: its last %d bytes, from %d on, stay as they are", s.name, s.size-size, size)
+	}
+	if s.flags&nbd.SendFlush == 0 {
+		o.Client.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.name)
+	}
+	t := &target{server: s, size: size, o: o}
+	t.noFast.Store(s.flags&nbd.SendFastZero == 0)
+	t.noZeroes.Store(s.flags&nbd.SendWriteZeroes == 0)
+	t.zeroLimit.Store(zeroPiece)
+	return t, nil
+}
+
+func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
+
+// writable refuses an export that can't hold the disk.
+func writable(s *server, size int64) error {
+	if s.flags&nbd.ReadOnly != 0 {
+		return fmt.Errorf("%s: the export is read-only", s.name)
+	}
+	if s.size < size {
+		return fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk %d (%s)", s.name, s.size, bytesize.Format(s.size), size, bytesize.Format(size))
+	}
+	return nil
+}
+
+func (t *target) Unit() int64 { return int64(t.server.sizes.Min) }
+
+func (t *target) MaxParallel() int { return len(t.server.conns) * depth }
+
+func (t *target) ZeroedFrom(int64) bool { return t.o.TargetIsZero && t.o.State == nil }
+
+// begin starts a call on a range. The caller read-unlocks t.calls at the end of
+// it unless there is an error.
+func (t *target) begin(ctx context.Context, off, n int64) error {
+	t.calls.RLock()
+	err := t.ready(ctx, writing)
+	if err == nil {
+		if err = t.fits(off, n); err != nil {
+			t.fail(err)
+		}
+	}
+	if err != nil {
+		t.calls.RUnlock()
+	}
+	return err
+}
+
+func (t *target) fits(off, n int64) error {
+	if off < 0 || n < 0 || n > t.size-off {
+		return fmt.Errorf("%s: %d bytes at %d are not in a disk of %d bytes", t.server.name, n, off, t.size)
+	}
+	if unit := t.Unit(); off%unit != 0 && off != t.size || n%unit != 0 && off+n != t.size {
+		return fmt.Errorf("%s: %d bytes at %d are not whole blocks of %d bytes", t.server.name, n, off, unit)
+	}
+	return nil
+}
+
+// ready says why a call can't be made. The caller holds t.calls.
+func (t *target) ready(ctx context.Context, at stage) error {
+	if t.stage == ended {
+		return sink.ErrClosed
+	}
+	t.mu.Lock()
+	err := t.err
+	t.mu.Unlock()
+	switch {
+	case err != nil:
+		return fmt.Errorf("an earlier call failed: %w", err)
+	case t.stage < at:
+		return fmt.Errorf("%s is published before it was finished", t.server.name)
+	case t.stage > at:
+		return fmt.Errorf("%s is finished and takes no more", t.server.name)
+	case t.server.ctx.Err() != nil:
+		return t.fail(context.Cause(t.server.ctx))
+	case ctx.Err() != nil:
+		return t.fail(context.Cause(ctx))
+	}
+	return nil
+}
+
+// fail keeps the first error, and returns err as the caller is to see it.
+func (t *target) fail(err error) error {
+	if errors.As(err, new(*lostError)) && t.server.ctx.Err() == nil {
+		err = fmt.Errorf("%w (%w)", err, sink.ErrLost)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil {
+		t.err = err
+	}
+	return err
+}
+
+func (t *target) SameAt(ctx context.Context, off, n int64) error {
+	if err := t.begin(ctx, off, n); err != nil {
+		return err
+	}
+	defer t.calls.RUnlock()
+	return t.fail(fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and an NBD server has none", t.server.name, off, off+n))
+}
+
+func (t *target) WriteAt(p []byte, off int64) (int, error) {
+	if err := t.begin(t.server.ctx, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	defer t.calls.RUnlock()
+	if err := t.write(p, off); err != nil {
+		return 0, t.fail(err)
+	}
+	return len(p), nil
+}
+
+// write writes p. The end of the disk may lie inside a block of a larger
+// export: what follows it there is read and written back.
+func (t *target) write(p []byte, off int64) error {
+	s := t.server
+	whole := t.whole(off, int64(len(p)))
+	tail := p[whole:]
+	end := off + whole
+	p = p[:whole]
+	k, err := s.each(s.ctx, func() *call {
+		if len(p) == 0 {
+			return nil
+		}
+		n := min(len(p), s.maxPayload())
+		k := &call{cmd: nbd.CmdWrite, off: off, n: int64(n), data: p[:n:n]}
+		p, off = p[n:], off+int64(n)
+		return k
+	})
+	if err != nil {
+		return s.explain(k, err)
+	}
+	if len(tail) == 0 {
+		return nil
+	}
+	block := make([]byte, min(int64(s.sizes.Min), s.size-end))
+	if err := s.read(block, end); err != nil {
+		return err
+	}
+	copy(block, tail)
+	k = &call{cmd: nbd.CmdWrite, off: end, n: int64(len(block)), data: block}
+	if err := s.do(s.ctx, s.pick(), k); err != nil {
+		return s.explain(k, err)
+	}
+	return nil
+}
+
+// whole returns how many of n bytes at off can be written without others: all,
+// unless the disk ends inside a block that the export has more of.
+func (t *target) whole(off, n int64) int64 {
+	if off+n == t.server.size {
+		return n
+	}
+	return n - (off+n)%int64(t.server.sizes.Min)
+}
+
+func (t *target) ZeroAt(ctx context.Context, off, n int64) error {
+	if err := t.begin(ctx, off, n); err != nil {
+		return err
+	}
+	defer t.calls.RUnlock()
+	if t.ZeroedFrom(off) {
+		return nil
+	}
+	if err := t.zero(ctx, off, n); err != nil {
+		return t.fail(err)
+	}
+	return nil
+}
+
+// zero zeroes by the first way that the server has: WRITE_ZEROES that is fast,
+// WRITE_ZEROES that is not, zeros. TRIM is none, since what it leaves is not
+// known.
+func (t *target) zero(ctx context.Context, off, n int64) error {
+	s := t.server
+	whole := t.whole(off, n)
+	tail := n - whole
+	for whole > 0 {
+		if t.noZeroes.Load() {
+			p := zeros[:min(whole, int64(len(zeros)))]
+			if ctx.Err() != nil {
+				return fmt.Errorf("%s: zero at %d: %w", s.name, off, context.Cause(ctx))
+			}
+			if err := t.write(p, off); err != nil {
+				return err
+			}
+			off, whole = off+int64(len(p)), whole-int64(len(p))
+			continue
+		}
+		fast := !t.noFast.Load()
+		k := &call{cmd: nbd.CmdWriteZeroes, off: off, n: min(whole, t.zeroLimit.Load())}
+		if fast {
+			k.flags |= nbd.FlagFastZero
+		}
+		if t.o.NoHole {
+			k.flags |= nbd.FlagNoHole
+		}
+		err := s.do(ctx, s.pick(), k)
+		var server *serverError
+		switch most := int64(s.maxPayload()); {
+		case err == nil:
+			off, whole = off+k.n, whole-k.n
+		case !errors.As(err, &server):
+			return s.explain(k, err)
+		case fast && (server.errno == nbd.ENOTSUP || server.errno == nbd.EINVAL):
+			t.noFast.Store(true)
+		case server.errno == nbd.ENOTSUP:
+			t.noZeroes.Store(true)
+		case k.n > most && (server.errno == nbd.EOVERFLOW || server.errno == nbd.EINVAL):
+			t.zeroLimit.Store(most)
+		default:
+			return s.explain(k, err)
+		}
+	}
+	if tail > 0 {
+		return t.write(zeros[:tail], off)
+	}
+	return nil
+}
+
+// flush makes durable what was replied to, on every connection.
+func (t *target) flush(ctx context.Context) error {
+	s := t.server
+	if s.flags&nbd.SendFlush == 0 {
+		return nil
+	}
+	var first error
+	for _, c := range s.conns {
+		k := &call{cmd: nbd.CmdFlush}
+		if err := s.do(ctx, c, k); err != nil && first == nil {
+			first = s.explain(k, err)
+		}
+	}
+	return first
+}
+
+func (t *target) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
+	t.calls.RLock()
+	defer t.calls.RUnlock()
+	if err := t.ready(t.server.ctx, writing); err != nil {
+		return nil, nil, err
+	}
+	if off < 0 || off > t.size {
+		return nil, nil, t.fail(fmt.Errorf("%s: checkpoint at %d of a disk of %d bytes", t.server.name, off, t.size))
+	}
+	return state(t.size), func(ctx context.Context) error {
+		t.calls.RLock()
+		defer t.calls.RUnlock()
+		if err := t.ready(ctx, t.stage); err != nil {
+			return err
+		}
+		if err := t.flush(ctx); err != nil {
+			return t.fail(err)
+		}
+		return nil
+	}, nil
+}
+
+// advance makes the call that takes the target from one stage to the next.
+func (t *target) advance(ctx context.Context, from stage, do func() error) error {
+	t.calls.Lock()
+	defer t.calls.Unlock()
+	if err := t.ready(ctx, from); err != nil {
+		return err
+	}
+	if err := do(); err != nil {
+		return t.fail(err)
+	}
+	t.stage = from + 1
+	return nil
+}
+
+func (t *target) Finish(ctx context.Context) error {
+	return t.advance(ctx, writing, func() error { return t.flush(ctx) })
+}
+
+// Publish has nothing to do but to disconnect: what Finish flushed has its name.
+func (t *target) Publish(ctx context.Context) error {
+	return t.advance(ctx, finished, t.server.close)
+}
+
+func (t *target) end() error {
+	t.calls.Lock()
+	defer t.calls.Unlock()
+	if t.stage == ended {
+		return sink.ErrClosed
+	}
+	t.stage = ended
+	return t.server.close()
+}
+
+func (t *target) Suspend() error { return t.end() }
+
+func (t *target) Abort() error {
+	if err := t.end(); !errors.Is(err, sink.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// Reopen reads over the same connections: a server may take no others.
+func (t *target) Reopen(ctx context.Context) (source.Disk, error) {
+	t.calls.RLock()
+	defer t.calls.RUnlock()
+	if err := t.ready(ctx, finished); err != nil {
+		return nil, err
+	}
+	return &written{Disk{server: t.server, size: t.size, borrowed: true, text: t.server.name}, ctx}, nil
+}
+
+// written is what was written of an export.
+type written struct {
+	Disk
+	ctx context.Context
+}
+
+func (w *written) ReadAt(p []byte, off int64) (int, error) {
+	if w.ctx.Err() != nil {
+		return 0, fmt.Errorf("%s: read at %d: %w", w.server.name, off, context.Cause(w.ctx))
+	}
+	return w.Disk.ReadAt(p, off)
+}
+
+var (
+	_ source.Disk     = (*written)(nil)
+	_ sink.Verifiable = (*target)(nil)
+	_ sink.Parallel   = (*target)(nil)
+	_ sink.Zeroed     = (*target)(nil)
+)

@@ -1,0 +1,153 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"strconv"
+	"sync"
+
+	"vddkcp/nbd"
+	"vddkcp/source"
+)
+
+// Disk is an export that is read. Beside source.Disk it is Identified and
+// Described. When a connection is lost its calls fail; source.Retry, around
+// Open, opens it again.
+type Disk struct {
+	server   *server
+	size     int64 // what of the export is the disk
+	borrowed bool  // the server is a sink's
+	text     string
+
+	mu    sync.Mutex
+	known allocation
+}
+
+// Open opens the export that uri names for reading. Errors name the server.
+func Open(ctx context.Context, uri string, o Options) (*Disk, error) {
+	u, err := nbd.ParseURI(uri)
+	if err != nil {
+		return nil, source.Permanent(err)
+	}
+	s, err := dial(ctx, u, o)
+	if err != nil {
+		return nil, err
+	}
+	return &Disk{server: s, size: s.size, text: uri}, nil
+}
+
+// Size is the size in bytes that the server told at the beginning.
+func (d *Disk) Size() int64 { return d.size }
+
+// Connections is how many connections are used.
+func (d *Disk) Connections() int { return len(d.server.conns) }
+
+// Identity proves nothing: the protocol has no identity of an export.
+func (d *Disk) Identity(context.Context) (id, proof string, err error) {
+	return "nbd:" + d.text + ":" + strconv.FormatInt(d.size, 10), "none", nil
+}
+
+// Info describes the export: an unknown image, seen as a raw disk.
+func (d *Disk) Info() source.Info {
+	return source.Info{
+		Format:        "raw",
+		LogicalSector: max(int64(d.server.sizes.Min), 512),
+		ClusterSize:   int64(d.server.sizes.Preferred),
+		Allocated:     d.size,
+		Chain:         []string{d.server.name},
+	}
+}
+
+// ReadAt implements source.Disk. What begins or ends inside a block of the
+// server's is read by way of a buffer of that block; the rest goes from the
+// socket into p.
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	s := d.server
+	if off < 0 {
+		return 0, fmt.Errorf("%s: read at negative offset %d", s.name, off)
+	}
+	if err := s.begin(s.ctx); err != nil {
+		return 0, fmt.Errorf("%s: read [%d, %d): %w", s.name, off, off+int64(len(p)), err)
+	}
+	defer s.end()
+	if off >= d.size {
+		return 0, io.EOF
+	}
+	var atEnd error
+	if int64(len(p)) > d.size-off {
+		p, atEnd = p[:d.size-off], io.EOF
+	}
+	if err := s.read(p, off); err != nil {
+		return 0, err
+	}
+	return len(p), atEnd
+}
+
+// read reads what lies in the export.
+func (s *server) read(p []byte, off int64) error {
+	block := int64(s.sizes.Min)
+	if head := off % block; head > 0 && len(p) > 0 {
+		n := min(block-head, int64(len(p)))
+		if err := s.readBlock(p[:n], off); err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	var tail []byte
+	if end := off + int64(len(p)); end%block > 0 && end < s.size {
+		n := max(int64(len(p))-end%block, 0)
+		p, tail = p[:n], p[n:]
+	}
+	end := off + int64(len(p))
+	k, err := s.each(s.ctx, func() *call {
+		if len(p) == 0 {
+			return nil
+		}
+		n := min(len(p), s.maxPayload())
+		k := &call{cmd: nbd.CmdRead, off: off, n: int64(n), data: p[:n:n]}
+		p, off = p[n:], off+int64(n)
+		return k
+	})
+	if err != nil {
+		return s.explain(k, err)
+	}
+	if len(tail) > 0 {
+		return s.readBlock(tail, end)
+	}
+	return nil
+}
+
+// readBlock reads what lies inside one block.
+func (s *server) readBlock(p []byte, off int64) error {
+	block := int64(s.sizes.Min)
+	head := off % block
+	buf := make([]byte, min(block, s.size-off+head))
+	k := &call{cmd: nbd.CmdRead, off: off - head, n: int64(len(buf)), data: buf}
+	if err := s.do(s.ctx, s.pick(), k); err != nil {
+		return s.explain(k, err)
+	}
+	copy(p, buf[head:])
+	return nil
+}
+
+// maxPayload is the most bytes of data in one request: multiples of the block.
+func (s *server) maxPayload() int {
+	most := min(s.sizes.Max, nbd.MaxPayload)
+	return int(most - most%s.sizes.Min)
+}
+
+// Close waits for calls in progress. Later calls return an error that wraps
+// os.ErrClosed.
+func (d *Disk) Close() error {
+	if d.borrowed {
+		return nil
+	}
+	return d.server.close()
+}
+
+// inDisk says whether a range lies in the disk.
+func (d *Disk) inDisk(off, n int64) bool {
+	return off >= 0 && n >= 0 && off <= math.MaxInt64-n && off+n <= d.size
+}
