@@ -17,6 +17,7 @@ var imports = []struct{ room, may string }{
 	{"vddkcp/nbd", ""},
 	{"vddkcp/source/open", "nbd nbd/client source source/ova source/qcow2 source/raw source/vmdk"},
 	{"vddkcp/sink/open", "nbd nbd/client sink sink/raw"},
+	{"vddkcp/internal/image", "source"},
 	{"vddkcp/source/", "source"},
 	{"vddkcp/source", ""},
 	{"vddkcp/sink/", "sink source source/raw"},

@@ -16,6 +16,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"vddkcp/internal/image"
 )
 
 // maxManifest bounds a manifest: a line of 4 KiB for each member.
@@ -147,7 +149,7 @@ func (a *Appliance) verifyFile(ctx context.Context, name string, digests []diges
 			return fmt.Errorf("verify %s: %w", a.files.shown(name), err)
 		}
 		piece := buf[:min(int64(len(buf)), f.Size()-off)]
-		if err := readFull(f, piece, off); err != nil {
+		if err := image.ReadFull(f, piece, off); err != nil {
 			return err
 		}
 		all.Write(piece) // a hash never fails

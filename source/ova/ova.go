@@ -21,6 +21,7 @@ import (
 	"sync"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
@@ -154,7 +155,7 @@ func readAll(f source.Disk, max int64) ([]byte, error) {
 		return nil, fmt.Errorf("it has %d bytes, want at most %d", f.Size(), max)
 	}
 	text := make([]byte, f.Size())
-	return text, readFull(f, text, 0)
+	return text, image.ReadFull(f, text, 0)
 }
 
 // remote is an href that is no file of the appliance.
@@ -197,7 +198,7 @@ func (a *Appliance) OpenDisk(ctx context.Context, i int) (source.Disk, error) {
 	}
 	if d.File == "" {
 		name := fmt.Sprintf("%s#%d", a.path, d.Number)
-		return &empty{ctx: ctx, name: name, size: d.Capacity, id: fmt.Sprintf("empty:%d:%s", d.Capacity, name)}, nil
+		return &empty{name: name, size: d.Capacity, id: fmt.Sprintf("empty:%d:%s", d.Capacity, name), life: image.Life{Context: ctx, Name: name}}, nil
 	}
 	f, err := a.openHref(ctx, d)
 	if err != nil {

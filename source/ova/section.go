@@ -5,13 +5,12 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"os"
 	"sort"
 	"strings"
-	"sync"
 
+	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
@@ -20,15 +19,10 @@ import (
 // source.Disk it is Identified, Described, InFile and Uncached, as far as the
 // files below are.
 type Section struct {
-	ctx   context.Context
 	name  string
 	parts []part
 	size  int64
-
-	// mu is held for reading by each call, so that Close waits for it. It is
-	// never held across a yield, since the consumer may call Close.
-	mu     sync.RWMutex
-	closed bool
+	life  image.Life
 }
 
 // part is [off, off+size) of a file, not empty.
@@ -41,7 +35,7 @@ type part struct {
 
 // newSection returns the section of the parts in order, whose starts it sets.
 func newSection(ctx context.Context, name string, parts ...part) *Section {
-	s := &Section{ctx: ctx, name: name}
+	s := &Section{name: name, life: image.Life{Context: ctx, Name: name}}
 	for _, p := range parts {
 		p.start = s.size
 		s.size += p.size
@@ -58,45 +52,19 @@ func (s *Section) find(off int64) int {
 	return sort.Search(len(s.parts), func(i int) bool { return s.parts[i].start+s.parts[i].size > off })
 }
 
-// usable returns why s can't be used any more, or not under ctx. The caller
-// holds mu.
-func (s *Section) usable(ctx context.Context) error {
-	if err := context.Cause(s.ctx); err != nil {
-		return err
-	}
-	if s.closed {
-		return os.ErrClosed
-	}
-	return context.Cause(ctx)
-}
-
 // ReadAt implements source.Disk.
 func (s *Section) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, fmt.Errorf("read %s: negative offset %d", s.name, off)
-	}
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if err := s.usable(s.ctx); err != nil {
-		return 0, fmt.Errorf("read %s: %w", s.name, err)
-	}
-	if off >= s.size {
-		return 0, io.EOF
-	}
-	var atEnd error
-	if int64(len(p)) > s.size-off {
-		p, atEnd = p[:s.size-off], io.EOF
-	}
-	n := 0
-	for i := s.find(off); n < len(p); i++ {
-		in := off + int64(n) - s.parts[i].start
-		piece := p[n:min(int64(len(p)), int64(n)+s.parts[i].size-in)]
-		if err := readFull(s.parts[i].file, piece, s.parts[i].off+in); err != nil {
-			return n, fmt.Errorf("%s: %w", s.name, err)
+	return s.life.ReadAt(p, off, s.size, func(p []byte) (n int, err error) {
+		for i := s.find(off); n < len(p); i++ {
+			in := off + int64(n) - s.parts[i].start
+			piece := p[n:min(int64(len(p)), int64(n)+s.parts[i].size-in)]
+			if err := image.ReadFull(s.parts[i].file, piece, s.parts[i].off+in); err != nil {
+				return n, fmt.Errorf("%s: %w", s.name, err)
+			}
+			n += len(piece)
 		}
-		n += len(piece)
-	}
-	return n, atEnd
+		return n, nil
+	})
 }
 
 // Extents implements source.Disk with those of the files.
@@ -112,7 +80,7 @@ func (s *Section) Extents(ctx context.Context, off, length int64) iter.Seq2[sour
 			stop := min(end, p.start+p.size)
 			for e, err := range p.file.Extents(ctx, p.off+off-p.start, stop-off) {
 				if err == nil {
-					err = s.usableNow(ctx)
+					err = s.life.Usable(ctx)
 				}
 				if err != nil {
 					yield(source.Extent{}, fmt.Errorf("extents of %s: %w", s.name, err))
@@ -128,28 +96,18 @@ func (s *Section) Extents(ctx context.Context, off, length int64) iter.Seq2[sour
 	}
 }
 
-func (s *Section) usableNow(ctx context.Context) error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.usable(ctx)
-}
-
 // Close waits for calls in progress. The archive that the section is of stays
 // open. Later calls return an error that wraps os.ErrClosed.
 func (s *Section) Close() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return fmt.Errorf("close %s: %w", s.name, os.ErrClosed)
-	}
-	s.closed = true
-	var errs []error
-	for _, p := range s.parts {
-		if p.owned {
-			errs = append(errs, p.file.Close())
+	return s.life.Close(func() error {
+		var errs []error
+		for _, p := range s.parts {
+			if p.owned {
+				errs = append(errs, p.file.Close())
+			}
 		}
-	}
-	return errors.Join(errs...)
+		return errors.Join(errs...)
+	})
 }
 
 // Identity tells the files, by which it is proved, and where in them the
@@ -169,9 +127,7 @@ func (s *Section) Identity(ctx context.Context) (id, proof string, err error) {
 			return "", "", err
 		}
 		ids[i] = fmt.Sprintf("%s:%d:%d", id, p.off, p.size)
-		if by == "none" || proof == "snapshot" {
-			proof = by
-		}
+		proof = image.Weaker(proof, by)
 	}
 	if len(ids) == 1 {
 		return ids[0], proof, nil
@@ -199,91 +155,44 @@ func (s *Section) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 		return nil, 0, 0, false
 	}
 	p := &s.parts[s.find(off)]
-	file, ok := source.Ability[source.InFile](p.file)
-	if !ok {
-		return nil, 0, 0, false
-	}
 	in := off - p.start
-	f, pos, n, ok = file.InFile(p.off + in)
-	return f, pos, min(n, p.size-in), ok
+	return image.InFile(p.file, p.off+in, p.size-in)
 }
 
 // ReadUncached forwards to the files.
 func (s *Section) ReadUncached() {
 	for _, p := range s.parts {
-		if u, ok := source.Ability[source.Uncached](p.file); ok {
-			u.ReadUncached()
-		}
+		image.ReadUncached(p.file)
 	}
 }
 
 // empty is a disk of the appliance that has a capacity and no file: zeros.
 type empty struct {
-	ctx  context.Context
 	name string
 	size int64
 	id   string
-
-	mu     sync.RWMutex
-	closed bool
+	life image.Life
 }
 
 func (d *empty) Size() int64 { return d.size }
 
-func (d *empty) usable(ctx context.Context) error {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if err := context.Cause(d.ctx); err != nil {
-		return err
-	}
-	if d.closed {
-		return os.ErrClosed
-	}
-	return context.Cause(ctx)
-}
-
 func (d *empty) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, fmt.Errorf("read %s: negative offset %d", d.name, off)
-	}
-	if err := d.usable(d.ctx); err != nil {
-		return 0, fmt.Errorf("read %s: %w", d.name, err)
-	}
-	if off >= d.size {
-		return 0, io.EOF
-	}
-	if int64(len(p)) > d.size-off {
-		clear(p[:d.size-off])
-		return int(d.size - off), io.EOF
-	}
-	clear(p)
-	return len(p), nil
+	return d.life.ReadAt(p, off, d.size, func(p []byte) (int, error) {
+		clear(p)
+		return len(p), nil
+	})
 }
 
 func (d *empty) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
-	return func(yield func(source.Extent, error) bool) {
-		end := off + length
-		err := d.usable(ctx)
-		if err == nil && (off < 0 || length < 0 || end < off || end > d.size) {
-			err = fmt.Errorf("[%d, %d) is not in its %d bytes", off, end, d.size)
+	return image.Extents(d.name, d.size, off, length, func(out *image.Merger) error {
+		if err := d.life.Usable(ctx); err != nil || length == 0 {
+			return err
 		}
-		if err != nil {
-			yield(source.Extent{}, fmt.Errorf("extents of %s: %w", d.name, err))
-		} else if length > 0 {
-			yield(source.Extent{Off: off, Len: length, Kind: source.Zero, Absent: true}, nil)
-		}
-	}
+		return out.Add(source.Extent{Off: off, Len: length, Kind: source.Zero, Absent: true})
+	})
 }
 
-func (d *empty) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return fmt.Errorf("close %s: %w", d.name, os.ErrClosed)
-	}
-	d.closed = true
-	return nil
-}
+func (d *empty) Close() error { return d.life.Close(func() error { return nil }) }
 
 func (d *empty) Info() source.Info {
 	return source.Info{Format: "raw", LogicalSector: 512, Chain: []string{d.name}}

@@ -9,6 +9,7 @@ import (
 	"path"
 	"strings"
 
+	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
@@ -143,7 +144,7 @@ func (h *headers) Read(p []byte) (int, error) {
 	if h.read += int64(len(p)); h.read > maxHeaderBytes {
 		return 0, fmt.Errorf("the headers have more than %d bytes", maxHeaderBytes)
 	}
-	if err := readFull(h.f, p, h.pos); err != nil {
+	if err := image.ReadFull(h.f, p, h.pos); err != nil {
 		return 0, err
 	}
 	h.pos += int64(len(p))
@@ -167,20 +168,8 @@ func (h *headers) Seek(off int64, whence int) (int64, error) {
 // head returns the first bytes of the archive.
 func (h *headers) head() []byte {
 	head := make([]byte, min(h.f.Size(), 16))
-	if err := readFull(h.f, head, 0); err != nil {
+	if err := image.ReadFull(h.f, head, 0); err != nil {
 		return nil
 	}
 	return head
-}
-
-// readFull reads all of p.
-func readFull(f source.Disk, p []byte, off int64) error {
-	n, err := f.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
 }

@@ -21,13 +21,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
-	"os"
 	"regexp"
 	"strings"
-	"sync"
 
+	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
@@ -51,12 +49,8 @@ type Disk struct {
 	hasHoles  bool  // plain clusters may be holes of the file
 	info      source.Info
 	warnings  []string
-	mem       *memory
-
-	// mu is held for reading by each call, so that Close waits for it. It is
-	// never held across a yield, since the consumer may call Close.
-	mu     sync.RWMutex
-	closed bool
+	mem       *image.Memory
+	life      image.Life
 }
 
 // Options say how an image is read. The zero value reads it with its backing
@@ -76,7 +70,7 @@ type Options struct {
 func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
 	d := &Disk{
 		ctx: ctx, path: path, file: f, fileSize: f.Size(), data: f, dataPath: path, dataSize: f.Size(),
-		lacks: source.Extent{Kind: source.Zero, Absent: true},
+		lacks: source.Extent{Kind: source.Zero, Absent: true}, life: image.Life{Context: ctx, Name: path},
 	}
 	if err := d.open(open, o); err != nil {
 		d.Close()
@@ -95,7 +89,7 @@ func (d *Disk) open(open source.Opener, o Options) error {
 	if h.has(featureExtendedL2) {
 		d.unitShift -= 5 // 32 subclusters
 	}
-	d.share(new(memory))
+	d.share(new(image.Memory))
 	if h.has(featureDirty) {
 		d.warnings = append(d.warnings, fmt.Sprintf("%s was not closed cleanly, or is in use (its dirty bit is set): what was written last may be missing", d.path))
 	}
@@ -132,7 +126,7 @@ func (d *Disk) openData(open source.Opener) error {
 	if err != nil {
 		return fmt.Errorf("data file %s: %w", quote(d.dataName), err)
 	}
-	d.data, d.dataPath, d.dataSize = f, pathOf(f, d.dataName), f.Size()
+	d.data, d.dataPath, d.dataSize = f, image.PathOf(f, d.dataName), f.Size()
 	return nil
 }
 
@@ -153,7 +147,7 @@ func (d *Disk) openBacking(open source.Opener) error {
 	if err != nil {
 		return fmt.Errorf("backing file %s: %w", quote(d.backingName), err)
 	}
-	path := pathOf(d.backing, d.backingName)
+	path := image.PathOf(d.backing, d.backingName)
 	if i, ok := source.Ability[source.Described](d.backing); ok {
 		d.info.Chain = append(d.info.Chain, i.Info().Chain...)
 	} else {
@@ -170,8 +164,8 @@ func (d *Disk) openBacking(open source.Opener) error {
 
 // share makes the image and its backing images use the memory of an overlay, so
 // that a chain takes no more than one image.
-func (d *Disk) share(m *memory) {
-	d.mem, d.id = m, m.files.Add(1)
+func (d *Disk) share(m *image.Memory) {
+	d.mem, d.id = m, m.NewFile()
 	if d.backing == nil {
 		return
 	}
@@ -197,96 +191,42 @@ func localName(name string) (string, error) {
 	return name, nil
 }
 
-// pathOf returns the path of the file that f is of, name where it doesn't say.
-func pathOf(f source.Disk, name string) string {
-	if i, ok := source.Ability[source.Described](f); ok {
-		if chain := i.Info().Chain; len(chain) > 0 {
-			return chain[0]
-		}
-	}
-	return name
-}
-
-// readFull reads all of p.
-func readFull(f source.Disk, p []byte, off int64) error {
-	n, err := f.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
-
 // Size is the size that the header has.
 func (d *Disk) Size() int64 { return d.size }
 
 // Close closes all files, those of the backing images too.
 func (d *Disk) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return fmt.Errorf("close %s: %w", d.path, os.ErrClosed)
-	}
-	d.closed = true
-	errs := []error{d.file.Close()}
-	if d.data != d.file {
-		errs = append(errs, d.data.Close())
-	}
-	if d.backing != nil {
-		errs = append(errs, d.backing.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// ended returns why the disk, or an iteration under ctx, can't go on.
-func (d *Disk) ended(ctx context.Context) error {
-	if err := context.Cause(d.ctx); err != nil {
-		return err
-	}
-	return context.Cause(ctx)
+	return d.life.Close(func() error {
+		errs := []error{d.file.Close()}
+		if d.data != d.file {
+			errs = append(errs, d.data.Close())
+		}
+		if d.backing != nil {
+			errs = append(errs, d.backing.Close())
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // ReadAt implements source.Disk.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, fmt.Errorf("read %s: negative offset %d", d.path, off)
-	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if err := d.ended(d.ctx); err != nil {
-		return 0, fmt.Errorf("read %s: %w", d.path, err)
-	}
-	if d.closed {
-		return 0, fmt.Errorf("read %s: %w", d.path, os.ErrClosed)
-	}
-	if off >= d.size {
-		return 0, io.EOF
-	}
-	var atEnd error
-	if int64(len(p)) > d.size-off {
-		p, atEnd = p[:d.size-off], io.EOF
-	}
-	n := 0
-	err := d.walk(d.ctx, off, off+int64(len(p)), func(r *run, s stretch) error {
-		err := d.read(p[n:n+int(s.n)], r, s)
-		if err == nil {
-			n += int(s.n)
-		}
-		return err
-	})
-	if err != nil {
+	return d.life.ReadAt(p, off, d.size, func(p []byte) (n int, err error) {
+		err = d.walk(d.ctx, off, off+int64(len(p)), func(r *run, s stretch) error {
+			err := d.read(p[n:n+int(s.n)], r, s)
+			if err == nil {
+				n += int(s.n)
+			}
+			return err
+		})
 		return n, err
-	}
-	return n, atEnd
+	})
 }
 
 // read fills p with the bytes of s.
 func (d *Disk) read(p []byte, r *run, s stretch) error {
 	switch s.kind {
 	case absent:
-		return d.readBacking(p, s.off)
+		return image.ReadParent(d.backing, p, s.off)
 	case zeros:
 		clear(p)
 		return nil
@@ -300,40 +240,8 @@ func (d *Disk) read(p []byte, r *run, s stretch) error {
 		start := max(s.off, c<<d.clusterShift)
 		return d.errorAt(c, "it is at offset %d of %s, which has %d bytes: that is truncated, or the L2 table is damaged", s.pos+start-s.off, d.dataPath, d.dataSize)
 	}
-	if err := readFull(d.data, p, s.pos); err != nil {
+	if err := image.ReadFull(d.data, p, s.pos); err != nil {
 		return d.errorAt(s.off>>d.clusterShift, "%w", err)
-	}
-	return nil
-}
-
-// readBacking fills p with what the backing file has at off of the disk. It may
-// be shorter.
-func (d *Disk) readBacking(p []byte, off int64) error {
-	n := int64(0)
-	if d.backing != nil {
-		n = max(0, min(int64(len(p)), d.backing.Size()-off))
-	}
-	if n > 0 {
-		if err := readFull(d.backing, p[:n], off); err != nil {
-			return err
-		}
-	}
-	clear(p[n:])
-	return nil
-}
-
-// errStop ends a scan whose consumer wants no more.
-var errStop = errors.New("stop")
-
-// usable returns why Extents can't go on.
-func (d *Disk) usable(ctx context.Context) error {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if err := d.ended(ctx); err != nil {
-		return err
-	}
-	if d.closed {
-		return os.ErrClosed
 	}
 	return nil
 }
@@ -342,32 +250,19 @@ func (d *Disk) usable(ctx context.Context) error {
 // that are marked as zeros are explicit zeros. Where the image's file is sparse
 // its holes are too, as with images whose metadata alone is preallocated.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
-	return func(yield func(source.Extent, error) bool) {
-		end := off + length
-		if off < 0 || length < 0 || end < off || end > d.size {
-			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is not in its %d bytes", d.path, off, end, d.size))
-			return
-		}
-		out := merger{yield: yield}
-		err := d.scan(ctx, off, end, func(s stretch) error { return d.emit(ctx, &out, s) })
-		switch {
-		case err == nil:
-			out.flush()
-		case err != errStop:
-			// What came before the error is right; it is not of use, though.
-			yield(source.Extent{}, fmt.Errorf("extents of %s: %w", d.path, err))
-		}
-	}
+	return image.Extents(d.path, d.size, off, length, func(out *image.Merger) error {
+		return d.scan(ctx, off, off+length, func(s stretch) error { return d.emit(ctx, out, s) })
+	})
 }
 
 // scan is walk for what looks at no data: plain stretches that are holes of the
 // file are zeros with a place.
 func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) error) error {
-	if err := d.usable(ctx); err != nil {
+	if err := d.life.Usable(ctx); err != nil {
 		return err
 	}
 	return d.walk(ctx, off, end, func(_ *run, s stretch) error {
-		if err := d.usable(ctx); err != nil {
+		if err := d.life.Usable(ctx); err != nil {
 			return err
 		}
 		if s.kind == plain && d.hasHoles && s.pos+s.n <= d.dataSize {
@@ -396,64 +291,16 @@ func (d *Disk) splitHoles(ctx context.Context, s stretch, emit func(s stretch) e
 
 // emit passes on what a scan found, from the backing file where the image lacks
 // it.
-func (d *Disk) emit(ctx context.Context, out *merger, s stretch) error {
+func (d *Disk) emit(ctx context.Context, out *image.Merger, s stretch) error {
 	e := source.Extent{Off: s.off, Len: s.n}
 	switch {
 	case s.kind == zeros:
 		e.Kind = source.Zero
 	case s.kind != absent:
 	case d.backing != nil:
-		return d.emitBacking(ctx, out, s.off, s.n)
+		return out.AddParent(ctx, d.backing, s.off, s.n)
 	default:
 		e.Kind, e.Absent = d.lacks.Kind, d.lacks.Absent
 	}
-	return out.add(e)
-}
-
-// emitBacking is apart from emit because ranging over a function takes memory
-// in each call.
-func (d *Disk) emitBacking(ctx context.Context, out *merger, off, n int64) error {
-	has := max(0, min(n, d.backing.Size()-off))
-	if has > 0 {
-		for e, err := range d.backing.Extents(ctx, off, has) {
-			if err != nil {
-				return err
-			}
-			e.Depth++
-			if err := out.add(e); err != nil {
-				return err
-			}
-		}
-	}
-	if has < n {
-		// No image has what is past the end of a shorter backing file, also where
-		// that one has a longer one itself (qemu maps it so too).
-		return out.add(source.Extent{Off: off + has, Len: n - has, Kind: source.Zero, Absent: true})
-	}
-	return nil
-}
-
-// merger yields extents, neighbours that are alike as one.
-type merger struct {
-	yield func(source.Extent, error) bool
-	held  source.Extent // Len 0: none
-}
-
-func (m *merger) add(e source.Extent) error {
-	if h := &m.held; h.Len > 0 && h.Kind == e.Kind && h.Depth == e.Depth && h.Absent == e.Absent {
-		h.Len += e.Len
-		return nil
-	}
-	held := m.held
-	m.held = e
-	if held.Len > 0 && !m.yield(held, nil) {
-		return errStop
-	}
-	return nil
-}
-
-func (m *merger) flush() {
-	if m.held.Len > 0 {
-		m.yield(m.held, nil)
-	}
+	return out.Add(e)
 }

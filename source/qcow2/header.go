@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
@@ -77,7 +78,7 @@ func (h *header) entryShift() uint {
 // readHeader reads and checks the header of f and its extensions.
 func readHeader(f source.Disk) (*header, error) {
 	b := make([]byte, min(f.Size(), headerSize3+8))
-	if err := readFull(f, b, 0); err != nil {
+	if err := image.ReadFull(f, b, 0); err != nil {
 		return nil, err
 	}
 	if !Probe(b) {
@@ -191,7 +192,7 @@ func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32)
 		return 0, fmt.Errorf("the backing file's name ends at offset %d, the file has %d bytes: it is truncated", offset+uint64(n), f.Size())
 	}
 	name := make([]byte, n)
-	if err := readFull(f, name, int64(offset)); err != nil {
+	if err := image.ReadFull(f, name, int64(offset)); err != nil {
 		return 0, err
 	}
 	if bytes.IndexByte(name, 0) >= 0 {
@@ -206,7 +207,7 @@ func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32)
 func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]string, err error) {
 	var head [8]byte
 	for end-off >= 8 {
-		if err := readFull(f, head[:], off); err != nil {
+		if err := image.ReadFull(f, head[:], off); err != nil {
 			return nil, err
 		}
 		kind, n := binary.BigEndian.Uint32(head[:]), int64(binary.BigEndian.Uint32(head[4:]))
@@ -222,7 +223,7 @@ func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]
 			if kind != extFeatureNames && n > maxName {
 				return nil, fmt.Errorf("header extension %#08x at offset %d: a name of %d bytes, want at most %d", kind, off, n, maxName)
 			}
-			if err := readFull(f, data, off+8); err != nil {
+			if err := image.ReadFull(f, data, off+8); err != nil {
 				return nil, err
 			}
 			switch kind {

@@ -2,10 +2,10 @@ package qcow2
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"os"
 
+	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
@@ -57,73 +57,33 @@ func (d *Disk) Warnings() []string { return append([]string(nil), d.warnings...)
 // Identity combines those of all files, the backing files' too. It proves no
 // more than the weakest of them.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
-	files := d.files()
-	if d.backing != nil {
-		files = append(files, d.backing)
-	}
-	sum := sha256.New()
-	proof = "snapshot"
-	for _, f := range files {
-		i, ok := source.Ability[source.Identified](f)
-		if !ok {
-			proof = "none"
-			continue
-		}
-		id, p, err := i.Identity(ctx)
-		if err != nil {
-			return "", "", err
-		}
-		fmt.Fprintf(sum, "%d:%s", len(id), id)
-		if p == "none" || proof == "snapshot" {
-			proof = p
-		}
-	}
-	return fmt.Sprintf("qcow2:%x", sum.Sum(nil)), proof, nil
+	return image.Identity(ctx, "qcow2", append(d.files(), d.backing)...)
 }
 
 // ReadUncached forwards to all files.
-func (d *Disk) ReadUncached() {
-	for _, f := range append(d.files(), d.backing) {
-		if f == nil {
-			continue
-		}
-		if u, ok := source.Ability[source.Uncached](f); ok {
-			u.ReadUncached()
-		}
-	}
-}
+func (d *Disk) ReadUncached() { image.ReadUncached(append(d.files(), d.backing)...) }
 
 // InFile implements source.InFile for plain clusters, in this image or a
 // backing file. Places that can't be right are left out.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if off < 0 || off >= d.size || d.closed {
+	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
 	}
-	r, err := d.run(off>>d.clusterShift, 1)
-	if err != nil {
-		return nil, 0, 0, false
-	}
-	s := d.stretch(&r, off, min(d.size, r.end()<<d.clusterShift))
-	switch {
-	case s.kind == absent && d.backing != nil && off < d.backing.Size():
-		return inFile(d.backing, off, s.n)
-	case s.kind == plain && s.pos+s.n <= d.dataSize:
-		return inFile(d.data, s.pos, s.n)
-	}
-	return nil, 0, 0, false
-}
-
-// inFile asks f for its byte at off, for no more than max bytes.
-func inFile(f source.Disk, off, max int64) (file *os.File, pos, n int64, ok bool) {
-	i, ok := source.Ability[source.InFile](f)
+	d.life.While(func() {
+		r, err := d.run(off>>d.clusterShift, 1)
+		if err != nil {
+			return
+		}
+		s := d.stretch(&r, off, min(d.size, r.end()<<d.clusterShift))
+		switch {
+		case s.kind == absent && d.backing != nil && off < d.backing.Size():
+			f, pos, n, ok = image.InFile(d.backing, off, s.n)
+		case s.kind == plain && s.pos+s.n <= d.dataSize:
+			f, pos, n, ok = image.InFile(d.data, s.pos, s.n)
+		}
+	})
 	if !ok {
 		return nil, 0, 0, false
 	}
-	file, pos, n, ok = i.InFile(off)
-	if !ok || n <= 0 {
-		return nil, 0, 0, false
-	}
-	return file, pos, min(n, max), true
+	return f, pos, n, true
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"vddkcp/internal/image"
 	"vddkcp/internal/inflate"
 )
 
@@ -25,14 +26,6 @@ type unpacker struct {
 }
 
 var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
-
-// grow returns b with n bytes, whatever they are.
-func grow(b []byte, n int64) []byte {
-	if int64(cap(b)) < n {
-		b = make([]byte, (n+batchSize/4-1)&^(batchSize/4-1))
-	}
-	return b[:n]
-}
 
 // part is how many bytes of cluster c are in the disk: all, but for the last.
 func (d *Disk) part(c int64) int64 { return min(d.cluster, d.size-c<<d.clusterShift) }
@@ -83,19 +76,10 @@ func (d *Disk) unpackAt(p []byte, off int64, r *run) error {
 // unpackPiece fills p with the bytes at in of cluster c, and keeps the cluster:
 // the next piece is likely to be of it.
 func (d *Disk) unpackPiece(u *unpacker, p []byte, c, in int64, r *run) error {
-	slot := &d.mem.slots[uint64(c)%clusterSlots]
-	slot.mu.Lock()
-	defer slot.mu.Unlock()
-	if !slot.full || slot.file != d.id || slot.cluster != c {
-		slot.full = false
-		slot.data = grow(slot.data, d.part(c))
-		if _, err := d.unpackWhole(u, slot.data, c, r); err != nil {
-			return err
-		}
-		slot.file, slot.cluster, slot.full = d.id, c, true
-	}
-	copy(p, slot.data[in:])
-	return nil
+	return d.mem.Piece(p, d.id, c, in, d.part(c), func(cluster []byte) error {
+		_, err := d.unpackWhole(u, cluster, c, r)
+		return err
+	})
 }
 
 // unpackWhole fills p, but for a piece of a cluster at its end, with clusters
@@ -121,8 +105,8 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 		n += d.part(last)
 	}
 	end = min(end, d.fileSize) // the last sector may be cut
-	u.packed = grow(u.packed, end-start)
-	if err := readFull(d.file, u.packed, start); err != nil {
+	u.packed = image.Grow(u.packed, end-start)
+	if err := image.ReadFull(d.file, u.packed, start); err != nil {
 		return 0, d.errorAt(c, "%w", err)
 	}
 	done := int64(0)
@@ -148,7 +132,7 @@ var (
 func (d *Disk) unpack(u *unpacker, dst, src []byte, c int64) error {
 	whole := dst
 	if int64(len(dst)) < d.cluster {
-		u.cluster = grow(u.cluster, d.cluster)
+		u.cluster = image.Grow(u.cluster, d.cluster)
 		whole = u.cluster[:d.cluster:d.cluster]
 	}
 	var n int

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"vddkcp/internal/zero"
+
+	"vddkcp/internal/image"
 )
 
 // The bits of a table entry ("Cluster mapping").
@@ -81,11 +83,11 @@ func (d *Disk) run(c, max int64) (run, error) {
 		return r, nil
 	}
 	r.at = at + in<<d.entryBits
-	data, err := d.mem.page(d.file, d.id, d.fileSize, r.at/pageSize)
+	data, err := d.mem.Page(d.file, d.id, d.fileSize, r.at/image.PageSize)
 	if err != nil {
 		return run{}, fmt.Errorf("%s: L2 table %d: %w", d.path, table, err)
 	}
-	data = data[r.at%pageSize:]
+	data = data[r.at%image.PageSize:]
 	r.n = min(r.n, int64(len(data))>>d.entryBits)
 	r.entries = data[:r.n<<d.entryBits]
 	return r, nil
@@ -94,11 +96,11 @@ func (d *Disk) run(c, max int64) (run, error) {
 // table returns where in the file L2 table i is, in bytes; 0: nowhere.
 func (d *Disk) table(i int64) (int64, error) {
 	off := d.l1Offset + i*8
-	data, err := d.mem.page(d.file, d.id, d.fileSize, off/pageSize)
+	data, err := d.mem.Page(d.file, d.id, d.fileSize, off/image.PageSize)
 	if err != nil {
 		return 0, fmt.Errorf("%s: L1 table: %w", d.path, err)
 	}
-	entry := binary.BigEndian.Uint64(data[off%pageSize:])
+	entry := binary.BigEndian.Uint64(data[off%image.PageSize:])
 	at := int64(entry & entryOffset)
 	fail := func(format string, args ...any) (int64, error) {
 		return 0, fmt.Errorf("%s: L1 entry %#x at offset %d, of disk offset %d: %w: the table is damaged or the file is truncated", d.path, entry, off, i*(d.cluster>>d.entryBits)<<d.clusterShift, fmt.Errorf(format, args...))
@@ -257,7 +259,7 @@ const scanStep = 1 << 28
 // walk visits the stretches of [off, end).
 func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s stretch) error) error {
 	for off < end {
-		if err := d.ended(ctx); err != nil {
+		if err := d.life.Ended(ctx); err != nil {
 			return err
 		}
 		c := off >> d.clusterShift

@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"strings"
 
+	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
@@ -34,7 +35,7 @@ func (s *sparse) initCOWD(want int64) error {
 	if s.fileSize < int64(len(b)) {
 		return fmt.Errorf("the COWD header at offset 0 needs %d bytes, the file has %d: it is truncated", len(b), s.fileSize)
 	}
-	if err := readFull(s.file, b[:], 0); err != nil {
+	if err := image.ReadFull(s.file, b[:], 0); err != nil {
 		return err
 	}
 	field := func(off int) uint64 { return uint64(binary.LittleEndian.Uint32(b[off:])) }

@@ -22,12 +22,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
-	"os"
 	"sort"
-	"sync"
 
+	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
@@ -51,10 +49,7 @@ type Disk struct {
 	// is the one at path.
 	files []source.Disk
 
-	// mu is held for reading by each call, so that Close waits for it. It is
-	// never held across a yield, since the consumer may call Close.
-	mu     sync.RWMutex
-	closed bool
+	life image.Life
 }
 
 // extent is a part of a disk, as a line of the descriptor has it.
@@ -88,7 +83,7 @@ type Options struct {
 // An extent with the access NOACCESS is Data that can't be read. Flags that say
 // that the image was not closed cleanly are ignored.
 func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
-	d := &Disk{ctx: ctx, path: path, options: o, lacks: source.Extent{Kind: source.Zero, Absent: true}, files: []source.Disk{f}, mem: new(memory)}
+	d := &Disk{ctx: ctx, path: path, options: o, lacks: source.Extent{Kind: source.Zero, Absent: true}, files: []source.Disk{f}, mem: new(memory), life: image.Life{Context: ctx, Name: path}}
 	if err := d.open(open); err != nil {
 		d.Close()
 		return nil, err
@@ -99,7 +94,7 @@ func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o
 func (d *Disk) open(open source.Opener) error {
 	f := d.files[0]
 	head := make([]byte, min(f.Size(), 4<<10))
-	if err := readFull(f, head, 0); err != nil {
+	if err := image.ReadFull(f, head, 0); err != nil {
 		return fmt.Errorf("%s: %w", d.path, err)
 	}
 	switch probe(head) {
@@ -107,7 +102,7 @@ func (d *Disk) open(open source.Opener) error {
 		return d.openEmbedded(open)
 	case kindDescriptor:
 		text := make([]byte, min(f.Size(), maxDescriptor+1))
-		if err := readFull(f, text, 0); err != nil {
+		if err := image.ReadFull(f, text, 0); err != nil {
 			return fmt.Errorf("%s: %w", d.path, err)
 		}
 		desc, err := parseDescriptor(text)
@@ -145,7 +140,7 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 		return fmt.Errorf("%s: its descriptor at sector %d has %d sectors, the file has %d bytes: it is truncated", d.path, h.descriptorOffset, h.descriptorSize, f.Size())
 	}
 	text := make([]byte, size)
-	if err := readFull(f, text, int64(h.descriptorOffset)*sectorSize); err != nil {
+	if err := image.ReadFull(f, text, int64(h.descriptorOffset)*sectorSize); err != nil {
 		return fmt.Errorf("%s: %w", d.path, err)
 	}
 	desc, err := parseDescriptor(text)
@@ -222,7 +217,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 		opened[e.name] = f
 		d.files = append(d.files, f)
 	}
-	name := pathOf(f, e.name)
+	name := image.PathOf(f, e.name)
 	if e.kind == "FLAT" || e.kind == "VMFS" {
 		x, err := newFlat(name, f, e)
 		if err != nil {
@@ -232,7 +227,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 		return nil
 	}
 	head := make([]byte, min(f.Size(), 8))
-	if err := readFull(f, head, 0); err != nil {
+	if err := image.ReadFull(f, head, 0); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	// The file says which sparse kind it is, whatever the descriptor calls it.
@@ -304,7 +299,7 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 		if have == "" {
 			have = "missing"
 		}
-		return fmt.Errorf("%s: its parentCID is %08x, the CID of its parent %s is %s: the parent is another one, or was changed after the child was made", d.path, want, pathOf(parent, hint), have)
+		return fmt.Errorf("%s: its parentCID is %08x, the CID of its parent %s is %s: the parent is another one, or was changed after the child was made", d.path, want, image.PathOf(parent, hint), have)
 	}
 	if p, ok := source.Ability[*Disk](parent); ok {
 		p.share(d.mem)
@@ -359,55 +354,21 @@ func (d *Disk) link() (*link, error) {
 	return l, nil
 }
 
-// pathOf returns the path of the file that f is of, name where it doesn't say.
-func pathOf(f source.Disk, name string) string {
-	if i, ok := source.Ability[source.Described](f); ok {
-		if chain := i.Info().Chain; len(chain) > 0 {
-			return chain[0]
-		}
-	}
-	return name
-}
-
-// readFull reads all of p.
-func readFull(f source.Disk, p []byte, off int64) error {
-	n, err := f.ReadAt(p, off)
-	if n == len(p) {
-		return nil
-	}
-	if err == nil || err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
-
 // Size is the sum of the sizes of the extents.
 func (d *Disk) Size() int64 { return d.size }
 
 // Close closes all files, those of the parents too.
 func (d *Disk) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return fmt.Errorf("close %s: %w", d.path, os.ErrClosed)
-	}
-	d.closed = true
-	var errs []error
-	for _, f := range d.files {
-		errs = append(errs, f.Close())
-	}
-	if d.parent != nil {
-		errs = append(errs, d.parent.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// ended returns why the disk, or an iteration under ctx, can't go on.
-func (d *Disk) ended(ctx context.Context) error {
-	if err := context.Cause(d.ctx); err != nil {
-		return err
-	}
-	return context.Cause(ctx)
+	return d.life.Close(func() error {
+		var errs []error
+		for _, f := range d.files {
+			errs = append(errs, f.Close())
+		}
+		if d.parent != nil {
+			errs = append(errs, d.parent.Close())
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // find returns the index of the extent that has the byte at off.
@@ -417,162 +378,62 @@ func (d *Disk) find(off int64) int {
 
 // ReadAt implements source.Disk.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, fmt.Errorf("read %s: negative offset %d", d.path, off)
-	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if err := d.ended(d.ctx); err != nil {
-		return 0, fmt.Errorf("read %s: %w", d.path, err)
-	}
-	if d.closed {
-		return 0, fmt.Errorf("read %s: %w", d.path, os.ErrClosed)
-	}
-	if off >= d.size {
-		return 0, io.EOF
-	}
-	var atEnd error
-	if int64(len(p)) > d.size-off {
-		p, atEnd = p[:d.size-off], io.EOF
-	}
-	n := 0
-	for i := d.find(off); n < len(p); i++ {
-		e := &d.extents[i]
-		at := off + int64(n)
-		piece := p[n:min(int64(len(p)), e.end-off)]
-		if err := e.readAt(piece, at-e.start); err != nil {
-			return n, err
+	return d.life.ReadAt(p, off, d.size, func(p []byte) (n int, err error) {
+		for i := d.find(off); n < len(p); i++ {
+			e := &d.extents[i]
+			at := off + int64(n)
+			piece := p[n:min(int64(len(p)), e.end-off)]
+			if err := e.readAt(piece, at-e.start); err != nil {
+				return n, err
+			}
+			n += len(piece)
 		}
-		n += len(piece)
-	}
-	return n, atEnd
+		return n, nil
+	})
 }
-
-// readParent fills p with what the parent has at off of the disk. A parent may
-// be shorter.
-func (d *Disk) readParent(p []byte, off int64) error {
-	n := int64(0)
-	if d.parent != nil {
-		n = max(0, min(int64(len(p)), d.parent.Size()-off))
-	}
-	if n > 0 {
-		if err := readFull(d.parent, p[:n], off); err != nil {
-			return err
-		}
-	}
-	clear(p[n:])
-	return nil
-}
-
-// errStop ends a scan whose consumer wants no more.
-var errStop = errors.New("stop")
 
 // Extents tells the allocation from the grain tables, without reading data. A
 // ZERO extent and a grain that is marked as zeros are explicit zeros; a hole in
 // the file of a flat extent is too.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
-	return func(yield func(source.Extent, error) bool) {
-		end := off + length
-		if off < 0 || length < 0 || end < off || end > d.size {
-			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is not in its %d bytes", d.path, off, end, d.size))
-			return
-		}
-		out := merger{yield: yield}
-		for i := d.find(off); off < end; i++ {
-			e := &d.extents[i]
-			stop := min(end, e.end)
-			err := d.usable(ctx)
-			if err == nil {
-				err = e.scan(ctx, off-e.start, stop-e.start, func(kind grainKind, at, n int64) error {
-					return d.emit(ctx, &out, kind, e.start+at, n)
-				})
-			}
-			if err == errStop {
-				return
-			}
-			if err != nil {
-				// What came before the error is right; it is not of use, though.
-				yield(source.Extent{}, fmt.Errorf("extents of %s: %w", d.path, err))
-				return
-			}
-			off = stop
-		}
-		out.flush()
-	}
+	return image.Extents(d.path, d.size, off, length, func(out *image.Merger) error {
+		return d.scan(ctx, off, off+length, func(kind grainKind, off, n int64) error {
+			return d.emit(ctx, out, kind, off, n)
+		})
+	})
 }
 
-// usable returns why Extents can't go on.
-func (d *Disk) usable(ctx context.Context) error {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if err := d.ended(ctx); err != nil {
-		return err
-	}
-	if d.closed {
-		return os.ErrClosed
+// scan tells the allocation of [off, end) in this image alone: what kind, where
+// in the disk, for how many bytes.
+func (d *Disk) scan(ctx context.Context, off, end int64, emit func(kind grainKind, off, n int64) error) error {
+	for i := d.find(off); off < end; i++ {
+		e := &d.extents[i]
+		if err := d.life.Usable(ctx); err != nil {
+			return err
+		}
+		stop := min(end, e.end)
+		err := e.scan(ctx, off-e.start, stop-e.start, func(kind grainKind, at, n int64) error {
+			return emit(kind, e.start+at, n)
+		})
+		if err != nil {
+			return err
+		}
+		off = stop
 	}
 	return nil
 }
 
 // emit passes on what a scan found, from the parent where the image lacks it.
-func (d *Disk) emit(ctx context.Context, out *merger, kind grainKind, off, n int64) error {
+func (d *Disk) emit(ctx context.Context, out *image.Merger, kind grainKind, off, n int64) error {
 	switch {
 	case kind == dataGrain:
-		return out.add(source.Extent{Off: off, Len: n})
+		return out.Add(source.Extent{Off: off, Len: n})
 	case kind == zeroGrain:
-		return out.add(source.Extent{Off: off, Len: n, Kind: source.Zero})
+		return out.Add(source.Extent{Off: off, Len: n, Kind: source.Zero})
 	case d.parent == nil:
 		e := d.lacks
 		e.Off, e.Len = off, n
-		return out.add(e)
+		return out.Add(e)
 	}
-	return d.emitParent(ctx, out, off, n)
-}
-
-// emitParent is apart from emit because ranging over a function takes memory
-// in each call.
-func (d *Disk) emitParent(ctx context.Context, out *merger, off, n int64) error {
-	has := max(0, min(n, d.parent.Size()-off))
-	if has > 0 {
-		for e, err := range d.parent.Extents(ctx, off, has) {
-			if err != nil {
-				return err
-			}
-			e.Depth++
-			if err := out.add(e); err != nil {
-				return err
-			}
-		}
-	}
-	if has < n {
-		// Past the end of a shorter parent are zeros, also where that one has a
-		// longer parent itself: no image has them (qemu maps it so too).
-		return out.add(source.Extent{Off: off + has, Len: n - has, Kind: source.Zero, Absent: true})
-	}
-	return nil
-}
-
-// merger yields extents, neighbours that are alike as one.
-type merger struct {
-	yield func(source.Extent, error) bool
-	held  source.Extent // Len 0: none
-}
-
-func (m *merger) add(e source.Extent) error {
-	if h := &m.held; h.Len > 0 && h.Kind == e.Kind && h.Depth == e.Depth && h.Absent == e.Absent {
-		h.Len += e.Len
-		return nil
-	}
-	held := m.held
-	m.held = e
-	if held.Len > 0 && !m.yield(held, nil) {
-		return errStop
-	}
-	return nil
-}
-
-func (m *merger) flush() {
-	if m.held.Len > 0 {
-		m.yield(m.held, nil)
-	}
+	return out.AddParent(ctx, d.parent, off, n)
 }

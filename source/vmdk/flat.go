@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
@@ -23,7 +24,7 @@ func newFlat(name string, f source.Disk, e extentLine) (*flat, error) {
 }
 
 func (x *flat) readAt(p []byte, off int64) error {
-	if err := readFull(x.file, p, x.start+off); err != nil {
+	if err := image.ReadFull(x.file, p, x.start+off); err != nil {
 		return fmt.Errorf("%s: %w", x.name, err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/bits"
 
+	"vddkcp/internal/image"
 	"vddkcp/internal/zero"
 	"vddkcp/source"
 )
@@ -73,7 +74,7 @@ func readHeader(f source.Disk) (header, error) {
 	if f.Size() < headerSize {
 		return header{}, fmt.Errorf("the header at offset 0 needs %d bytes, the file has %d: it is truncated", headerSize, f.Size())
 	}
-	if err := readFull(f, b[:], 0); err != nil {
+	if err := image.ReadFull(f, b[:], 0); err != nil {
 		return header{}, err
 	}
 	if string(b[:4]) != magicSparse {
@@ -118,7 +119,7 @@ func readFooter(f source.Disk) (h header, at int64, err error) {
 	end := f.Size() / sectorSize * sectorSize
 	b := make([]byte, min(footerSearch, end-headerSize))
 	start := end - int64(len(b))
-	if err := readFull(f, b, start); err != nil {
+	if err := image.ReadFull(f, b, start); err != nil {
 		return header{}, 0, err
 	}
 	for i := len(b) - sectorSize; i >= 0; i -= sectorSize {

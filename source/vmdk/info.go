@@ -2,10 +2,10 @@ package vmdk
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"os"
 
+	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
@@ -62,7 +62,7 @@ func (d *Disk) Info() source.Info {
 func (d *Disk) describePart(e extentLine, f source.Disk) {
 	p := source.Part{Kind: e.kind, Size: e.sectors * sectorSize, Path: e.name}
 	if f != nil {
-		p.Path = pathOf(f, e.name)
+		p.Path = image.PathOf(f, e.name)
 	}
 	if e.kind == "FLAT" || e.kind == "VMFS" {
 		p.Offset = e.offset * sectorSize
@@ -73,76 +73,35 @@ func (d *Disk) describePart(e extentLine, f source.Disk) {
 // Identity combines those of all files, the parents' too. It proves no more
 // than the weakest of them.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
-	files := d.files
-	if d.parent != nil {
-		files = append(files[:len(files):len(files)], d.parent)
-	}
-	sum := sha256.New()
-	proof = "snapshot"
-	for _, f := range files {
-		i, ok := source.Ability[source.Identified](f)
-		if !ok {
-			proof = "none"
-			continue
-		}
-		id, p, err := i.Identity(ctx)
-		if err != nil {
-			return "", "", err
-		}
-		fmt.Fprintf(sum, "%d:%s", len(id), id)
-		if p == "none" || proof == "snapshot" {
-			proof = p
-		}
-	}
-	return fmt.Sprintf("vmdk:%x", sum.Sum(nil)), proof, nil
+	return image.Identity(ctx, "vmdk", append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }
 
 // ReadUncached forwards to all files.
 func (d *Disk) ReadUncached() {
-	for _, f := range d.files {
-		if u, ok := source.Ability[source.Uncached](f); ok {
-			u.ReadUncached()
-		}
-	}
-	if u, ok := source.Ability[source.Uncached](d.parent); ok {
-		u.ReadUncached()
-	}
+	image.ReadUncached(append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }
 
 // InFile implements source.InFile for flat extents and for grains that are not
 // compressed, in this image or a parent. Places that can't be right are left
 // out.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if off < 0 || off >= d.size || d.closed {
+	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
 	}
-	e := &d.extents[d.find(off)]
-	if x, isLocated := e.extent.(located); isLocated {
-		f, pos, n, ok = x.inFile(off - e.start)
-	}
+	d.life.While(func() {
+		e := &d.extents[d.find(off)]
+		if x, isLocated := e.extent.(located); isLocated {
+			f, pos, n, ok = x.inFile(off - e.start)
+		}
+	})
 	if !ok {
 		return nil, 0, 0, false
 	}
 	return f, pos, n, true
 }
 
-// inFile asks f for its byte at off, for no more than max bytes.
-func inFile(f source.Disk, off, max int64) (file *os.File, pos, n int64, ok bool) {
-	i, ok := source.Ability[source.InFile](f)
-	if !ok {
-		return nil, 0, max, false
-	}
-	file, pos, n, ok = i.InFile(off)
-	if !ok || n <= 0 {
-		return nil, 0, max, false
-	}
-	return file, pos, min(n, max), true
-}
-
 func (x *flat) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
-	return inFile(x.file, x.start+off, x.size-off)
+	return image.InFile(x.file, x.start+off, x.size-off)
 }
 
 // inFile looks no further than to the end of the entries at hand.
@@ -156,13 +115,13 @@ func (s *sparse) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	n = min(s.size, (g+next)<<s.grainShift) - off
 	switch {
 	case kind == absentGrain && s.disk.parent != nil && s.base+off < s.disk.parent.Size():
-		return inFile(s.disk.parent, s.base+off, n)
+		return image.InFile(s.disk.parent, s.base+off, n)
 	case kind == dataGrain && !s.compressed():
 		pos = start + off&(s.grainSize-1)
 		if s.checkPlace(start, pos+n, off) != nil {
 			return nil, 0, n, false
 		}
-		return inFile(s.file, pos, n)
+		return image.InFile(s.file, pos, n)
 	}
 	return nil, 0, n, false
 }

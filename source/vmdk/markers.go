@@ -8,6 +8,7 @@ import (
 	"sort"
 	"sync"
 
+	"vddkcp/internal/image"
 	"vddkcp/internal/zero"
 	"vddkcp/source"
 )
@@ -141,7 +142,7 @@ func streamEnd(f source.Disk, footer int64) (int64, error) {
 		return 0, fmt.Errorf("no end-of-stream marker: the file has %d bytes, want it to end with a sector of zeros at offset %d: it is truncated", size, (end+sectorSize-1)/sectorSize*sectorSize)
 	}
 	var b [sectorSize]byte
-	if err := readFull(f, b[:], end); err != nil {
+	if err := image.ReadFull(f, b[:], end); err != nil {
 		return 0, err
 	}
 	if !zero.Is(b[:]) {
@@ -195,7 +196,7 @@ func (s *sparse) firstMarker(end int64) (int64, error) {
 	b := make([]byte, markerWindow)
 	for off := int64(from) * sectorSize; off < start; off += int64(len(b)) {
 		b = b[:min(int64(len(b)), start-off)]
-		if err := readFull(s.file, b, off); err != nil {
+		if err := image.ReadFull(s.file, b, off); err != nil {
 			return 0, err
 		}
 		if !zero.Is(b) {
@@ -300,17 +301,17 @@ func (r *markerReader) fill() error {
 	if r.served > 0 && (r.pos-r.off)/r.served <= closeMarkers {
 		size = min(max(2*have, closeMarkers), markerWindow)
 	}
-	r.scratch.packed = grow(r.scratch.packed, min(size, r.fileSize-r.pos))
+	r.scratch.packed = image.Grow(r.scratch.packed, min(size, r.fileSize-r.pos))
 	r.window, r.off, r.served = r.scratch.packed, r.pos, 1
-	return readFull(r.file, r.window, r.pos)
+	return image.ReadFull(r.file, r.window, r.pos)
 }
 
 // markerRun is run for a stream without grain tables. A scan needs to know
 // where there are grains, not where in the file.
 func (s *sparse) markerRun(g, want int64, scan bool) (run, error) {
 	number, in := g/stretchGrains, g%stretchGrains
-	if p := s.mem.cached(s.id, number); p != nil && !scan {
-		return entriesFrom(p.data, in), nil
+	if entries := s.mem.Cached(s.id, number); entries != nil && !scan {
+		return entriesFrom(entries, in), nil
 	}
 	known, n := s.markers.known(g, s.grains())
 	n = min(n, max(want, stretchGrains))
@@ -371,12 +372,12 @@ func (s *sparse) places(number int64) ([]byte, error) {
 	x := s.markers
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if p := s.mem.cached(s.id, number); p != nil {
-		return p.data, nil
+	if entries := s.mem.Cached(s.id, number); entries != nil {
+		return entries, nil
 	}
 	first := number * stretchGrains
 	stop := min(first+stretchGrains, s.grains())
-	p := &page{file: s.id, number: number, data: make([]byte, (stop-first)*4)}
+	entries := make([]byte, (stop-first)*4)
 	if i := x.find(stop - 1); i >= 0 {
 		from := x.list[i].pos
 		if x.pos > 0 && x.next >= x.list[i].first && x.next < stop {
@@ -397,10 +398,10 @@ func (s *sparse) places(number int64) ([]byte, error) {
 				break
 			}
 			if g >= first {
-				binary.LittleEndian.PutUint32(p.data[(g-first)*4:], uint32(pos/sectorSize))
+				binary.LittleEndian.PutUint32(entries[(g-first)*4:], uint32(pos/sectorSize))
 			}
 		}
 	}
-	s.mem.put(p)
-	return p.data, nil
+	s.mem.Put(s.id, number, entries)
+	return entries, nil
 }

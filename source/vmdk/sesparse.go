@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 
+	"vddkcp/internal/image"
 	"vddkcp/internal/zero"
 	"vddkcp/source"
 )
@@ -64,7 +65,7 @@ func (s *sparse) initSESparse(want int64) error {
 	if s.fileSize < int64(len(b)) {
 		return fmt.Errorf("the seSparse header at offset 0 needs %d bytes, the file has %d: it is truncated", len(b), s.fileSize)
 	}
-	if err := readFull(s.file, b[:], 0); err != nil {
+	if err := image.ReadFull(s.file, b[:], 0); err != nil {
 		return err
 	}
 	field := func(off int) uint64 { return binary.LittleEndian.Uint64(b[off:]) }
@@ -163,7 +164,7 @@ func (s *sparse) checkVolatile(off int64) error {
 	if off > s.fileSize-int64(len(b)) {
 		return fmt.Errorf("the volatile header at offset %d needs %d bytes, the file has %d: it is truncated", off, len(b), s.fileSize)
 	}
-	if err := readFull(s.file, b[:], off); err != nil {
+	if err := image.ReadFull(s.file, b[:], off); err != nil {
 		return err
 	}
 	if magic := binary.LittleEndian.Uint64(b[:]); magic != seVolatileMagic {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/bits"
 
+	"vddkcp/internal/image"
 	"vddkcp/internal/zero"
 	"vddkcp/source"
 )
@@ -111,7 +112,7 @@ func (s *sparse) fit(want int64) error {
 
 // share makes the extent use the memory of others.
 func (s *sparse) share(m *memory) {
-	s.mem, s.id = m, m.files.Add(1)
+	s.mem, s.id = m, m.NewFile()
 	if s.markers != nil {
 		s.markers.share(m)
 	}
@@ -203,11 +204,11 @@ func (s *sparse) run(g, max int64, hole *fileHole) (run, error) {
 		}
 		return run{n: left, like: uint64(at)}, nil
 	}
-	data, err := s.mem.page(s.file, s.id, s.fileSize, off/pageSize)
+	data, err := s.mem.Page(s.file, s.id, s.fileSize, off/image.PageSize)
 	if err != nil {
 		return run{}, fmt.Errorf("%s: grain table %d: %w", s.name, table, err)
 	}
-	data = data[off%pageSize:]
+	data = data[off%image.PageSize:]
 	left = min(left, int64(len(data))>>s.entryShift)
 	return run{n: left, entries: data[:left<<s.entryShift], wide: s.entryShift == 3}, nil
 }
@@ -228,11 +229,11 @@ func (s *sparse) table(i int64) (int64, error) {
 
 func (s *sparse) tableIn(directory, i int64) (int64, error) {
 	off := directory + i<<s.entryShift
-	data, err := s.mem.page(s.file, s.id, s.fileSize, off/pageSize)
+	data, err := s.mem.Page(s.file, s.id, s.fileSize, off/image.PageSize)
 	if err != nil {
 		return 0, fmt.Errorf("%s: grain directory: %w", s.name, err)
 	}
-	data = data[off%pageSize:]
+	data = data[off%image.PageSize:]
 	var at int64
 	if s.fileKind == kindSESparse {
 		at, err = s.seTable(i, binary.LittleEndian.Uint64(data))
@@ -279,7 +280,7 @@ func (s *sparse) readAt(p []byte, off int64) error {
 			n := min(int64(len(p)), (g+next)<<s.grainShift-off)
 			switch {
 			case kind == absentGrain:
-				err = s.disk.readParent(p[:n], s.base+off)
+				err = image.ReadParent(s.disk.parent, p[:n], s.base+off)
 			case kind == zeroGrain:
 				clear(p[:n])
 			case s.compressed():
@@ -336,7 +337,7 @@ func (s *sparse) readPlain(p []byte, off, start int64) error {
 	if err := s.checkPlace(start, pos+int64(len(p)), off); err != nil {
 		return err
 	}
-	if err := readFull(s.file, p, pos); err != nil {
+	if err := image.ReadFull(s.file, p, pos); err != nil {
 		return s.errorf(g, "%w", err)
 	}
 	return nil
@@ -389,7 +390,7 @@ const scanStep = 1 << 16
 func (s *sparse) scan(ctx context.Context, off, end int64, emit func(grainKind, int64, int64) error) error {
 	var hole fileHole
 	for off < end {
-		if err := s.disk.ended(ctx); err != nil {
+		if err := s.disk.life.Ended(ctx); err != nil {
 			return err
 		}
 		g := off >> s.grainShift

@@ -6,6 +6,8 @@ import (
 	"sync"
 
 	"vddkcp/internal/inflate"
+
+	"vddkcp/internal/image"
 )
 
 const (
@@ -29,14 +31,6 @@ type unpacker struct {
 }
 
 var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
-
-// grow returns b with n bytes, whatever they are.
-func grow(b []byte, n int64) []byte {
-	if int64(cap(b)) < n {
-		b = make([]byte, (n+batchSize/4-1)&^(batchSize/4-1))
-	}
-	return b[:n]
-}
 
 // maxPacked is the most bytes that a grain may take in the file.
 func (s *sparse) maxPacked() int64 { return markerSize + 2*s.grainSize + packedSlack }
@@ -70,19 +64,10 @@ func (s *sparse) unpackAt(p []byte, off int64, r run, i int64) error {
 // unpackPiece fills p with the bytes at in of grain g, and keeps the grain: the
 // next piece is likely to be of it.
 func (s *sparse) unpackPiece(u *unpacker, p []byte, g, in int64, r run, i int64) error {
-	slot := &s.mem.grains[uint64(g)%grainSlots]
-	slot.mu.Lock()
-	defer slot.mu.Unlock()
-	if !slot.full || slot.file != s.id || slot.grain != g {
-		slot.full = false
-		slot.data = grow(slot.data, s.part(g))
-		if _, _, err := s.unpackWhole(u, slot.data, g, r, i); err != nil {
-			return err
-		}
-		slot.file, slot.grain, slot.full = s.id, g, true
-	}
-	copy(p, slot.data[in:])
-	return nil
+	return s.mem.Piece(p, s.id, g, in, s.part(g), func(grain []byte) error {
+		_, _, err := s.unpackWhole(u, grain, g, r, i)
+		return err
+	})
 }
 
 // unpackWhole fills p, but for a piece of a grain at its end, with grains from
@@ -119,8 +104,8 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r run, i int64) (n,
 		}
 		last = next
 	}
-	u.packed = grow(u.packed, end-start)
-	if err := readFull(s.file, u.packed, start); err != nil {
+	u.packed = image.Grow(u.packed, end-start)
+	if err := image.ReadFull(s.file, u.packed, start); err != nil {
 		return 0, 0, s.errorf(g, "%w", err)
 	}
 	done := int64(0)
@@ -134,8 +119,8 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r run, i int64) (n,
 		done += int64(len(dst))
 		if missing > 0 {
 			// It is longer than most, and the rest was not read.
-			u.packed = grow(u.packed, missing)
-			if err := readFull(s.file, u.packed, pos); err != nil {
+			u.packed = image.Grow(u.packed, missing)
+			if err := image.ReadFull(s.file, u.packed, pos); err != nil {
 				return 0, 0, s.errorf(g+k, "%w", err)
 			}
 			if _, err := s.unpack(u, dst, u.packed, g+k, pos); err != nil {
@@ -170,7 +155,7 @@ func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int
 	n, _, err := u.Zlib(dst, src)
 	if errors.Is(err, inflate.ErrTooLarge) && int64(len(dst)) < s.grainSize {
 		// The last grain may be whole, though the disk ends in it.
-		u.grain = grow(u.grain, s.grainSize)
+		u.grain = image.Grow(u.grain, s.grainSize)
 		if n, _, err = u.Zlib(u.grain, src); err == nil && n >= len(dst) {
 			n = copy(dst, u.grain)
 		}
