@@ -57,11 +57,14 @@ func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink) (*sharer
 		return nil, nil
 	}
 	in, ok := source.Ability[source.InFile](src)
-	if !ok || unit == nil {
-		if how == ReflinkAlways {
-			return nil, fmt.Errorf("%w: the source is no local file with plain bytes, or the target is no file that can share them", ErrNotShared)
-		}
+	switch {
+	case ok && unit != nil:
+	case how != ReflinkAlways:
 		return nil, nil
+	case ok:
+		return nil, fmt.Errorf("%w: the target is none that can share them, want a raw file", ErrNotShared)
+	default:
+		return nil, fmt.Errorf("%w: the source is no local file, want one beside the target", ErrNotShared)
 	}
 	return &sharer{src: in, unit: unit, units: map[*os.File]int64{}, always: how == ReflinkAlways}, nil
 }

@@ -99,6 +99,9 @@ const (
 
 // Validate is kong's hook for what no single flag can check.
 func (c *copyFlags) Validate() error {
+	if c.Reflink == "always" && c.Preallocation != "off" {
+		return fmt.Errorf("--reflink always and --preallocation %s: blocks that are shared are neither reserved nor written; want one of the two", c.Preallocation)
+	}
 	if err := validateRequests(c.RequestSize, c.Depth); err != nil {
 		return err
 	}
