@@ -154,6 +154,20 @@ type Writable interface {
 	Flush(ctx context.Context) error
 }
 
+// Counted is the ability to tell how the disk has been read so far, for the
+// report.
+type Counted interface{ Stats() Stats }
+
+// Stats is what a disk counts. A field that does not apply is zero.
+type Stats struct {
+	Transport     string // "file", "nbd", or VDDK's transport mode
+	Library       string // the version of VDDK
+	Connections   int    // that reading settled on
+	Retries       int64  // reads that were repeated
+	Restarts      int64  // worker processes that were replaced
+	ExtentsSource string // "query" or "full" where the disk knows better than its extents tell
+}
+
 // Wrapper is implemented by a Disk around another one that changes neither its
 // bytes nor its lifetime (one that logs, limits or counts).
 type Wrapper interface{ Unwrap() Disk }
