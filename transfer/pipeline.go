@@ -289,9 +289,11 @@ func (p *pipeline) send(ctx context.Context, like piece) error {
 			return err
 		}
 	}
-	// Both channels have room for every piece there is.
+	// Both channels have room for every piece there is. Once it is collected the
+	// piece is another's.
+	worked := p.worked(c)
 	p.order <- c
-	if p.worked(c) {
+	if worked {
 		p.work <- c
 	}
 	return nil
