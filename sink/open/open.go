@@ -38,6 +38,7 @@ type Options struct {
 	sink.Options
 	Format        string // "raw"; "" goes by the name
 	Force         bool
+	DropPartial   bool
 	Preallocation raw.Preallocation
 	TargetIsZero  bool
 	DropCache     bool
@@ -50,7 +51,7 @@ type Options struct {
 
 func (o Options) raw() raw.Options {
 	return raw.Options{
-		Options: o.Options, Force: o.Force, Preallocation: o.Preallocation, TargetIsZero: o.TargetIsZero,
+		Options: o.Options, Force: o.Force, DropPartial: o.DropPartial, Preallocation: o.Preallocation, TargetIsZero: o.TargetIsZero,
 		DropCache: o.DropCache, Need: o.Need, Source: o.Source, Warn: o.Warn,
 	}
 }
@@ -65,6 +66,37 @@ type Target struct {
 	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
 	CloneUnit func(*os.File) int64
 	create    func(context.Context) (sink.Disk, error)
+}
+
+// Place is where a target is written, as far as its address tells.
+type Place struct {
+	Kind    string // as Target's; "" where the address tells of no target
+	Partial string // of a file: its path until it is published
+}
+
+// PlaceOf looks at an address without asking what Plan asks.
+func PlaceOf(address string) Place {
+	switch {
+	case address == "null:":
+		return Place{Kind: "null"}
+	case address == "-":
+		return Place{Kind: "stream"}
+	case nbd.IsURI(address):
+		return Place{Kind: "NBD export"}
+	}
+	if info, err := os.Stat(address); err == nil {
+		switch info.Mode().Type() {
+		case fs.ModeDevice:
+			return Place{Kind: "block device"}
+		case fs.ModeNamedPipe, fs.ModeDevice | fs.ModeCharDevice:
+			return Place{Kind: "stream"}
+		}
+	}
+	partial, err := raw.Partial(address)
+	if err != nil {
+		return Place{} // Plan says why
+	}
+	return Place{"file", partial}
 }
 
 // String says what the target is: "raw file", "raw block device".

@@ -226,6 +226,15 @@ func syncFolder(path string) error {
 	return nil
 }
 
+// Reset drops what the journal holds.
+func (j *Journal) Reset() error {
+	if _, err := j.f.WriteAt(make([]byte, 2*slotSize), 0); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	j.next, j.last = 0, 0
+	return nil
+}
+
 // Close keeps the journal for a later run.
 func (j *Journal) Close() error { return j.f.Close() }
 
