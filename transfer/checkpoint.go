@@ -9,6 +9,7 @@ import (
 	"io"
 	"time"
 
+	"vddkcp/internal/killpoint"
 	"vddkcp/sink"
 	"vddkcp/source"
 	"vddkcp/transfer/digest"
@@ -79,7 +80,7 @@ type kept struct {
 // is what the counters say of the bytes below it.
 func newKeeper(p *pipeline, last *Checkpoint, done int64) *keeper {
 	k := &keeper{
-		p: p, interval: cmp.Or(p.o.Interval, checkpointInterval), begun: time.Now(),
+		p: p, interval: cmp.Or(p.o.Interval, killpoint.Interval(), checkpointInterval), begun: time.Now(),
 		due: make(chan kept, 1), idle: make(chan token, 1), last: last, done: done,
 	}
 	for _, s := range last.Tail {
@@ -136,6 +137,7 @@ func (k *keeper) take(off int64) (kept, error) {
 		}
 		next.Sums = append(next.Sums, state)
 	}
+	killpoint.At("checkpoint")
 	next.State, next.sync, err = k.p.dst.Checkpoint(off)
 	return next, err
 }
@@ -152,9 +154,11 @@ func (k *keeper) run(ctx context.Context) error {
 }
 
 func (k *keeper) keep(ctx context.Context, next kept) error {
+	killpoint.At("sync")
 	if err := next.sync(ctx); err != nil {
 		return err
 	}
+	killpoint.At("slot")
 	if k.p.o.Keep != nil {
 		if err := k.p.o.Keep(next.Checkpoint); err != nil {
 			return err
