@@ -9,7 +9,7 @@ FUZZTIME   ?= 20s
 # One static binary: no C library, any Linux.
 export CGO_ENABLED = 0
 
-.PHONY: build test test-race fuzz bench lint vuln demo install clean
+.PHONY: build test test-race chaos fuzz bench lint vuln demo install clean
 
 build: bin/vddkcp
 
@@ -22,9 +22,14 @@ test:
 	./scripts/need qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy
 	$(GO) test ./...
 
-# The race detector needs cgo.
+# The race detector needs cgo. Chaos is make test's.
 test-race:
-	CGO_ENABLED=1 $(GO) test -race ./...
+	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race ./...
+
+# A hundred copies of 2 GiB that are killed again and again: about three hours.
+chaos:
+	VDDKCP_CHAOS=$${VDDKCP_CHAOS:-100} VDDKCP_CHAOS_SIZE=$${VDDKCP_CHAOS_SIZE:-2147483648} \
+		$(GO) test -timeout 6h -run Chaos -v ./cmd/vddkcp
 
 # Every fuzz target for FUZZTIME, after a look at its committed seeds.
 fuzz:

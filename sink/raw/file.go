@@ -12,8 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/target"
 	"vddkcp/internal/killpoint"
+	"vddkcp/internal/target"
 	"vddkcp/sink"
 	"vddkcp/source"
 )
