@@ -41,7 +41,8 @@ type conn struct {
 	contexts   []metaContext
 	contextsOf string // the export that they were chosen for
 
-	holder  // of memory
+	holder  holder // of memory
+	owes    bool   // the goroutine that reads requests has to drain out
 	r       *bufio.Reader
 	slots   chan struct{} // full: as many requests as may be are in work
 	running sync.WaitGroup
@@ -123,6 +124,7 @@ func (c *conn) transmit() error {
 	if errors.Is(err, os.ErrDeadlineExceeded) && c.ending.Load() {
 		err = c.refuseRest()
 	}
+	c.pay()
 	c.running.Wait()
 	if ended := context.Cause(c.ctx); ended != nil && ended != ErrShutdown {
 		return ended
@@ -152,7 +154,41 @@ func (c *conn) requests() error {
 		if err := c.begin(r); err != nil {
 			return err
 		}
+		if c.r.Buffered() < nbd.RequestSize {
+			c.pay()
+		}
 	}
+}
+
+// owe queues a reply that is sent at the next pay at the latest. It is for the
+// goroutine that reads requests: those that came together get their replies
+// together.
+func (c *conn) owe(r *reply) {
+	if c.out.queue(r) {
+		c.owes = true
+	}
+}
+
+// pay has what is queued sent, by another goroutine: a client may send a while
+// before it takes the first reply. It is called before waiting for anything.
+func (c *conn) pay() {
+	if c.owes {
+		c.owes = false
+		go c.out.drain()
+	}
+}
+
+// memory returns n bytes for a request.
+func (c *conn) memory(n int) (*buffer, error) {
+	if b := c.s.memory.try(&c.holder, n); b != nil {
+		return b, nil
+	}
+	c.pay()
+	b, err := c.s.memory.get(c.ctx, &c.holder, n)
+	if err != nil {
+		c.fail(err)
+	}
+	return b, err
 }
 
 // refuseRest answers the requests that came whole before the server ended, and
@@ -179,6 +215,7 @@ func (c *conn) newOp(r nbd.Request) (*op, error) {
 	select {
 	case c.slots <- struct{}{}:
 	default:
+		c.pay()
 		select {
 		case c.slots <- struct{}{}:
 		case <-c.ctx.Done():

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 	"sync"
+	"sync/atomic"
 
 	"vddkcp/nbd"
 	"vddkcp/source"
@@ -30,7 +31,8 @@ type facts struct {
 	files    source.InFile   // may be nil
 	extents  *extents
 	sizes    nbd.BlockSizes
-	chain    bool // there are backing files
+	chain    bool         // there are backing files
+	slow     *atomic.Bool // whether bytes of a file are in memory can't be asked
 }
 
 // acquire returns the export that a client calls name, which release gives
@@ -98,7 +100,7 @@ func (s *Server) release(e *export) {
 }
 
 func (s *Server) look(disk source.Disk) facts {
-	f := facts{disk: disk, size: disk.Size(), extents: newExtents(disk, &s.mapped)}
+	f := facts{disk: disk, size: disk.Size(), extents: newExtents(disk, &s.mapped), slow: new(atomic.Bool)}
 	if s.o.Writable {
 		f.writable, _ = source.Ability[source.Writable](disk)
 	}

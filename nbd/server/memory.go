@@ -57,17 +57,29 @@ func class(n int) int { return bits.Len(uint(max(n, minPiece)-1)) - bits.Len(min
 
 // get returns n bytes, at most maxPiece, and waits for them until ctx ends.
 func (m *memory) get(ctx context.Context, of *holder, n int) (*buffer, error) {
-	c := class(n)
-	size := int64(minPiece) << c
-	if err := m.wait(ctx, of, size); err != nil {
+	if err := m.wait(ctx, &waiter{of: of, n: minPiece << class(n)}); err != nil {
 		return nil, err
 	}
+	return m.buffer(of, n), nil
+}
+
+// try is get without waiting; nil: there is none.
+func (m *memory) try(of *holder, n int) *buffer {
+	if !m.now(&waiter{of: of, n: minPiece << class(n)}) {
+		return nil
+	}
+	return m.buffer(of, n)
+}
+
+// buffer returns n of the bytes that were taken.
+func (m *memory) buffer(of *holder, n int) *buffer {
+	c := class(n)
 	b, _ := m.free[c].Get().(*buffer)
 	if b == nil {
-		b = &buffer{b: make([]byte, size)}
+		b = &buffer{b: make([]byte, minPiece<<c)}
 	}
-	b.b, b.of, b.n = b.b[:n], of, size
-	return b, nil
+	b.b, b.of, b.n = b.b[:n], of, minPiece<<c
+	return b
 }
 
 func (m *memory) put(b *buffer) {
@@ -114,8 +126,18 @@ func (m *memory) take(w *waiter) {
 	w.of.held += w.n
 }
 
-func (m *memory) wait(ctx context.Context, of *holder, n int64) error {
-	w := &waiter{of: of, n: n}
+// now gives w its memory if nobody waits for it.
+func (m *memory) now(w *waiter) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.fits(w, len(m.waiting) > 0) {
+		return false
+	}
+	m.take(w)
+	return true
+}
+
+func (m *memory) wait(ctx context.Context, w *waiter) error {
 	m.mu.Lock()
 	if m.fits(w, len(m.waiting) > 0) {
 		m.take(w)
@@ -144,8 +166,8 @@ func (m *memory) wait(ctx context.Context, of *holder, n int64) error {
 					return context.Cause(ctx)
 				}
 			}
-			m.used -= n // it came at the same time
-			of.held -= n
+			m.used -= w.n // it came at the same time
+			w.of.held -= w.n
 			m.grant()
 			return context.Cause(ctx)
 		}

@@ -157,7 +157,7 @@ func (o *op) fault(err error) {
 func (o *op) finish(r *reply) { o.c.out.send(o.end(r)) }
 
 // post is finish for the goroutine that reads requests.
-func (o *op) post() { o.c.out.post(o.end(&o.first)) }
+func (o *op) post() { o.c.owe(o.end(&o.first)) }
 
 // end makes r the end of the reply, without data.
 func (o *op) end(r *reply) *reply {
@@ -231,6 +231,7 @@ func (o *op) run(work func() error, flush bool) error {
 func (o *op) write(errno nbd.Errno, why string) error {
 	c := o.c
 	if errno != 0 {
+		c.pay()
 		err := error(nil)
 		if o.Len > maxDiscard {
 			err = fmt.Errorf("write of %d bytes: want at most %d", o.Len, nbd.MaxPayload)
@@ -252,15 +253,16 @@ func (o *op) write(errno nbd.Errno, why string) error {
 	for i := range pieces {
 		at := i * maxPiece
 		n := min(maxPiece, int(o.Len)-at)
-		b, err := c.s.memory.get(c.ctx, &c.holder, n)
+		b, err := c.memory(n)
 		if err == nil {
+			c.pay()
 			if _, err = io.ReadFull(c.r, b.b); err != nil {
 				c.s.memory.put(b)
 				err = fmt.Errorf("data of a write: %w", err)
+				c.fail(err)
 			}
 		}
 		if err != nil {
-			c.fail(err)
 			o.abandon(pieces - i)
 			return err
 		}
@@ -333,8 +335,13 @@ func (o *op) read() error {
 			r := &o.first
 			o.wholeHead(r, false)
 			r.last, r.file, r.pos, r.length = true, f, pos, n
-			c.out.post(r)
+			c.owe(r)
 			return nil
+		}
+	}
+	if n < minFile && e.files != nil {
+		if done, err := o.readNow(); done || err != nil {
+			return err
 		}
 	}
 	if !c.structured || o.Flags&nbd.FlagDF != 0 {
@@ -350,13 +357,12 @@ func (o *op) read() error {
 		}
 		if p.Kind == source.Zero {
 			if o.piece(r, nbd.ChunkHole, p.Off, int(p.Len)) {
-				go c.out.drain()
+				c.owes = true
 			}
 			continue
 		}
-		b, err := c.s.memory.get(c.ctx, &c.holder, int(p.Len))
+		b, err := c.memory(int(p.Len))
 		if err != nil {
-			c.fail(err)
 			o.abandon(len(plan) - i)
 			return err
 		}
@@ -364,6 +370,34 @@ func (o *op) read() error {
 		go o.readPiece(r, p.Off)
 	}
 	return nil
+}
+
+// readNow answers a short read that needs no waiting for the disk, without a
+// goroutine of its own. It is done unless the bytes are not in the page cache.
+func (o *op) readNow() (done bool, err error) {
+	c := o.c
+	f, pos, have, ok := c.e.files.InFile(int64(o.Off))
+	if !ok || have < int64(o.Len) || c.e.slow.Load() {
+		return false, nil
+	}
+	b, err := c.memory(int(o.Len))
+	if err != nil {
+		o.refuse(nbd.EIO, "")
+		return true, err
+	}
+	n, err := unix.Preadv2(int(f.Fd()), [][]byte{b.b}, pos, unix.RWF_NOWAIT)
+	if n != len(b.b) {
+		if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
+			c.e.slow.Store(true)
+		}
+		c.s.memory.put(b)
+		return false, nil
+	}
+	r := &o.first
+	r.last, r.buf, r.body = true, b, b.b
+	o.wholeHead(r, true)
+	c.owe(r)
+	return true, nil
 }
 
 // plan cuts a range into what is known to be zero and what is to be read, in
@@ -468,9 +502,8 @@ func (o *op) wholeHead(r *reply, done bool) {
 // long for that is read while the reply is sent.
 func (o *op) readWhole() error {
 	c := o.c
-	b, err := c.s.memory.get(c.ctx, &c.holder, int(min(o.Len, maxPiece)))
+	b, err := c.memory(int(min(o.Len, maxPiece)))
 	if err != nil {
-		c.fail(err)
 		o.refuse(nbd.EIO, "")
 		return err
 	}
@@ -546,9 +579,8 @@ func (o *op) blockStatus() error {
 		limit = 1
 	}
 	perContext := limit * 8
-	b, err := c.s.memory.get(c.ctx, &c.holder, perContext*len(c.contexts))
+	b, err := c.memory(perContext * len(c.contexts))
 	if err != nil {
-		c.fail(err)
 		o.refuse(nbd.EIO, "")
 		return err
 	}

@@ -85,14 +85,6 @@ func (o *outbox) send(r *reply) {
 	}
 }
 
-// post is send for the goroutine that reads requests, which must not wait: a
-// client may send a while before it takes the first reply.
-func (o *outbox) post(r *reply) {
-	if o.queue(r) {
-		go o.drain()
-	}
-}
-
 // queue queues a reply, and reports whether the caller has to drain.
 func (o *outbox) queue(r *reply) bool {
 	o.mu.Lock()
