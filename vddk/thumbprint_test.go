@@ -243,9 +243,6 @@ func TestFetchCertificateEndsWithItsContext(t *testing.T) {
 }
 
 func FuzzParseThumbprint(f *testing.F) {
-	for _, s := range []string{"", ":", "ab", strings.Repeat("ab", 20), strings.Repeat("AB:", 19) + "AB", strings.Repeat("ab", 32), strings.Repeat("ab", 21), "é", strings.Repeat("a:", 20), strings.Repeat("ab:", 20)} {
-		f.Add(s)
-	}
 	f.Fuzz(func(t *testing.T, s string) {
 		got, err := vddk.ParseThumbprint(s)
 		if err != nil {

@@ -60,7 +60,7 @@ func (p *Params) Validate() error {
 		return err
 	}
 	if !p.Remote() && !filepath.IsAbs(p.File) {
-		return wrongParams("", "%q: VDDK opens a local VMDK by its absolute path only", p.File)
+		return wrongParams("", "VDDK opens a local VMDK by its absolute path only")
 	}
 	if p.Thumbprint != "" {
 		if _, err := ParseThumbprint(p.Thumbprint); err != nil {

@@ -35,7 +35,7 @@ func TestValidate(t *testing.T) {
 		})},
 		"buffers":                  {p: with(local, func(p *vddk.Params) { p.NFCBuffers = vddk.NFCBuffers{Size: 2 << 20, Count: 8} })},
 		"nothing":                  {fails: "no disk is named"},
-		"a relative path":          {p: vddk.Params{File: "vm.vmdk"}, fails: `"vm.vmdk": VDDK opens a local VMDK by its absolute path only`},
+		"a relative path":          {p: vddk.Params{File: "vm.vmdk"}, fails: "VDDK opens a local VMDK by its absolute path only"},
 		"a datastore alone":        {p: vddk.Params{File: "[ds] vm.vmdk"}, fails: "missing: --server, --user, --password or --cookie, --vm"},
 		"no VM":                    {p: with(remote, func(p *vddk.Params) { p.VM = "" }), fails: "missing: --vm"},
 		"no user, no secret":       {p: with(remote, func(p *vddk.Params) { p.User, p.Password = "", vddk.Secret{} }), fails: "missing: --user, --password or --cookie"},

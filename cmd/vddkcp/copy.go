@@ -441,9 +441,6 @@ func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 		if info.Format == "raw" && j.SourceFormat == "" && looksLikeVMDK(j.Src) {
 			j.warn(fmt.Sprintf("%s is named like a VMDK and is none: it is copied as a raw disk (--source-format raw says that this is right)", j.Src))
 		}
-		if message := largeSectors(info); message != "" {
-			j.warn(message)
-		}
 		j.log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", src.Size(), "chain", strings.Join(info.Chain, " <- "))
 	}
 	j.log.Debug("plan", "data", plan.Data, "zero", plan.Zero, "extents", plan.Extents)

@@ -69,24 +69,12 @@ func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d s
 		if info.Format == "raw" && f.SourceFormat == "" && looksLikeVMDK(src) {
 			log.Warn(fmt.Sprintf("%s is named like a VMDK and is none: it is taken for a raw disk (--source-format raw says that this is right)", src))
 		}
-		if message := largeSectors(info); message != "" {
-			log.Warn(message)
-		}
 		log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", d.Size(), "chain", strings.Join(info.Chain, " <- "))
 	}
 	return d, func() {
 		d.Close()
 		closeLog()
 	}, nil
-}
-
-// largeSectors is what the user should know of a disk whose sectors are not of
-// 512 bytes, or empty: the copy has no place to say so.
-func largeSectors(info source.Info) string {
-	if info.LogicalSector <= 512 {
-		return ""
-	}
-	return fmt.Sprintf("the disk has sectors of %[1]d bytes: a guest that gets the copy must be told so (libvirt: <blockio logical_block_size='%[1]d'/>)", info.LogicalSector)
 }
 
 // printable returns a string that came from a file or a file's name so that it

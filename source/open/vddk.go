@@ -84,7 +84,10 @@ func (o *Opener) openVDDK(ctx context.Context, address, format string) (source.D
 		if names, failed := vddk.Missing(library); failed == nil && len(names) > 0 && ctx.Err() == nil {
 			err = errors.Join(err, &vddk.MissingError{Library: library.Path, Names: names})
 		}
-		return nil, fmt.Errorf("%s: %w", address, err)
+		if !strings.Contains(err.Error(), params.File) { // most errors name the disk
+			err = fmt.Errorf("%s: %w", address, err)
+		}
+		return nil, err
 	}
 	return &vddkDisk{d, library, params}, nil
 }
