@@ -30,6 +30,7 @@ import (
 	"vddkcp/transfer"
 	"vddkcp/transfer/digest"
 	"vddkcp/transfer/progress"
+	"vddkcp/vddk"
 )
 
 // copyFlags are the flags of copy, by docs/cli.md.
@@ -61,7 +62,7 @@ type copyFlags struct {
 }
 
 type copyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, or - for standard input."`
+	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH, or - for standard input."`
 	Dst string `arg:"" name:"DST" help:"Where to: a new file, a block device, an NBD URI, - for standard output, or null: to only read."`
 	copyFlags
 }
@@ -178,6 +179,8 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		opener: c.opener(),
 	}
 	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
+	v := &j.opener.VDDK.Options
+	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, j.warn
 	j.opener.Retry.OnRetry = func(err error, wait time.Duration) {
 		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
 	}
@@ -234,8 +237,13 @@ func asUsage(err error) error {
 	var target *sinkopen.UsageError
 	var src *sourceopen.UsageError
 	var choice *sourceopen.ChoiceError
+	var params *vddk.ParamsError
+	var certificate *vddk.CertificateError
 	if errors.As(err, &choice) {
 		return &usageError{err: err, hint: choice.Hint()}
+	}
+	if errors.As(err, &params) || errors.As(err, &certificate) {
+		return &usageError{err: err, hint: hint(err)}
 	}
 	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sinkopen.ErrNotWritten) || errors.Is(err, sourceopen.ErrNotRead) {
 		return &usageError{err: err}
@@ -506,7 +514,7 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 	return sinkopen.Options{
 		Format: j.Format, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
-		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections)},
+		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections), Timeout: time.Duration(j.Timeout)},
 	}
 }
 
