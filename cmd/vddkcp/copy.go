@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -326,6 +327,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
+	defer j.countSource(src)
 	j.report.VirtualSize = src.Size()
 	// First without the space it takes: what can be refused at once is.
 	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(0, nil)))
@@ -383,6 +385,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	o := j.options()
+	o.Requests = j.requests(src)
 	ended, err := j.keep(ctx, &o)
 	if err != nil {
 		return errors.Join(err, dst.Abort())
@@ -405,7 +408,7 @@ func (j *job) run(ctx context.Context) error {
 // patience is how long a copy waits for the extents before it begins to read:
 // on a server each query takes a while.
 func (j *job) patience() time.Duration {
-	if nbd.IsURI(j.Src) && !j.DryRun {
+	if (nbd.IsURI(j.Src) || sourceopen.IsVDDK(j.Src)) && !j.DryRun {
 		return 300 * time.Millisecond
 	}
 	return math.MaxInt64
@@ -475,12 +478,36 @@ func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
 	return nil
 }
 
+// countSource fills in what the report says of how the source was read.
+func (j *job) countSource(src source.Disk) {
+	c, ok := source.Ability[source.Counted](src)
+	if !ok {
+		return
+	}
+	s := c.Stats()
+	j.report.Transport, j.report.VDDKVersion, j.report.Connections = s.Transport, s.Library, s.Connections
+	j.report.Retries, j.report.WorkerRestarts = s.Retries, s.Restarts
+	if s.ExtentsSource != "" {
+		j.report.ExtentsSource = s.ExtentsSource
+	}
+}
+
+// requests is how many reads are in flight: Depth on each connection that the
+// source may come to have.
+func (j *job) requests(src source.Disk) int {
+	connections := 1
+	if c, ok := source.Ability[source.Counted](src); ok {
+		connections = c.Stats().Connections
+		if sourceopen.IsVDDK(j.Src) {
+			connections = cmp.Or(int(j.Connections), vddk.MaxAuto)
+		}
+	}
+	return j.Depth * max(connections, 1)
+}
+
 // describeSource fills in what the report says of the source.
 func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 	j.report.Transport, j.report.Connections = "file", 1
-	if nbd.IsURI(j.Src) {
-		j.report.Transport = "nbd"
-	}
 	j.report.ExtentsSource = "map"
 	if plan.Data == plan.Size {
 		j.report.ExtentsSource = "full"
