@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -429,7 +430,7 @@ func (c *call) io(ctx context.Context, m message) error {
 	// The library may be about to die of the same: then the code must do.
 	if a, err := c.exchange(ctx, message{kind: kindText, slot: m.slot, sector: e.Code}, nil); err == nil {
 		if list, err := parseStrings(a.payload, 1); err == nil {
-			e.Text = clean(list[0])
+			e.Text = clean(c.p.log.redact(list[0]))
 		}
 	}
 	return e
@@ -451,9 +452,9 @@ func (c *call) control(ctx context.Context, m message, payload []byte) (answer, 
 		return a, c.p.breach(fmt.Errorf("error without its text: %w", err))
 	}
 	if a.flags == doneFault {
-		return a, &faultError{clean(list[0]), clean(list[1])}
+		return a, &faultError{clean(list[0]), clean(c.p.log.redact(list[1]))}
 	}
-	return a, &Error{Code: a.sector, Op: clean(list[0]), Text: c.p.log.redact(clean(list[1]))}
+	return a, &Error{Code: a.sector, Op: clean(list[0]), Text: clean(c.p.log.redact(list[1]))}
 }
 
 // run receives what the worker says until it ends, and then waits for it.
@@ -489,7 +490,7 @@ func (p *Process) run() {
 	gone := &GoneError{PID: p.process.Pid, Killed: p.killed.Load(), Closed: p.closed.Load(), Last: p.log.last()}
 	if err != nil {
 		p.setReason(err.Error())
-	} else if status, ok := state.Sys().(unix.WaitStatus); ok {
+	} else if status, ok := state.Sys().(syscall.WaitStatus); ok {
 		if status.Signaled() {
 			gone.Signal = status.Signal()
 		} else {
@@ -519,7 +520,7 @@ func (p *Process) receive() error {
 		case kindLog:
 			p.log.line(Level(m.flags), payload, m.sectors)
 		case kindFatal:
-			p.setReason(p.log.redact(clean(string(payload))))
+			p.setReason(clean(p.log.redact(string(payload))))
 			p.log.line(Level(m.flags), payload, 0)
 		case kindBlocks:
 			q := p.query.Load()
