@@ -67,6 +67,8 @@ type answer struct {
 	payload []byte
 }
 
+var errNotOpen = errors.New("no disk is open in this worker, or one of no sectors")
+
 // faultError is what the worker says of a failure that has no code.
 type faultError struct{ op, text string }
 
@@ -179,7 +181,9 @@ func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector ui
 	if sectors <= 0 || sectors > p.config.SlotSize/SectorSize {
 		return fmt.Errorf("%d sectors, a slot has room for 1 to %d", sectors, p.config.SlotSize/SectorSize)
 	}
-	if n := p.capacity.Load(); sector > n || uint64(sectors) > n-sector {
+	if n := p.capacity.Load(); n == 0 {
+		return errNotOpen
+	} else if sector > n || uint64(sectors) > n-sector {
 		return fmt.Errorf("sectors [%d, %d) of a disk of %d", sector, sector+uint64(sectors), n)
 	}
 	c := call{p: p, r: &p.requests[slot]}
@@ -199,7 +203,7 @@ func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector ui
 // Flush makes what was written durable, for every Write that returned before.
 func (p *Process) Flush(ctx context.Context) error {
 	if p.capacity.Load() == 0 {
-		return errors.New("no disk is open")
+		return errNotOpen
 	}
 	c := call{p: p, r: &p.requests[slotFlush]}
 	if err := c.acquire(ctx); err != nil {
@@ -216,6 +220,8 @@ func (p *Process) Flush(ctx context.Context) error {
 func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Block, error) {
 	capacity := p.capacity.Load()
 	switch {
+	case capacity == 0:
+		return nil, errNotOpen
 	case chunk < MinChunk || bits.OnesCount64(chunk) != 1 || chunk > 1<<31:
 		return nil, fmt.Errorf("query: chunk of %d sectors, expected a power of two from %d", chunk, MinChunk)
 	case start%chunk != 0 || sectors%chunk != 0 || sectors == 0 || sectors/chunk > MaxChunks:
@@ -239,7 +245,8 @@ func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Bl
 // Close waits for requests in flight, closes the disk, disconnects, ends the
 // access prepared, ends the library and waits for the process. When ctx ends
 // before that, the process is killed. The error is the first of these steps';
-// of a process that is gone already, how it went.
+// of a process that is gone already, how it went. Reads and writes that come
+// meanwhile return ErrBusy or *GoneError.
 func (p *Process) Close(ctx context.Context) error {
 	err := p.close(ctx)
 	if err != nil {
@@ -445,10 +452,6 @@ func (c *call) control(ctx context.Context, m message, payload []byte) (answer, 
 	}
 	list, err := parseStrings(a.payload, 2)
 	if err != nil {
-		if c.held {
-			c.release()
-			c.held = false
-		}
 		return a, c.p.breach(fmt.Errorf("error without its text: %w", err))
 	}
 	if a.flags == doneFault {
