@@ -44,8 +44,7 @@ func startProgram(path string, env []string, files []*os.File) (*os.Process, err
 	if err != nil {
 		return nil, &ProgramError{Tried: append(tried, err)}
 	}
-	dir := filepath.Dir(self)
-	for _, path := range []string{filepath.Join(dir, ProgramName), filepath.Join(dir, "../libexec/vddkcp", ProgramName)} {
+	for _, path := range installed(self) {
 		p, err := startFile(path, env, files)
 		if err == nil {
 			return p, nil
@@ -53,6 +52,12 @@ func startProgram(path string, env []string, files []*os.File) (*os.Process, err
 		tried = append(tried, err)
 	}
 	return nil, &ProgramError{Tried: tried}
+}
+
+// installed lists where the worker of an executable may be.
+func installed(executable string) []string {
+	dir := filepath.Dir(executable)
+	return []string{filepath.Join(dir, ProgramName), filepath.Join(dir, "../libexec/vddkcp", ProgramName)}
 }
 
 // startMemory starts a program that no file holds. Where vm.memfd_noexec

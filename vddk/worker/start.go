@@ -20,7 +20,9 @@ func Start(ctx context.Context, c Config) (*Process, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	p, err := spawn(c)
+	p, err := spawn(c, func(env []string, files []*os.File) (*os.Process, error) {
+		return startProgram(c.Program, env, files)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -49,8 +51,8 @@ func (c *Config) check() error {
 }
 
 // spawn starts the process with its memory, socket and output, and the
-// goroutines that listen to it.
-func spawn(c Config) (p *Process, err error) {
+// goroutines that listen to it. Start gets the descriptors 0 to 4.
+func spawn(c Config, start func(env []string, files []*os.File) (*os.Process, error)) (p *Process, err error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
@@ -74,7 +76,7 @@ func spawn(c Config) (p *Process, err error) {
 		return nil, err
 	}
 	defer file.Close()
-	process, err := startProgram(c.Program, environ(c.Env, c.Dir), []*os.File{null, theirOutput, theirOutput, theirSocket, file})
+	process, err := start(environ(c.Env, c.Dir), []*os.File{null, theirOutput, theirOutput, theirSocket, file})
 	if err != nil {
 		output.Close()
 		socket.Close()

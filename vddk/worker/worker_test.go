@@ -508,8 +508,13 @@ func TestHang(t *testing.T) {
 			long := deadline(t)
 			ctx, cancel := context.WithCancelCause(long)
 			cause := errors.New("out of patience")
-			time.AfterFunc(100*time.Millisecond, func() { cancel(cause) })
-			p, err := worker.Start(ctx, config(t, nil, "STUB_DO= "+do+" "))
+			c := config(t, nil, "STUB_DO= "+do+" ")
+			c.Log = func(_ worker.Level, line string) {
+				if strings.HasPrefix(line, "hangs in ") {
+					cancel(cause)
+				}
+			}
+			p, err := worker.Start(ctx, c)
 			if err == nil {
 				t.Cleanup(p.Release)
 				_, err = p.Open(ctx, remote)
@@ -643,6 +648,31 @@ func TestHostileLog(t *testing.T) {
 				t.Errorf("%d lines came, %d were lost", got, lost)
 			}
 		})
+	}
+}
+
+// Lines that the parent is too slow for must not hold up completions.
+func TestReadsAmongTheLog(t *testing.T) {
+	log := &lines{}
+	p, _ := open(t, config(t, log, "STUB_DO= Read=chat "), remote)
+	var wg sync.WaitGroup
+	for slot := range 4 {
+		wg.Go(func() {
+			for i := range 50 {
+				if err := p.Read(deadline(t), slot, uint64(i), 1); err != nil {
+					t.Error(err)
+				} else if !bytes.Equal(p.Slot(slot)[:512], pattern(uint64(i), 1)) {
+					t.Errorf("sector %d differs", i)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := p.Close(deadline(t)); err != nil {
+		t.Error(err)
+	}
+	if all := log.all(); !strings.Contains(all, "info: Close\n") && !strings.Contains(all, "came too fast") {
+		t.Error("neither all lines nor their number")
 	}
 }
 

@@ -52,9 +52,14 @@ static VixError act(const char *function)
 		abort();
 	if (deed(function, "segfault"))
 		*(volatile int *)8 = 1;
-	if (deed(function, "hang"))
+	if (deed(function, "hang")) {
+		say(0, "hangs in %s", function);
 		for (;;)
 			pause();
+	}
+	if (deed(function, "chat"))
+		for (int i = 0; i < 300; i++)
+			say(i % 2, "line %d of a request%500s", i, ".");
 	if (deed(function, "panic"))
 		say(2, "ASSERT %s:%d bugNr=%d", "stub.c", 42, 7);
 	if (deed(function, "closesocket")) {
