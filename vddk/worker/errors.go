@@ -120,7 +120,7 @@ type ProgramError struct {
 }
 
 func (e *ProgramError) Error() string {
-	return "no vddkcp-vddk-worker to load VDDK with: " + errors.Join(e.Tried...).Error()
+	return "no vddkcp-vddk-worker to load VDDK with: " + join(e.Tried)
 }
 
 // Unwrap returns what was tried.
@@ -129,4 +129,12 @@ func (e *ProgramError) Unwrap() []error { return e.Tried }
 // Hint says what to do.
 func (e *ProgramError) Hint() string {
 	return "build vddkcp with make (it needs gcc), or put vddkcp-vddk-worker beside the vddkcp executable or into ../libexec/vddkcp"
+}
+
+func join(list []error) string {
+	texts := make([]string, len(list))
+	for i, err := range list {
+		texts[i] = err.Error()
+	}
+	return strings.Join(texts, "; ")
 }

@@ -845,9 +845,62 @@ func TestSecretsStayInside(t *testing.T) {
 	if err := p.Close(deadline(t)); err != nil {
 		t.Error(err)
 	}
+	if !strings.Contains(log.all(), "info: dumpable=0 core=0\n") {
+		t.Errorf("a crash would leave secrets in a core file:\n%s", log.all())
+	}
 	if s := fmt.Sprintf("%v %+v %#v %s %q", r, r, r, r, &r) + log.all(); strings.Contains(s, "Marker") {
 		t.Errorf("a secret is printed: %s", s)
 	}
+}
+
+// What a request leaves in the worker's memory when its answer has come.
+func TestSecretsAreWiped(t *testing.T) {
+	peer.NeedRoot(t) // to look into a process that is not dumpable
+	r := remote
+	r.Server, r.Identity = "MarkerServer", "lost"
+	r.Password, r.Cookie = "MarkerPassword17", "MarkerCookie18"
+	p := start(t, config(t, nil))
+	if _, _, err := p.Cleanup(deadline(t), r); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.EndAccess(deadline(t), r); err != nil {
+		t.Fatal(err)
+	}
+	if memoryHolds(t, p.PID(), "MarkerPassword17") || memoryHolds(t, p.PID(), "MarkerCookie18") {
+		t.Error("a secret is still in the worker's memory")
+	}
+	if _, err := p.Open(deadline(t), r); err != nil {
+		t.Fatal(err)
+	}
+	if !memoryHolds(t, p.PID(), "MarkerPassword17") {
+		t.Error("a connection's password is not found, so that this test proves nothing")
+	}
+}
+
+// memoryHolds looks through all that a process can write to.
+func memoryHolds(t *testing.T, pid int, what string) bool {
+	t.Helper()
+	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mem.Close()
+	found := false
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		var access string
+		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &access); err != nil || !strings.HasPrefix(access, "rw") {
+			continue
+		}
+		b := make([]byte, to-from)
+		n, _ := mem.ReadAt(b, from)
+		found = found || bytes.Contains(b[:n], []byte(what))
+	}
+	return found
 }
 
 func TestDescriptorsOfTheWorker(t *testing.T) {

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -92,9 +94,12 @@ static void *chatter(void *arg)
 
 EXPORT VixError VixDiskLib_InitEx(uint32_t major, uint32_t minor, LogFn *l, LogFn *w, LogFn *p, const char *dir, const char *config)
 {
+	struct rlimit core;
 	logs[0] = l, logs[1] = w, logs[2] = p;
 	say(0, "InitEx %u.%u dir=%s config=%s", major, minor, dir, config ? config : "(null)");
 	say(0, "LD_LIBRARY_PATH=%s", env("LD_LIBRARY_PATH"));
+	getrlimit(RLIMIT_CORE, &core);
+	say(0, "dumpable=%d core=%d", prctl(PR_GET_DUMPABLE), (int)core.rlim_max);
 	return act("InitEx");
 }
 EXPORT void VixDiskLib_Exit(void) { act("Exit"); say(0, "Exit"); }
