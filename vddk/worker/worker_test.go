@@ -651,6 +651,43 @@ func TestHostileLog(t *testing.T) {
 	}
 }
 
+// A library that logs must never wait for the parent, and what it loses by that
+// is told.
+func TestLogToAParentThatDoesNotListen(t *testing.T) {
+	logged := filepath.Join(t.TempDir(), "logged")
+	log := &lines{}
+	c := config(t, nil, "STUB_LOG=10", "STUB_LOGGED="+logged)
+	listen := make(chan struct{})
+	c.Log = func(level worker.Level, line string) {
+		if strings.HasPrefix(line, "Open") {
+			<-listen
+		}
+		log.add(level, line)
+	}
+	go func() {
+		defer close(listen)
+		for ctx := deadline(t); ctx.Err() == nil; runtime.Gosched() {
+			if _, err := os.Stat(logged); err == nil {
+				return
+			}
+		}
+		t.Error("the library waits for somebody to read its log")
+	}()
+	p, _ := open(t, c, remote)
+	if err := p.Close(deadline(t)); err != nil {
+		t.Error(err)
+	}
+	came, lost := strings.Count(log.all(), "chatter"), 0
+	for _, line := range log.list {
+		n := 0
+		fmt.Sscanf(line, "warning: %d lines of the library came too fast", &n)
+		lost += n
+	}
+	if lost == 0 || came+lost < 16000 {
+		t.Errorf("%d lines came, %d are told lost, of 16000", came, lost)
+	}
+}
+
 // Lines that the parent is too slow for must not hold up completions.
 func TestReadsAmongTheLog(t *testing.T) {
 	log := &lines{}

@@ -173,6 +173,8 @@ EXPORT VixError VixDiskLib_Open(void *c, const char *path, uint32_t flags, void 
 		for (int i = 0; i < 8; i++)
 			pthread_join(t[i], NULL);
 		free(s);
+		if (*env("STUB_LOGGED"))
+			fclose(fopen(env("STUB_LOGGED"), "w"));
 	}
 	return 0;
 }
