@@ -222,7 +222,7 @@ func (l *Library) counters(kind string) map[string]int64 {
 		return counts
 	}
 	n := int(binary.NativeEndian.Uint64(state[8:]))
-	for i := range n {
+	for i := range min(n, (len(state)-head)/size) {
 		c := state[head+i*size:]
 		name, _, _ := bytes.Cut(c[:nameSize], []byte{0})
 		if key, ok := strings.CutPrefix(string(name), kind+":"); ok {

@@ -190,7 +190,7 @@ static void connect_params(const char *server) {
 		memset(&stack_params, 0, sizeof stack_params);
 		params = &stack_params;
 	}
-	params->serverName = server ? strdup(server) : NULL;
+	params->serverName = (char *)(uintptr_t)server;
 }
 
 static void command(const char *c) {
@@ -230,9 +230,10 @@ static void command(const char *c) {
 	} else if (!strcmp(c, "open")) {
 		char *path = word();
 		uint32_t flags = (uint32_t)number();
-		VixError err = Open(connection, path, flags, &handle);
+		Handle h;
+		VixError err = Open(connection, path, flags, &h);
 		say(c, err);
-		if (!err) handles[handle_count++] = handle;
+		if (!err) handle = handles[handle_count++] = h;
 	} else if (!strcmp(c, "openelsewhere")) {
 		opened = word();
 		opened_flags = (uint32_t)number();
