@@ -199,7 +199,7 @@ func TestLibrary(t *testing.T) {
 		{"twice", []string{"fault ReadAsync at=1 do=twice"}, whole("READ 0 1 2"), []string{"READ 0 " + sum(make([]byte, 1024)) + " 3"}, "", nil},
 		{"corrupt", []string{"fault Read do=corrupt"}, whole("read 0 2"), []string{"read 0 " + sum(append(bytes.Repeat([]byte{0xee}, 512), make([]byte, 512)...))}, "", nil},
 		{"overrun", []string{"fault Read do=overrun"}, whole("read 0 2"), []string{"read 0 " + sum(make([]byte, 1024))}, "", nil},
-		{"overrun async", []string{"fault ReadAsync at=1 do=overrun"}, whole("READ 0 1 1"), []string{"READ 0 " + sum(make([]byte, 512))}, "", nil},
+		{"overrun async", []string{"fault ReadAsync at=1 do=overrun"}, whole("READ 0 1 1"), []string{"READ 0 " + sum(make([]byte, 512)) + " 1"}, "", nil},
 		{"bad blocks", []string{"fault QueryAllocatedBlocks at=1 do=badblocks"}, whole("query 128 256 128"), []string{"query 0 384+128 128+0 128+18446744073709551615 127+1"}, "", nil},
 		{"no queries", []string{"fault QueryAllocatedBlocks do=fail code=6"}, whole("query 0 128 128"), []string{"query 6"}, "", nil},
 		{"late queries", []string{"fault QueryAllocatedBlocks sectors=4096- do=fail code=1"}, whole("query 0 4096 128 query 0 4224 128"), []string{"query 0", "query 1"}, "", nil},
@@ -207,7 +207,7 @@ func TestLibrary(t *testing.T) {
 		{"fail init", []string{"fault InitEx do=fail"}, words("init 6 5 - "), []string{"init 1"}, "", nil},
 		{"fail connect", []string{"fault ConnectEx do=fail code=14009"}, slices.Concat(initialise, remote, words("freeparams exit")), []string{"remote 14009"}, "", nil},
 		{"fail others", []string{"fault GetInfo|GetMetadataKeys|PrepareForAccess|EndAccess|Cleanup do=fail code=9"}, whole("info metadata prepare endaccess cleanup"),
-			[]string{"info 9", "metadata 9", "prepare 9", "endaccess 9", "cleanup 9 0 0"}, "", nil},
+			[]string{"info 9", "metadata 9 9 16052", "prepare 9", "endaccess 9", "cleanup 9 0 0"}, "", nil},
 		{"close fails once", []string{"fault Close once do=fail"}, whole("close"), []string{"close 1", "close 0"}, "", nil},
 
 		// Logs.

@@ -119,7 +119,8 @@ void state_open(void) {
 	state = mmap(NULL, sizeof *state, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (state == MAP_FAILED) abort();
 	if (fresh || state->magic != magic || state->counter_count != COUNTERS) state_init();
-	close(fd); // and with it the lock
+	flock(fd, LOCK_UN); // the mapping keeps the open file, and the lock with it
+	close(fd);
 	free(path);
 	if (conf.trace) {
 		path = beside("vddktest.trace");
