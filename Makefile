@@ -24,7 +24,7 @@ testlib:
 	./vddk/testlib/build bin/testlib
 
 test:
-	./scripts/need qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy
+	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy
 	$(GO) test ./...
 
 # The race detector needs cgo.

@@ -72,7 +72,11 @@ func build(options []string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cache := filepath.Join(os.TempDir(), fmt.Sprintf("vddktest-%d", os.Getuid()))
+	cache, err := os.UserCacheDir()
+	if err != nil { // no HOME
+		cache = filepath.Join(os.TempDir(), fmt.Sprintf("vddktest-%d", os.Getuid()))
+	}
+	cache = filepath.Join(cache, "vddkcp-testlib")
 	dir := filepath.Join(cache, fmt.Sprintf("%x", hash.Sum(nil)[:12]))
 	if _, err := os.Stat(dir); err == nil {
 		return dir, nil

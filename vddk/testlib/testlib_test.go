@@ -402,6 +402,82 @@ func TestHostOverProcesses(t *testing.T) {
 	wantLines(t, got, []string{"open 2", "cleanup 0 0 1"})
 }
 
+// The script comes from elsewhere, more of it from the environment; counts go
+// to a file at Exit.
+func TestEnvironment(t *testing.T) {
+	l := newLibrary(t, "no such key, were it read")
+	elsewhere := t.TempDir()
+	script := filepath.Join(elsewhere, "script")
+	counts := filepath.Join(elsewhere, "counts")
+	if err := os.WriteFile(script, []byte("# comment\n\nfault Read at=1 do=fail code=9\naccounting "+counts+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	exe := driver(t, true)
+	t.Setenv("VDDK_TEST_SCRIPT", script)
+	t.Setenv("VDDK_TEST_ROOT", filepath.Join(l.Dir, "disks"))
+	t.Setenv("VDDK_TEST_CONF", "fault Read at=2 do=fail code=10;logical-sector-size 4096")
+	got, stderr, err := run(t, exe, l, whole("info read 0 1 read 0 1")...)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, stderr)
+	}
+	wantLines(t, got, []string{"info capacity=20483 links=1 adapter=3 parent=no sector=4096", "read 9 ", "read 10 "})
+	text, err := os.ReadFile(counts)
+	if err != nil || !strings.Contains(string(text), "call:Read=2\n") || !strings.Contains(string(text), "stat:faults=2\n") {
+		t.Errorf("counts: %v\n%s", err, text)
+	}
+}
+
+// What Go tests find wrong is what the library's tests rely on.
+func TestNoBroken(t *testing.T) {
+	exe := driver(t, true)
+	l := newLibrary(t)
+	if l.Calls()["InitEx"] != 0 || l.Broken() != nil {
+		t.Errorf("calls before there was any: %v, %q", l.Calls(), l.Broken())
+	}
+	l.Allow("io-empty") // so that this test passes
+	if _, stderr, err := run(t, exe, l, whole("read 0 0 read 0 8")...); err != nil {
+		t.Fatalf("%v\n%s", err, stderr)
+	}
+	if got := l.Rules(); len(got) != 1 || got["io-empty"] != 1 {
+		t.Errorf("rules %v", got)
+	}
+	if got := l.Broken(); got != nil {
+		t.Errorf("allowed, yet %q", got)
+	}
+	if c := l.Calls(); c["InitEx"] != 1 || c["Read"] != 2 || c["Exit"] != 1 {
+		t.Errorf("calls %v", c)
+	}
+	if f := l.Figures(); f["bytes-read"] != 4096 || f["max-request"] != 4096 || f["handles"] != 1 {
+		t.Errorf("figures %v", f)
+	}
+
+	failed := &recorder{TB: t}
+	other := testlib.New(failed, sanitized)
+	path := filepath.Join(t.TempDir(), "disk")
+	writeSparse(t, path, content())
+	other.AddDisk(diskName, path)
+	if _, stderr, err := run(t, exe, other, whole("read 0 0")...); err != nil {
+		t.Fatalf("%v\n%s", err, stderr)
+	}
+	failed.cleanup()
+	if len(failed.errors) != 1 || failed.errors[0] != "rule io-empty of VDDK broken 1 times" {
+		t.Errorf("the test that broke a rule got %q", failed.errors)
+	}
+}
+
+// recorder is a test whose errors are looked at.
+type recorder struct {
+	testing.TB
+	errors  []string
+	cleanup func()
+}
+
+func (r *recorder) Errorf(format string, args ...any) {
+	r.errors = append(r.errors, fmt.Sprintf(format, args...))
+}
+
+func (r *recorder) Cleanup(f func()) { r.cleanup = f }
+
 func TestHangs(t *testing.T) {
 	exe := driver(t, true)
 	for _, tt := range []struct{ conf, words string }{

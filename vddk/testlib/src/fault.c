@@ -21,18 +21,18 @@ static bool hits(const struct fault *f, const struct call *c) {
 	return c->count && c->start <= last && first <= c->start + c->count - 1;
 }
 
+// Every fault counts the calls that it matches, whichever acts.
 struct fault *fault_find(const struct call *c) {
+	struct fault *found = NULL;
 	for (int i = 0; i < conf.fault_count; i++) {
 		struct fault *f = &conf.faults[i];
 		if (!f->functions[c->fn] || !hits(f, c)) continue;
 		uint64_t n = ++f->seen;
 		if (f->global) n = fault_seen(i);
-		if (f->at && n != f->at) continue;
-		if (f->from && n < f->from) continue;
-		if (f->every && n % f->every) continue;
-		if (fault_fire(i, f->times)) return f;
+		if (found || (f->at && n != f->at) || n < f->from || (f->every && n % f->every)) continue;
+		if (fault_fire(i, f->times)) found = f;
 	}
-	return NULL;
+	return found;
 }
 
 static void corrupt_heap(void) {

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include "vixdisklib.h"
 
@@ -62,8 +63,8 @@ static ConnectParams *params;
 
 // A call on the thread of reads and writes.
 struct task {
-	char kind; // 'r', 'w', 'R', 'W' (asynchronous), 'F'lush, 'C' (read, and call from the callback), 'O' (overlapping buffers)
-	uint64_t start, count, calls;
+	char kind; // 'r', 'w', 'R', 'W' (asynchronous), 'F'lush, 'C' (read, and call from the callback), 'O' (overlapping buffers), 'S'tream
+	uint64_t start, count, calls, depth;
 	Handle handle;
 	VixError result;
 	uint64_t sum;
@@ -86,6 +87,56 @@ static void completed(void *data, VixError result) {
 	pthread_mutex_unlock(&mu);
 }
 
+static double now(void) {
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
+}
+
+// A slot of a stream: one buffer, with at most one request.
+struct slot {
+	struct slot *next;
+	uint8_t *buffer;
+	VixError result;
+};
+
+static struct slot *idle;
+
+static void streamed(void *data, VixError result) {
+	struct slot *s = data;
+	pthread_mutex_lock(&mu);
+	if (result) s->result = result;
+	s->next = idle;
+	idle = s;
+	pthread_cond_broadcast(&changed);
+	pthread_mutex_unlock(&mu);
+}
+
+// Keeps depth requests in flight.
+static void stream(struct task *t) {
+	struct slot *slots = calloc(t->depth, sizeof *slots);
+	uint8_t *buffers = malloc(t->depth * t->count * 512);
+	for (uint64_t i = 0; i < t->depth; i++) {
+		slots[i].buffer = buffers + i * t->count * 512;
+		streamed(&slots[i], 0);
+	}
+	for (uint64_t i = 0; i < t->calls; i++) {
+		pthread_mutex_lock(&mu);
+		while (!idle) pthread_cond_wait(&changed, &mu);
+		struct slot *s = idle;
+		idle = s->next;
+		pthread_mutex_unlock(&mu);
+		VixError err = ReadAsync(t->handle, t->start + i * t->count, t->count, s->buffer, streamed, s);
+		if (err != VIX_ASYNC) streamed(s, err);
+	}
+	Wait(t->handle);
+	for (uint64_t i = 0; i < t->depth; i++)
+		if (slots[i].result) t->result = slots[i].result;
+	idle = NULL;
+	free(slots);
+	free(buffers);
+}
+
 static uint64_t checksum(const uint8_t *p, uint64_t n) {
 	uint64_t sum = 14695981039346656037u;
 	for (uint64_t i = 0; i < n; i++) sum = (sum ^ p[i]) * 1099511628211u;
@@ -95,6 +146,10 @@ static uint64_t checksum(const uint8_t *p, uint64_t n) {
 static void run_task(struct task *t) {
 	if (t->kind == 'F') {
 		t->result = Flush(t->handle);
+		return;
+	}
+	if (t->kind == 'S') {
+		stream(t);
 		return;
 	}
 	uint64_t bytes = t->count * 512, calls = t->calls ? t->calls : 1;
@@ -334,6 +389,18 @@ static void command(const char *c) {
 		t.calls = number();
 		on_io_thread(&t);
 		printf("%s %llu %016llx %ld\n", c, (unsigned long long)t.result, (unsigned long long)t.sum, t.completions);
+		fflush(stdout);
+	} else if (!strcmp(c, "STREAM")) { // START COUNT CALLS DEPTH: the time, for benchmarks by hand
+		struct task t = { .kind = 'S', .handle = handle };
+		t.start = number();
+		t.count = number();
+		t.calls = number();
+		t.depth = number();
+		double begin = now();
+		on_io_thread(&t);
+		double seconds = now() - begin;
+		printf("STREAM %llu %.0f MB/s %.1f us\n", (unsigned long long)t.result, (double)(t.calls * t.count * 512) / 1e6 / seconds,
+			seconds * 1e6 / (double)t.calls);
 		fflush(stdout);
 	} else if (!strcmp(c, "flush")) {
 		struct task t = { .kind = 'F', .handle = handle };
