@@ -62,6 +62,8 @@ func (e *GoneError) Error() string {
 		b.WriteString("was closed")
 	case e.Killed:
 		b.WriteString("was killed")
+	case e.Signal == syscall.SIGKILL:
+		b.WriteString("was killed by somebody else, or by the kernel for want of memory")
 	case e.Signal != 0:
 		fmt.Fprintf(&b, "died: %v", e.Signal)
 	default:

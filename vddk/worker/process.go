@@ -37,10 +37,11 @@ type Process struct {
 	capacity atomic.Uint64         // sectors; 0 until the disk is open
 	writable atomic.Bool
 
-	log    logger
-	killed atomic.Bool
-	closed atomic.Bool
-	reason atomic.Pointer[string]
+	log     logger
+	killed  atomic.Bool
+	closing atomic.Bool // close is the last request of all
+	closed  atomic.Bool // and has its answer
+	reason  atomic.Pointer[string]
 
 	gone     *GoneError // before done is closed
 	done     chan struct{}
@@ -243,37 +244,29 @@ func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Bl
 }
 
 // Close waits for requests in flight, closes the disk, disconnects, ends the
-// access prepared, ends the library and waits for the process. When ctx ends
-// before that, the process is killed. The error is the first of these steps';
-// of a process that is gone already, how it went. Reads and writes that come
-// meanwhile return ErrBusy or *GoneError.
+// access prepared, ends the library and waits for the process, which is killed
+// when ctx ends before that. The error is the first of these steps'; of a
+// process that is gone already, how it went. How the library ends (Exit), and
+// whether it does in time, is no error: everything is closed by then. Reads and
+// writes that come meanwhile return ErrBusy or *GoneError.
 func (p *Process) Close(ctx context.Context) error {
 	err := p.close(ctx)
-	if err != nil {
-		var gone *GoneError
-		if errors.As(err, &gone) && gone.Closed {
-			return nil // by another call
-		}
-		var e *Error
-		if !errors.As(err, &e) {
-			p.Kill()
-			return err
+	var gone *GoneError
+	if errors.As(err, &gone) && gone.Closed {
+		err = nil // by another call
+	}
+	if p.closed.Load() {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
 		}
 	}
-	// The worker ends when its socket does.
-	p.shutdown()
-	select {
-	case <-p.done:
-	case <-ctx.Done():
-		p.Kill()
-		return errors.Join(err, context.Cause(ctx))
-	}
+	p.Kill()
 	return err
 }
 
 func (p *Process) close(ctx context.Context) error {
 	if p.closed.Load() {
-		<-p.done
 		return nil
 	}
 	// With every slot in hand nothing is in flight, and nothing can start.
@@ -283,20 +276,14 @@ func (p *Process) close(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err := p.control(ctx, message{kind: kindClose}, nil)
-	var e *Error
-	if err == nil || errors.As(err, &e) {
-		p.closed.Store(true)
+	c := call{p: p, r: &p.requests[slotControl]}
+	if err := c.acquire(ctx); err != nil {
+		return err
 	}
+	defer c.release()
+	p.closing.Store(true)
+	_, err := c.control(ctx, message{kind: kindClose}, nil)
 	return err
-}
-
-func (p *Process) shutdown() {
-	raw, err := p.socket.SyscallConn()
-	if err != nil {
-		return // closed: the process is gone
-	}
-	raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_WR) })
 }
 
 // Kill ends the process at once and waits for it. After its end it does nothing.
@@ -510,10 +497,17 @@ func (p *Process) run() {
 // the protocol.
 func (p *Process) receive() error {
 	buffer := make([]byte, maxPacket+1)
+	reset := false
 	for {
 		n, err := p.socket.Read(buffer)
+		if errors.Is(err, unix.ECONNRESET) && !reset {
+			// It died with requests unread. The kernel tells that first, and
+			// once; what the worker said before is still to come.
+			reset = true
+			continue
+		}
 		if err != nil {
-			return nil // EOF, ECONNRESET, or the deadline of Kill
+			return nil // EOF, or the deadline of Kill
 		}
 		m, payload, err := parseMessage(buffer[:n])
 		if err != nil {
@@ -541,6 +535,9 @@ func (p *Process) receive() error {
 
 func (p *Process) deliver(m message, payload []byte) error {
 	r := &p.requests[m.slot]
+	if m.slot == slotControl && p.closing.Load() {
+		p.closed.Store(true) // from here on the worker may end as it likes
+	}
 	a := answer{message: m}
 	if len(payload) > 0 {
 		a.payload = []byte(string(payload))

@@ -35,7 +35,7 @@ type Config struct {
 	Slots      int    // requests at once, 1 to MaxSlots
 	SlotSize   int    // bytes of each, a multiple of 4096 up to MaxSlotSize
 	// Log gets what the library says, one line a call and one call at a time,
-	// from a goroutine that also carries the completions: it must not block. A
+	// from a goroutine that also carries the completions: it must neither block nor call this package. A
 	// line holds no control characters and is valid UTF-8; what was too long
 	// is cut off, what came too fast is counted in a line of its own. Nil: not
 	// wanted.

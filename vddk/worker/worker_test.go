@@ -493,6 +493,46 @@ func TestDeaths(t *testing.T) {
 	}
 }
 
+// A worker that dies with requests unread resets its socket; what it said before
+// must come through all the same.
+func TestLastWordsBeforeAReset(t *testing.T) {
+	c := config(t, nil, "STUB_DO= Read=unread Read=panic ")
+	c.Library, c.Version = stub(t, true), 5
+	p, _ := open(t, c, remote)
+	var wg sync.WaitGroup
+	for slot := range 4 {
+		wg.Go(func() {
+			var gone *worker.GoneError
+			if err := p.Read(deadline(t), slot, 0, 1); !errors.As(err, &gone) || gone.Reason != "ASSERT stub.c:42 bugNr=7" {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// What the library does to the process at its end loses nothing.
+func TestDeathsInExit(t *testing.T) {
+	for _, do := range []string{"Exit=segfault", "Exit=hang"} {
+		ctx, cancel := context.WithCancel(deadline(t))
+		c := config(t, nil, "STUB_DO= "+do+" ")
+		c.Log = func(_ worker.Level, line string) {
+			if line == "hangs in Exit" {
+				cancel()
+			}
+		}
+		p, _ := open(t, c, remote)
+		if err := p.Close(ctx); err != nil {
+			t.Errorf("%s: %v", do, err)
+		}
+		var gone *worker.GoneError
+		if !errors.As(p.Err(), &gone) || !gone.Closed || gone.Signal == 0 {
+			t.Errorf("%s: %+v", do, p.Err())
+		}
+		cancel()
+	}
+}
+
 // processState is the state letter of a process, or "" when there is none.
 func processState(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -503,7 +543,7 @@ func processState(pid int) string {
 }
 
 func TestHang(t *testing.T) {
-	for _, do := range []string{"Async=hang", "Queue=hang", "Query=hang", "Open=hang", "InitEx=hang", "Exit=hang"} {
+	for _, do := range []string{"Async=hang", "Queue=hang", "Query=hang", "Open=hang", "InitEx=hang", "Close=hang"} {
 		t.Run(do, func(t *testing.T) {
 			long := deadline(t)
 			ctx, cancel := context.WithCancelCause(long)
@@ -531,7 +571,7 @@ func TestHang(t *testing.T) {
 			if !errors.Is(err, cause) {
 				t.Fatalf("%v", err)
 			}
-			if p == nil || do == "Exit=hang" {
+			if p == nil || do == "Close=hang" {
 				return
 			}
 			if do == "Async=hang" {

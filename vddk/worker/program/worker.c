@@ -412,8 +412,8 @@ static void query(const struct message *m)
 	answer_error(NULL, VIX_OK);
 }
 
-/* Undoes everything, in order, and answers with the first error. */
-static void session_end(void)
+/* Undoes everything, in order, answers with the first error, and ends. */
+static _Noreturn void session_end(void)
 {
 	const char *function = NULL;
 	VixError first = VIX_OK, err;
@@ -444,10 +444,12 @@ static void session_end(void)
 		string_append(&answer, name);
 		text_append(&answer, first);
 	}
+	send_packet(&answer);
+	/* Nothing can be lost any more: the parent has its answer, whatever the
+	 * library's end does to the process. */
 	if (session.initialised)
 		vddk.Exit();
-	session.initialised = 0;
-	send_packet(&answer);
+	_exit(0);
 }
 
 static void control_loop(void)

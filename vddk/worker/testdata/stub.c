@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -62,6 +63,10 @@ static VixError act(const char *function)
 	if (deed(function, "chat"))
 		for (int i = 0; i < 300; i++)
 			say(i % 2, "line %d of a request%500s", i, ".");
+	if (deed(function, "unread")) /* until the worker's socket holds what it has not read */
+		for (int n = 0; n == 0; usleep(100))
+			if (ioctl(3, FIONREAD, &n))
+				abort();
 	if (deed(function, "panic"))
 		say(2, "ASSERT %s:%d bugNr=%d", "stub.c", 42, 7);
 	if (deed(function, "closesocket")) {
