@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -51,6 +52,13 @@ func build(t testing.TB, name string, command ...string) string {
 	peer.Need(t, "gcc")
 	built.Lock()
 	defer built.Unlock()
+	// That gcc reads them is no reason for go test to run again when they change.
+	sources, _ := filepath.Glob("program/*")
+	for _, f := range append(sources, "build", "testdata/stub.c") {
+		if _, err := os.ReadFile(f); err != nil {
+			t.Fatal(err)
+		}
+	}
 	out := filepath.Join(built.dir, name)
 	if _, err := os.Stat(out); err != nil {
 		for i, c := range command {
@@ -496,9 +504,17 @@ func TestDeaths(t *testing.T) {
 // A worker that dies with requests unread resets its socket; what it said before
 // must come through all the same.
 func TestLastWordsBeforeAReset(t *testing.T) {
-	c := config(t, nil, "STUB_DO= Read=unread Read=panic ")
+	c := config(t, nil, "STUB_DO= Read=unread Read=tell Read=panic ")
 	c.Library, c.Version = stub(t, true), 5
+	var pid atomic.Int32
+	c.Log = func(_ worker.Level, line string) {
+		// Whatever follows is heard only after its death.
+		for ctx := deadline(t); line == "about to act in Read" && processState(int(pid.Load())) != "Z" && ctx.Err() == nil; {
+			runtime.Gosched()
+		}
+	}
 	p, _ := open(t, c, remote)
+	pid.Store(int32(p.PID()))
 	var wg sync.WaitGroup
 	for slot := range 4 {
 		wg.Go(func() {

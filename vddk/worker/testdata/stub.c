@@ -67,6 +67,8 @@ static VixError act(const char *function)
 		for (int n = 0; n == 0; usleep(100))
 			if (ioctl(3, FIONREAD, &n))
 				abort();
+	if (deed(function, "tell"))
+		say(0, "about to act in %s", function);
 	if (deed(function, "panic"))
 		say(2, "ASSERT %s:%d bugNr=%d", "stub.c", 42, 7);
 	if (deed(function, "closesocket")) {

@@ -2,11 +2,13 @@
 package workertest
 
 import (
+	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
 
 	"vddkcp/internal/peer"
+	"vddkcp/vddk/worker"
 )
 
 // Build compiles the worker program and returns its path, for worker.Config's
@@ -24,7 +26,15 @@ func build(t testing.TB, args ...string) string {
 	}
 	peer.Need(t, "gcc")
 	_, self, _, _ := runtime.Caller(0)
-	out := filepath.Join(t.TempDir(), "vddkcp-vddk-worker")
-	peer.Run(t, filepath.Join(filepath.Dir(self), "../build"), append([]string{out}, args...)...)
+	dir := filepath.Dir(filepath.Dir(self))
+	// That gcc reads them is no reason for go test to run again when they change.
+	sources, _ := filepath.Glob(filepath.Join(dir, "program/*"))
+	for _, f := range sources {
+		if _, err := os.ReadFile(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	out := filepath.Join(t.TempDir(), worker.ProgramName)
+	peer.Run(t, filepath.Join(dir, "build"), append([]string{out}, args...)...)
 	return out
 }
