@@ -72,7 +72,7 @@ func (e *GoneError) Error() string {
 	if e.Reason != "" {
 		fmt.Fprintf(&b, ": %s", e.Reason)
 	}
-	if len(e.Last) > 0 {
+	if len(e.Last) > 0 && !e.Closed {
 		fmt.Fprintf(&b, " (last words: %s)", strings.Join(e.Last, " / "))
 	}
 	return b.String()

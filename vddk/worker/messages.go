@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/bits"
 	"strings"
 )
 
@@ -256,8 +257,8 @@ func parseOpened(b []byte) (Opened, error) {
 		Geometry:       [3]uint32{u32(20), u32(24), u32(28)},
 		Adapter:        int(int32(u32(32))),
 		Links:          int(int32(u32(36))),
-		LogicalSector:  u32(40),
-		PhysicalSector: u32(44),
+		LogicalSector:  sectorSize(u32(40)),
+		PhysicalSector: sectorSize(u32(44)),
 		Parent:         list[0],
 		UUID:           list[1],
 		Transport:      list[2],
@@ -269,6 +270,15 @@ func parseOpened(b []byte) (Opened, error) {
 		return o, fmt.Errorf("the library gives the disk %d sectors, at most %d are possible", o.Capacity, uint64(maxCapacity))
 	}
 	return o, nil
+}
+
+// sectorSize returns n, or 0 where that can't be a sector's size: a library that
+// calls itself 7 and has the older structure gives any number.
+func sectorSize(n uint32) uint32 {
+	if n < SectorSize || n > 64<<10 || bits.OnesCount32(n) != 1 {
+		return 0
+	}
+	return n
 }
 
 // query collects the blocks of one answer.

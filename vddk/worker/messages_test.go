@@ -82,9 +82,11 @@ func text(list ...string) []byte {
 
 func openedPayload(capacity, prepare uint64, list ...string) []byte {
 	b := binary.LittleEndian.AppendUint64(nil, capacity)
-	for i := range 10 {
+	for i := range 8 {
 		b = binary.LittleEndian.AppendUint32(b, uint32(i+1))
 	}
+	b = binary.LittleEndian.AppendUint32(b, 4096)
+	b = binary.LittleEndian.AppendUint32(b, 4097)
 	b = binary.LittleEndian.AppendUint64(b, prepare)
 	return append(b, text(list...)...)
 }
@@ -138,7 +140,7 @@ func TestParseStringsRefuses(t *testing.T) {
 func TestParseOpened(t *testing.T) {
 	o, err := parseOpened(openedPayload(maxCapacity, 5, "p", "u", "nbd", "refused"))
 	want := Opened{Capacity: maxCapacity, BIOSGeometry: [3]uint32{1, 2, 3}, Geometry: [3]uint32{4, 5, 6}, Adapter: 7, Links: 8,
-		LogicalSector: 9, PhysicalSector: 10, Parent: "p", UUID: "u", Transport: "nbd",
+		LogicalSector: 4096, PhysicalSector: 0, Parent: "p", UUID: "u", Transport: "nbd",
 		Prepare: &Error{Code: 5, Op: "VixDiskLib_PrepareForAccess", Text: "refused"}}
 	if err != nil || !reflect.DeepEqual(o, want) {
 		t.Errorf("%+v, %v", o, err)

@@ -81,14 +81,21 @@ func startMemory(code []byte, env []string, files []*os.File) (*os.Process, erro
 	}
 	// The number that the descriptor has in the child, which executes it: any
 	// other could be taken there by one of files. The worker closes it.
-	return start(fmt.Sprintf("/proc/self/fd/%d", programFD), env, append(files[:len(files):len(files)], file))
+	p, err := start(fmt.Sprintf("/proc/self/fd/%d", programFD), env, append(files[:len(files):len(files)], file))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errNoLinker
+	}
+	return p, err
 }
+
+// errNoLinker is what "no such file" means of a program that is there.
+var errNoLinker = errors.New("the dynamic linker that it names is missing: VDDK needs a system with glibc")
 
 func startFile(path string, env []string, files []*os.File) (*os.Process, error) {
 	p, err := start(path, env, files)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, statErr := os.Stat(path); statErr == nil {
-			return nil, fmt.Errorf("%s: the dynamic linker that it names is missing: VDDK needs a system with glibc", path)
+			return nil, fmt.Errorf("%s: %w", path, errNoLinker)
 		}
 	}
 	return p, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,10 +42,15 @@ func (c *Config) check() error {
 		return fmt.Errorf("slots of %d bytes, expected a multiple of 4096 up to %d", c.SlotSize, MaxSlotSize)
 	case c.Library == "":
 		return errors.New("no library to load")
+	case c.Version < 0:
+		return fmt.Errorf("version %d of the library", c.Version)
 	}
 	for _, s := range []string{c.Library, c.Root, c.ConfigFile} {
 		if len(s) > unix.PathMax {
 			return fmt.Errorf("path of %d bytes, at most %d are possible", len(s), unix.PathMax)
+		}
+		if strings.IndexByte(s, 0) >= 0 {
+			return fmt.Errorf("path %q holds a NUL byte", s)
 		}
 	}
 	return nil

@@ -111,7 +111,7 @@ type Opened struct {
 	Geometry       [3]uint32 // physical
 	Adapter        int       // 1 IDE, 2 BusLogic, 3 LSI Logic
 	Links          int
-	LogicalSector  uint32 // bytes; 0: the library is older than 7 and does not tell
+	LogicalSector  uint32 // bytes; 0: not known, as before version 7
 	PhysicalSector uint32 // bytes
 	Parent         string // parentFileNameHint
 	UUID           string

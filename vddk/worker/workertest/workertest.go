@@ -8,7 +8,6 @@ import (
 	"testing"
 
 	"vddkcp/internal/peer"
-	"vddkcp/vddk/worker"
 )
 
 // Build compiles the worker program and returns its path, for worker.Config's
@@ -34,7 +33,7 @@ func build(t testing.TB, args ...string) string {
 			t.Fatal(err)
 		}
 	}
-	out := filepath.Join(t.TempDir(), worker.ProgramName)
+	out := filepath.Join(t.TempDir(), "vddkcp-vddk-worker")
 	peer.Run(t, filepath.Join(dir, "build"), append([]string{out}, args...)...)
 	return out
 }
