@@ -501,6 +501,20 @@ func TestDeaths(t *testing.T) {
 	}
 }
 
+func TestKilledByOthers(t *testing.T) {
+	p, _ := open(t, config(t, nil), remote)
+	syscall.Kill(p.PID(), syscall.SIGTERM) // a scheduler's, which is for the parent
+	if err := p.Read(deadline(t), 0, 0, 1); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+	syscall.Kill(p.PID(), syscall.SIGKILL)
+	<-p.Done()
+	var gone *worker.GoneError
+	if err := p.Read(deadline(t), 0, 0, 1); !errors.As(err, &gone) || gone.Signal != syscall.SIGKILL || gone.Killed || gone.Closed {
+		t.Errorf("%+v", err)
+	}
+}
+
 // A worker that dies with requests unread resets its socket; what it said before
 // must come through all the same.
 func TestLastWordsBeforeAReset(t *testing.T) {

@@ -80,8 +80,11 @@ void send_packet(const struct packet *packet)
 	do
 		n = send(SOCKET_FD, packet, bytes, MSG_NOSIGNAL);
 	while (n < 0 && errno == EINTR);
-	if (n < 0)
-		_exit(0); /* no parent, no work */
+	if (n < 0) {
+		if (errno == EPIPE || errno == ECONNRESET)
+			_exit(0); /* no parent, no work */
+		die("send %zu bytes: %s", bytes, strerror(errno));
+	}
 }
 
 /* Appends the library's text for the code. */
@@ -515,7 +518,7 @@ int main(void)
 {
 	struct rlimit no_core = {0, 0};
 	pthread_t thread;
-	int type = 0;
+	int type = 0, err;
 	socklen_t n = sizeof type;
 
 	/* Secrets are in this process: no core file, and no program that
@@ -541,7 +544,10 @@ int main(void)
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	log_start();
 
-	if (pthread_create(&thread, NULL, watcher_thread, NULL) || pthread_create(&thread, NULL, io_thread, NULL))
-		die("start a thread: %s", strerror(errno));
+	err = pthread_create(&thread, NULL, watcher_thread, NULL);
+	if (!err)
+		err = pthread_create(&thread, NULL, io_thread, NULL);
+	if (err)
+		die("start a thread: %s", strerror(err));
 	control_loop();
 }
