@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"vddkcp/internal/peer"
@@ -33,6 +34,13 @@ type Library struct {
 	allowed []string
 }
 
+// builds makes tests that run in parallel build one after the other, and only
+// once where it fails.
+var builds = struct {
+	sync.Mutex
+	failed map[string]error
+}{failed: map[string]error{}}
+
 // Build builds the library and returns the folder that the script "build" laid
 // out, which is shared by all that ask for the same: read only. Options are
 // those of the script: "--version=7", "--without=Flush,QueryAllocatedBlocks",
@@ -40,8 +48,15 @@ type Library struct {
 func Build(t testing.TB, options ...string) string {
 	t.Helper()
 	peer.Need(t, "gcc")
+	builds.Lock()
+	defer builds.Unlock()
+	key := strings.Join(options, " ")
+	if err := builds.failed[key]; err != nil {
+		t.Fatalf("building the test library failed before: %v", err)
+	}
 	dir, err := build(options)
 	if err != nil {
+		builds.failed[key] = err
 		t.Fatalf("building the test library: %v", err)
 	}
 	return dir
