@@ -24,6 +24,7 @@ func (t *seat) memory() []byte { return t.s.proc.Slot(t.slot) }
 func (d *Disk) take(p []byte) (t seat, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	var waited *handle // where a turn was waited for and came
 	for {
 		if err := d.stuckNow(false); err != nil {
 			return seat{}, err
@@ -38,6 +39,10 @@ func (d *Disk) take(p []byte) (t seat, err error) {
 		if !direct {
 			h = d.leastLocked()
 		}
+		if waited != nil && waited != h {
+			waited.turn.Signal() // it goes to the next one
+		}
+		waited = nil
 		if h == nil {
 			if err := d.stuckNow(true); err != nil {
 				return seat{}, err
@@ -50,9 +55,13 @@ func (d *Disk) take(p []byte) (t seat, err error) {
 			h.waiting++
 			h.turn.Wait()
 			h.waiting--
+			waited = h
 			continue
 		}
 		h.inFlight++
+		if h.waiting > 0 && h.inFlight < l.depth {
+			h.turn.Signal() // the depth grew
+		}
 		if direct {
 			return seat{slotRef: home, asked: asked, size: l.size}, nil
 		}
