@@ -13,9 +13,14 @@ export CGO_ENABLED = 0
 
 build: bin/vddkcp
 
+# The program that loads VDDK, embedded in bin/vddkcp. VDDK is for x86-64 alone.
+WORKER = $(if $(filter x86_64,$(shell uname -m)),vddk/worker/bin/vddkcp-vddk-worker)
+vddk/worker/bin/vddkcp-vddk-worker: vddk/worker/build $(wildcard vddk/worker/program/*)
+	vddk/worker/build $@
+
 # Go knows best what is out of date.
 .PHONY: bin/vddkcp
-bin/vddkcp:
+bin/vddkcp: $(WORKER)
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/vddkcp
 
 test:
@@ -52,4 +57,4 @@ install: build
 	install -D -m 755 bin/vddkcp $(DESTDIR)$(PREFIX)/bin/vddkcp
 
 clean:
-	rm -rf bin bench-out
+	rm -rf bin bench-out vddk/worker/bin/vddkcp-vddk-worker

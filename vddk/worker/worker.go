@@ -1,7 +1,7 @@
 // Package worker runs VMware's libvixDiskLib in a process of its own: one
 // process for one open disk. The library crashes, hangs and corrupts its heap,
 // needs LD_LIBRARY_PATH from the start of its process, and can't live through a
-// fork; so a small C program (worker.c) is all that ever loads it, and what
+// fork; so a small C program (program/) is all that ever loads it, and what
 // goes wrong in it is an error here.
 //
 // Data lies in memory that both processes map (the slots of [Process.Slot]) and
