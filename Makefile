@@ -9,7 +9,7 @@ FUZZTIME   ?= 20s
 # One static binary: no C library, any Linux.
 export CGO_ENABLED = 0
 
-.PHONY: build test test-race fuzz bench lint vuln demo install clean
+.PHONY: build testlib test test-race fuzz bench lint vuln demo install clean
 
 build: bin/vddkcp
 
@@ -22,6 +22,11 @@ vddk/worker/bin/vddkcp-vddk-worker: vddk/worker/build $(wildcard vddk/worker/pro
 .PHONY: bin/vddkcp
 bin/vddkcp: $(WORKER)
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/vddkcp
+
+# A stand-in for VMware's library: vddk/testlib/README.md.
+testlib:
+	./scripts/need gcc
+	./vddk/testlib/build bin/testlib
 
 test:
 	./scripts/need qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy
