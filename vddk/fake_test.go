@@ -24,9 +24,9 @@ type fakeHost struct {
 	t       testing.TB
 	content io.ReaderAt // and io.WriterAt for writing
 	opened  worker.Opened
-	lacks   string           // a function that the library does not have
-	holes   []worker.Block   // ascending; nil: no query is expected
-	delay   time.Duration    // of each request
+	lacks   string         // a function that the library does not have
+	holes   []worker.Block // ascending; nil: no query is expected
+	delay   time.Duration  // of each request
 	config  func(text string) error
 	onStart func(n int) error // of the n-th worker, from 1
 	onOpen  func(n int, o *worker.Opened) error
