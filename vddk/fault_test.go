@@ -332,7 +332,7 @@ func TestOpenFails(t *testing.T) {
 		}, o: Options{Retry: source.RetryOptions{Timeout: time.Minute}}, err: "lost during open", starts: 1},
 		{name: "hang", fault: func(h *fakeHost) {
 			h.onOpen = func(int, *worker.Opened) error { return errHang }
-		}, o: Options{Timeout: 10 * time.Millisecond}, err: "no answer within 50ms", starts: 3},
+		}, o: Options{Timeout: 10 * time.Millisecond}, err: "no answer within 50ms", starts: 1},
 		{name: "no memory", fault: func(h *fakeHost) {
 			h.onOpen = func(int, *worker.Opened) error { return libraryError(2, "Memory allocation failed") }
 		}, err: "error 2", hint: "<nfcsvc><maxMemory>", starts: 7},
