@@ -205,10 +205,10 @@ func (d *Disk) openFirst(ctx context.Context) error {
 		if s, err = d.openSession(ctx, true, n > 1, true); err == nil {
 			break
 		}
-		// A library that fails says so to the user at once; one that crashed
-		// may have been unlucky.
+		// A library that fails says so to the user at once, and one that hangs
+		// took long enough; one that crashed may have been unlucky.
 		var lost *lostError
-		if !errors.As(err, &lost) || n > 2 || d.o.Retry.Retries >= 0 && n > d.o.Retry.Retries || d.ended() != nil {
+		if !errors.As(err, &lost) || lost.late || n > 2 || d.o.Retry.Retries >= 0 && n > d.o.Retry.Retries || d.ended() != nil {
 			free()
 			return err
 		}
@@ -518,7 +518,7 @@ func (d *Disk) explain(op string, off, n, mark int64, err error) error {
 	case errors.As(err, &lost):
 		return err
 	case errors.As(err, &gone):
-		return &lostError{op, err}
+		return &lostError{op: op, err: err}
 	case errors.As(err, &load), errors.As(err, &program):
 		return source.Permanent(err)
 	case errors.As(err, &failed):

@@ -164,8 +164,9 @@ func (e *Error) sayThumbprint() string {
 // lostError says that a worker process is gone or was killed. What was on the
 // way may be done or not.
 type lostError struct {
-	op  string
-	err error
+	op   string
+	err  error
+	late bool // it was given up while it was opening the disk
 }
 
 func (e *lostError) Error() string {

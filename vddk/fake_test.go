@@ -21,19 +21,19 @@ import (
 // are called concurrently, and nil does nothing. What they return is what the
 // library does.
 type fakeHost struct {
-	t       testing.TB
-	content io.ReaderAt // and io.WriterAt for writing
-	opened  worker.Opened
-	lacks   string           // a function that the library does not have
-	holes   []worker.Block   // ascending; nil: no query is expected
-	delay   time.Duration    // of each request
-	config  func(text string) error
-	onStart func(n int) error // of the n-th worker, from 1
-	onOpen  func(n int, o *worker.Opened) error
-	onRead  func(k int, p *fakeWorker, sector uint64, sectors int) error // the k-th of all, from 1
-	onWrite func(k int, p *fakeWorker, sector uint64, sectors int) error
-	onFlush func(k int, p *fakeWorker) error
-	onQuery func(k int, p *fakeWorker, start, sectors uint64) error
+	t        testing.TB
+	content  io.ReaderAt // and io.WriterAt for writing
+	opened   worker.Opened
+	lacks    string              // a function that the library does not have
+	holes    []worker.Block      // ascending; nil: no query is expected
+	delay    time.Duration       // of each request
+	onConfig func(worker.Config) // of each worker
+	onStart  func(n int) error   // of the n-th worker, from 1
+	onOpen   func(n int, o *worker.Opened) error
+	onRead   func(k int, p *fakeWorker, sector uint64, sectors int) error // the k-th of all, from 1
+	onWrite  func(k int, p *fakeWorker, sector uint64, sectors int) error
+	onFlush  func(k int, p *fakeWorker) error
+	onQuery  func(k int, p *fakeWorker, start, sectors uint64) error
 
 	mu                                     sync.Mutex
 	workers                                []*fakeWorker
@@ -107,6 +107,9 @@ func (f *fakeHost) checkGone() {
 func (f *fakeHost) start(ctx context.Context, c worker.Config) (process, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.onConfig != nil {
+		f.onConfig(c)
+	}
 	f.starts++
 	w := &fakeWorker{host: f, number: f.starts, slotSize: c.SlotSize, memory: make([]byte, c.Slots*c.SlotSize),
 		busy: make([]bool, c.Slots), done: make(chan struct{}), log: c.Log}

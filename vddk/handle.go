@@ -307,7 +307,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 			return ended
 		}
 		if limited.Err() != nil && ctx.Err() == nil {
-			return &lostError{op, late}
+			return &lostError{op, late, true}
 		}
 		return d.explain(op, 0, 0, mark, err)
 	}
@@ -374,7 +374,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 		}
 	}
 	if !stop() {
-		return nil, fail("open", &lostError{"open", late})
+		return nil, fail("open", &lostError{"open", late, true})
 	}
 	return newSession(p, opened, d.nBuffers, d.nSpare, d.o.Timeout), nil
 }

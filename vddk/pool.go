@@ -307,7 +307,7 @@ func (a *attempts) again(t seat, err error) error {
 	if !d.pause(wait) {
 		return d.ended()
 	}
-	if a.failures > 1 {
+	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) {
 		// It may be the connection.
 		t.s.kill(fmt.Errorf("replaced after errors: %w", err))
 		d.lose(t.h, t.s, "requests")

@@ -75,7 +75,7 @@ func (s *session) gone(op string) error {
 	if s.reason != nil {
 		err = s.reason
 	}
-	return &lostError{op, err}
+	return &lostError{op: op, err: err}
 }
 
 // read reads into a slot, which must come within timeout.

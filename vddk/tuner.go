@@ -69,7 +69,7 @@ func (t *tuner) add(now time.Duration, n int64, have int, loaded bool) (want int
 		t.restart(now) // it is being opened or closed
 		return t.want
 	}
-	if since <= 0 || !loaded {
+	if since < 0 || !loaded {
 		return t.want
 	}
 	t.loaded += since
