@@ -350,9 +350,9 @@ func (d *Disk) libraryVersion() string {
 	return fmt.Sprint(d.library.Version)
 }
 
-// Warnings returns the last 20 warnings of the library, the newest last: for
+// LastWarnings returns the last 20 warnings of the library, the newest last: for
 // the message when a copy fails.
-func (d *Disk) Warnings() []string { return d.log.lastWarnings() }
+func (d *Disk) LastWarnings() []string { return d.log.lastWarnings() }
 
 // backoff is how long to wait before the n-th retry: 1 s, doubling to 60 s,
 // less up to half of it by chance.

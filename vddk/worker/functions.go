@@ -38,6 +38,10 @@ var functions = []struct {
 
 const functionPrefix = "VixDiskLib_"
 
+// Functions lists the functions of the library that are looked for, none of them
+// Present.
+func Functions() []Function { return listFunctions(0) }
+
 // listFunctions tells which functions are there, given a bit for each.
 func listFunctions(present uint64) []Function {
 	list := make([]Function, len(functions))

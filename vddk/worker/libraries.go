@@ -12,12 +12,12 @@ import (
 // maxLibraries bounds the walk; VDDK itself needs some sixty.
 const maxLibraries = 1000
 
-// missingLibraries lists each library that path needs, directly or through
+// MissingLibraries lists each library that path needs, directly or through
 // another, and that the dynamic linker would not find: it stops at the first
 // itself. It looks where ld.so(8) says: DT_RUNPATH or DT_RPATH, dir (which is in
 // LD_LIBRARY_PATH), the folders of /etc/ld.so.conf, the default ones. A library
 // that can't be read counts as needing nothing.
-func missingLibraries(path, dir string) []string {
+func MissingLibraries(path, dir string) []string {
 	system := append(systemFolders("/etc/ld.so.conf", 0), "/lib64", "/usr/lib64", "/lib", "/usr/lib",
 		"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")
 	var missing []string

@@ -161,7 +161,7 @@ func (p *Process) init(ctx context.Context) error {
 		if fault.op == "dlsym" {
 			e.Functions = missingFunctions(r.sectors)
 		} else {
-			e.Libraries = missingLibraries(p.config.Library, p.config.Dir)
+			e.Libraries = MissingLibraries(p.config.Library, p.config.Dir)
 		}
 		return e
 	}
