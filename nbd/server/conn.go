@@ -122,7 +122,7 @@ func (c *conn) transmit() error {
 	c.out.raw = socket(c.net)
 	err := c.requests()
 	if errors.Is(err, os.ErrDeadlineExceeded) && c.ending.Load() {
-		err = c.refuseRest()
+		err = nil
 	}
 	c.pay()
 	c.running.Wait()
@@ -189,25 +189,6 @@ func (c *conn) memory(n int) (*buffer, error) {
 		c.fail(err)
 	}
 	return b, err
-}
-
-// refuseRest answers the requests that came whole before the server ended, and
-// were not begun.
-func (c *conn) refuseRest() error {
-	for c.r.Buffered() >= nbd.RequestSize {
-		b, _ := c.r.Peek(nbd.RequestSize)
-		r, err := nbd.ParseRequest((*[nbd.RequestSize]byte)(b))
-		if err != nil || r.Type == nbd.CmdDisconnect || r.Type == nbd.CmdWrite {
-			return err
-		}
-		c.r.Discard(nbd.RequestSize)
-		o, err := c.newOp(r)
-		if err != nil {
-			return err
-		}
-		o.refuse(nbd.ESHUTDOWN, ErrShutdown.Error())
-	}
-	return nil
 }
 
 // newOp begins a request when there is room for it.
