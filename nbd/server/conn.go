@@ -90,6 +90,13 @@ func (c *conn) fail(err error) {
 	c.base.Close()
 }
 
+// failed reports whether fail was called. The end of the server is no failure:
+// there are replies to send.
+func (c *conn) failed() bool {
+	ended := context.Cause(c.ctx)
+	return ended != nil && ended != ErrShutdown
+}
+
 // shutdown makes the connection take no more requests. What is in work may end
 // until the grace is over; then the disks fail.
 func (c *conn) shutdown() {
@@ -126,8 +133,8 @@ func (c *conn) transmit() error {
 	}
 	c.pay()
 	c.running.Wait()
-	if ended := context.Cause(c.ctx); ended != nil && ended != ErrShutdown {
-		return ended
+	if c.failed() {
+		return context.Cause(c.ctx)
 	}
 	if closing, ok := c.net.(interface{ CloseWrite() error }); ok && c.net != c.base {
 		c.net.SetWriteDeadline(time.Now().Add(lastWrites))
