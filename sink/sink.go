@@ -107,14 +107,20 @@ type Cloner interface {
 // goroutines can encode for one ordered sink. Units that are neither zero nor
 // the backing's go through it instead of WriteAt.
 type Encoder interface {
-	NewEncoding() Encoding // one a goroutine
-	// Place takes the result of Encode, in order with ZeroAt and SameAt.
+	// NewEncoding returns an Encoding for one goroutine, or nil where this sink
+	// stores units as they are: then they go through WriteAt.
+	NewEncoding() Encoding
+	// Place takes the result of Encode for the unit at off, in order with
+	// ZeroAt and SameAt: what Encode appended or, where that was nothing, the
+	// unit itself, which is then plain. It does not keep enc.
 	Place(off int64, enc []byte, plain bool) error
 }
 
 // Encoding encodes one unit at a time. It is for one goroutine.
 type Encoding interface {
-	// Encode appends the encoded unit to dst; plain: it did not shrink.
+	// Encode appends the encoded unit to dst, which has no size that it must
+	// keep to. Plain: it did not shrink, and dst is returned as it came. The
+	// unit is of Unit bytes, but for one at the end of the disk.
 	Encode(dst, unit []byte) (enc []byte, plain bool, err error)
 }
 

@@ -205,9 +205,20 @@ func (p *pipeline) share(ctx context.Context, c *piece) error {
 	c.file = nil
 	if c.buf != nil {
 		p.scan(c)
-		return p.write(ctx, c)
+		return p.writeHere(ctx, c)
 	}
 	return p.copyHere(ctx, c)
+}
+
+// writeHere writes a piece that was read and scanned, and not encoded by a
+// worker.
+func (p *pipeline) writeHere(ctx context.Context, c *piece) error {
+	if p.encoder != nil {
+		if err := p.encode(c, p.encoder.NewEncoding()); err != nil {
+			return err
+		}
+	}
+	return p.write(ctx, c)
 }
 
 // copyHere reads and writes a piece that has no buffer, bit by bit.
@@ -219,10 +230,11 @@ func (p *pipeline) copyHere(ctx context.Context, c *piece) error {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		if err := p.read(ctx, &bit); err != nil {
+		if err := p.fill(ctx, &bit); err != nil {
 			return err
 		}
-		if err := p.write(ctx, &bit); err != nil {
+		p.look(&bit)
+		if err := p.writeHere(ctx, &bit); err != nil {
 			return err
 		}
 		done += bit.n

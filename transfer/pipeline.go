@@ -30,11 +30,13 @@ const (
 type piece struct {
 	off, n int64
 	kind   source.Kind
-	buf    []byte // of n bytes, when they are read
-	free   func()
+	read   bool     // goes through a buffer
+	buf    []byte   // of n bytes, when they are read; nil again once all of it is encoded
+	free   func()   // of buf
 	file   *os.File // whose bytes from pos on the target is to share; nil: they are written
 	pos    int64
 	runs   []run           // of buf, once done
+	coded  encoded         // the units of the runs that are not zeros, where the sink takes them encoded
 	hashed []digest.Blocks // of buf, one for each of the pipeline's sums
 	done   chan struct{}   // of capacity 1; gets one value when a worker is finished with the piece
 }
@@ -45,10 +47,13 @@ type pipeline struct {
 	plan   *Plan
 	o      Options
 	zeroed bool  // holes need no work
+	mixed  bool  // a piece may hold parts that only the backing has
 	block  int64 // zeros are looked for in blocks of this size
 	sharer *sharer
 	sums   []*digest.Sum // of what was collected
 
+	encoder  sink.Encoder // nil: units are written as they are
+	codes    chan []byte  // memory for encoded units, not in use
 	buffers  source.Allocator
 	parallel bool
 	all      []*piece
@@ -66,6 +71,15 @@ func newPipeline(src source.Disk, dst sink.Disk, plan *Plan, o Options, zeroed b
 		order:  make(chan *piece, maxPieces),
 		sums:   o.sums(),
 	}
+	if plan != nil {
+		p.mixed = dst.Unit() > 1 && (plan.Same > 0 || plan.Known < plan.Size)
+	}
+	if p.encoder = encoderOf(dst); p.encoder != nil {
+		p.codes = make(chan []byte, 2*o.Requests+encoders())
+		for range cap(p.codes) {
+			p.codes <- nil
+		}
+	}
 	for range maxPieces {
 		c := &piece{done: make(chan struct{}, 1), hashed: make([]digest.Blocks, len(p.sums))}
 		p.all = append(p.all, c)
@@ -80,6 +94,9 @@ func (p *pipeline) run(ctx context.Context) (err error) {
 	if par, ok := sink.Ability[sink.Parallel](p.dst); ok && par.MaxParallel() > 1 {
 		p.parallel = true
 		workers = min(workers, par.MaxParallel())
+	}
+	if p.encoder != nil {
+		workers += encoders()
 	}
 	var unit func(*os.File) int64
 	if c, ok := sink.Ability[sink.Cloner](p.dst); ok {
@@ -268,29 +285,50 @@ func (p *pipeline) send(ctx context.Context, like piece) error {
 	}
 	c.off, c.n, c.kind, c.file, c.pos = like.off, like.n, like.kind, like.file, like.pos
 	if c.kind == source.Data && (c.file == nil || len(p.sums) > 0) {
-		if c.buf, c.free, err = p.buffers.Buffer(ctx, int(c.n)); err != nil {
+		if err := p.takeBuffer(ctx, c, int(c.n)); err != nil {
 			return err
 		}
 	}
-	// Both channels have room for every piece there is.
+	// Both channels have room for every piece there is. Once it is collected the
+	// piece is another's.
+	worked := p.worked(c)
 	p.order <- c
-	if p.worked(c) {
+	if worked {
 		p.work <- c
 	}
 	return nil
 }
 
+// takeBuffer gives a piece the memory that it goes through.
+func (p *pipeline) takeBuffer(ctx context.Context, c *piece, n int) (err error) {
+	if c.buf, c.free, err = p.buffers.Buffer(ctx, n); err != nil {
+		return err
+	}
+	c.read = true
+	return p.takeCode(ctx, c)
+}
+
 // worked says whether a piece goes through a worker, or is the collector's alone.
-func (p *pipeline) worked(c *piece) bool { return p.parallel || c.buf != nil }
+func (p *pipeline) worked(c *piece) bool { return p.parallel || c.read }
 
 func (p *pipeline) worker(ctx context.Context) error {
+	var encoding sink.Encoding
+	if p.encoder != nil {
+		encoding = p.encoder.NewEncoding()
+	}
 	for c := range p.work {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		if c.buf != nil {
-			if err := p.read(ctx, c); err != nil {
+		if c.read {
+			if err := p.fill(ctx, c); err != nil {
 				return err
+			}
+			p.look(c)
+			if encoding != nil && c.file == nil {
+				if err := p.encode(c, encoding); err != nil {
+					return err
+				}
 			}
 		}
 		if p.parallel {
@@ -303,20 +341,18 @@ func (p *pipeline) worker(ctx context.Context) error {
 	return nil
 }
 
-// read fills a piece's buffer and finds its zeros.
-func (p *pipeline) read(ctx context.Context, c *piece) error {
+// fill reads a piece's bytes, where they are not there already.
+func (p *pipeline) fill(ctx context.Context, c *piece) error {
+	if p.src == nil {
+		return nil // a stream's
+	}
 	if err := p.o.Limit.Wait(ctx, len(c.buf)); err != nil {
 		return err
 	}
-	if p.plan.Same == 0 {
-		if err := readFull(p.src, c.buf, c.off); err != nil {
-			return err
-		}
-	} else if err := p.readMixed(ctx, c); err != nil {
-		return err
+	if p.mixed {
+		return p.readMixed(ctx, c)
 	}
-	p.look(c)
-	return nil
+	return readFull(p.src, c.buf, c.off)
 }
 
 // look finds out what is to be known of a piece that was read.
@@ -401,12 +437,21 @@ func (p *pipeline) write(ctx context.Context, c *piece) error {
 	if c.file != nil {
 		return p.share(ctx, c)
 	}
+	placed := 0
 	for _, r := range c.runs {
 		off := c.off + int64(r.start)
 		if r.zero {
 			if err := p.writeEmpty(ctx, off, int64(r.end-r.start), source.Zero); err != nil {
 				return err
 			}
+			continue
+		}
+		if p.encoder != nil {
+			n, err := p.place(c, r, placed)
+			if err != nil {
+				return err
+			}
+			placed += n
 			continue
 		}
 		if _, err := p.dst.WriteAt(c.buf[r.start:r.end], off); err != nil {
@@ -457,6 +502,8 @@ func (p *pipeline) collect(ctx context.Context) error {
 			c.free()
 			c.buf, c.free = nil, nil
 		}
+		p.recycle(c)
+		c.read = false
 		p.pieces <- c
 	}
 	return context.Cause(ctx)
@@ -467,7 +514,7 @@ func (p *pipeline) fold(ctx context.Context, c *piece) error {
 	for i, s := range p.sums {
 		var err error
 		switch {
-		case c.buf != nil:
+		case c.read:
 			s.Blocks(&c.hashed[i])
 		case c.kind == source.Same:
 			err = p.foldBacking(ctx, s, c)
@@ -509,13 +556,32 @@ func (p *pipeline) widen(n int64) {
 	p.o.Counters.AddSkipped(-n)
 }
 
+// planned yields the plan's extents, and counts as no work what is found to be
+// none beyond what the plan knew.
+func (p *pipeline) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
+	all := p.plan.extents(ctx, p.src)
+	if p.plan.Known == p.plan.Size {
+		return all
+	}
+	return func(yield func(source.Extent, error) bool) {
+		for e, err := range all {
+			if late := e.End() - max(e.Off, p.plan.Known); err == nil && late > 0 && !p.works(e.Kind) {
+				p.widen(-late)
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
 // units yields the planned extents with borders that are multiples of the
 // sink's unit, but for the disk's end: a unit that is not wholly of one kind
 // becomes Data.
 func (p *pipeline) units(ctx context.Context) iter.Seq2[source.Extent, error] {
 	unit, size := p.dst.Unit(), p.plan.Size
 	if unit == 1 {
-		return p.plan.extents(ctx, p.src)
+		return p.planned(ctx)
 	}
 	up := func(off int64) int64 { return min((off+unit-1)/unit*unit, size) }
 	down := func(off int64) int64 {
@@ -526,7 +592,7 @@ func (p *pipeline) units(ctx context.Context) iter.Seq2[source.Extent, error] {
 	}
 	return func(yield func(source.Extent, error) bool) {
 		var sent, work int64 // all below sent was yielded; work was planned above it
-		for e, err := range p.plan.extents(ctx, p.src) {
+		for e, err := range p.planned(ctx) {
 			if err != nil {
 				yield(source.Extent{}, err)
 				return

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"math"
+	"time"
 
 	"vddkcp/source"
 )
@@ -19,7 +21,8 @@ const maxSize = 1 << 62
 // Plan is what a copy of a disk has to move.
 type Plan struct {
 	Size             int64 // of the disk, bytes
-	Data, Zero, Same int64 // bytes of each kind; their sum is Size
+	Known            int64 // what lies below was asked; Size, but for NewPlanWithin's
+	Data, Zero, Same int64 // bytes of each kind; their sum is Known
 	Extents          int64 // how many, neighbours of one kind counted as one
 
 	// identity is what the source was when it was asked, empty where it can't
@@ -33,6 +36,14 @@ type Plan struct {
 
 // NewPlan asks src for its extents, all of them, and adds them up.
 func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
+	return NewPlanWithin(ctx, src, math.MaxInt64)
+}
+
+// NewPlanWithin is NewPlan for sources that may need long to tell all of their
+// extents. After so much time it leaves the rest to the copy, which asks while
+// it reads.
+func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration) (*Plan, error) {
+	begun := time.Now()
 	p := &Plan{Size: src.Size()}
 	if p.Size > maxSize {
 		return nil, fmt.Errorf("the source claims %d bytes, more than the %d that can be copied", p.Size, int64(maxSize))
@@ -60,13 +71,17 @@ func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
 		default:
 			p.Data += e.Len
 		}
+		p.Known = e.End()
 		if e.Kind == last {
 			length += e.Len
-			continue
+		} else {
+			remember()
+			p.Extents++
+			last, length = e.Kind, e.Len
 		}
-		remember()
-		p.Extents++
-		last, length = e.Kind, e.Len
+		if time.Since(begun) > patience {
+			break
+		}
 	}
 	remember()
 	return p, nil

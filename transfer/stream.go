@@ -36,6 +36,10 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 		result.Size, err = p.produceStream(gctx, r, size)
 		return err
 	})
+	// One looks for zeros as fast as a stream comes.
+	for range max(1, len(p.sums), cap(p.codes)/2) {
+		g.Go(func() error { return p.worker(gctx) })
+	}
 	g.Go(func() error { return p.collect(gctx) })
 	err = g.Wait()
 	if released := release(); err == nil {
@@ -56,16 +60,16 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 	return result, p.finish(ctx, &result)
 }
 
-// produceStream reads r to its end and sends what it holds off in order, read
-// and scanned.
+// produceStream reads r to its end and sends what it holds off in order.
 func (p *pipeline) produceStream(ctx context.Context, r io.Reader, size int64) (off int64, err error) {
+	defer close(p.work)
 	defer close(p.order)
 	for {
 		c, err := p.take(ctx)
 		if err != nil {
 			return off, err
 		}
-		if c.buf, c.free, err = p.buffers.Buffer(ctx, p.o.RequestSize); err != nil {
+		if err := p.takeBuffer(ctx, c, p.o.RequestSize); err != nil {
 			return off, err
 		}
 		n, err := io.ReadFull(r, c.buf)
@@ -85,9 +89,9 @@ func (p *pipeline) produceStream(ctx context.Context, r io.Reader, size int64) (
 				return off, err
 			}
 			c.off, c.n, c.kind, c.buf, c.file = off, int64(n), source.Data, c.buf[:n], nil
-			p.look(c)
-			c.done <- struct{}{}
+			// Both channels have room for every piece there is.
 			p.order <- c
+			p.work <- c
 			off += int64(n)
 		}
 		if ended {

@@ -99,11 +99,13 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 	}
 	zeroed := isZeroed(dst)
 	o = o.normal(dst, zeroed)
+	// What is not known yet counts as work until it shows to be none.
+	rest := plan.Size - plan.Known
 	if zeroed {
-		o.Counters.AddPlanned(plan.Data)
+		o.Counters.AddPlanned(plan.Data + rest)
 		o.Counters.AddSkipped(plan.Zero + plan.Same)
 	} else {
-		o.Counters.AddPlanned(plan.Data + plan.Zero)
+		o.Counters.AddPlanned(plan.Data + plan.Zero + rest)
 		o.Counters.AddSkipped(plan.Same)
 	}
 	o.Counters.Enter(progress.Copy)

@@ -80,7 +80,7 @@ func TestCopyIsIdentical(t *testing.T) {
 				for _, zeroed := range []bool{false, true} {
 					for _, align := range []int64{1, 512, 65536} {
 						src := randomDisk(r, size, align)
-						dst := &sinktest.Memory{Unit: unit, Parallel: parallel, Zeroed: zeroed}
+						dst := &sinktest.Memory{Unit: unit, Parallel: parallel, Zeroed: zeroed, Encoded: unit > 1 && parallel == 0}
 						if !zeroed {
 							dst.Fill = 0xAA
 						}
@@ -91,6 +91,15 @@ func TestCopyIsIdentical(t *testing.T) {
 						}
 						name := fmt.Sprintf("size %d unit %d parallel %d zeroed %v align %d %+v", size, unit, parallel, zeroed, align, o)
 						p := plan(t, src)
+						if r.IntN(2) == 0 { // most of it is found out while copying
+							var err error
+							if p, err = transfer.NewPlanWithin(t.Context(), src, 0); err != nil {
+								t.Fatal(err)
+							}
+							if size > 1<<20 && p.Known == size {
+								t.Fatalf("%s: the plan waited for all extents", name)
+							}
+						}
 						if _, err := transfer.Copy(t.Context(), src, create(t, dst, size, sink.Options{}), p, o); err != nil {
 							t.Fatalf("%s: %v", name, err)
 						}
@@ -458,6 +467,9 @@ func TestCopyStream(t *testing.T) {
 		{"broken", io.MultiReader(bytes.NewReader(content[:3<<20]), brokenReader{}), int64(len(content)), "at 3145728: boom"},
 	} {
 		dst := &sinktest.Memory{}
+		if c.name == "whole" {
+			dst = &sinktest.Memory{Unit: 64 << 10, Encoded: true}
+		}
 		result, err := transfer.CopyStream(t.Context(), c.r, c.size, create(t, dst, c.size, sink.Options{}), transfer.Options{})
 		ended(t, dst)
 		if c.want != "" {

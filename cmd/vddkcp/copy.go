@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -303,7 +304,7 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	plan, err := transfer.NewPlan(ctx, src)
+	plan, err := transfer.NewPlanWithin(ctx, src, j.patience())
 	if err != nil {
 		return err
 	}
@@ -347,6 +348,15 @@ func (j *job) run(ctx context.Context) error {
 	}
 	j.result, err = transfer.Copy(ctx, src, dst, plan, j.options())
 	return err
+}
+
+// patience is how long a copy waits for the extents before it begins to read:
+// on a server each query takes a while.
+func (j *job) patience() time.Duration {
+	if nbd.IsURI(j.Src) && !j.DryRun {
+		return 300 * time.Millisecond
+	}
+	return math.MaxInt64
 }
 
 func (j *job) runStream(ctx context.Context) error {

@@ -57,10 +57,10 @@ func (d *file) CloneUnit(f *os.File) int64 {
 }
 
 func (d *file) CloneFrom(f *os.File, pos, off, n int64) error {
-	if err := d.begin(d.ctx, off, n); err != nil {
+	if err := d.Begin(d.Context, off, n); err != nil {
 		return err
 	}
-	defer d.calls.RUnlock()
+	defer d.Done()
 	if n == 0 {
 		return nil // the kernel would take it for all up to the end
 	}
@@ -72,5 +72,5 @@ func (d *file) CloneFrom(f *os.File, pos, off, n int64) error {
 	if lacking(err) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("%w (%w)", err, errors.ErrUnsupported)
 	}
-	return d.fail(err)
+	return d.Fail(err)
 }

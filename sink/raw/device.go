@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/target"
 	"vddkcp/sink"
 	"vddkcp/source"
 )
@@ -56,13 +57,15 @@ func createDevice(ctx context.Context, path string, size int64, o Options, sys s
 		f.Close()
 		return nil, fmt.Errorf("sector size of %s: %w", path, err)
 	}
-	return &device{
-		life:   life{ctx: ctx, name: path, size: size, limit: has},
+	d := &device{
+		life:   newLife(ctx, path, size),
 		w:      writer{f: f, sys: sys, name: path, drop: o.DropCache},
 		sector: int64(sector),
 		zeroed: o.TargetIsZero && o.State == nil,
 		warn:   o.Warn,
-	}, nil
+	}
+	d.Limit, d.resumable = has, o.image
+	return d, nil
 }
 
 // openDevice opens a device of has bytes that may be written.
@@ -132,15 +135,15 @@ func (d *device) ZeroedFrom(int64) bool { return d.zeroed }
 func (d *device) WriteAt(p []byte, off int64) (int, error) { return d.writeAt(p, off, d.w.write) }
 
 func (d *device) ZeroAt(ctx context.Context, off, n int64) error {
-	if err := d.begin(ctx, off, n); err != nil {
+	if err := d.Begin(ctx, off, n); err != nil {
 		return err
 	}
-	defer d.calls.RUnlock()
+	defer d.Done()
 	if d.zeroed {
 		return nil
 	}
-	if err := d.zero(func() error { return d.stopped(ctx) }, off, off+n); err != nil {
-		return d.fail(err)
+	if err := d.zero(func() error { return d.Stopped(ctx) }, off, off+n); err != nil {
+		return d.Fail(err)
 	}
 	return nil
 }
@@ -197,31 +200,30 @@ func (d *device) Checkpoint(off int64) ([]byte, func(context.Context) error, err
 }
 
 func (d *device) SetSize(n int64) error {
-	return d.setSize(n, func() error {
-		warnLarger(d.warn, d.name, d.limit, n)
+	return d.life.SetSize(n, func() error {
+		warnLarger(d.warn, d.Name, d.Limit, n)
 		return nil
 	})
 }
 
-func (d *device) Finish(ctx context.Context) error { return d.advance(ctx, writing, d.w.sync) }
+func (d *device) Finish(ctx context.Context) error { return d.Advance(ctx, target.Writing, d.w.sync) }
 
 func (d *device) Reopen(ctx context.Context) (source.Disk, error) {
-	d.calls.RLock()
-	defer d.calls.RUnlock()
-	if err := d.ready(ctx, finished); err != nil {
+	if err := d.BeginAt(ctx, target.Finished); err != nil {
 		return nil, err
 	}
+	defer d.Done()
 	d.w.forget()
-	return reopen(ctx, d.w.f.Name(), d.size)
+	return reopen(ctx, d.w.f.Name(), d.Size)
 }
 
 func (d *device) Publish(ctx context.Context) error {
-	if err := d.advance(ctx, finished, nothing); err != nil {
+	if err := d.Advance(ctx, target.Finished, nothing); err != nil {
 		return err
 	}
 	d.w.close() // durable already
 	return nil
 }
 
-func (d *device) Suspend() error { return d.end(d.w.close) }
-func (d *device) Abort() error   { return d.abort(d.w.close) }
+func (d *device) Suspend() error { return d.End(d.w.close) }
+func (d *device) Abort() error   { return d.life.Abort(d.w.close) }

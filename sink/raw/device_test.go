@@ -206,7 +206,7 @@ func TestZeroAtStops(t *testing.T) {
 		}
 		return nil
 	}
-	d := &device{life: life{ctx: ctx, size: 1 << 40}, w: writer{f: os.Stdin, sys: sys}, sector: 512}
+	d := &device{life: newLife(ctx, "", 1<<40), w: writer{f: os.Stdin, sys: sys}, sector: 512}
 	if err := d.ZeroAt(t.Context(), 0, 1<<40); !errors.Is(err, why) || calls != 2 {
 		t.Errorf("ZeroAt: %v after %d calls", err, calls)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vddkcp/internal/target"
 	"vddkcp/sink"
 	"vddkcp/source"
 )
@@ -67,10 +68,11 @@ func createFile(ctx context.Context, path string, size int64, o Options, sys sys
 		return nil, err
 	}
 	d := &file{
-		life:  life{ctx: ctx, name: p.path, size: size},
+		life:  newLife(ctx, p.path, size),
 		w:     writer{sys: sys, name: p.partialPath(), drop: o.DropCache},
 		place: p, o: o, old: old,
 	}
+	d.resumable = o.image
 	if err := d.open(partial != nil); err != nil {
 		p.close()
 		return nil, err
@@ -153,7 +155,7 @@ func (d *file) prepare() error {
 			return err
 		}
 	}
-	for _, size := range []int64{d.o.Resume, d.size} {
+	for _, size := range []int64{d.o.Resume, d.Size} {
 		if size == sink.UnknownSize {
 			continue
 		}
@@ -184,12 +186,12 @@ func (d *file) inherit(old os.FileInfo) error {
 	was, is := old.Sys().(*syscall.Stat_t), now.Sys().(*syscall.Stat_t)
 	if was.Uid != is.Uid || was.Gid != is.Gid {
 		if err := d.w.f.Chown(int(was.Uid), int(was.Gid)); err != nil {
-			return fmt.Errorf("%s belongs to user %d, group %d, which its replacement can't keep (remove it first to do without): %w", d.name, was.Uid, was.Gid, err)
+			return fmt.Errorf("%s belongs to user %d, group %d, which its replacement can't keep (remove it first to do without): %w", d.Name, was.Uid, was.Gid, err)
 		}
 	}
 	// After the owner, whose change clears the set-id bits.
 	if err := again(func() error { return unix.Fchmod(int(d.w.f.Fd()), was.Mode&0o7777) }); err != nil {
-		return fmt.Errorf("set the mode of %s to that of %s: %w", d.w.name, d.name, err)
+		return fmt.Errorf("set the mode of %s to that of %s: %w", d.w.name, d.Name, err)
 	}
 	return nil
 }
@@ -199,14 +201,14 @@ func (d *file) inherit(old os.FileInfo) error {
 func (d *file) reserve() error {
 	const piece = 16 << 30
 	fd := int(d.w.f.Fd())
-	for off := d.o.Resume; off < d.size; off += piece {
-		if d.ctx.Err() != nil {
-			return context.Cause(d.ctx)
+	for off := d.o.Resume; off < d.Size; off += piece {
+		if d.Context.Err() != nil {
+			return context.Cause(d.Context)
 		}
-		n := min(piece, d.size-off)
+		n := min(piece, d.Size-off)
 		err := again(func() error { return d.w.sys.fallocate(fd, 0, off, n) })
 		if errors.Is(err, errors.ErrUnsupported) {
-			return fmt.Errorf("the file system of %s (%s) can't reserve space: use --preallocation off or full: %w", d.name, fileSystem(fd), err)
+			return fmt.Errorf("the file system of %s (%s) can't reserve space: use --preallocation off or full: %w", d.Name, fileSystem(fd), err)
 		}
 		if err != nil {
 			return fmt.Errorf("reserve [%d, %d) of %s: %w", off, off+n, d.w.name, explain(fd, err))
@@ -223,15 +225,15 @@ func (d *file) ZeroedFrom(int64) bool { return d.o.Preallocation != PreallocateF
 func (d *file) WriteAt(p []byte, off int64) (int, error) { return d.writeAt(p, off, d.w.write) }
 
 func (d *file) ZeroAt(ctx context.Context, off, n int64) error {
-	if err := d.begin(ctx, off, n); err != nil {
+	if err := d.Begin(ctx, off, n); err != nil {
 		return err
 	}
-	defer d.calls.RUnlock()
+	defer d.Done()
 	if d.ZeroedFrom(off) {
 		return nil
 	}
-	if err := d.w.writeZeros(func() error { return d.stopped(ctx) }, off, n); err != nil {
-		return d.fail(err)
+	if err := d.w.writeZeros(func() error { return d.Stopped(ctx) }, off, n); err != nil {
+		return d.Fail(err)
 	}
 	return nil
 }
@@ -253,11 +255,11 @@ func (d *file) Checkpoint(off int64) ([]byte, func(context.Context) error, error
 }
 
 func (d *file) SetSize(n int64) error {
-	return d.setSize(n, func() error { return d.truncate(n) })
+	return d.life.SetSize(n, func() error { return d.truncate(n) })
 }
 
 func (d *file) Finish(ctx context.Context) error {
-	return d.advance(ctx, writing, func() error {
+	return d.Advance(ctx, target.Writing, func() error {
 		if err := d.w.sync(); err != nil {
 			return err
 		}
@@ -265,25 +267,24 @@ func (d *file) Finish(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if info.Size() != d.size {
-			return fmt.Errorf("%s has %d bytes, want %d: another process changed it", d.w.name, info.Size(), d.size)
+		if info.Size() != d.Size {
+			return fmt.Errorf("%s has %d bytes, want %d: another process changed it", d.w.name, info.Size(), d.Size)
 		}
 		return nil
 	})
 }
 
 func (d *file) Reopen(ctx context.Context) (source.Disk, error) {
-	d.calls.RLock()
-	defer d.calls.RUnlock()
-	if err := d.ready(ctx, finished); err != nil {
+	if err := d.BeginAt(ctx, target.Finished); err != nil {
 		return nil, err
 	}
+	defer d.Done()
 	d.w.forget()
-	return reopen(ctx, d.place.partialPath(), d.size)
+	return reopen(ctx, d.place.partialPath(), d.Size)
 }
 
 func (d *file) Publish(ctx context.Context) error {
-	err := d.advance(ctx, finished, d.publish)
+	err := d.Advance(ctx, target.Finished, d.publish)
 	if err != nil {
 		return err
 	}
@@ -378,11 +379,11 @@ func (d *file) syncDir() error {
 }
 
 func (d *file) Suspend() error {
-	return d.end(func() error { return errors.Join(d.w.close(), d.place.close()) })
+	return d.End(func() error { return errors.Join(d.w.close(), d.place.close()) })
 }
 
 func (d *file) Abort() error {
-	return d.abort(func() error {
+	return d.life.Abort(func() error {
 		p := d.place
 		var err error
 		// Never what another process has put there.

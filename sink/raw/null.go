@@ -3,13 +3,14 @@ package raw
 import (
 	"context"
 
+	"vddkcp/internal/target"
 	"vddkcp/sink"
 )
 
 // Null returns a disk that takes everything and keeps nothing, to measure a
 // source. It is Parallel, Zeroed, and a Sizer.
 func Null(ctx context.Context, size int64) sink.Disk {
-	return &null{life{ctx: ctx, name: "null:", size: size}}
+	return &null{newLife(ctx, "null:", size)}
 }
 
 type null struct{ life }
@@ -19,17 +20,17 @@ func (d *null) MaxParallel() int { return 16 }
 func (d *null) ZeroedFrom(int64) bool { return true }
 
 func (d *null) WriteAt(p []byte, off int64) (int, error) {
-	if err := d.ZeroAt(d.ctx, off, int64(len(p))); err != nil {
+	if err := d.ZeroAt(d.Context, off, int64(len(p))); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
 func (d *null) ZeroAt(ctx context.Context, off, n int64) error {
-	if err := d.begin(ctx, off, n); err != nil {
+	if err := d.Begin(ctx, off, n); err != nil {
 		return err
 	}
-	d.calls.RUnlock()
+	d.Done()
 	return nil
 }
 
@@ -37,11 +38,11 @@ func (d *null) Checkpoint(off int64) ([]byte, func(context.Context) error, error
 	return d.checkpoint(off, nothing)
 }
 
-func (d *null) SetSize(n int64) error { return d.setSize(n, nothing) }
+func (d *null) SetSize(n int64) error { return d.life.SetSize(n, nothing) }
 
-func (d *null) Finish(ctx context.Context) error  { return d.advance(ctx, writing, nothing) }
-func (d *null) Publish(ctx context.Context) error { return d.advance(ctx, finished, nothing) }
-func (d *null) Suspend() error                    { return d.end(nothing) }
-func (d *null) Abort() error                      { return d.abort(nothing) }
+func (d *null) Finish(ctx context.Context) error  { return d.Advance(ctx, target.Writing, nothing) }
+func (d *null) Publish(ctx context.Context) error { return d.Advance(ctx, target.Finished, nothing) }
+func (d *null) Suspend() error                    { return d.End(nothing) }
+func (d *null) Abort() error                      { return d.life.Abort(nothing) }
 
 func nothing() error { return nil }

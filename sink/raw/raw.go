@@ -3,15 +3,12 @@
 package raw
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"os"
-	"sync"
 
-	"vddkcp/internal/bytesize"
+	"vddkcp/internal/target"
 	"vddkcp/sink"
 )
 
@@ -43,6 +40,8 @@ type Options struct {
 	Source func(os.FileInfo) (path string, ok bool)
 	// Warn takes what the user should know and what is no error. It may be nil.
 	Warn func(message string)
+
+	image bool // see Image
 }
 
 func (o Options) isSource(name string, info os.FileInfo) error {
@@ -60,7 +59,7 @@ func (o Options) isSource(name string, info os.FileInfo) error {
 }
 
 func (o Options) checkRange(size int64) error {
-	if size == sink.UnknownSize {
+	if size == sink.UnknownSize && !o.image {
 		if o.State != nil || o.Resume != 0 {
 			return errors.New("a disk whose size is not known can't be resumed")
 		}
@@ -69,7 +68,7 @@ func (o Options) checkRange(size int64) error {
 		}
 		return nil
 	}
-	if size < 0 || o.Resume < 0 || o.Resume > size {
+	if o.Resume < 0 || size != sink.UnknownSize && (size < 0 || o.Resume > size) {
 		return fmt.Errorf("a disk of %d bytes, to be resumed at %d", size, o.Resume)
 	}
 	if o.State == nil && o.Resume > 0 {
@@ -88,206 +87,46 @@ func state(size int64) []byte { return fmt.Appendf(nil, "raw %d", size) }
 // zeros is never written to.
 var zeros [1 << 20]byte
 
-// stage is how far a disk has come.
-type stage uint8
-
-const (
-	writing stage = iota
-	finished
-	ended
-)
-
-// life is what all disks of this package share: the order of their calls, the
-// contexts they live under, and the first error, which stays.
+// life is what all disks of this package share.
 type life struct {
-	ctx   context.Context
-	name  string // as messages call the target
-	limit int64  // a disk whose size is not known may have; 0: any size
+	target.Life
+	resumable bool // also while the size is not known
+}
 
-	calls sync.RWMutex // read-locked by calls, locked by those that change what follows
-	size  int64        // or sink.UnknownSize
-	stage stage
-
-	mu  sync.Mutex
-	err error // guarded by mu
+func newLife(ctx context.Context, name string, size int64) life {
+	return life{Life: target.Life{Context: ctx, Name: name, Size: size}}
 }
 
 func (l *life) Unit() int64 { return 1 }
 
 func (l *life) SameAt(ctx context.Context, off, n int64) error {
-	if err := l.begin(ctx, off, n); err != nil {
+	if err := l.Begin(ctx, off, n); err != nil {
 		return err
 	}
-	defer l.calls.RUnlock()
-	return l.fail(fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and a raw disk has none", l.name, off, off+n))
-}
-
-// begin starts a call on a range. The caller read-unlocks l.calls at the end of
-// it unless there is an error.
-func (l *life) begin(ctx context.Context, off, n int64) error {
-	l.calls.RLock()
-	err := l.ready(ctx, writing)
-	if err == nil {
-		if err = l.inDisk(off, n); err != nil {
-			l.fail(err)
-		}
-	}
-	if err != nil {
-		l.calls.RUnlock()
-	}
-	return err
-}
-
-func (l *life) inDisk(off, n int64) error {
-	end := l.size
-	if l.size == sink.UnknownSize {
-		end = cmp.Or(l.limit, math.MaxInt64)
-	}
-	if off >= 0 && n >= 0 && n <= end-off {
-		return nil
-	}
-	if l.size == sink.UnknownSize && off >= 0 && n >= 0 && off <= end {
-		return fmt.Errorf("%s is too small: it has %d bytes (%s), and more are coming", l.name, end, bytesize.Format(end))
-	}
-	return fmt.Errorf("%s: %d bytes at %d are not in a disk of %d bytes", l.name, n, off, end)
-}
-
-// setSize is SetSize; do is what the disk has to do for it.
-func (l *life) setSize(n int64, do func() error) error {
-	l.calls.Lock()
-	defer l.calls.Unlock()
-	err := l.ready(l.ctx, writing)
-	if err != nil {
-		return err
-	}
-	if l.size != sink.UnknownSize {
-		return l.fail(fmt.Errorf("%s: the size is set to %d bytes, and is %d already", l.name, n, l.size))
-	}
-	if err := l.inDisk(n, 0); err != nil {
-		return l.fail(err)
-	}
-	l.size = n
-	if err := do(); err != nil {
-		return l.fail(err)
-	}
-	return nil
+	defer l.Done()
+	return l.Fail(fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and a raw disk has none", l.Name, off, off+n))
 }
 
 // writeAt is WriteAt of a disk whose bytes go out by write.
 func (l *life) writeAt(p []byte, off int64, write func(p []byte, off int64) error) (int, error) {
-	if err := l.begin(l.ctx, off, int64(len(p))); err != nil {
+	if err := l.Begin(l.Context, off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	defer l.calls.RUnlock()
+	defer l.Done()
 	if err := write(p, off); err != nil {
-		return 0, l.fail(err)
+		return 0, l.Fail(err)
 	}
 	return len(p), nil
 }
 
-// ready says why a call can't be made. The caller holds l.calls.
-func (l *life) ready(ctx context.Context, at stage) error {
-	if l.stage == ended {
-		return sink.ErrClosed
-	}
-	if err := l.failed(); err != nil {
-		return fmt.Errorf("an earlier call failed: %w", err)
-	}
-	if l.stage < at {
-		return fmt.Errorf("%s is published before it was finished", l.name)
-	}
-	if l.stage > at {
-		return fmt.Errorf("%s is finished and takes no more", l.name)
-	}
-	if err := l.stopped(ctx); err != nil {
-		return l.fail(err)
-	}
-	return nil
-}
-
-// stopped returns the cause for which the disk's context or that of a call has
-// ended.
-func (l *life) stopped(ctx context.Context) error {
-	if l.ctx.Err() != nil {
-		return context.Cause(l.ctx)
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	return nil
-}
-
-func (l *life) failed() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.err
-}
-
-// fail keeps the first error of the disk, and returns err.
-func (l *life) fail(err error) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.err == nil {
-		l.err = err
-	}
-	return err
-}
-
-// advance makes the call that takes the disk from one stage to the next.
-func (l *life) advance(ctx context.Context, from stage, do func() error) error {
-	l.calls.Lock()
-	defer l.calls.Unlock()
-	if err := l.ready(ctx, from); err != nil {
-		return err
-	}
-	if l.size == sink.UnknownSize {
-		return l.fail(fmt.Errorf("%s is finished before its size is known", l.name))
-	}
-	if err := do(); err != nil {
-		return l.fail(err)
-	}
-	l.stage = from + 1
-	return nil
-}
-
-// end makes the call that ends the disk where it is; the disk has ended whatever
-// it returns.
-func (l *life) end(do func() error) error {
-	l.calls.Lock()
-	defer l.calls.Unlock()
-	if l.stage == ended {
-		return sink.ErrClosed
-	}
-	l.stage = ended
-	return do()
-}
-
-// abort is end for Abort, which does nothing after the end.
-func (l *life) abort(do func() error) error {
-	if err := l.end(do); !errors.Is(err, sink.ErrClosed) {
-		return err
-	}
-	return nil
-}
-
 // checkpoint is Checkpoint of a disk whose data only needs sync to be durable.
 func (l *life) checkpoint(off int64, sync func() error) ([]byte, func(context.Context) error, error) {
-	if err := l.begin(l.ctx, off, 0); err != nil {
+	if err := l.Begin(l.Context, off, 0); err != nil {
 		return nil, nil, err
 	}
-	defer l.calls.RUnlock()
-	if l.size == sink.UnknownSize {
-		return nil, nil, l.fail(fmt.Errorf("%s: a disk whose size is not known can't be resumed: %w", l.name, errors.ErrUnsupported))
+	defer l.Done()
+	if l.Size == sink.UnknownSize && !l.resumable {
+		return nil, nil, l.Fail(fmt.Errorf("%s: a disk whose size is not known can't be resumed: %w", l.Name, errors.ErrUnsupported))
 	}
-	return state(l.size), func(ctx context.Context) error {
-		l.calls.RLock()
-		defer l.calls.RUnlock()
-		if err := l.ready(ctx, l.stage); err != nil {
-			return err
-		}
-		if err := sync(); err != nil {
-			return l.fail(err)
-		}
-		return nil
-	}, nil
+	return state(l.Size), func(ctx context.Context) error { return l.Beside(ctx, sync) }, nil
 }

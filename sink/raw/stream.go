@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vddkcp/internal/target"
 	"vddkcp/sink"
 )
 
@@ -20,7 +21,7 @@ import (
 //
 // The disk is sequential, a Sizer, and takes no Checkpoint.
 func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
-	s := &stream{life: life{ctx: ctx, name: name, size: size}, w: w}
+	s := &stream{life: newLife(ctx, name, size), w: w}
 	info, err := w.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
@@ -54,18 +55,18 @@ type stream struct {
 }
 
 func (d *stream) WriteAt(p []byte, off int64) (int, error) {
-	return d.writeAt(p, off, func(p []byte, off int64) error { return d.write(d.ctx, p, off) })
+	return d.writeAt(p, off, func(p []byte, off int64) error { return d.write(d.Context, p, off) })
 }
 
 func (d *stream) ZeroAt(ctx context.Context, off, n int64) error {
-	if err := d.begin(ctx, off, n); err != nil {
+	if err := d.Begin(ctx, off, n); err != nil {
 		return err
 	}
-	defer d.calls.RUnlock()
+	defer d.Done()
 	for n > 0 {
 		p := zeros[:min(n, int64(len(zeros)))]
 		if err := d.write(ctx, p, off); err != nil {
-			return d.fail(err)
+			return d.Fail(err)
 		}
 		off, n = off+int64(len(p)), n-int64(len(p))
 	}
@@ -74,9 +75,9 @@ func (d *stream) ZeroAt(ctx context.Context, off, n int64) error {
 
 func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 	if off != d.next {
-		return fmt.Errorf("%s is a stream: it goes on at %d, not at %d", d.name, d.next, off)
+		return fmt.Errorf("%s is a stream: it goes on at %d, not at %d", d.Name, d.next, off)
 	}
-	if err := d.stopped(ctx); err != nil {
+	if err := d.Stopped(ctx); err != nil {
 		return err
 	}
 	var n int
@@ -91,14 +92,14 @@ func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 	}
 	d.next += int64(n)
 	if err != nil {
-		if stopped := d.stopped(ctx); stopped != nil {
+		if stopped := d.Stopped(ctx); stopped != nil {
 			return stopped
 		}
 		// Without the path of os.File: only the name says what it is.
 		if path, ok := errors.AsType[*fs.PathError](err); ok {
 			err = path.Err
 		}
-		return fmt.Errorf("write %s at offset %d: %w", d.name, d.next, explain(int(d.w.Fd()), err))
+		return fmt.Errorf("write %s at offset %d: %w", d.Name, d.next, explain(int(d.w.Fd()), err))
 	}
 	return nil
 }
@@ -107,7 +108,7 @@ func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 func (d *stream) writeUntil(ctx context.Context, p []byte) (int, error) {
 	past := func() { d.deadline.SetWriteDeadline(time.Unix(1, 0)) }
 	defer context.AfterFunc(ctx, past)()
-	defer context.AfterFunc(d.ctx, past)()
+	defer context.AfterFunc(d.Context, past)()
 	return d.deadline.Write(p)
 }
 
@@ -117,7 +118,7 @@ func (d *stream) writePolling(ctx context.Context, p []byte) (int, error) {
 	const room = 4096
 	fd, done := int(d.w.Fd()), 0
 	for done < len(p) {
-		if err := d.stopped(ctx); err != nil {
+		if err := d.Stopped(ctx); err != nil {
 			return done, err
 		}
 		ready := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}
@@ -142,35 +143,35 @@ func (d *stream) writePolling(ctx context.Context, p []byte) (int, error) {
 }
 
 func (d *stream) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
-	if err := d.begin(d.ctx, off, 0); err != nil {
+	if err := d.Begin(d.Context, off, 0); err != nil {
 		return nil, nil, err
 	}
-	defer d.calls.RUnlock()
-	return nil, nil, d.fail(fmt.Errorf("%s is a stream, which can't be resumed: %w", d.name, errors.ErrUnsupported))
+	defer d.Done()
+	return nil, nil, d.Fail(fmt.Errorf("%s is a stream, which can't be resumed: %w", d.Name, errors.ErrUnsupported))
 }
 
-func (d *stream) SetSize(n int64) error { return d.setSize(n, nothing) }
+func (d *stream) SetSize(n int64) error { return d.life.SetSize(n, nothing) }
 
 func (d *stream) Finish(ctx context.Context) error {
-	return d.advance(ctx, writing, func() error {
-		if d.next != d.size {
-			return fmt.Errorf("%s got %d of %d bytes", d.name, d.next, d.size)
+	return d.Advance(ctx, target.Writing, func() error {
+		if d.next != d.Size {
+			return fmt.Errorf("%s got %d of %d bytes", d.Name, d.next, d.Size)
 		}
 		// Pipes, sockets and most character devices have nothing to sync.
 		err := d.w.Sync()
 		if err != nil && !lacking(err) && !errors.Is(err, unix.EROFS) {
-			return fmt.Errorf("fsync %s: %w", d.name, err)
+			return fmt.Errorf("fsync %s: %w", d.Name, err)
 		}
 		return nil
 	})
 }
 
 func (d *stream) Publish(ctx context.Context) error {
-	return d.advance(ctx, finished, d.close)
+	return d.Advance(ctx, target.Finished, d.close)
 }
 
-func (d *stream) Suspend() error { return d.end(d.close) }
-func (d *stream) Abort() error   { return d.abort(d.close) }
+func (d *stream) Suspend() error { return d.End(d.close) }
+func (d *stream) Abort() error   { return d.life.Abort(d.close) }
 
 func (d *stream) close() error {
 	var err error

@@ -69,6 +69,7 @@ type Memory struct {
 	Unit      int64 // in bytes, a power of two; 0 means 1
 	Parallel  int   // 0: the disks are not sink.Parallel
 	Zeroed    bool  // new disks are sink.Zeroed: ZeroAt may be left out
+	Encoded   bool  // the disks are sink.Encoders, and take data no other way; not with Parallel
 	Fill      byte  // what a new disk is full of; not with Zeroed
 	CountOnly bool  // no content and no log are kept, only Counts: for disks of any size
 	// Before is called before a call takes effect, concurrently where the
@@ -119,6 +120,13 @@ func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.D
 	d.content = m.partial
 	m.open = d
 	switch {
+	case m.Encoded && m.Zeroed:
+		return struct {
+			encoder
+			zeroed
+		}{encoder{d}, zeroed{d}}, nil
+	case m.Encoded:
+		return encoder{d}, nil
 	case m.Parallel > 0 && m.Zeroed:
 		return struct {
 			*memoryDisk
