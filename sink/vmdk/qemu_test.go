@@ -167,7 +167,7 @@ func TestQemuReads(t *testing.T) {
 			t.Run(fmt.Sprintf("%s encoder %v", shape.name, encoder), func(t *testing.T) {
 				src := sparse(t, t.TempDir(), shape.size, shape.layers...)
 				image := write(t, src, encoder, vmdk.Options{})
-				peer.Run(t, "qemu-img", "compare", "-f", "raw", "-F", "vmdk", src, image)
+				compare(t, src, image, shape.size, shape.layers)
 				peer.Run(t, "qemu-img", "check", "-f", "vmdk", image)
 				var info struct {
 					Size     int64 `json:"virtual-size"`
@@ -193,6 +193,22 @@ func TestQemuReads(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// compare lets qemu-img compare the disks: of a huge one, which it would take
+// minutes for, the surroundings of the layers.
+func compare(t *testing.T, src, image string, size int64, layers []layer) {
+	t.Helper()
+	if size < 1<<30 {
+		peer.Run(t, "qemu-img", "compare", "-f", "raw", "-F", "vmdk", src, image)
+		return
+	}
+	for _, l := range layers {
+		start := max(l.off&^(grain-1)-40<<20, 0)
+		window := fmt.Sprintf("driver=raw,offset=%d,size=%d,file.", start, min((l.off+80<<20)&^511, size)-start)
+		peer.Run(t, "qemu-img", "compare", "--image-opts", window+"driver=file,file.filename="+src,
+			window+"driver=vmdk,file.file.driver=file,file.file.filename="+image)
 	}
 }
 

@@ -8,8 +8,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 
+	"vddkcp/internal/target"
 	"vddkcp/sink"
 	"vddkcp/source"
 	reader "vddkcp/source/vmdk"
@@ -95,37 +95,22 @@ func create(ctx context.Context, out sink.Disk, name string, size int64, o Optio
 		return nil, fmt.Errorf("%s: its descriptor has %d bytes, want at most %d", name, len(text), descriptorSectors*sectorSize)
 	}
 	d := &disk{
-		ctx: ctx, name: name, size: size, level: o.Level, out: out, sizer: sizer,
-		file: newFile(out, size),
+		Life:  target.Life{Context: ctx, Name: name, Size: size, Unit: grainSize},
+		level: o.Level, out: out, sizer: sizer, file: newFile(out, size),
 	}
 	return d, d.file.begin(text)
 }
 
 var errNoResume = fmt.Errorf("a streamOptimized VMDK is written in one go and can't be resumed: %w", errors.ErrUnsupported)
 
-// stage is how far a disk has come.
-type stage uint8
-
-const (
-	writing stage = iota
-	finished
-	ended
-)
-
 type disk struct {
-	ctx   context.Context
-	name  string
-	size  int64
+	target.Life
 	level int
 	out   sink.Disk
 	sizer sink.Sizer
-
-	mu    sync.Mutex
-	stage stage
-	err   error // the first one; it stays
 	file  *file
-	next  int64 // below, all is written
-	own   *encoding
+	next  int64     // below, all is written
+	own   *encoding // of WriteAt
 }
 
 func (d *disk) Unit() int64 { return grainSize }
@@ -133,95 +118,59 @@ func (d *disk) Unit() int64 { return grainSize }
 // ZeroedFrom is true: a grain that is not written reads as zeros.
 func (d *disk) ZeroedFrom(int64) bool { return true }
 
-// call makes a call of the stage at; an error of it is the last word.
-func (d *disk) call(ctx context.Context, at stage, do func() error) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	err := d.ready(ctx, at)
-	if err != nil {
+// call makes a call on the range that comes next.
+func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
+	if err := d.Begin(ctx, off, n); err != nil {
 		return err
+	}
+	defer d.Done()
+	if off < d.next {
+		return d.Fail(fmt.Errorf("%s is written in order: it has all up to %d, where %d bytes come at %d", d.Name, d.next, n, off))
 	}
 	if err := do(); err != nil {
-		d.err = err
-		return err
-	}
-	return nil
-}
-
-// ready says why a call can't be made.
-func (d *disk) ready(ctx context.Context, at stage) error {
-	switch {
-	case d.stage == ended:
-		return sink.ErrClosed
-	case d.err != nil:
-		return fmt.Errorf("an earlier call failed: %w", d.err)
-	case d.stage < at:
-		return fmt.Errorf("%s is published before it was finished", d.name)
-	case d.stage > at:
-		return fmt.Errorf("%s is finished and takes no more", d.name)
-	case d.ctx.Err() != nil:
-		d.err = context.Cause(d.ctx)
-	case ctx.Err() != nil:
-		d.err = context.Cause(ctx)
-	}
-	return d.err
-}
-
-// inOrder checks a range that comes next.
-func (d *disk) inOrder(off, n int64) error {
-	switch {
-	case off < 0 || n < 0 || n > d.size-off:
-		return fmt.Errorf("%s: %d bytes at %d are not in a disk of %d bytes", d.name, n, off, d.size)
-	case off%grainSize != 0 || n%grainSize != 0 && off+n != d.size:
-		return fmt.Errorf("%s: %d bytes at %d are no whole grains of %d bytes", d.name, n, off, grainSize)
-	case off < d.next:
-		return fmt.Errorf("%s: it is written in order, and has all up to %d, where %d bytes come at %d", d.name, d.next, n, off)
+		return d.Fail(err)
 	}
 	return nil
 }
 
 // WriteAt encodes on its own what did not go through NewEncoding.
 func (d *disk) WriteAt(p []byte, off int64) (int, error) {
-	err := d.call(d.ctx, writing, func() error {
-		if err := d.inOrder(off, int64(len(p))); err != nil {
-			return err
-		}
-		if d.own == nil {
-			d.own = newEncoding(d.level)
-		}
-		for done := 0; done < len(p); {
-			grain := p[done:min(done+grainSize, len(p))]
-			enc, _, err := d.own.Encode(d.own.scratch[:0], grain)
-			if err != nil {
-				return fmt.Errorf("%s: %w", d.name, err)
-			}
-			d.own.scratch = enc
-			if err := d.place(off+int64(done), enc); err != nil {
-				return err
-			}
-			done += len(grain)
-		}
-		return nil
-	})
+	err := d.call(d.Context, off, int64(len(p)), func() error { return d.write(p, off) })
 	if err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
-func (d *disk) ZeroAt(ctx context.Context, off, n int64) error {
-	return d.call(ctx, writing, func() error {
-		if err := d.inOrder(off, n); err != nil {
+func (d *disk) write(p []byte, off int64) error {
+	if d.own == nil {
+		d.own = newEncoding(d.level)
+	}
+	for len(p) > 0 {
+		unit := p[:min(grainSize, len(p))]
+		enc, _, err := d.own.Encode(d.own.scratch[:0], unit)
+		if err != nil {
+			return fmt.Errorf("%s: %w", d.Name, err)
+		}
+		d.own.scratch = enc
+		if err := d.place(off, enc); err != nil {
 			return err
 		}
+		p, off = p[len(unit):], off+int64(len(unit))
+	}
+	return nil
+}
+
+func (d *disk) ZeroAt(ctx context.Context, off, n int64) error {
+	return d.call(ctx, off, n, func() error {
 		d.next = off + n
 		return nil
 	})
 }
 
 func (d *disk) SameAt(ctx context.Context, off, n int64) error {
-	return d.call(ctx, writing, func() error {
-		return fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and a streamOptimized VMDK has none", d.name, off, off+n)
+	return d.call(ctx, off, n, func() error {
+		return fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and a streamOptimized VMDK has none", d.Name, off, off+n)
 	})
 }
 
@@ -230,12 +179,9 @@ func (d *disk) NewEncoding() sink.Encoding { return newEncoding(d.level) }
 
 // Place implements sink.Encoder.
 func (d *disk) Place(off int64, enc []byte, plain bool) error {
-	return d.call(d.ctx, writing, func() error {
+	return d.call(d.Context, off, min(grainSize, d.Size-off), func() error {
 		if plain || len(enc) == 0 || len(enc) > maxPacked {
-			return fmt.Errorf("%s: the grain at %d is of %d bytes (plain: %v), want what an Encoding made of it", d.name, off, len(enc), plain)
-		}
-		if err := d.inOrder(off, min(grainSize, d.size-off)); err != nil {
-			return err
+			return fmt.Errorf("%s: the grain at %d has %d encoded bytes (plain: %v), want what an Encoding made", d.Name, off, len(enc), plain)
 		}
 		return d.place(off, enc)
 	})
@@ -246,81 +192,60 @@ func (d *disk) place(off int64, enc []byte) error {
 	if err := d.file.grain(off/grainSize, enc); err != nil {
 		return d.explain(err)
 	}
-	d.next = min(off+grainSize, d.size)
+	d.next = min(off+grainSize, d.Size)
 	return nil
 }
 
 func (d *disk) explain(err error) error {
 	if errors.Is(err, errTooLong) {
-		return fmt.Errorf("%s: %w", d.name, err)
+		return fmt.Errorf("%s: %w", d.Name, err)
 	}
 	return err // out names itself
 }
 
-func (d *disk) Checkpoint(int64) ([]byte, func(context.Context) error, error) {
-	return nil, nil, d.call(d.ctx, writing, func() error { return fmt.Errorf("%s: %w", d.name, errNoResume) })
+func (d *disk) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
+	if err := d.Begin(d.Context, off, 0); err != nil {
+		return nil, nil, err
+	}
+	defer d.Done()
+	return nil, nil, d.Fail(fmt.Errorf("%s: %w", d.Name, errNoResume))
 }
 
 func (d *disk) Finish(ctx context.Context) error {
-	return d.call(ctx, writing, func() error {
+	return d.Advance(ctx, target.Writing, func() error {
 		if err := d.file.end(); err != nil {
 			return d.explain(err)
 		}
 		if err := d.sizer.SetSize(d.file.pos); err != nil {
 			return err
 		}
-		if err := d.out.Finish(ctx); err != nil {
-			return err
-		}
-		d.stage = finished
-		return nil
+		return d.out.Finish(ctx)
 	})
 }
 
 func (d *disk) Publish(ctx context.Context) error {
-	return d.call(ctx, finished, func() error {
-		if err := d.out.Publish(ctx); err != nil {
-			return err
-		}
-		d.stage = ended
-		return nil
-	})
+	return d.Advance(ctx, target.Finished, func() error { return d.out.Publish(ctx) })
 }
 
-// Suspend keeps what was written, which is of use to whoever looks into it
-// alone: it can't be gone on with.
-func (d *disk) Suspend() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.stage == ended {
-		return sink.ErrClosed
-	}
-	d.stage = ended
-	return d.out.Suspend()
-}
+// Suspend keeps what was written, as evidence: it can't be gone on with.
+func (d *disk) Suspend() error { return d.End(d.out.Suspend) }
 
-func (d *disk) Abort() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.stage = ended
-	return d.out.Abort() // which does nothing when that has ended
-}
+func (d *disk) Abort() error { return d.Life.Abort(d.out.Abort) }
 
 // verifiable is a disk whose file can be read back.
 type verifiable struct{ *disk }
 
 func (d verifiable) Reopen(ctx context.Context) (source.Disk, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.ready(ctx, finished); err != nil {
+	if err := d.BeginAt(ctx, target.Finished); err != nil {
 		return nil, err
 	}
+	defer d.Done()
 	v, _ := sink.Ability[sink.Verifiable](d.out)
 	f, err := v.Reopen(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return reader.Open(ctx, d.name, f, nothingElse, reader.Options{})
+	return reader.Open(ctx, d.Name, f, nothingElse, reader.Options{})
 }
 
 // nothingElse is a source.Opener for an image that is whole in one file.
