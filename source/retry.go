@@ -1,6 +1,7 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,12 +69,6 @@ func IsPermanent(err error) bool {
 // Allocator, Described, Identified and Uncached, and InFile until it is opened
 // again. It is no Wrapper.
 func Retry(ctx context.Context, open func(context.Context) (Disk, error), o RetryOptions) (Disk, error) {
-	if o.Timeout == 0 {
-		o.Timeout = 15 * time.Minute
-	}
-	if o.Backoff == nil {
-		o.Backoff = backoff
-	}
 	r := &retrying{ctx: ctx, open: open, o: o, started: time.Now(), generation: 1}
 	r.closing, r.startClosing = context.WithCancel(context.WithoutCancel(ctx))
 	first, err := r.openOnce()
@@ -104,13 +99,20 @@ func Retry(ctx context.Context, open func(context.Context) (Disk, error), o Retr
 	return r, nil
 }
 
-func backoff(n int) time.Duration {
+// Delay is how long to wait before the n-th retry, from 1.
+func (o RetryOptions) Delay(n int) time.Duration {
+	if o.Backoff != nil {
+		return o.Backoff(n)
+	}
 	d := time.Minute
 	if n < 7 {
 		d = time.Second << (n - 1)
 	}
 	return d - rand.N(d/2)
 }
+
+// Patience is after how long without progress a call is given up.
+func (o RetryOptions) Patience() time.Duration { return cmp.Or(o.Timeout, 15*time.Minute) }
 
 // retrying is the disk that Retry returns.
 type retrying struct {
@@ -287,7 +289,7 @@ func (r *retrying) same(d *openedDisk) error {
 
 // wait waits before the n-th retry, which err is the reason of.
 func (r *retrying) wait(ctx context.Context, err error, n int) error {
-	d := r.o.Backoff(n)
+	d := r.o.Delay(n)
 	if r.o.OnRetry != nil {
 		r.o.OnRetry(err, d)
 	}
@@ -365,7 +367,7 @@ func (a *attempts) again(generation int, err error) error {
 		}
 		return fmt.Errorf("given up after %d retries: %w", r.o.Retries, err)
 	}
-	if idle := now - max(a.since, time.Duration(r.lastRead.Load())); idle >= r.o.Timeout {
+	if idle := now - max(a.since, time.Duration(r.lastRead.Load())); idle >= r.o.Patience() {
 		return fmt.Errorf("given up after %v without a read that succeeded: %w", idle.Round(time.Second), err)
 	}
 	r.retries.Add(1)

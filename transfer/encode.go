@@ -67,8 +67,9 @@ func (p *pipeline) encode(c *piece, encoding sink.Encoding) error {
 			start = end
 		}
 	}
-	if !needed && c.free != nil {
-		// The source can fill it again while this piece waits for its turn.
+	if !needed && c.free != nil && len(p.sums) == 0 {
+		// The source can fill it again while this piece waits for its turn. (A
+		// digest's blocks refer to it until they are folded.)
 		c.free()
 		c.buf, c.free = nil, nil
 	}

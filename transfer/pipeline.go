@@ -2,7 +2,9 @@ package transfer
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"hash/crc32"
 	"iter"
 	"math/bits"
 	"os"
@@ -38,19 +40,26 @@ type piece struct {
 	runs   []run           // of buf, once done
 	coded  encoded         // the units of the runs that are not zeros, where the sink takes them encoded
 	hashed []digest.Blocks // of buf, one for each of the pipeline's sums
+	crc    uint32          // of buf, for checkpoints
 	done   chan struct{}   // of capacity 1; gets one value when a worker is finished with the piece
 }
 
 type pipeline struct {
-	src    source.Disk
-	dst    sink.Disk
-	plan   *Plan
-	o      Options
-	zeroed bool  // holes need no work
-	mixed  bool  // a piece may hold parts that only the backing has
-	block  int64 // zeros are looked for in blocks of this size
-	sharer *sharer
-	sums   []*digest.Sum // of what was collected
+	src      source.Disk
+	dst      sink.Disk
+	plan     *Plan
+	o        Options
+	zeroed   bool  // holes need no work
+	mixed    bool  // a piece may hold parts that only the backing has
+	block    int64 // zeros are looked for in blocks of this size
+	sharer   *sharer
+	sums     []*digest.Sum // of what was collected
+	keeper   *keeper       // nil: no checkpoints
+	start    int64         // below is done already
+	at       int64         // below is collected
+	resumed  bool          // what lies below start was done by another run
+	halted   bool          // the producer saw that the copy is to stop
+	finished bool          // the sink's Finish has returned
 
 	encoder  sink.Encoder // nil: units are written as they are
 	codes    chan []byte  // memory for encoded units, not in use
@@ -69,7 +78,6 @@ func newPipeline(src source.Disk, dst sink.Disk, plan *Plan, o Options, zeroed b
 		pieces: make(chan *piece, maxPieces),
 		work:   make(chan *piece, maxPieces),
 		order:  make(chan *piece, maxPieces),
-		sums:   o.sums(),
 	}
 	if plan != nil {
 		p.mixed = dst.Unit() > 1 && (plan.Same > 0 || plan.Known < plan.Size)
@@ -81,7 +89,7 @@ func newPipeline(src source.Disk, dst sink.Disk, plan *Plan, o Options, zeroed b
 		}
 	}
 	for range maxPieces {
-		c := &piece{done: make(chan struct{}, 1), hashed: make([]digest.Blocks, len(p.sums))}
+		c := &piece{done: make(chan struct{}, 1)}
 		p.all = append(p.all, c)
 		p.pieces <- c
 	}
@@ -118,13 +126,33 @@ func (p *pipeline) run(ctx context.Context) (err error) {
 		}
 	}()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.produce(ctx) })
+	g.Go(func() error {
+		err := p.produce(ctx)
+		if p.halted = errors.Is(err, errStopped); p.halted {
+			return nil // what is on its way is finished
+		}
+		return err
+	})
 	for range workers {
 		g.Go(func() error { return p.worker(ctx) })
 	}
-	g.Go(func() error { return p.collect(ctx) })
-	return g.Wait()
+	if p.keeper != nil {
+		g.Go(func() error { return p.keeper.run(ctx) })
+	}
+	g.Go(func() error {
+		if p.keeper != nil {
+			defer close(p.keeper.due)
+		}
+		return p.collect(ctx)
+	})
+	if err := g.Wait(); err != nil || !p.halted {
+		return err
+	}
+	return errStopped
 }
+
+// errStopped says that a copy was asked to stop, and did so in order.
+var errStopped = errors.New("stopped")
 
 // reserve makes buffers where the source has none, and returns what frees all
 // that is in use when every goroutine has ended.
@@ -268,6 +296,9 @@ func (p *pipeline) sendShared(ctx context.Context, e part) error {
 
 // take returns a piece that is not in use, when there is one.
 func (p *pipeline) take(ctx context.Context) (*piece, error) {
+	if p.o.stop().Err() != nil {
+		return nil, errStopped
+	}
 	select {
 	case c := <-p.pieces:
 		return c, nil
@@ -352,7 +383,19 @@ func (p *pipeline) fill(ctx context.Context, c *piece) error {
 	if p.mixed {
 		return p.readMixed(ctx, c)
 	}
-	return readFull(p.src, c.buf, c.off)
+	return p.readSource(c.buf, c.off)
+}
+
+// readError is a read of the source that failed.
+type readError struct{ error }
+
+func (e *readError) Unwrap() error { return e.error }
+
+func (p *pipeline) readSource(b []byte, off int64) error {
+	if err := readFull(p.src, b, off); err != nil {
+		return &readError{err}
+	}
+	return nil
 }
 
 // look finds out what is to be known of a piece that was read.
@@ -363,6 +406,9 @@ func (p *pipeline) look(c *piece) {
 	}
 	for i, s := range p.sums {
 		s.Algorithm().Hash(c.off, c.buf, &c.hashed[i])
+	}
+	if p.keeper != nil {
+		c.crc = crc32.Checksum(c.buf, castagnoli)
 	}
 }
 
@@ -391,7 +437,7 @@ func (p *pipeline) readMixed(ctx context.Context, c *piece) error {
 				return err
 			}
 		default:
-			if err := readFull(p.src, b, e.Off); err != nil {
+			if err := p.readSource(b, e.Off); err != nil {
 				return err
 			}
 		}
@@ -498,6 +544,12 @@ func (p *pipeline) collect(ctx context.Context) error {
 		if p.works(c.kind) {
 			p.o.Counters.AddDone(c.n)
 		}
+		p.at = c.off + c.n
+		if p.keeper != nil {
+			if err := p.keeper.collected(c); err != nil {
+				return err
+			}
+		}
 		if c.free != nil {
 			c.free()
 			c.buf, c.free = nil, nil
@@ -556,17 +608,25 @@ func (p *pipeline) widen(n int64) {
 	p.o.Counters.AddSkipped(-n)
 }
 
-// planned yields the plan's extents, and counts as no work what is found to be
-// none beyond what the plan knew.
+// planned yields the plan's extents from where the copy begins, and counts as no
+// work what is done already, and what is found to be none beyond what the plan
+// knew.
 func (p *pipeline) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
-	all := p.plan.extents(ctx, p.src)
-	if p.plan.Known == p.plan.Size {
-		return all
-	}
 	return func(yield func(source.Extent, error) bool) {
-		for e, err := range all {
-			if late := e.End() - max(e.Off, p.plan.Known); err == nil && late > 0 && !p.works(e.Kind) {
-				p.widen(-late)
+		for e, err := range p.plan.extents(ctx, p.src) {
+			if late := e.End() - max(e.Off, p.plan.Known); err == nil && late > 0 {
+				p.plan.Known = e.End()
+				if !p.works(e.Kind) {
+					p.widen(-late)
+				}
+			}
+			if done := min(e.End(), p.start) - e.Off; err == nil && done > 0 {
+				if p.works(e.Kind) && p.resumed {
+					p.widen(-done)
+				}
+				if e.Off, e.Len = e.Off+done, e.Len-done; e.Len == 0 {
+					continue
+				}
 			}
 			if !yield(e, err) {
 				return
@@ -591,7 +651,7 @@ func (p *pipeline) units(ctx context.Context) iter.Seq2[source.Extent, error] {
 		return off / unit * unit
 	}
 	return func(yield func(source.Extent, error) bool) {
-		var sent, work int64 // all below sent was yielded; work was planned above it
+		sent, work := p.start, int64(0) // all below sent was yielded; work was planned above it
 		for e, err := range p.planned(ctx) {
 			if err != nil {
 				yield(source.Extent{}, err)

@@ -18,14 +18,22 @@ import (
 // must have been created with that and is as long as the stream turns out to
 // be. On any error dst is aborted. The result's Size is how many bytes came.
 func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o Options) (result Result, err error) {
-	defer abortFailed(dst, &err)
+	defer func() {
+		if err != nil && !errors.As(err, new(*MismatchError)) {
+			err = aborted(dst, err)
+		}
+	}()
 	zeroed := isZeroed(dst)
 	o = o.normal(dst, zeroed)
 	o.Counters.Enter(progress.Copy)
 	if size != sink.UnknownSize {
 		o.Counters.AddPlanned(size)
 	}
+	o.Keep, o.Reopen = nil, nil // what a stream gave is not given again
 	p := newPipeline(nil, dst, nil, o, zeroed)
+	if err := p.begin(nil, 0); err != nil {
+		return result, err
+	}
 	release, err := p.reserve()
 	if err != nil {
 		return result, err

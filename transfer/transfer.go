@@ -12,6 +12,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"syscall"
+	"time"
 
 	"vddkcp/sink"
 	"vddkcp/source"
@@ -31,6 +33,28 @@ type Options struct {
 	Verify      bool               // read the target back before it is published
 	Limit       *Limiter           // nil: none
 	Counters    *progress.Counters // filled while copying; nil: not
+
+	// Stop, when it ends, makes the copy finish what is in flight and end with
+	// its cause. It is for copies that can go on later; nil: never.
+	Stop context.Context
+	// Resume is where an earlier copy of the same stopped; nil: from the start.
+	// The target must have been opened with its State and Offset.
+	Resume *Checkpoint
+	// Keep makes a checkpoint durable, which the target is by then. It is called
+	// beside the further copy, one call at a time; nil: a failed copy can't go on.
+	Keep     func(Checkpoint) error
+	Interval time.Duration // between checkpoints; 0: 5 s. One is also due every GiB
+	// Reopen opens the target again after a sink.ErrLost, as Lost says; nil: not.
+	Reopen func(ctx context.Context, state []byte, resume int64) (sink.Disk, error)
+	Lost   source.RetryOptions
+}
+
+// stop is Stop, or what never ends.
+func (o Options) stop() context.Context {
+	if o.Stop != nil {
+		return o.Stop
+	}
+	return context.Background()
 }
 
 const (
@@ -89,57 +113,168 @@ type Result struct {
 var ErrSourceChanged = errors.New("the source changed while it was copied")
 
 // Copy fills dst with all of src, makes it durable and publishes it. Plan is
-// NewPlan's for src. On any error, the end of ctx among them, dst is aborted:
-// what was made for it is removed; but after a *MismatchError it is kept.
+// NewPlan's for src.
+//
+// On any error, the end of ctx among them, dst is aborted: what was made for it
+// is removed. It is kept after a *MismatchError and a *ResumableError. The
+// latter comes, where there is Options.Keep, when the target is full or lost,
+// when a source.Retried gave up, and when ctx or Options.Stop ended.
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
-	defer abortFailed(dst, &err)
 	result.Size = src.Size()
 	if plan.Size != src.Size() {
-		return result, fmt.Errorf("the plan is for %d bytes, the source has %d", plan.Size, src.Size())
+		return result, aborted(dst, fmt.Errorf("the plan is for %d bytes, the source has %d", plan.Size, src.Size()))
 	}
-	zeroed := isZeroed(dst)
-	o = o.normal(dst, zeroed)
+	o = o.normal(dst, isZeroed(dst))
 	// What is not known yet counts as work until it shows to be none.
-	rest := plan.Size - plan.Known
-	if zeroed {
-		o.Counters.AddPlanned(plan.Data + rest)
-		o.Counters.AddSkipped(plan.Zero + plan.Same)
-	} else {
-		o.Counters.AddPlanned(plan.Data + plan.Zero + rest)
-		o.Counters.AddSkipped(plan.Same)
+	work, rest := plan.Data, plan.Size-plan.Known
+	if !isZeroed(dst) {
+		work += plan.Zero
 	}
+	o.Counters.AddPlanned(work + rest)
+	o.Counters.AddSkipped(plan.Known - work)
 	o.Counters.Enter(progress.Copy)
-	p := newPipeline(src, dst, plan, o, zeroed)
-	if err := p.run(ctx); err != nil {
-		return result, err
+	p, err := copyAll(ctx, src, dst, plan, o)
+	if err == nil {
+		err = p.finish(ctx, &result)
 	}
-	now, err := identity(ctx, src)
-	if err != nil {
-		return result, err
-	}
-	if now != plan.identity {
-		return result, fmt.Errorf("%w: it was %s, it is %s; copy from a snapshot, or with its user stopped", ErrSourceChanged, plan.identity, now)
-	}
-	return result, p.finish(ctx, &result)
+	return result, p.end(ctx, err)
 }
 
-// abortFailed is deferred by what ends with finish: where there is an error it
-// removes what was made.
-func abortFailed(dst sink.Disk, err *error) {
-	if *err == nil {
-		return
+// copyAll runs a pipeline, and another one from the last checkpoint on whenever
+// the target is lost. It returns the last of them.
+func copyAll(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (*pipeline, error) {
+	p := newPipeline(src, dst, plan, o, isZeroed(dst))
+	if err := p.begin(o.Resume, 0); err != nil {
+		return p, err
 	}
+	p.resumed = true
+	for failures := 0; ; failures++ {
+		err := p.run(ctx)
+		if err == nil {
+			return p, p.unchanged(ctx)
+		}
+		if !errors.Is(err, sink.ErrLost) || o.Reopen == nil {
+			return p, err
+		}
+		if p.keeper.last.Offset > p.start {
+			failures = 0
+		}
+		lost := p
+		lost.dst.Suspend() // it is gone, whatever this says
+		if dst, err = lost.reopen(ctx, err, failures); err != nil {
+			return lost, err
+		}
+		// What is done again was planned once.
+		lost.o.Counters.AddDone(lost.keeper.done - lost.o.Counters.Snapshot().Done)
+		p = newPipeline(src, dst, plan, o, isZeroed(dst))
+		if err := p.begin(lost.keeper.last, lost.keeper.done); err != nil {
+			return p, err
+		}
+	}
+}
+
+// begin makes the pipeline start at a checkpoint, nil for none, of which the
+// counters say that so many bytes are done.
+func (p *pipeline) begin(at *Checkpoint, done int64) (err error) {
+	if at == nil {
+		at = new(Checkpoint)
+		if p.o.Reopen != nil || p.o.Keep != nil {
+			// Opened again, the target is not what it was before the first
+			// write, and its state says so.
+			if at.State, _, err = p.dst.Checkpoint(0); err != nil {
+				return err
+			}
+		}
+	}
+	p.start, p.at = at.Offset, at.Offset
+	if p.sums, err = p.o.sumsAt(at); err != nil {
+		return err
+	}
+	for _, c := range p.all {
+		c.hashed = make([]digest.Blocks, len(p.sums))
+	}
+	if p.o.Keep != nil || p.o.Reopen != nil {
+		p.keeper = newKeeper(p, at, done)
+	}
+	return nil
+}
+
+// unchanged is an error where the source is not what it was when it was planned.
+func (p *pipeline) unchanged(ctx context.Context) error {
+	now, err := identity(ctx, p.src)
+	if err != nil {
+		return err
+	}
+	if now != p.plan.identity {
+		return fmt.Errorf("%w: it was %s, it is %s; copy from a snapshot, or with its user stopped", ErrSourceChanged, p.plan.identity, now)
+	}
+	return nil
+}
+
+// end ends the target of a copy that failed with err, if it did: where the copy
+// can go on it is kept, with a checkpoint as late as can be had.
+func (p *pipeline) end(ctx context.Context, err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, new(*MismatchError)):
+		return err // suspended already
+	case p.keeper == nil || p.o.Keep == nil || !p.resumable(ctx, err):
+		return aborted(p.dst, err)
+	}
+	if errors.Is(err, errStopped) {
+		err = context.Cause(p.o.Stop)
+	}
+	if !p.finished {
+		// Where the sink has failed it takes none: then the last one serves.
+		if p.keeper.final(ctx) != nil && p.keeper.last.Offset == 0 {
+			if kept := p.o.Keep(*p.keeper.last); kept != nil {
+				return aborted(p.dst, fmt.Errorf("%w (and no checkpoint can be written: %w)", err, kept))
+			}
+		}
+	}
+	if suspended := p.dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
+		err = fmt.Errorf("%w (and closing the target: %w)", err, suspended)
+	}
+	return &ResumableError{Err: err, Offset: p.keeper.last.Offset}
+}
+
+// resumable says whether it makes sense to go on after err.
+func (p *pipeline) resumable(ctx context.Context, err error) bool {
+	if ctx.Err() != nil || errors.Is(err, errStopped) {
+		return true
+	}
+	if errors.Is(err, ErrSourceChanged) || source.IsPermanent(err) {
+		return false
+	}
+	if errors.Is(err, sink.ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return true
+	}
+	_, retried := source.Ability[source.Retried](p.src)
+	return retried && errors.As(err, new(*readError))
+}
+
+// aborted removes what was made for a copy that failed.
+func aborted(dst sink.Disk, err error) error {
 	if aborted := dst.Abort(); aborted != nil {
-		*err = fmt.Errorf("%w (and cleaning up failed: %w)", *err, aborted)
+		return fmt.Errorf("%w (and cleaning up failed: %w)", err, aborted)
 	}
+	return err
 }
 
 // finish makes the target durable, gives it its name, and tells the digests.
 func (p *pipeline) finish(ctx context.Context, result *Result) error {
 	p.o.Counters.Enter(progress.Finish)
+	if p.keeper != nil && p.o.Keep != nil && p.o.Verify {
+		// Reading back takes long, and a signal may end it.
+		if err := p.keeper.final(ctx); err != nil {
+			return err
+		}
+	}
 	if err := p.dst.Finish(ctx); err != nil {
 		return err
 	}
+	p.finished = true
 	result.Counts = p.o.Counters.Snapshot()
 	if len(p.sums) > 0 {
 		result.Digest = &Digest{string(p.sums[0].Algorithm()), p.sums[0].Value()}
@@ -153,6 +288,9 @@ func (p *pipeline) finish(ctx context.Context, result *Result) error {
 	}
 	// From the rename on the copy is complete: a signal that comes between
 	// must not report as stopped what has its final name.
+	if p.o.stop().Err() != nil {
+		return errStopped
+	}
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}

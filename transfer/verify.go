@@ -48,7 +48,13 @@ func (p *pipeline) verify(ctx context.Context) (Verify, error) {
 	}
 	defer d.Close()
 	o := CompareOptions{RequestSize: p.o.RequestSize, Requests: p.o.Requests, Counters: p.o.Counters}
-	got, err := Sum(ctx, d, digest.Blksum, o)
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(p.o.stop(), cancel)()
+	got, err := Sum(reading, d, digest.Blksum, o)
+	if p.o.stop().Err() != nil {
+		return failed, errStopped
+	}
 	if err != nil {
 		return failed, fmt.Errorf("verify: %w", err)
 	}

@@ -1,0 +1,253 @@
+package transfer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"time"
+
+	"vddkcp/sink"
+	"vddkcp/source"
+	"vddkcp/transfer/digest"
+)
+
+// Checkpoint is where a copy can go on: what lies below Offset is done and
+// durable.
+type Checkpoint struct {
+	Offset int64     `json:"offset"` // bytes
+	State  []byte    `json:"state"`  // the sink's
+	Sums   [][]byte  `json:"sums"`   // the digests' states, marshalled
+	Tail   []Stretch `json:"tail"`   // what was written last below Offset, ascending
+}
+
+// Stretch is a range of a disk, in bytes, and the CRC-32C of its content.
+type Stretch struct {
+	Off int64  `json:"off"`
+	Len int64  `json:"len"`
+	CRC uint32 `json:"crc"`
+}
+
+const (
+	// A checkpoint is due after so much time, or so many bytes.
+	checkpointInterval = 5 * time.Second
+	checkpointBytes    = 1 << 30
+	// How much of what was written last a checkpoint can tell by its sums.
+	tailBytes  = 64 << 20
+	tailPieces = 256
+)
+
+// castagnoli has instructions of its own on every processor of the day.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// ResumableError is a failed copy that can go on where it was.
+type ResumableError struct {
+	Err    error
+	Offset int64 // where it goes on, bytes
+}
+
+func (e *ResumableError) Error() string { return e.Err.Error() }
+func (e *ResumableError) Unwrap() error { return e.Err }
+
+// keeper takes checkpoints of a pipeline and makes them durable beside the
+// further copy.
+type keeper struct {
+	p        *pipeline
+	interval time.Duration
+	begun    time.Time  // the last one, or the copy
+	bytes    int64      // written since
+	tail     []Stretch  // of what was collected
+	length   int64      // of the tail, bytes
+	due      chan kept  // to be synced; of capacity 1
+	idle     chan token // holds one while none is being synced
+	last     *Checkpoint
+	done     int64 // of the counters' bytes when last was taken
+}
+
+type token struct{}
+
+// kept is a checkpoint that is not durable yet.
+type kept struct {
+	Checkpoint
+	done int64
+	sync func(context.Context) error
+}
+
+// newKeeper returns the keeper of a pipeline that begins at a checkpoint. Done
+// is what the counters say of the bytes below it.
+func newKeeper(p *pipeline, last *Checkpoint, done int64) *keeper {
+	k := &keeper{
+		p: p, interval: cmp.Or(p.o.Interval, checkpointInterval), begun: time.Now(),
+		due: make(chan kept, 1), idle: make(chan token, 1), last: last, done: done,
+	}
+	for _, s := range last.Tail {
+		k.remember(s)
+	}
+	k.idle <- token{}
+	return k
+}
+
+// remember adds to the tail.
+func (k *keeper) remember(s Stretch) {
+	k.tail = append(k.tail, s)
+	k.length += s.Len
+	for len(k.tail) > tailPieces || len(k.tail) > 1 && k.length > tailBytes {
+		k.length -= k.tail[0].Len
+		k.tail = k.tail[1:]
+	}
+}
+
+// collected is called by the collector when all below off is done, the last
+// piece of it being c.
+func (k *keeper) collected(c *piece) error {
+	if c.read {
+		k.remember(Stretch{c.off, c.n, c.crc})
+	}
+	if c.kind == source.Data {
+		k.bytes += c.n
+	}
+	if k.bytes < checkpointBytes && time.Since(k.begun) < k.interval {
+		return nil
+	}
+	select {
+	case <-k.idle:
+	default:
+		return nil // the last one is not durable yet
+	}
+	next, err := k.take(k.p.at)
+	if err != nil {
+		return err
+	}
+	k.begun, k.bytes = time.Now(), 0
+	k.due <- next
+	return nil
+}
+
+// take asks the sink and the digests for their states.
+func (k *keeper) take(off int64) (kept, error) {
+	next := kept{Checkpoint: Checkpoint{Offset: off, Tail: append([]Stretch(nil), k.tail...)}, done: k.p.o.Counters.Snapshot().Done}
+	var err error
+	for _, s := range k.p.sums {
+		state, err := s.MarshalBinary()
+		if err != nil {
+			return next, fmt.Errorf("state of the digest: %w", err)
+		}
+		next.Sums = append(next.Sums, state)
+	}
+	next.State, next.sync, err = k.p.dst.Checkpoint(off)
+	return next, err
+}
+
+// run makes the checkpoints durable that come by k.due, until that is closed.
+func (k *keeper) run(ctx context.Context) error {
+	for next := range k.due {
+		if err := k.keep(ctx, next); err != nil {
+			return err
+		}
+		k.idle <- token{}
+	}
+	return nil
+}
+
+func (k *keeper) keep(ctx context.Context, next kept) error {
+	if err := next.sync(ctx); err != nil {
+		return err
+	}
+	if k.p.o.Keep != nil {
+		if err := k.p.o.Keep(next.Checkpoint); err != nil {
+			return err
+		}
+	}
+	k.last, k.done = &next.Checkpoint, next.done
+	return nil
+}
+
+// final keeps where the pipeline stopped, once all its goroutines have ended.
+func (k *keeper) final(ctx context.Context) error {
+	next, err := k.take(k.p.at)
+	if err != nil {
+		return err
+	}
+	return k.keep(ctx, next)
+}
+
+// sumsAt returns the digests of a copy that goes on at a checkpoint.
+func (o Options) sumsAt(c *Checkpoint) ([]*digest.Sum, error) {
+	sums := o.sums()
+	if c.Offset == 0 {
+		return sums, nil
+	}
+	if len(sums) != len(c.Sums) {
+		return nil, fmt.Errorf("the checkpoint has %d digests, and %d are asked for", len(c.Sums), len(sums))
+	}
+	for i, s := range sums {
+		want := s.Algorithm()
+		if err := s.UnmarshalBinary(c.Sums[i]); err != nil {
+			return nil, fmt.Errorf("the checkpoint's digest: %w", err)
+		}
+		if s.Algorithm() != want || s.Size() != c.Offset {
+			return nil, fmt.Errorf("the checkpoint at %d has a %s of %d bytes, want a %s", c.Offset, s.Algorithm(), s.Size(), want)
+		}
+	}
+	return sums, nil
+}
+
+// ErrTail says that what a checkpoint tells of the last bytes below it is not
+// what they are.
+var ErrTail = errors.New("the bytes that were written last are not those of the checkpoint")
+
+// CheckTail reads what was written last below a checkpoint and compares it. An
+// error is an ErrTail where it differs.
+func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
+	for _, s := range c.Tail {
+		if s.Off < 0 || s.Len < 0 || s.Len > maxTailPiece || s.Off > c.Offset-s.Len {
+			return fmt.Errorf("the checkpoint at %d tells of [%d, +%d): %w", c.Offset, s.Off, s.Len, ErrTail)
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		b := make([]byte, s.Len)
+		if n, err := d.ReadAt(b, s.Off); n < len(b) {
+			return fmt.Errorf("read [%d, %d) back: %w", s.Off, s.Off+s.Len, err)
+		}
+		if sum := crc32.Checksum(b, castagnoli); sum != s.CRC {
+			return fmt.Errorf("[%d, %d) has the checksum %08x, want %08x: %w", s.Off, s.Off+s.Len, sum, s.CRC, ErrTail)
+		}
+	}
+	return nil
+}
+
+// maxTailPiece is the largest request that there is, in bytes.
+const maxTailPiece = 64 << 20
+
+// reopen opens a target again whose connection was lost, as of the last
+// checkpoint. The failures are those since the last progress.
+func (p *pipeline) reopen(ctx context.Context, cause error, failures int) (dst sink.Disk, err error) {
+	o, begun := p.o.Lost, time.Now()
+	for {
+		if failures++; o.Retries >= 0 && failures > o.Retries || time.Since(begun) > o.Patience() {
+			return nil, fmt.Errorf("given up after %d retries: %w", failures-1, cause)
+		}
+		wait := o.Delay(failures)
+		if o.OnRetry != nil {
+			o.OnRetry(cause, wait)
+		}
+		select {
+		case <-time.After(wait):
+		case <-p.o.stop().Done():
+			return nil, errStopped
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		last := p.keeper.last
+		if dst, err = p.o.Reopen(ctx, last.State, last.Offset); err == nil {
+			return dst, nil
+		}
+		if source.IsPermanent(err) {
+			return nil, err
+		}
+		cause = err
+	}
+}

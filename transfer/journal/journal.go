@@ -1,0 +1,276 @@
+// Package journal keeps the checkpoints of a copy in one small file, so that
+// the copy can go on after any end, that of the machine included.
+//
+// The file has two slots, which are written in turn, each durable before the
+// other is touched: a torn one is recognised by its checksum, and the other one
+// still holds. Its size does not depend on the disk's. docs/journal.md has the
+// format.
+package journal
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/transfer"
+)
+
+// Entry is what one slot holds.
+type Entry struct {
+	Copy
+	transfer.Checkpoint
+	sequence uint64
+}
+
+// Copy says which copy a checkpoint is of.
+type Copy struct {
+	Source  string            `json:"source"`  // its identity
+	Proof   string            `json:"proof"`   // by what that is proved: "snapshot", "mtime" or "none"
+	Size    int64             `json:"size"`    // of the disk, bytes
+	Target  string            `json:"target"`  // what is written, and in which way
+	Options map[string]string `json:"options"` // those that decide what is written
+}
+
+const (
+	version  = 1
+	magic    = "vddkcp journal\n\x00"
+	slotSize = 128 << 10
+	header   = len(magic) + 4 + 4 + 8 + 4 // version, length, sequence, checksum
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// ErrVersion is of a journal that another version of vddkcp wrote.
+var ErrVersion = errors.New("written by another version of vddkcp")
+
+// Journal is an open journal, locked against other processes. It is for one
+// goroutine at a time.
+type Journal struct {
+	f       *os.File
+	path    string
+	next    int    // the slot to be written
+	last    uint64 // the sequence number of the one written last
+	durable bool   // the file's name is
+}
+
+// Open opens the journal at path, or makes one, its space reserved. Entries are
+// those that it holds, the newest first: none, one or two. A file that is no
+// journal is an error, and left as it is.
+func Open(path string) (j *Journal, entries []Entry, err error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("journal: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+			err = fmt.Errorf("journal %s: %w", path, err)
+		}
+	}()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("it is no regular file (%s)", info.Mode())
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, nil, errors.New("another process uses it")
+	}
+	j = &Journal{f: f, path: path}
+	if info.Size() == 0 {
+		// Written and not only reserved: what it holds must still fit when
+		// nothing else does.
+		if _, err := f.Write(make([]byte, 2*slotSize)); err != nil {
+			os.Remove(path)
+			return nil, nil, err
+		}
+		return j, nil, nil
+	}
+	entries, err = j.read()
+	return j, entries, err
+}
+
+// Load returns the entries of the journal at path like Open, without making or
+// locking one. None and no error: there is no such file.
+func Load(path string) ([]Entry, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	defer f.Close()
+	j := &Journal{f: f, path: path}
+	entries, err := j.read()
+	if err != nil {
+		err = fmt.Errorf("journal %s: %w", path, err)
+	}
+	return entries, err
+}
+
+func (j *Journal) read() (entries []Entry, err error) {
+	slots := make([]byte, 2*slotSize)
+	n, err := j.f.ReadAt(slots, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, err
+	}
+	slots = slots[:n]
+	foreign := len(bytes.TrimRight(slots, "\x00")) > 0
+	for i := range 2 {
+		e, err := parse(slots[min(i*slotSize, n):min((i+1)*slotSize, n)])
+		if errors.Is(err, ErrVersion) {
+			return nil, err
+		}
+		if err == nil {
+			foreign = false
+			entries = append(entries, e)
+			if e.sequence > j.last {
+				j.last, j.next = e.sequence, 1-i
+			}
+		} else if errors.Is(err, errTorn) {
+			foreign = false
+		}
+	}
+	if foreign {
+		return nil, fmt.Errorf("it begins with %q and is no journal of vddkcp; remove it, or name another place with --journal", slots[:min(n, 16)])
+	}
+	slices.SortFunc(entries, func(a, b Entry) int { return int(int64(b.sequence - a.sequence)) })
+	return entries, nil
+}
+
+var (
+	errNone = errors.New("an empty slot")
+	errTorn = errors.New("a torn slot")
+)
+
+// parse reads one slot.
+func parse(slot []byte) (e Entry, err error) {
+	if len(slot) < header || string(slot[:len(magic)]) != magic {
+		return e, errNone
+	}
+	h := slot[len(magic):]
+	length := binary.LittleEndian.Uint32(h[4:])
+	if int64(length) > int64(len(slot)-header) {
+		return e, errTorn
+	}
+	sum := crc32.Update(crc32.Checksum(slot[:header-4], castagnoli), castagnoli, slot[header:header+int(length)])
+	if sum != binary.LittleEndian.Uint32(h[16:]) {
+		return e, errTorn
+	}
+	if v := binary.LittleEndian.Uint32(h); v != version {
+		return e, fmt.Errorf("%w: it has version %d, want %d", ErrVersion, v, version)
+	}
+	if err := json.Unmarshal(slot[header:header+int(length)], &e); err != nil {
+		return e, errTorn
+	}
+	if e.Size < 0 || e.Offset < 0 || e.Offset > e.Size {
+		return e, errTorn
+	}
+	e.sequence = binary.LittleEndian.Uint64(h[8:])
+	return e, nil
+}
+
+// Write makes an entry durable, in the place of the older one.
+func (j *Journal) Write(e Entry) error {
+	payload, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("journal %s: %w", j.path, err)
+	}
+	if len(payload) > slotSize-header {
+		return fmt.Errorf("journal %s: a checkpoint of %d bytes, and a slot takes %d", j.path, len(payload), slotSize-header)
+	}
+	slot := make([]byte, 0, header+len(payload))
+	slot = append(slot, magic...)
+	slot = binary.LittleEndian.AppendUint32(slot, version)
+	slot = binary.LittleEndian.AppendUint32(slot, uint32(len(payload)))
+	slot = binary.LittleEndian.AppendUint64(slot, j.last+1)
+	slot = binary.LittleEndian.AppendUint32(slot, crc32.Update(crc32.Checksum(slot, castagnoli), castagnoli, payload))
+	slot = append(slot, payload...)
+	if _, err := j.f.WriteAt(slot, int64(j.next)*slotSize); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if err := unix.Fdatasync(int(j.f.Fd())); err != nil {
+		return fmt.Errorf("journal %s: fdatasync: %w", j.path, err)
+	}
+	if !j.durable {
+		if err := syncFolder(j.path); err != nil {
+			return fmt.Errorf("journal: %w", err)
+		}
+		j.durable = true
+	}
+	j.last, j.next = j.last+1, 1-j.next
+	return nil
+}
+
+func syncFolder(path string) error {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := dir.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
+		return err
+	}
+	return nil
+}
+
+// Close keeps the journal for a later run.
+func (j *Journal) Close() error { return j.f.Close() }
+
+// Remove closes and removes the journal: the copy is whole, or given up.
+func (j *Journal) Remove() error {
+	defer j.f.Close()
+	// Only what this process has locked.
+	held, err := j.f.Stat()
+	if err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if named, err := os.Lstat(j.path); err != nil || !os.SameFile(held, named) {
+		return nil
+	}
+	if err := os.Remove(j.path); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	return nil
+}
+
+// Differs says in what c is another copy than that of a checkpoint, want: ""
+// where it is the same.
+func (c Copy) Differs(want Copy) string {
+	switch {
+	case c.Size != want.Size:
+		return fmt.Sprintf("the source has %d bytes, and had %d", c.Size, want.Size)
+	case c.Source != want.Source:
+		return fmt.Sprintf("the source is %s, and was %s", c.Source, want.Source)
+	case c.Target != want.Target:
+		return fmt.Sprintf("the target is a %s, and was a %s", c.Target, want.Target)
+	}
+	for _, name := range optionNames(c.Options, want.Options) {
+		if c.Options[name] != want.Options[name] {
+			return fmt.Sprintf("--%s is %q, and was %q", name, c.Options[name], want.Options[name])
+		}
+	}
+	return ""
+}
+
+func optionNames(sets ...map[string]string) (names []string) {
+	for _, set := range sets {
+		for name := range set {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
