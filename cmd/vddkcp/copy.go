@@ -52,6 +52,9 @@ type copyFlags struct {
 	RateLimit   rate          `help:"Most bytes to read in a second." placeholder:"BYTES/s" group:"Speed:"`
 	Cache       string        `help:"Whether what is copied may stay in the page cache: keep or drop (default: drop when it is more than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
 
+	Resume  bool   `help:"Go on with an earlier copy that stopped, where there is one." group:"Target:"`
+	Journal string `help:"Where the copy notes how far it is (default: beside DST, or in the user's folder for state)." placeholder:"FILE" type:"path" group:"Target:"`
+
 	Progress string     `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 	Report   string     `help:"Write a JSON report here at the end, also of a failure." placeholder:"FILE" type:"path" group:"Report:"`
 	Digest   digestFlag `help:"A digest of the content into the log and the report: =blksum (default) or =sha256." group:"Report:"`
@@ -158,6 +161,8 @@ type job struct {
 	counters *progress.Counters
 	opener   *sourceopen.Opener
 	info     source.Info // of the source, where it has one
+
+	resumption resumption
 }
 
 func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
@@ -179,6 +184,10 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
 	}
 	err = shown(display, func() error { return j.run(ctx) })
+	var resumable *transfer.ResumableError
+	if errors.As(err, &resumable) {
+		err = &hintedError{err, fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)}
+	}
 	if err != nil {
 		// Most errors name the source already.
 		if !strings.Contains(err.Error(), c.Src) {
@@ -295,7 +304,18 @@ func (j *job) run(ctx context.Context) error {
 	if j.Size != nil {
 		return &usageError{err: fmt.Errorf("--size is for a stream on standard input, and %s has its own", j.Src)}
 	}
-	src, err := j.opener.Open(ctx, j.Src, j.SourceFormat)
+	if err := j.prepareResume(); err != nil {
+		return err
+	}
+	// What is copied can go on later if it is finished in order, and a signal
+	// leaves it time for that.
+	work := ctx
+	if j.resumption.path != "" {
+		drained, cancel := drain(ctx, grace)
+		defer cancel()
+		work = drained
+	}
+	src, err := j.opener.Open(work, j.Src, j.SourceFormat)
 	if err != nil {
 		return err
 	}
@@ -305,8 +325,11 @@ func (j *job) run(ctx context.Context) error {
 		j.info = d.Info()
 	}
 	// First without the space it takes: what can be refused at once is.
-	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(0, nil))
+	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(0, nil)))
 	if err != nil {
+		return err
+	}
+	if err := j.resumable(ctx, src, target); err != nil {
 		return err
 	}
 	plan, err := transfer.NewPlanWithin(ctx, src, j.patience())
@@ -328,8 +351,13 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	need := plan.Data - shared
-	target, err = sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(need, j.warn))
-	if err != nil {
+	if entries := j.resumption.entries; len(entries) > 0 {
+		need = min(need, plan.DataFrom(entries[0].Offset))
+	}
+	planTarget := func() (*sinkopen.Target, error) {
+		return sinkopen.Plan(work, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(need, j.warn)))
+	}
+	if target, err = planTarget(); err != nil {
 		return err
 	}
 	j.report.Format = target.Format
@@ -347,12 +375,28 @@ func (j *job) run(ctx context.Context) error {
 	if err := j.verifyManifest(ctx, src); err != nil {
 		return err
 	}
-	dst, err := target.Create(ctx)
+	dst, err := j.openTarget(work, src, target, planTarget)
 	if err != nil {
 		return err
 	}
-	j.result, err = transfer.Copy(ctx, src, dst, plan, j.options())
-	return err
+	o := j.options()
+	ended, err := j.keep(ctx, &o)
+	if err != nil {
+		return errors.Join(err, dst.Abort())
+	}
+	if target.Kind == "NBD export" {
+		o.Reopen = func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) {
+			to := j.targetOptions(need, nil)
+			to.State, to.Resume = state, resume
+			return sinkopen.Create(ctx, j.Dst, src.Size(), to)
+		}
+		o.Lost = j.opener.Retry
+		o.Lost.OnRetry = func(err error, wait time.Duration) {
+			j.log.Warn("the target is opened again, from the last checkpoint on", "wait", wait.Round(time.Millisecond), "error", err)
+		}
+	}
+	j.result, err = transfer.Copy(work, src, dst, plan, o)
+	return ended(err)
 }
 
 // patience is how long a copy waits for the extents before it begins to read:

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -35,7 +36,7 @@ type cli struct {
 func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
 	return kong.New(c,
 		kong.Name("vddkcp"),
-		kong.Description("Copies VMware virtual disks to raw files, block devices and pipes, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
+		kong.Description("Copies VMware virtual disks to raw files, block devices and pipes, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can go on; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
@@ -101,7 +102,27 @@ const (
 	exitFailed     = 1
 	exitUsage      = 2
 	exitDifference = 3
+	exitCanResume  = 75
 )
+
+// drain returns a context that ends so long after ctx, with the same cause: for
+// what is to be finished once a signal has come.
+func drain(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	drained, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel(context.Cause(ctx))
+		case <-drained.Done():
+		}
+	})
+	return drained, func() {
+		stop()
+		cancel(nil)
+	}
+}
 
 // usageError is a mistake of the caller's, with exit status 2.
 type usageError struct {
@@ -173,6 +194,8 @@ func exitStatus(err error) int {
 		return exitUsage
 	case errors.As(err, new(*differenceError)), errors.As(err, new(*transfer.MismatchError)), errors.As(err, new(*sourceopen.ManifestError)):
 		return exitDifference
+	case errors.As(err, new(*transfer.ResumableError)):
+		return exitCanResume
 	}
 	return exitFailed
 }

@@ -39,6 +39,7 @@ type Options struct {
 	Format        string // "raw" or "vmdk"; "" goes by the name
 	Compress      string // METHOD or METHOD:LEVEL; "" is the format's default
 	Force         bool
+	DropPartial   bool
 	Preallocation raw.Preallocation
 	TargetIsZero  bool
 	DropCache     bool
@@ -51,7 +52,7 @@ type Options struct {
 
 func (o Options) raw() raw.Options {
 	return raw.Options{
-		Options: o.Options, Force: o.Force, Preallocation: o.Preallocation, TargetIsZero: o.TargetIsZero,
+		Options: o.Options, Force: o.Force, DropPartial: o.DropPartial, Preallocation: o.Preallocation, TargetIsZero: o.TargetIsZero,
 		DropCache: o.DropCache, Need: o.Need, Source: o.Source, Warn: o.Warn,
 	}
 }
@@ -66,6 +67,49 @@ type Target struct {
 	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
 	CloneUnit func(*os.File) int64
 	create    func(context.Context) (sink.Disk, error)
+}
+
+// Place is where a target is written, as far as its address tells.
+type Place struct {
+	Kind    string // as Target's; "" where the address tells of no target
+	Partial string // of a file: its path until it is published
+}
+
+// PlaceOf looks at an address without asking what Plan asks.
+func PlaceOf(address string) Place {
+	switch {
+	case address == "null:":
+		return Place{Kind: "null"}
+	case address == "-":
+		return Place{Kind: "stream"}
+	case nbd.IsURI(address):
+		return Place{Kind: "NBD export"}
+	}
+	if info, err := os.Stat(address); err == nil {
+		switch info.Mode().Type() {
+		case fs.ModeDevice:
+			return Place{Kind: "block device"}
+		case fs.ModeNamedPipe, fs.ModeDevice | fs.ModeCharDevice:
+			return Place{Kind: "stream"}
+		}
+	}
+	partial, err := raw.Partial(address)
+	if err != nil {
+		return Place{} // Plan says why
+	}
+	return Place{"file", partial}
+}
+
+// FormatOf is the format that a target is written in: the one that is given, or
+// what the name of a file says.
+func FormatOf(address, format string) string {
+	if format != "" {
+		return format
+	}
+	if strings.EqualFold(filepath.Ext(address), ".vmdk") && PlaceOf(address).Kind == "file" {
+		return "vmdk"
+	}
+	return "raw"
 }
 
 // String says what the target is: "raw file", "vmdk stream".
@@ -108,19 +152,15 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 	if address == "" {
 		return nil, usage("the target is empty: want a path, - or null:")
 	}
-	plan := planRaw
-	if o.Format == "vmdk" {
-		plan = planVMDK
+	if FormatOf(address, o.Format) == "vmdk" {
+		return planVMDK(address, size, o)
 	}
-	t, err := plan(address, size, o)
-	if err == nil && t.Format == "raw" && o.Compress != "" && o.Compress != "none" {
+	if o.Compress != "" && o.Compress != "none" {
 		return nil, usage("%s: --compress %s: a raw disk is not compressed", address, o.Compress)
 	}
-	return t, err
+	return planRaw(address, size, o)
 }
 
-// planRaw plans a raw disk, or what the name of a file says where no format is
-// given.
 func planRaw(address string, size int64, o Options) (*Target, error) {
 	if address == "null:" {
 		return &Target{Address: address, Format: "raw", Kind: "null", Zeroed: true, create: func(ctx context.Context) (sink.Disk, error) {
@@ -152,8 +192,6 @@ func notWritten(address, format string) error {
 func planFile(address string, size int64, o Options) (*Target, error) {
 	if o.Format == "" {
 		switch ext := strings.ToLower(filepath.Ext(address)); ext {
-		case ".vmdk":
-			return planVMDK(address, size, o)
 		case ".qcow2":
 			return nil, fmt.Errorf("%w; with --format raw it is written as a raw disk", notWritten(address, ext[1:]))
 		case ".qcow", ".qed", ".vdi", ".vhd", ".vhdx", ".ova", ".ovf":

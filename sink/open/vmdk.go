@@ -3,10 +3,7 @@ package open
 import (
 	"context"
 	"fmt"
-	"io/fs"
-	"os"
 
-	"vddkcp/nbd"
 	"vddkcp/sink"
 	"vddkcp/sink/raw"
 	"vddkcp/sink/vmdk"
@@ -30,8 +27,10 @@ func planVMDK(address string, size int64, o Options) (*Target, error) {
 		return nil, usage("%s: --preallocation %s is for raw targets: a streamOptimized VMDK has nothing but compressed grains", address, o.Preallocation)
 	case o.State != nil:
 		return nil, usage("%s: a streamOptimized VMDK is written in one go and can't be resumed", address)
-	case nbd.IsURI(address) || isDevice(address):
-		return nil, usage("%s: a streamOptimized VMDK is a file or a stream, want a path, - or a FIFO", address)
+	}
+	switch kind := PlaceOf(address).Kind; kind {
+	case "block device", "NBD export":
+		return nil, usage("%s: a streamOptimized VMDK is a file or a stream, not the content of this kind of target (%s)", address, kind)
 	}
 	out := o
 	out.Format = "raw"
@@ -49,11 +48,6 @@ func planVMDK(address string, size int64, o Options) (*Target, error) {
 		}
 		return vmdk.Create(ctx, d, address, size, vmdk.Options{Options: o.Options, Level: level})
 	}}, nil
-}
-
-func isDevice(address string) bool {
-	info, err := os.Stat(address)
-	return err == nil && info.Mode().Type() == fs.ModeDevice
 }
 
 // zlibLevel is the level of a VMDK's compression, 0 for the default one.
