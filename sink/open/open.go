@@ -106,7 +106,11 @@ func FormatOf(address, format string) string {
 	if format != "" {
 		return format
 	}
-	if strings.EqualFold(filepath.Ext(address), ".vmdk") && PlaceOf(address).Kind == "file" {
+	if !strings.EqualFold(filepath.Ext(address), ".vmdk") {
+		return "raw"
+	}
+	switch PlaceOf(address).Kind {
+	case "file", "": // what is no target at all is no other one
 		return "vmdk"
 	}
 	return "raw"
