@@ -156,7 +156,7 @@ var shapes = []struct {
 	{"full of what does not", 33<<20 + 5*512, []layer{{0, noise(33<<20 + 5*512)}}},
 	{"a table exactly", 32 << 20, []layer{{0, text(1)}, {32<<20 - 1, text(1)}}},
 	{"a sector more than a table", 32<<20 + 512, []layer{{32 << 20, text(512)}}},
-	{"sparse", 300<<20 + 512, []layer{{1 << 20, noise(300 << 10)}, {64<<20 - 100, text(200)}, {160 << 20, noise(1)}, {300 << 20, text(512)}}},
+	{"sparse", 130<<20 + 512, []layer{{1 << 20, noise(300 << 10)}, {64<<20 - 100, text(200)}, {100 << 20, noise(1)}, {130 << 20, text(512)}}},
 	{"5 TiB mostly empty", 5<<40 + 7*512, []layer{{0, text(4096)}, {1<<40 + 12345, noise(100000)}, {5 << 40, noise(7 * 512)}}},
 }
 

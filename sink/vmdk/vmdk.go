@@ -179,7 +179,7 @@ func (d *disk) NewEncoding() sink.Encoding { return newEncoding(d.level) }
 
 // Place implements sink.Encoder.
 func (d *disk) Place(off int64, enc []byte, plain bool) error {
-	return d.call(d.Context, off, min(grainSize, d.Size-off), func() error {
+	return d.call(d.Context, off, max(min(grainSize, d.Size-off), 1), func() error {
 		if plain || len(enc) == 0 || len(enc) > maxPacked {
 			return fmt.Errorf("%s: the grain at %d has %d encoded bytes (plain: %v), want what an Encoding made", d.Name, off, len(enc), plain)
 		}
