@@ -38,7 +38,8 @@ import (
 type copyFlags struct {
 	sourceFlags
 
-	Format        string         `help:"Format of DST whatever its name: raw." enum:",raw" default:"" placeholder:"FORMAT" group:"Target:"`
+	Format        string         `help:"Format of DST whatever its name: raw or vmdk (streamOptimized)." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
+	Compress      string         `help:"Compression of the clusters of a qcow2 (none, zlib, zstd; with :LEVEL) or the grains of a VMDK (zlib)." placeholder:"METHOD[:LEVEL]" group:"Target:"`
 	Force         bool           `help:"Replace an existing file." group:"Target:"`
 	Preallocation string         `help:"What becomes of holes: off (sparse), falloc (reserved) or full (written)." enum:"off,falloc,full" default:"off" group:"Target:"`
 	Sparse        *bytesize.Size `help:"Runs of zeros of at least this size become holes (4KiB); 0 keeps them as data." placeholder:"SIZE" group:"Target:"`
@@ -161,6 +162,7 @@ type job struct {
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
+	info     source.Info // of the source, where it has one
 
 	resumption resumption
 }
@@ -329,6 +331,9 @@ func (j *job) run(ctx context.Context) error {
 	defer src.Close()
 	defer j.countSource(src)
 	j.report.VirtualSize = src.Size()
+	if d, ok := source.Ability[source.Described](src); ok {
+		j.info = d.Info()
+	}
 	// First without the space it takes: what can be refused at once is.
 	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(0, nil)))
 	if err != nil {
@@ -539,7 +544,8 @@ func looksLikeVMDK(path string) bool {
 // bytes.
 func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 	return sinkopen.Options{
-		Format: j.Format, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
+		Options: sink.Options{Info: j.info},
+		Format:  j.Format, Compress: j.Compress, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
 		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections), Timeout: time.Duration(j.Timeout)},
 	}

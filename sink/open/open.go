@@ -36,7 +36,8 @@ func usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(fo
 // names, and replaces nothing. The fields are explained at raw.Options.
 type Options struct {
 	sink.Options
-	Format        string // "raw"; "" goes by the name
+	Format        string // "raw" or "vmdk"; "" goes by the name
+	Compress      string // METHOD or METHOD:LEVEL; "" is the format's default
 	Force         bool
 	DropPartial   bool
 	Preallocation raw.Preallocation
@@ -60,7 +61,7 @@ func (o Options) raw() raw.Options {
 // anything.
 type Target struct {
 	Address string
-	Format  string // "raw"
+	Format  string // "raw" or "vmdk"
 	Kind    string // "file", "block device", "NBD export", "stream" or "null"
 	Zeroed  bool   // what is not written will read as zeros, see sink.Zeroed
 	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
@@ -99,7 +100,23 @@ func PlaceOf(address string) Place {
 	return Place{"file", partial}
 }
 
-// String says what the target is: "raw file", "raw block device".
+// FormatOf is the format that a target is written in: the one that is given, or
+// what the name of a file says.
+func FormatOf(address, format string) string {
+	if format != "" {
+		return format
+	}
+	if !strings.EqualFold(filepath.Ext(address), ".vmdk") {
+		return "raw"
+	}
+	switch PlaceOf(address).Kind {
+	case "file", "": // what is no target at all is no other one
+		return "vmdk"
+	}
+	return "raw"
+}
+
+// String says what the target is: "raw file", "vmdk stream".
 func (t *Target) String() string { return t.Format + " " + t.Kind }
 
 // Create makes the target, or opens it.
@@ -115,7 +132,7 @@ func Create(ctx context.Context, address string, size int64, o Options) (sink.Di
 }
 
 // Plan finds out what address means for a disk of size bytes, which may be
-// sink.UnknownSize: all that is written here is a sink.Sizer but NBD exports. It is a file, an
+// sink.UnknownSize: all that is written raw is a sink.Sizer but NBD exports. It is a file, an
 // existing block device, FIFO or character device, an NBD URI, "-" for standard
 // output, or "null:". It refuses what can be refused before anything is read, made or
 // changed: an address or format that is not written, a target that exists, is
@@ -130,8 +147,8 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 		return nil, fmt.Errorf("%s: a disk of %d bytes", address, size)
 	}
 	switch o.Format {
-	case "", "raw":
-	case "qcow2", "vmdk":
+	case "", "raw", "vmdk":
+	case "qcow2":
 		return nil, notWritten(address, o.Format)
 	default:
 		return nil, usage("format %q: want raw, qcow2 or vmdk", o.Format)
@@ -139,6 +156,16 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 	if address == "" {
 		return nil, usage("the target is empty: want a path, - or null:")
 	}
+	if FormatOf(address, o.Format) == "vmdk" {
+		return planVMDK(address, size, o)
+	}
+	if o.Compress != "" && o.Compress != "none" {
+		return nil, usage("%s: --compress %s: a raw disk is not compressed", address, o.Compress)
+	}
+	return planRaw(address, size, o)
+}
+
+func planRaw(address string, size int64, o Options) (*Target, error) {
 	if address == "null:" {
 		return &Target{Address: address, Format: "raw", Kind: "null", Zeroed: true, create: func(ctx context.Context) (sink.Disk, error) {
 			return raw.Null(ctx, size), nil
@@ -169,7 +196,7 @@ func notWritten(address, format string) error {
 func planFile(address string, size int64, o Options) (*Target, error) {
 	if o.Format == "" {
 		switch ext := strings.ToLower(filepath.Ext(address)); ext {
-		case ".qcow2", ".vmdk":
+		case ".qcow2":
 			return nil, fmt.Errorf("%w; with --format raw it is written as a raw disk", notWritten(address, ext[1:]))
 		case ".qcow", ".qed", ".vdi", ".vhd", ".vhdx", ".ova", ".ovf":
 			return nil, usage("%s: format %s is not written; name the target otherwise, or say --format", address, ext[1:])
