@@ -36,7 +36,7 @@ func usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(fo
 // names, and replaces nothing. The fields are explained at raw.Options.
 type Options struct {
 	sink.Options
-	Format        string // "raw"; "" goes by the name
+	Format        string // "raw" or "qcow2"; "" goes by the name
 	Force         bool
 	Preallocation raw.Preallocation
 	TargetIsZero  bool
@@ -46,6 +46,12 @@ type Options struct {
 	Warn          func(message string)
 	Stdout        *os.File       // what "-" means; nil: os.Stdout
 	NBD           client.Options // its Warn is not looked at
+
+	// Of qcow2, explained at qcow2.Options.
+	ClusterSize                int64  // bytes
+	Compression                string // "none", "zlib" or "zstd"
+	Level                      int
+	BackingName, BackingFormat string
 }
 
 func (o Options) raw() raw.Options {
@@ -59,7 +65,7 @@ func (o Options) raw() raw.Options {
 // anything.
 type Target struct {
 	Address string
-	Format  string // "raw"
+	Format  string // "raw" or "qcow2"
 	Kind    string // "file", "block device", "NBD export", "stream" or "null"
 	Zeroed  bool   // what is not written will read as zeros, see sink.Zeroed
 	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
@@ -98,14 +104,19 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 		return nil, fmt.Errorf("%s: a disk of %d bytes", address, size)
 	}
 	switch o.Format {
-	case "", "raw":
-	case "qcow2", "vmdk":
+	case "", "raw", "qcow2":
+	case "vmdk":
 		return nil, notWritten(address, o.Format)
 	default:
 		return nil, usage("format %q: want raw, qcow2 or vmdk", o.Format)
 	}
 	if address == "" {
 		return nil, usage("the target is empty: want a path, - or null:")
+	}
+	if format := formatOf(address, o); format == "qcow2" {
+		return planQcow2(address, size, o)
+	} else if option := o.ofImages(); option != "" {
+		return nil, usage("%s: %s is for qcow2 images", address, option)
 	}
 	if address == "null:" {
 		return &Target{Address: address, Format: "raw", Kind: "null", Zeroed: true, create: func(ctx context.Context) (sink.Disk, error) {
@@ -137,7 +148,7 @@ func notWritten(address, format string) error {
 func planFile(address string, size int64, o Options) (*Target, error) {
 	if o.Format == "" {
 		switch ext := strings.ToLower(filepath.Ext(address)); ext {
-		case ".qcow2", ".vmdk":
+		case ".vmdk":
 			return nil, fmt.Errorf("%w; with --format raw it is written as a raw disk", notWritten(address, ext[1:]))
 		case ".qcow", ".qed", ".vdi", ".vhd", ".vhdx", ".ova", ".ovf":
 			return nil, usage("%s: format %s is not written; name the target otherwise, or say --format", address, ext[1:])
