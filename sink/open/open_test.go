@@ -95,7 +95,12 @@ func TestRefused(t *testing.T) {
 		text    string
 	}{
 		{"", open.Options{}, size, usage, "empty"},
-		{"disk.qcow2", open.Options{}, size, open.ErrNotWritten, "--format raw"},
+		{"disk.qcow2", open.Options{}, sink.UnknownSize, usage, "--size"},
+		{"disk.qcow2", open.Options{Preallocation: raw.PreallocateFull}, 512, usage, "--preallocation full"},
+		{"disk.qcow2", open.Options{Compress: "zstd:23"}, 512, usage, "1 to 22"},
+		{"disk.qcow2", open.Options{ClusterSize: 3 << 10}, 512, usage, "cluster"},
+		{"disk.raw", open.Options{ClusterSize: 64 << 10}, 512, usage, "--cluster-size is not for raw disks"},
+		{"disk.vmdk", open.Options{ClusterSize: 64 << 10}, 512, usage, "--cluster-size is of qcow2"},
 		{"disk.VMDK", open.Options{}, size, nil, "a multiple of 512 bytes"},
 		{"disk.vmdk", open.Options{}, 0, nil, "0 bytes"},
 		{"disk.vmdk", open.Options{}, 64<<40 + 512, nil, "64 TiB"},
@@ -107,16 +112,16 @@ func TestRefused(t *testing.T) {
 		{"disk.vmdk", open.Options{Compress: "zlib:10"}, 512, usage, "1 to 9"},
 		{"disk.vmdk", open.Options{Compress: "zlib:"}, 512, usage, "a level from 1 on"},
 		{"disk.vmdk", open.Options{Compress: "lz4"}, 512, usage, "want none, zlib or zstd"},
-		{"disk.raw", open.Options{Compress: "zlib"}, size, usage, "a raw disk is not compressed"},
+		{"disk.raw", open.Options{Compress: "zlib"}, size, usage, "--compress zlib is not for raw disks"},
 		{"nbd://host/export", open.Options{Format: "vmdk"}, 512, usage, "NBD export"},
 		{"exists.raw", open.Options{Format: "vmdk"}, 512, fs.ErrExist, "--force"},
-		{"disk.raw", open.Options{Format: "qcow2"}, size, open.ErrNotWritten, "format qcow2"},
+		{"exists.raw", open.Options{Format: "qcow2"}, 512, fs.ErrExist, "--force"},
 		{"-", open.Options{Format: "vmdk"}, sink.UnknownSize, usage, "--size"},
-		{"-", open.Options{Format: "qcow2"}, size, open.ErrNotWritten, "format qcow2"},
+		{"-", open.Options{Format: "qcow2"}, size, usage, "files and block devices only"},
 		{"disk.raw", open.Options{Format: "vdi"}, size, usage, `"vdi"`},
 		{"nbd://host/export", open.Options{}, sink.UnknownSize, usage, "--size"},
 		{"NBDS+unix:///?socket=s&unknown=1", open.Options{}, size, usage, "unknown"},
-		{"nbd://host", open.Options{Format: "qcow2"}, size, open.ErrNotWritten, "format qcow2"},
+		{"nbd://host", open.Options{Format: "qcow2"}, size, usage, "files and block devices only"},
 		{"disk.qcow", open.Options{}, size, usage, "--format"},
 		{"disk.qed", open.Options{}, size, usage, "--format"},
 		{"disk.vdi", open.Options{}, size, usage, "--format"},
@@ -141,7 +146,7 @@ func TestRefused(t *testing.T) {
 			continue
 		case c.want == usage && !errors.As(err, &isUsage), c.want != usage && errors.As(err, &isUsage):
 			t.Errorf("%q %+v: %T %v", c.address, c.o, err, err)
-		case c.want != nil && c.want != usage && !errors.Is(err, c.want), c.want != open.ErrNotWritten && errors.Is(err, open.ErrNotWritten):
+		case c.want != nil && c.want != usage && !errors.Is(err, c.want):
 			t.Errorf("%q %+v: %v, want %v", c.address, c.o, err, c.want)
 		}
 		if !strings.Contains(err.Error(), c.text) {
@@ -163,7 +168,7 @@ func TestFormatOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ address, format, want string }{
-		{"disk", "", "raw"}, {"disk.raw", "", "raw"}, {"disk.vmdk", "", "vmdk"}, {"[ds] vm/DISK.VMDK", "", "vmdk"},
+		{"disk", "", "raw"}, {"disk.raw", "", "raw"}, {"disk.vmdk", "", "vmdk"}, {"disk.QCOW2", "", "qcow2"}, {"[ds] vm/DISK.VMDK", "", "vmdk"},
 		{"disk.vmdk", "raw", "raw"}, {"disk", "vmdk", "vmdk"}, {"-", "", "raw"}, {"-", "vmdk", "vmdk"}, {"null:", "", "raw"},
 		{"nbd://host/disk.vmdk", "", "raw"}, {fifo, "", "raw"}, {fifo, "vmdk", "vmdk"},
 	} {

@@ -23,6 +23,10 @@ func planVMDK(address string, size int64, o Options) (*Target, error) {
 		return nil, err
 	}
 	switch {
+	case o.ClusterSize != 0:
+		return nil, usage("%s: --cluster-size is of qcow2: the grains of a streamOptimized VMDK have 64KiB", address)
+	case o.BackingName != "":
+		return nil, usage("%s: --backing is of qcow2: a streamOptimized VMDK is always whole", address)
 	case o.Preallocation != "" && o.Preallocation != raw.PreallocateOff:
 		return nil, usage("%s: --preallocation %s is for raw targets: a streamOptimized VMDK has nothing but compressed grains", address, o.Preallocation)
 	case o.State != nil:
