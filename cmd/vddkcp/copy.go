@@ -156,6 +156,7 @@ type job struct {
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
+	source   source.Disk // nil until it is open
 }
 
 func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
@@ -179,6 +180,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
 	}
 	err = shown(display, func() error { return j.run(ctx) })
+	j.countSource(err)
 	if err != nil {
 		// Most errors name the source already.
 		if !strings.Contains(err.Error(), c.Src) {
@@ -305,6 +307,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
+	j.source = src
 	j.report.VirtualSize = src.Size()
 	// First without the space it takes: what can be refused at once is.
 	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(0, nil))
