@@ -136,7 +136,6 @@ func (d *Disk) tuneLocked(now time.Duration, n int64) {
 		h := d.handles[len(d.handles)-1] // the first one stays
 		if !h.retiring {
 			h.retiring = true
-			d.debug("datapath", "one connection less", "connections", want)
 			if h.inFlight+h.waiting == 0 {
 				d.retireLocked(h)
 			}
@@ -196,10 +195,11 @@ func (d *Disk) addHandle(free func()) (added bool) {
 		}
 		return false
 	}
+	h := newHandle(d, false, free)
+	defer d.debug("datapath", "one connection more")
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.growing = false
-	h := newHandle(d, false, free)
 	h.session = s
 	d.handles = append(d.handles, h)
 	d.most = max(d.most, len(d.handles))
@@ -208,7 +208,6 @@ func (d *Disk) addHandle(free func()) (added bool) {
 	for _, o := range d.handles {
 		o.turn.Broadcast() // some of those who wait may go to the new one
 	}
-	d.debug("datapath", "one connection more", "connections", len(d.handles))
 	d.background.Add(1)
 	go d.run(h, s)
 	return true

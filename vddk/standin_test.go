@@ -132,7 +132,7 @@ func (s *standIn) checkGone() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, pid := range s.pids {
-		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && strings.Contains(string(stat), fmt.Sprintf(") ")) &&
+		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && strings.Contains(string(stat), ") ") &&
 			strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))[1] == fmt.Sprint(os.Getpid()) {
 			s.t.Errorf("worker %d is still there: %s", pid, stat)
 		}
