@@ -250,6 +250,7 @@ func (d *Disk) openFirst(ctx context.Context) error {
 	case d.o.Connections > 1:
 		d.growing = true
 		d.background.Go(func() {
+			defer d.grown()
 			for range connections - 1 {
 				if !d.addHandle(func() {}) {
 					break
