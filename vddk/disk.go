@@ -250,6 +250,7 @@ func (d *Disk) openFirst(ctx context.Context) error {
 	case d.o.Connections > 1:
 		d.growing = true
 		d.background.Go(func() {
+			defer d.grown()
 			for range connections - 1 {
 				if !d.addHandle(func() {}) {
 					break
@@ -330,15 +331,16 @@ func adapterType(n int) string {
 
 // Stats tells how the disk has been read so far; also after Close.
 func (d *Disk) Stats() source.Stats {
+	extents := d.allocation.source()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	connections := d.most
 	if d.tuner != nil {
-		connections = d.tuner.want
+		connections = d.tuner.settled()
 	}
 	return source.Stats{
 		Transport: d.first.Transport, Library: d.libraryVersion(), Connections: connections,
-		Retries: d.retries.Load(), Restarts: d.restarts.Load(), ExtentsSource: d.allocation.source(),
+		Retries: d.retries.Load(), Restarts: d.restarts.Load(), ExtentsSource: extents,
 	}
 }
 

@@ -20,7 +20,7 @@ type allocationQueries struct {
 	chunks uint64 // whole ones: what is behind can't be asked about
 	cache  *windows
 
-	mu     sync.Mutex
+	mu     sync.Mutex     // before Disk.mu
 	off    bool           // queries don't work, or there is no such function
 	lost   int            // workers in queries, in a row
 	most   uint64         // chunks of a query
@@ -201,7 +201,11 @@ func (d *Disk) queryWindow(number int64) (*allocation, error) {
 		}
 		got, err := d.query(first+done, n)
 		if err == nil {
-			blocks = append(blocks, got...)
+			if blocks == nil {
+				blocks = got // most often all
+			} else {
+				blocks = append(blocks, got...)
+			}
 			done += n
 			continue
 		}
@@ -223,34 +227,39 @@ func (d *Disk) queryWindow(number int64) (*allocation, error) {
 // queryFailed decides on a query of n chunks that failed: whether to ask again,
 // maybe for less.
 func (d *Disk) queryFailed(n uint64, err error) (retry bool, dead error) {
-	q := &d.allocation
+	d.mu.Lock()
+	dead = d.dead
+	d.mu.Unlock()
+	if dead != nil {
+		return false, dead
+	}
+	if d.allocation.askAgain(n, err) {
+		return true, nil
+	}
+	d.queriesOff(err)
+	return false, nil
+}
+
+func (q *allocationQueries) askAgain(n uint64, err error) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if isLost(err) {
 		// It may have been the query that cost the worker.
-		if q.lost++; q.lost < 2 {
-			return true, nil
-		}
-	} else if e := asError(err); e == nil {
-		d.mu.Lock()
-		dead := d.dead
-		d.mu.Unlock()
-		if dead != nil {
-			return false, dead
-		}
-	} else if e.code() != worker.CodeNotSupported && n > leastQuery {
-		q.most = min(q.most, (n+1)/2)
-		return true, nil
+		q.lost++
+		return q.lost < 2
 	}
-	q.off = true
-	d.warnNoQueries(err)
-	return false, nil
+	e := asError(err)
+	if e == nil || e.code() == worker.CodeNotSupported || n <= leastQuery {
+		return false
+	}
+	q.most = min(q.most, (n+1)/2)
+	return true
 }
 
 func (d *Disk) queriesOff(why error) {
 	d.allocation.mu.Lock()
-	defer d.allocation.mu.Unlock()
 	d.allocation.off = true
+	d.allocation.mu.Unlock()
 	d.warnNoQueries(why)
 }
 

@@ -168,6 +168,7 @@ type job struct {
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
+	source   source.Disk // nil until it is open
 	info     source.Info // of the source, where it has one
 	backing  source.Disk // of the target; nil: none
 
@@ -195,6 +196,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
 	}
 	err = shown(display, func() error { return j.run(ctx) })
+	j.countSource(err)
 	var resumable *transfer.ResumableError
 	if errors.As(err, &resumable) {
 		err = &hintedError{err, fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)}
@@ -336,7 +338,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
-	defer j.countSource(src)
+	j.source = src
 	j.report.VirtualSize = src.Size()
 	if d, ok := source.Ability[source.Described](src); ok {
 		j.info = d.Info()
@@ -529,20 +531,6 @@ func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
 	}
 	j.log.Debug("the manifest agrees")
 	return nil
-}
-
-// countSource fills in what the report says of how the source was read.
-func (j *job) countSource(src source.Disk) {
-	c, ok := source.Ability[source.Counted](src)
-	if !ok {
-		return
-	}
-	s := c.Stats()
-	j.report.Transport, j.report.VDDKVersion, j.report.Connections = s.Transport, s.Library, s.Connections
-	j.report.Retries, j.report.WorkerRestarts = s.Retries, s.Restarts
-	if s.ExtentsSource != "" {
-		j.report.ExtentsSource = s.ExtentsSource
-	}
 }
 
 // requests is how many reads are in flight: Depth on each connection that the
