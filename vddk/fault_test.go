@@ -457,6 +457,7 @@ func newWritable(t *testing.T, size int, o Options) (*fakeHost, *memoryDisk, *Di
 func TestWrite(t *testing.T) {
 	for _, o := range []Options{{}, {RequestSize: 4096, Depth: 1}} {
 		host, m, d := newWritable(t, 2*mib+512, o)
+		host.delay = 20 * time.Microsecond // time for others between a read and its write
 		want := bytes.Clone(m.b)
 		var wg sync.WaitGroup
 		const writers = 8
