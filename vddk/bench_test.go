@@ -95,3 +95,38 @@ func BenchmarkAllocation(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkConnections reads a disk whose handles have 200 MB/s and 1 ms each,
+// as a copy to nowhere does, with fixed numbers of connections and with those
+// that the disk finds by itself.
+func BenchmarkConnections(b *testing.B) {
+	const size = 8 << 30
+	for _, host := range []struct {
+		name string
+		conf []string
+	}{
+		{"free", nil},
+		{"two_are_best", []string{"host-bandwidth 420 2 30"}},
+	} {
+		s := newStandIn(b, size, source.Extent{Off: size - 4096, Len: 4096})
+		s.Conf(append(host.conf, "transport nbd", "bandwidth 200", "latency read 1000")...)
+		for _, connections := range []int{1, 2, 4, 8, 0} {
+			b.Run(fmt.Sprintf("%s/%d", host.name, connections), func(b *testing.B) {
+				d, err := s.open(b.Context(), s.remote, Options{Connections: connections})
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer d.Close()
+				d.mu.Lock()
+				for d.growing {
+					d.changed.Wait()
+				}
+				d.mu.Unlock()
+				b.SetBytes(1 << 20)
+				b.ResetTimer()
+				readInParallel(b, d, 4*max(connections, maxAuto), 1<<20)
+				b.ReportMetric(float64(d.Stats().Connections), "connections")
+			})
+		}
+	}
+}

@@ -2,6 +2,7 @@ package vddk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"sync"
@@ -196,10 +197,13 @@ func (d *Disk) queryWindow(number int64) (*allocation, error) {
 		q.mu.Lock()
 		n, off := min(q.most, chunks-done), q.off
 		q.mu.Unlock()
-		if off || d.wrote.Load() {
+		if off {
 			return nil, nil
 		}
 		got, err := d.query(first+done, n)
+		if err == errWrote {
+			return nil, nil
+		}
 		if err == nil {
 			if blocks == nil {
 				blocks = got // most often all
@@ -267,8 +271,16 @@ func (d *Disk) warnNoQueries(why error) {
 	d.warnOnce(&d.warnedQuery, fmt.Sprintf("%s: the library does not tell which blocks are allocated, so that all the rest is read: %v", d.params.File, why))
 }
 
+// errWrote says that the disk was written to, and can't be asked any more.
+var errWrote = errors.New("the disk was written to")
+
 // query asks one worker for the allocated blocks of n chunks.
 func (d *Disk) query(first, n uint64) ([]worker.Block, error) {
+	d.querying.RLock()
+	defer d.querying.RUnlock()
+	if d.wrote.Load() {
+		return nil, errWrote
+	}
 	h, s, err := d.sessionForQuery()
 	if err != nil {
 		return nil, err

@@ -76,6 +76,7 @@ func (d *Disk) finish(h *handle, s *session) {
 	if err != nil {
 		d.closeErr = errors.Join(d.closeErr, err)
 		d.prepared = d.prepared || h.first && d.params.PrepareAccess
+		d.messy = true
 	}
 	h.session = nil
 	d.endedLocked(s)
@@ -90,6 +91,7 @@ func (d *Disk) lose(h *handle, s *session, op string) {
 		return
 	}
 	s.lost = true
+	d.messy = true
 	if h.session == s {
 		h.session = nil
 	}
@@ -351,6 +353,11 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 	r := d.request
 	if replacing && d.params.Remote() {
 		cleaned, remaining, err := p.Cleanup(limited, r)
+		if err == nil {
+			d.mu.Lock()
+			d.messy = false
+			d.mu.Unlock()
+		}
 		d.debug("", "cleaned up after a lost worker", "cleaned", cleaned, "remaining", remaining, "error", err)
 	}
 	if first && d.params.PrepareAccess {
