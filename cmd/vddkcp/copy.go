@@ -192,9 +192,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
 	v := &j.opener.VDDK.Options
 	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, j.warn
-	j.opener.Retry.OnRetry = func(err error, wait time.Duration) {
-		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
-	}
+	j.opener.Retry.OnRetry = retryNotices(log)
 	err = shown(display, func() error { return j.run(ctx) })
 	j.countSource(err)
 	var resumable *transfer.ResumableError

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -113,6 +114,9 @@ func PlaceOf(address string) Place {
 	return Place{"file", partial}
 }
 
+// datastorePath is "[DATASTORE] DIR/DISK.vmdk".
+var datastorePath = regexp.MustCompile(`(?s)^\[.+\] .`)
+
 // FormatOf is the format that a target is written in: the one that is given, or
 // what the name of a file says.
 func FormatOf(address, format string) string {
@@ -166,6 +170,9 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 	}
 	if address == "" {
 		return nil, usage("the target is empty: want a path, - or null:")
+	}
+	if datastorePath.MatchString(address) || strings.HasPrefix(address, "vddk:") {
+		return nil, usage("%s: disks of VMware's are read, not written (a file of that name is ./%[1]s)", address)
 	}
 	switch FormatOf(address, o.Format) {
 	case "vmdk":
