@@ -70,6 +70,13 @@ var chaosTargets = []chaosTarget{
 	}, func(t *testing.T, disk, dst string) {
 		peer.Run(t, "cmp", disk, filepath.Join(filepath.Dir(strings.TrimPrefix(dst, "nbd+unix:///?socket=")), "target"))
 	}},
+	{"qcow2", []string{"--compress", "zlib", "--cluster-size", "4KiB"}, func(t *testing.T, dir string, _ int) (string, string) {
+		dst := filepath.Join(dir, "out.qcow2")
+		return dst, dst + ".partial.journal"
+	}, func(t *testing.T, disk, dst string) {
+		peer.Run(t, "qemu-img", "check", "-q", dst)
+		peer.Run(t, "qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", disk, dst)
+	}},
 }
 
 // chaosBinary builds vddkcp with the points that kill it.
@@ -101,7 +108,7 @@ func chaosCopy(t *testing.T, binary string, target chaosTarget, disk, dst, journ
 // A copy that is killed at any moment, again and again, is identical in the end,
 // and reads little twice.
 func TestChaosKills(t *testing.T) {
-	peer.Need(t, "nbdkit", "cmp")
+	peer.Need(t, "nbdkit", "cmp", "qemu-img")
 	runs, size := needChaos(t), chaosSetting("VDDKCP_CHAOS_SIZE", chaosSize)
 	binary := chaosBinary(t)
 	disk := filepath.Join(t.TempDir(), "disk.raw")
@@ -170,7 +177,7 @@ func TestChaosKills(t *testing.T) {
 
 // A copy that is killed at each of the points where it would hurt most goes on.
 func TestChaosKillPoints(t *testing.T) {
-	peer.Need(t, "nbdkit", "cmp")
+	peer.Need(t, "nbdkit", "cmp", "qemu-img")
 	needChaos(t)
 	binary := chaosBinary(t)
 	disk := filepath.Join(t.TempDir(), "disk.raw")

@@ -144,7 +144,7 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 			}
 			return dst, nil
 		}
-		err = last.CheckTail(ctx, readerAt(back.ReadBack))
+		err = last.CheckTail(ctx, back)
 		if err == nil {
 			if err := j.checkSource(ctx, src, last); err != nil {
 				return nil, errors.Join(err, dst.Suspend())
@@ -166,10 +166,6 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 		}
 	}
 }
-
-type readerAt func(p []byte, off int64) (int, error)
-
-func (f readerAt) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }
 
 // checkSource looks, where nothing proves that the source is the same, whether
 // what was read last still is.

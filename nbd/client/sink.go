@@ -384,8 +384,8 @@ func (t *target) Abort() error {
 	return nil
 }
 
-// ReadBack implements sink.Readback.
-func (t *target) ReadBack(p []byte, off int64) (int, error) {
+// ReadAt implements sink.Readback.
+func (t *target) ReadAt(p []byte, off int64) (int, error) {
 	return (&Disk{server: t.server, size: t.size, borrowed: true, text: t.server.name}).ReadAt(p, off)
 }
 

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/killpoint"
 	"vddkcp/internal/zero"
 	"vddkcp/sink"
 )
@@ -258,6 +259,7 @@ func (t *tables) saveL2() error {
 	if !t.l2Used {
 		return nil
 	}
+	killpoint.At("l2")
 	if t.l2Offset > 0 {
 		return t.out.patch(t.l2, t.l2Offset)
 	}
