@@ -23,6 +23,7 @@ import (
 	"vddkcp/nbd/client"
 	"vddkcp/sink"
 	sinkopen "vddkcp/sink/open"
+	"vddkcp/sink/qcow2"
 	sinkraw "vddkcp/sink/raw"
 	"vddkcp/source"
 	sourceopen "vddkcp/source/open"
@@ -36,9 +37,12 @@ import (
 type copyFlags struct {
 	sourceFlags
 
-	Format        string         `help:"Format of DST whatever its name: raw or vmdk (streamOptimized)." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
-	Compress      string         `help:"Compression of the clusters of a qcow2 (none, zlib, zstd; with :LEVEL) or the grains of a VMDK (zlib)." placeholder:"METHOD[:LEVEL]" group:"Target:"`
+	Format        string         `help:"Format of DST whatever its name: raw, qcow2 or vmdk (streamOptimized)." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Force         bool           `help:"Replace an existing file." group:"Target:"`
+	Compress      compression    `help:"How the clusters of a qcow2 (none) or the grains of a VMDK (zlib) are compressed: none, zlib or zstd, with :LEVEL (1 to 9, 1 to 22)." placeholder:"none|zlib|zstd[:LEVEL]" group:"Target:"`
+	ClusterSize   *bytesize.Size `help:"Cluster size of a qcow2 (64KiB)." placeholder:"SIZE" group:"Target:"`
+	Backing       string         `help:"Write only what differs from this disk, into a qcow2 that names it. A relative name starts from the folder of DST." placeholder:"FILE" group:"Target:"`
+	BackingFormat string         `help:"Format of the backing file instead of probing it: raw, qcow2 or vmdk." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Preallocation string         `help:"What becomes of holes: off (sparse), falloc (reserved) or full (written)." enum:"off,falloc,full" default:"off" group:"Target:"`
 	Sparse        *bytesize.Size `help:"Runs of zeros of at least this size become holes (4KiB); 0 keeps them as data." placeholder:"SIZE" group:"Target:"`
 	Reflink       string         `help:"Whether to share blocks with SRC where both lie on one file system that can: auto, always (or fail) or never." enum:"auto,always,never" default:"auto" group:"Target:"`
@@ -79,6 +83,37 @@ func (r *rate) UnmarshalText(text []byte) error {
 	return err
 }
 
+// compression is --compress.
+type compression struct {
+	kind  string
+	level int // 0: the usual one
+}
+
+func (c *compression) UnmarshalText(text []byte) error {
+	kind, level, leveled := strings.Cut(string(text), ":")
+	least, most, _ := qcow2.Levels(qcow2.Compression(kind))
+	if kind != "none" && most == 0 {
+		return fmt.Errorf("%q: want none, zlib or zstd, or zlib:LEVEL or zstd:LEVEL", text)
+	}
+	c.kind, c.level = kind, 0
+	if !leveled {
+		return nil
+	}
+	n, err := strconv.Atoi(level)
+	if err != nil || n < max(1, least) || n > most {
+		return fmt.Errorf("%q: %s", text, levels(kind, least, most))
+	}
+	c.level = n
+	return nil
+}
+
+func levels(kind string, least, most int) string {
+	if most == 0 {
+		return kind + " has no levels"
+	}
+	return fmt.Sprintf("the levels of %s are %d to %d", kind, least, most)
+}
+
 // connections is a number of connections; 0 is auto.
 type connections int
 
@@ -109,6 +144,9 @@ func (c *copyFlags) Validate() error {
 	}
 	if err := validateRequests(c.RequestSize, c.Depth); err != nil {
 		return err
+	}
+	if c.BackingFormat != "" && c.Backing == "" {
+		return errors.New("--backing-format: there is no --backing")
 	}
 	if c.Sparse != nil && *c.Sparse%512 != 0 {
 		return fmt.Errorf("--sparse: %d bytes: want a multiple of 512, or 0", *c.Sparse)
@@ -160,6 +198,7 @@ type job struct {
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
+	backing  source.Disk // of the target; nil: none
 	info     source.Info // of the source, where it has one
 
 	resumption resumption
@@ -239,7 +278,7 @@ func asUsage(err error) error {
 	if errors.As(err, &choice) {
 		return &usageError{err: err, hint: choice.Hint()}
 	}
-	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sinkopen.ErrNotWritten) || errors.Is(err, sourceopen.ErrNotRead) {
+	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sourceopen.ErrNotRead) {
 		return &usageError{err: err}
 	}
 	return err
@@ -324,6 +363,11 @@ func (j *job) run(ctx context.Context) error {
 	if d, ok := source.Ability[source.Described](src); ok {
 		j.info = d.Info()
 	}
+	closeBacking, err := j.openBacking(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeBacking()
 	// First without the space it takes: what can be refused at once is.
 	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(0, nil)))
 	if err != nil {
@@ -336,9 +380,9 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if plan.Same > 0 {
+	if plan.Same > 0 && j.backing == nil {
 		return &usageError{
-			err:  fmt.Errorf("--single-link: %s has %d bytes that only its parents have, and a raw target can't say so", j.Src, plan.Same),
+			err:  fmt.Errorf("--single-link: %s has %d bytes that only its parents have, and a target without --backing can't say so", j.Src, plan.Same),
 			hint: "without --single-link they are read from the parents",
 		}
 	}
@@ -399,6 +443,37 @@ func (j *job) run(ctx context.Context) error {
 	return ended(err)
 }
 
+// openBacking opens the disk of --backing, which a reader of the target will
+// find by the same name. It fills in its format where that was not said.
+func (j *job) openBacking(ctx context.Context) (done func(), err error) {
+	if j.Backing == "" {
+		return func() {}, nil
+	}
+	path := j.Backing
+	if !filepath.IsAbs(path) {
+		dir, err := filepath.EvalSymlinks(filepath.Dir(j.Dst))
+		if err != nil {
+			return nil, fmt.Errorf("the folder of %s: %w", j.Dst, err)
+		}
+		path = dir + "/" + path
+	}
+	// The same opener: what it opens is not written over.
+	d, err := j.opener.Open(ctx, path, j.BackingFormat)
+	if err != nil {
+		return nil, fmt.Errorf("--backing: %w", err)
+	}
+	if i, ok := source.Ability[source.Described](d); ok && j.BackingFormat == "" {
+		j.BackingFormat = i.Info().Format
+	}
+	if w, ok := source.Ability[sourceopen.Warned](d); ok {
+		for _, message := range w.Warnings() {
+			j.warn(message)
+		}
+	}
+	j.backing = d
+	return func() { d.Close() }, nil
+}
+
 // patience is how long a copy waits for the extents before it begins to read:
 // on a server each query takes a while.
 func (j *job) patience() time.Duration {
@@ -422,6 +497,11 @@ func (j *job) runStream(ctx context.Context) error {
 		size = int64(*j.Size)
 		j.report.VirtualSize = size
 	}
+	closeBacking, err := j.openBacking(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeBacking()
 	target, err := sinkopen.Plan(ctx, j.Dst, size, j.targetOptions(0, j.warn))
 	if err != nil {
 		return err
@@ -508,9 +588,14 @@ func looksLikeVMDK(path string) bool {
 // targetOptions are what the flags say of the target, which will take need
 // bytes.
 func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
+	cluster := int64(0)
+	if j.ClusterSize != nil {
+		cluster = int64(*j.ClusterSize)
+	}
 	return sinkopen.Options{
-		Options: sink.Options{Info: j.info},
-		Format:  j.Format, Compress: j.Compress, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
+		Options: sink.Options{Info: j.info, Backing: j.backing}, BackingName: j.Backing, BackingFormat: j.BackingFormat,
+		ClusterSize: cluster, Compression: j.Compress.kind, Level: j.Compress.level,
+		Format: j.Format, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
 		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections)},
 	}
@@ -519,7 +604,7 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 func (j *job) options() transfer.Options {
 	o := transfer.Options{
 		RequestSize: int(j.RequestSize), Requests: j.Depth, Reflink: reflinks[j.Reflink],
-		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters,
+		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters, Backing: j.backing,
 	}
 	if j.Sparse != nil {
 		o.Sparse, o.KeepZeros = int64(*j.Sparse), *j.Sparse == 0

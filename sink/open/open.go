@@ -20,10 +20,6 @@ import (
 	"vddkcp/sink/raw"
 )
 
-// ErrNotWritten says that the address or the format means something that
-// vddkcp knows and can't write yet.
-var ErrNotWritten = errors.New("this version does not write it")
-
 // UsageError is an address or an option that makes no sense whatever the state
 // of the machine.
 type UsageError struct{ message string }
@@ -36,8 +32,7 @@ func usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(fo
 // names, and replaces nothing. The fields are explained at raw.Options.
 type Options struct {
 	sink.Options
-	Format        string // "raw" or "vmdk"; "" goes by the name
-	Compress      string // METHOD or METHOD:LEVEL; "" is the format's default
+	Format        string // "raw", "qcow2" or "vmdk"; "" goes by the name
 	Force         bool
 	DropPartial   bool
 	Preallocation raw.Preallocation
@@ -48,6 +43,15 @@ type Options struct {
 	Warn          func(message string)
 	Stdout        *os.File       // what "-" means; nil: os.Stdout
 	NBD           client.Options // its Warn is not looked at
+
+	// Of images: "none", "zlib" or "zstd", and how hard; "" and 0 are the
+	// format's default.
+	Compression string
+	Level       int
+
+	// Of qcow2, explained at qcow2.Options.
+	ClusterSize                int64 // bytes
+	BackingName, BackingFormat string
 }
 
 func (o Options) raw() raw.Options {
@@ -61,7 +65,7 @@ func (o Options) raw() raw.Options {
 // anything.
 type Target struct {
 	Address string
-	Format  string // "raw" or "vmdk"
+	Format  string // "raw", "qcow2" or "vmdk"
 	Kind    string // "file", "block device", "NBD export", "stream" or "null"
 	Zeroed  bool   // what is not written will read as zeros, see sink.Zeroed
 	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
@@ -106,12 +110,13 @@ func FormatOf(address, format string) string {
 	if format != "" {
 		return format
 	}
-	if !strings.EqualFold(filepath.Ext(address), ".vmdk") {
+	ext := strings.ToLower(filepath.Ext(address))
+	if ext != ".qcow2" && ext != ".vmdk" {
 		return "raw"
 	}
 	switch PlaceOf(address).Kind {
 	case "file", "": // what is no target at all is no other one
-		return "vmdk"
+		return ext[1:]
 	}
 	return "raw"
 }
@@ -135,7 +140,7 @@ func Create(ctx context.Context, address string, size int64, o Options) (sink.Di
 // sink.UnknownSize: all that is written raw is a sink.Sizer but NBD exports. It is a file, an
 // existing block device, FIFO or character device, an NBD URI, "-" for standard
 // output, or "null:". It refuses what can be refused before anything is read, made or
-// changed: an address or format that is not written, a target that exists, is
+// changed: an address or a format that means nothing, a target that exists, is
 // too small, is in use, or is the source, and too little space. Options.Warn is
 // called during Plan only, but of an NBD server: that is asked once, by Create,
 // since some serve no second client.
@@ -147,20 +152,21 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 		return nil, fmt.Errorf("%s: a disk of %d bytes", address, size)
 	}
 	switch o.Format {
-	case "", "raw", "vmdk":
-	case "qcow2":
-		return nil, notWritten(address, o.Format)
+	case "", "raw", "qcow2", "vmdk":
 	default:
 		return nil, usage("format %q: want raw, qcow2 or vmdk", o.Format)
 	}
 	if address == "" {
 		return nil, usage("the target is empty: want a path, - or null:")
 	}
-	if FormatOf(address, o.Format) == "vmdk" {
+	switch FormatOf(address, o.Format) {
+	case "qcow2":
+		return planQcow2(address, size, o)
+	case "vmdk":
 		return planVMDK(address, size, o)
 	}
-	if o.Compress != "" && o.Compress != "none" {
-		return nil, usage("%s: --compress %s: a raw disk is not compressed", address, o.Compress)
+	if option := o.ofImages(); option != "" {
+		return nil, usage("%s: %s is for images, and this is a raw disk", address, option)
 	}
 	return planRaw(address, size, o)
 }
@@ -189,15 +195,9 @@ func planRaw(address string, size int64, o Options) (*Target, error) {
 	return planFile(address, size, o)
 }
 
-func notWritten(address, format string) error {
-	return fmt.Errorf("%s: format %s: %w", address, format, ErrNotWritten)
-}
-
 func planFile(address string, size int64, o Options) (*Target, error) {
 	if o.Format == "" {
 		switch ext := strings.ToLower(filepath.Ext(address)); ext {
-		case ".qcow2":
-			return nil, fmt.Errorf("%w; with --format raw it is written as a raw disk", notWritten(address, ext[1:]))
 		case ".qcow", ".qed", ".vdi", ".vhd", ".vhdx", ".ova", ".ovf":
 			return nil, usage("%s: format %s is not written; name the target otherwise, or say --format", address, ext[1:])
 		}

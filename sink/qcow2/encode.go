@@ -24,7 +24,7 @@ const (
 func Levels(c Compression) (least, most, usual int) {
 	switch c {
 	case Zlib:
-		return 1, 9, 4
+		return 1, 9, 3
 	case Zstd:
 		return 1, 22, 3
 	}

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"regexp"
 
 	"vddkcp/internal/target"
 	"vddkcp/sink"
@@ -40,6 +41,15 @@ type Options struct {
 	BackingName, BackingFormat string
 }
 
+// OptionError says that options make no sense, or not for a disk of that size.
+type OptionError struct{ Err error }
+
+func (e *OptionError) Error() string { return e.Err.Error() }
+func (e *OptionError) Unwrap() error { return e.Err }
+
+// protocol is what begins a name that readers take for no local file.
+var protocol = regexp.MustCompile(`^[^/]*?:`)
+
 // normal fills in what is left out and refuses what makes no sense.
 func (o Options) normal(size int64) (Options, layout, error) {
 	o.ClusterSize = cmp.Or(o.ClusterSize, defaultClusterSize)
@@ -57,6 +67,9 @@ func (o Options) normal(size int64) (Options, layout, error) {
 	}
 	if (o.Backing == nil) != (o.BackingName == "") {
 		return o, layout{}, errors.New("an overlay needs the disk of its backing file and the name of it")
+	}
+	if protocol.MatchString(o.BackingName) {
+		return o, layout{}, fmt.Errorf("the backing file's name %q: qemu takes %q for a protocol; begin it with ./", o.BackingName, protocol.FindString(o.BackingName))
 	}
 	switch o.BackingFormat {
 	case "raw", "qcow2", "vmdk":
@@ -78,14 +91,29 @@ func (o Options) normal(size int64) (Options, layout, error) {
 // Check says why Create would refuse the target, as far as that can be known
 // without making anything.
 func Check(address string, size int64, o Options) error {
-	o, _, err := o.normal(size)
-	if err == nil {
-		if s, stateErr := parseState(o.State); stateErr == nil {
-			o.State, o.Resume = s.file, s.next*o.ClusterSize
-		}
-		return raw.CheckImage(address, o.Options)
+	o, l, err := o.normal(size)
+	if err != nil {
+		return &OptionError{fmt.Errorf("%s: %w", address, err)}
 	}
-	return fmt.Errorf("%s: %w", address, err)
+	_, fileOptions, err := o.resumed(l)
+	if err != nil {
+		return fmt.Errorf("resume %s: %w", address, err)
+	}
+	return raw.CheckImage(address, fileOptions)
+}
+
+// resumed returns the state to go on with, empty for a new image, and the
+// options of its file.
+func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
+	file = o.Options
+	if o.State == nil {
+		return s, file, nil
+	}
+	if s, err = parseState(o.State); err == nil {
+		err = s.fits(l, o)
+	}
+	file.State, file.Resume = s.file, s.next<<l.shift
+	return s, file, err
 }
 
 // Create makes an image of a disk of size bytes, a multiple of 512, in a new
@@ -99,22 +127,15 @@ func Check(address string, size int64, o Options) error {
 func Create(ctx context.Context, address string, size int64, o Options) (sink.Disk, error) {
 	o, l, err := o.normal(size)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", address, err)
+		return nil, &OptionError{fmt.Errorf("%s: %w", address, err)}
 	}
 	return create(ctx, address, l, o, func(o raw.Options) (raw.Image, error) { return raw.CreateImage(ctx, address, o) })
 }
 
 func create(ctx context.Context, address string, l layout, o Options, open func(raw.Options) (raw.Image, error)) (_ sink.Disk, err error) {
-	var s state
-	fileOptions := o.Options
-	if o.State != nil {
-		if s, err = parseState(o.State); err == nil {
-			err = s.fits(l, o)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("resume %s: %w", address, err)
-		}
-		fileOptions.State, fileOptions.Resume = s.file, s.next<<l.shift
+	s, fileOptions, err := o.resumed(l)
+	if err != nil {
+		return nil, fmt.Errorf("resume %s: %w", address, err)
 	}
 	f, err := open(fileOptions)
 	if err != nil {

@@ -84,11 +84,11 @@ func (f *imageTarget) Published() ([]byte, bool) {
 	if _, err := os.Stat(f.path()); err != nil {
 		return nil, false
 	}
-	return content(f.t, f.path(), f.last.o.Backing), true
+	return read(f.t, f.path(), f.last.o.Backing), true
 }
 
-// content reads an image back.
-func content(t testing.TB, path string, backing source.Disk) []byte {
+// read reads an image back.
+func read(t testing.TB, path string, backing source.Disk) []byte {
 	t.Helper()
 	file, err := sourceraw.Open(t.Context(), path)
 	if err != nil {
