@@ -52,7 +52,7 @@ type layout struct {
 
 func newLayout(size, cluster int64) (layout, error) {
 	if cluster < minClusterSize || cluster > maxClusterSize || bits.OnesCount64(uint64(cluster)) != 1 {
-		return layout{}, fmt.Errorf("clusters of %d bytes: want a power of two from %d to %s", cluster, minClusterSize, bytesize.Format(maxClusterSize))
+		return layout{}, fmt.Errorf("clusters of %d bytes: want a power of two from %d to %d", cluster, minClusterSize, maxClusterSize)
 	}
 	if size < 0 || size%512 != 0 {
 		return layout{}, fmt.Errorf("a disk of %d bytes: one in a qcow2 image has a multiple of 512", size)
@@ -61,8 +61,8 @@ func newLayout(size, cluster int64) (layout, error) {
 	if reach := reachOf(cluster); size > reach {
 		for cluster = minClusterSize; cluster <= maxClusterSize; cluster *= 2 {
 			if size <= reachOf(cluster) {
-				return layout{}, fmt.Errorf("clusters of %s reach %s, and the disk has %s (%d bytes): want clusters of at least %s",
-					bytesize.Format(l.cluster), bytesize.Format(reach), bytesize.Format(size), size, bytesize.Format(cluster))
+				return layout{}, fmt.Errorf("clusters of %d bytes reach %s, and the disk has %s (%d bytes): want clusters of at least %d bytes",
+					l.cluster, bytesize.Format(reach), bytesize.Format(size), size, cluster)
 			}
 		}
 		return layout{}, fmt.Errorf("a disk of %d bytes: the largest that a qcow2 image can have is %s", size, bytesize.Format(reachOf(maxClusterSize)))

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"strings"
 
 	"vddkcp/internal/target"
 	"vddkcp/sink"
@@ -147,7 +148,7 @@ func create(ctx context.Context, address string, l layout, o Options, open func(
 		zeroed: o.State == nil && f.ZeroedFrom(0),
 	}
 	if err := d.begin(s); err != nil {
-		return nil, errors.Join(fmt.Errorf("%s: %w", address, err), f.Abort())
+		return nil, errors.Join(d.named(err), f.Abort())
 	}
 	return d.withAbilities(), nil
 }
@@ -226,8 +227,11 @@ func (d *disk) endCall(off, n int64, err error) error {
 	return nil
 }
 
-// named names the target in an error, which those of its file do already.
+// named names the target in an error, where its file has not.
 func (d *disk) named(err error) error {
+	if strings.Contains(err.Error(), d.address) {
+		return err
+	}
 	return fmt.Errorf("%s: %w", d.address, err)
 }
 

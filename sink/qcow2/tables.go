@@ -101,8 +101,8 @@ func (t *tables) openRange() error {
 }
 
 func (t *tables) tooLarge() error {
-	return fmt.Errorf("the image grows beyond %s, which is all that qemu takes with clusters of %s: larger ones are needed",
-		bytesize.Format(t.next<<t.shift), bytesize.Format(t.cluster))
+	return fmt.Errorf("the image grows beyond %s, which is all that qemu takes with clusters of %d bytes: larger ones are needed",
+		bytesize.Format(t.next<<t.shift), t.cluster)
 }
 
 // pad writes zeros up to the next free cluster.
