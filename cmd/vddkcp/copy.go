@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,7 @@ import (
 	"vddkcp/transfer"
 	"vddkcp/transfer/digest"
 	"vddkcp/transfer/progress"
+	"vddkcp/vddk"
 )
 
 // copyFlags are the flags of copy, by docs/cli.md.
@@ -66,7 +68,7 @@ type copyFlags struct {
 }
 
 type copyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, or - for standard input."`
+	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH, or - for standard input."`
 	Dst string `arg:"" name:"DST" help:"Where to: a new file, a block device, an NBD URI, - for standard output, or null: to only read."`
 	copyFlags
 }
@@ -219,6 +221,8 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		opener: c.opener(),
 	}
 	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
+	v := &j.opener.VDDK.Options
+	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, j.warn
 	j.opener.Retry.OnRetry = func(err error, wait time.Duration) {
 		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
 	}
@@ -275,8 +279,13 @@ func asUsage(err error) error {
 	var target *sinkopen.UsageError
 	var src *sourceopen.UsageError
 	var choice *sourceopen.ChoiceError
+	var params *vddk.ParamsError
+	var certificate *vddk.CertificateError
 	if errors.As(err, &choice) {
 		return &usageError{err: err, hint: choice.Hint()}
+	}
+	if errors.As(err, &params) || errors.As(err, &certificate) {
+		return &usageError{err: err, hint: hint(err)}
 	}
 	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sourceopen.ErrNotRead) {
 		return &usageError{err: err}
@@ -359,6 +368,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
+	defer j.countSource(src)
 	j.report.VirtualSize = src.Size()
 	if d, ok := source.Ability[source.Described](src); ok {
 		j.info = d.Info()
@@ -424,6 +434,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	o := j.options()
+	o.Requests = j.requests(src)
 	ended, err := j.keep(ctx, &o)
 	if err != nil {
 		return errors.Join(err, dst.Abort())
@@ -477,7 +488,7 @@ func (j *job) openBacking(ctx context.Context) (done func(), err error) {
 // patience is how long a copy waits for the extents before it begins to read:
 // on a server each query takes a while.
 func (j *job) patience() time.Duration {
-	if nbd.IsURI(j.Src) && !j.DryRun {
+	if (nbd.IsURI(j.Src) || sourceopen.IsVDDK(j.Src)) && !j.DryRun {
 		return 300 * time.Millisecond
 	}
 	return math.MaxInt64
@@ -552,12 +563,36 @@ func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
 	return nil
 }
 
+// countSource fills in what the report says of how the source was read.
+func (j *job) countSource(src source.Disk) {
+	c, ok := source.Ability[source.Counted](src)
+	if !ok {
+		return
+	}
+	s := c.Stats()
+	j.report.Transport, j.report.VDDKVersion, j.report.Connections = s.Transport, s.Library, s.Connections
+	j.report.Retries, j.report.WorkerRestarts = s.Retries, s.Restarts
+	if s.ExtentsSource != "" {
+		j.report.ExtentsSource = s.ExtentsSource
+	}
+}
+
+// requests is how many reads are in flight: Depth on each connection that the
+// source may come to have.
+func (j *job) requests(src source.Disk) int {
+	connections := 1
+	if c, ok := source.Ability[source.Counted](src); ok {
+		connections = c.Stats().Connections
+		if sourceopen.IsVDDK(j.Src) {
+			connections = cmp.Or(int(j.Connections), vddk.MaxAuto)
+		}
+	}
+	return j.Depth * max(connections, 1)
+}
+
 // describeSource fills in what the report says of the source.
 func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 	j.report.Transport, j.report.Connections = "file", 1
-	if nbd.IsURI(j.Src) {
-		j.report.Transport = "nbd"
-	}
 	j.report.ExtentsSource = "map"
 	if plan.Data == plan.Size {
 		j.report.ExtentsSource = "full"
@@ -597,7 +632,7 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 		ClusterSize: cluster, Compression: j.Compress.kind, Level: j.Compress.level,
 		Format: j.Format, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
-		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections)},
+		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections), Timeout: time.Duration(j.Timeout)},
 	}
 }
 
