@@ -69,7 +69,10 @@ func TestAllocation(t *testing.T) {
 			t.Errorf("%s: %s, want %s", test.name, got, test.want)
 		}
 		if a.bits == nil { // the same as bits
-			a.useBits()
+			a.bits = make([]uint64, 1)
+			for i := 0; i < len(a.borders); i += 2 {
+				a.setBits(a.borders[i], a.borders[i+1])
+			}
 			if got := runs(a); got != test.want {
 				t.Errorf("%s as bits: %s, want %s", test.name, got, test.want)
 			}

@@ -54,8 +54,12 @@ type Disk struct {
 
 	lastSuccess       atomic.Int64 // when a request succeeded last, in ns since started
 	retries, restarts atomic.Int64
-	wrote             atomic.Bool
 	anyRead           atomic.Bool
+
+	// A handle that wrote must not be asked for allocation: the first write
+	// waits for queries in progress.
+	querying sync.RWMutex
+	wrote    atomic.Bool // set with querying held
 
 	// ending ends when the sessions are to end: in Close after the calls in
 	// progress, and with ctx.
@@ -78,6 +82,7 @@ type Disk struct {
 	growing  bool
 	most     int   // connections at once
 	prepared bool  // PrepareForAccess may have been called by a worker that can't undo it
+	messy    bool  // a worker was lost, and no Cleanup was called since
 	closeErr error // of workers
 
 	written, flushed int64 // writes that ended; how many of them the last Flush covered
@@ -127,7 +132,7 @@ func open(ctx context.Context, p Params, l Library, o Options, thumbprint string
 	if err := d.openFirst(ctx); err != nil {
 		d.end()
 		d.background.Wait()
-		d.endAccess()
+		d.tidy()
 		d.log.drain()
 		return nil, err
 	}
@@ -245,11 +250,12 @@ func (d *Disk) openFirst(ctx context.Context) error {
 	d.background.Add(1)
 	go d.run(h, s)
 	switch {
-	case d.o.Connections > 1 && (first.Transport == "san" || first.Transport == "hotadd"):
+	case d.o.Connections > 1 && attached(first.Transport):
 		d.debug("", "one connection is used: more of this transport mode would share one device", "transport", first.Transport)
 	case d.o.Connections > 1:
 		d.growing = true
 		d.background.Go(func() {
+			defer d.grown()
 			for range connections - 1 {
 				if !d.addHandle(func() {}) {
 					break
@@ -265,6 +271,10 @@ func (d *Disk) openFirst(ctx context.Context) error {
 // nfc says whether a transport mode goes through the host's NFC service, whose
 // connections and memory are limited, and where more of them may be faster.
 func nfc(transport string) bool { return transport == "nbd" || transport == "nbdssl" }
+
+// attached says whether disks in a transport mode are made disks of this
+// machine.
+func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
 
 // acquire waits for the budget of n connections.
 func (d *Disk) acquire(ctx context.Context, n int) (free func(), err error) {
@@ -330,15 +340,16 @@ func adapterType(n int) string {
 
 // Stats tells how the disk has been read so far; also after Close.
 func (d *Disk) Stats() source.Stats {
+	extents := d.allocation.source()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	connections := d.most
 	if d.tuner != nil {
-		connections = d.tuner.want
+		connections = d.tuner.settled()
 	}
 	return source.Stats{
 		Transport: d.first.Transport, Library: d.libraryVersion(), Connections: connections,
-		Retries: d.retries.Load(), Restarts: d.restarts.Load(), ExtentsSource: d.allocation.source(),
+		Retries: d.retries.Load(), Restarts: d.restarts.Load(), ExtentsSource: extents,
 	}
 }
 
@@ -437,7 +448,7 @@ func (d *Disk) Close() error {
 	d.calls.Wait()
 	d.end()
 	d.background.Wait()
-	d.endAccess()
+	d.tidy()
 	s := d.Stats()
 	d.debug("stats", "closed", "transport", s.Transport, "connections", s.Connections, "retries", s.Retries, "restarts", s.Restarts, "extents", s.ExtentsSource)
 	d.log.drain()
@@ -447,15 +458,16 @@ func (d *Disk) Close() error {
 	return nil // what was read was read
 }
 
-// endAccess undoes PrepareForAccess where the worker that called it is lost.
-// The VM could not be migrated otherwise, so that it is done after the
-// context's end too.
-func (d *Disk) endAccess() {
+// tidy undoes what workers that are lost did to the VM: PrepareForAccess, which
+// keeps it from being migrated, and disks that were added to this machine, which
+// keep the snapshot from being removed. So it is done after the context's end
+// too.
+func (d *Disk) tidy() {
 	d.mu.Lock()
-	prepared := d.prepared
-	d.prepared = false
+	prepared, messy := d.prepared, d.messy && d.first != nil && attached(d.first.Transport)
+	d.prepared, d.messy = false, false
 	d.mu.Unlock()
-	if !prepared {
+	if !prepared && !messy {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.ctx), min(d.o.Timeout, 30*time.Second))
@@ -476,13 +488,16 @@ func (d *Disk) endAccess() {
 		}
 		defer p.Release()
 		defer p.Kill()
-		if err := p.EndAccess(ctx, d.identified()); err != nil {
-			return err
+		if messy {
+			_, _, err = p.Cleanup(ctx, d.request)
 		}
-		return p.Close(ctx)
+		if prepared {
+			err = errors.Join(err, p.EndAccess(ctx, d.identified()))
+		}
+		return errors.Join(err, p.Close(ctx))
 	}()
 	if err != nil {
-		d.warn(fmt.Sprintf("%s: the VM may still be kept from being migrated: EndAccess failed: %v", d.params.File, err))
+		d.warn(fmt.Sprintf("%s: what lost workers did to the VM may not be undone (it can't be migrated, or its snapshot not removed): %v", d.params.File, err))
 	}
 }
 

@@ -134,7 +134,6 @@ type fakeWorker struct {
 	busy     []bool
 	err      error
 	released bool
-	calls    sync.WaitGroup
 }
 
 func (w *fakeWorker) die(err *worker.GoneError) {

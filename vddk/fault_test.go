@@ -457,6 +457,7 @@ func newWritable(t *testing.T, size int, o Options) (*fakeHost, *memoryDisk, *Di
 func TestWrite(t *testing.T) {
 	for _, o := range []Options{{}, {RequestSize: 4096, Depth: 1}} {
 		host, m, d := newWritable(t, 2*mib+512, o)
+		host.delay = 20 * time.Microsecond // time for others between a read and its write
 		want := bytes.Clone(m.b)
 		var wg sync.WaitGroup
 		const writers = 8
@@ -707,6 +708,58 @@ func TestAutoShrinks(t *testing.T) {
 		}
 		host.checkGone()
 	})
+}
+
+// Those who wait for a turn get it, whichever connection is free: in a bubble
+// somebody who waits for ever is a deadlock.
+func TestTurns(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			host, _ := newFakeHost(t, mib)
+			r := rand.New(rand.NewPCG(seed, 1))
+			var mu sync.Mutex
+			host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error {
+				mu.Lock()
+				took := time.Duration(r.IntN(5000)) * time.Microsecond
+				mu.Unlock()
+				time.Sleep(took)
+				return when(k%301 == 0, errCrash)
+			}
+			d := host.mustOpen(Params{}, Options{Connections: 3, Depth: 1, RequestSize: 4096, Retry: fastRetry(-1)})
+			var wg sync.WaitGroup
+			for range 16 {
+				wg.Go(func() {
+					for range 40 {
+						if _, err := d.ReadAt(make([]byte, 512), 0); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			d.Close()
+			host.checkGone()
+		})
+	}
+}
+
+// Disks that were added to this machine are taken away after the context's end
+// too.
+func TestCancelCleansUp(t *testing.T) {
+	for transport, want := range map[string]int{"hotadd": 1, "san": 1, "nbd": 0} {
+		host, _ := newFakeHost(t, mib)
+		host.opened.Transport = transport
+		ctx, cancel := context.WithCancel(t.Context())
+		d, err := host.open(ctx, Params{Server: "vc"}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		d.Close()
+		if host.cleanups != want {
+			t.Errorf("%s: %d calls of Cleanup, want %d", transport, host.cleanups, want)
+		}
+	}
 }
 
 func TestRequests(t *testing.T) {

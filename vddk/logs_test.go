@@ -81,7 +81,7 @@ func TestSlowLog(t *testing.T) {
 	if err := readBoth(t, d, content); err != nil {
 		t.Error(err)
 	}
-	if w := d.Warnings(); len(w) != keptWarnings || w[0] != "again" {
+	if w := d.LastWarnings(); len(w) != keptWarnings || w[0] != "again" {
 		t.Errorf("%q", w)
 	}
 	close(stuck)

@@ -101,7 +101,7 @@ type Options struct {
 	Retry  source.RetryOptions
 	Budget *Budget           // of the host's NFC memory; nil: not counted
 	Log    *slog.Logger      // nil: nothing is logged
-	Warn   func(text string) // for the user and the report; nil: not
+	Warn   func(text string) // for the user and the report, called concurrently; nil: not
 	Debug  map[string]bool   // of -D vddk.KEY: "diskinfo", "extents", "datapath", "stats"
 }
 

@@ -136,7 +136,6 @@ func (d *Disk) tuneLocked(now time.Duration, n int64) {
 		h := d.handles[len(d.handles)-1] // the first one stays
 		if !h.retiring {
 			h.retiring = true
-			d.debug("datapath", "one connection less", "connections", want)
 			if h.inFlight+h.waiting == 0 {
 				d.retireLocked(h)
 			}
@@ -157,6 +156,7 @@ func (d *Disk) retireLocked(h *handle) {
 
 // grow adds a connection where the host has room for it.
 func (d *Disk) grow() {
+	defer d.grown()
 	free := func() {}
 	if d.o.Budget != nil && d.params.Remote() {
 		d.mu.Lock()
@@ -165,13 +165,20 @@ func (d *Disk) grow() {
 		var ok bool
 		if free, ok = d.o.Budget.TryAcquire(bytes); !ok {
 			d.mu.Lock()
-			d.growing = false
 			d.tuner.denied(len(d.handles))
 			d.mu.Unlock()
 			return
 		}
 	}
 	d.addHandle(free)
+}
+
+// grown says that the opening of further connections is over.
+func (d *Disk) grown() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.growing = false
+	d.changed.Broadcast()
 }
 
 // addHandle opens a connection more. One that can't be had is done without.
@@ -185,7 +192,6 @@ func (d *Disk) addHandle(free func()) (added bool) {
 	if err != nil {
 		free()
 		d.mu.Lock()
-		d.growing = false
 		n := len(d.handles)
 		if d.tuner != nil {
 			d.tuner.failed(n)
@@ -196,10 +202,10 @@ func (d *Disk) addHandle(free func()) (added bool) {
 		}
 		return false
 	}
+	h := newHandle(d, false, free)
+	defer d.debug("datapath", "one connection more")
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.growing = false
-	h := newHandle(d, false, free)
 	h.session = s
 	d.handles = append(d.handles, h)
 	d.most = max(d.most, len(d.handles))
@@ -208,7 +214,6 @@ func (d *Disk) addHandle(free func()) (added bool) {
 	for _, o := range d.handles {
 		o.turn.Broadcast() // some of those who wait may go to the new one
 	}
-	d.debug("datapath", "one connection more", "connections", len(d.handles))
 	d.background.Add(1)
 	go d.run(h, s)
 	return true

@@ -74,7 +74,11 @@ func (d *Disk) writeRange(off, n int64, content func(from, to int64) []byte) err
 		return nil
 	}
 	first, end := off&^(sectorSize-1), (off+n+sectorSize-1)&^(sectorSize-1)
-	d.wrote.Store(true)
+	if !d.wrote.Load() {
+		d.querying.Lock()
+		d.wrote.Store(true)
+		d.querying.Unlock()
+	}
 	d.ranges.lock(first, end)
 	defer d.ranges.unlock(first, end)
 	return d.eachRequest(off, n, func(from, to int64) error { return d.writePiece(content(from, to), from, to) })

@@ -24,7 +24,6 @@ import (
 	"vddkcp/nbd/client"
 	"vddkcp/sink"
 	sinkopen "vddkcp/sink/open"
-	"vddkcp/sink/qcow2"
 	sinkraw "vddkcp/sink/raw"
 	"vddkcp/source"
 	sourceopen "vddkcp/source/open"
@@ -41,7 +40,7 @@ type copyFlags struct {
 
 	Format        string         `help:"Format of DST whatever its name: raw, qcow2 or vmdk (streamOptimized)." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Force         bool           `help:"Replace an existing file." group:"Target:"`
-	Compress      compression    `help:"How the clusters of a qcow2 (none) or the grains of a VMDK (zlib) are compressed: none, zlib or zstd, with :LEVEL (1 to 9, 1 to 22)." placeholder:"none|zlib|zstd[:LEVEL]" group:"Target:"`
+	Compress      string         `help:"Compression of the clusters of a qcow2 (none, zlib, zstd; with :LEVEL) or the grains of a VMDK (zlib)." placeholder:"METHOD[:LEVEL]" group:"Target:"`
 	ClusterSize   *bytesize.Size `help:"Cluster size of a qcow2 (64KiB)." placeholder:"SIZE" group:"Target:"`
 	Backing       string         `help:"Write only what differs from this disk, into a qcow2 that names it. A relative name starts from the folder of DST." placeholder:"FILE" group:"Target:"`
 	BackingFormat string         `help:"Format of the backing file instead of probing it: raw, qcow2 or vmdk." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
@@ -83,37 +82,6 @@ func (r *rate) UnmarshalText(text []byte) error {
 	}
 	*r = rate(n)
 	return err
-}
-
-// compression is --compress.
-type compression struct {
-	kind  string
-	level int // 0: the usual one
-}
-
-func (c *compression) UnmarshalText(text []byte) error {
-	kind, level, leveled := strings.Cut(string(text), ":")
-	least, most, _ := qcow2.Levels(qcow2.Compression(kind))
-	if kind != "none" && most == 0 {
-		return fmt.Errorf("%q: want none, zlib or zstd, or zlib:LEVEL or zstd:LEVEL", text)
-	}
-	c.kind, c.level = kind, 0
-	if !leveled {
-		return nil
-	}
-	n, err := strconv.Atoi(level)
-	if err != nil || n < max(1, least) || n > most {
-		return fmt.Errorf("%q: %s", text, levels(kind, least, most))
-	}
-	c.level = n
-	return nil
-}
-
-func levels(kind string, least, most int) string {
-	if most == 0 {
-		return kind + " has no levels"
-	}
-	return fmt.Sprintf("the levels of %s are %d to %d", kind, least, most)
 }
 
 // connections is a number of connections; 0 is auto.
@@ -200,8 +168,9 @@ type job struct {
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
-	backing  source.Disk // of the target; nil: none
+	source   source.Disk // nil until it is open
 	info     source.Info // of the source, where it has one
+	backing  source.Disk // of the target; nil: none
 
 	resumption resumption
 }
@@ -223,10 +192,9 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
 	v := &j.opener.VDDK.Options
 	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, j.warn
-	j.opener.Retry.OnRetry = func(err error, wait time.Duration) {
-		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
-	}
+	j.opener.Retry.OnRetry = retryNotices(log)
 	err = shown(display, func() error { return j.run(ctx) })
+	j.countSource(err)
 	var resumable *transfer.ResumableError
 	if errors.As(err, &resumable) {
 		err = &hintedError{err, fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)}
@@ -368,7 +336,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
-	defer j.countSource(src)
+	j.source = src
 	j.report.VirtualSize = src.Size()
 	if d, ok := source.Ability[source.Described](src); ok {
 		j.info = d.Info()
@@ -563,20 +531,6 @@ func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
 	return nil
 }
 
-// countSource fills in what the report says of how the source was read.
-func (j *job) countSource(src source.Disk) {
-	c, ok := source.Ability[source.Counted](src)
-	if !ok {
-		return
-	}
-	s := c.Stats()
-	j.report.Transport, j.report.VDDKVersion, j.report.Connections = s.Transport, s.Library, s.Connections
-	j.report.Retries, j.report.WorkerRestarts = s.Retries, s.Restarts
-	if s.ExtentsSource != "" {
-		j.report.ExtentsSource = s.ExtentsSource
-	}
-}
-
 // requests is how many reads are in flight: Depth on each connection that the
 // source may come to have.
 func (j *job) requests(src source.Disk) int {
@@ -629,8 +583,8 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 	}
 	return sinkopen.Options{
 		Options: sink.Options{Info: j.info, Backing: j.backing}, BackingName: j.Backing, BackingFormat: j.BackingFormat,
-		ClusterSize: cluster, Compression: j.Compress.kind, Level: j.Compress.level,
-		Format: j.Format, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
+		Format: j.Format, Compress: j.Compress, ClusterSize: cluster,
+		Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
 		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections), Timeout: time.Duration(j.Timeout)},
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -33,6 +34,7 @@ func usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(fo
 type Options struct {
 	sink.Options
 	Format        string // "raw", "qcow2" or "vmdk"; "" goes by the name
+	Compress      string // METHOD or METHOD:LEVEL; "" is the format's default
 	Force         bool
 	DropPartial   bool
 	Preallocation raw.Preallocation
@@ -44,14 +46,22 @@ type Options struct {
 	Stdout        *os.File       // what "-" means; nil: os.Stdout
 	NBD           client.Options // its Warn is not looked at
 
-	// Of images: "none", "zlib" or "zstd", and how hard; "" and 0 are the
-	// format's default.
-	Compression string
-	Level       int
-
 	// Of qcow2, explained at qcow2.Options.
 	ClusterSize                int64 // bytes
 	BackingName, BackingFormat string
+}
+
+// ofImages names an option that is there and does not go with raw disks.
+func (o Options) ofImages() string {
+	switch {
+	case o.Compress != "" && o.Compress != "none":
+		return "--compress " + o.Compress
+	case o.ClusterSize != 0:
+		return "--cluster-size"
+	case o.BackingName != "":
+		return "--backing"
+	}
+	return ""
 }
 
 func (o Options) raw() raw.Options {
@@ -104,19 +114,21 @@ func PlaceOf(address string) Place {
 	return Place{"file", partial}
 }
 
+// datastorePath is "[DATASTORE] DIR/DISK.vmdk".
+var datastorePath = regexp.MustCompile(`(?s)^\[.+\] .`)
+
 // FormatOf is the format that a target is written in: the one that is given, or
 // what the name of a file says.
 func FormatOf(address, format string) string {
 	if format != "" {
 		return format
 	}
-	ext := strings.ToLower(filepath.Ext(address))
-	if ext != ".qcow2" && ext != ".vmdk" {
-		return "raw"
-	}
-	switch PlaceOf(address).Kind {
-	case "file", "": // what is no target at all is no other one
-		return ext[1:]
+	switch ext := strings.ToLower(filepath.Ext(address)); ext {
+	case ".qcow2", ".vmdk":
+		switch PlaceOf(address).Kind {
+		case "file", "": // what is no target at all is no other one
+			return ext[1:]
+		}
 	}
 	return "raw"
 }
@@ -140,7 +152,7 @@ func Create(ctx context.Context, address string, size int64, o Options) (sink.Di
 // sink.UnknownSize: all that is written raw is a sink.Sizer but NBD exports. It is a file, an
 // existing block device, FIFO or character device, an NBD URI, "-" for standard
 // output, or "null:". It refuses what can be refused before anything is read, made or
-// changed: an address or a format that means nothing, a target that exists, is
+// changed: an address or format that is not written, a target that exists, is
 // too small, is in use, or is the source, and too little space. Options.Warn is
 // called during Plan only, but of an NBD server: that is asked once, by Create,
 // since some serve no second client.
@@ -159,14 +171,17 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 	if address == "" {
 		return nil, usage("the target is empty: want a path, - or null:")
 	}
+	if datastorePath.MatchString(address) || strings.HasPrefix(address, "vddk:") {
+		return nil, usage("%s: disks of VMware's are read, not written (a file of that name is ./%[1]s)", address)
+	}
 	switch FormatOf(address, o.Format) {
-	case "qcow2":
-		return planQcow2(address, size, o)
 	case "vmdk":
 		return planVMDK(address, size, o)
+	case "qcow2":
+		return planQcow2(address, size, o)
 	}
 	if option := o.ofImages(); option != "" {
-		return nil, usage("%s: %s is for images, and this is a raw disk", address, option)
+		return nil, usage("%s: %s is not for raw disks", address, option)
 	}
 	return planRaw(address, size, o)
 }

@@ -95,25 +95,31 @@ func TestRefused(t *testing.T) {
 		text    string
 	}{
 		{"", open.Options{}, size, usage, "empty"},
+		{"[ds] vm/vm.vmdk", open.Options{}, 512, usage, "read, not written"},
+		{"vddk:/vm.vmdk", open.Options{}, 512, usage, "read, not written"},
 		{"disk.qcow2", open.Options{}, sink.UnknownSize, usage, "--size"},
+		{"disk.qcow2", open.Options{Preallocation: raw.PreallocateFull}, 512, usage, "--preallocation full"},
+		{"disk.qcow2", open.Options{Compress: "zstd:23"}, 512, usage, "1 to 22"},
+		{"disk.qcow2", open.Options{ClusterSize: 3 << 10}, 512, usage, "cluster"},
+		{"disk.raw", open.Options{ClusterSize: 64 << 10}, 512, usage, "--cluster-size is not for raw disks"},
+		{"disk.vmdk", open.Options{ClusterSize: 64 << 10}, 512, usage, "--cluster-size is of qcow2"},
 		{"disk.VMDK", open.Options{}, size, nil, "a multiple of 512 bytes"},
 		{"disk.vmdk", open.Options{}, 0, nil, "0 bytes"},
 		{"disk.vmdk", open.Options{}, 64<<40 + 512, nil, "64 TiB"},
 		{"disk.vmdk", open.Options{}, sink.UnknownSize, usage, "--size"},
 		{"disk.vmdk", open.Options{Preallocation: raw.PreallocateFull}, 512, usage, "--preallocation full"},
 		{"disk.vmdk", open.Options{Options: sink.Options{State: []byte("x")}}, 512, usage, "can't be resumed"},
-		{"disk.vmdk", open.Options{Compression: "zstd"}, 512, usage, "want zlib"},
-		{"disk.vmdk", open.Options{Compression: "none"}, 512, usage, "want zlib"},
-		{"disk.vmdk", open.Options{Compression: "zlib", Level: 10}, 512, usage, "1 to 9"},
-		{"disk.vmdk", open.Options{ClusterSize: 4096}, 512, usage, "--cluster-size is for qcow2"},
-		{"disk.vmdk", open.Options{BackingName: "b"}, 512, usage, "--backing is for qcow2"},
-		{"disk.raw", open.Options{Compression: "zlib"}, size, usage, "a raw disk"},
-		{"disk.raw", open.Options{ClusterSize: 4096}, size, usage, "a raw disk"},
+		{"disk.vmdk", open.Options{Compress: "zstd"}, 512, usage, "want zlib"},
+		{"disk.vmdk", open.Options{Compress: "none"}, 512, usage, "want zlib"},
+		{"disk.vmdk", open.Options{Compress: "zlib:10"}, 512, usage, "1 to 9"},
+		{"disk.vmdk", open.Options{Compress: "zlib:"}, 512, usage, "a level from 1 on"},
+		{"disk.vmdk", open.Options{Compress: "lz4"}, 512, usage, "want none, zlib or zstd"},
+		{"disk.raw", open.Options{Compress: "zlib"}, size, usage, "--compress zlib is not for raw disks"},
 		{"nbd://host/export", open.Options{Format: "vmdk"}, 512, usage, "NBD export"},
 		{"exists.raw", open.Options{Format: "vmdk"}, 512, fs.ErrExist, "--force"},
+		{"exists.raw", open.Options{Format: "qcow2"}, 512, fs.ErrExist, "--force"},
 		{"-", open.Options{Format: "vmdk"}, sink.UnknownSize, usage, "--size"},
-		{"-", open.Options{Format: "qcow2"}, size, usage, "its header is the last"},
-		{"fifo", open.Options{Format: "qcow2"}, size, usage, "stream"},
+		{"-", open.Options{Format: "qcow2"}, size, usage, "files and block devices only"},
 		{"disk.raw", open.Options{Format: "vdi"}, size, usage, `"vdi"`},
 		{"nbd://host/export", open.Options{}, sink.UnknownSize, usage, "--size"},
 		{"NBDS+unix:///?socket=s&unknown=1", open.Options{}, size, usage, "unknown"},
@@ -164,7 +170,7 @@ func TestFormatOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, c := range []struct{ address, format, want string }{
-		{"disk", "", "raw"}, {"disk.raw", "", "raw"}, {"disk.vmdk", "", "vmdk"}, {"disk.Qcow2", "", "qcow2"}, {"[ds] vm/DISK.VMDK", "", "vmdk"},
+		{"disk", "", "raw"}, {"disk.raw", "", "raw"}, {"disk.vmdk", "", "vmdk"}, {"disk.QCOW2", "", "qcow2"}, {"[ds] vm/DISK.VMDK", "", "vmdk"},
 		{"disk.vmdk", "raw", "raw"}, {"disk", "vmdk", "vmdk"}, {"-", "", "raw"}, {"-", "vmdk", "vmdk"}, {"null:", "", "raw"},
 		{"nbd://host/disk.vmdk", "", "raw"}, {fifo, "", "raw"}, {fifo, "vmdk", "vmdk"},
 	} {
@@ -191,7 +197,7 @@ func TestVMDK(t *testing.T) {
 	for _, c := range []struct{ address, kind, file string }{
 		{"disk.vmdk", "file", "disk.vmdk"}, {"fifo", "stream", "fifo"}, {"-", "stream", "stdout"}, {"null:", "null", ""},
 	} {
-		o := open.Options{Format: "vmdk", Stdout: stdout, Compression: "zlib", Level: 1, Need: 1 << 60}
+		o := open.Options{Format: "vmdk", Stdout: stdout, Compress: "zlib:1", Need: 1 << 60}
 		o.Info.CID = "12345678"
 		target, err := open.Plan(t.Context(), c.address, 1<<20, o)
 		if err != nil || target.String() != "vmdk "+c.kind || !target.Zeroed || target.CloneUnit != nil {

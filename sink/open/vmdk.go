@@ -18,15 +18,15 @@ func planVMDK(address string, size int64, o Options) (*Target, error) {
 	if err := vmdk.CheckSize(size); err != nil {
 		return nil, fmt.Errorf("%s: %w", address, err)
 	}
+	level, err := zlibLevel(o.Compress)
+	if err != nil {
+		return nil, err
+	}
 	switch {
-	case o.Compression != "" && o.Compression != "zlib":
-		return nil, usage("%s: --compress %s: the grains of a streamOptimized VMDK are compressed by zlib, want zlib or zlib:LEVEL", address, o.Compression)
-	case o.Level != 0 && (o.Level < vmdk.MinLevel || o.Level > vmdk.MaxLevel):
-		return nil, usage("%s: compression level %d: want %d to %d", address, o.Level, vmdk.MinLevel, vmdk.MaxLevel)
 	case o.ClusterSize != 0:
-		return nil, usage("%s: --cluster-size is for qcow2: the grains of a streamOptimized VMDK have 64 KiB", address)
+		return nil, usage("%s: --cluster-size is of qcow2: the grains of a streamOptimized VMDK have 64KiB", address)
 	case o.BackingName != "":
-		return nil, usage("%s: --backing is for qcow2: a streamOptimized VMDK is always a whole disk", address)
+		return nil, usage("%s: --backing is of qcow2: a streamOptimized VMDK is always whole", address)
 	case o.Preallocation != "" && o.Preallocation != raw.PreallocateOff:
 		return nil, usage("%s: --preallocation %s is for raw targets: a streamOptimized VMDK has nothing but compressed grains", address, o.Preallocation)
 	case o.State != nil:
@@ -50,6 +50,24 @@ func planVMDK(address string, size int64, o Options) (*Target, error) {
 		if err != nil {
 			return nil, err
 		}
-		return vmdk.Create(ctx, d, address, size, vmdk.Options{Options: o.Options, Level: o.Level})
+		return vmdk.Create(ctx, d, address, size, vmdk.Options{Options: o.Options, Level: level})
 	}}, nil
+}
+
+// zlibLevel is the level of a VMDK's compression, 0 for the default one.
+func zlibLevel(compress string) (int, error) {
+	if compress == "" {
+		return 0, nil
+	}
+	method, level, err := parseCompress(compress)
+	if err != nil {
+		return 0, err
+	}
+	if method != "zlib" {
+		return 0, usage("--compress %s: the grains of a streamOptimized VMDK are compressed by zlib, want zlib or zlib:LEVEL", compress)
+	}
+	if level != 0 && (level < vmdk.MinLevel || level > vmdk.MaxLevel) {
+		return 0, usage("--compress %s: want a level from %d to %d", compress, vmdk.MinLevel, vmdk.MaxLevel)
+	}
+	return level, nil
 }

@@ -515,6 +515,42 @@ func TestKilledByOthers(t *testing.T) {
 	}
 }
 
+func TestEndsAtOnce(t *testing.T) {
+	for i := range 10 {
+		p, _ := open(t, config(t, nil), remote)
+		ctx := deadline(t)
+		var wg, ends sync.WaitGroup
+		for slot := range 4 {
+			wg.Go(func() {
+				for {
+					err := p.Read(ctx, slot, 0, 2048)
+					var gone *worker.GoneError
+					if errors.As(err, &gone) {
+						break
+					}
+					if err != nil && !errors.Is(err, worker.ErrBusy) {
+						t.Error(err)
+						return
+					}
+				}
+				p.Slot(slot)[0] = 1 // the memory stays
+			})
+		}
+		ends.Go(p.Kill)
+		ends.Go(p.Kill)
+		if i%2 == 0 {
+			ends.Go(func() { p.Close(ctx) })
+			ends.Go(func() { p.Close(ctx) })
+		}
+		ends.Wait()
+		wg.Wait()
+		p.Release()
+		if s := processState(p.PID()); s != "" {
+			t.Errorf("the process is still there: %s", s)
+		}
+	}
+}
+
 // A worker that dies with requests unread resets its socket; what it said before
 // must come through all the same.
 func TestLastWordsBeforeAReset(t *testing.T) {
