@@ -195,7 +195,8 @@ type job struct {
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
-	backing  source.Disk // of the target; nil: none
+	backings *sourceopen.Opener // of the backing
+	backing  source.Disk        // of the target; nil: none
 }
 
 func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
@@ -210,8 +211,9 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	j := &job{
 		copyCommand: c, log: log, counters: counters,
 		report: transfer.NewReport(c.Src, c.Dst),
-		opener: c.opener(),
+		opener: c.opener(), backings: c.opener(),
 	}
+	j.backings.SingleLink = false // that is said of SRC
 	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
 	j.opener.Retry.OnRetry = func(err error, wait time.Duration) {
 		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
@@ -409,8 +411,7 @@ func (j *job) openBacking(ctx context.Context) (done func(), err error) {
 		}
 		path = dir + "/" + path
 	}
-	// The same opener: what it opens is not written over.
-	d, err := j.opener.Open(ctx, path, j.BackingFormat)
+	d, err := j.backings.Open(ctx, path, j.BackingFormat)
 	if err != nil {
 		return nil, fmt.Errorf("--backing: %w", err)
 	}
@@ -549,8 +550,16 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 		ClusterSize: cluster, Compression: j.Compress.kind, Level: j.Compress.level,
 		Format: j.Format, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
-		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections)},
+		Source: j.uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections)},
 	}
+}
+
+// uses returns the name of the file that is read, if fi is one.
+func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
+	if path, ok = j.opener.Uses(fi); !ok {
+		path, ok = j.backings.Uses(fi)
+	}
+	return path, ok
 }
 
 func (j *job) options() transfer.Options {

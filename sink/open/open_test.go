@@ -95,15 +95,25 @@ func TestRefused(t *testing.T) {
 		text    string
 	}{
 		{"", open.Options{}, size, usage, "empty"},
-		{"disk.qcow2", open.Options{}, size, open.ErrNotWritten, "--format raw"},
+		{"disk.qcow2", open.Options{}, size, usage, "a multiple of 512"},
+		{"disk.qcow2", open.Options{}, sink.UnknownSize, usage, "--size"},
+		{"disk.QCOW2", open.Options{ClusterSize: 1000}, 1 << 20, usage, "power of two"},
+		{"disk.qcow2", open.Options{Preallocation: raw.PreallocateFull}, 1 << 20, usage, "--preallocation full"},
+		{"-", open.Options{Format: "qcow2"}, 1 << 20, usage, "files and block devices only"},
+		{"null:", open.Options{Format: "qcow2"}, 1 << 20, usage, "files and block devices only"},
+		{"fifo", open.Options{Format: "qcow2"}, 1 << 20, usage, "a stream"},
+		{"exists.raw", open.Options{Format: "qcow2"}, 1 << 20, fs.ErrExist, "--force"},
+		{"disk.raw", open.Options{Compression: "zlib"}, size, usage, "--compress zlib is for qcow2"},
+		{"disk.raw", open.Options{ClusterSize: 65536}, size, usage, "--cluster-size is for qcow2"},
+		{"null:", open.Options{BackingName: "base"}, size, usage, "--backing is for qcow2"},
 		{"disk.VMDK", open.Options{}, size, open.ErrNotWritten, "format vmdk"},
 		{"[ds] vm/disk.vmdk", open.Options{}, size, open.ErrNotWritten, "format vmdk"},
-		{"disk.raw", open.Options{Format: "qcow2"}, size, open.ErrNotWritten, "format qcow2"},
+		{"disk.raw", open.Options{Format: "qcow2"}, size, usage, "a multiple of 512"},
 		{"-", open.Options{Format: "vmdk"}, size, open.ErrNotWritten, "format vmdk"},
 		{"disk.raw", open.Options{Format: "vdi"}, size, usage, `"vdi"`},
 		{"nbd://host/export", open.Options{}, sink.UnknownSize, usage, "--size"},
 		{"NBDS+unix:///?socket=s&unknown=1", open.Options{}, size, usage, "unknown"},
-		{"nbd://host", open.Options{Format: "qcow2"}, size, open.ErrNotWritten, "format qcow2"},
+		{"nbd://host", open.Options{Format: "qcow2"}, size, usage, "files and block devices only"},
 		{"disk.qcow", open.Options{}, size, usage, "--format"},
 		{"disk.qed", open.Options{}, size, usage, "--format"},
 		{"disk.vdi", open.Options{}, size, usage, "--format"},
@@ -294,5 +304,33 @@ func TestUnknownSize(t *testing.T) {
 	}
 	if got, err := os.ReadFile(path); string(got) != "12345" {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func TestQcow2(t *testing.T) {
+	dir := t.TempDir()
+	for name, o := range map[string]open.Options{
+		"disk.qcow2": {}, "disk.QCOW2": {Compression: "zlib", Level: 1}, "disk": {Format: "qcow2", Compression: "none", ClusterSize: 512},
+	} {
+		path := filepath.Join(dir, name)
+		target, err := open.Plan(t.Context(), path, 1<<20, o)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if target.String() != "qcow2 file" || !target.Zeroed {
+			t.Errorf("%s: %+v", name, target)
+		}
+		d, err := target.Create(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Abort()
+		if err := errors.Join(d.Finish(t.Context()), d.Publish(t.Context())); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if head, err := os.ReadFile(path); err != nil || !bytes.HasPrefix(head, []byte("QFI\xfb\x00\x00\x00\x03")) {
+			t.Errorf("%s is no qcow2 image: %v", name, err)
+		}
 	}
 }
