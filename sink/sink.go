@@ -91,6 +91,12 @@ type Verifiable interface {
 	Reopen(ctx context.Context) (source.Disk, error)
 }
 
+// Readback is the ability to read back what was written below the last
+// checkpoint, before Finish: so that a resumed copy can see whether it is there.
+type Readback interface {
+	ReadBack(p []byte, off int64) (int, error) // as io.ReaderAt
+}
+
 // Cloner is the ability to share blocks with a local file instead of writing.
 type Cloner interface {
 	// CloneUnit is what positions, offsets and lengths must be multiples of,

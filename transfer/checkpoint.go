@@ -9,6 +9,7 @@ import (
 	"io"
 	"time"
 
+	"vddkcp/internal/killpoint"
 	"vddkcp/sink"
 	"vddkcp/source"
 	"vddkcp/transfer/digest"
@@ -79,7 +80,7 @@ type kept struct {
 // is what the counters say of the bytes below it.
 func newKeeper(p *pipeline, last *Checkpoint, done int64) *keeper {
 	k := &keeper{
-		p: p, interval: cmp.Or(p.o.Interval, checkpointInterval), begun: time.Now(),
+		p: p, interval: cmp.Or(p.o.Interval, killpoint.Interval(), checkpointInterval), begun: time.Now(),
 		due: make(chan kept, 1), idle: make(chan token, 1), last: last, done: done,
 	}
 	for _, s := range last.Tail {
@@ -136,6 +137,7 @@ func (k *keeper) take(off int64) (kept, error) {
 		}
 		next.Sums = append(next.Sums, state)
 	}
+	killpoint.At("checkpoint")
 	next.State, next.sync, err = k.p.dst.Checkpoint(off)
 	return next, err
 }
@@ -152,9 +154,11 @@ func (k *keeper) run(ctx context.Context) error {
 }
 
 func (k *keeper) keep(ctx context.Context, next kept) error {
+	killpoint.At("sync")
 	if err := next.sync(ctx); err != nil {
 		return err
 	}
+	killpoint.At("slot")
 	if k.p.o.Keep != nil {
 		if err := k.p.o.Keep(next.Checkpoint); err != nil {
 			return err
@@ -173,22 +177,32 @@ func (k *keeper) final(ctx context.Context) error {
 	return k.keep(ctx, next)
 }
 
-// sumsAt returns the digests of a copy that goes on at a checkpoint.
+// sumsAt returns the digests of a copy that goes on at a checkpoint. The one
+// that only Verify needs is left out where the checkpoint has none: what it
+// would be of is gone by.
 func (o Options) sumsAt(c *Checkpoint) ([]*digest.Sum, error) {
-	sums := o.sums()
+	wanted := o.sums()
 	if c.Offset == 0 {
-		return sums, nil
+		return wanted, nil
 	}
-	if len(sums) != len(c.Sums) {
-		return nil, fmt.Errorf("the checkpoint has %d digests, and %d are asked for", len(c.Sums), len(sums))
-	}
-	for i, s := range sums {
-		want := s.Algorithm()
-		if err := s.UnmarshalBinary(c.Sums[i]); err != nil {
+	kept := map[digest.Algorithm]*digest.Sum{}
+	for _, state := range c.Sums {
+		s := new(digest.Sum)
+		if err := s.UnmarshalBinary(state); err != nil {
 			return nil, fmt.Errorf("the checkpoint's digest: %w", err)
 		}
-		if s.Algorithm() != want || s.Size() != c.Offset {
-			return nil, fmt.Errorf("the checkpoint at %d has a %s of %d bytes, want a %s", c.Offset, s.Algorithm(), s.Size(), want)
+		if s.Size() != c.Offset {
+			return nil, fmt.Errorf("the checkpoint at %d has a %s of %d bytes", c.Offset, s.Algorithm(), s.Size())
+		}
+		kept[s.Algorithm()] = s
+	}
+	var sums []*digest.Sum
+	for _, w := range wanted {
+		switch s := kept[w.Algorithm()]; {
+		case s != nil:
+			sums = append(sums, s)
+		case w.Algorithm() == o.Digest:
+			return nil, fmt.Errorf("the checkpoint has no %s, and all below %d is copied already", o.Digest, c.Offset)
 		}
 	}
 	return sums, nil

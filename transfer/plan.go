@@ -87,6 +87,24 @@ func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration)
 	return p, nil
 }
 
+// DataFrom is how many bytes of Data lie at or above off, as far as the plan
+// remembers.
+func (p *Plan) DataFrom(off int64) int64 {
+	below := int64(0)
+	at := int64(0)
+	for _, c := range p.cache {
+		n := int64(c >> 2)
+		if at >= off {
+			break
+		}
+		if source.Kind(c&3) == source.Data {
+			below += min(at+n, off) - at
+		}
+		at += n
+	}
+	return p.Data - below
+}
+
 // extents yields the planned extents: from memory, and what was too many to
 // remember from src.
 func (p *Plan) extents(ctx context.Context, src source.Disk) iter.Seq2[source.Extent, error] {

@@ -6,12 +6,13 @@ import (
 	"fmt"
 
 	"vddkcp/sink"
+	"vddkcp/source"
 	"vddkcp/transfer/digest"
 )
 
 // MismatchError says that a target does not hold what was read for it.
 type MismatchError struct {
-	Want, Got string // digests, of what was read and of what the target holds
+	Want, Got string // digests, of what was read and of what the target holds; "": both were read and compared
 	// Difference is what a second reading of both found; nil: it found none, or
 	// the source can't be read again.
 	Difference *Difference
@@ -19,6 +20,9 @@ type MismatchError struct {
 }
 
 func (e *MismatchError) Error() string {
+	if e.Want == "" {
+		return "the target does not hold what the source does: " + e.Difference.String()
+	}
 	message := fmt.Sprintf("the target does not hold what was read from the source: its blksum is %s, want %s", e.Got, e.Want)
 	switch {
 	case e.Difference != nil:
@@ -47,6 +51,9 @@ func (p *pipeline) verify(ctx context.Context) (Verify, error) {
 		return failed, fmt.Errorf("verify: %w", err)
 	}
 	defer d.Close()
+	if len(p.sums) == 0 || p.sums[len(p.sums)-1].Algorithm() != digest.Blksum {
+		return p.verifyByComparing(ctx, d)
+	}
 	o := CompareOptions{RequestSize: p.o.RequestSize, Requests: p.o.Requests, Counters: p.o.Counters}
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -77,6 +84,29 @@ func (p *pipeline) verify(ctx context.Context) (Verify, error) {
 		return failed, fmt.Errorf("verify: %w; then: %w", mismatch, err)
 	}
 	return Verify{Status: VerifyMismatch, Different: different}, mismatch
+}
+
+// verifyByComparing is verify of a copy that was resumed from one without a
+// digest: it reads the source once more.
+func (p *pipeline) verifyByComparing(ctx context.Context, d source.Disk) (Verify, error) {
+	failed := Verify{Status: VerifyNotRun}
+	reading, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(p.o.stop(), cancel)()
+	diff, err := Compare(reading, p.src, d, CompareOptions{RequestSize: p.o.RequestSize, Requests: p.o.Requests, Counters: p.o.Counters})
+	switch {
+	case p.o.stop().Err() != nil:
+		return failed, errStopped
+	case err != nil:
+		return failed, fmt.Errorf("verify: %w", err)
+	case diff == nil:
+		return Verify{Status: VerifyOK}, nil
+	}
+	mismatch := &MismatchError{Difference: diff}
+	if err := p.dst.Suspend(); err != nil {
+		return failed, fmt.Errorf("verify: %w; then: %w", mismatch, err)
+	}
+	return Verify{Status: VerifyMismatch, Different: diff.Bytes}, mismatch
 }
 
 // What a report says of verifying.

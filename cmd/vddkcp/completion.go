@@ -38,7 +38,7 @@ func completionModel(app *kong.Application) completion {
 	var m completion
 	for _, command := range app.Children {
 		if !command.Hidden {
-			m.Commands = append(m.Commands, completedCommand{command.Name, command.Help})
+			m.Commands = append(m.Commands, completedCommand{command.Name, strings.ReplaceAll(command.Help, "'", "")})
 		}
 	}
 	seen := map[string]bool{}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,6 @@ import (
 	"vddkcp/nbd/client"
 	"vddkcp/sink"
 	sinkopen "vddkcp/sink/open"
-	"vddkcp/sink/qcow2"
 	sinkraw "vddkcp/sink/raw"
 	"vddkcp/source"
 	sourceopen "vddkcp/source/open"
@@ -31,15 +31,16 @@ import (
 	"vddkcp/transfer"
 	"vddkcp/transfer/digest"
 	"vddkcp/transfer/progress"
+	"vddkcp/vddk"
 )
 
 // copyFlags are the flags of copy, by docs/cli.md.
 type copyFlags struct {
 	sourceFlags
 
-	Format        string         `help:"Format of DST whatever its name: raw or qcow2." enum:",raw,qcow2" default:"" placeholder:"FORMAT" group:"Target:"`
+	Format        string         `help:"Format of DST whatever its name: raw, qcow2 or vmdk (streamOptimized)." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Force         bool           `help:"Replace an existing file." group:"Target:"`
-	Compress      compression    `help:"How clusters of a qcow2 are compressed: none, zlib or zstd, with :LEVEL (1 to 9, 1 to 22)." default:"none" placeholder:"none|zlib|zstd[:LEVEL]" group:"Target:"`
+	Compress      string         `help:"Compression of the clusters of a qcow2 (none, zlib, zstd; with :LEVEL) or the grains of a VMDK (zlib)." placeholder:"METHOD[:LEVEL]" group:"Target:"`
 	ClusterSize   *bytesize.Size `help:"Cluster size of a qcow2 (64KiB)." placeholder:"SIZE" group:"Target:"`
 	Backing       string         `help:"Write only what differs from this disk, into a qcow2 that names it. A relative name starts from the folder of DST." placeholder:"FILE" group:"Target:"`
 	BackingFormat string         `help:"Format of the backing file instead of probing it: raw, qcow2 or vmdk." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
@@ -56,6 +57,9 @@ type copyFlags struct {
 	RateLimit   rate          `help:"Most bytes to read in a second." placeholder:"BYTES/s" group:"Speed:"`
 	Cache       string        `help:"Whether what is copied may stay in the page cache: keep or drop (default: drop when it is more than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
 
+	Resume  bool   `help:"Go on with an earlier copy that stopped, where there is one." group:"Target:"`
+	Journal string `help:"Where the copy notes how far it is (default: beside DST, or in the user's folder for state)." placeholder:"FILE" type:"path" group:"Target:"`
+
 	Progress string     `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 	Report   string     `help:"Write a JSON report here at the end, also of a failure." placeholder:"FILE" type:"path" group:"Report:"`
 	Digest   digestFlag `help:"A digest of the content into the log and the report: =blksum (default) or =sha256." group:"Report:"`
@@ -63,7 +67,7 @@ type copyFlags struct {
 }
 
 type copyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, or - for standard input."`
+	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH, or - for standard input."`
 	Dst string `arg:"" name:"DST" help:"Where to: a new file, a block device, an NBD URI, - for standard output, or null: to only read."`
 	copyFlags
 }
@@ -78,37 +82,6 @@ func (r *rate) UnmarshalText(text []byte) error {
 	}
 	*r = rate(n)
 	return err
-}
-
-// compression is --compress.
-type compression struct {
-	kind  string
-	level int // 0: the usual one
-}
-
-func (c *compression) UnmarshalText(text []byte) error {
-	kind, level, leveled := strings.Cut(string(text), ":")
-	least, most, _ := qcow2.Levels(qcow2.Compression(kind))
-	if kind != "none" && most == 0 {
-		return fmt.Errorf("%q: want none, zlib or zstd, or zlib:LEVEL or zstd:LEVEL", text)
-	}
-	c.kind, c.level = kind, 0
-	if !leveled {
-		return nil
-	}
-	n, err := strconv.Atoi(level)
-	if err != nil || n < max(1, least) || n > most {
-		return fmt.Errorf("%q: %s", text, levels(kind, least, most))
-	}
-	c.level = n
-	return nil
-}
-
-func levels(kind string, least, most int) string {
-	if most == 0 {
-		return kind + " has no levels"
-	}
-	return fmt.Sprintf("the levels of %s are %d to %d", kind, least, most)
 }
 
 // connections is a number of connections; 0 is auto.
@@ -195,8 +168,12 @@ type job struct {
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
+	source   source.Disk        // nil until it is open
+	info     source.Info        // of the source, where it has one
 	backings *sourceopen.Opener // of the backing
 	backing  source.Disk        // of the target; nil: none
+
+	resumption resumption
 }
 
 func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
@@ -215,10 +192,15 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	}
 	j.backings.SingleLink = false // that is said of SRC
 	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
-	j.opener.Retry.OnRetry = func(err error, wait time.Duration) {
-		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
-	}
+	v := &j.opener.VDDK.Options
+	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, j.warn
+	j.opener.Retry.OnRetry = retryNotices(log)
 	err = shown(display, func() error { return j.run(ctx) })
+	j.countSource(err)
+	var resumable *transfer.ResumableError
+	if errors.As(err, &resumable) {
+		err = &hintedError{err, fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)}
+	}
 	if err != nil {
 		// Most errors name the source already.
 		if !strings.Contains(err.Error(), c.Src) {
@@ -267,10 +249,15 @@ func asUsage(err error) error {
 	var target *sinkopen.UsageError
 	var src *sourceopen.UsageError
 	var choice *sourceopen.ChoiceError
+	var params *vddk.ParamsError
+	var certificate *vddk.CertificateError
 	if errors.As(err, &choice) {
 		return &usageError{err: err, hint: choice.Hint()}
 	}
-	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sinkopen.ErrNotWritten) || errors.Is(err, sourceopen.ErrNotRead) {
+	if errors.As(err, &params) || errors.As(err, &certificate) {
+		return &usageError{err: err, hint: hint(err)}
+	}
+	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sourceopen.ErrNotRead) {
 		return &usageError{err: err}
 	}
 	return err
@@ -335,20 +322,38 @@ func (j *job) run(ctx context.Context) error {
 	if j.Size != nil {
 		return &usageError{err: fmt.Errorf("--size is for a stream on standard input, and %s has its own", j.Src)}
 	}
-	src, err := j.opener.Open(ctx, j.Src, j.SourceFormat)
+	if err := j.prepareResume(); err != nil {
+		return err
+	}
+	// What is copied can go on later if it is finished in order, and a signal
+	// leaves it time for that.
+	work := ctx
+	if j.resumption.path != "" {
+		drained, cancel := drain(ctx, grace)
+		defer cancel()
+		work = drained
+	}
+	src, err := j.opener.Open(work, j.Src, j.SourceFormat)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
+	j.source = src
 	j.report.VirtualSize = src.Size()
+	if d, ok := source.Ability[source.Described](src); ok {
+		j.info = d.Info()
+	}
 	closeBacking, err := j.openBacking(ctx)
 	if err != nil {
 		return err
 	}
 	defer closeBacking()
 	// First without the space it takes: what can be refused at once is.
-	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(0, nil))
+	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(0, nil)))
 	if err != nil {
+		return err
+	}
+	if err := j.resumable(ctx, src, target); err != nil {
 		return err
 	}
 	plan, err := transfer.NewPlanWithin(ctx, src, j.patience())
@@ -370,8 +375,13 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	need := plan.Data - shared
-	target, err = sinkopen.Plan(ctx, j.Dst, src.Size(), j.targetOptions(need, j.warn))
-	if err != nil {
+	if entries := j.resumption.entries; len(entries) > 0 {
+		need = min(need, plan.DataFrom(entries[0].Offset))
+	}
+	planTarget := func() (*sinkopen.Target, error) {
+		return sinkopen.Plan(work, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(need, j.warn)))
+	}
+	if target, err = planTarget(); err != nil {
 		return err
 	}
 	j.report.Format = target.Format
@@ -389,12 +399,29 @@ func (j *job) run(ctx context.Context) error {
 	if err := j.verifyManifest(ctx, src); err != nil {
 		return err
 	}
-	dst, err := target.Create(ctx)
+	dst, err := j.openTarget(work, src, target, planTarget)
 	if err != nil {
 		return err
 	}
-	j.result, err = transfer.Copy(ctx, src, dst, plan, j.options())
-	return err
+	o := j.options()
+	o.Requests = j.requests(src)
+	ended, err := j.keep(ctx, &o)
+	if err != nil {
+		return errors.Join(err, dst.Abort())
+	}
+	if target.Kind == "NBD export" {
+		o.Reopen = func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) {
+			to := j.targetOptions(need, nil)
+			to.State, to.Resume = state, resume
+			return sinkopen.Create(ctx, j.Dst, src.Size(), to)
+		}
+		o.Lost = j.opener.Retry
+		o.Lost.OnRetry = func(err error, wait time.Duration) {
+			j.log.Warn("the target is opened again, from the last checkpoint on", "wait", wait.Round(time.Millisecond), "error", err)
+		}
+	}
+	j.result, err = transfer.Copy(work, src, dst, plan, o)
+	return ended(err)
 }
 
 // openBacking opens the disk of --backing, which a reader of the target will
@@ -430,7 +457,7 @@ func (j *job) openBacking(ctx context.Context) (done func(), err error) {
 // patience is how long a copy waits for the extents before it begins to read:
 // on a server each query takes a while.
 func (j *job) patience() time.Duration {
-	if nbd.IsURI(j.Src) && !j.DryRun {
+	if (nbd.IsURI(j.Src) || sourceopen.IsVDDK(j.Src)) && !j.DryRun {
 		return 300 * time.Millisecond
 	}
 	return math.MaxInt64
@@ -505,12 +532,22 @@ func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
 	return nil
 }
 
+// requests is how many reads are in flight: Depth on each connection that the
+// source may come to have.
+func (j *job) requests(src source.Disk) int {
+	connections := 1
+	if c, ok := source.Ability[source.Counted](src); ok {
+		connections = c.Stats().Connections
+		if sourceopen.IsVDDK(j.Src) {
+			connections = cmp.Or(int(j.Connections), vddk.MaxAuto)
+		}
+	}
+	return j.Depth * max(connections, 1)
+}
+
 // describeSource fills in what the report says of the source.
 func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 	j.report.Transport, j.report.Connections = "file", 1
-	if nbd.IsURI(j.Src) {
-		j.report.Transport = "nbd"
-	}
 	j.report.ExtentsSource = "map"
 	if plan.Data == plan.Size {
 		j.report.ExtentsSource = "full"
@@ -546,11 +583,11 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 		cluster = int64(*j.ClusterSize)
 	}
 	return sinkopen.Options{
-		Options: sink.Options{Backing: j.backing}, BackingName: j.Backing, BackingFormat: j.BackingFormat,
-		ClusterSize: cluster, Compression: j.Compress.kind, Level: j.Compress.level,
-		Format: j.Format, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
+		Options: sink.Options{Info: j.info, Backing: j.backing}, BackingName: j.Backing, BackingFormat: j.BackingFormat,
+		Format: j.Format, Compress: j.Compress, ClusterSize: cluster,
+		Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
-		Source: j.uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections)},
+		Source: j.uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections), Timeout: time.Duration(j.Timeout)},
 	}
 }
 

@@ -9,14 +9,17 @@ import (
 // Which rooms a room may import, by the first rule that matches it. What is
 // not named here may import internal/ only. CONTRIBUTING.md has the reasons.
 var imports = []struct{ room, may string }{
-	{"vddkcp/cmd/vddkcp", "nbd nbd/client source source/open source/raw sink sink/open sink/qcow2 sink/raw transfer transfer/digest transfer/progress"},
+	{"vddkcp/cmd/vddkcp", "nbd nbd/client nbd/server source source/open source/raw sink sink/open sink/raw transfer transfer/digest transfer/journal transfer/progress vddk"},
 	{"vddkcp/transfer/digest", ""},
+	{"vddkcp/transfer/journal", "transfer"},
 	{"vddkcp/transfer/progress", ""},
 	{"vddkcp/transfer", "source sink transfer/digest transfer/progress"},
 	{"vddkcp/nbd/client", "nbd sink source"},
+	{"vddkcp/nbd/server", "nbd source"},
 	{"vddkcp/nbd", ""},
-	{"vddkcp/source/open", "nbd nbd/client source source/ova source/qcow2 source/raw source/vmdk"},
+	{"vddkcp/source/open", "nbd nbd/client source source/ova source/qcow2 source/raw source/vmdk vddk"},
 	{"vddkcp/sink/open", "nbd nbd/client sink sink/qcow2 sink/raw sink/vmdk"},
+	{"vddkcp/vddk", "source vddk/worker"},
 	{"vddkcp/internal/image", "source"},
 	{"vddkcp/internal/target", "sink"},
 	{"vddkcp/source/", "source"},

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"vddkcp/internal/bytesize"
@@ -15,7 +16,7 @@ import (
 )
 
 type infoCommand struct {
-	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a qcow2, a raw file, a block device, an appliance (x.ova) or a disk of it (x.ova#1)."`
+	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a qcow2, a raw file, a block device, an appliance (x.ova) or a disk of it (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk) or vddk:PATH."`
 	JSON bool   `name:"json" help:"Print JSON."`
 	sourceFlags
 }
@@ -31,6 +32,7 @@ type imageInfo struct {
 	ClusterSize int64         `json:"cluster_size"`
 	Backing     *string       `json:"backing"`
 	Identity    *diskIdentity `json:"identity"`
+	VDDK        *vddkFacts    `json:"vddk,omitempty"` // of a disk that VDDK opened
 
 	CID          string        `json:"cid,omitempty"`
 	AdapterType  string        `json:"adapter_type,omitempty"`
@@ -42,6 +44,16 @@ type imageInfo struct {
 	Extents      []imageExtent `json:"extents,omitempty"`
 
 	Disks []applianceDisk `json:"disks,omitempty"` // of an appliance
+}
+
+// vddkFacts tell by which library, and on which way, a disk was read.
+type vddkFacts struct {
+	Library   string `json:"library"` // its path
+	Version   string `json:"version"`
+	Transport string `json:"transport"` // that the library chose
+	Server    string `json:"server,omitempty"`
+	VM        string `json:"vm,omitempty"`
+	Snapshot  string `json:"snapshot,omitempty"`
 }
 
 type diskIdentity struct {
@@ -136,6 +148,17 @@ func describeImage(ctx context.Context, address string, d source.Disk) (*imageIn
 		}
 		i.Identity = &diskIdentity{id, proof}
 	}
+	if through, ok := source.Ability[sourceopen.ThroughVDDK](d); ok {
+		library, params := through.Library(), through.Params()
+		i.VDDK = &vddkFacts{
+			Library: library.Path, Version: strconv.Itoa(library.Version),
+			Server: params.Server, VM: params.VM, Snapshot: params.Snapshot,
+		}
+		if counted, ok := source.Ability[source.Counted](d); ok {
+			stats := counted.Stats()
+			i.VDDK.Transport, i.VDDK.Version = stats.Transport, stats.Library
+		}
+	}
 	described, ok := source.Ability[source.Described](d)
 	if !ok {
 		return i, nil
@@ -147,6 +170,17 @@ func describeImage(ctx context.Context, address string, d source.Disk) (*imageIn
 	i.HWVersion, i.ToolsVersion = info.HWVersion, info.ToolsVersion
 	if g := info.Geometry; g != [3]int64{} {
 		i.Geometry = &diskGeometry{g[0], g[1], g[2]}
+	}
+	if i.VDDK != nil {
+		// The library tells only on demand, and what it can't tell is allocated.
+		for e, err := range d.Extents(ctx, 0, d.Size()) {
+			if err != nil {
+				return nil, err
+			}
+			if e.Kind == source.Data {
+				i.Allocated += e.Len
+			}
+		}
 	}
 	if i.Chain = info.Chain; len(i.Chain) > 1 {
 		i.Backing = &i.Chain[1]
@@ -198,6 +232,13 @@ func (i *imageInfo) printText(out io.Writer) error {
 	}
 	if i.Identity != nil {
 		line("identity:", fmt.Sprintf("%s (proof: %s)", printable(i.Identity.ID), i.Identity.Proof))
+	}
+	if v := i.VDDK; v != nil {
+		text("VDDK:", fmt.Sprintf("version %s, %s", v.Version, v.Library))
+		text("transport:", v.Transport)
+		text("server:", v.Server)
+		text("VM:", v.VM)
+		text("snapshot:", v.Snapshot)
 	}
 	if i.Backing != nil {
 		text("backing:", *i.Backing)

@@ -384,10 +384,24 @@ func TestSignals(t *testing.T) {
 		if r.exit != exit || !strings.Contains(r.stderr, "stopped by SIG") {
 			t.Errorf("%s: exit status %d, want %d\n%s", signal, r.exit, exit, r.stderr)
 		}
-		leavesNothing(t, out)
 		text, err := os.ReadFile(report)
 		if err != nil || !strings.Contains(string(text), `"status": "interrupted"`) || !strings.Contains(string(text), fmt.Sprintf(`"exit": %d`, exit)) {
 			t.Errorf("%s: report %v\n%s", signal, err, text)
+		}
+		if _, err := os.Lstat(out); err == nil {
+			t.Errorf("%s: %s is there", signal, out)
+		}
+		// What was done is not done again.
+		if r := vddkcp(t, "--resume", "--verify", "--report", report, disk, out); r.exit != 0 {
+			t.Errorf("%s: --resume: exit status %d, want 0\n%s", signal, r.exit, r.stderr)
+		}
+		text, err = os.ReadFile(report)
+		if err != nil || strings.Contains(string(text), `"resumed_from": 0`) || !strings.Contains(string(text), `"resume_proof": "mtime"`) {
+			t.Errorf("%s: report %v\n%s", signal, err, text)
+		}
+		peer.Run(t, "cmp", disk, out)
+		if left, _ := filepath.Glob(out + ".*"); len(left) > 0 {
+			t.Errorf("%s: %v were left", signal, left)
 		}
 	}
 }

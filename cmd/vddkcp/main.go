@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"slices"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 
@@ -26,20 +27,22 @@ type cli struct {
 	Info       infoCommand       `cmd:"" help:"Print the format, size, allocation, chain and identity of a disk."`
 	Map        mapCommand        `cmd:"" help:"Print the extents of a disk, as qemu-img map does."`
 	Verify     verifyCommand     `cmd:"" help:"Compare two disks, or one with a digest."`
+	VDDK       vddkCommand       `cmd:"" name:"vddk" help:"Print which VDDK library would be used, and what it offers."`
+	Thumbprint thumbprintCommand `cmd:"" help:"Print the thumbprints of a server's certificate, and whether it verifies."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 
 	Log logFlags `embed:"" group:"Log:"`
 }
 
-func newParser(c *cli, stdout, stderr io.Writer, exit func(int)) (*kong.Kong, error) {
-	return kong.New(c,
+func newParser(c *cli, stdout, stderr io.Writer, exit func(int), options ...kong.Option) (*kong.Kong, error) {
+	return kong.New(c, append(options,
 		kong.Name("vddkcp"),
-		kong.Description("Copies VMware virtual disks to raw files, block devices and pipes, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
+		kong.Description("Copies VMware virtual disks to raw files, block devices and pipes, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can go on; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
-	)
+	)...)
 }
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -49,14 +52,18 @@ func run(args []string) int {
 	// A reader of ours that went away is an error with a message, not a
 	// silent end: asking for the signal makes the write fail instead.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	secrets := takeSecrets()
 
 	var c cli
 	exited, status := false, 0
-	parser, err := newParser(&c, os.Stdout, os.Stderr, func(code int) { exited, status = true, code })
+	parser, err := newParser(&c, os.Stdout, os.Stderr, func(code int) { exited, status = true, code }, kong.Bind(secrets))
 	if err != nil {
 		panic(err) // the flags are declared wrongly: every test sees it
 	}
 	if err := refuseReserved(args); err != nil {
+		return fail(os.Stderr, false, err)
+	}
+	if args, err = rewriteWords(parser.Model, args); err != nil {
 		return fail(os.Stderr, false, err)
 	}
 	parsed, err := parser.Parse(args)
@@ -84,7 +91,7 @@ func run(args []string) int {
 // SRC: a script for a later version must not copy a file of that name.
 func refuseReserved(args []string) error {
 	reserved := []string{
-		"export", "run", "vddk", "thumbprint",
+		"export", "run",
 		"ls", "vm", "warm", "check", "cleanup", "vddk-worker",
 	}
 	if len(args) > 0 && slices.Contains(reserved, args[0]) {
@@ -101,7 +108,27 @@ const (
 	exitFailed     = 1
 	exitUsage      = 2
 	exitDifference = 3
+	exitCanResume  = 75
 )
+
+// drain returns a context that ends so long after ctx, with the same cause: for
+// what is to be finished once a signal has come.
+func drain(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
+	drained, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		timer := time.NewTimer(grace)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+			cancel(context.Cause(ctx))
+		case <-drained.Done():
+		}
+	})
+	return drained, func() {
+		stop()
+		cancel(nil)
+	}
+}
 
 // usageError is a mistake of the caller's, with exit status 2.
 type usageError struct {
@@ -173,6 +200,8 @@ func exitStatus(err error) int {
 		return exitUsage
 	case errors.As(err, new(*differenceError)), errors.As(err, new(*transfer.MismatchError)), errors.As(err, new(*sourceopen.ManifestError)):
 		return exitDifference
+	case errors.As(err, new(*transfer.ResumableError)):
+		return exitCanResume
 	}
 	return exitFailed
 }

@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -29,9 +31,22 @@ func (m testMain) Run() int {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
+		Condition: func(condition string) (bool, error) {
+			if condition != "ipv6" {
+				return false, fmt.Errorf("no condition is called %s", condition)
+			}
+			l, err := net.Listen("tcp", "[::1]:0")
+			if err == nil {
+				l.Close()
+			}
+			return err == nil, nil
+		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"exits": cmdExits,
-			"holes": cmdHoles,
+			"exits":    cmdExits,
+			"holes":    cmdHoles,
+			"server":   cmdServer,
+			"standin":  cmdStandIn,
+			"terminal": cmdTerminal,
 		},
 	})
 }

@@ -6,9 +6,12 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
+	"vddkcp/nbd/client"
 	"vddkcp/source"
 	sourceopen "vddkcp/source/open"
+	"vddkcp/vddk"
 )
 
 // sourceFlags are the flags of every command that opens a source, by
@@ -17,15 +20,29 @@ type sourceFlags struct {
 	SourceFormat string   `help:"Format of SRC instead of probing it: raw, vmdk or qcow2." enum:",raw,vmdk,qcow2" default:"" placeholder:"FORMAT" group:"Source:"`
 	AllowPath    []string `help:"Folder that SRC may name files in, beside its own (repeatable; / for all)." placeholder:"DIR" sep:"none" group:"Source:"`
 	SingleLink   bool     `help:"Read SRC without its parents: what it lacks is not here, not zeros." group:"Source:"`
+
+	retryFlags
+	vddkFlags
 }
 
-// retries of a read that a server failed take about half a minute in all.
-const retries = 5
-
 // opener opens sources as the flags say, but for SourceFormat, which is an
-// argument of its Open.
+// argument of its Open. Log and Warn of its VDDK.Options are the caller's to
+// set, and so is what tunes a copy.
 func (f *sourceFlags) opener() *sourceopen.Opener {
-	return &sourceopen.Opener{AllowPath: f.AllowPath, SingleLink: f.SingleLink, Retry: source.RetryOptions{Retries: retries}}
+	o := &sourceopen.Opener{
+		AllowPath: f.AllowPath, SingleLink: f.SingleLink,
+		NBD:   client.Options{Timeout: time.Duration(f.Timeout)},
+		Retry: source.RetryOptions{Retries: int(f.Retries), Timeout: time.Duration(f.RetryTimeout)},
+		VDDK:  &sourceopen.VDDK{Options: vddk.Options{Timeout: time.Duration(f.Timeout), Debug: f.Debug}},
+	}
+	o.VDDK.Params = func(ctx context.Context, file string) (vddk.Params, error) {
+		warn := o.VDDK.Options.Warn
+		if warn == nil {
+			warn = func(string) {}
+		}
+		return f.params(ctx, file, f.SingleLink, warn)
+	}
+	return o
 }
 
 // open opens the source of a command that only looks at it, and what it logs
@@ -35,7 +52,10 @@ func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d s
 	if err != nil {
 		return nil, nil, &usageError{err: err}
 	}
-	if d, err = f.opener().Open(ctx, src, f.SourceFormat); err != nil {
+	opener := f.opener()
+	opener.VDDK.Options.Log, opener.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
+	opener.NBD.Warn = opener.VDDK.Options.Warn
+	if d, err = opener.Open(ctx, src, f.SourceFormat); err != nil {
 		closeLog()
 		return nil, nil, asUsage(err)
 	}

@@ -123,8 +123,17 @@ func (c *verifyCommand) options(counters *progress.Counters) transfer.CompareOpt
 	}
 }
 
+// loggingOpener is the opener of the source, and of the target.
+func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
+	o := c.opener()
+	o.VDDK.Options.RequestSize, o.VDDK.Options.Depth = int(c.RequestSize), c.Depth
+	o.VDDK.Options.Log, o.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
+	o.NBD.Warn = o.VDDK.Options.Warn
+	return o
+}
+
 func (c *verifyCommand) compare(ctx context.Context, log *slog.Logger, counters *progress.Counters) error {
-	opener := c.opener()
+	opener := c.loggingOpener(log)
 	src, err := opener.Open(ctx, c.Src, c.SourceFormat)
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
@@ -149,7 +158,7 @@ func (c *verifyCommand) compare(ctx context.Context, log *slog.Logger, counters 
 }
 
 func (c *verifyCommand) sum(ctx context.Context, log *slog.Logger, counters *progress.Counters) error {
-	d, err := openTarget(ctx, c.opener(), c.Src, c.Format)
+	d, err := openTarget(ctx, c.loggingOpener(log), c.Src, c.Format)
 	if err != nil {
 		return err
 	}

@@ -384,6 +384,11 @@ func (t *target) Abort() error {
 	return nil
 }
 
+// ReadBack implements sink.Readback.
+func (t *target) ReadBack(p []byte, off int64) (int, error) {
+	return (&Disk{server: t.server, size: t.size, borrowed: true, text: t.server.name}).ReadAt(p, off)
+}
+
 // Reopen reads over the same connections: a server may take no others.
 func (t *target) Reopen(ctx context.Context) (source.Disk, error) {
 	t.calls.RLock()

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -19,10 +20,6 @@ import (
 	"vddkcp/sink"
 	"vddkcp/sink/raw"
 )
-
-// ErrNotWritten says that the address or the format means something that
-// vddkcp knows and can't write yet.
-var ErrNotWritten = errors.New("this version does not write it")
 
 // UsageError is an address or an option that makes no sense whatever the state
 // of the machine.
@@ -36,8 +33,10 @@ func usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(fo
 // names, and replaces nothing. The fields are explained at raw.Options.
 type Options struct {
 	sink.Options
-	Format        string // "raw" or "qcow2"; "" goes by the name
+	Format        string // "raw", "qcow2" or "vmdk"; "" goes by the name
+	Compress      string // METHOD or METHOD:LEVEL; "" is the format's default
 	Force         bool
+	DropPartial   bool
 	Preallocation raw.Preallocation
 	TargetIsZero  bool
 	DropCache     bool
@@ -48,15 +47,26 @@ type Options struct {
 	NBD           client.Options // its Warn is not looked at
 
 	// Of qcow2, explained at qcow2.Options.
-	ClusterSize                int64  // bytes
-	Compression                string // "none", "zlib" or "zstd"
-	Level                      int
+	ClusterSize                int64 // bytes
 	BackingName, BackingFormat string
+}
+
+// ofImages names an option that is there and does not go with raw disks.
+func (o Options) ofImages() string {
+	switch {
+	case o.Compress != "" && o.Compress != "none":
+		return "--compress " + o.Compress
+	case o.ClusterSize != 0:
+		return "--cluster-size"
+	case o.BackingName != "":
+		return "--backing"
+	}
+	return ""
 }
 
 func (o Options) raw() raw.Options {
 	return raw.Options{
-		Options: o.Options, Force: o.Force, Preallocation: o.Preallocation, TargetIsZero: o.TargetIsZero,
+		Options: o.Options, Force: o.Force, DropPartial: o.DropPartial, Preallocation: o.Preallocation, TargetIsZero: o.TargetIsZero,
 		DropCache: o.DropCache, Need: o.Need, Source: o.Source, Warn: o.Warn,
 	}
 }
@@ -65,7 +75,7 @@ func (o Options) raw() raw.Options {
 // anything.
 type Target struct {
 	Address string
-	Format  string // "raw" or "qcow2"
+	Format  string // "raw", "qcow2" or "vmdk"
 	Kind    string // "file", "block device", "NBD export", "stream" or "null"
 	Zeroed  bool   // what is not written will read as zeros, see sink.Zeroed
 	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
@@ -73,7 +83,57 @@ type Target struct {
 	create    func(context.Context) (sink.Disk, error)
 }
 
-// String says what the target is: "raw file", "raw block device".
+// Place is where a target is written, as far as its address tells.
+type Place struct {
+	Kind    string // as Target's; "" where the address tells of no target
+	Partial string // of a file: its path until it is published
+}
+
+// PlaceOf looks at an address without asking what Plan asks.
+func PlaceOf(address string) Place {
+	switch {
+	case address == "null:":
+		return Place{Kind: "null"}
+	case address == "-":
+		return Place{Kind: "stream"}
+	case nbd.IsURI(address):
+		return Place{Kind: "NBD export"}
+	}
+	if info, err := os.Stat(address); err == nil {
+		switch info.Mode().Type() {
+		case fs.ModeDevice:
+			return Place{Kind: "block device"}
+		case fs.ModeNamedPipe, fs.ModeDevice | fs.ModeCharDevice:
+			return Place{Kind: "stream"}
+		}
+	}
+	partial, err := raw.Partial(address)
+	if err != nil {
+		return Place{} // Plan says why
+	}
+	return Place{"file", partial}
+}
+
+// datastorePath is "[DATASTORE] DIR/DISK.vmdk".
+var datastorePath = regexp.MustCompile(`(?s)^\[.+\] .`)
+
+// FormatOf is the format that a target is written in: the one that is given, or
+// what the name of a file says.
+func FormatOf(address, format string) string {
+	if format != "" {
+		return format
+	}
+	switch ext := strings.ToLower(filepath.Ext(address)); ext {
+	case ".qcow2", ".vmdk":
+		switch PlaceOf(address).Kind {
+		case "file", "": // what is no target at all is no other one
+			return ext[1:]
+		}
+	}
+	return "raw"
+}
+
+// String says what the target is: "raw file", "vmdk stream".
 func (t *Target) String() string { return t.Format + " " + t.Kind }
 
 // Create makes the target, or opens it.
@@ -89,7 +149,7 @@ func Create(ctx context.Context, address string, size int64, o Options) (sink.Di
 }
 
 // Plan finds out what address means for a disk of size bytes, which may be
-// sink.UnknownSize: all that is written here is a sink.Sizer but NBD exports. It is a file, an
+// sink.UnknownSize: all that is written raw is a sink.Sizer but NBD exports. It is a file, an
 // existing block device, FIFO or character device, an NBD URI, "-" for standard
 // output, or "null:". It refuses what can be refused before anything is read, made or
 // changed: an address or format that is not written, a target that exists, is
@@ -104,20 +164,29 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 		return nil, fmt.Errorf("%s: a disk of %d bytes", address, size)
 	}
 	switch o.Format {
-	case "", "raw", "qcow2":
-	case "vmdk":
-		return nil, notWritten(address, o.Format)
+	case "", "raw", "qcow2", "vmdk":
 	default:
 		return nil, usage("format %q: want raw, qcow2 or vmdk", o.Format)
 	}
 	if address == "" {
 		return nil, usage("the target is empty: want a path, - or null:")
 	}
-	if format := formatOf(address, o); format == "qcow2" {
-		return planQcow2(address, size, o)
-	} else if option := o.ofImages(); option != "" {
-		return nil, usage("%s: %s is for qcow2 images", address, option)
+	if datastorePath.MatchString(address) || strings.HasPrefix(address, "vddk:") {
+		return nil, usage("%s: disks of VMware's are read, not written (a file of that name is ./%[1]s)", address)
 	}
+	switch FormatOf(address, o.Format) {
+	case "vmdk":
+		return planVMDK(address, size, o)
+	case "qcow2":
+		return planQcow2(address, size, o)
+	}
+	if option := o.ofImages(); option != "" {
+		return nil, usage("%s: %s is not for raw disks", address, option)
+	}
+	return planRaw(address, size, o)
+}
+
+func planRaw(address string, size int64, o Options) (*Target, error) {
 	if address == "null:" {
 		return &Target{Address: address, Format: "raw", Kind: "null", Zeroed: true, create: func(ctx context.Context) (sink.Disk, error) {
 			return raw.Null(ctx, size), nil
@@ -141,15 +210,9 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 	return planFile(address, size, o)
 }
 
-func notWritten(address, format string) error {
-	return fmt.Errorf("%s: format %s: %w", address, format, ErrNotWritten)
-}
-
 func planFile(address string, size int64, o Options) (*Target, error) {
 	if o.Format == "" {
 		switch ext := strings.ToLower(filepath.Ext(address)); ext {
-		case ".vmdk":
-			return nil, fmt.Errorf("%w; with --format raw it is written as a raw disk", notWritten(address, ext[1:]))
 		case ".qcow", ".qed", ".vdi", ".vhd", ".vhdx", ".ova", ".ovf":
 			return nil, usage("%s: format %s is not written; name the target otherwise, or say --format", address, ext[1:])
 		}

@@ -3,62 +3,32 @@ package open
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"os"
-	"path/filepath"
-	"strings"
 
-	"vddkcp/nbd"
 	"vddkcp/sink"
 	"vddkcp/sink/qcow2"
 	"vddkcp/sink/raw"
 )
 
-// formatOf is the format that is asked for, or else the name's. The names of
-// devices, streams and servers mean nothing.
-func formatOf(address string, o Options) string {
-	if o.Format != "" {
-		return o.Format
-	}
-	if !strings.EqualFold(filepath.Ext(address), ".qcow2") || address == "-" || nbd.IsURI(address) {
-		return ""
-	}
-	if info, err := os.Stat(address); err == nil && info.Mode().Type()&^fs.ModeDir != 0 {
-		return ""
-	}
-	return "qcow2"
-}
-
-// ofImages names an option that is there and does not go with raw disks.
-func (o Options) ofImages() string {
-	switch {
-	case o.Compression != "" && o.Compression != "none":
-		return "--compress " + o.Compression
-	case o.ClusterSize != 0:
-		return "--cluster-size"
-	case o.BackingName != "":
-		return "--backing"
-	}
-	return ""
-}
-
+// planQcow2 plans an image in a file or on a block device.
 func planQcow2(address string, size int64, o Options) (*Target, error) {
-	kind := "file"
-	info, err := os.Stat(address)
+	kind := PlaceOf(address).Kind
 	switch {
-	case address == "null:" || address == "-" || nbd.IsURI(address):
-		return nil, usage("%s: qcow2 is written to files and block devices only, since its header is the last to be written", address)
+	case kind != "file" && kind != "block device" && kind != "":
+		return nil, usage("%s: qcow2 is written to files and block devices only, not to this kind of target (%s): its header is the last to be written", address, kind)
 	case size == sink.UnknownSize:
 		return nil, usage("%s: a qcow2 image takes no stream whose size is not known: say --size", address)
 	case o.Preallocation != "" && o.Preallocation != raw.PreallocateOff:
 		return nil, usage("%s: --preallocation %s is for raw disks", address, o.Preallocation)
-	case err == nil && info.Mode().Type() == fs.ModeDevice:
-		kind = "block device"
-	case err == nil && info.Mode().Type()&(fs.ModeNamedPipe|fs.ModeCharDevice) != 0:
-		return nil, usage("%s: qcow2 can't be written to a stream, since its header is the last to be written; want a file or a block device", address)
+	}
+	method, level, err := "none", 0, error(nil)
+	if o.Compress != "" {
+		if method, level, err = parseCompress(o.Compress); err != nil {
+			return nil, err
+		}
 	}
 	q := qcow2.Options{
-		Options: o.raw(), ClusterSize: o.ClusterSize, Compression: qcow2.Compression(o.Compression), Level: o.Level,
+		Options: o.raw(), ClusterSize: o.ClusterSize, Compression: qcow2.Compression(method), Level: level,
 		BackingName: o.BackingName, BackingFormat: o.BackingFormat,
 	}
 	if q.Compression != "" && q.Compression != qcow2.None || q.BackingName != "" {

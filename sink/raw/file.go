@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vddkcp/internal/killpoint"
 	"vddkcp/internal/target"
 	"vddkcp/sink"
 	"vddkcp/source"
@@ -311,9 +312,11 @@ func (d *file) publish() error {
 			}
 		}
 	}
+	killpoint.At("rename")
 	if err := d.rename(); err != nil {
 		return err
 	}
+	killpoint.At("renamed")
 	if err := d.syncDir(); err != nil {
 		if replaced {
 			return fmt.Errorf("%s is whole and in its place, but may not survive a crash: %w", p.path, err)

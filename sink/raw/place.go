@@ -23,6 +23,16 @@ type place struct {
 	name, partial string // in dir
 }
 
+// Partial returns the path that a new file has until it is published under the
+// name path: beside the file that path resolves to.
+func Partial(path string) (string, error) {
+	p, err := openPlace(path)
+	if err != nil {
+		return "", err
+	}
+	return p.partialPath(), p.close()
+}
+
 // openPlace finds the place of a file that path names, following symbolic
 // links also where they lead to nothing yet.
 func openPlace(path string) (*place, error) {
@@ -177,8 +187,8 @@ func (p *place) checkPartial(o Options) (os.FileInfo, error) {
 		}
 		return info, nil
 	}
-	if !o.Force {
-		return nil, fmt.Errorf("%s: %w: an earlier copy that did not end left it; remove it, or drop it with --force", path, fs.ErrExist)
+	if !o.Force && !o.DropPartial {
+		return nil, fmt.Errorf("%s: %w: an earlier copy that did not end left it; go on with it by --resume, or drop it with --force", path, fs.ErrExist)
 	}
 	return info, nil
 }

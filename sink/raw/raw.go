@@ -27,7 +27,9 @@ type Options struct {
 	sink.Options
 	// Force replaces an existing file, at the moment of Publish, and drops a
 	// .partial that an earlier run left.
-	Force         bool
+	Force bool
+	// DropPartial drops such a .partial, and does no more.
+	DropPartial   bool
 	Preallocation Preallocation // of files
 	TargetIsZero  bool          // of devices: all of it reads as zeros before, so that zeros need no writing
 	DropCache     bool          // what is written does not stay in the page cache

@@ -45,8 +45,10 @@ type Opener struct {
 	SingleLink bool
 	// NBD tunes the connections to NBD servers.
 	NBD client.Options
-	// Retry says how reads from an NBD server are repeated, over new
-	// connections too. The zero value repeats nothing.
+	// VDDK opens disks through VMware's library; nil: they are not read.
+	VDDK *VDDK
+	// Retry says how reads from an NBD server or through VDDK are repeated, over
+	// new connections too. The zero value repeats nothing.
 	Retry source.RetryOptions
 
 	mu    sync.Mutex
@@ -62,7 +64,8 @@ type File struct {
 // Open opens the disk that address names: a local file or block device, whose
 // format is found out from its content where format is empty, else "raw",
 // "vmdk" or "qcow2"; an NBD URI, whose export is taken as it is, so that format
-// may be empty or "raw"; or, where format is empty, PATH.ova or PATH.ovf, the disk of an
+// may be empty or "raw"; "[DATASTORE] DIR/DISK.vmdk" or "vddk:PATH", which VDDK
+// opens, as VDDK.Params say, raw too; or, where format is empty, PATH.ova or PATH.ovf, the disk of an
 // appliance, with #NUMBER or #NAME after it where it has several. The disk lives
 // under ctx. That of an appliance is Manifest and Warned besides.
 //
@@ -75,6 +78,9 @@ func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk,
 	}
 	if nbd.IsURI(address) {
 		return o.openNBD(ctx, address, format)
+	}
+	if IsVDDK(address) {
+		return o.openVDDK(ctx, address, format)
 	}
 	for _, dir := range o.AllowPath {
 		if fi, err := os.Stat(dir); err != nil {
@@ -123,12 +129,8 @@ func (e *emptyError) Error() string {
 
 func (e *emptyError) Hint() string { return "--source-format raw takes it for a disk of 0 bytes" }
 
-var (
-	// keyValue is one of nbdkit's words, which mean VDDK wherever they stand.
-	keyValue = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*=`)
-	// datastorePath is "[DATASTORE] DIR/DISK.vmdk".
-	datastorePath = regexp.MustCompile(`^\[[^\]]+\] `)
-)
+// keyValue is one of nbdkit's words, which mean VDDK wherever they stand.
+var keyValue = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*=`)
 
 func checkAddress(address, format string) error {
 	switch format {
@@ -141,12 +143,10 @@ func checkAddress(address, format string) error {
 		return usage("the source is empty: want a path")
 	case address == "-":
 		return usage("standard input is a stream, not a disk; a file of that name is ./-")
-	case datastorePath.MatchString(address):
-		return fmt.Errorf("%s, a disk on an ESXi host or vCenter: %w (a file of that name is ./%[1]s)", address, ErrNotRead)
-	case strings.HasPrefix(address, "vddk:"):
-		return fmt.Errorf("%s, a disk that VDDK opens: %w (without vddk: it is a local VMDK)", address, ErrNotRead)
 	case keyValue.MatchString(address):
-		return fmt.Errorf("%s, a parameter of nbdkit-vddk-plugin: %w (a file of that name is ./%[1]s)", address, ErrNotRead)
+		// Not the value, which may be a password.
+		key, _, _ := strings.Cut(address, "=")
+		return usage("%s=, a parameter of nbdkit-vddk-plugin, is no address (a file of that name is ./%[1]s=...)", key)
 	}
 	return nil
 }

@@ -134,9 +134,9 @@ func TestAddresses(t *testing.T) {
 
 		{address: "disk.qcow2", fails: true, want: "it is truncated"},
 		{address: "disk.raw", format: "qcow2", fails: true, want: "no qcow2 image"},
-		{address: "a=b", fails: true, want: notRead},
-		{address: "server=esxi", fails: true, want: notRead},
-		{address: "file=disk.raw", fails: true, want: notRead},
+		{address: "a=b", fails: true, want: aUsage},
+		{address: "server=esxi", fails: true, want: aUsage},
+		{address: "file=disk.raw", fails: true, want: aUsage},
 		{address: "[x] y", fails: true, want: notRead},
 		{address: "[ds 1] vm/vm.vmdk", fails: true, want: notRead},
 		{address: "vddk:/vm.vmdk", fails: true, want: notRead},

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vddkcp/internal/killpoint"
 	"vddkcp/transfer"
 )
 
@@ -201,6 +202,7 @@ func (j *Journal) Write(e Entry) error {
 	if _, err := j.f.WriteAt(slot, int64(j.next)*slotSize); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
+	killpoint.At("slot written")
 	if err := unix.Fdatasync(int(j.f.Fd())); err != nil {
 		return fmt.Errorf("journal %s: fdatasync: %w", j.path, err)
 	}
@@ -223,6 +225,15 @@ func syncFolder(path string) error {
 	if err := dir.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
 		return err
 	}
+	return nil
+}
+
+// Reset drops what the journal holds.
+func (j *Journal) Reset() error {
+	if _, err := j.f.WriteAt(make([]byte, 2*slotSize), 0); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	j.next, j.last = 0, 0
 	return nil
 }
 

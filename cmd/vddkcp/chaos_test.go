@@ -1,0 +1,315 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vddkcp/internal/peer"
+	"vddkcp/transfer"
+	"vddkcp/transfer/journal"
+	"vddkcp/vddk/testlib"
+)
+
+// Chaos: copies that are killed again and again. VDDKCP_CHAOS is how many; `make
+// chaos` runs many on a larger disk, of VDDKCP_CHAOS_SIZE bytes.
+const (
+	chaosRuns  = 15
+	chaosSize  = 192 << 20
+	chaosRate  = 60 << 20 // bytes a second, of the source
+	chaosEvery = 200 * time.Millisecond
+)
+
+func chaosSetting(name string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return otherwise
+}
+
+// needChaos skips a test where chaos is not wanted: with -short, and where
+// another run of the same tests has it. It returns how many runs are wanted.
+func needChaos(t *testing.T) int {
+	t.Helper()
+	runs := chaosSetting("VDDKCP_CHAOS", chaosRuns)
+	if testing.Short() || runs == 0 {
+		t.Skip("chaos takes its time: not with -short or VDDKCP_CHAOS=0")
+	}
+	return runs
+}
+
+// chaosTarget is what a copy is made to.
+type chaosTarget struct {
+	name  string
+	args  []string
+	start func(t *testing.T, dir string, size int) (dst, journal string)
+	same  func(t *testing.T, disk, dst string)
+}
+
+var chaosTargets = []chaosTarget{
+	{"raw", nil, func(t *testing.T, dir string, _ int) (string, string) {
+		dst := filepath.Join(dir, "out.raw")
+		return dst, dst + ".partial.journal"
+	}, func(t *testing.T, disk, dst string) { peer.Run(t, "cmp", disk, dst) }},
+	{"nbd", nil, func(t *testing.T, dir string, size int) (string, string) {
+		file, socket, pid := filepath.Join(dir, "target"), filepath.Join(dir, "s"), filepath.Join(dir, "pid")
+		peer.Run(t, "truncate", "-s", strconv.Itoa(size), file)
+		peer.Run(t, "nbdkit", "-U", socket, "-P", pid, "file", file)
+		t.Cleanup(func() { exec.Command("sh", "-c", "kill $(cat "+pid+")").Run() })
+		return "nbd+unix:///?socket=" + socket, filepath.Join(dir, "journal")
+	}, func(t *testing.T, disk, dst string) {
+		peer.Run(t, "cmp", disk, filepath.Join(filepath.Dir(strings.TrimPrefix(dst, "nbd+unix:///?socket=")), "target"))
+	}},
+}
+
+// chaosBinary builds vddkcp with the points that kill it.
+func chaosBinary(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "vddkcp")
+	build := exec.Command("go", "build", "-tags", "killpoints", "-o", path, ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return path
+}
+
+// chaosCopy is a copy that is to be killed.
+func chaosCopy(t *testing.T, binary string, target chaosTarget, disk, dst, journal string, env ...string) (*exec.Cmd, *bytes.Buffer) {
+	t.Helper()
+	args := append([]string{"--resume", "--progress", "none", "--rate-limit", strconv.Itoa(chaosRate), "--report", filepath.Join(filepath.Dir(journal), "report.json")}, target.args...)
+	if target.name == "nbd" {
+		args = append(args, "--journal", journal)
+	}
+	cmd := exec.Command(binary, append(args, disk, dst)...)
+	cmd.Env = append(append(os.Environ(), "VDDKCP_CHECKPOINT_EVERY="+chaosEvery.String()), env...)
+	stderr := new(bytes.Buffer)
+	cmd.Stderr = stderr
+	return cmd, stderr
+}
+
+// A copy that is killed at any moment, again and again, is identical in the end,
+// and reads little twice.
+func TestChaosKills(t *testing.T) {
+	peer.Need(t, "nbdkit", "cmp")
+	runs, size := needChaos(t), chaosSetting("VDDKCP_CHAOS_SIZE", chaosSize)
+	binary := chaosBinary(t)
+	disk := filepath.Join(t.TempDir(), "disk.raw")
+	random(t, disk, size)
+	kills, most := 0, int64(0)
+	for run := range runs {
+		r := rand.New(rand.NewPCG(uint64(run), 1))
+		target := chaosTargets[run%len(chaosTargets)]
+		dir := t.TempDir()
+		dst, journal := target.start(t, dir, size)
+		for counted := 0; ; {
+			from, tail := lastCheckpoint(journal)
+			cmd, stderr := chaosCopy(t, binary, target, disk, dst, journal)
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- cmd.Wait() }()
+			var kill <-chan time.Time
+			if counted < 3 { // each within the first half of the rest
+				left := float64(int64(size)-from) / chaosRate
+				kill = time.After(time.Duration((0.1 + r.Float64()*0.4) * left * float64(time.Second)))
+			}
+			var err error
+			read := int64(0)
+			select {
+			case <-kill:
+				read = bytesRead(t, cmd.Process.Pid)
+				cmd.Process.Kill()
+				err = <-ended
+			case err = <-ended:
+			}
+			if err == nil {
+				break
+			}
+			if cmd.ProcessState.ExitCode() != -1 {
+				t.Fatalf("run %d (%s): %v\n%s", run, target.name, err, stderr)
+			}
+			to, _ := lastCheckpoint(journal)
+			if to > int64(size)/20 && to < int64(size)*19/20 {
+				counted++
+				kills++
+			}
+			// What was read, and lies not below the checkpoint, is read again.
+			// That of the tail was of the target.
+			again := read - tail - (to - from)
+			most = max(most, again)
+		}
+		target.same(t, disk, dst)
+		for _, left := range []string{journal, dst + ".partial"} {
+			if _, err := os.Lstat(left); err == nil {
+				t.Errorf("run %d (%s): %s was left", run, target.name, left)
+			}
+		}
+	}
+	t.Logf("%d runs, %d kills, all identical; at most %d bytes were read again", runs, kills, most)
+	if kills < 3*runs {
+		t.Errorf("only %d kills in %d runs", kills, runs)
+	}
+	// An interval's, those that were being made durable meanwhile, and what is in
+	// flight and read ahead.
+	if bound := int64(4*chaosEvery.Seconds()*chaosRate) + 32<<20; most > bound {
+		t.Errorf("%d bytes were read again after one kill, want at most %d", most, bound)
+	}
+}
+
+// A copy that is killed at each of the points where it would hurt most goes on.
+func TestChaosKillPoints(t *testing.T) {
+	peer.Need(t, "nbdkit", "cmp")
+	needChaos(t)
+	binary := chaosBinary(t)
+	disk := filepath.Join(t.TempDir(), "disk.raw")
+	random(t, disk, 48<<20)
+	for _, target := range chaosTargets {
+		for _, point := range []string{"checkpoint", "sync", "slot", "slot written", "rename", "renamed", "l2"} {
+			for _, pass := range []int{1, 2} {
+				name := fmt.Sprintf("%s, killed at %s:%d", target.name, point, pass)
+				dir := t.TempDir()
+				dst, journal := target.start(t, dir, 48<<20)
+				cmd, stderr := chaosCopy(t, binary, target, disk, dst, journal, fmt.Sprintf("VDDKCP_KILL_AT=%s:%d", point, pass))
+				switch err := cmd.Run(); {
+				case err == nil: // it does not come by there
+				case cmd.ProcessState.ExitCode() != -1:
+					t.Errorf("%s: %v\n%s", name, err, stderr)
+				case point == "renamed":
+					// It is whole and has its name.
+				default:
+					again, stderr := chaosCopy(t, binary, target, disk, dst, journal)
+					if err := again.Run(); err != nil {
+						t.Errorf("%s: --resume: %v\n%s", name, err, stderr)
+						continue
+					}
+				}
+				target.same(t, disk, dst)
+			}
+		}
+	}
+}
+
+// lastCheckpoint is where a copy would go on, and how much it would read back
+// before that.
+func lastCheckpoint(path string) (offset, tail int64) {
+	entries, err := journal.Load(path)
+	if err != nil || len(entries) == 0 {
+		return 0, 0
+	}
+	for _, s := range entries[0].Tail {
+		tail += s.Len
+	}
+	return entries[0].Offset, tail
+}
+
+// bytesRead is how much a process has read so far.
+func bytesRead(t *testing.T, pid int) int64 {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n int64
+	if _, err := fmt.Sscanf(string(text), "rchar: %d", &n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// A library whose processes die, hang and slow down at random, and are killed
+// from outside, gives the disk in the end.
+func TestChaosOfVDDK(t *testing.T) {
+	runs := needChaos(t)
+	peer.Need(t, "cmp")
+	binary := chaosBinary(t)
+	if err := installWorker(filepath.Dir(binary)); err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(t.TempDir(), "disk.raw")
+	random(t, disk, 64<<20)
+	kills, restarts := 0, int64(0)
+	for run := range max(runs/3, 1) {
+		r := rand.New(rand.NewPCG(uint64(run), 2))
+		lib := testlib.New(t)
+		lib.AddDisk("[ds] vm/vm.vmdk", disk)
+		// Processes that were killed in the middle of a call left things behind.
+		lib.Conf("bandwidth 60", "latency read 1000",
+			fmt.Sprintf("fault ReadAsync at=%d do=segv times=2", 10+r.IntN(30)),
+			fmt.Sprintf("fault ReadAsync at=%d do=hang once", 10+r.IntN(30)),
+			fmt.Sprintf("fault ReadAsync every=%d do=fail code=1", 11+r.IntN(20)),
+			fmt.Sprintf("fault QueryAllocatedBlocks at=%d do=abort once", 1+r.IntN(2)),
+			"fault Open at=1 do=abort once")
+		dir := t.TempDir()
+		out, report := filepath.Join(dir, "out.raw"), filepath.Join(dir, "report.json")
+		cmd := exec.Command(binary, "--resume", "--progress", "none", "--report", report, "--timeout", "2s", "--connections", strconv.Itoa(1+r.IntN(3)),
+			"--libdir", lib.Dir, "--server", "127.0.0.1", "--port", "9", "--user", "u", "--vm", "moref=1",
+			"--thumbprint", "00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff:00:11:22:33", "[ds] vm/vm.vmdk", out)
+		cmd.Env = append(os.Environ(), "VDDKCP_PASSWORD=secret")
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		var err error
+		for running := true; running; {
+			select {
+			case err = <-ended:
+				running = false
+			case <-time.After(time.Duration(100+r.IntN(400)) * time.Millisecond):
+				signal := syscall.SIGKILL
+				if r.IntN(2) == 0 {
+					signal = syscall.SIGSTOP // it hangs
+				}
+				for _, pid := range children(t, cmd.Process.Pid) {
+					if r.IntN(2) == 0 && kills < 4*(run+1) {
+						syscall.Kill(pid, signal)
+						kills++
+					}
+				}
+			}
+		}
+		if err != nil {
+			t.Fatalf("run %d: %v\n%s", run, err, &stderr)
+		}
+		peer.Run(t, "cmp", disk, out)
+		var got transfer.Report
+		text, err := os.ReadFile(report)
+		if err := errors.Join(err, json.Unmarshal(text, &got)); err != nil {
+			t.Fatal(err)
+		}
+		restarts += got.WorkerRestarts
+		if got.WorkerRestarts < 3 {
+			t.Errorf("run %d: %d workers were replaced, want 3 or more\n%s", run, got.WorkerRestarts, text)
+		}
+	}
+	t.Logf("%d runs, %d workers killed or stopped, %d replaced, all identical", max(runs/3, 1), kills, restarts)
+}
+
+// children are the processes that a process started.
+func children(t *testing.T, pid int) (pids []int) {
+	t.Helper()
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, path := range tasks {
+		text, _ := os.ReadFile(path) // the thread may have ended
+		for _, field := range strings.Fields(string(text)) {
+			if n, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, n)
+			}
+		}
+	}
+	return pids
+}

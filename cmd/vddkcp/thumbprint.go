@@ -1,0 +1,120 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"vddkcp/vddk"
+)
+
+type thumbprintCommand struct {
+	Host    string   `arg:"" name:"HOST[:PORT]" help:"The ESXi host or vCenter, port 443 by default. An IPv6 address with a port has brackets."`
+	JSON    bool     `name:"json" help:"Print JSON."`
+	Timeout patience `help:"How long the server may take (30s)." default:"30s" placeholder:"TIME"`
+}
+
+// certificateFacts is what thumbprint tells, and its JSON.
+type certificateFacts struct {
+	Server    string    `json:"server"`
+	Subject   string    `json:"subject"`
+	Issuer    string    `json:"issuer"`
+	NotBefore time.Time `json:"not_before"`
+	NotAfter  time.Time `json:"not_after"`
+	SHA1      string    `json:"sha1"`
+	SHA256    string    `json:"sha256"`
+	Verifies  bool      `json:"verifies"`
+	Reason    string    `json:"reason,omitempty"` // why it does not
+}
+
+func (c *thumbprintCommand) Run(ctx context.Context) error {
+	host, port, err := splitHost(c.Host)
+	if err != nil {
+		return &usageError{err: fmt.Errorf("thumbprint: %w", err)}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Timeout), fmt.Errorf("no answer within %s", time.Duration(c.Timeout)))
+	defer cancel()
+	got, err := vddk.FetchCertificate(ctx, host, port)
+	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return fmt.Errorf("thumbprint %s: %w", c.Host, err)
+	}
+	facts := certificateFacts{
+		Server:  net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10)),
+		Subject: got.Leaf.Subject.String(), Issuer: got.Leaf.Issuer.String(),
+		NotBefore: got.Leaf.NotBefore, NotAfter: got.Leaf.NotAfter,
+		SHA1: got.SHA1, SHA256: got.SHA256, Verifies: got.Trust == nil,
+	}
+	if got.Trust != nil {
+		facts.Reason = got.Trust.Error()
+	}
+	out := standardOutput(ctx)
+	if c.JSON {
+		e := json.NewEncoder(out)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "    ")
+		err = e.Encode(facts)
+	} else {
+		w := bufio.NewWriter(out)
+		facts.printText(w)
+		err = w.Flush()
+	}
+	if err != nil {
+		return fmt.Errorf("thumbprint %s: %w", c.Host, err)
+	}
+	if !facts.Verifies {
+		fmt.Fprintf(os.Stderr, "vddkcp: warning: this is what answered on the network: compare it with what the host itself shows, before you trust it\n")
+	}
+	return nil
+}
+
+func (f *certificateFacts) printText(w *bufio.Writer) {
+	line := func(key, value string) { fmt.Fprintf(w, "%-12s %s\n", key, printable(value)) }
+	line("server:", f.Server)
+	line("subject:", f.Subject)
+	line("issuer:", f.Issuer)
+	line("valid:", f.NotBefore.UTC().Format(time.DateTime)+" to "+f.NotAfter.UTC().Format(time.DateTime)+" UTC")
+	line("SHA-1:", f.SHA1)
+	line("SHA-256:", f.SHA256)
+	if f.Verifies {
+		line("verifies:", "yes")
+	} else {
+		line("verifies:", "no: "+f.Reason)
+	}
+}
+
+// splitHost splits HOST[:PORT]. An IPv6 address may stand without brackets where
+// no port follows it.
+func splitHost(s string) (host string, port uint32, err error) {
+	if strings.ContainsAny(s, "/@ \t\n") {
+		return "", 0, fmt.Errorf("%q: want HOST or HOST:PORT, the name or address of a server alone", s)
+	}
+	host, port = s, vddk.DefaultPort
+	number := ""
+	switch {
+	case strings.HasPrefix(s, "[") && strings.HasSuffix(s, "]"):
+		host = s[1 : len(s)-1]
+	case strings.HasPrefix(s, "[") || strings.Count(s, ":") == 1:
+		if host, number, err = net.SplitHostPort(s); err != nil {
+			return "", 0, fmt.Errorf("%q: want HOST or HOST:PORT", s)
+		}
+		n, err := strconv.ParseUint(number, 10, 16)
+		if err != nil || n == 0 {
+			return "", 0, fmt.Errorf("%q: port %q: want 1 to 65535", s, number)
+		}
+		port = uint32(n)
+	}
+	address, _, _ := strings.Cut(host, "%")
+	if host == "" || strings.ContainsAny(host, "[]") || strings.Contains(host, ":") && net.ParseIP(address) == nil {
+		return "", 0, fmt.Errorf("%q: want HOST or HOST:PORT, the name or address of a server", s)
+	}
+	return host, port, nil
+}

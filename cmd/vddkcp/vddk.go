@@ -1,0 +1,103 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"vddkcp/vddk"
+)
+
+type vddkCommand struct {
+	LibDir     string `name:"libdir" help:"Where the library is: the folder of VDDK, its lib64, or the library itself." placeholder:"DIR" type:"path"`
+	JSON       bool   `name:"json" help:"Print JSON instead of KEY=VALUE lines."`
+	DumpPlugin bool   `help:"Does nothing: the lines that nbdkit vddk --dump-plugin prints are printed anyway."`
+}
+
+// libraryFacts is what vddk tells, and its JSON.
+type libraryFacts struct {
+	DefaultLibDir string          `json:"default_libdir"`
+	LibDir        string          `json:"libdir"`
+	Library       string          `json:"library"`
+	Version       int             `json:"version"`
+	Functions     map[string]bool `json:"functions"`
+	Transports    string          `json:"transport_modes"` // empty: not known
+	Missing       []string        `json:"missing_libraries"`
+	list          []vddk.Function
+}
+
+func (c *vddkCommand) Run(ctx context.Context) error {
+	facts := &libraryFacts{DefaultLibDir: vddk.LibDirs[0], Functions: map[string]bool{}, Missing: []string{}}
+	library, err := vddk.FindLibrary(c.LibDir)
+	if err != nil {
+		return fmt.Errorf("vddk: %w", err)
+	}
+	facts.LibDir, facts.Library, facts.Version = library.Root, library.Path, library.Version
+	if facts.list, err = vddk.Functions(library); err != nil {
+		return fmt.Errorf("vddk: %w", err)
+	}
+	for _, f := range facts.list {
+		facts.Functions[f.Name] = f.Present
+	}
+	facts.Missing = append(facts.Missing, vddk.Missing(library)...)
+	loading, cancel := context.WithTimeoutCause(ctx, loadTimeout, fmt.Errorf("%s did not load within %s", library.Path, loadTimeout))
+	defer cancel()
+	var failed error
+	facts.Transports, failed = vddk.TransportModes(loading, library)
+	if err := facts.print(standardOutput(ctx), c.JSON); err != nil {
+		return fmt.Errorf("vddk: %w", err)
+	}
+	if errors.Is(failed, vddk.ErrNoWorker) {
+		fmt.Fprintf(os.Stderr, "vddkcp: warning: %v\n", failed)
+		failed = nil
+		if len(facts.Missing) > 0 {
+			failed = &vddk.MissingError{Library: library.Path, Names: facts.Missing}
+		}
+	}
+	if failed != nil {
+		return fmt.Errorf("vddk: %w", failed)
+	}
+	return nil
+}
+
+// loadTimeout is how long a library may take to load; it opens no connection
+// then.
+const loadTimeout = time.Minute
+
+func (f *libraryFacts) print(out io.Writer, asJSON bool) error {
+	if asJSON {
+		e := json.NewEncoder(out)
+		e.SetEscapeHTML(false)
+		e.SetIndent("", "    ")
+		return e.Encode(f)
+	}
+	w := bufio.NewWriter(out)
+	f.printLines(w)
+	return w.Flush()
+}
+
+// printLines prints what scripts of nbdkit vddk --dump-plugin look for.
+func (f *libraryFacts) printLines(w *bufio.Writer) {
+	fmt.Fprintf(w, "name=vddk\nversion=%s\n", version)
+	fmt.Fprintf(w, "vddk_default_libdir=%s\nvddk_has_nfchostport=1\n", f.DefaultLibDir)
+	fmt.Fprintf(w, "vddk_library_version=%d\n", f.Version)
+	fmt.Fprintf(w, "vddk_dll=%s\nvddk_libdir=%s\n", printable(f.Library), printable(f.LibDir))
+	if f.Transports != "" {
+		fmt.Fprintf(w, "vddk_transport_modes=%s\n", printable(f.Transports))
+	}
+	for _, function := range f.list {
+		present := 0
+		if function.Present {
+			present = 1
+		}
+		fmt.Fprintf(w, "%s=%d\n", function.Name, present)
+	}
+	for _, name := range f.Missing {
+		fmt.Fprintf(w, "vddk_missing_library=%s\n", printable(name))
+	}
+}

@@ -1,0 +1,270 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	sourceopen "vddkcp/source/open"
+)
+
+// wordsFor is what a command makes of nbdkit's words.
+type wordsFor int
+
+const (
+	wordsForOneDisk  wordsFor = iota // info, map
+	wordsForTwoDisks                 // copy, verify: the last bare word is DST
+	wordsForExport                   // export: export= is known
+	wordsForLibrary                  // vddk: a disk need not be named
+)
+
+// words are what a line of KEY=VALUE words says, in terms of ours.
+type words struct {
+	Flags  []string // "--KEY=VALUE" of each parameter
+	Src    string   // address of the disk; "" where none need be named and none is, "vddk:" where one must be
+	Dst    string
+	Export string // the pattern of export=, a wildcard
+}
+
+// keyValue is one of nbdkit's words.
+var keyValue = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*=`)
+
+// Keys of nbdkit-vddk-plugin that are flags of the same name, of which those of
+// boolKeys have no value as flags.
+var (
+	flagKeys = []string{
+		"compression", "config", "cookie", "libdir", "nfchostport", "password", "port", "server", "single-link",
+		"snapshot", "thumbprint", "transports", "unbuffered", "user", "vm",
+	}
+	boolKeys  = []string{"single-link", "unbuffered"}
+	otherKeys = []string{"file", "export", "vimapiver"}
+)
+
+// parseWords reads the operands of a command line, at least one of which is a
+// KEY=VALUE word. A key that comes again replaces what it said before, as with
+// nbdkit. No error has a value, which may be a secret.
+func parseWords(operands []string, kind wordsFor) (*words, error) {
+	w := new(words)
+	file, named := "", false
+	var bare []string
+	for _, operand := range operands {
+		if !keyValue.MatchString(operand) {
+			bare = append(bare, operand)
+			continue
+		}
+		key, value, _ := strings.Cut(operand, "=")
+		switch {
+		case slices.Contains(boolKeys, key):
+			b, err := nbdkitBool(value)
+			if err != nil {
+				return nil, &usageError{err: fmt.Errorf("%s=: %w", key, err)}
+			}
+			w.Flags = append(w.Flags, fmt.Sprintf("--%s=%t", key, b))
+		case slices.Contains(flagKeys, key):
+			w.Flags = append(w.Flags, "--"+key+"="+value)
+		case key == "file":
+			file, named = value, true
+		case key == "vimapiver": // the plugin ignores it too
+		case key == "export" && kind == wordsForExport:
+			w.Export = value
+		case key == "export":
+			return nil, &usageError{err: fmt.Errorf("export=: only vddkcp export can serve what clients ask for")}
+		case key == "create" || strings.HasPrefix(key, "create-"):
+			return nil, &usageError{err: fmt.Errorf("%s=: vddkcp does not create VMDKs through VDDK", key)}
+		default:
+			return nil, &usageError{
+				err:  fmt.Errorf("%s=: no parameter of nbdkit-vddk-plugin; did you mean %s=?", key, nearest(key, slices.Concat(flagKeys, otherKeys))),
+				hint: fmt.Sprintf("for a file of that name write ./%s=...", key),
+			}
+		}
+	}
+	if kind == wordsForTwoDisks {
+		if len(bare) == 0 {
+			return nil, &usageError{err: fmt.Errorf("the target is missing: the last word that is not KEY=VALUE is DST")}
+		}
+		w.Dst, bare = bare[len(bare)-1], bare[:len(bare)-1]
+	}
+	if named && len(bare) == 1 || len(bare) > 1 {
+		return nil, &usageError{err: fmt.Errorf("the disk is named more than once: %s", strings.Join(append(bare, file), ", "))}
+	}
+	if len(bare) == 1 {
+		file, named = bare[0], true
+	}
+	switch {
+	case sourceopen.IsVDDK(file):
+		w.Src = file
+	case named || kind == wordsForOneDisk || kind == wordsForTwoDisks || kind == wordsForExport && w.Export == "":
+		w.Src = "vddk:" + file // where it is empty, all that is missing is told later
+	}
+	return w, nil
+}
+
+// nbdkitBool reads a boolean as nbdkit does.
+func nbdkitBool(s string) (bool, error) {
+	switch strings.ToLower(s) {
+	case "1", "true", "t", "yes", "y", "on":
+		return true, nil
+	case "0", "false", "f", "no", "n", "off":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q: want true or false", s)
+}
+
+// nearest is the name that the fewest edits make of word.
+func nearest(word string, names []string) string {
+	return slices.MinFunc(names, func(a, b string) int { return edits(word, a) - edits(word, b) })
+}
+
+// edits is Levenshtein's distance.
+func edits(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// rewriteWords makes of a command line with KEY=VALUE words one with flags. It
+// stays in our memory: no other process sees it. A line without such words is
+// returned as it is.
+func rewriteWords(app *kong.Application, args []string) ([]string, error) {
+	line := splitLine(app, args)
+	if line == nil || !slices.ContainsFunc(line.operands, keyValue.MatchString) {
+		return args, nil
+	}
+	var kind wordsFor
+	switch line.command.Name {
+	case "copy":
+		kind = wordsForTwoDisks
+	case "verify":
+		kind = wordsForTwoDisks
+		if line.has["digest"] {
+			kind = wordsForOneDisk
+		}
+	case "info", "map":
+		kind = wordsForOneDisk
+	case "vddk":
+		kind = wordsForLibrary
+	default:
+		return args, nil
+	}
+	w, err := parseWords(line.operands, kind)
+	if err != nil {
+		return nil, err
+	}
+	rewritten := append([]string{line.command.Name}, line.flags...)
+	if kind == wordsForLibrary {
+		for _, f := range w.Flags {
+			if strings.HasPrefix(f, "--libdir=") {
+				rewritten = append(rewritten, f)
+			}
+		}
+		return rewritten, nil
+	}
+	rewritten = append(append(rewritten, w.Flags...), "--", w.Src)
+	if kind == wordsForTwoDisks {
+		rewritten = append(rewritten, w.Dst)
+	}
+	return rewritten, nil
+}
+
+// commandLine is a command line whose flags are told from its operands.
+type commandLine struct {
+	command  *kong.Node
+	flags    []string // with their values
+	has      map[string]bool
+	operands []string
+}
+
+// splitLine does as the parser does. It returns nil for a flag that is not
+// known: the parser says it better.
+func splitLine(app *kong.Application, args []string) *commandLine {
+	line := &commandLine{command: app.DefaultCmd, has: map[string]bool{}}
+	chosen := false
+	for i := 0; i < len(args); i++ {
+		arg := args[i]
+		switch {
+		case arg == "--":
+			line.operands = append(line.operands, args[i+1:]...)
+			return line
+		case arg == "-" || !strings.HasPrefix(arg, "-"):
+			command := commandNamed(app, arg)
+			if !chosen && len(line.operands) == 0 && command != nil {
+				line.command, chosen = command, true
+				continue
+			}
+			line.operands = append(line.operands, arg)
+		default:
+			known, next := line.flag(arg)
+			if !known {
+				return nil
+			}
+			line.flags = append(line.flags, arg)
+			if next && i+1 < len(args) {
+				i++
+				line.flags = append(line.flags, args[i])
+			}
+		}
+	}
+	return line
+}
+
+func commandNamed(app *kong.Application, name string) *kong.Node {
+	for _, c := range app.Children {
+		if c.Name == name {
+			return c
+		}
+	}
+	return nil
+}
+
+// flag notes the flags of arg, and says whether the value of the last one is the
+// next word.
+func (l *commandLine) flag(arg string) (known, next bool) {
+	if name, ok := strings.CutPrefix(arg, "--"); ok {
+		name, _, valued := strings.Cut(name, "=")
+		f := l.find(func(f *kong.Flag) bool { return f.Name == name })
+		if f == nil {
+			return false, false
+		}
+		l.has[name] = true
+		return true, !valued && !f.IsBool()
+	}
+	for i, short := range arg[1:] {
+		f := l.find(func(f *kong.Flag) bool { return f.Short == short })
+		if f == nil {
+			return false, false
+		}
+		l.has[f.Name] = true
+		if !f.IsBool() {
+			return true, i+2 == len(arg)
+		}
+	}
+	return true, false
+}
+
+func (l *commandLine) find(is func(*kong.Flag) bool) *kong.Flag {
+	for _, group := range l.command.AllFlags(false) {
+		for _, f := range group {
+			if is(f) {
+				return f
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,322 @@
+package server
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/nbd"
+)
+
+const (
+	// maxVectors bounds how many pieces of memory go to the kernel at once.
+	maxVectors = 64
+	// spool is how many bytes are gathered for a connection that takes one
+	// piece of memory at a time.
+	spool = 32 << 10
+)
+
+// reply is a part of the answer to a request, or all of it: a head, and what
+// follows it.
+type reply struct {
+	op   *op
+	last bool                     // of the request
+	head [nbd.ChunkSize + 12]byte // the longest is a hole's
+	n    int                      // bytes of head
+
+	body []byte // from buf
+	buf  *buffer
+
+	// Instead of body, length bytes of file from pos on, which go to the socket
+	// without passing through memory.
+	file   *os.File
+	pos    int64
+	length int64
+
+	// stream writes what follows instead.
+	stream func(w io.Writer) error
+}
+
+// outbox sends the replies of a connection, in the order they are ready. The
+// goroutine that brings one when no other is sending sends all that come until
+// none is left; so many small ones go in one system call. What waits is bounded
+// by the requests in work.
+type outbox struct {
+	c   *conn
+	raw syscall.RawConn // nil: not a socket that the kernel can write a file to
+
+	mu      sync.Mutex
+	waiting []*reply
+	spare   []*reply // a slice for waiting
+	sending bool
+	since   time.Time // of the last byte that was taken, while sending
+
+	vectors [][]byte // of the sender
+}
+
+// socket returns what the kernel can write to directly; nil where it is not
+// such a connection (TLS, a pipe).
+func socket(c net.Conn) syscall.RawConn {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		raw, _ := c.SyscallConn()
+		return raw
+	case *net.UnixConn:
+		raw, _ := c.SyscallConn()
+		return raw
+	}
+	return nil
+}
+
+// send queues a reply and, unless another goroutine is sending, sends all that
+// is queued. It may wait for the client to take it.
+func (o *outbox) send(r *reply) {
+	if o.queue(r) {
+		o.drain()
+	}
+}
+
+// queue queues a reply, and reports whether the caller has to drain.
+func (o *outbox) queue(r *reply) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.waiting = append(o.waiting, r)
+	if o.sending {
+		return false
+	}
+	o.sending, o.since = true, time.Now()
+	return true
+}
+
+func (o *outbox) drain() {
+	o.mu.Lock()
+	for len(o.waiting) > 0 {
+		batch := o.waiting
+		o.waiting, o.spare = o.spare[:0], nil
+		o.mu.Unlock()
+
+		if !o.c.failed() {
+			if err := o.write(batch); err != nil {
+				o.c.fail(fmt.Errorf("sending replies: %w", err))
+			}
+		}
+		for _, r := range batch {
+			o.c.sent(r)
+		}
+		clear(batch)
+
+		o.mu.Lock()
+		o.spare = batch[:0]
+	}
+	o.sending = false
+	o.mu.Unlock()
+}
+
+// stalled reports whether the client has taken nothing for so long.
+func (o *outbox) stalled(after time.Duration) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.sending && time.Since(o.since) >= after
+}
+
+func (o *outbox) progress() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.since = time.Now()
+}
+
+func (o *outbox) write(batch []*reply) error {
+	if o.raw == nil {
+		return o.writeThrough(batch)
+	}
+	if o.vectors == nil {
+		o.vectors = make([][]byte, 0, maxVectors+2)
+	}
+	for _, r := range batch {
+		o.vectors = append(o.vectors, r.head[:r.n])
+		if len(r.body) > 0 {
+			o.vectors = append(o.vectors, r.body)
+		}
+		var err error
+		switch {
+		case r.file != nil:
+			if err = o.flush(unix.MSG_MORE); err == nil {
+				err = o.writeFile(r)
+			}
+		case r.stream != nil:
+			if err = o.flush(unix.MSG_MORE); err == nil {
+				err = r.stream(directly{o})
+			}
+		case len(o.vectors) >= maxVectors:
+			err = o.flush(0)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return o.flush(0)
+}
+
+// directly writes to the socket with the outbox's own means.
+type directly struct{ o *outbox }
+
+func (d directly) Write(b []byte) (int, error) {
+	d.o.vectors = append(d.o.vectors, b)
+	if err := d.o.flush(0); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// flush writes the vectors to the socket.
+func (o *outbox) flush(flags int) error {
+	v := o.vectors
+	if len(v) == 0 {
+		return nil
+	}
+	var failed error
+	err := o.raw.Write(func(fd uintptr) bool {
+		for len(v) > 0 {
+			n, err := unix.SendmsgBuffers(int(fd), v, nil, nil, flags|unix.MSG_NOSIGNAL)
+			switch err {
+			case nil:
+				v = cut(v, n)
+				if len(v) > 0 {
+					o.progress()
+				}
+			case unix.EAGAIN:
+				return false
+			case unix.EINTR:
+			default:
+				failed = os.NewSyscallError("sendmsg", err)
+				return true
+			}
+		}
+		return true
+	})
+	clear(o.vectors)
+	o.vectors = o.vectors[:0]
+	o.progress()
+	if err == nil {
+		err = failed
+	}
+	return err
+}
+
+// cut takes n bytes off the front.
+func cut(v [][]byte, n int) [][]byte {
+	for len(v) > 0 && n >= len(v[0]) {
+		n -= len(v[0])
+		v = v[1:]
+	}
+	if n > 0 {
+		v[0] = v[0][n:]
+	}
+	return v
+}
+
+// writeFile lets the kernel write what follows a reply's head from a file, and
+// queues what ends the reply. What the kernel can't is read and written.
+func (o *outbox) writeFile(r *reply) error {
+	left, from, pos := r.length, int(r.file.Fd()), r.pos
+	var failed error
+	err := o.raw.Write(func(fd uintptr) bool {
+		for left > 0 {
+			n, err := unix.Sendfile(int(fd), from, &pos, int(left))
+			switch {
+			case err == unix.EINTR:
+			case err == unix.EAGAIN:
+				return false
+			case err == unix.EPIPE || err == unix.ECONNRESET || err == unix.ENOTCONN:
+				failed = os.NewSyscallError("sendfile", err)
+				return true
+			case err != nil || n == 0: // the file's fault
+				return true
+			default:
+				left -= int64(n)
+				o.progress()
+			}
+		}
+		return true
+	})
+	switch {
+	case err != nil:
+		return err
+	case failed != nil:
+		return failed
+	case left > 0:
+		return r.op.streamFrom(directly{o}, make([]byte, min(left, 64<<10)), r.op.to()-left)
+	case r.op.c.structured:
+		end := nbd.Chunk{Flags: nbd.ChunkDone, Type: nbd.ChunkNone, Cookie: r.op.Cookie}.Append(r.head[:0])
+		o.vectors = append(o.vectors, end)
+	}
+	return nil
+}
+
+// pad writes n zeros, in the place of data that could not be read.
+func pad(w io.Writer, n int64) error {
+	zeros := make([]byte, min(n, 64<<10))
+	for n > 0 {
+		k := min(n, int64(len(zeros)))
+		if _, err := w.Write(zeros[:k]); err != nil {
+			return err
+		}
+		n -= k
+	}
+	return nil
+}
+
+var spools = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, spool) }}
+
+// writeThrough writes replies to a connection that is no socket of the kernel.
+func (o *outbox) writeThrough(batch []*reply) error {
+	w := spools.Get().(*bufio.Writer)
+	defer spools.Put(w)
+	defer w.Reset(nil)
+	w.Reset(observed{o})
+	for _, r := range batch {
+		w.Write(r.head[:r.n])
+		if len(r.body) > 0 {
+			w.Write(r.body)
+		}
+		if r.stream != nil {
+			if err := r.stream(w); err != nil {
+				return err
+			}
+		}
+	}
+	return w.Flush() // a bufio.Writer keeps its first error
+}
+
+// observed writes in steps, so that a client that takes its replies slowly is
+// seen to take them.
+type observed struct{ o *outbox }
+
+func (w observed) Write(b []byte) (int, error) {
+	const step = 64 << 10
+	done := 0
+	for done < len(b) {
+		n, err := w.o.c.net.Write(b[done:min(done+step, len(b))])
+		done += n
+		if err != nil {
+			return done, err
+		}
+		w.o.progress()
+	}
+	return done, nil
+}
+
+// appendText appends an error's number and its text.
+func appendError(b []byte, e nbd.Errno, text string) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(e))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(text)))
+	return append(b, text...)
+}

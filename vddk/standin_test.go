@@ -1,0 +1,639 @@
+package vddk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vddkcp/source"
+	"vddkcp/source/sourcetest"
+	"vddkcp/vddk/testlib"
+	"vddkcp/vddk/worker"
+	"vddkcp/vddk/worker/workertest"
+)
+
+// standIn is a host that our library serves one disk of, to real workers.
+type standIn struct {
+	*testlib.Library
+	t       testing.TB
+	program string
+	path    string // of the raw file
+	library Library
+	remote  Params
+	mu      sync.Mutex
+	pids    []int // of the workers
+}
+
+// TestMain gives the worker program a place that outlives the test that needs it
+// first.
+func TestMain(m *testing.M) {
+	code := func() int {
+		var err error
+		if programDir, err = os.MkdirTemp("", "vddk-test-"); err != nil {
+			panic(err)
+		}
+		defer os.RemoveAll(programDir)
+		return m.Run()
+	}()
+	os.Exit(code)
+}
+
+var (
+	programDir  string
+	programOnce sync.Once
+)
+
+// workerProgram is built once.
+func workerProgram(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(programDir, worker.ProgramName)
+	programOnce.Do(func() {
+		if err := os.Rename(workertest.Build(t), path); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if _, err := os.Stat(path); err != nil {
+		t.Skip("the worker could not be built")
+	}
+	return path
+}
+
+const standInDisk = "[ds (1)] it's; a/ü b.vmdk"
+
+// newStandIn serves a sparse disk of size bytes with random content in the
+// extents.
+func newStandIn(t testing.TB, size int64, data ...source.Extent) *standIn {
+	t.Helper()
+	s := &standIn{Library: testlib.New(t), t: t, program: workerProgram(t)}
+	s.path = filepath.Join(t.TempDir(), "disk.raw")
+	f, err := os.Create(s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	r := rand.NewChaCha8([32]byte{2})
+	for _, e := range data {
+		if _, err := io.CopyN(io.NewOffsetWriter(f, e.Off), r, e.Len); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.AddDisk(standInDisk, s.path)
+	s.library = Library{Path: s.SO(), Root: s.Dir, Dir: filepath.Dir(s.SO()), Version: 8}
+	s.remote = Params{File: standInDisk, Server: "esxi.example", User: `EXAMPLE\user`, Password: NewSecret("pass; word"), VM: "moref=vm-1", Snapshot: "snapshot-2", Thumbprint: "AA:BB"}
+	return s
+}
+
+// open opens the disk, and closes it with the test, when no worker may be left.
+func (s *standIn) open(ctx context.Context, p Params, o Options) (*Disk, error) {
+	d, err := open(ctx, p, s.library, o, p.Thumbprint, func(ctx context.Context, c worker.Config) (process, error) {
+		c.Program = s.program
+		w, err := worker.Start(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		s.mu.Lock()
+		s.pids = append(s.pids, w.PID())
+		s.mu.Unlock()
+		return w, nil
+	})
+	s.t.Cleanup(func() {
+		if d != nil {
+			d.Close()
+		}
+		s.checkGone()
+	})
+	return d, err
+}
+
+func (s *standIn) mustOpen(o Options) *Disk {
+	s.t.Helper()
+	d, err := s.open(s.t.Context(), s.remote, o)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return d
+}
+
+// checkGone looks for the workers by their numbers: one that was not waited for
+// is still there.
+func (s *standIn) checkGone() {
+	s.t.Helper()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, pid := range s.pids {
+		if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && strings.Contains(string(stat), ") ") &&
+			strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))[1] == fmt.Sprint(os.Getpid()) {
+			s.t.Errorf("worker %d is still there: %s", pid, stat)
+		}
+	}
+}
+
+// content is what the disk holds.
+func (s *standIn) content() []byte {
+	s.t.Helper()
+	b, err := os.ReadFile(s.path)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return b
+}
+
+// copyAll reads the disk as a copy does, by its extents, into buffers of its
+// own, and compares it with the file. It returns the first error.
+func (s *standIn) copyAll(d *Disk, readers int) error {
+	file, err := os.Open(s.path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	type piece struct {
+		off  int64
+		b    []byte
+		free func()
+	}
+	ctx, cancel := context.WithCancelCause(s.t.Context())
+	defer cancel(nil)
+	work := make(chan piece, 1000)
+	var wg sync.WaitGroup
+	for range readers {
+		wg.Go(func() {
+			for p := range work {
+				want := make([]byte, len(p.b))
+				_, err := d.ReadAt(p.b, p.off)
+				if err == io.EOF && p.off+int64(len(p.b)) == d.Size() {
+					err = nil
+				}
+				if err == nil {
+					if _, err = file.ReadAt(want, p.off); err == io.EOF {
+						err = nil
+					}
+				}
+				if err == nil && string(want) != string(p.b) {
+					err = fmt.Errorf("[%d, +%d) differs", p.off, len(p.b))
+				}
+				if err != nil {
+					cancel(err)
+				}
+				p.free()
+			}
+		})
+	}
+	next := int64(0)
+	var buf [64 << 10]byte
+	err = func() error {
+		for e, err := range d.Extents(ctx, 0, d.Size()) {
+			if err != nil {
+				return err
+			}
+			if e.Off != next {
+				return fmt.Errorf("extent at %d, want %d", e.Off, next)
+			}
+			next = e.End()
+			if e.Kind != source.Data {
+				for off := e.Off; off < min(e.End(), e.Off+1<<20); off += int64(len(buf)) {
+					n, _ := file.ReadAt(buf[:min(int64(len(buf)), e.End()-off)], off)
+					for _, b := range buf[:n] {
+						if b != 0 {
+							return fmt.Errorf("hole [%d, %d) is none", e.Off, e.End())
+						}
+					}
+				}
+				continue
+			}
+			for off := e.Off; off < e.End(); {
+				n := min(e.End()-off, 1<<20-off%(1<<20))
+				b, free, err := d.Buffer(ctx, int(n))
+				if err != nil {
+					return err
+				}
+				work <- piece{off, b, free}
+				off += n
+			}
+		}
+		if next != d.Size() {
+			return fmt.Errorf("extents end at %d of %d", next, d.Size())
+		}
+		return nil
+	}()
+	close(work)
+	wg.Wait()
+	if cause := context.Cause(ctx); cause != nil {
+		return cause
+	}
+	return err
+}
+
+func TestStandInSuite(t *testing.T) {
+	s := newStandIn(t, 5<<20+1024, source.Extent{Off: 64 << 10, Len: 1 << 20}, source.Extent{Off: 3 << 20, Len: 2<<20 + 1024})
+	sourcetest.Run(t, sourcetest.Config{Content: s.content(), Open: func(ctx context.Context, t testing.TB) source.Disk {
+		d, err := s.open(ctx, s.remote, Options{RequestSize: 256 << 10, Connections: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}})
+}
+
+func TestStandInCopy(t *testing.T) {
+	s := newStandIn(t, 100<<20+512, source.Extent{Off: 1 << 20, Len: 30 << 20}, source.Extent{Off: 90 << 20, Len: 10<<20 + 512})
+	d := s.mustOpen(Options{Connections: 2})
+	if err := s.copyAll(d, 8); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.Stats(); got.Transport != "nbdssl" || got.Connections != 2 || got.Retries != 0 || got.Restarts != 0 || got.ExtentsSource != "query" {
+		t.Errorf("%+v", got)
+	}
+	if id, proof, err := d.Identity(t.Context()); proof != "snapshot" || !strings.Contains(id, "snapshot-2") || err != nil {
+		t.Errorf("%q, %q, %v", id, proof, err)
+	}
+	if info := d.Info(); info.Format == "" || info.UUID == "" {
+		t.Errorf("%+v", info)
+	}
+	if read := s.Figures()["bytes-read"]; read > 42<<20 {
+		t.Errorf("%d bytes were read, 40 MiB are data", read)
+	}
+}
+
+// fault is a fault of the stand-in's at the k-th call, and what is made of it.
+func TestStandInFaults(t *testing.T) {
+	const size = 24 << 20
+	for _, action := range []string{"abort", "segv", "exit", "kill", "panic", "heap", "closefds", "hang", "drop", "fail code=1", "fail code=2", "fail code=0xE00000001"} {
+		for _, sectors := range []string{"first", fmt.Sprint(size / 2 / 512), "last"} {
+			t.Run(strings.ReplaceAll(action, " ", "_")+"/"+sectors, func(t *testing.T) {
+				t.Parallel()
+				s := newStandIn(t, size, source.Extent{Off: 0, Len: size})
+				s.Conf(fmt.Sprintf("fault ReadAsync sectors=%s once do=%s", sectors, action))
+				var mu sync.Mutex
+				var waits []time.Duration
+				d := s.mustOpen(Options{Connections: 1, Timeout: 2 * time.Second, Retry: source.RetryOptions{Retries: -1,
+					Backoff: func(int) time.Duration { return 10 * time.Millisecond },
+					OnRetry: func(err error, wait time.Duration) {
+						mu.Lock()
+						waits = append(waits, wait)
+						mu.Unlock()
+					}}})
+				if err := s.copyAll(d, 8); err != nil {
+					t.Fatal(err)
+				}
+				stats := d.Stats()
+				lost := !strings.HasPrefix(action, "fail")
+				if stats.Retries == 0 || lost && stats.Restarts == 0 || !lost && stats.Restarts != 0 {
+					t.Errorf("%+v", stats)
+				}
+				if read := s.Figures()["bytes-read"]; read > size+8<<20 {
+					t.Errorf("%d bytes were read of %d: more than were in flight were read again", read, size)
+				}
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+				if cleanups := s.Calls()["Cleanup"]; lost != (cleanups > 0) {
+					t.Errorf("%d calls of Cleanup", cleanups)
+				}
+			})
+		}
+	}
+}
+
+func TestStandInCapacities(t *testing.T) {
+	tib := int64(1) << 40
+	for _, size := range []int64{512, 64<<10 - 512, 64 << 10, 64<<10 + 512, 1<<20 + 4096, 1<<20 + 65024, 1<<20 - 512, 32<<30 + 512, 33<<30 + 65024, 53*tib/10&^511 + 512} {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			tail := min(size, 70<<10)
+			s := newStandIn(t, size, source.Extent{Off: size - tail, Len: tail}, source.Extent{Off: 0, Len: min(size, 4096)})
+			d := s.mustOpen(Options{})
+			if d.Size() != size {
+				t.Fatal(d.Size())
+			}
+			if err := s.copyAll(d, 4); err != nil {
+				t.Fatal(err)
+			}
+			queries := s.Calls()["QueryAllocatedBlocks"]
+			for _, err := range source.Covered(t.Context(), d, 0, size) {
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if again := s.Calls()["QueryAllocatedBlocks"]; again != queries {
+				t.Errorf("a second pass made %d queries more", again-queries)
+			}
+		})
+	}
+}
+
+func TestStandInQueriesFail(t *testing.T) {
+	for _, test := range []struct {
+		name, fault string
+		options     []string
+		restarts    int64
+	}{
+		{"missing", "", []string{"--without=QueryAllocatedBlocks"}, 0},
+		{"unsupported", "fault QueryAllocatedBlocks do=fail code=6", nil, 0},
+		{"always", "fault QueryAllocatedBlocks do=fail code=1", nil, 0},
+		{"late", "fault QueryAllocatedBlocks from=2 do=fail code=1", nil, 0},
+		{"bad blocks", "fault QueryAllocatedBlocks at=2 do=badblocks", nil, 0},
+		{"hang", "fault QueryAllocatedBlocks do=hang", nil, 2},
+		{"segv", "fault QueryAllocatedBlocks do=segv", nil, 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := newStandIn(t, 34<<30, source.Extent{Off: 1 << 20, Len: 4 << 20}, source.Extent{Off: 33 << 30, Len: 4 << 20})
+			if test.options != nil {
+				built := testlib.New(t, test.options...)
+				built.AddDisk(standInDisk, s.path)
+				s.Library, s.library.Path, s.library.Root, s.library.Dir = built, built.SO(), built.Dir, filepath.Dir(built.SO())
+			}
+			s.Conf(test.fault)
+			var warnings []string
+			d := s.mustOpen(Options{Timeout: time.Second, Retry: fastRetry(-1), Warn: func(text string) { warnings = append(warnings, text) }})
+			data := int64(0)
+			for e, err := range source.Covered(t.Context(), d, 0, d.Size()) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if e.Kind == source.Data {
+					data += e.Len
+				}
+			}
+			if data < 1<<30 {
+				t.Errorf("only %d bytes are data", data)
+			}
+			stats := d.Stats()
+			if stats.ExtentsSource != "full" || len(warnings) != 1 || stats.Restarts > test.restarts {
+				t.Errorf("%+v, %q", stats, warnings)
+			}
+			b := make([]byte, 1<<20)
+			if _, err := d.ReadAt(b, 33<<30); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func TestStandInContextKills(t *testing.T) {
+	s := newStandIn(t, 4<<20, source.Extent{Off: 0, Len: 4 << 20})
+	s.Conf("fault ReadAsync do=drop")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	d, err := s.open(ctx, s.remote, Options{Connections: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	why := errors.New("the operator said stop")
+	got := make(chan error, 1)
+	go func() {
+		_, err := d.ReadAt(make([]byte, 1<<20), 0)
+		got <- err
+	}()
+	cancel(why)
+	if err := <-got; !errors.Is(err, why) {
+		t.Error(err)
+	}
+	d.Close()
+	s.checkGone()
+}
+
+// Checkerboards and long runs, each chunk where it should be.
+func TestStandInLayouts(t *testing.T) {
+	var board []source.Extent
+	for off := int64(0); off < 64<<20; off += 128 << 10 {
+		board = append(board, source.Extent{Off: off, Len: 64 << 10})
+	}
+	s := newStandIn(t, 64<<20, board...)
+	d := s.mustOpen(Options{})
+	n := 0
+	for e, err := range source.Covered(t.Context(), d, 0, d.Size()) {
+		if err != nil || e.Len != 64<<10 || (e.Kind == source.Data) != (e.Off%(128<<10) == 0) {
+			t.Fatalf("%+v, %v", e, err)
+		}
+		n++
+	}
+	if n != 1024 {
+		t.Errorf("%d extents", n)
+	}
+	if err := s.copyAll(d, 8); err != nil {
+		t.Error(err)
+	}
+
+	// 5 GiB that are allocated: a file with a byte in each 4 KiB would take
+	// them, so that the queries say it and the file stays sparse.
+	s = newStandIn(t, 6<<30+512, source.Extent{Off: 5<<30 - 4096, Len: 4096})
+	s.Conf("fault QueryAllocatedBlocks do=fail code=6")
+	d = s.mustOpen(Options{})
+	n = 0
+	for e, err := range source.Covered(t.Context(), d, 0, d.Size()) {
+		if err != nil || e.Kind != source.Data || e.Len != d.Size() {
+			t.Fatalf("%+v, %v", e, err)
+		}
+	}
+	b, want := make([]byte, 8192), make([]byte, 8192)
+	f, err := os.Open(s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, off := range []int64{5<<30 - 4096, 2<<30 - 4096, 4<<30 - 4096, 6<<30 + 512 - 8192} {
+		if _, err := f.ReadAt(want, off); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.ReadAt(b, off); err != nil && err != io.EOF || string(b) != string(want) {
+			t.Errorf("at %d: %v", off, err)
+		}
+	}
+}
+
+// Copies that share a budget never ask the host for more than it has.
+func TestStandInBudget(t *testing.T) {
+	s := newStandIn(t, 8<<20, source.Extent{Off: 0, Len: 8 << 20})
+	s.Conf("host-memory 8", "transport nbd", "latency read 500")
+	budget := NewBudget(8 << 20)
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			d, err := s.open(t.Context(), s.remote, Options{Budget: budget})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := s.copyAll(d, 4); err != nil {
+				t.Error(err)
+			}
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if f := s.Figures(); f["max-reserved"] > 8<<20 || f["max-handles"] != 2 || f["alloc-failures"] != 0 {
+		t.Errorf("%v", f)
+	}
+}
+
+// Without a budget, what a host can't bear is done without.
+func TestStandInHostIsFull(t *testing.T) {
+	for _, test := range []struct {
+		conf        []string
+		connections int
+		warnings    int
+	}{
+		{[]string{"host-memory 3"}, 1, 0},               // the first gets smaller buffers
+		{[]string{"host-memory 9"}, 2, 1},               // of four
+		{[]string{"host-connections 3"}, 3, 1},          // of four
+		{[]string{"in-flight-requests 3"}, 4, 0},        // over all
+		{[]string{"in-flight-bytes 300000"}, 4, 0},      // less than a request
+		{[]string{"in-flight-bytes 70000"}, 4, 0},       // one of the least
+		{[]string{"session-memory 1"}, 4, 0},            // smaller buffers
+		{[]string{"host-memory 4", "linger 300"}, 1, 1}, // and a crash
+	} {
+		t.Run(strings.Join(test.conf, ","), func(t *testing.T) {
+			t.Parallel()
+			s := newStandIn(t, 16<<20, source.Extent{Off: 0, Len: 16 << 20})
+			s.Conf(append(test.conf, "transport nbdssl")...)
+			crash := strings.Contains(test.conf[len(test.conf)-1], "linger")
+			if crash {
+				s.Conf("fault ReadAsync sectors=middle once do=abort")
+			}
+			var mu sync.Mutex
+			var warnings []string
+			d := s.mustOpen(Options{Connections: max(4, test.connections), Retry: source.RetryOptions{Retries: -1, Backoff: func(n int) time.Duration { return 50 * time.Millisecond }},
+				Warn: func(text string) {
+					mu.Lock()
+					defer mu.Unlock()
+					warnings = append(warnings, text)
+				}})
+			d.mu.Lock()
+			for d.growing {
+				d.changed.Wait()
+			}
+			d.mu.Unlock()
+			if err := s.copyAll(d, 16); err != nil {
+				t.Fatal(err)
+			}
+			d.Close()
+			if got := d.Stats().Connections; got > test.connections && test.warnings > 0 {
+				t.Errorf("%d connections, want %d", got, test.connections)
+			}
+			if len(warnings) > 1 || test.warnings == 1 && len(warnings) == 0 {
+				t.Errorf("%q", warnings)
+			}
+			if crash != (d.Stats().Restarts > 0) {
+				t.Errorf("%+v", d.Stats())
+			}
+		})
+	}
+}
+
+func TestStandInPrepareAccess(t *testing.T) {
+	for _, fault := range []string{"", "fault ReadAsync once do=segv", "fault ReadAsync do=abort", "fault Open do=segv", "fault Close do=abort"} {
+		t.Run(fault, func(t *testing.T) {
+			s := newStandIn(t, 4<<20, source.Extent{Off: 0, Len: 4 << 20})
+			s.Conf(fault)
+			p := s.remote
+			p.PrepareAccess = true
+			d, err := s.open(t.Context(), p, Options{Connections: 1, Retry: fastRetry(2)})
+			if err == nil {
+				s.copyAll(d, 4)
+				d.Close()
+			}
+			calls := s.Calls()
+			if calls["PrepareForAccess"] == 0 || calls["PrepareForAccess"] > calls["EndAccess"] {
+				t.Errorf("%d times prepared, %d times ended", calls["PrepareForAccess"], calls["EndAccess"])
+			}
+		})
+	}
+}
+
+func TestStandInWrite(t *testing.T) {
+	s := newStandIn(t, 4<<20+512, source.Extent{Off: 0, Len: 4 << 20})
+	want := s.content()
+	p := Params{File: s.path} // local
+	d, err := s.open(t.Context(), p, Options{Writable: true, RequestSize: 256 << 10, Retry: fastRetry(-1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(4, 2))
+	for i := range 100 {
+		off := r.IntN(len(want))
+		n := r.IntN(min(len(want)-off, 700_000))
+		for i := range want[off : off+n] {
+			want[off+i] = byte(i * off)
+		}
+		if _, err := d.WriteAt(want[off:off+n], int64(off)); err != nil {
+			t.Fatal(err)
+		}
+		if i%30 == 0 {
+			if err := d.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	got := make([]byte, len(want))
+	if _, err := d.ReadAt(got, 0); err != nil && err != io.EOF || string(got) != string(want) {
+		t.Errorf("what was written reads otherwise (%v)", err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if string(s.content()) != string(want) {
+		t.Error("the file has another content")
+	}
+	calls := s.Calls()
+	if calls["Flush"] < 4 || calls["QueryAllocatedBlocks"] != 0 {
+		t.Errorf("%v", calls)
+	}
+}
+
+func TestStandInWriteWithoutFlush(t *testing.T) {
+	s := newStandIn(t, 1<<20)
+	old := testlib.New(t, "--version=5")
+	s.library = Library{Path: old.SO(), Root: old.Dir, Dir: filepath.Dir(old.SO()), Version: 5}
+	d, err := s.open(t.Context(), Params{File: s.path}, Options{Writable: true})
+	if d != nil || err == nil || !strings.Contains(err.Error(), "no VixDiskLib_Flush") {
+		t.Errorf("%v", err)
+	}
+	d, err = s.open(t.Context(), Params{File: s.path}, Options{}) // reads synchronously
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.copyAll(d, 4); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStandInErrors(t *testing.T) {
+	for _, test := range []struct {
+		conf, want, hint string
+		permanent        bool
+	}{
+		{"thumbprint 11:22:33", "has the thumbprint 11:22:33, expected was AA:BB", "--thumbprint", true},
+		{"password another", "error 3014", "--user", true},
+		{"snapshot another", "error 13003", "", false},
+		{"server another", "error 18000", "", false},
+		{"fault InitEx do=fail code=3", "error 3", "", false},
+	} {
+		s := newStandIn(t, 1<<20)
+		s.Conf(test.conf)
+		_, err := s.open(t.Context(), s.remote, Options{Retry: fastRetry(-1)})
+		if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(Hint(err), test.hint) || source.IsPermanent(err) != test.permanent {
+			t.Errorf("%s: %v; hint %q; permanent %v", test.conf, err, Hint(err), source.IsPermanent(err))
+		}
+		if err != nil && strings.Contains(err.Error(), "pass; word") {
+			t.Errorf("%s: the password is in %v", test.conf, err)
+		}
+	}
+	s := newStandIn(t, 1<<20)
+	p := s.remote
+	p.File = "[ds (1)] it's; a/none.vmdk"
+	if _, err := s.open(t.Context(), p, Options{}); err == nil || !strings.Contains(err.Error(), "error 4") || !source.IsPermanent(err) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,260 @@
+package vddk_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha1"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"vddkcp/vddk"
+)
+
+// authority signs certificates; nil signs them by themselves.
+type authority struct {
+	certificate *x509.Certificate
+	key         *ecdsa.PrivateKey
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	c, key := issue(t, nil, &x509.Certificate{
+		Subject: pkix.Name{CommonName: "authority"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	})
+	return &authority{c, key}
+}
+
+// issue makes a certificate that is valid now, unless it says when.
+func issue(t *testing.T, by *authority, c *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.SerialNumber = big.NewInt(1)
+	if c.NotAfter.IsZero() {
+		c.NotBefore, c.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+	}
+	parent, signer := c, key
+	if by != nil {
+		parent, signer = by.certificate, by.key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	made, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made, key
+}
+
+// serve speaks TLS with the certificate on a port of 127.0.0.1.
+func serve(t *testing.T, by *authority, c *x509.Certificate, config *tls.Config) (port uint32, sha1sum, sha256sum string) {
+	t.Helper()
+	made, key := issue(t, by, c)
+	config.Certificates = []tls.Certificate{{Certificate: [][]byte{made.Raw}, PrivateKey: key}}
+	port = listen(t, func(conn net.Conn) {
+		tls.Server(conn, config).HandshakeContext(t.Context())
+	})
+	return port, fmt.Sprintf("%X", sha1.Sum(made.Raw)), fmt.Sprintf("%X", sha256.Sum256(made.Raw))
+}
+
+// listen gives each connection to a port of 127.0.0.1 to handle, and closes it.
+func listen(t *testing.T, handle func(net.Conn)) (port uint32) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			handle(conn)
+			conn.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		l.Close()
+		<-done
+	})
+	return uint32(l.Addr().(*net.TCPAddr).Port)
+}
+
+func colons(s string) string {
+	var pairs []string
+	for i := 0; i < len(s); i += 2 {
+		pairs = append(pairs, s[i:i+2])
+	}
+	return strings.Join(pairs, ":")
+}
+
+func TestCheckThumbprint(t *testing.T) {
+	selfSigned := &x509.Certificate{Subject: pkix.Name{CommonName: "esxi"}, DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	port, sum1, sum256 := serve(t, nil, selfSigned, &tls.Config{})
+	plain := listen(t, func(c net.Conn) { fmt.Fprint(c, "220 hello\r\n") })
+	closed := uint32(1)
+	other1, other256 := strings.Repeat("0a", 20), strings.Repeat("0a", 32)
+	for name, c := range map[string]struct {
+		port  uint32
+		want  string
+		sha1  string
+		fails string // begins with !: a CertificateError
+	}{
+		"SHA-1":                      {port: port, want: sum1, sha1: colons(sum1)},
+		"SHA-1 with colons":          {port: port, want: colons(sum1), sha1: colons(sum1)},
+		"SHA-1 in lower case":        {port: port, want: strings.ToLower(colons(sum1)), sha1: colons(sum1)},
+		"SHA-256":                    {port: port, want: sum256, sha1: colons(sum1)},
+		"SHA-256, colons, lower":     {port: port, want: strings.ToLower(colons(sum256)), sha1: colons(sum1)},
+		"another SHA-1":              {port: port, want: other1, fails: "!its SHA-1 thumbprint is " + colons(sum1) + ", expected " + colons(strings.ToUpper(other1))},
+		"another SHA-256":            {port: port, want: other256, fails: "!its SHA-256 thumbprint is " + colons(sum256) + ", expected " + colons(strings.ToUpper(other256))},
+		"none, and nobody vouches":   {port: port, fails: "!does not verify"},
+		"SHA-1, nothing listens":     {port: closed, want: strings.ToLower(other1), sha1: colons(strings.ToUpper(other1))},
+		"SHA-256, nothing listens":   {port: closed, want: other256, fails: "connection refused"},
+		"none, nothing listens":      {port: closed, fails: "connection refused"},
+		"SHA-1, another protocol":    {port: plain, want: other1, sha1: colons(strings.ToUpper(other1))},
+		"SHA-256, another protocol":  {port: plain, want: other256, fails: "does not speak TLS"},
+		"no digits":                  {port: port, want: "xx:yy", fails: "no thumbprint"},
+		"digits and a bit":           {port: port, want: sum1 + "0", fails: "there are 41 characters"},
+		"colons in the wrong places": {port: port, want: sum1[:1] + ":" + sum1[1:], fails: "a colon after each two digits"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := vddk.CheckThumbprint(t.Context(), "127.0.0.1", c.port, c.want)
+			if c.fails == "" {
+				if err != nil || got != c.sha1 {
+					t.Fatalf("%q, %v; want %q", got, err, c.sha1)
+				}
+				return
+			}
+			want, certificate := strings.CutPrefix(c.fails, "!")
+			if err == nil || got != "" || !strings.Contains(err.Error(), want) {
+				t.Fatalf("%q, %v; want an error with %q", got, err, want)
+			}
+			var wrong *vddk.CertificateError
+			if errors.As(err, &wrong) != certificate {
+				t.Errorf("%T", err)
+			}
+			if certificate && wrong.Hint() == "" {
+				t.Error("no hint")
+			}
+		})
+	}
+}
+
+// A host of long ago has nothing newer than TLS 1.0.
+func TestThumbprintOfOldServers(t *testing.T) {
+	port, sum1, sum256 := serve(t, nil, &x509.Certificate{}, &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10})
+	// A SHA-1 would be returned unasked.
+	if got, err := vddk.CheckThumbprint(t.Context(), "127.0.0.1", port, sum256); err != nil || got != colons(sum1) {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// What the system trusts is read once in a process: each case has its own.
+func TestCertificateMustVerify(t *testing.T) {
+	if port := os.Getenv("VDDKCP_TEST_CHECK"); port != "" {
+		var n uint32
+		fmt.Sscan(port, &n)
+		sum, err := vddk.CheckThumbprint(t.Context(), os.Getenv("VDDKCP_TEST_SERVER"), n, "")
+		fmt.Printf("got %s %v\n", sum, err)
+		return
+	}
+	known, unknown := newAuthority(t), newAuthority(t)
+	roots := filepath.Join(t.TempDir(), "roots.pem")
+	write(t, roots, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: known.certificate.Raw})))
+	localhost := func() *x509.Certificate {
+		return &x509.Certificate{Subject: pkix.Name{CommonName: "esxi"}, DNSNames: []string{"localhost"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	}
+	old := localhost()
+	old.NotBefore, old.NotAfter = time.Now().Add(-2*time.Hour), time.Now().Add(-time.Hour)
+	for name, c := range map[string]struct {
+		by          *authority
+		certificate *x509.Certificate
+		server      string
+		fails       string
+	}{
+		"by name":            {by: known, certificate: localhost(), server: "localhost"},
+		"by address":         {by: known, certificate: localhost(), server: "127.0.0.1"},
+		"another name":       {by: known, certificate: &x509.Certificate{DNSNames: []string{"other"}}, server: "localhost", fails: "not localhost"},
+		"no address":         {by: known, certificate: &x509.Certificate{DNSNames: []string{"localhost"}}, server: "127.0.0.1", fails: "doesn't contain any IP SANs"},
+		"an expired one":     {by: known, certificate: old, server: "localhost", fails: "expired"},
+		"another authority":  {by: unknown, certificate: localhost(), server: "localhost", fails: "unknown authority"},
+		"signed by itself":   {certificate: localhost(), server: "localhost", fails: "unknown authority"},
+		"no authority by it": {by: &authority{}, certificate: localhost(), server: "localhost", fails: "unknown authority"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			by := c.by
+			if by != nil && by.certificate == nil { // a certificate of the known authority that is none itself
+				leaf, key := issue(t, known, localhost())
+				by = &authority{leaf, key}
+			}
+			port, sum1, _ := serve(t, by, c.certificate, &tls.Config{})
+			cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestCertificateMustVerify$")
+			cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+roots, "SSL_CERT_DIR=/nowhere",
+				fmt.Sprintf("VDDKCP_TEST_CHECK=%d", port), "VDDKCP_TEST_SERVER="+c.server)
+			out, err := cmd.CombinedOutput()
+			if err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+			want := fmt.Sprintf("got %s <nil>", colons(sum1))
+			if c.fails != "" {
+				want = c.fails
+			}
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s\nwant %q", out, want)
+			}
+			if c.fails != "" && strings.Contains(string(out), colons(sum1)) {
+				t.Errorf("%s\nhas the thumbprint", out)
+			}
+		})
+	}
+}
+
+// A server that accepts and says nothing.
+func TestFetchCertificateEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	port := listen(t, func(net.Conn) {
+		cancel(errors.New("enough"))
+		<-ctx.Done()
+	})
+	if _, err := vddk.CheckThumbprint(ctx, "127.0.0.1", port, strings.Repeat("ab", 20)); err == nil || err.Error() != "enough" {
+		t.Errorf("%v, want what ended the context, and no thumbprint", err)
+	}
+}
+
+func FuzzParseThumbprint(f *testing.F) {
+	f.Fuzz(func(t *testing.T, s string) {
+		got, err := vddk.ParseThumbprint(s)
+		if err != nil {
+			return
+		}
+		again, err := vddk.ParseThumbprint(got)
+		if err != nil || again != got {
+			t.Errorf("%q: %q, then %q, %v", s, got, again, err)
+		}
+		if !strings.EqualFold(strings.ReplaceAll(got, ":", ""), strings.ReplaceAll(s, ":", "")) {
+			t.Errorf("%q: %q", s, got)
+		}
+	})
+}
