@@ -168,9 +168,10 @@ type job struct {
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
-	source   source.Disk // nil until it is open
-	info     source.Info // of the source, where it has one
-	backing  source.Disk // of the target; nil: none
+	source   source.Disk        // nil until it is open
+	info     source.Info        // of the source, where it has one
+	backings *sourceopen.Opener // of the backing
+	backing  source.Disk        // of the target; nil: none
 
 	resumption resumption
 }
@@ -187,8 +188,9 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	j := &job{
 		copyCommand: c, log: log, counters: counters,
 		report: transfer.NewReport(c.Src, c.Dst),
-		opener: c.opener(),
+		opener: c.opener(), backings: c.opener(),
 	}
+	j.backings.SingleLink = false // that is said of SRC
 	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
 	v := &j.opener.VDDK.Options
 	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, j.warn
@@ -436,8 +438,7 @@ func (j *job) openBacking(ctx context.Context) (done func(), err error) {
 		}
 		path = dir + "/" + path
 	}
-	// The same opener: what it opens is not written over.
-	d, err := j.opener.Open(ctx, path, j.BackingFormat)
+	d, err := j.backings.Open(ctx, path, j.BackingFormat)
 	if err != nil {
 		return nil, fmt.Errorf("--backing: %w", err)
 	}
@@ -586,8 +587,16 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 		Format: j.Format, Compress: j.Compress, ClusterSize: cluster,
 		Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
-		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections), Timeout: time.Duration(j.Timeout)},
+		Source: j.uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections), Timeout: time.Duration(j.Timeout)},
 	}
+}
+
+// uses returns the name of the file that is read, if fi is one.
+func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
+	if path, ok = j.opener.Uses(fi); !ok {
+		path, ok = j.backings.Uses(fi)
+	}
+	return path, ok
 }
 
 func (j *job) options() transfer.Options {
