@@ -24,7 +24,6 @@ type resumption struct {
 	path    string // of the journal; "": the target can't be resumed
 	place   sinkopen.Place
 	copy    journal.Copy
-	journal *journal.Journal
 	entries []journal.Entry // to go on at, the newest first; none: from the start
 	stale   bool            // the .partial that is there is of no use
 }
