@@ -710,6 +710,31 @@ func TestAutoShrinks(t *testing.T) {
 	})
 }
 
+// A crash costs no wait, and no more is read again than was in flight.
+func TestCrashIsRepairedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, content := newFakeHost(t, 32*mib)
+		host.delay = time.Millisecond
+		host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 15, errCrash) }
+		var waits []time.Duration
+		d := host.mustOpen(Params{}, Options{Connections: 1, Retry: source.RetryOptions{Retries: -1,
+			Backoff: func(int) time.Duration { return time.Hour },
+			OnRetry: func(err error, wait time.Duration) { waits = append(waits, wait) }}})
+		start := time.Now()
+		if err := readBoth(t, d, content); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > time.Second || len(waits) != 1 || waits[0] != 0 {
+			t.Errorf("it took %v, waits %v", took, waits)
+		}
+		if again := host.reads - 32; again > 4 {
+			t.Errorf("%d requests were made again of 4 in flight", again)
+		}
+		d.Close()
+		host.checkGone()
+	})
+}
+
 // Those who wait for a turn get it, whichever connection is free: in a bubble
 // somebody who waits for ever is a deadlock.
 func TestTurns(t *testing.T) {
