@@ -389,8 +389,8 @@ func TestPrepareAccess(t *testing.T) {
 		{name: "orderly", prepares: 1},
 		{name: "crash", crashAt: 2, prepares: 2, ends: 1},
 		{name: "cancelled", cancel: true, prepares: 1, ends: 1},
-		{name: "opening fails", openFails: 1, prepares: 1, ends: 1},
-		{name: "crash, reopening fails", crashAt: 2, openFails: 2, prepares: 2, ends: 2},
+		{name: "opening fails", openFails: 1, prepares: 1}, // closing ends it
+		{name: "crash, reopening fails", crashAt: 2, openFails: 2, prepares: 2, ends: 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			host, _ := newFakeHost(t, 4*mib)
@@ -587,6 +587,15 @@ func TestFlush(t *testing.T) {
 			d.WriteAt(make([]byte, 512), 0)
 			h.onFlush = func(k int, _ *fakeWorker) error { return when(k == 1, errCrash) }
 		}, true},
+		{"reads that fail don't cost what was written", func(t *testing.T, h *fakeHost, d *Disk) {
+			d.WriteAt(make([]byte, 512), 0)
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error {
+				return when(k < 6, libraryError(1, "Unknown error"))
+			}
+			if _, err := d.ReadAt(make([]byte, 512), 4096); err != nil {
+				t.Error(err)
+			}
+		}, false},
 		{"a write fails", func(t *testing.T, h *fakeHost, d *Disk) {
 			h.onWrite = func(int, *fakeWorker, uint64, int) error { return libraryError(1, "Unknown error") }
 			if _, err := d.WriteAt(make([]byte, 512), 0); !errors.Is(err, syscall.EIO) {

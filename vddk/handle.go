@@ -340,16 +340,19 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 	if err != nil {
 		return nil, fail("start", err)
 	}
-	// A worker that hangs in a call below is killed; one that failed is too:
-	// what it left on the host, Cleanup or a timeout there takes away.
-	defer func() {
-		if err != nil {
-			p.Kill()
-			p.Release()
-		}
-	}()
-	stop := context.AfterFunc(limited, p.Kill)
+	stop := context.AfterFunc(limited, p.Kill) // also when it hangs in a call below
 	defer stop()
+	defer func() {
+		if err == nil {
+			return
+		}
+		// Closing undoes what was done on the host before the error.
+		if !isLost(err) && p.Close(limited) == nil && first {
+			d.setPrepared(false)
+		}
+		p.Kill()
+		p.Release()
+	}()
 	r := d.request
 	if replacing && d.params.Remote() {
 		cleaned, remaining, err := p.Cleanup(limited, r)

@@ -312,12 +312,20 @@ func (a *attempts) again(t seat, err error) error {
 	if !d.pause(wait) {
 		return d.ended()
 	}
-	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) {
+	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && d.expendable() {
 		// It may be the connection.
 		t.s.kill(fmt.Errorf("replaced after errors: %w", err))
 		d.lose(t.h, t.s, "requests")
 	}
 	return nil
+}
+
+// expendable says whether a worker may be given up that still answers: one with
+// writes that were not flushed would take them along.
+func (d *Disk) expendable() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.written == d.flushed
 }
 
 // pause waits, unless the disk ends.
