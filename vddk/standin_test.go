@@ -380,6 +380,53 @@ func TestStandInQueriesFail(t *testing.T) {
 	}
 }
 
+// However a disk ends, no descriptor and no mapping is left of it.
+func TestStandInLeavesNothing(t *testing.T) {
+	s := newStandIn(t, 4<<20, source.Extent{Off: 0, Len: 4 << 20})
+	s.Conf("fault ReadAsync at=3 once do=abort")
+	left := func() (fds int, mappings int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		maps, err := os.ReadFile("/proc/self/maps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries), strings.Count(string(maps), "memfd:")
+	}
+	fds, mappings := 0, 0
+	for i := range 8 {
+		ctx, cancel := context.WithCancel(t.Context())
+		d, err := s.open(ctx, s.remote, Options{Connections: 1 + i%3, Retry: fastRetry(-1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, free, err := d.Buffer(ctx, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.ReadAt(b, 0); err != nil {
+			t.Error(err)
+		}
+		if err := s.copyAll(d, 4); err != nil {
+			t.Error(err)
+		}
+		if i%2 == 1 {
+			cancel()
+		}
+		d.Close()
+		free()
+		cancel()
+		if i == 1 { // what stays for good is there
+			fds, mappings = left()
+		}
+	}
+	if f, m := left(); f > fds || m > mappings {
+		t.Errorf("%d descriptors and %d mappings, and before %d and %d", f, m, fds, mappings)
+	}
+}
+
 func TestStandInContextKills(t *testing.T) {
 	s := newStandIn(t, 4<<20, source.Extent{Off: 0, Len: 4 << 20})
 	s.Conf("fault ReadAsync do=drop")
