@@ -94,7 +94,7 @@ func TestFaults(t *testing.T) {
 		}, o: Options{Retry: source.RetryOptions{Retries: -1, Timeout: 100 * time.Millisecond, Backoff: func(int) time.Duration { return 10 * time.Millisecond }}}, err: "without a read that succeeded: the VDDK worker was lost"},
 		{name: "no retries", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
-		}, o: Options{Connections: 1, Retry: source.RetryOptions{Timeout: time.Minute}}, err: "the VDDK worker was lost during read"},
+		}, o: Options{Connections: 1, Retry: source.RetryOptions{Timeout: time.Minute}}, err: "the VDDK worker was lost during read [ds (1)] a b/a b.vmdk ["},
 		{name: "refused reopening", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
 			h.onOpen = func(n int, _ *worker.Opened) error {

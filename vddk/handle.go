@@ -52,7 +52,7 @@ func (d *Disk) run(h *handle, s *session) {
 			d.finish(h, s)
 			return
 		}
-		d.lose(h, s, "idle time")
+		d.lose(h, s, d.rangeOf("idle time of", 0, 0))
 		s = d.replace(h, s)
 	}
 }
@@ -318,7 +318,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 			return ended
 		}
 		if limited.Err() != nil && ctx.Err() == nil {
-			return &lostError{op, late, true}
+			return &lostError{d.rangeOf(op, 0, 0), late, true}
 		}
 		return d.explain(op, 0, 0, mark, err)
 	}
@@ -393,7 +393,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 		}
 	}
 	if !stop() {
-		return nil, fail("open", &lostError{"open", late, true})
+		return nil, fail("open", &lostError{d.rangeOf("open", 0, 0), late, true})
 	}
 	return newSession(p, opened, d.nBuffers, d.nSpare, d.o.Timeout), nil
 }

@@ -318,7 +318,7 @@ func (a *attempts) again(t seat, err error) error {
 	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && d.expendable() {
 		// It may be the connection.
 		t.s.kill(fmt.Errorf("replaced after errors: %w", err))
-		d.lose(t.h, t.s, "requests")
+		d.lose(t.h, t.s, d.rangeOf("requests to", 0, 0))
 	}
 	return nil
 }

@@ -125,7 +125,7 @@ func (d *Disk) writePiece(p []byte, off, end int64) error {
 		} else if d.give(t, int64(len(b)), true) {
 			return nil
 		} else {
-			err = t.s.gone("write")
+			err = t.s.gone(d.rangeOf("write", first, int64(len(b))))
 		}
 		if e := asError(err); e != nil && !e.noMemory() {
 			return fmt.Errorf("%w: %w", errIO, err)
@@ -176,7 +176,7 @@ func (d *Disk) Flush(ctx context.Context) error {
 		err = d.explain("flush", 0, 0, mark, err)
 		if isLost(err) {
 			s.proc.Kill()
-			d.lose(h, s, "flush") // which fails all flushes where there was something to flush
+			d.lose(h, s, d.rangeOf("flush", 0, 0)) // which fails all flushes where there was something to flush
 			if lost++; lost < 3 {
 				continue
 			}
