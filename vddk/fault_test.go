@@ -744,6 +744,29 @@ func TestCrashIsRepairedAtOnce(t *testing.T) {
 	})
 }
 
+// A host that lets one of two connections in no more is left alone.
+func TestDoneWithout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, content := newFakeHost(t, 32*mib)
+		host.delay = 10 * time.Millisecond
+		host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 8, errCrash) }
+		host.onOpen = func(n int, _ *worker.Opened) error { return when(n > 2, libraryError(18000, "too many")) }
+		var warnings []string
+		d := host.mustOpen(Params{}, Options{Connections: 2, Retry: fastRetry(-1), Warn: func(s string) { warnings = append(warnings, s) }})
+		synctest.Wait()
+		if err := readBoth(t, d, content); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(warnings) != 1 || !strings.Contains(warnings[0], "goes on with 1") || host.starts > 6 {
+			t.Errorf("%d workers were started, %q", host.starts, warnings)
+		}
+		d.Close()
+		host.checkGone()
+	})
+}
+
 // Those who wait for a turn get it, whichever connection is free: in a bubble
 // somebody who waits for ever is a deadlock.
 func TestTurns(t *testing.T) {
