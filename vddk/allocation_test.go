@@ -314,3 +314,22 @@ func TestQueryHangs(t *testing.T) {
 		t.Errorf("%d queries, %+v", host.queries, d.Stats())
 	}
 }
+
+// Terabytes without a hole are one extent.
+func TestExtentsWithoutHoles(t *testing.T) {
+	const size = 3<<40 + 512
+	host := fakeQueries(t, size)
+	host.holes = []worker.Block{{Start: 5 << 30 / sectorSize, Count: chunkSectors}}
+	d := host.mustOpen(Params{}, Options{})
+	var got []source.Extent
+	for e, err := range source.Covered(t.Context(), d, 0, size) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, e)
+	}
+	want := []source.Extent{{Off: 0, Len: 5 << 30}, {Off: 5 << 30, Len: chunk, Kind: source.Zero, Absent: true}, {Off: 5<<30 + chunk, Len: size - 5<<30 - chunk}}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

@@ -533,7 +533,7 @@ func (d *Disk) explain(op string, off, n, mark int64, err error) error {
 	case errors.As(err, &lost):
 		return err
 	case errors.As(err, &gone):
-		return &lostError{op: op, err: err}
+		return &lostError{op: d.rangeOf(op, off, n), err: err}
 	case errors.As(err, &load), errors.As(err, &program):
 		return source.Permanent(err)
 	case errors.As(err, &failed):
@@ -544,10 +544,15 @@ func (d *Disk) explain(op string, off, n, mark int64, err error) error {
 		}
 		return e
 	}
-	if n > 0 {
-		return fmt.Errorf("VDDK: %s %s [%d, %d): %w", op, d.params.File, off, off+n, err)
+	return fmt.Errorf("VDDK: %s: %w", d.rangeOf(op, off, n), err)
+}
+
+// rangeOf names what is done, to which disk and where.
+func (d *Disk) rangeOf(op string, off, n int64) string {
+	if n == 0 {
+		return op + " " + d.params.File
 	}
-	return fmt.Errorf("VDDK: %s %s: %w", op, d.params.File, err)
+	return fmt.Sprintf("%s %s [%d, %d)", op, d.params.File, off, off+n)
 }
 
 // inDisk says whether a range lies in the disk.

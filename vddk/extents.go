@@ -296,8 +296,9 @@ func (d *Disk) query(first, n uint64) ([]worker.Block, error) {
 		err = d.explain("query", int64(first)*chunk, int64(n)*chunk, mark, err)
 		if isLost(err) && d.ended() == nil {
 			s.proc.Kill()
-			d.lose(h, s, "query")
-			err = s.gone("query")
+			op := d.rangeOf("query", int64(first)*chunk, int64(n)*chunk)
+			d.lose(h, s, op)
+			err = s.gone(op)
 		}
 		return nil, err
 	}

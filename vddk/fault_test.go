@@ -94,7 +94,7 @@ func TestFaults(t *testing.T) {
 		}, o: Options{Retry: source.RetryOptions{Retries: -1, Timeout: 100 * time.Millisecond, Backoff: func(int) time.Duration { return 10 * time.Millisecond }}}, err: "without a read that succeeded: the VDDK worker was lost"},
 		{name: "no retries", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
-		}, o: Options{Connections: 1, Retry: source.RetryOptions{Timeout: time.Minute}}, err: "the VDDK worker was lost during read"},
+		}, o: Options{Connections: 1, Retry: source.RetryOptions{Timeout: time.Minute}}, err: "the VDDK worker was lost during read [ds (1)] a b/a b.vmdk ["},
 		{name: "refused reopening", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
 			h.onOpen = func(n int, _ *worker.Opened) error {
@@ -389,8 +389,8 @@ func TestPrepareAccess(t *testing.T) {
 		{name: "orderly", prepares: 1},
 		{name: "crash", crashAt: 2, prepares: 2, ends: 1},
 		{name: "cancelled", cancel: true, prepares: 1, ends: 1},
-		{name: "opening fails", openFails: 1, prepares: 1, ends: 1},
-		{name: "crash, reopening fails", crashAt: 2, openFails: 2, prepares: 2, ends: 2},
+		{name: "opening fails", openFails: 1, prepares: 1}, // closing ends it
+		{name: "crash, reopening fails", crashAt: 2, openFails: 2, prepares: 2, ends: 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			host, _ := newFakeHost(t, 4*mib)
@@ -587,6 +587,15 @@ func TestFlush(t *testing.T) {
 			d.WriteAt(make([]byte, 512), 0)
 			h.onFlush = func(k int, _ *fakeWorker) error { return when(k == 1, errCrash) }
 		}, true},
+		{"reads that fail don't cost what was written", func(t *testing.T, h *fakeHost, d *Disk) {
+			d.WriteAt(make([]byte, 512), 0)
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error {
+				return when(k < 6, libraryError(1, "Unknown error"))
+			}
+			if _, err := d.ReadAt(make([]byte, 512), 4096); err != nil {
+				t.Error(err)
+			}
+		}, false},
 		{"a write fails", func(t *testing.T, h *fakeHost, d *Disk) {
 			h.onWrite = func(int, *fakeWorker, uint64, int) error { return libraryError(1, "Unknown error") }
 			if _, err := d.WriteAt(make([]byte, 512), 0); !errors.Is(err, syscall.EIO) {
@@ -706,6 +715,54 @@ func TestAutoShrinks(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
+		host.checkGone()
+	})
+}
+
+// A crash costs no wait, and no more is read again than was in flight.
+func TestCrashIsRepairedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, content := newFakeHost(t, 32*mib)
+		host.delay = time.Millisecond
+		host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 15, errCrash) }
+		var waits []time.Duration
+		d := host.mustOpen(Params{}, Options{Connections: 1, Retry: source.RetryOptions{Retries: -1,
+			Backoff: func(int) time.Duration { return time.Hour },
+			OnRetry: func(err error, wait time.Duration) { waits = append(waits, wait) }}})
+		start := time.Now()
+		if err := readBoth(t, d, content); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > time.Second || len(waits) != 1 || waits[0] != 0 {
+			t.Errorf("it took %v, waits %v", took, waits)
+		}
+		if again := host.reads - 32; again > 4 {
+			t.Errorf("%d requests were made again of 4 in flight", again)
+		}
+		d.Close()
+		host.checkGone()
+	})
+}
+
+// A host that lets one of two connections in no more is left alone.
+func TestDoneWithout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, content := newFakeHost(t, 32*mib)
+		host.delay = 10 * time.Millisecond
+		host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 8, errCrash) }
+		host.onOpen = func(n int, _ *worker.Opened) error { return when(n > 2, libraryError(18000, "too many")) }
+		var warnings []string
+		d := host.mustOpen(Params{}, Options{Connections: 2, Retry: fastRetry(-1), Warn: func(s string) { warnings = append(warnings, s) }})
+		synctest.Wait()
+		if err := readBoth(t, d, content); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(warnings) != 1 || !strings.Contains(warnings[0], "goes on with 1") || host.starts > 6 {
+			t.Errorf("%d workers were started, %q", host.starts, warnings)
+		}
+		d.Close()
 		host.checkGone()
 	})
 }

@@ -52,7 +52,7 @@ func (d *Disk) run(h *handle, s *session) {
 			d.finish(h, s)
 			return
 		}
-		d.lose(h, s, "idle time")
+		d.lose(h, s, d.rangeOf("idle time of", 0, 0))
 		s = d.replace(h, s)
 	}
 }
@@ -318,7 +318,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 			return ended
 		}
 		if limited.Err() != nil && ctx.Err() == nil {
-			return &lostError{op, late, true}
+			return &lostError{d.rangeOf(op, 0, 0), late, true}
 		}
 		return d.explain(op, 0, 0, mark, err)
 	}
@@ -340,16 +340,19 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 	if err != nil {
 		return nil, fail("start", err)
 	}
-	// A worker that hangs in a call below is killed; one that failed is too:
-	// what it left on the host, Cleanup or a timeout there takes away.
-	defer func() {
-		if err != nil {
-			p.Kill()
-			p.Release()
-		}
-	}()
-	stop := context.AfterFunc(limited, p.Kill)
+	stop := context.AfterFunc(limited, p.Kill) // also when it hangs in a call below
 	defer stop()
+	defer func() {
+		if err == nil {
+			return
+		}
+		// Closing undoes what was done on the host before the error.
+		if !isLost(err) && p.Close(limited) == nil && first {
+			d.setPrepared(false)
+		}
+		p.Kill()
+		p.Release()
+	}()
 	r := d.request
 	if replacing && d.params.Remote() {
 		cleaned, remaining, err := p.Cleanup(limited, r)
@@ -390,7 +393,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 		}
 	}
 	if !stop() {
-		return nil, fail("open", &lostError{"open", late, true})
+		return nil, fail("open", &lostError{d.rangeOf("open", 0, 0), late, true})
 	}
 	return newSession(p, opened, d.nBuffers, d.nSpare, d.o.Timeout), nil
 }

@@ -13,7 +13,7 @@ type seat struct {
 	slotRef
 	spare bool   // the slot is a spare one
 	asked uint64 // see pace.next
-	size  int    // the most bytes of the request
+	write bool   // it is for a write
 }
 
 // memory is that of the slot.
@@ -63,12 +63,12 @@ func (d *Disk) take(p []byte) (t seat, err error) {
 			h.turn.Signal() // the depth grew
 		}
 		if direct {
-			return seat{slotRef: home, asked: asked, size: l.size}, nil
+			return seat{slotRef: home, asked: asked}, nil
 		}
 		slot := s.spare[len(s.spare)-1]
 		s.spare = s.spare[:len(s.spare)-1]
 		s.used++
-		return seat{slotRef: slotRef{h, s, slot}, spare: true, asked: asked, size: l.size}, nil
+		return seat{slotRef: slotRef{h, s, slot}, spare: true, asked: asked}, nil
 	}
 }
 
@@ -98,6 +98,9 @@ func (d *Disk) give(t seat, n int64, succeeded bool) (alive bool) {
 		now := time.Since(d.started)
 		d.lastSuccess.Store(int64(now))
 		h.failures = 0
+		if t.write && !t.s.lost {
+			d.written++
+		}
 		d.pace.served()
 		d.tuneLocked(now, n)
 	}
@@ -312,12 +315,20 @@ func (a *attempts) again(t seat, err error) error {
 	if !d.pause(wait) {
 		return d.ended()
 	}
-	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) {
+	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && d.expendable() {
 		// It may be the connection.
 		t.s.kill(fmt.Errorf("replaced after errors: %w", err))
-		d.lose(t.h, t.s, "requests")
+		d.lose(t.h, t.s, d.rangeOf("requests to", 0, 0))
 	}
 	return nil
+}
+
+// expendable says whether a worker may be given up that still answers: one with
+// writes that were not flushed would take them along.
+func (d *Disk) expendable() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.written == d.flushed
 }
 
 // pause waits, unless the disk ends.

@@ -98,6 +98,7 @@ func (d *Disk) requestFailed(t seat, op string, off, n, mark int64, err error) e
 	err = d.explain(op, off, n, mark, err)
 	if isLost(err) {
 		t.s.proc.Kill()
+		op = d.rangeOf(op, off, n)
 		d.lose(t.h, t.s, op)
 		err = t.s.gone(op)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"vddkcp/source"
 	"vddkcp/source/sourcetest"
@@ -380,6 +382,53 @@ func TestStandInQueriesFail(t *testing.T) {
 	}
 }
 
+// However a disk ends, no descriptor and no mapping is left of it.
+func TestStandInLeavesNothing(t *testing.T) {
+	s := newStandIn(t, 4<<20, source.Extent{Off: 0, Len: 4 << 20})
+	s.Conf("fault ReadAsync at=3 once do=abort")
+	left := func() (fds int, mappings int) {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		maps, err := os.ReadFile("/proc/self/maps")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries), strings.Count(string(maps), "memfd:")
+	}
+	fds, mappings := 0, 0
+	for i := range 8 {
+		ctx, cancel := context.WithCancel(t.Context())
+		d, err := s.open(ctx, s.remote, Options{Connections: 1 + i%3, Retry: fastRetry(-1)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, free, err := d.Buffer(ctx, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.ReadAt(b, 0); err != nil {
+			t.Error(err)
+		}
+		if err := s.copyAll(d, 4); err != nil {
+			t.Error(err)
+		}
+		if i%2 == 1 {
+			cancel()
+		}
+		d.Close()
+		free()
+		cancel()
+		if i == 1 { // what stays for good is there
+			fds, mappings = left()
+		}
+	}
+	if f, m := left(); f > fds || m > mappings {
+		t.Errorf("%d descriptors and %d mappings, and before %d and %d", f, m, fds, mappings)
+	}
+}
+
 func TestStandInContextKills(t *testing.T) {
 	s := newStandIn(t, 4<<20, source.Extent{Off: 0, Len: 4 << 20})
 	s.Conf("fault ReadAsync do=drop")
@@ -635,5 +684,43 @@ func TestStandInErrors(t *testing.T) {
 	p.File = "[ds (1)] it's; a/none.vmdk"
 	if _, err := s.open(t.Context(), p, Options{}); err == nil || !strings.Contains(err.Error(), "error 4") || !source.IsPermanent(err) {
 		t.Error(err)
+	}
+}
+
+// Whatever the library logs, and however much, the disk is read and the log
+// stays one of lines.
+func TestStandInLogs(t *testing.T) {
+	t.Run("hostile", func(t *testing.T) {
+		testLogs(t, []string{"hostile-log", "log-reads", "fault ReadAsync at=2 once do=log log=login with pass; word\\n\\e[31mand %s%n"},
+			"vddk: disk", "capacity=8388608", "vddk: closed", "login with ***")
+	})
+	t.Run("flood", func(t *testing.T) { testLogs(t, []string{"log-flood 3000 4"}, "vddk: closed") })
+}
+
+func testLogs(t *testing.T, conf []string, want ...string) {
+	s := newStandIn(t, 8<<20, source.Extent{Off: 0, Len: 8 << 20})
+	s.Conf(conf...)
+	var out strings.Builder // a handler's lock is around it
+	d := s.mustOpen(Options{Connections: 2, Log: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: levelNoise})),
+		Debug: map[string]bool{"diskinfo": true, "stats": true}})
+	if err := s.copyAll(d, 8); err != nil {
+		t.Error(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	text := out.String()
+	if !utf8.ValidString(text) || strings.ContainsAny(text, "\x1b\x00\r") || strings.Contains(text, "pass; word") {
+		t.Error("the log holds control characters or a secret")
+	}
+	for line := range strings.Lines(text) {
+		if !strings.HasPrefix(line, "time=") || len(line) > 3*maxLine {
+			t.Fatalf("a line of the log: %.200q", line)
+		}
+	}
+	for _, w := range want {
+		if !strings.Contains(text, w) {
+			t.Errorf("the log has no %q", w)
+		}
 	}
 }
