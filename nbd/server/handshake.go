@@ -219,6 +219,7 @@ func (c *conn) exportName(name string) error {
 	if t, why := c.use(name); t != 0 {
 		return fmt.Errorf("export %q: %s", name, why)
 	}
+	c.s.enter(c)
 	b := binary.BigEndian.AppendUint64(nil, uint64(c.e.size))
 	b = binary.BigEndian.AppendUint16(b, uint16(c.e.facts.flags(c.structured)))
 	if c.flags&nbd.NoZeroes == 0 {
@@ -320,6 +321,9 @@ func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 	}
 	if t, why := c.use(name); t != 0 {
 		return false, c.refuse(o, t, why)
+	}
+	if o == nbd.OptGo {
+		c.s.enter(c)
 	}
 	b := binary.BigEndian.AppendUint16(nil, uint16(nbd.InfoExport))
 	b = binary.BigEndian.AppendUint64(b, uint64(c.e.size))

@@ -78,6 +78,8 @@ func TestMemory(t *testing.T) {
 		for _, b := range hogs {
 			m.put(b)
 		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
 		if m.used != 0 || hog.held != 0 || second.held != 0 || third.held != 0 || len(m.waiting) != 0 {
 			t.Errorf("%d used, %d, %d, %d held, %d waiting", m.used, hog.held, second.held, third.held, len(m.waiting))
 		}
