@@ -184,7 +184,6 @@ func (c *conn) use(name string) (wrong nbd.OptionReplyType, why string) {
 	deadline := c.deadline
 	c.mu.Unlock()
 	left := time.Until(deadline)
-	c.limit(time.Time{})
 	e, err := c.s.acquire(c.ctx, name)
 	c.limit(time.Now().Add(left))
 	switch {
