@@ -14,6 +14,7 @@ var imports = []struct{ room, may string }{
 	{"vddkcp/transfer/progress", ""},
 	{"vddkcp/transfer", "source sink transfer/digest transfer/progress"},
 	{"vddkcp/nbd/client", "nbd sink source"},
+	{"vddkcp/nbd/server", "nbd source"},
 	{"vddkcp/nbd", ""},
 	{"vddkcp/source/open", "nbd nbd/client source source/ova source/qcow2 source/raw source/vmdk"},
 	{"vddkcp/sink/open", "nbd nbd/client sink sink/raw"},
