@@ -240,3 +240,47 @@ func TestBadState(t *testing.T) {
 		t.Error("an entry of the L1 table past the file: no error")
 	}
 }
+
+// What a run wrote after the checkpoint from which the next goes on is gone, also
+// where the next one has nothing to write.
+func TestLaterTablesAreGone(t *testing.T) {
+	const mib = 1 << 20
+	for _, at := range []int64{300 * mib, 300*mib + 512, 100 * mib} {
+		path := filepath.Join(t.TempDir(), "disk.qcow2")
+		o := Options{ClusterSize: 512}
+		d, err := Create(t.Context(), path, 320*mib, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Abort()
+		content := make([]byte, 320*mib)
+		copy(content, fragments(70, mib))
+		if _, err := d.WriteAt(content[:mib], 0); err != nil {
+			t.Fatal(err)
+		}
+		state, sync, err := d.Checkpoint(at)
+		if err := errors.Join(err, sync(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.WriteAt(fragments(71, mib), 300*mib+512); err != nil {
+			t.Fatal(err)
+		}
+		_, sync, err = d.Checkpoint(301*mib + 512)
+		if err := errors.Join(err, sync(t.Context()), d.Suspend()); err != nil {
+			t.Fatal(err)
+		}
+		o.State, o.Resume = state, at
+		if d, err = Create(t.Context(), path, 320*mib, o); err != nil {
+			t.Fatal(err)
+		}
+		defer d.Abort()
+		if err := errors.Join(d.Finish(t.Context()), d.Publish(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(read(t, path, nil), content) {
+			t.Errorf("resumed at %d: stale data shows", at)
+		}
+		peer.Need(t, "qemu-img")
+		peer.Run(t, "qemu-img", "check", "-q", path)
+	}
+}
