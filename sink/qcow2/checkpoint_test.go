@@ -90,10 +90,10 @@ func TestKilledAndResumed(t *testing.T) {
 	for _, cluster := range clusterSizes {
 		for _, compression := range []Compression{None, Zlib, Zstd} {
 			for _, backed := range []bool{false, true} {
-				if cluster == 2<<20 && compression == Zstd {
+				if cluster >= 64<<10 && compression == Zstd {
 					continue // takes long, and shows no more than zlib
 				}
-				for seed := range uint64(2) {
+				for seed := range 1 + min(1, uint64(4096/cluster)) {
 					t.Run(fmt.Sprintf("%d %s backed %v seed %d", cluster, compression, backed, seed), func(t *testing.T) {
 						killAndResume(t, cluster, compression, backed, seed)
 					})
@@ -105,7 +105,7 @@ func TestKilledAndResumed(t *testing.T) {
 
 func killAndResume(t *testing.T, cluster int64, compression Compression, backed bool, seed uint64) {
 	r := rand.New(rand.NewPCG(seed, uint64(cluster)))
-	size := min(300, 16<<20/cluster)*cluster - 512*int64(r.IntN(2))
+	size := max(6, min(300, 4<<20/cluster))*cluster - 512*int64(r.IntN(2))
 	content := fragments(seed, int(size))
 	for range 6 {
 		at := r.IntN(int(size))
