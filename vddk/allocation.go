@@ -33,25 +33,25 @@ type allocation struct {
 }
 
 // newAllocation returns the allocation of the chunks that begin at sector
-// first. It is an error when the blocks are not as the library promises,
+// first, each of size sectors. It is an error when the blocks are not as the library promises,
 // ascending and within what was asked: then they say nothing. A chunk that is
 // touched by a block is allocated.
-func newAllocation(first uint64, chunks uint32, blocks []worker.Block) (*allocation, error) {
+func newAllocation(first uint64, chunks uint32, size uint64, blocks []worker.Block) (*allocation, error) {
 	a := &allocation{chunks: chunks}
 	if len(blocks) > int(chunks)/64 { // 8 bytes each are more than the bits
 		a.bits = make([]uint64, (chunks+63)/64)
 	} else {
 		a.borders = make([]uint32, 0, 2*len(blocks))
 	}
-	end := first + uint64(chunks)*chunkSectors
+	end := first + uint64(chunks)*size
 	next := first
 	for i, b := range blocks {
 		if b.Start < next || b.Count == 0 || b.Start > end || b.Count > end-b.Start {
 			return nil, fmt.Errorf("block %d of the answer is [%d, +%d), want one in [%d, %d) (sectors)", i, b.Start, b.Count, next, end)
 		}
 		next = b.Start + b.Count
-		from := uint32((b.Start - first) / chunkSectors)
-		to := uint32((next - first + chunkSectors - 1) / chunkSectors)
+		from := uint32((b.Start - first) / size)
+		to := uint32((next - first + size - 1) / size)
 		n := len(a.borders)
 		switch {
 		case a.bits != nil:

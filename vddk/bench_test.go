@@ -84,7 +84,7 @@ func BenchmarkAllocation(b *testing.B) {
 			blocks, _ := (&fakeWorker{host: host}).Query(b.Context(), 0, windowChunks*chunkSectors, chunkSectors)
 			b.ReportAllocs()
 			for b.Loop() {
-				a, err := newAllocation(0, windowChunks, blocks)
+				a, err := newAllocation(0, windowChunks, chunkSectors, blocks)
 				if err != nil {
 					b.Fatal(err)
 				}

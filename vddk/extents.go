@@ -26,6 +26,8 @@ type allocationQueries struct {
 	lost   int            // workers in queries, in a row
 	most   uint64         // chunks of a query
 	asking map[int64]*ask // by window
+
+	outline outline
 }
 
 // ask is a query for a window that is in progress.
@@ -41,6 +43,7 @@ func (q *allocationQueries) init(size int64, supported bool) {
 	q.off = !supported
 	q.most = windowChunks
 	q.asking = make(map[int64]*ask)
+	q.outline.init(q.chunks)
 }
 
 func (q *allocationQueries) isOff() bool {
@@ -193,14 +196,16 @@ func (d *Disk) queryWindow(number int64) (*allocation, error) {
 	first := uint64(number) * windowChunks
 	chunks := min(windowChunks, q.chunks-first)
 	var blocks []worker.Block
-	for done := uint64(0); done < chunks; {
+	// Where an outline of the disk shows that there is nothing, nothing is asked.
+	from, to := d.outlined(first, chunks)
+	for done := from; done < to; {
 		q.mu.Lock()
-		n, off := min(q.most, chunks-done), q.off
+		n, off := min(q.most, to-done), q.off
 		q.mu.Unlock()
 		if off {
 			return nil, nil
 		}
-		got, err := d.query(first+done, n)
+		got, err := d.query(first+done, n, 1)
 		if err == errWrote {
 			return nil, nil
 		}
@@ -220,7 +225,7 @@ func (d *Disk) queryWindow(number int64) (*allocation, error) {
 			return nil, err
 		}
 	}
-	a, err := newAllocation(first*chunkSectors, uint32(chunks), blocks)
+	a, err := newAllocation(first*chunkSectors, uint32(chunks), chunkSectors, blocks)
 	if err != nil {
 		d.queriesOff(err)
 		return nil, nil
@@ -274,8 +279,9 @@ func (d *Disk) warnNoQueries(why error) {
 // errWrote says that the disk was written to, and can't be asked any more.
 var errWrote = errors.New("the disk was written to")
 
-// query asks one worker for the allocated blocks of n chunks.
-func (d *Disk) query(first, n uint64) ([]worker.Block, error) {
+// query asks one worker for the allocated blocks of n chunks, in units of so
+// many.
+func (d *Disk) query(first, n, unit uint64) ([]worker.Block, error) {
 	d.querying.RLock()
 	defer d.querying.RUnlock()
 	if d.wrote.Load() {
@@ -287,7 +293,7 @@ func (d *Disk) query(first, n uint64) ([]worker.Block, error) {
 	}
 	mark := d.log.mark()
 	stop := s.deadline(d.o.Timeout)
-	blocks, err := s.proc.Query(d.ctx, first*chunkSectors, n*chunkSectors, chunkSectors)
+	blocks, err := s.proc.Query(d.ctx, first*chunkSectors, n*chunkSectors, unit*chunkSectors)
 	stop()
 	d.mu.Lock()
 	s.queries--

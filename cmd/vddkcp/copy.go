@@ -458,7 +458,7 @@ func (j *job) openBacking(ctx context.Context) (done func(), err error) {
 // on a server each query takes a while.
 func (j *job) patience() time.Duration {
 	if (nbd.IsURI(j.Src) || sourceopen.IsVDDK(j.Src)) && !j.DryRun {
-		return 300 * time.Millisecond
+		return 100 * time.Millisecond
 	}
 	return math.MaxInt64
 }
