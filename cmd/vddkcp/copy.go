@@ -52,8 +52,8 @@ type copyFlags struct {
 	Size          *bytesize.Size `help:"Size of the disk that comes on standard input." placeholder:"SIZE" group:"Target:"`
 
 	RequestSize bytesize.Size `help:"Bytes to read at once (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Depth       int           `help:"Reads in flight (4)." default:"4" placeholder:"N" group:"Speed:"`
-	Connections connections   `help:"Connections to an NBD server at once: a number, or auto (4 where the server allows it)." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	Depth       int           `help:"Reads in flight, on each connection (4)." default:"4" placeholder:"N" group:"Speed:"`
+	Connections connections   `help:"Connections at once: a number, or auto: 4 to an NBD server that allows it, over VDDK as many as help, at most 4." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	RateLimit   rate          `help:"Most bytes to read in a second." placeholder:"BYTES/s" group:"Speed:"`
 	Cache       string        `help:"Whether what is copied may stay in the page cache: keep or drop (default: drop when it is more than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
 
@@ -68,7 +68,7 @@ type copyFlags struct {
 
 type copyCommand struct {
 	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH, or - for standard input."`
-	Dst string `arg:"" name:"DST" help:"Where to: a new file, a block device, an NBD URI, - for standard output, or null: to only read."`
+	Dst string `arg:"" name:"DST" help:"Where to: a new file (x.qcow2 and x.vmdk say its format), a block device, an NBD URI, - for standard output, or null: to only read."`
 	copyFlags
 }
 
