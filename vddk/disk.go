@@ -343,12 +343,12 @@ func (d *Disk) Stats() source.Stats {
 	extents := d.allocation.source()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	connections := d.most
+	connections, most := d.most, max(d.most, d.o.Connections)
 	if d.tuner != nil {
-		connections = d.tuner.settled()
+		connections, most = d.tuner.settled(), maxAuto
 	}
 	return source.Stats{
-		Transport: d.first.Transport, Library: d.libraryVersion(), Connections: connections,
+		Transport: d.first.Transport, Library: d.libraryVersion(), Connections: connections, Most: most,
 		Retries: d.retries.Load(), Restarts: d.restarts.Load(), ExtentsSource: extents,
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -404,7 +403,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	o := j.options()
-	o.Requests = j.requests(src)
+	o.Requests = requests(j.Depth, src)
 	ended, err := j.keep(ctx, &o)
 	if err != nil {
 		return errors.Join(err, dst.Abort())
@@ -530,19 +529,6 @@ func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
 	}
 	j.log.Debug("the manifest agrees")
 	return nil
-}
-
-// requests is how many reads are in flight: Depth on each connection that the
-// source may come to have.
-func (j *job) requests(src source.Disk) int {
-	connections := 1
-	if c, ok := source.Ability[source.Counted](src); ok {
-		connections = c.Stats().Connections
-		if sourceopen.IsVDDK(j.Src) {
-			connections = cmp.Or(int(j.Connections), vddk.MaxAuto)
-		}
-	}
-	return j.Depth * max(connections, 1)
 }
 
 // describeSource fills in what the report says of the source.

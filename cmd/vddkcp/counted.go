@@ -36,6 +36,18 @@ func retryNotices(log *slog.Logger) func(err error, wait time.Duration) {
 	}
 }
 
+// requests is how many reads are in flight of disks that are read side by side:
+// depth on each connection that one may come to have.
+func requests(depth int, disks ...source.Disk) int {
+	connections := 1
+	for _, d := range disks {
+		if c, ok := source.Ability[source.Counted](d); ok {
+			connections = max(connections, c.Stats().Most)
+		}
+	}
+	return depth * connections
+}
+
 // countSource fills in what the report says of how the source was read, and
 // shows what VDDK warned of before a copy failed with err.
 func (j *job) countSource(err error) {
