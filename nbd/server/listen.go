@@ -169,7 +169,8 @@ func URI(addr net.Addr, overTLS bool, export string) string {
 	case *net.UnixAddr:
 		u.Scheme += "+unix"
 		u.OmitHost = false
-		return u.Scheme + "://" + u.EscapedPath() + "?socket=" + url.QueryEscape(a.Name)
+		// Not QueryEscape alone: clients take a + for itself, and people read it.
+		return u.Scheme + "://" + u.EscapedPath() + "?socket=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(a.Name))
 	case *net.TCPAddr:
 		host := a.IP.String()
 		if a.IP.IsUnspecified() {

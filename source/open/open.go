@@ -43,6 +43,9 @@ type Opener struct {
 	AllowPath []string
 	// SingleLink opens images without their parents: what they lack is Same.
 	SingleLink bool
+	// Writable opens disks that are source.Writable; what can't be one is a
+	// *UsageError.
+	Writable bool
 	// NBD tunes the connections to NBD servers.
 	NBD client.Options
 	// VDDK opens disks through VMware's library; nil: they are not read.
