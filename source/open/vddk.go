@@ -17,7 +17,7 @@ type VDDK struct {
 	// or a path. It may ask for a password, so it is called for disks that are
 	// to be opened only.
 	Params func(ctx context.Context, file string) (vddk.Params, error)
-	// Options tune the reading. Their Retry is the Opener's.
+	// Options tune the reading. Their Retry and Writable are the Opener's.
 	Options vddk.Options
 	// Open opens a disk with a library that was found, and with the thumbprint
 	// as the library wants it.
@@ -77,7 +77,7 @@ func (o *Opener) openVDDK(ctx context.Context, address, format string) (source.D
 		return nil, fmt.Errorf("%s: %w", address, ErrNotRead)
 	}
 	options := o.VDDK.Options
-	options.Retry = o.Retry
+	options.Retry, options.Writable = o.Retry, o.Writable
 	d, err := o.VDDK.Open(ctx, params, library, options)
 	if err != nil {
 		// What the loader says names one missing library, at best.
