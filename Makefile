@@ -19,7 +19,7 @@ bin/vddkcp:
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/vddkcp
 
 test:
-	./scripts/need qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy
+	./scripts/need qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client openssl
 	$(GO) test ./...
 
 # The race detector needs cgo. Chaos is make test's.
