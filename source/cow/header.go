@@ -29,7 +29,9 @@ const (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-func (h header) encode() ([]byte, error) {
+func (h header) encode() ([]byte, error) { return h.encodeAs(version) }
+
+func (h header) encodeAs(version uint32) ([]byte, error) {
 	payload, err := json.Marshal(h)
 	if err != nil {
 		return nil, err

@@ -44,7 +44,7 @@ const maxKept = 4 << 20
 func (d *Disk) readKeeping(p []byte, off int64) error {
 	for len(p) > 0 {
 		b := off / d.block
-		n := d.wholeBlocks(off, min(int64(len(p)), maxKept))
+		n := min(d.wholeBlocks(off, min(int64(len(p)), maxKept)), stripes)
 		if n > 0 {
 			length := min(n*d.block, d.size-off)
 			if err := d.keep(b, n, p[:length]); err != nil {

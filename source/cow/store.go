@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,12 +60,15 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 	if path == "" {
 		return temporaryStore(want, sys)
 	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NONBLOCK, 0o600)
+	f, made, err := openOrMake(path)
 	if err != nil {
 		return nil, fmt.Errorf("cow: %w", err)
 	}
 	defer func() {
 		if err != nil {
+			if made {
+				os.Remove(path)
+			}
 			f.Close()
 			err = fmt.Errorf("cow file %s: %w", path, err)
 		}
@@ -85,10 +90,12 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 		return nil, err
 	}
 	s = &store{name: path, files: []*os.File{f}, found: info.Size() > 0, sys: sys}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink == 0 {
+		return nil, errors.New("another process removed it meanwhile")
+	}
 	if !s.found {
 		if err := s.create(path, want); err != nil {
-			// Only what is empty again is as it was.
-			return nil, errors.Join(err, f.Truncate(0))
+			return nil, errors.Join(err, f.Truncate(0)) // as it was
 		}
 		return s, nil
 	}
@@ -107,6 +114,19 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 	}
 	s.part = max(s.size, 1)
 	return s, nil
+}
+
+// openOrMake opens a file for reading and writing, and reports whether it made
+// it.
+func openOrMake(path string) (f *os.File, made bool, err error) {
+	// A FIFO is not waited for.
+	const flags = os.O_RDWR | unix.O_NONBLOCK
+	f, err = os.OpenFile(path, flags, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600)
+		made = err == nil
+	}
+	return f, made, err
 }
 
 // create makes an empty file a layer, durably.
@@ -268,7 +288,16 @@ func cause(err error) error {
 // reserve makes sure that [off, off+n) of the disk has space, where the file
 // system can.
 func (s *store) reserve(off, n int64) error {
-	err := s.allocate(unix.FALLOC_FL_KEEP_SIZE, off, n)
+	return optional(s.allocate(unix.FALLOC_FL_KEEP_SIZE, off, n))
+}
+
+// reservePage is reserve for a page of the table.
+func (s *store) reservePage(i int64) error {
+	return optional(s.sys.fallocate(s.files[0], unix.FALLOC_FL_KEEP_SIZE, tableStart+i*pageSize, pageSize))
+}
+
+// optional is err unless it says that the file system has no such call.
+func optional(err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return nil
 	}

@@ -196,13 +196,17 @@ func (t *table) acquire(i int64, create bool) (*page, error) {
 			return nil, err
 		}
 	}
-	p := new(page)
+	p, err := new(page), error(nil)
 	if t.pages[i].Load() == t.onFile {
-		var err error
-		if p, err = t.load(i); err != nil {
-			t.mu.Unlock()
-			return nil, err
-		}
+		p, err = t.load(i)
+	} else {
+		// Its space now: where there is none a write fails, not the flush of all
+		// that was written before.
+		err = t.store.reservePage(i)
+	}
+	if err != nil {
+		t.mu.Unlock()
+		return nil, err
 	}
 	p.used.Store(true)
 	t.pages[i].Store(p)
@@ -230,29 +234,29 @@ func (t *table) drop() bool {
 	return false
 }
 
-// set gives n blocks from b on a state, and reports whether any of them was
-// here.
-func (t *table) set(b, n int64, state int) (anyHere bool, err error) {
+// set gives n blocks from b on a state, and reports whether any of them had
+// another one than below.
+func (t *table) set(b, n int64, state int) (had bool, err error) {
 	for n > 0 {
 		i, first := b/pageBlocks, b%pageBlocks
 		count := min(n, pageBlocks-first)
 		p, err := t.acquire(i, true)
 		if err != nil {
-			return anyHere, err
+			return had, err
 		}
 		if p.writing && p.frozen == nil {
 			p.frozen = new([pageSize]byte)
 			p.encode(i, p.frozen)
 		}
-		anyHere = p.set(first, count, state) || anyHere
+		had = p.set(first, count, state) || had
 		p.dirty = true
 		t.mu.Unlock()
 		b, n = b+count, n-count
 	}
-	return anyHere, nil
+	return had, nil
 }
 
-func (p *page) set(b, n int64, state int) (anyHere bool) {
+func (p *page) set(b, n int64, state int) (had bool) {
 	pattern := spread(state)
 	for n > 0 {
 		shift := b % wordBlocks
@@ -260,11 +264,11 @@ func (p *page) set(b, n int64, state int) (anyHere bool) {
 		mask := ^uint64(0) >> (2 * (wordBlocks - count)) << (2 * shift)
 		w := &p.words[b/wordBlocks]
 		old := w.Load()
-		anyHere = anyHere || old&mask&spread(here) != 0
+		had = had || old&mask != 0
 		w.Store(old&^mask | pattern&mask)
 		b, n = b+count, n-count
 	}
-	return anyHere
+	return had
 }
 
 // write writes the pages out that are not in the file as they are, after what
@@ -334,10 +338,14 @@ func (p *page) encode(i int64, b *[pageSize]byte) {
 		}
 		clear(sector[sectorWords*8:])
 		if some != 0 {
-			binary.LittleEndian.PutUint32(sector[sectorWords*8:], sectorMark)
-			binary.LittleEndian.PutUint32(sector[sectorWords*8+4:], sectorSum(sector, i*pageSectors+s))
+			seal(sector, i*pageSectors+s)
 		}
 	}
+}
+
+func seal(sector []byte, number int64) {
+	binary.LittleEndian.PutUint32(sector[sectorWords*8:], sectorMark)
+	binary.LittleEndian.PutUint32(sector[sectorWords*8+4:], sectorSum(sector, number))
 }
 
 // sectorSum is the checksum of a sector of the table, with its number, since one

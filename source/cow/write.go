@@ -199,8 +199,8 @@ func (d *Disk) zeroBlocks(off, length, b, blocks int64, free bool) error {
 			return err
 		}
 	}
-	anyHere, err := d.table.set(b, blocks, zeroed)
-	if err == nil && free && anyHere {
+	had, err := d.table.set(b, blocks, zeroed)
+	if err == nil && free && had {
 		d.store.free(off, length)
 	}
 	return err
