@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"sync"
 	"testing"
@@ -27,7 +28,8 @@ type powerCut struct {
 	mu      sync.Mutex
 	durable map[int64]sector // by their number; others are zeros
 	pending []pendingWrite
-	before  func(what string) // called before each call
+	before  func(what string) // called before each call; may be nil
+	synced  func()            // called at the end of each fdatasync; may be nil
 }
 
 type pendingWrite struct {
@@ -86,11 +88,15 @@ func (c *powerCut) system() system {
 	sys.fdatasync = func(*os.File) error { // the file itself is never cut
 		c.call("fdatasync")
 		c.mu.Lock()
-		defer c.mu.Unlock()
-		for _, w := range c.pending {
+		covered := c.pending
+		c.pending = nil
+		for _, w := range covered {
 			w.apply(c.durable, nil)
 		}
-		c.pending = nil
+		c.mu.Unlock()
+		if c.synced != nil {
+			c.synced()
+		}
 		return nil
 	}
 	allocate := sys.fallocate
@@ -225,8 +231,28 @@ func TestPowerCut(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		// A write, by all its sectors.
+		write := func(from, n int64) error {
+			p := make([]byte, n*sectorSize)
+			for k := range n {
+				stamp++
+				fill(p[k*sectorSize:][:sectorSize], stamp)
+				may[from+k] = append(may[from+k], stamp)
+			}
+			_, err := d.WriteAt(p, from*sectorSize)
+			return err
+		}
 		for i := range 400 {
-			d.table.limit = 1
+			d.table.limit = 1 + int(seed%2)*10
+			cut.synced = func() {
+				// With all pages in memory a write needs no room, and no other flush.
+				if d.table.limit > 1 && r.IntN(2) == 0 {
+					off := offs[r.IntN(len(offs))]
+					if err := write(off/sectorSize+r.Int64N(window/sectorSize-8), 1+r.Int64N(8)); err != nil {
+						t.Error(err)
+					}
+				}
+			}
 			cut.before = func(what string) {
 				if r.IntN(30) == 0 {
 					look("before " + what)
@@ -237,13 +263,7 @@ func TestPowerCut(t *testing.T) {
 			n := 1 + r.Int64N(min(24, (off+window)/sectorSize-from))
 			switch what := r.IntN(10); {
 			case what < 5:
-				p := make([]byte, n*sectorSize)
-				for k := range n {
-					stamp++
-					fill(p[k*sectorSize:][:sectorSize], stamp)
-					may[from+k] = append(may[from+k], stamp)
-				}
-				_, err = d.WriteAt(p, from*sectorSize)
+				err = write(from, n)
 			case what < 8:
 				for k := range n {
 					may[from+k] = append(may[from+k], 0)
@@ -257,19 +277,22 @@ func TestPowerCut(t *testing.T) {
 				p := make([]byte, window)
 				_, err = d.ReadAt(p[:window-sectorSize], off)
 			default:
+				// After it there is what there is now, or what is written meanwhile.
+				now, written := make(map[int64]uint64), make(map[int64]int)
+				p := make([]byte, sectorSize)
+				for at := range may {
+					if _, err := d.ReadAt(p, at*sectorSize); err != nil && (at+1)*sectorSize != size {
+						t.Fatal(err)
+					}
+					s, err := stampOf(p)
+					if err != nil || !slices.Contains(may[at], s) {
+						t.Fatalf("seed %d, step %d: sector %d holds %d (%v), want one of %d", seed, i, at, s, err, may[at])
+					}
+					now[at], written[at] = s, len(may[at])
+				}
 				if err = d.Flush(context.Background()); err == nil {
-					// From now on only what is read now.
-					p := make([]byte, sectorSize)
-					cut.before = nil
 					for at := range may {
-						if _, err := d.ReadAt(p, at*sectorSize); err != nil && (at+1)*sectorSize != size {
-							t.Fatal(err)
-						}
-						s, err := stampOf(p)
-						if err != nil || !slices.Contains(may[at], s) {
-							t.Fatalf("seed %d, step %d: sector %d holds %d (%v), want one of %d", seed, i, at, s, err, may[at])
-						}
-						may[at] = []uint64{s}
+						may[at] = append([]uint64{now[at]}, may[at][written[at]:]...)
 					}
 					look("after a flush")
 				}
@@ -279,7 +302,7 @@ func TestPowerCut(t *testing.T) {
 			}
 			if r.IntN(40) == 0 { // it happens, and goes on from what is left
 				left := cut.left(r)
-				cut.before = nil
+				cut.before, cut.synced = nil, nil
 				d.Close()
 				cut = &powerCut{durable: left}
 				if d, err = reopen(left, cut.system()); err != nil {
@@ -287,10 +310,68 @@ func TestPowerCut(t *testing.T) {
 				}
 			}
 		}
-		cut.before = nil
+		cut.before, cut.synced = nil, nil
 		d.Close()
 		if cuts < 30 {
 			t.Errorf("seed %d: only %d cuts", seed, cuts)
+		}
+	}
+}
+
+// A flush covers what returned before it was called, also where it waits for
+// another one that began earlier.
+func TestFlushBesideFlush(t *testing.T) {
+	cut := &powerCut{durable: make(map[int64]sector)}
+	const size = 1 << 20
+	under := func() *sourcetest.Memory {
+		return &sourcetest.Memory{Content: stamps{}, Length: size, ID: "stamps"}
+	}
+	dir := t.TempDir()
+	d, err := newDisk(t.Context(), under(), Options{File: filepath.Join(dir, "a"), BlockSize: testBlock}, cut.system())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	write := func(block int64) {
+		p := make([]byte, testBlock)
+		fill(p, uint64(block))
+		if _, err := d.WriteAt(p, block*testBlock); err != nil {
+			t.Error(err)
+		}
+	}
+	write(1)
+	second := make(chan error, 1)
+	var once sync.Once
+	cut.synced = func() {
+		once.Do(func() {
+			write(2)
+			go func() { second <- d.Flush(context.Background()) }()
+			for d.flushes.Load() < 2 {
+				runtime.Gosched()
+			}
+		})
+	}
+	if err := d.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-second; err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "b")
+	writeSparse(t, path, cut.durable, size)
+	again, err := New(t.Context(), under(), Options{File: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	for block := range int64(4) {
+		p := make([]byte, testBlock)
+		if _, err := again.ReadAt(p, block*testBlock); err != nil {
+			t.Fatal(err)
+		}
+		s, err := stampOf(p[:sectorSize])
+		if want := uint64(block); (s == want) != (block == 1 || block == 2) || err != nil {
+			t.Errorf("block %d holds %d, %v", block, s, err)
 		}
 	}
 }

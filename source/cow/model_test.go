@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -215,6 +216,54 @@ func TestWritersShareBlocks(t *testing.T) {
 		}
 		if err := d.Close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// A block that is written as a whole while a part of it is being brought here
+// is not brought back.
+func TestWholeBlockBesideItsPart(t *testing.T) {
+	under := memory(1 << 20)
+	under.OnRead = func(int64, int) error {
+		for range 20 {
+			runtime.Gosched()
+		}
+		return nil
+	}
+	for _, onRead := range []bool{false, true} {
+		d := make1(t, under, Options{BlockSize: minBlockSize, OnRead: onRead})
+		whole := bytes.Repeat([]byte{1}, minBlockSize)
+		for b := range int64(1<<20/minBlockSize) - 1 {
+			var both sync.WaitGroup
+			both.Go(func() {
+				var err error
+				if onRead {
+					_, err = d.ReadAt(make([]byte, 512), b*minBlockSize)
+				} else {
+					_, err = d.WriteAt(bytes.Repeat([]byte{2}, 512), b*minBlockSize)
+				}
+				if err != nil {
+					t.Error(err)
+				}
+			})
+			both.Go(func() {
+				runtime.Gosched()
+				if b%3 == 0 {
+					if err := d.ZeroAt(t.Context(), b*minBlockSize, minBlockSize, true, false); err != nil {
+						t.Error(err)
+					}
+				} else if _, err := d.WriteAt(whole, b*minBlockSize); err != nil {
+					t.Error(err)
+				}
+			})
+			both.Wait()
+			want := whole
+			if b%3 == 0 {
+				want = make([]byte, minBlockSize)
+			}
+			if got := read(t, d, b*minBlockSize, minBlockSize); !bytes.Equal(got[512:], want[512:]) {
+				t.Fatalf("block %d holds %#02x and %#02x", b, got[0], got[512])
+			}
 		}
 	}
 }

@@ -4,12 +4,16 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"vddkcp/internal/peer"
+	"vddkcp/nbd/client"
 	"vddkcp/nbd/server"
 	"vddkcp/source"
 	"vddkcp/source/cow"
@@ -132,5 +136,63 @@ func sameFiles(t *testing.T, a, b string) {
 	}
 	if !bytes.Equal(x, y) {
 		t.Errorf("%s and %s differ", a, b)
+	}
+}
+
+// Reads of 4 KiB at random places, 16 in flight, from a server of a file, and
+// of a layer over it.
+func BenchmarkServed(b *testing.B) {
+	const size = 512 << 20
+	path := filepath.Join(b.TempDir(), "disk")
+	if err := os.WriteFile(path, random(1, size), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	for _, layer := range []string{"without", "empty", "half here"} {
+		b.Run(layer, func(b *testing.B) {
+			var d source.Disk
+			d, err := raw.Open(b.Context(), path)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if layer != "without" {
+				c, err := cow.New(b.Context(), d, cow.Options{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				for off := int64(0); layer == "half here" && off < size; off += 128 << 10 {
+					if _, err := c.WriteAt(make([]byte, 64<<10), off); err != nil {
+						b.Fatal(err)
+					}
+				}
+				d = c
+			}
+			defer d.Close()
+			uri, end := serve(b, d)
+			defer end()
+			c, err := client.Open(b.Context(), uri, client.Options{Connections: 1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer c.Close()
+			b.SetBytes(4096)
+			b.ReportAllocs()
+			b.ResetTimer()
+			var left atomic.Int64
+			left.Store(int64(b.N))
+			var all sync.WaitGroup
+			for g := range 16 {
+				all.Go(func() {
+					r := rand.New(rand.NewPCG(uint64(g), 1))
+					p := make([]byte, 4096)
+					for left.Add(-1) >= 0 {
+						if _, err := c.ReadAt(p, r.Int64N(size/4096)*4096); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			all.Wait()
+		})
 	}
 }
