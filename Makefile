@@ -9,17 +9,27 @@ FUZZTIME   ?= 20s
 # One static binary: no C library, any Linux.
 export CGO_ENABLED = 0
 
-.PHONY: build test test-race chaos fuzz bench lint vuln demo install clean
+.PHONY: build testlib test test-race chaos fuzz bench lint vuln demo install clean
 
 build: bin/vddkcp
 
+# The program that loads VDDK, embedded in bin/vddkcp. VDDK is for x86-64 alone.
+WORKER = $(if $(filter x86_64,$(shell uname -m)),vddk/worker/bin/vddkcp-vddk-worker)
+vddk/worker/bin/vddkcp-vddk-worker: vddk/worker/build $(wildcard vddk/worker/program/*)
+	vddk/worker/build $@
+
 # Go knows best what is out of date.
 .PHONY: bin/vddkcp
-bin/vddkcp:
+bin/vddkcp: $(WORKER)
 	$(GO) build -trimpath -ldflags '-s -w -X main.version=$(VERSION)' -o $@ ./cmd/vddkcp
 
+# A stand-in for VMware's library: vddk/testlib/README.md.
+testlib:
+	./scripts/need gcc
+	./vddk/testlib/build bin/testlib
+
 test:
-	./scripts/need qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client openssl
+	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client openssl
 	$(GO) test ./...
 
 # The race detector needs cgo. Chaos is make test's.
@@ -57,4 +67,4 @@ install: build
 	install -D -m 755 bin/vddkcp $(DESTDIR)$(PREFIX)/bin/vddkcp
 
 clean:
-	rm -rf bin bench-out
+	rm -rf bin bench-out vddk/worker/bin/vddkcp-vddk-worker

@@ -33,13 +33,6 @@ type RetryOptions struct {
 	OnRetry func(err error, wait time.Duration)
 }
 
-// Retried is the ability of a disk that Retry made to tell how often it tried
-// again.
-type Retried interface {
-	Retries() int64    // calls that were made once more
-	Reopenings() int64 // openings after the first, failed ones too
-}
-
 // Permanent marks an error as one that comes again however often the call is
 // repeated.
 func Permanent(err error) error { return &permanentError{err} }
@@ -68,7 +61,7 @@ func IsPermanent(err error) bool {
 // The disk has the abilities of the opened one as far as they can outlive it:
 // Allocator, Described, Identified and Uncached, InFile until it is opened
 // again, and Writable: after that, Flush fails for good if anything that was
-// written before had not been flushed.
+// written before had not been flushed. It is Counted.
 func Retry(ctx context.Context, open func(context.Context) (Disk, error), o RetryOptions) (Disk, error) {
 	r := &retrying{ctx: ctx, open: open, o: o, started: time.Now(), generation: 1}
 	r.closing, r.startClosing = context.WithCancel(context.WithoutCancel(ctx))
@@ -516,8 +509,22 @@ func (r *retrying) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return f, pos, n, ok
 }
 
-func (r *retrying) Retries() int64    { return r.retries.Load() }
-func (r *retrying) Reopenings() int64 { return r.reopenings.Load() }
+// Stats are the disk's own, where it counts, and the retries.
+func (r *retrying) Stats() Stats {
+	var s Stats
+	r.mu.Lock()
+	d := r.disk
+	if d == nil {
+		d = r.first
+	}
+	r.mu.Unlock()
+	if c, ok := Ability[Counted](d.Disk); ok {
+		s = c.Stats()
+	}
+	s.Retries += r.retries.Load()
+	s.Reopenings += r.reopenings.Load()
+	return s
+}
 
 // Close ends waits and a reopening in progress, and waits for calls.
 func (r *retrying) Close() error {

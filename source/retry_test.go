@@ -287,9 +287,9 @@ func TestRetryFaults(t *testing.T) {
 				if took := time.Since(start); took != c.after {
 					t.Errorf("after %v, want %v", took, c.after)
 				}
-				counts, _ := source.Ability[source.Retried](d)
-				if o.tried != c.openings || counts.Retries() != c.retries || counts.Reopenings() != c.reopenings {
-					t.Errorf("%d openings, %d retries, %d reopenings, want %d, %d, %d", o.tried, counts.Retries(), counts.Reopenings(), c.openings, c.retries, c.reopenings)
+				counted, _ := source.Ability[source.Counted](d)
+				if counts := counted.Stats(); o.tried != c.openings || counts.Retries != c.retries || counts.Reopenings != c.reopenings {
+					t.Errorf("%d openings, %d retries, %d reopenings, want %d, %d, %d", o.tried, counts.Retries, counts.Reopenings, c.openings, c.retries, c.reopenings)
 				}
 				if err := d.Close(); err != nil {
 					t.Error(err)
@@ -394,8 +394,9 @@ func TestRetryBadRange(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if counts, _ := source.Ability[source.Retried](d); counts.Retries() != 20 || counts.Reopenings() != 19 {
-			t.Errorf("%d retries, %d reopenings", counts.Retries(), counts.Reopenings())
+		counted, _ := source.Ability[source.Counted](d)
+		if counts := counted.Stats(); counts.Retries != 20 || counts.Reopenings != 19 {
+			t.Errorf("%d retries, %d reopenings", counts.Retries, counts.Reopenings)
 		}
 	})
 }

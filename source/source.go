@@ -155,7 +155,7 @@ type Writable interface {
 }
 
 // Counted is the ability to tell how the disk has been read so far, for the
-// report.
+// report. A disk that has it repeats what fails.
 type Counted interface{ Stats() Stats }
 
 // Stats is what a disk counts. A field that does not apply is zero.
@@ -163,7 +163,8 @@ type Stats struct {
 	Transport     string // "file", "nbd", or VDDK's transport mode
 	Library       string // the version of VDDK
 	Connections   int    // that reading settled on
-	Retries       int64  // reads that were repeated
+	Retries       int64  // calls that were made once more
+	Reopenings    int64  // openings after the first, failed ones too
 	Restarts      int64  // worker processes that were replaced
 	ExtentsSource string // "query" or "full" where the disk knows better than its extents tell
 }

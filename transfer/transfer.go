@@ -118,7 +118,7 @@ var ErrSourceChanged = errors.New("the source changed while it was copied")
 // On any error, the end of ctx among them, dst is aborted: what was made for it
 // is removed. It is kept after a *MismatchError and a *ResumableError. The
 // latter comes, where there is Options.Keep, when the target is full or lost,
-// when a source.Retried gave up, and when ctx or Options.Stop ended.
+// when a source.Counted gave up, and when ctx or Options.Stop ended.
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
 	result.Size = src.Size()
 	if plan.Size != src.Size() {
@@ -250,8 +250,8 @@ func (p *pipeline) resumable(ctx context.Context, err error) bool {
 	if errors.Is(err, sink.ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return true
 	}
-	_, retried := source.Ability[source.Retried](p.src)
-	return retried && errors.As(err, new(*readError))
+	_, repeats := source.Ability[source.Counted](p.src)
+	return repeats && errors.As(err, new(*readError))
 }
 
 // aborted removes what was made for a copy that failed.

@@ -1,20 +1,46 @@
 package vddk
 
-import "context"
+import (
+	"context"
+	"sync"
 
-// Budget is the NFC memory that one host has for all connections to it. It is
-// safe for concurrent use.
+	"golang.org/x/sync/semaphore"
+)
+
+// Budget is the NFC memory that one host has for all connections to it. Who
+// waits gets it in turn. It is safe for concurrent use.
 type Budget struct {
 	limit int64
+	free  *semaphore.Weighted
 }
 
 // NewBudget returns a budget of so many bytes.
-func NewBudget(bytes int64) *Budget { return &Budget{limit: bytes} }
-
-// Acquire waits until nfcBytes are free, or ctx ends.
-func (b *Budget) Acquire(ctx context.Context, nfcBytes int64) (release func(), err error) {
-	panic("not implemented")
+func NewBudget(bytes int64) *Budget {
+	return &Budget{limit: bytes, free: semaphore.NewWeighted(bytes)}
 }
 
-// TryAcquire takes nfcBytes where they are free.
-func (b *Budget) TryAcquire(nfcBytes int64) (release func(), ok bool) { panic("not implemented") }
+// Acquire waits until nfcBytes are free, or ctx ends, whose cause it returns
+// then. Whoever wants more than there is gets all of it, once that is free: the
+// host decides then. Release may be called more than once.
+func (b *Budget) Acquire(ctx context.Context, nfcBytes int64) (release func(), err error) {
+	nfcBytes = b.share(nfcBytes)
+	if err := b.free.Acquire(ctx, nfcBytes); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	return b.releaser(nfcBytes), nil
+}
+
+// TryAcquire takes nfcBytes where they are free and nobody waits for them.
+func (b *Budget) TryAcquire(nfcBytes int64) (release func(), ok bool) {
+	nfcBytes = b.share(nfcBytes)
+	if !b.free.TryAcquire(nfcBytes) {
+		return nil, false
+	}
+	return b.releaser(nfcBytes), true
+}
+
+func (b *Budget) share(n int64) int64 { return max(0, min(n, b.limit)) }
+
+func (b *Budget) releaser(n int64) func() {
+	return sync.OnceFunc(func() { b.free.Release(n) })
+}

@@ -1,6 +1,7 @@
 package vddk
 
 import (
+	"context"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -8,9 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+
+	"vddkcp/vddk/worker"
 )
 
 // LibDirs are the places where FindLibrary looks for the distribution when it
@@ -177,11 +181,7 @@ func openELF(path string) (*elf.File, error) {
 }
 
 // Function is one that the library may have.
-type Function struct {
-	Name     string
-	Present  bool
-	Optional bool // a disk can be read without it
-}
+type Function = worker.Function
 
 // Functions tells which of the functions of VDDK that matter here the library
 // has, from its table of symbols: it is not loaded.
@@ -201,155 +201,36 @@ func Functions(l Library) ([]Function, error) {
 			exported[s.Name] = true
 		}
 	}
-	list := slices.Clone(functions)
+	list := worker.Functions()
 	for i := range list {
 		list[i].Present = exported[list[i].Name]
 	}
 	return list, nil
 }
 
-// functions of VDDK's interface that are looked for.
-var functions = []Function{
-	{Name: "VixDiskLib_InitEx"},
-	{Name: "VixDiskLib_Exit"},
-	{Name: "VixDiskLib_GetErrorText"},
-	{Name: "VixDiskLib_FreeErrorText"},
-	{Name: "VixDiskLib_AllocateConnectParams", Optional: true},
-	{Name: "VixDiskLib_FreeConnectParams", Optional: true},
-	{Name: "VixDiskLib_ConnectEx"},
-	{Name: "VixDiskLib_Open"},
-	{Name: "VixDiskLib_Close"},
-	{Name: "VixDiskLib_Disconnect"},
-	{Name: "VixDiskLib_GetTransportMode"},
-	{Name: "VixDiskLib_ListTransportModes", Optional: true},
-	{Name: "VixDiskLib_GetInfo"},
-	{Name: "VixDiskLib_FreeInfo"},
-	{Name: "VixDiskLib_Read"},
-	{Name: "VixDiskLib_Write", Optional: true},
-	{Name: "VixDiskLib_ReadAsync", Optional: true},
-	{Name: "VixDiskLib_WriteAsync", Optional: true},
-	{Name: "VixDiskLib_Wait", Optional: true},
-	{Name: "VixDiskLib_Flush", Optional: true},
-	{Name: "VixDiskLib_ReadMetadata", Optional: true},
-	{Name: "VixDiskLib_GetMetadataKeys", Optional: true},
-	{Name: "VixDiskLib_PrepareForAccess", Optional: true},
-	{Name: "VixDiskLib_EndAccess", Optional: true},
-	{Name: "VixDiskLib_Cleanup", Optional: true},
-	{Name: "VixDiskLib_Create", Optional: true},
-	{Name: "VixDiskLib_CheckRepair", Optional: true},
-	{Name: "VixDiskLib_QueryAllocatedBlocks", Optional: true},
-	{Name: "VixDiskLib_FreeBlockList", Optional: true},
-}
+// ErrNoWorker says that there is nothing to load a library with.
+var ErrNoWorker = errors.New("the library can't be loaded")
 
-// maxDependencies bounds how many libraries Missing looks at.
-const maxDependencies = 512
+// TransportModes loads the library, in a worker process, and returns the
+// transport modes that it offers, separated by colons; empty where it does not
+// tell. Where there is no worker program the error is an ErrNoWorker.
+func TransportModes(ctx context.Context, l Library) (string, error) {
+	p, err := worker.Start(ctx, worker.Config{Library: l.Path, Root: l.Root, Dir: l.Dir, Version: l.Version, Slots: 1, SlotSize: 4096})
+	if errors.As(err, new(*worker.ProgramError)) || err != nil && runtime.GOARCH != "amd64" {
+		return "", fmt.Errorf("%w: %w", ErrNoWorker, err)
+	}
+	if err != nil {
+		return "", err
+	}
+	defer p.Release()
+	return p.TransportModes(), p.Close(ctx)
+}
 
 // Missing names the libraries that the library needs, itself or through others,
 // and that are found neither in its folder nor where the system's loader looks.
 // It is for explaining a library that does not load, not for refusing one: a
 // loader may have places of its own.
-func Missing(l Library) ([]string, error) {
-	dirs := append([]string{l.Dir}, systemLibDirs()...)
-	var missing []string
-	seen := map[string]bool{}
-	queue := []string{l.Path}
-	for len(queue) > 0 && len(seen) < maxDependencies {
-		path := queue[0]
-		queue = queue[1:]
-		needed, own, err := dependencies(path)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
-		for _, name := range needed {
-			if seen[name] {
-				continue
-			}
-			seen[name] = true
-			found := ""
-			for _, dir := range slices.Concat(own, dirs) {
-				candidate := filepath.Join(dir, name)
-				if strings.Contains(name, "/") {
-					candidate = name
-				}
-				if f, err := openELF(candidate); err == nil {
-					f.Close()
-					found = candidate
-					break
-				}
-			}
-			if found == "" {
-				missing = append(missing, name)
-			} else {
-				queue = append(queue, found)
-			}
-		}
-	}
-	slices.Sort(missing)
-	return missing, nil
-}
-
-// dependencies are the names that a library needs, and the folders that it says
-// to look in.
-func dependencies(path string) (needed, dirs []string, err error) {
-	f, err := openELF(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer f.Close()
-	if needed, err = f.ImportedLibraries(); err != nil {
-		return nil, nil, fmt.Errorf("what it needs: %w", err)
-	}
-	for _, tag := range []elf.DynTag{elf.DT_RPATH, elf.DT_RUNPATH} {
-		lists, err := f.DynString(tag)
-		if err != nil {
-			continue // it is only where to look first
-		}
-		for _, list := range lists {
-			for _, dir := range strings.Split(list, ":") {
-				dir = strings.NewReplacer("$ORIGIN", filepath.Dir(path), "${ORIGIN}", filepath.Dir(path)).Replace(dir)
-				if filepath.IsAbs(dir) {
-					dirs = append(dirs, dir)
-				}
-			}
-		}
-	}
-	return needed, dirs, nil
-}
-
-// systemLibDirs are the folders of the system's loader: its configuration's, and
-// those that are built into the loaders of the distributions.
-func systemLibDirs() []string {
-	return append(loaderConfig("/etc/ld.so.conf", 0),
-		"/lib64", "/usr/lib64", "/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu", "/lib", "/usr/lib")
-}
-
-// loaderConfig reads a configuration file of the loader (ld.so.conf(5)).
-func loaderConfig(path string, depth int) (dirs []string) {
-	text, err := os.ReadFile(path)
-	if err != nil || depth > 4 {
-		return nil
-	}
-	for _, line := range strings.Split(string(text), "\n") {
-		line, _, _ = strings.Cut(line, "#")
-		fields := strings.Fields(line)
-		switch {
-		case len(fields) == 0:
-		case fields[0] == "include":
-			for _, pattern := range fields[1:] {
-				if !filepath.IsAbs(pattern) {
-					pattern = filepath.Join(filepath.Dir(path), pattern)
-				}
-				names, _ := filepath.Glob(pattern)
-				for _, name := range names {
-					dirs = append(dirs, loaderConfig(name, depth+1)...)
-				}
-			}
-		case filepath.IsAbs(fields[0]):
-			dirs = append(dirs, fields[0])
-		}
-	}
-	return dirs
-}
+func Missing(l Library) []string { return worker.MissingLibraries(l.Path, l.Dir) }
 
 // MissingError says that the library can't be loaded for what it needs.
 type MissingError struct {

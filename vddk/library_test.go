@@ -179,9 +179,9 @@ func TestMissingLibrariesAreNamed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := vddk.Missing(l)
-	if want := []string{"libgone.so.1", "libssl.so.3x-none"}; err != nil || !slices.Equal(got, want) {
-		t.Errorf("%q, %v; want %q: what lies beside the library and what the system has are no loss, and what others need is one", got, err, want)
+	got := vddk.Missing(l)
+	if want := []string{"libgone.so.1", "libssl.so.3x-none"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q: what lies beside the library and what the system has are no loss, and what others need is one", got, want)
 	}
 	for names, want := range map[string]string{"libssl.so.3": "VDDK 8.0.1", "libfoo.so.1": "symbolic links"} {
 		e := &vddk.MissingError{Library: "l", Names: []string{names}}
@@ -199,8 +199,8 @@ func TestMissingLooksWhereTheLibrarySays(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := vddk.Missing(l); err != nil || len(got) > 0 {
-		t.Errorf("%q, %v", got, err)
+	if got := vddk.Missing(l); len(got) > 0 {
+		t.Errorf("%q", got)
 	}
 }
 

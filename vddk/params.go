@@ -86,6 +86,9 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // MarshalText implements encoding.TextMarshaler.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
+// MaxAuto is how many connections a disk comes to have by itself at most.
+const MaxAuto = 4
+
 // Options tune how a disk is opened and read. The zero value is the default.
 type Options struct {
 	Connections int           // worker processes, each with a handle; 0: as many as measurably help, at most 4

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,8 +38,12 @@ import (
 type copyFlags struct {
 	sourceFlags
 
-	Format        string         `help:"Format of DST whatever its name: raw." enum:",raw" default:"" placeholder:"FORMAT" group:"Target:"`
+	Format        string         `help:"Format of DST whatever its name: raw, qcow2 or vmdk (streamOptimized)." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Force         bool           `help:"Replace an existing file." group:"Target:"`
+	Compress      string         `help:"Compression of the clusters of a qcow2 (none, zlib, zstd; with :LEVEL) or the grains of a VMDK (zlib)." placeholder:"METHOD[:LEVEL]" group:"Target:"`
+	ClusterSize   *bytesize.Size `help:"Cluster size of a qcow2 (64KiB)." placeholder:"SIZE" group:"Target:"`
+	Backing       string         `help:"Write only what differs from this disk, into a qcow2 that names it. A relative name starts from the folder of DST." placeholder:"FILE" group:"Target:"`
+	BackingFormat string         `help:"Format of the backing file instead of probing it: raw, qcow2 or vmdk." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Preallocation string         `help:"What becomes of holes: off (sparse), falloc (reserved) or full (written)." enum:"off,falloc,full" default:"off" group:"Target:"`
 	Sparse        *bytesize.Size `help:"Runs of zeros of at least this size become holes (4KiB); 0 keeps them as data." placeholder:"SIZE" group:"Target:"`
 	Reflink       string         `help:"Whether to share blocks with SRC where both lie on one file system that can: auto, always (or fail) or never." enum:"auto,always,never" default:"auto" group:"Target:"`
@@ -110,6 +115,9 @@ func (c *copyFlags) Validate() error {
 	if err := validateRequests(c.RequestSize, c.Depth); err != nil {
 		return err
 	}
+	if c.BackingFormat != "" && c.Backing == "" {
+		return errors.New("--backing-format: there is no --backing")
+	}
 	if c.Sparse != nil && *c.Sparse%512 != 0 {
 		return fmt.Errorf("--sparse: %d bytes: want a multiple of 512, or 0", *c.Sparse)
 	}
@@ -160,6 +168,8 @@ type job struct {
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
+	info     source.Info // of the source, where it has one
+	backing  source.Disk // of the target; nil: none
 
 	resumption resumption
 }
@@ -245,7 +255,7 @@ func asUsage(err error) error {
 	if errors.As(err, &params) || errors.As(err, &certificate) {
 		return &usageError{err: err, hint: hint(err)}
 	}
-	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sinkopen.ErrNotWritten) || errors.Is(err, sourceopen.ErrNotRead) {
+	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sourceopen.ErrNotRead) {
 		return &usageError{err: err}
 	}
 	return err
@@ -326,7 +336,16 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
+	defer j.countSource(src)
 	j.report.VirtualSize = src.Size()
+	if d, ok := source.Ability[source.Described](src); ok {
+		j.info = d.Info()
+	}
+	closeBacking, err := j.openBacking(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeBacking()
 	// First without the space it takes: what can be refused at once is.
 	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(0, nil)))
 	if err != nil {
@@ -339,9 +358,9 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if plan.Same > 0 {
+	if plan.Same > 0 && j.backing == nil {
 		return &usageError{
-			err:  fmt.Errorf("--single-link: %s has %d bytes that only its parents have, and a raw target can't say so", j.Src, plan.Same),
+			err:  fmt.Errorf("--single-link: %s has %d bytes that only its parents have, and a target without --backing can't say so", j.Src, plan.Same),
 			hint: "without --single-link they are read from the parents",
 		}
 	}
@@ -383,6 +402,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	o := j.options()
+	o.Requests = j.requests(src)
 	ended, err := j.keep(ctx, &o)
 	if err != nil {
 		return errors.Join(err, dst.Abort())
@@ -402,10 +422,41 @@ func (j *job) run(ctx context.Context) error {
 	return ended(err)
 }
 
+// openBacking opens the disk of --backing, which a reader of the target will
+// find by the same name. It fills in its format where that was not said.
+func (j *job) openBacking(ctx context.Context) (done func(), err error) {
+	if j.Backing == "" {
+		return func() {}, nil
+	}
+	path := j.Backing
+	if !filepath.IsAbs(path) {
+		dir, err := filepath.EvalSymlinks(filepath.Dir(j.Dst))
+		if err != nil {
+			return nil, fmt.Errorf("the folder of %s: %w", j.Dst, err)
+		}
+		path = dir + "/" + path
+	}
+	// The same opener: what it opens is not written over.
+	d, err := j.opener.Open(ctx, path, j.BackingFormat)
+	if err != nil {
+		return nil, fmt.Errorf("--backing: %w", err)
+	}
+	if i, ok := source.Ability[source.Described](d); ok && j.BackingFormat == "" {
+		j.BackingFormat = i.Info().Format
+	}
+	if w, ok := source.Ability[sourceopen.Warned](d); ok {
+		for _, message := range w.Warnings() {
+			j.warn(message)
+		}
+	}
+	j.backing = d
+	return func() { d.Close() }, nil
+}
+
 // patience is how long a copy waits for the extents before it begins to read:
 // on a server each query takes a while.
 func (j *job) patience() time.Duration {
-	if nbd.IsURI(j.Src) && !j.DryRun {
+	if (nbd.IsURI(j.Src) || sourceopen.IsVDDK(j.Src)) && !j.DryRun {
 		return 300 * time.Millisecond
 	}
 	return math.MaxInt64
@@ -425,6 +476,11 @@ func (j *job) runStream(ctx context.Context) error {
 		size = int64(*j.Size)
 		j.report.VirtualSize = size
 	}
+	closeBacking, err := j.openBacking(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeBacking()
 	target, err := sinkopen.Plan(ctx, j.Dst, size, j.targetOptions(0, j.warn))
 	if err != nil {
 		return err
@@ -475,12 +531,36 @@ func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
 	return nil
 }
 
+// countSource fills in what the report says of how the source was read.
+func (j *job) countSource(src source.Disk) {
+	c, ok := source.Ability[source.Counted](src)
+	if !ok {
+		return
+	}
+	s := c.Stats()
+	j.report.Transport, j.report.VDDKVersion, j.report.Connections = s.Transport, s.Library, s.Connections
+	j.report.Retries, j.report.WorkerRestarts = s.Retries, s.Restarts
+	if s.ExtentsSource != "" {
+		j.report.ExtentsSource = s.ExtentsSource
+	}
+}
+
+// requests is how many reads are in flight: Depth on each connection that the
+// source may come to have.
+func (j *job) requests(src source.Disk) int {
+	connections := 1
+	if c, ok := source.Ability[source.Counted](src); ok {
+		connections = c.Stats().Connections
+		if sourceopen.IsVDDK(j.Src) {
+			connections = cmp.Or(int(j.Connections), vddk.MaxAuto)
+		}
+	}
+	return j.Depth * max(connections, 1)
+}
+
 // describeSource fills in what the report says of the source.
 func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 	j.report.Transport, j.report.Connections = "file", 1
-	if nbd.IsURI(j.Src) {
-		j.report.Transport = "nbd"
-	}
 	j.report.ExtentsSource = "map"
 	if plan.Data == plan.Size {
 		j.report.ExtentsSource = "full"
@@ -511,8 +591,14 @@ func looksLikeVMDK(path string) bool {
 // targetOptions are what the flags say of the target, which will take need
 // bytes.
 func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
+	cluster := int64(0)
+	if j.ClusterSize != nil {
+		cluster = int64(*j.ClusterSize)
+	}
 	return sinkopen.Options{
-		Format: j.Format, Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
+		Options: sink.Options{Info: j.info, Backing: j.backing}, BackingName: j.Backing, BackingFormat: j.BackingFormat,
+		Format: j.Format, Compress: j.Compress, ClusterSize: cluster,
+		Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
 		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections), Timeout: time.Duration(j.Timeout)},
 	}
@@ -521,7 +607,7 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 func (j *job) options() transfer.Options {
 	o := transfer.Options{
 		RequestSize: int(j.RequestSize), Requests: j.Depth, Reflink: reflinks[j.Reflink],
-		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters,
+		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters, Backing: j.backing,
 	}
 	if j.Sparse != nil {
 		o.Sparse, o.KeepZeros = int64(*j.Sparse), *j.Sparse == 0

@@ -42,9 +42,11 @@ func TestScripts(t *testing.T) {
 			return err == nil, nil
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"exits":  cmdExits,
-			"holes":  cmdHoles,
-			"server": cmdServer,
+			"exits":    cmdExits,
+			"holes":    cmdHoles,
+			"server":   cmdServer,
+			"standin":  cmdStandIn,
+			"terminal": cmdTerminal,
 		},
 	})
 }

@@ -49,8 +49,11 @@ func (j *job) prepareResume() (err error) {
 		}
 		return nil
 	}
-	if j.Format == "vmdk" {
-		r.path = ""
+	if sinkopen.FormatOf(j.Dst, j.Format) == "vmdk" { // is written in one go
+		r.path, r.stale = "", j.Resume
+		if _, err := os.Lstat(r.place.Partial); j.Resume && err == nil {
+			j.warn(fmt.Sprintf("%s is of a VMDK, which can't be gone on with: the copy starts anew", r.place.Partial))
+		}
 		return nil
 	}
 	if j.Journal != "" {

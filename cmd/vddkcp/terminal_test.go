@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 )
 
@@ -122,4 +124,38 @@ func TestNoTerminalToAskOn(t *testing.T) {
 	if err != nil || !strings.Contains(string(out), "there is no terminal to ask on") {
 		t.Errorf("%v\n%s", err, out)
 	}
+}
+
+// cmdTerminal runs vddkcp on a terminal of its own, which it answers the prompt
+// on, and demands an exit status: terminal PROMPT ANSWER STATUS ARGS... What the
+// terminal showed comes to the file terminal, standard output and error to out.
+func cmdTerminal(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 4 {
+		ts.Fatalf("usage: terminal PROMPT ANSWER STATUS ARGS...")
+	}
+	program := ""
+	for _, dir := range filepath.SplitList(ts.Getenv("PATH")) {
+		if path := filepath.Join(dir, "vddkcp"); program == "" && exec.Command(path, "version").Run() == nil {
+			program = path
+		}
+	}
+	var out bytes.Buffer
+	cmd := exec.Command(program, args[3:]...)
+	cmd.Dir = ts.MkAbs(".")
+	cmd.Stdout, cmd.Stderr = &out, &out
+	terminal, err := startOnTerminal(cmd)
+	ts.Check(err)
+	defer terminal.Close()
+	shown, err := answer(terminal, args[0], args[1]+"\n")
+	if err != nil {
+		cmd.Process.Kill()
+	}
+	cmd.Wait()
+	ts.Logf("[terminal]\n%s[out]\n%s", shown, out.String())
+	ts.Check(err)
+	if status := fmt.Sprint(cmd.ProcessState.ExitCode()); status != args[2] {
+		ts.Fatalf("exit status %s, want %s", status, args[2])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs("terminal"), []byte(shown), 0o644))
+	ts.Check(os.WriteFile(ts.MkAbs("out"), out.Bytes(), 0o644))
 }

@@ -4,7 +4,11 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"os"
+	"time"
 
 	"vddkcp/vddk"
 )
@@ -22,6 +26,7 @@ type libraryFacts struct {
 	Library       string          `json:"library"`
 	Version       int             `json:"version"`
 	Functions     map[string]bool `json:"functions"`
+	Transports    string          `json:"transport_modes"` // empty: not known
 	Missing       []string        `json:"missing_libraries"`
 	list          []vddk.Function
 }
@@ -39,29 +44,41 @@ func (c *vddkCommand) Run(ctx context.Context) error {
 	for _, f := range facts.list {
 		facts.Functions[f.Name] = f.Present
 	}
-	missing, err := vddk.Missing(library)
-	if err != nil {
+	facts.Missing = append(facts.Missing, vddk.Missing(library)...)
+	loading, cancel := context.WithTimeoutCause(ctx, loadTimeout, fmt.Errorf("%s did not load within %s", library.Path, loadTimeout))
+	defer cancel()
+	var failed error
+	facts.Transports, failed = vddk.TransportModes(loading, library)
+	if err := facts.print(standardOutput(ctx), c.JSON); err != nil {
 		return fmt.Errorf("vddk: %w", err)
 	}
-	facts.Missing = append(facts.Missing, missing...)
-	out := standardOutput(ctx)
-	if c.JSON {
+	if errors.Is(failed, vddk.ErrNoWorker) {
+		fmt.Fprintf(os.Stderr, "vddkcp: warning: %v\n", failed)
+		failed = nil
+		if len(facts.Missing) > 0 {
+			failed = &vddk.MissingError{Library: library.Path, Names: facts.Missing}
+		}
+	}
+	if failed != nil {
+		return fmt.Errorf("vddk: %w", failed)
+	}
+	return nil
+}
+
+// loadTimeout is how long a library may take to load; it opens no connection
+// then.
+const loadTimeout = time.Minute
+
+func (f *libraryFacts) print(out io.Writer, asJSON bool) error {
+	if asJSON {
 		e := json.NewEncoder(out)
 		e.SetEscapeHTML(false)
 		e.SetIndent("", "    ")
-		err = e.Encode(facts)
-	} else {
-		w := bufio.NewWriter(out)
-		facts.printLines(w)
-		err = w.Flush()
+		return e.Encode(f)
 	}
-	if err == nil && len(missing) > 0 {
-		err = &vddk.MissingError{Library: library.Path, Names: missing}
-	}
-	if err != nil {
-		return fmt.Errorf("vddk: %w", err)
-	}
-	return nil
+	w := bufio.NewWriter(out)
+	f.printLines(w)
+	return w.Flush()
 }
 
 // printLines prints what scripts of nbdkit vddk --dump-plugin look for.
@@ -70,6 +87,9 @@ func (f *libraryFacts) printLines(w *bufio.Writer) {
 	fmt.Fprintf(w, "vddk_default_libdir=%s\nvddk_has_nfchostport=1\n", f.DefaultLibDir)
 	fmt.Fprintf(w, "vddk_library_version=%d\n", f.Version)
 	fmt.Fprintf(w, "vddk_dll=%s\nvddk_libdir=%s\n", printable(f.Library), printable(f.LibDir))
+	if f.Transports != "" {
+		fmt.Fprintf(w, "vddk_transport_modes=%s\n", printable(f.Transports))
+	}
 	for _, function := range f.list {
 		present := 0
 		if function.Present {

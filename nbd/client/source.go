@@ -46,8 +46,10 @@ func dialURI(ctx context.Context, uri string, o Options) (*server, error) {
 // Size is the size in bytes that the server told at the beginning.
 func (d *Disk) Size() int64 { return d.size }
 
-// Connections is how many connections are used.
-func (d *Disk) Connections() int { return len(d.server.conns) }
+// Stats tells how many connections are used.
+func (d *Disk) Stats() source.Stats {
+	return source.Stats{Transport: "nbd", Connections: len(d.server.conns)}
+}
 
 // Identity proves nothing: the protocol has no identity of an export.
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {

@@ -90,6 +90,13 @@ func (c *conn) fail(err error) {
 	c.base.Close()
 }
 
+// failed reports whether fail was called. The end of the server is no failure:
+// there are replies to send.
+func (c *conn) failed() bool {
+	ended := context.Cause(c.ctx)
+	return ended != nil && ended != ErrShutdown
+}
+
 // shutdown makes the connection take no more requests. What is in work may end
 // until the grace is over; then the disks fail.
 func (c *conn) shutdown() {
@@ -122,12 +129,12 @@ func (c *conn) transmit() error {
 	c.out.raw = socket(c.net)
 	err := c.requests()
 	if errors.Is(err, os.ErrDeadlineExceeded) && c.ending.Load() {
-		err = c.refuseRest()
+		err = nil
 	}
 	c.pay()
 	c.running.Wait()
-	if ended := context.Cause(c.ctx); ended != nil && ended != ErrShutdown {
-		return ended
+	if c.failed() {
+		return context.Cause(c.ctx)
 	}
 	if closing, ok := c.net.(interface{ CloseWrite() error }); ok && c.net != c.base {
 		c.net.SetWriteDeadline(time.Now().Add(lastWrites))
@@ -189,25 +196,6 @@ func (c *conn) memory(n int) (*buffer, error) {
 		c.fail(err)
 	}
 	return b, err
-}
-
-// refuseRest answers the requests that came whole before the server ended, and
-// were not begun.
-func (c *conn) refuseRest() error {
-	for c.r.Buffered() >= nbd.RequestSize {
-		b, _ := c.r.Peek(nbd.RequestSize)
-		r, err := nbd.ParseRequest((*[nbd.RequestSize]byte)(b))
-		if err != nil || r.Type == nbd.CmdDisconnect || r.Type == nbd.CmdWrite {
-			return err
-		}
-		c.r.Discard(nbd.RequestSize)
-		o, err := c.newOp(r)
-		if err != nil {
-			return err
-		}
-		o.refuse(nbd.ESHUTDOWN, ErrShutdown.Error())
-	}
-	return nil
 }
 
 // newOp begins a request when there is room for it.

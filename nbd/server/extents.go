@@ -15,6 +15,9 @@ const (
 	// client asks: many ask one extent at a time, and a disk far away takes as
 	// long for one as for a thousand.
 	ahead = 4 << 30
+	// before is what a question begins at a multiple of, so that random ones
+	// don't cut the extents into bits.
+	before = 1 << 20
 	// maxRuns bounds what one question brings, for a disk whose extents are
 	// short.
 	maxRuns = 4096
@@ -103,23 +106,28 @@ func (s *span) at(off int64) source.Extent {
 	return source.Extent{Off: off, Len: r.end - off, Kind: r.kind, Depth: int(r.depth), Absent: r.absent}
 }
 
-// ask asks the disk for what lies from off to what is known, and keeps it.
+// ask asks the disk for what lies around off and is not known, and keeps it.
 func (x *extents) ask(ctx context.Context, off int64) (source.Extent, error) {
-	end := off + min(ahead, x.disk.Size()-off)
+	from := off &^ (before - 1)
+	end := from + min(ahead, x.disk.Size()-from)
 	x.mu.Lock()
-	if i := x.search(off); i < len(x.spans) {
+	i := x.search(off)
+	if i > 0 {
+		from = max(from, x.spans[i-1].end())
+	}
+	if i < len(x.spans) {
 		end = min(end, x.spans[i].off)
 	}
 	changes := x.changes
 	x.mu.Unlock()
 
-	s := &span{off: off}
-	for e, err := range source.Covered(ctx, x.disk, off, end-off) {
+	s := &span{off: from}
+	for e, err := range source.Covered(ctx, x.disk, from, end-from) {
 		if err != nil {
 			return source.Extent{}, err
 		}
 		s.runs = append(s.runs, run{e.End(), int32(e.Depth), e.Kind, e.Absent})
-		if len(s.runs) == maxRuns {
+		if len(s.runs) >= maxRuns && e.End() > off {
 			break
 		}
 	}

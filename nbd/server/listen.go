@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -167,10 +168,12 @@ func URI(addr net.Addr, overTLS bool, export string) string {
 	u := url.URL{Scheme: scheme, Path: "/" + export}
 	switch a := addr.(type) {
 	case *net.UnixAddr:
-		u.Scheme += "+unix"
-		u.OmitHost = false
-		// Not QueryEscape alone: clients take a + for itself, and people read it.
-		return u.Scheme + "://" + u.EscapedPath() + "?socket=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(a.Name))
+		path := a.Name
+		if abs, err := filepath.Abs(path); err == nil {
+			path = abs
+		}
+		// Not all clients take + for a space.
+		return scheme + "+unix://" + u.EscapedPath() + "?socket=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(path))
 	case *net.TCPAddr:
 		host := a.IP.String()
 		if a.IP.IsUnspecified() {

@@ -53,6 +53,10 @@ func (c *conn) begin(r nbd.Request) error {
 		return err
 	}
 	errno, why := o.check()
+	if c.ending.Load() {
+		// It came before the end, and was not begun.
+		errno, why = nbd.ESHUTDOWN, ErrShutdown.Error()
+	}
 	if r.Type == nbd.CmdWrite {
 		return o.write(errno, why)
 	}
@@ -77,11 +81,11 @@ func (c *conn) begin(r nbd.Request) error {
 		return nil
 	case nbd.CmdTrim:
 		return o.run(func() error {
-			return c.e.writable.Trim(c.ctx, int64(r.Off), int64(r.Len))
+			return c.e.writable.Trim(c.s.life, int64(r.Off), int64(r.Len))
 		}, r.Flags&nbd.FlagFUA != 0)
 	case nbd.CmdWriteZeroes:
 		return o.run(func() error {
-			return c.e.writable.ZeroAt(c.ctx, int64(r.Off), int64(r.Len), r.Flags&nbd.FlagNoHole == 0, r.Flags&nbd.FlagFastZero != 0)
+			return c.e.writable.ZeroAt(c.s.life, int64(r.Off), int64(r.Len), r.Flags&nbd.FlagNoHole == 0, r.Flags&nbd.FlagFastZero != 0)
 		}, r.Flags&nbd.FlagFUA != 0)
 	}
 	panic("server: a command that check let through")
@@ -147,7 +151,7 @@ func (o *op) fault(err error) {
 		return
 	}
 	o.errno = errnoOf(err)
-	if o.errno != nbd.ESHUTDOWN {
+	if o.errno != nbd.ESHUTDOWN && o.c.ctx.Err() == nil {
 		o.c.s.o.Log.Error("request failed", "export", o.c.e.Name, "request", o.Type, "offset", o.Off, "length", o.Len, "error", err)
 	}
 	o.text = fmt.Sprintf("%v of %d bytes at %d: %v", o.Type, o.Len, o.Off, o.errno)

@@ -57,7 +57,6 @@ type outbox struct {
 	waiting []*reply
 	spare   []*reply // a slice for waiting
 	sending bool
-	failed  bool
 	since   time.Time // of the last byte that was taken, while sending
 
 	vectors [][]byte // of the sender
@@ -100,13 +99,12 @@ func (o *outbox) queue(r *reply) bool {
 func (o *outbox) drain() {
 	o.mu.Lock()
 	for len(o.waiting) > 0 {
-		batch, failed := o.waiting, o.failed
+		batch := o.waiting
 		o.waiting, o.spare = o.spare[:0], nil
 		o.mu.Unlock()
 
-		var err error
-		if !failed {
-			if err = o.write(batch); err != nil {
+		if !o.c.failed() {
+			if err := o.write(batch); err != nil {
 				o.c.fail(fmt.Errorf("sending replies: %w", err))
 			}
 		}
@@ -116,7 +114,6 @@ func (o *outbox) drain() {
 		clear(batch)
 
 		o.mu.Lock()
-		o.failed = o.failed || err != nil
 		o.spare = batch[:0]
 	}
 	o.sending = false

@@ -20,10 +20,6 @@ import (
 	"vddkcp/sink/raw"
 )
 
-// ErrNotWritten says that the address or the format means something that
-// vddkcp knows and can't write yet.
-var ErrNotWritten = errors.New("this version does not write it")
-
 // UsageError is an address or an option that makes no sense whatever the state
 // of the machine.
 type UsageError struct{ message string }
@@ -36,7 +32,8 @@ func usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(fo
 // names, and replaces nothing. The fields are explained at raw.Options.
 type Options struct {
 	sink.Options
-	Format        string // "raw"; "" goes by the name
+	Format        string // "raw", "qcow2" or "vmdk"; "" goes by the name
+	Compress      string // METHOD or METHOD:LEVEL; "" is the format's default
 	Force         bool
 	DropPartial   bool
 	Preallocation raw.Preallocation
@@ -47,6 +44,23 @@ type Options struct {
 	Warn          func(message string)
 	Stdout        *os.File       // what "-" means; nil: os.Stdout
 	NBD           client.Options // its Warn is not looked at
+
+	// Of qcow2, explained at qcow2.Options.
+	ClusterSize                int64 // bytes
+	BackingName, BackingFormat string
+}
+
+// ofImages names an option that is there and does not go with raw disks.
+func (o Options) ofImages() string {
+	switch {
+	case o.Compress != "" && o.Compress != "none":
+		return "--compress " + o.Compress
+	case o.ClusterSize != 0:
+		return "--cluster-size"
+	case o.BackingName != "":
+		return "--backing"
+	}
+	return ""
 }
 
 func (o Options) raw() raw.Options {
@@ -60,7 +74,7 @@ func (o Options) raw() raw.Options {
 // anything.
 type Target struct {
 	Address string
-	Format  string // "raw"
+	Format  string // "raw", "qcow2" or "vmdk"
 	Kind    string // "file", "block device", "NBD export", "stream" or "null"
 	Zeroed  bool   // what is not written will read as zeros, see sink.Zeroed
 	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
@@ -99,7 +113,23 @@ func PlaceOf(address string) Place {
 	return Place{"file", partial}
 }
 
-// String says what the target is: "raw file", "raw block device".
+// FormatOf is the format that a target is written in: the one that is given, or
+// what the name of a file says.
+func FormatOf(address, format string) string {
+	if format != "" {
+		return format
+	}
+	switch ext := strings.ToLower(filepath.Ext(address)); ext {
+	case ".qcow2", ".vmdk":
+		switch PlaceOf(address).Kind {
+		case "file", "": // what is no target at all is no other one
+			return ext[1:]
+		}
+	}
+	return "raw"
+}
+
+// String says what the target is: "raw file", "vmdk stream".
 func (t *Target) String() string { return t.Format + " " + t.Kind }
 
 // Create makes the target, or opens it.
@@ -115,7 +145,7 @@ func Create(ctx context.Context, address string, size int64, o Options) (sink.Di
 }
 
 // Plan finds out what address means for a disk of size bytes, which may be
-// sink.UnknownSize: all that is written here is a sink.Sizer but NBD exports. It is a file, an
+// sink.UnknownSize: all that is written raw is a sink.Sizer but NBD exports. It is a file, an
 // existing block device, FIFO or character device, an NBD URI, "-" for standard
 // output, or "null:". It refuses what can be refused before anything is read, made or
 // changed: an address or format that is not written, a target that exists, is
@@ -130,15 +160,26 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 		return nil, fmt.Errorf("%s: a disk of %d bytes", address, size)
 	}
 	switch o.Format {
-	case "", "raw":
-	case "qcow2", "vmdk":
-		return nil, notWritten(address, o.Format)
+	case "", "raw", "qcow2", "vmdk":
 	default:
 		return nil, usage("format %q: want raw, qcow2 or vmdk", o.Format)
 	}
 	if address == "" {
 		return nil, usage("the target is empty: want a path, - or null:")
 	}
+	switch FormatOf(address, o.Format) {
+	case "vmdk":
+		return planVMDK(address, size, o)
+	case "qcow2":
+		return planQcow2(address, size, o)
+	}
+	if option := o.ofImages(); option != "" {
+		return nil, usage("%s: %s is not for raw disks", address, option)
+	}
+	return planRaw(address, size, o)
+}
+
+func planRaw(address string, size int64, o Options) (*Target, error) {
 	if address == "null:" {
 		return &Target{Address: address, Format: "raw", Kind: "null", Zeroed: true, create: func(ctx context.Context) (sink.Disk, error) {
 			return raw.Null(ctx, size), nil
@@ -162,15 +203,9 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 	return planFile(address, size, o)
 }
 
-func notWritten(address, format string) error {
-	return fmt.Errorf("%s: format %s: %w", address, format, ErrNotWritten)
-}
-
 func planFile(address string, size int64, o Options) (*Target, error) {
 	if o.Format == "" {
 		switch ext := strings.ToLower(filepath.Ext(address)); ext {
-		case ".qcow2", ".vmdk":
-			return nil, fmt.Errorf("%w; with --format raw it is written as a raw disk", notWritten(address, ext[1:]))
 		case ".qcow", ".qed", ".vdi", ".vhd", ".vhdx", ".ova", ".ovf":
 			return nil, usage("%s: format %s is not written; name the target otherwise, or say --format", address, ext[1:])
 		}

@@ -95,15 +95,33 @@ func TestRefused(t *testing.T) {
 		text    string
 	}{
 		{"", open.Options{}, size, usage, "empty"},
-		{"disk.qcow2", open.Options{}, size, open.ErrNotWritten, "--format raw"},
-		{"disk.VMDK", open.Options{}, size, open.ErrNotWritten, "format vmdk"},
-		{"[ds] vm/disk.vmdk", open.Options{}, size, open.ErrNotWritten, "format vmdk"},
-		{"disk.raw", open.Options{Format: "qcow2"}, size, open.ErrNotWritten, "format qcow2"},
-		{"-", open.Options{Format: "vmdk"}, size, open.ErrNotWritten, "format vmdk"},
+		{"disk.qcow2", open.Options{}, sink.UnknownSize, usage, "--size"},
+		{"disk.qcow2", open.Options{Preallocation: raw.PreallocateFull}, 512, usage, "--preallocation full"},
+		{"disk.qcow2", open.Options{Compress: "zstd:23"}, 512, usage, "1 to 22"},
+		{"disk.qcow2", open.Options{ClusterSize: 3 << 10}, 512, usage, "cluster"},
+		{"disk.raw", open.Options{ClusterSize: 64 << 10}, 512, usage, "--cluster-size is not for raw disks"},
+		{"disk.vmdk", open.Options{ClusterSize: 64 << 10}, 512, usage, "--cluster-size is of qcow2"},
+		{"disk.VMDK", open.Options{}, size, nil, "a multiple of 512 bytes"},
+		{"disk.vmdk", open.Options{}, 0, nil, "0 bytes"},
+		{"disk.vmdk", open.Options{}, 64<<40 + 512, nil, "64 TiB"},
+		{"disk.vmdk", open.Options{}, sink.UnknownSize, usage, "--size"},
+		{"disk.vmdk", open.Options{Preallocation: raw.PreallocateFull}, 512, usage, "--preallocation full"},
+		{"disk.vmdk", open.Options{Options: sink.Options{State: []byte("x")}}, 512, usage, "can't be resumed"},
+		{"disk.vmdk", open.Options{Compress: "zstd"}, 512, usage, "want zlib"},
+		{"disk.vmdk", open.Options{Compress: "none"}, 512, usage, "want zlib"},
+		{"disk.vmdk", open.Options{Compress: "zlib:10"}, 512, usage, "1 to 9"},
+		{"disk.vmdk", open.Options{Compress: "zlib:"}, 512, usage, "a level from 1 on"},
+		{"disk.vmdk", open.Options{Compress: "lz4"}, 512, usage, "want none, zlib or zstd"},
+		{"disk.raw", open.Options{Compress: "zlib"}, size, usage, "--compress zlib is not for raw disks"},
+		{"nbd://host/export", open.Options{Format: "vmdk"}, 512, usage, "NBD export"},
+		{"exists.raw", open.Options{Format: "vmdk"}, 512, fs.ErrExist, "--force"},
+		{"exists.raw", open.Options{Format: "qcow2"}, 512, fs.ErrExist, "--force"},
+		{"-", open.Options{Format: "vmdk"}, sink.UnknownSize, usage, "--size"},
+		{"-", open.Options{Format: "qcow2"}, size, usage, "files and block devices only"},
 		{"disk.raw", open.Options{Format: "vdi"}, size, usage, `"vdi"`},
 		{"nbd://host/export", open.Options{}, sink.UnknownSize, usage, "--size"},
 		{"NBDS+unix:///?socket=s&unknown=1", open.Options{}, size, usage, "unknown"},
-		{"nbd://host", open.Options{Format: "qcow2"}, size, open.ErrNotWritten, "format qcow2"},
+		{"nbd://host", open.Options{Format: "qcow2"}, size, usage, "files and block devices only"},
 		{"disk.qcow", open.Options{}, size, usage, "--format"},
 		{"disk.qed", open.Options{}, size, usage, "--format"},
 		{"disk.vdi", open.Options{}, size, usage, "--format"},
@@ -128,7 +146,7 @@ func TestRefused(t *testing.T) {
 			continue
 		case c.want == usage && !errors.As(err, &isUsage), c.want != usage && errors.As(err, &isUsage):
 			t.Errorf("%q %+v: %T %v", c.address, c.o, err, err)
-		case c.want != nil && c.want != usage && !errors.Is(err, c.want), c.want != open.ErrNotWritten && errors.Is(err, open.ErrNotWritten):
+		case c.want != nil && c.want != usage && !errors.Is(err, c.want):
 			t.Errorf("%q %+v: %v, want %v", c.address, c.o, err, c.want)
 		}
 		if !strings.Contains(err.Error(), c.text) {
@@ -141,6 +159,76 @@ func TestRefused(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 2 {
 		t.Errorf("made %v", entries)
+	}
+}
+
+func TestFormatOf(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "fifo.vmdk")
+	if err := unix.Mkfifo(fifo, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ address, format, want string }{
+		{"disk", "", "raw"}, {"disk.raw", "", "raw"}, {"disk.vmdk", "", "vmdk"}, {"disk.QCOW2", "", "qcow2"}, {"[ds] vm/DISK.VMDK", "", "vmdk"},
+		{"disk.vmdk", "raw", "raw"}, {"disk", "vmdk", "vmdk"}, {"-", "", "raw"}, {"-", "vmdk", "vmdk"}, {"null:", "", "raw"},
+		{"nbd://host/disk.vmdk", "", "raw"}, {fifo, "", "raw"}, {fifo, "vmdk", "vmdk"},
+	} {
+		if got := open.FormatOf(c.address, c.format); got != c.want {
+			t.Errorf("FormatOf(%q, %q) = %q, want %q", c.address, c.format, got, c.want)
+		}
+	}
+}
+
+// A VMDK goes wherever a raw stream goes, with what is known of the source.
+func TestVMDK(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	if err := unix.Mkfifo("fifo", 0o666); err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := os.Create("stdout")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan []byte)
+	go func() { b, _ := os.ReadFile("fifo"); got <- b }()
+	var want []byte
+	for _, c := range []struct{ address, kind, file string }{
+		{"disk.vmdk", "file", "disk.vmdk"}, {"fifo", "stream", "fifo"}, {"-", "stream", "stdout"}, {"null:", "null", ""},
+	} {
+		o := open.Options{Format: "vmdk", Stdout: stdout, Compress: "zlib:1", Need: 1 << 60}
+		o.Info.CID = "12345678"
+		target, err := open.Plan(t.Context(), c.address, 1<<20, o)
+		if err != nil || target.String() != "vmdk "+c.kind || !target.Zeroed || target.CloneUnit != nil {
+			t.Errorf("%s: %+v, %v", c.address, target, err)
+			continue
+		}
+		d, err := target.Create(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.WriteAt(bytes.Repeat([]byte("data"), 16<<10), 1<<16); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(d.Finish(t.Context()), d.Publish(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		var image []byte
+		switch c.file {
+		case "":
+			continue
+		case "fifo":
+			image = <-got
+		default:
+			if image, err = os.ReadFile(c.file); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if want == nil {
+			want = image
+		}
+		if !bytes.HasPrefix(image, []byte("KDMV")) || !bytes.Contains(image, []byte("CID=12345678\n")) || !bytes.Equal(image, want) {
+			t.Errorf("%s: %d bytes, want %d", c.address, len(image), len(want))
+		}
 	}
 }
 
@@ -187,6 +275,9 @@ func TestDevice(t *testing.T) {
 	want := append(content(), bytes.Repeat([]byte{0xAA}, 1<<20-5)...)
 	if got, err := os.ReadFile(device); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the device differs, %v", err)
+	}
+	if _, err := open.Plan(t.Context(), device, 1<<20, open.Options{Format: "vmdk"}); err == nil || !strings.Contains(err.Error(), "block device") {
+		t.Errorf("VMDK: %v", err)
 	}
 	if _, err := open.Plan(t.Context(), device, 2<<20+1, open.Options{}); err == nil || !strings.Contains(err.Error(), "too small") {
 		t.Errorf("too small: %v", err)

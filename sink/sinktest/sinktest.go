@@ -49,7 +49,9 @@ type Config struct {
 	// InPlace: the target exists before, is written under its final name, and
 	// stays when the run fails. Block devices, NBD.
 	InPlace bool
-	// Stream: an InPlace target that takes no Checkpoint, and can't be resumed.
+	// Once: the disk takes no Checkpoint, and can't be resumed.
+	Once bool
+	// Stream: a target InPlace whose disks are Once.
 	Stream bool
 	// Discards: an InPlace target that keeps nothing.
 	Discards bool
@@ -67,6 +69,7 @@ const pieces = 12
 // Test runs the suite.
 func Test(t *testing.T, c Config) {
 	c.Multiple = max(c.Multiple, 1)
+	c.Once = c.Once || c.Stream
 	c.InPlace = c.InPlace || c.Stream || c.Discards
 	for _, test := range []struct {
 		name string
@@ -78,10 +81,10 @@ func Test(t *testing.T, c Config) {
 		{"AllZero", testAllZero, true},
 		{"UnknownSize", testUnknownSize, true},
 		{"SameAt", testSameAt, true},
-		{"Resume", testResume, !c.Stream && !c.Discards},
-		{"ResumeAtEnd", testResumeAtEnd, !c.Stream && !c.Discards},
+		{"Resume", testResume, !c.Once && !c.Discards},
+		{"ResumeAtEnd", testResumeAtEnd, !c.Once && !c.Discards},
 		{"SuspendFinished", testSuspendFinished, !c.InPlace},
-		{"CheckpointOfStream", testCheckpointOfStream, c.Stream},
+		{"CheckpointOfOnce", testCheckpointOfOnce, c.Once},
 		{"Abort", testAbort, true},
 		{"Order", testOrder, true},
 		{"Error", testError, true},
@@ -481,7 +484,7 @@ func testSuspendFinished(t *testing.T, c Config) {
 	}
 }
 
-func testCheckpointOfStream(t *testing.T, c Config) {
+func testCheckpointOfOnce(t *testing.T, c Config) {
 	p, target := c.newPlan(), c.New(t)
 	d := c.create(t, target, p.size(), sink.Options{})
 	p.putAll(t, d, p.pieces[:1])

@@ -2,7 +2,6 @@ package open
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"regexp"
 	"strings"
@@ -19,8 +18,7 @@ type VDDK struct {
 	Params func(ctx context.Context, file string) (vddk.Params, error)
 	// Options tune the reading. Their Retry and Writable are the Opener's.
 	Options vddk.Options
-	// Open opens a disk with a library that was found, and with the thumbprint
-	// as the library wants it.
+	// Open replaces vddk.Open in tests; nil: that.
 	Open func(context.Context, vddk.Params, vddk.Library, vddk.Options) (source.Disk, error)
 }
 
@@ -45,8 +43,8 @@ func IsVDDK(address string) bool {
 	return datastorePath.MatchString(address) || strings.HasPrefix(address, vddkPrefix)
 }
 
-// openVDDK refuses what it can before it looks for the library, and what the
-// server shows before the library sees a secret.
+// openVDDK refuses what it can before it looks for the library. What the server
+// shows vddk.Open looks at before the library sees a secret.
 func (o *Opener) openVDDK(ctx context.Context, address, format string) (source.Disk, error) {
 	if format != "" && format != "raw" {
 		return nil, usage("%s as %s: what VDDK opens is taken as a raw disk", address, format)
@@ -68,22 +66,20 @@ func (o *Opener) openVDDK(ctx context.Context, address, format string) (source.D
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", address, err)
 	}
-	if params.Remote() {
-		if params.Thumbprint, err = vddk.CheckThumbprint(ctx, params.Server, params.Port, params.Thumbprint); err != nil {
-			return nil, fmt.Errorf("%s: %w", address, err)
+	openDisk := o.VDDK.Open
+	if openDisk == nil {
+		openDisk = func(ctx context.Context, p vddk.Params, l vddk.Library, o vddk.Options) (source.Disk, error) {
+			d, err := vddk.Open(ctx, p, l, o)
+			if err != nil {
+				return nil, err // not a nil *vddk.Disk
+			}
+			return d, nil
 		}
-	}
-	if o.VDDK.Open == nil {
-		return nil, fmt.Errorf("%s: %w", address, ErrNotRead)
 	}
 	options := o.VDDK.Options
 	options.Retry, options.Writable = o.Retry, o.Writable
-	d, err := o.VDDK.Open(ctx, params, library, options)
+	d, err := openDisk(ctx, params, library, options)
 	if err != nil {
-		// What the loader says names one missing library, at best.
-		if names, failed := vddk.Missing(library); failed == nil && len(names) > 0 && ctx.Err() == nil {
-			err = errors.Join(err, &vddk.MissingError{Library: library.Path, Names: names})
-		}
 		if !strings.Contains(err.Error(), params.File) { // most errors name the disk
 			err = fmt.Errorf("%s: %w", address, err)
 		}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"vddkcp/internal/peer"
+)
+
+// While a copy runs, no process shows the password in its arguments or its
+// environment; and no log or report tells it.
+func TestSecretsStayInside(t *testing.T) {
+	peer.Need(t, "gcc")
+	const marker = "m4rk3r-0f-a-secret"
+	dir := t.TempDir()
+	lib := filepath.Join(dir, "lib")
+	if err := compile("../../vddk/testlib/build", lib); err != nil {
+		t.Fatal(err)
+	}
+	program, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := installWorker(filepath.Dir(program)); err != nil {
+		t.Fatal(err)
+	}
+	write := func(path, text string) {
+		t.Helper()
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	thumbprint := pairs(strings.Repeat("AB", 20))
+	write(filepath.Join(lib, "vddktest.conf"), "user u\npassword "+marker+"\ncookie "+marker+"-c\nport 1\nthumbprint "+thumbprint+"\nhostile-log\nlog-reads\nfault ReadAsync at=1 do=hang\n")
+	write(filepath.Join(lib, "disks/ds/a.vmdk"), strings.Repeat("x", 1<<20))
+	write(filepath.Join(dir, "pw"), marker+"\n")
+	report := filepath.Join(dir, "report.json")
+	for name, c := range map[string]struct{ flag, env string }{
+		"a file":      {"--password=+" + filepath.Join(dir, "pw"), ""},
+		"environment": {"--retries=0", "VDDKCP_PASSWORD=" + marker},
+		"a cookie":    {"--password=+" + filepath.Join(dir, "pw"), "VDDKCP_COOKIE=" + marker + "-c"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := command(t, "[ds] a.vmdk", filepath.Join(dir, "out.raw"), "-v", "--report", report, "--libdir", lib, "--server", "localhost", "--port", "1",
+				"--user", "u", "--vm", "moref=1", "--thumbprint", thumbprint, "--connections", "1", "--progress", "none", c.flag)
+			if cmd.Env = os.Environ(); c.env != "" {
+				cmd.Env = append(cmd.Env, c.env)
+			}
+			stderr, err := cmd.StderrPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			var log strings.Builder
+			scanned := false
+			lines := bufio.NewScanner(stderr)
+			lines.Buffer(nil, 1<<20)
+			for lines.Scan() {
+				fmt.Fprintln(&log, lines.Text())
+				if !scanned && strings.Contains(lines.Text(), "plan") { // it is open, and soon hangs
+					scanned = true
+					workers := findSecret(t, marker, cmd.Process.Pid)
+					if workers == 0 {
+						t.Error("no worker was seen")
+					}
+					cmd.Process.Signal(syscall.SIGTERM)
+				}
+			}
+			if err := lines.Err(); err != nil {
+				t.Error(err)
+			}
+			cmd.Wait()
+			if got := cmd.ProcessState.ExitCode(); !scanned || got != 143 {
+				t.Errorf("looked into it: %v; exit status %d, want 143", scanned, got)
+			}
+			text, err := os.ReadFile(report)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(log.String()+string(text), marker) {
+				t.Errorf("told:\n%s\n%s", log.String(), text)
+			}
+			if t.Failed() {
+				t.Log(log.String())
+			}
+		})
+	}
+}
+
+// findSecret looks for marker in the arguments and the environment of each
+// process, but in the environment of the one that was given it, and counts that
+// one's workers.
+func findSecret(t *testing.T, marker string, given int) (workers int) {
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range processes {
+		arguments, _ := os.ReadFile(p + "/cmdline") // it may be gone
+		environment, _ := os.ReadFile(p + "/environ")
+		if strings.Contains(string(arguments), marker) {
+			t.Errorf("%s: %q", p, arguments)
+		}
+		if p != "/proc/"+strconv.Itoa(given) && strings.Contains(string(environment), marker) {
+			t.Errorf("%s: the environment of %q has it", p, arguments)
+		}
+		stat, _ := os.ReadFile(p + "/stat")
+		_, after, _ := strings.Cut(string(stat), ") ")
+		if fields := strings.Fields(after); len(fields) > 1 && fields[1] == strconv.Itoa(given) {
+			workers++
+		}
+	}
+	return workers
+}

@@ -1,0 +1,53 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// cmdStandIn lays a stand-in for VMware's library out in a folder, and puts the
+// program that loads libraries beside vddkcp: standin DIR [OPTIONS...], those of
+// vddk/testlib/build.
+func cmdStandIn(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: standin DIR [OPTIONS...]")
+	}
+	dir := ts.MkAbs(args[0])
+	ts.Check(compile("../../vddk/testlib/build", append(args[1:], dir)...))
+	for _, path := range filepath.SplitList(ts.Getenv("PATH")) {
+		if _, err := os.Stat(filepath.Join(path, "vddkcp")); err == nil {
+			ts.Check(installWorker(path))
+			return
+		}
+	}
+	ts.Fatalf("no vddkcp in PATH")
+}
+
+var installing sync.Mutex
+
+// installWorker builds the worker program into a folder, once.
+func installWorker(dir string) error {
+	installing.Lock()
+	defer installing.Unlock()
+	path := filepath.Join(dir, "vddkcp-vddk-worker")
+	if _, err := os.Stat(path); err == nil {
+		return nil
+	}
+	if err := compile("../../vddk/worker/build", path+".new"); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+func compile(script string, args ...string) error {
+	if out, err := exec.Command(script, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %s: %w\n%s", script, strings.Join(args, " "), err, out)
+	}
+	return nil
+}

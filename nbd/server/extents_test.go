@@ -1,0 +1,182 @@
+package server
+
+import (
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"vddkcp/source"
+	"vddkcp/source/sourcetest"
+)
+
+// checkered is a disk of n extents of 4 KiB each, data and zeros in turn.
+func checkered(n int) *sourcetest.Memory {
+	var data []source.Extent
+	for i := range int64(n / 2) {
+		data = append(data, source.Extent{Off: 2 * i * 4096, Len: 4096})
+	}
+	return sourcetest.Pattern(int64(n)*4096, data...)
+}
+
+func TestExtents(t *testing.T) {
+	const n = 3 * maxRuns
+	d := checkered(n)
+	var asked atomic.Int64
+	d.OnExtent = func(e source.Extent) error {
+		asked.Add(1)
+		return nil
+	}
+	var mapped atomic.Int64
+	x := newExtents(d, &mapped)
+	check := func(off int64) {
+		t.Helper()
+		e, err := x.at(t.Context(), off)
+		kind := source.Data
+		if off/4096%2 == 1 {
+			kind = source.Zero
+		}
+		if err != nil || e.Off != off || e.End() != (off/4096+1)*4096 || e.Kind != kind {
+			t.Fatalf("at %d: %+v, %v", off, e, err)
+		}
+	}
+	if _, ok := x.known(0); ok {
+		t.Error("known before it was asked for")
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	check(maxRuns * 4096) // the middle first, so that later questions end there
+	for range 10_000 {
+		check(random.Int64N(n * 4096))
+	}
+	// Each question goes on to what is known, and brings a bit more than it
+	// keeps.
+	if got := asked.Load(); got > 4*n {
+		t.Errorf("%d extents asked for, of %d", got, n)
+	}
+	before := asked.Load()
+	for off := int64(0); off < n*4096; off += 1000 {
+		check(off)
+	}
+	if asked.Load() != before {
+		t.Error("what is known was asked for again")
+	}
+	if len(x.spans) < 3 || mapped.Load() < n*runSize {
+		t.Errorf("%d spans, %d bytes", len(x.spans), mapped.Load())
+	}
+
+	// What was written to is asked for again, and only that.
+	x.changed(5*4096, 1)
+	if _, ok := x.known(5 * 4096); ok {
+		t.Error("known after a write")
+	}
+	if _, ok := x.known((n - 1) * 4096); !ok {
+		t.Error("not known after a write elsewhere")
+	}
+	check(5 * 4096)
+	x.drop()
+	if mapped.Load() != 0 || len(x.spans) != 0 {
+		t.Errorf("%d bytes, %d spans after all was dropped", mapped.Load(), len(x.spans))
+	}
+}
+
+// TestExtentsChange writes while the disk is asked: the answer may be the old
+// one, and must not stay.
+func TestExtentsChange(t *testing.T) {
+	d := checkered(100)
+	var mapped atomic.Int64
+	x := newExtents(d, &mapped)
+	d.OnExtent = func(e source.Extent) error {
+		if e.Off == 4096 {
+			x.changed(90*4096, 1)
+		}
+		return nil
+	}
+	if e, err := x.at(t.Context(), 0); err != nil || e.Len != 4096 {
+		t.Errorf("%+v, %v", e, err)
+	}
+	if _, ok := x.known(0); ok {
+		t.Error("the old answer was kept")
+	}
+}
+
+// TestExtentsBound has more extents than are kept, of two exports.
+func TestExtentsBound(t *testing.T) {
+	var mapped atomic.Int64
+	const n = 2 * maxMapped / runSize
+	for _, x := range []*extents{newExtents(checkered(n), &mapped), newExtents(checkered(n), &mapped)} {
+		for off := int64(0); off < n*4096; off += 4096 {
+			e, err := x.at(t.Context(), off)
+			if err != nil || e.Len != 4096 {
+				t.Fatalf("at %d: %+v, %v", off, e, err)
+			}
+			if got := mapped.Load(); got > maxMapped+2*(maxRuns*runSize+spanSize) {
+				t.Fatalf("%d bytes", got)
+			}
+		}
+		if _, ok := x.known(0); ok {
+			t.Error("the first is still known")
+		}
+		if _, ok := x.known(n*4096 - 1); !ok {
+			t.Error("the last is not known")
+		}
+	}
+}
+
+func TestExtentsFail(t *testing.T) {
+	d := checkered(100)
+	broken := errors.New("broken")
+	d.OnExtent = func(source.Extent) error { return broken }
+	var mapped atomic.Int64
+	x := newExtents(d, &mapped)
+	if _, err := x.at(t.Context(), 0); !errors.Is(err, broken) {
+		t.Errorf("%v", err)
+	}
+	d.OnExtent = nil
+	if _, err := x.at(t.Context(), 0); err != nil {
+		t.Errorf("after an error: %v", err)
+	}
+}
+
+// TestExtentsAtOnce asks for the same from many sides, beside writes.
+func TestExtentsAtOnce(t *testing.T) {
+	d := checkered(1000)
+	var asked, mapped atomic.Int64
+	d.OnExtent = func(e source.Extent) error {
+		if e.Off == 0 {
+			asked.Add(1)
+		}
+		return nil
+	}
+	x := newExtents(d, &mapped)
+	var all sync.WaitGroup
+	for range 16 {
+		all.Go(func() {
+			if _, err := x.at(t.Context(), 0); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if n := asked.Load(); n != 1 {
+		t.Errorf("asked %d times, want once", n)
+	}
+	for g := range 4 {
+		all.Go(func() {
+			for i := range int64(1000) {
+				off := i * 7919 % 1000 * 4096
+				if g == 0 && i%10 == 0 {
+					x.changed(off, 4096)
+				}
+				if e, err := x.at(t.Context(), off); err != nil || e.Len != 4096 {
+					t.Errorf("at %d: %+v, %v", off, e, err)
+				}
+			}
+		})
+	}
+	all.Wait()
+	x.drop()
+	if mapped.Load() != 0 {
+		t.Errorf("%d bytes left", mapped.Load())
+	}
+}

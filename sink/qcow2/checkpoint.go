@@ -1,0 +1,165 @@
+package qcow2
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"vddkcp/internal/zero"
+)
+
+// state is what a checkpoint keeps beside the tables, which are in the file.
+type state struct {
+	size, cluster int64
+	compression   Compression
+	next          int64  // the first free cluster of the file
+	head          int64  // where the file goes on, bytes; in the cluster before next or at its end
+	headCount     uint16 // refcount of the cluster that head is in
+	file          []byte // the file's own
+}
+
+func (s state) bytes() []byte {
+	return fmt.Appendf(nil, "qcow2 %d %d %s %d %d %d\n%s", s.size, s.cluster, s.compression, s.next, s.head, s.headCount, s.file)
+}
+
+func parseState(b []byte) (s state, err error) {
+	line, file, _ := bytes.Cut(b, []byte("\n"))
+	s.file = file
+	if n, err := fmt.Sscanf(string(line), "qcow2 %d %d %s %d %d %d", &s.size, &s.cluster, &s.compression, &s.next, &s.head, &s.headCount); n != 6 {
+		return s, fmt.Errorf("the checkpoint is %q, want that of a qcow2 image: %w", line, err)
+	}
+	return s, nil
+}
+
+// fits says why s is not a state of such an image.
+func (s state) fits(l layout, o Options) error {
+	if s.size != l.size || s.cluster != l.cluster || s.compression != o.Compression {
+		return fmt.Errorf("the checkpoint is of %d bytes in clusters of %d, compression %s; want %d, %d, %s",
+			s.size, s.cluster, s.compression, l.size, l.cluster, o.Compression)
+	}
+	if o.Resume < 0 || o.Resume > l.size || o.Resume%l.cluster != 0 && o.Resume != l.size {
+		return fmt.Errorf("at %d: want a multiple of %d in %d bytes, or their end", o.Resume, l.cluster, l.size)
+	}
+	if s.next < l.first || s.next > maxHost>>l.shift || s.head > s.next<<l.shift || s.head <= (s.next-1)<<l.shift {
+		return fmt.Errorf("the checkpoint is damaged: it goes on at %d, before cluster %d", s.head, s.next)
+	}
+	return nil
+}
+
+func (d *disk) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
+	if err := d.life.Begin(d.life.Context, off, 0); err != nil {
+		return nil, nil, err
+	}
+	defer d.life.Done()
+	s := state{size: d.size, cluster: d.cluster, compression: d.o.Compression}
+	sync, err := d.checkpoint(off, &s)
+	if err != nil {
+		return nil, nil, d.life.Fail(d.named(err))
+	}
+	return s.bytes(), func(ctx context.Context) error {
+		return d.life.Beside(ctx, func() error { return sync(ctx) })
+	}, nil
+}
+
+func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error, err error) {
+	if off < d.at {
+		return nil, fmt.Errorf("a checkpoint at %d, and all below %d is written", off, d.at)
+	}
+	if err := d.save(); err != nil {
+		return nil, err
+	}
+	s.next, s.head = d.next, d.out.end()
+	if c := s.head >> d.shift; c < d.next {
+		s.headCount = binary.BigEndian.Uint16(d.counts[(c-d.block*d.perBlock)*2:])
+	}
+	s.file, sync, err = d.file.Checkpoint(d.next << d.shift)
+	return sync, err
+}
+
+// save writes all that is in memory, so that restore finds it. What it writes
+// over is only ever added to, so that an older checkpoint finds its part too.
+func (t *tables) save() error {
+	if err := t.saveL2(); err != nil {
+		return err
+	}
+	end := min(t.l2Index+1, t.l1Entries) * entryBytes
+	if err := t.out.patch(t.l1[t.l1Dirty*entryBytes:end], t.l1Offset()+t.l1Dirty*entryBytes); err != nil {
+		return err
+	}
+	t.l1Dirty = t.l2Index
+	if err := t.out.patch(t.counts, t.blockOffset(t.block)); err != nil {
+		return err
+	}
+	if err := t.out.flush(); err != nil {
+		return err
+	}
+	// The file must have all clusters that are taken.
+	if n := t.next<<t.shift - t.out.end(); n > 0 {
+		_, err := t.out.file.WriteAt(make([]byte, n), t.out.end())
+		return err
+	}
+	return nil
+}
+
+// restore takes the tables up where a checkpoint at off left them, and clears
+// what came later.
+func (d *disk) restore(s state, off int64) error {
+	t := d.tables
+	t.next, t.out.start = s.next, s.head
+	g := t.ceil(off, t.shift) // the first cluster of the disk that is not done
+	t.l2Index = g >> t.l2Shift
+	t.l1Dirty = t.l2Index
+	known := t.l1[:min(t.l2Index+1, t.l1Entries)*entryBytes]
+	if err := d.read(known, t.l1Offset()); err != nil {
+		return err
+	}
+	last := known[len(known):]
+	if t.l2Index < t.l1Entries {
+		last = known[t.l2Index*entryBytes:]
+		known = known[:t.l2Index*entryBytes]
+	}
+	for i := 0; i < len(known); i += entryBytes {
+		if entry := binary.BigEndian.Uint64(known[i:]); entry != 0 && !t.isTable(entry) {
+			return fmt.Errorf("entry %d of the L1 table is %#x, which is not in the %d clusters of the checkpoint: the file is damaged or another", i/entryBytes, entry, t.next)
+		}
+	}
+	if len(last) > 0 {
+		entry := binary.BigEndian.Uint64(last)
+		in := g & (1<<t.l2Shift - 1)
+		if in == 0 || !t.isTable(entry) {
+			clear(last) // it came later
+		} else {
+			t.l2Offset = int64(entry &^ copied)
+			if err := d.read(t.l2, t.l2Offset); err != nil {
+				return err
+			}
+			clear(t.l2[in*entryBytes:])
+			t.l2Used = !zero.Is(t.l2)
+		}
+	}
+	t.block = (t.next - 1) / t.perBlock
+	if err := d.read(t.counts, t.blockOffset(t.block)); err != nil {
+		return err
+	}
+	clear(t.counts[(t.next-t.block*t.perBlock)*2:])
+	if c := s.head >> t.shift; c < t.next {
+		binary.BigEndian.PutUint16(t.counts[(c-t.block*t.perBlock)*2:], s.headCount)
+	}
+	return nil
+}
+
+// isTable reports whether an L1 entry points to a cluster that is in use.
+func (t *tables) isTable(entry uint64) bool {
+	off := int64(entry &^ copied)
+	return entry&copied != 0 && off%t.cluster == 0 && off >= t.first<<t.shift && off < t.next<<t.shift
+}
+
+func (d *disk) read(p []byte, off int64) error {
+	n, err := d.file.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	return errors.Join(fmt.Errorf("read [%d, %d) of the image: %d bytes came", off, off+int64(len(p)), n), err)
+}

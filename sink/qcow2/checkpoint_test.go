@@ -1,0 +1,242 @@
+package qcow2
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"vddkcp/internal/peer"
+	"vddkcp/internal/zero"
+	"vddkcp/sink"
+	"vddkcp/source"
+)
+
+// memory is a backing in memory.
+type memory []byte
+
+func (m memory) ReadAt(p []byte, off int64) (int, error) { return bytes.NewReader(m).ReadAt(p, off) }
+func (m memory) Size() int64                             { return int64(len(m)) }
+func (m memory) Close() error                            { return nil }
+func (m memory) Extents(_ context.Context, off, length int64) iter.Seq2[source.Extent, error] {
+	return source.WholeData(off, length)
+}
+
+// writer gives a disk the content that it is to have, in calls of any kind.
+type writer struct {
+	d        sink.Disk
+	o        Options
+	content  []byte
+	r        *rand.Rand
+	encoding sink.Encoding
+}
+
+func newWriter(d sink.Disk, o Options, content []byte, r *rand.Rand) *writer {
+	w := &writer{d: d, o: o, content: content, r: r}
+	if e, ok := d.(sink.Encoder); ok {
+		w.encoding = e.NewEncoding()
+	}
+	return w
+}
+
+// step makes one call that begins at off, and returns where it ended.
+func (w *writer) step(off int64) (int64, error) {
+	unit := w.d.Unit()
+	end := min(off+(1+int64(w.r.IntN(12)))*unit, int64(len(w.content)))
+	p := w.content[off:end]
+	one := w.content[off:min(off+unit, end)]
+	switch {
+	case zero.Is(one):
+		for end = off + int64(len(one)); end < int64(len(w.content)); end += int64(len(one)) {
+			if one = w.content[end:min(end+unit, int64(len(w.content)))]; !zero.Is(one) {
+				break
+			}
+		}
+		return end, w.d.ZeroAt(context.Background(), off, end-off)
+	case w.o.Backing != nil && w.r.IntN(2) == 0:
+		same := make([]byte, len(one))
+		w.o.Backing.ReadAt(same, off)
+		if bytes.Equal(same, one) {
+			return off + int64(len(one)), w.d.SameAt(context.Background(), off, int64(len(one)))
+		}
+	case w.encoding != nil && w.r.IntN(4) > 0:
+		code, plain, err := w.encoding.Encode(nil, one)
+		if plain {
+			code = one
+		}
+		if err == nil {
+			err = w.d.(sink.Encoder).Place(off, code, plain)
+		}
+		return off + int64(len(one)), err
+	}
+	_, err := w.d.WriteAt(p, off)
+	return end, err
+}
+
+// taken is a checkpoint.
+type taken struct {
+	off   int64
+	state []byte
+}
+
+// A copy that is killed goes on from its last checkpoint or the one before,
+// again and again, each time with whatever was written after that.
+func TestKilledAndResumed(t *testing.T) {
+	for _, cluster := range clusterSizes {
+		for _, compression := range []Compression{None, Zlib, Zstd} {
+			for _, backed := range []bool{false, true} {
+				if cluster == 2<<20 && compression == Zstd {
+					continue // takes long, and shows no more than zlib
+				}
+				for seed := range uint64(2) {
+					t.Run(fmt.Sprintf("%d %s backed %v seed %d", cluster, compression, backed, seed), func(t *testing.T) {
+						killAndResume(t, cluster, compression, backed, seed)
+					})
+				}
+			}
+		}
+	}
+}
+
+func killAndResume(t *testing.T, cluster int64, compression Compression, backed bool, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, uint64(cluster)))
+	size := min(300, 16<<20/cluster)*cluster - 512*int64(r.IntN(2))
+	content := fragments(seed, int(size))
+	for range 6 {
+		at := r.IntN(int(size))
+		clear(content[at:min(at+r.IntN(int(size)/6), int(size))])
+	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "disk.qcow2")
+	o := Options{ClusterSize: cluster, Compression: compression}
+	if backed {
+		base := bytes.Clone(content)
+		for range 20 {
+			at := r.IntN(int(size))
+			copy(base[at:], fragments(seed+100, 1+r.IntN(2*int(cluster))))
+		}
+		if err := os.WriteFile(filepath.Join(dir, "base"), base, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		o.Backing, o.BackingName, o.BackingFormat = memory(base), "base", "raw"
+	}
+	var from taken
+	for run := 0; ; run++ {
+		next := o
+		next.State, next.Resume = from.state, from.off
+		d, err := Create(t.Context(), path, size, next)
+		if err != nil {
+			t.Fatalf("run %d at %d: %v", run, from.off, err)
+		}
+		defer d.Abort()
+		w := newWriter(d, o, content, r)
+		kept := []taken{from}
+		steps := r.IntN(60)
+		off := from.off
+		for ; off < size && (steps > 0 || run > 12); steps-- {
+			if off, err = w.step(off); err != nil {
+				t.Fatal(err)
+			}
+			if r.IntN(6) == 0 || off == size {
+				state, sync, err := d.Checkpoint(off)
+				if err == nil {
+					err = sync(t.Context())
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				kept = append(kept, taken{off, state})
+			}
+		}
+		if off == size && r.IntN(2) == 0 {
+			if err := errors.Join(d.Finish(t.Context()), d.Publish(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			break
+		}
+		// Killed: what is in memory may be in the file, or not.
+		if r.IntN(2) == 0 {
+			if err := inner(d).out.flush(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.Suspend(); err != nil {
+			t.Fatal(err)
+		}
+		if from = kept[max(0, len(kept)-1-r.IntN(2))]; from.state == nil {
+			if err := os.Remove(path + ".partial"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if got := read(t, path, o.Backing); !bytes.Equal(got, content) {
+		t.Error("the image has another content")
+	}
+	peer.Need(t, "qemu-img")
+	raw := filepath.Join(dir, "raw")
+	if err := os.WriteFile(raw, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	verify(t, raw, path)
+}
+
+// A state that does not fit is refused, and the file stays as it is.
+func TestBadState(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk.qcow2")
+	o := Options{ClusterSize: 4096}
+	d, err := Create(t.Context(), path, 8<<20, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Abort()
+	if _, err := d.WriteAt(fragments(1, 4<<20), 0); err != nil {
+		t.Fatal(err)
+	}
+	state, sync, err := d.Checkpoint(4 << 20)
+	if err := errors.Join(err, sync(t.Context()), d.Suspend()); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.ReadFile(path + ".partial")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, change := range map[string]func(*Options){
+		"none of qcow2":  func(o *Options) { o.State = []byte("raw 8388608") },
+		"empty":          func(o *Options) { o.State = []byte{} },
+		"other cluster":  func(o *Options) { o.ClusterSize = 8192 },
+		"compressed":     func(o *Options) { o.Compression = Zlib },
+		"odd":            func(o *Options) { o.Resume++ },
+		"behind":         func(o *Options) { o.Resume = 9 << 20 },
+		"cut":            func(o *Options) { o.State = o.State[:20] },
+		"negative":       func(o *Options) { o.State = []byte("qcow2 8388608 4096 none -5 -20480 0\nraw -1") },
+		"too large":      func(o *Options) { o.State = []byte("qcow2 8388608 4096 none 99999 409595904 0\nraw -1") },
+		"head elsewhere": func(o *Options) { o.State = []byte("qcow2 8388608 4096 none 131 0 0\nraw -1") },
+	} {
+		o := o
+		o.State, o.Resume = state, 4<<20
+		change(&o)
+		if d, err := Create(t.Context(), path, 8<<20, o); err == nil {
+			d.Abort()
+			t.Errorf("%s: no error", name)
+		}
+		if after, err := os.ReadFile(path + ".partial"); err != nil || !bytes.Equal(before, after) {
+			t.Errorf("%s: the file was changed, %v", name, err)
+		}
+	}
+	// Tables that are damaged.
+	damaged := bytes.Clone(before)
+	copy(damaged[8192:], []byte{0x80, 0, 0, 1, 0, 0, 0, 0})
+	if err := os.WriteFile(path+".partial", damaged, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o.State, o.Resume = state, 4<<20
+	if d, err := Create(t.Context(), path, 8<<20, o); err == nil {
+		d.Abort()
+		t.Error("an entry of the L1 table past the file: no error")
+	}
+}

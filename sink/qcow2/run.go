@@ -1,0 +1,86 @@
+package qcow2
+
+import "io"
+
+// runSize is the usual size of a run, in bytes.
+const runSize = 1 << 20
+
+// run gathers what follows one another in the file into large writes.
+type run struct {
+	file  io.WriterAt
+	size  int64  // of a write, which ends at a multiple of it
+	start int64  // in the file
+	buf   []byte // what comes there
+}
+
+var zeros [64 << 10]byte
+
+// end is where the file goes on.
+func (r *run) end() int64 { return r.start + int64(len(r.buf)) }
+
+// add writes p at the end.
+func (r *run) add(p []byte) error {
+	for len(p) > 0 {
+		// What is long enough is written from where it is, if that needs no
+		// part of a page.
+		if r.end()%4096 == 0 && int64(len(p)) >= r.size/2 {
+			n := len(p) &^ 4095
+			if err := r.flush(); err != nil {
+				return err
+			}
+			if _, err := r.file.WriteAt(p[:n], r.start); err != nil {
+				return err
+			}
+			r.start, p = r.start+int64(n), p[n:]
+			continue
+		}
+		room := int(r.size - r.end()%r.size)
+		n := min(room, len(p))
+		if r.buf == nil {
+			r.buf = make([]byte, 0, r.size)
+		}
+		r.buf, p = append(r.buf, p[:n]...), p[n:]
+		if n == room {
+			if err := r.flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// addZeros writes zeros up to an offset in the file.
+func (r *run) addZeros(to int64) error {
+	for r.end() < to {
+		if err := r.add(zeros[:min(int64(len(zeros)), to-r.end())]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// patch writes p over what was written at off.
+func (r *run) patch(p []byte, off int64) error {
+	if n := min(int64(len(p)), r.start-off); n > 0 {
+		if _, err := r.file.WriteAt(p[:n], off); err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	if len(p) > 0 {
+		copy(r.buf[off-r.start:], p)
+	}
+	return nil
+}
+
+// flush writes what was gathered.
+func (r *run) flush() error {
+	if len(r.buf) == 0 {
+		return nil
+	}
+	if _, err := r.file.WriteAt(r.buf, r.start); err != nil {
+		return err
+	}
+	r.start, r.buf = r.end(), r.buf[:0]
+	return nil
+}

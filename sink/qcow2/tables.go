@@ -1,0 +1,397 @@
+package qcow2
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"slices"
+
+	"vddkcp/internal/bytesize"
+	"vddkcp/internal/zero"
+	"vddkcp/sink"
+)
+
+// tables are the metadata of an image that is written in order. In memory are
+// the L1 table, the L2 table of where the disk stands, and the refcount block of
+// where the file stands; those before them are in the file.
+type tables struct {
+	layout
+	out  run
+	next int64 // the first cluster of the file that is free
+
+	l1      []byte
+	l1Dirty int64 // the first entry that is not in the file
+
+	l2       []byte
+	l2Index  int64 // in the L1 table
+	l2Offset int64 // in the file; 0: it has no place yet
+	l2Used   bool
+
+	counts []byte
+	block  int64 // of which range counts is
+
+	tails []tail
+}
+
+// tail is the rest of a cluster of the file that holds compressed ones, behind
+// which the file went on otherwise. It is still in memory.
+type tail struct{ off, end int64 }
+
+const maxTails = 32
+
+func newTables(l layout, out run) *tables {
+	t := &tables{
+		layout: l, out: out,
+		l1: make([]byte, l.l1Entries*entryBytes), l2: make([]byte, l.cluster), counts: make([]byte, l.cluster),
+	}
+	return t
+}
+
+// begin makes the tables of an empty image.
+func (t *tables) begin() error {
+	t.out.start, t.next = t.first<<t.shift, t.first
+	for c := range t.first {
+		if t.block = c / t.perBlock; c%t.perBlock == 0 && c > 0 {
+			if err := t.out.patch(t.counts, t.blockOffset(t.block-1)); err != nil {
+				return err
+			}
+			clear(t.counts)
+		}
+		if err := t.count(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// count adds one to the refcount of a cluster in the current range.
+func (t *tables) count(c int64) error {
+	b := t.counts[(c-t.block*t.perBlock)*2:][:2]
+	n := binary.BigEndian.Uint16(b)
+	if n == 1<<16-1 {
+		return fmt.Errorf("cluster %d of the file has a refcount of %d already", c, n)
+	}
+	binary.BigEndian.PutUint16(b, n+1)
+	return nil
+}
+
+// openRange begins the next range of clusters, with its refcount block, if the
+// next cluster is in it.
+func (t *tables) openRange() error {
+	if t.next%t.perBlock != 0 {
+		return nil
+	}
+	if err := t.pad(); err != nil {
+		return err
+	}
+	t.tails = t.tails[:0] // they are no longer counted
+	if err := t.out.patch(t.counts, t.blockOffset(t.block)); err != nil {
+		return err
+	}
+	t.block = t.next / t.perBlock
+	if (t.block+2)*entryBytes > maxRefTable {
+		return t.tooLarge()
+	}
+	clear(t.counts)
+	if err := t.count(t.next); err != nil {
+		return err
+	}
+	t.next++
+	return t.pad()
+}
+
+func (t *tables) tooLarge() error {
+	return fmt.Errorf("the image grows beyond %s, which is all that qemu takes with clusters of %d bytes: larger ones are needed",
+		bytesize.Format(t.next<<t.shift), t.cluster)
+}
+
+// pad writes zeros up to the next free cluster.
+func (t *tables) pad() error {
+	to := t.next << t.shift
+	if end := t.out.end(); end%t.cluster != 0 {
+		if len(t.tails) == maxTails {
+			t.tails = slices.Delete(t.tails, 0, 1)
+		}
+		t.tails = append(t.tails, tail{end, to})
+	}
+	return t.out.addZeros(to)
+}
+
+// take takes up to n clusters that follow one another, at least one, and counts
+// them. The file is to go on with their content.
+func (t *tables) take(n int64) (off, got int64, err error) {
+	if err := t.openRange(); err != nil {
+		return 0, 0, err
+	}
+	if err := t.pad(); err != nil {
+		return 0, 0, err
+	}
+	off = t.next << t.shift
+	got = min(n, t.perBlock-t.next%t.perBlock)
+	if off > maxHost-got<<t.shift {
+		return 0, 0, fmt.Errorf("the image grows beyond %s, the end of what its tables can point to", bytesize.Format(maxHost))
+	}
+	for range got {
+		if err := t.count(t.next); err != nil {
+			return 0, 0, err
+		}
+		t.next++
+	}
+	return off, got, nil
+}
+
+// add writes whole clusters of the disk from cluster g on, whose last one may
+// end early.
+func (t *tables) add(g int64, p []byte) error {
+	for len(p) > 0 {
+		if err := t.enter(g); err != nil {
+			return err
+		}
+		n := min(t.ceil(int64(len(p)), t.shift), 1<<t.l2Shift-g&(1<<t.l2Shift-1))
+		off, n, err := t.take(n)
+		if err != nil {
+			return err
+		}
+		bytes := min(n<<t.shift, int64(len(p)))
+		if err := t.out.add(p[:bytes]); err != nil {
+			return err
+		}
+		if err := t.out.addZeros(t.next << t.shift); err != nil {
+			return err
+		}
+		t.point(g, n, off)
+		g, p = g+n, p[bytes:]
+	}
+	return nil
+}
+
+// point points n entries from that of cluster g on to clusters in the file.
+func (t *tables) point(g, n, off int64) {
+	for i := range n {
+		t.put(g+i, uint64(off+i<<t.shift)|copied)
+	}
+}
+
+// pack writes the compressed bytes of cluster g, which are less than a cluster,
+// right behind those of the one before.
+func (t *tables) pack(g int64, code []byte) error {
+	if err := t.enter(g); err != nil {
+		return err
+	}
+	off, err := t.fit(code)
+	if err != nil {
+		return err
+	}
+	// "Compressed Clusters Descriptor": where the bytes begin, and how many
+	// sectors more there are than the one in which they begin.
+	n := int64(len(code))
+	sectors := (off+n-1)>>sectorShift - off>>sectorShift
+	x := 62 - (t.shift - 8)
+	if limit := min(int64(maxHost), 1<<x); off+n > limit {
+		return fmt.Errorf("the image grows beyond %s, the end of what entries of compressed clusters can point to", bytesize.Format(limit))
+	}
+	for c := off >> t.shift; c <= (off+n-1)>>t.shift; c++ {
+		if err := t.count(c); err != nil {
+			return err
+		}
+	}
+	t.put(g, uint64(off)|uint64(sectors)<<x|compressed)
+	return nil
+}
+
+// fit finds room for code, and writes it there.
+func (t *tables) fit(code []byte) (off int64, err error) {
+	n := int64(len(code))
+	best := -1
+	for i, s := range t.tails {
+		if s.off >= t.out.start && s.end-s.off >= n && (best < 0 || s.end-s.off < t.tails[best].end-t.tails[best].off) {
+			best = i
+		}
+	}
+	if best >= 0 {
+		s := &t.tails[best]
+		off, s.off = s.off, s.off+n
+		return off, t.out.patch(code, off)
+	}
+	if last := (t.out.end() + n - 1) >> t.shift; last >= t.next {
+		if err := t.openRange(); err != nil {
+			return 0, err
+		}
+		t.next = (t.out.end()+n-1)>>t.shift + 1
+	}
+	off = t.out.end()
+	return off, t.out.add(code)
+}
+
+// zero makes cluster g read as zeros, whatever the backing has.
+func (t *tables) zero(g int64) error {
+	if err := t.enter(g); err != nil {
+		return err
+	}
+	t.put(g, readsZero)
+	return nil
+}
+
+// enter makes the L2 table the one that maps cluster g, which is not before it.
+func (t *tables) enter(g int64) error {
+	index := g >> t.l2Shift
+	if index == t.l2Index {
+		return nil
+	}
+	if err := t.saveL2(); err != nil {
+		return err
+	}
+	if t.l2Used {
+		clear(t.l2)
+	}
+	t.l2Index, t.l2Offset, t.l2Used = index, 0, false
+	return nil
+}
+
+func (t *tables) put(g int64, entry uint64) {
+	binary.BigEndian.PutUint64(t.l2[g&(1<<t.l2Shift-1)*entryBytes:], entry)
+	t.l2Used = true
+}
+
+// saveL2 writes the L2 table, if there is anything in it.
+func (t *tables) saveL2() error {
+	if !t.l2Used {
+		return nil
+	}
+	if t.l2Offset > 0 {
+		return t.out.patch(t.l2, t.l2Offset)
+	}
+	off, _, err := t.take(1)
+	if err != nil {
+		return err
+	}
+	t.l2Offset = off
+	binary.BigEndian.PutUint64(t.l1[t.l2Index*entryBytes:], uint64(off)|copied)
+	return t.out.add(t.l2)
+}
+
+// finish writes what is still in memory and returns where the refcount table
+// is, and its clusters.
+func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
+	if err := t.saveL2(); err != nil {
+		return 0, 0, err
+	}
+	if err := t.pad(); err != nil {
+		return 0, 0, err
+	}
+	if err := t.saveL1(zeroed); err != nil {
+		return 0, 0, err
+	}
+	// The refcount table is in one piece, so that what ranges are begun with it
+	// have their refcount blocks before it and not at their beginning. How many
+	// these are depends on how many they are.
+	begun := t.block + 1
+	ranges := begun
+	for {
+		clusters = t.ceil(ranges*entryBytes, t.shift)
+		end := t.next + ranges - begun + clusters
+		if n := (end-1)/t.perBlock + 1; n > ranges {
+			ranges = n
+			continue
+		}
+		break
+	}
+	if ranges*entryBytes > maxRefTable {
+		return 0, 0, t.tooLarge()
+	}
+	blocks := t.next
+	refTable = (blocks + ranges - begun) << t.shift
+	end := refTable>>t.shift + clusters
+	for c := t.next; ; c++ {
+		if c == end || c/t.perBlock > t.block {
+			off := t.blockOffset(t.block)
+			if t.block >= begun {
+				off = (blocks + t.block - begun) << t.shift
+			}
+			if err := t.savedCounts(off); err != nil {
+				return 0, 0, err
+			}
+			t.block = c / t.perBlock
+		}
+		if c == end {
+			break
+		}
+		if err := t.count(c); err != nil {
+			return 0, 0, err
+		}
+	}
+	var b [entryBytes]byte
+	for i := range ranges {
+		off := t.blockOffset(i)
+		if i >= begun {
+			off = (blocks + i - begun) << t.shift
+		}
+		binary.BigEndian.PutUint64(b[:], uint64(off))
+		if err := t.out.add(b[:]); err != nil {
+			return 0, 0, err
+		}
+	}
+	t.next = end
+	if err := t.out.addZeros(end << t.shift); err != nil {
+		return 0, 0, err
+	}
+	return refTable, clusters, t.out.flush()
+}
+
+// savedCounts writes the refcount block at off, and clears it for the next.
+func (t *tables) savedCounts(off int64) error {
+	defer clear(t.counts)
+	if off == t.out.end() {
+		return t.out.add(t.counts)
+	}
+	return t.out.patch(t.counts, off)
+}
+
+// saveL1 writes the L1 table, where it is not all zeros, or was zeros before.
+func (t *tables) saveL1(zeroed bool) error {
+	for off := int64(0); off < int64(len(t.l1)); off += runSize {
+		p := t.l1[off:min(off+runSize, int64(len(t.l1)))]
+		if zeroed && zero.Is(p) {
+			continue
+		}
+		if err := t.out.patch(p, t.l1Offset()+off); err != nil {
+			return err
+		}
+	}
+	// The rest of the last cluster, for what reads it whole.
+	if zeroed {
+		return nil
+	}
+	return t.out.patch(make([]byte, -len(t.l1)&(int(t.cluster)-1)), t.l1Offset()+int64(len(t.l1)))
+}
+
+// share makes n clusters of the disk from cluster g on share their blocks with
+// f from pos on. Done is how many were, also with an error.
+func (t *tables) share(file sink.Cloner, f *os.File, pos, g, n int64) (done int64, err error) {
+	for done < n {
+		if err := t.enter(g); err != nil {
+			return done, err
+		}
+		if err := t.openRange(); err != nil {
+			return done, err
+		}
+		if err := t.out.flush(); err != nil {
+			return done, err
+		}
+		off := t.next << t.shift
+		some := min(n-done, 1<<t.l2Shift-g&(1<<t.l2Shift-1), t.perBlock-t.next%t.perBlock)
+		if err := file.CloneFrom(f, pos, off, some<<t.shift); err != nil {
+			return done, err
+		}
+		for range some {
+			if err := t.count(t.next); err != nil {
+				return done, err
+			}
+			t.next++
+		}
+		t.out.start = t.next << t.shift
+		t.point(g, some, off)
+		g, done, pos = g+some, done+some, pos+some<<t.shift
+	}
+	return done, nil
+}

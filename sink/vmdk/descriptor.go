@@ -1,0 +1,166 @@
+package vmdk
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"vddkcp/source"
+)
+
+// noParent is the parentCID of an image without a parent ("Virtual Disk Format
+// 5.0", The Header).
+const noParent = 0xffffffff
+
+// What a descriptor says where the source doesn't.
+const (
+	defaultAdapter   = "lsilogic"
+	defaultHWVersion = "4" // the lowest one in use, which no host is too old for
+	// unmanagedTools is the version of tools that the guest itself looks after
+	// (open-vm-tools), so that vSphere offers no installation.
+	unmanagedTools = "2147483647"
+	openVMTools    = "4" // toolsInstallType
+	defaultName    = "disk.vmdk"
+)
+
+// maxValue bounds a value that is taken over, in bytes.
+const maxValue = 64
+
+// adapters are the spellings of ddb.adapterType ("Virtual Disk Format 5.0", The
+// Disk Database).
+var adapters = []string{"ide", "buslogic", "lsilogic", "legacyESX"}
+
+// descriptor is the text that describes an image, as far as one image differs
+// from another.
+type descriptor struct {
+	name                       string
+	sectors                    int64
+	cid                        uint32
+	adapter, hwVersion, uuid   string
+	toolsVersion               string
+	toolsInstallType           string
+	cylinders, heads, perTrack int64
+}
+
+// newDescriptor takes over what is known of the source and makes sense. The CID
+// says of which content children are, so that it stays that of the source;
+// where there is none it is random, lest two disks have the same.
+func newDescriptor(name string, size int64, info source.Info) descriptor {
+	d := descriptor{
+		name: extentName(name), sectors: size / sectorSize,
+		adapter:      defaultAdapter,
+		hwVersion:    defaultHWVersion,
+		toolsVersion: unmanagedTools,
+		uuid:         info.UUID,
+	}
+	for _, known := range adapters {
+		if strings.EqualFold(info.AdapterType, known) {
+			d.adapter = known
+		}
+	}
+	if isNumber(info.HWVersion) {
+		d.hwVersion = info.HWVersion
+	}
+	if isNumber(info.ToolsVersion) {
+		d.toolsVersion = info.ToolsVersion
+	}
+	if d.toolsVersion == unmanagedTools {
+		d.toolsInstallType = openVMTools
+	}
+	if !isPlain(d.uuid) {
+		d.uuid = ""
+	}
+	d.cid = newCID(info.CID)
+	d.cylinders, d.heads, d.perTrack = geometry(d.sectors, d.adapter, info.Geometry)
+	return d
+}
+
+func newCID(known string) uint32 {
+	if n, err := strconv.ParseUint(known, 16, 32); err == nil && n != noParent {
+		return uint32(n)
+	}
+	var b [4]byte
+	rand.Read(b[:])
+	return binary.LittleEndian.Uint32(b[:]) % noParent
+}
+
+// geometry is the source's, where that fits the disk, else what VMware gives a
+// new disk of that size: heads and sectors of a track by the size,
+// as many whole cylinders as there are.
+func geometry(sectors int64, adapter string, known [3]int64) (cylinders, heads, perTrack int64) {
+	c, h, s := known[0], known[1], known[2]
+	// Some round the last cylinder up.
+	if c > 0 && h > 0 && h <= 255 && s > 0 && s <= 63 && c <= (sectors-1)/(h*s)+1 {
+		return c, h, s
+	}
+	const gib = 1 << 30 / sectorSize
+	switch {
+	case adapter == "ide":
+		return min(max(sectors/(16*63), 1), 16383), 16, 63
+	case sectors < gib:
+		heads, perTrack = 64, 32
+	case sectors < 2*gib:
+		heads, perTrack = 128, 32
+	default:
+		heads, perTrack = 255, 63
+	}
+	return max(sectors/(heads*perTrack), 1), heads, perTrack
+}
+
+// extentName is what the descriptor calls the image's own file. Readers do not
+// look at it, and a pipe has none.
+func extentName(name string) string {
+	name = filepath.Base(name)
+	if !strings.EqualFold(filepath.Ext(name), ".vmdk") || len(name) > 255 || !isText(name) {
+		return defaultName
+	}
+	return name
+}
+
+// isText reports whether s can stand between quotes.
+func isText(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '"' })
+}
+
+func isPlain(s string) bool { return s != "" && len(s) <= maxValue && isText(s) }
+
+func isNumber(s string) bool {
+	return isPlain(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < '0' || r > '9' })
+}
+
+func (d descriptor) text() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, `# Disk DescriptorFile
+version=1
+encoding="UTF-8"
+CID=%08x
+parentCID=%08x
+createType="streamOptimized"
+
+# Extent description
+RW %d SPARSE "%s"
+
+# The Disk Data Base
+#DDB
+
+`, d.cid, uint32(noParent), d.sectors, d.name)
+	for _, entry := range []struct{ key, value string }{
+		{"adapterType", d.adapter},
+		{"geometry.cylinders", strconv.FormatInt(d.cylinders, 10)},
+		{"geometry.heads", strconv.FormatInt(d.heads, 10)},
+		{"geometry.sectors", strconv.FormatInt(d.perTrack, 10)},
+		{"toolsInstallType", d.toolsInstallType},
+		{"toolsVersion", d.toolsVersion},
+		{"uuid", d.uuid},
+		{"virtualHWVersion", d.hwVersion},
+	} {
+		if entry.value != "" {
+			fmt.Fprintf(&b, "ddb.%s = \"%s\"\n", entry.key, entry.value)
+		}
+	}
+	return b.String()
+}

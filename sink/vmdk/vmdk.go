@@ -1,0 +1,254 @@
+// Package vmdk writes streamOptimized VMDK images ("Virtual Disk Format 5.0" by
+// VMware, Stream-Optimized Compressed Sparse Extents): one file, each grain of
+// it compressed, written from the beginning to the end without going back, so
+// that it may go into a pipe. It is the kind of VMDK that vSphere imports.
+package vmdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"vddkcp/internal/target"
+	"vddkcp/sink"
+	"vddkcp/source"
+	reader "vddkcp/source/vmdk"
+)
+
+// MaxSize is the largest disk that Create takes, in bytes. Its grain directory
+// has 8 MiB, which are kept in memory; vSphere's own limit is 62 TiB.
+const MaxSize = 64 << 40
+
+// Levels of compression, as zlib counts them. At DefaultLevel a real file
+// system takes as many bytes as at zlib's own default, in a fifth of its time;
+// bench_test.go has the curve.
+const (
+	MinLevel     = 1
+	MaxLevel     = 9
+	DefaultLevel = 6
+)
+
+// Options are those of Create. Of Info, a descriptor takes over AdapterType,
+// HWVersion, ToolsVersion, UUID, CID and Geometry, where they are known and
+// make sense.
+type Options struct {
+	sink.Options
+	Level int // of compression, MinLevel to MaxLevel; 0: DefaultLevel
+}
+
+// CheckSize says why there can be no image of a disk of size bytes.
+func CheckSize(size int64) error {
+	switch {
+	case size == sink.UnknownSize:
+		return errors.New("a VMDK begins with the size of its disk, which is not known: say --size")
+	case size <= 0:
+		return fmt.Errorf("a disk of %d bytes can't be a VMDK, which has a sector of %d bytes at least", size, sectorSize)
+	case size%sectorSize != 0:
+		return fmt.Errorf("a disk of %d bytes can't be a VMDK, which has whole sectors: want a multiple of %d bytes; a raw target (--format raw) keeps the size", size, sectorSize)
+	case size > MaxSize:
+		return fmt.Errorf("a disk of %d bytes can't be a VMDK: want at most %d (64 TiB)", size, int64(MaxSize))
+	}
+	return nil
+}
+
+// Create makes an image of a disk of size bytes, and writes it to out, a new
+// disk of sink.UnknownSize that is a sink.Sizer: a file, a stream. The image's
+// disk owns out, ends when and as that ends, and Create aborts it where it
+// returns an error. Name is what messages and the descriptor call the image.
+//
+// The disk is sequential, with units of 64 KiB, Zeroed, an Encoder, Verifiable
+// where out is, and takes no Checkpoint: it can't be resumed. The sector
+// numbers of the format end at 2 TiB of the image's file, where writing fails.
+func Create(ctx context.Context, out sink.Disk, name string, size int64, o Options) (sink.Disk, error) {
+	d, err := create(ctx, out, name, size, o)
+	if err != nil {
+		return nil, errors.Join(err, out.Abort())
+	}
+	if _, ok := sink.Ability[sink.Verifiable](out); ok {
+		return verifiable{d}, nil
+	}
+	return d, nil
+}
+
+func create(ctx context.Context, out sink.Disk, name string, size int64, o Options) (*disk, error) {
+	if err := CheckSize(size); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if o.State != nil || o.Resume != 0 {
+		return nil, fmt.Errorf("%s: %w", name, errNoResume)
+	}
+	if o.Backing != nil {
+		return nil, fmt.Errorf("%s: a streamOptimized VMDK has no backing", name)
+	}
+	if o.Level == 0 {
+		o.Level = DefaultLevel
+	}
+	if o.Level < MinLevel || o.Level > MaxLevel {
+		return nil, fmt.Errorf("%s: compression level %d, want %d to %d", name, o.Level, MinLevel, MaxLevel)
+	}
+	sizer, ok := sink.Ability[sink.Sizer](out)
+	if !ok {
+		return nil, fmt.Errorf("%s: a streamOptimized VMDK goes to a file or a stream, whose size is known only at the end", name)
+	}
+	text := newDescriptor(name, size, o.Info).text()
+	if len(text) > descriptorSectors*sectorSize {
+		return nil, fmt.Errorf("%s: its descriptor has %d bytes, want at most %d", name, len(text), descriptorSectors*sectorSize)
+	}
+	d := &disk{
+		Life:  target.Life{Context: ctx, Name: name, Size: size, Unit: grainSize},
+		level: o.Level, out: out, sizer: sizer, file: newFile(out, size),
+	}
+	return d, d.file.begin(text)
+}
+
+var errNoResume = fmt.Errorf("a streamOptimized VMDK is written in one go and can't be resumed: %w", errors.ErrUnsupported)
+
+type disk struct {
+	target.Life
+	level int
+	out   sink.Disk
+	sizer sink.Sizer
+	file  *file
+	next  int64     // below, all is written
+	own   *encoding // of WriteAt
+}
+
+func (d *disk) Unit() int64 { return grainSize }
+
+// ZeroedFrom is true: a grain that is not written reads as zeros.
+func (d *disk) ZeroedFrom(int64) bool { return true }
+
+// call makes a call on the range that comes next.
+func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
+	if err := d.Begin(ctx, off, n); err != nil {
+		return err
+	}
+	defer d.Done()
+	if off < d.next {
+		return d.Fail(fmt.Errorf("%s is written in order: it has all up to %d, where %d bytes come at %d", d.Name, d.next, n, off))
+	}
+	if err := do(); err != nil {
+		return d.Fail(err)
+	}
+	return nil
+}
+
+// WriteAt encodes on its own what did not go through NewEncoding.
+func (d *disk) WriteAt(p []byte, off int64) (int, error) {
+	err := d.call(d.Context, off, int64(len(p)), func() error { return d.write(p, off) })
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+func (d *disk) write(p []byte, off int64) error {
+	if d.own == nil {
+		d.own = newEncoding(d.level)
+	}
+	for len(p) > 0 {
+		unit := p[:min(grainSize, len(p))]
+		enc, _, err := d.own.Encode(d.own.scratch[:0], unit)
+		if err != nil {
+			return fmt.Errorf("%s: %w", d.Name, err)
+		}
+		d.own.scratch = enc
+		if err := d.place(off, enc); err != nil {
+			return err
+		}
+		p, off = p[len(unit):], off+int64(len(unit))
+	}
+	return nil
+}
+
+func (d *disk) ZeroAt(ctx context.Context, off, n int64) error {
+	return d.call(ctx, off, n, func() error {
+		d.next = off + n
+		return nil
+	})
+}
+
+func (d *disk) SameAt(ctx context.Context, off, n int64) error {
+	return d.call(ctx, off, n, func() error {
+		return fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and a streamOptimized VMDK has none", d.Name, off, off+n)
+	})
+}
+
+// NewEncoding implements sink.Encoder. What it encodes is never plain.
+func (d *disk) NewEncoding() sink.Encoding { return newEncoding(d.level) }
+
+// Place implements sink.Encoder.
+func (d *disk) Place(off int64, enc []byte, plain bool) error {
+	return d.call(d.Context, off, max(min(grainSize, d.Size-off), 1), func() error {
+		if plain || len(enc) == 0 || len(enc) > maxPacked {
+			return fmt.Errorf("%s: the grain at %d has %d encoded bytes (plain: %v), want what an Encoding made", d.Name, off, len(enc), plain)
+		}
+		return d.place(off, enc)
+	})
+}
+
+// place writes one encoded grain.
+func (d *disk) place(off int64, enc []byte) error {
+	if err := d.file.grain(off/grainSize, enc); err != nil {
+		return d.explain(err)
+	}
+	d.next = min(off+grainSize, d.Size)
+	return nil
+}
+
+func (d *disk) explain(err error) error {
+	if errors.Is(err, errTooLong) {
+		return fmt.Errorf("%s: %w", d.Name, err)
+	}
+	return err // out names itself
+}
+
+func (d *disk) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
+	if err := d.Begin(d.Context, off, 0); err != nil {
+		return nil, nil, err
+	}
+	defer d.Done()
+	return nil, nil, d.Fail(fmt.Errorf("%s: %w", d.Name, errNoResume))
+}
+
+func (d *disk) Finish(ctx context.Context) error {
+	return d.Advance(ctx, target.Writing, func() error {
+		if err := d.file.end(); err != nil {
+			return d.explain(err)
+		}
+		if err := d.sizer.SetSize(d.file.pos); err != nil {
+			return err
+		}
+		return d.out.Finish(ctx)
+	})
+}
+
+func (d *disk) Publish(ctx context.Context) error {
+	return d.Advance(ctx, target.Finished, func() error { return d.out.Publish(ctx) })
+}
+
+// Suspend keeps what was written, as evidence: it can't be gone on with.
+func (d *disk) Suspend() error { return d.End(d.out.Suspend) }
+
+func (d *disk) Abort() error { return d.Life.Abort(d.out.Abort) }
+
+// verifiable is a disk whose file can be read back.
+type verifiable struct{ *disk }
+
+func (d verifiable) Reopen(ctx context.Context) (source.Disk, error) {
+	if err := d.BeginAt(ctx, target.Finished); err != nil {
+		return nil, err
+	}
+	defer d.Done()
+	v, _ := sink.Ability[sink.Verifiable](d.out)
+	f, err := v.Reopen(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return reader.Open(ctx, d.Name, f, nothingElse, reader.Options{})
+}
+
+// nothingElse is a source.Opener for an image that is whole in one file.
+func nothingElse(_ context.Context, from, name, _ string) (source.Disk, error) {
+	return nil, fmt.Errorf("%s names %q, and should be whole in one file", from, name)
+}

@@ -1,0 +1,150 @@
+package vddk
+
+import (
+	"container/list"
+	"fmt"
+	"math/bits"
+	"sort"
+	"sync"
+
+	"vddkcp/vddk/worker"
+)
+
+const (
+	// chunk is the unit that allocation is asked in: the library's least. A
+	// larger one would make more data of holes.
+	sectorSize   = 512
+	chunkSectors = 128
+	chunk        = chunkSectors * sectorSize
+	// windowChunks is the most that the library answers for at a time, and
+	// what the cache holds as one piece: 32 GiB.
+	windowChunks = 512 * 1024
+	window       = windowChunks * chunk
+
+	cacheBytes = 8 << 20
+)
+
+// allocation says which chunks of a window are allocated. It takes a few bytes
+// for each run of chunks, or a bit for each chunk, whichever is less.
+type allocation struct {
+	chunks  uint32
+	borders []uint32 // where runs end, the first one (maybe empty) a hole; nil: bits
+	bits    []uint64
+}
+
+// newAllocation returns the allocation of the chunks that begin at sector
+// first. It is an error when the blocks are not as the library promises,
+// ascending and within what was asked: then they say nothing. A chunk that is
+// touched by a block is allocated.
+func newAllocation(first uint64, chunks uint32, blocks []worker.Block) (*allocation, error) {
+	a := &allocation{chunks: chunks, borders: []uint32{}}
+	end := first + uint64(chunks)*chunkSectors
+	next := first
+	for i, b := range blocks {
+		if b.Start < next || b.Count == 0 || b.Start > end || b.Count > end-b.Start {
+			return nil, fmt.Errorf("block %d of the answer is [%d, +%d), want one in [%d, %d) (sectors)", i, b.Start, b.Count, next, end)
+		}
+		next = b.Start + b.Count
+		from := uint32((b.Start - first) / chunkSectors)
+		to := uint32((next - first + chunkSectors - 1) / chunkSectors)
+		n := len(a.borders)
+		if n > 0 && from <= a.borders[n-1] {
+			a.borders[n-1] = to
+		} else {
+			a.borders = append(a.borders, from, to)
+		}
+	}
+	if len(a.borders)*4 > int(chunks)/8 {
+		a.useBits()
+	} else {
+		a.borders = append(make([]uint32, 0, len(a.borders)), a.borders...)
+	}
+	return a, nil
+}
+
+func (a *allocation) useBits() {
+	a.bits = make([]uint64, (a.chunks+63)/64)
+	for i := 0; i < len(a.borders); i += 2 {
+		for c := a.borders[i]; c < a.borders[i+1]; c++ {
+			a.bits[c/64] |= 1 << (c % 64)
+		}
+	}
+	a.borders = nil
+}
+
+// bytes is about what a takes in memory.
+func (a *allocation) bytes() int { return 128 + 4*cap(a.borders) + 8*len(a.bits) }
+
+// run returns what chunk c is and the end of the run of chunks that are the
+// same.
+func (a *allocation) run(c uint32) (allocated bool, end uint32) {
+	if a.bits == nil {
+		i := sort.Search(len(a.borders), func(i int) bool { return a.borders[i] > c })
+		if i == len(a.borders) {
+			return false, a.chunks
+		}
+		return i%2 == 1, a.borders[i]
+	}
+	allocated = a.bits[c/64]>>(c%64)&1 == 1
+	for end = c; end < a.chunks; {
+		w := a.bits[end/64] >> (end % 64)
+		if allocated {
+			w = ^w // the bits shifted in look like the other kind
+			if n := 64 - end%64; n < 64 {
+				w &= 1<<n - 1
+			}
+		}
+		if w != 0 {
+			end += uint32(bits.TrailingZeros64(w))
+			break
+		}
+		end += 64 - end%64
+	}
+	return allocated, min(end, a.chunks)
+}
+
+// windows keeps the allocation of the windows that were asked for last. It is
+// safe for concurrent use.
+type windows struct {
+	most int // bytes
+
+	mu    sync.Mutex
+	known map[int64]*list.Element // by number
+	used  list.List               // of *knownWindow, the last used in front
+	bytes int
+}
+
+type knownWindow struct {
+	number int64
+	*allocation
+}
+
+func newWindows(most int) *windows {
+	return &windows{most: most, known: make(map[int64]*list.Element)}
+}
+
+func (w *windows) get(number int64) *allocation {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e := w.known[number]
+	if e == nil {
+		return nil
+	}
+	w.used.MoveToFront(e)
+	return e.Value.(*knownWindow).allocation
+}
+
+func (w *windows) put(number int64, a *allocation) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.known[number] != nil {
+		return
+	}
+	w.known[number] = w.used.PushFront(&knownWindow{number, a})
+	w.bytes += a.bytes()
+	for w.bytes > w.most && w.used.Len() > 1 {
+		last := w.used.Remove(w.used.Back()).(*knownWindow)
+		delete(w.known, last.number)
+		w.bytes -= last.bytes()
+	}
+}

@@ -1,0 +1,313 @@
+package vddk
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vddkcp/source"
+	"vddkcp/vddk/worker"
+)
+
+// runs lists the runs of an allocation as "h" and "d" with their lengths.
+func runs(a *allocation) string {
+	var s strings.Builder
+	for c := uint32(0); c < a.chunks; {
+		allocated, end := a.run(c)
+		if end <= c || end > a.chunks {
+			return fmt.Sprintf("%s then [%d, %d)", s.String(), c, end)
+		}
+		kind := "h"
+		if allocated {
+			kind = "d"
+		}
+		fmt.Fprintf(&s, "%s%d ", kind, end-c)
+		c = end
+	}
+	return strings.TrimSpace(s.String())
+}
+
+func TestAllocation(t *testing.T) {
+	const first = 1 << 20 // sector
+	for _, test := range []struct {
+		name   string
+		blocks [][2]uint64 // sectors, from first
+		want   string      // of 8 chunks; "": an error
+	}{
+		{"nothing", nil, "h8"},
+		{"all", [][2]uint64{{0, 1024}}, "d8"},
+		{"the first", [][2]uint64{{0, 128}}, "d1 h7"},
+		{"the last", [][2]uint64{{896, 128}}, "h7 d1"},
+		{"two", [][2]uint64{{128, 128}, {512, 256}}, "h1 d1 h2 d2 h2"},
+		{"touching", [][2]uint64{{128, 128}, {256, 256}}, "h1 d3 h4"},
+		{"parts of chunks", [][2]uint64{{130, 1}, {300, 300}}, "h1 d4 h3"},
+		{"two in one chunk", [][2]uint64{{130, 1}, {140, 1}}, "h1 d1 h6"},
+		{"empty block", [][2]uint64{{128, 0}}, ""},
+		{"descending", [][2]uint64{{256, 128}, {128, 128}}, ""},
+		{"overlapping", [][2]uint64{{128, 256}, {256, 128}}, ""},
+		{"past the end", [][2]uint64{{896, 129}}, ""},
+		{"before the start", [][2]uint64{{^uint64(0) - 127, 128}}, ""},
+		{"overflowing", [][2]uint64{{128, ^uint64(0) - 100}}, ""},
+	} {
+		var blocks []worker.Block
+		for _, b := range test.blocks {
+			blocks = append(blocks, worker.Block{Start: first + b[0], Count: b[1]})
+		}
+		a, err := newAllocation(first, 8, blocks)
+		if (err != nil) != (test.want == "") {
+			t.Errorf("%s: %v", test.name, err)
+			continue
+		}
+		if err != nil {
+			continue
+		}
+		if got := runs(a); got != test.want {
+			t.Errorf("%s: %s, want %s", test.name, got, test.want)
+		}
+		if a.bits == nil { // the same as bits
+			a.useBits()
+			if got := runs(a); got != test.want {
+				t.Errorf("%s as bits: %s, want %s", test.name, got, test.want)
+			}
+		}
+	}
+}
+
+// Both forms say the same of any chunk, and a checkerboard takes a bit a chunk.
+func TestAllocationForms(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, density := range []int{2, 3, 40, 10000} {
+		var blocks []worker.Block
+		want := make([]bool, 100_000)
+		for c := 0; c < len(want); c++ {
+			if r.IntN(density) == 0 {
+				blocks = append(blocks, worker.Block{Start: uint64(c) * 128, Count: 128})
+				want[c] = true
+			}
+		}
+		a, err := newAllocation(0, uint32(len(want)), blocks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if limit := len(want)/8 + 200; a.bytes() > limit {
+			t.Errorf("density %d: %d bytes", density, a.bytes())
+		}
+		for c := 0; c < len(want); c += 1 + r.IntN(3) {
+			got, end := a.run(uint32(c))
+			to := c
+			for to < len(want) && want[to] == want[c] {
+				to++
+			}
+			if got != want[c] || int(end) != to {
+				t.Fatalf("density %d, chunk %d: %v until %d, want %v until %d", density, c, got, end, want[c], to)
+			}
+		}
+	}
+}
+
+func TestWindows(t *testing.T) {
+	w := newWindows(1000)
+	a, _ := newAllocation(0, 8, nil)
+	for n := range int64(100) {
+		w.put(n, a)
+		w.get(0) // is used all the time
+	}
+	if w.get(0) == nil || w.get(99) == nil || w.get(50) != nil || w.bytes > 1000 {
+		t.Errorf("%d bytes", w.bytes)
+	}
+}
+
+// fakeQueries has a disk of holes with a chunk of data in each window.
+func fakeQueries(t testing.TB, size int64) *fakeHost {
+	host := &fakeHost{t: t, content: zeros{}, opened: worker.Opened{Capacity: uint64(size / sectorSize), Transport: "nbd"}}
+	next := uint64(0)
+	for off := uint64(0); off < host.opened.Capacity; off += windowChunks * chunkSectors {
+		host.holes = append(host.holes, worker.Block{Start: next, Count: off + 1024 - next})
+		next = off + 1024 + 128
+	}
+	host.holes = append(host.holes, worker.Block{Start: next, Count: host.opened.Capacity})
+	return host
+}
+
+type zeros struct{}
+
+func (zeros) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), nil }
+
+// The second pass over a 64 TiB disk asks nothing, and neither do clients that
+// ask for one extent at a time.
+func TestExtentsAreRemembered(t *testing.T) {
+	const size = 64<<40 + 512
+	host := fakeQueries(t, size)
+	d := host.mustOpen(Params{}, Options{})
+	count := func() (n int) {
+		for e, err := range source.Covered(t.Context(), d, 0, size) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if n++; e.Kind == source.Data && e.Len != chunk && e.End() != size {
+				t.Fatalf("%+v", e)
+			}
+		}
+		return n
+	}
+	n := count()
+	if n != 2*2048+2 || host.queries != 2048 {
+		t.Errorf("%d extents, %d queries", n, host.queries)
+	}
+	if count(); host.queries != 2048 {
+		t.Errorf("%d queries after the second pass", host.queries)
+	}
+	for off := int64(0); off < 1<<40; {
+		for e, err := range d.Extents(t.Context(), off, min(size-off, 1<<32)) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			off = e.End()
+			break
+		}
+	}
+	if host.queries != 2048 {
+		t.Errorf("%d queries after one extent at a time", host.queries)
+	}
+	if d.allocation.cache.bytes > cacheBytes {
+		t.Errorf("%d bytes are remembered", d.allocation.cache.bytes)
+	}
+}
+
+// While a query takes its time the disk is read, and the next window has been
+// asked for when it is wanted.
+func TestQueriesAreAhead(t *testing.T) {
+	host := fakeQueries(t, 4*window)
+	let := make(chan struct{}, 4)
+	asked := make(chan uint64, 4)
+	host.onQuery = func(_ int, _ *fakeWorker, start, _ uint64) error {
+		asked <- start / chunkSectors / windowChunks
+		<-let
+		return nil
+	}
+	d := host.mustOpen(Params{}, Options{})
+	wanted := make(chan struct{})
+	go func() {
+		defer close(wanted)
+		n := 0
+		for _, err := range d.Extents(t.Context(), 0, d.Size()) {
+			if err != nil {
+				t.Error(err)
+			}
+			if n++; n == 1 {
+				break
+			}
+		}
+	}()
+	if w := <-asked; w != 0 {
+		t.Errorf("window %d was asked for first", w)
+	}
+	if _, err := d.ReadAt(make([]byte, 3*mib), 0); err != nil { // beside the query
+		t.Error(err)
+	}
+	let <- struct{}{}
+	<-wanted
+	if w := <-asked; w != 1 {
+		t.Errorf("window %d was asked for ahead", w)
+	}
+	let <- struct{}{}
+	close(let)
+}
+
+func TestQueriesAreHalved(t *testing.T) {
+	host := fakeQueries(t, 3*window)
+	most := uint64(0)
+	host.onQuery = func(_ int, _ *fakeWorker, _, sectors uint64) error {
+		if sectors > 100_000*chunkSectors {
+			return libraryError(1, "Unknown error")
+		}
+		most = max(most, sectors/chunkSectors)
+		return nil
+	}
+	d := host.mustOpen(Params{}, Options{})
+	n := 0
+	for _, err := range source.Covered(t.Context(), d, 0, d.Size()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	if n != 7 || most != windowChunks/8 || host.queries != 3+3*8 || d.Stats().ExtentsSource != "query" {
+		t.Errorf("%d extents, up to %d chunks a query, %d queries, %+v", n, most, host.queries, d.Stats())
+	}
+}
+
+// Queries that fail are given up once, and all that is not known then is data.
+func TestQueriesFail(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		err     func(k int) error
+		most    int // queries
+		known   int64
+		missing bool
+	}{
+		{name: "unsupported", err: func(int) error { return libraryError(6, "The operation is not supported") }, most: 1},
+		{name: "always", err: func(int) error { return libraryError(1, "Unknown error") }, most: 10},
+		{name: "later", err: func(k int) error { return when(k > 1, libraryError(1, "Unknown error")) }, most: 11, known: window},
+		{name: "the worker crashes", err: func(int) error { return errCrash }, most: 2},
+		{name: "once it crashes", err: func(k int) error { return when(k == 2, errCrash) }, most: 4, known: 3 * window},
+		{name: "what is no answer", err: func(int) error { return errors.New("blocks overlap") }, most: 1},
+		{name: "no such function", missing: true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			host := fakeQueries(t, 3*window)
+			if test.missing {
+				host.lacks = "VixDiskLib_QueryAllocatedBlocks"
+			}
+			host.onQuery = func(k int, _ *fakeWorker, _, _ uint64) error { return test.err(k) }
+			var mu sync.Mutex
+			var warnings []string
+			d := host.mustOpen(Params{}, Options{Retry: fastRetry(-1), Warn: func(s string) {
+				mu.Lock()
+				defer mu.Unlock()
+				warnings = append(warnings, s)
+			}})
+			for range 2 {
+				end := int64(0)
+				for e, err := range source.Covered(t.Context(), d, 0, d.Size()) {
+					if err != nil {
+						t.Fatal(err)
+					}
+					if end = e.End(); e.Off >= test.known && e.Kind != source.Data {
+						t.Errorf("%+v, want data from %d on", e, test.known)
+					}
+				}
+				if end != d.Size() {
+					t.Errorf("the extents end at %d", end)
+				}
+			}
+			want, source := 1, "full"
+			if test.known == d.Size() {
+				want, source = 0, "query"
+			}
+			if len(warnings) != want || host.queries > test.most || d.Stats().ExtentsSource != source {
+				t.Errorf("warnings %q, %d queries, %+v", warnings, host.queries, d.Stats())
+			}
+		})
+	}
+}
+
+// A query that hangs is ended with its worker, and Close does not wait for one
+// that nobody wants.
+func TestQueryHangs(t *testing.T) {
+	host := fakeQueries(t, 3*window)
+	host.onQuery = func(k int, _ *fakeWorker, _, _ uint64) error { return errHang }
+	d := host.mustOpen(Params{}, Options{Timeout: 20 * time.Millisecond, Retry: fastRetry(-1)})
+	for e, err := range d.Extents(t.Context(), 0, d.Size()) {
+		if err != nil || e.Kind != source.Data {
+			t.Error(e, err)
+		}
+	}
+	if host.queries != 2 || d.Stats().Restarts == 0 {
+		t.Errorf("%d queries, %+v", host.queries, d.Stats())
+	}
+}

@@ -1,0 +1,187 @@
+package vddk
+
+import (
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"vddkcp/vddk/worker"
+)
+
+// Error is a call to the library that failed. Its message holds no secrets.
+type Error struct {
+	Op       string   // "open", "read", "write", "flush", "query"
+	Func     string   // of the library
+	Disk     string   // Params.File
+	Off, Len int64    // bytes; of a read or write or query
+	Code     uint64   // VixError as it came
+	Text     string   // the library's, of the code
+	Last     []string // what the library logged during the call, the newest last
+	first    bool     // no read succeeded before
+	expected string   // the thumbprint that was handed to it
+}
+
+func (e *Error) code() int { return int(e.Code & 0xffff) }
+
+func (e *Error) Error() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "VDDK: %s %s", e.Op, e.Disk)
+	if e.Len > 0 {
+		fmt.Fprintf(&s, " [%d, %d)", e.Off, e.Off+e.Len)
+	}
+	s.WriteString(": ")
+	if e.Func != "" {
+		s.WriteString(e.Func + ": ")
+	}
+	fmt.Fprintf(&s, "error %d", e.code())
+	if more := e.Code >> 16; more != 0 {
+		fmt.Fprintf(&s, " (%#x)", e.Code)
+	}
+	if e.Text != "" {
+		s.WriteString(": " + e.Text)
+	}
+	if m := e.meaning(); m != nil && m.say != nil {
+		s.WriteString(": " + m.say(e))
+	} else if n := len(e.Last); n > 0 {
+		fmt.Fprintf(&s, "; its last words: %q", e.Last[n-1])
+	}
+	return s.String()
+}
+
+// Hint says what to do about it, or nothing.
+func (e *Error) Hint() string {
+	if m := e.meaning(); m != nil {
+		return m.hint
+	}
+	return ""
+}
+
+// Hint returns what to do about err, where an Error in it knows.
+func Hint(err error) string {
+	var e interface{ Hint() string }
+	if errors.As(err, &e) {
+		return e.Hint()
+	}
+	return ""
+}
+
+// meaning is what is known of an error by its code, text and log lines.
+type meaning struct {
+	op        string         // of which call alone; "": of any
+	first     bool           // of the first read alone
+	code      int            // of which code alone; 0: of any
+	line      *regexp.Regexp // found in the text or in a line; nil: the code is enough
+	times     int            // in how many lines at least
+	permanent bool           // it comes again
+	say       func(*Error) string
+	hint      string
+}
+
+const hintMemory = "the ESXi host has no NFC memory left for more or larger connections: lower --connections, --request-size or --nfc-buffers, " +
+	"copy fewer disks at a time, or give the host more: in /etc/vmware/hostd/config.xml raise <nfcsvc><maxMemory> (bytes; 50331648 is the default), " +
+	"then run /etc/init.d/hostd restart there"
+
+var thumbprints = regexp.MustCompile(`(?i)actual thumbprint\s*=\s*([0-9A-F:]+).{0,20}expected\s*=\s*([0-9A-F:]+)`)
+
+// meanings are looked through in order; the first one that fits counts.
+var meanings = []meaning{
+	{line: regexp.MustCompile(`(?i)actual thumbprint\s*=`), permanent: true, say: (*Error).sayThumbprint,
+		hint: "the certificate is another one: compare the real thumbprint with what the host itself shows, and give it with --thumbprint"},
+	{line: regexp.MustCompile(`(?i)(thumbprint|certificate|ssl verification).{0,60}(mismatch|invalid|fail|not match|error)`), permanent: true,
+		hint: "the server's certificate is not the one of --thumbprint; vddkcp thumbprint HOST shows it"},
+	{line: regexp.MustCompile(`(?i)incorrect user name or password|incorrect login|invalid login|login failed|cannot complete login|authentication fail|not authenticated|InvalidLogin`), permanent: true,
+		hint: "the server refused the login: check --user (user@domain or DOMAIN\\user) and the password"},
+	{line: regexp.MustCompile(`(?i)failed to allocate the requested|nfc error:? 5\b`), hint: hintMemory},
+	{code: worker.CodeOutOfMemory, hint: hintMemory},
+	{line: regexp.MustCompile(`libssl\.so\.3: cannot open`), permanent: true,
+		hint: "VDDK 8.0.2 and later need a newer system than this one: use VDDK 8.0.1, or a newer system"},
+	{line: regexp.MustCompile(`GetFileName: Cannot create disk spec`), permanent: true,
+		hint: "this is an independent disk, which no snapshot holds: copy it while the VM is off"},
+	{line: regexp.MustCompile(`(?i)FileLockCreateEntryDirectory.*Permission denied|read-only file ?system|EROFS`), permanent: true,
+		hint: "the disk lies in a place that can't be written: open it read-only, or copy it elsewhere first"},
+	{line: regexp.MustCompile(`(?i)host address lookup.*failed|name or service not known`),
+		hint: "the name of the ESXi host must resolve here: check DNS or /etc/hosts"},
+	{op: "open", line: regexp.MustCompile(`NBD_ClientOpen: attempting to create connection`), times: 3,
+		hint: "the ESXi host's port 902 is not reached, or VDDK 6.7 has its known defect: open port 902 from here to the ESXi host, or use a newer VDDK"},
+	{op: "open", code: worker.CodeNoAccess,
+		hint: "the disk is locked, most often by its running VM: name a snapshot with --snapshot"},
+	{op: "open", code: worker.CodeFileNotFound, permanent: true,
+		hint: "there is no such disk: the name is '[DATASTORE] FOLDER/DISK.vmdk' as the VM's settings show it"},
+	{code: worker.CodeFileNotFound, permanent: true},
+	{op: "open", code: worker.CodeInvalidArg, permanent: true},
+	{op: "open", code: worker.CodeNotSupported, permanent: true,
+		hint: "this VDDK can't open such a disk: it supports the version of vSphere of its own number, the two before and one after it"},
+	{op: "read", first: true,
+		hint: "the disk opened and its first read failed, as it does when VDDK is too new or too old for the host: VDDK supports the two versions of vSphere before it and one after"},
+}
+
+// meaning returns what is known of e, or nil.
+func (e *Error) meaning() *meaning {
+	for i := range meanings {
+		m := &meanings[i]
+		if m.op != "" && m.op != e.Op || m.first && !e.first || m.code != 0 && m.code != e.code() {
+			continue
+		}
+		if m.line == nil {
+			return m
+		}
+		found := 0
+		for _, line := range append([]string{e.Text}, e.Last...) {
+			if m.line.MatchString(line) {
+				found++
+			}
+		}
+		if found >= max(m.times, 1) {
+			return m
+		}
+	}
+	return nil
+}
+
+// permanent says whether the same call fails again.
+func (e *Error) permanent() bool {
+	m := e.meaning()
+	return m != nil && m.permanent
+}
+
+// noMemory says whether the host or the library had no memory for the call.
+func (e *Error) noMemory() bool {
+	m := e.meaning()
+	return m != nil && m.hint == hintMemory
+}
+
+// sayThumbprint tells both thumbprints, which the library only logs.
+func (e *Error) sayThumbprint() string {
+	for _, line := range e.Last {
+		if m := thumbprints.FindStringSubmatch(line); m != nil {
+			return fmt.Sprintf("the server's certificate has the thumbprint %s, expected was %s", m[1], m[2])
+		}
+	}
+	return "the server's certificate has another thumbprint than " + e.expected
+}
+
+// lostError says that a worker process is gone or was killed. What was on the
+// way may be done or not.
+type lostError struct {
+	op   string
+	err  error
+	late bool // it was given up while it was opening the disk
+}
+
+func (e *lostError) Error() string {
+	return "the VDDK worker was lost during " + e.op + ": " + e.err.Error()
+}
+func (e *lostError) Unwrap() error { return e.err }
+
+func isLost(err error) bool {
+	var lost *lostError
+	return errors.As(err, &lost)
+}
+
+// asError returns the error of the library in err, or nil.
+func asError(err error) *Error {
+	var e *Error
+	errors.As(err, &e)
+	return e
+}

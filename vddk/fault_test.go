@@ -1,0 +1,744 @@
+package vddk
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vddkcp/source"
+	"vddkcp/vddk/worker"
+)
+
+const mib = 1 << 20
+
+// readBoth reads the disk by many readers at once, half of it into the disk's
+// own buffers, and compares.
+func readBoth(t *testing.T, d *Disk, content []byte) error {
+	t.Helper()
+	var wg sync.WaitGroup
+	offs := make(chan int64, len(content)/mib+1)
+	for off := int64(0); off < int64(len(content)); off += mib {
+		offs <- off
+	}
+	close(offs)
+	var first atomic.Pointer[error]
+	for range 8 {
+		wg.Go(func() {
+			for off := range offs {
+				n := int(min(mib, int64(len(content))-off))
+				b, free, err := d.Buffer(t.Context(), n)
+				if err != nil {
+					first.CompareAndSwap(nil, &err)
+					return
+				}
+				if off/mib%2 == 1 {
+					own := make([]byte, n)
+					_, err = d.ReadAt(own, off)
+					copy(b, own)
+				} else {
+					_, err = d.ReadAt(b, off)
+				}
+				if err == nil && !bytes.Equal(b, content[off:off+int64(n)]) {
+					err = fmt.Errorf("[%d, +%d) differs", off, n)
+				}
+				if err != nil {
+					first.CompareAndSwap(nil, &err)
+				}
+				free()
+			}
+		})
+	}
+	wg.Wait()
+	if err := first.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func TestFaults(t *testing.T) {
+	const size = 12 * mib
+	for _, test := range []struct {
+		name     string
+		fault    func(host *fakeHost)
+		o        Options
+		err      string // of reading all; "": none
+		restarts int64
+	}{
+		{name: "crash", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
+		}, o: Options{Connections: 1}, restarts: 1},
+		{name: "crash of one in two", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
+		}, o: Options{Connections: 2}, restarts: 1},
+		{name: "crash at every fifth read", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k%5 == 0, errCrash) }
+		}, o: Options{Connections: 2}, restarts: 2},
+		{name: "hang", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errHang) }
+		}, o: Options{Connections: 1, Timeout: 50 * time.Millisecond}, restarts: 1},
+		{name: "always a crash", fault: func(h *fakeHost) {
+			h.onRead = func(int, *fakeWorker, uint64, int) error { return errCrash }
+		}, o: Options{Retry: fastRetry(3)}, err: "given up after 3 retries: the VDDK worker was lost during"},
+		{name: "always a crash, no progress", fault: func(h *fakeHost) {
+			h.onRead = func(int, *fakeWorker, uint64, int) error { return errCrash }
+		}, o: Options{Retry: source.RetryOptions{Retries: -1, Timeout: 100 * time.Millisecond, Backoff: func(int) time.Duration { return 10 * time.Millisecond }}}, err: "without a read that succeeded: the VDDK worker was lost"},
+		{name: "no retries", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
+		}, o: Options{Connections: 1, Retry: source.RetryOptions{Timeout: time.Minute}}, err: "the VDDK worker was lost during read"},
+		{name: "refused reopening", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
+			h.onOpen = func(n int, _ *worker.Opened) error {
+				return when(n == 2 || n == 3, libraryError(18000, "cannot connect"))
+			}
+		}, o: Options{Connections: 1}, restarts: 3},
+		{name: "reopening refused for good", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
+			h.onOpen = func(n int, _ *worker.Opened) error { return when(n >= 2, libraryError(4, "no such file")) }
+		}, o: Options{Connections: 1}, err: "open [ds (1)] a b/a b.vmdk: VixDiskLib_Function: error 4: no such file"},
+		{name: "one of two can't be had again", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
+			h.onOpen = func(n int, _ *worker.Opened) error { return when(n >= 3, libraryError(18000, "too many")) }
+			h.delay = 5 * time.Millisecond
+		}, o: Options{Connections: 2}, restarts: -1},
+		{name: "another capacity", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
+			h.onOpen = func(n int, o *worker.Opened) error {
+				if n > 1 {
+					o.Capacity -= 8
+				}
+				return nil
+			}
+		}, o: Options{Connections: 1}, err: "it is another disk: it had 12582912 bytes"},
+		{name: "another uuid", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
+			h.onOpen = func(n int, o *worker.Opened) error {
+				if n > 1 {
+					o.UUID = "61 00"
+				}
+				return nil
+			}
+		}, o: Options{Connections: 1}, err: `(uuid "60 00") and has 12582912 (uuid "61 00")`},
+		{name: "out of memory", fault: func(h *fakeHost) {
+			h.onRead = func(_ int, w *fakeWorker, _ uint64, sectors int) error {
+				return when(sectors > 300, libraryError(2, "out of memory"))
+			}
+		}, o: Options{Connections: 1}},
+		{name: "NFC error 5", fault: func(h *fakeHost) {
+			h.onRead = func(_ int, w *fakeWorker, _ uint64, sectors int) error {
+				if sectors <= 128 {
+					return nil
+				}
+				w.log(worker.Warning, "NfcFssrvrProcessErrorMsg: received NFC error 5 from server: Failed to allocate the requested 1048600 bytes")
+				return libraryError(1, "Unknown error")
+			}
+		}, o: Options{Connections: 1}},
+		{name: "always out of memory", fault: func(h *fakeHost) {
+			h.onRead = func(int, *fakeWorker, uint64, int) error { return libraryError(2, "out of memory") }
+		}, o: Options{Retry: fastRetry(2)}, err: "given up after 2 retries: VDDK: read [ds (1)] a b/a b.vmdk ["},
+		{name: "some fail", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error {
+				return when(k%4 == 0, libraryError(1, "Unknown error"))
+			}
+		}, o: Options{Connections: 1}, restarts: -1},
+		{name: "a range always fails", fault: func(h *fakeHost) {
+			h.onRead = func(_ int, _ *fakeWorker, sector uint64, _ int) error {
+				return when(sector == 4096, libraryError(1, "Unknown error"))
+			}
+		}, o: Options{Retry: fastRetry(4)}, err: "given up after 4 retries: VDDK: read [ds (1)] a b/a b.vmdk [2097152, 3145728): VixDiskLib_Function: error 1: Unknown error", restarts: -1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			host, content := newFakeHost(t, size)
+			host.delay = time.Millisecond
+			test.fault(host)
+			if test.o.Retry.Timeout == 0 && test.o.Retry.Retries == 0 {
+				test.o.Retry = fastRetry(-1)
+			}
+			d := host.mustOpen(Params{Server: "esxi"}, test.o)
+			err := readBoth(t, d, content)
+			if test.err == "" && err != nil || test.err != "" && (err == nil || !strings.Contains(err.Error(), test.err)) {
+				t.Fatalf("got %v, want %q", err, test.err)
+			}
+			stats := d.Stats()
+			if test.err == "" && test.restarts >= 0 && stats.Restarts < test.restarts {
+				t.Errorf("%+v, want %d restarts", stats, test.restarts)
+			}
+			if test.err == "" && stats.Retries == 0 {
+				t.Errorf("%+v: nothing was repeated", stats)
+			}
+			if test.err != "" && strings.Contains(test.err, "another") && !source.IsPermanent(err) {
+				t.Errorf("%v is not permanent", err)
+			}
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+			host.mu.Lock()
+			if want := int(d.restarts.Load()); host.cleanups != want {
+				t.Errorf("%d calls of Cleanup, want one a restart: %d", host.cleanups, want)
+			}
+			host.mu.Unlock()
+		})
+	}
+}
+
+func when(yes bool, err error) error {
+	if yes {
+		return err
+	}
+	return nil
+}
+
+// A buffer outlives its worker, the disk, and both.
+func TestBufferOutlivesItsWorker(t *testing.T) {
+	host, content := newFakeHost(t, 4*mib)
+	crash := atomic.Bool{}
+	host.onRead = func(int, *fakeWorker, uint64, int) error { return when(crash.CompareAndSwap(true, false), errCrash) }
+	d := host.mustOpen(Params{}, Options{Connections: 1, Retry: fastRetry(-1)})
+	old, freeOld, err := d.Buffer(t.Context(), mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ReadAt(old, mib); err != nil {
+		t.Fatal(err)
+	}
+	crash.Store(true)
+	if _, err := d.ReadAt(make([]byte, 512), 0); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(old, content[mib:2*mib]) {
+		t.Error("the buffer of a lost worker changed")
+	}
+	if _, err := d.ReadAt(old, 2*mib); err != nil || !bytes.Equal(old, content[2*mib:3*mib]) {
+		t.Errorf("reading into the buffer of a lost worker: %v", err)
+	}
+	young, freeYoung, err := d.Buffer(t.Context(), 100)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if !bytes.Equal(old, content[2*mib:3*mib]) {
+		t.Error("the buffer changed with Close")
+	}
+	freeOld()
+	freeOld() // does nothing
+	young[99] = 1
+	freeYoung()
+	host.checkGone()
+}
+
+func TestBufferBlocks(t *testing.T) {
+	host, _ := newFakeHost(t, mib)
+	d := host.mustOpen(Params{}, Options{Connections: 1, Depth: 2})
+	var frees []func()
+	for range 4 {
+		_, free, err := d.Buffer(t.Context(), mib)
+		if err != nil {
+			t.Fatal(err)
+		}
+		frees = append(frees, free)
+	}
+	why := errors.New("no patience")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	got := make(chan error)
+	go func() {
+		_, _, err := d.Buffer(ctx, 1)
+		got <- err
+	}()
+	cancel(why)
+	if err := <-got; err != why {
+		t.Errorf("%v, want the cause", err)
+	}
+	go func() {
+		_, free, err := d.Buffer(t.Context(), 1)
+		if err == nil {
+			free()
+		}
+		got <- err
+	}()
+	// Reads into other memory don't wait for buffers.
+	if _, err := d.ReadAt(make([]byte, mib), 0); err != nil {
+		t.Error(err)
+	}
+	frees[0]()
+	if err := <-got; err != nil {
+		t.Error(err)
+	}
+	go func() {
+		_, free, err := d.Buffer(t.Context(), 1) // the one that is free again
+		if err == nil {
+			defer free()
+			_, _, err = d.Buffer(t.Context(), 1)
+		}
+		got <- err
+	}()
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-got; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("%v, want one that says closed", err)
+	}
+	for _, free := range frees {
+		free()
+	}
+}
+
+func TestOpenFails(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		fault     func(*fakeHost)
+		o         Options
+		err       string
+		permanent bool
+		hint      string
+		starts    int
+	}{
+		{name: "no such disk", fault: func(h *fakeHost) {
+			h.onOpen = func(int, *worker.Opened) error { return libraryError(4, "The file was not found") }
+		}, err: "error 4: The file was not found", permanent: true, hint: "DATASTORE", starts: 1},
+		{name: "login", fault: func(h *fakeHost) {
+			h.onOpen = func(int, *worker.Opened) error {
+				return libraryError(3014, "Cannot complete login due to an incorrect user name or password")
+			}
+		}, err: "incorrect user name", permanent: true, hint: "refused the login", starts: 1},
+		{name: "thumbprint", fault: func(h *fakeHost) {
+			h.onOpen = func(n int, _ *worker.Opened) error {
+				h.workers[n-1].log(worker.Warning, "SSL: actual thumbprint=11:22:33 expected=AA:BB")
+				return libraryError(1, "Unknown error")
+			}
+		}, err: "has the thumbprint 11:22:33, expected was AA:BB", permanent: true, hint: "--thumbprint", starts: 1},
+		{name: "refused", fault: func(h *fakeHost) {
+			h.onOpen = func(int, *worker.Opened) error { return libraryError(14009, "The server refused connection") }
+		}, err: "error 14009: The server refused connection", starts: 1},
+		{name: "locked", fault: func(h *fakeHost) {
+			h.onOpen = func(int, *worker.Opened) error { return libraryError(13, "You do not have access rights to this file") }
+		}, err: "error 13", hint: "--snapshot", starts: 1},
+		{name: "crash, always", fault: func(h *fakeHost) {
+			h.onOpen = func(int, *worker.Opened) error { return errCrash }
+		}, err: "lost during open", starts: 3},
+		{name: "crash, no retries", fault: func(h *fakeHost) {
+			h.onOpen = func(int, *worker.Opened) error { return errCrash }
+		}, o: Options{Retry: source.RetryOptions{Timeout: time.Minute}}, err: "lost during open", starts: 1},
+		{name: "hang", fault: func(h *fakeHost) {
+			h.onOpen = func(int, *worker.Opened) error { return errHang }
+		}, o: Options{Timeout: 10 * time.Millisecond}, err: "no answer within 50ms", starts: 1},
+		{name: "no memory", fault: func(h *fakeHost) {
+			h.onOpen = func(int, *worker.Opened) error { return libraryError(2, "Memory allocation failed") }
+		}, err: "error 2", hint: "<nfcsvc><maxMemory>", starts: 7},
+		{name: "no worker program", fault: func(h *fakeHost) {
+			h.onStart = func(int) error { return &worker.ProgramError{Tried: []error{errors.New("not embedded")}} }
+		}, err: "no vddkcp-vddk-worker", permanent: true, hint: "make", starts: 1},
+		{name: "writable without Flush", fault: func(h *fakeHost) { h.lacks = "VixDiskLib_Flush" },
+			o: Options{Writable: true}, err: "has no VixDiskLib_Flush", permanent: true, starts: 1},
+		{name: "absurd capacity", fault: func(h *fakeHost) { h.opened.Capacity = 1 << 60 }, err: "1152921504606846976 sectors", permanent: true, starts: 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			host, _ := newFakeHost(t, mib)
+			test.fault(host)
+			if test.o.Retry.Timeout == 0 {
+				test.o.Retry = fastRetry(-1)
+			}
+			_, err := host.open(t.Context(), Params{Server: "esxi"}, test.o)
+			if err == nil || !strings.Contains(err.Error(), test.err) {
+				t.Fatalf("%v, want %q", err, test.err)
+			}
+			if source.IsPermanent(err) != test.permanent || !strings.Contains(Hint(err), test.hint) || test.hint == "" && Hint(err) != "" {
+				t.Errorf("permanent %v, hint %q", source.IsPermanent(err), Hint(err))
+			}
+			if host.starts != test.starts {
+				t.Errorf("%d workers, want %d", host.starts, test.starts)
+			}
+			host.checkGone()
+		})
+	}
+}
+
+// A host that lacks memory for the buffers of the first connection gets
+// smaller ones.
+func TestOpenWithSmallerBuffers(t *testing.T) {
+	host, content := newFakeHost(t, mib)
+	host.onOpen = func(n int, _ *worker.Opened) error { return when(n < 4, libraryError(2, "Memory allocation failed")) }
+	d := host.mustOpen(Params{}, Options{Connections: 1})
+	if err := readBoth(t, d, content); err != nil {
+		t.Error(err)
+	}
+	if want := (NFCBuffers{2 * 64 << 10, 4}); d.buffers != want {
+		t.Errorf("%+v, want %+v", d.buffers, want)
+	}
+}
+
+func TestPrepareAccess(t *testing.T) {
+	for _, test := range []struct {
+		name           string
+		crashAt        int // read; 0: none
+		openFails      int // of the n-th worker
+		cancel         bool
+		prepares, ends int // by other workers than the one that prepared
+	}{
+		{name: "orderly", prepares: 1},
+		{name: "crash", crashAt: 2, prepares: 2, ends: 1},
+		{name: "cancelled", cancel: true, prepares: 1, ends: 1},
+		{name: "opening fails", openFails: 1, prepares: 1, ends: 1},
+		{name: "crash, reopening fails", crashAt: 2, openFails: 2, prepares: 2, ends: 2},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			host, _ := newFakeHost(t, 4*mib)
+			host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == test.crashAt, errCrash) }
+			host.onOpen = func(n int, _ *worker.Opened) error { return when(n == test.openFails, libraryError(4, "gone")) }
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			connections := 3
+			if test.crashAt > 0 {
+				connections = 1
+			}
+			d, err := host.open(ctx, Params{Server: "vc", PrepareAccess: true}, Options{Connections: connections, Retry: fastRetry(-1)})
+			if err == nil {
+				for range 4 {
+					d.ReadAt(make([]byte, 512), 0)
+				}
+				if test.cancel {
+					cancel()
+				}
+				d.Close()
+			} else if test.openFails != 1 {
+				t.Fatal(err)
+			}
+			host.mu.Lock()
+			defer host.mu.Unlock()
+			if host.prepares != test.prepares || host.endAccess != test.ends {
+				t.Errorf("%d times prepared, want %d; ended by others %d times, want %d", host.prepares, test.prepares, host.endAccess, test.ends)
+			}
+		})
+	}
+}
+
+// memoryDisk can be written, and knows what a lost worker loses.
+type memoryDisk struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (m *memoryDisk) ReadAt(p []byte, off int64) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return copy(p, m.b[off:]), nil
+}
+
+func (m *memoryDisk) WriteAt(p []byte, off int64) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return copy(m.b[off:], p), nil
+}
+
+func newWritable(t *testing.T, size int, o Options) (*fakeHost, *memoryDisk, *Disk) {
+	host, content := newFakeHost(t, size)
+	m := &memoryDisk{b: bytes.Clone(content)}
+	host.content = m
+	o.Writable = true
+	if o.Retry.Backoff == nil {
+		o.Retry = fastRetry(-1)
+	}
+	return host, m, host.mustOpen(Params{}, o)
+}
+
+// Writes of any alignment by many at once change what they name and nothing
+// else.
+func TestWrite(t *testing.T) {
+	for _, o := range []Options{{}, {RequestSize: 4096, Depth: 1}} {
+		host, m, d := newWritable(t, 2*mib+512, o)
+		want := bytes.Clone(m.b)
+		var wg sync.WaitGroup
+		const writers = 8
+		for w := range writers {
+			// Each has every eighth piece of 100 bytes: they share sectors.
+			wg.Go(func() {
+				r := rand.New(rand.NewPCG(uint64(w), 1))
+				for range 100 {
+					piece := r.IntN(len(want)/100/writers)*writers + w
+					p := want[piece*100 : piece*100+100]
+					for i := range p {
+						p[i] = byte(r.Int())
+					}
+					if _, err := d.WriteAt(p, int64(piece)*100); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if !bytes.Equal(m.b, want) {
+			t.Error("small writes: the content differs")
+		}
+		r := rand.New(rand.NewPCG(9, 9))
+		for range 50 {
+			off := r.IntN(len(want))
+			n := r.IntN(min(len(want)-off, 300_000))
+			if r.IntN(2) == 0 {
+				clear(want[off : off+n])
+				if err := d.ZeroAt(t.Context(), int64(off), int64(n), true, false); err != nil {
+					t.Fatal(err)
+				}
+				continue
+			}
+			for i := range want[off : off+n] {
+				want[off+i] = byte(r.Int())
+			}
+			if k, err := d.WriteAt(want[off:off+n], int64(off)); err != nil || k != n {
+				t.Fatal(k, err)
+			}
+		}
+		if !bytes.Equal(m.b, want) {
+			t.Error("large writes: the content differs")
+		}
+		for e, err := range d.Extents(t.Context(), 0, d.Size()) {
+			if err != nil || e.Kind != source.Data {
+				t.Errorf("%+v, %v: a handle that wrote is not asked", e, err)
+			}
+		}
+		if host.queries != 0 || len(host.workers) != 1 {
+			t.Errorf("%d queries, %d workers", host.queries, len(host.workers))
+		}
+		if err := d.ZeroAt(t.Context(), 0, 512, true, true); !errors.Is(err, errors.ErrUnsupported) {
+			t.Error(err)
+		}
+		for _, r := range [][2]int64{{-1, 1}, {d.Size(), 1}, {0, d.Size() + 1}} {
+			if err := d.ZeroAt(t.Context(), r[0], r[1], true, false); err == nil {
+				t.Errorf("ZeroAt %v", r)
+			}
+			if err := d.Trim(t.Context(), r[0], r[1]); err == nil {
+				t.Errorf("Trim %v", r)
+			}
+		}
+		if _, err := d.WriteAt(make([]byte, 2), d.Size()-1); !errors.Is(err, syscall.ENOSPC) {
+			t.Error(err)
+		}
+		if err := d.Flush(t.Context()); err != nil || host.flushes != 1 {
+			t.Error(err, host.flushes)
+		}
+	}
+}
+
+func TestReadOnly(t *testing.T) {
+	host, _ := newFakeHost(t, mib)
+	d := host.mustOpen(Params{}, Options{})
+	if _, err := d.WriteAt(make([]byte, 512), 0); !errors.Is(err, syscall.EROFS) {
+		t.Error(err)
+	}
+	if r := host.requests[0]; !r.ReadOnly || r.Flags&worker.FlagReadOnly == 0 {
+		t.Errorf("opened with %v, %#x", r.ReadOnly, r.Flags)
+	}
+}
+
+func TestFlush(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		do    func(t *testing.T, h *fakeHost, d *Disk)
+		fails bool
+	}{
+		{"nothing was lost", func(t *testing.T, h *fakeHost, d *Disk) {
+			d.WriteAt(make([]byte, 512), 0)
+		}, false},
+		{"all was flushed before the crash", func(t *testing.T, h *fakeHost, d *Disk) {
+			d.WriteAt(make([]byte, 512), 0)
+			if err := d.Flush(t.Context()); err != nil {
+				t.Error(err)
+			}
+			loseWorker(h)
+		}, false},
+		{"nothing was written before the crash", func(t *testing.T, h *fakeHost, d *Disk) {
+			loseWorker(h)
+			d.WriteAt(make([]byte, 512), 0)
+		}, false},
+		{"a crash with writes not flushed", func(t *testing.T, h *fakeHost, d *Disk) {
+			d.WriteAt(make([]byte, 512), 0)
+			loseWorker(h)
+		}, true},
+		{"and a write after it", func(t *testing.T, h *fakeHost, d *Disk) {
+			d.WriteAt(make([]byte, 512), 0)
+			loseWorker(h)
+			if _, err := d.WriteAt(make([]byte, 512), 0); err != nil {
+				t.Error(err)
+			}
+		}, true},
+		{"a crash in a write", func(t *testing.T, h *fakeHost, d *Disk) {
+			var once atomic.Bool
+			h.onWrite = func(int, *fakeWorker, uint64, int) error { return when(once.CompareAndSwap(false, true), errCrash) }
+			if _, err := d.WriteAt(make([]byte, 512), 0); err != nil { // it is made again
+				t.Error(err)
+			}
+		}, false},
+		{"Flush fails", func(t *testing.T, h *fakeHost, d *Disk) {
+			d.WriteAt(make([]byte, 512), 0)
+			h.onFlush = func(k int, _ *fakeWorker) error { return when(k == 1, libraryError(1, "Unknown error")) }
+		}, true},
+		{"a crash in Flush", func(t *testing.T, h *fakeHost, d *Disk) {
+			d.WriteAt(make([]byte, 512), 0)
+			h.onFlush = func(k int, _ *fakeWorker) error { return when(k == 1, errCrash) }
+		}, true},
+		{"a write fails", func(t *testing.T, h *fakeHost, d *Disk) {
+			h.onWrite = func(int, *fakeWorker, uint64, int) error { return libraryError(1, "Unknown error") }
+			if _, err := d.WriteAt(make([]byte, 512), 0); !errors.Is(err, syscall.EIO) {
+				t.Error(err)
+			}
+		}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			host, _, d := newWritable(t, mib, Options{})
+			test.do(t, host, d)
+			for range 2 {
+				err := d.Flush(t.Context())
+				if test.fails != errors.Is(err, syscall.EIO) || !test.fails && err != nil {
+					t.Errorf("Flush: %v, want it to fail: %v", err, test.fails)
+				}
+			}
+		})
+	}
+}
+
+// loseWorker kills the last worker, as if it had crashed.
+func loseWorker(h *fakeHost) {
+	h.mu.Lock()
+	w := h.workers[len(h.workers)-1]
+	h.mu.Unlock()
+	w.die(&worker.GoneError{PID: w.number, Signal: syscall.SIGSEGV})
+}
+
+// The disk grows by itself while that helps, within the budget, and counts.
+func TestAuto(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		transport string
+		budget    int64 // connections; 0: none
+		openFails bool  // beyond two
+		want      int
+		warnings  int
+	}{
+		{name: "nbd", transport: "nbd", want: 4},
+		{name: "nbdssl", transport: "nbdssl", want: 4},
+		{name: "san", transport: "san", want: 1},
+		{name: "hotadd", transport: "hotadd", want: 1},
+		{name: "file", transport: "file", want: 1},
+		{name: "budget of three", transport: "nbd", budget: 3, want: 3},
+		{name: "two can be opened", transport: "nbd", openFails: true, want: 2, warnings: 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				host, _ := newFakeHost(t, 4*mib)
+				host.opened.Transport = test.transport
+				host.delay = 10 * time.Millisecond // of each of 4 in flight: 400 requests/s a connection
+				host.onOpen = func(n int, _ *worker.Opened) error {
+					return when(test.openFails && n > 2, libraryError(1, "Unknown error"))
+				}
+				var warnings []string
+				o := Options{RequestSize: 4096, Warn: func(s string) { warnings = append(warnings, s) }}
+				if test.budget > 0 {
+					o.Budget = NewBudget(test.budget * defaultBuffers.Bytes())
+				}
+				d := host.mustOpen(Params{Server: "esxi"}, o)
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				var wg sync.WaitGroup
+				for range 32 {
+					wg.Go(func() {
+						p := make([]byte, 4096)
+						for ctx.Err() == nil {
+							if _, err := d.ReadAt(p, 0); err != nil {
+								t.Error(err)
+								return
+							}
+						}
+					})
+				}
+				wg.Wait()
+				if got := d.Stats().Connections; got != test.want || len(warnings) != test.warnings {
+					t.Errorf("%d connections, want %d; warnings %q", got, test.want, warnings)
+				}
+				if host.mostInFlight > 4*test.want {
+					t.Errorf("%d requests in flight", host.mostInFlight)
+				}
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+				if o.Budget != nil {
+					if _, ok := o.Budget.TryAcquire(test.budget * defaultBuffers.Bytes()); !ok {
+						t.Error("the budget did not come back")
+					}
+				}
+				host.checkGone()
+			})
+		})
+	}
+}
+
+// One connection more that does not help is taken away, and what is read goes
+// on.
+func TestAutoShrinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, content := newFakeHost(t, 4*mib)
+		line := make(chan struct{}, 1) // the host does one request at a time
+		host.onRead = func(int, *fakeWorker, uint64, int) error {
+			line <- struct{}{}
+			time.Sleep(2 * time.Millisecond)
+			<-line
+			return nil
+		}
+		d := host.mustOpen(Params{}, Options{RequestSize: 64 << 10})
+		for range 100 {
+			if err := readBoth(t, d, content); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := d.Stats().Connections; got != 1 || host.starts < 2 {
+			t.Errorf("%d connections of %d that were tried", got, host.starts)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		host.checkGone()
+	})
+}
+
+func TestRequests(t *testing.T) {
+	host, _ := newFakeHost(t, mib)
+	p := Params{File: "[ds] a/a.vmdk", Server: "vc", User: `DOM\u`, Password: NewSecret("pw"), VM: "moref=vm-1", Snapshot: "snapshot-9",
+		Port: 444, NFCHostPort: 903, Transports: "nbd", Compression: "fastlz", SingleLink: true, Unbuffered: true}
+	host.holes = []worker.Block{{Start: 256, Count: 512}}
+	host.opened.LogicalSector = 4096
+	var warnings []string
+	d := host.mustOpen(p, Options{Warn: func(s string) { warnings = append(warnings, s) }})
+	want := worker.OpenRequest{Path: p.File, ReadOnly: true, Server: "vc", Port: 444, NFCPort: 903, VMXSpec: "moref=vm-1", Thumbprint: "AA:BB",
+		User: `DOM\u`, Password: "pw", Snapshot: "snapshot-9", Transports: "nbd",
+		Flags: worker.FlagReadOnly | worker.FlagFastLZ | worker.FlagSingleLink | worker.FlagUnbuffered}
+	if got := host.requests[0]; got != want {
+		t.Errorf("asked for %#v, %+v", got, want)
+	}
+	same := int64(0)
+	for e, err := range d.Extents(t.Context(), 0, d.Size()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Kind == source.Zero {
+			t.Errorf("%+v: the hole of a single link is not zero", e)
+		}
+		if e.Kind == source.Same {
+			same += e.Len
+		}
+	}
+	if same != 512*sectorSize {
+		t.Errorf("%d bytes are Same", same)
+	}
+	if len(warnings) != 1 || !strings.Contains(warnings[0], "sectors of 4096 bytes") || d.Info().LogicalSector != 4096 {
+		t.Errorf("%q, %+v", warnings, d.Info())
+	}
+}

@@ -1,0 +1,409 @@
+package vddk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"vddkcp/source"
+	"vddkcp/vddk/worker"
+)
+
+// maxClose is how long a worker that only read has to close the disk: longer
+// than a host takes, and not as long as it may hang.
+const maxClose = 20 * time.Second
+
+// handle is one connection of the disk: a session, and the next one when that
+// is lost.
+type handle struct {
+	first  bool          // it has the VM prepared for access, and is never retired
+	free   func()        // gives its share of the budget back
+	retire chan struct{} // closed: it is not needed any more
+
+	// Guarded by Disk.mu.
+	session  *session // nil: it is being opened
+	retiring bool
+	inFlight int       // requests with the library
+	waiting  int       // for their turn
+	turn     sync.Cond // a request ended, or the session did
+	failures int       // losses and failed openings in a row, without a request that succeeded
+	since    time.Time // of the first of them
+}
+
+func newHandle(d *Disk, first bool, free func()) *handle {
+	return &handle{first: first, free: free, retire: make(chan struct{}), turn: sync.Cond{L: &d.mu}}
+}
+
+// run keeps the handle open until the disk is closed, its context ends, or the
+// handle is retired or given up.
+func (d *Disk) run(h *handle, s *session) {
+	defer d.background.Done()
+	defer h.free()
+	for s != nil {
+		select {
+		case <-s.proc.Done():
+		case <-h.retire:
+			d.finish(h, s)
+			return
+		case <-d.ending.Done():
+			d.finish(h, s)
+			return
+		}
+		d.lose(h, s, "idle time")
+		s = d.replace(h, s)
+	}
+}
+
+// finish closes a session that nothing uses any more; a worker that does not
+// end in time is killed, and with the context it is killed at once.
+func (d *Disk) finish(h *handle, s *session) {
+	timeout := d.o.Timeout
+	if !d.o.Writable {
+		timeout = min(timeout, maxClose)
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, timeout)
+	defer cancel()
+	err := s.proc.Close(ctx)
+	s.proc.Kill()
+	if err != nil {
+		d.debug("", "closing a worker failed", "error", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err != nil {
+		d.closeErr = errors.Join(d.closeErr, err)
+		d.prepared = d.prepared || h.first && d.params.PrepareAccess
+	}
+	h.session = nil
+	d.endedLocked(s)
+}
+
+// lose notes, once, that a session is gone, so that nothing is asked of it any
+// more. Its process may have to be waited for still.
+func (d *Disk) lose(h *handle, s *session, op string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s.lost {
+		return
+	}
+	s.lost = true
+	if h.session == s {
+		h.session = nil
+	}
+	h.failedLocked()
+	d.lastLoss = s.gone(op)
+	if d.written > d.flushed && d.flushErr == nil {
+		d.flushErr = fmt.Errorf("%s: what was written before and not flushed is lost: %w: %w", d.params.File, errIO, d.lastLoss)
+	}
+	h.turn.Broadcast()
+	d.changed.Broadcast()
+}
+
+// replace opens the disk again in place of a lost session. It returns nil when
+// the handle is given up, or the disk is closed.
+func (d *Disk) replace(h *handle, old *session) *session {
+	<-old.proc.Done()
+	d.mu.Lock()
+	d.endedLocked(old)
+	err := d.lastLoss
+	d.prepared = d.prepared || h.first && d.params.PrepareAccess
+	d.mu.Unlock()
+	for {
+		if !d.goOn(h, err) {
+			return nil
+		}
+		d.restarts.Add(1)
+		var s *session
+		if s, err = d.openSession(d.ending, h.first, true, false); err == nil {
+			d.mu.Lock()
+			h.session = s
+			d.addSlotsLocked(h, s)
+			d.changed.Broadcast()
+			d.mu.Unlock()
+			return s
+		}
+		d.mu.Lock()
+		h.failedLocked()
+		d.mu.Unlock()
+	}
+}
+
+func (h *handle) failedLocked() {
+	if h.failures++; h.failures == 1 {
+		h.since = time.Now()
+	}
+}
+
+// goOn waits before a handle is opened again, which err is the reason of. It
+// says false when there is no sense in that.
+func (d *Disk) goOn(h *handle, err error) bool {
+	d.mu.Lock()
+	n := h.failures
+	others := 0
+	for _, o := range d.handles {
+		if o != h && o.session != nil {
+			others++
+		}
+	}
+	gaveUp := d.gaveUp(err, n, h.since)
+	switch {
+	case d.ending.Err() != nil || h.retiring || d.dead != nil:
+		d.removeLocked(h)
+		d.mu.Unlock()
+		return false
+	case gaveUp == nil && (others == 0 || n <= 3):
+	case others > 0 && !errors.Is(err, errOtherDisk):
+		// The host may have a limit that it did not have before. The others
+		// do the work.
+		d.removeLocked(h)
+		if d.tuner != nil {
+			d.tuner.failed(others)
+		}
+		d.mu.Unlock()
+		d.warn(fmt.Sprintf("%s: a connection was lost and can't be had again; reading goes on with %d: %v", d.params.File, others, err))
+		return false
+	default:
+		d.dead = gaveUp
+		d.removeLocked(h)
+		for _, o := range d.handles {
+			o.turn.Broadcast()
+		}
+		d.changed.Broadcast()
+		d.mu.Unlock()
+		return false
+	}
+	d.mu.Unlock()
+	wait := time.Duration(0)
+	if n > 1 { // the first time at once: the host did nothing wrong
+		wait = d.o.Retry.Backoff(n - 1)
+	}
+	if d.o.Retry.OnRetry != nil {
+		d.o.Retry.OnRetry(err, wait)
+	}
+	if sleep(d.ending, h.retire, wait) {
+		return true
+	}
+	d.mu.Lock()
+	d.removeLocked(h)
+	d.mu.Unlock()
+	return false
+}
+
+// gaveUp returns the error with which to give up after n failures in a row,
+// the first one at since and the last one err, or nil.
+func (d *Disk) gaveUp(err error, n int, since time.Time) error {
+	r := &d.o.Retry
+	if last := d.started.Add(time.Duration(d.lastSuccess.Load())); last.After(since) {
+		since = last
+	}
+	idle := time.Since(since)
+	switch {
+	case source.IsPermanent(err), r.Permanent != nil && r.Permanent(err), r.Retries == 0:
+		return err
+	case r.Retries > 0 && n > r.Retries:
+		return fmt.Errorf("given up after %d retries: %w", r.Retries, err)
+	case idle >= r.Timeout:
+		return fmt.Errorf("given up after %v without a read that succeeded: %w", idle.Round(time.Second), err)
+	}
+	return nil
+}
+
+// sleep waits, and says whether it was for so long.
+func sleep(ctx context.Context, stop <-chan struct{}, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+	case <-stop:
+	}
+	return false
+}
+
+// removeLocked takes a handle out of the pool. The caller holds mu.
+func (d *Disk) removeLocked(h *handle) {
+	for i, o := range d.handles {
+		if o == h {
+			d.handles = append(d.handles[:i:i], d.handles[i+1:]...)
+			break
+		}
+	}
+	d.changed.Broadcast()
+}
+
+// slotRef is where memory that was handed out belongs.
+type slotRef struct {
+	h    *handle
+	s    *session
+	slot int
+}
+
+// addSlotsLocked makes the memory of a session known. The caller holds mu.
+func (d *Disk) addSlotsLocked(h *handle, s *session) {
+	for _, slot := range s.buffers {
+		d.slots[&s.proc.Slot(slot)[0]] = slotRef{h, s, slot}
+	}
+}
+
+// endedLocked notes that the process of a session was waited for, and gives
+// its memory back unless somebody has a buffer of it. The caller holds mu.
+func (d *Disk) endedLocked(s *session) {
+	s.ended, s.lost = true, true
+	for _, t := range s.timers {
+		t.Stop()
+	}
+	d.releaseLocked(s)
+}
+
+func (d *Disk) releaseLocked(s *session) {
+	if !s.ended || s.used > 0 {
+		return
+	}
+	for _, slot := range s.buffers {
+		delete(d.slots, &s.proc.Slot(slot)[0])
+	}
+	s.proc.Release()
+}
+
+// openSession starts a worker and opens the disk in it. Replacing says that a
+// worker was lost before, which may have left things on the host. Where the
+// host lacks memory for the first connection, that gets smaller buffers.
+func (d *Disk) openSession(ctx context.Context, first, replacing, shrink bool) (*session, error) {
+	for {
+		d.mu.Lock()
+		buffers := d.buffers
+		d.mu.Unlock()
+		s, err := d.openWith(ctx, buffers, first, replacing)
+		var e *Error
+		if !errors.As(err, &e) || !e.noMemory() || !shrink && !replacing {
+			return s, err
+		}
+		smaller, ok := buffers.halved()
+		if !ok {
+			return nil, err
+		}
+		d.debug("", "the host has no memory for the NFC buffers; trying smaller ones", "size", smaller.Size, "count", smaller.Count, "error", err)
+		d.mu.Lock()
+		d.buffers = smaller
+		d.mu.Unlock()
+	}
+}
+
+// openWith opens the disk with a connection of such buffers.
+func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacing bool) (_ *session, err error) {
+	timeout := 5 * d.o.Timeout
+	late := fmt.Errorf("no answer within %v", timeout)
+	limited, cancel := context.WithTimeoutCause(ctx, timeout, late)
+	defer cancel()
+	mark := d.log.mark()
+	fail := func(op string, err error) error {
+		if ended := d.ended(); ended != nil {
+			return ended
+		}
+		if limited.Err() != nil && ctx.Err() == nil {
+			return &lostError{op, late, true}
+		}
+		return d.explain(op, 0, 0, mark, err)
+	}
+
+	file, err := newConfigFile(d.config.file(buffers))
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	c := worker.Config{
+		Library: d.library.Path, Root: d.library.Root, Dir: d.library.Dir, Version: d.library.Version,
+		ConfigFile: file.path,
+		Slots:      d.nBuffers + d.nSpare, SlotSize: d.o.RequestSize,
+		Log: func(level worker.Level, line string) {
+			d.log.add(level == worker.Warning || level == worker.Panic, line)
+		},
+	}
+	p, err := d.start(limited, c)
+	if err != nil {
+		return nil, fail("start", err)
+	}
+	// A worker that hangs in a call below is killed; one that failed is too:
+	// what it left on the host, Cleanup or a timeout there takes away.
+	defer func() {
+		if err != nil {
+			p.Kill()
+			p.Release()
+		}
+	}()
+	stop := context.AfterFunc(limited, p.Kill)
+	defer stop()
+	r := d.request
+	if replacing && d.params.Remote() {
+		cleaned, remaining, err := p.Cleanup(limited, r)
+		d.debug("", "cleaned up after a lost worker", "cleaned", cleaned, "remaining", remaining, "error", err)
+	}
+	if first && d.params.PrepareAccess {
+		d.mu.Lock()
+		prepared := d.prepared
+		d.mu.Unlock()
+		if prepared {
+			if err := p.EndAccess(limited, d.identified()); err != nil {
+				d.debug("", "EndAccess after a lost worker failed", "error", err)
+			}
+		}
+		r = d.identified()
+		// From here on it may have happened, whatever becomes of the worker.
+		d.setPrepared(true)
+	}
+	opened, err := p.Open(limited, r)
+	if err != nil {
+		return nil, fail("open", err)
+	}
+	if d.o.Writable && !p.Has("VixDiskLib_Flush") {
+		return nil, source.Permanent(fmt.Errorf("%s: VDDK %d has no VixDiskLib_Flush: writing needs VDDK 6.0 or later", d.params.File, d.library.Version))
+	}
+	if err := d.same(opened); err != nil {
+		return nil, err
+	}
+	if first && d.params.PrepareAccess {
+		d.setPrepared(false) // closing the worker undoes it
+		if opened.Prepare != nil {
+			d.warnOnce(&d.warnedPrepare, fmt.Sprintf("%s: the server did not prepare the VM for access (ESXi hosts don't): %v", d.params.File, opened.Prepare))
+		}
+	}
+	if !stop() {
+		return nil, fail("open", &lostError{"open", late, true})
+	}
+	return newSession(p, opened, d.nBuffers, d.nSpare, d.o.Timeout), nil
+}
+
+func (d *Disk) setPrepared(b bool) {
+	d.mu.Lock()
+	d.prepared = b
+	d.mu.Unlock()
+}
+
+// identified is the request with the identity of PrepareForAccess.
+func (d *Disk) identified() worker.OpenRequest {
+	r := d.request
+	r.Identity = "vddkcp"
+	return r
+}
+
+// errOtherDisk marks the error of a disk that changed under its name.
+var errOtherDisk = errors.New("it is another disk")
+
+// same returns an error unless what was opened is the disk that was opened
+// first.
+func (d *Disk) same(o worker.Opened) error {
+	d.mu.Lock()
+	first := d.first
+	d.mu.Unlock()
+	if first == nil || first.Capacity == o.Capacity && first.UUID == o.UUID {
+		return nil
+	}
+	return source.Permanent(fmt.Errorf("%s, opened again: %w: it had %d bytes (uuid %q) and has %d (uuid %q)", d.params.File, errOtherDisk,
+		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
+}

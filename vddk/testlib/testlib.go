@@ -1,0 +1,310 @@
+// Package testlib gives tests a libvixDiskLib.so of our own: it serves raw
+// files, does what a script says, and counts every call and every rule of the
+// interface that its caller breaks. README.md lists the keys of the script.
+package testlib
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/binary"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"vddkcp/internal/peer"
+)
+
+//go:embed build src
+var sources embed.FS
+
+// Library is a folder laid out as VDDK's distribution, with a library and a
+// script of its own. It is not for several goroutines at once.
+type Library struct {
+	Dir string // the distribution's root: libdir
+
+	t       testing.TB
+	so      string
+	allowed []string
+}
+
+// builds makes tests that run in parallel build one after the other, and only
+// once where it fails.
+var builds = struct {
+	sync.Mutex
+	failed map[string]error
+}{failed: map[string]error{}}
+
+// Build builds the library and returns the folder that the script "build" laid
+// out, which is shared by all that ask for the same: read only. Options are
+// those of the script: "--version=7", "--without=Flush,QueryAllocatedBlocks",
+// "--needs=libabsent.so.3", "--flat", "--cflags=...".
+func Build(t testing.TB, options ...string) string {
+	t.Helper()
+	peer.Need(t, "gcc")
+	builds.Lock()
+	defer builds.Unlock()
+	key := strings.Join(options, " ")
+	if err := builds.failed[key]; err != nil {
+		t.Fatalf("building the test library failed before: %v", err)
+	}
+	dir, err := build(options)
+	if err != nil {
+		builds.failed[key] = err
+		t.Fatalf("building the test library: %v", err)
+	}
+	return dir
+}
+
+// The result has a name made of all that went into it, and appears by a rename:
+// test binaries that run side by side build it twice at worst.
+func build(options []string) (string, error) {
+	hash := sha256.New()
+	fmt.Fprintf(hash, "%d %q\n", len(options), options)
+	temp, err := os.MkdirTemp("", "vddktest-build-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(temp)
+	err = fs.WalkDir(sources, ".", func(path string, d fs.DirEntry, err error) error {
+		to := filepath.Join(temp, path)
+		if err != nil || d.IsDir() {
+			return errOr(err, os.MkdirAll(to, 0o755))
+		}
+		text, err := sources.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(hash, "%s %d\n%s", path, len(text), text)
+		return os.WriteFile(to, text, 0o755)
+	})
+	if err != nil {
+		return "", err
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil { // no HOME
+		cache = filepath.Join(os.TempDir(), fmt.Sprintf("vddktest-%d", os.Getuid()))
+	}
+	cache = filepath.Join(cache, "vddkcp-testlib")
+	dir := filepath.Join(cache, fmt.Sprintf("%x", hash.Sum(nil)[:12]))
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		return "", err
+	}
+	out, err := os.MkdirTemp(cache, "new-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(out)
+	if err := os.Chmod(out, 0o755); err != nil {
+		return "", err
+	}
+	cmd := exec.Command("sh", append([]string{filepath.Join(temp, "build")}, append(slices.Clone(options), out)...)...)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w\n%s", err, text)
+	}
+	if err := os.Rename(out, dir); err != nil {
+		if _, there := os.Stat(dir); there != nil {
+			return "", err
+		}
+	}
+	return dir, nil
+}
+
+func errOr(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// New returns a library in a folder of its own, gone with the test. When the
+// test ends no rule may have been broken but those of Allow.
+func New(t testing.TB, options ...string) *Library {
+	t.Helper()
+	built := Build(t, options...)
+	l := &Library{Dir: t.TempDir(), t: t}
+	found, err := filepath.Glob(filepath.Join(built, "lib64", "*.so.*"))
+	if len(found) == 0 && err == nil {
+		found, err = filepath.Glob(filepath.Join(built, "*.so.*"))
+	}
+	if err != nil || len(found) != 1 {
+		t.Fatalf("test library: %s holds %d libraries, not one (%v)", built, len(found), err)
+	}
+	rel, err := filepath.Rel(built, found[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.so = filepath.Join(l.Dir, rel)
+	l.must(os.MkdirAll(filepath.Dir(l.so), 0o755))
+	if os.Link(found[0], l.so) != nil { // another file system
+		text, err := os.ReadFile(found[0])
+		l.must(err)
+		l.must(os.WriteFile(l.so, text, 0o755))
+	}
+	l.Reset()
+	t.Cleanup(l.NoBroken)
+	return l
+}
+
+func (l *Library) must(err error) {
+	l.t.Helper()
+	if err != nil {
+		l.t.Fatalf("test library: %v", err)
+	}
+}
+
+// SO returns the path of the library itself.
+func (l *Library) SO() string { return l.so }
+
+func (l *Library) conf() string { return filepath.Join(l.Dir, "vddktest.conf") }
+
+// Conf appends lines to the script, which processes read when they load the
+// library. Faults keep their counts over processes: only append while some are
+// wanted.
+func (l *Library) Conf(lines ...string) {
+	l.t.Helper()
+	text, err := os.ReadFile(l.conf())
+	l.must(err)
+	for _, line := range lines {
+		text = append(append(text, line...), '\n')
+	}
+	l.write(text)
+}
+
+// Reset replaces the script by these lines. Counts stay.
+func (l *Library) Reset(lines ...string) {
+	l.t.Helper()
+	l.write(nil)
+	l.Conf(lines...)
+}
+
+// A process that starts meanwhile reads the old or the new.
+func (l *Library) write(text []byte) {
+	l.t.Helper()
+	temp := l.conf() + ".new"
+	l.must(os.WriteFile(temp, text, 0o644))
+	l.must(os.Rename(temp, l.conf()))
+}
+
+// Disk returns the file that holds a disk, such as "[ds] vm/vm.vmdk".
+func (l *Library) Disk(name string) string {
+	l.t.Helper()
+	store, rest, ok := strings.Cut(strings.TrimPrefix(name, "["), "]")
+	if !ok || !strings.HasPrefix(name, "[") {
+		l.t.Fatalf("test library: %q is not [DATASTORE] PATH", name)
+	}
+	return l.Dir + "/disks/" + store + "/" + strings.TrimPrefix(rest, " ")
+}
+
+// AddDisk serves the raw file (or block device) at path as name, for instance
+// "[ds] vm/vm.vmdk".
+func (l *Library) AddDisk(name, path string) {
+	l.t.Helper()
+	l.link(l.Disk(name), path)
+}
+
+// AddParent serves the raw file at path as what name's holes read as.
+func (l *Library) AddParent(name, path string) {
+	l.t.Helper()
+	l.link(l.Disk(name)+".parent", path)
+}
+
+func (l *Library) link(at, path string) {
+	l.t.Helper()
+	path, err := filepath.Abs(path)
+	l.must(err)
+	l.must(os.MkdirAll(filepath.Dir(at), 0o755))
+	l.must(os.Symlink(path, at))
+}
+
+// counters reads those of a kind, without zeros, from the file that all
+// processes map.
+func (l *Library) counters(kind string) map[string]int64 {
+	l.t.Helper()
+	counts := map[string]int64{}
+	state, err := os.ReadFile(filepath.Join(l.Dir, "vddktest.state"))
+	if os.IsNotExist(err) {
+		return counts // no process has loaded the library
+	}
+	l.must(err)
+	const head, size, nameSize = 16, 48, 40
+	if len(state) < head {
+		return counts
+	}
+	n := int(binary.NativeEndian.Uint64(state[8:]))
+	for i := range min(n, (len(state)-head)/size) {
+		c := state[head+i*size:]
+		name, _, _ := bytes.Cut(c[:nameSize], []byte{0})
+		if key, ok := strings.CutPrefix(string(name), kind+":"); ok {
+			if v := int64(binary.NativeEndian.Uint64(c[nameSize:])); v != 0 {
+				counts[key] = v
+			}
+		}
+	}
+	return counts
+}
+
+// Calls returns how often each function was called, by its name without
+// "VixDiskLib_", in all processes, killed ones included.
+func (l *Library) Calls() map[string]int64 { l.t.Helper(); return l.counters("call") }
+
+// Figures returns the other counts: "bytes-read", "max-in-flight" and so on.
+func (l *Library) Figures() map[string]int64 { l.t.Helper(); return l.counters("stat") }
+
+// Rules returns how often each rule was broken.
+func (l *Library) Rules() map[string]int64 { l.t.Helper(); return l.counters("broken") }
+
+// Broken returns a line for each breach of a rule: "PID rule: what happened".
+// A process writes a hundred at most.
+func (l *Library) Broken() []string {
+	l.t.Helper()
+	var lines []string
+	for _, line := range l.lines("vddktest.broken") {
+		_, rest, _ := strings.Cut(line, " ")
+		rule, _, _ := strings.Cut(rest, ":")
+		if !slices.Contains(l.allowed, rule) {
+			lines = append(lines, line)
+		}
+	}
+	return lines
+}
+
+// Trace returns a line for each call with its arguments, "PID Read 0 2048",
+// when the script says "trace".
+func (l *Library) Trace() []string { l.t.Helper(); return l.lines("vddktest.trace") }
+
+func (l *Library) lines(name string) []string {
+	l.t.Helper()
+	text, err := os.ReadFile(filepath.Join(l.Dir, name))
+	if os.IsNotExist(err) {
+		return nil
+	}
+	l.must(err)
+	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+}
+
+// Allow makes the breach of rules no failure of the test.
+func (l *Library) Allow(rules ...string) { l.allowed = append(l.allowed, rules...) }
+
+// NoBroken fails the test where a rule was broken that Allow did not name. New
+// has it called when the test ends.
+func (l *Library) NoBroken() {
+	l.t.Helper()
+	for rule, n := range l.Rules() {
+		if !slices.Contains(l.allowed, rule) {
+			l.t.Errorf("rule %s of VDDK broken %d times", rule, n)
+		}
+	}
+	for _, line := range l.Broken() {
+		l.t.Logf("broken: %s", line)
+	}
+}

@@ -1,0 +1,181 @@
+package vddk
+
+import (
+	"math/rand/v2"
+	"testing"
+	"time"
+)
+
+// world is what a tuner is put into.
+type world struct {
+	rate    func(n int, now time.Duration) float64 // bytes/s that n connections reach
+	loaded  func(now time.Duration) bool           // nil: always
+	opening time.Duration                          // of a connection
+	most    int                                    // that can be opened; 0: no limit
+	noise   float64                                // of each request's time
+}
+
+// run lets the tuner be for so long and returns the bytes that were read, and
+// how long there were how many connections.
+func (w *world) run(t *tuner, length time.Duration, seed uint64) (read float64, times map[int]time.Duration, changes int) {
+	r := rand.New(rand.NewPCG(seed, 1))
+	const request = 1 << 20
+	times = map[int]time.Duration{}
+	have, pending, ready := 1, 0, time.Duration(0)
+	for now := time.Duration(0); now < length; {
+		rate := w.rate(have, now)
+		took := time.Duration(request / rate * (1 + w.noise*(2*r.Float64()-1)) * float64(time.Second))
+		loaded := w.loaded == nil || w.loaded(now)
+		if !loaded {
+			took = 20 * time.Millisecond // the sink's pace
+		}
+		now += took
+		times[have] += took
+		read += request
+		want := t.add(now, request, have, loaded)
+		switch {
+		case pending != 0 && now >= ready:
+			if w.most > 0 && pending > w.most {
+				t.failed(have)
+			} else {
+				have = pending
+				changes++
+			}
+			pending = 0
+		case pending != 0:
+		case want > have:
+			pending, ready = have+1, now+w.opening
+		case want < have:
+			have--
+			changes++
+		}
+	}
+	return read, times, changes
+}
+
+func TestTuner(t *testing.T) {
+	const mb = 1e6
+	linear := func(n int, _ time.Duration) float64 { return 200 * mb * float64(n) }
+	flat := func(n int, _ time.Duration) float64 { return 400 * mb }
+	for _, test := range []struct {
+		name  string
+		w     world
+		best  int     // connections at the end
+		share float64 // of the bytes that the best number would have read in 10 s
+		most  int     // changes in a minute
+	}{
+		{"each adds", world{rate: linear}, 4, 0.93, 10},
+		{"each adds, noisy", world{rate: linear, noise: 0.5}, 4, 0.93, 14},
+		{"each adds, slow to open", world{rate: linear, opening: 500 * time.Millisecond}, 4, 0.80, 10},
+		{"the network is full with one", world{rate: flat}, 1, 0.98, 30},
+		{"a lock makes more slower", world{rate: func(n int, _ time.Duration) float64 { return 400 * mb / (0.5 + 0.5*float64(n)) }}, 1, 0.95, 30},
+		{"two are best, four slower", world{rate: func(n int, _ time.Duration) float64 { return []float64{0, 200 * mb, 400 * mb, 300 * mb, 200 * mb}[n] }}, 2, 0.93, 30},
+		{"three are best", world{rate: func(n int, _ time.Duration) float64 { return []float64{0, 200 * mb, 380 * mb, 500 * mb, 510 * mb}[n] }, noise: 0.3}, 3, 0.92, 30},
+		{"no more than two can be opened", world{rate: linear, most: 2}, 2, 0.95, 3},
+		{"slow requests", world{rate: func(n int, _ time.Duration) float64 { return 5 * mb * float64(n) }}, 4, 0.5, 10},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for seed := range uint64(20) {
+				read, _, _ := test.w.run(newTuner(maxAuto), 10*time.Second, seed)
+				if best := test.w.rate(test.best, 0) * 10; read < test.share*best {
+					t.Errorf("seed %d: read %.0f MB in 10 s, %d connections read %.0f", seed, read/mb, test.best, best/mb)
+				}
+				tu := newTuner(maxAuto)
+				_, times, changes := test.w.run(tu, time.Minute, seed)
+				if share := times[test.best].Seconds() / 60; share < 0.8 || changes > test.most {
+					t.Errorf("seed %d: %d connections %.0f%% of the time, want most of it (%v), %d changes", seed, test.best, share*100, times, changes)
+				}
+			}
+		})
+	}
+}
+
+// With a sink that is slower than the disk nothing changes.
+func TestTunerSlowSink(t *testing.T) {
+	w := world{rate: func(n int, _ time.Duration) float64 { return 200e6 * float64(n) }, loaded: func(time.Duration) bool { return false }}
+	if _, times, changes := w.run(newTuner(maxAuto), time.Minute, 1); changes != 0 {
+		t.Errorf("%d changes, %v", changes, times)
+	}
+	// One that is slow from the fifth second on changes nothing that was found.
+	w.loaded = func(now time.Duration) bool { return now < 5*time.Second }
+	if _, times, changes := w.run(newTuner(maxAuto), time.Minute, 1); changes != 3 {
+		t.Errorf("%d changes, %v", changes, times)
+	}
+	// One that comes and goes, in bursts of 30 ms: the rate of the bursts
+	// counts.
+	w.loaded = func(now time.Duration) bool { return now%(100*time.Millisecond) < 30*time.Millisecond }
+	w.rate = func(n int, _ time.Duration) float64 { return 400e6 }
+	if _, times, _ := w.run(newTuner(maxAuto), time.Minute, 1); times[1] < 50*time.Second {
+		t.Errorf("%v", times)
+	}
+}
+
+// When the host gets busy, fewer connections may be faster; when it is free
+// again, more.
+func TestTunerFollows(t *testing.T) {
+	busy := func(now time.Duration) bool { return now > 60*time.Second && now < 180*time.Second }
+	w := world{noise: 0.2, rate: func(n int, now time.Duration) float64 {
+		if busy(now) {
+			return []float64{0, 200e6, 150e6, 100e6, 80e6}[n]
+		}
+		return 200e6 * float64(n)
+	}}
+	for seed := range uint64(10) {
+		tu := newTuner(maxAuto)
+		w.run(tu, 60*time.Second, seed)
+		if tu.want != 4 {
+			t.Errorf("seed %d: %d before", seed, tu.want)
+		}
+		tu = newTuner(maxAuto)
+		w.run(tu, 170*time.Second, seed)
+		if tu.want > 2 {
+			t.Errorf("seed %d: %d while the host is busy", seed, tu.want)
+		}
+		tu = newTuner(maxAuto)
+		w.run(tu, 500*time.Second, seed)
+		if tu.want < 3 {
+			t.Errorf("seed %d: %d after", seed, tu.want)
+		}
+	}
+}
+
+func TestPace(t *testing.T) {
+	p := newPace(1<<20, 4)
+	l, asked := p.next()
+	if l != (limits{1 << 20, 4}) {
+		t.Fatal(l)
+	}
+	for range 4 { // were on the way together
+		if !p.denied(asked) {
+			t.Fatal("nothing less was left")
+		}
+	}
+	if l, asked = p.next(); l != (limits{512 << 10, 3}) {
+		t.Fatalf("after one refusal %+v", l)
+	}
+	for p.denied(asked) {
+		l, asked = p.next()
+	}
+	if l != (limits{64 << 10, 1}) {
+		t.Errorf("the least is %+v", l)
+	}
+	n := 0
+	for ; l.size < 1<<20 || l.depth < 4; n++ {
+		p.served()
+		if now, _ := p.next(); now.size > l.size+64<<10 || now.depth > l.depth+1 || now.size < l.size {
+			t.Fatalf("%+v after %+v", now, l)
+		} else {
+			l = now
+		}
+	}
+	if n < 100 || n > 2000 {
+		t.Errorf("%d requests to recover", n)
+	}
+	p.served()
+	if l, _ = p.next(); l != (limits{1 << 20, 4}) {
+		t.Errorf("%+v", l)
+	}
+	if small := newPace(4096, 1); small.denied(0) {
+		t.Error("less than the least")
+	}
+}

@@ -1,0 +1,72 @@
+package worker
+
+// functions are the library's, in the order of VDDK_FUNCTIONS in program/vddk.h.
+var functions = []struct {
+	name     string
+	required bool
+}{
+	{"InitEx", true},
+	{"Exit", true},
+	{"GetErrorText", true},
+	{"FreeErrorText", true},
+	{"AllocateConnectParams", false},
+	{"FreeConnectParams", false},
+	{"ConnectEx", true},
+	{"Disconnect", true},
+	{"Open", true},
+	{"Close", true},
+	{"GetInfo", true},
+	{"FreeInfo", true},
+	{"GetTransportMode", false},
+	{"ListTransportModes", false},
+	{"Read", true},
+	{"Write", false},
+	{"ReadAsync", false},
+	{"WriteAsync", false},
+	{"Wait", false},
+	{"Flush", false},
+	{"QueryAllocatedBlocks", false},
+	{"FreeBlockList", false},
+	{"PrepareForAccess", false},
+	{"EndAccess", false},
+	{"Cleanup", false},
+	{"ReadMetadata", false},
+	{"GetMetadataKeys", false},
+	{"Create", false},
+	{"CheckRepair", false},
+}
+
+const functionPrefix = "VixDiskLib_"
+
+// Functions lists the functions of the library that are looked for, none of them
+// Present.
+func Functions() []Function { return listFunctions(0) }
+
+// listFunctions tells which functions are there, given a bit for each.
+func listFunctions(present uint64) []Function {
+	list := make([]Function, len(functions))
+	for i, f := range functions {
+		list[i] = Function{Name: functionPrefix + f.name, Required: f.required, Present: present>>i&1 == 1}
+	}
+	return list
+}
+
+func hasFunction(present uint64, name string) bool {
+	for i, f := range functions {
+		if functionPrefix+f.name == name {
+			return present>>i&1 == 1
+		}
+	}
+	return false
+}
+
+// missingFunctions lists the required ones that are not there.
+func missingFunctions(present uint64) []string {
+	var missing []string
+	for _, f := range listFunctions(present) {
+		if f.Required && !f.Present {
+			missing = append(missing, f.Name)
+		}
+	}
+	return missing
+}

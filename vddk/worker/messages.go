@@ -1,0 +1,315 @@
+package worker
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/bits"
+	"strings"
+)
+
+// What parent and worker say to each other, in packets of at most 64 KiB on a
+// socket that keeps their bounds (SOCK_SEQPACKET), little-endian. program/message.h has
+// the same for the worker; a test holds the two against each other.
+//
+// A packet is a head of 32 bytes and a payload of the length that it gives:
+//
+//	offset 0  kind     uint32
+//	       4  slot     uint32  number of the request: a slot's, slotFlush or slotControl
+//	       8  sector   uint64
+//	      16  sectors  uint64
+//	      24  flags    uint32
+//	      28  length   uint32  of the payload
+//
+// A string in a payload is its length (uint32), its bytes without a NUL in
+// them, and a NUL; the length 0xffffffff, and nothing more, is no string (NULL).
+//
+//	to the worker   slot     sector  sectors  flags  payload
+//	init            control                          initNumbers, library, root, configuration file
+//	open            control                          loginNumbers, the strings of loginStrings
+//	cleanup         control                          the same
+//	end access      control                          the same
+//	query           control  first   number   chunk
+//	close           control
+//	read, write     0-63     first   number
+//	flush           flush
+//	text            0-flush  error                   (the text of an error that a request of this number ended with)
+//
+// Each is answered by one done with its number; a number has one request at a
+// time. Before the done of a query come its blocks.
+//
+//	to the parent   slot     sector  sectors  flags  payload
+//	done            any      error   see below  doneLibrary or doneFault
+//	blocks          control                          pairs of uint64: start, count
+//	log                              dropped  level  the line
+//	fatal                                     level  why the worker ends
+//
+// The payload of done: where error is not 0, of a control request, the function
+// and its text; of text, the text; of init, the transport modes, and sectors has
+// a bit for each function; of open, openedNumbers and four strings; of cleanup,
+// sectors is cleaned + remaining<<32. With doneFault it is what failed, and why.
+const (
+	kindInit      = 1
+	kindOpen      = 2
+	kindCleanup   = 3
+	kindEndAccess = 4
+	kindQuery     = 5
+	kindClose     = 6
+	kindRead      = 7
+	kindWrite     = 8
+	kindFlush     = 9
+	kindText      = 10
+
+	kindDone   = 64
+	kindBlocks = 65
+	kindLog    = 66
+	kindFatal  = 67
+)
+
+const (
+	slotFlush   = MaxSlots
+	slotControl = MaxSlots + 1
+
+	doneLibrary = 0
+	doneFault   = 1
+
+	headSize   = 32
+	maxPacket  = 64 << 10
+	maxPayload = maxPacket - headSize
+	blockSize  = 16
+	noString   = 0xffffffff
+
+	initNumbersSize   = 16
+	loginNumbersSize  = 16
+	openedNumbersSize = 56
+
+	socketFD  = 3
+	arenaFD   = 4
+	programFD = 5
+)
+
+type message struct {
+	kind, slot      uint32
+	sector, sectors uint64
+	flags           uint32
+}
+
+func (m message) append(b []byte, payload int) []byte {
+	b = binary.LittleEndian.AppendUint32(b, m.kind)
+	b = binary.LittleEndian.AppendUint32(b, m.slot)
+	b = binary.LittleEndian.AppendUint64(b, m.sector)
+	b = binary.LittleEndian.AppendUint64(b, m.sectors)
+	b = binary.LittleEndian.AppendUint32(b, m.flags)
+	return binary.LittleEndian.AppendUint32(b, uint32(payload))
+}
+
+func appendString(b []byte, s string) []byte {
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(s)))
+	b = append(b, s...)
+	return append(b, 0)
+}
+
+// appendOptional appends s, or no string where it is empty.
+func appendOptional(b []byte, s string) []byte {
+	if s == "" {
+		return binary.LittleEndian.AppendUint32(b, noString)
+	}
+	return appendString(b, s)
+}
+
+func appendInit(b []byte, c *Config) []byte {
+	for _, n := range []int{c.Version, c.Slots, c.SlotSize, 0} {
+		b = binary.LittleEndian.AppendUint32(b, uint32(n))
+	}
+	b = appendString(b, c.Library)
+	b = appendString(b, c.Root)
+	return appendOptional(b, c.ConfigFile)
+}
+
+// loginStrings is the number of strings of a login.
+const loginStrings = 10
+
+func appendLogin(b []byte, r *OpenRequest) []byte {
+	readOnly, flags := uint32(0), r.Flags
+	if r.ReadOnly {
+		readOnly, flags = 1, flags|FlagReadOnly
+	}
+	b = binary.LittleEndian.AppendUint32(b, r.Port)
+	b = binary.LittleEndian.AppendUint32(b, r.NFCPort)
+	b = binary.LittleEndian.AppendUint32(b, readOnly)
+	b = binary.LittleEndian.AppendUint32(b, flags)
+	b = appendOptional(b, r.Path)
+	b = appendOptional(b, r.Server)
+	b = appendOptional(b, r.VMXSpec)
+	b = appendOptional(b, r.Thumbprint)
+	b = appendOptional(b, r.User)
+	if r.Server == "" {
+		b = appendOptional(b, "")
+	} else {
+		b = appendString(b, r.Password)
+	}
+	b = appendOptional(b, r.Cookie)
+	b = appendOptional(b, r.Snapshot)
+	b = appendOptional(b, r.Transports)
+	return appendOptional(b, r.Identity)
+}
+
+// check says whether a request can be sent at all. It names no content: that
+// may be secret.
+func (r *OpenRequest) check() error {
+	for name, s := range map[string]string{
+		"path": r.Path, "server": r.Server, "vm": r.VMXSpec, "thumbprint": r.Thumbprint, "user": r.User,
+		"password": r.Password, "cookie": r.Cookie, "snapshot": r.Snapshot, "transports": r.Transports, "identity": r.Identity,
+	} {
+		if i := strings.IndexByte(s, 0); i >= 0 {
+			return fmt.Errorf("%s: NUL byte at offset %d, which the library can't be told", name, i)
+		}
+		if len(s) > 16<<10 {
+			return fmt.Errorf("%s: %d bytes, at most 16384 can be handed to the library", name, len(s))
+		}
+	}
+	return nil
+}
+
+var errTruncated = errors.New("it ends too early")
+
+// parseMessage takes a packet of the worker's apart. The payload lies in b.
+func parseMessage(b []byte) (m message, payload []byte, err error) {
+	if len(b) < headSize {
+		return m, nil, fmt.Errorf("message of %d bytes: %w", len(b), errTruncated)
+	}
+	m = message{
+		kind:    binary.LittleEndian.Uint32(b),
+		slot:    binary.LittleEndian.Uint32(b[4:]),
+		sector:  binary.LittleEndian.Uint64(b[8:]),
+		sectors: binary.LittleEndian.Uint64(b[16:]),
+		flags:   binary.LittleEndian.Uint32(b[24:]),
+	}
+	payload = b[headSize:]
+	if n := binary.LittleEndian.Uint32(b[28:]); uint64(n) != uint64(len(payload)) {
+		return m, nil, fmt.Errorf("message of kind %d: payload of %d bytes, its head says %d", m.kind, len(payload), n)
+	}
+	switch m.kind {
+	case kindDone:
+		if m.slot > slotControl {
+			return m, nil, fmt.Errorf("done: number %d, the largest is %d", m.slot, slotControl)
+		}
+		if m.flags > doneFault {
+			return m, nil, fmt.Errorf("done: flags %#x, expected 0 or 1", m.flags)
+		}
+	case kindBlocks:
+		if m.slot != slotControl || len(payload) == 0 || len(payload)%blockSize != 0 {
+			return m, nil, fmt.Errorf("blocks: number %d, %d bytes, expected %d and a multiple of %d", m.slot, len(payload), slotControl, blockSize)
+		}
+	case kindLog, kindFatal:
+		if len(payload) > MaxLine || m.flags > uint32(Panic) {
+			return m, nil, fmt.Errorf("log line of %d bytes at level %d, at most %d and %d", len(payload), m.flags, MaxLine, Panic)
+		}
+	default:
+		return m, nil, fmt.Errorf("message of unknown kind %d", m.kind)
+	}
+	return m, payload, nil
+}
+
+// parseStrings takes a payload of exactly count strings apart; no string is "".
+func parseStrings(b []byte, count int) ([]string, error) {
+	list := make([]string, count)
+	for i := range list {
+		if len(b) < 4 {
+			return nil, fmt.Errorf("string %d of %d: %w", i+1, count, errTruncated)
+		}
+		n := binary.LittleEndian.Uint32(b)
+		b = b[4:]
+		if n == noString {
+			continue
+		}
+		if uint64(n)+1 > uint64(len(b)) {
+			return nil, fmt.Errorf("string %d of %d has %d bytes: %w", i+1, count, n, errTruncated)
+		}
+		list[i] = string(b[:n])
+		if strings.IndexByte(list[i], 0) >= 0 || b[n] != 0 {
+			return nil, fmt.Errorf("string %d of %d: a NUL byte in it, or none behind it", i+1, count)
+		}
+		b = b[n+1:]
+	}
+	if len(b) > 0 {
+		return nil, fmt.Errorf("%d bytes behind the strings", len(b))
+	}
+	return list, nil
+}
+
+// maxCapacity is the largest disk whose size in bytes an int64 holds.
+const maxCapacity = (1<<63 - 1) / SectorSize
+
+func parseOpened(b []byte) (Opened, error) {
+	var o Opened
+	if len(b) < openedNumbersSize {
+		return o, fmt.Errorf("answer to open: %d bytes: %w", len(b), errTruncated)
+	}
+	list, err := parseStrings(b[openedNumbersSize:], 4)
+	if err != nil {
+		return o, fmt.Errorf("answer to open: %w", err)
+	}
+	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
+	o = Opened{
+		Capacity:       binary.LittleEndian.Uint64(b),
+		BIOSGeometry:   [3]uint32{u32(8), u32(12), u32(16)},
+		Geometry:       [3]uint32{u32(20), u32(24), u32(28)},
+		Adapter:        int(int32(u32(32))),
+		Links:          int(int32(u32(36))),
+		LogicalSector:  sectorSize(u32(40)),
+		PhysicalSector: sectorSize(u32(44)),
+		Parent:         list[0],
+		UUID:           list[1],
+		Transport:      list[2],
+	}
+	if code := binary.LittleEndian.Uint64(b[48:]); code != 0 {
+		o.Prepare = &Error{Code: code, Op: functionPrefix + "PrepareForAccess", Text: list[3]}
+	}
+	if o.Capacity > maxCapacity {
+		return o, fmt.Errorf("the library gives the disk %d sectors, at most %d are possible", o.Capacity, uint64(maxCapacity))
+	}
+	return o, nil
+}
+
+// sectorSize returns n, or 0 where that can't be a sector's size: a library that
+// calls itself 7 and has the older structure gives any number.
+func sectorSize(n uint32) uint32 {
+	if n < SectorSize || n > 64<<10 || bits.OnesCount32(n) != 1 {
+		return 0
+	}
+	return n
+}
+
+// query collects the blocks of one answer.
+type query struct {
+	start, end uint64 // sectors
+	chunks     uint64
+	got        uint64
+	next       uint64 // no block may start below
+	blocks     []Block
+	err        error // the library broke the rules of Query; the rest is ignored
+}
+
+// add takes a payload of blocks, joining those that touch.
+func (q *query) add(payload []byte) {
+	for ; len(payload) >= blockSize && q.err == nil; payload = payload[blockSize:] {
+		b := Block{binary.LittleEndian.Uint64(payload), binary.LittleEndian.Uint64(payload[8:])}
+		q.got++
+		switch {
+		case b.Count == 0 || b.Start < q.next || b.Start > q.end || b.Count > q.end-b.Start:
+			q.err = fmt.Errorf("%sQueryAllocatedBlocks: block at sector %d of %d sectors, expected within [%d, %d) and ascending",
+				functionPrefix, b.Start, b.Count, q.next, q.end)
+			return
+		case q.got > q.chunks:
+			q.err = fmt.Errorf("%sQueryAllocatedBlocks: more than %d blocks for as many chunks", functionPrefix, q.chunks)
+			return
+		}
+		q.next = b.Start + b.Count
+		if n := len(q.blocks); n > 0 && q.blocks[n-1].Start+q.blocks[n-1].Count == b.Start {
+			q.blocks[n-1].Count += b.Count
+			continue
+		}
+		q.blocks = append(q.blocks, b)
+	}
+}

@@ -1,0 +1,21 @@
+/* The entry point, because gcc's own asks for __libc_start_main@GLIBC_2.34.
+ * The older version is in every glibc. There are no constructors to run. */
+__asm__(".symver __libc_start_main,__libc_start_main@GLIBC_2.2.5");
+
+int main(void);
+
+__asm__(".globl _start\n"
+	".type _start, @function\n"
+	"_start:\n"
+	"	xor %ebp, %ebp\n"
+	"	mov %rdx, %r9\n"		/* rtld_fini */
+	"	pop %rsi\n"			/* argc */
+	"	mov %rsp, %rdx\n"		/* argv */
+	"	and $-16, %rsp\n"
+	"	push %rax\n"			/* keeps the stack aligned */
+	"	push %rsp\n"			/* stack_end */
+	"	xor %r8d, %r8d\n"		/* fini */
+	"	xor %ecx, %ecx\n"		/* init */
+	"	lea main(%rip), %rdi\n"
+	"	call *__libc_start_main@GOTPCREL(%rip)\n"
+	"	hlt\n");

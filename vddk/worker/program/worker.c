@@ -1,0 +1,553 @@
+/* vddkcp-vddk-worker: the one process that loads libvixDiskLib, for one open
+ * disk. vddkcp starts it and talks to it over a socket (message.h, messages.go);
+ * when that ends, so does the worker.
+ *
+ * Three threads, because the library wants it so: the main thread makes every
+ * call but reads and writes (worker.c); the I/O thread receives messages, reads
+ * and writes (io.c); the watcher ends the process with its parent, whatever
+ * call of the library hangs. Completions and lines of the log come on threads of
+ * the library's (io.c, log.c). */
+#include "worker.h"
+
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+struct vddk vddk;
+struct arena arena;
+struct disk disk;
+
+/* The request that the main thread is to work on. */
+static struct {
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	int full;
+	struct packet request;
+} control = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
+
+/* Where the main thread writes its answers. */
+static struct packet answer;
+
+/* What is open, on the main thread. The library wants the strings of the
+ * parameters to outlive the connection: so secrets live as long. */
+static struct {
+	int initialised;
+	uint32_t version;
+	uint8_t *login; /* a copy of the request's payload */
+	size_t login_length;
+	const char *strings[LOGIN_STRINGS];
+	struct login_numbers numbers;
+	ConnectParams *params;
+	ConnectParams own_params;
+	int prepared, connected, opened;
+	Connection connection;
+	Handle handle;
+} session;
+
+void wipe(void *memory, size_t bytes)
+{
+	memset(memory, 0, bytes);
+	__asm__ volatile("" : : "r"(memory) : "memory"); /* or the compiler would leave it out */
+}
+
+void control_hand_over(const struct packet *request)
+{
+	pthread_mutex_lock(&control.lock);
+	if (control.full)
+		die("the parent sent a request before the answer to the one before");
+	memcpy(&control.request, request, sizeof request->head + request->head.length);
+	control.full = 1;
+	pthread_cond_signal(&control.changed);
+	pthread_mutex_unlock(&control.lock);
+}
+
+void send_packet(const struct packet *packet)
+{
+	size_t bytes = sizeof packet->head + packet->head.length;
+	ssize_t n;
+
+	do
+		n = send(SOCKET_FD, packet, bytes, MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	if (n < 0) {
+		if (errno == EPIPE || errno == ECONNRESET)
+			_exit(0); /* no parent, no work */
+		die("send %zu bytes: %s", bytes, strerror(errno));
+	}
+}
+
+/* Appends the library's text for the code. */
+static void text_append(struct packet *packet, VixError code)
+{
+	char *text = vddk.GetErrorText ? vddk.GetErrorText(code, NULL) : NULL;
+
+	string_append(packet, text);
+	if (text && vddk.FreeErrorText)
+		vddk.FreeErrorText(text);
+}
+
+/* On the I/O thread. */
+void send_text(uint32_t slot, VixError code)
+{
+	static struct packet reply;
+
+	reply.head = (struct message){.kind = MSG_DONE, .slot = slot, .sector = code};
+	text_append(&reply, code);
+	send_packet(&reply);
+}
+
+static void answer_start(void)
+{
+	answer.head = (struct message){.kind = MSG_DONE, .slot = SLOT_CONTROL};
+}
+
+static void answer_error(const char *function, VixError code)
+{
+	answer_start();
+	answer.head.sector = code;
+	if (code != VIX_OK) {
+		string_append(&answer, function);
+		text_append(&answer, code);
+	}
+	send_packet(&answer);
+}
+
+static void answer_fault(const char *what, const char *text)
+{
+	answer_start();
+	answer.head.flags = DONE_FAULT;
+	string_append(&answer, what);
+	string_append(&answer, text);
+	send_packet(&answer);
+}
+
+/* Finds the library's functions and returns which there are, one bit each. */
+static uint64_t functions_find(void *library, int *complete)
+{
+	uint64_t found = 0, bit = 1;
+
+	*complete = 1;
+	/* ISO C has no way from an object's to a function's pointer; POSIX has. */
+#define X(needed, result, name, arguments) \
+	*(void **)&vddk.name = dlsym(library, "VixDiskLib_" #name); \
+	if (vddk.name) \
+		found |= bit; \
+	else if (needed) \
+		*complete = 0; \
+	bit <<= 1;
+	VDDK_FUNCTIONS(X)
+#undef X
+	return found;
+}
+
+static void init(const struct packet *request)
+{
+	const char *strings[INIT_STRINGS];
+	struct init_numbers n;
+	uint64_t functions;
+	void *library;
+	int complete;
+	VixError err;
+
+	if (arena.memory)
+		die("initialised twice");
+	if (!strings_split(request->payload, request->head.length, sizeof n, strings, INIT_STRINGS))
+		die("broken strings");
+	memcpy(&n, request->payload, sizeof n);
+	arena.memory = mmap(NULL, (size_t)n.slots * n.slot_size, PROT_READ | PROT_WRITE, MAP_SHARED, ARENA_FD, 0);
+	if (arena.memory == MAP_FAILED)
+		die("map the shared memory: %s", strerror(errno));
+	close(ARENA_FD);
+	arena.slots = n.slots;
+	arena.slot_size = n.slot_size;
+	session.version = n.version;
+
+	library = dlopen(strings[INIT_LIBRARY], RTLD_NOW);
+	if (!library) {
+		const char *why = dlerror();
+
+		answer_fault("dlopen", why ? why : "no reason given");
+		return;
+	}
+	functions = functions_find(library, &complete);
+	if (!complete) {
+		answer_start();
+		answer.head.flags = DONE_FAULT;
+		answer.head.sectors = functions;
+		string_append(&answer, "dlsym");
+		string_append(&answer, "functions are missing");
+		send_packet(&answer);
+		return;
+	}
+	/* A library refuses a version above its own; 6.5 is the interface's last
+	 * change that matters here. */
+	err = n.version >= 7 ? vddk.InitEx(6, 5, log_info, log_warning, log_panic, strings[INIT_ROOT], strings[INIT_CONFIG_FILE])
+			     : vddk.InitEx(5, 5, log_info, log_warning, log_panic, strings[INIT_ROOT], strings[INIT_CONFIG_FILE]);
+	if (err != VIX_OK) {
+		answer_error("VixDiskLib_InitEx", err);
+		return;
+	}
+	session.initialised = 1;
+	answer_start();
+	answer.head.sectors = functions;
+	string_append(&answer, vddk.ListTransportModes ? vddk.ListTransportModes() : NULL);
+	send_packet(&answer);
+}
+
+/* Forgets the parameters and every secret of them. */
+static void login_end(void)
+{
+	if (session.params && session.params != &session.own_params && vddk.FreeConnectParams) {
+		/* The strings are ours: the library must not free them. */
+		ConnectParams *p = session.params;
+
+		p->vmxSpec = p->serverName = p->thumbPrint = NULL;
+		memset(&p->creds, 0, sizeof p->creds);
+		vddk.FreeConnectParams(p);
+	}
+	session.params = NULL;
+	wipe(&session.own_params, sizeof session.own_params);
+	if (session.login) {
+		wipe(session.login, session.login_length);
+		free(session.login);
+		session.login = NULL;
+	}
+}
+
+/* The library does not write to the strings, whatever its types say. */
+static char *as_char(const char *s)
+{
+	return (char *)(uintptr_t)s;
+}
+
+/* Makes the parameters of a request. 0: no memory. */
+static int login_start(struct packet *request)
+{
+	const char **s = session.strings;
+	ConnectParams *p;
+
+	session.login_length = request->head.length;
+	session.login = malloc(session.login_length);
+	if (!session.login)
+		return 0;
+	memcpy(session.login, request->payload, session.login_length);
+	wipe(request->payload, request->head.length);
+	if (!strings_split(session.login, session.login_length, sizeof session.numbers, s, LOGIN_STRINGS))
+		die("broken strings");
+	memcpy(&session.numbers, session.login, sizeof session.numbers);
+
+	p = vddk.AllocateConnectParams ? vddk.AllocateConnectParams() : &session.own_params;
+	session.params = p;
+	if (!p)
+		return 0;
+	if (!s[LOGIN_SERVER])
+		return 1; /* a local disk: everything stays as it is */
+	p->vmxSpec = as_char(s[LOGIN_VMX_SPEC]);
+	p->serverName = as_char(s[LOGIN_SERVER]);
+	p->thumbPrint = as_char(s[LOGIN_THUMBPRINT]);
+	if (s[LOGIN_COOKIE]) {
+		p->credType = CREDENTIALS_SESSION_ID;
+		p->creds.sessionId.cookie = as_char(s[LOGIN_COOKIE]);
+		p->creds.sessionId.userName = as_char(s[LOGIN_USER]);
+		p->creds.sessionId.key = as_char(s[LOGIN_PASSWORD]);
+	} else {
+		p->credType = CREDENTIALS_UID;
+		p->creds.uid.userName = as_char(s[LOGIN_USER]);
+		p->creds.uid.password = as_char(s[LOGIN_PASSWORD]);
+	}
+	p->port = session.numbers.port;
+	p->nfcHostPort = session.numbers.nfc_port;
+	return 1;
+}
+
+static VixError prepare(void)
+{
+	const char *identity = session.strings[LOGIN_IDENTITY];
+	VixError err;
+
+	if (!identity)
+		return VIX_OK;
+	if (!vddk.PrepareForAccess || !vddk.EndAccess)
+		return VIX_NOT_SUPPORTED;
+	err = vddk.PrepareForAccess(session.params, identity);
+	session.prepared = err == VIX_OK;
+	return err;
+}
+
+/* On failure it leaves what it has done to session_end: the parent learns the
+ * reason at once, even if disconnecting then hangs. */
+static void open_disk(struct packet *request)
+{
+	struct opened_numbers n = {0};
+	Info *info = NULL;
+	VixError err;
+
+	if (session.login)
+		die("opened twice");
+	if (!login_start(request)) {
+		answer_fault("VixDiskLib_AllocateConnectParams", "out of memory");
+		return;
+	}
+	n.prepare_error = prepare();
+	err = vddk.ConnectEx(session.params, (char)(session.numbers.read_only != 0), session.strings[LOGIN_SNAPSHOT],
+			     session.strings[LOGIN_TRANSPORTS], &session.connection);
+	if (err != VIX_OK) {
+		answer_error("VixDiskLib_ConnectEx", err);
+		return;
+	}
+	session.connected = 1;
+	err = vddk.Open(session.connection, session.strings[LOGIN_PATH], session.numbers.flags, &session.handle);
+	if (err != VIX_OK) {
+		answer_error("VixDiskLib_Open", err);
+		return;
+	}
+	session.opened = 1;
+	err = vddk.GetInfo(session.handle, &info);
+	if (err != VIX_OK) {
+		answer_error("VixDiskLib_GetInfo", err);
+		return;
+	}
+	if (!info || !session.handle) {
+		answer_fault("VixDiskLib_GetInfo", "it succeeded without a result");
+		return;
+	}
+	n.capacity = info->capacity;
+	n.bios[0] = info->biosGeo.cylinders;
+	n.bios[1] = info->biosGeo.heads;
+	n.bios[2] = info->biosGeo.sectors;
+	n.physical[0] = info->physGeo.cylinders;
+	n.physical[1] = info->physGeo.heads;
+	n.physical[2] = info->physGeo.sectors;
+	n.adapter = info->adapterType;
+	n.links = info->numLinks;
+	if (session.version >= 7) {
+		n.logical_sector = info->logicalSectorSize;
+		n.physical_sector = info->physicalSectorSize;
+	}
+	answer_start();
+	memcpy(answer.payload, &n, sizeof n);
+	answer.head.length = sizeof n;
+	string_append(&answer, info->parentFileNameHint);
+	string_append(&answer, info->uuid);
+	string_append(&answer, vddk.GetTransportMode ? vddk.GetTransportMode(session.handle) : NULL);
+	if (n.prepare_error != VIX_OK)
+		text_append(&answer, n.prepare_error);
+	else
+		string_append(&answer, NULL);
+	vddk.FreeInfo(info);
+
+	disk.capacity = n.capacity;
+	disk.writable = !session.numbers.read_only;
+	atomic_store(&disk.handle, session.handle);
+	send_packet(&answer);
+}
+
+/* Cleanup and EndAccess after another process was lost. */
+static void after_loss(struct packet *request)
+{
+	uint32_t cleaned = 0, remaining = 0, kind = request->head.kind;
+	const char *function = kind == MSG_CLEANUP ? "VixDiskLib_Cleanup" : "VixDiskLib_EndAccess";
+	VixError err = VIX_NOT_SUPPORTED;
+
+	if (session.login)
+		die("%s beside an open disk", function);
+	if (!login_start(request)) {
+		answer_fault("VixDiskLib_AllocateConnectParams", "out of memory");
+		login_end();
+		return;
+	}
+	if (kind == MSG_CLEANUP && vddk.Cleanup)
+		err = vddk.Cleanup(session.params, &cleaned, &remaining);
+	if (kind == MSG_END_ACCESS && vddk.EndAccess)
+		err = vddk.EndAccess(session.params, session.strings[LOGIN_IDENTITY]);
+	login_end();
+	if (err != VIX_OK) {
+		answer_error(function, err);
+		return;
+	}
+	answer_start();
+	answer.head.sectors = (uint64_t)remaining << 32 | cleaned;
+	send_packet(&answer);
+}
+
+static void query(const struct message *m)
+{
+	BlockList *list = NULL;
+	uint64_t chunks = m->sectors / m->flags;
+	VixError err = VIX_NOT_SUPPORTED;
+
+	if (!session.opened)
+		die("a query without an open disk");
+	if (m->sector + m->sectors > disk.capacity)
+		die("a query outside of the disk: sector %llu", (unsigned long long)m->sector);
+	if (vddk.QueryAllocatedBlocks && vddk.FreeBlockList)
+		err = vddk.QueryAllocatedBlocks(session.handle, m->sector, m->sectors, m->flags, &list);
+	if (err != VIX_OK) {
+		answer_error("VixDiskLib_QueryAllocatedBlocks", err);
+		return;
+	}
+	if (!list || list->numBlocks > chunks) {
+		answer_fault("VixDiskLib_QueryAllocatedBlocks", "it succeeded with no list, or with more blocks than chunks");
+		return; /* not freed: who knows what it is */
+	}
+	for (uint32_t i = 0; i < list->numBlocks; i += BLOCKS_A_PACKET) {
+		uint32_t n = list->numBlocks - i;
+
+		if (n > BLOCKS_A_PACKET)
+			n = BLOCKS_A_PACKET;
+		answer.head = (struct message){.kind = MSG_BLOCKS, .slot = SLOT_CONTROL};
+		answer.head.length = n * (uint32_t)sizeof(Block);
+		memcpy(answer.payload, &list->blocks[i], answer.head.length);
+		send_packet(&answer);
+	}
+	vddk.FreeBlockList(list);
+	answer_error(NULL, VIX_OK);
+}
+
+/* Undoes everything, in order, answers with the first error, and ends. */
+static _Noreturn void session_end(void)
+{
+	const char *function = NULL;
+	VixError first = VIX_OK, err;
+
+#define STEP(call) \
+	do { \
+		err = vddk.call; \
+		if (err != VIX_OK && first == VIX_OK) { \
+			first = err; \
+			function = "VixDiskLib_" #call; \
+		} \
+	} while (0)
+	if (session.opened)
+		STEP(Close(session.handle));
+	if (session.connected)
+		STEP(Disconnect(session.connection));
+	if (session.prepared)
+		STEP(EndAccess(session.params, session.strings[LOGIN_IDENTITY]));
+#undef STEP
+	session.opened = session.connected = session.prepared = 0;
+	login_end();
+	answer_start();
+	answer.head.sector = first;
+	if (first != VIX_OK) {
+		char name[64];
+
+		snprintf(name, sizeof name, "%.*s", (int)strcspn(function, "("), function);
+		string_append(&answer, name);
+		text_append(&answer, first);
+	}
+	send_packet(&answer);
+	/* Nothing can be lost any more: the parent has its answer, whatever the
+	 * library's end does to the process. */
+	if (session.initialised)
+		vddk.Exit();
+	_exit(0);
+}
+
+static void control_loop(void)
+{
+	static struct packet request;
+
+	for (;;) {
+		pthread_mutex_lock(&control.lock);
+		while (!control.full)
+			pthread_cond_wait(&control.changed, &control.lock);
+		memcpy(&request, &control.request, sizeof control.request.head + control.request.head.length);
+		wipe(control.request.payload, control.request.head.length);
+		control.full = 0;
+		pthread_mutex_unlock(&control.lock);
+
+		if (request.head.kind != MSG_INIT && request.head.kind != MSG_CLOSE && !session.initialised)
+			die("a request to a library that is not initialised");
+		switch (request.head.kind) {
+		case MSG_INIT:
+			init(&request);
+			break;
+		case MSG_OPEN:
+			open_disk(&request);
+			break;
+		case MSG_CLEANUP:
+		case MSG_END_ACCESS:
+			after_loss(&request);
+			break;
+		case MSG_QUERY:
+			query(&request.head);
+			break;
+		case MSG_CLOSE:
+			session_end();
+			break;
+		}
+	}
+}
+
+/* Ends the process when the parent's end of the socket is gone. */
+static void *watcher_thread(void *unused)
+{
+	struct pollfd end = {.fd = SOCKET_FD, .events = POLLRDHUP};
+
+	(void)unused;
+	while (poll(&end, 1, -1) <= 0)
+		;
+	_exit(0);
+}
+
+/* Closes the program's own descriptor, and whatever the parent's parent left
+ * open for everybody. */
+static void close_from(unsigned fd)
+{
+	enum { CLOSE_RANGE = 436 }; /* the system call's number; glibc has it since 2.34 */
+
+	if (syscall(CLOSE_RANGE, fd, ~0u, 0) == 0)
+		return;
+	for (; fd < 1024; fd++) /* before Linux 5.9 */
+		close((int)fd);
+}
+
+int main(void)
+{
+	struct rlimit no_core = {0, 0};
+	pthread_t thread;
+	int type = 0, err;
+	socklen_t n = sizeof type;
+
+	/* Secrets are in this process: no core file, and no program that
+	 * core_pattern names, gets them. The limit alone would not stop the latter. */
+	prctl(PR_SET_DUMPABLE, 0);
+	setrlimit(RLIMIT_CORE, &no_core);
+	prctl(PR_SET_NAME, "vddkcp-worker");
+
+	if (getsockopt(SOCKET_FD, SOL_SOCKET, SO_TYPE, &type, &n) || type != SOCK_SEQPACKET) {
+		fputs("vddkcp-vddk-worker is a part of vddkcp and not to be run by hand\n", stderr);
+		return 2;
+	}
+	/* What the library starts must neither hold the socket open nor use it. */
+	fcntl(SOCKET_FD, F_SETFD, FD_CLOEXEC);
+	fcntl(ARENA_FD, F_SETFD, FD_CLOEXEC);
+	close_from(PROGRAM_FD);
+	/* A scheduler's SIGTERM goes to every process of a job; the parent decides
+	 * what becomes of it, and its end ends this one. */
+	signal(SIGPIPE, SIG_IGN);
+	signal(SIGINT, SIG_IGN);
+	signal(SIGTERM, SIG_IGN);
+	signal(SIGHUP, SIG_IGN);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	log_start();
+
+	err = pthread_create(&thread, NULL, watcher_thread, NULL);
+	if (!err)
+		err = pthread_create(&thread, NULL, io_thread, NULL);
+	if (err)
+		die("start a thread: %s", strerror(err));
+	control_loop();
+}

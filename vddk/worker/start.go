@@ -1,0 +1,177 @@
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Start starts a worker, which loads and initialises the library. The errors
+// are *ProgramError, *LoadError, *Error (of InitEx) and *GoneError. The process
+// outlives ctx; it ends with Close or Kill, or with this process.
+func Start(ctx context.Context, c Config) (*Process, error) {
+	if runtime.GOARCH != "amd64" {
+		return nil, fmt.Errorf("VDDK needs x86-64, this is %s", runtime.GOARCH)
+	}
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	p, err := spawn(c, func(env []string, files []*os.File) (*os.Process, error) {
+		return startProgram(c.Program, env, files)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := p.init(ctx); err != nil {
+		p.Release()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (c *Config) check() error {
+	switch {
+	case c.Slots < 1 || c.Slots > MaxSlots:
+		return fmt.Errorf("%d slots, expected 1 to %d", c.Slots, MaxSlots)
+	case c.SlotSize < 4096 || c.SlotSize > MaxSlotSize || c.SlotSize%4096 != 0:
+		return fmt.Errorf("slots of %d bytes, expected a multiple of 4096 up to %d", c.SlotSize, MaxSlotSize)
+	case c.Library == "":
+		return errors.New("no library to load")
+	case c.Version < 0:
+		return fmt.Errorf("version %d of the library", c.Version)
+	}
+	for _, s := range []string{c.Library, c.Root, c.ConfigFile} {
+		if len(s) > unix.PathMax {
+			return fmt.Errorf("path of %d bytes, at most %d are possible", len(s), unix.PathMax)
+		}
+		if strings.IndexByte(s, 0) >= 0 {
+			return fmt.Errorf("path %q holds a NUL byte", s)
+		}
+	}
+	return nil
+}
+
+// spawn starts the process with its memory, socket and output, and the
+// goroutines that listen to it. Start gets the descriptors 0 to 4.
+func spawn(c Config, start func(env []string, files []*os.File) (*os.Process, error)) (p *Process, err error) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	output, theirOutput, err := outputPipe()
+	if err != nil {
+		return nil, err
+	}
+	defer theirOutput.Close()
+	socket, theirSocket, err := socketPair()
+	if err != nil {
+		output.Close()
+		return nil, err
+	}
+	defer theirSocket.Close()
+	memory, file, err := sharedMemory(c.Slots * c.SlotSize)
+	if err != nil {
+		output.Close()
+		socket.Close()
+		return nil, err
+	}
+	defer file.Close()
+	process, err := start(environ(c.Env, c.Dir), []*os.File{null, theirOutput, theirOutput, theirSocket, file})
+	if err != nil {
+		output.Close()
+		socket.Close()
+		unix.Munmap(memory)
+		return nil, err
+	}
+	return newProcess(c, process, socket, output, memory), nil
+}
+
+// outputPipe returns a pipe whose first end waits in Go's poller and whose
+// second is an ordinary one, as a program expects its output to be.
+func outputPipe() (ours, theirs *os.File, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, fmt.Errorf("pipe: %w", err)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fds[0]), "worker output"), os.NewFile(uintptr(fds[1]), "worker output"), nil
+}
+
+// socketPair likewise. SOCK_SEQPACKET keeps messages whole, written by several
+// threads without a lock, and ends like a stream.
+func socketPair() (ours, theirs *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("socketpair: %w", err)
+	}
+	// At least three whole packets each way, whatever the system's default.
+	for _, fd := range fds {
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*maxPacket)
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		unix.Close(fds[0])
+		unix.Close(fds[1])
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fds[0]), "worker socket"), os.NewFile(uintptr(fds[1]), "worker socket"), nil
+}
+
+// sharedMemory returns memory outside of Go's heap, and the file behind it,
+// whose size nobody can change: a shorter file would make every access to the
+// memory a SIGBUS.
+func sharedMemory(size int) (memory []byte, file *os.File, err error) {
+	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
+	fd, err := unix.MemfdCreate("vddkcp buffers", flags|unix.MFD_NOEXEC_SEAL)
+	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+		fd, err = unix.MemfdCreate("vddkcp buffers", flags)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("memfd_create: %w", err)
+	}
+	file = os.NewFile(uintptr(fd), "vddkcp buffers")
+	if err = unix.Ftruncate(fd, int64(size)); err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_SEAL)
+	}
+	if err == nil {
+		memory, err = unix.Mmap(fd, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	}
+	if err != nil {
+		file.Close()
+		return nil, nil, fmt.Errorf("shared memory of %d bytes: %w", size, err)
+	}
+	return memory, file, nil
+}
+
+// init has the worker load the library.
+func (p *Process) init(ctx context.Context) error {
+	r, err := p.control(ctx, message{kind: kindInit}, appendInit(nil, &p.config))
+	var fault *faultError
+	if errors.As(err, &fault) {
+		e := &LoadError{Library: p.config.Library, Text: fault.text}
+		if fault.op == "dlsym" {
+			e.Functions = missingFunctions(r.sectors)
+		} else {
+			e.Libraries = MissingLibraries(p.config.Library, p.config.Dir)
+		}
+		return e
+	}
+	if err != nil {
+		return err
+	}
+	list, err := parseStrings(r.payload, 1)
+	if err != nil {
+		return p.breach(fmt.Errorf("answer to init: %w", err))
+	}
+	p.present, p.modes = r.sectors, list[0]
+	return nil
+}

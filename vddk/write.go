@@ -1,0 +1,258 @@
+package vddk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"syscall"
+)
+
+// zeroPiece is how much ZeroAt writes before it looks at its context.
+const zeroPiece = 16 << 20
+
+// WriteAt writes len(p) bytes at any offset inside the disk, which must have
+// been opened with Options.Writable. Sectors that are written in part are read
+// first; writes that share a sector go one after the other.
+func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
+	if err := d.beginWrite("write", off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	defer d.calls.Done()
+	if err := d.writeRange(off, int64(len(p)), func(from, to int64) []byte { return p[from-off : to-off] }); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// ZeroAt writes zeros: the library knows no other way.
+func (d *Disk) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
+	if fastOnly {
+		return errors.ErrUnsupported
+	}
+	if err := d.beginWrite("write zeros", off, n); err != nil {
+		return err
+	}
+	defer d.calls.Done()
+	for end := off + n; off < end; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n := min(zeroPiece, end-off)
+		if err := d.writeRange(off, n, func(int64, int64) []byte { return nil }); err != nil {
+			return err
+		}
+		off += n
+	}
+	return nil
+}
+
+// Trim does nothing: the library can't deallocate.
+func (d *Disk) Trim(_ context.Context, off, n int64) error {
+	if err := d.beginWrite("trim", off, n); err != nil {
+		return err
+	}
+	d.calls.Done()
+	return nil
+}
+
+// beginWrite checks a range, and makes Close wait until the calls' Done.
+func (d *Disk) beginWrite(op string, off, n int64) error {
+	if !d.o.Writable {
+		return fmt.Errorf("%s: %s: it was opened read-only: %w", d.params.File, op, syscall.EROFS)
+	}
+	if !d.inDisk(off, n) {
+		return fmt.Errorf("%s: %s [%d, %d) of a disk of %d bytes: %w", d.params.File, op, off, off+n, d.size, syscall.ENOSPC)
+	}
+	return d.begin()
+}
+
+// writeRange writes what content returns for each part of the range; nil is
+// zeros.
+func (d *Disk) writeRange(off, n int64, content func(from, to int64) []byte) error {
+	if n == 0 {
+		return nil
+	}
+	first, end := off&^(sectorSize-1), (off+n+sectorSize-1)&^(sectorSize-1)
+	d.wrote.Store(true)
+	d.ranges.lock(first, end)
+	defer d.ranges.unlock(first, end)
+	return d.eachRequest(off, n, func(from, to int64) error { return d.writePiece(content(from, to), from, to) })
+}
+
+// writePiece writes what fits a request. Only what may pass is repeated: a
+// worker that was lost, a host without memory. What else fails, the caller is
+// to know.
+func (d *Disk) writePiece(p []byte, off, end int64) error {
+	first, after := off&^(sectorSize-1), (off+(end-off)+sectorSize-1)&^(sectorSize-1)
+	var head, tail [sectorSize]byte
+	if off > first {
+		if err := d.read(head[:], first); err != nil {
+			return err
+		}
+	}
+	if after > end && (after-sectorSize != first || off == first) {
+		if err := d.read(tail[:], after-sectorSize); err != nil {
+			return err
+		}
+	} else if after > end {
+		tail = head
+	}
+	a := attempts{d: d}
+	for {
+		t, err := d.take(nil)
+		if err != nil {
+			return err
+		}
+		b := t.memory()[:after-first]
+		copy(b, head[:off-first])
+		copy(b[len(b)-int(after-end):], tail[sectorSize-int(after-end):])
+		if p == nil {
+			clear(b[off-first : end-first])
+		} else {
+			copy(b[off-first:], p)
+		}
+		mark := d.log.mark()
+		err = t.s.write(d.ctx, d.o.Timeout, t.slot, uint64(first/sectorSize), len(b)/sectorSize)
+		if err != nil {
+			err = d.requestFailed(t, "write", first, int64(len(b)), mark, err)
+			d.give(t, 0, false)
+		} else if d.giveWritten(t, int64(len(b))) {
+			return nil
+		} else {
+			err = t.s.gone("write")
+		}
+		if e := asError(err); e != nil && !e.noMemory() {
+			return fmt.Errorf("%w: %w", errIO, err)
+		}
+		if err := a.again(t, err); err != nil {
+			return err
+		}
+		if l, _ := d.pace.next(); !fits(off, end-off, l.size) {
+			return d.eachRequest(off, end-off, func(from, to int64) error {
+				if p == nil {
+					return d.writePiece(nil, from, to)
+				}
+				return d.writePiece(p[from-off:to-off], from, to)
+			})
+		}
+	}
+}
+
+// giveWritten gives back the seat of a write that succeeded. It says false when
+// the worker is lost all the same, and the write with it.
+func (d *Disk) giveWritten(t seat, n int64) bool {
+	d.mu.Lock()
+	if !t.s.lost {
+		d.written++
+	}
+	d.mu.Unlock()
+	return d.give(t, n, true)
+}
+
+// Flush makes what was written durable. Once it has failed, or a worker was
+// lost with writes that had not been flushed, it fails until the disk is opened
+// again.
+func (d *Disk) Flush(ctx context.Context) error {
+	if err := d.beginWrite("flush", 0, 0); err != nil {
+		return err
+	}
+	defer d.calls.Done()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	for lost := 0; ; {
+		h, s, written, err := d.sessionForFlush()
+		if s == nil {
+			return err
+		}
+		mark := d.log.mark()
+		stop := s.deadline(d.o.Timeout)
+		err = s.proc.Flush(d.ctx)
+		stop()
+		if d.ctx.Err() != nil {
+			return context.Cause(d.ctx)
+		}
+		if err == nil {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.flushed = max(d.flushed, written)
+			return nil
+		}
+		err = d.explain("flush", 0, 0, mark, err)
+		if isLost(err) {
+			s.proc.Kill()
+			d.lose(h, s, "flush") // which fails all flushes where there was something to flush
+			if lost++; lost < 3 {
+				continue
+			}
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.flushErr == nil {
+			d.flushErr = fmt.Errorf("%w: %w", errIO, err)
+		}
+		return d.flushErr
+	}
+}
+
+// sessionForFlush waits for the one session of a writable disk, and returns the
+// writes that its flush will cover. It returns none where there is nothing to
+// flush, or no sense in it.
+func (d *Disk) sessionForFlush() (*handle, *session, int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for {
+		if d.flushErr != nil {
+			return nil, nil, 0, d.flushErr
+		}
+		if err := d.stuckNow(false); err != nil {
+			return nil, nil, 0, err
+		}
+		if h := d.leastLocked(); h != nil {
+			return h, h.session, d.written, nil
+		}
+		if err := d.stuckNow(true); err != nil {
+			return nil, nil, 0, err
+		}
+		d.changed.Wait()
+	}
+}
+
+// rangeLock lets one at a time have a range. The zero value is ready.
+type rangeLock struct {
+	mu   sync.Mutex
+	free sync.Cond
+	held [][2]int64
+}
+
+func (r *rangeLock) lock(from, to int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.free.L = &r.mu
+	for r.overlaps(from, to) {
+		r.free.Wait()
+	}
+	r.held = append(r.held, [2]int64{from, to})
+}
+
+func (r *rangeLock) overlaps(from, to int64) bool {
+	for _, h := range r.held {
+		if from < h[1] && h[0] < to {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *rangeLock) unlock(from, to int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i, h := range r.held {
+		if h == [2]int64{from, to} {
+			r.held = append(r.held[:i], r.held[i+1:]...)
+			break
+		}
+	}
+	r.free.Broadcast()
+}
