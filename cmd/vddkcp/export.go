@@ -7,18 +7,23 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
 
+	"github.com/alecthomas/kong"
+
 	"vddkcp/nbd"
 	"vddkcp/nbd/server"
 	"vddkcp/source"
+	"vddkcp/source/cow"
 	sourceopen "vddkcp/source/open"
 )
 
@@ -35,6 +40,8 @@ type exportCommand struct {
 	Pattern     string        `name:"export-pattern" help:"Let clients name disks that VDDK opens, by their paths, as far as this wildcard matches; as the word export=PATTERN." placeholder:"PATTERN" group:"Export:"`
 	Command     string        `name:"run" help:"Run CMD in a shell with $$uri, $$port, $$unixsocket, $$nbd and $$exportname, and end with it and its status." placeholder:"CMD" group:"Export:"`
 	RW          bool          `name:"rw" help:"Let clients write: to raw files, block devices, NBD servers and through VDDK." group:"Export:"`
+	Cow         cowFlag       `help:"Let clients write over disks that are only read: what they write goes to a temporary file, or to =FILE, which is continued." placeholder:"FILE" group:"Export:"`
+	CowOnRead   bool          `help:"Keep there what is read once, too." group:"Export:"`
 
 	TLS             string `name:"tls" help:"Whether connections are encrypted: off, on (as the client likes) or require." enum:",off,on,require" default:"" placeholder:"MODE" group:"Export:"`
 	TLSCertificates string `name:"tls-certificates" help:"Folder with server-cert.pem, server-key.pem and ca-cert.pem." placeholder:"DIR" type:"path" group:"Export:"`
@@ -60,6 +67,27 @@ func (s *namedSource) UnmarshalText(text []byte) error {
 	return nil
 }
 
+// cowFlag is --cow, whose value is only what follows after =.
+type cowFlag struct {
+	on   bool
+	file string // "" a temporary one
+}
+
+// IsBool makes kong take the flag without a value.
+func (*cowFlag) IsBool() bool { return true }
+
+// Decode implements kong.MapperValue.
+func (f *cowFlag) Decode(ctx *kong.DecodeContext) error {
+	f.on = true
+	if ctx.Scan.Peek().Type != kong.FlagValueToken {
+		return nil
+	}
+	if f.file = fmt.Sprint(ctx.Scan.Pop().Value); f.file == "" {
+		return errors.New("want the name of a file after =")
+	}
+	return nil
+}
+
 // Validate is kong's hook for what no single flag can check.
 func (c *exportCommand) Validate() error {
 	switch {
@@ -69,6 +97,12 @@ func (c *exportCommand) Validate() error {
 		return errors.New("--name is the name of SRC, and there is none: want --export NAME=SRC")
 	case c.Src == "" && c.Description != "":
 		return errors.New("--description is of SRC, and there is none")
+	case c.RW && c.Cow.on:
+		return errors.New("--rw writes to the disk and --cow beside it: want one of the two")
+	case c.CowOnRead && !c.Cow.on:
+		return errors.New("--cow-on-read keeps what is read in the file of --cow: want that with it")
+	case c.Cow.file != "" && (len(c.sources()) != 1 || c.Pattern != ""):
+		return fmt.Errorf("--cow=%s: a file is of one disk, and several are served: want --cow", c.Cow.file)
 	case c.MaxConnections < 1:
 		return fmt.Errorf("--max-connections: %d: want 1 or more", c.MaxConnections)
 	case c.TLS == "off" && (c.TLSCertificates != "" || c.TLSVerifyPeer):
@@ -164,7 +198,7 @@ func (c *exportCommand) serve(ctx context.Context, exports *exports, stats *stat
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	options := server.Options{
-		Writable: c.RW, MaxConnections: c.MaxConnections, Grace: exportGrace, Stats: &stats.Stats, Log: log,
+		Writable: c.RW || c.Cow.on, MaxConnections: c.MaxConnections, Grace: exportGrace, Stats: &stats.Stats, Log: log,
 	}
 	if c.ExitLast {
 		options.Left = func(others int) {
@@ -247,7 +281,7 @@ func (c *exportCommand) open(ctx context.Context, log *slog.Logger) (e *exports,
 	opener.Retry.OnRetry = func(err error, wait time.Duration) {
 		log.Warn("reading again", "in", wait.Round(time.Millisecond), "error", err)
 	}
-	e = &exports{pattern: c.Pattern, opener: opener, format: c.SourceFormat, rw: c.RW, log: log}
+	e = &exports{life: ctx, exportCommand: c, opener: opener, log: log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.close())
@@ -271,9 +305,11 @@ func (c *exportCommand) open(ctx context.Context, log *slog.Logger) (e *exports,
 			return e, err
 		}
 		if first {
-			// Kept for the first client; where it is written to, only the last
-			// one's leaving forgets that a flush has failed.
-			d.first, d.keep = disk, !c.RW
+			// Where it is written to, only the last client's leaving forgets that
+			// a flush has failed.
+			d.first, d.keep = disk, !c.RW && c.Cow.file == ""
+		} else if c.Cow.on && c.Cow.file == "" {
+			d.first, d.keep = disk, true
 		} else if err := disk.Close(); err != nil {
 			return e, err
 		}
@@ -326,12 +362,14 @@ func certificateFolder() string {
 
 // exports are what the command line names.
 type exports struct {
-	list    []*exportedDisk
-	pattern string // of paths that clients may name; "" none
-	opener  *sourceopen.Opener
-	format  string
-	rw      bool
-	log     *slog.Logger
+	*exportCommand
+	list   []*exportedDisk
+	opener *sourceopen.Opener
+	log    *slog.Logger
+	life   context.Context // of the disks that are kept
+
+	mu     sync.Mutex
+	byName map[string]*exportedDisk // what is open of what the pattern allows
 }
 
 type exportedDisk struct {
@@ -339,14 +377,14 @@ type exportedDisk struct {
 	src string
 
 	mu    sync.Mutex
-	first source.Disk // opened before there was a client; nil: none, or it has it
-	keep  bool        // first stays open and is for all clients
+	first source.Disk // open, whether a client is there or not; nil: none
+	keep  bool        // it stays so; else the first client takes it
 }
 
 // close closes what no client has.
 func (e *exports) close() error {
 	var all error
-	for _, d := range e.list {
+	for _, d := range slices.AppendSeq(slices.Clone(e.list), maps.Values(e.byName)) {
 		d.mu.Lock()
 		if d.first != nil {
 			all = errors.Join(all, d.first.Close())
@@ -379,14 +417,14 @@ func (e *exports) Find(_ context.Context, name string) (server.Export, error) {
 	if d := e.find(name); d != nil {
 		return d.Export, nil
 	}
-	if e.pattern != "" && mayName(e.pattern, name) {
+	if e.Pattern != "" && mayName(e.Pattern, name) {
 		return server.Export{Name: name}, nil
 	}
 	return server.Export{}, fmt.Errorf("%q: %w", name, server.ErrUnknownExport)
 }
 
 func (e *exports) find(name string) *exportedDisk {
-	if len(e.list) == 1 && e.list[0].Name == "" && e.pattern == "" {
+	if len(e.list) == 1 && e.list[0].Name == "" && e.Pattern == "" {
 		return e.list[0]
 	}
 	for _, d := range e.list {
@@ -397,18 +435,50 @@ func (e *exports) find(name string) *exportedDisk {
 	return nil
 }
 
-// Open implements server.Exports.
-func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
-	d := e.find(name)
-	if d == nil {
-		src := name
-		if !sourceopen.IsVDDK(src) {
-			src = "vddk:" + src
-		}
-		return e.openDisk(ctx, src)
+// named is find, and what the pattern lets clients open.
+func (e *exports) named(name string) *exportedDisk {
+	if d := e.find(name); d != nil {
+		return d
 	}
+	src := name
+	if !sourceopen.IsVDDK(src) {
+		src = "vddk:" + src
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if d := e.byName[name]; d != nil {
+		return d
+	}
+	return &exportedDisk{Export: server.Export{Name: name}, src: src}
+}
+
+// remember is for what stays open; the names that clients try are not kept.
+func (e *exports) remember(d *exportedDisk) {
+	if e.find(d.Name) != nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.byName == nil {
+		e.byName = map[string]*exportedDisk{}
+	}
+	e.byName[d.Name] = d
+}
+
+// Open implements server.Exports. What clients have written to a temporary layer
+// is there for the next ones too.
+func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
+	d := e.named(name)
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.first == nil && e.Cow.on && e.Cow.file == "" {
+		disk, err := e.openDisk(e.life, d.src)
+		if err != nil {
+			return nil, err
+		}
+		d.first, d.keep = disk, true
+		e.remember(d)
+	}
 	if first := d.first; first != nil {
 		if d.keep {
 			return keptOpen{first}, nil
@@ -421,7 +491,7 @@ func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
 
 // openDisk opens what can be served as it is asked for.
 func (e *exports) openDisk(ctx context.Context, src string) (source.Disk, error) {
-	disk, err := e.opener.Open(ctx, src, e.format)
+	disk, err := e.opener.Open(ctx, src, e.SourceFormat)
 	if err != nil {
 		return nil, err
 	}
@@ -430,12 +500,20 @@ func (e *exports) openDisk(ctx context.Context, src string) (source.Disk, error)
 			e.log.Warn(message)
 		}
 	}
-	if _, ok := source.Ability[source.Writable](disk); e.rw && !ok {
+	if _, ok := source.Ability[source.Writable](disk); e.RW && !ok {
 		disk.Close()
 		return nil, &usageError{err: fmt.Errorf("%s can't be written: --rw serves raw files, block devices, NBD servers that allow it, and disks that VDDK opens", src)}
 	}
 	e.log.Debug("opened", "source", src, "size", disk.Size())
-	return disk, nil
+	if !e.Cow.on {
+		return disk, nil
+	}
+	layer, err := cow.New(ctx, disk, cow.Options{File: e.Cow.file, OnRead: e.CowOnRead})
+	if err != nil {
+		disk.Close()
+		return nil, err
+	}
+	return layer, nil
 }
 
 // check finds out what can be said of an address without a connection, and asks
