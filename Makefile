@@ -29,7 +29,7 @@ testlib:
 	./vddk/testlib/build bin/testlib
 
 test:
-	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy
+	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client openssl
 	$(GO) test ./...
 
 # The race detector needs cgo. Chaos is make test's.

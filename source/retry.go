@@ -59,8 +59,9 @@ func IsPermanent(err error) bool {
 // repeated.
 //
 // The disk has the abilities of the opened one as far as they can outlive it:
-// Allocator, Described, Identified and Uncached, and InFile until it is opened
-// again. It is Counted, and no Wrapper.
+// Allocator, Described, Identified and Uncached, InFile until it is opened
+// again, and Writable: after that, Flush fails for good if anything that was
+// written before had not been flushed. It is Counted.
 func Retry(ctx context.Context, open func(context.Context) (Disk, error), o RetryOptions) (Disk, error) {
 	r := &retrying{ctx: ctx, open: open, o: o, started: time.Now(), generation: 1}
 	r.closing, r.startClosing = context.WithCancel(context.WithoutCancel(ctx))
@@ -69,27 +70,35 @@ func Retry(ctx context.Context, open func(context.Context) (Disk, error), o Retr
 		return nil, err
 	}
 	r.first, r.disk = first, first
-	_, allocates := Ability[Allocator](first.Disk)
-	described, describes := Ability[Described](first.Disk)
+	if _, ok := Ability[Writable](first.Disk); ok {
+		return &retryingWritable{Disk: r.able(), r: r}, nil
+	}
+	return r.able(), nil
+}
+
+// able returns r with those of its abilities that not every disk has.
+func (r *retrying) able() Disk {
+	_, allocates := Ability[Allocator](r.first.Disk)
+	described, describes := Ability[Described](r.first.Disk)
 	switch {
 	case allocates && describes:
 		return struct {
 			*retrying
 			retryingBuffer
 			retryingInfo
-		}{r, retryingBuffer{r}, retryingInfo{described.Info()}}, nil
+		}{r, retryingBuffer{r}, retryingInfo{described.Info()}}
 	case allocates:
 		return struct {
 			*retrying
 			retryingBuffer
-		}{r, retryingBuffer{r}}, nil
+		}{r, retryingBuffer{r}}
 	case describes:
 		return struct {
 			*retrying
 			retryingInfo
-		}{r, retryingInfo{described.Info()}}, nil
+		}{r, retryingInfo{described.Info()}}
 	}
-	return r, nil
+	return r
 }
 
 // Delay is how long to wait before the n-th retry, from 1.

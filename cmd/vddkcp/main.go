@@ -24,6 +24,7 @@ var version = "devel"
 
 type cli struct {
 	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk (the default command)."`
+	Export     exportCommand     `cmd:"" help:"Serve disks over NBD, until stopped."`
 	Info       infoCommand       `cmd:"" help:"Print the format, size, allocation, chain and identity of a disk."`
 	Map        mapCommand        `cmd:"" help:"Print the extents of a disk, as qemu-img map does."`
 	Verify     verifyCommand     `cmd:"" help:"Compare two disks, or one with a digest."`
@@ -63,6 +64,9 @@ func run(args []string) int {
 	if err := refuseReserved(args); err != nil {
 		return fail(os.Stderr, false, err)
 	}
+	if args, err = rewriteNBDKit(parser.Model, args); err != nil {
+		return fail(os.Stderr, false, err)
+	}
 	if args, err = rewriteWords(parser.Model, args); err != nil {
 		return fail(os.Stderr, false, err)
 	}
@@ -91,7 +95,7 @@ func run(args []string) int {
 // SRC: a script for a later version must not copy a file of that name.
 func refuseReserved(args []string) error {
 	reserved := []string{
-		"export", "run",
+		"run",
 		"ls", "vm", "warm", "check", "cleanup", "vddk-worker",
 	}
 	if len(args) > 0 && slices.Contains(reserved, args[0]) {
@@ -193,7 +197,10 @@ func withSignals(parent context.Context) (ctx context.Context, stop func()) {
 func exitStatus(err error) int {
 	var stopped *signalError
 	var usage *usageError
+	var command *commandStatus
 	switch {
+	case errors.As(err, &command):
+		return command.status
 	case errors.As(err, &stopped):
 		return 128 + int(stopped.signal)
 	case errors.As(err, &usage):

@@ -158,6 +158,8 @@ func rewriteWords(app *kong.Application, args []string) ([]string, error) {
 		}
 	case "info", "map":
 		kind = wordsForOneDisk
+	case "export":
+		kind = wordsForExport
 	case "vddk":
 		kind = wordsForLibrary
 	default:
@@ -176,7 +178,14 @@ func rewriteWords(app *kong.Application, args []string) ([]string, error) {
 		}
 		return rewritten, nil
 	}
-	rewritten = append(append(rewritten, w.Flags...), "--", w.Src)
+	rewritten = append(rewritten, w.Flags...)
+	if w.Export != "" {
+		rewritten = append(rewritten, "--export-pattern="+w.Export)
+	}
+	if w.Src == "" { // export= alone
+		return rewritten, nil
+	}
+	rewritten = append(rewritten, "--", w.Src)
 	if kind == wordsForTwoDisks {
 		rewritten = append(rewritten, w.Dst)
 	}

@@ -138,6 +138,7 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 	for {
 		d.mu.Lock()
 		known, start := d.known.find(off)
+		changes := d.changes
 		d.mu.Unlock()
 		if known != nil {
 			return known, nil
@@ -147,7 +148,9 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 			return nil, err
 		}
 		d.mu.Lock()
-		d.known.add(fresh)
+		if d.changes == changes { // else it may be from before a write
+			d.known.add(fresh)
+		}
 		d.mu.Unlock()
 		if fresh.off <= off && off < fresh.end {
 			return fresh, nil

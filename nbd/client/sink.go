@@ -89,11 +89,15 @@ func Create(ctx context.Context, uri string, size int64, o SinkOptions) (sink.Di
 	if s.flags&nbd.SendFlush == 0 {
 		o.Client.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.name)
 	}
+	return newTarget(s, size, o), nil
+}
+
+func newTarget(s *server, size int64, o SinkOptions) *target {
 	t := &target{server: s, size: size, o: o}
 	t.noFast.Store(s.flags&nbd.SendFastZero == 0)
 	t.noZeroes.Store(s.flags&nbd.SendWriteZeroes == 0)
 	t.zeroLimit.Store(zeroPiece)
-	return t, nil
+	return t
 }
 
 func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
@@ -101,7 +105,7 @@ func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
 // writable refuses an export that can't hold the disk.
 func writable(s *server, size int64) error {
 	if s.flags&nbd.ReadOnly != 0 {
-		return fmt.Errorf("%s: the export is read-only", s.name)
+		return fmt.Errorf("%s: %w", s.name, ErrReadOnly)
 	}
 	if s.size < size {
 		return fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk %d (%s)", s.name, s.size, bytesize.Format(s.size), size, bytesize.Format(size))
@@ -248,7 +252,7 @@ func (t *target) ZeroAt(ctx context.Context, off, n int64) error {
 	if t.ZeroedFrom(off) {
 		return nil
 	}
-	if err := t.zero(ctx, off, n); err != nil {
+	if err := t.zero(ctx, off, n, t.o.NoHole); err != nil {
 		return t.fail(err)
 	}
 	return nil
@@ -256,8 +260,8 @@ func (t *target) ZeroAt(ctx context.Context, off, n int64) error {
 
 // zero zeroes by the first way that the server has: WRITE_ZEROES that is fast,
 // WRITE_ZEROES that is not, zeros. TRIM is none, since what it leaves is not
-// known.
-func (t *target) zero(ctx context.Context, off, n int64) error {
+// known. With noHole the zeros are to stay allocated.
+func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 	s := t.server
 	whole := t.whole(off, n)
 	tail := n - whole
@@ -278,7 +282,7 @@ func (t *target) zero(ctx context.Context, off, n int64) error {
 		if fast {
 			k.flags |= nbd.FlagFastZero
 		}
-		if t.o.NoHole {
+		if noHole {
 			k.flags |= nbd.FlagNoHole
 		}
 		err := s.do(ctx, s.pick(), k)

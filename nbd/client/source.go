@@ -21,21 +21,26 @@ type Disk struct {
 	borrowed bool  // the server is a sink's
 	text     string
 
-	mu    sync.Mutex
-	known allocation
+	mu      sync.Mutex
+	known   allocation
+	changes uint64 // counts writes
 }
 
 // Open opens the export that uri names for reading. Errors name the server.
 func Open(ctx context.Context, uri string, o Options) (*Disk, error) {
-	u, err := nbd.ParseURI(uri)
-	if err != nil {
-		return nil, source.Permanent(err)
-	}
-	s, err := dial(ctx, u, o)
+	s, err := dialURI(ctx, uri, o)
 	if err != nil {
 		return nil, err
 	}
 	return &Disk{server: s, size: s.size, text: uri}, nil
+}
+
+func dialURI(ctx context.Context, uri string, o Options) (*server, error) {
+	u, err := nbd.ParseURI(uri)
+	if err != nil {
+		return nil, source.Permanent(err)
+	}
+	return dial(ctx, u, o)
 }
 
 // Size is the size in bytes that the server told at the beginning.

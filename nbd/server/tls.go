@@ -27,10 +27,22 @@ func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the authority that clients are verified with: %w", err)
 	}
-	config.ClientCAs = x509.NewCertPool()
-	if !config.ClientCAs.AppendCertsFromPEM(pem) {
+	authorities := x509.NewCertPool()
+	if !authorities.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("%s: no certificate in PEM", path)
 	}
-	config.ClientAuth = tls.RequireAndVerifyClientCert
+	// Not ClientCAs: then clients are told the authorities' names, and GnuTLS
+	// (3.7, over TLS 1.3) shows no certificate for those.
+	config.ClientAuth = tls.RequireAnyClientCert
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		between := x509.NewCertPool()
+		for _, c := range state.PeerCertificates[1:] {
+			between.AddCert(c)
+		}
+		_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{
+			Roots: authorities, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+		})
+		return err
+	}
 	return config, nil
 }

@@ -43,6 +43,9 @@ type Opener struct {
 	AllowPath []string
 	// SingleLink opens images without their parents: what they lack is Same.
 	SingleLink bool
+	// Writable opens disks that are source.Writable; what can't be one is a
+	// *UsageError.
+	Writable bool
 	// NBD tunes the connections to NBD servers.
 	NBD client.Options
 	// VDDK opens disks through VMware's library; nil: they are not read.
@@ -89,6 +92,9 @@ func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk,
 			return nil, usage("--allow-path: %s is not a folder", dir)
 		}
 	}
+	if o.Writable {
+		return o.openWritable(ctx, address, format)
+	}
 	if path, choice, ok := splitAppliance(address); ok && format == "" {
 		return o.openAppliance(ctx, path, choice)
 	}
@@ -112,12 +118,56 @@ func (o *Opener) openNBD(ctx context.Context, uri, format string) (source.Disk, 
 		return nil, usage("%s as %s: what an NBD server exports is taken as a raw disk", uri, format)
 	}
 	return source.Retry(ctx, func(ctx context.Context) (source.Disk, error) {
+		if o.Writable {
+			d, err := client.OpenWritable(ctx, uri, o.NBD)
+			if errors.Is(err, client.ErrReadOnly) {
+				return nil, source.Permanent(notWritable("%v", err))
+			}
+			if err != nil {
+				return nil, err
+			}
+			return d, nil
+		}
 		d, err := client.Open(ctx, uri, o.NBD)
 		if err != nil {
 			return nil, err
 		}
 		return d, nil
 	}, o.Retry)
+}
+
+// openWritable opens a raw file or a block device for writing.
+func (o *Opener) openWritable(ctx context.Context, path, format string) (source.Disk, error) {
+	if _, _, ok := splitAppliance(path); ok && format == "" {
+		return nil, notWritable("%s is an appliance", path)
+	}
+	f, err := o.openFile(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	size := f.Size()
+	if format == "" && size > 0 {
+		format, err = probe(f)
+	}
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	switch {
+	case format == "":
+		return nil, &emptyError{path}
+	case format != "raw":
+		return nil, notWritable("%s is a %s image", path, format)
+	}
+	d, err := raw.OpenWritable(ctx, path)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// notWritable is a usage error of a disk that can't be written to.
+func notWritable(format string, args ...any) error {
+	return usage("%s: what can be written to are raw files, block devices, NBD servers that allow it, and disks that VDDK opens", fmt.Sprintf(format, args...))
 }
 
 // emptyError is a source of 0 bytes.

@@ -16,7 +16,7 @@ type VDDK struct {
 	// or a path. It may ask for a password, so it is called for disks that are
 	// to be opened only.
 	Params func(ctx context.Context, file string) (vddk.Params, error)
-	// Options tune the reading. Their Retry is the Opener's.
+	// Options tune the reading. Their Retry and Writable are the Opener's.
 	Options vddk.Options
 	// Open replaces vddk.Open in tests; nil: that.
 	Open func(context.Context, vddk.Params, vddk.Library, vddk.Options) (source.Disk, error)
@@ -77,7 +77,7 @@ func (o *Opener) openVDDK(ctx context.Context, address, format string) (source.D
 		}
 	}
 	options := o.VDDK.Options
-	options.Retry = o.Retry
+	options.Retry, options.Writable = o.Retry, o.Writable
 	d, err := openDisk(ctx, params, library, options)
 	if err != nil {
 		if !strings.Contains(err.Error(), params.File) { // most errors name the disk

@@ -4,6 +4,7 @@ package raw
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -44,7 +45,10 @@ type Disk struct {
 // Open opens the regular file or block device at path for reading. Symbolic
 // links are followed. Anything else (a directory, a FIFO, a terminal) is an
 // error, and is neither waited for nor read.
-func Open(ctx context.Context, path string) (*Disk, error) {
+func Open(ctx context.Context, path string) (*Disk, error) { return open(ctx, path, unix.O_RDONLY) }
+
+// open opens path for reading (O_RDONLY), or for writing too (O_RDWR).
+func open(ctx context.Context, path string, access int) (*Disk, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
@@ -57,9 +61,13 @@ func Open(ctx context.Context, path string) (*Disk, error) {
 	if err := readable(path, &st); err != nil {
 		return nil, err
 	}
+	flags := access | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY
+	if access == unix.O_RDWR && st.Mode&unix.S_IFMT == unix.S_IFBLK {
+		flags |= unix.O_EXCL
+	}
 	var fd int
 	err := again(func() (err error) {
-		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+		fd, err = unix.Open(path, flags, 0)
 		return err
 	})
 	if err != nil {
@@ -367,5 +375,5 @@ func again(call func() error) error {
 // unsupported reports whether err says that the kernel or the file system does
 // not know the call or its flags.
 func unsupported(err error) bool {
-	return err == unix.EOPNOTSUPP || err == unix.EINVAL || err == unix.ENOSYS
+	return err == unix.EOPNOTSUPP || err == unix.EINVAL || err == unix.ENOSYS || err == unix.ENOTTY || err == errors.ErrUnsupported
 }

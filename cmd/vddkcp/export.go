@@ -1,0 +1,642 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"github.com/alecthomas/kong"
+
+	"vddkcp/nbd"
+	"vddkcp/nbd/server"
+	"vddkcp/source"
+	"vddkcp/source/cow"
+	sourceopen "vddkcp/source/open"
+)
+
+// exportCommand serves disks over NBD, by docs/cli.md.
+type exportCommand struct {
+	Src string `arg:"" name:"SRC" optional:"" help:"The disk to serve, of every kind that copy reads but standard input. --export names others."`
+
+	sourceFlags
+
+	Listen      []string      `help:"Where to listen: tcp://HOST:PORT, unix:PATH, unix:- for a private socket, or systemd (repeatable; tcp://127.0.0.1:10809)." placeholder:"ADDR" sep:"none" group:"Export:"`
+	Name        string        `help:"Export name of SRC; without one every name is SRC's." placeholder:"NAME" group:"Export:"`
+	Description string        `help:"What clients are told about SRC." placeholder:"TEXT" group:"Export:"`
+	Export      []namedSource `help:"One more disk, by its export name (repeatable)." placeholder:"NAME=SRC" sep:"none" group:"Export:"`
+	Pattern     string        `name:"export-pattern" help:"Let clients name disks that VDDK opens, by their paths, as far as this wildcard matches; as the word export=PATTERN." placeholder:"PATTERN" group:"Export:"`
+	Command     string        `name:"run" help:"Run CMD in a shell with $$uri, $$port, $$unixsocket, $$nbd and $$exportname, and end with it and its status." placeholder:"CMD" group:"Export:"`
+	RW          bool          `name:"rw" help:"Let clients write: to raw files, block devices, NBD servers and through VDDK." group:"Export:"`
+	Cow         cowFlag       `help:"Let clients write over disks that are only read: what they write goes to a temporary file, or to =FILE, which is continued." placeholder:"FILE" group:"Export:"`
+	CowOnRead   bool          `help:"Keep there what is read once, too." group:"Export:"`
+
+	TLS             string `name:"tls" help:"Whether connections are encrypted: off, on (as the client likes) or require." enum:",off,on,require" default:"" placeholder:"MODE" group:"Export:"`
+	TLSCertificates string `name:"tls-certificates" help:"Folder with server-cert.pem, server-key.pem and ca-cert.pem." placeholder:"DIR" type:"path" group:"Export:"`
+	TLSVerifyPeer   bool   `name:"tls-verify-peer" help:"Serve only clients with a certificate that ca-cert.pem has signed." group:"Export:"`
+
+	Connections    connections `help:"Connections to an NBD server or handles of a disk at once: a number, or auto." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	MaxConnections int         `help:"Most clients at once (4096)." default:"4096" placeholder:"N" group:"Export:"`
+	ExitWithParent bool        `help:"End when the process that started this one ends." group:"Export:"`
+	ExitLast       bool        `help:"End when the last client has left." group:"Export:"`
+	PidFile        string      `help:"Write the process id here once clients can connect; removed at the end." placeholder:"FILE" type:"path" group:"Export:"`
+	Stats          string      `help:"Write what clients did here at the end, as JSON." placeholder:"FILE" type:"path" group:"Export:"`
+}
+
+// namedSource is --export NAME=SRC.
+type namedSource struct{ name, src string }
+
+func (s *namedSource) UnmarshalText(text []byte) error {
+	name, src, ok := strings.Cut(string(text), "=")
+	if !ok || src == "" {
+		return errors.New("want NAME=SRC")
+	}
+	*s = namedSource{name, src}
+	return nil
+}
+
+// cowFlag is --cow, whose value is only what follows after =.
+type cowFlag struct {
+	on   bool
+	file string // "" a temporary one
+}
+
+// IsBool makes kong take the flag without a value.
+func (*cowFlag) IsBool() bool { return true }
+
+// Decode implements kong.MapperValue.
+func (f *cowFlag) Decode(ctx *kong.DecodeContext) error {
+	f.on = true
+	if ctx.Scan.Peek().Type != kong.FlagValueToken {
+		return nil
+	}
+	if f.file = fmt.Sprint(ctx.Scan.Pop().Value); f.file == "" {
+		return errors.New("want the name of a file after =")
+	}
+	return nil
+}
+
+// Validate is kong's hook for what no single flag can check.
+func (c *exportCommand) Validate() error {
+	switch {
+	case c.Src == "" && len(c.Export) == 0 && c.Pattern == "":
+		return errors.New("no disk to serve: want SRC, --export NAME=SRC or export=PATTERN")
+	case c.Src == "" && c.Name != "":
+		return errors.New("--name is the name of SRC, and there is none: want --export NAME=SRC")
+	case c.Src == "" && c.Description != "":
+		return errors.New("--description is of SRC, and there is none")
+	case c.RW && c.Cow.on:
+		return errors.New("--rw writes to the disk and --cow beside it: want one of the two")
+	case c.CowOnRead && !c.Cow.on:
+		return errors.New("--cow-on-read keeps what is read in the file of --cow: want that with it")
+	case c.Cow.file != "" && (len(c.sources()) != 1 || c.Pattern != ""):
+		return fmt.Errorf("--cow=%s: a file is of one disk, and several are served: want --cow", c.Cow.file)
+	case c.MaxConnections < 1:
+		return fmt.Errorf("--max-connections: %d: want 1 or more", c.MaxConnections)
+	case c.TLS == "off" && (c.TLSCertificates != "" || c.TLSVerifyPeer):
+		return errors.New("--tls off has no use for --tls-certificates or --tls-verify-peer")
+	case c.TLS == "" && c.TLSCertificates == "" && c.TLSVerifyPeer:
+		return errors.New("--tls-verify-peer: want --tls require with it")
+	}
+	names := map[string]bool{}
+	for _, s := range c.sources() {
+		if names[s.name] {
+			return fmt.Errorf("two exports are called %q", s.name)
+		}
+		names[s.name] = true
+		if err := validText(s.name); err != nil {
+			return fmt.Errorf("export name: %w", err)
+		}
+	}
+	if err := validText(c.Description); err != nil {
+		return fmt.Errorf("--description: %w", err)
+	}
+	return nil
+}
+
+// validText says whether NBD can carry a text.
+func validText(s string) error {
+	switch {
+	case len(s) > nbd.MaxString:
+		return fmt.Errorf("%d bytes: want at most %d", len(s), nbd.MaxString)
+	case !utf8.ValidString(s):
+		return fmt.Errorf("%q: want UTF-8", s)
+	}
+	return nil
+}
+
+// sources are SRC and those of --export.
+func (c *exportCommand) sources() []namedSource {
+	var all []namedSource
+	if c.Src != "" {
+		all = append(all, namedSource{c.Name, c.Src})
+	}
+	return append(all, c.Export...)
+}
+
+// exportGrace is how long requests in work go on after a signal.
+const exportGrace = 5 * time.Second
+
+func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
+	log, closeLog, err := logs.open(os.Stderr, false)
+	if err != nil {
+		return &usageError{err: err}
+	}
+	err = c.run(ctx, log)
+	if closed := closeLog(); closed != nil && err == nil {
+		err = fmt.Errorf("log file: %w", closed)
+	}
+	if err == nil {
+		return nil
+	}
+	if errors.As(err, new(*commandStatus)) {
+		return &reportedError{err} // CMD has said why
+	}
+	return asUsage(fmt.Errorf("export: %w", err))
+}
+
+// run serves until a signal, the end of CMD, or the last client. A
+// *commandStatus is the end of CMD.
+func (c *exportCommand) run(ctx context.Context, log *slog.Logger) error {
+	// Disks go on when ctx has ended, for requests in work.
+	life, kill := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer kill(nil)
+	opening := context.AfterFunc(ctx, func() { kill(context.Cause(ctx)) })
+	exports, err := c.open(life, log)
+	if !opening() && ctx.Err() != nil {
+		err = errors.Join(context.Cause(ctx), exports.close())
+	}
+	if err != nil {
+		return err
+	}
+	stats, err := openStats(c.Stats)
+	if err == nil {
+		err = c.serve(ctx, exports, stats, kill, log)
+	}
+	return errors.Join(err, exports.close())
+}
+
+// serve serves what is open. Kill ends the disks that were opened before there
+// was a server.
+func (c *exportCommand) serve(ctx context.Context, exports *exports, stats *statsFile, kill context.CancelCauseFunc, log *slog.Logger) error {
+	// A signal, the parent's end or a failure end CMD, or what is served where
+	// there is none.
+	ending, end := context.WithCancel(ctx)
+	defer end()
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	options := server.Options{
+		Writable: c.RW || c.Cow.on, MaxConnections: c.MaxConnections, Grace: exportGrace, Stats: &stats.Stats, Log: log,
+	}
+	if c.ExitLast {
+		options.Left = func(others int) {
+			if others == 0 {
+				log.Debug("the last client has left")
+				stop()
+			}
+		}
+	}
+	var err error
+	if options.TLSMode, options.TLS, err = c.certificates(log); err != nil {
+		return err
+	}
+	s, err := server.New(exports, options)
+	if err != nil {
+		return err
+	}
+	sockets, err := c.listen(ctx)
+	if err != nil {
+		return err
+	}
+	defer sockets.close()
+	if c.PidFile != "" {
+		if err := os.WriteFile(c.PidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+			return fmt.Errorf("process id: %w", err)
+		}
+		defer os.Remove(c.PidFile)
+	}
+	name := exports.uriName()
+	uris := sockets.uris(options.TLSMode == server.TLSRequire, name)
+	for _, uri := range uris {
+		log.Debug("listening", "uri", uri)
+		if c.Command == "" && !sockets.activated {
+			if _, err := fmt.Println(uri); err != nil {
+				return err
+			}
+		}
+	}
+
+	defer context.AfterFunc(serving, func() {
+		time.AfterFunc(exportGrace, func() { kill(server.ErrShutdown) })
+	})()
+	var all sync.WaitGroup
+	if c.ExitWithParent {
+		all.Go(func() {
+			if parentEnded(serving) {
+				log.Debug("the parent process has ended")
+				end()
+			}
+		})
+	}
+	var served, ran error
+	all.Go(func() {
+		defer stop()
+		if served = sockets.serve(serving, s); served != nil {
+			end()
+		}
+	})
+	if c.Command == "" {
+		defer context.AfterFunc(ending, stop)()
+	} else {
+		all.Go(func() {
+			defer stop()
+			ran = runCommand(ending, sockets.script(uris[0], name)+c.Command)
+		})
+	}
+	all.Wait()
+	return errors.Join(served, ran, stats.write(log))
+}
+
+// open prepares the exports. What SRC can't be is found out here, and of the
+// others what costs no login.
+func (c *exportCommand) open(ctx context.Context, log *slog.Logger) (e *exports, err error) {
+	opener := c.opener()
+	opener.Writable = c.RW
+	opener.NBD.Connections = int(c.Connections)
+	opener.VDDK.Options.Log, opener.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
+	opener.VDDK.Options.Connections = int(c.Connections)
+	opener.NBD.Warn = opener.VDDK.Options.Warn
+	opener.Retry.OnRetry = func(err error, wait time.Duration) {
+		log.Warn("reading again", "in", wait.Round(time.Millisecond), "error", err)
+	}
+	e = &exports{life: ctx, exportCommand: c, opener: opener, log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.close())
+		}
+	}()
+	for i, s := range c.sources() {
+		d := &exportedDisk{Export: server.Export{Name: s.name}, src: s.src}
+		if i == 0 && c.Src != "" {
+			d.Description = c.Description
+		}
+		e.list = append(e.list, d)
+		first := i == 0 && c.Src != ""
+		if !first && (nbd.IsURI(s.src) || sourceopen.IsVDDK(s.src)) {
+			if err := e.check(ctx, s.src); err != nil {
+				return e, err
+			}
+			continue
+		}
+		disk, err := e.openDisk(ctx, s.src)
+		if err != nil {
+			return e, err
+		}
+		if first {
+			// Where it is written to, only the last client's leaving forgets that
+			// a flush has failed.
+			d.first, d.keep = disk, !c.RW && c.Cow.file == ""
+		} else if c.Cow.on && c.Cow.file == "" {
+			d.first, d.keep = disk, true
+		} else if err := disk.Close(); err != nil {
+			return e, err
+		}
+	}
+	if c.Pattern != "" {
+		// Any path, to see whether what leads to it is there.
+		return e, e.check(ctx, "[any] any.vmdk")
+	}
+	return e, nil
+}
+
+// tls reads the certificates.
+func (c *exportCommand) certificates(log *slog.Logger) (server.TLSMode, *tls.Config, error) {
+	mode := map[string]server.TLSMode{"off": server.TLSOff, "on": server.TLSOn, "require": server.TLSRequire}[c.TLS]
+	if c.TLS == "" && c.TLSCertificates != "" {
+		mode = server.TLSOn // as nbdkit
+	}
+	if mode == server.TLSOff {
+		return mode, nil, nil
+	}
+	dir := c.TLSCertificates
+	if dir == "" {
+		if dir = certificateFolder(); dir == "" {
+			return 0, nil, &usageError{err: fmt.Errorf("--tls %s: no certificates", c.TLS), hint: "--tls-certificates DIR, with server-cert.pem and server-key.pem"}
+		}
+	}
+	config, err := server.LoadTLS(dir, c.TLSVerifyPeer)
+	if err != nil {
+		return 0, nil, &usageError{err: err}
+	}
+	if mode == server.TLSOn {
+		log.Debug("clients may come without TLS, or be made to: --tls require serves none of them")
+	}
+	return mode, config, nil
+}
+
+// certificateFolder is where nbdkit looks for certificates.
+func certificateFolder() string {
+	folders := []string{"/etc/pki/nbdkit"}
+	if home := os.Getenv("HOME"); os.Geteuid() != 0 && home != "" {
+		folders = []string{filepath.Join(home, ".pki/nbdkit"), filepath.Join(home, ".config/pki/nbdkit")}
+	}
+	for _, dir := range folders {
+		if _, err := os.Stat(filepath.Join(dir, "server-cert.pem")); err == nil {
+			return dir
+		}
+	}
+	return ""
+}
+
+// exports are what the command line names.
+type exports struct {
+	*exportCommand
+	list   []*exportedDisk
+	opener *sourceopen.Opener
+	log    *slog.Logger
+	life   context.Context // of the disks that are kept
+
+	mu     sync.Mutex
+	byName map[string]*exportedDisk // what is open of what the pattern allows
+}
+
+type exportedDisk struct {
+	server.Export
+	src string
+
+	mu    sync.Mutex
+	first source.Disk // open, whether a client is there or not; nil: none
+	keep  bool        // it stays so; else the first client takes it
+}
+
+// close closes what no client has.
+func (e *exports) close() error {
+	var all error
+	for _, d := range slices.AppendSeq(slices.Clone(e.list), maps.Values(e.byName)) {
+		d.mu.Lock()
+		if d.first != nil {
+			all = errors.Join(all, d.first.Close())
+			d.first = nil
+		}
+		d.mu.Unlock()
+	}
+	return all
+}
+
+// uriName is the name of the export that a printed URI is of.
+func (e *exports) uriName() string {
+	if len(e.list) > 0 {
+		return e.list[0].Name
+	}
+	return ""
+}
+
+// List implements server.Exports. What only the pattern allows is not known.
+func (e *exports) List(context.Context) ([]server.Export, error) {
+	var list []server.Export
+	for _, d := range e.list {
+		list = append(list, d.Export)
+	}
+	return list, nil
+}
+
+// Find implements server.Exports.
+func (e *exports) Find(_ context.Context, name string) (server.Export, error) {
+	if d := e.find(name); d != nil {
+		return d.Export, nil
+	}
+	if e.Pattern != "" && mayName(e.Pattern, name) {
+		return server.Export{Name: name}, nil
+	}
+	return server.Export{}, fmt.Errorf("%q: %w", name, server.ErrUnknownExport)
+}
+
+func (e *exports) find(name string) *exportedDisk {
+	if len(e.list) == 1 && e.list[0].Name == "" && e.Pattern == "" {
+		return e.list[0]
+	}
+	for _, d := range e.list {
+		if d.Name == name {
+			return d
+		}
+	}
+	return nil
+}
+
+// named is find, and what the pattern lets clients open.
+func (e *exports) named(name string) *exportedDisk {
+	if d := e.find(name); d != nil {
+		return d
+	}
+	src := name
+	if !sourceopen.IsVDDK(src) {
+		src = "vddk:" + src
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if d := e.byName[name]; d != nil {
+		return d
+	}
+	return &exportedDisk{Export: server.Export{Name: name}, src: src}
+}
+
+// remember is for what stays open; the names that clients try are not kept.
+func (e *exports) remember(d *exportedDisk) {
+	if e.find(d.Name) != nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.byName == nil {
+		e.byName = map[string]*exportedDisk{}
+	}
+	e.byName[d.Name] = d
+}
+
+// Open implements server.Exports. What clients have written to a temporary layer
+// is there for the next ones too.
+func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
+	d := e.named(name)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.first == nil && e.Cow.on && e.Cow.file == "" {
+		disk, err := e.openDisk(e.life, d.src)
+		if err != nil {
+			return nil, err
+		}
+		d.first, d.keep = disk, true
+		e.remember(d)
+	}
+	if first := d.first; first != nil {
+		if d.keep {
+			return keptOpen{first}, nil
+		}
+		d.first = nil
+		return first, nil
+	}
+	return e.openDisk(ctx, d.src)
+}
+
+// openDisk opens what can be served as it is asked for.
+func (e *exports) openDisk(ctx context.Context, src string) (source.Disk, error) {
+	disk, err := e.opener.Open(ctx, src, e.SourceFormat)
+	if err != nil {
+		return nil, err
+	}
+	if w, ok := source.Ability[sourceopen.Warned](disk); ok {
+		for _, message := range w.Warnings() {
+			e.log.Warn(message)
+		}
+	}
+	if _, ok := source.Ability[source.Writable](disk); e.RW && !ok {
+		disk.Close()
+		return nil, &usageError{err: fmt.Errorf("%s can't be written: --rw serves raw files, block devices, NBD servers that allow it, and disks that VDDK opens", src)}
+	}
+	e.log.Debug("opened", "source", src, "size", disk.Size())
+	if !e.Cow.on {
+		return disk, nil
+	}
+	layer, err := cow.New(ctx, disk, cow.Options{File: e.Cow.file, OnRead: e.CowOnRead})
+	if err != nil {
+		disk.Close()
+		return nil, err
+	}
+	return layer, nil
+}
+
+// check finds out what can be said of an address without a connection, and asks
+// for the secrets that it needs.
+func (e *exports) check(ctx context.Context, src string) error {
+	if nbd.IsURI(src) {
+		if _, err := nbd.ParseURI(src); err != nil {
+			return &usageError{err: err}
+		}
+		return nil
+	}
+	_, err := e.opener.VDDK.Params(ctx, strings.TrimPrefix(src, "vddk:"))
+	return err
+}
+
+// keptOpen is a disk that someone else closes.
+type keptOpen struct{ source.Disk }
+
+func (k keptOpen) Unwrap() source.Disk { return k.Disk }
+func (keptOpen) Close() error          { return nil }
+
+// sockets are what clients come by.
+type sockets struct {
+	listeners []net.Listener
+	conns     []net.Conn // that were accepted before the start
+	activated bool
+	folder    string // of a private socket
+}
+
+// listen opens the sockets that are asked for.
+func (c *exportCommand) listen(ctx context.Context) (_ *sockets, err error) {
+	s := new(sockets)
+	defer func() {
+		if err != nil {
+			s.close()
+		}
+	}()
+	if s.listeners, s.conns, err = server.Activated(); err != nil {
+		return nil, err
+	}
+	s.activated = len(s.listeners)+len(s.conns) > 0
+	addresses := c.Listen
+	switch {
+	case s.activated && c.Command != "":
+		return nil, &usageError{err: errors.New("--run and socket activation: want one of the two")}
+	case len(addresses) > 0 || s.activated:
+	case c.Command != "":
+		addresses = []string{privateSocket}
+	default:
+		addresses = []string{"tcp://127.0.0.1:" + nbd.DefaultPort}
+	}
+	for _, address := range addresses {
+		if address == "systemd" {
+			if !s.activated {
+				return nil, errors.New("--listen systemd: no sockets were passed (LISTEN_PID is not this process)")
+			}
+			continue
+		}
+		if address == privateSocket {
+			if s.folder == "" {
+				if s.folder, err = os.MkdirTemp("", "vddkcp-"); err != nil {
+					return nil, fmt.Errorf("private socket: %w", err)
+				}
+			}
+			name := "socket"
+			if n := len(s.listeners); n > 0 {
+				name += strconv.Itoa(n)
+			}
+			address = "unix:" + filepath.Join(s.folder, name)
+		} else if path, ok := strings.CutPrefix(address, "unix:"); ok && path != "" {
+			// Its URI is for any folder.
+			if path, err = filepath.Abs(path); err != nil {
+				return nil, err
+			}
+			address = "unix:" + path
+		} else if !strings.HasPrefix(address, "tcp://") {
+			return nil, &usageError{err: fmt.Errorf("--listen %s: want tcp://HOST:PORT, unix:PATH, unix:- or systemd", address)}
+		}
+		l, err := server.Listen(ctx, address)
+		if err != nil {
+			return nil, err
+		}
+		s.listeners = append(s.listeners, l)
+	}
+	return s, nil
+}
+
+// privateSocket is a socket in a folder that is made for it.
+const privateSocket = "unix:-"
+
+func (s *sockets) uris(overTLS bool, name string) (all []string) {
+	for _, l := range s.listeners {
+		all = append(all, server.URI(l.Addr(), overTLS, name))
+	}
+	return all
+}
+
+// serve serves until ctx ends, or until the last client of those that came
+// before the start has left where nobody listens.
+func (s *sockets) serve(ctx context.Context, server *server.Server) error {
+	var clients sync.WaitGroup
+	for _, c := range s.conns {
+		clients.Go(func() { server.ServeConn(ctx, c) })
+	}
+	var err error
+	if len(s.listeners) > 0 {
+		err = server.Serve(ctx, s.listeners...)
+	}
+	clients.Wait()
+	return err
+}
+
+// close removes sockets too.
+func (s *sockets) close() {
+	for _, l := range s.listeners {
+		l.Close()
+	}
+	for _, c := range s.conns {
+		c.Close()
+	}
+	if s.folder != "" {
+		if err := os.RemoveAll(s.folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			fmt.Fprintf(os.Stderr, "vddkcp: warning: private socket: %v\n", err)
+		}
+	}
+}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// mayName says whether the wildcard of export= lets clients open the disk at
+// path. A [DATASTORE] at its begin is one, and no set of characters.
+func mayName(pattern, path string) bool {
+	if path == "" || slices.Contains(strings.FieldsFunc(path, func(r rune) bool { return r == '/' || r == ' ' }), "..") {
+		return false // it would lead out of the folder that the wildcard names
+	}
+	if store, rest, ok := strings.Cut(pattern, "] "); ok && strings.HasPrefix(store, "[") {
+		if name, ok := strings.CutPrefix(path, store+"] "); ok && wildcard(rest, name) {
+			return true
+		}
+	}
+	return wildcard(pattern, path)
+}
+
+// wildcard is fnmatch without flags: * and ? match slashes too.
+func wildcard(pattern, s string) bool {
+	var expression strings.Builder
+	expression.WriteString(`(?s)^`)
+	for p := pattern; p != ""; {
+		plain := strings.IndexAny(p, `*?\[`)
+		if plain != 0 {
+			if plain < 0 {
+				plain = len(p)
+			}
+			expression.WriteString(regexp.QuoteMeta(p[:plain]))
+			p = p[plain:]
+			continue
+		}
+		special := p[0]
+		p = p[1:]
+		switch special {
+		case '*':
+			expression.WriteString(".*")
+		case '?':
+			expression.WriteString(".")
+		case '\\':
+			_, n := utf8.DecodeRuneInString(p)
+			expression.WriteString(regexp.QuoteMeta(p[:n]))
+			p = p[n:]
+		case '[':
+			set, rest, ok := characterSet(p)
+			if !ok {
+				set, rest = `\[`, p
+			}
+			expression.WriteString(set)
+			p = rest
+		}
+	}
+	expression.WriteString("$")
+	r, err := regexp.Compile(expression.String())
+	return err == nil && r.MatchString(s)
+}
+
+// characterSet makes what follows a [ one of a regular expression.
+func characterSet(p string) (set, rest string, ok bool) {
+	not := ""
+	if p != "" && (p[0] == '!' || p[0] == '^') {
+		not, p = "^", p[1:]
+	}
+	if p == "" {
+		return "", "", false
+	}
+	end := strings.IndexByte(p[1:], ']') // one that comes first is of the set
+	if end < 0 {
+		return "", "", false
+	}
+	end++
+	quote := strings.NewReplacer(`\`, `\\`, `[`, `\[`, `]`, `\]`, `^`, `\^`)
+	return "[" + not + quote.Replace(p[:end]) + "]", p[end+1:], true
+}

@@ -1,0 +1,241 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/alecthomas/kong"
+
+	"vddkcp/nbd"
+)
+
+// Filters of nbdkit that are built in, each with the keys that it takes. The
+// values of those that are no flags here have no use: what they tune is done by
+// itself.
+var nbdkitFilters = map[string][]string{
+	"blocksize":    {"minblock", "maxdata", "maxlen"},
+	"cacheextents": nil,
+	"cow":          {"cow-block-size", "cow-on-cache", "cow-on-read"},
+	"exitlast":     nil,
+	"multi-conn":   {"multi-conn-mode", "multi-conn-track-dirty", "multi-conn-exportname"},
+	"readahead":    nil,
+	"retry":        {"retries", "retry-delay", "retry-exponential", "retry-readonly"},
+}
+
+// Options of nbdkit that mean something else here, or nothing, and what to do.
+var nbdkitOptions = map[string]string{
+	"foreground": "-f", "no-fork": "-f", "readonly": "-r", "read-only": "-r", "unix": "-U", "ipaddr": "-i", "ip-addr": "-i",
+	"exportname": "-e", "export-name": "-e", "pidfile": "-P", "threads": "-t",
+}
+
+// rewriteNBDKit makes of a command line of export's that has nbdkit's options,
+// filters or its word vddk one with ours, by docs/cli.md. Another line is
+// returned as it is.
+func rewriteNBDKit(app *kong.Application, args []string) ([]string, error) {
+	if len(args) == 0 || args[0] != "export" {
+		return args, nil
+	}
+	l := &nbdkitLine{commandLine: commandLine{command: commandNamed(app, "export")}, filters: map[string]bool{}}
+	for rest := args[1:]; len(rest) > 0; {
+		var err error
+		if rest, err = l.take(rest); err != nil {
+			return nil, err
+		}
+	}
+	return l.ours()
+}
+
+// nbdkitLine is a command line as nbdkit reads it.
+type nbdkitLine struct {
+	commandLine
+	port, address string
+	filters       map[string]bool
+}
+
+// take reads the first word, and the next where that is its value.
+func (l *nbdkitLine) take(words []string) (rest []string, err error) {
+	word, rest := words[0], words[1:]
+	switch {
+	case word == "--":
+		l.operands = append(l.operands, rest...)
+		return nil, nil
+	case strings.HasPrefix(word, "--"):
+		return l.long(word, rest)
+	case strings.HasPrefix(word, "-") && word != "-":
+		return l.short(word[1:], rest)
+	}
+	l.operands = append(l.operands, word)
+	return rest, nil
+}
+
+func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
+	name, value, valued := strings.Cut(word[2:], "=")
+	flag := l.find(func(f *kong.Flag) bool { return f.Name == name })
+	next := func() error {
+		if !valued && len(rest) == 0 {
+			return &usageError{err: fmt.Errorf("--%s: the value is missing", name)}
+		}
+		if !valued {
+			value, rest = rest[0], rest[1:]
+		}
+		return nil
+	}
+	switch {
+	case name == "filter":
+		if err := next(); err != nil {
+			return nil, err
+		}
+		return rest, l.filter(value)
+	case name == "tls-psk":
+		return nil, &usageError{err: errors.New("--tls-psk: pre-shared keys are not supported (Go's TLS has none)"), hint: "--tls-certificates DIR, and --tls-verify-peer for certificates of clients"}
+	case name == "port" && len(l.operands) > 0 && l.operands[0] == "vddk":
+		return nil, &usageError{err: errors.New("--port: with nbdkit the port to listen on, here the server's"), hint: "-p N to listen on, port=N for the server's"}
+	case flag == nil && nbdkitOptions[name] != "":
+		return nil, &usageError{err: fmt.Errorf("--%s: of nbdkit's options the short form is taken", name), hint: "want " + nbdkitOptions[name]}
+	case flag == nil:
+		return nil, &usageError{err: fmt.Errorf("unknown flag --%s", name), hint: "vddkcp export --help lists the flags"}
+	case !flag.IsBool() && !valued:
+		if err := next(); err != nil {
+			return nil, err
+		}
+		word += "=" + value
+	}
+	l.flags = append(l.flags, word)
+	return rest, nil
+}
+
+// short reads letters of options after one -.
+func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
+	for i, letter := range letters {
+		after := letters[i+len(string(letter)):]
+		switch letter {
+		case 'r', 'f': // it does neither write nor leave the foreground by itself
+			if letter == 'r' {
+				l.note("r")
+			}
+			continue
+		case 'U', 'p', 'i', 'e', 'P', 't':
+			value := after
+			if value == "" {
+				if len(rest) == 0 {
+					return nil, &usageError{err: fmt.Errorf("-%c: the value is missing", letter)}
+				}
+				value, rest = rest[0], rest[1:]
+			}
+			return rest, l.valued(letter, value)
+		}
+		flag := l.find(func(f *kong.Flag) bool { return f.Short == letter })
+		switch {
+		case flag == nil:
+			return nil, &usageError{err: fmt.Errorf("-%c: no option of nbdkit's that vddkcp export takes", letter), hint: "vddkcp export --help lists the flags"}
+		case flag.IsBool():
+			l.flags = append(l.flags, "-"+string(letter))
+			continue
+		}
+		value := after
+		if value == "" && len(rest) > 0 {
+			value, rest = rest[0], rest[1:]
+		}
+		l.flags = append(l.flags, "--"+flag.Name+"="+value)
+		return rest, nil
+	}
+	return rest, nil
+}
+
+// valued takes an option of nbdkit's with its value.
+func (l *nbdkitLine) valued(letter rune, value string) error {
+	switch letter {
+	case 'U':
+		l.flags = append(l.flags, "--listen=unix:"+value)
+	case 'p':
+		l.port = value
+	case 'i':
+		l.address = value
+	case 'e':
+		l.flags = append(l.flags, "--name="+value)
+	case 'P':
+		l.flags = append(l.flags, "--pid-file="+value)
+	case 't':
+		// As many requests as clients send are worked on anyway.
+		if strings.Trim(value, "0123456789") != "" {
+			return &usageError{err: fmt.Errorf("-t %s: want a number", value)}
+		}
+	}
+	return nil
+}
+
+func (l *nbdkitLine) filter(name string) error {
+	if _, ok := nbdkitFilters[name]; !ok {
+		var known []string
+		for k := range nbdkitFilters {
+			known = append(known, k)
+		}
+		slices.Sort(known)
+		return &usageError{err: fmt.Errorf("--filter=%s: vddkcp has no such filter; built in are %s", name, strings.Join(known, ", "))}
+	}
+	l.filters[name] = true
+	switch name {
+	case "exitlast":
+		l.flags = append(l.flags, "--exit-last")
+	case "cow":
+		l.flags = append(l.flags, "--cow")
+	}
+	return nil
+}
+
+// note keeps that an option was there.
+func (l *nbdkitLine) note(name string) {
+	if l.has == nil {
+		l.has = map[string]bool{}
+	}
+	l.has[name] = true
+}
+
+// ours is the line in terms of ours.
+func (l *nbdkitLine) ours() ([]string, error) {
+	if l.port != "" || l.address != "" {
+		if l.port == "" {
+			l.port = nbd.DefaultPort
+		}
+		if l.address == "" {
+			l.address = "127.0.0.1"
+		}
+		l.flags = append(l.flags, "--listen=tcp://"+net.JoinHostPort(l.address, l.port))
+	}
+	if l.has["r"] && slices.Contains(l.flags, "--rw") {
+		return nil, &usageError{err: errors.New("-r and --rw: want one of the two")}
+	}
+	if len(l.operands) > 0 && l.operands[0] == "vddk" {
+		l.operands = l.operands[1:]
+	}
+	var words []string
+	for _, word := range l.operands {
+		key, value, _ := strings.Cut(word, "=")
+		filter := ""
+		for name, keys := range nbdkitFilters {
+			if l.filters[name] && keyValue.MatchString(word) && slices.Contains(keys, key) {
+				filter = name
+			}
+		}
+		switch {
+		case filter == "":
+			words = append(words, word)
+		case key == "retries":
+			l.flags = append(l.flags, "--retries="+value)
+		case key == "cow-on-read":
+			on, err := nbdkitBool(value)
+			if err != nil {
+				return nil, &usageError{err: fmt.Errorf("%s=: %w", key, err)}
+			}
+			l.flags = append(l.flags, fmt.Sprintf("--cow-on-read=%t", on))
+		}
+	}
+	line := append([]string{"export"}, l.flags...)
+	if len(words) > 0 {
+		line = append(append(line, "--"), words...)
+	}
+	return line, nil
+}

@@ -1,0 +1,203 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"vddkcp/nbd"
+	"vddkcp/source"
+)
+
+// ErrReadOnly is what OpenWritable returns, wrapped, where the server lets
+// nobody write to the export.
+var ErrReadOnly = errors.New("the export is read-only")
+
+// WritableDisk is an export that is read and written. Beside what a Disk is it
+// is source.Writable: at any alignment, whatever the server's. An error that the
+// server gave for a write is source.Permanent: it is for who wrote. One of Flush
+// stays.
+type WritableDisk struct {
+	*Disk
+	target *target
+
+	// parts is locked while a part of a block is read, changed and written
+	// back, and read-locked by other writes.
+	parts sync.RWMutex
+
+	flushing sync.Mutex
+	failed   error // of a flush
+}
+
+// OpenWritable is Open for reading and writing.
+func OpenWritable(ctx context.Context, uri string, o Options) (*WritableDisk, error) {
+	s, err := dialURI(ctx, uri, o)
+	if err != nil {
+		return nil, err
+	}
+	if err := writable(s, s.size); err != nil {
+		s.close()
+		return nil, err
+	}
+	if s.flags&nbd.SendFlush == 0 {
+		o.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.name)
+	}
+	return &WritableDisk{
+		Disk:   &Disk{server: s, size: s.size, text: uri},
+		target: newTarget(s, s.size, SinkOptions{}),
+	}, nil
+}
+
+// change makes a call that changes a range: whole gets what of it are whole
+// blocks, and part the rest.
+func (d *WritableDisk) change(ctx context.Context, off, n int64, whole, part func(off, n int64) error) error {
+	s := d.server
+	if err := s.begin(ctx); err != nil {
+		return fmt.Errorf("%s: write [%d, %d): %w", s.name, off, off+n, err)
+	}
+	defer s.end()
+	if !d.inDisk(off, n) {
+		return source.Permanent(fmt.Errorf("%s: [%d, %d) is not in its %d bytes", s.name, off, off+n, d.size))
+	}
+	defer d.forget()
+	block := int64(s.sizes.Min)
+	head := min((block-off%block)%block, n)
+	tail := int64(0)
+	if end := off + n; end != s.size {
+		tail = min(end%block, n-head)
+	}
+	if head+tail == 0 {
+		d.parts.RLock()
+		defer d.parts.RUnlock()
+	} else {
+		d.parts.Lock()
+		defer d.parts.Unlock()
+	}
+	var err error
+	if inner := n - head - tail; inner > 0 {
+		err = whole(off+head, inner)
+	}
+	if err == nil && head > 0 {
+		err = part(off, head)
+	}
+	if err == nil && tail > 0 {
+		err = part(off+n-tail, tail)
+	}
+	if server := (*serverError)(nil); errors.As(err, &server) && server.errno != nbd.ESHUTDOWN {
+		err = source.Permanent(err)
+	}
+	return err
+}
+
+// forget gives up what is known of the allocation, and what is being asked.
+func (d *WritableDisk) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.known = allocation{}
+	d.changes++
+}
+
+// patch writes p inside one block.
+func (d *WritableDisk) patch(p []byte, off int64) error {
+	s := d.server
+	block := int64(s.sizes.Min)
+	start := off - off%block
+	buf := make([]byte, min(block, s.size-start))
+	if err := s.read(buf, start); err != nil {
+		return err
+	}
+	copy(buf[off-start:], p)
+	return d.target.write(buf, start)
+}
+
+// WriteAt implements source.Writable.
+func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
+	of := func(at, n int64) []byte { return p[at-off:][:n] }
+	err := d.change(d.server.ctx, off, int64(len(p)),
+		func(at, n int64) error { return d.target.write(of(at, n), at) },
+		func(at, n int64) error { return d.patch(of(at, n), at) })
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// ZeroAt implements source.Writable.
+func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
+	return d.change(ctx, off, n, func(at, n int64) error {
+		if fastOnly {
+			return d.zeroFast(ctx, at, n, mayTrim)
+		}
+		return d.target.zero(ctx, at, n, !mayTrim)
+	}, func(at, n int64) error {
+		return d.patch(zeros[:n], at)
+	})
+}
+
+// zeroFast zeroes whole blocks where the server does that faster than it
+// writes.
+func (d *WritableDisk) zeroFast(ctx context.Context, off, n int64, mayTrim bool) error {
+	s := d.server
+	if s.flags&nbd.SendFastZero == 0 {
+		return errors.ErrUnsupported
+	}
+	flags := nbd.FlagFastZero
+	if !mayTrim {
+		flags |= nbd.FlagNoHole
+	}
+	return d.pieces(ctx, off, n, &call{cmd: nbd.CmdWriteZeroes, flags: flags})
+}
+
+// pieces makes calls like one for a range that may be long.
+func (d *WritableDisk) pieces(ctx context.Context, off, n int64, like *call) error {
+	s := d.server
+	for n > 0 {
+		k := &call{cmd: like.cmd, flags: like.flags, off: off, n: min(n, zeroPiece)}
+		err := s.do(ctx, s.pick(), k)
+		var server *serverError
+		if errors.As(err, &server) && server.errno == nbd.ENOTSUP {
+			return errors.ErrUnsupported
+		}
+		if err != nil {
+			return s.explain(k, err)
+		}
+		off, n = off+k.n, n-k.n
+	}
+	return nil
+}
+
+// Trim implements source.Writable. Parts of blocks stay as they are, and all of
+// it where the server has no TRIM.
+func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
+	return d.change(ctx, off, n, func(at, n int64) error {
+		if d.server.flags&nbd.SendTrim == 0 {
+			return nil
+		}
+		if err := d.pieces(ctx, at, n, &call{cmd: nbd.CmdTrim}); err != errors.ErrUnsupported {
+			return err
+		}
+		return nil
+	}, func(int64, int64) error { return nil })
+}
+
+// Flush implements source.Writable, on every connection.
+func (d *WritableDisk) Flush(ctx context.Context) error {
+	s := d.server
+	if err := s.begin(ctx); err != nil {
+		return fmt.Errorf("%s: flush: %w", s.name, err)
+	}
+	defer s.end()
+	err := d.target.flush(ctx)
+	d.flushing.Lock()
+	defer d.flushing.Unlock()
+	if d.failed == nil {
+		d.failed = err
+	}
+	return d.failed
+}
+
+var (
+	_ source.Disk     = (*WritableDisk)(nil)
+	_ source.Writable = (*WritableDisk)(nil)
+)

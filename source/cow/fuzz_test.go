@@ -1,0 +1,187 @@
+package cow
+
+import (
+	"bytes"
+	"encoding/binary"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"vddkcp/source"
+	"vddkcp/source/sourcetest"
+)
+
+// fuzzSize is that of a disk of two pages of the table, the second of which has
+// less than a sector.
+const fuzzSize = (pageBlocks+100)*minBlockSize + 512
+
+// seed is what the fuzz targets begin with: the front of a file of a layer.
+type seed struct {
+	name          string
+	header, table []byte
+	seal          bool
+}
+
+func seeds(t testing.TB) []seed {
+	t.Helper()
+	encode := func(h header, version uint32) []byte {
+		b, err := h.encodeAs(version)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	good := header{Size: fuzzSize, BlockSize: minBlockSize, Source: "disk", Proof: "snapshot"}
+	change := func(do func(*header)) []byte {
+		h := good
+		do(&h)
+		return encode(h, version)
+	}
+	h := encode(good, version)
+	two := append(make([]byte, slotSize), h...)
+	torn := bytes.Clone(h)
+	torn[len(torn)-3] ^= 8
+	unknown := bytes.Replace(h, []byte(`"proof"`), []byte(`"prove"`), 1)
+	table := func(do func(*page)) []byte {
+		var p page
+		var b [pageSize]byte
+		do(&p)
+		p.encode(0, &b)
+		return b[:]
+	}
+	some := table(func(p *page) { p.set(3, 70, here); p.set(2015, 2, zeroed) })
+	full := table(func(p *page) { p.set(0, pageBlocks, here) })
+	bad := bytes.Clone(some)
+	bad[0] |= 3
+	flipped := bytes.Clone(some)
+	flipped[100] ^= 1
+	return []seed{
+		{"empty", nil, nil, false},
+		{"new", h, nil, false},
+		{"some", h, some, false},
+		{"full", h, full, false},
+		{"second header", two, some, false},
+		{"torn header", torn, nil, false},
+		{"torn header sealed", torn, nil, true},
+		{"unknown field", unknown, nil, true},
+		{"another version", encode(good, 2), nil, false},
+		{"another size", change(func(h *header) { h.Size = 1 << 62 }), nil, false},
+		{"negative size", change(func(h *header) { h.Size = -1 }), nil, false},
+		{"odd blocks", change(func(h *header) { h.BlockSize = 4097 }), nil, false},
+		{"another disk", change(func(h *header) { h.Source = "other" }), nil, false},
+		{"length", binary.LittleEndian.AppendUint32(append([]byte(magic), 1, 0, 0, 0), 1<<31), nil, false},
+		{"bad state", h, bad, true},
+		{"flipped", h, flipped, false},
+		{"past the end", h, append(bytes.Clone(some), full...), false},
+		{"text", []byte("KDMV\x01\x00\x00\x00"), nil, false},
+	}
+}
+
+// Seeds are files, so that they are kept and seen; this makes them anew.
+func TestSeeds(t *testing.T) {
+	dir := filepath.Join("testdata", "fuzz", "FuzzFile")
+	files, _ := os.ReadDir(dir)
+	if os.Getenv("VDDKCP_WRITE_SEEDS") != "" {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range seeds(t) {
+			text := "go test fuzz v1\n[]byte(" + strconv.Quote(string(s.header)) + ")\n[]byte(" + strconv.Quote(string(s.table)) + ")\nbool(" + strconv.FormatBool(s.seal) + ")\n"
+			if err := os.WriteFile(filepath.Join(dir, filepath.Clean("seed-"+s.name)), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return
+	}
+	if len(files) < len(seeds(t)) {
+		t.Errorf("%d seeds in %s, want %d: VDDKCP_WRITE_SEEDS=1 go test -run TestSeeds", len(files), dir, len(seeds(t)))
+	}
+}
+
+// The front of a file may be anything: it is refused, or what it tells is told
+// by all in the same way. With seal the checksums are made right.
+func FuzzFile(f *testing.F) {
+	path := filepath.Join(f.TempDir(), "x.cow")
+	l, err := newLayout(fuzzSize, minBlockSize)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, h, table []byte, sealed bool) {
+		h, table = h[:min(int64(len(h)), tableStart)], table[:min(int64(len(table)), l.pages*pageSize)]
+		if sealed {
+			h, table = sealHeader(bytes.Clone(h)), sealTable(bytes.Clone(table))
+		}
+		file, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer file.Close()
+		for _, err := range []error{file.Truncate(l.data + fuzzSize), writeAll(file, h, 0), writeAll(file, table, tableStart)} {
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		under := sourcetest.Pattern(fuzzSize, source.Extent{Off: 0, Len: fuzzSize})
+		under.ID = "disk"
+		d, err := New(t.Context(), under, Options{File: path})
+		if err != nil {
+			return
+		}
+		defer d.Close()
+		for e, err := range source.Covered(t.Context(), d, 0, fuzzSize) {
+			if err != nil {
+				return
+			}
+			p := make([]byte, min(e.Len, 512))
+			if _, err := d.ReadAt(p, e.Off); err != nil && err != io.EOF {
+				t.Fatalf("%+v: %v", e, err)
+			}
+			// The file's data are zeros, those below are none.
+			if fromBelow := !bytes.Equal(p, make([]byte, len(p))); fromBelow != (e.Depth == 1) {
+				t.Fatalf("%+v, and it holds %x", e, p[:8])
+			}
+		}
+		// It is written back as it was.
+		for i := range d.store.pages {
+			p, err := d.table.load(i)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var image, was [pageSize]byte
+			p.encode(i, &image)
+			if _, err := file.ReadAt(was[:], tableStart+i*pageSize); err != nil || image != was {
+				t.Fatalf("page %d is written otherwise, %v", i, err)
+			}
+		}
+	})
+}
+
+func writeAll(f *os.File, p []byte, off int64) error {
+	_, err := f.WriteAt(p, off)
+	return err
+}
+
+func sealHeader(b []byte) []byte {
+	for at := 0; at+fixed <= len(b); at += slotSize {
+		slot := b[at:]
+		n := binary.LittleEndian.Uint32(slot[len(magic)+4:])
+		if int64(n) > int64(len(slot)-fixed) {
+			continue
+		}
+		sum := crc32.Update(crc32.Checksum(slot[:fixed-4], castagnoli), castagnoli, slot[fixed:fixed+int(n)])
+		binary.LittleEndian.PutUint32(slot[fixed-4:], sum)
+	}
+	return b
+}
+
+func sealTable(b []byte) []byte {
+	for s := int64(0); (s+1)*sectorSize <= int64(len(b)); s++ {
+		if sector := b[s*sectorSize : (s+1)*sectorSize]; !bytes.Equal(sector, make([]byte, sectorSize)) {
+			seal(sector, s)
+		}
+	}
+	return b
+}

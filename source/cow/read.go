@@ -1,0 +1,181 @@
+package cow
+
+import (
+	"context"
+	"iter"
+
+	"vddkcp/internal/image"
+	"vddkcp/internal/zero"
+	"vddkcp/source"
+)
+
+// ReadAt implements source.Disk.
+func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
+	return d.life.ReadAt(p, off, d.size, func(p []byte) (int, error) {
+		for done := 0; done < len(p); {
+			at := off + int64(done)
+			state, n, err := d.run(at, int64(len(p)-done))
+			if err == nil {
+				part := p[done : done+int(n)]
+				switch {
+				case state == here:
+					err = d.store.read(part, at)
+				case state == zeroed:
+					clear(part)
+				case d.keeping.Load():
+					err = d.readKeeping(part, at)
+				default:
+					err = image.ReadFull(d.under, part, at)
+				}
+			}
+			if err != nil {
+				return done, err
+			}
+			done += int(n)
+		}
+		return len(p), nil
+	})
+}
+
+// maxKept is how many bytes are read from below at once to be kept.
+const maxKept = 4 << 20
+
+// readKeeping reads blocks of which at least some were below, and keeps them.
+func (d *Disk) readKeeping(p []byte, off int64) error {
+	for len(p) > 0 {
+		b := off / d.block
+		n := min(d.wholeBlocks(off, min(int64(len(p)), maxKept)), stripes)
+		if n > 0 {
+			length := min(n*d.block, d.size-off)
+			if err := d.keep(b, n, p[:length]); err != nil {
+				return err
+			}
+			p, off = p[length:], off+length
+			continue
+		}
+		length, err := d.keepPart(p, off)
+		if err != nil {
+			return err
+		}
+		p, off = p[length:], off+int64(length)
+	}
+	return nil
+}
+
+// keepPart reads what of p lies in the block at off, and keeps that block.
+func (d *Disk) keepPart(p []byte, off int64) (int, error) {
+	buf, err := d.buffer()
+	if err != nil {
+		return 0, err
+	}
+	defer func() { d.buffers <- buf }()
+	b := off / d.block
+	block := buf[:d.length(b)]
+	if err := d.keep(b, 1, block); err != nil {
+		return 0, err
+	}
+	return copy(p, block[off-b*d.block:]), nil
+}
+
+// keep reads n blocks from b on, and keeps those that were below. Who needs one
+// at the same time waits for it and finds it here.
+func (d *Disk) keep(b, n int64, p []byte) error {
+	d.locks.lock(b, n)
+	defer d.locks.unlock(b, n)
+	for off := b * d.block; len(p) > 0; {
+		state, length, err := d.run(off, int64(len(p)))
+		if err != nil {
+			return err
+		}
+		part := p[:length]
+		switch state {
+		case here:
+			err = d.store.read(part, off)
+		case zeroed:
+			clear(part)
+		case below:
+			if err = image.ReadFull(d.under, part, off); err == nil && d.keeping.Load() {
+				d.keepRead(part, off)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		p, off = p[length:], off+length
+	}
+	return nil
+}
+
+// keepRead keeps whole blocks that were read from below; their locks are held.
+// An error ends the keeping, and is not the reader's.
+func (d *Disk) keepRead(p []byte, off int64) {
+	for len(p) > 0 {
+		n := min(d.block, int64(len(p)))
+		zeros := zero.Is(p[:n])
+		for n < int64(len(p)) && zero.Is(p[n:min(n+d.block, int64(len(p)))]) == zeros {
+			n = min(n+d.block, int64(len(p)))
+		}
+		state := zeroed
+		err := error(nil)
+		if !zeros {
+			state = here
+			err = d.store.write(p[:n], off)
+		}
+		if err == nil {
+			_, err = d.table.set(off/d.block, d.blocks(n), state)
+		}
+		if err != nil {
+			if d.keeping.CompareAndSwap(true, false) {
+				d.log.Warn("blocks that are read are no longer kept", "file", d.life.Name, "error", err)
+			}
+			return
+		}
+		p, off = p[n:], off+n
+	}
+}
+
+// blocks is how many blocks n bytes from the start of one take.
+func (d *Disk) blocks(n int64) int64 { return (n + d.block - 1) / d.block }
+
+// length is that of block b in bytes: the last one may be short.
+func (d *Disk) length(b int64) int64 { return min(d.block, d.size-b*d.block) }
+
+// wholeBlocks is how many whole blocks [off, off+n) begins with.
+func (d *Disk) wholeBlocks(off, n int64) int64 {
+	if off%d.block != 0 {
+		return 0
+	}
+	if off+n == d.size {
+		return d.blocks(n)
+	}
+	return n / d.block
+}
+
+// Extents yields blocks that are here as Data and zeroed ones as Zero, of depth
+// 0, and for all others what the disk below yields, one deeper.
+func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
+	return image.Extents(d.life.Name, d.size, off, length, func(out *image.Merger) error {
+		for end := off + length; off < end; {
+			if err := d.life.Usable(ctx); err != nil {
+				return err
+			}
+			state, n, err := d.run(off, end-off)
+			if err != nil {
+				return err
+			}
+			switch state {
+			case below:
+				err = out.AddParent(ctx, d.under, off, n)
+			case here:
+				err = out.Add(source.Extent{Off: off, Len: n, Kind: source.Data})
+			case zeroed:
+				err = out.Add(source.Extent{Off: off, Len: n, Kind: source.Zero})
+			}
+			if err != nil {
+				return err
+			}
+			off += n
+		}
+		return nil
+	})
+}

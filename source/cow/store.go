@@ -1,0 +1,344 @@
+package cow
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// system is what is asked of the kernel beside reading, for tests to stand
+// between.
+type system struct {
+	pwrite    func(f *os.File, p []byte, off int64) (int, error)
+	fdatasync func(f *os.File) error
+	fallocate func(f *os.File, mode uint32, off, n int64) error
+	// maxFile is the size of the largest file; 0: the file system says.
+	maxFile int64
+}
+
+func kernel() system {
+	return system{
+		pwrite:    (*os.File).WriteAt,
+		fdatasync: func(f *os.File) error { return again(func() error { return unix.Fdatasync(int(f.Fd())) }) },
+		fallocate: func(f *os.File, mode uint32, off, n int64) error {
+			return again(func() error { return unix.Fallocate(int(f.Fd()), mode, off, n) })
+		},
+	}
+}
+
+// again repeats a call that a signal interrupted.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// store is the file of a layer: headers, pages of the table, and the blocks,
+// each at data plus its offset in the disk. A temporary layer has no header, and
+// more than one file where its file system takes no file that large.
+type store struct {
+	layout
+	name      string // as errors call it
+	temporary bool
+	found     bool // it was there
+	files     []*os.File
+	part      int64 // bytes of the disk that each file has
+	sys       system
+}
+
+// openStore opens the layer at path that want describes, or makes it; "": a
+// temporary one.
+func openStore(path string, want header, sys system) (s *store, err error) {
+	if path == "" {
+		return temporaryStore(want, sys)
+	}
+	f, made, err := openOrMake(path)
+	if err != nil {
+		return nil, fmt.Errorf("cow: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			if made {
+				os.Remove(path)
+			}
+			f.Close()
+			err = fmt.Errorf("cow file %s: %w", path, err)
+		}
+	}()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("it is no regular file (%s)", info.Mode())
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, errors.New("another process uses it")
+	} else if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	// Its size again, since another one may have made it a layer meanwhile.
+	if info, err = f.Stat(); err != nil {
+		return nil, err
+	}
+	s = &store{name: path, files: []*os.File{f}, found: info.Size() > 0, sys: sys}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink == 0 {
+		return nil, errors.New("another process removed it meanwhile")
+	}
+	if !s.found {
+		if err := s.create(path, want); err != nil {
+			return nil, errors.Join(err, f.Truncate(0)) // as it was
+		}
+		return s, nil
+	}
+	have, err := readHeader(f)
+	if err != nil {
+		return nil, err
+	}
+	if err := have.differs(want); err != nil {
+		return nil, err
+	}
+	if s.layout, err = newLayout(have.Size, have.BlockSize); err != nil {
+		return nil, err
+	}
+	if end := s.data + s.size; info.Size() != end {
+		return nil, fmt.Errorf("it has %d bytes, and a layer of a disk of %d bytes has %d: a part of it is lost", info.Size(), s.size, end)
+	}
+	s.part = max(s.size, 1)
+	return s, nil
+}
+
+// openOrMake opens a file for reading and writing, and reports whether it made
+// it.
+func openOrMake(path string) (f *os.File, made bool, err error) {
+	// A FIFO is not waited for.
+	const flags = os.O_RDWR | unix.O_NONBLOCK
+	f, err = os.OpenFile(path, flags, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		f, err = os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL, 0o600)
+		made = err == nil
+	}
+	return f, made, err
+}
+
+// create makes an empty file a layer, durably.
+func (s *store) create(path string, want header) (err error) {
+	if want.BlockSize == 0 {
+		want.BlockSize = DefaultBlockSize
+	}
+	if s.layout, err = newLayout(want.Size, want.BlockSize); err != nil {
+		return err
+	}
+	s.part = max(s.size, 1)
+	f := s.files[0]
+	slot, err := want.encode()
+	if err != nil {
+		return err
+	}
+	if err := s.resize(f, s.data+s.size); err != nil {
+		if tooLarge(err) {
+			err = fmt.Errorf("the layer of a disk of %d bytes is a sparse file as large, and its file system takes none of that size (%w); XFS and btrfs do, and a temporary layer works anywhere", s.size, err)
+		}
+		return err
+	}
+	for i := range headers {
+		if _, err := s.sys.pwrite(f, slot, i*slotSize); err != nil {
+			return err
+		}
+	}
+	if err := s.sys.fdatasync(f); err != nil {
+		return fmt.Errorf("fdatasync: %w", err)
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := dir.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
+		return err
+	}
+	return nil
+}
+
+// maxPart is how much of a disk one file of several has, in bytes: as much as
+// ext4 takes in one file, 16 TiB, with room for the table.
+const maxPart = 8 << 40
+
+// maxFiles bounds the files of a temporary layer.
+const maxFiles = 128
+
+func temporaryStore(want header, sys system) (_ *store, err error) {
+	if want.BlockSize == 0 {
+		want.BlockSize = DefaultBlockSize
+	}
+	dir := os.TempDir()
+	s := &store{name: filepath.Join(dir, "(temporary cow file)"), temporary: true, sys: sys}
+	defer func() {
+		if err != nil {
+			s.close()
+			err = fmt.Errorf("temporary cow file in %s: %w", dir, err)
+		}
+	}()
+	if s.layout, err = newLayout(want.Size, want.BlockSize); err != nil {
+		return nil, err
+	}
+	s.part = max(s.size, 1)
+	for begin := int64(0); begin < max(s.size, 1); begin += s.part {
+		f, err := unnamed(dir)
+		if err != nil {
+			return nil, err
+		}
+		s.files = append(s.files, f)
+		err = s.resize(f, s.data+min(s.part, s.size-begin))
+		if tooLarge(err) && begin == 0 && s.part > maxPart && s.size/maxPart < maxFiles {
+			s.part = maxPart
+			err = s.resize(f, s.data+s.part)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// unnamed makes a file that is gone when it is closed.
+func unnamed(dir string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC|unix.O_EXCL, 0o600)
+	if err == nil {
+		return os.NewFile(uintptr(fd), filepath.Join(dir, "(temporary cow file)")), nil
+	}
+	// Not every file system has O_TMPFILE.
+	f, err := os.CreateTemp(dir, "vddkcp-cow-")
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (s *store) resize(f *os.File, size int64) error {
+	if s.sys.maxFile > 0 && size > s.sys.maxFile {
+		return unix.EFBIG
+	}
+	return f.Truncate(size)
+}
+
+// tooLarge reports whether err says that a file can't have that size.
+func tooLarge(err error) bool {
+	return errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EINVAL)
+}
+
+// place returns where the byte at off of the disk lies, and how many follow it
+// there.
+func (s *store) place(off int64) (f *os.File, pos, n int64) {
+	if len(s.files) == 1 {
+		return s.files[0], s.data + off, s.size - off
+	}
+	begin := off - off%s.part
+	return s.files[off/s.part], s.data + off - begin, min(begin+s.part, s.size) - off
+}
+
+func (s *store) read(p []byte, off int64) error {
+	for len(p) > 0 {
+		f, pos, have := s.place(off)
+		n := min(int64(len(p)), have)
+		if got, err := f.ReadAt(p[:n], pos); int64(got) < n {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("read [%d, %d) of the layer %s: %w", off, off+n, s.name, err)
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+func (s *store) write(p []byte, off int64) error {
+	for len(p) > 0 {
+		f, pos, have := s.place(off)
+		n := min(int64(len(p)), have)
+		if _, err := s.sys.pwrite(f, p[:n], pos); err != nil {
+			return cause(err)
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+// cause is err without the name of the file, which the caller tells.
+func cause(err error) error {
+	var path *os.PathError
+	if errors.As(err, &path) {
+		return path.Err
+	}
+	return err
+}
+
+// reserve makes sure that [off, off+n) of the disk has space, where the file
+// system can.
+func (s *store) reserve(off, n int64) error {
+	return optional(s.allocate(unix.FALLOC_FL_KEEP_SIZE, off, n))
+}
+
+// reservePage is reserve for a page of the table.
+func (s *store) reservePage(i int64) error {
+	return optional(s.sys.fallocate(s.files[0], unix.FALLOC_FL_KEEP_SIZE, tableStart+i*pageSize, pageSize))
+}
+
+// optional is err unless it says that the file system has no such call.
+func optional(err error) error {
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
+		return nil
+	}
+	return err
+}
+
+// free gives up the space of [off, off+n) of the disk, where the file system
+// can: nothing relies on it.
+func (s *store) free(off, n int64) {
+	_ = s.allocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+}
+
+func (s *store) allocate(mode uint32, off, n int64) error {
+	for n > 0 {
+		f, pos, have := s.place(off)
+		m := min(n, have)
+		if err := s.sys.fallocate(f, mode, pos, m); err != nil {
+			return err
+		}
+		off, n = off+m, n-m
+	}
+	return nil
+}
+
+// sync makes what was written durable, unless the layer is temporary.
+func (s *store) sync() error {
+	if s.temporary {
+		return nil
+	}
+	for _, f := range s.files {
+		if err := s.sys.fdatasync(f); err != nil {
+			return fmt.Errorf("fdatasync: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *store) close() error {
+	var all error
+	for _, f := range s.files {
+		all = errors.Join(all, f.Close())
+	}
+	return all
+}

@@ -1,0 +1,628 @@
+package cow
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/internal/peer"
+	"vddkcp/source"
+	"vddkcp/source/sourcetest"
+)
+
+// memory is a disk of so many bytes that are no zeros.
+func memory(size int) *sourcetest.Memory {
+	return &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xB5}, size), ID: "disk 1", Proof: "mtime"}
+}
+
+func make1(t *testing.T, under source.Disk, o Options) *Disk {
+	t.Helper()
+	d, err := New(t.Context(), under, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func read(t *testing.T, d source.Disk, off int64, n int) []byte {
+	t.Helper()
+	p := make([]byte, n)
+	if _, err := d.ReadAt(p, off); err != nil && err != io.EOF {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// A file that is not the layer of this disk is refused, with what it is and
+// what was expected, and stays as it is.
+func TestWrongFile(t *testing.T) {
+	const size = 1<<20 + 512
+	for _, c := range []struct {
+		name   string
+		change func(t *testing.T, path string, under *sourcetest.Memory, o *Options)
+		want   string
+	}{
+		{"nothing", func(*testing.T, string, *sourcetest.Memory, *Options) {}, ""},
+		{"another disk", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.ID = "disk 2" }, "it is the layer of disk 1, and the disk is disk 2"},
+		{"another proof", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Proof = "none" }, `proved by "mtime", and now that is proved by "none"`},
+		{"another size", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Bytes = u.Bytes[:512] }, "a disk of 1049088 bytes, and the disk has 512"},
+		{"other blocks", func(_ *testing.T, _ string, _ *sourcetest.Memory, o *Options) { o.BlockSize = 4096 }, "its blocks have 65536 bytes, and 4096 are asked for"},
+		{"odd blocks", func(_ *testing.T, _ string, _ *sourcetest.Memory, o *Options) { o.BlockSize = 5000 }, "block size of 5000 bytes: want a power of two"},
+		{"text", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
+			overwrite(t, path, []byte("root:x:0:0:root:/root:/bin/bash\n"), 0, 32)
+		}, `it begins with "root:x:0:0:root:" and is no layer`},
+		{"zeros", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
+			overwrite(t, path, nil, 0, 1<<20)
+		}, `and is no layer`},
+		{"cut", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
+			overwrite(t, path, nil, -1, 2<<20)
+		}, "it has 2097152 bytes, and a layer of a disk of 1049088 bytes has 2097664: a part of it is lost"},
+		{"one torn header", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
+			overwrite(t, path, []byte{0}, 40, -1)
+		}, ""},
+		{"the first header lost", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
+			overwrite(t, path, make([]byte, 512), 0, -1)
+		}, ""},
+		{"torn headers", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
+			overwrite(t, path, []byte{0}, 40, -1)
+			overwrite(t, path, []byte{0}, slotSize+40, -1)
+		}, "its headers are damaged, or were never finished"},
+		{"another version", func(t *testing.T, path string, u *sourcetest.Memory, _ *Options) {
+			h, err := header{Size: size, BlockSize: 65536, Source: u.ID, Proof: u.Proof}.encodeAs(9)
+			if err != nil {
+				t.Fatal(err)
+			}
+			overwrite(t, path, h, 0, -1)
+			overwrite(t, path, h, slotSize, -1)
+		}, "version 9, want 1"},
+		{"a folder", func(_ *testing.T, path string, _ *sourcetest.Memory, o *Options) { o.File = filepath.Dir(path) }, "is a directory"},
+		{"a FIFO", func(t *testing.T, path string, _ *sourcetest.Memory, o *Options) {
+			o.File = path + ".fifo"
+			if err := unix.Mkfifo(o.File, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}, "no regular file"},
+		{"no folder", func(_ *testing.T, path string, _ *sourcetest.Memory, o *Options) { o.File = path + "/x" }, "not a directory"},
+		{"in use", func(t *testing.T, path string, u *sourcetest.Memory, _ *Options) {
+			make1(t, memory(size), Options{File: path})
+		}, "another process uses it"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "x.cow")
+			d := make1(t, memory(size), Options{File: path})
+			if _, err := d.WriteAt([]byte("written"), 100); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.Close(); err != nil {
+				t.Fatal(err)
+			}
+			under, o := memory(size), Options{File: path}
+			c.change(t, path, under, &o)
+			before, _ := os.ReadFile(path)
+			d, err := New(t.Context(), under, o)
+			if c.want == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := read(t, d, 100, 7); string(got) != "written" {
+					t.Errorf("it holds %q", got)
+				}
+				d.Close()
+				return
+			}
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want one with %q", err, c.want)
+			}
+			if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
+				t.Error("the file was changed")
+			}
+			if under.Closed() {
+				t.Error("the disk below was closed")
+			}
+		})
+	}
+}
+
+// overwrite writes p at off of the file, unless that is negative, and cuts it at
+// size, unless that is.
+func overwrite(t *testing.T, path string, p []byte, off, size int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if off >= 0 && p == nil {
+		p = make([]byte, size)
+	}
+	if off >= 0 {
+		if _, err := f.WriteAt(p, off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if size >= 0 {
+		if err := f.Truncate(size); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A damaged table is an error of what it tells of, never other content.
+func TestDamagedTable(t *testing.T) {
+	const size = 3 * sectorBlocks * minBlockSize
+	path := filepath.Join(t.TempDir(), "x.cow")
+	d := make1(t, memory(size), Options{File: path, BlockSize: minBlockSize})
+	for s := range int64(3) {
+		if _, err := d.WriteAt(make([]byte, 4096), s*sectorBlocks*minBlockSize); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, damage := range map[string]func(table []byte){
+		"a bit":      func(b []byte) { b[sectorSize+3] ^= 4 },
+		"checksum":   func(b []byte) { b[2*sectorSize-1] ^= 1 },
+		"lost half":  func(b []byte) { clear(b[sectorSize : sectorSize+256]) },
+		"misplaced":  func(b []byte) { copy(b[sectorSize:], b[:sectorSize]) },
+		"foreign":    func(b []byte) { copy(b[sectorSize:], bytes.Repeat([]byte{0xff}, sectorSize)) },
+		"bad state":  func(b []byte) { reseal(b, 1, 5, 3) },
+		"beyond end": func(b []byte) { reseal(b, 3, 0, 1) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := bytes.Clone(whole)
+			damage(b[tableStart:])
+			if err := os.WriteFile(path, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			d := make1(t, memory(size), Options{File: path})
+			for name, err := range map[string]error{
+				"read":  func() error { _, err := d.ReadAt(make([]byte, 512), sectorBlocks*minBlockSize); return err }(),
+				"write": func() error { _, err := d.WriteAt(make([]byte, 512), sectorBlocks*minBlockSize); return err }(),
+				"map": func() error {
+					for _, err := range d.Extents(t.Context(), 0, size) {
+						if err != nil {
+							return err
+						}
+					}
+					return nil
+				}(),
+			} {
+				if err == nil || !strings.Contains(err.Error(), "table of the layer "+path) || !strings.Contains(err.Error(), "damaged") {
+					t.Errorf("%s: %v", name, err)
+				}
+			}
+			if _, _, _, ok := d.InFile(0); ok {
+				t.Error("InFile knows more")
+			}
+		})
+	}
+}
+
+// reseal gives a block of a sector a state, and the sector its checksum.
+func reseal(table []byte, s int64, block int, state byte) {
+	sector := table[s*sectorSize : (s+1)*sectorSize]
+	sector[block/4] |= state << (block % 4 * 2)
+	seal(sector, s)
+}
+
+// A failed flush stays failed; what is read is still right.
+func TestFailedFlush(t *testing.T) {
+	var broken, asked atomic.Int64
+	sys := kernel()
+	sync := sys.fdatasync
+	sys.fdatasync = func(f *os.File) error {
+		asked.Add(1)
+		if broken.Load() > 0 {
+			return unix.EIO
+		}
+		return sync(f)
+	}
+	path := filepath.Join(t.TempDir(), "x.cow")
+	d, err := newDisk(t.Context(), memory(1<<20), Options{File: path}, sys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.WriteAt([]byte("kept"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.WriteAt([]byte("lost"), 1<<19); err != nil {
+		t.Fatal(err)
+	}
+	broken.Store(1)
+	if err := d.Flush(t.Context()); !errors.Is(err, unix.EIO) {
+		t.Errorf("Flush: %v", err)
+	}
+	broken.Store(0)
+	before := asked.Load()
+	if err := d.Flush(t.Context()); !errors.Is(err, unix.EIO) {
+		t.Errorf("the second Flush: %v", err)
+	}
+	if _, err := d.WriteAt([]byte("more"), 0); !errors.Is(err, unix.EIO) {
+		t.Errorf("WriteAt after it: %v", err)
+	}
+	if got := read(t, d, 1<<19, 4); string(got) != "lost" {
+		t.Errorf("it holds %q", got)
+	}
+	if err := d.Close(); !errors.Is(err, unix.EIO) {
+		t.Errorf("Close: %v", err)
+	}
+	if asked.Load() != before {
+		t.Error("fdatasync was asked again")
+	}
+	d = make1(t, memory(1<<20), Options{File: path})
+	if got := read(t, d, 0, 4); string(got) != "kept" {
+		t.Errorf("opened again it holds %q", got)
+	}
+	if err := d.Flush(t.Context()); err != nil {
+		t.Errorf("Flush after opening again: %v", err)
+	}
+}
+
+// A temporary layer leaves nothing, and a flush of it asks nothing.
+func TestTemporary(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	sys := kernel()
+	sys.fdatasync = func(*os.File) error { t.Error("fdatasync"); return nil }
+	d, err := newDisk(t.Context(), memory(1<<20), Options{}, sys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.WriteAt([]byte("x"), 5)
+	if err := d.Flush(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
+		t.Errorf("there is %v", entries)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Where a file system takes no file as large, a temporary layer is several, and
+// a named one is refused, and not left behind.
+func TestTooLargeForOneFile(t *testing.T) {
+	sys := kernel()
+	sys.maxFile = 15 << 40
+	const size = 20<<40 + 512
+	under := func() *sourcetest.Memory {
+		return sourcetest.Pattern(size, source.Extent{Off: maxPart - 1<<20, Len: 2 << 20})
+	}
+	path := filepath.Join(t.TempDir(), "x.cow")
+	_, err := newDisk(t.Context(), under(), Options{File: path}, sys)
+	if err == nil || !strings.Contains(err.Error(), "takes none of that size (file too large); XFS and btrfs do") || !strings.Contains(err.Error(), path) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the file is there")
+	}
+	d, err := newDisk(t.Context(), under(), Options{}, sys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if len(d.store.files) != 3 {
+		t.Errorf("%d files", len(d.store.files))
+	}
+	want := make([]byte, 2<<20)
+	d.ReadAt(want, maxPart-1<<20)
+	for _, r := range []struct{ from, n int }{{1<<20 - 100, 200}, {1<<20 - 1<<17, 1 << 18}, {0, 70000}} {
+		part := want[r.from : r.from+r.n]
+		for i := range part {
+			part[i] ^= 0x55
+		}
+		if _, err := d.WriteAt(part, maxPart-1<<20+int64(r.from)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := read(t, d, maxPart-1<<20, 2<<20); !bytes.Equal(got, want) {
+		t.Error("the border of two files differs")
+	}
+	if _, _, n, ok := d.InFile(maxPart - 1<<16); !ok || n != 1<<16 {
+		t.Errorf("InFile before the border: %d, %v", n, ok)
+	}
+	if err := d.ZeroAt(t.Context(), maxPart-1<<20, 2<<20, false, false); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.WriteAt(want[:512], size-512); err != nil {
+		t.Error(err)
+	}
+	if got := read(t, d, size-512, 512); !bytes.Equal(got, want[:512]) {
+		t.Error("the end differs")
+	}
+}
+
+// Memory stays bounded on the largest disks, however scattered the writes.
+func TestMemoryOfALargeDisk(t *testing.T) {
+	const size = 64 << 40
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	d := make1(t, sourcetest.Pattern(size), Options{})
+	const step = pageBlocks * DefaultBlockSize / 5
+	var most uint64
+	for off, i := int64(0), 0; off < size; off, i = off+step, i+1 {
+		var err error
+		if i%200 == 0 {
+			_, err = d.WriteAt([]byte{1, 2, 3}, off+1000)
+		} else {
+			err = d.ZeroAt(t.Context(), off/DefaultBlockSize*DefaultBlockSize, DefaultBlockSize, true, false)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i%100_000 == 0 {
+			most = max(most, heap()-before)
+		}
+	}
+	n := 0
+	for _, err := range source.Covered(t.Context(), d, 0, size) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n++
+	}
+	most = max(most, heap()-before)
+	t.Logf("%d extents, %d pages in memory, at most %d KiB of heap", n, len(d.table.clock), most>>10)
+	if len(d.table.clock) > maxResident || most > 32<<20 {
+		t.Errorf("%d pages, %d bytes in memory, want at most 32 MiB", len(d.table.clock), most)
+	}
+	if want := size / step; n < want {
+		t.Errorf("%d extents, want at least %d", n, want)
+	}
+	for off, i := int64(0), 0; off < size; off, i = off+step*1000, i+1000 {
+		if i%200 != 0 {
+			continue
+		}
+		if got := read(t, d, off+1000, 4); !bytes.Equal(got, []byte{1, 2, 3, 0}) {
+			t.Fatalf("at %d it holds %v", off, got)
+		}
+	}
+}
+
+// Where the layer's file system is full writes fail with ENOSPC, and all that
+// was written before is there.
+func TestNoSpace(t *testing.T) {
+	peer.NeedRoot(t)
+	peer.Need(t, "mount", "umount")
+	dir := t.TempDir()
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=2m", "none", dir).CombinedOutput(); err != nil {
+		t.Skipf("mount: %v %s", err, out)
+	}
+	t.Cleanup(func() { peer.Run(t, "umount", dir) })
+	t.Setenv("TMPDIR", dir)
+	for _, name := range []string{"", filepath.Join(dir, "x.cow")} {
+		d := make1(t, memory(8<<20), Options{File: name, OnRead: true})
+		written := int64(0)
+		for ; ; written += 100 << 10 {
+			if _, err := d.WriteAt(bytes.Repeat([]byte{7}, 100<<10), written); errors.Is(err, unix.ENOSPC) {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if written > 4<<20 {
+				t.Fatal("4 MiB fit in 2")
+			}
+		}
+		if err := d.ZeroAt(t.Context(), 4<<20, 4<<20, false, false); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("space for zeros: %v", err)
+		}
+		// Blocks that are read can't be kept, and are right.
+		if got := read(t, d, 4<<20, 4<<20); !bytes.Equal(got, bytes.Repeat([]byte{0xB5}, 4<<20)) {
+			t.Error("what is read from below differs")
+		}
+		if d.keeping.Load() {
+			t.Error("blocks are still kept")
+		}
+		if got := read(t, d, 0, int(written)); !bytes.Equal(got, bytes.Repeat([]byte{7}, int(written))) {
+			t.Error("what was written before differs")
+		}
+		if err := d.Flush(t.Context()); err != nil {
+			t.Error(err)
+		}
+		// A trim makes space.
+		if err := d.Trim(t.Context(), 0, 1<<20); err != nil {
+			t.Error(err)
+		}
+		if _, err := d.WriteAt(bytes.Repeat([]byte{9}, 200<<10), 6<<20); err != nil {
+			t.Errorf("after a trim: %v", err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// Who misses a block at the same time reads it once; what is read is kept, and
+// is right after the disk below is gone wrong.
+func TestOnRead(t *testing.T) {
+	under := memory(2<<20 + 512)
+	clear(under.Bytes[1<<20 : 1<<20+200<<10])
+	var reads, bytesRead atomic.Int64
+	gate := make(chan struct{})
+	under.OnRead = func(_ int64, n int) error {
+		<-gate
+		reads.Add(1)
+		bytesRead.Add(int64(n))
+		return nil
+	}
+	want := bytes.Clone(under.Bytes)
+	path := filepath.Join(t.TempDir(), "x.cow")
+	d := make1(t, under, Options{File: path, OnRead: true})
+	if _, _, _, ok := d.InFile(0); ok {
+		t.Error("InFile passes the keeping by")
+	}
+	var wg sync.WaitGroup
+	for i := range 32 {
+		wg.Go(func() {
+			p := make([]byte, 5000)
+			off := int64(1000 + i*100)
+			if _, err := d.ReadAt(p, off); err != nil || !bytes.Equal(p, want[off:off+5000]) {
+				t.Errorf("read at %d: %v", off, err)
+			}
+		})
+	}
+	close(gate)
+	wg.Wait()
+	if reads.Load() != 1 || bytesRead.Load() != DefaultBlockSize {
+		t.Errorf("%d reads of %d bytes, want 1 of %d", reads.Load(), bytesRead.Load(), DefaultBlockSize)
+	}
+	read(t, d, 70_000, 2<<20)
+	if got := bytesRead.Load(); got != int64(len(want)) {
+		t.Errorf("%d bytes were read, want %d", got, len(want))
+	}
+	under.OnRead = func(int64, int) error { return errors.New("read twice") }
+	if got := read(t, d, 0, len(want)); !bytes.Equal(got, want) {
+		t.Error("what is kept differs")
+	}
+	zeros := false
+	for e, err := range d.Extents(t.Context(), 0, d.Size()) {
+		if err != nil || e.Depth != 0 {
+			t.Errorf("%+v, %v", e, err)
+		}
+		zeros = zeros || e.Kind == source.Zero
+	}
+	if !zeros {
+		t.Error("blocks of zeros are kept as data")
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := memory(2<<20 + 512)
+	again.OnRead = under.OnRead
+	d = make1(t, again, Options{File: path})
+	if got := read(t, d, 0, len(want)); !bytes.Equal(got, want) {
+		t.Error("what is kept differs after opening again")
+	}
+}
+
+// Parts of blocks that are written have the rest from below, whole blocks read
+// nothing; an error from below leaves all as it was.
+func TestReadsForWrites(t *testing.T) {
+	under := memory(1 << 20)
+	var reads atomic.Int64
+	under.OnRead = func(int64, int) error { reads.Add(1); return nil }
+	d := make1(t, under, Options{})
+	for _, c := range []struct {
+		off, n, want int64
+	}{{0, 65536, 0}, {65536, 3 * 65536, 0}, {262144 + 512, 512, 1}, {262144, 512, 0}, {1<<20 - 65536, 65536, 0}, {327680 + 1, 2*65536 - 2, 2}} {
+		reads.Store(0)
+		if _, err := d.WriteAt(make([]byte, c.n), c.off); err != nil {
+			t.Fatal(err)
+		}
+		if reads.Load() != c.want {
+			t.Errorf("a write of %d at %d read %d times, want %d", c.n, c.off, reads.Load(), c.want)
+		}
+	}
+	why := errors.New("lost")
+	under.OnRead = func(int64, int) error { return why }
+	if _, err := d.WriteAt([]byte{1}, 512<<10); !errors.Is(err, why) {
+		t.Errorf("error %v", err)
+	}
+	under.OnRead = nil
+	if got := read(t, d, 512<<10, 1); got[0] != 0xB5 {
+		t.Errorf("a failed write left %#x", got)
+	}
+}
+
+func TestOutside(t *testing.T) {
+	d := make1(t, memory(100_000), Options{})
+	ctx := t.Context()
+	for name, err := range map[string]error{
+		"past the end": func() error { _, err := d.WriteAt(make([]byte, 2), 99_999); return err }(),
+		"negative":     func() error { _, err := d.WriteAt(make([]byte, 2), -1); return err }(),
+		"zero":         d.ZeroAt(ctx, 99_999, 2, true, false),
+		"zero all":     d.ZeroAt(ctx, 1, 1<<63-1, true, false),
+		"trim":         d.Trim(ctx, -5, 10),
+		"less":         d.Trim(ctx, 5, -1),
+	} {
+		if err == nil || !strings.Contains(err.Error(), "not in its 100000 bytes") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := d.ZeroAt(ctx, 10, 100, true, true); err != errors.ErrUnsupported {
+		t.Errorf("a fast zero of a part: %v", err)
+	}
+	if got := read(t, d, 10, 100); got[5] != 0xB5 {
+		t.Error("it was done all the same")
+	}
+	if err := d.ZeroAt(ctx, 10, 99_990, true, true); err != nil {
+		t.Errorf("a fast zero: %v", err)
+	}
+	if err := d.ZeroAt(ctx, 65536, 100_000-65536, false, true); err != nil {
+		t.Errorf("a fast zero to the end: %v", err)
+	}
+	if got := read(t, d, 9, 99_991); got[0] != 0xB5 || !bytes.Equal(got[1:], make([]byte, 99_990)) {
+		t.Error("it is not zero")
+	}
+	canceled, cancel := context.WithCancelCause(ctx)
+	why := errors.New("stop")
+	cancel(why)
+	if err := d.Flush(canceled); !errors.Is(err, why) {
+		t.Errorf("Flush: %v", err)
+	}
+	d.Close()
+	if _, err := d.WriteAt([]byte{1}, 0); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+// A layer over a disk that proves nothing is continued with a warning.
+func TestWarning(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.cow")
+	for i := range 2 {
+		var log strings.Builder
+		m := memory(1 << 20)
+		m.Proof = "none"
+		d := make1(t, m, Options{File: path, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		if warned := strings.Contains(log.String(), "can't prove"); warned != (i == 1) {
+			t.Errorf("opening %d: %s", i, log.String())
+		}
+		d.Close()
+	}
+}
+
+func TestAbilities(t *testing.T) {
+	m := memory(1 << 20)
+	m.Description = source.Info{Format: "vmdk", LogicalSector: 512, Chain: []string{"/a.vmdk"}}
+	d := make1(t, m, Options{})
+	id, proof, err := d.Identity(t.Context())
+	if id != "cow:disk 1" || proof != "none" || err != nil {
+		t.Errorf("Identity %q, %q, %v", id, proof, err)
+	}
+	if info := d.Info(); info.Format != "vmdk" || info.ClusterSize != DefaultBlockSize || len(info.Chain) != 2 || info.Chain[1] != "/a.vmdk" {
+		t.Errorf("Info %+v", info)
+	}
+	if _, ok := source.Ability[source.Writable](d); !ok {
+		t.Error("not Writable")
+	}
+	if err := d.Close(); err != nil || !m.Closed() {
+		t.Errorf("Close: %v; below closed: %v", err, m.Closed())
+	}
+}

@@ -1,0 +1,234 @@
+package cow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+
+	"vddkcp/internal/image"
+)
+
+// maxLocked is how many blocks one step of a write locks.
+const maxLocked = 256
+
+// change makes a call that changes [off, off+n).
+func (d *Disk) change(ctx context.Context, what string, off, n int64, call func() error) error {
+	err := os.ErrClosed
+	d.life.While(func() {
+		if err = d.life.Ended(ctx); err != nil {
+			return
+		}
+		if off < 0 || n < 0 || n > d.size-off {
+			err = fmt.Errorf("not in its %d bytes", d.size)
+			return
+		}
+		if err = d.table.failed(); err == nil {
+			err = call()
+		}
+	})
+	if err != nil && err != errors.ErrUnsupported {
+		return fmt.Errorf("%s %s [%d, %d): %w", what, d.life.Name, off, off+n, err)
+	}
+	return err
+}
+
+// WriteAt implements source.Writable: it never extends the disk.
+func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
+	done := 0
+	err := d.change(d.life.Context, "write", off, int64(len(p)), func() error {
+		for done < len(p) {
+			n, err := d.writeSome(p[done:], off+int64(done))
+			if err != nil {
+				return err
+			}
+			done += n
+		}
+		return nil
+	})
+	return done, err
+}
+
+// writeSome writes some of p, and returns how much.
+func (d *Disk) writeSome(p []byte, off int64) (int, error) {
+	b := off / d.block
+	if n := min(d.wholeBlocks(off, int64(len(p))), maxLocked); n > 0 {
+		p = p[:min(n*d.block, int64(len(p)))]
+		return len(p), d.writeBlocks(p, off, b, n)
+	}
+	p = p[:min(int64(len(p)), b*d.block+d.length(b)-off)]
+	return len(p), d.writePart(p, off, b)
+}
+
+// writeBlocks writes n whole blocks from b on.
+func (d *Disk) writeBlocks(p []byte, off, b, n int64) error {
+	written, err := d.overwrite(p, off, b, n)
+	if written || err != nil {
+		return err
+	}
+	d.locks.lock(b, n)
+	defer d.locks.unlock(b, n)
+	if err := d.store.write(p, off); err != nil {
+		return err
+	}
+	_, err = d.table.set(b, n, here)
+	return err
+}
+
+// overwrite writes to n blocks from b on if they are all here.
+func (d *Disk) overwrite(p []byte, off, b, n int64) (written bool, err error) {
+	d.locks.rLock(b, n)
+	defer d.locks.rUnlock(b, n)
+	state, same, err := d.table.run(b, n)
+	if err != nil || state != here || same < n {
+		return false, err
+	}
+	return true, d.store.write(p, off)
+}
+
+// writePart writes a part of block b, which is brought here with it.
+func (d *Disk) writePart(p []byte, off, b int64) error {
+	written, err := d.overwrite(p, off, b, 1)
+	if written || err != nil {
+		return err
+	}
+	// Before the lock: who holds a lock never waits for who waits for it.
+	buf, err := d.buffer()
+	if err != nil {
+		return err
+	}
+	defer func() { d.buffers <- buf }()
+	d.locks.of(b).Lock()
+	defer d.locks.of(b).Unlock()
+	state, _, err := d.table.run(b, 1)
+	if err != nil {
+		return err
+	}
+	start, block := b*d.block, buf[:d.length(b)]
+	switch state {
+	case here:
+		return d.store.write(p, off)
+	case zeroed:
+		clear(block)
+	case below:
+		if err := image.ReadFull(d.under, block, start); err != nil {
+			return err
+		}
+	}
+	copy(block[off-start:], p)
+	if err := d.store.write(block, start); err != nil {
+		return err
+	}
+	_, err = d.table.set(b, 1, here)
+	return err
+}
+
+// ZeroAt implements source.Writable. Of whole blocks only their state is
+// written; without mayTrim their space is reserved, where the file system can,
+// with it what they took is freed. Parts of blocks at either end are written;
+// a range without a whole block is never fast.
+func (d *Disk) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
+	return d.change(ctx, "zero", off, n, func() error {
+		first, whole := d.inner(off, n)
+		if fastOnly && whole == 0 && n > 0 {
+			return errors.ErrUnsupported
+		}
+		return d.zero(ctx, off, n, first, whole, mayTrim, func(p []byte, off, b int64) error {
+			if state, _, err := d.table.run(b, 1); err != nil || state == zeroed {
+				return err
+			}
+			return d.writePart(p, off, b)
+		})
+	})
+}
+
+// Trim implements source.Writable. Whole blocks read as zeros after it. Parts of
+// blocks do where the block is here; one that is still below stays as it is,
+// since a trim should never take space.
+func (d *Disk) Trim(ctx context.Context, off, n int64) error {
+	return d.change(ctx, "trim", off, n, func() error {
+		first, whole := d.inner(off, n)
+		return d.zero(ctx, off, n, first, whole, true, func(p []byte, off, b int64) error {
+			_, err := d.overwrite(p, off, b, 1)
+			return err
+		})
+	})
+}
+
+// inner returns the whole blocks in [off, off+n).
+func (d *Disk) inner(off, n int64) (first, blocks int64) {
+	first = (off + d.block - 1) / d.block
+	last := (off + n) / d.block // exclusive
+	if off+n == d.size {
+		last = d.blocks(d.size)
+	}
+	return first, max(0, last-first)
+}
+
+// zero zeroes [off, off+n): whole blocks from first on by their state, the parts
+// before and after them by part, which gets zeros.
+func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, part func(p []byte, off, b int64) error) error {
+	for end := off + n; off < end; {
+		if err := d.life.Ended(ctx); err != nil {
+			return err
+		}
+		b := off / d.block
+		if b < first || b >= first+whole {
+			length := min(end, b*d.block+d.length(b)) - off
+			if err := part(d.zeros[:length], off, b); err != nil {
+				return err
+			}
+			off += length
+			continue
+		}
+		blocks := min(first+whole-b, stripes)
+		length := min(blocks*d.block, d.size-off)
+		if err := d.zeroBlocks(off, length, b, blocks, free); err != nil {
+			return err
+		}
+		off += length
+	}
+	return nil
+}
+
+func (d *Disk) zeroBlocks(off, length, b, blocks int64, free bool) error {
+	d.locks.lock(b, blocks)
+	defer d.locks.unlock(b, blocks)
+	if !free {
+		if err := d.store.reserve(off, length); err != nil {
+			return err
+		}
+	}
+	had, err := d.table.set(b, blocks, zeroed)
+	if err == nil && free && had {
+		d.store.free(off, length)
+	}
+	return err
+}
+
+// Flush implements source.Writable. Blocks become durable before the table
+// that says that they are here. Calls that wait together are one. In a
+// temporary file nothing needs to be durable.
+func (d *Disk) Flush(ctx context.Context) error {
+	call := d.flushes.Add(1)
+	return d.change(ctx, "flush", 0, 0, func() error {
+		d.flushing.Lock()
+		defer d.flushing.Unlock()
+		if d.covered >= call {
+			return d.table.failed()
+		}
+		covers := d.flushes.Load()
+		if err := d.flush(); err != nil {
+			return err
+		}
+		d.covered = covers
+		return nil
+	})
+}
+
+func (d *Disk) flush() error {
+	if d.store.temporary {
+		return d.table.failed()
+	}
+	return d.table.write(true)
+}

@@ -1,0 +1,266 @@
+package raw
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/source"
+)
+
+// zeros is never written to.
+var zeros [256 << 10]byte
+
+// WritableDisk is a raw disk that is written to in place. Beside what a Disk is
+// it is source.Writable. Its size stays: a write past the end is an error. An
+// error of Flush stays, since the kernel tells of a page that is lost only once.
+type WritableDisk struct {
+	*Disk
+	sector      int64       // what a block device zeroes and discards in, in bytes; 1 of a file
+	noPunch     atomic.Bool // the file system or device can't
+	noZeroRange atomic.Bool
+
+	flushing sync.Mutex
+	failed   error // of a flush
+}
+
+// OpenWritable is Open for reading and writing. A regular file is locked (flock)
+// against others that write it through this package or package sink/raw, a block
+// device is opened exclusively, so that it is neither mounted nor part of an
+// array.
+func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
+	d, err := open(ctx, path, unix.O_RDWR)
+	if errors.Is(err, unix.EBUSY) {
+		err = fmt.Errorf("%w: it is mounted, or in use by another process or device", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	w := &WritableDisk{Disk: d, sector: 1}
+	if d.block {
+		w.sector = d.info.LogicalSector
+		if readOnly, err := unix.IoctlGetUint32(d.fd, unix.BLKROGET); err == nil && readOnly != 0 {
+			d.Close()
+			return nil, fmt.Errorf("%s is read-only: %w", path, unix.EROFS)
+		}
+	} else if err := lock(d.fd, path); err != nil {
+		d.Close()
+		return nil, err
+	}
+	return w, nil
+}
+
+// lock takes the lock that a file has while it is written, as long as fd is
+// open. Where the file system has no locks there is none.
+func lock(fd int, path string) error {
+	err := again(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	if err == unix.EWOULDBLOCK {
+		return fmt.Errorf("%s is being written by another process", path)
+	}
+	if err != nil && !unsupported(err) && err != unix.ENOLCK {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	return nil
+}
+
+// begin starts a call that changes a range; the caller read-unlocks d.mu at the
+// end of it unless there is an error.
+func (d *WritableDisk) begin(ctx context.Context, off, n int64) error {
+	d.mu.RLock()
+	err := d.usable(d.ctx)
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err == nil && (off < 0 || n < 0 || off > d.size || n > d.size-off) {
+		err = fmt.Errorf("not in the disk of %d bytes", d.size)
+	}
+	if err != nil {
+		d.mu.RUnlock()
+	}
+	return err
+}
+
+func (d *WritableDisk) explain(what string, off, n int64, err error) error {
+	return fmt.Errorf("%s %s [%d, %d): %w", what, d.path, off, off+n, err)
+}
+
+// WriteAt implements source.Writable.
+func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
+	if err := d.begin(d.ctx, off, int64(len(p))); err != nil {
+		return 0, d.explain("write", off, int64(len(p)), err)
+	}
+	defer d.mu.RUnlock()
+	n, err := d.write(p, off)
+	if err != nil {
+		return n, d.explain("write", off+int64(n), int64(len(p)-n), err)
+	}
+	return n, nil
+}
+
+func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
+	for n < len(p) {
+		if err := context.Cause(d.ctx); err != nil {
+			return n, err
+		}
+		var k int
+		err := again(func() (err error) {
+			k, err = unix.Pwrite(d.fd, p[n:min(len(p), n+maxRead)], off+int64(n))
+			return err
+		})
+		if err == nil && k == 0 {
+			err = unix.ENOSPC
+		}
+		if err != nil {
+			return n, err
+		}
+		n += k
+	}
+	return n, nil
+}
+
+// ZeroAt implements source.Writable: by a hole where it may, else by a range
+// that the file system or the device zeroes, else by writing zeros.
+func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
+	if err := d.begin(ctx, off, n); err != nil {
+		return d.explain("zero", off, n, err)
+	}
+	defer d.mu.RUnlock()
+	head, whole := d.inner(off, n)
+	err := errors.ErrUnsupported
+	if whole > 0 {
+		err = d.zeroRange(off+head, whole, mayTrim, fastOnly)
+	}
+	switch {
+	case err == nil:
+		if err = d.writeZeros(ctx, off, head); err == nil {
+			err = d.writeZeros(ctx, off+head+whole, n-head-whole)
+		}
+	case unsupported(err) && fastOnly:
+		return errors.ErrUnsupported
+	case unsupported(err):
+		err = d.writeZeros(ctx, off, n)
+	}
+	if err != nil {
+		return d.explain("zero", off, n, err)
+	}
+	return nil
+}
+
+// inner returns how many bytes at off come before the first whole sector, and
+// how many are whole sectors.
+func (d *WritableDisk) inner(off, n int64) (head, whole int64) {
+	head = min((d.sector-off%d.sector)%d.sector, n)
+	return head, (n - head) / d.sector * d.sector
+}
+
+// zeroRange zeroes whole sectors without writing, or returns an error that is
+// unsupported.
+func (d *WritableDisk) zeroRange(off, n int64, mayTrim, fastOnly bool) error {
+	if mayTrim && !d.noPunch.Load() {
+		// Of a block device this works only where it zeroes what it deallocates.
+		err := again(func() error {
+			return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+		})
+		if !unsupported(err) {
+			return err
+		}
+		d.noPunch.Store(true)
+	}
+	if d.block {
+		if fastOnly {
+			return errors.ErrUnsupported // the kernel may have to write
+		}
+		return d.ioctlRange(unix.BLKZEROOUT, off, n)
+	}
+	if d.noZeroRange.Load() {
+		return errors.ErrUnsupported
+	}
+	err := again(func() error {
+		return unix.Fallocate(d.fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
+	})
+	if unsupported(err) {
+		d.noZeroRange.Store(true)
+	}
+	return err
+}
+
+func (d *WritableDisk) writeZeros(ctx context.Context, off, n int64) error {
+	for n > 0 {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		k, err := d.write(zeros[:min(n, int64(len(zeros)))], off)
+		if err != nil {
+			return err
+		}
+		off, n = off+int64(k), n-int64(k)
+	}
+	return nil
+}
+
+func (d *WritableDisk) ioctlRange(request uintptr, off, n int64) error {
+	r := [2]uint64{uint64(off), uint64(n)}
+	return again(func() error {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), request, uintptr(unsafe.Pointer(&r))); errno != 0 {
+			return errno
+		}
+		return nil
+	})
+}
+
+// Trim implements source.Writable. Where nothing can be deallocated it does
+// nothing, which is always allowed.
+func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
+	if err := d.begin(ctx, off, n); err != nil {
+		return d.explain("trim", off, n, err)
+	}
+	defer d.mu.RUnlock()
+	head, whole := d.inner(off, n)
+	if whole == 0 {
+		return nil
+	}
+	var err error
+	if d.block {
+		err = d.ioctlRange(unix.BLKDISCARD, off+head, whole)
+	} else {
+		err = again(func() error {
+			return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off+head, whole)
+		})
+	}
+	if err != nil && !unsupported(err) {
+		return d.explain("trim", off, n, err)
+	}
+	return nil
+}
+
+// Flush implements source.Writable.
+func (d *WritableDisk) Flush(ctx context.Context) error {
+	if err := d.begin(ctx, 0, 0); err != nil {
+		return fmt.Errorf("flush %s: %w", d.path, err)
+	}
+	defer d.mu.RUnlock()
+	err := again(func() error { return unix.Fdatasync(d.fd) })
+	d.flushing.Lock()
+	defer d.flushing.Unlock()
+	if err != nil && d.failed == nil {
+		d.failed = err
+	}
+	if d.failed != nil {
+		return fmt.Errorf("flush %s: %w", d.path, d.failed)
+	}
+	return nil
+}
+
+var (
+	_ source.Writable = (*WritableDisk)(nil)
+	_ interface {
+		source.Disk
+		File() *os.File
+	} = (*WritableDisk)(nil)
+)

@@ -1,0 +1,257 @@
+package source_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"vddkcp/source"
+	"vddkcp/source/sourcetest"
+)
+
+// notebook is a disk in memory that is written to, and that forgets what was
+// not flushed when it is opened again.
+type notebook struct {
+	mu             sync.Mutex
+	written, safe  []byte
+	openings       int
+	write, flush   func() error // called before each; nil: nothing fails
+	readOnlyBefore int          // openings up to which it can't be written
+}
+
+func (n *notebook) open(ctx context.Context) (source.Disk, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.openings++
+	copy(n.written, n.safe)
+	memory := &sourcetest.Memory{Context: ctx, Bytes: n.written, ID: "notebook"}
+	if n.openings <= n.readOnlyBefore {
+		return memory, nil
+	}
+	return &page{memory, n}, nil
+}
+
+type page struct {
+	*sourcetest.Memory
+	n *notebook
+}
+
+func (p *page) change(check func() error, change func()) error {
+	p.n.mu.Lock()
+	defer p.n.mu.Unlock()
+	if p.Closed() {
+		return os.ErrClosed
+	}
+	if check != nil {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	change()
+	return nil
+}
+
+func (p *page) inside(off, n int64) error {
+	if off < 0 || off+n > p.Size() {
+		return source.Permanent(errors.New("past the end"))
+	}
+	return nil
+}
+
+func (p *page) WriteAt(b []byte, off int64) (int, error) {
+	if err := p.inside(off, int64(len(b))); err != nil {
+		return 0, err
+	}
+	return len(b), p.change(p.n.write, func() { copy(p.n.written[off:], b) })
+}
+
+func (p *page) ZeroAt(_ context.Context, off, n int64, _, fastOnly bool) error {
+	if err := p.inside(off, n); err != nil {
+		return err
+	}
+	if fastOnly {
+		return errors.ErrUnsupported
+	}
+	return p.change(p.n.write, func() { clear(p.n.written[off : off+n]) })
+}
+
+func (p *page) Trim(_ context.Context, off, n int64) error {
+	if err := p.inside(off, n); err != nil {
+		return err
+	}
+	return p.change(p.n.write, func() {})
+}
+
+func (p *page) Flush(context.Context) error {
+	return p.change(p.n.flush, func() { copy(p.n.safe, p.n.written) })
+}
+
+func newNotebook() *notebook {
+	return &notebook{written: make([]byte, 100_000), safe: make([]byte, 100_000)}
+}
+
+func retryNotebook(t *testing.T, n *notebook) (source.Disk, source.Writable) {
+	t.Helper()
+	d, err := source.Retry(t.Context(), n.open, source.RetryOptions{Retries: 5, Backoff: func(int) time.Duration { return 0 }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	w, ok := source.Ability[source.Writable](d)
+	if !ok {
+		t.Fatal("not Writable")
+	}
+	return d, w
+}
+
+// failures returns a hook that fails as the list says, and then never.
+func failures(list ...error) func() error {
+	return func() error {
+		if len(list) == 0 {
+			return nil
+		}
+		err := list[0]
+		list = list[1:]
+		return err
+	}
+}
+
+func TestRetryWritableSuite(t *testing.T) {
+	n := newNotebook()
+	calls := 0
+	n.write = func() error {
+		if calls++; calls%3 == 0 { // one retry helps: it stays the same disk
+			return errBroken
+		}
+		return nil
+	}
+	d, _ := retryNotebook(t, n)
+	sourcetest.Writable(t, d, make([]byte, 100_000))
+	if n.openings != 1 {
+		t.Errorf("%d openings", n.openings)
+	}
+}
+
+// What a flush says after the disk was opened again.
+func TestRetryWritableReopened(t *testing.T) {
+	lost := "may be lost"
+	reopen := []error{errBroken, errBroken} // the second failure of a call has it opened again
+	for _, c := range []struct {
+		name  string
+		steps string // w: write, W: write that has it opened again, f: flush, F: flush that fails once
+		want  string // of the flushes, one a letter: . fine, ! an error
+	}{
+		{"never opened again", "wf", "."},
+		{"nothing was unflushed", "wfWf", ".."},
+		{"the first write is made again", "Wf", "."},
+		{"unflushed", "wWf", "!"},
+		{"for good", "wWfwff", "!!!"},
+		{"opened again twice", "wWwWf", "!"},
+		{"flushed before and after", "wfWwfwf", "..."},
+		{"a flush that fails is never asked again", "wFff", "!!!"},
+		{"with nothing to flush it may be", "wfF", ".."},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n := newNotebook()
+			_, w := retryNotebook(t, n)
+			results := ""
+			flush := func() {
+				if err := w.Flush(t.Context()); err == nil {
+					results += "."
+				} else if results += "!"; !strings.Contains(err.Error(), lost) && !errors.Is(err, errBroken) {
+					t.Errorf("flush: %v", err)
+				}
+			}
+			for i, step := range c.steps {
+				switch step {
+				case 'W':
+					n.write = failures(slices.Clone(reopen)...)
+					fallthrough
+				case 'w':
+					if _, err := w.WriteAt([]byte{byte(i + 1)}, int64(i)); err != nil {
+						t.Fatal(err)
+					}
+				case 'F':
+					n.flush = failures(errBroken)
+					fallthrough
+				case 'f':
+					flush()
+				}
+			}
+			if results != c.want {
+				t.Errorf("%s: %s, want %s (%d openings)", c.steps, results, c.want, n.openings)
+			}
+			// A flush that was fine was none of what is gone.
+			if strings.HasSuffix(results, ".") {
+				for i, step := range c.steps {
+					if (step == 'w' || step == 'W') && n.safe[i] != byte(i+1) {
+						t.Errorf("the write of step %d is lost, and no flush says so", i)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestRetryWritableErrors(t *testing.T) {
+	n := newNotebook()
+	d, w := retryNotebook(t, n)
+	// The disk's own answers come through at once.
+	if err := w.ZeroAt(t.Context(), 0, 10, true, true); err != errors.ErrUnsupported {
+		t.Errorf("zero, fast only: %v", err)
+	}
+	full := source.Permanent(errors.New("no room"))
+	n.write = failures(full)
+	if _, err := w.WriteAt([]byte{1}, 0); !errors.Is(err, full) {
+		t.Errorf("write: %v", err)
+	}
+	n.write = failures(full)
+	if err := w.Trim(t.Context(), 0, 1); !errors.Is(err, full) {
+		t.Errorf("trim: %v", err)
+	}
+	n.write = func() error { return errBroken }
+	if _, err := w.WriteAt([]byte{1}, 0); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "given up after 5 retries") {
+		t.Errorf("write that always fails: %v", err)
+	}
+	if n.openings != 5 {
+		t.Errorf("%d openings", n.openings)
+	}
+	d.Close()
+	if _, err := w.WriteAt([]byte{1}, 0); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("write after Close: %v", err)
+	}
+	if err := w.Flush(t.Context()); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("flush after Close: %v", err)
+	}
+}
+
+// A disk that can be written when it is opened again only, or no more.
+func TestRetryWritableChanges(t *testing.T) {
+	n := newNotebook()
+	n.readOnlyBefore = 1
+	d, err := source.Retry(t.Context(), n.open, source.RetryOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := source.Ability[source.Writable](d); ok {
+		t.Error("Writable, and its disk is not")
+	}
+	d.Close()
+
+	n = newNotebook()
+	_, w := retryNotebook(t, n)
+	n.readOnlyBefore = 10
+	n.write = failures(errBroken, errBroken)
+	if _, err := w.WriteAt([]byte{1}, 0); err == nil || !source.IsPermanent(err) {
+		t.Errorf("write to a disk that can't be written any more: %v", err)
+	}
+	if got := fmt.Sprint(n.openings); got != "2" {
+		t.Errorf("%s openings", got)
+	}
+}
