@@ -60,7 +60,7 @@ demo: build
 	./scripts/demo
 
 bench: build
-	./scripts/need qemu-img mke2fs time
+	./scripts/need qemu-img qemu-nbd nbdkit nbdcopy mke2fs time
 	./scripts/bench
 
 install: build

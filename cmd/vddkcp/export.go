@@ -20,6 +20,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"vddkcp/internal/bytesize"
 	"vddkcp/nbd"
 	"vddkcp/nbd/server"
 	"vddkcp/source"
@@ -47,12 +48,14 @@ type exportCommand struct {
 	TLSCertificates string `name:"tls-certificates" help:"Folder with server-cert.pem, server-key.pem and ca-cert.pem." placeholder:"DIR" type:"path" group:"Export:"`
 	TLSVerifyPeer   bool   `name:"tls-verify-peer" help:"Serve only clients with a certificate that ca-cert.pem has signed." group:"Export:"`
 
-	Connections    connections `help:"Connections to an NBD server or handles of a disk at once: a number, or auto." default:"auto" placeholder:"N|auto" group:"Speed:"`
-	MaxConnections int         `help:"Most clients at once (4096)." default:"4096" placeholder:"N" group:"Export:"`
-	ExitWithParent bool        `help:"End when the process that started this one ends." group:"Export:"`
-	ExitLast       bool        `help:"End when the last client has left." group:"Export:"`
-	PidFile        string      `help:"Write the process id here once clients can connect; removed at the end." placeholder:"FILE" type:"path" group:"Export:"`
-	Stats          string      `help:"Write what clients did here at the end, as JSON." placeholder:"FILE" type:"path" group:"Export:"`
+	RequestSize    bytesize.Size `help:"Most bytes of one call to VDDK (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Depth          int           `help:"Calls in flight on each handle of VDDK (4)." default:"4" placeholder:"N" group:"Speed:"`
+	Connections    connections   `help:"Connections to an NBD server or handles of a disk at once: a number, or auto." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	MaxConnections int           `help:"Most clients at once (4096)." default:"4096" placeholder:"N" group:"Export:"`
+	ExitWithParent bool          `help:"End when the process that started this one ends." group:"Export:"`
+	ExitLast       bool          `help:"End when the last client has left." group:"Export:"`
+	PidFile        string        `help:"Write the process id here once clients can connect; removed at the end." placeholder:"FILE" type:"path" group:"Export:"`
+	Stats          string        `help:"Write what clients did here at the end, as JSON." placeholder:"FILE" type:"path" group:"Export:"`
 }
 
 // namedSource is --export NAME=SRC.
@@ -120,6 +123,9 @@ func (c *exportCommand) Validate() error {
 			return fmt.Errorf("export name: %w", err)
 		}
 	}
+	if err := validateRequests(c.RequestSize, c.Depth); err != nil {
+		return err
+	}
 	if err := validText(c.Description); err != nil {
 		return fmt.Errorf("--description: %w", err)
 	}
@@ -161,8 +167,12 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err == nil {
 		return nil
 	}
-	if errors.As(err, new(*commandStatus)) {
-		return &reportedError{err} // CMD has said why
+	var ended *commandStatus
+	if errors.As(err, &ended) {
+		if err.Error() != ended.Error() { // CMD has said what is its own
+			fail(os.Stderr, false, fmt.Errorf("export: %w", err))
+		}
+		return &reportedError{ended}
 	}
 	return asUsage(fmt.Errorf("export: %w", err))
 }
@@ -170,6 +180,13 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 // run serves until a signal, the end of CMD, or the last client. A
 // *commandStatus is the end of CMD.
 func (c *exportCommand) run(ctx context.Context, log *slog.Logger) error {
+	// First, so that no process that a disk is opened by gets the sockets.
+	sockets, err := activatedSockets()
+	if err != nil {
+		return err
+	}
+	defer sockets.close()
+	parent := os.Getppid()
 	// Disks go on when ctx has ended, for requests in work.
 	life, kill := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer kill(nil)
@@ -183,14 +200,14 @@ func (c *exportCommand) run(ctx context.Context, log *slog.Logger) error {
 	}
 	stats, err := openStats(c.Stats)
 	if err == nil {
-		err = c.serve(ctx, exports, stats, kill, log)
+		err = c.serve(ctx, exports, sockets, parent, stats, kill, log)
 	}
 	return errors.Join(err, exports.close())
 }
 
 // serve serves what is open. Kill ends the disks that were opened before there
 // was a server.
-func (c *exportCommand) serve(ctx context.Context, exports *exports, stats *statsFile, kill context.CancelCauseFunc, log *slog.Logger) error {
+func (c *exportCommand) serve(ctx context.Context, exports *exports, sockets *sockets, parent int, stats *statsFile, kill context.CancelCauseFunc, log *slog.Logger) error {
 	// A signal, the parent's end or a failure end CMD, or what is served where
 	// there is none.
 	ending, end := context.WithCancel(ctx)
@@ -216,11 +233,9 @@ func (c *exportCommand) serve(ctx context.Context, exports *exports, stats *stat
 	if err != nil {
 		return err
 	}
-	sockets, err := c.listen(ctx)
-	if err != nil {
+	if err := sockets.listen(ctx, c.Listen, c.Command != ""); err != nil {
 		return err
 	}
-	defer sockets.close()
 	if c.PidFile != "" {
 		if err := os.WriteFile(c.PidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
 			return fmt.Errorf("process id: %w", err)
@@ -244,7 +259,7 @@ func (c *exportCommand) serve(ctx context.Context, exports *exports, stats *stat
 	var all sync.WaitGroup
 	if c.ExitWithParent {
 		all.Go(func() {
-			if parentEnded(serving) {
+			if parentEnded(serving, parent) {
 				log.Debug("the parent process has ended")
 				end()
 			}
@@ -277,9 +292,10 @@ func (c *exportCommand) open(ctx context.Context, log *slog.Logger) (e *exports,
 	opener.NBD.Connections = int(c.Connections)
 	opener.VDDK.Options.Log, opener.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
 	opener.VDDK.Options.Connections = int(c.Connections)
+	opener.VDDK.Options.RequestSize, opener.VDDK.Options.Depth = int(c.RequestSize), c.Depth
 	opener.NBD.Warn = opener.VDDK.Options.Warn
 	opener.Retry.OnRetry = func(err error, wait time.Duration) {
-		log.Warn("reading again", "in", wait.Round(time.Millisecond), "error", err)
+		log.Warn("trying again", "in", wait.Round(time.Millisecond), "error", err)
 	}
 	e = &exports{life: ctx, exportCommand: c, opener: opener, log: log}
 	defer func() {
@@ -316,12 +332,16 @@ func (c *exportCommand) open(ctx context.Context, log *slog.Logger) (e *exports,
 	}
 	if c.Pattern != "" {
 		// Any path, to see whether what leads to it is there.
-		return e, e.check(ctx, "[any] any.vmdk")
+		path := "[any] any.vmdk"
+		if strings.HasPrefix(c.Pattern, "/") {
+			path = "/any.vmdk"
+		}
+		return e, e.check(ctx, path)
 	}
 	return e, nil
 }
 
-// tls reads the certificates.
+// certificates reads what TLS needs, where it is asked for.
 func (c *exportCommand) certificates(log *slog.Logger) (server.TLSMode, *tls.Config, error) {
 	mode := map[string]server.TLSMode{"off": server.TLSOff, "on": server.TLSOn, "require": server.TLSRequire}[c.TLS]
 	if c.TLS == "" && c.TLSCertificates != "" {
@@ -543,24 +563,25 @@ type sockets struct {
 	folder    string // of a private socket
 }
 
-// listen opens the sockets that are asked for.
-func (c *exportCommand) listen(ctx context.Context) (_ *sockets, err error) {
+// activatedSockets are those of socket activation; there may be none.
+func activatedSockets() (*sockets, error) {
 	s := new(sockets)
-	defer func() {
-		if err != nil {
-			s.close()
-		}
-	}()
+	var err error
 	if s.listeners, s.conns, err = server.Activated(); err != nil {
 		return nil, err
 	}
 	s.activated = len(s.listeners)+len(s.conns) > 0
-	addresses := c.Listen
+	return s, nil
+}
+
+// listen opens the sockets that are asked for; captive says that they are for
+// CMD of --run.
+func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) error {
 	switch {
-	case s.activated && c.Command != "":
-		return nil, &usageError{err: errors.New("--run and socket activation: want one of the two")}
+	case s.activated && captive:
+		return &usageError{err: errors.New("--run and socket activation: want one of the two")}
 	case len(addresses) > 0 || s.activated:
-	case c.Command != "":
+	case captive:
 		addresses = []string{privateSocket}
 	default:
 		addresses = []string{"tcp://127.0.0.1:" + nbd.DefaultPort}
@@ -568,15 +589,17 @@ func (c *exportCommand) listen(ctx context.Context) (_ *sockets, err error) {
 	for _, address := range addresses {
 		if address == "systemd" {
 			if !s.activated {
-				return nil, errors.New("--listen systemd: no sockets were passed (LISTEN_PID is not this process)")
+				return errors.New("--listen systemd: no sockets were passed (LISTEN_PID is not this process)")
 			}
 			continue
 		}
 		if address == privateSocket {
 			if s.folder == "" {
-				if s.folder, err = os.MkdirTemp("", "vddkcp-"); err != nil {
-					return nil, fmt.Errorf("private socket: %w", err)
+				folder, err := os.MkdirTemp("", "vddkcp-")
+				if err != nil {
+					return fmt.Errorf("private socket: %w", err)
 				}
+				s.folder = folder
 			}
 			name := "socket"
 			if n := len(s.listeners); n > 0 {
@@ -585,20 +608,21 @@ func (c *exportCommand) listen(ctx context.Context) (_ *sockets, err error) {
 			address = "unix:" + filepath.Join(s.folder, name)
 		} else if path, ok := strings.CutPrefix(address, "unix:"); ok && path != "" {
 			// Its URI is for any folder.
-			if path, err = filepath.Abs(path); err != nil {
-				return nil, err
+			abs, err := filepath.Abs(path)
+			if err != nil {
+				return err
 			}
-			address = "unix:" + path
+			address = "unix:" + abs
 		} else if !strings.HasPrefix(address, "tcp://") {
-			return nil, &usageError{err: fmt.Errorf("--listen %s: want tcp://HOST:PORT, unix:PATH, unix:- or systemd", address)}
+			return &usageError{err: fmt.Errorf("--listen %s: want tcp://HOST:PORT, unix:PATH, unix:- or systemd", address)}
 		}
 		l, err := server.Listen(ctx, address)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		s.listeners = append(s.listeners, l)
 	}
-	return s, nil
+	return nil
 }
 
 // privateSocket is a socket in a folder that is made for it.

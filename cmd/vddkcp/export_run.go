@@ -84,11 +84,10 @@ func terminalSignals() bool {
 }
 
 // parentEnded waits for the end of the process that started this one, or of
-// ctx, and says whether it was the former.
-func parentEnded(ctx context.Context) bool {
+// ctx, and says whether it was the former. Parent is who it was at the start.
+func parentEnded(ctx context.Context, parent int) bool {
 	// PR_SET_PDEATHSIG would tell of the end of the thread that started us.
 	const milliseconds = 200 // between two looks
-	parent := os.Getppid()
 	var wait []unix.PollFd
 	// Before Linux 5.3 there is none, and the looks have to do.
 	if fd, err := unix.PidfdOpen(parent, 0); err == nil {
