@@ -551,6 +551,54 @@ func TestReadsForWrites(t *testing.T) {
 	}
 }
 
+// A block is here only after all of it is: while it is written it still reads as
+// before, and also when that fails.
+func TestHereWhenWritten(t *testing.T) {
+	sys := kernel()
+	var d *Disk
+	looked, full := 0, false
+	pwrite := sys.pwrite
+	sys.pwrite = func(f *os.File, p []byte, off int64) (int, error) {
+		if d != nil {
+			looked++
+			if got := read(t, d, off-d.store.data, len(p)); !bytes.Equal(got, bytes.Repeat([]byte{0xB5}, len(p))) {
+				t.Errorf("while [%d, %d) is written it holds others", off, off+int64(len(p)))
+			}
+		}
+		if full {
+			n, _ := pwrite(f, p[:len(p)/2], off)
+			return n, unix.ENOSPC
+		}
+		return pwrite(f, p, off)
+	}
+	disk, err := newDisk(t.Context(), memory(1<<20), Options{}, sys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	d = disk
+	for i, n := range []int{100, DefaultBlockSize, 3 * DefaultBlockSize} {
+		off := int64(i) * 4 * DefaultBlockSize
+		full = true
+		if _, err := d.WriteAt(make([]byte, n), off); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("a write that fails: %v", err)
+		}
+		full = false
+		if got := read(t, d, off, n); !bytes.Equal(got, bytes.Repeat([]byte{0xB5}, n)) {
+			t.Error("a write that failed changed what is read")
+		}
+		if _, err := d.WriteAt(make([]byte, n), off); err != nil {
+			t.Error(err)
+		}
+		if got := read(t, d, off, n); !bytes.Equal(got, make([]byte, n)) {
+			t.Error("what was written is not there")
+		}
+	}
+	if looked != 6 {
+		t.Errorf("%d writes were looked at", looked)
+	}
+}
+
 func TestOutside(t *testing.T) {
 	d := make1(t, memory(100_000), Options{})
 	ctx := t.Context()
