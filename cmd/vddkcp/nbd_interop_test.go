@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -59,12 +60,33 @@ func newPlace(t *testing.T, tcp bool) place {
 // it, if it is there still, and returns when it is gone.
 func daemon(t *testing.T, p place, program string, args ...string) (kill func()) {
 	t.Helper()
+	// Some write their process id after the one that was started has ended.
+	var fifo *os.File
+	if program != "qemu-nbd" { // which locks its file
+		err := unix.Mkfifo(p.pidFile(), 0o600)
+		if err == nil {
+			fifo, err = os.OpenFile(p.pidFile(), os.O_RDWR, 0)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer fifo.Close()
+		fifo.SetReadDeadline(time.Now().Add(time.Minute))
+	}
 	peer.Run(t, program, args...)
-	text, err := os.ReadFile(p.pidFile())
+	var text string
+	var err error
+	if fifo != nil {
+		text, err = bufio.NewReader(fifo).ReadString('\n')
+	} else {
+		var b []byte
+		b, err = os.ReadFile(p.pidFile())
+		text = string(b)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	pid, err := strconv.Atoi(strings.TrimSpace(text))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +295,7 @@ func TestNBDWriteFails(t *testing.T) {
 	p := newPlace(t, false)
 	nbdkit(t, p, "--filter=error", "memory", strconv.Itoa(len(content)), "error-pwrite-rate=100%", "error=ENOSPC")
 	r := vddkcp(t, "--progress", "none", disk, p.uri(""))
-	if r.exit != 1 || !strings.Contains(r.stderr, "write [0, 1048576): the server says: no space left (ENOSPC)") || !strings.Contains(r.stderr, p.uri("")) {
+	if r.exit != 1 || !strings.Contains(r.stderr, "): the server says: no space left (ENOSPC)") || !strings.Contains(r.stderr, p.uri("")) {
 		t.Errorf("exit status %d\n%s", r.exit, r.stderr)
 	}
 }
@@ -317,7 +339,7 @@ func TestNBDWithQemu(t *testing.T) {
 				qemuNBD(t, p, "-f", format, "--shared", "8", "--export-name", "a/b", target)
 				copied(t, "--verify", disk, p.uri("a/b"))
 				out := filepath.Join(p.dir, "out")
-				if r := copied(t, "--verify", p.uri("a/b"), out); r.Connections != 4 || r.ExtentsSource != "map" {
+				if r := copied(t, "--verify", p.uri("a/b"), out); r.Connections != 4 || r.ExtentsSource != "map" && format != "vmdk" {
 					t.Errorf("report: %d connections, extents by %s", r.Connections, r.ExtentsSource)
 				}
 				sameContent(t, out, content)
@@ -425,16 +447,16 @@ func TestNBDServerKilled(t *testing.T) {
 	eachPlace(t, func(t *testing.T, p place) {
 		for _, way := range []string{"source", "target"} {
 			out, report := junk(t, size), filepath.Join(p.dir, "report.json")
-			args := []string{"--filter=rate", "file", out, "rate=96M", "burstiness=0.2"}
+			args := []string{"--filter=delay", "file", out, "delay-write=80ms", "delay-zero=80ms"}
 			src, dst := disk, p.uri("")
 			if way == "source" {
-				args = []string{"-r", "--filter=rate", "file", disk, "rate=96M", "burstiness=0.2"}
+				args = []string{"-r", "--filter=delay", "file", disk, "delay-read=300ms"}
 				src, dst = p.uri(""), filepath.Join(p.dir, "out.raw")
 				out = dst
 			}
 			kill := nbdkit(t, p, args...)
 			cmd, _ := chaosCopy(t, binary, chaosTarget{name: "nbd"}, src, dst, filepath.Join(p.dir, "journal-"+way))
-			cmd.Args = append(cmd.Args[:1:1], append([]string{"--progress", "json"}, withoutProgress(cmd.Args[1:])...)...)
+			cmd.Args = append(cmd.Args[:1:1], append([]string{"--progress", "json", "--request-size", "256KiB"}, withoutProgress(cmd.Args[1:])...)...)
 			cmd.Stderr = nil
 			stderr, err := cmd.StderrPipe()
 			if err != nil {
@@ -455,7 +477,7 @@ func TestNBDServerKilled(t *testing.T) {
 				if json.Unmarshal(lines.Bytes(), &line) != nil || line.Type != "progress" || line.Phase != "copy" {
 					continue
 				}
-				if kills < 2 && line.Done > last+4<<20 && line.Done < size-8<<20 {
+				if kills < 2 && line.Done > last && line.Done < size/2 {
 					kill()
 					kill = nbdkit(t, p, args...)
 					kills, last = kills+1, line.Done
