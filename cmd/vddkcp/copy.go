@@ -388,6 +388,11 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	if j.DryRun {
+		if err := target.Check(ctx); errors.Is(err, errors.ErrUnsupported) {
+			j.warn(fmt.Sprintf("the target is not checked: %v", err))
+		} else if err != nil {
+			return err
+		}
 		return j.printPlan(os.Stdout, plan, shared, target)
 	}
 	if j.drop(need) {

@@ -81,6 +81,7 @@ type Target struct {
 	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
 	CloneUnit func(*os.File) int64
 	create    func(context.Context) (sink.Disk, error)
+	check     func(context.Context) error // nil: Plan has looked at everything
 }
 
 // Place is where a target is written, as far as its address tells.
@@ -138,6 +139,15 @@ func (t *Target) String() string { return t.Format + " " + t.Kind }
 
 // Create makes the target, or opens it.
 func (t *Target) Create(ctx context.Context) (sink.Disk, error) { return t.create(ctx) }
+
+// Check looks at what Plan leaves to Create: at an NBD export, without opening it.
+// It returns errors.ErrUnsupported where that can't be done.
+func (t *Target) Check(ctx context.Context) error {
+	if t.check == nil {
+		return nil
+	}
+	return t.check(ctx)
+}
 
 // Create is Plan and Target.Create in one.
 func Create(ctx context.Context, address string, size int64, o Options) (sink.Disk, error) {
@@ -252,7 +262,8 @@ func planNBD(address string, size int64, o Options) (*Target, error) {
 		NoHole: o.Preallocation == raw.PreallocateFalloc || o.Preallocation == raw.PreallocateFull,
 	}
 	options.Client.Warn = o.Warn
-	return &Target{Address: address, Format: "raw", Kind: "NBD export", Zeroed: o.TargetIsZero && o.State == nil, create: func(ctx context.Context) (sink.Disk, error) {
+	check := func(ctx context.Context) error { return client.Check(ctx, address, size, o.NBD) }
+	return &Target{Address: address, Format: "raw", Kind: "NBD export", Zeroed: o.TargetIsZero && o.State == nil, check: check, create: func(ctx context.Context) (sink.Disk, error) {
 		return client.Create(ctx, address, size, options)
 	}}, nil
 }
