@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -174,6 +175,7 @@ type job struct {
 	limit    *transfer.Limiter
 	stdout   io.Writer // of --dry-run
 	need     int64     // bytes that the target will take, once that is planned
+	warning  sync.Mutex
 
 	resumption resumption
 }
@@ -314,8 +316,11 @@ func (j *job) endReport(err error) {
 	j.report.End(status, exit)
 }
 
+// warn is called concurrently, by the connections.
 func (j *job) warn(message string) {
 	j.log.Warn(message)
+	j.warning.Lock()
+	defer j.warning.Unlock()
 	j.report.Warnings = append(j.report.Warnings, message)
 }
 
