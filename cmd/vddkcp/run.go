@@ -378,7 +378,7 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 
 // jobLog is the log of a job, which with --log-dir goes to a file too.
 func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
-	log, done = b.log.With("job", printable(j.Name)), func() {}
+	log, done = b.log.With("job", j.Name), func() {}
 	if b.LogDir == "" {
 		return log, done
 	}

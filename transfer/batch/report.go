@@ -100,8 +100,12 @@ func (r *Report) Write(path string) error {
 	if err == nil {
 		if info, statErr := os.Stat(path); statErr == nil && !info.Mode().IsRegular() {
 			err = os.WriteFile(path, text, 0o666)
+		} else if f, createErr := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*"); createErr != nil {
+			err = createErr
+		} else if err = f.Chmod(0o644); err == nil {
+			err = replaceFile(f, path, text)
 		} else {
-			err = replaceFile(path, text)
+			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
 		}
 	}
 	if err != nil {

@@ -188,7 +188,6 @@ func (r *run) wasCopied(j *Job, e *entry) *transfer.Report {
 		if now := identity(j.Target); now != "" && now != e.Before {
 			t := transfer.NewReport(j.Source, j.Target)
 			t.End(transfer.StatusOK, 0)
-			t.VirtualSize = -1
 			t.Warnings = append(t.Warnings, "the copy was whole when an earlier run was killed; what it counted is lost")
 			r.o.Log.Warn("the copy was whole when the earlier run was killed", "job", j.Name)
 			return t
@@ -358,7 +357,7 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger) *transfer.
 }
 
 func hookLog(log *slog.Logger, kind string) func(string) {
-	return func(line string) { log.Info(kind + " command: " + line) }
+	return func(line string) { log.Info(kind+" command", "says", line) }
 }
 
 // afterFailed is the report of a copy whose after command failed.

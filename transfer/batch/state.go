@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -229,7 +228,12 @@ func (s *Store) write(changes uint64) error {
 	}
 	s.mu.Unlock()
 	text.WriteString("\n]}\n")
-	if err := replaceFile(s.path, text.Bytes()); err != nil {
+	// The lock makes it ours: what a kill leaves is overwritten.
+	f, err := os.OpenFile(s.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err == nil {
+		err = replaceFile(f, s.path, text.Bytes())
+	}
+	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
 	s.written = have
@@ -251,17 +255,11 @@ func (s *Store) Close() error {
 	return errors.Join(os.Remove(s.lock.Name()), s.lock.Close())
 }
 
-// replaceFile puts text at path as a whole or not at all, durably.
-func replaceFile(path string, text []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
+// replaceFile puts text at path as a whole or not at all, durably, by way of the
+// new file f beside it, which it closes.
+func replaceFile(f *os.File, path string, text []byte) error {
 	defer os.Remove(f.Name()) // no longer there after the rename
-	_, err = f.Write(text)
-	if err == nil {
-		err = f.Chmod(0o644)
-	}
+	_, err := f.Write(text)
 	if err == nil {
 		err = f.Sync()
 	}
