@@ -314,6 +314,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 		// It runs whatever came, a signal included.
 		err := runHook(context.WithoutCancel(ctx), "after", j.After, j, report, hookLog(log, "after"))
 		if err != nil {
+			log.Error(err.Error())
 			report.Report = afterFailed(report.Report, err)
 			if ok {
 				// The copy stays: only the command runs again.
