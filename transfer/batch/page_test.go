@@ -2,6 +2,7 @@ package batch_test
 
 import (
 	"fmt"
+	"html"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"vddkcp/internal/peer"
 	"vddkcp/transfer"
 	"vddkcp/transfer/batch"
 )
@@ -90,6 +92,46 @@ func TestPage(t *testing.T) {
 		fmt.Sscan(m[3], &width)
 		if x+width > 1001.5 || y > 27*16 {
 			t.Errorf("a bar at %s", m[0])
+		}
+	}
+}
+
+// measure is put into a page to tell the page around it what does not fit, and
+// what a browser took for a script. A window is never narrower than 500 pixels; a
+// frame is.
+const measure = `<script>
+const wide = [...document.querySelectorAll("*")].filter(e => e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.tagName)
+parent.postMessage({width: innerWidth, scroll: document.documentElement.scrollWidth, wide: wide.slice(0, 5),
+	scripts: document.scripts.length, rows: document.querySelectorAll("tbody tr").length, bars: document.querySelectorAll("rect").length}, "*")
+</script></html>`
+
+const frame = `<script>onmessage = e => document.documentElement.setAttribute("data-measured", JSON.stringify(e.data))</script>
+<iframe src="page.html" width="%d" height="800" style="border: 0"></iframe>`
+
+// In a browser nothing is cut off, on a desk and on a telephone, and every job is
+// there.
+func TestPageInABrowser(t *testing.T) {
+	peer.Need(t, "chromium")
+	page := strings.Replace(pageOf(t, nightOf(30)), "</html>", measure, 1)
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	write("page.html", page)
+	for _, width := range []int{1280, 400} {
+		dom := peer.Run(t, "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--user-data-dir="+t.TempDir(),
+			"--window-size=1400,900", "--virtual-time-budget=5000", "--dump-dom", "file://"+write("frame.html", fmt.Sprintf(frame, width)))
+		m := regexp.MustCompile(`data-measured="([^"]*)"`).FindStringSubmatch(string(dom))
+		if m == nil {
+			t.Fatalf("nothing was measured: %.2000s", dom)
+		}
+		want := fmt.Sprintf(`{"width":%d,"scroll":%[1]d,"wide":[],"scripts":1,"rows":30,"bars":27}`, width)
+		if got := html.UnescapeString(m[1]); got != want {
+			t.Errorf("measured %s, want %s", got, want)
 		}
 	}
 }
