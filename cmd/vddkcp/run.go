@@ -18,6 +18,7 @@ import (
 	sinkopen "vddkcp/sink/open"
 	"vddkcp/transfer"
 	"vddkcp/transfer/batch"
+	"vddkcp/transfer/journal"
 	"vddkcp/transfer/progress"
 	"vddkcp/vddk"
 )
@@ -294,7 +295,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	err = showBatch(b.display, func() (err error) {
 		report, err = batch.Run(ctx, jobs, batch.Options{
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
-			Copy: b.copy, Size: sizeOf, Log: b.log,
+			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Log: b.log,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
 				how := map[transfer.Status]string{transfer.StatusOK: "done", transfer.StatusInterrupted: "interrupted"}[r.Status]
 				if how == "" {
@@ -333,6 +334,21 @@ func showBatch(display *progress.BatchDisplay, work func() error) error {
 		<-drawn
 	}()
 	return work()
+}
+
+// removeJournal removes the journal of a copy that is whole.
+func (b *batchRun) removeJournal(j *batch.Job) {
+	place := sinkopen.PlaceOf(j.Target)
+	if place.Kind != "file" {
+		return
+	}
+	path := j.Data.(*copyCommand).Journal
+	if path == "" {
+		path = journal.Beside(place.Partial)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		b.log.Warn("the journal stays", "job", j.Name, "error", err)
+	}
 }
 
 // sizeOf is how much a source holds, or -1: a server is not asked before its

@@ -26,6 +26,9 @@ type Options struct {
 	// Size is how much a source is thought to hold, in bytes; -1: not known.
 	Size func(*Job) int64
 	Log  *slog.Logger
+	// Tidy removes what a copy leaves beside its target when it is killed after
+	// that was whole; nil: nothing.
+	Tidy func(*Job)
 	// Ended is told of each job when it is over, and of those that were done
 	// before; nil: nobody.
 	Ended func(*Job, *JobReport)
@@ -189,6 +192,9 @@ func (r *run) wasCopied(j *Job, e *entry) *transfer.Report {
 			t := transfer.NewReport(j.Source, j.Target)
 			t.End(transfer.StatusOK, 0)
 			t.Warnings = append(t.Warnings, "the copy was whole when an earlier run was killed; what it counted is lost")
+			if r.o.Tidy != nil {
+				r.o.Tidy(j)
+			}
 			r.o.Log.Warn("the copy was whole when the earlier run was killed", "job", j.Name)
 			return t
 		}
