@@ -118,7 +118,8 @@ func lockFile(path string) (*os.File, error) {
 		}
 		host, _ := os.Hostname() // only for people
 		owner := fmt.Sprintf("process %d on %s, since %s\n", os.Getpid(), host, time.Now().Format(time.RFC3339))
-		if err := f.Truncate(0); err == nil {
+		err = f.Truncate(0)
+		if err == nil {
 			_, err = f.WriteAt([]byte(owner), 0)
 		}
 		if err != nil {
