@@ -295,7 +295,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	err = showBatch(b.display, func() (err error) {
 		report, err = batch.Run(ctx, jobs, batch.Options{
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
-			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Log: b.log,
+			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Log: b.log, JobLog: b.jobLog,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
 				how := map[transfer.Status]string{transfer.StatusOK: "done", transfer.StatusInterrupted: "interrupted"}[r.Status]
 				if how == "" {
@@ -363,8 +363,7 @@ func sizeOf(j *batch.Job) int64 {
 
 // copy runs one copy of a job.
 func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
-	log, closeLog := b.jobLog(t.Job)
-	defer closeLog()
+	log := t.Log
 	c := *t.Data.(*copyCommand)
 	if t.Resume {
 		switch sinkopen.PlaceOf(c.Dst).Kind {

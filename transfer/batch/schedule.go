@@ -26,6 +26,8 @@ type Options struct {
 	// Size is how much a source is thought to hold, in bytes; -1: not known.
 	Size func(*Job) int64
 	Log  *slog.Logger
+	// JobLog is the log of a job, until done is called; nil: Log.
+	JobLog func(*Job) (log *slog.Logger, done func())
 	// Tidy removes what a copy leaves beside its target when it is killed after
 	// that was whole; nil: nothing.
 	Tidy func(*Job)
@@ -39,6 +41,7 @@ type Options struct {
 // Task is an attempt at a job.
 type Task struct {
 	*Job
+	Log     *slog.Logger
 	Attempt int  // from 1
 	Resume  bool // an earlier attempt may have left something to go on with
 }
@@ -293,6 +296,11 @@ func (r *run) occupy(j *Job, n int) {
 // one method that runs beside schedule, and touches nothing of its.
 func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	j, log := a.job, r.o.Log.With("job", a.job.Name)
+	if r.o.JobLog != nil {
+		var done func()
+		log, done = r.o.JobLog(j)
+		defer done()
+	}
 	e := &entry{Name: j.Name, Phase: phaseRunning, Fingerprint: j.Fingerprint(), Attempts: a.number + 1, Before: identity(j.Target), Size: -1}
 	keep := func(p phase) {
 		e.Phase = p
@@ -360,7 +368,7 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger) *transfer.
 			return t
 		}
 	}
-	return r.o.Copy(ctx, &Task{Job: a.job, Attempt: a.number + 1, Resume: a.resume})
+	return r.o.Copy(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume})
 }
 
 func hookLog(log *slog.Logger, kind string) func(string) {
