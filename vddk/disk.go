@@ -281,7 +281,7 @@ func (d *Disk) acquire(ctx context.Context, n int) (free func(), err error) {
 	if d.o.Budget == nil || !d.params.Remote() {
 		return func() {}, nil
 	}
-	return d.o.Budget.Acquire(ctx, int64(n)*d.config.buffers.Bytes())
+	return d.o.Budget.Acquire(ctx, d.o.Budget.of(n, d.config.buffers.Bytes()))
 }
 
 // describe tells what is to be known of the disk at the beginning.

@@ -166,7 +166,7 @@ func (d *Disk) grow() {
 		bytes := d.buffers.Bytes()
 		d.mu.Unlock()
 		var ok bool
-		if free, ok = d.o.Budget.TryAcquire(bytes); !ok {
+		if free, ok = d.o.Budget.TryAcquire(d.o.Budget.of(1, bytes)); !ok {
 			d.mu.Lock()
 			d.tuner.denied(len(d.handles))
 			d.mu.Unlock()

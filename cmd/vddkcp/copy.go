@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -171,6 +172,10 @@ type job struct {
 	info     source.Info        // of the source, where it has one
 	backings *sourceopen.Opener // of the backing
 	backing  source.Disk        // of the target; nil: none
+	limit    *transfer.Limiter
+	stdout   io.Writer // of --dry-run
+	need     int64     // bytes that the target will take, once that is planned
+	warning  sync.Mutex
 
 	resumption resumption
 }
@@ -184,34 +189,12 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return &usageError{err: err}
 	}
-	j := &job{
-		copyCommand: c, log: log, counters: counters,
-		report: transfer.NewReport(c.Src, c.Dst),
-		opener: c.opener(), backings: c.opener(),
-	}
-	j.backings.SingleLink = false // that is said of SRC
-	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
-	v := &j.opener.VDDK.Options
-	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, j.warn
-	j.opener.Retry.OnRetry = retryNotices(log)
-	err = shown(display, func() error { return j.run(ctx) })
-	j.countSource(err)
-	var resumable *transfer.ResumableError
-	if errors.As(err, &resumable) {
-		err = &hintedError{err, fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)}
-	}
-	if err != nil {
-		// Most errors name the source already.
-		if !strings.Contains(err.Error(), c.Src) {
-			err = fmt.Errorf("copy %s: %w", c.Src, err)
+	j := c.newJob(log, counters)
+	err = shown(display, func() error { return j.do(ctx) })
+	if c.Report != "" {
+		if reported := j.report.Write(c.Report); reported != nil {
+			err = errors.Join(err, reported)
 		}
-		err = asUsage(err)
-	}
-	if reported := j.finishReport(err); reported != nil {
-		err = errors.Join(err, reported)
-	}
-	if d := j.result.Digest; err == nil && d != nil {
-		log.Info("digest", d.Algorithm, d.Value)
 	}
 	if closed := closeLog(); closed != nil && err == nil {
 		err = fmt.Errorf("log file: %w", closed)
@@ -221,6 +204,47 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		return &reportedError{err}
 	}
 	return nil
+}
+
+// newJob returns a copy as the flags say, which tells log what happens, and
+// counters how far it is.
+func (c *copyCommand) newJob(log *slog.Logger, counters *progress.Counters) *job {
+	j := &job{
+		copyCommand: c, log: log, counters: counters,
+		report: transfer.NewReport(c.Src, c.Dst),
+		opener: c.opener(), backings: c.opener(), stdout: os.Stdout,
+	}
+	j.backings.SingleLink = false // that is said of SRC
+	if c.RateLimit > 0 {
+		j.limit = transfer.NewLimiter(int64(c.RateLimit))
+	}
+	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
+	v := &j.opener.VDDK.Options
+	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, j.warn
+	j.opener.Retry.OnRetry = retryNotices(log)
+	return j
+}
+
+// do copies, and fills in the report. Its error is one to be shown.
+func (j *job) do(ctx context.Context) error {
+	err := j.run(ctx)
+	j.countSource(err)
+	var resumable *transfer.ResumableError
+	if errors.As(err, &resumable) {
+		err = &hintedError{err, fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)}
+	}
+	if err != nil {
+		// Most errors name the source already.
+		if !strings.Contains(err.Error(), j.Src) {
+			err = fmt.Errorf("copy %s: %w", j.Src, err)
+		}
+		err = asUsage(err)
+	}
+	j.endReport(err)
+	if d := j.result.Digest; err == nil && d != nil {
+		j.log.Info("digest", d.Algorithm, d.Value)
+	}
+	return err
 }
 
 func (c *copyCommand) style() progress.Style {
@@ -262,7 +286,7 @@ func asUsage(err error) error {
 	return err
 }
 
-func (j *job) finishReport(err error) error {
+func (j *job) endReport(err error) {
 	counts := j.result.Counts
 	if counts == (progress.Snapshot{}) {
 		counts = j.counters.Snapshot()
@@ -289,14 +313,13 @@ func (j *job) finishReport(err error) error {
 		j.report.Error, j.report.Hint = err.Error(), hint(err)
 	}
 	j.report.End(status, exit)
-	if j.Report == "" {
-		return nil
-	}
-	return j.report.Write(j.Report)
 }
 
+// warn is called concurrently, by the connections.
 func (j *job) warn(message string) {
 	j.log.Warn(message)
+	j.warning.Lock()
+	defer j.warning.Unlock()
 	j.report.Warnings = append(j.report.Warnings, message)
 }
 
@@ -377,6 +400,7 @@ func (j *job) run(ctx context.Context) error {
 	if entries := j.resumption.entries; len(entries) > 0 {
 		need = min(need, plan.DataFrom(entries[0].Offset))
 	}
+	j.need = need
 	planTarget := func() (*sinkopen.Target, error) {
 		return sinkopen.Plan(work, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(need, j.warn)))
 	}
@@ -393,7 +417,7 @@ func (j *job) run(ctx context.Context) error {
 		} else if err != nil {
 			return err
 		}
-		return j.printPlan(os.Stdout, plan, shared, target)
+		return j.printPlan(j.stdout, plan, shared, target)
 	}
 	if j.drop(need) {
 		if u, ok := source.Ability[source.Uncached](src); ok {
@@ -593,13 +617,10 @@ func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
 func (j *job) options() transfer.Options {
 	o := transfer.Options{
 		RequestSize: int(j.RequestSize), Requests: j.Depth, Reflink: reflinks[j.Reflink],
-		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters, Backing: j.backing,
+		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters, Backing: j.backing, Limit: j.limit,
 	}
 	if j.Sparse != nil {
 		o.Sparse, o.KeepZeros = int64(*j.Sparse), *j.Sparse == 0
-	}
-	if j.RateLimit > 0 {
-		o.Limit = transfer.NewLimiter(int64(j.RateLimit))
 	}
 	return o
 }
