@@ -25,7 +25,7 @@ var version = "devel"
 type cli struct {
 	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk (the default command)."`
 	Export     exportCommand     `cmd:"" help:"Serve disks over NBD, until stopped."`
-	RunJobs    runCommand        `cmd:"" name:"run" help:"Run a batch of copies, by a job file."`
+	RunJobs    batchCommand      `cmd:"" name:"run" help:"Run a batch of copies, by a job file."`
 	Info       infoCommand       `cmd:"" help:"Print the format, size, allocation, chain and identity of a disk."`
 	Map        mapCommand        `cmd:"" help:"Print the extents of a disk, as qemu-img map does."`
 	Verify     verifyCommand     `cmd:"" help:"Compare two disks, or one with a digest."`

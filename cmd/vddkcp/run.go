@@ -23,8 +23,8 @@ import (
 	"vddkcp/vddk"
 )
 
-// runCommand runs a batch, by docs/cli.md.
-type runCommand struct {
+// batchCommand runs a batch, by docs/cli.md.
+type batchCommand struct {
 	Jobs string `arg:"" name:"JOBS" optional:"" help:"The job file, JSON; - is standard input."`
 
 	Only     []string          `help:"Run only the jobs of these names (repeatable)." placeholder:"NAME,..." group:"Which jobs:"`
@@ -53,7 +53,7 @@ func (e *batchError) Error() string { return e.message }
 func (e *batchError) Hint() string  { return e.hint }
 
 // Validate is kong's hook for what no single flag can check.
-func (c *runCommand) Validate() error {
+func (c *batchCommand) Validate() error {
 	switch {
 	case c.Jobs == "" && !c.Schema && c.MergeReports == "":
 		return errors.New("want a job file, or - for standard input")
@@ -67,7 +67,7 @@ func (c *runCommand) Validate() error {
 	return nil
 }
 
-func (c *runCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment) error {
+func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment) error {
 	parser, err := newJobParser()
 	if err != nil {
 		return err
@@ -102,7 +102,7 @@ func (c *runCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnv
 		style = progress.None
 	}
 	b := &batchRun{
-		runCommand: c, file: file, asJSON: c.Progress == "json",
+		batchCommand: c, file: file, asJSON: c.Progress == "json",
 		display: progress.NewBatchDisplay(style, os.Stderr, len(jobs), terminalSize),
 		budgets: map[string]*vddk.Budget{},
 	}
@@ -142,7 +142,7 @@ func terminalSize() (columns, rows int) {
 }
 
 // selected are the jobs that the flags pick.
-func (c *runCommand) selected(f *batch.File) ([]*batch.Job, error) {
+func (c *batchCommand) selected(f *batch.File) ([]*batch.Job, error) {
 	s := batch.Selection{Names: c.Only, Labels: c.Label}
 	if c.Shard != "" {
 		var err error
@@ -155,7 +155,7 @@ func (c *runCommand) selected(f *batch.File) ([]*batch.Job, error) {
 
 // checkPlaces looks, before hours of work, whether what they end with can be
 // written.
-func (c *runCommand) checkPlaces() error {
+func (c *batchCommand) checkPlaces() error {
 	for _, report := range c.Report {
 		if fi, err := os.Stat(filepath.Dir(report)); err != nil {
 			return fmt.Errorf("--report: %w", err)
@@ -172,7 +172,7 @@ func (c *runCommand) checkPlaces() error {
 }
 
 // statePath is where the state file is.
-func (c *runCommand) statePath() (string, error) {
+func (c *batchCommand) statePath() (string, error) {
 	if c.State != "" {
 		return c.State, nil
 	}
@@ -190,7 +190,7 @@ func (c *runCommand) statePath() (string, error) {
 	return base + ".json", nil
 }
 
-func (c *runCommand) merge() error {
+func (c *batchCommand) merge() error {
 	r, err := batch.Merge(c.MergeReports)
 	if err != nil {
 		return err
@@ -227,7 +227,7 @@ func outcome(r *batch.Report) error {
 
 // batchRun is a batch under way.
 type batchRun struct {
-	*runCommand
+	*batchCommand
 	file    *batch.File
 	log     *slog.Logger
 	asJSON  bool
