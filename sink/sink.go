@@ -93,9 +93,7 @@ type Verifiable interface {
 
 // Readback is the ability to read back what was written below the last
 // checkpoint, before Finish: so that a resumed copy can see whether it is there.
-type Readback interface {
-	ReadBack(p []byte, off int64) (int, error) // as io.ReaderAt
-}
+type Readback interface{ io.ReaderAt }
 
 // Cloner is the ability to share blocks with a local file instead of writing.
 type Cloner interface {

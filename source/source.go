@@ -163,6 +163,7 @@ type Stats struct {
 	Transport     string // "file", "nbd", or VDDK's transport mode
 	Library       string // the version of VDDK
 	Connections   int    // that reading settled on
+	Most          int    // connections that it may come to use
 	Retries       int64  // calls that were made once more
 	Reopenings    int64  // openings after the first, failed ones too
 	Restarts      int64  // worker processes that were replaced

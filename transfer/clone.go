@@ -214,7 +214,7 @@ func (p *pipeline) share(ctx context.Context, c *piece) error {
 // worker.
 func (p *pipeline) writeHere(ctx context.Context, c *piece) error {
 	if p.encoder != nil {
-		if err := p.encode(c, p.encoder.NewEncoding()); err != nil {
+		if err := p.encode(c); err != nil {
 			return err
 		}
 	}

@@ -33,6 +33,20 @@ func encoderOf(dst sink.Disk) sink.Encoder {
 // with encoding.
 func encoders() int { return runtime.GOMAXPROCS(0) }
 
+// prepareEncoding makes what encoding needs. There are no more Encodings than
+// processors: each has tables that fill most of a processor's cache, and with
+// one for every worker they would push each other out.
+func (p *pipeline) prepareEncoding() {
+	p.encodings = make(chan sink.Encoding, encoders())
+	for range cap(p.encodings) {
+		p.encodings <- p.encoder.NewEncoding()
+	}
+	p.codes = make(chan []byte, 2*p.o.Requests+encoders())
+	for range cap(p.codes) {
+		p.codes <- nil
+	}
+}
+
 // takeCode gives a piece the memory for its encoded units. The producer calls
 // it, in order: a piece that waited for what later ones hold would wait forever.
 func (p *pipeline) takeCode(ctx context.Context, c *piece) error {
@@ -49,7 +63,9 @@ func (p *pipeline) takeCode(ctx context.Context, c *piece) error {
 }
 
 // encode encodes all units of a piece that are not zeros.
-func (p *pipeline) encode(c *piece, encoding sink.Encoding) error {
+func (p *pipeline) encode(c *piece) error {
+	encoding := <-p.encodings // whoever has one waits for nothing
+	defer func() { p.encodings <- encoding }()
 	size, needed := int(p.dst.Unit()), false
 	for _, r := range c.runs {
 		if r.zero {

@@ -61,14 +61,15 @@ type pipeline struct {
 	halted   bool          // the producer saw that the copy is to stop
 	finished bool          // the sink's Finish has returned
 
-	encoder  sink.Encoder // nil: units are written as they are
-	codes    chan []byte  // memory for encoded units, not in use
-	buffers  source.Allocator
-	parallel bool
-	all      []*piece
-	pieces   chan *piece // those not in use
-	work     chan *piece // to the workers
-	order    chan *piece // the same and all others, ascending, to collect
+	encoder   sink.Encoder       // nil: units are written as they are
+	encodings chan sink.Encoding // not in use
+	codes     chan []byte        // memory for encoded units, not in use
+	buffers   source.Allocator
+	parallel  bool
+	all       []*piece
+	pieces    chan *piece // those not in use
+	work      chan *piece // to the workers
+	order     chan *piece // the same and all others, ascending, to collect
 }
 
 func newPipeline(src source.Disk, dst sink.Disk, plan *Plan, o Options, zeroed bool) *pipeline {
@@ -83,10 +84,7 @@ func newPipeline(src source.Disk, dst sink.Disk, plan *Plan, o Options, zeroed b
 		p.mixed = dst.Unit() > 1 && (plan.Same > 0 || plan.Known < plan.Size)
 	}
 	if p.encoder = encoderOf(dst); p.encoder != nil {
-		p.codes = make(chan []byte, 2*o.Requests+encoders())
-		for range cap(p.codes) {
-			p.codes <- nil
-		}
+		p.prepareEncoding()
 	}
 	for range maxPieces {
 		c := &piece{done: make(chan struct{}, 1)}
@@ -343,10 +341,6 @@ func (p *pipeline) takeBuffer(ctx context.Context, c *piece, n int) (err error) 
 func (p *pipeline) worked(c *piece) bool { return p.parallel || c.read }
 
 func (p *pipeline) worker(ctx context.Context) error {
-	var encoding sink.Encoding
-	if p.encoder != nil {
-		encoding = p.encoder.NewEncoding()
-	}
 	for c := range p.work {
 		if err := context.Cause(ctx); err != nil {
 			return err
@@ -356,8 +350,8 @@ func (p *pipeline) worker(ctx context.Context) error {
 				return err
 			}
 			p.look(c)
-			if encoding != nil && c.file == nil {
-				if err := p.encode(c, encoding); err != nil {
+			if p.encoder != nil && c.file == nil {
+				if err := p.encode(c); err != nil {
 					return err
 				}
 			}

@@ -28,48 +28,47 @@ const (
 // for each run of chunks, or a bit for each chunk, whichever is less.
 type allocation struct {
 	chunks  uint32
-	borders []uint32 // where runs end, the first one (maybe empty) a hole; nil: bits
+	borders []uint32 // where runs end, the first one (maybe empty) a hole; unless there are bits
 	bits    []uint64
 }
 
 // newAllocation returns the allocation of the chunks that begin at sector
-// first. It is an error when the blocks are not as the library promises,
+// first, each of size sectors. It is an error when the blocks are not as the library promises,
 // ascending and within what was asked: then they say nothing. A chunk that is
 // touched by a block is allocated.
-func newAllocation(first uint64, chunks uint32, blocks []worker.Block) (*allocation, error) {
-	a := &allocation{chunks: chunks, borders: []uint32{}}
-	end := first + uint64(chunks)*chunkSectors
+func newAllocation(first uint64, chunks uint32, size uint64, blocks []worker.Block) (*allocation, error) {
+	a := &allocation{chunks: chunks}
+	if len(blocks) > int(chunks)/64 { // 8 bytes each are more than the bits
+		a.bits = make([]uint64, (chunks+63)/64)
+	} else {
+		a.borders = make([]uint32, 0, 2*len(blocks))
+	}
+	end := first + uint64(chunks)*size
 	next := first
 	for i, b := range blocks {
 		if b.Start < next || b.Count == 0 || b.Start > end || b.Count > end-b.Start {
 			return nil, fmt.Errorf("block %d of the answer is [%d, +%d), want one in [%d, %d) (sectors)", i, b.Start, b.Count, next, end)
 		}
 		next = b.Start + b.Count
-		from := uint32((b.Start - first) / chunkSectors)
-		to := uint32((next - first + chunkSectors - 1) / chunkSectors)
+		from := uint32((b.Start - first) / size)
+		to := uint32((next - first + size - 1) / size)
 		n := len(a.borders)
-		if n > 0 && from <= a.borders[n-1] {
+		switch {
+		case a.bits != nil:
+			a.setBits(from, to)
+		case n > 0 && from <= a.borders[n-1]:
 			a.borders[n-1] = to
-		} else {
+		default:
 			a.borders = append(a.borders, from, to)
 		}
-	}
-	if len(a.borders)*4 > int(chunks)/8 {
-		a.useBits()
-	} else {
-		a.borders = append(make([]uint32, 0, len(a.borders)), a.borders...)
 	}
 	return a, nil
 }
 
-func (a *allocation) useBits() {
-	a.bits = make([]uint64, (a.chunks+63)/64)
-	for i := 0; i < len(a.borders); i += 2 {
-		for c := a.borders[i]; c < a.borders[i+1]; c++ {
-			a.bits[c/64] |= 1 << (c % 64)
-		}
+func (a *allocation) setBits(from, to uint32) {
+	for c := from; c < to; c++ {
+		a.bits[c/64] |= 1 << (c % 64)
 	}
-	a.borders = nil
 }
 
 // bytes is about what a takes in memory.

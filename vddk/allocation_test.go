@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -57,7 +58,7 @@ func TestAllocation(t *testing.T) {
 		for _, b := range test.blocks {
 			blocks = append(blocks, worker.Block{Start: first + b[0], Count: b[1]})
 		}
-		a, err := newAllocation(first, 8, blocks)
+		a, err := newAllocation(first, 8, chunkSectors, blocks)
 		if (err != nil) != (test.want == "") {
 			t.Errorf("%s: %v", test.name, err)
 			continue
@@ -69,7 +70,10 @@ func TestAllocation(t *testing.T) {
 			t.Errorf("%s: %s, want %s", test.name, got, test.want)
 		}
 		if a.bits == nil { // the same as bits
-			a.useBits()
+			a.bits = make([]uint64, 1)
+			for i := 0; i < len(a.borders); i += 2 {
+				a.setBits(a.borders[i], a.borders[i+1])
+			}
 			if got := runs(a); got != test.want {
 				t.Errorf("%s as bits: %s, want %s", test.name, got, test.want)
 			}
@@ -89,7 +93,7 @@ func TestAllocationForms(t *testing.T) {
 				want[c] = true
 			}
 		}
-		a, err := newAllocation(0, uint32(len(want)), blocks)
+		a, err := newAllocation(0, uint32(len(want)), chunkSectors, blocks)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -111,7 +115,7 @@ func TestAllocationForms(t *testing.T) {
 
 func TestWindows(t *testing.T) {
 	w := newWindows(1000)
-	a, _ := newAllocation(0, 8, nil)
+	a, _ := newAllocation(0, 8, chunkSectors, nil)
 	for n := range int64(100) {
 		w.put(n, a)
 		w.get(0) // is used all the time
@@ -155,10 +159,10 @@ func TestExtentsAreRemembered(t *testing.T) {
 		return n
 	}
 	n := count()
-	if n != 2*2048+2 || host.queries != 2048 {
+	if n != 2*2048+2 || host.queries != 2048+outlineQueries {
 		t.Errorf("%d extents, %d queries", n, host.queries)
 	}
-	if count(); host.queries != 2048 {
+	if count(); host.queries != 2048+outlineQueries {
 		t.Errorf("%d queries after the second pass", host.queries)
 	}
 	for off := int64(0); off < 1<<40; {
@@ -170,7 +174,7 @@ func TestExtentsAreRemembered(t *testing.T) {
 			break
 		}
 	}
-	if host.queries != 2048 {
+	if host.queries != 2048+outlineQueries {
 		t.Errorf("%d queries after one extent at a time", host.queries)
 	}
 	if d.allocation.cache.bytes > cacheBytes {
@@ -309,5 +313,69 @@ func TestQueryHangs(t *testing.T) {
 	}
 	if host.queries != 2 || d.Stats().Restarts == 0 {
 		t.Errorf("%d queries, %+v", host.queries, d.Stats())
+	}
+}
+
+// Terabytes without a hole are one extent.
+func TestExtentsWithoutHoles(t *testing.T) {
+	const size = 3<<40 + 512
+	host := fakeQueries(t, size)
+	host.holes = []worker.Block{{Start: 5 << 30 / sectorSize, Count: chunkSectors}}
+	d := host.mustOpen(Params{}, Options{})
+	var got []source.Extent
+	for e, err := range source.Covered(t.Context(), d, 0, size) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, e)
+	}
+	want := []source.Extent{{Off: 0, Len: 5 << 30}, {Off: 5 << 30, Len: chunk, Kind: source.Zero, Absent: true}, {Off: 5<<30 + chunk, Len: size - 5<<30 - chunk}}
+	if fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}
+
+// Of a large disk with little on it only what is not empty is asked about.
+func TestOutline(t *testing.T) {
+	const size = 1<<40 + 3*chunk + 512
+	for _, refuses := range []bool{false, true} {
+		host := fakeQueries(t, size)
+		data := []int64{0, 5*window + 7*chunk, 20*window - chunk, 20 * window, 32*window + chunk}
+		host.holes = nil
+		next := int64(0)
+		for _, off := range data {
+			host.holes = append(host.holes, worker.Block{Start: uint64(next) / sectorSize, Count: uint64(off-next) / sectorSize})
+			next = off + chunk
+		}
+		host.holes = append(host.holes, worker.Block{Start: uint64(next) / sectorSize, Count: uint64(size-next) / sectorSize})
+		if refuses {
+			host.onQuery = func(_ int, _ *fakeWorker, _, sectors uint64) error {
+				if sectors > windowChunks*chunkSectors {
+					return libraryError(3, "One of the parameters was invalid")
+				}
+				return nil
+			}
+		}
+		d := host.mustOpen(Params{}, Options{})
+		var got []int64
+		for e, err := range source.Covered(t.Context(), d, 0, size) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.Kind != source.Data {
+				continue
+			}
+			for off := e.Off; off < e.End(); off += chunk {
+				got = append(got, off)
+			}
+		}
+		want := append(slices.Clone(data), size-512) // the end can't be asked about
+		if !slices.Equal(got, want) {
+			t.Errorf("refuses %v: data at %d, want %d", refuses, got, want)
+		}
+		// The first window, two for the outline, and the windows with data.
+		if most := 1 + outlineQueries + 4; !refuses && host.queries > most {
+			t.Errorf("%d queries, want at most %d", host.queries, most)
+		}
 	}
 }

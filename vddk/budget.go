@@ -11,6 +11,7 @@ import (
 // waits gets it in turn. It is safe for concurrent use.
 type Budget struct {
 	limit int64
+	least int64 // what a connection counts, however small its buffers
 	free  *semaphore.Weighted
 }
 
@@ -18,6 +19,18 @@ type Budget struct {
 func NewBudget(bytes int64) *Budget {
 	return &Budget{limit: bytes, free: semaphore.NewWeighted(bytes)}
 }
+
+// NewHostBudget returns a budget of so many bytes that lets no more than so many
+// connections be open at once, at least one. A connection with buffers smaller
+// than its share of the bytes counts as that share.
+func NewHostBudget(bytes int64, connections int) *Budget {
+	b := NewBudget(bytes)
+	b.least = (bytes + int64(connections) - 1) / int64(connections)
+	return b
+}
+
+// of is what n connections with so many bytes of buffers each take.
+func (b *Budget) of(n int, nfcBytes int64) int64 { return int64(n) * max(nfcBytes, b.least) }
 
 // Acquire waits until nfcBytes are free, or ctx ends, whose cause it returns
 // then. Whoever wants more than there is gets all of it, once that is free: the

@@ -54,8 +54,12 @@ type Disk struct {
 
 	lastSuccess       atomic.Int64 // when a request succeeded last, in ns since started
 	retries, restarts atomic.Int64
-	wrote             atomic.Bool
 	anyRead           atomic.Bool
+
+	// A handle that wrote must not be asked for allocation: the first write
+	// waits for queries in progress.
+	querying sync.RWMutex
+	wrote    atomic.Bool // set with querying held
 
 	// ending ends when the sessions are to end: in Close after the calls in
 	// progress, and with ctx.
@@ -78,6 +82,7 @@ type Disk struct {
 	growing  bool
 	most     int   // connections at once
 	prepared bool  // PrepareForAccess may have been called by a worker that can't undo it
+	messy    bool  // a worker was lost, and no Cleanup was called since
 	closeErr error // of workers
 
 	written, flushed int64 // writes that ended; how many of them the last Flush covered
@@ -127,7 +132,7 @@ func open(ctx context.Context, p Params, l Library, o Options, thumbprint string
 	if err := d.openFirst(ctx); err != nil {
 		d.end()
 		d.background.Wait()
-		d.endAccess()
+		d.tidy()
 		d.log.drain()
 		return nil, err
 	}
@@ -245,11 +250,12 @@ func (d *Disk) openFirst(ctx context.Context) error {
 	d.background.Add(1)
 	go d.run(h, s)
 	switch {
-	case d.o.Connections > 1 && (first.Transport == "san" || first.Transport == "hotadd"):
+	case d.o.Connections > 1 && attached(first.Transport):
 		d.debug("", "one connection is used: more of this transport mode would share one device", "transport", first.Transport)
 	case d.o.Connections > 1:
 		d.growing = true
 		d.background.Go(func() {
+			defer d.grown()
 			for range connections - 1 {
 				if !d.addHandle(func() {}) {
 					break
@@ -266,12 +272,16 @@ func (d *Disk) openFirst(ctx context.Context) error {
 // connections and memory are limited, and where more of them may be faster.
 func nfc(transport string) bool { return transport == "nbd" || transport == "nbdssl" }
 
+// attached says whether disks in a transport mode are made disks of this
+// machine.
+func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
+
 // acquire waits for the budget of n connections.
 func (d *Disk) acquire(ctx context.Context, n int) (free func(), err error) {
 	if d.o.Budget == nil || !d.params.Remote() {
 		return func() {}, nil
 	}
-	return d.o.Budget.Acquire(ctx, int64(n)*d.config.buffers.Bytes())
+	return d.o.Budget.Acquire(ctx, d.o.Budget.of(n, d.config.buffers.Bytes()))
 }
 
 // describe tells what is to be known of the disk at the beginning.
@@ -330,15 +340,16 @@ func adapterType(n int) string {
 
 // Stats tells how the disk has been read so far; also after Close.
 func (d *Disk) Stats() source.Stats {
+	extents := d.allocation.source()
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	connections := d.most
+	connections, most := d.most, max(d.most, d.o.Connections)
 	if d.tuner != nil {
-		connections = d.tuner.want
+		connections, most = d.tuner.settled(), maxAuto
 	}
 	return source.Stats{
-		Transport: d.first.Transport, Library: d.libraryVersion(), Connections: connections,
-		Retries: d.retries.Load(), Restarts: d.restarts.Load(), ExtentsSource: d.allocation.source(),
+		Transport: d.first.Transport, Library: d.libraryVersion(), Connections: connections, Most: most,
+		Retries: d.retries.Load(), Restarts: d.restarts.Load(), ExtentsSource: extents,
 	}
 }
 
@@ -437,7 +448,7 @@ func (d *Disk) Close() error {
 	d.calls.Wait()
 	d.end()
 	d.background.Wait()
-	d.endAccess()
+	d.tidy()
 	s := d.Stats()
 	d.debug("stats", "closed", "transport", s.Transport, "connections", s.Connections, "retries", s.Retries, "restarts", s.Restarts, "extents", s.ExtentsSource)
 	d.log.drain()
@@ -447,15 +458,16 @@ func (d *Disk) Close() error {
 	return nil // what was read was read
 }
 
-// endAccess undoes PrepareForAccess where the worker that called it is lost.
-// The VM could not be migrated otherwise, so that it is done after the
-// context's end too.
-func (d *Disk) endAccess() {
+// tidy undoes what workers that are lost did to the VM: PrepareForAccess, which
+// keeps it from being migrated, and disks that were added to this machine, which
+// keep the snapshot from being removed. So it is done after the context's end
+// too.
+func (d *Disk) tidy() {
 	d.mu.Lock()
-	prepared := d.prepared
-	d.prepared = false
+	prepared, messy := d.prepared, d.messy && d.first != nil && attached(d.first.Transport)
+	d.prepared, d.messy = false, false
 	d.mu.Unlock()
-	if !prepared {
+	if !prepared && !messy {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.ctx), min(d.o.Timeout, 30*time.Second))
@@ -476,13 +488,16 @@ func (d *Disk) endAccess() {
 		}
 		defer p.Release()
 		defer p.Kill()
-		if err := p.EndAccess(ctx, d.identified()); err != nil {
-			return err
+		if messy {
+			_, _, err = p.Cleanup(ctx, d.request)
 		}
-		return p.Close(ctx)
+		if prepared {
+			err = errors.Join(err, p.EndAccess(ctx, d.identified()))
+		}
+		return errors.Join(err, p.Close(ctx))
 	}()
 	if err != nil {
-		d.warn(fmt.Sprintf("%s: the VM may still be kept from being migrated: EndAccess failed: %v", d.params.File, err))
+		d.warn(fmt.Sprintf("%s: what lost workers did to the VM may not be undone (it can't be migrated, or its snapshot not removed): %v", d.params.File, err))
 	}
 }
 
@@ -518,7 +533,7 @@ func (d *Disk) explain(op string, off, n, mark int64, err error) error {
 	case errors.As(err, &lost):
 		return err
 	case errors.As(err, &gone):
-		return &lostError{op: op, err: err}
+		return &lostError{op: d.rangeOf(op, off, n), err: err}
 	case errors.As(err, &load), errors.As(err, &program):
 		return source.Permanent(err)
 	case errors.As(err, &failed):
@@ -529,10 +544,15 @@ func (d *Disk) explain(op string, off, n, mark int64, err error) error {
 		}
 		return e
 	}
-	if n > 0 {
-		return fmt.Errorf("VDDK: %s %s [%d, %d): %w", op, d.params.File, off, off+n, err)
+	return fmt.Errorf("VDDK: %s: %w", d.rangeOf(op, off, n), err)
+}
+
+// rangeOf names what is done, to which disk and where.
+func (d *Disk) rangeOf(op string, off, n int64) string {
+	if n == 0 {
+		return op + " " + d.params.File
 	}
-	return fmt.Errorf("VDDK: %s %s: %w", op, d.params.File, err)
+	return fmt.Sprintf("%s %s [%d, %d)", op, d.params.File, off, off+n)
 }
 
 // inDisk says whether a range lies in the disk.

@@ -164,7 +164,7 @@ func (e *Error) sayThumbprint() string {
 // lostError says that a worker process is gone or was killed. What was on the
 // way may be done or not.
 type lostError struct {
-	op   string
+	op   string // and the disk, the range
 	err  error
 	late bool // it was given up while it was opening the disk
 }

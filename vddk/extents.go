@@ -2,6 +2,7 @@ package vddk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"sync"
@@ -20,11 +21,13 @@ type allocationQueries struct {
 	chunks uint64 // whole ones: what is behind can't be asked about
 	cache  *windows
 
-	mu     sync.Mutex
+	mu     sync.Mutex     // before Disk.mu
 	off    bool           // queries don't work, or there is no such function
 	lost   int            // workers in queries, in a row
 	most   uint64         // chunks of a query
 	asking map[int64]*ask // by window
+
+	outline outline
 }
 
 // ask is a query for a window that is in progress.
@@ -40,6 +43,7 @@ func (q *allocationQueries) init(size int64, supported bool) {
 	q.off = !supported
 	q.most = windowChunks
 	q.asking = make(map[int64]*ask)
+	q.outline.init(q.chunks)
 }
 
 func (q *allocationQueries) isOff() bool {
@@ -192,16 +196,25 @@ func (d *Disk) queryWindow(number int64) (*allocation, error) {
 	first := uint64(number) * windowChunks
 	chunks := min(windowChunks, q.chunks-first)
 	var blocks []worker.Block
-	for done := uint64(0); done < chunks; {
+	// Where an outline of the disk shows that there is nothing, nothing is asked.
+	from, to := d.outlined(first, chunks)
+	for done := from; done < to; {
 		q.mu.Lock()
-		n, off := min(q.most, chunks-done), q.off
+		n, off := min(q.most, to-done), q.off
 		q.mu.Unlock()
-		if off || d.wrote.Load() {
+		if off {
 			return nil, nil
 		}
-		got, err := d.query(first+done, n)
+		got, err := d.query(first+done, n, 1)
+		if err == errWrote {
+			return nil, nil
+		}
 		if err == nil {
-			blocks = append(blocks, got...)
+			if blocks == nil {
+				blocks = got // most often all
+			} else {
+				blocks = append(blocks, got...)
+			}
 			done += n
 			continue
 		}
@@ -212,7 +225,7 @@ func (d *Disk) queryWindow(number int64) (*allocation, error) {
 			return nil, err
 		}
 	}
-	a, err := newAllocation(first*chunkSectors, uint32(chunks), blocks)
+	a, err := newAllocation(first*chunkSectors, uint32(chunks), chunkSectors, blocks)
 	if err != nil {
 		d.queriesOff(err)
 		return nil, nil
@@ -223,34 +236,39 @@ func (d *Disk) queryWindow(number int64) (*allocation, error) {
 // queryFailed decides on a query of n chunks that failed: whether to ask again,
 // maybe for less.
 func (d *Disk) queryFailed(n uint64, err error) (retry bool, dead error) {
-	q := &d.allocation
+	d.mu.Lock()
+	dead = d.dead
+	d.mu.Unlock()
+	if dead != nil {
+		return false, dead
+	}
+	if d.allocation.askAgain(n, err) {
+		return true, nil
+	}
+	d.queriesOff(err)
+	return false, nil
+}
+
+func (q *allocationQueries) askAgain(n uint64, err error) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if isLost(err) {
 		// It may have been the query that cost the worker.
-		if q.lost++; q.lost < 2 {
-			return true, nil
-		}
-	} else if e := asError(err); e == nil {
-		d.mu.Lock()
-		dead := d.dead
-		d.mu.Unlock()
-		if dead != nil {
-			return false, dead
-		}
-	} else if e.code() != worker.CodeNotSupported && n > leastQuery {
-		q.most = min(q.most, (n+1)/2)
-		return true, nil
+		q.lost++
+		return q.lost < 2
 	}
-	q.off = true
-	d.warnNoQueries(err)
-	return false, nil
+	e := asError(err)
+	if e == nil || e.code() == worker.CodeNotSupported || n <= leastQuery {
+		return false
+	}
+	q.most = min(q.most, (n+1)/2)
+	return true
 }
 
 func (d *Disk) queriesOff(why error) {
 	d.allocation.mu.Lock()
-	defer d.allocation.mu.Unlock()
 	d.allocation.off = true
+	d.allocation.mu.Unlock()
 	d.warnNoQueries(why)
 }
 
@@ -258,15 +276,24 @@ func (d *Disk) warnNoQueries(why error) {
 	d.warnOnce(&d.warnedQuery, fmt.Sprintf("%s: the library does not tell which blocks are allocated, so that all the rest is read: %v", d.params.File, why))
 }
 
-// query asks one worker for the allocated blocks of n chunks.
-func (d *Disk) query(first, n uint64) ([]worker.Block, error) {
+// errWrote says that the disk was written to, and can't be asked any more.
+var errWrote = errors.New("the disk was written to")
+
+// query asks one worker for the allocated blocks of n chunks, in units of so
+// many.
+func (d *Disk) query(first, n, unit uint64) ([]worker.Block, error) {
+	d.querying.RLock()
+	defer d.querying.RUnlock()
+	if d.wrote.Load() {
+		return nil, errWrote
+	}
 	h, s, err := d.sessionForQuery()
 	if err != nil {
 		return nil, err
 	}
 	mark := d.log.mark()
 	stop := s.deadline(d.o.Timeout)
-	blocks, err := s.proc.Query(d.ctx, first*chunkSectors, n*chunkSectors, chunkSectors)
+	blocks, err := s.proc.Query(d.ctx, first*chunkSectors, n*chunkSectors, unit*chunkSectors)
 	stop()
 	d.mu.Lock()
 	s.queries--
@@ -275,8 +302,9 @@ func (d *Disk) query(first, n uint64) ([]worker.Block, error) {
 		err = d.explain("query", int64(first)*chunk, int64(n)*chunk, mark, err)
 		if isLost(err) && d.ended() == nil {
 			s.proc.Kill()
-			d.lose(h, s, "query")
-			err = s.gone("query")
+			op := d.rangeOf("query", int64(first)*chunk, int64(n)*chunk)
+			d.lose(h, s, op)
+			err = s.gone(op)
 		}
 		return nil, err
 	}

@@ -134,7 +134,6 @@ type fakeWorker struct {
 	busy     []bool
 	err      error
 	released bool
-	calls    sync.WaitGroup
 }
 
 func (w *fakeWorker) die(err *worker.GoneError) {
@@ -326,7 +325,7 @@ func (w *fakeWorker) Query(ctx context.Context, start, sectors, size uint64) ([]
 	f.queries++
 	k := f.queries
 	f.mu.Unlock()
-	if size != 128 || start%size != 0 || sectors%size != 0 || sectors == 0 || sectors/size > worker.MaxChunks || start+sectors > f.opened.Capacity {
+	if size < 128 || size&(size-1) != 0 || start%size != 0 || sectors%size != 0 || sectors == 0 || sectors/size > worker.MaxChunks || start+sectors > f.opened.Capacity {
 		f.t.Errorf("query of [%d, +%d) in chunks of %d, capacity %d (sectors)", start, sectors, size, f.opened.Capacity)
 	}
 	if f.onQuery != nil {
@@ -350,7 +349,20 @@ func (w *fakeWorker) Query(ctx context.Context, start, sectors, size uint64) ([]
 	if next < end {
 		blocks = append(blocks, worker.Block{Start: next, Count: end - next})
 	}
-	return blocks, nil
+	return inChunks(blocks, size), nil
+}
+
+// inChunks widens blocks to whole chunks.
+func inChunks(blocks []worker.Block, size uint64) (whole []worker.Block) {
+	for _, b := range blocks {
+		from, to := b.Start/size*size, (b.Start+b.Count+size-1)/size*size
+		if n := len(whole); n > 0 && whole[n-1].Start+whole[n-1].Count >= from {
+			whole[n-1].Count = to - whole[n-1].Start
+			continue
+		}
+		whole = append(whole, worker.Block{Start: from, Count: to - from})
+	}
+	return whole
 }
 
 func (w *fakeWorker) Cleanup(ctx context.Context, r worker.OpenRequest) (uint32, uint32, error) {

@@ -94,7 +94,7 @@ func TestFaults(t *testing.T) {
 		}, o: Options{Retry: source.RetryOptions{Retries: -1, Timeout: 100 * time.Millisecond, Backoff: func(int) time.Duration { return 10 * time.Millisecond }}}, err: "without a read that succeeded: the VDDK worker was lost"},
 		{name: "no retries", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
-		}, o: Options{Connections: 1, Retry: source.RetryOptions{Timeout: time.Minute}}, err: "the VDDK worker was lost during read"},
+		}, o: Options{Connections: 1, Retry: source.RetryOptions{Timeout: time.Minute}}, err: "the VDDK worker was lost during read [ds (1)] a b/a b.vmdk ["},
 		{name: "refused reopening", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
 			h.onOpen = func(n int, _ *worker.Opened) error {
@@ -389,8 +389,8 @@ func TestPrepareAccess(t *testing.T) {
 		{name: "orderly", prepares: 1},
 		{name: "crash", crashAt: 2, prepares: 2, ends: 1},
 		{name: "cancelled", cancel: true, prepares: 1, ends: 1},
-		{name: "opening fails", openFails: 1, prepares: 1, ends: 1},
-		{name: "crash, reopening fails", crashAt: 2, openFails: 2, prepares: 2, ends: 2},
+		{name: "opening fails", openFails: 1, prepares: 1}, // closing ends it
+		{name: "crash, reopening fails", crashAt: 2, openFails: 2, prepares: 2, ends: 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			host, _ := newFakeHost(t, 4*mib)
@@ -457,6 +457,7 @@ func newWritable(t *testing.T, size int, o Options) (*fakeHost, *memoryDisk, *Di
 func TestWrite(t *testing.T) {
 	for _, o := range []Options{{}, {RequestSize: 4096, Depth: 1}} {
 		host, m, d := newWritable(t, 2*mib+512, o)
+		host.delay = 20 * time.Microsecond // time for others between a read and its write
 		want := bytes.Clone(m.b)
 		var wg sync.WaitGroup
 		const writers = 8
@@ -586,6 +587,15 @@ func TestFlush(t *testing.T) {
 			d.WriteAt(make([]byte, 512), 0)
 			h.onFlush = func(k int, _ *fakeWorker) error { return when(k == 1, errCrash) }
 		}, true},
+		{"reads that fail don't cost what was written", func(t *testing.T, h *fakeHost, d *Disk) {
+			d.WriteAt(make([]byte, 512), 0)
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error {
+				return when(k < 6, libraryError(1, "Unknown error"))
+			}
+			if _, err := d.ReadAt(make([]byte, 512), 4096); err != nil {
+				t.Error(err)
+			}
+		}, false},
 		{"a write fails", func(t *testing.T, h *fakeHost, d *Disk) {
 			h.onWrite = func(int, *fakeWorker, uint64, int) error { return libraryError(1, "Unknown error") }
 			if _, err := d.WriteAt(make([]byte, 512), 0); !errors.Is(err, syscall.EIO) {
@@ -707,6 +717,106 @@ func TestAutoShrinks(t *testing.T) {
 		}
 		host.checkGone()
 	})
+}
+
+// A crash costs no wait, and no more is read again than was in flight.
+func TestCrashIsRepairedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, content := newFakeHost(t, 32*mib)
+		host.delay = time.Millisecond
+		host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 15, errCrash) }
+		var waits []time.Duration
+		d := host.mustOpen(Params{}, Options{Connections: 1, Retry: source.RetryOptions{Retries: -1,
+			Backoff: func(int) time.Duration { return time.Hour },
+			OnRetry: func(err error, wait time.Duration) { waits = append(waits, wait) }}})
+		start := time.Now()
+		if err := readBoth(t, d, content); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > time.Second || len(waits) != 1 || waits[0] != 0 {
+			t.Errorf("it took %v, waits %v", took, waits)
+		}
+		if again := host.reads - 32; again > 4 {
+			t.Errorf("%d requests were made again of 4 in flight", again)
+		}
+		d.Close()
+		host.checkGone()
+	})
+}
+
+// A host that lets one of two connections in no more is left alone.
+func TestDoneWithout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, content := newFakeHost(t, 32*mib)
+		host.delay = 10 * time.Millisecond
+		host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 8, errCrash) }
+		host.onOpen = func(n int, _ *worker.Opened) error { return when(n > 2, libraryError(18000, "too many")) }
+		var warnings []string
+		d := host.mustOpen(Params{}, Options{Connections: 2, Retry: fastRetry(-1), Warn: func(s string) { warnings = append(warnings, s) }})
+		synctest.Wait()
+		if err := readBoth(t, d, content); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(warnings) != 1 || !strings.Contains(warnings[0], "goes on with 1") || host.starts > 6 {
+			t.Errorf("%d workers were started, %q", host.starts, warnings)
+		}
+		d.Close()
+		host.checkGone()
+	})
+}
+
+// Those who wait for a turn get it, whichever connection is free: in a bubble
+// somebody who waits for ever is a deadlock.
+func TestTurns(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			host, _ := newFakeHost(t, mib)
+			r := rand.New(rand.NewPCG(seed, 1))
+			var mu sync.Mutex
+			host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error {
+				mu.Lock()
+				took := time.Duration(r.IntN(5000)) * time.Microsecond
+				mu.Unlock()
+				time.Sleep(took)
+				return when(k%301 == 0, errCrash)
+			}
+			d := host.mustOpen(Params{}, Options{Connections: 3, Depth: 1, RequestSize: 4096, Retry: fastRetry(-1)})
+			var wg sync.WaitGroup
+			for range 16 {
+				wg.Go(func() {
+					for range 40 {
+						if _, err := d.ReadAt(make([]byte, 512), 0); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			d.Close()
+			host.checkGone()
+		})
+	}
+}
+
+// Disks that were added to this machine are taken away after the context's end
+// too.
+func TestCancelCleansUp(t *testing.T) {
+	for transport, want := range map[string]int{"hotadd": 1, "san": 1, "nbd": 0} {
+		host, _ := newFakeHost(t, mib)
+		host.opened.Transport = transport
+		ctx, cancel := context.WithCancel(t.Context())
+		d, err := host.open(ctx, Params{Server: "vc"}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		d.Close()
+		if host.cleanups != want {
+			t.Errorf("%s: %d calls of Cleanup, want %d", transport, host.cleanups, want)
+		}
+	}
 }
 
 func TestRequests(t *testing.T) {

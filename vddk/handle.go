@@ -45,13 +45,14 @@ func (d *Disk) run(h *handle, s *session) {
 		select {
 		case <-s.proc.Done():
 		case <-h.retire:
+			d.debug("datapath", "one connection less")
 			d.finish(h, s)
 			return
 		case <-d.ending.Done():
 			d.finish(h, s)
 			return
 		}
-		d.lose(h, s, "idle time")
+		d.lose(h, s, d.rangeOf("idle time of", 0, 0))
 		s = d.replace(h, s)
 	}
 }
@@ -75,6 +76,7 @@ func (d *Disk) finish(h *handle, s *session) {
 	if err != nil {
 		d.closeErr = errors.Join(d.closeErr, err)
 		d.prepared = d.prepared || h.first && d.params.PrepareAccess
+		d.messy = true
 	}
 	h.session = nil
 	d.endedLocked(s)
@@ -89,6 +91,7 @@ func (d *Disk) lose(h *handle, s *session, op string) {
 		return
 	}
 	s.lost = true
+	d.messy = true
 	if h.session == s {
 		h.session = nil
 	}
@@ -115,8 +118,12 @@ func (d *Disk) replace(h *handle, old *session) *session {
 			return nil
 		}
 		d.restarts.Add(1)
+		d.mu.Lock()
+		// At first a lost worker's buffers may still be on the host.
+		shrink := h.failures > 3
+		d.mu.Unlock()
 		var s *session
-		if s, err = d.openSession(d.ending, h.first, true, false); err == nil {
+		if s, err = d.openSession(d.ending, h.first, true, shrink); err == nil {
 			d.mu.Lock()
 			h.session = s
 			d.addSlotsLocked(h, s)
@@ -272,16 +279,17 @@ func (d *Disk) releaseLocked(s *session) {
 }
 
 // openSession starts a worker and opens the disk in it. Replacing says that a
-// worker was lost before, which may have left things on the host. Where the
-// host lacks memory for the first connection, that gets smaller buffers.
+// worker was lost before, which may have left things on the host. With shrink
+// the connection gets smaller buffers where the host lacks memory; those of the
+// first one all later ones get.
 func (d *Disk) openSession(ctx context.Context, first, replacing, shrink bool) (*session, error) {
+	d.mu.Lock()
+	buffers := d.buffers
+	d.mu.Unlock()
 	for {
-		d.mu.Lock()
-		buffers := d.buffers
-		d.mu.Unlock()
 		s, err := d.openWith(ctx, buffers, first, replacing)
 		var e *Error
-		if !errors.As(err, &e) || !e.noMemory() || !shrink && !replacing {
+		if !errors.As(err, &e) || !e.noMemory() || !shrink {
 			return s, err
 		}
 		smaller, ok := buffers.halved()
@@ -289,9 +297,12 @@ func (d *Disk) openSession(ctx context.Context, first, replacing, shrink bool) (
 			return nil, err
 		}
 		d.debug("", "the host has no memory for the NFC buffers; trying smaller ones", "size", smaller.Size, "count", smaller.Count, "error", err)
-		d.mu.Lock()
-		d.buffers = smaller
-		d.mu.Unlock()
+		buffers = smaller
+		if !replacing {
+			d.mu.Lock()
+			d.buffers = smaller
+			d.mu.Unlock()
+		}
 	}
 }
 
@@ -307,7 +318,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 			return ended
 		}
 		if limited.Err() != nil && ctx.Err() == nil {
-			return &lostError{op, late, true}
+			return &lostError{d.rangeOf(op, 0, 0), late, true}
 		}
 		return d.explain(op, 0, 0, mark, err)
 	}
@@ -329,19 +340,27 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 	if err != nil {
 		return nil, fail("start", err)
 	}
-	// A worker that hangs in a call below is killed; one that failed is too:
-	// what it left on the host, Cleanup or a timeout there takes away.
-	defer func() {
-		if err != nil {
-			p.Kill()
-			p.Release()
-		}
-	}()
-	stop := context.AfterFunc(limited, p.Kill)
+	stop := context.AfterFunc(limited, p.Kill) // also when it hangs in a call below
 	defer stop()
+	defer func() {
+		if err == nil {
+			return
+		}
+		// Closing undoes what was done on the host before the error.
+		if !isLost(err) && p.Close(limited) == nil && first {
+			d.setPrepared(false)
+		}
+		p.Kill()
+		p.Release()
+	}()
 	r := d.request
 	if replacing && d.params.Remote() {
 		cleaned, remaining, err := p.Cleanup(limited, r)
+		if err == nil {
+			d.mu.Lock()
+			d.messy = false
+			d.mu.Unlock()
+		}
 		d.debug("", "cleaned up after a lost worker", "cleaned", cleaned, "remaining", remaining, "error", err)
 	}
 	if first && d.params.PrepareAccess {
@@ -374,7 +393,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 		}
 	}
 	if !stop() {
-		return nil, fail("open", &lostError{"open", late, true})
+		return nil, fail("open", &lostError{d.rangeOf("open", 0, 0), late, true})
 	}
 	return newSession(p, opened, d.nBuffers, d.nSpare, d.o.Timeout), nil
 }

@@ -134,9 +134,14 @@ func library(path string) (Library, error) {
 	}
 	defer f.Close()
 	l := Library{Path: real, Dir: filepath.Dir(real)}
+	// A link may lead from the distribution's lib64 to where the file is, or
+	// from elsewhere into the distribution.
 	l.Root = l.Dir
-	if filepath.Base(l.Dir) == "lib64" {
-		l.Root = filepath.Dir(l.Dir)
+	for _, dir := range []string{l.Dir, filepath.Dir(path)} {
+		if filepath.Base(dir) == "lib64" {
+			l.Root = filepath.Dir(dir)
+			break
+		}
 	}
 	// What the library calls itself is worth more than what it is called.
 	names := []string{filepath.Base(path), filepath.Base(real)}

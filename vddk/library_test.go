@@ -67,6 +67,8 @@ func TestFindLibrary(t *testing.T) {
 		"5 alone":               {files: []string{"lib64/libvixDiskLib.so.5"}, want: "lib64/libvixDiskLib.so.5 . 5"},
 		"a link to its version": {files: []string{"lib64/libvixDiskLib.so.8.0.3", "lib64/libvixDiskLib.so.8>libvixDiskLib.so.8.0.3"}, want: "lib64/libvixDiskLib.so.8.0.3 . 8"},
 		"a link without number": {files: []string{"lib64/libvixDiskLib.so.8.0.3", "lib64/libvixDiskLib.so>libvixDiskLib.so.8.0.3"}, libdir: "lib64/libvixDiskLib.so", want: "lib64/libvixDiskLib.so.8.0.3 . 8"},
+		"lib64 is a link":       {files: []string{"files/libvixDiskLib.so.8", "lib64>files"}, want: "files/libvixDiskLib.so.8 . 8"},
+		"a link into it":        {files: []string{"v/lib64/libvixDiskLib.so.8", "libvixDiskLib.so.8>v/lib64/libvixDiskLib.so.8"}, libdir: "libvixDiskLib.so.8", want: "v/lib64/libvixDiskLib.so.8 v 8"},
 		"a newer one by name":   {files: []string{"libvixDiskLib.so.10"}, libdir: "libvixDiskLib.so.10", want: "libvixDiskLib.so.10 . 10"},
 		"what is unusable is passed over": {
 			files: []string{"lib64/libvixDiskLib.so.9>nowhere", "lib64/libvixDiskLib.so.8=text", "libvixDiskLib.so.7"}, want: "libvixDiskLib.so.7 . 7"},

@@ -86,9 +86,6 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // MarshalText implements encoding.TextMarshaler.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// MaxAuto is how many connections a disk comes to have by itself at most.
-const MaxAuto = 4
-
 // Options tune how a disk is opened and read. The zero value is the default.
 type Options struct {
 	Connections int           // worker processes, each with a handle; 0: as many as measurably help, at most 4
@@ -101,7 +98,7 @@ type Options struct {
 	Retry  source.RetryOptions
 	Budget *Budget           // of the host's NFC memory; nil: not counted
 	Log    *slog.Logger      // nil: nothing is logged
-	Warn   func(text string) // for the user and the report; nil: not
+	Warn   func(text string) // for the user and the report, called concurrently; nil: not
 	Debug  map[string]bool   // of -D vddk.KEY: "diskinfo", "extents", "datapath", "stats"
 }
 

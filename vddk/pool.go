@@ -13,7 +13,7 @@ type seat struct {
 	slotRef
 	spare bool   // the slot is a spare one
 	asked uint64 // see pace.next
-	size  int    // the most bytes of the request
+	write bool   // it is for a write
 }
 
 // memory is that of the slot.
@@ -63,12 +63,12 @@ func (d *Disk) take(p []byte) (t seat, err error) {
 			h.turn.Signal() // the depth grew
 		}
 		if direct {
-			return seat{slotRef: home, asked: asked, size: l.size}, nil
+			return seat{slotRef: home, asked: asked}, nil
 		}
 		slot := s.spare[len(s.spare)-1]
 		s.spare = s.spare[:len(s.spare)-1]
 		s.used++
-		return seat{slotRef: slotRef{h, s, slot}, spare: true, asked: asked, size: l.size}, nil
+		return seat{slotRef: slotRef{h, s, slot}, spare: true, asked: asked}, nil
 	}
 }
 
@@ -98,6 +98,9 @@ func (d *Disk) give(t seat, n int64, succeeded bool) (alive bool) {
 		now := time.Since(d.started)
 		d.lastSuccess.Store(int64(now))
 		h.failures = 0
+		if t.write && !t.s.lost {
+			d.written++
+		}
 		d.pace.served()
 		d.tuneLocked(now, n)
 	}
@@ -136,7 +139,6 @@ func (d *Disk) tuneLocked(now time.Duration, n int64) {
 		h := d.handles[len(d.handles)-1] // the first one stays
 		if !h.retiring {
 			h.retiring = true
-			d.debug("datapath", "one connection less", "connections", want)
 			if h.inFlight+h.waiting == 0 {
 				d.retireLocked(h)
 			}
@@ -157,21 +159,29 @@ func (d *Disk) retireLocked(h *handle) {
 
 // grow adds a connection where the host has room for it.
 func (d *Disk) grow() {
+	defer d.grown()
 	free := func() {}
 	if d.o.Budget != nil && d.params.Remote() {
 		d.mu.Lock()
 		bytes := d.buffers.Bytes()
 		d.mu.Unlock()
 		var ok bool
-		if free, ok = d.o.Budget.TryAcquire(bytes); !ok {
+		if free, ok = d.o.Budget.TryAcquire(d.o.Budget.of(1, bytes)); !ok {
 			d.mu.Lock()
-			d.growing = false
 			d.tuner.denied(len(d.handles))
 			d.mu.Unlock()
 			return
 		}
 	}
 	d.addHandle(free)
+}
+
+// grown says that the opening of further connections is over.
+func (d *Disk) grown() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.growing = false
+	d.changed.Broadcast()
 }
 
 // addHandle opens a connection more. One that can't be had is done without.
@@ -185,7 +195,6 @@ func (d *Disk) addHandle(free func()) (added bool) {
 	if err != nil {
 		free()
 		d.mu.Lock()
-		d.growing = false
 		n := len(d.handles)
 		if d.tuner != nil {
 			d.tuner.failed(n)
@@ -196,10 +205,10 @@ func (d *Disk) addHandle(free func()) (added bool) {
 		}
 		return false
 	}
+	h := newHandle(d, false, free)
+	defer d.debug("datapath", "one connection more")
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.growing = false
-	h := newHandle(d, false, free)
 	h.session = s
 	d.handles = append(d.handles, h)
 	d.most = max(d.most, len(d.handles))
@@ -208,7 +217,6 @@ func (d *Disk) addHandle(free func()) (added bool) {
 	for _, o := range d.handles {
 		o.turn.Broadcast() // some of those who wait may go to the new one
 	}
-	d.debug("datapath", "one connection more", "connections", len(d.handles))
 	d.background.Add(1)
 	go d.run(h, s)
 	return true
@@ -307,12 +315,20 @@ func (a *attempts) again(t seat, err error) error {
 	if !d.pause(wait) {
 		return d.ended()
 	}
-	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) {
+	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && d.expendable() {
 		// It may be the connection.
 		t.s.kill(fmt.Errorf("replaced after errors: %w", err))
-		d.lose(t.h, t.s, "requests")
+		d.lose(t.h, t.s, d.rangeOf("requests to", 0, 0))
 	}
 	return nil
+}
+
+// expendable says whether a worker may be given up that still answers: one with
+// writes that were not flushed would take them along.
+func (d *Disk) expendable() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.written == d.flushed
 }
 
 // pause waits, unless the disk ends.

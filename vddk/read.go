@@ -42,7 +42,7 @@ func (d *Disk) eachRequest(off, n int64, do func(from, to int64) error) error {
 func (d *Disk) readPiece(p []byte, off int64) error {
 	a := attempts{d: d}
 	for {
-		err, t := d.readOnce(p, off)
+		t, err := d.readOnce(p, off)
 		if err == nil {
 			return nil
 		}
@@ -58,7 +58,8 @@ func (d *Disk) readPiece(p []byte, off int64) error {
 	}
 }
 
-func (d *Disk) readOnce(p []byte, off int64) (error, seat) {
+// readOnce makes one attempt. Without a session in the seat there was none.
+func (d *Disk) readOnce(p []byte, off int64) (seat, error) {
 	head := int(off % sectorSize)
 	sectors := (head + len(p) + sectorSize - 1) / sectorSize
 	var direct []byte
@@ -67,7 +68,7 @@ func (d *Disk) readOnce(p []byte, off int64) (error, seat) {
 	}
 	t, err := d.take(direct)
 	if err != nil {
-		return err, seat{}
+		return seat{}, err
 	}
 	mark := d.log.mark()
 	err = t.s.read(d.ctx, d.o.Timeout, t.slot, uint64(off/sectorSize), sectors)
@@ -80,11 +81,11 @@ func (d *Disk) readOnce(p []byte, off int64) (error, seat) {
 		if d.debugs("datapath") {
 			d.debug("datapath", "read", "offset", off, "bytes", len(p), "handle_slot", t.slot, "copied", t.spare)
 		}
-		return nil, t
+		return t, nil
 	}
 	err = d.requestFailed(t, "read", off, int64(sectors)*sectorSize, mark, err)
 	d.give(t, 0, false)
-	return err, t
+	return t, err
 }
 
 // requestFailed explains the error of a request. Of one whose worker is lost it
@@ -97,6 +98,7 @@ func (d *Disk) requestFailed(t seat, op string, off, n, mark int64, err error) e
 	err = d.explain(op, off, n, mark, err)
 	if isLost(err) {
 		t.s.proc.Kill()
+		op = d.rangeOf(op, off, n)
 		d.lose(t.h, t.s, op)
 		err = t.s.gone(op)
 	}

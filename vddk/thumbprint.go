@@ -39,9 +39,8 @@ func FetchCertificate(ctx context.Context, server string, port uint32) (*Certifi
 	if port == 0 {
 		port = DefaultPort
 	}
-	host := strings.TrimSuffix(strings.TrimPrefix(server, "["), "]")
-	name, _, _ := strings.Cut(host, "%") // the zone of an address is nobody's name
-	address := net.JoinHostPort(host, strconv.FormatUint(uint64(port), 10))
+	name, _, _ := strings.Cut(server, "%") // the zone of an address is nobody's name
+	address := net.JoinHostPort(server, strconv.FormatUint(uint64(port), 10))
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, within(ctx, err)
@@ -120,7 +119,7 @@ func isSHA1(thumbprint string) bool { return len(thumbprint) == 3*sha1.Size-1 }
 // CertificateError is a server's certificate that is not the one wanted, or,
 // where none was named, that nobody vouches for. Trying again does not help.
 type CertificateError struct {
-	Server string
+	Server string      // with its port, where that is not DefaultPort
 	Want   string      // "" where none was named
 	Got    Certificate // that the server showed
 }
@@ -169,6 +168,9 @@ func CheckThumbprint(ctx context.Context, server string, port uint32, want strin
 		return "", fmt.Errorf("the certificate of %s: %w", server, err)
 	case want == "" && got.Trust != nil,
 		want != "" && want != got.SHA1 && want != got.SHA256:
+		if port != 0 && port != DefaultPort {
+			server = net.JoinHostPort(server, strconv.FormatUint(uint64(port), 10))
+		}
 		return "", &CertificateError{Server: server, Want: want, Got: *got}
 	}
 	return got.SHA1, nil

@@ -100,6 +100,17 @@ func (t *tuner) failed(have int) {
 	t.rest(t.probe)
 }
 
+// settled is how many connections have proved to be worth it.
+func (t *tuner) settled() int {
+	switch t.state {
+	case growing:
+		return t.want - 1
+	case shrinking:
+		return t.want + 1
+	}
+	return t.want
+}
+
 // denied is told that there is no room for a connection more at this time.
 func (t *tuner) denied(have int) {
 	t.want = max(have, 1)

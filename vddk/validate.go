@@ -104,7 +104,7 @@ func (p *Params) validateRemote() error {
 		return wrongParams("--vm moref=ID is the VM's managed object; VDDKCP_PASSWORD and VDDKCP_COOKIE serve instead of the flags",
 			"missing: %s", strings.Join(missing, ", "))
 	}
-	if strings.ContainsAny(p.Server, "/ \t\n\x00@") || strings.HasPrefix(p.Server, "-") {
+	if strings.ContainsAny(p.Server, "/ \t\n\x00@[]") || strings.HasPrefix(p.Server, "-") {
 		return wrongParams("", "--server: %q: want a host's name or address alone", p.Server)
 	}
 	if i := strings.LastIndexByte(p.Server, ':'); i >= 0 && strings.IndexByte(p.Server, ':') == i {

@@ -47,6 +47,7 @@ func TestValidate(t *testing.T) {
 		"an empty moref":           {p: with(remote, func(p *vddk.Params) { p.VM = "moref=" }), fails: "want moref=ID"},
 		"a URL":                    {p: with(remote, func(p *vddk.Params) { p.Server = "https://esxi/" }), fails: `--server: "https://esxi/"`},
 		"a server with a port":     {p: with(remote, func(p *vddk.Params) { p.Server = "esxi:443" }), fails: "--server: "},
+		"brackets":                 {p: with(remote, func(p *vddk.Params) { p.Server = "[::1]" }), fails: "--server: "},
 		"a user in the server":     {p: with(remote, func(p *vddk.Params) { p.Server = "root@esxi" }), fails: "--server: "},
 		"a port too high":          {p: with(remote, func(p *vddk.Params) { p.Port = 65536 }), fails: "--port: 65536"},
 		"a host port too high":     {p: with(remote, func(p *vddk.Params) { p.NFCHostPort = 1 << 31 }), fails: "--nfchostport: 2147483648"},

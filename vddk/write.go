@@ -74,7 +74,11 @@ func (d *Disk) writeRange(off, n int64, content func(from, to int64) []byte) err
 		return nil
 	}
 	first, end := off&^(sectorSize-1), (off+n+sectorSize-1)&^(sectorSize-1)
-	d.wrote.Store(true)
+	if !d.wrote.Load() {
+		d.querying.Lock()
+		d.wrote.Store(true)
+		d.querying.Unlock()
+	}
 	d.ranges.lock(first, end)
 	defer d.ranges.unlock(first, end)
 	return d.eachRequest(off, n, func(from, to int64) error { return d.writePiece(content(from, to), from, to) })
@@ -104,6 +108,7 @@ func (d *Disk) writePiece(p []byte, off, end int64) error {
 		if err != nil {
 			return err
 		}
+		t.write = true
 		b := t.memory()[:after-first]
 		copy(b, head[:off-first])
 		copy(b[len(b)-int(after-end):], tail[sectorSize-int(after-end):])
@@ -117,10 +122,10 @@ func (d *Disk) writePiece(p []byte, off, end int64) error {
 		if err != nil {
 			err = d.requestFailed(t, "write", first, int64(len(b)), mark, err)
 			d.give(t, 0, false)
-		} else if d.giveWritten(t, int64(len(b))) {
+		} else if d.give(t, int64(len(b)), true) {
 			return nil
 		} else {
-			err = t.s.gone("write")
+			err = t.s.gone(d.rangeOf("write", first, int64(len(b))))
 		}
 		if e := asError(err); e != nil && !e.noMemory() {
 			return fmt.Errorf("%w: %w", errIO, err)
@@ -137,17 +142,6 @@ func (d *Disk) writePiece(p []byte, off, end int64) error {
 			})
 		}
 	}
-}
-
-// giveWritten gives back the seat of a write that succeeded. It says false when
-// the worker is lost all the same, and the write with it.
-func (d *Disk) giveWritten(t seat, n int64) bool {
-	d.mu.Lock()
-	if !t.s.lost {
-		d.written++
-	}
-	d.mu.Unlock()
-	return d.give(t, n, true)
 }
 
 // Flush makes what was written durable. Once it has failed, or a worker was
@@ -182,7 +176,7 @@ func (d *Disk) Flush(ctx context.Context) error {
 		err = d.explain("flush", 0, 0, mark, err)
 		if isLost(err) {
 			s.proc.Kill()
-			d.lose(h, s, "flush") // which fails all flushes where there was something to flush
+			d.lose(h, s, d.rangeOf("flush", 0, 0)) // which fails all flushes where there was something to flush
 			if lost++; lost < 3 {
 				continue
 			}

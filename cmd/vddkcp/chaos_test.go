@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -9,11 +11,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"vddkcp/internal/peer"
+	"vddkcp/transfer"
 	"vddkcp/transfer/journal"
+	"vddkcp/vddk/testlib"
 )
 
 // Chaos: copies that are killed again and again. VDDKCP_CHAOS is how many; `make
@@ -65,6 +70,13 @@ var chaosTargets = []chaosTarget{
 	}, func(t *testing.T, disk, dst string) {
 		peer.Run(t, "cmp", disk, filepath.Join(filepath.Dir(strings.TrimPrefix(dst, "nbd+unix:///?socket=")), "target"))
 	}},
+	{"qcow2", []string{"--compress", "zlib", "--cluster-size", "4KiB"}, func(t *testing.T, dir string, _ int) (string, string) {
+		dst := filepath.Join(dir, "out.qcow2")
+		return dst, dst + ".partial.journal"
+	}, func(t *testing.T, disk, dst string) {
+		peer.Run(t, "qemu-img", "check", "-q", dst)
+		peer.Run(t, "qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", disk, dst)
+	}},
 }
 
 // chaosBinary builds vddkcp with the points that kill it.
@@ -96,7 +108,7 @@ func chaosCopy(t *testing.T, binary string, target chaosTarget, disk, dst, journ
 // A copy that is killed at any moment, again and again, is identical in the end,
 // and reads little twice.
 func TestChaosKills(t *testing.T) {
-	peer.Need(t, "nbdkit", "cmp")
+	peer.Need(t, "nbdkit", "cmp", "qemu-img")
 	runs, size := needChaos(t), chaosSetting("VDDKCP_CHAOS_SIZE", chaosSize)
 	binary := chaosBinary(t)
 	disk := filepath.Join(t.TempDir(), "disk.raw")
@@ -165,7 +177,7 @@ func TestChaosKills(t *testing.T) {
 
 // A copy that is killed at each of the points where it would hurt most goes on.
 func TestChaosKillPoints(t *testing.T) {
-	peer.Need(t, "nbdkit", "cmp")
+	peer.Need(t, "nbdkit", "cmp", "qemu-img")
 	needChaos(t)
 	binary := chaosBinary(t)
 	disk := filepath.Join(t.TempDir(), "disk.raw")
@@ -221,4 +233,90 @@ func bytesRead(t *testing.T, pid int) int64 {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// A library whose processes die, hang and slow down at random, and are killed
+// from outside, gives the disk in the end.
+func TestChaosOfVDDK(t *testing.T) {
+	runs := needChaos(t)
+	peer.Need(t, "cmp")
+	binary := chaosBinary(t)
+	if err := installWorker(filepath.Dir(binary)); err != nil {
+		t.Fatal(err)
+	}
+	disk := filepath.Join(t.TempDir(), "disk.raw")
+	random(t, disk, 64<<20)
+	kills, restarts := 0, int64(0)
+	for run := range max(runs/3, 1) {
+		r := rand.New(rand.NewPCG(uint64(run), 2))
+		lib := testlib.New(t)
+		lib.AddDisk("[ds] vm/vm.vmdk", disk)
+		// Processes that were killed in the middle of a call left things behind.
+		lib.Conf("bandwidth 60", "latency read 1000",
+			fmt.Sprintf("fault ReadAsync at=%d do=segv times=2", 10+r.IntN(30)),
+			fmt.Sprintf("fault ReadAsync at=%d do=hang once", 10+r.IntN(30)),
+			fmt.Sprintf("fault ReadAsync every=%d do=fail code=1", 11+r.IntN(20)),
+			fmt.Sprintf("fault QueryAllocatedBlocks at=%d do=abort once", 1+r.IntN(2)),
+			"fault Open at=1 do=abort once")
+		dir := t.TempDir()
+		out, report := filepath.Join(dir, "out.raw"), filepath.Join(dir, "report.json")
+		cmd := exec.Command(binary, "--resume", "--progress", "none", "--report", report, "--timeout", "2s", "--connections", strconv.Itoa(1+r.IntN(3)),
+			"--libdir", lib.Dir, "--server", "127.0.0.1", "--port", "9", "--user", "u", "--vm", "moref=1",
+			"--thumbprint", "00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff:00:11:22:33", "[ds] vm/vm.vmdk", out)
+		cmd.Env = append(os.Environ(), "VDDKCP_PASSWORD=secret")
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		var err error
+		for running := true; running; {
+			select {
+			case err = <-ended:
+				running = false
+			case <-time.After(time.Duration(100+r.IntN(400)) * time.Millisecond):
+				signal := syscall.SIGKILL
+				if r.IntN(2) == 0 {
+					signal = syscall.SIGSTOP // it hangs
+				}
+				for _, pid := range children(t, cmd.Process.Pid) {
+					if r.IntN(2) == 0 && kills < 4*(run+1) {
+						syscall.Kill(pid, signal)
+						kills++
+					}
+				}
+			}
+		}
+		if err != nil {
+			t.Fatalf("run %d: %v\n%s", run, err, &stderr)
+		}
+		peer.Run(t, "cmp", disk, out)
+		var got transfer.Report
+		text, err := os.ReadFile(report)
+		if err := errors.Join(err, json.Unmarshal(text, &got)); err != nil {
+			t.Fatal(err)
+		}
+		restarts += got.WorkerRestarts
+		if got.WorkerRestarts < 3 {
+			t.Errorf("run %d: %d workers were replaced, want 3 or more\n%s", run, got.WorkerRestarts, text)
+		}
+	}
+	t.Logf("%d runs, %d workers killed or stopped, %d replaced, all identical", max(runs/3, 1), kills, restarts)
+}
+
+// children are the processes that a process started.
+func children(t *testing.T, pid int) (pids []int) {
+	t.Helper()
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
+	for _, path := range tasks {
+		text, _ := os.ReadFile(path) // the thread may have ended
+		for _, field := range strings.Fields(string(text)) {
+			if n, err := strconv.Atoi(field); err == nil {
+				pids = append(pids, n)
+			}
+		}
+	}
+	return pids
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -52,8 +52,8 @@ type copyFlags struct {
 	Size          *bytesize.Size `help:"Size of the disk that comes on standard input." placeholder:"SIZE" group:"Target:"`
 
 	RequestSize bytesize.Size `help:"Bytes to read at once (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Depth       int           `help:"Reads in flight (4)." default:"4" placeholder:"N" group:"Speed:"`
-	Connections connections   `help:"Connections to an NBD server at once: a number, or auto (4 where the server allows it)." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	Depth       int           `help:"Reads in flight, on each connection (4)." default:"4" placeholder:"N" group:"Speed:"`
+	Connections connections   `help:"Connections at once: a number, or auto: 4 to an NBD server that allows it, over VDDK as many as help, at most 4." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	RateLimit   rate          `help:"Most bytes to read in a second." placeholder:"BYTES/s" group:"Speed:"`
 	Cache       string        `help:"Whether what is copied may stay in the page cache: keep or drop (default: drop when it is more than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
 
@@ -68,7 +68,7 @@ type copyFlags struct {
 
 type copyCommand struct {
 	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH, or - for standard input."`
-	Dst string `arg:"" name:"DST" help:"Where to: a new file, a block device, an NBD URI, - for standard output, or null: to only read."`
+	Dst string `arg:"" name:"DST" help:"Where to: a new file (x.qcow2 and x.vmdk say its format), a block device, an NBD URI, - for standard output, or null: to only read."`
 	copyFlags
 }
 
@@ -168,8 +168,14 @@ type job struct {
 	report   *transfer.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
-	info     source.Info // of the source, where it has one
-	backing  source.Disk // of the target; nil: none
+	source   source.Disk        // nil until it is open
+	info     source.Info        // of the source, where it has one
+	backings *sourceopen.Opener // of the backing
+	backing  source.Disk        // of the target; nil: none
+	limit    *transfer.Limiter
+	stdout   io.Writer // of --dry-run
+	need     int64     // bytes that the target will take, once that is planned
+	warning  sync.Mutex
 
 	resumption resumption
 }
@@ -183,34 +189,12 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return &usageError{err: err}
 	}
-	j := &job{
-		copyCommand: c, log: log, counters: counters,
-		report: transfer.NewReport(c.Src, c.Dst),
-		opener: c.opener(),
-	}
-	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
-	v := &j.opener.VDDK.Options
-	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, j.warn
-	j.opener.Retry.OnRetry = func(err error, wait time.Duration) {
-		log.Warn("reading is tried again", "wait", wait.Round(time.Millisecond), "error", err)
-	}
-	err = shown(display, func() error { return j.run(ctx) })
-	var resumable *transfer.ResumableError
-	if errors.As(err, &resumable) {
-		err = &hintedError{err, fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)}
-	}
-	if err != nil {
-		// Most errors name the source already.
-		if !strings.Contains(err.Error(), c.Src) {
-			err = fmt.Errorf("copy %s: %w", c.Src, err)
+	j := c.newJob(log, counters)
+	err = shown(display, func() error { return j.do(ctx) })
+	if c.Report != "" {
+		if reported := j.report.Write(c.Report); reported != nil {
+			err = errors.Join(err, reported)
 		}
-		err = asUsage(err)
-	}
-	if reported := j.finishReport(err); reported != nil {
-		err = errors.Join(err, reported)
-	}
-	if d := j.result.Digest; err == nil && d != nil {
-		log.Info("digest", d.Algorithm, d.Value)
 	}
 	if closed := closeLog(); closed != nil && err == nil {
 		err = fmt.Errorf("log file: %w", closed)
@@ -220,6 +204,47 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		return &reportedError{err}
 	}
 	return nil
+}
+
+// newJob returns a copy as the flags say, which tells log what happens, and
+// counters how far it is.
+func (c *copyCommand) newJob(log *slog.Logger, counters *progress.Counters) *job {
+	j := &job{
+		copyCommand: c, log: log, counters: counters,
+		report: transfer.NewReport(c.Src, c.Dst),
+		opener: c.opener(), backings: c.opener(), stdout: os.Stdout,
+	}
+	j.backings.SingleLink = false // that is said of SRC
+	if c.RateLimit > 0 {
+		j.limit = transfer.NewLimiter(int64(c.RateLimit))
+	}
+	j.opener.NBD.Connections, j.opener.NBD.Warn = int(c.Connections), j.warn
+	v := &j.opener.VDDK.Options
+	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, j.warn
+	j.opener.Retry.OnRetry = retryNotices(log)
+	return j
+}
+
+// do copies, and fills in the report. Its error is one to be shown.
+func (j *job) do(ctx context.Context) error {
+	err := j.run(ctx)
+	j.countSource(err)
+	var resumable *transfer.ResumableError
+	if errors.As(err, &resumable) {
+		err = &hintedError{err, fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)}
+	}
+	if err != nil {
+		// Most errors name the source already.
+		if !strings.Contains(err.Error(), j.Src) {
+			err = fmt.Errorf("copy %s: %w", j.Src, err)
+		}
+		err = asUsage(err)
+	}
+	j.endReport(err)
+	if d := j.result.Digest; err == nil && d != nil {
+		j.log.Info("digest", d.Algorithm, d.Value)
+	}
+	return err
 }
 
 func (c *copyCommand) style() progress.Style {
@@ -261,7 +286,7 @@ func asUsage(err error) error {
 	return err
 }
 
-func (j *job) finishReport(err error) error {
+func (j *job) endReport(err error) {
 	counts := j.result.Counts
 	if counts == (progress.Snapshot{}) {
 		counts = j.counters.Snapshot()
@@ -288,14 +313,13 @@ func (j *job) finishReport(err error) error {
 		j.report.Error, j.report.Hint = err.Error(), hint(err)
 	}
 	j.report.End(status, exit)
-	if j.Report == "" {
-		return nil
-	}
-	return j.report.Write(j.Report)
 }
 
+// warn is called concurrently, by the connections.
 func (j *job) warn(message string) {
 	j.log.Warn(message)
+	j.warning.Lock()
+	defer j.warning.Unlock()
 	j.report.Warnings = append(j.report.Warnings, message)
 }
 
@@ -336,7 +360,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	defer src.Close()
-	defer j.countSource(src)
+	j.source = src
 	j.report.VirtualSize = src.Size()
 	if d, ok := source.Ability[source.Described](src); ok {
 		j.info = d.Info()
@@ -376,6 +400,7 @@ func (j *job) run(ctx context.Context) error {
 	if entries := j.resumption.entries; len(entries) > 0 {
 		need = min(need, plan.DataFrom(entries[0].Offset))
 	}
+	j.need = need
 	planTarget := func() (*sinkopen.Target, error) {
 		return sinkopen.Plan(work, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(need, j.warn)))
 	}
@@ -387,7 +412,12 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	if j.DryRun {
-		return j.printPlan(os.Stdout, plan, shared, target)
+		if err := target.Check(ctx); errors.Is(err, errors.ErrUnsupported) {
+			j.warn(fmt.Sprintf("the target is not checked: %v", err))
+		} else if err != nil {
+			return err
+		}
+		return j.printPlan(j.stdout, plan, shared, target)
 	}
 	if j.drop(need) {
 		if u, ok := source.Ability[source.Uncached](src); ok {
@@ -402,7 +432,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	o := j.options()
-	o.Requests = j.requests(src)
+	o.Requests = requests(j.Depth, src)
 	ended, err := j.keep(ctx, &o)
 	if err != nil {
 		return errors.Join(err, dst.Abort())
@@ -436,8 +466,7 @@ func (j *job) openBacking(ctx context.Context) (done func(), err error) {
 		}
 		path = dir + "/" + path
 	}
-	// The same opener: what it opens is not written over.
-	d, err := j.opener.Open(ctx, path, j.BackingFormat)
+	d, err := j.backings.Open(ctx, path, j.BackingFormat)
 	if err != nil {
 		return nil, fmt.Errorf("--backing: %w", err)
 	}
@@ -457,7 +486,7 @@ func (j *job) openBacking(ctx context.Context) (done func(), err error) {
 // on a server each query takes a while.
 func (j *job) patience() time.Duration {
 	if (nbd.IsURI(j.Src) || sourceopen.IsVDDK(j.Src)) && !j.DryRun {
-		return 300 * time.Millisecond
+		return 100 * time.Millisecond
 	}
 	return math.MaxInt64
 }
@@ -531,33 +560,6 @@ func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
 	return nil
 }
 
-// countSource fills in what the report says of how the source was read.
-func (j *job) countSource(src source.Disk) {
-	c, ok := source.Ability[source.Counted](src)
-	if !ok {
-		return
-	}
-	s := c.Stats()
-	j.report.Transport, j.report.VDDKVersion, j.report.Connections = s.Transport, s.Library, s.Connections
-	j.report.Retries, j.report.WorkerRestarts = s.Retries, s.Restarts
-	if s.ExtentsSource != "" {
-		j.report.ExtentsSource = s.ExtentsSource
-	}
-}
-
-// requests is how many reads are in flight: Depth on each connection that the
-// source may come to have.
-func (j *job) requests(src source.Disk) int {
-	connections := 1
-	if c, ok := source.Ability[source.Counted](src); ok {
-		connections = c.Stats().Connections
-		if sourceopen.IsVDDK(j.Src) {
-			connections = cmp.Or(int(j.Connections), vddk.MaxAuto)
-		}
-	}
-	return j.Depth * max(connections, 1)
-}
-
 // describeSource fills in what the report says of the source.
 func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 	j.report.Transport, j.report.Connections = "file", 1
@@ -600,20 +602,25 @@ func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
 		Format: j.Format, Compress: j.Compress, ClusterSize: cluster,
 		Force: j.Force, Preallocation: sinkraw.Preallocation(j.Preallocation),
 		TargetIsZero: j.TargetIsZero, DropCache: j.drop(need), Need: need,
-		Source: j.opener.Uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections), Timeout: time.Duration(j.Timeout)},
+		Source: j.uses, Warn: warn, NBD: client.Options{Connections: int(j.Connections), Timeout: time.Duration(j.Timeout)},
 	}
+}
+
+// uses returns the name of the file that is read, if fi is one.
+func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
+	if path, ok = j.opener.Uses(fi); !ok {
+		path, ok = j.backings.Uses(fi)
+	}
+	return path, ok
 }
 
 func (j *job) options() transfer.Options {
 	o := transfer.Options{
 		RequestSize: int(j.RequestSize), Requests: j.Depth, Reflink: reflinks[j.Reflink],
-		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters, Backing: j.backing,
+		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters, Backing: j.backing, Limit: j.limit,
 	}
 	if j.Sparse != nil {
 		o.Sparse, o.KeepZeros = int64(*j.Sparse), *j.Sparse == 0
-	}
-	if j.RateLimit > 0 {
-		o.Limit = transfer.NewLimiter(int64(j.RateLimit))
 	}
 	return o
 }

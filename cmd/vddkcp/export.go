@@ -277,7 +277,7 @@ func (c *exportCommand) serve(ctx context.Context, exports *exports, sockets *so
 	} else {
 		all.Go(func() {
 			defer stop()
-			ran = runCommand(ending, sockets.script(uris[0], name)+c.Command)
+			ran = runShell(ending, sockets.script(uris[0], name)+c.Command)
 		})
 	}
 	all.Wait()

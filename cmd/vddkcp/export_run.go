@@ -39,9 +39,9 @@ func (s *sockets) script(uri, name string) string {
 // shellQuote makes of s one word of a shell's.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'"'"'`) + "'" }
 
-// runCommand runs a script and returns nil, a *commandStatus, or why it could
+// runShell runs a script and returns nil, a *commandStatus, or why it could
 // not be run. The end of ctx ends it: by the signal that is the cause.
-func runCommand(ctx context.Context, script string) error {
+func runShell(ctx context.Context, script string) error {
 	command := exec.Command("/bin/sh", "-c", script)
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
 	if err := command.Start(); err != nil {

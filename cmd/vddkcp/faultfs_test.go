@@ -49,8 +49,12 @@ func (f *faultFS) next(call string) fault {
 }
 
 type faultNode struct {
-	fs.LoopbackNode
+	*fs.LoopbackNode
 	of *faultFS
+}
+
+func (n *faultNode) WrapChild(_ context.Context, child fs.InodeEmbedder) fs.InodeEmbedder {
+	return &faultNode{child.(*fs.LoopbackNode), n.of}
 }
 
 type faultFile struct {
@@ -123,10 +127,7 @@ func mountFaults(t *testing.T, faults ...fault) (dir, below string) {
 	dir, below = t.TempDir(), t.TempDir()
 	of := &faultFS{faults: faults, calls: map[string]int{}}
 	root := &fs.LoopbackRoot{Path: below}
-	root.NewNode = func(root *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &faultNode{fs.LoopbackNode{RootData: root}, of}
-	}
-	root.RootNode = root.NewNode(root, nil, "", nil)
+	root.RootNode = &faultNode{&fs.LoopbackNode{RootData: root}, of}
 	server, err := fs.Mount(dir, root.RootNode, &fs.Options{MountOptions: fuse.MountOptions{DirectMountStrict: true, FsName: "faults", MaxWrite: 1 << 20}})
 	if err != nil {
 		t.Fatalf("mount: %v", err)

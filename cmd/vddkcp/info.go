@@ -171,6 +171,17 @@ func describeImage(ctx context.Context, address string, d source.Disk) (*imageIn
 	if g := info.Geometry; g != [3]int64{} {
 		i.Geometry = &diskGeometry{g[0], g[1], g[2]}
 	}
+	if i.VDDK != nil {
+		// The library tells only on demand, and what it can't tell is allocated.
+		for e, err := range d.Extents(ctx, 0, d.Size()) {
+			if err != nil {
+				return nil, err
+			}
+			if e.Kind == source.Data {
+				i.Allocated += e.Len
+			}
+		}
+	}
 	if i.Chain = info.Chain; len(i.Chain) > 1 {
 		i.Backing = &i.Chain[1]
 	}

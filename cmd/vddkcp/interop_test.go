@@ -635,3 +635,33 @@ func TestSamples(t *testing.T) {
 		refuses(t, want, out, sample, out)
 	}
 }
+
+// A device that can't keep what it took fails the copy: here its backing file
+// has no room, or is cut off under it.
+func TestFailingDevice(t *testing.T) {
+	peer.NeedRoot(t)
+	peer.Need(t, "losetup")
+	disk := filepath.Join(t.TempDir(), "disk.raw")
+	random(t, disk, 24<<20)
+	small := mount(t, "-t", "tmpfs", "-o", "size=8M", "tmpfs")
+	for _, cut := range []bool{false, true} {
+		backing := filepath.Join(small, "backing")
+		if err := os.WriteFile(backing, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Truncate(backing, 24<<20); err != nil {
+			t.Fatal(err)
+		}
+		device := strings.TrimSpace(peer.Run(t, "losetup", "--find", "--show", backing))
+		if cut {
+			if err := os.Truncate(backing, 4<<20); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r := vddkcp(t, "--journal", filepath.Join(t.TempDir(), "journal"), "--request-size", "1MiB", disk, device)
+		peer.Run(t, "losetup", "--detach", device)
+		if r.exit != 1 && r.exit != 75 || !strings.Contains(r.stderr, device) {
+			t.Errorf("cut %v: exit status %d, want 1 or 75\n%s", cut, r.exit, r.stderr)
+		}
+	}
+}

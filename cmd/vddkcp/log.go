@@ -68,7 +68,7 @@ func (h *plainHandler) Handle(_ context.Context, r slog.Record) error {
 	line.WriteString(r.Message)
 	line.WriteString(h.attrs)
 	r.Attrs(func(a slog.Attr) bool {
-		fmt.Fprintf(&line, " %s=%v", a.Key, a.Value)
+		fmt.Fprintf(&line, " %s=%s", a.Key, printable(a.Value.String()))
 		return true
 	})
 	line.WriteByte('\n')
@@ -81,7 +81,7 @@ func (h *plainHandler) Handle(_ context.Context, r slog.Record) error {
 func (h *plainHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	with := *h
 	for _, a := range attrs {
-		with.attrs += fmt.Sprintf(" %s=%v", a.Key, a.Value)
+		with.attrs += fmt.Sprintf(" %s=%s", a.Key, printable(a.Value.String()))
 	}
 	return &with
 }

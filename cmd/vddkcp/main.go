@@ -25,6 +25,7 @@ var version = "devel"
 type cli struct {
 	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk (the default command)."`
 	Export     exportCommand     `cmd:"" help:"Serve disks over NBD, until stopped."`
+	RunJobs    runCommand        `cmd:"" name:"run" help:"Run a batch of copies, by a job file."`
 	Info       infoCommand       `cmd:"" help:"Print the format, size, allocation, chain and identity of a disk."`
 	Map        mapCommand        `cmd:"" help:"Print the extents of a disk, as qemu-img map does."`
 	Verify     verifyCommand     `cmd:"" help:"Compare two disks, or one with a digest."`
@@ -39,7 +40,7 @@ type cli struct {
 func newParser(c *cli, stdout, stderr io.Writer, exit func(int), options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append(options,
 		kong.Name("vddkcp"),
-		kong.Description("Copies VMware virtual disks to raw files, block devices and pipes, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can go on; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
+		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can go on; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
@@ -95,7 +96,6 @@ func run(args []string) int {
 // SRC: a script for a later version must not copy a file of that name.
 func refuseReserved(args []string) error {
 	reserved := []string{
-		"run",
 		"ls", "vm", "warm", "check", "cleanup", "vddk-worker",
 	}
 	if len(args) > 0 && slices.Contains(reserved, args[0]) {
@@ -198,9 +198,12 @@ func exitStatus(err error) int {
 	var stopped *signalError
 	var usage *usageError
 	var command *commandStatus
+	var batch *batchError
 	switch {
 	case errors.As(err, &command):
 		return command.status
+	case errors.As(err, &batch):
+		return batch.exit
 	case errors.As(err, &stopped):
 		return 128 + int(stopped.signal)
 	case errors.As(err, &usage):
@@ -223,21 +226,28 @@ func hint(err error) string {
 }
 
 // fail shows err on w, for people or as JSON, and returns its exit status.
-func fail(w io.Writer, asJSON bool, err error) int {
+func fail(w io.Writer, asJSON bool, err error) int { return failJob(w, asJSON, "", err) }
+
+// failJob is fail for a job of a batch, or, with "", all else.
+func failJob(w io.Writer, asJSON bool, job string, err error) int {
 	status, advice := exitStatus(err), hint(err)
 	if asJSON {
 		text, marshalled := json.Marshal(struct {
 			Type  string `json:"type"`
+			Job   string `json:"job,omitempty"`
 			Error string `json:"error"`
 			Hint  string `json:"hint"`
 			Exit  int    `json:"exit"`
-		}{"error", err.Error(), advice, status})
+		}{"error", job, err.Error(), advice, status})
 		if marshalled == nil {
 			fmt.Fprintf(w, "%s\n", text)
 			return status
 		}
 	}
 	message := fmt.Sprintf("vddkcp: %v\n", err)
+	if job != "" {
+		message = fmt.Sprintf("vddkcp: job %s: %v\n", printable(job), err)
+	}
 	if advice != "" {
 		message += "hint: " + advice + "\n"
 	}

@@ -30,6 +30,7 @@ type secretForm int
 const (
 	notGiven   secretForm = iota
 	inPlain               // VALUE
+	inJobFile             // VALUE, that nobody sees on a command line
 	onTerminal            // -
 	inFile                // +FILE
 	onFD                  // -FD
@@ -80,7 +81,7 @@ func (f *secretFlag) read(ctx context.Context, what string) (vddk.Secret, error)
 	switch f.form {
 	case notGiven:
 		return vddk.Secret{}, nil
-	case inPlain:
+	case inPlain, inJobFile:
 		text = f.value
 	case onTerminal:
 		text, err = askTerminal(ctx, what+": ")

@@ -24,7 +24,6 @@ type resumption struct {
 	path    string // of the journal; "": the target can't be resumed
 	place   sinkopen.Place
 	copy    journal.Copy
-	journal *journal.Journal
 	entries []journal.Entry // to go on at, the newest first; none: from the start
 	stale   bool            // the .partial that is there is of no use
 }
@@ -144,7 +143,7 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 			}
 			return dst, nil
 		}
-		err = last.CheckTail(ctx, readerAt(back.ReadBack))
+		err = last.CheckTail(ctx, back)
 		if err == nil {
 			if err := j.checkSource(ctx, src, last); err != nil {
 				return nil, errors.Join(err, dst.Suspend())
@@ -166,10 +165,6 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 		}
 	}
 }
-
-type readerAt func(p []byte, off int64) (int, error)
-
-func (f readerAt) ReadAt(p []byte, off int64) (int, error) { return f(p, off) }
 
 // checkSource looks, where nothing proves that the source is the same, whether
 // what was read last still is.

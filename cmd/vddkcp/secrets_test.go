@@ -50,7 +50,7 @@ func TestSecretsStayInside(t *testing.T) {
 		"a cookie":    {"--password=+" + filepath.Join(dir, "pw"), "VDDKCP_COOKIE=" + marker + "-c"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cmd := command(t, "[ds] a.vmdk", filepath.Join(dir, "out.raw"), "-v", "--report", report, "--libdir", lib, "--server", "localhost", "--port", "1",
+			cmd := command(t, "--force", "[ds] a.vmdk", filepath.Join(dir, "out.raw"), "-v", "--report", report, "--libdir", lib, "--server", "localhost", "--port", "1",
 				"--user", "u", "--vm", "moref=1", "--thumbprint", thumbprint, "--connections", "1", "--progress", "none", c.flag)
 			if cmd.Env = os.Environ(); c.env != "" {
 				cmd.Env = append(cmd.Env, c.env)

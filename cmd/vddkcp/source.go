@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"strconv"
 	"strings"
@@ -55,15 +56,12 @@ func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d s
 	opener := f.opener()
 	opener.VDDK.Options.Log, opener.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
 	opener.NBD.Warn = opener.VDDK.Options.Warn
+	opener.Retry.OnRetry = retryNotices(log)
 	if d, err = opener.Open(ctx, src, f.SourceFormat); err != nil {
 		closeLog()
 		return nil, nil, asUsage(err)
 	}
-	if w, ok := source.Ability[sourceopen.Warned](d); ok {
-		for _, message := range w.Warnings() {
-			log.Warn(message)
-		}
-	}
+	warnOf(log, d)
 	if i, ok := source.Ability[source.Described](d); ok {
 		info := i.Info()
 		if info.Format == "raw" && f.SourceFormat == "" && looksLikeVMDK(src) {
@@ -75,6 +73,17 @@ func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d s
 		d.Close()
 		closeLog()
 	}, nil
+}
+
+// warnOf logs what the readers of disks warn of.
+func warnOf(log *slog.Logger, disks ...source.Disk) {
+	for _, d := range disks {
+		if w, ok := source.Ability[sourceopen.Warned](d); ok {
+			for _, message := range w.Warnings() {
+				log.Warn(message)
+			}
+		}
+	}
 }
 
 // printable returns a string that came from a file or a file's name so that it

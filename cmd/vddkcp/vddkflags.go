@@ -146,7 +146,7 @@ func (f *vddkFlags) AfterApply(environment *secretEnvironment) error {
 // read once all else is known to be in order.
 func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, warn func(string)) (vddk.Params, error) {
 	p := vddk.Params{
-		File: file, Server: f.Server, User: f.User, VM: f.VM, Snapshot: f.Snapshot, Thumbprint: f.Thumbprint,
+		File: file, Server: withoutBrackets(f.Server), User: f.User, VM: f.VM, Snapshot: f.Snapshot, Thumbprint: f.Thumbprint,
 		Port: uint32(f.Port), NFCHostPort: uint32(f.NFCHostPort), Transports: f.Transports, Compression: f.Compression,
 		Config: f.Config, LibDir: f.LibDir, SingleLink: singleLink, Unbuffered: f.Unbuffered,
 		NFCBuffers: vddk.NFCBuffers(f.NFCBuffers), PrepareAccess: f.PrepareAccess,
@@ -183,6 +183,14 @@ func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, wa
 	}
 	f.secrets.password, f.secrets.cookie, f.secrets.read = p.Password, p.Cookie, true
 	return p, nil
+}
+
+// withoutBrackets is the address in "[::1]".
+func withoutBrackets(server string) string {
+	if address, ok := strings.CutPrefix(server, "["); ok {
+		return strings.TrimSuffix(address, "]")
+	}
+	return server
 }
 
 func (f *vddkFlags) readSecrets(ctx context.Context, p *vddk.Params, warn func(string)) error {

@@ -85,6 +85,9 @@ func TestVDDKFlags(t *testing.T) {
 	if got := fmt.Sprint(o.VDDK.Options.Debug, o.VDDK.Options.Timeout, o.NBD.Timeout, o.Retry.Retries, o.Retry.Timeout); got != "map[datapath:false stats:true] 5s 5s 3 1m0s" {
 		t.Error(got)
 	}
+	if p, _, err := paramsOf(t, nil, "server=[::1]", "user=u", "password=+/dev/null", "vm=moref=1", "/x", "out"); err != nil || p.Server != "::1" {
+		t.Errorf("%q, %v: want an address without brackets", p.Server, err)
+	}
 	if c, err = parsed(nil, "a", "b"); err != nil || c.opener().Retry.Retries != -1 {
 		t.Errorf("without --retries: %v, want no limit", err)
 	}

@@ -30,7 +30,7 @@ type verifyCommand struct {
 	Digest digestValue `help:"Compare DST, the only disk then, with a digest instead of a disk: 64 hexadecimal digits, after blksum: (the default) or sha256:." placeholder:"VALUE" group:"Target:"`
 
 	RequestSize bytesize.Size `help:"Bytes to read at once (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Depth       int           `help:"Reads in flight (4)." default:"4" placeholder:"N" group:"Speed:"`
+	Depth       int           `help:"Reads in flight, on each connection (4)." default:"4" placeholder:"N" group:"Speed:"`
 
 	Progress string `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 }
@@ -129,6 +129,7 @@ func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
 	o.VDDK.Options.RequestSize, o.VDDK.Options.Depth = int(c.RequestSize), c.Depth
 	o.VDDK.Options.Log, o.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
 	o.NBD.Warn = o.VDDK.Options.Warn
+	o.Retry.OnRetry = retryNotices(log)
 	return o
 }
 
@@ -144,7 +145,9 @@ func (c *verifyCommand) compare(ctx context.Context, log *slog.Logger, counters 
 		return err
 	}
 	defer dst.Close()
+	warnOf(log, src, dst)
 	o := c.options(counters)
+	o.Requests = requests(c.Depth, src, dst)
 	o.TargetMayBeLonger = isDevice(c.Dst, dst) || nbd.IsURI(c.Dst)
 	diff, err := transfer.Compare(ctx, src, dst, o)
 	if err != nil {
@@ -163,8 +166,11 @@ func (c *verifyCommand) sum(ctx context.Context, log *slog.Logger, counters *pro
 		return err
 	}
 	defer d.Close()
+	warnOf(log, d)
 	want := c.Digest
-	got, err := transfer.Sum(ctx, d, want.algorithm, c.options(counters))
+	o := c.options(counters)
+	o.Requests = requests(c.Depth, d)
+	got, err := transfer.Sum(ctx, d, want.algorithm, o)
 	if err != nil {
 		return fmt.Errorf("target: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"vddkcp/internal/nearest"
 	sourceopen "vddkcp/source/open"
 )
 
@@ -76,7 +77,7 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 			return nil, &usageError{err: fmt.Errorf("%s=: vddkcp does not create VMDKs through VDDK", key)}
 		default:
 			return nil, &usageError{
-				err:  fmt.Errorf("%s=: no parameter of nbdkit-vddk-plugin; did you mean %s=?", key, nearest(key, slices.Concat(flagKeys, otherKeys))),
+				err:  fmt.Errorf("%s=: no parameter of nbdkit-vddk-plugin; did you mean %s=?", key, nearest.Of(key, slices.Concat(flagKeys, otherKeys))),
 				hint: fmt.Sprintf("for a file of that name write ./%s=...", key),
 			}
 		}
@@ -111,32 +112,6 @@ func nbdkitBool(s string) (bool, error) {
 		return false, nil
 	}
 	return false, fmt.Errorf("%q: want true or false", s)
-}
-
-// nearest is the name that the fewest edits make of word.
-func nearest(word string, names []string) string {
-	return slices.MinFunc(names, func(a, b string) int { return edits(word, a) - edits(word, b) })
-}
-
-// edits is Levenshtein's distance.
-func edits(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // rewriteWords makes of a command line with KEY=VALUE words one with flags. It

@@ -148,8 +148,21 @@ func connect(ctx context.Context, uri *nbd.URI, limit, timeout time.Duration) (*
 	if err != nil {
 		return nil, negotiated{}, err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v: %w", limit, os.ErrDeadlineExceeded))
+	ctx, cancel := within(ctx, limit)
 	defer cancel()
+	raw, err := reach(ctx, uri)
+	if err != nil {
+		return nil, negotiated{}, err
+	}
+	return converse(ctx, raw, uri, config, timeout)
+}
+
+func within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v: %w", limit, os.ErrDeadlineExceeded))
+}
+
+// reach opens a socket to the server.
+func reach(ctx context.Context, uri *nbd.URI) (net.Conn, error) {
 	network, address := "tcp", net.JoinHostPort(uri.Host, uri.Port)
 	if uri.Socket != "" {
 		network, address = "unix", uri.Socket
@@ -158,13 +171,13 @@ func connect(ctx context.Context, uri *nbd.URI, limit, timeout time.Duration) (*
 		}
 	}
 	raw, err := new(net.Dialer).DialContext(ctx, network, address)
-	if err != nil {
-		if ctx.Err() != nil {
-			err = context.Cause(ctx)
-		}
-		return nil, negotiated{}, err
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	case err != nil:
+		return nil, unreachable(uri, err)
 	}
-	return converse(ctx, raw, uri, config, timeout)
+	return raw, nil
 }
 
 // converse makes a connection of a socket, which it owns.

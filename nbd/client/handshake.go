@@ -29,6 +29,7 @@ type negotiated struct {
 	flags nbd.TransmissionFlags
 	sizes nbd.BlockSizes // the protocol's defaults where the server told none
 	told  bool           // sizes are the server's
+	old   bool           // the server is oldstyle
 
 	structured bool
 	contexts   bool   // the allocation can be asked for
@@ -41,11 +42,18 @@ type negotiated struct {
 type shaker struct {
 	conn net.Conn
 	uri  *nbd.URI
+	look bool // the export is only asked about, not opened
 }
+
+// errUntold says that a server tells of an export only who opens it.
+var errUntold = errors.New("the server is too old to be asked about an export")
 
 // shake negotiates over raw. The connection returned is raw, or TLS over it.
 func shake(ctx context.Context, raw net.Conn, uri *nbd.URI, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
-	s := &shaker{raw, uri}
+	return (&shaker{conn: raw, uri: uri}).shake(ctx, tlsConfig)
+}
+
+func (s *shaker) shake(ctx context.Context, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
 	n, err := s.greet(ctx, tlsConfig)
 	if err == nil {
 		err = n.check()
@@ -102,6 +110,13 @@ func (s *shaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negotiated
 			return n, err
 		}
 	}
+	if s.look {
+		known, err := s.goOption(&n, nbd.OptInfo)
+		if err == nil && !known {
+			err = errUntold
+		}
+		return n, err
+	}
 	if n.structured, err = s.agree(nbd.OptStructuredReply, nil); err != nil {
 		return n, err
 	}
@@ -110,7 +125,7 @@ func (s *shaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negotiated
 			return n, err
 		}
 	}
-	known, err := s.goOption(&n)
+	known, err := s.goOption(&n, nbd.OptGo)
 	if err != nil || known {
 		return n, err
 	}
@@ -129,7 +144,7 @@ func (s *shaker) oldstyle(n negotiated) (negotiated, error) {
 	if err := s.full(b[:]); err != nil {
 		return n, fmt.Errorf("size and flags: %w", err)
 	}
-	n.size = int64(binary.BigEndian.Uint64(b[:]))
+	n.old, n.size = true, int64(binary.BigEndian.Uint64(b[:]))
 	n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(b[10:]))
 	return n, nil
 }
@@ -137,6 +152,9 @@ func (s *shaker) oldstyle(n negotiated) (negotiated, error) {
 // exportName ends the handshake in the way that every newstyle server knows,
 // and that leaves no room for an error.
 func (s *shaker) exportName(n negotiated, mine nbd.HandshakeFlags) (negotiated, error) {
+	if s.look {
+		return n, errUntold
+	}
 	if err := s.option(nbd.OptExportName, []byte(s.uri.Export)); err != nil {
 		return n, err
 	}
@@ -145,7 +163,7 @@ func (s *shaker) exportName(n negotiated, mine nbd.HandshakeFlags) (negotiated, 
 		b = b[:cap(b)]
 	}
 	if err := s.full(b); err != nil {
-		return n, fmt.Errorf("export %q: %w (the server may have none of that name)", s.uri.Export, err)
+		return n, &hinted{fmt.Errorf("export %q: %w", s.uri.Export, err), "the server may have no export of that name"}
 	}
 	n.size = int64(binary.BigEndian.Uint64(b))
 	n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(b[8:]))
@@ -158,11 +176,11 @@ func (s *shaker) startTLS(ctx context.Context, config *tls.Config) error {
 		return err
 	}
 	if !ok {
-		return errors.New("the server has no TLS, which nbds demands")
+		return &hinted{errors.New("the server has no TLS, which nbds demands"), "nbd:// and nbd+unix:// go without, and then whoever is on the way can read and change what is copied"}
 	}
 	t := tls.Client(s.conn, config)
 	if err := t.HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("TLS: %w", err)
+		return fmt.Errorf("TLS: %w", untrusted(err))
 	}
 	s.conn = t
 	return nil
@@ -180,7 +198,7 @@ func (s *shaker) agree(o nbd.Option, data []byte) (bool, error) {
 	case err != nil:
 		return false, err
 	case t == nbd.RepErrTLSRequired, t == nbd.RepErrShutdown:
-		return false, refused(o, t, text)
+		return false, s.refused(o, t, text)
 	}
 	return t == nbd.RepAck, nil
 }
@@ -205,10 +223,9 @@ func (s *shaker) setContext(n *negotiated) error {
 	return err
 }
 
-// goOption ends the handshake with GO. A server that does not know it leaves
-// known false.
-func (s *shaker) goOption(n *negotiated) (known bool, err error) {
-	const o = nbd.OptGo
+// goOption ends the handshake with GO, or learns the same by INFO. A server that
+// does not know the option leaves known false.
+func (s *shaker) goOption(n *negotiated, o nbd.Option) (known bool, err error) {
 	if err := s.option(o, nbd.AppendGo(nil, s.uri.Export, nbd.InfoBlockSize)); err != nil {
 		return false, err
 	}
@@ -244,7 +261,7 @@ func (s *shaker) goOption(n *negotiated) (known bool, err error) {
 	case t == nbd.RepErrUnsupported:
 		return false, nil
 	case t != nbd.RepAck:
-		return false, refused(o, t, text)
+		return false, s.refused(o, t, text)
 	case !exported:
 		return false, violation("reply to %v: ACK without the export's size", o)
 	}
@@ -252,24 +269,48 @@ func (s *shaker) goOption(n *negotiated) (known bool, err error) {
 }
 
 // refused is the error of an option that had to be taken.
-func refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
-	message := t.String()
-	if t == nbd.RepErrTLSRequired {
-		message += ": want nbds:// or nbds+unix://"
+func (s *shaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
+	message := fmt.Sprintf("%v: %v", o, t)
+	if t == nbd.RepErrUnknown {
+		message = fmt.Sprintf("%v: the server has no export %q", o, nbd.Text([]byte(s.uri.Export)))
 	}
 	if text != "" {
 		message += ": " + text
 	}
-	return &refusedError{o, t, message}
+	err, hint := errors.New(message), ""
+	switch t {
+	case nbd.RepErrTLSRequired:
+		hint = "want " + secured(s.uri)
+	case nbd.RepErrUnknown:
+		hint = listed(s.list())
+	}
+	if hint == "" {
+		return err
+	}
+	return &hinted{err, hint}
 }
 
-type refusedError struct {
-	option  nbd.Option
-	reply   nbd.OptionReplyType
-	message string
+// list asks which exports there are, where the server tells: the first names,
+// and how many there are more.
+func (s *shaker) list() (names []string, more int) {
+	const o = nbd.OptList
+	if err := s.option(o, nil); err != nil {
+		return nil, 0
+	}
+	// Only for a hint: what is wrong with the replies does not matter.
+	s.replies(o, func(t nbd.OptionReplyType, data []byte) error {
+		if t != nbd.RepServer || len(data) < 4 || int64(binary.BigEndian.Uint32(data)) > int64(len(data)-4) {
+			return violation("reply to %v: %v of %d bytes", o, t, len(data))
+		}
+		if len(names) < shownExports {
+			names = append(names, string(data[4:4+binary.BigEndian.Uint32(data)]))
+		} else {
+			more++
+		}
+		return nil
+	})
+	return names, more
 }
-
-func (e *refusedError) Error() string { return e.option.String() + ": " + e.message }
 
 // replies takes the replies to an option up to the last, whose type it returns
 // with its text, which is empty but for errors. The others go to each.

@@ -1,11 +1,14 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"vddkcp/internal/bytesize"
 	"vddkcp/nbd"
@@ -15,6 +18,9 @@ import (
 
 // zeroPiece is how much one request zeroes at most.
 const zeroPiece = 128 << 20
+
+// lookTimeout is how long Check waits for a server.
+const lookTimeout = 5 * time.Second
 
 // zeros is never written to.
 var zeros [1 << 20]byte
@@ -79,12 +85,16 @@ func Create(ctx context.Context, uri string, size int64, o SinkOptions) (sink.Di
 	if err != nil {
 		return nil, err
 	}
-	if err := writable(s, size); err != nil {
+	if err := s.writable(s.name, size); err != nil {
 		s.close()
 		return nil, err
 	}
 	if s.size > size {
 		o.Client.warn("%s is larger than the disk: its last %d bytes, from %d on, stay as they are", s.name, s.size-size, size)
+	}
+	if err := tryFlush(ctx, s); err != nil {
+		s.close()
+		return nil, err
 	}
 	if s.flags&nbd.SendFlush == 0 {
 		o.Client.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.name)
@@ -102,15 +112,92 @@ func newTarget(s *server, size int64, o SinkOptions) *target {
 
 func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
 
-// writable refuses an export that can't hold the disk.
-func writable(s *server, size int64) error {
-	if s.flags&nbd.ReadOnly != 0 {
-		return fmt.Errorf("%s: %w", s.name, ErrReadOnly)
+// writable refuses an export that can't hold a disk of size bytes.
+func (n *negotiated) writable(name string, size int64) error {
+	if n.flags&nbd.ReadOnly != 0 {
+		return &hinted{fmt.Errorf("%s: %w", name, ErrReadOnly), "start the server without -r or --read-only, or vddkcp export with --rw"}
 	}
-	if s.size < size {
-		return fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk %d (%s)", s.name, s.size, bytesize.Format(s.size), size, bytesize.Format(size))
+	if n.size < size {
+		return &hinted{
+			fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk %d (%s)", name, n.size, bytesize.Format(n.size), size, bytesize.Format(size)),
+			fmt.Sprintf("an NBD export can't grow: let the server have one of at least %d bytes", size),
+		}
 	}
 	return nil
+}
+
+// tryFlush looks whether an oldstyle server can do what it says: nbdkit's
+// --oldstyle refuses the commands that it has flags for. That is to be known
+// before anything is written. The flag is taken away where it is not true.
+func tryFlush(ctx context.Context, s *server) error {
+	if !s.old || s.flags&nbd.SendFlush == 0 {
+		return nil
+	}
+	k := &call{cmd: nbd.CmdFlush}
+	err := s.do(ctx, s.pick(), k)
+	var refused *serverError
+	if errors.As(err, &refused) && refused.errno == nbd.EINVAL {
+		s.flags &^= nbd.SendFlush
+		return nil
+	}
+	if err != nil {
+		return s.explain(k, err)
+	}
+	return nil
+}
+
+// Check looks whether Create could write a disk of size bytes to the export that
+// uri names, without opening it: the server sees a connection that asks (by INFO)
+// and goes, which none takes for the one client that it waits for. It returns
+// errors.ErrUnsupported where a server tells nothing in that way, or nothing at
+// all within some seconds: one that is busy with its only client does not.
+func Check(ctx context.Context, uri string, size int64, o Options) error {
+	u, err := nbd.ParseURI(uri)
+	if err != nil {
+		return err
+	}
+	name := nbd.Text([]byte(uri))
+	n, err := ask(ctx, u, min(lookTimeout, cmp.Or(o.Timeout, defaultTimeout)))
+	if err == nil && n.size == 0 { // nbd-server's INFO says so of every export
+		err = errUntold
+	}
+	if errors.Is(err, errUntold) || errors.Is(err, os.ErrDeadlineExceeded) {
+		err = fmt.Errorf("%w: %w", err, errors.ErrUnsupported)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return n.writable(name, size)
+}
+
+// ask learns of an export by a connection of its own.
+func ask(ctx context.Context, uri *nbd.URI, limit time.Duration) (negotiated, error) {
+	config, err := tlsConfig(uri)
+	if err != nil {
+		return negotiated{}, err
+	}
+	ctx, cancel := within(ctx, limit)
+	defer cancel()
+	raw, err := reach(ctx, uri)
+	if err != nil {
+		return negotiated{}, err
+	}
+	defer raw.Close()
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	defer stop()
+	s := &shaker{conn: raw, uri: uri, look: true}
+	_, n, err := s.shake(ctx, config)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return n, context.Cause(ctx)
+	case err != nil:
+		return n, err
+	case n.old:
+		s.send(nbd.Request{Type: nbd.CmdDisconnect}.Append(nil))
+	default:
+		s.option(nbd.OptAbort, nil)
+	}
+	return n, nil
 }
 
 func (t *target) Unit() int64 { return int64(t.server.sizes.Min) }
@@ -294,10 +381,10 @@ func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 			return s.explain(k, err)
 		case fast && (server.errno == nbd.ENOTSUP || server.errno == nbd.EINVAL):
 			t.noFast.Store(true)
-		case server.errno == nbd.ENOTSUP:
-			t.noZeroes.Store(true)
 		case k.n > most && (server.errno == nbd.EOVERFLOW || server.errno == nbd.EINVAL):
 			t.zeroLimit.Store(most)
+		case server.errno == nbd.ENOTSUP || server.errno == nbd.EINVAL:
+			t.noZeroes.Store(true)
 		default:
 			return s.explain(k, err)
 		}
@@ -388,8 +475,8 @@ func (t *target) Abort() error {
 	return nil
 }
 
-// ReadBack implements sink.Readback.
-func (t *target) ReadBack(p []byte, off int64) (int, error) {
+// ReadAt implements sink.Readback.
+func (t *target) ReadAt(p []byte, off int64) (int, error) {
 	return (&Disk{server: t.server, size: t.size, borrowed: true, text: t.server.name}).ReadAt(p, off)
 }
 

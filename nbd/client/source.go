@@ -48,7 +48,8 @@ func (d *Disk) Size() int64 { return d.size }
 
 // Stats tells how many connections are used.
 func (d *Disk) Stats() source.Stats {
-	return source.Stats{Transport: "nbd", Connections: len(d.server.conns)}
+	n := len(d.server.conns)
+	return source.Stats{Transport: "nbd", Connections: n, Most: n}
 }
 
 // Identity proves nothing: the protocol has no identity of an export.

@@ -36,7 +36,7 @@ func OpenWritable(ctx context.Context, uri string, o Options) (*WritableDisk, er
 	if err != nil {
 		return nil, err
 	}
-	if err := writable(s, s.size); err != nil {
+	if err := s.writable(s.name, s.size); err != nil {
 		s.close()
 		return nil, err
 	}

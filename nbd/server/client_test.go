@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -45,6 +46,26 @@ func content(size int) []byte {
 	}
 	clear(b[size/4 : size/2])
 	return b
+}
+
+// settled is the content after the requests that were answered.
+func (d *disk) settled() []byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.Bytes
+}
+
+// change changes the disk between requests.
+func (d *disk) change(how func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	how()
+}
+
+func (d *disk) Extents(ctx context.Context, off, n int64) iter.Seq2[source.Extent, error] {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return (&sourcetest.Memory{Bytes: d.Bytes, ExtentList: d.ExtentList}).Extents(ctx, off, n)
 }
 
 func (d *disk) ReadAt(p []byte, off int64) (int, error) {

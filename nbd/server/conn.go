@@ -40,6 +40,7 @@ type conn struct {
 	structured bool
 	contexts   []metaContext
 	contextsOf string // the export that they were chosen for
+	entered    bool   // Server.enter was called
 
 	holder  holder // of memory
 	owes    bool   // the goroutine that reads requests has to drain out
@@ -71,6 +72,9 @@ func (c *conn) serve() error {
 		if c.e != nil {
 			c.s.release(c.e)
 		}
+		if c.entered {
+			c.s.leave(c)
+		}
 	}()
 	ready, err := c.handshake()
 	if err != nil || !ready {
@@ -79,8 +83,6 @@ func (c *conn) serve() error {
 		}
 		return err
 	}
-	c.s.enter(c)
-	defer c.s.leave(c)
 	return c.transmit()
 }
 
@@ -97,12 +99,12 @@ func (c *conn) failed() bool {
 	return ended != nil && ended != ErrShutdown
 }
 
-// shutdown makes the connection take no more requests. What is in work may end
-// until the grace is over; then the disks fail.
+// shutdown makes the connection refuse requests, and soon read no more. What is
+// in work may end until the grace is over; then the disks fail.
 func (c *conn) shutdown() {
 	c.mu.Lock()
 	c.ending.Store(true)
-	c.base.SetReadDeadline(time.Unix(1, 0))
+	c.base.SetReadDeadline(time.Now().Add(lastRequests))
 	c.mu.Unlock()
 	over := time.AfterFunc(c.s.o.Grace, func() {
 		c.s.kill(ErrShutdown)
@@ -128,7 +130,7 @@ func (c *conn) transmit() error {
 	c.slots = make(chan struct{}, maxRequests)
 	c.out.raw = socket(c.net)
 	err := c.requests()
-	if errors.Is(err, os.ErrDeadlineExceeded) && c.ending.Load() {
+	if c.ended(err) {
 		err = nil
 	}
 	c.pay()
@@ -140,7 +142,20 @@ func (c *conn) transmit() error {
 		c.net.SetWriteDeadline(time.Now().Add(lastWrites))
 		closing.CloseWrite() // TLS: what was sent is all
 	}
+	if c.ending.Load() {
+		c.linger()
+	}
 	return err
+}
+
+// linger waits until the client has taken its replies: closing a socket while
+// there is something to read from it can take them back.
+func (c *conn) linger() {
+	if closing, ok := c.base.(interface{ CloseWrite() error }); ok {
+		closing.CloseWrite()
+		c.base.SetReadDeadline(time.Now().Add(lastWrites))
+		io.CopyN(io.Discard, c.base, maxDiscard)
+	}
 }
 
 func (c *conn) requests() error {
@@ -191,11 +206,22 @@ func (c *conn) memory(n int) (*buffer, error) {
 		return b, nil
 	}
 	c.pay()
-	b, err := c.s.memory.get(c.ctx, &c.holder, n)
-	if err != nil {
-		c.fail(err)
+	return c.s.memory.get(c.ctx, &c.holder, n)
+}
+
+// lost ends the connection because of err, unless that is only that the server
+// ends and there are replies to send. It returns what to answer then.
+func (c *conn) lost(err error) nbd.Errno {
+	if c.ended(err) {
+		return nbd.ESHUTDOWN
 	}
-	return b, err
+	c.fail(err)
+	return nbd.EIO
+}
+
+// ended reports whether err comes from the end of the server.
+func (c *conn) ended(err error) bool {
+	return c.ending.Load() && (errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ErrShutdown))
 }
 
 // newOp begins a request when there is room for it.

@@ -184,7 +184,6 @@ func (c *conn) use(name string) (wrong nbd.OptionReplyType, why string) {
 	deadline := c.deadline
 	c.mu.Unlock()
 	left := time.Until(deadline)
-	c.limit(time.Time{})
 	e, err := c.s.acquire(c.ctx, name)
 	c.limit(time.Now().Add(left))
 	switch {
@@ -219,6 +218,7 @@ func (c *conn) exportName(name string) error {
 	if t, why := c.use(name); t != 0 {
 		return fmt.Errorf("export %q: %s", name, why)
 	}
+	c.s.enter(c)
 	b := binary.BigEndian.AppendUint64(nil, uint64(c.e.size))
 	b = binary.BigEndian.AppendUint16(b, uint16(c.e.facts.flags(c.structured)))
 	if c.flags&nbd.NoZeroes == 0 {
@@ -320,6 +320,9 @@ func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 	}
 	if t, why := c.use(name); t != 0 {
 		return false, c.refuse(o, t, why)
+	}
+	if o == nbd.OptGo {
+		c.s.enter(c)
 	}
 	b := binary.BigEndian.AppendUint16(nil, uint16(nbd.InfoExport))
 	b = binary.BigEndian.AppendUint64(b, uint64(c.e.size))

@@ -247,7 +247,7 @@ func TestShutdown(t *testing.T) {
 			held, begun := make(chan struct{}), make(chan struct{}, 10)
 			d := newDisk(1 << 20)
 			d.OnRead = func(int64, int) error { begun <- struct{}{}; <-held; return nil }
-			s := serve(t, one("", d), server.Options{}, address)
+			s := serve(t, one("", d), server.Options{Writable: true}, address)
 			idle, busy := s.dial(t, true), s.dial(t, true)
 			for range 4 {
 				busy.send(nbd.CmdRead, 0, 0, 512, nil)
@@ -255,16 +255,24 @@ func TestShutdown(t *testing.T) {
 			for range 4 {
 				<-begun
 			}
+			// What is not whole can't be done, and must not spoil the rest.
+			busy.write(nbd.Request{Type: nbd.CmdWrite, Len: 4096}.Append(nil), []byte("half"))
 			s.end()
 			idle.closed()
 			if c, err := net.Dial(s.Addr().Network(), s.Addr().String()); err == nil {
 				(&client{t: t, Conn: c}).closed()
 			}
 			close(held)
-			for range 4 {
-				if a := busy.receive(0, 512); a.errno != 0 || !bytes.Equal(a.data, d.Bytes[:512]) {
+			refused := 0
+			for range 5 {
+				if a := busy.receive(0, 512); a.errno == nbd.ESHUTDOWN && a.cookie == 0 {
+					refused++
+				} else if a.errno != 0 || !bytes.Equal(a.data, d.Bytes[:512]) {
 					t.Errorf("%v", a.errno)
 				}
+			}
+			if refused != 1 {
+				t.Errorf("%d were refused, want the write", refused)
 			}
 			busy.closed()
 			if err := <-s.done; err != nil {

@@ -3,6 +3,7 @@ package server
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -10,8 +11,8 @@ import (
 
 func TestMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		dropped := 0
-		m := newMemory(8<<20, func(time.Duration) { dropped++ })
+		var dropped atomic.Int64
+		m := newMemory(8<<20, func(time.Duration) { dropped.Add(1) })
 		var hog, second, third holder
 		take := func(h *holder, n int) *buffer {
 			t.Helper()
@@ -68,8 +69,8 @@ func TestMemory(t *testing.T) {
 			ended <- err
 		}()
 		time.Sleep(3*stall - time.Second)
-		if dropped != 2 {
-			t.Errorf("asked for memory %d times, want 2", dropped)
+		if n := dropped.Load(); n != 2 {
+			t.Errorf("asked for memory %d times, want 2", n)
 		}
 		cancel(gone)
 		if err := <-ended; err != gone {
@@ -78,6 +79,8 @@ func TestMemory(t *testing.T) {
 		for _, b := range hogs {
 			m.put(b)
 		}
+		m.mu.Lock()
+		defer m.mu.Unlock()
 		if m.used != 0 || hog.held != 0 || second.held != 0 || third.held != 0 || len(m.waiting) != 0 {
 			t.Errorf("%d used, %d, %d, %d held, %d waiting", m.used, hog.held, second.held, third.held, len(m.waiting))
 		}

@@ -243,12 +243,12 @@ func (o *op) write(errno nbd.Errno, why string) error {
 			err = fmt.Errorf("data of a write: %w", err)
 		}
 		if err != nil {
-			c.fail(err)
+			c.lost(err)
 		}
 		o.refuse(errno, why)
 		return err
 	}
-	pieces := int(max(o.Len+maxPiece-1, 1) / maxPiece)
+	pieces := int((o.Len + maxPiece - 1) / maxPiece)
 	if o.Len == 0 {
 		o.post()
 		return nil
@@ -263,11 +263,10 @@ func (o *op) write(errno nbd.Errno, why string) error {
 			if _, err = io.ReadFull(c.r, b.b); err != nil {
 				c.s.memory.put(b)
 				err = fmt.Errorf("data of a write: %w", err)
-				c.fail(err)
 			}
 		}
 		if err != nil {
-			o.abandon(pieces - i)
+			o.abandon(pieces-i, err)
 			return err
 		}
 		go o.writePiece(b, int64(o.Off)+int64(at))
@@ -275,14 +274,15 @@ func (o *op) write(errno nbd.Errno, why string) error {
 	return nil
 }
 
-// abandon counts pieces as done that won't be begun, on a connection that has
-// failed.
-func (o *op) abandon(pieces int) {
+// abandon counts pieces as done that won't be begun because of err, which is
+// the connection's.
+func (o *op) abandon(pieces int, err error) {
+	errno := o.c.lost(err)
 	o.mu.Lock()
 	o.left -= pieces
 	last := o.left == 0
 	if o.errno == 0 {
-		o.errno = nbd.EIO
+		o.errno = errno
 	}
 	o.mu.Unlock()
 	if last {
@@ -367,7 +367,7 @@ func (o *op) read() error {
 		}
 		b, err := c.memory(int(p.Len))
 		if err != nil {
-			o.abandon(len(plan) - i)
+			o.abandon(len(plan)-i, err)
 			return err
 		}
 		r.buf, r.body = b, b.b
@@ -386,7 +386,7 @@ func (o *op) readNow() (done bool, err error) {
 	}
 	b, err := c.memory(int(o.Len))
 	if err != nil {
-		o.refuse(nbd.EIO, "")
+		o.refuse(c.lost(err), "")
 		return true, err
 	}
 	n, err := unix.Preadv2(int(f.Fd()), [][]byte{b.b}, pos, unix.RWF_NOWAIT)
@@ -508,7 +508,7 @@ func (o *op) readWhole() error {
 	c := o.c
 	b, err := c.memory(int(min(o.Len, maxPiece)))
 	if err != nil {
-		o.refuse(nbd.EIO, "")
+		o.refuse(c.lost(err), "")
 		return err
 	}
 	r := &o.first
@@ -538,7 +538,10 @@ func (o *op) streamFrom(w io.Writer, b []byte, off int64) error {
 	end := o.to()
 	for off < end {
 		p := b[:min(int64(len(b)), end-off)]
-		if err := o.readAt(p, off); err != nil {
+		o.c.out.pause(true)
+		err := o.readAt(p, off)
+		o.c.out.pause(false)
+		if err != nil {
 			return o.endOf(w, err, end-off)
 		}
 		if _, err := w.Write(p); err != nil {
@@ -585,7 +588,7 @@ func (o *op) blockStatus() error {
 	perContext := limit * 8
 	b, err := c.memory(perContext * len(c.contexts))
 	if err != nil {
-		o.refuse(nbd.EIO, "")
+		o.refuse(c.lost(err), "")
 		return err
 	}
 	o.first.buf = b

@@ -57,6 +57,7 @@ type outbox struct {
 	waiting []*reply
 	spare   []*reply // a slice for waiting
 	sending bool
+	paused  bool      // sending waits for the disk
 	since   time.Time // of the last byte that was taken, while sending
 
 	vectors [][]byte // of the sender
@@ -124,7 +125,14 @@ func (o *outbox) drain() {
 func (o *outbox) stalled(after time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.sending && time.Since(o.since) >= after
+	return o.sending && !o.paused && time.Since(o.since) >= after
+}
+
+// pause says whether it is the disk that sending waits for, not the client.
+func (o *outbox) pause(on bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.paused, o.since = on, time.Now()
 }
 
 func (o *outbox) progress() {
@@ -141,7 +149,9 @@ func (o *outbox) write(batch []*reply) error {
 		o.vectors = make([][]byte, 0, maxVectors+2)
 	}
 	for _, r := range batch {
-		o.vectors = append(o.vectors, r.head[:r.n])
+		if r.n > 0 {
+			o.vectors = append(o.vectors, r.head[:r.n])
+		}
 		if len(r.body) > 0 {
 			o.vectors = append(o.vectors, r.body)
 		}
@@ -314,7 +324,7 @@ func (w observed) Write(b []byte) (int, error) {
 	return done, nil
 }
 
-// appendText appends an error's number and its text.
+// appendError appends an error's number and its text.
 func appendError(b []byte, e nbd.Errno, text string) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(e))
 	b = binary.BigEndian.AppendUint16(b, uint16(len(text)))

@@ -30,6 +30,9 @@ const (
 	defaultHandshake      = 30 * time.Second
 	defaultGrace          = 5 * time.Second
 	defaultMemory         = 64 << 20
+	// lastRequests is how long requests are read, and refused, when the server
+	// ends.
+	lastRequests = 200 * time.Millisecond
 	// lastWrites is how long a client has to take its last replies after the
 	// grace.
 	lastWrites = time.Second
@@ -228,8 +231,10 @@ func clientName(c net.Conn) string {
 	return "local"
 }
 
-// enter and leave keep the connections that are in the transmission.
+// enter and leave keep the connections that are in the transmission, or will be
+// when the client has been told so.
 func (s *Server) enter(c *conn) {
+	c.entered = true
 	s.clients.Add(1)
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -129,13 +130,13 @@ func TestRequests(t *testing.T) {
 				if a.errno != c.want {
 					t.Errorf("%v %s, want %v", a.errno, a.text, c.want)
 				}
-				if c.cmd == nbd.CmdRead && c.want == 0 && !bytes.Equal(a.data, d.Bytes[c.off:c.off+uint64(c.n)]) {
+				if c.cmd == nbd.CmdRead && c.want == 0 && !bytes.Equal(a.data, d.settled()[c.off:c.off+uint64(c.n)]) {
 					t.Error("other bytes")
 				}
 				if c.flags&nbd.FlagDF != 0 && structured && !slices.Equal(slices.DeleteFunc(a.kinds, func(k nbd.ChunkType) bool { return k == nbd.ChunkNone }), []nbd.ChunkType{nbd.ChunkData}) && c.want == 0 {
 					t.Errorf("chunks %v", a.kinds)
 				}
-				client.reads(d.Bytes, 4096, 512)
+				client.reads(d.settled(), 4096, 512)
 				client.send(nbd.CmdDisconnect, 0, 0, 0, nil)
 				client.closed()
 			})
@@ -155,15 +156,15 @@ func TestBroken(t *testing.T) {
 		"half a write":   append(nbd.Request{Type: nbd.CmdWrite, Len: 4096}.Append(nil), 1, 2, 3),
 	} {
 		t.Run(name, func(t *testing.T) {
-			before := slices.Clone(d.Bytes)
+			before := slices.Clone(d.settled())
 			c := ready(t, s, "disk", true)
 			c.write(b)
 			c.Conn.(interface{ CloseWrite() error }).CloseWrite()
 			c.closed()
-			if !bytes.Equal(d.Bytes, before) {
+			if !bytes.Equal(d.settled(), before) {
 				t.Error("something was written")
 			}
-			other.reads(d.Bytes, 0, 4096)
+			other.reads(d.settled(), 0, 4096)
 		})
 	}
 }
@@ -226,12 +227,12 @@ func TestDurable(t *testing.T) {
 	ok(nbd.CmdWriteZeroes, nbd.FlagFastZero, 10, 20, "zero 10+20 trim=true fast=true")
 	ok(nbd.CmdWriteZeroes, nbd.FlagNoHole|nbd.FlagFUA, 10, 20, "zero 10+20 trim=false fast=false", "flush")
 	ok(nbd.CmdRead, nbd.FlagFUA, 0, 100)
-	d.slow = true
+	d.change(func() { d.slow = true })
 	if a := c.do(nbd.CmdWriteZeroes, nbd.FlagFastZero, 0, 4096, nil); a.errno != nbd.ENOTSUP {
 		t.Errorf("%v, want ENOTSUP", a.errno)
 	}
 	ok(nbd.CmdWriteZeroes, 0, 0, 1, "zero 0+1 trim=true fast=false")
-	c.reads(d.Bytes, 0, 1<<20)
+	c.reads(d.settled(), 0, 1<<20)
 }
 
 // TestErrors gives the numbers of what disks fail with.
@@ -261,7 +262,7 @@ func TestErrors(t *testing.T) {
 			d := newDisk(4 << 20)
 			stats := new(server.Stats)
 			client := ready(t, newServer(t, one("", d), server.Options{Writable: true, Stats: stats}), "", structured)
-			d.fail = c.err
+			d.change(func() { d.fail = c.err })
 			for _, r := range []struct {
 				cmd nbd.Command
 				n   uint32
@@ -285,8 +286,8 @@ func TestErrors(t *testing.T) {
 					}
 				}
 			}
-			d.fail = nil
-			client.reads(d.Bytes, 0, 4096)
+			d.change(func() { d.fail = nil })
+			client.reads(d.settled(), 0, 4096)
 			for _, o := range stats.Snapshot() {
 				if o.Name == "write" && (o.Count != 2 || o.Failed != 2 || o.Bytes != 3<<20+512) {
 					t.Errorf("counted %+v", o)
@@ -330,7 +331,7 @@ func TestFailsMidway(t *testing.T) {
 					t.Errorf("%v, want EIO", a.errno)
 				}
 			}
-			c.reads(d.Bytes, 0, 4096)
+			c.reads(d.settled(), 0, 4096)
 			return
 		}
 		c.send(nbd.CmdRead, 0, 0, 5<<20, nil)
@@ -424,8 +425,8 @@ func TestFileCut(t *testing.T) {
 // TestHoles sees that zeros do not travel.
 func TestHoles(t *testing.T) {
 	d := sourcetest.Pattern(8<<20, source.Extent{Off: 0, Len: 1 << 20}, source.Extent{Off: 3 << 20, Len: 1 << 20})
-	reads := 0
-	d.OnRead = func(int64, int) error { reads++; return nil }
+	var reads atomic.Int64
+	d.OnRead = func(int64, int) error { reads.Add(1); return nil }
 	want := make([]byte, 8<<20)
 	if _, err := d.ReadAt(want, 0); err != nil {
 		t.Fatal(err)
@@ -454,9 +455,9 @@ func TestHoles(t *testing.T) {
 		t.Errorf("zeros in one piece: %d chunks of data, %d holes", data, holes)
 	}
 	c.do(nbd.CmdBlockStatus, 0, 0, 1, nil) // the server has asked for all
-	reads = 0
-	if data, holes := chunks(1<<20, 2<<20, 0); data != 0 || holes != 1 || reads != 0 {
-		t.Errorf("a hole that is known: %d chunks of data, %d holes, %d reads", data, holes, reads)
+	reads.Store(0)
+	if data, holes := chunks(1<<20, 2<<20, 0); data != 0 || holes != 1 || reads.Load() != 0 {
+		t.Errorf("a hole that is known: %d chunks of data, %d holes, %d reads", data, holes, reads.Load())
 	}
 	if data, holes := chunks(512<<10, 3<<20+1, 0); data != 2 || holes != 1 {
 		t.Errorf("data, hole, data: %d chunks of data, %d holes", data, holes)
@@ -508,8 +509,8 @@ func TestBlockStatus(t *testing.T) {
 			t.Errorf("%d+%d: %v, want %v and %v", q.off, q.n, a, q.base, q.depth)
 		}
 	}
-	d.OnExtent = func(source.Extent) error { return unix.EIO }
-	c = ready(t, newServer(t, one("", d), server.Options{}), "", true)
+	broken := &sourcetest.Memory{Bytes: make([]byte, 50), OnExtent: func(source.Extent) error { return unix.EIO }}
+	c = ready(t, newServer(t, one("", broken), server.Options{}), "", true)
 	if a := c.do(nbd.CmdBlockStatus, 0, 0, 50, nil); a.errno != nbd.EIO {
 		t.Errorf("a disk that can't be read: %v, want EIO", a.errno)
 	}
@@ -558,11 +559,9 @@ func TestWrittenAllocation(t *testing.T) {
 		}
 	}
 	check(1<<20, 3)
-	c.reads(d.Bytes, 0, 1<<20)
+	c.reads(d.settled(), 0, 1<<20)
 	for _, cmd := range []nbd.Command{nbd.CmdWrite, nbd.CmdTrim, nbd.CmdWriteZeroes} {
-		d.mu.Lock()
-		d.ExtentList = []source.Extent{{Len: 4096}, {Off: 4096, Len: 1<<20 - 4096, Kind: source.Zero}}
-		d.mu.Unlock()
+		d.change(func() { d.ExtentList = []source.Extent{{Len: 4096}, {Off: 4096, Len: 1<<20 - 4096, Kind: source.Zero}} })
 		check(1<<20, 3) // as it is known
 		var data []byte
 		if cmd == nbd.CmdWrite {
@@ -571,14 +570,12 @@ func TestWrittenAllocation(t *testing.T) {
 		if a := c.do(cmd, 0, 0, 4096, data); a.errno != 0 {
 			t.Fatal(a.errno)
 		}
-		c.reads(d.Bytes, 0, 1<<20)
+		c.reads(d.settled(), 0, 1<<20)
 		check(4096, 0, 1<<20-4096, 3)
-		d.mu.Lock()
-		d.ExtentList = []source.Extent{{Len: 1 << 20, Kind: source.Zero}}
-		d.mu.Unlock()
+		d.change(func() { d.ExtentList = []source.Extent{{Len: 1 << 20, Kind: source.Zero}} })
 		c.do(nbd.CmdTrim, 0, 0, 1<<20, nil)
 		check(1<<20, 3)
-		clear(d.Bytes)
+		d.change(func() { clear(d.Bytes) })
 	}
 }
 

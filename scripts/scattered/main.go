@@ -4,6 +4,11 @@
 // space.
 //
 //	go run ./scripts/scattered FILE GIB PERCENT
+//
+// With -raw it makes a sparse raw disk of so many GIB, with DATA GiB of it in
+// pieces of 64 KiB, scattered:
+//
+//	go run ./scripts/scattered -raw FILE GIB DATA
 package main
 
 import (
@@ -33,6 +38,9 @@ func main() {
 }
 
 func run(args []string) error {
+	if len(args) == 4 && args[0] == "-raw" {
+		return scatter(args[1], args[2], args[3])
+	}
 	if len(args) != 3 {
 		return fmt.Errorf("usage: scattered FILE GIB PERCENT")
 	}
@@ -55,6 +63,39 @@ func run(args []string) error {
 	}
 	if err := f.Truncate(size); err != nil {
 		return err
+	}
+	return f.Close()
+}
+
+// scatter makes a raw disk.
+func scatter(path, size, data string) error {
+	const piece = 64 << 10
+	gib, err := strconv.ParseInt(size, 10, 64)
+	if err != nil || gib < 1 || gib > 1<<20 {
+		return fmt.Errorf("GIB %s: want 1 to 1048576", size)
+	}
+	filled, err := strconv.ParseInt(data, 10, 64)
+	if err != nil || filled < 1 || filled > gib {
+		return fmt.Errorf("DATA %s: want 1 to %d", data, gib)
+	}
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Truncate(gib << 30); err != nil {
+		return err
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	random := rand.NewChaCha8([32]byte{1})
+	p := make([]byte, piece)
+	n := filled << 30 / piece
+	stride := gib << 30 / piece / n
+	for i := range n {
+		random.Read(p)
+		if _, err := f.WriteAt(p, (i*stride+r.Int64N(stride))*piece); err != nil {
+			return err
+		}
 	}
 	return f.Close()
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -80,6 +81,7 @@ type Target struct {
 	// CloneUnit is sink.Cloner's; nil where the target can share no blocks.
 	CloneUnit func(*os.File) int64
 	create    func(context.Context) (sink.Disk, error)
+	check     func(context.Context) error // nil: Plan has looked at everything
 }
 
 // Place is where a target is written, as far as its address tells.
@@ -113,6 +115,9 @@ func PlaceOf(address string) Place {
 	return Place{"file", partial}
 }
 
+// datastorePath is "[DATASTORE] DIR/DISK.vmdk".
+var datastorePath = regexp.MustCompile(`(?s)^\[.+\] .`)
+
 // FormatOf is the format that a target is written in: the one that is given, or
 // what the name of a file says.
 func FormatOf(address, format string) string {
@@ -134,6 +139,15 @@ func (t *Target) String() string { return t.Format + " " + t.Kind }
 
 // Create makes the target, or opens it.
 func (t *Target) Create(ctx context.Context) (sink.Disk, error) { return t.create(ctx) }
+
+// Check looks at what Plan leaves to Create: at an NBD export, without opening it.
+// It returns errors.ErrUnsupported where that can't be done.
+func (t *Target) Check(ctx context.Context) error {
+	if t.check == nil {
+		return nil
+	}
+	return t.check(ctx)
+}
 
 // Create is Plan and Target.Create in one.
 func Create(ctx context.Context, address string, size int64, o Options) (sink.Disk, error) {
@@ -166,6 +180,9 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 	}
 	if address == "" {
 		return nil, usage("the target is empty: want a path, - or null:")
+	}
+	if datastorePath.MatchString(address) || strings.HasPrefix(address, "vddk:") {
+		return nil, usage("%s: disks of VMware's are read, not written (a file of that name is ./%[1]s)", address)
 	}
 	switch FormatOf(address, o.Format) {
 	case "vmdk":
@@ -245,7 +262,8 @@ func planNBD(address string, size int64, o Options) (*Target, error) {
 		NoHole: o.Preallocation == raw.PreallocateFalloc || o.Preallocation == raw.PreallocateFull,
 	}
 	options.Client.Warn = o.Warn
-	return &Target{Address: address, Format: "raw", Kind: "NBD export", Zeroed: o.TargetIsZero && o.State == nil, create: func(ctx context.Context) (sink.Disk, error) {
+	check := func(ctx context.Context) error { return client.Check(ctx, address, size, o.NBD) }
+	return &Target{Address: address, Format: "raw", Kind: "NBD export", Zeroed: o.TargetIsZero && o.State == nil, check: check, create: func(ctx context.Context) (sink.Disk, error) {
 		return client.Create(ctx, address, size, options)
 	}}, nil
 }

@@ -95,6 +95,8 @@ func TestRefused(t *testing.T) {
 		text    string
 	}{
 		{"", open.Options{}, size, usage, "empty"},
+		{"[ds] vm/vm.vmdk", open.Options{}, 512, usage, "read, not written"},
+		{"vddk:/vm.vmdk", open.Options{}, 512, usage, "read, not written"},
 		{"disk.qcow2", open.Options{}, sink.UnknownSize, usage, "--size"},
 		{"disk.qcow2", open.Options{Preallocation: raw.PreallocateFull}, 512, usage, "--preallocation full"},
 		{"disk.qcow2", open.Options{Compress: "zstd:23"}, 512, usage, "1 to 22"},

@@ -48,7 +48,9 @@ func newEncoding(o Options) (*encoding, error) {
 		e.deflate, err = flate.NewWriter(&e.out, o.Level)
 	case Zstd:
 		e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(o.Level)),
-			zstd.WithEncoderCRC(false), zstd.WithWindowSize(max(e.cluster, zstd.MinWindowSize)), zstd.WithLowerEncoderMem(true))
+			zstd.WithEncoderCRC(false), zstd.WithWindowSize(max(e.cluster, zstd.MinWindowSize)), zstd.WithLowerEncoderMem(true),
+			// It takes no more time, and 0.6% off what a real file system takes.
+			zstd.WithAllLitEntropyCompression(true))
 	default:
 		err = fmt.Errorf("compression %q has no encoding", o.Compression)
 	}

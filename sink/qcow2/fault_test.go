@@ -23,6 +23,7 @@ type counted struct {
 	raw.Image
 	path         string
 	writes, fail int
+	synced       int // writes before the last sync
 	failSync     bool
 	offsets      []int64
 	heads        [][]byte // the first bytes of the file before each write
@@ -42,7 +43,11 @@ func (c *counted) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (c *counted) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
-	state, sync, err := c.Image.Checkpoint(off)
+	state, real, err := c.Image.Checkpoint(off)
+	sync := func(ctx context.Context) error {
+		c.synced = c.writes
+		return real(ctx)
+	}
 	if c.failSync {
 		sync = func(context.Context) error { return fmt.Errorf("fsync %s.partial: %w", c.path, errBroken) }
 	}
@@ -110,6 +115,9 @@ func TestEachWriteFails(t *testing.T) {
 		}
 		if last := whole.offsets[len(whole.offsets)-1]; last != 0 {
 			t.Errorf("the last write was at %d, want the header", last)
+		}
+		if whole.synced != whole.writes-1 {
+			t.Errorf("the last sync before the end came after %d of %d writes, want all but the header", whole.synced, whole.writes)
 		}
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)

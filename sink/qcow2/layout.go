@@ -55,7 +55,7 @@ func newLayout(size, cluster int64) (layout, error) {
 		return layout{}, fmt.Errorf("clusters of %d bytes: want a power of two from %d to %d", cluster, minClusterSize, maxClusterSize)
 	}
 	if size < 0 || size%512 != 0 {
-		return layout{}, fmt.Errorf("a disk of %d bytes: one in a qcow2 image has a multiple of 512", size)
+		return layout{}, fmt.Errorf("a disk of %d bytes: one in a qcow2 image has a multiple of 512 (a raw one any number)", size)
 	}
 	l := layout{size: size, cluster: cluster, shift: uint(bits.TrailingZeros64(uint64(cluster)))}
 	if reach := reachOf(cluster); size > reach {

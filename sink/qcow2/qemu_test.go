@@ -190,7 +190,7 @@ func TestOverlay(t *testing.T) {
 		for _, format := range []string{"raw", "qcow2"} {
 			for _, cluster := range []int64{4 << 10, 64 << 10, 2 * mib} {
 				for _, compression := range []Compression{None, Zlib, Zstd} {
-					if format == "qcow2" && (baseSize != size || compression == Zstd) {
+					if format == "qcow2" && (baseSize != size || compression == Zstd) || compression != None && (cluster == 2*mib || baseSize > size) {
 						continue
 					}
 					t.Run(fmt.Sprintf("%d %s %d %s", baseSize, format, cluster, compression), func(t *testing.T) {

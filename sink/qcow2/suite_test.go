@@ -125,6 +125,9 @@ func (f *imageTarget) Leftovers() []string {
 func TestSuite(t *testing.T) {
 	for _, cluster := range []int64{512, 4 << 10, 64 << 10, 2 << 20} {
 		for _, compression := range []Compression{None, Zlib, Zstd} {
+			if compression != None && (cluster == 4<<10 || cluster == 2<<20) || compression == Zstd && cluster == 512 {
+				continue // they show no more than the others
+			}
 			t.Run(fmt.Sprintf("%d %s", cluster, compression), func(t *testing.T) {
 				sinktest.Test(t, sinktest.Config{
 					New: func(t testing.TB) sinktest.Target {

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/killpoint"
 	"vddkcp/internal/zero"
 	"vddkcp/sink"
 )
@@ -258,6 +259,7 @@ func (t *tables) saveL2() error {
 	if !t.l2Used {
 		return nil
 	}
+	killpoint.At("l2")
 	if t.l2Offset > 0 {
 		return t.out.patch(t.l2, t.l2Offset)
 	}
@@ -347,22 +349,18 @@ func (t *tables) savedCounts(off int64) error {
 	return t.out.patch(t.counts, off)
 }
 
-// saveL1 writes the L1 table, where it is not all zeros, or was zeros before.
+// saveL1 writes the L1 table; zeroed: but for what is zeros, as there are.
 func (t *tables) saveL1(zeroed bool) error {
-	for off := int64(0); off < int64(len(t.l1)); off += runSize {
-		p := t.l1[off:min(off+runSize, int64(len(t.l1)))]
+	for off := 0; off < len(t.l1); off += len(zeros) {
+		p := t.l1[off:min(off+len(zeros), len(t.l1))]
 		if zeroed && zero.Is(p) {
 			continue
 		}
-		if err := t.out.patch(p, t.l1Offset()+off); err != nil {
+		if err := t.out.patch(p, t.l1Offset()+int64(off)); err != nil {
 			return err
 		}
 	}
-	// The rest of the last cluster, for what reads it whole.
-	if zeroed {
-		return nil
-	}
-	return t.out.patch(make([]byte, -len(t.l1)&(int(t.cluster)-1)), t.l1Offset()+int64(len(t.l1)))
+	return nil
 }
 
 // share makes n clusters of the disk from cluster g on share their blocks with

@@ -67,8 +67,10 @@ func isDevice(path string) bool {
 	return err == nil && info.Mode().Type() == fs.ModeDevice
 }
 
+// ReadAt implements sink.Readback.
 func (d *file) ReadAt(p []byte, off int64) (int, error) { return d.readAt(p, off, d.w.f) }
 
+// ReadAt implements sink.Readback.
 func (d *device) ReadAt(p []byte, off int64) (int, error) { return d.readAt(p, off, d.w.f) }
 
 func (l *life) readAt(p []byte, off int64, f *os.File) (int, error) {

@@ -11,12 +11,6 @@ import (
 	"vddkcp/source/raw"
 )
 
-// ReadBack implements sink.Readback.
-func (d *file) ReadBack(p []byte, off int64) (int, error) { return d.w.f.ReadAt(p, off) }
-
-// ReadBack implements sink.Readback.
-func (d *device) ReadBack(p []byte, off int64) (int, error) { return d.w.f.ReadAt(p, off) }
-
 // reopen reads the first size bytes of the file or device at path.
 func reopen(ctx context.Context, path string, size int64) (source.Disk, error) {
 	d, err := raw.Open(ctx, path)

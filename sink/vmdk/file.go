@@ -60,7 +60,7 @@ type file struct {
 
 	table     [tableSize]byte // the grain table that is being filled
 	number    int64           // of it
-	used      bool            // it has a grain
+	used      bool            // there is a grain, and so the table has one
 	directory []byte          // grain directory
 }
 
@@ -145,7 +145,6 @@ func (f *file) endTable() error {
 		return err
 	}
 	clear(f.table[:])
-	f.used = false
 	return nil
 }
 

@@ -1,16 +1,73 @@
 package vmdk
 
 import (
+	"bytes"
+	"compress/zlib"
 	"context"
+	"encoding/binary"
 	"errors"
+	"io"
+	"math"
 	"strings"
 	"testing"
 
+	"vddkcp/internal/zero"
 	"vddkcp/sink"
 	"vddkcp/sink/raw"
 	"vddkcp/sink/sinktest"
 	"vddkcp/source"
 )
+
+// The header and the footer, field by field, as vSphere wants them; see "Virtual
+// Disk Format 5.0", Hosted Sparse Extent Header.
+func TestHeader(t *testing.T) {
+	var m sinktest.Memory
+	out, err := m.Create(t.Context(), sink.UnknownSize, sink.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := Create(t.Context(), out, "x.vmdk", 100<<20+512, Options{})
+	if err == nil {
+		_, err = d.WriteAt([]byte(strings.Repeat("sector", 256)[:512]), 100<<20)
+	}
+	if err := errors.Join(err, d.Finish(t.Context()), d.Publish(t.Context())); err != nil {
+		t.Fatal(err)
+	}
+	image, _ := m.Published()
+	if len(image)%512 != 0 {
+		t.Fatalf("%d bytes are no whole sectors", len(image))
+	}
+	// From the end: the end-of-stream marker, the footer, its marker, the grain
+	// directory of one sector.
+	end := len(image)
+	footer := image[end-1024 : end-512]
+	for name, b := range map[string][]byte{"header": image, "footer": footer} {
+		directory := uint64(math.MaxUint64)
+		if name == "footer" {
+			directory = uint64(end/512 - 4)
+		}
+		for _, field := range []struct {
+			name      string
+			at, bytes int
+			want      uint64
+		}{
+			{"magicNumber", 0, 4, 0x564d444b}, {"version", 4, 4, 3}, {"flags", 8, 4, 0x30001},
+			{"capacity", 12, 8, 204801}, {"grainSize", 20, 8, 128},
+			{"descriptorOffset", 28, 8, 1}, {"descriptorSize", 36, 8, 20},
+			{"numGTEsPerGT", 44, 4, 512}, {"rgdOffset", 48, 8, 0}, {"gdOffset", 56, 8, directory}, {"overHead", 64, 8, 128},
+			{"uncleanShutdown", 72, 1, 0}, {"line ends", 73, 4, 0x0a0d200a}, {"compressAlgorithm", 77, 2, 1},
+		} {
+			var value [8]byte
+			copy(value[:], b[field.at:field.at+field.bytes])
+			if got := binary.LittleEndian.Uint64(value[:]); got != field.want {
+				t.Errorf("%s of the %s: %#x, want %#x", field.name, name, got, field.want)
+			}
+		}
+	}
+	if !zero.Is(image[end-512:]) {
+		t.Error("no end-of-stream marker")
+	}
+}
 
 func TestCreateRefuses(t *testing.T) {
 	for _, c := range []struct {
@@ -100,7 +157,7 @@ func TestEachWriteFails(t *testing.T) {
 		content[i] = byte(i * i >> 7)
 	}
 	writes := 0
-	run := func(fail int) (error, *sinktest.Memory) {
+	run := func(fail int) (*sinktest.Memory, error) {
 		m, n := new(sinktest.Memory), 0
 		m.Before = func(_ context.Context, c sinktest.Call) error {
 			if c.Op == sinktest.OpWrite {
@@ -122,23 +179,23 @@ func TestEachWriteFails(t *testing.T) {
 		defer d.Abort()
 		for _, off := range []int64{0, 40 << 20, 96 << 20} {
 			if _, err := d.WriteAt(content, off); err != nil {
-				return err, m
+				return m, err
 			}
 		}
 		if err := d.Finish(t.Context()); err != nil {
 			if err := d.Publish(t.Context()); err == nil {
 				t.Error("published after a Finish that failed")
 			}
-			return err, m
+			return m, err
 		}
 		writes = n
-		return d.Publish(t.Context()), m
+		return m, d.Publish(t.Context())
 	}
-	if err, _ := run(0); err != nil || writes < 2 {
+	if _, err := run(0); err != nil || writes < 2 {
 		t.Fatalf("%d writes, %v", writes, err)
 	}
 	for fail := 1; fail <= writes; fail++ {
-		err, m := run(fail)
+		m, err := run(fail)
 		if _, published := m.Published(); !errors.Is(err, boom) || published || len(m.Leftovers()) > 0 || len(m.Violations()) > 0 {
 			t.Errorf("write %d of %d fails: %v, published %v, left %q, %q", fail, writes, err, published, m.Leftovers(), m.Violations())
 		}
@@ -198,6 +255,25 @@ func TestEncode(t *testing.T) {
 		}
 		if n := testing.AllocsPerRun(10, func() { enc, _, _ = e.Encode(enc[:0], unit) }); n != 0 {
 			t.Errorf("level %d: %v allocations for a grain", level, n)
+		}
+	}
+}
+
+// The end of a disk is a whole grain, whatever the encoding had before.
+func TestEncodeFillsUp(t *testing.T) {
+	e := newEncoding(DefaultLevel)
+	for _, unit := range []string{strings.Repeat("before", 1000), "last"} {
+		enc, _, err := e.Encode(nil, []byte(unit))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := zlib.NewReader(bytes.NewReader(enc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := io.ReadAll(r)
+		if want := unit + strings.Repeat("\x00", grainSize-len(unit)); err != nil || string(got) != want {
+			t.Errorf("%d bytes, %v; want %d bytes and zeros up to %d", len(got), err, len(unit), grainSize)
 		}
 	}
 }

@@ -134,6 +134,9 @@ func newDisk(ctx context.Context, under source.Disk, o Options, sys system) (*Di
 		d.info = i.Info()
 		d.info.Format = cmp.Or(d.info.Format, "raw")
 	}
+	if len(d.info.Chain) == 0 {
+		d.info.Chain = []string{cmp.Or(d.id, "the disk below")} // so that the layer is not all there is
+	}
 	d.info.ClusterSize = max(d.info.ClusterSize, d.block)
 	d.info.Chain = append([]string{s.name}, d.info.Chain...)
 	return d, nil

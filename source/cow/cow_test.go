@@ -31,16 +31,6 @@ func below(size int) *sourcetest.Memory {
 	return m
 }
 
-func open(t testing.TB, under source.Disk, o cow.Options) *cow.Disk {
-	t.Helper()
-	d, err := cow.New(t.Context(), under, o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { d.Close() })
-	return d
-}
-
 func TestDisk(t *testing.T) {
 	for name, o := range map[string]cow.Options{
 		"temporary": {},

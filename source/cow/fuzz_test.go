@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"vddkcp/source"
@@ -90,7 +91,7 @@ func TestSeeds(t *testing.T) {
 		}
 		for _, s := range seeds(t) {
 			text := "go test fuzz v1\n[]byte(" + strconv.Quote(string(s.header)) + ")\n[]byte(" + strconv.Quote(string(s.table)) + ")\nbool(" + strconv.FormatBool(s.seal) + ")\n"
-			if err := os.WriteFile(filepath.Join(dir, filepath.Clean("seed-"+s.name)), []byte(text), 0o644); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, "seed-"+strings.ReplaceAll(s.name, " ", "-")), []byte(text), 0o644); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -475,9 +475,6 @@ func TestOnRead(t *testing.T) {
 	want := bytes.Clone(under.Bytes)
 	path := filepath.Join(t.TempDir(), "x.cow")
 	d := make1(t, under, Options{File: path, OnRead: true})
-	if _, _, _, ok := d.InFile(0); ok {
-		t.Error("InFile passes the keeping by")
-	}
 	var wg sync.WaitGroup
 	for i := range 32 {
 		wg.Go(func() {
@@ -525,13 +522,13 @@ func TestOnRead(t *testing.T) {
 // Parts of blocks that are written have the rest from below, whole blocks read
 // nothing; an error from below leaves all as it was.
 func TestReadsForWrites(t *testing.T) {
-	under := memory(1 << 20)
+	under := memory(1<<20 + 512)
 	var reads atomic.Int64
 	under.OnRead = func(int64, int) error { reads.Add(1); return nil }
 	d := make1(t, under, Options{})
 	for _, c := range []struct {
 		off, n, want int64
-	}{{0, 65536, 0}, {65536, 3 * 65536, 0}, {262144 + 512, 512, 1}, {262144, 512, 0}, {1<<20 - 65536, 65536, 0}, {327680 + 1, 2*65536 - 2, 2}} {
+	}{{0, 65536, 0}, {65536, 3 * 65536, 0}, {262144 + 512, 512, 1}, {262144, 512, 0}, {1<<20 - 65536, 65536 + 512, 0}, {1 << 20, 512, 0}, {327680 + 1, 2*65536 - 2, 2}} {
 		reads.Store(0)
 		if _, err := d.WriteAt(make([]byte, c.n), c.off); err != nil {
 			t.Fatal(err)
@@ -548,6 +545,54 @@ func TestReadsForWrites(t *testing.T) {
 	under.OnRead = nil
 	if got := read(t, d, 512<<10, 1); got[0] != 0xB5 {
 		t.Errorf("a failed write left %#x", got)
+	}
+}
+
+// A block is here only after all of it is: while it is written it still reads as
+// before, and also when that fails.
+func TestHereWhenWritten(t *testing.T) {
+	sys := kernel()
+	var d *Disk
+	looked, full := 0, false
+	pwrite := sys.pwrite
+	sys.pwrite = func(f *os.File, p []byte, off int64) (int, error) {
+		if d != nil {
+			looked++
+			if got := read(t, d, off-d.store.data, len(p)); !bytes.Equal(got, bytes.Repeat([]byte{0xB5}, len(p))) {
+				t.Errorf("while [%d, %d) is written it holds others", off, off+int64(len(p)))
+			}
+		}
+		if full {
+			n, _ := pwrite(f, p[:len(p)/2], off)
+			return n, unix.ENOSPC
+		}
+		return pwrite(f, p, off)
+	}
+	disk, err := newDisk(t.Context(), memory(1<<20), Options{}, sys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer disk.Close()
+	d = disk
+	for i, n := range []int{100, DefaultBlockSize, 3 * DefaultBlockSize} {
+		off := int64(i) * 4 * DefaultBlockSize
+		full = true
+		if _, err := d.WriteAt(make([]byte, n), off); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("a write that fails: %v", err)
+		}
+		full = false
+		if got := read(t, d, off, n); !bytes.Equal(got, bytes.Repeat([]byte{0xB5}, n)) {
+			t.Error("a write that failed changed what is read")
+		}
+		if _, err := d.WriteAt(make([]byte, n), off); err != nil {
+			t.Error(err)
+		}
+		if got := read(t, d, off, n); !bytes.Equal(got, make([]byte, n)) {
+			t.Error("what was written is not there")
+		}
+	}
+	if looked != 6 {
+		t.Errorf("%d writes were looked at", looked)
 	}
 }
 
@@ -608,6 +653,50 @@ func TestWarning(t *testing.T) {
 	}
 }
 
+// inFile is a disk that says of all its bytes where they lie.
+type inFile struct {
+	*sourcetest.Memory
+	f *os.File
+}
+
+func (d inFile) InFile(off int64) (*os.File, int64, int64, bool) {
+	return d.f, off, d.Size() - off, true
+}
+
+// Bytes below lie where the disk below says, those that are here in the layer,
+// and zeros nowhere. With OnRead those below are not told, since reading them
+// there would not keep them.
+func TestInFile(t *testing.T) {
+	f, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, onRead := range []bool{false, true} {
+		d := make1(t, inFile{memory(1 << 20), f}, Options{OnRead: onRead})
+		const b = DefaultBlockSize
+		if _, err := d.WriteAt(make([]byte, 2*b), 2*b); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.ZeroAt(t.Context(), 6*b, b, true, false); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			off  int64
+			file *os.File
+			n    int64
+		}{{100, f, 2*b - 100}, {2*b + 5, d.store.files[0], 2*b - 5}, {4 * b, f, 2 * b}, {6 * b, nil, 0}, {7 * b, f, 9 * b}} {
+			file, pos, n, ok := d.InFile(c.off)
+			if onRead && c.file == f {
+				c.file, c.n = nil, 0
+			}
+			if file != c.file || n != c.n || ok != (c.file != nil) || file == f && pos != c.off {
+				t.Errorf("onRead %v: InFile(%d) is %v, %d, %d, %v, want %v, %d", onRead, c.off, file, pos, n, ok, c.file, c.n)
+			}
+		}
+	}
+}
+
 func TestAbilities(t *testing.T) {
 	m := memory(1 << 20)
 	m.Description = source.Info{Format: "vmdk", LogicalSector: 512, Chain: []string{"/a.vmdk"}}
@@ -621,6 +710,9 @@ func TestAbilities(t *testing.T) {
 	}
 	if _, ok := source.Ability[source.Writable](d); !ok {
 		t.Error("not Writable")
+	}
+	if info := make1(t, &sourcetest.Memory{Bytes: m.Bytes}, Options{}).Info(); len(info.Chain) != 2 {
+		t.Errorf("Info %+v", info)
 	}
 	if err := d.Close(); err != nil || !m.Closed() {
 		t.Errorf("Close: %v; below closed: %v", err, m.Closed())

@@ -98,6 +98,7 @@ func TestWritableDevice(t *testing.T) {
 	}
 	// A device that the kernel protects.
 	peer.Run(t, "blockdev", "--setro", device)
+	defer peer.Run(t, "blockdev", "--setrw", device) // a loop device stays so for who has it next
 	if _, err := raw.OpenWritable(t.Context(), device); err == nil {
 		t.Error("a read-only device was opened")
 	}

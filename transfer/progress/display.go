@@ -87,6 +87,7 @@ func (d *Display) Write(p []byte) (int, error) {
 type Line struct {
 	Type         string    `json:"type"`
 	Time         time.Time `json:"time"`
+	Job          string    `json:"job,omitempty"` // in a batch
 	Phase        string    `json:"phase"`
 	Disk         string    `json:"disk"`
 	BytesDone    int64     `json:"bytes_done"`
@@ -103,17 +104,10 @@ func (d *Display) draw(last bool) {
 	defer d.mu.Unlock()
 	now, s := time.Now(), d.counters.Snapshot()
 	rate := d.meter.add(now, s.Done)
-	var eta *float64
-	if rate > 0 && s.Planned >= s.Done {
-		seconds := float64(s.Planned-s.Done) / rate
-		eta = &seconds
-	}
+	eta := timeLeft(s, rate)
 	switch d.style {
 	case JSON:
-		text, err := json.Marshal(Line{"progress", now, s.Phase.String(), d.disk, s.Done, s.Planned, s.Skipped, rate, eta})
-		if err == nil {
-			_, _ = d.out.Write(append(text, '\n'))
-		}
+		writeJSON(d.out, now, "", d.disk, s, rate)
 	case Lines:
 		if last && s.Phase == Plan {
 			return // it failed before there was anything to tell
@@ -124,6 +118,22 @@ func (d *Display) draw(last bool) {
 		}
 	case Bar:
 		d.drawBar(s, last)
+	}
+}
+
+// timeLeft is in seconds, or nil where it is not known.
+func timeLeft(s Snapshot, rate float64) *float64 {
+	if rate <= 0 || s.Planned < s.Done {
+		return nil
+	}
+	seconds := float64(s.Planned-s.Done) / rate
+	return &seconds
+}
+
+func writeJSON(out io.Writer, now time.Time, job, disk string, s Snapshot, rate float64) {
+	text, err := json.Marshal(Line{"progress", now, job, s.Phase.String(), disk, s.Done, s.Planned, s.Skipped, rate, timeLeft(s, rate)})
+	if err == nil {
+		_, _ = out.Write(append(text, '\n'))
 	}
 }
 

@@ -69,6 +69,13 @@ struct task {
 	VixError result;
 	uint64_t sum;
 	_Atomic long completions;
+	uint64_t latest; // start of the furthest request that is complete
+	bool overtaken;  // by one that started later
+};
+
+struct part {
+	struct task *task;
+	uint64_t start;
 };
 
 static struct task *current;
@@ -76,13 +83,16 @@ static pthread_mutex_t mu = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 
 static void completed(void *data, VixError result) {
-	struct task *t = data;
+	struct part *part = data;
+	struct task *t = part->task;
 	if (t->kind == 'C') {
 		char *text = GetErrorText(result, NULL);
 		FreeErrorText(text);
 	}
 	pthread_mutex_lock(&mu);
 	if (result) t->result = result;
+	if (part->start < t->latest) t->overtaken = true;
+	else t->latest = part->start;
 	t->completions++;
 	pthread_mutex_unlock(&mu);
 }
@@ -156,15 +166,17 @@ static void run_task(struct task *t) {
 	// Room for what the fault "overrun" writes behind the last buffer.
 	uint8_t *buffer = calloc(1, calls * bytes + 4096);
 	memset(buffer, 0x77, calls * bytes);
+	struct part *parts = calloc(calls, sizeof *parts);
 	for (uint64_t i = 0; i < calls; i++) {
 		VixError err = VIX_OK;
 		uint64_t start = t->start + i * t->count;
+		parts[i] = (struct part){ t, start };
 		uint8_t *b = t->kind == 'O' ? buffer : buffer + i * bytes;
 		switch (t->kind) {
 		case 'r': err = Read(t->handle, start, t->count, b); break;
 		case 'w': err = Write(t->handle, start, t->count, b); break;
-		case 'W': err = WriteAsync(t->handle, start, t->count, b, completed, t); break;
-		default: err = ReadAsync(t->handle, start, t->count, b, completed, t);
+		case 'W': err = WriteAsync(t->handle, start, t->count, b, completed, &parts[i]); break;
+		default: err = ReadAsync(t->handle, start, t->count, b, completed, &parts[i]);
 		}
 		if (err != VIX_OK && err != VIX_ASYNC) t->result = err;
 	}
@@ -174,6 +186,7 @@ static void run_task(struct task *t) {
 	}
 	t->sum = checksum(buffer, calls * bytes);
 	free(buffer);
+	free(parts);
 }
 
 static void *io_main(void *data) {
@@ -320,7 +333,8 @@ static void command(const char *c) {
 	else if (!strcmp(c, "closebusy")) {
 		static uint8_t buffer[65536];
 		static struct task t = { .kind = 'R' };
-		ReadAsync(handle, 0, 128, buffer, completed, &t);
+		static struct part part = { .task = &t };
+		ReadAsync(handle, 0, 128, buffer, completed, &part);
 		say(c, Close(handle));
 		handle_count--;
 	} else if (!strcmp(c, "disconnect")) say(c, Disconnect(connection));
@@ -388,7 +402,8 @@ static void command(const char *c) {
 		t.count = number();
 		t.calls = number();
 		on_io_thread(&t);
-		printf("%s %llu %016llx %ld\n", c, (unsigned long long)t.result, (unsigned long long)t.sum, t.completions);
+		printf("%s %llu %016llx %ld %s\n", c, (unsigned long long)t.result, (unsigned long long)t.sum, t.completions,
+			t.overtaken ? "overtaken" : "in order");
 		fflush(stdout);
 	} else if (!strcmp(c, "STREAM")) { // START COUNT CALLS DEPTH: the time, for benchmarks by hand
 		struct task t = { .kind = 'S', .handle = handle };

@@ -1,0 +1,407 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"golang.org/x/term"
+
+	"vddkcp/internal/bytesize"
+	sinkopen "vddkcp/sink/open"
+	"vddkcp/transfer"
+	"vddkcp/transfer/batch"
+	"vddkcp/transfer/journal"
+	"vddkcp/transfer/progress"
+	"vddkcp/vddk"
+)
+
+// runCommand runs a batch, by docs/cli.md.
+type runCommand struct {
+	Jobs string `arg:"" name:"JOBS" optional:"" help:"The job file, JSON; - is standard input."`
+
+	Only     []string          `help:"Run only the jobs of these names (repeatable)." placeholder:"NAME,..." group:"Which jobs:"`
+	Label    map[string]string `help:"Run only the jobs that have this label (repeatable: all of them)." placeholder:"KEY=VALUE" group:"Which jobs:"`
+	Shard    string            `help:"Run only the jobs of shard I of N, from 0 on, split by a stable hash of their names." placeholder:"I/N" group:"Which jobs:"`
+	Resume   bool              `help:"Skip jobs that the state file calls done, go on with the others." group:"Which jobs:"`
+	State    string            `help:"The state file (JOBS.state.json, with shards JOBS.state.I-of-N.json)." placeholder:"FILE" type:"path" group:"Which jobs:"`
+	Parallel int               `help:"Disks at once, whatever limits.total says." placeholder:"N" group:"Which jobs:"`
+
+	Report       []string       `help:"Write a report of all jobs here at the end (repeatable): JSON, or a page where the name ends in .html." placeholder:"FILE" type:"path" sep:"none" group:"Report:"`
+	MergeReports string         `help:"Instead of running: make one report of those in this folder." placeholder:"DIR" type:"path" group:"Report:"`
+	LogDir       string         `help:"Write a log of everything for each job into this folder." placeholder:"DIR" type:"path" group:"Report:"`
+	Progress     string         `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
+	Check        bool           `help:"Open every source and check every target; copy nothing." group:"Report:"`
+	Probe        *bytesize.Size `help:"With --check: read so much of each disk, and say how long the batch will take." placeholder:"SIZE" group:"Report:"`
+	Schema       bool           `help:"Print the JSON Schema of job files." group:"Report:"`
+}
+
+// batchError is a batch that did not end with 0.
+type batchError struct {
+	message, hint string
+	exit          int
+}
+
+func (e *batchError) Error() string { return e.message }
+func (e *batchError) Hint() string  { return e.hint }
+
+// Validate is kong's hook for what no single flag can check.
+func (c *runCommand) Validate() error {
+	switch {
+	case c.Jobs == "" && !c.Schema && c.MergeReports == "":
+		return errors.New("want a job file, or - for standard input")
+	case c.Probe != nil && !c.Check:
+		return errors.New("--probe is for --check")
+	case c.Probe != nil && *c.Probe == 0:
+		return errors.New("--probe: 0: nothing would be read")
+	case c.Parallel < 0 || c.Parallel > 1000:
+		return fmt.Errorf("--parallel: %d: want 1 to 1000", c.Parallel)
+	}
+	return nil
+}
+
+func (c *runCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment) error {
+	parser, err := newJobParser()
+	if err != nil {
+		return err
+	}
+	switch {
+	case c.Schema:
+		spec, err := parser.spec()
+		if err != nil {
+			return err
+		}
+		_, err = os.Stdout.Write(batch.Schema(spec))
+		return err
+	case c.MergeReports != "":
+		return c.merge()
+	}
+	file, err := parser.jobsFile(c.Jobs)
+	if err != nil {
+		return &usageError{err: err}
+	}
+	jobs, err := c.selected(file)
+	if err != nil {
+		return &usageError{err: err}
+	}
+	if c.Parallel > 0 {
+		file.Limits.Total = c.Parallel
+	}
+	if err := c.checkPlaces(); err != nil {
+		return &usageError{err: err}
+	}
+	style := progressStyle(c.Progress)
+	if c.Check {
+		style = progress.None
+	}
+	b := &batchRun{
+		runCommand: c, file: file, asJSON: c.Progress == "json",
+		display: progress.NewBatchDisplay(style, os.Stderr, len(jobs), terminalSize),
+		budgets: map[string]*vddk.Budget{},
+	}
+	if file.Limits.Rate > 0 {
+		b.limit = transfer.NewLimiter(file.Limits.Rate)
+	}
+	log, closeLog, err := logs.open(b.display, b.asJSON)
+	if err != nil {
+		return &usageError{err: err}
+	}
+	b.log = log
+	for _, w := range file.Warnings {
+		log.Warn(w)
+	}
+	b.giveSecrets(secrets)
+	if c.Check {
+		err = b.check(ctx, jobs)
+	} else {
+		err = b.run(ctx, jobs)
+	}
+	if closed := closeLog(); closed != nil && err == nil {
+		err = fmt.Errorf("log file: %w", closed)
+	}
+	if err != nil {
+		fail(os.Stderr, b.asJSON, err)
+		return &reportedError{err}
+	}
+	return nil
+}
+
+func terminalSize() (columns, rows int) {
+	columns, rows, err := term.GetSize(int(os.Stderr.Fd()))
+	if err != nil {
+		return 80, 24
+	}
+	return columns, rows
+}
+
+// selected are the jobs that the flags pick.
+func (c *runCommand) selected(f *batch.File) ([]*batch.Job, error) {
+	s := batch.Selection{Names: c.Only, Labels: c.Label}
+	if c.Shard != "" {
+		var err error
+		if s.Shard, s.Shards, err = batch.ParseShard(c.Shard); err != nil {
+			return nil, fmt.Errorf("--shard: %w", err)
+		}
+	}
+	return f.Select(s)
+}
+
+// checkPlaces looks, before hours of work, whether what they end with can be
+// written.
+func (c *runCommand) checkPlaces() error {
+	for _, report := range c.Report {
+		if fi, err := os.Stat(filepath.Dir(report)); err != nil {
+			return fmt.Errorf("--report: %w", err)
+		} else if !fi.IsDir() {
+			return fmt.Errorf("--report: %s is no folder", filepath.Dir(report))
+		}
+	}
+	if c.LogDir != "" {
+		if err := os.MkdirAll(c.LogDir, 0o777); err != nil {
+			return fmt.Errorf("--log-dir: %w", err)
+		}
+	}
+	return nil
+}
+
+// statePath is where the state file is.
+func (c *runCommand) statePath() (string, error) {
+	if c.State != "" {
+		return c.State, nil
+	}
+	if c.Jobs == "-" {
+		return "", &usageError{err: errors.New("a job file on standard input has no place for its state: say --state FILE")}
+	}
+	base := strings.TrimSuffix(c.Jobs, ".json") + ".state"
+	if c.Shard != "" {
+		i, n, err := batch.ParseShard(c.Shard)
+		if err != nil {
+			return "", err
+		}
+		base += fmt.Sprintf(".%d-of-%d", i, n)
+	}
+	return base + ".json", nil
+}
+
+func (c *runCommand) merge() error {
+	r, err := batch.Merge(c.MergeReports)
+	if err != nil {
+		return err
+	}
+	reports := c.Report
+	if len(reports) == 0 {
+		reports = []string{"/dev/stdout"}
+	}
+	for _, path := range reports {
+		if err := r.Write(path); err != nil {
+			return err
+		}
+	}
+	return outcome(r)
+}
+
+// outcome is the error that a report ends a batch with.
+func outcome(r *batch.Report) error {
+	if r.Exit == 0 {
+		return nil
+	}
+	c := r.Counts
+	e := &batchError{exit: r.Exit, hint: "--resume goes on with those that are not done"}
+	e.message = fmt.Sprintf("%d of %d jobs failed", c.Failed, len(r.Jobs))
+	if c.Interrupted > 0 {
+		e.message += fmt.Sprintf(", %d were interrupted", c.Interrupted)
+	}
+	if c.Skipped > 0 {
+		e.message += fmt.Sprintf(", %d were not started", c.Skipped)
+	}
+	e.message += fmt.Sprintf(", %d are done", c.Done)
+	return e
+}
+
+// batchRun is a batch under way.
+type batchRun struct {
+	*runCommand
+	file    *batch.File
+	log     *slog.Logger
+	asJSON  bool
+	display *progress.BatchDisplay
+	limit   *transfer.Limiter
+
+	mu      sync.Mutex
+	budgets map[string]*vddk.Budget // by batch.Job.HostKey; guarded by mu
+}
+
+// giveSecrets gives the jobs what the environment has, which is of one server.
+func (b *batchRun) giveSecrets(secrets *secretEnvironment) {
+	var servers []string
+	for _, j := range b.file.Jobs {
+		if s := j.Server(); s != "" && !slices.Contains(servers, s) {
+			servers = append(servers, s)
+		}
+	}
+	if len(servers) > 1 {
+		if secrets.password.IsSet() || secrets.cookie.IsSet() {
+			b.log.Warn(fmt.Sprintf("VDDKCP_PASSWORD and VDDKCP_COOKIE are not used: they are of one server, and the jobs name %d", len(servers)))
+		}
+		return
+	}
+	for _, j := range b.file.Jobs {
+		j.Data.(*copyCommand).secrets.environment = secrets
+	}
+}
+
+// budget is what connections of a job share with others of its host; nil: none.
+func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
+	key := j.HostKey()
+	if key == "" {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.budgets[key] == nil {
+		bytes, connections := b.file.Limits.NFCBuffer, b.file.Limits.Connections
+		if bytes == 0 {
+			bytes = batch.DefaultNFCBuffer
+		}
+		if connections == 0 {
+			connections = batch.DefaultConnections
+		}
+		b.budgets[key] = vddk.NewHostBudget(bytes, connections)
+	}
+	return b.budgets[key]
+}
+
+func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
+	path, err := b.statePath()
+	if err != nil {
+		return err
+	}
+	store, err := batch.OpenStore(path)
+	if err != nil {
+		e := &usageError{err: err, hint: hint(err)}
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+			e.hint = "--state names another place for it"
+		}
+		return e
+	}
+	var report *batch.Report
+	err = showBatch(b.display, func() (err error) {
+		report, err = batch.Run(ctx, jobs, batch.Options{
+			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
+			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Log: b.log, JobLog: b.jobLog,
+			Ended: func(j *batch.Job, r *batch.JobReport) {
+				how := map[transfer.Status]string{transfer.StatusOK: "done", transfer.StatusInterrupted: "interrupted"}[r.Status]
+				if how == "" {
+					how = "failed"
+				}
+				b.display.Ended(how)
+			},
+			Stopped: func(cause error) int { return exitStatus(cause) },
+		})
+		return err
+	})
+	err = errors.Join(err, store.Close())
+	if report == nil {
+		return &usageError{err: err, hint: hint(err)}
+	}
+	for _, path := range b.Report {
+		err = errors.Join(err, report.Write(path))
+	}
+	b.log.Info(fmt.Sprintf("%d jobs: %d done, %d failed, %d interrupted, %d not started", len(report.Jobs),
+		report.Counts.Done, report.Counts.Failed, report.Counts.Interrupted, report.Counts.Skipped))
+	if o := outcome(report); o != nil {
+		return errors.Join(o, err)
+	}
+	return err
+}
+
+// showBatch runs work while the display shows it.
+func showBatch(display *progress.BatchDisplay, work func() error) error {
+	done, drawn := make(chan struct{}), make(chan struct{})
+	go func() {
+		display.Run(done)
+		close(drawn)
+	}()
+	defer func() {
+		close(done)
+		<-drawn
+	}()
+	return work()
+}
+
+// removeJournal removes the journal of a copy that is whole.
+func (b *batchRun) removeJournal(j *batch.Job) {
+	place := sinkopen.PlaceOf(j.Target)
+	if place.Kind != "file" {
+		return
+	}
+	path := j.Data.(*copyCommand).Journal
+	if path == "" {
+		path = journal.Beside(place.Partial)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		b.log.Warn("the journal stays", "job", j.Name, "error", err)
+	}
+}
+
+// sizeOf is how much a source holds, or -1: a server is not asked before its
+// turn.
+func sizeOf(j *batch.Job) int64 {
+	fi, err := os.Stat(j.Source)
+	if err != nil || !fi.Mode().IsRegular() {
+		return -1
+	}
+	return fi.Size()
+}
+
+// copy runs one copy of a job.
+func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
+	log := t.Log
+	c := *t.Data.(*copyCommand)
+	if t.Resume {
+		switch sinkopen.PlaceOf(c.Dst).Kind {
+		case "file", "block device", "NBD export":
+			c.Resume = true
+		}
+	}
+	counters := new(progress.Counters)
+	j := c.newJob(log, counters)
+	j.limit = j.limit.Within(b.limit)
+	j.opener.VDDK.Options.Budget = b.budget(t.Job)
+	done := b.display.Start(t.Name, t.Source, counters)
+	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", c.Resume)
+	err := j.do(ctx)
+	done()
+	switch {
+	case err == nil:
+		log.Info("done", "read", bytesize.Format(j.report.BytesRead), "written", bytesize.Format(j.report.BytesWritten), "seconds", int(j.report.Seconds))
+	case b.LogDir != "":
+		log.Debug("failed", "error", err, "hint", hint(err), "exit", exitStatus(err))
+		fallthrough
+	default:
+		failJob(b.display, b.asJSON, t.Name, err)
+	}
+	return j.report
+}
+
+// jobLog is the log of a job, which with --log-dir goes to a file too.
+func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
+	log, done = b.log.With("job", j.Name), func() {}
+	if b.LogDir == "" {
+		return log, done
+	}
+	file, err := os.OpenFile(filepath.Join(b.LogDir, batch.LogName(j.Name)), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o666)
+	if err != nil {
+		log.Warn("the job has no log file", "error", err)
+		return log, done
+	}
+	all := slog.NewTextHandler(file, &slog.HandlerOptions{Level: slog.LevelDebug})
+	return slog.New(slog.NewMultiHandler(log.Handler(), all)), func() { file.Close() }
+}

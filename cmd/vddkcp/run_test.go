@@ -1,0 +1,270 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vddkcp/internal/peer"
+	"vddkcp/transfer"
+	"vddkcp/transfer/batch"
+	"vddkcp/vddk/testlib"
+)
+
+// writeJobs writes a job file and returns its path.
+func writeJobs(t *testing.T, dir string, limits, defaults map[string]any, jobs []map[string]any) string {
+	t.Helper()
+	file := map[string]any{"version": 1, "jobs": jobs}
+	if limits != nil {
+		file["limits"] = limits
+	}
+	if defaults != nil {
+		file["defaults"] = defaults
+	}
+	text, err := json.Marshal(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "jobs.json")
+	put(t, path, string(text))
+	return path
+}
+
+func readBatchReport(t *testing.T, path string) *batch.Report {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := new(batch.Report)
+	if err := json.Unmarshal(text, r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// vddkBatch is a batch of disks on the stand-in's one host.
+func vddkBatch(t *testing.T, disks int, limits, more map[string]any, conf ...string) (lib *testlib.Library, jobs, report string) {
+	t.Helper()
+	peer.Need(t, "gcc")
+	program, err := binary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := installWorker(filepath.Dir(program)); err != nil {
+		t.Fatal(err)
+	}
+	lib = testlib.New(t)
+	thumbprint := pairs(strings.Repeat("AB", 20))
+	lib.Conf(append([]string{"user u", "password p", "port 1", "thumbprint " + thumbprint, "transport nbd"}, conf...)...)
+	dir := t.TempDir()
+	disk := filepath.Join(dir, "disk.raw")
+	random(t, disk, 1<<20)
+	var list []map[string]any
+	for i := range disks {
+		lib.AddDisk(fmt.Sprintf("[ds] %d.vmdk", i), disk)
+		list = append(list, map[string]any{"source": fmt.Sprintf("[ds] %d.vmdk", i), "target": fmt.Sprintf("out-%d.raw", i)})
+	}
+	defaults := map[string]any{"server": "localhost", "port": 1, "user": "u", "password": "p", "vm": "moref=1", "thumbprint": thumbprint, "libdir": lib.Dir, "host": "esxi1"}
+	for key, value := range more {
+		defaults[key] = value
+	}
+	return lib, writeJobs(t, dir, limits, defaults, list), filepath.Join(dir, "report.json")
+}
+
+// Many disks of one host never ask it for more than it has.
+func TestBatchKeepsAHostsBudget(t *testing.T) {
+	for _, c := range []struct {
+		name         string
+		limits, more map[string]any
+		conf         []string
+		most         int64 // connections at once
+	}{
+		{"memory", map[string]any{"total": 60, "nfc_buffer": "16MiB"}, nil, []string{"host-memory 16", "host-connections 52"}, 4},
+		{"memory of fixed connections", map[string]any{"total": 60, "nfc_buffer": "16MiB"}, map[string]any{"connections": 2}, []string{"host-memory 16"}, 4},
+		{"connections", map[string]any{"total": 60, "connections": 5}, map[string]any{"nfc_buffers": "64KiBx1"}, []string{"host-connections 5"}, 5},
+		{"disks", map[string]any{"total": 60, "per_host": 3}, map[string]any{"connections": 1}, []string{"host-connections 3"}, 3},
+		{"disks of the server", map[string]any{"total": 60, "per_server": 2}, map[string]any{"connections": 1}, []string{"host-connections 2"}, 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			lib, jobs, report := vddkBatch(t, 30, c.limits, c.more, append(c.conf, "latency read 2000")...)
+			if got := vddkcp(t, "run", jobs, "--report", report, "--progress", "none"); got.exit != 0 {
+				t.Fatalf("%+v", got)
+			}
+			f := lib.Figures()
+			if f["alloc-failures"] != 0 || int64(f["max-handles"]) > c.most || f["max-handles"] == 0 {
+				t.Errorf("%v", f)
+			}
+			r := readBatchReport(t, report)
+			for _, j := range r.Jobs {
+				if j.Retries != 0 || j.WorkerRestarts != 0 {
+					t.Errorf("%s: %d retries, %d restarts", j.Name, j.Retries, j.WorkerRestarts)
+				}
+			}
+		})
+	}
+}
+
+// The password of a job file is in no process's arguments or environment, no
+// log, no report and no state; that of the environment is for one server only.
+func TestBatchSecretsStayInside(t *testing.T) {
+	const marker = "m4rk3r-0f-a-job"
+	lib, jobs, report := vddkBatch(t, 1, nil, map[string]any{"password": marker, "before": []string{"env"}}, "hostile-log", "log-reads")
+	lib.Conf("password "+marker, "fault ReadAsync at=1 do=hang")
+	logs := filepath.Join(filepath.Dir(jobs), "logs")
+	cmd := command(t, "run", jobs, "--report", report, "--progress", "none", "--log-dir", logs, "-v")
+	cmd.Env = append(os.Environ(), "VDDKCP_PASSWORD=other-"+marker)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait()
+		close(ended)
+	}()
+	for lib.Calls()["ReadAsync"] == 0 {
+		select {
+		case <-ended:
+			t.Fatalf("it ended: %s", stderr.String())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	if workers := findSecret(t, marker, cmd.Process.Pid); workers == 0 {
+		t.Error("no worker was seen")
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	<-ended
+	if got := cmd.ProcessState.ExitCode(); got != 143 {
+		t.Errorf("exit status %d, want 143\n%s", got, stderr.String())
+	}
+	told := stderr.String()
+	files, err := filepath.Glob(filepath.Join(filepath.Dir(jobs), "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, _ := filepath.Glob(filepath.Join(logs, "*"))
+	for _, name := range append(files, more...) {
+		if text, err := os.ReadFile(name); err == nil && name != jobs {
+			told += string(text)
+		}
+	}
+	if strings.Contains(told, marker) {
+		t.Error("told")
+	}
+	if !strings.Contains(told, "VDDKCP_JOB=0") {
+		t.Error("the command's environment was not looked at")
+	}
+}
+
+// A batch that is killed again and again ends with all jobs done, each target
+// made once, and nothing left over.
+func TestBatchSurvivesKills(t *testing.T) {
+	dir := t.TempDir()
+	var list []map[string]any
+	const disks = 12
+	for i := range disks {
+		name := fmt.Sprintf("disk-%d", i)
+		random(t, filepath.Join(dir, name), 2<<20+i*4096)
+		list = append(list, map[string]any{"name": fmt.Sprintf("job %d", i), "source": name, "target": fmt.Sprintf("out-%d", i)})
+	}
+	jobs := writeJobs(t, dir, map[string]any{"total": 3, "rate": "40MiB"}, map[string]any{"request_size": "64KiB"}, list)
+	report := filepath.Join(dir, "report.json")
+	made := map[string]os.FileInfo{}
+	look := func() {
+		for i := range disks {
+			name := fmt.Sprintf("out-%d", i)
+			fi, err := os.Stat(filepath.Join(dir, name))
+			if err != nil {
+				continue
+			}
+			if before, ok := made[name]; ok && !os.SameFile(before, fi) {
+				t.Errorf("%s was made again", name)
+			}
+			made[name] = fi
+		}
+	}
+	r := rand.New(rand.NewPCG(16, 1))
+	kills := 0
+	for n := 0; ; n++ {
+		cmd := command(t, "run", jobs, "--resume", "--report", report, "--progress", "none")
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if n < 8 {
+			timer := time.AfterFunc(time.Duration(30+r.IntN(150))*time.Millisecond, func() { cmd.Process.Kill() })
+			cmd.Wait()
+			timer.Stop()
+		} else {
+			cmd.Wait()
+		}
+		look()
+		if cmd.ProcessState.Exited() {
+			if cmd.ProcessState.ExitCode() != 0 {
+				t.Fatalf("%s", stderr.String())
+			}
+			break
+		}
+		kills++
+	}
+	if kills < 3 {
+		t.Errorf("only %d kills", kills)
+	}
+	if got := readBatchReport(t, report); got.Counts != (batch.Counts{Done: disks}) || len(made) != disks {
+		t.Errorf("%+v, %d targets", got.Counts, len(made))
+	}
+	for i := range disks {
+		peer.Run(t, "cmp", filepath.Join(dir, fmt.Sprintf("disk-%d", i)), filepath.Join(dir, fmt.Sprintf("out-%d", i)))
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range left {
+		if strings.Contains(f.Name(), "partial") || strings.Contains(f.Name(), ".lock") || strings.Contains(f.Name(), ".new") {
+			t.Errorf("%s is left", f.Name())
+		}
+	}
+}
+
+// A target's file system that fills up costs the jobs that it has no room for,
+// and they can go on.
+func TestBatchOnAFullFileSystem(t *testing.T) {
+	peer.NeedRoot(t)
+	dir, full := t.TempDir(), filepath.Join(t.TempDir(), "full")
+	if err := os.Mkdir(full, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	peer.Run(t, "mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", full)
+	t.Cleanup(func() { peer.Run(t, "umount", full) })
+	random(t, filepath.Join(dir, "disk"), 4<<20)
+	var list []map[string]any
+	for i := range 6 {
+		list = append(list, map[string]any{"source": "disk", "target": fmt.Sprintf("%s/%d", full, i)})
+	}
+	list = append(list, map[string]any{"source": "disk", "target": "elsewhere"})
+	jobs := writeJobs(t, dir, map[string]any{"total": 7, "rate": "40MiB", "rounds": 1}, nil, list)
+	report := filepath.Join(dir, "report.json")
+	got := vddkcp(t, "run", jobs, "--report", report, "--progress", "none")
+	r := readBatchReport(t, report)
+	if got.exit != 4 || r.Jobs[6].Status != transfer.StatusOK || r.Counts.Done+r.Counts.Failed != 7 || r.Counts.Failed < 4 {
+		t.Fatalf("%+v\n%+v", r.Counts, got)
+	}
+	peer.Run(t, "mount", "-o", "remount,size=40m", full)
+	if got := vddkcp(t, "run", jobs, "--resume", "--report", report, "--progress", "none"); got.exit != 0 {
+		t.Fatalf("%+v", got)
+	}
+	for i := range 6 {
+		peer.Run(t, "cmp", filepath.Join(dir, "disk"), fmt.Sprintf("%s/%d", full, i))
+	}
+}

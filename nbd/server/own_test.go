@@ -1,0 +1,30 @@
+package server_test
+
+import (
+	"context"
+	"testing"
+
+	nbdclient "vddkcp/nbd/client"
+	"vddkcp/nbd/server"
+	"vddkcp/source"
+	"vddkcp/source/sourcetest"
+)
+
+// TestOwnClient has a disk go through the server and this project's own client:
+// it must still be the disk.
+func TestOwnClient(t *testing.T) {
+	path, want := sparseFile(t, 1<<20+777)
+	for name, d := range map[string]source.Disk{"file": openRaw(t, path), "memory": &sourcetest.Memory{Bytes: want}} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, one("disk", d), server.Options{}, "unix:"+socketPath(t))
+			uri := server.URI(s.Addr(), false, "disk")
+			sourcetest.Run(t, sourcetest.Config{Content: want, Open: func(ctx context.Context, t testing.TB) source.Disk {
+				d, err := nbdclient.Open(ctx, uri, nbdclient.Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return d
+			}})
+		})
+	}
+}

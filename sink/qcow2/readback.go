@@ -1,0 +1,54 @@
+package qcow2
+
+import (
+	"context"
+	"iter"
+
+	"vddkcp/internal/target"
+	"vddkcp/source"
+	"vddkcp/source/qcow2"
+)
+
+// ReadAt implements sink.Readback: it reads the image as it will be, of which
+// only the header is missing.
+func (d *disk) ReadAt(p []byte, off int64) (int, error) {
+	if err := d.life.BeginAt(d.life.Context, target.Writing); err != nil {
+		return 0, err
+	}
+	defer d.life.Done()
+	header, err := d.header(d.o, d.first<<d.shift, 1)
+	if err != nil {
+		return 0, err
+	}
+	image, err := qcow2.Open(d.life.Context, d.address, &unfinished{d, header}, func(context.Context, string, string, string) (source.Disk, error) {
+		return borrowed{d.o.Backing}, nil
+	}, qcow2.Options{})
+	if err != nil {
+		return 0, d.named(err)
+	}
+	defer image.Close()
+	return image.ReadAt(p, off)
+}
+
+// unfinished is the file of an image that has no header yet, with a header.
+type unfinished struct {
+	d      *disk
+	header []byte
+}
+
+// Size is that of all clusters that are taken.
+func (u *unfinished) Size() int64 { return u.d.next << u.d.shift }
+
+func (u *unfinished) Close() error { return nil }
+
+func (u *unfinished) Extents(_ context.Context, off, length int64) iter.Seq2[source.Extent, error] {
+	return source.WholeData(off, length)
+}
+
+func (u *unfinished) ReadAt(p []byte, off int64) (int, error) {
+	n, err := u.d.file.ReadAt(p, off)
+	if off < int64(len(u.header)) {
+		copy(p, u.header[off:])
+	}
+	return n, err
+}

@@ -1,0 +1,132 @@
+package batch
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// hookGrace is how long a command that is to end has before it is killed.
+const hookGrace = 5 * time.Second
+
+// maxHookLine bounds the lines of a command's output that are logged, in bytes.
+const maxHookLine = 4 << 10
+
+// runHook runs a command of a job, of the kind that messages call it, and every
+// process it starts is gone when it has timed out or ctx has ended. Output gets
+// each line it prints.
+func runHook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, output func(line string)) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%s command %q: %w", kind, argv[0], err)
+		}
+	}()
+	status, reportFile := "", ""
+	if report != nil {
+		status = string(report.Status)
+		if reportFile, err = temporary(report); err != nil {
+			return err
+		}
+		defer os.Remove(reportFile)
+	}
+	limited, cancel := context.WithTimeoutCause(ctx, job.HookTimeout, fmt.Errorf("it took longer than its hook_timeout, %s", job.HookTimeout))
+	defer cancel()
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "VDDKCP_JOB="+job.Name, "VDDKCP_STATUS="+status, "VDDKCP_TARGET="+job.Target, "VDDKCP_REPORT="+reportFile)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	lines := &lineWriter{each: output}
+	cmd.Stdout, cmd.Stderr = lines, lines
+	// What it leaves running does not keep the job from its end.
+	cmd.WaitDelay = hookGrace
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		err = cmd.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-limited.Done():
+		// Its group is the process and all that it started.
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
+		grace := time.NewTimer(hookGrace)
+		defer grace.Stop()
+		select {
+		case <-ended:
+		case <-grace.C:
+		}
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
+		<-ended
+		err = context.Cause(limited)
+	}
+	lines.end()
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil // it succeeded, and something in its background still has its output
+	}
+	if err != nil && lines.last != "" {
+		err = fmt.Errorf("%w: %s", err, lines.last)
+	}
+	return err
+}
+
+// temporary writes a report where only this user reads it.
+func temporary(report *JobReport) (path string, err error) {
+	text, err := json.MarshalIndent(report, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	f, err := os.CreateTemp("", "vddkcp-report-*.json")
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(append(text, '\n'))
+	if err = errors.Join(err, f.Close()); err != nil {
+		os.Remove(f.Name())
+		return "", err
+	}
+	return f.Name(), nil
+}
+
+// lineWriter cuts what is written into lines.
+type lineWriter struct {
+	each func(string)
+	rest []byte
+	last string
+}
+
+var _ io.Writer = (*lineWriter)(nil)
+
+func (w *lineWriter) Write(p []byte) (int, error) {
+	w.rest = append(w.rest, p...)
+	for {
+		line, rest, ok := bytes.Cut(w.rest, []byte("\n"))
+		if !ok {
+			if len(w.rest) < maxHookLine {
+				return len(p), nil
+			}
+			line, rest = w.rest, nil
+		}
+		w.emit(line)
+		w.rest = append(w.rest[:0], rest...)
+	}
+}
+
+func (w *lineWriter) emit(line []byte) {
+	text := strings.ToValidUTF8(strings.TrimRight(string(line[:min(len(line), maxHookLine)]), "\r \t"), "?")
+	if text != "" {
+		w.last = text
+		w.each(text)
+	}
+}
+
+func (w *lineWriter) end() { w.emit(w.rest) }

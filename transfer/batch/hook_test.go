@@ -1,0 +1,150 @@
+package batch_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/transfer"
+)
+
+// hooked is a batch of one job with these commands, as JSON. It runs outside of a
+// bubble: its commands are processes.
+func hooked(t *testing.T, fields string) *fake {
+	t.Helper()
+	f := newFake(t, `"jobs":[{"name":"a/b ü","source":"s","target":"t",`+fields+`}]`)
+	f.fates["a/b ü"] = []*fate{{status: transfer.StatusOK}, {status: transfer.StatusOK}}
+	return f
+}
+
+func (f *fake) read(name string) string {
+	text, _ := os.ReadFile(filepath.Join(f.dir, name))
+	return string(text)
+}
+
+func TestHooksSeeTheJob(t *testing.T) {
+	f := hooked(t, `"before":["sh","-c","echo \"$VDDKCP_JOB|$VDDKCP_STATUS|$VDDKCP_TARGET|$VDDKCP_REPORT\" >$(dirname $VDDKCP_TARGET)/before"],
+		"after":["sh","-c","cd $(dirname $VDDKCP_TARGET); echo \"$VDDKCP_JOB|$VDDKCP_STATUS|$VDDKCP_TARGET\" >after; cat $VDDKCP_REPORT >report; stat -c %a $VDDKCP_REPORT >mode; echo $VDDKCP_REPORT >name; echo out; echo err >&2"]`)
+	r, err := f.run(t.Context(), false)
+	if err != nil || r.Exit != 0 {
+		t.Fatalf("%+v, %v\n%s", r, err, f.log)
+	}
+	target := f.dir + "/t"
+	if got, want := f.read("before"), "a/b ü||"+target+"|\n"; got != want {
+		t.Errorf("before: %q, want %q", got, want)
+	}
+	if got, want := f.read("after"), "a/b ü|ok|"+target+"\n"; got != want {
+		t.Errorf("after: %q, want %q", got, want)
+	}
+	if got := f.read("report"); !strings.Contains(got, `"status": "ok"`) || !strings.Contains(got, `"name": "a/b ü"`) {
+		t.Errorf("report: %s", got)
+	}
+	if got := f.read("mode"); got != "600\n" {
+		t.Errorf("mode of the report: %s", got)
+	}
+	if _, err := os.Stat(strings.TrimSpace(f.read("name"))); err == nil {
+		t.Error("the report for the command is still there")
+	}
+	for _, want := range []string{"says=out", "says=err"} {
+		if !strings.Contains(f.log.String(), want) {
+			t.Errorf("the log lacks %q: %s", want, f.log)
+		}
+	}
+}
+
+// No shell takes a word apart.
+func TestHooksHaveNoShell(t *testing.T) {
+	f := hooked(t, `"before":["touch","$HOME; x y"]`)
+	t.Chdir(f.dir)
+	if r, err := f.run(t.Context(), false); err != nil || r.Exit != 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if _, err := os.Stat(filepath.Join(f.dir, "$HOME; x y")); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBeforeThatFails(t *testing.T) {
+	f := hooked(t, `"before":["sh","-c","echo not now; exit 7"],"after":["sh","-c","echo $VDDKCP_STATUS >$VDDKCP_TARGET.after"]`)
+	r, err := f.run(t.Context(), false)
+	if err != nil || r.Exit != 1 || f.copied != nil {
+		t.Errorf("%+v, %v, begun %v", r, err, f.copied)
+	}
+	if got, want := r.Jobs[0].Error, `before command "sh": exit status 7: not now`; got != want {
+		t.Errorf("error %q, want %q", got, want)
+	}
+	if got := f.read("t.after"); got != "failed\n" {
+		t.Errorf("after saw %q", got)
+	}
+	missing := hooked(t, `"before":["/nowhere/x"]`)
+	if r, _ := missing.run(t.Context(), false); r.Exit != 1 || !strings.Contains(r.Jobs[0].Error, "no such file") {
+		t.Errorf("%+v", r.Jobs[0].Report)
+	}
+}
+
+// A copy whose after command fails stays, and only the command runs again.
+func TestAfterThatFails(t *testing.T) {
+	f := hooked(t, `"after":["sh","-c","echo $VDDKCP_STATUS >>$VDDKCP_TARGET.after; test -e $VDDKCP_TARGET.may"]`)
+	r, err := f.run(t.Context(), false)
+	if err != nil || r.Exit != 1 || r.Jobs[0].Error != `after command "sh": exit status 1` || !strings.Contains(r.Jobs[0].Hint, "--resume") {
+		t.Errorf("%+v, %v", r.Jobs[0].Report, err)
+	}
+	if err := os.WriteFile(filepath.Join(f.dir, "t.may"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, err = f.run(t.Context(), true)
+	if err != nil || r.Exit != 0 || f.copied != nil || r.Jobs[0].Attempts != 1 {
+		t.Errorf("%+v, %v, begun %v", r.Jobs[0].Report, err, f.copied)
+	}
+	if got := f.read("t.after"); got != "ok\nok\n" {
+		t.Errorf("after saw %q", got)
+	}
+	if r, err = f.run(t.Context(), true); err != nil || r.Exit != 0 || f.read("t.after") != "ok\nok\n" {
+		t.Errorf("a job that is done ran again: %+v, %v", r, err)
+	}
+}
+
+// After runs where the copy failed, and its own failure changes nothing.
+func TestAfterOfAFailure(t *testing.T) {
+	f := hooked(t, `"after":["sh","-c","echo $VDDKCP_STATUS >$VDDKCP_TARGET.after; exit 1"]`)
+	f.fates["a/b ü"] = []*fate{{status: transfer.StatusFailed, exit: 75}}
+	r, err := f.run(t.Context(), false)
+	if err != nil || r.Exit != 75 || f.read("t.after") != "failed\n" || len(r.Jobs[0].Warnings) != 1 {
+		t.Errorf("%+v, %v", r.Jobs[0].Report, err)
+	}
+}
+
+// An after command may take the target away.
+func TestAfterThatMovesTheTarget(t *testing.T) {
+	f := hooked(t, `"after":["sh","-c","mv $VDDKCP_TARGET $VDDKCP_TARGET.moved"]`)
+	if r, err := f.run(t.Context(), false); err != nil || r.Exit != 0 {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	if r, err := f.run(t.Context(), true); err != nil || r.Exit != 0 || f.copied != nil {
+		t.Errorf("%+v, %v, begun %v", r, err, f.copied)
+	}
+}
+
+// A command that hangs is killed, and so is what it started.
+func TestHookThatHangs(t *testing.T) {
+	f := hooked(t, `"hook_timeout":"300ms","before":["sh","-c","sleep 1000 & echo $! >$VDDKCP_TARGET.pid; wait"]`)
+	r, err := f.run(t.Context(), false)
+	if err != nil || r.Exit != 1 || !strings.Contains(r.Jobs[0].Error, "it took longer than its hook_timeout, 300ms") {
+		t.Errorf("%+v, %v", r.Jobs[0].Report, err)
+	}
+	pid := 0
+	for _, c := range strings.TrimSpace(f.read("t.pid")) {
+		pid = pid*10 + int(c-'0')
+	}
+	if pid == 0 {
+		t.Fatal("the command did not begin")
+	}
+	// It may be a zombie until init reaps it.
+	if state, err := os.ReadFile(filepath.Join("/proc", strings.TrimSpace(f.read("t.pid")), "stat")); err == nil && !strings.Contains(string(state), ") Z") {
+		t.Errorf("process %d lives: %s", pid, state)
+		_ = unix.Kill(pid, unix.SIGKILL)
+	}
+}

@@ -1,0 +1,346 @@
+package batch_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"vddkcp/internal/bytesize"
+	"vddkcp/transfer/batch"
+)
+
+// testSpec knows a flag of each type.
+func testSpec() *batch.Spec {
+	size := func(s string) error {
+		_, err := bytesize.Parse(s)
+		return err
+	}
+	path := func(a string) bool { return !strings.HasPrefix(a, "[") && !strings.Contains(a, ":") }
+	return &batch.Spec{
+		Fields: []batch.Field{
+			{Name: "server", Type: batch.Text, Help: "Server."},
+			{Name: "password", Type: batch.Text, Secret: true, Help: "Secret."},
+			{Name: "compress", Type: batch.Text, Help: "Compression."},
+			{Name: "format", Type: batch.Text, Enum: []string{"raw", "qcow2"}, Help: "Format."},
+			{Name: "verify", Type: batch.Boolean, Help: "Verify."},
+			{Name: "depth", Type: batch.Integer, Tuning: true, Help: "Depth."},
+			{Name: "sparse", Type: batch.IntOrText, Check: size, Help: "Sparse."},
+			{Name: "digest", Type: batch.BoolOrText, Enum: []string{"blksum", "sha256"}, Help: "Digest."},
+			{Name: "allow_path", Type: batch.Array, Path: true, Help: "Allowed."},
+			{Name: "journal", Type: batch.Text, Path: true, Help: "Journal."},
+		},
+		SourcePath: path, TargetPath: path,
+		Files: func(a string) []string {
+			if !path(a) {
+				return nil
+			}
+			return []string{filepath.Clean(a), filepath.Clean(a) + ".partial"}
+		},
+		Job: func(j *batch.Job) (any, error) {
+			if j.Text("format") == "raw" && j.Text("compress") != "" {
+				return nil, errors.New("--compress is not for raw disks")
+			}
+			return j.Name, nil
+		},
+	}
+}
+
+func load(text string) (*batch.File, error) {
+	return batch.Load(strings.NewReader(text), "jobs.json", "/jobs", testSpec())
+}
+
+// Every mistake that a person makes is told with its place, all at once.
+func TestLoadTellsMistakes(t *testing.T) {
+	const ok = `"source":"a","target":"b"`
+	for _, c := range []struct {
+		name, text string
+		want       []string // "" + problems, without the file's name
+	}{
+		{"empty", " \n", []string{"1:1: empty: want a job file"}},
+		{"trailing comma in an array", "{\"version\":1,\n\"jobs\":[{" + ok + "},]}", []string{"2:36: a comma before ]: JSON has none after the last element"}},
+		{"trailing comma in an object", "{\"version\":1,\n}", []string{"1:13: a comma before }: JSON has none after the last element"}},
+		{"comment", "{\n  // all of it\n}", []string{"2:3: a comment: JSON has none"}},
+		{"hash comment", "# jobs\n{}", []string{"1:1: a comment: JSON has none"}},
+		{"single quotes", "{'version':1}", []string{"1:2: a single quote: JSON has its strings in double quotes"}},
+		{"missing comma", `{"version":1 "jobs":[]}`, []string{"1:14: a comma is missing before this"}},
+		{"cut off", `{"version":1,"jobs":[`, []string{"1:22: the file ends in the middle: a bracket, brace or quote is not closed"}},
+		{"open string", "{\"version\":1,\"jobs\":[\"\n", []string{"1:23: a line's end or another control character in a string: want \\n, \\t or \\u00XX"}},
+		{"two values", `{} {}`, []string{"1:4: something after the end of the job file"}},
+		{"byte order mark", "\ufeff{}", []string{"1:1: a byte order mark: JSON has none"}},
+		{"not UTF-8", "{\"\xff\":1}", []string{"1:3: not UTF-8"}},
+		{"too deep", strings.Repeat("[", 30) + strings.Repeat("]", 30), []string{"1:17: nested deeper than 16"}},
+		{"an array", `[]`, []string{"1:1: want an object, found an array"}},
+		{"nothing in it", `{}`, []string{`1:1: version: missing: want "version": 1`, "1:1: jobs: missing: want an array of jobs"}},
+		{"version", `{"version":"1","jobs":[{` + ok + `}]}`, []string{"1:12: version: want 1, the version of job files that there is"}},
+		{"no jobs", `{"version":1,"jobs":[]}`, []string{"1:21: jobs: no job: want at least one"}},
+		{"jobs an object", `{"version":1,"jobs":{}}`, []string{"1:21: jobs: want an array, found an object"}},
+		{"misspelt at the top", `{"version":1,"job":[],"jobs":[{` + ok + `}]}`, []string{`1:14: job: unknown field; did you mean "jobs"?`}},
+		{"misspelt", "{\"version\":1,\"jobs\":[\n {" + ok + ", \"compres\":\"zlib\"}]}", []string{`2:30: jobs[0].compres: unknown field; did you mean "compress"?`}},
+		{"dashes", `{"version":1,"jobs":[{` + ok + `,"allow-path":["x"]}]}`, []string{`1:49: jobs[0].allow-path: unknown field; did you mean "allow_path"?`}},
+		{"misspelt in the defaults", `{"version":1,"defaults":{"verfy":true},"jobs":[{` + ok + `}]}`, []string{`1:26: defaults.verfy: unknown field; did you mean "verify"?`}},
+		{"misspelt limit", `{"version":1,"limits":{"perhost":1},"jobs":[{` + ok + `}]}`, []string{`1:24: limits.perhost: unknown field; did you mean "per_host"?`}},
+		{"odd name", `{"version":1,"a\nb":1,"jobs":[{` + ok + `}]}`, []string{`1:14: "a\nb": unknown field; did you mean "jobs"?`}},
+		{"of the run", `{"version":1,"jobs":[{` + ok + `,"resume":true,"dry_run":true,"log_level":"debug"}]}`, []string{
+			"1:49: jobs[0].resume: not a field of a job: it is --resume of the whole run",
+			"1:63: jobs[0].dry_run: not a field of a job: --check of the run looks at all jobs",
+			"1:78: jobs[0].log_level: not a field of a job: the run logs for all jobs; see --log-dir",
+		}},
+		{"wrong types", `{"version":1,"continue_on_error":1,"jobs":[{` + ok + `,"verify":"yes","depth":"4","format":1,"sparse":true,"digest":7,"allow_path":"x","labels":[],"host":null}]}`, []string{
+			"1:34: continue_on_error: want a boolean, found a number",
+			"1:80: jobs[0].verify: want true or false, found a string",
+			"1:94: jobs[0].depth: want a whole number, found a string",
+			"1:107: jobs[0].format: want a string, found a number",
+			"1:118: jobs[0].sparse: want a whole number or a string, found a boolean",
+			"1:132: jobs[0].digest: want true, false or a string, found a number",
+			"1:147: jobs[0].allow_path: want an array of strings, found a string",
+			"1:160: jobs[0].labels: want an object, found an array",
+			"1:170: jobs[0].host: want a string, found null",
+		}},
+		{"no whole number", `{"version":1,"jobs":[{` + ok + `,"depth":1.5,"sparse":1e3}]}`, []string{
+			"1:57: jobs[0].depth: 1.5: want a whole number", "1:70: jobs[0].sparse: 1e3: want a whole number",
+		}},
+		{"no size", `{"version":1,"limits":{"rate":"fast","nfc_buffer":0},"jobs":[{` + ok + `,"sparse":"4kb"}]}`, []string{
+			`1:31: limits.rate: size "fast": not a whole number of bytes; use 512, 64KiB, 1MiB, 2GiB`,
+			"1:51: limits.nfc_buffer: 0: nothing could ever run",
+			`1:98: jobs[0].sparse: size "4kb": unknown unit "kb"; use 512, 64KiB, 1MiB, 2GiB`,
+		}},
+		{"limits", `{"version":1,"limits":{"total":0,"rounds":-1,"per_host":"2"},"jobs":[{` + ok + `}]}`, []string{
+			"1:32: limits.total: 0: want 1 to 1000", "1:43: limits.rounds: -1: want 0 to 100", "1:57: limits.per_host: want a whole number, found a string",
+		}},
+		{"no choice", `{"version":1,"jobs":[{` + ok + `,"format":"vhd","digest":"md5"}]}`, []string{
+			`1:58: jobs[0].format: "vhd": want one of raw, qcow2`, `1:73: jobs[0].digest: "md5": want one of blksum, sha256`,
+		}},
+		{"empty", `{"version":1,"jobs":[{` + ok + `,"compress":"","name":"","before":[],"after":[""],"hook_timeout":"soon"}]}`, []string{
+			"1:60: jobs[0].compress: empty: leave the field out", "1:70: jobs[0].name: want 1 to 1000 bytes",
+			"1:82: jobs[0].before: want a program and its arguments", "1:93: jobs[0].after: want a program and its arguments",
+			`1:113: jobs[0].hook_timeout: "soon": want a time, as 90s or 15m`,
+		}},
+		{"code 0", `{"version":1,"jobs":[{"source":"a\u0000","target":"b"}]}`, []string{"1:32: jobs[0].source: it has a character of code 0"}},
+		{"missing", `{"version":1,"jobs":[{"source":"a"},7,{"target":"c","source":""}]}`, []string{
+			"1:22: jobs[0].target: missing", "1:37: jobs[1]: want an object, found a number", "1:62: jobs[2].source: missing",
+		}},
+		{"twice in an object", `{"version":1,"version":1,"jobs":[{` + ok + `,"source":"c"}]}`, []string{
+			"1:14: version: is there twice", "1:61: jobs[0].source: is there twice",
+		}},
+		{"names", `{"version":1,"defaults":{"name":"x"},"jobs":[{"name":"é",` + ok + `},{"name":"é","source":"a","target":"c"}]}`, []string{
+			"1:26: defaults.name: a name is one job's", `1:93: jobs[1].name: "é" is the name of jobs[0] too`,
+		}},
+		{"a number's name", `{"version":1,"jobs":[{"name":"1",` + ok + `},{"source":"a","target":"c"}]}`, []string{`1:61: jobs[1].name: "1" is the name of jobs[0] too`}},
+		{"one target", `{"version":1,"jobs":[{` + ok + `},{"source":"a","target":"./x/../b"},{"source":"a","target":"b.partial"}]}`, []string{
+			`1:73: jobs[1].target: "/jobs/./x/../b" is the target of jobs[0] too`, `1:108: jobs[2].target: "/jobs/b.partial" is the target of jobs[0] too`,
+		}},
+		{"source of another", `{"version":1,"jobs":[{"source":"c","target":"b"},{"source":"b","target":"d"}]}`, []string{
+			`1:60: jobs[1].source: "/jobs/b" is the target of jobs[0], which would be written meanwhile`,
+		}},
+		{"secrets", `{"version":1,"defaults":{"password":"-"},"jobs":[{` + ok + `,"password":"-7"},{"source":"a","target":"c","password":"+"}]}`, []string{
+			"1:37: defaults.password: - and -FD ask a person or another program: want +FILE, the first line of a file",
+			"1:88: jobs[0].password: - and -FD ask a person or another program: want +FILE, the first line of a file",
+			"1:132: jobs[1].password: want the name of a file after +",
+		}},
+		{"as a whole", `{"version":1,"jobs":[{` + ok + `,"format":"raw","compress":"zlib"}]}`, []string{"1:22: jobs[0]: --compress is not for raw disks"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := load(c.text)
+			var bad *batch.FileError
+			if !errors.As(err, &bad) {
+				t.Fatalf("error %v, want a FileError", err)
+			}
+			var got []string
+			for _, p := range bad.Problems {
+				got = append(got, p.String())
+			}
+			if !reflect.DeepEqual(got, c.want) {
+				t.Errorf("problems\n\t%s\nwant\n\t%s", strings.Join(got, "\n\t"), strings.Join(c.want, "\n\t"))
+			}
+			for _, p := range got {
+				if !strings.Contains(err.Error(), "jobs.json:"+p) {
+					t.Errorf("the message lacks %q: %s", p, err)
+				}
+			}
+		})
+	}
+}
+
+func TestLoadListsManyProblemsShortly(t *testing.T) {
+	_, err := load(`{"version":1,"jobs":[` + strings.Repeat("1,", 999) + "1]}")
+	if lines := strings.Split(err.Error(), "\n"); len(lines) != 202 || lines[0] != "jobs.json has 1000 problems:" || lines[201] != "and 800 more" {
+		t.Errorf("%d lines: %s ... %s", len(lines), lines[0], lines[len(lines)-1])
+	}
+}
+
+func TestLoadFillsIn(t *testing.T) {
+	f, err := load(`{
+		"version": 1,
+		"defaults": {"server": "vc", "password": "+pw", "verify": true, "labels": {"wave": "1", "site": "x"}, "hook_timeout": "5m", "sparse": "64KiB", "before": ["true"]},
+		"limits": {"total": 2, "per_server": 8, "per_host": 1, "nfc_buffer": "16MiB", "connections": 10, "rate": "5MiB/s", "rounds": 3},
+		"continue_on_error": false,
+		"jobs": [
+			{"source": "[ds] a/a.vmdk", "target": "out/a.qcow2", "host": "esxi1"},
+			{"name": "b/ü", "source": "b.vmdk", "target": "/b.raw", "server": "vc2", "verify": false, "sparse": 4096, "labels": {"wave": "2"},
+			 "hook_timeout": "1s", "before": ["x", "y z"], "digest": true, "password": "plain", "allow_path": ["d", "/e"], "journal": "j"}
+		]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (batch.Limits{Total: 2, PerServer: 8, PerHost: 1, NFCBuffer: 16 << 20, Connections: 10, Rate: 5 << 20, Rounds: 3}); f.Limits != want || f.ContinueOnError {
+		t.Errorf("limits %+v, continue %v", f.Limits, f.ContinueOnError)
+	}
+	values := func(j *batch.Job) map[string][]string {
+		m := map[string][]string{}
+		for _, v := range j.Values {
+			m[v.Field.Name] = v.Texts
+		}
+		return m
+	}
+	a, b := f.Jobs[0], f.Jobs[1]
+	if got := values(a); !reflect.DeepEqual(got, map[string][]string{"server": {"vc"}, "password": {"+/jobs/pw"}, "verify": {"true"}, "sparse": {"64KiB"}}) {
+		t.Errorf("values %v", got)
+	}
+	if a.Name != "0" || a.Source != "[ds] a/a.vmdk" || a.Target != "/jobs/out/a.qcow2" || a.HostKey() != "host esxi1" || a.HookTimeout != 5*time.Minute ||
+		!reflect.DeepEqual(a.Labels, map[string]string{"wave": "1", "site": "x"}) || !slices.Equal(a.Before, []string{"true"}) || a.Data != "0" {
+		t.Errorf("job %+v", a)
+	}
+	if got := values(b); !reflect.DeepEqual(got, map[string][]string{"server": {"vc2"}, "password": {"plain"}, "verify": {"false"}, "sparse": {"4096"},
+		"digest": {"true"}, "allow_path": {"/jobs/d", "/e"}, "journal": {"/jobs/j"}}) {
+		t.Errorf("values %v", got)
+	}
+	if b.Name != "b/ü" || b.Source != "/jobs/b.vmdk" || b.Target != "/b.raw" || b.HostKey() != "server vc2" || b.HookTimeout != time.Second ||
+		!reflect.DeepEqual(b.Labels, map[string]string{"wave": "2", "site": "x"}) || !slices.Equal(b.Before, []string{"x", "y z"}) {
+		t.Errorf("job %+v", b)
+	}
+	if len(f.Warnings) != 1 || !strings.HasPrefix(f.Warnings[0], "jobs[1].password: in plain text") || strings.Contains(f.Warnings[0], "plain:") {
+		t.Errorf("warnings %q", f.Warnings)
+	}
+}
+
+func TestFingerprintIsOfWhatDecides(t *testing.T) {
+	print := func(fields string) string {
+		t.Helper()
+		f, err := load(`{"version":1,"jobs":[{"source":"a","target":"b"` + fields + `}]}`)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f.Jobs[0].Fingerprint()
+	}
+	plain := print("")
+	for _, same := range []string{`,"password":"x"`, `,"depth":9`, `,"labels":{"a":"b"}`, `,"host":"h"`, `,"before":["x"]`, `,"name":"n"`} {
+		if print(same) != plain {
+			t.Errorf("%s makes another target", same)
+		}
+	}
+	for _, other := range []string{`,"verify":true`, `,"server":"s"`, `,"allow_path":["x"]`} {
+		if print(other) == plain {
+			t.Errorf("%s makes the same target", other)
+		}
+	}
+}
+
+func TestSelect(t *testing.T) {
+	var jobs []string
+	for i := range 12 {
+		jobs = append(jobs, fmt.Sprintf(`{"name":"n%d","source":"a","target":"t%d","labels":{"wave":"%d","odd":"%v"}}`, i, i, i%3, i%2 == 1))
+	}
+	f, err := load(`{"version":1,"jobs":[` + strings.Join(jobs, ",") + `]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		s    batch.Selection
+		want string // the names, or an error
+	}{
+		{batch.Selection{}, "n0 n1 n2 n3 n4 n5 n6 n7 n8 n9 n10 n11"},
+		{batch.Selection{Names: []string{"n7", "n2"}}, "n2 n7"},
+		{batch.Selection{Labels: map[string]string{"wave": "1", "odd": "true"}}, "n1 n7"},
+		{batch.Selection{Names: []string{"n1"}, Labels: map[string]string{"wave": "0"}}, "none of 12 jobs has all of these names and labels"},
+		{batch.Selection{Names: []string{"x"}}, `no job is called "x"`},
+		{batch.Selection{Labels: map[string]string{"wave": ""}}, "none of 12 jobs has all of these names and labels"},
+	} {
+		got := ""
+		selected, err := f.Select(c.s)
+		for _, j := range selected {
+			got += " " + j.Name
+		}
+		if got = strings.TrimSpace(got); err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%+v: %s, want %s", c.s, got, c.want)
+		}
+	}
+	// Shards split the jobs, and each has some.
+	seen := map[string]int{}
+	for i := range 3 {
+		selected, err := f.Select(batch.Selection{Shard: i, Shards: 3})
+		if err != nil || len(selected) == 0 {
+			t.Errorf("shard %d: %d jobs, %v", i, len(selected), err)
+		}
+		for _, j := range selected {
+			seen[j.Name]++
+		}
+	}
+	for _, j := range f.Jobs {
+		if seen[j.Name] != 1 {
+			t.Errorf("%s is in %d shards", j.Name, seen[j.Name])
+		}
+	}
+	// printf web01-0 | sha256sum | cut -c1-8 is what other programs count.
+	if got := batch.Shard("web01-0", 1<<32); got != 0xb0a069c4 {
+		t.Errorf("Shard of web01-0 is %#x", got)
+	}
+	for _, bad := range []string{"", "1", "4/4", "-1/4", "a/b", "1/0", "0/4/2"} {
+		if _, _, err := batch.ParseShard(bad); err == nil {
+			t.Errorf("ParseShard(%q) takes it", bad)
+		}
+	}
+	if i, n, err := batch.ParseShard("3/4"); i != 3 || n != 4 || err != nil {
+		t.Errorf("ParseShard: %d of %d, %v", i, n, err)
+	}
+}
+
+// What Load takes, the schema takes.
+func TestSchemaIsStrict(t *testing.T) {
+	schema := decode(t, batch.Schema(testSpec()))
+	for text, want := range map[string]bool{
+		`{"version":1,"jobs":[{"source":"a","target":"b"}]}`:                                                     true,
+		`{"version":1,"defaults":{"source":"a"},"jobs":[{"target":"b"}]}`:                                        true,
+		`{"version":1,"limits":{"rate":"5MiB","total":3},"jobs":[{"source":"a","target":"b","sparse":"64KiB"}]}`: true,
+		`{"version":1,"jobs":[{"source":"a","target":"b","digest":true,"labels":{"a":"b"},"allow_path":["x"]}]}`: true,
+		`{"version":1,"jobs":[{"source":"a"}]}`:                                                                  false,
+		`{"version":2,"jobs":[{"source":"a","target":"b"}]}`:                                                     false,
+		`{"version":1,"jobs":[]}`: false,
+		`{"version":1,"jobs":[{"source":"a","target":"b","compres":"x"}]}`:            false,
+		`{"version":1,"jobs":[{"source":"a","target":"b","format":"vhd"}]}`:           false,
+		`{"version":1,"jobs":[{"source":"a","target":"b","verify":"yes"}]}`:           false,
+		`{"version":1,"jobs":[{"source":"a","target":"b","before":[]}]}`:              false,
+		`{"version":1,"jobs":[{"source":"a","target":"b","before":[1]}]}`:             false,
+		`{"version":1,"limits":{"rate":"fast"},"jobs":[{"source":"a","target":"b"}]}`: false,
+		`{"version":1,"limits":{"total":0},"jobs":[{"source":"a","target":"b"}]}`:     false,
+		`{"version":1,"defaults":{"name":"n"},"jobs":[{"source":"a","target":"b"}]}`:  false,
+		`{"version":1,"jobs":[{"source":"a","target":"b","labels":{"a":1}}]}`:         false,
+		`{"version":1,"jobs":[{"source":"a","target":"b","depth":1.5}]}`:              false,
+		`{"jobs":[{"source":"a","target":"b"}]}`:                                      false,
+	} {
+		problem := validate(schema, schema, decode(t, []byte(text)), "")
+		if (problem == "") != want {
+			t.Errorf("%s: %q by the schema, want valid %v", text, problem, want)
+		}
+		if _, err := load(text); (err == nil) != want {
+			t.Errorf("%s: %v by Load, want valid %v", text, err, want)
+		}
+	}
+}
+
+func decode(t *testing.T, text []byte) map[string]any {
+	t.Helper()
+	var v map[string]any
+	if err := json.Unmarshal(text, &v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}

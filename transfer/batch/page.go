@@ -1,0 +1,201 @@
+package batch
+
+import (
+	"bytes"
+	_ "embed"
+	"fmt"
+	"html/template"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"vddkcp/internal/bytesize"
+	"vddkcp/transfer"
+)
+
+//go:embed page.html
+var pageText string
+
+// Names on the timeline, and what it is drawn with.
+const (
+	maxNamed  = 200 // jobs; with more the bars have no names beside them
+	rowHeight = 16
+	barHeight = 12
+	timeWidth = 1000 // of the drawing, whatever the screen's
+	rateBins  = 250
+	rateHigh  = 60
+)
+
+// page is what page.html shows.
+type page struct {
+	Status   transfer.Status
+	Outcome  string
+	Summary  string
+	When     string
+	Failures []*JobReport
+	Warnings []*JobReport
+	Timeline *timeline // nil: nothing ran
+	Jobs     []pageJob
+}
+
+type pageJob struct {
+	*JobReport
+	Index                           int
+	Labels                          []string
+	Size, Read, Written, Time, Rate string
+}
+
+// timeline is a drawing, with the total rate above a bar for each job.
+type timeline struct {
+	From, To string
+	Most     string // rate
+	Rate     string // a path
+	Names    []string
+	Height   int
+	Bars     []bar
+}
+
+type bar struct {
+	Status              transfer.Status
+	X, Y, Width, Height float64
+	Title               string
+}
+
+// page makes one file of HTML, without scripts and outside references.
+func (r *Report) page() ([]byte, error) {
+	t, err := template.New("page").Parse(pageText)
+	if err != nil {
+		return nil, err
+	}
+	p := &page{Status: r.Status, Outcome: r.outcome(), Timeline: r.timeline()}
+	var read, written, retries int64
+	for i, j := range r.Jobs {
+		read += j.BytesRead
+		written += j.BytesWritten
+		retries += j.Retries
+		row := pageJob{JobReport: j, Index: i}
+		for _, key := range slices.Sorted(maps.Keys(j.Labels)) {
+			row.Labels = append(row.Labels, key+"="+j.Labels[key])
+		}
+		if j.Status != transfer.StatusSkipped {
+			row.Size, row.Read, row.Written = bytesize.Format(j.VirtualSize), bytesize.Format(j.BytesRead), bytesize.Format(j.BytesWritten)
+			row.Time = duration(j.Seconds)
+			if j.Seconds > 0 && j.BytesRead > 0 {
+				row.Rate = bytesize.Format(int64(float64(j.BytesRead)/j.Seconds)) + "/s"
+			}
+		}
+		p.Jobs = append(p.Jobs, row)
+		if j.Status != transfer.StatusOK && j.Status != transfer.StatusSkipped {
+			p.Failures = append(p.Failures, j)
+		}
+		if len(j.Warnings) > 0 {
+			p.Warnings = append(p.Warnings, j)
+		}
+	}
+	took := r.Finished.Sub(r.Started)
+	p.Summary = fmt.Sprintf("%s read and %s written in %s", bytesize.Format(read), bytesize.Format(written), duration(took.Seconds()))
+	if retries > 0 {
+		p.Summary += fmt.Sprintf(", %d reads tried again", retries)
+	}
+	p.When = fmt.Sprintf("From %s to %s. Exit status %d.", clock(r.Started), clock(r.Finished), r.Exit)
+	var text bytes.Buffer
+	if err := t.Execute(&text, p); err != nil {
+		return nil, err
+	}
+	return text.Bytes(), nil
+}
+
+// outcome is a sentence for the first line.
+func (r *Report) outcome() string {
+	c := r.Counts
+	if c.Done == len(r.Jobs) {
+		return fmt.Sprintf("All %d disks are copied", c.Done)
+	}
+	text := fmt.Sprintf("%d of %d disks are copied", c.Done, len(r.Jobs))
+	for _, n := range []struct {
+		count int
+		what  string
+	}{{c.Failed, "failed"}, {c.Interrupted, "interrupted"}, {c.Skipped, "not started"}} {
+		if n.count > 0 {
+			text += fmt.Sprintf(", %d %s", n.count, n.what)
+		}
+	}
+	return text
+}
+
+func clock(t time.Time) string { return t.Format("2006-01-02 15:04:05 MST") }
+
+func duration(seconds float64) string {
+	d := time.Duration(seconds * float64(time.Second))
+	if d < 10*time.Second {
+		return d.Round(10 * time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}
+
+// timeline draws the jobs that ran. The rate of each is taken as its mean.
+func (r *Report) timeline() *timeline {
+	var ran []*JobReport
+	for _, j := range r.Jobs {
+		if j.Status != transfer.StatusSkipped {
+			ran = append(ran, j)
+		}
+	}
+	if len(ran) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(ran, func(a, b *JobReport) int { return a.Started.Compare(b.Started) })
+	from, to := ran[0].Started, ran[0].Finished
+	for _, j := range ran {
+		if j.Finished.After(to) {
+			to = j.Finished
+		}
+	}
+	whole := max(to.Sub(from).Seconds(), 1e-3)
+	row, high := float64(rowHeight), float64(barHeight)
+	if len(ran) > maxNamed {
+		row = max(4000/float64(len(ran)), 1)
+		high = row * 0.8
+	}
+	t := &timeline{From: clock(from), To: clock(to), Height: int(row*float64(len(ran))) + 1}
+	bins := make([]float64, rateBins) // bytes read in each
+	for i, j := range ran {
+		start, end := j.Started.Sub(from).Seconds(), j.Finished.Sub(from).Seconds()
+		t.Bars = append(t.Bars, bar{
+			Status: j.Status, X: round(start / whole * timeWidth), Y: round(float64(i)*row + (row-high)/2),
+			Width: round(max((end-start)/whole*timeWidth, 1.5)), Height: round(high),
+			Title: fmt.Sprintf("%s: %s, %s read in %s", j.Name, j.Status, bytesize.Format(j.BytesRead), duration(end-start)),
+		})
+		if len(ran) <= maxNamed {
+			t.Names = append(t.Names, j.Name)
+		}
+		spread(bins, start/whole*rateBins, end/whole*rateBins, float64(j.BytesRead))
+	}
+	most := slices.Max(bins)
+	t.Most = bytesize.Format(int64(most / (whole / rateBins)))
+	var path strings.Builder
+	fmt.Fprintf(&path, "M0 %d", rateHigh)
+	for i, b := range bins {
+		y := float64(rateHigh)
+		if most > 0 {
+			y = round(rateHigh * (1 - b/most))
+		}
+		fmt.Fprintf(&path, "L%d %gL%d %g", i*timeWidth/rateBins, y, (i+1)*timeWidth/rateBins, y)
+	}
+	fmt.Fprintf(&path, "L%d %dZ", timeWidth, rateHigh)
+	t.Rate = path.String()
+	return t
+}
+
+// spread adds an amount to the bins from start to end, evenly.
+func spread(bins []float64, start, end, amount float64) {
+	end = max(end, start+1e-6)
+	for i := max(int(start), 0); i < len(bins) && float64(i) < end; i++ {
+		share := min(float64(i+1), end) - max(float64(i), start)
+		bins[i] += amount * share / (end - start)
+	}
+}
+
+// round keeps the drawing short.
+func round(x float64) float64 { return float64(int64(x*10+0.5)) / 10 }

@@ -1,0 +1,147 @@
+package batch_test
+
+import (
+	"fmt"
+	"html"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"vddkcp/internal/peer"
+	"vddkcp/transfer"
+	"vddkcp/transfer/batch"
+)
+
+// nightOf is the report of so many jobs, some of which failed, with names and
+// errors that are HTML.
+func nightOf(jobs int) *batch.Report {
+	begun := time.Date(2026, 11, 24, 22, 0, 0, 0, time.UTC)
+	r := &batch.Report{Version: 1, Status: transfer.StatusFailed, Exit: 4, Started: begun, Finished: begun.Add(time.Duration(jobs) * time.Minute)}
+	for i := range jobs {
+		t := transfer.NewReport("[ds1] web/web.vmdk", "/images/"+strings.Repeat("long-folder/", 8)+fmt.Sprint(i, ".qcow2"))
+		t.End(transfer.StatusOK, 0)
+		t.Started, t.Finished = begun.Add(time.Duration(i)*time.Minute), begun.Add(time.Duration(i+4)*time.Minute)
+		t.Seconds, t.VirtualSize, t.BytesRead, t.BytesWritten, t.Retries = 240, 40<<30, int64(i)<<28, int64(i)<<27, int64(i%3)
+		j := &batch.JobReport{Name: fmt.Sprintf("web%02d/disk ü", i), Labels: map[string]string{"wave": "1", "<i>": `"`}, Attempts: 1 + i%2, Report: t}
+		r.Counts.Done++
+		switch i % 10 {
+		case 3:
+			t.Status, t.Exit, t.Error, t.Hint = transfer.StatusFailed, 75, `read </p><script>alert("x")</script> & 'y'`, `<b onclick="x">--resume</b>`
+			j.Name = fmt.Sprintf(`<script>alert(%d)</script> "'&`, i)
+			r.Counts.Done--
+			r.Counts.Failed++
+		case 7:
+			t.Warnings = []string{"<img src=x onerror=alert(1)>"}
+		case 9:
+			t.Status, t.Error = transfer.StatusSkipped, "not started"
+			r.Counts.Done--
+			r.Counts.Skipped++
+		}
+		r.Jobs = append(r.Jobs, j)
+	}
+	return r
+}
+
+func pageOf(t *testing.T, r *batch.Report) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "r.HTML")
+	if err := r.Write(path); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func TestPage(t *testing.T) {
+	page := pageOf(t, nightOf(30))
+	for _, want := range []string{
+		`<h1 class="failed">24 of 30 disks are copied, 3 failed, 3 not started</h1>`,
+		"&lt;script&gt;alert(3)&lt;/script&gt; &#34;&#39;&amp;",
+		"read &lt;/p&gt;&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; &amp; &#39;y&#39;",
+		"&lt;b onclick=&#34;x&#34;&gt;--resume&lt;/b&gt;",
+		"&lt;img src=x onerror=alert(1)&gt;",
+		"&lt;i&gt;=&#34;", "web29/disk ü", "failed, exit 75", "30 reads tried again", "prefers-color-scheme: dark", "Exit status 4.",
+	} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	for _, never := range []string{"<script", "onclick=\"", "<img", "http:", "https:", "url(", "@import", " src=", " href="} {
+		without := strings.ReplaceAll(page, "&lt;img src=x", "")
+		if strings.Contains(without, never) {
+			t.Errorf("the page has %q", never)
+		}
+	}
+	if n := strings.Count(page, "<rect"); n != 27 {
+		t.Errorf("%d bars, want one for each of 27 jobs that ran", n)
+	}
+	if n := strings.Count(page, `<tr id="job-`); n != 30 {
+		t.Errorf("%d rows, want 30", n)
+	}
+	// All is inside of the drawing.
+	for _, m := range regexp.MustCompile(`x="([0-9.]+)" y="([0-9.]+)" width="([0-9.]+)"`).FindAllStringSubmatch(page, -1) {
+		var x, y, width float64
+		fmt.Sscan(m[1], &x)
+		fmt.Sscan(m[2], &y)
+		fmt.Sscan(m[3], &width)
+		if x+width > 1001.5 || y > 27*16 {
+			t.Errorf("a bar at %s", m[0])
+		}
+	}
+}
+
+// measure is put into a page to tell the page around it what does not fit, and
+// what a browser took for a script. A window is never narrower than 500 pixels; a
+// frame is.
+const measure = `<script>
+const wide = [...document.querySelectorAll("*")].filter(e => e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.tagName)
+parent.postMessage({width: innerWidth, scroll: document.documentElement.scrollWidth, wide: wide.slice(0, 5),
+	scripts: document.scripts.length, rows: document.querySelectorAll("tbody tr").length, bars: document.querySelectorAll("rect").length}, "*")
+</script></html>`
+
+const frame = `<script>onmessage = e => document.documentElement.setAttribute("data-measured", JSON.stringify(e.data))</script>
+<iframe src="page.html" width="%d" height="800" style="border: 0"></iframe>`
+
+// In a browser nothing is cut off, on a desk and on a telephone, and every job is
+// there.
+func TestPageInABrowser(t *testing.T) {
+	peer.Need(t, "chromium")
+	page := strings.Replace(pageOf(t, nightOf(30)), "</html>", measure, 1)
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	write("page.html", page)
+	for _, width := range []int{1280, 400} {
+		dom := peer.Run(t, "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--user-data-dir="+t.TempDir(),
+			"--window-size=1400,900", "--virtual-time-budget=5000", "--dump-dom", "file://"+write("frame.html", fmt.Sprintf(frame, width)))
+		m := regexp.MustCompile(`data-measured="([^"]*)"`).FindStringSubmatch(string(dom))
+		if m == nil {
+			t.Fatalf("nothing was measured: %.2000s", dom)
+		}
+		want := fmt.Sprintf(`{"width":%d,"scroll":%[1]d,"wide":[],"scripts":1,"rows":30,"bars":27}`, width)
+		if got := html.UnescapeString(m[1]); got != want {
+			t.Errorf("measured %s, want %s", got, want)
+		}
+	}
+}
+
+func TestPageOfLittleAndMuch(t *testing.T) {
+	if page := pageOf(t, &batch.Report{Version: 1, Status: transfer.StatusOK}); !strings.Contains(page, "All 0 disks are copied") || strings.Contains(page, "<svg") {
+		t.Errorf("of nothing: %s", page)
+	}
+	much := pageOf(t, nightOf(5000))
+	if len(much) > 10<<20 || strings.Count(much, "<rect") != 4500 {
+		t.Errorf("of 5000 jobs: %d bytes, %d bars", len(much), strings.Count(much, "<rect"))
+	}
+}

@@ -1,0 +1,595 @@
+package batch_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vddkcp/transfer"
+	"vddkcp/transfer/batch"
+)
+
+// errStop stands for a signal.
+var errStop = errors.New("stopped")
+
+// fake is a batch whose copies are played.
+type fake struct {
+	t    *testing.T
+	dir  string
+	file *batch.File
+	o    batch.Options
+	log  *strings.Builder
+	stop context.CancelCauseFunc
+
+	mu      sync.Mutex
+	copied  []string           // job names, as their copies began
+	resumed []string           // those that were to go on
+	ended   []string           // NAME STATUS
+	fates   map[string][]*fate // of each job's attempts
+	now     int
+	most    int // copies at once
+	perHost map[string]int
+	over    []string // hosts and servers with more than a limit's disks at once
+}
+
+// fate is what becomes of a copy.
+type fate struct {
+	status transfer.Status
+	exit   int
+	takes  time.Duration
+	do     func(ctx context.Context, t *batch.Task)
+}
+
+var (
+	ok       = &fate{status: transfer.StatusOK, takes: time.Second}
+	broken   = &fate{status: transfer.StatusFailed, exit: 1, takes: time.Second}
+	mayPass  = &fate{status: transfer.StatusFailed, exit: 75, takes: time.Second}
+	mismatch = &fate{status: transfer.StatusMismatch, exit: 3, takes: time.Second}
+)
+
+// newFake takes the "jobs" and what else a job file has beside its version.
+func newFake(t *testing.T, file string) *fake {
+	t.Helper()
+	f := &fake{t: t, dir: t.TempDir(), log: new(strings.Builder), fates: map[string][]*fate{}, perHost: map[string]int{}}
+	var err error
+	f.file, err = batch.Load(strings.NewReader(`{"version":1,`+file+`}`), "jobs.json", f.dir, testSpec())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.o = batch.Options{
+		Limits: f.file.Limits, ContinueOnError: f.file.ContinueOnError, Copy: f.copy,
+		Size:    func(*batch.Job) int64 { return -1 },
+		Log:     slog.New(slog.NewTextHandler(&locked{w: f.log}, nil)),
+		Ended:   func(j *batch.Job, r *batch.JobReport) { f.ended = append(f.ended, fmt.Sprint(j.Name, " ", r.Status)) },
+		Stopped: func(error) int { return 130 },
+	}
+	return f
+}
+
+type locked struct {
+	mu sync.Mutex
+	w  io.Writer
+}
+
+func (l *locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
+}
+
+func (f *fake) copy(ctx context.Context, t *batch.Task) *transfer.Report {
+	f.mu.Lock()
+	f.copied = append(f.copied, t.Name)
+	if t.Resume {
+		f.resumed = append(f.resumed, t.Name)
+	}
+	fate := ok
+	if fates := f.fates[t.Name]; len(fates) > 0 {
+		fate, f.fates[t.Name] = fates[0], fates[1:]
+	}
+	count := func(n int) {
+		f.now += n
+		f.most = max(f.most, f.now)
+		for key, limit := range map[string]int{"host " + t.Host: f.file.Limits.PerHost, "server " + t.Server(): f.file.Limits.PerServer} {
+			if f.perHost[key] += n; limit > 0 && f.perHost[key] > limit && !strings.HasSuffix(key, " ") {
+				f.over = append(f.over, key)
+			}
+		}
+	}
+	count(1)
+	f.mu.Unlock()
+	r := transfer.NewReport(t.Source, t.Target)
+	status, exit := fate.status, fate.exit
+	if fate.do != nil {
+		fate.do(ctx, t)
+	}
+	select {
+	case <-ctx.Done():
+		status, exit = transfer.StatusInterrupted, 130
+	case <-time.After(fate.takes):
+	}
+	if status == transfer.StatusOK {
+		if err := os.WriteFile(t.Target, []byte(t.Name), 0o600); err != nil {
+			f.t.Error(err)
+		}
+	}
+	r.End(status, exit)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	count(-1)
+	return r
+}
+
+// run runs the batch with its state file, or returns the error before it.
+func (f *fake) run(ctx context.Context, resume bool) (*batch.Report, error) {
+	f.t.Helper()
+	store, err := batch.OpenStore(filepath.Join(f.dir, "state.json"))
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.copied, f.resumed, f.ended = nil, nil, nil
+	f.o.Store, f.o.Resume = store, resume
+	r, err := batch.Run(ctx, f.file.Jobs, f.o)
+	if closed := store.Close(); closed != nil {
+		f.t.Error(closed)
+	}
+	return r, err
+}
+
+// mustRun is run in a bubble whose clock jumps, until f.stop is called.
+func (f *fake) mustRun(resume bool, exit int, counts batch.Counts) (r *batch.Report) {
+	f.t.Helper()
+	synctest.Test(f.t, func(t *testing.T) {
+		var ctx context.Context
+		ctx, f.stop = context.WithCancelCause(t.Context())
+		defer f.stop(nil)
+		var err error
+		if r, err = f.run(ctx, resume); err != nil {
+			f.t.Error(err)
+		}
+	})
+	if r == nil {
+		f.t.FailNow()
+	}
+	if r.Exit != exit || r.Counts != counts {
+		f.t.Errorf("exit %d, counts %+v; want %d, %+v\n%s", r.Exit, r.Counts, exit, counts, f.log)
+	}
+	return r
+}
+
+// jobsOf makes jobs of lines NAME HOST SERVER.
+func jobsOf(lines ...string) string {
+	var jobs []string
+	for _, line := range lines {
+		words := append(strings.Fields(line), "", "")
+		job := fmt.Sprintf(`{"name":"%s","source":"s","target":"t-%[1]s"`, words[0])
+		if words[1] != "" {
+			job += fmt.Sprintf(`,"host":"%s"`, words[1])
+		}
+		if words[2] != "" {
+			job += fmt.Sprintf(`,"server":"%s"`, words[2])
+		}
+		jobs = append(jobs, job+"}")
+	}
+	return `"jobs":[` + strings.Join(jobs, ",") + `]`
+}
+
+func TestLimitsCountDisks(t *testing.T) {
+	var lines []string
+	for i := range 40 {
+		lines = append(lines, fmt.Sprintf("j%d h%d s%d", i, i%4, i%2))
+	}
+	for _, c := range []struct {
+		limits string
+		most   int
+	}{
+		{`{"total":3}`, 3},
+		{`{}`, 4},
+		{`{"total":100,"per_host":2}`, 8},
+		{`{"total":100,"per_server":3}`, 6},
+		{`{"total":7,"per_host":2,"per_server":3}`, 6},
+		{`{"total":100}`, 40},
+	} {
+		t.Run(c.limits, func(t *testing.T) {
+			f := newFake(t, `"limits":`+c.limits+`,`+jobsOf(lines...))
+			f.mustRun(false, 0, batch.Counts{Done: 40})
+			if f.most != c.most || len(f.over) > 0 {
+				t.Errorf("%d disks at once, want %d; over their limits: %v", f.most, c.most, f.over)
+			}
+		})
+	}
+}
+
+// A limit that one job waits for does not keep back those that it is not of.
+func TestOrderIsTheFilesAndWaitsForNobody(t *testing.T) {
+	f := newFake(t, `"limits":{"total":2,"per_host":1},`+jobsOf("a h1", "b h1", "c h2", "d h1"))
+	f.mustRun(false, 0, batch.Counts{Done: 4})
+	if got := strings.Join(f.copied[:2], ""); got != "ac" && got != "ca" {
+		t.Errorf("begun: %v", f.copied)
+	}
+	if got := strings.Join(f.copied[2:], ""); got != "bd" {
+		t.Errorf("begun: %v", f.copied)
+	}
+	one := newFake(t, `"limits":{"total":1},`+jobsOf("c", "a", "b"))
+	one.mustRun(false, 0, batch.Counts{Done: 3})
+	if got := strings.Join(one.copied, ""); got != "cab" {
+		t.Errorf("begun: %v", one.copied)
+	}
+}
+
+func TestLongestFirst(t *testing.T) {
+	f := newFake(t, `"limits":{"total":1},`+jobsOf("a", "b", "c", "d"))
+	sizes := map[string]int64{"a": 5, "b": 9, "c": 5, "d": 0}
+	f.o.Size = func(j *batch.Job) int64 { return sizes[j.Name] }
+	f.mustRun(false, 0, batch.Counts{Done: 4})
+	if got := strings.Join(f.copied, ""); got != "bacd" {
+		t.Errorf("begun: %v", f.copied)
+	}
+}
+
+func TestRoundsTryAgainAtTheEnd(t *testing.T) {
+	f := newFake(t, `"limits":{"total":1,"rounds":2},`+jobsOf("a", "b", "c", "d"))
+	f.fates = map[string][]*fate{"a": {mayPass}, "b": {mayPass, mayPass, mayPass, ok}, "c": {broken, ok}}
+	r := f.mustRun(false, 4, batch.Counts{Done: 2, Failed: 2})
+	if got := strings.Join(f.copied, ""); got != "abcdabb" {
+		t.Errorf("begun: %v", f.copied)
+	}
+	if got := strings.Join(f.resumed, ""); got != "abb" {
+		t.Errorf("resumed: %v", f.resumed)
+	}
+	attempts := []int{r.Jobs[0].Attempts, r.Jobs[1].Attempts, r.Jobs[2].Attempts, r.Jobs[3].Attempts}
+	if !reflect.DeepEqual(attempts, []int{2, 3, 1, 1}) || r.Jobs[1].Exit != 75 {
+		t.Errorf("attempts %v, exit of b %d", attempts, r.Jobs[1].Exit)
+	}
+	if want := []string{"c failed", "d ok", "a ok", "b failed"}; !reflect.DeepEqual(f.ended, want) {
+		t.Errorf("ended %v, want %v", f.ended, want)
+	}
+}
+
+func TestExitStatus(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		fates  map[string][]*fate
+		exit   int
+		counts batch.Counts
+	}{
+		{"all done", nil, 0, batch.Counts{Done: 3}},
+		{"some failed", map[string][]*fate{"b": {broken}}, 4, batch.Counts{Done: 2, Failed: 1}},
+		{"some may pass", map[string][]*fate{"a": {mayPass}, "b": {mayPass}}, 4, batch.Counts{Done: 1, Failed: 2}},
+		{"all failed", map[string][]*fate{"a": {broken}, "b": {mayPass}, "c": {mismatch}}, 1, batch.Counts{Failed: 3}},
+		{"all may pass", map[string][]*fate{"a": {mayPass}, "b": {mayPass}, "c": {mayPass}}, 75, batch.Counts{Failed: 3}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFake(t, jobsOf("a", "b", "c"))
+			f.fates = c.fates
+			f.mustRun(false, c.exit, c.counts)
+		})
+	}
+}
+
+func TestStopOnError(t *testing.T) {
+	f := newFake(t, `"continue_on_error":false,"limits":{"total":1},`+jobsOf("a", "b", "c"))
+	f.fates = map[string][]*fate{"b": {broken}}
+	r := f.mustRun(false, 4, batch.Counts{Done: 1, Failed: 1, Skipped: 1})
+	if c := r.Jobs[2]; c.Status != transfer.StatusSkipped || !strings.Contains(c.Error, "continue_on_error") {
+		t.Errorf("the last job: %+v", c.Report)
+	}
+}
+
+func TestSignalThenResume(t *testing.T) {
+	f := newFake(t, `"limits":{"total":1},`+jobsOf("a", "b", "c", "d", "e"))
+	f.fates["c"] = []*fate{{status: transfer.StatusOK, takes: time.Hour, do: func(context.Context, *batch.Task) { f.stop(errStop) }}}
+	r := f.mustRun(false, 130, batch.Counts{Done: 2, Skipped: 2, Interrupted: 1})
+	if r.Status != transfer.StatusInterrupted || r.Jobs[4].Error != "not started: stopped" {
+		t.Errorf("report %+v, last job %+v", r, r.Jobs[4].Report)
+	}
+	if _, err := f.run(t.Context(), false); !errors.As(err, new(*batch.UnfinishedError)) || f.copied != nil {
+		t.Errorf("without resume: %v, begun %v", err, f.copied)
+	}
+	again := f.mustRun(true, 0, batch.Counts{Done: 5})
+	slices.Sort(f.copied)
+	if got := strings.Join(f.copied, ""); got != "cde" {
+		t.Errorf("begun: %v", f.copied)
+	}
+	if !again.Jobs[0].Started.Equal(r.Jobs[0].Started) || again.Jobs[2].Attempts != 2 {
+		t.Errorf("job a: %+v; c: %d attempts", again.Jobs[0].Report, again.Jobs[2].Attempts)
+	}
+	// A batch that is finished may be run anew.
+	f.mustRun(false, 0, batch.Counts{Done: 5})
+	if len(f.copied) != 5 {
+		t.Errorf("begun: %v", f.copied)
+	}
+}
+
+func TestResumeLooksAtTargets(t *testing.T) {
+	f := newFake(t, jobsOf("a", "b", "c", "d"))
+	f.mustRun(false, 0, batch.Counts{Done: 4})
+	if err := os.Remove(filepath.Join(f.dir, "t-a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(filepath.Join(f.dir, "t-b"), 100); err != nil {
+		t.Fatal(err)
+	}
+	f.file.Jobs[2].Source += "x"
+	f.mustRun(true, 0, batch.Counts{Done: 4})
+	slices.Sort(f.copied)
+	if got := strings.Join(f.copied, ""); got != "abc" {
+		t.Errorf("begun: %v", f.copied)
+	}
+	for _, want := range []string{"its target is gone\" job=a", "its target has 100 bytes and had 1 when it was done\" job=b", "its fields changed since it was done\" job=c"} {
+		if !strings.Contains(f.log.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, f.log)
+		}
+	}
+}
+
+// state is what a run leaves that is killed just when a job has begun.
+func (f *fake) state() string {
+	text, err := os.ReadFile(filepath.Join(f.dir, "state.json"))
+	if err != nil {
+		f.t.Error(err)
+	}
+	return string(text)
+}
+
+// A run that is killed between a copy's end and its note in the state file does
+// not copy again.
+func TestKilledAfterTheCopy(t *testing.T) {
+	f := newFake(t, jobsOf("a", "b"))
+	var killed string
+	f.fates["a"] = []*fate{{status: transfer.StatusOK, do: func(context.Context, *batch.Task) { killed = f.state() }}}
+	f.o.Limits.Total = 1
+	f.mustRun(false, 0, batch.Counts{Done: 2})
+	if !strings.Contains(killed, `"phase":"running"`) {
+		t.Fatalf("state while a runs: %s", killed)
+	}
+	resume := func(want string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(f.dir, "state.json"), []byte(killed), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		f.mustRun(true, 0, batch.Counts{Done: 2})
+		if got := strings.Join(f.copied, ""); got != want {
+			t.Errorf("begun: %s, want %s", got, want)
+		}
+	}
+	resume("b")
+	// Where it is not there it is copied.
+	if err := os.Remove(filepath.Join(f.dir, "t-a")); err != nil {
+		t.Fatal(err)
+	}
+	resume("ab")
+}
+
+// What was there before a copy that replaces it is not that copy's.
+func TestKilledBeforeTheCopyReplaced(t *testing.T) {
+	f := newFake(t, jobsOf("a"))
+	if err := os.WriteFile(filepath.Join(f.dir, "t-a"), []byte("old"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var killed string
+	f.fates["a"] = []*fate{{status: transfer.StatusFailed, exit: 75, do: func(context.Context, *batch.Task) { killed = f.state() }}}
+	f.mustRun(false, 75, batch.Counts{Failed: 1})
+	if err := os.WriteFile(filepath.Join(f.dir, "state.json"), []byte(killed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f.mustRun(true, 0, batch.Counts{Done: 1})
+	if len(f.copied) != 1 {
+		t.Errorf("begun: %v", f.copied)
+	}
+}
+
+func TestStateIsLocked(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.json")
+	first, err := batch.OpenStore(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = batch.OpenStore(path)
+	var used *batch.UsedError
+	if want := fmt.Sprintf("process %d on ", os.Getpid()); !errors.As(err, &used) || !strings.Contains(err.Error(), want) {
+		t.Errorf("error %v, want one that names %q", err, want)
+	}
+	if err := first.Close(); err != nil {
+		t.Error(err)
+	}
+	second, err := batch.OpenStore(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(path)); err != nil || len(left) != 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
+func TestBadState(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state.json")
+	for text, want := range map[string]string{
+		"":                                      "unexpected end of JSON input; want what an earlier run wrote",
+		`{"version":2,"jobs":[]}`:               "version 2, want 1",
+		`{"version":1,"jobs":[{"phase":"eh"}]}`: `job 0: phase "eh": want running`,
+		`{"version":1,"jobs":[7]}`:              "job 0: json: cannot unmarshal number",
+		`{"version":1,"jobs":[{"name":"a","phase":"done"}]}`:               "job 0: phase done without a report",
+		`{"version":1,"jobs":[{"name":"a","phase":"copied","report":{}}]}`: "job 0: phase copied without a report",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		store, err := batch.OpenStore(path)
+		if err == nil {
+			store.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%q: error %v, want %q", text, err, want)
+		}
+	}
+}
+
+// A state file that can't be written costs no copy, but the run's end tells.
+func TestStateThatCantBeWritten(t *testing.T) {
+	f := newFake(t, jobsOf("a", "b"))
+	state := filepath.Join(f.dir, "d")
+	if err := os.Mkdir(state, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	store, err := batch.OpenStore(filepath.Join(state, "state.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	if err := os.Mkdir(filepath.Join(state, "state.json"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f.o.Store = store
+	r, err := batch.Run(t.Context(), f.file.Jobs, f.o)
+	if err == nil || r == nil || r.Counts.Done != 2 || !strings.Contains(f.log.String(), "the state is not written") {
+		t.Errorf("report %+v, error %v\n%s", r, err, f.log)
+	}
+}
+
+func TestMerge(t *testing.T) {
+	dir := t.TempDir()
+	begun := time.Now().Add(-time.Hour)
+	job := func(name string, status transfer.Status, exit int, minutes int) *batch.JobReport {
+		r := transfer.NewReport("s", "t")
+		r.End(status, exit)
+		r.Finished = begun.Add(time.Duration(minutes) * time.Minute)
+		return &batch.JobReport{Name: name, Labels: map[string]string{}, Attempts: 1, Report: r}
+	}
+	write := func(name string, minutes int, jobs ...*batch.JobReport) {
+		r := batch.Report{Version: 1, Started: begun.Add(time.Duration(minutes) * time.Minute), Finished: begun.Add(time.Duration(minutes+10) * time.Minute), Jobs: jobs}
+		if err := r.Write(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := batch.Merge(dir); err == nil || !strings.Contains(err.Error(), "no report of a batch") {
+		t.Errorf("of nothing: %v", err)
+	}
+	write("0.json", 0, job("a", transfer.StatusInterrupted, 130, 1), job("c", transfer.StatusOK, 0, 1))
+	write("0-again.json", 20, job("a", transfer.StatusOK, 0, 21), job("c", transfer.StatusFailed, 1, 30))
+	write("1.json", 5, job("b", transfer.StatusFailed, 75, 6), job("d", transfer.StatusSkipped, 0, 40))
+	write("2.json", 5, job("d", transfer.StatusFailed, 1, 7))
+	other("jobs.state.json", `{"version":1,"jobs":[]}`)
+	other("list.json", `[]`)
+	other("notes.txt", `x`)
+	r, err := batch.Merge(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := ""
+	for _, j := range r.Jobs {
+		got += fmt.Sprintf("%s=%s ", j.Name, j.Status)
+	}
+	if got != "a=ok b=failed c=ok d=failed " || r.Exit != 4 || r.Counts != (batch.Counts{Done: 2, Failed: 2}) {
+		t.Errorf("%s, exit %d, counts %+v", got, r.Exit, r.Counts)
+	}
+	if !r.Started.Equal(begun) || r.Finished.Sub(begun) != 30*time.Minute {
+		t.Errorf("from %s to %s", r.Started, r.Finished)
+	}
+	other("3.json", `{"version":1,"counts":{},"jobs":[{}]}`)
+	if _, err := batch.Merge(dir); err == nil || !strings.Contains(err.Error(), "3.json: jobs[0] has no name") {
+		t.Errorf("of a bad one: %v", err)
+	}
+	other("3.json", `{"version":1,`)
+	if _, err := batch.Merge(dir); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end") {
+		t.Errorf("of a cut one: %v", err)
+	}
+}
+
+// The report has the fields of the contract, none more and none less.
+func TestReportFields(t *testing.T) {
+	f := newFake(t, jobsOf("a"))
+	r := f.mustRun(false, 0, batch.Counts{Done: 1})
+	path := filepath.Join(f.dir, "r.json")
+	if err := r.Write(path); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(text, &fields); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"version", "status", "exit", "started", "finished", "counts", "jobs"} {
+		if fields[name] == nil {
+			t.Errorf("no %q", name)
+		}
+		delete(fields, name)
+	}
+	if len(fields) != 0 {
+		t.Errorf("fields %v", fields)
+	}
+	var jobs struct{ Jobs []map[string]any }
+	if err := json.Unmarshal(text, &jobs); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"name", "labels", "attempts", "status", "exit", "source", "target", "bytes_read", "error", "hint"} {
+		if _, ok := jobs.Jobs[0][name]; !ok {
+			t.Errorf("a job without %q", name)
+		}
+	}
+}
+
+func TestLogName(t *testing.T) {
+	long := strings.Repeat("ü", 300)
+	for job, want := range map[string]string{
+		"web01-0": "web01-0.log", "a/b c": "a%2Fb c.log", "..": "%2E..log", "50%": "50%25.log", "x\n\x00": "x%0A%00.log", "日本": "日本.log",
+	} {
+		if got := batch.LogName(job); got != want {
+			t.Errorf("LogName(%q) = %q, want %q", job, got, want)
+		}
+	}
+	if got := batch.LogName(long); len(got) > 255 || got == batch.LogName(long+"x") {
+		t.Errorf("LogName of a long name: %q", got)
+	}
+}
+
+func TestEstimate(t *testing.T) {
+	f := newFake(t, jobsOf("a h", "b h", "c", "d"))
+	jobs := func(rate float64) (all []batch.Expected) {
+		for _, j := range f.file.Jobs {
+			all = append(all, batch.Expected{Job: j, Bytes: 100 << 20, Rate: rate})
+		}
+		return all
+	}
+	for _, c := range []struct {
+		limits batch.Limits
+		want   time.Duration
+		binds  string
+	}{
+		{batch.Limits{}, 100 * time.Second, "each disk's own rate"},
+		{batch.Limits{Total: 1}, 400 * time.Second, "limits.total"},
+		{batch.Limits{PerHost: 1}, 200 * time.Second, "each disk's own rate"},
+		{batch.Limits{Rate: 2 << 20}, 200 * time.Second, "limits.rate"},
+	} {
+		e := batch.Estimate(jobs(1<<20), c.limits)
+		if e.Time.Round(time.Second) != c.want || c.binds != "each disk's own rate" && !strings.Contains(e.Binds, c.binds) || e.Last == nil {
+			t.Errorf("%+v: %+v, want %s and %s", c.limits, e, c.want, c.binds)
+		}
+	}
+	if e := batch.Estimate(nil, batch.Limits{}); e.Last != nil {
+		t.Errorf("of nothing: %+v", e)
+	}
+}

@@ -1,0 +1,415 @@
+package batch
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"vddkcp/transfer"
+)
+
+// Options say how a batch runs.
+type Options struct {
+	Limits          Limits
+	ContinueOnError bool
+	// Resume goes on with what the store says: jobs that are done are not run,
+	// and all others go on where they stopped.
+	Resume bool
+	Store  *Store
+	// Copy runs one copy. The report it returns is not nil, and says with what
+	// exit status the copy ended.
+	Copy func(ctx context.Context, t *Task) *transfer.Report
+	// Size is how much a source is thought to hold, in bytes; -1: not known.
+	Size func(*Job) int64
+	Log  *slog.Logger
+	// JobLog is the log of a job, until done is called; nil: Log.
+	JobLog func(*Job) (log *slog.Logger, done func())
+	// Tidy removes what a copy leaves beside its target when it is killed after
+	// that was whole; nil: nothing.
+	Tidy func(*Job)
+	// Ended is told of each job when it is over, and of those that were done
+	// before; nil: nobody.
+	Ended func(*Job, *JobReport)
+	// Stopped is the exit status that the end of the context stands for.
+	Stopped func(cause error) int
+}
+
+// Task is an attempt at a job.
+type Task struct {
+	*Job
+	Log     *slog.Logger
+	Attempt int  // from 1
+	Resume  bool // an earlier attempt may have left something to go on with
+}
+
+// UnfinishedError is a state file of a batch that did not end, and nobody said
+// that it is to go on.
+type UnfinishedError struct {
+	path       string
+	done, jobs int
+}
+
+func (e *UnfinishedError) Error() string {
+	return fmt.Sprintf("state file %s is of a batch that is not finished: %d of %d jobs are done", e.path, e.done, e.jobs)
+}
+
+// Hint says what can be done.
+func (e *UnfinishedError) Hint() string {
+	return "--resume goes on with it; remove the file to start anew"
+}
+
+// Run runs jobs until all have ended, or those that run have after ctx ended.
+// A failure of jobs is no error, but in the report. The error is of the state
+// file: an *UnfinishedError before anything ran, or one in writing it, beside the
+// report.
+func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
+	o.Limits.Total = cmp.Or(o.Limits.Total, DefaultTotal)
+	r := &run{o: o, reports: make(map[*Job]*JobReport, len(jobs)), servers: map[string]int{}, hosts: map[string]int{}}
+	report := &Report{Version: 1, Started: time.Now()}
+	queue, err := r.plan(jobs)
+	if err != nil {
+		return nil, err
+	}
+	r.schedule(ctx, longestFirst(queue, o.Size))
+	for _, j := range jobs {
+		result := r.reports[j]
+		if result == nil {
+			why := "not started: a job failed, and continue_on_error is false"
+			if ctx.Err() != nil {
+				why = fmt.Sprintf("not started: %v", context.Cause(ctx))
+			}
+			result = skippedReport(j, why)
+		}
+		report.Jobs = append(report.Jobs, result)
+	}
+	stopped := 0
+	if ctx.Err() != nil {
+		stopped = o.Stopped(context.Cause(ctx))
+	}
+	report.Finished = time.Now()
+	report.end(stopped)
+	return report, o.Store.flush()
+}
+
+func skippedReport(j *Job, why string) *JobReport {
+	t := transfer.NewReport(j.Source, j.Target)
+	t.End(transfer.StatusSkipped, 0)
+	t.Error = why
+	return &JobReport{Name: j.Name, Labels: labelsOf(j), Report: t}
+}
+
+// labelsOf are never null in a report.
+func labelsOf(j *Job) map[string]string {
+	if j.Labels == nil {
+		return map[string]string{}
+	}
+	return j.Labels
+}
+
+// run is a batch under way. Its fields belong to the goroutine of schedule.
+type run struct {
+	o              Options
+	reports        map[*Job]*JobReport // of jobs that have ended
+	servers, hosts map[string]int      // disks at once
+}
+
+// plan returns what is to be done, by the state file.
+func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
+	done, known := 0, 0
+	entries := make([]*entry, len(jobs))
+	for i, j := range jobs {
+		if entries[i] = r.o.Store.get(j.Name); entries[i] != nil {
+			known++
+			if entries[i].Phase == phaseDone {
+				done++
+			}
+		}
+	}
+	if !r.o.Resume {
+		if known > 0 && done < len(jobs) {
+			return nil, &UnfinishedError{r.o.Store.path, done, len(jobs)}
+		}
+		for _, j := range jobs {
+			queue = append(queue, &attempt{job: j})
+		}
+		return queue, nil
+	}
+	for i, j := range jobs {
+		a := &attempt{job: j, resume: true}
+		if e := entries[i]; e != nil {
+			a.number = e.Attempts
+			if r.wasDone(j, e) {
+				e.Report.Attempts, e.Report.Labels = e.Attempts, labelsOf(j)
+				r.reports[j] = e.Report
+				if r.o.Ended != nil {
+					r.o.Ended(j, e.Report)
+				}
+				continue
+			}
+			a.copied = r.wasCopied(j, e)
+		}
+		queue = append(queue, a)
+	}
+	return queue, nil
+}
+
+// wasDone says whether a job needs nothing more.
+func (r *run) wasDone(j *Job, e *entry) bool {
+	if e.Phase != phaseDone {
+		return false
+	}
+	why := ""
+	switch size := fileSize(j.Target); {
+	case e.Fingerprint != j.Fingerprint():
+		why = "its fields changed since it was done"
+	case e.Size >= 0 && size < 0:
+		why = "its target is gone"
+	case e.Size >= 0 && size != e.Size:
+		why = fmt.Sprintf("its target has %d bytes and had %d when it was done", size, e.Size)
+	default:
+		return true
+	}
+	r.o.Log.Warn("the job runs again: "+why, "job", j.Name)
+	return false
+}
+
+// wasCopied returns the report of a copy that is whole, though its job did not
+// come to its end; else nil.
+func (r *run) wasCopied(j *Job, e *entry) *transfer.Report {
+	if e.Fingerprint != j.Fingerprint() {
+		return nil
+	}
+	switch e.Phase {
+	case phaseCopied:
+		if size := fileSize(j.Target); size == e.Size {
+			return e.Report.Report
+		}
+	case phaseRunning:
+		// A file of the final name is always whole: one that was not there when
+		// the copy began is its.
+		if now := identity(j.Target); now != "" && now != e.Before {
+			t := transfer.NewReport(j.Source, j.Target)
+			t.End(transfer.StatusOK, 0)
+			t.Warnings = append(t.Warnings, "the copy was whole when an earlier run was killed; what it counted is lost")
+			if r.o.Tidy != nil {
+				r.o.Tidy(j)
+			}
+			r.o.Log.Warn("the copy was whole when the earlier run was killed", "job", j.Name)
+			return t
+		}
+	}
+	return nil
+}
+
+// attempt is a job that is to run.
+type attempt struct {
+	job    *Job
+	number int // of attempts before
+	resume bool
+	copied *transfer.Report // only the after command is missing
+}
+
+// longestFirst sorts, where all sizes are known, so that the batch does not end
+// with one long copy alone.
+func longestFirst(queue []*attempt, size func(*Job) int64) []*attempt {
+	sizes := make(map[*attempt]int64, len(queue))
+	for _, a := range queue {
+		n := int64(0)
+		if a.copied == nil {
+			if n = size(a.job); n < 0 {
+				return queue
+			}
+		}
+		sizes[a] = n
+	}
+	slices.SortStableFunc(queue, func(a, b *attempt) int { return cmp.Compare(sizes[b], sizes[a]) })
+	return queue
+}
+
+// schedule runs all of queue, as the limits allow.
+func (r *run) schedule(ctx context.Context, queue []*attempt) {
+	type end struct {
+		a      *attempt
+		report *JobReport
+	}
+	ends := make(chan end)
+	running, stop := 0, false
+	var again []*attempt
+	for round := 0; ; {
+		for ctx.Err() == nil && !stop && running < r.o.Limits.Total {
+			i := slices.IndexFunc(queue, func(a *attempt) bool { return r.fits(a.job) })
+			if i < 0 {
+				break
+			}
+			a := queue[i]
+			queue = slices.Delete(queue, i, i+1)
+			running++
+			r.occupy(a.job, 1)
+			go func() { ends <- end{a, r.work(ctx, a)} }()
+		}
+		if running == 0 {
+			if len(again) == 0 || stop || ctx.Err() != nil {
+				return
+			}
+			round++
+			queue, again = again, nil
+			r.o.Log.Info("trying again what may pass now", "jobs", len(queue), "round", round)
+			continue
+		}
+		e := <-ends
+		running--
+		r.occupy(e.a.job, -1)
+		r.reports[e.a.job] = e.report
+		failed := e.report.Status == transfer.StatusFailed || e.report.Status == transfer.StatusMismatch
+		if failed && e.report.Exit == exitCanResume && round < r.o.Limits.Rounds && ctx.Err() == nil {
+			again = append(again, &attempt{job: e.a.job, number: e.report.Attempts, resume: true})
+			continue
+		}
+		if failed && !r.o.ContinueOnError {
+			stop = true
+		}
+		if r.o.Ended != nil {
+			r.o.Ended(e.a.job, e.report)
+		}
+	}
+}
+
+// fits says whether the limits let a job start now.
+func (r *run) fits(j *Job) bool {
+	l := r.o.Limits
+	if s := j.Server(); s != "" && l.PerServer > 0 && r.servers[s] >= l.PerServer {
+		return false
+	}
+	return j.Host == "" || l.PerHost == 0 || r.hosts[j.Host] < l.PerHost
+}
+
+func (r *run) occupy(j *Job, n int) {
+	r.servers[j.Server()] += n
+	r.hosts[j.Host] += n
+}
+
+// work runs an attempt, with its commands, and keeps the state file. It is the
+// one method that runs beside schedule, and touches nothing of its.
+func (r *run) work(ctx context.Context, a *attempt) *JobReport {
+	j, log := a.job, r.o.Log.With("job", a.job.Name)
+	if r.o.JobLog != nil {
+		var done func()
+		log, done = r.o.JobLog(j)
+		defer done()
+	}
+	e := &entry{Name: j.Name, Phase: phaseRunning, Fingerprint: j.Fingerprint(), Attempts: a.number + 1, Before: identity(j.Target), Size: -1}
+	keep := func(p phase) {
+		e.Phase = p
+		if err := r.o.Store.put(e); err != nil {
+			log.Warn("the state is not written: after a kill the job may run again", "error", err)
+		}
+	}
+	report := &JobReport{Name: j.Name, Labels: labelsOf(j), Attempts: a.number + 1, Report: a.copied}
+	if a.copied == nil {
+		keep(phaseRunning)
+		report.Report = r.copy(ctx, a, log)
+	} else {
+		report.Attempts = max(a.number, 1)
+		e.Attempts = report.Attempts
+	}
+	e.Report = report
+	ok := report.Status == transfer.StatusOK
+	if ok {
+		e.Size = fileSize(j.Target)
+	}
+	if len(j.After) > 0 {
+		if ok {
+			keep(phaseCopied)
+		}
+		// It runs whatever came, a signal included.
+		err := runHook(context.WithoutCancel(ctx), "after", j.After, j, report, hookLog(log, "after"))
+		if err != nil {
+			log.Error(err.Error())
+			report.Report = afterFailed(report.Report, err)
+			if ok {
+				// The copy stays: only the command runs again.
+				copied := *report
+				copied.Report = afterSucceeded(report.Report)
+				e.Report = &copied
+				keep(phaseCopied)
+				return report
+			}
+		} else if ok {
+			e.Size = fileSize(j.Target) // it may have moved it away
+		}
+	}
+	switch report.Status {
+	case transfer.StatusOK:
+		keep(phaseDone)
+	case transfer.StatusInterrupted:
+		keep(phaseInterrupted)
+	default:
+		keep(phaseFailed)
+	}
+	return report
+}
+
+// copy runs the before command and the copy.
+func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger) *transfer.Report {
+	if len(a.job.Before) > 0 {
+		if err := runHook(ctx, "before", a.job.Before, a.job, nil, hookLog(log, "before")); err != nil {
+			t := transfer.NewReport(a.job.Source, a.job.Target)
+			status, exit := transfer.StatusFailed, exitFailed
+			if ctx.Err() != nil {
+				status, exit = transfer.StatusInterrupted, r.o.Stopped(context.Cause(ctx))
+			}
+			t.End(status, exit)
+			t.Error = err.Error()
+			log.Error(t.Error)
+			return t
+		}
+	}
+	return r.o.Copy(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume})
+}
+
+func hookLog(log *slog.Logger, kind string) func(string) {
+	return func(line string) { log.Info(kind+" command", "says", line) }
+}
+
+// afterFailed is the report of a copy whose after command failed.
+func afterFailed(t *transfer.Report, err error) *transfer.Report {
+	failed := *t
+	if failed.Status != transfer.StatusOK {
+		failed.Warnings = append(slices.Clone(failed.Warnings), err.Error())
+		return &failed
+	}
+	failed.Status, failed.Exit, failed.Error = transfer.StatusFailed, exitFailed, err.Error()
+	failed.Hint = "the copy is whole; --resume runs only the command again"
+	return &failed
+}
+
+// afterSucceeded is afterFailed undone.
+func afterSucceeded(t *transfer.Report) *transfer.Report {
+	ok := *t
+	ok.Status, ok.Exit, ok.Error, ok.Hint = transfer.StatusOK, 0, "", ""
+	return &ok
+}
+
+// LogName is the name of a job's log file: the job's name, in which a slash, a
+// percent sign, control characters and a dot at the beginning are %XX, and which
+// is cut, with its shard of 2^32 in hexadecimal behind it, where it is long.
+func LogName(job string) string {
+	var b strings.Builder
+	for i := range len(job) {
+		c := job[i]
+		if c == '/' || c == '%' || c < ' ' || c == 0x7f || c == '.' && i == 0 {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	name := b.String()
+	if len(name) > 200 {
+		name = strings.ToValidUTF8(name[:190], "") + fmt.Sprintf("-%08x", Shard(job, 1<<32))
+	}
+	return name + ".log"
+}

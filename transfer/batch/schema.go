@@ -1,0 +1,141 @@
+package batch
+
+import (
+	"encoding/json"
+	"slices"
+)
+
+// field is a field of job files that batch itself knows, as JSON Schema.
+type field struct {
+	name   string
+	schema schema
+}
+
+type schema = map[string]any
+
+func names(fields []field) []string {
+	var all []string
+	for _, f := range fields {
+		all = append(all, f.name)
+	}
+	return all
+}
+
+const sizePattern = `^[0-9]+([BbKkMmGgTtPpEe]|[KkMmGgTtPpEe][Ii][Bb])?(/s)?$`
+
+func ofString(help string) schema { return schema{"type": "string", "description": help} }
+
+func ofStrings(help string) schema {
+	return schema{"type": "array", "items": schema{"type": "string"}, "description": help}
+}
+
+func ofCommand(help string) schema {
+	s := ofStrings(help)
+	s["minItems"] = 1
+	return s
+}
+
+func ofCount(least int, help string) schema {
+	return schema{"type": "integer", "minimum": least, "description": help}
+}
+
+func ofSize(help string) schema {
+	return schema{"type": []string{"integer", "string"}, "minimum": 1, "pattern": sizePattern, "description": help}
+}
+
+// The fields of a job file, beside the flags of a copy.
+var (
+	topFields = []field{
+		{"version", schema{"const": 1, "description": "The version of job files."}},
+		{"defaults", schema{"$ref": "#/$defs/defaults"}},
+		{"limits", schema{"$ref": "#/$defs/limits"}},
+		{"continue_on_error", schema{"type": "boolean", "default": true, "description": "Whether other jobs start after one has failed."}},
+		{"jobs", schema{"type": "array", "minItems": 1, "items": schema{"$ref": "#/$defs/job"}}},
+	}
+	limitFields = []field{
+		{"total", ofCount(1, "Disks at once (4).")},
+		{"per_server", ofCount(1, "Disks at once from each server.")},
+		{"per_host", ofCount(1, "Disks at once from each ESXi host.")},
+		{"nfc_buffer", ofSize("Memory that all connections to a host may reserve there (32MiB).")},
+		{"connections", ofCount(1, "Connections to each host (48).")},
+		{"rate", ofSize("Most bytes to read in a second, of all jobs together.")},
+		{"rounds", ofCount(0, "How often a job that may pass later is tried again at the end.")},
+	}
+	jobFields = []field{
+		{"name", schema{"type": "string", "minLength": 1, "description": "Unique in the file; default: the job's number, from 0."}},
+		{"source", ofString("The disk to copy, as SRC of copy.")},
+		{"target", ofString("Where to, as DST of copy.")},
+		{"host", ofString("The ESXi host that has the disk, for the limits.")},
+		{"labels", schema{"type": "object", "additionalProperties": schema{"type": "string"}, "description": "For --label and the report."}},
+		{"before", ofCommand("A program and its arguments, run before the copy; its failure is the job's.")},
+		{"after", ofCommand("A program and its arguments, run after the copy, whatever became of it.")},
+		{"hook_timeout", ofString("So long each of them may take (1h).")},
+	}
+)
+
+// Schema returns the JSON Schema of job files.
+func Schema(spec *Spec) []byte {
+	object := func(fields []field) schema {
+		properties := schema{}
+		for _, f := range fields {
+			properties[f.name] = f.schema
+		}
+		return schema{"type": "object", "additionalProperties": false, "properties": properties}
+	}
+	flags := jobFields
+	for i := range spec.Fields {
+		flags = append(slices.Clip(flags), field{spec.Fields[i].Name, spec.Fields[i].schema()})
+	}
+	top := object(topFields)
+	top["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+	top["title"] = "Job file of vddkcp run"
+	top["required"] = []string{"version", "jobs"}
+	top["$defs"] = schema{
+		"job":      object(flags),
+		"defaults": object(slices.DeleteFunc(slices.Clone(flags), func(f field) bool { return f.name == "name" })),
+		"limits":   object(limitFields),
+	}
+	// Each job has them, or the defaults have.
+	var either []schema
+	for _, name := range []string{"source", "target"} {
+		either = append(either, schema{"anyOf": []schema{
+			{"required": []string{"defaults"}, "properties": schema{"defaults": schema{"required": []string{name}}}},
+			{"properties": schema{"jobs": schema{"items": schema{"required": []string{name}}}}},
+		}})
+	}
+	top["allOf"] = either
+	text, err := json.MarshalIndent(top, "", "  ")
+	if err != nil {
+		panic(err) // it is made of what can be marshalled
+	}
+	return append(text, '\n')
+}
+
+func (f *Field) schema() schema {
+	s := schema{"description": f.Help}
+	switch f.Type {
+	case Boolean:
+		s["type"] = "boolean"
+	case Integer:
+		s["type"] = "integer"
+	case Text:
+		s["type"] = "string"
+	case IntOrText:
+		s["type"] = []string{"integer", "string"}
+	case BoolOrText:
+		s["type"] = []string{"boolean", "string"}
+	case Array:
+		s["type"], s["items"] = "array", schema{"type": "string"}
+	}
+	if len(f.Enum) > 0 {
+		var values []any
+		for _, e := range f.Enum {
+			values = append(values, e)
+		}
+		if f.Type == BoolOrText {
+			values = append(values, true, false)
+		}
+		s["enum"] = values
+	}
+	return s
+}

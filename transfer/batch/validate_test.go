@@ -1,0 +1,128 @@
+package batch_test
+
+import (
+	"fmt"
+	"math"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// validate says what of JSON Schema's words that Schema uses a value offends,
+// "" for nothing. A word it does not know is an offence, so that it can't be
+// forgotten here.
+func validate(root, schema map[string]any, value any, at string) string {
+	for word, want := range schema {
+		if problem := validateWord(root, schema, word, want, value, at); problem != "" {
+			return problem
+		}
+	}
+	return ""
+}
+
+func validateWord(root, schema map[string]any, word string, want, value any, at string) string {
+	object, isObject := value.(map[string]any)
+	array, isArray := value.([]any)
+	text, isText := value.(string)
+	number, isNumber := value.(float64)
+	switch word {
+	case "$schema", "$defs", "title", "description", "default":
+	case "$ref":
+		name := strings.TrimPrefix(want.(string), "#/$defs/")
+		return validate(root, root["$defs"].(map[string]any)[name].(map[string]any), value, at)
+	case "type":
+		kinds, ok := want.([]any)
+		if !ok {
+			kinds = []any{want}
+		}
+		kind := map[bool]string{isObject: "object", isArray: "array", isText: "string"}[true]
+		switch value.(type) {
+		case bool:
+			kind = "boolean"
+		case float64:
+			kind = "number"
+			if number == math.Trunc(number) {
+				kind = "integer"
+			}
+		}
+		if !slices.Contains(kinds, any(kind)) {
+			return fmt.Sprintf("%s: type %s, want %v", at, kind, want)
+		}
+	case "const":
+		if !reflect.DeepEqual(value, want) {
+			return at + ": const"
+		}
+	case "enum":
+		if !slices.Contains(want.([]any), value) {
+			return at + ": enum"
+		}
+	case "properties":
+		for name, s := range want.(map[string]any) {
+			if v, ok := object[name]; ok {
+				if problem := validate(root, s.(map[string]any), v, at+"."+name); problem != "" {
+					return problem
+				}
+			}
+		}
+	case "additionalProperties":
+		known, _ := schema["properties"].(map[string]any)
+		for name, v := range object {
+			if _, ok := known[name]; ok {
+				continue
+			}
+			if want == false {
+				return at + "." + name + ": not known"
+			}
+			if problem := validate(root, want.(map[string]any), v, at+"."+name); problem != "" {
+				return problem
+			}
+		}
+	case "required":
+		for _, name := range want.([]any) {
+			if _, ok := object[name.(string)]; isObject && !ok {
+				return fmt.Sprintf("%s.%v: missing", at, name)
+			}
+		}
+	case "items":
+		for i, v := range array {
+			if problem := validate(root, want.(map[string]any), v, fmt.Sprintf("%s[%d]", at, i)); problem != "" {
+				return problem
+			}
+		}
+	case "minItems":
+		if isArray && float64(len(array)) < want.(float64) {
+			return at + ": too few"
+		}
+	case "minLength":
+		if isText && float64(utf8.RuneCountInString(text)) < want.(float64) {
+			return at + ": too short"
+		}
+	case "minimum":
+		if isNumber && number < want.(float64) {
+			return at + ": too small"
+		}
+	case "pattern":
+		if isText && !regexp.MustCompile(want.(string)).MatchString(text) {
+			return at + ": pattern"
+		}
+	case "allOf":
+		for _, s := range want.([]any) {
+			if problem := validate(root, s.(map[string]any), value, at); problem != "" {
+				return problem
+			}
+		}
+	case "anyOf":
+		problem := ""
+		for _, s := range want.([]any) {
+			if problem = validate(root, s.(map[string]any), value, at); problem == "" {
+				return ""
+			}
+		}
+		return problem
+	default:
+		return "the schema has " + word + ", which this does not know"
+	}
+	return ""
+}

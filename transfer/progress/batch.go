@@ -1,0 +1,233 @@
+package progress
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"vddkcp/internal/bytesize"
+)
+
+// BatchDisplay shows many copies while they run: on a terminal a line for all
+// and one for each that runs, else as Display does, for all of them as Lines and
+// for each as JSON. Like a Display it is the one writer of its stream, and safe
+// for concurrent use.
+type BatchDisplay struct {
+	style Style
+	size  func() (columns, rows int)
+
+	mu      sync.Mutex // guards what follows
+	out     io.Writer
+	jobs    int
+	running []*shownJob
+	ended   map[string]int // by how
+	bytes   Snapshot       // of jobs that have ended
+	meter   meter
+	drawn   int       // lines on the terminal that are to be drawn over
+	line    time.Time // of the last of Lines
+}
+
+type shownJob struct {
+	name, disk string
+	counters   *Counters
+	meter      meter
+}
+
+// NewBatchDisplay returns a display of so many jobs, drawing on out. Size is
+// that of the terminal; nil: it is none.
+func NewBatchDisplay(style Style, out io.Writer, jobs int, size func() (columns, rows int)) *BatchDisplay {
+	if size == nil {
+		size = func() (int, int) { return 80, 24 }
+	}
+	return &BatchDisplay{style: style, out: out, jobs: jobs, size: size, ended: map[string]int{}}
+}
+
+// Start shows one more job, until done is called.
+func (d *BatchDisplay) Start(name, disk string, c *Counters) (done func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	j := &shownJob{name: name, disk: disk, counters: c}
+	d.running = append(d.running, j)
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.style == JSON {
+			j.writeJSON(d.out, time.Now())
+		}
+		i := slices.Index(d.running, j)
+		d.running = slices.Delete(d.running, i, i+1)
+		s := c.Snapshot()
+		d.bytes.Done += s.Done
+		d.bytes.Planned += s.Done // what a failed one did not do is not to come
+		d.bytes.Skipped += s.Skipped
+	}
+}
+
+// Ended counts a job that ended in a way: "done", "failed".
+func (d *BatchDisplay) Ended(how string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ended[how]++
+}
+
+// Run shows progress until done is closed.
+func (d *BatchDisplay) Run(done <-chan struct{}) {
+	if d.style == None {
+		<-done
+		return
+	}
+	every := time.Second
+	if d.style == Bar {
+		every = 200 * time.Millisecond
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	d.mu.Lock()
+	d.line = time.Now()
+	d.mu.Unlock()
+	for {
+		select {
+		case <-tick.C:
+			d.draw(false)
+		case <-done:
+			d.draw(true)
+			return
+		}
+	}
+}
+
+// Write writes whole lines between those of the display.
+func (d *BatchDisplay) Write(p []byte) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.erase()
+	return d.out.Write(p)
+}
+
+// erase takes the lines of a terminal away. The caller holds mu, and errors of
+// the stream are not the batch's.
+func (d *BatchDisplay) erase() {
+	if d.drawn > 0 {
+		_, _ = fmt.Fprintf(d.out, "\x1b[%dA\r\x1b[J", d.drawn)
+		d.drawn = 0
+	}
+}
+
+func (d *BatchDisplay) draw(last bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := time.Now()
+	total := d.bytes
+	for _, j := range d.running {
+		s := j.counters.Snapshot()
+		total.Done += s.Done
+		total.Planned += s.Planned
+		total.Skipped += s.Skipped
+	}
+	rate := d.meter.add(now, total.Done)
+	switch d.style {
+	case JSON:
+		for _, j := range d.running {
+			j.writeJSON(d.out, now)
+		}
+	case Lines:
+		if last && len(d.ended) == 0 {
+			return // nothing began
+		}
+		if last || now.Sub(d.line) >= 10*time.Second {
+			d.line = now
+			_, _ = io.WriteString(d.out, d.summary(total, rate)+"\n")
+		}
+	case Bar:
+		d.erase()
+		if last && len(d.ended) == 0 {
+			return
+		}
+		columns, rows := d.size()
+		lines := []string{d.summary(total, rate)}
+		if !last {
+			for i, j := range d.running {
+				if i+3 > rows && i+1 < len(d.running) {
+					lines = append(lines, fmt.Sprintf("  and %d more", len(d.running)-i))
+					break
+				}
+				lines = append(lines, j.describe(now))
+			}
+		}
+		var b strings.Builder
+		for _, line := range lines {
+			b.WriteString(cut(line, columns) + "\n")
+		}
+		_, _ = io.WriteString(d.out, b.String())
+		if !last {
+			d.drawn = len(lines)
+		}
+	}
+}
+
+// summary is a line about all jobs. The caller holds mu.
+func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "batch: %d of %d done", d.ended["done"], d.jobs)
+	for _, how := range []string{"failed", "interrupted"} {
+		if n := d.ended[how]; n > 0 {
+			fmt.Fprintf(&b, ", %d %s", n, how)
+		}
+	}
+	if n := len(d.running); n > 0 {
+		fmt.Fprintf(&b, ", %d running", n)
+	}
+	fmt.Fprintf(&b, "; %s copied", bytesize.Format(s.Done))
+	if s.Skipped > 0 {
+		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
+	}
+	if rate > 0 {
+		fmt.Fprintf(&b, ", %s/s", bytesize.Format(int64(rate)))
+	}
+	return b.String()
+}
+
+func (j *shownJob) writeJSON(out io.Writer, now time.Time) {
+	s := j.counters.Snapshot()
+	writeJSON(out, now, j.name, j.disk, s, j.meter.add(now, s.Done))
+}
+
+// describe is a job's line on a terminal, with a bar of 20 columns.
+func (j *shownJob) describe(now time.Time) string {
+	s := j.counters.Snapshot()
+	share := 0.0
+	if s.Planned > 0 {
+		share = min(float64(s.Done)/float64(s.Planned), 1)
+	}
+	full := int(share * 20)
+	// The terminal draws five times a second, and the meter knows eleven points.
+	rate := j.meter.add(now, s.Done)
+	line := fmt.Sprintf("  %3d%% [%s%s] %-6s %s/s", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full), s.Phase, bytesize.Format(int64(rate)))
+	if eta := timeLeft(s, rate); eta != nil && *eta < 1e8 && s.Phase == Copy {
+		line += " " + (time.Duration(*eta) * time.Second).String()
+	}
+	return line + "  " + printable(j.name)
+}
+
+// printable quotes a name that could steer a terminal.
+func printable(s string) string {
+	for _, r := range s {
+		if !strconv.IsPrint(r) || r == utf8.RuneError {
+			return strconv.Quote(s)
+		}
+	}
+	return s
+}
+
+// cut shortens a line to a width, so that it stays one line.
+func cut(s string, columns int) string {
+	if columns < 1 || utf8.RuneCountInString(s) < columns {
+		return s
+	}
+	return string([]rune(s)[:columns-1])
+}
