@@ -30,11 +30,11 @@ testlib:
 
 test:
 	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client openssl
-	$(GO) test ./...
+	$(GO) test -timeout 40m ./...
 
 # The race detector needs cgo. Chaos is make test's.
 test-race:
-	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race ./...
+	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m ./...
 
 # A hundred copies of 2 GiB that are killed again and again: about three hours.
 chaos:
