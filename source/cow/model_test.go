@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -62,6 +63,14 @@ func (w *world) open(t *testing.T, file string, onRead bool, limit int, sys syst
 	return d
 }
 
+// quick is the kernel without waiting for the disk: power cuts are tested
+// elsewhere.
+func quick() system {
+	sys := kernel()
+	sys.fdatasync = func(*os.File) error { return nil }
+	return sys
+}
+
 // check compares a range of a window.
 func (w *world) check(d *Disk, v window, from, n int64) error {
 	got := make([]byte, n)
@@ -101,7 +110,7 @@ func TestModel(t *testing.T) {
 		if seed%4 > 0 {
 			file = filepath.Join(t.TempDir(), "cow")
 		}
-		d := w.open(t, file, onRead, limit, kernel())
+		d := w.open(t, file, onRead, limit, quick())
 		for i := range 1500 {
 			v := w.windows[r.IntN(len(w.windows))]
 			from := r.Int64N(length)
@@ -145,7 +154,7 @@ func TestModel(t *testing.T) {
 			case 11:
 				if err = w.checkExtents(t, d, v); err == nil && file != "" && r.IntN(8) == 0 {
 					if err = d.Close(); err == nil {
-						d = w.open(t, file, onRead, limit, kernel())
+						d = w.open(t, file, onRead, limit, quick())
 					}
 				}
 			}
@@ -173,7 +182,7 @@ func TestWritersShareBlocks(t *testing.T) {
 	const length, writers, unit = 96 << 10, 6, 256
 	for _, onRead := range []bool{false, true} {
 		w := newWorld(t, 2*pageBlocks*testBlock+3*length, length)
-		d := w.open(t, filepath.Join(t.TempDir(), "cow"), onRead, 2, kernel())
+		d := w.open(t, filepath.Join(t.TempDir(), "cow"), onRead, 2, quick())
 		ctx := t.Context()
 		var wg sync.WaitGroup
 		for g := range writers {
