@@ -409,7 +409,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	o := j.options()
-	o.Requests = j.requests(src)
+	o.Requests = j.requests(src, dst)
 	ended, err := j.keep(ctx, &o)
 	if err != nil {
 		return errors.Join(err, dst.Abort())
@@ -538,14 +538,18 @@ func (j *job) verifyManifest(ctx context.Context, src source.Disk) error {
 }
 
 // requests is how many reads are in flight: Depth on each connection that the
-// source may come to have.
-func (j *job) requests(src source.Disk) int {
+// source may come to have, or the target has. A read becomes a write to a
+// target that takes them at once.
+func (j *job) requests(src source.Disk, dst sink.Disk) int {
 	connections := 1
 	if c, ok := source.Ability[source.Counted](src); ok {
 		connections = c.Stats().Connections
 		if sourceopen.IsVDDK(j.Src) {
 			connections = cmp.Or(int(j.Connections), vddk.MaxAuto)
 		}
+	}
+	if c, ok := sink.Ability[sink.Connected](dst); ok {
+		connections = max(connections, c.Connections())
 	}
 	return j.Depth * max(connections, 1)
 }

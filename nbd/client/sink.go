@@ -200,6 +200,9 @@ func (t *target) Unit() int64 { return int64(t.server.sizes.Min) }
 
 func (t *target) MaxParallel() int { return len(t.server.conns) * depth }
 
+// Connections implements sink.Connected.
+func (t *target) Connections() int { return len(t.server.conns) }
+
 func (t *target) ZeroedFrom(int64) bool { return t.o.TargetIsZero && t.o.State == nil }
 
 // begin starts a call on a range. The caller read-unlocks t.calls at the end of
@@ -504,4 +507,5 @@ var (
 	_ sink.Verifiable = (*target)(nil)
 	_ sink.Parallel   = (*target)(nil)
 	_ sink.Zeroed     = (*target)(nil)
+	_ sink.Connected  = (*target)(nil)
 )
