@@ -66,6 +66,10 @@ type Parallel interface {
 	MaxParallel() int // at least 1
 }
 
+// Connected is the ability to tell over how many connections the target is
+// written: so many times the requests of one are worth having in flight.
+type Connected interface{ Connections() int }
+
 // Zeroed is the ability to tell that ZeroAt has nothing to do.
 type Zeroed interface {
 	// ZeroedFrom says whether everything at or above off that was not written

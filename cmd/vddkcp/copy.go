@@ -433,6 +433,10 @@ func (j *job) run(ctx context.Context) error {
 	}
 	o := j.options()
 	o.Requests = requests(j.Depth, src)
+	if c, ok := sink.Ability[sink.Connected](dst); ok {
+		// A read becomes a write to a target that takes them at once.
+		o.Requests = max(o.Requests, j.Depth*c.Connections())
+	}
 	ended, err := j.keep(ctx, &o)
 	if err != nil {
 		return errors.Join(err, dst.Abort())

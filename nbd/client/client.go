@@ -62,6 +62,8 @@ type server struct {
 	conns []*conn
 	stop  func() bool // the watch over ctx
 
+	changing sync.Mutex // held while a block is changed in part
+
 	mu     sync.Mutex
 	closed bool
 	calls  sync.WaitGroup // begun, and not ended; added to under mu before closed

@@ -218,12 +218,15 @@ func (c *conn) settle(k *call, sent bool, result error) {
 	if sent {
 		k.sent = true
 	} else {
+		var server *serverError
+		if errors.As(result, &server) && server.errno == nbd.ESHUTDOWN {
+			result = &lostError{result}
+			if c.refuse == nil {
+				c.refuse = result
+			}
+		}
 		k.replied, k.result = true, result
 		delete(c.pending, k.cookie)
-		var server *serverError
-		if errors.As(result, &server) && server.errno == nbd.ESHUTDOWN && c.refuse == nil {
-			c.refuse = &lostError{result}
-		}
 	}
 	if k.sent && k.replied {
 		k.done <- k.result

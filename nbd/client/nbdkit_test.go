@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"vddkcp/internal/peer"
 	"vddkcp/nbd/client"
@@ -40,6 +41,13 @@ func start(t testing.TB, pidFile, uri, program string, args ...string) string {
 	if err := exec.Command("mkfifo", pidFile).Run(); err != nil {
 		t.Fatal(err)
 	}
+	// Open for writing too, so that neither side waits for the other.
+	ready, err := os.OpenFile(pidFile, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ready.Close() })
+	ready.SetReadDeadline(time.Now().Add(time.Minute))
 	cmd := exec.Command(program, args...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -54,12 +62,10 @@ func start(t testing.TB, pidFile, uri, program string, args ...string) string {
 	go func() {
 		cmd.Wait()
 		close(exited)
-		// A reader that still waits gets an end of file.
-		if f, err := os.OpenFile(pidFile, os.O_RDWR, 0); err == nil {
-			f.Close()
-		}
+		ready.SetReadDeadline(time.Now()) // whoever waits for it
 	}()
-	if pid, err := os.ReadFile(pidFile); err != nil || len(pid) == 0 {
+	if _, err := ready.Read(make([]byte, 1)); err != nil {
+		cmd.Process.Kill()
 		<-exited
 		t.Fatalf("%v did not start: %v\n%s", cmd.Args, err, stderr.String())
 	}

@@ -204,6 +204,9 @@ func (t *target) Unit() int64 { return int64(t.server.sizes.Min) }
 
 func (t *target) MaxParallel() int { return len(t.server.conns) * depth }
 
+// Connections implements sink.Connected.
+func (t *target) Connections() int { return len(t.server.conns) }
+
 func (t *target) ZeroedFrom(int64) bool { return t.o.TargetIsZero && t.o.State == nil }
 
 // begin starts a call on a range. The caller read-unlocks t.calls at the end of
@@ -226,7 +229,8 @@ func (t *target) fits(off, n int64) error {
 	if off < 0 || n < 0 || n > t.size-off {
 		return fmt.Errorf("%s: %d bytes at %d are not in a disk of %d bytes", t.server.name, n, off, t.size)
 	}
-	if unit := t.Unit(); off%unit != 0 && off != t.size || n%unit != 0 && off+n != t.size {
+	// An earlier run may have stopped inside of what is a block now.
+	if unit := t.Unit(); off%unit != 0 && off != t.size && off != t.o.Resume || (off+n)%unit != 0 && off+n != t.size {
 		return fmt.Errorf("%s: %d bytes at %d are not whole blocks of %d bytes", t.server.name, n, off, unit)
 	}
 	return nil
@@ -281,19 +285,23 @@ func (t *target) WriteAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer t.calls.RUnlock()
-	if err := t.write(p, off); err != nil {
+	if err := t.server.write(p, off); err != nil {
 		return 0, t.fail(err)
 	}
 	return len(p), nil
 }
 
-// write writes p. The end of the disk may lie inside a block of a larger
-// export: what follows it there is read and written back.
-func (t *target) write(p []byte, off int64) error {
-	s := t.server
-	whole := t.whole(off, int64(len(p)))
-	tail := p[whole:]
-	end := off + whole
+// write writes p at any offset. Of a block that it has only a part of, the rest is
+// read and written back.
+func (s *server) write(p []byte, off int64) error {
+	head, whole := s.blocks(off, int64(len(p)))
+	if head > 0 {
+		if err := s.change(p[:head], off); err != nil {
+			return err
+		}
+	}
+	p, off = p[head:], off+head
+	tail, end := p[whole:], off+whole
 	p = p[:whole]
 	k, err := s.each(s.ctx, func() *call {
 		if len(p) == 0 {
@@ -307,28 +315,44 @@ func (t *target) write(p []byte, off int64) error {
 	if err != nil {
 		return s.explain(k, err)
 	}
-	if len(tail) == 0 {
-		return nil
+	if len(tail) > 0 {
+		return s.change(tail, end)
 	}
-	block := make([]byte, min(int64(s.sizes.Min), s.size-end))
-	if err := s.read(block, end); err != nil {
+	return nil
+}
+
+// change writes what lies inside one block. One call at a time does so: two that
+// have parts of the same block would undo each other's.
+func (s *server) change(p []byte, off int64) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	block := int64(s.sizes.Min)
+	head := off % block
+	buf := make([]byte, min(block, s.size-off+head))
+	if err := s.read(buf, off-head); err != nil {
 		return err
 	}
-	copy(block, tail)
-	k = &call{cmd: nbd.CmdWrite, off: end, n: int64(len(block)), data: block}
+	copy(buf[head:], p)
+	k := &call{cmd: nbd.CmdWrite, off: off - head, n: int64(len(buf)), data: buf}
 	if err := s.do(s.ctx, s.pick(), k); err != nil {
 		return s.explain(k, err)
 	}
 	return nil
 }
 
-// whole returns how many of n bytes at off can be written without others: all,
-// unless the disk ends inside a block that the export has more of.
-func (t *target) whole(off, n int64) int64 {
-	if off+n == t.server.size {
-		return n
+// blocks divides n bytes at off: how many lie in a block that begins before them,
+// and how many in blocks that are wholly theirs. The last block of an export may
+// be a short one.
+func (s *server) blocks(off, n int64) (head, whole int64) {
+	block := int64(s.sizes.Min)
+	if in := off % block; in > 0 {
+		head = min(block-in, n)
 	}
-	return n - (off+n)%int64(t.server.sizes.Min)
+	whole = n - head
+	if off+n < s.size && whole > 0 {
+		whole -= (off + n) % block
+	}
+	return head, whole
 }
 
 func (t *target) ZeroAt(ctx context.Context, off, n int64) error {
@@ -350,7 +374,13 @@ func (t *target) ZeroAt(ctx context.Context, off, n int64) error {
 // known. With noHole the zeros are to stay allocated.
 func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 	s := t.server
-	whole := t.whole(off, n)
+	head, whole := s.blocks(off, n)
+	if head > 0 {
+		if err := s.write(zeros[:head], off); err != nil {
+			return err
+		}
+	}
+	off, n = off+head, n-head
 	tail := n - whole
 	for whole > 0 {
 		if t.noZeroes.Load() {
@@ -358,7 +388,7 @@ func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 			if ctx.Err() != nil {
 				return fmt.Errorf("%s: zero at %d: %w", s.name, off, context.Cause(ctx))
 			}
-			if err := t.write(p, off); err != nil {
+			if err := s.write(p, off); err != nil {
 				return err
 			}
 			off, whole = off+int64(len(p)), whole-int64(len(p))
@@ -390,7 +420,7 @@ func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 		}
 	}
 	if tail > 0 {
-		return t.write(zeros[:tail], off)
+		return s.write(zeros[:tail], off)
 	}
 	return nil
 }
@@ -508,4 +538,5 @@ var (
 	_ sink.Verifiable = (*target)(nil)
 	_ sink.Parallel   = (*target)(nil)
 	_ sink.Zeroed     = (*target)(nil)
+	_ sink.Connected  = (*target)(nil)
 )

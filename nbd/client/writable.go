@@ -108,14 +108,14 @@ func (d *WritableDisk) patch(p []byte, off int64) error {
 		return err
 	}
 	copy(buf[off-start:], p)
-	return d.target.write(buf, start)
+	return d.server.write(buf, start)
 }
 
 // WriteAt implements source.Writable.
 func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
 	of := func(at, n int64) []byte { return p[at-off:][:n] }
 	err := d.change(d.server.ctx, off, int64(len(p)),
-		func(at, n int64) error { return d.target.write(of(at, n), at) },
+		func(at, n int64) error { return d.server.write(of(at, n), at) },
 		func(at, n int64) error { return d.patch(of(at, n), at) })
 	if err != nil {
 		return 0, err

@@ -1,0 +1,415 @@
+package client
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"vddkcp/nbd"
+	"vddkcp/sink"
+	"vddkcp/source"
+)
+
+// greetingOf is a fakeGreeting of a disk of size bytes.
+func greetingOf(size int64, flags nbd.TransmissionFlags, sizes ...nbd.BlockSizes) []byte {
+	b := be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(3),
+		rep(nbd.OptStructuredReply, nbd.RepAck, nil),
+		rep(nbd.OptSetMetaContext, nbd.RepMetaContext, be(uint32(fakeContext), nbd.BaseAllocation)),
+		rep(nbd.OptSetMetaContext, nbd.RepAck, nil),
+		rep(nbd.OptGo, nbd.RepInfo, be(uint16(nbd.InfoExport), uint64(size), uint16(nbd.HasFlags|flags))))
+	for _, s := range sizes {
+		b = append(b, rep(nbd.OptGo, nbd.RepInfo, s.Append(be(uint16(nbd.InfoBlockSize))))...)
+	}
+	return append(b, rep(nbd.OptGo, nbd.RepAck, nil)...)
+}
+
+// script is a server that greets and then answers each request with what a
+// function returns, until that returns nil: then it closes.
+type script struct {
+	*server
+	ended chan struct{} // closed when the client is gone
+
+	mu   sync.Mutex
+	took []string // the requests
+}
+
+func (s *script) requests() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.took...)
+}
+
+// play connects to a script.
+func play(t testing.TB, greeting []byte, answer func(r nbd.Request, data []byte) []byte) *script {
+	t.Helper()
+	return playUntil(t, greeting, func(r nbd.Request, data []byte) ([]byte, bool) {
+		b := answer(r, data)
+		return b, b == nil
+	})
+}
+
+// playUntil connects to a script that closes after what was its last.
+func playUntil(t testing.TB, greeting []byte, answer func(r nbd.Request, data []byte) (reply []byte, last bool)) *script {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socket")
+		ends[i], err = net.FileConn(f)
+		f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := &script{ended: make(chan struct{})}
+	go func() {
+		defer close(s.ended)
+		if err := s.serve(ends[1], greeting, answer); err != nil {
+			t.Error(err)
+		}
+	}()
+	t.Cleanup(func() {
+		ends[0].Close()
+		<-s.ended
+	})
+	uri, err := nbd.ParseURI("nbd://fake")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, n, err := converse(t.Context(), ends[0], uri, nil, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.server = &server{negotiated: n, ctx: t.Context(), name: "nbd://fake", conns: []*conn{c}}
+	return s
+}
+
+func (s *script) serve(c net.Conn, greeting []byte, answer func(nbd.Request, []byte) ([]byte, bool)) error {
+	defer c.Close()
+	if _, err := c.Write(greeting); err != nil {
+		return err
+	}
+	if _, err := io.CopyN(io.Discard, c, 4); err != nil {
+		return err
+	}
+	for option := nbd.Option(0); option != nbd.OptGo; {
+		var b [16]byte
+		if _, err := io.ReadFull(c, b[:]); err != nil {
+			return err
+		}
+		option = nbd.Option(binary.BigEndian.Uint32(b[8:]))
+		if _, err := io.CopyN(io.Discard, c, int64(binary.BigEndian.Uint32(b[12:]))); err != nil {
+			return err
+		}
+	}
+	for {
+		var b [nbd.RequestSize]byte
+		if _, err := io.ReadFull(c, b[:]); err != nil {
+			return nil // the client is gone
+		}
+		r, err := nbd.ParseRequest(&b)
+		if err != nil {
+			return err
+		}
+		var data []byte
+		if r.Type == nbd.CmdWrite {
+			data = make([]byte, r.Len)
+			if _, err := io.ReadFull(c, data); err != nil {
+				return nil
+			}
+		}
+		s.mu.Lock()
+		s.took = append(s.took, fmt.Sprintf("%v %d %d", r.Type, r.Off, r.Len))
+		s.mu.Unlock()
+		if r.Type == nbd.CmdDisconnect {
+			return nil
+		}
+		reply, last := answer(r, data)
+		if _, err := c.Write(reply); err != nil || last {
+			return nil
+		}
+	}
+}
+
+// to makes a chunk one of the reply to r.
+func to(r nbd.Request, chunks ...[]byte) []byte {
+	for _, c := range chunks {
+		binary.BigEndian.PutUint64(c[8:], r.Cookie)
+	}
+	return bytes.Join(chunks, nil)
+}
+
+func done(r nbd.Request, errno nbd.Errno) []byte {
+	return nbd.SimpleReply{Errno: errno, Cookie: r.Cookie}.Append(nil)
+}
+
+// Extents about the length where 32 bits end, however the server cuts them.
+func TestExtentsAround4GiB(t *testing.T) {
+	const most = 1<<32 - 1
+	for _, c := range []struct {
+		name string
+		size int64
+		zero func(off int64) (length int64, zero bool) // what the server says lies at off
+		want []source.Extent
+	}{
+		{"all of it, a byte short of 4 GiB", most, func(int64) (int64, bool) { return most, true },
+			[]source.Extent{{Len: most, Kind: source.Zero}}},
+		{"all of it, 4 GiB", 1 << 32, func(int64) (int64, bool) { return most, true },
+			[]source.Extent{{Len: 1 << 32, Kind: source.Zero}}},
+		{"all of it, more", 1<<33 + 512, func(int64) (int64, bool) { return most, true },
+			[]source.Extent{{Len: 1<<33 + 512, Kind: source.Zero}}},
+		{"an end exactly there", 1 << 33, func(off int64) (int64, bool) {
+			if off < 1<<32 {
+				return min(1<<32-off, most), true
+			}
+			return min(1<<33-off, most), false
+		}, []source.Extent{{Len: 1 << 32, Kind: source.Zero}, {Off: 1 << 32, Len: 1 << 32}}},
+		{"an end a byte before", 1 << 33, func(off int64) (int64, bool) {
+			if off < most {
+				return most - off, false
+			}
+			return min(1<<33-off, most), true
+		}, []source.Extent{{Len: most}, {Off: most, Len: 1<<33 - most, Kind: source.Zero}}},
+		{"little at a time", 3 << 30, func(off int64) (int64, bool) { return 64 << 20, off/(64<<20)%2 == 0 }, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := play(t, greetingOf(c.size, nbd.ReadOnly), func(r nbd.Request, _ []byte) []byte {
+				n, zero := c.zero(int64(r.Off))
+				state := nbd.StateHole
+				if zero {
+					state |= nbd.StateZero
+				}
+				return to(r, chunk(nbd.ChunkBlockStatus, true, uint32(fakeContext), uint32(n), state|1<<20))
+			})
+			d := &Disk{server: s.server, size: c.size}
+			defer d.Close()
+			var got []source.Extent
+			at := int64(0)
+			for e, err := range d.Extents(t.Context(), 0, c.size) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				if e.Off != at || e.Len <= 0 {
+					t.Fatalf("%+v after %d", e, at)
+				}
+				if _, zero := c.zero(e.Off); zero != (e.Kind == source.Zero) {
+					t.Errorf("%+v: the server says otherwise", e)
+				}
+				at = e.End()
+				if n := len(got); n > 0 && got[n-1].Kind == e.Kind {
+					got[n-1].Len += e.Len
+				} else {
+					got = append(got, e)
+				}
+			}
+			if at != c.size || c.want != nil && fmt.Sprint(got) != fmt.Sprint(c.want) {
+				t.Errorf("%v up to %d, want %v", got, at, c.want)
+			}
+		})
+	}
+}
+
+// A server that closes at any byte of any reply has said nothing.
+func TestCloseAtEveryByte(t *testing.T) {
+	content := data(4096)
+	replies := map[nbd.Command]func(nbd.Request) []byte{
+		nbd.CmdRead: func(r nbd.Request) []byte {
+			return to(r, chunk(nbd.ChunkHole, false, uint64(2048), uint32(2048)), chunk(nbd.ChunkData, false, uint64(0), content[:2048]), chunk(nbd.ChunkNone, true))
+		},
+		nbd.CmdBlockStatus: func(r nbd.Request) []byte {
+			return to(r, chunk(nbd.ChunkBlockStatus, true, uint32(fakeContext), uint32(512), uint32(0), uint32(fakeSize-512), uint32(3)))
+		},
+		nbd.CmdWrite:       func(r nbd.Request) []byte { return done(r, 0) },
+		nbd.CmdFlush:       func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkNone, true)) },
+		nbd.CmdWriteZeroes: func(r nbd.Request) []byte { return done(r, 0) },
+	}
+	calls := map[nbd.Command]func(s *script) error{
+		nbd.CmdRead:        func(s *script) error { return s.read(make([]byte, 4096), 0) },
+		nbd.CmdBlockStatus: func(s *script) error { _, err := s.ask(t.Context(), 0, fakeSize); return err },
+		nbd.CmdWrite: func(s *script) error {
+			_, err := (&target{server: s.server, size: fakeSize}).WriteAt(content, 0)
+			return err
+		},
+		nbd.CmdFlush:       func(s *script) error { return (&target{server: s.server, size: fakeSize}).Finish(t.Context()) },
+		nbd.CmdWriteZeroes: func(s *script) error { return plainTarget(s.server).ZeroAt(t.Context(), 0, 4096) },
+	}
+	for cmd, reply := range replies {
+		t.Run(cmd.String(), func(t *testing.T) {
+			whole := len(reply(nbd.Request{}))
+			for n := 0; n <= whole; n++ {
+				s := playUntil(t, greetingOf(fakeSize, nbd.SendFlush|nbd.SendWriteZeroes), func(r nbd.Request, _ []byte) ([]byte, bool) {
+					return reply(r)[:n], n < whole
+				})
+				hung := time.AfterFunc(time.Minute, func() { panic("a call hangs") })
+				err := calls[cmd](s)
+				hung.Stop()
+				if n == whole && err != nil || n < whole && (!errors.As(err, new(*lostError)) || errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "nbd://fake")) {
+					t.Fatalf("%d of %d bytes: %v", n, whole, err)
+				}
+				if lost := errors.Is(err, sink.ErrLost); lost != (n < whole && cmd != nbd.CmdRead && cmd != nbd.CmdBlockStatus) {
+					t.Fatalf("%d of %d bytes: %v: a sink.ErrLost: %v", n, whole, err, lost)
+				}
+				s.close()
+			}
+		})
+	}
+}
+
+// plainTarget is a target that zeroes by WRITE_ZEROES.
+func plainTarget(s *server) *target {
+	d := &target{server: s, size: s.size}
+	d.noFast.Store(true)
+	d.zeroLimit.Store(zeroPiece)
+	return d
+}
+
+// An error that is not understood ends its request, and no more.
+func TestErrorsThatAreNotKnown(t *testing.T) {
+	for name, c := range map[string]struct {
+		reply func(r nbd.Request) []byte
+		want  string
+	}{
+		"type":  {func(r nbd.Request) []byte { return to(r, chunk(1<<15+77, true, uint32(5), uint16(4), "odd!", "more")) }, "(EIO): odd!"},
+		"errno": {func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkError, true, uint32(9999), uint16(0))) }, "error 9999"},
+		"offset": {func(r nbd.Request) []byte {
+			return to(r, chunk(nbd.ChunkData, false, uint64(512), data(512)), chunk(nbd.ChunkErrorOffset, false, uint32(5), uint16(3), "bad", uint64(600)), chunk(nbd.ChunkNone, true))
+		}, "(EIO) at 600: bad"},
+		"two": {func(r nbd.Request) []byte {
+			return to(r, chunk(nbd.ChunkError, false, uint32(5), uint16(5), "first"), chunk(nbd.ChunkError, true, uint32(22), uint16(0)))
+		}, "(EIO): first"},
+		"text at its longest": {func(r nbd.Request) []byte {
+			return to(r, chunk(nbd.ChunkError, true, uint32(5), uint16(4096), strings.Repeat("\x1b", 4096)))
+		}, strings.Repeat("?", 4096)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			first := true
+			s := play(t, greetingOf(fakeSize, 0), func(r nbd.Request, _ []byte) []byte {
+				if first {
+					first = false
+					return c.reply(r)
+				}
+				// Flags that are not known are nothing.
+				whole := chunk(nbd.ChunkData, true, uint64(r.Off), data(int(r.Len)))
+				whole[4] |= 0x80
+				return to(r, whole)
+			})
+			defer s.close()
+			p := make([]byte, 1024)
+			if err := s.read(p, 0); err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "nbd://fake: read [0, 1024)") {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+			if err := s.read(p, 0); err != nil || !bytes.Equal(p, data(1024)) {
+				t.Errorf("the read after it: %v", err)
+			}
+		})
+	}
+}
+
+// What a server says of writes.
+func TestWriteReplies(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		reply func(r nbd.Request) []byte
+		want  string // "": none
+		lost  bool
+	}{
+		{"done", func(r nbd.Request) []byte { return done(r, 0) }, "", false},
+		{"done in a chunk", func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkNone, true)) }, "", false},
+		{"no space", func(r nbd.Request) []byte { return done(r, nbd.ENOSPC) }, "no space left", false},
+		{"no space, with a text", func(r nbd.Request) []byte {
+			return to(r, chunk(nbd.ChunkError, true, uint32(28), uint16(4), "full"))
+		}, "(ENOSPC): full", false},
+		{"shutting down", func(r nbd.Request) []byte { return done(r, nbd.ESHUTDOWN) }, "shutting down", true},
+		{"cookie", func(r nbd.Request) []byte { r.Cookie += 1 << 40; return done(r, 0) }, "cookie 0x10000000001", false},
+		{"data", func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkData, true, uint64(0), data(512))) }, "chunk of type 1", false},
+		{"hole", func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkHole, true, uint64(0), uint32(512))) }, "chunk of type 2", false},
+		{"status", func(r nbd.Request) []byte {
+			return to(r, chunk(nbd.ChunkBlockStatus, true, uint32(fakeContext), uint32(512), uint32(0)))
+		}, "chunk of type 5", false},
+		{"twice", func(r nbd.Request) []byte { return append(done(r, 0), done(r, 0)...) }, "", false},
+		{"closed", func(nbd.Request) []byte { return nil }, "closed the connection", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := play(t, greetingOf(fakeSize, 0), func(r nbd.Request, _ []byte) []byte { return c.reply(r) })
+			d := plainTarget(s.server)
+			_, err := d.WriteAt(data(512), 0)
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), "nbd://fake: write [0, 512)")) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+			if errors.Is(err, sink.ErrLost) != c.lost {
+				t.Errorf("%v, want a sink.ErrLost: %v", err, c.lost)
+			}
+			if c.name == "twice" {
+				if _, err := d.WriteAt(data(512), 0); err == nil || !strings.Contains(err.Error(), "cookie") {
+					t.Errorf("the write after a reply that came twice: %v", err)
+				}
+			}
+			d.Abort()
+			<-s.ended
+			if took := s.requests(); c.name == "shutting down" && took[len(took)-1] != "disconnect 0 0" {
+				t.Errorf("%q, want a disconnect at the end", took)
+			}
+		})
+	}
+}
+
+// A server that stops in the middle of a reply is given up.
+func TestSilenceInReply(t *testing.T) {
+	s := play(t, greetingOf(fakeSize, 0), func(r nbd.Request, _ []byte) []byte {
+		return to(r, chunk(nbd.ChunkData, true, uint64(0), data(4096)))[:100]
+	})
+	defer s.close()
+	s.conns[0].timeout = 10 * time.Millisecond
+	if err := s.read(make([]byte, 4096), 0); !errors.As(err, new(*lostError)) || !strings.Contains(err.Error(), "no reply to read [0, 4096) within 10ms") {
+		t.Error(err)
+	}
+}
+
+// What is wrong with a list of exports costs the hint, and no time.
+func TestListForAHint(t *testing.T) {
+	head := be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(3),
+		rep(nbd.OptStructuredReply, nbd.RepErrUnsupported, nil),
+		rep(nbd.OptGo, nbd.RepErrUnknown, []byte("none\x07 such")))
+	entry := func(name string) []byte {
+		return rep(nbd.OptList, nbd.RepServer, be(uint32(len(name)), name, "its description"))
+	}
+	for _, c := range []struct {
+		name    string
+		replies []byte
+		want    string
+	}{
+		{"some", be(entry("a"), entry("b\x1b[2J"), rep(nbd.OptList, nbd.RepAck, nil)), `the server has "a", "b?[2J"`},
+		{"without a name", be(entry(""), rep(nbd.OptList, nbd.RepAck, nil)), "leave the name out"},
+		{"many", be(bytes.Repeat(entry("a"), 200), rep(nbd.OptList, nbd.RepAck, nil)), "and 192 more"},
+		{"without end", bytes.Repeat(entry("a"), 1000), "and 248 more"},
+		{"none", rep(nbd.OptList, nbd.RepAck, nil), ""},
+		{"a secret", rep(nbd.OptList, nbd.RepErrPolicy, nil), ""},
+		{"a lie", rep(nbd.OptList, nbd.RepServer, be(uint32(1<<32-1), "x")), ""},
+		{"nothing", nil, ""},
+	} {
+		_, err := open(t, be(head, c.replies), nil)
+		var h interface{ Hint() string }
+		if hint := ""; err == nil || !strings.Contains(err.Error(), "GO: the server has no export \"\": none? such") {
+			t.Errorf("%s: %v", c.name, err)
+		} else if errors.As(err, &h) {
+			if hint = h.Hint(); c.want == "" || !strings.Contains(hint, c.want) {
+				t.Errorf("%s: hint %q, want %q", c.name, hint, c.want)
+			}
+		} else if c.want != "" {
+			t.Errorf("%s: no hint, want %q", c.name, c.want)
+		}
+	}
+}

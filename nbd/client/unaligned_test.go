@@ -1,0 +1,113 @@
+package client
+
+import (
+	"bytes"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"vddkcp/nbd"
+	"vddkcp/sink"
+)
+
+// memory answers as a server does whose export is content, in blocks.
+func memory(t *testing.T, content []byte, block uint32) func(nbd.Request, []byte) []byte {
+	return func(r nbd.Request, data []byte) []byte {
+		end := r.Off + uint64(r.Len)
+		if r.Off%uint64(block) != 0 || end%uint64(block) != 0 && end != uint64(len(content)) || end > uint64(len(content)) {
+			t.Errorf("%v of %d bytes at %d: not whole blocks of %d", r.Type, r.Len, r.Off, block)
+			return done(r, nbd.EINVAL)
+		}
+		switch p := content[r.Off:end]; r.Type {
+		case nbd.CmdRead:
+			return to(r, chunk(nbd.ChunkData, true, r.Off, p))
+		case nbd.CmdWrite:
+			copy(p, data)
+		case nbd.CmdWriteZeroes:
+			clear(p)
+		}
+		return done(r, 0)
+	}
+}
+
+// Reads and writes of any alignment at a server of blocks, whose last block is
+// short.
+func TestUnaligned(t *testing.T) {
+	const block, size = 4096, 10*4096 + 777
+	content := make([]byte, size)
+	r := rand.New(rand.NewPCG(1, 2))
+	for i := range content {
+		content[i] = byte(r.Uint32())
+	}
+	want := bytes.Clone(content)
+	s := play(t, greetingOf(size, nbd.SendWriteZeroes, nbd.BlockSizes{Min: block, Preferred: block, Max: 2 * block}), memory(t, content, block))
+	d := plainTarget(s.server)
+	defer d.Abort()
+	edges := []int64{0, 1, 511, block - 1, block, block + 1, 3*block + 5, 8 * block, 10 * block, 10*block + 1, size - 1, size}
+	for _, from := range edges {
+		for _, to := range edges {
+			if from >= to {
+				continue
+			}
+			p := bytes.Repeat([]byte{byte(r.Uint32())}, int(to-from))
+			if r.IntN(3) == 0 {
+				clear(p)
+				if err := d.zero(t.Context(), from, to-from, false); err != nil {
+					t.Fatal(err)
+				}
+			} else if err := s.write(p, from); err != nil {
+				t.Fatal(err)
+			}
+			copy(want[from:], p)
+			got := make([]byte, to-from)
+			if err := s.read(got, from); err != nil || !bytes.Equal(got, p) {
+				t.Fatalf("[%d, %d) reads otherwise than written: %v", from, to, err)
+			}
+			if !bytes.Equal(content, want) {
+				t.Fatalf("a write of [%d, %d) changed other bytes", from, to)
+			}
+		}
+	}
+}
+
+// Calls at once that share blocks do not undo each other.
+func TestUnalignedAtOnce(t *testing.T) {
+	const block, size, piece = 4096, 4 * 4096, 512
+	content := make([]byte, size)
+	s := play(t, greetingOf(size, 0, nbd.BlockSizes{Min: block, Preferred: block, Max: block}), memory(t, content, block))
+	defer s.close()
+	var all sync.WaitGroup
+	for off := int64(0); off < size; off += piece {
+		all.Go(func() {
+			if err := s.write(bytes.Repeat([]byte{byte(off/piece) + 1}, piece), off); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	for i, b := range content {
+		if b != byte(i/piece)+1 {
+			t.Fatalf("byte %d is %d", i, b)
+		}
+	}
+}
+
+// A copy goes on where it stopped, though that is inside of a block by now.
+func TestResumeInsideBlock(t *testing.T) {
+	const block, size = 4096, 4 * 4096
+	content := bytes.Repeat([]byte{1}, size)
+	s := play(t, greetingOf(size, 0, nbd.BlockSizes{Min: block, Preferred: block, Max: block}), memory(t, content, block))
+	d := plainTarget(s.server)
+	d.o.Options = sink.Options{State: state(size), Resume: 1536}
+	defer d.Abort()
+	if _, err := d.WriteAt(data(block-1536), 1536); err != nil {
+		t.Fatal(err)
+	}
+	if want := append(bytes.Repeat([]byte{1}, 1536), data(block-1536)...); !bytes.Equal(content[:block], want) || !bytes.Equal(content[block:], bytes.Repeat([]byte{1}, size-block)) {
+		t.Error("other bytes than those written")
+	}
+	if _, err := d.WriteAt(data(block), 1537); err == nil {
+		t.Error(fmt.Sprintf("a write at %d is no error", 1537))
+	}
+}
