@@ -5,11 +5,12 @@ VERSION    ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo d
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.9.0
 FUZZTIME   ?= 20s
+FUZZLONG   ?= 1h
 
 # One static binary: no C library, any Linux.
 export CGO_ENABLED = 0
 
-.PHONY: build testlib test test-race chaos fuzz bench lint vuln demo install clean
+.PHONY: build testlib test test-race chaos fuzz fuzz-long bench lint vuln demo install clean
 
 build: bin/vddkcp
 
@@ -44,6 +45,13 @@ chaos:
 # Every fuzz target for FUZZTIME, after a look at its committed seeds.
 fuzz:
 	FUZZTIME=$(FUZZTIME) ./scripts/fuzz
+
+# Damaged qcow2 images, which qemu-img must not read otherwise than we do, and
+# every fuzz target, for FUZZLONG each.
+fuzz-long:
+	./scripts/need qemu-img qemu-io
+	VDDKCP_REFEREE=$(FUZZLONG) $(GO) test -timeout 0 -run TestReferee -v ./source/qcow2
+	FUZZTIME=$(FUZZLONG) ./scripts/fuzz
 
 lint:
 	test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }

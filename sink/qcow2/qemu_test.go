@@ -2,8 +2,10 @@ package qcow2
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -12,6 +14,7 @@ import (
 
 	"vddkcp/internal/peer"
 	"vddkcp/internal/zero"
+	"vddkcp/source/open"
 	sourceraw "vddkcp/source/raw"
 	"vddkcp/transfer"
 )
@@ -123,10 +126,64 @@ func onlyData(t testing.TB, from, image string, cluster int64) {
 	}
 }
 
+// readsAlike reads pieces of an image, at random and at its ends, by our own
+// reader and by qemu-io, and holds them against the raw file.
+func readsAlike(t testing.TB, from, image string) {
+	t.Helper()
+	src := openRaw(t, from)
+	d, err := new(open.Opener).Open(t.Context(), image, "qcow2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	size := src.Size()
+	if d.Size() != size {
+		t.Fatalf("%s: we read %d bytes, want %d", image, d.Size(), size)
+	}
+	if size == 0 {
+		return
+	}
+	r := rand.New(rand.NewPCG(uint64(size), 2))
+	pieces := [][2]int64{{0, 512}, {size - 512, 512}}
+	for range 20 {
+		off := r.Int64N(size) &^ 511
+		pieces = append(pieces, [2]int64{off, min(size-off, 512+r.Int64N(8<<10)&^511)})
+	}
+	args := []string{"-r", "-f", "qcow2"}
+	var want []byte
+	for _, p := range pieces {
+		args = append(args, "-c", fmt.Sprintf("read -v %d %d", p[0], p[1]))
+		b, got := make([]byte, p[1]), make([]byte, p[1])
+		if _, err := src.ReadAt(b, p[0]); err != nil && err != io.EOF {
+			t.Fatal(err)
+		}
+		if _, err := d.ReadAt(got, p[0]); err != nil && err != io.EOF || !bytes.Equal(got, b) {
+			t.Errorf("%s: we read other bytes in [%d, %d), %v", image, p[0], p[0]+p[1], err)
+		}
+		want = append(want, b...)
+	}
+	var got []byte
+	for line := range strings.Lines(peer.Run(t, "qemu-io", append(args, image)...)) {
+		// 00000200:  61 62 63 ...  abc
+		_, line, ok := strings.Cut(line, ":  ")
+		if !ok {
+			continue
+		}
+		b, err := hex.DecodeString(strings.ReplaceAll(line[:min(len(line), 16*3)], " ", ""))
+		if err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		got = append(got, b...)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("%s: qemu-io reads other bytes, %d of them, want %d", image, len(got), len(want))
+	}
+}
+
 var clusterSizes = []int64{512, 4 << 10, 64 << 10, 2 << 20}
 
 func TestQemu(t *testing.T) {
-	peer.Need(t, "qemu-img")
+	peer.Need(t, "qemu-img", "qemu-io")
 	const mib = 1 << 20
 	for name, disk := range map[string]struct {
 		size int64
@@ -162,6 +219,7 @@ func TestQemu(t *testing.T) {
 					image := filepath.Join(t.TempDir(), "disk.qcow2")
 					write(t, from, image, Options{ClusterSize: cluster, Compression: compression})
 					verify(t, from, image)
+					readsAlike(t, from, image)
 					onlyData(t, from, image, max(cluster, 4<<10)) // the engine looks for no smaller zeros
 				})
 			}

@@ -413,3 +413,16 @@ var _ interface {
 	source.Uncached
 	open.Warned
 } = (*qcow2.Disk)(nil)
+
+// TestEncryption has images that qemu-img encrypts.
+func TestEncryption(t *testing.T) {
+	peer.Need(t, "qemu-img")
+	for _, format := range []string{"luks", "aes"} {
+		path := filepath.Join(t.TempDir(), "disk.qcow2")
+		peer.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=geheim",
+			"-o", "encrypt.format="+format+",encrypt.key-secret=s"+map[string]string{"luks": ",encrypt.iter-time=10"}[format], path, "1M")
+		if _, err := opened(t, path); err == nil || !strings.Contains(err.Error(), "encrypted with "+strings.ToUpper(format)) {
+			t.Errorf("%s: %v", format, err)
+		}
+	}
+}
