@@ -204,7 +204,8 @@ func (d *Disk) openFirst(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	h := newHandle(d, true, free)
+	share := split(connections, free)
+	h := newHandle(d, true, share)
 	var s *session
 	for n := 1; ; n++ {
 		if s, err = d.openSession(ctx, true, n > 1, true); err == nil {
@@ -256,8 +257,11 @@ func (d *Disk) openFirst(ctx context.Context) error {
 		d.growing = true
 		d.background.Go(func() {
 			defer d.grown()
-			for range connections - 1 {
-				if !d.addHandle(func() {}) {
+			for rest := connections - 1; rest > 0; rest-- {
+				if !d.addHandle(share) { // it has given its share back
+					for range rest - 1 {
+						share()
+					}
 					break
 				}
 			}
@@ -275,6 +279,18 @@ func nfc(transport string) bool { return transport == "nbd" || transport == "nbd
 // attached says whether disks in a transport mode are made disks of this
 // machine.
 func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
+
+// split returns what each of n connections is to call when it has ended: the last
+// one frees what they have together.
+func split(n int, free func()) (share func()) {
+	var left atomic.Int64
+	left.Store(int64(n))
+	return func() {
+		if left.Add(-1) == 0 {
+			free()
+		}
+	}
+}
 
 // acquire waits for the budget of n connections.
 func (d *Disk) acquire(ctx context.Context, n int) (free func(), err error) {

@@ -181,7 +181,7 @@ func TestLoadFillsIn(t *testing.T) {
 		"limits": {"total": 2, "per_server": 8, "per_host": 1, "nfc_buffer": "16MiB", "connections": 10, "rate": "5MiB/s", "rounds": 3},
 		"continue_on_error": false,
 		"jobs": [
-			{"source": "[ds] a/a.vmdk", "target": "out/a.qcow2", "host": "esxi1"},
+			{"source": "[ds] a/a.vmdk", "target": "out/a.qcow2", "host": "esxi1", "compress": "+x"},
 			{"name": "b/ü", "source": "b.vmdk", "target": "/b.raw", "server": "vc2", "verify": false, "sparse": 4096, "labels": {"wave": "2"},
 			 "hook_timeout": "1s", "before": ["x", "y z"], "digest": true, "password": "plain", "allow_path": ["d", "/e"], "journal": "j"}
 		]}`)
@@ -199,7 +199,7 @@ func TestLoadFillsIn(t *testing.T) {
 		return m
 	}
 	a, b := f.Jobs[0], f.Jobs[1]
-	if got := values(a); !reflect.DeepEqual(got, map[string][]string{"server": {"vc"}, "password": {"+/jobs/pw"}, "verify": {"true"}, "sparse": {"64KiB"}}) {
+	if got := values(a); !reflect.DeepEqual(got, map[string][]string{"server": {"vc"}, "password": {"+/jobs/pw"}, "compress": {"+x"}, "verify": {"true"}, "sparse": {"64KiB"}}) {
 		t.Errorf("values %v", got)
 	}
 	if a.Name != "0" || a.Source != "[ds] a/a.vmdk" || a.Target != "/jobs/out/a.qcow2" || a.HostKey() != "host esxi1" || a.HookTimeout != 5*time.Minute ||
