@@ -30,7 +30,7 @@ testlib:
 	./vddk/testlib/build bin/testlib
 
 test:
-	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client openssl
+	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client nbd-server vmdkinfo openssl
 	$(GO) test -timeout 40m ./...
 
 # The race detector needs cgo. Chaos is make test's.
