@@ -226,17 +226,13 @@ func (c *conn) settle(k *call, sent bool, result error) {
 			}
 		}
 		k.replied, k.result = true, result
-		delete(c.pending, k.cookie)
 	}
+	// Until it is both it counts as pending, for run.
 	if k.sent && k.replied {
+		delete(c.pending, k.cookie)
 		k.done <- k.result
 		c.load.Add(-1)
 		<-c.slots
-		return
-	}
-	if k.replied {
-		// Until it is sent it counts as pending, for run.
-		c.pending[k.cookie] = k
 	}
 }
 

@@ -413,3 +413,33 @@ func TestListForAHint(t *testing.T) {
 		}
 	}
 }
+
+// A server that is being started again has no socket yet: that is worth a retry.
+func TestNoSocketIsNotForever(t *testing.T) {
+	_, err := Open(t.Context(), "nbd+unix:///?socket="+t.TempDir()+"/none", Options{})
+	var h interface{ Hint() string }
+	if err == nil || source.IsPermanent(err) || !errors.As(err, &h) || !strings.Contains(err.Error(), "there is no socket") {
+		t.Errorf("%v: permanent %v", err, source.IsPermanent(err))
+	}
+}
+
+// A reply may come before the writer knows that the request is sent. The call is
+// over then too, and nobody need be waiting for it.
+func TestReplyBeforeSent(t *testing.T) {
+	here, there := net.Pipe()
+	defer there.Close()
+	c := newConn(here, here, negotiated{}, time.Minute)
+	k := &call{conn: c, cookie: 1 << 40, done: make(chan error, 1)}
+	c.slots <- struct{}{}
+	c.load.Add(1)
+	c.mu.Lock()
+	c.pending[k.cookie] = k
+	c.mu.Unlock()
+	c.settle(k, false, nil)
+	c.settle(k, true, nil)
+	c.fail(net.ErrClosed)
+	c.disconnect() // does not wait for whoever gave up waiting
+	if err := <-k.done; err != nil || len(c.slots) != 0 || c.load.Load() != 0 {
+		t.Errorf("%v, %d slots taken, load %d", err, len(c.slots), c.load.Load())
+	}
+}
