@@ -119,17 +119,19 @@ type Encoder interface {
 	// stores units as they are: then they go through WriteAt.
 	NewEncoding() Encoding
 	// Place takes the result of Encode for the unit at off, in order with
-	// ZeroAt and SameAt: what Encode appended or, where that was nothing, the
-	// unit itself, which is then plain. It does not keep enc.
+	// ZeroAt and SameAt: what Encode appended, at least a byte, or the unit
+	// itself, which is then plain. It does not keep enc.
 	Place(off int64, enc []byte, plain bool) error
 }
 
 // Encoding encodes one unit at a time. It is for one goroutine.
 type Encoding interface {
-	// Encode appends the encoded unit to dst, which has no size that it must
-	// keep to. Plain: it did not shrink, and dst is returned as it came. The
-	// unit is of Unit bytes, but for one at the end of the disk.
-	Encode(dst, unit []byte) (enc []byte, plain bool, err error)
+	// Encode appends the encoded unit, which lies at off in the disk, to dst,
+	// which has no size that it must keep to. Dst is returned as it came where
+	// the unit is plain, since it did not shrink, and where it is not: then the
+	// backing has the same, and SameAt takes it instead of Place. The unit is
+	// of Unit bytes, but for one at the end of the disk.
+	Encode(dst, unit []byte, off int64) (enc []byte, plain bool, err error)
 }
 
 // Ability returns d as a T where it is one. It is the only place that asks.

@@ -73,7 +73,7 @@ func (p *pipeline) encode(c *piece) error {
 		}
 		for start := r.start; start < r.end; {
 			end := min(start+size, r.end)
-			code, plain, err := encoding.Encode(c.coded.bytes, c.buf[start:end])
+			code, plain, err := encoding.Encode(c.coded.bytes, c.buf[start:end], c.off+int64(start))
 			if err != nil {
 				return err
 			}
@@ -94,20 +94,27 @@ func (p *pipeline) encode(c *piece) error {
 
 // place gives the encoded units of a run to the sink, the first of which is
 // the next of c's, and returns how many there were.
-func (p *pipeline) place(c *piece, r run, next int) (units int, err error) {
+func (p *pipeline) place(ctx context.Context, c *piece, r run, next int) (units int, err error) {
 	for _, u := range c.coded.units[next:] {
 		if u.start >= r.end {
 			break
 		}
+		off, n := c.off+int64(u.start), int64(u.end-u.start)
 		code := c.coded.bytes[c.coded.begin(next+units):u.codeEnd]
+		units++
+		if !u.plain && len(code) == 0 {
+			if err := p.dst.SameAt(ctx, off, n); err != nil {
+				return units, err
+			}
+			continue
+		}
 		if u.plain {
 			code = c.buf[u.start:u.end]
 		}
-		if err := p.encoder.Place(c.off+int64(u.start), code, u.plain); err != nil {
+		if err := p.encoder.Place(off, code, u.plain); err != nil {
 			return units, err
 		}
-		p.o.Counters.AddWritten(int64(u.end - u.start))
-		units++
+		p.o.Counters.AddWritten(n)
 	}
 	return units, nil
 }

@@ -487,7 +487,7 @@ func (p *pipeline) write(ctx context.Context, c *piece) error {
 			continue
 		}
 		if p.encoder != nil {
-			n, err := p.place(c, r, placed)
+			n, err := p.place(ctx, c, r, placed)
 			if err != nil {
 				return err
 			}

@@ -30,7 +30,7 @@ func BenchmarkEncode(b *testing.B) {
 				for b.Loop() {
 					total = 0
 					for off := 0; off < len(data); off += e.cluster {
-						enc, plain, err := e.Encode(code, data[off:off+e.cluster])
+						enc, plain, err := e.Encode(code, data[off:off+e.cluster], int64(off))
 						if err != nil {
 							b.Fatal(err)
 						}
@@ -100,7 +100,7 @@ func TestEncodingReusesItsMemory(t *testing.T) {
 		}
 		code := make([]byte, 0, 128<<10)
 		for _, n := range []int{len(data), len(data) - 512} {
-			if allocs := testing.AllocsPerRun(20, func() { e.Encode(code, data[:n]) }); allocs > 0 {
+			if allocs := testing.AllocsPerRun(20, func() { e.Encode(code, data[:n], 0) }); allocs > 0 {
 				t.Errorf("%s:%d: %v allocations for a cluster of %d bytes", o.Compression, o.Level, allocs, n)
 			}
 		}

@@ -96,6 +96,11 @@ func (t *tables) save() error {
 		return err
 	}
 	// The file must have all clusters that are taken.
+	if t.next == t.first {
+		// Behind the L1 table there is nothing yet, and nothing in it.
+		_, err := t.out.file.WriteAt([]byte{0}, t.next<<t.shift-1)
+		return err
+	}
 	if n := t.next<<t.shift - t.out.end(); n > 0 {
 		_, err := t.out.file.WriteAt(make([]byte, n), t.out.end())
 		return err

@@ -65,11 +65,15 @@ func (w *writer) step(off int64) (int64, error) {
 			return off + int64(len(one)), w.d.SameAt(context.Background(), off, int64(len(one)))
 		}
 	case w.encoding != nil && w.r.IntN(4) > 0:
-		code, plain, err := w.encoding.Encode(nil, one)
+		code, plain, err := w.encoding.Encode(nil, one, off)
 		if plain {
 			code = one
 		}
-		if err == nil {
+		switch {
+		case err != nil:
+		case len(code) == 0:
+			err = w.d.SameAt(context.Background(), off, int64(len(one)))
+		default:
 			err = w.d.(sink.Encoder).Place(off, code, plain)
 		}
 		return off + int64(len(one)), err
@@ -282,5 +286,44 @@ func TestLaterTablesAreGone(t *testing.T) {
 		}
 		peer.Need(t, "qemu-img")
 		peer.Run(t, "qemu-img", "check", "-q", path)
+	}
+}
+
+// A checkpoint before there is anything but zeros can be gone on with.
+func TestCheckpointOfNothing(t *testing.T) {
+	for _, cluster := range clusterSizes {
+		path := filepath.Join(t.TempDir(), "disk.qcow2")
+		size := 8 * cluster
+		o := Options{ClusterSize: cluster}
+		d, err := Create(t.Context(), path, size, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Abort()
+		if err := d.ZeroAt(t.Context(), 0, 4*cluster); err != nil {
+			t.Fatal(err)
+		}
+		state, sync, err := d.Checkpoint(4 * cluster)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(sync(t.Context()), d.Suspend()); err != nil {
+			t.Fatal(err)
+		}
+		o.State, o.Resume = state, 4*cluster
+		if d, err = Create(t.Context(), path, size, o); err != nil {
+			t.Fatal(err)
+		}
+		defer d.Abort()
+		content := append(make([]byte, 4*cluster), fragments(70, int(4*cluster))...)
+		if _, err := d.WriteAt(content[4*cluster:], 4*cluster); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(d.Finish(t.Context()), d.Publish(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(read(t, path, nil), content) {
+			t.Errorf("clusters of %d: the image has another content", cluster)
+		}
 	}
 }

@@ -31,9 +31,11 @@ func Levels(c Compression) (least, most, usual int) {
 	return 0, 0, 0
 }
 
-// encoding compresses clusters, reusing its memory.
+// encoding finds out whether clusters differ from the backing, and compresses
+// them, reusing its memory.
 type encoding struct {
 	cluster int
+	overlay *overlay // nil: there is no backing
 	deflate *flate.Writer
 	zstd    *zstd.Encoder
 	out     bounded
@@ -42,8 +44,12 @@ type encoding struct {
 
 func newEncoding(o Options) (*encoding, error) {
 	e := &encoding{cluster: int(o.ClusterSize)}
+	if o.Backing != nil {
+		e.overlay = &overlay{backing: o.Backing, name: o.BackingName}
+	}
 	var err error
 	switch o.Compression {
+	case None:
 	case Zlib:
 		e.deflate, err = flate.NewWriter(&e.out, o.Level)
 	case Zstd:
@@ -58,9 +64,17 @@ func newEncoding(o Options) (*encoding, error) {
 }
 
 // Encode implements sink.Encoding.
-func (e *encoding) Encode(dst, unit []byte) (enc []byte, plain bool, err error) {
+func (e *encoding) Encode(dst, unit []byte, off int64) (enc []byte, plain bool, err error) {
 	if len(unit) == 0 || len(unit) > e.cluster {
 		return dst, false, fmt.Errorf("encode %d bytes: a cluster has %d", len(unit), e.cluster)
+	}
+	if e.overlay != nil {
+		if same, err := e.overlay.has(unit, off); same || err != nil {
+			return dst, false, err
+		}
+	}
+	if e.zstd == nil && e.deflate == nil {
+		return dst, true, nil
 	}
 	data := unit
 	if len(unit) < e.cluster {
@@ -106,10 +120,9 @@ func (b *bounded) Write(p []byte) (int, error) {
 }
 
 // NewEncoding implements sink.Encoder. It is nil where clusters are stored as
-// they are, and for overlays: what is to be encoded is known there only after
-// it was compared, which WriteAt does, and then encodes in parallel.
+// they are.
 func (d *disk) NewEncoding() sink.Encoding {
-	if d.o.Compression == None || d.o.Backing != nil {
+	if !d.o.encodes() {
 		return nil
 	}
 	e, err := newEncoding(d.o)
@@ -119,6 +132,9 @@ func (d *disk) NewEncoding() sink.Encoding {
 	return e
 }
 
+// encodes says whether clusters may be anything but stored as they are.
+func (o Options) encodes() bool { return o.Compression != None || o.Backing != nil }
+
 type failing struct{ err error }
 
-func (f failing) Encode(dst, _ []byte) ([]byte, bool, error) { return dst, false, f.err }
+func (f failing) Encode(dst, _ []byte, _ int64) ([]byte, bool, error) { return dst, false, f.err }

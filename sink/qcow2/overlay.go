@@ -12,71 +12,48 @@ import (
 	"vddkcp/source"
 )
 
-// overlay is the memory with which what is written is compared.
+// overlay compares with the backing. It is for one goroutine.
 type overlay struct {
-	backing []byte
-	jobs    []job
+	backing source.Disk
+	name    string
+	start   int64  // of what it read last, bytes
+	read    []byte // that; behind the backing's end are zeros
 }
 
-// job is a cluster to compress.
-type job struct {
-	code  []byte
-	plain bool
-}
+// compareSize is how much is read of the backing at once where clusters are
+// smaller, in bytes.
+const compareSize = 64 << 10
 
-// compareSize is how much is read of the backing at once, in bytes.
-const compareSize = 2 << 20
-
-// writeDifferent stores those clusters of p that the backing does not have.
-func (d *disk) writeDifferent(p []byte, off int64) error {
-	for len(p) > 0 {
-		n := min(int64(len(p)), compareSize)
-		same, err := d.readBacking(off, n)
-		if err != nil {
-			return err
+// has reports whether the backing has the same bytes at off.
+func (v *overlay) has(p []byte, off int64) (bool, error) {
+	if off < v.start || off+int64(len(p)) > v.start+int64(len(v.read)) {
+		if err := v.fill(off, max(len(p), compareSize)); err != nil {
+			return false, err
 		}
-		for start := int64(0); start < n; {
-			end := min(start+d.cluster, n)
-			equal := bytes.Equal(p[start:end], same[start:end])
-			for end < n {
-				next := min(end+d.cluster, n)
-				if bytes.Equal(p[end:next], same[end:next]) != equal {
-					break
-				}
-				end = next
-			}
-			if !equal {
-				if err := d.store(p[start:end], off+start); err != nil {
-					return err
-				}
-			}
-			start = end
-		}
-		p, off = p[n:], off+n
 	}
-	return nil
+	return bytes.Equal(p, v.read[off-v.start:][:len(p)]), nil
 }
 
-// readBacking returns n bytes of the backing, behind whose end are zeros, until
-// the next call.
-func (d *disk) readBacking(off, n int64) ([]byte, error) {
-	if int64(cap(d.overlay.backing)) < n {
-		d.overlay.backing = make([]byte, n)
+// fill reads n bytes of the backing at off.
+func (v *overlay) fill(off int64, n int) error {
+	if cap(v.read) < n {
+		v.read = make([]byte, n)
 	}
-	b := d.overlay.backing[:n]
-	has := max(0, min(n, d.o.Backing.Size()-off))
+	b := v.read[:n]
+	v.start, v.read = off, b[:0] // nothing, until it is there
+	has := max(0, min(int64(n), v.backing.Size()-off))
 	clear(b[has:])
-	if has == 0 {
-		return b, nil
+	if has > 0 {
+		got, err := v.backing.ReadAt(b[:has], off)
+		if int64(got) < has {
+			if err == nil || err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return fmt.Errorf("backing %s, [%d, %d): %w", v.name, off, off+has, err)
+		}
 	}
-	got, err := d.o.Backing.ReadAt(b[:has], off)
-	if int64(got) == has {
-		return b, nil
-	}
-	if err == nil || err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return nil, fmt.Errorf("backing %s, [%d, %d): %w", d.o.BackingName, off, off+has, err)
+	v.read = b
+	return nil
 }
 
 // hide makes [off, off+n) read as zeros: by nothing where the backing is known
@@ -110,10 +87,16 @@ func (d *disk) hide(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// store writes clusters, compressed where the image is. It compresses several
-// at once: they did not come through an Encoding.
+// job is a cluster to encode.
+type job struct {
+	code  []byte
+	plain bool
+}
+
+// store writes clusters that did not come through an Encoding, encoded where
+// the image's are: several at once.
 func (d *disk) store(p []byte, off int64) error {
-	if d.o.Compression == None {
+	if !d.o.encodes() {
 		return d.add(off>>d.shift, p)
 	}
 	for len(d.encodings) < runtime.GOMAXPROCS(0) {
@@ -124,17 +107,18 @@ func (d *disk) store(p []byte, off int64) error {
 		d.encodings = append(d.encodings, e)
 	}
 	all := int(d.ceil(int64(len(p)), d.shift))
-	for len(d.overlay.jobs) < all {
-		d.overlay.jobs = append(d.overlay.jobs, job{})
+	for len(d.jobs) < all {
+		d.jobs = append(d.jobs, job{})
 	}
 	unit := func(i int) []byte { return p[i<<d.shift : min((i+1)<<d.shift, len(p))] }
+	at := func(i int) int64 { return off + int64(i)<<d.shift }
 	workers := min(len(d.encodings), all)
 	var g errgroup.Group
 	for w, e := range d.encodings[:workers] {
 		g.Go(func() (err error) {
 			for i := w; i < all && err == nil; i += workers {
-				j := &d.overlay.jobs[i]
-				j.code, j.plain, err = e.Encode(j.code[:0], unit(i))
+				j := &d.jobs[i]
+				j.code, j.plain, err = e.Encode(j.code[:0], unit(i), at(i))
 			}
 			return err
 		})
@@ -143,12 +127,15 @@ func (d *disk) store(p []byte, off int64) error {
 		return err
 	}
 	for i := range all {
-		j, u := &d.overlay.jobs[i], unit(i)
+		j, u := &d.jobs[i], unit(i)
 		code := j.code
-		if j.plain {
+		switch {
+		case j.plain:
 			code = u
+		case len(code) == 0:
+			continue // the backing has it
 		}
-		if err := d.place(off+int64(i)<<d.shift, code, j.plain, int64(len(u))); err != nil {
+		if err := d.place(at(i), code, j.plain, int64(len(u))); err != nil {
 			return err
 		}
 	}

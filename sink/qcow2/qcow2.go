@@ -163,7 +163,7 @@ type disk struct {
 	at     int64 // where the disk goes on, bytes
 
 	encodings []*encoding // of WriteAt
-	overlay   overlay
+	jobs      []job       // of WriteAt
 }
 
 func (d *disk) begin(s state) error {
@@ -239,17 +239,10 @@ func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	if err := d.beginCall(d.life.Context, off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	if err := d.endCall(off, int64(len(p)), d.write(p, off)); err != nil {
+	if err := d.endCall(off, int64(len(p)), d.store(p, off)); err != nil {
 		return 0, err
 	}
 	return len(p), nil
-}
-
-func (d *disk) write(p []byte, off int64) error {
-	if d.o.Backing != nil {
-		return d.writeDifferent(p, off)
-	}
-	return d.store(p, off)
 }
 
 // Place implements sink.Encoder.

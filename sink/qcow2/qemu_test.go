@@ -244,7 +244,7 @@ func TestOverlay(t *testing.T) {
 	const mib = 1 << 20
 	const size = 24*mib + 512
 	base := map[int64][]byte{0: fragments(20, 5*mib), 8 * mib: fragments(21, 4*mib)}
-	for _, baseSize := range []int64{size, 10 * mib, 30 * mib} {
+	for _, baseSize := range []int64{size, 10*mib + 1536, 30 * mib} {
 		for _, format := range []string{"raw", "qcow2"} {
 			for _, cluster := range []int64{4 << 10, 64 << 10, 2 * mib} {
 				for _, compression := range []Compression{None, Zlib, Zstd} {

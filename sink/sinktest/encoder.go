@@ -43,7 +43,7 @@ func (e encoder) Place(off int64, enc []byte, plain bool) error {
 
 type encoding struct{}
 
-func (encoding) Encode(dst, unit []byte) (enc []byte, plain bool, err error) {
+func (encoding) Encode(dst, unit []byte, _ int64) (enc []byte, plain bool, err error) {
 	if len(unit) == 0 {
 		return dst, false, errors.New("memory: an empty unit")
 	}

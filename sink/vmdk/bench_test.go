@@ -58,7 +58,7 @@ func BenchmarkEncode(b *testing.B) {
 				total = 0
 				for off := 0; off < len(content); off += grain {
 					var err error
-					if enc, _, err = encoding.Encode(enc[:0], content[off:off+grain]); err != nil {
+					if enc, _, err = encoding.Encode(enc[:0], content[off:off+grain], int64(off)); err != nil {
 						b.Fatal(err)
 					}
 					total += len(enc)
@@ -81,7 +81,7 @@ func BenchmarkWrite(b *testing.B) {
 			for b.Loop() {
 				d := null(b, size, vmdk.Options{})
 				e := d.(sink.Encoder)
-				enc, _, err := e.NewEncoding().Encode(nil, content)
+				enc, _, err := e.NewEncoding().Encode(nil, content, 0)
 				for g := int64(0); g < size/grain && err == nil; g++ {
 					if g*used/100 != (g+1)*used/100 {
 						err = e.Place(g*grain, enc, false)

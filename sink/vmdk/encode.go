@@ -24,7 +24,7 @@ func newEncoding(level int) *encoding {
 // Encode implements sink.Encoding. A unit that is shorter than a grain, the last
 // one of a disk, is filled up with zeros: readers expect whole grains. What does
 // not shrink is stored, in deflate's own way, with some 30 bytes more.
-func (e *encoding) Encode(dst, unit []byte) (enc []byte, plain bool, err error) {
+func (e *encoding) Encode(dst, unit []byte, _ int64) (enc []byte, plain bool, err error) {
 	if len(unit) == 0 || len(unit) > grainSize {
 		return dst, false, fmt.Errorf("a unit of %d bytes, want 1 to %d", len(unit), grainSize)
 	}

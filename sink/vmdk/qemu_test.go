@@ -81,7 +81,7 @@ func fill(ctx context.Context, src source.Disk, d sink.Disk, encoder bool) error
 				err = d.ZeroAt(ctx, off, int64(len(b)))
 			case encoder:
 				var plain bool
-				if enc, plain, err = encoding.Encode(enc[:0], b); err == nil {
+				if enc, plain, err = encoding.Encode(enc[:0], b, off); err == nil {
 					err = e.Place(off, enc, plain)
 				}
 			default:

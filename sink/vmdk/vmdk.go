@@ -148,7 +148,7 @@ func (d *disk) write(p []byte, off int64) error {
 	}
 	for len(p) > 0 {
 		unit := p[:min(grainSize, len(p))]
-		enc, _, err := d.own.Encode(d.own.scratch[:0], unit)
+		enc, _, err := d.own.Encode(d.own.scratch[:0], unit, off)
 		if err != nil {
 			return fmt.Errorf("%s: %w", d.Name, err)
 		}

@@ -243,17 +243,17 @@ func TestEncode(t *testing.T) {
 			state = state*1664525 + 1013904223
 			unit[i] = byte(state >> 24)
 		}
-		enc, plain, err := e.Encode([]byte("before"), unit)
+		enc, plain, err := e.Encode([]byte("before"), unit, 0)
 		if err != nil || plain || string(enc[:6]) != "before" || len(enc) > 6+grainSize+64 {
 			t.Errorf("level %d: %d bytes, plain %v, %v", level, len(enc), plain, err)
 		}
-		if _, _, err := e.Encode(nil, make([]byte, grainSize+1)); err == nil {
+		if _, _, err := e.Encode(nil, make([]byte, grainSize+1), 0); err == nil {
 			t.Errorf("level %d: a unit that is too long: no error", level)
 		}
 		if level > DefaultLevel {
 			continue
 		}
-		if n := testing.AllocsPerRun(10, func() { enc, _, _ = e.Encode(enc[:0], unit) }); n != 0 {
+		if n := testing.AllocsPerRun(10, func() { enc, _, _ = e.Encode(enc[:0], unit, 0) }); n != 0 {
 			t.Errorf("level %d: %v allocations for a grain", level, n)
 		}
 	}
@@ -263,7 +263,7 @@ func TestEncode(t *testing.T) {
 func TestEncodeFillsUp(t *testing.T) {
 	e := newEncoding(DefaultLevel)
 	for _, unit := range []string{strings.Repeat("before", 1000), "last"} {
-		enc, _, err := e.Encode(nil, []byte(unit))
+		enc, _, err := e.Encode(nil, []byte(unit), 0)
 		if err != nil {
 			t.Fatal(err)
 		}
