@@ -447,7 +447,7 @@ func TestNBDServerKilled(t *testing.T) {
 	eachPlace(t, func(t *testing.T, p place) {
 		for _, way := range []string{"source", "target"} {
 			out, report := junk(t, size), filepath.Join(p.dir, "report.json")
-			args := []string{"--filter=delay", "file", out, "delay-write=80ms", "delay-zero=80ms"}
+			args := []string{"--filter=delay", "file", out, "delay-write=300ms", "delay-zero=300ms"}
 			src, dst := disk, p.uri("")
 			if way == "source" {
 				args = []string{"-r", "--filter=delay", "file", disk, "delay-read=300ms"}
