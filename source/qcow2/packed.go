@@ -113,7 +113,8 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 	for ; c <= last; c++ {
 		entry, _ := d.entry(r, c)
 		s, e := d.place(entry)
-		dst := p[done : done+d.part(c) : done+d.part(c)]
+		// What comes behind it in p is filled later.
+		dst := p[done : done+d.part(c) : min(done+d.part(c)+zstdSlack, int64(len(p)))]
 		if err := d.unpack(u, dst, u.packed[s-start:min(e, end)-start], c); err != nil {
 			return 0, d.errorAt(c, "its compressed bytes at offset %d to %d: %w", s, e, err)
 		}
@@ -163,8 +164,13 @@ func (d *Disk) unpack(u *unpacker, dst, src []byte, c int64) error {
 // memory of its own: what is unpacked is the window.
 const maxWindow = 1 << 31
 
+// zstdSlack is how many bytes behind what it decodes a zstd decoder likes to
+// write over: else it copies byte by byte.
+const zstdSlack = 32
+
 // unzstd decodes frames of src into dst until that is full, and returns the
-// number of bytes.
+// number of bytes. What dst has behind its length, up to zstdSlack bytes, may be
+// written over.
 func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 	if u.zstd == nil {
 		u.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
@@ -178,7 +184,7 @@ func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 		if err != nil {
 			return n, err
 		}
-		free := dst[n:len(dst):len(dst)]
+		free := dst[n:]
 		got, err := u.zstd.DecodeAll(src[:size], free[:0])
 		switch {
 		case errors.Is(err, zstd.ErrDecoderSizeExceeded):
