@@ -207,3 +207,44 @@ func TestCheckTail(t *testing.T) {
 		}
 	}
 }
+
+// A stop that comes when all is durable does not keep the copy from its name.
+func TestStopWhileFinishing(t *testing.T) {
+	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
+	m := &sinktest.Memory{}
+	stop, cancel := context.WithCancelCause(t.Context())
+	m.Before = func(_ context.Context, c sinktest.Call) error {
+		if c.Op == sinktest.OpFinish {
+			cancel(errSignal)
+		}
+		return nil
+	}
+	var s shelf
+	_, err := transfer.Copy(t.Context(), src, create(t, m, src.Size(), sink.Options{}), plan(t, src), transfer.Options{Stop: stop, Keep: s.keep})
+	if _, published := m.Published(); err != nil || !published {
+		t.Errorf("published %v: %v", published, err)
+	}
+}
+
+// One whose target can't be published is kept with a checkpoint, if only that of
+// the beginning.
+func TestEndWhileFinished(t *testing.T) {
+	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
+	m := &sinktest.Memory{}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	dst, err := m.Create(ctx, src.Size(), sink.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Before = func(_ context.Context, c sinktest.Call) error {
+		if c.Op == sinktest.OpFinish {
+			cancel(errSignal)
+		}
+		return nil
+	}
+	var s shelf
+	_, err = transfer.Copy(ctx, src, dst, plan(t, src), transfer.Options{Keep: s.keep})
+	if !errors.As(err, new(*transfer.ResumableError)) || len(s.kept) == 0 {
+		t.Errorf("%d checkpoints: %v", len(s.kept), err)
+	}
+}

@@ -225,12 +225,11 @@ func (p *pipeline) end(ctx context.Context, err error) error {
 	if errors.Is(err, errStopped) {
 		err = context.Cause(p.o.Stop)
 	}
-	if !p.finished {
-		// Where the sink has failed it takes none: then the last one serves.
-		if p.keeper.final(ctx) != nil && p.keeper.last.Offset == 0 {
-			if kept := p.o.Keep(*p.keeper.last); kept != nil {
-				return aborted(p.dst, fmt.Errorf("%w (and no checkpoint can be written: %w)", err, kept))
-			}
+	// A sink that is finished or has failed takes no checkpoint: then the last one
+	// serves, which may be that of the beginning.
+	if (p.finished || p.keeper.final(ctx) != nil) && p.keeper.last.Offset == 0 {
+		if kept := p.o.Keep(*p.keeper.last); kept != nil {
+			return aborted(p.dst, fmt.Errorf("%w (and no checkpoint can be written: %w)", err, kept))
 		}
 	}
 	if suspended := p.dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
@@ -286,11 +285,9 @@ func (p *pipeline) finish(ctx context.Context, result *Result) error {
 		}
 		p.o.Counters.Enter(progress.Finish)
 	}
-	// From the rename on the copy is complete: a signal that comes between
-	// must not report as stopped what has its final name.
-	if p.o.stop().Err() != nil {
-		return errStopped
-	}
+	// From here on the copy is complete, and only its name is missing: to stop
+	// now would save nothing. From the rename on a signal must not report as
+	// stopped what has its final name.
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
