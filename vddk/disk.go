@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -155,12 +154,6 @@ func (o Options) normalised() Options {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
-	if o.Retry.Timeout == 0 {
-		o.Retry.Timeout = 15 * time.Minute
-	}
-	if o.Retry.Backoff == nil {
-		o.Retry.Backoff = backoff
-	}
 	if o.Writable {
 		// What one connection has written another may not see before a flush.
 		o.Connections = 1
@@ -220,7 +213,7 @@ func (d *Disk) openFirst(ctx context.Context) error {
 		}
 		wait := time.Duration(0)
 		if n > 1 {
-			wait = d.o.Retry.Backoff(n - 1)
+			wait = d.o.Retry.Delay(n - 1)
 		}
 		if d.o.Retry.OnRetry != nil {
 			d.o.Retry.OnRetry(err, wait)
@@ -380,16 +373,6 @@ func (d *Disk) libraryVersion() string {
 // LastWarnings returns the last 20 warnings of the library, the newest last: for
 // the message when a copy fails.
 func (d *Disk) LastWarnings() []string { return d.log.lastWarnings() }
-
-// backoff is how long to wait before the n-th retry: 1 s, doubling to 60 s,
-// less up to half of it by chance.
-func backoff(n int) time.Duration {
-	d := time.Minute
-	if n < 7 {
-		d = time.Second << (n - 1)
-	}
-	return d - rand.N(d/2)
-}
 
 // begin makes Close wait until the calls' Done.
 func (d *Disk) begin() error {

@@ -184,7 +184,7 @@ func (d *Disk) goOn(h *handle, err error) bool {
 	d.mu.Unlock()
 	wait := time.Duration(0)
 	if n > 1 { // the first time at once: the host did nothing wrong
-		wait = d.o.Retry.Backoff(n - 1)
+		wait = d.o.Retry.Delay(n - 1)
 	}
 	if d.o.Retry.OnRetry != nil {
 		d.o.Retry.OnRetry(err, wait)
@@ -211,7 +211,7 @@ func (d *Disk) gaveUp(err error, n int, since time.Time) error {
 		return err
 	case r.Retries > 0 && n > r.Retries:
 		return fmt.Errorf("given up after %d retries: %w", r.Retries, err)
-	case idle >= r.Timeout:
+	case idle >= r.Patience():
 		return fmt.Errorf("given up after %v without a read that succeeded: %w", idle.Round(time.Second), err)
 	}
 	return nil

@@ -308,7 +308,7 @@ func (a *attempts) again(t seat, err error) error {
 	if isLost(err) {
 		return nil // the handle that opens it again waits
 	}
-	wait := d.o.Retry.Backoff(a.failures)
+	wait := d.o.Retry.Delay(a.failures)
 	if d.o.Retry.OnRetry != nil {
 		d.o.Retry.OnRetry(err, wait)
 	}

@@ -77,28 +77,10 @@ func (d *BatchDisplay) Ended(how string) {
 
 // Run shows progress until done is closed.
 func (d *BatchDisplay) Run(done <-chan struct{}) {
-	if d.style == None {
-		<-done
-		return
-	}
-	every := time.Second
-	if d.style == Bar {
-		every = 200 * time.Millisecond
-	}
-	tick := time.NewTicker(every)
-	defer tick.Stop()
 	d.mu.Lock()
 	d.line = time.Now()
 	d.mu.Unlock()
-	for {
-		select {
-		case <-tick.C:
-			d.draw(false)
-		case <-done:
-			d.draw(true)
-			return
-		}
-	}
+	d.style.keepDrawing(done, d.draw)
 }
 
 // Write writes whole lines between those of the display.

@@ -48,24 +48,32 @@ func NewDisplay(style Style, out io.Writer, disk string, c *Counters) *Display {
 
 // Run shows progress until done is closed, and then once more.
 func (d *Display) Run(done <-chan struct{}) {
-	if d.style == None {
+	if d.style != None {
+		d.line = time.Now()
+		d.draw(false)
+	}
+	d.style.keepDrawing(done, d.draw)
+}
+
+// keepDrawing draws now and then until done is closed, and then for the last
+// time.
+func (s Style) keepDrawing(done <-chan struct{}, draw func(last bool)) {
+	if s == None {
 		<-done
 		return
 	}
 	every := time.Second
-	if d.style == Bar {
+	if s == Bar {
 		every = 200 * time.Millisecond
 	}
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	d.line = time.Now()
-	d.draw(false)
 	for {
 		select {
 		case <-tick.C:
-			d.draw(false)
+			draw(false)
 		case <-done:
-			d.draw(true)
+			draw(true)
 			return
 		}
 	}
