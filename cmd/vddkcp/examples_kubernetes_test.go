@@ -37,280 +37,382 @@ type kubernetesBatch struct {
 
 // manifests decodes the documents of a file as an API server does that refuses
 // unknown and duplicate fields.
-func manifests(t *testing.T, text []byte) (objects []runtime.Object) {
-	t.Helper()
+func manifests(text string) (objects []runtime.Object, err error) {
 	scheme := runtime.NewScheme()
 	if err := errors.Join(batchv1.AddToScheme(scheme), corev1.AddToScheme(scheme)); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	decoder := kubejson.NewSerializerWithOptions(kubejson.DefaultMetaFactory, scheme, scheme, kubejson.SerializerOptions{Yaml: true, Strict: true})
-	documents := yaml.NewDocumentDecoder(io.NopCloser(bytes.NewReader(text)))
+	documents := yaml.NewDocumentDecoder(io.NopCloser(strings.NewReader(text)))
 	defer documents.Close()
 	room := make([]byte, len(text)+1)
 	for {
 		n, err := documents.Read(room)
 		if err == io.EOF {
-			return objects
+			return objects, nil
 		}
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		object, _, err := decoder.Decode(room[:n], nil, nil)
 		if err != nil {
-			t.Fatalf("document %d: %v", len(objects), err)
+			return nil, fmt.Errorf("document %d: %w", len(objects), err)
 		}
 		objects = append(objects, object)
 	}
 }
 
-func readKubernetesBatch(t *testing.T) *kubernetesBatch {
+// decodeKubernetes decodes batch.yaml and report.yaml.
+func decodeKubernetes(text, report string) (*kubernetesBatch, error) {
+	b := &kubernetesBatch{text: text}
+	objects, err := manifests(text)
+	if err != nil {
+		return nil, fmt.Errorf("batch.yaml: %w", err)
+	}
+	for _, object := range objects {
+		switch o := object.(type) {
+		case *corev1.ConfigMap:
+			b.configMap = o
+		case *corev1.PersistentVolumeClaim:
+			b.claim = o
+		case *batchv1.Job:
+			b.job = o
+		}
+	}
+	merge, err := manifests(report)
+	if err != nil {
+		return nil, fmt.Errorf("report.yaml: %w", err)
+	}
+	if len(merge) == 1 {
+		b.report, _ = merge[0].(*batchv1.Job)
+	}
+	if len(objects) != 3 || b.configMap == nil || b.claim == nil || b.job == nil || b.report == nil {
+		return nil, errors.New("want a ConfigMap, a PersistentVolumeClaim and a Job, and a Job in report.yaml")
+	}
+	return b, nil
+}
+
+func kubernetesTexts(t *testing.T) (text, report string) {
 	t.Helper()
-	b := new(kubernetesBatch)
-	for _, name := range []string{"batch.yaml", "report.yaml"} {
-		text, err := os.ReadFile(filepath.Join(examples, "kubernetes", name))
+	for name, into := range map[string]*string{"batch.yaml": &text, "report.yaml": &report} {
+		b, err := os.ReadFile(filepath.Join(examples, "kubernetes", name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		b.text += string(text)
-		for _, object := range manifests(t, text) {
-			switch o := object.(type) {
-			case *corev1.ConfigMap:
-				b.configMap = o
-			case *corev1.PersistentVolumeClaim:
-				b.claim = o
-			case *batchv1.Job:
-				if name == "report.yaml" {
-					b.report = o
-				} else {
-					b.job = o
-				}
-			default:
-				t.Fatalf("%s has a %T", name, object)
-			}
-		}
+		*into = string(b)
 	}
-	if b.configMap == nil || b.claim == nil || b.job == nil || b.report == nil {
-		t.Fatalf("there is no ConfigMap, no PersistentVolumeClaim or no Job: %+v", b)
+	return text, report
+}
+
+func readKubernetesBatch(t *testing.T) *kubernetesBatch {
+	t.Helper()
+	b, err := decodeKubernetes(kubernetesTexts(t))
+	if err != nil {
+		t.Fatal(err)
 	}
 	return b
 }
 
+// problems collects what is wrong.
+type problems []string
+
+func (p *problems) add(format string, args ...any) { *p = append(*p, fmt.Sprintf(format, args...)) }
+
 // checkPod looks whether all that a pod names is there, and whether it has no
 // privileges: kubernetes.io/docs/concepts/security/pod-security-standards,
 // "Restricted", and a root that nobody writes to.
-func (b *kubernetesBatch) checkPod(t *testing.T, name string, p *corev1.PodSpec) {
-	t.Helper()
-	bad := func(format string, args ...any) { t.Helper(); t.Errorf(name+": "+format, args...) }
+func (b *kubernetesBatch) checkPod(p *corev1.PodSpec, bad *problems) {
 	yes := func(b *bool) bool { return b != nil && *b }
 	no := func(b *bool) bool { return b != nil && !*b }
-
 	unused := map[string]bool{}
 	for _, v := range p.Volumes {
-		if unused[v.Name] || len(validation.IsDNS1123Label(v.Name)) > 0 {
-			bad("volume %q: a second one of the name, or no name", v.Name)
+		if _, twice := unused[v.Name]; twice || len(validation.IsDNS1123Label(v.Name)) > 0 {
+			bad.add("volume %q: a second one of the name, or no name", v.Name)
 		}
 		unused[v.Name] = true
 		switch {
 		case v.ConfigMap != nil:
 			if v.ConfigMap.Name != b.configMap.Name {
-				bad("volume %s: there is no ConfigMap %s", v.Name, v.ConfigMap.Name)
+				bad.add("volume %s: there is no ConfigMap %s", v.Name, v.ConfigMap.Name)
 			}
 		case v.PersistentVolumeClaim != nil:
 			if v.PersistentVolumeClaim.ClaimName != b.claim.Name {
-				bad("volume %s: there is no claim %s", v.Name, v.PersistentVolumeClaim.ClaimName)
+				bad.add("volume %s: there is no claim %s", v.Name, v.PersistentVolumeClaim.ClaimName)
 			}
 		case v.Secret != nil:
 			s := v.Secret
 			if s.DefaultMode == nil || *s.DefaultMode != 0o400 {
-				bad("volume %s: mode %v", v.Name, s.DefaultMode)
+				bad.add("volume %s: mode %v", v.Name, s.DefaultMode)
 			}
 			// It is not among the manifests, of course: how to make it is said.
 			for _, item := range s.Items {
 				if how := "kubectl create secret generic " + s.SecretName + " --from-file=" + item.Key + "\n"; !strings.Contains(b.text, how) {
-					bad("volume %s: nothing says %s", v.Name, how)
+					bad.add("volume %s: nothing says %s", v.Name, how)
 				}
 			}
 		case v.EmptyDir != nil:
 		default:
-			bad("volume %s is of another kind", v.Name)
+			bad.add("volume %s is of another kind", v.Name)
 		}
 	}
 	pod := p.SecurityContext
 	if p.HostNetwork || p.HostPID || p.HostIPC || !no(p.AutomountServiceAccountToken) || pod == nil || !yes(pod.RunAsNonRoot) ||
 		pod.RunAsUser == nil || *pod.RunAsUser == 0 || pod.RunAsGroup == nil || *pod.RunAsGroup == 0 || pod.FSGroup == nil ||
 		pod.SeccompProfile == nil || pod.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
-		bad("the pod has privileges: %+v", pod)
+		bad.add("the pod has privileges: %+v", pod)
 	}
 	if p.RestartPolicy != corev1.RestartPolicyNever || len(p.Containers) != 1 {
-		bad("restart policy %s, %d containers", p.RestartPolicy, len(p.Containers))
+		bad.add("restart policy %s, %d containers", p.RestartPolicy, len(p.Containers))
 	}
 	for _, c := range slices.Concat(p.InitContainers, p.Containers) {
 		s := c.SecurityContext
 		if s == nil || !no(s.AllowPrivilegeEscalation) || !yes(s.ReadOnlyRootFilesystem) || s.Capabilities == nil ||
 			!slices.Contains(s.Capabilities.Drop, "ALL") || len(s.Capabilities.Add) > 0 || yes(s.Privileged) ||
 			s.RunAsUser != nil || s.RunAsNonRoot != nil || s.SeccompProfile != nil {
-			bad("container %s has privileges: %+v", c.Name, s)
+			bad.add("container %s has privileges: %+v", c.Name, s)
 		}
 		if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() || c.Resources.Limits.Memory().Cmp(*c.Resources.Requests.Memory()) < 0 {
-			bad("container %s: resources %+v", c.Name, c.Resources)
+			bad.add("container %s: resources %+v", c.Name, c.Resources)
 		}
 		// A secret is a file: in the environment every child would have it.
 		if len(c.EnvFrom) > 0 || slices.ContainsFunc(c.Env, func(v corev1.EnvVar) bool { return v.ValueFrom != nil || strings.HasPrefix(v.Name, "VDDKCP_") }) {
-			bad("container %s: environment %+v", c.Name, c.Env)
+			bad.add("container %s: environment %+v", c.Name, c.Env)
 		}
 		paths := map[string]bool{}
 		for _, m := range c.VolumeMounts {
 			if _, ok := unused[m.Name]; !ok {
-				bad("container %s: there is no volume %s", c.Name, m.Name)
+				bad.add("container %s: there is no volume %s", c.Name, m.Name)
 			}
 			unused[m.Name] = false
 			if paths[m.MountPath] || !filepath.IsAbs(m.MountPath) {
-				bad("container %s: %q: two mounts, or no path", c.Name, m.MountPath)
+				bad.add("container %s: %q: two mounts, or no path", c.Name, m.MountPath)
 			}
 			paths[m.MountPath] = true
 		}
 	}
 	for v, not := range unused {
 		if not {
-			bad("no container mounts volume %s", v)
+			bad.add("no container mounts volume %s", v)
 		}
 	}
 }
 
-// mountedAt is the volume that a container has a path on.
-func mountedAt(p *corev1.PodSpec, path string) (v *corev1.Volume, readOnly bool) {
-	best := ""
+// Kinds of volumes.
+func isClaim(v *corev1.Volume) bool     { return v.PersistentVolumeClaim != nil }
+func isConfigMap(v *corev1.Volume) bool { return v.ConfigMap != nil }
+func isSecret(v *corev1.Volume) bool    { return v.Secret != nil }
+func isEmptyDir(v *corev1.Volume) bool  { return v.EmptyDir != nil }
+
+// mounted looks whether a pod's first container has path on a volume of a kind,
+// and, where the volume is of files that are known, whether it is one of them.
+func (b *kubernetesBatch) mounted(p *corev1.PodSpec, path string, kind func(*corev1.Volume) bool, writable bool, bad *problems) {
+	best, ok := "", false
 	for _, m := range p.Containers[0].VolumeMounts {
-		if strings.HasPrefix(path, m.MountPath+"/") && len(m.MountPath) > len(best) {
-			best = m.MountPath
-			for i := range p.Volumes {
-				if p.Volumes[i].Name == m.Name {
-					v, readOnly = &p.Volumes[i], m.ReadOnly
-				}
+		name, below := strings.CutPrefix(path, m.MountPath+"/")
+		if !below || len(m.MountPath) < len(best) {
+			continue
+		}
+		best, ok = m.MountPath, false
+		for _, v := range p.Volumes {
+			if v.Name != m.Name {
+				continue
+			}
+			ok = kind(&v) && m.ReadOnly == !writable
+			if v.ConfigMap != nil && b.configMap.Data[name] == "" ||
+				v.Secret != nil && !slices.ContainsFunc(v.Secret.Items, func(k corev1.KeyToPath) bool { return k.Path == name }) {
+				ok = false
 			}
 		}
 	}
-	return v, readOnly
+	if !ok {
+		bad.add("%s is not on a volume of its kind", path)
+	}
 }
 
 // runLine reads the command line of a container that is vddkcp run.
-func runLine(t *testing.T, c *corev1.Container) *batchCommand {
-	t.Helper()
+func runLine(c *corev1.Container) (*batchCommand, error) {
 	words := containerCommand(c, nil)
 	var line cli
 	parser, err := newParser(&line, io.Discard, io.Discard, func(int) {})
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
+	all := strings.Join(words, " ")
 	if len(words) < 2 || words[0] != "/usr/local/bin/vddkcp" || words[1] != "run" {
-		t.Fatalf("command %q", words)
+		return nil, fmt.Errorf("command %s, want /usr/local/bin/vddkcp run", all)
+	}
+	if strings.Contains(all, "$(") {
+		return nil, fmt.Errorf("command %s has a variable that nobody sets", all)
 	}
 	if _, err := parser.Parse(words[1:]); err != nil {
-		t.Fatalf("command %q: %v", words, err)
+		return nil, fmt.Errorf("command %s: %w", all, err)
 	}
-	if all := strings.Join(words, " "); strings.Contains(all, "$(") {
-		t.Errorf("command %s has a variable that nobody sets", all)
-	}
-	return &line.RunJobs
+	return &line.RunJobs, nil
 }
 
 // load reads the job file of the ConfigMap.
-func (b *kubernetesBatch) load(t *testing.T) *batch.File {
-	t.Helper()
+func (b *kubernetesBatch) load() (*batch.File, error) {
 	parser, err := newJobParser()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	spec, err := parser.spec()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
-	file, err := batch.Load(strings.NewReader(b.configMap.Data["jobs.json"]), "jobs.json", "/etc/vddkcp", spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return file
+	return batch.Load(strings.NewReader(b.configMap.Data["jobs.json"]), "jobs.json", "/etc/vddkcp", spec)
 }
 
-// What the manifests say fits together.
-func TestExampleKubernetes(t *testing.T) {
-	b := readKubernetesBatch(t)
-	b.checkPod(t, "batch", &b.job.Spec.Template.Spec)
-	b.checkPod(t, "report", &b.report.Spec.Template.Spec)
+// check looks whether what the manifests say fits together.
+func (b *kubernetesBatch) check() (bad problems) {
+	b.checkPod(&b.job.Spec.Template.Spec, &bad)
+	b.checkPod(&b.report.Spec.Template.Spec, &bad)
 	if !slices.Contains(b.claim.Spec.AccessModes, corev1.ReadWriteMany) {
-		t.Errorf("claim: %v", b.claim.Spec.AccessModes)
+		bad.add("claim: %v", b.claim.Spec.AccessModes)
 	}
-
-	file := b.load(t)
-	if len(file.Warnings) > 0 {
-		t.Errorf("job file: %v", file.Warnings)
+	file, err := b.load()
+	if err != nil {
+		bad.add("%v", err)
+		return bad
+	}
+	for _, w := range file.Warnings {
+		bad.add("jobs.json: %s", w)
 	}
 	spec := b.job.Spec
 	if spec.Completions == nil || spec.Parallelism == nil || spec.BackoffLimitPerIndex == nil || *spec.BackoffLimitPerIndex < 1 || spec.BackoffLimit != nil ||
 		spec.PodReplacementPolicy == nil || *spec.PodReplacementPolicy != batchv1.Failed {
-		t.Fatalf("job: %+v", spec)
+		bad.add("job: %+v", spec)
+		return bad
+	}
+	if grace := spec.Template.Spec.TerminationGracePeriodSeconds; grace == nil || *grace < 60 {
+		bad.add("a stop has no time for journals: terminationGracePeriodSeconds")
 	}
 	shards, together := int(*spec.Completions), int64(*spec.Parallelism)
 	if limits := file.Limits; together*limits.NFCBuffer > batch.DefaultNFCBuffer || together*int64(limits.Connections) > batch.DefaultConnections || limits.PerHost == 0 {
-		t.Errorf("limits %+v, of %d shards at once", limits, together)
+		bad.add("limits %+v, of %d shards at once", limits, together)
 	}
-	isOn := func(p *corev1.PodSpec, path string, writable bool, kind func(*corev1.Volume) bool) {
-		t.Helper()
-		if v, readOnly := mountedAt(p, path); v == nil || !kind(v) || writable && readOnly {
-			t.Errorf("%s is not on its volume", path)
-		}
-	}
-	claim := func(v *corev1.Volume) bool { return v.PersistentVolumeClaim != nil }
-	pod0 := pod(b.job, 0)
+	first := pod(b.job, 0)
 	for _, j := range file.Jobs {
-		isOn(pod0, j.Target, true, claim)
-		isOn(pod0, strings.TrimPrefix(j.Text("password"), "+"), false, func(v *corev1.Volume) bool { return v.Secret != nil })
-		isOn(pod0, j.Text("libdir"), false, func(v *corev1.Volume) bool { return v.EmptyDir != nil })
+		b.mounted(first, j.Target, isClaim, true, &bad)
+		b.mounted(first, strings.TrimPrefix(j.Text("password"), "+"), isSecret, false, &bad)
+		b.mounted(first, j.Text("libdir"), isEmptyDir, false, &bad)
 		if j.Host == "" || j.Text("thumbprint") == "" {
-			t.Errorf("job %s has no host or no thumbprint", j.Name)
+			bad.add("job %s has no host or no thumbprint", j.Name)
 		}
 	}
-	if init := pod0.InitContainers; len(init) != 1 || init[0].Command != nil || init[0].Args != nil || init[0].VolumeMounts[0].MountPath != "/opt" {
-		t.Errorf("init containers %+v, want one that mounts /opt and does what its image says", init)
+	b.mounted(first, "/tmp/x", isEmptyDir, true, &bad)
+	if init := first.InitContainers; len(init) != 1 || init[0].Command != nil || init[0].Args != nil || len(init[0].VolumeMounts) != 1 || init[0].VolumeMounts[0].MountPath != "/opt" {
+		bad.add("init containers %+v, want one that mounts /opt and does what its image says", init)
 	}
 
-	used := map[string]bool{}
-	jobs := 0
+	jobs, used := 0, map[string]bool{}
 	for index := range shards {
 		p := pod(b.job, index)
-		line := runLine(t, &p.Containers[0])
-		if want := fmt.Sprintf("%d/%d", index, shards); line.Shard != want || !line.Resume {
-			t.Errorf("index %d runs shard %s, resume %v, want %s", index, line.Shard, line.Resume, want)
+		line, err := runLine(&p.Containers[0])
+		if err != nil {
+			bad.add("index %d: %v", index, err)
+			continue
 		}
-		isOn(p, line.Jobs, false, func(v *corev1.Volume) bool { return v.ConfigMap != nil })
+		if want := fmt.Sprintf("%d/%d", index, shards); line.Shard != want || !line.Resume {
+			bad.add("index %d runs shard %s, resume %v, want %s", index, line.Shard, line.Resume, want)
+		}
+		b.mounted(p, line.Jobs, isConfigMap, false, &bad)
+		b.mounted(p, line.LogDir+"/x", isClaim, true, &bad)
 		for _, path := range append([]string{line.State}, line.Report...) {
-			isOn(p, path, true, claim)
+			b.mounted(p, path, isClaim, true, &bad)
 			if used[path] {
-				t.Errorf("index %d writes %s, which is another's", index, path)
+				bad.add("index %d writes %s, which is another's", index, path)
 			}
 			used[path] = true
 		}
-		isOn(p, line.LogDir+"/x", true, claim)
 		mine, err := line.selected(file)
 		if err != nil {
-			t.Fatal(err)
+			bad.add("index %d: %v", index, err)
 		}
 		jobs += len(mine)
 	}
 	if jobs != len(file.Jobs) {
-		t.Errorf("%d jobs are in the shards, of %d", jobs, len(file.Jobs))
+		bad.add("%d jobs are in the shards, of %d", jobs, len(file.Jobs))
 	}
 
-	merge := runLine(t, &pod(b.report, 0).Containers[0])
-	isOn(&b.report.Spec.Template.Spec, merge.MergeReports+"/x", true, claim)
-	for _, path := range merge.Report {
-		isOn(&b.report.Spec.Template.Spec, path, true, claim)
+	p := pod(b.report, 0)
+	merge, err := runLine(&p.Containers[0])
+	if err != nil {
+		bad.add("report: %v", err)
+		return bad
+	}
+	for _, path := range append([]string{merge.MergeReports + "/x"}, merge.Report...) {
+		b.mounted(p, path, isClaim, true, &bad)
 		if filepath.Ext(path) == ".json" && filepath.Dir(path) == merge.MergeReports {
-			t.Errorf("%s would be merged into the next one", path)
+			bad.add("%s would be merged into the next one", path)
+		}
+	}
+	for path := range used {
+		if strings.HasSuffix(path, ".report.json") && filepath.Dir(path) != merge.MergeReports {
+			bad.add("%s is not where reports are merged from", path)
 		}
 	}
 	if len(merge.Report) != 2 || b.report.Spec.BackoffLimit == nil || *b.report.Spec.BackoffLimit != 0 {
-		t.Errorf("the merge: %+v", merge)
+		bad.add("the merge: %+v", merge)
+	}
+	return bad
+}
+
+func TestExampleKubernetes(t *testing.T) {
+	for _, problem := range readKubernetesBatch(t).check() {
+		t.Error(problem)
+	}
+}
+
+// Mistakes in the manifests that must be found.
+func TestExampleKubernetesMistakes(t *testing.T) {
+	text, report := kubernetesTexts(t)
+	for _, c := range []struct{ old, new, want string }{
+		{"backoffLimitPerIndex:", "backoffLimitsPerIndex:", `unknown field "spec.backoffLimitsPerIndex"`},
+		{"readOnlyRootFilesystem:", "readOnlyRootFileSystem:", "unknown field"}, // encoding/json would take it
+		{"completions: 4\n", "completions: 4\n  completions: 4\n", "already set"},
+		{"parallelism: 2", "parallelism: two", "cannot unmarshal string"},
+		{"completions: 4", "completions: 3", "index 0 runs shard 0/4"},
+		{"completions: 4", "completions: 5", "index 4"},
+		{"  completionMode: Indexed\n", "", "a variable that nobody sets"},
+		{"$(JOB_COMPLETION_INDEX)/4", "$(JOB_INDEX)/4", "a variable that nobody sets"},
+		{"$(JOB_COMPLETION_INDEX).state", "0.state", "which is another's"},
+		{"--resume", "--resme", "unknown flag --resme"},
+		{"            - name: images\n              mountPath: /images\n", "", "no container mounts volume images"},
+		{"            - name: images\n              mountPath: /images\n", "            - name: image\n              mountPath: /images\n", "there is no volume image"},
+		{"mountPath: /run/secrets/vddkcp", "mountPath: /run/secrets", "/run/secrets/vddkcp/password is not"},
+		{"            - name: tmp\n              mountPath: /tmp\n", "", "/tmp/x is not"},
+		{"claimName: vddkcp", "claimName: images", "there is no claim images"},
+		{"secretName: vddkcp", "secretName: vc", "nothing says kubectl create secret generic vc"},
+		{"defaultMode: 0400", "defaultMode: 400", "volume password: mode"},
+		{"runAsUser: 107", "runAsUser: 0", "the pod has privileges"},
+		{"drop: [ALL]", "add: [SYS_ADMIN]", "has privileges"},
+		{"allowPrivilegeEscalation: false", "privileged: true", "has privileges"},
+		{"automountServiceAccountToken: false\n", "", "the pod has privileges"},
+		{`"rounds": 2`, `"round": 2`, "limits.round: unknown field"},
+		{`"+/run/secrets/vddkcp/password"`, `"geheim"`, "password"},
+		{"parallelism: 2", "parallelism: 4", "of 4 shards at once"},
+		{"      terminationGracePeriodSeconds: 120\n", "", "no time for journals"},
+		{"--report=/images/logs/report.json", "--report=/images/report.json", "would be merged into the next one"},
+	} {
+		change := func(s string) string { return strings.Replace(s, c.old, c.new, 1) }
+		changed, changedReport := change(text), report
+		if changed == text {
+			changedReport = change(report)
+		}
+		if changed == text && changedReport == report {
+			t.Errorf("there is no %q", c.old)
+			continue
+		}
+		var found problems
+		if b, err := decodeKubernetes(changed, changedReport); err != nil {
+			found.add("%v", err)
+		} else {
+			found = b.check()
+		}
+		if all := strings.Join(found, "\n"); !strings.Contains(all, c.want) {
+			t.Errorf("%q for %q: found %s, want %s", c.new, c.old, all, c.want)
+		}
 	}
 }
 
@@ -366,14 +468,17 @@ func TestExampleKubernetesDockerfile(t *testing.T) {
 	}
 }
 
-// All indexes run, as the pods would: one is drained in the middle, one finds a
-// wrong password, one the server down; then each is run once more, and the
-// reports are merged.
+// All indexes run, as the pods would. One loses its node in the middle and then
+// is drained, one finds a wrong password, one a full volume; when all are done
+// each is run once more, and the reports are merged.
 func TestExampleKubernetesRuns(t *testing.T) {
 	peer.NeedRoot(t)
 	peer.Need(t, "qemu-img", "gcc", "cp")
 	b := readKubernetesBatch(t)
-	file := b.load(t)
+	file, err := b.load()
+	if err != nil {
+		t.Fatal(err)
+	}
 	var disks []string
 	source := map[string]string{}
 	for _, j := range file.Jobs {
@@ -412,7 +517,7 @@ func TestExampleKubernetesRuns(t *testing.T) {
 	}
 
 	template := b.job.Spec.Template.Spec
-	images := t.TempDir()
+	images := mount(t, "-t", "tmpfs", "-o", "size=44m", "tmpfs")
 	password := map[string]string{"password": "geheim\n"}
 	k := &kubelet{
 		t: t,
@@ -449,18 +554,35 @@ func TestExampleKubernetesRuns(t *testing.T) {
 		}
 	}
 
-	// A drained node: the disk takes 20 s, and gets no more than a moment.
-	script("bandwidth 0.05\n")
-	ends(0, 143, batchv1.PodFailurePolicyActionIgnore, corev1.DisruptionTarget)(k.run(pod(b.job, 0), func(p *os.Process) {
-		waitForFile(t, filepath.Join(images, "shard-0.state.json"), `"running"`)
-		if err := p.Signal(syscall.SIGTERM); err != nil {
-			t.Error(err)
+	// The disk of index 0 is large, and comes slowly until its pod has gone twice;
+	// that of index 3 has no room beside it.
+	for _, name := range []string{"db01-0.raw", "mail01-0.raw"} {
+		if err := os.WriteFile(filepath.Join(standIn, "disks", source[name]), bytes.Repeat([]byte("vddkcp\n\n"), 4<<20), 0o644); err != nil {
+			t.Fatal(err)
 		}
-	}))
+	}
+	script("host-bandwidth 10\n")
+	partial := filepath.Join(images, "db01-0.raw.partial")
+	stopped := func(signal syscall.Signal, after int64) func(*os.Process) {
+		return func(p *os.Process) {
+			waitFor(t, "some of db01-0.raw", func() bool {
+				var st syscall.Stat_t
+				return syscall.Stat(partial, &st) == nil && st.Blocks*512 >= after
+			})
+			if err := p.Signal(signal); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	ends(0, 137, batchv1.PodFailurePolicyActionCount)(k.run(pod(b.job, 0), stopped(syscall.SIGKILL, 4<<20)))
+	ends(0, 143, batchv1.PodFailurePolicyActionIgnore, corev1.DisruptionTarget)(k.run(pod(b.job, 0), stopped(syscall.SIGTERM, 8<<20)))
 	script("")
 	k.secrets["vddkcp"] = map[string]string{"password": "falsch\n"}
 	ends(1, 1, batchv1.PodFailurePolicyActionFailIndex)(k.run(pod(b.job, 1), nil))
 	k.secrets["vddkcp"] = password
+	ends(0, 0, "")(k.run(pod(b.job, 0), nil))
+	ends(3, 75, batchv1.PodFailurePolicyActionCount)(k.run(pod(b.job, 3), nil))
+	peer.Run(t, "mount", "-o", "remount,size=128m", images) // the claim grew
 
 	targets := func() map[string]os.FileInfo {
 		all := map[string]os.FileInfo{}
@@ -510,8 +632,8 @@ func TestExampleKubernetesRuns(t *testing.T) {
 	var names, want []string
 	for _, j := range r.Jobs {
 		names = append(names, j.Name)
-		if j.Verify.Status != "ok" {
-			t.Errorf("job %s: verify %+v", j.Name, j.Verify)
+		if j.Verify.Status != "ok" || (j.ResumedFrom > 0) != (j.Name == "db01/system" || j.Name == "mail01/system") {
+			t.Errorf("job %s: verify %+v, resumed from %d", j.Name, j.Verify, j.ResumedFrom)
 		}
 	}
 	for _, j := range file.Jobs {

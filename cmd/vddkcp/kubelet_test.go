@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -228,7 +227,12 @@ func (k *kubelet) container(spec *corev1.PodSpec, c *corev1.Container, volumes m
 	if meanwhile != nil {
 		meanwhile(cmd.Process)
 	}
-	return ended(k.t, cmd, cmd.Wait(), &out)
+	r := ended(k.t, cmd, cmd.Wait(), &out)
+	if status := cmd.ProcessState.Sys().(syscall.WaitStatus); status.Signaled() {
+		r.exit = 128 + int(status.Signal()) // as runtimes have it
+	}
+	k.t.Logf("%s\n%sexit status %d", strings.Join(words, " "), r.stderr, r.exit)
+	return r
 }
 
 // startIn starts cmd where root has the mounts, without a way to more
@@ -309,18 +313,12 @@ func TestExpandIsTheKubelets(t *testing.T) {
 	}
 }
 
-// waitForFile waits until a file has a text.
-func waitForFile(t *testing.T, path, text string) {
+// waitFor waits until it is so.
+func waitFor(t *testing.T, what string, so func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for {
-		have, err := os.ReadFile(path)
-		if err == nil && strings.Contains(string(have), text) {
-			return
+	for deadline := time.Now().Add(time.Minute); !so(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no %s after a minute", what)
 		}
-		if err != nil && !errors.Is(err, os.ErrNotExist) || time.Now().After(deadline) {
-			t.Fatalf("%s: no %q (%v)", path, text, err)
-		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
