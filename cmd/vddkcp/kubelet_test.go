@@ -19,6 +19,8 @@ import (
 	"golang.org/x/sys/unix"
 	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+
+	"vddkcp/internal/peer"
 )
 
 // kubelet runs pods on this machine, as far as they concern vddkcp: with their
@@ -309,6 +311,30 @@ func TestExpandIsTheKubelets(t *testing.T) {
 	} {
 		if got := expand(word, env); got != want {
 			t.Errorf("%s became %s, want %s", word, got, want)
+		}
+	}
+}
+
+// A container of the example is as confined here as it would be there.
+func TestKubeletConfines(t *testing.T) {
+	peer.NeedRoot(t)
+	peer.Need(t, "cat", "cp")
+	b := readKubernetesBatch(t)
+	k := &kubelet{t: t, claims: map[string]string{b.claim.Name: t.TempDir()}, images: map[string]image{
+		b.job.Spec.Template.Spec.Containers[0].Image: {files: map[string]string{"/usr/bin/cat": "/usr/bin/cat", "/usr/bin/cp": "/usr/bin/cp"}},
+	}}
+	p := pod(b.report, 0)
+	p.Containers[0].Command = []string{"/usr/bin/cat", "/proc/self/status"}
+	r := k.run(p, nil)
+	for _, want := range []string{"Uid:\t107\t107\t107\t107\n", "Groups:\t107 \n", "CapEff:\t0000000000000000\n", "NoNewPrivs:\t1\n"} {
+		if !strings.Contains(r.stderr, want) {
+			t.Errorf("no %q", want)
+		}
+	}
+	for to, want := range map[string]string{"/images/x": "", "/x": "Read-only file system", "/usr/bin/cat": "Read-only file system"} {
+		p.Containers[0].Command = []string{"/usr/bin/cp", "/proc/self/status", to}
+		if r := k.run(p, nil); (r.exit == 0) != (want == "") || !strings.Contains(r.stderr, want) {
+			t.Errorf("cp to %s: exit status %d\n%s", to, r.exit, r.stderr)
 		}
 	}
 }
