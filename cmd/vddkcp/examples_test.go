@@ -6,6 +6,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -97,7 +99,17 @@ func TestFieldsAreFlags(t *testing.T) {
 			t.Errorf("%s: %v", fields, err)
 		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
 			t.Errorf("%s: %v, want %s", fields, err, want)
-		case err == nil && strings.Contains(fields, `"user"`):
+		case err == nil:
+			for _, v := range file.Jobs[0].Values {
+				for _, text := range v.Texts {
+					if n, err := strconv.Atoi(text); err == nil && n < v.Field.Least || !regexp.MustCompile(v.Field.Pattern).MatchString(text) {
+						t.Errorf("%s: %q is taken, and not by the schema", v.Field.Name, text)
+					}
+				}
+			}
+			if !strings.Contains(fields, `"user"`) {
+				break
+			}
 			c := file.Jobs[0].Data.(*copyCommand)
 			if c.User != "-x" || c.Password.value != "a=b --c" || c.Password.form != inJobFile || c.Thumbprint != `'"${x}` {
 				t.Errorf("odd values became %+v", c.vddkFlags)

@@ -22,7 +22,7 @@ var imports = []struct{ room, may string }{
 	{"vddkcp/sink/open", "nbd nbd/client sink sink/qcow2 sink/raw sink/vmdk"},
 	{"vddkcp/vddk", "source vddk/worker"},
 	{"vddkcp/internal/image", "source"},
-	{"vddkcp/internal/target", "sink"},
+	{"vddkcp/internal/lifecycle", "sink"},
 	{"vddkcp/source/", "source"},
 	{"vddkcp/source", ""},
 	{"vddkcp/sink/qcow2", "sink sink/raw source source/qcow2"},

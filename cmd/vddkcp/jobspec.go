@@ -69,13 +69,23 @@ func jobField(flag *kong.Flag) (batch.Field, error) {
 	case bool:
 		f.Type = batch.Boolean
 	case int, portFlag:
-		f.Type = batch.Integer
-	case string, patience, nfcBuffers:
+		f.Type, f.Least = batch.Integer, 1
+	case string:
 		f.Type = batch.Text
+	case patience:
+		f.Type, f.Pattern = batch.Text, batch.TimePattern
+	case nfcBuffers:
+		f.Type, f.Pattern = batch.Text, "^[0-9]+[A-Za-z]*x[0-9]+$"
 	case secretFlag:
 		f.Type, f.Secret = batch.Text, true
-	case bytesize.Size, *bytesize.Size, rate, connections, retries:
-		f.Type = batch.IntOrText
+	case bytesize.Size, *bytesize.Size:
+		f.Type, f.Pattern = batch.IntOrText, batch.SizePattern
+	case rate:
+		f.Type, f.Pattern, f.Least = batch.IntOrText, batch.SizePattern, 1
+	case connections:
+		f.Type, f.Pattern, f.Least = batch.IntOrText, "^(auto|[0-9]+)$", 1
+	case retries:
+		f.Type, f.Pattern = batch.IntOrText, "^(unlimited|[0-9]+)$"
 	case digestFlag:
 		f.Type, f.Enum = batch.BoolOrText, []string{string(digest.Blksum), string(digest.SHA256)}
 	case []string, vddkDebug:

@@ -274,7 +274,7 @@ func TestTargetLost(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := &target{server: s, size: fakeSize}
+		d := newTarget(s, fakeSize, SinkOptions{})
 		if _, err := d.WriteAt(data(512), 0); err == nil || errors.Is(err, sink.ErrLost) != c.lost {
 			t.Errorf("%s: %v, want a sink.ErrLost: %v", c.name, err, c.lost)
 		}

@@ -240,10 +240,10 @@ func TestCloseAtEveryByte(t *testing.T) {
 		nbd.CmdRead:        func(s *script) error { return s.read(make([]byte, 4096), 0) },
 		nbd.CmdBlockStatus: func(s *script) error { _, err := s.ask(t.Context(), 0, fakeSize); return err },
 		nbd.CmdWrite: func(s *script) error {
-			_, err := (&target{server: s.server, size: fakeSize}).WriteAt(content, 0)
+			_, err := newTarget(s.server, fakeSize, SinkOptions{}).WriteAt(content, 0)
 			return err
 		},
-		nbd.CmdFlush:       func(s *script) error { return (&target{server: s.server, size: fakeSize}).Finish(t.Context()) },
+		nbd.CmdFlush:       func(s *script) error { return newTarget(s.server, fakeSize, SinkOptions{}).Finish(t.Context()) },
 		nbd.CmdWriteZeroes: func(s *script) error { return plainTarget(s.server).ZeroAt(t.Context(), 0, 4096) },
 	}
 	for cmd, reply := range replies {
@@ -270,7 +270,7 @@ func TestCloseAtEveryByte(t *testing.T) {
 
 // plainTarget is a target that zeroes by WRITE_ZEROES.
 func plainTarget(s *server) *target {
-	d := &target{server: s, size: s.size}
+	d := newTarget(s, s.size, SinkOptions{})
 	d.noFast.Store(true)
 	d.zeroLimit.Store(zeroPiece)
 	return d

@@ -6,11 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/lifecycle"
 	"vddkcp/nbd"
 	"vddkcp/sink"
 	"vddkcp/source"
@@ -33,30 +33,16 @@ type SinkOptions struct {
 	NoHole       bool // zeros are to stay allocated
 }
 
-// stage is how far a target has come.
-type stage uint8
-
-const (
-	writing stage = iota
-	finished
-	ended
-)
-
-// target is an export that is written.
+// target is an export that is written. Its size is that of the disk; the export
+// may have more.
 type target struct {
+	lifecycle.Target
 	server *server
-	size   int64 // of the disk; the export may have more
 	o      SinkOptions
 
 	noFast    atomic.Bool // WRITE_ZEROES is not faster than writing
 	noZeroes  atomic.Bool // there is no WRITE_ZEROES
 	zeroLimit atomic.Int64
-
-	calls sync.RWMutex // read-locked by calls, locked by those that change stage
-	stage stage
-
-	mu  sync.Mutex
-	err error // the first
 }
 
 // Create opens the export that uri names for writing a disk of size bytes to it,
@@ -103,7 +89,10 @@ func Create(ctx context.Context, uri string, size int64, o SinkOptions) (sink.Di
 }
 
 func newTarget(s *server, size int64, o SinkOptions) *target {
-	t := &target{server: s, size: size, o: o}
+	t := &target{
+		Target: lifecycle.Target{Context: s.ctx, Name: s.name, Size: size, Unit: int64(s.sizes.Min), Resume: o.Resume},
+		server: s, o: o,
+	}
 	t.noFast.Store(s.flags&nbd.SendFastZero == 0)
 	t.noZeroes.Store(s.flags&nbd.SendWriteZeroes == 0)
 	t.zeroLimit.Store(zeroPiece)
@@ -200,7 +189,7 @@ func ask(ctx context.Context, uri *nbd.URI, limit time.Duration) (negotiated, er
 	return n, nil
 }
 
-func (t *target) Unit() int64 { return int64(t.server.sizes.Min) }
+func (t *target) Unit() int64 { return t.Target.Unit }
 
 func (t *target) MaxParallel() int { return len(t.server.conns) * depth }
 
@@ -209,84 +198,30 @@ func (t *target) Connections() int { return len(t.server.conns) }
 
 func (t *target) ZeroedFrom(int64) bool { return t.o.TargetIsZero && t.o.State == nil }
 
-// begin starts a call on a range. The caller read-unlocks t.calls at the end of
-// it unless there is an error.
-func (t *target) begin(ctx context.Context, off, n int64) error {
-	t.calls.RLock()
-	err := t.ready(ctx, writing)
-	if err == nil {
-		if err = t.fits(off, n); err != nil {
-			t.fail(err)
-		}
-	}
-	if err != nil {
-		t.calls.RUnlock()
-	}
-	return err
-}
-
-func (t *target) fits(off, n int64) error {
-	if off < 0 || n < 0 || n > t.size-off {
-		return fmt.Errorf("%s: %d bytes at %d are not in a disk of %d bytes", t.server.name, n, off, t.size)
-	}
-	// An earlier run may have stopped inside of what is a block now.
-	if unit := t.Unit(); off%unit != 0 && off != t.size && off != t.o.Resume || (off+n)%unit != 0 && off+n != t.size {
-		return fmt.Errorf("%s: %d bytes at %d are not whole blocks of %d bytes", t.server.name, n, off, unit)
-	}
-	return nil
-}
-
-// ready says why a call can't be made. The caller holds t.calls.
-func (t *target) ready(ctx context.Context, at stage) error {
-	if t.stage == ended {
-		return sink.ErrClosed
-	}
-	t.mu.Lock()
-	err := t.err
-	t.mu.Unlock()
-	switch {
-	case err != nil:
-		return fmt.Errorf("an earlier call failed: %w", err)
-	case t.stage < at:
-		return fmt.Errorf("%s is published before it was finished", t.server.name)
-	case t.stage > at:
-		return fmt.Errorf("%s is finished and takes no more", t.server.name)
-	case t.server.ctx.Err() != nil:
-		return t.fail(context.Cause(t.server.ctx))
-	case ctx.Err() != nil:
-		return t.fail(context.Cause(ctx))
-	}
-	return nil
-}
-
-// fail keeps the first error, and returns err as the caller is to see it.
-func (t *target) fail(err error) error {
-	if errors.As(err, new(*lostError)) && t.server.ctx.Err() == nil {
-		err = fmt.Errorf("%w (%w)", err, sink.ErrLost)
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.err == nil {
-		t.err = err
+// lost tells what is to be done about an error: to open the target again, where
+// its connection was lost.
+func (t *target) lost(err error) error {
+	if errors.As(err, new(*lostError)) && t.Context.Err() == nil {
+		return fmt.Errorf("%w (%w)", err, sink.ErrLost)
 	}
 	return err
 }
 
 func (t *target) SameAt(ctx context.Context, off, n int64) error {
-	if err := t.begin(ctx, off, n); err != nil {
+	if err := t.Begin(ctx, off, n); err != nil {
 		return err
 	}
-	defer t.calls.RUnlock()
-	return t.fail(fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and an NBD server has none", t.server.name, off, off+n))
+	defer t.Done()
+	return t.Fail(fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and an NBD server has none", t.Name, off, off+n))
 }
 
 func (t *target) WriteAt(p []byte, off int64) (int, error) {
-	if err := t.begin(t.server.ctx, off, int64(len(p))); err != nil {
+	if err := t.Begin(t.Context, off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	defer t.calls.RUnlock()
+	defer t.Done()
 	if err := t.server.write(p, off); err != nil {
-		return 0, t.fail(err)
+		return 0, t.Fail(t.lost(err))
 	}
 	return len(p), nil
 }
@@ -356,15 +291,15 @@ func (s *server) blocks(off, n int64) (head, whole int64) {
 }
 
 func (t *target) ZeroAt(ctx context.Context, off, n int64) error {
-	if err := t.begin(ctx, off, n); err != nil {
+	if err := t.Begin(ctx, off, n); err != nil {
 		return err
 	}
-	defer t.calls.RUnlock()
+	defer t.Done()
 	if t.ZeroedFrom(off) {
 		return nil
 	}
 	if err := t.zero(ctx, off, n, t.o.NoHole); err != nil {
-		return t.fail(err)
+		return t.Fail(t.lost(err))
 	}
 	return nil
 }
@@ -442,82 +377,46 @@ func (t *target) flush(ctx context.Context) error {
 }
 
 func (t *target) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
-	t.calls.RLock()
-	defer t.calls.RUnlock()
-	if err := t.ready(t.server.ctx, writing); err != nil {
+	if err := t.Begin(t.Context, off, 0); err != nil {
 		return nil, nil, err
 	}
-	if off < 0 || off > t.size {
-		return nil, nil, t.fail(fmt.Errorf("%s: checkpoint at %d of a disk of %d bytes", t.server.name, off, t.size))
-	}
-	return state(t.size), func(ctx context.Context) error {
-		t.calls.RLock()
-		defer t.calls.RUnlock()
-		if err := t.ready(ctx, t.stage); err != nil {
-			return err
-		}
-		if err := t.flush(ctx); err != nil {
-			return t.fail(err)
-		}
-		return nil
+	defer t.Done()
+	return state(t.Size), func(ctx context.Context) error {
+		return t.Beside(ctx, func() error { return t.lost(t.flush(ctx)) })
 	}, nil
 }
 
-// advance makes the call that takes the target from one stage to the next.
-func (t *target) advance(ctx context.Context, from stage, do func() error) error {
-	t.calls.Lock()
-	defer t.calls.Unlock()
-	if err := t.ready(ctx, from); err != nil {
-		return err
-	}
-	if err := do(); err != nil {
-		return t.fail(err)
-	}
-	t.stage = from + 1
-	return nil
-}
-
 func (t *target) Finish(ctx context.Context) error {
-	return t.advance(ctx, writing, func() error { return t.flush(ctx) })
+	return t.Advance(ctx, lifecycle.Writing, func() error { return t.lost(t.flush(ctx)) })
 }
 
 // Publish has nothing to do but to disconnect: what Finish flushed has its name.
 func (t *target) Publish(ctx context.Context) error {
-	return t.advance(ctx, finished, t.server.close)
+	return t.Advance(ctx, lifecycle.Finished, t.server.close)
 }
 
-func (t *target) end() error {
-	t.calls.Lock()
-	defer t.calls.Unlock()
-	if t.stage == ended {
-		return sink.ErrClosed
-	}
-	t.stage = ended
-	return t.server.close()
-}
+func (t *target) Suspend() error { return t.End(t.server.close) }
 
-func (t *target) Suspend() error { return t.end() }
-
-func (t *target) Abort() error {
-	if err := t.end(); !errors.Is(err, sink.ErrClosed) {
-		return err
-	}
-	return nil
-}
+func (t *target) Abort() error { return t.Target.Abort(t.server.close) }
 
 // ReadAt implements sink.Readback.
 func (t *target) ReadAt(p []byte, off int64) (int, error) {
-	return (&Disk{server: t.server, size: t.size, borrowed: true, text: t.server.name}).ReadAt(p, off)
+	d := t.disk()
+	return d.ReadAt(p, off)
 }
 
 // Reopen reads over the same connections: a server may take no others.
 func (t *target) Reopen(ctx context.Context) (source.Disk, error) {
-	t.calls.RLock()
-	defer t.calls.RUnlock()
-	if err := t.ready(ctx, finished); err != nil {
+	if err := t.BeginAt(ctx, lifecycle.Finished); err != nil {
 		return nil, err
 	}
-	return &written{Disk{server: t.server, size: t.size, borrowed: true, text: t.server.name}, ctx}, nil
+	defer t.Done()
+	return &written{t.disk(), ctx}, nil
+}
+
+// disk reads the target over the connections that write it.
+func (t *target) disk() Disk {
+	return Disk{server: t.server, size: t.Size, borrowed: true, text: t.Name}
 }
 
 // written is what was written of an export.

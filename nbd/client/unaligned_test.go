@@ -111,8 +111,7 @@ func TestResumeInsideBlock(t *testing.T) {
 	content := bytes.Repeat([]byte{1}, size)
 	answer, holds := memory(t, content, block)
 	s := play(t, greetingOf(size, 0, nbd.BlockSizes{Min: block, Preferred: block, Max: block}), answer)
-	d := plainTarget(s.server)
-	d.o.Options = sink.Options{State: state(size), Resume: 1536}
+	d := newTarget(s.server, size, SinkOptions{Options: sink.Options{State: state(size), Resume: 1536}})
 	defer d.Abort()
 	if _, err := d.WriteAt(data(block-1536), 1536); err != nil {
 		t.Fatal(err)

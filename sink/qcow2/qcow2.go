@@ -20,7 +20,7 @@ import (
 	"regexp"
 	"strings"
 
-	"vddkcp/internal/target"
+	"vddkcp/internal/lifecycle"
 	"vddkcp/sink"
 	"vddkcp/sink/raw"
 	"vddkcp/source"
@@ -143,7 +143,7 @@ func create(ctx context.Context, address string, l layout, o Options, open func(
 		return nil, err
 	}
 	d := &disk{
-		life: target.Life{Context: ctx, Name: address, Size: l.size, Unit: l.cluster},
+		life: lifecycle.Target{Context: ctx, Name: address, Size: l.size, Unit: l.cluster},
 		file: f, o: o, address: address, tables: newTables(l, run{file: f, size: runSize}),
 		zeroed: o.State == nil && f.ZeroedFrom(0),
 	}
@@ -154,7 +154,7 @@ func create(ctx context.Context, address string, l layout, o Options, open func(
 }
 
 type disk struct {
-	life    target.Life
+	life    lifecycle.Target
 	file    raw.Image
 	o       Options
 	address string
@@ -296,7 +296,7 @@ func (d *disk) syncFile(ctx context.Context) error {
 }
 
 func (d *disk) Finish(ctx context.Context) error {
-	return d.life.Advance(ctx, target.Writing, func() error {
+	return d.life.Advance(ctx, lifecycle.Writing, func() error {
 		if err := d.finish(ctx); err != nil {
 			return d.named(err)
 		}
@@ -328,7 +328,7 @@ func (d *disk) finish(ctx context.Context) error {
 
 // Reopen implements sink.Verifiable.
 func (d *disk) Reopen(ctx context.Context) (source.Disk, error) {
-	if err := d.life.BeginAt(ctx, target.Finished); err != nil {
+	if err := d.life.BeginAt(ctx, lifecycle.Finished); err != nil {
 		return nil, err
 	}
 	defer d.life.Done()
@@ -347,7 +347,7 @@ type borrowed struct{ source.Disk }
 func (borrowed) Close() error { return nil }
 
 func (d *disk) Publish(ctx context.Context) error {
-	return d.life.Advance(ctx, target.Finished, func() error { return d.file.Publish(ctx) })
+	return d.life.Advance(ctx, lifecycle.Finished, func() error { return d.file.Publish(ctx) })
 }
 
 func (d *disk) Suspend() error { return d.life.End(d.file.Suspend) }

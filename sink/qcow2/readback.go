@@ -4,7 +4,7 @@ import (
 	"context"
 	"iter"
 
-	"vddkcp/internal/target"
+	"vddkcp/internal/lifecycle"
 	"vddkcp/source"
 	"vddkcp/source/qcow2"
 )
@@ -12,7 +12,7 @@ import (
 // ReadAt implements sink.Readback: it reads the image as it will be, of which
 // only the header is missing.
 func (d *disk) ReadAt(p []byte, off int64) (int, error) {
-	if err := d.life.BeginAt(d.life.Context, target.Writing); err != nil {
+	if err := d.life.BeginAt(d.life.Context, lifecycle.Writing); err != nil {
 		return 0, err
 	}
 	defer d.life.Done()

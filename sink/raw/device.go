@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/bytesize"
-	"vddkcp/internal/target"
+	"vddkcp/internal/lifecycle"
 	"vddkcp/sink"
 	"vddkcp/source"
 )
@@ -206,10 +206,12 @@ func (d *device) SetSize(n int64) error {
 	})
 }
 
-func (d *device) Finish(ctx context.Context) error { return d.Advance(ctx, target.Writing, d.w.sync) }
+func (d *device) Finish(ctx context.Context) error {
+	return d.Advance(ctx, lifecycle.Writing, d.w.sync)
+}
 
 func (d *device) Reopen(ctx context.Context) (source.Disk, error) {
-	if err := d.BeginAt(ctx, target.Finished); err != nil {
+	if err := d.BeginAt(ctx, lifecycle.Finished); err != nil {
 		return nil, err
 	}
 	defer d.Done()
@@ -218,7 +220,7 @@ func (d *device) Reopen(ctx context.Context) (source.Disk, error) {
 }
 
 func (d *device) Publish(ctx context.Context) error {
-	if err := d.Advance(ctx, target.Finished, nothing); err != nil {
+	if err := d.Advance(ctx, lifecycle.Finished, nothing); err != nil {
 		return err
 	}
 	d.w.close() // durable already

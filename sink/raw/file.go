@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/killpoint"
-	"vddkcp/internal/target"
+	"vddkcp/internal/lifecycle"
 	"vddkcp/sink"
 	"vddkcp/source"
 )
@@ -260,7 +260,7 @@ func (d *file) SetSize(n int64) error {
 }
 
 func (d *file) Finish(ctx context.Context) error {
-	return d.Advance(ctx, target.Writing, func() error {
+	return d.Advance(ctx, lifecycle.Writing, func() error {
 		if err := d.w.sync(); err != nil {
 			return err
 		}
@@ -276,7 +276,7 @@ func (d *file) Finish(ctx context.Context) error {
 }
 
 func (d *file) Reopen(ctx context.Context) (source.Disk, error) {
-	if err := d.BeginAt(ctx, target.Finished); err != nil {
+	if err := d.BeginAt(ctx, lifecycle.Finished); err != nil {
 		return nil, err
 	}
 	defer d.Done()
@@ -285,7 +285,7 @@ func (d *file) Reopen(ctx context.Context) (source.Disk, error) {
 }
 
 func (d *file) Publish(ctx context.Context) error {
-	err := d.Advance(ctx, target.Finished, d.publish)
+	err := d.Advance(ctx, lifecycle.Finished, d.publish)
 	if err != nil {
 		return err
 	}

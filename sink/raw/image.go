@@ -8,7 +8,7 @@ import (
 	"io/fs"
 	"os"
 
-	"vddkcp/internal/target"
+	"vddkcp/internal/lifecycle"
 	"vddkcp/sink"
 )
 
@@ -74,7 +74,7 @@ func (d *file) ReadAt(p []byte, off int64) (int, error) { return d.readAt(p, off
 func (d *device) ReadAt(p []byte, off int64) (int, error) { return d.readAt(p, off, d.w.f) }
 
 func (l *life) readAt(p []byte, off int64, f *os.File) (int, error) {
-	if err := l.BeginAt(l.Context, target.Writing); err != nil {
+	if err := l.BeginAt(l.Context, lifecycle.Writing); err != nil {
 		return 0, err
 	}
 	defer l.Done()

@@ -3,7 +3,7 @@ package raw
 import (
 	"context"
 
-	"vddkcp/internal/target"
+	"vddkcp/internal/lifecycle"
 	"vddkcp/sink"
 )
 
@@ -40,8 +40,8 @@ func (d *null) Checkpoint(off int64) ([]byte, func(context.Context) error, error
 
 func (d *null) SetSize(n int64) error { return d.life.SetSize(n, nothing) }
 
-func (d *null) Finish(ctx context.Context) error  { return d.Advance(ctx, target.Writing, nothing) }
-func (d *null) Publish(ctx context.Context) error { return d.Advance(ctx, target.Finished, nothing) }
+func (d *null) Finish(ctx context.Context) error  { return d.Advance(ctx, lifecycle.Writing, nothing) }
+func (d *null) Publish(ctx context.Context) error { return d.Advance(ctx, lifecycle.Finished, nothing) }
 func (d *null) Suspend() error                    { return d.End(nothing) }
 func (d *null) Abort() error                      { return d.life.Abort(nothing) }
 

@@ -8,7 +8,7 @@ import (
 	"fmt"
 	"os"
 
-	"vddkcp/internal/target"
+	"vddkcp/internal/lifecycle"
 	"vddkcp/sink"
 )
 
@@ -91,12 +91,12 @@ var zeros [1 << 20]byte
 
 // life is what all disks of this package share.
 type life struct {
-	target.Life
+	lifecycle.Target
 	resumable bool // also while the size is not known
 }
 
 func newLife(ctx context.Context, name string, size int64) life {
-	return life{Life: target.Life{Context: ctx, Name: name, Size: size}}
+	return life{Target: lifecycle.Target{Context: ctx, Name: name, Size: size}}
 }
 
 func (l *life) Unit() int64 { return 1 }

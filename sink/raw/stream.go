@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/target"
+	"vddkcp/internal/lifecycle"
 	"vddkcp/sink"
 )
 
@@ -153,7 +153,7 @@ func (d *stream) Checkpoint(off int64) ([]byte, func(context.Context) error, err
 func (d *stream) SetSize(n int64) error { return d.life.SetSize(n, nothing) }
 
 func (d *stream) Finish(ctx context.Context) error {
-	return d.Advance(ctx, target.Writing, func() error {
+	return d.Advance(ctx, lifecycle.Writing, func() error {
 		if d.next != d.Size {
 			return fmt.Errorf("%s got %d of %d bytes", d.Name, d.next, d.Size)
 		}
@@ -167,7 +167,7 @@ func (d *stream) Finish(ctx context.Context) error {
 }
 
 func (d *stream) Publish(ctx context.Context) error {
-	return d.Advance(ctx, target.Finished, d.close)
+	return d.Advance(ctx, lifecycle.Finished, d.close)
 }
 
 func (d *stream) Suspend() error { return d.End(d.close) }

@@ -9,7 +9,7 @@ import (
 	"errors"
 	"fmt"
 
-	"vddkcp/internal/target"
+	"vddkcp/internal/lifecycle"
 	"vddkcp/sink"
 	"vddkcp/source"
 	reader "vddkcp/source/vmdk"
@@ -95,8 +95,8 @@ func create(ctx context.Context, out sink.Disk, name string, size int64, o Optio
 		return nil, fmt.Errorf("%s: its descriptor has %d bytes, want at most %d", name, len(text), descriptorSectors*sectorSize)
 	}
 	d := &disk{
-		Life:  target.Life{Context: ctx, Name: name, Size: size, Unit: grainSize},
-		level: o.Level, out: out, sizer: sizer, file: newFile(out, size),
+		Target: lifecycle.Target{Context: ctx, Name: name, Size: size, Unit: grainSize},
+		level:  o.Level, out: out, sizer: sizer, file: newFile(out, size),
 	}
 	return d, d.file.begin(text)
 }
@@ -104,7 +104,7 @@ func create(ctx context.Context, out sink.Disk, name string, size int64, o Optio
 var errNoResume = fmt.Errorf("a streamOptimized VMDK is written in one go and can't be resumed: %w", errors.ErrUnsupported)
 
 type disk struct {
-	target.Life
+	lifecycle.Target
 	level int
 	out   sink.Disk
 	sizer sink.Sizer
@@ -212,7 +212,7 @@ func (d *disk) Checkpoint(off int64) ([]byte, func(context.Context) error, error
 }
 
 func (d *disk) Finish(ctx context.Context) error {
-	return d.Advance(ctx, target.Writing, func() error {
+	return d.Advance(ctx, lifecycle.Writing, func() error {
 		if err := d.file.end(); err != nil {
 			return d.explain(err)
 		}
@@ -224,19 +224,19 @@ func (d *disk) Finish(ctx context.Context) error {
 }
 
 func (d *disk) Publish(ctx context.Context) error {
-	return d.Advance(ctx, target.Finished, func() error { return d.out.Publish(ctx) })
+	return d.Advance(ctx, lifecycle.Finished, func() error { return d.out.Publish(ctx) })
 }
 
 // Suspend keeps what was written, as evidence: it can't be gone on with.
 func (d *disk) Suspend() error { return d.End(d.out.Suspend) }
 
-func (d *disk) Abort() error { return d.Life.Abort(d.out.Abort) }
+func (d *disk) Abort() error { return d.Target.Abort(d.out.Abort) }
 
 // verifiable is a disk whose file can be read back.
 type verifiable struct{ *disk }
 
 func (d verifiable) Reopen(ctx context.Context) (source.Disk, error) {
-	if err := d.BeginAt(ctx, target.Finished); err != nil {
+	if err := d.BeginAt(ctx, lifecycle.Finished); err != nil {
 		return nil, err
 	}
 	defer d.Done()

@@ -125,10 +125,14 @@ const (
 
 // Field is a flag of a copy, as a field of a job.
 type Field struct {
-	Name   string // as in the job file
-	Type   Type
-	Enum   []string // the strings that are allowed; nil: any
-	Help   string
+	Name string // as in the job file
+	Type Type
+	Enum []string // the strings that are allowed; nil: any
+	Help string
+	// For the schema alone, which may take what Check refuses.
+	Pattern string // of its text; "": any
+	Least   int    // of its number
+
 	Path   bool // a path, relative to the folder of the job file
 	Secret bool // a value or +FILE, never shown
 	Tuning bool // does not decide what the target holds

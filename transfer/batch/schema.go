@@ -21,7 +21,12 @@ func names(fields []field) []string {
 	return all
 }
 
-const sizePattern = `^[0-9]+([BbKkMmGgTtPpEe]|[KkMmGgTtPpEe][Ii][Bb])?(/s)?$`
+// Patterns of texts, as JSON Schema has them, for a Field's Pattern: a size, which
+// may be one in a second, and a time.
+const (
+	SizePattern = `^[0-9]+([BbKkMmGgTtPpEe]|[KkMmGgTtPpEe][Ii][Bb])?(/s)?$`
+	TimePattern = `^[+]?([0-9]*[.]?[0-9]*(ns|us|µs|μs|ms|s|m|h))+$`
+)
 
 func ofString(help string) schema { return schema{"type": "string", "description": help} }
 
@@ -40,7 +45,7 @@ func ofCount(least int, help string) schema {
 }
 
 func ofSize(help string) schema {
-	return schema{"type": []string{"integer", "string"}, "minimum": 1, "pattern": sizePattern, "description": help}
+	return schema{"type": []string{"integer", "string"}, "minimum": 1, "pattern": SizePattern, "description": help}
 }
 
 // The fields of a job file, beside the flags of a copy.
@@ -69,7 +74,7 @@ var (
 		{"labels", schema{"type": "object", "additionalProperties": schema{"type": "string"}, "description": "For --label and the report."}},
 		{"before", ofCommand("A program and its arguments, run before the copy; its failure is the job's.")},
 		{"after", ofCommand("A program and its arguments, run after the copy, whatever became of it.")},
-		{"hook_timeout", ofString("So long each of them may take (1h).")},
+		{"hook_timeout", schema{"type": "string", "pattern": TimePattern, "description": "So long each of them may take (1h)."}},
 	}
 )
 
@@ -126,6 +131,12 @@ func (f *Field) schema() schema {
 		s["type"] = []string{"boolean", "string"}
 	case Array:
 		s["type"], s["items"] = "array", schema{"type": "string"}
+	}
+	if f.Pattern != "" {
+		s["pattern"] = f.Pattern
+	}
+	if f.Type == Integer || f.Type == IntOrText {
+		s["minimum"] = f.Least
 	}
 	if len(f.Enum) > 0 {
 		var values []any
