@@ -227,7 +227,7 @@ func (c *copyCommand) newJob(log *slog.Logger, counters *progress.Counters) *job
 
 // do copies, and fills in the report. Its error is one to be shown.
 func (j *job) do(ctx context.Context) error {
-	err := j.run(ctx)
+	err := j.canGoOn(j.run(ctx))
 	j.countSource(err)
 	var resumable *transfer.ResumableError
 	if errors.As(err, &resumable) {
@@ -397,10 +397,10 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	need := plan.Data - shared
-	if entries := j.resumption.entries; len(entries) > 0 {
-		need = min(need, plan.DataFrom(entries[0].Offset))
-	}
 	j.need = need
+	if entries := j.resumption.entries; len(entries) > 0 {
+		j.need = min(need, plan.DataFrom(entries[0].Offset))
+	}
 	planTarget := func() (*sinkopen.Target, error) {
 		return sinkopen.Plan(work, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(need, j.warn)))
 	}

@@ -26,6 +26,7 @@ type resumption struct {
 	copy    journal.Copy
 	entries []journal.Entry // to go on at, the newest first; none: from the start
 	stale   bool            // the .partial that is there is of no use
+	begun   bool            // the target is this copy's
 }
 
 // prepareResume finds the journal of the copy and, with --resume, what it
@@ -166,10 +167,20 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 	}
 }
 
+// canGoOn tells of a copy that failed before it went on with an earlier one, which
+// it left as it was, that another can.
+func (j *job) canGoOn(err error) error {
+	r := &j.resumption
+	if err == nil || r.begun || len(r.entries) == 0 || exitStatus(asUsage(err)) != exitFailed || source.IsPermanent(err) {
+		return err
+	}
+	return &transfer.ResumableError{Err: err, Offset: r.entries[0].Offset}
+}
+
 // checkSource looks, where nothing proves that the source is the same, whether
 // what was read last still is.
 func (j *job) checkSource(ctx context.Context, src source.Disk, last *transfer.Checkpoint) error {
-	if j.resumption.copy.Proof != "none" {
+	if j.resumption.copy.Proof != "none" || last.Offset == 0 {
 		return nil
 	}
 	err := last.CheckTail(ctx, src)
@@ -206,6 +217,7 @@ func (j *job) keep(ctx context.Context, o *transfer.Options) (ended func(error) 
 		j.report.ResumedFrom, j.report.ResumeProof = last.Offset, r.copy.Proof
 		j.log.Info("going on with an earlier copy", "from", last.Offset, "done", bytesize.Format(last.Offset), "proof", r.copy.Proof)
 	}
+	r.begun = true
 	o.Stop = ctx
 	o.Keep = func(c transfer.Checkpoint) error { return jr.Write(journal.Entry{Copy: r.copy, Checkpoint: c}) }
 	return func(err error) error {

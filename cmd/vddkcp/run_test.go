@@ -260,6 +260,16 @@ func TestBatchOnAFullFileSystem(t *testing.T) {
 	if got.exit != 4 || r.Jobs[6].Status != transfer.StatusOK || r.Counts.Done+r.Counts.Failed != 7 || r.Counts.Failed < 4 {
 		t.Fatalf("%+v\n%+v", r.Counts, got)
 	}
+	// As long as there is no room they still can.
+	got = vddkcp(t, "run", jobs, "--resume", "--report", report, "--progress", "none")
+	for _, j := range readBatchReport(t, report).Jobs {
+		if j.Status == transfer.StatusFailed && (j.Exit != 75 || !strings.Contains(j.Hint, "--resume")) {
+			t.Errorf("without room %s ends with %d: %s (%s)", j.Name, j.Exit, j.Error, j.Hint)
+		}
+	}
+	if got.exit != 4 {
+		t.Errorf("%+v", got)
+	}
 	peer.Run(t, "mount", "-o", "remount,size=40m", full)
 	if got := vddkcp(t, "run", jobs, "--resume", "--report", report, "--progress", "none"); got.exit != 0 {
 		t.Fatalf("%+v", got)

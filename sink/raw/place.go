@@ -196,14 +196,14 @@ func (p *place) checkPartial(o Options) (os.FileInfo, error) {
 func (p *place) checkSpace(size int64, partial os.FileInfo, o Options) error {
 	need := o.Need
 	if o.Preallocation == PreallocateFalloc || o.Preallocation == PreallocateFull {
-		need = max(need, size-o.Resume)
+		need = max(need, size)
 	}
 	free, known := freeSpace(p.fd())
 	if !known {
 		return nil
 	}
-	if partial != nil && o.State == nil {
-		free += allocated(partial) // it is dropped
+	if partial != nil {
+		free += allocated(partial) // it is dropped, or has some of it already
 	}
 	if need > free {
 		return fmt.Errorf("%s: the copy needs %s (%d bytes), and the file system has %s free (%d bytes): %w",

@@ -33,9 +33,9 @@ type Options struct {
 	Preallocation Preallocation // of files
 	TargetIsZero  bool          // of devices: all of it reads as zeros before, so that zeros need no writing
 	DropCache     bool          // what is written does not stay in the page cache
-	// Need is how many bytes the copy will allocate. Less free space in the
-	// file's file system is an error before anything is made. With
-	// Preallocation it is the size at least.
+	// Need is how many bytes the file will allocate, with what an earlier run
+	// has written of it. Less free space in its file system is an error before
+	// anything is made. With Preallocation it is the size at least.
 	Need int64
 	// Source returns the name of the file of the source's that a file is, if
 	// it is one: such a target is refused. It may be nil.
