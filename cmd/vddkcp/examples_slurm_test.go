@@ -301,7 +301,6 @@ func TestExampleSlurm(t *testing.T) {
 		return st.count("running") == 1 && st.count("done") == inShard[shard]-1 && slow[shard].Calls()["ReadAsync"] > 4
 	}
 	before := map[string]os.FileInfo{} // targets that were done then
-	interrupted, released := map[int]bool{}, map[int]bool{}
 	interrupt := func(shard int) {
 		for name, path := range targets {
 			if fi, err := os.Stat(path); err == nil && batch.Shard(name, shards) == shard {
@@ -316,45 +315,52 @@ func TestExampleSlurm(t *testing.T) {
 		if _, err := fmt.Sscanf(string(owner), "process %d ", &pid); err != nil {
 			t.Fatalf("%q: %v", owner, err)
 		}
-		phase := "interrupted"
 		switch shard {
 		case warned: // to the script alone, as --signal=B: does
 			err = syscall.Kill(parentOf(t, pid), syscall.SIGUSR1)
 		case requeued:
 			s.must("scontrol", "requeue", task(shard))
 		case killed:
-			phase = "running"
 			err = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, "a requeue of shard "+strconv.Itoa(shard), func() bool {
-			job := s.job(task(shard))
-			return job["JobState"] == "PENDING" && job["Restarts"] == "1"
-		})
-		if st := readShardState(state(shard)); st.count(phase) != 1 || st.count("done") != inShard[shard]-1 {
-			t.Errorf("shard %d, when it was interrupted: %+v", shard, st)
-		}
-		slow[shard].Reset(login...)
-		interrupted[shard] = true
 	}
+	const running, interrupted, requeues, released = 0, 1, 2, 3
+	step := map[int]int{} // of the slow shards
 	eventually(t, "an end of all shards", func() bool {
 		for shard := range slow {
-			switch {
-			case !interrupted[shard] && middle(shard):
-				interrupt(shard)
-			case interrupted[shard] && !released[shard]:
+			switch step[shard] {
+			case running:
+				if middle(shard) {
+					interrupt(shard)
+					step[shard] = interrupted
+				}
+			case interrupted:
+				if job := s.job(task(shard)); job["JobState"] != "PENDING" || job["Restarts"] != "1" {
+					continue
+				}
+				step[shard] = requeues
+				phase := map[bool]string{true: "running", false: "interrupted"}[shard == killed]
+				if st := readShardState(state(shard)); st.count(phase) != 1 || st.count("done") != inShard[shard]-1 {
+					t.Errorf("shard %d, when it was interrupted: %+v", shard, st)
+				}
+				slow[shard].Reset(login...)
+			case requeues:
 				// Slurm has it wait for two minutes, until its credential is
 				// void. That is by seconds: at once it would not be launched.
-				_, err := s.run("scontrol", "update", "JobId="+task(shard), "StartTime=now+3seconds")
-				released[shard] = err == nil
+				if _, err := s.run("scontrol", "update", "JobId="+task(shard), "StartTime=now+3seconds"); err == nil {
+					step[shard] = released
+				}
 			}
 		}
 		return s.job(merge)["JobState"] != "PENDING"
 	})
-	if len(interrupted) != len(slow) {
-		t.Errorf("only the shards %v were in the middle", interrupted)
+	for shard := range slow {
+		if step[shard] != released {
+			t.Errorf("shard %d came to step %d only", shard, step[shard])
+		}
 	}
 	if job := s.ended(merge); job["JobState"] != "COMPLETED" || job["ExitCode"] != "0:0" {
 		logs, _ := filepath.Glob(filepath.Join(dir, "*.log"))
@@ -418,7 +424,7 @@ func TestExampleSlurm(t *testing.T) {
 		}
 	}
 	for shard := range shards {
-		restarts := map[bool]string{true: "1", false: "0"}[interrupted[shard]]
+		restarts := map[bool]string{true: "1", false: "0"}[slow[shard] != nil]
 		if job := s.job(task(shard)); job["JobState"] != "COMPLETED" || job["Restarts"] != restarts {
 			t.Errorf("shard %d: %s, %s restarts, want %s", shard, job["JobState"], job["Restarts"], restarts)
 		}
