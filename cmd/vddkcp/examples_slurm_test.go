@@ -109,7 +109,10 @@ func (s *slurm) stop() {
 		s.t.Errorf("slurm-up -s: %v\n%s", err, out)
 	}
 	for _, pid := range pids {
-		eventually(s.t, "an end of Slurm", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) })
+		eventually(s.t, "an end of Slurm", func() bool {
+			words, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			return len(words) == 0 // gone, or nobody waits for it
+		})
 	}
 }
 
@@ -542,6 +545,7 @@ func TestExampleSlurmShard(t *testing.T) {
 	}{
 		"done":                     {given, taskEnv(2, 3), 0, 0, call, ""},
 		"alone":                    {given, taskEnv(2, 2), 0, 0, call, ""},
+		"with flags":               {given, taskEnv(2, 3, "VDDKCP_FLAGS=--label wave=1"), 0, 0, strings.Replace(call, "run", "run --label wave=1", 1), ""},
 		"may pass":                 {given, taskEnv(2, 3, "STATUS=75"), 0, 75, call + requeue, ""},
 		"may pass, again":          {given, taskEnv(2, 3, "STATUS=75", "SLURM_RESTART_COUNT=4"), 0, 75, call + requeue, ""},
 		"may pass, too often":      {given, taskEnv(2, 3, "STATUS=75", "SLURM_RESTART_COUNT=5"), 0, 75, call, "no more than MAX_RESTARTS=5"},
@@ -618,6 +622,36 @@ func TestExampleSlurmMerge(t *testing.T) {
 			}
 			if _, err := os.Stat(old); (err == nil) != (c.call == "") {
 				t.Errorf("the report of an earlier run: %v", err)
+			}
+		})
+	}
+}
+
+// Nothing is submitted of what is wrong, and no report removed.
+func TestExampleSlurmSubmitRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		args   []string
+		status int
+		says   string
+	}{
+		"no number":   {[]string{"jobs.json"}, 2, "usage: "},
+		"odd number":  {[]string{"jobs.json", "--array=0-3"}, 2, `number of shards: "--array=0-3"`},
+		"none":        {[]string{"jobs.json", "0"}, 2, `number of shards: "0"`},
+		"no job file": {[]string{"nowhere.json", "4"}, 1, "nowhere.json"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			task := newSlurmTask(t, "submit.sh", c.args, nil)
+			report := filepath.Join(task.dir, "jobs.4-shards/0.json")
+			put(t, report, "{}")
+			if err := task.cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			status, _, out := task.ended()
+			if status != c.status || !strings.Contains(out, c.says) {
+				t.Errorf("exit status %d\n%s", status, out)
+			}
+			if _, err := os.Stat(report); err != nil {
+				t.Error(err)
 			}
 		})
 	}
