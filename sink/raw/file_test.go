@@ -716,6 +716,22 @@ func TestSpaceOfDroppedPartial(t *testing.T) {
 	}
 }
 
+// What an earlier run has written is not needed again.
+func TestSpaceOfResumedPartial(t *testing.T) {
+	dir := mount(t, "size=2m")
+	path := filepath.Join(dir, "disk.raw")
+	put(t, path+".partial", strings.Repeat("x", 1536<<10))
+	for _, o := range []Options{{Need: 2 << 20}, {Preallocation: PreallocateFalloc}} {
+		o.Options = sink.Options{State: state(2 << 20), Resume: 1 << 20}
+		if err := CheckFile(path, 2<<20, o); err != nil {
+			t.Error(err)
+		}
+		if err := CheckFile(path, 3<<20, Options{Options: sink.Options{State: state(3 << 20), Resume: 1 << 20}, Need: 3 << 20}); !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("3 MiB where 2 are free and used: %v", err)
+		}
+	}
+}
+
 func TestReadOnlyFileSystem(t *testing.T) {
 	dir := mount(t, "size=4m")
 	peer.Run(t, "mount", "-o", "remount,ro", dir)
