@@ -67,7 +67,7 @@ func (c *batchCommand) Validate() error {
 	return nil
 }
 
-func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment) error {
+func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment, commands *spawned) error {
 	parser, err := newJobParser()
 	if err != nil {
 		return err
@@ -103,8 +103,8 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	}
 	b := &batchRun{
 		batchCommand: c, file: file, asJSON: c.Progress == "json",
-		display: progress.NewBatchDisplay(style, os.Stderr, len(jobs), terminalSize),
-		budgets: map[string]*vddk.Budget{},
+		display:  progress.NewBatchDisplay(style, os.Stderr, len(jobs), terminalSize),
+		commands: commands, budgets: map[string]*vddk.Budget{},
 	}
 	if file.Limits.Rate > 0 {
 		b.limit = transfer.NewLimiter(file.Limits.Rate)
@@ -234,6 +234,8 @@ type batchRun struct {
 	display *progress.BatchDisplay
 	limit   *transfer.Limiter
 
+	commands *spawned
+
 	mu      sync.Mutex
 	budgets map[string]*vddk.Budget // by batch.Job.HostKey; guarded by mu
 }
@@ -295,7 +297,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	err = showBatch(b.display, func() (err error) {
 		report, err = batch.Run(ctx, jobs, batch.Options{
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
-			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Log: b.log, JobLog: b.jobLog,
+			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
 				how := map[transfer.Status]string{transfer.StatusOK: "done", transfer.StatusInterrupted: "interrupted"}[r.Status]
 				if how == "" {

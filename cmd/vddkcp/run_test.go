@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -162,6 +163,50 @@ func TestBatchSecretsStayInside(t *testing.T) {
 	}
 	if !strings.Contains(told, "VDDKCP_JOB=0") {
 		t.Error("the command's environment was not looked at")
+	}
+}
+
+// The first signal lets an after command go on; the second one ends it, and what
+// it started, with vddkcp.
+func TestSecondSignalEndsCommands(t *testing.T) {
+	dir := t.TempDir()
+	random(t, filepath.Join(dir, "disk"), 4096)
+	pids := filepath.Join(dir, "pids")
+	hook := []string{"sh", "-c", `trap "" TERM INT; sleep 1000 & echo "$$ $!" >$1.new; mv $1.new $1; wait`, "-", pids}
+	jobs := writeJobs(t, dir, nil, nil, []map[string]any{{"source": "disk", "target": "out", "after": hook}})
+	cmd := command(t, "run", jobs, "--progress", "none")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var text []byte
+	for begun := time.Now(); len(text) == 0; time.Sleep(5 * time.Millisecond) {
+		if text, _ = os.ReadFile(pids); time.Since(begun) > time.Minute {
+			cmd.Process.Kill()
+			t.Fatal("the command did not begin")
+		}
+	}
+	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		if err := cmd.Process.Signal(s); err != nil {
+			t.Error(err)
+		}
+	}
+	cmd.Wait()
+	if got := cmd.ProcessState.ExitCode(); got != 143 && got != 130 {
+		t.Errorf("exit status %d", got)
+	}
+	for _, pid := range strings.Fields(string(text)) {
+		alive := func() bool {
+			stat, err := os.ReadFile("/proc/" + pid + "/stat")
+			return err == nil && !strings.Contains(string(stat), ") Z")
+		}
+		for begun := time.Now(); alive(); time.Sleep(5 * time.Millisecond) {
+			if time.Since(begun) > 10*time.Second {
+				t.Errorf("process %s lives", pid)
+				n, _ := strconv.Atoi(pid)
+				syscall.Kill(n, syscall.SIGKILL)
+				break
+			}
+		}
 	}
 }
 

@@ -337,11 +337,21 @@ func TestResumeLooksAtTargets(t *testing.T) {
 
 // state is what a run leaves that is killed just when a job has begun.
 func (f *fake) state() string {
-	text, err := os.ReadFile(filepath.Join(f.dir, "state.json"))
+	text, err := os.ReadFile(filepath.Join(f.dir, "state.json.changes"))
 	if err != nil {
 		f.t.Error(err)
 	}
 	return string(text)
+}
+
+// leave puts back what state returned.
+func (f *fake) leave(state string) {
+	f.t.Helper()
+	for name, text := range map[string]string{"state.json": `{"version":1,"jobs":[]}`, "state.json.changes": state} {
+		if err := os.WriteFile(filepath.Join(f.dir, name), []byte(text), 0o600); err != nil {
+			f.t.Error(err)
+		}
+	}
 }
 
 // A run that is killed between a copy's end and its note in the state file does
@@ -357,9 +367,7 @@ func TestKilledAfterTheCopy(t *testing.T) {
 	}
 	resume := func(want string) {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(f.dir, "state.json"), []byte(killed), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		f.leave(killed)
 		f.mustRun(true, 0, batch.Counts{Done: 2})
 		if got := strings.Join(f.copied, ""); got != want {
 			t.Errorf("begun: %s, want %s", got, want)
@@ -373,6 +381,42 @@ func TestKilledAfterTheCopy(t *testing.T) {
 	resume("ab")
 }
 
+// Of the changes that a killed run left, one that was cut was not made, and those of
+// a state file that somebody removed are nobody's.
+func TestChangesOfAKilledRun(t *testing.T) {
+	f := newFake(t, jobsOf("a", "b", "c"))
+	var killed string
+	f.fates["c"] = []*fate{{status: transfer.StatusOK, do: func(context.Context, *batch.Task) { killed = f.state() }}}
+	f.o.Limits.Total = 1
+	f.mustRun(false, 0, batch.Counts{Done: 3})
+	for _, c := range []struct{ name, changes, copied string }{
+		{"whole", killed, ""}, // c became whole after the note that it runs
+		{"cut", killed[:len(killed)-10], "c"},
+		{"cut, and more behind it", killed[:10] + "\n" + killed, ""},
+	} {
+		f.leave(c.changes)
+		f.mustRun(true, 0, batch.Counts{Done: 3})
+		if got := strings.Join(f.copied, ""); got != c.copied {
+			t.Errorf("%s: begun %s, want %s", c.name, got, c.copied)
+		}
+	}
+	f.leave(killed)
+	if err := os.Remove(filepath.Join(f.dir, "state.json")); err != nil {
+		t.Fatal(err)
+	}
+	f.mustRun(false, 0, batch.Counts{Done: 3})
+	if got := strings.Join(f.copied, ""); got != "abc" {
+		t.Errorf("anew: begun %s", got)
+	}
+	if left, err := filepath.Glob(filepath.Join(f.dir, "state.json?*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	f.leave(`{"name":"a","phase":"eh"}`)
+	if _, err := batch.OpenStore(filepath.Join(f.dir, "state.json")); err == nil || !strings.Contains(err.Error(), `state.json.changes: phase "eh": want running`) {
+		t.Errorf("error %v", err)
+	}
+}
+
 // What was there before a copy that replaces it is not that copy's.
 func TestKilledBeforeTheCopyReplaced(t *testing.T) {
 	f := newFake(t, jobsOf("a"))
@@ -382,9 +426,7 @@ func TestKilledBeforeTheCopyReplaced(t *testing.T) {
 	var killed string
 	f.fates["a"] = []*fate{{status: transfer.StatusFailed, exit: 75, do: func(context.Context, *batch.Task) { killed = f.state() }}}
 	f.mustRun(false, 75, batch.Counts{Failed: 1})
-	if err := os.WriteFile(filepath.Join(f.dir, "state.json"), []byte(killed), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	f.leave(killed)
 	f.mustRun(true, 0, batch.Counts{Done: 1})
 	if len(f.copied) != 1 {
 		t.Errorf("begun: %v", f.copied)
