@@ -8,24 +8,24 @@ import (
 	"time"
 )
 
-// What --probe says is what the run then takes, and what binds it is what the host
-// was made to have.
+// --probe finds out what binds: what the host was made to have.
 func TestProbeOfABoundHost(t *testing.T) {
 	for _, c := range []struct {
 		name         string
 		limits, more map[string]any
 		conf         []string
+		least        time.Duration
 		binds        string
 	}{
-		{"alone", map[string]any{"total": 4}, map[string]any{"connections": 1}, []string{"bandwidth 4"}, "each disk's own rate binds it"},
-		{"total", map[string]any{"total": 1}, map[string]any{"connections": 1}, []string{"bandwidth 8"}, "limits.total, 1 disks at once, binds it"},
-		{"memory", map[string]any{"total": 4, "nfc_buffer": "4MiB"}, map[string]any{"connections": 1}, []string{"bandwidth 8", "host-memory 4"}, "esxi1's limits.nfc_buffer, 4.0 MiB, binds it"},
-		{"connections", map[string]any{"total": 4, "connections": 1}, map[string]any{"connections": 1}, []string{"bandwidth 8", "host-connections 1"}, "esxi1's limits.connections, 1, binds it"},
-		{"host", map[string]any{"total": 4}, map[string]any{"connections": 1}, []string{"host-bandwidth 8"}, "what esxi1 gives to several disks at once"},
+		{"alone", map[string]any{"total": 4}, map[string]any{"connections": 1}, []string{"bandwidth 4"}, time.Second, "each disk's own rate binds it"},
+		{"total", map[string]any{"total": 1}, map[string]any{"connections": 1}, []string{"bandwidth 8"}, 3*time.Second, "limits.total, 1 disks at once, binds it"},
+		{"memory", map[string]any{"total": 4, "nfc_buffer": "4MiB"}, map[string]any{"connections": 1}, []string{"bandwidth 8", "host-memory 4"}, 3*time.Second, "esxi1's limits.nfc_buffer, 4.0 MiB, binds it"},
+		{"connections", map[string]any{"total": 4, "connections": 1}, map[string]any{"connections": 1}, []string{"bandwidth 8", "host-connections 1"}, 3*time.Second, "esxi1's limits.connections, 1, binds it"},
+		{"host", map[string]any{"total": 4}, map[string]any{"connections": 1}, []string{"host-bandwidth 8"}, 3*time.Second, "what esxi1 gives to several disks at once"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.more["request_size"] = "64KiB"
-			lib, jobs, report := vddkBatch(t, 4, c.limits, c.more, c.conf...)
+			lib, jobs, _ := vddkBatch(t, 4, c.limits, c.more, c.conf...)
 			disk := filepath.Join(filepath.Dir(jobs), "disk.raw")
 			random(t, disk, 8<<20) // the stand-in's disks are links to it
 			out, err := command(t, "run", jobs, "--check", "--probe", "1MiB").Output()
@@ -46,11 +46,10 @@ func TestProbeOfABoundHost(t *testing.T) {
 			if f := lib.Figures(); f["alloc-failures"] != 0 {
 				t.Errorf("%v", f)
 			}
-			if got := vddkcp(t, "run", jobs, "--report", report, "--progress", "none"); got.exit != 0 {
-				t.Fatalf("%+v", got)
+			// A busy machine only makes it longer.
+			if said < c.least {
+				t.Errorf("it takes %s by the estimate, and %s or more by what the host was made to give", said, c.least)
 			}
-			r := readBatchReport(t, report)
-			t.Logf("said %s, took %s", said, r.Finished.Sub(r.Started))
 		})
 	}
 }
