@@ -18,10 +18,10 @@ func TestProbeOfABoundHost(t *testing.T) {
 		binds        string
 	}{
 		{"alone", map[string]any{"total": 4}, map[string]any{"connections": 1}, []string{"bandwidth 4"}, time.Second, "each disk's own rate binds it"},
-		{"total", map[string]any{"total": 1}, map[string]any{"connections": 1}, []string{"bandwidth 8"}, 3*time.Second, "limits.total, 1 disks at once, binds it"},
-		{"memory", map[string]any{"total": 4, "nfc_buffer": "4MiB"}, map[string]any{"connections": 1}, []string{"bandwidth 8", "host-memory 4"}, 3*time.Second, "esxi1's limits.nfc_buffer, 4.0 MiB, binds it"},
-		{"connections", map[string]any{"total": 4, "connections": 1}, map[string]any{"connections": 1}, []string{"bandwidth 8", "host-connections 1"}, 3*time.Second, "esxi1's limits.connections, 1, binds it"},
-		{"host", map[string]any{"total": 4}, map[string]any{"connections": 1}, []string{"host-bandwidth 8"}, 3*time.Second, "what esxi1 gives to several disks at once"},
+		{"total", map[string]any{"total": 1}, map[string]any{"connections": 1}, []string{"bandwidth 8"}, 3 * time.Second, "limits.total, 1 disks at once, binds it"},
+		{"memory", map[string]any{"total": 4, "nfc_buffer": "4MiB"}, map[string]any{"connections": 1}, []string{"bandwidth 8", "host-memory 4"}, 3 * time.Second, "esxi1's limits.nfc_buffer, 4.0 MiB, binds it"},
+		{"connections", map[string]any{"total": 4, "connections": 1}, map[string]any{"connections": 1}, []string{"bandwidth 8", "host-connections 1"}, 3 * time.Second, "esxi1's limits.connections, 1, binds it"},
+		{"host", map[string]any{"total": 4}, map[string]any{"connections": 1}, []string{"host-bandwidth 8"}, 3 * time.Second, "what esxi1 gives to several disks at once"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			c.more["request_size"] = "64KiB"
