@@ -71,9 +71,10 @@ func Load(r io.Reader, name, dir string, spec *Spec) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	l := &loader{dir: dir, spec: spec, fields: map[string]*Field{}}
+	l := &loader{dir: dir, spec: spec, fields: map[string]*Field{}, known: names(jobFields)}
 	for i := range spec.Fields {
 		l.fields[spec.Fields[i].Name] = &spec.Fields[i]
+		l.known = append(l.known, spec.Fields[i].Name)
 	}
 	file := new(File)
 	if len(text) > maxFile {
@@ -101,6 +102,7 @@ type loader struct {
 	dir      string
 	spec     *Spec
 	fields   map[string]*Field
+	known    []string // the fields of a job
 	problems []problem
 	warnings []string
 }
@@ -245,7 +247,7 @@ func (l *loader) draft(n *node, field string, index int) *draft {
 	d := newDraft()
 	d.node = n
 	before := len(l.problems)
-	l.object(n, field, l.known(), func(m member, field string) {
+	l.object(n, field, l.known, func(m member, field string) {
 		d.places[m.name] = m.value.offset
 		switch m.name {
 		case "name":
@@ -281,15 +283,6 @@ func (l *loader) draft(n *node, field string, index int) *draft {
 	})
 	d.ok = len(l.problems) == before
 	return d
-}
-
-// known are the fields of a job.
-func (l *loader) known() []string {
-	known := names(jobFields)
-	for i := range l.spec.Fields {
-		known = append(known, l.spec.Fields[i].Name)
-	}
-	return known
 }
 
 func (l *loader) text(d *draft, m member, field string) {
