@@ -138,7 +138,7 @@ func TestBatchOnATerminal(t *testing.T) {
 	}{
 		{80, 24, []string{
 			"vddkcp: a message that is longer than some terminals are wide", " 45% [#########...........] 1 of 4 done, 3 running; 80.0 MiB, 40.0 MiB/s",
-			" 50% [##########..........] copy   0 B/s  a", " 10% [##..................] copy   0 B/s  日日本本語語語語",
+			" 50% [##########..........] copy   0 B/s  a", " 10% [##..................] copy   0 B/s  " + strings.Repeat("語", 38),
 			" 20% [####................] copy   0 B/s  \"x\\x1b[2J\"",
 		}},
 		{40, 4, []string{
@@ -154,7 +154,7 @@ func TestBatchOnATerminal(t *testing.T) {
 				done()
 				d.Ended("done")
 				begin(d, "a", 50)
-				begin(d, "日本語語", 10)
+				begin(d, strings.Repeat("語", 30), 10)
 				begin(d, "x\x1b[2J", 20)
 				time.Sleep(300 * time.Millisecond)
 				if _, err := d.Write([]byte("vddkcp: a message that is longer than some terminals are wide\n")); err != nil {
