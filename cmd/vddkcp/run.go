@@ -35,7 +35,7 @@ type batchCommand struct {
 	Parallel int               `help:"Disks at once, whatever limits.total says." placeholder:"N" group:"Which jobs:"`
 
 	Report       []string       `help:"Write a report of all jobs here at the end (repeatable): JSON, or a page where the name ends in .html." placeholder:"FILE" type:"path" sep:"none" group:"Report:"`
-	MergeReports string         `help:"Instead of running: make one report of those in this folder." placeholder:"DIR" type:"path" group:"Report:"`
+	MergeReports string         `help:"Instead of running: make one report of those in this folder; with a job file, of its jobs." placeholder:"DIR" type:"path" group:"Report:"`
 	LogDir       string         `help:"Write a log of everything for each job into this folder." placeholder:"DIR" type:"path" group:"Report:"`
 	Progress     string         `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 	Check        bool           `help:"Open every source and check every target; copy nothing." group:"Report:"`
@@ -81,7 +81,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		_, err = os.Stdout.Write(batch.Schema(spec))
 		return err
 	case c.MergeReports != "":
-		return c.merge()
+		return c.merge(parser)
 	}
 	file, err := parser.jobsFile(c.Jobs)
 	if err != nil {
@@ -190,10 +190,24 @@ func (c *batchCommand) statePath() (string, error) {
 	return base + ".json", nil
 }
 
-func (c *batchCommand) merge() error {
-	r, err := batch.Merge(c.MergeReports)
+// merge makes one report of many; of the jobs of the job file, where one is named.
+func (c *batchCommand) merge(parser *jobParser) error {
+	var jobs []*batch.Job
+	if c.Jobs != "" {
+		file, err := parser.jobsFile(c.Jobs)
+		if err != nil {
+			return &usageError{err: err}
+		}
+		if jobs, err = c.selected(file); err != nil {
+			return &usageError{err: err}
+		}
+	}
+	r, notes, err := batch.Merge(c.MergeReports, jobs)
 	if err != nil {
 		return err
+	}
+	for _, note := range notes {
+		fmt.Fprintln(os.Stderr, "vddkcp: warning:", note)
 	}
 	reports := c.Report
 	if len(reports) == 0 {

@@ -524,7 +524,7 @@ func TestMerge(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := batch.Merge(dir); err == nil || !strings.Contains(err.Error(), "no report of a batch") {
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "no report of a batch") {
 		t.Errorf("of nothing: %v", err)
 	}
 	write("0.json", 0, job("a", transfer.StatusInterrupted, 130, 1), job("c", transfer.StatusOK, 0, 1))
@@ -534,9 +534,12 @@ func TestMerge(t *testing.T) {
 	other("jobs.state.json", `{"version":1,"jobs":[]}`)
 	other("list.json", `[]`)
 	other("notes.txt", `x`)
-	r, err := batch.Merge(dir)
+	r, notes, err := batch.Merge(dir, nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if want := []string{`in several reports, of which the one that has it done counts, else the latest: "a", "c", "d"`}; !slices.Equal(notes, want) {
+		t.Errorf("notes %q, want %q", notes, want)
 	}
 	got := ""
 	for _, j := range r.Jobs {
@@ -548,12 +551,28 @@ func TestMerge(t *testing.T) {
 	if !r.Started.Equal(begun) || r.Finished.Sub(begun) != 30*time.Minute {
 		t.Errorf("from %s to %s", r.Started, r.Finished)
 	}
+	// By a job file: in its order, without strangers, and with what is missing.
+	f := newFake(t, jobsOf("e", "c", "b", "f"))
+	if r, notes, err = batch.Merge(dir, f.file.Jobs); err != nil {
+		t.Fatal(err)
+	}
+	got = ""
+	for _, j := range r.Jobs {
+		got += fmt.Sprintf("%s=%s ", j.Name, j.Status)
+	}
+	if got != "e=skipped c=ok b=failed f=skipped " || r.Exit != 4 || r.Counts != (batch.Counts{Done: 1, Failed: 1, Skipped: 2}) || !strings.Contains(r.Jobs[0].Error, "no report has it") {
+		t.Errorf("%s, exit %d, counts %+v", got, r.Exit, r.Counts)
+	}
+	if want := []string{`in no report: "e", "f"`, `left out, since the job file does not have them: "a", "d"`}; len(notes) != 3 || !slices.Equal(notes[1:], want) {
+		t.Errorf("notes %q, want %q", notes, want)
+	}
 	other("3.json", `{"version":1,"counts":{},"jobs":[{}]}`)
-	if _, err := batch.Merge(dir); err == nil || !strings.Contains(err.Error(), "3.json: jobs[0] has no name") {
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: jobs[0] has no name") {
 		t.Errorf("of a bad one: %v", err)
 	}
 	other("3.json", `{"version":1,`)
-	if _, err := batch.Merge(dir); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end") {
+	other("4.json", "")
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end of JSON input; want a whole report") || !strings.Contains(err.Error(), "4.json: unexpected end") {
 		t.Errorf("of a cut one: %v", err)
 	}
 }
