@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"vddkcp/internal/bytesize"
@@ -302,7 +303,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	store, err := batch.OpenStore(path)
 	if err != nil {
 		e := &usageError{err: err, hint: hint(err)}
-		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
 			e.hint = "--state names another place for it"
 		}
 		return e

@@ -113,6 +113,31 @@ func TestBatchKeepsAHostsBudget(t *testing.T) {
 	}
 }
 
+// Where every job fails for a reason that may pass, the batch ends with 75, after
+// its rounds, and goes on when it has passed.
+func TestBatchThatMayGoOn(t *testing.T) {
+	const disks = 3
+	// Each attempt opens a library, whose second read fails: two rounds of three.
+	lib, jobs, report := vddkBatch(t, disks, map[string]any{"rounds": 1, "total": 2}, map[string]any{"retries": 0, "connections": 1, "request_size": "64KiB"},
+		"fault ReadAsync at=2 do=fail code=14009 times=6")
+	got := vddkcp(t, "run", jobs, "--report", report, "--progress", "none")
+	r := readBatchReport(t, report)
+	if got.exit != 75 || r.Exit != 75 || r.Counts != (batch.Counts{Failed: disks}) {
+		t.Fatalf("%+v\n%+v", r.Counts, got)
+	}
+	for _, j := range r.Jobs {
+		if j.Attempts != 2 || j.Exit != 75 {
+			t.Errorf("%s: %d attempts, exit %d", j.Name, j.Attempts, j.Exit)
+		}
+	}
+	if got := vddkcp(t, "run", jobs, "--resume", "--report", report, "--progress", "none"); got.exit != 0 {
+		t.Fatalf("%+v", got)
+	}
+	for i := range disks {
+		peer.Run(t, "cmp", lib.Disk(fmt.Sprintf("[ds] %d.vmdk", i)), filepath.Join(filepath.Dir(jobs), fmt.Sprintf("out-%d.raw", i)))
+	}
+}
+
 // The password of a job file is in no process's arguments or environment, no
 // log, no report and no state; that of the environment is for one server only.
 func TestBatchSecretsStayInside(t *testing.T) {
@@ -276,7 +301,7 @@ func TestBatchSurvivesKills(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range left {
-		if strings.Contains(f.Name(), "partial") || strings.Contains(f.Name(), ".lock") || strings.Contains(f.Name(), ".new") {
+		if strings.Contains(f.Name(), "partial") || strings.Contains(f.Name(), ".lock") || strings.Contains(f.Name(), ".changes") || strings.Contains(f.Name(), ".new") {
 			t.Errorf("%s is left", f.Name())
 		}
 	}
