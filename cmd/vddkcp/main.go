@@ -78,10 +78,11 @@ func run(args []string) int {
 	if err != nil {
 		return fail(os.Stderr, false, &usageError{err: err, hint: "vddkcp --help lists commands and flags"})
 	}
-	ctx, stop := withSignals(context.Background())
+	commands := new(spawned)
+	ctx, stop := withSignals(context.Background(), commands.kill)
 	defer stop()
 	parsed.BindTo(ctx, (*context.Context)(nil))
-	parsed.Bind(&c.Log, parsed.Model)
+	parsed.Bind(&c.Log, parsed.Model, commands)
 	if err := parsed.Run(); err != nil {
 		var reported *reportedError
 		if errors.As(err, &reported) {
@@ -171,8 +172,8 @@ func signalName(s syscall.Signal) string {
 }
 
 // withSignals returns a context that the first SIGINT or SIGTERM ends, with a
-// *signalError as its cause. A second one ends the process at once.
-func withSignals(parent context.Context) (ctx context.Context, stop func()) {
+// *signalError as its cause. A second one ends the process at once, after last.
+func withSignals(parent context.Context, last func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
@@ -183,6 +184,7 @@ func withSignals(parent context.Context) (ctx context.Context, stop func()) {
 		}
 		cancel(&signalError{first.(syscall.Signal)})
 		if second, ok := <-signals; ok {
+			last()
 			os.Exit(128 + int(second.(syscall.Signal)))
 		}
 	}()

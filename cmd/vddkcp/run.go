@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"vddkcp/internal/bytesize"
@@ -35,7 +36,7 @@ type batchCommand struct {
 	Parallel int               `help:"Disks at once, whatever limits.total says." placeholder:"N" group:"Which jobs:"`
 
 	Report       []string       `help:"Write a report of all jobs here at the end (repeatable): JSON, or a page where the name ends in .html." placeholder:"FILE" type:"path" sep:"none" group:"Report:"`
-	MergeReports string         `help:"Instead of running: make one report of those in this folder." placeholder:"DIR" type:"path" group:"Report:"`
+	MergeReports string         `help:"Instead of running: make one report of those in this folder; with a job file, of its jobs." placeholder:"DIR" type:"path" group:"Report:"`
 	LogDir       string         `help:"Write a log of everything for each job into this folder." placeholder:"DIR" type:"path" group:"Report:"`
 	Progress     string         `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 	Check        bool           `help:"Open every source and check every target; copy nothing." group:"Report:"`
@@ -67,7 +68,7 @@ func (c *batchCommand) Validate() error {
 	return nil
 }
 
-func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment) error {
+func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretEnvironment, commands *spawned) error {
 	parser, err := newJobParser()
 	if err != nil {
 		return err
@@ -81,7 +82,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		_, err = os.Stdout.Write(batch.Schema(spec))
 		return err
 	case c.MergeReports != "":
-		return c.merge()
+		return c.merge(parser)
 	}
 	file, err := parser.jobsFile(c.Jobs)
 	if err != nil {
@@ -103,8 +104,8 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	}
 	b := &batchRun{
 		batchCommand: c, file: file, asJSON: c.Progress == "json",
-		display: progress.NewBatchDisplay(style, os.Stderr, len(jobs), terminalSize),
-		budgets: map[string]*vddk.Budget{},
+		display:  progress.NewBatchDisplay(style, os.Stderr, len(jobs), terminalSize),
+		commands: commands, budgets: map[string]*vddk.Budget{},
 	}
 	if file.Limits.Rate > 0 {
 		b.limit = transfer.NewLimiter(file.Limits.Rate)
@@ -190,10 +191,24 @@ func (c *batchCommand) statePath() (string, error) {
 	return base + ".json", nil
 }
 
-func (c *batchCommand) merge() error {
-	r, err := batch.Merge(c.MergeReports)
+// merge makes one report of many; of the jobs of the job file, where one is named.
+func (c *batchCommand) merge(parser *jobParser) error {
+	var jobs []*batch.Job
+	if c.Jobs != "" {
+		file, err := parser.jobsFile(c.Jobs)
+		if err != nil {
+			return &usageError{err: err}
+		}
+		if jobs, err = c.selected(file); err != nil {
+			return &usageError{err: err}
+		}
+	}
+	r, notes, err := batch.Merge(c.MergeReports, jobs)
 	if err != nil {
 		return err
+	}
+	for _, note := range notes {
+		fmt.Fprintln(os.Stderr, "vddkcp: warning:", note)
 	}
 	reports := c.Report
 	if len(reports) == 0 {
@@ -233,6 +248,8 @@ type batchRun struct {
 	asJSON  bool
 	display *progress.BatchDisplay
 	limit   *transfer.Limiter
+
+	commands *spawned
 
 	mu      sync.Mutex
 	budgets map[string]*vddk.Budget // by batch.Job.HostKey; guarded by mu
@@ -286,7 +303,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	store, err := batch.OpenStore(path)
 	if err != nil {
 		e := &usageError{err: err, hint: hint(err)}
-		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
 			e.hint = "--state names another place for it"
 		}
 		return e
@@ -295,7 +312,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	err = showBatch(b.display, func() (err error) {
 		report, err = batch.Run(ctx, jobs, batch.Options{
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
-			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Log: b.log, JobLog: b.jobLog,
+			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
 				how := map[transfer.Status]string{transfer.StatusOK: "done", transfer.StatusInterrupted: "interrupted"}[r.Status]
 				if how == "" {

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -112,6 +113,31 @@ func TestBatchKeepsAHostsBudget(t *testing.T) {
 	}
 }
 
+// Where every job fails for a reason that may pass, the batch ends with 75, after
+// its rounds, and goes on when it has passed.
+func TestBatchThatMayGoOn(t *testing.T) {
+	const disks = 3
+	// Each attempt opens a library, whose second read fails: two rounds of three.
+	lib, jobs, report := vddkBatch(t, disks, map[string]any{"rounds": 1, "total": 2}, map[string]any{"retries": 0, "connections": 1, "request_size": "64KiB"},
+		"fault ReadAsync at=2 do=fail code=14009 times=6")
+	got := vddkcp(t, "run", jobs, "--report", report, "--progress", "none")
+	r := readBatchReport(t, report)
+	if got.exit != 75 || r.Exit != 75 || r.Counts != (batch.Counts{Failed: disks}) {
+		t.Fatalf("%+v\n%+v", r.Counts, got)
+	}
+	for _, j := range r.Jobs {
+		if j.Attempts != 2 || j.Exit != 75 {
+			t.Errorf("%s: %d attempts, exit %d", j.Name, j.Attempts, j.Exit)
+		}
+	}
+	if got := vddkcp(t, "run", jobs, "--resume", "--report", report, "--progress", "none"); got.exit != 0 {
+		t.Fatalf("%+v", got)
+	}
+	for i := range disks {
+		peer.Run(t, "cmp", lib.Disk(fmt.Sprintf("[ds] %d.vmdk", i)), filepath.Join(filepath.Dir(jobs), fmt.Sprintf("out-%d.raw", i)))
+	}
+}
+
 // The password of a job file is in no process's arguments or environment, no
 // log, no report and no state; that of the environment is for one server only.
 func TestBatchSecretsStayInside(t *testing.T) {
@@ -162,6 +188,50 @@ func TestBatchSecretsStayInside(t *testing.T) {
 	}
 	if !strings.Contains(told, "VDDKCP_JOB=0") {
 		t.Error("the command's environment was not looked at")
+	}
+}
+
+// The first signal lets an after command go on; the second one ends it, and what
+// it started, with vddkcp.
+func TestSecondSignalEndsCommands(t *testing.T) {
+	dir := t.TempDir()
+	random(t, filepath.Join(dir, "disk"), 4096)
+	pids := filepath.Join(dir, "pids")
+	hook := []string{"sh", "-c", `trap "" TERM INT; sleep 1000 & echo "$$ $!" >$1.new; mv $1.new $1; wait`, "-", pids}
+	jobs := writeJobs(t, dir, nil, nil, []map[string]any{{"source": "disk", "target": "out", "after": hook}})
+	cmd := command(t, "run", jobs, "--progress", "none")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var text []byte
+	for begun := time.Now(); len(text) == 0; time.Sleep(5 * time.Millisecond) {
+		if text, _ = os.ReadFile(pids); time.Since(begun) > time.Minute {
+			cmd.Process.Kill()
+			t.Fatal("the command did not begin")
+		}
+	}
+	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		if err := cmd.Process.Signal(s); err != nil {
+			t.Error(err)
+		}
+	}
+	cmd.Wait()
+	if got := cmd.ProcessState.ExitCode(); got != 143 && got != 130 {
+		t.Errorf("exit status %d", got)
+	}
+	for _, pid := range strings.Fields(string(text)) {
+		alive := func() bool {
+			stat, err := os.ReadFile("/proc/" + pid + "/stat")
+			return err == nil && !strings.Contains(string(stat), ") Z")
+		}
+		for begun := time.Now(); alive(); time.Sleep(5 * time.Millisecond) {
+			if time.Since(begun) > 10*time.Second {
+				t.Errorf("process %s lives", pid)
+				n, _ := strconv.Atoi(pid)
+				syscall.Kill(n, syscall.SIGKILL)
+				break
+			}
+		}
 	}
 }
 
@@ -231,7 +301,7 @@ func TestBatchSurvivesKills(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range left {
-		if strings.Contains(f.Name(), "partial") || strings.Contains(f.Name(), ".lock") || strings.Contains(f.Name(), ".new") {
+		if strings.Contains(f.Name(), "partial") || strings.Contains(f.Name(), ".lock") || strings.Contains(f.Name(), ".changes") || strings.Contains(f.Name(), ".new") {
 			t.Errorf("%s is left", f.Name())
 		}
 	}

@@ -2,33 +2,27 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
 	"text/tabwriter"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/bytesize"
 	sinkopen "vddkcp/sink/open"
-	"vddkcp/source"
 	"vddkcp/transfer/batch"
 	"vddkcp/transfer/progress"
 )
 
 // checked is what --check found out of a job.
 type checked struct {
-	job         *batch.Job
-	size, data  int64 // bytes
-	need        int64 // bytes that the target takes
-	fileSystem  uint64
-	transport   string
-	connections int
-	rate        float64 // bytes a second, of --probe; 0: not known
-	err         error
+	job        *batch.Job
+	size, data int64 // bytes
+	need       int64 // bytes that the target takes
+	fileSystem uint64
+	err        error
 }
 
 // check looks at every job without copying, and prints what it found.
@@ -63,7 +57,7 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 		return err
 	}
 	if b.Probe != nil {
-		if err := b.printEstimate(out, all); err != nil {
+		if err := b.estimate(ctx, out, all); err != nil {
 			return err
 		}
 	}
@@ -92,7 +86,6 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	r := checked{job: t}
 	r.err = j.do(ctx)
 	r.size, r.data, r.need = j.report.VirtualSize, j.need, j.need
-	r.transport, r.connections = j.report.Transport, j.report.Connections
 	if sinkopen.PlaceOf(c.Dst).Kind != "file" {
 		r.need = 0
 	} else if c.Preallocation != "off" {
@@ -101,9 +94,6 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	var st unix.Stat_t
 	if r.need > 0 && unix.Stat(filepath.Dir(c.Dst), &st) == nil {
 		r.fileSystem = st.Dev
-	}
-	if r.err == nil && b.Probe != nil {
-		r.rate, r.err = b.probe(ctx, &c, t)
 	}
 	return r
 }
@@ -174,105 +164,4 @@ func (b *batchRun) printSpace(out io.Writer, all []checked) (full int, err error
 		}
 	}
 	return full, nil
-}
-
-// probe reads the first --probe bytes of data of a source, and returns how many
-// bytes a second came.
-func (b *batchRun) probe(ctx context.Context, c *copyCommand, t *batch.Job) (float64, error) {
-	j := c.newJob(b.log.With("job", t.Name), new(progress.Counters))
-	j.opener.VDDK.Options.Budget = b.budget(t)
-	src, err := j.opener.Open(ctx, c.Src, c.SourceFormat)
-	if err != nil {
-		return 0, err
-	}
-	defer src.Close()
-	rest := int64(*b.Probe)
-	begun := time.Now()
-	group, reading := errgroup.WithContext(ctx)
-	group.SetLimit(requests(j.Depth, src))
-	read := int64(0)
-	extents, err := firstData(ctx, src, rest)
-	if err != nil {
-		return 0, err
-	}
-	request := int64(c.RequestSize)
-	for _, e := range extents {
-		for off := e.Off; off < e.End(); off += request {
-			n := min(request, e.End()-off)
-			read += n
-			group.Go(func() error {
-				if reading.Err() != nil {
-					return nil
-				}
-				// A probe takes no more than its share.
-				if err := b.limit.Wait(ctx, int(n)); err != nil {
-					return err
-				}
-				_, err := src.ReadAt(make([]byte, n), off)
-				if errors.Is(err, io.EOF) {
-					err = nil
-				}
-				return err
-			})
-		}
-	}
-	if err := group.Wait(); err != nil {
-		return 0, fmt.Errorf("probe %s: %w", c.Src, err)
-	}
-	if read == 0 {
-		return 0, nil
-	}
-	return float64(read) / time.Since(begun).Seconds(), nil
-}
-
-// firstData are the first extents of a disk that hold data, of so many bytes at
-// most.
-func firstData(ctx context.Context, src source.Disk, most int64) (data []source.Extent, err error) {
-	for e, err := range src.Extents(ctx, 0, src.Size()) {
-		if err != nil {
-			return nil, err
-		}
-		if e.Kind != source.Data {
-			continue
-		}
-		e.Len = min(e.Len, most)
-		data = append(data, e)
-		if most -= e.Len; most == 0 {
-			break
-		}
-	}
-	return data, nil
-}
-
-// printEstimate says how long the batch will take, what binds it, and which job
-// ends last.
-func (b *batchRun) printEstimate(out io.Writer, all []checked) error {
-	var jobs []batch.Expected
-	unknown := 0
-	for _, c := range all {
-		if c.err != nil || c.rate <= 0 && c.data > 0 {
-			unknown++
-			continue
-		}
-		e := batch.Expected{Job: c.job}
-		if c.data > 0 {
-			e.Bytes, e.Rate = c.data, c.rate
-		}
-		if limit := c.job.Data.(*copyCommand).RateLimit; limit > 0 {
-			e.Rate = min(e.Rate, float64(limit))
-		}
-		jobs = append(jobs, e)
-	}
-	e := batch.Estimate(jobs, b.file.Limits)
-	if e.Last == nil {
-		_, err := fmt.Fprintln(out, "estimate: nothing is known of any job")
-		return err
-	}
-	text := fmt.Sprintf("estimate: %s, until %s; %s; %s ends last\n", e.Time.Round(time.Second),
-		time.Now().Add(e.Time).Format("2006-01-02 15:04"), e.Binds, printable(e.Last.Name))
-	if unknown > 0 {
-		text += fmt.Sprintf("estimate: %d jobs are not in it\n", unknown)
-	}
-	_, err := io.WriteString(out, text)
-	return err
 }

@@ -2,6 +2,7 @@
 package bytesize
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -34,6 +35,9 @@ func Parse(s string) (int64, error) {
 		}
 	}
 	n, err := strconv.ParseUint(digits, 10, 63)
+	if errors.Is(err, strconv.ErrRange) {
+		return 0, fmt.Errorf("size %.40q: more than 8 EiB", s)
+	}
 	if err != nil {
 		return 0, fmt.Errorf("size %q: not a whole number of bytes; use 512, 64KiB, 1MiB, 2GiB", s)
 	}

@@ -3,16 +3,34 @@ package batch
 import (
 	"cmp"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"vddkcp/internal/bytesize"
 )
 
+// ownRate is that no limit does.
+const ownRate = "each disk's own rate binds it"
+
 // Expected is what is known of a job before it runs.
 type Expected struct {
 	Job   *Job
+	Size  int64   // by which Run sorts; -1: not known
 	Bytes int64   // to copy
 	Rate  float64 // bytes a second, when it runs alone
+	// Of a job of a host: with how many connections that is its rate, whether it
+	// has these or none, and what each reserves there, in bytes.
+	Connections int
+	Fixed       bool
+	Buffers     int64
+}
+
+// Reached are rates of several disks that are read at once, in bytes a second. Who
+// is not there is as fast as alone.
+type Reached struct {
+	ByHost map[string]float64 // of disks with one HostKey
+	All    float64
 }
 
 // Estimated is how a batch will go.
@@ -22,81 +40,237 @@ type Estimated struct {
 	Last  *Job   // which ends last; nil: there is none
 }
 
-// Estimate plays a batch through: jobs start as Run starts them, each goes on at
-// its rate, and all together at limits.rate at most. That disks of one host slow
-// each other down is not known to it.
-func Estimate(jobs []Expected, limits Limits) Estimated {
-	limits.Total = cmp.Or(limits.Total, DefaultTotal)
-	r := &run{o: Options{Limits: limits}, servers: map[string]int{}, hosts: map[string]int{}}
-	byJob := make(map[*Job]Expected, len(jobs))
-	var queue []*attempt
-	for _, e := range jobs {
-		byJob[e.Job] = e
-		queue = append(queue, &attempt{job: e.Job})
-	}
-	queue = longestFirst(queue, func(j *Job) int64 { return byJob[j].Bytes })
-	type running struct {
-		job  *Job
-		left float64 // bytes
-		rate float64
-	}
-	var active []*running
-	var seconds float64
+// Estimate plays a batch through: jobs start as Run starts them, each with the
+// connections that its host has room for, and its rate is what it was alone, by
+// its part of the connections it had then. Together they reach no more than was
+// measured, and limits.rate. That targets take what comes is assumed.
+func Estimate(jobs []Expected, limits Limits, reached Reached) Estimated {
+	f := newForecast(jobs, limits, reached)
 	var result Estimated
 	waits := map[string]float64{} // seconds in which that was the bound
-	for {
-		for len(active) < limits.Total {
-			i := 0
-			for i < len(queue) && !r.fits(queue[i].job) {
-				i++
+	seconds := 0.0
+	for f.start(); len(f.active) > 0; f.start() {
+		f.connect()
+		bound := f.limit()
+		next := -1.0
+		for _, c := range f.active {
+			if c.rate > 0 && (next < 0 || c.left/c.rate < next) {
+				next = c.left / c.rate
 			}
-			if i == len(queue) {
-				break
-			}
-			j := queue[i].job
-			queue = append(queue[:i:i], queue[i+1:]...)
-			r.occupy(j, 1)
-			active = append(active, &running{j, float64(byJob[j].Bytes), max(byJob[j].Rate, 1)})
-		}
-		if len(active) == 0 {
-			break
-		}
-		sum := 0.0
-		for _, a := range active {
-			sum += a.rate
-		}
-		share, bound := 1.0, "each disk's own rate binds it"
-		switch {
-		case limits.Rate > 0 && sum > float64(limits.Rate):
-			share, bound = float64(limits.Rate)/sum, fmt.Sprintf("limits.rate, %s/s, binds it", bytesize.Format(limits.Rate))
-		case len(queue) > 0 && len(active) == limits.Total:
-			bound = fmt.Sprintf("limits.total, %d disks at once, binds it", limits.Total)
-		case len(queue) > 0:
-			bound = "limits.per_server or limits.per_host binds it"
-		}
-		next := active[0].left / (active[0].rate * share)
-		for _, a := range active {
-			next = min(next, a.left/(a.rate*share))
 		}
 		seconds += next
 		waits[bound] += next
-		still := active[:0:0]
-		for _, a := range active {
-			if a.left -= a.rate * share * next; a.left < 1 {
-				r.occupy(a.job, -1)
-				result.Last = a.job
-			} else {
-				still = append(still, a)
+		f.active = slices.DeleteFunc(f.active, func(c *copying) bool {
+			c.left -= c.rate * next
+			if c.rate == 0 || c.left >= 1 {
+				return false
 			}
-		}
-		active = still
+			f.run.occupy(c.Job, -1)
+			f.left[c.Job.HostKey()] -= float64(c.Bytes)
+			result.Last = c.Job
+			return true
+		})
 	}
 	result.Time = time.Duration(seconds * float64(time.Second))
 	most := -1.0
 	for bound, time := range waits {
-		if time > most || time == most && bound < result.Binds {
+		if time > most || time == most && (result.Binds == ownRate || bound != ownRate && bound < result.Binds) {
 			most, result.Binds = time, bound
 		}
 	}
 	return result
 }
+
+// Opening are the jobs that Run starts at once when a batch begins, with the rates
+// that the connections they have then let expect; those that wait for theirs are
+// left out.
+func Opening(jobs []Expected, limits Limits) (at []Expected) {
+	f := newForecast(jobs, limits, Reached{})
+	f.start()
+	f.connect()
+	for _, c := range f.active {
+		if c.rate > 0 {
+			c.Rate = c.rate
+			at = append(at, c.Expected)
+		}
+	}
+	return at
+}
+
+// forecast is a batch that is played.
+type forecast struct {
+	run     *run // what the limits count
+	reached Reached
+	known   map[*Job]Expected
+	queue   []*attempt
+	active  []*copying         // in the order of their start
+	left    map[string]float64 // bytes to come of each host
+	// Of connect: what keeps disks of a host from being as fast as alone.
+	bounds map[string]string
+}
+
+// copying is a job under way.
+type copying struct {
+	Expected
+	left        float64 // bytes
+	connections int
+	rate        float64
+}
+
+func newForecast(jobs []Expected, limits Limits, reached Reached) *forecast {
+	limits.Total = cmp.Or(limits.Total, DefaultTotal)
+	f := &forecast{
+		run:     &run{o: Options{Limits: limits}, servers: map[string]int{}, hosts: map[string]int{}},
+		reached: reached, known: make(map[*Job]Expected, len(jobs)), left: map[string]float64{},
+	}
+	for _, e := range jobs {
+		e.Rate = max(e.Rate, 1)
+		f.known[e.Job] = e
+		f.left[e.Job.HostKey()] += float64(e.Bytes)
+		f.queue = append(f.queue, &attempt{job: e.Job})
+	}
+	f.queue = longestFirst(f.queue, func(j *Job) int64 { return f.known[j].Size })
+	return f
+}
+
+// start starts what the limits let.
+func (f *forecast) start() {
+	for len(f.active) < f.run.o.Limits.Total {
+		i := slices.IndexFunc(f.queue, func(a *attempt) bool { return f.run.fits(a.job) })
+		if i < 0 {
+			return
+		}
+		e := f.known[f.queue[i].job]
+		f.queue = slices.Delete(f.queue, i, i+1)
+		f.run.occupy(e.Job, 1)
+		f.active = append(f.active, &copying{Expected: e, left: float64(e.Bytes)})
+	}
+}
+
+// connect gives each copy its connections and its rate, as vddk.Budget does: what
+// each begins with in the order of their start, and then one more to each in turn.
+func (f *forecast) connect() {
+	type host struct {
+		copies []*copying
+		free   int64
+		waits  bool // somebody, and nobody gets more meanwhile
+	}
+	bytes := cmp.Or(f.run.o.Limits.NFCBuffer, DefaultNFCBuffer)
+	connections := int64(cmp.Or(f.run.o.Limits.Connections, DefaultConnections))
+	least := (bytes + connections - 1) / connections
+	hosts := map[string]*host{}
+	f.bounds = map[string]string{}
+	for _, c := range f.active {
+		key := c.Job.HostKey()
+		c.rate = c.Rate
+		if key == "" || c.Connections == 0 {
+			continue
+		}
+		h := hosts[key]
+		if h == nil {
+			h = &host{free: bytes}
+			hosts[key] = h
+		}
+		h.copies = append(h.copies, c)
+		c.connections = 1
+		if c.Fixed {
+			c.connections = c.Connections
+		}
+		need := min(int64(c.connections)*max(c.Buffers, least), bytes)
+		if h.waits = h.waits || need > h.free; h.waits {
+			c.connections = 0
+		} else {
+			h.free -= need
+		}
+	}
+	for key, h := range hosts {
+		for more := !h.waits; more; {
+			more = false
+			for _, c := range h.copies {
+				if need := max(c.Buffers, least); !c.Fixed && c.connections < c.Connections && need <= h.free {
+					c.connections++
+					h.free -= need
+					more = true
+				}
+			}
+		}
+		for _, c := range h.copies {
+			c.rate *= float64(c.connections) / float64(c.Connections)
+			switch {
+			case c.connections == c.Connections:
+			case c.Buffers < least:
+				f.bounds[key] = fmt.Sprintf("%slimits.connections, %d, binds it", whose(key), connections)
+			default:
+				f.bounds[key] = fmt.Sprintf("%slimits.nfc_buffer, %s, binds it", whose(key), bytesize.Format(bytes))
+			}
+		}
+	}
+}
+
+// limit lowers the rates to what they reach together, and says what binds the
+// batch now.
+func (f *forecast) limit() (bound string) {
+	sums := map[string]float64{}
+	for _, c := range f.active {
+		sums[c.Job.HostKey()] += c.rate
+	}
+	all := 0.0
+	slow, longest := "", -1.0 // the host that has most to do
+	for key, sum := range sums {
+		if most := f.reached.ByHost[key]; most > 0 && sum > most {
+			f.slowDown(most/sum, func(c *copying) bool { return c.Job.HostKey() == key })
+			f.bounds[key] = fmt.Sprintf("what %s gives to several disks at once, %s/s, binds it", nameOf(key), bytesize.Format(int64(most)))
+			sum = most
+		}
+		all += sum
+		if time := f.left[key] / max(sum, 1); time > longest || time == longest && key < slow {
+			slow, longest = key, time
+		}
+	}
+	limits := f.run.o.Limits
+	everyone := func(*copying) bool { return true }
+	if most := f.reached.All; most > 0 && all > most && (limits.Rate == 0 || most <= float64(limits.Rate)) {
+		f.slowDown(most/all, everyone)
+		return fmt.Sprintf("what all hosts together give this machine, %s/s, binds it", bytesize.Format(int64(most)))
+	}
+	if most := float64(limits.Rate); most > 0 && all > most {
+		f.slowDown(most/all, everyone)
+		return fmt.Sprintf("limits.rate, %s/s, binds it", bytesize.Format(limits.Rate))
+	}
+	if bound := f.bounds[slow]; bound != "" {
+		return bound
+	}
+	if len(f.queue) > 0 && len(f.active) == limits.Total {
+		return fmt.Sprintf("limits.total, %d disks at once, binds it", limits.Total)
+	}
+	if len(f.queue) > 0 {
+		waiting := f.queue[0].job
+		if i := slices.IndexFunc(f.queue, func(a *attempt) bool { return a.job.HostKey() == slow }); i >= 0 {
+			waiting = f.queue[i].job
+		}
+		if s := waiting.Server(); s != "" && limits.PerServer > 0 && f.run.servers[s] >= limits.PerServer {
+			return fmt.Sprintf("%s's limits.per_server, %d disks at once, binds it", s, limits.PerServer)
+		}
+		return fmt.Sprintf("%s's limits.per_host, %d disks at once, binds it", waiting.Host, limits.PerHost)
+	}
+	return ownRate
+}
+
+func (f *forecast) slowDown(by float64, who func(*copying) bool) {
+	for _, c := range f.active {
+		if who(c) {
+			c.rate *= by
+		}
+	}
+}
+
+// nameOf returns the host or server of a Job.HostKey.
+func nameOf(key string) string {
+	_, name, ok := strings.Cut(key, " ")
+	if !ok {
+		return "this machine"
+	}
+	return name
+}
+
+func whose(key string) string { return nameOf(key) + "'s " }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"strings"
@@ -20,10 +21,10 @@ const hookGrace = 5 * time.Second
 // maxHookLine bounds the lines of a command's output that are logged, in bytes.
 const maxHookLine = 4 << 10
 
-// runHook runs a command of a job, of the kind that messages call it, and every
-// process it starts is gone when it has timed out or ctx has ended. Output gets
+// hook runs a command of a job, of the kind that messages call it, and every
+// process it starts is gone when it has timed out or ctx has ended. The log gets
 // each line it prints.
-func runHook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, output func(line string)) (err error) {
+func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("%s command %q: %w", kind, argv[0], err)
@@ -42,13 +43,20 @@ func runHook(ctx context.Context, kind string, argv []string, job *Job, report *
 	cmd := exec.Command(argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "VDDKCP_JOB="+job.Name, "VDDKCP_STATUS="+status, "VDDKCP_TARGET="+job.Target, "VDDKCP_REPORT="+reportFile)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	lines := &lineWriter{each: output}
+	lines := &lineWriter{each: func(line string) { log.Info(kind+" command", "says", line) }}
 	cmd.Stdout, cmd.Stderr = lines, lines
 	// What it leaves running does not keep the job from its end.
 	cmd.WaitDelay = hookGrace
-	if err := cmd.Start(); err != nil {
+	gone, err := r.spawn(func() (group int, err error) {
+		if err := cmd.Start(); err != nil {
+			return 0, err
+		}
+		return cmd.Process.Pid, nil
+	})
+	if err != nil {
 		return err
 	}
+	defer gone()
 	ended := make(chan struct{})
 	go func() {
 		err = cmd.Wait()
@@ -77,6 +85,14 @@ func runHook(ctx context.Context, kind string, argv []string, job *Job, report *
 		err = fmt.Errorf("%w: %s", err, lines.last)
 	}
 	return err
+}
+
+func (r *run) spawn(start func() (group int, err error)) (gone func(), err error) {
+	if r.o.Spawn != nil {
+		return r.o.Spawn(start)
+	}
+	_, err = start()
+	return func() {}, err
 }
 
 // temporary writes a report where only this user reads it.

@@ -15,6 +15,9 @@ import (
 	"vddkcp/internal/nearest"
 )
 
+// maxName is how much of a field's name is shown, in bytes.
+const maxName = 64
+
 // maxShown bounds how many problems an error lists.
 const maxShown = 200
 
@@ -68,9 +71,10 @@ func Load(r io.Reader, name, dir string, spec *Spec) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	l := &loader{dir: dir, spec: spec, fields: map[string]*Field{}}
+	l := &loader{dir: dir, spec: spec, fields: map[string]*Field{}, known: names(jobFields)}
 	for i := range spec.Fields {
 		l.fields[spec.Fields[i].Name] = &spec.Fields[i]
+		l.known = append(l.known, spec.Fields[i].Name)
 	}
 	file := new(File)
 	if len(text) > maxFile {
@@ -98,6 +102,7 @@ type loader struct {
 	dir      string
 	spec     *Spec
 	fields   map[string]*Field
+	known    []string // the fields of a job
 	problems []problem
 	warnings []string
 }
@@ -145,6 +150,10 @@ func (l *loader) unknown(m member, prefix string, known []string) {
 		l.bad(m.offset, field, "not a field of a job: %s", reason)
 		return
 	}
+	if len(m.name) > maxName {
+		l.bad(m.offset, field, "unknown field")
+		return
+	}
 	meant := nearest.Of(strings.ReplaceAll(strings.ToLower(m.name), "-", "_"), known)
 	l.bad(m.offset, field, "unknown field; did you mean %q?", meant)
 }
@@ -164,13 +173,16 @@ func notOfAJob(name string) string {
 
 // quoted returns a name as it is where it could be a field's, else in quotes.
 func quoted(name string) string {
+	if len(name) > maxName {
+		return strconv.Quote(name[:maxName])
+	}
 	for _, r := range name {
 		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_' && (r < 'A' || r > 'Z') && r != '-' {
 			return strconv.Quote(name)
 		}
 	}
-	if name == "" || len(name) > 64 {
-		return strconv.Quote(name[:min(len(name), 64)])
+	if name == "" {
+		return `""`
 	}
 	return name
 }
@@ -235,7 +247,7 @@ func (l *loader) draft(n *node, field string, index int) *draft {
 	d := newDraft()
 	d.node = n
 	before := len(l.problems)
-	l.object(n, field, l.known(), func(m member, field string) {
+	l.object(n, field, l.known, func(m member, field string) {
 		d.places[m.name] = m.value.offset
 		switch m.name {
 		case "name":
@@ -271,15 +283,6 @@ func (l *loader) draft(n *node, field string, index int) *draft {
 	})
 	d.ok = len(l.problems) == before
 	return d
-}
-
-// known are the fields of a job.
-func (l *loader) known() []string {
-	known := names(jobFields)
-	for i := range l.spec.Fields {
-		known = append(known, l.spec.Fields[i].Name)
-	}
-	return known
 }
 
 func (l *loader) text(d *draft, m member, field string) {
@@ -498,11 +501,30 @@ func (l *loader) jobs(n *node, defaults *draft, f *File) {
 		if d.ok && defaults.ok && l.spec.Job != nil {
 			data, err := l.spec.Job(j)
 			if err != nil {
-				l.bad(d.node.offset, fmt.Sprintf("jobs[%d]", i), "%v", err)
+				l.badJob(i, d, defaults, err)
 			}
 			j.Data = data
 		}
 	}
+}
+
+// badJob puts what is wrong with a job as a whole where it is: an error that begins
+// with a flag's name is of that field.
+func (l *loader) badJob(i int, d, defaults *draft, err error) {
+	flag, message, ok := strings.Cut(err.Error(), ": ")
+	flag, isFlag := strings.CutPrefix(flag, "--")
+	name := strings.ReplaceAll(flag, "-", "_")
+	if ok && isFlag {
+		if at, ok := d.places[name]; ok {
+			l.bad(at, fmt.Sprintf("jobs[%d].%s", i, name), "%s", message)
+			return
+		}
+		if at, ok := defaults.places[name]; ok {
+			l.bad(at, "defaults."+name, "%s (in jobs[%d])", message, i)
+			return
+		}
+	}
+	l.bad(d.node.offset, fmt.Sprintf("jobs[%d]", i), "%v", err)
 }
 
 func (l *loader) files(address string) []string {

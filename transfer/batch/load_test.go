@@ -46,6 +46,9 @@ func testSpec() *batch.Spec {
 			if j.Text("format") == "raw" && j.Text("compress") != "" {
 				return nil, errors.New("--compress is not for raw disks")
 			}
+			if d := j.Text("depth"); d == "7" || d == "8" {
+				return nil, fmt.Errorf("--depth: %s: want an odd number of 1 or 3", d)
+			}
 			return j.Name, nil
 		},
 	}
@@ -72,7 +75,17 @@ func TestLoadTellsMistakes(t *testing.T) {
 		{"cut off", `{"version":1,"jobs":[`, []string{"1:22: the file ends in the middle: a bracket, brace or quote is not closed"}},
 		{"open string", "{\"version\":1,\"jobs\":[\"\n", []string{"1:23: a line's end or another control character in a string: want \\n, \\t or \\u00XX"}},
 		{"two values", `{} {}`, []string{"1:4: something after the end of the job file"}},
-		{"byte order mark", "\ufeff{}", []string{"1:1: a byte order mark: JSON has none"}},
+		{"byte order mark", "\ufeff{}", []string{"1:1: a byte order mark: JSON has none; save the file as UTF-8 without it"}},
+		{"UTF-16", "\xff\xfe{\x00}\x00", []string{"1:1: UTF-16: want UTF-8"}},
+		{"UTF-16, big end first", "\xfe\xff\x00{\x00}", []string{"1:1: UTF-16: want UTF-8"}},
+		{"UTF-16 without a mark", "\x00{\x00}", []string{"1:1: UTF-16: want UTF-8"}},
+		{"nothing", "", []string{"1:1: empty: want a job file"}},
+		{"two values in lines", "{}\n{}", []string{"2:1: something after the end of the job file"}},
+		{"garbage", strings.Repeat("a", 10<<20), []string{"1:1: invalid character 'a' looking for beginning of value"}},
+		{"deep garbage", strings.Repeat("[", 10<<20), []string{"1:10001: nested deeper than 16"}},
+		{"zeros behind it", "{}\x00\x00", []string{"1:3: a byte of value 0"}},
+		{"a zero in it", "{\"version\":1,\x00}", []string{"1:14: a byte of value 0"}},
+		{"a zero in a string", "{\"a\x00b\":1}", []string{"1:4: a byte of value 0"}},
 		{"not UTF-8", "{\"\xff\":1}", []string{"1:3: not UTF-8"}},
 		{"too deep", strings.Repeat("[", 30) + strings.Repeat("]", 30), []string{"1:17: nested deeper than 16"}},
 		{"an array", `[]`, []string{"1:1: want an object, found an array"}},
@@ -113,6 +126,15 @@ func TestLoadTellsMistakes(t *testing.T) {
 		{"limits", `{"version":1,"limits":{"total":0,"rounds":-1,"per_host":"2"},"jobs":[{` + ok + `}]}`, []string{
 			"1:32: limits.total: 0: want 1 to 1000", "1:43: limits.rounds: -1: want 0 to 100", "1:57: limits.per_host: want a whole number, found a string",
 		}},
+		{"huge and negative numbers", `{"version":1,"limits":{"total":99999999999999999999,"rate":"-5"},"jobs":[{` + ok + `,"sparse":123456789012345678901234567890},
+			{"source":"a","target":"c","sparse":-4096,"depth":1e999}]}`, []string{
+			"1:32: limits.total: 99999999999999999999: want 1 to 1000",
+			`1:60: limits.rate: size "-5": not a whole number of bytes; use 512, 64KiB, 1MiB, 2GiB`,
+			`1:110: jobs[0].sparse: size "123456789012345678901234567890": more than 8 EiB`,
+			`2:40: jobs[1].sparse: size "-4096": not a whole number of bytes; use 512, 64KiB, 1MiB, 2GiB`,
+			"2:54: jobs[1].depth: 1e999: want a whole number",
+		}},
+		{"long name", `{"version":1,"jobs":[{` + ok + `,"` + strings.Repeat("x", 1<<20) + `":1}]}`, []string{`1:49: jobs[0]."` + strings.Repeat("x", 64) + `": unknown field`}},
 		{"no choice", `{"version":1,"jobs":[{` + ok + `,"format":"vhd","digest":"md5"}]}`, []string{
 			`1:58: jobs[0].format: "vhd": want one of raw, qcow2`, `1:73: jobs[0].digest: "md5": want one of blksum, sha256`,
 		}},
@@ -125,8 +147,8 @@ func TestLoadTellsMistakes(t *testing.T) {
 		{"missing", `{"version":1,"jobs":[{"source":"a"},7,{"target":"c","source":""}]}`, []string{
 			"1:22: jobs[0].target: missing", "1:37: jobs[1]: want an object, found a number", "1:62: jobs[2].source: missing",
 		}},
-		{"twice in an object", `{"version":1,"version":1,"jobs":[{` + ok + `,"source":"c"}]}`, []string{
-			"1:14: version: is there twice", "1:61: jobs[0].source: is there twice",
+		{"twice in an object", `{"version":1,"version":1,"jobs":[{` + ok + `,"source":"c","labels":{"a":"1","a":"2"}}]}`, []string{
+			"1:14: version: is there twice", "1:61: jobs[0].source: is there twice", "1:92: jobs[0].labels.a: is there twice",
 		}},
 		{"names", `{"version":1,"defaults":{"name":"x"},"jobs":[{"name":"é",` + ok + `},{"name":"é","source":"a","target":"c"}]}`, []string{
 			"1:26: defaults.name: a name is one job's", `1:93: jobs[1].name: "é" is the name of jobs[0] too`,
@@ -144,6 +166,8 @@ func TestLoadTellsMistakes(t *testing.T) {
 			"1:132: jobs[1].password: want the name of a file after +",
 		}},
 		{"as a whole", `{"version":1,"jobs":[{` + ok + `,"format":"raw","compress":"zlib"}]}`, []string{"1:22: jobs[0]: --compress is not for raw disks"}},
+		{"a field as a whole", `{"version":1,"defaults":{"depth":8},"jobs":[{` + ok + `,"depth":7},{"source":"a","target":"c"}]}`, []string{
+			"1:34: defaults.depth: 8: want an odd number of 1 or 3 (in jobs[1])", "1:80: jobs[0].depth: 7: want an odd number of 1 or 3"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := load(c.text)
@@ -171,6 +195,19 @@ func TestLoadListsManyProblemsShortly(t *testing.T) {
 	_, err := load(`{"version":1,"jobs":[` + strings.Repeat("1,", 999) + "1]}")
 	if lines := strings.Split(err.Error(), "\n"); len(lines) != 202 || lines[0] != "jobs.json has 1000 problems:" || lines[201] != "and 800 more" {
 		t.Errorf("%d lines: %s ... %s", len(lines), lines[0], lines[len(lines)-1])
+	}
+}
+
+// A file of one line is told its places as fast as one of many.
+func TestLoadOfALongLine(t *testing.T) {
+	const n = 100000
+	_, err := load(`{"version":1,"jobs":[` + strings.Repeat(`{"x":1},`, n) + `1]}`)
+	var bad *batch.FileError
+	if !errors.As(err, &bad) || len(bad.Problems) != 3*n+1 {
+		t.Fatalf("%T with %d problems", err, len(bad.Problems))
+	}
+	if last := bad.Problems[3*n].String(); last != fmt.Sprintf("1:%d: jobs[%d]: want an object, found a number", 22+8*n, n) {
+		t.Errorf("the last: %s", last)
 	}
 }
 

@@ -19,7 +19,7 @@ var pageText string
 
 // Names on the timeline, and what it is drawn with.
 const (
-	maxNamed  = 200 // jobs; with more the bars have no names beside them
+	maxNamed  = 400 // jobs; with more the bars have no names beside them
 	rowHeight = 16
 	barHeight = 12
 	timeWidth = 1000 // of the drawing, whatever the screen's
@@ -33,16 +33,35 @@ type page struct {
 	Outcome  string
 	Summary  string
 	When     string
-	Failures []*JobReport
+	Failures []*failure
 	Warnings []*JobReport
 	Timeline *timeline // nil: nothing ran
 	Jobs     []pageJob
+}
+
+// failure is one that jobs share, word for word.
+type failure struct {
+	*JobReport // the first
+	Names      []string
+}
+
+// failed adds a job to those that failed.
+func (p *page) failed(j *JobReport) {
+	i := slices.IndexFunc(p.Failures, func(f *failure) bool {
+		return f.Status == j.Status && f.Exit == j.Exit && f.Error == j.Error && f.Hint == j.Hint
+	})
+	if i < 0 {
+		i = len(p.Failures)
+		p.Failures = append(p.Failures, &failure{JobReport: j})
+	}
+	p.Failures[i].Names = append(p.Failures[i].Names, j.Name)
 }
 
 type pageJob struct {
 	*JobReport
 	Index                           int
 	Labels                          []string
+	Path                            []string // the target, in parts between which a line may end
 	Size, Read, Written, Time, Rate string
 }
 
@@ -52,6 +71,7 @@ type timeline struct {
 	Most     string // rate
 	Rate     string // a path
 	Names    []string
+	Statuses []transfer.Status // of the bars
 	Height   int
 	Bars     []bar
 }
@@ -74,29 +94,37 @@ func (r *Report) page() ([]byte, error) {
 		read += j.BytesRead
 		written += j.BytesWritten
 		retries += j.Retries
-		row := pageJob{JobReport: j, Index: i}
+		row := pageJob{JobReport: j, Index: i, Path: strings.SplitAfter(j.Target, "/")}
 		for _, key := range slices.Sorted(maps.Keys(j.Labels)) {
 			row.Labels = append(row.Labels, key+"="+j.Labels[key])
 		}
 		if j.Status != transfer.StatusSkipped {
-			row.Size, row.Read, row.Written = bytesize.Format(j.VirtualSize), bytesize.Format(j.BytesRead), bytesize.Format(j.BytesWritten)
 			row.Time = duration(j.Seconds)
+			if j.VirtualSize > 0 { // else it was not opened
+				row.Size, row.Read, row.Written = bytesize.Format(j.VirtualSize), bytesize.Format(j.BytesRead), bytesize.Format(j.BytesWritten)
+			}
 			if j.Seconds > 0 && j.BytesRead > 0 {
 				row.Rate = bytesize.Format(int64(float64(j.BytesRead)/j.Seconds)) + "/s"
 			}
 		}
 		p.Jobs = append(p.Jobs, row)
 		if j.Status != transfer.StatusOK && j.Status != transfer.StatusSkipped {
-			p.Failures = append(p.Failures, j)
+			p.failed(j)
 		}
 		if len(j.Warnings) > 0 {
 			p.Warnings = append(p.Warnings, j)
 		}
 	}
-	took := r.Finished.Sub(r.Started)
-	p.Summary = fmt.Sprintf("%s read and %s written in %s", bytesize.Format(read), bytesize.Format(written), duration(took.Seconds()))
-	if retries > 0 {
-		p.Summary += fmt.Sprintf(", %d reads tried again", retries)
+	took := r.Finished.Sub(r.Started).Seconds()
+	p.Summary = fmt.Sprintf("%s read and %s written in %s", bytesize.Format(read), bytesize.Format(written), duration(took))
+	if took > 0 && read > 0 {
+		p.Summary += fmt.Sprintf(", %s/s", bytesize.Format(int64(float64(read)/took)))
+	}
+	switch {
+	case retries == 1:
+		p.Summary += "; 1 read was tried again"
+	case retries > 1:
+		p.Summary += fmt.Sprintf("; %d reads were tried again", retries)
 	}
 	p.When = fmt.Sprintf("From %s to %s. Exit status %d.", clock(r.Started), clock(r.Finished), r.Exit)
 	var text bytes.Buffer
@@ -109,10 +137,16 @@ func (r *Report) page() ([]byte, error) {
 // outcome is a sentence for the first line.
 func (r *Report) outcome() string {
 	c := r.Counts
+	if c.Done == 1 && len(r.Jobs) == 1 {
+		return "The disk is copied"
+	}
 	if c.Done == len(r.Jobs) {
 		return fmt.Sprintf("All %d disks are copied", c.Done)
 	}
 	text := fmt.Sprintf("%d of %d disks are copied", c.Done, len(r.Jobs))
+	if c.Done == 0 {
+		text = fmt.Sprintf("None of %d disks is copied", len(r.Jobs))
+	}
 	for _, n := range []struct {
 		count int
 		what  string
@@ -162,11 +196,15 @@ func (r *Report) timeline() *timeline {
 	bins := make([]float64, rateBins) // bytes read in each
 	for i, j := range ran {
 		start, end := j.Started.Sub(from).Seconds(), j.Finished.Sub(from).Seconds()
+		width := max((end-start)/whole*timeWidth, 1.5)
 		t.Bars = append(t.Bars, bar{
-			Status: j.Status, X: round(start / whole * timeWidth), Y: round(float64(i)*row + (row-high)/2),
-			Width: round(max((end-start)/whole*timeWidth, 1.5)), Height: round(high),
+			Status: j.Status, X: round(min(start/whole*timeWidth, timeWidth-width)), Y: round(float64(i)*row + (row-high)/2),
+			Width: round(width), Height: round(high),
 			Title: fmt.Sprintf("%s: %s, %s read in %s", j.Name, j.Status, bytesize.Format(j.BytesRead), duration(end-start)),
 		})
+		if !slices.Contains(t.Statuses, j.Status) {
+			t.Statuses = append(t.Statuses, j.Status)
+		}
 		if len(ran) <= maxNamed {
 			t.Names = append(t.Names, j.Name)
 		}

@@ -2,14 +2,15 @@ package batch
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -119,22 +120,26 @@ const maxReport = 1 << 30
 
 // Merge makes one report of those in the folder dir: all files there whose names
 // end in .json and that are reports of batches. A job that several have counts
-// once, by the report that has it done, else by the latest.
-func Merge(dir string) (*Report, error) {
+// once, by the report that has it done, else by the latest. With jobs the report is
+// of these and in their order, and those that no report has are skipped. Notes are
+// for the user.
+func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("merge reports: %w", err)
+		return nil, nil, fmt.Errorf("merge reports: %w", err)
 	}
-	merged := &Report{Version: 1}
+	merged = &Report{Version: 1}
 	byName := map[string]*JobReport{}
+	var names, twice []string
 	found := 0
+	var bad []error // of all files at once
 	for _, f := range files {
 		if !strings.EqualFold(filepath.Ext(f.Name()), ".json") || strings.HasPrefix(f.Name(), ".") || f.IsDir() {
 			continue
 		}
 		r, err := readReport(filepath.Join(dir, f.Name()))
 		if err != nil {
-			return nil, fmt.Errorf("merge reports: %w", err)
+			bad = append(bad, fmt.Errorf("merge reports: %w", err))
 		}
 		if r == nil {
 			continue
@@ -149,22 +154,64 @@ func Merge(dir string) (*Report, error) {
 		for _, j := range r.Jobs {
 			have, ok := byName[j.Name]
 			if !ok {
-				merged.Jobs = append(merged.Jobs, j)
+				names = append(names, j.Name)
+			} else if !slices.Contains(twice, j.Name) {
+				twice = append(twice, j.Name)
 			}
 			if !ok || j.better(have) {
 				byName[j.Name] = j
 			}
 		}
 	}
+	if len(bad) > 0 {
+		return nil, nil, errors.Join(bad...)
+	}
 	if found == 0 {
-		return nil, fmt.Errorf("merge reports: %w", &fs.PathError{Op: "look for *.json", Path: dir, Err: errors.New("no report of a batch")})
+		return nil, nil, fmt.Errorf("merge reports: %w", &fs.PathError{Op: "look for *.json", Path: dir, Err: errors.New("no report of a batch")})
 	}
-	for i, j := range merged.Jobs {
-		merged.Jobs[i] = byName[j.Name]
+	if len(twice) > 0 {
+		notes = append(notes, "in several reports, of which the one that has it done counts, else the latest: "+listed(twice))
 	}
-	slices.SortStableFunc(merged.Jobs, func(a, b *JobReport) int { return cmp.Compare(a.Name, b.Name) })
+	if jobs == nil {
+		slices.Sort(names)
+		for _, name := range names {
+			merged.Jobs = append(merged.Jobs, byName[name])
+		}
+		merged.end(0)
+		return merged, notes, nil
+	}
+	var missing []string
+	for _, j := range jobs {
+		r := byName[j.Name]
+		delete(byName, j.Name)
+		if r == nil {
+			missing = append(missing, j.Name)
+			r = skippedReport(j, "no report has it: its shard did not run, or has not ended")
+		}
+		merged.Jobs = append(merged.Jobs, r)
+	}
+	if len(missing) > 0 {
+		notes = append(notes, "in no report: "+listed(missing))
+	}
+	if len(byName) > 0 {
+		notes = append(notes, "left out, since the job file does not have them: "+listed(slices.Sorted(maps.Keys(byName))))
+	}
 	merged.end(0)
-	return merged, nil
+	return merged, notes, nil
+}
+
+// listed names a few jobs.
+func listed(names []string) string {
+	const few = 10
+	quoted := make([]string, 0, few)
+	for _, name := range names[:min(len(names), few)] {
+		quoted = append(quoted, strconv.Quote(name))
+	}
+	text := strings.Join(quoted, ", ")
+	if more := len(names) - few; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }
 
 // better says whether j tells more of a job than other does.
@@ -201,7 +248,7 @@ func readReport(path string) (*Report, error) {
 		if errors.As(err, new(*json.UnmarshalTypeError)) {
 			return nil, nil
 		}
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w; want a whole report: run what wrote it again with --resume, or remove it", path, err)
 	}
 	if shape.Counts == nil {
 		return nil, nil

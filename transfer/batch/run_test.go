@@ -337,11 +337,21 @@ func TestResumeLooksAtTargets(t *testing.T) {
 
 // state is what a run leaves that is killed just when a job has begun.
 func (f *fake) state() string {
-	text, err := os.ReadFile(filepath.Join(f.dir, "state.json"))
+	text, err := os.ReadFile(filepath.Join(f.dir, "state.json.changes"))
 	if err != nil {
 		f.t.Error(err)
 	}
 	return string(text)
+}
+
+// leave puts back what state returned.
+func (f *fake) leave(state string) {
+	f.t.Helper()
+	for name, text := range map[string]string{"state.json": `{"version":1,"jobs":[]}`, "state.json.changes": state} {
+		if err := os.WriteFile(filepath.Join(f.dir, name), []byte(text), 0o600); err != nil {
+			f.t.Error(err)
+		}
+	}
 }
 
 // A run that is killed between a copy's end and its note in the state file does
@@ -357,9 +367,7 @@ func TestKilledAfterTheCopy(t *testing.T) {
 	}
 	resume := func(want string) {
 		t.Helper()
-		if err := os.WriteFile(filepath.Join(f.dir, "state.json"), []byte(killed), 0o600); err != nil {
-			t.Fatal(err)
-		}
+		f.leave(killed)
 		f.mustRun(true, 0, batch.Counts{Done: 2})
 		if got := strings.Join(f.copied, ""); got != want {
 			t.Errorf("begun: %s, want %s", got, want)
@@ -373,6 +381,42 @@ func TestKilledAfterTheCopy(t *testing.T) {
 	resume("ab")
 }
 
+// Of the changes that a killed run left, one that was cut was not made, and those of
+// a state file that somebody removed are nobody's.
+func TestChangesOfAKilledRun(t *testing.T) {
+	f := newFake(t, jobsOf("a", "b", "c"))
+	var killed string
+	f.fates["c"] = []*fate{{status: transfer.StatusOK, do: func(context.Context, *batch.Task) { killed = f.state() }}}
+	f.o.Limits.Total = 1
+	f.mustRun(false, 0, batch.Counts{Done: 3})
+	for _, c := range []struct{ name, changes, copied string }{
+		{"whole", killed, ""}, // c became whole after the note that it runs
+		{"cut", killed[:len(killed)-10], "c"},
+		{"cut, and more behind it", killed[:10] + "\n" + killed, ""},
+	} {
+		f.leave(c.changes)
+		f.mustRun(true, 0, batch.Counts{Done: 3})
+		if got := strings.Join(f.copied, ""); got != c.copied {
+			t.Errorf("%s: begun %s, want %s", c.name, got, c.copied)
+		}
+	}
+	f.leave(killed)
+	if err := os.Remove(filepath.Join(f.dir, "state.json")); err != nil {
+		t.Fatal(err)
+	}
+	f.mustRun(false, 0, batch.Counts{Done: 3})
+	if got := strings.Join(f.copied, ""); got != "abc" {
+		t.Errorf("anew: begun %s", got)
+	}
+	if left, err := filepath.Glob(filepath.Join(f.dir, "state.json?*")); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	f.leave(`{"name":"a","phase":"eh"}`)
+	if _, err := batch.OpenStore(filepath.Join(f.dir, "state.json")); err == nil || !strings.Contains(err.Error(), `state.json.changes: phase "eh": want running`) {
+		t.Errorf("error %v", err)
+	}
+}
+
 // What was there before a copy that replaces it is not that copy's.
 func TestKilledBeforeTheCopyReplaced(t *testing.T) {
 	f := newFake(t, jobsOf("a"))
@@ -382,9 +426,7 @@ func TestKilledBeforeTheCopyReplaced(t *testing.T) {
 	var killed string
 	f.fates["a"] = []*fate{{status: transfer.StatusFailed, exit: 75, do: func(context.Context, *batch.Task) { killed = f.state() }}}
 	f.mustRun(false, 75, batch.Counts{Failed: 1})
-	if err := os.WriteFile(filepath.Join(f.dir, "state.json"), []byte(killed), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	f.leave(killed)
 	f.mustRun(true, 0, batch.Counts{Done: 1})
 	if len(f.copied) != 1 {
 		t.Errorf("begun: %v", f.copied)
@@ -482,7 +524,7 @@ func TestMerge(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := batch.Merge(dir); err == nil || !strings.Contains(err.Error(), "no report of a batch") {
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "no report of a batch") {
 		t.Errorf("of nothing: %v", err)
 	}
 	write("0.json", 0, job("a", transfer.StatusInterrupted, 130, 1), job("c", transfer.StatusOK, 0, 1))
@@ -492,9 +534,12 @@ func TestMerge(t *testing.T) {
 	other("jobs.state.json", `{"version":1,"jobs":[]}`)
 	other("list.json", `[]`)
 	other("notes.txt", `x`)
-	r, err := batch.Merge(dir)
+	r, notes, err := batch.Merge(dir, nil)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if want := []string{`in several reports, of which the one that has it done counts, else the latest: "a", "c", "d"`}; !slices.Equal(notes, want) {
+		t.Errorf("notes %q, want %q", notes, want)
 	}
 	got := ""
 	for _, j := range r.Jobs {
@@ -506,12 +551,28 @@ func TestMerge(t *testing.T) {
 	if !r.Started.Equal(begun) || r.Finished.Sub(begun) != 30*time.Minute {
 		t.Errorf("from %s to %s", r.Started, r.Finished)
 	}
+	// By a job file: in its order, without strangers, and with what is missing.
+	f := newFake(t, jobsOf("e", "c", "b", "f"))
+	if r, notes, err = batch.Merge(dir, f.file.Jobs); err != nil {
+		t.Fatal(err)
+	}
+	got = ""
+	for _, j := range r.Jobs {
+		got += fmt.Sprintf("%s=%s ", j.Name, j.Status)
+	}
+	if got != "e=skipped c=ok b=failed f=skipped " || r.Exit != 4 || r.Counts != (batch.Counts{Done: 1, Failed: 1, Skipped: 2}) || !strings.Contains(r.Jobs[0].Error, "no report has it") {
+		t.Errorf("%s, exit %d, counts %+v", got, r.Exit, r.Counts)
+	}
+	if want := []string{`in no report: "e", "f"`, `left out, since the job file does not have them: "a", "d"`}; len(notes) != 3 || !slices.Equal(notes[1:], want) {
+		t.Errorf("notes %q, want %q", notes, want)
+	}
 	other("3.json", `{"version":1,"counts":{},"jobs":[{}]}`)
-	if _, err := batch.Merge(dir); err == nil || !strings.Contains(err.Error(), "3.json: jobs[0] has no name") {
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: jobs[0] has no name") {
 		t.Errorf("of a bad one: %v", err)
 	}
 	other("3.json", `{"version":1,`)
-	if _, err := batch.Merge(dir); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end") {
+	other("4.json", "")
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end of JSON input; want a whole report") || !strings.Contains(err.Error(), "4.json: unexpected end") {
 		t.Errorf("of a cut one: %v", err)
 	}
 }
@@ -567,29 +628,91 @@ func TestLogName(t *testing.T) {
 }
 
 func TestEstimate(t *testing.T) {
-	f := newFake(t, jobsOf("a h", "b h", "c", "d"))
-	jobs := func(rate float64) (all []batch.Expected) {
-		for _, j := range f.file.Jobs {
-			all = append(all, batch.Expected{Job: j, Bytes: 100 << 20, Rate: rate})
+	const mib, second = 1 << 20, time.Second
+	for _, c := range []struct {
+		name    string
+		jobs    []string // NAME HOST SERVER, each of 100 MiB
+		each    batch.Expected
+		limits  batch.Limits
+		reached batch.Reached
+		want    time.Duration
+		binds   string
+	}{
+		{name: "alone", jobs: []string{"a", "b", "c", "d"}, want: 100 * second, binds: "each disk's own rate binds it"},
+		{name: "total", jobs: []string{"a", "b", "c", "d"}, limits: batch.Limits{Total: 1}, want: 400 * second, binds: "limits.total, 1 disks at once, binds it"},
+		{name: "per host", jobs: []string{"a h", "b h", "c h", "d i"}, limits: batch.Limits{PerHost: 1}, want: 300 * second, binds: "h's limits.per_host, 1 disks at once, binds it"},
+		{name: "per server", jobs: []string{"a h s", "b i s", "c j s"}, limits: batch.Limits{PerServer: 1, PerHost: 2}, want: 300 * second, binds: "s's limits.per_server, 1 disks at once, binds it"},
+		{name: "rate", jobs: []string{"a", "b", "c", "d"}, limits: batch.Limits{Rate: 2 * mib}, want: 200 * second, binds: "limits.rate, 2.0 MiB/s, binds it"},
+		// 32 MiB are 8 connections of 4 MiB: two copies with 4 each.
+		{name: "fixed connections", jobs: []string{"a h", "b h", "c h", "d h"}, each: batch.Expected{Connections: 4, Fixed: true, Buffers: 4 * mib},
+			want: 200 * second, binds: "h's limits.nfc_buffer, 32.0 MiB, binds it"},
+		// Or two each, at half the rate.
+		{name: "connections that adapt", jobs: []string{"a h", "b h", "c h", "d h"}, each: batch.Expected{Connections: 4, Buffers: 4 * mib},
+			want: 200 * second, binds: "h's limits.nfc_buffer, 32.0 MiB, binds it"},
+		{name: "room for all", jobs: []string{"a h", "b h"}, each: batch.Expected{Connections: 4, Buffers: 4 * mib}, want: 100 * second, binds: "each disk's own rate binds it"},
+		{name: "less than one has room", jobs: []string{"a h", "b h"}, each: batch.Expected{Connections: 1, Buffers: 4 * mib}, limits: batch.Limits{NFCBuffer: mib},
+			want: 200 * second, binds: "h's limits.nfc_buffer, 1.0 MiB, binds it"},
+		{name: "few connections", jobs: []string{"a h", "b h"}, each: batch.Expected{Connections: 2, Buffers: mib}, limits: batch.Limits{Connections: 2},
+			want: 200 * second, binds: "h's limits.connections, 2, binds it"},
+		{name: "a server's budget", jobs: []string{"a - s", "b - s"}, each: batch.Expected{Connections: 2, Buffers: mib}, limits: batch.Limits{Connections: 2},
+			want: 200 * second, binds: "s's limits.connections, 2, binds it"},
+		{name: "hosts have their own", jobs: []string{"a h", "b i"}, each: batch.Expected{Connections: 2, Buffers: mib}, limits: batch.Limits{Connections: 2}, want: 100 * second, binds: "each disk's own rate binds it"},
+		{name: "a slow host", jobs: []string{"a h", "b h", "c i"}, reached: batch.Reached{ByHost: map[string]float64{"host h": mib / 2}},
+			want: 400 * second, binds: "what h gives to several disks at once, 512.0 KiB/s, binds it"},
+		{name: "a slow disk here", jobs: []string{"a", "b"}, reached: batch.Reached{ByHost: map[string]float64{"": mib}}, want: 200 * second, binds: "what this machine gives to several disks at once, 1.0 MiB/s, binds it"},
+		{name: "a slow network", jobs: []string{"a h", "b i"}, reached: batch.Reached{All: mib}, limits: batch.Limits{Rate: 2 * mib}, want: 200 * second, binds: "what all hosts together give this machine, 1.0 MiB/s, binds it"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f := newFake(t, strings.ReplaceAll(jobsOf(c.jobs...), `"host":"-",`, "")) // no host, but a server
+			var all []batch.Expected
+			for _, j := range f.file.Jobs {
+				e := c.each
+				e.Job, e.Bytes, e.Size, e.Rate = j, 100*mib, -1, mib
+				all = append(all, e)
+			}
+			e := batch.Estimate(all, c.limits, c.reached)
+			if e.Time.Round(second) != c.want || e.Binds != c.binds || e.Last == nil {
+				t.Errorf("%s, %s; want %s, %s", e.Time, e.Binds, c.want, c.binds)
+			}
+		})
+	}
+	f := newFake(t, jobsOf("a h", "b h"))
+	e := batch.Expected{Job: f.file.Jobs[0], Bytes: mib, Rate: mib, Connections: 4, Buffers: 4 * mib}
+	other := e
+	other.Job, other.Fixed = f.file.Jobs[1], true
+	if got := batch.Opening([]batch.Expected{e, other}, batch.Limits{NFCBuffer: 8 * mib}); len(got) != 1 || got[0].Job != e.Job || got[0].Rate != mib/4 {
+		t.Errorf("begins with %+v", got)
+	}
+	if e := batch.Estimate(nil, batch.Limits{}, batch.Reached{}); e.Last != nil {
+		t.Errorf("of nothing: %+v", e)
+	}
+}
+
+// Which job ends last is told, by the order in which Run starts them.
+func TestEstimateNamesTheLast(t *testing.T) {
+	f := newFake(t, jobsOf("a", "b", "c"))
+	all := func(size bool) (all []batch.Expected) {
+		for i, j := range f.file.Jobs {
+			e := batch.Expected{Job: j, Bytes: int64(i+1) << 20, Size: -1, Rate: 1 << 20}
+			if size {
+				e.Size = e.Bytes
+			}
+			all = append(all, e)
 		}
 		return all
 	}
 	for _, c := range []struct {
-		limits batch.Limits
-		want   time.Duration
-		binds  string
-	}{
-		{batch.Limits{}, 100 * time.Second, "each disk's own rate"},
-		{batch.Limits{Total: 1}, 400 * time.Second, "limits.total"},
-		{batch.Limits{PerHost: 1}, 200 * time.Second, "each disk's own rate"},
-		{batch.Limits{Rate: 2 << 20}, 200 * time.Second, "limits.rate"},
-	} {
-		e := batch.Estimate(jobs(1<<20), c.limits)
-		if e.Time.Round(time.Second) != c.want || c.binds != "each disk's own rate" && !strings.Contains(e.Binds, c.binds) || e.Last == nil {
-			t.Errorf("%+v: %+v, want %s and %s", c.limits, e, c.want, c.binds)
+		sizes         bool
+		opening, last string
+		want          time.Duration
+	}{{false, "ab", "c", 4 * time.Second}, {true, "cb", "a", 3 * time.Second}} {
+		limits := batch.Limits{Total: 2}
+		opening := ""
+		for _, j := range batch.Opening(all(c.sizes), limits) {
+			opening += j.Job.Name
 		}
-	}
-	if e := batch.Estimate(nil, batch.Limits{}); e.Last != nil {
-		t.Errorf("of nothing: %+v", e)
+		if e := batch.Estimate(all(c.sizes), limits, batch.Reached{}); opening != c.opening || e.Last.Name != c.last || e.Time != c.want {
+			t.Errorf("sizes %v: begins with %s, %+v", c.sizes, opening, e)
+		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"vddkcp/transfer"
@@ -31,6 +32,10 @@ type Options struct {
 	// Tidy removes what a copy leaves beside its target when it is killed after
 	// that was whole; nil: nothing.
 	Tidy func(*Job)
+	// Spawn calls start, which starts a command of a job as a process group of its
+	// own, and returns what is to be called when that has ended: for whoever ends
+	// the program at once, and must not leave commands behind; nil: nobody.
+	Spawn func(start func() (group int, err error)) (gone func(), err error)
 	// Ended is told of each job when it is over, and of those that were done
 	// before; nil: nobody.
 	Ended func(*Job, *JobReport)
@@ -74,7 +79,16 @@ func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
+	done := make(chan struct{})
+	var keeping sync.WaitGroup
+	keeping.Go(func() {
+		o.Store.keepWritten(done, func(err error) {
+			o.Log.Warn("the state is not written; what changed is kept beside it", "error", err)
+		})
+	})
 	r.schedule(ctx, longestFirst(queue, o.Size))
+	close(done)
+	keeping.Wait()
 	for _, j := range jobs {
 		result := r.reports[j]
 		if result == nil {
@@ -92,7 +106,10 @@ func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	}
 	report.Finished = time.Now()
 	report.end(stopped)
-	return report, o.Store.flush()
+	err = o.Store.flush()
+	noting, writing := o.Store.cost()
+	o.Log.Debug("state file", "noting", noting, "writing", writing, "of", report.Finished.Sub(report.Started))
+	return report, err
 }
 
 func skippedReport(j *Job, why string) *JobReport {
@@ -326,7 +343,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 			keep(phaseCopied)
 		}
 		// It runs whatever came, a signal included.
-		err := runHook(context.WithoutCancel(ctx), "after", j.After, j, report, hookLog(log, "after"))
+		err := r.hook(context.WithoutCancel(ctx), "after", j.After, j, report, log)
 		if err != nil {
 			log.Error(err.Error())
 			report.Report = afterFailed(report.Report, err)
@@ -356,7 +373,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 // copy runs the before command and the copy.
 func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger) *transfer.Report {
 	if len(a.job.Before) > 0 {
-		if err := runHook(ctx, "before", a.job.Before, a.job, nil, hookLog(log, "before")); err != nil {
+		if err := r.hook(ctx, "before", a.job.Before, a.job, nil, log); err != nil {
 			t := transfer.NewReport(a.job.Source, a.job.Target)
 			status, exit := transfer.StatusFailed, exitFailed
 			if ctx.Err() != nil {
@@ -369,10 +386,6 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger) *transfer.
 		}
 	}
 	return r.o.Copy(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume})
-}
-
-func hookLog(log *slog.Logger, kind string) func(string) {
-	return func(line string) { log.Info(kind+" command", "says", line) }
 }
 
 // afterFailed is the report of a copy whose after command failed.

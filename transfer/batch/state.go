@@ -8,8 +8,10 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -46,19 +48,33 @@ type stateFile struct {
 
 // Store is the state file of a batch, locked against other runs. It is safe for
 // concurrent use.
+//
+// A change goes to a second file first, beside it, whose end alone is written:
+// that outlives a kill of the process, and costs the same however many jobs there
+// are. The state file is rewritten by keepWritten, after each change, but with rests
+// so long that it takes half a hundredth of the time.
 type Store struct {
 	path string
 	lock *os.File
 
-	mu    sync.Mutex // guards what follows
-	order []string
-	texts map[string][]byte // of each entry, as it stands in the file
-	made  uint64            // changes so far
+	mu      sync.Mutex // guards what follows
+	order   []string
+	texts   map[string][]byte // of each entry, as it stands in the file
+	changes *os.File          // all since the state file was opened, one a line
+	made    uint64            // changes so far
+	noting  time.Duration     // spent on changes
+	changed chan struct{}     // has one when keepWritten has something to do
 
-	writing sync.Mutex
-	written uint64        // changes that the file has; guarded by writing
-	spent   time.Duration // on writing; guarded by writing
+	there atomic.Bool // the state file exists
+
+	writing sync.Mutex    // guards what follows
+	written uint64        // changes that it has
+	wrote   time.Duration // spent on writing it
 }
+
+// stateRest is how many times as long as it took to write the state file it then
+// rests.
+const stateRest = 200
 
 // UsedError says that another run has a state file.
 type UsedError struct{ path, by string }
@@ -79,12 +95,40 @@ func OpenStore(path string) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{path: path, lock: lock, texts: map[string][]byte{}}
-	if err := s.read(); err != nil {
+	s := &Store{path: path, lock: lock, texts: map[string][]byte{}, changed: make(chan struct{}, 1)}
+	if err := s.open(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
 }
+
+// open reads what an earlier run left, and begins with no changes.
+func (s *Store) open() error {
+	if err := s.read(); err != nil {
+		return err
+	}
+	replayed, err := false, error(nil)
+	if s.there.Load() { // else somebody removed it, to start anew
+		replayed, err = s.replay()
+	}
+	if err != nil {
+		return err
+	}
+	if replayed {
+		// They may be lost from here on.
+		s.made++
+		if err := s.flush(); err != nil {
+			return err
+		}
+	}
+	s.changes, err = os.OpenFile(s.changesPath(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o644)
+	if err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
+	return nil
+}
+
+func (s *Store) changesPath() string { return s.path + ".changes" }
 
 // lockFile takes the lock beside the state file, which itself is replaced with
 // every change.
@@ -138,6 +182,7 @@ func (s *Store) read() error {
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
+	s.there.Store(true)
 	var file stateFile
 	if err := json.Unmarshal(text, &file); err != nil {
 		return fmt.Errorf("state file %s: %w; want what an earlier run wrote: remove it to start anew", s.path, err)
@@ -146,16 +191,46 @@ func (s *Store) read() error {
 		return fmt.Errorf("state file %s: version %d, want 1", s.path, file.Version)
 	}
 	for i, text := range file.Jobs {
-		var e entry
-		if err := json.Unmarshal(text, &e); err != nil {
+		name, err := checkEntry(text)
+		if err != nil {
 			return fmt.Errorf("state file %s: job %d: %w", s.path, i, err)
 		}
-		if err := e.valid(); err != nil {
-			return fmt.Errorf("state file %s: job %d: %w", s.path, i, err)
-		}
-		s.keep(e.Name, text)
+		s.keep(name, text)
 	}
 	return nil
+}
+
+// replay takes over the changes that a run which was killed left.
+func (s *Store) replay() (any bool, err error) {
+	text, err := os.ReadFile(s.changesPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("state file: %w", err)
+	}
+	for line := range bytes.SplitSeq(text, []byte("\n")) {
+		// One that was cut, by a kill or a full file system, was not made.
+		if !json.Valid(line) {
+			continue
+		}
+		name, err := checkEntry(line)
+		if err != nil {
+			return false, fmt.Errorf("%s: %w", s.changesPath(), err)
+		}
+		s.keep(name, line)
+		any = true
+	}
+	return any, nil
+}
+
+// checkEntry returns the name of the job that text is the entry of.
+func checkEntry(text []byte) (name string, err error) {
+	var e entry
+	if err := json.Unmarshal(text, &e); err != nil {
+		return "", err
+	}
+	return e.Name, e.valid()
 }
 
 func (e *entry) valid() error {
@@ -194,32 +269,76 @@ func (s *Store) get(name string) *entry {
 	return e
 }
 
-// put sets an entry and writes the file. Changes that come while it is being
-// written share the next writing.
+// put sets an entry. When it returns, a kill of the process does not lose it.
 func (s *Store) put(e *entry) error {
+	begun := time.Now()
 	text, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
+	if err := s.append(e.Name, text); err != nil {
+		return fmt.Errorf("state file: %w", err)
+	}
 	s.mu.Lock()
-	s.keep(e.Name, text)
-	s.made++
-	mine := s.made
+	s.noting += time.Since(begun)
 	s.mu.Unlock()
-	return s.write(mine)
+	if !s.there.Load() {
+		return s.flush()
+	}
+	return nil
 }
 
-// write sees that the file has the first so many changes.
-func (s *Store) write(changes uint64) error {
+func (s *Store) append(name string, text []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keep(name, text)
+	s.made++
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+	// A line begins with its end, so that one that could not be written as a whole
+	// spoils no other.
+	_, err := s.changes.Write(append([]byte("\n"), text...))
+	return err
+}
+
+// keepWritten writes the state file after changes, until done is closed. Failed is
+// called with the first error.
+func (s *Store) keepWritten(done <-chan struct{}, failed func(error)) {
+	for {
+		select {
+		case <-s.changed:
+		case <-done:
+			return
+		}
+		begun := time.Now()
+		if err := s.flush(); err != nil && failed != nil {
+			failed(err)
+			failed = nil
+		}
+		rest := time.NewTimer(stateRest * time.Since(begun))
+		select {
+		case <-rest.C:
+		case <-done:
+			rest.Stop()
+			return
+		}
+	}
+}
+
+// flush writes the state file, where it lacks a change.
+func (s *Store) flush() error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	if s.written >= changes {
-		return nil
-	}
 	begun := time.Now()
 	var text bytes.Buffer
 	s.mu.Lock()
 	have := s.made
+	if s.written == have {
+		s.mu.Unlock()
+		return nil
+	}
 	text.WriteString("{\"version\":1,\"jobs\":[\n")
 	for i, name := range s.order {
 		if i > 0 {
@@ -234,26 +353,36 @@ func (s *Store) write(changes uint64) error {
 	if err == nil {
 		err = replaceFile(f, s.path, text.Bytes())
 	}
+	s.wrote += time.Since(begun)
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
+	s.there.Store(true)
 	s.written = have
-	s.spent += time.Since(begun)
 	return nil
 }
 
-// flush writes what could not be written before.
-func (s *Store) flush() error {
+// cost is the time that was spent so far, by jobs on noting changes and beside them
+// on writing the state file.
+func (s *Store) cost() (noting, writing time.Duration) {
 	s.mu.Lock()
-	made := s.made
-	s.mu.Unlock()
-	return s.write(made)
+	defer s.mu.Unlock()
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	return s.noting, s.wrote
 }
 
 // Close gives the lock back.
 func (s *Store) Close() error {
+	var err error
+	if s.changes != nil {
+		err = s.changes.Close()
+		if s.written == s.made { // else they are all there is
+			err = errors.Join(err, os.Remove(s.changesPath()))
+		}
+	}
 	// Removed while it is locked, so that nobody locks what is going away.
-	return errors.Join(os.Remove(s.lock.Name()), s.lock.Close())
+	return errors.Join(err, os.Remove(s.lock.Name()), s.lock.Close())
 }
 
 // replaceFile puts text at path as a whole or not at all, durably, by way of the
@@ -270,7 +399,23 @@ func replaceFile(f *os.File, path string, text []byte) error {
 	if err == nil {
 		err = os.Rename(f.Name(), path)
 	}
+	if err == nil {
+		err = syncFolder(filepath.Dir(path))
+	}
 	return err
+}
+
+// syncFolder makes the names in a folder durable, where the file system can.
+func syncFolder(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = dir.Sync()
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
+		err = nil
+	}
+	return errors.Join(err, dir.Close())
 }
 
 // identity tells a file at path apart from any later one there; "" is no file.

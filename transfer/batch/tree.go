@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sort"
 	"strings"
 	"unicode/utf8"
 )
@@ -59,7 +58,10 @@ const (
 // parseTree reads the one JSON value of text. An error is a *Problem.
 func parseTree(text []byte) (*node, *problem) {
 	if bytes.HasPrefix(text, []byte("\ufeff")) {
-		return nil, &problem{message: "a byte order mark: JSON has none"}
+		return nil, &problem{message: "a byte order mark: JSON has none; save the file as UTF-8 without it"}
+	}
+	if isUTF16(text) {
+		return nil, &problem{message: "UTF-16: want UTF-8"}
 	}
 	if bad := invalidUTF8(text); bad >= 0 {
 		return nil, &problem{offset: bad, message: "not UTF-8"}
@@ -71,6 +73,12 @@ func parseTree(text []byte) (*node, *problem) {
 	p := &treeParser{text: text, decoder: json.NewDecoder(bytes.NewReader(text))}
 	p.decoder.UseNumber()
 	return p.value(0)
+}
+
+// isUTF16 tells by the byte order mark, or by the first character, which is of ASCII
+// in a job file.
+func isUTF16(text []byte) bool {
+	return len(text) >= 2 && (text[0] == 0xff && text[1] == 0xfe || text[0] == 0xfe && text[1] == 0xff || (text[0] == 0) != (text[1] == 0))
 }
 
 // skipped takes any JSON value and keeps nothing.
@@ -109,14 +117,22 @@ func explain(text []byte, after int, err error) *problem {
 		message = "a comment: JSON has none"
 	case c == '\'':
 		message = `a single quote: JSON has its strings in double quotes`
+	case c == 0:
+		message = "a byte of value 0"
 	case strings.Contains(message, "in string literal"):
 		message = "a line's end or another control character in a string: want \\n, \\t or \\u00XX"
+	case strings.Contains(message, "exceeded max depth"):
+		return tooDeep(at)
 	case strings.Contains(message, "after top-level value"):
 		message = "something after the end of the job file"
 	case (c == '"' || c == '{' || c == '[') && strings.Contains(message, "after "):
 		message = "a comma is missing before this"
 	}
 	return &problem{offset: at, message: message}
+}
+
+func tooDeep(at int) *problem {
+	return &problem{offset: at, message: fmt.Sprintf("nested deeper than %d", maxDepth)}
 }
 
 type treeParser struct {
@@ -154,7 +170,7 @@ func (p *treeParser) value(depth int) (*node, *problem) {
 		n.kind, n.text = kindString, t
 	case json.Delim:
 		if depth == maxDepth {
-			return nil, &problem{offset: at, message: fmt.Sprintf("nested deeper than %d", maxDepth)}
+			return nil, tooDeep(at)
 		}
 		n.kind = kindArray
 		if t == '{' {
@@ -186,24 +202,25 @@ func (p *treeParser) value(depth int) (*node, *problem) {
 	return n, nil
 }
 
-// lines tells lines and columns, both from 1 and the latter in characters.
+// lines tells lines and columns, both from 1 and the latter in characters. Places
+// are asked for in ascending order: a file may be one line of many megabytes.
 type lines struct {
-	text   []byte
-	starts []int
+	text         []byte
+	at           int // the last place
+	line, column int // of it
 }
 
-func newLines(text []byte) *lines {
-	l := &lines{text: text, starts: []int{0}}
-	for i, c := range text {
-		if c == '\n' {
-			l.starts = append(l.starts, i+1)
-		}
-	}
-	return l
-}
+func newLines(text []byte) *lines { return &lines{text: text, line: 1, column: 1} }
 
 func (l *lines) of(offset int) (line, column int) {
-	offset = min(max(offset, 0), len(l.text))
-	line = sort.SearchInts(l.starts, offset+1)
-	return line, utf8.RuneCount(l.text[l.starts[line-1]:offset]) + 1
+	offset = min(max(offset, l.at), len(l.text))
+	skipped := l.text[l.at:offset]
+	if last := bytes.LastIndexByte(skipped, '\n'); last >= 0 {
+		l.line += bytes.Count(skipped, []byte("\n"))
+		l.column = 1
+		skipped = skipped[last+1:]
+	}
+	l.column += utf8.RuneCount(skipped)
+	l.at = offset
+	return l.line, l.column
 }

@@ -3,10 +3,13 @@ package batch_test
 import (
 	"fmt"
 	"math"
+	"os"
+	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
 	"strings"
+	"testing"
 	"unicode/utf8"
 )
 
@@ -125,4 +128,35 @@ func validateWord(root, schema map[string]any, word string, want, value any, at 
 		return "the schema has " + word + ", which this does not know"
 	}
 	return ""
+}
+
+// Every job file among the examples is one by the schema that is shipped.
+func TestExamplesAreValid(t *testing.T) {
+	const examples = "../../examples"
+	text, err := os.ReadFile(filepath.Join(examples, "jobs.schema.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	schema := decode(t, text)
+	found := 0
+	err = filepath.WalkDir(examples, func(path string, _ os.DirEntry, err error) error {
+		if err != nil || filepath.Ext(path) != ".json" || filepath.Base(path) == "jobs.schema.json" {
+			return err
+		}
+		if text, err = os.ReadFile(path); err != nil {
+			return err
+		}
+		found++
+		if problem := validate(schema, schema, decode(t, text), ""); problem != "" {
+			t.Errorf("%s: %s", path, problem)
+		}
+		return nil
+	})
+	if err != nil || found == 0 {
+		t.Errorf("%d job files, %v", found, err)
+	}
+	misspelt := decode(t, []byte(`{"version":1,"jobs":[{"source":"a","target":"b","compres":"zlib"}]}`))
+	if validate(schema, schema, misspelt, "") == "" {
+		t.Error("the schema takes a field that there is not")
+	}
 }

@@ -1,6 +1,7 @@
 package progress
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"slices"
@@ -28,7 +29,7 @@ type BatchDisplay struct {
 	ended   map[string]int // by how
 	bytes   Snapshot       // of jobs that have ended
 	meter   meter
-	drawn   int       // lines on the terminal that are to be drawn over
+	shown   []string  // lines on the terminal that are to be drawn over
 	line    time.Time // of the last of Lines
 }
 
@@ -83,21 +84,39 @@ func (d *BatchDisplay) Run(done <-chan struct{}) {
 	d.style.keepDrawing(done, d.draw)
 }
 
-// Write writes whole lines between those of the display.
+// Write writes whole lines above those of the display.
 func (d *BatchDisplay) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.erase()
-	return d.out.Write(p)
+	if len(d.shown) == 0 {
+		return d.out.Write(p)
+	}
+	// In one piece, and without an empty screen between, so that nothing flickers.
+	above := bytes.ReplaceAll(p, []byte("\n"), []byte("\x1b[K\n"))
+	if _, err := io.WriteString(d.out, d.back()+string(above)+inLines(d.shown)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
 }
 
-// erase takes the lines of a terminal away. The caller holds mu, and errors of
-// the stream are not the batch's.
-func (d *BatchDisplay) erase() {
-	if d.drawn > 0 {
-		_, _ = fmt.Fprintf(d.out, "\x1b[%dA\r\x1b[J", d.drawn)
-		d.drawn = 0
+// back goes to the first line on the terminal. The caller holds mu.
+func (d *BatchDisplay) back() string {
+	if len(d.shown) == 0 {
+		return ""
 	}
+	return fmt.Sprintf("\x1b[%dA\r", len(d.shown))
+}
+
+// inLines draws lines, each of which replaces what is there. One that is too long,
+// in columns that only the terminal knows, is cut by it and not wrapped.
+func inLines(lines []string) string {
+	var b strings.Builder
+	b.WriteString("\x1b[?7l")
+	for _, line := range lines {
+		b.WriteString(line + "\x1b[K\n")
+	}
+	b.WriteString("\x1b[?7h\x1b[J")
+	return b.String()
 }
 
 func (d *BatchDisplay) draw(last bool) {
@@ -123,48 +142,72 @@ func (d *BatchDisplay) draw(last bool) {
 		}
 		if last || now.Sub(d.line) >= 10*time.Second {
 			d.line = now
-			_, _ = io.WriteString(d.out, d.summary(total, rate)+"\n")
+			_, _ = io.WriteString(d.out, "batch: "+d.summary(total, rate)+"\n")
 		}
 	case Bar:
-		d.erase()
-		if last && len(d.ended) == 0 {
-			return
-		}
+		var lines []string
 		columns, rows := d.size()
-		lines := []string{d.summary(total, rate)}
-		if !last {
+		switch {
+		case !last:
+			lines = append(lines, cut(d.status(total, rate, columns), columns))
+			fit := max(rows-2, 1) // the cursor stands in the line below
 			for i, j := range d.running {
-				if i+3 > rows && i+1 < len(d.running) {
+				if i+1 == fit && len(d.running) > fit {
 					lines = append(lines, fmt.Sprintf("  and %d more", len(d.running)-i))
 					break
 				}
-				lines = append(lines, j.describe(now))
+				lines = append(lines, cut(j.describe(now, columns), columns))
 			}
+		case len(d.ended) > 0:
+			lines = append(lines, cut("batch: "+d.summary(total, rate), columns))
 		}
-		var b strings.Builder
-		for _, line := range lines {
-			b.WriteString(cut(line, columns) + "\n")
-		}
-		_, _ = io.WriteString(d.out, b.String())
-		if !last {
-			d.drawn = len(lines)
+		// Errors of the stream are not the batch's.
+		_, _ = io.WriteString(d.out, d.back()+inLines(lines))
+		d.shown = lines
+		if last {
+			d.shown = nil
 		}
 	}
+}
+
+// status is the line of all jobs on a terminal. How much is to be copied is not
+// known of those that have not begun: the bar is of their number. The caller holds
+// mu.
+func (d *BatchDisplay) status(s Snapshot, rate float64, columns int) string {
+	share := 0.0
+	for _, n := range d.ended {
+		share += float64(n)
+	}
+	for _, j := range d.running {
+		share += j.counters.Snapshot().share()
+	}
+	share /= float64(max(d.jobs, 1))
+	counts := fmt.Sprintf("%s; %s, %s/s", d.counts(), bytesize.Format(s.Done), bytesize.Format(int64(rate)))
+	if columns < wideEnough {
+		return fmt.Sprintf("%3d%% %s", int(share*100), counts)
+	}
+	return drawBar(share) + " " + counts
+}
+
+// drawBar is a bar of 20 columns, with its percentage before it.
+func drawBar(share float64) string {
+	share = min(max(share, 0), 1)
+	full := int(share * 20)
+	return fmt.Sprintf("%3d%% [%s%s]", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full))
+}
+
+// share is how much of what is known to come is done, of 1.
+func (s Snapshot) share() float64 {
+	if s.Planned <= 0 {
+		return 0
+	}
+	return min(float64(s.Done)/float64(s.Planned), 1)
 }
 
 // summary is a line about all jobs. The caller holds mu.
 func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "batch: %d of %d done", d.ended["done"], d.jobs)
-	for _, how := range []string{"failed", "interrupted"} {
-		if n := d.ended[how]; n > 0 {
-			fmt.Fprintf(&b, ", %d %s", n, how)
-		}
-	}
-	if n := len(d.running); n > 0 {
-		fmt.Fprintf(&b, ", %d running", n)
-	}
-	fmt.Fprintf(&b, "; %s copied", bytesize.Format(s.Done))
+	fmt.Fprintf(&b, "%s; %s copied", d.counts(), bytesize.Format(s.Done))
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
 	}
@@ -174,22 +217,38 @@ func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	return b.String()
 }
 
+// counts are those of jobs. The caller holds mu.
+func (d *BatchDisplay) counts() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d of %d done", d.ended["done"], d.jobs)
+	for _, how := range []string{"failed", "interrupted"} {
+		if n := d.ended[how]; n > 0 {
+			fmt.Fprintf(&b, ", %d %s", n, how)
+		}
+	}
+	if n := len(d.running); n > 0 {
+		fmt.Fprintf(&b, ", %d running", n)
+	}
+	return b.String()
+}
+
 func (j *shownJob) writeJSON(out io.Writer, now time.Time) {
 	s := j.counters.Snapshot()
 	writeJSON(out, now, j.name, j.disk, s, j.meter.add(now, s.Done))
 }
 
-// describe is a job's line on a terminal, with a bar of 20 columns.
-func (j *shownJob) describe(now time.Time) string {
+// wideEnough is how many columns a terminal needs for bars beside the names.
+const wideEnough = 70
+
+// describe is a job's line on a terminal.
+func (j *shownJob) describe(now time.Time, columns int) string {
 	s := j.counters.Snapshot()
-	share := 0.0
-	if s.Planned > 0 {
-		share = min(float64(s.Done)/float64(s.Planned), 1)
-	}
-	full := int(share * 20)
 	// The terminal draws five times a second, and the meter knows eleven points.
 	rate := j.meter.add(now, s.Done)
-	line := fmt.Sprintf("  %3d%% [%s%s] %-6s %s/s", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full), s.Phase, bytesize.Format(int64(rate)))
+	if columns < wideEnough {
+		return fmt.Sprintf("%3d%% %s/s  %s", int(s.share()*100), bytesize.Format(int64(rate)), printable(j.name))
+	}
+	line := fmt.Sprintf("%s %-6s %s/s", drawBar(s.share()), s.Phase, bytesize.Format(int64(rate)))
 	if eta := timeLeft(s, rate); eta != nil && *eta < 1e8 && s.Phase == Copy {
 		line += " " + (time.Duration(*eta) * time.Second).String()
 	}

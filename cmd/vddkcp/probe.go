@@ -1,0 +1,309 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"vddkcp/source"
+	"vddkcp/transfer/batch"
+	"vddkcp/transfer/progress"
+)
+
+// estimate reads --probe bytes of each disk, and says how long the batch will
+// take, what binds it, and which job ends last. Disks of one host are read one at
+// a time, different hosts side by side. Then those that a batch begins with are
+// read together, of each host and of all.
+func (b *batchRun) estimate(ctx context.Context, out io.Writer, all []checked) error {
+	var ready []*batch.Job
+	bytes := map[*batch.Job]int64{}
+	for _, c := range all {
+		if c.err == nil {
+			ready = append(ready, c.job)
+			bytes[c.job] = c.data
+		}
+	}
+	expected, err := b.probeAlone(ctx, ready, bytes)
+	if err != nil {
+		return err
+	}
+	e := batch.Estimate(expected, b.file.Limits, b.probeTogether(ctx, expected))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if e.Last == nil {
+		_, err := fmt.Fprintln(out, "estimate: nothing is known of any job")
+		return err
+	}
+	text := fmt.Sprintf("estimate: %s, until %s; %s; %s ends last\n", e.Time.Round(time.Second),
+		time.Now().Add(e.Time).Format("2006-01-02 15:04"), e.Binds, printable(e.Last.Name))
+	if unknown := len(all) - len(expected); unknown > 0 {
+		text += fmt.Sprintf("estimate: %d jobs are not in it\n", unknown)
+	}
+	_, err = io.WriteString(out, text)
+	return err
+}
+
+// byHost groups jobs by what they share, in their order.
+func byHost(jobs []*batch.Job) (groups [][]*batch.Job) {
+	at := map[string]int{}
+	for _, j := range jobs {
+		i, ok := at[j.HostKey()]
+		if !ok {
+			i = len(groups)
+			at[j.HostKey()] = i
+			groups = append(groups, nil)
+		}
+		groups[i] = append(groups[i], j)
+	}
+	return groups
+}
+
+// probeAlone measures each disk alone on its host.
+func (b *batchRun) probeAlone(ctx context.Context, jobs []*batch.Job, bytes map[*batch.Job]int64) (expected []batch.Expected, err error) {
+	var mu sync.Mutex // guards known
+	known := map[*batch.Job]batch.Expected{}
+	var group errgroup.Group
+	group.SetLimit(cmp.Or(b.file.Limits.Total, batch.DefaultTotal))
+	for _, host := range byHost(jobs) {
+		group.Go(func() error {
+			for _, j := range host {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				e, err := b.probeOne(ctx, j, bytes[j])
+				if err != nil {
+					b.log.Warn("not probed", "job", j.Name, "error", err)
+					continue
+				}
+				mu.Lock()
+				known[j] = e
+				mu.Unlock()
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	for _, j := range jobs {
+		if e, ok := known[j]; ok {
+			expected = append(expected, e)
+		}
+	}
+	return expected, nil
+}
+
+func (b *batchRun) probeOne(ctx context.Context, j *batch.Job, bytes int64) (batch.Expected, error) {
+	c := j.Data.(*copyCommand)
+	e := batch.Expected{
+		Job: j, Size: sizeOf(j), Bytes: bytes, Fixed: c.Connections > 0,
+		Buffers: cmp.Or(c.NFCBuffers.Size, 1<<20) * int64(cmp.Or(c.NFCBuffers.Count, 4)),
+	}
+	if bytes == 0 {
+		return e, nil
+	}
+	m := new(probeMeter)
+	var err error
+	if e.Connections, err = b.probe(ctx, j, 0, m); err != nil {
+		return e, err
+	}
+	if e.Rate = m.rate(); e.Rate == 0 {
+		return e, errors.New("nothing could be measured")
+	}
+	if c.RateLimit > 0 {
+		e.Rate = min(e.Rate, float64(c.RateLimit))
+	}
+	return e, nil
+}
+
+// probeTogether measures disks at once, where several would be: of those that the
+// batch begins with.
+func (b *batchRun) probeTogether(ctx context.Context, expected []batch.Expected) batch.Reached {
+	reached := batch.Reached{ByHost: map[string]float64{}}
+	size := int64(*b.Probe)
+	var opening []*batch.Job
+	rates := map[*batch.Job]float64{} // without what they take from each other
+	for _, e := range batch.Opening(expected, b.file.Limits) {
+		if e.Bytes >= 3*size { // what was read before is not read again: it may lie in a cache
+			opening = append(opening, e.Job)
+			rates[e.Job] = e.Rate
+		}
+	}
+	hosts := byHost(opening)
+	for _, jobs := range hosts {
+		if len(jobs) > 1 {
+			reached.ByHost[jobs[0].HostKey()] = b.probeSum(ctx, jobs, size, rates)
+		}
+	}
+	if len(hosts) > 1 {
+		reached.All = b.probeSum(ctx, opening, 2*size, rates)
+	}
+	return reached
+}
+
+// clearly is how much less than the sum of their rates disks must reach together
+// for something to be shared by them, and not for noise.
+const clearly = 0.8
+
+// probeSum returns what jobs reach together, and 0 where that is not clearly less
+// than the sum of their rates, or not known.
+func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, rates map[*batch.Job]float64) float64 {
+	reading, stop := context.WithCancel(ctx)
+	defer stop()
+	var group errgroup.Group
+	m, sum := new(probeMeter), 0.0
+	for _, j := range jobs {
+		sum += rates[j]
+		group.Go(func() error {
+			defer stop() // what the others reach without it is not asked
+			_, err := b.probe(reading, j, skip, m)
+			if reading.Err() != nil {
+				return nil
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		b.log.Warn("disks were not probed together", "error", err)
+		return 0
+	}
+	if rate := m.rate(); rate < clearly*sum {
+		return rate
+	}
+	return 0
+}
+
+// probe reads --probe bytes of data of a source, behind so many others, and
+// returns how many connections it had in the end.
+func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probeMeter) (connections int, err error) {
+	c := *t.Data.(*copyCommand)
+	j := c.newJob(b.log.With("job", t.Name), new(progress.Counters))
+	j.opener.VDDK.Options.Budget = b.budget(t)
+	src, err := j.opener.Open(ctx, c.Src, c.SourceFormat)
+	if err != nil {
+		return 0, err
+	}
+	defer src.Close()
+	extents, err := someData(ctx, src, skip, int64(*b.Probe))
+	if err != nil {
+		return 0, err
+	}
+	group, reading := errgroup.WithContext(ctx)
+	group.SetLimit(requests(j.Depth, src))
+	m.begin()
+	request := int64(c.RequestSize)
+	for _, e := range extents {
+		for off := e.Off; off < e.End(); off += request {
+			n := min(request, e.End()-off)
+			group.Go(func() error {
+				if reading.Err() != nil {
+					return context.Cause(reading)
+				}
+				// A probe takes no more than its share.
+				if err := b.limit.Wait(ctx, int(n)); err != nil {
+					return err
+				}
+				_, err := src.ReadAt(make([]byte, n), off)
+				if err != nil && !errors.Is(err, io.EOF) {
+					return err
+				}
+				m.add(n)
+				return nil
+			})
+		}
+	}
+	if err := group.Wait(); err != nil {
+		return 0, fmt.Errorf("probe %s: %w", c.Src, err)
+	}
+	m.end()
+	if s, ok := source.Ability[source.Counted](src); ok {
+		connections = s.Stats().Connections
+	}
+	return connections, nil
+}
+
+// someData are extents of a disk that hold data, behind skip bytes of it, of most
+// bytes at most.
+func someData(ctx context.Context, src source.Disk, skip, most int64) (data []source.Extent, err error) {
+	for e, err := range src.Extents(ctx, 0, src.Size()) {
+		if err != nil {
+			return nil, err
+		}
+		if e.Kind != source.Data {
+			continue
+		}
+		over := min(skip, e.Len)
+		skip -= over
+		e.Off, e.Len = e.Off+over, min(e.Len-over, most)
+		if e.Len > 0 {
+			data = append(data, e)
+		}
+		if most -= e.Len; most == 0 {
+			break
+		}
+	}
+	return data, nil
+}
+
+// probeMeter measures how fast disks are read together, from when the last one
+// has begun to when the first one has ended. It is safe for concurrent use.
+type probeMeter struct {
+	mu          sync.Mutex // guards what follows
+	from, until time.Time
+	reads       []probeRead
+}
+
+type probeRead struct {
+	at time.Time
+	n  int64
+}
+
+func (m *probeMeter) begin() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.until.IsZero() {
+		m.from = time.Now()
+	}
+}
+
+func (m *probeMeter) add(n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reads = append(m.reads, probeRead{time.Now(), n})
+}
+
+func (m *probeMeter) end() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.until.IsZero() {
+		m.until = time.Now()
+	}
+}
+
+// rate is in bytes a second, 0 where it is not known. The first half of the time is
+// left out, in which connections open and queues fill.
+func (m *probeMeter) rate() float64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	from := m.from
+	if len(m.reads) >= 16 {
+		from = from.Add(m.until.Sub(from) / 2)
+	}
+	sum := int64(0)
+	for _, r := range m.reads {
+		if r.at.After(from) && !r.at.After(m.until) {
+			sum += r.n
+		}
+	}
+	if seconds := m.until.Sub(from).Seconds(); seconds > 0 {
+		return float64(sum) / seconds
+	}
+	return 0
+}

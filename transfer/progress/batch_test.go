@@ -1,0 +1,205 @@
+package progress_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vddkcp/transfer/progress"
+)
+
+// screen is a terminal of a width, which knows what a BatchDisplay draws with.
+type screen struct {
+	t       *testing.T
+	columns int
+
+	mu          sync.Mutex
+	lines       [][]rune
+	row, column int
+	wraps       bool
+	cleared     int // times that all of it was
+}
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	rest := string(p)
+	for rest != "" {
+		if after, ok := strings.CutPrefix(rest, "\x1b["); ok {
+			end := strings.IndexAny(after, "AKJlh")
+			s.control(after[:end], after[end])
+			rest = after[end+1:]
+			continue
+		}
+		r := []rune(rest)[0]
+		rest = rest[len(string(r)):]
+		switch r {
+		case '\n':
+			s.row, s.column = s.row+1, 0
+		case '\r':
+			s.column = 0
+		default:
+			s.put(r)
+		}
+	}
+	return len(p), nil
+}
+
+func (s *screen) control(number string, command byte) {
+	switch command {
+	case 'A':
+		n := 0
+		fmt.Sscan(number, &n)
+		if s.row -= n; s.row < 0 {
+			s.t.Errorf("above the screen")
+			s.row = 0
+		}
+	case 'K':
+		s.line()
+		s.lines[s.row] = s.lines[s.row][:min(s.column, len(s.lines[s.row]))]
+	case 'J':
+		s.line()
+		s.lines = s.lines[:s.row+1]
+		s.lines[s.row] = s.lines[s.row][:min(s.column, len(s.lines[s.row]))]
+		if s.row == 0 && s.column == 0 {
+			s.cleared++
+		}
+	case 'l', 'h':
+		s.wraps = command == 'h'
+	}
+}
+
+func (s *screen) line() {
+	for len(s.lines) <= s.row {
+		s.lines = append(s.lines, nil)
+	}
+}
+
+func (s *screen) put(r rune) {
+	wide := 1
+	if r > 0x2e80 {
+		wide = 2
+	}
+	if s.column+wide > s.columns {
+		if !s.wraps {
+			return
+		}
+		s.row, s.column = s.row+1, 0
+	}
+	s.line()
+	for range wide {
+		s.lines[s.row] = append(s.lines[s.row][:min(s.column, len(s.lines[s.row]))], r)
+		s.column++
+	}
+}
+
+func (s *screen) text() (lines []string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, l := range s.lines {
+		lines = append(lines, strings.TrimRight(string(l), " "))
+	}
+	return lines
+}
+
+// showBatch runs a batch's display of four jobs while do uses it.
+func showBatch(t *testing.T, style progress.Style, out *screen, columns, rows int, do func(*progress.BatchDisplay)) {
+	synctest.Test(t, func(t *testing.T) {
+		d := progress.NewBatchDisplay(style, out, 4, func() (int, int) { return columns, rows })
+		done, ended := make(chan struct{}), make(chan struct{})
+		go func() {
+			d.Run(done)
+			close(ended)
+		}()
+		do(d)
+		close(done)
+		<-ended
+	})
+}
+
+// begin starts a job of 100 MiB that has done so many.
+func begin(d *progress.BatchDisplay, name string, mib int64) (done func()) {
+	c := new(progress.Counters)
+	c.AddPlanned(100 << 20)
+	c.Enter(progress.Copy)
+	c.AddDone(mib << 20)
+	return d.Start(name, "disk", c)
+}
+
+func TestBatchOnATerminal(t *testing.T) {
+	for _, c := range []struct {
+		columns, rows int
+		want          []string
+	}{
+		{80, 24, []string{
+			"vddkcp: a message that is longer than some terminals are wide", " 45% [#########...........] 1 of 4 done, 3 running; 80.0 MiB, 40.0 MiB/s",
+			" 50% [##########..........] copy   0 B/s  a", " 10% [##..................] copy   0 B/s  " + strings.Repeat("語", 38),
+			" 20% [####................] copy   0 B/s  \"x\\x1b[2J\"",
+		}},
+		{40, 4, []string{
+			"vddkcp: a message that is longer than so", "me terminals are wide", " 45% 1 of 4 done, 3 running; 80.0 MiB,", " 50% 0 B/s  a", "  and 2 more",
+		}},
+	} {
+		t.Run(fmt.Sprint(c.columns), func(t *testing.T) {
+			s := &screen{t: t, columns: c.columns, wraps: true}
+			showBatch(t, progress.Bar, s, c.columns, c.rows, func(d *progress.BatchDisplay) {
+				time.Sleep(time.Second)
+				done := begin(d, "done", 0)
+				time.Sleep(time.Second)
+				done()
+				d.Ended("done")
+				begin(d, "a", 50)
+				begin(d, strings.Repeat("語", 30), 10)
+				begin(d, "x\x1b[2J", 20)
+				time.Sleep(300 * time.Millisecond)
+				if _, err := d.Write([]byte("vddkcp: a message that is longer than some terminals are wide\n")); err != nil {
+					t.Error(err)
+				}
+				got := s.text()
+				if n := len(c.want); len(got) < n || !slices.Equal(got[:n], c.want) || strings.Join(got[n:], "") != "" {
+					t.Errorf("%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(c.want, "\n"))
+				}
+			})
+			if s.cleared > 1 { // at the end, where nothing else was
+				t.Errorf("cleared %d times", s.cleared)
+			}
+			if last := strings.Join(s.text(), "\n"); !strings.Contains(last, "batch: 1 of 4 done") || strings.Contains(last, "[#") || strings.Contains(last, "more") {
+				t.Errorf("at the end:\n%s", last)
+			}
+		})
+	}
+}
+
+func TestBatchInLinesAndJSON(t *testing.T) {
+	work := func(d *progress.BatchDisplay) {
+		done := begin(d, "a\n", 50)
+		begin(d, "b", 10)
+		time.Sleep(25 * time.Second)
+		done()
+		d.Ended("failed")
+	}
+	s := &screen{t: t, columns: 200, wraps: true}
+	showBatch(t, progress.Lines, s, 80, 24, work)
+	want := []string{"batch: 0 of 4 done, 2 running; 60.0 MiB copied", "batch: 0 of 4 done, 2 running; 60.0 MiB copied", "batch: 0 of 4 done, 1 failed, 1 running; 60.0 MiB copied"}
+	if got := s.text(); !slices.Equal(got, want) {
+		t.Errorf("%q\nwant\n%q", got, want)
+	}
+	s = &screen{t: t, columns: 1000, wraps: true}
+	showBatch(t, progress.JSON, s, 80, 24, work)
+	jobs := map[string]int{}
+	for _, text := range s.text() {
+		var line progress.Line
+		if err := json.Unmarshal([]byte(text), &line); err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
+		jobs[line.Job]++
+	}
+	if jobs["a\n"] < 25 || jobs["b"] < 25 || len(jobs) != 2 {
+		t.Errorf("lines of jobs: %v", jobs)
+	}
+}
