@@ -25,21 +25,22 @@ trap 'exit 143' TERM
 
 # Each disk has a server, which says its URI when clients can come. One that
 # can't open its disk says why, and ends without a URI.
-mkfifo "$dir/uri"
 for disk; do
 	shift
+	uris=$(mktemp -u "$dir/XXXXXX") # its own: the servers before have theirs open
+	mkfifo "$uris"
 	listen=tcp://127.0.0.1:0
 	if takes_uris; then listen=unix:$(mktemp -u "$dir/XXXXXX"); fi
 	# shellcheck disable=SC2086
-	vddkcp export ${VDDKCP_FLAGS-} --listen "$listen" --exit-with-parent -- "$disk" >"$dir/uri" &
+	vddkcp export ${VDDKCP_FLAGS-} --listen "$listen" --exit-with-parent -- "$disk" >"$uris" &
 	servers="$servers $!"
-	read -r uri <"$dir/uri" || exit 1
+	read -r uri <"$uris" || exit 1
 	set -- "$@" "$uri"
 done
 
 if ! takes_uris; then
-	{
-		echo "<domain type='vmware'><name>guest</name><memory unit='MiB'>2048</memory><vcpu>1</vcpu>"
+	{ # memory in KiB: virt-v2v 2.2 takes it for that, whatever its unit
+		echo "<domain type='vmware'><name>guest</name><memory unit='KiB'>2097152</memory><vcpu>1</vcpu>"
 		echo "<os><type arch='x86_64'>hvm</type></os><features><acpi/><apic/></features><devices>"
 		device=a
 		for uri; do
