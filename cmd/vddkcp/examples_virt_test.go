@@ -170,18 +170,30 @@ func example(t *testing.T, script string, env []string, args []string, path ...s
 	return cmd
 }
 
+// standInFlags is VDDKCP_FLAGS for a standInServer.
+func standInFlags(t *testing.T, lib string) string {
+	t.Helper()
+	password := filepath.Join(t.TempDir(), "pw")
+	put(t, password, "geheim\n")
+	return "VDDKCP_FLAGS=--server localhost --port 1 --user backup@vsphere.local --password=+" + password + " --vm moref=12 --thumbprint " +
+		pairs(strings.Repeat("AB", 20)) + " --libdir " + lib
+}
+
 // A guest boots from disks that are exported with --cow: a real kernel in qemu.
 func TestExampleBootCheck(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t)
-	disk, sums := guestDisk(t)
-	second := filepath.Join(t.TempDir(), "second.raw")
-	put(t, second, strings.Repeat("second", 1<<18))
+	filled, sums := guestDisk(t)
+	lib := standInServer(t, "ds1/web01/web01.vmdk", "ds2/web01/web01_1.vmdk")
+	disk, second := filepath.Join(lib, "disks/ds1/web01/web01.vmdk"), filepath.Join(lib, "disks/ds2/web01/web01_1.vmdk")
+	if err := os.Rename(filled, disk); err != nil {
+		t.Fatal(err)
+	}
 	before := sha256sum(t, disk) + sha256sum(t, second)
 
 	// Without KVM, which is not everywhere; the time is for slow machines.
 	flags := strings.ReplaceAll(g.flags(), `115200\ panic=-1`, "115200")
-	cmd := example(t, "boot-check.sh", []string{"ACCEL=tcg", "DISK_IF=virtio", "MEMORY_MIB=256", "CPUS=1", "WAIT=240", "QEMU_FLAGS=" + flags}, []string{"a guest", disk, second})
+	cmd := example(t, "boot-check.sh", []string{standInFlags(t, lib), "ACCEL=tcg", "DISK_IF=virtio", "MEMORY_MIB=256", "CPUS=1", "WAIT=240", "QEMU_FLAGS=" + flags}, []string{"a guest", "[ds1] web01/web01.vmdk", "[ds2] web01/web01_1.vmdk"})
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -286,9 +298,7 @@ func TestExampleV2V(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(bin, "virt-v2v"), []byte(standInV2V), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	put(t, filepath.Join(bin, "pw"), "geheim\n")
-	flags := "VDDKCP_FLAGS=--server localhost --port 1 --user backup@vsphere.local --password=+" + bin + "/pw --vm moref=12 --thumbprint " +
-		pairs(strings.Repeat("AB", 20)) + " --libdir " + lib
+	flags := standInFlags(t, lib)
 	disks := []string{"[ds1] web01/web01.vmdk", "[ds1] web01/web01_1.vmdk"}
 	for version, wants := range map[string]string{
 		"2.2.0":                     `^-i libvirtxml \S+/guest.xml -on web01 -o local -os /images -of qcow2\n$`,
