@@ -33,6 +33,7 @@ exec vddkcp export ${VDDKCP_FLAGS-} --cow "$@" --run '
 	{
 		for second in $(seq "${WAIT:-120}"); do
 			sleep 1
+			kill -0 $$ 2>/dev/null || break # this shell: it was told to end
 			echo # has no reader, and ends this, once the guest has powered off
 		done
 		printf "screendump \"%s\"\nquit\n" "$NAME.ppm"

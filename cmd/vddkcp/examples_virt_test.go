@@ -5,6 +5,7 @@ import (
 	"crypto/md5"
 	"encoding/json"
 	"encoding/xml"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -13,8 +14,11 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"vddkcp/internal/peer"
 )
@@ -213,6 +217,34 @@ func TestExampleBootCheck(t *testing.T) {
 	}
 	if after := sha256sum(t, disk) + sha256sum(t, second); after != before {
 		t.Error("the disks have changed")
+	}
+
+	// A signal ends qemu too.
+	cmd = example(t, "boot-check.sh", []string{"ACCEL=tcg", "MEMORY_MIB=64", "CPUS=1", "WAIT=600", "QEMU_FLAGS=-pidfile pid"}, []string{"stopped", disk})
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	soon(t, "qemu has not started", func() bool {
+		text, err := os.ReadFile(filepath.Join(cmd.Dir, "pid"))
+		pid, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+		return err == nil && pid > 0
+	})
+	cmd.Process.Signal(syscall.SIGTERM)
+	cmd.Wait()
+	if status := cmd.ProcessState.ExitCode(); status != 143 {
+		t.Errorf("status %d after SIGTERM, want 143", status)
+	}
+	soon(t, "qemu goes on after the signal", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) })
+}
+
+// soon waits until a condition holds, or fails the test with what is wrong.
+func soon(t *testing.T, wrong string, holds func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(wrong)
+		}
 	}
 }
 
