@@ -10,7 +10,7 @@ FUZZLONG   ?= 1h
 # One static binary: no C library, any Linux.
 export CGO_ENABLED = 0
 
-.PHONY: build testlib test test-race chaos fuzz fuzz-long bench lint vuln demo install clean
+.PHONY: build testlib test test-race guests chaos fuzz fuzz-long bench lint vuln demo install clean
 
 build: bin/vddkcp
 
@@ -37,6 +37,10 @@ test:
 # built without it, are make test's.
 test-race:
 	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -skip '^(TestExampleBootCheck|TestGuestWritesToCowFile)$$' ./...
+
+# libguestfs and virt-v2v against exports: a quarter of an hour without KVM.
+guests: build
+	./scripts/guests $(GUEST)
 
 # A hundred copies of 2 GiB that are killed again and again: about three hours.
 chaos:
