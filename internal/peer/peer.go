@@ -17,7 +17,7 @@ func Need(t testing.TB, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
-			missing(t, "needs %s (Debian: apt-get install qemu-utils e2fsprogs xfsprogs btrfs-progs libnbd-bin nbdkit nbd-server libvmdk-utils): %v", p, err)
+			missing(t, "needs %s (Debian: apt-get install qemu-utils e2fsprogs xfsprogs btrfs-progs libnbd-bin nbdkit nbd-server libvmdk-utils qemu-system-x86 busybox-static): %v", p, err)
 		}
 	}
 }
