@@ -104,6 +104,8 @@ var meanings = []meaning{
 		hint: "the name of the ESXi host must resolve here: check DNS or /etc/hosts"},
 	{op: "open", line: regexp.MustCompile(`NBD_ClientOpen: attempting to create connection`), times: 3,
 		hint: "the ESXi host's port 902 is not reached, or VDDK 6.7 has its known defect: open port 902 from here to the ESXi host, or use a newer VDDK"},
+	{op: "open", code: worker.CodeRefused,
+		hint: "nothing answers there: is the server up, are --server and --port right, and can its port 443 be reached from here?"},
 	{op: "open", code: worker.CodeNoAccess,
 		hint: "the disk is locked, most often by its running VM: name a snapshot with --snapshot"},
 	{op: "open", code: worker.CodeFileNotFound, permanent: true,

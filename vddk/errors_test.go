@@ -35,6 +35,7 @@ func TestErrors(t *testing.T) {
 		{Error{Op: "open", Disk: "D", Code: 4}, "", "DATASTORE", true},
 		{Error{Op: "read", Disk: "D", Code: 1, first: true}, "", "too new or too old", false},
 		{Error{Op: "read", Disk: "D", Code: 1}, "", "", false},
+		{Error{Op: "open", Disk: "D", Code: 14009, Text: "The server refused connection"}, "error 14009", "port 443", false},
 		{Error{Op: "open", Disk: "D", Code: 3014, Text: "Cannot complete login due to an incorrect user name or password"}, "", "--user", true},
 	} {
 		if got := test.e.Error(); !strings.Contains(got, test.want) {

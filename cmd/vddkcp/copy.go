@@ -176,6 +176,7 @@ type job struct {
 	stdout   io.Writer // of --dry-run
 	need     int64     // bytes that the target will take, once that is planned
 	warning  sync.Mutex
+	again    bool // who runs this copy tries again what may pass
 
 	resumption resumption
 }

@@ -212,7 +212,7 @@ func exitStatus(err error) int {
 		return exitUsage
 	case errors.As(err, new(*differenceError)), errors.As(err, new(*transfer.MismatchError)), errors.As(err, new(*sourceopen.ManifestError)):
 		return exitDifference
-	case errors.As(err, new(*transfer.ResumableError)):
+	case errors.As(err, new(*transfer.ResumableError)), errors.As(err, new(*passingError)):
 		return exitCanResume
 	}
 	return exitFailed

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"vddkcp/source"
 	"vddkcp/transfer"
 	"vddkcp/transfer/journal"
+	"vddkcp/vddk"
 )
 
 // grace is how long a copy that a signal stops has for what is in flight.
@@ -167,14 +169,32 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 	}
 }
 
-// canGoOn tells of a copy that failed before it went on with an earlier one, which
-// it left as it was, that another can.
+// canGoOn tells, of a copy that failed, that another can go on: with an earlier
+// one, which this one left as it was, or, in a batch, when a server is there again.
 func (j *job) canGoOn(err error) error {
-	r := &j.resumption
-	if err == nil || r.begun || len(r.entries) == 0 || exitStatus(asUsage(err)) != exitFailed || source.IsPermanent(err) {
+	if err == nil || exitStatus(asUsage(err)) != exitFailed || source.IsPermanent(err) {
 		return err
 	}
-	return &transfer.ResumableError{Err: err, Offset: r.entries[0].Offset}
+	if r := &j.resumption; len(r.entries) > 0 && !r.begun {
+		return &transfer.ResumableError{Err: err, Offset: r.entries[0].Offset}
+	}
+	if j.again && mayPass(err) {
+		return &passingError{err}
+	}
+	return err
+}
+
+// passingError is a failure that another try may not have, from the start.
+type passingError struct{ error }
+
+func (e *passingError) Unwrap() error { return e.error }
+
+// mayPass says whether err, which is not permanent, is of a server.
+func mayPass(err error) bool {
+	if unknown := (*net.DNSError)(nil); errors.As(err, &unknown) && unknown.IsNotFound {
+		return false
+	}
+	return errors.As(err, new(*vddk.Error)) || errors.As(err, new(*net.OpError)) || errors.Is(err, sink.ErrLost)
 }
 
 // checkSource looks, where nothing proves that the source is the same, whether

@@ -392,6 +392,7 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 	j := c.newJob(log, counters)
 	j.limit = j.limit.Within(b.limit)
 	j.opener.VDDK.Options.Budget = b.budget(t.Job)
+	j.again = true
 	done := b.display.Start(t.Name, t.Source, counters)
 	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", c.Resume)
 	err := j.do(ctx)

@@ -40,6 +40,7 @@ const (
 	CodeFileNotFound = 4
 	CodeNotSupported = 6
 	CodeNoAccess     = 13
+	CodeRefused      = 14009
 )
 
 // GoneError says that there is no worker any more, and how it ended. Every
