@@ -1,0 +1,251 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"vddkcp/nbd"
+	"vddkcp/nbd/server"
+	"vddkcp/source"
+	"vddkcp/source/cow"
+	sourceopen "vddkcp/source/open"
+)
+
+// open prepares the exports. What SRC can't be is found out here, and of the
+// others what costs no login.
+func (c *exportCommand) open(ctx context.Context, log *slog.Logger) (e *exports, err error) {
+	opener := c.opener()
+	opener.Writable = c.RW
+	opener.NBD.Connections = int(c.Connections)
+	opener.VDDK.Options.Log, opener.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
+	opener.VDDK.Options.Connections = int(c.Connections)
+	opener.VDDK.Options.RequestSize, opener.VDDK.Options.Depth = int(c.RequestSize), c.Depth
+	opener.NBD.Warn = opener.VDDK.Options.Warn
+	opener.Retry.OnRetry = func(err error, wait time.Duration) {
+		log.Warn("trying again", "in", wait.Round(time.Millisecond), "error", err)
+	}
+	e = &exports{life: ctx, exportCommand: c, opener: opener, log: log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, e.close())
+		}
+	}()
+	for i, s := range c.sources() {
+		d := &exportedDisk{Export: server.Export{Name: s.name}, src: s.src}
+		if i == 0 && c.Src != "" {
+			d.Description = c.Description
+		}
+		e.list = append(e.list, d)
+		first := i == 0 && c.Src != ""
+		if !first && (nbd.IsURI(s.src) || sourceopen.IsVDDK(s.src)) {
+			if err := e.check(ctx, s.src); err != nil {
+				return e, err
+			}
+			continue
+		}
+		disk, err := e.openDisk(ctx, s.src)
+		if err != nil {
+			return e, err
+		}
+		if first {
+			// Where it is written to, only the last client's leaving forgets that
+			// a flush has failed.
+			d.first, d.keep = disk, !c.RW && c.Cow.file == ""
+		} else if c.Cow.on && c.Cow.file == "" {
+			d.first, d.keep = disk, true
+		} else if err := disk.Close(); err != nil {
+			return e, err
+		}
+	}
+	if c.Pattern != "" {
+		// Any path, to see whether what leads to it is there.
+		path := "[any] any.vmdk"
+		if strings.HasPrefix(c.Pattern, "/") {
+			path = "/any.vmdk"
+		}
+		return e, e.check(ctx, path)
+	}
+	return e, nil
+}
+
+// exports are what the command line names.
+type exports struct {
+	*exportCommand
+	list   []*exportedDisk
+	opener *sourceopen.Opener
+	log    *slog.Logger
+	life   context.Context // of the disks that are kept
+
+	mu     sync.Mutex
+	byName map[string]*exportedDisk // what is open of what the pattern allows
+}
+
+type exportedDisk struct {
+	server.Export
+	src string
+
+	mu    sync.Mutex
+	first source.Disk // open, whether a client is there or not; nil: none
+	keep  bool        // it stays so; else the first client takes it
+}
+
+// close closes what no client has.
+func (e *exports) close() error {
+	var all error
+	for _, d := range slices.AppendSeq(slices.Clone(e.list), maps.Values(e.byName)) {
+		d.mu.Lock()
+		if d.first != nil {
+			all = errors.Join(all, d.first.Close())
+			d.first = nil
+		}
+		d.mu.Unlock()
+	}
+	return all
+}
+
+// uriName is the name of the export that a printed URI is of.
+func (e *exports) uriName() string {
+	if len(e.list) > 0 {
+		return e.list[0].Name
+	}
+	return ""
+}
+
+// List implements server.Exports. What only the pattern allows is not known.
+func (e *exports) List(context.Context) ([]server.Export, error) {
+	var list []server.Export
+	for _, d := range e.list {
+		list = append(list, d.Export)
+	}
+	return list, nil
+}
+
+// Find implements server.Exports.
+func (e *exports) Find(_ context.Context, name string) (server.Export, error) {
+	if d := e.find(name); d != nil {
+		return d.Export, nil
+	}
+	if e.Pattern != "" && mayName(e.Pattern, name) {
+		return server.Export{Name: name}, nil
+	}
+	return server.Export{}, fmt.Errorf("%q: %w", name, server.ErrUnknownExport)
+}
+
+func (e *exports) find(name string) *exportedDisk {
+	if len(e.list) == 1 && e.list[0].Name == "" && e.Pattern == "" {
+		return e.list[0]
+	}
+	for _, d := range e.list {
+		if d.Name == name {
+			return d
+		}
+	}
+	return nil
+}
+
+// named is find, and what the pattern lets clients open.
+func (e *exports) named(name string) *exportedDisk {
+	if d := e.find(name); d != nil {
+		return d
+	}
+	src := name
+	if !sourceopen.IsVDDK(src) {
+		src = "vddk:" + src
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if d := e.byName[name]; d != nil {
+		return d
+	}
+	return &exportedDisk{Export: server.Export{Name: name}, src: src}
+}
+
+// remember is for what stays open; the names that clients try are not kept.
+func (e *exports) remember(d *exportedDisk) {
+	if e.find(d.Name) != nil {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.byName == nil {
+		e.byName = map[string]*exportedDisk{}
+	}
+	e.byName[d.Name] = d
+}
+
+// Open implements server.Exports. What clients have written to a temporary layer
+// is there for the next ones too.
+func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
+	d := e.named(name)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.first == nil && e.Cow.on && e.Cow.file == "" {
+		disk, err := e.openDisk(e.life, d.src)
+		if err != nil {
+			return nil, err
+		}
+		d.first, d.keep = disk, true
+		e.remember(d)
+	}
+	if first := d.first; first != nil {
+		if d.keep {
+			return keptOpen{first}, nil
+		}
+		d.first = nil
+		return first, nil
+	}
+	return e.openDisk(ctx, d.src)
+}
+
+// openDisk opens what can be served as it is asked for.
+func (e *exports) openDisk(ctx context.Context, src string) (source.Disk, error) {
+	disk, err := e.opener.Open(ctx, src, e.SourceFormat)
+	if err != nil {
+		return nil, err
+	}
+	if w, ok := source.Ability[sourceopen.Warned](disk); ok {
+		for _, message := range w.Warnings() {
+			e.log.Warn(message)
+		}
+	}
+	if _, ok := source.Ability[source.Writable](disk); e.RW && !ok {
+		disk.Close()
+		return nil, &usageError{err: fmt.Errorf("%s can't be written: --rw serves raw files, block devices, NBD servers that allow it, and disks that VDDK opens", src)}
+	}
+	e.log.Debug("opened", "source", src, "size", disk.Size())
+	if !e.Cow.on {
+		return disk, nil
+	}
+	layer, err := cow.New(ctx, disk, cow.Options{File: e.Cow.file, OnRead: e.CowOnRead})
+	if err != nil {
+		disk.Close()
+		return nil, err
+	}
+	return layer, nil
+}
+
+// check finds out what can be said of an address without a connection, and asks
+// for the secrets that it needs.
+func (e *exports) check(ctx context.Context, src string) error {
+	if nbd.IsURI(src) {
+		if _, err := nbd.ParseURI(src); err != nil {
+			return &usageError{err: err}
+		}
+		return nil
+	}
+	_, err := e.opener.VDDK.Params(ctx, strings.TrimPrefix(src, "vddk:"))
+	return err
+}
+
+// keptOpen is a disk that someone else closes.
+type keptOpen struct{ source.Disk }
+
+func (k keptOpen) Unwrap() source.Disk { return k.Disk }
+func (keptOpen) Close() error          { return nil }

@@ -1,0 +1,127 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+
+	"vddkcp/nbd"
+	"vddkcp/nbd/server"
+)
+
+// sockets are what clients come by.
+type sockets struct {
+	listeners []net.Listener
+	conns     []net.Conn // that were accepted before the start
+	activated bool
+	folder    string // of a private socket
+}
+
+// activatedSockets are those of socket activation; there may be none.
+func activatedSockets() (*sockets, error) {
+	s := new(sockets)
+	var err error
+	if s.listeners, s.conns, err = server.Activated(); err != nil {
+		return nil, err
+	}
+	s.activated = len(s.listeners)+len(s.conns) > 0
+	return s, nil
+}
+
+// listen opens the sockets that are asked for; captive says that they are for
+// CMD of --run.
+func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) error {
+	switch {
+	case s.activated && captive:
+		return &usageError{err: errors.New("--run and socket activation: want one of the two")}
+	case len(addresses) > 0 || s.activated:
+	case captive:
+		addresses = []string{privateSocket}
+	default:
+		addresses = []string{"tcp://127.0.0.1:" + nbd.DefaultPort}
+	}
+	for _, address := range addresses {
+		if address == "systemd" {
+			if !s.activated {
+				return errors.New("--listen systemd: no sockets were passed (LISTEN_PID is not this process)")
+			}
+			continue
+		}
+		if address == privateSocket {
+			if s.folder == "" {
+				folder, err := os.MkdirTemp("", "vddkcp-")
+				if err != nil {
+					return fmt.Errorf("private socket: %w", err)
+				}
+				s.folder = folder
+			}
+			name := "socket"
+			if n := len(s.listeners); n > 0 {
+				name += strconv.Itoa(n)
+			}
+			address = "unix:" + filepath.Join(s.folder, name)
+		} else if path, ok := strings.CutPrefix(address, "unix:"); ok && path != "" {
+			// Its URI is for any folder.
+			abs, err := filepath.Abs(path)
+			if err != nil {
+				return err
+			}
+			address = "unix:" + abs
+		} else if !strings.HasPrefix(address, "tcp://") {
+			return &usageError{err: fmt.Errorf("--listen %s: want tcp://HOST:PORT, unix:PATH, unix:- or systemd", address)}
+		}
+		l, err := server.Listen(ctx, address)
+		if err != nil {
+			return err
+		}
+		s.listeners = append(s.listeners, l)
+	}
+	return nil
+}
+
+// privateSocket is a socket in a folder that is made for it.
+const privateSocket = "unix:-"
+
+func (s *sockets) uris(overTLS bool, name string) (all []string) {
+	for _, l := range s.listeners {
+		all = append(all, server.URI(l.Addr(), overTLS, name))
+	}
+	return all
+}
+
+// serve serves until ctx ends, or until the last client of those that came
+// before the start has left where nobody listens.
+func (s *sockets) serve(ctx context.Context, server *server.Server) error {
+	var clients sync.WaitGroup
+	for _, c := range s.conns {
+		clients.Go(func() { server.ServeConn(ctx, c) })
+	}
+	var err error
+	if len(s.listeners) > 0 {
+		err = server.Serve(ctx, s.listeners...)
+	}
+	clients.Wait()
+	return err
+}
+
+// close removes sockets too.
+func (s *sockets) close() {
+	for _, l := range s.listeners {
+		l.Close()
+	}
+	for _, c := range s.conns {
+		c.Close()
+	}
+	if s.folder != "" {
+		if err := os.RemoveAll(s.folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			fmt.Fprintf(os.Stderr, "vddkcp: warning: private socket: %v\n", err)
+		}
+	}
+}
