@@ -171,8 +171,13 @@ func signalName(s syscall.Signal) string {
 	return "SIGTERM"
 }
 
+// echo is how long a signal may come again: timeout(1), and others, send theirs to the
+// process and then to its group, which is it again.
+const echo = 250 * time.Millisecond
+
 // withSignals returns a context that the first SIGINT or SIGTERM ends, with a
-// *signalError as its cause. A second one ends the process at once, after last.
+// *signalError as its cause. A second one ends the process at once, after last;
+// what comes within echo of the first and is the same is no second one.
 func withSignals(parent context.Context, last func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
@@ -182,8 +187,12 @@ func withSignals(parent context.Context, last func()) (ctx context.Context, stop
 		if !ok {
 			return
 		}
+		begun := time.Now()
 		cancel(&signalError{first.(syscall.Signal)})
-		if second, ok := <-signals; ok {
+		for second := range signals {
+			if second == first && time.Since(begun) < echo {
+				continue
+			}
 			last()
 			os.Exit(128 + int(second.(syscall.Signal)))
 		}

@@ -114,7 +114,7 @@ func (b *batchRun) probeOne(ctx context.Context, j *batch.Job, bytes int64) (bat
 	if e.Connections, err = b.probe(ctx, j, 0, m); err != nil {
 		return e, err
 	}
-	if e.Rate = m.rate(); e.Rate == 0 {
+	if e.Rate, _ = m.rate(); e.Rate == 0 {
 		return e, errors.New("nothing could be measured")
 	}
 	if c.RateLimit > 0 {
@@ -152,6 +152,9 @@ func (b *batchRun) probeTogether(ctx context.Context, expected []batch.Expected)
 // for something to be shared by them, and not for noise.
 const clearly = 0.8
 
+// longEnough is how long disks must be read together for that to say anything.
+const longEnough = 20 * time.Millisecond
+
 // probeSum returns what jobs reach together, and 0 where that is not clearly less
 // than the sum of their rates, or not known.
 func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, rates map[*batch.Job]float64) float64 {
@@ -174,7 +177,7 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 		b.log.Warn("disks were not probed together", "error", err)
 		return 0
 	}
-	if rate := m.rate(); rate < clearly*sum {
+	if rate, took := m.rate(); took >= longEnough && rate < clearly*sum {
 		return rate
 	}
 	return 0
@@ -287,9 +290,10 @@ func (m *probeMeter) end() {
 	}
 }
 
-// rate is in bytes a second, 0 where it is not known. The first half of the time is
-// left out, in which connections open and queues fill.
-func (m *probeMeter) rate() float64 {
+// rate returns bytes a second, 0 where that is not known, and over which time it
+// is. The first half of the time is left out, in which connections open and queues
+// fill.
+func (m *probeMeter) rate() (rate float64, over time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	from := m.from
@@ -302,8 +306,8 @@ func (m *probeMeter) rate() float64 {
 			sum += r.n
 		}
 	}
-	if seconds := m.until.Sub(from).Seconds(); seconds > 0 {
-		return float64(sum) / seconds
+	if over = m.until.Sub(from); over > 0 {
+		rate = float64(sum) / over.Seconds()
 	}
-	return 0
+	return rate, over
 }

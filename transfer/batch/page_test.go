@@ -142,9 +142,10 @@ func TestPageOfOneFailure(t *testing.T) {
 	for _, j := range r.Jobs {
 		j.Status, j.Exit, j.Error, j.Hint = transfer.StatusFailed, 75, "no route to host", "--resume"
 	}
+	r.Jobs[0].Error = "connection refused"
 	r.Counts = batch.Counts{Failed: 30}
 	page := pageOf(t, r)
-	if strings.Count(page, "no route to host") != 1 || !strings.Contains(page, "<b>web28/disk ü</b>, <b>web29/disk ü</b> <span") || !strings.Contains(page, "None of 30 disks is copied, 30 failed") {
+	if strings.Count(page, "no route to host") != 1 || strings.Count(page, "connection refused") != 1 || !strings.Contains(page, "<b>web28/disk ü</b>, <b>web29/disk ü</b> <span") || !strings.Contains(page, "None of 30 disks is copied, 30 failed") {
 		t.Errorf("%s", page)
 	}
 }
