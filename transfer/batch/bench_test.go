@@ -1,0 +1,141 @@
+package batch
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"vddkcp/transfer"
+)
+
+const benchJobs = 10_000
+
+// benchFile is a job file of many disks on a hundred hosts.
+func benchFile() []byte {
+	var b bytes.Buffer
+	b.WriteString(`{"version":1,"limits":{"total":60,"per_server":50,"per_host":2},"defaults":{"server":"vc.example.com","verify":true},"jobs":[`)
+	for i := range benchJobs {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"name":"vm%04d-0","source":"[ds1] vm%04[1]d/vm%04[1]d.vmdk","target":"images/vm%04[1]d-0.qcow2","host":"esxi%d"}`, i, i%100)
+		b.WriteByte('\n')
+	}
+	b.WriteString("]}")
+	return b.Bytes()
+}
+
+func benchSpec() *Spec {
+	path := func(a string) bool { return !strings.HasPrefix(a, "[") }
+	return &Spec{
+		Fields:     []Field{{Name: "server", Type: Text}, {Name: "verify", Type: Boolean}, {Name: "compress", Type: Text}},
+		SourcePath: path, TargetPath: path,
+		Files: func(a string) []string {
+			if !path(a) {
+				return nil
+			}
+			return []string{a, a + ".partial"}
+		},
+	}
+}
+
+func benchLoad(b *testing.B, text []byte) *File {
+	b.Helper()
+	f, err := Load(bytes.NewReader(text), "jobs.json", "/jobs", benchSpec())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return f
+}
+
+func benchReport(j *Job) *JobReport {
+	t := transfer.NewReport(j.Source, j.Target)
+	t.End(transfer.StatusOK, 0)
+	return &JobReport{Name: j.Name, Labels: labelsOf(j), Attempts: 1, Report: t}
+}
+
+func benchEntry(j *Job) *entry {
+	return &entry{Name: j.Name, Phase: phaseDone, Fingerprint: j.Fingerprint(), Attempts: 1, Size: -1, Report: benchReport(j)}
+}
+
+func BenchmarkLoad(b *testing.B) {
+	text := benchFile()
+	b.SetBytes(int64(len(text)))
+	b.ReportAllocs()
+	for b.Loop() {
+		benchLoad(b, text)
+	}
+}
+
+// One change of a state file of so many jobs; flushed, with the writing of the
+// file that follows it, as durable as it gets.
+func BenchmarkStore(b *testing.B) {
+	jobs := benchLoad(b, benchFile()).Jobs
+	for _, n := range []int{200, benchJobs} {
+		for _, flushed := range []bool{false, true} {
+			name := fmt.Sprintf("put/%d", n)
+			if flushed {
+				name = fmt.Sprintf("flush/%d", n)
+			}
+			b.Run(name, func(b *testing.B) { benchStore(b, jobs[:n], flushed) })
+		}
+	}
+}
+
+func benchStore(b *testing.B, jobs []*Job, flushed bool) {
+	s, err := OpenStore(filepath.Join(b.TempDir(), "state.json"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	for _, j := range jobs {
+		text, err := json.Marshal(benchEntry(j))
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.keep(j.Name, text)
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if err := s.put(benchEntry(jobs[i%len(jobs)])); err != nil {
+			b.Fatal(err)
+		}
+		if flushed {
+			if err := s.flush(); err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+}
+
+// What the batch itself takes, beside the copies and the state file: the limits
+// keep most of the queue back most of the time.
+func BenchmarkSchedule(b *testing.B) {
+	f := benchLoad(b, benchFile())
+	for _, c := range []struct {
+		name   string
+		limits Limits
+	}{
+		{"total", Limits{Total: 60}},
+		{"hosts", f.Limits},
+		{"a server", Limits{Total: 60, PerServer: 1}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				r := &run{o: Options{Limits: c.limits, Log: slog.New(slog.DiscardHandler)}, reports: map[*Job]*JobReport{}, servers: map[string]int{}, hosts: map[string]int{}}
+				r.o.Ended = func(*Job, *JobReport) {}
+				queue := make([]*attempt, len(f.Jobs))
+				for i, j := range f.Jobs {
+					queue[i] = &attempt{job: j}
+				}
+				r.schedule(context.Background(), queue, func(_ context.Context, a *attempt) *JobReport { return benchReport(a.job) })
+			}
+		})
+	}
+}
