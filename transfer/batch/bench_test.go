@@ -113,9 +113,9 @@ func benchStore(b *testing.B, jobs []*Job, flushed bool) {
 	}
 }
 
-// What the batch itself takes, beside the copies and the state file: the limits
-// keep most of the queue back most of the time.
-func BenchmarkSchedule(b *testing.B) {
+// What the batch itself takes, beside the copies: the limits keep most of the
+// queue back most of the time.
+func BenchmarkRun(b *testing.B) {
 	f := benchLoad(b, benchFile())
 	for _, c := range []struct {
 		name   string
@@ -128,13 +128,21 @@ func BenchmarkSchedule(b *testing.B) {
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
-				r := &run{o: Options{Limits: c.limits, Log: slog.New(slog.DiscardHandler)}, reports: map[*Job]*JobReport{}, servers: map[string]int{}, hosts: map[string]int{}}
-				r.o.Ended = func(*Job, *JobReport) {}
-				queue := make([]*attempt, len(f.Jobs))
-				for i, j := range f.Jobs {
-					queue[i] = &attempt{job: j}
+				s, err := OpenStore(filepath.Join(b.TempDir(), "state.json"))
+				if err != nil {
+					b.Fatal(err)
 				}
-				r.schedule(context.Background(), queue, func(_ context.Context, a *attempt) *JobReport { return benchReport(a.job) })
+				r, err := Run(context.Background(), f.Jobs, Options{
+					Limits: c.limits, Store: s, Log: slog.New(slog.DiscardHandler),
+					Copy: func(_ context.Context, t *Task) *transfer.Report { return benchReport(t.Job).Report },
+					Size: func(*Job) int64 { return -1 },
+				})
+				if err != nil || r.Counts.Done != len(f.Jobs) {
+					b.Fatal(r, err)
+				}
+				if err := s.Close(); err != nil {
+					b.Fatal(err)
+				}
 			}
 		})
 	}

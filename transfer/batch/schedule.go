@@ -74,7 +74,7 @@ func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.schedule(ctx, longestFirst(queue, o.Size), r.work)
+	r.schedule(ctx, longestFirst(queue, o.Size))
 	for _, j := range jobs {
 		result := r.reports[j]
 		if result == nil {
@@ -230,8 +230,8 @@ func longestFirst(queue []*attempt, size func(*Job) int64) []*attempt {
 	return queue
 }
 
-// schedule runs all of queue with work, as the limits allow.
-func (r *run) schedule(ctx context.Context, queue []*attempt, work func(context.Context, *attempt) *JobReport) {
+// schedule runs all of queue, as the limits allow.
+func (r *run) schedule(ctx context.Context, queue []*attempt) {
 	type end struct {
 		a      *attempt
 		report *JobReport
@@ -249,7 +249,7 @@ func (r *run) schedule(ctx context.Context, queue []*attempt, work func(context.
 			queue = slices.Delete(queue, i, i+1)
 			running++
 			r.occupy(a.job, 1)
-			go func() { ends <- end{a, work(ctx, a)} }()
+			go func() { ends <- end{a, r.work(ctx, a)} }()
 		}
 		if running == 0 {
 			if len(again) == 0 || stop || ctx.Err() != nil {
