@@ -1,57 +1,149 @@
-package batch_test
+package batch
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"vddkcp/transfer"
-	"vddkcp/transfer/batch"
 )
 
-// BenchmarkRun is what scheduling and the state file cost a job whose copy takes no
-// time, by how many jobs there are.
-func BenchmarkRun(b *testing.B) {
-	for _, jobs := range []int{100, 10000} {
-		b.Run(fmt.Sprint(jobs), func(b *testing.B) {
-			lines := make([]string, jobs)
-			for i := range lines {
-				lines[i] = fmt.Sprintf("j%d h%d s", i, i%8)
+const benchJobs = 10_000
+
+// benchFile is a job file of many disks on a hundred hosts.
+func benchFile() []byte {
+	var b bytes.Buffer
+	b.WriteString(`{"version":1,"limits":{"total":60,"per_server":50,"per_host":2},"defaults":{"server":"vc.example.com","verify":true},"jobs":[`)
+	for i := range benchJobs {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		fmt.Fprintf(&b, `{"name":"vm%04d-0","source":"[ds1] vm%04[1]d/vm%04[1]d.vmdk","target":"images/vm%04[1]d-0.qcow2","host":"esxi%d"}`, i, i%100)
+		b.WriteByte('\n')
+	}
+	b.WriteString("]}")
+	return b.Bytes()
+}
+
+func benchSpec() *Spec {
+	path := func(a string) bool { return !strings.HasPrefix(a, "[") }
+	return &Spec{
+		Fields:     []Field{{Name: "server", Type: Text}, {Name: "verify", Type: Boolean}, {Name: "compress", Type: Text}},
+		SourcePath: path, TargetPath: path,
+		Files: func(a string) []string {
+			if !path(a) {
+				return nil
 			}
-			dir := b.TempDir()
-			file, err := batch.Load(strings.NewReader(`{"version":1,`+jobsOf(lines...)+`}`), "jobs.json", dir, testSpec())
-			if err != nil {
+			return []string{a, a + ".partial"}
+		},
+	}
+}
+
+func benchLoad(b *testing.B, text []byte) *File {
+	b.Helper()
+	f, err := Load(bytes.NewReader(text), "jobs.json", "/jobs", benchSpec())
+	if err != nil {
+		b.Fatal(err)
+	}
+	return f
+}
+
+func benchReport(j *Job) *JobReport {
+	t := transfer.NewReport(j.Source, j.Target)
+	t.End(transfer.StatusOK, 0)
+	return &JobReport{Name: j.Name, Labels: labelsOf(j), Attempts: 1, Report: t}
+}
+
+func benchEntry(j *Job) *entry {
+	return &entry{Name: j.Name, Phase: phaseDone, Fingerprint: j.Fingerprint(), Attempts: 1, Size: -1, Report: benchReport(j)}
+}
+
+func BenchmarkLoad(b *testing.B) {
+	text := benchFile()
+	b.SetBytes(int64(len(text)))
+	b.ReportAllocs()
+	for b.Loop() {
+		benchLoad(b, text)
+	}
+}
+
+// One change of a state file of so many jobs; flushed, with the writing of the
+// file that follows it, as durable as it gets.
+func BenchmarkStore(b *testing.B) {
+	jobs := benchLoad(b, benchFile()).Jobs
+	for _, n := range []int{200, benchJobs} {
+		for _, flushed := range []bool{false, true} {
+			name := fmt.Sprintf("put/%d", n)
+			if flushed {
+				name = fmt.Sprintf("flush/%d", n)
+			}
+			b.Run(name, func(b *testing.B) { benchStore(b, jobs[:n], flushed) })
+		}
+	}
+}
+
+func benchStore(b *testing.B, jobs []*Job, flushed bool) {
+	s, err := OpenStore(filepath.Join(b.TempDir(), "state.json"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer s.Close()
+	for _, j := range jobs {
+		text, err := json.Marshal(benchEntry(j))
+		if err != nil {
+			b.Fatal(err)
+		}
+		s.keep(j.Name, text)
+	}
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if err := s.put(benchEntry(jobs[i%len(jobs)])); err != nil {
+			b.Fatal(err)
+		}
+		if flushed {
+			if err := s.flush(); err != nil {
 				b.Fatal(err)
 			}
-			o := batch.Options{
-				Limits: batch.Limits{PerHost: 2}, ContinueOnError: true,
-				Copy: func(_ context.Context, t *batch.Task) *transfer.Report {
-					r := transfer.NewReport(t.Source, t.Target)
-					r.End(transfer.StatusOK, 0)
-					return r
-				},
-				Size: func(*batch.Job) int64 { return -1 }, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Stopped: func(error) int { return 130 },
-			}
+		}
+	}
+}
+
+// What the batch itself takes, beside the copies: the limits keep most of the
+// queue back most of the time.
+func BenchmarkRun(b *testing.B) {
+	f := benchLoad(b, benchFile())
+	for _, c := range []struct {
+		name   string
+		limits Limits
+	}{
+		{"total", Limits{Total: 60}},
+		{"hosts", f.Limits},
+		{"a server", Limits{Total: 60, PerServer: 1}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
-			for range b.N {
-				store, err := batch.OpenStore(filepath.Join(dir, "state.json"))
+			for b.Loop() {
+				s, err := OpenStore(filepath.Join(b.TempDir(), "state.json"))
 				if err != nil {
 					b.Fatal(err)
 				}
-				o.Store = store
-				r, err := batch.Run(b.Context(), file.Jobs, o)
-				if err != nil || r.Exit != 0 {
-					b.Fatalf("%v, %v", r, err)
+				r, err := Run(context.Background(), f.Jobs, Options{
+					Limits: c.limits, Store: s, Log: slog.New(slog.DiscardHandler),
+					Copy: func(_ context.Context, t *Task) *transfer.Report { return benchReport(t.Job).Report },
+					Size: func(*Job) int64 { return -1 },
+				})
+				if err != nil || r.Counts.Done != len(f.Jobs) {
+					b.Fatal(r, err)
 				}
-				if err := store.Close(); err != nil {
+				if err := s.Close(); err != nil {
 					b.Fatal(err)
 				}
 			}
-			b.ReportMetric(float64(b.Elapsed().Microseconds())/float64(b.N*jobs), "us/job")
 		})
 	}
 }
