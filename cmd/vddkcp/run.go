@@ -393,6 +393,9 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 	j.limit = j.limit.Within(b.limit)
 	j.opener.VDDK.Options.Budget = b.budget(t.Job)
 	j.again = true
+	if t.Again && !c.Force {
+		j.keepOld(sinkopen.PlaceOf(c.Dst))
+	}
 	done := b.display.Start(t.Name, t.Source, counters)
 	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", c.Resume)
 	err := j.do(ctx)
@@ -407,6 +410,31 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 		failJob(b.display, b.asJSON, t.Name, err)
 	}
 	return j.report
+}
+
+// keepOld gives the file that is at the target another name besides, so that it can
+// be replaced and nothing is lost of it. Where it can't, the copy finds it in the
+// way.
+func (j *job) keepOld(place sinkopen.Place) {
+	if place.Kind != "file" {
+		return
+	}
+	path := strings.TrimSuffix(place.Partial, ".partial")
+	there, err := os.Lstat(path)
+	if err != nil {
+		return
+	}
+	old := path + ".old"
+	err = os.Link(path, old)
+	if kept, _ := os.Lstat(old); kept != nil && os.SameFile(kept, there) {
+		err = nil // by an earlier attempt
+	}
+	if err != nil {
+		j.warn(fmt.Sprintf("what is at the target can't be kept as %s: %v", old, err))
+		return
+	}
+	j.warn("what was at the target stays as " + old)
+	j.Force = true
 }
 
 // jobLog is the log of a job, which with --log-dir goes to a file too.

@@ -34,8 +34,9 @@ type entry struct {
 	Phase       phase      `json:"phase"`
 	Fingerprint string     `json:"fingerprint"`
 	Attempts    int        `json:"attempts"`
-	Before      string     `json:"before"` // identity of the target when the copy began; "": there was none
-	Size        int64      `json:"size"`   // of the target when all was done; -1: no file
+	Before      string     `json:"before"`          // identity of the target when the copy began; "": there was none
+	Size        int64      `json:"size"`            // of the target when all was done; -1: no file
+	Again       bool       `json:"again,omitempty"` // it was done before, and is no longer
 	Report      *JobReport `json:"report,omitempty"`
 }
 
@@ -52,7 +53,7 @@ type stateFile struct {
 // A change goes to a second file first, beside it, whose end alone is written:
 // that outlives a kill of the process, and costs the same however many jobs there
 // are. The state file is rewritten by keepWritten, after each change, but with rests
-// so long that it takes half a hundredth of the time.
+// so long that it takes a hundredth of the time.
 type Store struct {
 	path string
 	lock *os.File
@@ -72,9 +73,12 @@ type Store struct {
 	wrote   time.Duration // spent on writing it
 }
 
-// stateRest is how many times as long as it took to write the state file it then
-// rests.
-const stateRest = 200
+// After it was written the state file rests so many times as long as that took, but
+// not so long that people who look at it wonder.
+const (
+	stateRest   = 100
+	longestRest = 2 * time.Second
+)
 
 // UsedError says that another run has a state file.
 type UsedError struct{ path, by string }
@@ -317,7 +321,7 @@ func (s *Store) keepWritten(done <-chan struct{}, failed func(error)) {
 			failed(err)
 			failed = nil
 		}
-		rest := time.NewTimer(stateRest * time.Since(begun))
+		rest := time.NewTimer(min(stateRest*time.Since(begun), longestRest))
 		select {
 		case <-rest.C:
 		case <-done:
