@@ -120,7 +120,7 @@ const maxReport = 1 << 30
 
 // Merge makes one report of those in the folder dir: all files there whose names
 // end in .json and that are reports of batches. A job that several have counts
-// once, by the report that has it done, else by the latest. With jobs the report is
+// once, by the latest in which it began. With jobs the report is
 // of these and in their order, and those that no report has are skipped. Notes are
 // for the user.
 func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) {
@@ -170,7 +170,7 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 		return nil, nil, fmt.Errorf("merge reports: %w", &fs.PathError{Op: "look for *.json", Path: dir, Err: errors.New("no report of a batch")})
 	}
 	if len(twice) > 0 {
-		notes = append(notes, "in several reports, of which the one that has it done counts, else the latest: "+listed(twice))
+		notes = append(notes, "in several reports, of which the latest counts: "+listed(twice))
 	}
 	if jobs == nil {
 		slices.Sort(names)
@@ -214,11 +214,9 @@ func listed(names []string) string {
 	return text
 }
 
-// better says whether j tells more of a job than other does.
+// better says whether j tells more of a job than other does: what became of it
+// last, not that a later run never came to it.
 func (j *JobReport) better(other *JobReport) bool {
-	if a, b := j.Status == transfer.StatusOK, other.Status == transfer.StatusOK; a != b {
-		return a
-	}
 	if a, b := j.Status == transfer.StatusSkipped, other.Status == transfer.StatusSkipped; a != b {
 		return b
 	}
