@@ -104,7 +104,7 @@ func (r *Report) Write(path string) error {
 		} else if f, createErr := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*"); createErr != nil {
 			err = createErr
 		} else if err = f.Chmod(0o644); err == nil {
-			err = replaceFile(f, path, text)
+			err = errors.Join(replaceFile(f, path, text), syncFolder(filepath.Dir(path)))
 		} else {
 			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
 		}

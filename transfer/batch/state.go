@@ -61,6 +61,7 @@ type Store struct {
 	mu      sync.Mutex // guards what follows
 	order   []string
 	texts   map[string][]byte // of each entry, as it stands in the file
+	length  int               // of all texts
 	changes *os.File          // all since the state file was opened, one a line
 	made    uint64            // changes so far
 	noting  time.Duration     // spent on changes
@@ -255,6 +256,7 @@ func (s *Store) keep(name string, text []byte) {
 	if _, ok := s.texts[name]; !ok {
 		s.order = append(s.order, name)
 	}
+	s.length += len(text) - len(s.texts[name])
 	s.texts[name] = text
 }
 
@@ -343,6 +345,7 @@ func (s *Store) flush() error {
 		s.mu.Unlock()
 		return nil
 	}
+	text.Grow(s.length + 4*len(s.order) + 64)
 	text.WriteString("{\"version\":1,\"jobs\":[\n")
 	for i, name := range s.order {
 		if i > 0 {
@@ -382,15 +385,16 @@ func (s *Store) Close() error {
 	if s.changes != nil {
 		err = s.changes.Close()
 		if s.written == s.made { // else they are all there is
-			err = errors.Join(err, os.Remove(s.changesPath()))
+			err = errors.Join(err, syncFolder(filepath.Dir(s.path)), os.Remove(s.changesPath()))
 		}
 	}
 	// Removed while it is locked, so that nobody locks what is going away.
 	return errors.Join(err, os.Remove(s.lock.Name()), s.lock.Close())
 }
 
-// replaceFile puts text at path as a whole or not at all, durably, by way of the
-// new file f beside it, which it closes.
+// replaceFile puts text at path as a whole or not at all, by way of the new file f
+// beside it, which it closes. A loss of power may bring back the file before, whole,
+// until the folder is synced.
 func replaceFile(f *os.File, path string, text []byte) error {
 	defer os.Remove(f.Name()) // no longer there after the rename
 	_, err := f.Write(text)
@@ -402,9 +406,6 @@ func replaceFile(f *os.File, path string, text []byte) error {
 	}
 	if err == nil {
 		err = os.Rename(f.Name(), path)
-	}
-	if err == nil {
-		err = syncFolder(filepath.Dir(path))
 	}
 	return err
 }
