@@ -82,7 +82,7 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 		err = nil // it succeeded, and something in its background still has its output
 	}
 	if err != nil && lines.last != "" {
-		err = fmt.Errorf("%w: %s", err, lines.last)
+		err = fmt.Errorf("%w; its last words: %q", err, lines.last)
 	}
 	return err
 }

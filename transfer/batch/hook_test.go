@@ -73,7 +73,7 @@ func TestBeforeThatFails(t *testing.T) {
 	if err != nil || r.Exit != 1 || f.copied != nil {
 		t.Errorf("%+v, %v, begun %v", r, err, f.copied)
 	}
-	if got, want := r.Jobs[0].Error, `before command "sh": exit status 7: not now`; got != want {
+	if got, want := r.Jobs[0].Error, `before command "sh": exit status 7; its last words: "not now"`; got != want {
 		t.Errorf("error %q, want %q", got, want)
 	}
 	if got := f.read("t.after"); got != "failed\n" {

@@ -338,22 +338,25 @@ func (s *Store) flush() error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	begun := time.Now()
-	var text bytes.Buffer
+	// Jobs wait for mu: the texts, which nobody changes, are put together without it.
 	s.mu.Lock()
-	have := s.made
+	have, texts, length := s.made, make([][]byte, len(s.order)), s.length
+	for i, name := range s.order {
+		texts[i] = s.texts[name]
+	}
+	s.mu.Unlock()
 	if s.written == have {
-		s.mu.Unlock()
 		return nil
 	}
-	text.Grow(s.length + 4*len(s.order) + 64)
+	var text bytes.Buffer
+	text.Grow(length + 4*len(texts) + 64)
 	text.WriteString("{\"version\":1,\"jobs\":[\n")
-	for i, name := range s.order {
+	for i, entry := range texts {
 		if i > 0 {
 			text.WriteString(",\n")
 		}
-		text.Write(s.texts[name])
+		text.Write(entry)
 	}
-	s.mu.Unlock()
 	text.WriteString("\n]}\n")
 	// The lock makes it ours: what a kill leaves is overwritten.
 	f, err := os.OpenFile(s.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
@@ -372,10 +375,10 @@ func (s *Store) flush() error {
 // cost is the time that was spent so far, by jobs on noting changes and beside them
 // on writing the state file.
 func (s *Store) cost() (noting, writing time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.writing.Lock()
 	defer s.writing.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	return s.noting, s.wrote
 }
 

@@ -63,9 +63,8 @@ func (d *BatchDisplay) Start(name, disk string, c *Counters) (done func()) {
 		i := slices.Index(d.running, j)
 		d.running = slices.Delete(d.running, i, i+1)
 		s := c.Snapshot()
-		d.bytes.Done += s.Done
-		d.bytes.Planned += s.Done // what a failed one did not do is not to come
-		d.bytes.Skipped += s.Skipped
+		s.Planned = s.Done // what a failed one did not do is not to come
+		d.bytes.add(s)
 	}
 }
 
@@ -125,10 +124,7 @@ func (d *BatchDisplay) draw(last bool) {
 	now := time.Now()
 	total := d.bytes
 	for _, j := range d.running {
-		s := j.counters.Snapshot()
-		total.Done += s.Done
-		total.Planned += s.Planned
-		total.Skipped += s.Skipped
+		total.add(j.counters.Snapshot())
 	}
 	rate := d.meter.add(now, total.Done)
 	switch d.style {
@@ -196,6 +192,15 @@ func drawBar(share float64) string {
 	return fmt.Sprintf("%3d%% [%s%s]", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full))
 }
 
+// add adds what all jobs together are told of.
+func (s *Snapshot) add(o Snapshot) {
+	s.Planned += o.Planned
+	s.Done += o.Done
+	s.Skipped += o.Skipped
+	s.Read += o.Read
+	s.Cloned += o.Cloned
+}
+
 // share is how much of what is known to come is done, of 1.
 func (s Snapshot) share() float64 {
 	if s.Planned <= 0 {
@@ -207,7 +212,8 @@ func (s Snapshot) share() float64 {
 // summary is a line about all jobs. The caller holds mu.
 func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s; %s copied", d.counts(), bytesize.Format(s.Done))
+	// Done has what was only read back, too.
+	fmt.Fprintf(&b, "%s; %s copied", d.counts(), bytesize.Format(s.Read+s.Cloned))
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
 	}

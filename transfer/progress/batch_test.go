@@ -128,6 +128,8 @@ func begin(d *progress.BatchDisplay, name string, mib int64) (done func()) {
 	c.AddPlanned(100 << 20)
 	c.Enter(progress.Copy)
 	c.AddDone(mib << 20)
+	c.AddRead((mib - mib/5) << 20)
+	c.AddCloned(mib / 5 << 20 / 2)
 	return d.Start(name, "disk", c)
 }
 
@@ -185,7 +187,7 @@ func TestBatchInLinesAndJSON(t *testing.T) {
 	}
 	s := &screen{t: t, columns: 200, wraps: true}
 	showBatch(t, progress.Lines, s, 80, 24, work)
-	want := []string{"batch: 0 of 4 done, 2 running; 60.0 MiB copied", "batch: 0 of 4 done, 2 running; 60.0 MiB copied", "batch: 0 of 4 done, 1 failed, 1 running; 60.0 MiB copied"}
+	want := []string{"batch: 0 of 4 done, 2 running; 54.0 MiB copied", "batch: 0 of 4 done, 2 running; 54.0 MiB copied", "batch: 0 of 4 done, 1 failed, 1 running; 54.0 MiB copied"}
 	if got := s.text(); !slices.Equal(got, want) {
 		t.Errorf("%q\nwant\n%q", got, want)
 	}
