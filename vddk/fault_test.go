@@ -320,7 +320,7 @@ func TestOpenFails(t *testing.T) {
 		}, err: "has the thumbprint 11:22:33, expected was AA:BB", permanent: true, hint: "--thumbprint", starts: 1},
 		{name: "refused", fault: func(h *fakeHost) {
 			h.onOpen = func(int, *worker.Opened) error { return libraryError(14009, "The server refused connection") }
-		}, err: "error 14009: The server refused connection", starts: 1},
+		}, err: "error 14009: The server refused connection", hint: "port 443", starts: 1},
 		{name: "locked", fault: func(h *fakeHost) {
 			h.onOpen = func(int, *worker.Opened) error { return libraryError(13, "You do not have access rights to this file") }
 		}, err: "error 13", hint: "--snapshot", starts: 1},

@@ -97,9 +97,12 @@ func (d *Disk) give(t seat, n int64, succeeded bool) (alive bool) {
 	if succeeded {
 		now := time.Since(d.started)
 		d.lastSuccess.Store(int64(now))
-		h.failures = 0
-		if t.write && !t.s.lost {
-			d.written++
+		// An answer that came before a loss says nothing of what follows it.
+		if !t.s.lost {
+			h.failures = 0
+			if t.write {
+				d.written++
+			}
 		}
 		d.pace.served()
 		d.tuneLocked(now, n)
