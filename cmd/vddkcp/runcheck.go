@@ -104,7 +104,7 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "JOB\tSIZE\tTO COPY\tTARGET\tREADY")
 	for _, c := range all {
-		ready := "yes"
+		ready, size, data := "yes", bytesize.Format(c.size), bytesize.Format(c.data)
 		if c.err != nil {
 			bad++
 			if exitStatus(c.err) == exitUsage {
@@ -114,9 +114,16 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 			if h := hint(c.err); h != "" {
 				ready += " (" + h + ")"
 			}
+			// What it did not come to is not known.
+			if c.data == 0 {
+				data = "-"
+			}
+			if c.size == 0 {
+				size = "-"
+			}
 		}
 		// A tab or a line's end in a name would be another cell.
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable(c.job.Name), bytesize.Format(c.size), bytesize.Format(c.data), printable(c.job.Target), printable(ready))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable(c.job.Name), size, data, printable(c.job.Target), printable(ready))
 	}
 	return bad, wrong, table.Flush()
 }
