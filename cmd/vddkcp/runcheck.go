@@ -31,6 +31,19 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 	if total == 0 {
 		total = batch.DefaultTotal
 	}
+	out := standardOutput(ctx)
+	if b.Resume {
+		left, err := b.unfinished(jobs)
+		if err != nil {
+			return err
+		}
+		if done := len(jobs) - len(left); done > 0 {
+			if _, err := fmt.Fprintf(out, "%d of %d jobs are done and not checked\n", done, len(jobs)); err != nil {
+				return err
+			}
+		}
+		jobs = left
+	}
 	all := make([]checked, len(jobs))
 	var group errgroup.Group
 	group.SetLimit(total)
@@ -47,7 +60,6 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
-	out := standardOutput(ctx)
 	bad, wrong, err := printChecked(out, all)
 	if err != nil {
 		return err
@@ -72,6 +84,18 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 		e.exit, e.hint = exitUsage, "the job file is wrong where a parameter is"
 	}
 	return e
+}
+
+// unfinished are the jobs that --resume would run.
+func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
+	path, err := b.statePath()
+	if err != nil {
+		return nil, err
+	}
+	if jobs, err = batch.Unfinished(path, jobs); err != nil {
+		return nil, &usageError{err: err, hint: hint(err)}
+	}
+	return jobs, nil
 }
 
 func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {

@@ -182,19 +182,37 @@ func (r *run) wasDone(j *Job, e *entry) bool {
 	if e.Phase != phaseDone {
 		return false
 	}
-	why := ""
+	why := e.changed(j)
+	if why != "" {
+		r.o.Log.Warn("the job runs again: "+why, "job", j.Name)
+	}
+	return why == ""
+}
+
+// changed says why a job that was done is no longer; "" where it still is.
+func (e *entry) changed(j *Job) string {
 	switch size := fileSize(j.Target); {
 	case e.Fingerprint != j.Fingerprint():
-		why = "its fields changed since it was done"
+		return "its fields changed since it was done"
 	case e.Size >= 0 && size < 0:
-		why = "its target is gone"
+		return "its target is gone"
 	case e.Size >= 0 && size != e.Size:
-		why = fmt.Sprintf("its target has %d bytes and had %d when it was done", size, e.Size)
-	default:
-		return true
+		return fmt.Sprintf("its target has %d bytes and had %d when it was done", size, e.Size)
 	}
-	r.o.Log.Warn("the job runs again: "+why, "job", j.Name)
-	return false
+	return ""
+}
+
+// Unfinished returns those jobs that Run would run with Options.Resume and the
+// state file at path, which another run may have.
+func Unfinished(path string, jobs []*Job) ([]*Job, error) {
+	s := &Store{path: path, texts: map[string][]byte{}}
+	if err := s.load(); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(jobs), func(j *Job) bool {
+		e := s.get(j.Name)
+		return e != nil && e.Phase == phaseDone && e.changed(j) == ""
+	}), nil
 }
 
 // wasCopied returns the report of a copy that is whole, though its job did not

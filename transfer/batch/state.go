@@ -109,28 +109,30 @@ func OpenStore(path string) (*Store, error) {
 
 // open reads what an earlier run left, and begins with no changes.
 func (s *Store) open() error {
-	if err := s.read(); err != nil {
-		return err
-	}
-	replayed, err := false, error(nil)
-	if s.there.Load() { // else somebody removed it, to start anew
-		replayed, err = s.replay()
-	}
+	err := s.load()
 	if err != nil {
 		return err
 	}
-	if replayed {
-		// They may be lost from here on.
-		s.made++
-		if err := s.flush(); err != nil {
-			return err
-		}
+	// What was replayed may be lost from here on.
+	if err := s.flush(); err != nil {
+		return err
 	}
 	s.changes, err = os.OpenFile(s.changesPath(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o644)
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
 	return nil
+}
+
+// load reads what an earlier run left.
+func (s *Store) load() error {
+	if err := s.read(); err != nil {
+		return err
+	}
+	if !s.there.Load() { // somebody removed it, to start anew
+		return nil
+	}
+	return s.replay()
 }
 
 func (s *Store) changesPath() string { return s.path + ".changes" }
@@ -206,13 +208,13 @@ func (s *Store) read() error {
 }
 
 // replay takes over the changes that a run which was killed left.
-func (s *Store) replay() (any bool, err error) {
+func (s *Store) replay() error {
 	text, err := os.ReadFile(s.changesPath())
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("state file: %w", err)
+		return fmt.Errorf("state file: %w", err)
 	}
 	for line := range bytes.SplitSeq(text, []byte("\n")) {
 		// One that was cut, by a kill or a full file system, was not made.
@@ -221,12 +223,12 @@ func (s *Store) replay() (any bool, err error) {
 		}
 		name, err := checkEntry(line)
 		if err != nil {
-			return false, fmt.Errorf("%s: %w", s.changesPath(), err)
+			return fmt.Errorf("%s: %w", s.changesPath(), err)
 		}
 		s.keep(name, line)
-		any = true
+		s.made++
 	}
-	return any, nil
+	return nil
 }
 
 // checkEntry returns the name of the job that text is the entry of.
