@@ -56,6 +56,13 @@ func start(t testing.TB, pidFile, uri, program string, args ...string) string {
 	}
 	exited := make(chan struct{})
 	t.Cleanup(func() {
+		select {
+		case <-exited:
+			if t.Failed() {
+				t.Logf("%v had ended by itself: %v\n%s", cmd.Args, cmd.ProcessState, stderr.String())
+			}
+		default:
+		}
 		cmd.Process.Kill()
 		<-exited
 	})
