@@ -33,10 +33,10 @@ test:
 	./scripts/need gcc qemu-img qemu-io mke2fs mkfs.xfs mkfs.btrfs time qemu-nbd nbdkit nbdcopy nbd-client nbd-server vmdkinfo openssl
 	$(GO) test -timeout 40m ./...
 
-# The race detector needs cgo. Chaos and guests, which run programs that are
-# built without it, are make test's.
+# The race detector needs cgo. Chaos, guests and clusters, which run programs that
+# are built without it, are make test's.
 test-race:
-	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -skip '^(TestExampleBootCheck|TestGuestWritesToCowFile)$$' ./...
+	CGO_ENABLED=1 VDDKCP_CHAOS=0 $(GO) test -race -timeout 60m -skip '^(TestExample(BootCheck|V2V|Slurm|KubernetesRuns)|TestGuestWritesToCowFile)$$' ./...
 
 # libguestfs and virt-v2v against exports: a quarter of an hour without KVM.
 guests: build
