@@ -54,7 +54,7 @@ type job struct {
 	stdout   io.Writer // of --dry-run
 	need     int64     // bytes that the target will take, once that is planned
 	warning  sync.Mutex
-	again    bool // who runs this copy tries again what may pass
+	retried  bool // who runs this copy tries again what may pass
 
 	resumption resumption
 }
@@ -203,7 +203,7 @@ func (j *job) warn(message string) {
 }
 
 // shown runs work while the display shows it.
-func shown(display *progress.Display, work func() error) error {
+func shown(display interface{ Run(done <-chan struct{}) }, work func() error) error {
 	done, drawn := make(chan struct{}), make(chan struct{})
 	go func() {
 		display.Run(done)

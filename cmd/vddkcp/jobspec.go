@@ -162,7 +162,7 @@ func filesOf(address string) []string {
 	switch place := sinkopen.PlaceOf(address); place.Kind {
 	case "file":
 		// Who writes a file writes its .partial.
-		names = append(names, "path "+strings.TrimSuffix(place.Partial, ".partial"), "path "+place.Partial)
+		names = append(names, "path "+place.Path(), "path "+place.Partial)
 	case "block device":
 	case "":
 		return []string{"path " + filepath.Clean(address)}

@@ -70,7 +70,7 @@ func (b *batchRun) probeAlone(ctx context.Context, jobs []*batch.Job, bytes map[
 	var mu sync.Mutex // guards known
 	known := map[*batch.Job]batch.Expected{}
 	var group errgroup.Group
-	group.SetLimit(cmp.Or(b.file.Limits.Total, batch.DefaultTotal))
+	group.SetLimit(b.file.Limits.Total)
 	for _, host := range byHost(jobs) {
 		group.Go(func() error {
 			for _, j := range host {

@@ -178,7 +178,7 @@ func (j *job) canGoOn(err error) error {
 	if r := &j.resumption; len(r.entries) > 0 && !r.begun {
 		return &transfer.ResumableError{Err: err, Offset: r.entries[0].Offset}
 	}
-	if j.again && mayPass(err) {
+	if j.retried && mayPass(err) {
 		return &passingError{err}
 	}
 	return err

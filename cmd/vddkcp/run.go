@@ -84,16 +84,9 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	case c.MergeReports != "":
 		return c.merge(parser)
 	}
-	file, err := parser.jobsFile(c.Jobs)
+	file, jobs, err := c.load(parser)
 	if err != nil {
-		return &usageError{err: err}
-	}
-	jobs, err := c.selected(file)
-	if err != nil {
-		return &usageError{err: err}
-	}
-	if c.Parallel > 0 {
-		file.Limits.Total = c.Parallel
+		return err
 	}
 	if err := c.checkPlaces(); err != nil {
 		return &usageError{err: err}
@@ -140,6 +133,23 @@ func terminalSize() (columns, rows int) {
 		return 80, 24
 	}
 	return columns, rows
+}
+
+// load reads the job file, and returns the jobs of it that the flags pick.
+func (c *batchCommand) load(parser *jobParser) (*batch.File, []*batch.Job, error) {
+	file, err := parser.jobsFile(c.Jobs)
+	if err != nil {
+		return nil, nil, &usageError{err: err}
+	}
+	jobs, err := c.selected(file)
+	if err != nil {
+		return nil, nil, &usageError{err: err}
+	}
+	file.Limits = file.Limits.WithDefaults()
+	if c.Parallel > 0 {
+		file.Limits.Total = c.Parallel
+	}
+	return file, jobs, nil
 }
 
 // selected are the jobs that the flags pick.
@@ -195,12 +205,9 @@ func (c *batchCommand) statePath() (string, error) {
 func (c *batchCommand) merge(parser *jobParser) error {
 	var jobs []*batch.Job
 	if c.Jobs != "" {
-		file, err := parser.jobsFile(c.Jobs)
-		if err != nil {
-			return &usageError{err: err}
-		}
-		if jobs, err = c.selected(file); err != nil {
-			return &usageError{err: err}
+		var err error
+		if _, jobs, err = c.load(parser); err != nil {
+			return err
 		}
 	}
 	r, notes, err := batch.Merge(c.MergeReports, jobs)
@@ -283,14 +290,8 @@ func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.budgets[key] == nil {
-		bytes, connections := b.file.Limits.NFCBuffer, b.file.Limits.Connections
-		if bytes == 0 {
-			bytes = batch.DefaultNFCBuffer
-		}
-		if connections == 0 {
-			connections = batch.DefaultConnections
-		}
-		b.budgets[key] = vddk.NewHostBudget(bytes, connections)
+		limits := b.file.Limits
+		b.budgets[key] = vddk.NewHostBudget(limits.NFCBuffer, limits.Connections)
 	}
 	return b.budgets[key]
 }
@@ -309,7 +310,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 		return e
 	}
 	var report *batch.Report
-	err = showBatch(b.display, func() (err error) {
+	err = shown(b.display, func() (err error) {
 		report, err = batch.Run(ctx, jobs, batch.Options{
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
 			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
@@ -337,20 +338,6 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 		return errors.Join(o, err)
 	}
 	return err
-}
-
-// showBatch runs work while the display shows it.
-func showBatch(display *progress.BatchDisplay, work func() error) error {
-	done, drawn := make(chan struct{}), make(chan struct{})
-	go func() {
-		display.Run(done)
-		close(drawn)
-	}()
-	defer func() {
-		close(done)
-		<-drawn
-	}()
-	return work()
 }
 
 // removeJournal removes the journal of a copy that is whole.
@@ -392,8 +379,8 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 	j := c.newJob(log, counters)
 	j.limit = j.limit.Within(b.limit)
 	j.opener.VDDK.Options.Budget = b.budget(t.Job)
-	j.again = true
-	if t.Again && !c.Force {
+	j.retried = true
+	if t.Redo && !c.Force {
 		j.keepOld(sinkopen.PlaceOf(c.Dst))
 	}
 	done := b.display.Start(t.Name, t.Source, counters)
@@ -419,7 +406,7 @@ func (j *job) keepOld(place sinkopen.Place) {
 	if place.Kind != "file" {
 		return
 	}
-	path := strings.TrimSuffix(place.Partial, ".partial")
+	path := place.Path()
 	there, err := os.Lstat(path)
 	if err != nil {
 		return

@@ -27,10 +27,6 @@ type checked struct {
 
 // check looks at every job without copying, and prints what it found.
 func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
-	total := b.file.Limits.Total
-	if total == 0 {
-		total = batch.DefaultTotal
-	}
 	out := standardOutput(ctx)
 	if b.Resume {
 		left, err := b.unfinished(jobs)
@@ -46,7 +42,7 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 	}
 	all := make([]checked, len(jobs))
 	var group errgroup.Group
-	group.SetLimit(total)
+	group.SetLimit(b.file.Limits.Total)
 	for i, j := range jobs {
 		if ctx.Err() != nil {
 			break

@@ -90,6 +90,9 @@ type Place struct {
 	Partial string // of a file: its path until it is published
 }
 
+// Path is where a file is once it is published.
+func (p Place) Path() string { return strings.TrimSuffix(p.Partial, ".partial") }
+
 // PlaceOf looks at an address without asking what Plan asks.
 func PlaceOf(address string) Place {
 	switch {

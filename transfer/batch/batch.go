@@ -6,6 +6,7 @@
 package batch
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -109,6 +110,14 @@ const (
 	DefaultConnections = 48
 	defaultHookTimeout = time.Hour
 )
+
+// WithDefaults returns l with the defaults for what is not set.
+func (l Limits) WithDefaults() Limits {
+	l.Total = cmp.Or(l.Total, DefaultTotal)
+	l.NFCBuffer = cmp.Or(l.NFCBuffer, DefaultNFCBuffer)
+	l.Connections = cmp.Or(l.Connections, DefaultConnections)
+	return l
+}
 
 // Type is what JSON a field takes.
 type Type int

@@ -1,7 +1,6 @@
 package batch
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -118,7 +117,7 @@ type copying struct {
 }
 
 func newForecast(jobs []Expected, limits Limits, reached Reached) *forecast {
-	limits.Total = cmp.Or(limits.Total, DefaultTotal)
+	limits = limits.WithDefaults()
 	f := &forecast{
 		run:     &run{o: Options{Limits: limits}, servers: map[string]int{}, hosts: map[string]int{}},
 		reached: reached, known: make(map[*Job]Expected, len(jobs)), left: map[string]float64{},
@@ -155,8 +154,8 @@ func (f *forecast) connect() {
 		free   int64
 		waits  bool // somebody, and nobody gets more meanwhile
 	}
-	bytes := cmp.Or(f.run.o.Limits.NFCBuffer, DefaultNFCBuffer)
-	connections := int64(cmp.Or(f.run.o.Limits.Connections, DefaultConnections))
+	bytes := f.run.o.Limits.NFCBuffer
+	connections := int64(f.run.o.Limits.Connections)
 	least := (bytes + connections - 1) / connections
 	hosts := map[string]*host{}
 	f.bounds = map[string]string{}

@@ -120,9 +120,8 @@ const maxReport = 1 << 30
 
 // Merge makes one report of those in the folder dir: all files there whose names
 // end in .json and that are reports of batches. A job that several have counts
-// once, by the latest in which it began. With jobs the report is
-// of these and in their order, and those that no report has are skipped. Notes are
-// for the user.
+// once, by the latest in which it began. With jobs the report is of these and in
+// their order, and those that no report has are skipped. Notes are for the user.
 func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {

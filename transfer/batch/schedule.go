@@ -49,9 +49,9 @@ type Task struct {
 	Log     *slog.Logger
 	Attempt int  // from 1
 	Resume  bool // an earlier attempt may have left something to go on with
-	// Again says that the job was done once, and fields or target changed: what is
+	// Redo says that the job was done once, and fields or target changed: what is
 	// at the target now may be in use, or have been written to.
-	Again bool
+	Redo bool
 }
 
 // UnfinishedError is a state file of a batch that did not end, and nobody said
@@ -75,7 +75,7 @@ func (e *UnfinishedError) Hint() string {
 // file: an *UnfinishedError before anything ran, or one in writing it, beside the
 // report.
 func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
-	o.Limits.Total = cmp.Or(o.Limits.Total, DefaultTotal)
+	o.Limits = o.Limits.WithDefaults()
 	r := &run{o: o, reports: make(map[*Job]*JobReport, len(jobs)), servers: map[string]int{}, hosts: map[string]int{}}
 	report := &Report{Version: 1, Started: time.Now()}
 	queue, err := r.plan(jobs)
@@ -161,7 +161,7 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 	for i, j := range jobs {
 		a := &attempt{job: j, resume: true}
 		if e := entries[i]; e != nil {
-			a.number, a.again = e.Attempts, e.Again || e.Phase == phaseDone
+			a.number, a.redo = e.Attempts, e.Redo || e.Phase == phaseDone
 			if r.wasDone(j, e) {
 				e.Report.Attempts, e.Report.Labels = e.Attempts, labelsOf(j)
 				r.reports[j] = e.Report
@@ -248,7 +248,7 @@ type attempt struct {
 	job    *Job
 	number int // of attempts before
 	resume bool
-	again  bool             // it was done before
+	redo   bool             // it was done before
 	copied *transfer.Report // only the after command is missing
 }
 
@@ -305,7 +305,7 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 		r.reports[e.a.job] = e.report
 		failed := e.report.Status == transfer.StatusFailed || e.report.Status == transfer.StatusMismatch
 		if failed && e.report.Exit == exitCanResume && round < r.o.Limits.Rounds && ctx.Err() == nil {
-			again = append(again, &attempt{job: e.a.job, number: e.report.Attempts, resume: true, again: e.a.again})
+			again = append(again, &attempt{job: e.a.job, number: e.report.Attempts, resume: true, redo: e.a.redo})
 			continue
 		}
 		if failed && !r.o.ContinueOnError {
@@ -340,7 +340,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 		log, done = r.o.JobLog(j)
 		defer done()
 	}
-	e := &entry{Name: j.Name, Phase: phaseRunning, Fingerprint: j.Fingerprint(), Attempts: a.number + 1, Before: identity(j.Target), Size: -1, Again: a.again}
+	e := &entry{Name: j.Name, Phase: phaseRunning, Fingerprint: j.Fingerprint(), Attempts: a.number + 1, Before: identity(j.Target), Size: -1, Redo: a.redo}
 	keep := func(p phase) {
 		e.Phase = p
 		if err := r.o.Store.put(e); err != nil {
@@ -383,7 +383,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	}
 	switch report.Status {
 	case transfer.StatusOK:
-		e.Again = false
+		e.Redo = false
 		keep(phaseDone)
 	case transfer.StatusInterrupted:
 		keep(phaseInterrupted)
@@ -408,7 +408,7 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger) *transfer.
 			return t
 		}
 	}
-	return r.o.Copy(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Again: a.again})
+	return r.o.Copy(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo})
 }
 
 // afterFailed is the report of a copy whose after command failed.

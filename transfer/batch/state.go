@@ -34,9 +34,9 @@ type entry struct {
 	Phase       phase      `json:"phase"`
 	Fingerprint string     `json:"fingerprint"`
 	Attempts    int        `json:"attempts"`
-	Before      string     `json:"before"`          // identity of the target when the copy began; "": there was none
-	Size        int64      `json:"size"`            // of the target when all was done; -1: no file
-	Again       bool       `json:"again,omitempty"` // it was done before, and is no longer
+	Before      string     `json:"before"`         // identity of the target when the copy began; "": there was none
+	Size        int64      `json:"size"`           // of the target when all was done; -1: no file
+	Redo        bool       `json:"redo,omitempty"` // it was done before, and is no longer
 	Report      *JobReport `json:"report,omitempty"`
 }
 
@@ -61,7 +61,6 @@ type Store struct {
 	mu      sync.Mutex // guards what follows
 	order   []string
 	texts   map[string][]byte // of each entry, as it stands in the file
-	length  int               // of all texts
 	changes *os.File          // all since the state file was opened, one a line
 	made    uint64            // changes so far
 	noting  time.Duration     // spent on changes
@@ -258,7 +257,6 @@ func (s *Store) keep(name string, text []byte) {
 	if _, ok := s.texts[name]; !ok {
 		s.order = append(s.order, name)
 	}
-	s.length += len(text) - len(s.texts[name])
 	s.texts[name] = text
 }
 
@@ -342,9 +340,10 @@ func (s *Store) flush() error {
 	begun := time.Now()
 	// Jobs wait for mu: the texts, which nobody changes, are put together without it.
 	s.mu.Lock()
-	have, texts, length := s.made, make([][]byte, len(s.order)), s.length
+	have, texts, length := s.made, make([][]byte, len(s.order)), 0
 	for i, name := range s.order {
 		texts[i] = s.texts[name]
+		length += len(texts[i])
 	}
 	s.mu.Unlock()
 	if s.written == have {
