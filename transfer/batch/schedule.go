@@ -49,7 +49,7 @@ type Task struct {
 	Log     *slog.Logger
 	Attempt int  // from 1
 	Resume  bool // an earlier attempt may have left something to go on with
-	// Redo says that the job was done once, and fields or target changed: what is
+	// Redo says that the copy was whole once, and fields or target changed: what is
 	// at the target now may be in use, or have been written to.
 	Redo bool
 }
@@ -161,7 +161,7 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 	for i, j := range jobs {
 		a := &attempt{job: j, resume: true}
 		if e := entries[i]; e != nil {
-			a.number, a.redo = e.Attempts, e.Redo || e.Phase == phaseDone
+			a.number, a.redo = e.Attempts, e.Redo || e.Phase == phaseDone || e.Phase == phaseCopied
 			if r.wasDone(j, e) {
 				e.Report.Attempts, e.Report.Labels = e.Attempts, labelsOf(j)
 				r.reports[j] = e.Report
