@@ -62,6 +62,9 @@ type Journal struct {
 	next    int    // the slot to be written
 	last    uint64 // the sequence number of the one written last
 	durable bool   // the file's name is
+
+	// fdatasync makes the file's data durable. Tests replace it.
+	fdatasync func(fd int) error
 }
 
 // Open opens the journal at path, or makes one, its space reserved. Entries are
@@ -88,7 +91,7 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, nil, errors.New("another process uses it")
 	}
-	j = &Journal{f: f, path: path}
+	j = &Journal{f: f, path: path, fdatasync: unix.Fdatasync}
 	if info.Size() == 0 {
 		// Written and not only reserved: what it holds must still fit when
 		// nothing else does.
@@ -203,7 +206,16 @@ func (j *Journal) Write(e Entry) error {
 		return fmt.Errorf("journal: %w", err)
 	}
 	killpoint.At("slot written")
-	if err := unix.Fdatasync(int(j.f.Fd())); err != nil {
+	if err := j.sync(); err != nil {
+		return err
+	}
+	j.last, j.next = j.last+1, 1-j.next
+	return nil
+}
+
+// sync makes the file durable, and with the first call its name too.
+func (j *Journal) sync() error {
+	if err := j.fdatasync(int(j.f.Fd())); err != nil {
 		return fmt.Errorf("journal %s: fdatasync: %w", j.path, err)
 	}
 	if !j.durable {
@@ -212,7 +224,6 @@ func (j *Journal) Write(e Entry) error {
 		}
 		j.durable = true
 	}
-	j.last, j.next = j.last+1, 1-j.next
 	return nil
 }
 
@@ -228,13 +239,17 @@ func syncFolder(path string) error {
 	return nil
 }
 
-// Reset drops what the journal holds.
+// Reset removes all entries, durably: after a crash an old entry must not be
+// found beside a new target.
 func (j *Journal) Reset() error {
+	if j.last == 0 {
+		return nil
+	}
 	if _, err := j.f.WriteAt(make([]byte, 2*slotSize), 0); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
 	j.next, j.last = 0, 0
-	return nil
+	return j.sync()
 }
 
 // Close keeps the journal for a later run.
