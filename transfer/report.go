@@ -3,10 +3,9 @@ package transfer
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
+	"vddkcp/internal/durable"
 	"vddkcp/transfer/progress"
 )
 
@@ -86,38 +85,12 @@ func (r *Report) End(status Status, exit int) {
 	r.Seconds = r.Finished.Sub(r.Started).Seconds()
 }
 
-// Write puts the report at path as a whole or not at all, durably: by a
-// temporary file beside it. What is no regular file (a pipe, a terminal) is
-// written to as it is.
+// Write writes the report to path as durable.Write does: as a whole or not at
+// all, or in place where path is no regular file.
 func (r *Report) Write(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
-	if err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	text = append(text, '\n')
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		if err := os.WriteFile(path, text, 0o666); err != nil {
-			return fmt.Errorf("report: %w", err)
-		}
-		return nil
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return fmt.Errorf("report: %w", err)
-	}
-	defer os.Remove(f.Name()) // no longer there after the rename
-	_, err = f.Write(text)
 	if err == nil {
-		err = f.Chmod(0o644)
-	}
-	if err == nil {
-		err = f.Sync()
-	}
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = durable.Write(path, append(text, '\n'), 0o644)
 	}
 	if err != nil {
 		return fmt.Errorf("report: %w", err)

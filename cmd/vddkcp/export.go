@@ -17,6 +17,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/durable"
 	"vddkcp/nbd"
 	"vddkcp/nbd/server"
 )
@@ -230,10 +231,11 @@ func (c *exportCommand) serve(ctx context.Context, exports *exports, sockets *so
 		return err
 	}
 	if c.PidFile != "" {
-		if err := os.WriteFile(c.PidFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
-			return fmt.Errorf("process id: %w", err)
+		remove, err := writePidFile(c.PidFile)
+		if err != nil {
+			return err
 		}
-		defer os.Remove(c.PidFile)
+		defer remove()
 	}
 	name := exports.uriName()
 	uris := sockets.uris(options.TLSMode == server.TLSRequire, name)
@@ -275,6 +277,24 @@ func (c *exportCommand) serve(ctx context.Context, exports *exports, sockets *so
 	}
 	all.Wait()
 	return errors.Join(served, ran, stats.write(log))
+}
+
+// writePidFile puts the process id into a new file at path, which a symbolic
+// link there is replaced by. Remove removes it, unless another process has
+// replaced it meanwhile.
+func writePidFile(path string) (remove func(), err error) {
+	if err := durable.Write(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		return nil, fmt.Errorf("process id: %w", err)
+	}
+	ours, err := os.Lstat(path)
+	if err != nil {
+		return nil, fmt.Errorf("process id: %w", err)
+	}
+	return func() {
+		if now, err := os.Lstat(path); err == nil && now.Mode().IsRegular() && os.SameFile(now, ours) {
+			os.Remove(path) // a leftover file harms nobody
+		}
+	}, nil
 }
 
 // certificates reads what TLS needs, where it is asked for.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/durable"
 	"vddkcp/nbd/server"
 )
 
@@ -19,21 +20,17 @@ import (
 type statsFile struct {
 	server.Stats
 	started time.Time
-	file    *os.File // nil: none is asked for
+	path    string // "": none is asked for
 }
 
-// openStats opens the file at once: that it can't be is to be known before
-// clients come.
+// openStats creates the file at once, with nothing counted: a file that cannot be
+// written is an error before clients come.
 func openStats(path string) (*statsFile, error) {
-	s := &statsFile{started: time.Now()}
+	s := &statsFile{started: time.Now(), path: path}
 	if path == "" {
 		return s, nil
 	}
-	var err error
-	if s.file, err = os.Create(path); err != nil {
-		return nil, fmt.Errorf("stats: %w", err)
-	}
-	return s, nil
+	return s, s.replace(nil)
 }
 
 // exportStats is the JSON of --stats.
@@ -50,15 +47,18 @@ func (s *statsFile) write(log *slog.Logger) error {
 	if log.Enabled(context.Background(), slog.LevelDebug) {
 		printOperations(os.Stderr, operations)
 	}
-	if s.file == nil {
+	if s.path == "" {
 		return nil
 	}
+	return s.replace(operations)
+}
+
+// replace writes the file as a whole; a symbolic link at its path is replaced.
+func (s *statsFile) replace(operations []server.Operation) error {
 	now := time.Now()
-	e := json.NewEncoder(s.file)
-	e.SetIndent("", "  ")
-	err := e.Encode(exportStats{1, s.started, now, now.Sub(s.started).Seconds(), append([]server.Operation{}, operations...)})
-	if closed := s.file.Close(); err == nil {
-		err = closed
+	text, err := json.MarshalIndent(exportStats{1, s.started, now, now.Sub(s.started).Seconds(), append([]server.Operation{}, operations...)}, "", "  ")
+	if err == nil {
+		err = durable.Write(s.path, append(text, '\n'), 0o644)
 	}
 	if err != nil {
 		return fmt.Errorf("stats: %w", err)

@@ -61,17 +61,17 @@ func (j *job) prepareResume() (err error) {
 	if j.Journal != "" {
 		r.path = j.Journal
 	}
-	if !j.Resume {
-		return nil
+	// A file that is no journal is refused now, and not when the target is open.
+	entries, err := journal.Load(r.path)
+	if err != nil || !j.Resume {
+		return err
 	}
 	if r.place.Kind == "file" {
 		if _, err := os.Lstat(r.place.Partial); errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 	}
-	if r.entries, err = journal.Load(r.path); err != nil {
-		return err
-	}
+	r.entries = entries
 	if len(r.entries) == 0 && r.place.Kind == "file" {
 		r.stale = true
 		j.warn(fmt.Sprintf("%s has no journal that says how far it came: the copy starts anew", r.place.Partial))

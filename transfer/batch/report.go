@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"vddkcp/internal/durable"
 	"vddkcp/transfer"
 )
 
@@ -88,8 +89,8 @@ func (r *Report) end(stopped int) {
 }
 
 // Write writes the report to path, as a page for people where the name ends in
-// .html, else as JSON: as a whole or not at all, but into what is no regular
-// file as it is.
+// .html, else as JSON: as a whole or not at all, or in place where path is no
+// regular file, as durable.Write does.
 func (r *Report) Write(path string) error {
 	var text []byte
 	var err error
@@ -99,15 +100,7 @@ func (r *Report) Write(path string) error {
 		text = append(text, '\n')
 	}
 	if err == nil {
-		if info, statErr := os.Stat(path); statErr == nil && !info.Mode().IsRegular() {
-			err = os.WriteFile(path, text, 0o666)
-		} else if f, createErr := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*"); createErr != nil {
-			err = createErr
-		} else if err = f.Chmod(0o644); err == nil {
-			err = errors.Join(replaceFile(f, path, text), syncFolder(filepath.Dir(path)))
-		} else {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
-		}
+		err = durable.Write(path, text, 0o644)
 	}
 	if err != nil {
 		return fmt.Errorf("report: %w", err)

@@ -8,13 +8,14 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"vddkcp/internal/durable"
 )
 
 // phase is how far a job is, by the state file.
@@ -116,10 +117,17 @@ func (s *Store) open() error {
 	if err := s.flush(); err != nil {
 		return err
 	}
-	s.changes, err = os.OpenFile(s.changesPath(), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o644)
+	changes, err := durable.Open(s.changesPath(), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
+	if err = beginsWith(changes, "\n{"); err == nil {
+		err = changes.Truncate(0)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("state file: %w", err), changes.Close())
+	}
+	s.changes = changes
 	return nil
 }
 
@@ -141,7 +149,7 @@ func (s *Store) changesPath() string { return s.path + ".changes" }
 func lockFile(path string) (*os.File, error) {
 	name := path + ".lock"
 	for {
-		f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
+		f, err := durable.Open(name, os.O_RDWR|os.O_CREATE, 0o644)
 		if err != nil {
 			return nil, fmt.Errorf("state file %s: %w", path, err)
 		}
@@ -166,6 +174,9 @@ func lockFile(path string) (*os.File, error) {
 			f.Close()
 			continue
 		}
+		if err := beginsWith(f, "process "); err != nil {
+			return nil, errors.Join(fmt.Errorf("lock: %w", err), f.Close())
+		}
 		host, _ := os.Hostname() // only for people
 		owner := fmt.Sprintf("process %d on %s, since %s\n", os.Getpid(), host, time.Now().Format(time.RFC3339))
 		err = f.Truncate(0)
@@ -181,7 +192,7 @@ func lockFile(path string) (*os.File, error) {
 
 // read takes over what an earlier run left.
 func (s *Store) read() error {
-	text, err := os.ReadFile(s.path)
+	text, err := durable.ReadFile(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -208,7 +219,7 @@ func (s *Store) read() error {
 
 // replay takes over the changes that a run which was killed left.
 func (s *Store) replay() error {
-	text, err := os.ReadFile(s.changesPath())
+	text, err := durable.ReadFile(s.changesPath())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -359,11 +370,8 @@ func (s *Store) flush() error {
 		text.Write(entry)
 	}
 	text.WriteString("\n]}\n")
-	// The lock makes it ours: what a kill leaves is overwritten.
-	f, err := os.OpenFile(s.path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
-	if err == nil {
-		err = replaceFile(f, s.path, text.Bytes())
-	}
+	// Only the run that holds the lock uses this name.
+	err := durable.ReplaceBy(s.path+".new", s.path, text.Bytes(), 0o644)
 	s.wrote += time.Since(begun)
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
@@ -389,42 +397,25 @@ func (s *Store) Close() error {
 	if s.changes != nil {
 		err = s.changes.Close()
 		if s.written == s.made { // else they are all there is
-			err = errors.Join(err, syncFolder(filepath.Dir(s.path)), os.Remove(s.changesPath()))
+			err = errors.Join(err, os.Remove(s.changesPath()))
 		}
 	}
 	// Removed while it is locked, so that nobody locks what is going away.
 	return errors.Join(err, os.Remove(s.lock.Name()), s.lock.Close())
 }
 
-// replaceFile puts text at path as a whole or not at all, by way of the new file f
-// beside it, which it closes. A loss of power may bring back the file before, whole,
-// until the folder is synced.
-func replaceFile(f *os.File, path string, text []byte) error {
-	defer os.Remove(f.Name()) // no longer there after the rename
-	_, err := f.Write(text)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closed := f.Close(); err == nil {
-		err = closed
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	return err
-}
-
-// syncFolder makes the names in a folder durable, where the file system can.
-func syncFolder(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
+// beginsWith returns an error for a file that has content and begins otherwise:
+// it belongs to somebody else, and must not be overwritten.
+func beginsWith(f *os.File, want string) error {
+	head := make([]byte, len(want))
+	n, err := f.ReadAt(head, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	err = dir.Sync()
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTSUP) {
-		err = nil
+	if n > 0 && !strings.HasPrefix(want, string(head[:n])) {
+		return fmt.Errorf("%s begins with %q, and %w; remove it", f.Name(), head[:n], durable.ErrForeign)
 	}
-	return errors.Join(err, dir.Close())
+	return nil
 }
 
 // identity tells a file at path apart from any later one there; "" is no file.

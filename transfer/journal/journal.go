@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vddkcp/internal/durable"
 	"vddkcp/internal/killpoint"
 	"vddkcp/transfer"
 )
@@ -71,7 +72,7 @@ type Journal struct {
 // those that it holds, the newest first: none, one or two. A file that is no
 // journal is an error, and left as it is.
 func Open(path string) (j *Journal, entries []Entry, err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	f, err := durable.Open(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, nil, fmt.Errorf("journal: %w", err)
 	}
@@ -84,9 +85,6 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 	info, err := f.Stat()
 	if err != nil {
 		return nil, nil, err
-	}
-	if !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("it is no regular file (%s)", info.Mode())
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, nil, errors.New("another process uses it")
@@ -108,7 +106,7 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 // Load returns the entries of the journal at path like Open, without making or
 // locking one. None and no error: there is no such file.
 func Load(path string) ([]Entry, error) {
-	f, err := os.Open(path)
+	f, err := durable.Open(path, os.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -132,6 +130,11 @@ func (j *Journal) read() (entries []Entry, err error) {
 	}
 	slots = slots[:n]
 	foreign := len(bytes.TrimRight(slots, "\x00")) > 0
+	if info, err := j.f.Stat(); err != nil {
+		return nil, err
+	} else if info.Size() > 2*slotSize {
+		return nil, fmt.Errorf("it has %d bytes, want at most %d: it is no journal of vddkcp; remove it, or name another place with --journal", info.Size(), 2*slotSize)
+	}
 	for i := range 2 {
 		e, err := parse(slots[min(i*slotSize, n):min((i+1)*slotSize, n)])
 		if errors.Is(err, ErrVersion) {
@@ -219,22 +222,10 @@ func (j *Journal) sync() error {
 		return fmt.Errorf("journal %s: fdatasync: %w", j.path, err)
 	}
 	if !j.durable {
-		if err := syncFolder(j.path); err != nil {
+		if err := durable.SyncFolder(filepath.Dir(j.path)); err != nil {
 			return fmt.Errorf("journal: %w", err)
 		}
 		j.durable = true
-	}
-	return nil
-}
-
-func syncFolder(path string) error {
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := dir.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
-		return err
 	}
 	return nil
 }

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"vddkcp/transfer"
 	"vddkcp/transfer/journal"
 )
@@ -137,6 +139,39 @@ func TestForeignFile(t *testing.T) {
 	}
 	if text, _ := os.ReadFile(path); string(text) != "root:x:0:0\n" {
 		t.Error("the file was changed")
+	}
+}
+
+// Whatever lies at the journal's path and is none stays as it is, and is not
+// waited for.
+func TestPlantedFile(t *testing.T) {
+	for name, plant := range map[string]func(victim, path string) error{
+		"symbolic link":        os.Symlink,
+		"hard link":            os.Link,
+		"FIFO":                 func(_, path string) error { return unix.Mkfifo(path, 0o600) },
+		"folder":               func(_, path string) error { return os.Mkdir(path, 0o700) },
+		"large file of zeros":  func(_, path string) error { return os.WriteFile(path, make([]byte, 1<<20), 0o600) },
+		"hard link of a large": func(victim, path string) error { return errors.Join(os.Truncate(victim, 1<<20), os.Link(victim, path)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			victim, path := filepath.Join(dir, "victim"), filepath.Join(dir, "j")
+			os.WriteFile(victim, nil, 0o600)
+			if err := plant(victim, path); err != nil {
+				t.Fatal(err)
+			}
+			before, _ := os.Stat(victim)
+			if j, _, err := journal.Open(path); err == nil || !strings.Contains(err.Error(), path) {
+				t.Errorf("Open: %v", err)
+				j.Close()
+			}
+			if _, err := journal.Load(path); err == nil || !strings.Contains(err.Error(), path) {
+				t.Errorf("Load: %v", err)
+			}
+			if after, _ := os.Stat(victim); after.Size() != before.Size() {
+				t.Errorf("the victim had %d bytes and has %d", before.Size(), after.Size())
+			}
+		})
 	}
 }
 
