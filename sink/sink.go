@@ -61,6 +61,23 @@ type Options struct {
 	Resume  int64       // bytes below are done; above lies garbage, never taken for zeros
 }
 
+// Identified is the ability to say which file, device or export is written.
+type Identified interface {
+	// Identity returns a string that no other target has, also if that gets
+	// the same name later; "" where nothing tells them apart. It is called
+	// before the disk ends.
+	Identity() (string, error)
+}
+
+// IdentityOf returns the identity of d, "" where it is not Identified.
+func IdentityOf(d Disk) (string, error) {
+	i, ok := Ability[Identified](d)
+	if !ok {
+		return "", nil
+	}
+	return i.Identity()
+}
+
 // Parallel is the ability to take calls concurrently and in any order.
 type Parallel interface {
 	MaxParallel() int // at least 1

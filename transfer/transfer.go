@@ -42,7 +42,10 @@ type Options struct {
 	Resume *Checkpoint
 	// Keep makes a checkpoint durable, which the target is by then. It is called
 	// beside the further copy, one call at a time; nil: a failed copy can't go on.
-	Keep     func(Checkpoint) error
+	Keep func(Checkpoint) error
+	// Whole is called when the target is whole and durable, before it gets its
+	// final name, with the target's identity ("" where it has none); nil: not.
+	Whole    func(identity string)
 	Interval time.Duration // between checkpoints; 0: 5 s. One is also due every GiB
 	// Reopen opens the target again after a sink.ErrLost, as Lost says; nil: not.
 	Reopen func(ctx context.Context, state []byte, resume int64) (sink.Disk, error)
@@ -290,6 +293,13 @@ func (p *pipeline) finish(ctx context.Context, result *Result) error {
 	// stopped what has its final name.
 	if err := context.Cause(ctx); err != nil {
 		return err
+	}
+	if p.o.Whole != nil {
+		id, err := sink.IdentityOf(p.dst)
+		if err != nil {
+			return err
+		}
+		p.o.Whole(id)
 	}
 	return p.dst.Publish(context.WithoutCancel(ctx))
 }

@@ -55,6 +55,9 @@ type job struct {
 	need     int64     // bytes that the target will take, once that is planned
 	warning  sync.Mutex
 	retried  bool // who runs this copy tries again what may pass
+	// whole is called with the target's identity before that gets its final
+	// name; nil: not.
+	whole func(identity string)
 
 	resumption resumption
 }
@@ -501,6 +504,7 @@ func (j *job) options() transfer.Options {
 	o := transfer.Options{
 		RequestSize: int(j.RequestSize), Requests: j.Depth, Reflink: reflinks[j.Reflink],
 		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters, Backing: j.backing, Limit: j.limit,
+		Whole: j.whole,
 	}
 	if j.Sparse != nil {
 		o.Sparse, o.KeepZeros = int64(*j.Sparse), *j.Sparse == 0

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/term"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/fileid"
 	sinkopen "vddkcp/sink/open"
 	"vddkcp/transfer"
 	"vddkcp/transfer/batch"
@@ -340,11 +341,17 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	return err
 }
 
-// removeJournal removes the journal of a copy that is whole.
+// removeJournal removes what is left beside the target of a copy that is whole:
+// its journal, and its first name where the second one was given by a link.
 func (b *batchRun) removeJournal(j *batch.Job) {
 	place := sinkopen.PlaceOf(j.Target)
 	if place.Kind != "file" {
 		return
+	}
+	if id := fileid.OfPath(place.Partial); id != "" && id == fileid.OfPath(place.Path()) {
+		if err := os.Remove(place.Partial); err != nil {
+			b.log.Warn("the first name of the target stays", "job", j.Name, "error", err)
+		}
 	}
 	path := j.Data.(*copyCommand).Journal
 	if path == "" {
@@ -379,7 +386,7 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 	j := c.newJob(log, counters)
 	j.limit = j.limit.Within(b.limit)
 	j.opener.VDDK.Options.Budget = b.budget(t.Job)
-	j.retried = true
+	j.retried, j.whole = true, t.Whole
 	if t.Redo && !c.Force {
 		j.keepOld(sinkopen.PlaceOf(c.Dst))
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -346,5 +347,58 @@ func TestBatchOnAFullFileSystem(t *testing.T) {
 	}
 	for i := range 6 {
 		peer.Run(t, "cmp", filepath.Join(dir, "disk"), fmt.Sprintf("%s/%d", full, i))
+	}
+}
+
+// A batch that is killed right before or after a target gets its name ends with
+// the copy at the target, also where the old file there was touched meanwhile.
+func TestBatchKilledAtTheRename(t *testing.T) {
+	binary := chaosBinary(t)
+	for _, target := range []string{"out.raw", "out.qcow2", "out.vmdk"} {
+		for point, made := range map[string]bool{"rename": false, "renamed": true} {
+			t.Run(target+" killed at "+point, func(t *testing.T) {
+				dir := t.TempDir()
+				src, dst, report := filepath.Join(dir, "disk"), filepath.Join(dir, target), filepath.Join(dir, "report.json")
+				random(t, src, 1<<20)
+				put(t, dst, strings.Repeat("O", 1<<20))
+				jobs := writeJobs(t, dir, nil, nil, []map[string]any{{"source": "disk", "target": target, "force": true}})
+				run := func(env string, args ...string) (status int, stderr string) {
+					cmd := exec.Command(binary, append([]string{"run", jobs, "--progress", "none", "--report", report}, args...)...)
+					cmd.Env = append(os.Environ(), env)
+					out, err := cmd.CombinedOutput()
+					if err != nil && cmd.ProcessState == nil {
+						t.Fatal(err)
+					}
+					return cmd.ProcessState.ExitCode(), string(out)
+				}
+				if status, text := run("VDDKCP_KILL_AT=" + point); status != -1 {
+					t.Fatalf("exit status %d, want to be killed\n%s", status, text)
+				}
+				// Somebody uses the old target, or already the new one.
+				if err := os.Chtimes(dst, time.Now(), time.Now().Add(time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				before, err := os.Stat(dst)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if status, text := run("", "--resume"); status != 0 {
+					t.Fatalf("--resume: exit status %d\n%s", status, text)
+				}
+				after, err := os.Stat(dst)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if os.SameFile(before, after) != made {
+					t.Errorf("the target is the file that was there: %v, want %v", os.SameFile(before, after), made)
+				}
+				if got := vddkcp(t, "verify", src, dst); got.exit != 0 {
+					t.Errorf("the target is not the source: %+v", got)
+				}
+				if left, _ := filepath.Glob(dst + ".*"); len(left) > 0 {
+					t.Errorf("left: %v", left)
+				}
+			})
+		}
 	}
 }

@@ -205,6 +205,9 @@ func (zeroedDisk) ZeroedFrom(int64) bool { return true }
 
 func (d *disk) Unit() int64 { return d.cluster }
 
+// Identity is that of the file or device.
+func (d *disk) Identity() (string, error) { return sink.IdentityOf(d.file) }
+
 // beginCall begins a call on [off, off+n), which is not before what was written.
 func (d *disk) beginCall(ctx context.Context, off, n int64) error {
 	if err := d.life.Begin(ctx, off, n); err != nil {

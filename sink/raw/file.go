@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vddkcp/internal/fileid"
 	"vddkcp/internal/killpoint"
 	"vddkcp/internal/lifecycle"
 	"vddkcp/sink"
@@ -219,6 +220,15 @@ func (d *file) reserve() error {
 }
 
 func (d *file) MaxParallel() int { return 1 }
+
+// Identity is that of the file, whatever its name is.
+func (d *file) Identity() (string, error) {
+	id, err := fileid.Of(int(d.w.f.Fd()))
+	if err != nil {
+		return "", fmt.Errorf("identity of %s: %w", d.w.name, err)
+	}
+	return id, nil
+}
 
 // ZeroedFrom is true also after a resume, since the file was cut there.
 func (d *file) ZeroedFrom(int64) bool { return d.o.Preallocation != PreallocateFull }

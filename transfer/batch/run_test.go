@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"vddkcp/internal/fileid"
 	"vddkcp/transfer"
 	"vddkcp/transfer/batch"
 )
@@ -50,6 +51,7 @@ type fate struct {
 	exit   int
 	takes  time.Duration
 	do     func(ctx context.Context, t *batch.Task)
+	whole  func() // called between the note that the target is whole and its rename
 }
 
 var (
@@ -121,7 +123,15 @@ func (f *fake) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 	case <-time.After(fate.takes):
 	}
 	if status == transfer.StatusOK {
-		if err := os.WriteFile(t.Target, []byte(t.Name), 0o600); err != nil {
+		partial := t.Target + ".partial"
+		if err := os.WriteFile(partial, []byte(t.Name), 0o600); err != nil {
+			f.t.Error(err)
+		}
+		t.Whole(fileid.OfPath(partial))
+		if fate.whole != nil {
+			fate.whole()
+		}
+		if err := os.Rename(partial, t.Target); err != nil {
 			f.t.Error(err)
 		}
 	}
@@ -359,7 +369,7 @@ func (f *fake) leave(state string) {
 func TestKilledAfterTheCopy(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b"))
 	var killed string
-	f.fates["a"] = []*fate{{status: transfer.StatusOK, do: func(context.Context, *batch.Task) { killed = f.state() }}}
+	f.fates["a"] = []*fate{{status: transfer.StatusOK, whole: func() { killed = f.state() }}}
 	f.o.Limits.Total = 1
 	f.mustRun(false, 0, batch.Counts{Done: 2})
 	if !strings.Contains(killed, `"phase":"running"`) {
@@ -379,6 +389,64 @@ func TestKilledAfterTheCopy(t *testing.T) {
 		t.Fatal(err)
 	}
 	resume("ab")
+	// A file of the same name and size that another program made is not it.
+	path := filepath.Join(f.dir, "t-a")
+	if err := errors.Join(os.Remove(path), os.WriteFile(path, []byte("a"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	resume("ab")
+}
+
+// A file that was there before the copy is never taken for it, whatever happened
+// to that file while the copy ran.
+func TestKilledWhileTheOldTargetChanged(t *testing.T) {
+	for name, change := range map[string]func(path string) error{
+		"touched":  func(path string) error { return os.Chtimes(path, time.Now(), time.Now().Add(time.Hour)) },
+		"written":  func(path string) error { return os.WriteFile(path, []byte("older and longer"), 0o600) },
+		"replaced": func(path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFake(t, jobsOf("a"))
+			path := filepath.Join(f.dir, "t-a")
+			if err := os.WriteFile(path, []byte("old"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			for _, at := range []string{"while it copies", "when it is whole"} {
+				var killed string
+				kill := func() {
+					if err := change(path); err != nil {
+						t.Fatal(err)
+					}
+					killed = f.state()
+				}
+				first := &fate{status: transfer.StatusFailed, exit: 75, do: func(context.Context, *batch.Task) { kill() }}
+				if at == "when it is whole" {
+					first = &fate{status: transfer.StatusOK, whole: kill}
+				}
+				f.fates["a"] = []*fate{first}
+				os.Remove(filepath.Join(f.dir, "state.json"))
+				old, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if at == "when it is whole" {
+					f.mustRun(false, 0, batch.Counts{Done: 1})
+					// The kill came before the rename.
+					if err := errors.Join(os.Remove(path), os.WriteFile(path, old, 0o600)); err != nil {
+						t.Fatal(err)
+					}
+				} else {
+					f.mustRun(false, 75, batch.Counts{Failed: 1})
+				}
+				f.leave(killed)
+				f.copied = nil
+				f.mustRun(true, 0, batch.Counts{Done: 1})
+				if len(f.copied) != 1 {
+					t.Errorf("killed %s: begun: %v", at, f.copied)
+				}
+			}
+		})
+	}
 }
 
 // Of the changes that a killed run left, one that was cut was not made, and those of
@@ -386,13 +454,13 @@ func TestKilledAfterTheCopy(t *testing.T) {
 func TestChangesOfAKilledRun(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b", "c"))
 	var killed string
-	f.fates["c"] = []*fate{{status: transfer.StatusOK, do: func(context.Context, *batch.Task) { killed = f.state() }}}
+	f.fates["c"] = []*fate{{status: transfer.StatusOK, whole: func() { killed = f.state() }}}
 	f.o.Limits.Total = 1
 	f.mustRun(false, 0, batch.Counts{Done: 3})
 	for _, c := range []struct{ name, changes, copied string }{
-		{"whole", killed, ""}, // c became whole after the note that it runs
-		{"cut", killed[:len(killed)-10], "c"},
+		{"whole", killed, ""}, // c was noted as whole
 		{"cut, and more behind it", killed[:10] + "\n" + killed, ""},
+		{"cut", killed[:len(killed)-10], "c"}, // the note that c became whole
 	} {
 		f.leave(c.changes)
 		f.mustRun(true, 0, batch.Counts{Done: 3})

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"vddkcp/internal/fileid"
 	"vddkcp/transfer"
 )
 
@@ -52,6 +53,11 @@ type Task struct {
 	// Redo says that the copy was whole once, and fields or target changed: what is
 	// at the target now may be in use, or have been written to.
 	Redo bool
+	// Whole is called by Options.Copy when the target is whole and durable, before
+	// it gets its final name, with the identity of its file by package fileid. When
+	// it returns, this is noted: after a kill the file of that identity, and no
+	// other one, is taken for the finished copy.
+	Whole func(identity string)
 }
 
 // UnfinishedError is a state file of a batch that did not end, and nobody said
@@ -227,9 +233,9 @@ func (r *run) wasCopied(j *Job, e *entry) *transfer.Report {
 			return e.Report.Report
 		}
 	case phaseRunning:
-		// A file of the final name is always whole: one that was not there when
-		// the copy began is its.
-		if now := identity(j.Target); now != "" && now != e.Before {
+		// Only the file that the copy itself has noted counts. One that is there,
+		// or was changed since, may be anybody's.
+		if e.Mark != "" && fileid.OfPath(j.Target) == e.Mark {
 			t := transfer.NewReport(j.Source, j.Target)
 			t.End(transfer.StatusOK, 0)
 			t.Warnings = append(t.Warnings, "the copy was whole when an earlier run was killed; what it counted is lost")
@@ -340,7 +346,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 		log, done = r.o.JobLog(j)
 		defer done()
 	}
-	e := &entry{Name: j.Name, Phase: phaseRunning, Fingerprint: j.Fingerprint(), Attempts: a.number + 1, Before: identity(j.Target), Size: -1, Redo: a.redo}
+	e := &entry{Name: j.Name, Phase: phaseRunning, Fingerprint: j.Fingerprint(), Attempts: a.number + 1, Size: -1, Redo: a.redo}
 	keep := func(p phase) {
 		e.Phase = p
 		if err := r.o.Store.put(e); err != nil {
@@ -350,7 +356,12 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	report := &JobReport{Name: j.Name, Labels: labelsOf(j), Attempts: a.number + 1, Report: a.copied}
 	if a.copied == nil {
 		keep(phaseRunning)
-		report.Report = r.copy(ctx, a, log)
+		report.Report = r.copy(ctx, a, log, func(identity string) {
+			e.Mark = identity
+			if err := r.o.Store.putDurably(e); err != nil {
+				log.Warn("the state is not written: after a kill the finished copy is not recognised", "error", err)
+			}
+		})
 	} else {
 		report.Attempts = max(a.number, 1)
 		e.Attempts = report.Attempts
@@ -394,7 +405,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 }
 
 // copy runs the before command and the copy.
-func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger) *transfer.Report {
+func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func(string)) *transfer.Report {
 	if len(a.job.Before) > 0 {
 		if err := r.hook(ctx, "before", a.job.Before, a.job, nil, log); err != nil {
 			t := transfer.NewReport(a.job.Source, a.job.Target)
@@ -408,7 +419,7 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger) *transfer.
 			return t
 		}
 	}
-	return r.o.Copy(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo})
+	return r.o.Copy(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo, Whole: whole})
 }
 
 // afterFailed is the report of a copy whose after command failed.

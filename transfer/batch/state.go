@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,7 +36,7 @@ type entry struct {
 	Phase       phase      `json:"phase"`
 	Fingerprint string     `json:"fingerprint"`
 	Attempts    int        `json:"attempts"`
-	Before      string     `json:"before"`         // identity of the target when the copy began; "": there was none
+	Mark        string     `json:"mark,omitempty"` // identity of the target, noted when it was whole and before it got its name
 	Size        int64      `json:"size"`           // of the target when all was done; -1: no file
 	Redo        bool       `json:"redo,omitempty"` // it was done before, and is no longer
 	Report      *JobReport `json:"report,omitempty"`
@@ -68,6 +69,9 @@ type Store struct {
 	changed chan struct{}     // has one when keepWritten has something to do
 
 	there atomic.Bool // the state file exists
+
+	naming sync.Once // makes the names of the state file and of changes durable
+	named  error     // set by naming
 
 	writing sync.Mutex    // guards what follows
 	written uint64        // changes that it has
@@ -113,7 +117,7 @@ func (s *Store) open() error {
 	if err != nil {
 		return err
 	}
-	// What was replayed may be lost from here on.
+	// The changes that were replayed are truncated next.
 	if err := s.flush(); err != nil {
 		return err
 	}
@@ -305,6 +309,22 @@ func (s *Store) put(e *entry) error {
 	return nil
 }
 
+// putDurably sets an entry. When it returns, a loss of power does not lose it
+// either.
+func (s *Store) putDurably(e *entry) error {
+	if err := s.put(e); err != nil {
+		return err
+	}
+	if err := unix.Fdatasync(int(s.changes.Fd())); err != nil {
+		return fmt.Errorf("state file: fdatasync %s: %w", s.changes.Name(), err)
+	}
+	s.naming.Do(func() { s.named = durable.SyncFolder(filepath.Dir(s.path)) })
+	if s.named != nil {
+		return fmt.Errorf("state file: %w", s.named)
+	}
+	return nil
+}
+
 func (s *Store) append(name string, text []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -416,15 +436,6 @@ func beginsWith(f *os.File, want string) error {
 		return fmt.Errorf("%s begins with %q, and %w; remove it", f.Name(), head[:n], durable.ErrForeign)
 	}
 	return nil
-}
-
-// identity tells a file at path apart from any later one there; "" is no file.
-func identity(path string) string {
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return ""
-	}
-	return fmt.Sprintf("%d:%d:%d.%09d:%d", st.Dev, st.Ino, st.Mtim.Sec, st.Mtim.Nsec, st.Size)
 }
 
 // fileSize is the size of a regular file, or -1.

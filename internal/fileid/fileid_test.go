@@ -1,0 +1,65 @@
+package fileid
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	write(t, a, "1")
+	f, err := os.Open(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	id, err := Of(int(f.Fd()))
+	if err != nil || id == "" || id != OfPath(a) {
+		t.Fatalf("identity %q, by path %q, %v", id, OfPath(a), err)
+	}
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, a, 0, unix.STATX_BTIME, &st); err != nil || st.Mask&unix.STATX_BTIME == 0 {
+		t.Skipf("this file system has no times of birth: %v", err)
+	}
+	write(t, a, "12")
+	if err := os.Rename(a, b); err != nil {
+		t.Fatal(err)
+	}
+	if got := OfPath(b); got != id {
+		t.Errorf("after a write and a rename: %q, want %q", got, id)
+	}
+	// A later file, which often gets the same inode number.
+	for range 20 {
+		if err := os.Remove(b); err != nil {
+			t.Fatal(err)
+		}
+		write(t, b, "12")
+		if got := OfPath(b); got == id {
+			t.Fatalf("another file has the identity %q, too", got)
+		}
+	}
+	if OfPath(a) != "" || OfPath(dir) != "" {
+		t.Error("what is no regular file has an identity")
+	}
+}
+
+// Without a time of birth a file that was changed is another one.
+func TestIdentityWithoutBirth(t *testing.T) {
+	st := unix.Statx_t{Ino: 7, Size: 100, Mtime: unix.StatxTimestamp{Sec: 5}}
+	before := format(&st)
+	st.Mtime.Nsec = 1
+	if format(&st) == before {
+		t.Errorf("%q is also the identity after a change", before)
+	}
+}
