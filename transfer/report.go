@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"vddkcp/internal/durable"
+	"vddkcp/internal/printable"
 	"vddkcp/transfer/progress"
 )
 
@@ -85,12 +86,16 @@ func (r *Report) End(status Status, exit int) {
 	r.Seconds = r.Finished.Sub(r.Started).Seconds()
 }
 
+// reportMode is the mode of reports, whose messages may have what only this user
+// should see.
+const reportMode = 0o600
+
 // Write writes the report to path as durable.Write does: as a whole or not at
 // all, or in place where path is no regular file.
 func (r *Report) Write(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err == nil {
-		err = durable.Write(path, append(text, '\n'), 0o644)
+		err = durable.Write(path, append(printable.Bytes(text), '\n'), reportMode)
 	}
 	if err != nil {
 		return fmt.Errorf("report: %w", err)

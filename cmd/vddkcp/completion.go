@@ -1,7 +1,6 @@
 package main
 
 import (
-	"os"
 	"strings"
 	"text/template"
 
@@ -15,7 +14,7 @@ type completionCommand struct {
 // Run prints the script. It is static, made from the same model that parses
 // the command line: completing starts no process.
 func (c *completionCommand) Run(app *kong.Application) error {
-	return completionScripts.ExecuteTemplate(os.Stdout, c.Shell, completionModel(app))
+	return completionScripts.ExecuteTemplate(textOutput, c.Shell, completionModel(app))
 }
 
 // completion is what a script needs to know.

@@ -15,9 +15,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/printable"
 	"vddkcp/nbd"
 	"vddkcp/nbd/client"
 	"vddkcp/sink"
@@ -65,7 +65,7 @@ type job struct {
 func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	counters := new(progress.Counters)
 	style := c.style()
-	display := progress.NewDisplay(style, os.Stderr, c.Src, counters)
+	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
 	asJSON := style == progress.JSON
 	log, closeLog, err := logs.open(display, asJSON)
 	if err != nil {
@@ -82,7 +82,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		err = fmt.Errorf("log file: %w", closed)
 	}
 	if err != nil {
-		fail(os.Stderr, asJSON, err)
+		fail(errorOutput, asJSON, err)
 		return &reportedError{err}
 	}
 	return nil
@@ -94,7 +94,7 @@ func (c *copyCommand) newJob(log *slog.Logger, counters *progress.Counters) *job
 	j := &job{
 		copyCommand: c, log: log, counters: counters,
 		report: transfer.NewReport(c.Src, c.Dst),
-		opener: c.opener(), backings: c.opener(), stdout: os.Stdout,
+		opener: c.opener(), backings: c.opener(), stdout: textOutput,
 	}
 	j.backings.SingleLink = false // that is said of SRC
 	if c.RateLimit > 0 {
@@ -143,7 +143,7 @@ func progressStyle(flag string) progress.Style {
 		return progress.None
 	case flag == "json":
 		return progress.JSON
-	case flag == "bar" || term.IsTerminal(int(os.Stderr.Fd())):
+	case flag == "bar" || errorTerminal():
 		return progress.Bar
 	}
 	return progress.Lines
@@ -526,7 +526,7 @@ func (j *job) drop(n int64) bool {
 
 func (j *job) printPlan(w io.Writer, plan *transfer.Plan, shared int64, target *sinkopen.Target) error {
 	text := fmt.Sprintf("source: %s\ntarget: %s (%s)\nsize: %d bytes (%s)\nto copy: %d bytes (%s) in %d extents\n",
-		j.Src, j.Dst, target, plan.Size, bytesize.Format(plan.Size), plan.Data, bytesize.Format(plan.Data), plan.Extents)
+		printable.Name(j.Src), printable.Name(j.Dst), target, plan.Size, bytesize.Format(plan.Size), plan.Data, bytesize.Format(plan.Data), plan.Extents)
 	if shared > 0 {
 		text += fmt.Sprintf("of these shared: %d bytes (%s)\n", shared, bytesize.Format(shared))
 	}

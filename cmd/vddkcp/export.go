@@ -150,7 +150,7 @@ func (c *exportCommand) sources() []namedSource {
 const exportGrace = 5 * time.Second
 
 func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
-	log, closeLog, err := logs.open(os.Stderr, false)
+	log, closeLog, err := logs.open(errorOutput, false)
 	if err != nil {
 		return &usageError{err: err}
 	}
@@ -164,7 +164,7 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	var ended *commandStatus
 	if errors.As(err, &ended) {
 		if err.Error() != ended.Error() { // CMD has said what is its own
-			fail(os.Stderr, false, fmt.Errorf("export: %w", err))
+			fail(errorOutput, false, fmt.Errorf("export: %w", err))
 		}
 		return &reportedError{ended}
 	}
@@ -242,7 +242,7 @@ func (c *exportCommand) serve(ctx context.Context, exports *exports, sockets *so
 	for _, uri := range uris {
 		log.Debug("listening", "uri", uri)
 		if c.Command == "" && !sockets.activated {
-			if _, err := fmt.Println(uri); err != nil {
+			if _, err := fmt.Fprintln(textOutput, uri); err != nil {
 				return err
 			}
 		}

@@ -121,7 +121,7 @@ func (s *sockets) close() {
 	}
 	if s.folder != "" {
 		if err := os.RemoveAll(s.folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			fmt.Fprintf(os.Stderr, "vddkcp: warning: private socket: %v\n", err)
+			warn(fmt.Sprintf("private socket: %v", err))
 		}
 	}
 }

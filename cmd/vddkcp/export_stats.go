@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -45,7 +44,7 @@ type exportStats struct {
 func (s *statsFile) write(log *slog.Logger) error {
 	operations := s.Snapshot()
 	if log.Enabled(context.Background(), slog.LevelDebug) {
-		printOperations(os.Stderr, operations)
+		printOperations(errorOutput, operations)
 	}
 	if s.path == "" {
 		return nil

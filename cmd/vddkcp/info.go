@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/printable"
 	"vddkcp/source"
 	sourceopen "vddkcp/source/open"
 )
@@ -210,7 +211,7 @@ func (i *imageInfo) printText(out io.Writer) error {
 			fmt.Fprintf(w, "%-17s %s\n", key, value)
 		}
 	}
-	text := func(key, value string) { line(key, printable(value)) }
+	text := func(key, value string) { line(key, printable.Name(value)) }
 	text("source:", i.Source)
 	text("format:", i.Format)
 	text("subformat:", i.Subformat)
@@ -231,7 +232,7 @@ func (i *imageInfo) printText(out io.Writer) error {
 		line("geometry:", fmt.Sprintf("%d cylinders, %d heads, %d sectors", g.Cylinders, g.Heads, g.Sectors))
 	}
 	if i.Identity != nil {
-		line("identity:", fmt.Sprintf("%s (proof: %s)", printable(i.Identity.ID), i.Identity.Proof))
+		line("identity:", fmt.Sprintf("%s (proof: %s)", printable.Name(i.Identity.ID), i.Identity.Proof))
 	}
 	if v := i.VDDK; v != nil {
 		text("VDDK:", fmt.Sprintf("version %s, %s", v.Version, v.Library))
@@ -250,30 +251,30 @@ func (i *imageInfo) printText(out io.Writer) error {
 		line([]string{"extents:", ""}[min(n, 1)], e.String())
 	}
 	for n, d := range i.Disks {
-		text([]string{"disks:", ""}[min(n, 1)], d.String())
+		line([]string{"disks:", ""}[min(n, 1)], d.String())
 	}
 	return w.Flush()
 }
 
 func (d *applianceDisk) String() string {
-	s := fmt.Sprintf("#%d %s, %s", d.Number, d.Name, bothSizes(d.Capacity))
+	s := fmt.Sprintf("#%d %s, %s", d.Number, printable.Name(d.Name), bothSizes(d.Capacity))
 	if d.System != "" {
-		s += " of " + d.System
+		s += " of " + printable.Name(d.System)
 	}
 	if d.File != "" {
-		s += fmt.Sprintf(", in %s (%s)", d.File, bytesize.Format(d.Size))
+		s += fmt.Sprintf(", in %s (%s)", printable.Name(d.File), bytesize.Format(d.Size))
 	}
 	if d.Error != "" {
-		s += ": " + d.Error
+		s += ": " + printable.Line(d.Error)
 	}
 	return s
 }
 
 func (e *imageExtent) String() string {
 	var s strings.Builder
-	fmt.Fprintf(&s, "%s %s", printable(e.Kind), bothSizes(e.Size))
+	fmt.Fprintf(&s, "%s %s", printable.Name(e.Kind), bothSizes(e.Size))
 	if e.Path != nil {
-		s.WriteString(" " + printable(*e.Path))
+		s.WriteString(" " + printable.Name(*e.Path))
 	}
 	if e.Offset > 0 {
 		fmt.Fprintf(&s, ", from byte %d on", e.Offset)

@@ -37,7 +37,7 @@ type jobParser struct {
 func newJobParser() (*jobParser, error) {
 	p := new(jobParser)
 	var err error
-	p.parser, err = kong.New(&p.line, kong.NoDefaultHelp(), kong.Bind(new(secretEnvironment)))
+	p.parser, err = kong.New(&p.line, append(slices.Clone(textMappers), kong.NoDefaultHelp(), kong.Bind(new(secretEnvironment)))...)
 	return p, err
 }
 

@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"sync"
+
+	"vddkcp/internal/printable"
 )
 
 // logFlags are the flags of every command about what it tells on the way.
@@ -35,9 +37,9 @@ func (f *logFlags) open(stderr io.Writer, onlyJSON bool) (*slog.Logger, func() e
 			return nil, nil, fmt.Errorf("log file: %w", err)
 		}
 		if f.LogFormat == "json" {
-			return slog.New(slog.NewJSONHandler(file, options)), file.Close, nil
+			return slog.New(slog.NewJSONHandler(printable.NewWriter(file), options)), file.Close, nil
 		}
-		return slog.New(slog.NewTextHandler(file, options)), file.Close, nil
+		return slog.New(slog.NewTextHandler(printable.NewWriter(file), options)), file.Close, nil
 	}
 	none := func() error { return nil }
 	if onlyJSON || f.LogFormat == "json" {
@@ -65,10 +67,10 @@ func (h *plainHandler) Handle(_ context.Context, r slog.Record) error {
 	case r.Level >= slog.LevelWarn:
 		line.WriteString("warning: ")
 	}
-	line.WriteString(r.Message)
+	line.WriteString(printable.Line(r.Message))
 	line.WriteString(h.attrs)
 	r.Attrs(func(a slog.Attr) bool {
-		fmt.Fprintf(&line, " %s=%s", a.Key, printable(a.Value.String()))
+		fmt.Fprintf(&line, " %s=%s", a.Key, printable.Name(a.Value.String()))
 		return true
 	})
 	line.WriteByte('\n')
@@ -81,7 +83,7 @@ func (h *plainHandler) Handle(_ context.Context, r slog.Record) error {
 func (h *plainHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	with := *h
 	for _, a := range attrs {
-		with.attrs += fmt.Sprintf(" %s=%s", a.Key, printable(a.Value.String()))
+		with.attrs += fmt.Sprintf(" %s=%s", a.Key, printable.Name(a.Value.String()))
 	}
 	return &with
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"vddkcp/internal/printable"
 	sourceopen "vddkcp/source/open"
 	"vddkcp/transfer"
 )
@@ -38,7 +39,7 @@ type cli struct {
 }
 
 func newParser(c *cli, stdout, stderr io.Writer, exit func(int), options ...kong.Option) (*kong.Kong, error) {
-	return kong.New(c, append(options,
+	return kong.New(c, append(append(options, textMappers...),
 		kong.Name("vddkcp"),
 		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can go on; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
 		kong.Writers(stdout, stderr),
@@ -58,25 +59,25 @@ func run(args []string) int {
 
 	var c cli
 	exited, status := false, 0
-	parser, err := newParser(&c, os.Stdout, os.Stderr, func(code int) { exited, status = true, code }, kong.Bind(secrets))
+	parser, err := newParser(&c, textOutput, errorOutput, func(code int) { exited, status = true, code }, kong.Bind(secrets))
 	if err != nil {
 		panic(err) // the flags are declared wrongly: every test sees it
 	}
 	if err := refuseReserved(args); err != nil {
-		return fail(os.Stderr, false, err)
+		return fail(errorOutput, false, err)
 	}
 	if args, err = rewriteNBDKit(parser.Model, args); err != nil {
-		return fail(os.Stderr, false, err)
+		return fail(errorOutput, false, err)
 	}
 	if args, err = rewriteWords(parser.Model, args); err != nil {
-		return fail(os.Stderr, false, err)
+		return fail(errorOutput, false, err)
 	}
 	parsed, err := parser.Parse(args)
 	if exited { // help
 		return status
 	}
 	if err != nil {
-		return fail(os.Stderr, false, &usageError{err: err, hint: "vddkcp --help lists commands and flags"})
+		return fail(errorOutput, false, &usageError{err: err, hint: "vddkcp --help lists commands and flags"})
 	}
 	commands := new(spawned)
 	ctx, stop := withSignals(context.Background(), commands.kill)
@@ -88,7 +89,7 @@ func run(args []string) int {
 		if errors.As(err, &reported) {
 			return exitStatus(err)
 		}
-		return fail(os.Stderr, false, err)
+		return fail(errorOutput, false, err)
 	}
 	return 0
 }
@@ -255,12 +256,12 @@ func failJob(w io.Writer, asJSON bool, job string, err error) int {
 			return status
 		}
 	}
-	message := fmt.Sprintf("vddkcp: %v\n", err)
+	message := fmt.Sprintf("vddkcp: %s\n", printable.Error(err))
 	if job != "" {
-		message = fmt.Sprintf("vddkcp: job %s: %v\n", printable(job), err)
+		message = fmt.Sprintf("vddkcp: job %s: %s\n", printable.Name(job), printable.Error(err))
 	}
 	if advice != "" {
-		message += "hint: " + advice + "\n"
+		message += "hint: " + printable.Line(advice) + "\n"
 	}
 	io.WriteString(w, message)
 	return status

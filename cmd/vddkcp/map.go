@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"vddkcp/internal/printable"
 	"vddkcp/source"
 )
 
@@ -106,7 +107,7 @@ func printMapTable(ctx context.Context, w *bufio.Writer, src source.Disk) error 
 		}
 		name, ok := names[m.File]
 		if !ok {
-			name = printable(m.File.Name())
+			name = printable.Name(m.File.Name())
 			names[m.File] = name
 		}
 		b := w.AvailableBuffer()

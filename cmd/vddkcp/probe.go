@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"vddkcp/internal/printable"
 	"vddkcp/source"
 	"vddkcp/transfer/batch"
 	"vddkcp/transfer/progress"
@@ -42,7 +43,7 @@ func (b *batchRun) estimate(ctx context.Context, out io.Writer, all []checked) e
 		return err
 	}
 	text := fmt.Sprintf("estimate: %s, until %s; %s; %s ends last\n", e.Time.Round(time.Second),
-		time.Now().Add(e.Time).Format("2006-01-02 15:04"), e.Binds, printable(e.Last.Name))
+		time.Now().Add(e.Time).Format("2006-01-02 15:04"), e.Binds, printable.Name(e.Last.Name))
 	if unknown := len(all) - len(expected); unknown > 0 {
 		text += fmt.Sprintf("estimate: %d jobs are not in it\n", unknown)
 	}

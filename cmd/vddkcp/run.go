@@ -13,10 +13,10 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/term"
 
 	"vddkcp/internal/bytesize"
 	"vddkcp/internal/fileid"
+	"vddkcp/internal/printable"
 	sinkopen "vddkcp/sink/open"
 	"vddkcp/transfer"
 	"vddkcp/transfer/batch"
@@ -80,7 +80,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		if err != nil {
 			return err
 		}
-		_, err = os.Stdout.Write(batch.Schema(spec))
+		_, err = textOutput.Write(batch.Schema(spec))
 		return err
 	case c.MergeReports != "":
 		return c.merge(parser)
@@ -98,7 +98,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	}
 	b := &batchRun{
 		batchCommand: c, file: file, asJSON: c.Progress == "json",
-		display:  progress.NewBatchDisplay(style, os.Stderr, len(jobs), terminalSize),
+		display:  progress.NewBatchDisplay(style, displayOutput, len(jobs), terminalSize),
 		commands: commands, budgets: map[string]*vddk.Budget{},
 	}
 	if file.Limits.Rate > 0 {
@@ -122,18 +122,10 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		err = fmt.Errorf("log file: %w", closed)
 	}
 	if err != nil {
-		fail(os.Stderr, b.asJSON, err)
+		fail(errorOutput, b.asJSON, err)
 		return &reportedError{err}
 	}
 	return nil
-}
-
-func terminalSize() (columns, rows int) {
-	columns, rows, err := term.GetSize(int(os.Stderr.Fd()))
-	if err != nil {
-		return 80, 24
-	}
-	return columns, rows
 }
 
 // load reads the job file, and returns the jobs of it that the flags pick.
@@ -216,7 +208,7 @@ func (c *batchCommand) merge(parser *jobParser) error {
 		return err
 	}
 	for _, note := range notes {
-		fmt.Fprintln(os.Stderr, "vddkcp: warning:", note)
+		warn(note)
 	}
 	reports := c.Report
 	if len(reports) == 0 {
@@ -442,6 +434,6 @@ func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
 		log.Warn("the job has no log file", "error", err)
 		return log, done
 	}
-	all := slog.NewTextHandler(file, &slog.HandlerOptions{Level: slog.LevelDebug})
+	all := slog.NewTextHandler(printable.NewWriter(file), &slog.HandlerOptions{Level: slog.LevelDebug})
 	return slog.New(slog.NewMultiHandler(log.Handler(), all)), func() { file.Close() }
 }

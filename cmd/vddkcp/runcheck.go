@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/printable"
 	sinkopen "vddkcp/sink/open"
 	"vddkcp/transfer/batch"
 	"vddkcp/transfer/progress"
@@ -143,7 +144,7 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 			}
 		}
 		// A tab or a line's end in a name would be another cell.
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable(c.job.Name), size, data, printable(c.job.Target), printable(ready))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable.Name(c.job.Name), size, data, printable.Name(c.job.Target), printable.Line(ready))
 	}
 	return bad, wrong, table.Flush()
 }
@@ -186,7 +187,7 @@ func (b *batchRun) printSpace(out io.Writer, all []checked) (full int, err error
 			verdict = "too little"
 			full++
 		}
-		if _, err := fmt.Fprintf(out, "space at %s: %d jobs take up to %s, %s are free: %s\n", printable(s.path), s.jobs, bytesize.Format(s.need), bytesize.Format(free), verdict); err != nil {
+		if _, err := fmt.Fprintf(out, "space at %s: %d jobs take up to %s, %s are free: %s\n", printable.Name(s.path), s.jobs, bytesize.Format(s.need), bytesize.Format(free), verdict); err != nil {
 			return full, err
 		}
 	}

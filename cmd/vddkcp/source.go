@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -49,7 +47,7 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 // open opens the source of a command that only looks at it, and what it logs
 // to. Done closes both.
 func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d source.Disk, done func(), err error) {
-	log, closeLog, err := logs.open(os.Stderr, false)
+	log, closeLog, err := logs.open(errorOutput, false)
 	if err != nil {
 		return nil, nil, &usageError{err: err}
 	}
@@ -84,15 +82,4 @@ func warnOf(log *slog.Logger, disks ...source.Disk) {
 			}
 		}
 	}
-}
-
-// printable returns a string that came from a file or a file's name so that it
-// can't steer a terminal: quoted, where it has what does not print.
-func printable(s string) string {
-	for _, r := range s {
-		if !strconv.IsPrint(r) || r == '\uFFFD' {
-			return strconv.Quote(s)
-		}
-	}
-	return s
 }

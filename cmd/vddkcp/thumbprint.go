@@ -6,11 +6,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
+	"vddkcp/internal/printable"
 	"vddkcp/vddk"
 )
 
@@ -71,13 +71,13 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 		return fmt.Errorf("thumbprint %s: %w", c.Host, err)
 	}
 	if !facts.Verifies {
-		fmt.Fprintf(os.Stderr, "vddkcp: warning: this is what answered on the network: compare it with what the host itself shows, before you trust it\n")
+		warn("this is what answered on the network: compare it with what the host itself shows, before you trust it")
 	}
 	return nil
 }
 
 func (f *certificateFacts) printText(w *bufio.Writer) {
-	line := func(key, value string) { fmt.Fprintf(w, "%-12s %s\n", key, printable(value)) }
+	line := func(key, value string) { fmt.Fprintf(w, "%-12s %s\n", key, printable.Name(value)) }
 	line("server:", f.Server)
 	line("subject:", f.Subject)
 	line("issuer:", f.Issuer)

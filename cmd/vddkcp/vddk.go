@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
+	"vddkcp/internal/printable"
 	"vddkcp/vddk"
 )
 
@@ -53,7 +53,7 @@ func (c *vddkCommand) Run(ctx context.Context) error {
 		return fmt.Errorf("vddk: %w", err)
 	}
 	if errors.Is(failed, vddk.ErrNoWorker) {
-		fmt.Fprintf(os.Stderr, "vddkcp: warning: %v\n", failed)
+		warn(failed.Error())
 		failed = nil
 		if len(facts.Missing) > 0 {
 			failed = &vddk.MissingError{Library: library.Path, Names: facts.Missing}
@@ -86,9 +86,9 @@ func (f *libraryFacts) printLines(w *bufio.Writer) {
 	fmt.Fprintf(w, "name=vddk\nversion=%s\n", version)
 	fmt.Fprintf(w, "vddk_default_libdir=%s\nvddk_has_nfchostport=1\n", f.DefaultLibDir)
 	fmt.Fprintf(w, "vddk_library_version=%d\n", f.Version)
-	fmt.Fprintf(w, "vddk_dll=%s\nvddk_libdir=%s\n", printable(f.Library), printable(f.LibDir))
+	fmt.Fprintf(w, "vddk_dll=%s\nvddk_libdir=%s\n", printable.Name(f.Library), printable.Name(f.LibDir))
 	if f.Transports != "" {
-		fmt.Fprintf(w, "vddk_transport_modes=%s\n", printable(f.Transports))
+		fmt.Fprintf(w, "vddk_transport_modes=%s\n", printable.Name(f.Transports))
 	}
 	for _, function := range f.list {
 		present := 0
@@ -98,6 +98,6 @@ func (f *libraryFacts) printLines(w *bufio.Writer) {
 		fmt.Fprintf(w, "%s=%d\n", function.Name, present)
 	}
 	for _, name := range f.Missing {
-		fmt.Fprintf(w, "vddk_missing_library=%s\n", printable(name))
+		fmt.Fprintf(w, "vddk_missing_library=%s\n", printable.Name(name))
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/printable"
 	"vddkcp/vddk"
 )
 
@@ -179,7 +180,7 @@ func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, wa
 		}
 	}
 	for _, name := range vddk.UnknownTransports(p.Transports) {
-		warn(fmt.Sprintf("--transports: %s is none that VDDK is known to have", printable(name)))
+		warn(fmt.Sprintf("--transports: %s is none that VDDK is known to have", printable.Name(name)))
 	}
 	f.secrets.password, f.secrets.cookie, f.secrets.read = p.Password, p.Cookie, true
 	return p, nil
@@ -207,7 +208,7 @@ func (f *vddkFlags) readSecrets(ctx context.Context, p *vddk.Params, warn func(s
 		if s.flag.form == inPlain {
 			warn(fmt.Sprintf("--%s on the command line can be seen by others on this host: want -, +FILE or VDDKCP_%s", s.name, strings.ToUpper(s.name)))
 		}
-		secret, err := s.flag.read(ctx, fmt.Sprintf("%s of %s at %s", s.name, printable(p.User), printable(p.Server)))
+		secret, err := s.flag.read(ctx, fmt.Sprintf("%s of %s at %s", s.name, printable.Name(p.User), printable.Name(p.Server)))
 		if ctx.Err() != nil {
 			return err
 		}

@@ -84,7 +84,7 @@ func (e *differenceError) Error() string { return e.line }
 func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	counters := new(progress.Counters)
 	style := progressStyle(c.Progress)
-	display := progress.NewDisplay(style, os.Stderr, c.Src, counters)
+	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
 	asJSON := style == progress.JSON
 	log, closeLog, err := logs.open(display, asJSON)
 	if err != nil {
@@ -98,7 +98,7 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	})
 	var different *differenceError
 	if errors.As(err, &different) {
-		if _, failed := fmt.Println(different); failed != nil {
+		if _, failed := fmt.Fprintln(textOutput, different); failed != nil {
 			err = failed
 		}
 	} else if err != nil {
@@ -112,7 +112,7 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	}
 	// The difference itself is on standard output.
 	if asJSON || !errors.As(err, &different) {
-		fail(os.Stderr, asJSON, err)
+		fail(errorOutput, asJSON, err)
 	}
 	return &reportedError{err}
 }

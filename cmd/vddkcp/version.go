@@ -8,6 +8,6 @@ import (
 type versionCommand struct{}
 
 func (versionCommand) Run() error {
-	_, err := fmt.Printf("vddkcp %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	_, err := fmt.Fprintf(textOutput, "vddkcp %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	return err
 }

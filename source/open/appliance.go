@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/printable"
 	"vddkcp/source"
 	"vddkcp/source/ova"
 	"vddkcp/source/raw"
@@ -52,9 +53,9 @@ func (e *DiskEntry) String() string {
 	if e.Capacity > 0 {
 		capacity = bytesize.Format(e.Capacity)
 	}
-	s := fmt.Sprintf("#%d %s (%s", e.Number, printable(e.Name), capacity)
+	s := fmt.Sprintf("#%d %s (%s", e.Number, printable.Name(e.Name), capacity)
 	if e.System != "" {
-		s += " of " + printable(e.System)
+		s += " of " + printable.Name(e.System)
 	}
 	return s + ")"
 }
@@ -83,9 +84,9 @@ func (e *ChoiceError) Error() string {
 	case e.Choice == "":
 		return fmt.Sprintf("%s has %d disks: %s", e.Path, len(e.Disks), all)
 	case e.matches() > 1:
-		return fmt.Sprintf("%s has %d disks by the name %s: %s", e.Path, e.matches(), printable(e.Choice), all)
+		return fmt.Sprintf("%s has %d disks by the name %s: %s", e.Path, e.matches(), printable.Name(e.Choice), all)
 	}
-	return fmt.Sprintf("%s has no disk %s; it has %s", e.Path, printable(e.Choice), all)
+	return fmt.Sprintf("%s has no disk %s; it has %s", e.Path, printable.Name(e.Choice), all)
 }
 
 func (e *ChoiceError) matches() int {
@@ -105,16 +106,6 @@ func (e *ChoiceError) Hint() string {
 
 // is reports whether name names the disk.
 func (e *DiskEntry) is(name string) bool { return name != "" && (e.Name == name || e.File == name) }
-
-// printable returns what an appliance calls something, quoted where it is not
-// one plain word.
-func printable(s string) string {
-	short := s[:min(len(s), 100)]
-	if quoted := strconv.Quote(short); s == "" || quoted != `"`+s+`"` || strings.Contains(s, " ") {
-		return quoted
-	}
-	return s
-}
 
 // IsAppliance reports whether address is PATH.ova or PATH.ovf, with #DISK after
 // it or without. It looks at nothing but the address.
@@ -227,7 +218,7 @@ func formatOf(uri string) string {
 func isRead(format string) bool { return format != "vhd" && format != "vdi" }
 
 func notRead(path string, e *DiskEntry) error {
-	return fmt.Errorf("%s: disk %s is a %s image: %w", path, printable(e.Name), strings.ToUpper(e.Format), ErrNotRead)
+	return fmt.Errorf("%s: disk %s is a %s image: %w", path, printable.Name(e.Name), strings.ToUpper(e.Format), ErrNotRead)
 }
 
 // pick returns the index of the disk that is meant.

@@ -49,19 +49,21 @@ func (p Problem) String() string {
 	return fmt.Sprintf("%d:%d: %s: %s", p.Line, p.Column, p.Field, p.Message)
 }
 
-func (e *FileError) Error() string {
+func (e *FileError) Error() string { return strings.Join(e.Lines(), "\n") }
+
+// Lines returns the lines of the error's text: one for each problem, up to a limit.
+func (e *FileError) Lines() []string {
 	if len(e.Problems) == 1 {
-		return e.Name + ":" + e.Problems[0].String()
+		return []string{e.Name + ":" + e.Problems[0].String()}
 	}
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s has %d problems:", e.Name, len(e.Problems))
+	lines := []string{fmt.Sprintf("%s has %d problems:", e.Name, len(e.Problems))}
 	for _, p := range e.Problems[:min(len(e.Problems), maxShown)] {
-		fmt.Fprintf(&b, "\n%s:%s", e.Name, p)
+		lines = append(lines, e.Name+":"+p.String())
 	}
 	if more := len(e.Problems) - maxShown; more > 0 {
-		fmt.Fprintf(&b, "\nand %d more", more)
+		lines = append(lines, fmt.Sprintf("and %d more", more))
 	}
-	return b.String()
+	return lines
 }
 
 // Load reads a job file, which messages call name; dir, absolute, is where its

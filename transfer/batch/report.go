@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"vddkcp/internal/durable"
+	"vddkcp/internal/printable"
 	"vddkcp/transfer"
 )
 
@@ -99,8 +100,9 @@ func (r *Report) Write(path string) error {
 	} else if text, err = json.MarshalIndent(r, "", "  "); err == nil {
 		text = append(text, '\n')
 	}
+	text = printable.Bytes(text)
 	if err == nil {
-		err = durable.Write(path, text, 0o644)
+		err = durable.Write(path, text, privateMode)
 	}
 	if err != nil {
 		return fmt.Errorf("report: %w", err)

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/durable"
+	"vddkcp/internal/printable"
 )
 
 // phase is how far a job is, by the state file.
@@ -48,6 +49,10 @@ type stateFile struct {
 	Version int               `json:"version"`
 	Jobs    []json.RawMessage `json:"jobs"`
 }
+
+// privateMode is the mode of the files of a batch: the messages in them may have
+// what only this user should see.
+const privateMode = 0o600
 
 // Store is the state file of a batch, locked against other runs. It is safe for
 // concurrent use.
@@ -121,7 +126,7 @@ func (s *Store) open() error {
 	if err := s.flush(); err != nil {
 		return err
 	}
-	changes, err := durable.Open(s.changesPath(), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
+	changes, err := durable.Open(s.changesPath(), os.O_RDWR|os.O_CREATE|os.O_APPEND, privateMode)
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
@@ -153,7 +158,7 @@ func (s *Store) changesPath() string { return s.path + ".changes" }
 func lockFile(path string) (*os.File, error) {
 	name := path + ".lock"
 	for {
-		f, err := durable.Open(name, os.O_RDWR|os.O_CREATE, 0o644)
+		f, err := durable.Open(name, os.O_RDWR|os.O_CREATE, privateMode)
 		if err != nil {
 			return nil, fmt.Errorf("state file %s: %w", path, err)
 		}
@@ -297,7 +302,7 @@ func (s *Store) put(e *entry) error {
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
-	if err := s.append(e.Name, text); err != nil {
+	if err := s.append(e.Name, printable.Bytes(text)); err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
 	s.mu.Lock()
@@ -391,7 +396,7 @@ func (s *Store) flush() error {
 	}
 	text.WriteString("\n]}\n")
 	// Only the run that holds the lock uses this name.
-	err := durable.ReplaceBy(s.path+".new", s.path, text.Bytes(), 0o644)
+	err := durable.ReplaceBy(s.path+".new", s.path, text.Bytes(), privateMode)
 	s.wrote += time.Since(begun)
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)

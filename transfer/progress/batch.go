@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 	"unicode/utf8"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/printable"
 )
 
 // BatchDisplay shows many copies while they run: on a terminal a line for all
@@ -83,15 +83,17 @@ func (d *BatchDisplay) Run(done <-chan struct{}) {
 	d.style.keepDrawing(done, d.draw)
 }
 
-// Write writes whole lines above those of the display.
+// Write writes whole lines above those of the display, with escapes in place of
+// all that could steer a terminal.
 func (d *BatchDisplay) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.shown) == 0 {
-		return d.out.Write(p)
+		_, err := d.out.Write(printable.Bytes(p))
+		return len(p), err
 	}
 	// In one piece, and without an empty screen between, so that nothing flickers.
-	above := bytes.ReplaceAll(p, []byte("\n"), []byte("\x1b[K\n"))
+	above := bytes.ReplaceAll(printable.Bytes(p), []byte("\n"), []byte("\x1b[K\n"))
 	if _, err := io.WriteString(d.out, d.back()+string(above)+inLines(d.shown)); err != nil {
 		return 0, err
 	}
@@ -252,23 +254,13 @@ func (j *shownJob) describe(now time.Time, columns int) string {
 	// The terminal draws five times a second, and the meter knows eleven points.
 	rate := j.meter.add(now, s.Done)
 	if columns < wideEnough {
-		return fmt.Sprintf("%3d%% %s/s  %s", int(s.share()*100), bytesize.Format(int64(rate)), printable(j.name))
+		return fmt.Sprintf("%3d%% %s/s  %s", int(s.share()*100), bytesize.Format(int64(rate)), printable.Name(j.name))
 	}
 	line := fmt.Sprintf("%s %-6s %s/s", drawBar(s.share()), s.Phase, bytesize.Format(int64(rate)))
 	if eta := timeLeft(s, rate); eta != nil && *eta < 1e8 && s.Phase == Copy {
 		line += " " + (time.Duration(*eta) * time.Second).String()
 	}
-	return line + "  " + printable(j.name)
-}
-
-// printable quotes a name that could steer a terminal.
-func printable(s string) string {
-	for _, r := range s {
-		if !strconv.IsPrint(r) || r == utf8.RuneError {
-			return strconv.Quote(s)
-		}
-	}
-	return s
+	return line + "  " + printable.Name(j.name)
 }
 
 // cut shortens a line to a width, so that it stays one line.

@@ -11,6 +11,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/printable"
 )
 
 // Style is how progress is shown.
@@ -79,7 +80,8 @@ func (s Style) keepDrawing(done <-chan struct{}, draw func(last bool)) {
 	}
 }
 
-// Write writes whole lines between those of the display.
+// Write writes whole lines between those of the display, with escapes in place
+// of all that could steer a terminal.
 func (d *Display) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -88,7 +90,8 @@ func (d *Display) Write(p []byte) (int, error) {
 		// shows in the write below.
 		_ = d.bar.Clear()
 	}
-	return d.out.Write(p)
+	_, err := d.out.Write(printable.Bytes(p))
+	return len(p), err
 }
 
 // Line is what --progress json prints, by docs/cli.md, "JSON". Sizes are bytes.
@@ -141,7 +144,7 @@ func timeLeft(s Snapshot, rate float64) *float64 {
 func writeJSON(out io.Writer, now time.Time, job, disk string, s Snapshot, rate float64) {
 	text, err := json.Marshal(Line{"progress", now, job, s.Phase.String(), disk, s.Done, s.Planned, s.Skipped, rate, timeLeft(s, rate)})
 	if err == nil {
-		_, _ = out.Write(append(text, '\n'))
+		_, _ = out.Write(append(printable.Bytes(text), '\n'))
 	}
 }
 
