@@ -110,6 +110,7 @@ type Info struct {
 	Format, Subformat, AdapterType, HWVersion, ToolsVersion, UUID, CID string
 
 	LogicalSector, ClusterSize, Allocated int64    // bytes
+	GuestSector, GuestPhysical            int64    // logical and physical sector size that the image records for its guest, bytes; 0: not recorded
 	Geometry                              [3]int64 // cylinders, heads, sectors
 	Chain                                 []string // paths, this image first
 	Parts                                 []Part   // of this image, in order; nil: the one file is all

@@ -252,7 +252,7 @@ func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format stri
 			f.Close()
 			return nil, err
 		}
-		d, err := vmdk.Open(ctx, path, f, opener, vmdk.Options{SingleLink: o.SingleLink})
+		d, err := vmdk.Open(ctx, path, f, opener, vmdk.Options{SingleLink: o.SingleLink, Folder: o.folderOf(f, path)})
 		if err != nil {
 			return nil, err
 		}

@@ -55,39 +55,49 @@ func (o *Opener) references(f *raw.Disk, path string, children []os.FileInfo) (s
 	folder := filepath.Dir(real)
 
 	return func(ctx context.Context, from, name, format string) (source.Disk, error) {
-		target := name
-		if !filepath.IsAbs(name) {
-			target = filepath.Join(folder, name)
-		}
-		outside := func(target string) error {
-			return &OutsideError{Image: from, Name: name, Target: target, Folder: folder}
-		}
-		resolved, err := filepath.EvalSymlinks(target)
+		f, target, fi, err := o.openNamed(ctx, folder, from, name)
 		if err != nil {
-			// Whether something is there is told of permitted places only.
-			if o.permits(folder, filepath.Clean(target)) {
-				return nil, openError(target, err)
-			}
-			return nil, outside(filepath.Clean(target))
-		}
-		if !o.permits(folder, resolved) {
-			return nil, outside(resolved)
-		}
-		f, err := raw.Open(ctx, target)
-		if err != nil {
-			return nil, err
-		}
-		real, fi, err := whereIs(f, target)
-		if err == nil && !o.permits(folder, real) {
-			err = outside(real)
-		}
-		if err != nil {
-			f.Close()
 			return nil, err
 		}
 		o.list(target, fi)
 		return o.openFormat(ctx, f, target, format, chain)
 	}, nil
+}
+
+// openNamed opens the file that the image from, which lies in folder, names, and
+// returns its path. It does not list it.
+func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *raw.Disk, target string, fi os.FileInfo, err error) {
+	target = name
+	if !filepath.IsAbs(name) {
+		target = filepath.Join(folder, name)
+	}
+	outside := func(target string) error {
+		return &OutsideError{Image: from, Name: name, Target: target, Folder: folder}
+	}
+	resolved, err := filepath.EvalSymlinks(target)
+	if err != nil {
+		// Whether something is there is told of permitted places only.
+		if o.permits(folder, filepath.Clean(target)) {
+			return nil, "", nil, openError(target, err)
+		}
+		return nil, "", nil, outside(filepath.Clean(target))
+	}
+	if !o.permits(folder, resolved) {
+		return nil, "", nil, outside(resolved)
+	}
+	f, err = raw.Open(ctx, target)
+	if err != nil {
+		return nil, "", nil, err
+	}
+	real, fi, err := whereIs(f, target)
+	if err == nil && !o.permits(folder, real) {
+		err = outside(real)
+	}
+	if err != nil {
+		f.Close()
+		return nil, "", nil, err
+	}
+	return f, target, fi, nil
 }
 
 // openError is the error of opening path, of which err is the cause.

@@ -205,8 +205,9 @@ func TestBadDescriptor(t *testing.T) {
 		{"encrypted", "RW 100 FLAT \"flat\"\nencryption.keySafe = \"vmware:key/list/(pair/(null/...\"\n", []string{"line 3: the disk is encrypted (encryption.keySafe)", "not supported", "decrypt it"}},
 		{"encrypted data", "encryption.data=\"x\"\nRW 100 FLAT \"flat\"\n", []string{"line 2: the disk is encrypted (encryption.data)"}},
 		{"encrypted by ESXi", "RW 100 FLAT \"flat\"\nddb.iofilters = \"vmwarevmcrypt\"\n", []string{`line 3: the disk is encrypted (ddb.iofilters "vmwarevmcrypt")`}},
-		{"CID no number", "CID=xyz\nRW 100 FLAT \"flat\"\n", []string{"line 2", `CID "xyz"`, "hexadecimal"}},
-		{"CID too long", "CID=123456789\nRW 100 FLAT \"flat\"\n", []string{"line 2", `CID "123456789"`}},
+		{"parentCID no number", "parentCID=xyz\nRW 100 FLAT \"flat\"\n", []string{"line 2", `parentCID "xyz"`, "hexadecimal"}},
+		{"parentCID too long", "parentCID=4294967296\nRW 100 FLAT \"flat\"\n", []string{"line 2", `parentCID "4294967296"`}},
+		{"parent with a CID that is no number", "parentCID=abc\nparentFileNameHint=\"badcid.vmdk\"\nRW 100 FLAT \"flat\"\n", []string{"parentCID is 00000abc", dir + "/badcid.vmdk is missing or unreadable"}},
 		{"encoding unknown", "encoding=\"GBK\"\nRW 100 FLAT \"\xd6\xd0\"\n", []string{"line 3", `"GBK"`, "only UTF-8"}},
 		{"long line", "x=\"" + strings.Repeat("y", 20000) + "\"\n", []string{"line 2", "longer than 16384 bytes"}},
 		{"binary", "\x01\x02\x03\n", []string{"line 2", `found "\x01\x02\x03"`}},
@@ -222,6 +223,7 @@ func TestBadDescriptor(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			write(t, dir, "base.vmdk", []byte("# Disk DescriptorFile\nCID=BEEF\nparentCID=ffffffff\nRW 100 FLAT \"flat\"\n"))
 			write(t, dir, "nocid.vmdk", []byte("# Disk DescriptorFile\nRW 100 FLAT \"flat\"\n"))
+			write(t, dir, "badcid.vmdk", []byte("# Disk DescriptorFile\nCID=xyz\nRW 100 FLAT \"flat\"\n"))
 			path := write(t, dir, "bad.vmdk", []byte("# Disk DescriptorFile\n"+c.text))
 			_, err := open(t, path)
 			wantError(t, err, path, c.want...)

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/bits"
+	"slices"
 	"strings"
 
 	"vddkcp/internal/image"
@@ -53,15 +54,20 @@ func (s *sparse) initCOWD(want int64) error {
 	if entries < s.tables() {
 		return fmt.Errorf("COWD header offset 24: the grain directory has %d entries, want %d or more for the capacity of %d sectors", entries, s.tables(), s.capacity)
 	}
-	s.gd = int64(s.directoryOffset) * sectorSize
-	if s.gd < cowdHeaderSize {
+	gd := int64(s.directoryOffset) * sectorSize
+	if gd < cowdHeaderSize {
 		return fmt.Errorf("COWD header offset 20: the grain directory at sector %d lies in the header, want sector %d or more (4 is usual)", s.directoryOffset, cowdHeaderSize/sectorSize)
 	}
-	if s.gd > s.fileSize-entries*4 {
+	if gd > s.fileSize-entries*4 {
 		return fmt.Errorf("the grain directory at sector %d needs %d bytes, the file has %d: it is truncated", s.directoryOffset, entries*4, s.fileSize)
 	}
-	s.metadata = []region{{"header", 0, cowdHeaderSize}, {"grain directory", s.gd, s.gd + entries*4}}
-	return s.fit(want)
+	s.primary = directory{what: "grain directory", at: gd}
+	s.fixed = []region{{"header", 0, cowdHeaderSize}, {"grain directory", gd, gd + entries*4}}
+	s.metadata = slices.Clone(s.fixed)
+	if err := s.fit(want); err != nil {
+		return err
+	}
+	return s.indexTables()
 }
 
 // checkGrain checks a grain size in sectors, of grains that are not compressed.
@@ -70,17 +76,6 @@ func checkGrain(where string, grain uint64) error {
 		return fmt.Errorf("%s: grain size of %d sectors, want a power of two from 1 to %d", where, grain, maxGrain/sectorSize)
 	}
 	return nil
-}
-
-// checkInTable returns an error where the bytes [pos, end) of the file are not
-// of grain g, since they are of its own table: a COWD file has tables between
-// its grains.
-func (s *sparse) checkInTable(pos, end, g int64) error {
-	at, err := s.table(g / cowdEntries)
-	if err != nil {
-		return err
-	}
-	return s.checkWithin(region{"grain table", at, at + cowdEntries*4}, pos, end, g)
 }
 
 // partOfDisk is the error about a file that is an extent of a disk, opened as

@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"unicode/utf8"
+
+	"vddkcp/internal/charset"
 )
 
 const (
@@ -42,10 +44,14 @@ type extentLine struct {
 }
 
 // parseDescriptor reads a descriptor. It ends at the first zero byte, which is
-// how the space for an embedded one is filled up. An error names the line.
+// how the space for an embedded one is filled up, and before the byte 0x1a that
+// DOS editors put at the end of a text. An error names the line.
 func parseDescriptor(text []byte) (*descriptor, error) {
 	if end := bytes.IndexByte(text, 0); end >= 0 {
 		text = text[:end]
+	}
+	if content := bytes.TrimRight(text, "\x1a\r\n\t "); bytes.IndexByte(text[len(content):], 0x1a) >= 0 {
+		text = content
 	}
 	cut := len(text) > maxDescriptor
 	text = text[:min(len(text), maxDescriptor)]
@@ -185,7 +191,10 @@ func (d *descriptor) number(key string) int64 {
 }
 
 // cid returns the content identifier under key. VMware writes 8 hexadecimal
-// digits, qemu as many as the number has.
+// digits, qemu as many as the number has. Some exporters write decimal digits;
+// a number that is too long for 8 hexadecimal digits is read so. A shorter
+// decimal number cannot be told from a hexadecimal one, but is misread in the
+// same way in the parent and in the child, so that the two still match.
 func (d *descriptor) cid(key string) (cid uint32, ok bool, err error) {
 	v, ok := d.values[strings.ToLower(key)]
 	if !ok {
@@ -193,9 +202,41 @@ func (d *descriptor) cid(key string) (cid uint32, ok bool, err error) {
 	}
 	n, err := strconv.ParseUint(strings.TrimPrefix(strings.ToLower(v.text), "0x"), 16, 32)
 	if err != nil {
+		n, err = strconv.ParseUint(v.text, 10, 32)
+	}
+	if err != nil {
 		return 0, false, fmt.Errorf("line %d: %s %s is no hexadecimal number of up to 8 digits", v.line, key, quote(v.text))
 	}
 	return uint32(n), true, nil
+}
+
+// maxSectorSize bounds the sector sizes that a descriptor may record, in bytes.
+// VMware's disks have 512 or 4096.
+const maxSectorSize = 64 << 10
+
+// sectorSizes returns the sector sizes in bytes that the guest sees, 0 where the
+// descriptor does not record them. A value that is no sector size is a warning
+// and is taken as not recorded.
+func (d *descriptor) sectorSizes() (logical, physical int64, warnings []string) {
+	size := func(key string) int64 {
+		v, ok := d.values[strings.ToLower(key)]
+		if !ok {
+			return 0
+		}
+		n, err := strconv.ParseInt(v.text, 10, 64)
+		if err != nil || n < sectorSize || n > maxSectorSize || n&(n-1) != 0 {
+			warnings = append(warnings, fmt.Sprintf("line %d: %s is %s, want a power of two from %d to %d: the value is ignored", v.line, key, quote(v.text), sectorSize, maxSectorSize))
+			return 0
+		}
+		return n
+	}
+	logical, physical = size("ddb.logicalSectorSize"), size("ddb.physicalSectorSize")
+	if physical > 0 && physical < max(logical, sectorSize) {
+		v := d.values["ddb.physicalsectorsize"]
+		warnings = append(warnings, fmt.Sprintf("line %d: ddb.physicalSectorSize is %d, want at least the logical sector size of %d: the value is ignored", v.line, physical, max(logical, sectorSize)))
+		physical = 0
+	}
+	return logical, physical, warnings
 }
 
 // sectors is the sum over all extents.
@@ -257,44 +298,43 @@ func (e *extentLine) device() bool {
 	return false
 }
 
-// decodeNames brings the names of files into UTF-8. Without an encoding line
-// it is UTF-8. Bytes that are not valid in it stay as they are: they may be
-// just how the file is called.
+// decodeNames converts the names of files to UTF-8. Without an encoding line
+// they are UTF-8. Bytes that are not valid UTF-8 then stay as they are: the file
+// may have just that name.
 func (d *descriptor) decodeNames() error {
-	hint, hasHint := d.values["parentfilenamehint"]
 	encoding := d.values["encoding"]
-	var decode func(string) string
 	switch strings.ToLower(encoding.text) {
 	case "", "utf-8", "utf8":
 		return nil
-	case "windows-1252", "cp1252":
-		decode = func(s string) string { return decodeBytes(s, &windows1252) }
-	case "iso-8859-1", "latin1":
-		decode = func(s string) string { return decodeBytes(s, nil) }
-	default:
-		decode = func(s string) string { return "" }
 	}
-	names := make([]*string, 0, len(d.extents)+1)
-	lines := make([]int, 0, len(d.extents)+1)
+	known, ok := charset.Get(encoding.text)
+	decode := func(name string, line int) (string, error) {
+		if isASCII(name) {
+			return name, nil
+		}
+		if ok {
+			if decoded, err := known.NewDecoder().String(name); err == nil {
+				return decoded, nil
+			}
+		}
+		return "", fmt.Errorf("line %d: the name %s is in the encoding %s (line %d): only UTF-8 and encodings of one byte per character, such as windows-1252, are known", line, quote(name), quote(encoding.text), encoding.line)
+	}
 	for i := range d.extents {
-		names, lines = append(names, &d.extents[i].name), append(lines, d.extents[i].line)
-	}
-	if hasHint {
-		names, lines = append(names, &hint.text), append(lines, hint.line)
-	}
-	for i, name := range names {
-		if isASCII(*name) {
-			continue
+		e := &d.extents[i]
+		var err error
+		if e.name, err = decode(e.name, e.line); err != nil {
+			return err
 		}
-		decoded := decode(*name)
-		if decoded == "" {
-			return fmt.Errorf("line %d: the name %s is in the encoding %s (line %d), and only UTF-8, windows-1252 and ISO-8859-1 are known", lines[i], quote(*name), quote(encoding.text), encoding.line)
-		}
-		*name = decoded
 	}
-	if hasHint {
-		d.values["parentfilenamehint"] = hint
+	hint, hasHint := d.values["parentfilenamehint"]
+	if !hasHint {
+		return nil
 	}
+	text, err := decode(hint.text, hint.line)
+	if err != nil {
+		return err
+	}
+	d.values["parentfilenamehint"] = value{text, hint.line}
 	return nil
 }
 
@@ -305,25 +345,4 @@ func isASCII(s string) bool {
 		}
 	}
 	return true
-}
-
-// windows1252 are its characters 0x80 to 0x9f; the five that it does not have
-// are the control characters of Unicode, as in the table of the WHATWG.
-var windows1252 = [32]rune{
-	'€', 0x81, '‚', 'ƒ', '„', '…', '†', '‡', 'ˆ', '‰', 'Š', '‹', 'Œ', 0x8d, 'Ž', 0x8f,
-	0x90, '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', 0x9d, 'ž', 'Ÿ',
-}
-
-// decodeBytes decodes a string of one byte a character: as in Unicode, but for
-// 0x80 to 0x9f where high is given.
-func decodeBytes(s string, high *[32]rune) string {
-	var b strings.Builder
-	for i := range len(s) {
-		r := rune(s[i])
-		if high != nil && r >= 0x80 && r < 0xa0 {
-			r = high[r-0x80]
-		}
-		b.WriteRune(r)
-	}
-	return b.String()
 }

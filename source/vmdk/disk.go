@@ -9,10 +9,14 @@
 // seSparse one, the deltas of ESXi's snapshots, and ZERO. A child has its
 // parent's content where its own grain tables have nothing; the parent is found
 // by parentFileNameHint and must have the CID that the child's parentCID says.
+// The parent of a differencing image of VirtualBox is the image in its folder
+// whose ddb.uuid.image the child has as ddb.uuid.parent.
 // Encrypted disks, raw device mappings and physical devices are refused, and so
 // is a seSparse extent whose journal must be replayed.
 //
-// What is damaged is an error when it is come to, never zeros. An image takes
+// Damage is reported when a read reaches it; damaged ranges never read as zeros.
+// Where the redundant grain directory replaces the primary one, Warnings says so.
+// An image takes
 // at most 6 MiB for its tables, with all its parents, and each reader of
 // compressed grains about two grains more, of at most 1 MiB.
 package vmdk
@@ -40,10 +44,13 @@ type Disk struct {
 	options Options
 	size    int64
 	extents []placed
-	parent  source.Disk   // nil: none, or not opened
+	parent  source.Disk // nil: none, or not opened
+	uuids   uuids
 	lacks   source.Extent // what a range is that the image lacks, where there is no parent
 	info    source.Info
 	mem     *memory
+
+	warnings []string // sentences that name the file
 
 	// files are all that the image consists of, without its parents. The first
 	// is the one at path.
@@ -72,6 +79,9 @@ type Options struct {
 	// SingleLink reads the image without its parents, which need not be there:
 	// what it lacks is Same.
 	SingleLink bool
+	// Folder is searched for the parent of an image that gives nothing but its
+	// UUID. Nil: such an image is refused.
+	Folder Folder
 }
 
 // Open opens the image whose file is at path, and all that it names. F holds
@@ -93,7 +103,7 @@ func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o
 
 func (d *Disk) open(open source.Opener) error {
 	f := d.files[0]
-	head := make([]byte, min(f.Size(), 4<<10))
+	head := make([]byte, min(f.Size(), headSize))
 	if err := image.ReadFull(f, head, 0); err != nil {
 		return fmt.Errorf("%s: %w", d.path, err)
 	}
@@ -135,12 +145,8 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 	if h.descriptorOffset == 0 || h.descriptorSize == 0 {
 		return fmt.Errorf("%s: a sparse extent without a descriptor: it is a part of a disk, open the .vmdk file that describes that", d.path)
 	}
-	size := int64(min(h.descriptorSize, maxDescriptor/sectorSize+1)) * sectorSize // a byte too long is seen
-	if h.descriptorOffset > uint64(f.Size())/sectorSize || int64(h.descriptorOffset)*sectorSize > f.Size()-size {
-		return fmt.Errorf("%s: its descriptor at sector %d has %d sectors, the file has %d bytes: it is truncated", d.path, h.descriptorOffset, h.descriptorSize, f.Size())
-	}
-	text := make([]byte, size)
-	if err := image.ReadFull(f, text, int64(h.descriptorOffset)*sectorSize); err != nil {
+	text, err := h.readDescriptor(f)
+	if err != nil {
 		return fmt.Errorf("%s: %w", d.path, err)
 	}
 	desc, err := parseDescriptor(text)
@@ -204,6 +210,9 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	if e.device() {
 		return fmt.Errorf("extent %s is %s", quote(e.name), physical)
 	}
+	if object, ok := storageObject(e.name); ok {
+		return &hintedError{fmt.Errorf("extent %s is %s, not a file", quote(e.name), object), "copy the disk through its server ('[DATASTORE] DIR/DISK.vmdk' with --server), or export the virtual machine as an OVF appliance"}
+	}
 	if e.access == "NOACCESS" {
 		d.add(&noAccess{path: d.path, line: e, base: d.size}, size)
 		return nil
@@ -212,7 +221,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	if f == nil {
 		var err error
 		if f, err = open(d.ctx, d.path, e.name, "raw"); err != nil {
-			return fmt.Errorf("extent %s: %w", quote(e.name), err)
+			return d.explainExtent(e, open, fmt.Errorf("extent %s: %w", quote(e.name), err))
 		}
 		opened[e.name] = f
 		d.files = append(d.files, f)
@@ -255,56 +264,10 @@ func (d *Disk) add(x extent, size int64) {
 	if x, ok := x.(*sparse); ok {
 		x.disk, x.base = d, d.size
 		x.share(d.mem)
+		d.warnings = append(d.warnings, x.warnings...)
 	}
 	d.extents = append(d.extents, placed{x, d.size, d.size + size})
 	d.size += size
-}
-
-// finish describes the image and opens its parent.
-func (d *Disk) finish(desc *descriptor, open source.Opener) error {
-	if err := d.describe(desc); err != nil {
-		return fmt.Errorf("%s: descriptor %w", d.path, err)
-	}
-	hint := desc.text("parentFileNameHint")
-	want, ok, err := desc.cid("parentCID")
-	switch {
-	case err != nil:
-		return fmt.Errorf("%s: descriptor %w", d.path, err)
-	case hint == "" && (!ok || want == noParent):
-		return nil
-	case hint == "":
-		return fmt.Errorf("%s: its parentCID %08x says that it has a parent, and there is no parentFileNameHint: where the parent is can't be known", d.path, want)
-	case !ok || want == noParent:
-		return fmt.Errorf("%s: its parentFileNameHint names the parent %s, and its parentCID (ffffffff or missing) says that it has none", d.path, quote(hint))
-	}
-	if d.options.SingleLink {
-		d.lacks = source.Extent{Kind: source.Same}
-		return nil
-	}
-	link, err := d.link()
-	if err != nil {
-		return err
-	}
-	parent, err := open(context.WithValue(d.ctx, linkKey{}, link), d.path, hint, "vmdk")
-	if err != nil {
-		return fmt.Errorf("parent %s of %s: %w", quote(hint), d.path, err)
-	}
-	d.parent = parent
-	info, _ := source.Ability[source.Described](parent)
-	if info == nil {
-		return fmt.Errorf("parent %s of %s: it is no VMDK image, it has no CID", quote(hint), d.path)
-	}
-	d.info.Chain = append(d.info.Chain, info.Info().Chain...)
-	if have := info.Info().CID; have != fmt.Sprintf("%08x", want) {
-		if have == "" {
-			have = "missing"
-		}
-		return fmt.Errorf("%s: its parentCID is %08x, the CID of its parent %s is %s: the parent is another one, or was changed after the child was made", d.path, want, image.PathOf(parent, hint), have)
-	}
-	if p, ok := source.Ability[*Disk](parent); ok {
-		p.share(d.mem)
-	}
-	return nil
 }
 
 // share makes the image and its parents use the memory of a child, so that a
@@ -319,39 +282,6 @@ func (d *Disk) share(m *memory) {
 	if p, ok := source.Ability[*Disk](d.parent); ok {
 		p.share(m)
 	}
-}
-
-// link is an image whose parent is being opened, in the context that it is
-// opened with: what is between, the Opener, knows of no chain.
-type link struct {
-	child    *link
-	path, id string
-	length   int
-}
-
-type linkKey struct{}
-
-// link returns the link of d, or an error where the chain comes back to it.
-func (d *Disk) link() (*link, error) {
-	l := &link{path: d.path, id: d.path, length: 1}
-	if i, ok := source.Ability[source.Identified](d.files[0]); ok {
-		if id, _, err := i.Identity(d.ctx); err == nil {
-			l.id = id
-		}
-	}
-	l.child, _ = d.ctx.Value(linkKey{}).(*link)
-	if l.child != nil {
-		l.length += l.child.length
-	}
-	if l.length > maxChain {
-		return nil, fmt.Errorf("%s: the chain of parents up to here has more than %d images", d.path, maxChain)
-	}
-	for c := l.child; c != nil; c = c.child {
-		if c.id == l.id {
-			return nil, fmt.Errorf("%s: the chain of parents loops: it came here from %s, which is an earlier image of it", d.path, l.child.path)
-		}
-	}
-	return l, nil
 }
 
 // Size is the sum of the sizes of the extents.

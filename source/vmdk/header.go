@@ -14,6 +14,7 @@ import (
 const (
 	sectorSize = 512
 	headerSize = sectorSize
+	headSize   = 4 << 10 // bytes of a file that tell what kind it is
 
 	// maxGrain and maxPackedGrain bound the memory that an image can ask for.
 	// VMware and qemu write 64 KiB.
@@ -92,6 +93,17 @@ func (h *header) checkStart() error {
 		return fmt.Errorf("header offset 4: version %d, want 1, 2 or 3", h.version)
 	}
 	return nil
+}
+
+// readDescriptor returns the descriptor that is embedded in f. The header says
+// that there is one.
+func (h *header) readDescriptor(f source.Disk) ([]byte, error) {
+	size := int64(min(h.descriptorSize, maxDescriptor/sectorSize+1)) * sectorSize // so that one that is too long is noticed
+	if h.descriptorOffset > uint64(f.Size())/sectorSize || int64(h.descriptorOffset)*sectorSize > f.Size()-size {
+		return nil, fmt.Errorf("its descriptor at sector %d has %d sectors, the file has %d bytes: it is truncated", h.descriptorOffset, h.descriptorSize, f.Size())
+	}
+	text := make([]byte, size)
+	return text, image.ReadFull(f, text, int64(h.descriptorOffset)*sectorSize)
 }
 
 // findHeader returns the header that says where the grain directory is: the

@@ -4,13 +4,15 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"vddkcp/internal/image"
 	"vddkcp/source"
 )
 
-// describe fills in what Info returns, but for the parents.
-func (d *Disk) describe(desc *descriptor) error {
+// describe fills in what Info returns, except for the parents.
+func (d *Disk) describe(desc *descriptor) {
+	d.uuids = desc.uuids()
 	d.info = source.Info{
 		Format:        "vmdk",
 		Subformat:     desc.text("createType"),
@@ -27,11 +29,17 @@ func (d *Disk) describe(desc *descriptor) error {
 		Chain: []string{d.path},
 		Parts: d.info.Parts, // since the extents were opened
 	}
-	cid, ok, err := desc.cid("CID")
-	if err != nil {
-		return err
+	logical, physical, warnings := desc.sectorSizes()
+	for _, w := range warnings {
+		d.warn("descriptor %s", w)
 	}
-	if ok {
+	d.info.GuestSector, d.info.GuestPhysical = logical, physical
+	d.info.LogicalSector = max(logical, sectorSize)
+	switch cid, ok, err := desc.cid("CID"); {
+	case err != nil:
+		// It matters to the children of this image alone.
+		d.warn("descriptor %w: the value is ignored", err)
+	case ok:
 		d.info.CID = fmt.Sprintf("%08x", cid)
 	}
 	for _, e := range d.extents {
@@ -44,8 +52,16 @@ func (d *Disk) describe(desc *descriptor) error {
 			d.info.Allocated += i.Info().Allocated
 		}
 	}
-	return nil
 }
+
+// warn adds a warning about the image.
+func (d *Disk) warn(format string, args ...any) {
+	d.warnings = append(d.warnings, fmt.Sprintf("%s: %v", d.path, fmt.Errorf(format, args...)))
+}
+
+// Warnings are what is odd about the image or its parents, and no error:
+// sentences that name the file.
+func (d *Disk) Warnings() []string { return slices.Clone(d.warnings) }
 
 // Info describes the image. Subformat is createType as it is written;
 // ClusterSize is the size of a grain, 0 where all extents are flat; Allocated

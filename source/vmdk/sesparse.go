@@ -137,14 +137,17 @@ func (s *sparse) initRegions(want int64, field func(off int) uint64) error {
 	if directory.end > s.fileSize {
 		return fmt.Errorf("the grain directory at offset %d needs %d bytes, the file has %d: it is truncated", directory.start, directory.end-directory.start, s.fileSize)
 	}
-	s.gd = directory.start
+	s.primary.what, s.primary.at = "grain directory", directory.start
 	s.se.tableSize = int64(s.tableEntries) * 8
 	s.se.tables = (tables.end - tables.start) / s.se.tableSize
 	s.se.tablesAt, s.se.grainsAt = tables.start, grains.start
 	if err := s.checkVolatile(volatile.start); err != nil {
 		return err
 	}
-	return s.fit(want)
+	if err := s.fit(want); err != nil {
+		return err
+	}
+	return s.indexTables()
 }
 
 // disjoint returns an error where two regions have bytes in common.
@@ -152,7 +155,7 @@ func disjoint(all []region) error {
 	slices.SortFunc(all, func(a, b region) int { return cmp.Compare(a.start, b.start) })
 	for i := range all[1:] {
 		if a, b := all[i], all[i+1]; a.end > b.start {
-			return fmt.Errorf("the %s, bytes %d to %d of the file, and the %s, from byte %d on, overlap: the seSparse header is damaged", a.what, a.start, a.end, b.what, b.start)
+			return fmt.Errorf("the %s, bytes %d to %d of the file, and the %s, from byte %d on, overlap: the header is damaged", a.what, a.start, a.end, b.what, b.start)
 		}
 	}
 	return nil
@@ -179,9 +182,9 @@ func (s *sparse) checkVolatile(off int64) error {
 	return nil
 }
 
-// seTable returns where grain table i is, by its entry in the directory, in
+// seTable returns where the grain table of an entry of the directory is, in
 // bytes; 0: nowhere.
-func (s *sparse) seTable(i int64, entry uint64) (int64, error) {
+func (s *sparse) seTable(entry uint64) (int64, error) {
 	if entry == 0 {
 		return 0, nil
 	}

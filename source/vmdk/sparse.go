@@ -30,8 +30,12 @@ type sparse struct {
 	entryShift uint     // of the bytes of an entry of the directory and the tables: 2 or 3
 	grainSize  int64    // bytes
 	grainShift uint
-	gd, rgd    int64    // offset in the file of the grain directory and the redundant one; rgd 0: none
-	metadata   []region // where no grain can be
+	primary    directory
+	redundant  directory
+	fallback   bool     // the redundant directory serves where the primary one is damaged
+	fixed      []region // where no table can be
+	metadata   []region // where no grain can be, beside the tables
+	warnings   []string // sentences that name the file
 	id         uint64   // of the file, in memory
 	mem        *memory
 	markers    *markerIndex // nil: there are grain tables
@@ -44,7 +48,15 @@ func openSparse(name string, f source.Disk, want int64) (*sparse, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
+	first, err := readHeader(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
 	s := &sparse{name: name, file: f, fileSize: f.Size(), fileKind: kindSparse, header: h, entryShift: 2}
+	s.fixed = append(first.regions(s.fileSize), region{"footer", footer, footer + headerSize})
+	if footer == 0 {
+		s.fixed = s.fixed[:len(s.fixed)-1]
+	}
 	if err := s.init(want, footer); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -57,18 +69,16 @@ func (s *sparse) init(want, footer int64) error {
 	if err := s.check(s.fileSize); err != nil {
 		return err
 	}
-	err := s.fit(want)
-	if err != nil {
+	if err := s.fit(want); err != nil {
 		return err
 	}
+	s.metadata = append([]region{{"metadata (overHead)", 0, max(int64(s.overhead), 1) * sectorSize}}, s.fixed...)
 	if s.flags&flagRedundant != 0 && s.redundantOffset != 0 {
-		s.rgd, err = s.directory("redundant grain directory", s.redundantOffset, s.fileSize)
-		if err != nil {
-			s.rgd = 0 // needed only when the primary one is damaged
-		}
+		// Damage of the redundant directory matters only where the primary one
+		// is damaged as well.
+		s.redundant, _ = s.locate("redundant grain directory", s.redundantOffset)
 	}
-	s.metadata = []region{{"metadata (overHead)", 0, max(int64(s.overhead), 1) * sectorSize}}
-	if s.rgd == 0 && !s.hasDirectory() && s.marked() {
+	if s.redundant.at == 0 && !s.hasDirectory() && s.marked() {
 		end, err := streamEnd(s.file, footer)
 		if err == nil {
 			err = s.readMarkers(end)
@@ -78,19 +88,7 @@ func (s *sparse) init(want, footer int64) error {
 		}
 		return nil
 	}
-	s.gd, err = s.directory("grain directory", s.directoryOffset, s.fileSize)
-	if err != nil {
-		if s.rgd == 0 {
-			return err
-		}
-		s.gd, s.rgd = s.rgd, 0
-	}
-	directory := s.tables() * 4
-	s.metadata = append(s.metadata, region{"grain directory", s.gd, s.gd + directory})
-	if s.rgd != 0 {
-		s.metadata = append(s.metadata, region{"redundant grain directory", s.rgd, s.rgd + directory})
-	}
-	return nil
+	return s.initDirectories()
 }
 
 // fit sets the sizes, of a header that is checked, to have want bytes of the
@@ -113,6 +111,8 @@ func (s *sparse) fit(want int64) error {
 // share makes the extent use the memory of others.
 func (s *sparse) share(m *memory) {
 	s.mem, s.id = m, m.NewFile()
+	s.primary.share(m)
+	s.redundant.share(m)
 	if s.markers != nil {
 		s.markers.share(m)
 	}
@@ -213,58 +213,6 @@ func (s *sparse) run(g, max int64, hole *fileHole) (run, error) {
 	return run{n: left, entries: data[:left<<s.entryShift], wide: s.entryShift == 3}, nil
 }
 
-// table returns where in the file grain table i is, in bytes; 0: nowhere, 1:
-// nowhere, and all its grains are zeros. What the redundant directory has is
-// used where the primary one has nothing, or nonsense: writers keep the two
-// alike, so that means damage.
-func (s *sparse) table(i int64) (int64, error) {
-	at, err := s.tableIn(s.gd, i)
-	if (err != nil || at == 0) && s.rgd != 0 {
-		if redundant, rerr := s.tableIn(s.rgd, i); rerr == nil && (redundant != 0 || err != nil) {
-			return redundant, nil
-		}
-	}
-	return at, err
-}
-
-func (s *sparse) tableIn(directory, i int64) (int64, error) {
-	off := directory + i<<s.entryShift
-	data, err := s.mem.Page(s.file, s.id, s.fileSize, off/image.PageSize)
-	if err != nil {
-		return 0, fmt.Errorf("%s: grain directory: %w", s.name, err)
-	}
-	data = data[off%image.PageSize:]
-	var at int64
-	if s.fileKind == kindSESparse {
-		at, err = s.seTable(i, binary.LittleEndian.Uint64(data))
-		if err != nil {
-			return 0, fmt.Errorf("%s: the grain directory's entry at offset %d, of grain table %d: %w: the directory is damaged", s.name, off, i, err)
-		}
-		if at == 0 {
-			return 0, nil
-		}
-	} else {
-		sector := uint64(binary.LittleEndian.Uint32(data))
-		if s.kind(sector) != dataGrain {
-			return int64(sector), nil
-		}
-		at = int64(sector) * sectorSize
-	}
-	perTable := int64(s.tableEntries)
-	need := min(perTable, (int64(s.capacity)-1)/int64(s.grain)+1-i*perTable) << s.entryShift
-	if at > s.fileSize-need {
-		return 0, fmt.Errorf("%s: grain table %d at offset %d, by the grain directory's entry at offset %d, needs %d bytes, the file has %d: it is truncated or damaged", s.name, i, at, off, need, s.fileSize)
-	}
-	if s.fileKind == kindCOWD {
-		for _, m := range s.metadata {
-			if at < m.end && at+need > m.start {
-				return 0, fmt.Errorf("%s: grain table %d at offset %d, by the grain directory's entry at offset %d, lies in the %s, bytes %d to %d of the file: the directory is damaged", s.name, i, at, off, m.what, m.start, m.end)
-			}
-		}
-	}
-	return at, nil
-}
-
 // readAt fills p with what the extent has at off.
 func (s *sparse) readAt(p []byte, off int64) error {
 	for len(p) > 0 {
@@ -355,8 +303,10 @@ func (s *sparse) checkPlace(pos, end, off int64) error {
 			return err
 		}
 	}
-	if s.fileKind == kindCOWD {
-		return s.checkInTable(pos, end, g)
+	for _, d := range []*directory{&s.primary, &s.redundant} {
+		if from, to, ok := d.tables.Has(pos, end); ok {
+			return s.checkWithin(region{"grain tables", from, to}, pos, end, g)
+		}
 	}
 	return nil
 }

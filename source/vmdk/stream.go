@@ -77,7 +77,7 @@ func (s *sparse) unpackPiece(u *unpacker, p []byte, g, in int64, r run, i int64)
 func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r run, i int64) (n, grains int64, err error) {
 	start := int64(r.entry(i)) * sectorSize
 	if err := s.checkPlace(start, start+markerSize, g<<s.grainShift); err != nil {
-		return 0, 0, err
+		return 0, 0, err // before anything is read there
 	}
 	// The entry of the next grain, where it follows in the file, says where
 	// this one ends at the latest.
@@ -111,6 +111,9 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r run, i int64) (n,
 	done := int64(0)
 	for k := range grains {
 		pos := int64(r.entry(i+k)) * sectorSize
+		if err := s.checkPlace(pos, pos+markerSize, (g+k)<<s.grainShift); err != nil {
+			return 0, 0, err
+		}
 		dst := p[done : done+s.part(g+k)]
 		missing, err := s.unpack(u, dst, u.packed[pos-start:], g+k, pos)
 		if err != nil {
@@ -146,6 +149,9 @@ func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int
 		}
 		if end := pos + markerSize + size; end > s.fileSize {
 			return 0, s.errorf(g, "its %d compressed bytes end at %d, the file has %d: it is truncated", size, end, s.fileSize)
+		}
+		if err := s.checkPlace(pos, pos+markerSize+size, g<<s.grainShift); err != nil {
+			return 0, err
 		}
 		if markerSize+size > int64(len(src)) {
 			return markerSize + size, nil

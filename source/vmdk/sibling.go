@@ -1,0 +1,160 @@
+package vmdk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"vddkcp/internal/image"
+	"vddkcp/source"
+)
+
+// Folder is where the parent of an image may be that is known by its UUID alone,
+// as that of a differencing image of VirtualBox.
+type Folder interface {
+	// Names returns the files that may be the parent, by names that the
+	// image's source.Opener takes. It bounds their number.
+	Names(ctx context.Context) ([]string, error)
+	// Peek opens one of them to look at its descriptor. It keeps the rules of
+	// the Opener for what an image may name.
+	Peek(ctx context.Context, name string) (source.Disk, error)
+}
+
+// uuids are those by which VirtualBox knows images, "" where there is none.
+type uuids struct {
+	image              string // ddb.uuid.image
+	modification       string // ddb.uuid.modification, of the content
+	parentModification string // ddb.uuid.parentmodification
+}
+
+// maxPeeked bounds the descriptors that are read to find one parent, in bytes.
+const maxPeeked = 64 << 20
+
+// uuidOf returns a UUID in one spelling; "" where it is missing or all zeros,
+// by which VirtualBox says that there is none. Other text stays as it is: no
+// image has it, so that a child that names it is refused.
+func uuidOf(s string) string {
+	s = strings.ToLower(strings.Trim(strings.TrimSpace(s), "{}"))
+	if strings.Trim(s, "0-") == "" {
+		return ""
+	}
+	return s
+}
+
+func (d *descriptor) uuids() uuids {
+	return uuids{
+		image:              uuidOf(d.text("ddb.uuid.image")),
+		modification:       uuidOf(d.text("ddb.uuid.modification")),
+		parentModification: uuidOf(d.text("ddb.uuid.parentmodification")),
+	}
+}
+
+// findByUUID returns the name of the one file in the image's folder that has
+// the UUID.
+func (d *Disk) findByUUID(uuid string) (name string, err error) {
+	fail := func(hint, format string, args ...any) error {
+		return &hintedError{fmt.Errorf("%s: its parent is the image with the UUID %s (ddb.uuid.parent): %w", d.path, quote(uuid), fmt.Errorf(format, args...)), hint}
+	}
+	const place = "put the parent into the folder of the image, or name the parent's folder with --allow-path; --single-link reads the image without its parent"
+	if d.options.Folder == nil {
+		return "", fail("unpack the appliance, so that the image and its parent lie in one folder", "there is no folder to look for it in")
+	}
+	names, err := d.options.Folder.Names(d.ctx)
+	if err != nil {
+		return "", fail(place, "%w", err)
+	}
+	var id string
+	var unread error
+	failed, peeked := 0, int64(maxPeeked)
+	for _, candidate := range names {
+		if err := context.Cause(d.ctx); err != nil {
+			return "", err
+		}
+		found, foundID, n, err := d.peek(candidate)
+		if peeked -= n; peeked < 0 {
+			return "", fail("leave nothing but the images of this disk in the folder", "the descriptors in its folder have more than %d bytes", maxPeeked)
+		}
+		switch {
+		case err != nil:
+			if failed++; unread == nil {
+				unread = err
+			}
+		case found != uuid || name != "" && foundID != "" && foundID == id:
+		case name != "":
+			return "", fail("move the one that does not belong to the image into another folder", "two files have it, %s and %s", quote(name), quote(candidate))
+		default:
+			name, id = candidate, foundID
+		}
+	}
+	switch {
+	case name != "":
+		return name, nil
+	case unread != nil:
+		return "", fail(place, "none of %d files named *.vmdk in its folder has it (ddb.uuid.image), and %d of them could not be read, the first: %w", len(names), failed, unread)
+	}
+	return "", fail(place, "none of %d files named *.vmdk in its folder has it (ddb.uuid.image)", len(names))
+}
+
+// peek returns the UUID of the image that name is the file of, "" where it has
+// none or is no image, the identity of the file, and how many bytes of the file
+// it read.
+func (d *Disk) peek(name string) (uuid, id string, n int64, err error) {
+	f, err := d.options.Folder.Peek(d.ctx, name)
+	if err != nil {
+		return "", "", 0, err
+	}
+	defer f.Close()
+	text, err := descriptorText(f)
+	if err != nil || text == nil {
+		return "", "", headSize, err
+	}
+	desc, err := parseDescriptor(text)
+	if err != nil {
+		return "", "", int64(len(text)), fmt.Errorf("%s: descriptor %w", name, err)
+	}
+	if i, ok := source.Ability[source.Identified](f); ok {
+		id, _, _ = i.Identity(d.ctx)
+	}
+	return desc.uuids().image, id, int64(len(text)), nil
+}
+
+// descriptorText returns the descriptor of the image whose file is f, nil where
+// f has none.
+func descriptorText(f source.Disk) ([]byte, error) {
+	head := make([]byte, min(f.Size(), headSize))
+	if err := image.ReadFull(f, head, 0); err != nil {
+		return nil, err
+	}
+	switch probe(head) {
+	case kindDescriptor:
+		text := make([]byte, min(f.Size(), maxDescriptor+1))
+		return text, image.ReadFull(f, text, 0)
+	case kindSparse:
+		h, err := readHeader(f)
+		if err != nil || h.descriptorOffset == 0 || h.descriptorSize == 0 {
+			return nil, err
+		}
+		return h.readDescriptor(f)
+	}
+	return nil, nil
+}
+
+// checkUUIDs checks that the parent at path is the one that r gives the UUID of,
+// and that it has not changed since the child was made.
+func (d *Disk) checkUUIDs(r reference, parent *Disk, path string) error {
+	if parent == nil {
+		return errors.New(d.path + ": its parent is no VMDK image")
+	}
+	if have := parent.uuids.image; have != r.uuid {
+		return fmt.Errorf("%s: its ddb.uuid.parent is %s, the ddb.uuid.image of its parent %s is %s: the parent is another one", d.path, quote(r.uuid), path, quote(have))
+	}
+	want, have := d.uuids.parentModification, parent.uuids.modification
+	if want != "" && have != "" && want != have {
+		return &hintedError{
+			fmt.Errorf("%s: its ddb.uuid.parentmodification is %s, the ddb.uuid.modification of its parent %s is %s: the parent was changed after the child was made", d.path, quote(want), path, quote(have)),
+			"where VirtualBox still starts the machine, copy the disk with VBoxManage clonemedium",
+		}
+	}
+	return nil
+}
