@@ -52,6 +52,24 @@ func IsPermanent(err error) bool {
 		errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
 }
 
+// ErrChanged says that a disk is not what it was when it was opened first: what
+// was read before and what is read now may belong to two states of it. An error
+// that only says that a disk could not be opened is never an ErrChanged.
+var ErrChanged = errors.New("the source changed while it was copied")
+
+// Changed marks an error as an ErrChanged that no retry helps against, and keeps
+// its text.
+func Changed(err error) error { return Permanent(&changedError{err}) }
+
+type changedError struct{ error }
+
+func (e *changedError) Unwrap() []error { return []error{e.error, ErrChanged} }
+
+// ErrReopen says that a disk which was open before could not be opened again.
+// That may pass, also where the error is permanent: a password, a certificate or
+// a server can be mended.
+var ErrReopen = errors.New("open the source again")
+
 // Retry opens a disk and returns one that repeats calls which fail. The first
 // retry of a call is of the same disk; before the later ones the disk is closed
 // and opened again, once for all calls that fail at the time. A disk that has
@@ -260,7 +278,7 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, failures int, lastErr e
 		}
 	}
 	if err != nil {
-		err = fmt.Errorf("open the source again: %w", err)
+		err = fmt.Errorf("%w: %w", ErrReopen, err)
 	}
 
 	r.mu.Lock()
@@ -281,10 +299,10 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, failures int, lastErr e
 // same returns an error unless d is the disk that was opened first.
 func (r *retrying) same(d *openedDisk) error {
 	if d.Size() != r.Size() {
-		return Permanent(fmt.Errorf("it is another disk: it had %d bytes (identity %q) and has %d (identity %q)", r.Size(), r.first.id, d.Size(), d.id))
+		return Changed(fmt.Errorf("it is another disk: it had %d bytes (identity %q) and has %d (identity %q)", r.Size(), r.first.id, d.Size(), d.id))
 	}
 	if d.id != r.first.id || d.proof != r.first.proof {
-		return Permanent(fmt.Errorf("it is another disk or was changed: its identity was %q (%s) and is %q (%s)", r.first.id, r.first.proof, d.id, d.proof))
+		return Changed(fmt.Errorf("it is another disk or was changed: its identity was %q (%s) and is %q (%s)", r.first.id, r.first.proof, d.id, d.proof))
 	}
 	return nil
 }

@@ -65,6 +65,7 @@ type keeper struct {
 	idle     chan token // holds one while none is being synced
 	last     *Checkpoint
 	done     int64 // of the counters' bytes when last was taken
+	exists   bool  // a checkpoint is durable: last, or one before it
 }
 
 type token struct{}
@@ -77,11 +78,12 @@ type kept struct {
 }
 
 // newKeeper returns the keeper of a pipeline that begins at a checkpoint. Done
-// is what the counters say of the bytes below it.
-func newKeeper(p *pipeline, last *Checkpoint, done int64) *keeper {
+// is what the counters say of the bytes below it; exists says whether the
+// checkpoint is durable.
+func newKeeper(p *pipeline, last *Checkpoint, done int64, exists bool) *keeper {
 	k := &keeper{
 		p: p, interval: cmp.Or(p.o.Interval, killpoint.Interval(), checkpointInterval), begun: time.Now(),
-		due: make(chan kept, 1), idle: make(chan token, 1), last: last, done: done,
+		due: make(chan kept, 1), idle: make(chan token, 1), last: last, done: done, exists: exists,
 	}
 	for _, s := range last.Tail {
 		k.remember(s)
@@ -160,11 +162,20 @@ func (k *keeper) keep(ctx context.Context, next kept) error {
 	}
 	killpoint.At("slot")
 	if k.p.o.Keep != nil {
-		if err := k.p.o.Keep(next.Checkpoint); err != nil {
+		if err := k.store(next.Checkpoint); err != nil {
 			return err
 		}
 	}
 	k.last, k.done = &next.Checkpoint, next.done
+	return nil
+}
+
+// store makes a checkpoint durable.
+func (k *keeper) store(c Checkpoint) error {
+	if err := k.p.o.Keep(c); err != nil {
+		return err
+	}
+	k.exists = true
 	return nil
 }
 
@@ -237,14 +248,17 @@ func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 const maxTailPiece = 64 << 20
 
 // reopen opens a target again whose connection was lost, as of the last
-// checkpoint. The failures are those since the last progress.
+// checkpoint. The failures are those since the last progress. An error of it is
+// a sink.ErrLost, unless the copy was stopped: whatever refused the target, it
+// was there before.
 func (p *pipeline) reopen(ctx context.Context, cause error, failures int) (dst sink.Disk, err error) {
 	o, begun := p.o.Lost, time.Now()
 	for {
-		if failures++; o.Retries >= 0 && failures > o.Retries || time.Since(begun) > o.Patience() {
+		left := o.Patience() - time.Since(begun)
+		if failures++; o.Retries >= 0 && failures > o.Retries || left <= 0 {
 			return nil, fmt.Errorf("given up after %d retries: %w", failures-1, cause)
 		}
-		wait := o.Delay(failures)
+		wait := min(o.Delay(failures), left)
 		if o.OnRetry != nil {
 			o.OnRetry(cause, wait)
 		}
@@ -259,9 +273,9 @@ func (p *pipeline) reopen(ctx context.Context, cause error, failures int) (dst s
 		if dst, err = p.o.Reopen(ctx, last.State, last.Offset); err == nil {
 			return dst, nil
 		}
+		cause = fmt.Errorf("open the target again: %w (%w)", err, sink.ErrLost)
 		if source.IsPermanent(err) {
-			return nil, err
+			return nil, cause
 		}
-		cause = err
 	}
 }

@@ -94,7 +94,7 @@ func (p *pipeline) encode(c *piece) error {
 
 // place gives the encoded units of a run to the sink, the first of which is
 // the next of c's, and returns how many there were.
-func (p *pipeline) place(ctx context.Context, c *piece, r run, next int) (units int, err error) {
+func (p *pipeline) place(c *piece, r run, next int) (units int, err error) {
 	for _, u := range c.coded.units[next:] {
 		if u.start >= r.end {
 			break
@@ -103,7 +103,7 @@ func (p *pipeline) place(ctx context.Context, c *piece, r run, next int) (units 
 		code := c.coded.bytes[c.coded.begin(next+units):u.codeEnd]
 		units++
 		if !u.plain && len(code) == 0 {
-			if err := p.dst.SameAt(ctx, off, n); err != nil {
+			if err := p.dst.SameAt(p.sinkContext, off, n); err != nil {
 				return units, err
 			}
 			continue

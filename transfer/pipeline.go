@@ -59,7 +59,12 @@ type pipeline struct {
 	at       int64         // below is collected
 	resumed  bool          // what lies below start was done by another run
 	halted   bool          // the producer saw that the copy is to stop
+	begun    bool          // begin succeeded, so that the pipeline can take checkpoints
 	finished bool          // the sink's Finish has returned
+
+	// sinkContext is that of calls to the sink. It outlives the failure of one
+	// goroutine, since a sink whose call was cut short takes no last checkpoint.
+	sinkContext context.Context
 
 	encoder   sink.Encoder       // nil: units are written as they are
 	encodings chan sink.Encoding // not in use
@@ -74,7 +79,7 @@ type pipeline struct {
 
 func newPipeline(src source.Disk, dst sink.Disk, plan *Plan, o Options, zeroed bool) *pipeline {
 	p := &pipeline{
-		src: src, dst: dst, plan: plan, o: o, zeroed: zeroed,
+		src: guard(src), dst: dst, plan: plan, o: o, zeroed: zeroed,
 		block:  max(dst.Unit(), 1<<(bits.Len64(uint64(min(o.Sparse, defaultSparse)))-1)),
 		pieces: make(chan *piece, maxPieces),
 		work:   make(chan *piece, maxPieces),
@@ -135,7 +140,7 @@ func (p *pipeline) run(ctx context.Context) (err error) {
 		g.Go(func() error { return p.worker(ctx) })
 	}
 	if p.keeper != nil {
-		g.Go(func() error { return p.keeper.run(ctx) })
+		g.Go(func() error { return p.keeper.run(p.sinkContext) })
 	}
 	g.Go(func() error {
 		if p.keeper != nil {
@@ -377,19 +382,7 @@ func (p *pipeline) fill(ctx context.Context, c *piece) error {
 	if p.mixed {
 		return p.readMixed(ctx, c)
 	}
-	return p.readSource(c.buf, c.off)
-}
-
-// readError is a read of the source that failed.
-type readError struct{ error }
-
-func (e *readError) Unwrap() error { return e.error }
-
-func (p *pipeline) readSource(b []byte, off int64) error {
-	if err := readFull(p.src, b, off); err != nil {
-		return &readError{err}
-	}
-	return nil
+	return readFull(p.src, c.buf, c.off)
 }
 
 // look finds out what is to be known of a piece that was read.
@@ -431,7 +424,7 @@ func (p *pipeline) readMixed(ctx context.Context, c *piece) error {
 				return err
 			}
 		default:
-			if err := p.readSource(b, e.Off); err != nil {
+			if err := readFull(p.src, b, e.Off); err != nil {
 				return err
 			}
 		}
@@ -472,7 +465,7 @@ func readFull(d source.Disk, b []byte, off int64) error {
 // write gives a finished piece to the sink.
 func (p *pipeline) write(ctx context.Context, c *piece) error {
 	if c.kind != source.Data {
-		return p.writeEmpty(ctx, c.off, c.n, c.kind)
+		return p.writeEmpty(c.off, c.n, c.kind)
 	}
 	if c.file != nil {
 		return p.share(ctx, c)
@@ -481,13 +474,13 @@ func (p *pipeline) write(ctx context.Context, c *piece) error {
 	for _, r := range c.runs {
 		off := c.off + int64(r.start)
 		if r.zero {
-			if err := p.writeEmpty(ctx, off, int64(r.end-r.start), source.Zero); err != nil {
+			if err := p.writeEmpty(off, int64(r.end-r.start), source.Zero); err != nil {
 				return err
 			}
 			continue
 		}
 		if p.encoder != nil {
-			n, err := p.place(ctx, c, r, placed)
+			n, err := p.place(c, r, placed)
 			if err != nil {
 				return err
 			}
@@ -502,11 +495,11 @@ func (p *pipeline) write(ctx context.Context, c *piece) error {
 	return nil
 }
 
-func (p *pipeline) writeEmpty(ctx context.Context, off, n int64, kind source.Kind) error {
+func (p *pipeline) writeEmpty(off, n int64, kind source.Kind) error {
 	if kind == source.Same {
-		return p.dst.SameAt(ctx, off, n)
+		return p.dst.SameAt(p.sinkContext, off, n)
 	}
-	if err := p.dst.ZeroAt(ctx, off, n); err != nil {
+	if err := p.dst.ZeroAt(p.sinkContext, off, n); err != nil {
 		return err
 	}
 	p.o.Counters.AddZeroed(n)

@@ -31,7 +31,7 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 	}
 	o.Keep, o.Reopen = nil, nil // what a stream gave is not given again
 	p := newPipeline(nil, dst, nil, o, zeroed)
-	if err := p.begin(nil, 0); err != nil {
+	if err := p.begin(ctx, nil, 0, false); err != nil {
 		return result, err
 	}
 	release, err := p.reserve()

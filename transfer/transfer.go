@@ -111,17 +111,20 @@ type Result struct {
 	Verify Verify
 }
 
-// ErrSourceChanged says that the source is not what it was when it was
-// planned, so that the target may hold parts of both.
-var ErrSourceChanged = errors.New("the source changed while it was copied")
+// ErrSourceChanged says that the source is not what it was when it was planned or
+// opened, so that the target may hold parts of two states. It is the only error
+// of a copy that removes work which a checkpoint covers.
+var ErrSourceChanged = source.ErrChanged
 
 // Copy fills dst with all of src, makes it durable and publishes it. Plan is
 // NewPlan's for src.
 //
-// On any error, the end of ctx among them, dst is aborted: what was made for it
-// is removed. It is kept after a *MismatchError and a *ResumableError. The
-// latter comes, where there is Options.Keep, when the target is full or lost,
-// when a source.Counted gave up, and when ctx or Options.Stop ended.
+// On an error dst is aborted, which removes what was made for it, except after
+// a *MismatchError and a *ResumableError. Without Options.Keep there is no
+// *ResumableError. With it, once a checkpoint exists, every error is one except
+// ErrSourceChanged and *MismatchError. While there is no checkpoint, the errors
+// are resumable that a later run may not have: the end of ctx or Options.Stop, a
+// target that is full or lost, and a source.Counted that gave up.
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
 	result.Size = src.Size()
 	if plan.Size != src.Size() {
@@ -147,7 +150,7 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 // the target is lost. It returns the last of them.
 func copyAll(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (*pipeline, error) {
 	p := newPipeline(src, dst, plan, o, isZeroed(dst))
-	if err := p.begin(o.Resume, 0); err != nil {
+	if err := p.begin(ctx, o.Resume, 0, o.Resume != nil); err != nil {
 		return p, err
 	}
 	p.resumed = true
@@ -170,15 +173,18 @@ func copyAll(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o 
 		// What is done again was planned once.
 		lost.o.Counters.AddDone(lost.keeper.done - lost.o.Counters.Snapshot().Done)
 		p = newPipeline(src, dst, plan, o, isZeroed(dst))
-		if err := p.begin(lost.keeper.last, lost.keeper.done); err != nil {
+		if err := p.begin(ctx, lost.keeper.last, lost.keeper.done, lost.keeper.exists); err != nil {
 			return p, err
 		}
 	}
 }
 
 // begin makes the pipeline start at a checkpoint, nil for none, of which the
-// counters say that so many bytes are done.
-func (p *pipeline) begin(at *Checkpoint, done int64) (err error) {
+// counters say that done bytes are done. Exists says whether a checkpoint is
+// durable, so that a later run can go on at it. Ctx is that of the whole copy:
+// calls to the sink are made under it.
+func (p *pipeline) begin(ctx context.Context, at *Checkpoint, done int64, exists bool) (err error) {
+	p.sinkContext = ctx
 	if at == nil {
 		at = new(Checkpoint)
 		if p.o.Reopen != nil || p.o.Keep != nil {
@@ -190,15 +196,16 @@ func (p *pipeline) begin(at *Checkpoint, done int64) (err error) {
 		}
 	}
 	p.start, p.at = at.Offset, at.Offset
+	if p.o.Keep != nil || p.o.Reopen != nil {
+		p.keeper = newKeeper(p, at, done, exists)
+	}
 	if p.sums, err = p.o.sumsAt(at); err != nil {
 		return err
 	}
 	for _, c := range p.all {
 		c.hashed = make([]digest.Blocks, len(p.sums))
 	}
-	if p.o.Keep != nil || p.o.Reopen != nil {
-		p.keeper = newKeeper(p, at, done)
-	}
+	p.begun = true
 	return nil
 }
 
@@ -214,26 +221,29 @@ func (p *pipeline) unchanged(ctx context.Context) error {
 	return nil
 }
 
-// end ends the target of a copy that failed with err, if it did: where the copy
-// can go on it is kept, with a checkpoint as late as can be had.
+// end ends the target of a copy that failed with err, if it did. It is the one
+// place that decides whether the work is kept or removed: Copy documents the
+// rule. What is kept gets a checkpoint as late as can be had.
 func (p *pipeline) end(ctx context.Context, err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, new(*MismatchError)):
-		return err // suspended already
-	case p.keeper == nil || p.o.Keep == nil || !p.resumable(ctx, err):
+	if err == nil || errors.As(err, new(*MismatchError)) {
+		return err // published, or suspended by verify
+	}
+	if p.keeper == nil || p.o.Keep == nil || errors.Is(err, ErrSourceChanged) {
 		return aborted(p.dst, err)
 	}
-	if errors.Is(err, errStopped) {
-		err = context.Cause(p.o.Stop)
+	existed := p.keeper.exists
+	if !existed && !p.stopped(ctx) && !p.mayPass(err) {
+		return aborted(p.dst, err)
 	}
-	// A sink that is finished or has failed takes no checkpoint: then the last one
-	// serves, which may be that of the beginning.
-	if (p.finished || p.keeper.final(ctx) != nil) && p.keeper.last.Offset == 0 {
-		if kept := p.o.Keep(*p.keeper.last); kept != nil {
-			return aborted(p.dst, fmt.Errorf("%w (and no checkpoint can be written: %w)", err, kept))
-		}
+	kept := p.keepLast(ctx)
+	if !existed && kept == nil && p.keeper.last.Offset == 0 && hopeless(err) {
+		return aborted(p.dst, err) // nothing was done that could be kept
+	}
+	if p.stopped(ctx) {
+		err = p.stopCause(err)
+	}
+	if kept != nil {
+		err = fmt.Errorf("%w (and no checkpoint can be written, so that a later run starts over: %w)", err, kept)
 	}
 	if suspended := p.dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
 		err = fmt.Errorf("%w (and closing the target: %w)", err, suspended)
@@ -241,19 +251,45 @@ func (p *pipeline) end(ctx context.Context, err error) error {
 	return &ResumableError{Err: err, Offset: p.keeper.last.Offset}
 }
 
-// resumable says whether it makes sense to go on after err.
-func (p *pipeline) resumable(ctx context.Context, err error) bool {
-	if ctx.Err() != nil || errors.Is(err, errStopped) {
-		return true
+// keepLast writes a checkpoint of all that is done. A sink that is finished or
+// has failed takes none: then the one before serves, or that of the beginning.
+// It is an error where the journal holds no checkpoint afterwards.
+func (p *pipeline) keepLast(ctx context.Context) error {
+	if p.begun && !p.finished && p.keeper.final(ctx) == nil || p.keeper.exists {
+		return nil
 	}
-	if errors.Is(err, ErrSourceChanged) || source.IsPermanent(err) {
-		return false
+	return p.keeper.store(*p.keeper.last)
+}
+
+// stopped says whether the copy was asked to stop.
+func (p *pipeline) stopped(ctx context.Context) bool {
+	return ctx.Err() != nil || p.o.stop().Err() != nil
+}
+
+// stopCause returns why the copy was asked to stop where err is only its
+// consequence, else err.
+func (p *pipeline) stopCause(err error) error {
+	cause := context.Cause(p.o.stop())
+	if cause != nil && (errors.Is(err, errStopped) || errors.Is(err, cause) || errors.As(err, new(*sourceError))) {
+		return cause
 	}
+	return err
+}
+
+// mayPass says whether a later run may get over err, so that even a target
+// without any checkpoint is worth keeping.
+func (p *pipeline) mayPass(err error) bool {
 	if errors.Is(err, sink.ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return true
 	}
 	_, repeats := source.Ability[source.Counted](p.src)
-	return repeats && errors.As(err, new(*readError))
+	return repeats && errors.As(err, new(*sourceError))
+}
+
+// hopeless says whether a later run meets err again at the same place. It does not
+// where a disk or a target that was open once can't be opened again.
+func hopeless(err error) bool {
+	return source.IsPermanent(err) && !errors.Is(err, source.ErrReopen) && !errors.Is(err, sink.ErrLost)
 }
 
 // aborted removes what was made for a copy that failed.

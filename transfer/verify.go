@@ -16,7 +16,8 @@ type MismatchError struct {
 	// Difference is what a second reading of both found; nil: it found none, or
 	// the source can't be read again.
 	Difference *Difference
-	Stream     bool // the source can't be read again
+	Search     string // why the second reading failed; "": it did not
+	Stream     bool   // the source can't be read again
 }
 
 func (e *MismatchError) Error() string {
@@ -27,6 +28,8 @@ func (e *MismatchError) Error() string {
 	switch {
 	case e.Difference != nil:
 		return message + "; " + e.Difference.String()
+	case e.Search != "":
+		return message + "; the search for the first difference failed: " + e.Search
 	case e.Stream:
 		return message
 	}
@@ -73,17 +76,25 @@ func (p *pipeline) verify(ctx context.Context) (Verify, error) {
 	mismatch := &MismatchError{Want: want, Got: got, Stream: p.src == nil}
 	different := int64(0)
 	if p.src != nil && p.plan.Same == 0 {
-		if mismatch.Difference, err = Compare(ctx, p.src, d, o); err != nil {
-			return failed, fmt.Errorf("verify: %w; then: %w", mismatch, err)
+		var searched error
+		if mismatch.Difference, searched = Compare(ctx, p.src, d, o); searched != nil {
+			mismatch.Search = searched.Error()
 		}
 		if mismatch.Difference != nil {
 			different = mismatch.Difference.Bytes
 		}
 	}
+	return p.mismatched(mismatch, different)
+}
+
+// mismatched keeps a target that differs, with the number of bytes that do.
+// However closing it ends, the copy ends with the mismatch.
+func (p *pipeline) mismatched(mismatch *MismatchError, different int64) (Verify, error) {
+	v := Verify{Status: VerifyMismatch, Different: different}
 	if err := p.dst.Suspend(); err != nil {
-		return failed, fmt.Errorf("verify: %w; then: %w", mismatch, err)
+		return v, fmt.Errorf("%w; closing the target: %w", mismatch, err)
 	}
-	return Verify{Status: VerifyMismatch, Different: different}, mismatch
+	return v, mismatch
 }
 
 // verifyByComparing is verify of a copy that was resumed from one without a
@@ -102,11 +113,7 @@ func (p *pipeline) verifyByComparing(ctx context.Context, d source.Disk) (Verify
 	case diff == nil:
 		return Verify{Status: VerifyOK}, nil
 	}
-	mismatch := &MismatchError{Difference: diff}
-	if err := p.dst.Suspend(); err != nil {
-		return failed, fmt.Errorf("verify: %w; then: %w", mismatch, err)
-	}
-	return Verify{Status: VerifyMismatch, Different: diff.Bytes}, mismatch
+	return p.mismatched(&MismatchError{Difference: diff}, diff.Bytes)
 }
 
 // What a report says of verifying.

@@ -131,11 +131,18 @@ func (d *Disk) replace(h *handle, old *session) *session {
 			d.mu.Unlock()
 			return s
 		}
+		err = &reopenError{err}
 		d.mu.Lock()
 		h.failedLocked()
 		d.mu.Unlock()
 	}
 }
+
+// reopenError marks an error of opening the disk again as a source.ErrReopen, and
+// keeps its text.
+type reopenError struct{ error }
+
+func (e *reopenError) Unwrap() []error { return []error{e.error, source.ErrReopen} }
 
 func (h *handle) failedLocked() {
 	if h.failures++; h.failures == 1 {
@@ -423,6 +430,6 @@ func (d *Disk) same(o worker.Opened) error {
 	if first == nil || first.Capacity == o.Capacity && first.UUID == o.UUID {
 		return nil
 	}
-	return source.Permanent(fmt.Errorf("%s, opened again: %w: it had %d bytes (uuid %q) and has %d (uuid %q)", d.params.File, errOtherDisk,
+	return source.Changed(fmt.Errorf("%s, opened again: %w: it had %d bytes (uuid %q) and has %d (uuid %q)", d.params.File, errOtherDisk,
 		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
 }

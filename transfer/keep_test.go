@@ -1,0 +1,292 @@
+package transfer_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"vddkcp/sink"
+	"vddkcp/sink/sinktest"
+	"vddkcp/source"
+	"vddkcp/source/sourcetest"
+	"vddkcp/transfer"
+)
+
+// fault fails calls of a copy once the copy is as far as a case wants it.
+type fault struct {
+	where string
+	err   error
+	ready chan struct{} // closed: calls at where fail from now on
+	once  sync.Once
+}
+
+// arm makes calls fail from now on.
+func (f *fault) arm() { f.once.Do(func() { close(f.ready) }) }
+
+// at returns the error of a call at a place. It waits until the fault is armed
+// where late says that the call comes in the middle of the copy.
+func (f *fault) at(where string, late bool) error {
+	if where != f.where {
+		return nil
+	}
+	if late {
+		<-f.ready
+	}
+	select {
+	case <-f.ready:
+		return f.err
+	default:
+		return nil
+	}
+}
+
+// faultyDisk is a source that fails at the places that only the source has.
+type faultyDisk struct {
+	*sourcetest.Memory
+	f       *fault
+	buffers int
+}
+
+func (d *faultyDisk) Buffer(_ context.Context, n int) ([]byte, func(), error) {
+	d.buffers++
+	if err := d.f.at("buffer", d.buffers == 3); err != nil {
+		return nil, nil, err
+	}
+	return make([]byte, n), func() {}, nil
+}
+
+func (d *faultyDisk) Identity(context.Context) (string, string, error) {
+	return "disk", "snapshot", d.f.at("identity", false)
+}
+
+// countedDisk is one that repeats what fails.
+type countedDisk struct{ *faultyDisk }
+
+func (countedDisk) Stats() source.Stats { return source.Stats{} }
+
+// A copy that fails keeps its work by one rule, whatever fails and whoever sees
+// it first: once a checkpoint exists, every error keeps it except a source that
+// changed. Without a checkpoint only errors keep it that a later run may not have.
+func TestFailuresKeepWork(t *testing.T) {
+	const size, request = 8 * 64 << 10, 64 << 10
+	bytesOf := bytes.Repeat([]byte{1}, size)
+	plain := errors.New("boom")
+	places := map[string]bool{ // whether an error there is one of the source
+		"read": true, "buffer": true, "extents": true, "identity": true,
+		"write": false, "zero": false, "checkpoint": false, "sync": false, "finish": false, "publish": false,
+		"journal": false, "reopening": false,
+	}
+	errs := []struct {
+		name string
+		err  error
+	}{
+		{"plain", plain}, {"permanent", source.Permanent(plain)},
+		{"refused reopening", source.Permanent(fmt.Errorf("%w: %w", source.ErrReopen, plain))},
+		{"full", syscall.ENOSPC}, {"quota", syscall.EDQUOT}, {"lost", sink.ErrLost}, {"changed", source.Changed(plain)},
+		{"other disk", fmt.Errorf("%w: %w", source.ErrReopen, source.Changed(plain))}, {"EIO", syscall.EIO}, {"EROFS", syscall.EROFS},
+	}
+	failed := map[string]int{}
+	for where, ofSource := range places {
+		for _, e := range errs {
+			for _, checkpoint := range []string{"none", "of this run", "of an earlier run"} {
+				for _, counted := range []bool{false, true} {
+					name := fmt.Sprintf("%s/%s/checkpoint %s/counted %v", where, e.name, checkpoint, counted)
+					f := &fault{where: where, err: e.err, ready: make(chan struct{})}
+					m := &sinktest.Memory{Unit: 512}
+					memory := &sourcetest.Memory{Bytes: slices.Clone(bytesOf)}
+					// A hole in the middle, so that the target gets zeros too.
+					clear(memory.Bytes[6*request : 7*request])
+					memory.ExtentList = []source.Extent{{Len: 6 * request}, {Off: 6 * request, Len: request, Kind: source.Zero}, {Off: 7 * request, Len: request}}
+					disk := &faultyDisk{Memory: memory, f: f}
+					var src source.Disk = disk
+					if counted {
+						src = countedDisk{disk}
+					}
+					p, err := transfer.NewPlanWithin(t.Context(), src, -1) // the extents are asked for in the copy
+					if err != nil {
+						t.Fatal(err)
+					}
+					var s shelf
+					o := transfer.Options{RequestSize: request, Requests: 1, Interval: time.Hour}
+					so := sink.Options{}
+					if checkpoint == "of an earlier run" {
+						so, o.Resume = earlier(t, m, memory, p, &s, request)
+					}
+					if checkpoint == "of this run" {
+						o.Interval = 1
+					}
+					keep := s.keep
+					o.Keep = func(c transfer.Checkpoint) error {
+						if err := f.at("journal", false); err != nil {
+							return err
+						}
+						err := keep(c)
+						if checkpoint == "of this run" {
+							f.arm()
+						}
+						return err
+					}
+					writes := 0
+					memory.OnRead = func(off int64, _ int) error { return f.at("read", off == 4*request) }
+					memory.OnExtent = func(e source.Extent) error { return f.at("extents", e.Off == 6*request) }
+					m.Before = func(_ context.Context, c sinktest.Call) error {
+						if c.Op == sinktest.OpWrite {
+							// With the second write the first piece is done.
+							if writes++; writes == 2 && checkpoint == "none" || checkpoint == "of an earlier run" {
+								f.arm()
+							}
+							if where == "reopening" && c.Off >= 4*request {
+								<-f.ready
+								return sink.ErrLost
+							}
+						}
+						late := c.Off == 3*request && c.Op == sinktest.OpWrite || c.Op == sinktest.OpZero
+						return f.at(string(c.Op), late)
+					}
+					if where == "reopening" || where == "sync" || where == "checkpoint" || where == "journal" {
+						o.Interval = 1
+					}
+					if where == "reopening" {
+						o.Lost = source.RetryOptions{Backoff: func(int) time.Duration { return 0 }, Retries: 1}
+						o.Reopen = func(context.Context, []byte, int64) (sink.Disk, error) { return nil, e.err }
+					}
+					_, err = transfer.Copy(t.Context(), src, create(t, m, size, so), p, o)
+					ended(t, m)
+					if err == nil {
+						// Whether a checkpoint is due after the fault is armed depends on
+						// the goroutines.
+						if where != "sync" && where != "checkpoint" && where != "journal" {
+							t.Errorf("%s: no error", name)
+						}
+						continue
+					}
+					failed[where]++
+					existed := len(s.kept) > 0
+					var resumable *transfer.ResumableError
+					kept := errors.As(err, &resumable)
+					want := existed
+					switch {
+					case errors.Is(err, transfer.ErrSourceChanged):
+						want = false
+					case existed:
+					case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, sink.ErrLost):
+						want = true
+					default:
+						want = ofSource && counted
+					}
+					if !errors.Is(err, e.err) && !errors.Is(err, plain) {
+						t.Errorf("%s: the error is lost: %v", name, err)
+					}
+					if checkpoint != "none" && !existed {
+						t.Errorf("%s: there was no checkpoint", name)
+					}
+					// What an earlier run made, Abort leaves, and a lost target is closed.
+					left := len(m.Leftovers()) > 0
+					if kept != want || left != (kept || checkpoint == "of an earlier run" || where == "reopening") {
+						t.Errorf("%s: resumable %v, want %v; left %v: %v", name, kept, want, m.Leftovers(), err)
+					}
+					if kept && existed && resumable.Offset != s.last().Offset {
+						t.Errorf("%s: goes on at %d, and the last checkpoint is at %d", name, resumable.Offset, s.last().Offset)
+					}
+				}
+			}
+		}
+		if failed[where] < len(errs) {
+			t.Errorf("%s: only %d copies failed", where, failed[where])
+		}
+	}
+}
+
+// earlier makes a copy that is stopped after some requests, and returns what the
+// next one begins with.
+func earlier(t *testing.T, m *sinktest.Memory, src *sourcetest.Memory, p *transfer.Plan, s *shelf, request int) (sink.Options, *transfer.Checkpoint) {
+	t.Helper()
+	stop, cancel := context.WithCancelCause(t.Context())
+	src.OnRead = func(int64, int) error {
+		cancel(errSignal)
+		return nil
+	}
+	_, err := transfer.Copy(t.Context(), src, create(t, m, src.Size(), sink.Options{}), p, transfer.Options{
+		RequestSize: request, Requests: 1, Interval: time.Hour, Stop: stop, Keep: s.keep,
+	})
+	if !errors.Is(err, errSignal) || len(s.kept) == 0 {
+		t.Fatalf("the earlier copy ended with %v", err)
+	}
+	last := *s.last()
+	return sink.Options{State: last.State, Resume: last.Offset}, &last
+}
+
+// A signal that comes while the source answers nothing gets a checkpoint of all
+// that was copied: the context of the source ends before that of the target.
+func TestStopWhileSourceHangs(t *testing.T) {
+	const request = 1 << 20
+	reading, stopReading := context.WithCancelCause(t.Context())
+	stop, cancel := context.WithCancelCause(t.Context())
+	src := &sourcetest.Memory{Context: reading, Bytes: bytes.Repeat([]byte{1}, 8*request)}
+	m := &sinktest.Memory{}
+	src.OnRead = func(off int64, _ int) error {
+		if off < 4*request {
+			return nil
+		}
+		<-reading.Done()
+		return context.Cause(reading)
+	}
+	m.Before = func(_ context.Context, c sinktest.Call) error {
+		if c.Op == sinktest.OpWrite && c.Off == 3*request {
+			cancel(errSignal)
+			stopReading(errSignal) // the grace is over
+		}
+		return nil
+	}
+	var s shelf
+	_, err := transfer.Copy(t.Context(), src, create(t, m, src.Size(), sink.Options{}), plan(t, src),
+		transfer.Options{RequestSize: request, Requests: 1, Stop: stop, Keep: s.keep, Interval: time.Hour})
+	ended(t, m)
+	var resumable *transfer.ResumableError
+	if !errors.As(err, &resumable) || resumable.Offset != 4*request || !strings.HasPrefix(err.Error(), errSignal.Error()) {
+		t.Errorf("%d checkpoints: %v", len(s.kept), err)
+	}
+}
+
+// A mismatch is told as what it is, also where the search for the difference
+// fails, and the target is closed.
+func TestMismatchWhoseSearchFails(t *testing.T) {
+	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
+	m := &sinktest.Memory{}
+	m.Before = func(_ context.Context, c sinktest.Call) error {
+		if c.Op == sinktest.OpReopen {
+			src.OnRead = func(int64, int) error { return errBoom }
+		}
+		return nil
+	}
+	dst := create(t, m, src.Size(), sink.Options{})
+	corrupt := &corrupting{dst}
+	_, err := transfer.Copy(t.Context(), src, corrupt, plan(t, src), transfer.Options{Verify: true})
+	ended(t, m)
+	if !errors.As(err, new(*transfer.MismatchError)) || !strings.Contains(err.Error(), errBoom.Error()) || errors.Is(err, errBoom) {
+		t.Errorf("%v", err)
+	}
+	if len(m.Leftovers()) == 0 {
+		t.Error("the evidence was removed")
+	}
+}
+
+// corrupting writes other bytes than it is given.
+type corrupting struct{ sink.Disk }
+
+func (c *corrupting) WriteAt(p []byte, off int64) (int, error) {
+	q := slices.Clone(p)
+	q[0] ^= 1
+	return c.Disk.WriteAt(q, off)
+}
+
+func (c *corrupting) Reopen(ctx context.Context) (source.Disk, error) {
+	return c.Disk.(sink.Verifiable).Reopen(ctx)
+}
