@@ -299,6 +299,11 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, beside
 	if err != nil {
 		return nil, err
 	}
+	if d.Disk == f {
+		if err := a.CheckRaw(i, size); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
 	d.warnings = a.Warnings(i, size, d.Size())
 	if w, ok := source.Ability[Warned](d.Disk); ok {
 		d.warnings = append(d.warnings, w.Warnings()...)

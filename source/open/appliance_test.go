@@ -528,3 +528,40 @@ func TestApplianceIsClosed(t *testing.T) {
 		}
 	}
 }
+
+// A raw disk that is shorter than its appliance says was cut off; a VMDK has its
+// capacity itself, so that the descriptor's is a warning.
+func TestShortDisksOfAppliances(t *testing.T) {
+	dir := t.TempDir()
+	files := map[string]string{
+		"a.img": sector, "a.bin": sector, "a.vmdk": flat("a.bin"),
+		"raw.ovf":    ovf(rawURI, `ovf:capacity="1024"`, "a.img"),
+		"probed.ovf": ovf("", `ovf:capacity="1024"`, "a.img"),
+		"vmdk.ovf":   ovf(vmdkURI, `ovf:capacity="1024"`, "a.vmdk"),
+		"size.ovf":   strings.Replace(ovf(vmdkURI, "", "a.vmdk"), `ovf:id=`, `ovf:size="100000" ovf:id=`, 1),
+	}
+	write(t, dir, files)
+	for name, want := range map[string]string{
+		"raw": " has 512 bytes, want 1024 by its capacity", "probed": " has 512 bytes, want 1024 by its capacity",
+		"vmdk": "", "size": "want 100000 by its File",
+	} {
+		tarUp(t, dir, name+".ova", "ustar", name+".ovf", "a.img", "a.bin", "a.vmdk")
+		for _, address := range []string{name + ".ovf", name + ".ova"} {
+			d, err := new(open.Opener).Open(t.Context(), filepath.Join(dir, address), "")
+			if want != "" {
+				if err == nil || !strings.Contains(err.Error(), want) {
+					t.Errorf("%s: %v, want %q", address, err, want)
+				}
+				continue
+			}
+			if err != nil {
+				t.Errorf("%s: %v", address, err)
+				continue
+			}
+			if w, _ := source.Ability[open.Warned](d); len(w.Warnings()) != 1 || !strings.Contains(w.Warnings()[0], "has 1024 bytes") {
+				t.Errorf("%s: warnings %q", address, w.Warnings())
+			}
+			d.Close()
+		}
+	}
+}

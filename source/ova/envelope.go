@@ -10,13 +10,15 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"vddkcp/internal/charset"
 )
 
 // Bounds of a descriptor. Real ones, with the licences of a product in a dozen
 // languages, are 2 MiB at most, and ten elements deep.
 const (
 	maxDescriptor = 16 << 20 // bytes
-	maxToken      = 1 << 20  // bytes of one tag or text
+	maxTag        = 1 << 20  // bytes of one tag; a text may be as long as the descriptor
 	maxDepth      = 64
 	maxElements   = 100_000
 	maxFiles      = 4096
@@ -46,22 +48,29 @@ type disk struct {
 	format, parent string
 	capacity       int64 // bytes; 0: not told, or by a property
 	unit           int64 // bytes, that capacity is a multiple of
+	odd            error // why the capacity is not known, though it is told
 }
 
 // parseEnvelope reads a descriptor. Namespaces are taken as they come: versions
 // 0.9, 1 and 2 have different ones, and some writers leave them out. There is
 // no document type and there are no entities but XML's own five.
 func parseEnvelope(text []byte) (*envelope, error) {
-	r := &tokens{text: bytes.TrimPrefix(text, []byte("\ufeff"))}
-	d := xml.NewDecoder(r)
+	text = bytes.TrimPrefix(text, []byte("\ufeff"))
+	if bytes.HasPrefix(text, []byte{0xfe, 0xff}) || bytes.HasPrefix(text, []byte{0xff, 0xfe}) {
+		return nil, errors.New("the encoding is UTF-16, which is not read: want UTF-8")
+	}
+	if err := checkTags(text); err != nil {
+		return nil, err
+	}
+	d := xml.NewDecoder(bytes.NewReader(text))
 	d.CharsetReader = func(name string, in io.Reader) (io.Reader, error) {
 		if strings.EqualFold(name, "us-ascii") || strings.EqualFold(name, "ascii") {
 			return in, nil
 		}
-		return nil, fmt.Errorf("the encoding %s is not read: want UTF-8", show(name))
-	}
-	if bytes.HasPrefix(r.text, []byte{0xfe, 0xff}) || bytes.HasPrefix(r.text, []byte{0xff, 0xfe}) {
-		return nil, errors.New("the encoding is UTF-16, which is not read: want UTF-8")
+		if e, ok := charset.Get(name); ok {
+			return e.NewDecoder().Reader(in), nil
+		}
+		return nil, fmt.Errorf("the encoding %s is not read: want UTF-8, or an encoding of one byte per character, such as windows-1252", show(name))
 	}
 	p := &parser{
 		decoder:  d,
@@ -69,7 +78,6 @@ func parseEnvelope(text []byte) (*envelope, error) {
 		diskIDs:  map[string]int{},
 	}
 	for {
-		r.begin = r.pos
 		t, err := d.Token()
 		if err == io.EOF {
 			break
@@ -92,34 +100,59 @@ func parseEnvelope(text []byte) (*envelope, error) {
 	return p.envelope, nil
 }
 
-// tokens gives the decoder bytes, and an error for a token that is too long.
-type tokens struct {
-	text       []byte
-	pos, begin int
+// checkTags bounds the length of each tag, and so the attributes that the XML
+// decoder collects for one element. Texts, comments and CDATA sections cost no
+// more than their bytes. The encodings that are read agree with ASCII in all
+// characters that matter here.
+func checkTags(text []byte) error {
+	for rest := text; ; {
+		i := bytes.IndexByte(rest, '<')
+		if i < 0 {
+			return nil
+		}
+		rest = rest[i:]
+		end := ">"
+		switch {
+		case bytes.HasPrefix(rest, []byte("<!--")):
+			end = "-->"
+		case bytes.HasPrefix(rest, []byte("<![CDATA[")):
+			end = "]]>"
+		case bytes.HasPrefix(rest, []byte("<?")):
+			end = "?>"
+		default:
+			n := tagLength(rest)
+			if n > maxTag {
+				line := 1 + bytes.Count(text[:len(text)-len(rest)], []byte("\n"))
+				return fmt.Errorf("line %d: a tag of more than %d bytes", line, maxTag)
+			}
+			rest = rest[n:]
+			continue
+		}
+		i = bytes.Index(rest, []byte(end))
+		if i < 0 {
+			return nil // the decoder says what is wrong
+		}
+		rest = rest[i+len(end):]
+	}
 }
 
-func (t *tokens) ReadByte() (byte, error) {
-	if t.pos == len(t.text) {
-		return 0, io.EOF
+// tagLength is the length of the tag that text begins with, in bytes. A > in a
+// quoted value does not end it.
+func tagLength(text []byte) int {
+	quote := byte(0)
+	for i, c := range text {
+		switch {
+		case quote != 0:
+			if c == quote {
+				quote = 0
+			}
+		case c == '"' || c == '\'':
+			quote = c
+		case c == '>':
+			return i + 1
+		}
 	}
-	if t.pos-t.begin > maxToken {
-		return 0, fmt.Errorf("a tag or text of more than %d bytes", maxToken)
-	}
-	t.pos++
-	return t.text[t.pos-1], nil
-}
-
-// Read is there for the decoder's sake, which asks for bytes one by one.
-func (t *tokens) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	b, err := t.ReadByte()
-	if err != nil {
-		return 0, err
-	}
-	p[0] = b
-	return 1, nil
+	return len(text)
 }
 
 // parser collects an envelope from tokens.
@@ -305,8 +338,8 @@ func (p *parser) disk(t xml.StartElement) error {
 	if len(p.envelope.disks) == maxDisks {
 		return fmt.Errorf("more than %d Disks", maxDisks)
 	}
-	if d.capacity, d.unit, err = capacity(a["capacity"], a["capacityAllocationUnits"]); err != nil {
-		return fmt.Errorf("disk %s: %w", show(d.id), err)
+	if d.capacity, d.unit, d.odd = capacity(a["capacity"], a["capacityAllocationUnits"]); d.odd != nil {
+		d.capacity, d.unit = 0, 1
 	}
 	p.envelope.disks = append(p.envelope.disks, d)
 	return nil
@@ -330,9 +363,9 @@ var unitNames = map[string]int64{
 // missing, 0, or left to a property ("${size}"), which is asked for when the
 // appliance is deployed.
 func capacity(number, units string) (n, unit int64, err error) {
-	units = strings.ToLower(strings.TrimSpace(units))
-	unit, ok := unitNames[units]
-	if m := programmatic.FindStringSubmatch(units); !ok && m != nil {
+	normal := strings.ToLower(strings.TrimSpace(units))
+	unit, ok := unitNames[normal]
+	if m := programmatic.FindStringSubmatch(normal); !ok && m != nil {
 		unit, ok = product(m[1])
 	}
 	if !ok {

@@ -109,6 +109,9 @@ func FuzzTar(f *testing.F) {
 		"sparse":       patch(whole, at, func(h []byte) { h[156] = 'S' }),
 		"chunks":       archive(f, tar.FormatUSTAR, entry{name: "x.ovf", content: strings.Replace(x.content, `ovf:href="d"`, `ovf:href="d" ovf:size="6" ovf:chunkSize="4"`, 1)}, entry{name: "d.000000000", content: "disk"}, entry{name: "d.000000001", content: "en"}),
 		"two-ovf":      archive(f, tar.FormatUSTAR, x, entry{name: "y.ovf"}),
+		"only-chunk":   archive(f, tar.FormatUSTAR, x, entry{name: "d.000000000", content: "disk"}),
+		"short":        archive(f, tar.FormatUSTAR, entry{name: "x.ovf", content: strings.Replace(x.content, `ovf:href="d"`, `ovf:href="d" ovf:size="5"`, 1)}, d),
+		"packed":       []byte("\x1f\x8b\x08\x00"),
 		"text":         []byte("hello"),
 		"zeros":        make([]byte, 1024),
 		"member-holds": patch(whole, at, func(h []byte) { copy(h[124:], fmt.Sprintf("%011o", len(whole)-at-512)) }),
@@ -145,6 +148,9 @@ func FuzzOVF(f *testing.F) {
 		"deep":        []byte(strings.Repeat("<Envelope>", 70)),
 		"twice":       []byte(envelope(file1+file1, disk1)),
 		"url":         []byte(envelope(`<File ovf:id="f" ovf:href="http://localhost/"/>`, `<Disk ovf:fileRef="f"/>`)),
+		"latin-1":     []byte(strings.Replace(envelope(file1, "<!-- \xe9 -->"+disk1), "UTF-8", "ISO-8859-1", 1)),
+		"odd-unit":    []byte(envelope(file1, strings.Replace(disk1, "byte * 2^9", "GiB", 1))),
+		"quotes":      []byte(`<Envelope a=">" b='"'><a>it's <![CDATA[<"]]></a></Envelope>`),
 		"cdata":       []byte(`<Envelope><a><![CDATA[<Disk>]]></a><!-- <Disk> --></Envelope>`),
 	})
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -4,7 +4,8 @@
 // checks them against the manifest. What format they have is for others.
 //
 // Where the descriptor and a disk disagree, the disk counts: see
-// Appliance.Warnings.
+// Appliance.Warnings. A file that is shorter than the descriptor says is an
+// error.
 package ova
 
 import (
@@ -38,6 +39,7 @@ type Disk struct {
 
 	file file
 	err  error // why it can't be read
+	odd  error // why Capacity is not known, though the descriptor tells it
 }
 
 // Name is the diskId, or the file's name where there is none.
@@ -75,7 +77,8 @@ type Appliance struct {
 	files      files
 
 	mu    sync.Mutex
-	opens []string // names of files, without the descriptor
+	opens []string         // names of files, without the descriptor
+	notes map[int][]string // warnings about disks, since they were opened
 }
 
 // Open opens the appliance in the tar archive f, which was opened as path. It
@@ -93,6 +96,9 @@ func Open(ctx context.Context, path string, f source.Disk) (*Appliance, error) {
 func open(ctx context.Context, name string, f source.Disk) (*Appliance, error) {
 	if f.Size() == 0 {
 		return nil, fmt.Errorf("%s: the file is empty, want a tar archive", name)
+	}
+	if err := checkPacked(name, f); err != nil {
+		return nil, err
 	}
 	members, err := readTar(ctx, name, f)
 	if err != nil {
@@ -131,6 +137,9 @@ func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance,
 
 // read reads the descriptor.
 func read(path, name string, f source.Disk, files files) (*Appliance, error) {
+	if err := checkPacked(files.shown(name), f); err != nil {
+		return nil, err
+	}
 	text, err := readAll(f, maxDescriptor)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", files.shown(name), err)
@@ -164,7 +173,7 @@ var remote = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*://`)
 func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	d := Disk{
 		Number: number, ID: x.id, System: e.systems[x.id], Format: x.format,
-		Capacity: x.capacity, Unit: x.unit,
+		Capacity: x.capacity, Unit: x.unit, odd: x.odd,
 	}
 	if x.fileRef != "" {
 		d.file = e.files[x.fileRef]
@@ -176,6 +185,8 @@ func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	switch {
 	case x.parent != "":
 		bad("it holds only its difference from the disk %s (ovf:parentRef), which is not read", show(x.parent))
+	case x.fileRef == "" && x.odd != nil:
+		bad("it has no file, and its size is not known: %v", x.odd)
 	case x.fileRef == "" && d.Capacity == 0:
 		bad("it has neither a file nor a fixed capacity: there is nothing to read")
 	case x.fileRef == "":
@@ -200,25 +211,102 @@ func (a *Appliance) OpenDisk(ctx context.Context, i int) (source.Disk, error) {
 		name := fmt.Sprintf("%s#%d", a.path, d.Number)
 		return &empty{name: name, size: d.Capacity, id: fmt.Sprintf("empty:%d:%s", d.Capacity, name), life: image.Life{Context: ctx, Name: name}}, nil
 	}
-	f, err := a.openHref(ctx, d)
+	f, err := a.openHref(ctx, i)
 	if err != nil {
 		return nil, fmt.Errorf("disk %s: %w", show(d.Name()), err)
+	}
+	if want := d.file.size; f.Size() < want {
+		err := &ShortError{a.path, d.Name(), a.files.shown(d.File), "its File", f.Size(), want}
+		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
 }
 
-// openHref opens the file of d. Its name is a URI reference: it may have
-// escapes, which not all writers make.
-func (a *Appliance) openHref(ctx context.Context, d *Disk) (source.Disk, error) {
-	f, err := a.openParts(ctx, d.File, d.file)
-	if errors.Is(err, fs.ErrNotExist) {
-		if name, bad := url.PathUnescape(d.File); bad == nil && name != d.File {
-			if f, err := a.openParts(ctx, name, d.file); !errors.Is(err, fs.ErrNotExist) {
-				return f, err
-			}
+// ShortError is a file that has fewer bytes than the descriptor says: it was cut
+// off, or the descriptor is wrong.
+type ShortError struct {
+	Path, Disk, File string
+	By               string // what in the descriptor says so
+	Have, Want       int64  // bytes
+}
+
+func (e *ShortError) Error() string {
+	return fmt.Sprintf("%s: disk %s: %s has %d bytes, want %d by %s in the descriptor: the file is truncated", e.Path, show(e.Disk), e.File, e.Have, e.Want, e.By)
+}
+
+// Hint is what the user can do.
+func (e *ShortError) Hint() string {
+	return "transfer the appliance again; if the file is whole and the descriptor is wrong, unpack the appliance and open the disk's file"
+}
+
+// CheckRaw returns a *ShortError where disk i, a raw disk of size bytes, is
+// shorter than the descriptor says. Writers round a capacity up to its unit.
+func (a *Appliance) CheckRaw(i int, size int64) error {
+	d := &a.Disks[i]
+	if d.Capacity > size && d.Capacity-size >= d.Unit {
+		return &ShortError{a.path, d.Name(), a.files.shown(d.File), "its capacity", size, d.Capacity}
+	}
+	return nil
+}
+
+// openHref opens the file of disk i. Its name is a URI reference: it may have
+// escapes, which not all writers make. A file that is not there may have the
+// name of the only chunk that it was once split into.
+func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
+	d := &a.Disks[i]
+	names := []string{d.File}
+	if name, err := url.PathUnescape(d.File); err == nil && name != d.File {
+		names = append(names, name)
+	}
+	var missing error
+	for _, name := range names {
+		f, err := a.openParts(ctx, name, d.file)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+		if missing == nil {
+			missing = err
 		}
 	}
-	return f, err
+	if d.file.chunkSize > 0 {
+		return nil, missing
+	}
+	for _, name := range names {
+		f, err := a.openOnlyChunk(ctx, i, name)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return f, err
+		}
+	}
+	return nil, missing
+}
+
+// openOnlyChunk opens NAME.000000000 in place of the file NAME of disk i, which
+// the descriptor does not call split.
+func (a *Appliance) openOnlyChunk(ctx context.Context, i int, name string) (source.Disk, error) {
+	first, second := name+".000000000", name+".000000001"
+	f, err := a.openFile(ctx, first)
+	if err != nil {
+		return nil, err
+	}
+	if g, err := a.files.open(ctx, second); err == nil {
+		err := fmt.Errorf("%s is not there; %s and %s are, and the descriptor gives no ovf:chunkSize by which they can be joined", a.files.shown(name), show(first), show(second))
+		return nil, errors.Join(err, g.Close(), f.Close())
+	}
+	a.note(i, fmt.Sprintf("%s: the file %s of disk %s is not there: %s is read in its place", a.path, show(name), show(a.Disks[i].Name()), show(first)))
+	return f, nil
+}
+
+// note adds a warning about disk i, once.
+func (a *Appliance) note(i int, warning string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if slices.Contains(a.notes[i], warning) {
+		return
+	}
+	if a.notes == nil {
+		a.notes = map[int][]string{}
+	}
+	a.notes[i] = append(a.notes[i], warning)
 }
 
 func (a *Appliance) openParts(ctx context.Context, name string, x file) (source.Disk, error) {
@@ -342,8 +430,13 @@ func (a *Appliance) Size(ctx context.Context, i int) (int64, error) {
 // Warnings tell where the descriptor is wrong of disk i, whose file has that
 // many bytes, and whose virtual size is size.
 func (a *Appliance) Warnings(i int, fileSize, size int64) []string {
-	var all []string
+	a.mu.Lock()
+	all := slices.Clone(a.notes[i])
+	a.mu.Unlock()
 	d := &a.Disks[i]
+	if d.odd != nil {
+		all = append(all, fmt.Sprintf("%s: disk %s: %v: the capacity in the descriptor is ignored, the disk has %d bytes", a.path, show(d.Name()), d.odd, size))
+	}
 	if d.File != "" && d.file.size > 0 && d.file.size != fileSize {
 		all = append(all, fmt.Sprintf("%s: the descriptor says that %s has %d bytes, it has %d", a.path, show(d.File), d.file.size, fileSize))
 	}

@@ -105,9 +105,13 @@ func TestDescriptors(t *testing.T) {
 		{name: "too deep", text: nested(64), fails: "elements more than 64 deep"},
 		{name: "far too deep", text: strings.Repeat("<Envelope>", 1<<16), fails: "elements more than 64 deep"},
 		{name: "too many elements", text: "<Envelope>" + strings.Repeat("<a/>", 100_000), fails: "more than 100000 elements"},
-		{name: "a text that is too long", text: "<Envelope>" + strings.Repeat("x", 1<<20+10), fails: "a tag or text of more than 1048576 bytes"},
-		{name: "a tag that is too long", text: "<Envelope" + strings.Repeat(" a=''", 300_000), fails: "a tag or text of more than 1048576 bytes"},
-		{name: "a comment that is too long", text: "<!--" + strings.Repeat("x", 1<<20+10), fails: "a tag or text of more than 1048576 bytes"},
+		{name: "long texts", text: strings.Replace(envelope(file1, disk1), "<References>", "<!-- "+strings.Repeat("<a 'b ", 1<<18)+"--><License>"+strings.Repeat("it's > a text ", 1<<18)+"</License><![CDATA["+strings.Repeat("<p \"x ", 1<<18)+"]]><References>", 1), want: "1 vmdisk1 disk1.img vm1 1536/512"},
+		{name: "a descriptor that is too long", text: "<Envelope>" + strings.Repeat("x", 16<<20), fails: "want at most 16777216"},
+		{name: "a tag that is too long", text: "\n<Envelope" + strings.Repeat(" a=''", 300_000), fails: "line 2: a tag of more than 1048576 bytes"},
+		{name: "a tag that is too long, with a > in a value", text: "<Envelope a='>'" + strings.Repeat(" a=''", 300_000), fails: "a tag of more than 1048576 bytes"},
+		{name: "a comment without an end", text: "<!--" + strings.Repeat("x", 1<<20+10), fails: "XML syntax error"},
+		{name: "ISO-8859-1", text: strings.NewReplacer("UTF-8", "ISO-8859-1", "vmdisk1", "vmdisk1\xe9").Replace(envelope(file1, disk1)), want: "1 vmdisk1é disk1.img vm1 1536/512"},
+		{name: "windows-1252", text: strings.NewReplacer("UTF-8", "windows-1252", "vmdisk1", "vmdisk1\x80").Replace(envelope(file1, disk1)), want: "1 vmdisk1€ disk1.img vm1 1536/512"},
 		{name: "too large", text: strings.Repeat(" ", 16<<20+1), fails: "it has 16777217 bytes, want at most 16777216"},
 		{name: "too many Files", text: envelope(numbered(4097, `<File ovf:id="%d"/>`), disk1), fails: "more than 4096 Files"},
 		{name: "too many Disks", text: envelope("", numbered(4097, `<Disk ovf:diskId="%d"/>`)), fails: "more than 4096 Disks"},
@@ -116,13 +120,6 @@ func TestDescriptors(t *testing.T) {
 		{name: "a fileRef to nothing", text: envelope("", disk1), fails: `line 4: disk "vmdisk1" has the fileRef "file1", and no File has that id`},
 		{name: "an attribute twice", text: envelope(`<File ovf:id="a" ovf:id="b"/>`, ""), fails: `File has the attribute "id" twice`},
 		{name: "an attribute twice, with and without a prefix", text: envelope("", `<Disk ovf:capacity="1" capacity="2"/>`), fails: `Disk has the attribute "capacity" twice`},
-		{name: "a negative capacity", text: disk(`ovf:capacity="-1"`), fails: `disk "d": capacity is "-1", want a number`},
-		{name: "a capacity in words", text: disk(`ovf:capacity="ten"`), fails: `capacity is "ten", want a number`},
-		{name: "more than 8 EiB", text: disk(`ovf:capacity="8589934592" ovf:capacityAllocationUnits="byte * 2^30"`), fails: "is more than 8 EiB"},
-		{name: "an unknown unit", text: disk(`ovf:capacity="1" ovf:capacityAllocationUnits="furlong"`), fails: `capacityAllocationUnits is "furlong"`},
-		{name: "a unit of 0", text: disk(`ovf:capacity="1" ovf:capacityAllocationUnits="byte * 0"`), fails: `capacityAllocationUnits is "byte * 0"`},
-		{name: "a unit that overflows", text: disk(`ovf:capacity="1" ovf:capacityAllocationUnits="byte * 2^62 * 2"`), fails: "capacityAllocationUnits is"},
-		{name: "a unit of a power without end", text: disk(`ovf:capacity="1" ovf:capacityAllocationUnits="byte * 1^99999999999"`), fails: "capacityAllocationUnits is"},
 		{name: "a chunkSize of 0", text: envelope(`<File ovf:id="f" ovf:href="a" ovf:chunkSize="0"/>`, disk1), fails: `File "f" has the chunkSize "0"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -145,6 +142,137 @@ func TestDescriptors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// An odd capacity of one disk is a warning about that disk, whose own file has
+// its capacity, and an error only where the disk has no file.
+func TestOddCapacities(t *testing.T) {
+	for _, c := range []struct{ attributes, want string }{
+		{`ovf:capacity="-1"`, `capacity is "-1", want a number`},
+		{`ovf:capacity="ten"`, `capacity is "ten", want a number`},
+		{`ovf:capacity="8589934592" ovf:capacityAllocationUnits="byte * 2^30"`, "is more than 8 EiB"},
+		{`ovf:capacity="1" ovf:capacityAllocationUnits="furlong"`, `capacityAllocationUnits is "furlong"`},
+		{`ovf:capacity="20" ovf:capacityAllocationUnits="GiB"`, `capacityAllocationUnits is "GiB"`},
+		{`ovf:capacity="1" ovf:capacityAllocationUnits="byte * 0"`, `capacityAllocationUnits is "byte * 0"`},
+		{`ovf:capacity="1" ovf:capacityAllocationUnits="byte * 2^62 * 2"`, "capacityAllocationUnits is"},
+		{`ovf:capacity="1" ovf:capacityAllocationUnits="byte * 1^99999999999"`, "capacityAllocationUnits is"},
+	} {
+		a, err := openText(t, envelope(file1, `<Disk ovf:diskId="d" ovf:fileRef="file1" `+c.attributes+`/>`+disk1+`<Disk ovf:diskId="e" `+c.attributes+`/>`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 2 {
+			if got := content(t, a, i); got != small {
+				t.Errorf("%s: disk %d: %.20q", c.attributes, i+1, got)
+			}
+		}
+		if w := a.Warnings(0, 1536, 1536); len(w) != 1 || !strings.Contains(w[0], c.want) || !strings.Contains(w[0], `disk "d"`) || !strings.Contains(w[0], "1536 bytes") {
+			t.Errorf("%s: warnings %q", c.attributes, w)
+		}
+		if w := a.Warnings(1, 1536, 1536); len(w) != 0 {
+			t.Errorf("%s: the other disk: warnings %q", c.attributes, w)
+		}
+		if _, err := a.OpenDisk(t.Context(), 2); err == nil || !strings.Contains(err.Error(), "it has no file, and its size is not known") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: an empty disk: %v", c.attributes, err)
+		}
+	}
+}
+
+// A file that is shorter than its File says is truncated, whatever its format.
+func TestShortFiles(t *testing.T) {
+	for _, c := range []struct {
+		size, capacity string
+		file, raw      string // parts of the errors, "" without one
+	}{
+		{"1536", "1536", "", ""},
+		{"1537", "1536", "disk1.img has 1536 bytes, want 1537 by its File in the descriptor", ""},
+		{"9223372036854775807", "1536", "want 9223372036854775807", ""},
+		{"1535", "1536", "", ""},
+		{"-1", "1537", "", "disk1.img has 1536 bytes, want 1537 by its capacity in the descriptor"},
+		{"0", "1535", "", ""},
+		{"", `4" ovf:capacityAllocationUnits="byte * 2^9`, "", "want 2048 by its capacity"},
+		{"", `1" ovf:capacityAllocationUnits="byte * 2^30`, "", ""}, // rounded up
+	} {
+		a, err := openText(t, envelope(`<File ovf:id="f" ovf:href="disk1.img" ovf:size="`+c.size+`"/>`, `<Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="`+c.capacity+`"/>`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		check := func(err error, want string) {
+			t.Helper()
+			var short *ova.ShortError
+			switch {
+			case want == "" && err != nil:
+				t.Errorf("%+v: %v", c, err)
+			case want != "" && (!errors.As(err, &short) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "x.ovf") || short.Hint() == ""):
+				t.Errorf("%+v: %v, want %q", c, err, want)
+			}
+		}
+		d, err := a.OpenDisk(t.Context(), 0)
+		check(err, c.file)
+		if err == nil {
+			check(a.CheckRaw(0, d.Size()), c.raw)
+			d.Close()
+		}
+		_, err = a.Size(t.Context(), 0)
+		check(err, c.file)
+	}
+}
+
+func TestOnlyChunk(t *testing.T) {
+	for _, c := range []struct {
+		name, file string
+		files      map[string]string
+		fails      string
+	}{
+		{name: "alone", file: `ovf:href="d"`, files: map[string]string{"d.000000000": small}},
+		{name: "alone, with escapes", file: `ovf:href="a%20d" ovf:size="1536"`, files: map[string]string{"a d.000000000": small}},
+		{name: "cut", file: `ovf:href="d" ovf:size="1537"`, files: map[string]string{"d.000000000": small}, fails: "has 1536 bytes, want 1537"},
+		{name: "with another", file: `ovf:href="d"`, files: map[string]string{"d.000000000": small, "d.000000001": small}, fails: "gives no ovf:chunkSize"},
+		{name: "the second alone", file: `ovf:href="d"`, files: map[string]string{"d.000000001": small}, fails: "open d: file does not exist"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a, err := ova.OpenDescriptor("x.ovf", memory([]byte(envelope(`<File ovf:id="f" `+c.file+`/>`, `<Disk ovf:diskId="x" ovf:fileRef="f"/>`))), folder(c.files))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer a.Close()
+			if c.fails != "" {
+				if _, err := a.OpenDisk(t.Context(), 0); err == nil || !strings.Contains(err.Error(), c.fails) {
+					t.Errorf("%v, want %q", err, c.fails)
+				}
+				return
+			}
+			for range 2 {
+				if got := content(t, a, 0); got != small {
+					t.Errorf("%.20q", got)
+				}
+			}
+			if w := a.Warnings(0, 1536, 1536); len(w) != 1 || !strings.Contains(w[0], "000000000") || !strings.Contains(w[0], "is read in its place") {
+				t.Errorf("warnings %q", w)
+			}
+		})
+	}
+}
+
+func TestPackedAppliances(t *testing.T) {
+	for magic, want := range map[string]string{"\x1f\x8b\x08": "gunzip", "PK\x03\x04": "unzip", "\xfd7zXZ\x00": "xz", "\x28\xb5\x2f\xfd": "zstd", "BZh91AY&SY": "bunzip2", "7z\xbc\xaf\x27\x1c": "7z x"} {
+		b := append([]byte(magic), make([]byte, 1024)...)
+		_, err := ova.Open(t.Context(), "x.ova", memory(b))
+		var packed *ova.PackedError
+		if !errors.As(err, &packed) || !strings.Contains(err.Error(), "x.ova: the whole file is packed by") || !strings.Contains(packed.Hint(), want) {
+			t.Errorf("%q: %v", magic, err)
+		}
+		if _, err = ova.OpenDescriptor("x.ovf", memory(b[:len(magic)]), folder(nil)); !errors.As(err, &packed) {
+			t.Errorf("%q: %v", magic, err)
+		}
+	}
+	// A member may have such a name.
+	b := archive(t, tar.FormatUSTAR, entry{name: "BZh.ovf", content: envelope(file1, disk1)}, entry{name: "disk1.img", content: small})
+	a, err := ova.Open(t.Context(), "x.ova", memory(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.Close()
 }
 
 func numbered(n int, format string) string {
