@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -404,13 +405,48 @@ func (j *job) runStream(ctx context.Context) error {
 	if err := j.verifiable(target); err != nil {
 		return err
 	}
+	stream, err := j.openStream(ctx, size)
+	if err != nil {
+		return err
+	}
 	dst, err := target.Create(ctx)
 	if err != nil {
 		return err
 	}
-	j.result, err = transfer.CopyStream(ctx, raw.Stream(ctx, os.Stdin), size, dst, j.options())
+	j.result, err = transfer.CopyStream(ctx, stream, size, dst, j.options())
 	if err == nil {
 		j.report.VirtualSize = j.result.Size
+	}
+	return err
+}
+
+// openStream returns standard input, a disk of size bytes, and waits for its
+// first bytes. An empty stream is an error unless the size says so: a command
+// that failed leaves one behind.
+func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
+	stdin := raw.Stream(ctx, os.Stdin)
+	if size == 0 {
+		return stdin, nil
+	}
+	const name = "standard input"
+	if j.SourceFormat == "raw" {
+		b := bufio.NewReader(stdin)
+		if _, err := b.Peek(1); errors.Is(err, io.EOF) {
+			return nil, emptyStream(fmt.Errorf("%s: %w", name, sourceopen.ErrEmptyStream))
+		}
+		return b, nil
+	}
+	r, luks, err := sourceopen.RawStream(stdin, name)
+	if luks {
+		j.warn(name + " is encrypted (LUKS): it is taken as it is, and only its passphrase opens the copy")
+	}
+	return r, emptyStream(err)
+}
+
+// emptyStream adds to the error of an empty stream what the user can do.
+func emptyStream(err error) error {
+	if errors.Is(err, sourceopen.ErrEmptyStream) {
+		return &hintedError{err, "--size 0 takes it for a disk of 0 bytes"}
 	}
 	return err
 }

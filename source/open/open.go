@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"regexp"
 	"strings"
@@ -145,22 +144,23 @@ func (o *Opener) openWritable(ctx context.Context, path, format string) (source.
 	if err != nil {
 		return nil, err
 	}
-	size := f.Size()
-	if format == "" && size > 0 {
-		format, err = probe(f)
-	}
-	if err := errors.Join(err, f.Close()); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	switch {
-	case format == "":
+	if format == "" && f.Size() == 0 {
+		f.Close()
 		return nil, &emptyError{path}
-	case format != "raw":
+	}
+	format, warnings, err := inspect(f, path, format)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, err
+	}
+	if format != "raw" {
 		return nil, notWritable("%s is a %s image", path, format)
 	}
 	d, err := raw.OpenWritable(ctx, path)
 	if err != nil {
 		return nil, err
+	}
+	if len(warnings) > 0 {
+		return &warnedDisk{d, warnings}, nil
 	}
 	return d, nil
 }
@@ -236,15 +236,16 @@ func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format strin
 // openImage is openFormat with any disk for the file, and with the Opener that
 // references makes for what the image names.
 func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format string, references func() (source.Opener, error)) (source.Disk, error) {
-	if format == "" {
-		var err error
-		if format, err = probe(f); err != nil {
-			f.Close()
-			return nil, fmt.Errorf("%s: %w", path, err)
-		}
+	format, warnings, err := inspect(f, path, format)
+	if err != nil {
+		f.Close()
+		return nil, err
 	}
 	switch format {
 	case "raw":
+		if len(warnings) > 0 {
+			return &warnedDisk{f, warnings}, nil
+		}
 		return f, nil
 	case "vmdk":
 		opener, err := references()
@@ -273,20 +274,41 @@ func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format stri
 	return nil, fmt.Errorf("%s, a %s image: %w", path, format, ErrNotRead)
 }
 
-// probe finds out the format of a file from its first bytes.
-func probe(f source.Disk) (format string, err error) {
-	head := make([]byte, min(f.Size(), 4<<10))
-	if _, err := f.ReadAt(head, 0); err != nil && err != io.EOF {
-		return "", err
+// inspect returns the format of f, which path names: format itself, or what the
+// content tells where format is empty. Content that is foreign to the format is a
+// *ForeignError, unless the format is raw.
+func inspect(f source.Disk, path, format string) (_ string, warnings []string, err error) {
+	if format == "raw" {
+		return format, nil, nil
 	}
-	switch {
-	case vmdk.Probe(head):
-		return "vmdk", nil
-	case qcow2.Probe(head):
-		return "qcow2", nil
+	c, err := contentOf(f)
+	if err != nil {
+		return "", nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return "raw", nil
+	probed, err := c.probe(path)
+	if err != nil {
+		return "", nil, err
+	}
+	if format != "" {
+		return format, nil, nil // its reader says what does not fit
+	}
+	if probed == "raw" && c.isLUKS() {
+		warnings = append(warnings, path+" is encrypted (LUKS): it is taken as it is, and only its passphrase opens the copy")
+	}
+	return probed, warnings, nil
 }
+
+// warnedDisk is a disk that there is something to say about.
+type warnedDisk struct {
+	source.Disk
+	warnings []string
+}
+
+// Unwrap implements source.Wrapper.
+func (d *warnedDisk) Unwrap() source.Disk { return d.Disk }
+
+// Warnings implements Warned.
+func (d *warnedDisk) Warnings() []string { return d.warnings }
 
 // Files returns the files that were opened so far, each once.
 func (o *Opener) Files() []File {

@@ -1,0 +1,381 @@
+package open
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"io"
+	"regexp"
+	"strings"
+
+	"vddkcp/source"
+	"vddkcp/source/qcow2"
+	"vddkcp/source/vmdk"
+)
+
+// ForeignError reports a file or a stream whose content is no raw disk and no
+// image that vddkcp reads there: an image of another program, an archive, a
+// compressed file, a text. A copy of its bytes would not be a disk.
+type ForeignError struct {
+	Path  string
+	What  string // "a VHD image"
+	Where string // what was found, and where
+	hint  string
+}
+
+func (e *ForeignError) Error() string {
+	return fmt.Sprintf("%s is %s, not a disk that can be read: %s", e.Path, e.What, e.Where)
+}
+
+// Hint tells how to get a disk from the file.
+func (e *ForeignError) Hint() string {
+	return e.hint + "; if these bytes are the disk itself, say --source-format raw"
+}
+
+// content is what foreign formats are recognized by.
+type content struct {
+	head  []byte // the first bytes, headSize of them unless there are fewer
+	tail  []byte // the last tailSize bytes, fewer if there are fewer; nil: not known yet
+	whole bool   // head is all there is
+}
+
+const (
+	headSize = 4 << 10
+	tailSize = 512
+	// textSize bounds the texts that are recognized as a whole, in bytes.
+	textSize = 64 << 10
+)
+
+// contentOf reads what recognizing the format of f needs.
+func contentOf(f source.Disk) (content, error) {
+	size := f.Size()
+	c := content{head: make([]byte, min(size, headSize)), tail: make([]byte, min(size, tailSize))}
+	if _, err := f.ReadAt(c.head, 0); err != nil && err != io.EOF {
+		return c, err
+	}
+	if size <= textSize && c.mayBeJSON() {
+		c.head = make([]byte, size)
+		if _, err := f.ReadAt(c.head, 0); err != nil && err != io.EOF {
+			return c, err
+		}
+	}
+	c.whole = int64(len(c.head)) == size
+	if _, err := f.ReadAt(c.tail, size-int64(len(c.tail))); err != nil && err != io.EOF {
+		c.tail = nil // an error there is reported when the disk itself is read
+	}
+	return c, nil
+}
+
+// isLUKS reports whether the content is encrypted by LUKS, version 1 or 2.
+func (c content) isLUKS() bool {
+	return bytes.HasPrefix(c.head, []byte("LUKS\xba\xbe\x00\x01")) || bytes.HasPrefix(c.head, []byte("LUKS\xba\xbe\x00\x02"))
+}
+
+// foreign returns the error for path if the content is of a foreign format, else
+// nil. A content with a partition table is a disk whatever it begins with; only
+// an end that marks an image is looked at then.
+func (c content) foreign(path string) error {
+	if !c.hasPartitions() {
+		for _, s := range signatures {
+			if s.matches(c.head) {
+				return &ForeignError{path, s.what, fmt.Sprintf("found %+q at byte %d", s.magic, s.offset), s.hint}
+			}
+		}
+		if isTar(c.head) {
+			return &ForeignError{path, "a tar archive", "found the header of a member at byte 0", unpackHint("tar -xf FILE")}
+		}
+		if what := c.text(); what != "" {
+			return &ForeignError{path, what, fmt.Sprintf("it begins with %+q", c.head[:min(len(c.head), 40)]), "name the disk itself (a VMDK, qcow2 or raw file)"}
+		}
+	}
+	return c.foreignTail(path)
+}
+
+// foreignTail is foreign for formats that are marked at the end only.
+func (c content) foreignTail(path string) error {
+	if at, ok := fixedVHD(c.tail); ok {
+		return &ForeignError{path, "a VHD image of fixed size", fmt.Sprintf("found a footer %q %d bytes before the end", "conectix", len(c.tail)-at), imageHint("vpc")}
+	}
+	if len(c.tail) == tailSize && bytes.HasPrefix(c.tail, []byte("koly\x00\x00\x00\x04\x00\x00\x02\x00")) {
+		return &ForeignError{path, "an Apple disk image (DMG)", fmt.Sprintf("found a trailer %q %d bytes before the end", "koly", tailSize), imageHint("dmg")}
+	}
+	return nil
+}
+
+func imageHint(format string) string {
+	return fmt.Sprintf("convert it first: qemu-img convert -f %s -O raw FILE DISK.raw", format)
+}
+
+func unpackHint(command string) string { return "unpack it first: " + command }
+
+// signature is a format that fixed bytes at a fixed place tell.
+type signature struct {
+	what   string
+	offset int
+	magic  string
+	hint   string
+	check  func(head []byte) bool // more that must hold; nil: nothing
+}
+
+func (s *signature) matches(head []byte) bool {
+	return len(head) > s.offset && bytes.HasPrefix(head[s.offset:], []byte(s.magic)) && (s.check == nil || s.check(head))
+}
+
+// signatures are in no order that matters. What file systems, partition tables,
+// volume managers and boot loaders begin with is not among them: such content is
+// a raw disk.
+var signatures = []signature{
+	{what: "a VHD image", magic: "conectix", hint: imageHint("vpc")},
+	{what: "a VHDX image", magic: "vhdxfile", hint: imageHint("vhdx")},
+	{what: "a VirtualBox image (VDI)", offset: 64, magic: "\x7f\x10\xda\xbe", hint: imageHint("vdi"), check: vdiVersion},
+	{what: "a QED image", magic: "QED\x00", hint: imageHint("qed")},
+	{what: "a Parallels image", magic: "WithoutFreeSpace", hint: imageHint("parallels")},
+	{what: "a Parallels image", magic: "WithouFreSpacExt", hint: imageHint("parallels")},
+	{what: "a Bochs image", magic: "Bochs Virtual HD Image", hint: imageHint("bochs")},
+	{what: "a compressed loop image (cloop)", magic: "#!/bin/sh\n#V2.0 Format\nmodprobe cloop", hint: imageHint("cloop")},
+	{what: "an encrypted Apple disk image (DMG)", magic: "encrcdsa", hint: "decrypt it first: hdiutil convert"},
+	{what: "an Android sparse image", magic: "\x3a\xff\x26\xed\x01\x00", hint: "convert it first: simg2img FILE DISK.raw"},
+	{what: "a Windows image (WIM)", magic: "MSWIM\x00\x00\x00", hint: "apply it to a disk first: wimapply"},
+	{what: "a partclone image", magic: "partclone-image", hint: "restore it first: partclone.restore"},
+	{what: "an ntfsclone image", magic: "\x00ntfsclone-image", hint: "restore it first: ntfsclone --restore-image --overwrite DISK.raw FILE"},
+	{what: "a partimage image", magic: "PaRtImAgE-VoLuMe", hint: "restore it first: partimage restore"},
+
+	{what: "an EnCase image (E01)", magic: "EVF\x09\x0d\x0a\xff\x00", hint: "export it first: ewfexport -f raw FILE"},
+	{what: "an EnCase image (L01)", magic: "LVF\x09\x0d\x0a\xff\x00", hint: "export it first: ewfexport FILE"},
+	{what: "an EnCase image (Ex01)", magic: "EVF2\x0d\x0a\x81\x00", hint: "export it first: ewfexport -f raw FILE"},
+	{what: "an AFF image", magic: "AFF10\x0d\x0a\x00", hint: "export it first: affconvert -r FILE"},
+
+	{what: "compressed by gzip", magic: "\x1f\x8b\x08", hint: unpackHint("gunzip FILE"), check: func(head []byte) bool { return len(head) > 3 && head[3]&0xe0 == 0 }},
+	{what: "compressed by xz", magic: "\xfd7zXZ\x00", hint: unpackHint("xz -d FILE")},
+	{what: "compressed by zstd", magic: "\x28\xb5\x2f\xfd", hint: unpackHint("zstd -d FILE")},
+	{what: "compressed by zstd or lz4", offset: 1, magic: "\x2a\x4d\x18", hint: unpackHint("zstd -d FILE, or lz4 -d FILE"), check: func(head []byte) bool { return head[0]&0xf0 == 0x50 }},
+	{what: "compressed by bzip2", magic: "BZh", hint: unpackHint("bunzip2 FILE"), check: bzip2Block},
+	{what: "compressed by lz4", magic: "\x04\x22\x4d\x18", hint: unpackHint("lz4 -d FILE")},
+	{what: "compressed by lz4", magic: "\x02\x21\x4c\x18", hint: unpackHint("lz4 -d FILE")},
+	{what: "compressed by lzip", magic: "LZIP\x01", hint: unpackHint("lzip -d FILE")},
+	{what: "compressed by lzop", magic: "\x89LZO\x00\x0d\x0a\x1a\x0a", hint: unpackHint("lzop -d FILE")},
+	{what: "compressed by compress", magic: "\x1f\x9d\x90", hint: unpackHint("uncompress FILE")},
+	{what: "a 7z archive", magic: "7z\xbc\xaf\x27\x1c", hint: unpackHint("7z x FILE")},
+	{what: "a zip archive", magic: "PK\x03\x04", hint: unpackHint("unzip FILE")},
+	{what: "an empty zip archive", magic: "PK\x05\x06", hint: unpackHint("unzip FILE")},
+	{what: "a part of a zip archive", magic: "PK\x07\x08", hint: unpackHint("unzip FILE")},
+	{what: "a rar archive", magic: "Rar!\x1a\x07", hint: unpackHint("unrar x FILE")},
+	{what: "a cabinet archive", magic: "MSCF\x00\x00\x00\x00", hint: unpackHint("cabextract FILE")},
+	{what: "a cpio archive", magic: "0707", hint: unpackHint("cpio -id <FILE"), check: cpioHeader},
+	{what: "an RPM package", magic: "\xed\xab\xee\xdb", hint: unpackHint("rpm2cpio FILE | cpio -id")},
+	{what: "an archive of ar (a Debian package?)", magic: "!<arch>\n", hint: unpackHint("ar x FILE")},
+
+	{what: "the NVRAM of a VMware machine (.nvram)", magic: "MRVN", hint: "name the disk of the machine, a .vmdk"},
+	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd0\xbe\xd2\xbe", hint: "name the disk of the machine, a .vmdk"},
+	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd1\xba\xd1\xba", hint: "name the disk of the machine, a .vmdk"},
+	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd2\xbe\xd2\xbe", hint: "name the disk of the machine, a .vmdk"},
+	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd3\xbe\xd2\xbe", hint: "name the disk of the machine, a .vmdk"},
+	{what: "a journal of vddkcp", magic: "vddkcp journal\n\x00", hint: "name the disk that the journal lies beside"},
+	{what: "a layer of vddkcp export --cow", magic: "vddkcp cow layer", hint: "serve the disk with it: vddkcp export SRC --cow=FILE"},
+}
+
+func vdiVersion(head []byte) bool {
+	return len(head) >= 72 && binary.LittleEndian.Uint32(head[68:])>>16 <= 1
+}
+
+// bzip2Block demands a level and the mark of a block or of the end.
+func bzip2Block(head []byte) bool {
+	return len(head) >= 10 && head[3] >= '1' && head[3] <= '9' &&
+		(string(head[4:10]) == "\x31\x41\x59\x26\x53\x59" || string(head[4:10]) == "\x17\x72\x45\x38\x50\x90")
+}
+
+// cpioHeader demands a header in letters: newc, crc or odc.
+func cpioHeader(head []byte) bool {
+	if len(head) < 76 {
+		return false
+	}
+	switch string(head[:6]) {
+	case "070701", "070702":
+		return len(bytes.Trim(head[6:76], "0123456789abcdefABCDEF")) == 0
+	case "070707":
+		return len(bytes.Trim(head[6:76], "01234567")) == 0
+	}
+	return false
+}
+
+// hasPartitions reports whether the content has a partition table of its own: a
+// GUID partition table, or a master boot record with at least one partition.
+func (c content) hasPartitions() bool {
+	for _, sector := range []int{512, 4096} {
+		if len(c.head) >= sector+8 && string(c.head[sector:sector+8]) == "EFI PART" {
+			return true
+		}
+	}
+	if len(c.head) < 512 || c.head[510] != 0x55 || c.head[511] != 0xaa {
+		return false
+	}
+	used := false
+	for i := range 4 {
+		entry := c.head[446+16*i:]
+		if entry[0]&0x7f != 0 { // the status is 0, or 0x80 for an active partition
+			return false
+		}
+		used = used || entry[4] != 0 && binary.LittleEndian.Uint32(entry[12:]) != 0
+	}
+	return used
+}
+
+// isTar reports whether head begins with the header of a tar archive's member,
+// in any of its forms: all of them have the same checksum.
+func isTar(head []byte) bool {
+	const size, sumAt, sumSize = 512, 148, 8
+	if len(head) < size || head[0] == 0 {
+		return false
+	}
+	want, digits := 0, 0
+	for _, b := range bytes.Trim(head[sumAt:sumAt+sumSize], " \x00") {
+		if b < '0' || b > '7' {
+			return false
+		}
+		want, digits = want<<3|int(b-'0'), digits+1
+	}
+	if digits == 0 {
+		return false
+	}
+	unsigned, signed := 0, 0 // old programs summed signed characters
+	for i, b := range head[:size] {
+		if i >= sumAt && i < sumAt+sumSize {
+			b = ' '
+		}
+		unsigned += int(b)
+		signed += int(int8(b))
+	}
+	return want == unsigned || want == signed
+}
+
+// fixedVHD finds the footer of a VHD of fixed size in the last bytes of a file,
+// and returns its place there. Old programs wrote 511 bytes of it.
+func fixedVHD(tail []byte) (at int, ok bool) {
+	for _, size := range []int{512, 511} {
+		if len(tail) < size {
+			continue
+		}
+		at := len(tail) - size
+		footer := make([]byte, 512)
+		copy(footer, tail[at:])
+		if string(footer[:8]) != "conectix" || binary.BigEndian.Uint32(footer[60:]) != 2 { // the type: fixed
+			continue
+		}
+		sum := uint32(0)
+		for i, b := range footer {
+			if i < 64 || i >= 68 { // the checksum itself
+				sum += uint32(b)
+			}
+		}
+		if binary.BigEndian.Uint32(footer[64:]) == ^sum {
+			return at, true
+		}
+	}
+	return 0, false
+}
+
+// utf8BOM may begin texts of Windows.
+const utf8BOM = "\xef\xbb\xbf"
+
+// setting is a line of a VMware text file: a key, and a value in quotes.
+var setting = regexp.MustCompile(`^[.A-Za-z][A-Za-z0-9_.:-]* *= *".*"$`)
+
+// text says what text the content is, "" for none that is known. A text of
+// another kind may be a disk, as far as its content tells.
+func (c content) text() string {
+	head := c.head
+	if narrow, ok := fromUTF16(head); ok {
+		if vmdk.Probe(narrow) {
+			return "a VMDK descriptor in UTF-16 (save it in UTF-8)"
+		}
+		head = narrow
+	}
+	head = bytes.TrimLeft(bytes.TrimPrefix(head, []byte(utf8BOM)), " \t\r\n")
+	begin := strings.ToLower(string(head[:min(len(head), 16)]))
+	for _, t := range []struct{ prefix, what string }{
+		{"<!doctype html", "a web page (an error that a download ended with?)"},
+		{"<html", "a web page (an error that a download ended with?)"},
+		{"<?xml", "an XML document (an OVF descriptor, or an error that a download ended with?)"},
+		{"http/1.", "an answer of a web server"},
+		{"%pdf-", "a PDF document"},
+	} {
+		if strings.HasPrefix(begin, t.prefix) {
+			return t.what
+		}
+	}
+	if c.whole && c.mayBeJSON() && json.Valid(head) {
+		return "a JSON document (an error that a download ended with?)"
+	}
+	return c.settings(head)
+}
+
+// mayBeJSON reports whether the content begins as a JSON object or array.
+func (c content) mayBeJSON() bool {
+	text := bytes.TrimLeft(bytes.TrimPrefix(c.head, []byte(utf8BOM)), " \t\r\n")
+	return len(text) > 0 && (text[0] == '{' || text[0] == '[')
+}
+
+// settings recognizes the text files of a VMware machine.
+func (c content) settings(head []byte) string {
+	if bytes.IndexByte(head, 0) >= 0 {
+		return ""
+	}
+	lines := strings.Split(string(head), "\n")
+	if !c.whole {
+		lines = lines[:len(lines)-1] // the last one may be cut
+	}
+	machine, snapshots := false, false
+	for _, line := range lines {
+		line = strings.TrimSpace(line)
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if !setting.MatchString(line) {
+			return ""
+		}
+		key := strings.ToLower(line)
+		machine = machine || strings.HasPrefix(key, "config.version") || strings.HasPrefix(key, "virtualhw.version")
+		snapshots = snapshots || strings.HasPrefix(key, "snapshot.")
+	}
+	switch {
+	case machine:
+		return "the configuration of a VMware machine (.vmx)"
+	case snapshots:
+		return "the list of a VMware machine's snapshots (.vmsd)"
+	}
+	return ""
+}
+
+// fromUTF16 returns a text in UTF-16 with a byte order mark as ASCII, as far as
+// head goes. It is not ok if there is a character that is not ASCII.
+func fromUTF16(head []byte) (narrow []byte, ok bool) {
+	var order binary.ByteOrder = binary.LittleEndian
+	switch {
+	case bytes.HasPrefix(head, []byte("\xff\xfe")):
+	case bytes.HasPrefix(head, []byte("\xfe\xff")):
+		order = binary.BigEndian
+	default:
+		return nil, false
+	}
+	for head = head[2:]; len(head) >= 2; head = head[2:] {
+		c := order.Uint16(head)
+		if c == 0 || c > 0x7f {
+			return nil, false
+		}
+		narrow = append(narrow, byte(c))
+	}
+	return narrow, true
+}
+
+// probe finds out the format of a disk from its content: "raw", "vmdk" or
+// "qcow2". A foreign format is a *ForeignError.
+func (c content) probe(path string) (format string, err error) {
+	switch {
+	case vmdk.Probe(c.head):
+		return "vmdk", nil
+	case qcow2.Probe(c.head):
+		return "qcow2", nil
+	}
+	return "raw", c.foreign(path)
+}
