@@ -164,7 +164,7 @@ func asUsage(err error) error {
 		return &usageError{err: err, hint: hint(err)}
 	}
 	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sourceopen.ErrNotRead) {
-		return &usageError{err: err}
+		return &usageError{err: err, hint: hint(err)}
 	}
 	return err
 }
@@ -220,7 +220,32 @@ func shown(display interface{ Run(done <-chan struct{}) }, work func() error) er
 	return work()
 }
 
+// checkAddresses refuses, before anything is opened, addresses that cannot be meant.
+func (c *copyCommand) checkAddresses() error {
+	if c.Src != "-" {
+		if err := sourceopen.CheckAddress(c.Src); err != nil {
+			return err
+		}
+	}
+	if err := sinkopen.CheckAddress(c.Dst); err != nil {
+		return err
+	}
+	if c.Backing == "" {
+		return nil
+	}
+	if nbd.IsURI(c.Backing) || sourceopen.IsVDDK(c.Backing) {
+		return &usageError{err: fmt.Errorf("--backing: %s: a qcow2 overlay names a file as its backing", c.Backing), hint: "a file of that name is ./" + c.Backing}
+	}
+	if err := sourceopen.CheckAddress(c.Backing); err != nil {
+		return fmt.Errorf("--backing: %w", err)
+	}
+	return nil
+}
+
 func (j *job) run(ctx context.Context) error {
+	if err := j.checkAddresses(); err != nil {
+		return err
+	}
 	if j.Src == "-" {
 		return j.runStream(ctx)
 	}

@@ -37,6 +37,11 @@ func (c *exportCommand) open(ctx context.Context, log *slog.Logger) (e *exports,
 			err = errors.Join(err, e.close())
 		}
 	}()
+	for _, s := range c.sources() { // before a login for any of them
+		if err := sourceopen.CheckAddress(s.src); err != nil {
+			return e, err
+		}
+	}
 	for i, s := range c.sources() {
 		d := &exportedDisk{Export: server.Export{Name: s.name}, src: s.src}
 		if i == 0 && c.Src != "" {

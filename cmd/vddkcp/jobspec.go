@@ -44,10 +44,15 @@ func newJobParser() (*jobParser, error) {
 // spec tells package batch of the flags of copy.
 func (p *jobParser) spec() (*batch.Spec, error) {
 	s := &batch.Spec{
-		SourcePath: func(a string) bool { return a != "-" && !nbd.IsURI(a) && !sourceopen.IsVDDK(a) },
-		TargetPath: func(a string) bool { return a != "-" && a != "null:" && !nbd.IsURI(a) },
-		Files:      filesOf,
-		Job:        func(j *batch.Job) (any, error) { return p.command(j) },
+		// An address that is refused stays as it is, so that the error names it.
+		SourcePath: func(a string) bool {
+			return a != "-" && !nbd.IsURI(a) && !sourceopen.IsVDDK(a) && sourceopen.CheckAddress(a) == nil
+		},
+		TargetPath: func(a string) bool {
+			return a != "-" && a != "null:" && !nbd.IsURI(a) && sinkopen.CheckAddress(a) == nil
+		},
+		Files: filesOf,
+		Job:   func(j *batch.Job) (any, error) { return p.command(j) },
 	}
 	for _, flag := range p.parser.Model.Flags {
 		if slices.Contains(notJobFields, flag.Name) {
@@ -141,6 +146,12 @@ func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 		return nil, err
 	}
 	c := p.line.copyCommand
+	if err := c.checkAddresses(); err != nil {
+		if h := hint(err); h != "" {
+			err = fmt.Errorf("%w (%s)", err, h)
+		}
+		return nil, err
+	}
 	for _, s := range []*secretFlag{&c.Password, &c.Cookie} {
 		if s.form == inPlain {
 			s.form = inJobFile

@@ -10,11 +10,13 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/alecthomas/kong"
 
+	"vddkcp/internal/nearest"
 	"vddkcp/internal/printable"
 	sourceopen "vddkcp/source/open"
 	"vddkcp/transfer"
@@ -66,6 +68,9 @@ func run(args []string) int {
 	if err := refuseReserved(args); err != nil {
 		return fail(errorOutput, false, err)
 	}
+	if err := refuseMisspelt(parser.Model, args); err != nil {
+		return fail(errorOutput, false, err)
+	}
 	if args, err = rewriteNBDKit(parser.Model, args); err != nil {
 		return fail(errorOutput, false, err)
 	}
@@ -107,6 +112,43 @@ func refuseReserved(args []string) error {
 		}
 	}
 	return nil
+}
+
+// otherNames are commands of other programs, and the command that does the same.
+var otherNames = map[string]string{
+	"batch": "run", "cmp": "verify", "clone": "copy", "compare": "verify", "convert": "copy", "cp": "copy", "diff": "verify", "serve": "export",
+}
+
+// refuseMisspelt keeps a command that is misspelt from being taken for the SRC of
+// a copy, unless there is a file of that name.
+func refuseMisspelt(app *kong.Application, args []string) error {
+	word := ""
+	if line := splitLine(app, args); line != nil && !line.chosen && len(line.operands) > 0 {
+		word = line.operands[0]
+	} else if line == nil && len(args) > 0 {
+		word = args[0] // a flag of the command that is meant is unknown to copy
+	}
+	if word == "" || strings.Trim(strings.ToLower(word), "abcdefghijklmnopqrstuvwxyz-") != "" || word[0] == '-' || commandNamed(app, word) != nil {
+		return nil
+	}
+	if _, err := os.Lstat(word); err == nil {
+		return nil
+	}
+	var names []string
+	for _, c := range app.Children {
+		names = append(names, c.Name)
+	}
+	name, ok := nearest.Near(strings.ToLower(word), names)
+	if other := otherNames[strings.ToLower(word)]; other != "" {
+		name, ok = other, true
+	}
+	if !ok {
+		return nil
+	}
+	return &usageError{
+		err:  fmt.Errorf("no command and no file is called %s; did you mean %s?", word, name),
+		hint: fmt.Sprintf("for a file of that name write ./%s", word),
+	}
 }
 
 // Exit statuses, by docs/cli.md.

@@ -135,6 +135,11 @@ func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
 
 func (c *verifyCommand) compare(ctx context.Context, log *slog.Logger, counters *progress.Counters) error {
 	opener := c.loggingOpener(log)
+	if c.Dst != "null:" {
+		if err := sourceopen.CheckAddress(c.Dst); err != nil { // before a login for the source
+			return fmt.Errorf("target: %w", err)
+		}
+	}
 	src, err := opener.Open(ctx, c.Src, c.SourceFormat)
 	if err != nil {
 		return fmt.Errorf("source: %w", err)

@@ -170,6 +170,7 @@ func rewriteWords(app *kong.Application, args []string) ([]string, error) {
 // commandLine is a command line whose flags are told from its operands.
 type commandLine struct {
 	command  *kong.Node
+	chosen   bool     // the command is named, and not only the default
 	flags    []string // with their values
 	has      map[string]bool
 	operands []string
@@ -179,7 +180,6 @@ type commandLine struct {
 // known: the parser says it better.
 func splitLine(app *kong.Application, args []string) *commandLine {
 	line := &commandLine{command: app.DefaultCmd, has: map[string]bool{}}
-	chosen := false
 	for i := 0; i < len(args); i++ {
 		arg := args[i]
 		switch {
@@ -188,8 +188,8 @@ func splitLine(app *kong.Application, args []string) *commandLine {
 			return line
 		case arg == "-" || !strings.HasPrefix(arg, "-"):
 			command := commandNamed(app, arg)
-			if !chosen && len(line.operands) == 0 && command != nil {
-				line.command, chosen = command, true
+			if !line.chosen && len(line.operands) == 0 && command != nil {
+				line.command, line.chosen = command, true
 				continue
 			}
 			line.operands = append(line.operands, arg)

@@ -12,3 +12,15 @@ func TestOf(t *testing.T) {
 		}
 	}
 }
+
+func TestNear(t *testing.T) {
+	names := []string{"copy", "export", "map", "run", "verify"}
+	for word, want := range map[string]string{
+		"exprot": "export", "cpoy": "copy", "mpa": "map", "rnu": "run", "verfy": "verify", "exports": "export", "map": "map",
+		"raw": "", "disk": "", "nap": "map", "expert": "export", "import": "export", "": "", "nothing": "",
+	} {
+		if got, ok := Near(word, names); ok != (want != "") || ok && got != want {
+			t.Errorf("Near(%q) = %q, %t, want %q", word, got, ok, want)
+		}
+	}
+}

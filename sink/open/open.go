@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vddkcp/internal/address"
 	"vddkcp/nbd"
 	"vddkcp/nbd/client"
 	"vddkcp/sink"
@@ -23,11 +24,16 @@ import (
 
 // UsageError is an address or an option that makes no sense whatever the state
 // of the machine.
-type UsageError struct{ message string }
+type UsageError struct{ message, hint string }
 
 func (e *UsageError) Error() string { return e.message }
 
-func usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(format, args...)} }
+// Hint tells what to do; it may be empty.
+func (e *UsageError) Hint() string { return e.hint }
+
+func usage(format string, args ...any) error {
+	return &UsageError{message: fmt.Sprintf(format, args...)}
+}
 
 // Options say how to write a target. The zero value creates what the address
 // names, and replaces nothing. The fields are explained at raw.Options.
@@ -181,11 +187,8 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 	default:
 		return nil, usage("format %q: want raw, qcow2 or vmdk", o.Format)
 	}
-	if address == "" {
-		return nil, usage("the target is empty: want a path, - or null:")
-	}
-	if datastorePath.MatchString(address) || strings.HasPrefix(address, "vddk:") {
-		return nil, usage("%s: disks of VMware's are read, not written (a file of that name is ./%[1]s)", address)
+	if err := CheckAddress(address); err != nil {
+		return nil, err
 	}
 	switch FormatOf(address, o.Format) {
 	case "vmdk":
@@ -197,6 +200,23 @@ func Plan(ctx context.Context, address string, size int64, o Options) (*Target, 
 		return nil, usage("%s: %s is not for raw disks", address, option)
 	}
 	return planRaw(address, size, o)
+}
+
+// CheckAddress returns a *UsageError for an address that Plan takes in no format,
+// as far as the address tells: it looks for no file and asks no server.
+func CheckAddress(addr string) error {
+	switch {
+	case addr == "":
+		return usage("the target is empty: want a path, - or null:")
+	case datastorePath.MatchString(addr), strings.HasPrefix(addr, "vddk:"):
+		return usage("%s: disks of VMware's are read, not written (a file of that name is ./%[1]s)", addr)
+	case nbd.IsURI(addr):
+		return nil
+	}
+	if foreign := (*address.Error)(nil); errors.As(address.Check(addr, address.Target), &foreign) {
+		return &UsageError{foreign.Error(), foreign.Hint()}
+	}
+	return nil
 }
 
 func planRaw(address string, size int64, o Options) (*Target, error) {

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	"vddkcp/internal/address"
 	"vddkcp/nbd"
 	"vddkcp/nbd/client"
 	"vddkcp/source"
@@ -25,11 +26,16 @@ var ErrNotRead = errors.New("this version does not read it")
 
 // UsageError is an address, a format or an option that makes no sense whatever
 // the files hold.
-type UsageError struct{ message string }
+type UsageError struct{ message, hint string }
 
 func (e *UsageError) Error() string { return e.message }
 
-func usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(format, args...)} }
+// Hint tells what to do; it may be empty.
+func (e *UsageError) Hint() string { return e.hint }
+
+func usage(format string, args ...any) error {
+	return &UsageError{message: fmt.Sprintf(format, args...)}
+}
 
 // maxChain bounds how deep images name each other. VMware's own limit is 32.
 const maxChain = 256
@@ -182,20 +188,32 @@ func (e *emptyError) Hint() string { return "--source-format raw takes it for a 
 // keyValue is one of nbdkit's words, which mean VDDK wherever they stand.
 var keyValue = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*=`)
 
-func checkAddress(address, format string) error {
+func checkAddress(addr, format string) error {
 	switch format {
 	case "", "raw", "vmdk", "qcow2":
 	default:
 		return usage("source format %q: want raw, vmdk or qcow2", format)
 	}
+	return CheckAddress(addr)
+}
+
+// CheckAddress returns a *UsageError for an address that Open takes in no format,
+// as far as the address tells: it looks for no file and asks no server.
+func CheckAddress(addr string) error {
+	if nbd.IsURI(addr) || IsVDDK(addr) {
+		return nil
+	}
+	if foreign := (*address.Error)(nil); errors.As(address.Check(addr, address.Source), &foreign) {
+		return &UsageError{foreign.Error(), foreign.Hint()}
+	}
 	switch {
-	case address == "":
+	case addr == "":
 		return usage("the source is empty: want a path")
-	case address == "-":
+	case addr == "-":
 		return usage("standard input is a stream, not a disk; a file of that name is ./-")
-	case keyValue.MatchString(address):
+	case keyValue.MatchString(addr):
 		// Not the value, which may be a password.
-		key, _, _ := strings.Cut(address, "=")
+		key, _, _ := strings.Cut(addr, "=")
 		return usage("%s=, a parameter of nbdkit-vddk-plugin, is no address (a file of that name is ./%[1]s=...)", key)
 	}
 	return nil

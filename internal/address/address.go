@@ -1,0 +1,91 @@
+// Package address recognizes addresses of disks that other programs take and
+// vddkcp does not, and says how to write them for vddkcp. They would otherwise be
+// taken for names of files.
+package address
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// Error reports an address that means something to another program only.
+type Error struct {
+	Address string
+	what    string
+	hint    string
+}
+
+func (e *Error) Error() string { return e.Address + ": " + e.what }
+
+// Hint tells how to write the address.
+func (e *Error) Hint() string { return e.hint + "; a file of that name is ./" + e.Address }
+
+// Role is what a disk is to the command that has its address.
+type Role int
+
+// The roles of a disk.
+const (
+	Source Role = iota
+	Target
+)
+
+var (
+	// url is SCHEME://... .
+	url = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
+	// unspaced is a datastore path without the blank: "[DATASTORE]DIR/DISK.vmdk".
+	unspaced = regexp.MustCompile(`(?is)^(\[[^/]+\])([^ ].*\.vmdk)$`)
+)
+
+// scheme says what addresses begin with, in lower case, and what to do instead;
+// %s is the rest of the address.
+type scheme struct {
+	begins         []string
+	what           string
+	source, target string // hints
+}
+
+const (
+	download = "download it into a file first"
+	upload   = "write to a file, and upload that"
+	vmware   = `write "[DATASTORE] DIR/DISK.vmdk" with --server HOST --user USER --vm moref=ID`
+	serve    = "serve it with qemu-nbd or nbdkit, and write the URI of that: nbd://HOST:PORT"
+)
+
+var schemes = []scheme{
+	{[]string{"http://", "https://", "ftp://", "ftps://"}, "vddkcp does not read from web servers or write to them", download + ", or serve it with nbdkit curl and write nbd://HOST:PORT", upload},
+	{[]string{"s3://", "gs://", "az://", "swift://"}, "vddkcp does not read from object stores or write to them", download, upload},
+	{[]string{"ssh://", "sftp://", "scp://", "rsync://"}, "vddkcp does not log in with SSH", "write - and pipe the disk into vddkcp: ssh HOST cat FILE | vddkcp - DST", "write - and pipe the disk out of vddkcp: vddkcp SRC - | ssh HOST 'cat >FILE'"},
+	{[]string{"vi://", "vpx://", "esx://", "esxi://", "vsphere://"}, "this is not how vddkcp names disks of VMware", vmware, "write to a file: vddkcp does not write disks of VMware"},
+	{[]string{"file://localhost/", "file:///"}, "vddkcp takes paths, not URLs of files", "write /%s", "write /%s"},
+	{[]string{"file:"}, "vddkcp takes paths, not URLs of files", "write %s", "write %s"},
+	{[]string{"nbd:"}, "this is how qemu names an NBD server, not its URI", "write nbd://HOST:PORT/EXPORT, or nbd+unix:///EXPORT?socket=PATH", "write nbd://HOST:PORT/EXPORT, or nbd+unix:///EXPORT?socket=PATH"},
+	{[]string{"rbd:", "rbd://"}, "vddkcp does not speak to Ceph", "map it (rbd map POOL/IMAGE) and write the device", "map it (rbd map POOL/IMAGE) and write the device"},
+	{[]string{"json:", "fat:", "sheepdog:", "blkdebug:", "null-co:", "host_device:"}, "vddkcp does not take the protocols of qemu", serve, serve},
+}
+
+// Check returns an *Error if the address means something to another program, but
+// not to vddkcp. The address is neither an NBD URI nor one that VDDK opens. Files
+// are not looked for: one of such a name is written with ./ before it.
+func Check(address string, role Role) error {
+	lower := strings.ToLower(address)
+	for _, s := range schemes {
+		for _, begin := range s.begins {
+			if !strings.HasPrefix(lower, begin) {
+				continue
+			}
+			hint := s.source
+			if role == Target {
+				hint = s.target
+			}
+			return &Error{address, s.what, strings.ReplaceAll(hint, "%s", address[len(begin):])}
+		}
+	}
+	if m := url.FindStringSubmatch(address); m != nil {
+		return &Error{address, fmt.Sprintf("no address of vddkcp begins with %s://", m[1]), "write a path, an NBD URI (nbd://HOST:PORT/EXPORT), or, for a disk of VMware, [DATASTORE] DIR/DISK.vmdk"}
+	}
+	if m := unspaced.FindStringSubmatch(address); m != nil {
+		return &Error{address, "a disk in a datastore is written with a blank after the ]", fmt.Sprintf(`write "%s %s"`, m[1], m[2])}
+	}
+	return nil
+}
