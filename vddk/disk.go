@@ -302,9 +302,6 @@ func (d *Disk) describe() {
 	if d.allocation.isOff() && d.allocation.chunks > 0 {
 		d.warnNoQueries(errors.New("it has no VixDiskLib_QueryAllocatedBlocks, which came with VDDK 6.7"))
 	}
-	if o.LogicalSector > sectorSize {
-		d.warn(fmt.Sprintf("%s: the disk has sectors of %d bytes, and so must the disk that its guest is given (libvirt: blockio logical_block_size='%d')", d.params.File, o.LogicalSector, o.LogicalSector))
-	}
 }
 
 // Size is the capacity in bytes.
@@ -330,8 +327,9 @@ func (d *Disk) Info() source.Info {
 	return source.Info{
 		Format: "vddk", Subformat: o.Transport, AdapterType: adapterType(o.Adapter), UUID: o.UUID,
 		LogicalSector: max(int64(o.LogicalSector), sectorSize),
-		Geometry:      [3]int64{int64(geometry[0]), int64(geometry[1]), int64(geometry[2])},
-		Chain:         []string{d.params.File},
+		GuestSector:   int64(o.LogicalSector), GuestPhysical: int64(o.PhysicalSector),
+		Geometry: [3]int64{int64(geometry[0]), int64(geometry[1]), int64(geometry[2])},
+		Chain:    []string{d.params.File},
 	}
 }
 

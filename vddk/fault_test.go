@@ -848,7 +848,7 @@ func TestRequests(t *testing.T) {
 	if same != 512*sectorSize {
 		t.Errorf("%d bytes are Same", same)
 	}
-	if len(warnings) != 1 || !strings.Contains(warnings[0], "sectors of 4096 bytes") || d.Info().LogicalSector != 4096 {
+	if len(warnings) != 0 || d.Info().LogicalSector != 4096 || d.Info().GuestSector != 4096 {
 		t.Errorf("%q, %+v", warnings, d.Info())
 	}
 }

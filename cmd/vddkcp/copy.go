@@ -316,6 +316,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	j.report.Format = target.Format
+	j.warnOfSectors(target)
 	if err := j.verifiable(target); err != nil {
 		return err
 	}
@@ -527,6 +528,16 @@ func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 		j.log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", src.Size(), "chain", strings.Join(info.Chain, " <- "))
 	}
 	j.log.Debug("plan", "data", plan.Data, "zero", plan.Zero, "extents", plan.Extents)
+}
+
+// warnOfSectors warns where the disk has sectors of more than 512 bytes and the
+// target cannot record them: a guest that is given others finds no partitions.
+func (j *job) warnOfSectors(target *sinkopen.Target) {
+	n := j.info.GuestSector
+	if n <= 512 || target.Format == "vmdk" || target.Kind == "null" {
+		return
+	}
+	j.warn(fmt.Sprintf("%s has sectors of %d bytes, which a %s cannot record: give its guest a disk with sectors of that size (libvirt: <blockio logical_block_size='%d'/>)", j.Src, n, target, n))
 }
 
 // flatExtent is how VMware calls the files that hold nothing but a disk's

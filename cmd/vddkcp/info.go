@@ -29,6 +29,7 @@ type imageInfo struct {
 	Subformat   string        `json:"subformat,omitempty"`
 	VirtualSize int64         `json:"virtual_size"`
 	SectorSize  int64         `json:"sector_size"`
+	Physical    int64         `json:"physical_sector_size,omitempty"`
 	Allocated   int64         `json:"allocated"`
 	ClusterSize int64         `json:"cluster_size"`
 	Backing     *string       `json:"backing"`
@@ -167,6 +168,7 @@ func describeImage(ctx context.Context, address string, d source.Disk) (*imageIn
 	info := described.Info()
 	i.Format, i.Subformat = info.Format, info.Subformat
 	i.SectorSize, i.Allocated, i.ClusterSize = info.LogicalSector, info.Allocated, info.ClusterSize
+	i.Physical = info.GuestPhysical
 	i.CID, i.AdapterType, i.UUID = info.CID, info.AdapterType, info.UUID
 	i.HWVersion, i.ToolsVersion = info.HWVersion, info.ToolsVersion
 	if g := info.Geometry; g != [3]int64{} {
@@ -219,6 +221,9 @@ func (i *imageInfo) printText(out io.Writer) error {
 	line("allocated:", bothSizes(i.Allocated))
 	if i.SectorSize > 0 {
 		line("sector size:", bothSizes(i.SectorSize))
+	}
+	if i.Physical > 0 && i.Physical != i.SectorSize {
+		line("physical sectors:", bothSizes(i.Physical))
 	}
 	if i.ClusterSize > 0 {
 		line("cluster size:", bothSizes(i.ClusterSize))

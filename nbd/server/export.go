@@ -112,6 +112,9 @@ func (s *Server) look(disk source.Disk) facts {
 		if n := info.ClusterSize; n > 4096 && bits.OnesCount64(uint64(n)) == 1 {
 			f.sizes.Preferred = uint32(min(n, nbd.MaxPayload))
 		}
+		if n := info.GuestSector; n > 512 && n <= nbd.MaxPayload && bits.OnesCount64(uint64(n)) == 1 {
+			f.sizes.Preferred = uint32(n) // the only way to tell clients the sector size
+		}
 	}
 	return f
 }

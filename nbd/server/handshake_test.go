@@ -181,6 +181,16 @@ func TestPreferred(t *testing.T) {
 			t.Errorf("clusters of %d: preferred %d, %v, want %d", cluster, sizes.Preferred, err, want)
 		}
 	}
+	// Sectors that the guest must see come before clusters.
+	for sector, want := range map[int64]uint32{0: 64 << 10, 512: 64 << 10, 4096: 4096, 4097: 64 << 10, 1 << 40: 64 << 10} {
+		d := newDisk(1 << 20)
+		d.Description = source.Info{ClusterSize: 64 << 10, GuestSector: sector}
+		c := dial(t, newServer(t, one("", d), server.Options{}), 3)
+		sizes, err := nbd.ParseBlockSizes((*[nbd.BlockSizesSize]byte)(c.enter("", nbd.InfoBlockSize)[nbd.InfoBlockSize]))
+		if err != nil || sizes.Preferred != want {
+			t.Errorf("sectors of %d: preferred %d, %v, want %d", sector, sizes.Preferred, err, want)
+		}
+	}
 }
 
 func TestMetaContexts(t *testing.T) {

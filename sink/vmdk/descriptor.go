@@ -44,6 +44,7 @@ type descriptor struct {
 	toolsVersion               string
 	toolsInstallType           string
 	cylinders, heads, perTrack int64
+	logical, physical          int64 // sector sizes that the guest sees, bytes; 0: not recorded
 }
 
 // newDescriptor takes over what is known of the source and makes sense. The CID
@@ -74,10 +75,23 @@ func newDescriptor(name string, size int64, info source.Info) descriptor {
 	if !isPlain(d.uuid) {
 		d.uuid = ""
 	}
+	if isSectorSize(info.GuestSector) {
+		d.logical = info.GuestSector
+	}
+	if isSectorSize(info.GuestPhysical) && info.GuestPhysical >= d.logical {
+		d.physical = info.GuestPhysical
+	}
+	if d.logical <= sectorSize && d.physical <= sectorSize {
+		d.logical, d.physical = 0, 0 // as every disk without the entries
+	}
 	d.cid = newCID(info.CID)
 	d.cylinders, d.heads, d.perTrack = geometry(d.sectors, d.adapter, info.Geometry)
 	return d
 }
+
+// isSectorSize reports whether n can be a sector size, in bytes, by the rule of
+// the reader. VMware's disks have 512 or 4096.
+func isSectorSize(n int64) bool { return n >= sectorSize && n <= 64<<10 && n&(n-1) == 0 }
 
 func newCID(known string) uint32 {
 	if n, err := strconv.ParseUint(known, 16, 32); err == nil && n != noParent {
@@ -132,6 +146,14 @@ func isNumber(s string) bool {
 	return isPlain(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < '0' || r > '9' })
 }
 
+// decimal returns n in decimal digits, "" for 0.
+func decimal(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatInt(n, 10)
+}
+
 func (d descriptor) text() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `# Disk DescriptorFile
@@ -153,6 +175,8 @@ RW %d SPARSE "%s"
 		{"geometry.cylinders", strconv.FormatInt(d.cylinders, 10)},
 		{"geometry.heads", strconv.FormatInt(d.heads, 10)},
 		{"geometry.sectors", strconv.FormatInt(d.perTrack, 10)},
+		{"logicalSectorSize", decimal(d.logical)},
+		{"physicalSectorSize", decimal(d.physical)},
 		{"toolsInstallType", d.toolsInstallType},
 		{"toolsVersion", d.toolsVersion},
 		{"uuid", d.uuid},

@@ -80,6 +80,19 @@ func TestCID(t *testing.T) {
 	}
 }
 
+// Sector sizes are recorded where one of them is not 512.
+func TestSectorSizes(t *testing.T) {
+	for _, c := range []struct{ logical, physical, wantLogical, wantPhysical int64 }{
+		{0, 0, 0, 0}, {512, 512, 0, 0}, {512, 0, 0, 0}, {4096, 4096, 4096, 4096}, {4096, 0, 4096, 0}, {512, 4096, 512, 4096}, {0, 4096, 0, 4096},
+		{4096, 512, 4096, 0}, {513, 1, 0, 0}, {-4096, 1 << 40, 0, 0},
+	} {
+		got := written(t, "x.vmdk", 1<<20, source.Info{GuestSector: c.logical, GuestPhysical: c.physical})
+		if got.GuestSector != c.wantLogical || got.GuestPhysical != c.wantPhysical {
+			t.Errorf("%d, %d became %d, %d", c.logical, c.physical, got.GuestSector, got.GuestPhysical)
+		}
+	}
+}
+
 func TestGeometry(t *testing.T) {
 	const gib = 1 << 30 / sectorSize
 	for _, c := range []struct {

@@ -29,8 +29,8 @@ const (
 )
 
 // Options are those of Create. Of Info, a descriptor takes over AdapterType,
-// HWVersion, ToolsVersion, UUID, CID and Geometry, where they are known and
-// make sense.
+// HWVersion, ToolsVersion, UUID, CID, Geometry and the sector sizes for the
+// guest, where they are known and make sense.
 type Options struct {
 	sink.Options
 	Level int // of compression, MinLevel to MaxLevel; 0: DefaultLevel
