@@ -170,10 +170,6 @@ func (o *Opener) appliance(ctx context.Context, path string) (a *ova.Appliance, 
 		f.Close()
 		return nil, nil, &emptyError{path}
 	}
-	if err := compressedAppliance(f, path); err != nil {
-		f.Close()
-		return nil, nil, err
-	}
 	if strings.EqualFold(filepath.Ext(path), ".ova") {
 		a, err = ova.Open(ctx, path, f)
 		return a, nil, err
@@ -185,19 +181,6 @@ func (o *Opener) appliance(ctx context.Context, path string) (a *ova.Appliance, 
 	}
 	a, err = ova.OpenDescriptor(path, f, beside)
 	return a, beside, err
-}
-
-// compressedAppliance returns an error if f is an appliance inside a compressor or
-// another archive, else nil.
-func compressedAppliance(f source.Disk, path string) error {
-	c, err := contentOf(f)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	if err := c.foreign(path); err != nil && c.text() == "" && !isTar(c.head) {
-		return err
-	}
-	return nil
 }
 
 func entries(a *ova.Appliance) []DiskEntry {
@@ -316,7 +299,11 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, beside
 	if err != nil {
 		return nil, err
 	}
-	if d.Disk == f {
+	bare := d.Disk
+	if w, ok := bare.(*warnedDisk); ok {
+		bare = w.Disk
+	}
+	if bare == f {
 		if err := a.CheckRaw(i, size); err != nil {
 			return nil, errors.Join(err, f.Close())
 		}

@@ -348,11 +348,6 @@ func TestForeignByReference(t *testing.T) {
 			t.Errorf("archive, format %q: %q, want %q", uri, got, want)
 		}
 	}
-	for _, name := range []string{"packed.ova", "packed.ovf"} {
-		if got := whatOf(t, open(write(name, gz), "")); got != "compressed by gzip" {
-			t.Errorf("%s: %q", name, got)
-		}
-	}
 	if got := whatOf(t, open(filepath.Join(dir, "disk.img"), "qcow2")); got != "compressed by gzip" {
 		t.Errorf("as qcow2: %q", got)
 	}
