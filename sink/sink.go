@@ -17,6 +17,11 @@ import (
 // with the state of the last checkpoint and goes on from there.
 var ErrLost = errors.New("connection to the target lost: what was not synced may be gone")
 
+// ErrElsewhere is wrapped by an error of Publish after which the target is whole,
+// durable and has its final name, but not at the path that was asked for. There is
+// nothing to go on with.
+var ErrElsewhere = errors.New("the target is whole, but not where it should be")
+
 // ErrClosed is what every call on a Disk returns that has ended, Abort aside.
 var ErrClosed = errors.New("the target is closed")
 

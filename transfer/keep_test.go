@@ -73,7 +73,7 @@ func (countedDisk) Stats() source.Stats { return source.Stats{} }
 
 // A copy that fails keeps its work by one rule, whatever fails and whoever sees
 // it first: once a checkpoint exists, every error keeps it except a source that
-// changed. Without a checkpoint only errors keep it that a later run may not have.
+// changed, and except a target that has its name already. Without a checkpoint only errors keep it that a later run may not have.
 func TestFailuresKeepWork(t *testing.T) {
 	const size, request = 8 * 64 << 10, 64 << 10
 	bytesOf := bytes.Repeat([]byte{1}, size)
@@ -91,6 +91,7 @@ func TestFailuresKeepWork(t *testing.T) {
 		{"refused reopening", source.Permanent(fmt.Errorf("%w: %w", source.ErrReopen, plain))},
 		{"full", syscall.ENOSPC}, {"quota", syscall.EDQUOT}, {"lost", sink.ErrLost}, {"changed", source.Changed(plain)},
 		{"other disk", fmt.Errorf("%w: %w", source.ErrReopen, source.Changed(plain))}, {"EIO", syscall.EIO}, {"EROFS", syscall.EROFS},
+		{"elsewhere", sink.ErrElsewhere},
 	}
 	failed := map[string]int{}
 	for where, ofSource := range places {
@@ -173,7 +174,7 @@ func TestFailuresKeepWork(t *testing.T) {
 					kept := errors.As(err, &resumable)
 					want := existed
 					switch {
-					case errors.Is(err, transfer.ErrSourceChanged):
+					case errors.Is(err, transfer.ErrSourceChanged), errors.Is(err, sink.ErrElsewhere):
 						want = false
 					case existed:
 					case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, sink.ErrLost):

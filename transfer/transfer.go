@@ -122,7 +122,7 @@ var ErrSourceChanged = source.ErrChanged
 // On an error dst is aborted, which removes what was made for it, except after
 // a *MismatchError and a *ResumableError. Without Options.Keep there is no
 // *ResumableError. With it, once a checkpoint exists, every error is one except
-// ErrSourceChanged and *MismatchError. While there is no checkpoint, the errors
+// ErrSourceChanged, sink.ErrElsewhere and *MismatchError. While there is no checkpoint, the errors
 // are resumable that a later run may not have: the end of ctx or Options.Stop, a
 // target that is full or lost, and a source.Counted that gave up.
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
@@ -228,8 +228,8 @@ func (p *pipeline) end(ctx context.Context, err error) error {
 	if err == nil || errors.As(err, new(*MismatchError)) {
 		return err // published, or suspended by verify
 	}
-	if p.keeper == nil || p.o.Keep == nil || errors.Is(err, ErrSourceChanged) {
-		return aborted(p.dst, err)
+	if p.keeper == nil || p.o.Keep == nil || errors.Is(err, ErrSourceChanged) || errors.Is(err, sink.ErrElsewhere) {
+		return aborted(p.dst, err) // which removes no file that has its final name
 	}
 	existed := p.keeper.exists
 	if !existed && !p.stopped(ctx) && !p.mayPass(err) {

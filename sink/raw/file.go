@@ -90,11 +90,11 @@ func createFile(ctx context.Context, path string, size int64, o Options, sys sys
 func (d *file) open(exists bool) error {
 	p := d.place
 	if d.o.State != nil {
-		f, err := p.open(p.partial, unix.O_RDWR)
+		f, err := p.open(p.partial, unix.O_RDWR|unix.O_NONBLOCK)
 		if err != nil {
 			return err
 		}
-		if err := d.own(f); err != nil {
+		if err := errors.Join(onlyName(f), d.own(f)); err != nil {
 			f.Close()
 			return err
 		}
@@ -115,6 +115,19 @@ func (d *file) open(exists bool) error {
 		return err
 	}
 	d.w.f, d.made = f, true
+	return nil
+}
+
+// onlyName returns an error for a file with a second name (a hard link): going on
+// with it would change what has the other name.
+func onlyName(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
+		return fmt.Errorf("resume: %s has %d names (hard links), and all of them would be changed: copy it to a name of its own", f.Name(), st.Nlink)
+	}
 	return nil
 }
 
@@ -291,7 +304,7 @@ func (d *file) Reopen(ctx context.Context) (source.Disk, error) {
 	}
 	defer d.Done()
 	d.w.forget()
-	return reopen(ctx, d.place.partialPath(), d.Size)
+	return reopen(ctx, d.place.current(d.place.partial, d.w.f), d.Size)
 }
 
 func (d *file) Publish(ctx context.Context) error {
@@ -333,7 +346,7 @@ func (d *file) publish() error {
 		}
 		return errors.Join(err, d.unpublish())
 	}
-	return nil
+	return p.elsewhere()
 }
 
 // rename gives the file its final name; where that is taken, only with Force.

@@ -641,6 +641,97 @@ func TestFolderVanishes(t *testing.T) {
 }
 
 // Abort leaves a .partial that an earlier run made.
+// A file that is not where its name says is no success: its place is told, and it
+// stays there.
+func TestFolderMoves(t *testing.T) {
+	for name, c := range map[string]struct {
+		move func(t *testing.T, sub string)
+		want func(sub string) string
+	}{
+		"renamed": {func(t *testing.T, sub string) {
+			if err := os.Rename(sub, sub+"2"); err != nil {
+				t.Fatal(err)
+			}
+		}, func(sub string) string { return "no such file or directory): the disk d.raw is at " + sub + "2/d.raw" }},
+		"replaced": {func(t *testing.T, sub string) {
+			if err := errors.Join(os.Rename(sub, sub+"2"), os.Mkdir(sub, 0o700)); err != nil {
+				t.Fatal(err)
+			}
+		}, func(sub string) string { return "another folder is there): the disk d.raw is at " + sub + "2/d.raw" }},
+		"parent renamed": {func(t *testing.T, sub string) {
+			if err := os.Rename(filepath.Dir(sub), filepath.Dir(sub)+"2"); err != nil {
+				t.Fatal(err)
+			}
+		}, func(sub string) string { return "is at " + filepath.Dir(sub) + "2/sub/d.raw" }},
+		"mounted over": {func(t *testing.T, sub string) {
+			peer.NeedRoot(t)
+			peer.Run(t, "mount", "-t", "tmpfs", "none", sub)
+			t.Cleanup(func() { unix.Unmount(sub, unix.MNT_DETACH) })
+		}, func(sub string) string { return "is under what is mounted at " + sub }},
+	} {
+		for _, force := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				root, err := filepath.EvalSymlinks(t.TempDir())
+				if err != nil {
+					t.Fatal(err)
+				}
+				sub := filepath.Join(root, "p", "sub")
+				if err := os.MkdirAll(sub, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				held, err := os.OpenRoot(sub)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer held.Close()
+				d, err := CreateFile(t.Context(), filepath.Join(sub, "d.raw"), diskSize, Options{Force: force})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := fillDisk(d); err != nil {
+					t.Fatal(err)
+				}
+				c.move(t, sub)
+				if err := d.Finish(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				back, err := d.(sink.Verifiable).Reopen(t.Context())
+				if err != nil {
+					t.Fatalf("read back: %v", err)
+				}
+				back.Close()
+				if err := d.Publish(t.Context()); !errors.Is(err, sink.ErrElsewhere) || !strings.Contains(err.Error(), c.want(sub)) {
+					t.Errorf("%v, want %q", err, c.want(sub))
+				}
+				if err := d.Abort(); err != nil {
+					t.Errorf("Abort: %v", err)
+				}
+				if got, err := held.ReadFile("d.raw"); err != nil || !bytes.Equal(got, content()) {
+					t.Errorf("the disk is not whole: %v", err)
+				}
+				if _, err := held.Stat("d.raw.partial"); err == nil {
+					t.Error("the .partial is left")
+				}
+			})
+		}
+	}
+}
+
+func TestResumeOfHardLink(t *testing.T) {
+	dir := t.TempDir()
+	victim := filepath.Join(dir, "victim")
+	if err := errors.Join(os.WriteFile(victim, make([]byte, 4096), 0o600), os.Link(victim, filepath.Join(dir, "d.raw.partial"))); err != nil {
+		t.Fatal(err)
+	}
+	_, err := CreateFile(t.Context(), filepath.Join(dir, "d.raw"), diskSize, Options{Options: sink.Options{State: state(diskSize), Resume: 1024}})
+	if err == nil || !strings.Contains(err.Error(), "d.raw.partial has 2 names (hard links)") {
+		t.Errorf("%v", err)
+	}
+	if info, _ := os.Stat(victim); info.Size() != 4096 {
+		t.Errorf("the victim has %d bytes", info.Size())
+	}
+}
+
 func TestAbortAfterResume(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "disk.raw")

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/sink"
 )
 
 // place is where a new file goes: the folder, held open so that it stays the
@@ -94,6 +95,45 @@ func (p *place) holds(name string, f *os.File) bool {
 	return unix.Fstatat(p.fd(), name, &byName, unix.AT_SYMLINK_NOFOLLOW) == nil &&
 		unix.Fstat(int(f.Fd()), &byFile) == nil &&
 		byName.Dev == byFile.Dev && byName.Ino == byFile.Ino
+}
+
+// elsewhere returns an error that wraps sink.ErrElsewhere if the folder is not at
+// its path any more: it was renamed or removed, or another one was mounted over it.
+// The file has its final name.
+func (p *place) elsewhere() error {
+	folder := filepath.Dir(p.path)
+	held, err := p.dir.Stat()
+	if err != nil {
+		return fmt.Errorf("the folder of %s: %w", p.path, err)
+	}
+	now, err := os.Stat(folder)
+	if err == nil && os.SameFile(held, now) {
+		return nil
+	}
+	if err == nil {
+		err = errors.New("another folder is there")
+	}
+	where := "in the folder that was there"
+	if real, linkErr := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", p.fd())); linkErr == nil && real != folder {
+		where = "at " + filepath.Join(real, p.name)
+	} else if linkErr == nil {
+		where = "under what is mounted at " + folder
+	}
+	return fmt.Errorf("the folder %s was moved or replaced during the copy (%w): the disk %s is %s: %w", folder, err, p.name, where, sink.ErrElsewhere)
+}
+
+// current returns a path of the file f that is called name in the folder, which
+// may have been moved.
+func (p *place) current(name string, f *os.File) string {
+	path := filepath.Join(filepath.Dir(p.path), name)
+	info, err := f.Stat()
+	if err != nil {
+		return path
+	}
+	if now, err := os.Lstat(path); err == nil && os.SameFile(info, now) {
+		return path
+	}
+	return fmt.Sprintf("/proc/self/fd/%d/%s", p.fd(), name)
 }
 
 // open opens a file of the folder.
