@@ -110,7 +110,10 @@ func TestFieldsAreFlags(t *testing.T) {
 			if !strings.Contains(fields, `"user"`) {
 				break
 			}
-			c := file.Jobs[0].Data.(*copyCommand)
+			c, err := parser.command(file.Jobs[0])
+			if err != nil {
+				t.Fatal(err)
+			}
 			if c.User != "-x" || c.Password.value != "a=b --c" || c.Password.form != inJobFile || c.Thumbprint != `'"${x}` {
 				t.Errorf("odd values became %+v", c.vddkFlags)
 			}
@@ -130,7 +133,7 @@ func TestExampleJobFiles(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		file, err := parser.jobsFile(path)
+		file, err := parser.jobsFile(t.Context(), path, func(string) {})
 		if err != nil {
 			t.Error(err)
 		} else if len(file.Warnings) > 0 {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +10,9 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
@@ -30,16 +35,35 @@ var decidingVDDK = []string{"server", "vm", "snapshot"}
 // jobParser makes copies of the jobs of a batch, with the parser of the command
 // line: what a flag takes, a field takes.
 type jobParser struct {
-	line   struct{ copyCommand }
-	parser *kong.Kong
+	parser      *kong.Kong
+	environment secretEnvironment // of all jobs
+	files       fileNames
+
+	mu       sync.Mutex // guards what follows
+	line     struct{ copyCommand }
+	defaults copyCommand           // what line is without any flag
+	flags    map[string]*kong.Flag // by the names of fields
 }
 
 func newJobParser() (*jobParser, error) {
-	p := new(jobParser)
+	p := &jobParser{flags: map[string]*kong.Flag{}, files: fileNames{}}
 	var err error
-	p.parser, err = kong.New(&p.line, append(slices.Clone(textMappers), kong.NoDefaultHelp(), kong.Bind(new(secretEnvironment)))...)
-	return p, err
+	p.parser, err = kong.New(&p.line, append(slices.Clone(textMappers), kong.NoDefaultHelp(), kong.Bind(&p.environment))...)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := p.parser.Parse([]string{"SRC", "DST"}); err != nil {
+		return nil, err
+	}
+	p.defaults = p.line.copyCommand
+	for _, flag := range p.parser.Model.Flags {
+		p.flags[fieldName(flag)] = flag
+	}
+	return p, nil
 }
+
+// fieldName is the name of the field of a flag.
+func fieldName(flag *kong.Flag) string { return strings.ReplaceAll(flag.Name, "-", "_") }
 
 // spec tells package batch of the flags of copy.
 func (p *jobParser) spec() (*batch.Spec, error) {
@@ -51,8 +75,13 @@ func (p *jobParser) spec() (*batch.Spec, error) {
 		TargetPath: func(a string) bool {
 			return a != "-" && a != "null:" && !nbd.IsURI(a) && sinkopen.CheckAddress(a) == nil
 		},
-		Files: filesOf,
-		Job:   func(j *batch.Job) (any, error) { return p.command(j) },
+		Files: p.files.of,
+		// A command is a thousand bytes, and there may be a million jobs: each
+		// is made again when it is needed.
+		Job: func(j *batch.Job) (any, error) {
+			_, err := p.command(j)
+			return nil, err
+		},
 	}
 	for _, flag := range p.parser.Model.Flags {
 		if slices.Contains(notJobFields, flag.Name) {
@@ -69,7 +98,7 @@ func (p *jobParser) spec() (*batch.Spec, error) {
 
 // jobField makes a field of a flag.
 func jobField(flag *kong.Flag) (batch.Field, error) {
-	f := batch.Field{Name: strings.ReplaceAll(flag.Name, "-", "_"), Help: flag.Help}
+	f := batch.Field{Name: fieldName(flag), Help: flag.Help}
 	switch value := flag.Target.Interface().(type) {
 	case bool:
 		f.Type = batch.Boolean
@@ -127,22 +156,16 @@ func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 	case j.Target == "-":
 		return nil, errors.New("target: standard output is no target of a batch")
 	}
-	var args []string
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.line.copyCommand = p.defaults
+	p.line.Src, p.line.Dst = j.Source, j.Target
 	for _, v := range j.Values {
-		name := "--" + strings.ReplaceAll(v.Field.Name, "_", "-")
-		for _, text := range v.Texts {
-			bare := v.Field.Type == batch.Boolean || v.Field.Type == batch.BoolOrText
-			switch {
-			case bare && text == "true":
-				args = append(args, name)
-			case bare && text == "false":
-			default:
-				args = append(args, name+"="+text)
-			}
+		if err := p.give(v); err != nil {
+			return nil, err
 		}
 	}
-	// In our memory: no process has them as its arguments.
-	if _, err := p.parser.Parse(append(args, "--", j.Source, j.Target)); err != nil {
+	if err := p.line.Validate(); err != nil {
 		return nil, err
 	}
 	c := p.line.copyCommand
@@ -160,19 +183,79 @@ func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 	return &c, nil
 }
 
-// filesOf are names under which a local file or device is known whatever links
-// lead to it, nil for all else.
-func filesOf(address string) []string {
-	if sourceopen.IsVDDK(address) {
-		return nil
+// give sets a flag of line. It does what kong does with --FLAG=TEXT, without
+// kong's passes over all flags, which take a hundred times as long.
+func (p *jobParser) give(v batch.Value) error {
+	flag := p.flags[v.Field.Name]
+	bare := v.Field.Type == batch.Boolean || v.Field.Type == batch.BoolOrText
+	for _, text := range v.Texts {
+		scan := kong.Scan()
+		switch {
+		case bare && text == "true":
+		case bare && text == "false":
+			continue
+		default:
+			scan.PushTyped(text, kong.FlagValueToken)
+		}
+		if flag.Target.Kind() == reflect.Pointer {
+			flag.Target.Set(reflect.New(flag.Target.Type().Elem()))
+		}
+		if err := flag.Mapper.Decode(&kong.DecodeContext{Value: flag.Value, Scan: scan}, flag.Target); err != nil {
+			return fmt.Errorf("--%s: %w", flag.Name, err)
+		}
 	}
-	if nbd.IsURI(address) {
+	return nil
+}
+
+// fileNames finds names under which a local file or device is known whatever
+// links lead to it, nil for all else. It holds the folders that were looked up,
+// each with what it resolves to.
+type fileNames map[string]string
+
+func (n fileNames) of(address string) []string {
+	switch {
+	case sourceopen.IsVDDK(address), address == "null:", address == "-":
+		return nil
+	case nbd.IsURI(address):
 		return []string{"nbd " + address}
 	}
+	var st unix.Stat_t
+	err := unix.Lstat(address, &st)
+	slash := strings.LastIndexByte(address, '/')
+	base := address[slash+1:]
+	known := err == nil && st.Mode&unix.S_IFMT == unix.S_IFREG || errors.Is(err, unix.ENOENT)
+	if !known || base == "" || base == "." || base == ".." {
+		return filesOf(address)
+	}
+	folder := n.folder(address[:slash+1])
+	if folder == "" {
+		return []string{"path " + filepath.Clean(address)}
+	}
+	path := "path " + strings.TrimSuffix(folder, "/") + "/" + base
+	names := []string{path, path + ".partial"} // who writes a file writes its .partial
+	if err == nil {
+		names = append(names, inode(&st))
+	}
+	return names
+}
+
+// folder returns what a folder resolves to, "" if there is none.
+func (n fileNames) folder(path string) string {
+	real, ok := n[path]
+	if !ok {
+		real, _ = filepath.EvalSymlinks(cmp.Or(path, "."))
+		n[path] = real
+	}
+	return real
+}
+
+func inode(st *unix.Stat_t) string { return fmt.Sprintf("inode %d %d", st.Dev, st.Ino) }
+
+// filesOf finds the names of a link, a device, and of what can be no file.
+func filesOf(address string) []string {
 	var names []string
 	switch place := sinkopen.PlaceOf(address); place.Kind {
 	case "file":
-		// Who writes a file writes its .partial.
 		names = append(names, "path "+place.Path(), "path "+place.Partial)
 	case "block device":
 	case "":
@@ -185,17 +268,45 @@ func filesOf(address string) []string {
 		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
 			return append(names, fmt.Sprintf("device %d", st.Rdev))
 		}
-		names = append(names, fmt.Sprintf("inode %d %d", st.Dev, st.Ino))
+		names = append(names, inode(&st))
 	}
 	return names
 }
 
-// jobsFile reads a job file; - is standard input.
-func (p *jobParser) jobsFile(path string) (*batch.File, error) {
+// jobsFile reads a job file; - is standard input. Ctx ends it at once, whatever
+// it waits for, and told gets how far it is each few seconds.
+func (p *jobParser) jobsFile(ctx context.Context, path string, told func(string)) (*batch.File, error) {
 	spec, err := p.spec()
 	if err != nil {
 		return nil, err
 	}
+	var done, all atomic.Int64
+	spec.Progress = func(d, a int) {
+		done.Store(int64(d))
+		all.Store(int64(a))
+	}
+	loaded := make(chan struct{})
+	var f *batch.File
+	var failed error
+	go func() { // which a signal leaves behind, with whatever it waits for
+		defer close(loaded)
+		f, failed = readJobs(path, spec)
+	}()
+	tick := time.NewTicker(5 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-loaded:
+			return f, failed
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-tick.C:
+			told(fmt.Sprintf("reading %s: %d%%", path, done.Load()*100/max(all.Load(), 1)))
+		}
+	}
+}
+
+func readJobs(path string, spec *batch.Spec) (*batch.File, error) {
 	if path == "-" {
 		dir, err := os.Getwd()
 		if err != nil {

@@ -102,7 +102,7 @@ func (b *batchRun) probeAlone(ctx context.Context, jobs []*batch.Job, bytes map[
 }
 
 func (b *batchRun) probeOne(ctx context.Context, j *batch.Job, bytes int64) (batch.Expected, error) {
-	c := j.Data.(*copyCommand)
+	c := b.command(j)
 	e := batch.Expected{
 		Job: j, Size: sizeOf(j), Bytes: bytes, Fixed: c.Connections > 0,
 		Buffers: cmp.Or(c.NFCBuffers.Size, 1<<20) * int64(cmp.Or(c.NFCBuffers.Count, 4)),
@@ -187,7 +187,7 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 // probe reads --probe bytes of data of a source, behind so many others, and
 // returns how many connections it had in the end.
 func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probeMeter) (connections int, err error) {
-	c := *t.Data.(*copyCommand)
+	c := b.command(t)
 	j := c.newJob(b.log.With("job", t.Name), new(progress.Counters))
 	j.opener.VDDK.Options.Budget = b.budget(t)
 	src, err := j.opener.Open(ctx, c.Src, c.SourceFormat)

@@ -83,9 +83,9 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		_, err = textOutput.Write(batch.Schema(spec))
 		return err
 	case c.MergeReports != "":
-		return c.merge(parser)
+		return c.merge(ctx, parser)
 	}
-	file, jobs, err := c.load(parser)
+	file, jobs, err := c.load(ctx, parser)
 	if err != nil {
 		return err
 	}
@@ -97,7 +97,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		style = progress.None
 	}
 	b := &batchRun{
-		batchCommand: c, file: file, asJSON: c.Progress == "json",
+		batchCommand: c, file: file, parser: parser, asJSON: c.Progress == "json",
 		display:  progress.NewBatchDisplay(style, displayOutput, len(jobs), terminalSize),
 		commands: commands, budgets: map[string]*vddk.Budget{},
 	}
@@ -129,8 +129,11 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 }
 
 // load reads the job file, and returns the jobs of it that the flags pick.
-func (c *batchCommand) load(parser *jobParser) (*batch.File, []*batch.Job, error) {
-	file, err := parser.jobsFile(c.Jobs)
+func (c *batchCommand) load(ctx context.Context, parser *jobParser) (*batch.File, []*batch.Job, error) {
+	file, err := parser.jobsFile(ctx, c.Jobs, c.notice)
+	if ctx.Err() != nil {
+		return nil, nil, context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, nil, &usageError{err: err}
 	}
@@ -143,6 +146,13 @@ func (c *batchCommand) load(parser *jobParser) (*batch.File, []*batch.Job, error
 		file.Limits.Total = c.Parallel
 	}
 	return file, jobs, nil
+}
+
+// notice tells how far something is, before there is a display.
+func (c *batchCommand) notice(text string) {
+	if c.Progress == "auto" || c.Progress == "bar" {
+		fmt.Fprintf(errorOutput, "vddkcp: %s\n", printable.Line(text))
+	}
 }
 
 // selected are the jobs that the flags pick.
@@ -195,11 +205,11 @@ func (c *batchCommand) statePath() (string, error) {
 }
 
 // merge makes one report of many; of the jobs of the job file, where one is named.
-func (c *batchCommand) merge(parser *jobParser) error {
+func (c *batchCommand) merge(ctx context.Context, parser *jobParser) error {
 	var jobs []*batch.Job
 	if c.Jobs != "" {
 		var err error
-		if _, jobs, err = c.load(parser); err != nil {
+		if _, jobs, err = c.load(ctx, parser); err != nil {
 			return err
 		}
 	}
@@ -244,6 +254,7 @@ func outcome(r *batch.Report) error {
 type batchRun struct {
 	*batchCommand
 	file    *batch.File
+	parser  *jobParser
 	log     *slog.Logger
 	asJSON  bool
 	display *progress.BatchDisplay
@@ -269,9 +280,7 @@ func (b *batchRun) giveSecrets(secrets *secretEnvironment) {
 		}
 		return
 	}
-	for _, j := range b.file.Jobs {
-		j.Data.(*copyCommand).secrets.environment = secrets
-	}
+	b.parser.environment = *secrets
 }
 
 // budget is what connections of a job share with others of its host; nil: none.
@@ -333,6 +342,15 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	return err
 }
 
+// command returns the copy of a job, the caller's own.
+func (b *batchRun) command(j *batch.Job) *copyCommand {
+	c, err := b.parser.command(j)
+	if err != nil {
+		panic(err) // loading checked it
+	}
+	return c
+}
+
 // removeJournal removes what is left beside the target of a copy that is whole:
 // its journal, and its first name where the second one was given by a link.
 func (b *batchRun) removeJournal(j *batch.Job) {
@@ -345,7 +363,7 @@ func (b *batchRun) removeJournal(j *batch.Job) {
 			b.log.Warn("the first name of the target stays", "job", j.Name, "error", err)
 		}
 	}
-	path := j.Data.(*copyCommand).Journal
+	path := b.command(j).Journal
 	if path == "" {
 		path = journal.Beside(place.Partial)
 	}
@@ -367,7 +385,7 @@ func sizeOf(j *batch.Job) int64 {
 // copy runs one copy of a job.
 func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 	log := t.Log
-	c := *t.Data.(*copyCommand)
+	c := b.command(t.Job)
 	if t.Resume {
 		switch sinkopen.PlaceOf(c.Dst).Kind {
 		case "file", "block device", "NBD export":

@@ -96,7 +96,7 @@ func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
 }
 
 func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
-	c := *t.Data.(*copyCommand)
+	c := b.command(t)
 	c.DryRun = true
 	if b.Resume && sinkopen.PlaceOf(c.Dst).Kind == "file" {
 		c.Resume = true

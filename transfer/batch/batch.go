@@ -12,6 +12,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -28,23 +29,33 @@ type File struct {
 
 // Job is one copy of a batch, with the defaults filled in.
 type Job struct {
-	Index       int    // in the file, from 0
-	Name        string // unique in the file
-	Source      string // a path is absolute
-	Target      string // likewise
-	Host        string // the ESXi host; "": not known
-	Labels      map[string]string
+	Index       int      // in the file, from 0
+	Name        string   // unique in the file
+	Source      string   // a path is absolute
+	Target      string   // likewise
+	Host        string   // the ESXi host; "": not known
 	Before      []string // commands: a program and its arguments; nil: none
 	After       []string
 	HookTimeout time.Duration // of each command
 	Values      []Value       // the flags that are given, in the order of Spec.Fields
 	Data        any           // what Spec.Job returned
+
+	labels, defaultLabels map[string]string
 }
 
 // Value is a flag of a job.
 type Value struct {
 	Field *Field
 	Texts []string // one, but of an Array
+}
+
+// Labels returns the labels of the job and of the defaults: a map of the caller's
+// own, not nil.
+func (j *Job) Labels() map[string]string {
+	all := make(map[string]string, len(j.labels)+len(j.defaultLabels))
+	maps.Copy(all, j.defaultLabels)
+	maps.Copy(all, j.labels)
+	return all
 }
 
 // Text returns the value of a flag, "" where it is not given.
@@ -160,6 +171,9 @@ type Spec struct {
 	// Job makes of a checked job what its copy needs, or says what is wrong
 	// with it as a whole; nil: nothing.
 	Job func(*Job) (any, error)
+	// Progress is called now and then with how much of the work of loading is
+	// done; nil: nobody wants to know.
+	Progress func(done, all int)
 }
 
 // Shard returns in which of n shards a job is: the first 32 bits of the SHA-256
@@ -190,14 +204,22 @@ type Selection struct {
 // Select returns the jobs that are picked, in their order. It is an error where
 // a name is no job's, or where names and labels pick nothing.
 func (f *File) Select(s Selection) ([]*Job, error) {
+	missing := map[string]bool{}
 	for _, name := range s.Names {
-		if !slices.ContainsFunc(f.Jobs, func(j *Job) bool { return j.Name == name }) {
+		missing[name] = true
+	}
+	picked := maps.Clone(missing)
+	for _, j := range f.Jobs {
+		delete(missing, j.Name)
+	}
+	for _, name := range s.Names {
+		if missing[name] {
 			return nil, fmt.Errorf("no job is called %q", name)
 		}
 	}
 	var jobs []*Job
 	for _, j := range f.Jobs {
-		if (len(s.Names) == 0 || slices.Contains(s.Names, j.Name)) && j.hasLabels(s.Labels) {
+		if (len(s.Names) == 0 || picked[j.Name]) && j.hasLabels(s.Labels) {
 			jobs = append(jobs, j)
 		}
 	}
@@ -212,7 +234,11 @@ func (f *File) Select(s Selection) ([]*Job, error) {
 
 func (j *Job) hasLabels(labels map[string]string) bool {
 	for key, want := range labels {
-		if have, ok := j.Labels[key]; !ok || have != want {
+		have, ok := j.labels[key]
+		if !ok {
+			have, ok = j.defaultLabels[key]
+		}
+		if !ok || have != want {
 			return false
 		}
 	}

@@ -56,7 +56,7 @@ func benchLoad(b *testing.B, text []byte) *File {
 func benchReport(j *Job) *JobReport {
 	t := transfer.NewReport(j.Source, j.Target)
 	t.End(transfer.StatusOK, 0)
-	return &JobReport{Name: j.Name, Labels: labelsOf(j), Attempts: 1, Report: t}
+	return &JobReport{Name: j.Name, Labels: j.Labels(), Attempts: 1, Report: t}
 }
 
 func benchEntry(j *Job) *entry {

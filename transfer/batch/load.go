@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"maps"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +24,8 @@ type problem struct {
 	offset  int    // in the file
 	field   string // "jobs[3].compress"; "": the file as a whole
 	message string
+	unknown string   // a field that is not one of known
+	known   []string // which one was meant is said of the problems that are shown
 }
 
 // FileError is all that is wrong with a job file.
@@ -73,11 +73,7 @@ func Load(r io.Reader, name, dir string, spec *Spec) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	l := &loader{dir: dir, spec: spec, fields: map[string]*Field{}, known: names(jobFields)}
-	for i := range spec.Fields {
-		l.fields[spec.Fields[i].Name] = &spec.Fields[i]
-		l.known = append(l.known, spec.Fields[i].Name)
-	}
+	l := newLoader(string(text), dir, spec)
 	file := new(File)
 	if len(text) > maxFile {
 		l.problems = append(l.problems, problem{message: fmt.Sprintf("longer than %s, the most that a job file may have", bytesize.Format(maxFile))})
@@ -93,28 +89,93 @@ func Load(r io.Reader, name, dir string, spec *Spec) (*File, error) {
 	slices.SortStableFunc(l.problems, func(a, b problem) int { return cmp.Compare(a.offset, b.offset) })
 	at := newLines(text)
 	e := &FileError{Name: name}
-	for _, p := range l.problems {
+	for i, p := range l.problems {
 		line, column := at.of(p.offset)
+		if p.known != nil && i < maxShown {
+			p.message += fmt.Sprintf("; did you mean %q?", nearest.Of(strings.ReplaceAll(strings.ToLower(p.unknown), "-", "_"), p.known))
+		}
 		e.Problems = append(e.Problems, Problem{line, column, p.field, p.message})
 	}
 	return nil, e
 }
 
 type loader struct {
+	content  string // of the file
 	dir      string
 	spec     *Spec
-	fields   map[string]*Field
-	known    []string // the fields of a job
+	fields   map[string]int // of spec, by name
+	known    *nameSet       // the fields of a job
 	problems []problem
 	warnings []string
 }
 
-func (l *loader) bad(at int, field, format string, args ...any) {
-	l.problems = append(l.problems, problem{at, field, fmt.Sprintf(format, args...)})
+func newLoader(text, dir string, spec *Spec) *loader {
+	l := &loader{content: text, dir: dir, spec: spec, fields: map[string]int{}}
+	known := names(jobFields)
+	for i := range spec.Fields {
+		l.fields[spec.Fields[i].Name] = i
+		known = append(known, spec.Fields[i].Name)
+	}
+	l.known = newNameSet(known)
+	return l
+}
+
+// nameSet is names in an order, and found fast.
+type nameSet struct {
+	all []string
+	has map[string]bool
+}
+
+func newNameSet(all []string) *nameSet {
+	s := &nameSet{all, map[string]bool{}}
+	for _, name := range all {
+		s.has[name] = true
+	}
+	return s
+}
+
+// place names a field in messages, which few jobs need: the text is made when
+// one does.
+type place struct {
+	base  string // "defaults", "jobs"
+	index int    // of an element of base; -1: base is none
+	name  string // of a member of that; "": itself
+}
+
+func placeOf(base string) place { return place{base: base, index: -1} }
+
+func (p place) String() string {
+	s := p.base
+	if p.index >= 0 {
+		s += "[" + strconv.Itoa(p.index) + "]"
+	}
+	if p.name == "" {
+		return s
+	}
+	if s != "" {
+		s += "."
+	}
+	return s + quoted(p.name)
+}
+
+// member is the place of a member of p.
+func (p place) member(name string) place {
+	if p.name != "" {
+		return place{p.String(), -1, name}
+	}
+	p.name = name
+	return p
+}
+
+// element is the place of an element of p.
+func (p place) element(i int) place { return place{p.String(), i, ""} }
+
+func (l *loader) bad(at int, field fmt.Stringer, format string, args ...any) {
+	l.problems = append(l.problems, problem{offset: at, field: field.String(), message: fmt.Sprintf(format, args...)})
 }
 
 // want reports whether n is of one of the kinds, and else that it is not.
-func (l *loader) want(n *node, field, wanted string, kinds ...kind) bool {
+func (l *loader) want(n *node, field place, wanted string, kinds ...kind) bool {
 	if slices.Contains(kinds, n.kind) {
 		return true
 	}
@@ -124,40 +185,44 @@ func (l *loader) want(n *node, field, wanted string, kinds ...kind) bool {
 
 // object calls each for every member of an object, but for those whose name came
 // before or is not among known.
-func (l *loader) object(n *node, field string, known []string, each func(m member, field string)) {
-	prefix := ""
-	if field != "" {
-		prefix = field + "."
-	}
+func (l *loader) object(n *node, field place, known *nameSet, each func(m member, field place)) {
 	if !l.want(n, field, "an object", kindObject) {
 		return
 	}
-	seen := map[string]bool{}
-	for _, m := range n.members {
-		switch {
-		case seen[m.name]:
-			l.bad(m.offset, prefix+quoted(m.name), "is there twice")
-		case known != nil && !slices.Contains(known, m.name):
-			l.unknown(m, prefix, known)
-		default:
-			each(m, prefix+quoted(m.name))
+	var seen map[string]bool
+	if len(n.members) > 32 { // else comparing is faster
+		seen = map[string]bool{}
+	}
+	for i, m := range n.members {
+		at := field.member(m.name)
+		twice := seen[m.name]
+		if seen == nil {
+			twice = slices.ContainsFunc(n.members[:i], func(o member) bool { return o.name == m.name })
+		} else {
+			seen[m.name] = true
 		}
-		seen[m.name] = true
+		switch {
+		case twice:
+			l.bad(m.offset, at, "is there twice")
+		case known != nil && !known.has[m.name]:
+			l.unknown(m, field, known.all)
+		default:
+			each(m, at)
+		}
 	}
 }
 
-func (l *loader) unknown(m member, prefix string, known []string) {
-	field := prefix + quoted(m.name)
-	if reason := notOfAJob(m.name); reason != "" && strings.HasPrefix(prefix, "jobs[") || reason != "" && prefix == "defaults." {
+func (l *loader) unknown(m member, in place, known []string) {
+	field := in.member(m.name)
+	if reason := notOfAJob(m.name); reason != "" && (in.base == "jobs" || in.base == "defaults") {
 		l.bad(m.offset, field, "not a field of a job: %s", reason)
 		return
 	}
-	if len(m.name) > maxName {
-		l.bad(m.offset, field, "unknown field")
-		return
+	l.bad(m.offset, field, "unknown field")
+	if len(m.name) <= maxName {
+		p := &l.problems[len(l.problems)-1]
+		p.unknown, p.known = m.name, known
 	}
-	meant := nearest.Of(strings.ReplaceAll(strings.ToLower(m.name), "-", "_"), known)
-	l.bad(m.offset, field, "unknown field; did you mean %q?", meant)
 }
 
 // notOfAJob says why a flag of a copy is none of a job.
@@ -192,9 +257,9 @@ func quoted(name string) string {
 func (l *loader) file(root *node) *File {
 	f := &File{ContinueOnError: true}
 	var jobs *node
-	defaults := newDraft()
+	defaults := &draft{ok: true}
 	version := false
-	l.object(root, "", names(topFields), func(m member, field string) {
+	l.object(root, placeOf(""), newNameSet(names(topFields)), func(m member, field place) {
 		switch m.name {
 		case "version":
 			version = true
@@ -208,7 +273,7 @@ func (l *loader) file(root *node) *File {
 		case "limits":
 			l.limits(m.value, &f.Limits)
 		case "defaults":
-			defaults = l.draft(m.value, "defaults", -1)
+			defaults = l.draft(m.value, placeOf("defaults"))
 		case "jobs":
 			if l.want(m.value, field, "an array", kindArray) {
 				jobs = m.value
@@ -216,85 +281,104 @@ func (l *loader) file(root *node) *File {
 		}
 	})
 	if root.kind == kindObject && !version {
-		l.bad(root.offset, "version", `missing: want "version": 1`)
+		l.bad(root.offset, placeOf("version"), `missing: want "version": 1`)
 	}
 	switch {
 	case root.kind != kindObject:
 	case jobs == nil && !slices.ContainsFunc(root.members, func(m member) bool { return m.name == "jobs" }):
-		l.bad(root.offset, "jobs", "missing: want an array of jobs")
+		l.bad(root.offset, placeOf("jobs"), "missing: want an array of jobs")
 	case jobs != nil && len(jobs.items) == 0:
-		l.bad(jobs.offset, "jobs", "no job: want at least one")
+		l.bad(jobs.offset, placeOf("jobs"), "no job: want at least one")
 	case jobs != nil:
 		l.jobs(jobs, defaults, f)
 	}
 	return f
 }
 
-// draft is a job as the file has it.
+// draft is a job, or the defaults, as the file has it.
 type draft struct {
 	node        *node
 	labels      map[string]string
 	hookTimeout time.Duration
-	values      map[string][]string
-	places      map[string]int // of the values of fields
-	ok          bool           // no problem in it
+	values      []fieldValue // of fields of jobs, in the order of the file
+	flags       []flagValue  // in the order of Spec.Fields, once the draft is read
+	ok          bool         // no problem in it
 }
 
-func newDraft() *draft {
-	return &draft{values: map[string][]string{}, places: map[string]int{}, ok: true}
+type fieldValue struct {
+	name  string
+	texts []string
 }
 
-// draft reads a job or, with index -1, the defaults.
-func (l *loader) draft(n *node, field string, index int) *draft {
-	d := newDraft()
-	d.node = n
-	before := len(l.problems)
-	l.object(n, field, l.known, func(m member, field string) {
-		d.places[m.name] = m.value.offset
-		switch m.name {
-		case "name":
-			if index < 0 {
-				l.bad(m.offset, field, "a name is one job's")
-				return
-			}
-			l.text(d, m, field)
-			if name := d.values["name"]; name != nil && (name[0] == "" || len(name[0]) > 1000) {
-				l.bad(m.value.offset, field, "want 1 to 1000 bytes")
-			}
-		case "source", "target", "host":
-			l.text(d, m, field)
-		case "labels":
-			d.labels = l.labels(m.value, field)
-		case "before", "after":
-			l.texts(d, m, field)
-			if v := d.values[m.name]; v != nil && (len(v) == 0 || v[0] == "") {
-				l.bad(m.value.offset, field, "want a program and its arguments")
-			}
-		case "hook_timeout":
-			l.text(d, m, field)
-			if v := d.values[m.name]; v != nil {
-				t, err := time.ParseDuration(v[0])
-				if err != nil || t <= 0 {
-					l.bad(m.value.offset, field, "%q: want a time, as 90s or 15m", v[0])
-				}
-				d.hookTimeout = t
-			}
-		default:
-			l.flag(d, m, field)
+type flagValue struct {
+	index int // in Spec.Fields
+	texts []string
+}
+
+// get returns the texts of a field of jobs, nil where it is not given.
+func (d *draft) get(name string) []string {
+	for _, v := range d.values {
+		if v.name == name {
+			return v.texts
 		}
-	})
+	}
+	return nil
+}
+
+// draft reads a job or the defaults.
+func (l *loader) draft(n *node, field place) *draft {
+	d := &draft{node: n}
+	before := len(l.problems)
+	l.object(n, field, l.known, func(m member, field place) { l.field(d, m, field) })
+	slices.SortFunc(d.flags, func(a, b flagValue) int { return a.index - b.index })
 	d.ok = len(l.problems) == before
 	return d
 }
 
-func (l *loader) text(d *draft, m member, field string) {
+// field reads a field of a job or of the defaults.
+func (l *loader) field(d *draft, m member, field place) {
+	switch m.name {
+	case "name":
+		if field.base == "defaults" {
+			l.bad(m.offset, field, "a name is one job's")
+			return
+		}
+		l.text(d, m, field)
+		if name := d.get("name"); name != nil && (name[0] == "" || len(name[0]) > 1000) {
+			l.bad(m.value.offset, field, "want 1 to 1000 bytes")
+		}
+	case "source", "target", "host":
+		l.text(d, m, field)
+	case "labels":
+		d.labels = l.labels(m.value, field)
+	case "before", "after":
+		texts := l.texts(m, field)
+		if texts != nil && (len(texts) == 0 || texts[0] == "") {
+			l.bad(m.value.offset, field, "want a program and its arguments")
+		}
+		d.values = append(d.values, fieldValue{m.name, texts})
+	case "hook_timeout":
+		l.text(d, m, field)
+		if v := d.get(m.name); v != nil {
+			t, err := time.ParseDuration(v[0])
+			if err != nil || t <= 0 {
+				l.bad(m.value.offset, field, "%q: want a time, as 90s or 15m", v[0])
+			}
+			d.hookTimeout = t
+		}
+	default:
+		l.flag(d, m, field)
+	}
+}
+
+func (l *loader) text(d *draft, m member, field place) {
 	if l.want(m.value, field, "a string", kindString) && l.printable(m.value, field) {
-		d.values[m.name] = []string{m.value.text}
+		d.values = append(d.values, fieldValue{m.name, []string{m.value.text}})
 	}
 }
 
 // printable refuses what no path, name or flag can have.
-func (l *loader) printable(n *node, field string) bool {
+func (l *loader) printable(n *node, field place) bool {
 	if strings.Contains(n.text, "\x00") {
 		l.bad(n.offset, field, "it has a character of code 0")
 		return false
@@ -302,23 +386,24 @@ func (l *loader) printable(n *node, field string) bool {
 	return true
 }
 
-func (l *loader) texts(d *draft, m member, field string) {
+// texts returns the strings of an array, nil where it is none.
+func (l *loader) texts(m member, field place) []string {
 	if !l.want(m.value, field, "an array of strings", kindArray) {
-		return
+		return nil
 	}
 	texts := []string{}
 	for i, item := range m.value.items {
-		at := fmt.Sprintf("%s[%d]", field, i)
+		at := field.element(i)
 		if l.want(item, at, "a string", kindString) && l.printable(item, at) {
 			texts = append(texts, item.text)
 		}
 	}
-	d.values[m.name] = texts
+	return texts
 }
 
-func (l *loader) labels(n *node, field string) map[string]string {
+func (l *loader) labels(n *node, field place) map[string]string {
 	labels := map[string]string{}
-	l.object(n, field, nil, func(m member, field string) {
+	l.object(n, field, nil, func(m member, field place) {
 		if l.want(m.value, field, "a string", kindString) {
 			labels[m.name] = m.value.text
 		}
@@ -327,8 +412,10 @@ func (l *loader) labels(n *node, field string) map[string]string {
 }
 
 // flag reads a field that is a flag of a copy.
-func (l *loader) flag(d *draft, m member, field string) {
-	f, n := l.fields[m.name], m.value
+func (l *loader) flag(d *draft, m member, field place) {
+	index, n := l.fields[m.name], m.value
+	f := &l.spec.Fields[index]
+	give := func(texts []string) { d.flags = append(d.flags, flagValue{index, texts}) }
 	ok := false
 	switch f.Type {
 	case Boolean:
@@ -342,9 +429,12 @@ func (l *loader) flag(d *draft, m member, field string) {
 	case BoolOrText:
 		ok = l.want(n, field, "true, false or a string", kindBoolean, kindString)
 	case Array:
-		l.texts(d, m, field)
-		for i, text := range d.values[m.name] {
-			l.check(f, n.items[min(i, len(n.items)-1)].offset, fmt.Sprintf("%s[%d]", field, i), text)
+		texts := l.texts(m, field)
+		for i, text := range texts {
+			l.check(f, n.items[min(i, len(n.items)-1)].offset, field.element(i), text)
+		}
+		if texts != nil {
+			give(texts)
 		}
 		return
 	}
@@ -355,7 +445,7 @@ func (l *loader) flag(d *draft, m member, field string) {
 		l.bad(n.offset, field, "%.40s: want a whole number", n.text)
 		return
 	}
-	d.values[m.name] = []string{n.text}
+	give([]string{n.text})
 	if n.kind == kindString && f.Secret {
 		l.secret(f, n, field)
 		return
@@ -375,7 +465,7 @@ func (l *loader) flag(d *draft, m member, field string) {
 	}
 }
 
-func (l *loader) check(f *Field, at int, field, text string) {
+func (l *loader) check(f *Field, at int, field place, text string) {
 	if f.Check == nil {
 		return
 	}
@@ -385,19 +475,19 @@ func (l *loader) check(f *Field, at int, field, text string) {
 }
 
 // secret never shows the value.
-func (l *loader) secret(f *Field, n *node, field string) {
+func (l *loader) secret(f *Field, n *node, field place) {
 	switch {
 	case strings.HasPrefix(n.text, "-"):
 		l.bad(n.offset, field, "- and -FD ask a person or another program: want +FILE, the first line of a file")
 	case n.text == "+":
 		l.bad(n.offset, field, "want the name of a file after +")
 	case !strings.HasPrefix(n.text, "+"):
-		l.warnings = append(l.warnings, field+": in plain text: whoever can read the job file has it; +FILE names a file that holds it")
+		l.warnings = append(l.warnings, field.String()+": in plain text: whoever can read the job file has it; +FILE names a file that holds it")
 	}
 }
 
 func (l *loader) limits(n *node, limits *Limits) {
-	l.object(n, "limits", names(limitFields), func(m member, field string) {
+	l.object(n, placeOf("limits"), newNameSet(names(limitFields)), func(m member, field place) {
 		v := m.value
 		count := func(into *int, least, most int) {
 			if !l.want(v, field, "a whole number", kindNumber) {
@@ -440,157 +530,4 @@ func (l *loader) limits(n *node, limits *Limits) {
 			size(&limits.Rate)
 		}
 	})
-}
-
-// jobs reads the jobs, and finds those that are in each other's way.
-func (l *loader) jobs(n *node, defaults *draft, f *File) {
-	drafts := make([]*draft, len(n.items))
-	byName := map[string]int{}
-	type claim struct{ job int }
-	targets := map[string]claim{}
-	for i, item := range n.items {
-		field := fmt.Sprintf("jobs[%d]", i)
-		d := l.draft(item, field, i)
-		drafts[i] = d
-		if item.kind != kindObject {
-			f.Jobs = append(f.Jobs, nil)
-			continue
-		}
-		j := l.merge(i, d, defaults)
-		f.Jobs = append(f.Jobs, j)
-		at := func(name string) int {
-			if at, ok := d.places[name]; ok {
-				return at
-			}
-			return item.offset
-		}
-		for name, value := range map[string]string{"source": j.Source, "target": j.Target} {
-			_, here := d.places[name]
-			_, there := defaults.places[name]
-			if value == "" && (!here && !there || here && d.ok) {
-				l.bad(at(name), field+"."+name, "missing")
-				d.ok = false
-			}
-		}
-		if first, ok := byName[j.Name]; ok {
-			l.bad(at("name"), field+".name", "%.80q is the name of jobs[%d] too", j.Name, first)
-		} else {
-			byName[j.Name] = i
-		}
-		for _, file := range l.files(j.Target) {
-			if first, ok := targets[file]; ok && first.job != i {
-				l.bad(at("target"), field+".target", "%.200q is the target of jobs[%d] too", j.Target, first.job)
-				break
-			}
-			targets[file] = claim{i}
-		}
-	}
-	for i, j := range f.Jobs {
-		if j == nil {
-			continue
-		}
-		d := drafts[i]
-		for _, file := range l.files(j.Source) {
-			if writer, ok := targets[file]; ok && writer.job != i {
-				at, ok := d.places["source"]
-				if !ok {
-					at = d.node.offset
-				}
-				l.bad(at, fmt.Sprintf("jobs[%d].source", i), "%.200q is the target of jobs[%d], which would be written meanwhile", j.Source, writer.job)
-				break
-			}
-		}
-		if d.ok && defaults.ok && l.spec.Job != nil {
-			data, err := l.spec.Job(j)
-			if err != nil {
-				l.badJob(i, d, defaults, err)
-			}
-			j.Data = data
-		}
-	}
-}
-
-// badJob puts what is wrong with a job as a whole where it is: an error that begins
-// with a flag's name is of that field.
-func (l *loader) badJob(i int, d, defaults *draft, err error) {
-	flag, message, ok := strings.Cut(err.Error(), ": ")
-	flag, isFlag := strings.CutPrefix(flag, "--")
-	name := strings.ReplaceAll(flag, "-", "_")
-	if ok && isFlag {
-		if at, ok := d.places[name]; ok {
-			l.bad(at, fmt.Sprintf("jobs[%d].%s", i, name), "%s", message)
-			return
-		}
-		if at, ok := defaults.places[name]; ok {
-			l.bad(at, "defaults."+name, "%s (in jobs[%d])", message, i)
-			return
-		}
-	}
-	l.bad(d.node.offset, fmt.Sprintf("jobs[%d]", i), "%v", err)
-}
-
-func (l *loader) files(address string) []string {
-	if l.spec.Files == nil || address == "" {
-		return nil
-	}
-	return l.spec.Files(address)
-}
-
-// merge makes a job of a draft, over the defaults.
-func (l *loader) merge(i int, d, defaults *draft) *Job {
-	get := func(name string) []string {
-		if v, ok := d.values[name]; ok {
-			return v
-		}
-		return defaults.values[name]
-	}
-	first := func(name string) string {
-		if v := get(name); len(v) > 0 {
-			return v[0]
-		}
-		return ""
-	}
-	j := &Job{
-		Index: i, Name: cmp.Or(first("name"), strconv.Itoa(i)), Host: first("host"),
-		Source: first("source"), Target: first("target"), Before: get("before"), After: get("after"),
-		HookTimeout: cmp.Or(d.hookTimeout, defaults.hookTimeout, defaultHookTimeout),
-	}
-	if j.Source != "" && l.spec.SourcePath(j.Source) {
-		j.Source = l.absolute(j.Source)
-	}
-	if j.Target != "" && l.spec.TargetPath(j.Target) {
-		j.Target = l.absolute(j.Target)
-	}
-	if len(d.labels)+len(defaults.labels) > 0 {
-		j.Labels = map[string]string{}
-		maps.Copy(j.Labels, defaults.labels)
-		maps.Copy(j.Labels, d.labels)
-	}
-	for k := range l.spec.Fields {
-		f := &l.spec.Fields[k]
-		texts := slices.Clone(get(f.Name))
-		if texts == nil {
-			continue
-		}
-		for n, text := range texts {
-			name, inFile := strings.CutPrefix(text, "+")
-			switch {
-			case f.Secret && inFile && name != "":
-				texts[n] = "+" + l.absolute(name)
-			case f.Path:
-				texts[n] = l.absolute(text)
-			}
-		}
-		j.Values = append(j.Values, Value{f, texts})
-	}
-	return j
-}
-
-// absolute is a path of the job file. It is not cleaned: what is after .. may be
-// a symbolic link.
-func (l *loader) absolute(path string) string {
-	if path == "" || filepath.IsAbs(path) {
-		return path
-	}
-	return strings.TrimSuffix(l.dir, "/") + "/" + path
 }

@@ -240,7 +240,7 @@ func TestLoadFillsIn(t *testing.T) {
 		t.Errorf("values %v", got)
 	}
 	if a.Name != "0" || a.Source != "[ds] a/a.vmdk" || a.Target != "/jobs/out/a.qcow2" || a.HostKey() != "host esxi1" || a.HookTimeout != 5*time.Minute ||
-		!reflect.DeepEqual(a.Labels, map[string]string{"wave": "1", "site": "x"}) || !slices.Equal(a.Before, []string{"true"}) || a.Data != "0" {
+		!reflect.DeepEqual(a.Labels(), map[string]string{"wave": "1", "site": "x"}) || !slices.Equal(a.Before, []string{"true"}) || a.Data != "0" {
 		t.Errorf("job %+v", a)
 	}
 	if got := values(b); !reflect.DeepEqual(got, map[string][]string{"server": {"vc2"}, "password": {"plain"}, "verify": {"false"}, "sparse": {"4096"},
@@ -248,7 +248,7 @@ func TestLoadFillsIn(t *testing.T) {
 		t.Errorf("values %v", got)
 	}
 	if b.Name != "b/ü" || b.Source != "/jobs/b.vmdk" || b.Target != "/b.raw" || b.HostKey() != "server vc2" || b.HookTimeout != time.Second ||
-		!reflect.DeepEqual(b.Labels, map[string]string{"wave": "2", "site": "x"}) || !slices.Equal(b.Before, []string{"x", "y z"}) {
+		!reflect.DeepEqual(b.Labels(), map[string]string{"wave": "2", "site": "x"}) || !slices.Equal(b.Before, []string{"x", "y z"}) {
 		t.Errorf("job %+v", b)
 	}
 	if len(f.Warnings) != 1 || !strings.HasPrefix(f.Warnings[0], "jobs[1].password: in plain text") || strings.Contains(f.Warnings[0], "plain:") {

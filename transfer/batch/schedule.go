@@ -125,15 +125,7 @@ func skippedReport(j *Job, why string) *JobReport {
 	t := transfer.NewReport(j.Source, j.Target)
 	t.End(transfer.StatusSkipped, 0)
 	t.Error = why
-	return &JobReport{Name: j.Name, Labels: labelsOf(j), Report: t}
-}
-
-// labelsOf are never null in a report.
-func labelsOf(j *Job) map[string]string {
-	if j.Labels == nil {
-		return map[string]string{}
-	}
-	return j.Labels
+	return &JobReport{Name: j.Name, Labels: j.Labels(), Report: t}
 }
 
 // run is a batch under way. Its fields belong to the goroutine of schedule.
@@ -169,7 +161,7 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 		if e := entries[i]; e != nil {
 			a.number, a.redo = e.Attempts, e.Redo || e.Phase == phaseDone || e.Phase == phaseCopied
 			if r.wasDone(j, e) {
-				e.Report.Attempts, e.Report.Labels = e.Attempts, labelsOf(j)
+				e.Report.Attempts, e.Report.Labels = e.Attempts, j.Labels()
 				r.reports[j] = e.Report
 				if r.o.Ended != nil {
 					r.o.Ended(j, e.Report)
@@ -353,7 +345,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 			log.Warn("the state is not written: after a kill the job may run again", "error", err)
 		}
 	}
-	report := &JobReport{Name: j.Name, Labels: labelsOf(j), Attempts: a.number + 1, Report: a.copied}
+	report := &JobReport{Name: j.Name, Labels: j.Labels(), Attempts: a.number + 1, Report: a.copied}
 	if a.copied == nil {
 		keep(phaseRunning)
 		report.Report = r.copy(ctx, a, log, func(identity string) {

@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
@@ -20,6 +20,7 @@ const (
 	kindString  kind = "string"
 	kindArray   kind = "array"
 	kindObject  kind = "object"
+	kindUnread  kind = "" // not parsed yet
 )
 
 // named is a kind in a sentence.
@@ -49,13 +50,25 @@ type member struct {
 	value  *node
 }
 
+// find returns the member of a name, the last of several.
+func (n *node) find(name string) (m member, ok bool) {
+	for _, m := range slices.Backward(n.members) {
+		if m.name == name {
+			return m, true
+		}
+	}
+	return member{}, false
+}
+
 // Bounds of a job file: it is read as a whole.
 const (
 	maxFile  = 64 << 20 // bytes
 	maxDepth = 16
 )
 
-// parseTree reads the one JSON value of text. An error is a *Problem.
+// parseTree reads the one JSON value of text. The elements of the array "jobs"
+// of a job file are left unparsed (kindUnread): expand parses them, so that a
+// large file need not lie in memory as a tree.
 func parseTree(text []byte) (*node, *problem) {
 	if bytes.HasPrefix(text, []byte("\ufeff")) {
 		return nil, &problem{message: "a byte order mark: JSON has none; save the file as UTF-8 without it"}
@@ -70,9 +83,8 @@ func parseTree(text []byte) (*node, *problem) {
 	if err := json.Unmarshal(text, new(skipped)); errors.As(err, &syntax) {
 		return nil, explain(text, int(syntax.Offset), syntax)
 	}
-	p := &treeParser{text: text, decoder: json.NewDecoder(bytes.NewReader(text))}
-	p.decoder.UseNumber()
-	return p.value(0)
+	p := &treeParser{text: string(text)}
+	return p.value(0, false)
 }
 
 // isUTF16 tells by the byte order mark, or by the first character, which is of ASCII
@@ -135,71 +147,159 @@ func tooDeep(at int) *problem {
 	return &problem{offset: at, message: fmt.Sprintf("nested deeper than %d", maxDepth)}
 }
 
+// treeParser parses text, which is valid JSON.
 type treeParser struct {
-	text    []byte
-	decoder *json.Decoder
+	text string
+	at   int
 }
 
-// next returns a token, and where it begins.
-func (p *treeParser) next() (json.Token, int, error) {
-	at := int(p.decoder.InputOffset())
-	for at < len(p.text) && strings.IndexByte(" \t\r\n,:", p.text[at]) >= 0 {
-		at++
+// expand returns the value that begins at offset, inside so many others.
+func expand(text string, offset, depth int) *node {
+	p := &treeParser{text, offset}
+	n, bad := p.value(depth, false)
+	if bad != nil {
+		panic(bad) // skip has found it
 	}
-	token, err := p.decoder.Token()
-	return token, at, err
+	return n
 }
 
-func (p *treeParser) value(depth int) (*node, *problem) {
-	token, at, err := p.next()
-	if err != nil {
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
+func (p *treeParser) space() {
+	for p.at < len(p.text) {
+		switch p.text[p.at] {
+		case ' ', '\t', '\r', '\n', ',', ':': // what is between values is checked
+			p.at++
+		default:
+			return
 		}
-		return nil, &problem{offset: at, message: err.Error()}
 	}
-	n := &node{offset: at}
-	switch t := token.(type) {
-	case nil:
-		n.kind = kindNull
-	case bool:
-		n.kind, n.text = kindBoolean, fmt.Sprint(t)
-	case json.Number:
-		n.kind, n.text = kindNumber, t.String()
-	case string:
-		n.kind, n.text = kindString, t
-	case json.Delim:
+}
+
+// value parses the next value, which lies inside depth others. The elements of
+// an array are only found if they are to be left unread.
+func (p *treeParser) value(depth int, unread bool) (*node, *problem) {
+	p.space()
+	n := &node{offset: p.at}
+	switch c := p.text[p.at]; c {
+	case '{', '[':
 		if depth == maxDepth {
-			return nil, tooDeep(at)
+			return nil, tooDeep(p.at)
 		}
+		p.at++
 		n.kind = kindArray
-		if t == '{' {
+		if c == '{' {
 			n.kind = kindObject
 		}
-		for p.decoder.More() {
-			m := member{}
-			if n.kind == kindObject {
-				name, at, err := p.next()
-				if err != nil {
-					return nil, &problem{offset: at, message: err.Error()}
-				}
-				m.name, m.offset = fmt.Sprint(name), at
-			}
-			var bad *problem
-			if m.value, bad = p.value(depth + 1); bad != nil {
-				return nil, bad
-			}
-			if n.kind == kindObject {
-				n.members = append(n.members, m)
-			} else {
-				n.items = append(n.items, m.value)
-			}
-		}
-		if _, at, err := p.next(); err != nil {
-			return nil, &problem{offset: at, message: err.Error()}
-		}
+		return n, p.elements(n, depth, unread)
+	case '"':
+		n.kind, n.text = kindString, p.string()
+	case 'n':
+		n.kind = kindNull
+		p.scalar()
+	case 't', 'f':
+		n.kind, n.text = kindBoolean, p.scalar()
+	default:
+		n.kind, n.text = kindNumber, p.scalar()
 	}
 	return n, nil
+}
+
+// elements parses the elements of an array or object, and its end.
+func (p *treeParser) elements(n *node, depth int, unread bool) *problem {
+	for {
+		p.space()
+		if c := p.text[p.at]; c == '}' || c == ']' {
+			p.at++
+			return nil
+		}
+		m := member{offset: p.at}
+		if n.kind == kindObject {
+			m.name = p.string()
+		}
+		var bad *problem
+		if unread {
+			m.value, bad = p.skip(depth + 1)
+		} else {
+			jobs := depth == 0 && n.kind == kindObject && m.name == "jobs"
+			m.value, bad = p.value(depth+1, jobs && p.peek() == '[')
+		}
+		if bad != nil {
+			return bad
+		}
+		if n.kind == kindObject {
+			n.members = append(n.members, m)
+		} else {
+			n.items = append(n.items, m.value)
+		}
+	}
+}
+
+// peek returns the first byte of the next value.
+func (p *treeParser) peek() byte {
+	p.space()
+	return p.text[p.at]
+}
+
+// skip passes the next value, which lies inside depth others, and notes where it
+// is.
+func (p *treeParser) skip(depth int) (*node, *problem) {
+	n := &node{kind: kindUnread, offset: p.at}
+	for inside := depth; ; {
+		p.space()
+		switch p.text[p.at] {
+		case '{', '[':
+			if inside == maxDepth {
+				return nil, tooDeep(p.at)
+			}
+			inside++
+			p.at++
+		case '}', ']':
+			inside--
+			p.at++
+		case '"':
+			p.quoted()
+		default:
+			p.scalar()
+		}
+		if inside == depth {
+			return n, nil
+		}
+	}
+}
+
+// scalar passes a number or a word, and returns it.
+func (p *treeParser) scalar() string {
+	begin := p.at
+	for p.at < len(p.text) && strings.IndexByte(" \t\r\n,:]}", p.text[p.at]) < 0 {
+		p.at++
+	}
+	return p.text[begin:p.at]
+}
+
+// quoted passes a string, and returns it with its quotes, and whether it has
+// escapes.
+func (p *treeParser) quoted() (text string, escaped bool) {
+	begin := p.at
+	for p.at++; p.text[p.at] != '"'; p.at++ {
+		if p.text[p.at] == '\\' {
+			escaped = true
+			p.at++
+		}
+	}
+	p.at++
+	return p.text[begin:p.at], escaped
+}
+
+// string passes a string, and returns its value.
+func (p *treeParser) string() string {
+	text, escaped := p.quoted()
+	if !escaped {
+		return text[1 : len(text)-1]
+	}
+	var value string
+	if err := json.Unmarshal([]byte(text), &value); err != nil {
+		panic(err) // it was checked
+	}
+	return value
 }
 
 // lines tells lines and columns, both from 1 and the latter in characters. Places

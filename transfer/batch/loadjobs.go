@@ -1,0 +1,224 @@
+package batch
+
+import (
+	"cmp"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// jobsLoader reads the jobs of a file one by one, and finds those that are in
+// each other's way. It keeps little of each, since a file may have a million.
+type jobsLoader struct {
+	*loader
+	items    []*node
+	defaults *draft
+	file     *File
+	ok       []bool         // of each job: no problem in it so far
+	byName   map[string]int // jobs
+	targets  map[string]int // jobs by the files that they write
+}
+
+// jobDepth is inside how many values a job lies in its file.
+const jobDepth = 2
+
+func (l *loader) jobs(n *node, defaults *draft, f *File) {
+	j := &jobsLoader{l, n.items, defaults, f, make([]bool, len(n.items)), map[string]int{}, map[string]int{}}
+	f.Jobs = make([]*Job, len(n.items))
+	for i := range n.items {
+		l.progress(i, 2*len(n.items))
+		j.read(i)
+	}
+	for i := range n.items {
+		l.progress(len(n.items)+i, 2*len(n.items))
+		if f.Jobs[i] != nil {
+			j.check(i)
+		}
+	}
+}
+
+// node returns a job as the file has it. The result is not kept.
+func (l *jobsLoader) node(i int) *node { return expand(l.content, l.items[i].offset, jobDepth) }
+
+func placeOfJob(i int) place { return place{base: "jobs", index: i} }
+
+// read reads a job and claims its name and the files of its target.
+func (l *jobsLoader) read(i int) {
+	d := l.draft(l.node(i), placeOfJob(i))
+	l.ok[i] = d.ok
+	if d.node.kind != kindObject {
+		return
+	}
+	j := l.merge(i, d, l.defaults)
+	l.file.Jobs[i] = j
+	l.required(i, d, "source", j.Source)
+	l.required(i, d, "target", j.Target)
+	if first, ok := l.byName[j.Name]; ok {
+		l.bad(l.at(d.node, "name"), placeOfJob(i).member("name"), "%.80q is the name of jobs[%d] too", j.Name, first)
+	} else {
+		l.byName[j.Name] = i
+	}
+	for _, file := range l.files(j.Target) {
+		if first, ok := l.targets[file]; ok && first != i {
+			l.bad(l.at(d.node, "target"), placeOfJob(i).member("target"), "%.200q is the target of jobs[%d] too", j.Target, first)
+			break
+		}
+		l.targets[file] = i
+	}
+}
+
+// required reports a field that neither the job nor the defaults have, or that is
+// empty.
+func (l *jobsLoader) required(i int, d *draft, name, value string) {
+	if value != "" {
+		return
+	}
+	_, here := d.node.find(name)
+	there := false
+	if l.defaults.node != nil {
+		_, there = l.defaults.node.find(name)
+	}
+	if !here && !there || here && d.ok {
+		l.bad(l.at(d.node, name), placeOfJob(i).member(name), "missing")
+		l.ok[i], d.ok = false, false
+	}
+}
+
+// at returns where the value of a field is, or the job that lacks it.
+func (l *jobsLoader) at(job *node, name string) int {
+	if m, ok := job.find(name); ok {
+		return m.value.offset
+	}
+	return job.offset
+}
+
+// check checks a job against all others, and as a whole.
+func (l *jobsLoader) check(i int) {
+	j := l.file.Jobs[i]
+	for _, file := range l.files(j.Source) {
+		if writer, ok := l.targets[file]; ok && writer != i {
+			l.bad(l.at(l.node(i), "source"), placeOfJob(i).member("source"), "%.200q is the target of jobs[%d], which would be written meanwhile", j.Source, writer)
+			break
+		}
+	}
+	if l.ok[i] && l.defaults.ok && l.spec.Job != nil {
+		data, err := l.spec.Job(j)
+		if err != nil {
+			l.badJob(i, err)
+		}
+		j.Data = data
+	}
+}
+
+// badJob puts what is wrong with a job as a whole where it is: an error that begins
+// with a flag's name is of that field.
+func (l *jobsLoader) badJob(i int, err error) {
+	job := l.node(i)
+	flag, message, ok := strings.Cut(err.Error(), ": ")
+	flag, isFlag := strings.CutPrefix(flag, "--")
+	name := strings.ReplaceAll(flag, "-", "_")
+	if ok && isFlag {
+		if m, ok := job.find(name); ok {
+			l.bad(m.value.offset, placeOfJob(i).member(name), "%s", message)
+			return
+		}
+		if l.defaults.node != nil {
+			if m, ok := l.defaults.node.find(name); ok {
+				l.bad(m.value.offset, placeOf("defaults").member(name), "%s (in jobs[%d])", message, i)
+				return
+			}
+		}
+	}
+	l.bad(job.offset, placeOfJob(i), "%v", err)
+}
+
+func (l *loader) files(address string) []string {
+	if l.spec.Files == nil || address == "" {
+		return nil
+	}
+	return l.spec.Files(address)
+}
+
+// progress reports how far loading is, now and then.
+func (l *loader) progress(done, all int) {
+	if l.spec.Progress != nil && done%256 == 0 {
+		l.spec.Progress(done, all)
+	}
+}
+
+// merge makes a job of a draft, over the defaults.
+func (l *loader) merge(i int, d, defaults *draft) *Job {
+	get := func(name string) []string {
+		if v := d.get(name); v != nil {
+			return v
+		}
+		return defaults.get(name)
+	}
+	first := func(name string) string {
+		if v := get(name); len(v) > 0 {
+			return v[0]
+		}
+		return ""
+	}
+	j := &Job{
+		Index: i, Name: first("name"), Host: first("host"),
+		Source: first("source"), Target: first("target"), Before: get("before"), After: get("after"),
+		HookTimeout: cmp.Or(d.hookTimeout, defaults.hookTimeout, defaultHookTimeout),
+		labels:      d.labels, defaultLabels: defaults.labels,
+	}
+	if j.Name == "" {
+		j.Name = strconv.Itoa(i)
+	}
+	if j.Source != "" && l.spec.SourcePath(j.Source) {
+		j.Source = l.absolute(j.Source)
+	}
+	if j.Target != "" && l.spec.TargetPath(j.Target) {
+		j.Target = l.absolute(j.Target)
+	}
+	j.Values = make([]Value, 0, len(d.flags)+len(defaults.flags))
+	// Both are in the order of Spec.Fields.
+	ours, theirs := d.flags, defaults.flags
+	for len(ours)+len(theirs) > 0 {
+		var v flagValue
+		switch {
+		case len(theirs) == 0 || len(ours) > 0 && ours[0].index < theirs[0].index:
+			v, ours = ours[0], ours[1:]
+		case len(ours) == 0 || theirs[0].index < ours[0].index:
+			v, theirs = theirs[0], theirs[1:]
+		default:
+			v, ours, theirs = ours[0], ours[1:], theirs[1:]
+		}
+		j.Values = append(j.Values, l.value(v))
+	}
+	return j
+}
+
+// value makes the paths of a flag absolute.
+func (l *loader) value(v flagValue) Value {
+	f := &l.spec.Fields[v.index]
+	if !f.Path && !f.Secret {
+		return Value{f, v.texts}
+	}
+	texts := make([]string, len(v.texts))
+	for n, text := range v.texts {
+		name, inFile := strings.CutPrefix(text, "+")
+		switch {
+		case f.Secret && inFile && name != "":
+			texts[n] = "+" + l.absolute(name)
+		case f.Path:
+			texts[n] = l.absolute(text)
+		default:
+			texts[n] = text
+		}
+	}
+	return Value{f, texts}
+}
+
+// absolute is a path of the job file. It is not cleaned: what is after .. may be
+// a symbolic link.
+func (l *loader) absolute(path string) string {
+	if path == "" || filepath.IsAbs(path) {
+		return path
+	}
+	return strings.TrimSuffix(l.dir, "/") + "/" + path
+}
