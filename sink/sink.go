@@ -25,6 +25,17 @@ var ErrElsewhere = errors.New("the target is whole, but not where it should be")
 // ErrClosed is what every call on a Disk returns that has ended, Abort aside.
 var ErrClosed = errors.New("the target is closed")
 
+// ErrUnfit says that a target or an option does not fit Options.State and
+// Options.Resume: no later call with the same ones succeeds either.
+var ErrUnfit = errors.New("the target does not fit the checkpoint")
+
+// Unfit marks an error as an ErrUnfit, and keeps its text.
+func Unfit(err error) error { return &unfitError{err} }
+
+type unfitError struct{ error }
+
+func (e *unfitError) Unwrap() []error { return []error{e.error, ErrUnfit} }
+
 // Disk is a virtual disk that is being written. It gets its calls one at a
 // time, with ascending and touching ranges, unless it is Parallel. It ends
 // with one of Publish, Suspend and Abort; callers defer Abort, which does

@@ -181,6 +181,17 @@ func isLost(err error) bool {
 	return errors.As(err, &lost)
 }
 
+// IsLost reports whether err says that a worker process was lost: it crashed, was
+// killed, or did not answer in time. Another worker may do better.
+func IsLost(err error) bool { return isLost(err) }
+
+// IsNoSnapshot reports whether err says that the snapshot which was named does not
+// exist, so that the same parameters never open the disk again.
+func IsNoSnapshot(err error) bool {
+	e := asError(err)
+	return e != nil && e.code() == worker.CodeNoSnapshot
+}
+
 // asError returns the error of the library in err, or nil.
 func asError(err error) *Error {
 	var e *Error

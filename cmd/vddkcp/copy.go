@@ -30,7 +30,6 @@ import (
 	"vddkcp/transfer"
 	"vddkcp/transfer/digest"
 	"vddkcp/transfer/progress"
-	"vddkcp/vddk"
 )
 
 type copyCommand struct {
@@ -114,14 +113,17 @@ func (j *job) do(ctx context.Context) error {
 	j.countSource(err)
 	var resumable *transfer.ResumableError
 	if errors.As(err, &resumable) {
-		err = &hintedError{err, fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)}
+		advice := fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)
+		if why := hint(err); why != "" {
+			advice = why + "; then " + advice
+		}
+		err = &hintedError{err, advice}
 	}
 	if err != nil {
 		// Most errors name the source already.
 		if !strings.Contains(err.Error(), j.Src) {
 			err = fmt.Errorf("copy %s: %w", j.Src, err)
 		}
-		err = asUsage(err)
 	}
 	j.endReport(err)
 	if d := j.result.Digest; err == nil && d != nil {
@@ -150,25 +152,6 @@ func progressStyle(flag string) progress.Style {
 	return progress.Lines
 }
 
-// asUsage gives errors that are the command line's fault their exit status.
-func asUsage(err error) error {
-	var target *sinkopen.UsageError
-	var src *sourceopen.UsageError
-	var choice *sourceopen.ChoiceError
-	var params *vddk.ParamsError
-	var certificate *vddk.CertificateError
-	if errors.As(err, &choice) {
-		return &usageError{err: err, hint: choice.Hint()}
-	}
-	if errors.As(err, &params) || errors.As(err, &certificate) {
-		return &usageError{err: err, hint: hint(err)}
-	}
-	if errors.As(err, &target) || errors.As(err, &src) || errors.Is(err, sourceopen.ErrNotRead) {
-		return &usageError{err: err, hint: hint(err)}
-	}
-	return err
-}
-
 func (j *job) endReport(err error) {
 	counts := j.result.Counts
 	if counts == (progress.Snapshot{}) {
@@ -179,23 +162,14 @@ func (j *job) endReport(err error) {
 		j.report.Verify = j.result.Verify
 	}
 	j.report.Digest = j.result.Digest
-	status, exit := transfer.StatusOK, 0
-	var stopped *signalError
-	var mismatch *transfer.MismatchError
-	switch {
-	case errors.As(err, &mismatch), errors.As(err, new(*sourceopen.ManifestError)):
-		status, exit = transfer.StatusMismatch, exitStatus(err)
-	case errors.As(err, &stopped):
-		status, exit = transfer.StatusInterrupted, exitStatus(err)
-	case err != nil:
-		status, exit = transfer.StatusFailed, exitStatus(err)
-	case j.DryRun:
-		status = transfer.StatusSkipped
+	end := outcomeOf(err)
+	if err == nil && j.DryRun {
+		end.status = transfer.StatusSkipped
 	}
 	if err != nil {
 		j.report.Error, j.report.Hint = err.Error(), hint(err)
 	}
-	j.report.End(status, exit)
+	j.report.End(end.status, end.exit)
 }
 
 // warn is called concurrently, by the connections.
@@ -256,14 +230,17 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	// What is copied can go on later if it is finished in order, and a signal
-	// leaves it time for that.
-	work := ctx
+	// leaves it time for that: to what is read until the grace is over, to the
+	// target a while longer.
+	reading, work := ctx, ctx
 	if j.resumption.path != "" {
-		drained, cancel := drain(ctx, grace)
-		defer cancel()
-		work = drained
+		var endReading, endWork context.CancelFunc
+		reading, endReading = drain(ctx, grace)
+		defer endReading()
+		work, endWork = drain(ctx, grace+checkpointGrace)
+		defer endWork()
 	}
-	src, err := j.opener.Open(work, j.Src, j.SourceFormat)
+	src, err := j.opener.Open(reading, j.Src, j.SourceFormat)
 	if err != nil {
 		return err
 	}
@@ -273,11 +250,14 @@ func (j *job) run(ctx context.Context) error {
 	if d, ok := source.Ability[source.Described](src); ok {
 		j.info = d.Info()
 	}
-	closeBacking, err := j.openBacking(ctx)
+	closeBacking, err := j.openBacking(reading)
 	if err != nil {
 		return err
 	}
 	defer closeBacking()
+	if err := j.sameSize(src); err != nil {
+		return err
+	}
 	// First without the space it takes: what can be refused at once is.
 	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(0, nil)))
 	if err != nil {
@@ -348,7 +328,7 @@ func (j *job) run(ctx context.Context) error {
 	}
 	ended, err := j.keep(ctx, &o)
 	if err != nil {
-		return errors.Join(err, dst.Abort())
+		return errors.Join(err, j.giveUp(dst))
 	}
 	if target.Kind == "NBD export" {
 		o.Reopen = func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) {

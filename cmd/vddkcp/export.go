@@ -168,7 +168,7 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 		}
 		return &reportedError{ended}
 	}
-	return asUsage(fmt.Errorf("export: %w", err))
+	return fmt.Errorf("export: %w", err)
 }
 
 // run serves until a signal, the end of CMD, or the last client. A

@@ -18,8 +18,6 @@ import (
 
 	"vddkcp/internal/nearest"
 	"vddkcp/internal/printable"
-	sourceopen "vddkcp/source/open"
-	"vddkcp/transfer"
 )
 
 // version is stamped by the linker.
@@ -43,7 +41,7 @@ type cli struct {
 func newParser(c *cli, stdout, stderr io.Writer, exit func(int), options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append(append(options, textMappers...),
 		kong.Name("vddkcp"),
-		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can go on; 130 or 143 stopped by SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
+		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can go on; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
@@ -151,14 +149,6 @@ func refuseMisspelt(app *kong.Application, args []string) error {
 	}
 }
 
-// Exit statuses, by docs/cli.md.
-const (
-	exitFailed     = 1
-	exitUsage      = 2
-	exitDifference = 3
-	exitCanResume  = 75
-)
-
 // drain returns a context that ends so long after ctx, with the same cause: for
 // what is to be finished once a signal has come.
 func drain(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
@@ -208,7 +198,10 @@ type signalError struct{ signal syscall.Signal }
 func (e *signalError) Error() string { return fmt.Sprintf("stopped by %s", signalName(e.signal)) }
 
 func signalName(s syscall.Signal) string {
-	if s == syscall.SIGINT {
+	switch s {
+	case syscall.SIGHUP:
+		return "SIGHUP"
+	case syscall.SIGINT:
 		return "SIGINT"
 	}
 	return "SIGTERM"
@@ -218,13 +211,20 @@ func signalName(s syscall.Signal) string {
 // process and then to its group, which is it again.
 const echo = 250 * time.Millisecond
 
-// withSignals returns a context that the first SIGINT or SIGTERM ends, with a
-// *signalError as its cause. A second one ends the process at once, after last;
-// what comes within echo of the first and is the same is no second one.
+// withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends,
+// with a *signalError as its cause. A second SIGINT or SIGTERM ends the process
+// at once, after last; what comes within echo of the first and is the same is no
+// second one. A second SIGHUP is nothing: a terminal that goes away sends
+// several, and systemd sends one after its SIGTERM. A SIGHUP that is ignored
+// when the program starts, as by nohup(1), stays so.
 func withSignals(parent context.Context, last func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	wanted := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		wanted = append(wanted, syscall.SIGHUP)
+	}
+	signal.Notify(signals, wanted...)
 	go func() {
 		first, ok := <-signals
 		if !ok {
@@ -233,7 +233,7 @@ func withSignals(parent context.Context, last func()) (ctx context.Context, stop
 		begun := time.Now()
 		cancel(&signalError{first.(syscall.Signal)})
 		for second := range signals {
-			if second == first && time.Since(begun) < echo {
+			if second == syscall.SIGHUP || second == first && time.Since(begun) < echo {
 				continue
 			}
 			last()
@@ -245,38 +245,6 @@ func withSignals(parent context.Context, last func()) (ctx context.Context, stop
 		close(signals)
 		cancel(nil)
 	}
-}
-
-// exitStatus is the exit status that err stands for.
-func exitStatus(err error) int {
-	var stopped *signalError
-	var usage *usageError
-	var command *commandStatus
-	var batch *batchError
-	switch {
-	case errors.As(err, &command):
-		return command.status
-	case errors.As(err, &batch):
-		return batch.exit
-	case errors.As(err, &stopped):
-		return 128 + int(stopped.signal)
-	case errors.As(err, &usage):
-		return exitUsage
-	case errors.As(err, new(*differenceError)), errors.As(err, new(*transfer.MismatchError)), errors.As(err, new(*sourceopen.ManifestError)):
-		return exitDifference
-	case errors.As(err, new(*transfer.ResumableError)), errors.As(err, new(*passingError)):
-		return exitCanResume
-	}
-	return exitFailed
-}
-
-// hint is what the user can do about err, or empty.
-func hint(err error) string {
-	var h interface{ Hint() string }
-	if errors.As(err, &h) {
-		return h.Hint()
-	}
-	return ""
 }
 
 // fail shows err on w, for people or as JSON, and returns its exit status.

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
+	"log/slog"
 	"os"
 	"time"
 
@@ -18,8 +18,14 @@ import (
 	"vddkcp/vddk"
 )
 
-// grace is how long a copy that a signal stops has for what is in flight.
-const grace = 5 * time.Second
+// A copy that a signal stops has grace for the reads in flight; those that are
+// still not answered then are given up. The target lives checkpointGrace longer,
+// so that it can take a last checkpoint even where the source hangs or waits to
+// be opened again.
+const (
+	grace           = 5 * time.Second
+	checkpointGrace = 5 * time.Second
+)
 
 // resumption is a copy's journal, and where in it an earlier run stopped.
 type resumption struct {
@@ -29,6 +35,7 @@ type resumption struct {
 	entries []journal.Entry // to go on at, the newest first; none: from the start
 	stale   bool            // the .partial that is there is of no use
 	begun   bool            // the target is this copy's
+	partial os.FileInfo     // of the .partial that is there; nil: none
 }
 
 // prepareResume finds the journal of the copy and, with --resume, what it
@@ -67,7 +74,7 @@ func (j *job) prepareResume() (err error) {
 		return err
 	}
 	if r.place.Kind == "file" {
-		if _, err := os.Lstat(r.place.Partial); errors.Is(err, fs.ErrNotExist) {
+		if r.partial, err = os.Lstat(r.place.Partial); errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 	}
@@ -169,32 +176,47 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 	}
 }
 
-// canGoOn tells, of a copy that failed, that another can go on: with an earlier
-// one, which this one left as it was, or, in a batch, when a server is there again.
+// canGoOn says of a copy that failed before it began to write whether another
+// run can go on: with an earlier copy, which this one left as it was, or, in a
+// batch, when a server is there again.
 func (j *job) canGoOn(err error) error {
-	if err == nil || exitStatus(asUsage(err)) != exitFailed || source.IsPermanent(err) {
+	if err == nil || outcomeOf(err).exit != exitFailed {
 		return err
 	}
 	if r := &j.resumption; len(r.entries) > 0 && !r.begun {
+		if vddk.IsNoSnapshot(err) || errors.Is(err, sink.ErrUnfit) {
+			return j.neverResumed(err)
+		}
 		return &transfer.ResumableError{Err: err, Offset: r.entries[0].Offset}
 	}
-	if j.retried && mayPass(err) {
+	if j.retried && j.mayPass(err) {
 		return &passingError{err}
 	}
 	return err
 }
 
-// passingError is a failure that another try may not have, from the start.
-type passingError struct{ error }
-
-func (e *passingError) Unwrap() error { return e.error }
-
-// mayPass says whether err, which is not permanent, is of a server.
-func mayPass(err error) bool {
-	if unknown := (*net.DNSError)(nil); errors.As(err, &unknown) && unknown.IsNotFound {
-		return false
+// neverResumed is the usage error of a copy that no later run can go on with
+// either. What was copied is kept.
+func (j *job) neverResumed(why error) error {
+	e := &usageError{
+		err:  fmt.Errorf("--resume: the copy to %s can't go on: %w", j.Dst, why),
+		hint: "--force without --resume drops what was copied and starts anew",
 	}
-	return errors.As(err, new(*vddk.Error)) || errors.As(err, new(*net.OpError)) || errors.Is(err, sink.ErrLost)
+	if vddk.IsNoSnapshot(why) {
+		e.hint = "the snapshot is gone, and with it the state of the disk that was copied: name a snapshot that exists, and start anew with --force without --resume"
+	}
+	return e
+}
+
+// sameSize refuses to go on with a disk that has another size than the one that
+// was copied. It comes before the target is opened by the checkpoint of that.
+func (j *job) sameSize(src source.Disk) error {
+	for _, e := range j.resumption.entries {
+		if e.Size != src.Size() {
+			return j.neverResumed(fmt.Errorf("the source has %d bytes (%s), and had %d (%s) when the copy stopped", src.Size(), bytesize.Format(src.Size()), e.Size, bytesize.Format(e.Size)))
+		}
+	}
+	return nil
 }
 
 // checkSource looks, where nothing proves that the source is the same, whether
@@ -216,6 +238,15 @@ func (j *job) checkSource(ctx context.Context, src source.Disk, last *transfer.C
 	return err
 }
 
+// giveUp ends a target that nothing was written to. One that an earlier run has
+// begun is kept.
+func (j *job) giveUp(dst sink.Disk) error {
+	if len(j.resumption.entries) > 0 {
+		return dst.Suspend()
+	}
+	return dst.Abort()
+}
+
 // keep opens the journal of a copy whose target is open, and makes the options
 // write to it. Ended tells it how the copy ended.
 func (j *job) keep(ctx context.Context, o *transfer.Options) (ended func(error) error, err error) {
@@ -229,7 +260,7 @@ func (j *job) keep(ctx context.Context, o *transfer.Options) (ended func(error) 
 	}
 	if len(r.entries) == 0 {
 		if err := jr.Reset(); err != nil {
-			return nil, errors.Join(err, jr.Close())
+			return nil, errors.Join(err, jr.Remove())
 		}
 	} else {
 		last := r.entries[0].Checkpoint
@@ -247,9 +278,27 @@ func (j *job) keep(ctx context.Context, o *transfer.Options) (ended func(error) 
 			}
 			return err
 		}
+		if errors.Is(err, transfer.ErrSourceChanged) {
+			r.dropPartial(j.log)
+		}
 		if removed := jr.Remove(); removed != nil {
 			j.log.Warn("the journal stays", "error", removed)
 		}
 		return err
 	}, nil
+}
+
+// dropPartial removes the .partial that an earlier run made, which the sink
+// leaves. It is for a source that changed: the file holds parts of two states.
+func (r *resumption) dropPartial(log *slog.Logger) {
+	if r.partial == nil || len(r.entries) == 0 {
+		return
+	}
+	now, err := os.Lstat(r.place.Partial)
+	if err != nil || !os.SameFile(now, r.partial) {
+		return // it is gone, or another process's
+	}
+	if err := os.Remove(r.place.Partial); err != nil {
+		log.Warn("the .partial file stays and holds parts of two states of the source", "error", err)
+	}
 }

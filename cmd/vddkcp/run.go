@@ -229,11 +229,11 @@ func (c *batchCommand) merge(ctx context.Context, parser *jobParser) error {
 			return err
 		}
 	}
-	return outcome(r)
+	return batchEnd(r)
 }
 
-// outcome is the error that a report ends a batch with.
-func outcome(r *batch.Report) error {
+// batchEnd is the error that a report ends a batch with.
+func batchEnd(r *batch.Report) error {
 	if r.Exit == 0 {
 		return nil
 	}
@@ -336,7 +336,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	}
 	b.log.Info(fmt.Sprintf("%d jobs: %d done, %d failed, %d interrupted, %d not started", len(report.Jobs),
 		report.Counts.Done, report.Counts.Failed, report.Counts.Interrupted, report.Counts.Skipped))
-	if o := outcome(report); o != nil {
+	if o := batchEnd(report); o != nil {
 		return errors.Join(o, err)
 	}
 	return err

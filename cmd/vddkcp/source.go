@@ -57,7 +57,7 @@ func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d s
 	opener.Retry.OnRetry = retryNotices(log)
 	if d, err = opener.Open(ctx, src, f.SourceFormat); err != nil {
 		closeLog()
-		return nil, nil, asUsage(err)
+		return nil, nil, err
 	}
 	warnOf(log, d)
 	if i, ok := source.Ability[source.Described](d); ok {

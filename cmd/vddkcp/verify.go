@@ -102,7 +102,7 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 			err = failed
 		}
 	} else if err != nil {
-		err = asUsage(fmt.Errorf("verify: %w", err))
+		err = fmt.Errorf("verify: %w", err)
 	}
 	if closed := closeLog(); closed != nil && err == nil {
 		err = fmt.Errorf("log file: %w", closed)

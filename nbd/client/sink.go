@@ -65,7 +65,7 @@ func Create(ctx context.Context, uri string, size int64, o SinkOptions) (sink.Di
 		return nil, fmt.Errorf("%s: a disk of %d bytes, to be resumed at %d", uri, size, o.Resume)
 	}
 	if o.State != nil && string(o.State) != string(state(size)) {
-		return nil, fmt.Errorf("%s: resume: the checkpoint is %q, want %q", uri, o.State, state(size))
+		return nil, sink.Unfit(fmt.Errorf("%s: resume: the checkpoint is %q, want %q", uri, o.State, state(size)))
 	}
 	s, err := dial(ctx, u, o.Client)
 	if err != nil {

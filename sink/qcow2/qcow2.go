@@ -113,6 +113,9 @@ func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 	if s, err = parseState(o.State); err == nil {
 		err = s.fits(l, o)
 	}
+	if err != nil {
+		err = sink.Unfit(err)
+	}
 	file.State, file.Resume = s.file, s.next<<l.shift
 	return s, file, err
 }

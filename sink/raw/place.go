@@ -223,7 +223,7 @@ func (p *place) checkPartial(o Options) (os.FileInfo, error) {
 	}
 	if o.State != nil {
 		if info.Size() < o.Resume {
-			return nil, fmt.Errorf("resume: %s has %d bytes, want %d that are done", path, info.Size(), o.Resume)
+			return nil, sink.Unfit(fmt.Errorf("resume: %s has %d bytes, want %d that are done", path, info.Size(), o.Resume))
 		}
 		return info, nil
 	}

@@ -77,7 +77,7 @@ func (o Options) checkRange(size int64) error {
 		return fmt.Errorf("resume at %d without the state of a checkpoint", o.Resume)
 	}
 	if o.State != nil && string(o.State) != string(state(size)) {
-		return fmt.Errorf("resume: the checkpoint is %q, want %q", o.State, state(size))
+		return sink.Unfit(fmt.Errorf("resume: the checkpoint is %q, want %q", o.State, state(size)))
 	}
 	return nil
 }

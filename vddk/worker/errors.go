@@ -40,6 +40,7 @@ const (
 	CodeFileNotFound = 4
 	CodeNotSupported = 6
 	CodeNoAccess     = 13
+	CodeNoSnapshot   = 13003
 	CodeRefused      = 14009
 )
 
