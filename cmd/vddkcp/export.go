@@ -209,7 +209,7 @@ func (c *exportCommand) serve(ctx context.Context, exports *exports, sockets *so
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	options := server.Options{
-		Writable: c.RW || c.Cow.on, MaxConnections: c.MaxConnections, Grace: exportGrace, Stats: &stats.Stats, Log: log,
+		Writable: c.RW || c.Cow.on, MaxConnections: c.MaxConnections, Grace: exportGrace, Kill: kill, Stats: &stats.Stats, Log: log,
 	}
 	if c.ExitLast {
 		options.Left = func(others int) {
@@ -248,9 +248,6 @@ func (c *exportCommand) serve(ctx context.Context, exports *exports, sockets *so
 		}
 	}
 
-	defer context.AfterFunc(serving, func() {
-		time.AfterFunc(exportGrace, func() { kill(server.ErrShutdown) })
-	})()
 	var all sync.WaitGroup
 	if c.ExitWithParent {
 		all.Go(func() {

@@ -158,15 +158,13 @@ func dial(t testing.TB, s *server.Server, flags uint32) *client {
 func connect(t testing.TB, s *server.Server) *client {
 	t.Helper()
 	ours, theirs := pair(t)
-	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
-		s.ServeConn(ctx, theirs)
+		s.ServeConn(context.Background(), theirs)
 	}()
 	t.Cleanup(func() {
 		ours.Close()
-		cancel()
 		<-served
 	})
 	return &client{t: t, Conn: ours, cookie: 0x1000}

@@ -2,6 +2,7 @@ package server
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,15 +26,19 @@ const (
 	// readBuffer is what a connection has for the requests that come. Longer
 	// data go past it.
 	readBuffer = 4 << 10
+	// fast is how quickly a slow client has to send a piece of reserve bytes to
+	// count as slow no longer.
+	fast = 100 * time.Millisecond
 )
 
 // conn is a connection: first in the handshake, then in the transmission.
 type conn struct {
-	s    *Server
-	net  net.Conn // or TLS over it
-	base net.Conn // the socket
-	ctx  context.Context
-	end  context.CancelCauseFunc
+	s        *Server
+	net      net.Conn // or TLS over it
+	base     net.Conn // the socket
+	peerName string
+	ctx      context.Context
+	end      context.CancelCauseFunc
 
 	flags      nbd.HandshakeFlags
 	e          *export // nil: not open
@@ -45,22 +50,23 @@ type conn struct {
 	holder  holder // of memory
 	owes    bool   // the goroutine that reads requests has to drain out
 	r       *bufio.Reader
+	carry   []byte        // data of a write that were read and are in no piece yet
+	slow    bool          // the client's data come slowly: it gets small pieces of memory
 	slots   chan struct{} // full: as many requests as may be are in work
 	running sync.WaitGroup
 	out     outbox
 
-	ending   atomic.Bool // the server ends
-	mu       sync.Mutex
-	deadline time.Time // of the handshake; zero: none
+	receiving atomic.Int64 // when the piece of a write began to be received, in ns; 0: none is
+	ending    atomic.Bool  // the server ends: no more is read
+	mu        sync.Mutex
+	deadline  time.Time // of the handshake; zero: none
 }
 
-func newConn(ctx context.Context, s *Server, raw net.Conn) *conn {
+func newConn(s *Server, raw net.Conn) *conn {
 	c := &conn{s: s, net: raw, base: raw}
 	c.out.c = c
-	// The connection outlives ctx by the grace.
+	// The connection outlives the context of Serve by the grace.
 	c.ctx, c.end = context.WithCancelCause(s.life)
-	stop := context.AfterFunc(ctx, c.shutdown)
-	context.AfterFunc(c.ctx, func() { stop() })
 	return c
 }
 
@@ -73,7 +79,7 @@ func (c *conn) serve() error {
 			c.s.release(c.e)
 		}
 		if c.entered {
-			c.s.leave(c)
+			c.s.leave()
 		}
 	}()
 	ready, err := c.handshake()
@@ -99,18 +105,13 @@ func (c *conn) failed() bool {
 	return ended != nil && ended != ErrShutdown
 }
 
-// shutdown makes the connection refuse requests, and soon read no more. What is
-// in work may end until the grace is over; then the disks fail.
-func (c *conn) shutdown() {
+// stopReading makes the connection read no more, because the server ends.
+// Replies to requests in work are still sent.
+func (c *conn) stopReading() {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.ending.Store(true)
-	c.base.SetReadDeadline(time.Now().Add(lastRequests))
-	c.mu.Unlock()
-	over := time.AfterFunc(c.s.o.Grace, func() {
-		c.s.kill(ErrShutdown)
-		c.base.SetWriteDeadline(time.Now().Add(lastWrites))
-	})
-	context.AfterFunc(c.ctx, func() { over.Stop() })
+	c.base.SetReadDeadline(time.Now())
 }
 
 // limit sets or lifts the deadline of the handshake.
@@ -124,13 +125,22 @@ func (c *conn) limit(t time.Time) {
 	c.base.SetDeadline(t)
 }
 
+// readBy sets or lifts the deadline for the data of a write.
+func (c *conn) readBy(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ending.Load() {
+		c.base.SetReadDeadline(t)
+	}
+}
+
 // transmit takes requests until the client leaves, and waits for those in work.
 func (c *conn) transmit() error {
 	c.r = bufio.NewReaderSize(c.net, readBuffer)
 	c.slots = make(chan struct{}, maxRequests)
 	c.out.raw = socket(c.net)
 	err := c.requests()
-	if c.ended(err) {
+	if c.ending.Load() {
 		err = nil
 	}
 	c.pay()
@@ -160,7 +170,7 @@ func (c *conn) linger() {
 
 func (c *conn) requests() error {
 	var b [nbd.RequestSize]byte
-	for {
+	for !c.ending.Load() {
 		if _, err := io.ReadFull(c.r, b[:]); err == io.EOF {
 			return nil
 		} else if err != nil {
@@ -180,6 +190,7 @@ func (c *conn) requests() error {
 			c.pay()
 		}
 	}
+	return nil
 }
 
 // owe queues a reply that is sent at the next pay at the latest. It is for the
@@ -200,7 +211,7 @@ func (c *conn) pay() {
 	}
 }
 
-// memory returns n bytes for a request.
+// memory returns n bytes for a request, or fewer where memory is short.
 func (c *conn) memory(n int) (*buffer, error) {
 	if b := c.s.memory.try(&c.holder, n); b != nil {
 		return b, nil
@@ -209,22 +220,73 @@ func (c *conn) memory(n int) (*buffer, error) {
 	return c.s.memory.get(c.ctx, &c.holder, n)
 }
 
-// lost ends the connection because of err, unless that is only that the server
-// ends and there are replies to send. It returns what to answer then.
-func (c *conn) lost(err error) nbd.Errno {
-	if c.ended(err) {
-		return nbd.ESHUTDOWN
+// receive returns the next data of a write, of which n bytes at off are left,
+// or the first of them. It takes memory when the first of them have come. Where
+// they come slowly, it keeps no more of it than the reserve.
+func (c *conn) receive(off, n int64) (*buffer, error) {
+	c.pay()
+	if len(c.carry) == 0 {
+		if _, err := c.r.Peek(1); err != nil {
+			return nil, err
+		}
 	}
-	c.fail(err)
-	return nbd.EIO
+	most := int64(maxPiece)
+	if c.slow {
+		most = reserve
+	}
+	b, err := c.memory(int(min(n, most)))
+	if err != nil {
+		return nil, err
+	}
+	have := copy(b.b, c.carry)
+	c.carry = nil
+	start := time.Now()
+	c.receiving.Store(start.UnixNano())
+	defer c.receiving.Store(0)
+	limited := len(b.b) > reserve && len(b.b)-have > c.r.Buffered()
+	if limited {
+		c.readBy(start.Add(patience))
+	}
+	more, err := io.ReadFull(c.r, b.b[have:])
+	have += more
+	if limited {
+		c.readBy(time.Time{})
+	}
+	switch {
+	case err == nil:
+		c.slow = c.slow && time.Since(start) > fast
+		return b, nil
+	case !limited || !errors.Is(err, os.ErrDeadlineExceeded) || c.ending.Load():
+		c.s.memory.put(b)
+		return nil, err
+	}
+	c.slow = true
+	whole := max(have-int((off+int64(have))%minPiece), 0)
+	c.carry = bytes.Clone(b.b[whole:have])
+	if b.b = b.b[:whole]; whole > 0 {
+		return b, nil
+	}
+	c.s.memory.put(b)
+	return c.receive(off, n)
 }
 
-// ended reports whether err comes from the end of the server.
-func (c *conn) ended(err error) bool {
-	return c.ending.Load() && (errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, ErrShutdown))
+// lost ends the connection because of err, unless the server ends: then there
+// are replies to send.
+func (c *conn) lost(err error) {
+	if !c.ending.Load() {
+		c.fail(err)
+	}
 }
 
-// newOp begins a request when there is room for it.
+// stalled reports whether the client has moved next to nothing for so long,
+// although the server waits for it.
+func (c *conn) stalled(after time.Duration) bool {
+	since := c.receiving.Load()
+	return since != 0 && time.Now().UnixNano()-since >= int64(after) || c.out.stalled(after)
+}
+
+// newOp begins a request when there is room for it. It returns ErrShutdown when
+// the server ends meanwhile.
 func (c *conn) newOp(r nbd.Request) (*op, error) {
 	select {
 	case c.slots <- struct{}{}:
@@ -234,10 +296,12 @@ func (c *conn) newOp(r nbd.Request) (*op, error) {
 		case c.slots <- struct{}{}:
 		case <-c.ctx.Done():
 			return nil, context.Cause(c.ctx)
+		case <-c.s.stopping:
+			return nil, ErrShutdown
 		}
 	}
 	c.running.Add(1)
-	o := &op{Request: r, c: c, start: time.Now()}
+	o := &op{Request: r, c: c, start: time.Now(), left: 1}
 	o.first.op = o
 	return o, nil
 }
@@ -250,7 +314,7 @@ func (c *conn) sent(r *reply) {
 	}
 	if r.last {
 		o := r.op
-		c.s.o.Stats.add(o.Type, o.Len, time.Since(o.start), o.errno != 0)
+		c.s.o.Stats.add(o.Type, o.Len, time.Since(o.start), o.errno != 0 || o.dropped)
 		<-c.slots
 		c.running.Done()
 	}

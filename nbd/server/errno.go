@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 
@@ -24,8 +23,6 @@ func errnoOf(err error) nbd.Errno {
 			return own
 		}
 		return nbd.EIO
-	case errors.Is(err, ErrShutdown), errors.Is(err, context.Canceled):
-		return nbd.ESHUTDOWN
 	case errors.As(err, &system):
 		switch system {
 		case unix.EPERM, unix.EACCES, unix.EROFS:

@@ -12,18 +12,26 @@ const (
 	// ones are worked on in pieces.
 	maxPiece = 1 << 20
 	minPiece = 4 << 10
-	// stall is how long a client may take nothing while others wait for memory.
-	stall = 20 * time.Second
+	// reserve is the size of the piece that each connection can always have,
+	// beyond what all share.
+	reserve = 16 << 10
+	// patience is how long a connection waits for shared memory before it works
+	// with its reserve, and how long it keeps shared memory for data that do
+	// not arrive.
+	patience = 500 * time.Millisecond
 )
 
-// memory is what requests in work have for their data. A connection that holds
-// none gets its first piece out of all of it; more than that comes out of one
-// half. So clients that ask for much and take nothing leave the other half to
-// all others. Where even that is used up, those are dropped whose client has
-// taken nothing for a while.
+// memory is the memory that requests in work have for their data. All
+// connections share it: a connection that holds none gets its first piece out
+// of all of it, further pieces come out of one half, and the connections of one
+// peer leave a quarter to the others.
+//
+// Whatever the others hold, and however long, each connection can have one
+// piece of reserve bytes beside it. So a request waits for its own client and
+// its own disk only. Under pressure, onPressure is told.
 type memory struct {
-	all         int64
-	dropStalled func(time.Duration)
+	all        int64
+	onPressure func() // a connection has to work with its reserve
 
 	mu      sync.Mutex
 	used    int64
@@ -32,42 +40,70 @@ type memory struct {
 	free [9]sync.Pool // of *buffer, by size: minPiece to maxPiece
 }
 
+// peer is a host or process that has connections.
+type peer struct {
+	held        int64 // under memory.mu
+	connections int   // under Server.mu
+}
+
 // holder is a connection as memory sees it.
-type holder struct{ held int64 } // under memory.mu
+type holder struct {
+	peer *peer
+
+	// All under memory.mu.
+	held     int64 // of the shared memory
+	reserved bool  // its reserve is in use
+	squeezed bool  // it waited in vain, and does not wait again before it uses its reserve
+}
 
 type waiter struct {
-	of    *holder
-	n     int64
-	ready chan struct{}
+	of      *holder
+	n       int64
+	reserve bool          // what it got is its reserve
+	ready   chan struct{} // closed when it got something
 }
 
 // buffer is a piece of memory; b may be cut by who has it.
 type buffer struct {
-	b  []byte
-	of *holder
-	n  int64 // its size
+	b       []byte
+	of      *holder
+	n       int64 // its size
+	reserve bool
 }
 
-func newMemory(all int64, dropStalled func(time.Duration)) *memory {
-	return &memory{all: max(all, 4*maxPiece), dropStalled: dropStalled}
+func newMemory(all int64, onPressure func()) *memory {
+	return &memory{all: max(all, 4*maxPiece), onPressure: onPressure}
 }
 
 // class is the index of the smallest size that n bytes fit in.
 func class(n int) int { return bits.Len(uint(max(n, minPiece)-1)) - bits.Len(minPiece-1) }
 
-// get returns n bytes, at most maxPiece, and waits for them until ctx ends.
+// get returns n bytes, at most maxPiece, or fewer where memory is short, but
+// then min(n, reserve). It waits for them until ctx ends.
 func (m *memory) get(ctx context.Context, of *holder, n int) (*buffer, error) {
-	if err := m.wait(ctx, &waiter{of: of, n: minPiece << class(n)}); err != nil {
+	w := &waiter{of: of, n: minPiece << class(n)}
+	if err := m.wait(ctx, w); err != nil {
 		return nil, err
 	}
-	return m.buffer(of, n), nil
+	if !w.reserve {
+		return m.buffer(of, n), nil
+	}
+	b := m.buffer(of, min(n, reserve))
+	b.reserve = true
+	m.onPressure()
+	return b, nil
 }
 
-// try is get without waiting; nil: there is none.
+// try is get without waiting, and without the reserve; nil: there is none.
 func (m *memory) try(of *holder, n int) *buffer {
-	if !m.now(&waiter{of: of, n: minPiece << class(n)}) {
+	w := waiter{of: of, n: minPiece << class(n)}
+	m.mu.Lock()
+	if m.room(&w, len(m.waiting) > 0) != fits {
+		m.mu.Unlock()
 		return nil
 	}
+	m.take(&w)
+	m.mu.Unlock()
 	return m.buffer(of, n)
 }
 
@@ -78,28 +114,45 @@ func (m *memory) buffer(of *holder, n int) *buffer {
 	if b == nil {
 		b = &buffer{b: make([]byte, minPiece<<c)}
 	}
-	b.b, b.of, b.n = b.b[:n], of, minPiece<<c
+	b.b, b.of, b.n, b.reserve = b.b[:n], of, minPiece<<c, false
 	return b
 }
 
 func (m *memory) put(b *buffer) {
-	of, size := b.of, b.n
+	of, size, own := b.of, b.n, b.reserve
 	b.of = nil
 	m.free[class(int(size))].Put(b)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.used -= size
-	of.held -= size
+	if own {
+		of.reserved = false
+	} else {
+		m.release(of, size)
+	}
 	m.grant()
 }
 
-// fits reports whether w can have its memory; others say that more than the
-// first piece is refused for now.
-func (m *memory) fits(w *waiter, others bool) bool {
-	if w.of.held == 0 {
-		return m.used+w.n <= m.all
+// room says why w can't have its memory.
+type room uint8
+
+const (
+	fits     room = iota
+	noRoom        // all who come later and hold memory wait too
+	peerFull      // that concerns connections of the peer only
+)
+
+// room says whether w can have its memory; others says that more than the first
+// piece is refused for now. The caller holds m.mu.
+func (m *memory) room(w *waiter, others bool) room {
+	switch {
+	case w.of.peer.held+w.n > m.all-m.all/4:
+		return peerFull
+	case w.of.held == 0 && m.used+w.n <= m.all:
+		return fits
+	case w.of.held != 0 && !others && m.used+w.n <= m.all/2:
+		return fits
 	}
-	return !others && m.used+w.n <= m.all/2
+	return noRoom
 }
 
 // grant gives memory to those that wait, in order. The caller holds m.mu.
@@ -109,13 +162,19 @@ func (m *memory) grant() {
 	}
 	still, refused := m.waiting[:0], false
 	for _, w := range m.waiting {
-		if !m.fits(w, refused) {
-			refused = true
-			still = append(still, w)
+		found := m.room(w, refused)
+		switch {
+		case found == fits:
+			m.take(w)
+			close(w.ready)
+			continue
+		case w.of.squeezed && !w.of.reserved:
+			m.takeReserve(w)
+			close(w.ready)
 			continue
 		}
-		m.take(w)
-		close(w.ready)
+		refused = refused || found == noRoom
+		still = append(still, w)
 	}
 	clear(m.waiting[len(still):])
 	m.waiting = still
@@ -124,52 +183,84 @@ func (m *memory) grant() {
 func (m *memory) take(w *waiter) {
 	m.used += w.n
 	w.of.held += w.n
+	w.of.peer.held += w.n
+	w.of.squeezed = false
 }
 
-// now gives w its memory if nobody waits for it.
-func (m *memory) now(w *waiter) bool {
+func (m *memory) release(of *holder, n int64) {
+	m.used -= n
+	of.held -= n
+	of.peer.held -= n
+}
+
+func (m *memory) takeReserve(w *waiter) { w.reserve, w.of.reserved = true, true }
+
+// holds reports whether of holds shared memory.
+func (m *memory) holds(of *holder) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.fits(w, len(m.waiting) > 0) {
-		return false
-	}
-	m.take(w)
-	return true
+	return of.held > 0
 }
 
-func (m *memory) wait(ctx context.Context, w *waiter) error {
+// enqueue gives w what it can have at once, and reports whether that is
+// something. Else w waits.
+func (m *memory) enqueue(w *waiter) bool {
 	m.mu.Lock()
-	if m.fits(w, len(m.waiting) > 0) {
+	defer m.mu.Unlock()
+	switch {
+	case m.room(w, len(m.waiting) > 0) == fits:
 		m.take(w)
-		m.mu.Unlock()
-		return nil
+		return true
+	case w.of.squeezed && !w.of.reserved:
+		m.takeReserve(w)
+		return true
 	}
 	w.ready = make(chan struct{})
 	m.waiting = append(m.waiting, w)
-	m.mu.Unlock()
+	return false
+}
 
-	timer := time.NewTicker(stall)
+func (m *memory) wait(ctx context.Context, w *waiter) error {
+	if m.enqueue(w) {
+		return nil
+	}
+	timer := time.NewTimer(patience)
 	defer timer.Stop()
 	for {
 		select {
 		case <-w.ready:
 			return nil
 		case <-timer.C:
-			m.dropStalled(stall)
-		case <-ctx.Done():
 			m.mu.Lock()
-			defer m.mu.Unlock()
-			for i, other := range m.waiting {
-				if other == w {
-					m.waiting = append(m.waiting[:i], m.waiting[i+1:]...)
-					m.grant() // it may have kept others waiting
-					return context.Cause(ctx)
-				}
+			select {
+			case <-w.ready: // at the same time
+			default:
+				w.of.squeezed = true
+				m.grant()
 			}
-			m.used -= w.n // it came at the same time
-			w.of.held -= w.n
-			m.grant()
+			m.mu.Unlock()
+		case <-ctx.Done():
+			m.forget(w)
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// forget takes back what w waits for, or has got at the same time.
+func (m *memory) forget(w *waiter) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for i, other := range m.waiting {
+		if other == w {
+			m.waiting = append(m.waiting[:i], m.waiting[i+1:]...)
+			m.grant() // it may have kept others waiting
+			return
+		}
+	}
+	if w.reserve {
+		w.of.reserved = false
+	} else {
+		m.release(w.of, w.n)
+	}
+	m.grant()
 }

@@ -3,7 +3,6 @@ package server
 import (
 	"context"
 	"errors"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -11,28 +10,36 @@ import (
 
 func TestMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var dropped atomic.Int64
-		m := newMemory(8<<20, func(time.Duration) { dropped.Add(1) })
-		var hog, second, third holder
+		pressure := 0
+		m := newMemory(8<<20, func() { pressure++ })
+		one, other := new(peer), new(peer)
+		hog, second, third, stranger := &holder{peer: one}, &holder{peer: one}, &holder{peer: one}, &holder{peer: other}
 		take := func(h *holder, n int) *buffer {
 			t.Helper()
 			b := m.try(h, n)
-			if b == nil || len(b.b) != n {
+			if b == nil || len(b.b) != n || b.reserve {
 				t.Fatalf("%d bytes of %d used: %v", n, m.used, b)
 			}
 			return b
 		}
 		var hogs []*buffer
 		for range 4 {
-			hogs = append(hogs, take(&hog, 1<<20))
+			hogs = append(hogs, take(hog, 1<<20))
 		}
-		if m.try(&hog, 1) != nil {
+		if m.try(hog, 1) != nil {
 			t.Error("one has more than half")
 		}
-		first := take(&second, 1<<20)
-		if m.try(&second, 1) != nil {
+		first := take(second, 1<<20)
+		if m.try(second, 1) != nil {
 			t.Error("another has more than its first piece while half is used")
 		}
+		// One peer leaves a quarter to the others.
+		last := take(third, 1<<20)
+		if m.try(&holder{peer: one}, 1) != nil {
+			t.Error("a peer has more than three quarters")
+		}
+		m.put(take(stranger, 1<<20))
+		m.put(last)
 		wait := func(h *holder, n int, got chan<- *buffer) {
 			b, err := m.get(t.Context(), h, n)
 			if err != nil {
@@ -41,9 +48,9 @@ func TestMemory(t *testing.T) {
 			got <- b
 		}
 		more, next := make(chan *buffer, 1), make(chan *buffer, 1)
-		go wait(&hog, 1<<20, more)
+		go wait(hog, 1<<20, more)
 		synctest.Wait()
-		go wait(&second, 4096, next)
+		go wait(second, 4096, next)
 		synctest.Wait()
 		// Nobody passes those that wait, but for a first piece.
 		m.put(hogs[0])
@@ -51,7 +58,7 @@ func TestMemory(t *testing.T) {
 		if len(more) != 0 || len(next) != 0 {
 			t.Fatalf("%d bytes used, and more was given", m.used)
 		}
-		m.put(take(&third, 4096))
+		m.put(take(third, 4096))
 		m.put(first)
 		synctest.Wait()
 		if len(next) != 1 || len(more) != 1 {
@@ -60,29 +67,56 @@ func TestMemory(t *testing.T) {
 		// Who stops waiting leaves nothing behind.
 		m.put(<-more)
 		m.put(<-next)
-		hogs = append(hogs[1:], take(&hog, 1<<20))
+		hogs = append(hogs[1:], take(hog, 1<<20))
 		ctx, cancel := context.WithCancelCause(t.Context())
 		gone := errors.New("gone")
 		ended := make(chan error, 1)
 		go func() {
-			_, err := m.get(ctx, &hog, 1<<20)
+			_, err := m.get(ctx, hog, 1<<20)
 			ended <- err
 		}()
-		time.Sleep(3*stall - time.Second)
-		if n := dropped.Load(); n != 2 {
-			t.Errorf("asked for memory %d times, want 2", n)
-		}
+		synctest.Wait()
 		cancel(gone)
 		if err := <-ended; err != gone {
 			t.Errorf("%v, want its cause", err)
 		}
+		if pressure != 0 {
+			t.Errorf("%d times under pressure, and nobody waited long", pressure)
+		}
+
+		// Who waits for long works with its reserve, of which it has one. It
+		// waits for long once.
+		start := time.Now()
+		b, err := m.get(t.Context(), hog, 1<<20)
+		if err != nil || !b.reserve || len(b.b) != reserve || time.Since(start) != patience || pressure != 1 {
+			t.Fatalf("%v, %v after %v, %d times under pressure", b, err, time.Since(start), pressure)
+		}
+		go wait(hog, 100, more)
+		time.Sleep(time.Hour)
+		if len(more) != 0 {
+			t.Error("a reserve is used twice")
+		}
+		m.put(b)
+		if b = <-more; !b.reserve || len(b.b) != 100 {
+			t.Errorf("%v", b)
+		}
+		m.put(b)
+		start = time.Now()
+		if b, err = m.get(t.Context(), hog, 1<<20); err != nil || !b.reserve || time.Since(start) != 0 {
+			t.Errorf("%v, %v after %v", b, err, time.Since(start))
+		}
+		m.put(b)
 		for _, b := range hogs {
 			m.put(b)
 		}
+		if b, err = m.get(t.Context(), hog, 1<<20); err != nil || b.reserve || len(b.b) != 1<<20 {
+			t.Errorf("after room was made: %v, %v", b, err)
+		}
+		m.put(b)
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if m.used != 0 || hog.held != 0 || second.held != 0 || third.held != 0 || len(m.waiting) != 0 {
-			t.Errorf("%d used, %d, %d, %d held, %d waiting", m.used, hog.held, second.held, third.held, len(m.waiting))
+		if m.used != 0 || one.held != 0 || other.held != 0 || hog.held != 0 || hog.reserved || len(m.waiting) != 0 {
+			t.Errorf("%d used, %d, %d, %d held, %d waiting", m.used, one.held, other.held, hog.held, len(m.waiting))
 		}
 	})
 }

@@ -37,10 +37,11 @@ type op struct {
 	start time.Time
 	first reply // for the first piece; the others have their own
 
-	mu    sync.Mutex
-	left  int // pieces that are not done
-	errno nbd.Errno
-	text  string
+	mu      sync.Mutex
+	left    int // pieces that are not done, at least one until all are begun
+	errno   nbd.Errno
+	text    string
+	dropped bool // there is no reply: the connection or the server ends
 }
 
 // to is the offset of the first byte after the request.
@@ -52,11 +53,11 @@ func (c *conn) begin(r nbd.Request) error {
 	if err != nil {
 		return err
 	}
-	errno, why := o.check()
-	if c.ending.Load() {
-		// It came before the end, and was not begun.
-		errno, why = nbd.ESHUTDOWN, ErrShutdown.Error()
+	if c.ending.Load() { // it came before the end, and was not begun
+		o.drop()
+		return ErrShutdown
 	}
+	errno, why := o.check()
 	if r.Type == nbd.CmdWrite {
 		return o.write(errno, why)
 	}
@@ -135,23 +136,38 @@ func (o *op) check() (nbd.Errno, string) {
 	return 0, ""
 }
 
-// refuse answers with an error that is the client's, or the server's end. It is
-// for the goroutine that reads requests.
+// refuse answers with an error that is the client's. It is for the goroutine
+// that reads requests.
 func (o *op) refuse(e nbd.Errno, why string) {
 	o.errno, o.text = e, why
 	o.post()
 }
 
+// drop ends a request without a reply. It is for the goroutine that reads
+// requests.
+func (o *op) drop() {
+	o.dropped = true
+	o.post()
+}
+
 // fault notes an error that is the disk's. The client gets the number and what
-// failed, the log gets all.
+// failed, the log gets all. A request that failed because the server ends gets
+// no reply: to a guest any error is one of its disk, and a connection that is
+// closed is one to open again.
 func (o *op) fault(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.errno != 0 {
+	if o.errno != 0 || o.dropped {
+		return
+	}
+	// What a disk returns after it was told to end says little, except of a
+	// flush: if data were lost, the next server would not know.
+	if o.c.s.endedWith(err) || o.c.s.killed.Load() && o.Type != nbd.CmdFlush && o.Flags&nbd.FlagFUA == 0 {
+		o.dropped = true
 		return
 	}
 	o.errno = errnoOf(err)
-	if o.errno != nbd.ESHUTDOWN && o.c.ctx.Err() == nil {
+	if o.c.ctx.Err() == nil {
 		o.c.s.o.Log.Error("request failed", "export", o.c.e.Name, "request", o.Type, "offset", o.Off, "length", o.Len, "error", err)
 	}
 	o.text = fmt.Sprintf("%v of %d bytes at %d: %v", o.Type, o.Len, o.Off, o.errno)
@@ -168,6 +184,7 @@ func (o *op) end(r *reply) *reply {
 	r.last, r.body = true, nil
 	h := r.head[:0]
 	switch {
+	case o.dropped:
 	case !o.c.structured:
 		h = nbd.SimpleReply{Errno: o.errno, Cookie: o.Cookie}.Append(h)
 	case o.errno == 0:
@@ -178,6 +195,13 @@ func (o *op) end(r *reply) *reply {
 	}
 	r.n = len(h)
 	return r
+}
+
+// add counts a piece that is to follow the one that is begun.
+func (o *op) add() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.left++
 }
 
 // done counts a piece as done, and reports whether it was the last one.
@@ -244,46 +268,40 @@ func (o *op) write(errno nbd.Errno, why string) error {
 		}
 		if err != nil {
 			c.lost(err)
+			o.drop()
+			return err
 		}
 		o.refuse(errno, why)
-		return err
+		return nil
 	}
-	pieces := int((o.Len + maxPiece - 1) / maxPiece)
 	if o.Len == 0 {
 		o.post()
 		return nil
 	}
-	o.left = pieces
-	for i := range pieces {
-		at := i * maxPiece
-		n := min(maxPiece, int(o.Len)-at)
-		b, err := c.memory(n)
-		if err == nil {
-			c.pay()
-			if _, err = io.ReadFull(c.r, b.b); err != nil {
-				c.s.memory.put(b)
-				err = fmt.Errorf("data of a write: %w", err)
-			}
-		}
+	for off, end := int64(o.Off), o.to(); off < end; {
+		b, err := c.receive(off, end-off)
 		if err != nil {
-			o.abandon(pieces-i, err)
+			err = fmt.Errorf("data of a write: %w", err)
+			o.abandon(err)
 			return err
 		}
-		go o.writePiece(b, int64(o.Off)+int64(at))
+		at := off
+		if off += int64(len(b.b)); off < end {
+			o.add()
+		}
+		go o.writePiece(b, at)
 	}
 	return nil
 }
 
-// abandon counts pieces as done that won't be begun because of err, which is
-// the connection's.
-func (o *op) abandon(pieces int, err error) {
-	errno := o.c.lost(err)
+// abandon ends a request of which not all pieces can be begun because of err,
+// which is the connection's.
+func (o *op) abandon(err error) {
+	o.c.lost(err)
 	o.mu.Lock()
-	o.left -= pieces
+	o.left--
 	last := o.left == 0
-	if o.errno == 0 {
-		o.errno = errno
-	}
+	o.dropped = true
 	o.mu.Unlock()
 	if last {
 		o.finish(&reply{op: o})
@@ -304,7 +322,7 @@ func (o *op) writePiece(b *buffer, off int64) {
 	if !o.done() {
 		return
 	}
-	if o.errno == 0 && o.Flags&nbd.FlagFUA != 0 {
+	if o.errno == 0 && !o.dropped && o.Flags&nbd.FlagFUA != 0 {
 		if err := o.guard(func() error { return e.writable.Flush(o.c.s.life) }); err != nil {
 			o.fault(err)
 		}
@@ -353,25 +371,32 @@ func (o *op) read() error {
 	}
 	var few [4]source.Extent
 	plan := e.plan(few[:0], off, n)
-	o.left = len(plan)
+	r := &o.first
 	for i, p := range plan {
-		r := &o.first
-		if i > 0 {
-			r = &reply{op: o}
-		}
-		if p.Kind == source.Zero {
-			if o.piece(r, nbd.ChunkHole, p.Off, int(p.Len)) {
+		final := i == len(plan)-1
+		for p.Len > 0 {
+			if r == nil {
+				r = &reply{op: o}
+			}
+			n, hole := p.Len, p.Kind == source.Zero
+			if !hole {
+				b, err := c.memory(int(p.Len))
+				if err != nil {
+					o.abandon(err)
+					return err
+				}
+				r.buf, r.body, n = b, b.b, int64(len(b.b))
+			}
+			if !final || n < p.Len {
+				o.add()
+			}
+			if !hole {
+				go o.readPiece(r, p.Off)
+			} else if o.piece(r, nbd.ChunkHole, p.Off, int(n)) {
 				c.owes = true
 			}
-			continue
+			r, p.Off, p.Len = nil, p.Off+n, p.Len-n
 		}
-		b, err := c.memory(int(p.Len))
-		if err != nil {
-			o.abandon(len(plan)-i, err)
-			return err
-		}
-		r.buf, r.body = b, b.b
-		go o.readPiece(r, p.Off)
 	}
 	return nil
 }
@@ -386,8 +411,12 @@ func (o *op) readNow() (done bool, err error) {
 	}
 	b, err := c.memory(int(o.Len))
 	if err != nil {
-		o.refuse(c.lost(err), "")
+		o.abandon(err)
 		return true, err
+	}
+	if len(b.b) < int(o.Len) {
+		c.s.memory.put(b)
+		return false, nil
 	}
 	n, err := unix.Preadv2(int(f.Fd()), [][]byte{b.b}, pos, unix.RWF_NOWAIT)
 	if n != len(b.b) {
@@ -436,7 +465,7 @@ func (o *op) piece(r *reply, t nbd.ChunkType, off int64, n int) (drain bool) {
 	defer o.mu.Unlock()
 	o.left--
 	r.last = o.left == 0
-	if o.errno != 0 {
+	if o.errno != 0 || o.dropped {
 		if r.last {
 			o.end(r)
 		} else {
@@ -502,19 +531,19 @@ func (o *op) wholeHead(r *reply, done bool) {
 	r.n = len(h)
 }
 
-// readWhole reads for a reply whose data have to be in one piece. What is too
-// long for that is read while the reply is sent.
+// readWhole reads for a reply whose data have to be in one piece. What does not
+// fit in the memory that there is, is read while the reply is sent.
 func (o *op) readWhole() error {
 	c := o.c
 	b, err := c.memory(int(min(o.Len, maxPiece)))
 	if err != nil {
-		o.refuse(c.lost(err), "")
+		o.abandon(err)
 		return err
 	}
 	r := &o.first
 	r.last, r.buf = true, b
 	go func() {
-		if o.Len <= maxPiece {
+		if int(o.Len) == len(b.b) {
 			if err := o.readAt(b.b, int64(o.Off)); err != nil {
 				o.fault(err)
 				o.finish(r)
@@ -538,10 +567,7 @@ func (o *op) streamFrom(w io.Writer, b []byte, off int64) error {
 	end := o.to()
 	for off < end {
 		p := b[:min(int64(len(b)), end-off)]
-		o.c.out.pause(true)
-		err := o.readAt(p, off)
-		o.c.out.pause(false)
-		if err != nil {
+		if err := o.c.out.pause(func() error { return o.readAt(p, off) }); err != nil {
 			return o.endOf(w, err, end-off)
 		}
 		if _, err := w.Write(p); err != nil {
@@ -557,7 +583,7 @@ func (o *op) streamFrom(w io.Writer, b []byte, off int64) error {
 func (o *op) endOf(w io.Writer, fault error, missing int64) error {
 	if fault != nil {
 		o.fault(fault)
-		if !o.c.structured {
+		if !o.c.structured || o.dropped {
 			return fault // the head said that there was none
 		}
 		if err := pad(w, missing); err != nil {
@@ -585,12 +611,13 @@ func (o *op) blockStatus() error {
 	if o.Flags&nbd.FlagReqOne != 0 {
 		limit = 1
 	}
-	perContext := limit * 8
-	b, err := c.memory(perContext * len(c.contexts))
+	b, err := c.memory(limit * 8 * len(c.contexts))
 	if err != nil {
-		o.refuse(c.lost(err), "")
+		o.abandon(err)
 		return err
 	}
+	limit = min(limit, len(b.b)/8/len(c.contexts))
+	perContext := limit * 8
 	o.first.buf = b
 	go func() {
 		var lists [contexts][]byte

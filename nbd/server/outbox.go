@@ -58,7 +58,8 @@ type outbox struct {
 	spare   []*reply // a slice for waiting
 	sending bool
 	paused  bool      // sending waits for the disk
-	since   time.Time // of the last byte that was taken, while sending
+	taken   int       // bytes that the client took since the time of since
+	since   time.Time // while sending: when it had taken the last stallBytes
 
 	vectors [][]byte // of the sender
 }
@@ -93,7 +94,7 @@ func (o *outbox) queue(r *reply) bool {
 	if o.sending {
 		return false
 	}
-	o.sending, o.since = true, time.Now()
+	o.sending, o.since, o.taken = true, time.Now(), 0
 	return true
 }
 
@@ -121,24 +122,35 @@ func (o *outbox) drain() {
 	o.mu.Unlock()
 }
 
-// stalled reports whether the client has taken nothing for so long.
+// stalled reports whether the client has taken next to nothing for so long.
 func (o *outbox) stalled(after time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.sending && !o.paused && time.Since(o.since) >= after
 }
 
-// pause says whether it is the disk that sending waits for, not the client.
-func (o *outbox) pause(on bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.paused, o.since = on, time.Now()
+// pause calls read, whose time is the disk's and not the client's.
+func (o *outbox) pause(read func() error) error {
+	start := time.Now()
+	o.setPaused(true, 0)
+	err := read()
+	o.setPaused(false, time.Since(start))
+	return err
 }
 
-func (o *outbox) progress() {
+func (o *outbox) setPaused(on bool, after time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.since = time.Now()
+	o.paused, o.since = on, o.since.Add(after)
+}
+
+// progress notes that the client took n bytes.
+func (o *outbox) progress(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.taken += n; o.taken >= stallBytes {
+		o.since, o.taken = time.Now(), 0
+	}
 }
 
 func (o *outbox) write(batch []*reply) error {
@@ -199,9 +211,7 @@ func (o *outbox) flush(flags int) error {
 			switch err {
 			case nil:
 				v = cut(v, n)
-				if len(v) > 0 {
-					o.progress()
-				}
+				o.progress(n)
 			case unix.EAGAIN:
 				return false
 			case unix.EINTR:
@@ -214,7 +224,6 @@ func (o *outbox) flush(flags int) error {
 	})
 	clear(o.vectors)
 	o.vectors = o.vectors[:0]
-	o.progress()
 	if err == nil {
 		err = failed
 	}
@@ -252,7 +261,7 @@ func (o *outbox) writeFile(r *reply) error {
 				return true
 			default:
 				left -= int64(n)
-				o.progress()
+				o.progress(n)
 			}
 		}
 		return true
@@ -319,7 +328,7 @@ func (w observed) Write(b []byte) (int, error) {
 		if err != nil {
 			return done, err
 		}
-		w.o.progress()
+		w.o.progress(n)
 	}
 	return done, nil
 }

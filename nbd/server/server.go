@@ -30,9 +30,12 @@ const (
 	defaultHandshake      = 30 * time.Second
 	defaultGrace          = 5 * time.Second
 	defaultMemory         = 64 << 20
-	// lastRequests is how long requests are read, and refused, when the server
-	// ends.
-	lastRequests = 200 * time.Millisecond
+	// stall is how long a client may hold memory and neither take nor send
+	// stallBytes, while others are short of memory.
+	stall      = 20 * time.Second
+	stallBytes = 64 << 10
+	// stallCheck is how often the server looks for such clients.
+	stallCheck = time.Second
 	// lastWrites is how long a client has to take its last replies after the
 	// grace.
 	lastWrites = time.Second
@@ -89,10 +92,14 @@ type Options struct {
 	// write, the opening of the disk not counted. 0: 30 s.
 	Handshake time.Duration
 	// Grace is how long requests in work go on after the server's context has
-	// ended; then they fail. 0: 5 s.
+	// ended. Those that take longer get no reply. 0: 5 s.
 	Grace time.Duration
-	// Memory bounds the bytes of data in work of all connections, 0: 64 MiB. At
-	// least 4 MiB are used.
+	// Kill is called with ErrShutdown when Grace is over, to end what disks do
+	// that were not opened by Exports.Open. It may be nil.
+	Kill func(cause error)
+	// Memory bounds the bytes of data in work that all connections share, 0:
+	// 64 MiB. At least 4 MiB are used. Beyond it each connection can have 16 KiB
+	// while the memory is short.
 	Memory int64
 	// Stats counts requests; it may be nil.
 	Stats *Stats
@@ -115,12 +122,17 @@ type Server struct {
 	life context.Context
 	kill context.CancelCauseFunc
 
-	connections atomic.Int64 // all
-	clients     atomic.Int64 // with an export
+	stopping chan struct{} // closed when the server begins to end
+	killed   atomic.Bool   // the grace is over
 
-	mu   sync.Mutex
-	open map[string]*export // by name
-	live map[*conn]struct{}
+	clients    atomic.Int64 // with an export
+	stallsSeen atomic.Int64 // when dropStalled looked last, in ns
+
+	mu     sync.Mutex
+	open   map[string]*export // by name
+	conns  map[*conn]struct{}
+	peers  map[string]*peer // of conns
+	giveUp *time.Timer      // not nil: the server ends
 }
 
 // New returns a server, which does nothing yet.
@@ -149,24 +161,37 @@ func New(exports Exports, o Options) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{exports: exports, o: o, open: map[string]*export{}, live: map[*conn]struct{}{}}
+	s := &Server{
+		exports: exports, o: o, stopping: make(chan struct{}),
+		open: map[string]*export{}, conns: map[*conn]struct{}{}, peers: map[string]*peer{},
+	}
 	s.memory = newMemory(o.Memory, s.dropStalled)
 	s.life, s.kill = context.WithCancelCause(context.Background())
 	return s, nil
 }
 
 // Serve takes connections from the listeners, which it closes, until ctx ends.
-// Then it takes no more requests, lets those in work end, fails what takes
-// longer than Options.Grace with ESHUTDOWN, closes the connections and returns
-// nil. It returns an error when a listener fails. The server can't be used
-// after it.
+// Then it reads no more requests, lets those in work end for Options.Grace,
+// closes the connections and returns nil. A request that was not done by then
+// gets no reply, so that the client can send it again to the next server. Serve
+// returns an error when a listener fails. The server can't be used after it.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	defer s.kill(ErrShutdown)
+	defer s.stopTimer()
 	all, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		all.Go(func() error { return s.accept(ctx, l) })
 	}
 	return all.Wait()
+}
+
+// stopTimer is for when all connections have ended.
+func (s *Server) stopTimer() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.giveUp != nil {
+		s.giveUp.Stop()
+	}
 }
 
 func (s *Server) accept(ctx context.Context, l net.Listener) error {
@@ -208,20 +233,79 @@ func passing(err error) bool {
 }
 
 // ServeConn serves a client that is connected already, until it leaves or ctx
-// ends, and closes the connection.
+// ends, and closes the connection. The end of ctx is the end of the server, as
+// in Serve.
 func (s *Server) ServeConn(ctx context.Context, c net.Conn) { s.serve(ctx, c) }
 
 func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	defer raw.Close()
-	defer s.connections.Add(-1)
-	if s.connections.Add(1) > int64(s.o.MaxConnections) {
-		s.o.Log.Warn("refused a client: too many connections", "client", clientName(raw), "limit", s.o.MaxConnections)
+	c := newConn(s, raw)
+	if !s.register(c) {
 		return
 	}
-	c := newConn(ctx, s, raw)
+	defer s.unregister(c)
+	defer context.AfterFunc(ctx, s.shutdown)()
 	if err := c.serve(); err != nil {
 		s.o.Log.Info("client", "client", clientName(raw), "error", err)
 	}
+}
+
+// register adds a connection, unless there are too many or the server ends.
+func (s *Server) register(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.giveUp != nil:
+		return false
+	case len(s.conns) >= s.o.MaxConnections:
+		s.o.Log.Warn("refused a client: too many connections", "client", clientName(c.base), "limit", s.o.MaxConnections)
+		return false
+	}
+	s.conns[c] = struct{}{}
+	c.peerName = peerName(c.base)
+	p := s.peers[c.peerName]
+	if p == nil {
+		p = new(peer)
+		if c.peerName != "" {
+			s.peers[c.peerName] = p
+		}
+	}
+	p.connections++
+	c.holder.peer = p
+	return true
+}
+
+func (s *Server) unregister(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	if p := c.holder.peer; p.connections == 1 {
+		delete(s.peers, c.peerName)
+	} else {
+		p.connections--
+	}
+}
+
+// peerName returns the name by which the connections of one client are known:
+// the address of its host, or the id of its process. It is empty where neither
+// is known.
+func peerName(c net.Conn) string {
+	switch c := c.(type) {
+	case *net.TCPConn:
+		if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+			return a.IP.String()
+		}
+	case *net.UnixConn:
+		raw, err := c.SyscallConn()
+		if err != nil {
+			return ""
+		}
+		var peer *unix.Ucred
+		if raw.Control(func(fd uintptr) { peer, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }) == nil && err == nil {
+			return fmt.Sprintf("process %d", peer.Pid)
+		}
+	}
+	return ""
 }
 
 func clientName(c net.Conn) string {
@@ -231,34 +315,75 @@ func clientName(c net.Conn) string {
 	return "local"
 }
 
-// enter and leave keep the connections that are in the transmission, or will be
-// when the client has been told so.
+// shutdown begins the end of the server: no connection reads another request,
+// and when the grace is over the disks are told to fail.
+func (s *Server) shutdown() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.giveUp != nil {
+		return
+	}
+	close(s.stopping)
+	// One timer for all: the end of the disks must not be what stops the timer
+	// of a connection whose client takes nothing.
+	s.giveUp = time.AfterFunc(s.o.Grace, s.endGrace)
+	for c := range s.conns {
+		c.stopReading()
+	}
+}
+
+// endGrace ends what has not ended by itself.
+func (s *Server) endGrace() {
+	s.killed.Store(true)
+	s.kill(ErrShutdown)
+	if s.o.Kill != nil {
+		s.o.Kill(ErrShutdown)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for c := range s.conns {
+		c.base.SetWriteDeadline(time.Now().Add(lastWrites))
+	}
+}
+
+// endedWith reports whether err, which a disk returned, comes from the end of
+// the server.
+func (s *Server) endedWith(err error) bool {
+	select {
+	case <-s.stopping:
+		return errors.Is(err, ErrShutdown) || errors.Is(err, context.Canceled)
+	default:
+		return false
+	}
+}
+
+// enter and leave count the connections that are in the transmission, or will
+// be when the client has been told so.
 func (s *Server) enter(c *conn) {
 	c.entered = true
 	s.clients.Add(1)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.live[c] = struct{}{}
 }
 
-func (s *Server) leave(c *conn) {
-	s.mu.Lock()
-	delete(s.live, c)
-	s.mu.Unlock()
+func (s *Server) leave() {
 	others := s.clients.Add(-1)
 	if s.o.Left != nil {
 		s.o.Left(int(others))
 	}
 }
 
-// dropStalled ends the connections whose client has taken nothing for so long
-// although there is something for it: others wait for its memory.
-func (s *Server) dropStalled(after time.Duration) {
+// dropStalled ends the connections that hold shared memory and whose client
+// neither takes its replies nor sends the data of its writes. It is called when
+// memory is short, and looks every stallCheck.
+func (s *Server) dropStalled() {
+	now, last := time.Now().UnixNano(), s.stallsSeen.Load()
+	if now-last < int64(stallCheck) || !s.stallsSeen.CompareAndSwap(last, now) {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for c := range s.live {
-		if c.out.stalled(after) {
-			c.fail(fmt.Errorf("the client did not take its replies for %v, and others wait for the memory", after))
+	for c := range s.conns {
+		if c.stalled(stall) && s.memory.holds(&c.holder) {
+			c.fail(fmt.Errorf("the client moved fewer than %d bytes in %v, and others need the memory that it holds", stallBytes, stall))
 		}
 	}
 }

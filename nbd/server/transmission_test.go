@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -256,7 +257,8 @@ func TestErrors(t *testing.T) {
 		{nbd.ENOSPC, nbd.ENOSPC},
 		{nbd.ESHUTDOWN, nbd.EIO},
 		{nbd.EOVERFLOW, nbd.EIO},
-		{server.ErrShutdown, nbd.ESHUTDOWN},
+		{server.ErrShutdown, nbd.EIO}, // of another server: this one goes on
+		{context.Canceled, nbd.EIO},
 	} {
 		both(t, func(t *testing.T, structured bool) {
 			d := newDisk(4 << 20)
