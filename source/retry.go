@@ -31,6 +31,10 @@ type RetryOptions struct {
 	Backoff func(n int) time.Duration
 	// OnRetry is called, concurrently, before such a wait; nil: nothing is.
 	OnRetry func(err error, wait time.Duration)
+	// Revive makes a disk that was refused when it was opened again, or that is an
+	// Ender and has ended, fail only the calls in progress: the next call opens it
+	// again. It is for servers, whose clients come and go.
+	Revive bool
 }
 
 // Permanent marks an error as one that comes again however often the call is
@@ -83,7 +87,7 @@ var ErrReopen = errors.New("open the source again")
 func Retry(ctx context.Context, open func(context.Context) (Disk, error), o RetryOptions) (Disk, error) {
 	r := &retrying{ctx: ctx, open: open, o: o, started: time.Now(), generation: 1}
 	r.closing, r.startClosing = context.WithCancel(context.WithoutCancel(ctx))
-	first, err := r.openOnce()
+	first, err := r.openOnce(0)
 	if err != nil {
 		return nil, err
 	}
@@ -134,6 +138,20 @@ func (o RetryOptions) Delay(n int) time.Duration {
 // Patience is after how long without progress a call is given up.
 func (o RetryOptions) Patience() time.Duration { return cmp.Or(o.Timeout, 15*time.Minute) }
 
+// leastAttempt is how long an attempt must be able to take to be worth a wait.
+const leastAttempt = 250 * time.Millisecond
+
+// Wait is how long to wait before the n-th retry of a call that has had no
+// progress for idle. It leaves an attempt a part of the rest of the patience; ok
+// is false where the patience is over.
+func (o RetryOptions) Wait(n int, idle time.Duration) (wait time.Duration, ok bool) {
+	left := o.Patience() - idle
+	if left < min(leastAttempt, o.Patience()/20) {
+		return 0, false
+	}
+	return min(o.Delay(n), left/4*3), true
+}
+
 // retrying is the disk that Retry returns.
 type retrying struct {
 	ctx          context.Context
@@ -159,8 +177,11 @@ type retrying struct {
 	generation int         // counts the disks
 	inFile     bool        // the first disk handed out its file, which lives until Close
 	reopening  *reopening  // in progress
+	abandoned  *openedDisk // to be closed before it is opened again; nil: none
+	lostAt     time.Time   // when the last disk was lost
 	failures   int         // of reopenings, since the last that succeeded
-	lastErr    error       // of the last of them
+	lastErr    error       // of the last of them, which was at failedAt
+	failedAt   time.Time
 }
 
 type openedDisk struct {
@@ -180,11 +201,16 @@ type reopening struct {
 	err  error // once done is closed
 }
 
-// openOnce opens the disk and asks for its identity. Close ends it.
-func (r *retrying) openOnce() (*openedDisk, error) {
+// openOnce opens the disk and asks for its identity. Close ends it, and so does
+// the limit, where it is not 0.
+func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	stop := context.AfterFunc(r.closing, func() { cancel(os.ErrClosed) })
 	defer stop()
+	if limit > 0 {
+		late := time.AfterFunc(limit, func() { cancel(errNoAnswer) })
+		defer late.Stop()
+	}
 	d, err := r.open(ctx)
 	if err != nil {
 		cancel(nil)
@@ -197,18 +223,23 @@ func (r *retrying) openOnce() (*openedDisk, error) {
 			return nil, err
 		}
 	}
+	if ctx.Err() != nil { // it was opened when it was too late
+		o.Close()
+		return nil, context.Cause(ctx)
+	}
 	if u, ok := Ability[Uncached](d); ok && r.uncached.Load() {
 		u.ReadUncached()
 	}
 	return o, nil
 }
 
-// current returns the disk, after it was opened again where that has to be.
-func (r *retrying) current(ctx context.Context) (d *openedDisk, generation int, err error) {
+// current returns the disk, after it was opened again where that has to be. It
+// waits as long as the call has patience.
+func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for {
-		if err := r.endedLocked(ctx); err != nil {
+		if err := r.endedLocked(a.ctx); err != nil {
 			return nil, 0, err
 		}
 		if r.disk != nil {
@@ -219,13 +250,23 @@ func (r *retrying) current(ctx context.Context) (d *openedDisk, generation int, 
 		}
 		f := r.reopening
 		r.mu.Unlock()
+		patience, late := time.NewTimer(r.o.Patience()-a.idle()), false
 		select {
 		case <-f.done:
 			err = f.err
-		case <-ctx.Done():
+		case <-patience.C:
+			late = true
+		case <-a.ctx.Done():
 		case <-r.ctx.Done():
 		}
+		patience.Stop()
 		r.mu.Lock()
+		if late {
+			err = r.lastErr
+			if err == nil {
+				err = fmt.Errorf("%w: %w", ErrReopen, errNoAnswer)
+			}
+		}
 		if err != nil {
 			return nil, 0, err
 		}
@@ -247,17 +288,78 @@ func (r *retrying) discard(generation int) {
 	r.startReopening(old)
 }
 
+// abandon gives the disk up, so that the next call opens it again.
+func (r *retrying) abandon(generation int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || r.disk == nil || r.generation != generation {
+		return
+	}
+	if r.disk != r.first || !r.inFile {
+		r.abandoned = r.disk
+	}
+	r.disk = nil
+}
+
+// leave is called when a call with the disk of the generation gave up.
+func (r *retrying) leave(generation int) {
+	if !r.o.Revive || generation == 0 {
+		return
+	}
+	r.mu.Lock()
+	d := r.disk
+	r.mu.Unlock()
+	if d == nil {
+		return
+	}
+	if e, ok := Ability[Ender](d.Disk); ok && e.Ended() != nil {
+		r.abandon(generation)
+	}
+}
+
+// Ended implements Ender.
+func (r *retrying) Ended() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.dead
+}
+
 // startReopening is called with mu held, before Close.
 func (r *retrying) startReopening(old *openedDisk) {
+	if old == nil {
+		old, r.abandoned = r.abandoned, nil
+	}
+	if r.failures == 0 {
+		r.lostAt = time.Now()
+	}
 	r.reopening = &reopening{done: make(chan struct{})}
 	r.work.Add(1)
-	go r.reopen(r.reopening, old, r.failures, r.lastErr)
+	go r.reopen(r.reopening, old, r.pauseLocked(), r.lastErr)
+}
+
+// pauseLocked is how long to wait before the disk is opened again: not at all the
+// first time, and else less what has passed since the last attempt. The caller
+// holds mu.
+func (r *retrying) pauseLocked() time.Duration {
+	if r.failures == 0 {
+		return 0
+	}
+	n := r.failures + 2 // 1 and 2 were before the first reopening
+	lastRead := r.started.Add(time.Duration(r.lastRead.Load()))
+	if r.lostAt.After(lastRead) {
+		lastRead = r.lostAt
+	}
+	pause, ok := r.o.Wait(n, time.Since(lastRead))
+	if !ok {
+		pause = r.o.Delay(n) // whoever began before has given up by then
+	}
+	return max(pause-time.Since(r.failedAt), 0)
 }
 
 // reopen closes old first, where there is one, since the host may count
 // connections. It runs beside the calls that wait for it, because any of them
-// may be given up. The failures before it, the last with lastErr, make it wait.
-func (r *retrying) reopen(f *reopening, old *openedDisk, failures int, lastErr error) {
+// may be given up. A pause is what the failure before, lastErr, makes it wait.
+func (r *retrying) reopen(f *reopening, old *openedDisk, pause time.Duration, lastErr error) {
 	defer r.work.Done()
 	defer close(f.done)
 	if old != nil {
@@ -265,12 +367,12 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, failures int, lastErr e
 	}
 	var d *openedDisk
 	err := error(nil)
-	if failures > 0 {
-		err = r.wait(r.ctx, lastErr, failures+2) // 1 and 2 were before the first
+	if lastErr != nil {
+		err = r.wait(r.ctx, lastErr, pause)
 	}
 	if err == nil {
 		r.reopenings.Add(1)
-		d, err = r.openOnce()
+		d, err = r.openOnce(r.o.Patience())
 	}
 	if err == nil {
 		if err = r.same(d); err != nil {
@@ -286,13 +388,13 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, failures int, lastErr e
 	r.reopening, f.err = nil, err
 	if err != nil {
 		r.failures++
-		r.lastErr = err
-		if errors.As(err, new(*permanentError)) {
+		r.lastErr, r.failedAt = err, time.Now()
+		if errors.As(err, new(*permanentError)) && (!r.o.Revive || errors.Is(err, ErrChanged)) {
 			r.dead = err
 		}
 		return
 	}
-	r.disk, r.failures = d, 0
+	r.disk, r.failures, r.lastErr = d, 0, nil
 	r.generation++
 }
 
@@ -307,9 +409,8 @@ func (r *retrying) same(d *openedDisk) error {
 	return nil
 }
 
-// wait waits before the n-th retry, which err is the reason of.
-func (r *retrying) wait(ctx context.Context, err error, n int) error {
-	d := r.o.Delay(n)
+// wait waits before a retry, which err is the reason of.
+func (r *retrying) wait(ctx context.Context, err error, d time.Duration) error {
 	if r.o.OnRetry != nil {
 		r.o.OnRetry(err, d)
 	}
@@ -357,7 +458,57 @@ type attempts struct {
 	r        *retrying
 	ctx      context.Context
 	failures int
-	since    time.Duration // since r.started, of the first failure
+	since    time.Duration // since r.started: when the call began, or was last known to get on
+}
+
+// attempt begins a call.
+func (r *retrying) attempt(ctx context.Context) attempts {
+	return attempts{r: r, ctx: ctx, since: time.Since(r.started)}
+}
+
+// idle is for how long there has been no progress that the call could hope from.
+func (a *attempts) idle() time.Duration {
+	return time.Since(a.r.started) - max(a.since, time.Duration(a.r.lastRead.Load()))
+}
+
+// gaveUp is the error of a call whose patience is over.
+func (a *attempts) gaveUp(err error) error {
+	return fmt.Errorf("given up after %v without a read that succeeded: %w", a.idle().Round(time.Second), err)
+}
+
+// errNoAnswer ends a disk that hangs for longer than the patience.
+var errNoAnswer = errors.New("no answer")
+
+// watch ends the disk d when a call to it, which is about to begin, takes longer
+// than the patience and nothing else gets on either. Stop says that the call has
+// returned.
+func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
+	var mu sync.Mutex // guards what follows
+	var timer *time.Timer
+	stopped := false
+	var look func()
+	look = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if stopped {
+			return
+		}
+		if left := a.r.o.Patience() - a.idle(); left > 0 {
+			timer.Reset(left)
+			return
+		}
+		a.r.abandon(generation)
+		d.forget(errNoAnswer)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(max(a.r.o.Patience()-a.idle(), 0), look)
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		timer.Stop()
+	}
 }
 
 // again is told of a failure with the disk of the generation, or with opening
@@ -372,29 +523,29 @@ func (a *attempts) again(generation int, err error) error {
 	switch {
 	case ended != nil:
 		return ended
-	case replaced: // under this call, which may be all that is wrong
+	case replaced && a.idle() < r.o.Patience(): // under this call, which may be all that is wrong
 		return nil
 	case IsPermanent(err), r.o.Permanent != nil && r.o.Permanent(err):
 		return err
 	}
-	now := time.Since(r.started)
-	if a.failures++; a.failures == 1 {
-		a.since = now
-	}
+	a.failures++
 	if r.o.Retries >= 0 && a.failures > r.o.Retries {
+		r.leave(generation)
 		if r.o.Retries == 0 {
 			return err
 		}
 		return fmt.Errorf("given up after %d retries: %w", r.o.Retries, err)
 	}
-	if idle := now - max(a.since, time.Duration(r.lastRead.Load())); idle >= r.o.Patience() {
-		return fmt.Errorf("given up after %v without a read that succeeded: %w", idle.Round(time.Second), err)
+	wait, ok := r.o.Wait(a.failures, a.idle())
+	if !ok {
+		r.leave(generation)
+		return a.gaveUp(err)
 	}
 	r.retries.Add(1)
 	if generation == 0 {
 		return nil // the next reopening waits
 	}
-	if err := r.wait(a.ctx, err, a.failures); err != nil {
+	if err := r.wait(a.ctx, err, wait); err != nil {
 		return err
 	}
 	if a.failures > 1 {
@@ -413,12 +564,15 @@ func (r *retrying) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer r.work.Done()
-	a := attempts{r: r, ctx: r.ctx}
+	a := r.attempt(r.ctx)
 	for {
-		d, generation, err := r.current(r.ctx)
+		d, generation, err := r.current(&a)
 		if err == nil {
 			var n int
-			if n, err = readFull(d.Disk, p, off); err == nil || err == io.EOF {
+			stop := a.watch(d, generation)
+			n, err = readFull(d.Disk, p, off)
+			stop()
+			if err == nil || err == io.EOF {
 				r.lastRead.Store(int64(time.Since(r.started)))
 				return n, err
 			}
@@ -452,11 +606,13 @@ func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Ext
 			yield(Extent{}, fmt.Errorf("extents [%d, %d) of a disk of %d bytes", off, end, r.Size()))
 			return
 		}
-		a := attempts{r: r, ctx: ctx}
+		a := r.attempt(ctx)
 		for {
-			d, generation, err := r.current(ctx)
+			d, generation, err := r.current(&a)
 			if err == nil {
+				stop := a.watch(d, generation)
 				for e, extentsErr := range d.Extents(ctx, off, end-off) {
+					stop()
 					if err = extentsErr; err != nil {
 						break
 					}
@@ -464,8 +620,10 @@ func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Ext
 						return
 					}
 					off = e.End()
-					a.failures = 0
+					a.failures, a.since = 0, time.Since(r.started)
+					stop = a.watch(d, generation)
 				}
+				stop()
 			}
 			if err == nil {
 				return
@@ -481,15 +639,18 @@ func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Ext
 // Identity is that of the disk now. A disk that is not Identified has an empty
 // one that proves nothing.
 func (r *retrying) Identity(ctx context.Context) (id, proof string, err error) {
-	a := attempts{r: r, ctx: ctx}
+	a := r.attempt(ctx)
 	for {
-		d, generation, err := r.current(ctx)
+		d, generation, err := r.current(&a)
 		if err == nil {
 			i, ok := Ability[Identified](d.Disk)
 			if !ok {
 				return "", "none", nil
 			}
-			if id, proof, err = i.Identity(ctx); err == nil {
+			stop := a.watch(d, generation)
+			id, proof, err = i.Identity(ctx)
+			stop()
+			if err == nil {
 				return id, proof, nil
 			}
 		}
@@ -559,6 +720,9 @@ func (r *retrying) Close() error {
 	if r.disk != nil {
 		err = r.disk.Close()
 	}
+	if r.abandoned != nil {
+		r.abandoned.Close() // an error of a disk that failed says nothing new
+	}
 	if r.disk != r.first && r.inFile {
 		err = errors.Join(err, r.first.Close())
 	}
@@ -574,9 +738,9 @@ type retryingBuffer struct{ r *retrying }
 // Buffer is not among what Close waits for: it may wait for buffers that are
 // freed only later. The disk below ends it.
 func (b retryingBuffer) Buffer(ctx context.Context, n int) ([]byte, func(), error) {
-	a := attempts{r: b.r, ctx: ctx}
+	a := b.r.attempt(ctx)
 	for {
-		d, generation, err := b.r.current(ctx)
+		d, generation, err := b.r.current(&a)
 		if err == nil {
 			allocator, ok := Ability[Allocator](d.Disk)
 			if !ok {
@@ -586,6 +750,10 @@ func (b retryingBuffer) Buffer(ctx context.Context, n int) ([]byte, func(), erro
 			var free func()
 			if p, free, err = allocator.Buffer(ctx, n); err == nil {
 				return p, free, nil
+			}
+			if a.failures == 0 {
+				// Until now it may have waited for a buffer to be freed.
+				a.since = time.Since(b.r.started)
 			}
 		}
 		if err := a.again(generation, err); err != nil {

@@ -184,7 +184,7 @@ func TestRetryFaults(t *testing.T) {
 			options: source.RetryOptions{Retries: -1, Timeout: 10 * time.Second},
 			each:    func(n int, m *sourcetest.Memory) error { m.OnRead = once(1000); return nil },
 			want:    "given up after 10s without a read that succeeded: connection reset", is: errBroken,
-			after: (1 + 2 + 3 + 4) * time.Second, openings: 4, retries: 4, reopenings: 3,
+			after: 9937500 * time.Microsecond, openings: 6, retries: 6, reopenings: 5,
 		},
 		{
 			name:    "no such file at a reopening",
@@ -694,4 +694,163 @@ func TestRetryNoAbilities(t *testing.T) {
 			t.Error("InFile out of nothing")
 		}
 	}
+}
+
+// The patience ends a call within a second, whatever it waits for: a retry, a read
+// that hangs, an opening that hangs.
+func TestRetryPatience(t *testing.T) {
+	const patience = 6 * time.Second
+	hangs := func(m *sourcetest.Memory) error {
+		<-m.Context.Done()
+		return context.Cause(m.Context)
+	}
+	for _, c := range []struct {
+		name string
+		each func(n int, m *sourcetest.Memory) error
+		want string
+	}{
+		{"every read fails", func(_ int, m *sourcetest.Memory) error {
+			m.OnRead = func(int64, int) error { return errBroken }
+			return nil
+		}, "connection reset"},
+		{"every read hangs", func(_ int, m *sourcetest.Memory) error {
+			m.OnRead = func(int64, int) error { return hangs(m) }
+			return nil
+		}, "no answer"},
+		{"a read fails and the next hangs", func(_ int, m *sourcetest.Memory) error {
+			fails := once(1)
+			m.OnRead = func(off int64, n int) error {
+				if err := fails(off, n); err != nil {
+					return err
+				}
+				return hangs(m)
+			}
+			return nil
+		}, "no answer"},
+		{"opening again is refused", func(n int, m *sourcetest.Memory) error {
+			m.OnRead = func(int64, int) error { return errBroken }
+			if n > 1 {
+				return errBroken
+			}
+			return nil
+		}, "open the source again: connection reset"},
+		{"opening again hangs", func(n int, m *sourcetest.Memory) error {
+			m.OnRead = func(int64, int) error { return errBroken }
+			if n > 1 {
+				return hangs(m)
+			}
+			return nil
+		}, "open the source again: no answer"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := &opener{content: content(1000), each: c.each}
+				d, err := source.Retry(t.Context(), o.open, source.RetryOptions{Retries: -1, Timeout: patience})
+				if err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Hour) // idle is not without progress
+				start := time.Now()
+				_, err = d.ReadAt(make([]byte, 10), 0)
+				if err == nil || !strings.Contains(err.Error(), "given up after 6s without a read that succeeded: "+c.want) {
+					t.Errorf("%v", err)
+				}
+				if took := time.Since(start); took < patience-time.Second || took > patience+time.Second {
+					t.Errorf("ended after %v, want %v", took, patience)
+				}
+				d.Close()
+				for _, m := range o.disks {
+					if !m.Closed() {
+						t.Error("a disk was not closed")
+					}
+				}
+			})
+		})
+	}
+}
+
+// ending is a disk that can end for good.
+type ending struct {
+	*sourcetest.Memory
+	err error
+}
+
+func (e *ending) Ended() error { return e.err }
+
+func (e *ending) ReadAt(p []byte, off int64) (int, error) {
+	if e.err != nil {
+		return 0, e.err
+	}
+	return e.Memory.ReadAt(p, off)
+}
+
+// With Revive a disk that has ended, or could not be opened again for a permanent
+// reason, is opened by the next call. One that changed stays an error.
+func TestRetryRevives(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		refused := source.Permanent(errors.New("incorrect password"))
+		var last *ending
+		var refuse error
+		id, openings := "the disk", 0
+		open := func(ctx context.Context) (source.Disk, error) {
+			openings++
+			if refuse != nil {
+				return nil, refuse
+			}
+			last = &ending{Memory: &sourcetest.Memory{Context: ctx, Bytes: content(1000), ID: id}}
+			return last, nil
+		}
+		d, err := source.Retry(t.Context(), open, source.RetryOptions{Revive: true, Timeout: 1 << 62, Backoff: seconds})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		read := func() error {
+			_, err := d.ReadAt(make([]byte, 10), 0)
+			return err
+		}
+		// An error that is not the disk's end opens nothing again.
+		broken := true
+		last.OnRead = func(int64, int) error {
+			if broken {
+				return errBroken
+			}
+			return nil
+		}
+		if err := read(); !errors.Is(err, errBroken) {
+			t.Errorf("a read that fails: %v", err)
+		}
+		broken = false
+		if err := read(); err != nil || openings != 1 {
+			t.Errorf("after an error: %v, %d openings", err, openings)
+		}
+		// The disk ends, and opening it again is refused for a while.
+		first := last
+		last.err = errors.New("given up")
+		if err := read(); !errors.Is(err, last.err) {
+			t.Errorf("the end: %v", err)
+		}
+		refuse = refused
+		for range 2 {
+			if err := read(); !errors.Is(err, refused) {
+				t.Errorf("while it is refused: %v", err)
+			}
+		}
+		if openings != 3 || !first.Closed() {
+			t.Errorf("%d openings; closed %v", openings, first.Closed())
+		}
+		refuse = nil
+		if err := read(); err != nil {
+			t.Errorf("there again: %v", err)
+		}
+		// Another disk of that name is none of it.
+		last.err = errors.New("given up")
+		read()
+		id = "another disk"
+		for range 2 {
+			if err := read(); !errors.Is(err, source.ErrChanged) {
+				t.Errorf("another disk: %v", err)
+			}
+		}
+	})
 }

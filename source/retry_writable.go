@@ -35,11 +35,14 @@ func (w *retryingWritable) change(ctx context.Context, call func(Writable) error
 		return err
 	}
 	defer r.work.Done()
-	a := attempts{r: r, ctx: ctx}
+	a := r.attempt(ctx)
 	for {
-		d, generation, err := r.current(ctx)
+		d, generation, err := r.current(&a)
 		if err == nil {
-			if err = call(writableOf(d)); err == nil {
+			stop := a.watch(d, generation)
+			err = call(writableOf(d))
+			stop()
+			if err == nil {
 				r.lastRead.Store(int64(time.Since(r.started)))
 				w.wrote(generation)
 				return nil
@@ -119,9 +122,9 @@ func (w *retryingWritable) Flush(ctx context.Context) error {
 		return err
 	}
 	defer r.work.Done()
-	a := attempts{r: r, ctx: ctx}
+	a := r.attempt(ctx)
 	for {
-		d, generation, err := r.current(ctx)
+		d, generation, err := r.current(&a)
 		w.mu.Lock()
 		if err == nil {
 			w.looseLocked(generation)
@@ -132,7 +135,9 @@ func (w *retryingWritable) Flush(ctx context.Context) error {
 			return lost
 		}
 		if err == nil {
+			stop := a.watch(d, generation)
 			err = writableOf(d).Flush(ctx)
+			stop()
 		}
 		w.mu.Lock()
 		if err == nil {

@@ -159,6 +159,13 @@ type Writable interface {
 // report. A disk that has it repeats what fails.
 type Counted interface{ Stats() Stats }
 
+// Ender is the ability to say that a disk has ended by itself: it gave up, or is
+// not the one any more that was opened.
+type Ender interface {
+	// Ended returns why no later call on the disk can succeed, or nil.
+	Ended() error
+}
+
 // Stats is what a disk counts. A field that does not apply is zero.
 type Stats struct {
 	Transport     string // "file", "nbd", or VDDK's transport mode

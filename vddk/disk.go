@@ -383,6 +383,13 @@ func (d *Disk) begin() error {
 	return nil
 }
 
+// Ended implements source.Ender.
+func (d *Disk) Ended() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.dead
+}
+
 // endedNow returns why no call can be made any more. The caller holds mu.
 func (d *Disk) endedNow() error {
 	if err := d.ended(); err != nil {
