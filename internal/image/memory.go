@@ -18,11 +18,12 @@ const (
 )
 
 // Memory is what an image and those below it keep beside what is in use: pages
-// of tables and a few unpacked grains or clusters (units). Its size depends on
+// of tables, the places of tables, and a few unpacked grains or clusters (units). Its size depends on
 // no field of an image, but for the slots, which are as large as a unit. The
 // zero value is ready. It is safe for concurrent use.
 type Memory struct {
 	files atomic.Uint64 // that share it so far
+	spans atomic.Int64  // of their Places
 	sets  [pageSets]pageSet
 	slots [unitSlots]unitSlot
 }
@@ -53,6 +54,13 @@ type unitSlot struct {
 
 // NewFile returns a number for a file, by which the memory knows it.
 func (m *Memory) NewFile() uint64 { return m.files.Add(1) }
+
+// Share makes the places of a file's tables a part of the memory: of the ranges
+// of all files it keeps MaxSpans.
+func (m *Memory) Share(p *Places) {
+	p.keep(int(MaxSpans - m.spans.Load()))
+	m.spans.Add(int64(p.count()))
+}
 
 // Page returns page number of f, which has size bytes and is known as file. It
 // is not to be changed.

@@ -11,7 +11,8 @@ const (
 	// those of 128 TiB with grains of 64 KiB in tables of 512.
 	MaxTables = 4 << 20
 
-	// MaxSpans bounds the ranges that Places keeps.
+	// MaxSpans bounds the ranges that Places keep, and those of all files that
+	// share a Memory.
 	MaxSpans = 32 << 10
 
 	maxContested = 1 << 10
@@ -30,9 +31,9 @@ type Places struct {
 type span struct{ start, end int64 }
 
 // NewPlaces returns the places of tables of length bytes, which begin at the
-// offsets starts; NewPlaces sorts them. Of ranges that do not
-// touch each other it keeps the first MaxSpans. So many tables that overlap that
-// the directory must be something else are an error.
+// offsets starts; NewPlaces sorts them. It keeps the first MaxSpans of the ranges
+// that do not touch each other. An error means that so many tables overlap that
+// their directory must be something else; the ranges are right nevertheless.
 func NewPlaces(starts []int64, length int64) (*Places, error) {
 	slices.Sort(starts)
 	p := &Places{length: length}
@@ -42,9 +43,6 @@ func NewPlaces(starts []int64, length int64) (*Places, error) {
 			if before := starts[i-1]; before+length > at {
 				p.contest(before)
 				p.contest(at)
-				if len(p.contested) > maxContested {
-					return nil, fmt.Errorf("more than %d tables overlap each other, the first at offset %d", maxContested, p.contested[0])
-				}
 			}
 		}
 		if last := len(p.spans) - 1; last >= 0 && p.spans[last].end >= at {
@@ -54,12 +52,15 @@ func NewPlaces(starts []int64, length int64) (*Places, error) {
 		}
 	}
 	p.spans = slices.Clone(p.spans) // without room for more
+	if len(p.contested) > maxContested {
+		return p, fmt.Errorf("more than %d tables overlap each other, the first at offset %d", maxContested, p.contested[0])
+	}
 	return p, nil
 }
 
 // contest notes the start of a table that overlaps another one.
 func (p *Places) contest(at int64) {
-	if n := len(p.contested); n == 0 || p.contested[n-1] != at {
+	if n := len(p.contested); n <= maxContested && (n == 0 || p.contested[n-1] != at) {
 		p.contested = append(p.contested, at)
 	}
 }
@@ -87,16 +88,16 @@ func (p *Places) Has(start, end int64) (from, to int64, ok bool) {
 	return p.spans[i].start, p.spans[i].end, true
 }
 
-// Spans is the number of ranges that are kept.
-func (p *Places) Spans() int {
+// count is the number of ranges that are kept.
+func (p *Places) count() int {
 	if p == nil {
 		return 0
 	}
 	return len(p.spans)
 }
 
-// Keep drops all ranges except the first n.
-func (p *Places) Keep(n int) {
+// keep drops all ranges except the first n.
+func (p *Places) keep(n int) {
 	if p != nil && n < len(p.spans) {
 		p.spans = slices.Clone(p.spans[:max(n, 0)])
 	}

@@ -30,12 +30,6 @@ func TestPlaces(t *testing.T) {
 	if want := []int64{9000, 9500, 20000}; !slices.Equal(overlap, want) {
 		t.Errorf("%v overlap, want %v", overlap, want)
 	}
-	if p.Keep(1); p.Spans() != 1 {
-		t.Errorf("%d spans", p.Spans())
-	}
-	if _, _, ok := p.Has(5000, 6000); ok {
-		t.Error("a range that was dropped is there")
-	}
 }
 
 func TestPlacesAreBounded(t *testing.T) {
@@ -44,9 +38,28 @@ func TestPlacesAreBounded(t *testing.T) {
 		starts[i] = int64(i) * 2000
 	}
 	p, err := image.NewPlaces(starts, 1000)
-	if err != nil || p.Spans() != image.MaxSpans {
-		t.Errorf("%d spans, %v", p.Spans(), err)
+	if err != nil {
+		t.Fatal(err)
 	}
+	// All ranges that are kept are known, and no other.
+	knows := func(p *image.Places, n int) {
+		t.Helper()
+		for i := range starts {
+			if _, _, ok := p.Has(int64(i)*2000+999, int64(i)*2000+1000); ok != (i < n) {
+				t.Fatalf("range %d: %v, want the first %d", i, ok, n)
+			}
+		}
+	}
+	knows(p, image.MaxSpans)
+	half, err := image.NewPlaces(starts[:image.MaxSpans/2], 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m image.Memory
+	m.Share(half)
+	m.Share(p)
+	knows(half, image.MaxSpans/2)
+	knows(p, image.MaxSpans/2)
 	for i := range starts {
 		starts[i] = int64(i)
 	}
@@ -54,8 +67,8 @@ func TestPlacesAreBounded(t *testing.T) {
 		t.Error(err)
 	}
 	var none *image.Places
-	if _, _, ok := none.Has(0, 1<<60); ok || none.Overlaps(0) || none.Spans() != 0 {
+	if _, _, ok := none.Has(0, 1<<60); ok || none.Overlaps(0) {
 		t.Error("no places have some")
 	}
-	none.Keep(1)
+	m.Share(none)
 }

@@ -299,13 +299,9 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, beside
 	if err != nil {
 		return nil, err
 	}
-	bare := d.Disk
-	if w, ok := bare.(*warnedDisk); ok {
-		bare = w.Disk
-	}
-	if bare == f {
+	if described, ok := source.Ability[source.Described](d.Disk); ok && described.Info().Format == "raw" {
 		if err := a.CheckRaw(i, size); err != nil {
-			return nil, errors.Join(err, f.Close())
+			return nil, errors.Join(err, d.Disk.Close())
 		}
 	}
 	d.warnings = a.Warnings(i, size, d.Size())

@@ -537,15 +537,16 @@ func TestShortDisksOfAppliances(t *testing.T) {
 		"a.img": sector, "a.bin": sector, "a.vmdk": flat("a.bin"),
 		"raw.ovf":    ovf(rawURI, `ovf:capacity="1024"`, "a.img"),
 		"probed.ovf": ovf("", `ovf:capacity="1024"`, "a.img"),
-		"vmdk.ovf":   ovf(vmdkURI, `ovf:capacity="1024"`, "a.vmdk"),
-		"size.ovf":   strings.Replace(ovf(vmdkURI, "", "a.vmdk"), `ovf:id=`, `ovf:size="100000" ovf:id=`, 1),
+		"luks.ovf":   ovf(rawURI, `ovf:capacity="1024"`, "luks.img"), "luks.img": "LUKS\xba\xbe\x00\x02" + strings.Repeat("\x00", 504),
+		"vmdk.ovf": ovf(vmdkURI, `ovf:capacity="1024"`, "a.vmdk"),
+		"size.ovf": strings.Replace(ovf(vmdkURI, "", "a.vmdk"), `ovf:id=`, `ovf:size="100000" ovf:id=`, 1),
 	}
 	write(t, dir, files)
 	for name, want := range map[string]string{
 		"raw": " has 512 bytes, want 1024 by its capacity", "probed": " has 512 bytes, want 1024 by its capacity",
-		"vmdk": "", "size": "want 100000 by its File",
+		"luks": " has 512 bytes, want 1024 by its capacity", "vmdk": "", "size": "want 100000 by its File",
 	} {
-		tarUp(t, dir, name+".ova", "ustar", name+".ovf", "a.img", "a.bin", "a.vmdk")
+		tarUp(t, dir, name+".ova", "ustar", name+".ovf", "a.img", "a.bin", "a.vmdk", "luks.img")
 		for _, address := range []string{name + ".ovf", name + ".ova"} {
 			d, err := new(open.Opener).Open(t.Context(), filepath.Join(dir, address), "")
 			if want != "" {

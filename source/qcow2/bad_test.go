@@ -95,6 +95,8 @@ func TestBadTables(t *testing.T) {
 		{"outside", plain, set(1<<63 | 1<<40), "it is at offset 1099511627776 of "},
 		{"in the header", plain, set(1 << 63), "it is of a cluster at offset 0, where the header is"},
 		{"in L1", plain, set(1<<63 | 1<<16), "its cluster at offset 65536 lies in the header or the L1 table"},
+		{"in its L2 table", plain, func(l *layout) { l.put64(l.l2(1), 1<<63|uint64(l.tables[0])) }, "lies in an L2 table: the table is damaged"},
+		{"packed in an L2 table", zlib, func(l *layout) { l.put64(l.l2(1), 1<<62|uint64(l.tables[0]+1000)) }, ", in an L2 table: the L2 table is damaged"},
 		{"reserved", plain, set(1<<63 | 4<<16 | 1<<57), "it has reserved bits set (0x200000000000000)"},
 		{"reserved below", plain, set(1<<63 | 4<<16 | 4), "it has reserved bits set (0x4)"},
 		{"zeros in version 2", old, set(1), "which an image of version 2"},

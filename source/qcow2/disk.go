@@ -49,6 +49,7 @@ type Disk struct {
 	hasHoles  bool  // plain clusters may be holes of the file
 	info      source.Info
 	warnings  []string
+	tables    *image.Places // L2 tables
 	mem       *image.Memory
 	life      image.Life
 }
@@ -88,6 +89,9 @@ func (d *Disk) open(open source.Opener, o Options) error {
 	d.unitShift = h.clusterShift
 	if h.has(featureExtendedL2) {
 		d.unitShift -= 5 // 32 subclusters
+	}
+	if err := d.indexTables(); err != nil {
+		return err
 	}
 	d.share(new(image.Memory))
 	if h.has(featureDirty) {
@@ -166,6 +170,7 @@ func (d *Disk) openBacking(open source.Opener) error {
 // that a chain takes no more than one image.
 func (d *Disk) share(m *image.Memory) {
 	d.mem, d.id = m, m.NewFile()
+	m.Share(d.tables)
 	if d.backing == nil {
 		return
 	}

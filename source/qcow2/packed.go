@@ -47,7 +47,7 @@ func (d *Disk) checkPacked(c, start int64) error {
 	case start >= d.fileSize:
 		return d.errorAt(c, "its compressed bytes are at offset %d, the file has %d: it is truncated or damaged", start, d.fileSize)
 	case d.inMetadata(start, start+1):
-		return d.errorAt(c, "its compressed bytes are at offset %d, in the header or the L1 table: the L2 table is damaged", start)
+		return d.errorAt(c, "its compressed bytes are at offset %d, in %s: the L2 table is damaged", start, d.metadataAt(start, start+1))
 	}
 	return nil
 }

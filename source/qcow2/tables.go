@@ -93,6 +93,40 @@ func (d *Disk) run(c, max int64) (run, error) {
 	return r, nil
 }
 
+// indexTables reads the L1 table once, so that clusters that lie in an L2 table
+// are known. It reports no damage of the L1 table: reads do that where they reach
+// it. Several L1 entries may have one L2 table, as in a disk whose content
+// repeats itself.
+func (d *Disk) indexTables() error {
+	const step = 8 << 10 // entries
+	b := make([]byte, min(d.l1Entries, step)*8)
+	starts := make([]int64, 0, d.l1Entries)
+	for i := range d.l1Entries {
+		in := i % step
+		if in == 0 {
+			n := min(d.l1Entries-i, step)
+			if err := image.ReadFull(d.file, b[:n*8], d.l1Offset+i*8); err != nil {
+				return fmt.Errorf("L1 table: %w", err)
+			}
+		}
+		at, _ := d.tableFrom(i, binary.BigEndian.Uint64(b[in*8:]))
+		if at == 0 {
+			continue
+		}
+		if need := d.tableSize(i); need == d.cluster || at <= d.fileSize-d.cluster {
+			starts = append(starts, at)
+		}
+	}
+	d.tables, _ = image.NewPlaces(starts, d.cluster)
+	return nil
+}
+
+// tableSize is how many bytes of L2 table i the disk needs.
+func (d *Disk) tableSize(i int64) int64 {
+	perTable := d.cluster >> d.entryBits
+	return min(perTable, d.clusters()-i*perTable) << d.entryBits
+}
+
 // table returns where in the file L2 table i is, in bytes; 0: nowhere.
 func (d *Disk) table(i int64) (int64, error) {
 	off := d.l1Offset + i*8
@@ -100,14 +134,16 @@ func (d *Disk) table(i int64) (int64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("%s: L1 table: %w", d.path, err)
 	}
-	entry := binary.BigEndian.Uint64(data[off%image.PageSize:])
+	return d.tableFrom(i, binary.BigEndian.Uint64(data[off%image.PageSize:]))
+}
+
+// tableFrom is table by the L1 entry.
+func (d *Disk) tableFrom(i int64, entry uint64) (int64, error) {
 	at := int64(entry & entryOffset)
 	fail := func(format string, args ...any) (int64, error) {
-		return 0, fmt.Errorf("%s: L1 entry %#x at offset %d, of disk offset %d: %w: the table is damaged or the file is truncated", d.path, entry, off, i*(d.cluster>>d.entryBits)<<d.clusterShift, fmt.Errorf(format, args...))
+		return 0, fmt.Errorf("%s: L1 entry %#x at offset %d, of disk offset %d: %w: the table is damaged or the file is truncated", d.path, entry, d.l1Offset+i*8, i*(d.cluster>>d.entryBits)<<d.clusterShift, fmt.Errorf(format, args...))
 	}
-	perTable := d.cluster >> d.entryBits
-	need := min(perTable, d.clusters()-i*perTable) << d.entryBits
-	switch {
+	switch need := d.tableSize(i); {
 	case entry&l1Reserved != 0:
 		return fail("it has reserved bits set (%#x)", entry&l1Reserved)
 	case at == 0:
@@ -116,16 +152,34 @@ func (d *Disk) table(i int64) (int64, error) {
 		return fail("its L2 table is at offset %d, want a multiple of %d (a cluster)", at, d.cluster)
 	case at > d.fileSize-need:
 		return fail("its L2 table at offset %d needs %d bytes, the file has %d", at, need, d.fileSize)
-	case d.inMetadata(at, at+need):
+	case d.inHeader(at, at+need):
 		return fail("its L2 table at offset %d lies in the header or the L1 table", at)
 	}
 	return at, nil
 }
 
-// inMetadata reports whether [start, end) of the file is of the header or of
-// the L1 table, where nothing else can be.
-func (d *Disk) inMetadata(start, end int64) bool {
+// inHeader reports whether [start, end) of the file is of the header or of the
+// L1 table.
+func (d *Disk) inHeader(start, end int64) bool {
 	return start < d.cluster || start < d.l1Offset+d.l1Entries*8 && end > d.l1Offset
+}
+
+// inMetadata reports whether [start, end) of the file is of the header, the L1
+// table or an L2 table, where no cluster can be.
+func (d *Disk) inMetadata(start, end int64) bool {
+	if d.inHeader(start, end) {
+		return true
+	}
+	_, _, ok := d.tables.Has(start, end)
+	return ok
+}
+
+// metadataAt names what inMetadata found.
+func (d *Disk) metadataAt(start, end int64) string {
+	if d.inHeader(start, end) {
+		return "the header or the L1 table"
+	}
+	return "an L2 table"
 }
 
 // unit returns the kind of the cluster that has the byte at off or, where it has
@@ -238,7 +292,7 @@ func (d *Disk) badEntry(r *run, off int64) error {
 	case d.data != d.file && (at != 0 || entry&entryCopied != 0) && at != c<<d.clusterShift:
 		err = fmt.Errorf("its cluster is at offset %d of the data file, want %d", at, c<<d.clusterShift)
 	case at != 0 && d.data == d.file && d.inMetadata(at, at+d.cluster):
-		err = fmt.Errorf("its cluster at offset %d lies in the header or the L1 table", at)
+		err = fmt.Errorf("its cluster at offset %d lies in %s", at, d.metadataAt(at, at+d.cluster))
 	case d.entryBits == 4 && entry&entryZero == 0:
 		err = fmt.Errorf("its subcluster bitmap %#x has some both allocated and zero, or allocated without a cluster", bitmap)
 	default:

@@ -14,12 +14,6 @@ type directory struct {
 	tables *image.Places // nil: not known
 }
 
-// share makes the places of the tables a part of what all that share m keep.
-func (d *directory) share(m *memory) {
-	d.tables.Keep(int(image.MaxSpans - m.spans.Load()))
-	m.spans.Add(int64(d.tables.Spans()))
-}
-
 // regions are the parts of a file of fileSize bytes that the header at its
 // start occupies or names, in which no grain directory or table can be.
 func (h *header) regions(fileSize int64) []region {

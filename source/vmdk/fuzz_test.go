@@ -29,12 +29,21 @@ func nowhere(_ context.Context, _, name, format string) (source.Disk, error) {
 	return sourcetest.Pattern(1<<20, source.Extent{Len: 1 << 20}), nil
 }
 
+// fuzzFolder is a vmdk.Folder that has one parent, by its UUID.
+type fuzzFolder struct{}
+
+func (fuzzFolder) Names(context.Context) ([]string, error) { return []string{"p.vmdk"}, nil }
+
+func (fuzzFolder) Peek(context.Context, string) (source.Disk, error) {
+	return &sourcetest.Memory{Bytes: []byte("# Disk DescriptorFile\nddb.uuid.image=\"a\"\n")}, nil
+}
+
 // use reads what the fuzzer made, here and there and at most 8 MiB of it, and
 // asks for its extents. What is read in pieces must be what is read at once.
 func use(t *testing.T, f source.Disk) { useWith(t, f, nowhere) }
 
 func useWith(t *testing.T, f source.Disk, opener source.Opener) {
-	d, err := vmdk.Open(t.Context(), "fuzz.vmdk", f, opener, vmdk.Options{})
+	d, err := vmdk.Open(t.Context(), "fuzz.vmdk", f, opener, vmdk.Options{Folder: fuzzFolder{}})
 	if err != nil {
 		if !strings.Contains(err.Error(), "fuzz.vmdk") {
 			t.Errorf("the error does not name the file: %v", err)
@@ -141,6 +150,12 @@ func FuzzDescriptor(f *testing.F) {
 		"version=1\nRW 18014398509481983 ZERO\nRW 18014398509481983 ZERO\n",
 		first + "RW -1 FLAT \"x\"\nRW 1 FLAT x\nRW\nRW 1\nRW 1 FLAT \"x\n=\n",
 		first + "RW 5 ZERO\n\x00\xff\xff",
+		first + "CID=3735928559\nparentCID=4294967295\nRW 5 ZERO\n\x1a",
+		first + "CID=xyz\nRW 5 ZERO\nddb.uuid.image=\"b\"\nddb.uuid.parent=\"A\"\nddb.uuid.parentmodification=\"c\"\n",
+		first + "RW 5 ZERO\nddb.uuid.parent=\"00000000-0000-0000-0000-000000000000\"\n",
+		first + "CID=2\nparentCID=1\nparentFileNameHint=\"C:\\VMs\\base.vmdk\"\nRW 10 ZERO\n",
+		first + "RW 10 FLAT \"\\\\nas\\vms\\d-flat.vmdk\" 0\nRW 10 VMFS \"vsan://5f3c\"\n",
+		first + "RW 16 ZERO\nddb.logicalSectorSize = \"4096\"\nddb.physicalSectorSize = \"513\"\n",
 	} {
 		all = append(all, []byte(text))
 	}
@@ -174,6 +189,12 @@ func FuzzSparse(f *testing.F) {
 		change(small, func(l *layout) { l.put64(12, 1<<62); l.put64(20, 32768); l.put32(44, 65536) }),
 		change(small, func(l *layout) { l.file = l.file[:len(l.file)-700] }),
 		change(small, func(l *layout) { l.put64(12, 0) }),
+		change(small, func(l *layout) { l.put32(l.gd, 1) }),
+		change(small, func(l *layout) { l.put32(l.gd+4, uint32(l.tables[0]/sector)) }),
+		change(small, func(l *layout) { l.put64(56, 1) }),
+		change(redundant, func(l *layout) { l.put32(l.gd, 1) }),
+		change(redundant, func(l *layout) { l.put32(l.gd, 1); l.put32(l.rgd, uint32(l.gd/sector)) }),
+		change(redundant, func(l *layout) { l.put64(48, uint64(l.gd/sector)) }),
 	})
 	f.Fuzz(func(t *testing.T, file []byte) {
 		file = bytes.Clone(file)
@@ -204,6 +225,9 @@ func FuzzStream(f *testing.F) {
 		change(small, func(l *layout) { l.put64(l.grains[1], 3) }),
 		change(small, func(l *layout) { l.file[l.grains[2]+20] ^= 1 }),
 		change(small, func(l *layout) { l.put32(l.tables[0], uint32(l.grains[20]/sector)) }),
+		change(footer, func(l *layout) { l.put32(l.gd, 1) }),
+		change(footer, func(l *layout) { l.put32(l.tables[0], uint32(l.tables[1]/sector)) }),
+		change(footer, func(l *layout) { l.put64(l.header+56, uint64(l.header/sector)) }),
 	})
 	f.Fuzz(func(t *testing.T, file []byte) {
 		file = bytes.Clone(file)
@@ -249,6 +273,7 @@ func FuzzCOWD(f *testing.F) {
 		change(small, func(l *layout) { l.put32(16, 32768) }),
 		change(small, func(l *layout) { l.put32(20, 3); l.put32(24, 1<<31) }),
 		change(small, func(l *layout) { l.file = l.file[:l.tables[0]+20] }),
+		change(two, func(l *layout) { l.put32(l.gd+4, uint32(l.tables[0]/sector)) }),
 	})
 	f.Fuzz(func(t *testing.T, file []byte) {
 		file = append(bytes.Clone(file), make([]byte, max(16, 20<<10-len(file)))...) // room for a table that is cut
@@ -283,6 +308,8 @@ func FuzzSESparse(f *testing.F) {
 		change(small, func(l *layout) { l.put64(seGrainsAt, 1<<54-1) }),
 		change(small, func(l *layout) { l.put64(sector+24, 1) }),
 		change(small, func(l *layout) { l.file = l.file[:len(l.file)-700] }),
+		change(small, func(l *layout) { l.put64(l.gd+8, 1<<60) }),
+		change(small, func(l *layout) { l.put64(l.gd+8, 1<<60); l.put64(l.gd+16, 1<<60) }),
 	})
 	f.Fuzz(func(t *testing.T, file []byte) {
 		file = append(bytes.Clone(file), make([]byte, max(16, 40<<10-len(file)))...) // room for a table that is cut

@@ -11,5 +11,4 @@ import (
 type memory struct {
 	image.Memory
 	stretches atomic.Int64 // in the indexes of the extents that share it
-	spans     atomic.Int64 // of the places of their grain tables
 }

@@ -111,8 +111,8 @@ func (s *sparse) fit(want int64) error {
 // share makes the extent use the memory of others.
 func (s *sparse) share(m *memory) {
 	s.mem, s.id = m, m.NewFile()
-	s.primary.share(m)
-	s.redundant.share(m)
+	m.Share(s.primary.tables)
+	m.Share(s.redundant.tables)
 	if s.markers != nil {
 		s.markers.share(m)
 	}
