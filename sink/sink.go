@@ -6,6 +6,7 @@ package sink
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 
@@ -74,7 +75,12 @@ type Options struct {
 	Info    source.Info // of the source, for formats that carry it over
 	Backing source.Disk // what SameAt leaves to; nil: none
 	State   []byte      // of the last checkpoint; nil: new
-	Resume  int64       // bytes below are done; above lies garbage, never taken for zeros
+	// Identity is what Identified returned for the target that an earlier run
+	// wrote in place, a block device or an export: Create returns an *OtherError
+	// for another one, before it changes anything. Empty: any. New files have
+	// their own rules.
+	Identity string
+	Resume   int64 // bytes below are done; above lies garbage, never taken for zeros
 }
 
 // Identified is the ability to say which file, device or export is written.
@@ -83,6 +89,26 @@ type Identified interface {
 	// the same name later; "" where nothing tells them apart. It is called
 	// before the disk ends.
 	Identity() (string, error)
+}
+
+// OtherError says that a target that is written in place is not the one that an
+// earlier run wrote.
+type OtherError struct {
+	Name    string
+	Is, Was string // their identities
+}
+
+func (e *OtherError) Error() string {
+	return fmt.Sprintf("%s is another target than that of the copy that stopped: it is %s, and was %s", e.Name, e.Is, e.Was)
+}
+
+// CheckIdentity returns an *OtherError unless a target that is written in place
+// has the identity that Options ask for.
+func (o Options) CheckIdentity(name, identity string) error {
+	if o.Identity == "" || o.Identity == identity {
+		return nil
+	}
+	return &OtherError{name, identity, o.Identity}
 }
 
 // IdentityOf returns the identity of d, "" where it is not Identified.

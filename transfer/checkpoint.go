@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"slices"
+	"sync"
 	"time"
 
 	"vddkcp/internal/killpoint"
@@ -29,6 +31,36 @@ type Stretch struct {
 	Off int64  `json:"off"`
 	Len int64  `json:"len"`
 	CRC uint32 `json:"crc"`
+}
+
+// zeros reports whether the content has the checksum of zeros.
+func (s Stretch) zeros() bool { return s.CRC == zeroSum(s.Len) }
+
+// zeroSums are the results of zeroSum by length; nearly all pieces have the same.
+var zeroSums sync.Map
+
+// zeroSum returns the CRC-32C of n zero bytes.
+func zeroSum(n int64) uint32 {
+	if sum, ok := zeroSums.Load(n); ok {
+		return sum.(uint32)
+	}
+	block, sum := make([]byte, 64<<10), uint32(0)
+	for left := n; left > 0; left -= int64(len(block)) {
+		sum = crc32.Update(sum, castagnoli, block[:min(left, int64(len(block)))])
+	}
+	if n == maxTailPiece || n&(n-1) == 0 { // the map stays small
+		zeroSums.Store(n, sum)
+	}
+	return sum
+}
+
+// Proves reports whether a target that has the content of Tail can only be the
+// one that was written: a piece of it has a byte that is not zero. Zeros are on
+// every new device, too.
+func (c *Checkpoint) Proves() bool { return proves(c.Tail) }
+
+func proves(tail []Stretch) bool {
+	return slices.ContainsFunc(tail, func(s Stretch) bool { return s.Len > 0 && s.Len <= maxTailPiece && !s.zeros() })
 }
 
 const (
@@ -61,6 +93,7 @@ type keeper struct {
 	bytes    int64      // written since
 	tail     []Stretch  // of what was collected
 	length   int64      // of the tail, bytes
+	proof    Stretch    // the last that was dropped from the tail and is not zeros
 	due      chan kept  // to be synced; of capacity 1
 	idle     chan token // holds one while none is being synced
 	last     *Checkpoint
@@ -97,6 +130,9 @@ func (k *keeper) remember(s Stretch) {
 	k.tail = append(k.tail, s)
 	k.length += s.Len
 	for len(k.tail) > tailPieces || len(k.tail) > 1 && k.length > tailBytes {
+		if !k.tail[0].zeros() {
+			k.proof = k.tail[0]
+		}
 		k.length -= k.tail[0].Len
 		k.tail = k.tail[1:]
 	}
@@ -130,7 +166,11 @@ func (k *keeper) collected(c *piece) error {
 
 // take asks the sink and the digests for their states.
 func (k *keeper) take(off int64) (kept, error) {
-	next := kept{Checkpoint: Checkpoint{Offset: off, Tail: append([]Stretch(nil), k.tail...)}, done: k.p.o.Counters.Snapshot().Done}
+	next := kept{Checkpoint: Checkpoint{Offset: off}, done: k.p.o.Counters.Snapshot().Done}
+	if k.proof.Len > 0 && !proves(k.tail) {
+		next.Tail = append(next.Tail, k.proof)
+	}
+	next.Tail = append(next.Tail, k.tail...)
 	var err error
 	for _, s := range k.p.sums {
 		state, err := s.MarshalBinary()
@@ -269,13 +309,40 @@ func (p *pipeline) reopen(ctx context.Context, cause error, failures int) (dst s
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		last := p.keeper.last
-		if dst, err = p.o.Reopen(ctx, last.State, last.Offset); err == nil {
+		if dst, err = p.reopenOnce(ctx); err == nil {
 			return dst, nil
 		}
 		cause = fmt.Errorf("open the target again: %w (%w)", err, sink.ErrLost)
-		if source.IsPermanent(err) {
+		if source.IsPermanent(err) || errors.Is(err, ErrTail) || errors.As(err, new(*sink.OtherError)) {
 			return nil, cause
 		}
 	}
+}
+
+// reopenOnce opens the target as of the last checkpoint and compares what was
+// written last: a server that started again may serve another disk by the same
+// name. Where only zeros were written so far, which proves nothing, it makes the
+// copy go on from the start.
+func (p *pipeline) reopenOnce(ctx context.Context) (sink.Disk, error) {
+	last := p.keeper.last
+	if last.Offset > 0 && !last.Proves() {
+		state := last.State
+		if p.origin != nil {
+			state = p.origin
+		}
+		last = &Checkpoint{State: state}
+		p.keeper.last, p.keeper.done = last, 0
+	}
+	dst, err := p.o.Reopen(ctx, last.State, last.Offset)
+	if err != nil {
+		return nil, err
+	}
+	back, ok := sink.Ability[sink.Readback](dst)
+	if !ok {
+		return dst, nil
+	}
+	if err := last.CheckTail(ctx, back); err != nil {
+		return nil, errors.Join(err, dst.Suspend())
+	}
+	return dst, nil
 }

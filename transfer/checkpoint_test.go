@@ -4,11 +4,16 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"hash/crc32"
+	"io"
+	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"vddkcp/sink"
 	"vddkcp/sink/sinktest"
+	"vddkcp/source"
 	"vddkcp/source/sourcetest"
 	"vddkcp/transfer"
 )
@@ -45,6 +50,129 @@ func TestCheckpointThatWasNotSynced(t *testing.T) {
 				if kept.Offset > first {
 					t.Errorf("%s: a checkpoint at %d is kept, and no sync above %d succeeded", c.name, kept.Offset, first)
 				}
+			}
+		}
+	}
+}
+
+// Zeros in a tail prove nothing, wherever they come from, and the last piece that
+// is not zeros stays in it however many zeros follow.
+func TestTailKeepsAProof(t *testing.T) {
+	sum := func(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
+	zeros, data := make([]byte, 70<<10), bytes.Repeat([]byte{0, 1}, 35<<10)
+	for _, c := range []struct {
+		name string
+		tail []transfer.Stretch
+		want bool
+	}{
+		{"empty", nil, false},
+		{"zeros", []transfer.Stretch{{Len: 70 << 10, CRC: sum(zeros)}, {Off: 70 << 10, Len: 4 << 10, CRC: sum(zeros[:4<<10])}}, false},
+		{"data", []transfer.Stretch{{Len: 70 << 10, CRC: sum(data)}}, true},
+		{"zeros and data", []transfer.Stretch{{Len: 70 << 10, CRC: sum(zeros)}, {Off: 70 << 10, Len: 70 << 10, CRC: sum(data)}}, true},
+		{"no bytes", []transfer.Stretch{{CRC: 5}}, false},
+		{"too long", []transfer.Stretch{{Len: 1 << 40, CRC: 5}}, false},
+	} {
+		if got := (&transfer.Checkpoint{Tail: c.tail}).Proves(); got != c.want {
+			t.Errorf("%s: proves %v, want %v", c.name, got, c.want)
+		}
+	}
+	// 64 KiB of data, and then more pieces of zeros, which are read, than a tail has.
+	src := &sourcetest.Memory{Bytes: make([]byte, 64<<10+400*4<<10)}
+	copy(src.Bytes, bytes.Repeat([]byte{7}, 64<<10))
+	m := &sinktest.Memory{}
+	var s shelf
+	o := transfer.Options{RequestSize: 4 << 10, Requests: 1, Keep: s.keep, Interval: 1}
+	if _, err := transfer.Copy(t.Context(), src, create(t, m, src.Size(), sink.Options{}), plan(t, src), o); err != nil {
+		t.Fatal(err)
+	}
+	last := s.last()
+	if len(s.kept) == 0 || last.Offset < 64<<10+260*4<<10 {
+		t.Fatalf("%d checkpoints, the last at %d", len(s.kept), last.Offset)
+	}
+	if !last.Proves() || last.CheckTail(t.Context(), bytes.NewReader(src.Bytes)) != nil {
+		t.Errorf("the tail of %d pieces at %d proves nothing", len(last.Tail), last.Offset)
+	}
+	if err := last.CheckTail(t.Context(), bytes.NewReader(make([]byte, len(src.Bytes)))); !errors.Is(err, transfer.ErrTail) {
+		t.Errorf("a target of zeros: %v, want %v", err, transfer.ErrTail)
+	}
+}
+
+// A target that comes back after a loss with another content is not gone on with,
+// and one that only had zeros so far is written from the start.
+func TestLostTargetComesBackAsAnother(t *testing.T) {
+	const size = 1 << 20
+	for _, c := range []struct {
+		name string
+		data int // bytes of it at the beginning
+		from int64
+		err  error
+	}{
+		{"after data", 256 << 10, 0, transfer.ErrTail},
+		{"after zeros", 0, 0, nil},
+	} {
+		src := &sourcetest.Memory{Bytes: make([]byte, size)}
+		copy(src.Bytes, bytes.Repeat([]byte{1}, c.data))
+		copy(src.Bytes[size/2:], bytes.Repeat([]byte{2}, size/2))
+		m := &sinktest.Memory{}
+		lost := false
+		m.Before = func(_ context.Context, call sinktest.Call) error {
+			if call.Op == sinktest.OpWrite && call.Off >= size/2 && !lost {
+				lost = true
+				return sink.ErrLost
+			}
+			return nil
+		}
+		var s shelf
+		from := int64(-1)
+		fresh := make([]byte, size)
+		_, err := transfer.Copy(t.Context(), src, create(t, m, size, sink.Options{}), plan(t, src), transfer.Options{
+			RequestSize: 64 << 10, Requests: 1, Keep: s.keep, Interval: 1,
+			Lost: source.RetryOptions{Retries: 3, Backoff: func(int) time.Duration { return 0 }},
+			Reopen: func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) {
+				from = resume
+				d, err := m.Create(ctx, size, sink.Options{State: state, Resume: resume})
+				return readback{d, bytes.NewReader(fresh)}, err
+			},
+		})
+		if c.err != nil && !errors.Is(err, c.err) || c.err == nil && (err != nil || from != c.from) {
+			t.Errorf("%s: gone on from %d, error %v, want %d, %v", c.name, from, err, c.from, c.err)
+		}
+	}
+}
+
+// readback is a disk that reads as another one.
+type readback struct {
+	sink.Disk
+	io.ReaderAt
+}
+
+// A backing that changes while an overlay is written is an error, and nothing is
+// left of the overlay: it may hold parts of two states.
+func TestBackingThatChanges(t *testing.T) {
+	for _, stream := range []bool{false, true} {
+		for _, noted := range []string{"", "base at noon"} {
+			src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
+			backing := &sourcetest.Memory{Bytes: src.Bytes, ID: "base at noon", Proof: "mtime"}
+			m := &sinktest.Memory{}
+			m.Before = func(_ context.Context, call sinktest.Call) error {
+				if call.Op == sinktest.OpWrite {
+					backing.ID = "base at night"
+				}
+				return nil
+			}
+			o := transfer.Options{Backing: backing, BackingIdentity: noted, RequestSize: 64 << 10, Requests: 1}
+			dst := create(t, m, src.Size(), sink.Options{Backing: backing})
+			var err error
+			if stream {
+				_, err = transfer.CopyStream(t.Context(), bytes.NewReader(src.Bytes), src.Size(), dst, o)
+			} else {
+				_, err = transfer.Copy(t.Context(), src, dst, plan(t, src), o)
+			}
+			if !errors.Is(err, transfer.ErrSourceChanged) || !strings.Contains(err.Error(), "the backing changed while the target was written: it was base at noon, it is base at night") {
+				t.Errorf("stream %v: error %v", stream, err)
+			}
+			if _, published := m.Published(); published || len(m.Leftovers()) > 0 {
+				t.Errorf("stream %v: published %v, left %v", stream, published, m.Leftovers())
 			}
 		}
 	}

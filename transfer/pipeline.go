@@ -55,6 +55,7 @@ type pipeline struct {
 	sharer   *sharer
 	sums     []*digest.Sum // of what was collected
 	keeper   *keeper       // nil: no checkpoints
+	origin   []byte        // the target's state before the first write; nil: another run made that
 	start    int64         // below is done already
 	at       int64         // below is collected
 	resumed  bool          // what lies below start was done by another run

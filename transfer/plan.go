@@ -34,6 +34,9 @@ type Plan struct {
 	cachedTo int64
 }
 
+// Identity is that of the source when the plan was made, "" where it has none.
+func (p *Plan) Identity() string { return p.identity }
+
 // NewPlan asks src for its extents, all of them, and adds them up.
 func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
 	return NewPlanWithin(ctx, src, math.MaxInt64)

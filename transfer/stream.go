@@ -25,6 +25,9 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 	}()
 	zeroed := isZeroed(dst)
 	o = o.normal(dst, zeroed)
+	if err := o.identifyBacking(ctx); err != nil {
+		return result, err
+	}
 	o.Counters.Enter(progress.Copy)
 	if size != sink.UnknownSize {
 		o.Counters.AddPlanned(size)
@@ -64,6 +67,9 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 		if err := sizer.SetSize(result.Size); err != nil {
 			return result, err
 		}
+	}
+	if err := o.backingUnchanged(ctx); err != nil {
+		return result, err
 	}
 	return result, p.finish(ctx, &result)
 }

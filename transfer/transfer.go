@@ -23,16 +23,20 @@ import (
 
 // Options tune a copy. The zero value is the default.
 type Options struct {
-	RequestSize int                // bytes read at once; 0: 1 MiB. Rounded up to the sink's unit
-	Requests    int                // reads in flight; 0: 4
-	Sparse      int64              // zeros of at least so many bytes become holes; 0: 4 KiB, or 64 KiB where the sink must work for a hole
-	KeepZeros   bool               // zeros in data are written as they are, not looked for
-	Backing     source.Disk        // where the parts that the source calls Same are read, when they share a unit with others
-	Reflink     Reflink            // whether blocks are shared with the source's file
-	Digest      digest.Algorithm   // of the content, computed while copying; "": none
-	Verify      bool               // read the target back before it is published
-	Limit       *Limiter           // nil: none
-	Counters    *progress.Counters // filled while copying; nil: not
+	RequestSize int         // bytes read at once; 0: 1 MiB. Rounded up to the sink's unit
+	Requests    int         // reads in flight; 0: 4
+	Sparse      int64       // zeros of at least so many bytes become holes; 0: 4 KiB, or 64 KiB where the sink must work for a hole
+	KeepZeros   bool        // zeros in data are written as they are, not looked for
+	Backing     source.Disk // of an overlay; parts that the source calls Same are read here, when they share a unit with others
+	// BackingIdentity is the Identity of Backing when it was opened; "": the copy
+	// asks for it when it begins. What differs from the backing is all that an
+	// overlay has, so a backing that changes meanwhile is an error.
+	BackingIdentity string
+	Reflink         Reflink            // whether blocks are shared with the source's file
+	Digest          digest.Algorithm   // of the content, computed while copying; "": none
+	Verify          bool               // read the target back before it is published
+	Limit           *Limiter           // nil: none
+	Counters        *progress.Counters // filled while copying; nil: not
 
 	// Stop, when it ends, makes the copy finish what is in flight and end with
 	// its cause. It is for copies that can go on later; nil: never.
@@ -44,8 +48,8 @@ type Options struct {
 	// beside the further copy, one call at a time; nil: a failed copy can't go on.
 	Keep func(Checkpoint) error
 	// Whole is called when the target is whole and durable, before it gets its
-	// final name, with the target's identity ("" where it has none); nil: not.
-	Whole    func(identity string)
+	// final name; nil: not.
+	Whole    func()
 	Interval time.Duration // between checkpoints; 0: 5 s. One is also due every GiB
 	// Reopen opens the target again after a sink.ErrLost, as Lost says; nil: not.
 	Reopen func(ctx context.Context, state []byte, resume int64) (sink.Disk, error)
@@ -111,10 +115,20 @@ type Result struct {
 	Verify Verify
 }
 
-// ErrSourceChanged says that the source is not what it was when it was planned or
-// opened, so that the target may hold parts of two states. It is the only error
-// of a copy that removes work which a checkpoint covers.
+// ErrSourceChanged says that the source, or the backing of the target, is not what
+// it was when it was planned or opened, so that the target may hold parts of two
+// states. It is the only error of a copy that removes work which a checkpoint
+// covers.
 var ErrSourceChanged = source.ErrChanged
+
+// changedBackingError is an ErrSourceChanged that concerns the backing.
+type changedBackingError struct{ was, is string }
+
+func (e *changedBackingError) Error() string {
+	return fmt.Sprintf("the backing changed while the target was written: it was %s, it is %s; nothing may write to a backing file", e.was, e.is)
+}
+
+func (e *changedBackingError) Is(target error) bool { return target == ErrSourceChanged }
 
 // Copy fills dst with all of src, makes it durable and publishes it. Plan is
 // NewPlan's for src.
@@ -131,6 +145,9 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 		return result, aborted(dst, fmt.Errorf("the plan is for %d bytes, the source has %d", plan.Size, src.Size()))
 	}
 	o = o.normal(dst, isZeroed(dst))
+	if err := o.identifyBacking(ctx); err != nil {
+		return result, aborted(dst, err)
+	}
 	// What is not known yet counts as work until it shows to be none.
 	work, rest := plan.Data, plan.Size-plan.Known
 	if !isZeroed(dst) {
@@ -173,6 +190,7 @@ func copyAll(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o 
 		// What is done again was planned once.
 		lost.o.Counters.AddDone(lost.keeper.done - lost.o.Counters.Snapshot().Done)
 		p = newPipeline(src, dst, plan, o, isZeroed(dst))
+		p.origin = lost.origin
 		if err := p.begin(ctx, lost.keeper.last, lost.keeper.done, lost.keeper.exists); err != nil {
 			return p, err
 		}
@@ -193,6 +211,7 @@ func (p *pipeline) begin(ctx context.Context, at *Checkpoint, done int64, exists
 			if at.State, _, err = p.dst.Checkpoint(0); err != nil {
 				return err
 			}
+			p.origin = at.State
 		}
 	}
 	p.start, p.at = at.Offset, at.Offset
@@ -209,7 +228,8 @@ func (p *pipeline) begin(ctx context.Context, at *Checkpoint, done int64, exists
 	return nil
 }
 
-// unchanged is an error where the source is not what it was when it was planned.
+// unchanged returns an error where the source or the backing is not what it was
+// when the copy was planned.
 func (p *pipeline) unchanged(ctx context.Context) error {
 	now, err := identity(ctx, p.src)
 	if err != nil {
@@ -218,7 +238,27 @@ func (p *pipeline) unchanged(ctx context.Context) error {
 	if now != p.plan.identity {
 		return fmt.Errorf("%w: it was %s, it is %s; copy from a snapshot, or with its user stopped", ErrSourceChanged, p.plan.identity, now)
 	}
-	return nil
+	return p.o.backingUnchanged(ctx)
+}
+
+// identifyBacking notes what the backing is, unless the caller did.
+func (o *Options) identifyBacking(ctx context.Context) (err error) {
+	if o.Backing != nil && o.BackingIdentity == "" {
+		o.BackingIdentity, err = identity(ctx, o.Backing)
+	}
+	return err
+}
+
+// backingUnchanged returns an error where the backing is not what it was.
+func (o *Options) backingUnchanged(ctx context.Context) error {
+	if o.Backing == nil {
+		return nil
+	}
+	now, err := identity(ctx, o.Backing)
+	if err == nil && now != o.BackingIdentity {
+		err = &changedBackingError{o.BackingIdentity, now}
+	}
+	return err
 }
 
 // end ends the target of a copy that failed with err, if it did. It is the one
@@ -331,11 +371,7 @@ func (p *pipeline) finish(ctx context.Context, result *Result) error {
 		return err
 	}
 	if p.o.Whole != nil {
-		id, err := sink.IdentityOf(p.dst)
-		if err != nil {
-			return err
-		}
-		p.o.Whole(id)
+		p.o.Whole()
 	}
 	return p.dst.Publish(context.WithoutCancel(ctx))
 }
@@ -352,7 +388,7 @@ func identity(ctx context.Context, d source.Disk) (string, error) {
 	}
 	id, _, err := i.Identity(ctx)
 	if err != nil {
-		return "", fmt.Errorf("identify the source: %w", err)
+		return "", fmt.Errorf("identify what is read: %w", err)
 	}
 	return id, nil
 }

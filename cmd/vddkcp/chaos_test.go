@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -79,17 +80,33 @@ var chaosTargets = []chaosTarget{
 	}},
 }
 
-// chaosBinary builds vddkcp with the points that kill it.
+// chaosBinary returns vddkcp with the points that kill it, built once.
 func chaosBinary(t *testing.T) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "vddkcp")
-	build := exec.Command("go", "build", "-tags", "killpoints", "-o", path, ".")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+	program, err := binary()
+	if err != nil {
+		t.Fatal(err)
 	}
-	return path
+	chaosBuilt.Do(func() {
+		path := filepath.Join(filepath.Dir(program), "killpoints", "vddkcp")
+		build := exec.Command("go", "build", "-tags", "killpoints", "-o", path, ".")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			chaosBuildError = fmt.Errorf("go build: %w\n%s", err, out)
+		}
+		chaosPath = path
+	})
+	if chaosBuildError != nil {
+		t.Fatal(chaosBuildError)
+	}
+	return chaosPath
 }
+
+var (
+	chaosBuilt      sync.Once
+	chaosPath       string
+	chaosBuildError error
+)
 
 // chaosCopy is a copy that is to be killed.
 func chaosCopy(t *testing.T, binary string, target chaosTarget, disk, dst, journal string, env ...string) (*exec.Cmd, *bytes.Buffer) {

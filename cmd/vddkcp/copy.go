@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/fileid"
 	"vddkcp/internal/printable"
 	"vddkcp/nbd"
 	"vddkcp/nbd/client"
@@ -29,6 +30,7 @@ import (
 	"vddkcp/source/raw"
 	"vddkcp/transfer"
 	"vddkcp/transfer/digest"
+	"vddkcp/transfer/journal"
 	"vddkcp/transfer/progress"
 )
 
@@ -50,14 +52,15 @@ type job struct {
 	info     source.Info        // of the source, where it has one
 	backings *sourceopen.Opener // of the backing
 	backing  source.Disk        // of the target; nil: none
+	overlaid *journal.Backing   // what the backing is; nil: none
 	limit    *transfer.Limiter
 	stdout   io.Writer // of --dry-run
 	need     int64     // bytes that the target will take, once that is planned
 	warning  sync.Mutex
 	retried  bool // who runs this copy tries again what may pass
-	// whole is called with the target's identity before that gets its final
-	// name; nil: not.
-	whole func(identity string)
+	// whole is called with the mark of the target's file before that gets its
+	// final name; nil: not.
+	whole func(mark string)
 
 	resumption resumption
 }
@@ -258,17 +261,20 @@ func (j *job) run(ctx context.Context) error {
 	if err := j.sameSize(src); err != nil {
 		return err
 	}
+	if err := j.resumable(ctx, src); err != nil {
+		return err
+	}
 	// First without the space it takes: what can be refused at once is.
 	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(0, nil)))
 	if err != nil {
-		return err
-	}
-	if err := j.resumable(ctx, src, target); err != nil {
-		return err
+		return otherTarget(err)
 	}
 	plan, err := transfer.NewPlanWithin(ctx, src, j.patience())
 	if err != nil {
 		return err
+	}
+	if id := plan.Identity(); id != j.resumption.copy.Source {
+		return fmt.Errorf("%w: it was %s, it is %s", transfer.ErrSourceChanged, j.resumption.copy.Source, id)
 	}
 	if plan.Same > 0 && j.backing == nil {
 		return &usageError{
@@ -326,14 +332,14 @@ func (j *job) run(ctx context.Context) error {
 		// A read becomes a write to a target that takes them at once.
 		o.Requests = max(o.Requests, j.Depth*c.Connections())
 	}
-	ended, err := j.keep(ctx, &o)
+	ended, err := j.keep(ctx, dst, &o)
 	if err != nil {
 		return errors.Join(err, j.giveUp(dst))
 	}
 	if target.Kind == "NBD export" {
 		o.Reopen = func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) {
 			to := j.targetOptions(need, nil)
-			to.State, to.Resume = state, resume
+			to.State, to.Resume, to.Identity = state, resume, j.resumption.copy.Identity
 			return sinkopen.Create(ctx, j.Dst, src.Size(), to)
 		}
 		o.Lost = j.opener.Retry
@@ -372,7 +378,24 @@ func (j *job) openBacking(ctx context.Context) (done func(), err error) {
 		}
 	}
 	j.backing = d
+	if j.overlaid, err = describeBacking(ctx, d, path, j.BackingFormat); err != nil {
+		return nil, errors.Join(fmt.Errorf("--backing: %w", err), d.Close())
+	}
 	return func() { d.Close() }, nil
+}
+
+// describeBacking says which disk the backing at path is.
+func describeBacking(ctx context.Context, d source.Disk, path, format string) (*journal.Backing, error) {
+	b := &journal.Backing{Format: format}
+	var err error
+	if b.Identity, b.Proof, err = identify(ctx, d); err != nil {
+		return nil, err
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return nil, err
+	}
+	b.Path, err = filepath.Abs(path)
+	return b, err
 }
 
 // patience is how long a copy waits for the extents before it begins to read:
@@ -528,6 +551,14 @@ func looksLikeVMDK(path string) bool {
 	return strings.EqualFold(filepath.Ext(path), ".vmdk") && !flatExtent.MatchString(path)
 }
 
+// clusterSize is that of a qcow2 target, in bytes.
+func (j *job) clusterSize() int64 {
+	if j.ClusterSize != nil {
+		return int64(*j.ClusterSize)
+	}
+	return sinkopen.DefaultClusterSize
+}
+
 // targetOptions are what the flags say of the target, which will take need
 // bytes.
 func (j *job) targetOptions(need int64, warn func(string)) sinkopen.Options {
@@ -556,7 +587,12 @@ func (j *job) options() transfer.Options {
 	o := transfer.Options{
 		RequestSize: int(j.RequestSize), Requests: j.Depth, Reflink: reflinks[j.Reflink],
 		Digest: digest.Algorithm(j.Digest), Verify: j.Verify, Counters: j.counters, Backing: j.backing, Limit: j.limit,
-		Whole: j.whole,
+	}
+	if j.whole != nil {
+		o.Whole = func() { j.whole(fileid.MarkOf(j.resumption.place.Partial)) }
+	}
+	if j.overlaid != nil {
+		o.BackingIdentity = j.overlaid.Identity
 	}
 	if j.Sparse != nil {
 		o.Sparse, o.KeepZeros = int64(*j.Sparse), *j.Sparse == 0

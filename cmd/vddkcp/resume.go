@@ -1,12 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"vddkcp/internal/bytesize"
@@ -36,6 +40,17 @@ type resumption struct {
 	stale   bool            // the .partial that is there is of no use
 	begun   bool            // the target is this copy's
 	partial os.FileInfo     // of the .partial that is there; nil: none
+	// identity is that of the device or export that an earlier run wrote to; ""
+	// where no journal names one.
+	identity string
+	// touched says that an earlier copy may have written to the device or export.
+	touched bool
+}
+
+// inPlace says whether the target is there before the copy, and keeps what it
+// holds.
+func (r *resumption) inPlace() bool {
+	return r.place.Kind == "block device" || r.place.Kind == "NBD export"
 }
 
 // prepareResume finds the journal of the copy and, with --resume, what it
@@ -70,31 +85,43 @@ func (j *job) prepareResume() (err error) {
 	}
 	// A file that is no journal is refused now, and not when the target is open.
 	entries, err := journal.Load(r.path)
-	if err != nil || !j.Resume {
+	if err != nil {
 		return err
+	}
+	if r.inPlace() {
+		_, err := os.Lstat(r.path)
+		r.touched = err == nil
+	}
+	if !j.Resume {
+		return nil
 	}
 	if r.place.Kind == "file" {
 		if r.partial, err = os.Lstat(r.place.Partial); errors.Is(err, fs.ErrNotExist) {
 			return nil
 		}
 	}
-	r.entries = entries
+	if len(entries) > 0 && r.inPlace() {
+		r.identity = entries[0].Identity
+	}
+	none := len(entries) == 0
+	// At offset 0 nothing was done, so there is nothing to go on with.
+	r.entries = slices.DeleteFunc(entries, func(e journal.Entry) bool { return e.Offset == 0 })
 	if len(r.entries) == 0 && r.place.Kind == "file" {
 		r.stale = true
-		j.warn(fmt.Sprintf("%s has no journal that says how far it came: the copy starts anew", r.place.Partial))
+		if none {
+			j.warn(fmt.Sprintf("%s has no journal that says how far it came: the copy starts anew", r.place.Partial))
+		}
 	}
 	return nil
 }
 
 // resumable describes the copy and refuses to go on with another one.
-func (j *job) resumable(ctx context.Context, src source.Disk, target *sinkopen.Target) error {
+func (j *job) resumable(ctx context.Context, src source.Disk) (err error) {
 	r := &j.resumption
-	r.copy = journal.Copy{Proof: "none", Size: src.Size(), Target: target.String(), Options: j.decisive()}
-	if i, ok := source.Ability[source.Identified](src); ok {
-		var err error
-		if r.copy.Source, r.copy.Proof, err = i.Identity(ctx); err != nil {
-			return fmt.Errorf("identify the source: %w", err)
-		}
+	format := sinkopen.FormatOf(j.Dst, j.Format)
+	r.copy = journal.Copy{Size: src.Size(), Target: format + " " + r.place.Kind, Backing: j.overlaid, Options: j.decisive(format)}
+	if r.copy.Source, r.copy.Proof, err = identify(ctx, src); err != nil {
+		return fmt.Errorf("identify the source: %w", err)
 	}
 	for _, e := range r.entries {
 		if diff := r.copy.Differs(e.Copy); diff != "" {
@@ -107,12 +134,27 @@ func (j *job) resumable(ctx context.Context, src source.Disk, target *sinkopen.T
 	return nil
 }
 
-// decisive are the options that decide what a target holds, and how far its
-// digests are.
-func (j *job) decisive() map[string]string {
+// identify returns the identity of a disk, and by what it is proved.
+func identify(ctx context.Context, d source.Disk) (id, proof string, err error) {
+	i, ok := source.Ability[source.Identified](d)
+	if !ok {
+		return "", "none", nil
+	}
+	return i.Identity(ctx)
+}
+
+// decisive returns the options that decide what a target of that format holds,
+// and how far its digests are. docs/journal.md has a table of all flags.
+func (j *job) decisive(format string) map[string]string {
 	options := map[string]string{}
+	cluster, compress := "", ""
+	if format == "qcow2" {
+		cluster = strconv.FormatInt(j.clusterSize(), 10)
+		compress, _, _ = strings.Cut(cmp.Or(j.Compress, "none"), ":") // levels may change
+	}
 	for name, value := range map[string]string{
 		"source-format": j.SourceFormat, "digest": string(j.Digest), "preallocation": j.Preallocation,
+		"cluster-size": cluster, "compress": compress,
 	} {
 		if value != "" {
 			options[name] = value
@@ -128,52 +170,106 @@ func (j *job) decisive() map[string]string {
 
 // resumeOptions make target options those of a target to go on with.
 func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
+	o.Identity = r.identity
 	if len(r.entries) > 0 {
 		o.State, o.Resume = r.entries[0].State, r.entries[0].Offset
 	}
 	o.DropPartial = r.stale
+	if r.touched {
+		o.TargetIsZero = false
+	}
 	return o
 }
 
-// openTarget makes the target, or opens the one to go on with and sees that it
+// openTarget makes the target, or opens the one to go on with and checks that it
 // holds what was written last. Target is that of resumeOptions, and plan makes
 // it again when they changed.
 func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.Target, plan func() (*sinkopen.Target, error)) (sink.Disk, error) {
 	r := &j.resumption
 	for {
 		dst, err := target.Create(ctx)
-		if err != nil || len(r.entries) == 0 {
-			return dst, err
+		if err != nil {
+			return nil, otherTarget(err)
 		}
-		last := &r.entries[0].Checkpoint
-		back, ok := sink.Ability[sink.Readback](dst)
-		if !ok {
-			if err := j.checkSource(ctx, src, last); err != nil {
-				return nil, errors.Join(err, dst.Suspend())
+		if len(r.entries) == 0 {
+			if r.touched && j.TargetIsZero {
+				j.warn(fmt.Sprintf("--target-is-zero is not believed, since by the journal %q an earlier copy wrote to this target: its holes are zeroed", r.path))
 			}
 			return dst, nil
 		}
-		err = last.CheckTail(ctx, back)
-		if err == nil {
-			if err := j.checkSource(ctx, src, last); err != nil {
-				return nil, errors.Join(err, dst.Suspend())
-			}
+		last := &r.entries[0]
+		if err = j.checkTarget(ctx, src, dst, last); err == nil {
 			return dst, nil
 		}
-		if suspended := dst.Suspend(); suspended != nil || !errors.Is(err, transfer.ErrTail) {
+		if suspended := dst.Suspend(); suspended != nil || !errors.Is(err, transfer.ErrTail) && !errors.Is(err, errUnproved) {
 			return nil, errors.Join(err, suspended)
 		}
-		if r.entries = r.entries[1:]; len(r.entries) == 0 {
-			return nil, &hintedError{
-				fmt.Errorf("--resume: %s does not hold what its journal says was written last: %w", j.Dst, err),
-				"--force without --resume starts anew",
-			}
+		if err := j.dropCheckpoint(last, err); err != nil {
+			return nil, err
 		}
-		j.warn(fmt.Sprintf("the checkpoint at %d is not used: %v; the one before, at %d, is", last.Offset, err, r.entries[0].Offset))
 		if target, err = plan(); err != nil {
 			return nil, err
 		}
 	}
+}
+
+// dropCheckpoint makes the copy go on from the checkpoint before the last one,
+// which does not hold for the target, or from the start.
+func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
+	r := &j.resumption
+	if errors.Is(why, errUnproved) {
+		j.warn(fmt.Sprintf("the checkpoint at %d is not used: %v; the copy starts anew", last.Offset, why))
+		r.entries, r.stale = nil, r.place.Kind == "file"
+		return nil
+	}
+	if r.entries = r.entries[1:]; len(r.entries) == 0 {
+		return &hintedError{
+			fmt.Errorf("--resume: %s does not hold what its journal says was written last: %w", j.Dst, why),
+			"--force without --resume starts anew",
+		}
+	}
+	j.warn(fmt.Sprintf("the checkpoint at %d is not used: %v; the one before, at %d, is", last.Offset, why, r.entries[0].Offset))
+	return nil
+}
+
+// errUnproved says that a target may be another one than that of a checkpoint.
+var errUnproved = errors.New("nothing proves that the target is the one that was written")
+
+// checkTarget compares what a target holds with a checkpoint, and the source,
+// where nothing else proves that it is the same. It returns a transfer.ErrTail or
+// an errUnproved where the checkpoint does not hold for the target.
+func (j *job) checkTarget(ctx context.Context, src source.Disk, dst sink.Disk, last *journal.Entry) error {
+	if back, ok := sink.Ability[sink.Readback](dst); ok {
+		if err := last.CheckTail(ctx, back); err != nil {
+			return err
+		}
+	}
+	id, err := sink.IdentityOf(dst)
+	if err != nil {
+		return err
+	}
+	// The identity of a device or an export was compared when it was opened, but
+	// zeros are on every new disk. A file that holds what was written may have
+	// been moved here. What an overlay reads as may be the backing's, which proves
+	// nothing about the overlay's file.
+	inPlace := j.resumption.inPlace()
+	same := !inPlace && id != "" && id == last.Identity
+	if !same && (!last.Proves() || j.backing != nil && !inPlace) {
+		return fmt.Errorf("%w: it is %s, and was %s, and nothing but zeros or the backing's content was written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
+	}
+	return j.checkSource(ctx, src, &last.Checkpoint)
+}
+
+// otherTarget makes a usage error of a target that is not that of the copy to go
+// on with.
+func otherTarget(err error) error {
+	if errors.As(err, new(*sink.OtherError)) {
+		return &usageError{
+			err:  fmt.Errorf("--resume: %w", err),
+			hint: "name the target of the copy that stopped, or run without --resume to start anew on this one",
+		}
+	}
+	return err
 }
 
 // canGoOn says of a copy that failed before it began to write whether another
@@ -222,6 +318,9 @@ func (j *job) sameSize(src source.Disk) error {
 // checkSource looks, where nothing proves that the source is the same, whether
 // what was read last still is.
 func (j *job) checkSource(ctx context.Context, src source.Disk, last *transfer.Checkpoint) error {
+	if b := j.overlaid; b != nil && b.Proof == "none" {
+		j.warn(fmt.Sprintf("nothing proves that the backing %q is what it was when the copy stopped", b.Path))
+	}
 	if j.resumption.copy.Proof != "none" || last.Offset == 0 {
 		return nil
 	}
@@ -249,17 +348,20 @@ func (j *job) giveUp(dst sink.Disk) error {
 
 // keep opens the journal of a copy whose target is open, and makes the options
 // write to it. Ended tells it how the copy ended.
-func (j *job) keep(ctx context.Context, o *transfer.Options) (ended func(error) error, err error) {
+func (j *job) keep(ctx context.Context, dst sink.Disk, o *transfer.Options) (ended func(error) error, err error) {
 	r := &j.resumption
 	if r.path == "" {
 		return func(err error) error { return err }, nil
+	}
+	if r.copy.Identity, err = sink.IdentityOf(dst); err != nil {
+		return nil, err
 	}
 	jr, _, err := journal.Open(r.path)
 	if err != nil {
 		return nil, err
 	}
 	if len(r.entries) == 0 {
-		if err := jr.Reset(); err != nil {
+		if err := j.startJournal(jr); err != nil {
 			return nil, errors.Join(err, jr.Remove())
 		}
 	} else {
@@ -281,6 +383,13 @@ func (j *job) keep(ctx context.Context, o *transfer.Options) (ended func(error) 
 		if errors.Is(err, transfer.ErrSourceChanged) {
 			r.dropPartial(j.log)
 		}
+		if err != nil && r.inPlace() && j.TargetIsZero {
+			// The next run must know that the target is no longer zero.
+			if kept := errors.Join(j.startJournal(jr), jr.Close()); kept != nil {
+				j.log.Warn("the journal cannot be kept: do not use --target-is-zero in the next run", "error", kept)
+			}
+			return err
+		}
 		if removed := jr.Remove(); removed != nil {
 			j.log.Warn("the journal stays", "error", removed)
 		}
@@ -301,4 +410,14 @@ func (r *resumption) dropPartial(log *slog.Logger) {
 	if err := os.Remove(r.place.Partial); err != nil {
 		log.Warn("the .partial file stays and holds parts of two states of the source", "error", err)
 	}
+}
+
+// startJournal begins the journal of a copy of which nothing is done. For a target
+// that is written in place it notes that durably, before the first write: from
+// then on the target is not known to read as zeros.
+func (j *job) startJournal(jr *journal.Journal) error {
+	if err := jr.Reset(); err != nil || !j.resumption.inPlace() {
+		return err
+	}
+	return jr.Write(journal.Entry{Copy: j.resumption.copy})
 }

@@ -358,7 +358,7 @@ func (b *batchRun) removeJournal(j *batch.Job) {
 	if place.Kind != "file" {
 		return
 	}
-	if id := fileid.OfPath(place.Partial); id != "" && id == fileid.OfPath(place.Path()) {
+	if id := fileid.MarkOf(place.Partial); id != "" && id == fileid.MarkOf(place.Path()) {
 		if err := os.Remove(place.Partial); err != nil {
 			b.log.Warn("the first name of the target stays", "job", j.Name, "error", err)
 		}

@@ -9,39 +9,54 @@ import (
 )
 
 // Of returns the identity of an open file. It stays the same when the file is
-// renamed or written to, and no file that is made later has it, not even one
-// that gets the same inode number. Device numbers are not part of it, since
-// some change when a file system is mounted again.
-//
-// Where the file system records no time of birth, the identity has the file's
-// size and the time of its last change of content instead, and changes when
-// the file is written to.
-func Of(fd int) (string, error) { return identity(fd, "", unix.AT_EMPTY_PATH) }
+// renamed or written to, and, where the file system records times of birth, no
+// file that is made later has it, not even one that gets the same inode number.
+// Device numbers are not part of it, since some change when a file system is
+// mounted again.
+func Of(fd int) (string, error) {
+	st, err := stat(fd, "", unix.AT_EMPTY_PATH)
+	if err != nil {
+		return "", err
+	}
+	return identity(&st), nil
+}
 
-// OfPath returns the identity of the regular file at path, following symbolic
-// links, and "" where there is none.
-func OfPath(path string) string {
-	id, err := identity(unix.AT_FDCWD, path, 0)
+// MarkOf returns the identity of the regular file at path, following symbolic
+// links, and "" where there is none. Where the file system records no times of
+// birth, it includes the file's size and the time of its last change: it is for
+// files that nothing writes to any more.
+func MarkOf(path string) string {
+	st, err := stat(unix.AT_FDCWD, path, 0)
 	if err != nil {
 		return ""
 	}
-	return id
+	return mark(&st)
 }
 
-func identity(dir int, path string, flags int) (string, error) {
-	var st unix.Statx_t
+func stat(dir int, path string, flags int) (st unix.Statx_t, err error) {
 	if err := unix.Statx(dir, path, flags, unix.STATX_BASIC_STATS|unix.STATX_BTIME, &st); err != nil {
-		return "", err
+		return st, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return "", fmt.Errorf("mode %#o is not that of a regular file", st.Mode)
+		return st, fmt.Errorf("mode %#o is not that of a regular file", st.Mode)
 	}
-	return format(&st), nil
+	return st, nil
 }
 
-func format(st *unix.Statx_t) string {
-	if st.Mask&unix.STATX_BTIME != 0 && st.Btime != (unix.StatxTimestamp{}) {
+func hasBirth(st *unix.Statx_t) bool {
+	return st.Mask&unix.STATX_BTIME != 0 && st.Btime != (unix.StatxTimestamp{})
+}
+
+func identity(st *unix.Statx_t) string {
+	if hasBirth(st) {
 		return fmt.Sprintf("inode %d born %d.%09d", st.Ino, st.Btime.Sec, st.Btime.Nsec)
 	}
-	return fmt.Sprintf("inode %d of %d bytes, changed %d.%09d", st.Ino, st.Size, st.Mtime.Sec, st.Mtime.Nsec)
+	return fmt.Sprintf("inode %d", st.Ino)
+}
+
+func mark(st *unix.Statx_t) string {
+	if hasBirth(st) {
+		return identity(st)
+	}
+	return fmt.Sprintf("%s, %d bytes, changed %d.%09d", identity(st), st.Size, st.Mtime.Sec, st.Mtime.Nsec)
 }

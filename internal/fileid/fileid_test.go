@@ -25,8 +25,8 @@ func TestIdentity(t *testing.T) {
 	}
 	defer f.Close()
 	id, err := Of(int(f.Fd()))
-	if err != nil || id == "" || id != OfPath(a) {
-		t.Fatalf("identity %q, by path %q, %v", id, OfPath(a), err)
+	if err != nil || id == "" || id != MarkOf(a) {
+		t.Fatalf("identity %q, by path %q, %v", id, MarkOf(a), err)
 	}
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, a, 0, unix.STATX_BTIME, &st); err != nil || st.Mask&unix.STATX_BTIME == 0 {
@@ -36,7 +36,7 @@ func TestIdentity(t *testing.T) {
 	if err := os.Rename(a, b); err != nil {
 		t.Fatal(err)
 	}
-	if got := OfPath(b); got != id {
+	if got := MarkOf(b); got != id {
 		t.Errorf("after a write and a rename: %q, want %q", got, id)
 	}
 	// A later file, which often gets the same inode number.
@@ -45,21 +45,24 @@ func TestIdentity(t *testing.T) {
 			t.Fatal(err)
 		}
 		write(t, b, "12")
-		if got := OfPath(b); got == id {
+		if got := MarkOf(b); got == id {
 			t.Fatalf("another file has the identity %q, too", got)
 		}
 	}
-	if OfPath(a) != "" || OfPath(dir) != "" {
+	if MarkOf(a) != "" || MarkOf(dir) != "" {
 		t.Error("what is no regular file has an identity")
 	}
 }
 
-// Without a time of birth a file that was changed is another one.
+// Without a time of birth the mark of a file that was changed is another one.
 func TestIdentityWithoutBirth(t *testing.T) {
 	st := unix.Statx_t{Ino: 7, Size: 100, Mtime: unix.StatxTimestamp{Sec: 5}}
-	before := format(&st)
+	id, before := identity(&st), mark(&st)
 	st.Mtime.Nsec = 1
-	if format(&st) == before {
-		t.Errorf("%q is also the identity after a change", before)
+	if mark(&st) == before {
+		t.Errorf("%q is also the mark after a change", before)
+	}
+	if identity(&st) != id {
+		t.Errorf("the identity %q changed to %q by a write", id, identity(&st))
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync/atomic"
 	"time"
@@ -39,6 +40,7 @@ type target struct {
 	lifecycle.Target
 	server *server
 	o      SinkOptions
+	id     string
 
 	noFast    atomic.Bool // WRITE_ZEROES is not faster than writing
 	noZeroes  atomic.Bool // there is no WRITE_ZEROES
@@ -71,6 +73,11 @@ func Create(ctx context.Context, uri string, size int64, o SinkOptions) (sink.Di
 	if err != nil {
 		return nil, err
 	}
+	id := identity(u, s.size)
+	if err := o.CheckIdentity(s.name, id); err != nil {
+		s.close()
+		return nil, err
+	}
 	if err := s.writable(s.name, size); err != nil {
 		s.close()
 		return nil, err
@@ -85,8 +92,23 @@ func Create(ctx context.Context, uri string, size int64, o SinkOptions) (sink.Di
 	if s.flags&nbd.SendFlush == 0 {
 		o.Client.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.name)
 	}
-	return newTarget(s, size, o), nil
+	t := newTarget(s, size, o)
+	t.id = id
+	return t, nil
 }
+
+// identity tells an export apart from others, as far as a server tells anything:
+// where the server is, the name of the export, and its size.
+func identity(u *nbd.URI, size int64) string {
+	server := net.JoinHostPort(u.Host, u.Port)
+	if u.Socket != "" {
+		server = u.Socket
+	}
+	return fmt.Sprintf("export %q of the server at %q, of %d bytes", u.Export, server, size)
+}
+
+// Identity implements sink.Identified.
+func (t *target) Identity() (string, error) { return t.id, nil }
 
 func newTarget(s *server, size int64, o SinkOptions) *target {
 	t := &target{

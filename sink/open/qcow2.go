@@ -10,6 +10,10 @@ import (
 	"vddkcp/sink/raw"
 )
 
+// DefaultClusterSize is the cluster size of a qcow2 target where Options have
+// none, in bytes.
+const DefaultClusterSize = qcow2.DefaultClusterSize
+
 // planQcow2 plans an image in a file or on a block device.
 func planQcow2(address string, size int64, o Options) (*Target, error) {
 	kind := PlaceOf(address).Kind

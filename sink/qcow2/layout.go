@@ -12,7 +12,7 @@ import (
 const (
 	minClusterSize     = 512
 	maxClusterSize     = 2 << 20
-	defaultClusterSize = 64 << 10
+	DefaultClusterSize = 64 << 10
 
 	maxL1       = 32 << 20 // bytes
 	maxRefTable = 8 << 20  // bytes

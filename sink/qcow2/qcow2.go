@@ -53,7 +53,7 @@ var protocol = regexp.MustCompile(`^[^/]*?:`)
 
 // normal fills in what is left out and refuses what makes no sense.
 func (o Options) normal(size int64) (Options, layout, error) {
-	o.ClusterSize = cmp.Or(o.ClusterSize, defaultClusterSize)
+	o.ClusterSize = cmp.Or(o.ClusterSize, DefaultClusterSize)
 	o.Compression = cmp.Or(o.Compression, None)
 	least, most, usual := Levels(o.Compression)
 	switch {
@@ -373,7 +373,7 @@ func CloneUnit(address string, f *os.File, o Options) int64 {
 	if o.Backing != nil || cmp.Or(o.Compression, None) != None {
 		return 0
 	}
-	return cloneUnit(cmp.Or(o.ClusterSize, defaultClusterSize), raw.CloneUnit(address, f))
+	return cloneUnit(cmp.Or(o.ClusterSize, DefaultClusterSize), raw.CloneUnit(address, f))
 }
 
 func cloneUnit(cluster, unit int64) int64 {

@@ -64,7 +64,7 @@ func createDevice(ctx context.Context, path string, size int64, o Options, sys s
 		zeroed: o.TargetIsZero && o.State == nil,
 		warn:   o.Warn,
 	}
-	d.Limit, d.resumable = has, o.image
+	d.has, d.Limit, d.resumable = has, has, o.image
 	return d, nil
 }
 
@@ -107,6 +107,15 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 	if has < size {
 		return nil, 0, fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk %d (%s)", path, has, bytesize.Format(has), size, bytesize.Format(size))
 	}
+	if o.Identity != "" {
+		id, err := deviceIdentity(f, has)
+		if err == nil {
+			err = o.CheckIdentity(path, id)
+		}
+		if err != nil {
+			return nil, 0, err
+		}
+	}
 	if size != sink.UnknownSize {
 		warnLarger(o.Warn, path, has, size)
 	}
@@ -123,12 +132,16 @@ type device struct {
 	life
 	w      writer
 	sector int64
+	has    int64 // bytes of the device
 	zeroed bool
 	warn   func(string)
 	method atomic.Int32 // the first of zeroMethods that has not failed
 }
 
 func (d *device) MaxParallel() int { return 1 }
+
+// Identity is that of the device and its size.
+func (d *device) Identity() (string, error) { return deviceIdentity(d.w.f, d.has) }
 
 func (d *device) ZeroedFrom(int64) bool { return d.zeroed }
 

@@ -115,9 +115,6 @@ type disk struct {
 
 func (d *disk) Unit() int64 { return grainSize }
 
-// Identity is that of the file, "" of a stream.
-func (d *disk) Identity() (string, error) { return sink.IdentityOf(d.out) }
-
 // ZeroedFrom is true: a grain that is not written reads as zeros.
 func (d *disk) ZeroedFrom(int64) bool { return true }
 

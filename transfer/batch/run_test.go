@@ -127,7 +127,7 @@ func (f *fake) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 		if err := os.WriteFile(partial, []byte(t.Name), 0o600); err != nil {
 			f.t.Error(err)
 		}
-		t.Whole(fileid.OfPath(partial))
+		t.Whole(fileid.MarkOf(partial))
 		if fate.whole != nil {
 			fate.whole()
 		}

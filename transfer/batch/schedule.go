@@ -54,10 +54,10 @@ type Task struct {
 	// at the target now may be in use, or have been written to.
 	Redo bool
 	// Whole is called by Options.Copy when the target is whole and durable, before
-	// it gets its final name, with the identity of its file by package fileid. When
-	// it returns, this is noted: after a kill the file of that identity, and no
-	// other one, is taken for the finished copy.
-	Whole func(identity string)
+	// it gets its final name, with the mark of its file by package fileid ("" where
+	// it is no file). When it returns, this is noted: after a kill the file of that
+	// mark, and no other one, is taken for the finished copy.
+	Whole func(mark string)
 }
 
 // UnfinishedError is a state file of a batch that did not end, and nobody said
@@ -227,7 +227,7 @@ func (r *run) wasCopied(j *Job, e *entry) *transfer.Report {
 	case phaseRunning:
 		// Only the file that the copy itself has noted counts. One that is there,
 		// or was changed since, may be anybody's.
-		if e.Mark != "" && fileid.OfPath(j.Target) == e.Mark {
+		if e.Mark != "" && fileid.MarkOf(j.Target) == e.Mark {
 			t := transfer.NewReport(j.Source, j.Target)
 			t.End(transfer.StatusOK, 0)
 			t.Warnings = append(t.Warnings, "the copy was whole when an earlier run was killed; what it counted is lost")
@@ -348,8 +348,8 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	report := &JobReport{Name: j.Name, Labels: j.Labels(), Attempts: a.number + 1, Report: a.copied}
 	if a.copied == nil {
 		keep(phaseRunning)
-		report.Report = r.copy(ctx, a, log, func(identity string) {
-			e.Mark = identity
+		report.Report = r.copy(ctx, a, log, func(mark string) {
+			e.Mark = mark
 			if err := r.o.Store.putDurably(e); err != nil {
 				log.Warn("the state is not written: after a kill the finished copy is not recognised", "error", err)
 			}

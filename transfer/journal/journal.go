@@ -34,17 +34,28 @@ type Entry struct {
 	sequence uint64
 }
 
-// Copy says which copy a checkpoint is of.
+// Copy says which copy a checkpoint is of. docs/journal.md lists where each thing
+// that decides the content of a target is held.
 type Copy struct {
-	Source  string            `json:"source"`  // its identity
-	Proof   string            `json:"proof"`   // by what that is proved: "snapshot", "mtime" or "none"
-	Size    int64             `json:"size"`    // of the disk, bytes
-	Target  string            `json:"target"`  // what is written, and in which way
-	Options map[string]string `json:"options"` // those that decide what is written
+	Source   string            `json:"source"`            // its identity
+	Proof    string            `json:"proof"`             // by what that is proved: "snapshot", "mtime" or "none"
+	Size     int64             `json:"size"`              // of the disk, bytes
+	Target   string            `json:"target"`            // what is written, and in which way
+	Identity string            `json:"identity"`          // of the file, device or export that is written; "" where it has none
+	Backing  *Backing          `json:"backing,omitempty"` // of an overlay; nil: the target is none
+	Options  map[string]string `json:"options"`           // those that decide what is written
+}
+
+// Backing is the disk that an overlay is written over.
+type Backing struct {
+	Path     string `json:"path"`     // absolute, symbolic links resolved
+	Format   string `json:"format"`   // as the overlay records it
+	Identity string `json:"identity"` // of all its files
+	Proof    string `json:"proof"`    // as of Copy
 }
 
 const (
-	version  = 1
+	version  = 2
 	magic    = "vddkcp journal\n\x00"
 	slotSize = 128 << 10
 	header   = len(magic) + 4 + 4 + 8 + 4 // version, length, sequence, checksum
@@ -264,7 +275,8 @@ func (j *Journal) Remove() error {
 }
 
 // Differs says in what c is another copy than that of a checkpoint, want: ""
-// where it is the same.
+// where it is the same. It does not compare Identity: which other targets can be
+// gone on with depends on their kind.
 func (c Copy) Differs(want Copy) string {
 	switch {
 	case c.Size != want.Size:
@@ -274,10 +286,31 @@ func (c Copy) Differs(want Copy) string {
 	case c.Target != want.Target:
 		return fmt.Sprintf("the target is a %s, and was a %s", c.Target, want.Target)
 	}
+	if diff := c.Backing.differs(want.Backing); diff != "" {
+		return diff
+	}
 	for _, name := range optionNames(c.Options, want.Options) {
 		if c.Options[name] != want.Options[name] {
 			return fmt.Sprintf("--%s is %q, and was %q", name, c.Options[name], want.Options[name])
 		}
+	}
+	return ""
+}
+
+func (b *Backing) differs(want *Backing) string {
+	switch {
+	case b == nil && want == nil:
+		return ""
+	case want == nil:
+		return fmt.Sprintf("the target is an overlay of %q, and had no --backing", b.Path)
+	case b == nil:
+		return fmt.Sprintf("there is no --backing, and the target was an overlay of %q", want.Path)
+	case b.Path != want.Path:
+		return fmt.Sprintf("the backing is %q, and was %q", b.Path, want.Path)
+	case b.Format != want.Format:
+		return fmt.Sprintf("the backing %q is read as %s, and was read as %s", b.Path, b.Format, want.Format)
+	case b.Identity != want.Identity || b.Proof != want.Proof:
+		return fmt.Sprintf("the content of the backing %q changed: it is %s, and was %s", b.Path, b.Identity, want.Identity)
 	}
 	return ""
 }

@@ -186,11 +186,32 @@ func TestDiffers(t *testing.T) {
 		{func(c *journal.Copy) { c.Source = "x" }, "the source is x, and was file:1:2"},
 		{func(c *journal.Copy) { c.Target = "qcow2 file" }, "the target is a qcow2 file, and was a raw file"},
 		{func(c *journal.Copy) { c.Options = map[string]string{"format": "raw", "compress": "zstd"} }, `--compress is "zstd", and was ""`},
+		{func(c *journal.Copy) { c.Backing = &journal.Backing{Path: "/b"} }, `the target is an overlay of "/b", and had no --backing`},
+		{func(c *journal.Copy) { c.Identity = "another file" }, ""},
 	} {
 		now := base
 		c.change(&now)
 		if got := now.Differs(base); c.want == "" && got != "" || !strings.Contains(got, c.want) {
 			t.Errorf("%q, want %q", got, c.want)
+		}
+	}
+}
+
+func TestBackingDiffers(t *testing.T) {
+	was := journal.Copy{Backing: &journal.Backing{Path: "/b", Format: "raw", Identity: "file:1", Proof: "mtime"}}
+	for _, c := range []struct {
+		now  *journal.Backing
+		want string
+	}{
+		{&journal.Backing{Path: "/b", Format: "raw", Identity: "file:1", Proof: "mtime"}, ""},
+		{nil, `there is no --backing, and the target was an overlay of "/b"`},
+		{&journal.Backing{Path: "/c", Format: "raw", Identity: "file:1", Proof: "mtime"}, `the backing is "/c", and was "/b"`},
+		{&journal.Backing{Path: "/b", Format: "qcow2", Identity: "file:1", Proof: "mtime"}, `the backing "/b" is read as qcow2, and was read as raw`},
+		{&journal.Backing{Path: "/b", Format: "raw", Identity: "file:2", Proof: "mtime"}, `the content of the backing "/b" changed: it is file:2, and was file:1`},
+		{&journal.Backing{Path: "/b", Format: "raw", Identity: "file:1", Proof: "none"}, `the content of the backing "/b" changed`},
+	} {
+		if got := (journal.Copy{Backing: c.now}).Differs(was); c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("%+v: %q, want %q", c.now, got, c.want)
 		}
 	}
 }

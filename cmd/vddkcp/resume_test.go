@@ -1,0 +1,428 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"vddkcp/internal/peer"
+	"vddkcp/transfer"
+)
+
+// firstCheckpoint kills a copy to a file when it has written its first checkpoint,
+// which with 1us between checkpoints is that of the first piece; firstInPlace does
+// so for a copy to a device or an export.
+const (
+	firstCheckpoint = "slot written:1"
+	firstInPlace    = "slot written:2"
+)
+
+// killedAt runs a copy that is killed at a point, with checkpoints so often.
+func killedAt(t *testing.T, point, every string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(chaosBinary(t), append([]string{"--progress", "none", "--request-size", "64KiB"}, args...)...)
+	cmd.Env = append(os.Environ(), "VDDKCP_KILL_AT="+point, "VDDKCP_CHECKPOINT_EVERY="+every)
+	out, err := cmd.CombinedOutput()
+	if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || status.Signal() != syscall.SIGKILL {
+		t.Fatalf("vddkcp %s was not killed at %s: %v\n%s", strings.Join(args, " "), point, err, out)
+	}
+}
+
+// content writes n bytes that depend on the seed.
+func content(t *testing.T, path string, seed byte, n int) []byte {
+	t.Helper()
+	b := make([]byte, n)
+	rand.NewChaCha8([32]byte{seed}).Read(b)
+	put(t, path, string(b))
+	return b
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// goesOn runs args, which must end with 0 and go on from a checkpoint.
+func goesOn(t *testing.T, args ...string) {
+	t.Helper()
+	report := filepath.Join(t.TempDir(), "report.json")
+	copies(t, append([]string{"--resume", "--report", report}, args...)...)
+	var got transfer.Report
+	if err := json.Unmarshal(read(t, report), &got); err != nil || got.ResumedFrom == 0 {
+		t.Errorf("vddkcp %s: resumed from %d, want a checkpoint: %v", strings.Join(args, " "), got.ResumedFrom, err)
+	}
+}
+
+// An overlay goes on over the backing that it was begun with, by whatever name,
+// and over no other one.
+func TestResumeOfAnOverlay(t *testing.T) {
+	peer.Need(t, "qemu-img")
+	const size = 4 << 20
+	for _, c := range []struct {
+		name   string
+		change func(t *testing.T, dir string)
+		args   []string // instead of --backing base.raw
+		says   string   // ""; the copy goes on
+	}{
+		{name: "the same"},
+		{name: "the same by a link", args: []string{"--backing", "link.raw", "--backing-format", "raw"},
+			change: func(t *testing.T, dir string) { peer.Run(t, "ln", "-s", "base.raw", filepath.Join(dir, "link.raw")) }},
+		{name: "no backing", args: []string{}, says: "there is no --backing, and the target was an overlay of"},
+		{name: "another name", args: []string{"--backing", "other.raw", "--backing-format", "raw"}, says: "the backing is \".*/other.raw\", and was \".*/base.raw\"",
+			change: func(t *testing.T, dir string) { content(t, filepath.Join(dir, "other.raw"), 9, size) }},
+		{name: "another format", args: []string{"--backing", "base.raw", "--backing-format", "qcow2"}, says: "is read as qcow2, and was read as raw",
+			change: func(t *testing.T, dir string) {
+				peer.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", filepath.Join(dir, "base.raw"), strconv.Itoa(size))
+			}},
+		{name: "other content", says: "the content of the backing .* changed",
+			change: func(t *testing.T, dir string) { content(t, filepath.Join(dir, "base.raw"), 9, size) }},
+		{name: "replaced", says: "the content of the backing .* changed",
+			change: func(t *testing.T, dir string) {
+				content(t, filepath.Join(dir, "new"), 9, size)
+				peer.Run(t, "mv", filepath.Join(dir, "new"), filepath.Join(dir, "base.raw"))
+			}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			src, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "o.qcow2")
+			disk := content(t, src, 1, size)
+			base := bytes.Clone(disk)
+			copy(base[1<<20:], make([]byte, 2<<20))
+			put(t, filepath.Join(dir, "base.raw"), string(base))
+			backing := []string{"--backing", "base.raw", "--backing-format", "raw"}
+			killedAt(t, firstCheckpoint, "1us", append(backing, src, dst)...)
+			if c.change != nil {
+				c.change(t, dir)
+			}
+			if c.args != nil {
+				backing = c.args
+			}
+			if c.says == "" {
+				goesOn(t, append(backing, src, dst)...)
+				peer.Run(t, "qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", src, dst)
+				return
+			}
+			refusedToGoOn(t, c.says, dst, append(backing, src, dst)...)
+		})
+	}
+}
+
+// refusedToGoOn demands exit status 2, and that nothing of the earlier run changed.
+func refusedToGoOn(t *testing.T, says, dst string, args ...string) {
+	t.Helper()
+	before, journal := read(t, dst+".partial"), read(t, dst+".partial.journal")
+	r := vddkcp(t, append([]string{"--resume", "--progress", "none"}, args...)...)
+	if r.exit != 2 || !matches(t, says, r.stderr) {
+		t.Errorf("vddkcp --resume %s: exit status %d, want 2 and %q\n%s", strings.Join(args, " "), r.exit, says, r.stderr)
+	}
+	if !bytes.Equal(read(t, dst+".partial"), before) || !bytes.Equal(read(t, dst+".partial.journal"), journal) {
+		t.Error("the .partial or its journal changed")
+	}
+}
+
+// A flag that decides what the target holds can't change at --resume, and any
+// other one changes nothing of what it holds.
+func TestResumeWithOtherFlags(t *testing.T) {
+	peer.Need(t, "qemu-img")
+	for _, c := range []struct {
+		target       string
+		first, again []string
+		says         string // ""; the copy goes on, and the target is right
+	}{
+		{"o.raw", nil, []string{"--source-format", "raw"}, `--source-format is "raw", and was ""`},
+		{"o.raw", []string{"--source-format", "raw"}, nil, `--source-format is "", and was "raw"`},
+		{"o.raw", nil, []string{"--digest"}, `--digest is "blksum"`},
+		{"o.raw", []string{"--digest"}, []string{"--digest=sha256"}, `--digest is "sha256"`},
+		{"o.raw", nil, []string{"--preallocation", "full"}, `--preallocation is "full"`},
+		{"o.raw", nil, []string{"--format", "qcow2"}, "the target is a qcow2 file, and was a raw file"},
+		{"o.raw", nil, []string{"--single-link"}, `--single-link is "true"`},
+		{"o.raw", nil, []string{"--target-is-zero"}, `--target-is-zero is "true"`},
+		{"o.raw", []string{"--target-is-zero"}, nil, `--target-is-zero is "", and was "true"`},
+		{"o.qcow2", nil, []string{"--cluster-size", "128KiB"}, `--cluster-size is "131072", and was "65536"`},
+		{"o.qcow2", nil, []string{"--compress", "zstd"}, `--compress is "zstd", and was "none"`},
+		{"o.qcow2", []string{"--compress", "zlib"}, nil, `--compress is "none", and was "zlib"`},
+		{"o.qcow2", []string{"--compress", "zlib"}, []string{"--compress", "zstd"}, `--compress is "zstd", and was "zlib"`},
+		{"o.qcow2", nil, []string{"--backing", "b", "--backing-format", "raw"}, "is an overlay of .*, and had no --backing"},
+
+		{"o.qcow2", nil, []string{"--cluster-size", "64KiB", "--compress", "none"}, ""},
+		{"o.qcow2", []string{"--compress", "zlib:1"}, []string{"--compress", "zlib:9"}, ""},
+		{"o.raw", nil, []string{"--verify"}, ""},
+		{"o.raw", []string{"--sparse", "0"}, []string{"--sparse", "64KiB"}, ""},
+		{"o.raw", nil, []string{"--sparse", "0", "--reflink", "never", "--cache", "drop", "--allow-path", "/"}, ""},
+		{"o.raw", nil, []string{"--request-size", "4KiB", "--depth", "9", "--connections", "2", "--force"}, ""},
+	} {
+		t.Run(c.target+" "+strings.Join(append(append(c.first, "then"), c.again...), " "), func(t *testing.T) {
+			dir := t.TempDir()
+			src, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, c.target)
+			disk := content(t, src, 1, 2<<20)
+			clear(disk[1<<20 : 1<<20+300<<10])
+			put(t, src, string(disk))
+			put(t, filepath.Join(dir, "b"), "b")
+			killedAt(t, firstCheckpoint, "1us", append(c.first, src, dst)...)
+			args := append(c.again, src, dst)
+			if c.says != "" {
+				refusedToGoOn(t, c.says, dst, args...)
+				return
+			}
+			goesOn(t, args...)
+			if r := vddkcp(t, "verify", src, dst); r.exit != 0 {
+				t.Errorf("the target is not the source: %+v", r)
+			}
+		})
+	}
+}
+
+// loopDevice attaches a file to a loop device, which is detached by the function
+// that it returns, or by the end of the test.
+func loopDevice(t *testing.T, device, path string) (string, func()) {
+	t.Helper()
+	if device == "" {
+		device = strings.TrimSpace(peer.Run(t, "losetup", "--find", "--show", path))
+	} else {
+		peer.Run(t, "losetup", device, path)
+	}
+	attached := true
+	detach := func() {
+		if attached {
+			attached = false
+			peer.Run(t, "losetup", "--detach", device)
+		}
+	}
+	t.Cleanup(detach)
+	return device, detach
+}
+
+// failedCopy runs a copy whose source changes as soon as the target is written.
+func failedCopy(t *testing.T, src, written string, args ...string) {
+	t.Helper()
+	cmd := command(t, append([]string{"--progress", "none"}, args...)...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	waitFor(t, "the copy", func() bool { return len(bytes.Trim(read(t, written), "\x00")) > 0 || len(ended) > 0 })
+	if err := os.Chtimes(src, time.Now(), time.Now().Add(time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	if got := cmd.ProcessState.ExitCode(); got != 1 {
+		t.Fatalf("the copy of a source that changed ended with %d, want 1", got)
+	}
+}
+
+// matches reports whether text matches a regular expression.
+func matches(t *testing.T, pattern, text string) bool {
+	t.Helper()
+	ok, err := regexp.MatchString(pattern, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ok
+}
+
+// sparseDisk makes a disk of 8 MiB that has 2 MiB of data at an offset, and holes.
+func sparseDisk(t *testing.T, dir string, data int) (src string, disk []byte) {
+	t.Helper()
+	disk = make([]byte, 8<<20)
+	rand.NewChaCha8([32]byte{3}).Read(disk[data : data+2<<20])
+	src = filepath.Join(dir, "src.raw")
+	f, err := os.Create(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := f.Truncate(int64(len(disk))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt(disk[data:data+2<<20], int64(data)); err != nil {
+		t.Fatal(err)
+	}
+	return src, disk
+}
+
+// A copy to a device does not go on on another one that has its name now, nor on
+// the strength of zeros.
+func TestResumeOnADevice(t *testing.T) {
+	peer.NeedRoot(t)
+	peer.Need(t, "losetup")
+	for _, c := range []struct {
+		name  string
+		data  int    // where the data of the disk begins; holes are before and behind it
+		point string // where the first run is killed
+		other string // what is attached then; "": the same
+		exit  int
+		says  string
+	}{
+		{"another device", 0, firstInPlace, "b", 2, "is another target than that of the copy that stopped: it is the loop device of .*/b"},
+		{"another device after zeros", 6 << 20, firstInPlace, "b", 2, "is another target than that of the copy that stopped"},
+		{"another device before the first checkpoint", 0, "sync:1", "b", 2, "is another target than that of the copy that stopped"},
+		{"another size", 0, firstInPlace, "large", 2, "of 16777216 bytes, and was .* of 8388608 bytes"},
+		{"the same after zeros", 6 << 20, firstInPlace, "", 0, "the checkpoint at .* is not used: nothing proves .*; the copy starts anew"},
+		{"the same before the first checkpoint", 0, "sync:1", "", 0, ""},
+		{"the same", 0, firstInPlace, "", 0, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			t.Setenv("XDG_STATE_HOME", filepath.Join(dir, "state"))
+			src, disk := sparseDisk(t, dir, c.data)
+			put(t, filepath.Join(dir, "a"), strings.Repeat("A", len(disk)))
+			put(t, filepath.Join(dir, "b"), strings.Repeat("B", len(disk)))
+			put(t, filepath.Join(dir, "large"), strings.Repeat("L", 2*len(disk)))
+			device, detach := loopDevice(t, "", filepath.Join(dir, "a"))
+			killedAt(t, c.point, "1us", "--sparse", "64KiB", src, device)
+			file := filepath.Join(dir, "a")
+			if c.other != "" {
+				detach()
+				file = filepath.Join(dir, c.other)
+				device, detach = loopDevice(t, device, file)
+			}
+			before := read(t, file)
+			r := vddkcp(t, "--resume", "--progress", "none", src, device)
+			if r.exit != c.exit || !matches(t, c.says, r.stderr) {
+				t.Errorf("exit status %d, want %d and %q\n%s", r.exit, c.exit, c.says, r.stderr)
+			}
+			detach()
+			want := disk
+			if c.exit != 0 {
+				want = before
+			}
+			if !bytes.Equal(read(t, file), want) {
+				t.Error("the device has another content")
+			}
+		})
+	}
+}
+
+// A server that serves another disk by the same name is not gone on with.
+func TestResumeOnAnExport(t *testing.T) {
+	peer.Need(t, "nbdkit")
+	for _, c := range []struct {
+		name string
+		data int    // where the data of the disk begins
+		file string // that is served then
+		exit int
+		says string
+	}{
+		{"another after zeros", 6 << 20, "b", 0, "the checkpoint at .* is not used: nothing proves"},
+		{"another", 0, "b", 1, "does not hold what its journal says was written last"},
+		{"another size", 0, "large", 2, "is another target .* of 16777216 bytes, and was export \"\" of the server at .* of 8388608 bytes"},
+		{"the same", 0, "a", 0, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			src, disk := sparseDisk(t, dir, c.data)
+			put(t, filepath.Join(dir, "a"), strings.Repeat("A", len(disk)))
+			put(t, filepath.Join(dir, "b"), strings.Repeat("B", len(disk)))
+			put(t, filepath.Join(dir, "large"), strings.Repeat("L", 2*len(disk)))
+			uri := "nbd+unix:///?socket=" + filepath.Join(dir, "s")
+			stop := serveFile(t, dir, "a")
+			killedAt(t, firstInPlace, "1us", "--journal", filepath.Join(dir, "j"), src, uri)
+			stop()
+			stop = serveFile(t, dir, c.file)
+			before := read(t, filepath.Join(dir, c.file))
+			r := vddkcp(t, "--resume", "--progress", "none", "--journal", filepath.Join(dir, "j"), src, uri)
+			if r.exit != c.exit || !matches(t, c.says, r.stderr) {
+				t.Errorf("exit status %d, want %d and %q\n%s", r.exit, c.exit, c.says, r.stderr)
+			}
+			stop()
+			want := disk
+			if c.exit != 0 {
+				want = before
+			}
+			if !bytes.Equal(read(t, filepath.Join(dir, c.file)), want) {
+				t.Error("the export has another content")
+			}
+		})
+	}
+}
+
+// serveFile serves a file of dir at the socket s there, until stop is called.
+func serveFile(t *testing.T, dir, file string) (stop func()) {
+	t.Helper()
+	socket, pid := filepath.Join(dir, "s"), filepath.Join(dir, "pid")
+	cmd := exec.Command("nbdkit", "-f", "-U", socket, "-P", pid, "file", filepath.Join(dir, file))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stopped := false
+	stop = func() {
+		if !stopped {
+			stopped = true
+			cmd.Process.Signal(syscall.SIGTERM)
+			cmd.Wait()
+			os.Remove(socket)
+			os.Remove(pid)
+		}
+	}
+	t.Cleanup(stop)
+	waitFor(t, "nbdkit", func() bool { _, err := os.Stat(pid); return err == nil })
+	return stop
+}
+
+// What an earlier run wrote to a device does not show through, whatever
+// --target-is-zero says.
+func TestTargetIsZeroOnlyOnce(t *testing.T) {
+	peer.NeedRoot(t)
+	peer.Need(t, "losetup")
+	for _, c := range []struct {
+		name  string
+		point string // where the first run is killed; "": it fails
+		every string // time between checkpoints
+		args  []string
+	}{
+		{"killed before the first checkpoint", "checkpoint", "300ms", []string{"--resume"}},
+		{"killed after a checkpoint, and not resumed", "slot:3", "100ms", nil},
+		{"killed before the first checkpoint, and not resumed", "checkpoint", "300ms", nil},
+		{"failed", "", "", []string{"--resume"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			t.Setenv("XDG_STATE_HOME", filepath.Join(dir, "state"))
+			const size = 8 << 20
+			file, src := filepath.Join(dir, "a"), filepath.Join(dir, "src.raw")
+			put(t, file, "")
+			if err := os.Truncate(file, size); err != nil {
+				t.Fatal(err)
+			}
+			device, detach := loopDevice(t, "", file)
+			content(t, src, 1, size)
+			if c.point != "" {
+				killedAt(t, c.point, c.every, "--target-is-zero", "--rate-limit", "2MiB", src, device)
+			} else {
+				failedCopy(t, src, device, "--target-is-zero", "--rate-limit", "4MiB", src, device)
+			}
+			// The disk is empty now: a hole everywhere.
+			if err := os.Truncate(src, 0); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(src, size); err != nil {
+				t.Fatal(err)
+			}
+			r := vddkcp(t, append(c.args, "--target-is-zero", "--progress", "none", src, device)...)
+			detach()
+			if r.exit != 0 || !strings.Contains(r.stderr, "--target-is-zero is not believed") {
+				t.Errorf("exit status %d, want 0 and that --target-is-zero is not believed\n%s", r.exit, r.stderr)
+			}
+			if !bytes.Equal(read(t, file), make([]byte, size)) {
+				t.Error("what the first run wrote shows through")
+			}
+			if left, _ := filepath.Glob(filepath.Join(dir, "state", "vddkcp", "*")); len(left) > 0 {
+				t.Errorf("left: %v", left)
+			}
+		})
+	}
+}

@@ -1,0 +1,61 @@
+package raw
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// deviceIdentity tells a block device of so many bytes apart from others that get
+// its name later.
+func deviceIdentity(f *os.File, size int64) (string, error) {
+	var st unix.Stat_t
+	if err := again(func() error { return unix.Fstat(int(f.Fd()), &st) }); err != nil {
+		return "", fmt.Errorf("identity of %s: %w", f.Name(), err)
+	}
+	number := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	return fmt.Sprintf("%s of %d bytes", describeDevice("/sys/dev/block", number), size), nil
+}
+
+// describeDevice returns what is known of a device, with a folder of devices by
+// their numbers as in /sys/dev/block. What belongs to the device itself (a
+// serial number, the file behind a loop device) goes first: it stays the same
+// when devices are numbered in another order after a reboot. Only a device that
+// has nothing of its own is known by its number.
+func describeDevice(devices, number string) string {
+	dir, err := filepath.EvalSymlinks(filepath.Join(devices, number))
+	if err != nil {
+		return "block device " + number
+	}
+	attribute := func(name string) string { return readAttribute(dir, name) }
+	if attribute("partition") != "" {
+		disk := readAttribute(filepath.Dir(dir), "dev")
+		if disk != "" && disk != number {
+			return fmt.Sprintf("the partition at sector %s of %s", attribute("start"), describeDevice(devices, disk))
+		}
+	}
+	for _, name := range []string{"dm/uuid", "md/uuid", "wwid", "device/wwid", "serial", "device/serial", "device/cid"} {
+		if id := attribute(name); id != "" {
+			return fmt.Sprintf("the device with the %s %q", filepath.Base(name), id)
+		}
+	}
+	if path := attribute("loop/backing_file"); path != "" {
+		var st unix.Stat_t
+		if unix.Stat(path, &st) == nil {
+			return fmt.Sprintf("the loop device of %q, inode %d", path, st.Ino)
+		}
+		return fmt.Sprintf("block device %s, the loop device of %q", number, path)
+	}
+	return "block device " + number
+}
+
+func readAttribute(dir, name string) string {
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(text))
+}
