@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"sync"
+	"time"
 
 	"vddkcp/source"
 	"vddkcp/vddk/worker"
@@ -303,7 +304,7 @@ func (d *Disk) query(first, n, unit uint64) ([]worker.Block, error) {
 		if isLost(err) && d.ended() == nil {
 			s.proc.Kill()
 			op := d.rangeOf("query", int64(first)*chunk, int64(n)*chunk)
-			d.lose(h, s, op)
+			d.lose(h, s, op, time.Now())
 			err = s.gone(op)
 		}
 		return nil, err

@@ -52,7 +52,7 @@ func (d *Disk) run(h *handle, s *session) {
 			d.finish(h, s)
 			return
 		}
-		d.lose(h, s, d.rangeOf("idle time of", 0, 0))
+		d.lose(h, s, d.rangeOf("idle time of", 0, 0), time.Now())
 		s = d.replace(h, s)
 	}
 }
@@ -83,8 +83,9 @@ func (d *Disk) finish(h *handle, s *session) {
 }
 
 // lose notes, once, that a session is gone, so that nothing is asked of it any
-// more. Its process may have to be waited for still.
-func (d *Disk) lose(h *handle, s *session, op string) {
+// more. Its process may have to be waited for still. Since is when the request
+// was made that noticed it.
+func (d *Disk) lose(h *handle, s *session, op string, since time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if s.lost {
@@ -95,7 +96,7 @@ func (d *Disk) lose(h *handle, s *session, op string) {
 	if h.session == s {
 		h.session = nil
 	}
-	h.failedLocked()
+	h.failedLocked(since)
 	d.lastLoss = s.gone(op)
 	if d.written > d.flushed && d.flushErr == nil {
 		d.flushErr = fmt.Errorf("%s: what was written before and not flushed is lost: %w: %w", d.params.File, errIO, d.lastLoss)
@@ -121,9 +122,10 @@ func (d *Disk) replace(h *handle, old *session) *session {
 		d.mu.Lock()
 		// At first a lost worker's buffers may still be on the host.
 		shrink := h.failures > 3
+		since := h.since
 		d.mu.Unlock()
 		var s *session
-		if s, err = d.openSession(d.ending, h.first, true, shrink); err == nil {
+		if s, err = d.openAgain(h.first, shrink, since); err == nil {
 			d.mu.Lock()
 			h.session = s
 			d.addSlotsLocked(h, s)
@@ -133,9 +135,18 @@ func (d *Disk) replace(h *handle, old *session) *session {
 		}
 		err = &reopenError{err}
 		d.mu.Lock()
-		h.failedLocked()
+		h.failedLocked(time.Now())
 		d.mu.Unlock()
 	}
+}
+
+// openAgain opens a session in place of one that was lost at a time, and takes no
+// longer than the patience lasts.
+func (d *Disk) openAgain(first, shrink bool, since time.Time) (*session, error) {
+	limit := d.timeout(5*d.o.Timeout, since)
+	ctx, cancel := context.WithTimeoutCause(d.ending, limit, fmt.Errorf("no answer within %v", limit.Round(time.Millisecond)))
+	defer cancel()
+	return d.openSession(ctx, first, true, shrink)
 }
 
 // reopenError marks an error of opening the disk again as a source.ErrReopen, and
@@ -144,9 +155,11 @@ type reopenError struct{ error }
 
 func (e *reopenError) Unwrap() []error { return []error{e.error, source.ErrReopen} }
 
-func (h *handle) failedLocked() {
+// failedLocked counts a failure. The first one may be of something that made no
+// progress since an earlier time.
+func (h *handle) failedLocked(since time.Time) {
 	if h.failures++; h.failures == 1 {
-		h.since = time.Now()
+		h.since = since
 	}
 }
 
@@ -188,10 +201,11 @@ func (d *Disk) goOn(h *handle, err error) bool {
 		d.mu.Unlock()
 		return false
 	}
+	idle := d.idle(h.since)
 	d.mu.Unlock()
 	wait := time.Duration(0)
 	if n > 1 { // the first time at once: the host did nothing wrong
-		wait = d.o.Retry.Delay(n - 1)
+		wait, _ = d.o.Retry.Wait(n-1, idle)
 	}
 	if d.o.Retry.OnRetry != nil {
 		d.o.Retry.OnRetry(err, wait)
@@ -208,20 +222,31 @@ func (d *Disk) goOn(h *handle, err error) bool {
 // gaveUp returns the error with which to give up after n failures in a row,
 // the first one at since and the last one err, or nil.
 func (d *Disk) gaveUp(err error, n int, since time.Time) error {
-	r := &d.o.Retry
-	if last := d.started.Add(time.Duration(d.lastSuccess.Load())); last.After(since) {
-		since = last
-	}
-	idle := time.Since(since)
+	r, idle := &d.o.Retry, d.idle(since)
+	_, patient := r.Wait(n, idle)
 	switch {
 	case source.IsPermanent(err), r.Permanent != nil && r.Permanent(err), r.Retries == 0:
 		return err
 	case r.Retries > 0 && n > r.Retries:
 		return fmt.Errorf("given up after %d retries: %w", r.Retries, err)
-	case idle >= r.Patience():
+	case !patient:
 		return fmt.Errorf("given up after %v without a read that succeeded: %w", idle.Round(time.Second), err)
 	}
 	return nil
+}
+
+// idle is how long there has been no request that succeeded, at most since a time.
+func (d *Disk) idle(since time.Time) time.Duration {
+	if last := d.started.Add(time.Duration(d.lastSuccess.Load())); last.After(since) {
+		since = last
+	}
+	return time.Since(since)
+}
+
+// timeout is how long one attempt may take of what has made no progress since a
+// time: no longer than the patience lasts.
+func (d *Disk) timeout(most time.Duration, since time.Time) time.Duration {
+	return min(most, max(d.o.Retry.Patience()-d.idle(since), time.Millisecond))
 }
 
 // sleep waits, and says whether it was for so long.
@@ -324,8 +349,8 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 		if ended := d.ended(); ended != nil {
 			return ended
 		}
-		if limited.Err() != nil && ctx.Err() == nil {
-			return &lostError{d.rangeOf(op, 0, 0), late, true}
+		if limited.Err() != nil {
+			return &lostError{d.rangeOf(op, 0, 0), context.Cause(limited), true}
 		}
 		return d.explain(op, 0, 0, mark, err)
 	}
@@ -402,7 +427,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 	if !stop() {
 		return nil, fail("open", &lostError{d.rangeOf("open", 0, 0), late, true})
 	}
-	return newSession(p, opened, d.nBuffers, d.nSpare, d.o.Timeout), nil
+	return newSession(p, opened, d.nBuffers, d.nSpare, min(d.o.Timeout, d.o.Retry.Patience())), nil
 }
 
 func (d *Disk) setPrepared(b bool) {

@@ -283,8 +283,8 @@ func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err er
 type attempts struct {
 	d        *Disk
 	failures int
-	denied   int // of them for memory, which don't count as long as less can be asked
-	since    time.Time
+	denied   int       // of them for memory, which don't count as long as less can be asked
+	since    time.Time // when the request was made
 }
 
 // again is told of a failure in a seat that was given back. It waits and
@@ -301,9 +301,7 @@ func (a *attempts) again(t seat, err error) error {
 		d.pause(min(time.Duration(a.denied)*5*time.Millisecond, 100*time.Millisecond))
 		return nil
 	}
-	if a.failures++; a.failures == 1 {
-		a.since = time.Now()
-	}
+	a.failures++
 	if err := d.gaveUp(err, a.failures, a.since); err != nil {
 		return err
 	}
@@ -311,7 +309,7 @@ func (a *attempts) again(t seat, err error) error {
 	if isLost(err) {
 		return nil // the handle that opens it again waits
 	}
-	wait := d.o.Retry.Delay(a.failures)
+	wait, _ := d.o.Retry.Wait(a.failures, d.idle(a.since))
 	if d.o.Retry.OnRetry != nil {
 		d.o.Retry.OnRetry(err, wait)
 	}
@@ -321,7 +319,7 @@ func (a *attempts) again(t seat, err error) error {
 	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && d.expendable() {
 		// It may be the connection.
 		t.s.kill(fmt.Errorf("replaced after errors: %w", err))
-		d.lose(t.h, t.s, d.rangeOf("requests to", 0, 0))
+		d.lose(t.h, t.s, d.rangeOf("requests to", 0, 0), a.since)
 	}
 	return nil
 }

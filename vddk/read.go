@@ -2,6 +2,7 @@ package vddk
 
 import (
 	"context"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -40,9 +41,9 @@ func (d *Disk) eachRequest(off, n int64, do func(from, to int64) error) error {
 // readPiece reads what fits a request, again until it succeeds or that makes no
 // sense any more.
 func (d *Disk) readPiece(p []byte, off int64) error {
-	a := attempts{d: d}
+	a := attempts{d: d, since: time.Now()}
 	for {
-		t, err := d.readOnce(p, off)
+		t, err := d.readOnce(p, off, a.since)
 		if err == nil {
 			return nil
 		}
@@ -58,8 +59,9 @@ func (d *Disk) readPiece(p []byte, off int64) error {
 	}
 }
 
-// readOnce makes one attempt. Without a session in the seat there was none.
-func (d *Disk) readOnce(p []byte, off int64) (seat, error) {
+// readOnce makes one attempt at a read that was asked for at a time. Without a
+// session in the seat there was none.
+func (d *Disk) readOnce(p []byte, off int64, since time.Time) (seat, error) {
 	head := int(off % sectorSize)
 	sectors := (head + len(p) + sectorSize - 1) / sectorSize
 	var direct []byte
@@ -71,7 +73,7 @@ func (d *Disk) readOnce(p []byte, off int64) (seat, error) {
 		return seat{}, err
 	}
 	mark := d.log.mark()
-	err = t.s.read(d.ctx, d.o.Timeout, t.slot, uint64(off/sectorSize), sectors)
+	err = t.s.read(d.ctx, d.timeout(d.o.Timeout, since), t.slot, uint64(off/sectorSize), sectors)
 	if err == nil {
 		d.anyRead.Store(true)
 		if t.spare {
@@ -83,7 +85,7 @@ func (d *Disk) readOnce(p []byte, off int64) (seat, error) {
 		}
 		return t, nil
 	}
-	err = d.requestFailed(t, "read", off, int64(sectors)*sectorSize, mark, err)
+	err = d.requestFailed(t, "read", off, int64(sectors)*sectorSize, mark, since, err)
 	d.give(t, 0, false)
 	return t, err
 }
@@ -91,7 +93,7 @@ func (d *Disk) readOnce(p []byte, off int64) (seat, error) {
 // requestFailed explains the error of a request. Of one whose worker is lost it
 // takes note, and waits for the worker's end: nothing may write to the slot
 // after that.
-func (d *Disk) requestFailed(t seat, op string, off, n, mark int64, err error) error {
+func (d *Disk) requestFailed(t seat, op string, off, n, mark int64, since time.Time, err error) error {
 	if ended := context.Cause(d.ctx); ended != nil {
 		return ended
 	}
@@ -99,7 +101,7 @@ func (d *Disk) requestFailed(t seat, op string, off, n, mark int64, err error) e
 	if isLost(err) {
 		t.s.proc.Kill()
 		op = d.rangeOf(op, off, n)
-		d.lose(t.h, t.s, op)
+		d.lose(t.h, t.s, op, since)
 		err = t.s.gone(op)
 	}
 	return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // zeroPiece is how much ZeroAt writes before it looks at its context.
@@ -102,7 +103,7 @@ func (d *Disk) writePiece(p []byte, off, end int64) error {
 	} else if after > end {
 		tail = head
 	}
-	a := attempts{d: d}
+	a := attempts{d: d, since: time.Now()}
 	for {
 		t, err := d.take(nil)
 		if err != nil {
@@ -118,9 +119,9 @@ func (d *Disk) writePiece(p []byte, off, end int64) error {
 			copy(b[off-first:], p)
 		}
 		mark := d.log.mark()
-		err = t.s.write(d.ctx, d.o.Timeout, t.slot, uint64(first/sectorSize), len(b)/sectorSize)
+		err = t.s.write(d.ctx, d.timeout(d.o.Timeout, a.since), t.slot, uint64(first/sectorSize), len(b)/sectorSize)
 		if err != nil {
-			err = d.requestFailed(t, "write", first, int64(len(b)), mark, err)
+			err = d.requestFailed(t, "write", first, int64(len(b)), mark, a.since, err)
 			d.give(t, 0, false)
 		} else if d.give(t, int64(len(b)), true) {
 			return nil
@@ -176,7 +177,7 @@ func (d *Disk) Flush(ctx context.Context) error {
 		err = d.explain("flush", 0, 0, mark, err)
 		if isLost(err) {
 			s.proc.Kill()
-			d.lose(h, s, d.rangeOf("flush", 0, 0)) // which fails all flushes where there was something to flush
+			d.lose(h, s, d.rangeOf("flush", 0, 0), time.Now()) // which fails all flushes where there was something to flush
 			if lost++; lost < 3 {
 				continue
 			}

@@ -1,0 +1,60 @@
+package vddk
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vddkcp/source"
+	"vddkcp/vddk/worker"
+)
+
+// The patience of --retry-timeout ends a copy within a second, whatever the disk
+// waits for: a retry, a read that hangs, an opening that is refused or hangs.
+func TestPatience(t *testing.T) {
+	const patience = 6 * time.Second
+	crashes := func(h *fakeHost) {
+		h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k >= 5, errCrash) }
+	}
+	for _, c := range []struct {
+		name  string
+		fault func(h *fakeHost)
+	}{
+		{"reads fail", func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error {
+				return when(k >= 5, libraryError(14009, "the server refused connection"))
+			}
+		}},
+		{"reads hang", func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k >= 5, errHang) }
+		}},
+		{"workers crash", crashes},
+		{"opening is refused", func(h *fakeHost) {
+			crashes(h)
+			h.onOpen = func(n int, _ *worker.Opened) error { return when(n > 1, libraryError(18000, "cannot connect")) }
+		}},
+		{"opening hangs", func(h *fakeHost) {
+			crashes(h)
+			h.onOpen = func(n int, _ *worker.Opened) error { return when(n > 1, errHang) }
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				host, content := newFakeHost(t, 8*mib)
+				c.fault(host)
+				d := host.mustOpen(Params{}, Options{Connections: 1, Retry: source.RetryOptions{Retries: -1, Timeout: patience}})
+				start := time.Now()
+				err := readBoth(t, d, content)
+				if err == nil || !strings.Contains(err.Error(), "given up after 6s without a read that succeeded") {
+					t.Errorf("%v", err)
+				}
+				if took := time.Since(start); took < patience-time.Second || took > patience+time.Second {
+					t.Errorf("ended after %v, want %v", took, patience)
+				}
+				d.Close()
+				host.checkGone()
+			})
+		})
+	}
+}
