@@ -426,3 +426,53 @@ func TestTargetIsZeroOnlyOnce(t *testing.T) {
 		})
 	}
 }
+
+// Every flag of copy stands in docs/journal.md, as one that decides what a target
+// holds, or as one that does not. A batch's fingerprint covers those that do.
+func TestEveryFlagIsHeldOrHarmless(t *testing.T) {
+	text := string(read(t, "../../docs/journal.md"))
+	_, text, found := strings.Cut(text, "## What decides the content of a target")
+	held, harmless, both := strings.Cut(text, "These decide nothing of the content")
+	if !found || !both {
+		t.Fatal("docs/journal.md has no tables of flags")
+	}
+	firstColumn := func(text string) (rows string) {
+		for _, line := range strings.Split(text, "\n") {
+			if cells := strings.Split(line, "|"); len(cells) > 2 {
+				rows += cells[1] + "\n"
+			}
+		}
+		return rows
+	}
+	held, harmless = firstColumn(held), firstColumn(harmless)
+	p, err := newJobParser()
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := p.spec()
+	if err != nil {
+		t.Fatal(err)
+	}
+	tuning := map[string]bool{}
+	for _, f := range spec.Fields {
+		tuning["--"+strings.ReplaceAll(f.Name, "_", "-")] = f.Tuning || f.Secret
+	}
+	seen := 0
+	for _, flag := range p.parser.Model.Flags {
+		name := "--" + flag.Name
+		seen++
+		decides, not := hasWord(held, name), hasWord(harmless, name)
+		if name == "--compress" { // its method does, its level does not
+			not = false
+		}
+		if decides == not {
+			t.Errorf("%s: docs/journal.md says that it decides: %v, that it does not: %v", name, decides, not)
+		}
+		if decides && tuning[name] {
+			t.Errorf("%s decides what a target holds, and is not in the fingerprint of jobs", name)
+		}
+	}
+	if seen < 40 {
+		t.Errorf("only %d flags were looked at", seen)
+	}
+}

@@ -315,7 +315,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	err = shown(b.display, func() (err error) {
 		report, err = batch.Run(ctx, jobs, batch.Options{
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
-			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
+			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Backing: b.backing, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
 				how := map[transfer.Status]string{transfer.StatusOK: "done", transfer.StatusInterrupted: "interrupted"}[r.Status]
 				if how == "" {
@@ -349,6 +349,27 @@ func (b *batchRun) command(j *batch.Job) *copyCommand {
 		panic(err) // loading checked it
 	}
 	return c
+}
+
+// backing describes the disk that the target of a job is an overlay of; "" where
+// it is none.
+func (b *batchRun) backing(j *batch.Job) string {
+	if j.Text("backing") == "" {
+		return ""
+	}
+	c := b.newJob(j)
+	done, err := c.openBacking(context.Background())
+	if err != nil {
+		return fmt.Sprintf("cannot be read: %v", err)
+	}
+	defer done()
+	o := c.overlaid
+	return fmt.Sprintf("%s, %s, %s", o.Path, o.Format, o.Identity)
+}
+
+// newJob returns the copy of a job, which only looks at disks.
+func (b *batchRun) newJob(j *batch.Job) *job {
+	return b.command(j).newJob(slog.New(slog.DiscardHandler), new(progress.Counters))
 }
 
 // removeJournal removes what is left beside the target of a copy that is whole:

@@ -402,3 +402,30 @@ func TestBatchKilledAtTheRename(t *testing.T) {
 		}
 	}
 }
+
+// A done job whose backing changed is no longer what its target says: it runs
+// again.
+func TestBatchWhoseBackingChanged(t *testing.T) {
+	peer.Need(t, "qemu-img")
+	dir := t.TempDir()
+	content(t, filepath.Join(dir, "src"), 1, 1<<20)
+	content(t, filepath.Join(dir, "base"), 1, 1<<19)
+	jobs := writeJobs(t, dir, nil, nil, []map[string]any{{"source": "src", "target": "o.qcow2", "backing": "base", "backing_format": "raw"}})
+	run := func(args ...string) string {
+		t.Helper()
+		r := vddkcp(t, append([]string{"run", jobs, "--progress", "none"}, args...)...)
+		if r.exit != 0 {
+			t.Fatalf("%+v", r)
+		}
+		peer.Run(t, "qemu-img", "compare", "-q", "-f", "raw", "-F", "qcow2", filepath.Join(dir, "src"), filepath.Join(dir, "o.qcow2"))
+		return r.stderr
+	}
+	run()
+	if said := run("--resume"); strings.Contains(said, "runs again") {
+		t.Errorf("with the same backing: %s", said)
+	}
+	content(t, filepath.Join(dir, "base"), 2, 1<<19)
+	if said := run("--resume"); !strings.Contains(said, "the job runs again: the backing of its target changed since it was done") {
+		t.Errorf("with another backing: %s", said)
+	}
+}

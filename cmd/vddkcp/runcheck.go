@@ -89,7 +89,7 @@ func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if jobs, err = batch.Unfinished(path, jobs); err != nil {
+	if jobs, err = batch.Unfinished(path, jobs, b.backing); err != nil {
 		return nil, &usageError{err: err, hint: hint(err)}
 	}
 	return jobs, nil

@@ -345,6 +345,31 @@ func TestResumeLooksAtTargets(t *testing.T) {
 	}
 }
 
+// A job whose backing changed runs again, whether it was done or only copied.
+func TestBackingThatChanged(t *testing.T) {
+	f := newFake(t, jobsOf("a", "b"))
+	backings := map[string]string{"a": "base at noon"}
+	f.o.Backing = func(j *batch.Job) string { return backings[j.Name] }
+	f.o.Limits.Total = 1
+	var killed string
+	f.fates["a"] = []*fate{{status: transfer.StatusOK, whole: func() { killed = f.state() }}}
+	f.mustRun(false, 0, batch.Counts{Done: 2})
+	f.mustRun(true, 0, batch.Counts{Done: 2})
+	if len(f.copied) != 0 {
+		t.Errorf("with the same backing: begun %v", f.copied)
+	}
+	backings["a"] = "base at night"
+	f.mustRun(true, 0, batch.Counts{Done: 2})
+	if got := strings.Join(f.copied, ""); got != "a" || !strings.Contains(f.log.String(), "the backing of its target changed since it was done") {
+		t.Errorf("with another backing: begun %q\n%s", got, f.log)
+	}
+	f.leave(killed)
+	f.mustRun(true, 0, batch.Counts{Done: 2})
+	if got := strings.Join(f.copied, ""); !strings.Contains(got, "a") {
+		t.Errorf("killed when it was whole, and another backing since: begun %q", got)
+	}
+}
+
 // state is what a run leaves that is killed just when a job has begun.
 func (f *fake) state() string {
 	text, err := os.ReadFile(filepath.Join(f.dir, "state.json.changes"))

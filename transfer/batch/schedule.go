@@ -33,6 +33,10 @@ type Options struct {
 	// Tidy removes what a copy leaves beside its target when it is killed after
 	// that was whole; nil: nothing.
 	Tidy func(*Job)
+	// Backing tells the disk that the target of a job is an overlay of from any
+	// other, also from itself with another content: "" where the target is none.
+	// It is called concurrently; nil: no target is an overlay.
+	Backing func(*Job) string
 	// Spawn calls start, which starts a command of a job as a process group of its
 	// own, and returns what is to be called when that has ended: for whoever ends
 	// the program at once, and must not leave commands behind; nil: nobody.
@@ -82,6 +86,7 @@ func (e *UnfinishedError) Hint() string {
 // report.
 func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	o.Limits = o.Limits.WithDefaults()
+	o.Backing = orNoBacking(o.Backing)
 	r := &run{o: o, reports: make(map[*Job]*JobReport, len(jobs)), servers: map[string]int{}, hosts: map[string]int{}}
 	report := &Report{Version: 1, Started: time.Now()}
 	queue, err := r.plan(jobs)
@@ -180,7 +185,7 @@ func (r *run) wasDone(j *Job, e *entry) bool {
 	if e.Phase != phaseDone {
 		return false
 	}
-	why := e.changed(j)
+	why := e.changed(j, r.o.Backing)
 	if why != "" {
 		r.o.Log.Warn("the job runs again: "+why, "job", j.Name)
 	}
@@ -188,7 +193,7 @@ func (r *run) wasDone(j *Job, e *entry) bool {
 }
 
 // changed says why a job that was done is no longer; "" where it still is.
-func (e *entry) changed(j *Job) string {
+func (e *entry) changed(j *Job, backing func(*Job) string) string {
 	switch size := fileSize(j.Target); {
 	case e.Fingerprint != j.Fingerprint():
 		return "its fields changed since it was done"
@@ -196,20 +201,29 @@ func (e *entry) changed(j *Job) string {
 		return "its target is gone"
 	case e.Size >= 0 && size != e.Size:
 		return fmt.Sprintf("its target has %d bytes and had %d when it was done", size, e.Size)
+	case e.Backing != "" && backing(j) != e.Backing:
+		return "the backing of its target changed since it was done"
 	}
 	return ""
 }
 
+func orNoBacking(backing func(*Job) string) func(*Job) string {
+	if backing == nil {
+		return func(*Job) string { return "" }
+	}
+	return backing
+}
+
 // Unfinished returns those jobs that Run would run with Options.Resume and the
-// state file at path, which another run may have.
-func Unfinished(path string, jobs []*Job) ([]*Job, error) {
+// state file at path, which another run may have. Backing is that of Options.
+func Unfinished(path string, jobs []*Job, backing func(*Job) string) ([]*Job, error) {
 	s := &Store{path: path, texts: map[string][]byte{}}
 	if err := s.load(); err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(slices.Clone(jobs), func(j *Job) bool {
 		e := s.get(j.Name)
-		return e != nil && e.Phase == phaseDone && e.changed(j) == ""
+		return e != nil && e.Phase == phaseDone && e.changed(j, orNoBacking(backing)) == ""
 	}), nil
 }
 
@@ -217,6 +231,9 @@ func Unfinished(path string, jobs []*Job) ([]*Job, error) {
 // come to its end; else nil.
 func (r *run) wasCopied(j *Job, e *entry) *transfer.Report {
 	if e.Fingerprint != j.Fingerprint() {
+		return nil
+	}
+	if e.Backing != "" && r.o.Backing(j) != e.Backing {
 		return nil
 	}
 	switch e.Phase {
@@ -349,7 +366,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	if a.copied == nil {
 		keep(phaseRunning)
 		report.Report = r.copy(ctx, a, log, func(mark string) {
-			e.Mark = mark
+			e.Mark, e.Backing = mark, r.o.Backing(j)
 			if err := r.o.Store.putDurably(e); err != nil {
 				log.Warn("the state is not written: after a kill the finished copy is not recognised", "error", err)
 			}
@@ -362,6 +379,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	ok := report.Status == transfer.StatusOK
 	if ok {
 		e.Size = fileSize(j.Target)
+		e.Backing = cmp.Or(e.Backing, r.o.Backing(j))
 	}
 	if len(j.After) > 0 {
 		if ok {

@@ -37,9 +37,10 @@ type entry struct {
 	Phase       phase      `json:"phase"`
 	Fingerprint string     `json:"fingerprint"`
 	Attempts    int        `json:"attempts"`
-	Mark        string     `json:"mark,omitempty"` // identity of the target, noted when it was whole and before it got its name
-	Size        int64      `json:"size"`           // of the target when all was done; -1: no file
-	Redo        bool       `json:"redo,omitempty"` // it was done before, and is no longer
+	Mark        string     `json:"mark,omitempty"`    // identity of the target, noted when it was whole and before it got its name
+	Size        int64      `json:"size"`              // of the target when all was done; -1: no file
+	Backing     string     `json:"backing,omitempty"` // what the target is an overlay of, as Options.Backing said when it was whole
+	Redo        bool       `json:"redo,omitempty"`    // it was done before, and is no longer
 	Report      *JobReport `json:"report,omitempty"`
 }
 
