@@ -94,7 +94,11 @@ func (a *Appliance) Verify(ctx context.Context, more ...string) error {
 	}
 	for _, name := range slices.Concat([]string{a.descriptor}, a.openedFiles(), more) {
 		var known []digest
-		for _, d := range digests[path.Clean(name)] {
+		lines := digests[path.Clean(name)]
+		if whole, ok := strings.CutSuffix(name, onlyChunk); ok && lines == nil && !slices.Contains(a.openedFiles(), whole+secondChunk) {
+			lines = digests[path.Clean(whole)] // the only chunk is the file
+		}
+		for _, d := range lines {
 			if algorithms[d.algorithm] == nil {
 				return fmt.Errorf("%s: the digest of %s is a %s, want SHA1, SHA256, SHA384 or SHA512: %w", manifest, show(name), d.algorithm, ErrNoManifest)
 			}

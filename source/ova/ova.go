@@ -280,10 +280,16 @@ func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
 	return nil, missing
 }
 
+// What the names of the first chunks of a file end in.
+const (
+	onlyChunk   = ".000000000"
+	secondChunk = ".000000001"
+)
+
 // openOnlyChunk opens NAME.000000000 in place of the file NAME of disk i, which
 // the descriptor does not call split.
 func (a *Appliance) openOnlyChunk(ctx context.Context, i int, name string) (source.Disk, error) {
-	first, second := name+".000000000", name+".000000001"
+	first, second := name+onlyChunk, name+secondChunk
 	f, err := a.openFile(ctx, first)
 	if err != nil {
 		return nil, err

@@ -231,7 +231,9 @@ func TestOnlyChunk(t *testing.T) {
 		{name: "the second alone", file: `ovf:href="d"`, files: map[string]string{"d.000000001": small}, fails: "open d: file does not exist"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			a, err := ova.OpenDescriptor("x.ovf", memory([]byte(envelope(`<File ovf:id="f" `+c.file+`/>`, `<Disk ovf:diskId="x" ovf:fileRef="f"/>`))), folder(c.files))
+			text := envelope(`<File ovf:id="f" `+c.file+`/>`, `<Disk ovf:diskId="x" ovf:fileRef="f"/>`)
+			c.files["x.ovf"], c.files["x.mf"] = text, "SHA256(x.ovf)= "+sum256(text)+"\nSHA256(d)= "+sum256(small)+"\nSHA256(a d)= "+sum256(small)+"\n"
+			a, err := ova.OpenDescriptor("x.ovf", memory([]byte(text)), folder(c.files))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -246,6 +248,9 @@ func TestOnlyChunk(t *testing.T) {
 				if got := content(t, a, 0); got != small {
 					t.Errorf("%.20q", got)
 				}
+			}
+			if err := a.Verify(t.Context()); err != nil {
+				t.Error(err)
 			}
 			if w := a.Warnings(0, 1536, 1536); len(w) != 1 || !strings.Contains(w[0], "000000000") || !strings.Contains(w[0], "is read in its place") {
 				t.Errorf("warnings %q", w)

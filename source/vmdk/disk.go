@@ -211,7 +211,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 		return fmt.Errorf("extent %s is %s", quote(e.name), physical)
 	}
 	if object, ok := storageObject(e.name); ok {
-		return &hintedError{fmt.Errorf("extent %s is %s, not a file", quote(e.name), object), "copy the disk through its server ('[DATASTORE] DIR/DISK.vmdk' with --server), or export the virtual machine as an OVF appliance"}
+		return storageError("extent", e.name, object)
 	}
 	if e.access == "NOACCESS" {
 		d.add(&noAccess{path: d.path, line: e, base: d.size}, size)

@@ -77,6 +77,9 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 
 // openParent opens the parent that r refers to, a file called name.
 func (d *Disk) openParent(ctx context.Context, r reference, name string, open source.Opener) error {
+	if object, ok := storageObject(name); ok {
+		return fmt.Errorf("%s: %w", d.path, storageError("parent", name, object))
+	}
 	parent, err := open(ctx, d.path, name, "vmdk")
 	if last, foreign := lastOfForeign(name); err != nil && foreign && r.hasCID {
 		// Its own host knows the path; here the file may lie beside the image.
@@ -165,6 +168,14 @@ func lastOfForeign(name string) (last string, foreign bool) {
 		last = after
 	}
 	return last, last != "" && last != "." && last != ".."
+}
+
+// storageError is the error about a name in an image that is no file but object.
+func storageError(what, name, object string) error {
+	return &hintedError{
+		fmt.Errorf("%s %s is %s, not a file", what, quote(name), object),
+		"copy the disk through its server ('[DATASTORE] DIR/DISK.vmdk' with --server), or export the virtual machine as an OVF appliance",
+	}
 }
 
 // storageObject reports whether a name is that of an object of a storage system

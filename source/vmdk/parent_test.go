@@ -213,6 +213,7 @@ func TestParentsOfOtherHosts(t *testing.T) {
 		`C:\VMs\none.vmdk`: `no file "none.vmdk" lies in the image's folder`,
 		"/srv/base.vmdk":   "no such file",
 		`C:\VMs\..`:        "no such file",
+		"vsan://5f3c":      `parent "vsan://5f3c" is an object of a vSAN datastore`,
 	} {
 		path := named(hint)
 		_, err := openIn(t, path, false)
