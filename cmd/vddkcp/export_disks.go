@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -209,9 +210,23 @@ func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
 	return e.openDisk(ctx, d.src)
 }
 
+// openSource opens a source. One on a server that has ended, because the server
+// was away for longer than --retry-timeout or refused it, is opened again for the
+// next request.
+func (e *exports) openSource(ctx context.Context, src string) (source.Disk, error) {
+	open := func(ctx context.Context) (source.Disk, error) { return e.opener.Open(ctx, src, e.SourceFormat) }
+	if !nbd.IsURI(src) && !sourceopen.IsVDDK(src) {
+		return open(ctx)
+	}
+	// The disk itself repeats what fails, and gives up: this adds no patience.
+	return source.Retry(ctx, open, source.RetryOptions{Revive: true, Timeout: math.MaxInt64 / 2, OnRetry: func(err error, wait time.Duration) {
+		e.log.Warn("opening the source again", "source", src, "in", wait.Round(time.Millisecond), "error", err)
+	}})
+}
+
 // openDisk opens what can be served as it is asked for.
 func (e *exports) openDisk(ctx context.Context, src string) (source.Disk, error) {
-	disk, err := e.opener.Open(ctx, src, e.SourceFormat)
+	disk, err := e.openSource(ctx, src)
 	if err != nil {
 		return nil, err
 	}
