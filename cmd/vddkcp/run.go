@@ -323,6 +323,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 				}
 				b.display.Ended(how)
 			},
+			Waiting: b.display.Waiting,
 			Stopped: func(cause error) int { return exitStatus(cause) },
 		})
 		return err

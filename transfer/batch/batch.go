@@ -109,7 +109,7 @@ type Limits struct {
 	NFCBuffer   int64 // bytes that connections reserve on each host; 0: 32 MiB
 	Connections int   // to each host; 0: 48
 	Rate        int64 // bytes a second, of all
-	Rounds      int   // more tries, at the end, of what may pass later
+	Rounds      int   // more tries, at the end, of what may pass later; Load sets DefaultRounds
 }
 
 // Defaults of limits. A host has 48 MB of NFC memory (96 from vSphere 8), and
@@ -119,6 +119,8 @@ const (
 	DefaultTotal       = 4
 	DefaultNFCBuffer   = 32 << 20
 	DefaultConnections = 48
+	// DefaultRounds is how often a job that may pass later is tried again.
+	DefaultRounds      = 2
 	defaultHookTimeout = time.Hour
 )
 

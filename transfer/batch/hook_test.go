@@ -110,6 +110,7 @@ func TestAfterThatFails(t *testing.T) {
 // After runs where the copy failed, and its own failure changes nothing.
 func TestAfterOfAFailure(t *testing.T) {
 	f := hooked(t, `"after":["sh","-c","echo $VDDKCP_STATUS >$VDDKCP_TARGET.after; exit 1"]`)
+	f.o.Limits.Rounds = 0
 	f.fates["a/b ü"] = []*fate{{status: transfer.StatusFailed, exit: 75}}
 	r, err := f.run(t.Context(), false)
 	if err != nil || r.Exit != 75 || f.read("t.after") != "failed\n" || len(r.Jobs[0].Warnings) != 1 {

@@ -255,7 +255,7 @@ func quoted(name string) string {
 }
 
 func (l *loader) file(root *node) *File {
-	f := &File{ContinueOnError: true}
+	f := &File{ContinueOnError: true, Limits: Limits{Rounds: DefaultRounds}}
 	var jobs *node
 	defaults := &draft{ok: true}
 	version := false

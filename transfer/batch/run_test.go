@@ -268,6 +268,58 @@ func TestRoundsTryAgainAtTheEnd(t *testing.T) {
 	}
 }
 
+// Between rounds there is a wait, which grows to a minute and is told. Two rounds
+// are the default.
+func TestRoundsWait(t *testing.T) {
+	for _, c := range []struct {
+		limits string
+		waits  []time.Duration
+	}{
+		{"", []time.Duration{3 * time.Second, 9 * time.Second}},
+		{`"limits":{"rounds":0},`, nil},
+		{`"limits":{"rounds":5},`, []time.Duration{3 * time.Second, 9 * time.Second, 27 * time.Second, time.Minute, time.Minute}},
+	} {
+		f := newFake(t, c.limits+jobsOf("a"))
+		f.fates = map[string][]*fate{"a": {mayPass, mayPass, mayPass, mayPass, mayPass, mayPass, mayPass}}
+		var waits []time.Duration
+		over := 0
+		f.o.Waiting = func(jobs int, wait time.Duration) func() {
+			waits = append(waits, wait)
+			began := time.Now()
+			return func() {
+				if over++; jobs != 1 || time.Since(began) != wait {
+					t.Errorf("%d jobs waited for %v, want 1 for %v", jobs, time.Since(began), wait)
+				}
+			}
+		}
+		f.mustRun(false, 75, batch.Counts{Failed: 1})
+		if !reflect.DeepEqual(waits, c.waits) || over != len(waits) {
+			t.Errorf("limits %q: waits %v, of which %d ended; want %v", c.limits, waits, over, c.waits)
+		}
+		if told := strings.Count(f.log.String(), "waiting before trying again"); told != len(c.waits) {
+			t.Errorf("limits %q: %d waits are in the log, want %d", c.limits, told, len(c.waits))
+		}
+	}
+}
+
+// The end of the context ends the wait, and the jobs that wait keep what their
+// last attempt gave.
+func TestWaitForARoundEnds(t *testing.T) {
+	f := newFake(t, jobsOf("a", "b"))
+	f.fates = map[string][]*fate{"a": {mayPass}}
+	f.o.Waiting = func(int, time.Duration) func() {
+		f.stop(errStop)
+		return func() {}
+	}
+	r := f.mustRun(false, 130, batch.Counts{Done: 1, Failed: 1})
+	if len(f.copied) != 2 || r.Jobs[0].Exit != 75 {
+		t.Errorf("begun %v, exit of a %d", f.copied, r.Jobs[0].Exit)
+	}
+	if want := []string{"b ok", "a failed"}; !reflect.DeepEqual(f.ended, want) {
+		t.Errorf("ended %v, want %v", f.ended, want)
+	}
+}
+
 func TestExitStatus(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -282,7 +334,7 @@ func TestExitStatus(t *testing.T) {
 		{"all may pass", map[string][]*fate{"a": {mayPass}, "b": {mayPass}, "c": {mayPass}}, 75, batch.Counts{Failed: 3}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f := newFake(t, jobsOf("a", "b", "c"))
+			f := newFake(t, `"limits":{"rounds":0},`+jobsOf("a", "b", "c"))
 			f.fates = c.fates
 			f.mustRun(false, c.exit, c.counts)
 		})
@@ -431,7 +483,7 @@ func TestKilledWhileTheOldTargetChanged(t *testing.T) {
 		"replaced": func(path string) error { return errors.Join(os.Remove(path), os.WriteFile(path, nil, 0o600)) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := newFake(t, jobsOf("a"))
+			f := newFake(t, `"limits":{"rounds":0},`+jobsOf("a"))
 			path := filepath.Join(f.dir, "t-a")
 			if err := os.WriteFile(path, []byte("old"), 0o600); err != nil {
 				t.Fatal(err)
@@ -512,7 +564,7 @@ func TestChangesOfAKilledRun(t *testing.T) {
 
 // What was there before a copy that replaces it is not that copy's.
 func TestKilledBeforeTheCopyReplaced(t *testing.T) {
-	f := newFake(t, jobsOf("a"))
+	f := newFake(t, `"limits":{"rounds":0},`+jobsOf("a"))
 	if err := os.WriteFile(filepath.Join(f.dir, "t-a"), []byte("old"), 0o600); err != nil {
 		t.Fatal(err)
 	}

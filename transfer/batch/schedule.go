@@ -44,6 +44,9 @@ type Options struct {
 	// Ended is told of each job when it is over, and of those that were done
 	// before; nil: nobody.
 	Ended func(*Job, *JobReport)
+	// Waiting is called before a wait of some time, after which so many jobs are
+	// tried again, and returns what is called after it; nil: nothing.
+	Waiting func(jobs int, wait time.Duration) (done func())
 	// Stopped is the exit status that the end of the context stands for.
 	Stopped func(cause error) int
 }
@@ -307,11 +310,16 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 		}
 		if running == 0 {
 			if len(again) == 0 || stop || ctx.Err() != nil {
+				for _, a := range again {
+					r.ended(a.job)
+				}
 				return
 			}
 			round++
-			queue, again = again, nil
-			r.o.Log.Info("trying again what may pass now", "jobs", len(queue), "round", round)
+			if r.pause(ctx, len(again), round) {
+				queue, again = again, nil
+				r.o.Log.Info("trying again what may pass now", "jobs", len(queue), "round", round)
+			}
 			continue
 		}
 		e := <-ends
@@ -326,9 +334,43 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 		if failed && !r.o.ContinueOnError {
 			stop = true
 		}
-		if r.o.Ended != nil {
-			r.o.Ended(e.a.job, e.report)
-		}
+		r.ended(e.a.job)
+	}
+}
+
+// ended tells of a job that is over.
+func (r *run) ended(j *Job) {
+	if r.o.Ended != nil {
+		r.o.Ended(j, r.reports[j])
+	}
+}
+
+// Before a round there is a wait, so that what keeps jobs from running has time to
+// pass: firstPause, three times as long before each further one, longestPause at
+// most.
+const (
+	firstPause   = 3 * time.Second
+	longestPause = time.Minute
+)
+
+// pause waits before a round, from 1, of so many jobs. It says false where ctx
+// ends the wait.
+func (r *run) pause(ctx context.Context, jobs, round int) bool {
+	wait := firstPause
+	for range round - 1 {
+		wait = min(3*wait, longestPause)
+	}
+	r.o.Log.Info("waiting before trying again what may pass", "jobs", jobs, "round", round, "wait", wait)
+	if r.o.Waiting != nil {
+		defer r.o.Waiting(jobs, wait)()
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

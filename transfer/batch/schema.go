@@ -64,7 +64,7 @@ var (
 		{"nfc_buffer", ofSize("Memory that all connections to a host may reserve there (32MiB).")},
 		{"connections", ofCount(1, "Connections to each host (48).")},
 		{"rate", ofSize("Most bytes to read in a second, of all jobs together.")},
-		{"rounds", ofCount(0, "How often a job that may pass later is tried again at the end.")},
+		{"rounds", ofCount(0, "How often a job that may pass later is tried again at the end (2); 0: never.")},
 	}
 	jobFields = []field{
 		{"name", schema{"type": "string", "minLength": 1, "description": "Unique in the file; default: the job's number, from 0."}},

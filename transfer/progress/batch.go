@@ -27,7 +27,9 @@ type BatchDisplay struct {
 	jobs    int
 	running []*shownJob
 	ended   map[string]int // by how
-	bytes   Snapshot       // of jobs that have ended
+	waiting int            // jobs that are tried again at retry
+	retry   time.Time
+	bytes   Snapshot // of jobs that have ended
 	meter   meter
 	shown   []string  // lines on the terminal that are to be drawn over
 	line    time.Time // of the last of Lines
@@ -73,6 +75,19 @@ func (d *BatchDisplay) Ended(how string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.ended[how]++
+}
+
+// Waiting shows that so many jobs are tried again after a wait, until done is
+// called.
+func (d *BatchDisplay) Waiting(jobs int, wait time.Duration) (done func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.waiting, d.retry = jobs, time.Now().Add(wait)
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.waiting = 0
+	}
 }
 
 // Run shows progress until done is closed.
@@ -236,6 +251,9 @@ func (d *BatchDisplay) counts() string {
 	}
 	if n := len(d.running); n > 0 {
 		fmt.Fprintf(&b, ", %d running", n)
+	}
+	if d.waiting > 0 {
+		fmt.Fprintf(&b, ", %d tried again in %v", d.waiting, max(time.Until(d.retry), 0).Round(time.Second))
 	}
 	return b.String()
 }

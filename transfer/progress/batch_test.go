@@ -177,6 +177,23 @@ func TestBatchOnATerminal(t *testing.T) {
 	}
 }
 
+// A wait before jobs are tried again is shown with what is left of it.
+func TestBatchShowsWaiting(t *testing.T) {
+	s := &screen{t: t, columns: 80, wraps: true}
+	showBatch(t, progress.Bar, s, 80, 24, func(d *progress.BatchDisplay) {
+		done := d.Waiting(2, 30*time.Second)
+		time.Sleep(10 * time.Second)
+		if got := s.text()[0]; !strings.Contains(got, "0 of 4 done, 2 tried again in 20s") {
+			t.Errorf("while waiting: %q", got)
+		}
+		done()
+		time.Sleep(time.Second)
+		if got := s.text()[0]; strings.Contains(got, "tried again") {
+			t.Errorf("after the wait: %q", got)
+		}
+	})
+}
+
 func TestBatchInLinesAndJSON(t *testing.T) {
 	work := func(d *progress.BatchDisplay) {
 		done := begin(d, "a\n", 50)
