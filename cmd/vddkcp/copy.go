@@ -29,6 +29,7 @@ import (
 	sourceopen "vddkcp/source/open"
 	"vddkcp/source/raw"
 	"vddkcp/transfer"
+	"vddkcp/transfer/batch"
 	"vddkcp/transfer/digest"
 	"vddkcp/transfer/journal"
 	"vddkcp/transfer/progress"
@@ -60,7 +61,8 @@ type job struct {
 	retried  bool // who runs this copy tries again what may pass
 	// whole is called with the mark of the target's file before that gets its
 	// final name; nil: not.
-	whole func(mark string)
+	whole   func(mark string)
+	outputs *outputs // that the files that are read must not be among; nil: none
 
 	resumption resumption
 }
@@ -70,14 +72,24 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	style := c.style()
 	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
 	asJSON := style == progress.JSON
+	outputs := c.outputs(logs)
+	if err := outputs.check(); err != nil {
+		fail(errorOutput, asJSON, err)
+		return &reportedError{err}
+	}
 	log, closeLog, err := logs.open(display, asJSON)
 	if err != nil {
 		return &usageError{err: err}
 	}
 	j := c.newJob(log, counters)
+	j.outputs = outputs
 	err = shown(display, func() error { return j.do(ctx) })
 	if c.Report != "" {
-		if reported := j.report.Write(c.Report); reported != nil {
+		// What failed may have been opened before the outputs were checked.
+		reported := outputs.checkOpened(j.opener, j.backings)
+		if reported == nil {
+			err = errors.Join(err, writeReport(j.report, c.Report))
+		} else if !errors.As(err, new(*outputError)) {
 			err = errors.Join(err, reported)
 		}
 	}
@@ -89,6 +101,30 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		return &reportedError{err}
 	}
 	return nil
+}
+
+// outputs are the files that the copy writes besides DST.
+func (c *copyCommand) outputs(logs *logFlags) *outputs {
+	o := new(outputs)
+	o.add("--report", c.Report)
+	o.add("--log-file", logs.LogFile)
+	o.addOwn("--journal", c.Journal)
+	c.sourceFlags.protect(o, "SRC", c.Src)
+	o.protectTarget("DST", c.Dst)
+	if c.Backing != "" {
+		if path, err := c.backingPath(); err == nil {
+			o.protect("the backing", path)
+		}
+	}
+	return o
+}
+
+// writeReport writes the report of one copy: JSON, or a page for people.
+func writeReport(r *transfer.Report, path string) error {
+	if isPage(path) {
+		return batch.Single(r).Write(path)
+	}
+	return r.Write(path)
 }
 
 // newJob returns a copy as the flags say, which tells log what happens, and
@@ -258,6 +294,9 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	defer closeBacking()
+	if err := j.outputs.checkOpened(j.opener, j.backings); err != nil {
+		return err
+	}
 	if err := j.sameSize(src); err != nil {
 		return err
 	}
@@ -351,19 +390,28 @@ func (j *job) run(ctx context.Context) error {
 	return ended(err)
 }
 
+// backingPath returns the path of --backing, which a relative one starts from the
+// folder of DST for.
+func (c *copyCommand) backingPath() (string, error) {
+	if filepath.IsAbs(c.Backing) {
+		return c.Backing, nil
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(c.Dst))
+	if err != nil {
+		return "", fmt.Errorf("the folder of %s: %w", c.Dst, err)
+	}
+	return dir + "/" + c.Backing, nil
+}
+
 // openBacking opens the disk of --backing, which a reader of the target will
 // find by the same name. It fills in its format where that was not said.
 func (j *job) openBacking(ctx context.Context) (done func(), err error) {
 	if j.Backing == "" {
 		return func() {}, nil
 	}
-	path := j.Backing
-	if !filepath.IsAbs(path) {
-		dir, err := filepath.EvalSymlinks(filepath.Dir(j.Dst))
-		if err != nil {
-			return nil, fmt.Errorf("the folder of %s: %w", j.Dst, err)
-		}
-		path = dir + "/" + path
+	path, err := j.backingPath()
+	if err != nil {
+		return nil, err
 	}
 	d, err := j.backings.Open(ctx, path, j.BackingFormat)
 	if err != nil {
@@ -426,6 +474,9 @@ func (j *job) runStream(ctx context.Context) error {
 		return err
 	}
 	defer closeBacking()
+	if err := j.outputs.checkOpened(j.opener, j.backings); err != nil {
+		return err
+	}
 	target, err := sinkopen.Plan(ctx, j.Dst, size, j.targetOptions(0, j.warn))
 	if err != nil {
 		return err

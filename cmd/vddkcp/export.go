@@ -150,11 +150,15 @@ func (c *exportCommand) sources() []namedSource {
 const exportGrace = 5 * time.Second
 
 func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
+	outputs := c.outputs(logs)
+	if err := outputs.check(); err != nil {
+		return err
+	}
 	log, closeLog, err := logs.open(errorOutput, false)
 	if err != nil {
 		return &usageError{err: err}
 	}
-	err = c.run(ctx, log)
+	err = c.run(ctx, outputs, log)
 	if closed := closeLog(); closed != nil && err == nil {
 		err = fmt.Errorf("log file: %w", closed)
 	}
@@ -171,9 +175,27 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	return fmt.Errorf("export: %w", err)
 }
 
+// outputs are the files that the command writes.
+func (c *exportCommand) outputs(logs *logFlags) *outputs {
+	o := new(outputs)
+	o.add("--stats", c.Stats)
+	o.add("--pid-file", c.PidFile)
+	o.add("--log-file", logs.LogFile)
+	o.addOwn("--cow", c.Cow.file)
+	for _, s := range c.sources() {
+		c.sourceFlags.protect(o, "a disk that is served", s.src)
+	}
+	if dir := c.TLSCertificates; dir != "" {
+		for _, name := range []string{"server-cert.pem", "server-key.pem", "ca-cert.pem"} {
+			o.protect("a file of --tls-certificates", filepath.Join(dir, name))
+		}
+	}
+	return o
+}
+
 // run serves until a signal, the end of CMD, or the last client. A
 // *commandStatus is the end of CMD.
-func (c *exportCommand) run(ctx context.Context, log *slog.Logger) error {
+func (c *exportCommand) run(ctx context.Context, outputs *outputs, log *slog.Logger) error {
 	// First, so that no process that a disk is opened by gets the sockets.
 	sockets, err := activatedSockets()
 	if err != nil {
@@ -185,7 +207,7 @@ func (c *exportCommand) run(ctx context.Context, log *slog.Logger) error {
 	life, kill := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer kill(nil)
 	opening := context.AfterFunc(ctx, func() { kill(context.Cause(ctx)) })
-	exports, err := c.open(life, log)
+	exports, err := c.open(life, outputs, log)
 	if !opening() && ctx.Err() != nil {
 		err = errors.Join(context.Cause(ctx), exports.close())
 	}

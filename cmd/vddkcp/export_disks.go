@@ -21,7 +21,14 @@ import (
 
 // open prepares the exports. What SRC can't be is found out here, and of the
 // others what costs no login.
-func (c *exportCommand) open(ctx context.Context, log *slog.Logger) (e *exports, err error) {
+func (c *exportCommand) open(ctx context.Context, outputs *outputs, log *slog.Logger) (e *exports, err error) {
+	if e, err = c.openAll(ctx, outputs, log); e != nil {
+		e.outputs = nil // from here on they are written
+	}
+	return e, err
+}
+
+func (c *exportCommand) openAll(ctx context.Context, outputs *outputs, log *slog.Logger) (e *exports, err error) {
 	opener := c.opener()
 	opener.Writable = c.RW
 	opener.NBD.Connections = int(c.Connections)
@@ -32,7 +39,7 @@ func (c *exportCommand) open(ctx context.Context, log *slog.Logger) (e *exports,
 	opener.Retry.OnRetry = func(err error, wait time.Duration) {
 		log.Warn("trying again", "in", wait.Round(time.Millisecond), "error", err)
 	}
-	e = &exports{life: ctx, exportCommand: c, opener: opener, log: log}
+	e = &exports{life: ctx, exportCommand: c, opener: opener, outputs: outputs, log: log}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, e.close())
@@ -84,10 +91,11 @@ func (c *exportCommand) open(ctx context.Context, log *slog.Logger) (e *exports,
 // exports are what the command line names.
 type exports struct {
 	*exportCommand
-	list   []*exportedDisk
-	opener *sourceopen.Opener
-	log    *slog.Logger
-	life   context.Context // of the disks that are kept
+	list    []*exportedDisk
+	opener  *sourceopen.Opener
+	outputs *outputs
+	log     *slog.Logger
+	life    context.Context // of the disks that are kept
 
 	mu     sync.Mutex
 	byName map[string]*exportedDisk // what is open of what the pattern allows
@@ -228,6 +236,10 @@ func (e *exports) openSource(ctx context.Context, src string) (source.Disk, erro
 func (e *exports) openDisk(ctx context.Context, src string) (source.Disk, error) {
 	disk, err := e.openSource(ctx, src)
 	if err != nil {
+		return nil, err
+	}
+	if err := e.outputs.checkOpened(e.opener); err != nil {
+		disk.Close()
 		return nil, err
 	}
 	if w, ok := source.Ability[sourceopen.Warned](disk); ok {

@@ -15,8 +15,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/bytesize"
+	"vddkcp/internal/durable"
 	"vddkcp/internal/fileid"
 	"vddkcp/internal/printable"
+	"vddkcp/nbd"
 	sinkopen "vddkcp/sink/open"
 	"vddkcp/transfer"
 	"vddkcp/transfer/batch"
@@ -89,6 +91,10 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	if err != nil {
 		return err
 	}
+	outputs, err := c.outputs(logs, file)
+	if err != nil {
+		return err
+	}
 	if err := c.checkPlaces(); err != nil {
 		return &usageError{err: err}
 	}
@@ -99,7 +105,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	b := &batchRun{
 		batchCommand: c, file: file, parser: parser, asJSON: c.Progress == "json",
 		display:  progress.NewBatchDisplay(style, displayOutput, len(jobs), terminalSize),
-		commands: commands, budgets: map[string]*vddk.Budget{},
+		commands: commands, budgets: map[string]*vddk.Budget{}, outputs: outputs, refused: map[string]bool{},
 	}
 	if file.Limits.Rate > 0 {
 		b.limit = transfer.NewLimiter(file.Limits.Rate)
@@ -185,6 +191,62 @@ func (c *batchCommand) checkPlaces() error {
 	return nil
 }
 
+// outputs returns the files that the batch writes, except targets, journals and the
+// logs of jobs. It is an *outputError if one of all these is another's file, or one
+// that is read.
+func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, error) {
+	o := new(outputs)
+	for _, path := range c.Report {
+		o.add("--report", path)
+	}
+	o.add("--log-file", logs.LogFile)
+	if state, err := c.statePath(); err == nil && !c.Check {
+		for _, end := range []string{"", ".lock", ".changes", ".new"} {
+			o.addOwn("--state", state+end)
+		}
+	}
+	all := &outputs{list: slices.Clone(o.list)}
+	if c.Jobs == "-" {
+		all.protect("the job file, standard input", standardInput)
+	} else {
+		all.protect("the job file", c.Jobs)
+	}
+	for _, j := range file.Jobs {
+		name := fmt.Sprintf("jobs[%d]", j.Index)
+		c.protectJob(all, name, j.Data.(*copyCommand))
+		if c.LogDir != "" {
+			all.add("--log-dir, the log of "+name, c.logPath(j))
+		}
+	}
+	return o, all.check()
+}
+
+// protectJob is protect for a job, whose paths are absolute. It resolves no links,
+// which would take long for many jobs: check compares files as well as paths.
+func (c *batchCommand) protectJob(o *outputs, name string, job *copyCommand) {
+	o.addOwn("the journal of "+name, job.Journal)
+	job.sourceFlags.protect(o, "the source of "+name, job.Src)
+	if !nbd.IsURI(job.Dst) {
+		partial := job.Dst + ".partial"
+		o.protect("the target of "+name, job.Dst)
+		o.protect("the unfinished target of "+name, partial)
+		o.protect("the journal of "+name, journal.Beside(partial))
+	}
+	if job.Backing != "" {
+		if path, err := job.backingPath(); err == nil {
+			o.protect("the backing of "+name, path)
+		}
+	}
+}
+
+// logPath is where --log-dir puts the log of a job.
+func (c *batchCommand) logPath(j *batch.Job) string {
+	if c.LogDir == "" {
+		return ""
+	}
+	return filepath.Join(c.LogDir, batch.LogName(j.Name))
+}
+
 // statePath is where the state file is.
 func (c *batchCommand) statePath() (string, error) {
 	if c.State != "" {
@@ -212,6 +274,14 @@ func (c *batchCommand) merge(ctx context.Context, parser *jobParser) error {
 		if _, jobs, err = c.load(ctx, parser); err != nil {
 			return err
 		}
+	}
+	outputs := new(outputs)
+	for _, path := range c.Report {
+		outputs.add("--report", path)
+	}
+	outputs.protect("the job file", c.Jobs)
+	if err := outputs.check(); err != nil {
+		return err
 	}
 	r, notes, err := batch.Merge(c.MergeReports, jobs)
 	if err != nil {
@@ -262,8 +332,11 @@ type batchRun struct {
 
 	commands *spawned
 
+	outputs *outputs // of the batch as a whole
+
 	mu      sync.Mutex
 	budgets map[string]*vddk.Budget // by batch.Job.HostKey; guarded by mu
+	refused map[string]bool         // paths of outputs that are files of a source; guarded by mu
 }
 
 // giveSecrets gives the jobs what the environment has, which is of one server.
@@ -333,6 +406,10 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 		return &usageError{err: err, hint: hint(err)}
 	}
 	for _, path := range b.Report {
+		if b.refused[path] {
+			err = errors.Join(err, fmt.Errorf("--report %s: not written: it is a file of a source", path))
+			continue
+		}
 		err = errors.Join(err, report.Write(path))
 	}
 	b.log.Info(fmt.Sprintf("%d jobs: %d done, %d failed, %d interrupted, %d not started", len(report.Jobs),
@@ -419,6 +496,7 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 	j.limit = j.limit.Within(b.limit)
 	j.opener.VDDK.Options.Budget = b.budget(t.Job)
 	j.retried, j.whole = true, t.Whole
+	j.outputs = b.outputs.with("--log-dir", b.logPath(t.Job))
 	if t.Redo && !c.Force {
 		j.keepOld(sinkopen.PlaceOf(c.Dst))
 	}
@@ -426,6 +504,12 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", c.Resume)
 	err := j.do(ctx)
 	done()
+	var refused *outputError
+	if errors.As(err, &refused) {
+		b.mu.Lock()
+		b.refused[refused.path] = true
+		b.mu.Unlock()
+	}
 	switch {
 	case err == nil:
 		log.Info("done", "read", bytesize.Format(j.report.BytesRead), "written", bytesize.Format(j.report.BytesWritten), "seconds", int(j.report.Seconds))
@@ -469,7 +553,7 @@ func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
 	if b.LogDir == "" {
 		return log, done
 	}
-	file, err := os.OpenFile(filepath.Join(b.LogDir, batch.LogName(j.Name)), os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o666)
+	file, err := durable.OpenOutput(b.logPath(j), os.O_APPEND|os.O_CREATE|os.O_WRONLY)
 	if err != nil {
 		log.Warn("the job has no log file", "error", err)
 		return log, done

@@ -103,6 +103,7 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	}
 	j := c.newJob(b.log.With("job", t.Name), new(progress.Counters))
 	j.stdout = io.Discard
+	j.outputs = b.outputs
 	j.opener.VDDK.Options.Budget = b.budget(t)
 	r := checked{job: t}
 	r.err = j.do(ctx)

@@ -44,9 +44,23 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 	return o
 }
 
+// protect adds the files of a source, which is called what, to those that no output
+// may be.
+func (f *sourceFlags) protect(o *outputs, what, address string) {
+	o.protectSource(what, address)
+	o.protectSecret("the password", f.Password)
+	o.protectSecret("the cookie", f.Cookie)
+}
+
 // open opens the source of a command that only looks at it, and what it logs
 // to. Done closes both.
 func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d source.Disk, done func(), err error) {
+	outputs := new(outputs)
+	outputs.add("--log-file", logs.LogFile)
+	f.protect(outputs, "SRC", src)
+	if err := outputs.check(); err != nil {
+		return nil, nil, err
+	}
 	log, closeLog, err := logs.open(errorOutput, false)
 	if err != nil {
 		return nil, nil, &usageError{err: err}
@@ -56,6 +70,11 @@ func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d s
 	opener.NBD.Warn = opener.VDDK.Options.Warn
 	opener.Retry.OnRetry = retryNotices(log)
 	if d, err = opener.Open(ctx, src, f.SourceFormat); err != nil {
+		closeLog()
+		return nil, nil, err
+	}
+	if err := outputs.checkOpened(opener); err != nil {
+		d.Close()
 		closeLog()
 		return nil, nil, err
 	}

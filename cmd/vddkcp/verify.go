@@ -86,15 +86,23 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	style := progressStyle(c.Progress)
 	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
 	asJSON := style == progress.JSON
+	outputs := new(outputs)
+	outputs.add("--log-file", logs.LogFile)
+	c.sourceFlags.protect(outputs, "SRC", c.Src)
+	outputs.protectSource("DST", c.Dst)
+	if err := outputs.check(); err != nil {
+		fail(errorOutput, asJSON, err)
+		return &reportedError{err}
+	}
 	log, closeLog, err := logs.open(display, asJSON)
 	if err != nil {
 		return &usageError{err: err}
 	}
 	err = shown(display, func() error {
 		if c.Digest != (digestValue{}) {
-			return c.sum(ctx, log, counters)
+			return c.sum(ctx, outputs, log, counters)
 		}
-		return c.compare(ctx, log, counters)
+		return c.compare(ctx, outputs, log, counters)
 	})
 	var different *differenceError
 	if errors.As(err, &different) {
@@ -133,7 +141,7 @@ func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
 	return o
 }
 
-func (c *verifyCommand) compare(ctx context.Context, log *slog.Logger, counters *progress.Counters) error {
+func (c *verifyCommand) compare(ctx context.Context, outputs *outputs, log *slog.Logger, counters *progress.Counters) error {
 	opener := c.loggingOpener(log)
 	if c.Dst != "null:" {
 		if err := sourceopen.CheckAddress(c.Dst); err != nil { // before a login for the source
@@ -150,6 +158,9 @@ func (c *verifyCommand) compare(ctx context.Context, log *slog.Logger, counters 
 		return err
 	}
 	defer dst.Close()
+	if err := outputs.checkOpened(opener); err != nil {
+		return err
+	}
 	warnOf(log, src, dst)
 	o := c.options(counters)
 	o.Requests = requests(c.Depth, src, dst)
@@ -165,12 +176,16 @@ func (c *verifyCommand) compare(ctx context.Context, log *slog.Logger, counters 
 	return nil
 }
 
-func (c *verifyCommand) sum(ctx context.Context, log *slog.Logger, counters *progress.Counters) error {
-	d, err := openTarget(ctx, c.loggingOpener(log), c.Src, c.Format)
+func (c *verifyCommand) sum(ctx context.Context, outputs *outputs, log *slog.Logger, counters *progress.Counters) error {
+	opener := c.loggingOpener(log)
+	d, err := openTarget(ctx, opener, c.Src, c.Format)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
+	if err := outputs.checkOpened(opener); err != nil {
+		return err
+	}
 	warnOf(log, d)
 	want := c.Digest
 	o := c.options(counters)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -304,6 +305,9 @@ func planStdout(size int64, o Options) (*Target, error) {
 	if err := checkStream(name, info, o); err != nil {
 		return nil, err
 	}
+	if wasClosed(stdout, info) {
+		return nil, errClosedStdout
+	}
 	return &Target{Address: "-", Format: "raw", Kind: "stream", create: func(ctx context.Context) (sink.Disk, error) {
 		// The disk closes its file, and the process keeps its standard output.
 		fd, err := dup(stdout)
@@ -312,6 +316,30 @@ func planStdout(size int64, o Options) (*Target, error) {
 		}
 		return stream(ctx, os.NewFile(uintptr(fd), name), name, size)
 	}}, nil
+}
+
+// errClosedStdout is the error of a process that was started without standard
+// output: nobody would get the disk.
+var errClosedStdout = &closedError{}
+
+type closedError struct{}
+
+func (*closedError) Error() string {
+	return "standard output is closed, or is /dev/null opened for reading and writing: the disk would be lost"
+}
+
+func (*closedError) Hint() string { return "to only read the source, write null: for DST" }
+
+// wasClosed reports whether the process was started with f closed: the Go runtime
+// then opens /dev/null for reading and writing in its place. Shells open /dev/null
+// for writing only.
+func wasClosed(f *os.File, info os.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || st.Mode&unix.S_IFMT != unix.S_IFCHR || unix.Major(uint64(st.Rdev)) != 1 || unix.Minor(uint64(st.Rdev)) != 3 {
+		return false
+	}
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_ACCMODE == unix.O_RDWR
 }
 
 func dup(f *os.File) (fd int, err error) {

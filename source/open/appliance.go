@@ -130,6 +130,17 @@ func splitAppliance(address string) (path, choice string, ok bool) {
 	return "", "", false
 }
 
+// FileOf returns the path of the file that the address of a local source names:
+// that of an appliance without the disk.
+func FileOf(address string) string {
+	if path, _, ok := splitAppliance(address); ok {
+		if _, err := os.Lstat(address); err != nil {
+			return path
+		}
+	}
+	return address
+}
+
 func isApplianceName(path string) bool {
 	ext := strings.ToLower(filepath.Ext(path))
 	return ext == ".ova" || ext == ".ovf"

@@ -379,3 +379,7 @@ func (c content) probe(path string) (format string, err error) {
 	}
 	return "raw", c.foreign(path)
 }
+
+// IsImage reports whether the first bytes of a file are those of an image that is
+// read.
+func IsImage(head []byte) bool { return vmdk.Probe(head) || qcow2.Probe(head) }

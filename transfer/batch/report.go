@@ -89,6 +89,15 @@ func (r *Report) end(stopped int) {
 	}
 }
 
+// Single makes the report of a batch out of that of one copy, for Write. The
+// source names the job.
+func Single(copied *transfer.Report) *Report {
+	r := &Report{Version: 1, Started: copied.Started, Finished: copied.Finished, Jobs: []*JobReport{{Name: copied.Source, Attempts: 1, Report: copied}}}
+	r.end(0)
+	r.Status, r.Exit = copied.Status, copied.Exit
+	return r
+}
+
 // Write writes the report to path, as a page for people where the name ends in
 // .html, else as JSON: as a whole or not at all, or in place where path is no
 // regular file, as durable.Write does.
