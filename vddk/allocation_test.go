@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vddkcp/source"
@@ -232,7 +233,7 @@ func TestQueriesAreHalved(t *testing.T) {
 		most = max(most, sectors/chunkSectors)
 		return nil
 	}
-	d := host.mustOpen(Params{}, Options{})
+	d := host.mustOpen(Params{}, Options{Retry: fastRetry(-1)})
 	n := 0
 	for _, err := range source.Covered(t.Context(), d, 0, d.Size()) {
 		if err != nil {
@@ -240,12 +241,15 @@ func TestQueriesAreHalved(t *testing.T) {
 		}
 		n++
 	}
-	if n != 7 || most != windowChunks/8 || host.queries != 3+3*8 || d.Stats().ExtentsSource != "query" {
+	// Three times the first range again, three halvings, 3*8 ranges, and now and
+	// then a larger range in vain.
+	if n != 7 || most != windowChunks/8 || host.queries < 3+3+3*8 || host.queries > 3+3+3*8+4 || d.Stats().ExtentsSource != "query" {
 		t.Errorf("%d extents, up to %d chunks a query, %d queries, %+v", n, most, host.queries, d.Stats())
 	}
 }
 
-// Queries that fail are given up once, and all that is not known then is data.
+// Queries that fail are given up for a while, and all that is not known then is
+// data.
 func TestQueriesFail(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -255,9 +259,9 @@ func TestQueriesFail(t *testing.T) {
 		missing bool
 	}{
 		{name: "unsupported", err: func(int) error { return libraryError(6, "The operation is not supported") }, most: 1},
-		{name: "always", err: func(int) error { return libraryError(1, "Unknown error") }, most: 10},
-		{name: "later", err: func(k int) error { return when(k > 1, libraryError(1, "Unknown error")) }, most: 11, known: window},
-		{name: "the worker crashes", err: func(int) error { return errCrash }, most: 2},
+		{name: "always", err: func(int) error { return libraryError(1, "Unknown error") }, most: 12},
+		{name: "later", err: func(k int) error { return when(k > 1, libraryError(1, "Unknown error")) }, most: 30, known: window},
+		{name: "the worker crashes", err: func(int) error { return errCrash }, most: 3},
 		{name: "once it crashes", err: func(k int) error { return when(k == 2, errCrash) }, most: 4, known: 3 * window},
 		{name: "what is no answer", err: func(int) error { return errors.New("blocks overlap") }, most: 1},
 		{name: "no such function", missing: true},
@@ -300,6 +304,93 @@ func TestQueriesFail(t *testing.T) {
 	}
 }
 
+// A query that fails for a moment costs that query alone: what is not allocated is
+// known afterwards as before.
+func TestQueryHiccup(t *testing.T) {
+	for _, test := range []struct {
+		name       string
+		from, till int // the queries that fail
+		err        error
+		most       int64 // bytes of the hole that may be taken for data
+	}{
+		{name: "one", from: 4, till: 4, err: libraryError(14009, "refused")},
+		{name: "nine", from: 4, till: 12, err: libraryError(14009, "refused")},
+		{name: "two crashes", from: 4, till: 5, err: errCrash},
+		{name: "hang", from: 4, till: 4, err: errHang},
+		{name: "more than is tried again", from: 4, till: 26, err: libraryError(14009, "refused"), most: 8 * unknownPiece},
+		{name: "three crashes", from: 4, till: 6, err: errCrash, most: unknownPiece},
+		{name: "of the outline", from: 2, till: 2, err: libraryError(1, "Unknown error")},
+		{name: "the first", from: 1, till: 3, err: libraryError(1, "Unknown error")},
+		{name: "an answer that is none", from: 4, till: 4, err: errors.New("blocks overlap"), most: unknownPiece},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				host := fakeQueries(t, 300<<30)
+				host.holes = nil
+				size, gap := uint64(300<<30/sectorSize), uint64(25<<30/sectorSize)
+				for at := uint64(0); at < size; at += gap { // 64 KiB of data each 25 GiB
+					host.holes = append(host.holes, worker.Block{Start: at + chunkSectors, Count: gap - chunkSectors})
+				}
+				host.onQuery = func(k int, _ *fakeWorker, _, _ uint64) error { return when(k >= test.from && k <= test.till, test.err) }
+				var warnings []string
+				d := host.mustOpen(Params{}, Options{Retry: source.RetryOptions{Retries: -1}, Warn: func(s string) { warnings = append(warnings, s) }})
+				data := int64(0)
+				for e, err := range d.Extents(t.Context(), 0, d.Size()) {
+					if err != nil {
+						t.Fatal(err)
+					}
+					if e.Kind == source.Data {
+						data += e.Len
+						time.Sleep(time.Duration(e.Len * 10)) // it is read meanwhile, with 100 MB/s
+						if _, err := d.ReadAt(make([]byte, 512), e.Off); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				data -= 12 * chunk
+				if data > test.most || data > 0 != (len(warnings) > 0) || d.Stats().ExtentsSource != "query" {
+					t.Errorf("%d bytes of holes are data, at most %d may be; warnings %q, %+v", data, test.most, warnings, d.Stats())
+				}
+				if lost := test.till - test.from + 1; host.queries > 2*(outlineFrom+3)+2*lost {
+					t.Errorf("%d queries", host.queries)
+				}
+				d.Close()
+				host.checkGone()
+			})
+		})
+	}
+}
+
+// The range of a query grows again when it was not the range that failed.
+func TestQueryLimit(t *testing.T) {
+	l := newQueryLimit()
+	for range 8 {
+		l.failed(l.chunks)
+	}
+	if l.chunks != leastQuery || l.failed(l.chunks) {
+		t.Errorf("%d chunks after eight failures", l.chunks)
+	}
+	for range 8 {
+		l.worked(l.chunks)
+	}
+	if l.chunks != windowChunks {
+		t.Errorf("%d chunks after eight successes", l.chunks)
+	}
+	// One that is refused for ever is tried less and less.
+	refused := 0
+	for range 1000 {
+		if l.chunks > windowChunks/4 {
+			l.failed(l.chunks)
+			refused++
+		} else {
+			l.worked(l.chunks)
+		}
+	}
+	if refused > 10 {
+		t.Errorf("%d of 1000 queries were for more than the library takes", refused)
+	}
+}
+
 // A query that hangs is ended with its worker, and Close does not wait for one
 // that nobody wants.
 func TestQueryHangs(t *testing.T) {
@@ -311,7 +402,7 @@ func TestQueryHangs(t *testing.T) {
 			t.Error(e, err)
 		}
 	}
-	if host.queries != 2 || d.Stats().Restarts == 0 {
+	if host.queries != 3 || d.Stats().Restarts == 0 {
 		t.Errorf("%d queries, %+v", host.queries, d.Stats())
 	}
 }

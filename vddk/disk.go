@@ -80,9 +80,11 @@ type Disk struct {
 	tuner    *tuner // nil: the number of connections is given
 	growing  bool
 	most     int   // connections at once
-	prepared bool  // PrepareForAccess may have been called by a worker that can't undo it
 	messy    bool  // a worker was lost, and no Cleanup was called since
 	closeErr error // of workers
+
+	transport   string // mode of the connection that was opened last
+	wasAttached bool   // a connection made the disk one of this machine
 
 	written, flushed int64 // writes that ended; how many of them the last Flush covered
 	flushErr         error
@@ -90,7 +92,9 @@ type Disk struct {
 	allocation allocationQueries
 	ranges     rangeLock
 
-	warnedPrepare, warnedGrowth, warnedQuery sync.Once
+	prepared bool // the disk is counted by Registry.prepare; not guarded
+
+	warnedGrowth, warnedQuery sync.Once
 }
 
 // Open opens a disk with a library. The first opening is not repeated, unless a
@@ -128,7 +132,11 @@ func open(ctx context.Context, p Params, l Library, o Options, thumbprint string
 	d.log = newLogs(&p, o.Log)
 	// The lines of the last moments are written by drain.
 	d.background.Go(func() { d.log.run(d.ending) })
-	if err := d.openFirst(ctx); err != nil {
+	err = d.prepareAccess(ctx)
+	if err == nil {
+		err = d.openFirst(ctx)
+	}
+	if err != nil {
 		d.end()
 		d.background.Wait()
 		d.tidy()
@@ -153,6 +161,9 @@ func (o Options) normalised() Options {
 	o.Depth = min(o.Depth, maxDepth)
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
+	}
+	if o.Registry == nil {
+		o.Registry = NewRegistry(1)
 	}
 	if o.Writable {
 		// What one connection has written another may not see before a flush.
@@ -198,10 +209,10 @@ func (d *Disk) openFirst(ctx context.Context) error {
 		return err
 	}
 	share := split(connections, free)
-	h := newHandle(d, true, share)
+	h := newHandle(d, share)
 	var s *session
 	for n := 1; ; n++ {
-		if s, err = d.openSession(ctx, true, n > 1, true); err == nil {
+		if s, err = d.openSession(ctx, n > 1, true); err == nil {
 			break
 		}
 		// A library that fails says so to the user at once, and one that hangs
@@ -225,7 +236,7 @@ func (d *Disk) openFirst(ctx context.Context) error {
 		s.proc.Kill()
 		s.proc.Release()
 		free()
-		return source.Permanent(fmt.Errorf("%s: the library says it has %d sectors", d.params.File, s.opened.Capacity))
+		return d.failed(fmt.Errorf("%s: the library says it has %d sectors", d.params.File, s.opened.Capacity))
 	}
 	if !nfc(s.opened.Transport) {
 		free() // nothing is reserved on the host
@@ -237,6 +248,7 @@ func (d *Disk) openFirst(ctx context.Context) error {
 	defer d.mu.Unlock()
 	first := s.opened
 	d.first = &first
+	d.usesLocked(first.Transport)
 	h.session = s
 	d.handles = []*handle{h}
 	d.most = 1
@@ -299,8 +311,8 @@ func (d *Disk) describe() {
 	d.debug("diskinfo", "disk", "capacity", d.size, "adapter", adapterType(o.Adapter), "links", o.Links, "uuid", o.UUID, "parent", o.Parent,
 		"bios_geometry", o.BIOSGeometry, "geometry", o.Geometry, "logical_sector", o.LogicalSector, "physical_sector", o.PhysicalSector,
 		"transport", o.Transport, "library", d.libraryVersion())
-	if d.allocation.isOff() && d.allocation.chunks > 0 {
-		d.warnNoQueries(errors.New("it has no VixDiskLib_QueryAllocatedBlocks, which came with VDDK 6.7"))
+	if d.allocation.missing && d.allocation.chunks > 0 {
+		d.warnOnce(&d.warnedQuery, d.params.File+": the library can't tell which blocks are allocated, so that all of them are read: it has no VixDiskLib_QueryAllocatedBlocks, which came with VDDK 6.7")
 	}
 }
 
@@ -355,7 +367,7 @@ func (d *Disk) Stats() source.Stats {
 		connections, most = d.tuner.settled(), maxAuto
 	}
 	return source.Stats{
-		Transport: d.first.Transport, Library: d.libraryVersion(), Connections: connections, Most: most,
+		Transport: d.transport, Library: d.libraryVersion(), Connections: connections, Most: most,
 		Retries: d.retries.Load(), Restarts: d.restarts.Load(), ExtentsSource: extents,
 	}
 }
@@ -462,47 +474,57 @@ func (d *Disk) Close() error {
 	return nil // what was read was read
 }
 
-// tidy undoes what workers that are lost did to the VM: PrepareForAccess, which
-// keeps it from being migrated, and disks that were added to this machine, which
-// keep the snapshot from being removed. So it is done after the context's end
-// too.
+// tidyTimeout bounds each call that is made for the VM when the disk is closed.
+const tidyTimeout = 30 * time.Second
+
+// tidy undoes what was done to the VM: disks that lost workers added to this
+// machine, which keep the snapshot from being removed, and PrepareForAccess, which
+// keeps the VM from being migrated. So it is done after the context's end too.
 func (d *Disk) tidy() {
 	d.mu.Lock()
-	prepared, messy := d.prepared, d.messy && d.first != nil && attached(d.first.Transport)
-	d.prepared, d.messy = false, false
+	messy := d.messy && d.wasAttached
+	d.messy = false
 	d.mu.Unlock()
-	if !prepared && !messy {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(d.ctx), min(d.o.Timeout, 30*time.Second))
-	defer cancel()
-	err := func() error {
-		file, err := newConfigFile(d.config.file(d.buffers))
-		if err != nil {
+	if messy {
+		err := d.callForVM(d.ctx, "clean up after", func(ctx context.Context, p process) error {
+			_, _, err := p.Cleanup(ctx, d.request)
 			return err
-		}
-		defer file.Close()
-		p, err := d.start(ctx, worker.Config{
-			Library: d.library.Path, Root: d.library.Root, Dir: d.library.Dir, Version: d.library.Version,
-			ConfigFile: file.path, Slots: 1, SlotSize: 4096,
-			Log: func(level worker.Level, line string) { d.log.add(level == worker.Warning, line) },
 		})
 		if err != nil {
-			return err
+			d.warn(fmt.Sprintf("%s: disks that lost workers added to this machine may still be there, and keep the snapshot from being removed: %v", d.params.File, err))
 		}
-		defer p.Release()
-		defer p.Kill()
-		if messy {
-			_, _, err = p.Cleanup(ctx, d.request)
-		}
-		if prepared {
-			err = errors.Join(err, p.EndAccess(ctx, d.identified()))
-		}
-		return errors.Join(err, p.Close(ctx))
-	}()
-	if err != nil {
-		d.warn(fmt.Sprintf("%s: what lost workers did to the VM may not be undone (it can't be migrated, or its snapshot not removed): %v", d.params.File, err))
 	}
+	if d.prepared {
+		d.prepared = false
+		d.o.Registry.release(&d.params, d.endAccess)
+	}
+}
+
+// callForVM makes a call to the server in a worker of its own; op names it in
+// errors. It ends within tidyTimeout, and the end of ctx does not stop it.
+func (d *Disk) callForVM(ctx context.Context, op string, call func(context.Context, process) error) (err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(5*d.o.Timeout, tidyTimeout))
+	defer cancel()
+	ended, err := d.o.Registry.login(ctx, &d.params)
+	if err != nil {
+		return err
+	}
+	mark := d.log.mark()
+	p, err := d.startWorker(ctx, d.config.buffers, 1, 4096)
+	if err != nil {
+		ended(err)
+		return err
+	}
+	defer p.Release()
+	defer p.Kill()
+	err = call(ctx, p)
+	if err != nil {
+		err = d.explain(op, 0, 0, mark, err)
+		ended(err)
+	} else {
+		ended(errNoLogin)
+	}
+	return errors.Join(err, p.Close(ctx))
 }
 
 func (d *Disk) warn(text string) {
@@ -538,13 +560,15 @@ func (d *Disk) explain(op string, off, n, mark int64, err error) error {
 		return err
 	case errors.As(err, &gone):
 		return &lostError{op: d.rangeOf(op, off, n), err: err}
+	case errors.As(err, &load) && load.Temporary():
+		return err
 	case errors.As(err, &load), errors.As(err, &program):
-		return source.Permanent(err)
+		return d.failed(err)
 	case errors.As(err, &failed):
 		e := &Error{Op: op, Func: failed.Op, Disk: d.params.File, Off: off, Len: n, Code: failed.Code, Text: failed.Text,
-			Last: d.log.since(mark), expected: d.request.Thumbprint, first: op == "read" && !d.anyRead.Load()}
+			Last: d.log.since(mark), expected: d.request.Thumbprint, first: op == "read" && !d.anyRead.Load(), secret: d.params.oddSecret()}
 		if e.permanent() {
-			return source.Permanent(e)
+			return d.failed(e)
 		}
 		return e
 	}

@@ -3,9 +3,12 @@ package vddk
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"regexp"
+	"slices"
 	"strings"
 
+	"vddkcp/source"
 	"vddkcp/vddk/worker"
 )
 
@@ -20,6 +23,7 @@ type Error struct {
 	Last     []string // what the library logged during the call, the newest last
 	first    bool     // no read succeeded before
 	expected string   // the thumbprint that was handed to it
+	secret   string   // what is odd about the password
 }
 
 func (e *Error) code() int { return int(e.Code & 0xffff) }
@@ -51,10 +55,14 @@ func (e *Error) Error() string {
 
 // Hint says what to do about it, or nothing.
 func (e *Error) Hint() string {
-	if m := e.meaning(); m != nil {
-		return m.hint
+	m := e.meaning()
+	switch {
+	case m == nil:
+		return ""
+	case m.hint == hintLogin && e.secret != "":
+		return m.hint + "; " + e.secret
 	}
-	return ""
+	return m.hint
 }
 
 // Hint returns what to do about err, where an Error in it knows.
@@ -68,37 +76,40 @@ func Hint(err error) string {
 
 // meaning is what is known of an error by its code, text and log lines.
 type meaning struct {
-	op        string         // of which call alone; "": of any
-	first     bool           // of the first read alone
-	code      int            // of which code alone; 0: of any
-	line      *regexp.Regexp // found in the text or in a line; nil: the code is enough
-	times     int            // in how many lines at least
-	permanent bool           // it comes again
-	say       func(*Error) string
-	hint      string
+	op    string         // of which call alone; "": of any
+	first bool           // of the first read alone
+	code  int            // of which code alone; 0: of any
+	line  *regexp.Regexp // found in the text or in a line; nil: the code is enough
+	times int            // in how many lines at least
+	say   func(*Error) string
+	hint  string
 }
 
 const hintMemory = "the ESXi host has no NFC memory left for more or larger connections: lower --connections, --request-size or --nfc-buffers, " +
 	"copy fewer disks at a time, or give the host more: in /etc/vmware/hostd/config.xml raise <nfcsvc><maxMemory> (bytes; 50331648 is the default), " +
 	"then run /etc/init.d/hostd restart there"
 
+const hintLogin = "the server refused the login: check --user (user@domain or DOMAIN\\user) and the password"
+
+var loginWords = regexp.MustCompile(`(?i)incorrect user name or password|incorrect login|invalid login|login failed|cannot complete login|authentication fail|not authenticated|InvalidLogin`)
+
 var thumbprints = regexp.MustCompile(`(?i)actual thumbprint\s*=\s*([0-9A-F:]+).{0,20}expected\s*=\s*([0-9A-F:]+)`)
 
 // meanings are looked through in order; the first one that fits counts.
 var meanings = []meaning{
-	{line: regexp.MustCompile(`(?i)actual thumbprint\s*=`), permanent: true, say: (*Error).sayThumbprint,
+	// A wrong certificate is error 1. Another code has a reason of its own.
+	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)actual thumbprint\s*=`), say: (*Error).sayThumbprint,
 		hint: "the certificate is another one: compare the real thumbprint with what the host itself shows, and give it with --thumbprint"},
-	{line: regexp.MustCompile(`(?i)(thumbprint|certificate|ssl verification).{0,60}(mismatch|invalid|fail|not match|error)`), permanent: true,
+	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)(thumbprint|certificate|ssl verification).{0,60}(mismatch|invalid|fail|not match|error)`),
 		hint: "the server's certificate is not the one of --thumbprint; vddkcp thumbprint HOST shows it"},
-	{line: regexp.MustCompile(`(?i)incorrect user name or password|incorrect login|invalid login|login failed|cannot complete login|authentication fail|not authenticated|InvalidLogin`), permanent: true,
-		hint: "the server refused the login: check --user (user@domain or DOMAIN\\user) and the password"},
+	{line: loginWords, hint: hintLogin},
 	{line: regexp.MustCompile(`(?i)failed to allocate the requested|nfc error:? 5\b`), hint: hintMemory},
 	{code: worker.CodeOutOfMemory, hint: hintMemory},
-	{line: regexp.MustCompile(`libssl\.so\.3: cannot open`), permanent: true,
+	{line: regexp.MustCompile(`libssl\.so\.3: cannot open`),
 		hint: "VDDK 8.0.2 and later need a newer system than this one: use VDDK 8.0.1, or a newer system"},
-	{line: regexp.MustCompile(`GetFileName: Cannot create disk spec`), permanent: true,
+	{line: regexp.MustCompile(`GetFileName: Cannot create disk spec`),
 		hint: "this is an independent disk, which no snapshot holds: copy it while the VM is off"},
-	{line: regexp.MustCompile(`(?i)FileLockCreateEntryDirectory.*Permission denied|read-only file ?system|EROFS`), permanent: true,
+	{line: regexp.MustCompile(`(?i)FileLockCreateEntryDirectory.*Permission denied|read-only file ?system|EROFS`),
 		hint: "the disk lies in a place that can't be written: open it read-only, or copy it elsewhere first"},
 	{line: regexp.MustCompile(`(?i)host address lookup.*failed|name or service not known`),
 		hint: "the name of the ESXi host must resolve here: check DNS or /etc/hosts"},
@@ -106,13 +117,12 @@ var meanings = []meaning{
 		hint: "the ESXi host's port 902 is not reached, or VDDK 6.7 has its known defect: open port 902 from here to the ESXi host, or use a newer VDDK"},
 	{op: "open", code: worker.CodeRefused,
 		hint: "nothing answers there: is the server up, are --server and --port right, and can its port 443 be reached from here?"},
+	{op: "open", code: worker.CodeLoginRefused, hint: hintLogin},
 	{op: "open", code: worker.CodeNoAccess,
 		hint: "the disk is locked, most often by its running VM: name a snapshot with --snapshot"},
-	{op: "open", code: worker.CodeFileNotFound, permanent: true,
+	{op: "open", code: worker.CodeFileNotFound,
 		hint: "there is no such disk: the name is '[DATASTORE] FOLDER/DISK.vmdk' as the VM's settings show it"},
-	{code: worker.CodeFileNotFound, permanent: true},
-	{op: "open", code: worker.CodeInvalidArg, permanent: true},
-	{op: "open", code: worker.CodeNotSupported, permanent: true,
+	{op: "open", code: worker.CodeNotSupported,
 		hint: "this VDDK can't open such a disk: it supports the version of vSphere of its own number, the two before and one after it"},
 	{op: "read", first: true,
 		hint: "the disk opened and its first read failed, as it does when VDDK is too new or too old for the host: VDDK supports the two versions of vSphere before it and one after"},
@@ -141,10 +151,39 @@ func (e *Error) meaning() *meaning {
 	return nil
 }
 
-// permanent says whether the same call fails again.
+// permanent reports whether opening the disk with the same parameters would fail
+// again. The library's code decides that, with its text, and no line of the log:
+// lines come from every thread and connection of the library, many of them while
+// all is well. No other call fails for good, because the disk was opened before.
 func (e *Error) permanent() bool {
-	m := e.meaning()
-	return m != nil && m.permanent
+	if e.Op != "open" {
+		return false
+	}
+	switch e.code() {
+	case worker.CodeInvalidArg, worker.CodeFileNotFound, worker.CodeNotSupported:
+		return true
+	}
+	return e.loginRefused()
+}
+
+// loginRefused reports whether the server refused the user or the password.
+func (e *Error) loginRefused() bool {
+	if strings.HasSuffix(e.Func, "Access") || strings.HasSuffix(e.Func, "_Cleanup") {
+		return e.refusedByLog()
+	}
+	return e.Op == "open" && (e.code() == worker.CodeLoginRefused || loginWords.MatchString(e.Text))
+}
+
+// refusedByLog is loginRefused for calls that need permissions of their own
+// (PrepareForAccess, EndAccess, Cleanup): the code of a login that was refused is
+// also that of a permission that is missing, and only the log tells them apart.
+func (e *Error) refusedByLog() bool {
+	return e.code() == worker.CodeLoginRefused && slices.ContainsFunc(append([]string{e.Text}, e.Last...), loginWords.MatchString)
+}
+
+func isRefusedLogin(err error) bool {
+	e := asError(err)
+	return e != nil && e.loginRefused()
 }
 
 // noMemory says whether the host or the library had no memory for the call.
@@ -176,14 +215,35 @@ func (e *lostError) Error() string {
 }
 func (e *lostError) Unwrap() error { return e.err }
 
+// reopeningError is the failure to open a disk again, a source.ErrReopen. It passes
+// on what is known of err except that it could be permanent: whatever refuses the
+// disk now, it was there, so that the copy may go on when somebody has mended it.
+type reopeningError struct{ err error }
+
+// Is implements the interface of errors.Is.
+func (e *reopeningError) Is(target error) bool {
+	return target == source.ErrReopen || target != fs.ErrNotExist && target != fs.ErrPermission && errors.Is(e.err, target)
+}
+
+// As implements the interface of errors.As.
+func (e *reopeningError) Error() string      { return e.err.Error() }
+func (e *reopeningError) As(target any) bool { return errors.As(e.err, target) }
+
+// MayPass reports whether err, of Open or of a disk, is a failure of the library,
+// of the server or of this system that may be over later, so that the copy is worth
+// another try.
+func MayPass(err error) bool {
+	if source.IsPermanent(err) {
+		return false
+	}
+	return errors.As(err, new(*Error)) || errors.As(err, new(*LoginError)) || isLost(err) ||
+		errors.As(err, new(*reopeningError)) || errors.As(err, new(*worker.StartError)) || errors.As(err, new(*worker.LoadError))
+}
+
 func isLost(err error) bool {
 	var lost *lostError
 	return errors.As(err, &lost)
 }
-
-// IsLost reports whether err says that a worker process was lost: it crashed, was
-// killed, or did not answer in time. Another worker may do better.
-func IsLost(err error) bool { return isLost(err) }
 
 // IsNoSnapshot reports whether err says that the snapshot which was named does not
 // exist, so that the same parameters never open the disk again.

@@ -22,11 +22,14 @@ type allocationQueries struct {
 	chunks uint64 // whole ones: what is behind can't be asked about
 	cache  *windows
 
-	mu     sync.Mutex     // before Disk.mu
-	off    bool           // queries don't work, or there is no such function
-	lost   int            // workers in queries, in a row
-	most   uint64         // chunks of a query
-	asking map[int64]*ask // by window
+	mu       sync.Mutex     // before Disk.mu
+	missing  bool           // there is no such function
+	limit    queryLimit     // chunks of a query
+	works    bool           // a query was answered
+	failing  bool           // the last query failed, with all that was tried about it
+	failures int            // of windows in a row
+	pausedTo time.Time      // until then nothing is asked, because queries failed
+	asking   map[int64]*ask // by window
 
 	outline outline
 }
@@ -41,21 +44,17 @@ type ask struct {
 func (q *allocationQueries) init(size int64, supported bool) {
 	q.chunks = uint64(size / chunk)
 	q.cache = newWindows(cacheBytes)
-	q.off = !supported
-	q.most = windowChunks
+	q.missing = !supported
+	q.limit = newQueryLimit()
 	q.asking = make(map[int64]*ask)
 	q.outline.init(q.chunks)
 }
 
-func (q *allocationQueries) isOff() bool {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.off
-}
-
 // source is Stats.ExtentsSource.
 func (q *allocationQueries) source() string {
-	if q.isOff() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.missing || q.failing {
 		return "full"
 	}
 	return "query"
@@ -65,8 +64,8 @@ func (q *allocationQueries) source() string {
 // the last is used, and keeps the answers. What is in none of the allocated
 // blocks is a hole: zeros, or with Params.SingleLink what this link does not
 // have. The part of a chunk (64 KiB) at the end of the disk can't be asked about
-// and is Data. Queries that fail make the rest Data, with one warning, and so
-// does the first write.
+// and is Data. Where a query fails that was repeated, 1 GiB is Data, with a warning,
+// and the rest is asked about again. After the first write all is Data.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		if !d.inDisk(off, length) {
@@ -97,6 +96,7 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 				return
 			}
 			if a == nil {
+				to = min(to, off+unknownPiece)
 				if !yield(source.Extent{Off: off, Len: to - off}, nil) {
 					return
 				}
@@ -161,7 +161,7 @@ func (d *Disk) ask(number int64) (*ask, error) {
 	q := &d.allocation
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if a := q.cache.get(number); a != nil || q.off {
+	if a := q.cache.get(number); a != nil || q.missing || time.Now().Before(q.pausedTo) {
 		return &ask{got: a}, nil
 	}
 	if k := q.asking[number]; k != nil {
@@ -190,8 +190,8 @@ func (d *Disk) ask(number int64) (*ask, error) {
 	return k, nil
 }
 
-// queryWindow asks for a window, in the largest ranges that work. An error
-// means that the disk has ended.
+// queryWindow asks for a window, in the largest ranges that work. It returns nil
+// where the window can't be known. An error means that the disk has ended.
 func (d *Disk) queryWindow(number int64) (*allocation, error) {
 	q := &d.allocation
 	first := uint64(number) * windowChunks
@@ -199,82 +199,178 @@ func (d *Disk) queryWindow(number int64) (*allocation, error) {
 	var blocks []worker.Block
 	// Where an outline of the disk shows that there is nothing, nothing is asked.
 	from, to := d.outlined(first, chunks)
-	for done := from; done < to; {
+	var err error
+	asked, repeated := time.Now(), false
+	for done := from; done < to && err == nil; asked = time.Now() {
+		var got []worker.Block
 		q.mu.Lock()
-		n, off := min(q.most, to-done), q.off
+		n := min(q.limit.chunks, to-done)
 		q.mu.Unlock()
-		if off {
-			return nil, nil
-		}
-		got, err := d.query(first+done, n, 1)
-		if err == errWrote {
-			return nil, nil
-		}
-		if err == nil {
+		if got, err = d.queryAgain(first+done, n, repeated); err == nil {
 			if blocks == nil {
 				blocks = got // most often all
 			} else {
 				blocks = append(blocks, got...)
 			}
 			done += n
-			continue
-		}
-		if ended := d.ended(); ended != nil {
-			return nil, ended
-		}
-		if retry, err := d.queryFailed(n, err); !retry {
-			return nil, err
+			repeated = false
+			q.worked(n)
+		} else if q.smaller(n, err) {
+			err, repeated = nil, true // from here on it is the range that is changed
 		}
 	}
-	a, err := newAllocation(first*chunkSectors, uint32(chunks), chunkSectors, blocks)
-	if err != nil {
-		d.queriesOff(err)
+	var a *allocation
+	if err == nil {
+		a, err = newAllocation(first*chunkSectors, uint32(chunks), chunkSectors, blocks)
+	}
+	if err == nil {
+		return a, nil
+	}
+	if errors.Is(err, errWrote) {
 		return nil, nil
 	}
-	return a, nil
+	if ended := d.endedOrDead(); ended != nil {
+		return nil, ended
+	}
+	d.queriesFailed(int64(first)*chunk, time.Since(asked), err)
+	return nil, nil
 }
 
-// queryFailed decides on a query of n chunks that failed: whether to ask again,
-// maybe for less.
-func (d *Disk) queryFailed(n uint64, err error) (retry bool, dead error) {
+func (d *Disk) endedOrDead() error {
 	d.mu.Lock()
-	dead = d.dead
-	d.mu.Unlock()
-	if dead != nil {
-		return false, dead
-	}
-	if d.allocation.askAgain(n, err) {
-		return true, nil
-	}
-	d.queriesOff(err)
-	return false, nil
+	defer d.mu.Unlock()
+	return d.endedNow()
 }
 
-func (q *allocationQueries) askAgain(n uint64, err error) bool {
+const (
+	// queryRetries is how often a query that failed is repeated as it was where
+	// others of the disk were answered, firstRetries where none was yet, and
+	// lostRetries where it may have cost the worker. A read is repeated without
+	// end, but without an answer to a query all can be read.
+	queryRetries = 20
+	firstRetries = 3
+	lostRetries  = 2
+	queryWait    = time.Second // at most, before each
+	// After a window that could not be known nothing is asked for firstPause, and
+	// after each further one for twice as long, or for slowPause times as long as
+	// the query took: a library that hangs must not hold up the reading.
+	firstPause = 10 * time.Second
+	slowPause  = 10
+	lastPause  = 5 * time.Minute
+	// unknownPiece is how much is taken for data before a window is asked about
+	// again that could not be known.
+	unknownPiece = 1 << 30
+)
+
+// queryAgain is query, repeated as a read is: after a wait, or when the worker that
+// was lost has been replaced. Queries that have not worked lately are not repeated,
+// and none with once.
+func (d *Disk) queryAgain(first, n uint64, once bool) (blocks []worker.Block, err error) {
+	q := &d.allocation
+	q.mu.Lock()
+	once = once || q.failing || q.limit.grown
+	q.mu.Unlock()
+	for k := 1; ; k++ {
+		blocks, err = d.query(first, n, 1)
+		if err == nil || errors.Is(err, errWrote) || d.endedOrDead() != nil || once || k > d.queryRetries(err) {
+			return blocks, err
+		}
+		if !isLost(err) && !d.pause(min(d.o.Retry.Delay(k), queryWait)) {
+			return nil, d.ended()
+		}
+		d.retries.Add(1)
+		d.debug("extents", "a query is made again", "offset", first*chunk, "bytes", n*chunk, "error", err)
+	}
+}
+
+// queryRetries returns how often a query that failed with err is repeated.
+func (d *Disk) queryRetries(err error) int {
+	q := &d.allocation
+	q.mu.Lock()
+	retries := firstRetries
+	if q.works {
+		retries = queryRetries
+	}
+	q.mu.Unlock()
+	if e := asError(err); isLost(err) {
+		retries = lostRetries
+	} else if e == nil || e.code() == worker.CodeNotSupported || e.code() == worker.CodeInvalidArg {
+		return 0 // the same would come again
+	}
+	if r := d.o.Retry.Retries; r >= 0 {
+		retries = min(retries, r)
+	}
+	return retries
+}
+
+// queriesFailed notes that the window at off can't be known for now. Took is how
+// long the last query took.
+func (d *Disk) queriesFailed(off int64, took time.Duration, why error) {
+	q := &d.allocation
+	q.mu.Lock()
+	pause := max(min(firstPause<<min(q.failures, 10), lastPause), slowPause*took)
+	q.failures++
+	q.failing = true
+	q.pausedTo = time.Now().Add(pause)
+	q.mu.Unlock()
+	d.warnOnce(&d.warnedQuery, fmt.Sprintf("%s: the library does not tell which blocks at %d are allocated, so that all of them are read; it is asked again later: %v",
+		d.params.File, off, why))
+	d.debug("extents", "the allocation is not known", "offset", off, "pause", pause, "error", why)
+}
+
+// worked notes that a query of n chunks was answered.
+func (q *allocationQueries) worked(n uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if isLost(err) {
-		// It may have been the query that cost the worker.
-		q.lost++
-		return q.lost < 2
-	}
+	q.works, q.failing, q.failures = true, false, 0
+	q.limit.worked(n)
+}
+
+// smaller reports whether after a query of n chunks that failed with err one of
+// fewer chunks is worth a try.
+func (q *allocationQueries) smaller(n uint64, err error) bool {
 	e := asError(err)
-	if e == nil || e.code() == worker.CodeNotSupported || n <= leastQuery {
+	if e == nil || isLost(err) || e.code() == worker.CodeNotSupported {
 		return false
 	}
-	q.most = min(q.most, (n+1)/2)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return !q.failing && q.limit.failed(n)
+}
+
+// queryLimit is how many chunks a query is made for: the library refuses large
+// ranges on some hosts. It is halved when a query fails, and doubled after as many
+// successes as show that the failure was not about the range.
+type queryLimit struct {
+	chunks    uint64
+	successes int
+	needed    int  // successes in a row before more is asked for
+	grown     bool // to a range that has not worked yet
+}
+
+func newQueryLimit() queryLimit { return queryLimit{chunks: windowChunks, needed: 1} }
+
+func (l *queryLimit) worked(n uint64) {
+	if n < l.chunks {
+		return
+	}
+	l.grown = false
+	if l.successes++; l.successes >= l.needed && l.chunks < windowChunks {
+		l.chunks, l.successes, l.grown = min(2*l.chunks, windowChunks), 0, true
+	}
+}
+
+// failed reports whether a query of less than n chunks is worth a try.
+func (l *queryLimit) failed(n uint64) bool {
+	if l.grown {
+		l.needed, l.grown = min(4*l.needed, 256), false
+	}
+	l.successes = 0
+	if n <= leastQuery {
+		return false
+	}
+	l.chunks = min(l.chunks, (n+1)/2)
 	return true
-}
-
-func (d *Disk) queriesOff(why error) {
-	d.allocation.mu.Lock()
-	d.allocation.off = true
-	d.allocation.mu.Unlock()
-	d.warnNoQueries(why)
-}
-
-func (d *Disk) warnNoQueries(why error) {
-	d.warnOnce(&d.warnedQuery, fmt.Sprintf("%s: the library does not tell which blocks are allocated, so that all the rest is read: %v", d.params.File, why))
 }
 
 // errWrote says that the disk was written to, and can't be asked any more.
@@ -309,9 +405,6 @@ func (d *Disk) query(first, n, unit uint64) ([]worker.Block, error) {
 		}
 		return nil, err
 	}
-	d.allocation.mu.Lock()
-	d.allocation.lost = 0
-	d.allocation.mu.Unlock()
 	if d.debugs("extents") {
 		d.debug("extents", "allocated blocks", "offset", first*chunk, "bytes", n*chunk, "blocks", len(blocks))
 	}

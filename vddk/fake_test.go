@@ -21,19 +21,20 @@ import (
 // are called concurrently, and nil does nothing. What they return is what the
 // library does.
 type fakeHost struct {
-	t        testing.TB
-	content  io.ReaderAt // and io.WriterAt for writing
-	opened   worker.Opened
-	lacks    string              // a function that the library does not have
-	holes    []worker.Block      // ascending; nil: no query is expected
-	delay    time.Duration       // of each request
-	onConfig func(worker.Config) // of each worker
-	onStart  func(n int) error   // of the n-th worker, from 1
-	onOpen   func(n int, o *worker.Opened) error
-	onRead   func(k int, p *fakeWorker, sector uint64, sectors int) error // the k-th of all, from 1
-	onWrite  func(k int, p *fakeWorker, sector uint64, sectors int) error
-	onFlush  func(k int, p *fakeWorker) error
-	onQuery  func(k int, p *fakeWorker, start, sectors uint64) error
+	t         testing.TB
+	content   io.ReaderAt // and io.WriterAt for writing
+	opened    worker.Opened
+	lacks     string              // a function that the library does not have
+	holes     []worker.Block      // ascending; nil: no query is expected
+	delay     time.Duration       // of each request
+	onConfig  func(worker.Config) // of each worker
+	onStart   func(n int) error   // of the n-th worker, from 1
+	onOpen    func(n int, o *worker.Opened) error
+	onRead    func(k int, p *fakeWorker, sector uint64, sectors int) error // the k-th of all, from 1
+	onWrite   func(k int, p *fakeWorker, sector uint64, sectors int) error
+	onFlush   func(k int, p *fakeWorker) error
+	onPrepare func(p *fakeWorker) error
+	onQuery   func(k int, p *fakeWorker, start, sectors uint64) error
 
 	mu                                     sync.Mutex
 	workers                                []*fakeWorker
@@ -220,9 +221,6 @@ func (w *fakeWorker) Open(ctx context.Context, r worker.OpenRequest) (worker.Ope
 	f.mu.Lock()
 	o := f.opened
 	f.requests = append(f.requests, r)
-	if r.Identity != "" {
-		f.prepares++
-	}
 	f.mu.Unlock()
 	var err error
 	if f.onOpen != nil {
@@ -370,6 +368,19 @@ func (w *fakeWorker) Cleanup(ctx context.Context, r worker.OpenRequest) (uint32,
 	defer w.host.mu.Unlock()
 	w.host.cleanups++
 	return 1, 0, nil
+}
+
+func (w *fakeWorker) PrepareAccess(ctx context.Context, r worker.OpenRequest) error {
+	if r.Identity == "" {
+		return fmt.Errorf("PrepareForAccess without an identity")
+	}
+	w.host.mu.Lock()
+	w.host.prepares++
+	w.host.mu.Unlock()
+	if w.host.onPrepare != nil {
+		return w.settle(ctx, w.host.onPrepare(w))
+	}
+	return nil
 }
 
 func (w *fakeWorker) EndAccess(ctx context.Context, r worker.OpenRequest) error {

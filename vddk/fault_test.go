@@ -104,7 +104,7 @@ func TestFaults(t *testing.T) {
 		{name: "reopening refused for good", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
 			h.onOpen = func(n int, _ *worker.Opened) error { return when(n >= 2, libraryError(4, "no such file")) }
-		}, o: Options{Connections: 1}, err: "open [ds (1)] a b/a b.vmdk: VixDiskLib_Function: error 4: no such file"},
+		}, o: Options{Connections: 1, Retry: fastRetry(3)}, err: "given up after 3 retries: VDDK: open [ds (1)] a b/a b.vmdk: VixDiskLib_Function: error 4: no such file"},
 		{name: "one of two can't be had again", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
 			h.onOpen = func(n int, _ *worker.Opened) error { return when(n >= 3, libraryError(18000, "too many")) }
@@ -317,7 +317,7 @@ func TestOpenFails(t *testing.T) {
 				h.workers[n-1].log(worker.Warning, "SSL: actual thumbprint=11:22:33 expected=AA:BB")
 				return libraryError(1, "Unknown error")
 			}
-		}, err: "has the thumbprint 11:22:33, expected was AA:BB", permanent: true, hint: "--thumbprint", starts: 1},
+		}, err: "has the thumbprint 11:22:33, expected was AA:BB", hint: "--thumbprint", starts: 1},
 		{name: "refused", fault: func(h *fakeHost) {
 			h.onOpen = func(int, *worker.Opened) error { return libraryError(14009, "The server refused connection") }
 		}, err: "error 14009: The server refused connection", hint: "port 443", starts: 1},
@@ -339,6 +339,19 @@ func TestOpenFails(t *testing.T) {
 		{name: "no worker program", fault: func(h *fakeHost) {
 			h.onStart = func(int) error { return &worker.ProgramError{Tried: []error{errors.New("not embedded")}} }
 		}, err: "no vddkcp-vddk-worker", permanent: true, hint: "make", starts: 1},
+		{name: "no processes", fault: func(h *fakeHost) {
+			h.onStart = func(int) error {
+				return &worker.StartError{Err: &os.PathError{Op: "fork/exec", Path: "/x", Err: syscall.EAGAIN}}
+			}
+		}, err: "fork/exec /x: resource temporarily unavailable", hint: "ulimit -u", starts: 1},
+		{name: "no descriptors", fault: func(h *fakeHost) {
+			h.onStart = func(int) error { return &worker.StartError{Err: syscall.EMFILE} }
+		}, err: "too many open files", hint: "ulimit -n", starts: 1},
+		{name: "no descriptors for the library", fault: func(h *fakeHost) {
+			h.onStart = func(int) error {
+				return &worker.LoadError{Library: "/x.so", Text: "libz.so: cannot open shared object file: Too many open files"}
+			}
+		}, err: "Too many open files", hint: "ulimit -n", starts: 1},
 		{name: "writable without Flush", fault: func(h *fakeHost) { h.lacks = "VixDiskLib_Flush" },
 			o: Options{Writable: true}, err: "has no VixDiskLib_Flush", permanent: true, starts: 1},
 		{name: "absurd capacity", fault: func(h *fakeHost) { h.opened.Capacity = 1 << 60 }, err: "1152921504606846976 sectors", permanent: true, starts: 1},
@@ -353,7 +366,7 @@ func TestOpenFails(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), test.err) {
 				t.Fatalf("%v, want %q", err, test.err)
 			}
-			if source.IsPermanent(err) != test.permanent || !strings.Contains(Hint(err), test.hint) || test.hint == "" && Hint(err) != "" {
+			if source.IsPermanent(err) != test.permanent || MayPass(err) == test.permanent || !strings.Contains(Hint(err), test.hint) || test.hint == "" && Hint(err) != "" {
 				t.Errorf("permanent %v, hint %q", source.IsPermanent(err), Hint(err))
 			}
 			if host.starts != test.starts {
@@ -361,6 +374,98 @@ func TestOpenFails(t *testing.T) {
 			}
 			host.checkGone()
 		})
+	}
+}
+
+// Whatever refuses the disk in the middle, it was open before: the copy goes on
+// when that is mended, and else ends with an error that lets another run go on.
+func TestReopeningRefused(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		code uint64
+		line string
+		once bool // no further opening
+	}{
+		{name: "file not found", code: 4},
+		{name: "invalid parameter", code: 3},
+		{name: "not supported", code: 6},
+		{name: "certificate", code: 1, line: "actual thumbprint=11:22:33 expected=AA:BB"},
+		{name: "read-only file system", code: 1, line: "FileCreateDirectory: /tmp/vmware-root: Read-only file system"},
+		{name: "session", code: 14009, line: "the session is not authenticated"},
+		{name: "login", code: 3014, once: true},
+		{name: "no process", code: 1000},
+		{name: "no worker program", code: 1001},
+		{name: "library removed", code: 1002},
+		{name: "crash", code: 1003},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			for _, mended := range []bool{true, false} {
+				host, content := newFakeHost(t, 8*mib)
+				host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
+				refused := func(n int) bool { return n > 1 && (!mended || n < 5) }
+				host.onStart = func(n int) error {
+					if !refused(n) {
+						return nil
+					}
+					return map[uint64]error{
+						1000: &worker.StartError{Err: syscall.EAGAIN}, 1001: &worker.ProgramError{Tried: []error{os.ErrNotExist}},
+						1002: &worker.LoadError{Library: "/x.so", Text: "no such file"},
+					}[test.code]
+				}
+				host.onOpen = func(n int, _ *worker.Opened) error {
+					if !refused(n) {
+						return nil
+					}
+					if test.code == 1003 {
+						return errCrash
+					}
+					host.workers[n-1].log(worker.Warning, test.line)
+					return libraryError(test.code, "refused")
+				}
+				retries := -1
+				if !mended {
+					retries = 6
+				}
+				d := host.mustOpen(Params{Server: "esxi"}, Options{Connections: 1, Retry: fastRetry(retries)})
+				err := readBoth(t, d, content)
+				d.Close()
+				if mended && !test.once {
+					if err != nil {
+						t.Error(err)
+					}
+					continue
+				}
+				if err == nil || source.IsPermanent(err) || !MayPass(err) {
+					t.Errorf("%v: permanent %v, may pass %v", err, source.IsPermanent(err), MayPass(err))
+				}
+				if test.once && host.starts != 2 {
+					t.Errorf("%d workers were started after the login was refused", host.starts-1)
+				}
+			}
+		})
+	}
+}
+
+// Lines of the log that tell of certificates, logins or file systems do not end
+// reading that fails once.
+func TestLogLinesEndNothing(t *testing.T) {
+	for _, line := range []string{
+		"vpxa: fault.NotAuthenticated: the session is not authenticated", "cannot write /var/log/vmware/x.log: Read-only file system",
+		"SSL Error: certificate verify error 18, ignored", "actual thumbprint=11:22 expected=33:44", "Cannot complete login due to an incorrect user name or password",
+		"GetFileName: Cannot create disk spec", "libssl.so.3: cannot open shared object file",
+	} {
+		host, content := newFakeHost(t, 8*mib)
+		host.onRead = func(k int, w *fakeWorker, _ uint64, _ int) error {
+			if k != 5 {
+				return nil
+			}
+			w.log(worker.Warning, line)
+			return libraryError(1, "Unknown error")
+		}
+		d := host.mustOpen(Params{Server: "esxi"}, Options{Connections: 2, Retry: fastRetry(-1)})
+		if err := readBoth(t, d, content); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
 	}
 }
 
@@ -382,15 +487,15 @@ func TestPrepareAccess(t *testing.T) {
 	for _, test := range []struct {
 		name           string
 		crashAt        int // read; 0: none
-		openFails      int // of the n-th worker
+		openFails      int // of the n-th worker; the first one prepares the VM
 		cancel         bool
-		prepares, ends int // by other workers than the one that prepared
+		prepares, ends int
 	}{
-		{name: "orderly", prepares: 1},
-		{name: "crash", crashAt: 2, prepares: 2, ends: 1},
+		{name: "orderly", prepares: 1, ends: 1},
+		{name: "crash", crashAt: 2, prepares: 1, ends: 1},
 		{name: "cancelled", cancel: true, prepares: 1, ends: 1},
-		{name: "opening fails", openFails: 1, prepares: 1}, // closing ends it
-		{name: "crash, reopening fails", crashAt: 2, openFails: 2, prepares: 2, ends: 1},
+		{name: "opening fails", openFails: 2, prepares: 1, ends: 1},
+		{name: "crash, reopening fails", crashAt: 2, openFails: 3, prepares: 1, ends: 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			host, _ := newFakeHost(t, 4*mib)
@@ -411,13 +516,13 @@ func TestPrepareAccess(t *testing.T) {
 					cancel()
 				}
 				d.Close()
-			} else if test.openFails != 1 {
+			} else if test.openFails != 2 {
 				t.Fatal(err)
 			}
 			host.mu.Lock()
 			defer host.mu.Unlock()
 			if host.prepares != test.prepares || host.endAccess != test.ends {
-				t.Errorf("%d times prepared, want %d; ended by others %d times, want %d", host.prepares, test.prepares, host.endAccess, test.ends)
+				t.Errorf("%d times prepared, want %d; ended %d times, want %d", host.prepares, test.prepares, host.endAccess, test.ends)
 			}
 		})
 	}

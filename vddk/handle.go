@@ -18,7 +18,6 @@ const maxClose = 20 * time.Second
 // handle is one connection of the disk: a session, and the next one when that
 // is lost.
 type handle struct {
-	first  bool          // it has the VM prepared for access, and is never retired
 	free   func()        // gives its share of the budget back
 	retire chan struct{} // closed: it is not needed any more
 
@@ -32,8 +31,8 @@ type handle struct {
 	since    time.Time // of the first of them
 }
 
-func newHandle(d *Disk, first bool, free func()) *handle {
-	return &handle{first: first, free: free, retire: make(chan struct{}), turn: sync.Cond{L: &d.mu}}
+func newHandle(d *Disk, free func()) *handle {
+	return &handle{free: free, retire: make(chan struct{}), turn: sync.Cond{L: &d.mu}}
 }
 
 // run keeps the handle open until the disk is closed, its context ends, or the
@@ -75,7 +74,6 @@ func (d *Disk) finish(h *handle, s *session) {
 	defer d.mu.Unlock()
 	if err != nil {
 		d.closeErr = errors.Join(d.closeErr, err)
-		d.prepared = d.prepared || h.first && d.params.PrepareAccess
 		d.messy = true
 	}
 	h.session = nil
@@ -93,6 +91,7 @@ func (d *Disk) lose(h *handle, s *session, op string, since time.Time) {
 	}
 	s.lost = true
 	d.messy = true
+	d.o.Registry.doubt(&d.params)
 	if h.session == s {
 		h.session = nil
 	}
@@ -112,7 +111,6 @@ func (d *Disk) replace(h *handle, old *session) *session {
 	d.mu.Lock()
 	d.endedLocked(old)
 	err := d.lastLoss
-	d.prepared = d.prepared || h.first && d.params.PrepareAccess
 	d.mu.Unlock()
 	for {
 		if !d.goOn(h, err) {
@@ -125,15 +123,19 @@ func (d *Disk) replace(h *handle, old *session) *session {
 		since := h.since
 		d.mu.Unlock()
 		var s *session
-		if s, err = d.openAgain(h.first, shrink, since); err == nil {
+		if s, err = d.openAgain(shrink, since); err == nil {
 			d.mu.Lock()
 			h.session = s
 			d.addSlotsLocked(h, s)
 			d.changed.Broadcast()
+			changed := d.usesLocked(s.opened.Transport)
 			d.mu.Unlock()
+			d.warnTransport(changed)
 			return s
 		}
-		err = &reopenError{err}
+		if !errors.Is(err, source.ErrChanged) {
+			err = &reopeningError{err}
+		}
 		d.mu.Lock()
 		h.failedLocked(time.Now())
 		d.mu.Unlock()
@@ -142,18 +144,12 @@ func (d *Disk) replace(h *handle, old *session) *session {
 
 // openAgain opens a session in place of one that was lost at a time, and takes no
 // longer than the patience lasts.
-func (d *Disk) openAgain(first, shrink bool, since time.Time) (*session, error) {
+func (d *Disk) openAgain(shrink bool, since time.Time) (*session, error) {
 	limit := d.timeout(5*d.o.Timeout, since)
 	ctx, cancel := context.WithTimeoutCause(d.ending, limit, fmt.Errorf("no answer within %v", limit.Round(time.Millisecond)))
 	defer cancel()
-	return d.openSession(ctx, first, true, shrink)
+	return d.openSession(ctx, true, shrink)
 }
-
-// reopenError marks an error of opening the disk again as a source.ErrReopen, and
-// keeps its text.
-type reopenError struct{ error }
-
-func (e *reopenError) Unwrap() []error { return []error{e.error, source.ErrReopen} }
 
 // failedLocked counts a failure. The first one may be of something that made no
 // progress since an earlier time.
@@ -225,7 +221,7 @@ func (d *Disk) gaveUp(err error, n int, since time.Time) error {
 	r, idle := &d.o.Retry, d.idle(since)
 	_, patient := r.Wait(n, idle)
 	switch {
-	case source.IsPermanent(err), r.Permanent != nil && r.Permanent(err), r.Retries == 0:
+	case source.IsPermanent(err), isRefusedLogin(err), r.Permanent != nil && r.Permanent(err), r.Retries == 0:
 		return err
 	case r.Retries > 0 && n > r.Retries:
 		return fmt.Errorf("given up after %d retries: %w", r.Retries, err)
@@ -314,12 +310,12 @@ func (d *Disk) releaseLocked(s *session) {
 // worker was lost before, which may have left things on the host. With shrink
 // the connection gets smaller buffers where the host lacks memory; those of the
 // first one all later ones get.
-func (d *Disk) openSession(ctx context.Context, first, replacing, shrink bool) (*session, error) {
+func (d *Disk) openSession(ctx context.Context, replacing, shrink bool) (*session, error) {
 	d.mu.Lock()
 	buffers := d.buffers
 	d.mu.Unlock()
 	for {
-		s, err := d.openWith(ctx, buffers, first, replacing)
+		s, err := d.openWith(ctx, buffers, replacing)
 		var e *Error
 		if !errors.As(err, &e) || !e.noMemory() || !shrink {
 			return s, err
@@ -338,16 +334,24 @@ func (d *Disk) openSession(ctx context.Context, first, replacing, shrink bool) (
 	}
 }
 
-// openWith opens the disk with a connection of such buffers.
-func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacing bool) (_ *session, err error) {
+// openWith opens the disk with a connection of such buffers, when its login is due.
+func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, replacing bool) (s *session, err error) {
+	ended, err := d.o.Registry.login(ctx, &d.params)
+	if err != nil {
+		if stopped := d.ended(); stopped != nil {
+			return nil, stopped
+		}
+		return nil, d.failed(err)
+	}
+	defer func() { ended(err) }()
 	timeout := 5 * d.o.Timeout
 	late := fmt.Errorf("no answer within %v", timeout)
 	limited, cancel := context.WithTimeoutCause(ctx, timeout, late)
 	defer cancel()
 	mark := d.log.mark()
 	fail := func(op string, err error) error {
-		if ended := d.ended(); ended != nil {
-			return ended
+		if stopped := d.ended(); stopped != nil {
+			return stopped
 		}
 		if limited.Err() != nil {
 			return &lostError{d.rangeOf(op, 0, 0), context.Cause(limited), true}
@@ -355,20 +359,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 		return d.explain(op, 0, 0, mark, err)
 	}
 
-	file, err := newConfigFile(d.config.file(buffers))
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	c := worker.Config{
-		Library: d.library.Path, Root: d.library.Root, Dir: d.library.Dir, Version: d.library.Version,
-		ConfigFile: file.path,
-		Slots:      d.nBuffers + d.nSpare, SlotSize: d.o.RequestSize,
-		Log: func(level worker.Level, line string) {
-			d.log.add(level == worker.Warning || level == worker.Panic, line)
-		},
-	}
-	p, err := d.start(limited, c)
+	p, err := d.startWorker(limited, buffers, d.nBuffers+d.nSpare, d.o.RequestSize)
 	if err != nil {
 		return nil, fail("start", err)
 	}
@@ -379,50 +370,26 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 			return
 		}
 		// Closing undoes what was done on the host before the error.
-		if !isLost(err) && p.Close(limited) == nil && first {
-			d.setPrepared(false)
+		if !isLost(err) {
+			p.Close(limited)
 		}
 		p.Kill()
 		p.Release()
 	}()
-	r := d.request
 	if replacing && d.params.Remote() {
-		cleaned, remaining, err := p.Cleanup(limited, r)
-		if err == nil {
-			d.mu.Lock()
-			d.messy = false
-			d.mu.Unlock()
+		if err := d.cleanUp(limited, p, mark); err != nil {
+			return nil, fail("open", err)
 		}
-		d.debug("", "cleaned up after a lost worker", "cleaned", cleaned, "remaining", remaining, "error", err)
 	}
-	if first && d.params.PrepareAccess {
-		d.mu.Lock()
-		prepared := d.prepared
-		d.mu.Unlock()
-		if prepared {
-			if err := p.EndAccess(limited, d.identified()); err != nil {
-				d.debug("", "EndAccess after a lost worker failed", "error", err)
-			}
-		}
-		r = d.identified()
-		// From here on it may have happened, whatever becomes of the worker.
-		d.setPrepared(true)
-	}
-	opened, err := p.Open(limited, r)
+	opened, err := p.Open(limited, d.request)
 	if err != nil {
 		return nil, fail("open", err)
 	}
 	if d.o.Writable && !p.Has("VixDiskLib_Flush") {
-		return nil, source.Permanent(fmt.Errorf("%s: VDDK %d has no VixDiskLib_Flush: writing needs VDDK 6.0 or later", d.params.File, d.library.Version))
+		return nil, d.failed(fmt.Errorf("%s: VDDK %d has no VixDiskLib_Flush: writing needs VDDK 6.0 or later", d.params.File, d.library.Version))
 	}
 	if err := d.same(opened); err != nil {
 		return nil, err
-	}
-	if first && d.params.PrepareAccess {
-		d.setPrepared(false) // closing the worker undoes it
-		if opened.Prepare != nil {
-			d.warnOnce(&d.warnedPrepare, fmt.Sprintf("%s: the server did not prepare the VM for access (ESXi hosts don't): %v", d.params.File, opened.Prepare))
-		}
 	}
 	if !stop() {
 		return nil, fail("open", &lostError{d.rangeOf("open", 0, 0), late, true})
@@ -430,17 +397,48 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, first, replacin
 	return newSession(p, opened, d.nBuffers, d.nSpare, min(d.o.Timeout, d.o.Retry.Patience())), nil
 }
 
-func (d *Disk) setPrepared(b bool) {
-	d.mu.Lock()
-	d.prepared = b
-	d.mu.Unlock()
+// startWorker starts a worker with a connection of such buffers, and so many slots
+// of slotSize bytes.
+func (d *Disk) startWorker(ctx context.Context, buffers NFCBuffers, slots, slotSize int) (process, error) {
+	file, err := newConfigFile(d.config.file(buffers))
+	if err != nil {
+		return nil, &worker.StartError{Err: err}
+	}
+	defer file.Close()
+	return d.start(ctx, worker.Config{
+		Library: d.library.Path, Root: d.library.Root, Dir: d.library.Dir, Version: d.library.Version,
+		ConfigFile: file.path, Slots: slots, SlotSize: slotSize,
+		Log: func(level worker.Level, line string) {
+			d.log.add(level == worker.Warning || level == worker.Panic, line)
+		},
+	})
 }
 
-// identified is the request with the identity of PrepareForAccess.
-func (d *Disk) identified() worker.OpenRequest {
-	r := d.request
-	r.Identity = "vddkcp"
-	return r
+// cleanUp removes what lost workers left on the host. Only a refused login is an
+// error, because then the disk need not be asked for.
+func (d *Disk) cleanUp(ctx context.Context, p process, mark int64) error {
+	cleaned, remaining, err := p.Cleanup(ctx, d.request)
+	if err == nil {
+		d.mu.Lock()
+		d.messy = false
+		d.mu.Unlock()
+	}
+	d.debug("", "cleaned up after a lost worker", "cleaned", cleaned, "remaining", remaining, "error", err)
+	if e := asError(d.explain("open", 0, 0, mark, err)); err != nil && e != nil && e.refusedByLog() {
+		return err
+	}
+	return nil
+}
+
+// failed marks an error of opening the disk as permanent, unless the disk was open
+// before: then nothing is.
+func (d *Disk) failed(err error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.first == nil {
+		return source.Permanent(err)
+	}
+	return err
 }
 
 // errOtherDisk marks the error of a disk that changed under its name.
@@ -457,4 +455,27 @@ func (d *Disk) same(o worker.Opened) error {
 	}
 	return source.Changed(fmt.Errorf("%s, opened again: %w: it had %d bytes (uuid %q) and has %d (uuid %q)", d.params.File, errOtherDisk,
 		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
+}
+
+// usesLocked notes the transport mode of a connection that was opened. Where it is
+// another one than before, it returns that. The caller holds mu.
+func (d *Disk) usesLocked(transport string) (before string) {
+	d.wasAttached = d.wasAttached || attached(transport)
+	if before = d.transport; before == transport {
+		return ""
+	}
+	d.transport = transport
+	return before
+}
+
+// warnTransport warns that a connection uses another transport mode than the ones
+// before; "" is none.
+func (d *Disk) warnTransport(before string) {
+	if before == "" {
+		return
+	}
+	d.mu.Lock()
+	now := d.transport
+	d.mu.Unlock()
+	d.warn(fmt.Sprintf("%s: a connection was opened with the transport mode %q, where the one before had %q", d.params.File, now, before))
 }

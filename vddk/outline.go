@@ -3,11 +3,17 @@ package vddk
 import (
 	"math/bits"
 	"sync"
+
+	"vddkcp/vddk/worker"
 )
 
 // outlineQueries is how many queries have the outline of a whole disk, whatever
 // its size.
 const outlineQueries = 2
+
+// outlineFailures is how often the outline is asked for in vain: a query that failed
+// once may work for a later window.
+const outlineFailures = 3
 
 // outlineFrom is how many windows a disk has at least that gets one.
 const outlineFrom = 8
@@ -21,11 +27,12 @@ type outline struct {
 
 	mu    sync.Mutex // held while it is asked for
 	parts [outlineQueries]*allocation
-	off   bool // the library does not take such units
+	left  int // failures before the outline is done without
 }
 
 func (o *outline) init(chunks uint64) {
 	if chunks > outlineFrom*windowChunks {
+		o.left = outlineFailures
 		o.unit = 1 << bits.Len64((chunks-1)/(outlineQueries*windowChunks))
 	}
 }
@@ -70,7 +77,7 @@ func (d *Disk) outlined(first, chunks uint64) (from, to uint64) {
 func (o *outline) part(d *Disk, number uint64) *allocation {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.off || o.parts[number] != nil {
+	if o.left == 0 || o.parts[number] != nil {
 		return o.parts[number]
 	}
 	first := number * windowChunks * o.unit
@@ -83,7 +90,10 @@ func (o *outline) part(d *Disk, number uint64) *allocation {
 		o.parts[number], err = newAllocation(first*chunkSectors, uint32(units), o.unit*chunkSectors, blocks)
 	}
 	if err != nil {
-		o.off = true
+		o.left--
+		if e := asError(err); e == nil && !isLost(err) || e != nil && (e.code() == worker.CodeInvalidArg || e.code() == worker.CodeNotSupported) {
+			o.left = 0 // the library does not take such units
+		}
 		d.debug("extents", "no outline of the allocation", "error", err)
 	}
 	return o.parts[number]

@@ -6,6 +6,7 @@ package vddk
 import (
 	"fmt"
 	"log/slog"
+	"strings"
 	"time"
 
 	"vddkcp/source"
@@ -67,6 +68,31 @@ func (s Secret) IsSet() bool { return s.set }
 // Reveal returns what the secret holds.
 func (s Secret) Reveal() string { return s.text }
 
+// odd says what no password ends in on purpose, or "".
+func (s Secret) odd() string {
+	switch text := s.text; {
+	case strings.HasPrefix(text, "\ufeff"), strings.HasSuffix(text, "\ufeff"), strings.HasPrefix(text, "\xff\xfe"), strings.HasPrefix(text, "\xfe\xff"):
+		return "a byte order mark at one of its ends"
+	case strings.HasSuffix(text, "\n"), strings.HasSuffix(text, "\r"):
+		return "a newline at its end"
+	case text != strings.TrimSpace(text):
+		return "a blank at one of its ends"
+	}
+	return ""
+}
+
+// oddSecret says of the password or the cookie what a refused login may come from,
+// or "". It does not show the secret.
+func (p *Params) oddSecret() string {
+	if odd := p.Cookie.odd(); odd != "" {
+		return "the cookie has " + odd
+	}
+	if odd := p.Password.odd(); odd != "" {
+		return "the password has " + odd
+	}
+	return ""
+}
+
 func (s Secret) String() string {
 	if !s.set {
 		return ""
@@ -96,10 +122,13 @@ type Options struct {
 	// Retry says how often a failed read is repeated and a lost worker
 	// replaced. Its zero value repeats nothing.
 	Retry  source.RetryOptions
-	Budget *Budget           // of the host's NFC memory; nil: not counted
-	Log    *slog.Logger      // nil: nothing is logged
-	Warn   func(text string) // for the user and the report, called concurrently; nil: not
-	Debug  map[string]bool   // of -D vddk.KEY: "diskinfo", "extents", "datapath", "stats"
+	Budget *Budget // of the host's NFC memory; nil: not counted
+	// Registry is what the disks of one command share; nil: the disk has its own,
+	// which allows one refused login.
+	Registry *Registry
+	Log      *slog.Logger      // nil: nothing is logged
+	Warn     func(text string) // for the user and the report, called concurrently; nil: not
+	Debug    map[string]bool   // of -D vddk.KEY: "diskinfo", "extents", "datapath", "stats"
 }
 
 // Library is a VDDK library that was found.

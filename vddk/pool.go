@@ -19,8 +19,9 @@ type seat struct {
 // memory is that of the slot.
 func (t *seat) memory() []byte { return t.s.proc.Slot(t.slot) }
 
-// take waits for a turn. When p is a buffer of a session that lives, and no
-// longer than a request may be, it is the slot; else a spare one is.
+// take waits for a turn. When p is the whole buffer of a session that lives, and no
+// longer than a request may be, it is the slot; else a spare one is. A part of a
+// buffer is not: a library that writes beyond it would overwrite the other parts.
 func (d *Disk) take(p []byte) (t seat, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -33,7 +34,7 @@ func (d *Disk) take(p []byte) (t seat, err error) {
 		home, direct := slotRef{}, false
 		if len(p) > 0 && len(p) <= l.size {
 			home, direct = d.slots[&p[0]]
-			direct = direct && home.h.session == home.s
+			direct = direct && home.h.session == home.s && len(p) == home.s.handed[home.slot]
 		}
 		h := home.h
 		if !direct {
@@ -189,7 +190,7 @@ func (d *Disk) grown() {
 
 // addHandle opens a connection more. One that can't be had is done without.
 func (d *Disk) addHandle(free func()) (added bool) {
-	s, err := d.openSession(d.ending, false, false, false)
+	s, err := d.openSession(d.ending, false, false)
 	if err == nil && d.ending.Err() != nil {
 		s.proc.Kill()
 		s.proc.Release()
@@ -208,10 +209,13 @@ func (d *Disk) addHandle(free func()) (added bool) {
 		}
 		return false
 	}
-	h := newHandle(d, false, free)
+	h := newHandle(d, free)
 	defer d.debug("datapath", "one connection more")
+	changed := ""
+	defer func() { d.warnTransport(changed) }()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	changed = d.usesLocked(s.opened.Transport)
 	h.session = s
 	d.handles = append(d.handles, h)
 	d.most = max(d.most, len(d.handles))
@@ -263,6 +267,7 @@ func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err er
 		slot := s.buffers[len(s.buffers)-1]
 		s.buffers = s.buffers[:len(s.buffers)-1]
 		s.used++
+		s.handed[slot] = n
 		freed := false
 		return s.proc.Slot(slot)[:n:n], func() {
 			d.mu.Lock()

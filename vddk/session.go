@@ -19,6 +19,7 @@ type process interface {
 	Flush(ctx context.Context) error
 	Query(ctx context.Context, start, sectors, chunk uint64) ([]worker.Block, error)
 	Cleanup(ctx context.Context, r worker.OpenRequest) (cleaned, remaining uint32, err error)
+	PrepareAccess(ctx context.Context, r worker.OpenRequest) error
 	EndAccess(ctx context.Context, r worker.OpenRequest) error
 	Close(ctx context.Context) error
 	Kill()
@@ -40,6 +41,7 @@ type session struct {
 
 	// Guarded by pool.mu.
 	buffers []int // slots to hand out
+	handed  []int // bytes of the buffer in each slot
 	spare   []int
 	used    int // slots that are handed out, of either kind
 	queries int // in progress
@@ -48,7 +50,7 @@ type session struct {
 }
 
 func newSession(p process, opened worker.Opened, buffers, spare int, timeout time.Duration) *session {
-	s := &session{proc: p, opened: opened}
+	s := &session{proc: p, opened: opened, handed: make([]int, buffers+spare)}
 	for i := range buffers + spare {
 		if i < buffers {
 			s.buffers = append(s.buffers, buffers-1-i)

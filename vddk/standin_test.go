@@ -1,6 +1,7 @@
 package vddk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -307,6 +308,56 @@ func TestStandInFaults(t *testing.T) {
 	}
 }
 
+// A library that writes beyond its buffer never spoils what other requests read or
+// write: its worker dies, and another one goes on.
+func TestStandInOverrun(t *testing.T) {
+	const size = 24 << 20
+	for _, action := range []string{"overrun", "underrun"} {
+		for _, test := range []struct {
+			name, fault string
+			request     int
+			restarts    bool
+		}{
+			{name: "now and then", fault: "every=7 times=3", restarts: true},
+			{name: "short requests", fault: "every=3 times=20", request: 4096 * 3},
+		} {
+			t.Run(action+" "+test.name, func(t *testing.T) {
+				t.Parallel()
+				s := newStandIn(t, size, source.Extent{Off: 0, Len: size})
+				s.Conf("fault ReadAsync "+test.fault+" do="+action, "latency read 500")
+				d := s.mustOpen(Options{Connections: 3, RequestSize: test.request, Retry: fastRetry(-1)})
+				if err := s.copyAll(d, 12); err != nil {
+					t.Fatal(err)
+				}
+				if stats := d.Stats(); test.restarts && stats.Restarts == 0 {
+					t.Errorf("%+v: no worker was replaced", stats)
+				}
+			})
+		}
+	}
+}
+
+// Of a buffer that is read in parts no part spoils another one.
+func TestStandInOverrunWithinABuffer(t *testing.T) {
+	const size = 1 << 20
+	s := newStandIn(t, size, source.Extent{Off: 0, Len: size})
+	s.Conf("fault ReadAsync do=overrun")
+	d := s.mustOpen(Options{Connections: 1, Retry: fastRetry(-1)})
+	b, free, err := d.Buffer(t.Context(), size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer free()
+	for _, off := range []int64{size / 2, 0} {
+		if _, err := d.ReadAt(b[off:off+size/2], off); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !bytes.Equal(b, s.content()) {
+		t.Error("what was read first was overwritten")
+	}
+}
+
 func TestStandInCapacities(t *testing.T) {
 	tib := int64(1) << 40
 	for _, size := range []int64{512, 64<<10 - 512, 64 << 10, 64<<10 + 512, 1<<20 + 4096, 1<<20 + 65024, 1<<20 - 512, 32<<30 + 512, 33<<30 + 65024, 53*tib/10&^511 + 512} {
@@ -344,8 +395,8 @@ func TestStandInQueriesFail(t *testing.T) {
 		{"always", "fault QueryAllocatedBlocks do=fail code=1", nil, 0},
 		{"late", "fault QueryAllocatedBlocks from=2 do=fail code=1", nil, 0},
 		{"bad blocks", "fault QueryAllocatedBlocks at=2 do=badblocks", nil, 0},
-		{"hang", "fault QueryAllocatedBlocks do=hang", nil, 2},
-		{"segv", "fault QueryAllocatedBlocks do=segv", nil, 2},
+		{"hang", "fault QueryAllocatedBlocks do=hang", nil, 3},
+		{"segv", "fault QueryAllocatedBlocks do=segv", nil, 3},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -663,7 +714,7 @@ func TestStandInErrors(t *testing.T) {
 		conf, want, hint string
 		permanent        bool
 	}{
-		{"thumbprint 11:22:33", "has the thumbprint 11:22:33, expected was AA:BB", "--thumbprint", true},
+		{"thumbprint 11:22:33", "has the thumbprint 11:22:33, expected was AA:BB", "--thumbprint", false},
 		{"password another", "error 3014", "--user", true},
 		{"snapshot another", "error 13003", "", false},
 		{"server another", "error 18000", "", false},

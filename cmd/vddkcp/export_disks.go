@@ -17,7 +17,12 @@ import (
 	"vddkcp/source"
 	"vddkcp/source/cow"
 	sourceopen "vddkcp/source/open"
+	"vddkcp/vddk"
 )
+
+// exportRefusals is how many refused logins a server makes for its clients, which
+// come and go while an operator may mend the account. ESXi locks it after five.
+const exportRefusals = 3
 
 // open prepares the exports. What SRC can't be is found out here, and of the
 // others what costs no login.
@@ -30,6 +35,7 @@ func (c *exportCommand) open(ctx context.Context, outputs *outputs, log *slog.Lo
 
 func (c *exportCommand) openAll(ctx context.Context, outputs *outputs, log *slog.Logger) (e *exports, err error) {
 	opener := c.opener()
+	opener.VDDK.Options.Registry = vddk.NewRegistry(exportRefusals)
 	opener.Writable = c.RW
 	opener.NBD.Connections = int(c.Connections)
 	opener.VDDK.Options.Log, opener.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }

@@ -101,7 +101,7 @@ func (j *job) mayPass(err error) bool {
 			return true
 		}
 	}
-	if errors.As(err, new(*vddk.Error)) || vddk.IsLost(err) || errors.As(err, new(*net.OpError)) || errors.Is(err, sink.ErrLost) {
+	if vddk.MayPass(err) || errors.As(err, new(*net.OpError)) || errors.Is(err, sink.ErrLost) {
 		return true
 	}
 	if !nbd.IsURI(j.Src) && !nbd.IsURI(j.Dst) {

@@ -189,7 +189,7 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probeMeter) (connections int, err error) {
 	c := b.command(t)
 	j := c.newJob(b.log.With("job", t.Name), new(progress.Counters))
-	j.opener.VDDK.Options.Budget = b.budget(t)
+	b.share(j, t)
 	src, err := j.opener.Open(ctx, c.Src, c.SourceFormat)
 	if err != nil {
 		return 0, err

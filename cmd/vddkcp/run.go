@@ -105,7 +105,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	b := &batchRun{
 		batchCommand: c, file: file, parser: parser, asJSON: c.Progress == "json",
 		display:  progress.NewBatchDisplay(style, displayOutput, len(jobs), terminalSize),
-		commands: commands, budgets: map[string]*vddk.Budget{}, outputs: outputs, refused: map[string]bool{},
+		commands: commands, budgets: map[string]*vddk.Budget{}, outputs: outputs, refused: map[string]bool{}, registry: vddk.NewRegistry(1),
 	}
 	if file.Limits.Rate > 0 {
 		b.limit = transfer.NewLimiter(file.Limits.Rate)
@@ -337,6 +337,10 @@ type batchRun struct {
 	mu      sync.Mutex
 	budgets map[string]*vddk.Budget // by batch.Job.HostKey; guarded by mu
 	refused map[string]bool         // paths of outputs that are files of a source; guarded by mu
+
+	// registry makes one login that a server refuses the last one with that user
+	// and password, and counts the disks of each VM.
+	registry *vddk.Registry
 }
 
 // giveSecrets gives the jobs what the environment has, which is of one server.
@@ -354,6 +358,12 @@ func (b *batchRun) giveSecrets(secrets *secretEnvironment) {
 		return
 	}
 	b.parser.environment = *secrets
+}
+
+// share gives a copy what it has in common with the others of the batch.
+func (b *batchRun) share(j *job, t *batch.Job) {
+	o := &j.opener.VDDK.Options
+	o.Budget, o.Registry = b.budget(t), b.registry
 }
 
 // budget is what connections of a job share with others of its host; nil: none.
@@ -494,7 +504,7 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 	counters := new(progress.Counters)
 	j := c.newJob(log, counters)
 	j.limit = j.limit.Within(b.limit)
-	j.opener.VDDK.Options.Budget = b.budget(t.Job)
+	b.share(j, t.Job)
 	j.retried, j.whole = true, t.Whole
 	j.outputs = b.outputs.with("--log-dir", b.logPath(t.Job))
 	if t.Redo && !c.Force {

@@ -104,7 +104,7 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	j := c.newJob(b.log.With("job", t.Name), new(progress.Counters))
 	j.stdout = io.Discard
 	j.outputs = b.outputs
-	j.opener.VDDK.Options.Budget = b.budget(t)
+	b.share(j, t)
 	r := checked{job: t}
 	r.err = j.do(ctx)
 	r.size, r.data, r.need = j.report.VirtualSize, j.need, j.need

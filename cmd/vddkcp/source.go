@@ -26,7 +26,7 @@ type sourceFlags struct {
 
 // opener opens sources as the flags say, but for SourceFormat, which is an
 // argument of its Open. Log and Warn of its VDDK.Options are the caller's to
-// set, and so is what tunes a copy.
+// set, and so is what tunes a copy. What opens several disks sets its Registry too.
 func (f *sourceFlags) opener() *sourceopen.Opener {
 	o := &sourceopen.Opener{
 		AllowPath: f.AllowPath, SingleLink: f.SingleLink,

@@ -16,6 +16,7 @@ import (
 	"vddkcp/transfer"
 	"vddkcp/transfer/digest"
 	"vddkcp/transfer/progress"
+	"vddkcp/vddk"
 )
 
 // verifyCommand compares disks, by docs/cli.md.
@@ -134,6 +135,7 @@ func (c *verifyCommand) options(counters *progress.Counters) transfer.CompareOpt
 // loggingOpener is the opener of the source, and of the target.
 func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
 	o := c.opener()
+	o.VDDK.Options.Registry = vddk.NewRegistry(1)
 	o.VDDK.Options.RequestSize, o.VDDK.Options.Depth = int(c.RequestSize), c.Depth
 	o.VDDK.Options.Log, o.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
 	o.NBD.Warn = o.VDDK.Options.Warn

@@ -40,9 +40,40 @@ const (
 	CodeFileNotFound = 4
 	CodeNotSupported = 6
 	CodeNoAccess     = 13
+	CodeLoginRefused = 3014 // also of a user without permissions
 	CodeNoSnapshot   = 13003
 	CodeRefused      = 14009
 )
+
+// StartError says that the system had no process, descriptor or memory left
+// for a worker. The same start may succeed later.
+type StartError struct{ Err error }
+
+func (e *StartError) Error() string {
+	return "cannot start a worker process for VDDK: " + e.Err.Error()
+}
+func (e *StartError) Unwrap() error { return e.Err }
+
+// Hint says what to do.
+func (e *StartError) Hint() string {
+	switch {
+	case errors.Is(e.Err, syscall.EMFILE), errors.Is(e.Err, syscall.ENFILE):
+		return "all file descriptors are in use: raise the limit (ulimit -n), or copy fewer disks at a time"
+	case errors.Is(e.Err, syscall.EAGAIN):
+		return "no process can be created: raise the limit of processes (ulimit -u, TasksMax of the systemd unit, the pids limit of the container), or copy fewer disks at a time"
+	}
+	return "the system is out of memory: copy fewer disks at a time, or lower --connections and --request-size"
+}
+
+// outOf reports whether err is a lack of processes, descriptors or memory.
+func outOf(err error) bool {
+	for _, errno := range []syscall.Errno{syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
 
 // GoneError says that there is no worker any more, and how it ended. Every
 // call in progress and every later one returns it.
@@ -102,8 +133,22 @@ func (e *LoadError) Error() string {
 	return b.String()
 }
 
+// Temporary reports whether the dynamic linker had no memory or no descriptor
+// left, so that loading may succeed later.
+func (e *LoadError) Temporary() bool {
+	for _, errno := range []syscall.Errno{syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
+		if strings.HasSuffix(strings.ToLower(e.Text), errno.Error()) {
+			return true
+		}
+	}
+	return strings.HasSuffix(e.Text, "failed to map segment from shared object")
+}
+
 // Hint says what to do.
 func (e *LoadError) Hint() string {
+	if e.Temporary() {
+		return "this process or the system has no memory or file descriptors left (ulimit -n, ulimit -v): copy fewer disks at a time"
+	}
 	if len(e.Functions) > 0 {
 		return "this is no VDDK library of version 5.5.5 or later"
 	}

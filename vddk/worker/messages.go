@@ -28,6 +28,7 @@ import (
 //	init            control                          initNumbers, library, root, configuration file
 //	open            control                          loginNumbers, the strings of loginStrings
 //	cleanup         control                          the same
+//	prepare access  control                          the same
 //	end access      control                          the same
 //	query           control  first   number   chunk
 //	close           control
@@ -46,7 +47,7 @@ import (
 //
 // The payload of done: where error is not 0, of a control request, the function
 // and its text; of text, the text; of init, the transport modes, and sectors has
-// a bit for each function; of open, openedNumbers and four strings; of cleanup,
+// a bit for each function; of open, openedNumbers and three strings; of cleanup,
 // sectors is cleaned + remaining<<32. With doneFault it is what failed, and why.
 const (
 	kindInit      = 1
@@ -59,6 +60,8 @@ const (
 	kindWrite     = 8
 	kindFlush     = 9
 	kindText      = 10
+	// VixDiskLib_PrepareForAccess
+	kindPrepareAccess = 11
 
 	kindDone   = 64
 	kindBlocks = 65
@@ -81,7 +84,7 @@ const (
 
 	initNumbersSize   = 16
 	loginNumbersSize  = 16
-	openedNumbersSize = 56
+	openedNumbersSize = 48
 
 	socketFD  = 3
 	arenaFD   = 4
@@ -246,7 +249,7 @@ func parseOpened(b []byte) (Opened, error) {
 	if len(b) < openedNumbersSize {
 		return o, fmt.Errorf("answer to open: %d bytes: %w", len(b), errTruncated)
 	}
-	list, err := parseStrings(b[openedNumbersSize:], 4)
+	list, err := parseStrings(b[openedNumbersSize:], 3)
 	if err != nil {
 		return o, fmt.Errorf("answer to open: %w", err)
 	}
@@ -259,12 +262,9 @@ func parseOpened(b []byte) (Opened, error) {
 		Links:          int(int32(u32(36))),
 		LogicalSector:  sectorSize(u32(40)),
 		PhysicalSector: sectorSize(u32(44)),
-		Parent:         list[0],
-		UUID:           list[1],
-		Transport:      list[2],
-	}
-	if code := binary.LittleEndian.Uint64(b[48:]); code != 0 {
-		o.Prepare = &Error{Code: code, Op: functionPrefix + "PrepareForAccess", Text: list[3]}
+		Parent:         clean(list[0]),
+		UUID:           clean(list[1]),
+		Transport:      clean(list[2]),
 	}
 	if o.Capacity > maxCapacity {
 		return o, fmt.Errorf("the library gives the disk %d sectors, at most %d are possible", o.Capacity, uint64(maxCapacity))

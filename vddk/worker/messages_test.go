@@ -35,7 +35,7 @@ func compile(t testing.TB, args ...string) string {
 func TestLayout(t *testing.T) {
 	want := map[string]int{
 		"MSG_INIT": kindInit, "MSG_OPEN": kindOpen, "MSG_CLEANUP": kindCleanup, "MSG_END_ACCESS": kindEndAccess, "MSG_QUERY": kindQuery,
-		"MSG_CLOSE": kindClose, "MSG_READ": kindRead, "MSG_WRITE": kindWrite, "MSG_FLUSH": kindFlush, "MSG_TEXT": kindText,
+		"MSG_CLOSE": kindClose, "MSG_READ": kindRead, "MSG_WRITE": kindWrite, "MSG_FLUSH": kindFlush, "MSG_TEXT": kindText, "MSG_PREPARE_ACCESS": kindPrepareAccess,
 		"MSG_DONE": kindDone, "MSG_BLOCKS": kindBlocks, "MSG_LOG": kindLog, "MSG_FATAL": kindFatal,
 		"SOCKET_FD": socketFD, "ARENA_FD": arenaFD, "PROGRAM_FD": programFD,
 		"MAX_SLOTS": MaxSlots, "MAX_SLOT_SIZE": MaxSlotSize, "MAX_CHUNKS": MaxChunks, "MIN_CHUNK": MinChunk, "MAX_LINE": MaxLine, "SECTOR": SectorSize,
@@ -44,7 +44,7 @@ func TestLayout(t *testing.T) {
 		"LEVEL_INFO": int(Info), "LEVEL_WARNING": int(Warning), "LEVEL_PANIC": int(Panic), "LOGIN_STRINGS": loginStrings,
 		"message.kind": 0, "message.slot": 4, "message.sector": 8, "message.sectors": 16, "message.flags": 24, "message.length": 28,
 		"opened_numbers.capacity": 0, "opened_numbers.bios": 8, "opened_numbers.physical": 20, "opened_numbers.adapter": 32,
-		"opened_numbers.links": 36, "opened_numbers.logical_sector": 40, "opened_numbers.physical_sector": 44, "opened_numbers.prepare_error": 48,
+		"opened_numbers.links": 36, "opened_numbers.logical_sector": 40, "opened_numbers.physical_sector": 44,
 		"sizeof(struct message)": headSize, "sizeof(struct init_numbers)": initNumbersSize, "sizeof(struct login_numbers)": loginNumbersSize,
 		"sizeof(struct opened_numbers)": openedNumbersSize, "sizeof(Block)": blockSize,
 	}
@@ -80,14 +80,13 @@ func text(list ...string) []byte {
 	return b
 }
 
-func openedPayload(capacity, prepare uint64, list ...string) []byte {
+func openedPayload(capacity uint64, list ...string) []byte {
 	b := binary.LittleEndian.AppendUint64(nil, capacity)
 	for i := range 8 {
 		b = binary.LittleEndian.AppendUint32(b, uint32(i+1))
 	}
 	b = binary.LittleEndian.AppendUint32(b, 4096)
 	b = binary.LittleEndian.AppendUint32(b, 4097)
-	b = binary.LittleEndian.AppendUint64(b, prepare)
 	return append(b, text(list...)...)
 }
 
@@ -138,14 +137,13 @@ func TestParseStringsRefuses(t *testing.T) {
 }
 
 func TestParseOpened(t *testing.T) {
-	o, err := parseOpened(openedPayload(maxCapacity, 5, "p", "u", "nbd", "refused"))
+	o, err := parseOpened(openedPayload(maxCapacity, "p\x1b[1m", "u", "nbd"))
 	want := Opened{Capacity: maxCapacity, BIOSGeometry: [3]uint32{1, 2, 3}, Geometry: [3]uint32{4, 5, 6}, Adapter: 7, Links: 8,
-		LogicalSector: 4096, PhysicalSector: 0, Parent: "p", UUID: "u", Transport: "nbd",
-		Prepare: &Error{Code: 5, Op: "VixDiskLib_PrepareForAccess", Text: "refused"}}
+		LogicalSector: 4096, PhysicalSector: 0, Parent: "p [1m", UUID: "u", Transport: "nbd"}
 	if err != nil || !reflect.DeepEqual(o, want) {
 		t.Errorf("%+v, %v", o, err)
 	}
-	if _, err := parseOpened(openedPayload(maxCapacity+1, 0, "", "", "", "")); err == nil {
+	if _, err := parseOpened(openedPayload(maxCapacity+1, "", "", "")); err == nil {
 		t.Error("a disk whose bytes no int64 counts")
 	}
 	if _, err := parseOpened(make([]byte, openedNumbersSize-1)); err == nil {
@@ -269,6 +267,7 @@ func requests() [][]byte {
 		control(kindOpen, login),
 		control(kindOpen, appendLogin(nil, &OpenRequest{Path: "/local.vmdk"})),
 		control(kindCleanup, login),
+		control(kindPrepareAccess, login),
 		control(kindEndAccess, login),
 		control(kindClose, nil),
 		packet(message{kind: kindQuery, slot: slotControl, sector: 256, sectors: 1280, flags: 128}, nil),
@@ -304,6 +303,7 @@ func TestWorkerParsesRequests(t *testing.T) {
 		"odd slot size":             control(kindInit, appendInit(nil, &Config{Library: "l", Root: "r", Slots: 1, SlotSize: 4097})),
 		"no path":                   control(kindOpen, appendLogin(nil, &OpenRequest{Server: "s"})),
 		"no identity":               control(kindEndAccess, login),
+		"no identity to prepare":    control(kindPrepareAccess, login),
 		"NUL in a string":           control(kindOpen, appendLogin(nil, &OpenRequest{Path: "a\x00b"})),
 		"string without its end":    control(kindOpen, open[:len(open)-1]),
 		"string longer than all":    control(kindOpen, append(open[:len(open)-5:len(open)-5], 0xfe, 0xff, 0xff, 0xff)),
@@ -364,9 +364,9 @@ func validRequest(b []byte) bool {
 		}
 		slots, size := binary.LittleEndian.Uint32(payload[4:]), binary.LittleEndian.Uint32(payload[8:])
 		return s[0] && s[1] && slots >= 1 && slots <= MaxSlots && size > 0 && size <= MaxSlotSize && size%4096 == 0
-	case kindOpen, kindCleanup, kindEndAccess:
+	case kindOpen, kindCleanup, kindPrepareAccess, kindEndAccess:
 		s := given(loginNumbersSize, loginStrings)
-		return s != nil && slot == slotControl && (kind != kindOpen || s[0]) && (kind != kindEndAccess || s[9])
+		return s != nil && slot == slotControl && (kind != kindOpen || s[0]) && (kind != kindEndAccess && kind != kindPrepareAccess || s[9])
 	case kindQuery:
 		return len(payload) == 0 && slot == slotControl && flags >= MinChunk && flags&(flags-1) == 0 &&
 			sector%flags == 0 && sectors%flags == 0 && sectors > 0 && sectors/flags <= MaxChunks && inside

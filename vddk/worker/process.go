@@ -134,13 +134,23 @@ func (p *Process) Cleanup(ctx context.Context, r OpenRequest) (cleaned, remainin
 	return uint32(a.sectors), uint32(a.sectors >> 32), err
 }
 
-// EndAccess undoes the PrepareForAccess of a lost process. It is for a worker
-// that has not opened a disk.
+// PrepareAccess keeps the VM from being migrated until EndAccess is called with
+// the same identity, by this process or another one: the end of the process does
+// not undo it. It is for a worker that has not opened a disk.
+func (p *Process) PrepareAccess(ctx context.Context, r OpenRequest) error {
+	return p.access(ctx, kindPrepareAccess, &r)
+}
+
+// EndAccess undoes PrepareAccess. It is for a worker that has not opened a disk.
 func (p *Process) EndAccess(ctx context.Context, r OpenRequest) error {
+	return p.access(ctx, kindEndAccess, &r)
+}
+
+func (p *Process) access(ctx context.Context, kind uint32, r *OpenRequest) error {
 	if r.Identity == "" {
-		return errors.New("no identity to end the access of")
+		return errors.New("no identity to access the VM with")
 	}
-	_, err := p.login(ctx, kindEndAccess, &r)
+	_, err := p.login(ctx, kind, r)
 	return err
 }
 

@@ -25,18 +25,18 @@ var embedded embed.FS
 func startProgram(path string, env []string, files []*os.File) (*os.Process, error) {
 	if path != "" {
 		p, err := startFile(path, env, files)
-		if err != nil {
+		if err != nil && !outOf(err) {
 			return nil, &ProgramError{Tried: []error{err}}
 		}
-		return p, nil
+		return p, err
 	}
 	var tried []error
 	if code, err := embedded.ReadFile("bin/" + ProgramName); err != nil {
 		tried = append(tried, errors.New("not embedded in this executable"))
 	} else {
 		p, err := startMemory(code, env, files)
-		if err == nil {
-			return p, nil
+		if err == nil || outOf(err) {
+			return p, err
 		}
 		tried = append(tried, fmt.Errorf("the embedded one: %w", err))
 	}
@@ -46,8 +46,8 @@ func startProgram(path string, env []string, files []*os.File) (*os.Process, err
 	}
 	for _, path := range installed(self) {
 		p, err := startFile(path, env, files)
-		if err == nil {
-			return p, nil
+		if err == nil || outOf(err) {
+			return p, err
 		}
 		tried = append(tried, err)
 	}
@@ -83,13 +83,22 @@ func startMemory(code []byte, env []string, files []*os.File) (*os.Process, erro
 	// other could be taken there by one of files. The worker closes it.
 	p, err := start(fmt.Sprintf("/proc/self/fd/%d", programFD), env, append(files[:len(files):len(files)], file))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, errNoLinker
+		return nil, notFound("/proc/self/fd")
 	}
 	return p, err
 }
 
 // errNoLinker is what "no such file" means of a program that is there.
 var errNoLinker = errors.New("the dynamic linker that it names is missing: VDDK needs a system with glibc")
+
+// notFound explains why a program that exists, and that was named by a path
+// below descriptors (/proc/self/fd), is not found.
+func notFound(descriptors string) error {
+	if _, err := os.Stat(descriptors); err != nil {
+		return fmt.Errorf("/proc is not mounted, and the program is started through it: %w", err)
+	}
+	return errNoLinker
+}
 
 func startFile(path string, env []string, files []*os.File) (*os.Process, error) {
 	p, err := start(path, env, files)

@@ -12,7 +12,7 @@ import (
 )
 
 // Start starts a worker, which loads and initialises the library. The errors
-// are *ProgramError, *LoadError, *Error (of InitEx) and *GoneError. The process
+// are *StartError, *ProgramError, *LoadError, *Error (of InitEx) and *GoneError. The process
 // outlives ctx; it ends with Close or Kill, or with this process.
 func Start(ctx context.Context, c Config) (*Process, error) {
 	if runtime.GOARCH != "amd64" {
@@ -24,6 +24,9 @@ func Start(ctx context.Context, c Config) (*Process, error) {
 	p, err := spawn(c, func(env []string, files []*os.File) (*os.Process, error) {
 		return startProgram(c.Program, env, files)
 	})
+	if err != nil && outOf(err) {
+		return nil, &StartError{err}
+	}
 	if err != nil {
 		return nil, err
 	}

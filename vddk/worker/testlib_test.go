@@ -39,7 +39,7 @@ func TestRulesOfTheLibrary(t *testing.T) {
 				}
 				ctx := deadline(t)
 				p, o := open(t, c, worker.OpenRequest{Path: "[ds] vm/vm.vmdk", Server: "esxi", User: "u", Password: " a secret ",
-					Thumbprint: "AA:BB", Snapshot: "snapshot-1", VMXSpec: "moref=vm-1", ReadOnly: true, Transports: "nbdssl", Identity: "vddkcp"})
+					Thumbprint: "AA:BB", Snapshot: "snapshot-1", VMXSpec: "moref=vm-1", ReadOnly: true, Transports: "nbdssl"})
 				if o.Capacity != uint64(size/512) || o.Transport != "nbdssl" {
 					t.Errorf("%+v", o)
 				}
@@ -71,7 +71,7 @@ func TestRulesOfTheLibrary(t *testing.T) {
 				if n := lib.Calls()["Read"] + lib.Calls()["ReadAsync"]; n != 33 || version > 5 && lib.Calls()["ReadAsync"] == 0 {
 					t.Errorf("calls: %v", lib.Calls())
 				}
-				for _, call := range []string{"InitEx", "PrepareForAccess", "ConnectEx", "Open", "Close", "Disconnect", "EndAccess", "Exit"} {
+				for _, call := range []string{"InitEx", "ConnectEx", "Open", "Close", "Disconnect", "Exit"} {
 					if lib.Calls()[call] != 1 {
 						t.Errorf("%s was called %d times", call, lib.Calls()[call])
 					}

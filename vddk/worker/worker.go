@@ -86,8 +86,7 @@ type OpenRequest struct {
 	Cookie     string // "": log in by User and Password
 	Snapshot   string
 	Transports string
-	// Identity, when not empty, is given to PrepareForAccess before
-	// connecting, and EndAccess undoes it when the disk is closed.
+	// Identity names the caller to PrepareAccess and EndAccess. Open ignores it.
 	Identity string
 }
 
@@ -116,9 +115,6 @@ type Opened struct {
 	Parent         string // parentFileNameHint
 	UUID           string
 	Transport      string // that the library chose: "nbdssl"
-	// Prepare is the answer to PrepareForAccess where Identity was given: nil
-	// when it worked. ESXi hosts refuse it, which is no failure to open.
-	Prepare error
 }
 
 // Block is an allocated range, in sectors of 512 bytes.

@@ -342,6 +342,7 @@ func TestRefusedBeforeTheWorkerSeesIt(t *testing.T) {
 		"no path":           second(p.Open(ctx, worker.OpenRequest{})),
 		"huge password":     second(p.Open(ctx, worker.OpenRequest{Path: "x", Server: "s", Password: strings.Repeat("p", 20000)})),
 		"no identity":       p.EndAccess(ctx, remote),
+		"no identity yet":   p.PrepareAccess(ctx, remote),
 		"together too much": second(p.Open(ctx, worker.OpenRequest{Path: strings.Repeat("x", 16000), Server: strings.Repeat("x", 16000), User: strings.Repeat("x", 16000), Password: strings.Repeat("p", 16000), Snapshot: strings.Repeat("p", 16000)})),
 	} {
 		if err == nil {
@@ -360,21 +361,26 @@ func TestRefusedBeforeTheWorkerSeesIt(t *testing.T) {
 func second[T any](_ T, err error) error { return err }
 
 func TestErrors(t *testing.T) {
-	for _, op := range []string{"InitEx", "ConnectEx", "Open", "GetInfo", "Read", "Async", "Queue", "Flush", "Close", "Disconnect", "EndAccess", "Cleanup"} {
+	for _, op := range []string{"InitEx", "ConnectEx", "Open", "GetInfo", "Read", "Async", "Queue", "Flush", "Close", "Disconnect", "PrepareForAccess", "EndAccess", "Cleanup"} {
 		t.Run(op, func(t *testing.T) {
 			ctx := deadline(t)
 			log := &lines{}
 			p, err := worker.Start(ctx, config(t, log, "STUB_DO= "+op+"=fail "))
 			if err == nil {
 				t.Cleanup(p.Release)
-				if op == "Cleanup" {
+				r := remote
+				r.Identity = "me"
+				switch op {
+				case "Cleanup":
 					_, _, err = p.Cleanup(ctx, remote)
+				case "PrepareForAccess":
+					err = p.PrepareAccess(ctx, r)
+				case "EndAccess":
+					err = p.EndAccess(ctx, r)
 				}
 			}
 			if err == nil {
-				r := remote
-				r.Identity = "me"
-				_, err = p.Open(ctx, r)
+				_, err = p.Open(ctx, remote)
 			}
 			if err == nil {
 				err = p.Read(ctx, 0, 0, 1)
@@ -405,30 +411,47 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-func TestPrepareForAccess(t *testing.T) {
+func TestAccess(t *testing.T) {
 	log := &lines{}
 	r := remote
 	r.Identity = "vddkcp-1"
-	p, o := open(t, config(t, log), r)
-	if o.Prepare != nil {
-		t.Errorf("prepare: %v", o.Prepare)
+	p := start(t, config(t, log))
+	for _, call := range []func(context.Context, worker.OpenRequest) error{p.PrepareAccess, p.EndAccess} {
+		if err := call(deadline(t), r); err != nil {
+			t.Error(err)
+		}
 	}
 	if err := p.Close(deadline(t)); err != nil {
 		t.Fatal(err)
 	}
-	if want := "info: Close\ninfo: Disconnect\ninfo: EndAccess vddkcp-1\ninfo: Exit"; !strings.Contains(log.all(), want) {
+	if want := "info: PrepareForAccess vddkcp-1\ninfo: EndAccess vddkcp-1\ninfo: Exit"; !strings.Contains(log.all(), want) {
 		t.Errorf("no %q in\n%s", want, log.all())
 	}
 
 	log = &lines{}
-	p, o = open(t, config(t, log, "STUB_DO= PrepareForAccess=fail "), r)
+	p = start(t, config(t, log, "STUB_DO= PrepareForAccess=fail "))
 	var e *worker.Error
-	if !errors.As(o.Prepare, &e) || e.Op != "VixDiskLib_PrepareForAccess" || e.Text != "stub error 4000" {
-		t.Errorf("prepare that fails: %#v", o.Prepare)
+	if err := p.PrepareAccess(deadline(t), r); !errors.As(err, &e) || e.Op != "VixDiskLib_PrepareForAccess" || e.Text != "stub error 4000" {
+		t.Errorf("prepare that fails: %#v", err)
 	}
 	p.Close(deadline(t))
 	if strings.Contains(log.all(), "EndAccess") {
 		t.Error("an access that was not prepared was ended")
+	}
+}
+
+// Opening and closing a disk does not touch the access: other disks of the VM may
+// be open.
+func TestOpenLeavesTheAccessAlone(t *testing.T) {
+	log := &lines{}
+	r := remote
+	r.Identity = "vddkcp-1"
+	p, _ := open(t, config(t, log), r)
+	if err := p.Close(deadline(t)); err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(log.all(), "Access") {
+		t.Errorf("the access was changed:\n%s", log.all())
 	}
 }
 

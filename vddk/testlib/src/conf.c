@@ -60,6 +60,7 @@ static const struct { const char *name; enum action action; } actions[] = {
 	{ "fail", DO_FAIL }, { "hang", DO_HANG }, { "delay", DO_DELAY }, { "abort", DO_ABORT }, { "segv", DO_SEGV },
 	{ "exit", DO_EXIT }, { "kill", DO_KILL }, { "closefds", DO_CLOSEFDS }, { "heap", DO_HEAP }, { "panic", DO_PANIC },
 	{ "log", DO_LOG }, { "drop", DO_DROP }, { "twice", DO_TWICE }, { "overrun", DO_OVERRUN },
+	{ "underrun", DO_UNDERRUN },
 	{ "corrupt", DO_CORRUPT }, { "badblocks", DO_BADBLOCKS },
 };
 

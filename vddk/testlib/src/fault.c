@@ -35,6 +35,11 @@ struct fault *fault_find(const struct call *c) {
 	return found;
 }
 
+// Those that change memory do so after the data was read.
+bool fault_after(const struct fault *f) {
+	return f && (f->action == DO_OVERRUN || f->action == DO_UNDERRUN || f->action == DO_CORRUPT);
+}
+
 static void corrupt_heap(void) {
 	// Writes over the sizes that malloc keeps behind two blocks, then gives
 	// malloc a chance to notice, as it would in a library that overran.
@@ -85,6 +90,9 @@ VixError fault_act(struct fault *f, const struct call *c) {
 		abort();
 	case DO_OVERRUN:
 		if (c->buffer) memset(c->buffer + c->count * SECTOR, 0xee, 4096);
+		return VIX_OK;
+	case DO_UNDERRUN:
+		if (c->buffer) memset(c->buffer - 4096, 0xee, 4096);
 		return VIX_OK;
 	case DO_CORRUPT:
 		if (c->buffer && c->count) memset(c->buffer, 0xee, SECTOR);

@@ -69,7 +69,7 @@ extern const char *const function_names[FN_COUNT];
 
 enum action {
 	DO_NONE, DO_FAIL, DO_HANG, DO_DELAY, DO_ABORT, DO_SEGV, DO_EXIT, DO_KILL, DO_CLOSEFDS, DO_HEAP, DO_PANIC,
-	DO_LOG, DO_DROP, DO_TWICE, DO_OVERRUN, DO_CORRUPT, DO_BADBLOCKS,
+	DO_LOG, DO_DROP, DO_TWICE, DO_OVERRUN, DO_UNDERRUN, DO_CORRUPT, DO_BADBLOCKS,
 };
 
 enum position { ANYWHERE, RANGE, FIRST, MIDDLE, LAST };
@@ -181,6 +181,8 @@ struct call {
 
 // The fault that hits the call next, or NULL.
 struct fault *fault_find(const struct call *call);
+// Whether a fault acts when the data has been read or written.
+bool fault_after(const struct fault *fault);
 // Acts it out: VIX_OK goes on, another error is the call's.
 VixError fault_act(struct fault *fault, const struct call *call);
 VixError fault_check(enum function fn);

@@ -583,9 +583,9 @@ static VixError io(struct handle *h, enum function fn, uint64_t start, uint64_t 
 	struct fault *fault = fault_find(&call);
 	begin(h, &r);
 	uint64_t until = due(h, count * SECTOR, write);
-	if (fault && fault->action != DO_OVERRUN && fault->action != DO_CORRUPT && !r.result) r.result = fault_act(fault, &call);
+	if (fault && !fault_after(fault) && !r.result) r.result = fault_act(fault, &call);
 	if (!r.result) r.result = transfer(h, write, start, count, buffer);
-	if (fault && (fault->action == DO_OVERRUN || fault->action == DO_CORRUPT)) fault_act(fault, &call);
+	if (fault_after(fault)) fault_act(fault, &call);
 	if (until) sleep_until(until);
 	if (r.result) log_failure(&r);
 	leave_flight(h, &r);

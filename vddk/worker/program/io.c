@@ -55,7 +55,7 @@ static void on_completion(void *data, VixError result)
 static void transfer(const struct message *m)
 {
 	Handle handle = atomic_load(&disk.handle);
-	uint8_t *memory = arena.memory + (size_t)m->slot * arena.slot_size;
+	uint8_t *memory;
 	struct request *r = &requests[m->slot];
 	VixError err;
 	int async;
@@ -64,6 +64,7 @@ static void transfer(const struct message *m)
 		die("a read or write without an open disk");
 	if (m->slot >= arena.slots || m->sectors > arena.slot_size / SECTOR)
 		die("a read or write outside of the slots: %u, %llu sectors", m->slot, (unsigned long long)m->sectors);
+	memory = arena_slot(m->slot);
 	if (m->sector + m->sectors > disk.capacity)
 		die("a read or write outside of the disk: sector %llu", (unsigned long long)m->sector);
 	if (m->kind == MSG_WRITE && !disk.writable)

@@ -119,6 +119,15 @@ void log_panic(const char *fmt, va_list args)
 	abort();
 }
 
+void say_fatal(const char *fmt, ...)
+{
+	va_list args;
+
+	va_start(args, fmt);
+	send_fatal(LEVEL_WARNING, fmt, args);
+	va_end(args);
+}
+
 void die(const char *fmt, ...)
 {
 	va_list args;

@@ -106,7 +106,7 @@ static const char *check_login(const struct packet *p)
 		return "broken strings";
 	if (p->head.kind == MSG_OPEN && !strings[LOGIN_PATH])
 		return "no path";
-	if (p->head.kind == MSG_END_ACCESS && !strings[LOGIN_IDENTITY])
+	if ((p->head.kind == MSG_PREPARE_ACCESS || p->head.kind == MSG_END_ACCESS) && !strings[LOGIN_IDENTITY])
 		return "no identity";
 	return NULL;
 }
@@ -128,6 +128,7 @@ int request_valid(const struct packet *p, size_t bytes, const char **why)
 		break;
 	case MSG_OPEN:
 	case MSG_CLEANUP:
+	case MSG_PREPARE_ACCESS:
 	case MSG_END_ACCESS:
 		payload = 1;
 		wrong = check_login(p);

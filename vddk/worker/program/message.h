@@ -35,6 +35,7 @@ enum kind {
 	MSG_WRITE,
 	MSG_FLUSH,
 	MSG_TEXT,
+	MSG_PREPARE_ACCESS,
 	/* to the parent */
 	MSG_DONE = 64,
 	MSG_BLOCKS,
@@ -75,7 +76,7 @@ struct init_numbers {
 };
 enum init_string { INIT_LIBRARY, INIT_ROOT, INIT_CONFIG_FILE, INIT_STRINGS };
 
-/* MSG_OPEN's, MSG_CLEANUP's and MSG_END_ACCESS's payload, then the strings of
+/* MSG_OPEN's, MSG_CLEANUP's, MSG_PREPARE_ACCESS's and MSG_END_ACCESS's payload, then the strings of
  * enum login_string. */
 struct login_numbers {
 	uint32_t port, nfc_port, read_only, flags;
@@ -95,13 +96,12 @@ enum login_string {
 };
 
 /* The payload of MSG_DONE for MSG_OPEN, then the strings parent, UUID,
- * transport mode, text of prepare_error. */
+ * transport mode. */
 struct opened_numbers {
 	uint64_t capacity;
 	uint32_t bios[3], physical[3];
 	int32_t adapter, links;
 	uint32_t logical_sector, physical_sector;
-	uint64_t prepare_error;
 };
 
 enum { NO_STRING = 0xffffffffu };

@@ -18,14 +18,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 struct vddk vddk;
-struct arena arena;
 struct disk disk;
 
 /* The request that the main thread is to work on. */
@@ -50,7 +48,7 @@ static struct {
 	struct login_numbers numbers;
 	ConnectParams *params;
 	ConnectParams own_params;
-	int prepared, connected, opened;
+	int connected, opened;
 	Connection connection;
 	Handle handle;
 } session;
@@ -165,12 +163,7 @@ static void init(const struct packet *request)
 	if (!strings_split(request->payload, request->head.length, sizeof n, strings, INIT_STRINGS))
 		die("broken strings");
 	memcpy(&n, request->payload, sizeof n);
-	arena.memory = mmap(NULL, (size_t)n.slots * n.slot_size, PROT_READ | PROT_WRITE, MAP_SHARED, ARENA_FD, 0);
-	if (arena.memory == MAP_FAILED)
-		die("map the shared memory: %s", strerror(errno));
-	close(ARENA_FD);
-	arena.slots = n.slots;
-	arena.slot_size = n.slot_size;
+	arena_map(n.slots, n.slot_size);
 	session.version = n.version;
 
 	library = dlopen(strings[INIT_LIBRARY], RTLD_NOW);
@@ -271,20 +264,6 @@ static int login_start(struct packet *request)
 	return 1;
 }
 
-static VixError prepare(void)
-{
-	const char *identity = session.strings[LOGIN_IDENTITY];
-	VixError err;
-
-	if (!identity)
-		return VIX_OK;
-	if (!vddk.PrepareForAccess || !vddk.EndAccess)
-		return VIX_NOT_SUPPORTED;
-	err = vddk.PrepareForAccess(session.params, identity);
-	session.prepared = err == VIX_OK;
-	return err;
-}
-
 /* On failure it leaves what it has done to session_end: the parent learns the
  * reason at once, even if disconnecting then hangs. */
 static void open_disk(struct packet *request)
@@ -299,7 +278,6 @@ static void open_disk(struct packet *request)
 		answer_fault("VixDiskLib_AllocateConnectParams", "out of memory");
 		return;
 	}
-	n.prepare_error = prepare();
 	err = vddk.ConnectEx(session.params, (char)(session.numbers.read_only != 0), session.strings[LOGIN_SNAPSHOT],
 			     session.strings[LOGIN_TRANSPORTS], &session.connection);
 	if (err != VIX_OK) {
@@ -341,10 +319,6 @@ static void open_disk(struct packet *request)
 	string_append(&answer, info->parentFileNameHint);
 	string_append(&answer, info->uuid);
 	string_append(&answer, vddk.GetTransportMode ? vddk.GetTransportMode(session.handle) : NULL);
-	if (n.prepare_error != VIX_OK)
-		text_append(&answer, n.prepare_error);
-	else
-		string_append(&answer, NULL);
 	vddk.FreeInfo(info);
 
 	disk.capacity = n.capacity;
@@ -353,11 +327,12 @@ static void open_disk(struct packet *request)
 	send_packet(&answer);
 }
 
-/* Cleanup and EndAccess after another process was lost. */
-static void after_loss(struct packet *request)
+/* Cleanup, PrepareForAccess and EndAccess: what is done to the VM, on behalf of
+ * other processes, which have its disks open or were lost. */
+static void call_for_vm(struct packet *request)
 {
 	uint32_t cleaned = 0, remaining = 0, kind = request->head.kind;
-	const char *function = kind == MSG_CLEANUP ? "VixDiskLib_Cleanup" : "VixDiskLib_EndAccess";
+	const char *function = kind == MSG_CLEANUP ? "VixDiskLib_Cleanup" : kind == MSG_PREPARE_ACCESS ? "VixDiskLib_PrepareForAccess" : "VixDiskLib_EndAccess";
 	VixError err = VIX_NOT_SUPPORTED;
 
 	if (session.login)
@@ -369,6 +344,8 @@ static void after_loss(struct packet *request)
 	}
 	if (kind == MSG_CLEANUP && vddk.Cleanup)
 		err = vddk.Cleanup(session.params, &cleaned, &remaining);
+	if (kind == MSG_PREPARE_ACCESS && vddk.PrepareForAccess && vddk.EndAccess)
+		err = vddk.PrepareForAccess(session.params, session.strings[LOGIN_IDENTITY]);
 	if (kind == MSG_END_ACCESS && vddk.EndAccess)
 		err = vddk.EndAccess(session.params, session.strings[LOGIN_IDENTITY]);
 	login_end();
@@ -433,10 +410,8 @@ static _Noreturn void session_end(void)
 		STEP(Close(session.handle));
 	if (session.connected)
 		STEP(Disconnect(session.connection));
-	if (session.prepared)
-		STEP(EndAccess(session.params, session.strings[LOGIN_IDENTITY]));
 #undef STEP
-	session.opened = session.connected = session.prepared = 0;
+	session.opened = session.connected = 0;
 	login_end();
 	answer_start();
 	answer.head.sector = first;
@@ -478,8 +453,9 @@ static void control_loop(void)
 			open_disk(&request);
 			break;
 		case MSG_CLEANUP:
+		case MSG_PREPARE_ACCESS:
 		case MSG_END_ACCESS:
-			after_loss(&request);
+			call_for_vm(&request);
 			break;
 		case MSG_QUERY:
 			query(&request.head);
@@ -543,6 +519,7 @@ int main(void)
 	signal(SIGHUP, SIG_IGN);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	log_start();
+	arena_watch();
 
 	err = pthread_create(&thread, NULL, watcher_thread, NULL);
 	if (!err)

@@ -10,12 +10,18 @@
 /* The library, filled before anything of it is called. */
 extern struct vddk vddk;
 
-/* The memory shared with the parent; fixed once MSG_INIT was answered. */
+/* The memory shared with the parent: slots with memory between them that nobody
+ * may access. Fixed once MSG_INIT was answered. */
 struct arena {
 	uint8_t *memory;
 	uint32_t slots, slot_size;
 };
 extern struct arena arena;
+
+/* arena.c */
+void arena_map(uint32_t slots, uint32_t slot_size);
+uint8_t *arena_slot(uint32_t slot);
+void arena_watch(void);
 
 /* The open disk. The main thread fills it and then stores handle; the I/O
  * thread takes handle away before the main thread closes it. */
@@ -38,7 +44,8 @@ void *io_thread(void *unused);
 /* log.c */
 void log_start(void);
 LogFn log_info, log_warning, log_panic;
-/* Tells the parent why, and ends the process. */
+/* Tells the parent why the process ends; die also ends it. */
+void say_fatal(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 #endif

@@ -1,0 +1,60 @@
+package vddk
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+
+	"vddkcp/vddk/worker"
+)
+
+// prepareAccess has the VM prepared for access, once for all disks of the command.
+// That it fails is no failure of the disk; the error is the cause of ctx.
+func (d *Disk) prepareAccess(ctx context.Context) error {
+	if !d.params.PrepareAccess || !d.params.Remote() {
+		return nil
+	}
+	err := d.o.Registry.prepare(ctx, &d.params, func() (maybe bool) {
+		err := d.callForVM(ctx, "prepare the access of", func(ctx context.Context, p process) error { return p.PrepareAccess(ctx, d.identified()) })
+		if err == nil {
+			return true
+		}
+		d.warn(fmt.Sprintf("%s: the server did not prepare the VM for access%s: %v", d.params.File, whyNotPrepared(err), err))
+		return isLost(err) // it may have been prepared before the worker was lost
+	})
+	d.prepared = err == nil
+	return err
+}
+
+// endAccess undoes PrepareForAccess for all disks of the command.
+func (d *Disk) endAccess() {
+	err := d.callForVM(d.ctx, "end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, d.identified()) })
+	if err != nil {
+		d.warn(fmt.Sprintf("%s: EndAccess failed, and the VM may not be migrated until it is called for %q: %v", d.params.File, d.o.Registry.identity, err))
+	}
+}
+
+// identified is the request with the identity of PrepareForAccess.
+func (d *Disk) identified() worker.OpenRequest {
+	r := d.request
+	r.Identity = d.o.Registry.identity
+	return r
+}
+
+var alreadyDisabled = regexp.MustCompile(`(?i)already ?disabled`)
+
+// whyNotPrepared explains an error of PrepareForAccess in a half sentence, or is
+// empty.
+func whyNotPrepared(err error) string {
+	e := asError(err)
+	switch {
+	case e == nil:
+		return ""
+	case slices.ContainsFunc(append([]string{e.Text}, e.Last...), alreadyDisabled.MatchString):
+		return ": another program keeps it from being migrated, or did and was killed"
+	case e.code() == worker.CodeNotSupported:
+		return " (ESXi hosts and old libraries don't)"
+	}
+	return ""
+}
