@@ -107,6 +107,9 @@ func (c *exportCommand) Validate() error {
 	case c.TLS == "" && c.TLSCertificates == "" && c.TLSVerifyPeer:
 		return errors.New("--tls-verify-peer: want --tls require with it")
 	}
+	if err := checkListen(c.Listen); err != nil {
+		return err
+	}
 	names := map[string]bool{}
 	for _, s := range c.sources() {
 		if names[s.name] {

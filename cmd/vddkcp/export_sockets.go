@@ -67,21 +67,35 @@ func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) 
 				name += strconv.Itoa(n)
 			}
 			address = "unix:" + filepath.Join(s.folder, name)
-		} else if path, ok := strings.CutPrefix(address, "unix:"); ok && path != "" {
-			// Its URI is for any folder.
-			abs, err := filepath.Abs(path)
-			if err != nil {
-				return err
-			}
-			address = "unix:" + abs
-		} else if !strings.HasPrefix(address, "tcp://") {
-			return &usageError{err: fmt.Errorf("--listen %s: want tcp://HOST:PORT, unix:PATH, unix:- or systemd", address)}
 		}
 		l, err := server.Listen(ctx, address)
 		if err != nil {
 			return err
 		}
 		s.listeners = append(s.listeners, l)
+	}
+	return nil
+}
+
+// checkListen checks how the addresses of --listen are written, before anything
+// is opened.
+func checkListen(addresses []string) error {
+	known := map[string]bool{}
+	for _, address := range addresses {
+		if address == privateSocket {
+			continue // each is another one
+		}
+		checked := address
+		if address != "systemd" {
+			var err error
+			if checked, err = server.CheckAddress(address); err != nil {
+				return fmt.Errorf("--listen %w, unix:- or systemd", err)
+			}
+		}
+		if known[checked] {
+			return fmt.Errorf("--listen %s is given twice", address)
+		}
+		known[checked] = !strings.HasSuffix(checked, ":0") // a free port is another one each time
 	}
 	return nil
 }

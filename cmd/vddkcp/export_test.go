@@ -71,6 +71,44 @@ func TestRewriteNBDKit(t *testing.T) {
 	}
 }
 
+func TestCheckListen(t *testing.T) {
+	t.Chdir(t.TempDir())
+	for _, c := range []struct{ addresses, want string }{
+		{"tcp://127.0.0.1:10809 unix:s unix:- unix:- systemd tcp://[::1]:0 tcp://[::1]:0 tcp://localhost:http", ""},
+		{"", `"": want tcp://HOST:PORT or unix:PATH, unix:- or systemd`},
+		{"unix:", "has no path"},
+		{"unix:/" + strings.Repeat("n", 107), "has at most 107 bytes, and this one has 108"},
+		{"unix:" + strings.Repeat("n", 107), "at most 107 bytes"},
+		{"unix:/" + strings.Repeat("n", 106), ""},
+		{"unix:s unix:./s", "unix:./s is given twice"},
+		{"systemd systemd", "given twice"},
+		{"tcp://127.0.0.1:10809 tcp://127.0.0.1:010809", "given twice"},
+		{"tcp://", "missing port"},
+		{"tcp://127.0.0.1", "missing port in address"},
+		{"tcp://127.0.0.1:", `port ""`},
+		{"tcp://:10809", "has no host"},
+		{"tcp://::1:10809", "too many colons"},
+		{"tcp://[::1:10809", "missing ']'"},
+		{"tcp://127.0.0.1:65536", `port "65536" is not 0 to 65535`},
+		{"tcp://127.0.0.1:-1", `port "-1"`},
+		{"tcp://127.0.0.1:x", `port "x"`},
+		{"tcp://127.0.0.1:10809/name", `port "10809/name"`},
+		{"tcp://user@127.0.0.1:1", "is no host"},
+		{"127.0.0.1:10809", "want tcp://HOST:PORT"},
+		{"/run/s", "want tcp://HOST:PORT"},
+		{"10809", "want tcp://HOST:PORT"},
+		{"udp://127.0.0.1:1", "want tcp://HOST:PORT"},
+		{"nbd://127.0.0.1:1", "want tcp://HOST:PORT"},
+		{"vsock:2:1", "want tcp://HOST:PORT"},
+		{"TCP://127.0.0.1:1", "want tcp://HOST:PORT"},
+	} {
+		err := checkListen(strings.Split(c.addresses, " "))
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "--listen ")) {
+			t.Errorf("%s: %v, want %q", c.addresses, err, c.want)
+		}
+	}
+}
+
 func TestMayName(t *testing.T) {
 	for _, c := range []struct {
 		pattern, name string

@@ -18,29 +18,71 @@ import (
 	"vddkcp/nbd"
 )
 
+// ErrAddress is what CheckAddress returns, wrapped: nobody can listen on the
+// address as it is written.
+var ErrAddress = errors.New("want tcp://HOST:PORT or unix:PATH")
+
+// CheckAddress checks how an address for Listen is written, without a look at
+// the network or the file system. It returns the address in one form for all
+// ways to write it.
+func CheckAddress(address string) (string, error) {
+	if hostPort, ok := strings.CutPrefix(address, "tcp://"); ok {
+		return checkTCP(address, hostPort)
+	}
+	path, ok := strings.CutPrefix(address, "unix:")
+	switch {
+	case !ok:
+		return "", fmt.Errorf("%q: %w", address, ErrAddress)
+	case path == "":
+		return "", fmt.Errorf("%q has no path: %w", address, ErrAddress)
+	}
+	path, err := filepath.Abs(path) // its URI is for any folder
+	if err != nil {
+		return "", err
+	}
+	const longest = len(unix.RawSockaddrUnix{}.Path) - 1
+	if len(path) > longest {
+		return "", fmt.Errorf("%q: the absolute path of a socket has at most %d bytes, and this one has %d: %w", address, longest, len(path), ErrAddress)
+	}
+	return "unix:" + path, nil
+}
+
+func checkTCP(address, hostPort string) (string, error) {
+	host, port, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		var wrong *net.AddrError
+		if errors.As(err, &wrong) {
+			return "", fmt.Errorf("%q: %s: %w", address, wrong.Err, ErrAddress)
+		}
+		return "", fmt.Errorf("%q: %w: %w", address, err, ErrAddress)
+	}
+	if host == "" {
+		return "", fmt.Errorf("%q has no host (127.0.0.1 is this machine, 0.0.0.0 and [::] are all its addresses): %w", address, ErrAddress)
+	}
+	if strings.ContainsAny(host, "/@ ") {
+		return "", fmt.Errorf("%q: %q is no host: %w", address, host, ErrAddress)
+	}
+	n, err := net.LookupPort("tcp", port)
+	if err != nil || port == "" || n < 0 || n > 65535 {
+		return "", fmt.Errorf("%q: port %q is not 0 to 65535: %w", address, port, ErrAddress)
+	}
+	return "tcp://" + net.JoinHostPort(host, strconv.Itoa(n)), nil
+}
+
 // Listen listens on tcp://HOST:PORT or unix:PATH. Port 0 is one that is free. A
 // socket that no server listens on any more is replaced; the socket's mode is
 // 0600, and it is removed when the listener is closed.
 func Listen(ctx context.Context, address string) (net.Listener, error) {
-	if hostPort, ok := strings.CutPrefix(address, "tcp://"); ok {
-		host, port, err := net.SplitHostPort(hostPort)
-		if err != nil {
-			return nil, fmt.Errorf("listen on %s: %w: want tcp://HOST:PORT", address, err)
-		}
-		if host == "" {
-			return nil, fmt.Errorf("listen on %s: no host: want 127.0.0.1, or 0.0.0.0 or [::] for all", address)
-		}
-		l, err := new(net.ListenConfig).Listen(ctx, "tcp", net.JoinHostPort(host, port))
-		if err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", address, err)
-		}
-		return l, nil
+	checked, err := CheckAddress(address)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %w", err)
 	}
-	path, ok := strings.CutPrefix(address, "unix:")
-	if !ok || path == "" {
-		return nil, fmt.Errorf("listen on %q: want tcp://HOST:PORT or unix:PATH", address)
+	var l net.Listener
+	if hostPort, ok := strings.CutPrefix(checked, "tcp://"); ok {
+		l, err = new(net.ListenConfig).Listen(ctx, "tcp", hostPort)
+	} else {
+		l, err = listenUnix(ctx, strings.TrimPrefix(checked, "unix:"))
 	}
-	l, err := listenUnix(ctx, path)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
@@ -48,13 +90,6 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 }
 
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
-	const longest = len(unix.RawSockaddrUnix{}.Path) - 1
-	if len(path) > longest {
-		return nil, fmt.Errorf("a path of %d bytes: want at most %d", len(path), longest)
-	}
-	if path[0] == '@' {
-		path = "./" + path // net takes it for an abstract one, which has no mode
-	}
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
