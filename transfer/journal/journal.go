@@ -102,6 +102,7 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 	}
 	j = &Journal{f: f, path: path, fdatasync: unix.Fdatasync}
 	if info.Size() == 0 {
+		inPlace(f)
 		// Written and not only reserved: what it holds must still fit when
 		// nothing else does.
 		if _, err := f.Write(make([]byte, 2*slotSize)); err != nil {
@@ -112,6 +113,21 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 	}
 	entries, err = j.read()
 	return j, entries, err
+}
+
+// noCopyOnWrite is FS_NOCOW_FL of linux/fs.h.
+const noCopyOnWrite = 0x00800000
+
+// inPlace has an empty file overwritten in place where its file system would
+// write anew what is overwritten (btrfs): there the space of the journal could
+// not hold a checkpoint once the file system is full. Other file systems do not
+// know the attribute, and need none.
+func inPlace(f *os.File) {
+	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
+	if err != nil {
+		return
+	}
+	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|noCopyOnWrite))
 }
 
 // Load returns the entries of the journal at path like Open, without making or
