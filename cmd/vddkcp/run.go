@@ -212,29 +212,35 @@ func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, erro
 		all.protect("the job file", c.Jobs)
 	}
 	for _, j := range file.Jobs {
-		name := fmt.Sprintf("jobs[%d]", j.Index)
-		c.protectJob(all, name, j.Data.(*copyCommand))
+		protectJob(all, j)
 		if c.LogDir != "" {
-			all.add("--log-dir, the log of "+name, c.logPath(j))
+			all.add(fmt.Sprintf("--log-dir, the log of jobs[%d]", j.Index), c.logPath(j))
 		}
 	}
 	return o, all.check()
 }
 
-// protectJob is protect for a job, whose paths are absolute. It resolves no links,
-// which would take long for many jobs: check compares files as well as paths.
-func (c *batchCommand) protectJob(o *outputs, name string, job *copyCommand) {
-	o.addOwn("the journal of "+name, job.Journal)
-	job.sourceFlags.protect(o, "the source of "+name, job.Src)
-	if !nbd.IsURI(job.Dst) {
-		partial := job.Dst + ".partial"
-		o.protect("the target of "+name, job.Dst)
-		o.protect("the unfinished target of "+name, partial)
-		o.protect("the journal of "+name, journal.Beside(partial))
+// protectJob adds the files of a job, whose paths are absolute, to those that no
+// output may be. It resolves no links, which would take long for many jobs: check
+// compares files as well as paths.
+func protectJob(o *outputs, j *batch.Job) {
+	of := fmt.Sprintf(" of jobs[%d]", j.Index)
+	o.addOwn("the journal"+of, j.Text("journal"))
+	o.protectSource("the source"+of, j.Source)
+	if !nbd.IsURI(j.Target) {
+		partial := j.Target + ".partial"
+		o.protect("the target"+of, j.Target)
+		o.protect("the unfinished target"+of, partial)
+		o.protect("the journal"+of, journal.Beside(partial))
 	}
-	if job.Backing != "" {
-		if path, err := job.backingPath(); err == nil {
-			o.protect("the backing of "+name, path)
+	if backing := j.Text("backing"); filepath.IsAbs(backing) {
+		o.protect("the backing"+of, backing)
+	} else if backing != "" {
+		o.protect("the backing"+of, filepath.Join(filepath.Dir(j.Target), backing))
+	}
+	for _, field := range []string{"password", "cookie"} {
+		if file, ok := strings.CutPrefix(j.Text(field), "+"); ok {
+			o.protect("the file of the "+field+of, file)
 		}
 	}
 }
