@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"vddkcp/internal/bytesize"
@@ -223,10 +224,8 @@ func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
 		return nil
 	}
 	if r.entries = r.entries[1:]; len(r.entries) == 0 {
-		return &hintedError{
-			fmt.Errorf("--resume: %s does not hold what its journal says was written last: %w", j.Dst, why),
-			"--force without --resume starts anew",
-		}
+		r.entries = []journal.Entry{*last} // the earlier copy stays as it is
+		return j.neverResumed(fmt.Errorf("the target does not hold what its journal says was written last: %w", why))
 	}
 	j.warn(fmt.Sprintf("the checkpoint at %d is not used: %v; the one before, at %d, is", last.Offset, why, r.entries[0].Offset))
 	return nil
@@ -241,7 +240,7 @@ var errUnproved = errors.New("nothing proves that the target is the one that was
 func (j *job) checkTarget(ctx context.Context, src source.Disk, dst sink.Disk, last *journal.Entry) error {
 	if back, ok := sink.Ability[sink.Readback](dst); ok {
 		if err := last.CheckTail(ctx, back); err != nil {
-			return err
+			return j.unreadable(err)
 		}
 	}
 	id, err := sink.IdentityOf(dst)
@@ -258,6 +257,18 @@ func (j *job) checkTarget(ctx context.Context, src source.Disk, dst sink.Disk, l
 		return fmt.Errorf("%w: it is %s, and was %s, and nothing but zeros or the backing's content was written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
 	}
 	return j.checkSource(ctx, src, &last.Checkpoint)
+}
+
+// unreadable returns err, of reading back what was written last, as a
+// transfer.ErrTail where it says that an image file is damaged: then the file is
+// not what the checkpoint is of, which no later run changes. An error of the
+// system or of a server may pass.
+func (j *job) unreadable(err error) error {
+	if j.resumption.place.Kind != "file" || errors.Is(err, transfer.ErrTail) || errors.As(err, new(syscall.Errno)) ||
+		errors.Is(err, context.Canceled) || errors.As(err, new(*signalError)) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", transfer.ErrTail, err)
 }
 
 // otherTarget makes a usage error of a target that is not that of the copy to go
