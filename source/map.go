@@ -65,6 +65,51 @@ func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, erro
 	}
 }
 
+// MapAll is Map of the whole disk. Meanwhile it tells how many bytes of the disk
+// it has looked at: an image of a megabyte can describe a disk of many terabytes,
+// and take minutes to yield its first mapping.
+func MapAll(ctx context.Context, d Disk, told func(off int64)) iter.Seq2[Mapping, error] {
+	return func(yield func(Mapping, error) bool) {
+		var held Mapping // held.Len == 0: none
+		for off, n := range Windows(d.Size()) {
+			for m, err := range Map(ctx, d, off, n) {
+				if err != nil {
+					yield(Mapping{}, err)
+					return
+				}
+				if held.Len > 0 && held.continues(m) {
+					held.Len += m.Len
+					continue
+				}
+				if held.Len > 0 && !yield(held, nil) {
+					return
+				}
+				held = m
+			}
+			told(off + n)
+		}
+		if held.Len > 0 {
+			yield(held, nil)
+		}
+	}
+}
+
+// Windows cuts a disk of a size into pieces, by offset and length in bytes, that
+// are large enough to cost nothing and small enough to show progress.
+func Windows(size int64) iter.Seq2[int64, int64] {
+	const least, most = 64 << 30, 1024 // bytes; pieces
+	step := max(least, size/most&^(least-1))
+	return func(yield func(off, n int64) bool) {
+		for off := int64(0); off < size; {
+			n := min(step, size-off)
+			if !yield(off, n) {
+				return
+			}
+			off += n
+		}
+	}
+}
+
 // continues reports whether n, which begins where m ends, is more of the same.
 func (m *Mapping) continues(n Mapping) bool {
 	return m.Kind == n.Kind && m.Depth == n.Depth && m.Absent == n.Absent &&

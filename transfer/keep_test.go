@@ -17,6 +17,7 @@ import (
 	"vddkcp/source"
 	"vddkcp/source/sourcetest"
 	"vddkcp/transfer"
+	"vddkcp/transfer/progress"
 )
 
 // fault fails calls of a copy once the copy is as far as a case wants it.
@@ -110,7 +111,7 @@ func TestFailuresKeepWork(t *testing.T) {
 					if counted {
 						src = countedDisk{disk}
 					}
-					p, err := transfer.NewPlanWithin(t.Context(), src, -1) // the extents are asked for in the copy
+					p, err := transfer.NewPlanWithin(t.Context(), src, -1, new(progress.Counters)) // the extents are asked for in the copy
 					if err != nil {
 						t.Fatal(err)
 					}

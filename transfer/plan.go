@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"vddkcp/source"
+	"vddkcp/transfer/progress"
 )
 
 // planCache bounds what a Plan remembers of the extents, at 8 bytes each: a
@@ -39,13 +40,13 @@ func (p *Plan) Identity() string { return p.identity }
 
 // NewPlan asks src for its extents, all of them, and adds them up.
 func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
-	return NewPlanWithin(ctx, src, math.MaxInt64)
+	return NewPlanWithin(ctx, src, math.MaxInt64, new(progress.Counters))
 }
 
 // NewPlanWithin is NewPlan for sources that may need long to tell all of their
 // extents. After so much time it leaves the rest to the copy, which asks while
-// it reads.
-func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration) (*Plan, error) {
+// it reads. The counters get how much of the disk was examined.
+func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration, counters *progress.Counters) (*Plan, error) {
 	begun := time.Now()
 	p := &Plan{Size: src.Size()}
 	if p.Size > maxSize {
@@ -62,28 +63,32 @@ func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration)
 			p.cachedTo += length
 		}
 	}
-	for e, err := range source.Covered(ctx, src, 0, p.Size) {
-		if err != nil {
-			return nil, fmt.Errorf("query extents: %w", err)
-		}
-		switch e.Kind {
-		case source.Zero:
-			p.Zero += e.Len
-		case source.Same:
-			p.Same += e.Len
-		default:
-			p.Data += e.Len
-		}
-		p.Known = e.End()
-		if e.Kind == last {
-			length += e.Len
-		} else {
-			remember()
-			p.Extents++
-			last, length = e.Kind, e.Len
-		}
-		if time.Since(begun) > patience {
-			break
+windows:
+	for off, n := range source.Windows(p.Size) {
+		for e, err := range source.Covered(ctx, src, off, n) {
+			if err != nil {
+				return nil, fmt.Errorf("query extents: %w", err)
+			}
+			switch e.Kind {
+			case source.Zero:
+				p.Zero += e.Len
+			case source.Same:
+				p.Same += e.Len
+			default:
+				p.Data += e.Len
+			}
+			p.Known = e.End()
+			counters.Examined(p.Known, p.Size)
+			if e.Kind == last {
+				length += e.Len
+			} else {
+				remember()
+				p.Extents++
+				last, length = e.Kind, e.Len
+			}
+			if time.Since(begun) > patience {
+				break windows
+			}
 		}
 	}
 	remember()

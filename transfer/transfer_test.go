@@ -93,7 +93,7 @@ func TestCopyIsIdentical(t *testing.T) {
 						p := plan(t, src)
 						if r.IntN(2) == 0 { // most of it is found out while copying
 							var err error
-							if p, err = transfer.NewPlanWithin(t.Context(), src, 0); err != nil {
+							if p, err = transfer.NewPlanWithin(t.Context(), src, 0, new(progress.Counters)); err != nil {
 								t.Fatal(err)
 							}
 							if size > 1<<20 && p.Known == size {

@@ -55,8 +55,9 @@ type job struct {
 	backing  source.Disk        // of the target; nil: none
 	overlaid *journal.Backing   // what the backing is; nil: none
 	limit    *transfer.Limiter
-	stdout   io.Writer // of --dry-run
-	need     int64     // bytes that the target will take, once that is planned
+	stdout   io.Writer     // of --dry-run
+	pause    func() func() // takes the display off the terminal until what it returns is called
+	need     int64         // bytes that the target will take, once that is planned
 	warning  sync.Mutex
 	retried  bool // who runs this copy tries again what may pass
 	// whole is called with the mark of the target's file before that gets its
@@ -69,7 +70,7 @@ type job struct {
 
 func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	counters := new(progress.Counters)
-	style := c.style()
+	style := progressStyle(c.Progress)
 	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
 	asJSON := style == progress.JSON
 	outputs := c.outputs(logs)
@@ -83,6 +84,8 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	}
 	j := c.newJob(log, counters)
 	j.outputs = outputs
+	j.pause = pauseOf(display)
+	c.secrets.pause = j.pause
 	err = shown(display, func() error { return j.do(ctx) })
 	if c.Report != "" {
 		// What failed may have been opened before the outputs were checked.
@@ -134,6 +137,7 @@ func (c *copyCommand) newJob(log *slog.Logger, counters *progress.Counters) *job
 		copyCommand: c, log: log, counters: counters,
 		report: transfer.NewReport(c.Src, c.Dst),
 		opener: c.opener(), backings: c.opener(), stdout: textOutput,
+		pause: noPause,
 	}
 	j.backings.SingleLink = false // that is said of SRC
 	if c.RateLimit > 0 {
@@ -169,13 +173,6 @@ func (j *job) do(ctx context.Context) error {
 		j.log.Info("digest", d.Algorithm, d.Value)
 	}
 	return err
-}
-
-func (c *copyCommand) style() progress.Style {
-	if c.DryRun {
-		return progress.None
-	}
-	return progressStyle(c.Progress)
 }
 
 // progressStyle is what --progress asks for.
@@ -308,7 +305,7 @@ func (j *job) run(ctx context.Context) error {
 	if err != nil {
 		return otherTarget(err)
 	}
-	plan, err := transfer.NewPlanWithin(ctx, src, j.patience())
+	plan, err := transfer.NewPlanWithin(ctx, src, j.patience(), j.counters)
 	if err != nil {
 		return err
 	}
@@ -670,6 +667,7 @@ func (j *job) printPlan(w io.Writer, plan *transfer.Plan, shared int64, target *
 		text += fmt.Sprintf("of these shared: %d bytes (%s)\n", shared, bytesize.Format(shared))
 	}
 	holes := plan.Zero + plan.Same
+	defer j.pause()()
 	_, err := fmt.Fprintf(w, "%sholes: %d bytes (%s)\n", text, holes, bytesize.Format(holes))
 	return err
 }

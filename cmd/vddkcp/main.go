@@ -152,7 +152,7 @@ func refuseMisspelt(app *kong.Application, args []string) error {
 // drain returns a context that ends so long after ctx, with the same cause: for
 // what is to be finished once a signal has come.
 func drain(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
-	drained, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	drained, cancel := context.WithCancelCause(context.WithValue(context.WithoutCancel(ctx), undrainedKey{}, ctx))
 	stop := context.AfterFunc(ctx, func() {
 		timer := time.NewTimer(grace)
 		defer timer.Stop()
@@ -166,6 +166,18 @@ func drain(ctx context.Context, grace time.Duration) (context.Context, context.C
 		stop()
 		cancel(nil)
 	}
+}
+
+// undrainedKey is the key of the context that a drained one comes from.
+type undrainedKey struct{}
+
+// undrained returns the context that ctx came from by drain, for what is to end
+// with the signal itself: nobody types a password after Ctrl-C.
+func undrained(ctx context.Context) context.Context {
+	if from, ok := ctx.Value(undrainedKey{}).(context.Context); ok {
+		return from
+	}
+	return ctx
 }
 
 // usageError is a mistake of the caller's, with exit status 2.
@@ -236,6 +248,7 @@ func withSignals(parent context.Context, last func()) (ctx context.Context, stop
 			if second == syscall.SIGHUP || second == first && time.Since(begun) < echo {
 				continue
 			}
+			restoreTerminal()
 			last()
 			os.Exit(128 + int(second.(syscall.Signal)))
 		}

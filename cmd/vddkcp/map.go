@@ -10,6 +10,7 @@ import (
 
 	"vddkcp/internal/printable"
 	"vddkcp/source"
+	"vddkcp/transfer/progress"
 )
 
 type mapCommand struct {
@@ -29,7 +30,9 @@ func (c *mapCommand) Run(ctx context.Context, logs *logFlags) error {
 	if c.JSON {
 		print = printMapJSON
 	}
-	err = print(ctx, out, src)
+	counters := new(progress.Counters)
+	display := progress.NewDisplay(progress.Lines, displayOutput, c.Src, counters)
+	err = shown(display, func() error { return print(ctx, out, src, counters) })
 	if err == nil {
 		err = out.Flush()
 	}
@@ -41,11 +44,11 @@ func (c *mapCommand) Run(ctx context.Context, logs *logFlags) error {
 
 // printMapJSON prints the array that docs/cli.md has, an object a line. It is
 // encoded by hand: a disk can have some hundred million extents.
-func printMapJSON(ctx context.Context, w *bufio.Writer, src source.Disk) error {
+func printMapJSON(ctx context.Context, w *bufio.Writer, src source.Disk, counters *progress.Counters) error {
 	format := formatOf(src)
 	w.WriteByte('[')
 	first := true
-	for m, err := range source.Map(ctx, src, 0, src.Size()) {
+	for m, err := range source.MapAll(ctx, src, func(n int64) { counters.Examined(n, src.Size()) }) {
 		if err != nil {
 			return err
 		}
@@ -95,10 +98,10 @@ func formatOf(src source.Disk) string {
 }
 
 // printMapTable prints the extents that have data, as qemu-img map does.
-func printMapTable(ctx context.Context, w *bufio.Writer, src source.Disk) error {
+func printMapTable(ctx context.Context, w *bufio.Writer, src source.Disk, counters *progress.Counters) error {
 	w.WriteString("Offset          Length          Mapped to       File\n")
 	names := map[*os.File]string{nil: "-"}
-	for m, err := range source.Map(ctx, src, 0, src.Size()) {
+	for m, err := range source.MapAll(ctx, src, func(n int64) { counters.Examined(n, src.Size()) }) {
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/term"
 
 	"vddkcp/internal/printable"
+	"vddkcp/transfer/progress"
 )
 
 // errorOutput is standard error, and textOutput standard output for text and
@@ -41,6 +42,17 @@ func standardOutput(ctx context.Context) io.Writer {
 	}
 	return printable.NewWriter(&pipeWriter{ctx, os.Stdout})
 }
+
+// pauseOf returns the display's Pause, where there is something to pause: on a
+// terminal. A program that reads lines of progress goes on getting them.
+func pauseOf(d *progress.Display) func() func() {
+	if !errorTerminal() {
+		return noPause
+	}
+	return d.Pause
+}
+
+func noPause() func() { return func() {} }
 
 // errorTerminal reports whether standard error is a terminal.
 func errorTerminal() bool { return term.IsTerminal(int(os.Stderr.Fd())) }

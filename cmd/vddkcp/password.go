@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/alecthomas/kong"
@@ -74,8 +77,10 @@ func (f *secretFlag) parse(s string) error {
 	return nil
 }
 
-// read gets the secret; what names it to who is asked for it.
-func (f *secretFlag) read(ctx context.Context, what string) (vddk.Secret, error) {
+// read returns the secret, which a prompt calls what. Pause takes the display off
+// the terminal meanwhile; nil: there is none. No error has the word of the flag: it
+// may be a password that somebody took for the name of a file.
+func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), what string) (vddk.Secret, error) {
 	var text string
 	var err error
 	switch f.form {
@@ -84,13 +89,12 @@ func (f *secretFlag) read(ctx context.Context, what string) (vddk.Secret, error)
 	case inPlain, inJobFile:
 		text = f.value
 	case onTerminal:
-		text, err = askTerminal(ctx, what+": ")
-	case inFile:
-		var file *os.File
-		if file, err = os.Open(f.value); err == nil {
-			text, err = firstLine(file)
-			file.Close()
+		if pause != nil {
+			defer pause()()
 		}
+		text, err = askTerminal(undrained(ctx), what+": ")
+	case inFile:
+		text, err = readSecretFile(f.value)
 	case onFD:
 		text, err = readFD(f.fd)
 	}
@@ -98,6 +102,26 @@ func (f *secretFlag) read(ctx context.Context, what string) (vddk.Secret, error)
 		return vddk.Secret{}, err
 	}
 	return vddk.NewSecret(text), nil
+}
+
+// readSecretFile returns the first line of the file, which its errors don't name.
+func readSecretFile(name string) (string, error) {
+	file, err := os.Open(name)
+	if err == nil {
+		defer file.Close()
+		var text string
+		if text, err = firstLine(file); err == nil {
+			return text, nil
+		}
+	}
+	var at *fs.PathError
+	if errors.As(err, &at) {
+		err = at.Err
+	}
+	return "", &hintedError{
+		fmt.Errorf("cannot read the file that is named after +: %w", err),
+		"a value that begins with + names a file, whose first line is the secret; give a secret that begins with + itself by +FILE, - or -FD",
+	}
 }
 
 // readFD reads what whoever started us left open for it. No child of ours gets
@@ -157,6 +181,8 @@ func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 	if err != nil {
 		return "", err
 	}
+	forget := onAbruptEnd(func() { _ = set(before) })
+	defer forget()
 	silent := *before
 	silent.Lflag = silent.Lflag&^unix.ECHO | unix.ICANON | unix.ISIG
 	silent.Iflag |= unix.ICRNL
@@ -180,6 +206,40 @@ func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 		return "", fmt.Errorf("nothing was typed: %w", err)
 	}
 	return strings.TrimSuffix(line, "\n"), nil
+}
+
+// abruptEnd is what a signal that ends the process at once does before, while the
+// terminal shows nothing of what is typed.
+var abruptEnd atomic.Pointer[func()]
+
+// onAbruptEnd has restore called if a signal ends the process at once, until forget
+// is called: a second one of those that end the work, or SIGQUIT.
+func onAbruptEnd(restore func()) (forget func()) {
+	abruptEnd.Store(&restore)
+	fatal := make(chan os.Signal, 1)
+	signal.Notify(fatal, unix.SIGQUIT)
+	gone := make(chan struct{})
+	go func() {
+		select {
+		case s := <-fatal:
+			restoreTerminal()
+			signal.Reset(s)
+			_ = unix.Kill(os.Getpid(), s.(unix.Signal)) // as if it had not been caught
+		case <-gone:
+		}
+	}()
+	return func() {
+		close(gone)
+		signal.Stop(fatal)
+		abruptEnd.Store(nil)
+	}
+}
+
+// restoreTerminal makes the terminal show again what is typed.
+func restoreTerminal() {
+	if restore := abruptEnd.Load(); restore != nil {
+		(*restore)()
+	}
 }
 
 // secretEnvironment are the secrets that the environment gave.

@@ -123,3 +123,66 @@ func findSecret(t *testing.T, marker string, given int) (workers int) {
 	}
 	return workers
 }
+
+// A word after + that names no file may be the password itself: nothing shows it.
+func TestWordAfterPlusIsNotShown(t *testing.T) {
+	const word = "Hidden-w0rd"
+	dir := t.TempDir()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	if err := os.Mkdir(in(word+"-folder"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, field, value string) string {
+		t.Helper()
+		text := fmt.Sprintf(`{"version":1,"jobs":[{"source":"[ds] a.vmdk","target":"%s","server":"h","user":"u","vm":"moref=1","thumbprint":"%s","libdir":"%s",%q:%q}]}`,
+			in("out.raw"), strings.Repeat("ab", 20), dir, field, value)
+		if err := os.WriteFile(in(name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return in(name)
+	}
+	remote := []string{"--server", "h", "--user", "u", "--vm", "moref=1", "--thumbprint", strings.Repeat("ab", 20), "--libdir", dir, "-v"}
+	state := []string{"--state", in("state.json"), "--report", in("r.json"), "--report", in("r.html"), "--log-dir", in("logs"), "-v"}
+	for name, args := range map[string][]string{
+		"password":          append([]string{"copy", "[ds] a.vmdk", "null:", "--password", "+" + word, "--report", in("r.json"), "--log-file", in("log")}, remote...),
+		"with =":            append([]string{"copy", "[ds] a.vmdk", "null:", "--password=+" + word, "--report", in("r.json")}, remote...),
+		"JSON":              append([]string{"copy", "[ds] a.vmdk", "null:", "--password=+" + word, "--progress", "json", "--log-file", in("log"), "--log-format", "json"}, remote...),
+		"cookie":            append([]string{"copy", "[ds] a.vmdk", "null:", "--cookie", "+" + word, "--report", in("r.json")}, remote...),
+		"a folder":          append([]string{"info", "[ds] a.vmdk", "--password", "+" + in(word+"-folder")}, remote...),
+		"a file in no file": append([]string{"map", "[ds] a.vmdk", "--password", "+/dev/null/" + word}, remote...),
+		"verify":            append([]string{"verify", "[ds] a.vmdk", "/dev/null", "--cookie", "+" + word}, remote...),
+		"export":            append([]string{"export", "[ds] a.vmdk", "--password", "+" + word}, remote...),
+		"nbdkit's words":    {"copy", "libdir=" + dir, "server=h", "user=u", "vm=moref=1", "thumbprint=" + strings.Repeat("ab", 20), "password=+" + word, "[ds] a.vmdk", "null:"},
+		"a batch":           append([]string{"run", write("jobs.json", "password", "+"+word)}, state...),
+		"a batch's cookie":  append([]string{"run", write("cookie.json", "cookie", "+"+word)}, state...),
+		"a check":           {"run", write("check.json", "password", "+"+word), "--check", "-v"},
+		"a wrong word":      {"run", write("fd.json", "password", "-"+word)},
+		"a wrong kind":      {"run", write("kind.json", "passwort", "+"+word)},
+		"a misspelt flag":   append([]string{"copy", "[ds] a.vmdk", "null:", "--pasword=+" + word}, remote...),
+		"a misspelt key":    {"copy", "server=h", "pasword=+" + word, "[ds] a.vmdk", "null:"},
+		"no file at all":    append([]string{"copy", "[ds] a.vmdk", "null:", "--password", "+"}, remote...),
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := command(t, args...).CombinedOutput()
+			if err == nil {
+				t.Fatalf("it succeeded\n%s", out)
+			}
+			if strings.Contains(string(out), word) {
+				t.Errorf("shown:\n%s", out)
+			}
+			for _, pattern := range []string{"state.json*", "r.*", "log", "logs/*"} {
+				files, _ := filepath.Glob(in(pattern))
+				for _, file := range files {
+					text, err := os.ReadFile(file)
+					if err != nil || strings.Contains(string(text), word) {
+						t.Errorf("%s: %v\n%s", file, err, text)
+					}
+					if info, err := os.Stat(file); err != nil || !strings.Contains(file, "log") && info.Mode().Perm() != 0o600 {
+						t.Errorf("%s: mode %v, %v; want 0600", file, info.Mode(), err)
+					}
+					os.Remove(file)
+				}
+			}
+		})
+	}
+}

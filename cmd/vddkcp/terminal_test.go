@@ -18,7 +18,10 @@ import (
 
 // startOnTerminal starts cmd with a new terminal as the one that controls it,
 // and returns the other end of that.
-func startOnTerminal(cmd *exec.Cmd) (*os.File, error) {
+func startOnTerminal(cmd *exec.Cmd) (*os.File, error) { return startOn(cmd, false) }
+
+// startOn is startOnTerminal, where standard error may be the terminal too.
+func startOn(cmd *exec.Cmd, stderr bool) (*os.File, error) {
 	other, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
@@ -37,6 +40,9 @@ func startOnTerminal(cmd *exec.Cmd) (*os.File, error) {
 	}
 	defer tty.Close()
 	cmd.ExtraFiles = []*os.File{tty}
+	if stderr {
+		cmd.Stderr = tty
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 3}
 	if err := cmd.Start(); err != nil {
 		other.Close()
@@ -158,4 +164,64 @@ func cmdTerminal(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	ts.Check(os.WriteFile(ts.MkAbs("terminal"), []byte(shown), 0o644))
 	ts.Check(os.WriteFile(ts.MkAbs("out"), out.Bytes(), 0o644))
+}
+
+// An end that no code of ours follows leaves a terminal that shows what is typed.
+func TestEchoAfterSIGQUIT(t *testing.T) {
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestAskTerminal$")
+	cmd.Env = append(os.Environ(), "VDDKCP_TEST_ASK=1", "GOTRACEBACK=none")
+	terminal, err := startOnTerminal(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer terminal.Close()
+	shown, err := answer(terminal, "password: ", "half\x1c")
+	if err != nil {
+		t.Fatal(err, shown)
+	}
+	if err := cmd.Wait(); cmd.ProcessState.Success() {
+		t.Fatalf("SIGQUIT did not end it: %v", err)
+	}
+	mode, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mode.Lflag&unix.ECHO == 0 {
+		t.Error("the terminal does not show what is typed")
+	}
+}
+
+// The display is off the terminal while a password is asked for.
+func TestPromptWithoutDisplay(t *testing.T) {
+	for name, args := range map[string][]string{
+		"copy":   {"copy", "[ds] a.vmdk", "null:"},
+		"verify": {"verify", "[ds] a.vmdk", os.DevNull},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := command(t, append(args, "--progress", "bar", "--server", "h", "--user", "u", "--vm", "moref=1",
+				"--thumbprint", strings.Repeat("ab", 20), "--libdir", t.TempDir(), "--password", "-")...)
+			terminal, err := startOn(cmd, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer terminal.Close()
+			var shown strings.Builder
+			b := make([]byte, 4096)
+			for !strings.HasSuffix(shown.String(), "password of u at h: ") {
+				n, err := terminal.Read(b)
+				if err != nil {
+					t.Fatal(err, shown.String())
+				}
+				shown.Write(b[:n])
+			}
+			// Several times as long as a bar rests.
+			const milliseconds = 1000
+			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(terminal.Fd()), Events: unix.POLLIN}}, milliseconds); n != 0 || err != nil {
+				n, _ = terminal.Read(b)
+				t.Errorf("drawn over the prompt: %q, %v", b[:max(n, 0)], err)
+			}
+			cmd.Process.Kill()
+			cmd.Wait()
+		})
+	}
 }

@@ -44,6 +44,7 @@ type vddkSecrets struct {
 	environment      *secretEnvironment
 	password, cookie vddk.Secret
 	read             bool
+	pause            func() (resume func()) // takes the display off the terminal; nil: there is none
 }
 
 // retryFlags say how patient reading over a network is.
@@ -208,12 +209,12 @@ func (f *vddkFlags) readSecrets(ctx context.Context, p *vddk.Params, warn func(s
 		if s.flag.form == inPlain {
 			warn(fmt.Sprintf("--%s on the command line can be seen by others on this host: want -, +FILE or VDDKCP_%s", s.name, strings.ToUpper(s.name)))
 		}
-		secret, err := s.flag.read(ctx, fmt.Sprintf("%s of %s at %s", s.name, printable.Name(p.User), printable.Name(p.Server)))
+		secret, err := s.flag.read(ctx, f.secrets.pause, fmt.Sprintf("%s of %s at %s", s.name, printable.Name(p.User), printable.Name(p.Server)))
 		if ctx.Err() != nil {
 			return err
 		}
 		if err != nil {
-			return &usageError{err: fmt.Errorf("--%s: %w", s.name, err)}
+			return &usageError{err: fmt.Errorf("--%s: %w", s.name, err), hint: hint(err)}
 		}
 		*s.into = secret
 	}

@@ -99,6 +99,7 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return &usageError{err: err}
 	}
+	c.secrets.pause = pauseOf(display)
 	err = shown(display, func() error {
 		if c.Digest != (digestValue{}) {
 			return c.sum(ctx, outputs, log, counters)

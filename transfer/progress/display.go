@@ -40,6 +40,9 @@ type Display struct {
 	total int64     // planned bytes when the bar was made
 	line  time.Time // of the last of Lines
 	phase Phase
+
+	paused int
+	held   []byte // written while it was paused
 }
 
 // NewDisplay returns a Display of the copy of a disk, drawing on out.
@@ -85,6 +88,10 @@ func (s Style) keepDrawing(done <-chan struct{}, draw func(last bool)) {
 func (d *Display) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.paused > 0 && len(d.held) < maxHeld {
+		d.held = append(d.held, p...)
+		return len(p), nil
+	}
 	if d.bar != nil {
 		// The bar is drawn again at its next tick; an error of the terminal
 		// shows in the write below.
@@ -92,6 +99,28 @@ func (d *Display) Write(p []byte) (int, error) {
 	}
 	_, err := d.out.Write(printable.Bytes(p))
 	return len(p), err
+}
+
+// maxHeld is how much a paused Display keeps of what is written, in bytes.
+const maxHeld = 1 << 20
+
+// Pause takes what is drawn off the terminal, for a question or for other text,
+// until resume is called. What others write meanwhile is shown then.
+func (d *Display) Pause() (resume func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.paused++
+	if d.bar != nil {
+		_ = d.bar.Clear() // as in Write
+	}
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.paused--; d.paused == 0 && len(d.held) > 0 {
+			_, _ = d.out.Write(printable.Bytes(d.held))
+			d.held = nil
+		}
+	}
 }
 
 // Line is what --progress json prints, by docs/cli.md, "JSON". Sizes are bytes.
@@ -113,6 +142,9 @@ type Line struct {
 func (d *Display) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.paused > 0 {
+		return
+	}
 	now, s := time.Now(), d.counters.Snapshot()
 	rate := d.meter.add(now, s.Done)
 	eta := timeLeft(s, rate)
@@ -150,6 +182,9 @@ func writeJSON(out io.Writer, now time.Time, job, disk string, s Snapshot, rate 
 
 func describe(s Snapshot, rate float64, eta *float64) string {
 	var b bytes.Buffer
+	if s.Phase == Plan && s.Size > 0 {
+		return s.examination() + "\n"
+	}
 	fmt.Fprintf(&b, "%s: %s of %s done", s.Phase, bytesize.Format(s.Done), bytesize.Format(s.Planned))
 	if s.Planned > 0 {
 		fmt.Fprintf(&b, " (%d%%)", s.Done*100/s.Planned)
@@ -164,6 +199,11 @@ func describe(s Snapshot, rate float64, eta *float64) string {
 		fmt.Fprintf(&b, ", %s left", (time.Duration(*eta) * time.Second).String())
 	}
 	return b.String() + "\n"
+}
+
+// examination says how far a plan is.
+func (s Snapshot) examination() string {
+	return fmt.Sprintf("%s: %s of %s examined (%d%%)", s.Phase, bytesize.Format(s.Examined), bytesize.Format(s.Size), int(100*float64(s.Examined)/float64(s.Size)))
 }
 
 func (d *Display) drawBar(s Snapshot, last bool) {
@@ -183,13 +223,20 @@ func (d *Display) drawBar(s Snapshot, last bool) {
 			progressbar.OptionFullWidth(),
 			progressbar.OptionSetPredictTime(true),
 			progressbar.OptionThrottle(0),
+			// A goroutine of the bar's would draw a spinner between our messages,
+			// and over a prompt.
+			progressbar.OptionSetSpinnerChangeInterval(0),
 		)
 	}
 	if last && s.Phase == Plan {
 		_ = d.bar.Clear()
 		return
 	}
-	d.bar.Describe(fmt.Sprintf("%-6s", s.Phase))
+	if s.Phase == Plan && s.Size > 0 {
+		d.bar.Describe(s.examination())
+	} else {
+		d.bar.Describe(fmt.Sprintf("%-6s", s.Phase))
+	}
 	_ = d.bar.Set64(s.Done)
 	if last {
 		_ = d.bar.Exit()

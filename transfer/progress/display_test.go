@@ -124,3 +124,52 @@ func TestBarAndMessagesShareNoLine(t *testing.T) {
 		t.Errorf("the last line is not ended: %q", out)
 	}
 }
+
+// A display that is paused leaves the terminal alone, and shows later what was
+// written meanwhile.
+func TestPause(t *testing.T) {
+	for _, style := range []progress.Style{progress.Bar, progress.Lines, progress.JSON} {
+		var out bytes.Buffer
+		synctest.Test(t, func(t *testing.T) {
+			c := new(progress.Counters)
+			d := progress.NewDisplay(style, &out, "disk", c)
+			done, ended := make(chan struct{}), make(chan struct{})
+			go func() {
+				d.Run(done)
+				close(ended)
+			}()
+			time.Sleep(15 * time.Second)
+			c.Enter(progress.Copy)
+			resume := d.Pause()
+			before := out.Len()
+			if _, err := d.Write([]byte("a message\n")); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Minute)
+			if out.Len() != before {
+				t.Errorf("style %d: while paused: %q", style, out.String()[before:min(out.Len(), before+200)])
+			}
+			resume()
+			if got := out.String()[before:]; got != "a message\n" {
+				t.Errorf("style %d: after it: %q", style, got)
+			}
+			time.Sleep(15 * time.Second)
+			if out.Len() == before+len("a message\n") {
+				t.Errorf("style %d: nothing is drawn again", style)
+			}
+			close(done)
+			<-ended
+		})
+	}
+}
+
+// While extents are asked for, the share of the disk is shown.
+func TestExaminationIsShown(t *testing.T) {
+	out := show(t, progress.Lines, func(c *progress.Counters, _ *progress.Display) {
+		c.Examined(4<<40, 16<<40)
+		time.Sleep(11 * time.Second)
+	})
+	if want := "plan: 4.0 TiB of 16.0 TiB examined (25%)\n"; out != want {
+		t.Errorf("%q, want %q", out, want)
+	}
+}

@@ -28,10 +28,18 @@ type Counters struct {
 	phase                         atomic.Int32
 	planned, done, skipped        atomic.Int64
 	read, written, zeroed, cloned atomic.Int64
+	examined, size                atomic.Int64 // of the plan
 }
 
 // Enter starts a phase.
 func (c *Counters) Enter(p Phase) { c.phase.Store(int32(p)) }
+
+// Examined sets how many bytes of a disk of a size were asked for their
+// allocation.
+func (c *Counters) Examined(n, size int64) {
+	c.examined.Store(n)
+	c.size.Store(size)
+}
 
 // AddPlanned adds n bytes to what the copy has to move or to zero.
 func (c *Counters) AddPlanned(n int64) { c.planned.Add(n) }
@@ -60,6 +68,8 @@ type Snapshot struct {
 	Phase                         Phase
 	Planned, Done, Skipped        int64
 	Read, Written, Zeroed, Cloned int64
+
+	Examined, Size int64 // of the plan: how much of which disk
 }
 
 // Snapshot returns the present values.
@@ -68,6 +78,7 @@ func (c *Counters) Snapshot() Snapshot {
 		Phase:   Phase(c.phase.Load()),
 		Planned: c.planned.Load(), Done: c.done.Load(), Skipped: c.skipped.Load(),
 		Read: c.read.Load(), Written: c.written.Load(), Zeroed: c.zeroed.Load(), Cloned: c.cloned.Load(),
+		Examined: c.examined.Load(), Size: c.size.Load(),
 	}
 }
 
