@@ -336,7 +336,10 @@ func (c *exportCommand) certificates(log *slog.Logger) (server.TLSMode, *tls.Con
 	}
 	config, err := server.LoadTLS(dir, c.TLSVerifyPeer)
 	if err != nil {
-		return 0, nil, &usageError{err: err}
+		return 0, nil, &usageError{err: err, hint: hint(err)}
+	}
+	if nbd.NamesNoHost(config.Certificates[0].Leaf) {
+		log.Warn("the server's certificate has no subjectAltName: clients that verify it will refuse it", "certificates", dir)
 	}
 	if mode == server.TLSOn {
 		log.Debug("clients may come without TLS, or be made to: --tls require serves none of them")

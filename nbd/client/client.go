@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"vddkcp/nbd"
+	"vddkcp/source"
 )
 
 const (
@@ -104,7 +105,36 @@ func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server
 			c.fail(context.Cause(ctx))
 		}
 	})
+	if err := s.checkTail(); err != nil {
+		s.disconnect()
+		return nil, err
+	}
 	return s, nil
+}
+
+// checkTail reads the end of an export whose size is no multiple of the server's
+// own minimum block. The protocol has no request for it; where the server takes
+// none, that is to be known before the rest is copied.
+func (s *server) checkTail() error {
+	tail := s.size % int64(s.sizes.Min)
+	if !s.told || tail == 0 {
+		return nil
+	}
+	k := &call{cmd: nbd.CmdRead, off: s.size - tail, n: tail, data: make([]byte, tail)}
+	err := s.do(s.ctx, s.pick(), k)
+	var refused *serverError
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &refused):
+		return fmt.Errorf("%v: %w", k, err)
+	case !refused.final():
+		return nil // it may pass
+	}
+	return source.Permanent(&hinted{
+		fmt.Errorf("the export has %d bytes, no multiple of the server's minimum block of %d bytes, and its last %d bytes can't be read: %w", s.size, s.sizes.Min, tail, err),
+		fmt.Sprintf("let the server round the size up to a multiple of %d (nbdkit: --filter=truncate round-up=%d), or take smaller blocks", s.sizes.Min, s.sizes.Min),
+	})
 }
 
 // more opens the connections after the first.
@@ -291,8 +321,13 @@ func (s *server) disconnect() {
 	all.Wait()
 }
 
-// explain says which server a call failed on, and where.
+// explain says which server a call failed on, and where. A read that the server
+// refuses for good is source.Permanent.
 func (s *server) explain(k *call, err error) error {
+	var refused *serverError
+	if k.cmd == nbd.CmdRead && errors.As(err, &refused) && refused.final() {
+		err = source.Permanent(err)
+	}
 	if ended := s.ctx.Err(); ended != nil && !errors.Is(err, context.Cause(s.ctx)) {
 		err = context.Cause(s.ctx)
 	}

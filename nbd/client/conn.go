@@ -53,6 +53,17 @@ func (e *serverError) Error() string {
 
 func (e *serverError) Unwrap() error { return e.errno }
 
+// final reports whether the server would say the same to the same read again:
+// that it is not permitted, that it is wrong, or that the server can't do it.
+// EIO, ENOMEM and what the protocol does not know may pass.
+func (e *serverError) final() bool {
+	switch e.errno {
+	case nbd.EPERM, nbd.EINVAL, nbd.ENOSPC, nbd.EOVERFLOW, nbd.ENOTSUP:
+		return true
+	}
+	return false
+}
+
 // violation returns the error of a server that breaks the protocol. It comes
 // again, so that no retry helps.
 func violation(format string, args ...any) error {

@@ -94,7 +94,8 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 				yield(source.Extent{}, err)
 				return
 			}
-			if next := s.off - s.off%window + window; next < end && next != asked {
+			if start := s.off - s.off%window; end-start > window && start+window != asked {
+				next := start + window
 				if ahead != nil {
 					<-ahead
 				}
@@ -143,7 +144,7 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 		if known != nil {
 			return known, nil
 		}
-		fresh, err := s.ask(ctx, start, min(start-start%window+window, s.size))
+		fresh, err := s.ask(ctx, start, start+min(window-start%window, s.size-start))
 		if err != nil {
 			return nil, err
 		}

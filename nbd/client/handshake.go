@@ -9,6 +9,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"slices"
 	"strings"
 
 	"vddkcp/nbd"
@@ -55,6 +56,9 @@ func shake(ctx context.Context, raw net.Conn, uri *nbd.URI, tlsConfig *tls.Confi
 
 func (s *shaker) shake(ctx context.Context, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
 	n, err := s.greet(ctx, tlsConfig)
+	if _, secure := s.conn.(*tls.Conn); secure && err != nil {
+		err = untrusted(s.uri, tlsConfig, err)
+	}
 	if err == nil {
 		err = n.check()
 	}
@@ -180,7 +184,7 @@ func (s *shaker) startTLS(ctx context.Context, config *tls.Config) error {
 	}
 	t := tls.Client(s.conn, config)
 	if err := t.HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("TLS: %w", untrusted(err))
+		return fmt.Errorf("TLS: %w", untrusted(s.uri, config, err))
 	}
 	s.conn = t
 	return nil
@@ -277,13 +281,23 @@ func (s *shaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error
 	if text != "" {
 		message += ": " + text
 	}
-	err, hint := errors.New(message), ""
+	hint := ""
 	switch t {
 	case nbd.RepErrTLSRequired:
 		hint = "want " + secured(s.uri)
 	case nbd.RepErrUnknown:
-		hint = listed(s.list())
+		names, more := s.list()
+		if slices.Contains(names, s.uri.Export) {
+			message = fmt.Sprintf("%v: the server has the export %q and did not open it", o, nbd.Text([]byte(s.uri.Export)))
+			if text != "" {
+				message += ": " + text
+			}
+			hint = "see the server's log, or what it says on its terminal: it can't open its disk"
+			break
+		}
+		hint = listed(names, more)
 	}
+	err := errors.New(message)
 	if hint == "" {
 		return err
 	}
@@ -356,6 +370,12 @@ func (s *shaker) option(o nbd.Option, data []byte) error {
 
 func (s *shaker) send(b []byte) error {
 	_, err := s.conn.Write(b)
+	if secure, ok := s.conn.(*tls.Conn); ok && isClosed(err) {
+		// Why the server closed may have come before.
+		if _, why := secure.Read(make([]byte, 1)); why != nil {
+			return why
+		}
+	}
 	return err
 }
 

@@ -5,6 +5,9 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
+	"net"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,19 +47,49 @@ func unreachable(uri *nbd.URI, err error) error {
 	return err
 }
 
-// untrusted adds to an error of TLS's handshake what may help.
-func untrusted(err error) error {
-	var alert tls.AlertError
+// untrusted adds to an error of TLS, during its handshake or after it, what may
+// help. A server of TLS 1.3 refuses a client's certificate, or misses one, after
+// the handshake.
+func untrusted(uri *nbd.URI, config *tls.Config, err error) error {
 	var name x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	var op *net.OpError
 	switch {
-	case errors.As(err, new(x509.UnknownAuthorityError)):
+	case errors.As(err, new(x509.UnknownAuthorityError)) && uri.Certificates == "":
 		return &hinted{err, "tls-certificates=DIR names a folder whose ca-cert.pem signed the server's certificate"}
+	case errors.As(err, new(x509.UnknownAuthorityError)):
+		return &hinted{err, fmt.Sprintf("put the certificate of the authority that signed the server's in %s", filepath.Join(nbd.Text([]byte(uri.Certificates)), "ca-cert.pem"))}
+	case errors.As(err, &name) && nbd.NamesNoHost(name.Certificate):
+		return &hinted{
+			fmt.Errorf("the server's certificate names no host: it has the common name %q and no subjectAltName, want one of %q", name.Certificate.Subject.CommonName, name.Host),
+			"issue the server's certificate with subjectAltName=DNS:NAME or IP:ADDRESS; tls-verify-peer=0 goes on without knowing who the server is",
+		}
 	case errors.As(err, &name):
 		return &hinted{err, "tls-hostname=NAME says what name the server's certificate is for"}
-	case errors.As(err, &alert):
-		return &hinted{err, "a server that demands a certificate finds it as client-cert.pem and client-key.pem in the folder of tls-certificates=DIR"}
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return &hinted{fmt.Errorf("the server's certificate: %w", err), "renew the server's certificate; if it is valid, set the clock of this machine"}
+	case errors.As(err, &op) && op.Op == "remote error": // an alert of the server
+		return &hinted{err, refusedClient(uri, config)}
+	case len(config.Certificates) == 0 && isClosed(err):
+		return &hinted{err, "perhaps " + refusedClient(uri, config)}
 	}
 	return err
+}
+
+// isClosed reports whether the other side closed the connection.
+func isClosed(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
+}
+
+func refusedClient(uri *nbd.URI, config *tls.Config) string {
+	dir := nbd.Text([]byte(uri.Certificates))
+	switch {
+	case len(config.Certificates) > 0:
+		return fmt.Sprintf("the server refuses the certificate in %s: let an authority sign it that the server knows", filepath.Join(dir, "client-cert.pem"))
+	case dir == "":
+		return "the server demands a certificate of its clients: tls-certificates=DIR names a folder with client-cert.pem and client-key.pem"
+	}
+	return fmt.Sprintf("the server demands a certificate of its clients: put client-cert.pem and client-key.pem in %s", dir)
 }
 
 // secured is the URI with TLS.

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -392,7 +393,6 @@ func TestListForAHint(t *testing.T) {
 		want    string
 	}{
 		{"some", be(entry("a"), entry("b\x1b[2J"), rep(nbd.OptList, nbd.RepAck, nil)), `the server has "a", "b?[2J"`},
-		{"without a name", be(entry(""), rep(nbd.OptList, nbd.RepAck, nil)), "leave the name out"},
 		{"many", be(bytes.Repeat(entry("a"), 200), rep(nbd.OptList, nbd.RepAck, nil)), "and 192 more"},
 		{"without end", bytes.Repeat(entry("a"), 1000), "and 248 more"},
 		{"none", rep(nbd.OptList, nbd.RepAck, nil), ""},
@@ -411,6 +411,106 @@ func TestListForAHint(t *testing.T) {
 		} else if c.want != "" {
 			t.Errorf("%s: no hint, want %q", c.name, c.want)
 		}
+	}
+}
+
+// What a server says that lists the export and does not open it.
+func TestListedAndNotOpened(t *testing.T) {
+	entry := func(name string) []byte {
+		return rep(nbd.OptList, nbd.RepServer, be(uint32(len(name)), name))
+	}
+	for _, c := range []struct{ asked, listed, err, hint string }{
+		{"", "", `the server has the export "" and did not open it: broken`, "see the server's log"},
+		{"a", "a", `the server has the export "a" and did not open it: broken`, "see the server's log"},
+		{"a", "", `the server has no export "a": broken`, "leave the name out"},
+		{"", "a", `the server has no export "": broken`, `the server has "a"`},
+	} {
+		uri, err := nbd.ParseURI("nbd://fake/" + c.asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := newFake(be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(3),
+			rep(nbd.OptStructuredReply, nbd.RepErrUnsupported, nil),
+			rep(nbd.OptGo, nbd.RepErrUnknown, []byte("broken")), entry(c.listed), rep(nbd.OptList, nbd.RepAck, nil)), nil)
+		_, _, err = converse(t.Context(), f, uri, nil, time.Minute)
+		var h interface{ Hint() string }
+		if err == nil || !strings.Contains(err.Error(), c.err) || !errors.As(err, &h) || !strings.Contains(h.Hint(), c.hint) {
+			t.Errorf("%+v: %v", c, err)
+		}
+	}
+}
+
+// failed is a structured error.
+func failed(r nbd.Request, e nbd.Errno) []byte {
+	return to(r, chunk(nbd.ChunkError, true, uint32(e), uint16(0)))
+}
+
+// Reads that the server refuses for good are not tried again; what may pass is.
+func TestFinalErrors(t *testing.T) {
+	for _, c := range []struct {
+		errno nbd.Errno
+		final bool
+	}{
+		{nbd.EPERM, true}, {nbd.EINVAL, true}, {nbd.ENOSPC, true}, {nbd.EOVERFLOW, true}, {nbd.ENOTSUP, true},
+		{nbd.EIO, false}, {nbd.ENOMEM, false}, {nbd.ESHUTDOWN, false}, {110, false},
+	} {
+		t.Run(c.errno.Error(), func(t *testing.T) {
+			opened := 0
+			d, err := source.Retry(t.Context(), func(context.Context) (source.Disk, error) {
+				opened++
+				first := true
+				s := play(t, greetingOf(fakeSize, 0), func(r nbd.Request, _ []byte) []byte {
+					if opened == 1 && first {
+						first = false
+						return failed(r, c.errno)
+					}
+					return to(r, chunk(nbd.ChunkData, true, r.Off, data(int(r.Len))))
+				})
+				return &Disk{server: s.server, size: s.size}, nil
+			}, source.RetryOptions{Retries: 3, Backoff: func(int) time.Duration { return 0 }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			_, err = d.ReadAt(make([]byte, 1024), 4096)
+			if !c.final && err != nil {
+				t.Errorf("%v, want another try", err)
+			}
+			if c.final && (!source.IsPermanent(err) || !strings.Contains(err.Error(), "nbd://fake: read [4096, 5120): the server says: "+c.errno.Error()) || opened != 1) {
+				t.Errorf("%v, opened %d times, want the end at once", err, opened)
+			}
+		})
+	}
+}
+
+// A size that is no multiple of the server's own block is said so at opening,
+// where the server does not give the end.
+func TestOddSize(t *testing.T) {
+	const size, block = 10*4096 + 777, 4096
+	sizes := nbd.BlockSizes{Min: block, Preferred: block, Max: 1 << 20}
+	for _, c := range []struct {
+		name  string
+		reply func(r nbd.Request) []byte
+		size  int64
+		want  string
+	}{
+		{"refused", func(r nbd.Request) []byte { return failed(r, nbd.EINVAL) }, size, "has 41737 bytes, no multiple of the server's minimum block of 4096 bytes, and its last 777 bytes can't be read: the server says: invalid request"},
+		{"given", func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkData, true, r.Off, data(int(r.Len)))) }, size, ""},
+		{"failed", func(r nbd.Request) []byte { return failed(r, nbd.EIO) }, size, ""},
+		{"lost", func(r nbd.Request) []byte { return nil }, size, "read [40960, 41737): connection lost"},
+		{"even", func(r nbd.Request) []byte { return failed(r, nbd.EINVAL) }, 10 * block, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := play(t, greetingOf(c.size, 0, sizes), func(r nbd.Request, _ []byte) []byte { return c.reply(r) })
+			defer s.disconnect()
+			err := s.checkTail()
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+			if c.name == "even" && len(s.requests()) > 0 {
+				t.Errorf("%q for an even size", s.requests())
+			}
+		})
 	}
 }
 

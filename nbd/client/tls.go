@@ -2,7 +2,6 @@ package client
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -27,27 +26,28 @@ func tlsConfig(uri *nbd.URI) (*tls.Config, error) {
 	if dir == "" {
 		return config, nil
 	}
-	const authority, certificate, key = "ca-cert.pem", "client-cert.pem", "client-key.pem"
-	switch pem, err := os.ReadFile(filepath.Join(dir, authority)); {
-	case err == nil:
-		config.RootCAs = x509.NewCertPool()
-		if !config.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("%s: no certificate in PEM", filepath.Join(dir, authority))
+	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
+		return nil, &hinted{fmt.Errorf("tls-certificates=%s: no such folder, want one with ca-cert.pem", nbd.Text([]byte(dir))), "create the folder, with ca-cert.pem and, if the server demands them, client-cert.pem and client-key.pem"}
+	}
+	authority, certificate, key := filepath.Join(dir, "ca-cert.pem"), filepath.Join(dir, "client-cert.pem"), filepath.Join(dir, "client-key.pem")
+	if !uri.NoVerify {
+		var err error
+		if config.RootCAs, err = nbd.LoadAuthorities(authority); err != nil {
+			return nil, fmt.Errorf("the authority that the server's certificate is verified with: %w", err)
 		}
-	case !uri.NoVerify || !errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("the authority that the server's certificate is verified with: %w", err)
 	}
-	own, err := tls.LoadX509KeyPair(filepath.Join(dir, certificate), filepath.Join(dir, key))
-	switch {
-	case err == nil:
-		config.Certificates = []tls.Certificate{own}
-	case !errors.Is(err, fs.ErrNotExist) || exists(filepath.Join(dir, certificate)):
-		return nil, fmt.Errorf("%s: %w", filepath.Join(dir, certificate), err)
+	if !exists(certificate) && !exists(key) {
+		return config, nil
 	}
+	own, err := nbd.LoadCertificate(certificate, key)
+	if err != nil {
+		return nil, fmt.Errorf("the client's certificate: %w", err)
+	}
+	config.Certificates = []tls.Certificate{own}
 	return config, nil
 }
 
 func exists(path string) bool {
 	_, err := os.Stat(path)
-	return err == nil
+	return !errors.Is(err, fs.ErrNotExist)
 }

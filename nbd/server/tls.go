@@ -4,8 +4,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"os"
 	"path/filepath"
+
+	"vddkcp/nbd"
 )
 
 // LoadTLS returns what TLS needs from a folder with the file names of nbdkit,
@@ -14,22 +15,17 @@ import (
 // to have signed the certificate that each client then must show. TLS is
 // version 1.2 or later.
 func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
-	own, err := tls.LoadX509KeyPair(filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"))
+	own, err := nbd.LoadCertificate(filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"))
 	if err != nil {
-		return nil, fmt.Errorf("the server's certificate and key in %s: %w", dir, err)
+		return nil, fmt.Errorf("the server's certificate: %w", err)
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{own}}
 	if !verifyPeer {
 		return config, nil
 	}
-	path := filepath.Join(dir, "ca-cert.pem")
-	pem, err := os.ReadFile(path)
+	authorities, err := nbd.LoadAuthorities(filepath.Join(dir, "ca-cert.pem"))
 	if err != nil {
 		return nil, fmt.Errorf("the authority that clients are verified with: %w", err)
-	}
-	authorities := x509.NewCertPool()
-	if !authorities.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s: no certificate in PEM", path)
 	}
 	// Not ClientCAs: then clients are told the authorities' names, and GnuTLS
 	// (3.7, over TLS 1.3) shows no certificate for those.
@@ -42,7 +38,10 @@ func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 		_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{
 			Roots: authorities, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		})
-		return err
+		if err != nil {
+			return fmt.Errorf("the client's certificate: %w", err)
+		}
+		return nil
 	}
 	return config, nil
 }
