@@ -2,7 +2,6 @@ package vddk
 
 import (
 	"context"
-	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
@@ -13,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"vddkcp/internal/sha1"
 )
 
 // DefaultPort is the port of a server where none is given.
@@ -34,6 +35,9 @@ type Certificate struct {
 // certificate whose key the server proves to have. It trusts nothing: that is
 // the caller's to judge. It gives up after 30 s, or when ctx ends.
 func FetchCertificate(ctx context.Context, server string, port uint32) (*Certificate, error) {
+	if err := sha1.Allowed(); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, certificateTimeout)
 	defer cancel()
 	if port == 0 {
@@ -60,7 +64,11 @@ func FetchCertificate(ctx context.Context, server string, port uint32) (*Certifi
 	}
 	chain := t.ConnectionState().PeerCertificates
 	c := &Certificate{Leaf: chain[0]}
-	sum1, sum256 := sha1.Sum(chain[0].Raw), sha256.Sum256(chain[0].Raw)
+	sum1, err := sha1.Sum(chain[0].Raw)
+	if err != nil {
+		return nil, err
+	}
+	sum256 := sha256.Sum256(chain[0].Raw)
 	c.SHA1, c.SHA256 = colons(hex.EncodeToString(sum1[:])), colons(hex.EncodeToString(sum256[:]))
 	intermediates := x509.NewCertPool()
 	for _, i := range chain[1:] {
@@ -162,6 +170,8 @@ func CheckThumbprint(ctx context.Context, server string, port uint32, want strin
 	switch {
 	case ctx.Err() != nil:
 		return "", context.Cause(ctx)
+	case errors.As(err, new(*sha1.NotAllowedError)):
+		return "", fmt.Errorf("the certificate of %s: %w", server, err)
 	case err != nil && isSHA1(want):
 		return want, nil
 	case err != nil:

@@ -3,7 +3,6 @@ package ova
 import (
 	"bytes"
 	"context"
-	"crypto/sha1"
 	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/hex"
@@ -18,6 +17,7 @@ import (
 	"strings"
 
 	"vddkcp/internal/image"
+	"vddkcp/internal/sha1"
 )
 
 // maxManifest bounds a manifest: a line of 4 KiB for each member.
@@ -46,8 +46,20 @@ type digest struct {
 
 // algorithms are those of DSP0243 1 (SHA1) and 2 (SHA256), and what ovftool
 // writes besides. SHA1 proves no more than that nothing broke.
-var algorithms = map[string]func() hash.Hash{
-	"SHA1": sha1.New, "SHA256": sha256.New, "SHA384": sha512.New384, "SHA512": sha512.New,
+var algorithms = map[string]algorithm{
+	"SHA1":   {sha1.Size, sha1.New},
+	"SHA256": {sha256.Size, always(sha256.New)},
+	"SHA384": {sha512.Size384, always(sha512.New384)},
+	"SHA512": {sha512.Size, always(sha512.New)},
+}
+
+type algorithm struct {
+	size int // of a digest, in bytes
+	new  func() (hash.Hash, error)
+}
+
+func always(newHash func() hash.Hash) func() (hash.Hash, error) {
+	return func() (hash.Hash, error) { return newHash(), nil }
 }
 
 // manifestLine is "SHA256(NAME)= HEX", with blanks between or without.
@@ -68,8 +80,8 @@ func parseManifest(text []byte) (map[string][]digest, error) {
 			return nil, fmt.Errorf("line %d: found %s, want a line such as \"SHA256(disk1.vmdk)= 12ab...\"", n, show(string(line)))
 		}
 		d := digest{strings.ToUpper(strings.ReplaceAll(string(m[1]), "-", "")), strings.ToLower(string(m[3]))}
-		if newHash, ok := algorithms[d.algorithm]; ok && len(d.want) != 2*newHash().Size() {
-			return nil, fmt.Errorf("line %d: a %s of %d digits, want %d", n, d.algorithm, len(d.want), 2*newHash().Size())
+		if a, ok := algorithms[d.algorithm]; ok && len(d.want) != 2*a.size {
+			return nil, fmt.Errorf("line %d: a %s of %d digits, want %d", n, d.algorithm, len(d.want), 2*a.size)
 		}
 		name := path.Clean(string(m[2]))
 		digests[name] = append(digests[name], d)
@@ -99,7 +111,7 @@ func (a *Appliance) Verify(ctx context.Context, more ...string) error {
 			lines = digests[path.Clean(whole)] // the only chunk is the file
 		}
 		for _, d := range lines {
-			if algorithms[d.algorithm] == nil {
+			if _, ok := algorithms[d.algorithm]; !ok {
 				return fmt.Errorf("%s: the digest of %s is a %s, want SHA1, SHA256, SHA384 or SHA512: %w", manifest, show(name), d.algorithm, ErrNoManifest)
 			}
 			known = append(known, d)
@@ -143,7 +155,9 @@ func (a *Appliance) verifyFile(ctx context.Context, name string, digests []diges
 	hashes := make([]hash.Hash, len(digests))
 	writers := make([]io.Writer, len(digests))
 	for i, d := range digests {
-		hashes[i] = algorithms[d.algorithm]()
+		if hashes[i], err = algorithms[d.algorithm].new(); err != nil {
+			return fmt.Errorf("verify %s: %w", a.files.shown(name), err)
+		}
 		writers[i] = hashes[i]
 	}
 	all := io.MultiWriter(writers...)
