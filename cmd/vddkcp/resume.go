@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"vddkcp/internal/bytesize"
@@ -199,10 +198,13 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 			return dst, nil
 		}
 		last := &r.entries[0]
-		if err = j.checkTarget(ctx, src, dst, last); err == nil {
+		if err = j.checkTarget(ctx, dst, last); err == nil {
+			if err := j.checkSource(ctx, src, &last.Checkpoint); err != nil {
+				return nil, errors.Join(err, dst.Suspend())
+			}
 			return dst, nil
 		}
-		if suspended := dst.Suspend(); suspended != nil || !errors.Is(err, transfer.ErrTail) && !errors.Is(err, errUnproved) {
+		if suspended := dst.Suspend(); suspended != nil || !isAnother(err) {
 			return nil, errors.Join(err, suspended)
 		}
 		if err := j.dropCheckpoint(last, err); err != nil {
@@ -212,6 +214,12 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 			return nil, err
 		}
 	}
+}
+
+// isAnother says whether err of checkTarget means that the target is not the one of
+// the checkpoint.
+func isAnother(err error) bool {
+	return errors.Is(err, transfer.ErrTail) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, errUnproved)
 }
 
 // dropCheckpoint makes the copy go on from the checkpoint before the last one,
@@ -234,13 +242,12 @@ func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
 // errUnproved says that a target may be another one than that of a checkpoint.
 var errUnproved = errors.New("nothing proves that the target is the one that was written")
 
-// checkTarget compares what a target holds with a checkpoint, and the source,
-// where nothing else proves that it is the same. It returns a transfer.ErrTail or
-// an errUnproved where the checkpoint does not hold for the target.
-func (j *job) checkTarget(ctx context.Context, src source.Disk, dst sink.Disk, last *journal.Entry) error {
+// checkTarget compares what a target holds with a checkpoint. Where the checkpoint
+// does not hold for the target, isAnother is true for the error.
+func (j *job) checkTarget(ctx context.Context, dst sink.Disk, last *journal.Entry) error {
 	if back, ok := sink.Ability[sink.Readback](dst); ok {
 		if err := last.CheckTail(ctx, back); err != nil {
-			return j.unreadable(err)
+			return err
 		}
 	}
 	id, err := sink.IdentityOf(dst)
@@ -256,19 +263,7 @@ func (j *job) checkTarget(ctx context.Context, src source.Disk, dst sink.Disk, l
 	if !same && (!last.Proves() || j.backing != nil && !inPlace) {
 		return fmt.Errorf("%w: it is %s, and was %s, and nothing but zeros or the backing's content was written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
 	}
-	return j.checkSource(ctx, src, &last.Checkpoint)
-}
-
-// unreadable returns err, of reading back what was written last, as a
-// transfer.ErrTail where it says that an image file is damaged: then the file is
-// not what the checkpoint is of, which no later run changes. An error of the
-// system or of a server may pass.
-func (j *job) unreadable(err error) error {
-	if j.resumption.place.Kind != "file" || errors.Is(err, transfer.ErrTail) || errors.As(err, new(syscall.Errno)) ||
-		errors.Is(err, context.Canceled) || errors.As(err, new(*signalError)) {
-		return err
-	}
-	return fmt.Errorf("%w: %w", transfer.ErrTail, err)
+	return nil
 }
 
 // otherTarget makes a usage error of a target that is not that of the copy to go

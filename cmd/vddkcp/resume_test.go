@@ -16,6 +16,7 @@ import (
 
 	"vddkcp/internal/peer"
 	"vddkcp/transfer"
+	"vddkcp/transfer/journal"
 )
 
 // firstCheckpoint kills a copy to a file when it has written its first checkpoint,
@@ -123,12 +124,12 @@ func TestResumeOfAnOverlay(t *testing.T) {
 // refusedToGoOn demands exit status 2, and that nothing of the earlier run changed.
 func refusedToGoOn(t *testing.T, says, dst string, args ...string) {
 	t.Helper()
-	before, journal := read(t, dst+".partial"), read(t, dst+".partial.journal")
+	before, noted := read(t, dst+".partial"), read(t, dst+".partial.journal")
 	r := vddkcp(t, append([]string{"--resume", "--progress", "none"}, args...)...)
 	if r.exit != 2 || !matches(t, says, r.stderr) {
 		t.Errorf("vddkcp --resume %s: exit status %d, want 2 and %q\n%s", strings.Join(args, " "), r.exit, says, r.stderr)
 	}
-	if !bytes.Equal(read(t, dst+".partial"), before) || !bytes.Equal(read(t, dst+".partial.journal"), journal) {
+	if !bytes.Equal(read(t, dst+".partial"), before) || !bytes.Equal(read(t, dst+".partial.journal"), noted) {
 		t.Error("the .partial or its journal changed")
 	}
 }
@@ -475,4 +476,86 @@ func TestEveryFlagIsHeldOrHarmless(t *testing.T) {
 	if seen < 40 {
 		t.Errorf("only %d flags were looked at", seen)
 	}
+}
+
+// A .partial that is not the one of its journal is not gone on with: it stays as it
+// is where its content differs, and is replaced where nothing was in the one before
+// that could be lost.
+func TestResumeOfAnotherPartial(t *testing.T) {
+	for _, c := range []struct {
+		name, target string
+		args         []string
+		data         int  // where the disk's data begins
+		moved        bool // it is the same file, in another folder
+		exit         int
+		says         string
+	}{
+		{"other data", "o.raw", nil, 0, false, 2, "does not hold what its journal says was written last"},
+		{"other tables", "o.qcow2", nil, 0, false, 2, "does not hold what its journal says was written last: .*damaged"},
+		{"after zeros", "o.raw", nil, 6 << 20, false, 0, "nothing proves that the target is the one that was written: it is inode .*; the copy starts anew"},
+		{"moved", "o.raw", nil, 0, true, 0, ""},
+		{"moved image", "o.qcow2", nil, 0, true, 0, ""},
+		{"moved overlay", "o.qcow2", []string{"--backing", "/dev/null"}, 0, true, 0, "nothing proves that the target is the one that was written: it is inode .*; the copy starts anew"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			src, disk := sparseDisk(t, dir, c.data)
+			if c.args != nil {
+				base := filepath.Join(dir, "base")
+				put(t, base, string(disk[:1<<20]))
+				c.args = []string{"--backing", base, "--backing-format", "raw"}
+			}
+			dst := filepath.Join(dir, c.target)
+			killedAt(t, firstCheckpoint, "1us", append(c.args, src, dst)...)
+			partial := dst + ".partial"
+			before := read(t, partial)
+			if c.moved {
+				other := filepath.Join(dir, "other")
+				peer.Run(t, "mkdir", other)
+				peer.Run(t, "cp", partial, partial+".journal", other)
+				peer.Run(t, "rm", partial)
+				dst = filepath.Join(other, c.target)
+			} else {
+				before = bytes.Repeat([]byte("P"), len(before))
+				if c.data > 0 {
+					clear(before)
+				}
+				peer.Run(t, "rm", partial)
+				put(t, partial, string(before))
+			}
+			r := vddkcp(t, append(c.args, "--resume", "--progress", "none", src, dst)...)
+			if r.exit != c.exit || !matches(t, c.says, r.stderr) || c.says == "" && strings.Contains(r.stderr, "anew") {
+				t.Errorf("exit status %d, want %d and %q\n%s", r.exit, c.exit, c.says, r.stderr)
+			}
+			if c.exit != 0 {
+				// Above the checkpoint it was cut.
+				if !bytes.HasPrefix(read(t, partial), before[8<<10:64<<10]) && c.target == "o.raw" {
+					t.Error("the .partial changed below the checkpoint")
+				}
+				return
+			}
+			if r := vddkcp(t, "verify", "--allow-path", dir, src, dst); r.exit != 0 {
+				t.Errorf("the target is not the source: %+v", r)
+			}
+		})
+	}
+}
+
+// A source that proves nothing and has changed is refused; the checkpoint before is
+// not used either, although what was read before that one may be the same.
+func TestResumeOfAChangedExport(t *testing.T) {
+	peer.Need(t, "nbdkit")
+	dir := t.TempDir()
+	disk := content(t, filepath.Join(dir, "a"), 1, 2<<20)
+	uri, dst := "nbd+unix:///?socket="+filepath.Join(dir, "s"), filepath.Join(dir, "o.raw")
+	serveFile(t, dir, "a")
+	killedAt(t, "slot written:2", "1us", "--rate-limit", "16MiB", "--connections", "1", "--depth", "1", uri, dst)
+	entries, err := journal.Load(dst + ".partial.journal")
+	if err != nil || len(entries) != 2 {
+		t.Fatalf("%d checkpoints: %v", len(entries), err)
+	}
+	// Only what was read after the first checkpoint changed.
+	disk[entries[1].Offset] ^= 1
+	put(t, filepath.Join(dir, "a"), string(disk))
+	refusedToGoOn(t, "--resume: the source changed since the copy stopped", dst, uri, dst)
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 
 	"vddkcp/internal/zero"
+	"vddkcp/sink"
 )
 
 // state is what a checkpoint keeps beside the tables, which are in the file.
@@ -127,7 +128,7 @@ func (d *disk) restore(s state, off int64) error {
 	}
 	for i := 0; i < len(known); i += entryBytes {
 		if entry := binary.BigEndian.Uint64(known[i:]); entry != 0 && !t.isTable(entry) {
-			return fmt.Errorf("entry %d of the L1 table is %#x, which is not in the %d clusters of the checkpoint: the file is damaged or another", i/entryBytes, entry, t.next)
+			return sink.Unfit(fmt.Errorf("entry %d of the L1 table is %#x, which is not in the %d clusters of the checkpoint: the file is damaged or another", i/entryBytes, entry, t.next))
 		}
 	}
 	if len(last) > 0 {

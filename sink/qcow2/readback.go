@@ -2,9 +2,11 @@ package qcow2
 
 import (
 	"context"
+	"io"
 	"iter"
 
 	"vddkcp/internal/lifecycle"
+	"vddkcp/sink"
 	"vddkcp/source"
 	"vddkcp/source/qcow2"
 )
@@ -20,20 +22,27 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	image, err := qcow2.Open(d.life.Context, d.address, &unfinished{d, header}, func(context.Context, string, string, string) (source.Disk, error) {
+	file := &unfinished{d: d, header: header}
+	image, err := qcow2.Open(d.life.Context, d.address, file, func(context.Context, string, string, string) (source.Disk, error) {
 		return borrowed{d.o.Backing}, nil
 	}, qcow2.Options{})
 	if err != nil {
 		return 0, d.named(err)
 	}
 	defer image.Close()
-	return image.ReadAt(p, off)
+	n, err := image.ReadAt(p, off)
+	if err != nil && file.failed == nil && d.life.Context.Err() == nil {
+		// The tables are not those that were written.
+		err = sink.Unfit(err)
+	}
+	return n, err
 }
 
 // unfinished is the file of an image that has no header yet, with a header.
 type unfinished struct {
 	d      *disk
 	header []byte
+	failed error // of a read
 }
 
 // Size is that of all clusters that are taken.
@@ -47,6 +56,9 @@ func (u *unfinished) Extents(_ context.Context, off, length int64) iter.Seq2[sou
 
 func (u *unfinished) ReadAt(p []byte, off int64) (int, error) {
 	n, err := u.d.file.ReadAt(p, off)
+	if err != nil && err != io.EOF {
+		u.failed = err
+	}
 	if off < int64(len(u.header)) {
 		copy(p, u.header[off:])
 	}
