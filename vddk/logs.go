@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"unicode"
 	"unicode/utf8"
+
+	"vddkcp/vddk/worker"
 )
 
 const (
@@ -27,7 +29,7 @@ const (
 type logs struct {
 	out     *slog.Logger // nil: nowhere
 	disk    string
-	secrets []string
+	secrets *worker.Redactor
 
 	count atomic.Int64 // of lines, noise left out
 
@@ -48,15 +50,10 @@ type logLine struct {
 }
 
 func newLogs(p *Params, out *slog.Logger) *logs {
-	l := &logs{out: out, disk: p.File, queue: make(chan logLine, 1024)}
-	for _, s := range []Secret{p.Password, p.Cookie} {
-		// A short one would be found in harmless words, and the stars in its
-		// place would give it away.
-		if len(s.Reveal()) >= 4 {
-			l.secrets = append(l.secrets, s.Reveal())
-		}
+	return &logs{
+		out: out, disk: p.File, queue: make(chan logLine, 1024),
+		secrets: worker.NewRedactor(p.User, p.Password.Reveal(), p.Cookie.Reveal()),
 	}
-	return l
 }
 
 // add takes a line. It may hold anything.
@@ -126,12 +123,7 @@ func (l *logs) write(line logLine) {
 func (l *logs) clean(text string) string {
 	// It is cut twice: whatever comes, little is looked at. A secret that the
 	// first cut tears apart is behind the second.
-	if len(text) > 4*maxLine {
-		text = text[:4*maxLine]
-	}
-	for _, s := range l.secrets {
-		text = strings.ReplaceAll(text, s, "***")
-	}
+	text = l.secrets.Redact(text[:min(len(text), 4*maxLine)], len(text) > 4*maxLine)
 	text = strings.TrimSpace(strings.Map(func(r rune) rune {
 		switch {
 		case r == '\t' || r == '\n' || r == '\r':

@@ -16,22 +16,15 @@ type logger struct {
 	write func(Level, string)
 
 	mu      sync.Mutex
-	secrets *strings.Replacer
+	secrets *Redactor
 	kept    []string // last lines of the worker's output
 }
 
-// hide keeps secrets out of every later line. Short ones stay: hiding them
-// would tell more than it hides.
-func (l *logger) hide(secrets ...string) {
-	var pairs []string
-	for _, s := range secrets {
-		if len(s) >= 4 {
-			pairs = append(pairs, s, "***")
-		}
-	}
+// hide keeps the secrets of a login out of every later line.
+func (l *logger) hide(r *OpenRequest) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.secrets = strings.NewReplacer(pairs...)
+	l.secrets = NewRedactor(r.User, r.Password, r.Cookie)
 }
 
 func (l *logger) redact(s string) string {
@@ -41,10 +34,16 @@ func (l *logger) redact(s string) string {
 }
 
 func (l *logger) redactLocked(s string) string {
-	if l.secrets == nil {
-		return s
+	const more = "..." // the program's mark of a line that it cut
+	if len(s) < MaxLine-len(more) {
+		return l.secrets.Redact(s, false)
 	}
-	return l.secrets.Replace(s)
+	body, cut := strings.CutSuffix(s, more)
+	s = l.secrets.Redact(body, true)
+	if cut {
+		s += more
+	}
+	return s
 }
 
 // line takes a line of the worker's, and the number of those lost before it.

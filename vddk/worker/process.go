@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/bits"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -166,7 +167,7 @@ func (p *Process) login(ctx context.Context, kind uint32, r *OpenRequest) (answe
 	if len(payload) > maxPayload {
 		return answer{}, fmt.Errorf("the names and secrets have %d bytes together, at most %d can be handed to the library", len(payload), maxPayload)
 	}
-	p.log.hide(r.Password, r.Cookie)
+	p.log.hide(r)
 	return p.control(ctx, message{kind: kind}, payload)
 }
 
@@ -563,12 +564,11 @@ func (p *Process) deliver(m message, payload []byte) error {
 	return nil
 }
 
-// clean makes foreign text fit for a line: valid UTF-8 without control
-// characters.
+// clean makes foreign text fit for a line: valid UTF-8 of characters that print.
 func clean(s string) string {
 	s = strings.TrimSpace(strings.ToValidUTF8(s, "?"))
 	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 || r == 0x2028 || r == 0x2029 {
+		if !strconv.IsPrint(r) {
 			return ' '
 		}
 		return r
