@@ -141,6 +141,10 @@ func newConfigFile(content []byte) (*configFile, error) {
 		f.Close()
 		return nil, err
 	}
+	if _, err := os.Stat("/proc/self/fd"); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("configuration file for VDDK: the library opens it through /proc, which is not mounted: %w", err)
+	}
 	return f, nil
 }
 

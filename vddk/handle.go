@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -402,7 +403,7 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, replacing bool)
 func (d *Disk) startWorker(ctx context.Context, buffers NFCBuffers, slots, slotSize int) (process, error) {
 	file, err := newConfigFile(d.config.file(buffers))
 	if err != nil {
-		return nil, &worker.StartError{Err: err}
+		return nil, startError(err)
 	}
 	defer file.Close()
 	return d.start(ctx, worker.Config{
@@ -412,6 +413,14 @@ func (d *Disk) startWorker(ctx context.Context, buffers NFCBuffers, slots, slotS
 			d.log.add(level == worker.Warning || level == worker.Panic, line)
 		},
 	})
+}
+
+// startError makes a lack of descriptors or memory known as one that may pass.
+func startError(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return &worker.StartError{Err: err}
 }
 
 // cleanUp removes what lost workers left on the host. Only a refused login is an

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"vddkcp/vddk/worker"
 )
@@ -39,14 +40,15 @@ const libraryName = "libvixDiskLib.so"
 type LibraryError struct {
 	Searched []string          // each folder or file that was looked at, in order
 	Unusable map[string]string // files that are there, and why they are of no use
-	missing  string            // the one place asked for, which is not there
+	missing  string            // the one place asked for, which is not there, and why not
+	hint     string            // instead of the general one; "": none
 }
 
 func (e *LibraryError) Error() string {
 	var s strings.Builder
 	s.WriteString("no VDDK library found")
 	if e.missing != "" {
-		return s.String() + ": " + e.missing + ": no such file or folder"
+		return s.String() + ": " + e.missing
 	}
 	for _, path := range slices.Sorted(maps.Keys(e.Unusable)) {
 		fmt.Fprintf(&s, "; %s: %s", path, e.Unusable[path])
@@ -57,6 +59,9 @@ func (e *LibraryError) Error() string {
 
 // Hint says how to get one.
 func (e *LibraryError) Hint() string {
+	if e.hint != "" {
+		return e.hint
+	}
 	return "VDDK is VMware's (a tar file: unpack it and name its folder with --libdir); OpenVDDK, which is free, is found in /opt/openvddk"
 }
 
@@ -74,9 +79,13 @@ func FindLibrary(libdir string) (Library, error) {
 		}
 		fi, err := os.Stat(abs)
 		if err != nil {
-			failed.missing = libdir
-			if !errors.Is(err, os.ErrNotExist) {
-				failed.missing, failed.Unusable[abs], failed.Searched = "", reason(err), []string{abs}
+			switch to, linkErr := os.Readlink(abs); {
+			case !errors.Is(err, os.ErrNotExist):
+				failed.Unusable[abs], failed.Searched = reason(err), []string{abs}
+			case linkErr == nil:
+				failed.missing = fmt.Sprintf("%s is a symbolic link to %s, which does not exist", libdir, to)
+			default:
+				failed.missing = libdir + ": no such file or directory"
 			}
 			return Library{}, failed
 		}
@@ -109,8 +118,45 @@ func FindLibrary(libdir string) (Library, error) {
 				}
 			}
 		}
+		for _, folder := range folders {
+			failed.lookAround(folder)
+		}
 	}
 	return Library{}, failed
+}
+
+// archive is the name of the file that VMware ships VDDK in.
+var archive = regexp.MustCompile(`^VMware-vix-disklib.*\.(tar|tgz|tar\.gz)$`)
+
+// lookAround notes what else is in a folder without a library: one under another
+// name, or the archive that it comes in.
+func (e *LibraryError) lookAround(folder string) {
+	entries, err := os.ReadDir(folder)
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+		e.Unusable[folder] = "it can't be read: " + reason(err)
+	}
+	for _, entry := range entries {
+		path := filepath.Join(folder, entry.Name())
+		if _, known := e.Unusable[path]; known {
+			continue
+		}
+		switch m := versioned.FindStringSubmatch(entry.Name()); {
+		case m != nil && m[2] != "":
+			link := libraryName + "." + m[1]
+			e.Unusable[path] = fmt.Sprintf("it is there without %s, the symbolic link to it", link)
+			e.hint = fmt.Sprintf("unpack VDDK again with tar, which keeps its symbolic links: the library needs all of them (of this one: ln -s %s %s), and name the folder with --libdir",
+				entry.Name(), filepath.Join(folder, link))
+		case m != nil:
+			e.Unusable[path] = fmt.Sprintf("it is version %s, and versions %d to %d are looked for", m[1], oldestVersion, versions[0])
+			e.hint = "name the file itself with --libdir to try it"
+		case entry.Name() == libraryName:
+			e.Unusable[path] = "its name has no version"
+			e.hint = "name the file itself with --libdir, or unpack VDDK again with tar, which keeps its symbolic links"
+		case archive.MatchString(entry.Name()):
+			e.Unusable[path] = "it is the archive of VDDK, not unpacked"
+			e.hint = "unpack the archive with tar, and name its folder vmware-vix-disklib-distrib with --libdir"
+		}
+	}
 }
 
 // reason is err without the path that who prints it names anyway.

@@ -5,9 +5,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/peer"
 	"vddkcp/vddk"
@@ -74,19 +77,25 @@ func TestFindLibrary(t *testing.T) {
 			files: []string{"lib64/libvixDiskLib.so.9>nowhere", "lib64/libvixDiskLib.so.8=text", "libvixDiskLib.so.7"}, want: "libvixDiskLib.so.7 . 7"},
 		"spaces": {files: []string{"my vddk/lib64/libvixDiskLib.so.8"}, libdir: "my vddk", want: "my vddk/lib64/libvixDiskLib.so.8 my vddk 8"},
 
-		"nothing":            {files: []string{"lib64/README="}, fails: "no VDDK library found; looked for libvixDiskLib.so.5 to .9 in ROOT/lib64, ROOT"},
-		"no such folder":     {libdir: "none", fails: "none: no such file or folder"},
-		"a link to nowhere":  {files: []string{"lib64/libvixDiskLib.so.8>nowhere"}, fails: "ROOT/lib64/libvixDiskLib.so.8: no such file"},
-		"text":               {files: []string{"lib64/libvixDiskLib.so.8=hello"}, fails: "ROOT/lib64/libvixDiskLib.so.8: it is no ELF file"},
-		"an empty file":      {files: []string{"lib64/libvixDiskLib.so.8="}, fails: "lib64/libvixDiskLib.so.8: "},
-		"another processor":  {files: []string{"lib64/libvixDiskLib.so.8=" + string(arm)}, fails: "EM_AARCH64"},
-		"32 bits":            {files: []string{"lib64/libvixDiskLib.so.8=" + string(small)}, fails: "lib64/libvixDiskLib.so.8: "},
-		"a truncated one":    {files: []string{"lib64/libvixDiskLib.so.8=" + string(image[:100])}, fails: "lib64/libvixDiskLib.so.8: "},
-		"a folder":           {files: []string{"lib64/libvixDiskLib.so.8/x="}, fails: "it is no regular file"},
-		"another library":    {files: []string{"other.so"}, libdir: "other.so", fails: "neither its name nor its SONAME"},
-		"older than can be":  {files: []string{"libvixDiskLib.so.4"}, libdir: "libvixDiskLib.so.4", fails: "it is version 4, want 5 or later"},
-		"an absurd version":  {files: []string{"libvixDiskLib.so.99999999999999999999"}, libdir: "libvixDiskLib.so.99999999999999999999", fails: "want 5 or later"},
-		"below a plain file": {files: []string{"file="}, libdir: "file/lib64", fails: "not a directory"},
+		"nothing":               {files: []string{"lib64/README="}, fails: "no VDDK library found; looked for libvixDiskLib.so.5 to .9 in ROOT/lib64, ROOT"},
+		"no such folder":        {libdir: "none", fails: "none: no such file or directory"},
+		"a link for the folder": {files: []string{"vddk>away"}, libdir: "vddk", fails: "ROOT/vddk is a symbolic link to away, which does not exist"},
+		"without its link":      {files: []string{"lib64/libvixDiskLib.so.8.0.3"}, fails: "ROOT/lib64/libvixDiskLib.so.8.0.3: it is there without libvixDiskLib.so.8,"},
+		"without a version":     {files: []string{"libvixDiskLib.so"}, fails: "ROOT/libvixDiskLib.so: its name has no version"},
+		"too new":               {files: []string{"lib64/libvixDiskLib.so.10"}, fails: "ROOT/lib64/libvixDiskLib.so.10: it is version 10, and versions 5 to 9 are looked for"},
+		"not unpacked":          {files: []string{"VMware-vix-disklib-8.0.3-23950268.x86_64.tar.gz=x"}, fails: "x86_64.tar.gz: it is the archive of VDDK"},
+		"a folder in a circle":  {files: []string{"lib64>lib64"}, fails: "ROOT/lib64: it can't be read: too many levels of symbolic links"},
+		"a link to nowhere":     {files: []string{"lib64/libvixDiskLib.so.8>nowhere"}, fails: "ROOT/lib64/libvixDiskLib.so.8: no such file"},
+		"text":                  {files: []string{"lib64/libvixDiskLib.so.8=hello"}, fails: "ROOT/lib64/libvixDiskLib.so.8: it is no ELF file"},
+		"an empty file":         {files: []string{"lib64/libvixDiskLib.so.8="}, fails: "lib64/libvixDiskLib.so.8: "},
+		"another processor":     {files: []string{"lib64/libvixDiskLib.so.8=" + string(arm)}, fails: "EM_AARCH64"},
+		"32 bits":               {files: []string{"lib64/libvixDiskLib.so.8=" + string(small)}, fails: "lib64/libvixDiskLib.so.8: "},
+		"a truncated one":       {files: []string{"lib64/libvixDiskLib.so.8=" + string(image[:100])}, fails: "lib64/libvixDiskLib.so.8: "},
+		"a folder":              {files: []string{"lib64/libvixDiskLib.so.8/x="}, fails: "it is no regular file"},
+		"another library":       {files: []string{"other.so"}, libdir: "other.so", fails: "neither its name nor its SONAME"},
+		"older than can be":     {files: []string{"libvixDiskLib.so.4"}, libdir: "libvixDiskLib.so.4", fails: "it is version 4, want 5 or later"},
+		"an absurd version":     {files: []string{"libvixDiskLib.so.99999999999999999999"}, libdir: "libvixDiskLib.so.99999999999999999999", fails: "want 5 or later"},
+		"below a plain file":    {files: []string{"file="}, libdir: "file/lib64", fails: "not a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := filepath.Join(t.TempDir(), "ROOT")
@@ -138,6 +147,36 @@ func TestFindLibrary(t *testing.T) {
 				t.Errorf("Dir is %s, Path %s", l.Dir, l.Path)
 			}
 		})
+	}
+}
+
+// A folder that this user may not read is said to be that.
+func TestFolderThatCannotBeRead(t *testing.T) {
+	root := t.TempDir()
+	for _, dir := range []string{root, filepath.Dir(root)} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(root, "lib64"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() == 0 {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if err := unix.Setfsuid(65534); err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Setfsuid(0)
+	} else if err := os.Chmod(filepath.Join(root, "lib64"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.ReadDir(filepath.Join(root, "lib64")); !errors.Is(err, os.ErrPermission) {
+		t.Skipf("the folder can be read: %v", err)
+	}
+	_, err := vddk.FindLibrary(root)
+	if err == nil || !strings.Contains(err.Error(), root+"/lib64: it can't be read: permission denied") {
+		t.Error(err)
 	}
 }
 

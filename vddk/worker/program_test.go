@@ -9,7 +9,10 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"syscall"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"vddkcp/internal/peer"
 )
@@ -73,6 +76,44 @@ func TestProgramThatCannotRun(t *testing.T) {
 	}
 	if _, err := startFile(filepath.Join(dir, "none"), nil, nil); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no file: %v", err)
+	}
+}
+
+// A program that exists and is not found lacks its linker, or it was named by a
+// path below a /proc that is not mounted.
+func TestNotFound(t *testing.T) {
+	if err := notFound(t.TempDir()); !strings.Contains(err.Error(), "linker") {
+		t.Error(err)
+	}
+	if err := notFound(filepath.Join(t.TempDir(), "proc/self/fd")); !strings.Contains(err.Error(), "/proc is not mounted") || strings.Contains(err.Error(), "linker") {
+		t.Error(err)
+	}
+}
+
+// What is out of processes or descriptors is no missing program, and no other
+// place is tried.
+func TestNoProcessOrDescriptor(t *testing.T) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	low := limit
+	low.Cur = 3 // no further one
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
+		t.Fatal(err)
+	}
+	_, err := Start(t.Context(), Config{Library: "/l.so", Root: "/", Version: 8, Slots: 1, SlotSize: 4096})
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	var start *StartError
+	if !errors.As(err, &start) || !strings.Contains(start.Hint(), "ulimit -n") || strings.Contains(err.Error(), "no "+ProgramName) {
+		t.Errorf("%v", err)
+	}
+	for errno, want := range map[syscall.Errno]string{syscall.EAGAIN: "TasksMax", syscall.ENOMEM: "memory"} {
+		if h := (&StartError{Err: &os.PathError{Err: errno}}).Hint(); !strings.Contains(h, want) || strings.Contains(h, "make") {
+			t.Errorf("%v: %q", errno, h)
+		}
 	}
 }
 
