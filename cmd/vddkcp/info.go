@@ -262,7 +262,11 @@ func (i *imageInfo) printText(out io.Writer) error {
 }
 
 func (d *applianceDisk) String() string {
-	s := fmt.Sprintf("#%d %s, %s", d.Number, printable.Name(d.Name), bothSizes(d.Capacity))
+	capacity := "capacity unknown"
+	if d.Capacity > 0 {
+		capacity = bothSizes(d.Capacity)
+	}
+	s := fmt.Sprintf("#%d %s, %s", d.Number, printable.Name(d.Name), capacity)
 	if d.System != "" {
 		s += " of " + printable.Name(d.System)
 	}

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/text/encoding"
+
 	"vddkcp/internal/charset"
 )
 
@@ -32,6 +34,8 @@ type envelope struct {
 	disks []disk
 	// systems has the id of the virtual system that uses a disk, by diskId.
 	systems map[string]string
+	// encoding is that of the descriptor, nil for UTF-8.
+	encoding encoding.Encoding
 }
 
 // file is an element File of References.
@@ -63,19 +67,20 @@ func parseEnvelope(text []byte) (*envelope, error) {
 		return nil, err
 	}
 	d := xml.NewDecoder(bytes.NewReader(text))
+	p := &parser{
+		decoder:  d,
+		envelope: &envelope{files: map[string]file{}, systems: map[string]string{}},
+		diskIDs:  map[string]int{},
+	}
 	d.CharsetReader = func(name string, in io.Reader) (io.Reader, error) {
 		if strings.EqualFold(name, "us-ascii") || strings.EqualFold(name, "ascii") {
 			return in, nil
 		}
 		if e, ok := charset.Get(name); ok {
+			p.envelope.encoding = e
 			return e.NewDecoder().Reader(in), nil
 		}
 		return nil, fmt.Errorf("the encoding %s is not read: want UTF-8, or an encoding of one byte per character, such as windows-1252", show(name))
-	}
-	p := &parser{
-		decoder:  d,
-		envelope: &envelope{files: map[string]file{}, systems: map[string]string{}},
-		diskIDs:  map[string]int{},
 	}
 	for {
 		t, err := d.Token()

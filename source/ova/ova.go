@@ -21,6 +21,8 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/text/encoding"
+
 	"vddkcp/internal/bytesize"
 	"vddkcp/internal/image"
 	"vddkcp/source"
@@ -75,6 +77,7 @@ type Appliance struct {
 	path       string
 	descriptor string // its name in the folder where it lies
 	files      files
+	encoding   encoding.Encoding // of the descriptor; nil: UTF-8
 
 	mu    sync.Mutex
 	opens []string         // names of files, without the descriptor
@@ -151,7 +154,7 @@ func read(path, name string, f source.Disk, files files) (*Appliance, error) {
 	if len(e.disks) == 0 {
 		return nil, fmt.Errorf("%s: the descriptor has no disk (Disk in a DiskSection)", files.shown(name))
 	}
-	a := &Appliance{path: path, descriptor: name, files: files}
+	a := &Appliance{path: path, descriptor: name, files: files, encoding: e.encoding}
 	for i, d := range e.disks {
 		a.Disks = append(a.Disks, a.newDisk(i+1, d, e))
 	}
@@ -257,6 +260,12 @@ func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
 	names := []string{d.File}
 	if name, err := url.PathUnescape(d.File); err == nil && name != d.File {
 		names = append(names, name)
+	}
+	if a.encoding != nil {
+		// The archive may have the name in the encoding of the descriptor.
+		if name, err := a.encoding.NewEncoder().String(d.File); err == nil && name != d.File {
+			names = append(names, name)
+		}
 	}
 	var missing error
 	for _, name := range names {

@@ -411,6 +411,18 @@ func TestNames(t *testing.T) {
 		}
 		a.Close()
 	}
+	for _, member := range []string{"gr\xf6\xdfe.img", "größe.img"} {
+		text := strings.Replace(envelope("<File ovf:id=\"f\" ovf:href=\"gr\xf6\xdfe.img\"/>", `<Disk ovf:fileRef="f"/>`), "UTF-8", "ISO-8859-1", 1)
+		b := archive(t, tar.FormatGNU, entry{name: "x.ovf", content: text}, entry{name: member, content: small})
+		a, err := ova.Open(t.Context(), "x.ova", memory(b))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := content(t, a, 0); got != small {
+			t.Errorf("%q: %.20q", member, got)
+		}
+		a.Close()
+	}
 	for _, href := range []string{"/disk1.img", "../disk1.img", "%2e%2e/disk1.img", "%2fdisk1.img", "a/../../disk1.img", "", "."} {
 		b := archive(t, tar.FormatPAX, entry{name: "x.ovf", content: envelope(`<File ovf:id="f" ovf:href="`+href+`"/>`, `<Disk ovf:fileRef="f"/>`)}, entry{name: "disk1.img", content: small})
 		a, err := ova.Open(t.Context(), "x.ova", memory(b))

@@ -68,7 +68,7 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 	ctx := context.WithValue(d.ctx, linkKey{}, link)
 	name := r.hint
 	if name == "" {
-		if name, err = d.findByUUID(r.uuid); err != nil {
+		if name, err = d.findByUUID(r.uuid, link.search); err != nil {
 			return err
 		}
 	}
@@ -197,6 +197,7 @@ type link struct {
 	child    *link
 	path, id string
 	length   int
+	search   *search
 }
 
 type linkKey struct{}
@@ -210,8 +211,10 @@ func (d *Disk) link() (*link, error) {
 		}
 	}
 	l.child, _ = d.ctx.Value(linkKey{}).(*link)
+	l.search = &search{files: map[string]peeked{}, left: maxPeeked}
 	if l.child != nil {
 		l.length += l.child.length
+		l.search = l.child.search
 	}
 	if l.length > maxChain {
 		return nil, fmt.Errorf("%s: the chain of parents up to here has more than %d images", d.path, maxChain)

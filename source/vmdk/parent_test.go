@@ -26,8 +26,12 @@ func readFile(t testing.TB, path string) []byte {
 	return b
 }
 
-// testFolder is a vmdk.Folder of a directory.
-type testFolder struct{ dir string }
+// testFolder is a vmdk.Folder of a directory. It counts the files that are looked
+// at.
+type testFolder struct {
+	dir    string
+	peeked *int
+}
 
 func (f testFolder) Names(context.Context) ([]string, error) {
 	entries, err := os.ReadDir(f.dir)
@@ -39,11 +43,17 @@ func (f testFolder) Names(context.Context) ([]string, error) {
 }
 
 func (f testFolder) Peek(ctx context.Context, name string) (source.Disk, error) {
+	*f.peeked++
 	return raw.Open(ctx, filepath.Join(f.dir, name))
 }
 
 // openIn opens an image that may look for its parent in its folder.
 func openIn(t testing.TB, path string, single bool) (*vmdk.Disk, error) {
+	return openCounting(t, path, single, new(int))
+}
+
+// openCounting is openIn that counts the files that are looked at.
+func openCounting(t testing.TB, path string, single bool, peeked *int) (*vmdk.Disk, error) {
 	t.Helper()
 	var open func(ctx context.Context, from, name, format string) (source.Disk, error)
 	open = func(ctx context.Context, from, name, format string) (source.Disk, error) {
@@ -55,7 +65,7 @@ func openIn(t testing.TB, path string, single bool) (*vmdk.Disk, error) {
 		if format == "raw" {
 			return f, nil
 		}
-		d, err := vmdk.Open(ctx, path, f, open, vmdk.Options{SingleLink: single, Folder: testFolder{filepath.Dir(path)}})
+		d, err := vmdk.Open(ctx, path, f, open, vmdk.Options{SingleLink: single, Folder: testFolder{filepath.Dir(path), peeked}})
 		if err != nil {
 			return nil, err
 		}
@@ -119,6 +129,27 @@ func TestDifferencing(t *testing.T) {
 		if want := e.Off == 9*65536; err != nil || (e.Kind == source.Data) != want || !want && e.Kind != source.Same {
 			t.Errorf("a single link: %+v, %v", e, err)
 		}
+	}
+}
+
+// TestLongDifferencingChain looks at each file of a folder once.
+func TestLongDifferencingChain(t *testing.T) {
+	dir := t.TempDir()
+	const n = 200
+	for i := range n {
+		parent := ""
+		if i > 0 {
+			parent = fmt.Sprint("id", i-1)
+		}
+		write(t, dir, fmt.Sprintf("%d.vmdk", i), fmt.Appendf(nil, "# Disk DescriptorFile\nRW 1 ZERO\nddb.uuid.image=\"id%d\"\nddb.uuid.parent=%q\n", i, parent))
+	}
+	peeked := 0
+	d, err := openCounting(t, filepath.Join(dir, fmt.Sprintf("%d.vmdk", n-1)), false, &peeked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(d.Info().Chain) != n || peeked != n {
+		t.Errorf("a chain of %d, %d files looked at, want %d", len(d.Info().Chain), peeked, n)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"vddkcp/internal/image"
@@ -28,8 +29,23 @@ type uuids struct {
 	parentModification string // ddb.uuid.parentmodification
 }
 
-// maxPeeked bounds the descriptors that are read to find one parent, in bytes.
+// maxPeeked bounds what is read of other files to find the parents of a chain, in
+// bytes.
 const maxPeeked = 64 << 20
+
+// search keeps what is known of files while the parents of a chain are searched
+// for, so that each file is read once.
+type search struct {
+	files map[string]peeked // by path
+	left  int64             // of maxPeeked
+}
+
+// peeked is what a file may be the parent by.
+type peeked struct {
+	uuid string // "": none, or the file is no image
+	id   string // identity of the file, "" where it is not known
+	err  error  // why the file can't be read
+}
 
 // uuidOf returns a UUID in one spelling; "" where it is missing or all zeros,
 // by which VirtualBox says that there is none. Other text stays as it is: no
@@ -52,7 +68,7 @@ func (d *descriptor) uuids() uuids {
 
 // findByUUID returns the name of the one file in the image's folder that has
 // the UUID.
-func (d *Disk) findByUUID(uuid string) (name string, err error) {
+func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	fail := func(hint, format string, args ...any) error {
 		return &hintedError{fmt.Errorf("%s: its parent is the image with the UUID %s (ddb.uuid.parent): %w", d.path, quote(uuid), fmt.Errorf(format, args...)), hint}
 	}
@@ -66,25 +82,24 @@ func (d *Disk) findByUUID(uuid string) (name string, err error) {
 	}
 	var id string
 	var unread error
-	failed, peeked := 0, int64(maxPeeked)
+	failed := 0
 	for _, candidate := range names {
 		if err := context.Cause(d.ctx); err != nil {
 			return "", err
 		}
-		found, foundID, n, err := d.peek(candidate)
-		if peeked -= n; peeked < 0 {
-			return "", fail("leave nothing but the images of this disk in the folder", "the descriptors in its folder have more than %d bytes", maxPeeked)
-		}
+		p := d.peek(candidate, known)
 		switch {
-		case err != nil:
+		case known.left < 0:
+			return "", fail("leave nothing but the images of this disk in the folder", "the descriptors in its folder have more than %d bytes", maxPeeked)
+		case p.err != nil:
 			if failed++; unread == nil {
-				unread = err
+				unread = p.err
 			}
-		case found != uuid || name != "" && foundID != "" && foundID == id:
+		case p.uuid != uuid || name != "" && p.id != "" && p.id == id:
 		case name != "":
 			return "", fail("move the one that does not belong to the image into another folder", "two files have it, %s and %s", quote(name), quote(candidate))
 		default:
-			name, id = candidate, foundID
+			name, id = candidate, p.id
 		}
 	}
 	switch {
@@ -96,27 +111,44 @@ func (d *Disk) findByUUID(uuid string) (name string, err error) {
 	return "", fail(place, "none of %d files named *.vmdk in its folder has it (ddb.uuid.image)", len(names))
 }
 
-// peek returns the UUID of the image that name is the file of, "" where it has
-// none or is no image, the identity of the file, and how many bytes of the file
-// it read.
-func (d *Disk) peek(name string) (uuid, id string, n int64, err error) {
+// peek looks at a file of the image's folder, unless that is known.
+func (d *Disk) peek(name string, known *search) peeked {
+	path := name
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(filepath.Dir(d.path), name)
+	}
+	p, ok := known.files[path]
+	if ok {
+		return p
+	}
 	f, err := d.options.Folder.Peek(d.ctx, name)
 	if err != nil {
-		return "", "", 0, err
+		p.err = err
+	} else {
+		p = d.peekAt(f, name, known)
+		f.Close()
 	}
-	defer f.Close()
+	known.files[path] = p
+	return p
+}
+
+func (d *Disk) peekAt(f source.Disk, name string, known *search) (p peeked) {
 	text, err := descriptorText(f)
+	known.left -= int64(headSize + len(text))
 	if err != nil || text == nil {
-		return "", "", headSize, err
+		p.err = err
+		return p
 	}
 	desc, err := parseDescriptor(text)
 	if err != nil {
-		return "", "", int64(len(text)), fmt.Errorf("%s: descriptor %w", name, err)
+		p.err = fmt.Errorf("%s: descriptor %w", name, err)
+		return p
 	}
+	p.uuid = desc.uuids().image
 	if i, ok := source.Ability[source.Identified](f); ok {
-		id, _, _ = i.Identity(d.ctx)
+		p.id, _, _ = i.Identity(d.ctx)
 	}
-	return desc.uuids().image, id, int64(len(text)), nil
+	return p
 }
 
 // descriptorText returns the descriptor of the image whose file is f, nil where
