@@ -111,18 +111,31 @@ func (s *sparse) indexTables() error {
 func (s *sparse) indexDirectory(d *directory) error {
 	length := int64(s.tableEntries) << s.entryShift
 	starts := make([]int64, 0, s.tables())
+	metadataEnd := int64(s.overhead) * sectorSize
+	behind, first := 0, int64(0)
 	s.eachTable(func(i int64, read func(*directory) (int64, error)) {
 		at, err := read(d)
 		if err != nil || at <= 1 {
 			return
 		}
-		if need := s.tableSize(i); need < length {
+		need := s.tableSize(i)
+		if at+need > metadataEnd {
+			if behind++; behind == 1 {
+				first = at
+			}
+		}
+		if need < length {
 			// The last table may be as short as the extent needs it.
 			s.metadata = append(s.metadata, region{"grain table", at, at + need})
 			return
 		}
 		starts = append(starts, at)
 	})
+	if behind > 0 && metadataEnd > 0 && !s.compressed() && d == &s.primary {
+		// Nothing tells a table that was moved from an entry that was damaged and
+		// points to zeros in a grain.
+		s.warn("%d of %d grain tables lie behind the metadata (overHead), which ends at offset %d, the first at offset %d: if the disk has zeros where there should be data, the grain directory is damaged", behind, s.tables(), metadataEnd, first)
+	}
 	var err error
 	if d.tables, err = image.NewPlaces(starts, length); err != nil {
 		return fmt.Errorf("the %s at offset %d: %w: the directory is damaged", d.what, d.at, err)

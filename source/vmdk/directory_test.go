@@ -3,6 +3,8 @@ package vmdk_test
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -125,6 +127,18 @@ func TestRedundantDirectoryWarns(t *testing.T) {
 	child := image{capacity: 3000, descriptor: strings.Replace(monolithic, "parentCID=ffffffff", "parentCID=1234abcd\nparentFileNameHint=\"base.vmdk\"", 1)}
 	d := mustOpen(t, write(t, dir, "child.vmdk", child.build().file))
 	checkWarnings(t, d.Warnings(), "base.vmdk", []string{"all grain tables"})
+}
+
+// TestTableBehindMetadata has an entry of the directory that leads into zeros of
+// a grain, as a moved table would be.
+func TestTableBehindMetadata(t *testing.T) {
+	im := image{capacity: 3000, entries: 4, grains: map[int64][]byte{0: make([]byte, 65536), 9: random(1, 65536)}, descriptor: monolithic}.defaults()
+	l := im.build()
+	path := write(t, t.TempDir(), "x.vmdk", l.file)
+	checkWarnings(t, mustOpen(t, path).Warnings(), path, nil)
+	l.put32(l.gd+8, uint32(l.grains[0]/sector))
+	write(t, filepath.Dir(path), "x.vmdk", l.file)
+	checkWarnings(t, mustOpen(t, path).Warnings(), path, []string{"1 of 6 grain tables lie behind the metadata (overHead)", fmt.Sprintf("the first at offset %d", l.grains[0])})
 }
 
 // checkWarnings checks that there is one warning, which names the file and has
