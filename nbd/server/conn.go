@@ -37,6 +37,8 @@ type conn struct {
 	net      net.Conn // or TLS over it
 	base     net.Conn // the socket
 	peerName string
+	started  time.Time
+	evicted  bool // under Server.mu
 	ctx      context.Context
 	end      context.CancelCauseFunc
 
@@ -44,8 +46,8 @@ type conn struct {
 	e          *export // nil: not open
 	structured bool
 	contexts   []metaContext
-	contextsOf string // the export that they were chosen for
-	entered    bool   // Server.enter was called
+	contextsOf string      // the export that they were chosen for
+	entered    atomic.Bool // Server.enter was called
 
 	holder  holder // of memory
 	owes    bool   // the goroutine that reads requests has to drain out
@@ -63,7 +65,7 @@ type conn struct {
 }
 
 func newConn(s *Server, raw net.Conn) *conn {
-	c := &conn{s: s, net: raw, base: raw}
+	c := &conn{s: s, net: raw, base: raw, started: time.Now()}
 	c.out.c = c
 	// The connection outlives the context of Serve by the grace.
 	c.ctx, c.end = context.WithCancelCause(s.life)
@@ -78,7 +80,7 @@ func (c *conn) serve() error {
 		if c.e != nil {
 			c.s.release(c.e)
 		}
-		if c.entered {
+		if c.entered.Load() {
 			c.s.leave()
 		}
 	}()

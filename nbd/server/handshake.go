@@ -17,8 +17,9 @@ import (
 const (
 	// maxOptions is how many options a client may send.
 	maxOptions = 256
-	// maxOption is the most bytes of an option that are looked at.
-	maxOption = 64 << 10
+	// maxOption is the most bytes of an option that are looked at: a name and a
+	// few queries at their longest.
+	maxOption = 4 * nbd.MaxString
 	// maxSkip is the most bytes of an option that are skipped, to refuse it in
 	// order.
 	maxSkip = 32 << 20
@@ -104,13 +105,27 @@ func (c *conn) nextOption() (nbd.Option, optionData, error) {
 		d.tooLong = true
 		_, err = io.CopyN(io.Discard, c.net, int64(n))
 	} else {
-		d.b = make([]byte, n)
-		_, err = io.ReadFull(c.net, d.b)
+		d.b, err = c.optionData(int(n))
 	}
 	if err != nil {
 		return 0, optionData{}, fmt.Errorf("%v of %d bytes: %w", option, n, err)
 	}
 	return option, d, nil
+}
+
+// optionData reads the n bytes of an option. It takes memory as they come: many
+// clients can announce much and send nothing.
+func (c *conn) optionData(n int) ([]byte, error) {
+	const step = 512
+	b := make([]byte, 0, min(n, step))
+	for len(b) < n {
+		at := len(b)
+		b = append(b, make([]byte, min(n-at, max(at, step)))...)
+		if _, err := io.ReadFull(c.net, b[at:]); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
 }
 
 // answer answers an option. An error ends the connection.

@@ -615,3 +615,66 @@ func (l *failingListener) Accept() (net.Conn, error) {
 	}
 	return l.Listener.Accept()
 }
+
+// TestFlood has a host that connects until the server takes no more, and says
+// nothing. A client of another host takes the place of its oldest connection;
+// connections that have an export stay.
+func TestFlood(t *testing.T) {
+	s := serve(t, one("", newDisk(64<<10)), server.Options{MaxConnections: 4}, "tcp://127.0.0.1:0")
+	from := func(ip string) *client {
+		t.Helper()
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(ip)}}
+		conn, err := d.Dial("tcp", s.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
+		return &client{t: t, Conn: conn}
+	}
+	enter := func(c *client) *client {
+		t.Helper()
+		c.greet(3)
+		c.enter("")
+		return c
+	}
+	stays := enter(from("127.0.0.2"))
+	var flood []*client
+	for range 3 {
+		c := from("127.0.0.2")
+		c.greet(3)
+		flood = append(flood, c)
+	}
+	from("127.0.0.2").closed()
+	first := enter(from("127.0.0.3"))
+	flood[0].closed()
+	second := enter(from("127.0.0.4"))
+	flood[1].closed()
+	for _, c := range []*client{stays, first, second} {
+		c.reads(content(64<<10), 0, 512)
+	}
+}
+
+// TestAnnouncedOptions bounds what a client can make the server allocate by the
+// length of an option of which it sends nothing.
+func TestAnnouncedOptions(t *testing.T) {
+	const n = 500
+	s := newServer(t, one("", newDisk(64<<10)), server.Options{})
+	clients := make([]*client, n)
+	for i := range clients {
+		clients[i] = dial(t, s, 3)
+		clients[i].alive()
+	}
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapInuse)
+	}
+	before := heap()
+	for _, c := range clients {
+		c.write(nbd.AppendOption(nil, nbd.OptGo, make([]byte, 16<<10))[:16])
+	}
+	if got := heap() - before; got > n*(4<<10) {
+		t.Errorf("%d options that were announced take %d KiB", n, got>>10)
+	}
+}

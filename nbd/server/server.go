@@ -133,6 +133,8 @@ type Server struct {
 	conns  map[*conn]struct{}
 	peers  map[string]*peer // of conns
 	giveUp *time.Timer      // not nil: the server ends
+	// evicted counts connections that have to end because others need the room.
+	evicted int
 }
 
 // New returns a server, which does nothing yet.
@@ -257,7 +259,7 @@ func (s *Server) register(c *conn) bool {
 	switch {
 	case s.giveUp != nil:
 		return false
-	case len(s.conns) >= s.o.MaxConnections:
+	case len(s.conns)-s.evicted >= s.o.MaxConnections && !s.makeRoom(peerName(c.base)):
 		s.o.Log.Warn("refused a client: too many connections", "client", clientName(c.base), "limit", s.o.MaxConnections)
 		return false
 	}
@@ -279,11 +281,41 @@ func (s *Server) unregister(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
+	if c.evicted {
+		s.evicted--
+	}
 	if p := c.holder.peer; p.connections == 1 {
 		delete(s.peers, c.peerName)
 	} else {
 		p.connections--
 	}
+}
+
+// makeRoom ends the oldest connection that is still in the handshake, of a peer
+// with more connections than the one of that name has. So one host that connects
+// and says nothing can't keep all others out. It reports whether there was one.
+// The caller holds s.mu.
+func (s *Server) makeRoom(newcomer string) bool {
+	own := 1
+	if p := s.peers[newcomer]; p != nil {
+		own += p.connections
+	}
+	var oldest *conn
+	for c := range s.conns {
+		if c.evicted || c.entered.Load() || c.holder.peer.connections <= own {
+			continue
+		}
+		if oldest == nil || c.started.Before(oldest.started) {
+			oldest = c
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	oldest.evicted = true
+	s.evicted++
+	oldest.fail(errors.New("too many connections, and this one chose no export yet"))
+	return true
 }
 
 // peerName returns the name by which the connections of one client are known:
@@ -360,7 +392,7 @@ func (s *Server) endedWith(err error) bool {
 // enter and leave count the connections that are in the transmission, or will
 // be when the client has been told so.
 func (s *Server) enter(c *conn) {
-	c.entered = true
+	c.entered.Store(true)
 	s.clients.Add(1)
 }
 
