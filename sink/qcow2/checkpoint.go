@@ -133,6 +133,9 @@ func (d *disk) restore(s state, off int64) error {
 	}
 	if len(last) > 0 {
 		entry := binary.BigEndian.Uint64(last)
+		if entry != 0 && !t.isEntry(entry) {
+			return sink.Unfit(fmt.Errorf("entry %d of the L1 table is %#x, which no qcow2 writer of vddkcp writes: the file is damaged or another", t.l2Index, entry))
+		}
 		in := g & (1<<t.l2Shift - 1)
 		if in == 0 || !t.isTable(entry) {
 			clear(last) // it came later
@@ -153,13 +156,30 @@ func (d *disk) restore(s state, off int64) error {
 	if c := s.head >> t.shift; c < t.next {
 		binary.BigEndian.PutUint16(t.counts[(c-t.block*t.perBlock)*2:], s.headCount)
 	}
+	return t.checkCounts()
+}
+
+// checkCounts returns an error where a cluster below next is not in use: then this
+// is not the file or device that the checkpoint is of, however its clusters read.
+func (t *tables) checkCounts() error {
+	for c := t.block * t.perBlock; c < t.next; c++ {
+		if binary.BigEndian.Uint16(t.counts[(c-t.block*t.perBlock)*2:]) == 0 {
+			return sink.Unfit(fmt.Errorf("cluster %d of the file has refcount 0, and all %d clusters of the checkpoint are in use: the file is damaged or another", c, t.next))
+		}
+	}
 	return nil
 }
 
 // isTable reports whether an L1 entry points to a cluster that is in use.
 func (t *tables) isTable(entry uint64) bool {
+	return t.isEntry(entry) && int64(entry&^copied) < t.next<<t.shift
+}
+
+// isEntry reports whether an L1 entry points to a cluster, which a later call may
+// have taken.
+func (t *tables) isEntry(entry uint64) bool {
 	off := int64(entry &^ copied)
-	return entry&copied != 0 && off%t.cluster == 0 && off >= t.first<<t.shift && off < t.next<<t.shift
+	return entry&copied != 0 && off%t.cluster == 0 && off >= t.first<<t.shift
 }
 
 func (d *disk) read(p []byte, off int64) error {

@@ -327,3 +327,44 @@ func TestCheckpointOfNothing(t *testing.T) {
 		}
 	}
 }
+
+// A file or device that reads as the backing, since nothing of the image is on it,
+// is not taken for the one that was written.
+func TestResumeOfAnotherFile(t *testing.T) {
+	for _, fill := range []byte{0, 0xFF, 'P'} {
+		path := filepath.Join(t.TempDir(), "disk.qcow2")
+		content := fragments(71, 8*DefaultClusterSize)
+		o := Options{BackingName: "base", BackingFormat: "raw"}
+		o.Backing = memory(content)
+		d, err := Create(t.Context(), path, int64(len(content)), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.SameAt(t.Context(), 0, 4*DefaultClusterSize); err != nil {
+			t.Fatal(err)
+		}
+		state, sync, err := d.Checkpoint(4 * DefaultClusterSize)
+		if err := errors.Join(err, sync(t.Context()), d.Suspend()); err != nil {
+			t.Fatal(err)
+		}
+		partial := path + ".partial"
+		written, err := os.ReadFile(partial)
+		if err == nil {
+			err = os.WriteFile(partial, bytes.Repeat([]byte{fill}, len(written)), 0o600)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.State, o.Resume = state, 4*DefaultClusterSize
+		if d, err = Create(t.Context(), path, int64(len(content)), o); err == nil {
+			_, err = d.(sink.Readback).ReadAt(make([]byte, DefaultClusterSize), 0)
+			d.Suspend()
+		}
+		if now, _ := os.ReadFile(partial); fill != 'P' && !bytes.HasPrefix(now, bytes.Repeat([]byte{fill}, DefaultClusterSize)) {
+			t.Errorf("a file of bytes %#x: it was changed", fill)
+		}
+		if !errors.Is(err, sink.ErrUnfit) {
+			t.Errorf("a file of bytes %#x: error %v, want %v", fill, err, sink.ErrUnfit)
+		}
+	}
+}

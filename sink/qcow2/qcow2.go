@@ -173,6 +173,13 @@ func (d *disk) begin(s state) error {
 	if d.o.State == nil && d.zeroed {
 		return d.tables.begin()
 	}
+	// Before anything is written: the file or device may be another one.
+	if d.o.State != nil {
+		d.at = d.o.Resume
+		if err := d.restore(s, d.o.Resume); err != nil {
+			return err
+		}
+	}
 	// What an image is known by goes first, lest a crash leave the header of
 	// another one. A file that is resumed may have been finished.
 	if _, err := d.file.WriteAt(make([]byte, min(d.cluster, 4096)), 0); err != nil {
@@ -184,8 +191,7 @@ func (d *disk) begin(s state) error {
 	if d.o.State == nil {
 		return d.tables.begin()
 	}
-	d.at = d.o.Resume
-	return d.restore(s, d.o.Resume)
+	return nil
 }
 
 // withAbilities leaves away those that d does not have.
