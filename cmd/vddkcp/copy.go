@@ -573,8 +573,8 @@ func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 	}
 	if d, ok := source.Ability[source.Described](src); ok {
 		info := d.Info()
-		if info.Format == "raw" && j.SourceFormat == "" && looksLikeVMDK(j.Src) {
-			j.warn(fmt.Sprintf("%s is named like a VMDK and is none: it is copied as a raw disk (--source-format raw says that this is right)", j.Src))
+		if what := namedLike(j.Src); info.Format == "raw" && j.SourceFormat == "" && what != "" {
+			j.warn(fmt.Sprintf("%s is named like %s and is none: it is copied as a raw disk (--source-format raw says that this is right)", j.Src, what))
 		}
 		j.log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", src.Size(), "chain", strings.Join(info.Chain, " <- "))
 	}
@@ -595,8 +595,29 @@ func (j *job) warnOfSectors(target *sinkopen.Target) {
 // bytes: vm-flat.vmdk, vm-f001.vmdk.
 var flatExtent = regexp.MustCompile(`(?i)-(flat|f[0-9]{3,})\.vmdk$`)
 
-func looksLikeVMDK(path string) bool {
-	return strings.EqualFold(filepath.Ext(path), ".vmdk") && !flatExtent.MatchString(path)
+// namedLike says what the name of a local source promises, "" for a disk of any
+// kind. A fixed VHD that is cut has nothing else that tells it from a raw disk.
+func namedLike(path string) string {
+	if nbd.IsURI(path) || sourceopen.IsVDDK(path) || flatExtent.MatchString(path) {
+		return ""
+	}
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".vmdk":
+		return "a VMDK"
+	case ".qcow2", ".qcow":
+		return "a qcow2 image"
+	case ".vhd":
+		return "a VHD"
+	case ".vhdx":
+		return "a VHDX"
+	case ".vdi":
+		return "a VirtualBox image"
+	case ".gz", ".xz", ".zst", ".bz2", ".lz4":
+		return "a compressed file"
+	case ".zip", ".7z", ".tar", ".tgz":
+		return "an archive"
+	}
+	return ""
 }
 
 // clusterSize is that of a qcow2 target, in bytes.

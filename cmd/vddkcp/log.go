@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 
-	"vddkcp/internal/durable"
 	"vddkcp/internal/printable"
 )
 
@@ -33,7 +32,7 @@ func (f *logFlags) open(stderr io.Writer, onlyJSON bool) (*slog.Logger, func() e
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if f.LogFile != "" {
-		file, err := durable.OpenOutput(f.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY)
+		file, err := os.OpenFile(f.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o666) // a FIFO waits for its reader
 		if err != nil {
 			return nil, nil, fmt.Errorf("log file: %w", err)
 		}

@@ -81,8 +81,8 @@ func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d s
 	warnOf(log, d)
 	if i, ok := source.Ability[source.Described](d); ok {
 		info := i.Info()
-		if info.Format == "raw" && f.SourceFormat == "" && looksLikeVMDK(src) {
-			log.Warn(fmt.Sprintf("%s is named like a VMDK and is none: it is taken for a raw disk (--source-format raw says that this is right)", src))
+		if what := namedLike(src); info.Format == "raw" && f.SourceFormat == "" && what != "" {
+			log.Warn(fmt.Sprintf("%s is named like %s and is none: it is taken for a raw disk (--source-format raw says that this is right)", src, what))
 		}
 		log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", d.Size(), "chain", strings.Join(info.Chain, " <- "))
 	}

@@ -109,6 +109,9 @@ func openInPlace(path string) (*os.File, error) {
 	if err != nil || info.Mode().IsRegular() {
 		return nil, nil // Replace reports what is wrong with it
 	}
+	if info.Mode().Type() == fs.ModeDevice {
+		return nil, &fs.PathError{Op: "write", Path: path, Err: errors.New("it is a block device, which holds a disk")}
+	}
 	return OpenOutput(path, os.O_WRONLY)
 }
 

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"vddkcp/internal/durable"
 )
 
 // system is what is asked of the kernel beside reading, for tests to stand
@@ -157,15 +159,7 @@ func (s *store) create(path string, want header) (err error) {
 	if err := s.sys.fdatasync(f); err != nil {
 		return fmt.Errorf("fdatasync: %w", err)
 	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	if err := dir.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
-		return err
-	}
-	return nil
+	return durable.SyncFolder(filepath.Dir(path))
 }
 
 // maxPart is how much of a disk one file of several has, in bytes: as much as
