@@ -149,3 +149,49 @@ func TestMapByInFile(t *testing.T) {
 		t.Error("past the end: no error")
 	}
 }
+
+// The map of a whole disk does not depend on the pieces in which it is asked for,
+// and how far it is shows before its first mapping does.
+func TestMapAllTellsHowFarItIs(t *testing.T) {
+	const size = 16 << 40
+	d := &sourcetest.Memory{Content: strings.NewReader(""), Length: size, ExtentList: []source.Extent{
+		extent(0, 10<<40, source.Data), extent(10<<40, 4096, source.Zero), extent(10<<40+4096, size-10<<40-4096, source.Data),
+	}}
+	want, err := mapOf(d, 0, size)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var told []int64
+	var got []source.Mapping
+	for m, err := range source.MapAll(t.Context(), d, func(n int64) { told = append(told, n) }) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(got) == 0 && len(told) < 10 {
+			t.Errorf("told %d times before the first mapping, of 10 TiB", len(told))
+		}
+		got = append(got, m)
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if len(told) < 100 || len(told) > 2000 || !slices.IsSorted(told) || told[len(told)-1] != size {
+		t.Errorf("told %d times, at last %d", len(told), told[len(told)-1])
+	}
+}
+
+func TestWindows(t *testing.T) {
+	for _, size := range []int64{0, 1, 64 << 30, 64<<30 + 1, 1 << 45, 1<<62 - 512} {
+		next, n := int64(0), 0
+		for off, length := range source.Windows(size) {
+			if off != next || length <= 0 {
+				t.Fatalf("%d bytes: [%d, +%d) after %d", size, off, length, next)
+			}
+			next = off + length
+			n++
+		}
+		if next != size || n > 2048 {
+			t.Errorf("%d bytes: %d windows, up to %d", size, n, next)
+		}
+	}
+}

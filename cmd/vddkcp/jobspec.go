@@ -79,8 +79,9 @@ func (p *jobParser) spec() (*batch.Spec, error) {
 		// A command is a thousand bytes, and there may be a million jobs: each
 		// is made again when it is needed.
 		Job: func(j *batch.Job) (any, error) {
-			_, err := p.command(j)
-			return nil, err
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			return nil, p.set(j)
 		},
 	}
 	for _, flag := range p.parser.Model.Flags {
@@ -148,39 +149,49 @@ func jobField(flag *kong.Flag) (batch.Field, error) {
 	return f, nil
 }
 
-// command is the copy of a job.
+// command returns the copy of a job, the caller's own.
 func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
-	switch {
-	case j.Source == "-":
-		return nil, errors.New("source: standard input is no source of a batch")
-	case j.Target == "-":
-		return nil, errors.New("target: standard output is no target of a batch")
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.line.copyCommand = p.defaults
-	p.line.Src, p.line.Dst = j.Source, j.Target
-	for _, v := range j.Values {
-		if err := p.give(v); err != nil {
-			return nil, err
-		}
-	}
-	if err := p.line.Validate(); err != nil {
+	if err := p.set(j); err != nil {
 		return nil, err
 	}
 	c := p.line.copyCommand
+	return &c, nil
+}
+
+// set makes line the copy of a job, or returns what is wrong with that. The caller
+// holds mu.
+func (p *jobParser) set(j *batch.Job) error {
+	switch {
+	case j.Source == "-":
+		return errors.New("source: standard input is no source of a batch")
+	case j.Target == "-":
+		return errors.New("target: standard output is no target of a batch")
+	}
+	p.line.copyCommand = p.defaults
+	c := &p.line.copyCommand
+	c.Src, c.Dst = j.Source, j.Target
+	for _, v := range j.Values {
+		if err := p.give(v); err != nil {
+			return err
+		}
+	}
+	if err := c.Validate(); err != nil {
+		return err
+	}
 	if err := c.checkAddresses(); err != nil {
 		if h := hint(err); h != "" {
 			err = fmt.Errorf("%w (%s)", err, h)
 		}
-		return nil, err
+		return err
 	}
 	for _, s := range []*secretFlag{&c.Password, &c.Cookie} {
 		if s.form == inPlain {
 			s.form = inJobFile
 		}
 	}
-	return &c, nil
+	return nil
 }
 
 // give sets a flag of line. It does what kong does with --FLAG=TEXT, without

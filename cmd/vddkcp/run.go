@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -339,6 +340,8 @@ type batchRun struct {
 	commands *spawned
 
 	outputs *outputs // of the batch as a whole
+
+	checked atomic.Int64 // jobs, by --check
 
 	mu      sync.Mutex
 	budgets map[string]*vddk.Budget // by batch.Job.HostKey; guarded by mu

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"sync"
 	"text/tabwriter"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -42,6 +44,8 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 		jobs = left
 	}
 	all := make([]checked, len(jobs))
+	stop := b.tellChecked(len(jobs))
+	defer stop()
 	var group errgroup.Group
 	group.SetLimit(b.file.Limits.Total)
 	for i, j := range jobs {
@@ -50,10 +54,12 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 		}
 		group.Go(func() error {
 			all[i] = b.checkJob(ctx, j)
+			b.checked.Add(1)
 			return nil
 		})
 	}
 	_ = group.Wait()
+	stop()
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -81,6 +87,25 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 		e.exit, e.hint = exitUsage, "the job file is wrong where a parameter is"
 	}
 	return e
+}
+
+// tellChecked tells now and then how many of the jobs were checked, until stop is
+// called.
+func (b *batchRun) tellChecked(jobs int) (stop func()) {
+	done := make(chan struct{})
+	go func() {
+		tick := time.NewTicker(10 * time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				b.notice(fmt.Sprintf("checked %d of %d jobs", b.checked.Load(), jobs))
+			case <-done:
+				return
+			}
+		}
+	}()
+	return sync.OnceFunc(func() { close(done) })
 }
 
 // unfinished are the jobs that --resume would run.

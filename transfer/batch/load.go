@@ -287,7 +287,7 @@ func (l *loader) file(root *node) *File {
 	case root.kind != kindObject:
 	case jobs == nil && !slices.ContainsFunc(root.members, func(m member) bool { return m.name == "jobs" }):
 		l.bad(root.offset, placeOf("jobs"), "missing: want an array of jobs")
-	case jobs != nil && len(jobs.items) == 0:
+	case jobs != nil && len(jobs.unread) == 0:
 		l.bad(jobs.offset, placeOf("jobs"), "no job: want at least one")
 	case jobs != nil:
 		l.jobs(jobs, defaults, f)

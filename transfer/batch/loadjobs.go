@@ -2,7 +2,9 @@ package batch
 
 import (
 	"cmp"
+	"hash/maphash"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -11,26 +13,33 @@ import (
 // each other's way. It keeps little of each, since a file may have a million.
 type jobsLoader struct {
 	*loader
-	items    []*node
+	places   []int32 // of the jobs, in the file
 	defaults *draft
 	file     *File
-	ok       []bool         // of each job: no problem in it so far
-	byName   map[string]int // jobs
-	targets  map[string]int // jobs by the files that they write
+	ok       []bool // of each job: no problem in it so far
+	byName   map[string]int32
+	// targets are the jobs by the files that they write, of whose names it has
+	// hashes: the names would take more memory than all else.
+	targets map[uint64]int32
+	seed    maphash.Seed
 }
 
 // jobDepth is inside how many values a job lies in its file.
 const jobDepth = 2
 
 func (l *loader) jobs(n *node, defaults *draft, f *File) {
-	j := &jobsLoader{l, n.items, defaults, f, make([]bool, len(n.items)), map[string]int{}, map[string]int{}}
-	f.Jobs = make([]*Job, len(n.items))
-	for i := range n.items {
-		l.progress(i, 2*len(n.items))
+	count := len(n.unread)
+	j := &jobsLoader{
+		loader: l, places: n.unread, defaults: defaults, file: f, ok: make([]bool, count),
+		byName: make(map[string]int32, count), targets: make(map[uint64]int32, 2*count), seed: maphash.MakeSeed(),
+	}
+	f.Jobs = make([]*Job, count)
+	for i := range count {
+		l.progress(i, 2*count)
 		j.read(i)
 	}
-	for i := range n.items {
-		l.progress(len(n.items)+i, 2*len(n.items))
+	for i := range count {
+		l.progress(count+i, 2*count)
 		if f.Jobs[i] != nil {
 			j.check(i)
 		}
@@ -38,7 +47,7 @@ func (l *loader) jobs(n *node, defaults *draft, f *File) {
 }
 
 // node returns a job as the file has it. The result is not kept.
-func (l *jobsLoader) node(i int) *node { return expand(l.content, l.items[i].offset, jobDepth) }
+func (l *jobsLoader) node(i int) *node { return expand(l.content, int(l.places[i]), jobDepth) }
 
 func placeOfJob(i int) place { return place{base: "jobs", index: i} }
 
@@ -56,15 +65,21 @@ func (l *jobsLoader) read(i int) {
 	if first, ok := l.byName[j.Name]; ok {
 		l.bad(l.at(d.node, "name"), placeOfJob(i).member("name"), "%.80q is the name of jobs[%d] too", j.Name, first)
 	} else {
-		l.byName[j.Name] = i
+		l.byName[j.Name] = int32(i)
 	}
 	for _, file := range l.files(j.Target) {
-		if first, ok := l.targets[file]; ok && first != i {
+		if first, ok := l.writer(file); ok && first != i {
 			l.bad(l.at(d.node, "target"), placeOfJob(i).member("target"), "%.200q is the target of jobs[%d] too", j.Target, first)
 			break
 		}
-		l.targets[file] = i
+		l.targets[maphash.String(l.seed, file)] = int32(i)
 	}
+}
+
+// writer returns the job that writes a file.
+func (l *jobsLoader) writer(file string) (job int, ok bool) {
+	i, ok := l.targets[maphash.String(l.seed, file)]
+	return int(i), ok && slices.Contains(l.files(l.file.Jobs[i].Target), file)
 }
 
 // required reports a field that neither the job nor the defaults have, or that is
@@ -96,7 +111,7 @@ func (l *jobsLoader) at(job *node, name string) int {
 func (l *jobsLoader) check(i int) {
 	j := l.file.Jobs[i]
 	for _, file := range l.files(j.Source) {
-		if writer, ok := l.targets[file]; ok && writer != i {
+		if writer, ok := l.writer(file); ok && writer != i {
 			l.bad(l.at(l.node(i), "source"), placeOfJob(i).member("source"), "%.200q is the target of jobs[%d], which would be written meanwhile", j.Source, writer)
 			break
 		}

@@ -20,7 +20,6 @@ const (
 	kindString  kind = "string"
 	kindArray   kind = "array"
 	kindObject  kind = "object"
-	kindUnread  kind = "" // not parsed yet
 )
 
 // named is a kind in a sentence.
@@ -41,6 +40,7 @@ type node struct {
 	text    string // of a string or a number; "true" or "false"
 	items   []*node
 	members []member
+	unread  []int32 // where the elements of the jobs of a file begin
 }
 
 // member is a field of an object, with its name's place.
@@ -67,8 +67,8 @@ const (
 )
 
 // parseTree reads the one JSON value of text. The elements of the array "jobs"
-// of a job file are left unparsed (kindUnread): expand parses them, so that a
-// large file need not lie in memory as a tree.
+// of a job file are left unread: expand parses them, so that a large file need not
+// lie in memory as a tree.
 func parseTree(text []byte) (*node, *problem) {
 	if bytes.HasPrefix(text, []byte("\ufeff")) {
 		return nil, &problem{message: "a byte order mark: JSON has none; save the file as UTF-8 without it"}
@@ -217,12 +217,14 @@ func (p *treeParser) elements(n *node, depth int, unread bool) *problem {
 		}
 		var bad *problem
 		if unread {
-			m.value, bad = p.skip(depth + 1)
-		} else {
-			jobs := depth == 0 && n.kind == kindObject && m.name == "jobs"
-			m.value, bad = p.value(depth+1, jobs && p.peek() == '[')
+			n.unread = append(n.unread, int32(p.at))
+			if bad := p.skip(depth + 1); bad != nil {
+				return bad
+			}
+			continue
 		}
-		if bad != nil {
+		jobs := depth == 0 && n.kind == kindObject && m.name == "jobs"
+		if m.value, bad = p.value(depth+1, jobs && p.peek() == '['); bad != nil {
 			return bad
 		}
 		if n.kind == kindObject {
@@ -239,16 +241,14 @@ func (p *treeParser) peek() byte {
 	return p.text[p.at]
 }
 
-// skip passes the next value, which lies inside depth others, and notes where it
-// is.
-func (p *treeParser) skip(depth int) (*node, *problem) {
-	n := &node{kind: kindUnread, offset: p.at}
+// skip passes the next value, which lies inside depth others.
+func (p *treeParser) skip(depth int) *problem {
 	for inside := depth; ; {
 		p.space()
 		switch p.text[p.at] {
 		case '{', '[':
 			if inside == maxDepth {
-				return nil, tooDeep(p.at)
+				return tooDeep(p.at)
 			}
 			inside++
 			p.at++
@@ -261,7 +261,7 @@ func (p *treeParser) skip(depth int) (*node, *problem) {
 			p.scalar()
 		}
 		if inside == depth {
-			return n, nil
+			return nil
 		}
 	}
 }
