@@ -372,7 +372,7 @@ func started(t *testing.T, args ...string) (cmd *exec.Cmd, wait func() result) {
 }
 
 func TestSignals(t *testing.T) {
-	for signal, exit := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143} {
+	for signal, exit := range map[syscall.Signal]int{syscall.SIGHUP: 129, syscall.SIGINT: 130, syscall.SIGTERM: 143} {
 		dir := t.TempDir()
 		disk, out, report := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "out.raw"), filepath.Join(dir, "report.json")
 		random(t, disk, 64<<20)
