@@ -166,6 +166,7 @@ static VixError login(const struct connection *c) {
 		ok = (!conf.user || same(param(c, 3), conf.user)) && (!conf.password || same(param(c, 4), conf.password));
 	else if (conf.cookie) ok = false;
 	if (ok) return VIX_OK;
+	trace("refused login");
 	log_warn("VixDiskLibVim: Login failure. Callback error %llu.", (unsigned long long)conf.login_error);
 	log_warn("VixDiskLibVim: Cannot complete login due to an incorrect user name or password.");
 	return conf.login_error;
@@ -191,23 +192,10 @@ static void free_connection(struct connection *c) {
 	free(c);
 }
 
-VixError VixDiskLib_ConnectEx(const ConnectParams *params, char readOnly, const char *snapshotRef, const char *transportModes, Connection *connection) {
-	enter(FN_ConnectEx);
-	if (connection) *connection = NULL;
-	if (!params || !connection) return VIX_E_INVALID_ARG;
-	trace("ConnectEx server=%s port=%u nfcport=%u vmx=%s cred=%d thumbprint=%s spec=%d ro=%d snapshot=%s modes=%s",
-		params->serverName ? params->serverName : "-", params->port, params->nfcHostPort, params->vmxSpec ? params->vmxSpec : "-",
-		params->credType, params->thumbPrint ? params->thumbPrint : "-", params->specType, readOnly,
-		snapshotRef ? snapshotRef : "-", transportModes ? transportModes : "-");
-	VixError err = fault_check(FN_ConnectEx);
-	if (err) return err;
-	wait_latency(conf.latency.connect);
+static struct connection *new_connection(const ConnectParams *params) {
 	struct connection *c = calloc(1, sizeof *c);
 	if (!c) abort();
 	c->remote = !empty(params->serverName);
-	c->read_only = readOnly;
-	c->snapshot = snapshotRef ? strdup(snapshotRef) : NULL;
-	c->modes = empty(transportModes) ? NULL : strdup(transportModes);
 	c->cred_type = params->credType;
 	c->port = params->port;
 	c->nfc_port = params->nfcHostPort;
@@ -223,6 +211,32 @@ VixError VixDiskLib_ConnectEx(const ConnectParams *params, char readOnly, const 
 		c->given[5] = params->creds.sessionId.key;
 	}
 	for (int i = 0; i < STRINGS; i++) c->copy[i] = c->given[i] ? strdup(c->given[i]) : NULL;
+	return c;
+}
+
+// The login of a call that has no connection.
+static VixError login_once(const ConnectParams *params) {
+	struct connection *c = new_connection(params);
+	VixError err = c->remote ? login(c) : VIX_OK;
+	free_connection(c);
+	return err;
+}
+
+VixError VixDiskLib_ConnectEx(const ConnectParams *params, char readOnly, const char *snapshotRef, const char *transportModes, Connection *connection) {
+	enter(FN_ConnectEx);
+	if (connection) *connection = NULL;
+	if (!params || !connection) return VIX_E_INVALID_ARG;
+	trace("ConnectEx server=%s port=%u nfcport=%u vmx=%s cred=%d thumbprint=%s spec=%d ro=%d snapshot=%s modes=%s",
+		params->serverName ? params->serverName : "-", params->port, params->nfcHostPort, params->vmxSpec ? params->vmxSpec : "-",
+		params->credType, params->thumbPrint ? params->thumbPrint : "-", params->specType, readOnly,
+		snapshotRef ? snapshotRef : "-", transportModes ? transportModes : "-");
+	VixError err = fault_check(FN_ConnectEx);
+	if (err) return err;
+	wait_latency(conf.latency.connect);
+	struct connection *c = new_connection(params);
+	c->read_only = readOnly;
+	c->snapshot = snapshotRef ? strdup(snapshotRef) : NULL;
+	c->modes = empty(transportModes) ? NULL : strdup(transportModes);
 	if (c->remote) {
 		if (empty(params->vmxSpec) || strncmp(params->vmxSpec, "moref=", 6)) {
 			log_warn("VixDiskLib: the VM of a remote connection is moref=ID, not \"%s\"", params->vmxSpec ? params->vmxSpec : "");
@@ -911,7 +925,7 @@ static VixError access_call(enum function fn, const ConnectParams *params, const
 		log_warn("VixDiskLibVim: %s is for a vCenter Server, %s is none.", function_names[fn], params->serverName);
 		return VIX_E_NOT_SUPPORTED;
 	}
-	return VIX_OK;
+	return login_once(params);
 }
 
 VixError VixDiskLib_PrepareForAccess(const ConnectParams *params, const char *identity) {
@@ -928,6 +942,7 @@ VixError VixDiskLib_Cleanup(const ConnectParams *params, uint32_t *cleaned, uint
 	if (!params || !cleaned || !remaining) return VIX_E_INVALID_ARG;
 	*cleaned = *remaining = 0;
 	VixError err = fault_check(FN_Cleanup);
+	if (!err) err = login_once(params);
 	if (err) return err;
 	host_sweep(cleaned, remaining);
 	return VIX_OK;
