@@ -19,6 +19,9 @@ const (
 	// with its reserve, and how long it keeps shared memory for data that do
 	// not arrive.
 	patience = 500 * time.Millisecond
+	// maxTries is how often it waits so long while memory is given back to
+	// others.
+	maxTries = 4
 )
 
 // memory is the memory that requests in work have for their data. All
@@ -33,9 +36,10 @@ type memory struct {
 	all        int64
 	onPressure func() // a connection has to work with its reserve
 
-	mu      sync.Mutex
-	used    int64
-	waiting []*waiter // in the order they came
+	mu       sync.Mutex
+	used     int64
+	turnover uint64    // counts pieces of the shared memory that were given back
+	waiting  []*waiter // in the order they came
 
 	free [9]sync.Pool // of *buffer, by size: minPiece to maxPiece
 }
@@ -188,6 +192,7 @@ func (m *memory) take(w *waiter) {
 }
 
 func (m *memory) release(of *holder, n int64) {
+	m.turnover++
 	m.used -= n
 	of.held -= n
 	of.peer.held -= n
@@ -226,23 +231,42 @@ func (m *memory) wait(ctx context.Context, w *waiter) error {
 	}
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
-	for {
+	seen := m.seen()
+	for tries := 1; ; tries++ {
 		select {
 		case <-w.ready:
 			return nil
 		case <-timer.C:
-			m.mu.Lock()
-			select {
-			case <-w.ready: // at the same time
-			default:
-				w.of.squeezed = true
-				m.grant()
+			if now := m.seen(); now != seen && tries < maxTries {
+				// The disks are slow, not the clients: large pieces are worth a
+				// longer wait.
+				seen = now
+				timer.Reset(patience)
+				continue
 			}
-			m.mu.Unlock()
+			m.squeeze(w)
 		case <-ctx.Done():
 			m.forget(w)
 			return context.Cause(ctx)
 		}
+	}
+}
+
+func (m *memory) seen() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.turnover
+}
+
+// squeeze lets w have its reserve, now or when that is given back.
+func (m *memory) squeeze(w *waiter) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	select {
+	case <-w.ready: // at the same time
+	default:
+		w.of.squeezed = true
+		m.grant()
 	}
 }
 

@@ -91,6 +91,25 @@ func TestMemory(t *testing.T) {
 		if err != nil || !b.reserve || len(b.b) != reserve || time.Since(start) != patience || pressure != 1 {
 			t.Fatalf("%v, %v after %v, %d times under pressure", b, err, time.Since(start), pressure)
 		}
+		// While others get memory and give it back it waits longer, and not for
+		// ever.
+		first = take(second, 1<<20)
+		start = time.Now()
+		go wait(second, 1<<20, next)
+		for range 19 {
+			time.Sleep(100 * time.Millisecond)
+			m.put(take(stranger, 4096))
+		}
+		synctest.Wait()
+		if len(next) != 0 {
+			t.Error("it works with its reserve although memory is given back")
+		}
+		got := <-next
+		if !got.reserve || time.Since(start) != maxTries*patience {
+			t.Errorf("%v after %v", got, time.Since(start))
+		}
+		m.put(got)
+		m.put(first)
 		go wait(hog, 100, more)
 		time.Sleep(time.Hour)
 		if len(more) != 0 {
