@@ -167,7 +167,7 @@ func (s *server) ask(ctx context.Context, off, end int64) (*segment, error) {
 	// A cause of the disk's context ends the call by its connection.
 	k := &call{cmd: nbd.CmdBlockStatus, off: off, n: end - off}
 	err := s.do(ctx, s.pick(), k)
-	if errors.As(err, new(*serverError)) {
+	if errors.As(err, new(*serverError)) && !errors.As(err, new(*lostError)) {
 		return &segment{off, end, []run{{end - off, false}}}, nil
 	}
 	if err != nil {

@@ -483,6 +483,47 @@ func TestFinalErrors(t *testing.T) {
 	}
 }
 
+// A server that shuts down does not tell of the allocation, which is no reason to
+// read all as data: the next one tells it.
+func TestStatusShutdown(t *testing.T) {
+	s := play(t, greetingOf(fakeSize, 0), func(r nbd.Request, _ []byte) []byte { return failed(r, nbd.ESHUTDOWN) })
+	d := &Disk{server: s.server, size: s.size}
+	defer d.Close()
+	for e, err := range d.Extents(t.Context(), 0, fakeSize) {
+		if !errors.As(err, new(*lostError)) || source.IsPermanent(err) {
+			t.Errorf("%+v, %v, want a connection that is lost", e, err)
+		}
+	}
+}
+
+// Sizes near the greatest do not overflow, and a greater one is none.
+func TestGreatestSize(t *testing.T) {
+	for _, size := range []int64{-1, -1 << 63} {
+		if _, err := open(t, greetingOf(size, 0), nil); err == nil || !strings.Contains(err.Error(), "size of the export: ") || !source.IsPermanent(err) {
+			t.Errorf("%d: %v", uint64(size), err)
+		}
+	}
+	const size = 1<<63 - 1
+	s := play(t, greetingOf(size, 0), func(r nbd.Request, _ []byte) []byte {
+		if r.Off > size || r.Off+uint64(r.Len) > size {
+			t.Errorf("%+v", r)
+		}
+		return to(r, chunk(nbd.ChunkBlockStatus, true, uint32(fakeContext), r.Len, uint32(3)))
+	})
+	d := &Disk{server: s.server, size: s.size}
+	defer d.Close()
+	n := int64(0)
+	for e, err := range d.Extents(t.Context(), size-3*window, 3*window) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		n += e.Len
+	}
+	if n != 3*window {
+		t.Errorf("extents of %d bytes, want %d", n, int64(3*window))
+	}
+}
+
 // A size that is no multiple of the server's own block is said so at opening,
 // where the server does not give the end.
 func TestOddSize(t *testing.T) {
