@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -125,11 +126,29 @@ func TestBarAndMessagesShareNoLine(t *testing.T) {
 	}
 }
 
+// lockedBuffer is a buffer that is read while others write to it.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
+
 // A display that is paused leaves the terminal alone, and shows later what was
 // written meanwhile.
 func TestPause(t *testing.T) {
 	for _, style := range []progress.Style{progress.Bar, progress.Lines, progress.JSON} {
-		var out bytes.Buffer
+		var out lockedBuffer
 		synctest.Test(t, func(t *testing.T) {
 			c := new(progress.Counters)
 			d := progress.NewDisplay(style, &out, "disk", c)
@@ -141,20 +160,20 @@ func TestPause(t *testing.T) {
 			time.Sleep(15 * time.Second)
 			c.Enter(progress.Copy)
 			resume := d.Pause()
-			before := out.Len()
+			before := len(out.String())
 			if _, err := d.Write([]byte("a message\n")); err != nil {
 				t.Error(err)
 			}
 			time.Sleep(time.Minute)
-			if out.Len() != before {
-				t.Errorf("style %d: while paused: %q", style, out.String()[before:min(out.Len(), before+200)])
+			if len(out.String()) != before {
+				t.Errorf("style %d: while paused: %q", style, out.String()[before:min(len(out.String()), before+200)])
 			}
 			resume()
 			if got := out.String()[before:]; got != "a message\n" {
 				t.Errorf("style %d: after it: %q", style, got)
 			}
 			time.Sleep(15 * time.Second)
-			if out.Len() == before+len("a message\n") {
+			if len(out.String()) == before+len("a message\n") {
 				t.Errorf("style %d: nothing is drawn again", style)
 			}
 			close(done)
