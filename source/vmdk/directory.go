@@ -7,6 +7,10 @@ import (
 	"vddkcp/internal/image"
 )
 
+// emptySlack is how many bytes the file of an empty disk may have behind its
+// metadata and a directory: markers, a footer, and what a transfer has added.
+const emptySlack = footerSearch
+
 // directory is a grain directory: the places of the grain tables.
 type directory struct {
 	what   string
@@ -112,12 +116,13 @@ func (s *sparse) indexDirectory(d *directory) error {
 	length := int64(s.tableEntries) << s.entryShift
 	starts := make([]int64, 0, s.tables())
 	metadataEnd := int64(s.overhead) * sectorSize
-	behind, first := 0, int64(0)
+	known, behind, first := 0, 0, int64(0)
 	s.eachTable(func(i int64, read func(*directory) (int64, error)) {
 		at, err := read(d)
 		if err != nil || at <= 1 {
 			return
 		}
+		known++
 		need := s.tableSize(i)
 		if at+need > metadataEnd {
 			if behind++; behind == 1 {
@@ -135,6 +140,10 @@ func (s *sparse) indexDirectory(d *directory) error {
 		// Nothing tells a table that was moved from an entry that was damaged and
 		// points to zeros in a grain.
 		s.warn("%d of %d grain tables lie behind the metadata (overHead), which ends at offset %d, the first at offset %d: if the disk has zeros where there should be data, the grain directory is damaged", behind, s.tables(), metadataEnd, first)
+	}
+	size := s.tables() << s.entryShift
+	if extra := s.fileSize - max(metadataEnd, d.at+size) - size; known == 0 && extra > emptySlack && s.fileKind == kindSparse && s.redundant.at == 0 {
+		s.warn("the grain directory at offset %d has no grain table, and the file has %d more bytes than an empty disk needs: if the disk should have data, the directory is damaged", d.at, extra)
 	}
 	var err error
 	if d.tables, err = image.NewPlaces(starts, length); err != nil {

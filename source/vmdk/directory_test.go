@@ -141,6 +141,20 @@ func TestTableBehindMetadata(t *testing.T) {
 	checkWarnings(t, mustOpen(t, path).Warnings(), path, []string{"1 of 6 grain tables lie behind the metadata (overHead)", fmt.Sprintf("the first at offset %d", l.grains[0])})
 }
 
+// TestEmptyDirectory has a stream whose header puts the grain directory into
+// zeros of a grain table, and an empty disk.
+func TestEmptyDirectory(t *testing.T) {
+	im := image{compressed: true, capacity: 30000, grains: grains(65536, 0, 1, 9, 20), descriptor: monolithic}.defaults()
+	l := im.build()
+	l.put64(56, uint64(l.tables[0]/sector)+1)
+	path := write(t, t.TempDir(), "x.vmdk", l.file)
+	checkWarnings(t, mustOpen(t, path).Warnings(), path, []string{"has no grain table, and the file has", "the directory is damaged"})
+	for _, im := range []image{{capacity: 1 << 30, noTables: true, descriptor: monolithic}, {capacity: 1 << 30, noTables: true, compressed: true, footer: true, descriptor: monolithic}} {
+		path := write(t, t.TempDir(), "x.vmdk", im.build().file)
+		checkWarnings(t, mustOpen(t, path).Warnings(), path, nil)
+	}
+}
+
 // checkWarnings checks that there is one warning, which names the file and has
 // all of want; none where want is nil.
 func checkWarnings(t *testing.T, got []string, path string, want []string) {
