@@ -251,6 +251,9 @@ func TestStandInSuite(t *testing.T) {
 func TestStandInCopy(t *testing.T) {
 	s := newStandIn(t, 100<<20+512, source.Extent{Off: 1 << 20, Len: 30 << 20}, source.Extent{Off: 90 << 20, Len: 10<<20 + 512})
 	d := s.mustOpen(Options{Connections: 2})
+	for d.Stats().Connections < 2 { // the second one is opened in the background
+		time.Sleep(time.Millisecond)
+	}
 	if err := s.copyAll(d, 8); err != nil {
 		t.Fatal(err)
 	}
