@@ -37,6 +37,7 @@ type resumption struct {
 	place   sinkopen.Place
 	copy    journal.Copy
 	entries []journal.Entry // to go on at, the newest first; none: from the start
+	earlier bool            // an earlier run has begun the copy, and may have done nothing of it
 	stale   bool            // the .partial that is there is of no use
 	begun   bool            // the target is this copy's
 	partial os.FileInfo     // of the .partial that is there; nil: none
@@ -104,6 +105,7 @@ func (j *job) prepareResume() (err error) {
 		r.identity = entries[0].Identity
 	}
 	none := len(entries) == 0
+	r.earlier = !none
 	// At offset 0 nothing was done, so there is nothing to go on with.
 	r.entries = slices.DeleteFunc(entries, func(e journal.Entry) bool { return e.Offset == 0 })
 	if len(r.entries) == 0 && r.place.Kind == "file" {
@@ -285,11 +287,15 @@ func (j *job) canGoOn(err error) error {
 	if err == nil || outcomeOf(err).exit != exitFailed {
 		return err
 	}
-	if r := &j.resumption; len(r.entries) > 0 && !r.begun {
+	if r := &j.resumption; r.earlier && !r.begun {
 		if vddk.IsNoSnapshot(err) || errors.Is(err, sink.ErrUnfit) {
 			return j.neverResumed(err)
 		}
-		return &transfer.ResumableError{Err: err, Offset: r.entries[0].Offset}
+		offset := int64(0)
+		if len(r.entries) > 0 {
+			offset = r.entries[0].Offset
+		}
+		return &transfer.ResumableError{Err: err, Offset: offset}
 	}
 	if j.retried && j.mayPass(err) {
 		return &passingError{err}
