@@ -27,7 +27,7 @@ func found(t *testing.T, content []byte) string {
 		t.Fatal(err)
 	}
 	file := foundIn(t, path)
-	r, _, err := RawStream(iotest.OneByteReader(bytes.NewReader(content)), "stdin")
+	r, _, err := RawStream(iotest.HalfReader(bytes.NewReader(content)), "stdin")
 	var got []byte
 	if err == nil {
 		got, err = io.ReadAll(r)
@@ -118,7 +118,7 @@ func withMBR(b []byte) []byte {
 }
 
 func TestForeignContent(t *testing.T) {
-	const n = 64 << 10
+	const n = 8 << 10
 	for _, s := range signatures {
 		if s.check == nil {
 			if got := found(t, padded(n, s.offset, s.magic)); got != s.what {
@@ -175,7 +175,7 @@ func TestForeignContent(t *testing.T) {
 		"tar, partitioned":  {withMBR(padded(n, 0, "PK\x03\x04")), ""},
 		"zip, GPT":          {padded(n, 0, "PK\x03\x04"+strings.Repeat("\x00", 508)+"EFI PART"), ""},
 		"LVM":               {padded(n, 512, "LABELONE\x01\x00\x00\x00\x00\x00\x00\x00"), ""},
-		"ISO 9660":          {padded(n, 32769, "CD001\x01"), ""},
+		"ISO 9660":          {padded(64<<10, 32769, "CD001\x01"), ""},
 		"SquashFS":          {padded(n, 0, "hsqs"), ""},
 		"FAT":               {withMBR(padded(n, 0, "\xeb\x3c\x90mkfs.fat")), ""},
 		"NTFS":              {padded(n, 0, "\xeb\x52\x90NTFS    "), ""},
@@ -264,12 +264,11 @@ func TestForeignByOtherPrograms(t *testing.T) {
 
 // No disk that a file system or a volume manager made is foreign.
 func TestFileSystemsAreRaw(t *testing.T) {
-	peer.Need(t, "mke2fs", "mkfs.xfs", "mkfs.btrfs", "mkswap", "sfdisk")
+	peer.Need(t, "mke2fs", "mkfs.xfs", "mkfs.btrfs", "mkswap")
 	dir := t.TempDir()
 	path := filepath.Join(dir, "disk")
 	for _, command := range []string{
 		"mke2fs -q -t ext2", "mke2fs -q -t ext4", "mke2fs -q -t ext4 -b 4096", "mkfs.xfs -q -f", "mkfs.btrfs -q -f", "mkswap -q",
-		"sh -c 'echo label:gpt | sfdisk -q $0'", "sh -c 'echo ,, | sfdisk -q -X dos $0'",
 	} {
 		if err := errors.Join(os.RemoveAll(path), os.WriteFile(path, nil, 0o600), os.Truncate(path, 320<<20)); err != nil {
 			t.Fatal(err)
