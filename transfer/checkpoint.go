@@ -288,17 +288,17 @@ func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 const maxTailPiece = 64 << 20
 
 // reopen opens a target again whose connection was lost, as of the last
-// checkpoint. The failures are those since the last progress. An error of it is
-// a sink.ErrLost, unless the copy was stopped: whatever refused the target, it
-// was there before.
-func (p *pipeline) reopen(ctx context.Context, cause error, failures int) (dst sink.Disk, err error) {
-	o, begun := p.o.Lost, time.Now()
+// checkpoint. The failures are those since the last progress, and since is when
+// the first of them was. An error of it is a sink.ErrLost, unless the copy was
+// stopped: whatever refused the target, it was there before.
+func (p *pipeline) reopen(ctx context.Context, cause error, failures int, since time.Time) (dst sink.Disk, err error) {
+	o := p.o.Lost
 	for {
-		left := o.Patience() - time.Since(begun)
-		if failures++; o.Retries >= 0 && failures > o.Retries || left <= 0 {
+		failures++
+		wait, patient := o.Wait(failures, time.Since(since))
+		if o.Retries >= 0 && failures > o.Retries || !patient {
 			return nil, fmt.Errorf("given up after %d retries: %w", failures-1, cause)
 		}
-		wait := min(o.Delay(failures), left)
 		if o.OnRetry != nil {
 			o.OnRetry(cause, wait)
 		}
@@ -309,7 +309,7 @@ func (p *pipeline) reopen(ctx context.Context, cause error, failures int) (dst s
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		if dst, err = p.reopenOnce(ctx); err == nil {
+		if dst, err = p.reopenOnce(ctx, o.Patience()-time.Since(since)); err == nil {
 			return dst, nil
 		}
 		cause = fmt.Errorf("open the target again: %w (%w)", err, sink.ErrLost)
@@ -322,8 +322,8 @@ func (p *pipeline) reopen(ctx context.Context, cause error, failures int) (dst s
 // reopenOnce opens the target as of the last checkpoint and compares what was
 // written last: a server that started again may serve another disk by the same
 // name. Where only zeros were written so far, which proves nothing, it makes the
-// copy go on from the start.
-func (p *pipeline) reopenOnce(ctx context.Context) (sink.Disk, error) {
+// copy go on from the start. The limit is how long the opening may take.
+func (p *pipeline) reopenOnce(ctx context.Context, limit time.Duration) (sink.Disk, error) {
 	last := p.keeper.last
 	if last.Offset > 0 && !last.Proves() {
 		state := last.State
@@ -333,7 +333,7 @@ func (p *pipeline) reopenOnce(ctx context.Context) (sink.Disk, error) {
 		last = &Checkpoint{State: state}
 		p.keeper.last, p.keeper.done = last, 0
 	}
-	dst, err := p.o.Reopen(ctx, last.State, last.Offset)
+	dst, err := p.openWithin(ctx, limit, last)
 	if err != nil {
 		return nil, err
 	}
@@ -343,6 +343,29 @@ func (p *pipeline) reopenOnce(ctx context.Context) (sink.Disk, error) {
 	}
 	if err := last.CheckTail(ctx, back); err != nil {
 		return nil, errors.Join(err, dst.Suspend())
+	}
+	return dst, nil
+}
+
+// errNoAnswer ends the opening of a target that hangs.
+var errNoAnswer = errors.New("no answer")
+
+// openWithin opens the target as of a checkpoint. That ends with the limit, and
+// when the copy is to stop. The target lives under the context that it is opened
+// with.
+func (p *pipeline) openWithin(ctx context.Context, limit time.Duration, at *Checkpoint) (sink.Disk, error) {
+	opening, cancel := context.WithCancelCause(ctx)
+	late := time.AfterFunc(limit, func() { cancel(errNoAnswer) })
+	stopping := context.AfterFunc(p.o.stop(), func() { cancel(errStopped) })
+	dst, err := p.o.Reopen(opening, at.State, at.Offset)
+	late.Stop()
+	stopping()
+	if err == nil && opening.Err() != nil { // it came too late
+		err = errors.Join(context.Cause(opening), dst.Suspend())
+	}
+	if err != nil {
+		cancel(nil)
+		return nil, err
 	}
 	return dst, nil
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"vddkcp/sink"
@@ -291,4 +292,53 @@ func (c *corrupting) WriteAt(p []byte, off int64) (int, error) {
 
 func (c *corrupting) Reopen(ctx context.Context) (source.Disk, error) {
 	return c.Disk.(sink.Verifiable).Reopen(ctx)
+}
+
+// The patience with a lost target ends within a second, whatever it does: it is
+// lost again and again, refuses to be opened, or hangs.
+func TestLostTargetPatience(t *testing.T) {
+	const patience = 6 * time.Second
+	for _, how := range []string{"lost again", "refused", "hangs", "stopped while it hangs"} {
+		t.Run(how, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
+				m := &sinktest.Memory{}
+				m.Before = func(_ context.Context, c sinktest.Call) error {
+					if c.Op == sinktest.OpWrite {
+						return sink.ErrLost
+					}
+					return nil
+				}
+				stop, cancel := context.WithCancelCause(t.Context())
+				defer cancel(nil)
+				want := patience
+				if how == "stopped while it hangs" {
+					want = 2 * time.Second
+					time.AfterFunc(want, func() { cancel(errSignal) })
+				}
+				var s shelf
+				start := time.Now()
+				_, err := transfer.Copy(t.Context(), src, create(t, m, src.Size(), sink.Options{}), plan(t, src), transfer.Options{
+					Keep: s.keep, Stop: stop, Lost: source.RetryOptions{Retries: -1, Timeout: patience},
+					Reopen: func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) {
+						switch how {
+						case "lost again":
+							return m.Create(ctx, src.Size(), sink.Options{State: state, Resume: resume})
+						case "refused":
+							return nil, errBoom
+						}
+						<-ctx.Done()
+						return nil, context.Cause(ctx)
+					},
+				})
+				ended(t, m)
+				if !errors.As(err, new(*transfer.ResumableError)) || errors.Is(err, errSignal) != (want != patience) {
+					t.Errorf("%v", err)
+				}
+				if took := time.Since(start); took < want-time.Second || took > want+time.Second {
+					t.Errorf("ended after %v, want %v", took, want)
+				}
+			})
+		})
+	}
 }

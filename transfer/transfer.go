@@ -171,6 +171,7 @@ func copyAll(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o 
 		return p, err
 	}
 	p.resumed = true
+	var since time.Time // when the target was lost, without any progress after that
 	for failures := 0; ; failures++ {
 		err := p.run(ctx)
 		if err == nil {
@@ -179,12 +180,12 @@ func copyAll(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o 
 		if !errors.Is(err, sink.ErrLost) || o.Reopen == nil {
 			return p, err
 		}
-		if p.keeper.last.Offset > p.start {
-			failures = 0
+		if p.keeper.last.Offset > p.start || since.IsZero() {
+			failures, since = 0, time.Now()
 		}
 		lost := p
 		lost.dst.Suspend() // it is gone, whatever this says
-		if dst, err = lost.reopen(ctx, err, failures); err != nil {
+		if dst, err = lost.reopen(ctx, err, failures, since); err != nil {
 			return lost, err
 		}
 		// What is done again was planned once.
