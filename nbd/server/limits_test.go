@@ -678,3 +678,90 @@ func TestAnnouncedOptions(t *testing.T) {
 		t.Errorf("%d options that were announced take %d KiB", n, got>>10)
 	}
 }
+
+// TestSlowWriteOverTLS has data that stop in the middle of a record of TLS, and
+// go on when the server has taken a smaller piece of memory.
+func TestSlowWriteOverTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := certificates(t)
+		d := newDisk(8 << 20)
+		p := &pipes{t: t, s: newServer(t, one("", d), server.Options{TLS: loadTLS(t, dir, false), TLSMode: server.TLSRequire, Writable: true})}
+		ours, theirs := net.Pipe()
+		p.served.Go(func() { p.s.ServeConn(t.Context(), theirs) })
+		slow := &stuttering{Conn: ours}
+		c := &client{t: t, Conn: slow}
+		c.greet(3)
+		if err := c.secure(dir, false); err != nil {
+			t.Fatal(err)
+		}
+		c.structure()
+		c.enter("")
+		data := content(1 << 20)
+		slow.pause = 3 * time.Second
+		c.write(nbd.Request{Type: nbd.CmdWrite, Off: 4097, Len: 1 << 20}.Append(nil), data)
+		slow.pause = 0
+		if a := c.receive(0, 0); a.errno != 0 || !bytes.Equal(d.settled()[4097:][:len(data)], data) {
+			t.Errorf("%v, or other data", a.errno)
+		}
+		c.reads(d.settled(), 0, 2<<20)
+		p.all = append(p.all, c)
+		p.close()
+	})
+}
+
+// stuttering pauses in the middle of each write.
+type stuttering struct {
+	net.Conn
+	pause time.Duration
+}
+
+func (s *stuttering) Write(b []byte) (int, error) {
+	if s.pause == 0 || len(b) < 2 {
+		return s.Conn.Write(b)
+	}
+	n, err := s.Conn.Write(b[:len(b)/3])
+	if err != nil {
+		return n, err
+	}
+	time.Sleep(s.pause)
+	more, err := s.Conn.Write(b[len(b)/3:])
+	return n + more, err
+}
+
+// TestTLSHandshakeDeadline has clients that begin TLS and do not go on.
+func TestTLSHandshakeDeadline(t *testing.T) {
+	for name, speak := range map[string]func(c net.Conn){
+		"silent": func(net.Conn) {},
+		"a byte a second": func(c net.Conn) {
+			for _, b := range []byte{22, 3, 1, 2, 0, 1, 0, 1, 252, 3, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0} {
+				if _, err := c.Write([]byte{b}); err != nil {
+					return
+				}
+				time.Sleep(time.Second)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dir := certificates(t)
+				s := newServer(t, one("", newDisk(64<<10)), server.Options{TLS: loadTLS(t, dir, false), TLSMode: server.TLSOn, Handshake: 10 * time.Second})
+				ours, theirs := net.Pipe()
+				ended := make(chan time.Time, 1)
+				start := time.Now()
+				go func() {
+					s.ServeConn(t.Context(), theirs)
+					ended <- time.Now()
+				}()
+				c := &client{t: t, Conn: ours}
+				c.greet(3)
+				c.want(nbd.OptStartTLS, nil, nbd.RepAck)
+				go io.Copy(io.Discard, ours)
+				speak(ours)
+				if got := (<-ended).Sub(start); got < 10*time.Second || got > 20*time.Second {
+					t.Errorf("it is served for %v", got)
+				}
+				ours.Close()
+			})
+		})
+	}
+}
