@@ -201,10 +201,12 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 		}
 		last := &r.entries[0]
 		if err = j.checkTarget(ctx, dst, last); err == nil {
-			if err := j.checkSource(ctx, src, &last.Checkpoint); err != nil {
+			if err = j.checkSource(ctx, src, &last.Checkpoint); err == nil {
+				return dst, nil
+			}
+			if errors.As(err, new(*usageError)) {
 				return nil, errors.Join(err, dst.Suspend())
 			}
-			return dst, nil
 		}
 		if suspended := dst.Suspend(); suspended != nil || !isAnother(err) {
 			return nil, errors.Join(err, suspended)
@@ -241,8 +243,9 @@ func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
 	return nil
 }
 
-// errUnproved says that a target may be another one than that of a checkpoint.
-var errUnproved = errors.New("nothing proves that the target is the one that was written")
+// errUnproved says that a target or a source may be another one than that of a
+// checkpoint, of which nothing would be lost.
+var errUnproved = errors.New("nothing proves that source and target are those of the copy that stopped")
 
 // checkTarget compares what a target holds with a checkpoint. Where the checkpoint
 // does not hold for the target, isAnother is true for the error.
@@ -263,7 +266,7 @@ func (j *job) checkTarget(ctx context.Context, dst sink.Disk, last *journal.Entr
 	inPlace := j.resumption.inPlace()
 	same := !inPlace && id != "" && id == last.Identity
 	if !same && (!last.Proves() || j.backing != nil && !inPlace) {
-		return fmt.Errorf("%w: it is %s, and was %s, and nothing but zeros or the backing's content was written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
+		return fmt.Errorf("%w: the target is %s, and was %s, and nothing but zeros or the backing's content was written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
 	}
 	return nil
 }
@@ -336,6 +339,9 @@ func (j *job) checkSource(ctx context.Context, src source.Disk, last *transfer.C
 	if j.resumption.copy.Proof != "none" || last.Offset == 0 {
 		return nil
 	}
+	if !last.Proves() {
+		return fmt.Errorf("%w: the source has no identity that proves it, and nothing but zeros was read so far", errUnproved)
+	}
 	err := last.CheckTail(ctx, src)
 	if errors.Is(err, transfer.ErrTail) {
 		return &usageError{
@@ -374,6 +380,9 @@ func (j *job) keep(ctx context.Context, dst sink.Disk, o *transfer.Options) (end
 	}
 	if len(r.entries) == 0 {
 		if err := j.startJournal(jr); err != nil {
+			if r.touched {
+				return nil, errors.Join(err, jr.Close()) // the next run must know that, too
+			}
 			return nil, errors.Join(err, jr.Remove())
 		}
 	} else {

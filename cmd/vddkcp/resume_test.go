@@ -492,10 +492,10 @@ func TestResumeOfAnotherPartial(t *testing.T) {
 	}{
 		{"other data", "o.raw", nil, 0, false, 2, "does not hold what its journal says was written last"},
 		{"other tables", "o.qcow2", nil, 0, false, 2, "the file is damaged or another"},
-		{"after zeros", "o.raw", nil, 6 << 20, false, 0, "nothing proves that the target is the one that was written: it is inode .*; the copy starts anew"},
+		{"after zeros", "o.raw", nil, 6 << 20, false, 0, "nothing proves that source and target are those of the copy that stopped: the target is inode .*; the copy starts anew"},
 		{"moved", "o.raw", nil, 0, true, 0, ""},
 		{"moved image", "o.qcow2", nil, 0, true, 0, ""},
-		{"moved overlay", "o.qcow2", []string{"--backing", "/dev/null"}, 0, true, 0, "nothing proves that the target is the one that was written: it is inode .*; the copy starts anew"},
+		{"moved overlay", "o.qcow2", []string{"--backing", "/dev/null"}, 0, true, 0, "nothing proves that source and target are those of the copy that stopped: the target is inode .*; the copy starts anew"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -564,5 +564,26 @@ func TestResumeOfAChangedExport(t *testing.T) {
 	}
 	if !bytes.Equal(read(t, dst+".partial.journal"), noted) || !bytes.HasPrefix(read(t, dst+".partial"), written) {
 		t.Error("what was copied changed")
+	}
+}
+
+// A source that proves nothing, and of which only zeros were read, may be another
+// one by the same name: the copy starts anew.
+func TestResumeOfAnotherExportAfterZeros(t *testing.T) {
+	peer.Need(t, "nbdkit")
+	dir := t.TempDir()
+	a, _ := sparseDisk(t, dir, 6<<20)
+	uri, dst := "nbd+unix:///?socket="+filepath.Join(dir, "s"), filepath.Join(dir, "o.raw")
+	stop := serveFile(t, dir, filepath.Base(a))
+	killedAt(t, firstCheckpoint, "1us", uri, dst)
+	stop()
+	disk := content(t, filepath.Join(dir, "b"), 5, 8<<20)
+	serveFile(t, dir, "b")
+	r := vddkcp(t, "--resume", "--progress", "none", uri, dst)
+	if r.exit != 0 || !strings.Contains(r.stderr, "nothing but zeros was read so far; the copy starts anew") {
+		t.Errorf("%+v", r)
+	}
+	if !bytes.Equal(read(t, dst), disk) {
+		t.Error("the target is not the source")
 	}
 }
