@@ -68,7 +68,7 @@ func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error
 	if off < d.at {
 		return nil, fmt.Errorf("a checkpoint at %d, and all below %d is written", off, d.at)
 	}
-	if err := d.save(); err != nil {
+	if err := d.save(off); err != nil {
 		return nil, err
 	}
 	s.next, s.head = d.next, d.out.end()
@@ -79,13 +79,15 @@ func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error
 	return sync, err
 }
 
-// save writes all that is in memory, so that restore finds it. What it writes
-// over is only ever added to, so that an older checkpoint finds its part too.
-func (t *tables) save() error {
+// save writes all that is in memory, so that restore finds it at off. What it
+// writes over is only ever added to, so that an older checkpoint finds its part too.
+func (t *tables) save(off int64) error {
 	if err := t.saveL2(); err != nil {
 		return err
 	}
-	end := min(t.l2Index+1, t.l1Entries) * entryBytes
+	// Entries of tables without a cluster are written as well, up to that of off:
+	// restore reads them, and a device may have those of another image there.
+	end := min(max(t.l2Index, t.ceil(off, t.shift)>>t.l2Shift)+1, t.l1Entries) * entryBytes
 	if err := t.out.patch(t.l1[t.l1Dirty*entryBytes:end], t.l1Offset()+t.l1Dirty*entryBytes); err != nil {
 		return err
 	}
