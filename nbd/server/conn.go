@@ -75,7 +75,6 @@ func newConn(s *Server, raw net.Conn) *conn {
 // serve serves the client until it leaves. An error says what it did wrong, or
 // why it could not be served.
 func (c *conn) serve() error {
-	defer c.end(net.ErrClosed)
 	defer func() {
 		if c.e != nil {
 			c.s.release(c.e)

@@ -242,7 +242,12 @@ func (s *Server) ServeConn(ctx context.Context, c net.Conn) { s.serve(ctx, c) }
 func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	defer raw.Close()
 	c := newConn(s, raw)
-	if !s.register(c) {
+	defer c.end(net.ErrClosed)
+	switch ok, full := s.register(c); {
+	case full:
+		s.o.Log.Warn("refused a client: too many connections", "client", clientName(raw), "limit", s.o.MaxConnections)
+		return
+	case !ok:
 		return
 	}
 	defer s.unregister(c)
@@ -252,16 +257,16 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	}
 }
 
-// register adds a connection, unless there are too many or the server ends.
-func (s *Server) register(c *conn) bool {
+// register adds a connection, unless there are too many or the server ends. It
+// does not log: writing a log may block, and all connections need s.mu.
+func (s *Server) register(c *conn) (ok, full bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.giveUp != nil:
-		return false
+		return false, false
 	case len(s.conns)-s.evicted >= s.o.MaxConnections && !s.makeRoom(peerName(c.base)):
-		s.o.Log.Warn("refused a client: too many connections", "client", clientName(c.base), "limit", s.o.MaxConnections)
-		return false
+		return false, true
 	}
 	s.conns[c] = struct{}{}
 	c.peerName = peerName(c.base)
@@ -274,7 +279,7 @@ func (s *Server) register(c *conn) bool {
 	}
 	p.connections++
 	c.holder.peer = p
-	return true
+	return true, false
 }
 
 func (s *Server) unregister(c *conn) {
