@@ -308,6 +308,9 @@ func writePidFile(path string) (remove func(), err error) {
 	if err := durable.Write(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
 		return nil, fmt.Errorf("process id: %w", err)
 	}
+	if _, ok := durable.Descriptor(path); ok {
+		return func() {}, nil
+	}
 	ours, err := os.Lstat(path)
 	if err != nil {
 		return nil, fmt.Errorf("process id: %w", err)
