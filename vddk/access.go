@@ -27,11 +27,17 @@ func (d *Disk) prepareAccess(ctx context.Context) error {
 	return err
 }
 
-// endAccess undoes PrepareForAccess for all disks of the command.
+// endAccess undoes PrepareForAccess for all disks of the command. It may be called
+// when the disk has been closed, and its report is written.
 func (d *Disk) endAccess() {
 	err := d.callForVM(d.ctx, "end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, d.identified()) })
 	if err != nil {
-		d.warn(fmt.Sprintf("%s: EndAccess failed, and the VM may not be migrated until it is called for %q: %v", d.params.File, d.o.Registry.identity, err))
+		text := fmt.Sprintf("%s: EndAccess failed, and the VM may not be migrated until it is called for %q: %v", d.params.File, d.o.Registry.identity, err)
+		if d.closing.Load() && d.o.Log != nil {
+			d.o.Log.Warn(text)
+		} else {
+			d.warn(text)
+		}
 	}
 }
 

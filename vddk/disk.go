@@ -92,7 +92,8 @@ type Disk struct {
 	allocation allocationQueries
 	ranges     rangeLock
 
-	prepared bool // the disk is counted by Registry.prepare; not guarded
+	prepared bool        // the disk is counted by Registry.prepare; not guarded
+	closing  atomic.Bool // and is no more
 
 	warnedGrowth, warnedQuery sync.Once
 }
@@ -497,6 +498,7 @@ func (d *Disk) tidy() {
 	if d.prepared {
 		d.prepared = false
 		d.o.Registry.release(&d.params, d.endAccess)
+		d.closing.Store(true)
 	}
 }
 

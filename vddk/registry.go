@@ -205,47 +205,85 @@ type vmKey struct {
 type preparedVM struct {
 	turn     chan struct{} // holds a token while nobody calls PrepareForAccess or EndAccess
 	disks    int
-	prepared bool // EndAccess is due after the last disk
+	expected int    // disks that Expect announced and Done did not take back
+	prepared bool   // EndAccess is due after the last disk
+	end      func() // calls EndAccess; nil: a disk is open, or none was
 }
 
 // prepare makes sure that the VM of p was prepared for access, and counts the
 // disk. Call is called for the first disk of the VM alone; it reports whether the
 // VM may be prepared now. The error is the cause of ctx.
 func (r *Registry) prepare(ctx context.Context, p *Params, call func() bool) error {
-	account := p.account()
-	key := vmKey{account.server, account.port, p.VM}
-	r.mu.Lock()
-	vm := r.vms[key]
-	if vm == nil {
-		vm = &preparedVM{turn: make(chan struct{}, 1)}
-		vm.turn <- struct{}{}
-		r.vms[key] = vm
-	}
-	r.mu.Unlock()
+	vm := r.vm(p)
 	select {
 	case <-vm.turn:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 	defer func() { vm.turn <- struct{}{} }()
-	if vm.disks == 0 {
+	if vm.disks == 0 && !vm.prepared {
 		vm.prepared = call()
 	}
 	vm.disks++
 	return nil
 }
 
+func (r *Registry) vm(p *Params) *preparedVM {
+	account := p.account()
+	key := vmKey{account.server, account.port, p.VM}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	vm := r.vms[key]
+	if vm == nil {
+		vm = &preparedVM{turn: make(chan struct{}, 1)}
+		vm.turn <- struct{}{}
+		r.vms[key] = vm
+	}
+	return vm
+}
+
+// Expect announces a disk that is to be opened later, maybe more than once: until
+// Done is called the VM stays prepared, once it is. Of p only Server, Port, VM and
+// PrepareAccess matter.
+func (r *Registry) Expect(p *Params) {
+	if !p.PrepareAccess || !p.Remote() {
+		return
+	}
+	vm := r.vm(p)
+	<-vm.turn
+	vm.expected++
+	vm.turn <- struct{}{}
+}
+
+// Done takes an Expect back, when the disk will not be opened any more. It calls
+// EndAccess where that was the last disk of its VM, which takes 30 s at most.
+func (r *Registry) Done(p *Params) {
+	if !p.PrepareAccess || !p.Remote() {
+		return
+	}
+	vm := r.vm(p)
+	<-vm.turn
+	defer func() { vm.turn <- struct{}{} }()
+	vm.expected--
+	vm.endIfLast()
+}
+
+// endIfLast calls EndAccess where no disk is open or expected. The caller has the
+// turn.
+func (vm *preparedVM) endIfLast() {
+	if vm.disks == 0 && vm.expected <= 0 && vm.prepared && vm.end != nil {
+		vm.prepared = false
+		vm.end()
+	}
+}
+
 // release undoes a prepare that returned nil, when the disk is closed. Call is
 // called after the last disk of a VM that may be prepared.
 func (r *Registry) release(p *Params, call func()) {
-	account := p.account()
-	r.mu.Lock()
-	vm := r.vms[vmKey{account.server, account.port, p.VM}]
-	r.mu.Unlock()
+	vm := r.vm(p)
 	<-vm.turn
 	defer func() { vm.turn <- struct{}{} }()
-	if vm.disks--; vm.disks == 0 && vm.prepared {
-		vm.prepared = false
-		call()
-	}
+	vm.disks--
+	vm.end = call
+	vm.endIfLast()
 }

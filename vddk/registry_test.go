@@ -200,6 +200,20 @@ func TestPrepareAccessOnce(t *testing.T) {
 	counts(2, 2)
 	open(p).Close()
 	counts(3, 3)
+
+	// A batch opens the disks of a VM one after the other.
+	registry.Expect(&p)
+	registry.Expect(&p)
+	open(p).Close()
+	counts(4, 3)
+	registry.Done(&p)
+	open(p).Close()
+	counts(4, 3)
+	registry.Done(&p)
+	counts(4, 4)
+	registry.Expect(&p) // and never opened
+	registry.Done(&p)
+	counts(4, 4)
 	ids := map[string]bool{}
 	for range 3 {
 		ids[NewRegistry(1).identity] = true

@@ -369,6 +369,47 @@ func (b *batchRun) giveSecrets(secrets *secretEnvironment) {
 	b.parser.environment = *secrets
 }
 
+// accesses are the VMs that jobs want prepared: from the first disk of a VM that is
+// opened until no job with one is left.
+type accesses struct {
+	registry *vddk.Registry
+	left     map[*batch.Job]*vddk.Params
+	ending   sync.WaitGroup // calls of EndAccess, which others must not wait for
+}
+
+func (b *batchRun) expectDisks(jobs []*batch.Job) *accesses {
+	a := &accesses{registry: b.registry, left: map[*batch.Job]*vddk.Params{}}
+	for _, j := range jobs {
+		if j.Text("prepare_access") == "" {
+			continue // the flags of each job take their time
+		}
+		c, err := b.parser.command(j)
+		if err != nil || !c.PrepareAccess {
+			continue // its copy says what is wrong
+		}
+		p := &vddk.Params{Server: withoutBrackets(c.Server), Port: uint32(c.Port), VM: c.VM, PrepareAccess: true}
+		a.left[j] = p
+		a.registry.Expect(p)
+	}
+	return a
+}
+
+// done is for a job that is over. It is called for one job at a time.
+func (a *accesses) done(j *batch.Job) {
+	if p := a.left[j]; p != nil {
+		delete(a.left, j)
+		a.ending.Go(func() { a.registry.Done(p) })
+	}
+}
+
+// wait ends the accesses of jobs that never began, too.
+func (a *accesses) wait() {
+	for j := range a.left {
+		a.done(j)
+	}
+	a.ending.Wait()
+}
+
 // share gives a copy what it has in common with the others of the batch.
 func (b *batchRun) share(j *job, t *batch.Job) {
 	o := &j.opener.VDDK.Options
@@ -395,6 +436,8 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	if err != nil {
 		return err
 	}
+	accesses := b.expectDisks(jobs)
+	defer accesses.wait()
 	store, err := batch.OpenStore(path)
 	if err != nil {
 		e := &usageError{err: err, hint: hint(err)}
@@ -409,6 +452,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
 			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Backing: b.backing, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
+				accesses.done(j)
 				how := map[transfer.Status]string{transfer.StatusOK: "done", transfer.StatusInterrupted: "interrupted"}[r.Status]
 				if how == "" {
 					how = "failed"
