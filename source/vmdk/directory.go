@@ -97,6 +97,9 @@ func (s *sparse) indexTables() error {
 		s.redundant = directory{}
 		return nil
 	}
+	if s.fileKind != kindSESparse && !s.compressed() {
+		s.sound = newSoundTables(s.tables())
+	}
 	for _, d := range []*directory{&s.primary, &s.redundant} {
 		if d.at == 0 {
 			continue
@@ -105,6 +108,7 @@ func (s *sparse) indexTables() error {
 			return err
 		}
 	}
+	s.replaceLoose()
 	if s.redundant.at != 0 {
 		s.compareDirectories()
 	}
@@ -159,6 +163,9 @@ func (s *sparse) compareDirectories() {
 	var first error
 	s.eachTable(func(i int64, read func(*directory) (int64, error)) {
 		at, err := read(&s.primary)
+		if why := s.replaced[i]; why != nil {
+			at, err = 0, why
+		}
 		if err == nil && at != 0 {
 			return
 		}
@@ -223,6 +230,9 @@ func (s *sparse) tableSize(i int64) int64 {
 // this means damage, of which the extent has warned when it was opened.
 func (s *sparse) table(i int64) (int64, error) {
 	at, err := s.tableIn(&s.primary, i)
+	if why := s.replaced[i]; why != nil {
+		err = why
+	}
 	if s.fallback && (err != nil || at == 0) {
 		if redundant, damaged := s.tableIn(&s.redundant, i); damaged == nil && (redundant != 0 || err != nil) {
 			return redundant, nil

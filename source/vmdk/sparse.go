@@ -32,12 +32,14 @@ type sparse struct {
 	grainShift uint
 	primary    directory
 	redundant  directory
-	fallback   bool     // the redundant directory serves where the primary one is damaged
-	fixed      []region // where no table can be
-	metadata   []region // where no grain can be, beside the tables
-	warnings   []string // sentences that name the file
-	id         uint64   // of the file, in memory
+	fallback   bool            // the redundant directory serves where the primary one is damaged
+	replaced   map[int64]error // tables for which only the redundant directory serves, and why
+	fixed      []region        // where no table can be
+	metadata   []region        // where no grain can be, beside the tables
+	warnings   []string        // sentences that name the file
+	id         uint64          // of the file, in memory
 	mem        *memory
+	sound      soundTables  // nil: grains are not checked for overlaps
 	markers    *markerIndex // nil: there are grain tables
 }
 
@@ -203,6 +205,9 @@ func (s *sparse) run(g, max int64, hole *fileHole) (run, error) {
 			left = min(left+perTable, s.grains()-g)
 		}
 		return run{n: left, like: uint64(at)}, nil
+	}
+	if err := s.checkOverlap(table, at); err != nil {
+		return run{}, err
 	}
 	data, err := s.mem.Page(s.file, s.id, s.fileSize, off/image.PageSize)
 	if err != nil {
