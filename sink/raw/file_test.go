@@ -853,3 +853,48 @@ func TestFileSizeLimit(t *testing.T) {
 	}
 	inFolder(t, dir)
 }
+
+// TestLinkChanged has symbolic links to DST or to its folder that lead to another
+// place when the disk is published.
+func TestLinkChanged(t *testing.T) {
+	for name, c := range map[string]struct{ link, first, second string }{
+		"of the file":   {"cur.raw", "v1/d.raw", "v2/d.raw"},
+		"of the folder": {"cur", "v1", "v2"},
+		"removed":       {"cur", "v1", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root, err := filepath.EvalSymlinks(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			link := filepath.Join(root, c.link)
+			if err := errors.Join(os.Mkdir(root+"/v1", 0o700), os.Mkdir(root+"/v2", 0o700), os.Symlink(c.first, link)); err != nil {
+				t.Fatal(err)
+			}
+			path := link
+			if c.first == "v1" {
+				path = link + "/d.raw"
+			}
+			d, err := CreateFile(t.Context(), path, diskSize, Options{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Abort()
+			if err := errors.Join(fillDisk(d), os.Remove(link), d.Finish(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			if c.second != "" {
+				if err := os.Symlink(c.second, link); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err = d.Publish(t.Context())
+			if want := "the disk is at " + root + "/v1/d.raw"; !errors.Is(err, sink.ErrElsewhere) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%v, want %q", err, want)
+			}
+			if got, err := os.ReadFile(root + "/v1/d.raw"); err != nil || !bytes.Equal(got, content()) {
+				t.Errorf("the disk is not whole: %v", err)
+			}
+		})
+	}
+}

@@ -20,6 +20,7 @@ import (
 type place struct {
 	root          *os.Root
 	dir           *os.File
+	given         string // the path that the user gave
 	path          string // the final one, symbolic links resolved
 	name, partial string // in dir
 }
@@ -37,41 +38,48 @@ func Partial(path string) (string, error) {
 // openPlace finds the place of a file that path names, following symbolic
 // links also where they lead to nothing yet.
 func openPlace(path string) (*place, error) {
-	given := path
+	real, name, err := resolve(path)
+	if err != nil {
+		return nil, err
+	}
+	root, err := os.OpenRoot(real)
+	if err != nil {
+		return nil, fmt.Errorf("the folder of %s: %w", path, err)
+	}
+	dir, err := root.Open(".")
+	if err != nil {
+		root.Close()
+		return nil, fmt.Errorf("the folder of %s: %w", path, err)
+	}
+	return &place{root: root, dir: dir, given: path, path: filepath.Join(real, name), name: name, partial: name + ".partial"}, nil
+}
+
+// resolve returns the folder, without symbolic links, and the name in it of the
+// file that given leads to. That file need not exist.
+func resolve(given string) (folder, name string, err error) {
+	path := given
 	for range 40 { // as many as the kernel follows
 		slash := strings.LastIndexByte(path, '/')
-		folder, name := path[:slash+1], path[slash+1:]
+		folder, name = path[:slash+1], path[slash+1:]
 		if name == "" || name == "." || name == ".." {
-			return nil, fmt.Errorf("%s is the name of a folder, not of a file", given)
+			return "", "", fmt.Errorf("%s is the name of a folder, not of a file", given)
 		}
 		if folder == "" {
 			folder = "."
 		}
-		real, err := filepath.EvalSymlinks(folder)
+		if folder, err = filepath.EvalSymlinks(folder); err != nil {
+			return "", "", fmt.Errorf("the folder of %s: %w", given, err)
+		}
+		link, err := os.Readlink(filepath.Join(folder, name))
 		if err != nil {
-			return nil, fmt.Errorf("the folder of %s: %w", given, err)
+			return folder, name, nil
 		}
-		path = filepath.Join(real, name)
-		link, err := os.Readlink(path)
-		if err == nil {
-			if !filepath.IsAbs(link) {
-				link = real + "/" + link // not cleaned: x/../y is not y where x is a link
-			}
-			path = link
-			continue
+		if !filepath.IsAbs(link) {
+			link = folder + "/" + link // not cleaned: x/../y is not y where x is a link
 		}
-		root, err := os.OpenRoot(real)
-		if err != nil {
-			return nil, fmt.Errorf("the folder of %s: %w", given, err)
-		}
-		dir, err := root.Open(".")
-		if err != nil {
-			root.Close()
-			return nil, fmt.Errorf("the folder of %s: %w", given, err)
-		}
-		return &place{root: root, dir: dir, path: path, name: name, partial: name + ".partial"}, nil
+		path = link
 	}
-	return nil, fmt.Errorf("%s: %w", given, unix.ELOOP)
+	return "", "", fmt.Errorf("%s: %w", given, unix.ELOOP)
 }
 
 func (p *place) close() error { return errors.Join(p.dir.Close(), p.root.Close()) }
@@ -98,9 +106,24 @@ func (p *place) holds(name string, f *os.File) bool {
 }
 
 // elsewhere returns an error that wraps sink.ErrElsewhere if the folder is not at
-// its path any more: it was renamed or removed, or another one was mounted over it.
+// its path any more (it was renamed or removed, or another one was mounted over it),
+// or if a symbolic link of the path that the user gave leads to another place now.
 // The file has its final name.
 func (p *place) elsewhere() error {
+	if err := p.folderElsewhere(); err != nil {
+		return err
+	}
+	folder, name, err := resolve(p.given)
+	if err == nil && filepath.Join(folder, name) == p.path {
+		return nil
+	}
+	if err == nil {
+		err = fmt.Errorf("it leads to %s now", filepath.Join(folder, name))
+	}
+	return fmt.Errorf("a symbolic link of %s was changed during the copy (%w): the disk is at %s: %w", p.given, err, p.path, sink.ErrElsewhere)
+}
+
+func (p *place) folderElsewhere() error {
 	folder := filepath.Dir(p.path)
 	held, err := p.dir.Stat()
 	if err != nil {
