@@ -74,20 +74,22 @@ func (j *job) prepareResume() (err error) {
 		}
 		return nil
 	}
-	if sinkopen.FormatOf(j.Dst, j.Format) == "vmdk" { // is written in one go
-		r.path, r.stale = "", j.Resume
-		if _, err := os.Lstat(r.place.Partial); j.Resume && err == nil {
-			j.warn(fmt.Sprintf("%s is of a VMDK, which can't be gone on with: the copy starts anew", r.place.Partial))
-		}
-		return nil
-	}
 	if j.Journal != "" {
 		r.path = j.Journal
 	}
 	// A file that is no journal is refused now, and not when the target is open.
 	entries, err := journal.Load(r.path)
+	if errors.Is(err, journal.ErrVersion) {
+		if j.Resume {
+			return j.neverResumed(err)
+		}
+		err = nil // it is in the way of nothing but --resume
+	}
 	if err != nil {
 		return err
+	}
+	if sinkopen.FormatOf(j.Dst, j.Format) == "vmdk" {
+		return j.prepareVMDK(entries)
 	}
 	if r.inPlace() {
 		_, err := os.Lstat(r.path)
@@ -114,6 +116,26 @@ func (j *job) prepareResume() (err error) {
 			j.warn(fmt.Sprintf("%s has no journal that says how far it came: the copy starts anew", r.place.Partial))
 		}
 	}
+	return nil
+}
+
+// prepareVMDK is prepareResume of a VMDK, which is written in one go. Entries are
+// those of the journal that is there.
+func (j *job) prepareVMDK(entries []journal.Entry) error {
+	r := &j.resumption
+	r.path, r.stale = "", j.Resume
+	if _, err := os.Lstat(r.place.Partial); !j.Resume || err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		if e.Offset > 0 { // the .partial is of another format, and can be gone on with
+			return &usageError{
+				err:  fmt.Errorf("--resume: %s is not the copy that stopped: the target is a vmdk file, and was a %s", j.Dst, e.Target),
+				hint: "--force without --resume drops what was copied and starts anew",
+			}
+		}
+	}
+	j.warn(fmt.Sprintf("%s is of a VMDK, which can't be gone on with: the copy starts anew", r.place.Partial))
 	return nil
 }
 

@@ -81,7 +81,8 @@ type Journal struct {
 
 // Open opens the journal at path, or makes one, its space reserved. Entries are
 // those that it holds, the newest first: none, one or two. A file that is no
-// journal is an error, and left as it is.
+// journal is an error, and left as it is. A journal of another version has no
+// entries; for Load it is an error.
 func Open(path string) (j *Journal, entries []Entry, err error) {
 	f, err := durable.Open(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -111,7 +112,9 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 		}
 		return j, nil, nil
 	}
-	entries, err = j.read()
+	if entries, err = j.read(); errors.Is(err, ErrVersion) {
+		entries, err, j.last = nil, nil, max(j.last, 1) // so that Reset removes them
+	}
 	return j, entries, err
 }
 

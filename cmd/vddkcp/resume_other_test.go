@@ -1,0 +1,57 @@
+package main
+
+import (
+	"bytes"
+	endian "encoding/binary"
+	"hash/crc32"
+	"path/filepath"
+	"testing"
+)
+
+// A VMDK can't be resumed, which is no reason to drop a copy in another format that
+// can be.
+func TestResumeAsVMDKKeepsOtherFormats(t *testing.T) {
+	dir := t.TempDir()
+	src, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "dst")
+	content(t, src, 1, 4<<20)
+	killedAt(t, firstCheckpoint, "1us", src, dst)
+	refusedToGoOn(t, "the target is a vmdk file, and was a raw file", dst, "--format", "vmdk", src, dst)
+	goesOn(t, src, dst)
+	if r := vddkcp(t, "verify", src, dst); r.exit != 0 {
+		t.Errorf("the target is not the source: %+v", r)
+	}
+}
+
+// otherVersion makes a journal one of another version.
+func otherVersion(t *testing.T, path string) {
+	t.Helper()
+	const slot = 128 << 10
+	b := read(t, path)
+	for i := 0; i < len(b); i += slot {
+		if !bytes.HasPrefix(b[i:], []byte("vddkcp journal")) {
+			continue
+		}
+		h := b[i : i+slot]
+		endian.LittleEndian.PutUint32(h[16:], 1)
+		table := crc32.MakeTable(crc32.Castagnoli)
+		sum := crc32.Update(crc32.Checksum(h[:32], table), table, h[36:36+endian.LittleEndian.Uint32(h[20:])])
+		endian.LittleEndian.PutUint32(h[32:], sum)
+	}
+	put(t, path, string(b))
+}
+
+// The journal of another version of vddkcp is kept by --resume, which never can go
+// on by it, and is in the way of nothing else.
+func TestJournalOfAnotherVersion(t *testing.T) {
+	dir := t.TempDir()
+	src, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "dst.raw")
+	content(t, src, 1, 4<<20)
+	killedAt(t, firstCheckpoint, "1us", src, dst)
+	otherVersion(t, dst+".partial.journal")
+	refusedToGoOn(t, "another version of vddkcp: it has version 1, want 2(?s:.*)--force without --resume drops", dst, src, dst)
+	killedAt(t, "slot written:1", "1us", "--force", src, dst)
+	goesOn(t, src, dst) // by the new journal, of which nothing is of the other version
+	if r := vddkcp(t, "verify", src, dst); r.exit != 0 {
+		t.Errorf("the target is not the source: %+v", r)
+	}
+}
