@@ -177,3 +177,39 @@ func TestBackingThatChanges(t *testing.T) {
 		}
 	}
 }
+
+// Who reads an overlay gets what has the name of its backing. A file that got the
+// name meanwhile, after reading back too, is not what the overlay was written over.
+func TestBackingThatIsReplaced(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		stream   bool
+		replaced int // before it is opened again so many times
+		verify   bool
+	}{{"copy", false, 1, false}, {"stream", true, 1, false}, {"copy that is read back", false, 2, true}} {
+		src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
+		backing := &sourcetest.Memory{Bytes: src.Bytes, ID: "the first", Proof: "mtime"}
+		m, opened := &sinktest.Memory{}, 0
+		o := transfer.Options{Backing: backing, RequestSize: 64 << 10, Requests: 1, Verify: c.verify}
+		o.ReopenBacking = func(context.Context) (source.Disk, error) {
+			named := &sourcetest.Memory{Bytes: src.Bytes, ID: backing.ID, Proof: "mtime"}
+			if opened++; opened >= c.replaced {
+				named.ID = "another"
+			}
+			return named, nil
+		}
+		dst := create(t, m, src.Size(), sink.Options{Backing: backing})
+		var err error
+		if c.stream {
+			_, err = transfer.CopyStream(t.Context(), bytes.NewReader(src.Bytes), src.Size(), dst, o)
+		} else {
+			_, err = transfer.Copy(t.Context(), src, dst, plan(t, src), o)
+		}
+		if !errors.Is(err, transfer.ErrSourceChanged) || !strings.Contains(err.Error(), "it was the first, it is another") {
+			t.Errorf("%s: error %v", c.name, err)
+		}
+		if _, published := m.Published(); published || len(m.Leftovers()) > 0 {
+			t.Errorf("%s: published %v, left %v", c.name, published, m.Leftovers())
+		}
+	}
+}

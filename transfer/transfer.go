@@ -32,11 +32,15 @@ type Options struct {
 	// asks for it when it begins. What differs from the backing is all that an
 	// overlay has, so a backing that changes meanwhile is an error.
 	BackingIdentity string
-	Reflink         Reflink            // whether blocks are shared with the source's file
-	Digest          digest.Algorithm   // of the content, computed while copying; "": none
-	Verify          bool               // read the target back before it is published
-	Limit           *Limiter           // nil: none
-	Counters        *progress.Counters // filled while copying; nil: not
+	// ReopenBacking opens what has the name of the backing by then: whoever reads
+	// the overlay gets that, and not the file that was open during the copy. It is
+	// an error where that has another identity; nil: not looked at.
+	ReopenBacking func(context.Context) (source.Disk, error)
+	Reflink       Reflink            // whether blocks are shared with the source's file
+	Digest        digest.Algorithm   // of the content, computed while copying; "": none
+	Verify        bool               // read the target back before it is published
+	Limit         *Limiter           // nil: none
+	Counters      *progress.Counters // filled while copying; nil: not
 
 	// Stop, when it ends, makes the copy finish what is in flight and end with
 	// its cause. It is for copies that can go on later; nil: never.
@@ -256,10 +260,23 @@ func (o *Options) backingUnchanged(ctx context.Context) error {
 		return nil
 	}
 	now, err := identity(ctx, o.Backing)
+	if err == nil && now == o.BackingIdentity && o.ReopenBacking != nil {
+		now, err = o.identityByName(ctx)
+	}
 	if err == nil && now != o.BackingIdentity {
 		err = &changedBackingError{o.BackingIdentity, now}
 	}
 	return err
+}
+
+// identityByName returns the identity of what has the name of the backing now.
+func (o *Options) identityByName(ctx context.Context) (string, error) {
+	named, err := o.ReopenBacking(ctx)
+	if err != nil {
+		return "", fmt.Errorf("look at the backing again: %w", err)
+	}
+	defer named.Close()
+	return identity(ctx, named)
 }
 
 // end ends the target of a copy that failed with err, if it did. It is the one
@@ -364,6 +381,10 @@ func (p *pipeline) finish(ctx context.Context, result *Result) error {
 			return err
 		}
 		p.o.Counters.Enter(progress.Finish)
+		// Reading back takes long, and the backing may have changed meanwhile.
+		if err := p.o.backingUnchanged(ctx); err != nil {
+			return err
+		}
 	}
 	// From here on the copy is complete, and only its name is missing: to stop
 	// now would save nothing. From the rename on a signal must not report as

@@ -429,6 +429,15 @@ func (j *job) openBacking(ctx context.Context) (done func(), err error) {
 	return func() { d.Close() }, nil
 }
 
+// reopenBacking opens what --backing names now.
+func (j *job) reopenBacking(ctx context.Context) (source.Disk, error) {
+	path, err := j.backingPath()
+	if err != nil {
+		return nil, err
+	}
+	return j.backings.Open(ctx, path, j.BackingFormat)
+}
+
 // describeBacking says which disk the backing at path is.
 func describeBacking(ctx context.Context, d source.Disk, path, format string) (*journal.Backing, error) {
 	b := &journal.Backing{Format: format}
@@ -662,6 +671,7 @@ func (j *job) options() transfer.Options {
 	}
 	if j.overlaid != nil {
 		o.BackingIdentity = j.overlaid.Identity
+		o.ReopenBacking = j.reopenBacking
 	}
 	if j.Sparse != nil {
 		o.Sparse, o.KeepZeros = int64(*j.Sparse), *j.Sparse == 0

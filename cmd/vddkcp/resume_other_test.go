@@ -4,7 +4,9 @@ import (
 	"bytes"
 	endian "encoding/binary"
 	"hash/crc32"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -53,5 +55,23 @@ func TestJournalOfAnotherVersion(t *testing.T) {
 	goesOn(t, src, dst) // by the new journal, of which nothing is of the other version
 	if r := vddkcp(t, "verify", src, dst); r.exit != 0 {
 		t.Errorf("the target is not the source: %+v", r)
+	}
+}
+
+// A backing that is replaced by a rename while an overlay is written is another one,
+// although the copy still has the first one open.
+func TestBackingReplacedByRename(t *testing.T) {
+	dir := t.TempDir()
+	src, base, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "base.raw"), filepath.Join(dir, "o.qcow2")
+	content(t, src, 1, 16<<20)
+	content(t, base, 2, 16<<20)
+	content(t, filepath.Join(dir, "new"), 3, 16<<20)
+	_, wait := started(t, "--backing", "base.raw", "--backing-format", "raw", src, dst)
+	if err := os.Rename(filepath.Join(dir, "new"), base); err != nil {
+		t.Fatal(err)
+	}
+	r := wait()
+	if partial, _ := isKept(dst, dst+".partial.journal"); r.exit != 1 || partial || !strings.Contains(r.stderr, "the backing changed while the target was written") {
+		t.Errorf("exit status %d, .partial %v, want 1 and none\n%s", r.exit, partial, r.stderr)
 	}
 }
