@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -66,6 +67,16 @@ func (j *Job) Text(name string) string {
 		}
 	}
 	return ""
+}
+
+// backing is the path of the disk that the target is an overlay of, "" where it is
+// none: a relative one starts from the folder of the target. It is not cleaned.
+func (j *Job) backing() string {
+	name := j.Text("backing")
+	if name == "" || filepath.IsAbs(name) {
+		return name
+	}
+	return j.Target[:strings.LastIndexByte(j.Target, '/')+1] + name
 }
 
 // Server is where the source lies, "" for this machine.

@@ -34,6 +34,7 @@ func testSpec() *batch.Spec {
 			{Name: "digest", Type: batch.BoolOrText, Enum: []string{"blksum", "sha256"}, Help: "Digest."},
 			{Name: "allow_path", Type: batch.Array, Path: true, Help: "Allowed."},
 			{Name: "journal", Type: batch.Text, Path: true, Help: "Journal."},
+			{Name: "backing", Type: batch.Text, Help: "Backing."},
 		},
 		SourcePath: path, TargetPath: path,
 		Files: func(a string) []string {
@@ -159,6 +160,10 @@ func TestLoadTellsMistakes(t *testing.T) {
 		}},
 		{"source of another", `{"version":1,"jobs":[{"source":"c","target":"b"},{"source":"b","target":"d"}]}`, []string{
 			`1:60: jobs[1].source: "/jobs/b" is the target of jobs[0], which would be written meanwhile`,
+		}},
+		{"backing of another", `{"version":1,"jobs":[{"source":"a","target":"x/o","backing":"b"},{"source":"a","target":"o","backing":"/jobs/x/b"},{"source":"c","target":"x/b"}]}`, []string{
+			`1:61: jobs[0].backing: "b" is the target of jobs[2], which would be written meanwhile`,
+			`1:103: jobs[1].backing: "/jobs/x/b" is the target of jobs[2], which would be written meanwhile`,
 		}},
 		{"secrets", `{"version":1,"defaults":{"password":"-"},"jobs":[{` + ok + `,"password":"-7"},{"source":"a","target":"c","password":"+"}]}`, []string{
 			"1:37: defaults.password: - and -FD ask a person or another program: want +FILE, the first line of a file",

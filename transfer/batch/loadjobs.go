@@ -116,6 +116,12 @@ func (l *jobsLoader) check(i int) {
 			break
 		}
 	}
+	for _, file := range l.files(j.backing()) {
+		if writer, ok := l.writer(file); ok && writer != i {
+			l.bad(l.at(l.node(i), "backing"), placeOfJob(i).member("backing"), "%.200q is the target of jobs[%d], which would be written meanwhile", j.Text("backing"), writer)
+			break
+		}
+	}
 	if l.ok[i] && l.defaults.ok && l.spec.Job != nil {
 		data, err := l.spec.Job(j)
 		if err != nil {
