@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"vddkcp/internal/peer"
 )
 
 // A VMDK can't be resumed, which is no reason to drop a copy in another format that
@@ -73,5 +75,33 @@ func TestBackingReplacedByRename(t *testing.T) {
 	r := wait()
 	if partial, _ := isKept(dst, dst+".partial.journal"); r.exit != 1 || partial || !strings.Contains(r.stderr, "the backing changed while the target was written") {
 		t.Errorf("exit status %d, .partial %v, want 1 and none\n%s", r.exit, partial, r.stderr)
+	}
+}
+
+// A source is the same when its file system was mounted again as another device, as
+// after a reboot.
+func TestResumeAfterTheSourceIsMountedAgain(t *testing.T) {
+	peer.Need(t, "mke2fs", "losetup")
+	peer.NeedRoot(t)
+	dir := t.TempDir()
+	fs, folder := filepath.Join(dir, "fs"), filepath.Join(dir, "mounted")
+	put(t, fs, "")
+	if err := os.Truncate(fs, 32<<20); err != nil {
+		t.Fatal(err)
+	}
+	peer.Run(t, "mkdir", folder)
+	peer.Run(t, "mke2fs", "-q", "-t", "ext4", fs)
+	device, _ := loopDevice(t, "", fs)
+	peer.Run(t, "mount", device, folder)
+	src, dst := filepath.Join(folder, "src.raw"), filepath.Join(dir, "dst.raw")
+	content(t, src, 1, 4<<20)
+	killedAt(t, firstCheckpoint, "1us", src, dst)
+	peer.Run(t, "umount", folder)
+	again, _ := loopDevice(t, "", fs)
+	peer.Run(t, "mount", again, folder)
+	t.Cleanup(func() { peer.Run(t, "umount", folder) })
+	goesOn(t, src, dst)
+	if r := vddkcp(t, "verify", src, dst); r.exit != 0 {
+		t.Errorf("the target is not the source: %+v", r)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"regexp"
+	"slices"
 )
 
 // header says of which disk a file is the layer. It is written once, when the
@@ -111,7 +113,7 @@ func (h header) differs(want header) error {
 	switch {
 	case h.Size != want.Size:
 		return fmt.Errorf("it is the layer of a disk of %d bytes, and the disk has %d"+back, h.Size, want.Size)
-	case h.Source != want.Source:
+	case h.Source != want.Source && !sameFile(h.Source, want.Source):
 		return fmt.Errorf("it is the layer of %s, and the disk is %s"+back, named(h.Source), named(want.Source))
 	case h.Proof != want.Proof:
 		return fmt.Errorf("it is the layer of %s as proved by %q, and now that is proved by %q"+back, named(h.Source), h.Proof, want.Proof)
@@ -160,4 +162,18 @@ func newLayout(size, block int64) (layout, error) {
 		return l, fmt.Errorf("a disk of %d bytes is too large for a file", size)
 	}
 	return l, nil
+}
+
+// The identity of a raw file as package source/raw gives it, and as it was in layers
+// until November 2026: then it had the number of the device too, which changes when
+// file systems are mounted in another order.
+var (
+	fileIdentity    = regexp.MustCompile(`^file:inode ([0-9]+)[^:]*:([0-9]+:[0-9]+)$`)
+	oldFileIdentity = regexp.MustCompile(`^file:[0-9]+:([0-9]+):([0-9]+:[0-9]+)$`)
+)
+
+// sameFile says whether an old identity of a file is of the file that has id.
+func sameFile(old, id string) bool {
+	was, is := oldFileIdentity.FindStringSubmatch(old), fileIdentity.FindStringSubmatch(id)
+	return was != nil && is != nil && slices.Equal(was[1:], is[1:])
 }

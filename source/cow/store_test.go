@@ -718,3 +718,22 @@ func TestAbilities(t *testing.T) {
 		t.Errorf("Close: %v; below closed: %v", err, m.Closed())
 	}
 }
+
+// Layers of before November 2026 name the device of a raw file by its number, which
+// is not looked at any more.
+func TestSameFile(t *testing.T) {
+	const old = "file:1792:12:62914560:1796048694695282666"
+	for id, want := range map[string]bool{
+		"file:inode 12 born 1796048690.000000001:62914560:1796048694695282666": true,
+		"file:inode 12:62914560:1796048694695282666":                           true,
+		"file:inode 13:62914560:1796048694695282666":                           false,
+		"file:inode 12:62914561:1796048694695282666":                           false,
+		"file:inode 12:62914560:1796048694695282667":                           false,
+		"block:7:12:62914560":                                                  false,
+	} {
+		have, want := header{Source: old, Proof: "mtime"}.differs(header{Source: id, Proof: "mtime"}), want
+		if (have == nil) != want {
+			t.Errorf("%s: %v, want it to be the same %v", id, have, want)
+		}
+	}
+}

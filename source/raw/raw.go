@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"vddkcp/internal/fileid"
 	"vddkcp/source"
 )
 
@@ -147,8 +148,9 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return d.file, off, d.size - off, true
 }
 
-// Identity of a file is its device, inode, and present size and modification
-// time: a later one differs when the file was changed meanwhile. Of a block
+// Identity of a file is that of package fileid, with the present size and
+// modification time: a later one differs when the file was changed meanwhile, and
+// is the same when its file system was mounted again, as after a reboot. Of a block
 // device it is the device number and the size, which prove nothing about the
 // content.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
@@ -164,7 +166,11 @@ func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	if d.block {
 		return fmt.Sprintf("block:%d:%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev), size), "none", nil
 	}
-	return fmt.Sprintf("file:%d:%d:%d:%d", st.Dev, st.Ino, size, st.Mtim.Nano()), "mtime", nil
+	file, err := fileid.Of(d.fd)
+	if err != nil {
+		return "", "", fmt.Errorf("identity of %s: %w", d.path, err)
+	}
+	return fmt.Sprintf("file:%s:%d:%d", file, size, st.Mtim.Nano()), "mtime", nil
 }
 
 // ReadUncached makes later reads leave nothing in the page cache. Where the
