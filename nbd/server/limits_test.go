@@ -512,6 +512,86 @@ func TestEndWithStuckClients(t *testing.T) {
 	s.done <- nil
 }
 
+// TestEndOfGivenConnections ends a server that listens and also serves a
+// connection that was accepted before, as socket activation can pass both. Serve
+// returns at once, since nobody came by the listener; the other connection still
+// has the grace for its requests, and ends after it where its client takes
+// nothing.
+func TestEndOfGivenConnections(t *testing.T) {
+	// begin serves a connection, and listens in vain.
+	begin := func(t *testing.T, exports server.Exports, o server.Options) (c *client, end func(), served chan struct{}) {
+		l, err := server.Listen(t.Context(), "unix:"+socketPath(t))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := newServer(t, exports, o)
+		ctx, cancel := context.WithCancel(context.Background())
+		ours, theirs := pair(t)
+		served = make(chan struct{})
+		go func() {
+			defer close(served)
+			s.ServeConn(ctx, theirs)
+		}()
+		listened := make(chan error, 1)
+		go func() { listened <- s.Serve(ctx, l) }()
+		end = func() {
+			cancel()
+			if err := <-listened; err != nil {
+				t.Error(err)
+			}
+		}
+		t.Cleanup(func() {
+			cancel()
+			ours.Close()
+			<-served
+		})
+		c = &client{t: t, Conn: ours, cookie: 0x1000}
+		c.greet(3)
+		c.enter("")
+		return c, end, served
+	}
+	t.Run("stuck", func(t *testing.T) {
+		c, end, served := begin(t, one("", newDisk(32<<20)), server.Options{Grace: 20 * time.Millisecond})
+		c.send(nbd.CmdRead, 0, 0, 16<<20, nil)
+		c.full(nbd.SimpleReplySize)
+		end()
+		<-served
+	})
+	t.Run("in work", func(t *testing.T) {
+		begun, release := make(chan struct{}), make(chan struct{})
+		c, end, _ := begin(t, heldExports{server.Fixed{{}}, begun, release}, server.Options{Grace: time.Minute})
+		c.send(nbd.CmdRead, 0, 0, 512, nil)
+		<-begun
+		end()
+		close(release)
+		if a := c.receive(0, 512); a.errno != 0 {
+			t.Errorf("%v", a.errno)
+		}
+		c.closed()
+	})
+}
+
+// heldExports have a disk whose reads tell begun, and wait for release or the
+// end of the disk's context.
+type heldExports struct {
+	server.Fixed
+	begun, release chan struct{}
+}
+
+func (e heldExports) Open(ctx context.Context, _ string) (source.Disk, error) {
+	d := newDisk(64 << 10)
+	d.OnRead = func(int64, int) error {
+		close(e.begun)
+		select {
+		case <-e.release:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return d, nil
+}
+
 func TestListen(t *testing.T) {
 	path := socketPath(t)
 	l, err := server.Listen(t.Context(), "unix:"+path)

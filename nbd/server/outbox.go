@@ -249,7 +249,12 @@ func (o *outbox) writeFile(r *reply) error {
 	var failed error
 	err := o.raw.Write(func(fd uintptr) bool {
 		for left > 0 {
-			n, err := unix.Sendfile(int(fd), from, &pos, int(left))
+			n := 0
+			// The call waits for the disk, never for the client.
+			err := o.pause(func() (err error) {
+				n, err = unix.Sendfile(int(fd), from, &pos, int(left))
+				return err
+			})
 			switch {
 			case err == unix.EINTR:
 			case err == unix.EAGAIN:

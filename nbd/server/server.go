@@ -14,7 +14,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -176,10 +178,10 @@ func New(exports Exports, o Options) (*Server, error) {
 // Then it reads no more requests, lets those in work end for Options.Grace,
 // closes the connections and returns nil. A request that was not done by then
 // gets no reply, so that the client can send it again to the next server. Serve
-// returns an error when a listener fails. The server can't be used after it.
+// returns an error when a listener fails. The server can't be used after it, but
+// for connections of ServeConn, which end by themselves.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
-	defer s.kill(ErrShutdown)
-	defer s.stopTimer()
+	defer s.endLife()
 	all, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		all.Go(func() error { return s.accept(ctx, l) })
@@ -187,13 +189,23 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	return all.Wait()
 }
 
-// stopTimer is for when all connections have ended.
-func (s *Server) stopTimer() {
+// endLife ends the context of the disks and the timer of the grace, unless there
+// are connections, which still need both: those of ServeConn can outlive Serve.
+func (s *Server) endLife() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.endLifeLocked()
+}
+
+// endLifeLocked is endLife for a caller that holds s.mu.
+func (s *Server) endLifeLocked() {
+	if len(s.conns) > 0 {
+		return
+	}
 	if s.giveUp != nil {
 		s.giveUp.Stop()
 	}
+	s.kill(ErrShutdown)
 }
 
 func (s *Server) accept(ctx context.Context, l net.Listener) error {
@@ -293,6 +305,9 @@ func (s *Server) unregister(c *conn) {
 		delete(s.peers, c.peerName)
 	} else {
 		p.connections--
+	}
+	if s.giveUp != nil {
+		s.endLifeLocked()
 	}
 }
 
@@ -416,11 +431,17 @@ func (s *Server) dropStalled() {
 	if now-last < int64(stallCheck) || !s.stallsSeen.CompareAndSwap(last, now) {
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for c := range s.conns {
-		if c.stalled(stall) && s.memory.holds(&c.holder) {
-			c.fail(fmt.Errorf("the client moved fewer than %d bytes in %v, and others need the memory that it holds", stallBytes, stall))
+	for _, c := range s.connections() {
+		if !c.failed() && c.stalled(stall) && s.memory.holds(&c.holder) {
+			go c.fail(fmt.Errorf("the client moved fewer than %d bytes in %v, and others need the memory that it holds", stallBytes, stall))
 		}
 	}
+}
+
+// connections returns the connections that there are. Closing one waits for the
+// system call that uses it, so nobody closes one of these under s.mu.
+func (s *Server) connections() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Keys(s.conns))
 }
