@@ -351,7 +351,7 @@ func (o *op) read() error {
 		return nil
 	}
 	off, n := int64(o.Off), int64(o.Len)
-	if c.out.raw != nil && e.files != nil && n >= minFile {
+	if c.out.raw != nil && e.files != nil && n >= minFile && o.mayFailMidway() {
 		if f, pos, have, ok := e.files.InFile(off); ok && have >= n {
 			o.prefetch(off, n)
 			r := &o.first
@@ -399,6 +399,19 @@ func (o *op) read() error {
 		}
 	}
 	return nil
+}
+
+// mayFailMidway reports whether the reply may begin before all of the data were
+// read. A structured reply can tell of an error at its end. A simple one can't, so
+// that it begins early only where the data need not fit in memory, and nothing in
+// the range has failed before.
+func (o *op) mayFailMidway() bool {
+	return o.c.structured || o.Len > maxPiece && !o.suspected()
+}
+
+// suspected reports whether a read in the range failed before.
+func (o *op) suspected() bool {
+	return o.c.s.suspects.touch(o.c.e.Name, int64(o.Off), o.to())
 }
 
 // readNow answers a short read that needs no waiting for the disk, without a
@@ -543,12 +556,15 @@ func (o *op) readWhole() error {
 	r := &o.first
 	r.last, r.buf = true, b
 	go func() {
-		if int(o.Len) == len(b.b) {
-			if err := o.readAt(b.b, int64(o.Off)); err != nil {
+		fits := int(o.Len) == len(b.b)
+		if fits || !c.structured && o.suspected() {
+			if err := o.readThrough(b.b); err != nil {
 				o.fault(err)
 				o.finish(r)
 				return
 			}
+		}
+		if fits {
 			r.body = b.b
 			o.wholeHead(r, true)
 		} else {
@@ -557,6 +573,17 @@ func (o *op) readWhole() error {
 		}
 		c.out.send(r)
 	}()
+	return nil
+}
+
+// readThrough reads all that was asked for, piece by piece into b.
+func (o *op) readThrough(b []byte) error {
+	for off, end := int64(o.Off), o.to(); off < end; off += int64(len(b)) {
+		b = b[:min(int64(len(b)), end-off)]
+		if err := o.readAt(b, off); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -583,8 +610,12 @@ func (o *op) streamFrom(w io.Writer, b []byte, off int64) error {
 func (o *op) endOf(w io.Writer, fault error, missing int64) error {
 	if fault != nil {
 		o.fault(fault)
-		if !o.c.structured || o.dropped {
-			return fault // the head said that there was none
+		if o.dropped {
+			return fault
+		}
+		if !o.c.structured { // the head said that there was none
+			o.c.s.suspects.add(o.c.e.Name, o.to()-missing, o.to())
+			return fault
 		}
 		if err := pad(w, missing); err != nil {
 			return err

@@ -114,10 +114,11 @@ type Options struct {
 
 // Server serves exports. All methods are safe for concurrent use.
 type Server struct {
-	exports Exports
-	o       Options
-	memory  *memory
-	mapped  atomic.Int64 // bytes that the extents of all exports take
+	exports  Exports
+	o        Options
+	memory   *memory
+	suspects suspects
+	mapped   atomic.Int64 // bytes that the extents of all exports take
 
 	// life is the context of the disks. It outlives the one of Serve, so that
 	// requests in work can end well.

@@ -320,13 +320,15 @@ func TestPanic(t *testing.T) {
 func TestFailsMidway(t *testing.T) {
 	both(t, func(t *testing.T, structured bool) {
 		d := newDisk(8 << 20)
+		var mended atomic.Bool
 		d.OnRead = func(off int64, _ int) error {
-			if off >= 3<<20 {
+			if off >= 3<<20 && !mended.Load() {
 				return unix.EIO
 			}
 			return nil
 		}
-		c := ready(t, newServer(t, one("", d), server.Options{}), "", structured)
+		s := newServer(t, one("", d), server.Options{})
+		c := ready(t, s, "", structured)
 		if structured {
 			for _, flags := range []nbd.CommandFlags{0, nbd.FlagDF} {
 				if a := c.do(nbd.CmdRead, flags, 0, 5<<20, nil); a.errno != nbd.EIO {
@@ -341,6 +343,16 @@ func TestFailsMidway(t *testing.T) {
 		if len(b) != nbd.SimpleReplySize+3<<20 {
 			t.Errorf("%d bytes, %v, want the end of the connection after 3 MiB", len(b), err)
 		}
+		c.Close() // the disk is closed
+		c = ready(t, s, "", structured)
+		for range 2 {
+			if a := c.do(nbd.CmdRead, 0, 0, 5<<20, nil); a.errno != nbd.EIO {
+				t.Errorf("again: %v, want EIO", a.errno)
+			}
+		}
+		c.reads(d.settled(), 0, 3<<20)
+		mended.Store(true)
+		c.reads(d.settled(), 0, 5<<20)
 	})
 }
 
@@ -408,13 +420,12 @@ func TestFileCut(t *testing.T) {
 		}
 		c.reads(want, 0, 1<<20)
 		for _, n := range []uint32{4096, 64 << 10, 2 << 20} {
-			if !structured && n > 4096 {
-				c = ready(t, s, "", structured)
-				c.send(nbd.CmdRead, 0, 1<<20-1000, n, nil)
-				if b, err := io.ReadAll(c); len(b) >= int(n) {
+			if !structured && n > 1<<20 {
+				end := ready(t, s, "", structured)
+				end.send(nbd.CmdRead, 0, 1<<20-1000, n, nil)
+				if b, err := io.ReadAll(end); len(b) >= int(n) {
 					t.Errorf("%d bytes, %v, want the end of the connection", len(b), err)
 				}
-				continue
 			}
 			if a := c.do(nbd.CmdRead, 0, 1<<20-1000, n, nil); a.errno != nbd.EIO {
 				t.Errorf("%d bytes: %v, want EIO", n, a.errno)
