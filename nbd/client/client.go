@@ -63,6 +63,8 @@ type server struct {
 	conns []*conn
 	stop  func() bool // the watch over ctx
 
+	queryWait time.Duration // before the first repetition of a query of the allocation
+
 	changing sync.Mutex // held while a block is changed in part
 
 	mu     sync.Mutex
@@ -90,7 +92,7 @@ func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server
 	if o.Timeout == 0 {
 		o.Timeout = defaultTimeout
 	}
-	s := &server{ctx: ctx, name: name}
+	s := &server{ctx: ctx, name: name, queryWait: queryWait}
 	first, n, err := connect(ctx, uri, openTimeouts*o.Timeout, o.Timeout)
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"slices"
+	"time"
 
 	"vddkcp/nbd"
 	"vddkcp/source"
@@ -14,6 +15,13 @@ import (
 const (
 	// window is how much of a disk is asked about at once, and ahead.
 	window = 1 << 30
+	// queryRetries is how often a query is repeated that failed with an error which
+	// may pass, after a wait that begins with queryWait and doubles.
+	queryRetries = 4
+	queryWait    = 100 * time.Millisecond
+	// skipped is what is taken for data where that did not help. The next query is
+	// for as much.
+	skipped = 64 << 20
 	// maxKnown bounds the runs that are remembered.
 	maxKnown = 256 << 10
 )
@@ -144,9 +152,18 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 		if known != nil {
 			return known, nil
 		}
-		fresh, err := s.ask(ctx, start, start+min(window-start%window, s.size-start))
+		end := start + min(window-start%window, s.size-start)
+		if d.failing.Load() { // perhaps in one place only
+			start = max(start, off-off%skipped)
+			end = min(end, start+skipped)
+		}
+		fresh, err := d.askAgain(ctx, start, end)
 		if err != nil {
 			return nil, err
+		}
+		if fresh == nil { // not remembered: whoever comes again asks again
+			start = max(start, off-off%skipped)
+			return dataSegment(start, min(end, start+skipped)), nil
 		}
 		d.mu.Lock()
 		if d.changes == changes { // else it may be from before a write
@@ -162,15 +179,39 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 	}
 }
 
+// dataSegment is a segment of which nothing is known.
+func dataSegment(off, end int64) *segment {
+	return &segment{off, end, []run{{end - off, false}}}
+}
+
+// askAgain is ask, repeated where the server's error may pass. It returns nil where
+// that did not help; the query after that is made only once, until one is answered.
+func (d *Disk) askAgain(ctx context.Context, off, end int64) (*segment, error) {
+	for n := 0; ; n++ {
+		g, err := d.server.ask(ctx, off, end)
+		if refused := new(serverError); !errors.As(err, &refused) || errors.As(err, new(*lostError)) {
+			if err == nil {
+				d.failing.Store(false)
+			}
+			return g, err
+		} else if refused.final() {
+			return dataSegment(off, end), nil
+		}
+		if n == queryRetries || d.failing.Load() {
+			d.failing.Store(true)
+			return nil, nil
+		}
+		if err := d.server.pause(ctx, d.server.queryWait<<n); err != nil {
+			return nil, err
+		}
+	}
+}
+
 // ask returns a segment that begins at off and ends by end.
 func (s *server) ask(ctx context.Context, off, end int64) (*segment, error) {
 	// A cause of the disk's context ends the call by its connection.
 	k := &call{cmd: nbd.CmdBlockStatus, off: off, n: end - off}
-	err := s.do(ctx, s.pick(), k)
-	if errors.As(err, new(*serverError)) && !errors.As(err, new(*lostError)) {
-		return &segment{off, end, []run{{end - off, false}}}, nil
-	}
-	if err != nil {
+	if err := s.do(ctx, s.pick(), k); err != nil {
 		return nil, s.explain(k, err)
 	}
 	g := &segment{off: off, end: off}
@@ -183,4 +224,18 @@ func (s *server) ask(ctx context.Context, off, end int64) (*segment, error) {
 		g.end += r.n
 	}
 	return g, nil
+}
+
+// pause waits, unless ctx or the server's context ends.
+func (s *server) pause(ctx context.Context, wait time.Duration) error {
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%s: extents: %w", s.name, context.Cause(ctx))
+	case <-s.ctx.Done():
+		return fmt.Errorf("%s: extents: %w", s.name, context.Cause(s.ctx))
+	}
 }

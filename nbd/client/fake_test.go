@@ -228,7 +228,7 @@ func TestStatusReplies(t *testing.T) {
 	}{
 		{"zero past the end", chunk(nbd.ChunkBlockStatus, true, uint32(fakeContext), uint32(1<<31), uint32(3)), "", source.Extent{Len: fakeSize, Kind: source.Zero}},
 		{"a hole is not zero", chunk(nbd.ChunkBlockStatus, true, uint32(fakeContext), uint32(fakeSize), uint32(1)), "", source.Extent{Len: fakeSize}},
-		{"error", chunk(nbd.ChunkError, true, uint32(nbd.EIO), uint16(0)), "", source.Extent{Len: fakeSize}},
+		{"error", chunk(nbd.ChunkError, true, uint32(nbd.EINVAL), uint16(0)), "", source.Extent{Len: fakeSize}},
 		{"simple error", nbd.SimpleReply{Errno: nbd.EINVAL, Cookie: 1}.Append(nil), "", source.Extent{Len: fakeSize}},
 		{"simple", nbd.SimpleReply{Cookie: 1}.Append(nil), "want a structured one", source.Extent{}},
 		{"empty", chunk(nbd.ChunkBlockStatus, true, uint32(fakeContext), uint32(0), uint32(0)), "empty extent", source.Extent{}},

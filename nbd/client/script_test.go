@@ -584,3 +584,69 @@ func TestReplyBeforeSent(t *testing.T) {
 		t.Errorf("%v, %d slots taken, load %d", err, len(c.slots), c.load.Load())
 	}
 }
+
+// A query of the allocation that fails is repeated, what fails for good is data for
+// a short range only, and what the server answers afterwards counts.
+func TestFailedQueries(t *testing.T) {
+	const size = 4 << 30
+	zeros := func(r nbd.Request) []byte {
+		return to(r, chunk(nbd.ChunkBlockStatus, true, uint32(fakeContext), r.Len, uint32(3)))
+	}
+	for _, c := range []struct {
+		name  string
+		fails func(n int, r nbd.Request) nbd.Errno // the n-th query, from 1
+		data  int64                                // bytes
+		most  int                                  // queries
+	}{
+		{"once", func(n int, _ nbd.Request) nbd.Errno {
+			if n == 2 {
+				return nbd.EIO
+			}
+			return 0
+		}, 0, 10},
+		{"for a while", func(n int, _ nbd.Request) nbd.Errno {
+			if n > 1 && n < 20 {
+				return nbd.ENOMEM
+			}
+			return 0
+		}, -1, 64},
+		{"in one place", func(_ int, r nbd.Request) nbd.Errno {
+			if bad := uint64(1<<30 + 100<<20); r.Off <= bad && bad < r.Off+uint64(r.Len) {
+				return nbd.EIO
+			}
+			return 0
+		}, -1, 64},
+		{"never", func(int, nbd.Request) nbd.Errno { return nbd.EIO }, size, 160},
+		{"for good", func(int, nbd.Request) nbd.Errno { return nbd.EINVAL }, size, 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var n int
+			s := play(t, greetingOf(size, 0), func(r nbd.Request, _ []byte) []byte {
+				if r.Type != nbd.CmdBlockStatus {
+					return nil
+				}
+				if n++; c.fails(n, r) != 0 {
+					return failed(r, c.fails(n, r))
+				}
+				return zeros(r)
+			})
+			defer s.disconnect()
+			d := &Disk{server: s.server, size: size}
+			found, next := int64(0), int64(0)
+			for e, err := range d.Extents(t.Context(), 0, size) {
+				if err != nil || e.Off != next {
+					t.Fatalf("%+v at %d: %v", e, next, err)
+				}
+				if next = e.End(); e.Kind == source.Data {
+					found += e.Len
+				}
+			}
+			if next != size || c.data >= 0 && found != c.data || c.data < 0 && (found == 0 || found > 1<<30) {
+				t.Errorf("%d of %d bytes are data", found, next)
+			}
+			if got := len(s.requests()); got > c.most {
+				t.Errorf("%d queries, want at most %d", got, c.most)
+			}
+		})
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"vddkcp/nbd"
 	"vddkcp/source"
@@ -20,6 +21,7 @@ type Disk struct {
 	size     int64 // what of the export is the disk
 	borrowed bool  // the server is a sink's
 	text     string
+	failing  atomic.Bool // the last query of the allocation failed, with all retries
 
 	mu      sync.Mutex
 	known   allocation
