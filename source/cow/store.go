@@ -20,6 +20,7 @@ type system struct {
 	pwrite    func(f *os.File, p []byte, off int64) (int, error)
 	fdatasync func(f *os.File) error
 	fallocate func(f *os.File, mode uint32, off, n int64) error
+	lock      func(f *os.File) error // flock, exclusive, without waiting
 	// maxFile is the size of the largest file; 0: the file system says.
 	maxFile int64
 }
@@ -30,6 +31,9 @@ func kernel() system {
 		fdatasync: func(f *os.File) error { return again(func() error { return unix.Fdatasync(int(f.Fd())) }) },
 		fallocate: func(f *os.File, mode uint32, off, n int64) error {
 			return again(func() error { return unix.Fallocate(int(f.Fd()), mode, off, n) })
+		},
+		lock: func(f *os.File) error {
+			return again(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 		},
 	}
 }
@@ -82,7 +86,8 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("it is no regular file (%s)", info.Mode())
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
+	if err := sys.lock(f); errors.Is(err, unix.EWOULDBLOCK) {
+		made = false // another process makes it a layer
 		return nil, errors.New("another process uses it")
 	} else if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
@@ -92,7 +97,9 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 		return nil, err
 	}
 	s = &store{name: path, files: []*os.File{f}, found: info.Size() > 0, sys: sys}
+	made = made && !s.found
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink == 0 {
+		made = false // what has the name now is another file
 		return nil, errors.New("another process removed it meanwhile")
 	}
 	if !s.found {

@@ -737,3 +737,33 @@ func TestSameFile(t *testing.T) {
 		}
 	}
 }
+
+// A layer that another process made of a file between its creation and its lock is
+// never removed.
+func TestAnotherProcessMakesTheLayer(t *testing.T) {
+	for _, ended := range []bool{false, true} {
+		path := filepath.Join(t.TempDir(), "x.cow")
+		sys := kernel()
+		var other *Disk
+		sys.lock = func(f *os.File) error {
+			var err error
+			if other, err = New(t.Context(), memory(2<<20), Options{File: path}); err != nil {
+				t.Fatal(err)
+			}
+			if ended {
+				other.Close()
+			}
+			return kernel().lock(f)
+		}
+		if d, err := newDisk(t.Context(), memory(1<<20), Options{File: path}, sys); err == nil {
+			d.Close()
+			t.Fatal("no error")
+		}
+		if !ended {
+			other.Close()
+		}
+		if info, err := os.Stat(path); err != nil || info.Size() < 2<<20 {
+			t.Errorf("the layer of the other process (ended: %v): %v", ended, err)
+		}
+	}
+}
