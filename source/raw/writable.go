@@ -26,8 +26,10 @@ type WritableDisk struct {
 	noPunch     atomic.Bool // the file system or device can't
 	noZeroRange atomic.Bool
 
-	flushing sync.Mutex
-	failed   error // of a flush
+	fdatasync func(fd int) error
+
+	flushing sync.Mutex // held during fdatasync: only one of two calls is told of a lost page
+	failed   error      // of a flush
 }
 
 // OpenWritable is Open for reading and writing. A regular file is locked (flock)
@@ -42,7 +44,7 @@ func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &WritableDisk{Disk: d, sector: 1}
+	w := &WritableDisk{Disk: d, sector: 1, fdatasync: unix.Fdatasync}
 	if d.block {
 		w.sector = d.info.LogicalSector
 		if readOnly, err := unix.IoctlGetUint32(d.fd, unix.BLKROGET); err == nil && readOnly != 0 {
@@ -245,11 +247,10 @@ func (d *WritableDisk) Flush(ctx context.Context) error {
 		return fmt.Errorf("flush %s: %w", d.path, err)
 	}
 	defer d.mu.RUnlock()
-	err := again(func() error { return unix.Fdatasync(d.fd) })
 	d.flushing.Lock()
 	defer d.flushing.Unlock()
-	if err != nil && d.failed == nil {
-		d.failed = err
+	if d.failed == nil {
+		d.failed = again(func() error { return d.fdatasync(d.fd) })
 	}
 	if d.failed != nil {
 		return fmt.Errorf("flush %s: %w", d.path, d.failed)
