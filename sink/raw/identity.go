@@ -45,7 +45,11 @@ func describeDevice(devices, number string) string {
 	if path := attribute("loop/backing_file"); path != "" {
 		var st unix.Stat_t
 		if unix.Stat(path, &st) == nil {
-			return fmt.Sprintf("the loop device of %q, inode %d", path, st.Ino)
+			id := fmt.Sprintf("the loop device of %q, inode %d", path, st.Ino)
+			if offset := attribute("loop/offset"); offset != "" && offset != "0" {
+				id += ", from byte " + offset
+			}
+			return id
 		}
 		return fmt.Sprintf("block device %s, the loop device of %q", number, path)
 	}

@@ -52,6 +52,8 @@ func TestDescribeDevice(t *testing.T) {
 		"dm-0":      {"dev": "253:0", "dm/uuid": "LVM-abc", "dm/name": "vg-lv"},
 		"dm-1":      {"dev": "253:1", "dm/uuid": "", "dm/name": "plain"},
 		"loop0":     {"dev": "7:0", "loop/backing_file": file},
+		"loop2":     {"dev": "7:2", "loop/backing_file": file, "loop/offset": "0"},
+		"loop3":     {"dev": "7:3", "loop/backing_file": file, "loop/offset": "1048576"},
 		"loop1":     {"dev": "7:1", "loop/backing_file": "/gone (deleted)"},
 		"partition": {"dev": "9:9", "partition": "1"},
 	})
@@ -69,6 +71,8 @@ func TestDescribeDevice(t *testing.T) {
 		"253:0": `the device with the uuid "LVM-abc"`,
 		"253:1": "block device 253:1",
 		"7:0":   fmt.Sprintf("the loop device of %q, inode %d", file, inode(info)),
+		"7:2":   fmt.Sprintf("the loop device of %q, inode %d", file, inode(info)),
+		"7:3":   fmt.Sprintf("the loop device of %q, inode %d, from byte 1048576", file, inode(info)),
 		"7:1":   `block device 7:1, the loop device of "/gone (deleted)"`,
 		"9:9":   "block device 9:9",
 		"1:1":   "block device 1:1",
