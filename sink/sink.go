@@ -23,6 +23,10 @@ var ErrLost = errors.New("connection to the target lost: what was not synced may
 // nothing to go on with.
 var ErrElsewhere = errors.New("the target is whole, but not where it should be")
 
+// ErrUnsynced is wrapped by an error of Publish after which the target is whole and
+// has its final name, which may not survive a crash. There is nothing to go on with.
+var ErrUnsynced = errors.New("the target is whole and in its place, but may not survive a crash")
+
 // ErrClosed is what every call on a Disk returns that has ended, Abort aside.
 var ErrClosed = errors.New("the target is closed")
 

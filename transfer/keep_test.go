@@ -93,7 +93,7 @@ func TestFailuresKeepWork(t *testing.T) {
 		{"refused reopening", source.Permanent(fmt.Errorf("%w: %w", source.ErrReopen, plain))},
 		{"full", syscall.ENOSPC}, {"quota", syscall.EDQUOT}, {"lost", sink.ErrLost}, {"changed", source.Changed(plain)},
 		{"other disk", fmt.Errorf("%w: %w", source.ErrReopen, source.Changed(plain))}, {"EIO", syscall.EIO}, {"EROFS", syscall.EROFS},
-		{"elsewhere", sink.ErrElsewhere},
+		{"elsewhere", sink.ErrElsewhere}, {"unsynced", sink.ErrUnsynced},
 	}
 	failed := map[string]int{}
 	for where, ofSource := range places {
@@ -176,7 +176,7 @@ func TestFailuresKeepWork(t *testing.T) {
 					kept := errors.As(err, &resumable)
 					want := existed
 					switch {
-					case errors.Is(err, transfer.ErrSourceChanged), errors.Is(err, sink.ErrElsewhere):
+					case errors.Is(err, transfer.ErrSourceChanged), errors.Is(err, sink.ErrElsewhere), errors.Is(err, sink.ErrUnsynced):
 						want = false
 					case existed:
 					case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, sink.ErrLost):

@@ -140,7 +140,7 @@ func (e *changedBackingError) Is(target error) bool { return target == ErrSource
 // On an error dst is aborted, which removes what was made for it, except after
 // a *MismatchError and a *ResumableError. Without Options.Keep there is no
 // *ResumableError. With it, once a checkpoint exists, every error is one except
-// ErrSourceChanged, sink.ErrElsewhere and *MismatchError. While there is no checkpoint, the errors
+// ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced and *MismatchError. While there is no checkpoint, the errors
 // are resumable that a later run may not have: the end of ctx or Options.Stop, a
 // target that is full or lost, and a source.Counted that gave up.
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
@@ -286,7 +286,7 @@ func (p *pipeline) end(ctx context.Context, err error) error {
 	if err == nil || errors.As(err, new(*MismatchError)) {
 		return err // published, or suspended by verify
 	}
-	if p.keeper == nil || p.o.Keep == nil || errors.Is(err, ErrSourceChanged) || errors.Is(err, sink.ErrElsewhere) {
+	if p.keeper == nil || p.o.Keep == nil || nothingLeft(err) {
 		return aborted(p.dst, err) // which removes no file that has its final name
 	}
 	existed := p.keeper.exists
@@ -307,6 +307,11 @@ func (p *pipeline) end(ctx context.Context, err error) error {
 		err = fmt.Errorf("%w (and closing the target: %w)", err, suspended)
 	}
 	return &ResumableError{Err: err, Offset: p.keeper.last.Offset}
+}
+
+// nothingLeft says whether err leaves nothing that a later run could go on with.
+func nothingLeft(err error) bool {
+	return errors.Is(err, ErrSourceChanged) || errors.Is(err, sink.ErrElsewhere) || errors.Is(err, sink.ErrUnsynced)
 }
 
 // keepLast writes a checkpoint of all that is done. A sink that is finished or

@@ -341,10 +341,10 @@ func (d *file) publish() error {
 	}
 	killpoint.At("renamed")
 	if err := d.syncDir(); err != nil {
-		if replaced {
-			return fmt.Errorf("%s is whole and in its place, but may not survive a crash: %w", p.path, err)
+		if replaced || !d.unpublish() {
+			return fmt.Errorf("%s: %w: %w", p.path, sink.ErrUnsynced, err)
 		}
-		return errors.Join(err, d.unpublish())
+		return err
 	}
 	return p.elsewhere()
 }
@@ -379,20 +379,20 @@ func (d *file) rename() error {
 	return nil
 }
 
-// unpublish takes the final name away again, where the file did not replace
-// another one, so that what has it is known to be durable.
-func (d *file) unpublish() error {
+// unpublish gives the file its name .partial again, so that a later run goes on with
+// it: what has the final name is known to be durable. It reports whether it could.
+func (d *file) unpublish() bool {
 	p, fd := d.place, d.place.fd()
 	if !p.holds(p.name, d.w.f) {
-		return nil
+		return true // another process has taken the name away
 	}
-	if d.w.sys.rename(fd, p.name, p.partial, unix.RENAME_NOREPLACE) == nil {
-		return nil
+	err := again(func() error { return d.w.sys.rename(fd, p.name, p.partial, unix.RENAME_NOREPLACE) })
+	if err != nil && lacking(err) {
+		if err = again(func() error { return d.w.sys.link(fd, p.name, p.partial) }); err == nil {
+			err = again(func() error { return d.w.sys.unlink(fd, p.name) })
+		}
 	}
-	if err := d.w.sys.unlink(fd, p.name); err != nil {
-		return fmt.Errorf("%s is whole, but may not survive a crash, and can't be removed: %w", p.path, err)
-	}
-	return nil
+	return err == nil
 }
 
 // syncDir makes the names in the folder durable.

@@ -140,16 +140,6 @@ func TestFileFaults(t *testing.T) {
 			s.link = func(int, string, string) error { return unix.EIO }
 		}, unix.EIO, "rename"},
 		{"fsync of the folder", Options{}, func(s *system) { s.fsyncDir = func(int) error { return unix.EIO } }, unix.EIO, "fsync"},
-		{"fsync of the folder, and no way back", Options{}, func(s *system) {
-			s.fsyncDir = func(int) error { return unix.EIO }
-			real := s.rename
-			s.rename = func(dir int, from, to string, flags uint) error {
-				if from == "disk.raw" {
-					return unix.EIO
-				}
-				return real(dir, from, to, flags)
-			}
-		}, unix.EIO, "fsync"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -342,6 +332,52 @@ func TestForceWhereFolderCantBeSynced(t *testing.T) {
 	}
 	hasContent(t, path, content())
 	inFolder(t, dir, "disk.raw")
+}
+
+// What is whole is not removed because its folder can't be synced: it has its name
+// .partial again, or, where there is no way back, keeps the final one.
+func TestWholeFileWhereFolderCantBeSynced(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		rename error // of NOREPLACE
+		link   bool  // there are links
+		want   string
+	}{
+		{"rename", nil, true, "disk.raw.partial"},
+		{"link", unix.EINVAL, true, "disk.raw.partial"},
+		{"no way back", unix.EINVAL, false, "disk.raw"},
+		{"failing", unix.EIO, true, "disk.raw"},
+	} {
+		dir := t.TempDir()
+		sys := kernel()
+		sys.fsyncDir = func(int) error { return unix.EIO }
+		rename, link := sys.rename, sys.link
+		sys.rename = func(dir int, from, to string, flags uint) error {
+			if flags != 0 && c.rename != nil && (from == "disk.raw" || c.rename == unix.EINVAL) {
+				return c.rename
+			}
+			return rename(dir, from, to, flags)
+		}
+		sys.link = func(dir int, from, to string) error {
+			if !c.link {
+				return unix.EPERM
+			}
+			return link(dir, from, to)
+		}
+		d, err := createFile(t.Context(), filepath.Join(dir, "disk.raw"), 512, Options{}, sys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Finish(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		err = d.Publish(t.Context())
+		if !errors.Is(err, unix.EIO) || errors.Is(err, sink.ErrUnsynced) != (c.want == "disk.raw") {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		inFolder(t, dir, c.want)
+		d.Suspend()
+	}
 }
 
 func TestForceKeepsModeAndOwner(t *testing.T) {
