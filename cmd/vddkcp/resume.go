@@ -426,7 +426,7 @@ func (j *job) keep(ctx context.Context, dst sink.Disk, o *transfer.Options) (end
 		if errors.Is(err, transfer.ErrSourceChanged) {
 			r.dropPartial(j.log)
 		}
-		if err != nil && r.inPlace() && j.TargetIsZero {
+		if err != nil && r.inPlace() && (j.TargetIsZero || r.touched) {
 			// The next run must know that the target is no longer zero.
 			if kept := errors.Join(j.startJournal(jr), jr.Close()); kept != nil {
 				j.log.Warn("the journal cannot be kept: do not use --target-is-zero in the next run", "error", kept)

@@ -383,12 +383,14 @@ func TestTargetIsZeroOnlyOnce(t *testing.T) {
 		name  string
 		point string // where the first run is killed; "": it fails
 		every string // time between checkpoints
+		again bool   // a second run, without --target-is-zero, fails
 		args  []string
 	}{
-		{"killed before the first checkpoint", "checkpoint", "300ms", []string{"--resume"}},
-		{"killed after a checkpoint, and not resumed", "slot:3", "100ms", nil},
-		{"killed before the first checkpoint, and not resumed", "checkpoint", "300ms", nil},
-		{"failed", "", "", []string{"--resume"}},
+		{"killed before the first checkpoint", "checkpoint", "300ms", false, []string{"--resume"}},
+		{"killed after a checkpoint, and not resumed", "slot:3", "100ms", false, nil},
+		{"killed before the first checkpoint, and not resumed", "checkpoint", "300ms", false, nil},
+		{"failed", "", "", false, []string{"--resume"}},
+		{"killed, and then failed without it", "checkpoint", "300ms", true, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -405,6 +407,10 @@ func TestTargetIsZeroOnlyOnce(t *testing.T) {
 				killedAt(t, c.point, c.every, "--target-is-zero", "--rate-limit", "2MiB", src, device)
 			} else {
 				failedCopy(t, src, device, "--target-is-zero", "--rate-limit", "4MiB", src, device)
+			}
+			if c.again {
+				peer.Run(t, "dd", "if=/dev/zero", "of="+device, "bs=1M", "count=8", "oflag=direct", "status=none")
+				failedCopy(t, src, device, "--rate-limit", "4MiB", src, device)
 			}
 			// The disk is empty now: a hole everywhere.
 			if err := os.Truncate(src, 0); err != nil {
