@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"vddkcp/internal/peer"
+	"vddkcp/sink"
 )
 
 // A resumed image on a device has nothing of what the device had before: neither
@@ -64,6 +65,13 @@ func TestResumeOnUsedDevice(t *testing.T) {
 			if d, err = Create(t.Context(), device, size, next); err != nil {
 				t.Errorf("on a device with %s, resumed at %d: %v", before, at, err)
 				continue
+			}
+			// The copy reads back what the checkpoint says is there.
+			r, _ := sink.Ability[sink.Readback](d)
+			if got := make([]byte, at); true {
+				if _, err := r.ReadAt(got, 0); err != nil || !bytes.Equal(got, content[:at]) {
+					t.Errorf("on a device with %s, resumed at %d: read back: %v", before, at, err)
+				}
 			}
 			if err := errors.Join(d.ZeroAt(t.Context(), at, size-at), d.Finish(t.Context()), d.Publish(t.Context())); err != nil {
 				t.Fatal(err)

@@ -11,8 +11,7 @@ import (
 	"vddkcp/source/qcow2"
 )
 
-// ReadAt implements sink.Readback: it reads the image as it will be, of which
-// only the header is missing.
+// ReadAt implements sink.Readback: it reads the image as it will be.
 func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	if err := d.life.BeginAt(d.life.Context, lifecycle.Writing); err != nil {
 		return 0, err
@@ -38,7 +37,8 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// unfinished is the file of an image that has no header yet, with a header.
+// unfinished is the file of an image that has no header and no whole L1 table yet,
+// with both.
 type unfinished struct {
 	d      *disk
 	header []byte
@@ -59,8 +59,16 @@ func (u *unfinished) ReadAt(p []byte, off int64) (int, error) {
 	if err != nil && err != io.EOF {
 		u.failed = err
 	}
-	if off < int64(len(u.header)) {
-		copy(p, u.header[off:])
-	}
+	patch(p, off, u.header, 0)
+	// Behind the entries of the checkpoint, a device has what was there before.
+	patch(p, off, u.d.l1, u.d.l1Offset())
 	return n, err
+}
+
+// patch copies to p, the bytes from off on, what it has of b, which lies at the
+// offset at.
+func patch(p []byte, off int64, b []byte, at int64) {
+	if from := max(off, at); from < min(off+int64(len(p)), at+int64(len(b))) {
+		copy(p[from-off:], b[from-at:])
+	}
 }
