@@ -37,6 +37,8 @@ type resumption struct {
 	place   sinkopen.Place
 	copy    journal.Copy
 	entries []journal.Entry // to go on at, the newest first; none: from the start
+	newest  int64           // offset of the newest checkpoint of the journal, bytes; -1: it has none
+	dropped bool            // that is not used, but the one before
 	earlier bool            // an earlier run has begun the copy, and may have done nothing of it
 	stale   bool            // the .partial that is there is of no use
 	begun   bool            // the target is this copy's
@@ -107,6 +109,9 @@ func (j *job) prepareResume() (err error) {
 		r.identity = entries[0].Identity
 	}
 	none := len(entries) == 0
+	if r.newest = -1; !none {
+		r.newest = entries[0].Offset
+	}
 	r.earlier = !none
 	// At offset 0 nothing was done, so there is nothing to go on with.
 	r.entries = slices.DeleteFunc(entries, func(e journal.Entry) bool { return e.Offset == 0 })
@@ -210,6 +215,9 @@ func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 // it again when they changed.
 func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.Target, plan func() (*sinkopen.Target, error)) (sink.Disk, error) {
 	r := &j.resumption
+	if err := r.untouched(); err != nil {
+		return nil, err
+	}
 	for {
 		dst, err := target.Create(ctx)
 		if err != nil {
@@ -242,6 +250,22 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 	}
 }
 
+// untouched returns an error where another run has gone on with the copy since the
+// journal was read: the target must not be cut where that was.
+func (r *resumption) untouched() error {
+	if len(r.entries) == 0 {
+		return nil
+	}
+	now, err := journal.Load(r.path)
+	if err != nil {
+		return err
+	}
+	if len(now) == 0 || now[0].Offset != r.newest {
+		return fmt.Errorf("another process went on with the copy meanwhile: by the journal %q it is no longer at %d", r.path, r.newest)
+	}
+	return nil
+}
+
 // isAnother says whether err of checkTarget means that the target is not the one of
 // the checkpoint.
 func isAnother(err error) bool {
@@ -257,6 +281,7 @@ func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
 		r.entries, r.stale = nil, r.place.Kind == "file"
 		return nil
 	}
+	r.dropped = true
 	if r.entries = r.entries[1:]; len(r.entries) == 0 {
 		r.entries = []journal.Entry{*last} // the earlier copy stays as it is
 		return j.neverResumed(fmt.Errorf("the target does not hold what its journal says was written last: %w", why))
@@ -408,6 +433,11 @@ func (j *job) keep(ctx context.Context, dst sink.Disk, o *transfer.Options) (end
 			return nil, errors.Join(err, jr.Remove())
 		}
 	} else {
+		if r.dropped {
+			if err := jr.WriteBack(r.entries[0]); err != nil {
+				return nil, errors.Join(err, jr.Close())
+			}
+		}
 		last := r.entries[0].Checkpoint
 		o.Resume = &last
 		j.report.ResumedFrom, j.report.ResumeProof = last.Offset, r.copy.Proof

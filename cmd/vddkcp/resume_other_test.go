@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"vddkcp/internal/peer"
+	"vddkcp/transfer/journal"
 )
 
 // A VMDK can't be resumed, which is no reason to drop a copy in another format that
@@ -103,5 +104,77 @@ func TestResumeAfterTheSourceIsMountedAgain(t *testing.T) {
 	goesOn(t, src, dst)
 	if r := vddkcp(t, "verify", src, dst); r.exit != 0 {
 		t.Errorf("the target is not the source: %+v", r)
+	}
+}
+
+// A checkpoint that does not hold for the target is not in the journal any more when
+// the copy has gone on from the one before: a later run could take it for its own.
+func TestDroppedCheckpointStaysDropped(t *testing.T) {
+	dir := t.TempDir()
+	src, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "dst.raw")
+	content(t, src, 1, 4<<20)
+	killedAt(t, "slot written:2", "1us", "--rate-limit", "4MiB", src, dst)
+	checkpoints := func() (offsets []int64) {
+		entries, err := journal.Load(dst + ".partial.journal")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			offsets = append(offsets, e.Offset)
+		}
+		return offsets
+	}
+	before := checkpoints()
+	if len(before) != 2 || before[0] <= before[1] {
+		t.Fatalf("checkpoints %v, want two", before)
+	}
+	partial := read(t, dst+".partial")
+	partial[before[0]-1] ^= 1
+	put(t, dst+".partial", string(partial))
+	killedAt(t, "checkpoint:1", "1us", "--resume", "--rate-limit", "4MiB", src, dst)
+	if after := checkpoints(); len(after) != 2 || after[0] != before[1] || after[1] != before[1] {
+		t.Errorf("checkpoints %v, want %d alone", after, before[1])
+	}
+	goesOn(t, src, dst)
+	if r := vddkcp(t, "verify", src, dst); r.exit != 0 {
+		t.Errorf("the target is not the source: %+v", r)
+	}
+}
+
+// A copy that another process has gone on with since its journal was read is left
+// alone.
+func TestResumeBesideAnother(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "journal")
+	j, _, err := journal.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { j.Close() })
+	write := func(off int64) {
+		t.Helper()
+		e := journal.Entry{Copy: journal.Copy{Size: 100}}
+		e.Offset = off
+		if err := j.Write(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(10)
+	entries, err := journal.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &resumption{path: path, entries: entries, newest: 10}
+	if err := r.untouched(); err != nil {
+		t.Error(err)
+	}
+	write(20)
+	if err := r.untouched(); err == nil {
+		t.Error("a checkpoint that another process wrote is overlooked")
+	}
+	if err := j.Remove(); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.untouched(); err == nil {
+		t.Error("a journal that another process removed is overlooked")
 	}
 }

@@ -246,6 +246,13 @@ func (j *Journal) Write(e Entry) error {
 	return nil
 }
 
+// WriteBack makes e, the older of two entries, the newest one again, in the place of
+// the other, which does not hold: else a later run could find that.
+func (j *Journal) WriteBack(e Entry) error {
+	j.next = 1 - j.next
+	return j.Write(e)
+}
+
 // sync makes the file durable, and with the first call its name too.
 func (j *Journal) sync() error {
 	if err := j.fdatasync(int(j.f.Fd())); err != nil {
