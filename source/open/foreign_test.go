@@ -136,6 +136,8 @@ func TestForeignContent(t *testing.T) {
 	}{
 		"VDI":                         {padded(n, 64, "\x7f\x10\xda\xbe\x01\x00\x01\x00"), "a VirtualBox image (VDI)"},
 		"VDI of no version":           {padded(n, 64, "\x7f\x10\xda\xbe\x01\x00\x90\x77"), ""},
+		"VMA":                         {padded(n, 0, "VMA\x00\x00\x00\x00\x01"), "a backup of Proxmox VE (VMA)"},
+		"VMA of no version":           {padded(n, 0, "VMA\x00\x00\x00\x00\x00"), ""},
 		"gzip":                        {padded(n, 0, "\x1f\x8b\x08\x08"), "compressed by gzip"},
 		"gzip with unknown flags":     {padded(n, 0, "\x1f\x8b\x08\xff"), ""},
 		"gzip of 20 bytes":            {padded(20, 0, "\x1f\x8b\x08\x00"), "compressed by gzip"},
