@@ -122,7 +122,7 @@ func (s *sockets) serve(ctx context.Context, server *server.Server) error {
 		err = server.Serve(ctx, s.listeners...)
 	}
 	clients.Wait()
-	return err
+	return errors.Join(err, server.Err())
 }
 
 // close removes sockets too.

@@ -89,7 +89,10 @@ func (s *Server) release(e *export) {
 	if !last {
 		return
 	}
-	if err := e.disk.Close(); err != nil {
+	if err := e.disk.Close(); err != nil && e.writable != nil {
+		s.o.Log.Error("closing the disk: what clients wrote and did not flush may be lost", "export", e.Name, "error", err)
+		s.lost.CompareAndSwap(nil, new(fmt.Errorf("close export %q: %w", e.Name, err)))
+	} else if err != nil {
 		s.o.Log.Warn("closing the disk", "export", e.Name, "error", err)
 	}
 	e.extents.drop()

@@ -571,6 +571,34 @@ func TestEndOfGivenConnections(t *testing.T) {
 	})
 }
 
+// unclosable is a disk whose last flush, in Close, fails.
+type unclosable struct{ *disk }
+
+func (unclosable) Close() error { return unix.EIO }
+
+type unclosableExports struct{ server.Fixed }
+
+func (unclosableExports) Open(context.Context, string) (source.Disk, error) {
+	return unclosable{newDisk(64 << 10)}, nil
+}
+
+// A disk that was written to and could not be closed is an error of the server: a
+// client that writes, and comes back to the next server, does not learn of it.
+func TestCloseFails(t *testing.T) {
+	for _, writable := range []bool{true, false} {
+		s := serve(t, unclosableExports{server.Fixed{{}}}, server.Options{Writable: writable}, "unix:"+socketPath(t))
+		s.dial(t, true)
+		s.end()
+		if err := <-s.done; err != nil {
+			t.Error(err)
+		}
+		s.done <- nil
+		if err := s.Err(); errors.Is(err, unix.EIO) != writable {
+			t.Errorf("writable %v: %v", writable, err)
+		}
+	}
+}
+
 // heldExports have a disk whose reads tell begun, and wait for release or the
 // end of the disk's context.
 type heldExports struct {

@@ -128,6 +128,8 @@ type Server struct {
 	stopping chan struct{} // closed when the server begins to end
 	killed   atomic.Bool   // the grace is over
 
+	lost atomic.Pointer[error] // see Err
+
 	clients    atomic.Int64 // with an export
 	stallsSeen atomic.Int64 // when dropStalled looked last, in ns
 
@@ -235,6 +237,16 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// Err returns the first error of closing a disk that clients could write to, once
+// they have left: what they wrote and did not flush may be lost, and no client
+// learns of it.
+func (s *Server) Err() error {
+	if err := s.lost.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 // passing reports whether accepting may succeed later.
