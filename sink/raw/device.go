@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -97,6 +98,9 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 	if err := o.isSource(path, info); err != nil {
 		return nil, 0, err
 	}
+	if err := o.isPartOfSource(path, info); err != nil {
+		return nil, 0, err
+	}
 	if readOnly, err := unix.IoctlGetUint32(int(f.Fd()), unix.BLKROGET); err == nil && readOnly != 0 {
 		return nil, 0, fmt.Errorf("%s is read-only: %w", path, unix.EROFS)
 	}
@@ -120,6 +124,27 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 		warnLarger(o.Warn, path, has, size)
 	}
 	return f, has, nil
+}
+
+// isPartOfSource returns an error if writing to the device would change the source:
+// a loop device over the source's file, a partition of the source, or a disk of which
+// the source is a partition.
+func (o Options) isPartOfSource(name string, info os.FileInfo) error {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || o.Source == nil {
+		return nil
+	}
+	number := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
+	for _, related := range relatedFiles("/sys/dev/block", number) {
+		info, err := os.Stat(related)
+		if err != nil {
+			continue
+		}
+		if path, ok := o.Source(info); ok {
+			return fmt.Errorf("%s has blocks of the source %s, which writing to it would overwrite", name, path)
+		}
+	}
+	return nil
 }
 
 func warnLarger(warn func(string), path string, has, size int64) {

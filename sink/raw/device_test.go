@@ -45,6 +45,17 @@ func TestDeviceRefused(t *testing.T) {
 			}
 			return device
 		}, size, nil, "is the source"},
+		{"over the source's file", func(t *testing.T, device string, o *Options) string {
+			backing, err := os.ReadFile("/sys/block/" + filepath.Base(device) + "/loop/backing_file")
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Source = func(info os.FileInfo) (string, bool) {
+				source, err := os.Stat(strings.TrimSpace(string(backing)))
+				return "image.qcow2", err == nil && os.SameFile(source, info)
+			}
+			return device
+		}, size, nil, "has blocks of the source image.qcow2"},
 		{"not a device", func(t *testing.T, device string, o *Options) string {
 			path := filepath.Join(t.TempDir(), "file")
 			put(t, path, "")
@@ -209,5 +220,18 @@ func TestZeroAtStops(t *testing.T) {
 	d := &device{life: newLife(ctx, "", 1<<40), w: writer{f: os.Stdin, sys: sys}, sector: 512}
 	if err := d.ZeroAt(t.Context(), 0, 1<<40); !errors.Is(err, why) || calls != 2 {
 		t.Errorf("ZeroAt: %v after %d calls", err, calls)
+	}
+}
+
+// The free space of the file system that the device file lies on says nothing about
+// the device.
+func TestFullDevice(t *testing.T) {
+	f, err := os.OpenFile(loop(t, 1<<20), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := explain(int(f.Fd()), unix.ENOSPC); !errors.Is(err, unix.ENOSPC) || strings.Contains(err.Error(), "free") {
+		t.Error(err)
 	}
 }

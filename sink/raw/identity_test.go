@@ -122,3 +122,36 @@ func TestFileIdentity(t *testing.T) {
 }
 
 func inode(info os.FileInfo) uint64 { return info.Sys().(*syscall.Stat_t).Ino }
+
+func TestRelatedFiles(t *testing.T) {
+	devices := fakeDevices(t, map[string]map[string]string{
+		"sda":        {"dev": "8:0"},
+		"sda/sda1":   {"dev": "8:1", "partition": "1"},
+		"sda/queue":  {"dev": "none"},
+		"c0!d0":      {"dev": "104:0"},
+		"dm-0":       {"dev": "253:0"},
+		"loop0":      {"dev": "7:0", "loop/backing_file": "/img"},
+		"loop0/l0p1": {"dev": "259:1", "partition": "1"},
+	})
+	slaves := filepath.Join(devices, "..", "dm-0", "slaves")
+	if err := os.Mkdir(slaves, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, lower := range []string{"sda/sda1", "c0!d0"} {
+		if err := os.Symlink(filepath.Join(devices, "..", lower), filepath.Join(slaves, filepath.Base(lower))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for number, want := range map[string]string{
+		"8:0":   "[/dev/sda1]",
+		"8:1":   "[/dev/sda]",
+		"7:0":   "[/dev/l0p1 /img]",
+		"259:1": "[/dev/loop0 /img]",
+		"253:0": "[/dev/c0/d0 /dev/sda1 /dev/sda]",
+		"1:1":   "[]",
+	} {
+		if got := fmt.Sprint(relatedFiles(devices, number)); got != want {
+			t.Errorf("%s: %s, want %s", number, got, want)
+		}
+	}
+}

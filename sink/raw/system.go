@@ -79,6 +79,8 @@ func lacking(err error) bool {
 // explain adds to the error of a write what the user can do about it.
 func explain(fd int, err error) error {
 	switch {
+	case errors.Is(err, unix.ENOSPC) && isBlockDevice(fd):
+		return fmt.Errorf("%w: the device became smaller, or the pool or the file behind it is full", err)
 	case errors.Is(err, unix.ENOSPC):
 		free := ""
 		if n, known := freeSpace(fd); known {
@@ -91,6 +93,11 @@ func explain(fd int, err error) error {
 		return fmt.Errorf("%w: the limit of the file system (%s) or of this process (ulimit -f)", err, fileSystem(fd))
 	}
 	return err
+}
+
+func isBlockDevice(fd int) bool {
+	var st unix.Stat_t
+	return again(func() error { return unix.Fstat(fd, &st) }) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
 }
 
 // freeSpace returns how many bytes an unprivileged user may still allocate;

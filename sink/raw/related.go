@@ -1,0 +1,73 @@
+package raw
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// maxRelated bounds the files that relatedFiles returns.
+const maxRelated = 1 << 10
+
+// relatedFiles returns the paths of files and devices whose content is in part that
+// of the block device with that number: the file behind a loop device, the disk of a
+// partition, the partitions of a disk, and what a device of the device mapper or an
+// array consists of. Devices is a folder as /sys/dev/block. Writing to the device
+// changes them.
+func relatedFiles(devices, number string) []string {
+	dir, err := filepath.EvalSymlinks(filepath.Join(devices, number))
+	if err != nil {
+		return nil
+	}
+	var all []string
+	for _, child := range folders(dir) {
+		if readAttribute(child, "partition") != "" {
+			all = append(all, deviceFile(child))
+		}
+	}
+	return append(all, below(dir, 0)...)
+}
+
+// below returns the files and devices that the device in the folder dir of sysfs
+// lies on.
+func below(dir string, depth int) (all []string) {
+	if depth > 16 {
+		return nil
+	}
+	if path := readAttribute(dir, "loop/backing_file"); path != "" {
+		all = append(all, path)
+	}
+	lower := folders(filepath.Join(dir, "slaves"))
+	if readAttribute(dir, "partition") != "" {
+		lower = append(lower, filepath.Dir(dir))
+	}
+	for _, device := range lower {
+		if len(all) > maxRelated {
+			break
+		}
+		all = append(all, deviceFile(device))
+		all = append(all, below(device, depth+1)...)
+	}
+	return all
+}
+
+// folders returns the folders in dir, symbolic links resolved.
+func folders(dir string) (all []string) {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		path, err := filepath.EvalSymlinks(filepath.Join(dir, e.Name()))
+		if info, statErr := os.Stat(path); err == nil && statErr == nil && info.IsDir() {
+			all = append(all, path)
+		}
+	}
+	return all
+}
+
+// deviceFile is the device file of the device in a folder of sysfs, whose names have
+// ! in the place of /.
+func deviceFile(dir string) string {
+	return "/dev/" + strings.ReplaceAll(filepath.Base(dir), "!", "/")
+}
