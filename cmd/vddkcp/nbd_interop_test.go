@@ -144,6 +144,28 @@ func nbdServer(t *testing.T, p place, path string) {
 		t.Fatal(err)
 	}
 	daemon(t, p, "nbd-server", "-C", config, "-p", p.pidFile())
+	awaitListener(t, p)
+}
+
+// awaitListener returns when a server listens at p: nbd-server writes its process
+// id before.
+func awaitListener(t *testing.T, p place) {
+	t.Helper()
+	network, address := "unix", p.socket()
+	if p.port != "" {
+		network, address = "tcp", "127.0.0.1:"+p.port
+	}
+	for deadline := time.Now().Add(time.Minute); ; {
+		conn, err := net.Dial(network, address)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 }
 
 // mixedDisk writes a disk with data, short and long holes, and returns its path

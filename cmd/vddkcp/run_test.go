@@ -334,6 +334,10 @@ func TestBatchOnAFullFileSystem(t *testing.T) {
 	// As long as there is no room they still can.
 	got = vddkcp(t, "run", jobs, "--resume", "--report", report, "--progress", "none")
 	for _, j := range readBatchReport(t, report).Jobs {
+		// A job that began when the others had taken all the room has done nothing.
+		if _, err := os.Stat(filepath.Join(full, j.Name) + ".partial"); err != nil {
+			continue
+		}
 		if j.Status == transfer.StatusFailed && (j.Exit != 75 || !strings.Contains(j.Hint, "--resume")) {
 			t.Errorf("without room %s ends with %d: %s (%s)", j.Name, j.Exit, j.Error, j.Hint)
 		}
