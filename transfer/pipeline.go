@@ -381,7 +381,7 @@ func (p *pipeline) fill(ctx context.Context, c *piece) error {
 		return err
 	}
 	if p.mixed {
-		return p.readMixed(ctx, c)
+		return p.readMixed(ctx, c.buf, c.off)
 	}
 	return readFull(p.src, c.buf, c.off)
 }
@@ -409,14 +409,14 @@ func (p *pipeline) scan(c *piece) {
 	c.runs = scan(c.runs[:0], c.buf, c.off, p.block, p.o.Sparse)
 }
 
-// readMixed reads a piece that may hold parts which only the backing has: a
-// sink sees whole units.
-func (p *pipeline) readMixed(ctx context.Context, c *piece) error {
-	for e, err := range source.Covered(ctx, p.src, c.off, c.n) {
+// readMixed reads what may have parts that only the backing has: a sink sees whole
+// units.
+func (p *pipeline) readMixed(ctx context.Context, buf []byte, off int64) error {
+	for e, err := range source.Covered(ctx, p.src, off, int64(len(buf))) {
 		if err != nil {
 			return fmt.Errorf("query extents: %w", err)
 		}
-		b := c.buf[e.Off-c.off : e.End()-c.off]
+		b := buf[e.Off-off : e.End()-off]
 		switch e.Kind {
 		case source.Zero:
 			clear(b)

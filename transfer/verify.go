@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 
 	"vddkcp/sink"
 	"vddkcp/source"
@@ -75,9 +76,9 @@ func (p *pipeline) verify(ctx context.Context) (Verify, error) {
 	}
 	mismatch := &MismatchError{Want: want, Got: got, Stream: p.src == nil}
 	different := int64(0)
-	if p.src != nil && p.plan.Same == 0 {
+	if p.src != nil {
 		var searched error
-		if mismatch.Difference, searched = Compare(ctx, p.src, d, o); searched != nil {
+		if mismatch.Difference, searched = Compare(ctx, p.whole(ctx), d, o); searched != nil {
 			mismatch.Search = searched.Error()
 		}
 		if mismatch.Difference != nil {
@@ -85,6 +86,52 @@ func (p *pipeline) verify(ctx context.Context) (Verify, error) {
 		}
 	}
 	return p.mismatched(mismatch, different)
+}
+
+// whole returns the source with what only the backing has: a disk whose content is
+// known. It lives under ctx.
+func (p *pipeline) whole(ctx context.Context) source.Disk {
+	if p.o.Backing == nil {
+		return p.src
+	}
+	return &wholeDisk{p, ctx}
+}
+
+type wholeDisk struct {
+	p   *pipeline
+	ctx context.Context
+}
+
+func (w *wholeDisk) Size() int64  { return w.p.src.Size() }
+func (w *wholeDisk) Close() error { return nil }
+
+func (w *wholeDisk) ReadAt(b []byte, off int64) (int, error) {
+	if err := w.p.readMixed(w.ctx, b, off); err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+func (w *wholeDisk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
+	return func(yield func(source.Extent, error) bool) {
+		for e, err := range w.p.src.Extents(ctx, off, length) {
+			if e.Kind == source.Same {
+				e.Kind = source.Data
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+// Identity is that of the source: whether the backing changed is looked at besides.
+func (w *wholeDisk) Identity(ctx context.Context) (id, proof string, err error) {
+	i, ok := source.Ability[source.Identified](w.p.src)
+	if !ok {
+		return "", "none", nil
+	}
+	return i.Identity(ctx)
 }
 
 // mismatched keeps a target that differs, with the number of bytes that do.
@@ -104,7 +151,7 @@ func (p *pipeline) verifyByComparing(ctx context.Context, d source.Disk) (Verify
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(p.o.stop(), cancel)()
-	diff, err := Compare(reading, p.src, d, CompareOptions{RequestSize: p.o.RequestSize, Requests: p.o.Requests, Counters: p.o.Counters})
+	diff, err := Compare(reading, p.whole(reading), d, CompareOptions{RequestSize: p.o.RequestSize, Requests: p.o.Requests, Counters: p.o.Counters})
 	switch {
 	case p.o.stop().Err() != nil:
 		return failed, errStopped

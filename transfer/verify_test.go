@@ -190,3 +190,16 @@ func TestVerifyFails(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// The first difference of an overlay is found in what is its backing's, too.
+func TestDifferenceOfAnOverlay(t *testing.T) {
+	backing := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 512<<10)}
+	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xEE}, 512<<10), ExtentList: []source.Extent{
+		{Off: 0, Len: 448 << 10, Kind: source.Same}, {Off: 448 << 10, Len: 64 << 10},
+	}}
+	dst := liar{create(t, &sinktest.Memory{}, src.Size(), sink.Options{Backing: backing}), func(b []byte) { b[5] = 2 }, nil}
+	_, err := transfer.Copy(t.Context(), src, dst, plan(t, src), transfer.Options{Backing: backing, Verify: true})
+	if err == nil || !strings.Contains(err.Error(), "first difference at byte 5: source 0x01, target 0x02; 1 ranges, 1 bytes") {
+		t.Errorf("error %v", err)
+	}
+}

@@ -178,3 +178,18 @@ func TestResumeBesideAnother(t *testing.T) {
 		t.Error("a journal that another process removed is overlooked")
 	}
 }
+
+// A single link that goes on with --verify, without a digest of what was copied
+// before, is held against the source and the backing together.
+func TestVerifyOfASingleLinkThatGoesOn(t *testing.T) {
+	peer.Need(t, "qemu-img", "qemu-io")
+	dir := t.TempDir()
+	base, src, dst := filepath.Join(dir, "base.raw"), filepath.Join(dir, "src.qcow2"), filepath.Join(dir, "o.qcow2")
+	content(t, base, 1, 4<<20)
+	peer.Run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", src)
+	peer.Run(t, "qemu-io", "-c", "write -q -P 5 0 2M", src)
+	args := []string{"--single-link", "--backing", base, "--backing-format", "raw", src, dst}
+	killedAt(t, firstCheckpoint, "1us", args...)
+	goesOn(t, append([]string{"--verify"}, args...)...)
+	peer.Run(t, "qemu-img", "compare", "-q", src, dst)
+}
