@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,8 +47,9 @@ type resumption struct {
 	// identity is that of the device or export that an earlier run wrote to; ""
 	// where no journal names one.
 	identity string
-	// touched says that an earlier copy may have written to the device or export.
-	touched bool
+	// touched is the journal by which an earlier copy may have written to the device
+	// or export; "": there is none.
+	touched string
 }
 
 // inPlace says whether the target is there before the copy, and keeps what it
@@ -94,8 +96,9 @@ func (j *job) prepareResume() (err error) {
 		return j.prepareVMDK(entries)
 	}
 	if r.inPlace() {
-		_, err := os.Lstat(r.path)
-		r.touched = err == nil
+		if _, err := os.Lstat(r.path); err == nil {
+			r.touched = r.path
+		}
 	}
 	if !j.Resume {
 		return nil
@@ -204,7 +207,7 @@ func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 		o.State, o.Resume = r.entries[0].State, r.entries[0].Offset
 	}
 	o.DropPartial = r.stale
-	if r.touched {
+	if r.touched != "" {
 		o.TargetIsZero = false
 	}
 	return o
@@ -224,8 +227,20 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 			return nil, otherTarget(err)
 		}
 		if len(r.entries) == 0 {
-			if r.touched && j.TargetIsZero {
-				j.warn(fmt.Sprintf("--target-is-zero is not believed, since by the journal %q an earlier copy wrote to this target: its holes are zeroed", r.path))
+			if !j.TargetIsZero || !r.inPlace() {
+				return dst, nil
+			}
+			if r.touched == "" && r.findTouched(dst) {
+				if err := dst.Abort(); err != nil { // nothing was written
+					return nil, err
+				}
+				if target, err = plan(); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			if r.touched != "" {
+				j.warn(fmt.Sprintf("--target-is-zero is not believed, since by the journal %q an earlier copy wrote to this target: its holes are zeroed", r.touched))
 			}
 			return dst, nil
 		}
@@ -248,6 +263,25 @@ func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.
 			return nil, err
 		}
 	}
+}
+
+// findTouched looks for a journal of the same device or export among those of
+// targets by other names, and reports whether there is one.
+func (r *resumption) findTouched(dst sink.Disk) bool {
+	id, err := sink.IdentityOf(dst)
+	path, pathErr := journal.DefaultPath(r.place.Kind)
+	if err != nil || pathErr != nil || id == "" {
+		return false
+	}
+	paths, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "*.journal"))
+	for _, path := range paths {
+		entries, _ := journal.Load(path) // what is no journal tells nothing
+		if slices.ContainsFunc(entries, func(e journal.Entry) bool { return e.Identity == id }) {
+			r.touched = path
+			return true
+		}
+	}
+	return false
 }
 
 // untouched returns an error where another run has gone on with the copy since the
@@ -427,7 +461,7 @@ func (j *job) keep(ctx context.Context, dst sink.Disk, o *transfer.Options) (end
 	}
 	if len(r.entries) == 0 {
 		if err := j.startJournal(jr); err != nil {
-			if r.touched {
+			if r.touched != "" {
 				return nil, errors.Join(err, jr.Close()) // the next run must know that, too
 			}
 			return nil, errors.Join(err, jr.Remove())
@@ -456,7 +490,7 @@ func (j *job) keep(ctx context.Context, dst sink.Disk, o *transfer.Options) (end
 		if errors.Is(err, transfer.ErrSourceChanged) {
 			r.dropPartial(j.log)
 		}
-		if err != nil && r.inPlace() && (j.TargetIsZero || r.touched) {
+		if err != nil && r.inPlace() && (j.TargetIsZero || r.touched != "") {
 			// The next run must know that the target is no longer zero.
 			if kept := errors.Join(j.startJournal(jr), jr.Close()); kept != nil {
 				j.log.Warn("the journal cannot be kept: do not use --target-is-zero in the next run", "error", kept)
