@@ -34,7 +34,9 @@ func TestLooseTable(t *testing.T) {
 		{"table of the redundant directory", im, func(l *layout, padding uint32) {
 			l.put32(l.gd+8, binary.LittleEndian.Uint32(l.file[l.rgd:]))
 		}, []string{"1 of 6 grain tables", "grain table 2 at offset"}, false},
-		{"one directory", plain, func(l *layout, padding uint32) { l.put32(l.gd+8, padding) }, []string{"1 of 6 grain tables are empty and do not follow their neighbours", "grain table 2, at offset"}, true},
+		{"one directory, last entry", plain, func(l *layout, padding uint32) { l.put32(l.gd+20, padding) }, []string{"1 of 6 grain tables are empty and do not follow their neighbours", "grain table 5, at offset"}, true},
+		{"one directory, two entries", plain, func(l *layout, padding uint32) { l.put32(l.gd+8, padding); l.put32(l.gd+12, padding+3) }, []string{"2 of 6 grain tables are empty", "grain table 2, at offset"}, true},
+		{"one directory, an empty table left out", plain, func(l *layout, _ uint32) { l.put32(l.gd+4, 0) }, nil, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := c.im.build()
@@ -108,5 +110,21 @@ func TestGrainsOverlap(t *testing.T) {
 	}
 	if _, err := mustOpen(t, write(t, t.TempDir(), "x.vmdk", l.file)).ReadAt(make([]byte, 4096), 4096); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestTableBetweenNeighbours has a directory without another one, an entry of which
+// leads away from the table that lies between those of its neighbours, or nowhere.
+func TestTableBetweenNeighbours(t *testing.T) {
+	im := image{entries: 4, capacity: 3000, grains: grains(65536, 0, 1, 9, 20), descriptor: monolithic}.defaults()
+	for _, entry := range []uint32{0, 1} {
+		l := im.build()
+		if entry > 0 {
+			entry = uint32((l.gd + 6*4 + sector - 1) / sector) // padding
+		}
+		l.put32(l.gd+8, entry)
+		path := write(t, t.TempDir(), "x.vmdk", l.file)
+		wantError(t, readError(t, path), path, fmt.Sprintf("grain table 2 lies at offset %d, between its neighbours: the directory is damaged", l.tables[2]))
+		checkWarnings(t, mustOpen(t, path).Warnings(), path, nil)
 	}
 }
