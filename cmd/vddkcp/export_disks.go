@@ -261,7 +261,7 @@ func (e *exports) openDisk(ctx context.Context, src string) (source.Disk, error)
 	if !e.Cow.on {
 		return disk, nil
 	}
-	layer, err := cow.New(ctx, disk, cow.Options{File: e.Cow.file, OnRead: e.CowOnRead})
+	layer, err := cow.New(ctx, disk, cow.Options{File: e.Cow.file, OnRead: e.CowOnRead, Log: e.log})
 	if err != nil {
 		disk.Close()
 		return nil, err
