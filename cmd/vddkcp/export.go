@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -252,6 +253,9 @@ func (c *exportCommand) serve(ctx context.Context, exports *exports, sockets *so
 	if err != nil {
 		return err
 	}
+	// On a disk that hangs a connection has up to three calls of its own, each with
+	// a thread, and the runtime ends a program with more than this.
+	debug.SetMaxThreads(max(10_000, 2_000+3*c.MaxConnections))
 	if err := sockets.listen(ctx, c.Listen, c.Command != ""); err != nil {
 		return err
 	}

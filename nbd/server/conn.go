@@ -56,6 +56,7 @@ type conn struct {
 	slow    bool          // the client's data come slowly: it gets small pieces of memory
 	slots   chan struct{} // full: as many requests as may be are in work
 	running sync.WaitGroup
+	call    calls // full: the call to the disk that it always has is in progress
 	out     outbox
 
 	receiving atomic.Int64 // when the piece of a write began to be received, in ns; 0: none is
@@ -65,7 +66,7 @@ type conn struct {
 }
 
 func newConn(s *Server, raw net.Conn) *conn {
-	c := &conn{s: s, net: raw, base: raw, started: time.Now()}
+	c := &conn{s: s, net: raw, base: raw, started: time.Now(), call: make(calls, 1)}
 	c.out.c = c
 	// The connection outlives the context of Serve by the grace.
 	c.ctx, c.end = context.WithCancelCause(s.life)

@@ -31,7 +31,8 @@ type facts struct {
 	files    source.InFile   // may be nil
 	extents  *extents
 	sizes    nbd.BlockSizes
-	chain    bool         // there are backing files
+	chain    bool // there are backing files
+	calls    calls
 	slow     *atomic.Bool // whether bytes of a file are in memory can't be asked
 }
 
@@ -103,7 +104,7 @@ func (s *Server) release(e *export) {
 }
 
 func (s *Server) look(disk source.Disk) facts {
-	f := facts{disk: disk, size: disk.Size(), extents: newExtents(disk, &s.mapped), slow: new(atomic.Bool)}
+	f := facts{disk: disk, size: disk.Size(), extents: newExtents(disk, &s.mapped), slow: new(atomic.Bool), calls: make(calls, maxExportCalls)}
 	if s.o.Writable {
 		f.writable, _ = source.Ability[source.Writable](disk)
 	}

@@ -13,6 +13,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -569,6 +570,48 @@ func TestEndOfGivenConnections(t *testing.T) {
 		}
 		c.closed()
 	})
+}
+
+// TestHangsManyTimes has a disk that hangs, and more requests to it than a program
+// can have threads. The calls to it are bounded, and another export is served, for
+// the same clients too.
+func TestHangsManyTimes(t *testing.T) {
+	release := make(chan struct{})
+	var calls, most atomic.Int64
+	hanging := newDisk(1 << 20)
+	hanging.OnRead = func(int64, int) error {
+		n := calls.Add(1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		<-release
+		calls.Add(-1)
+		return nil
+	}
+	s := newServer(t, server.Fixed{{Export: server.Export{Name: "hangs"}, Disk: hanging}, {Export: server.Export{Name: "good"}, Disk: newDisk(1 << 20)}}, server.Options{})
+	const clients = 40
+	var stuck []*client
+	for range clients {
+		c := ready(t, s, "hangs", true)
+		for range 64 {
+			c.send(nbd.CmdRead, 0, 0, 512, nil)
+		}
+		c.send(nbd.CmdRead, 0, 0, 0, nil) // no room: it is not read
+		stuck = append(stuck, c)
+	}
+	good := ready(t, s, "good", true)
+	for range 100 {
+		good.reads(content(1<<20), 0, 64<<10)
+	}
+	close(release)
+	for _, c := range stuck {
+		for range 65 {
+			h := nbd.ParseChunk((*[nbd.ChunkSize - 4]byte)(c.full(nbd.ChunkSize)[4:]))
+			c.full(int(h.Len))
+		}
+	}
+	if n := most.Load(); n > 256+clients {
+		t.Errorf("%d calls at once, want at most %d", n, 256+clients)
+	}
 }
 
 // unclosable is a disk whose last flush, in Close, fails.

@@ -224,12 +224,22 @@ func (o *op) guard(piece func() error) (err error) {
 	return piece()
 }
 
+// call is guard for a piece that calls the disk, when it is its turn.
+func (o *op) call(piece func() error) error {
+	leave, err := o.c.enterCall(o.c.s.life)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return o.guard(piece)
+}
+
 // run does what takes no memory, and flushes after it where it has to be
 // durable.
 func (o *op) run(work func() error, flush bool) error {
 	e := o.c.e
 	go func() {
-		err := o.guard(func() error {
+		err := o.call(func() error {
 			if o.Len > 0 {
 				if err := work(); err != nil {
 					return err
@@ -310,7 +320,7 @@ func (o *op) abandon(err error) {
 
 func (o *op) writePiece(b *buffer, off int64) {
 	e := o.c.e
-	err := o.guard(func() error {
+	err := o.call(func() error {
 		_, err := e.writable.WriteAt(b.b, off)
 		return err
 	})
@@ -323,7 +333,7 @@ func (o *op) writePiece(b *buffer, off int64) {
 		return
 	}
 	if o.errno == 0 && !o.dropped && o.Flags&nbd.FlagFUA != 0 {
-		if err := o.guard(func() error { return e.writable.Flush(o.c.s.life) }); err != nil {
+		if err := o.call(func() error { return e.writable.Flush(o.c.s.life) }); err != nil {
 			o.fault(err)
 		}
 	}
@@ -502,7 +512,7 @@ func (o *op) piece(r *reply, t nbd.ChunkType, off int64, n int) (drain bool) {
 }
 
 func (o *op) readAt(p []byte, off int64) error {
-	return o.guard(func() error {
+	return o.call(func() error {
 		n, err := o.c.e.disk.ReadAt(p, off)
 		if n == len(p) && errors.Is(err, io.EOF) {
 			return nil

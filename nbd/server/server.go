@@ -117,6 +117,7 @@ type Server struct {
 	exports  Exports
 	o        Options
 	memory   *memory
+	calls    calls
 	suspects suspects
 	mapped   atomic.Int64 // bytes that the extents of all exports take
 
@@ -170,7 +171,7 @@ func New(exports Exports, o Options) (*Server, error) {
 	}
 	s := &Server{
 		exports: exports, o: o, stopping: make(chan struct{}),
-		open: map[string]*export{}, conns: map[*conn]struct{}{}, peers: map[string]*peer{},
+		calls: make(calls, maxCalls), open: map[string]*export{}, conns: map[*conn]struct{}{}, peers: map[string]*peer{},
 	}
 	s.memory = newMemory(o.Memory, s.dropStalled)
 	s.life, s.kill = context.WithCancelCause(context.Background())
