@@ -35,6 +35,10 @@ type RetryOptions struct {
 	// Ender and has ended, fail only the calls in progress: the next call opens it
 	// again. It is for servers, whose clients come and go.
 	Revive bool
+	// Mutable says that others may change the disk while it is read, and that the
+	// caller wants what it holds at the time. Without it, what was read before of a
+	// disk whose content nothing proves is compared when it is opened again.
+	Mutable bool
 }
 
 // Permanent marks an error as one that comes again however often the call is
@@ -77,7 +81,8 @@ var ErrReopen = errors.New("open the source again")
 // Retry opens a disk and returns one that repeats calls which fail. The first
 // retry of a call is of the same disk; before the later ones the disk is closed
 // and opened again, once for all calls that fail at the time. A disk that has
-// another identity or size then is a permanent error. The first opening is not
+// another identity or size then is a permanent error, and so is one whose content
+// is another, as far as RetryOptions.Mutable describes. The first opening is not
 // repeated.
 //
 // The disk has the abilities of the opened one as far as they can outlive it:
@@ -92,7 +97,9 @@ func Retry(ctx context.Context, open func(context.Context) (Disk, error), o Retr
 		return nil, err
 	}
 	r.first, r.disk = first, first
-	if _, ok := Ability[Writable](first.Disk); ok {
+	_, writable := Ability[Writable](first.Disk)
+	r.sampled = !o.Mutable && !o.Revive && !writable && !Proved(first.proof)
+	if writable {
 		return &retryingWritable{Disk: r.able(), r: r}, nil
 	}
 	return r.able(), nil
@@ -165,6 +172,9 @@ type retrying struct {
 	lastRead            atomic.Int64 // when a read succeeded last, in ns since started
 	retries, reopenings atomic.Int64
 	uncached            atomic.Bool
+
+	sampled bool // nothing else proves that the content is the same
+	samples Samples
 
 	// work counts reads and the reopening in progress, for Close to wait. It is
 	// added to under mu, and only before Close.
@@ -375,7 +385,10 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, pause time.Duration, la
 		d, err = r.openOnce(r.o.Patience())
 	}
 	if err == nil {
-		if err = r.same(d); err != nil {
+		if err = r.same(d); err == nil && r.sampled {
+			err = r.compare(d)
+		}
+		if err != nil {
 			d.Close()
 		}
 	}
@@ -407,6 +420,19 @@ func (r *retrying) same(d *openedDisk) error {
 		return Changed(fmt.Errorf("it is another disk or was changed: its identity was %q (%s) and is %q (%s)", r.first.id, r.first.proof, d.id, d.proof))
 	}
 	return nil
+}
+
+// compare returns an error unless d holds what was read before. Close ends it, and
+// so does the patience.
+func (r *retrying) compare(d *openedDisk) error {
+	stop := context.AfterFunc(r.closing, func() { d.forget(os.ErrClosed) })
+	defer stop()
+	late := time.AfterFunc(r.o.Patience(), func() { d.forget(errNoAnswer) })
+	defer late.Stop()
+	return r.samples.Check(func(p []byte, off int64) error {
+		_, err := readFull(d.Disk, p, off)
+		return err
+	})
 }
 
 // wait waits before a retry, which err is the reason of.
@@ -574,6 +600,9 @@ func (r *retrying) ReadAt(p []byte, off int64) (int, error) {
 			stop()
 			if err == nil || err == io.EOF {
 				r.lastRead.Store(int64(time.Since(r.started)))
+				if r.sampled {
+					r.samples.Add(p[:n], off)
+				}
 				return n, err
 			}
 		}

@@ -42,6 +42,7 @@ func (c *exportCommand) openAll(ctx context.Context, outputs *outputs, log *slog
 	opener.VDDK.Options.Connections = int(c.Connections)
 	opener.VDDK.Options.RequestSize, opener.VDDK.Options.Depth = int(c.RequestSize), c.Depth
 	opener.NBD.Warn = opener.VDDK.Options.Warn
+	opener.Retry.Mutable = true // clients want what the source holds now
 	opener.Retry.OnRetry = func(err error, wait time.Duration) {
 		log.Warn("trying again", "in", wait.Round(time.Millisecond), "error", err)
 	}

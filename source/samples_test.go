@@ -1,0 +1,98 @@
+package source_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"vddkcp/source"
+	"vddkcp/source/sourcetest"
+)
+
+// unproved is a disk whose content nothing proves, as an NBD server's.
+type unproved struct{ *sourcetest.Memory }
+
+func (unproved) Identity(context.Context) (id, proof string, err error) {
+	return "the name", "none", nil
+}
+
+// A disk without a proof that is opened again is compared with what was read of it.
+func TestRetryOtherContent(t *testing.T) {
+	const size, piece = 64 << 20, 1 << 20
+	random := content(size)
+	changed := func(off int) []byte {
+		b := bytes.Clone(random)
+		b[off] ^= 1
+		return b
+	}
+	halfZero := bytes.Clone(random)
+	clear(halfZero[:size/2])
+	for _, test := range []struct {
+		name          string
+		before, after []byte
+		o             source.RetryOptions
+		fails         int // readings of the disk that is opened again fail
+		changed       bool
+	}{
+		{name: "the same", before: random, after: random},
+		{name: "another disk", before: random, after: content(2 * size)[size:], changed: true},
+		{name: "what was read last", before: random, after: changed(31 * piece), changed: true},
+		{name: "what was not read yet", before: random, after: changed(50 * piece)},
+		{name: "zeros were read", before: halfZero, after: random, changed: true},
+		{name: "comparing fails once", before: random, after: random, fails: 1},
+		{name: "comparing fails, and it is another one", before: random, after: changed(31 * piece), fails: 1, changed: true},
+		{name: "mutable", before: random, after: content(2 * size)[size:], o: source.RetryOptions{Mutable: true}},
+		{name: "for a server", before: random, after: content(2 * size)[size:], o: source.RetryOptions{Revive: true}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				o := &opener{content: test.before}
+				o.each = func(n int, m *sourcetest.Memory) error {
+					if n > 1 {
+						m.Bytes = test.after
+					}
+					if n == 1 {
+						m.OnRead = func(off int64, _ int) error {
+							if off == size/2 {
+								return errBroken
+							}
+							return nil
+						}
+					} else if n <= 1+test.fails {
+						m.OnRead = once(1)
+					}
+					return nil
+				}
+				test.o.Retries, test.o.Backoff = -1, seconds
+				d, err := source.Retry(t.Context(), func(ctx context.Context) (source.Disk, error) {
+					d, err := o.open(ctx)
+					if err != nil {
+						return nil, err
+					}
+					return unproved{d.(*sourcetest.Memory)}, nil
+				}, test.o)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer d.Close()
+				p := make([]byte, piece)
+				for off := int64(0); off < size; off += piece {
+					if _, err = d.ReadAt(p, off); err != nil {
+						break
+					}
+					if want := test.after[off:][:piece]; off >= size/2 && !bytes.Equal(p, want) {
+						t.Errorf("wrong content at %d", off)
+					}
+				}
+				if test.changed != errors.Is(err, source.ErrChanged) || !test.changed && err != nil {
+					t.Errorf("%v, want an ErrChanged: %v", err, test.changed)
+				}
+				if want := 2 + test.fails; o.tried != want {
+					t.Errorf("opened %d times, want %d", o.tried, want)
+				}
+			})
+		})
+	}
+}
