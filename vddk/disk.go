@@ -55,6 +55,9 @@ type Disk struct {
 	retries, restarts atomic.Int64
 	anyRead           atomic.Bool
 
+	sampled bool // no snapshot proves that the content is the same
+	samples source.Samples
+
 	// A handle that wrote must not be asked for allocation: the first write
 	// waits for queries in progress.
 	querying sync.RWMutex
@@ -125,6 +128,7 @@ func open(ctx context.Context, p Params, l Library, o Options, thumbprint string
 		buffers: config.buffers, closed: make(chan struct{}), slots: make(map[*byte]slotRef),
 	}
 	d.request = openRequest(&p, thumbprint, o.Writable)
+	d.sampled = p.Snapshot == "" && !d.o.Writable && !d.o.Retry.Mutable
 	d.pace = newPace(d.o.RequestSize, d.o.Depth)
 	d.nSpare = d.o.Depth
 	d.nBuffers = 2 * d.o.Depth

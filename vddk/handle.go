@@ -178,7 +178,7 @@ func (d *Disk) goOn(h *handle, err error) bool {
 		d.mu.Unlock()
 		return false
 	case gaveUp == nil && (others == 0 || n <= 3):
-	case others > 0 && !errors.Is(err, errOtherDisk):
+	case others > 0 && !errors.Is(err, source.ErrChanged):
 		// The host may have a limit that it did not have before. The others
 		// do the work.
 		d.removeLocked(h)
@@ -392,10 +392,43 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, replacing bool)
 	if err := d.same(opened); err != nil {
 		return nil, err
 	}
+	s = newSession(p, opened, d.nBuffers, d.nSpare, min(d.o.Timeout, d.o.Retry.Patience()))
+	if err := d.compare(limited, s); err != nil {
+		if limited.Err() != nil {
+			err = fail("open", err)
+		}
+		return nil, err
+	}
 	if !stop() {
 		return nil, fail("open", &lostError{d.rangeOf("open", 0, 0), late, true})
 	}
-	return newSession(p, opened, d.nBuffers, d.nSpare, min(d.o.Timeout, d.o.Retry.Patience())), nil
+	return s, nil
+}
+
+// compare returns an error unless the disk of a session that was just opened holds
+// what was read before.
+func (d *Disk) compare(ctx context.Context, s *session) error {
+	slot, timeout := s.spare[0], min(d.o.Timeout, d.o.Retry.Patience())
+	err := d.samples.Check(func(p []byte, off int64) error {
+		for len(p) > 0 {
+			n := min(len(p), d.o.RequestSize)
+			mark := d.log.mark()
+			if err := s.read(ctx, timeout, slot, uint64(off/sectorSize), n/sectorSize); err != nil {
+				if err = d.explain("read", off, int64(n), mark, err); isLost(err) {
+					s.proc.Kill()
+					return s.gone(d.rangeOf("read", off, int64(n)))
+				}
+				return err
+			}
+			copy(p, s.proc.Slot(slot)[:n])
+			p, off = p[n:], off+int64(n)
+		}
+		return nil
+	})
+	if errors.Is(err, source.ErrChanged) {
+		return source.Changed(fmt.Errorf("%s, opened again: %w", d.params.File, err))
+	}
+	return err
 }
 
 // startWorker starts a worker with a connection of such buffers, and so many slots
@@ -450,9 +483,6 @@ func (d *Disk) failed(err error) error {
 	return err
 }
 
-// errOtherDisk marks the error of a disk that changed under its name.
-var errOtherDisk = errors.New("it is another disk")
-
 // same returns an error unless what was opened is the disk that was opened
 // first.
 func (d *Disk) same(o worker.Opened) error {
@@ -462,7 +492,7 @@ func (d *Disk) same(o worker.Opened) error {
 	if first == nil || first.Capacity == o.Capacity && first.UUID == o.UUID {
 		return nil
 	}
-	return source.Changed(fmt.Errorf("%s, opened again: %w: it had %d bytes (uuid %q) and has %d (uuid %q)", d.params.File, errOtherDisk,
+	return source.Changed(fmt.Errorf("%s, opened again: it is another disk: it had %d bytes (uuid %q) and has %d (uuid %q)", d.params.File,
 		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
 }
 

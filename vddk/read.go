@@ -79,6 +79,9 @@ func (d *Disk) readOnce(p []byte, off int64, since time.Time) (seat, error) {
 		if t.spare {
 			copy(p, t.memory()[head:])
 		}
+		if d.sampled && head == 0 && len(p)%sectorSize == 0 {
+			d.samples.Add(p, off)
+		}
 		d.give(t, int64(len(p)), true)
 		if d.debugs("datapath") {
 			d.debug("datapath", "read", "offset", off, "bytes", len(p), "handle_slot", t.slot, "copied", t.spare)
