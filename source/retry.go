@@ -429,9 +429,9 @@ func (r *retrying) compare(d *openedDisk) error {
 	defer stop()
 	late := time.AfterFunc(r.o.Patience(), func() { d.forget(errNoAnswer) })
 	defer late.Stop()
-	return r.samples.Check(func(p []byte, off int64) error {
-		_, err := readFull(d.Disk, p, off)
-		return err
+	return r.samples.Check(func(p []byte, off int64) (goOn bool, err error) {
+		_, err = readFull(d.Disk, p, off)
+		return true, err
 	})
 }
 

@@ -28,6 +28,7 @@ type Samples struct {
 	some []sample
 	seen int // samples that left last
 	zero []sample
+	lost int // times that Check failed
 }
 
 type sample struct {
@@ -80,19 +81,47 @@ func appendLast(list []sample, one sample, most int) []sample {
 }
 
 // Check reads again what is remembered, less than 2 MiB. Where it is not the same the
-// error is an ErrChanged; else it is the error of read, which must fill p.
-func (s *Samples) Check(read func(p []byte, off int64) error) error {
+// error is an ErrChanged. Read must fill p, or return an error and whether another
+// read is worth a try: what can't be read is passed over, since a host may refuse a
+// request now and then. Where nothing could be read, or no other read was worth a
+// try, the error is read's, and from then on Check reads half as much: a disk that is
+// lost every few reads must get on.
+func (s *Samples) Check(read func(p []byte, off int64) (goOn bool, err error)) error {
 	s.mu.Lock()
 	list := slices.Concat(s.last, s.some, s.zero)
+	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	list = list[:min(len(list), max(len(list)>>s.lost, 1))]
 	s.mu.Unlock()
+	err := compare(list, read)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.lost++
+	}
+	return err
+}
+
+func compare(list []sample, read func(p []byte, off int64) (goOn bool, err error)) error {
+	var failed error
+	same := 0
 	p := make([]byte, sampleBytes)
 	for _, one := range list {
-		if err := read(p[:one.n], one.off); err != nil {
-			return fmt.Errorf("compare what was read before: %w", err)
+		goOn, err := read(p[:one.n], one.off)
+		if err != nil {
+			failed = err
+			if !goOn {
+				same = 0
+				break
+			}
+			continue
 		}
 		if crc32.Checksum(p[:one.n], sampleTable) != one.crc {
 			return Changed(fmt.Errorf("it is another disk or was changed: [%d, %d) held something else when it was read before", one.off, one.off+int64(one.n)))
 		}
+		same++
+	}
+	if failed != nil && same == 0 {
+		return fmt.Errorf("compare what was read before: %w", failed)
 	}
 	return nil
 }

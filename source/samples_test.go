@@ -33,7 +33,8 @@ func TestRetryOtherContent(t *testing.T) {
 		name          string
 		before, after []byte
 		o             source.RetryOptions
-		fails         int // readings of the disk that is opened again fail
+		fails         int // reads of the disk that is opened again
+		cut           int // openings whose disks can't be read
 		changed       bool
 	}{
 		{name: "the same", before: random, after: random},
@@ -42,6 +43,8 @@ func TestRetryOtherContent(t *testing.T) {
 		{name: "what was not read yet", before: random, after: changed(50 * piece)},
 		{name: "zeros were read", before: halfZero, after: random, changed: true},
 		{name: "comparing fails once", before: random, after: random, fails: 1},
+		{name: "comparing fails always", before: random, after: random, cut: 1},
+		{name: "comparing fails always, and it is another one", before: random, after: content(2 * size)[size:], cut: 2, changed: true},
 		{name: "comparing fails, and it is another one", before: random, after: changed(31 * piece), fails: 1, changed: true},
 		{name: "mutable", before: random, after: content(2 * size)[size:], o: source.RetryOptions{Mutable: true}},
 		{name: "for a server", before: random, after: content(2 * size)[size:], o: source.RetryOptions{Revive: true}},
@@ -60,8 +63,10 @@ func TestRetryOtherContent(t *testing.T) {
 							}
 							return nil
 						}
-					} else if n <= 1+test.fails {
-						m.OnRead = once(1)
+					} else if n <= 1+test.cut {
+						m.OnRead = once(1 << 20)
+					} else {
+						m.OnRead = once(test.fails)
 					}
 					return nil
 				}
@@ -89,7 +94,7 @@ func TestRetryOtherContent(t *testing.T) {
 				if test.changed != errors.Is(err, source.ErrChanged) || !test.changed && err != nil {
 					t.Errorf("%v, want an ErrChanged: %v", err, test.changed)
 				}
-				if want := 2 + test.fails; o.tried != want {
+				if want := 2 + test.cut; o.tried != want {
 					t.Errorf("opened %d times, want %d", o.tried, want)
 				}
 			})

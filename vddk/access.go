@@ -2,6 +2,7 @@ package vddk
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -16,12 +17,22 @@ func (d *Disk) prepareAccess(ctx context.Context) error {
 		return nil
 	}
 	err := d.o.Registry.prepare(ctx, &d.params, func() (maybe bool) {
-		err := d.callForVM(ctx, "prepare the access of", func(ctx context.Context, p process) error { return p.PrepareAccess(ctx, d.identified()) })
-		if err == nil {
-			return true
+		// Before the call: whoever ends the access of a process that was killed
+		// needs its identity.
+		if d.o.Log != nil {
+			d.o.Log.Info("vddk: preparing the VM for access: it can't be migrated until EndAccess is called", "server", d.params.Server, "vm", d.params.VM, "identity", d.o.Registry.identity)
 		}
-		d.warn(fmt.Sprintf("%s: the server did not prepare the VM for access%s: %v", d.params.File, whyNotPrepared(err), err))
-		return isLost(err) // it may have been prepared before the worker was lost
+		err := d.callForVM(ctx, "prepare the access of", func(ctx context.Context, p process) error {
+			err := p.PrepareAccess(ctx, d.identified())
+			// Only the server's answer says that nothing was done. What a lost
+			// worker, or one that was waited for in vain, has done nobody knows.
+			maybe = !errors.As(err, new(*worker.Error))
+			return err
+		})
+		if err != nil {
+			d.warn(fmt.Sprintf("%s: the server did not prepare the VM for access%s: %v", d.params.File, whyNotPrepared(err), err))
+		}
+		return maybe
 	})
 	d.prepared = err == nil
 	return err

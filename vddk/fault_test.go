@@ -110,6 +110,15 @@ func TestFaults(t *testing.T) {
 			h.onOpen = func(n int, _ *worker.Opened) error { return when(n >= 3, libraryError(18000, "too many")) }
 			h.delay = 5 * time.Millisecond
 		}, o: Options{Connections: 2}, restarts: -1},
+		{name: "no capacity at first", fault: func(h *fakeHost) {
+			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
+			h.onOpen = func(n int, o *worker.Opened) error {
+				if n == 2 {
+					o.Capacity = 0
+				}
+				return nil
+			}
+		}, o: Options{Connections: 1}, restarts: 2},
 		{name: "another capacity", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
 			h.onOpen = func(n int, o *worker.Opened) error {
@@ -164,7 +173,7 @@ func TestFaults(t *testing.T) {
 			if test.o.Retry.Timeout == 0 && test.o.Retry.Retries == 0 {
 				test.o.Retry = fastRetry(-1)
 			}
-			d := host.mustOpen(Params{Server: "esxi"}, test.o)
+			d := host.mustOpen(Params{Server: "esxi", Snapshot: "snapshot-1"}, test.o)
 			err := readBoth(t, d, content)
 			if test.err == "" && err != nil || test.err != "" && (err == nil || !strings.Contains(err.Error(), test.err)) {
 				t.Fatalf("got %v, want %q", err, test.err)
@@ -831,7 +840,7 @@ func TestCrashIsRepairedAtOnce(t *testing.T) {
 		host.delay = time.Millisecond
 		host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 15, errCrash) }
 		var waits []time.Duration
-		d := host.mustOpen(Params{}, Options{Connections: 1, Retry: source.RetryOptions{Retries: -1,
+		d := host.mustOpen(Params{Snapshot: "snapshot-1"}, Options{Connections: 1, Retry: source.RetryOptions{Retries: -1,
 			Backoff: func(int) time.Duration { return time.Hour },
 			OnRetry: func(err error, wait time.Duration) { waits = append(waits, wait) }}})
 		start := time.Now()
@@ -857,7 +866,7 @@ func TestDoneWithout(t *testing.T) {
 		host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 8, errCrash) }
 		host.onOpen = func(n int, _ *worker.Opened) error { return when(n > 2, libraryError(18000, "too many")) }
 		var warnings []string
-		d := host.mustOpen(Params{}, Options{Connections: 2, Retry: fastRetry(-1), Warn: func(s string) { warnings = append(warnings, s) }})
+		d := host.mustOpen(Params{Snapshot: "snapshot-1"}, Options{Connections: 2, Retry: fastRetry(-1), Warn: func(s string) { warnings = append(warnings, s) }})
 		synctest.Wait()
 		if err := readBoth(t, d, content); err != nil {
 			t.Fatal(err)

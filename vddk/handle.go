@@ -409,21 +409,21 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, replacing bool)
 // what was read before.
 func (d *Disk) compare(ctx context.Context, s *session) error {
 	slot, timeout := s.spare[0], min(d.o.Timeout, d.o.Retry.Patience())
-	err := d.samples.Check(func(p []byte, off int64) error {
+	err := d.samples.Check(func(p []byte, off int64) (goOn bool, err error) {
 		for len(p) > 0 {
 			n := min(len(p), d.o.RequestSize)
 			mark := d.log.mark()
 			if err := s.read(ctx, timeout, slot, uint64(off/sectorSize), n/sectorSize); err != nil {
 				if err = d.explain("read", off, int64(n), mark, err); isLost(err) {
 					s.proc.Kill()
-					return s.gone(d.rangeOf("read", off, int64(n)))
+					return false, s.gone(d.rangeOf("read", off, int64(n)))
 				}
-				return err
+				return ctx.Err() == nil, err
 			}
 			copy(p, s.proc.Slot(slot)[:n])
 			p, off = p[n:], off+int64(n)
 		}
-		return nil
+		return true, nil
 	})
 	if errors.Is(err, source.ErrChanged) {
 		return source.Changed(fmt.Errorf("%s, opened again: %w", d.params.File, err))
@@ -491,6 +491,9 @@ func (d *Disk) same(o worker.Opened) error {
 	d.mu.Unlock()
 	if first == nil || first.Capacity == o.Capacity && first.UUID == o.UUID {
 		return nil
+	}
+	if o.Capacity == 0 { // what no disk has is no proof that this is another one
+		return fmt.Errorf("%s, opened again: the library says that it has no sectors", d.params.File)
 	}
 	return source.Changed(fmt.Errorf("%s, opened again: it is another disk: it had %d bytes (uuid %q) and has %d (uuid %q)", d.params.File,
 		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))

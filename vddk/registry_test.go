@@ -1,9 +1,11 @@
 package vddk
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -235,6 +237,7 @@ func TestPrepareAccessFails(t *testing.T) {
 		{"VODL: vim.fault.MethodAlreadyDisabledFault", libraryError(1, "Unknown error"), "another program keeps it from being migrated", 0},
 		{"", libraryError(3014, "Insufficient permissions"), "error 3014", 0},
 		{"", errCrash, "worker was lost", 1},
+		{"", errHang, "deadline exceeded", 1},
 	} {
 		host, _ := newFakeHost(t, mib)
 		host.onPrepare = func(w *fakeWorker) error {
@@ -242,7 +245,15 @@ func TestPrepareAccessFails(t *testing.T) {
 			return test.err
 		}
 		var warnings []string
-		d := host.mustOpen(Params{Server: "vc", VM: "moref=vm-1", PrepareAccess: true}, Options{Connections: 1, Warn: func(s string) { warnings = append(warnings, s) }})
+		var log bytes.Buffer
+		o := Options{Connections: 1, Log: slog.New(slog.NewTextHandler(&log, nil)), Registry: NewRegistry(1), Warn: func(s string) { warnings = append(warnings, s) }}
+		if test.err == errHang {
+			o.Timeout = 20 * time.Millisecond // PrepareForAccess has five times that
+		}
+		d := host.mustOpen(Params{Server: "vc", VM: "moref=vm-1", PrepareAccess: true}, o)
+		if !strings.Contains(log.String(), o.Registry.identity) {
+			t.Errorf("the identity is not logged, but %s", &log)
+		}
 		if len(warnings) != 1 || !strings.Contains(warnings[0], test.want) || strings.Contains(warnings[0], "ESXi") != strings.Contains(test.want, "ESXi") {
 			t.Errorf("%q, want %q", warnings, test.want)
 		}

@@ -179,7 +179,7 @@ func (o *Opener) appliance(ctx context.Context, path string) (a *ova.Appliance, 
 	}
 	if f.Size() == 0 {
 		f.Close()
-		return nil, nil, &emptyError{path}
+		return nil, nil, &emptyError{path: path}
 	}
 	if strings.EqualFold(filepath.Ext(path), ".ova") {
 		a, err = ova.Open(ctx, path, f)

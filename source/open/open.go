@@ -85,10 +85,12 @@ func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk,
 		return nil, err
 	}
 	if nbd.IsURI(address) {
-		return o.openNBD(ctx, address, format)
+		d, err := o.openNBD(ctx, address, format)
+		return notEmpty(d, address, format, err)
 	}
 	if IsVDDK(address) {
-		return o.openVDDK(ctx, address, format)
+		d, err := o.openVDDK(ctx, address, format)
+		return notEmpty(d, address, format, err)
 	}
 	for _, dir := range o.AllowPath {
 		if fi, err := os.Stat(dir); err != nil {
@@ -110,7 +112,7 @@ func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk,
 	if format == "" && f.Size() == 0 {
 		// Nearly always what is left of a failed transfer.
 		f.Close()
-		return nil, &emptyError{address}
+		return nil, &emptyError{path: address}
 	}
 	return o.openFormat(ctx, f, address, format, nil)
 }
@@ -152,7 +154,7 @@ func (o *Opener) openWritable(ctx context.Context, path, format string) (source.
 	}
 	if format == "" && f.Size() == 0 {
 		f.Close()
-		return nil, &emptyError{path}
+		return nil, &emptyError{path: path}
 	}
 	format, warnings, err := inspect(f, path, format)
 	if err := errors.Join(err, f.Close()); err != nil {
@@ -176,10 +178,25 @@ func notWritable(format string, args ...any) error {
 	return usage("%s: what can be written to are raw files, block devices, NBD servers that allow it, and disks that VDDK opens", fmt.Sprintf(format, args...))
 }
 
+// notEmpty refuses a disk of 0 bytes that a server or a library opened: most likely
+// they have an empty file, and a copy of it would be no copy of a disk.
+func notEmpty(d source.Disk, address, format string, err error) (source.Disk, error) {
+	if err != nil || format != "" || d.Size() > 0 {
+		return d, err
+	}
+	return nil, errors.Join(&emptyError{address, true}, d.Close())
+}
+
 // emptyError is a source of 0 bytes.
-type emptyError struct{ path string }
+type emptyError struct {
+	path   string
+	opened bool // by a server or a library
+}
 
 func (e *emptyError) Error() string {
+	if e.opened {
+		return e.path + ": the disk is empty (0 bytes)"
+	}
 	return e.path + ": the file is empty (0 bytes), want a disk image"
 }
 

@@ -41,6 +41,9 @@ func (f *fakeVDDK) open(_ context.Context, p vddk.Params, l vddk.Library, o vddk
 	if f.err != nil {
 		return nil, f.err
 	}
+	if strings.HasSuffix(p.File, "empty.vmdk") {
+		return &sourcetest.Memory{}, nil
+	}
 	return &sourcetest.Memory{Bytes: make([]byte, 4096)}, nil
 }
 
@@ -73,6 +76,7 @@ func TestVDDKAddresses(t *testing.T) {
 		"on a server":            {address: "[ds] a b/c.vmdk ", params: login, file: "[ds] a b/c.vmdk "},
 		"an absolute path there": {address: "vddk:/vmfs/c.vmdk", params: login, file: "/vmfs/c.vmdk"},
 		"as VMDK":                {address: "vddk:/vm.vmdk", format: "vmdk", params: vddk.Params{LibDir: lib}, fails: "taken as a raw disk", usage: true},
+		"empty, as raw":          {address: "vddk:/empty.vmdk", format: "raw", params: vddk.Params{LibDir: lib}, file: "/empty.vmdk"},
 		"requests too large":     {address: "vddk:/vm.vmdk", request: 4 << 20, params: vddk.Params{LibDir: lib}, fails: "at most 2MiB", usage: true},
 		"relative":               {address: "vddk:vm.vmdk", params: vddk.Params{LibDir: lib}, fails: "absolute path"},
 		"no server":              {address: "[ds] a.vmdk", params: vddk.Params{LibDir: lib}, fails: "[ds] a.vmdk: missing: --server, ", hint: true},
