@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"vddkcp/internal/impatient"
 	"vddkcp/source"
 	"vddkcp/vddk/worker"
 )
@@ -119,7 +120,10 @@ func Open(ctx context.Context, p Params, l Library, o Options) (*Disk, error) {
 
 func open(ctx context.Context, p Params, l Library, o Options, thumbprint string,
 	start func(context.Context, worker.Config) (process, error)) (*Disk, error) {
-	config, err := readConfig(&p)
+	config, err := impatient.Call(ctx, func() (*libraryConfig, error) { return readConfig(&p) })
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
 	if err != nil {
 		return nil, source.Permanent(err)
 	}

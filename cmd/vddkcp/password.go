@@ -17,6 +17,7 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
+	"vddkcp/internal/impatient"
 	"vddkcp/vddk"
 )
 
@@ -94,9 +95,9 @@ func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), wha
 		}
 		text, err = askTerminal(undrained(ctx), what+": ")
 	case inFile:
-		text, err = readSecretFile(f.value)
+		text, err = impatient.Call(undrained(ctx), func() (string, error) { return readSecretFile(f.value) })
 	case onFD:
-		text, err = readFD(f.fd)
+		text, err = impatient.Call(undrained(ctx), func() (string, error) { return readFD(f.fd) })
 	}
 	if err != nil {
 		return vddk.Secret{}, err

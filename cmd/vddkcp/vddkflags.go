@@ -210,7 +210,7 @@ func (f *vddkFlags) readSecrets(ctx context.Context, p *vddk.Params, warn func(s
 			warn(fmt.Sprintf("--%s on the command line can be seen by others on this host: want -, +FILE or VDDKCP_%s", s.name, strings.ToUpper(s.name)))
 		}
 		secret, err := s.flag.read(ctx, f.secrets.pause, fmt.Sprintf("%s of %s at %s", s.name, printable.Name(p.User), printable.Name(p.Server)))
-		if ctx.Err() != nil {
+		if undrained(ctx).Err() != nil {
 			return err
 		}
 		if err != nil {
