@@ -372,7 +372,7 @@ func (j *job) canGoOn(err error) error {
 		return err
 	}
 	if r := &j.resumption; r.earlier && !r.begun {
-		if vddk.IsNoSnapshot(err) || errors.Is(err, sink.ErrUnfit) {
+		if vddk.IsNoSnapshot(err) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, fs.ErrExist) {
 			return j.neverResumed(err)
 		}
 		offset := int64(0)
@@ -393,6 +393,9 @@ func (j *job) neverResumed(why error) error {
 	e := &usageError{
 		err:  fmt.Errorf("--resume: the copy to %s can't go on: %w", j.Dst, why),
 		hint: "--force without --resume drops what was copied and starts anew",
+	}
+	if errors.Is(why, fs.ErrExist) {
+		e.hint = "--resume with --force goes on, and replaces what is at DST when the copy is whole"
 	}
 	if vddk.IsNoSnapshot(why) {
 		e.hint = "the snapshot is gone, and with it the state of the disk that was copied: name a snapshot that exists, and start anew with --force without --resume"

@@ -193,3 +193,15 @@ func TestVerifyOfASingleLinkThatGoesOn(t *testing.T) {
 	goesOn(t, append([]string{"--verify"}, args...)...)
 	peer.Run(t, "qemu-img", "compare", "-q", src, dst)
 }
+
+// A file that came to DST meanwhile stays in the way: no later run without --force
+// goes on.
+func TestResumeWhereTheTargetExists(t *testing.T) {
+	dir := t.TempDir()
+	src, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "dst.raw")
+	content(t, src, 1, 4<<20)
+	killedAt(t, firstCheckpoint, "1us", src, dst)
+	put(t, dst, "another file")
+	refusedToGoOn(t, "file already exists(?s:.*)--resume with --force goes on", dst, src, dst)
+	goesOn(t, "--force", src, dst)
+}
