@@ -487,6 +487,7 @@ func TestDeaths(t *testing.T) {
 		{do: "Async=segfault", signal: syscall.SIGSEGV},
 		{do: "Async=panic", signal: syscall.SIGABRT, reason: "ASSERT stub.c:42 bugNr=7"},
 		{do: "Async=twice", status: 2, reason: "the library completed a request twice"},
+		{do: "Async=stale", status: 2, reason: "the library completed a request twice"},
 		{do: "Queue=zero", status: 2, reason: "the library neither queued nor refused an asynchronous request"},
 		{do: "Queue=closesocket", status: 0},
 		{do: "Open=abort", signal: syscall.SIGABRT},
@@ -502,6 +503,12 @@ func TestDeaths(t *testing.T) {
 			}
 			if err == nil {
 				err = p.Read(ctx, 0, 0, 1)
+			}
+			if test.do == "Async=stale" && err == nil {
+				// The slot's second request must not end with the first one's completion.
+				if err = p.Read(ctx, 0, 8, 1); err == nil {
+					t.Fatal("a read succeeded before its completion")
+				}
 			}
 			if test.do == "Async=twice" && err == nil {
 				<-p.Done() // the first completion counts

@@ -14,7 +14,15 @@ struct request {
 	uint32_t slot;
 	atomic_int busy;
 };
-static struct request requests[MAX_SLOTS];
+
+/* Each slot has several, in turn: a request that is completed twice must not
+ * complete the next one of its slot, whose data has not come. */
+enum { TURNS = 256 };
+static struct request requests[MAX_SLOTS][TURNS];
+static struct slot {
+	atomic_int busy;
+	unsigned turn; /* of the I/O thread's alone */
+} slots[MAX_SLOTS];
 
 /* Requests without a completion, counted for Close. */
 static struct {
@@ -33,6 +41,7 @@ static void complete(struct request *r, VixError result)
 	/* Free before the parent knows: it may use the slot again at once. */
 	if (!atomic_exchange(&r->busy, 0))
 		die("the library completed a request twice");
+	atomic_store(&slots[r->slot].busy, 0);
 	do
 		n = send(SOCKET_FD, &done, sizeof done, MSG_NOSIGNAL);
 	while (n < 0 && errno == EINTR);
@@ -56,7 +65,7 @@ static void transfer(const struct message *m)
 {
 	Handle handle = atomic_load(&disk.handle);
 	uint8_t *memory;
-	struct request *r = &requests[m->slot];
+	struct request *r;
 	VixError err;
 	int async;
 
@@ -69,9 +78,11 @@ static void transfer(const struct message *m)
 		die("a read or write outside of the disk: sector %llu", (unsigned long long)m->sector);
 	if (m->kind == MSG_WRITE && !disk.writable)
 		die("a write to a disk opened read-only");
-	if (atomic_exchange(&r->busy, 1))
+	if (atomic_exchange(&slots[m->slot].busy, 1))
 		die("a second request in slot %u", m->slot);
+	r = &requests[m->slot][slots[m->slot].turn++ % TURNS];
 	r->slot = m->slot;
+	atomic_store(&r->busy, 1);
 	pthread_mutex_lock(&in_flight.lock);
 	in_flight.count++;
 	pthread_mutex_unlock(&in_flight.lock);

@@ -253,6 +253,7 @@ static __thread int library_thread;
 
 static void *serve(void *arg)
 {
+	void *stale = NULL;
 	(void)arg;
 	library_thread = 1;
 	for (;;) {
@@ -268,6 +269,11 @@ static void *serve(void *arg)
 		e = act("Async");
 		if (deed("Async", "slow"))
 			usleep(2000);
+		if (deed("Async", "stale") && stale) { /* the request before is completed again */
+			j->cb(stale, 0);
+			usleep(200000);
+		}
+		stale = j->data;
 		if (!e)
 			e = j->write ? VixDiskLib_Write(NULL, j->s, j->n, j->p) : VixDiskLib_Read(NULL, j->s, j->n, j->p);
 		pthread_mutex_lock(&lock);
