@@ -512,8 +512,7 @@ func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 	var mu sync.Mutex // guards what follows
 	var timer *time.Timer
 	stopped := false
-	var look func()
-	look = func() {
+	look := func() {
 		mu.Lock()
 		defer mu.Unlock()
 		if stopped {
