@@ -20,8 +20,9 @@ import (
 
 const (
 	changesSize = 24 << 20
-	changesRate = 12 << 20 // bytes a second
-	changesRuns = 24       // without VDDKCP_CHAOS: each kind of target twice
+	changesRate = 4 << 20     // bytes a second
+	changesKill = time.Second // before a copy is killed, at most
+	changesRuns = 24          // without VDDKCP_CHAOS: each kind of target twice
 )
 
 // changedCopy is a copy that is killed, and resumed after something was changed.
@@ -274,18 +275,23 @@ func TestChaosChanges(t *testing.T) {
 	needChaos(t)
 	runs := chaosSetting("VDDKCP_CHAOS", changesRuns)
 	binary := chaosBinary(t)
-	counts := map[string]int{}
+	counts, kills := map[string]int{}, 0
 	for run := range runs {
 		r := rand.New(rand.NewPCG(uint64(run), 3))
 		kind := changedKinds[run%len(changedKinds)]
-		counts[chaosOfChanges(t, binary, run, kind, r)]++
+		end, killed := chaosOfChanges(t, binary, run, kind, r)
+		counts[end]++
+		kills += killed
 	}
-	t.Logf("%d runs over %d kinds of targets: %v", runs, len(changedKinds), counts)
+	t.Logf("%d runs over %d kinds of targets, %d kills: %v", runs, len(changedKinds), kills, counts)
+	if kills < runs {
+		t.Errorf("only %d kills in %d runs", kills, runs)
+	}
 }
 
 // chaosOfChanges kills one copy up to three times, with changes in between, and
-// returns how it ended.
-func chaosOfChanges(t *testing.T, binary string, run int, kind changedKind, r *rand.Rand) string {
+// returns how it ended, and how often it was killed.
+func chaosOfChanges(t *testing.T, binary string, run int, kind changedKind, r *rand.Rand) (end string, kills int) {
 	c := &changedCopy{dir: t.TempDir()}
 	c.disk = filepath.Join(c.dir, "disk.raw")
 	c.env = append(os.Environ(), "XDG_STATE_HOME="+filepath.Join(c.dir, "state"), "VDDKCP_CHECKPOINT_EVERY=30ms")
@@ -293,13 +299,14 @@ func chaosOfChanges(t *testing.T, binary string, run int, kind changedKind, r *r
 	kind.start(t, c)
 	story := []string{fmt.Sprintf("run %d: %s", run, kind.name)}
 	for range 1 + r.IntN(3) {
-		ended, code, stderr := c.run(binary, time.Duration(r.Float64()*0.5*changesSize/changesRate*float64(time.Second)), "--resume")
+		ended, code, stderr := c.run(binary, time.Duration(r.Int64N(int64(changesKill))), "--resume")
 		if ended {
 			c.judge(t, story, code, stderr)
-			return "ended before a kill"
+			return "ended before a kill", kills
 		}
+		kills++
 		if c.whole() {
-			return "killed once it was whole"
+			return "killed once it was whole", kills
 		}
 		for {
 			change := changes[r.IntN(len(changes))]
@@ -316,7 +323,7 @@ func chaosOfChanges(t *testing.T, binary string, run int, kind changedKind, r *r
 	_, code, stderr := c.run(binary, 0, "--resume")
 	c.judge(t, story, code, stderr)
 	if code == 0 {
-		return "resumed"
+		return "resumed", kills
 	}
 	if before && !c.there() {
 		t.Errorf("%q: %s was removed with status %d:\n%s", story, c.partial, code, stderr)
@@ -327,7 +334,7 @@ func chaosOfChanges(t *testing.T, binary string, run int, kind changedKind, r *r
 	if c.judge(t, story, code, stderr); code != 0 {
 		t.Errorf("%q: --force ended with status %d:\n%s", story, code, stderr)
 	}
-	return "refused"
+	return "refused", kills
 }
 
 // scatteredDisk makes a disk with data here and there.
