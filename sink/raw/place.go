@@ -261,18 +261,26 @@ func (p *place) checkSpace(size int64, partial os.FileInfo, o Options) error {
 	if o.Preallocation == PreallocateFalloc || o.Preallocation == PreallocateFull {
 		need = max(need, size)
 	}
-	free, known := freeSpace(p.fd())
-	if !known {
-		return nil
+	free, known := p.room(partial)
+	if known && need > free && unix.Syncfs(p.fd()) == nil {
+		// btrfs counts the space of removed files as free after its next commit.
+		free, known = p.room(partial)
 	}
-	if partial != nil {
-		free += allocated(partial) // it is dropped, or has some of it already
-	}
-	if need > free {
+	if known && need > free {
 		return fmt.Errorf("%s: the copy needs %s (%d bytes), and the file system has %s free (%d bytes): %w",
 			p.path, bytesize.Format(need), need, bytesize.Format(free), free, unix.ENOSPC)
 	}
 	return nil
+}
+
+// room returns how many bytes the file system has for a copy that drops or goes on
+// with partial, where that is not nil.
+func (p *place) room(partial os.FileInfo) (n int64, known bool) {
+	n, known = freeSpace(p.fd())
+	if partial != nil {
+		n += allocated(partial)
+	}
+	return n, known
 }
 
 func allocated(info os.FileInfo) int64 {
