@@ -137,10 +137,7 @@ func (j *job) prepareVMDK(entries []journal.Entry) error {
 	}
 	for _, e := range entries {
 		if e.Offset > 0 { // the .partial is of another format, and can be gone on with
-			return &usageError{
-				err:  fmt.Errorf("--resume: %s is not the copy that stopped: the target is a vmdk file, and was a %s", j.Dst, e.Target),
-				hint: "--force without --resume drops what was copied and starts anew",
-			}
+			return j.anotherCopy(fmt.Sprintf("the target is a vmdk file, and was a %s", e.Target))
 		}
 	}
 	j.warn(fmt.Sprintf("%s is of a VMDK, which can't be gone on with: the copy starts anew", r.place.Partial))
@@ -157,10 +154,7 @@ func (j *job) resumable(ctx context.Context, src source.Disk) (err error) {
 	}
 	for _, e := range r.entries {
 		if diff := r.copy.Differs(e.Copy); diff != "" {
-			return &usageError{
-				err:  fmt.Errorf("--resume: %s is not the copy that stopped: %s", j.Dst, diff),
-				hint: "--force without --resume drops what was copied and starts anew",
-			}
+			return j.anotherCopy(diff)
 		}
 	}
 	return nil
@@ -284,7 +278,7 @@ func (r *resumption) findTouched(dst sink.Disk) bool {
 	return false
 }
 
-// untouched returns an error where another run has gone on with the copy since the
+// untouched returns an error if another run has continued the copy since the
 // journal was read: the target must not be cut where that was.
 func (r *resumption) untouched() error {
 	if len(r.entries) == 0 {
@@ -387,12 +381,21 @@ func (j *job) canGoOn(err error) error {
 	return err
 }
 
+// startAnew is the hint where --resume can't go on with what was copied.
+const startAnew = "--force without --resume drops what was copied and starts anew"
+
+// anotherCopy returns the usage error of a copy that differs from the one that
+// stopped. The text diff says in what.
+func (j *job) anotherCopy(diff string) error {
+	return &usageError{err: fmt.Errorf("--resume: %s is not the copy that stopped: %s", j.Dst, diff), hint: startAnew}
+}
+
 // neverResumed is the usage error of a copy that no later run can go on with
 // either. What was copied is kept.
 func (j *job) neverResumed(why error) error {
 	e := &usageError{
 		err:  fmt.Errorf("--resume: the copy to %s can't go on: %w", j.Dst, why),
-		hint: "--force without --resume drops what was copied and starts anew",
+		hint: startAnew,
 	}
 	if errors.Is(why, fs.ErrExist) {
 		e.hint = "--resume with --force goes on, and replaces what is at DST when the copy is whole"
