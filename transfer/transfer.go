@@ -32,7 +32,7 @@ type Options struct {
 	// asks for it when it begins. What differs from the backing is all that an
 	// overlay has, so a backing that changes meanwhile is an error.
 	BackingIdentity string
-	// ReopenBacking opens what has the name of the backing by then: whoever reads
+	// ReopenBacking opens the file that has the name of the backing by then: whoever reads
 	// the overlay gets that, and not the file that was open during the copy. It is
 	// an error where that has another identity; nil: not looked at.
 	ReopenBacking func(context.Context) (source.Disk, error)
@@ -269,7 +269,7 @@ func (o *Options) backingUnchanged(ctx context.Context) error {
 	return err
 }
 
-// identityByName returns the identity of what has the name of the backing now.
+// identityByName returns the identity of the disk that has the backing's name now.
 func (o *Options) identityByName(ctx context.Context) (string, error) {
 	named, err := o.ReopenBacking(ctx)
 	if err != nil {
@@ -281,7 +281,7 @@ func (o *Options) identityByName(ctx context.Context) (string, error) {
 
 // end ends the target of a copy that failed with err, if it did. It is the one
 // place that decides whether the work is kept or removed: Copy documents the
-// rule. What is kept gets a checkpoint as late as can be had.
+// rule. A target that is kept gets the latest possible checkpoint.
 func (p *pipeline) end(ctx context.Context, err error) error {
 	if err == nil || errors.As(err, new(*MismatchError)) {
 		return err // published, or suspended by verify

@@ -262,7 +262,8 @@ func (n fileNames) folder(path string) string {
 
 func inode(st *unix.Stat_t) string { return fmt.Sprintf("inode %d %d", st.Dev, st.Ino) }
 
-// filesOf finds the names of a link, a device, and of what can be no file.
+// filesOf returns the file names behind a link or a device, and none for an address
+// that cannot be a file.
 func filesOf(address string) []string {
 	var names []string
 	switch place := sinkopen.PlaceOf(address); place.Kind {

@@ -15,7 +15,7 @@ type suspects struct {
 	ranges map[string]suspect
 }
 
-// suspect is the smallest range that has all that failed.
+// suspect is the smallest range that covers all failed reads.
 type suspect struct{ from, to int64 }
 
 // add notes that [from, to) can't be read.

@@ -76,7 +76,7 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	}
 	resolved, err := filepath.EvalSymlinks(target)
 	if err != nil {
-		// Whether something is there is told of permitted places only.
+		// The error says whether a file exists only for permitted places.
 		if o.permits(folder, filepath.Clean(target)) {
 			return nil, "", nil, openError(target, err)
 		}

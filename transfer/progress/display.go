@@ -101,7 +101,7 @@ func (d *Display) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-// maxHeld is how much a paused Display keeps of what is written, in bytes.
+// maxHeld is how many bytes of output a paused Display keeps.
 const maxHeld = 1 << 20
 
 // Pause takes what is drawn off the terminal, for a question or for other text,
