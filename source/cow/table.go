@@ -133,9 +133,10 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 			p.used.Store(true)
 		}
 		if same == 0 {
-			state = p.state(first)
+			state = anyState
 		}
-		got := p.run(first, count, state)
+		var got int64
+		state, got = p.run(first, count, state)
 		same += got
 		if got < count {
 			break
@@ -144,22 +145,27 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 	return state, same, nil
 }
 
-func (p *page) state(b int64) int {
-	return int(p.words[b/wordBlocks].Load() >> (b % wordBlocks * 2) & 3)
-}
+// anyState asks page.run for the state of the first block.
+const anyState = -1
 
-// run returns how many of n blocks from b on have the state.
-func (p *page) run(b, n int64, state int) (same int64) {
-	pattern := spread(state)
+// run returns how many of n blocks from b on have the state. If state is
+// anyState, run returns the state of block b and at least one block: it takes
+// the state and the length from one load of the block's word, since a write may
+// change the block between two loads.
+func (p *page) run(b, n int64, state int) (_ int, same int64) {
 	for same < n {
 		at := b + same
 		shift := at % wordBlocks
-		if other := (p.words[at/wordBlocks].Load() ^ pattern) >> (shift * 2); other != 0 {
-			return min(n, same+int64(bits.TrailingZeros64(other)/2))
+		word := p.words[at/wordBlocks].Load() >> (shift * 2)
+		if state == anyState {
+			state = int(word & 3)
+		}
+		if other := word ^ spread(state)>>(shift*2); other != 0 {
+			return state, min(n, same+int64(bits.TrailingZeros64(other)/2))
 		}
 		same += wordBlocks - shift
 	}
-	return min(n, same)
+	return state, min(n, same)
 }
 
 // spread is a word of one state.
