@@ -28,8 +28,9 @@ type WritableDisk struct {
 
 	fdatasync func(fd int) error
 
-	flushing sync.Mutex // held during fdatasync: only one of two calls is told of a lost page
-	failed   error      // of a flush
+	flushing sync.Mutex   // held during fdatasync: only one of two calls is told of a lost page
+	begun    atomic.Int64 // fdatasyncs; changed with flushing held
+	failed   error        // of a flush
 }
 
 // OpenWritable is Open for reading and writing. A regular file is locked (flock)
@@ -241,15 +242,23 @@ func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// Flush implements source.Writable.
+// Flush implements source.Writable. Calls that wait for the same fdatasync to end
+// have the next one together, and none when the context has ended meanwhile: of a
+// hundred clients that flush, each would have to wait for all others.
 func (d *WritableDisk) Flush(ctx context.Context) error {
 	if err := d.begin(ctx, 0, 0); err != nil {
 		return fmt.Errorf("flush %s: %w", d.path, err)
 	}
 	defer d.mu.RUnlock()
+	before := d.begun.Load()
 	d.flushing.Lock()
 	defer d.flushing.Unlock()
-	if d.failed == nil {
+	// One that began since then has ended, and covers what this call is for.
+	if d.failed == nil && d.begun.Load() == before {
+		if err := d.usable(ctx); err != nil {
+			return fmt.Errorf("flush %s: %w", d.path, err)
+		}
+		d.begun.Add(1)
 		d.failed = again(func() error { return d.fdatasync(d.fd) })
 	}
 	if d.failed != nil {
