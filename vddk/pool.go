@@ -42,6 +42,7 @@ func (d *Disk) take(p []byte) (t seat, err error) {
 		}
 		if waited != nil && waited != h {
 			waited.turn.Signal() // it goes to the next one
+			d.retireIdleLocked(waited)
 		}
 		waited = nil
 		if h == nil {
@@ -114,9 +115,7 @@ func (d *Disk) give(t seat, n int64, succeeded bool) (alive bool) {
 		t.s.used--
 		d.releaseLocked(t.s)
 	}
-	if h.retiring && h.inFlight+h.waiting == 0 {
-		d.retireLocked(h)
-	}
+	d.retireIdleLocked(h)
 	h.turn.Signal()
 	return !t.s.lost
 }
@@ -143,15 +142,17 @@ func (d *Disk) tuneLocked(now time.Duration, n int64) {
 		h := d.handles[len(d.handles)-1] // the first one stays
 		if !h.retiring {
 			h.retiring = true
-			if h.inFlight+h.waiting == 0 {
-				d.retireLocked(h)
-			}
+			d.retireIdleLocked(h)
 		}
 	}
 }
 
-// retireLocked has a handle closed that nothing uses. The caller holds mu.
-func (d *Disk) retireLocked(h *handle) {
+// retireIdleLocked has a handle closed that is to retire, when nothing uses it and
+// nobody waits for it any more. The caller holds mu.
+func (d *Disk) retireIdleLocked(h *handle) {
+	if !h.retiring || h.inFlight+h.waiting > 0 {
+		return
+	}
 	d.removeLocked(h)
 	h.session = nil
 	select {
