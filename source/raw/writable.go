@@ -17,6 +17,10 @@ import (
 // zeros is never written to.
 var zeros [256 << 10]byte
 
+// devicePiece is the most bytes that a block device zeroes or discards in one call,
+// which nothing interrupts: a device that has to write the zeros takes long for them.
+const devicePiece = 128 << 20
+
 // WritableDisk is a raw disk that is written to in place. Beside what a Disk is
 // it is source.Writable. Its size stays: a write past the end is an error. An
 // error of Flush stays, since the kernel tells of a page that is lost only once.
@@ -27,6 +31,7 @@ type WritableDisk struct {
 	noZeroRange atomic.Bool
 
 	fdatasync func(fd int) error
+	ioctl     func(fd int, request uintptr, off, n int64) error // of a block device's range
 
 	flushing sync.Mutex   // held during fdatasync: only one of two calls is told of a lost page
 	begun    atomic.Int64 // fdatasyncs; changed with flushing held
@@ -45,7 +50,7 @@ func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &WritableDisk{Disk: d, sector: 1, fdatasync: unix.Fdatasync}
+	w := &WritableDisk{Disk: d, sector: 1, fdatasync: unix.Fdatasync, ioctl: ioctlRange}
 	if d.block {
 		w.sector = d.info.LogicalSector
 		if readOnly, err := unix.IoctlGetUint32(d.fd, unix.BLKROGET); err == nil && readOnly != 0 {
@@ -137,7 +142,7 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOn
 	head, whole := d.inner(off, n)
 	err := errors.ErrUnsupported
 	if whole > 0 {
-		err = d.zeroRange(off+head, whole, mayTrim, fastOnly)
+		err = d.zeroRange(ctx, off+head, whole, mayTrim, fastOnly)
 	}
 	switch {
 	case err == nil:
@@ -164,7 +169,7 @@ func (d *WritableDisk) inner(off, n int64) (head, whole int64) {
 
 // zeroRange zeroes whole sectors without writing, or returns an error that is
 // unsupported.
-func (d *WritableDisk) zeroRange(off, n int64, mayTrim, fastOnly bool) error {
+func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
 	if mayTrim && !d.noPunch.Load() {
 		// Of a block device this works only where it zeroes what it deallocates.
 		err := again(func() error {
@@ -179,7 +184,7 @@ func (d *WritableDisk) zeroRange(off, n int64, mayTrim, fastOnly bool) error {
 		if fastOnly {
 			return errors.ErrUnsupported // the kernel may have to write
 		}
-		return d.ioctlRange(unix.BLKZEROOUT, off, n)
+		return d.inPieces(ctx, unix.BLKZEROOUT, off, n)
 	}
 	if d.noZeroRange.Load() {
 		return errors.ErrUnsupported
@@ -207,14 +212,29 @@ func (d *WritableDisk) writeZeros(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-func (d *WritableDisk) ioctlRange(request uintptr, off, n int64) error {
-	r := [2]uint64{uint64(off), uint64(n)}
-	return again(func() error {
-		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(d.fd), request, uintptr(unsafe.Pointer(&r))); errno != 0 {
-			return errno
+// inPieces makes a request for a range of a block device, and looks between the
+// calls whether a context has ended. The range is cut at multiples
+// of devicePiece, which no block crosses that a device discards only as a whole.
+func (d *WritableDisk) inPieces(ctx context.Context, request uintptr, off, n int64) error {
+	for end := off + n; off < end; {
+		if err := d.usable(ctx); err != nil {
+			return err
 		}
-		return nil
-	})
+		k := min(end-off, devicePiece-off%devicePiece)
+		if err := again(func() error { return d.ioctl(d.fd, request, off, k) }); err != nil {
+			return err
+		}
+		off += k
+	}
+	return nil
+}
+
+func ioctlRange(fd int, request uintptr, off, n int64) error {
+	r := [2]uint64{uint64(off), uint64(n)}
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(&r))); errno != 0 {
+		return errno
+	}
+	return nil
 }
 
 // Trim implements source.Writable. Where nothing can be deallocated it does
@@ -230,7 +250,7 @@ func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	}
 	var err error
 	if d.block {
-		err = d.ioctlRange(unix.BLKDISCARD, off+head, whole)
+		err = d.inPieces(ctx, unix.BLKDISCARD, off+head, whole)
 	} else {
 		err = again(func() error {
 			return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off+head, whole)
