@@ -171,7 +171,6 @@ type retrying struct {
 
 	lastRead            atomic.Int64 // when a read succeeded last, in ns since started
 	retries, reopenings atomic.Int64
-	uncached            atomic.Bool
 
 	sampled bool // nothing else proves that the content is the same
 	samples Samples
@@ -186,6 +185,7 @@ type retrying struct {
 	disk       *openedDisk // nil: it is being opened again, or that failed
 	generation int         // counts the disks
 	inFile     bool        // the first disk handed out its file, which lives until Close
+	uncached   bool        // ReadUncached was called
 	reopening  *reopening  // in progress
 	abandoned  *openedDisk // to be closed before it is opened again; nil: none
 	lostAt     time.Time   // when the last disk was lost
@@ -236,9 +236,6 @@ func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	if ctx.Err() != nil { // it was opened when it was too late
 		o.Close()
 		return nil, context.Cause(ctx)
-	}
-	if u, ok := Ability[Uncached](d); ok && r.uncached.Load() {
-		u.ReadUncached()
 	}
 	return o, nil
 }
@@ -409,6 +406,9 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, pause time.Duration, la
 	}
 	r.disk, r.failures, r.lastErr = d, 0, nil
 	r.generation++
+	if u, ok := Ability[Uncached](d.Disk); ok && r.uncached {
+		u.ReadUncached()
+	}
 }
 
 // same returns an error unless d is the disk that was opened first.
@@ -689,12 +689,12 @@ func (r *retrying) Identity(ctx context.Context) (id, proof string, err error) {
 }
 
 func (r *retrying) ReadUncached() {
-	r.uncached.Store(true)
 	r.mu.Lock()
+	r.uncached = true
 	d := r.disk
 	r.mu.Unlock()
 	if d == nil {
-		return // it is called when it is open
+		return // reopen calls it
 	}
 	if u, ok := Ability[Uncached](d.Disk); ok {
 		u.ReadUncached()

@@ -101,3 +101,55 @@ func TestRetryOtherContent(t *testing.T) {
 		})
 	}
 }
+
+// A disk that was being opened again when ReadUncached was called is told of it,
+// though it was not there yet.
+func TestRetryUncachedWhileReopening(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var all []*unprovedAble
+		var d source.Disk
+		open := func(ctx context.Context) (source.Disk, error) {
+			a := &unprovedAble{unproved: unproved{&sourcetest.Memory{Context: ctx, Bytes: content(1000)}}}
+			all = append(all, a)
+			if len(all) == 1 {
+				broken := false
+				a.OnRead = func(off int64, _ int) error {
+					if broken = broken || off > 0; broken {
+						return errBroken
+					}
+					return nil
+				}
+				return a, nil
+			}
+			a.OnRead = func(off int64, _ int) error {
+				if off == 0 { // what was read before is compared
+					uncached, _ := source.Ability[source.Uncached](d)
+					uncached.ReadUncached()
+				}
+				return nil
+			}
+			return a, nil
+		}
+		var err error
+		if d, err = source.Retry(t.Context(), open, source.RetryOptions{Retries: -1}); err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		for _, off := range []int64{0, 500} {
+			if _, err := d.ReadAt(make([]byte, 10), off); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(all) != 2 || !all[1].uncached {
+			t.Errorf("%d openings; the last disk was told: %v", len(all), all[len(all)-1].uncached)
+		}
+	})
+}
+
+// unprovedAble is one that is Uncached.
+type unprovedAble struct {
+	unproved
+	uncached bool
+}
+
+func (a *unprovedAble) ReadUncached() { a.uncached = true }
