@@ -2,10 +2,14 @@ package worker
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
+
+	"golang.org/x/sys/unix"
 )
 
 // keptLines is how many of the worker's last words are remembered.
@@ -103,4 +107,39 @@ func (l *logger) readOutput(r io.Reader) {
 			return
 		}
 	}
+}
+
+// outputReader reads what a worker writes to its pipe. When the pipe has a deadline
+// that has passed, it reads what the pipe holds by then and no more: a reader that
+// is late misses nothing, and one who goes on writing does not keep it.
+type outputReader struct {
+	pipe  *os.File
+	ended bool // the deadline has passed
+	left  int  // bytes to read after it
+}
+
+func (o *outputReader) Read(b []byte) (n int, err error) {
+	if !o.ended {
+		if n, err = o.pipe.Read(b); !errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, err
+		}
+	}
+	raw, err := o.pipe.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	control := raw.Control(func(fd uintptr) {
+		if !o.ended {
+			o.ended = true
+			o.left, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) // FIONREAD
+		}
+		if err == nil && o.left > 0 {
+			n, err = unix.Read(int(fd), b[:min(len(b), o.left)])
+		}
+	})
+	if n <= 0 {
+		return 0, errors.Join(io.EOF, control, err)
+	}
+	o.left -= n
+	return n, nil
 }

@@ -464,7 +464,7 @@ func (p *Process) run() {
 	output := make(chan struct{})
 	go func() {
 		defer close(output)
-		p.log.readOutput(p.output)
+		p.log.readOutput(&outputReader{pipe: p.output})
 	}()
 
 	if err := p.receive(); err != nil {
@@ -484,7 +484,7 @@ func (p *Process) run() {
 	p.socket.Close()
 	// What the process wrote is in the pipe already; a helper of the library's
 	// may hold it open for ever.
-	p.output.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	p.output.SetReadDeadline(time.Unix(1, 0))
 	<-output
 	p.output.Close()
 
