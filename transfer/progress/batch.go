@@ -275,7 +275,7 @@ func (j *shownJob) describe(now time.Time, columns int) string {
 		return fmt.Sprintf("%3d%% %s/s  %s", int(s.share()*100), bytesize.Format(int64(rate)), printable.Name(j.name))
 	}
 	line := fmt.Sprintf("%s %-6s %s/s", drawBar(s.share()), s.Phase, bytesize.Format(int64(rate)))
-	if eta := timeLeft(s, rate); eta != nil && *eta < 1e8 && s.Phase == Copy {
+	if eta := timeLeft(s, rate); eta != nil && *eta < longestETA && s.Phase == Copy {
 		line += " " + (time.Duration(*eta) * time.Second).String()
 	}
 	return line + "  " + printable.Name(j.name)

@@ -164,6 +164,10 @@ func (d *Display) draw(last bool) {
 	}
 }
 
+// longestETA is how many seconds are told to people at most: more than three
+// years are a copy that stands, and 292 years more than a time.Duration holds.
+const longestETA = 1e8
+
 // timeLeft is in seconds, or nil where it is not known.
 func timeLeft(s Snapshot, rate float64) *float64 {
 	if rate <= 0 || s.Planned < s.Done {
@@ -195,7 +199,7 @@ func describe(s Snapshot, rate float64, eta *float64) string {
 	if rate > 0 {
 		fmt.Fprintf(&b, ", %s/s", bytesize.Format(int64(rate)))
 	}
-	if eta != nil && *eta > 0 {
+	if eta != nil && *eta > 0 && *eta < longestETA {
 		fmt.Fprintf(&b, ", %s left", (time.Duration(*eta) * time.Second).String())
 	}
 	return b.String() + "\n"

@@ -74,9 +74,12 @@ type Snapshot struct {
 
 // Snapshot returns the present values.
 func (c *Counters) Snapshot() Snapshot {
+	// Before planned, since a copy plans what it finds before it does it: no
+	// snapshot has more done than planned.
+	done := c.done.Load()
 	return Snapshot{
 		Phase:   Phase(c.phase.Load()),
-		Planned: c.planned.Load(), Done: c.done.Load(), Skipped: c.skipped.Load(),
+		Planned: c.planned.Load(), Done: done, Skipped: c.skipped.Load(),
 		Read: c.read.Load(), Written: c.written.Load(), Zeroed: c.zeroed.Load(), Cloned: c.cloned.Load(),
 		Examined: c.examined.Load(), Size: c.size.Load(),
 	}
@@ -91,8 +94,16 @@ type meter struct {
 }
 
 // add takes a snapshot's Done at a time, about once a second, and returns the
-// rate in bytes a second.
+// rate in bytes a second. Done may go back, when a copy has to do again what a
+// lost target had: that is no progress, and takes none away.
 func (m *meter) add(now time.Time, done int64) float64 {
+	if m.n > 0 {
+		if back := m.done[m.n-1] - done; back > 0 {
+			for i := range m.n {
+				m.done[i] -= back
+			}
+		}
+	}
 	if m.n < len(m.at) {
 		m.at[m.n], m.done[m.n] = now, done
 		m.n++

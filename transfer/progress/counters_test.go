@@ -1,0 +1,82 @@
+package progress_test
+
+import (
+	"encoding/json"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"vddkcp/transfer/progress"
+)
+
+// A snapshot beside a copy never has more done than planned: what is found to be
+// work while the copy runs is planned before it is done.
+func TestSnapshotBesideACopy(t *testing.T) {
+	c := new(progress.Counters)
+	var wg sync.WaitGroup
+	var ended atomic.Bool
+	wg.Go(func() {
+		for !ended.Load() {
+			c.AddPlanned(1)
+			c.AddDone(1)
+		}
+	})
+	defer wg.Wait()
+	defer ended.Store(true)
+	for range 300_000 {
+		if s := c.Snapshot(); s.Done > s.Planned {
+			t.Fatalf("%d bytes of %d are done", s.Done, s.Planned)
+		}
+	}
+}
+
+// What a lost target makes a copy do again is no progress backwards.
+func TestRateAfterALoss(t *testing.T) {
+	lines := strings.Split(strings.TrimSpace(show(t, progress.JSON, func(c *progress.Counters, _ *progress.Display) {
+		c.AddPlanned(200 << 20)
+		c.Enter(progress.Copy)
+		time.Sleep(500 * time.Millisecond) // between the looks of the display
+		for range 20 {
+			time.Sleep(time.Second)
+			c.AddDone(4 << 20)
+		}
+		time.Sleep(time.Second)
+		c.AddDone(-60 << 20)
+		for range 8 {
+			time.Sleep(time.Second)
+			c.AddDone(4 << 20)
+		}
+	})), "\n")
+	var last progress.Line
+	for _, text := range lines {
+		var line progress.Line
+		if err := json.Unmarshal([]byte(text), &line); err != nil {
+			t.Fatal(err)
+		}
+		if line.Rate < 0 {
+			t.Errorf("a rate of %.0f bytes a second: %s", line.Rate, text)
+		}
+		last = line
+	}
+	// In nine of the last ten seconds.
+	if last.Rate < 3.0*(1<<20) || last.Rate > 4*(1<<20) {
+		t.Errorf("a rate of %.0f bytes a second in the end, of a copy of 4 MiB a second", last.Rate)
+	}
+}
+
+// A copy that hardly moves is not said to end in less than no time.
+func TestTimeLeftOfAStalledCopy(t *testing.T) {
+	out := show(t, progress.Lines, func(c *progress.Counters, _ *progress.Display) {
+		c.AddPlanned(64 << 40)
+		c.Enter(progress.Copy)
+		for range 15 {
+			time.Sleep(time.Second)
+			c.AddDone(512)
+		}
+	})
+	if out == "" || strings.Contains(out, "left") {
+		t.Errorf("64 TiB at 512 bytes a second: %s", out)
+	}
+}
