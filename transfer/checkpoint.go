@@ -358,8 +358,11 @@ func (p *pipeline) openWithin(ctx context.Context, limit time.Duration, at *Chec
 	late := time.AfterFunc(limit, func() { cancel(errNoAnswer) })
 	stopping := context.AfterFunc(p.o.stop(), func() { cancel(errStopped) })
 	dst, err := p.o.Reopen(opening, at.State, at.Offset)
-	late.Stop()
-	stopping()
+	// What has begun to end the context may not have done it yet, and would later.
+	inTime, running := late.Stop(), stopping()
+	if !inTime || !running {
+		<-opening.Done()
+	}
 	if err == nil && opening.Err() != nil { // it came too late
 		err = errors.Join(context.Cause(opening), dst.Suspend())
 	}

@@ -1,0 +1,39 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"vddkcp/sink"
+	"vddkcp/transfer/progress"
+)
+
+// suspended is a target that is only opened and suspended.
+type suspended struct {
+	sink.Disk
+	times int
+}
+
+func (s *suspended) Suspend() error { s.times++; return nil }
+
+// A target whose opening ends together with the stop of the copy is given up: it
+// lives under the context that the stop ends, so that no call of it would succeed.
+func TestOpenedWhileStopped(t *testing.T) {
+	cause := errors.New("a signal")
+	for i := range 5000 {
+		stop, cancel := context.WithCancelCause(t.Context())
+		dst := new(suspended)
+		var opening context.Context
+		p := &pipeline{o: Options{Stop: stop, Counters: new(progress.Counters)}}
+		p.o.Reopen = func(ctx context.Context, _ []byte, _ int64) (sink.Disk, error) {
+			opening = ctx
+			cancel(cause)
+			return dst, nil
+		}
+		got, err := p.openWithin(t.Context(), checkpointInterval, new(Checkpoint))
+		if got != nil || !errors.Is(err, errStopped) || dst.times != 1 {
+			t.Fatalf("try %d: opened %v, suspended %d times: %v; the context's cause is %v", i, got != nil, dst.times, err, context.Cause(opening))
+		}
+	}
+}
