@@ -21,9 +21,9 @@ const hookGrace = 5 * time.Second
 // maxHookLine bounds the lines of a command's output that are logged, in bytes.
 const maxHookLine = 4 << 10
 
-// hook runs a command of a job, of the kind that messages call it, and every
-// process it starts is gone when it has timed out or ctx has ended. The log gets
-// each line it prints.
+// hook runs a command of a job, of the kind that messages call it. Where its time
+// or ctx ends before it does, every process that it started is gone when hook
+// returns. The log gets each line it prints.
 func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
 	defer func() {
 		if err != nil {
@@ -40,9 +40,19 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 	}
 	limited, cancel := context.WithTimeoutCause(ctx, job.HookTimeout, fmt.Errorf("it took longer than its hook_timeout, %s", job.HookTimeout))
 	defer cancel()
-	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "VDDKCP_JOB="+job.Name, "VDDKCP_STATUS="+status, "VDDKCP_TARGET="+job.Target, "VDDKCP_REPORT="+reportFile)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	ended := false // by limited, and not by itself
+	cmd.Cancel = func() error {
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			return err
+		}
+		ended = true
+		// Its group is the process and all that it started.
+		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
+		return nil
+	}
 	lines := &lineWriter{each: func(line string) { log.Info(kind+" command", "says", line) }}
 	cmd.Stdout, cmd.Stderr = lines, lines
 	// What it leaves running does not keep the job from its end.
@@ -54,27 +64,15 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 		return cmd.Process.Pid, nil
 	})
 	if err != nil {
+		if limited.Err() != nil {
+			return context.Cause(limited)
+		}
 		return err
 	}
 	defer gone()
-	ended := make(chan struct{})
-	go func() {
-		err = cmd.Wait()
-		close(ended)
-	}()
-	select {
-	case <-ended:
-	case <-limited.Done():
-		// Its group is the process and all that it started.
-		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
-		grace := time.NewTimer(hookGrace)
-		defer grace.Stop()
-		select {
-		case <-ended:
-		case <-grace.C:
-		}
+	err = cmd.Wait()
+	if ended {
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
-		<-ended
 		err = context.Cause(limited)
 	}
 	lines.end()
