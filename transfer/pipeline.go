@@ -58,10 +58,13 @@ type pipeline struct {
 	origin   []byte        // the target's state before the first write; nil: another run made that
 	start    int64         // below is done already
 	at       int64         // below is collected
-	resumed  bool          // what lies below start was done by another run
 	halted   bool          // the producer saw that the copy is to stop
 	begun    bool          // begin succeeded, so that the pipeline can take checkpoints
 	finished bool          // the sink's Finish has returned
+
+	// What lies in [overFrom, overTo) is planned by the counters and not done by
+	// this run: it is taken off as the producer comes to it.
+	overFrom, overTo int64
 
 	// sinkContext is that of calls to the sink. It outlives the failure of one
 	// goroutine, since a sink whose call was cut short takes no last checkpoint.
@@ -609,8 +612,8 @@ func (p *pipeline) planned(ctx context.Context) iter.Seq2[source.Extent, error] 
 				}
 			}
 			if done := min(e.End(), p.start) - e.Off; err == nil && done > 0 {
-				if p.works(e.Kind) && p.resumed {
-					p.widen(-done)
+				if over := min(e.End(), p.overTo) - max(e.Off, p.overFrom); over > 0 && p.works(e.Kind) {
+					p.widen(-over)
 				}
 				if e.Off, e.Len = e.Off+done, e.Len-done; e.Len == 0 {
 					continue

@@ -98,19 +98,28 @@ windows:
 // DataFrom is how many bytes of Data lie at or above off, as far as the plan
 // remembers.
 func (p *Plan) DataFrom(off int64) int64 {
-	below := int64(0)
+	data, _ := p.below(off)
+	return p.Data - data
+}
+
+// below returns how many bytes of Data and of Zero lie below off, as far as the plan
+// remembers.
+func (p *Plan) below(off int64) (data, zero int64) {
 	at := int64(0)
 	for _, c := range p.cache {
 		n := int64(c >> 2)
 		if at >= off {
 			break
 		}
-		if source.Kind(c&3) == source.Data {
-			below += min(at+n, off) - at
+		switch source.Kind(c & 3) {
+		case source.Data:
+			data += min(at+n, off) - at
+		case source.Zero:
+			zero += min(at+n, off) - at
 		}
 		at += n
 	}
-	return p.Data - below
+	return data, zero
 }
 
 // extents yields the planned extents: from memory, and what was too many to

@@ -163,13 +163,24 @@ func TestLostTarget(t *testing.T) {
 			next = calls.Load() + 1 + r.Int64N(15)
 			return m.Create(ctx, size, sink.Options{State: state, Resume: resume})
 		}
-		_, err := transfer.Copy(t.Context(), src, create(t, m, size, sink.Options{}), plan(t, src), o)
+		planned := plan(t, src)
+		if seed%2 == 0 { // the rest is found out while copying
+			var err error
+			if planned, err = transfer.NewPlanWithin(t.Context(), src, 0, new(progress.Counters)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.Unit = []int64{0, 0, 4096}[seed%3]
+		_, err := transfer.Copy(t.Context(), src, create(t, m, size, sink.Options{}), planned, o)
 		ended(t, m)
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
 		if got, _ := m.Published(); !bytes.Equal(got, src.Bytes) {
 			t.Fatalf("seed %d: after %d losses the content differs", seed, losses.Load())
+		}
+		if s := o.Counters.Snapshot(); s.Done != s.Planned || s.Planned+s.Skipped != size {
+			t.Errorf("seed %d: after %d losses %d of %d bytes are done, and %d skipped, of a disk of %d", seed, losses.Load(), s.Done, s.Planned, s.Skipped, size)
 		}
 	}
 }

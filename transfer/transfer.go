@@ -174,7 +174,7 @@ func copyAll(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o 
 	if err := p.begin(ctx, o.Resume, 0, o.Resume != nil); err != nil {
 		return p, err
 	}
-	p.resumed = true
+	p.overTo = p.start  // by another run
 	var since time.Time // when the target was lost, without any progress after that
 	for failures := 0; ; failures++ {
 		err := p.run(ctx)
@@ -192,14 +192,31 @@ func copyAll(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o 
 		if dst, err = lost.reopen(ctx, err, failures, since); err != nil {
 			return lost, err
 		}
-		// What is done again was planned once.
-		lost.o.Counters.AddDone(lost.keeper.done - lost.o.Counters.Snapshot().Done)
 		p = newPipeline(src, dst, plan, o, isZeroed(dst))
 		p.origin = lost.origin
 		if err := p.begin(ctx, lost.keeper.last, lost.keeper.done, lost.keeper.exists); err != nil {
 			return p, err
 		}
+		p.recount()
 	}
+}
+
+// recount makes the counters tell of a copy that goes on at the last checkpoint:
+// what is done again is no longer done, and what comes is planned for this
+// target, which need not be zeroed where the one that was lost was.
+func (p *pipeline) recount() {
+	c := p.o.Counters
+	was := c.Snapshot()
+	c.AddDone(p.keeper.done - was.Done)
+	asked := p.plan.Data + p.plan.Zero + p.plan.Same
+	p.plan.Known = max(asked, p.start)
+	p.overFrom, p.overTo = min(p.start, p.plan.cachedTo), min(p.start, asked)
+	data, zero := p.plan.below(p.overFrom)
+	work := p.plan.Data - data + p.plan.Size - p.plan.Known
+	if !p.zeroed {
+		work += p.plan.Zero - zero
+	}
+	p.widen(p.keeper.done + work - was.Planned)
 }
 
 // begin makes the pipeline start at a checkpoint, nil for none, of which the
