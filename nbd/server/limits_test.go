@@ -408,11 +408,13 @@ func TestShutdownLeavesUnanswered(t *testing.T) {
 // hung is a disk whose calls end with its context, and then with fail.
 type hung struct {
 	*disk
-	ctx  context.Context
-	fail error // nil: the context's cause
+	ctx   context.Context
+	fail  error // nil: the context's cause
+	begun chan<- struct{}
 }
 
 func (h hung) wait() error {
+	h.begun <- struct{}{}
 	<-h.ctx.Done()
 	if h.fail != nil {
 		return h.fail
@@ -426,11 +428,12 @@ func (h hung) Flush(context.Context) error        { return h.wait() }
 
 type hungExports struct {
 	server.Fixed
-	fail error
+	fail  error
+	begun chan<- struct{} // gets each call
 }
 
 func (e hungExports) Open(ctx context.Context, _ string) (source.Disk, error) {
-	return hung{newDisk(64 << 10), ctx, e.fail}, nil
+	return hung{newDisk(64 << 10), ctx, e.fail, e.begun}, nil
 }
 
 // TestGrace ends the server while a disk hangs. A request that fails because of
@@ -453,8 +456,8 @@ func TestGrace(t *testing.T) {
 	} {
 		for _, structured := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, structured %v", c.name, structured), func(t *testing.T) {
-				killed := make(chan error, 1)
-				s := serve(t, hungExports{server.Fixed{{}}, c.fail}, server.Options{
+				killed, begun := make(chan error, 1), make(chan struct{})
+				s := serve(t, hungExports{server.Fixed{{}}, c.fail, begun}, server.Options{
 					Grace: 20 * time.Millisecond, Writable: true, Kill: func(cause error) { killed <- cause },
 				}, "unix:"+socketPath(t))
 				k := s.dial(t, structured)
@@ -463,7 +466,7 @@ func TestGrace(t *testing.T) {
 					data = make([]byte, c.n)
 				}
 				k.send(c.cmd, 0, 0, c.n, data)
-				k.do(nbd.CmdCache, 0, 0, 1, nil) // the request is in work now
+				<-begun
 				s.end()
 				if c.want != 0 {
 					if a := k.receive(0, 0); a.errno != c.want {
