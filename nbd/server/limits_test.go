@@ -220,12 +220,12 @@ func TestManyConnections(t *testing.T) {
 	const n = 1000
 	d := newDisk(1 << 20)
 	s := newServer(t, one("", d), server.Options{})
-	heap := func() uint64 {
+	heap := func() int64 {
 		runtime.GC()
 		runtime.GC()
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
-		return m.HeapInuse + m.StackInuse
+		return int64(m.HeapInuse + m.StackInuse)
 	}
 	before := heap()
 	clients := make([]*client, n)
