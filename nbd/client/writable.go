@@ -26,8 +26,8 @@ type WritableDisk struct {
 	// back, and read-locked by other writes.
 	parts sync.RWMutex
 
-	flushing sync.Mutex
-	failed   error // of a flush
+	flushing sync.Mutex // held during a flush: the server may tell only one of two of a lost page
+	failed   error      // of a flush
 }
 
 // OpenWritable is Open for reading and writing.
@@ -188,11 +188,10 @@ func (d *WritableDisk) Flush(ctx context.Context) error {
 		return fmt.Errorf("%s: flush: %w", s.name, err)
 	}
 	defer s.end()
-	err := d.target.flush(ctx)
 	d.flushing.Lock()
 	defer d.flushing.Unlock()
 	if d.failed == nil {
-		d.failed = err
+		d.failed = d.target.flush(ctx)
 	}
 	return d.failed
 }
