@@ -42,6 +42,9 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 		return result, err
 	}
 	g, gctx := errgroup.WithContext(ctx)
+	if o.Interrupt != nil {
+		defer context.AfterFunc(gctx, func() { o.Interrupt(context.Cause(gctx)) })()
+	}
 	g.Go(func() error {
 		var err error
 		result.Size, err = p.produceStream(gctx, r, size)

@@ -42,6 +42,11 @@ type Options struct {
 	Limit         *Limiter           // nil: none
 	Counters      *progress.Counters // filled while copying; nil: not
 
+	// Interrupt ends what a Read of the stream waits for, when the copy of it has
+	// failed by cause: a target that is full must not wait for a stream from which
+	// nothing comes. It may be called after that, too; nil: such a Read ends by itself.
+	Interrupt func(cause error)
+
 	// Stop, when it ends, makes the copy finish what is in flight and end with
 	// its cause. It is for copies that can go on later; nil: never.
 	Stop context.Context

@@ -491,7 +491,9 @@ func (j *job) runStream(ctx context.Context) error {
 	if err := j.verifiable(target); err != nil {
 		return err
 	}
-	stream, err := j.openStream(ctx, size)
+	reading, interrupt := context.WithCancelCause(ctx)
+	defer interrupt(nil)
+	stream, err := j.openStream(reading, size)
 	if err != nil {
 		return err
 	}
@@ -499,7 +501,9 @@ func (j *job) runStream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	j.result, err = transfer.CopyStream(ctx, stream, size, dst, j.options())
+	o := j.options()
+	o.Interrupt = interrupt
+	j.result, err = transfer.CopyStream(ctx, stream, size, dst, o)
 	if err == nil {
 		j.report.VirtualSize = j.result.Size
 	}
