@@ -863,6 +863,35 @@ func TestSlowWriteOverTLS(t *testing.T) {
 	})
 }
 
+// TestEndOverTLS ends the server while a client does not take what TLS says at the
+// end. It is waited for as long as for replies.
+func TestEndOverTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dir := certificates(t)
+		d := newDisk(64 << 10)
+		s := newServer(t, one("", d), server.Options{TLS: loadTLS(t, dir, false), TLSMode: server.TLSRequire})
+		ours, theirs := net.Pipe()
+		ctx, end := context.WithCancel(t.Context())
+		served := make(chan struct{})
+		go func() { defer close(served); s.ServeConn(ctx, theirs) }()
+		c := &client{t: t, Conn: ours}
+		c.greet(3)
+		if err := c.secure(dir, false); err != nil {
+			t.Fatal(err)
+		}
+		c.structure()
+		c.enter("")
+		c.reads(d.Bytes, 0, 512)
+		start := time.Now()
+		end()
+		<-served
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("the end took %v", took)
+		}
+		ours.Close()
+	})
+}
+
 // stuttering pauses in the middle of each write.
 type stuttering struct {
 	net.Conn

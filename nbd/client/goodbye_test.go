@@ -1,0 +1,53 @@
+package client
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"math/big"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"vddkcp/nbd"
+)
+
+// A server that takes DISC and not what TLS says at the end is waited for as long
+// as one that takes neither.
+func TestGoodbyeOverTLS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		public, private, err := ed25519.GenerateKey(rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+		certificate, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		here, there := net.Pipe()
+		defer there.Close()
+		taken := make(chan error, 1)
+		go func() {
+			server := tls.Server(there, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: private}}})
+			_, err := io.ReadFull(server, make([]byte, nbd.RequestSize))
+			taken <- err
+		}()
+		over := tls.Client(here, &tls.Config{InsecureSkipVerify: true})
+		if err := over.HandshakeContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c := newConn(here, over, negotiated{}, time.Minute)
+		start := time.Now()
+		c.disconnect()
+		if took := time.Since(start); took > goodbye {
+			t.Errorf("the end took %v, want %v", took, goodbye)
+		}
+		if err := <-taken; err != nil {
+			t.Error(err)
+		}
+	})
+}
