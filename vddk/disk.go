@@ -64,6 +64,10 @@ type Disk struct {
 	querying sync.RWMutex
 	wrote    atomic.Bool // set with querying held
 
+	// flushing is held during a flush, and taken before mu: the library may tell
+	// only one of two of what is lost.
+	flushing sync.Mutex
+
 	// ending ends when the sessions are to end: in Close after the calls in
 	// progress, and with ctx.
 	ending context.Context

@@ -153,6 +153,8 @@ func (d *Disk) Flush(ctx context.Context) error {
 		return err
 	}
 	defer d.calls.Done()
+	d.flushing.Lock()
+	defer d.flushing.Unlock()
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
