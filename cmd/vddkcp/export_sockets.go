@@ -113,13 +113,17 @@ func (s *sockets) uris(overTLS bool, name string) (all []string) {
 // serve serves until ctx ends, or until the last client of those that came
 // before the start has left where nobody listens.
 func (s *sockets) serve(ctx context.Context, server *server.Server) error {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	var clients sync.WaitGroup
 	for _, c := range s.conns {
 		clients.Go(func() { server.ServeConn(ctx, c) })
 	}
 	var err error
 	if len(s.listeners) > 0 {
-		err = server.Serve(ctx, s.listeners...)
+		if err = server.Serve(ctx, s.listeners...); err != nil {
+			end() // the error is not kept back until the clients have left
+		}
 	}
 	clients.Wait()
 	return errors.Join(err, server.Err())

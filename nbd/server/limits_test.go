@@ -756,13 +756,34 @@ func TestNoFiles(t *testing.T) {
 	}
 }
 
+// TestBrokenListener has a listener that breaks while a client is there: the error
+// is not kept back until that has left.
+func TestBrokenListener(t *testing.T) {
+	l, err := server.Listen(t.Context(), "unix:"+socketPath(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() // not before the server has ended
+	broken := &failingListener{Listener: l, good: 1, errs: []error{errors.New("broken")}}
+	if err := newServer(t, one("", newDisk(64<<10)), server.Options{}).Serve(t.Context(), broken); err == nil || !strings.Contains(err.Error(), "broken") {
+		t.Errorf("a broken listener: %v", err)
+	}
+}
+
 type failingListener struct {
 	net.Listener
+	good int // calls before errs
 	errs []error
 }
 
 func (l *failingListener) Accept() (net.Conn, error) {
-	if len(l.errs) > 0 {
+	if l.good > 0 {
+		l.good--
+	} else if len(l.errs) > 0 {
 		err := l.errs[0]
 		l.errs = l.errs[1:]
 		return nil, err

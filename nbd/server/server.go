@@ -218,12 +218,15 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	defer l.Close()
 	var served sync.WaitGroup
 	defer served.Wait()
+	// A listener that fails ends the server, whose clients may stay for days.
+	serving, end := context.WithCancel(ctx)
+	defer end()
 	for pause := time.Duration(0); ; {
 		c, err := l.Accept()
 		switch {
 		case err == nil:
 			pause = 0
-			served.Go(func() { s.serve(ctx, c) })
+			served.Go(func() { s.serve(serving, c) })
 			continue
 		case ctx.Err() != nil:
 			return nil
