@@ -66,7 +66,9 @@ type Disk struct {
 
 	// flushing is held during a flush, and taken before mu: the library may tell
 	// only one of two of what is lost.
-	flushing sync.Mutex
+	flushing       sync.Mutex
+	flushesBegun   atomic.Int64 // changed with flushing held
+	flushSucceeded int64        // the last of them that did, by its number; guarded by flushing
 
 	// ending ends when the sessions are to end: in Close after the calls in
 	// progress, and with ctx.
