@@ -6,9 +6,11 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/alecthomas/kong"
@@ -25,6 +27,14 @@ type testMain struct{ *testing.M }
 
 func (m testMain) Run() int {
 	defer removeBinary()
+	// nohup and background jobs of a shell ignore signals, and programs inherit
+	// that. The ones that the tests start get the default action again when the
+	// signal has a handler here.
+	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
+		if signal.Ignored(s) {
+			signal.Notify(make(chan os.Signal, 1), s)
+		}
+	}
 	return m.M.Run()
 }
 
