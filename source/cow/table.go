@@ -111,6 +111,7 @@ func (t *table) failed() error {
 // run returns the state of block b and how many of n blocks from it on have the
 // same; it may stop early in a long run.
 func (t *table) run(b, n int64) (state int, same int64, err error) {
+	state = anyState
 	for looked := 0; same < n && looked < maxRunPages; looked++ {
 		at := b + same
 		i, first := at/pageBlocks, at%pageBlocks
@@ -131,9 +132,6 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 		}
 		if !p.used.Load() {
 			p.used.Store(true)
-		}
-		if same == 0 {
-			state = anyState
 		}
 		var got int64
 		state, got = p.run(first, count, state)
