@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"vddkcp/internal/flush"
 	"vddkcp/internal/impatient"
 	"vddkcp/source"
 	"vddkcp/vddk/worker"
@@ -64,11 +65,7 @@ type Disk struct {
 	querying sync.RWMutex
 	wrote    atomic.Bool // set with querying held
 
-	// flushing is held during a flush, and taken before mu: the library may tell
-	// only one of two of what is lost.
-	flushing       sync.Mutex
-	flushesBegun   atomic.Int64 // changed with flushing held
-	flushSucceeded int64        // the last of them that did, by its number; guarded by flushing
+	flushes flush.Group // its lock is taken before mu
 
 	// ending ends when the sessions are to end: in Close after the calls in
 	// progress, and with ctx.

@@ -730,24 +730,6 @@ func TestFlush(t *testing.T) {
 	}
 }
 
-// A library may report a loss to one of two flushes. The one that succeeds must not
-// return before the error of the other is known.
-func TestFlushesAreOneAtATime(t *testing.T) {
-	host, _, d := newWritable(t, mib, Options{})
-	host.onFlush = func(k int, _ *fakeWorker) error {
-		if d.flushing.TryLock() {
-			d.flushing.Unlock()
-			t.Error("another Flush can run beside this one")
-		}
-		return when(k == 1, libraryError(1, "Unknown error"))
-	}
-	for range 2 {
-		if err := d.Flush(t.Context()); !errors.Is(err, syscall.EIO) {
-			t.Errorf("Flush: %v, want EIO", err)
-		}
-	}
-}
-
 // loseWorker kills the last worker, as if it had crashed.
 func loseWorker(h *fakeHost) {
 	h.mu.Lock()

@@ -147,23 +147,21 @@ func (d *Disk) writePiece(p []byte, off, end int64) error {
 
 // Flush makes what was written durable. Once it has failed, or a worker was
 // lost with writes that had not been flushed, it fails until the disk is opened
-// again. Calls that wait for the same flush to end have the next one together: the
-// library reads and writes nothing meanwhile.
+// again.
 func (d *Disk) Flush(ctx context.Context) error {
 	if err := d.beginWrite("flush", 0, 0); err != nil {
 		return err
 	}
 	defer d.calls.Done()
-	before := d.flushesBegun.Load()
-	d.flushing.Lock()
-	defer d.flushing.Unlock()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
+	if err := d.flushes.Do(ctx, d.flush); err != nil {
+		return err
 	}
-	if d.flushSucceeded > before {
-		return d.flushError() // one that began since then covers what this call is for
-	}
-	this := d.flushesBegun.Add(1)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.flushErr // of a worker that was lost meanwhile
+}
+
+func (d *Disk) flush() error {
 	for lost := 0; ; {
 		h, s, written, err := d.sessionForFlush()
 		if s == nil {
@@ -180,7 +178,6 @@ func (d *Disk) Flush(ctx context.Context) error {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.flushed = max(d.flushed, written)
-			d.flushSucceeded = this
 			return nil
 		}
 		err = d.explain("flush", 0, 0, mark, err)
@@ -198,12 +195,6 @@ func (d *Disk) Flush(ctx context.Context) error {
 		}
 		return d.flushErr
 	}
-}
-
-func (d *Disk) flushError() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.flushErr
 }
 
 // sessionForFlush waits for the one session of a writable disk, and returns the

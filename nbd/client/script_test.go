@@ -650,33 +650,3 @@ func TestFailedQueries(t *testing.T) {
 		})
 	}
 }
-
-// A server may report a lost page to one of two flushes. The one that succeeds must
-// not return before the error of the other is known.
-func TestFlushesAreOneAtATime(t *testing.T) {
-	disk := make(chan *WritableDisk, 1)
-	flushes := 0
-	s := play(t, greetingOf(fakeSize, nbd.SendFlush), func(r nbd.Request, _ []byte) []byte {
-		if r.Type != nbd.CmdFlush {
-			return nil
-		}
-		d := <-disk
-		if d.flushing.TryLock() {
-			d.flushing.Unlock()
-			t.Error("another Flush can run beside this one")
-		}
-		disk <- d
-		if flushes++; flushes == 1 {
-			return to(r, chunk(nbd.ChunkError, true, uint32(5), uint16(0)))
-		}
-		return to(r, chunk(nbd.ChunkNone, true))
-	})
-	d := &WritableDisk{Disk: &Disk{server: s.server, size: fakeSize}, target: plainTarget(s.server)}
-	disk <- d
-	for range 2 {
-		if err := d.Flush(t.Context()); !errors.Is(err, nbd.EIO) {
-			t.Errorf("Flush: %v, want EIO", err)
-		}
-	}
-	d.Close()
-}

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 
+	"vddkcp/internal/flush"
 	"vddkcp/nbd"
 	"vddkcp/source"
 )
@@ -27,9 +27,7 @@ type WritableDisk struct {
 	// back, and read-locked by other writes.
 	parts sync.RWMutex
 
-	flushing sync.Mutex   // held during a flush: the server may tell only one of two of a lost page
-	begun    atomic.Int64 // flushes; changed with flushing held
-	failed   error        // of a flush
+	flushes flush.Group
 }
 
 // OpenWritable is Open for reading and writing.
@@ -183,27 +181,14 @@ func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	}, func(int64, int64) error { return nil })
 }
 
-// Flush implements source.Writable, on every connection. Calls that wait for the
-// same flush to end have the next one together, and none when their context has
-// ended meanwhile.
+// Flush implements source.Writable, on every connection.
 func (d *WritableDisk) Flush(ctx context.Context) error {
 	s := d.server
 	if err := s.begin(ctx); err != nil {
 		return fmt.Errorf("%s: flush: %w", s.name, err)
 	}
 	defer s.end()
-	before := d.begun.Load()
-	d.flushing.Lock()
-	defer d.flushing.Unlock()
-	// One that began since then has ended, and covers what this call is for.
-	if d.failed == nil && d.begun.Load() == before {
-		if ctx.Err() != nil {
-			return fmt.Errorf("%s: flush: %w", s.name, context.Cause(ctx))
-		}
-		d.begun.Add(1)
-		d.failed = d.target.flush(ctx)
-	}
-	return d.failed
+	return d.flushes.Do(ctx, func() error { return d.target.flush(ctx) })
 }
 
 var (

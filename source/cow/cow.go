@@ -17,9 +17,9 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"sync"
 	"sync/atomic"
 
+	"vddkcp/internal/flush"
 	"vddkcp/internal/image"
 	"vddkcp/source"
 )
@@ -70,9 +70,7 @@ type Disk struct {
 	zeros   []byte      // one block
 	keeping atomic.Bool // OnRead, while there is space
 
-	flushes  atomic.Uint64 // calls of Flush
-	flushing sync.Mutex
-	covered  uint64 // the calls that a flush has covered; under flushing
+	flushes flush.Group
 }
 
 // New puts a layer over under, to live under ctx. The disk that it returns owns

@@ -419,7 +419,7 @@ func TestFlushBesideFlush(t *testing.T) {
 		once.Do(func() {
 			write(2)
 			go func() { second <- d.Flush(context.Background()) }()
-			for d.flushes.Load() < 2 {
+			for d.flushes.Calls() < 2 {
 				runtime.Gosched()
 			}
 		})

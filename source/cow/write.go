@@ -207,22 +207,13 @@ func (d *Disk) zeroBlocks(off, length, b, blocks int64, free bool) error {
 }
 
 // Flush implements source.Writable. Blocks become durable before the table
-// that says that they are here. Calls that wait together are one. In a
-// temporary file nothing needs to be durable.
+// that says that they are here. In a temporary file nothing needs to be durable.
 func (d *Disk) Flush(ctx context.Context) error {
-	call := d.flushes.Add(1)
 	return d.change(ctx, "flush", 0, 0, func() error {
-		d.flushing.Lock()
-		defer d.flushing.Unlock()
-		if d.covered >= call {
-			return d.table.failed()
-		}
-		covers := d.flushes.Load()
-		if err := d.flush(); err != nil {
+		if err := d.flushes.Do(ctx, d.flush); err != nil {
 			return err
 		}
-		d.covered = covers
-		return nil
+		return d.table.failed()
 	})
 }
 

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"sync/atomic"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
+	"vddkcp/internal/flush"
 	"vddkcp/source"
 )
 
@@ -33,9 +33,7 @@ type WritableDisk struct {
 	fdatasync func(fd int) error
 	ioctl     func(fd int, request uintptr, off, n int64) error // of a block device's range
 
-	flushing sync.Mutex   // held during fdatasync: only one of two calls is told of a lost page
-	begun    atomic.Int64 // fdatasyncs; changed with flushing held
-	failed   error        // of a flush
+	flushes flush.Group
 }
 
 // OpenWritable is Open for reading and writing. A regular file is locked (flock)
@@ -262,27 +260,20 @@ func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// Flush implements source.Writable. Calls that wait for the same fdatasync to end
-// have the next one together, and none when the context has ended meanwhile: of a
-// hundred clients that flush, each would have to wait for all others.
+// Flush implements source.Writable.
 func (d *WritableDisk) Flush(ctx context.Context) error {
 	if err := d.begin(ctx, 0, 0); err != nil {
 		return fmt.Errorf("flush %s: %w", d.path, err)
 	}
 	defer d.mu.RUnlock()
-	before := d.begun.Load()
-	d.flushing.Lock()
-	defer d.flushing.Unlock()
-	// One that began since then has ended, and covers what this call is for.
-	if d.failed == nil && d.begun.Load() == before {
-		if err := d.usable(ctx); err != nil {
-			return fmt.Errorf("flush %s: %w", d.path, err)
+	err := d.flushes.Do(ctx, func() error {
+		if err := d.usable(d.ctx); err != nil { // the disk's end comes for good
+			return err
 		}
-		d.begun.Add(1)
-		d.failed = again(func() error { return d.fdatasync(d.fd) })
-	}
-	if d.failed != nil {
-		return fmt.Errorf("flush %s: %w", d.path, d.failed)
+		return again(func() error { return d.fdatasync(d.fd) })
+	})
+	if err != nil {
+		return fmt.Errorf("flush %s: %w", d.path, err)
 	}
 	return nil
 }

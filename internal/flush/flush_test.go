@@ -1,0 +1,21 @@
+package flush_test
+
+import (
+	"context"
+	"syscall"
+	"testing"
+
+	"vddkcp/internal/flush"
+	"vddkcp/internal/flush/flushtest"
+)
+
+func TestGroup(t *testing.T) {
+	flushtest.Run(t, func(_ *testing.T, f func() error) flushtest.Disk {
+		var g flush.Group
+		return flushtest.Disk{
+			Flush: func(ctx context.Context) error { return g.Do(ctx, f) },
+			Calls: g.Calls,
+			EIO:   syscall.EIO,
+		}
+	})
+}

@@ -1,0 +1,112 @@
+// Package flushtest checks that a disk shares its flushes as package flush does:
+//
+//	flushtest.Run(t, func(t *testing.T, flush func() error) flushtest.Disk { ... })
+package flushtest
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+)
+
+// A Disk is what the suite needs of a disk.
+type Disk struct {
+	Flush func(context.Context) error
+	Calls func() uint64 // see flush.Group
+	EIO   error         // what Flush returns, wrapped, for a flush that returned syscall.EIO
+}
+
+// Run runs the suite. Open returns a disk that calls flush, which returns nil or
+// syscall.EIO, for each flush of the file, the server or the library below it.
+func Run(t *testing.T, open func(t *testing.T, flush func() error) Disk) {
+	t.Run("waiting", func(t *testing.T) { testTogether(t, open, false) })
+	t.Run("ended", func(t *testing.T) { testTogether(t, open, true) })
+	t.Run("failed", func(t *testing.T) { testFailed(t, open) })
+}
+
+// await returns when n calls of Flush have begun.
+func (d Disk) await(n uint64) {
+	for d.Calls() < n {
+		runtime.Gosched()
+	}
+}
+
+// testTogether has many calls begin during a flush. One further flush must serve
+// them all, and none if their context has ended meanwhile.
+func testTogether(t *testing.T, open func(*testing.T, func() error) Disk, ends bool) {
+	const calls = 50
+	first, going := make(chan struct{}), make(chan struct{})
+	var flushes atomic.Int64
+	d := open(t, func() error {
+		if flushes.Add(1) == 1 {
+			close(first)
+			<-going
+		}
+		return nil
+	})
+	ctx, end := context.WithCancel(t.Context())
+	defer end()
+	var all sync.WaitGroup
+	all.Go(func() {
+		if err := d.Flush(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+	<-first
+	for range calls {
+		all.Go(func() {
+			if err := d.Flush(ctx); (err != nil) != ends || ends && !errors.Is(err, context.Canceled) {
+				t.Errorf("Flush: %v", err)
+			}
+		})
+	}
+	d.await(1 + calls)
+	want := int64(2)
+	if ends {
+		end()
+		want = 1
+	}
+	close(going)
+	all.Wait()
+	if n := flushes.Load(); n != want {
+		t.Errorf("%d flushes with %d calls that came during the first, want %d", n, calls, want)
+	}
+	if err := d.Flush(t.Context()); err != nil {
+		t.Errorf("Flush after that: %v", err)
+	}
+}
+
+// testFailed has a call begin during a flush that fails. Neither that call nor a
+// later one may succeed, since lost data may be reported to one flush only.
+func testFailed(t *testing.T, open func(*testing.T, func() error) Disk) {
+	first, going := make(chan struct{}), make(chan struct{})
+	var flushes atomic.Int64
+	d := open(t, func() error {
+		if flushes.Add(1) > 1 {
+			return nil
+		}
+		close(first)
+		<-going
+		return syscall.EIO
+	})
+	fails := func(which string) {
+		if err := d.Flush(t.Context()); !errors.Is(err, d.EIO) {
+			t.Errorf("%s: %v, want %v", which, err, d.EIO)
+		}
+	}
+	var both sync.WaitGroup
+	both.Go(func() { fails("the flush that failed") })
+	<-first
+	both.Go(func() { fails("a call beside it") })
+	d.await(2)
+	close(going)
+	both.Wait()
+	fails("a later call")
+	if n := flushes.Load(); n != 1 {
+		t.Errorf("%d flushes, want 1", n)
+	}
+}
