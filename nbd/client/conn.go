@@ -263,10 +263,7 @@ func (c *conn) write() error {
 			}
 			if k.cmd == nbd.CmdDisconnect {
 				if c.net != c.raw {
-					// The method has a deadline of its own, which is longer.
-					late := time.AfterFunc(goodbye, func() { c.raw.SetWriteDeadline(time.Unix(1, 0)) })
-					c.net.Close() // says so in TLS too
-					late.Stop()
+					nbd.EndTLS(c.raw, goodbye, c.net.Close)
 				}
 				return net.ErrClosed
 			}

@@ -151,10 +151,7 @@ func (c *conn) transmit() error {
 		return context.Cause(c.ctx)
 	}
 	if closing, ok := c.net.(interface{ CloseWrite() error }); ok && c.net != c.base {
-		// The method has a deadline of its own, which is longer.
-		late := time.AfterFunc(lastWrites, func() { c.base.SetWriteDeadline(time.Unix(1, 0)) })
-		closing.CloseWrite() // TLS: what was sent is all
-		late.Stop()
+		nbd.EndTLS(c.base, lastWrites, closing.CloseWrite) // what was sent is all
 	}
 	if c.ending.Load() {
 		c.linger()

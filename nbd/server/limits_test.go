@@ -854,6 +854,20 @@ func TestAnnouncedOptions(t *testing.T) {
 	}
 }
 
+// enteredOverTLS returns a client that has the export without a name, through conn
+// and TLS with the certificates of dir.
+func enteredOverTLS(t *testing.T, conn net.Conn, dir string) *client {
+	t.Helper()
+	c := &client{t: t, Conn: conn}
+	c.greet(3)
+	if err := c.secure(dir, false); err != nil {
+		t.Fatal(err)
+	}
+	c.structure()
+	c.enter("")
+	return c
+}
+
 // TestSlowWriteOverTLS has data that stop in the middle of a record of TLS, and
 // go on when the server has taken a smaller piece of memory.
 func TestSlowWriteOverTLS(t *testing.T) {
@@ -864,13 +878,7 @@ func TestSlowWriteOverTLS(t *testing.T) {
 		ours, theirs := net.Pipe()
 		p.served.Go(func() { p.s.ServeConn(t.Context(), theirs) })
 		slow := &stuttering{Conn: ours}
-		c := &client{t: t, Conn: slow}
-		c.greet(3)
-		if err := c.secure(dir, false); err != nil {
-			t.Fatal(err)
-		}
-		c.structure()
-		c.enter("")
+		c := enteredOverTLS(t, slow, dir)
 		data := content(1 << 20)
 		slow.pause = 3 * time.Second
 		c.write(nbd.Request{Type: nbd.CmdWrite, Off: 4097, Len: 1 << 20}.Append(nil), data)
@@ -895,13 +903,7 @@ func TestEndOverTLS(t *testing.T) {
 		ctx, end := context.WithCancel(t.Context())
 		served := make(chan struct{})
 		go func() { defer close(served); s.ServeConn(ctx, theirs) }()
-		c := &client{t: t, Conn: ours}
-		c.greet(3)
-		if err := c.secure(dir, false); err != nil {
-			t.Fatal(err)
-		}
-		c.structure()
-		c.enter("")
+		c := enteredOverTLS(t, ours, dir)
 		c.reads(d.Bytes, 0, 512)
 		start := time.Now()
 		end()
