@@ -122,7 +122,7 @@ func (s *sockets) serve(ctx context.Context, server *server.Server) error {
 	var err error
 	if len(s.listeners) > 0 {
 		if err = server.Serve(ctx, s.listeners...); err != nil {
-			end() // the error is not kept back until the clients have left
+			end() // the clients would keep the error back until they leave
 		}
 	}
 	clients.Wait()
