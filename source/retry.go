@@ -694,7 +694,7 @@ func (r *retrying) ReadUncached() {
 	d := r.disk
 	r.mu.Unlock()
 	if d == nil {
-		return // reopen calls it
+		return // reopen passes it on to the disk that it opens
 	}
 	if u, ok := Ability[Uncached](d.Disk); ok {
 		u.ReadUncached()

@@ -102,8 +102,8 @@ func TestRetryOtherContent(t *testing.T) {
 	}
 }
 
-// A disk that was being opened again when ReadUncached was called is told of it,
-// though it was not there yet.
+// TestRetryUncachedWhileReopening calls ReadUncached while the disk is being opened
+// again. The call must reach the new disk.
 func TestRetryUncachedWhileReopening(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var all []*unprovedAble

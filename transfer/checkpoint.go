@@ -358,7 +358,8 @@ func (p *pipeline) openWithin(ctx context.Context, limit time.Duration, at *Chec
 	late := time.AfterFunc(limit, func() { cancel(errNoAnswer) })
 	stopping := context.AfterFunc(p.o.stop(), func() { cancel(errStopped) })
 	dst, err := p.o.Reopen(opening, at.State, at.Offset)
-	// What has begun to end the context may not have done it yet, and would later.
+	// If the timer has fired or the stop has come, its function may still be about to
+	// cancel the context: the target would be returned as open and then fail.
 	inTime, running := late.Stop(), stopping()
 	if !inTime || !running {
 		<-opening.Done()

@@ -62,8 +62,8 @@ type pipeline struct {
 	begun    bool          // begin succeeded, so that the pipeline can take checkpoints
 	finished bool          // the sink's Finish has returned
 
-	// What lies in [overFrom, overTo) is planned by the counters and not done by
-	// this run: it is taken off as the producer comes to it.
+	// The counters have planned the work in [overFrom, overTo), which this run does
+	// not do. The producer subtracts that work when it skips the range.
 	overFrom, overTo int64
 
 	// sinkContext is that of calls to the sink. It outlives the failure of one

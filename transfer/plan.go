@@ -95,15 +95,15 @@ windows:
 	return p, nil
 }
 
-// DataFrom is how many bytes of Data lie at or above off, as far as the plan
-// remembers.
+// DataFrom is how many bytes of Data lie at or above off. Data below off that the
+// plan has not kept in memory are counted too.
 func (p *Plan) DataFrom(off int64) int64 {
 	data, _ := p.below(off)
 	return p.Data - data
 }
 
-// below returns how many bytes of Data and of Zero lie below off, as far as the plan
-// remembers.
+// below returns how many bytes of Data and of Zero lie below off. Extents that the
+// plan has not kept in memory are not counted.
 func (p *Plan) below(off int64) (data, zero int64) {
 	at := int64(0)
 	for _, c := range p.cache {

@@ -10,7 +10,7 @@ import (
 	"vddkcp/transfer"
 )
 
-// silent is a stream that gives what it is made of, and then nothing until it is
+// silent is a stream of given bytes, after which Read waits until the stream is
 // interrupted.
 type silent struct {
 	given   int
@@ -29,7 +29,8 @@ func (s *silent) Read(p []byte) (int, error) {
 	return 0, context.Cause(s.over)
 }
 
-// A target that fails ends the copy of a stream from which nothing comes.
+// TestTargetFailsWhileTheStreamIsSilent checks that a copy ends when its target has
+// failed, although nothing comes on the stream.
 func TestTargetFailsWhileTheStreamIsSilent(t *testing.T) {
 	over, interrupt := context.WithCancelCause(t.Context())
 	s := &silent{1 << 20, make(chan struct{}), over}

@@ -42,9 +42,10 @@ type Options struct {
 	Limit         *Limiter           // nil: none
 	Counters      *progress.Counters // filled while copying; nil: not
 
-	// Interrupt ends what a Read of the stream waits for, when the copy of it has
-	// failed by cause: a target that is full must not wait for a stream from which
-	// nothing comes. It may be called after that, too; nil: such a Read ends by itself.
+	// Interrupt makes a Read of the stream that waits for data return. CopyStream
+	// calls it, with the cause, when the copy has failed, since nothing may ever come
+	// on the stream. CopyStream may call it after it has returned, too. If Interrupt
+	// is nil, CopyStream waits for the Read.
 	Interrupt func(cause error)
 
 	// Stop, when it ends, makes the copy finish what is in flight and end with
@@ -179,7 +180,7 @@ func copyAll(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o 
 	if err := p.begin(ctx, o.Resume, 0, o.Resume != nil); err != nil {
 		return p, err
 	}
-	p.overTo = p.start  // by another run
+	p.overTo = p.start  // an earlier run did what is below
 	var since time.Time // when the target was lost, without any progress after that
 	for failures := 0; ; failures++ {
 		err := p.run(ctx)
@@ -206,9 +207,10 @@ func copyAll(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o 
 	}
 }
 
-// recount makes the counters tell of a copy that goes on at the last checkpoint:
-// what is done again is no longer done, and what comes is planned for this
-// target, which need not be zeroed where the one that was lost was.
+// recount sets the counters of a copy that continues at the last checkpoint, after
+// its target was lost and opened again. Work after the checkpoint counts as not
+// done, and is planned anew: the lost target may have read as zeros where the new
+// one has to be zeroed.
 func (p *pipeline) recount() {
 	c := p.o.Counters
 	was := c.Snapshot()

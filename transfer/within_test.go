@@ -17,8 +17,9 @@ type suspended struct {
 
 func (s *suspended) Suspend() error { s.times++; return nil }
 
-// A target whose opening ends together with the stop of the copy is given up: it
-// lives under the context that the stop ends, so that no call of it would succeed.
+// TestOpenedWhileStopped stops the copy at the moment at which the target has been
+// opened. The target must be suspended and not returned: the stop ends the context
+// that it was opened with, so that no call of it would succeed.
 func TestOpenedWhileStopped(t *testing.T) {
 	cause := errors.New("a signal")
 	for i := range 5000 {

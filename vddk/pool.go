@@ -147,8 +147,8 @@ func (d *Disk) tuneLocked(now time.Duration, n int64) {
 	}
 }
 
-// retireIdleLocked has a handle closed that is to retire, when nothing uses it and
-// nobody waits for it any more. The caller holds mu.
+// retireIdleLocked closes h if it is to retire, no request uses it and no request
+// waits for it. The caller holds mu.
 func (d *Disk) retireIdleLocked(h *handle) {
 	if !h.retiring || h.inFlight+h.waiting > 0 {
 		return

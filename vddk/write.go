@@ -158,9 +158,10 @@ func (d *Disk) Flush(ctx context.Context) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.flushErr // of a worker that was lost meanwhile
+	return d.flushErr // a worker may have been lost since that flush
 }
 
+// flush makes one flush of the library, or up to three if workers are lost.
 func (d *Disk) flush() error {
 	for lost := 0; ; {
 		h, s, written, err := d.sessionForFlush()

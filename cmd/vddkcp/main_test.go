@@ -27,9 +27,9 @@ type testMain struct{ *testing.M }
 
 func (m testMain) Run() int {
 	defer removeBinary()
-	// nohup and background jobs of a shell ignore signals, and programs inherit
-	// that. The ones that the tests start get the default action again when the
-	// signal has a handler here.
+	// Programs inherit ignored signals: nohup ignores SIGHUP, and a shell ignores
+	// SIGINT for its background jobs. A signal that has a handler here has its default
+	// action in the programs that the tests start.
 	for _, s := range []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM} {
 		if signal.Ignored(s) {
 			signal.Notify(make(chan os.Signal, 1), s)

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// A copy whose reader has gone away ends, though nothing more comes on standard
-// input.
+// TestReaderLeavesASilentStream checks that a copy to standard output ends when the
+// reader has closed it, although nothing more comes on standard input.
 func TestReaderLeavesASilentStream(t *testing.T) {
 	in, feed, err := os.Pipe()
 	if err != nil {

@@ -15,8 +15,9 @@ import (
 	"vddkcp/nbd"
 )
 
-// A server that takes DISC and not what TLS says at the end is waited for as long
-// as one that takes neither.
+// TestGoodbyeOverTLS has a server that reads DISC and then stops reading, so that
+// the client cannot send close_notify. The client must end as soon as it does for a
+// server that does not read DISC.
 func TestGoodbyeOverTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		public, private, err := ed25519.GenerateKey(rand.Reader)

@@ -756,8 +756,8 @@ func TestNoFiles(t *testing.T) {
 	}
 }
 
-// TestBrokenListener has a listener that breaks while a client is there: the error
-// is not kept back until that has left.
+// TestBrokenListener has a listener that breaks while a client is connected. Serve
+// must return the error without waiting for the client to leave.
 func TestBrokenListener(t *testing.T) {
 	l, err := server.Listen(t.Context(), "unix:"+socketPath(t))
 	if err != nil {
@@ -892,8 +892,8 @@ func TestSlowWriteOverTLS(t *testing.T) {
 	})
 }
 
-// TestEndOverTLS ends the server while a client does not take what TLS says at the
-// end. It is waited for as long as for replies.
+// TestEndOverTLS ends the server while a client does not read, so that the server
+// cannot send close_notify. The server must wait no longer than for replies.
 func TestEndOverTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := certificates(t)

@@ -218,7 +218,8 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	defer l.Close()
 	var served sync.WaitGroup
 	defer served.Wait()
-	// A listener that fails ends the server, whose clients may stay for days.
+	// If the listener fails, its clients are ended too: they may stay for days, and
+	// Serve returns the error only when they have left.
 	serving, end := context.WithCancel(ctx)
 	defer end()
 	for pause := time.Duration(0); ; {

@@ -357,7 +357,7 @@ func TestTooLargeForOneFile(t *testing.T) {
 // Memory stays bounded on the largest disks, however scattered the writes.
 func TestMemoryOfALargeDisk(t *testing.T) {
 	const size = 64 << 40
-	heap := func() int64 { // it may shrink: what earlier tests left is freed meanwhile
+	heap := func() int64 { // it may shrink while memory of earlier tests is freed
 		runtime.GC()
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Zeroing or discarding a long range of a block device ends with its context: one
-// call for all of it could take minutes on a device that has to write the zeros.
+// TestLongRangesEnd checks that ZeroAt and Trim of a long range of a block device use
+// several ioctls, and that they stop between two of them when their context has ended.
 func TestLongRangesEnd(t *testing.T) {
 	const size, from = 4 << 30, 1 << 20
 	for name, change := range map[string]func(d *WritableDisk, ctx context.Context) error{

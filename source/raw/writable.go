@@ -17,8 +17,9 @@ import (
 // zeros is never written to.
 var zeros [256 << 10]byte
 
-// devicePiece is the most bytes that a block device zeroes or discards in one call,
-// which nothing interrupts: a device that has to write the zeros takes long for them.
+// devicePiece is how many bytes of a block device one ioctl zeroes or discards at
+// most. Nothing interrupts an ioctl, and a device that has to write the zeros may
+// take minutes for a long range.
 const devicePiece = 128 << 20
 
 // WritableDisk is a raw disk that is written to in place. Beside what a Disk is
@@ -31,7 +32,7 @@ type WritableDisk struct {
 	noZeroRange atomic.Bool
 
 	fdatasync func(fd int) error
-	ioctl     func(fd int, request uintptr, off, n int64) error // of a block device's range
+	ioctl     func(fd int, request uintptr, off, n int64) error // zeroes or discards; a test replaces it
 
 	flushes flush.Group
 }
@@ -210,9 +211,9 @@ func (d *WritableDisk) writeZeros(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// inPieces makes a request for a range of a block device, and looks between the
-// calls whether a context has ended. The range is cut at multiples
-// of devicePiece, which no block crosses that a device discards only as a whole.
+// inPieces makes the ioctl request for [off, off+n) of a block device, one piece
+// after the other, until ctx or the disk's own context ends. Pieces end at multiples
+// of devicePiece, so that none splits a unit which the device discards only whole.
 func (d *WritableDisk) inPieces(ctx context.Context, request uintptr, off, n int64) error {
 	for end := off + n; off < end; {
 		if err := d.usable(ctx); err != nil {
@@ -267,7 +268,7 @@ func (d *WritableDisk) Flush(ctx context.Context) error {
 	}
 	defer d.mu.RUnlock()
 	err := d.flushes.Do(ctx, func() error {
-		if err := d.usable(d.ctx); err != nil { // the disk's end comes for good
+		if err := d.usable(d.ctx); err != nil { // no later flush can succeed either
 			return err
 		}
 		return again(func() error { return d.fdatasync(d.fd) })

@@ -21,9 +21,9 @@ const hookGrace = 5 * time.Second
 // maxHookLine bounds the lines of a command's output that are logged, in bytes.
 const maxHookLine = 4 << 10
 
-// hook runs a command of a job, of the kind that messages call it. Where its time
-// or ctx ends before it does, every process that it started is gone when hook
-// returns. The log gets each line it prints.
+// hook runs a command of a job; kind is what messages call it. If the command's time
+// or ctx ends first, hook ends every process that the command started before it
+// returns. Each line that the command prints goes to log.
 func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
 	defer func() {
 		if err != nil {
@@ -43,7 +43,7 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "VDDKCP_JOB="+job.Name, "VDDKCP_STATUS="+status, "VDDKCP_TARGET="+job.Target, "VDDKCP_REPORT="+reportFile)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	ended := false // by limited, and not by itself
+	ended := false // limited ended the command, which did not end by itself
 	cmd.Cancel = func() error {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			return err

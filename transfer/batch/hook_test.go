@@ -166,7 +166,8 @@ func lives(pid int) bool {
 	return err == nil && !strings.Contains(string(stat), ") Z") && !strings.Contains(string(stat), ") X")
 }
 
-// What a command leaves running, with its output, is none of the command's time.
+// TestHookThatLeavesSomething has a command that ends in time and leaves a process
+// running that holds its output open. The process must not count as a timeout.
 func TestHookThatLeavesSomething(t *testing.T) {
 	for exit, want := range map[int]string{0: "", 3: `before command "sh": exit status 3`} {
 		f := hooked(t, fmt.Sprintf(`"hook_timeout":"3s","before":["sh","-c","sleep 3.5 & exit %d"]`, exit))

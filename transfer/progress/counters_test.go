@@ -11,8 +11,8 @@ import (
 	"vddkcp/transfer/progress"
 )
 
-// A snapshot beside a copy never has more done than planned: what is found to be
-// work while the copy runs is planned before it is done.
+// TestSnapshotBesideACopy takes snapshots while a copy plans work and does it. None
+// may have more done than planned.
 func TestSnapshotBesideACopy(t *testing.T) {
 	c := new(progress.Counters)
 	var wg sync.WaitGroup
@@ -32,7 +32,8 @@ func TestSnapshotBesideACopy(t *testing.T) {
 	}
 }
 
-// What a lost target makes a copy do again is no progress backwards.
+// TestRateAfterALoss has a copy that repeats work after its target was lost. The rate
+// must not become negative.
 func TestRateAfterALoss(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(show(t, progress.JSON, func(c *progress.Counters, _ *progress.Display) {
 		c.AddPlanned(200 << 20)
@@ -66,7 +67,8 @@ func TestRateAfterALoss(t *testing.T) {
 	}
 }
 
-// A copy that hardly moves is not said to end in less than no time.
+// TestTimeLeftOfAStalledCopy has a copy whose remaining time overflows a
+// time.Duration. No remaining time may be shown.
 func TestTimeLeftOfAStalledCopy(t *testing.T) {
 	out := show(t, progress.Lines, func(c *progress.Counters, _ *progress.Display) {
 		c.AddPlanned(64 << 40)

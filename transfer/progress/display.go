@@ -164,8 +164,9 @@ func (d *Display) draw(last bool) {
 	}
 }
 
-// longestETA is how many seconds are told to people at most: more than three
-// years are a copy that stands, and 292 years more than a time.Duration holds.
+// longestETA is the longest remaining time that is shown, in seconds. A copy that
+// needs over three years makes no progress, and a time.Duration cannot hold 293
+// years.
 const longestETA = 1e8
 
 // timeLeft is in seconds, or nil where it is not known.

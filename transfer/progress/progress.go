@@ -74,8 +74,8 @@ type Snapshot struct {
 
 // Snapshot returns the present values.
 func (c *Counters) Snapshot() Snapshot {
-	// Before planned, since a copy plans what it finds before it does it: no
-	// snapshot has more done than planned.
+	// Done is loaded before planned. A copy plans work before it does it, so a
+	// snapshot never has more done than planned.
 	done := c.done.Load()
 	return Snapshot{
 		Phase:   Phase(c.phase.Load()),
@@ -94,8 +94,8 @@ type meter struct {
 }
 
 // add takes a snapshot's Done at a time, about once a second, and returns the
-// rate in bytes a second. Done may go back, when a copy has to do again what a
-// lost target had: that is no progress, and takes none away.
+// rate in bytes a second. Done decreases when a copy has lost its target and repeats
+// work; the rate is then that of the work before, and never negative.
 func (m *meter) add(now time.Time, done int64) float64 {
 	if m.n > 0 {
 		if back := m.done[m.n-1] - done; back > 0 {

@@ -109,9 +109,10 @@ func (l *logger) readOutput(r io.Reader) {
 	}
 }
 
-// outputReader reads what a worker writes to its pipe. When the pipe has a deadline
-// that has passed, it reads what the pipe holds by then and no more: a reader that
-// is late misses nothing, and one who goes on writing does not keep it.
+// outputReader reads the pipe that a worker writes its output to. When the read
+// deadline of the pipe has passed, outputReader returns the bytes that the pipe holds
+// then, followed by io.EOF. So the last lines of a worker that has ended are not lost,
+// and a process that keeps writing to the pipe cannot delay the end.
 type outputReader struct {
 	pipe  *os.File
 	ended bool // the deadline has passed

@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// A worker's last words are in its pipe when it has ended, and are read also by
-// who comes late. What a process of the library's writes after that is left alone.
+// TestLateOutput reads the pipe of a worker after the read deadline has passed. The
+// lines that are in the pipe by then must be read, and nothing that another process
+// writes later.
 func TestLateOutput(t *testing.T) {
 	ours, theirs, err := outputPipe()
 	if err != nil {

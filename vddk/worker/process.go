@@ -482,8 +482,8 @@ func (p *Process) run() {
 	state, err := p.process.Wait()
 	patience.Stop()
 	p.socket.Close()
-	// What the process wrote is in the pipe already; a helper of the library's
-	// may hold it open for ever.
+	// Everything that the process wrote is in the pipe by now. A process that the
+	// library started may keep the pipe open for ever, so io.EOF is not waited for.
 	p.output.SetReadDeadline(time.Unix(1, 0))
 	<-output
 	p.output.Close()
