@@ -17,7 +17,7 @@ func TestProbeOfABoundHost(t *testing.T) {
 		least        time.Duration
 		binds        string
 	}{
-		{"alone", map[string]any{"total": 4}, map[string]any{"connections": 1}, []string{"bandwidth 4"}, time.Second, "each disk's own rate binds it"},
+		{"alone", map[string]any{"total": 4}, map[string]any{"connections": 1}, []string{"bandwidth 1"}, time.Second, "each disk's own rate binds it"},
 		{"total", map[string]any{"total": 1}, map[string]any{"connections": 1}, []string{"bandwidth 8"}, 3 * time.Second, "limits.total, 1 disks at once, binds it"},
 		{"memory", map[string]any{"total": 4, "nfc_buffer": "4MiB"}, map[string]any{"connections": 1}, []string{"bandwidth 8", "host-memory 4"}, 3 * time.Second, "esxi1's limits.nfc_buffer, 4.0 MiB, binds it"},
 		{"connections", map[string]any{"total": 4, "connections": 1}, map[string]any{"connections": 1}, []string{"bandwidth 8", "host-connections 1"}, 3 * time.Second, "esxi1's limits.connections, 1, binds it"},
