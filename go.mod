@@ -1,4 +1,4 @@
-module vddkcp
+module github.com/vddkcp/vddkcp
 
 go 1.26.0
 

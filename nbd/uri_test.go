@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 func TestParseURI(t *testing.T) {

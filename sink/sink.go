@@ -10,7 +10,7 @@ import (
 	"io"
 	"os"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // ErrLost says that the connection to the target is gone, and with it perhaps

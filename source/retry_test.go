@@ -16,8 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 var errBroken = errors.New("connection reset")

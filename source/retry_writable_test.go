@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // notebook is a disk in memory that is written to, and that forgets what was

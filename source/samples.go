@@ -7,7 +7,7 @@ import (
 	"slices"
 	"sync"
 
-	"vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/internal/zero"
 )
 
 const (

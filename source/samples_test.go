@@ -7,8 +7,8 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // unproved is a disk whose content nothing proves, as an NBD server's.

@@ -11,10 +11,10 @@ import (
 	"sync"
 	"time"
 
-	"vddkcp/internal/killpoint"
-	"vddkcp/sink"
-	"vddkcp/source"
-	"vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/internal/killpoint"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
 // Checkpoint is where a copy can go on: what lies below Offset is done and

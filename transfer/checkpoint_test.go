@@ -11,11 +11,11 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/sink"
-	"vddkcp/sink/sinktest"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // A checkpoint whose sync failed is not kept: what it says is done is perhaps

@@ -7,8 +7,8 @@ import (
 	"iter"
 	"os"
 
-	"vddkcp/sink"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Reflink says whether data is shared with the source's file instead of copied,

@@ -10,13 +10,13 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/sink"
-	"vddkcp/sink/sinktest"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/transfer"
-	"vddkcp/transfer/digest"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // filed is a disk whose bytes also lie in a file, each extent where at says.

@@ -8,8 +8,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"vddkcp/source"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // CompareOptions tune Compare and Sum. The zero value is the default.

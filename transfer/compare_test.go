@@ -15,11 +15,11 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/transfer"
-	"vddkcp/transfer/digest"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // allocated is a disk of that content, with holes of all lengths where zeros

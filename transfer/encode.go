@@ -4,7 +4,7 @@ import (
 	"context"
 	"runtime"
 
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // encoded are the units of a piece as the sink stores them, in order.

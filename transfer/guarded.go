@@ -5,7 +5,7 @@ import (
 	"io"
 	"iter"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // sourceError is an error that the disk which is copied returned. It has the

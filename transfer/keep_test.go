@@ -13,12 +13,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/sink"
-	"vddkcp/sink/sinktest"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/transfer"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // fault fails calls of a copy once the copy is as far as a case wants it.

@@ -11,9 +11,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"vddkcp/sink"
-	"vddkcp/source"
-	"vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
 const (

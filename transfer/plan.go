@@ -7,8 +7,8 @@ import (
 	"math"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // planCache bounds what a Plan remembers of the extents, at 8 bytes each: a

@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"time"
 
-	"vddkcp/internal/durable"
-	"vddkcp/internal/printable"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // Status says in a word how a copy ended.

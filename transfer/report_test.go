@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/transfer"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 func TestReport(t *testing.T) {

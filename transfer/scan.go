@@ -1,6 +1,6 @@
 package transfer
 
-import "vddkcp/internal/zero"
+import "github.com/vddkcp/vddkcp/internal/zero"
 
 // run is a part of a buffer, [start, end), all zeros or not.
 type run struct {

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"testing"
 
-	"vddkcp/sink"
-	"vddkcp/sink/sinktest"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // silent is a stream of given bytes, after which Read waits until the stream is

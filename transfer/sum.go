@@ -3,9 +3,9 @@ package transfer
 import (
 	"context"
 
-	"vddkcp/source"
-	"vddkcp/transfer/digest"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // Sum returns the digest of a disk's content, as lower case hexadecimal

@@ -15,10 +15,10 @@ import (
 	"syscall"
 	"time"
 
-	"vddkcp/sink"
-	"vddkcp/source"
-	"vddkcp/transfer/digest"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // Options tune a copy. The zero value is the default.

@@ -13,12 +13,12 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"vddkcp/sink"
-	"vddkcp/sink/sinktest"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/transfer"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 func plan(t testing.TB, src source.Disk) *transfer.Plan {

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"iter"
 
-	"vddkcp/sink"
-	"vddkcp/source"
-	"vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
 // MismatchError says that a target does not hold what was read for it.

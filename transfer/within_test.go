@@ -5,8 +5,8 @@ import (
 	"errors"
 	"testing"
 
-	"vddkcp/sink"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // suspended is a target that is only opened and suspended.

@@ -7,7 +7,7 @@ import (
 	"regexp"
 	"slices"
 
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // prepareAccess has the VM prepared for access, once for all disks of the command.

@@ -7,7 +7,7 @@ import (
 	"sort"
 	"sync"
 
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 const (

@@ -11,8 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // runs lists the runs of an allocation as "h" and "d" with their lengths.

@@ -7,8 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // BenchmarkRead reads through one real worker of the stand-in, which has no

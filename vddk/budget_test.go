@@ -6,7 +6,7 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 func TestBudgetIsFair(t *testing.T) {

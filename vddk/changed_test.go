@@ -5,7 +5,7 @@ import (
 	"errors"
 	"testing"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Without a snapshot, what was read before is compared when a lost worker is

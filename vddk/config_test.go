@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 func TestParseConfig(t *testing.T) {

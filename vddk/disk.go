@@ -14,10 +14,10 @@ import (
 	"syscall"
 	"time"
 
-	"vddkcp/internal/flush"
-	"vddkcp/internal/impatient"
-	"vddkcp/source"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/internal/flush"
+	"github.com/vddkcp/vddkcp/internal/impatient"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 const (

@@ -4,9 +4,9 @@ import (
 	"context"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 func TestDisk(t *testing.T) {

@@ -8,8 +8,8 @@ import (
 	"slices"
 	"strings"
 
-	"vddkcp/source"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // Error is a call to the library that failed. Its message holds no secrets.

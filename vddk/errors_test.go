@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 func TestErrors(t *testing.T) {

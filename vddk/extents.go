@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // leastQuery is how small the range of a query gets, in chunks, before the

@@ -12,8 +12,8 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // fakeHost stands for a host with one disk and for the workers that open it, so

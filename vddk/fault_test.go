@@ -15,8 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 const mib = 1 << 20

@@ -4,7 +4,7 @@ import (
 	"syscall"
 	"testing"
 
-	"vddkcp/internal/flush/flushtest"
+	"github.com/vddkcp/vddkcp/internal/flush/flushtest"
 )
 
 func TestFlushes(t *testing.T) {

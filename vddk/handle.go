@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // maxClose is how long a worker that only read has to close the disk: longer

@@ -15,7 +15,7 @@ import (
 	"strings"
 	"syscall"
 
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // LibDirs are the places where FindLibrary looks for the distribution when it

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 func TestLogs(t *testing.T) {

@@ -4,7 +4,7 @@ import (
 	"math/bits"
 	"sync"
 
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // outlineQueries is how many queries have the outline of a whole disk, whatever

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Params name a disk and the way to it. They are those of nbdkit's vddk plugin

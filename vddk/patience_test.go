@@ -6,8 +6,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // The patience of --retry-timeout ends a copy within a second, whatever the disk

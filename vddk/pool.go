@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"time"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // seat is the permission for one request: a turn on a handle, and a slot.

@@ -13,8 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/source"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 func refusedLogin() error {

@@ -6,7 +6,7 @@ import (
 	"sync"
 	"time"
 
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // process is what a session needs of a worker.Process.

@@ -16,11 +16,11 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/vddk/testlib"
-	"vddkcp/vddk/worker"
-	"vddkcp/vddk/worker/workertest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/vddk/testlib"
+	"github.com/vddkcp/vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/vddk/worker/workertest"
 )
 
 // standIn is a host that our library serves one disk of, to real workers.

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"time"
 
-	"vddkcp/internal/sha1"
+	"github.com/vddkcp/vddkcp/internal/sha1"
 )
 
 // DefaultPort is the port of a server where none is given.

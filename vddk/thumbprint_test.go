@@ -22,7 +22,7 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // authority signs certificates; nil signs them by themselves.

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 func TestValidate(t *testing.T) {

@@ -15,7 +15,7 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 const (

@@ -16,10 +16,10 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
-	"vddkcp/transfer"
-	"vddkcp/transfer/journal"
-	"vddkcp/vddk/testlib"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
 // Chaos: copies that are killed again and again. VDDKCP_CHAOS is how many; `make

@@ -8,9 +8,9 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/transfer"
-	"vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
 // copyFlags are the flags of copy, by docs/cli.md.

@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // noticeInterval is how often retries are told at most: where one request fails

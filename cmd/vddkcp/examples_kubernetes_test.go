@@ -22,8 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/yaml"
 
-	"vddkcp/internal/peer"
-	"vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
 // kubernetesBatch is what is in examples/kubernetes.

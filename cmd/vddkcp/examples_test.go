@@ -11,8 +11,8 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
 const examples = "../../examples"

@@ -20,7 +20,7 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // guestInit is the first program of a small guest: it reads all files of its

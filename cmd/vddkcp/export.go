@@ -17,10 +17,10 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/durable"
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
 // exportCommand serves disks over NBD, by docs/cli.md.

@@ -12,12 +12,12 @@ import (
 	"sync"
 	"time"
 
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
-	"vddkcp/source"
-	"vddkcp/source/cow"
-	sourceopen "vddkcp/source/open"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/cow"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // exportRefusals is how many refused logins a server makes for its clients, which

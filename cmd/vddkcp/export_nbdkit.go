@@ -9,7 +9,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 // Filters of nbdkit that are built in, each with the keys that it takes. The

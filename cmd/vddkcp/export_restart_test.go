@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"testing"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // A guest whose server is stopped in order and started again, while it reads and

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"sync"
 
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
 // sockets are what clients come by.

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/nbd/server"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // brokenListener is a listener that can accept nothing.

@@ -10,9 +10,9 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/durable"
-	"vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
 // statsFile is --stats, and the table of -v.

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
 func TestRewriteNBDKit(t *testing.T) {

@@ -13,7 +13,7 @@ import (
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // faultFS is a file system whose calls fail as a test says: it lies over a real

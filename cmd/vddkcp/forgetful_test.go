@@ -13,9 +13,9 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/nbd/server"
-	"vddkcp/source"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // forgetful is a disk on a server that loses at a crash what was not flushed.

@@ -9,30 +9,30 @@ import (
 // Which rooms a room may import, by the first rule that matches it. What is
 // not named here may import internal/ only. CONTRIBUTING.md has the reasons.
 var imports = []struct{ room, may string }{
-	{"vddkcp/cmd/vddkcp", "nbd nbd/client nbd/server source source/cow source/open source/raw sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/journal transfer/progress vddk"},
-	{"vddkcp/transfer/batch", "transfer"},
-	{"vddkcp/transfer/digest", ""},
-	{"vddkcp/transfer/journal", "transfer"},
-	{"vddkcp/transfer/progress", ""},
-	{"vddkcp/transfer", "source sink transfer/digest transfer/progress"},
-	{"vddkcp/nbd/client", "nbd sink source"},
-	{"vddkcp/nbd/server", "nbd source"},
-	{"vddkcp/nbd", ""},
-	{"vddkcp/source/open", "nbd nbd/client source source/ova source/qcow2 source/raw source/vmdk vddk"},
-	{"vddkcp/sink/open", "nbd nbd/client sink sink/qcow2 sink/raw sink/vmdk"},
-	{"vddkcp/vddk", "source vddk/worker"},
-	{"vddkcp/internal/image", "source"},
-	{"vddkcp/internal/lifecycle", "sink"},
-	{"vddkcp/source/", "source"},
-	{"vddkcp/source", ""},
-	{"vddkcp/sink/qcow2", "sink sink/raw source source/qcow2"},
-	{"vddkcp/sink/vmdk", "sink sink/raw source source/vmdk"},
-	{"vddkcp/sink/", "sink source source/raw"},
-	{"vddkcp/sink", "source"},
+	{"github.com/vddkcp/vddkcp/cmd/vddkcp", "nbd nbd/client nbd/server source source/cow source/open source/raw sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/journal transfer/progress vddk"},
+	{"github.com/vddkcp/vddkcp/transfer/batch", "transfer"},
+	{"github.com/vddkcp/vddkcp/transfer/digest", ""},
+	{"github.com/vddkcp/vddkcp/transfer/journal", "transfer"},
+	{"github.com/vddkcp/vddkcp/transfer/progress", ""},
+	{"github.com/vddkcp/vddkcp/transfer", "source sink transfer/digest transfer/progress"},
+	{"github.com/vddkcp/vddkcp/nbd/client", "nbd sink source"},
+	{"github.com/vddkcp/vddkcp/nbd/server", "nbd source"},
+	{"github.com/vddkcp/vddkcp/nbd", ""},
+	{"github.com/vddkcp/vddkcp/source/open", "nbd nbd/client source source/ova source/qcow2 source/raw source/vmdk vddk"},
+	{"github.com/vddkcp/vddkcp/sink/open", "nbd nbd/client sink sink/qcow2 sink/raw sink/vmdk"},
+	{"github.com/vddkcp/vddkcp/vddk", "source vddk/worker"},
+	{"github.com/vddkcp/vddkcp/internal/image", "source"},
+	{"github.com/vddkcp/vddkcp/internal/lifecycle", "sink"},
+	{"github.com/vddkcp/vddkcp/source/", "source"},
+	{"github.com/vddkcp/vddkcp/source", ""},
+	{"github.com/vddkcp/vddkcp/sink/qcow2", "sink sink/raw source source/qcow2"},
+	{"github.com/vddkcp/vddkcp/sink/vmdk", "sink sink/raw source source/vmdk"},
+	{"github.com/vddkcp/vddkcp/sink/", "sink source source/raw"},
+	{"github.com/vddkcp/vddkcp/sink", "source"},
 }
 
 func TestImportsPointOneWay(t *testing.T) {
-	list, err := exec.Command("go", "list", "-f", "{{.ImportPath}}: {{join .Imports \" \"}}", "vddkcp/...").Output()
+	list, err := exec.Command("go", "list", "-f", "{{.ImportPath}}: {{join .Imports \" \"}}", "github.com/vddkcp/vddkcp/...").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,7 +48,7 @@ func TestImportsPointOneWay(t *testing.T) {
 			}
 		}
 		for _, path := range strings.Fields(imported) {
-			name, ours := strings.CutPrefix(path, "vddkcp/")
+			name, ours := strings.CutPrefix(path, "github.com/vddkcp/vddkcp/")
 			if !ours || strings.HasPrefix(name, "internal/") {
 				continue
 			}

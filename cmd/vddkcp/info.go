@@ -10,10 +10,10 @@ import (
 	"strconv"
 	"strings"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/printable"
-	"vddkcp/source"
-	sourceopen "vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
 )
 
 type infoCommand struct {

@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // binary builds vddkcp as make does, once.

@@ -17,12 +17,12 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/nbd"
-	sinkopen "vddkcp/sink/open"
-	sourceopen "vddkcp/source/open"
-	"vddkcp/transfer/batch"
-	"vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/nbd"
+	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
 // notJobFields are the flags of copy that are none of a job's, by docs/cli.md.

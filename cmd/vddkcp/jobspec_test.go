@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
 // manyJobs is a job file of n jobs, of local files in dir or of disks on a host.

@@ -12,9 +12,9 @@ import (
 	"syscall"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/transfer"
-	"vddkcp/vddk/testlib"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
 // keepDisk is the size of the disks of these tests.

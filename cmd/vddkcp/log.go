@@ -9,7 +9,7 @@ import (
 	"strings"
 	"sync"
 
-	"vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
 // logFlags are the flags of every command about what it tells on the way.

@@ -16,8 +16,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"vddkcp/internal/nearest"
-	"vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/nearest"
+	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
 // version is stamped by the linker.

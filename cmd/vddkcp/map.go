@@ -8,9 +8,9 @@ import (
 	"strconv"
 	"strings"
 
-	"vddkcp/internal/printable"
-	"vddkcp/source"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 type mapCommand struct {

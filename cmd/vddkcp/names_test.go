@@ -17,7 +17,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
-	"vddkcp/vddk/testlib"
+	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
 // hostile is a name that steers a terminal, forges a line, and is not UTF-8. A

@@ -17,8 +17,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/peer"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // place is where a server listens.

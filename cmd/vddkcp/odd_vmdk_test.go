@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // describeVMDK replaces the descriptor that is embedded in a sparse VMDK.

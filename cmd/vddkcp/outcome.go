@@ -7,13 +7,13 @@ import (
 	"os"
 	"syscall"
 
-	"vddkcp/nbd"
-	"vddkcp/sink"
-	sinkopen "vddkcp/sink/open"
-	"vddkcp/source"
-	sourceopen "vddkcp/source/open"
-	"vddkcp/transfer"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/sink"
+	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // Exit statuses, by docs/cli.md.

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
-	"vddkcp/internal/printable"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // errorOutput is standard error, and textOutput standard output for text and

@@ -11,11 +11,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/durable"
-	"vddkcp/nbd"
-	sinkopen "vddkcp/sink/open"
-	sourceopen "vddkcp/source/open"
-	"vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/nbd"
+	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
 // outputs are the files that a command writes besides its target: reports, logs,

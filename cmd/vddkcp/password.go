@@ -17,8 +17,8 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/impatient"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/internal/impatient"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // secretFlag is the value of --password or --cookie, in one of the four forms of

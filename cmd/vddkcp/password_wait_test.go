@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // A signal ends the wait for a secret that nobody writes, and for a configuration.

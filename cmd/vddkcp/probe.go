@@ -11,10 +11,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"vddkcp/internal/printable"
-	"vddkcp/source"
-	"vddkcp/transfer/batch"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // estimate reads --probe bytes of each disk, and says how long the batch will

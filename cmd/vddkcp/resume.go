@@ -14,13 +14,13 @@ import (
 	"strings"
 	"time"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/sink"
-	sinkopen "vddkcp/sink/open"
-	"vddkcp/source"
-	"vddkcp/transfer"
-	"vddkcp/transfer/journal"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/sink"
+	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // A copy that a signal stops has grace for the reads in flight; those that are

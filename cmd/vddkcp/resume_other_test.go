@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
 // A VMDK can't be resumed, which is no reason to drop a copy in another format that

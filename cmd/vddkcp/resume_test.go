@@ -14,9 +14,9 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
-	"vddkcp/transfer"
-	"vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
 // firstCheckpoint kills a copy to a file when it has written its first checkpoint,

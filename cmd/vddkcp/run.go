@@ -15,17 +15,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/durable"
-	"vddkcp/internal/fileid"
-	"vddkcp/internal/printable"
-	"vddkcp/nbd"
-	sinkopen "vddkcp/sink/open"
-	"vddkcp/transfer"
-	"vddkcp/transfer/batch"
-	"vddkcp/transfer/journal"
-	"vddkcp/transfer/progress"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/fileid"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/nbd"
+	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // batchCommand runs a batch, by docs/cli.md.

@@ -14,10 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
-	"vddkcp/transfer"
-	"vddkcp/transfer/batch"
-	"vddkcp/vddk/testlib"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
 // writeJobs writes a job file and returns its path.

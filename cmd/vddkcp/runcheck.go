@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/printable"
-	sinkopen "vddkcp/sink/open"
-	"vddkcp/transfer/batch"
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // checked is what --check found out of a job.

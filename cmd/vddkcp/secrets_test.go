@@ -10,7 +10,7 @@ import (
 	"syscall"
 	"testing"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // While a copy runs, no process shows the password in its arguments or its

@@ -7,10 +7,10 @@ import (
 	"strings"
 	"time"
 
-	"vddkcp/nbd/client"
-	"vddkcp/source"
-	sourceopen "vddkcp/source/open"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/nbd/client"
+	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // sourceFlags are the flags of every command that opens a source, by

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"vddkcp/internal/printable"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 type thumbprintCommand struct {

@@ -9,8 +9,8 @@ import (
 	"io"
 	"time"
 
-	"vddkcp/internal/printable"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 type vddkCommand struct {

@@ -11,9 +11,9 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/printable"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // vddkFlags are the flags of every command that opens a source about VDDK, with

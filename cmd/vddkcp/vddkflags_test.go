@@ -12,7 +12,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // parsed are the flags of a copy's command line.

@@ -9,14 +9,14 @@ import (
 	"os"
 	"strings"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/nbd"
-	"vddkcp/source"
-	sourceopen "vddkcp/source/open"
-	"vddkcp/transfer"
-	"vddkcp/transfer/digest"
-	"vddkcp/transfer/progress"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // verifyCommand compares disks, by docs/cli.md.

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // verifies runs verify and returns its exit status and standard output.

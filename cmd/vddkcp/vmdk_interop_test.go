@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // A real disk becomes a streamOptimized VMDK from each kind of source, and one

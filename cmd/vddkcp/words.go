@@ -8,8 +8,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"vddkcp/internal/nearest"
-	sourceopen "vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/internal/nearest"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
 )
 
 // wordsFor is what a command makes of nbdkit's words.

@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/address"
 )
 
 func TestCheck(t *testing.T) {

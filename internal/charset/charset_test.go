@@ -3,7 +3,7 @@ package charset_test
 import (
 	"testing"
 
-	"vddkcp/internal/charset"
+	"github.com/vddkcp/vddkcp/internal/charset"
 )
 
 func TestGet(t *testing.T) {

@@ -5,8 +5,8 @@ import (
 	"syscall"
 	"testing"
 
-	"vddkcp/internal/flush"
-	"vddkcp/internal/flush/flushtest"
+	"github.com/vddkcp/vddkcp/internal/flush"
+	"github.com/vddkcp/vddkcp/internal/flush/flushtest"
 )
 
 func TestGroup(t *testing.T) {

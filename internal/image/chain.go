@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"iter"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // errStop ends a scan whose consumer wants no more.

@@ -11,7 +11,7 @@ import (
 	"os"
 	"sync"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Life is that of a disk: it ends with the context that the disk was opened

@@ -4,7 +4,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 const (

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/image"
 )
 
 func TestPlaces(t *testing.T) {

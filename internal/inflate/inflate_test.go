@@ -14,7 +14,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // guard is what lies behind dst and must stay.

@@ -10,8 +10,8 @@ import (
 	"math"
 	"sync"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // Stage is how far a disk has come.

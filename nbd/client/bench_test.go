@@ -9,11 +9,11 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"vddkcp/nbd/client"
-	"vddkcp/nbd/server"
-	"vddkcp/sink"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/nbd/client"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // blank is a disk that takes whatever is written, and keeps nothing.

@@ -12,8 +12,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"vddkcp/nbd"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 const (

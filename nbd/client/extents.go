@@ -8,8 +8,8 @@ import (
 	"slices"
 	"time"
 
-	"vddkcp/nbd"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 const (

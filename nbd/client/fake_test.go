@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/nbd"
-	"vddkcp/sink"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // fake is a server that says what it was told to: first the greeting, and as

@@ -3,8 +3,8 @@ package client
 import (
 	"testing"
 
-	"vddkcp/internal/flush/flushtest"
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/internal/flush/flushtest"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 func TestFlushes(t *testing.T) {

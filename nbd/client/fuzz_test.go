@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz targets into testdata")

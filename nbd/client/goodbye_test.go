@@ -12,7 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 // TestGoodbyeOverTLS has a server that reads DISC and then stops reading, so that

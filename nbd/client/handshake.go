@@ -12,7 +12,7 @@ import (
 	"slices"
 	"strings"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 const (

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"syscall"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 // hinted is an error that the user can do something about.

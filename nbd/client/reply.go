@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"slices"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 const (

@@ -16,9 +16,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/nbd"
-	"vddkcp/sink"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // greetingOf is a fakeGreeting of a disk of size bytes.

@@ -10,11 +10,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/lifecycle"
-	"vddkcp/nbd"
-	"vddkcp/sink"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/lifecycle"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // zeroPiece is how much one request zeroes at most.

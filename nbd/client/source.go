@@ -9,8 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"vddkcp/nbd"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Disk is an export that is read. Beside source.Disk it is Identified and

@@ -8,7 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 // tlsConfig is what the URI demands of TLS, with the names that files have in

@@ -17,8 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/nbd/client"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/nbd/client"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // authority signs certificates, and is one itself.

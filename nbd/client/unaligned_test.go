@@ -6,8 +6,8 @@ import (
 	"sync"
 	"testing"
 
-	"vddkcp/nbd"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // memory answers as a server does whose export is content, in blocks. Holds

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"sync"
 
-	"vddkcp/internal/flush"
-	"vddkcp/nbd"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/flush"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // ErrReadOnly is what OpenWritable returns, wrapped, where the server lets

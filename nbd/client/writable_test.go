@@ -6,10 +6,10 @@ import (
 	"os"
 	"testing"
 
-	"vddkcp/nbd"
-	"vddkcp/nbd/client"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/client"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 func TestWritable(t *testing.T) {

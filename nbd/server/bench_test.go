@@ -13,11 +13,11 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // BenchmarkFile reads a file that is in the page cache, 16 requests in flight,

@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
 // flaky is a disk of which one call in eight fails, and one in 64 panics.

@@ -17,10 +17,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // disk is in memory and can be written to. It notes what was asked beside

@@ -13,7 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 const (

@@ -6,7 +6,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 // errnoOf returns which of the protocol's error numbers says what err means.

@@ -7,8 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"vddkcp/nbd"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // export is a disk that is open for its clients, of which there is at least

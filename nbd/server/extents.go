@@ -7,7 +7,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 const (

@@ -7,8 +7,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // checkered is a disk of n extents of 4 KiB each, data and zeros in turn.

@@ -14,10 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz targets into testdata")

@@ -10,8 +10,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"vddkcp/nbd"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 const (

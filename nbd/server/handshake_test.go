@@ -15,10 +15,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 const fixed, noZeroes = uint32(nbd.FixedNewstyle), uint32(nbd.NoZeroes)

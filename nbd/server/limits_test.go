@@ -20,10 +20,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // TestVanishes has clients that ask for much, take nothing and leave, beside

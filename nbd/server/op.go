@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/zero"
-	"vddkcp/nbd"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 const (

@@ -4,10 +4,10 @@ import (
 	"context"
 	"testing"
 
-	nbdclient "vddkcp/nbd/client"
-	"vddkcp/nbd/server"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	nbdclient "github.com/vddkcp/vddkcp/nbd/client"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // TestOwnClient has a disk go through the server and this project's own client:

@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 const (

@@ -5,7 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 // operations are the kinds of requests that are counted.

@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 func TestStats(t *testing.T) {

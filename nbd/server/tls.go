@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 
-	"vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd"
 )
 
 // LoadTLS returns what TLS needs from a folder with the file names of nbdkit,

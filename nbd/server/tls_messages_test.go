@@ -17,10 +17,10 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
-	nbdclient "vddkcp/nbd/client"
-	"vddkcp/nbd/server"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	nbdclient "github.com/vddkcp/vddkcp/nbd/client"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // issueLike is issue with a template that change has changed.

@@ -17,8 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
 // authority signs certificates, and is one itself.

@@ -17,11 +17,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/nbd"
-	"vddkcp/nbd/server"
-	"vddkcp/source"
-	"vddkcp/source/raw"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // both runs a test with structured replies and without.

@@ -16,11 +16,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/address"
-	"vddkcp/nbd"
-	"vddkcp/nbd/client"
-	"vddkcp/sink"
-	"vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/client"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/raw"
 )
 
 // UsageError is an address or an option that makes no sense whatever the state

@@ -13,10 +13,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/peer"
-	"vddkcp/sink"
-	"vddkcp/sink/open"
-	"vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/open"
+	"github.com/vddkcp/vddkcp/sink/raw"
 )
 
 const size = 1<<20 + 5

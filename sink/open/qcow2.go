@@ -5,9 +5,9 @@ import (
 	"errors"
 	"os"
 
-	"vddkcp/sink"
-	"vddkcp/sink/qcow2"
-	"vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/qcow2"
+	"github.com/vddkcp/vddkcp/sink/raw"
 )
 
 // DefaultClusterSize is the cluster size of a qcow2 target where Options have

@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 
-	"vddkcp/sink"
-	"vddkcp/sink/raw"
-	"vddkcp/sink/vmdk"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/sink/vmdk"
 )
 
 // planVMDK plans an image whose bytes go where those of a raw disk of unknown

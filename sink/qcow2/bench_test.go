@@ -6,7 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // BenchmarkEncode compresses clusters of what fragments makes, one after the

@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 
-	"vddkcp/internal/zero"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // state is what a checkpoint keeps beside the tables, which are in the file.

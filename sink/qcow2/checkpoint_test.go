@@ -11,10 +11,10 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/internal/zero"
-	"vddkcp/sink"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // memory is a backing in memory.

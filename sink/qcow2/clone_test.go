@@ -8,9 +8,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/peer"
-	"vddkcp/sink"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // Clusters that lie in a file of the same file system are shared, not copied.

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // A resumed image on a device has nothing of what the device had before: neither

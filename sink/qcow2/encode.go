@@ -7,7 +7,7 @@ import (
 	"github.com/klauspost/compress/flate"
 	"github.com/klauspost/compress/zstd"
 
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // Compression is how clusters are compressed.

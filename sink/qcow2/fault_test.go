@@ -12,9 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/peer"
-	"vddkcp/sink"
-	"vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/raw"
 )
 
 // counted is an image's file whose n-th write fails, and of which each write

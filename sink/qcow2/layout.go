@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"math/bits"
 
-	"vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
 )
 
 // Facts of the format (docs/interop/qcow2.txt of qemu) and limits of qemu.

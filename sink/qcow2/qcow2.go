@@ -20,11 +20,11 @@ import (
 	"regexp"
 	"strings"
 
-	"vddkcp/internal/lifecycle"
-	"vddkcp/sink"
-	"vddkcp/sink/raw"
-	"vddkcp/source"
-	"vddkcp/source/qcow2"
+	"github.com/vddkcp/vddkcp/internal/lifecycle"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/qcow2"
 )
 
 // Options are those of Create. The zero value makes a new image with clusters

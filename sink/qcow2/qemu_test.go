@@ -12,11 +12,11 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/internal/zero"
-	"vddkcp/source/open"
-	sourceraw "vddkcp/source/raw"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/source/open"
+	sourceraw "github.com/vddkcp/vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // fragments makes n bytes that compress like files do: words, runs, and pieces

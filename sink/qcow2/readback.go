@@ -5,10 +5,10 @@ import (
 	"io"
 	"iter"
 
-	"vddkcp/internal/lifecycle"
-	"vddkcp/sink"
-	"vddkcp/source"
-	"vddkcp/source/qcow2"
+	"github.com/vddkcp/vddkcp/internal/lifecycle"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/qcow2"
 )
 
 // ReadAt implements sink.Readback: it reads the image as it will be.

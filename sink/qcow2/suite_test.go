@@ -9,12 +9,12 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vddkcp/sink"
-	"vddkcp/sink/raw"
-	"vddkcp/sink/sinktest"
-	"vddkcp/source"
-	sourceqcow2 "vddkcp/source/qcow2"
-	sourceraw "vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/source"
+	sourceqcow2 "github.com/vddkcp/vddkcp/source/qcow2"
+	sourceraw "github.com/vddkcp/vddkcp/source/raw"
 )
 
 // faulty is an image's file whose next write fails with the error that was put

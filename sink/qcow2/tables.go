@@ -6,10 +6,10 @@ import (
 	"os"
 	"slices"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/killpoint"
-	"vddkcp/internal/zero"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/killpoint"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // tables are the metadata of an image that is written in order. In memory are

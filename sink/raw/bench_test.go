@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 const benchSize = 256 << 20

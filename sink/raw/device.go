@@ -11,10 +11,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/lifecycle"
-	"vddkcp/sink"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/lifecycle"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // zeroPiece is how much one call zeroes, so that the context's end is noticed.

@@ -12,11 +12,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/fileid"
-	"vddkcp/internal/killpoint"
-	"vddkcp/internal/lifecycle"
-	"vddkcp/sink"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/fileid"
+	"github.com/vddkcp/vddkcp/internal/killpoint"
+	"github.com/vddkcp/vddkcp/internal/lifecycle"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // CheckFile says why CreateFile would refuse path, as far as that can be known

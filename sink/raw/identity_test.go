@@ -7,7 +7,7 @@ import (
 	"syscall"
 	"testing"
 
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // fakeDevices makes a folder like /sys/dev/block. Devices are their folders, with

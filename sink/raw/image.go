@@ -8,8 +8,8 @@ import (
 	"io/fs"
 	"os"
 
-	"vddkcp/internal/lifecycle"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/internal/lifecycle"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // Image is the file or block device that the bytes of an image format go into: a

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // An image grows, is suspended, loses what came after the checkpoint, and ends

@@ -3,8 +3,8 @@ package raw
 import (
 	"context"
 
-	"vddkcp/internal/lifecycle"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/internal/lifecycle"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // Null returns a disk that takes everything and keeps nothing, to measure a

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // place is where a new file goes: the folder, held open so that it stays the

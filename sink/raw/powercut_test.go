@@ -9,10 +9,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/sink"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // powerCut stands between a file and the kernel and knows what a power cut may

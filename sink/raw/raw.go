@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"os"
 
-	"vddkcp/internal/lifecycle"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/internal/lifecycle"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // Preallocation says what becomes of a file's ranges that read as zeros.

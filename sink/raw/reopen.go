@@ -7,8 +7,8 @@ import (
 	"io"
 	"iter"
 
-	"vddkcp/source"
-	"vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/raw"
 )
 
 // reopen reads the first size bytes of the file or device at path.

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/lifecycle"
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/internal/lifecycle"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // Stream writes a disk in order to a pipe, a socket, a character device or a

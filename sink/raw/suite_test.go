@@ -14,9 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/peer"
-	"vddkcp/sink"
-	"vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
 )
 
 // breaker is a system whose next write fails with the error that was put in.

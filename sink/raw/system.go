@@ -7,7 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
 )
 
 // rwfDontcache is RWF_DONTCACHE of linux/fs.h (since Linux 6.14): the write goes

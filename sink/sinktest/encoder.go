@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink"
 )
 
 // encoder is a memoryDisk that takes its data encoded: by a code that differs

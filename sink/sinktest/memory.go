@@ -11,8 +11,8 @@ import (
 	"strings"
 	"sync"
 
-	"vddkcp/sink"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Op is a call that a Memory disk got.

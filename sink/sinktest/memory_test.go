@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"vddkcp/sink"
-	"vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
 )
 
 // memory is a Memory that can be broken, as the suite wants it.

@@ -15,8 +15,8 @@ import (
 	"sync"
 	"testing"
 
-	"vddkcp/sink"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Target is a place where one disk can be written: a path, a device, a server.

@@ -7,10 +7,10 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/sink"
-	"vddkcp/sink/raw"
-	"vddkcp/sink/vmdk"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/sink/vmdk"
 )
 
 // files are n bytes of real files, in the order of their names.

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // noParent is the parentCID of an image without a parent ("Virtual Disk Format

@@ -4,10 +4,10 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/sink"
-	"vddkcp/sink/sinktest"
-	"vddkcp/source"
-	reader "vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/source"
+	reader "github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 // written is what a reader finds in the descriptor of an image.

@@ -11,14 +11,14 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/internal/zero"
-	"vddkcp/sink"
-	"vddkcp/sink/raw"
-	"vddkcp/sink/vmdk"
-	"vddkcp/source"
-	rawreader "vddkcp/source/raw"
-	reader "vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/sink/vmdk"
+	"github.com/vddkcp/vddkcp/source"
+	rawreader "github.com/vddkcp/vddkcp/source/raw"
+	reader "github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 const grain = 64 << 10

@@ -8,12 +8,12 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"vddkcp/sink"
-	"vddkcp/sink/raw"
-	"vddkcp/sink/sinktest"
-	"vddkcp/source"
-	rawreader "vddkcp/source/raw"
-	reader "vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/source"
+	rawreader "github.com/vddkcp/vddkcp/source/raw"
+	reader "github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 // decode returns the content of the image at path.

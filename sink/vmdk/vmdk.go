@@ -9,10 +9,10 @@ import (
 	"errors"
 	"fmt"
 
-	"vddkcp/internal/lifecycle"
-	"vddkcp/sink"
-	"vddkcp/source"
-	reader "vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/internal/lifecycle"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+	reader "github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 // MaxSize is the largest disk that Create takes, in bytes. Its grain directory

@@ -11,11 +11,11 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/zero"
-	"vddkcp/sink"
-	"vddkcp/sink/raw"
-	"vddkcp/sink/sinktest"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/sink/sinktest"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // The header and the footer, field by field, as vSphere wants them; see "Virtual

@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/raw"
 )
 
 const benchSize = 256 << 20

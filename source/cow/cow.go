@@ -19,9 +19,9 @@ import (
 	"os"
 	"sync/atomic"
 
-	"vddkcp/internal/flush"
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/flush"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // DefaultBlockSize is the block size of a new layer, in bytes.

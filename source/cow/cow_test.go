@@ -7,9 +7,9 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/cow"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/cow"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // random returns n bytes that are no zeros.

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // sector is the unit that a power cut leaves whole.

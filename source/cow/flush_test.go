@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/flush/flushtest"
+	"github.com/vddkcp/vddkcp/internal/flush/flushtest"
 )
 
 func TestFlushes(t *testing.T) {

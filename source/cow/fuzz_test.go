@@ -11,8 +11,8 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // fuzzSize is that of a disk of two pages of the table, the second of which has

@@ -10,9 +10,9 @@ import (
 	"sync"
 	"testing"
 
-	"vddkcp/internal/zero"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // world is a disk of several pages of the table, of which some windows are

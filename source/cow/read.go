@@ -4,9 +4,9 @@ import (
 	"context"
 	"iter"
 
-	"vddkcp/internal/image"
-	"vddkcp/internal/zero"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // ReadAt implements source.Disk.

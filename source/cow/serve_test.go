@@ -12,12 +12,12 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/nbd/client"
-	"vddkcp/nbd/server"
-	"vddkcp/source"
-	"vddkcp/source/cow"
-	"vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/nbd/client"
+	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/cow"
+	"github.com/vddkcp/vddkcp/source/raw"
 )
 
 // serve serves a disk over a unix socket, for writing, and returns its URI and

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/durable"
 )
 
 // system is what is asked of the kernel beside reading, for tests to stand

@@ -17,9 +17,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // memory is a disk of so many bytes that are no zeros.

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"os"
 
-	"vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/image"
 )
 
 // maxLocked is how many blocks one step of a write locks.

@@ -10,11 +10,11 @@ import (
 	"strconv"
 	"strings"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/printable"
-	"vddkcp/source"
-	"vddkcp/source/ova"
-	"vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/ova"
+	"github.com/vddkcp/vddkcp/source/raw"
 )
 
 // Manifest is the ability of a disk of an appliance to be held against the

@@ -9,9 +9,9 @@ import (
 	"slices"
 	"strings"
 
-	"vddkcp/source"
-	"vddkcp/source/raw"
-	"vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 // Bounds of a search for the parent of an image.

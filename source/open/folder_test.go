@@ -8,7 +8,7 @@ import (
 	"syscall"
 	"testing"
 
-	"vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/source/open"
 )
 
 // differencing is the descriptor of an image of VirtualBox that has one sector

@@ -9,9 +9,9 @@ import (
 	"regexp"
 	"strings"
 
-	"vddkcp/source"
-	"vddkcp/source/qcow2"
-	"vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/qcow2"
+	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 // ForeignError reports a file or a stream whose content is no raw disk and no

@@ -14,8 +14,8 @@ import (
 	"testing/iotest"
 	"unicode/utf16"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // found is what opening a file and reading a stream say of content: "" for a raw

@@ -11,13 +11,13 @@ import (
 	"strings"
 	"sync"
 
-	"vddkcp/internal/address"
-	"vddkcp/nbd"
-	"vddkcp/nbd/client"
-	"vddkcp/source"
-	"vddkcp/source/qcow2"
-	"vddkcp/source/raw"
-	"vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/nbd/client"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/qcow2"
+	"github.com/vddkcp/vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 // ErrNotRead says that the address or the format means something that vddkcp

@@ -14,9 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
-	"vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/open"
 )
 
 // write makes files of the given content, by their paths in dir. A content

@@ -10,8 +10,8 @@ import (
 	"strings"
 	"syscall"
 
-	"vddkcp/source"
-	"vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/raw"
 )
 
 // OutsideError is a reference that leads out of the places where an image may

@@ -5,7 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source/raw"
 )
 
 func TestWhereIs(t *testing.T) {

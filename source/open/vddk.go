@@ -6,8 +6,8 @@ import (
 	"regexp"
 	"strings"
 
-	"vddkcp/source"
-	"vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // VDDK is how disks are opened through VMware's library.

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/text/encoding"
 
-	"vddkcp/internal/charset"
+	"github.com/vddkcp/vddkcp/internal/charset"
 )
 
 // Bounds of a descriptor. Real ones, with the licences of a product in a dozen

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // files are where an appliance's files lie. Names are relative to the folder of

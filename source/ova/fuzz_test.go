@@ -13,8 +13,8 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/ova"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/ova"
 )
 
 var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz targets into testdata")

@@ -16,8 +16,8 @@ import (
 	"slices"
 	"strings"
 
-	"vddkcp/internal/image"
-	"vddkcp/internal/sha1"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/sha1"
 )
 
 // maxManifest bounds a manifest: a line of 4 KiB for each member.

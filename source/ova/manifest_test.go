@@ -11,7 +11,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/source/ova"
+	"github.com/vddkcp/vddkcp/source/ova"
 )
 
 func sum1(s string) string   { return fmt.Sprintf("%x", sha1.Sum([]byte(s))) }

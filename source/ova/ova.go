@@ -23,9 +23,9 @@ import (
 
 	"golang.org/x/text/encoding"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Disk is a disk that a descriptor tells of.

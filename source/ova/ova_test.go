@@ -11,11 +11,11 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
-	"vddkcp/source/ova"
-	"vddkcp/source/raw"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/ova"
+	"github.com/vddkcp/vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // folder is an Opener of files in memory.

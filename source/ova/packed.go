@@ -4,8 +4,8 @@ import (
 	"bytes"
 	"fmt"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // packers are programs that pack a file as a whole, by what the file begins

@@ -10,8 +10,8 @@ import (
 	"sort"
 	"strings"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Section is the raw bytes of a file of an appliance, where they lie: in one

@@ -9,8 +9,8 @@ import (
 	"path"
 	"strings"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Bounds of an archive. An appliance has a handful of members; a real one with

@@ -12,10 +12,10 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
-	"vddkcp/source/ova"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/ova"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 func memory(b []byte) *sourcetest.Memory { return &sourcetest.Memory{Bytes: b} }

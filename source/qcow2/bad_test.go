@@ -4,7 +4,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // TestBadHeaders has headers that can't be right, or mean what is not read.

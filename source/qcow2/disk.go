@@ -25,8 +25,8 @@ import (
 	"regexp"
 	"strings"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Disk is a disk in a qcow2 image and the images that it is backed by. Beside

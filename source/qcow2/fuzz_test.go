@@ -13,9 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/qcow2"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/qcow2"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz target into testdata")

@@ -9,8 +9,8 @@ import (
 	"strconv"
 	"strings"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // magic is what an image begins with, version 1 of the format too.

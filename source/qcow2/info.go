@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"os"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // describe fills in what Info returns, but for the backing files.

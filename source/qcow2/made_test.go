@@ -9,8 +9,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"vddkcp/source"
-	"vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/open"
 )
 
 func TestMade(t *testing.T) {

@@ -4,8 +4,8 @@ import (
 	"context"
 	"iter"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Map implements source.Mapped. A preallocated cluster of zeros has no place:

@@ -12,9 +12,9 @@ import (
 	"slices"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/qcow2"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/qcow2"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // TestChainSharesMemory has more images than the memory of tables and clusters

@@ -8,8 +8,8 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"vddkcp/internal/image"
-	"vddkcp/internal/inflate"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/inflate"
 )
 
 // batchSize is how many compressed bytes are read at once where several

@@ -13,11 +13,11 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
-	"vddkcp/source/open"
-	"vddkcp/source/qcow2"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/source/qcow2"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // opened opens an image by the Opener, so that all formats can be in a chain.

@@ -14,8 +14,8 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source/open"
 )
 
 // refereeLimit bounds the disk of a damaged image, in bytes: both sides read all of it.

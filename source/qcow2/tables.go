@@ -5,9 +5,9 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/internal/zero"
 
-	"vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/image"
 )
 
 // The bits of a table entry ("Cluster mapping").

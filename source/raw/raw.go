@@ -15,8 +15,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/fileid"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/fileid"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // maxRead is the most bytes that one system call reads, so that the end of the

@@ -10,8 +10,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/flush"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/flush"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // zeros is never written to.

@@ -12,10 +12,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
-	"vddkcp/source/raw"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 func openWritable(t testing.TB, path string) *raw.WritableDisk {

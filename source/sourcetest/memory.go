@@ -10,7 +10,7 @@ import (
 	"sort"
 	"sync"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Memory is a disk in memory, for the tests of what reads from disks. The

@@ -7,8 +7,8 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
 // sample is a small disk: data, zeros, an explicit zero, data of a parent.

@@ -18,8 +18,8 @@ import (
 	"testing/iotest"
 	"time"
 
-	"vddkcp/internal/zero"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Config is an implementation of source.Disk that is tested.

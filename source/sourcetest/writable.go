@@ -8,7 +8,7 @@ import (
 	"sync"
 	"testing"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Writable writes to d, whose content is given, as source.Writable allows, and

@@ -13,9 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/raw"
-	"vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 // readError opens the image and reads it all, and returns the first error.

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // benchmarkImages calls do with a disk of 64 MiB of each kind, with nothing,

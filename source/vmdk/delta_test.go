@@ -15,11 +15,11 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
-	"vddkcp/source/raw"
-	"vddkcp/source/sourcetest"
-	"vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 // delta is an extent as ESXi makes them for snapshots, made by hand: vmfsSparse

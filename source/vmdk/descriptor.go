@@ -7,7 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"vddkcp/internal/charset"
+	"github.com/vddkcp/vddkcp/internal/charset"
 )
 
 const (

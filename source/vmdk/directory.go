@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
-	"vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/image"
 )
 
 // emptySlack is how many bytes the file of an empty disk may have behind its

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // TestTablesInTheWrongPlace has grain directories and tables that lie in another

@@ -29,8 +29,8 @@ import (
 	"iter"
 	"sort"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // maxChain bounds the length of a chain of images. VMware's own limit is 32.

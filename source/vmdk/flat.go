@@ -4,8 +4,8 @@ import (
 	"context"
 	"fmt"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // flat is a FLAT or VMFS extent: the bytes of a file, from start on.

@@ -14,9 +14,9 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz targets into testdata")

@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"math/bits"
 
-	"vddkcp/internal/image"
-	"vddkcp/internal/zero"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 const (

@@ -6,8 +6,8 @@ import (
 	"os"
 	"slices"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // describe fills in what Info returns, except for the parents.

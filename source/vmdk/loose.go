@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"slices"
 
-	"vddkcp/internal/image"
-	"vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/zero"
 )
 
 // maxLoose bounds the loose grain tables that are read when an extent is opened,

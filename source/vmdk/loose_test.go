@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"testing"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // TestLooseTable has an entry of the grain directory that leads into zeros of the

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // TestMadeImages reads what qemu-img does not write.

@@ -5,8 +5,8 @@ import (
 	"iter"
 	"os"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // located is an extent whose bytes may lie in a file as they are.

@@ -8,9 +8,9 @@ import (
 	"sort"
 	"sync"
 
-	"vddkcp/internal/image"
-	"vddkcp/internal/zero"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 const (

@@ -3,7 +3,7 @@ package vmdk
 import (
 	"sync/atomic"
 
-	"vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/image"
 )
 
 // memory is what an image and its parents keep beside what is in use. Its size

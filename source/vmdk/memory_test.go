@@ -13,9 +13,9 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 // TestManyFilesShareMemory has more extents and parents than the memory of

@@ -6,7 +6,7 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/image"
 )
 
 // soundTables notes which grain tables of an extent were found sound, a bit for

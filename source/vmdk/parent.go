@@ -8,8 +8,8 @@ import (
 	"regexp"
 	"strings"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // hintedError is an error and what the user can do about it.

@@ -11,10 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
-	"vddkcp/source/raw"
-	"vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 func readFile(t testing.TB, path string) []byte {

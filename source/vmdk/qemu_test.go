@@ -11,10 +11,10 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
-	"vddkcp/source"
-	"vddkcp/source/sourcetest"
-	"vddkcp/source/vmdk"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/source/sourcetest"
+	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
 // ext4 makes a real disk of a real directory tree, and returns its path. Its

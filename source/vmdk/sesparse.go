@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"slices"
 
-	"vddkcp/internal/image"
-	"vddkcp/internal/zero"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // VMware has not published the seSparse format. What is known of it is what

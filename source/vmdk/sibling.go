@@ -7,8 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"vddkcp/internal/image"
-	"vddkcp/source"
+	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // Folder is where the parent of an image may be that is known by its UUID alone,

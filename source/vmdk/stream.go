@@ -5,9 +5,9 @@ import (
 	"errors"
 	"sync"
 
-	"vddkcp/internal/inflate"
+	"github.com/vddkcp/vddkcp/internal/inflate"
 
-	"vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/image"
 )
 
 const (

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 const benchJobs = 10_000

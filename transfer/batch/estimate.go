@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
 )
 
 // ownRate is that no limit does.

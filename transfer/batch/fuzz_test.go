@@ -7,7 +7,7 @@ import (
 	"os"
 	"testing"
 
-	"vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
 // FuzzLoad feeds any bytes to Load. What it refuses has a place in the file, and

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // hooked is a batch of one job with these commands, as JSON. It runs outside of a

@@ -9,8 +9,8 @@ import (
 	"strings"
 	"time"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/nearest"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/nearest"
 )
 
 // maxName is how much of a field's name is shown, in bytes.

@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
 // testSpec knows a flag of each type.

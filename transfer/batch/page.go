@@ -10,8 +10,8 @@ import (
 	"strings"
 	"time"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 //go:embed page.html

@@ -10,9 +10,9 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
-	"vddkcp/transfer"
-	"vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
 // nightOf is the report of so many jobs, some of which failed, with names and

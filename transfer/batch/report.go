@@ -14,9 +14,9 @@ import (
 	"strings"
 	"time"
 
-	"vddkcp/internal/durable"
-	"vddkcp/internal/printable"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // Exit statuses of a batch, by docs/cli.md.

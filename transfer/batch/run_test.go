@@ -17,9 +17,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/internal/fileid"
-	"vddkcp/transfer"
-	"vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/internal/fileid"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
 // errStop stands for a signal.

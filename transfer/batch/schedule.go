@@ -10,8 +10,8 @@ import (
 	"sync"
 	"time"
 
-	"vddkcp/internal/fileid"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/internal/fileid"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // Options say how a batch runs.

@@ -16,8 +16,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/durable"
-	"vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
 // phase is how far a job is, by the state file.

@@ -15,7 +15,7 @@ import (
 	"fmt"
 	"hash"
 
-	"vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/internal/zero"
 )
 
 // Algorithm is a way to compute a digest. Every digest is 32 bytes long.

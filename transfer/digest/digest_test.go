@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
 const block = digest.BlockSize

@@ -8,7 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // A checkpoint fits into the journal also where nothing else fits any more, on

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // disk plays the disk below a journal: it holds what the file held when it was

@@ -22,9 +22,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/durable"
-	"vddkcp/internal/killpoint"
-	"vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/killpoint"
+	"github.com/vddkcp/vddkcp/transfer"
 )
 
 // Entry is what one slot holds.

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/transfer"
-	"vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
 func entry(off int64) journal.Entry {

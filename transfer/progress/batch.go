@@ -10,8 +10,8 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
 // BatchDisplay shows many copies while they run: on a terminal a line for all

@@ -10,7 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // screen is a terminal of a width, which knows what a BatchDisplay draws with.

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // TestSnapshotBesideACopy takes snapshots while a copy plans work and does it. None

@@ -10,8 +10,8 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 
-	"vddkcp/internal/bytesize"
-	"vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
 // Style is how progress is shown.

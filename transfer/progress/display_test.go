@@ -9,7 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
-	"vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // show runs a display while do fills the counters, in a bubble whose clock

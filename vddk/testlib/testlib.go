@@ -18,7 +18,7 @@ import (
 	"sync"
 	"testing"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 //go:embed build src

@@ -19,8 +19,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"vddkcp/internal/peer"
-	"vddkcp/vddk/testlib"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
 // sanitized finds what the library does wrong itself.

@@ -13,7 +13,7 @@ import (
 	"strings"
 	"testing"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 func compile(t testing.TB, args ...string) string {

@@ -9,8 +9,8 @@ import (
 	"sync"
 	"testing"
 
-	"vddkcp/vddk/testlib"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/vddk/testlib"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // The stand-in library counts each rule of VDDK's that its caller breaks.

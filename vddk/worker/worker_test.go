@@ -18,8 +18,8 @@ import (
 	"testing"
 	"time"
 
-	"vddkcp/internal/peer"
-	"vddkcp/vddk/worker"
+	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // built is a folder with the programs and stubs that were needed so far.

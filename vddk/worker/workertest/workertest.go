@@ -7,7 +7,7 @@ import (
 	"runtime"
 	"testing"
 
-	"vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
 // Build compiles the worker program and returns its path, for worker.Config's
