@@ -128,7 +128,7 @@ func located(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, 
 			}
 			for e.Len > 0 {
 				m := Mapping{Extent: e}
-				if files != nil && !e.Absent && e.Kind != Same {
+				if files != nil && !e.Absent && e.Kind != Inherited {
 					if f, pos, n, ok := files.InFile(e.Off); ok && n > 0 {
 						m.File, m.Pos, m.Len = f, pos, min(n, e.Len)
 					}

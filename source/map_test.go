@@ -121,7 +121,7 @@ func TestMapChecksTheCover(t *testing.T) {
 func TestMapByInFile(t *testing.T) {
 	a := new(os.File)
 	memory := &sourcetest.Memory{Bytes: make([]byte, 30), ExtentList: []source.Extent{
-		extent(0, 10, source.Data), extent(10, 5, source.Zero), {Off: 15, Len: 5, Kind: source.Zero, Absent: true}, extent(20, 5, source.Same), extent(25, 5, source.Data),
+		extent(0, 10, source.Data), extent(10, 5, source.Zero), {Off: 15, Len: 5, Kind: source.Zero, Absent: true}, extent(20, 5, source.Inherited), extent(25, 5, source.Data),
 	}}
 	d := &inFiles{memory, func(off int64) (*os.File, int64) {
 		switch {

@@ -70,10 +70,10 @@ type notWritable struct{}
 
 var errNotWritable = Permanent(errors.New("the disk that was opened again can't be written"))
 
-func (notWritable) WriteAt([]byte, int64) (int, error)                     { return 0, errNotWritable }
-func (notWritable) ZeroAt(context.Context, int64, int64, bool, bool) error { return errNotWritable }
-func (notWritable) Trim(context.Context, int64, int64) error               { return errNotWritable }
-func (notWritable) Flush(context.Context) error                            { return errNotWritable }
+func (notWritable) WriteAt([]byte, int64) (int, error)                    { return 0, errNotWritable }
+func (notWritable) ZeroAt(context.Context, int64, int64, ZeroFlags) error { return errNotWritable }
+func (notWritable) Trim(context.Context, int64, int64) error              { return errNotWritable }
+func (notWritable) Flush(context.Context) error                           { return errNotWritable }
 
 // wrote counts a write to the disk of a generation.
 func (w *retryingWritable) wrote(generation int) {
@@ -106,8 +106,8 @@ func (w *retryingWritable) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-func (w *retryingWritable) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
-	return w.change(ctx, func(d Writable) error { return d.ZeroAt(ctx, off, n, mayTrim, fastOnly) })
+func (w *retryingWritable) ZeroAt(ctx context.Context, off, n int64, flags ZeroFlags) error {
+	return w.change(ctx, func(d Writable) error { return d.ZeroAt(ctx, off, n, flags) })
 }
 
 func (w *retryingWritable) Trim(ctx context.Context, off, n int64) error {

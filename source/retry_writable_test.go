@@ -77,11 +77,11 @@ func (p *page) WriteAt(b []byte, off int64) (int, error) {
 	return len(b), p.change(off, p.n.write, func() { copy(p.n.written[off:], b) })
 }
 
-func (p *page) ZeroAt(_ context.Context, off, n int64, _, fastOnly bool) error {
+func (p *page) ZeroAt(_ context.Context, off, n int64, flags source.ZeroFlags) error {
 	if err := p.inside(off, n); err != nil {
 		return err
 	}
-	if fastOnly {
+	if flags.Has(source.FastOnly) {
 		return errors.ErrUnsupported
 	}
 	return p.change(off, p.n.write, func() { clear(p.n.written[off : off+n]) })
@@ -211,7 +211,7 @@ func TestRetryWritableErrors(t *testing.T) {
 	n := newNotebook()
 	d, w := retryNotebook(t, n)
 	// The disk's own answers come through at once.
-	if err := w.ZeroAt(t.Context(), 0, 10, true, true); err != errors.ErrUnsupported {
+	if err := w.ZeroAt(t.Context(), 0, 10, source.MayTrim|source.FastOnly); err != errors.ErrUnsupported {
 		t.Errorf("zero, fast only: %v", err)
 	}
 	full := source.Permanent(errors.New("no room"))

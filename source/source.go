@@ -62,8 +62,10 @@ const (
 	Data Kind = iota
 	// Zero reads as zeros.
 	Zero
-	// Same is not in this link of a chain, or is unchanged since the base.
-	Same
+	// Inherited means that this link of a chain of images has no content of
+	// its own here: the content is that of the parent, or is unchanged since
+	// the base.
+	Inherited
 )
 
 func (k Kind) String() string {
@@ -72,7 +74,7 @@ func (k Kind) String() string {
 		return "data"
 	case Zero:
 		return "zero"
-	case Same:
+	case Inherited:
 		return "same"
 	}
 	return fmt.Sprintf("Kind(%d)", uint8(k))
@@ -142,15 +144,28 @@ type Uncached interface {
 	ReadUncached()
 }
 
+// ZeroFlags change how [Writable.ZeroAt] makes a range read as zeros. The zero
+// value keeps the range allocated and takes as long as writing may take.
+type ZeroFlags uint8
+
+const (
+	// MayTrim allows the disk to deallocate the range.
+	MayTrim ZeroFlags = 1 << iota
+	// FastOnly makes ZeroAt return errors.ErrUnsupported, with the range
+	// unchanged, when it would not be faster than writing zeros.
+	FastOnly
+)
+
+// Has reports whether all of the flags in f are set.
+func (flags ZeroFlags) Has(f ZeroFlags) bool { return flags&f == f }
+
 // Writable is the ability to write to the disk, for serving it read-write.
 // Flush covers the writes that returned before it was called; an error of it
 // stays until the disk is opened again.
 type Writable interface {
 	io.WriterAt
-	// ZeroAt makes [off, off+n) read as zeros; with mayTrim it may deallocate
-	// them. With fastOnly it returns errors.ErrUnsupported where that would
-	// not be faster than writing.
-	ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error
+	// ZeroAt makes the n bytes from off on read as zeros.
+	ZeroAt(ctx context.Context, off, n int64, flags ZeroFlags) error
 	Trim(ctx context.Context, off, n int64) error
 	Flush(ctx context.Context) error
 }

@@ -100,7 +100,7 @@ func dataOrHole(k source.Kind) string {
 // remembered of the extents.
 //
 // Errors begin with the side that failed, "source: " or "target: ". A disk that
-// changes meanwhile is an ErrDiskChanged. Disks with Same extents are refused:
+// changes meanwhile is an ErrDiskChanged. Disks with Inherited extents are refused:
 // their content is not known.
 func Compare(ctx context.Context, src, dst source.Disk, o CompareOptions) (*Difference, error) {
 	c := &comparison{o: o.normal(), size: src.Size()}
@@ -160,8 +160,8 @@ func (s *side) ask(ctx context.Context) (err error) {
 	if s.plan, err = NewPlan(ctx, s.Disk); err != nil {
 		return s.failed(err)
 	}
-	if s.plan.Same > 0 {
-		return s.failed(fmt.Errorf("%d bytes are not in this link of a chain, so their content is not known: open it with its parents", s.plan.Same))
+	if s.plan.Inherited > 0 {
+		return s.failed(fmt.Errorf("%d bytes are not in this link of a chain, so their content is not known: open it with its parents", s.plan.Inherited))
 	}
 	return nil
 }

@@ -90,7 +90,7 @@ func newPipeline(src source.Disk, dst sink.Disk, plan *Plan, o Options, zeroed b
 		order:  make(chan *piece, maxPieces),
 	}
 	if plan != nil {
-		p.mixed = dst.Unit() > 1 && (plan.Same > 0 || plan.Known < plan.Size)
+		p.mixed = dst.Unit() > 1 && (plan.Inherited > 0 || plan.Known < plan.Size)
 	}
 	if p.encoder = encoderOf(dst); p.encoder != nil {
 		p.prepareEncoding()
@@ -423,7 +423,7 @@ func (p *pipeline) readMixed(ctx context.Context, buf []byte, off int64) error {
 		switch e.Kind {
 		case source.Zero:
 			clear(b)
-		case source.Same:
+		case source.Inherited:
 			if err := p.readBacking(b, e.Off); err != nil {
 				return err
 			}
@@ -500,7 +500,7 @@ func (p *pipeline) write(ctx context.Context, c *piece) error {
 }
 
 func (p *pipeline) writeEmpty(off, n int64, kind source.Kind) error {
-	if kind == source.Same {
+	if kind == source.Inherited {
 		return p.dst.SameAt(p.sinkContext, off, n)
 	}
 	if err := p.dst.ZeroAt(p.sinkContext, off, n); err != nil {
@@ -559,7 +559,7 @@ func (p *pipeline) fold(ctx context.Context, c *piece) error {
 		switch {
 		case c.read:
 			s.Blocks(&c.hashed[i])
-		case c.kind == source.Same:
+		case c.kind == source.Inherited:
 			err = p.foldBacking(ctx, s, c)
 		default:
 			err = s.ZeroContext(ctx, c.n)

@@ -21,10 +21,10 @@ const maxSize = 1 << 62
 
 // Plan is what a copy of a disk has to move.
 type Plan struct {
-	Size             int64 // of the disk, bytes
-	Known            int64 // what lies below was asked; Size, but for NewPlanWithin's
-	Data, Zero, Same int64 // bytes of each kind; their sum is Known
-	Extents          int64 // how many, neighbours of one kind counted as one
+	Size                  int64 // of the disk, bytes
+	Known                 int64 // what lies below was asked; Size, but for NewPlanWithin's
+	Data, Zero, Inherited int64 // bytes of each kind; their sum is Known
+	Extents               int64 // how many, neighbours of one kind counted as one
 
 	// identity is what the source was when it was asked, empty where it can't
 	// tell: what the plan knows holds for nothing else.
@@ -72,8 +72,8 @@ windows:
 			switch e.Kind {
 			case source.Zero:
 				p.Zero += e.Len
-			case source.Same:
-				p.Same += e.Len
+			case source.Inherited:
+				p.Inherited += e.Len
 			default:
 				p.Data += e.Len
 			}

@@ -11,7 +11,7 @@ import (
 // Sum returns the digest of a disk's content, as lower case hexadecimal
 // digits. Holes are not read. Memory is bounded: 2 x Requests x RequestSize,
 // and what is remembered of the extents. A disk that changes meanwhile is an
-// ErrDiskChanged. A disk with Same extents is refused: its content is not
+// ErrDiskChanged. A disk with Inherited extents is refused: its content is not
 // known.
 func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOptions) (value string, err error) {
 	s := &summing{o: o.normal(), side: side{Disk: d}, sum: digest.New(a)}

@@ -27,7 +27,7 @@ type Options struct {
 	Requests    int         // reads in flight; 0: 4
 	Sparse      int64       // zeros of at least so many bytes become holes; 0: 4 KiB, or 64 KiB where the sink must work for a hole
 	KeepZeros   bool        // zeros in data are written as they are, not looked for
-	Backing     source.Disk // of an overlay; parts that the source calls Same are read here, when they share a unit with others
+	Backing     source.Disk // of an overlay; parts that the source calls Inherited are read here, when they share a unit with others
 	// BackingIdentity is the Identity of Backing when it was opened; "": the copy
 	// asks for it when it begins. What differs from the backing is all that an
 	// overlay has, so a backing that changes meanwhile is an error.
@@ -215,7 +215,7 @@ func (p *pipeline) recount() {
 	c := p.o.Counters
 	was := c.Snapshot()
 	c.AddDone(p.keeper.done - was.Done)
-	asked := p.plan.Data + p.plan.Zero + p.plan.Same
+	asked := p.plan.Data + p.plan.Zero + p.plan.Inherited
 	p.plan.Known = max(asked, p.start)
 	p.overFrom, p.overTo = min(p.start, p.plan.cachedTo), min(p.start, asked)
 	data, zero := p.plan.below(p.overFrom)

@@ -177,10 +177,10 @@ func TestCopyLeavesSameToTheBacking(t *testing.T) {
 	want := make([]byte, 512*k)
 	copy(want, backing.Bytes)
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xEE}, 512*k), ExtentList: []source.Extent{
-		{Off: 0, Len: 130 * k, Kind: source.Same},
+		{Off: 0, Len: 130 * k, Kind: source.Inherited},
 		{Off: 130 * k, Len: 10 * k},
 		{Off: 140 * k, Len: 5 * k, Kind: source.Zero},
-		{Off: 145 * k, Len: 300 * k, Kind: source.Same}, // ends past the backing
+		{Off: 145 * k, Len: 300 * k, Kind: source.Inherited}, // ends past the backing
 		{Off: 445 * k, Len: 67 * k},
 	}}
 	copy(want[130*k:140*k], src.Bytes[130*k:])

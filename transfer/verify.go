@@ -115,7 +115,7 @@ func (w *wholeDisk) ReadAt(b []byte, off int64) (int, error) {
 func (w *wholeDisk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range w.p.src.Extents(ctx, off, length) {
-			if e.Kind == source.Same {
+			if e.Kind == source.Inherited {
 				e.Kind = source.Data
 			}
 			if !yield(e, err) {

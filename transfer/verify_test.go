@@ -65,7 +65,7 @@ func TestCopyDigest(t *testing.T) {
 func TestDigestOfBacking(t *testing.T) {
 	backing := &sourcetest.Memory{Bytes: bytes.Repeat([]byte("backing"), 300<<10/7)}
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xEE}, 512<<10), ExtentList: []source.Extent{
-		{Off: 0, Len: 448 << 10, Kind: source.Same},
+		{Off: 0, Len: 448 << 10, Kind: source.Inherited},
 		{Off: 448 << 10, Len: 64 << 10},
 	}}
 	want := make([]byte, 512<<10)
@@ -195,7 +195,7 @@ func TestVerifyFails(t *testing.T) {
 func TestDifferenceOfAnOverlay(t *testing.T) {
 	backing := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 512<<10)}
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xEE}, 512<<10), ExtentList: []source.Extent{
-		{Off: 0, Len: 448 << 10, Kind: source.Same}, {Off: 448 << 10, Len: 64 << 10},
+		{Off: 0, Len: 448 << 10, Kind: source.Inherited}, {Off: 448 << 10, Len: 64 << 10},
 	}}
 	dst := liar{create(t, &sinktest.Memory{}, src.Size(), sink.Options{Backing: backing}), func(b []byte) { b[5] = 2 }, nil}
 	_, err := transfer.Copy(t.Context(), src, dst, plan(t, src), transfer.Options{Backing: backing, Verify: true})

@@ -75,7 +75,7 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 		q := &d.allocation
 		hole := source.Extent{Kind: source.Zero, Absent: true}
 		if d.params.SingleLink {
-			hole = source.Extent{Kind: source.Same}
+			hole = source.Extent{Kind: source.Inherited}
 		}
 		end := off + length
 		asked := int64(q.chunks) * chunk // what is below can be asked about

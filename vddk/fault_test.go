@@ -601,7 +601,7 @@ func TestWrite(t *testing.T) {
 			n := r.IntN(min(len(want)-off, 300_000))
 			if r.IntN(2) == 0 {
 				clear(want[off : off+n])
-				if err := d.ZeroAt(t.Context(), int64(off), int64(n), true, false); err != nil {
+				if err := d.ZeroAt(t.Context(), int64(off), int64(n), source.MayTrim); err != nil {
 					t.Fatal(err)
 				}
 				continue
@@ -624,11 +624,11 @@ func TestWrite(t *testing.T) {
 		if host.queries != 0 || len(host.workers) != 1 {
 			t.Errorf("%d queries, %d workers", host.queries, len(host.workers))
 		}
-		if err := d.ZeroAt(t.Context(), 0, 512, true, true); !errors.Is(err, errors.ErrUnsupported) {
+		if err := d.ZeroAt(t.Context(), 0, 512, source.MayTrim|source.FastOnly); !errors.Is(err, errors.ErrUnsupported) {
 			t.Error(err)
 		}
 		for _, r := range [][2]int64{{-1, 1}, {d.Size(), 1}, {0, d.Size() + 1}} {
-			if err := d.ZeroAt(t.Context(), r[0], r[1], true, false); err == nil {
+			if err := d.ZeroAt(t.Context(), r[0], r[1], source.MayTrim); err == nil {
 				t.Errorf("ZeroAt %v", r)
 			}
 			if err := d.Trim(t.Context(), r[0], r[1]); err == nil {
@@ -955,12 +955,12 @@ func TestRequests(t *testing.T) {
 		if e.Kind == source.Zero {
 			t.Errorf("%+v: the hole of a single link is not zero", e)
 		}
-		if e.Kind == source.Same {
+		if e.Kind == source.Inherited {
 			same += e.Len
 		}
 	}
 	if same != 512*sectorSize {
-		t.Errorf("%d bytes are Same", same)
+		t.Errorf("%d bytes are Inherited", same)
 	}
 	if len(warnings) != 0 || d.Info().LogicalSector != 4096 || d.Info().GuestSector != 4096 {
 		t.Errorf("%q, %+v", warnings, d.Info())

@@ -32,7 +32,7 @@ type Params struct {
 	Compression string // of nbdssl: "", "none", "zlib", "fastlz" or "skipz"
 	Config      string // the user's configuration file of the library; "": the places of Open
 	LibDir      string // where the library is; "": the places of FindLibrary
-	SingleLink  bool   // open this link of the chain alone: its holes are Same
+	SingleLink  bool   // open this link of the chain alone: its holes are Inherited
 	Unbuffered  bool
 
 	NFCBuffers    NFCBuffers // the zero value: 1 MiB x 4

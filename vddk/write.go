@@ -7,6 +7,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // zeroPiece is how much ZeroAt writes before it looks at its context.
@@ -27,8 +29,8 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // ZeroAt writes zeros: the library knows no other way.
-func (d *Disk) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
-	if fastOnly {
+func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
+	if flags.Has(source.FastOnly) {
 		return errors.ErrUnsupported
 	}
 	if err := d.beginWrite("write zeros", off, n); err != nil {

@@ -312,9 +312,9 @@ func (j *job) run(ctx context.Context) error {
 	if id := plan.Identity(); id != j.resumption.copy.Source {
 		return fmt.Errorf("%w: it was %s, it is %s", transfer.ErrSourceChanged, j.resumption.copy.Source, id)
 	}
-	if plan.Same > 0 && j.backing == nil {
+	if plan.Inherited > 0 && j.backing == nil {
 		return &usageError{
-			err:  fmt.Errorf("--single-link: %s has %d bytes that only its parents have, and a target without --backing can't say so", j.Src, plan.Same),
+			err:  fmt.Errorf("--single-link: %s has %d bytes that only its parents have, and a target without --backing can't say so", j.Src, plan.Inherited),
 			hint: "without --single-link they are read from the parents",
 		}
 	}
@@ -701,7 +701,7 @@ func (j *job) printPlan(w io.Writer, plan *transfer.Plan, shared int64, target *
 	if shared > 0 {
 		text += fmt.Sprintf("of these shared: %d bytes (%s)\n", shared, bytesize.Format(shared))
 	}
-	holes := plan.Zero + plan.Same
+	holes := plan.Zero + plan.Inherited
 	defer j.pause()()
 	_, err := fmt.Fprintf(w, "%sholes: %d bytes (%s)\n", text, holes, bytesize.Format(holes))
 	return err

@@ -44,7 +44,7 @@ func (f *forgetful) WriteAt(p []byte, off int64) (int, error) {
 	return copy(f.current[off:], p), nil
 }
 
-func (f *forgetful) ZeroAt(_ context.Context, off, n int64, _, _ bool) error {
+func (f *forgetful) ZeroAt(_ context.Context, off, n int64, _ source.ZeroFlags) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	clear(f.current[off : off+n])

@@ -64,7 +64,7 @@ func printMapJSON(ctx context.Context, w *bufio.Writer, src source.Disk, counter
 		b = append(b, `, "depth": `...)
 		b = strconv.AppendInt(b, int64(m.Depth), 10)
 		b = append(b, `, "present": `...)
-		b = strconv.AppendBool(b, !m.Absent && m.Kind != source.Same)
+		b = strconv.AppendBool(b, !m.Absent && m.Kind != source.Inherited)
 		b = append(b, `, "zero": `...)
 		b = strconv.AppendBool(b, m.Kind == source.Zero)
 		b = append(b, `, "data": `...)

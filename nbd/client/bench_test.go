@@ -19,10 +19,10 @@ import (
 // blank is a disk that takes whatever is written, and keeps nothing.
 type blank struct{ source.Disk }
 
-func (blank) WriteAt(p []byte, _ int64) (int, error)                { return len(p), nil }
-func (blank) ZeroAt(_ context.Context, _, _ int64, _, _ bool) error { return nil }
-func (blank) Trim(context.Context, int64, int64) error              { return nil }
-func (blank) Flush(context.Context) error                           { return nil }
+func (blank) WriteAt(p []byte, _ int64) (int, error)                         { return len(p), nil }
+func (blank) ZeroAt(_ context.Context, _, _ int64, _ source.ZeroFlags) error { return nil }
+func (blank) Trim(context.Context, int64, int64) error                       { return nil }
+func (blank) Flush(context.Context) error                                    { return nil }
 
 // benchServer serves a disk in this process, so that what is measured is both
 // sides without what the disk costs.

@@ -124,12 +124,12 @@ func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // ZeroAt implements source.Writable.
-func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
+func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	return d.change(ctx, off, n, func(at, n int64) error {
-		if fastOnly {
-			return d.zeroFast(ctx, at, n, mayTrim)
+		if flags.Has(source.FastOnly) {
+			return d.zeroFast(ctx, at, n, flags.Has(source.MayTrim))
 		}
-		return d.target.zero(ctx, at, n, !mayTrim)
+		return d.target.zero(ctx, at, n, !flags.Has(source.MayTrim))
 	}, func(at, n int64) error {
 		return d.patch(zeros[:n], at)
 	})

@@ -91,14 +91,14 @@ func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	return copy(d.Bytes[off:off+int64(len(p))], p), nil
 }
 
-func (d *disk) ZeroAt(_ context.Context, off, n int64, mayTrim, fastOnly bool) error {
+func (d *disk) ZeroAt(_ context.Context, off, n int64, flags source.ZeroFlags) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if fastOnly && d.slow {
+	if flags.Has(source.FastOnly) && d.slow {
 		return fmt.Errorf("zero: %w", errors.ErrUnsupported)
 	}
 	clear(d.Bytes[off : off+n])
-	return d.note("zero %d+%d trim=%v fast=%v", off, n, mayTrim, fastOnly)
+	return d.note("zero %d+%d trim=%v fast=%v", off, n, flags.Has(source.MayTrim), flags.Has(source.FastOnly))
 }
 
 func (d *disk) Trim(_ context.Context, off, n int64) error {

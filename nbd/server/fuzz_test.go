@@ -67,17 +67,17 @@ const hugeSize = 9<<30 + 777
 
 func newHuge() huge {
 	return huge{&sourcetest.Memory{Content: zeros{}, Length: hugeSize, ExtentList: []source.Extent{
-		{Len: 512}, {Off: 512, Len: 512, Kind: source.Same},
+		{Len: 512}, {Off: 512, Len: 512, Kind: source.Inherited},
 		{Off: 1024, Len: 4<<30 - 1025, Kind: source.Zero, Absent: true},
 		{Off: 4<<30 - 1, Len: 1}, {Off: 4 << 30, Len: 1, Kind: source.Zero},
 		{Off: 4<<30 + 1, Len: 4<<30 + 511}, {Off: 8<<30 + 512, Len: hugeSize - 8<<30 - 512, Kind: source.Zero},
 	}}}
 }
 
-func (huge) WriteAt(p []byte, _ int64) (int, error)                { return len(p), nil }
-func (huge) ZeroAt(_ context.Context, _, _ int64, _, _ bool) error { return nil }
-func (huge) Trim(context.Context, int64, int64) error              { return nil }
-func (huge) Flush(context.Context) error                           { return nil }
+func (huge) WriteAt(p []byte, _ int64) (int, error)                         { return len(p), nil }
+func (huge) ZeroAt(_ context.Context, _, _ int64, _ source.ZeroFlags) error { return nil }
+func (huge) Trim(context.Context, int64, int64) error                       { return nil }
+func (huge) Flush(context.Context) error                                    { return nil }
 
 // FuzzHandshake is a client whose handshake is whatever. What it is told are
 // the greeting and whole replies, until the transmission.

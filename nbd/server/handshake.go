@@ -454,7 +454,7 @@ func allocation(e source.Extent) uint32 {
 	switch e.Kind {
 	case source.Zero:
 		return nbd.StateHole | nbd.StateZero
-	case source.Same:
+	case source.Inherited:
 		return nbd.StateHole // what it reads as is not known
 	}
 	return 0

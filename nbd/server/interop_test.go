@@ -40,16 +40,16 @@ func openFile(t testing.TB, path string) file {
 
 func (f file) WriteAt(p []byte, off int64) (int, error) { return f.f.WriteAt(p, off) }
 
-func (f file) ZeroAt(_ context.Context, off, n int64, mayTrim, _ bool) error {
+func (f file) ZeroAt(_ context.Context, off, n int64, flags source.ZeroFlags) error {
 	mode := uint32(unix.FALLOC_FL_ZERO_RANGE)
-	if mayTrim {
+	if flags.Has(source.MayTrim) {
 		mode = unix.FALLOC_FL_PUNCH_HOLE | unix.FALLOC_FL_KEEP_SIZE
 	}
 	return unix.Fallocate(int(f.f.Fd()), mode, off, n)
 }
 
 func (f file) Trim(ctx context.Context, off, n int64) error {
-	return f.ZeroAt(ctx, off, n, true, false)
+	return f.ZeroAt(ctx, off, n, source.MayTrim)
 }
 
 func (f file) Flush(context.Context) error { return f.f.Sync() }

@@ -86,7 +86,7 @@ func (c *conn) begin(r nbd.Request) error {
 		}, r.Flags&nbd.FlagFUA != 0)
 	case nbd.CmdWriteZeroes:
 		return o.run(func() error {
-			return c.e.writable.ZeroAt(c.s.life, int64(r.Off), int64(r.Len), r.Flags&nbd.FlagNoHole == 0, r.Flags&nbd.FlagFastZero != 0)
+			return c.e.writable.ZeroAt(c.s.life, int64(r.Off), int64(r.Len), zeroFlags(r.Flags))
 		}, r.Flags&nbd.FlagFUA != 0)
 	}
 	panic("server: a command that check let through")
@@ -734,4 +734,16 @@ func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end
 		off = e.End()
 	}
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, length), flags), nil
+}
+
+// zeroFlags returns what the flags of a request to write zeros mean to a disk.
+func zeroFlags(flags nbd.CommandFlags) source.ZeroFlags {
+	var f source.ZeroFlags
+	if flags&nbd.FlagNoHole == 0 {
+		f |= source.MayTrim
+	}
+	if flags&nbd.FlagFastZero != 0 {
+		f |= source.FastOnly
+	}
+	return f
 }

@@ -481,7 +481,7 @@ func TestHoles(t *testing.T) {
 }
 
 func TestBlockStatus(t *testing.T) {
-	zero, same := source.Zero, source.Same
+	zero, same := source.Zero, source.Inherited
 	list := []source.Extent{
 		{Off: 0, Len: 10},
 		{Off: 10, Len: 10, Kind: zero, Depth: 1, Absent: true},

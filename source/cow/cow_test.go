@@ -58,7 +58,7 @@ func TestDisk(t *testing.T) {
 							t.Fatal(err)
 						}
 					}
-					if err := d.ZeroAt(ctx, n/4, n/2-n/4, true, false); err != nil {
+					if err := d.ZeroAt(ctx, n/4, n/2-n/4, source.MayTrim); err != nil {
 						t.Fatal(err)
 					}
 					return d

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
@@ -283,7 +284,7 @@ func TestPowerCut(t *testing.T) {
 				if what == 7 {
 					err = d.Trim(context.Background(), from*sectorSize, n*sectorSize)
 				} else {
-					err = d.ZeroAt(context.Background(), from*sectorSize, n*sectorSize, what == 6, false)
+					err = d.ZeroAt(context.Background(), from*sectorSize, n*sectorSize, map[bool]source.ZeroFlags{true: source.MayTrim}[what == 6])
 				}
 			case what == 8:
 				p := make([]byte, window)

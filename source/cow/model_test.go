@@ -131,7 +131,7 @@ func TestModel(t *testing.T) {
 				_, err = d.WriteAt(part, v.off+from)
 			case 4, 5:
 				clear(part)
-				err = d.ZeroAt(t.Context(), v.off+from, n, r.IntN(2) == 0, false)
+				err = d.ZeroAt(t.Context(), v.off+from, n, source.ZeroFlags(r.IntN(2)))
 			case 6:
 				old := bytes.Clone(part)
 				if err = d.Trim(t.Context(), v.off+from, n); err == nil {
@@ -199,7 +199,7 @@ func TestWritersShareBlocks(t *testing.T) {
 						err = w.check(d, v, from, unit)
 					case what == 1:
 						clear(part)
-						err = d.ZeroAt(ctx, v.off+from, unit, true, false)
+						err = d.ZeroAt(ctx, v.off+from, unit, source.MayTrim)
 					case what == 2 && i%50 == 0:
 						err = d.Flush(ctx)
 					default:
@@ -258,7 +258,7 @@ func TestWholeBlockBesideItsPart(t *testing.T) {
 			both.Go(func() {
 				runtime.Gosched()
 				if b%3 == 0 {
-					if err := d.ZeroAt(t.Context(), b*minBlockSize, minBlockSize, true, false); err != nil {
+					if err := d.ZeroAt(t.Context(), b*minBlockSize, minBlockSize, source.MayTrim); err != nil {
 						t.Error(err)
 					}
 				} else if _, err := d.WriteAt(whole, b*minBlockSize); err != nil {

@@ -343,7 +343,7 @@ func TestTooLargeForOneFile(t *testing.T) {
 	if _, _, n, ok := d.InFile(maxPart - 1<<16); !ok || n != 1<<16 {
 		t.Errorf("InFile before the border: %d, %v", n, ok)
 	}
-	if err := d.ZeroAt(t.Context(), maxPart-1<<20, 2<<20, false, false); err != nil {
+	if err := d.ZeroAt(t.Context(), maxPart-1<<20, 2<<20, 0); err != nil {
 		t.Error(err)
 	}
 	if _, err := d.WriteAt(want[:512], size-512); err != nil {
@@ -372,7 +372,7 @@ func TestMemoryOfALargeDisk(t *testing.T) {
 		if i%200 == 0 {
 			_, err = d.WriteAt([]byte{1, 2, 3}, off+1000)
 		} else {
-			err = d.ZeroAt(t.Context(), off/DefaultBlockSize*DefaultBlockSize, DefaultBlockSize, true, false)
+			err = d.ZeroAt(t.Context(), off/DefaultBlockSize*DefaultBlockSize, DefaultBlockSize, source.MayTrim)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -430,7 +430,7 @@ func TestNoSpace(t *testing.T) {
 				t.Fatal("4 MiB fit in 2")
 			}
 		}
-		if err := d.ZeroAt(t.Context(), 4<<20, 4<<20, false, false); !errors.Is(err, unix.ENOSPC) {
+		if err := d.ZeroAt(t.Context(), 4<<20, 4<<20, 0); !errors.Is(err, unix.ENOSPC) {
 			t.Errorf("space for zeros: %v", err)
 		}
 		// Blocks that are read can't be kept, and are right.
@@ -602,8 +602,8 @@ func TestOutside(t *testing.T) {
 	for name, err := range map[string]error{
 		"past the end": func() error { _, err := d.WriteAt(make([]byte, 2), 99_999); return err }(),
 		"negative":     func() error { _, err := d.WriteAt(make([]byte, 2), -1); return err }(),
-		"zero":         d.ZeroAt(ctx, 99_999, 2, true, false),
-		"zero all":     d.ZeroAt(ctx, 1, 1<<63-1, true, false),
+		"zero":         d.ZeroAt(ctx, 99_999, 2, source.MayTrim),
+		"zero all":     d.ZeroAt(ctx, 1, 1<<63-1, source.MayTrim),
 		"trim":         d.Trim(ctx, -5, 10),
 		"less":         d.Trim(ctx, 5, -1),
 	} {
@@ -611,16 +611,16 @@ func TestOutside(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if err := d.ZeroAt(ctx, 10, 100, true, true); err != errors.ErrUnsupported {
+	if err := d.ZeroAt(ctx, 10, 100, source.MayTrim|source.FastOnly); err != errors.ErrUnsupported {
 		t.Errorf("a fast zero of a part: %v", err)
 	}
 	if got := read(t, d, 10, 100); got[5] != 0xB5 {
 		t.Error("it was done all the same")
 	}
-	if err := d.ZeroAt(ctx, 10, 99_990, true, true); err != nil {
+	if err := d.ZeroAt(ctx, 10, 99_990, source.MayTrim|source.FastOnly); err != nil {
 		t.Errorf("a fast zero: %v", err)
 	}
-	if err := d.ZeroAt(ctx, 65536, 100_000-65536, false, true); err != nil {
+	if err := d.ZeroAt(ctx, 65536, 100_000-65536, source.FastOnly); err != nil {
 		t.Errorf("a fast zero to the end: %v", err)
 	}
 	if got := read(t, d, 9, 99_991); got[0] != 0xB5 || !bytes.Equal(got[1:], make([]byte, 99_990)) {
@@ -678,7 +678,7 @@ func TestInFile(t *testing.T) {
 		if _, err := d.WriteAt(make([]byte, 2*b), 2*b); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.ZeroAt(t.Context(), 6*b, b, true, false); err != nil {
+		if err := d.ZeroAt(t.Context(), 6*b, b, source.MayTrim); err != nil {
 			t.Fatal(err)
 		}
 		for _, c := range []struct {

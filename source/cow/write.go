@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // maxLocked is how many blocks one step of a write locks.
@@ -124,16 +125,16 @@ func (d *Disk) writePart(p []byte, off, b int64) error {
 }
 
 // ZeroAt implements source.Writable. Of whole blocks only their state is
-// written; without mayTrim their space is reserved, where the file system can,
+// written; without MayTrim their space is reserved, where the file system can,
 // with it what they took is freed. Parts of blocks at either end are written;
 // a range without a whole block is never fast.
-func (d *Disk) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
+func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	return d.change(ctx, "zero", off, n, func() error {
 		first, whole := d.inner(off, n)
-		if fastOnly && whole == 0 && n > 0 {
+		if flags.Has(source.FastOnly) && whole == 0 && n > 0 {
 			return errors.ErrUnsupported
 		}
-		return d.zero(ctx, off, n, first, whole, mayTrim, func(p []byte, off, b int64) error {
+		return d.zero(ctx, off, n, first, whole, flags.Has(source.MayTrim), func(p []byte, off, b int64) error {
 			if state, _, err := d.table.run(b, 1); err != nil || state == zeroed {
 				return err
 			}

@@ -46,7 +46,7 @@ type Opener struct {
 	// AllowPath are folders that an image may name files in, and below them,
 	// beside its own folder.
 	AllowPath []string
-	// SingleLink opens images without their parents: what they lack is Same.
+	// SingleLink opens images without their parents: what they lack is Inherited.
 	SingleLink bool
 	// Writable opens disks that are source.Writable; what can't be one is a
 	// *UsageError.

@@ -58,7 +58,7 @@ type Disk struct {
 // files.
 type Options struct {
 	// SingleLink reads the image without its backing file, which need not be
-	// there: what it lacks is Same.
+	// there: what it lacks is Inherited.
 	SingleLink bool
 }
 
@@ -108,7 +108,7 @@ func (d *Disk) open(open source.Opener, o Options) error {
 		return nil
 	}
 	if o.SingleLink {
-		d.lacks = source.Extent{Kind: source.Same}
+		d.lacks = source.Extent{Kind: source.Inherited}
 		return nil
 	}
 	return d.openBacking(open)

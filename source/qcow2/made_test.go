@@ -184,7 +184,7 @@ func TestNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer single.Close()
-	if got := extents(t, single); len(got) != 1 || got[0].Kind != source.Same {
+	if got := extents(t, single); len(got) != 1 || got[0].Kind != source.Inherited {
 		t.Errorf("%+v", got)
 	}
 }

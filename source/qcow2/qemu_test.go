@@ -335,7 +335,7 @@ func TestChains(t *testing.T) {
 				}
 				defer single.Close()
 				for _, e := range extents(t, single) {
-					if deeper := e.Kind == source.Same; e.Depth != 0 || e.Absent || deeper != (slices.ContainsFunc(extents(t, d), func(x source.Extent) bool { return x.Off <= e.Off && e.Off < x.End() && x.Depth > 0 })) {
+					if deeper := e.Kind == source.Inherited; e.Depth != 0 || e.Absent || deeper != (slices.ContainsFunc(extents(t, d), func(x source.Extent) bool { return x.Off <= e.Off && e.Off < x.End() && x.Depth > 0 })) {
 						t.Errorf("alone: %+v", e)
 					}
 				}

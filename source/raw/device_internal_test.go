@@ -14,7 +14,7 @@ import (
 func TestLongRangesEnd(t *testing.T) {
 	const size, from = 4 << 30, 1 << 20
 	for name, change := range map[string]func(d *WritableDisk, ctx context.Context) error{
-		"zero":    func(d *WritableDisk, ctx context.Context) error { return d.ZeroAt(ctx, from, size-from, false, false) },
+		"zero":    func(d *WritableDisk, ctx context.Context) error { return d.ZeroAt(ctx, from, size-from, 0) },
 		"discard": func(d *WritableDisk, ctx context.Context) error { return d.Trim(ctx, from, size-from) },
 	} {
 		t.Run(name, func(t *testing.T) {

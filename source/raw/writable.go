@@ -133,7 +133,7 @@ func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 
 // ZeroAt implements source.Writable: by a hole where it may, else by a range
 // that the file system or the device zeroes, else by writing zeros.
-func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
+func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if err := d.begin(ctx, off, n); err != nil {
 		return d.explain("zero", off, n, err)
 	}
@@ -141,14 +141,14 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, mayTrim, fastOn
 	head, whole := d.inner(off, n)
 	err := errors.ErrUnsupported
 	if whole > 0 {
-		err = d.zeroRange(ctx, off+head, whole, mayTrim, fastOnly)
+		err = d.zeroRange(ctx, off+head, whole, flags)
 	}
 	switch {
 	case err == nil:
 		if err = d.writeZeros(ctx, off, head); err == nil {
 			err = d.writeZeros(ctx, off+head+whole, n-head-whole)
 		}
-	case unsupported(err) && fastOnly:
+	case unsupported(err) && flags.Has(source.FastOnly):
 		return errors.ErrUnsupported
 	case unsupported(err):
 		err = d.writeZeros(ctx, off, n)
@@ -168,8 +168,8 @@ func (d *WritableDisk) inner(off, n int64) (head, whole int64) {
 
 // zeroRange zeroes whole sectors without writing, or returns an error that is
 // unsupported.
-func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, mayTrim, fastOnly bool) error {
-	if mayTrim && !d.noPunch.Load() {
+func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
+	if flags.Has(source.MayTrim) && !d.noPunch.Load() {
 		// Of a block device this works only where it zeroes what it deallocates.
 		err := again(func() error {
 			return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
@@ -180,7 +180,7 @@ func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, mayTrim, fas
 		d.noPunch.Store(true)
 	}
 	if d.block {
-		if fastOnly {
+		if flags.Has(source.FastOnly) {
 			return errors.ErrUnsupported // the kernel may have to write
 		}
 		return d.inPieces(ctx, unix.BLKZEROOUT, off, n)

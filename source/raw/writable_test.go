@@ -55,13 +55,13 @@ func TestWritableHoles(t *testing.T) {
 		}
 		return st.Blocks * 512
 	}
-	if err := d.ZeroAt(t.Context(), 0, 1<<20, false, false); err != nil {
+	if err := d.ZeroAt(t.Context(), 0, 1<<20, 0); err != nil {
 		t.Fatal(err)
 	}
 	if n := blocks(); n < 4<<20 {
 		t.Errorf("%d bytes are left of what may not be trimmed", n)
 	}
-	if err := d.ZeroAt(t.Context(), 0, 1<<20, true, true); err != nil {
+	if err := d.ZeroAt(t.Context(), 0, 1<<20, source.MayTrim|source.FastOnly); err != nil {
 		t.Fatal(err)
 	}
 	if err := d.Trim(t.Context(), 1<<20, 1<<20); err != nil {
@@ -140,7 +140,7 @@ func TestWritableEndOfContext(t *testing.T) {
 	stop(why)
 	_, err = d.WriteAt([]byte{1}, 0)
 	for what, err := range map[string]error{
-		"write": err, "zero": d.ZeroAt(t.Context(), 0, 1, true, false), "trim": d.Trim(t.Context(), 0, 1), "flush": d.Flush(t.Context()),
+		"write": err, "zero": d.ZeroAt(t.Context(), 0, 1, source.MayTrim), "trim": d.Trim(t.Context(), 0, 1), "flush": d.Flush(t.Context()),
 	} {
 		if !errors.Is(err, why) {
 			t.Errorf("%s: %v", what, err)
@@ -165,14 +165,14 @@ func TestWritableFull(t *testing.T) {
 	if _, err := d.WriteAt(random(2<<20), 0); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("write to a full file system: %v", err)
 	}
-	if err := d.ZeroAt(t.Context(), 0, 4<<20, true, true); err != nil {
+	if err := d.ZeroAt(t.Context(), 0, 4<<20, source.MayTrim|source.FastOnly); err != nil {
 		t.Fatal(err)
 	}
 	// tmpfs has no ZERO_RANGE: what may not be trimmed is written.
-	if err := d.ZeroAt(t.Context(), 0, 1<<20, false, true); !errors.Is(err, errors.ErrUnsupported) {
+	if err := d.ZeroAt(t.Context(), 0, 1<<20, source.FastOnly); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("zeros that would have to be written: %v", err)
 	}
-	if err := d.ZeroAt(t.Context(), 0, 512<<10, false, false); err != nil {
+	if err := d.ZeroAt(t.Context(), 0, 512<<10, 0); err != nil {
 		t.Error(err)
 	}
 	if _, err := d.WriteAt(random(4096), 3<<20); err != nil {

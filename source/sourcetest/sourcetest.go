@@ -249,7 +249,7 @@ func (c Config) extents(t *testing.T, d source.Disk, off, length int64) []source
 		if e.Off != next || e.Len <= 0 || e.Len > off+length-next {
 			t.Fatalf("Extents(%d, %d): %+v, want one that starts at %d, is not empty, and ends by %d", off, length, e, next, off+length)
 		}
-		if e.Kind > source.Same || e.Depth < 0 || e.Absent && e.Kind == source.Data {
+		if e.Kind > source.Inherited || e.Depth < 0 || e.Absent && e.Kind == source.Data {
 			t.Fatalf("Extents(%d, %d): %+v is no valid extent", off, length, e)
 		}
 		next = e.End()

@@ -66,12 +66,12 @@ func Writable(t *testing.T, d source.Disk, content []byte) {
 		case 0:
 			what = "zero"
 			clear(piece)
-			err = w.ZeroAt(t.Context(), off, n, r.IntN(2) == 0, false)
+			err = w.ZeroAt(t.Context(), off, n, source.ZeroFlags(r.IntN(2)))
 		case 1:
 			what = "zero, fast"
-			err = w.ZeroAt(t.Context(), off, n, r.IntN(2) == 0, true)
+			err = w.ZeroAt(t.Context(), off, n, source.ZeroFlags(r.IntN(2))|source.FastOnly)
 			if errors.Is(err, errors.ErrUnsupported) {
-				err = w.ZeroAt(t.Context(), off, n, true, false) // it may have come half-way
+				err = w.ZeroAt(t.Context(), off, n, source.MayTrim) // it may have come half-way
 			}
 			clear(piece)
 		case 2:
@@ -106,7 +106,7 @@ func Writable(t *testing.T, d source.Disk, content []byte) {
 				var err error
 				if r.IntN(4) == 0 {
 					clear(piece)
-					err = w.ZeroAt(t.Context(), int64(off), run, true, false)
+					err = w.ZeroAt(t.Context(), int64(off), run, source.MayTrim)
 				} else {
 					fill(r, piece)
 					_, err = w.WriteAt(piece, int64(off))
@@ -126,7 +126,7 @@ func Writable(t *testing.T, d source.Disk, content []byte) {
 		if _, err := w.WriteAt(make([]byte, c.n), c.off); err == nil {
 			t.Errorf("wrote %d bytes at %d of a disk of %d", c.n, c.off, size)
 		}
-		if err := w.ZeroAt(t.Context(), c.off, c.n, true, false); err == nil {
+		if err := w.ZeroAt(t.Context(), c.off, c.n, source.MayTrim); err == nil {
 			t.Errorf("zeroed %d bytes at %d of a disk of %d", c.n, c.off, size)
 		}
 		if err := w.Trim(t.Context(), c.off, c.n); err == nil {

@@ -77,7 +77,7 @@ type placed struct {
 // Options say how an image is read. The zero value reads it with its parents.
 type Options struct {
 	// SingleLink reads the image without its parents, which need not be there:
-	// what it lacks is Same.
+	// what it lacks is Inherited.
 	SingleLink bool
 	// Folder is searched for the parent of an image that gives nothing but its
 	// UUID. Nil: such an image is refused.

@@ -58,7 +58,7 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 		return fmt.Errorf("%s: its parentFileNameHint names the parent %s, and its parentCID (ffffffff or missing) says that it has none", d.path, quote(r.hint))
 	}
 	if d.options.SingleLink {
-		d.lacks = source.Extent{Kind: source.Same}
+		d.lacks = source.Extent{Kind: source.Inherited}
 		return nil
 	}
 	link, err := d.link()

@@ -126,7 +126,7 @@ func TestDifferencing(t *testing.T) {
 		t.Fatal(err)
 	}
 	for e, err := range alone.Extents(t.Context(), 0, alone.Size()) {
-		if want := e.Off == 9*65536; err != nil || (e.Kind == source.Data) != want || !want && e.Kind != source.Same {
+		if want := e.Off == 9*65536; err != nil || (e.Kind == source.Data) != want || !want && e.Kind != source.Inherited {
 			t.Errorf("a single link: %+v, %v", e, err)
 		}
 	}
@@ -187,7 +187,7 @@ func TestDifferencingIsNeverAlone(t *testing.T) {
 			}
 			if d, err := openIn(t, path, true); err != nil {
 				t.Errorf("a single link: %v", err)
-			} else if e := extents(t, d); e[0].Kind != source.Same {
+			} else if e := extents(t, d); e[0].Kind != source.Inherited {
 				t.Errorf("a single link: %+v", e)
 			}
 		})
