@@ -2,13 +2,9 @@ package server
 
 import (
 	"bufio"
-	"bytes"
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -127,15 +123,6 @@ func (c *conn) limit(t time.Time) {
 	c.base.SetDeadline(t)
 }
 
-// readBy sets or lifts the deadline for the data of a write.
-func (c *conn) readBy(t time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.ending.Load() {
-		c.base.SetReadDeadline(t)
-	}
-}
-
 // transmit takes requests until the client leaves, and waits for those in work.
 func (c *conn) transmit() error {
 	c.r = bufio.NewReaderSize(c.net, readBuffer)
@@ -166,157 +153,5 @@ func (c *conn) linger() {
 		closing.CloseWrite()
 		c.base.SetReadDeadline(time.Now().Add(lastWrites))
 		io.CopyN(io.Discard, c.base, maxDiscard)
-	}
-}
-
-func (c *conn) requests() error {
-	var b [nbd.RequestSize]byte
-	for !c.ending.Load() {
-		if _, err := io.ReadFull(c.r, b[:]); err == io.EOF {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("next request: %w", err)
-		}
-		r, err := nbd.ParseRequest(&b)
-		if err != nil {
-			return err
-		}
-		if r.Type == nbd.CmdDisconnect {
-			return nil
-		}
-		if err := c.begin(r); err != nil {
-			return err
-		}
-		if c.r.Buffered() < nbd.RequestSize {
-			c.pay()
-		}
-	}
-	return nil
-}
-
-// owe queues a reply that is sent at the next pay at the latest. It is for the
-// goroutine that reads requests: those that came together get their replies
-// together.
-func (c *conn) owe(r *reply) {
-	if c.out.queue(r) {
-		c.owes = true
-	}
-}
-
-// pay has what is queued sent, by another goroutine: a client may send a while
-// before it takes the first reply. It is called before waiting for anything.
-func (c *conn) pay() {
-	if c.owes {
-		c.owes = false
-		go c.out.drain()
-	}
-}
-
-// memory returns n bytes for a request, or fewer where memory is short.
-func (c *conn) memory(n int) (*buffer, error) {
-	if b := c.s.memory.try(&c.holder, n); b != nil {
-		return b, nil
-	}
-	c.pay()
-	return c.s.memory.get(c.ctx, &c.holder, n)
-}
-
-// receive returns the next data of a write, of which n bytes at off are left,
-// or the first of them. It takes memory when the first of them have come. Where
-// they come slowly, it keeps no more of it than the reserve.
-func (c *conn) receive(off, n int64) (*buffer, error) {
-	c.pay()
-	if len(c.carry) == 0 {
-		if _, err := c.r.Peek(1); err != nil {
-			return nil, err
-		}
-	}
-	most := int64(maxPiece)
-	if c.slow {
-		most = reserve
-	}
-	b, err := c.memory(int(min(n, most)))
-	if err != nil {
-		return nil, err
-	}
-	have := copy(b.b, c.carry)
-	c.carry = nil
-	start := time.Now()
-	c.receiving.Store(start.UnixNano())
-	defer c.receiving.Store(0)
-	limited := len(b.b) > reserve && len(b.b)-have > c.r.Buffered()
-	if limited {
-		c.readBy(start.Add(patience))
-	}
-	more, err := io.ReadFull(c.r, b.b[have:])
-	have += more
-	if limited {
-		c.readBy(time.Time{})
-	}
-	switch {
-	case err == nil:
-		c.slow = c.slow && time.Since(start) > fast
-		return b, nil
-	case !limited || !errors.Is(err, os.ErrDeadlineExceeded) || c.ending.Load():
-		c.s.memory.put(b)
-		return nil, err
-	}
-	c.slow = true
-	whole := max(have-int((off+int64(have))%minPiece), 0)
-	c.carry = bytes.Clone(b.b[whole:have])
-	if b.b = b.b[:whole]; whole > 0 {
-		return b, nil
-	}
-	c.s.memory.put(b)
-	return c.receive(off, n)
-}
-
-// lost ends the connection because of err, unless the server ends: then there
-// are replies to send.
-func (c *conn) lost(err error) {
-	if !c.ending.Load() {
-		c.fail(err)
-	}
-}
-
-// stalled reports whether the client has moved next to nothing for so long,
-// although the server waits for it.
-func (c *conn) stalled(after time.Duration) bool {
-	since := c.receiving.Load()
-	return since != 0 && time.Now().UnixNano()-since >= int64(after) || c.out.stalled(after)
-}
-
-// newOp begins a request when there is room for it. It returns ErrShutdown when
-// the server ends meanwhile.
-func (c *conn) newOp(r nbd.Request) (*op, error) {
-	select {
-	case c.slots <- struct{}{}:
-	default:
-		c.pay()
-		select {
-		case c.slots <- struct{}{}:
-		case <-c.ctx.Done():
-			return nil, context.Cause(c.ctx)
-		case <-c.s.stopping:
-			return nil, ErrShutdown
-		}
-	}
-	c.running.Add(1)
-	o := &op{Request: r, c: c, start: time.Now(), left: 1}
-	o.first.op = o
-	return o, nil
-}
-
-// sent gives up what a reply held, after it was sent or the connection failed.
-func (c *conn) sent(r *reply) {
-	if r.buf != nil {
-		c.s.memory.put(r.buf)
-		r.buf, r.body = nil, nil
-	}
-	if r.last {
-		o := r.op
-		c.s.o.Stats.add(o.Type, o.Len, time.Since(o.start), o.errno != 0 || o.dropped)
-		<-c.slots
-		c.running.Done()
 	}
 }

@@ -11,7 +11,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/vddkcp/vddkcp/nbd"
-	"github.com/vddkcp/vddkcp/source"
 )
 
 const (
@@ -426,47 +425,6 @@ func (c *conn) negotiateContexts(o nbd.Option, data []byte) error {
 		}
 	}
 	return c.tell(o, nbd.RepAck, nil)
-}
-
-// asked reports whether one of the queries means the context. A whole namespace
-// is meant where contexts are listed, and all of them by no query at all.
-func (m *metaContext) asked(queries []string, list bool) bool {
-	namespace, _, _ := strings.Cut(m.name, ":")
-	for _, q := range queries {
-		if q == m.name || list && q == namespace+":" {
-			return true
-		}
-	}
-	return list && len(queries) == 0
-}
-
-// contexts are the metadata contexts that the export has.
-func (f *facts) contexts() []metaContext {
-	all := []metaContext{{name: nbd.BaseAllocation, flag: allocation}}
-	if f.chain {
-		all = append(all, metaContext{name: allocationDepth, flag: depth})
-	}
-	return all
-}
-
-// allocation returns the flags of base:allocation.
-func allocation(e source.Extent) uint32 {
-	switch e.Kind {
-	case source.Zero:
-		return nbd.StateHole | nbd.StateZero
-	case source.Inherited:
-		return nbd.StateHole // what it reads as is not known
-	}
-	return 0
-}
-
-// depth returns the value of qemu:allocation-depth: 0 where no image has the
-// extent, 1 for the first image, 2 for its backing file, and so on.
-func depth(e source.Extent) uint32 {
-	if e.Absent {
-		return 0
-	}
-	return uint32(e.Depth) + 1
 }
 
 // serveTLS returns the configuration that connections use.

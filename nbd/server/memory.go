@@ -288,3 +288,12 @@ func (m *memory) forget(w *waiter) {
 	}
 	m.grant()
 }
+
+// memory returns n bytes for a request, or fewer where memory is short.
+func (c *conn) memory(n int) (*buffer, error) {
+	if b := c.s.memory.try(&c.holder, n); b != nil {
+		return b, nil
+	}
+	c.pay()
+	return c.s.memory.get(c.ctx, &c.holder, n)
+}

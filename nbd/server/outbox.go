@@ -2,7 +2,6 @@ package server
 
 import (
 	"bufio"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -285,19 +284,6 @@ func (o *outbox) writeFile(r *reply) error {
 	return nil
 }
 
-// pad writes n zeros, in the place of data that could not be read.
-func pad(w io.Writer, n int64) error {
-	zeros := make([]byte, min(n, 64<<10))
-	for n > 0 {
-		k := min(n, int64(len(zeros)))
-		if _, err := w.Write(zeros[:k]); err != nil {
-			return err
-		}
-		n -= k
-	}
-	return nil
-}
-
 var spools = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, spool) }}
 
 // writeThrough writes replies to a connection that is no socket of the kernel.
@@ -338,9 +324,20 @@ func (w observed) Write(b []byte) (int, error) {
 	return done, nil
 }
 
-// appendError appends an error's number and its text.
-func appendError(b []byte, e nbd.Errno, text string) []byte {
-	b = binary.BigEndian.AppendUint32(b, uint32(e))
-	b = binary.BigEndian.AppendUint16(b, uint16(len(text)))
-	return append(b, text...)
+// owe queues a reply that is sent at the next pay at the latest. It is for the
+// goroutine that reads requests: those that came together get their replies
+// together.
+func (c *conn) owe(r *reply) {
+	if c.out.queue(r) {
+		c.owes = true
+	}
+}
+
+// pay has what is queued sent, by another goroutine: a client may send a while
+// before it takes the first reply. It is called before waiting for anything.
+func (c *conn) pay() {
+	if c.owes {
+		c.owes = false
+		go c.out.drain()
+	}
 }

@@ -1,0 +1,47 @@
+package server
+
+import "github.com/vddkcp/vddkcp/nbd"
+
+// check returns why a request can't be done: by its command, its flags, its
+// place, and what the export allows.
+func (o *op) check() (nbd.Errno, string) {
+	e := o.c.e
+	allowed := nbd.FlagFUA // wherever it is offered, it may come with any command
+	writes := false
+	beyond := nbd.EINVAL
+	switch o.Type {
+	case nbd.CmdRead:
+		if o.c.structured {
+			allowed |= nbd.FlagDF
+		}
+	case nbd.CmdWrite:
+		writes, beyond = true, nbd.ENOSPC
+	case nbd.CmdFlush, nbd.CmdCache:
+	case nbd.CmdTrim:
+		writes = true
+	case nbd.CmdWriteZeroes:
+		writes, beyond = true, nbd.ENOSPC
+		allowed |= nbd.FlagNoHole | nbd.FlagFastZero
+	case nbd.CmdBlockStatus:
+		allowed |= nbd.FlagReqOne
+	default:
+		return nbd.EINVAL, "unknown command"
+	}
+	switch size := uint64(e.size); {
+	case writes && e.writable == nil:
+		return nbd.EPERM, "the export is read-only"
+	case o.Flags&^allowed != 0:
+		return nbd.EINVAL, "flags that the command does not take"
+	case o.Type == nbd.CmdFlush && (o.Off != 0 || o.Len != 0):
+		return nbd.EINVAL, "flush of a range"
+	case o.Off > size || uint64(o.Len) > size-o.Off:
+		return beyond, "past the end of the export"
+	case (o.Type == nbd.CmdRead || o.Type == nbd.CmdWrite) && o.Len > nbd.MaxPayload:
+		return nbd.EINVAL, "longer than the maximum of 32 MiB"
+	case o.Type == nbd.CmdBlockStatus && len(o.c.contexts) == 0:
+		return nbd.EINVAL, "no metadata context was negotiated"
+	case o.Type == nbd.CmdBlockStatus && o.Len == 0:
+		return nbd.EINVAL, "block status of nothing"
+	}
+	return 0, ""
+}

@@ -1,0 +1,114 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/source"
+)
+
+// write takes the data of a write off the wire, and writes them piece by piece
+// unless the write is refused.
+func (o *op) write(errno nbd.Errno, why string) error {
+	c := o.c
+	if errno != 0 {
+		c.pay()
+		err := error(nil)
+		if o.Len > maxDiscard {
+			err = fmt.Errorf("write of %d bytes: want at most %d", o.Len, nbd.MaxPayload)
+		} else if _, err = io.CopyN(io.Discard, c.r, int64(o.Len)); err != nil {
+			err = fmt.Errorf("data of a write: %w", err)
+		}
+		if err != nil {
+			c.lost(err)
+			o.drop()
+			return err
+		}
+		o.refuse(errno, why)
+		return nil
+	}
+	if o.Len == 0 {
+		o.post()
+		return nil
+	}
+	for off, end := int64(o.Off), o.to(); off < end; {
+		b, err := c.receive(off, end-off)
+		if err != nil {
+			err = fmt.Errorf("data of a write: %w", err)
+			o.abandon(err)
+			return err
+		}
+		at := off
+		if off += int64(len(b.b)); off < end {
+			o.add()
+		}
+		go o.writePiece(b, at)
+	}
+	return nil
+}
+
+func (o *op) writePiece(b *buffer, off int64) {
+	e := o.c.e
+	err := o.call(func() error {
+		_, err := e.writable.WriteAt(b.b, off)
+		return err
+	})
+	e.extents.changed(off, int64(len(b.b)))
+	o.c.s.memory.put(b)
+	if err != nil {
+		o.fault(err)
+	}
+	if !o.done() {
+		return
+	}
+	if o.errno == 0 && !o.dropped && o.Flags&nbd.FlagFUA != 0 {
+		if err := o.call(func() error { return e.writable.Flush(o.c.s.life) }); err != nil {
+			o.fault(err)
+		}
+	}
+	o.finish(&o.first)
+}
+
+// run does what takes no memory, and flushes after it where it has to be
+// durable.
+func (o *op) run(work func() error, flush bool) error {
+	e := o.c.e
+	go func() {
+		err := o.call(func() error {
+			if o.Len > 0 {
+				if err := work(); err != nil {
+					return err
+				}
+			}
+			if flush {
+				return e.writable.Flush(o.c.s.life)
+			}
+			return nil
+		})
+		if o.Type != nbd.CmdFlush {
+			e.extents.changed(int64(o.Off), int64(o.Len))
+		}
+		switch {
+		case err != nil && o.Flags&nbd.FlagFastZero != 0 && errors.Is(err, errors.ErrUnsupported):
+			o.errno, o.text = nbd.ENOTSUP, "not faster than writing"
+		case err != nil:
+			o.fault(err)
+		}
+		o.finish(&o.first)
+	}()
+	return nil
+}
+
+// zeroFlags returns what the flags of a request to write zeros mean to a disk.
+func zeroFlags(flags nbd.CommandFlags) source.ZeroFlags {
+	var f source.ZeroFlags
+	if flags&nbd.FlagNoHole == 0 {
+		f |= source.MayTrim
+	}
+	if flags&nbd.FlagFastZero != 0 {
+		f |= source.FastOnly
+	}
+	return f
+}
