@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"syscall"
 	"time"
 
 	"github.com/vddkcp/vddkcp/sink"
@@ -21,102 +20,6 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// Options tune a copy. The zero value is the default.
-type Options struct {
-	RequestSize int         // bytes read at once; 0: 1 MiB. Rounded up to the sink's unit
-	Requests    int         // reads in flight; 0: 4
-	Sparse      int64       // zeros of at least so many bytes become holes; 0: 4 KiB, or 64 KiB where the sink must work for a hole
-	KeepZeros   bool        // zeros in data are written as they are, not looked for
-	Backing     source.Disk // of an overlay; parts that the source calls Inherited are read here, when they share a unit with others
-	// BackingIdentity is the Identity of Backing when it was opened; "": the copy
-	// asks for it when it begins. What differs from the backing is all that an
-	// overlay has, so a backing that changes meanwhile is an error.
-	BackingIdentity string
-	// ReopenBacking opens the file that has the name of the backing by then: whoever reads
-	// the overlay gets that, and not the file that was open during the copy. It is
-	// an error where that has another identity; nil: not looked at.
-	ReopenBacking func(context.Context) (source.Disk, error)
-	Reflink       Reflink            // whether blocks are shared with the source's file
-	Digest        digest.Algorithm   // of the content, computed while copying; "": none
-	Verify        bool               // read the target back before it is published
-	Limit         *Limiter           // nil: none
-	Counters      *progress.Counters // filled while copying; nil: not
-
-	// Interrupt makes a Read of the stream that waits for data return. CopyStream
-	// calls it, with the cause, when the copy has failed, since nothing may ever come
-	// on the stream. CopyStream may call it after it has returned, too. If Interrupt
-	// is nil, CopyStream waits for the Read.
-	Interrupt func(cause error)
-
-	// Stop, when it ends, makes the copy finish what is in flight and end with
-	// its cause. It is for copies that can go on later; nil: never.
-	Stop context.Context
-	// Resume is where an earlier copy of the same stopped; nil: from the start.
-	// The target must have been opened with its State and Offset.
-	Resume *Checkpoint
-	// Keep makes a checkpoint durable, which the target is by then. It is called
-	// beside the further copy, one call at a time; nil: a failed copy can't go on.
-	Keep func(Checkpoint) error
-	// Whole is called when the target is whole and durable, before it gets its
-	// final name; nil: not.
-	Whole    func()
-	Interval time.Duration // between checkpoints; 0: 5 s. One is also due every GiB
-	// Reopen opens the target again after a sink.ErrLost, as Lost says; nil: not.
-	Reopen func(ctx context.Context, state []byte, resume int64) (sink.Disk, error)
-	Lost   source.RetryOptions
-}
-
-// stop is Stop, or what never ends.
-func (o Options) stop() context.Context {
-	if o.Stop != nil {
-		return o.Stop
-	}
-	return context.Background()
-}
-
-const (
-	defaultRequest  = 1 << 20
-	defaultRequests = 4
-	// Zeros are found in blocks of this size: the smallest that a file system
-	// makes a hole of.
-	defaultSparse = 4 << 10
-	// A hole that costs a call of its own is worth it from here on.
-	workedSparse = 64 << 10
-)
-
-func (o Options) normal(dst sink.Disk, zeroed bool) Options {
-	if o.RequestSize == 0 {
-		o.RequestSize = defaultRequest
-	}
-	unit := int(dst.Unit())
-	o.RequestSize = (o.RequestSize + unit - 1) / unit * unit
-	if o.Requests == 0 {
-		o.Requests = defaultRequests
-	}
-	if o.Sparse == 0 {
-		o.Sparse = defaultSparse
-		if !zeroed {
-			o.Sparse = workedSparse
-		}
-	}
-	if o.Counters == nil {
-		o.Counters = new(progress.Counters)
-	}
-	return o
-}
-
-// sums returns a Sum for each digest that the copy needs.
-func (o Options) sums() []*digest.Sum {
-	var sums []*digest.Sum
-	if o.Digest != "" {
-		sums = append(sums, digest.New(o.Digest))
-	}
-	if o.Verify && o.Digest != digest.Blksum {
-		sums = append(sums, digest.New(digest.Blksum))
-	}
-	return sums
-}
-
 // Result is what a copy tells beside its counters.
 type Result struct {
 	Size   int64             // of the disk, bytes
@@ -124,21 +27,6 @@ type Result struct {
 	Digest *Digest           // the one that was asked for, else the one that Verify needed; nil: none
 	Verify Verify
 }
-
-// ErrSourceChanged says that the source, or the backing of the target, is not what
-// it was when it was planned or opened, so that the target may hold parts of two
-// states. It is the only error of a copy that removes work which a checkpoint
-// covers.
-var ErrSourceChanged = source.ErrChanged
-
-// changedBackingError is an ErrSourceChanged that concerns the backing.
-type changedBackingError struct{ was, is string }
-
-func (e *changedBackingError) Error() string {
-	return fmt.Sprintf("the backing changed while the target was written: it was %s, it is %s; nothing may write to a backing file", e.was, e.is)
-}
-
-func (e *changedBackingError) Is(target error) bool { return target == ErrSourceChanged }
 
 // Copy fills dst with all of src, makes it durable and publishes it. Plan is
 // NewPlan's for src.
@@ -257,136 +145,6 @@ func (p *pipeline) begin(ctx context.Context, at *Checkpoint, done int64, exists
 	return nil
 }
 
-// unchanged returns an error where the source or the backing is not what it was
-// when the copy was planned.
-func (p *pipeline) unchanged(ctx context.Context) error {
-	now, err := identity(ctx, p.src)
-	if err != nil {
-		return err
-	}
-	if now != p.plan.identity {
-		return fmt.Errorf("%w: it was %s, it is %s; copy from a snapshot, or with its user stopped", ErrSourceChanged, p.plan.identity, now)
-	}
-	return p.o.backingUnchanged(ctx)
-}
-
-// identifyBacking notes what the backing is, unless the caller did.
-func (o *Options) identifyBacking(ctx context.Context) (err error) {
-	if o.Backing != nil && o.BackingIdentity == "" {
-		o.BackingIdentity, err = identity(ctx, o.Backing)
-	}
-	return err
-}
-
-// backingUnchanged returns an error where the backing is not what it was.
-func (o *Options) backingUnchanged(ctx context.Context) error {
-	if o.Backing == nil {
-		return nil
-	}
-	now, err := identity(ctx, o.Backing)
-	if err == nil && now == o.BackingIdentity && o.ReopenBacking != nil {
-		now, err = o.identityByName(ctx)
-	}
-	if err == nil && now != o.BackingIdentity {
-		err = &changedBackingError{o.BackingIdentity, now}
-	}
-	return err
-}
-
-// identityByName returns the identity of the disk that has the backing's name now.
-func (o *Options) identityByName(ctx context.Context) (string, error) {
-	named, err := o.ReopenBacking(ctx)
-	if err != nil {
-		return "", fmt.Errorf("look at the backing again: %w", err)
-	}
-	defer named.Close()
-	return identity(ctx, named)
-}
-
-// end ends the target of a copy that failed with err, if it did. It is the one
-// place that decides whether the work is kept or removed: Copy documents the
-// rule. A target that is kept gets the latest possible checkpoint.
-func (p *pipeline) end(ctx context.Context, err error) error {
-	if err == nil || errors.As(err, new(*MismatchError)) {
-		return err // published, or suspended by verify
-	}
-	if p.keeper == nil || p.o.Keep == nil || nothingLeft(err) {
-		return aborted(p.dst, err) // which removes no file that has its final name
-	}
-	existed := p.keeper.exists
-	if !existed && !p.stopped(ctx) && !p.mayPass(err) {
-		return aborted(p.dst, err)
-	}
-	kept := p.keepLast(ctx)
-	if !existed && kept == nil && p.keeper.last.Offset == 0 && hopeless(err) {
-		return aborted(p.dst, err) // nothing was done that could be kept
-	}
-	if p.stopped(ctx) {
-		err = p.stopCause(err)
-	}
-	if kept != nil {
-		err = fmt.Errorf("%w (and no checkpoint can be written, so that a later run starts over: %w)", err, kept)
-	}
-	if suspended := p.dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
-		err = fmt.Errorf("%w (and closing the target: %w)", err, suspended)
-	}
-	return &ResumableError{Err: err, Offset: p.keeper.last.Offset}
-}
-
-// nothingLeft says whether err leaves nothing that a later run could go on with.
-func nothingLeft(err error) bool {
-	return errors.Is(err, ErrSourceChanged) || errors.Is(err, sink.ErrElsewhere) || errors.Is(err, sink.ErrUnsynced)
-}
-
-// keepLast writes a checkpoint of all that is done. A sink that is finished or
-// has failed takes none: then the one before serves, or that of the beginning.
-// It is an error where the journal holds no checkpoint afterwards.
-func (p *pipeline) keepLast(ctx context.Context) error {
-	if p.begun && !p.finished && p.keeper.final(ctx) == nil || p.keeper.exists {
-		return nil
-	}
-	return p.keeper.store(*p.keeper.last)
-}
-
-// stopped says whether the copy was asked to stop.
-func (p *pipeline) stopped(ctx context.Context) bool {
-	return ctx.Err() != nil || p.o.stop().Err() != nil
-}
-
-// stopCause returns why the copy was asked to stop where err is only its
-// consequence, else err.
-func (p *pipeline) stopCause(err error) error {
-	cause := context.Cause(p.o.stop())
-	if cause != nil && (errors.Is(err, errStopped) || errors.Is(err, cause) || errors.As(err, new(*sourceError))) {
-		return cause
-	}
-	return err
-}
-
-// mayPass says whether a later run may get over err, so that even a target
-// without any checkpoint is worth keeping.
-func (p *pipeline) mayPass(err error) bool {
-	if errors.Is(err, sink.ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return true
-	}
-	_, repeats := source.Ability[source.Counted](p.src)
-	return repeats && errors.As(err, new(*sourceError))
-}
-
-// hopeless says whether a later run meets err again at the same place. It does not
-// where a disk or a target that was open once can't be opened again.
-func hopeless(err error) bool {
-	return source.IsPermanent(err) && !errors.Is(err, source.ErrReopen) && !errors.Is(err, sink.ErrLost)
-}
-
-// aborted removes what was made for a copy that failed.
-func aborted(dst sink.Disk, err error) error {
-	if aborted := dst.Abort(); aborted != nil {
-		return fmt.Errorf("%w (and cleaning up failed: %w)", err, aborted)
-	}
-	return err
-}
-
 // finish makes the target durable, gives it its name, and tells the digests.
 func (p *pipeline) finish(ctx context.Context, result *Result) error {
 	p.o.Counters.Enter(progress.Finish)
@@ -430,16 +188,4 @@ func (p *pipeline) finish(ctx context.Context, result *Result) error {
 func isZeroed(dst sink.Disk) bool {
 	z, ok := sink.Ability[sink.Zeroed](dst)
 	return ok && z.ZeroedFrom(0)
-}
-
-func identity(ctx context.Context, d source.Disk) (string, error) {
-	i, ok := source.Ability[source.Identified](d)
-	if !ok {
-		return "", nil
-	}
-	id, _, err := i.Identity(ctx)
-	if err != nil {
-		return "", fmt.Errorf("identify what is read: %w", err)
-	}
-	return id, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
@@ -86,52 +85,6 @@ func (p *pipeline) verify(ctx context.Context) (Verify, error) {
 		}
 	}
 	return p.mismatched(mismatch, different)
-}
-
-// whole returns the source with what only the backing has: a disk whose content is
-// known. It lives under ctx.
-func (p *pipeline) whole(ctx context.Context) source.Disk {
-	if p.o.Backing == nil {
-		return p.src
-	}
-	return &wholeDisk{p, ctx}
-}
-
-type wholeDisk struct {
-	p   *pipeline
-	ctx context.Context
-}
-
-func (w *wholeDisk) Size() int64  { return w.p.src.Size() }
-func (w *wholeDisk) Close() error { return nil }
-
-func (w *wholeDisk) ReadAt(b []byte, off int64) (int, error) {
-	if err := w.p.readMixed(w.ctx, b, off); err != nil {
-		return 0, err
-	}
-	return len(b), nil
-}
-
-func (w *wholeDisk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
-	return func(yield func(source.Extent, error) bool) {
-		for e, err := range w.p.src.Extents(ctx, off, length) {
-			if e.Kind == source.Inherited {
-				e.Kind = source.Data
-			}
-			if !yield(e, err) {
-				return
-			}
-		}
-	}
-}
-
-// Identity is that of the source: whether the backing changed is looked at besides.
-func (w *wholeDisk) Identity(ctx context.Context) (id, proof string, err error) {
-	i, ok := source.Ability[source.Identified](w.p.src)
-	if !ok {
-		return "", "none", nil
-	}
-	return i.Identity(ctx)
 }
 
 // mismatched keeps a target that differs, with the number of bytes that do.

@@ -1,6 +1,10 @@
 package transfer
 
-import "github.com/vddkcp/vddkcp/internal/zero"
+import (
+	"hash/crc32"
+
+	"github.com/vddkcp/vddkcp/internal/zero"
+)
 
 // run is a part of a buffer, [start, end), all zeros or not.
 type run struct {
@@ -33,4 +37,27 @@ func scan(runs []run, b []byte, off, block, least int64) []run {
 		}
 	}
 	return runs
+}
+
+// look finds out what is to be known of a piece that was read.
+func (p *pipeline) look(c *piece) {
+	p.o.Counters.AddRead(c.n)
+	if c.file == nil {
+		p.scan(c)
+	}
+	for i, s := range p.sums {
+		s.Algorithm().Hash(c.off, c.buf, &c.hashed[i])
+	}
+	if p.keeper != nil {
+		c.crc = crc32.Checksum(c.buf, castagnoli)
+	}
+}
+
+// scan finds the zeros in a piece.
+func (p *pipeline) scan(c *piece) {
+	if p.o.KeepZeros {
+		c.runs = append(c.runs[:0], run{0, len(c.buf), false})
+		return
+	}
+	c.runs = scan(c.runs[:0], c.buf, c.off, p.block, p.o.Sparse)
 }
