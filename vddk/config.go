@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 	"golang.org/x/sys/unix"
 )
 
@@ -19,12 +20,11 @@ const (
 	// user's: migration tools found 1 MiB x 4 to be fastest.
 	keyBufSize  = "vixDiskLib.nfcAio.Session.BufSizeIn64KB"
 	keyBufCount = "vixDiskLib.nfcAio.Session.BufCount"
-	bufUnit     = 64 << 10
 
 	maxConfig = 1 << 20
 )
 
-var defaultBuffers = NFCBuffers{Size: 16 * bufUnit, Count: 4}
+var defaultBuffers = NFCBuffers{Size: 16 * nfcbudget.Unit, Count: 4}
 
 // libraryConfig is the configuration that the library gets: the user's own and
 // what it leaves open.
@@ -91,7 +91,7 @@ func parseConfig(path, text string, asked NFCBuffers) (*libraryConfig, error) {
 			return nil, fmt.Errorf("%s: line %d: %s is %q, want a number from 1 to 65535", path, n+1, key, value)
 		}
 		if size {
-			file.Size = int64(v) * bufUnit
+			file.Size = int64(v) * nfcbudget.Unit
 		} else {
 			file.Count = int(v)
 		}
@@ -104,7 +104,7 @@ func parseConfig(path, text string, asked NFCBuffers) (*libraryConfig, error) {
 		Size:  firstSet(asked.Size, file.Size, defaultBuffers.Size),
 		Count: firstSet(asked.Count, file.Count, defaultBuffers.Count),
 	}
-	if c.buffers.Size%bufUnit != 0 || c.buffers.Size < 0 || c.buffers.Count < 0 {
+	if c.buffers.Size%nfcbudget.Unit != 0 || c.buffers.Size < 0 || c.buffers.Count < 0 {
 		return nil, fmt.Errorf("NFC buffers of %d bytes x %d: want a multiple of 64 KiB", c.buffers.Size, c.buffers.Count)
 	}
 	return c, nil
@@ -121,7 +121,7 @@ func firstSet[T int | int64](values ...T) T {
 
 // file returns the file's content for buffers b.
 func (c *libraryConfig) file(b NFCBuffers) []byte {
-	return fmt.Appendf(nil, "%s%s=%d\n%s=%d\n", c.text, keyBufSize, b.Size/bufUnit, keyBufCount, b.Count)
+	return fmt.Appendf(nil, "%s%s=%d\n%s=%d\n", c.text, keyBufSize, b.Size/nfcbudget.Unit, keyBufCount, b.Count)
 }
 
 // configFile is a file that this process alone has, and that is gone with it:
@@ -146,16 +146,4 @@ func newConfigFile(content []byte) (*configFile, error) {
 		return nil, fmt.Errorf("configuration file for VDDK: the library opens it through /proc, which is not mounted: %w", err)
 	}
 	return f, nil
-}
-
-// halved returns the next smaller buffers: the size first, which costs speed
-// only where the network is slow.
-func (b NFCBuffers) halved() (smaller NFCBuffers, ok bool) {
-	switch {
-	case b.Size >= 2*bufUnit:
-		return NFCBuffers{b.Size / 2 / bufUnit * bufUnit, b.Count}, true
-	case b.Count >= 2:
-		return NFCBuffers{b.Size, b.Count / 2}, true
-	}
-	return b, false
 }

@@ -22,11 +22,11 @@ func TestParseConfig(t *testing.T) {
 			"# mine\ntmpDirectory = \"/var/tmp/x\"\nvixDiskLib.nfc.LogLevel=1\n" + size + "=16\n" + count + "=4\n", ""},
 		{"the user's buffers", size + " = \"32\"\n" + count + "=2\nx=1\n", NFCBuffers{}, "x=1\n" + size + "=32\n" + count + "=2\n", ""},
 		{"one of them, in any case", strings.ToUpper(size) + "=1\n", NFCBuffers{}, size + "=1\n" + count + "=4\n", ""},
-		{"asked for by flag", size + "=32\n", NFCBuffers{512 << 10, 8}, size + "=8\n" + count + "=8\n", ""},
+		{"asked for by flag", size + "=32\n", NFCBuffers{Size: 512 << 10, Count: 8}, size + "=8\n" + count + "=8\n", ""},
 		{"a comment is no setting", "# " + size + "=1\n", NFCBuffers{}, "# " + size + "=1\n" + size + "=16\n" + count + "=4\n", ""},
 		{"no number", "x=1\n" + size + "=many\n", NFCBuffers{}, "", `FILE: line 2: ` + size + ` is "many", want a number from 1 to 65535`},
 		{"zero", count + "=0", NFCBuffers{}, "", `want a number from 1`},
-		{"not a multiple", "", NFCBuffers{100000, 1}, "", "want a multiple of 64 KiB"},
+		{"not a multiple", "", NFCBuffers{Size: 100000, Count: 1}, "", "want a multiple of 64 KiB"},
 	} {
 		c, err := parseConfig("FILE", test.text, test.asked)
 		if test.err != "" {
@@ -42,23 +42,6 @@ func TestParseConfig(t *testing.T) {
 		if got := string(c.file(c.buffers)); got != test.want {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}
-	}
-}
-
-func TestHalved(t *testing.T) {
-	b, n := NFCBuffers{24 * 64 << 10, 4}, 0
-	for ; ; n++ {
-		smaller, ok := b.halved()
-		if !ok {
-			break
-		}
-		if smaller.Bytes() >= b.Bytes() || smaller.Size%(64<<10) != 0 || smaller.Count < 1 {
-			t.Fatalf("%+v after %+v", smaller, b)
-		}
-		b = smaller
-	}
-	if b != (NFCBuffers{64 << 10, 1}) || n != 6 {
-		t.Errorf("%+v after %d", b, n)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/flush"
 	"github.com/vddkcp/vddkcp/internal/impatient"
+	"github.com/vddkcp/vddkcp/internal/pacing"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
@@ -47,7 +48,7 @@ type Disk struct {
 	request worker.OpenRequest
 	config  *libraryConfig
 	log     *logs
-	pace    *pace
+	pace    *pacing.Pace
 	start   func(context.Context, worker.Config) (process, error)
 	size    int64
 
@@ -84,7 +85,7 @@ type Disk struct {
 	buffers  NFCBuffers // of connections to come
 	dead     error      // what no reopening helps against
 	lastLoss error
-	tuner    *tuner // nil: the number of connections is given
+	tuner    *pacing.Tuner // nil: the number of connections is given
 	growing  bool
 	most     int   // connections at once
 	messy    bool  // a worker was lost, and no Cleanup was called since
@@ -136,7 +137,7 @@ func open(ctx context.Context, p Params, l Library, o Options, thumbprint string
 	}
 	d.request = openRequest(&p, thumbprint, o.Writable)
 	d.sampled = p.Snapshot == "" && !d.o.Writable && !d.o.Retry.Mutable
-	d.pace = newPace(d.o.RequestSize, d.o.Depth)
+	d.pace = pacing.NewPace(d.o.RequestSize, d.o.Depth)
 	d.nSpare = d.o.Depth
 	d.nBuffers = 2 * d.o.Depth
 	d.changed.L = &d.mu
@@ -284,7 +285,7 @@ func (d *Disk) openFirst(ctx context.Context) error {
 			}
 		})
 	case d.o.Connections <= 0 && nfc(first.Transport):
-		d.tuner = newTuner(maxAuto)
+		d.tuner = pacing.NewTuner(maxAuto)
 	}
 	return nil
 }
@@ -314,7 +315,7 @@ func (d *Disk) acquire(ctx context.Context, n int) (free func(), err error) {
 	if d.o.Budget == nil || !d.params.Remote() {
 		return func() {}, nil
 	}
-	return d.o.Budget.Acquire(ctx, d.o.Budget.of(n, d.config.buffers.Bytes()))
+	return d.o.Budget.Acquire(ctx, d.o.Budget.Of(n, d.config.buffers.Bytes()))
 }
 
 // describe tells what is to be known of the disk at the beginning.
@@ -376,7 +377,7 @@ func (d *Disk) Stats() source.Stats {
 	defer d.mu.Unlock()
 	connections, most := d.most, max(d.most, d.o.Connections)
 	if d.tuner != nil {
-		connections, most = d.tuner.settled(), maxAuto
+		connections, most = d.tuner.Settled(), maxAuto
 	}
 	return source.Stats{
 		Transport: d.transport, Library: d.libraryVersion(), Connections: connections, Most: most,

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
@@ -487,7 +488,7 @@ func TestOpenWithSmallerBuffers(t *testing.T) {
 	if err := readBoth(t, d, content); err != nil {
 		t.Error(err)
 	}
-	if want := (NFCBuffers{2 * 64 << 10, 4}); d.buffers != want {
+	if want := (NFCBuffers{Size: 2 * 64 << 10, Count: 4}); d.buffers != want {
 		t.Errorf("%+v, want %+v", d.buffers, want)
 	}
 }
@@ -767,7 +768,7 @@ func TestAuto(t *testing.T) {
 				var warnings []string
 				o := Options{RequestSize: 4096, Warn: func(s string) { warnings = append(warnings, s) }}
 				if test.budget > 0 {
-					o.Budget = NewBudget(test.budget * defaultBuffers.Bytes())
+					o.Budget = nfcbudget.New(test.budget * defaultBuffers.Bytes())
 				}
 				d := host.mustOpen(Params{Server: "esxi"}, o)
 				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

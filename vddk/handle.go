@@ -183,7 +183,7 @@ func (d *Disk) goOn(h *handle, err error) bool {
 		// do the work.
 		d.removeLocked(h)
 		if d.tuner != nil {
-			d.tuner.failed(others)
+			d.tuner.Failed(others)
 		}
 		d.mu.Unlock()
 		d.warn(fmt.Sprintf("%s: a connection was lost and can't be had again; reading goes on with %d: %v", d.params.File, others, err))
@@ -321,7 +321,7 @@ func (d *Disk) openSession(ctx context.Context, replacing, shrink bool) (*sessio
 		if !errors.As(err, &e) || !e.noMemory() || !shrink {
 			return s, err
 		}
-		smaller, ok := buffers.halved()
+		smaller, ok := buffers.Halved()
 		if !ok {
 			return nil, err
 		}

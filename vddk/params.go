@@ -4,9 +4,7 @@
 package vddk
 
 import (
-	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/vddkcp/vddkcp/source"
@@ -42,75 +40,17 @@ type Params struct {
 // Remote says whether the disk lies on a server.
 func (p *Params) Remote() bool { return p.Server != "" }
 
-// NFCBuffers are what each connection of an NFC transport reserves on the host.
-type NFCBuffers struct {
-	Size  int64 // bytes, a multiple of 64 KiB
-	Count int
-}
-
-// Bytes is what they take together.
-func (b NFCBuffers) Bytes() int64 { return b.Size * int64(b.Count) }
-
-// Secret is a password or a cookie. It prints as stars, however it is printed;
-// Reveal is the only way to what it holds. The zero value is no secret at all,
-// which differs from an empty one.
-type Secret struct {
-	text string
-	set  bool
-}
-
-// NewSecret returns text as a secret.
-func NewSecret(text string) Secret { return Secret{text, true} }
-
-// IsSet says whether there is one, which may be empty.
-func (s Secret) IsSet() bool { return s.set }
-
-// Reveal returns what the secret holds.
-func (s Secret) Reveal() string { return s.text }
-
-// odd says what no password ends in on purpose, or "".
-func (s Secret) odd() string {
-	switch text := s.text; {
-	case strings.HasPrefix(text, "\ufeff"), strings.HasSuffix(text, "\ufeff"), strings.HasPrefix(text, "\xff\xfe"), strings.HasPrefix(text, "\xfe\xff"):
-		return "a byte order mark at one of its ends"
-	case strings.HasSuffix(text, "\n"), strings.HasSuffix(text, "\r"):
-		return "a newline at its end"
-	case text != strings.TrimSpace(text):
-		return "a blank at one of its ends"
-	}
-	return ""
-}
-
 // oddSecret says of the password or the cookie what a refused login may come from,
 // or "". It does not show the secret.
 func (p *Params) oddSecret() string {
-	if odd := p.Cookie.odd(); odd != "" {
+	if odd := p.Cookie.Odd(); odd != "" {
 		return "the cookie has " + odd
 	}
-	if odd := p.Password.odd(); odd != "" {
+	if odd := p.Password.Odd(); odd != "" {
 		return "the password has " + odd
 	}
 	return ""
 }
-
-func (s Secret) String() string {
-	if !s.set {
-		return ""
-	}
-	return "***"
-}
-
-// GoString implements fmt.GoStringer.
-func (s Secret) GoString() string { return s.String() }
-
-// Format implements fmt.Formatter, for every verb.
-func (s Secret) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
-
-// LogValue implements slog.LogValuer.
-func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
-
-// MarshalText implements encoding.TextMarshaler.
-func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // Options tune how a disk is opened and read. The zero value is the default.
 type Options struct {

@@ -30,9 +30,9 @@ func (d *Disk) take(p []byte) (t seat, err error) {
 		if err := d.stuckNow(false); err != nil {
 			return seat{}, err
 		}
-		l, asked := d.pace.next()
+		l, asked := d.pace.Next()
 		home, direct := slotRef{}, false
-		if len(p) > 0 && len(p) <= l.size {
+		if len(p) > 0 && len(p) <= l.Size {
 			home, direct = d.slots[&p[0]]
 			direct = direct && home.h.session == home.s && len(p) == home.s.handed[home.slot]
 		}
@@ -53,7 +53,7 @@ func (d *Disk) take(p []byte) (t seat, err error) {
 			continue
 		}
 		s := h.session
-		if h.inFlight >= l.depth || !direct && len(s.spare) == 0 {
+		if h.inFlight >= l.Depth || !direct && len(s.spare) == 0 {
 			h.waiting++
 			h.turn.Wait()
 			h.waiting--
@@ -61,7 +61,7 @@ func (d *Disk) take(p []byte) (t seat, err error) {
 			continue
 		}
 		h.inFlight++
-		if h.waiting > 0 && h.inFlight < l.depth {
+		if h.waiting > 0 && h.inFlight < l.Depth {
 			h.turn.Signal() // the depth grew
 		}
 		if direct {
@@ -106,7 +106,7 @@ func (d *Disk) give(t seat, n int64, succeeded bool) (alive bool) {
 				d.written++
 			}
 		}
-		d.pace.served()
+		d.pace.Served()
 		d.tuneLocked(now, n)
 	}
 	h.inFlight--
@@ -133,7 +133,7 @@ func (d *Disk) tuneLocked(now time.Duration, n int64) {
 		}
 		busy += h.inFlight + h.waiting
 	}
-	want := d.tuner.add(now, n, have, busy >= have*(d.o.Depth+1)/2)
+	want := d.tuner.Add(now, n, have, busy >= have*(d.o.Depth+1)/2)
 	switch {
 	case want > len(d.handles) && have == len(d.handles) && !d.growing:
 		d.growing = true
@@ -171,9 +171,9 @@ func (d *Disk) grow() {
 		bytes := d.buffers.Bytes()
 		d.mu.Unlock()
 		var ok bool
-		if free, ok = d.o.Budget.TryAcquire(d.o.Budget.of(1, bytes)); !ok {
+		if free, ok = d.o.Budget.TryAcquire(d.o.Budget.Of(1, bytes)); !ok {
 			d.mu.Lock()
-			d.tuner.denied(len(d.handles))
+			d.tuner.Denied(len(d.handles))
 			d.mu.Unlock()
 			return
 		}
@@ -202,7 +202,7 @@ func (d *Disk) addHandle(free func()) (added bool) {
 		d.mu.Lock()
 		n := len(d.handles)
 		if d.tuner != nil {
-			d.tuner.failed(n)
+			d.tuner.Failed(n)
 		}
 		d.mu.Unlock()
 		if d.ended() == nil {
@@ -300,7 +300,7 @@ func (a *attempts) again(t seat, err error) error {
 	if ended := d.ended(); ended != nil {
 		return ended
 	}
-	if e := asError(err); e != nil && e.noMemory() && d.pace.denied(t.asked) {
+	if e := asError(err); e != nil && e.noMemory() && d.pace.Denied(t.asked) {
 		d.debug("", "the host has no memory for a request; asking for less", "error", err)
 		a.denied++
 		d.retries.Add(1)

@@ -15,7 +15,7 @@ func (d *Disk) read(p []byte, off int64) error {
 	if len(p) == 0 {
 		return nil
 	}
-	if l, _ := d.pace.next(); fits(off, int64(len(p)), l.size) {
+	if l, _ := d.pace.Next(); fits(off, int64(len(p)), l.Size) {
 		return d.readPiece(p, off)
 	}
 	return d.eachRequest(off, int64(len(p)), func(from, to int64) error { return d.readPiece(p[from-off:to-off:to-off], from) })
@@ -27,11 +27,11 @@ func fits(off, n int64, size int) bool { return off%sectorSize+n <= int64(size) 
 // eachRequest cuts a range into what fits a request, with borders between that
 // are multiples of the sector, and does the parts side by side.
 func (d *Disk) eachRequest(off, n int64, do func(from, to int64) error) error {
-	l, _ := d.pace.next()
+	l, _ := d.pace.Next()
 	var g errgroup.Group
 	g.SetLimit(maxPieces)
 	for end := off + n; off < end; {
-		from, to := off, min(off-off%sectorSize+int64(l.size), end)
+		from, to := off, min(off-off%sectorSize+int64(l.Size), end)
 		g.Go(func() error { return do(from, to) })
 		off = to
 	}
@@ -53,7 +53,7 @@ func (d *Disk) readPiece(p []byte, off int64) error {
 		if err := a.again(t, err); err != nil {
 			return err
 		}
-		if l, _ := d.pace.next(); !fits(off, int64(len(p)), l.size) {
+		if l, _ := d.pace.Next(); !fits(off, int64(len(p)), l.Size) {
 			return d.read(p, off)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 	"github.com/vddkcp/vddkcp/vddk/testlib"
@@ -566,7 +567,7 @@ func TestStandInLayouts(t *testing.T) {
 func TestStandInBudget(t *testing.T) {
 	s := newStandIn(t, 8<<20, source.Extent{Off: 0, Len: 8 << 20})
 	s.Conf("host-memory 8", "transport nbd", "latency read 500")
-	budget := NewBudget(8 << 20)
+	budget := nfcbudget.New(8 << 20)
 	var wg sync.WaitGroup
 	for range 5 {
 		wg.Go(func() {

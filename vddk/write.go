@@ -136,7 +136,7 @@ func (d *Disk) writePiece(p []byte, off, end int64) error {
 		if err := a.again(t, err); err != nil {
 			return err
 		}
-		if l, _ := d.pace.next(); !fits(off, end-off, l.size) {
+		if l, _ := d.pace.Next(); !fits(off, end-off, l.Size) {
 			return d.eachRequest(off, end-off, func(from, to int64) error {
 				if p == nil {
 					return d.writePiece(nil, from, to)

@@ -1,4 +1,4 @@
-package vddk
+package pacing
 
 import "time"
 
@@ -20,14 +20,14 @@ const (
 	lastProbe  = 5 * time.Minute
 )
 
-// tuner finds the fewest connections that are fastest: it asks for one more
+// Tuner finds the fewest connections that are fastest: it asks for one more
 // while that raises the rate by a tenth, and takes it away again when it does
 // not. It is told of the bytes that were read and says how many connections
 // there should be; it has no clock and no lock of its own.
 //
 // Time in which the disk is not what is waited for says nothing of it, and is
 // left out: with a slow sink nothing changes.
-type tuner struct {
+type Tuner struct {
 	most int
 	want int // connections
 
@@ -55,14 +55,14 @@ const (
 	shrinking                   // one was taken away: is it as fast without?
 )
 
-func newTuner(most int) *tuner {
-	return &tuner{most: most, want: 1, rates: make([]float64, most+1), probe: firstProbe}
+func NewTuner(most int) *Tuner {
+	return &Tuner{most: most, want: 1, rates: make([]float64, most+1), probe: firstProbe}
 }
 
-// add tells of n bytes more that were read until now, with have connections
+// Add tells of n bytes more that were read until now, with have connections
 // open and whether since the last call each of them had requests enough. It
 // returns how many there should be.
-func (t *tuner) add(now time.Duration, n int64, have int, loaded bool) (want int) {
+func (t *Tuner) Add(now time.Duration, n int64, have int, loaded bool) (want int) {
 	since := now - max(t.last, t.from)
 	t.last = now
 	if have != t.want {
@@ -89,19 +89,19 @@ func (t *tuner) add(now time.Duration, n int64, have int, loaded bool) (want int
 	return t.want
 }
 
-func (t *tuner) restart(now time.Duration) {
+func (t *Tuner) restart(now time.Duration) {
 	t.from, t.loaded, t.bytes, t.requests = now+settle, 0, 0, 0
 }
 
-// failed is told that a connection more could not be had. It is done without.
-func (t *tuner) failed(have int) {
+// Failed is told that a connection more could not be had. It is done without.
+func (t *Tuner) Failed(have int) {
 	t.most = max(have, 1)
 	t.want = min(t.want, t.most)
 	t.rest(t.probe)
 }
 
-// settled is how many connections have proved to be worth it.
-func (t *tuner) settled() int {
+// Settled is how many connections have proved to be worth it.
+func (t *Tuner) Settled() int {
 	switch t.state {
 	case growing:
 		return t.want - 1
@@ -111,14 +111,14 @@ func (t *tuner) settled() int {
 	return t.want
 }
 
-// denied is told that there is no room for a connection more at this time.
-func (t *tuner) denied(have int) {
+// Denied is told that there is no room for a connection more at this time.
+func (t *Tuner) Denied(have int) {
 	t.want = max(have, 1)
 	t.rest(t.probe)
 }
 
 // judge is told of the rate with the connections that are wanted.
-func (t *tuner) judge(rate float64) {
+func (t *Tuner) judge(rate float64) {
 	before := t.rates[t.want]
 	t.rates[t.want] = rate
 	switch t.state {
@@ -158,7 +158,7 @@ func (t *tuner) judge(rate float64) {
 	}
 }
 
-func (t *tuner) grow() {
+func (t *Tuner) grow() {
 	if t.want == t.most {
 		t.rest(t.probe)
 		return
@@ -167,7 +167,7 @@ func (t *tuner) grow() {
 	t.want++
 }
 
-func (t *tuner) shrink() {
+func (t *Tuner) shrink() {
 	if t.want == 1 {
 		t.rest(t.probe)
 		return
@@ -177,6 +177,6 @@ func (t *tuner) shrink() {
 	t.worse = 0
 }
 
-func (t *tuner) rest(probe time.Duration) {
+func (t *Tuner) rest(probe time.Duration) {
 	t.state, t.probe, t.atRest, t.worse = resting, probe, 0, 0
 }

@@ -1,4 +1,4 @@
-package vddk
+package pacing
 
 import (
 	"math/rand/v2"
@@ -17,7 +17,7 @@ type world struct {
 
 // run lets the tuner be for so long and returns the bytes that were read, and
 // how long there were how many connections.
-func (w *world) run(t *tuner, length time.Duration, seed uint64) (read float64, times map[int]time.Duration, changes int) {
+func (w *world) run(t *Tuner, length time.Duration, seed uint64) (read float64, times map[int]time.Duration, changes int) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	const request = 1 << 20
 	times = map[int]time.Duration{}
@@ -32,11 +32,11 @@ func (w *world) run(t *tuner, length time.Duration, seed uint64) (read float64, 
 		now += took
 		times[have] += took
 		read += request
-		want := t.add(now, request, have, loaded)
+		want := t.Add(now, request, have, loaded)
 		switch {
 		case pending != 0 && now >= ready:
 			if w.most > 0 && pending > w.most {
-				t.failed(have)
+				t.Failed(have)
 			} else {
 				have = pending
 				changes++
@@ -76,11 +76,11 @@ func TestTuner(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			for seed := range uint64(20) {
-				read, _, _ := test.w.run(newTuner(maxAuto), 10*time.Second, seed)
+				read, _, _ := test.w.run(NewTuner(4), 10*time.Second, seed)
 				if best := test.w.rate(test.best, 0) * 10; read < test.share*best {
 					t.Errorf("seed %d: read %.0f MB in 10 s, %d connections read %.0f", seed, read/mb, test.best, best/mb)
 				}
-				tu := newTuner(maxAuto)
+				tu := NewTuner(4)
 				_, times, changes := test.w.run(tu, time.Minute, seed)
 				if share := times[test.best].Seconds() / 60; share < 0.8 || changes > test.most {
 					t.Errorf("seed %d: %d connections %.0f%% of the time, want most of it (%v), %d changes", seed, test.best, share*100, times, changes)
@@ -93,19 +93,19 @@ func TestTuner(t *testing.T) {
 // With a sink that is slower than the disk nothing changes.
 func TestTunerSlowSink(t *testing.T) {
 	w := world{rate: func(n int, _ time.Duration) float64 { return 200e6 * float64(n) }, loaded: func(time.Duration) bool { return false }}
-	if _, times, changes := w.run(newTuner(maxAuto), time.Minute, 1); changes != 0 {
+	if _, times, changes := w.run(NewTuner(4), time.Minute, 1); changes != 0 {
 		t.Errorf("%d changes, %v", changes, times)
 	}
 	// One that is slow from the fifth second on changes nothing that was found.
 	w.loaded = func(now time.Duration) bool { return now < 5*time.Second }
-	if _, times, changes := w.run(newTuner(maxAuto), time.Minute, 1); changes != 3 {
+	if _, times, changes := w.run(NewTuner(4), time.Minute, 1); changes != 3 {
 		t.Errorf("%d changes, %v", changes, times)
 	}
 	// One that comes and goes, in bursts of 30 ms: the rate of the bursts
 	// counts.
 	w.loaded = func(now time.Duration) bool { return now%(100*time.Millisecond) < 30*time.Millisecond }
 	w.rate = func(n int, _ time.Duration) float64 { return 400e6 }
-	if _, times, _ := w.run(newTuner(maxAuto), time.Minute, 1); times[1] < 50*time.Second {
+	if _, times, _ := w.run(NewTuner(4), time.Minute, 1); times[1] < 50*time.Second {
 		t.Errorf("%v", times)
 	}
 }
@@ -121,61 +121,20 @@ func TestTunerFollows(t *testing.T) {
 		return 200e6 * float64(n)
 	}}
 	for seed := range uint64(10) {
-		tu := newTuner(maxAuto)
+		tu := NewTuner(4)
 		w.run(tu, 60*time.Second, seed)
 		if tu.want != 4 {
 			t.Errorf("seed %d: %d before", seed, tu.want)
 		}
-		tu = newTuner(maxAuto)
+		tu = NewTuner(4)
 		w.run(tu, 170*time.Second, seed)
 		if tu.want > 2 {
 			t.Errorf("seed %d: %d while the host is busy", seed, tu.want)
 		}
-		tu = newTuner(maxAuto)
+		tu = NewTuner(4)
 		w.run(tu, 500*time.Second, seed)
 		if tu.want < 3 {
 			t.Errorf("seed %d: %d after", seed, tu.want)
 		}
-	}
-}
-
-func TestPace(t *testing.T) {
-	p := newPace(1<<20, 4)
-	l, asked := p.next()
-	if l != (limits{1 << 20, 4}) {
-		t.Fatal(l)
-	}
-	for range 4 { // were on the way together
-		if !p.denied(asked) {
-			t.Fatal("nothing less was left")
-		}
-	}
-	if l, asked = p.next(); l != (limits{512 << 10, 3}) {
-		t.Fatalf("after one refusal %+v", l)
-	}
-	for p.denied(asked) {
-		l, asked = p.next()
-	}
-	if l != (limits{64 << 10, 1}) {
-		t.Errorf("the least is %+v", l)
-	}
-	n := 0
-	for ; l.size < 1<<20 || l.depth < 4; n++ {
-		p.served()
-		if now, _ := p.next(); now.size > l.size+64<<10 || now.depth > l.depth+1 || now.size < l.size {
-			t.Fatalf("%+v after %+v", now, l)
-		} else {
-			l = now
-		}
-	}
-	if n < 100 || n > 2000 {
-		t.Errorf("%d requests to recover", n)
-	}
-	p.served()
-	if l, _ = p.next(); l != (limits{1 << 20, 4}) {
-		t.Errorf("%+v", l)
-	}
-	if small := newPace(4096, 1); small.denied(0) {
-		t.Error("less than the least")
 	}
 }

@@ -1,4 +1,4 @@
-package vddk_test
+package nfcbudget_test
 
 import (
 	"context"
@@ -6,12 +6,12 @@ import (
 	"testing"
 	"testing/synctest"
 
-	"github.com/vddkcp/vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 )
 
 func TestBudgetIsFair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := vddk.NewBudget(10)
+		b := nfcbudget.New(10)
 		first, err := b.Acquire(t.Context(), 6)
 		if err != nil {
 			t.Fatal(err)
@@ -56,7 +56,7 @@ func TestBudgetIsFair(t *testing.T) {
 }
 
 func TestBudgetContext(t *testing.T) {
-	b := vddk.NewBudget(4)
+	b := nfcbudget.New(4)
 	release, err := b.Acquire(t.Context(), 100) // more than there is
 	if err != nil {
 		t.Fatal(err)

@@ -1,4 +1,4 @@
-package vddk
+package nfcbudget
 
 import (
 	"context"
@@ -15,22 +15,22 @@ type Budget struct {
 	free  *semaphore.Weighted
 }
 
-// NewBudget returns a budget of so many bytes.
-func NewBudget(bytes int64) *Budget {
+// New returns a budget of so many bytes.
+func New(bytes int64) *Budget {
 	return &Budget{limit: bytes, free: semaphore.NewWeighted(bytes)}
 }
 
-// NewHostBudget returns a budget of so many bytes that lets no more than so many
+// NewHost returns a budget of so many bytes that lets no more than so many
 // connections be open at once, at least one. A connection with buffers smaller
 // than its share of the bytes counts as that share.
-func NewHostBudget(bytes int64, connections int) *Budget {
-	b := NewBudget(bytes)
+func NewHost(bytes int64, connections int) *Budget {
+	b := New(bytes)
 	b.least = (bytes + int64(connections) - 1) / int64(connections)
 	return b
 }
 
-// of is what n connections with so many bytes of buffers each take.
-func (b *Budget) of(n int, nfcBytes int64) int64 { return int64(n) * max(nfcBytes, b.least) }
+// Of is what n connections with so many bytes of buffers each take.
+func (b *Budget) Of(n int, nfcBytes int64) int64 { return int64(n) * max(nfcBytes, b.least) }
 
 // Acquire waits until nfcBytes are free, or ctx ends, whose cause it returns
 // then. Whoever wants more than there is gets all of it, once that is free: the
