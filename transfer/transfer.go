@@ -18,14 +18,15 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/digest"
 	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // Result is what a copy tells beside its counters.
 type Result struct {
 	Size   int64             // of the disk, bytes
 	Counts progress.Snapshot // of the copy, when all was written: reading back counts on
-	Digest *Digest           // the one that was asked for, else the one that Verify needed; nil: none
-	Verify Verify
+	Digest *report.Digest    // the one that was asked for, else the one that Verify needed; nil: none
+	Verify report.Verify
 }
 
 // Copy fills dst with all of src, makes it durable and publishes it. Plan is
@@ -160,7 +161,7 @@ func (p *pipeline) finish(ctx context.Context, result *Result) error {
 	p.finished = true
 	result.Counts = p.o.Counters.Snapshot()
 	if len(p.sums) > 0 {
-		result.Digest = &Digest{string(p.sums[0].Algorithm()), p.sums[0].Value()}
+		result.Digest = &report.Digest{Algorithm: string(p.sums[0].Algorithm()), Value: p.sums[0].Value()}
 	}
 	if p.o.Verify {
 		var err error

@@ -8,6 +8,7 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // MismatchError says that a target does not hold what was read for it.
@@ -43,8 +44,8 @@ func (e *MismatchError) Hint() string {
 
 // verify reads the finished target back, and keeps it unpublished where it is
 // not what was written.
-func (p *pipeline) verify(ctx context.Context) (Verify, error) {
-	failed := Verify{Status: VerifyNotRun}
+func (p *pipeline) verify(ctx context.Context) (report.Verify, error) {
+	failed := report.Verify{Status: report.VerifyNotRun}
 	v, ok := sink.Ability[sink.Verifiable](p.dst)
 	if !ok {
 		return failed, fmt.Errorf("verify: the target can't be read back: %w", errors.ErrUnsupported)
@@ -71,7 +72,7 @@ func (p *pipeline) verify(ctx context.Context) (Verify, error) {
 	// The last one: sums has it so.
 	want := p.sums[len(p.sums)-1].Value()
 	if got == want {
-		return Verify{Status: VerifyOK}, nil
+		return report.Verify{Status: report.VerifyOK}, nil
 	}
 	mismatch := &MismatchError{Want: want, Got: got, Stream: p.src == nil}
 	different := int64(0)
@@ -89,8 +90,8 @@ func (p *pipeline) verify(ctx context.Context) (Verify, error) {
 
 // mismatched keeps a target that differs, with the number of bytes that do.
 // However closing it ends, the copy ends with the mismatch.
-func (p *pipeline) mismatched(mismatch *MismatchError, different int64) (Verify, error) {
-	v := Verify{Status: VerifyMismatch, Different: different}
+func (p *pipeline) mismatched(mismatch *MismatchError, different int64) (report.Verify, error) {
+	v := report.Verify{Status: report.VerifyMismatch, Different: different}
 	if err := p.dst.Suspend(); err != nil {
 		return v, fmt.Errorf("%w; closing the target: %w", mismatch, err)
 	}
@@ -99,8 +100,8 @@ func (p *pipeline) mismatched(mismatch *MismatchError, different int64) (Verify,
 
 // verifyByComparing is verify of a copy that was resumed from one without a
 // digest: it reads the source once more.
-func (p *pipeline) verifyByComparing(ctx context.Context, d source.Disk) (Verify, error) {
-	failed := Verify{Status: VerifyNotRun}
+func (p *pipeline) verifyByComparing(ctx context.Context, d source.Disk) (report.Verify, error) {
+	failed := report.Verify{Status: report.VerifyNotRun}
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(p.o.stop(), cancel)()
@@ -111,14 +112,7 @@ func (p *pipeline) verifyByComparing(ctx context.Context, d source.Disk) (Verify
 	case err != nil:
 		return failed, fmt.Errorf("verify: %w", err)
 	case diff == nil:
-		return Verify{Status: VerifyOK}, nil
+		return report.Verify{Status: report.VerifyOK}, nil
 	}
 	return p.mismatched(&MismatchError{Difference: diff}, diff.Bytes)
 }
-
-// What a report says of verifying.
-const (
-	VerifyOK       = "ok"
-	VerifyMismatch = "mismatch"
-	VerifyNotRun   = "not_run"
-)

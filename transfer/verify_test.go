@@ -18,6 +18,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/digest"
 	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // blksum is nirs/blkhash's rule, said a second time.
@@ -50,11 +51,11 @@ func TestCopyDigest(t *testing.T) {
 				t.Fatal(err)
 			}
 			ended(t, dst)
-			if got := *result.Digest; got != (transfer.Digest{Algorithm: string(algorithm), Value: want}) || result.Verify.Status != transfer.VerifyOK {
+			if got := *result.Digest; got != (report.Digest{Algorithm: string(algorithm), Value: want}) || result.Verify.Status != report.VerifyOK {
 				t.Errorf("disk %d: %v, verify %v, want %s %s", i, got, result.Verify, algorithm, want)
 			}
 			result, err = transfer.CopyStream(t.Context(), bytes.NewReader(src.Bytes), sink.UnknownSize, create(t, dst, sink.UnknownSize, sink.Options{}), o)
-			if err != nil || result.Digest.Value != want || result.Verify.Status != transfer.VerifyOK {
+			if err != nil || result.Digest.Value != want || result.Verify.Status != report.VerifyOK {
 				t.Errorf("disk %d as a stream: %+v, %v", i, result, err)
 			}
 		}
@@ -73,7 +74,7 @@ func TestDigestOfBacking(t *testing.T) {
 	copy(want[448<<10:], src.Bytes[448<<10:])
 	dst := &sinktest.Memory{Unit: 64 << 10, Zeroed: true}
 	result, err := transfer.Copy(t.Context(), src, create(t, dst, src.Size(), sink.Options{Backing: backing}), plan(t, src), transfer.Options{Backing: backing, Verify: true, RequestSize: 64 << 10})
-	if err != nil || result.Digest.Value != blksum(want) || result.Verify.Status != transfer.VerifyOK {
+	if err != nil || result.Digest.Value != blksum(want) || result.Verify.Status != report.VerifyOK {
 		t.Errorf("%+v, %v", result, err)
 	}
 }
@@ -124,7 +125,7 @@ func TestVerifyFindsWhatWasLost(t *testing.T) {
 			continue
 		}
 		v := result.Verify
-		if v.Status != transfer.VerifyMismatch || c.different > 0 && v.Different != c.different || v.Different < 1 {
+		if v.Status != report.VerifyMismatch || c.different > 0 && v.Different != c.different || v.Different < 1 {
 			t.Errorf("%s: %+v", c.name, v)
 		}
 		if _, ok := dst.Published(); ok {

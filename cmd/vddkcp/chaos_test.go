@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/peer"
-	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
@@ -276,8 +276,8 @@ func TestChaosOfVDDK(t *testing.T) {
 			fmt.Sprintf("fault QueryAllocatedBlocks at=%d do=abort once", 1+r.IntN(2)),
 			"fault Open at=1 do=abort once")
 		dir := t.TempDir()
-		out, report := filepath.Join(dir, "out.raw"), filepath.Join(dir, "report.json")
-		cmd := exec.Command(binary, "--resume", "--progress", "none", "--report", report, "--timeout", "2s", "--connections", strconv.Itoa(1+r.IntN(3)),
+		out, reportFile := filepath.Join(dir, "out.raw"), filepath.Join(dir, "report.json")
+		cmd := exec.Command(binary, "--resume", "--progress", "none", "--report", reportFile, "--timeout", "2s", "--connections", strconv.Itoa(1+r.IntN(3)),
 			"--libdir", lib.Dir, "--server", "127.0.0.1", "--port", "9", "--user", "u", "--vm", "moref=1",
 			"--thumbprint", "00:11:22:33:44:55:66:77:88:99:aa:bb:cc:dd:ee:ff:00:11:22:33", "[ds] vm/vm.vmdk", out)
 		cmd.Env = append(os.Environ(), "VDDKCP_PASSWORD=secret")
@@ -310,8 +310,8 @@ func TestChaosOfVDDK(t *testing.T) {
 			t.Fatalf("run %d: %v\n%s", run, err, &stderr)
 		}
 		peer.Run(t, "cmp", disk, out)
-		var got transfer.Report
-		text, err := os.ReadFile(report)
+		var got report.Report
+		text, err := os.ReadFile(reportFile)
 		if err := errors.Join(err, json.Unmarshal(text, &got)); err != nil {
 			t.Fatal(err)
 		}

@@ -33,6 +33,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 	"github.com/vddkcp/vddkcp/transfer/journal"
 	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 type copyCommand struct {
@@ -46,7 +47,7 @@ type job struct {
 	*copyCommand
 	log      *slog.Logger
 	result   transfer.Result // of the copy, as far as it came
-	report   *transfer.Report
+	report   *report.Report
 	counters *progress.Counters
 	opener   *sourceopen.Opener
 	source   source.Disk        // nil until it is open
@@ -123,7 +124,7 @@ func (c *copyCommand) outputs(logs *logFlags) *outputs {
 }
 
 // writeReport writes the report of one copy: JSON, or a page for people.
-func writeReport(r *transfer.Report, path string) error {
+func writeReport(r *report.Report, path string) error {
 	if isPage(path) {
 		return batch.Single(r).Write(path)
 	}
@@ -135,7 +136,7 @@ func writeReport(r *transfer.Report, path string) error {
 func (c *copyCommand) newJob(log *slog.Logger, counters *progress.Counters) *job {
 	j := &job{
 		copyCommand: c, log: log, counters: counters,
-		report: transfer.NewReport(c.Src, c.Dst),
+		report: report.New(c.Src, c.Dst),
 		opener: c.opener(), backings: c.opener(), stdout: textOutput,
 		pause: noPause,
 	}
@@ -200,7 +201,7 @@ func (j *job) endReport(err error) {
 	j.report.Digest = j.result.Digest
 	end := outcomeOf(err)
 	if err == nil && j.DryRun {
-		end.status = transfer.StatusSkipped
+		end.status = report.StatusSkipped
 	}
 	if err != nil {
 		j.report.Error, j.report.Hint = err.Error(), hint(err)

@@ -18,8 +18,8 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/peer"
-	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
@@ -399,7 +399,7 @@ func TestExampleSlurm(t *testing.T) {
 				}
 			}
 		}
-		if j.Status != transfer.StatusOK || j.Attempts != attempts {
+		if j.Status != report.StatusOK || j.Attempts != attempts {
 			t.Errorf("%s: %s after %d attempts, want %d", j.Name, j.Status, j.Attempts, attempts)
 		}
 		if !strings.Contains(string(page), j.Name) {

@@ -15,7 +15,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/nbd/server"
 	"github.com/vddkcp/vddkcp/source"
-	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // forgetful is a disk on a server that loses at a crash what was not flushed.
@@ -168,7 +168,7 @@ func TestForgetfulTarget(t *testing.T) {
 // something before; that it did is never taken for a success.
 func TestLyingTarget(t *testing.T) {
 	dir := t.TempDir()
-	src, socket, report := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "s"), filepath.Join(dir, "report.json")
+	src, socket, reportFile := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "s"), filepath.Join(dir, "report.json")
 	random(t, src, 8<<20)
 	disk := &liar{forgetful{current: make([]byte, 8<<20), durable: make([]byte, 8<<20)}, 3 << 20}
 	s, err := server.New(server.Fixed{{Disk: disk}}, server.Options{Writable: true})
@@ -183,13 +183,13 @@ func TestLyingTarget(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- s.Serve(ctx, l) }()
 	defer func() { cancel(); <-ended }()
-	r := vddkcp(t, "--verify", "--report", report, src, "nbd+unix:///?socket="+socket)
+	r := vddkcp(t, "--verify", "--report", reportFile, src, "nbd+unix:///?socket="+socket)
 	if r.exit != 3 {
 		t.Errorf("exit status %d, want 3\n%s", r.exit, r.stderr)
 	}
-	text, err := os.ReadFile(report)
-	var got transfer.Report
-	if err := errors.Join(err, json.Unmarshal(text, &got)); err != nil || got.Verify.Status != transfer.VerifyMismatch || got.Verify.Different == 0 {
+	text, err := os.ReadFile(reportFile)
+	var got report.Report
+	if err := errors.Join(err, json.Unmarshal(text, &got)); err != nil || got.Verify.Status != report.VerifyMismatch || got.Verify.Different == 0 {
 		t.Errorf("report %s: %v", text, err)
 	}
 }

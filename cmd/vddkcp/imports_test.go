@@ -11,12 +11,13 @@ const module = "github.com/vddkcp/vddkcp/"
 // Which rooms a room may import, by the first rule that matches it. What is
 // not named here may import internal/ only. CONTRIBUTING.md has the reasons.
 var imports = []struct{ room, may string }{
-	{"cmd/vddkcp", "nbd nbd/client nbd/server source source/cow source/open source/raw sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/journal transfer/progress vddk"},
-	{"transfer/batch", "transfer"},
+	{"cmd/vddkcp", "nbd nbd/client nbd/server source source/cow source/open source/raw sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/journal transfer/progress transfer/report vddk"},
+	{"transfer/batch", "transfer/report"},
 	{"transfer/digest", ""},
 	{"transfer/journal", "transfer"},
 	{"transfer/progress", ""},
-	{"transfer", "source sink transfer/digest transfer/progress"},
+	{"transfer/report", "transfer/progress"},
+	{"transfer", "source sink transfer/digest transfer/progress transfer/report"},
 	{"nbd/client", "nbd sink source"},
 	{"nbd/server", "nbd source"},
 	{"nbd", ""},

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/peer"
 	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
@@ -549,22 +550,22 @@ func TestOutcomes(t *testing.T) {
 	resumable := func(err error) error { return fmt.Errorf("copy: %w", &transfer.ResumableError{Err: err}) }
 	for _, c := range []struct {
 		err    error
-		status transfer.Status
+		status report.Status
 		exit   int
 	}{
-		{nil, transfer.StatusOK, 0},
-		{boom, transfer.StatusFailed, 1},
-		{&usageError{err: boom}, transfer.StatusFailed, 2},
-		{&passingError{boom}, transfer.StatusFailed, 75},
-		{resumable(boom), transfer.StatusFailed, 75},
-		{resumable(&usageError{err: boom}), transfer.StatusFailed, 75},
-		{resumable(&signalError{syscall.SIGHUP}), transfer.StatusInterrupted, 129},
-		{&signalError{syscall.SIGINT}, transfer.StatusInterrupted, 130},
-		{&signalError{syscall.SIGTERM}, transfer.StatusInterrupted, 143},
-		{&transfer.MismatchError{}, transfer.StatusMismatch, 3},
-		{errors.Join(&transfer.MismatchError{}, &signalError{syscall.SIGTERM}), transfer.StatusMismatch, 3},
-		{&commandStatus{7}, transfer.StatusFailed, 7},
-		{&batchError{exit: 4}, transfer.StatusFailed, 4},
+		{nil, report.StatusOK, 0},
+		{boom, report.StatusFailed, 1},
+		{&usageError{err: boom}, report.StatusFailed, 2},
+		{&passingError{boom}, report.StatusFailed, 75},
+		{resumable(boom), report.StatusFailed, 75},
+		{resumable(&usageError{err: boom}), report.StatusFailed, 75},
+		{resumable(&signalError{syscall.SIGHUP}), report.StatusInterrupted, 129},
+		{&signalError{syscall.SIGINT}, report.StatusInterrupted, 130},
+		{&signalError{syscall.SIGTERM}, report.StatusInterrupted, 143},
+		{&transfer.MismatchError{}, report.StatusMismatch, 3},
+		{errors.Join(&transfer.MismatchError{}, &signalError{syscall.SIGTERM}), report.StatusMismatch, 3},
+		{&commandStatus{7}, report.StatusFailed, 7},
+		{&batchError{exit: 4}, report.StatusFailed, 4},
 	} {
 		if got := outcomeOf(c.err); got != (outcome{c.status, c.exit}) {
 			t.Errorf("%v (%T): %+v, want %s, %d", c.err, c.err, got, c.status, c.exit)

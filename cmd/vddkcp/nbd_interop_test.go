@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/peer"
-	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // place is where a server listens.
@@ -204,7 +204,7 @@ func junk(t *testing.T, size int) string {
 }
 
 // copied runs a copy that must succeed, and returns its report.
-func copied(t *testing.T, args ...string) (r transfer.Report) {
+func copied(t *testing.T, args ...string) (r report.Report) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "report.json")
 	if got := vddkcp(t, append([]string{"--progress", "none", "--report", path}, args...)...); got.exit != 0 {
@@ -221,7 +221,7 @@ func copied(t *testing.T, args ...string) (r transfer.Report) {
 }
 
 // bothWays copies a disk to an export, which is the file target, and back.
-func bothWays(t *testing.T, uri, disk, target string, content []byte) (to, from transfer.Report) {
+func bothWays(t *testing.T, uri, disk, target string, content []byte) (to, from report.Report) {
 	t.Helper()
 	to = copied(t, "--verify", disk, uri)
 	sameContent(t, target, content)
@@ -468,7 +468,7 @@ func TestNBDServerKilled(t *testing.T) {
 	disk, content := mixedDisk(t, size)
 	eachPlace(t, func(t *testing.T, p place) {
 		for _, way := range []string{"source", "target"} {
-			out, report := junk(t, size), filepath.Join(p.dir, "report.json")
+			out, reportFile := junk(t, size), filepath.Join(p.dir, "report.json")
 			args := []string{"--filter=delay", "file", out, "delay-write=300ms", "delay-zero=300ms"}
 			src, dst := disk, p.uri("")
 			if way == "source" {
@@ -512,12 +512,12 @@ func TestNBDServerKilled(t *testing.T) {
 				t.Errorf("%s: the server was never killed\n%s", way, text.String())
 			}
 			sameContent(t, out, content)
-			var r transfer.Report
-			b, err := os.ReadFile(report)
+			var r report.Report
+			b, err := os.ReadFile(reportFile)
 			if err == nil {
 				err = json.Unmarshal(b, &r)
 			}
-			if err != nil || r.Status != transfer.StatusOK || way == "source" && r.Retries == 0 {
+			if err != nil || r.Status != report.StatusOK || way == "source" && r.Retries == 0 {
 				t.Errorf("%s: report %s: %v", way, b, err)
 			}
 			kill()

@@ -13,6 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
@@ -26,7 +27,7 @@ const (
 
 // outcome is how a run ends that ended with an error, or with none.
 type outcome struct {
-	status transfer.Status
+	status report.Status
 	exit   int // by docs/cli.md, "Exit status"
 }
 
@@ -38,25 +39,25 @@ func outcomeOf(err error) outcome {
 	var batch *batchError
 	switch {
 	case err == nil:
-		return outcome{transfer.StatusOK, 0}
+		return outcome{report.StatusOK, 0}
 	case errors.As(err, &command):
-		return outcome{transfer.StatusFailed, command.status}
+		return outcome{report.StatusFailed, command.status}
 	case errors.As(err, &batch):
-		return outcome{transfer.StatusFailed, batch.exit}
+		return outcome{report.StatusFailed, batch.exit}
 	case errors.As(err, new(*differenceError)), errors.As(err, new(*transfer.MismatchError)), errors.As(err, new(*sourceopen.ManifestError)):
-		return outcome{transfer.StatusMismatch, exitDifference}
+		return outcome{report.StatusMismatch, exitDifference}
 	case errors.As(err, &stopped):
-		return outcome{transfer.StatusInterrupted, 128 + int(stopped.signal)}
+		return outcome{report.StatusInterrupted, 128 + int(stopped.signal)}
 	case errors.As(err, new(*transfer.ResumableError)):
 		// Before usage: a disk or a target that was open once may be refused by
 		// an error that would be a mistake of the user's at the beginning.
-		return outcome{transfer.StatusFailed, exitCanResume}
+		return outcome{report.StatusFailed, exitCanResume}
 	case isUsage(err):
-		return outcome{transfer.StatusFailed, exitUsage}
+		return outcome{report.StatusFailed, exitUsage}
 	case errors.As(err, new(*passingError)):
-		return outcome{transfer.StatusFailed, exitCanResume}
+		return outcome{report.StatusFailed, exitCanResume}
 	}
-	return outcome{transfer.StatusFailed, exitFailed}
+	return outcome{report.StatusFailed, exitFailed}
 }
 
 // isUsage says whether err is a mistake in the command line or the job file.

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/peer"
-	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // firstCheckpoint kills a copy to a file when it has written its first checkpoint,
@@ -59,10 +59,10 @@ func read(t *testing.T, path string) []byte {
 // goesOn runs args, which must end with 0 and go on from a checkpoint.
 func goesOn(t *testing.T, args ...string) {
 	t.Helper()
-	report := filepath.Join(t.TempDir(), "report.json")
-	copies(t, append([]string{"--resume", "--report", report}, args...)...)
-	var got transfer.Report
-	if err := json.Unmarshal(read(t, report), &got); err != nil || got.ResumedFrom == 0 {
+	reportFile := filepath.Join(t.TempDir(), "report.json")
+	copies(t, append([]string{"--resume", "--report", reportFile}, args...)...)
+	var got report.Report
+	if err := json.Unmarshal(read(t, reportFile), &got); err != nil || got.ResumedFrom == 0 {
 		t.Errorf("vddkcp %s: resumed from %d, want a checkpoint: %v", strings.Join(args, " "), got.ResumedFrom, err)
 	}
 }

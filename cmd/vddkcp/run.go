@@ -25,6 +25,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/journal"
 	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
@@ -446,14 +447,14 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 		}
 		return e
 	}
-	var report *batch.Report
+	var whole *batch.Report
 	err = shown(b.display, func() (err error) {
-		report, err = batch.Run(ctx, jobs, batch.Options{
+		whole, err = batch.Run(ctx, jobs, batch.Options{
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
 			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Backing: b.backing, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
 				accesses.done(j)
-				how := map[transfer.Status]string{transfer.StatusOK: "done", transfer.StatusInterrupted: "interrupted"}[r.Status]
+				how := map[report.Status]string{report.StatusOK: "done", report.StatusInterrupted: "interrupted"}[r.Status]
 				if how == "" {
 					how = "failed"
 				}
@@ -465,7 +466,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 		return err
 	})
 	err = errors.Join(err, store.Close())
-	if report == nil {
+	if whole == nil {
 		return &usageError{err: err, hint: hint(err)}
 	}
 	for _, path := range b.Report {
@@ -473,11 +474,11 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 			err = errors.Join(err, fmt.Errorf("--report %s: not written: it is a file of a source", path))
 			continue
 		}
-		err = errors.Join(err, report.Write(path))
+		err = errors.Join(err, whole.Write(path))
 	}
-	b.log.Info(fmt.Sprintf("%d jobs: %d done, %d failed, %d interrupted, %d not started", len(report.Jobs),
-		report.Counts.Done, report.Counts.Failed, report.Counts.Interrupted, report.Counts.Skipped))
-	if o := batchEnd(report); o != nil {
+	b.log.Info(fmt.Sprintf("%d jobs: %d done, %d failed, %d interrupted, %d not started", len(whole.Jobs),
+		whole.Counts.Done, whole.Counts.Failed, whole.Counts.Interrupted, whole.Counts.Skipped))
+	if o := batchEnd(whole); o != nil {
 		return errors.Join(o, err)
 	}
 	return err
@@ -545,7 +546,7 @@ func sizeOf(j *batch.Job) int64 {
 }
 
 // copy runs one copy of a job.
-func (b *batchRun) copy(ctx context.Context, t *batch.Task) *transfer.Report {
+func (b *batchRun) copy(ctx context.Context, t *batch.Task) *report.Report {
 	log := t.Log
 	c := b.command(t.Job)
 	if t.Resume {

@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/peer"
-	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
@@ -248,7 +248,7 @@ func TestBatchSurvivesKills(t *testing.T) {
 		list = append(list, map[string]any{"name": fmt.Sprintf("job %d", i), "source": name, "target": fmt.Sprintf("out-%d", i)})
 	}
 	jobs := writeJobs(t, dir, map[string]any{"total": 3, "rate": "40MiB"}, map[string]any{"request_size": "64KiB"}, list)
-	report := filepath.Join(dir, "report.json")
+	reportFile := filepath.Join(dir, "report.json")
 	made := map[string]os.FileInfo{}
 	look := func() {
 		for i := range disks {
@@ -266,7 +266,7 @@ func TestBatchSurvivesKills(t *testing.T) {
 	r := rand.New(rand.NewPCG(16, 1))
 	kills := 0
 	for n := 0; ; n++ {
-		cmd := command(t, "run", jobs, "--resume", "--report", report, "--progress", "none")
+		cmd := command(t, "run", jobs, "--resume", "--report", reportFile, "--progress", "none")
 		var stderr bytes.Buffer
 		cmd.Stderr = &stderr
 		if err := cmd.Start(); err != nil {
@@ -291,7 +291,7 @@ func TestBatchSurvivesKills(t *testing.T) {
 	if kills < 3 {
 		t.Errorf("only %d kills", kills)
 	}
-	if got := readBatchReport(t, report); got.Counts != (batch.Counts{Done: disks}) || len(made) != disks {
+	if got := readBatchReport(t, reportFile); got.Counts != (batch.Counts{Done: disks}) || len(made) != disks {
 		t.Errorf("%+v, %d targets", got.Counts, len(made))
 	}
 	for i := range disks {
@@ -325,20 +325,20 @@ func TestBatchOnAFullFileSystem(t *testing.T) {
 	}
 	list = append(list, map[string]any{"source": "disk", "target": "elsewhere"})
 	jobs := writeJobs(t, dir, map[string]any{"total": 7, "rate": "40MiB", "rounds": 1}, nil, list)
-	report := filepath.Join(dir, "report.json")
-	got := vddkcp(t, "run", jobs, "--report", report, "--progress", "none")
-	r := readBatchReport(t, report)
-	if got.exit != 4 || r.Jobs[6].Status != transfer.StatusOK || r.Counts.Done+r.Counts.Failed != 7 || r.Counts.Failed < 4 {
+	reportFile := filepath.Join(dir, "report.json")
+	got := vddkcp(t, "run", jobs, "--report", reportFile, "--progress", "none")
+	r := readBatchReport(t, reportFile)
+	if got.exit != 4 || r.Jobs[6].Status != report.StatusOK || r.Counts.Done+r.Counts.Failed != 7 || r.Counts.Failed < 4 {
 		t.Fatalf("%+v\n%+v", r.Counts, got)
 	}
 	// As long as there is no room they still can.
-	got = vddkcp(t, "run", jobs, "--resume", "--report", report, "--progress", "none")
-	for _, j := range readBatchReport(t, report).Jobs {
+	got = vddkcp(t, "run", jobs, "--resume", "--report", reportFile, "--progress", "none")
+	for _, j := range readBatchReport(t, reportFile).Jobs {
 		// A job that began when the others had taken all the room has done nothing.
 		if _, err := os.Stat(filepath.Join(full, j.Name) + ".partial"); err != nil {
 			continue
 		}
-		if j.Status == transfer.StatusFailed && (j.Exit != 75 || !strings.Contains(j.Hint, "--resume")) {
+		if j.Status == report.StatusFailed && (j.Exit != 75 || !strings.Contains(j.Hint, "--resume")) {
 			t.Errorf("without room %s ends with %d: %s (%s)", j.Name, j.Exit, j.Error, j.Hint)
 		}
 	}
@@ -346,7 +346,7 @@ func TestBatchOnAFullFileSystem(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	peer.Run(t, "mount", "-o", "remount,size=40m", full)
-	if got := vddkcp(t, "run", jobs, "--resume", "--report", report, "--progress", "none"); got.exit != 0 {
+	if got := vddkcp(t, "run", jobs, "--resume", "--report", reportFile, "--progress", "none"); got.exit != 0 {
 		t.Fatalf("%+v", got)
 	}
 	for i := range 6 {

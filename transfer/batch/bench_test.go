@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 const benchJobs = 10_000
@@ -54,8 +54,8 @@ func benchLoad(b *testing.B, text []byte) *File {
 }
 
 func benchReport(j *Job) *JobReport {
-	t := transfer.NewReport(j.Source, j.Target)
-	t.End(transfer.StatusOK, 0)
+	t := report.New(j.Source, j.Target)
+	t.End(report.StatusOK, 0)
 	return &JobReport{Name: j.Name, Labels: j.Labels(), Attempts: 1, Report: t}
 }
 
@@ -134,7 +134,7 @@ func BenchmarkRun(b *testing.B) {
 				}
 				r, err := Run(context.Background(), f.Jobs, Options{
 					Limits: c.limits, Store: s, Log: slog.New(slog.DiscardHandler),
-					Copy: func(_ context.Context, t *Task) *transfer.Report { return benchReport(t.Job).Report },
+					Copy: func(_ context.Context, t *Task) *report.Report { return benchReport(t.Job).Report },
 					Size: func(*Job) int64 { return -1 },
 				})
 				if err != nil || r.Counts.Done != len(f.Jobs) {

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // hooked is a batch of one job with these commands, as JSON. It runs outside of a
@@ -19,7 +19,7 @@ import (
 func hooked(t *testing.T, fields string) *fake {
 	t.Helper()
 	f := newFake(t, `"jobs":[{"name":"a/b ü","source":"s","target":"t",`+fields+`}]`)
-	f.fates["a/b ü"] = []*fate{{status: transfer.StatusOK}, {status: transfer.StatusOK}}
+	f.fates["a/b ü"] = []*fate{{status: report.StatusOK}, {status: report.StatusOK}}
 	return f
 }
 
@@ -114,7 +114,7 @@ func TestAfterThatFails(t *testing.T) {
 func TestAfterOfAFailure(t *testing.T) {
 	f := hooked(t, `"after":["sh","-c","echo $VDDKCP_STATUS >$VDDKCP_TARGET.after; exit 1"]`)
 	f.o.Limits.Rounds = 0
-	f.fates["a/b ü"] = []*fate{{status: transfer.StatusFailed, exit: 75}}
+	f.fates["a/b ü"] = []*fate{{status: report.StatusFailed, exit: 75}}
 	r, err := f.run(t.Context(), false)
 	if err != nil || r.Exit != 75 || f.read("t.after") != "failed\n" || len(r.Jobs[0].Warnings) != 1 {
 		t.Errorf("%+v, %v", r.Jobs[0].Report, err)

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
-	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 //go:embed page.html
@@ -29,7 +29,7 @@ const (
 
 // page is what page.html shows.
 type page struct {
-	Status   transfer.Status
+	Status   report.Status
 	Outcome  string
 	Summary  string
 	When     string
@@ -71,13 +71,13 @@ type timeline struct {
 	Most     string // rate
 	Rate     string // a path
 	Names    []string
-	Statuses []transfer.Status // of the bars
+	Statuses []report.Status // of the bars
 	Height   int
 	Bars     []bar
 }
 
 type bar struct {
-	Status              transfer.Status
+	Status              report.Status
 	X, Y, Width, Height float64
 	Title               string
 }
@@ -98,7 +98,7 @@ func (r *Report) page() ([]byte, error) {
 		for _, key := range slices.Sorted(maps.Keys(j.Labels)) {
 			row.Labels = append(row.Labels, key+"="+j.Labels[key])
 		}
-		if j.Status != transfer.StatusSkipped {
+		if j.Status != report.StatusSkipped {
 			row.Time = duration(j.Seconds)
 			if j.VirtualSize > 0 { // else it was not opened
 				row.Size, row.Read, row.Written = bytesize.Format(j.VirtualSize), bytesize.Format(j.BytesRead), bytesize.Format(j.BytesWritten)
@@ -108,7 +108,7 @@ func (r *Report) page() ([]byte, error) {
 			}
 		}
 		p.Jobs = append(p.Jobs, row)
-		if j.Status != transfer.StatusOK && j.Status != transfer.StatusSkipped {
+		if j.Status != report.StatusOK && j.Status != report.StatusSkipped {
 			p.failed(j)
 		}
 		if len(j.Warnings) > 0 {
@@ -172,7 +172,7 @@ func duration(seconds float64) string {
 func (r *Report) timeline() *timeline {
 	var ran []*JobReport
 	for _, j := range r.Jobs {
-		if j.Status != transfer.StatusSkipped {
+		if j.Status != report.StatusSkipped {
 			ran = append(ran, j)
 		}
 	}

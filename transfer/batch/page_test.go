@@ -11,32 +11,32 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/peer"
-	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // nightOf is the report of so many jobs, some of which failed, with names and
 // errors that are HTML.
 func nightOf(jobs int) *batch.Report {
 	begun := time.Date(2026, 11, 24, 22, 0, 0, 0, time.UTC)
-	r := &batch.Report{Version: 1, Status: transfer.StatusFailed, Exit: 4, Started: begun, Finished: begun.Add(time.Duration(jobs) * time.Minute)}
+	r := &batch.Report{Version: 1, Status: report.StatusFailed, Exit: 4, Started: begun, Finished: begun.Add(time.Duration(jobs) * time.Minute)}
 	for i := range jobs {
-		t := transfer.NewReport("[ds1] web/web.vmdk", "/images/"+strings.Repeat("long-folder/", 8)+fmt.Sprint(i, ".qcow2"))
-		t.End(transfer.StatusOK, 0)
+		t := report.New("[ds1] web/web.vmdk", "/images/"+strings.Repeat("long-folder/", 8)+fmt.Sprint(i, ".qcow2"))
+		t.End(report.StatusOK, 0)
 		t.Started, t.Finished = begun.Add(time.Duration(i)*time.Minute), begun.Add(time.Duration(i+4)*time.Minute)
 		t.Seconds, t.VirtualSize, t.BytesRead, t.BytesWritten, t.Retries = 240, 40<<30, int64(i)<<28, int64(i)<<27, int64(i%3)
 		j := &batch.JobReport{Name: fmt.Sprintf("web%02d/disk ü", i), Labels: map[string]string{"wave": "1", "<i>": `"`}, Attempts: 1 + i%2, Report: t}
 		r.Counts.Done++
 		switch i % 10 {
 		case 3:
-			t.Status, t.Exit, t.Error, t.Hint = transfer.StatusFailed, 75, `read </p><script>alert("x")</script> & 'y'`, `<b onclick="x">--resume</b>`
+			t.Status, t.Exit, t.Error, t.Hint = report.StatusFailed, 75, `read </p><script>alert("x")</script> & 'y'`, `<b onclick="x">--resume</b>`
 			j.Name = fmt.Sprintf(`<script>alert(%d)</script> "'&`, i)
 			r.Counts.Done--
 			r.Counts.Failed++
 		case 7:
 			t.Warnings = []string{"<img src=x onerror=alert(1)>"}
 		case 9:
-			t.Status, t.Error = transfer.StatusSkipped, "not started"
+			t.Status, t.Error = report.StatusSkipped, "not started"
 			r.Counts.Done--
 			r.Counts.Skipped++
 		}
@@ -140,7 +140,7 @@ func TestPageInABrowser(t *testing.T) {
 func TestPageOfOneFailure(t *testing.T) {
 	r := nightOf(30)
 	for _, j := range r.Jobs {
-		j.Status, j.Exit, j.Error, j.Hint = transfer.StatusFailed, 75, "no route to host", "--resume"
+		j.Status, j.Exit, j.Error, j.Hint = report.StatusFailed, 75, "no route to host", "--resume"
 	}
 	r.Jobs[0].Error = "connection refused"
 	r.Counts = batch.Counts{Failed: 30}
@@ -151,7 +151,7 @@ func TestPageOfOneFailure(t *testing.T) {
 }
 
 func TestPageOfLittleAndMuch(t *testing.T) {
-	if page := pageOf(t, &batch.Report{Version: 1, Status: transfer.StatusOK}); !strings.Contains(page, "All 0 disks are copied") || strings.Contains(page, "<svg") {
+	if page := pageOf(t, &batch.Report{Version: 1, Status: report.StatusOK}); !strings.Contains(page, "All 0 disks are copied") || strings.Contains(page, "<svg") {
 		t.Errorf("of nothing: %s", page)
 	}
 	much := pageOf(t, nightOf(5000))

@@ -16,7 +16,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/printable"
-	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // Exit statuses of a batch, by docs/cli.md.
@@ -28,13 +28,13 @@ const (
 
 // Report is what became of a batch, by docs/cli.md, "run: job files".
 type Report struct {
-	Version  int             `json:"version"`
-	Status   transfer.Status `json:"status"` // ok, failed or interrupted
-	Exit     int             `json:"exit"`
-	Started  time.Time       `json:"started"`
-	Finished time.Time       `json:"finished"`
-	Counts   Counts          `json:"counts"`
-	Jobs     []*JobReport    `json:"jobs"`
+	Version  int           `json:"version"`
+	Status   report.Status `json:"status"` // ok, failed or interrupted
+	Exit     int           `json:"exit"`
+	Started  time.Time     `json:"started"`
+	Finished time.Time     `json:"finished"`
+	Counts   Counts        `json:"counts"`
+	Jobs     []*JobReport  `json:"jobs"`
 }
 
 // Counts are numbers of jobs. Done are those whose target is whole, also from an
@@ -51,7 +51,7 @@ type JobReport struct {
 	Name     string            `json:"name"`
 	Labels   map[string]string `json:"labels"`
 	Attempts int               `json:"attempts"`
-	*transfer.Report
+	*report.Report
 }
 
 // end counts the jobs and decides the status. Stopped is the exit status that a
@@ -61,11 +61,11 @@ func (r *Report) end(stopped int) {
 	canResume := true
 	for _, j := range r.Jobs {
 		switch j.Status {
-		case transfer.StatusOK:
+		case report.StatusOK:
 			r.Counts.Done++
-		case transfer.StatusSkipped:
+		case report.StatusSkipped:
 			r.Counts.Skipped++
-		case transfer.StatusInterrupted:
+		case report.StatusInterrupted:
 			r.Counts.Interrupted++
 		default:
 			r.Counts.Failed++
@@ -75,23 +75,23 @@ func (r *Report) end(stopped int) {
 	c := r.Counts
 	switch {
 	case stopped != 0:
-		r.Status, r.Exit = transfer.StatusInterrupted, stopped
+		r.Status, r.Exit = report.StatusInterrupted, stopped
 	case c.Done == len(r.Jobs):
-		r.Status, r.Exit = transfer.StatusOK, 0
+		r.Status, r.Exit = report.StatusOK, 0
 	case c.Failed == 0: // of a merge: all the others were stopped
-		r.Status, r.Exit = transfer.StatusInterrupted, exitCanResume
+		r.Status, r.Exit = report.StatusInterrupted, exitCanResume
 	case c.Done > 0:
-		r.Status, r.Exit = transfer.StatusFailed, exitSome
+		r.Status, r.Exit = report.StatusFailed, exitSome
 	case canResume:
-		r.Status, r.Exit = transfer.StatusFailed, exitCanResume
+		r.Status, r.Exit = report.StatusFailed, exitCanResume
 	default:
-		r.Status, r.Exit = transfer.StatusFailed, exitFailed
+		r.Status, r.Exit = report.StatusFailed, exitFailed
 	}
 }
 
 // Single makes the report of a batch out of that of one copy, for Write. The
 // source names the job.
-func Single(copied *transfer.Report) *Report {
+func Single(copied *report.Report) *Report {
 	r := &Report{Version: 1, Started: copied.Started, Finished: copied.Finished, Jobs: []*JobReport{{Name: copied.Source, Attempts: 1, Report: copied}}}
 	r.end(0)
 	r.Status, r.Exit = copied.Status, copied.Exit
@@ -220,7 +220,7 @@ func listed(names []string) string {
 // better says whether j tells more of a job than other does: what became of it
 // last, not that a later run never came to it.
 func (j *JobReport) better(other *JobReport) bool {
-	if a, b := j.Status == transfer.StatusSkipped, other.Status == transfer.StatusSkipped; a != b {
+	if a, b := j.Status == report.StatusSkipped, other.Status == report.StatusSkipped; a != b {
 		return b
 	}
 	return j.Finished.After(other.Finished)

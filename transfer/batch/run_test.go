@@ -18,8 +18,8 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/fileid"
-	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // errStop stands for a signal.
@@ -47,7 +47,7 @@ type fake struct {
 
 // fate is what becomes of a copy.
 type fate struct {
-	status transfer.Status
+	status report.Status
 	exit   int
 	takes  time.Duration
 	do     func(ctx context.Context, t *batch.Task)
@@ -55,10 +55,10 @@ type fate struct {
 }
 
 var (
-	ok       = &fate{status: transfer.StatusOK, takes: time.Second}
-	broken   = &fate{status: transfer.StatusFailed, exit: 1, takes: time.Second}
-	mayPass  = &fate{status: transfer.StatusFailed, exit: 75, takes: time.Second}
-	mismatch = &fate{status: transfer.StatusMismatch, exit: 3, takes: time.Second}
+	ok       = &fate{status: report.StatusOK, takes: time.Second}
+	broken   = &fate{status: report.StatusFailed, exit: 1, takes: time.Second}
+	mayPass  = &fate{status: report.StatusFailed, exit: 75, takes: time.Second}
+	mismatch = &fate{status: report.StatusMismatch, exit: 3, takes: time.Second}
 )
 
 // newFake takes the "jobs" and what else a job file has beside its version.
@@ -91,7 +91,7 @@ func (l *locked) Write(p []byte) (int, error) {
 	return l.w.Write(p)
 }
 
-func (f *fake) copy(ctx context.Context, t *batch.Task) *transfer.Report {
+func (f *fake) copy(ctx context.Context, t *batch.Task) *report.Report {
 	f.mu.Lock()
 	f.copied = append(f.copied, t.Name)
 	if t.Resume {
@@ -112,17 +112,17 @@ func (f *fake) copy(ctx context.Context, t *batch.Task) *transfer.Report {
 	}
 	count(1)
 	f.mu.Unlock()
-	r := transfer.NewReport(t.Source, t.Target)
+	r := report.New(t.Source, t.Target)
 	status, exit := fate.status, fate.exit
 	if fate.do != nil {
 		fate.do(ctx, t)
 	}
 	select {
 	case <-ctx.Done():
-		status, exit = transfer.StatusInterrupted, 130
+		status, exit = report.StatusInterrupted, 130
 	case <-time.After(fate.takes):
 	}
-	if status == transfer.StatusOK {
+	if status == report.StatusOK {
 		partial := t.Target + ".partial"
 		if err := os.WriteFile(partial, []byte(t.Name), 0o600); err != nil {
 			f.t.Error(err)
@@ -345,16 +345,16 @@ func TestStopOnError(t *testing.T) {
 	f := newFake(t, `"continue_on_error":false,"limits":{"total":1},`+jobsOf("a", "b", "c"))
 	f.fates = map[string][]*fate{"b": {broken}}
 	r := f.mustRun(false, 4, batch.Counts{Done: 1, Failed: 1, Skipped: 1})
-	if c := r.Jobs[2]; c.Status != transfer.StatusSkipped || !strings.Contains(c.Error, "continue_on_error") {
+	if c := r.Jobs[2]; c.Status != report.StatusSkipped || !strings.Contains(c.Error, "continue_on_error") {
 		t.Errorf("the last job: %+v", c.Report)
 	}
 }
 
 func TestSignalThenResume(t *testing.T) {
 	f := newFake(t, `"limits":{"total":1},`+jobsOf("a", "b", "c", "d", "e"))
-	f.fates["c"] = []*fate{{status: transfer.StatusOK, takes: time.Hour, do: func(context.Context, *batch.Task) { f.stop(errStop) }}}
+	f.fates["c"] = []*fate{{status: report.StatusOK, takes: time.Hour, do: func(context.Context, *batch.Task) { f.stop(errStop) }}}
 	r := f.mustRun(false, 130, batch.Counts{Done: 2, Skipped: 2, Interrupted: 1})
-	if r.Status != transfer.StatusInterrupted || r.Jobs[4].Error != "not started: stopped" {
+	if r.Status != report.StatusInterrupted || r.Jobs[4].Error != "not started: stopped" {
 		t.Errorf("report %+v, last job %+v", r, r.Jobs[4].Report)
 	}
 	if _, err := f.run(t.Context(), false); !errors.As(err, new(*batch.UnfinishedError)) || f.copied != nil {
@@ -404,7 +404,7 @@ func TestBackingThatChanged(t *testing.T) {
 	f.o.Backing = func(j *batch.Job) string { return backings[j.Name] }
 	f.o.Limits.Total = 1
 	var killed string
-	f.fates["a"] = []*fate{{status: transfer.StatusOK, whole: func() { killed = f.state() }}}
+	f.fates["a"] = []*fate{{status: report.StatusOK, whole: func() { killed = f.state() }}}
 	f.mustRun(false, 0, batch.Counts{Done: 2})
 	f.mustRun(true, 0, batch.Counts{Done: 2})
 	if len(f.copied) != 0 {
@@ -446,7 +446,7 @@ func (f *fake) leave(state string) {
 func TestKilledAfterTheCopy(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b"))
 	var killed string
-	f.fates["a"] = []*fate{{status: transfer.StatusOK, whole: func() { killed = f.state() }}}
+	f.fates["a"] = []*fate{{status: report.StatusOK, whole: func() { killed = f.state() }}}
 	f.o.Limits.Total = 1
 	f.mustRun(false, 0, batch.Counts{Done: 2})
 	if !strings.Contains(killed, `"phase":"running"`) {
@@ -496,9 +496,9 @@ func TestKilledWhileTheOldTargetChanged(t *testing.T) {
 					}
 					killed = f.state()
 				}
-				first := &fate{status: transfer.StatusFailed, exit: 75, do: func(context.Context, *batch.Task) { kill() }}
+				first := &fate{status: report.StatusFailed, exit: 75, do: func(context.Context, *batch.Task) { kill() }}
 				if at == "when it is whole" {
-					first = &fate{status: transfer.StatusOK, whole: kill}
+					first = &fate{status: report.StatusOK, whole: kill}
 				}
 				f.fates["a"] = []*fate{first}
 				os.Remove(filepath.Join(f.dir, "state.json"))
@@ -531,7 +531,7 @@ func TestKilledWhileTheOldTargetChanged(t *testing.T) {
 func TestChangesOfAKilledRun(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b", "c"))
 	var killed string
-	f.fates["c"] = []*fate{{status: transfer.StatusOK, whole: func() { killed = f.state() }}}
+	f.fates["c"] = []*fate{{status: report.StatusOK, whole: func() { killed = f.state() }}}
 	f.o.Limits.Total = 1
 	f.mustRun(false, 0, batch.Counts{Done: 3})
 	for _, c := range []struct{ name, changes, copied string }{
@@ -569,7 +569,7 @@ func TestKilledBeforeTheCopyReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	var killed string
-	f.fates["a"] = []*fate{{status: transfer.StatusFailed, exit: 75, do: func(context.Context, *batch.Task) { killed = f.state() }}}
+	f.fates["a"] = []*fate{{status: report.StatusFailed, exit: 75, do: func(context.Context, *batch.Task) { killed = f.state() }}}
 	f.mustRun(false, 75, batch.Counts{Failed: 1})
 	f.leave(killed)
 	f.mustRun(true, 0, batch.Counts{Done: 1})
@@ -652,8 +652,8 @@ func TestStateThatCantBeWritten(t *testing.T) {
 func TestMerge(t *testing.T) {
 	dir := t.TempDir()
 	begun := time.Now().Add(-time.Hour)
-	job := func(name string, status transfer.Status, exit int, minutes int) *batch.JobReport {
-		r := transfer.NewReport("s", "t")
+	job := func(name string, status report.Status, exit int, minutes int) *batch.JobReport {
+		r := report.New("s", "t")
 		r.End(status, exit)
 		r.Finished = begun.Add(time.Duration(minutes) * time.Minute)
 		return &batch.JobReport{Name: name, Labels: map[string]string{}, Attempts: 1, Report: r}
@@ -672,10 +672,10 @@ func TestMerge(t *testing.T) {
 	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "no report of a batch") {
 		t.Errorf("of nothing: %v", err)
 	}
-	write("0.json", 0, job("a", transfer.StatusInterrupted, 130, 1), job("c", transfer.StatusOK, 0, 1))
-	write("0-again.json", 20, job("a", transfer.StatusOK, 0, 21), job("c", transfer.StatusFailed, 1, 30))
-	write("1.json", 5, job("b", transfer.StatusFailed, 75, 6), job("d", transfer.StatusSkipped, 0, 40))
-	write("2.json", 5, job("d", transfer.StatusFailed, 1, 7))
+	write("0.json", 0, job("a", report.StatusInterrupted, 130, 1), job("c", report.StatusOK, 0, 1))
+	write("0-again.json", 20, job("a", report.StatusOK, 0, 21), job("c", report.StatusFailed, 1, 30))
+	write("1.json", 5, job("b", report.StatusFailed, 75, 6), job("d", report.StatusSkipped, 0, 40))
+	write("2.json", 5, job("d", report.StatusFailed, 1, 7))
 	other("jobs.state.json", `{"version":1,"jobs":[]}`)
 	other("list.json", `[]`)
 	other("notes.txt", `x`)

@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/fileid"
-	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // Options say how a batch runs.
@@ -24,7 +24,7 @@ type Options struct {
 	Store  *Store
 	// Copy runs one copy. The report it returns is not nil, and says with what
 	// exit status the copy ended.
-	Copy func(ctx context.Context, t *Task) *transfer.Report
+	Copy func(ctx context.Context, t *Task) *report.Report
 	// Size is how much a source is thought to hold, in bytes; -1: not known.
 	Size func(*Job) int64
 	Log  *slog.Logger
@@ -91,7 +91,7 @@ func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	o.Limits = o.Limits.WithDefaults()
 	o.Backing = orNoBacking(o.Backing)
 	r := &run{o: o, reports: make(map[*Job]*JobReport, len(jobs)), servers: map[string]int{}, hosts: map[string]int{}}
-	report := &Report{Version: 1, Started: time.Now()}
+	all := &Report{Version: 1, Started: time.Now()}
 	queue, err := r.plan(jobs)
 	if err != nil {
 		return nil, err
@@ -115,23 +115,23 @@ func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 			}
 			result = skippedReport(j, why)
 		}
-		report.Jobs = append(report.Jobs, result)
+		all.Jobs = append(all.Jobs, result)
 	}
 	stopped := 0
 	if ctx.Err() != nil {
 		stopped = o.Stopped(context.Cause(ctx))
 	}
-	report.Finished = time.Now()
-	report.end(stopped)
+	all.Finished = time.Now()
+	all.end(stopped)
 	err = o.Store.flush()
 	noting, writing := o.Store.cost()
-	o.Log.Debug("state file", "noting", noting, "writing", writing, "of", report.Finished.Sub(report.Started))
-	return report, err
+	o.Log.Debug("state file", "noting", noting, "writing", writing, "of", all.Finished.Sub(all.Started))
+	return all, err
 }
 
 func skippedReport(j *Job, why string) *JobReport {
-	t := transfer.NewReport(j.Source, j.Target)
-	t.End(transfer.StatusSkipped, 0)
+	t := report.New(j.Source, j.Target)
+	t.End(report.StatusSkipped, 0)
 	t.Error = why
 	return &JobReport{Name: j.Name, Labels: j.Labels(), Report: t}
 }
@@ -232,7 +232,7 @@ func Unfinished(path string, jobs []*Job, backing func(*Job) string) ([]*Job, er
 
 // wasCopied returns the report of a copy that is whole, though its job did not
 // come to its end; else nil.
-func (r *run) wasCopied(j *Job, e *entry) *transfer.Report {
+func (r *run) wasCopied(j *Job, e *entry) *report.Report {
 	if e.Fingerprint != j.Fingerprint() {
 		return nil
 	}
@@ -248,8 +248,8 @@ func (r *run) wasCopied(j *Job, e *entry) *transfer.Report {
 		// Only the file that the copy itself has noted counts. One that is there,
 		// or was changed since, may be anybody's.
 		if e.Mark != "" && fileid.MarkOf(j.Target) == e.Mark {
-			t := transfer.NewReport(j.Source, j.Target)
-			t.End(transfer.StatusOK, 0)
+			t := report.New(j.Source, j.Target)
+			t.End(report.StatusOK, 0)
 			t.Warnings = append(t.Warnings, "the copy was whole when an earlier run was killed; what it counted is lost")
 			if r.o.Tidy != nil {
 				r.o.Tidy(j)
@@ -266,8 +266,8 @@ type attempt struct {
 	job    *Job
 	number int // of attempts before
 	resume bool
-	redo   bool             // it was done before
-	copied *transfer.Report // only the after command is missing
+	redo   bool           // it was done before
+	copied *report.Report // only the after command is missing
 }
 
 // longestFirst sorts, where all sizes are known, so that the batch does not end
@@ -326,7 +326,7 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 		running--
 		r.occupy(e.a.job, -1)
 		r.reports[e.a.job] = e.report
-		failed := e.report.Status == transfer.StatusFailed || e.report.Status == transfer.StatusMismatch
+		failed := e.report.Status == report.StatusFailed || e.report.Status == report.StatusMismatch
 		if failed && e.report.Exit == exitCanResume && round < r.o.Limits.Rounds && ctx.Err() == nil {
 			again = append(again, &attempt{job: e.a.job, number: e.report.Attempts, resume: true, redo: e.a.redo})
 			continue
@@ -404,21 +404,21 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 			log.Warn("the state is not written: after a kill the job may run again", "error", err)
 		}
 	}
-	report := &JobReport{Name: j.Name, Labels: j.Labels(), Attempts: a.number + 1, Report: a.copied}
+	ended := &JobReport{Name: j.Name, Labels: j.Labels(), Attempts: a.number + 1, Report: a.copied}
 	if a.copied == nil {
 		keep(phaseRunning)
-		report.Report = r.copy(ctx, a, log, func(mark string) {
+		ended.Report = r.copy(ctx, a, log, func(mark string) {
 			e.Mark, e.Backing = mark, r.o.Backing(j)
 			if err := r.o.Store.putDurably(e); err != nil {
 				log.Warn("the state is not written: after a kill the finished copy is not recognised", "error", err)
 			}
 		})
 	} else {
-		report.Attempts = max(a.number, 1)
-		e.Attempts = report.Attempts
+		ended.Attempts = max(a.number, 1)
+		e.Attempts = ended.Attempts
 	}
-	e.Report = report
-	ok := report.Status == transfer.StatusOK
+	e.Report = ended
+	ok := ended.Status == report.StatusOK
 	if ok {
 		e.Size = fileSize(j.Target)
 		e.Backing = cmp.Or(e.Backing, r.o.Backing(j))
@@ -428,42 +428,42 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 			keep(phaseCopied)
 		}
 		// It runs whatever came, a signal included.
-		err := r.hook(context.WithoutCancel(ctx), "after", j.After, j, report, log)
+		err := r.hook(context.WithoutCancel(ctx), "after", j.After, j, ended, log)
 		if err != nil {
 			log.Error(err.Error())
-			report.Report = afterFailed(report.Report, err)
+			ended.Report = afterFailed(ended.Report, err)
 			if ok {
 				// The copy stays: only the command runs again.
-				copied := *report
-				copied.Report = afterSucceeded(report.Report)
+				copied := *ended
+				copied.Report = afterSucceeded(ended.Report)
 				e.Report = &copied
 				keep(phaseCopied)
-				return report
+				return ended
 			}
 		} else if ok {
 			e.Size = fileSize(j.Target) // it may have moved it away
 		}
 	}
-	switch report.Status {
-	case transfer.StatusOK:
+	switch ended.Status {
+	case report.StatusOK:
 		e.Redo = false
 		keep(phaseDone)
-	case transfer.StatusInterrupted:
+	case report.StatusInterrupted:
 		keep(phaseInterrupted)
 	default:
 		keep(phaseFailed)
 	}
-	return report
+	return ended
 }
 
 // copy runs the before command and the copy.
-func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func(string)) *transfer.Report {
+func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func(string)) *report.Report {
 	if len(a.job.Before) > 0 {
 		if err := r.hook(ctx, "before", a.job.Before, a.job, nil, log); err != nil {
-			t := transfer.NewReport(a.job.Source, a.job.Target)
-			status, exit := transfer.StatusFailed, exitFailed
+			t := report.New(a.job.Source, a.job.Target)
+			status, exit := report.StatusFailed, exitFailed
 			if ctx.Err() != nil {
-				status, exit = transfer.StatusInterrupted, r.o.Stopped(context.Cause(ctx))
+				status, exit = report.StatusInterrupted, r.o.Stopped(context.Cause(ctx))
 			}
 			t.End(status, exit)
 			t.Error = err.Error()
@@ -475,21 +475,21 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func
 }
 
 // afterFailed is the report of a copy whose after command failed.
-func afterFailed(t *transfer.Report, err error) *transfer.Report {
+func afterFailed(t *report.Report, err error) *report.Report {
 	failed := *t
-	if failed.Status != transfer.StatusOK {
+	if failed.Status != report.StatusOK {
 		failed.Warnings = append(slices.Clone(failed.Warnings), err.Error())
 		return &failed
 	}
-	failed.Status, failed.Exit, failed.Error = transfer.StatusFailed, exitFailed, err.Error()
+	failed.Status, failed.Exit, failed.Error = report.StatusFailed, exitFailed, err.Error()
 	failed.Hint = "the copy is whole; --resume runs only the command again"
 	return &failed
 }
 
 // afterSucceeded is afterFailed undone.
-func afterSucceeded(t *transfer.Report) *transfer.Report {
+func afterSucceeded(t *report.Report) *report.Report {
 	ok := *t
-	ok.Status, ok.Exit, ok.Error, ok.Hint = transfer.StatusOK, 0, "", ""
+	ok.Status, ok.Exit, ok.Error, ok.Hint = report.StatusOK, 0, "", ""
 	return &ok
 }
 

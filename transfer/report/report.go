@@ -1,4 +1,6 @@
-package transfer
+// Package report says what became of a copy: its status, exit status, counts and hint, as people and
+// programs read them.
+package report
 
 import (
 	"encoding/json"
@@ -60,14 +62,21 @@ type Verify struct {
 	Different int64  `json:"different"`
 }
 
+// What a report says of verifying.
+const (
+	VerifyOK       = "ok"
+	VerifyMismatch = "mismatch"
+	VerifyNotRun   = "not_run"
+)
+
 // Digest is a content digest of a disk.
 type Digest struct {
 	Algorithm string `json:"algorithm"`
 	Value     string `json:"value"`
 }
 
-// NewReport returns the report of a copy that starts now.
-func NewReport(source, target string) *Report {
+// New returns the report of a copy that starts now.
+func New(source, target string) *Report {
 	return &Report{
 		Version: 1, Started: time.Now(), Source: source, Target: target,
 		ResumeProof: "none", Verify: Verify{Status: VerifyNotRun}, Warnings: []string{},

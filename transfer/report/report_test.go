@@ -1,4 +1,4 @@
-package transfer_test
+package report_test
 
 import (
 	"encoding/json"
@@ -7,8 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 func TestReport(t *testing.T) {
@@ -17,9 +17,9 @@ func TestReport(t *testing.T) {
 	c.AddRead(7)
 	c.AddZeroed(5)
 	for _, exit := range []int{1, 0} { // the second replaces the first
-		r := transfer.NewReport("src", "dst")
+		r := report.New("src", "dst")
 		r.Count(c.Snapshot())
-		r.End(transfer.StatusOK, exit)
+		r.End(report.StatusOK, exit)
 		if err := r.Write(path); err != nil {
 			t.Fatal(err)
 		}
@@ -50,7 +50,7 @@ func TestReport(t *testing.T) {
 	if err != nil || len(left) != 1 {
 		t.Errorf("beside the report: %v, %v", left, err)
 	}
-	if err := transfer.NewReport("", "").Write(filepath.Join(path, "below")); err == nil {
+	if err := report.New("", "").Write(filepath.Join(path, "below")); err == nil {
 		t.Error("no error of a report that can't be written")
 	}
 }
