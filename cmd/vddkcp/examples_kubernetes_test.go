@@ -15,13 +15,6 @@ import (
 	"syscall"
 	"testing"
 
-	batchv1 "k8s.io/api/batch/v1"
-	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/runtime"
-	kubejson "k8s.io/apimachinery/pkg/runtime/serializer/json"
-	"k8s.io/apimachinery/pkg/util/validation"
-	"k8s.io/apimachinery/pkg/util/yaml"
-
 	"github.com/vddkcp/vddkcp/internal/peer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 )
@@ -29,62 +22,35 @@ import (
 // kubernetesBatch is what is in examples/kubernetes.
 type kubernetesBatch struct {
 	text      string
-	configMap *corev1.ConfigMap
-	claim     *corev1.PersistentVolumeClaim
-	job       *batchv1.Job
-	report    *batchv1.Job
-}
-
-// manifests decodes the documents of a file as an API server does that refuses
-// unknown and duplicate fields.
-func manifests(text string) (objects []runtime.Object, err error) {
-	scheme := runtime.NewScheme()
-	if err := errors.Join(batchv1.AddToScheme(scheme), corev1.AddToScheme(scheme)); err != nil {
-		return nil, err
-	}
-	decoder := kubejson.NewSerializerWithOptions(kubejson.DefaultMetaFactory, scheme, scheme, kubejson.SerializerOptions{Yaml: true, Strict: true})
-	documents := yaml.NewDocumentDecoder(io.NopCloser(strings.NewReader(text)))
-	defer documents.Close()
-	room := make([]byte, len(text)+1)
-	for {
-		n, err := documents.Read(room)
-		if err == io.EOF {
-			return objects, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		object, _, err := decoder.Decode(room[:n], nil, nil)
-		if err != nil {
-			return nil, fmt.Errorf("document %d: %w", len(objects), err)
-		}
-		objects = append(objects, object)
-	}
+	configMap *kubeConfigMap
+	claim     *kubeClaim
+	job       *kubeJob
+	report    *kubeJob
 }
 
 // decodeKubernetes decodes batch.yaml and report.yaml.
-func decodeKubernetes(text, report string) (*kubernetesBatch, error) {
+func decodeKubernetes(t *testing.T, text, report string) (*kubernetesBatch, error) {
 	b := &kubernetesBatch{text: text}
-	objects, err := manifests(text)
+	objects, err := manifests(t, text)
 	if err != nil {
 		return nil, fmt.Errorf("batch.yaml: %w", err)
 	}
 	for _, object := range objects {
 		switch o := object.(type) {
-		case *corev1.ConfigMap:
+		case *kubeConfigMap:
 			b.configMap = o
-		case *corev1.PersistentVolumeClaim:
+		case *kubeClaim:
 			b.claim = o
-		case *batchv1.Job:
+		case *kubeJob:
 			b.job = o
 		}
 	}
-	merge, err := manifests(report)
+	merge, err := manifests(t, report)
 	if err != nil {
 		return nil, fmt.Errorf("report.yaml: %w", err)
 	}
 	if len(merge) == 1 {
-		b.report, _ = merge[0].(*batchv1.Job)
+		b.report, _ = merge[0].(*kubeJob)
 	}
 	if len(objects) != 3 || b.configMap == nil || b.claim == nil || b.job == nil || b.report == nil {
 		return nil, errors.New("want a ConfigMap, a PersistentVolumeClaim and a Job, and a Job in report.yaml")
@@ -106,7 +72,8 @@ func kubernetesTexts(t *testing.T) (text, report string) {
 
 func readKubernetesBatch(t *testing.T) *kubernetesBatch {
 	t.Helper()
-	b, err := decodeKubernetes(kubernetesTexts(t))
+	text, report := kubernetesTexts(t)
+	b, err := decodeKubernetes(t, text, report)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -121,12 +88,12 @@ func (p *problems) add(format string, args ...any) { *p = append(*p, fmt.Sprintf
 // checkPod looks whether all that a pod names is there, and whether it has no
 // privileges: kubernetes.io/docs/concepts/security/pod-security-standards,
 // "Restricted", and a root that nobody writes to.
-func (b *kubernetesBatch) checkPod(p *corev1.PodSpec, bad *problems) {
+func (b *kubernetesBatch) checkPod(p *kubePodSpec, bad *problems) {
 	yes := func(b *bool) bool { return b != nil && *b }
 	no := func(b *bool) bool { return b != nil && !*b }
 	unused := map[string]bool{}
 	for _, v := range p.Volumes {
-		if _, twice := unused[v.Name]; twice || len(validation.IsDNS1123Label(v.Name)) > 0 {
+		if _, twice := unused[v.Name]; twice || !isDNSLabel(v.Name) {
 			bad.add("volume %q: a second one of the name, or no name", v.Name)
 		}
 		unused[v.Name] = true
@@ -158,10 +125,10 @@ func (b *kubernetesBatch) checkPod(p *corev1.PodSpec, bad *problems) {
 	pod := p.SecurityContext
 	if p.HostNetwork || p.HostPID || p.HostIPC || !no(p.AutomountServiceAccountToken) || pod == nil || !yes(pod.RunAsNonRoot) ||
 		pod.RunAsUser == nil || *pod.RunAsUser == 0 || pod.RunAsGroup == nil || *pod.RunAsGroup == 0 || pod.FSGroup == nil ||
-		pod.SeccompProfile == nil || pod.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+		pod.SeccompProfile == nil || pod.SeccompProfile.Type != "RuntimeDefault" {
 		bad.add("the pod has privileges: %+v", pod)
 	}
-	if p.RestartPolicy != corev1.RestartPolicyNever || len(p.Containers) != 1 {
+	if p.RestartPolicy != "Never" || len(p.Containers) != 1 {
 		bad.add("restart policy %s, %d containers", p.RestartPolicy, len(p.Containers))
 	}
 	for _, c := range slices.Concat(p.InitContainers, p.Containers) {
@@ -171,11 +138,11 @@ func (b *kubernetesBatch) checkPod(p *corev1.PodSpec, bad *problems) {
 			s.RunAsUser != nil || s.RunAsNonRoot != nil || s.SeccompProfile != nil {
 			bad.add("container %s has privileges: %+v", c.Name, s)
 		}
-		if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() || c.Resources.Limits.Memory().Cmp(*c.Resources.Requests.Memory()) < 0 {
+		if c.Resources.Requests.CPU == 0 || c.Resources.Requests.Memory == 0 || c.Resources.Limits.Memory < c.Resources.Requests.Memory {
 			bad.add("container %s: resources %+v", c.Name, c.Resources)
 		}
 		// A secret is a file: in the environment every child would have it.
-		if len(c.EnvFrom) > 0 || slices.ContainsFunc(c.Env, func(v corev1.EnvVar) bool { return v.ValueFrom != nil || strings.HasPrefix(v.Name, "VDDKCP_") }) {
+		if len(c.EnvFrom) > 0 || slices.ContainsFunc(c.Env, func(v kubeEnvVar) bool { return v.ValueFrom != nil || strings.HasPrefix(v.Name, "VDDKCP_") }) {
 			bad.add("container %s: environment %+v", c.Name, c.Env)
 		}
 		paths := map[string]bool{}
@@ -198,14 +165,14 @@ func (b *kubernetesBatch) checkPod(p *corev1.PodSpec, bad *problems) {
 }
 
 // Kinds of volumes.
-func isClaim(v *corev1.Volume) bool     { return v.PersistentVolumeClaim != nil }
-func isConfigMap(v *corev1.Volume) bool { return v.ConfigMap != nil }
-func isSecret(v *corev1.Volume) bool    { return v.Secret != nil }
-func isEmptyDir(v *corev1.Volume) bool  { return v.EmptyDir != nil }
+func isClaim(v *kubeVolume) bool     { return v.PersistentVolumeClaim != nil }
+func isConfigMap(v *kubeVolume) bool { return v.ConfigMap != nil }
+func isSecret(v *kubeVolume) bool    { return v.Secret != nil }
+func isEmptyDir(v *kubeVolume) bool  { return v.EmptyDir != nil }
 
 // mounted looks whether a pod's first container has path on a volume of a kind,
 // and, where the volume is of files that are known, whether it is one of them.
-func (b *kubernetesBatch) mounted(p *corev1.PodSpec, path string, kind func(*corev1.Volume) bool, writable bool, bad *problems) {
+func (b *kubernetesBatch) mounted(p *kubePodSpec, path string, kind func(*kubeVolume) bool, writable bool, bad *problems) {
 	best, ok := "", false
 	for _, m := range p.Containers[0].VolumeMounts {
 		name, below := strings.CutPrefix(path, m.MountPath+"/")
@@ -219,7 +186,7 @@ func (b *kubernetesBatch) mounted(p *corev1.PodSpec, path string, kind func(*cor
 			}
 			ok = kind(&v) && m.ReadOnly == !writable
 			if v.ConfigMap != nil && b.configMap.Data[name] == "" ||
-				v.Secret != nil && !slices.ContainsFunc(v.Secret.Items, func(k corev1.KeyToPath) bool { return k.Path == name }) {
+				v.Secret != nil && !slices.ContainsFunc(v.Secret.Items, func(k kubeKeyToPath) bool { return k.Path == name }) {
 				ok = false
 			}
 		}
@@ -230,7 +197,7 @@ func (b *kubernetesBatch) mounted(p *corev1.PodSpec, path string, kind func(*cor
 }
 
 // runLine reads the command line of a container that is vddkcp run.
-func runLine(c *corev1.Container) (*batchCommand, error) {
+func runLine(c *kubeContainer) (*batchCommand, error) {
 	words := containerCommand(c, nil)
 	var line cli
 	parser, err := newParser(&line, io.Discard, io.Discard, func(int) {})
@@ -267,7 +234,7 @@ func (b *kubernetesBatch) load() (*batch.File, error) {
 func (b *kubernetesBatch) check() (bad problems) {
 	b.checkPod(&b.job.Spec.Template.Spec, &bad)
 	b.checkPod(&b.report.Spec.Template.Spec, &bad)
-	if !slices.Contains(b.claim.Spec.AccessModes, corev1.ReadWriteMany) {
+	if !slices.Contains(b.claim.Spec.AccessModes, "ReadWriteMany") {
 		bad.add("claim: %v", b.claim.Spec.AccessModes)
 	}
 	file, err := b.load()
@@ -280,7 +247,7 @@ func (b *kubernetesBatch) check() (bad problems) {
 	}
 	spec := b.job.Spec
 	if spec.Completions == nil || spec.Parallelism == nil || spec.BackoffLimitPerIndex == nil || *spec.BackoffLimitPerIndex < 1 || spec.BackoffLimit != nil ||
-		spec.PodReplacementPolicy == nil || *spec.PodReplacementPolicy != batchv1.Failed {
+		spec.PodReplacementPolicy == nil || *spec.PodReplacementPolicy != "Failed" {
 		bad.add("job: %+v", spec)
 		return bad
 	}
@@ -405,7 +372,7 @@ func TestExampleKubernetesMistakes(t *testing.T) {
 			continue
 		}
 		var found problems
-		if b, err := decodeKubernetes(changed, changedReport); err != nil {
+		if b, err := decodeKubernetes(t, changed, changedReport); err != nil {
 			found.add("%v", err)
 		} else {
 			found = b.check()
@@ -422,20 +389,20 @@ func TestExampleKubernetesFailures(t *testing.T) {
 	for _, c := range []struct {
 		container string
 		exit      int
-		condition corev1.PodConditionType
-		want      batchv1.PodFailurePolicyAction
+		condition string
+		want      string
 	}{
-		{"vddkcp", 1, "", batchv1.PodFailurePolicyActionFailIndex},
-		{"vddkcp", 2, "", batchv1.PodFailurePolicyActionFailIndex},
-		{"vddkcp", 4, "", batchv1.PodFailurePolicyActionFailIndex},
-		{"vddkcp", 75, "", batchv1.PodFailurePolicyActionCount},
-		{"vddkcp", 137, "", batchv1.PodFailurePolicyActionCount}, // the memory was too little
-		{"vddkcp", 143, "", batchv1.PodFailurePolicyActionCount}, // somebody deleted the pod
-		{"vddkcp", 143, corev1.DisruptionTarget, batchv1.PodFailurePolicyActionIgnore},
-		{"vddkcp", 1, corev1.DisruptionTarget, batchv1.PodFailurePolicyActionIgnore},
-		{"vddk", 1, "", batchv1.PodFailurePolicyActionCount}, // cp found no room
+		{"vddkcp", 1, "", "FailIndex"},
+		{"vddkcp", 2, "", "FailIndex"},
+		{"vddkcp", 4, "", "FailIndex"},
+		{"vddkcp", 75, "", "Count"},
+		{"vddkcp", 137, "", "Count"}, // the memory was too little
+		{"vddkcp", 143, "", "Count"}, // somebody deleted the pod
+		{"vddkcp", 143, "DisruptionTarget", "Ignore"},
+		{"vddkcp", 1, "DisruptionTarget", "Ignore"},
+		{"vddk", 1, "", "Count"}, // cp found no room
 	} {
-		var conditions []corev1.PodConditionType
+		var conditions []string
 		if c.condition != "" {
 			conditions = append(conditions, c.condition)
 		}
@@ -539,7 +506,7 @@ func TestExampleKubernetesRuns(t *testing.T) {
 		extra:      map[string]string{"/standin": standIn},
 		env:        []string{"VDDK_TEST_SCRIPT=/standin/vddktest.conf"},
 	}
-	ends := func(index, want int, action batchv1.PodFailurePolicyAction, conditions ...corev1.PodConditionType) func(result) {
+	ends := func(index, want int, action string, conditions ...string) func(result) {
 		return func(r result) {
 			t.Helper()
 			if r.exit != want {
@@ -572,20 +539,20 @@ func TestExampleKubernetesRuns(t *testing.T) {
 			}
 		}
 	}
-	ends(0, 137, batchv1.PodFailurePolicyActionCount)(k.run(pod(b.job, 0), stopped(syscall.SIGKILL)))
+	ends(0, 137, "Count")(k.run(pod(b.job, 0), stopped(syscall.SIGKILL)))
 	if err := os.Remove(partial); err != nil { // or the next one would seem to have come far
 		t.Fatal(err)
 	}
-	ends(0, 143, batchv1.PodFailurePolicyActionIgnore, corev1.DisruptionTarget)(k.run(pod(b.job, 0), stopped(syscall.SIGTERM)))
+	ends(0, 143, "Ignore", "DisruptionTarget")(k.run(pod(b.job, 0), stopped(syscall.SIGTERM)))
 	script("fault ReadAsync do=fail code=1\n")
 	// The server fails for as long as vddkcp waits, which is 15 minutes otherwise.
 	impatient := strings.Replace(b.configMap.Data["jobs.json"], `"verify": true`, `"verify": true, "retries": 0`, 1)
 	k.configMaps[b.configMap.Name] = map[string]string{"jobs.json": impatient}
-	ends(3, 75, batchv1.PodFailurePolicyActionCount)(k.run(pod(b.job, 3), nil))
+	ends(3, 75, "Count")(k.run(pod(b.job, 3), nil))
 	k.configMaps[b.configMap.Name] = b.configMap.Data
 	script("")
 	k.secrets["vddkcp"] = map[string]string{"password": "falsch\n"}
-	ends(1, 1, batchv1.PodFailurePolicyActionFailIndex)(k.run(pod(b.job, 1), nil))
+	ends(1, 1, "FailIndex")(k.run(pod(b.job, 1), nil))
 	k.secrets["vddkcp"] = password
 
 	targets := func() map[string]os.FileInfo {

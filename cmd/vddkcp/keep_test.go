@@ -245,10 +245,10 @@ func TestFailuresOfTheTargetKeepWork(t *testing.T) {
 		name  string
 		fault fault
 	}{
-		{"EIO", fault{call: "write", at: 9, errno: syscall.EIO}},
-		{"EROFS", fault{call: "write", at: 9, errno: syscall.EROFS}},
-		{"EFBIG", fault{call: "write", at: 9, errno: syscall.EFBIG}},
-		{"rename", fault{call: "rename", errno: syscall.EACCES}},
+		{"EIO", fault{Call: "write", At: 9, Errno: syscall.EIO}},
+		{"EROFS", fault{Call: "write", At: 9, Errno: syscall.EROFS}},
+		{"EFBIG", fault{Call: "write", At: 9, Errno: syscall.EFBIG}},
+		{"rename", fault{Call: "rename", Errno: syscall.EACCES}},
 	} {
 		for _, checkpoint := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/checkpoint %v", c.name, checkpoint), func(t *testing.T) {

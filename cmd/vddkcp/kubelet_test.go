@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -17,8 +18,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-	batchv1 "k8s.io/api/batch/v1"
-	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
@@ -44,13 +43,18 @@ type image struct {
 }
 
 // pod is the pod that the Job controller makes for an index of a Job.
-func pod(job *batchv1.Job, index int) *corev1.PodSpec {
-	spec := job.Spec.Template.Spec.DeepCopy()
-	if mode := job.Spec.CompletionMode; mode != nil && *mode == batchv1.IndexedCompletion {
+func pod(job *kubeJob, index int) *kubePodSpec {
+	spec := new(kubePodSpec)
+	if text, err := json.Marshal(&job.Spec.Template.Spec); err != nil {
+		panic(err)
+	} else if err := json.Unmarshal(text, spec); err != nil { // a deep copy
+		panic(err)
+	}
+	if mode := job.Spec.CompletionMode; mode != nil && *mode == "Indexed" {
 		// By way of the downward API, in truth. kubernetes:
 		// pkg/controller/job/indexed_job_utils.go, addCompletionIndexEnvVariables
-		v := corev1.EnvVar{Name: "JOB_COMPLETION_INDEX", Value: strconv.Itoa(index)}
-		for _, list := range [][]corev1.Container{spec.InitContainers, spec.Containers} {
+		v := kubeEnvVar{Name: "JOB_COMPLETION_INDEX", Value: strconv.Itoa(index)}
+		for _, list := range [][]kubeContainer{spec.InitContainers, spec.Containers} {
 			for i := range list {
 				list[i].Env = append(list[i].Env, v)
 			}
@@ -63,7 +67,7 @@ var reference = regexp.MustCompile(`\$\$|\$\([^)]*\)`)
 
 // expand replaces $(NAME) by variables of a container as the kubelet does:
 // kubernetes.io/docs/reference, Container, "command". What no variable has stays.
-func expand(word string, env []corev1.EnvVar) string {
+func expand(word string, env []kubeEnvVar) string {
 	return reference.ReplaceAllStringFunc(word, func(ref string) string {
 		if ref == "$$" {
 			return "$"
@@ -78,7 +82,7 @@ func expand(word string, env []corev1.EnvVar) string {
 }
 
 // containerCommand is what a container of an image executes.
-func containerCommand(c *corev1.Container, entrypoint []string) []string {
+func containerCommand(c *kubeContainer, entrypoint []string) []string {
 	words := slices.Concat(c.Command, c.Args)
 	if len(c.Command) == 0 {
 		words = slices.Concat(entrypoint, c.Args)
@@ -91,7 +95,7 @@ func containerCommand(c *corev1.Container, entrypoint []string) []string {
 
 // run runs a pod to its end, and returns how its first container ended.
 // While that runs, meanwhile is called with its process, where it is not nil.
-func (k *kubelet) run(spec *corev1.PodSpec, meanwhile func(*os.Process)) result {
+func (k *kubelet) run(spec *kubePodSpec, meanwhile func(*os.Process)) result {
 	k.t.Helper()
 	volumes := map[string]string{}
 	for i := range spec.Volumes {
@@ -108,7 +112,7 @@ func (k *kubelet) run(spec *corev1.PodSpec, meanwhile func(*os.Process)) result 
 
 // volume is the folder of a volume. What fsGroup does to it is in
 // kubernetes.io/docs/tasks/configure-pod-container/security-context.
-func (k *kubelet) volume(v *corev1.Volume, security *corev1.PodSecurityContext) string {
+func (k *kubelet) volume(v *kubeVolume, security *kubePodSecurityContext) string {
 	k.t.Helper()
 	dir := k.t.TempDir()
 	files, mode := map[string]string(nil), int32(0o644)
@@ -164,7 +168,7 @@ type bindMount struct {
 	readOnly bool
 }
 
-func (k *kubelet) container(spec *corev1.PodSpec, c *corev1.Container, volumes map[string]string, meanwhile func(*os.Process)) result {
+func (k *kubelet) container(spec *kubePodSpec, c *kubeContainer, volumes map[string]string, meanwhile func(*os.Process)) result {
 	k.t.Helper()
 	img, ok := k.images[c.Image]
 	if !ok {
@@ -277,7 +281,7 @@ func startIn(cmd *exec.Cmd, root string, mounts []bindMount) error {
 // it does not count), FailIndex, FailJob, or Count (another pod, so many times as
 // the limit of the index says). kubernetes.io/docs/concepts/workloads/controllers/job,
 // "Pod failure policy".
-func podFailed(policy *batchv1.PodFailurePolicy, container string, exit int, conditions ...corev1.PodConditionType) batchv1.PodFailurePolicyAction {
+func podFailed(policy *kubePodFailurePolicy, container string, exit int, conditions ...string) string {
 	for _, rule := range policy.Rules {
 		if on := rule.OnExitCodes; on != nil {
 			if on.ContainerName != nil && *on.ContainerName != container {
@@ -287,24 +291,24 @@ func podFailed(policy *batchv1.PodFailurePolicy, container string, exit int, con
 			for _, value := range on.Values {
 				listed = listed || int(value) == exit
 			}
-			if listed == (on.Operator == batchv1.PodFailurePolicyOnExitCodesOpIn) {
+			if listed == (on.Operator == "In") {
 				return rule.Action
 			}
 			continue
 		}
 		for _, on := range rule.OnPodConditions {
 			for _, c := range conditions {
-				if on.Type == c && on.Status == corev1.ConditionTrue {
+				if on.Type == c && on.Status == "True" {
 					return rule.Action
 				}
 			}
 		}
 	}
-	return batchv1.PodFailurePolicyActionCount
+	return "Count"
 }
 
 func TestExpandIsTheKubelets(t *testing.T) {
-	env := []corev1.EnvVar{{Name: "A", Value: "1"}, {Name: "B", Value: "$(A)"}}
+	env := []kubeEnvVar{{Name: "A", Value: "1"}, {Name: "B", Value: "$(A)"}}
 	for word, want := range map[string]string{
 		"$(A)/4": "1/4", "x$(A)$(A)": "x11", "$(B)": "$(A)", "$$(A)": "$(A)", "$$$(A)": "$1",
 		"$(C)": "$(C)", "$A": "$A", "$(A": "$(A", "$": "$", "${A}": "${A}",
