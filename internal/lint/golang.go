@@ -1,0 +1,93 @@
+package main
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"strconv"
+	"strings"
+)
+
+const (
+	maxFile     = 600 // lines
+	maxFunction = 80  // lines
+	maxFields   = 20
+)
+
+// lintGo checks a Go file.
+func lintGo(path, text string) (problems []problem, err error) {
+	fset := token.NewFileSet()
+	file, err := parser.ParseFile(fset, path, text, parser.ParseComments)
+	if err != nil {
+		return nil, err
+	}
+	report := func(pos token.Pos, format string, args ...any) {
+		problems = append(problems, problem{path, fset.Position(pos).Line, fmt.Sprintf(format, args...)})
+	}
+	test := strings.HasSuffix(path, "_test.go")
+
+	if lines := strings.Count(text, "\n"); lines > maxFile && !explained(file, "longer than 600 lines because") {
+		report(file.Package, "the file has %d lines, more than %d: split it, or say why it is \"longer than 600 lines because\"", lines, maxFile)
+	}
+	for _, group := range file.Comments {
+		for _, found := range phrasesIn(plain(group.Text())) {
+			report(group.Pos(), "the comment has %s", found)
+		}
+	}
+	if test {
+		return problems, nil
+	}
+	ast.Inspect(file, func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.FuncDecl:
+			if lines := length(fset, n); lines > maxFunction && !strings.Contains(plain(n.Doc.Text()), "longer than 80 lines because") {
+				report(n.Pos(), "function %s has %d lines, more than %d", n.Name.Name, lines, maxFunction)
+			}
+		case *ast.TypeSpec:
+			if s, ok := n.Type.(*ast.StructType); ok && s.Fields.NumFields() > maxFields && !holdsOptions(n.Name.Name) {
+				report(n.Pos(), "struct %s has %d fields, more than %d", n.Name.Name, s.Fields.NumFields(), maxFields)
+			}
+		case *ast.ImportSpec:
+			return false
+		case *ast.BasicLit:
+			if s, err := strconv.Unquote(n.Value); n.Kind == token.STRING && err == nil {
+				for _, found := range phrasesIn(plain(s)) {
+					report(n.Pos(), "the text has %s", found)
+				}
+			}
+		}
+		return true
+	})
+	return problems, nil
+}
+
+// explained reports whether a comment of the file has the phrase.
+func explained(file *ast.File, phrase string) bool {
+	for _, group := range file.Comments {
+		if strings.Contains(plain(group.Text()), phrase) {
+			return true
+		}
+	}
+	return false
+}
+
+// length returns the number of lines of a function, without its doc comment.
+func length(fset *token.FileSet, f *ast.FuncDecl) int {
+	return fset.Position(f.End()).Line - fset.Position(f.Type.Pos()).Line + 1
+}
+
+// holdsOptions reports whether the name of a struct says that its fields are
+// options of a user.
+func holdsOptions(name string) bool {
+	name = strings.ToLower(name)
+	for _, suffix := range []string{"options", "flags", "command", "spec", "params"} {
+		if strings.HasSuffix(name, suffix) {
+			return true
+		}
+	}
+	return false
+}
+
+// plain joins the lines of a text.
+func plain(text string) string { return strings.Join(strings.Fields(text), " ") }

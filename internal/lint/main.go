@@ -1,0 +1,96 @@
+// Lint checks the rules of this repository that no public linter knows. Run it
+// in the root of the repository:
+//
+//	go run ./internal/lint [FOLDER...]
+//
+// Lint reads the Go files and Markdown pages below the folders, or below the
+// working directory when no folder is given, and prints one line for each
+// violation. Its exit status is 1 when there is a violation. The rules:
+//
+//   - A Go file has at most 600 lines, unless a comment in it says "longer than 600
+//     lines because" and why.
+//   - A function outside of tests has at most 80 lines, unless its doc comment says
+//     "longer than 80 lines because" and why.
+//   - A struct outside of tests has at most 20 fields, unless its name says that it
+//     holds options.
+//   - A paragraph of a page has at most six lines.
+//   - Comments, messages and pages do not have the phrases in phrases.go, which
+//     readers misunderstood.
+//
+// Which package may import which other one is checked by [TestImportsPointOneWay].
+package main
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+func main() {
+	roots := os.Args[1:]
+	if len(roots) == 0 {
+		roots = []string{"."}
+	}
+	found := 0
+	for _, root := range roots {
+		problems, err := lint(os.DirFS(root))
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "lint:", err)
+			os.Exit(2)
+		}
+		for _, p := range problems {
+			fmt.Println(filepath.Join(root, p.file) + p.where())
+		}
+		found += len(problems)
+	}
+	if found > 0 {
+		fmt.Fprintf(os.Stderr, "lint: %d violations; CONTRIBUTING.md has the rules\n", found)
+		os.Exit(1)
+	}
+}
+
+// problem is a violation of a rule.
+type problem struct {
+	file string
+	line int
+	text string
+}
+
+func (p problem) where() string { return fmt.Sprintf(":%d: %s", p.line, p.text) }
+
+// lint checks the files of a tree.
+func lint(tree fs.FS) (problems []problem, err error) {
+	err = fs.WalkDir(tree, ".", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		name := d.Name()
+		if d.IsDir() {
+			if path != "." && (strings.HasPrefix(name, ".") || name == "testdata" || name == "bin" || name == "bench-out") {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		var check func(path, text string) ([]problem, error)
+		switch {
+		case strings.HasPrefix(path, "internal/lint/"):
+			return nil // its phrases are examples
+		case strings.HasSuffix(name, ".go"):
+			check = lintGo
+		case strings.HasSuffix(name, ".md"):
+			check = lintMarkdown
+		default:
+			return nil
+		}
+		text, err := fs.ReadFile(tree, path)
+		if err != nil {
+			return err
+		}
+		more, err := check(path, string(text))
+		problems = append(problems, more...)
+		return err
+	})
+	return problems, err
+}

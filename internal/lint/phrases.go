@@ -1,0 +1,42 @@
+package main
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// phrases are ways to write that readers of this repository misunderstood, or
+// understood only after the code. CONTRIBUTING.md has examples of what to write
+// instead.
+var phrases = []struct {
+	is      *regexp.Regexp
+	instead string
+}{
+	{regexp.MustCompile(`\b(is|are|was|were|be|been) come to\b`), `"is reached"`},
+	{regexp.MustCompile(`\b(is|are|was|were|be|been|being) told of\b`), `who reports what`},
+	{regexp.MustCompile(`\bgone on with\b`), `"resumed" or "continued"`},
+	{regexp.MustCompile(`(?i)\bbut for\b`), `"except"`},
+	{regexp.MustCompile(`(?i)\blest\b`), `"so that ... not"`},
+	{regexp.MustCompile(`(?i)\bno file or folder\b`), `"no such file or directory"`},
+	{regexp.MustCompile(`(?i)\bwhoever\b`), `the subject by its name`},
+	{regexp.MustCompile(`(?i)\bwhat becomes of\b`), `the result by its name`},
+	{regexp.MustCompile(`(?i)\bas it were\b`), `the plain statement`},
+	// Sentences that begin so have no subject that a reader could know.
+	{regexp.MustCompile(`(^|[.:;] )(Of|Who|Whose) [^?]*?[.,;:]`), `a sentence that begins with its subject`},
+	{regexp.MustCompile(`(^|[.] )What [^?]*?([.,;:]|$)`), `a sentence that begins with its subject`},
+}
+
+// phrasesIn describes the phrases in a text whose lines are joined.
+func phrasesIn(text string) (found []string) {
+	for _, p := range phrases {
+		at := p.is.FindString(text)
+		if at != "" && !strings.Contains(at, "?") && !strings.HasPrefix(at, "Of returns ") { // a function can be named Of
+			if len(at) > 60 {
+				at = at[:60] + "..."
+			}
+			found = append(found, fmt.Sprintf("%q: write %s", at, p.instead))
+		}
+	}
+	return found
+}
