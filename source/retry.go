@@ -1,14 +1,13 @@
 package source
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"io/fs"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
 // RetryOptions say how long Retry goes on. The zero value never tries again.
@@ -37,25 +36,20 @@ type RetryOptions struct {
 	Mutable bool
 }
 
-// Permanent marks an error as one that comes again however often the call is
-// repeated.
-func Permanent(err error) error { return &permanentError{err} }
-
-type permanentError struct{ err error }
-
-func (e *permanentError) Error() string { return e.err.Error() }
-
-func (e *permanentError) Unwrap() error { return e.err }
-
-// IsPermanent reports whether err is marked by Permanent, or is of a kind that
-// comes again: no such file, no permission. The end of a context is none by
-// itself, since timeouts of a connection look like it; Retry sees the end of its
-// own.
-func IsPermanent(err error) bool {
-	var marked *permanentError
-	return errors.As(err, &marked) ||
-		errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
+// Policy returns the part of o that says when a call is tried again.
+func (o RetryOptions) Policy() retry.Policy {
+	return retry.Policy{Retries: o.Retries, Timeout: o.Timeout, Permanent: o.Permanent, Backoff: o.Backoff, OnRetry: o.OnRetry}
 }
+
+// Permanent marks err as an error that every further attempt would meet again. The
+// text of err does not change.
+func Permanent(err error) error { return retry.Permanent(err) }
+
+// IsPermanent reports whether err was marked with Permanent, or says that a file
+// does not exist or that a permission is missing. The end of a context is not
+// permanent by itself, because the timeout of a connection looks the same; Retry
+// checks its own context.
+func IsPermanent(err error) bool { return retry.IsPermanent(err) }
 
 // ErrChanged says that a disk is not what it was when it was opened first: what
 // was read before and what is read now may belong to two states of it. An error
@@ -87,15 +81,18 @@ var ErrReopen = errors.New("open the source again")
 // again, and Writable: after that, Flush fails for good if anything that was
 // written before had not been flushed. It is Counted.
 func Retry(ctx context.Context, open func(context.Context) (Disk, error), o RetryOptions) (Disk, error) {
-	r := &retrying{ctx: ctx, open: open, o: o, started: time.Now(), generation: 1}
-	r.closing, r.startClosing = context.WithCancel(context.WithoutCancel(ctx))
+	r := &retrying{ctx: ctx, open: open, policy: o.Policy(), revive: o.Revive, progress: retry.NewProgress(), generation: 1}
+	r.ending, r.end = context.WithCancelCause(ctx)
 	first, err := r.openOnce(0)
 	if err != nil {
+		r.end(err)
 		return nil, err
 	}
 	r.first, r.disk = first, first
 	_, writable := Ability[Writable](first.Disk)
-	r.sampled = !o.Mutable && !o.Revive && !writable && !Proved(first.proof)
+	if !o.Mutable && !o.Revive && !writable && !Proved(first.proof) {
+		r.samples = new(Samples)
+	}
 	if writable {
 		return &retryingWritable{Disk: r.able(), r: r}, nil
 	}
@@ -127,66 +124,52 @@ func (r *retrying) able() Disk {
 	return r
 }
 
-// Delay is how long to wait before the n-th retry, from 1.
-func (o RetryOptions) Delay(n int) time.Duration {
-	if o.Backoff != nil {
-		return o.Backoff(n)
-	}
-	d := time.Minute
-	if n < 7 {
-		d = time.Second << (n - 1)
-	}
-	return d - rand.N(d/2)
-}
+// Delay is Policy().Delay.
+func (o RetryOptions) Delay(n int) time.Duration { p := o.Policy(); return p.Delay(n) }
 
-// Patience is after how long without progress a call is given up.
-func (o RetryOptions) Patience() time.Duration { return cmp.Or(o.Timeout, 15*time.Minute) }
+// Patience is Policy().Patience.
+func (o RetryOptions) Patience() time.Duration { p := o.Policy(); return p.Patience() }
 
-// leastAttempt is how long an attempt must be able to take to be worth a wait.
-const leastAttempt = 250 * time.Millisecond
-
-// Wait is how long to wait before the n-th retry of a call that has had no
-// progress for idle. It leaves an attempt a part of the rest of the patience; ok
-// is false where the patience is over.
+// Wait is Policy().Wait.
 func (o RetryOptions) Wait(n int, idle time.Duration) (wait time.Duration, ok bool) {
-	left := o.Patience() - idle
-	if left < min(leastAttempt, o.Patience()/20) {
-		return 0, false
-	}
-	return min(o.Delay(n), left/4*3), true
+	p := o.Policy()
+	return p.Wait(n, idle)
 }
 
 // retrying is the disk that Retry returns.
 type retrying struct {
-	ctx          context.Context
-	open         func(context.Context) (Disk, error)
-	o            RetryOptions
-	started      time.Time
-	first        *openedDisk
-	closing      context.Context // ends when Close is called
-	startClosing context.CancelFunc
+	ctx    context.Context
+	open   func(context.Context) (Disk, error)
+	policy retry.Policy
+	revive bool // RetryOptions.Revive
+	first  *openedDisk
+	ending context.Context // ends with ctx, and when Close is called
+	end    context.CancelCauseFunc
 
-	lastRead            atomic.Int64 // when a read succeeded last, in ns since started
+	progress            *retry.Progress // successful reads and writes
 	retries, reopenings atomic.Int64
+	samples             *Samples // nil if the content of the disk needs no comparison
 
-	sampled bool // nothing else proves that the content is the same
-	samples Samples
-
-	// work counts reads and the reopening in progress, for Close to wait. It is
+	// work counts calls and the reopening in progress; Close waits for it. It is
 	// added to under mu, and only before Close.
 	work sync.WaitGroup
 
 	mu         sync.Mutex
 	closed     bool
-	dead       error       // what no reopening helps against
-	disk       *openedDisk // nil: it is being opened again, or that failed
-	generation int         // counts the disks
-	inFile     bool        // the first disk handed out its file, which lives until Close
+	dead       error       // why no reopening can help, or nil
+	disk       *openedDisk // nil while it is being opened again, and after that failed
+	generation int         // counts the disks that were opened
+	inFile     bool        // the first disk handed out its file, which must stay open until Close
 	uncached   bool        // ReadUncached was called
-	reopening  *reopening  // in progress
-	abandoned  *openedDisk // to be closed before it is opened again; nil: none
-	lostAt     time.Time   // when the last disk was lost
-	failures   int         // of reopenings, since the last that succeeded
-	lastErr    error       // of the last of them, which was at failedAt
-	failedAt   time.Time
+	outage     outage
+}
+
+// outage describes the time since the last disk was lost.
+type outage struct {
+	reopening *reopening  // in progress, or nil
+	abandoned *openedDisk // must be closed before the disk is opened again, or nil
+	since     time.Time   // when the last disk was lost
+	failures  int         // openings that failed since then
+	lastErr   error       // of the last of these failures
+	failedAt  time.Time   // when that was
 }

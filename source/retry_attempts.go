@@ -1,54 +1,34 @@
 package source
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"os"
 	"sync"
 	"time"
+
+	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
-// wait waits before a retry, which err is the reason of.
-func (r *retrying) wait(ctx context.Context, err error, d time.Duration) error {
-	if r.o.OnRetry != nil {
-		r.o.OnRetry(err, d)
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
+// pause waits before a retry that err made necessary. It returns an error if the
+// disk or ctx ends first.
+func (r *retrying) pause(ctx context.Context, err error, wait time.Duration) error {
+	if r.policy.Pause(ctx, err, wait, r.ending.Done()) {
 		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-r.ctx.Done():
-		return context.Cause(r.ctx)
-	case <-r.closing.Done():
-		return os.ErrClosed
 	}
+	return cmp.Or(context.Cause(r.ending), context.Cause(ctx))
 }
 
 // attempts are those of one call.
 type attempts struct {
-	r        *retrying
-	ctx      context.Context
-	failures int
-	since    time.Duration // since r.started: when the call began, or was last known to get on
+	retry.Attempts
+	r   *retrying
+	ctx context.Context
 }
 
 // attempt begins a call.
 func (r *retrying) attempt(ctx context.Context) attempts {
-	return attempts{r: r, ctx: ctx, since: time.Since(r.started)}
-}
-
-// idle is for how long there has been no progress that the call could hope from.
-func (a *attempts) idle() time.Duration {
-	return time.Since(a.r.started) - max(a.since, time.Duration(a.r.lastRead.Load()))
-}
-
-// gaveUp is the error of a call whose patience is over.
-func (a *attempts) gaveUp(err error) error {
-	return fmt.Errorf("given up after %v without a read that succeeded: %w", a.idle().Round(time.Second), err)
+	return attempts{Attempts: r.policy.Start(r.progress), r: r, ctx: ctx}
 }
 
 // errNoAnswer ends a disk that hangs for longer than the patience.
@@ -67,7 +47,7 @@ func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 		if stopped {
 			return
 		}
-		if left := a.r.o.Patience() - a.idle(); left > 0 {
+		if left := a.Left(); left > 0 {
 			timer.Reset(left)
 			return
 		}
@@ -76,7 +56,7 @@ func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	timer = time.AfterFunc(max(a.r.o.Patience()-a.idle(), 0), look)
+	timer = time.AfterFunc(a.Left(), look)
 	return func() {
 		mu.Lock()
 		defer mu.Unlock()
@@ -97,32 +77,24 @@ func (a *attempts) again(generation int, err error) error {
 	switch {
 	case ended != nil:
 		return ended
-	case replaced && a.idle() < r.o.Patience(): // under this call, which may be all that is wrong
+	case replaced && a.Left() > 0: // under this call, which may be all that is wrong
 		return nil
-	case IsPermanent(err), r.o.Permanent != nil && r.o.Permanent(err):
+	case r.policy.IsPermanent(err):
 		return err
 	}
-	a.failures++
-	if r.o.Retries >= 0 && a.failures > r.o.Retries {
+	wait, gaveUp := a.Failed(err)
+	if gaveUp != nil {
 		r.leave(generation)
-		if r.o.Retries == 0 {
-			return err
-		}
-		return fmt.Errorf("given up after %d retries: %w", r.o.Retries, err)
-	}
-	wait, ok := r.o.Wait(a.failures, a.idle())
-	if !ok {
-		r.leave(generation)
-		return a.gaveUp(err)
+		return gaveUp
 	}
 	r.retries.Add(1)
 	if generation == 0 {
 		return nil // the next reopening waits
 	}
-	if err := r.wait(a.ctx, err, wait); err != nil {
+	if err := r.pause(a.ctx, err, wait); err != nil {
 		return err
 	}
-	if a.failures > 1 {
+	if a.Failures() > 1 {
 		r.discard(generation)
 	}
 	return nil

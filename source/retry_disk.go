@@ -7,7 +7,6 @@ import (
 	"io"
 	"iter"
 	"os"
-	"time"
 )
 
 // Ended implements Ender.
@@ -61,8 +60,8 @@ func (r *retrying) ReadAt(p []byte, off int64) (int, error) {
 			n, err = readFull(d.Disk, p, off)
 			stop()
 			if err == nil || err == io.EOF {
-				r.lastRead.Store(int64(time.Since(r.started)))
-				if r.sampled {
+				r.progress.Mark()
+				if r.samples != nil {
 					r.samples.Add(p[:n], off)
 				}
 				return n, err
@@ -111,7 +110,7 @@ func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Ext
 						return
 					}
 					off = e.End()
-					a.failures, a.since = 0, time.Since(r.started)
+					a.Advance()
 					stop = a.watch(d, generation)
 				}
 				stop()
@@ -205,14 +204,14 @@ func (r *retrying) Close() error {
 	}
 	r.closed = true
 	r.mu.Unlock()
-	r.startClosing()
+	r.end(os.ErrClosed)
 	r.work.Wait()
 	var err error
 	if r.disk != nil {
 		err = r.disk.Close()
 	}
-	if r.abandoned != nil {
-		r.abandoned.Close() // an error of a disk that failed says nothing new
+	if r.outage.abandoned != nil {
+		r.outage.abandoned.Close() // an error of a disk that failed says nothing new
 	}
 	if r.disk != r.first && r.inFile {
 		err = errors.Join(err, r.first.Close())
@@ -242,9 +241,9 @@ func (b retryingBuffer) Buffer(ctx context.Context, n int) ([]byte, func(), erro
 			if p, free, err = allocator.Buffer(ctx, n); err == nil {
 				return p, free, nil
 			}
-			if a.failures == 0 {
+			if a.Failures() == 0 {
 				// Until now it may have waited for a buffer to be freed.
-				a.since = time.Since(b.r.started)
+				a.Advance()
 			}
 		}
 		if err := a.again(generation, err); err != nil {

@@ -35,7 +35,7 @@ func TestRetryProgress(t *testing.T) {
 		start := time.Now()
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			if _, err := d.ReadAt(make([]byte, 10), 0); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "given up after 1m0s") {
+			if _, err := d.ReadAt(make([]byte, 10), 0); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "gave up after 1m0s") {
 				t.Error(err)
 			}
 		})
@@ -47,7 +47,7 @@ func TestRetryProgress(t *testing.T) {
 		}
 		wg.Wait()
 		if took := time.Since(start).Round(5 * time.Second); took != 6*time.Minute {
-			t.Errorf("given up after %v, want a minute after the five with progress", took)
+			t.Errorf("gave up after %v, want a minute after the five with progress", took)
 		}
 	})
 }
@@ -218,7 +218,7 @@ func TestRetryPatience(t *testing.T) {
 				time.Sleep(time.Hour) // idle is not without progress
 				start := time.Now()
 				_, err = d.ReadAt(make([]byte, 10), 0)
-				if err == nil || !strings.Contains(err.Error(), "given up after 6s without a read that succeeded: "+c.want) {
+				if err == nil || !strings.Contains(err.Error(), "gave up after 6s without progress: "+c.want) {
 					t.Errorf("%v", err)
 				}
 				if took := time.Since(start); took < patience-time.Second || took > patience+time.Second {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"time"
+
+	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
 type openedDisk struct {
@@ -29,7 +31,7 @@ type reopening struct {
 // the limit, where it is not 0.
 func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	ctx, cancel := context.WithCancelCause(r.ctx)
-	stop := context.AfterFunc(r.closing, func() { cancel(os.ErrClosed) })
+	stop := context.AfterFunc(r.ending, func() { cancel(context.Cause(r.ending)) })
 	defer stop()
 	if limit > 0 {
 		late := time.AfterFunc(limit, func() { cancel(errNoAnswer) })
@@ -66,12 +68,12 @@ func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err erro
 		if r.disk != nil {
 			return r.disk, r.generation, nil
 		}
-		if r.reopening == nil {
+		if r.outage.reopening == nil {
 			r.startReopening(nil)
 		}
-		f := r.reopening
+		f := r.outage.reopening
 		r.mu.Unlock()
-		patience, late := time.NewTimer(r.o.Patience()-a.idle()), false
+		patience, late := time.NewTimer(a.Left()), false
 		select {
 		case <-f.done:
 			err = f.err
@@ -83,7 +85,7 @@ func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err erro
 		patience.Stop()
 		r.mu.Lock()
 		if late {
-			err = r.lastErr
+			err = r.outage.lastErr
 			if err == nil {
 				err = fmt.Errorf("%w: %w", ErrReopen, errNoAnswer)
 			}
@@ -117,14 +119,14 @@ func (r *retrying) abandon(generation int) {
 		return
 	}
 	if r.disk != r.first || !r.inFile {
-		r.abandoned = r.disk
+		r.outage.abandoned = r.disk
 	}
 	r.disk = nil
 }
 
 // leave is called when a call with the disk of the generation gave up.
 func (r *retrying) leave(generation int) {
-	if !r.o.Revive || generation == 0 {
+	if !r.revive || generation == 0 {
 		return
 	}
 	r.mu.Lock()
@@ -141,39 +143,35 @@ func (r *retrying) leave(generation int) {
 // startReopening is called with mu held, before Close.
 func (r *retrying) startReopening(old *openedDisk) {
 	if old == nil {
-		old, r.abandoned = r.abandoned, nil
+		old, r.outage.abandoned = r.outage.abandoned, nil
 	}
-	if r.failures == 0 {
-		r.lostAt = time.Now()
+	if r.outage.failures == 0 {
+		r.outage.since = time.Now()
 	}
-	r.reopening = &reopening{done: make(chan struct{})}
+	r.outage.reopening = &reopening{done: make(chan struct{})}
 	r.work.Add(1)
-	go r.reopen(r.reopening, old, r.pauseLocked(), r.lastErr)
+	go r.reopen(r.outage.reopening, old, r.delayLocked(), r.outage.lastErr)
 }
 
-// pauseLocked is how long to wait before the disk is opened again: not at all the
+// delayLocked is how long to wait before the disk is opened again: not at all the
 // first time, and else less what has passed since the last attempt. The caller
 // holds mu.
-func (r *retrying) pauseLocked() time.Duration {
-	if r.failures == 0 {
+func (r *retrying) delayLocked() time.Duration {
+	if r.outage.failures == 0 {
 		return 0
 	}
-	n := r.failures + 2 // 1 and 2 were before the first reopening
-	lastRead := r.started.Add(time.Duration(r.lastRead.Load()))
-	if r.lostAt.After(lastRead) {
-		lastRead = r.lostAt
-	}
-	pause, ok := r.o.Wait(n, time.Since(lastRead))
+	n := r.outage.failures + 2 // 1 and 2 were before the first reopening
+	wait, ok := r.policy.Wait(n, r.progress.Idle(r.outage.since))
 	if !ok {
-		pause = r.o.Delay(n) // whoever began before has given up by then
+		wait = r.policy.Delay(n) // the calls from before the outage have given up by then
 	}
-	return max(pause-time.Since(r.failedAt), 0)
+	return max(wait-time.Since(r.outage.failedAt), 0)
 }
 
 // reopen closes old first, where there is one, since the host may count
 // connections. It runs beside the calls that wait for it, because any of them
 // may be given up. A pause is what the failure before, lastErr, makes it wait.
-func (r *retrying) reopen(f *reopening, old *openedDisk, pause time.Duration, lastErr error) {
+func (r *retrying) reopen(f *reopening, old *openedDisk, delay time.Duration, lastErr error) {
 	defer r.work.Done()
 	defer close(f.done)
 	if old != nil {
@@ -182,14 +180,14 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, pause time.Duration, la
 	var d *openedDisk
 	err := error(nil)
 	if lastErr != nil {
-		err = r.wait(r.ctx, lastErr, pause)
+		err = r.pause(r.ctx, lastErr, delay)
 	}
 	if err == nil {
 		r.reopenings.Add(1)
-		d, err = r.openOnce(r.o.Patience())
+		d, err = r.openOnce(r.policy.Patience())
 	}
 	if err == nil {
-		if err = r.same(d); err == nil && r.sampled {
+		if err = r.same(d); err == nil && r.samples != nil {
 			err = r.compare(d)
 		}
 		if err != nil {
@@ -202,16 +200,16 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, pause time.Duration, la
 
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.reopening, f.err = nil, err
+	r.outage.reopening, f.err = nil, err
 	if err != nil {
-		r.failures++
-		r.lastErr, r.failedAt = err, time.Now()
-		if errors.As(err, new(*permanentError)) && (!r.o.Revive || errors.Is(err, ErrChanged)) {
+		r.outage.failures++
+		r.outage.lastErr, r.outage.failedAt = err, time.Now()
+		if retry.IsMarked(err) && (!r.revive || errors.Is(err, ErrChanged)) {
 			r.dead = err
 		}
 		return
 	}
-	r.disk, r.failures, r.lastErr = d, 0, nil
+	r.disk, r.outage.failures, r.outage.lastErr = d, 0, nil
 	r.generation++
 	if u, ok := Ability[Uncached](d.Disk); ok && r.uncached {
 		u.ReadUncached()
@@ -232,9 +230,9 @@ func (r *retrying) same(d *openedDisk) error {
 // compare returns an error unless d holds what was read before. Close ends it, and
 // so does the patience.
 func (r *retrying) compare(d *openedDisk) error {
-	stop := context.AfterFunc(r.closing, func() { d.forget(os.ErrClosed) })
+	stop := context.AfterFunc(r.ending, func() { d.forget(context.Cause(r.ending)) })
 	defer stop()
-	late := time.AfterFunc(r.o.Patience(), func() { d.forget(errNoAnswer) })
+	late := time.AfterFunc(r.policy.Patience(), func() { d.forget(errNoAnswer) })
 	defer late.Stop()
 	return r.samples.Check(func(p []byte, off int64) (goOn bool, err error) {
 		_, err = readFull(d.Disk, p, off)

@@ -176,14 +176,14 @@ func TestRetryFaults(t *testing.T) {
 			name:    "too few retries",
 			options: source.RetryOptions{Retries: 3},
 			each:    func(n int, m *sourcetest.Memory) error { m.OnRead = once(1000); return nil },
-			want:    "given up after 3 retries: connection reset", is: errBroken,
+			want:    "gave up after 3 retries: connection reset", is: errBroken,
 			after: (1 + 2 + 3) * time.Second, openings: 3, retries: 3, reopenings: 2,
 		},
 		{
 			name:    "no progress",
 			options: source.RetryOptions{Retries: -1, Timeout: 10 * time.Second},
 			each:    func(n int, m *sourcetest.Memory) error { m.OnRead = once(1000); return nil },
-			want:    "given up after 10s without a read that succeeded: connection reset", is: errBroken,
+			want:    "gave up after 10s without progress: connection reset", is: errBroken,
 			after: 9937500 * time.Microsecond, openings: 6, retries: 6, reopenings: 5,
 		},
 		{

@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"sync"
-	"time"
 )
 
 // retryingWritable is a disk of Retry's whose disk is Writable. A write that
@@ -43,7 +42,7 @@ func (w *retryingWritable) change(ctx context.Context, call func(Writable) error
 			err = call(writableOf(d))
 			stop()
 			if err == nil {
-				r.lastRead.Store(int64(time.Since(r.started)))
+				r.progress.Mark()
 				w.wrote(generation)
 				return nil
 			}

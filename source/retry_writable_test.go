@@ -224,7 +224,7 @@ func TestRetryWritableErrors(t *testing.T) {
 		t.Errorf("trim: %v", err)
 	}
 	n.write = func() error { return errBroken }
-	if _, err := w.WriteAt([]byte{1}, 0); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "given up after 5 retries") {
+	if _, err := w.WriteAt([]byte{1}, 0); !errors.Is(err, errBroken) || !strings.Contains(err.Error(), "gave up after 5 retries") {
 		t.Errorf("write that always fails: %v", err)
 	}
 	if n.openings != 5 {
