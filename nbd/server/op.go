@@ -111,10 +111,16 @@ func (o *op) fault(err error) {
 }
 
 // finish sends a reply without data: an error, or that all is done.
-func (o *op) finish(r *reply) { o.c.out.send(o.end(r)) }
+func (o *op) finish(r *reply) {
+	o.setEnd(r)
+	o.c.out.send(r)
+}
 
 // post is finish for the goroutine that reads requests.
-func (o *op) post() { o.c.owe(o.end(&o.first)) }
+func (o *op) post() {
+	o.setEnd(&o.first)
+	o.c.owe(&o.first)
+}
 
 // add counts a piece that is to follow the one that is begun.
 func (o *op) add() {

@@ -2,8 +2,8 @@ package server
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"sync"
@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vddkcp/vddkcp/nbd"
 )
 
 const (
@@ -22,27 +20,6 @@ const (
 	// piece of memory at a time.
 	spool = 32 << 10
 )
-
-// reply is a part of the answer to a request, or all of it: a head, and what
-// follows it.
-type reply struct {
-	op   *op
-	last bool                     // of the request
-	head [nbd.ChunkSize + 12]byte // the longest is a hole's
-	n    int                      // bytes of head
-
-	body []byte // from buf
-	buf  *buffer
-
-	// Instead of body, length bytes of file from pos on, which go to the socket
-	// without passing through memory.
-	file   *os.File
-	pos    int64
-	length int64
-
-	// stream writes what follows instead.
-	stream func(w io.Writer) error
-}
 
 // outbox sends the replies of a connection, in the order they are ready. The
 // goroutine that brings one when no other is sending sends all that come until
@@ -168,14 +145,8 @@ func (o *outbox) write(batch []*reply) error {
 		}
 		var err error
 		switch {
-		case r.file != nil:
-			if err = o.flush(unix.MSG_MORE); err == nil {
-				err = o.writeFile(r)
-			}
 		case r.stream != nil:
-			if err = o.flush(unix.MSG_MORE); err == nil {
-				err = r.stream(directly{o})
-			}
+			err = o.writeStream(r)
 		case len(o.vectors) >= maxVectors:
 			err = o.flush(0)
 		}
@@ -184,6 +155,27 @@ func (o *outbox) write(batch []*reply) error {
 		}
 	}
 	return o.flush(0)
+}
+
+// writeStream writes the data that follow the head of r to the socket: from the
+// file that r names, and the rest by r.stream. The end of the reply is left in
+// o.vectors, so that it is sent together with the next reply.
+func (o *outbox) writeStream(r *reply) error {
+	if err := o.flush(unix.MSG_MORE); err != nil {
+		return err
+	}
+	sent := int64(0)
+	if r.file != nil {
+		var err error
+		if sent, err = o.writeFile(r); err != nil {
+			return err
+		}
+	}
+	tail, err := r.stream(directly{o}, sent)
+	if len(tail) > 0 {
+		o.vectors = append(o.vectors, tail)
+	}
+	return err
 }
 
 // directly writes to the socket with the outbox's own means.
@@ -241,15 +233,17 @@ func cut(v [][]byte, n int) [][]byte {
 	return v
 }
 
-// writeFile lets the kernel write what follows a reply's head from a file, and
-// queues what ends the reply. What the kernel can't is read and written.
-func (o *outbox) writeFile(r *reply) error {
+// writeFile has the kernel copy the data of r from its file to the socket. It
+// returns how many bytes were sent, which is fewer than r.length where the file
+// can't be read or is shorter. An error is the connection's.
+func (o *outbox) writeFile(r *reply) (sent int64, err error) {
 	left, from, pos := r.length, int(r.file.Fd()), r.pos
 	var failed error
-	err := o.raw.Write(func(fd uintptr) bool {
+	err = o.raw.Write(func(fd uintptr) bool {
 		for left > 0 {
 			n := 0
-			// The call waits for the disk, never for the client.
+			// sendfile waits for the disk here, and never for the client: the
+			// socket is non-blocking.
 			err := o.pause(func() (err error) {
 				n, err = unix.Sendfile(int(fd), from, &pos, int(left))
 				return err
@@ -261,7 +255,7 @@ func (o *outbox) writeFile(r *reply) error {
 			case err == unix.EPIPE || err == unix.ECONNRESET || err == unix.ENOTCONN:
 				failed = os.NewSyscallError("sendfile", err)
 				return true
-			case err != nil || n == 0: // the file's fault
+			case err != nil || n == 0: // the file failed or has ended
 				return true
 			default:
 				left -= int64(n)
@@ -270,18 +264,7 @@ func (o *outbox) writeFile(r *reply) error {
 		}
 		return true
 	})
-	switch {
-	case err != nil:
-		return err
-	case failed != nil:
-		return failed
-	case left > 0:
-		return r.op.streamFrom(directly{o}, make([]byte, min(left, 64<<10)), r.op.to()-left)
-	case r.op.c.structured:
-		end := nbd.Chunk{Flags: nbd.ChunkDone, Type: nbd.ChunkNone, Cookie: r.op.Cookie}.Append(r.head[:0])
-		o.vectors = append(o.vectors, end)
-	}
-	return nil
+	return r.length - left, cmp.Or(err, failed)
 }
 
 var spools = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, spool) }}
@@ -298,9 +281,11 @@ func (o *outbox) writeThrough(batch []*reply) error {
 			w.Write(r.body)
 		}
 		if r.stream != nil {
-			if err := r.stream(w); err != nil {
+			tail, err := r.stream(w, 0)
+			if err != nil {
 				return err
 			}
+			w.Write(tail)
 		}
 	}
 	return w.Flush() // a bufio.Writer keeps its first error

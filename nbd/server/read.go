@@ -1,7 +1,6 @@
 package server
 
 import (
-	"encoding/binary"
 	"errors"
 	"io"
 
@@ -36,8 +35,8 @@ func (o *op) read() error {
 		if f, pos, have, ok := e.files.InFile(off); ok && have >= n {
 			o.prefetch(off, n)
 			r := &o.first
-			o.wholeHead(r, false)
-			r.last, r.file, r.pos, r.length = true, f, pos, n
+			o.setData(r, off, int(n), false)
+			r.last, r.file, r.pos, r.length, r.stream = true, f, pos, n, o.stream
 			c.owe(r)
 			return nil
 		}
@@ -73,7 +72,7 @@ func (o *op) read() error {
 			}
 			if !hole {
 				go o.readPiece(r, p.Off)
-			} else if o.piece(r, nbd.ChunkHole, p.Off, int(n)) {
+			} else if o.piece(r, p.Off, int(n), true) {
 				c.owes = true
 			}
 			r, p.Off, p.Len = nil, p.Off+n, p.Len-n
@@ -122,7 +121,7 @@ func (o *op) readNow() (done bool, err error) {
 	}
 	r := &o.first
 	r.last, r.buf, r.body = true, b, b.b
-	o.wholeHead(r, true)
+	o.setData(r, int64(o.Off), len(b.b), true)
 	c.owe(r)
 	return true, nil
 }
@@ -150,34 +149,24 @@ func (f *facts) plan(plan []source.Extent, off, n int64) []source.Extent {
 	return plan
 }
 
-// piece queues a part of a structured reply: n bytes at off, which r.body has or
-// which are a hole. The last part ends the reply; an error takes the place of
-// its data. It reports whether the caller has to drain the outbox.
-func (o *op) piece(r *reply, t nbd.ChunkType, off int64, n int) (drain bool) {
-	// Under the lock, so that the last one is queued last.
+// piece queues a part of a structured reply: n bytes at off, which r.body holds
+// unless they are a hole. The last part ends the reply; after an error no more
+// data are sent. It reports whether the caller has to drain the outbox.
+func (o *op) piece(r *reply, off int64, n int, hole bool) (drain bool) {
+	// The reply is queued under the lock, so that the last one is queued last.
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.left--
 	r.last = o.left == 0
-	if o.errno != 0 || o.dropped {
-		if r.last {
-			o.end(r)
-		} else {
-			r.n, r.body = 0, nil
-		}
-	} else {
-		chunk := nbd.Chunk{Type: t, Cookie: o.Cookie, Len: uint32(8 + n)}
-		if t == nbd.ChunkHole {
-			chunk.Len = 8 + 4
-		}
-		if r.last {
-			chunk.Flags = nbd.ChunkDone
-		}
-		h := binary.BigEndian.AppendUint64(chunk.Append(r.head[:0]), uint64(off))
-		if t == nbd.ChunkHole {
-			h = binary.BigEndian.AppendUint32(h, uint32(n))
-		}
-		r.n = len(h)
+	switch failed := o.errno != 0 || o.dropped; {
+	case failed && r.last:
+		o.setEnd(r)
+	case failed:
+		r.n, r.body = 0, nil
+	case hole:
+		o.setHole(r, off, n, r.last)
+	default:
+		o.setData(r, off, n, r.last)
 	}
 	return o.c.out.queue(r)
 }
@@ -192,19 +181,19 @@ func (o *op) readAt(p []byte, off int64) error {
 	})
 }
 
+// readPiece reads a piece into r.body and sends it, as a hole if it is all zeros.
 func (o *op) readPiece(r *reply, off int64) {
-	t := nbd.ChunkData
+	n, hole := len(r.body), false
 	if err := o.readAt(r.body, off); err != nil {
 		o.fault(err)
-	} else if zero.Is(r.body) {
-		t = nbd.ChunkHole
+	} else {
+		hole = zero.Is(r.body)
 	}
-	n := len(r.body)
-	if t == nbd.ChunkHole {
+	if hole {
 		o.c.s.memory.put(r.buf)
 		r.buf, r.body = nil, nil
 	}
-	if o.piece(r, t, off, n) {
+	if o.piece(r, off, n, hole) {
 		o.c.out.drain()
 	}
 }
@@ -231,9 +220,9 @@ func (o *op) readWhole() error {
 		}
 		if fits {
 			r.body = b.b
-			o.wholeHead(r, true)
+			o.setData(r, int64(o.Off), len(b.b), true)
 		} else {
-			o.wholeHead(r, false)
+			o.setData(r, int64(o.Off), int(o.Len), false)
 			r.stream = o.stream
 		}
 		c.out.send(r)
@@ -252,52 +241,45 @@ func (o *op) readThrough(b []byte) error {
 	return nil
 }
 
-// stream writes the data of a read, and what ends its reply.
-func (o *op) stream(w io.Writer) error { return o.streamFrom(w, o.first.buf.b, int64(o.Off)) }
-
-func (o *op) streamFrom(w io.Writer, b []byte, off int64) error {
-	end := o.to()
+// stream writes the data of a read without the first sent bytes, and returns the
+// message that ends the reply: see reply.stream. Data that cannot be read are
+// replaced by zeros in a structured reply, which reports the error at its end.
+// A simple reply cannot report the error any more, so that stream returns it and
+// the connection ends; the range is noted, so that the next read of it is
+// checked before its reply begins.
+func (o *op) stream(w io.Writer, sent int64) (tail []byte, err error) {
+	off, end := int64(o.Off)+sent, o.to()
+	var b []byte
+	if o.first.buf != nil {
+		b = o.first.buf.b
+	} else if off < end {
+		b = make([]byte, min(end-off, 64<<10))
+	}
 	for off < end {
 		p := b[:min(int64(len(b)), end-off)]
 		if err := o.c.out.pause(func() error { return o.readAt(p, off) }); err != nil {
-			return o.endOf(w, err, end-off)
+			o.fault(err)
+			if o.dropped {
+				return nil, err
+			}
+			if !o.c.structured {
+				o.c.s.suspects.add(o.c.e.Name, off, end)
+				return nil, err
+			}
+			if err := pad(w, end-off); err != nil {
+				return nil, err
+			}
+			break
 		}
 		if _, err := w.Write(p); err != nil {
-			return err
+			return nil, err
 		}
 		off += int64(len(p))
 	}
-	return o.endOf(w, nil, 0)
-}
-
-// endOf ends a reply whose data were sent but for missing bytes, which could
-// not be read.
-func (o *op) endOf(w io.Writer, fault error, missing int64) error {
-	if fault != nil {
-		o.fault(fault)
-		if o.dropped {
-			return fault
-		}
-		if !o.c.structured { // the head said that there was none
-			o.c.s.suspects.add(o.c.e.Name, o.to()-missing, o.to())
-			return fault
-		}
-		if err := pad(w, missing); err != nil {
-			return err
-		}
-	}
 	if !o.c.structured {
-		return nil
+		return nil, nil
 	}
-	var end []byte
-	if o.errno == 0 {
-		end = nbd.Chunk{Flags: nbd.ChunkDone, Type: nbd.ChunkNone, Cookie: o.Cookie}.Append(end)
-	} else {
-		end = nbd.Chunk{Flags: nbd.ChunkDone, Type: nbd.ChunkError, Cookie: o.Cookie, Len: uint32(6 + len(o.text))}.Append(end)
-		end = appendError(end, o.errno, o.text)
-	}
-	_, err := w.Write(end)
-	return err
+	return o.appendEnd(o.first.head[:0]), nil // the head was sent, and its array is free
 }
 
 // pad writes n zeros, in the place of data that could not be read.

@@ -55,12 +55,7 @@ func (o *op) blockStatus() error {
 				r.last = true
 			}
 			r.body = lists[i]
-			chunk := nbd.Chunk{Type: nbd.ChunkBlockStatus, Cookie: o.Cookie, Len: uint32(4 + len(r.body))}
-			if r.last {
-				chunk.Flags = nbd.ChunkDone
-			}
-			h := binary.BigEndian.AppendUint32(chunk.Append(r.head[:0]), m.id)
-			r.n = len(h)
+			o.setStatus(r, m.id, len(r.body), r.last)
 			c.out.send(r)
 		}
 	}()
