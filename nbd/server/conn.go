@@ -1,7 +1,6 @@
 package server
 
 import (
-	"bufio"
 	"context"
 	"io"
 	"net"
@@ -12,53 +11,43 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-const (
-	// maxRequests is how many requests of a connection are in work at once; no
-	// more are read meanwhile.
-	maxRequests = 64
-	// maxDiscard is the longest write whose data are skipped, to refuse it in
-	// order. A longer one can't be meant.
-	maxDiscard = 2 * nbd.MaxPayload
-	// readBuffer is what a connection has for the requests that come. Longer
-	// data go past it.
-	readBuffer = 4 << 10
-	// fast is how quickly a slow client has to send a piece of reserve bytes to
-	// count as slow no longer.
-	fast = 100 * time.Millisecond
-)
+// maxRequests is how many requests of a connection are in progress at once. No
+// further request is read meanwhile.
+const maxRequests = 64
 
-// conn is a connection: first in the handshake, then in the transmission.
+// conn is a connection: first in the handshake, then in the transmission phase.
 type conn struct {
 	s        *Server
-	net      net.Conn // or TLS over it
+	net      net.Conn // base, or TLS over it
 	base     net.Conn // the socket
-	peerName string
+	peerName string   // see peerName
 	started  time.Time
-	evicted  bool // under Server.mu
+	evicted  bool // guarded by Server.mu
 	ctx      context.Context
 	end      context.CancelCauseFunc
 
-	flags      nbd.HandshakeFlags
-	e          *export // nil: not open
-	structured bool
-	contexts   []metaContext
-	contextsOf string      // the export that they were chosen for
-	entered    atomic.Bool // Server.enter was called
+	negotiated
+	entered atomic.Bool // Server.enter was called
 
-	holder  holder // of memory
-	owes    bool   // the goroutine that reads requests has to drain out
-	r       *bufio.Reader
-	carry   []byte        // data of a write that were read and are in no piece yet
-	slow    bool          // the client's data come slowly: it gets small pieces of memory
-	slots   chan struct{} // full: as many requests as may be are in work
+	holder  holder // accounts for the memory that the connection holds
+	in      inbox
+	slots   chan struct{} // one element for each request in progress
 	running sync.WaitGroup
-	call    calls // full: the call to the disk that it always has is in progress
+	call    calls // the one call to a disk that this connection can always make
 	out     outbox
 
-	receiving atomic.Int64 // when the piece of a write began to be received, in ns; 0: none is
-	ending    atomic.Bool  // the server ends: no more is read
-	mu        sync.Mutex
-	deadline  time.Time // of the handshake; zero: none
+	ending   atomic.Bool // the server is shutting down: no more is read
+	mu       sync.Mutex
+	deadline time.Time // of the handshake; zero: none
+}
+
+// negotiated is the state that a handshake leads to.
+type negotiated struct {
+	flags      nbd.HandshakeFlags
+	e          *export // nil: none is open
+	structured bool    // replies are structured
+	contexts   []metaContext
+	contextsOf string // the Name of the export for which contexts were chosen
 }
 
 func newConn(s *Server, raw net.Conn) *conn {
@@ -125,14 +114,14 @@ func (c *conn) limit(t time.Time) {
 
 // transmit takes requests until the client leaves, and waits for those in work.
 func (c *conn) transmit() error {
-	c.r = bufio.NewReaderSize(c.net, readBuffer)
+	c.in.init(c, c.net)
 	c.slots = make(chan struct{}, maxRequests)
 	c.out.raw = socket(c.net)
 	err := c.requests()
 	if c.ending.Load() {
 		err = nil
 	}
-	c.pay()
+	c.out.flushReplies()
 	c.running.Wait()
 	if c.failed() {
 		return context.Cause(c.ctx)
@@ -154,4 +143,48 @@ func (c *conn) linger() {
 		c.base.SetReadDeadline(time.Now().Add(lastWrites))
 		io.CopyN(io.Discard, c.base, maxDiscard)
 	}
+}
+
+// requests starts requests as they come, until the client disconnects or the
+// server ends.
+func (c *conn) requests() error {
+	for !c.ending.Load() {
+		r, err := c.in.next()
+		if err == io.EOF || err == nil && r.Type == nbd.CmdDisconnect {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := c.begin(r); err != nil {
+			return err
+		}
+		if !c.in.hasRequest() {
+			c.out.flushReplies()
+		}
+	}
+	return nil
+}
+
+// readBy sets or lifts the deadline for the data of a write.
+func (c *conn) readBy(t time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.ending.Load() {
+		c.base.SetReadDeadline(t)
+	}
+}
+
+// lost ends the connection because of err, unless the server is shutting down:
+// then there are replies to send.
+func (c *conn) lost(err error) {
+	if !c.ending.Load() {
+		c.fail(err)
+	}
+}
+
+// stalled reports whether the server has waited for the client longer than after,
+// while the client sent or took fewer than stallBytes.
+func (c *conn) stalled(after time.Duration) bool {
+	return c.in.stalled(after) || c.out.stalled(after)
 }

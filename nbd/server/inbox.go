@@ -1,111 +1,128 @@
 package server
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-func (c *conn) requests() error {
+const (
+	// maxDiscard is the longest write, in bytes, whose data are read and thrown
+	// away after the request was refused. A longer request ends the connection.
+	maxDiscard = 2 * nbd.MaxPayload
+	// readBuffer is the size of a connection's buffer for requests, in bytes. Data
+	// of a write that are longer bypass it.
+	readBuffer = 4 << 10
+	// fast is the time in which a client that counts as slow must send a piece of
+	// reserve bytes to count as slow no longer.
+	fast = 100 * time.Millisecond
+)
+
+// inbox reads what a client sends in the transmission phase: requests and the
+// data of writes. Only the goroutine that reads requests uses it, except for
+// stalled.
+type inbox struct {
+	c *conn
+	r *bufio.Reader
+
+	carry []byte // data of a write that were received and belong to the next piece
+	slow  bool   // the client sends slowly, and gets only small pieces of memory
+
+	receiving atomic.Int64 // when the receiving of a piece began, in Unix nanoseconds; 0: none is
+}
+
+func (in *inbox) init(c *conn, r net.Conn) { in.c, in.r = c, bufio.NewReaderSize(r, readBuffer) }
+
+// next returns the next request. It returns io.EOF where the client has closed the
+// connection between two requests.
+func (in *inbox) next() (nbd.Request, error) {
 	var b [nbd.RequestSize]byte
-	for !c.ending.Load() {
-		if _, err := io.ReadFull(c.r, b[:]); err == io.EOF {
-			return nil
-		} else if err != nil {
-			return fmt.Errorf("next request: %w", err)
-		}
-		r, err := nbd.ParseRequest(&b)
-		if err != nil {
-			return err
-		}
-		if r.Type == nbd.CmdDisconnect {
-			return nil
-		}
-		if err := c.begin(r); err != nil {
-			return err
-		}
-		if c.r.Buffered() < nbd.RequestSize {
-			c.pay()
-		}
+	if _, err := io.ReadFull(in.r, b[:]); err == io.EOF {
+		return nbd.Request{}, err
+	} else if err != nil {
+		return nbd.Request{}, fmt.Errorf("next request: %w", err)
+	}
+	return nbd.ParseRequest(&b)
+}
+
+// hasRequest reports whether next returns a request without reading from the
+// connection.
+func (in *inbox) hasRequest() bool { return in.r.Buffered() >= nbd.RequestSize }
+
+// discard skips the n bytes of data of a write that was refused.
+func (in *inbox) discard(n uint32) error {
+	if n > maxDiscard {
+		return fmt.Errorf("write of %d bytes: want at most %d", n, nbd.MaxPayload)
+	}
+	if _, err := io.CopyN(io.Discard, in.r, int64(n)); err != nil {
+		return fmt.Errorf("data of a write: %w", err)
 	}
 	return nil
 }
 
-// receive returns the next data of a write, of which n bytes at off are left,
-// or the first of them. It takes memory when the first of them have come. Where
-// they come slowly, it keeps no more of it than the reserve.
-func (c *conn) receive(off, n int64) (*buffer, error) {
-	c.pay()
-	if len(c.carry) == 0 {
-		if _, err := c.r.Peek(1); err != nil {
+// receive returns the next data of a write, of which the n bytes from offset off
+// on are missing: all of them, or the first ones. It allocates memory when the
+// first byte has arrived. If the client sends slowly, receive gives up shared
+// memory after patience and goes on with pieces of reserve bytes.
+func (in *inbox) receive(off, n int64) (*buffer, error) {
+	c := in.c
+	c.out.flushReplies()
+	if len(in.carry) == 0 {
+		if _, err := in.r.Peek(1); err != nil {
 			return nil, err
 		}
 	}
 	most := int64(maxPiece)
-	if c.slow {
+	if in.slow {
 		most = reserve
 	}
 	b, err := c.memory(int(min(n, most)))
 	if err != nil {
 		return nil, err
 	}
-	have := copy(b.b, c.carry)
-	c.carry = nil
+	have := copy(b.b, in.carry)
+	in.carry = nil
 	start := time.Now()
-	c.receiving.Store(start.UnixNano())
-	defer c.receiving.Store(0)
-	limited := len(b.b) > reserve && len(b.b)-have > c.r.Buffered()
+	in.receiving.Store(start.UnixNano())
+	defer in.receiving.Store(0)
+	limited := len(b.b) > reserve && len(b.b)-have > in.r.Buffered()
 	if limited {
 		c.readBy(start.Add(patience))
 	}
-	more, err := io.ReadFull(c.r, b.b[have:])
+	more, err := io.ReadFull(in.r, b.b[have:])
 	have += more
 	if limited {
 		c.readBy(time.Time{})
 	}
 	switch {
 	case err == nil:
-		c.slow = c.slow && time.Since(start) > fast
+		in.slow = in.slow && time.Since(start) > fast
 		return b, nil
 	case !limited || !errors.Is(err, os.ErrDeadlineExceeded) || c.ending.Load():
 		c.s.memory.put(b)
 		return nil, err
 	}
-	c.slow = true
+	in.slow = true
 	whole := max(have-int((off+int64(have))%minPiece), 0)
-	c.carry = bytes.Clone(b.b[whole:have])
+	in.carry = bytes.Clone(b.b[whole:have])
 	if b.b = b.b[:whole]; whole > 0 {
 		return b, nil
 	}
 	c.s.memory.put(b)
-	return c.receive(off, n)
+	return in.receive(off, n)
 }
 
-// readBy sets or lifts the deadline for the data of a write.
-func (c *conn) readBy(t time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.ending.Load() {
-		c.base.SetReadDeadline(t)
-	}
-}
-
-// lost ends the connection because of err, unless the server ends: then there
-// are replies to send.
-func (c *conn) lost(err error) {
-	if !c.ending.Load() {
-		c.fail(err)
-	}
-}
-
-// stalled reports whether the client has moved next to nothing for so long,
-// although the server waits for it.
-func (c *conn) stalled(after time.Duration) bool {
-	since := c.receiving.Load()
-	return since != 0 && time.Now().UnixNano()-since >= int64(after) || c.out.stalled(after)
+// stalled reports whether the receiving of one piece has taken longer than after.
+// It is safe for concurrent use.
+func (in *inbox) stalled(after time.Duration) bool {
+	since := in.receiving.Load()
+	return since != 0 && time.Now().UnixNano()-since >= int64(after)
 }

@@ -294,6 +294,6 @@ func (c *conn) memory(n int) (*buffer, error) {
 	if b := c.s.memory.try(&c.holder, n); b != nil {
 		return b, nil
 	}
-	c.pay()
+	c.out.flushReplies()
 	return c.s.memory.get(c.ctx, &c.holder, n)
 }

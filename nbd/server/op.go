@@ -119,7 +119,7 @@ func (o *op) finish(r *reply) {
 // post is finish for the goroutine that reads requests.
 func (o *op) post() {
 	o.setEnd(&o.first)
-	o.c.owe(&o.first)
+	o.c.out.queueReply(&o.first)
 }
 
 // add counts a piece that is to follow the one that is begun.
@@ -179,7 +179,7 @@ func (c *conn) newOp(r nbd.Request) (*op, error) {
 	select {
 	case c.slots <- struct{}{}:
 	default:
-		c.pay()
+		c.out.flushReplies()
 		select {
 		case c.slots <- struct{}{}:
 		case <-c.ctx.Done():

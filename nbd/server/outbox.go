@@ -37,7 +37,9 @@ type outbox struct {
 	taken   int       // bytes that the client took since the time of since
 	since   time.Time // while sending: when it had taken the last stallBytes
 
-	vectors [][]byte // of the sender
+	vectors [][]byte // used by the goroutine that sends
+
+	unflushed bool // the goroutine that reads requests has to call drain
 }
 
 // socket returns what the kernel can write to directly; nil where it is not
@@ -52,6 +54,28 @@ func socket(c net.Conn) syscall.RawConn {
 		return raw
 	}
 	return nil
+}
+
+// queueReply queues a reply that flushReplies sends, unless another goroutine sends
+// it earlier. Only the goroutine that reads requests may call it: replies to
+// requests that arrived together are sent together.
+func (o *outbox) queueReply(r *reply) {
+	if o.queue(r) {
+		o.flushLater()
+	}
+}
+
+// flushLater leaves the sending of queued replies to flushReplies.
+func (o *outbox) flushLater() { o.unflushed = true }
+
+// flushReplies starts a goroutine that sends the queued replies, since a client may
+// send much before it takes the first reply. The goroutine that reads requests
+// calls it before it waits for anything.
+func (o *outbox) flushReplies() {
+	if o.unflushed {
+		o.unflushed = false
+		go o.drain()
+	}
 }
 
 // send queues a reply and, unless another goroutine is sending, sends all that
@@ -307,22 +331,4 @@ func (w observed) Write(b []byte) (int, error) {
 		w.o.progress(n)
 	}
 	return done, nil
-}
-
-// owe queues a reply that is sent at the next pay at the latest. It is for the
-// goroutine that reads requests: those that came together get their replies
-// together.
-func (c *conn) owe(r *reply) {
-	if c.out.queue(r) {
-		c.owes = true
-	}
-}
-
-// pay has what is queued sent, by another goroutine: a client may send a while
-// before it takes the first reply. It is called before waiting for anything.
-func (c *conn) pay() {
-	if c.owes {
-		c.owes = false
-		go c.out.drain()
-	}
 }

@@ -23,34 +23,51 @@ const (
 	maxCache = nbd.MaxPayload
 )
 
-// read plans a read and starts its pieces.
+// read starts a read in the way that fits its length, its place and the client. An
+// error is the connection's.
 func (o *op) read() error {
-	c, e := o.c, o.c.e
 	if o.Len == 0 {
 		o.post()
 		return nil
 	}
-	off, n := int64(o.Off), int64(o.Len)
-	if c.out.raw != nil && e.files != nil && n >= minFile && o.mayFailMidway() {
-		if f, pos, have, ok := e.files.InFile(off); ok && have >= n {
-			o.prefetch(off, n)
-			r := &o.first
-			o.setData(r, off, int(n), false)
-			r.last, r.file, r.pos, r.length, r.stream = true, f, pos, n, o.stream
-			c.owe(r)
-			return nil
-		}
+	if o.sendFile() {
+		return nil
 	}
-	if n < minFile && e.files != nil {
-		if done, err := o.readNow(); done || err != nil {
-			return err
-		}
+	if done, err := o.readNow(); done || err != nil {
+		return err
 	}
-	if !c.structured || o.Flags&nbd.FlagDF != 0 {
+	if !o.c.structured || o.Flags&nbd.FlagDF != 0 {
 		return o.readWhole()
 	}
+	return o.readPieces()
+}
+
+// sendFile queues a reply whose data the kernel copies from a file to the socket.
+// It reports false, and does nothing, where the data are not in one file, where
+// the connection is not a socket, and where a copy through memory is better.
+func (o *op) sendFile() bool {
+	c, off, n := o.c, int64(o.Off), int64(o.Len)
+	if c.out.raw == nil || c.e.files == nil || n < minFile || !o.mayFailMidway() {
+		return false
+	}
+	f, pos, have, ok := c.e.files.InFile(off)
+	if !ok || have < n {
+		return false
+	}
+	o.prefetch(off, n)
+	r := &o.first
+	o.setData(r, off, int(n), false)
+	r.last, r.file, r.pos, r.length, r.stream = true, f, pos, n, o.stream
+	c.out.queueReply(r)
+	return true
+}
+
+// readPieces sends a chunk for each hole and each piece of data, in any order.
+// Known holes are not read.
+func (o *op) readPieces() error {
+	c := o.c
 	var few [4]source.Extent
-	plan := e.plan(few[:0], off, n)
+	plan := c.e.plan(few[:0], int64(o.Off), int64(o.Len))
 	r := &o.first
 	for i, p := range plan {
 		final := i == len(plan)-1
@@ -73,7 +90,7 @@ func (o *op) read() error {
 			if !hole {
 				go o.readPiece(r, p.Off)
 			} else if o.piece(r, p.Off, int(n), true) {
-				c.owes = true
+				c.out.flushLater()
 			}
 			r, p.Off, p.Len = nil, p.Off+n, p.Len-n
 		}
@@ -98,6 +115,9 @@ func (o *op) suspected() bool {
 // goroutine of its own. It is done unless the bytes are not in the page cache.
 func (o *op) readNow() (done bool, err error) {
 	c := o.c
+	if o.Len >= minFile || c.e.files == nil {
+		return false, nil
+	}
 	f, pos, have, ok := c.e.files.InFile(int64(o.Off))
 	if !ok || have < int64(o.Len) || c.e.slow.Load() {
 		return false, nil
@@ -122,7 +142,7 @@ func (o *op) readNow() (done bool, err error) {
 	r := &o.first
 	r.last, r.buf, r.body = true, b, b.b
 	o.setData(r, int64(o.Off), len(b.b), true)
-	c.owe(r)
+	c.out.queueReply(r)
 	return true, nil
 }
 

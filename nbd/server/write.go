@@ -3,7 +3,6 @@ package server
 import (
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
@@ -14,13 +13,8 @@ import (
 func (o *op) write(errno nbd.Errno, why string) error {
 	c := o.c
 	if errno != 0 {
-		c.pay()
-		err := error(nil)
-		if o.Len > maxDiscard {
-			err = fmt.Errorf("write of %d bytes: want at most %d", o.Len, nbd.MaxPayload)
-		} else if _, err = io.CopyN(io.Discard, c.r, int64(o.Len)); err != nil {
-			err = fmt.Errorf("data of a write: %w", err)
-		}
+		c.out.flushReplies()
+		err := c.in.discard(o.Len)
 		if err != nil {
 			c.lost(err)
 			o.drop()
@@ -34,7 +28,7 @@ func (o *op) write(errno nbd.Errno, why string) error {
 		return nil
 	}
 	for off, end := int64(o.Off), o.to(); off < end; {
-		b, err := c.receive(off, end-off)
+		b, err := c.in.receive(off, end-off)
 		if err != nil {
 			err = fmt.Errorf("data of a write: %w", err)
 			o.abandon(err)
