@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -17,8 +18,8 @@ var errStop = errors.New("stop")
 // Neighbours that are alike become one.
 func Extents(name string, size, off, length int64, scan func(out *Merger) error) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
-		if end := off + length; off < 0 || length < 0 || end < off || end > size {
-			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is not in its %d bytes", name, off, end, size))
+		if !life.InDisk(off, length, size) {
+			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is not in its %d bytes", name, off, off+length, size))
 			return
 		}
 		out := Merger{yield: yield}
@@ -103,8 +104,8 @@ type Visitor func(source.Mapping) error
 // visits the mappings of [off, off+length).
 func Map(name string, size, off, length int64, scan func(visit Visitor) error) iter.Seq2[source.Mapping, error] {
 	return func(yield func(source.Mapping, error) bool) {
-		if end := off + length; off < 0 || length < 0 || end < off || end > size {
-			yield(source.Mapping{}, fmt.Errorf("map of %s: [%d, %d) is not in its %d bytes", name, off, end, size))
+		if !life.InDisk(off, length, size) {
+			yield(source.Mapping{}, fmt.Errorf("map of %s: [%d, %d) is not in its %d bytes", name, off, off+length, size))
 			return
 		}
 		err := scan(func(m source.Mapping) error {

@@ -1,6 +1,5 @@
-// Package image is what the readers of image formats share: the life of a disk
-// that is made of files, tables kept in bounded memory, and what lies below an
-// image in a chain.
+// Package image is what the readers of image formats share: tables kept in bounded
+// memory, and what lies below an image in a chain.
 package image
 
 import (
@@ -9,99 +8,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 
 	"github.com/vddkcp/vddkcp/source"
 )
-
-// Life is that of a disk: it ends with the context that the disk was opened
-// under, or by Close, which waits for calls in progress. The fields are set
-// before the first call. It is safe for concurrent use.
-type Life struct {
-	Context context.Context
-	Name    string // as errors call the disk
-
-	// mu is held for reading by each call. It is never held across a yield,
-	// since the consumer may call Close.
-	mu     sync.RWMutex
-	closed bool
-}
-
-// Ended returns the cause for which the disk's context or ctx has ended. It may
-// be asked within a call, as Usable may not: that waits for a Close that waits
-// for the call.
-func (l *Life) Ended(ctx context.Context) error {
-	if err := context.Cause(l.Context); err != nil {
-		return err
-	}
-	return context.Cause(ctx)
-}
-
-// usable returns why a call under ctx can't be made. The caller holds mu.
-func (l *Life) usable(ctx context.Context) error {
-	if err := l.Ended(ctx); err != nil {
-		return err
-	}
-	if l.closed {
-		return os.ErrClosed
-	}
-	return nil
-}
-
-// Usable returns why an iteration under ctx can't go on.
-func (l *Life) Usable(ctx context.Context) error {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	return l.usable(ctx)
-}
-
-// While makes a call of a disk that is not closed, and reports whether it did.
-func (l *Life) While(call func()) bool {
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if l.closed {
-		return false
-	}
-	call()
-	return true
-}
-
-// ReadAt is source.Disk's for a disk of size bytes: read gets what of p lies in
-// the disk, and returns how much of it was filled.
-func (l *Life) ReadAt(p []byte, off, size int64, read func(p []byte) (int, error)) (int, error) {
-	if off < 0 {
-		return 0, fmt.Errorf("read %s: negative offset %d", l.Name, off)
-	}
-	l.mu.RLock()
-	defer l.mu.RUnlock()
-	if err := l.usable(l.Context); err != nil {
-		return 0, fmt.Errorf("read %s: %w", l.Name, err)
-	}
-	if off >= size {
-		return 0, io.EOF
-	}
-	var atEnd error
-	if int64(len(p)) > size-off {
-		p, atEnd = p[:size-off], io.EOF
-	}
-	n, err := read(p)
-	if err != nil {
-		return n, err
-	}
-	return n, atEnd
-}
-
-// Close ends the life, and then makes the call that closes the files. A second
-// one is an os.ErrClosed.
-func (l *Life) Close(files func() error) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.closed {
-		return fmt.Errorf("close %s: %w", l.Name, os.ErrClosed)
-	}
-	l.closed = true
-	return files()
-}
 
 // ReadFull reads all of p.
 func ReadFull(f source.Disk, p []byte, off int64) error {

@@ -21,6 +21,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/flush"
 	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -55,7 +56,7 @@ type Options struct {
 // safe for concurrent use: of two calls that overlap in a block neither loses
 // the bytes of the other beside it.
 type Disk struct {
-	life  image.Life
+	life  life.Life
 	under source.Disk
 	size  int64
 	block int64 // bytes, a power of two
@@ -112,7 +113,7 @@ func newDisk(ctx context.Context, under source.Disk, o Options, sys system) (*Di
 		return nil, err
 	}
 	d := &Disk{
-		life:    image.Life{Context: ctx, Name: s.name},
+		life:    life.Life{Context: ctx, Name: s.name},
 		under:   under,
 		size:    want.Size,
 		block:   s.block,
@@ -163,7 +164,7 @@ func (d *Disk) Size() int64 { return d.size }
 // Identity is that of the disk below and says so; it proves nothing, since the
 // disk is written to.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
-	if err := d.life.Usable(ctx); err != nil {
+	if err := d.life.Check(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.life.Name, err)
 	}
 	return "cow:" + d.id, "none", nil

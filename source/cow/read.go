@@ -156,7 +156,7 @@ func (d *Disk) wholeBlocks(off, n int64) int64 {
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.life.Name, d.size, off, length, func(out *image.Merger) error {
 		for end := off + length; off < end; {
-			if err := d.life.Usable(ctx); err != nil {
+			if err := d.life.Check(ctx); err != nil {
 				return err
 			}
 			state, n, err := d.run(off, end-off)

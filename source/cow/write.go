@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 
 	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -15,23 +15,25 @@ const maxLocked = 256
 
 // change makes a call that changes [off, off+n).
 func (d *Disk) change(ctx context.Context, what string, off, n int64, call func() error) error {
-	err := os.ErrClosed
-	d.life.While(func() {
-		if err = d.life.Ended(ctx); err != nil {
-			return
-		}
-		if off < 0 || n < 0 || n > d.size-off {
-			err = fmt.Errorf("not in its %d bytes", d.size)
-			return
-		}
-		if err = d.table.failed(); err == nil {
-			err = call()
-		}
-	})
+	err := d.life.Begin(ctx)
+	if err == nil {
+		err = d.changeInCall(off, n, call)
+		d.life.End()
+	}
 	if err != nil && err != errors.ErrUnsupported {
 		return fmt.Errorf("%s %s [%d, %d): %w", what, d.life.Name, off, off+n, err)
 	}
 	return err
+}
+
+func (d *Disk) changeInCall(off, n int64, call func() error) error {
+	if !life.InDisk(off, n, d.size) {
+		return fmt.Errorf("not in its %d bytes", d.size)
+	}
+	if err := d.table.failed(); err != nil {
+		return err
+	}
+	return call()
 }
 
 // WriteAt implements source.Writable: it never extends the disk.
@@ -170,7 +172,7 @@ func (d *Disk) inner(off, n int64) (first, blocks int64) {
 // before and after them by part, which gets zeros.
 func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, part func(p []byte, off, b int64) error) error {
 	for end := off + n; off < end; {
-		if err := d.life.Ended(ctx); err != nil {
+		if err := d.life.Cause(ctx); err != nil {
 			return err
 		}
 		b := off / d.block

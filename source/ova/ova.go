@@ -25,6 +25,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -212,7 +213,7 @@ func (a *Appliance) OpenDisk(ctx context.Context, i int) (source.Disk, error) {
 	}
 	if d.File == "" {
 		name := fmt.Sprintf("%s#%d", a.path, d.Number)
-		return &empty{name: name, size: d.Capacity, id: fmt.Sprintf("empty:%d:%s", d.Capacity, name), life: image.Life{Context: ctx, Name: name}}, nil
+		return &empty{name: name, size: d.Capacity, id: fmt.Sprintf("empty:%d:%s", d.Capacity, name), life: life.Life{Context: ctx, Name: name}}, nil
 	}
 	f, err := a.openHref(ctx, i)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -22,7 +23,7 @@ type Section struct {
 	name  string
 	parts []part
 	size  int64
-	life  image.Life
+	life  life.Life
 }
 
 // part is [off, off+size) of a file, not empty.
@@ -35,7 +36,7 @@ type part struct {
 
 // newSection returns the section of the parts in order, whose starts it sets.
 func newSection(ctx context.Context, name string, parts ...part) *Section {
-	s := &Section{name: name, life: image.Life{Context: ctx, Name: name}}
+	s := &Section{name: name, life: life.Life{Context: ctx, Name: name}}
 	for _, p := range parts {
 		p.start = s.size
 		s.size += p.size
@@ -71,7 +72,7 @@ func (s *Section) ReadAt(p []byte, off int64) (int, error) {
 func (s *Section) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		end := off + length
-		if off < 0 || length < 0 || end < off || end > s.size {
+		if !life.InDisk(off, length, s.size) {
 			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is not in its %d bytes", s.name, off, end, s.size))
 			return
 		}
@@ -80,7 +81,7 @@ func (s *Section) Extents(ctx context.Context, off, length int64) iter.Seq2[sour
 			stop := min(end, p.start+p.size)
 			for e, err := range p.file.Extents(ctx, p.off+off-p.start, stop-off) {
 				if err == nil {
-					err = s.life.Usable(ctx)
+					err = s.life.Check(ctx)
 				}
 				if err != nil {
 					yield(source.Extent{}, fmt.Errorf("extents of %s: %w", s.name, err))
@@ -171,7 +172,7 @@ type empty struct {
 	name string
 	size int64
 	id   string
-	life image.Life
+	life life.Life
 }
 
 func (d *empty) Size() int64 { return d.size }
@@ -185,7 +186,7 @@ func (d *empty) ReadAt(p []byte, off int64) (int, error) {
 
 func (d *empty) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.name, d.size, off, length, func(out *image.Merger) error {
-		if err := d.life.Usable(ctx); err != nil || length == 0 {
+		if err := d.life.Check(ctx); err != nil || length == 0 {
 			return err
 		}
 		return out.Add(source.Extent{Off: off, Len: length, Kind: source.Zero, Absent: true})

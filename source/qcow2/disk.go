@@ -26,6 +26,7 @@ import (
 	"strings"
 
 	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -51,7 +52,7 @@ type Disk struct {
 	warnings  []string
 	tables    *image.Places // L2 tables
 	mem       *image.Memory
-	life      image.Life
+	life      life.Life
 }
 
 // Options say how an image is read. The zero value reads it with its backing
@@ -71,7 +72,7 @@ type Options struct {
 func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
 	d := &Disk{
 		ctx: ctx, path: path, file: f, fileSize: f.Size(), data: f, dataPath: path, dataSize: f.Size(),
-		lacks: source.Extent{Kind: source.Zero, Absent: true}, life: image.Life{Context: ctx, Name: path},
+		lacks: source.Extent{Kind: source.Zero, Absent: true}, life: life.Life{Context: ctx, Name: path},
 	}
 	if err := d.open(open, o); err != nil {
 		d.Close()
@@ -263,11 +264,11 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 // scan is walk for what looks at no data: plain stretches that are holes of the
 // file are zeros with a place.
 func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) error) error {
-	if err := d.life.Usable(ctx); err != nil {
+	if err := d.life.Check(ctx); err != nil {
 		return err
 	}
 	return d.walk(ctx, off, end, func(_ *run, s stretch) error {
-		if err := d.life.Usable(ctx); err != nil {
+		if err := d.life.Check(ctx); err != nil {
 			return err
 		}
 		if s.kind == plain && d.hasHoles && s.pos+s.n <= d.dataSize {

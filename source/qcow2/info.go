@@ -69,19 +69,21 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
 	}
-	d.life.While(func() {
-		r, err := d.run(off>>d.clusterShift, 1)
-		if err != nil {
-			return
-		}
-		s := d.stretch(&r, off, min(d.size, r.end()<<d.clusterShift))
-		switch {
-		case s.kind == absent && d.backing != nil && off < d.backing.Size():
-			f, pos, n, ok = image.InFile(d.backing, off, s.n)
-		case s.kind == plain && s.pos+s.n <= d.dataSize:
-			f, pos, n, ok = image.InFile(d.data, s.pos, s.n)
-		}
-	})
+	if d.life.Begin(d.ctx) != nil {
+		return nil, 0, 0, false
+	}
+	defer d.life.End()
+	r, err := d.run(off>>d.clusterShift, 1)
+	if err != nil {
+		return nil, 0, 0, false
+	}
+	s := d.stretch(&r, off, min(d.size, r.end()<<d.clusterShift))
+	switch {
+	case s.kind == absent && d.backing != nil && off < d.backing.Size():
+		f, pos, n, ok = image.InFile(d.backing, off, s.n)
+	case s.kind == plain && s.pos+s.n <= d.dataSize:
+		f, pos, n, ok = image.InFile(d.data, s.pos, s.n)
+	}
 	if !ok {
 		return nil, 0, 0, false
 	}

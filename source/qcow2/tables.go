@@ -313,7 +313,7 @@ const scanStep = 1 << 28
 // walk visits the stretches of [off, end).
 func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s stretch) error) error {
 	for off < end {
-		if err := d.life.Ended(ctx); err != nil {
+		if err := d.life.Cause(ctx); err != nil {
 			return err
 		}
 		c := off >> d.clusterShift

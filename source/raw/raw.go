@@ -10,12 +10,12 @@ import (
 	"io/fs"
 	"iter"
 	"os"
-	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/fileid"
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -26,7 +26,6 @@ const maxRead = 8 << 20
 // Disk is a raw disk in a local file. Beside source.Disk it is Identified,
 // Described, InFile and Uncached.
 type Disk struct {
-	ctx   context.Context
 	path  string
 	block bool // a block device
 	size  int64
@@ -35,12 +34,11 @@ type Disk struct {
 	uncached    atomic.Bool // asked for
 	noDontcache atomic.Bool // the kernel or the file system lacks RWF_DONTCACHE
 
-	// mu is held for reading by each call on fd, so that Close waits for it.
-	// It is never held across a yield, since the consumer may call Close.
-	mu     sync.RWMutex
-	file   *os.File
-	fd     int // of file
-	closed bool
+	// life counts the calls on fd, so that Close waits for them. A yield is not part
+	// of a call, because the consumer may call Close.
+	life life.Life
+	file *os.File
+	fd   int // of file
 }
 
 // Open opens the regular file or block device at path for reading. Symbolic
@@ -83,7 +81,7 @@ func open(ctx context.Context, path string, access int) (*Disk, error) {
 }
 
 func newDisk(ctx context.Context, fd int, path string) (*Disk, error) {
-	d := &Disk{ctx: ctx, path: path, fd: fd}
+	d := &Disk{path: path, fd: fd, life: life.Life{Context: ctx, Name: path}}
 	st, size, err := d.stat()
 	if err != nil {
 		return nil, &fs.PathError{Op: "stat", Path: path, Err: err}
@@ -154,11 +152,10 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 // device it is the device number and the size, which prove nothing about the
 // content.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if err := d.usable(ctx); err != nil {
+	if err := d.life.Begin(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.path, err)
 	}
+	defer d.life.End()
 	st, size, err := d.stat()
 	if err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.path, err)
@@ -182,23 +179,13 @@ func (d *Disk) ReadUncached() { d.uncached.Store(true) }
 // ReadAt implements source.Disk. A file that became shorter than it was at
 // opening is an error that wraps io.ErrUnexpectedEOF.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, fmt.Errorf("read %s: negative offset %d", d.path, off)
-	}
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if err := d.usable(d.ctx); err != nil {
-		return 0, d.readError(off, int64(len(p)), err)
-	}
-	if off >= d.size {
-		return 0, io.EOF
-	}
-	var atEnd error
-	if int64(len(p)) > d.size-off {
-		p, atEnd = p[:d.size-off], io.EOF
-	}
+	return d.life.ReadAt(p, off, d.size, func(p []byte) (int, error) { return d.readAll(p, off) })
+}
+
+// readAll fills p, which lies in the disk, within a call.
+func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	for n := 0; n < len(p); {
-		if err := context.Cause(d.ctx); err != nil {
+		if err := context.Cause(d.life.Context); err != nil {
 			return n, d.readError(off+int64(n), int64(len(p)-n), err)
 		}
 		got, err := d.read(p[n:min(len(p), n+maxRead)], off+int64(n))
@@ -212,7 +199,7 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 			return n, d.readError(off+int64(n), int64(len(p)-n), err)
 		}
 	}
-	return len(p), atEnd
+	return len(p), nil
 }
 
 // read reads some of p, in the way that is asked for and available. Like
@@ -276,7 +263,7 @@ func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		end := off + length
-		if off < 0 || length < 0 || end < off || end > d.size {
+		if !life.InDisk(off, length, d.size) {
 			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is not in its %d bytes", d.path, off, end, d.size))
 			return
 		}
@@ -302,11 +289,10 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 // next returns the length in bytes of the hole at pos, which may be 0, and of
 // the data after it. Together they are more than 0.
 func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error) {
-	d.mu.RLock()
-	defer d.mu.RUnlock()
-	if err := d.usable(ctx); err != nil {
+	if err := d.life.Begin(ctx); err != nil {
 		return 0, 0, err
 	}
+	defer d.life.End()
 	if d.block {
 		return 0, d.size - pos, nil
 	}
@@ -345,28 +331,10 @@ func (d *Disk) seek(off int64, whence int) (pos int64, err error) {
 	return pos, err
 }
 
-// usable returns why d can't be used any more, or not under ctx. The caller
-// holds mu.
-func (d *Disk) usable(ctx context.Context) error {
-	if err := context.Cause(d.ctx); err != nil {
-		return err
-	}
-	if d.closed {
-		return os.ErrClosed
-	}
-	return context.Cause(ctx)
-}
-
 // Close waits for calls in progress. Later calls return an error that wraps
 // os.ErrClosed.
 func (d *Disk) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.closed {
-		return fmt.Errorf("close %s: %w", d.path, os.ErrClosed)
-	}
-	d.closed = true
-	return d.file.Close()
+	return d.life.Close(d.file.Close)
 }
 
 // again repeats a call that a signal interrupted.

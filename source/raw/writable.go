@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/flush"
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -76,21 +77,17 @@ func lock(fd int, path string) error {
 	return nil
 }
 
-// begin starts a call that changes a range; the caller read-unlocks d.mu at the
-// end of it unless there is an error.
+// begin starts a call that changes [off, off+n). Unless it returns an error, the
+// caller must call d.life.End.
 func (d *WritableDisk) begin(ctx context.Context, off, n int64) error {
-	d.mu.RLock()
-	err := d.usable(d.ctx)
-	if err == nil {
-		err = context.Cause(ctx)
+	if err := d.life.Begin(ctx); err != nil {
+		return err
 	}
-	if err == nil && (off < 0 || n < 0 || off > d.size || n > d.size-off) {
-		err = fmt.Errorf("not in the disk of %d bytes", d.size)
+	if !life.InDisk(off, n, d.size) {
+		d.life.End()
+		return fmt.Errorf("not in the disk of %d bytes", d.size)
 	}
-	if err != nil {
-		d.mu.RUnlock()
-	}
-	return err
+	return nil
 }
 
 func (d *WritableDisk) explain(what string, off, n int64, err error) error {
@@ -99,10 +96,10 @@ func (d *WritableDisk) explain(what string, off, n int64, err error) error {
 
 // WriteAt implements source.Writable.
 func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
-	if err := d.begin(d.ctx, off, int64(len(p))); err != nil {
+	if err := d.begin(d.life.Context, off, int64(len(p))); err != nil {
 		return 0, d.explain("write", off, int64(len(p)), err)
 	}
-	defer d.mu.RUnlock()
+	defer d.life.End()
 	n, err := d.write(p, off)
 	if err != nil {
 		return n, d.explain("write", off+int64(n), int64(len(p)-n), err)
@@ -112,7 +109,7 @@ func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
 
 func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
-		if err := context.Cause(d.ctx); err != nil {
+		if err := context.Cause(d.life.Context); err != nil {
 			return n, err
 		}
 		var k int
@@ -137,7 +134,7 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 	if err := d.begin(ctx, off, n); err != nil {
 		return d.explain("zero", off, n, err)
 	}
-	defer d.mu.RUnlock()
+	defer d.life.End()
 	head, whole := d.inner(off, n)
 	err := errors.ErrUnsupported
 	if whole > 0 {
@@ -216,7 +213,7 @@ func (d *WritableDisk) writeZeros(ctx context.Context, off, n int64) error {
 // of devicePiece, so that none splits a unit which the device discards only whole.
 func (d *WritableDisk) inPieces(ctx context.Context, request uintptr, off, n int64) error {
 	for end := off + n; off < end; {
-		if err := d.usable(ctx); err != nil {
+		if err := d.life.Cause(ctx); err != nil {
 			return err
 		}
 		k := min(end-off, devicePiece-off%devicePiece)
@@ -242,7 +239,7 @@ func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	if err := d.begin(ctx, off, n); err != nil {
 		return d.explain("trim", off, n, err)
 	}
-	defer d.mu.RUnlock()
+	defer d.life.End()
 	head, whole := d.inner(off, n)
 	if whole == 0 {
 		return nil
@@ -266,9 +263,9 @@ func (d *WritableDisk) Flush(ctx context.Context) error {
 	if err := d.begin(ctx, 0, 0); err != nil {
 		return fmt.Errorf("flush %s: %w", d.path, err)
 	}
-	defer d.mu.RUnlock()
+	defer d.life.End()
 	err := d.flushes.Do(ctx, func() error {
-		if err := d.usable(d.ctx); err != nil { // no later flush can succeed either
+		if err := context.Cause(d.life.Context); err != nil { // no later flush can succeed either
 			return err
 		}
 		return again(func() error { return d.fdatasync(d.fd) })

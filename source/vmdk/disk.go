@@ -30,6 +30,7 @@ import (
 	"sort"
 
 	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -56,7 +57,7 @@ type Disk struct {
 	// is the one at path.
 	files []source.Disk
 
-	life image.Life
+	life life.Life
 }
 
 // extent is a part of a disk, as a line of the descriptor has it.
@@ -93,7 +94,7 @@ type Options struct {
 // An extent with the access NOACCESS is Data that can't be read. Flags that say
 // that the image was not closed cleanly are ignored.
 func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
-	d := &Disk{ctx: ctx, path: path, options: o, lacks: source.Extent{Kind: source.Zero, Absent: true}, files: []source.Disk{f}, mem: new(memory), life: image.Life{Context: ctx, Name: path}}
+	d := &Disk{ctx: ctx, path: path, options: o, lacks: source.Extent{Kind: source.Zero, Absent: true}, files: []source.Disk{f}, mem: new(memory), life: life.Life{Context: ctx, Name: path}}
 	if err := d.open(open); err != nil {
 		d.Close()
 		return nil, err
@@ -338,7 +339,7 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 func (d *Disk) scan(ctx context.Context, off, end int64, emit func(kind grainKind, off, n int64) error) error {
 	for i := d.find(off); off < end; i++ {
 		e := &d.extents[i]
-		if err := d.life.Usable(ctx); err != nil {
+		if err := d.life.Check(ctx); err != nil {
 			return err
 		}
 		stop := min(end, e.end)

@@ -104,12 +104,14 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
 	}
-	d.life.While(func() {
-		e := &d.extents[d.find(off)]
-		if x, isLocated := e.extent.(located); isLocated {
-			f, pos, n, ok = x.inFile(off - e.start)
-		}
-	})
+	if d.life.Begin(d.ctx) != nil {
+		return nil, 0, 0, false
+	}
+	defer d.life.End()
+	e := &d.extents[d.find(off)]
+	if x, isLocated := e.extent.(located); isLocated {
+		f, pos, n, ok = x.inFile(off - e.start)
+	}
 	if !ok {
 		return nil, 0, 0, false
 	}

@@ -345,7 +345,7 @@ const scanStep = 1 << 16
 func (s *sparse) scan(ctx context.Context, off, end int64, emit func(grainKind, int64, int64) error) error {
 	var hole fileHole
 	for off < end {
-		if err := s.disk.life.Ended(ctx); err != nil {
+		if err := s.disk.life.Cause(ctx); err != nil {
 			return err
 		}
 		g := off >> s.grainShift
