@@ -17,10 +17,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/fileid"
 	"github.com/vddkcp/vddkcp/internal/printable"
-	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/nbd/client"
 	"github.com/vddkcp/vddkcp/sink"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
@@ -40,6 +40,8 @@ type copyCommand struct {
 	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH, or - for standard input."`
 	Dst string `arg:"" name:"DST" help:"Where to: a new file (x.qcow2 and x.vmdk say its format), a block device, an NBD URI, - for standard output, or null: to only read."`
 	copyFlags
+
+	at addresses `kong:"-"` // by checkAddresses
 }
 
 // job is one copy under way.
@@ -113,8 +115,10 @@ func (c *copyCommand) outputs(logs *logFlags) *outputs {
 	o.add("--report", c.Report)
 	o.add("--log-file", logs.LogFile)
 	o.addOwn("--journal", c.Journal)
-	c.sourceFlags.protect(o, "SRC", c.Src)
-	o.protectTarget("DST", c.Dst)
+	if c.checkAddresses() == nil { // else the copy fails before it opens anything
+		c.sourceFlags.protect(o, "SRC", c.at.source)
+		o.protectTarget("DST", c.at.target)
+	}
 	if c.Backing != "" {
 		if path, err := c.backingPath(); err == nil {
 			o.protect("the backing", path)
@@ -231,25 +235,30 @@ func shown(display interface{ Run(done <-chan struct{}) }, work func() error) er
 	return work()
 }
 
-// checkAddresses refuses, before anything is opened, addresses that cannot be meant.
-func (c *copyCommand) checkAddresses() error {
-	if c.Src != "-" {
-		if err := sourceopen.CheckAddress(c.Src); err != nil {
-			return err
-		}
-	}
-	if err := sinkopen.CheckAddress(c.Dst); err != nil {
-		return err
-	}
-	if c.Backing == "" {
+// addresses are the parsed addresses of a copy. backing is nil without --backing.
+type addresses struct{ source, target, backing address.Address }
+
+// checkAddresses parses the addresses of the copy, once.
+func (c *copyCommand) checkAddresses() (err error) {
+	if c.at.target != nil {
 		return nil
 	}
-	if nbd.IsURI(c.Backing) || sourceopen.IsVDDK(c.Backing) {
-		return &usageError{err: fmt.Errorf("--backing: %s: a qcow2 overlay names a file as its backing", c.Backing), hint: "a file of that name is ./" + c.Backing}
+	var at addresses
+	if at.source, err = address.Parse(c.Src, address.Source); err != nil {
+		return err
 	}
-	if err := sourceopen.CheckAddress(c.Backing); err != nil {
-		return fmt.Errorf("--backing: %w", err)
+	if at.target, err = address.Parse(c.Dst, address.Target); err != nil {
+		return err
 	}
+	if c.Backing != "" {
+		if at.backing, err = address.Parse(c.Backing, address.Disk); err != nil {
+			return fmt.Errorf("--backing: %w", err)
+		}
+		if address.IsRemote(at.backing) {
+			return &usageError{err: fmt.Errorf("--backing: %s: a qcow2 overlay names a file as its backing", c.Backing), hint: "a file of that name is ./" + c.Backing}
+		}
+	}
+	c.at = at
 	return nil
 }
 
@@ -257,7 +266,7 @@ func (j *job) run(ctx context.Context) error {
 	if err := j.checkAddresses(); err != nil {
 		return err
 	}
-	if j.Src == "-" {
+	if _, ok := j.at.source.(address.Stream); ok {
 		return j.runStream(ctx)
 	}
 	if j.Size != nil {
@@ -277,7 +286,7 @@ func (j *job) run(ctx context.Context) error {
 		work, endWork = drain(ctx, grace+checkpointGrace)
 		defer endWork()
 	}
-	src, err := j.opener.Open(reading, j.Src, j.SourceFormat)
+	src, err := j.opener.OpenAddress(reading, j.at.source, j.SourceFormat)
 	if err != nil {
 		return err
 	}
@@ -302,7 +311,7 @@ func (j *job) run(ctx context.Context) error {
 		return err
 	}
 	// First without the space it takes: what can be refused at once is.
-	target, err := sinkopen.Plan(ctx, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(0, nil)))
+	target, err := sinkopen.PlaceOf(j.at.target).Plan(ctx, src.Size(), j.resumption.resumeOptions(j.targetOptions(0, nil)))
 	if err != nil {
 		return otherTarget(err)
 	}
@@ -333,7 +342,7 @@ func (j *job) run(ctx context.Context) error {
 		j.need = min(need, plan.DataFrom(entries[0].Offset))
 	}
 	planTarget := func() (*sinkopen.Target, error) {
-		return sinkopen.Plan(work, j.Dst, src.Size(), j.resumption.resumeOptions(j.targetOptions(need, j.warn)))
+		return sinkopen.PlaceOf(j.at.target).Plan(work, src.Size(), j.resumption.resumeOptions(j.targetOptions(need, j.warn)))
 	}
 	if target, err = planTarget(); err != nil {
 		return err
@@ -377,7 +386,11 @@ func (j *job) run(ctx context.Context) error {
 		o.Reopen = func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) {
 			to := j.targetOptions(need, nil)
 			to.State, to.Resume, to.Identity = state, resume, j.resumption.copy.Identity
-			return sinkopen.Create(ctx, j.Dst, src.Size(), to)
+			t, err := sinkopen.PlaceOf(j.at.target).Plan(ctx, src.Size(), to)
+			if err != nil {
+				return nil, err
+			}
+			return t.Create(ctx)
 		}
 		o.Lost = j.opener.Retry
 		o.Lost.OnRetry = func(err error, wait time.Duration) {
@@ -456,7 +469,7 @@ func describeBacking(ctx context.Context, d source.Disk, path, format string) (*
 // patience is how long a copy waits for the extents before it begins to read:
 // on a server each query takes a while.
 func (j *job) patience() time.Duration {
-	if (nbd.IsURI(j.Src) || sourceopen.IsVDDK(j.Src)) && !j.DryRun {
+	if address.IsRemote(j.at.source) && !j.DryRun {
 		return 100 * time.Millisecond
 	}
 	return math.MaxInt64
@@ -484,7 +497,7 @@ func (j *job) runStream(ctx context.Context) error {
 	if err := j.outputs.checkOpened(j.opener, j.backings); err != nil {
 		return err
 	}
-	target, err := sinkopen.Plan(ctx, j.Dst, size, j.targetOptions(0, j.warn))
+	target, err := sinkopen.PlaceOf(j.at.target).Plan(ctx, size, j.targetOptions(0, j.warn))
 	if err != nil {
 		return err
 	}
@@ -587,7 +600,7 @@ func (j *job) describeSource(src source.Disk, plan *transfer.Plan) {
 	}
 	if d, ok := source.Ability[source.Described](src); ok {
 		info := d.Info()
-		if what := namedLike(j.Src); info.Format == "raw" && j.SourceFormat == "" && what != "" {
+		if what := namedLike(j.at.source); info.Format == "raw" && j.SourceFormat == "" && what != "" {
 			j.warn(fmt.Sprintf("%s is named like %s and is none: it is copied as a raw disk (--source-format raw says that this is right)", j.Src, what))
 		}
 		j.log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", src.Size(), "chain", strings.Join(info.Chain, " <- "))
@@ -611,8 +624,9 @@ var flatExtent = regexp.MustCompile(`(?i)-(flat|f[0-9]{3,})\.vmdk$`)
 
 // namedLike says what the name of a local source promises, "" for a disk of any
 // kind. A fixed VHD that is cut has nothing else that tells it from a raw disk.
-func namedLike(path string) string {
-	if nbd.IsURI(path) || sourceopen.IsVDDK(path) || flatExtent.MatchString(path) {
+func namedLike(a address.Address) string {
+	path := a.String()
+	if address.IsRemote(a) || flatExtent.MatchString(path) {
 		return ""
 	}
 	switch strings.ToLower(filepath.Ext(path)) {

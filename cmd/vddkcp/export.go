@@ -17,6 +17,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/nbd"
@@ -54,14 +55,17 @@ type exportCommand struct {
 }
 
 // namedSource is --export NAME=SRC.
-type namedSource struct{ name, src string }
+type namedSource struct {
+	name, src string
+	at        address.Address // src parsed; nil before addresses
+}
 
 func (s *namedSource) UnmarshalText(text []byte) error {
 	name, src, ok := strings.Cut(string(text), "=")
 	if !ok || src == "" {
 		return errors.New("want NAME=SRC")
 	}
-	*s = namedSource{name, src}
+	*s = namedSource{name: name, src: src}
 	return nil
 }
 
@@ -145,16 +149,32 @@ func validText(s string) error {
 func (c *exportCommand) sources() []namedSource {
 	var all []namedSource
 	if c.Src != "" {
-		all = append(all, namedSource{c.Name, c.Src})
+		all = append(all, namedSource{name: c.Name, src: c.Src})
 	}
 	return append(all, c.Export...)
+}
+
+// addresses returns the sources with their addresses parsed.
+func (c *exportCommand) addresses() ([]namedSource, error) {
+	all := c.sources()
+	for i, s := range all {
+		var err error
+		if all[i].at, err = address.Parse(s.src, address.Disk); err != nil {
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 // exportGrace is how long requests in work go on after a signal.
 const exportGrace = 5 * time.Second
 
 func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
-	outputs := c.outputs(logs)
+	sources, err := c.addresses()
+	if err != nil {
+		return fmt.Errorf("export: %w", err)
+	}
+	outputs := c.outputs(sources, logs)
 	if err := outputs.check(); err != nil {
 		return err
 	}
@@ -162,7 +182,7 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return &usageError{err: err}
 	}
-	err = c.run(ctx, outputs, log)
+	err = c.run(ctx, sources, outputs, log)
 	if closed := closeLog(); closed != nil && err == nil {
 		err = fmt.Errorf("log file: %w", closed)
 	}
@@ -180,14 +200,14 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 }
 
 // outputs are the files that the command writes.
-func (c *exportCommand) outputs(logs *logFlags) *outputs {
+func (c *exportCommand) outputs(sources []namedSource, logs *logFlags) *outputs {
 	o := new(outputs)
 	o.add("--stats", c.Stats)
 	o.add("--pid-file", c.PidFile)
 	o.add("--log-file", logs.LogFile)
 	o.addOwn("--cow", c.Cow.file)
-	for _, s := range c.sources() {
-		c.sourceFlags.protect(o, "a disk that is served", s.src)
+	for _, s := range sources {
+		c.sourceFlags.protect(o, "a disk that is served", s.at)
 	}
 	if dir := c.TLSCertificates; dir != "" {
 		for _, name := range []string{"server-cert.pem", "server-key.pem", "ca-cert.pem"} {
@@ -199,7 +219,7 @@ func (c *exportCommand) outputs(logs *logFlags) *outputs {
 
 // run serves until a signal, the end of CMD, or the last client. A
 // *commandStatus is the end of CMD.
-func (c *exportCommand) run(ctx context.Context, outputs *outputs, log *slog.Logger) error {
+func (c *exportCommand) run(ctx context.Context, sources []namedSource, outputs *outputs, log *slog.Logger) error {
 	// First, so that no process that a disk is opened by gets the sockets.
 	sockets, err := activatedSockets()
 	if err != nil {
@@ -211,7 +231,7 @@ func (c *exportCommand) run(ctx context.Context, outputs *outputs, log *slog.Log
 	life, kill := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer kill(nil)
 	opening := context.AfterFunc(ctx, func() { kill(context.Cause(ctx)) })
-	exports, err := c.open(life, outputs, log)
+	exports, err := c.open(life, sources, outputs, log)
 	if !opening() && ctx.Err() != nil {
 		err = errors.Join(context.Cause(ctx), exports.close())
 	}

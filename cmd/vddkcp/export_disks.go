@@ -12,7 +12,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/nbd/server"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/source/cow"
@@ -26,14 +26,14 @@ const exportRefusals = 3
 
 // open prepares the exports. What SRC can't be is found out here, and of the
 // others what costs no login.
-func (c *exportCommand) open(ctx context.Context, outputs *outputs, log *slog.Logger) (e *exports, err error) {
-	if e, err = c.openAll(ctx, outputs, log); e != nil {
+func (c *exportCommand) open(ctx context.Context, sources []namedSource, outputs *outputs, log *slog.Logger) (e *exports, err error) {
+	if e, err = c.openAll(ctx, sources, outputs, log); e != nil {
 		e.outputs = nil // from here on they are written
 	}
 	return e, err
 }
 
-func (c *exportCommand) openAll(ctx context.Context, outputs *outputs, log *slog.Logger) (e *exports, err error) {
+func (c *exportCommand) openAll(ctx context.Context, sources []namedSource, outputs *outputs, log *slog.Logger) (e *exports, err error) {
 	opener := c.opener()
 	opener.VDDK.Options.Registry = vddk.NewRegistry(exportRefusals)
 	opener.Writable = c.RW
@@ -52,25 +52,20 @@ func (c *exportCommand) openAll(ctx context.Context, outputs *outputs, log *slog
 			err = errors.Join(err, e.close())
 		}
 	}()
-	for _, s := range c.sources() { // before a login for any of them
-		if err := sourceopen.CheckAddress(s.src); err != nil {
-			return e, err
-		}
-	}
-	for i, s := range c.sources() {
-		d := &exportedDisk{Export: server.Export{Name: s.name}, src: s.src}
+	for i, s := range sources {
+		d := &exportedDisk{Export: server.Export{Name: s.name}, src: s.at}
 		if i == 0 && c.Src != "" {
 			d.Description = c.Description
 		}
 		e.list = append(e.list, d)
 		first := i == 0 && c.Src != ""
-		if !first && (nbd.IsURI(s.src) || sourceopen.IsVDDK(s.src)) {
-			if err := e.check(ctx, s.src); err != nil {
+		if !first && address.IsRemote(s.at) {
+			if err := e.check(ctx, s.at); err != nil {
 				return e, err
 			}
 			continue
 		}
-		disk, err := e.openDisk(ctx, s.src)
+		disk, err := e.openDisk(ctx, s.at)
 		if err != nil {
 			return e, err
 		}
@@ -90,7 +85,7 @@ func (c *exportCommand) openAll(ctx context.Context, outputs *outputs, log *slog
 		if strings.HasPrefix(c.Pattern, "/") {
 			path = "/any.vmdk"
 		}
-		return e, e.check(ctx, path)
+		return e, e.check(ctx, address.ForVDDK(path))
 	}
 	return e, nil
 }
@@ -110,7 +105,7 @@ type exports struct {
 
 type exportedDisk struct {
 	server.Export
-	src string
+	src address.Address
 
 	mu    sync.Mutex
 	first source.Disk // open, whether a client is there or not; nil: none
@@ -176,16 +171,12 @@ func (e *exports) named(name string) *exportedDisk {
 	if d := e.find(name); d != nil {
 		return d
 	}
-	src := name
-	if !sourceopen.IsVDDK(src) {
-		src = "vddk:" + src
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if d := e.byName[name]; d != nil {
 		return d
 	}
-	return &exportedDisk{Export: server.Export{Name: name}, src: src}
+	return &exportedDisk{Export: server.Export{Name: name}, src: address.ForVDDK(name)}
 }
 
 // remember is for what stays open; the names that clients try are not kept.
@@ -228,9 +219,9 @@ func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
 // openSource opens a source. One on a server that has ended, because the server
 // was away for longer than --retry-timeout or refused it, is opened again for the
 // next request.
-func (e *exports) openSource(ctx context.Context, src string) (source.Disk, error) {
-	open := func(ctx context.Context) (source.Disk, error) { return e.opener.Open(ctx, src, e.SourceFormat) }
-	if !nbd.IsURI(src) && !sourceopen.IsVDDK(src) {
+func (e *exports) openSource(ctx context.Context, src address.Address) (source.Disk, error) {
+	open := func(ctx context.Context) (source.Disk, error) { return e.opener.OpenAddress(ctx, src, e.SourceFormat) }
+	if !address.IsRemote(src) {
 		return open(ctx)
 	}
 	// The disk itself repeats what fails, and gives up: this adds no patience.
@@ -240,7 +231,7 @@ func (e *exports) openSource(ctx context.Context, src string) (source.Disk, erro
 }
 
 // openDisk opens what can be served as it is asked for.
-func (e *exports) openDisk(ctx context.Context, src string) (source.Disk, error) {
+func (e *exports) openDisk(ctx context.Context, src address.Address) (source.Disk, error) {
 	disk, err := e.openSource(ctx, src)
 	if err != nil {
 		return nil, err
@@ -272,14 +263,12 @@ func (e *exports) openDisk(ctx context.Context, src string) (source.Disk, error)
 
 // check finds out what can be said of an address without a connection, and asks
 // for the secrets that it needs.
-func (e *exports) check(ctx context.Context, src string) error {
-	if nbd.IsURI(src) {
-		if _, err := nbd.ParseURI(src); err != nil {
-			return &usageError{err: err}
-		}
+func (e *exports) check(ctx context.Context, src address.Address) error {
+	file, ok := address.VDDKFile(src)
+	if !ok {
 		return nil
 	}
-	_, err := e.opener.VDDK.Params(ctx, strings.TrimPrefix(src, "vddk:"))
+	_, err := e.opener.VDDK.Params(ctx, file)
 	return err
 }
 

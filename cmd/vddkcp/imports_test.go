@@ -24,6 +24,7 @@ var imports = []struct{ room, may string }{
 	{"source/open", "nbd nbd/client source source/ova source/qcow2 source/raw source/vmdk vddk"},
 	{"sink/open", "nbd nbd/client sink sink/qcow2 sink/raw sink/vmdk"},
 	{"vddk", "source vddk/worker"},
+	{"internal/address", "nbd"},
 	{"internal/image", "source"},
 	{"internal/lifecycle", "sink"},
 	{"source/", "source"},

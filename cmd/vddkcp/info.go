@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/source"
@@ -89,18 +90,21 @@ type applianceDisk struct {
 }
 
 func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
+	a, err := address.Parse(c.Src, address.Disk)
+	if err != nil {
+		return err
+	}
 	var disks []sourceopen.DiskEntry
 	if c.SourceFormat == "" {
-		var err error
-		if disks, err = c.opener().Appliance(ctx, c.Src); err != nil {
+		if disks, err = c.opener().Appliance(ctx, a); err != nil {
 			return fmt.Errorf("info: %w", err)
 		}
 	}
 	var info *imageInfo
-	if len(disks) > 1 && sourceopen.IsWholeAppliance(c.Src) {
+	if appliance, ok := a.(address.Appliance); ok && len(disks) > 1 && appliance.IsWhole() {
 		info = describeAppliance(c.Src, disks)
 	} else {
-		src, done, err := c.open(ctx, c.Src, logs)
+		src, done, err := c.open(ctx, a, logs)
 		if err != nil {
 			return err
 		}

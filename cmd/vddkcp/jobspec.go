@@ -17,10 +17,9 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
-	"github.com/vddkcp/vddkcp/nbd"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
-	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
@@ -70,10 +69,13 @@ func (p *jobParser) spec() (*batch.Spec, error) {
 	s := &batch.Spec{
 		// An address that is refused stays as it is, so that the error names it.
 		SourcePath: func(a string) bool {
-			return a != "-" && !nbd.IsURI(a) && !sourceopen.IsVDDK(a) && sourceopen.CheckAddress(a) == nil
+			source, err := address.Parse(a, address.Disk)
+			return err == nil && !address.IsRemote(source)
 		},
 		TargetPath: func(a string) bool {
-			return a != "-" && a != "null:" && !nbd.IsURI(a) && sinkopen.CheckAddress(a) == nil
+			target, _ := address.Parse(a, address.Target)
+			_, ok := target.(address.Path)
+			return ok
 		},
 		Files: p.files.of,
 		// A command is a thousand bytes, and there may be a million jobs: each
@@ -223,13 +225,22 @@ func (p *jobParser) give(v batch.Value) error {
 // each with what it resolves to.
 type fileNames map[string]string
 
-func (n fileNames) of(address string) []string {
+func (n fileNames) of(text string) []string {
+	a, err := address.Parse(text, address.Target) // a source too: here they differ in what is nil
 	switch {
-	case sourceopen.IsVDDK(address), address == "null:", address == "-":
+	case err != nil:
 		return nil
-	case nbd.IsURI(address):
-		return []string{"nbd " + address}
+	case address.IsRemote(a):
+		return []string{"nbd " + text}
 	}
+	path, ok := a.(address.Path)
+	if !ok {
+		return nil
+	}
+	return n.ofPath(string(path))
+}
+
+func (n fileNames) ofPath(address string) []string {
 	var st unix.Stat_t
 	err := unix.Lstat(address, &st)
 	slash := strings.LastIndexByte(address, '/')
@@ -264,19 +275,19 @@ func inode(st *unix.Stat_t) string { return fmt.Sprintf("inode %d %d", st.Dev, s
 
 // filesOf returns the file names behind a link or a device, and none for an address
 // that cannot be a file.
-func filesOf(address string) []string {
+func filesOf(path string) []string {
 	var names []string
-	switch place := sinkopen.PlaceOf(address); place.Kind {
+	switch place := sinkopen.PlaceOf(address.Path(path)); place.Kind {
 	case "file":
 		names = append(names, "path "+place.Path(), "path "+place.Partial)
 	case "block device":
 	case "":
-		return []string{"path " + filepath.Clean(address)}
+		return []string{"path " + filepath.Clean(path)}
 	default:
 		return nil
 	}
 	var st unix.Stat_t
-	if unix.Stat(address, &st) == nil {
+	if unix.Stat(path, &st) == nil {
 		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
 			return append(names, fmt.Sprintf("device %d", st.Rdev))
 		}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/progress"
@@ -20,7 +21,11 @@ type mapCommand struct {
 }
 
 func (c *mapCommand) Run(ctx context.Context, logs *logFlags) error {
-	src, done, err := c.open(ctx, c.Src, logs)
+	a, err := address.Parse(c.Src, address.Disk)
+	if err != nil {
+		return err
+	}
+	src, done, err := c.open(ctx, a, logs)
 	if err != nil {
 		return err
 	}

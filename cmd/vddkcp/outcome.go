@@ -7,7 +7,7 @@ import (
 	"os"
 	"syscall"
 
-	"github.com/vddkcp/vddkcp/nbd"
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/sink"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/source"
@@ -105,7 +105,8 @@ func (j *job) mayPass(err error) bool {
 	if vddk.MayPass(err) || errors.As(err, new(*net.OpError)) || errors.Is(err, sink.ErrLost) {
 		return true
 	}
-	if !nbd.IsURI(j.Src) && !nbd.IsURI(j.Dst) {
+	_, from := j.at.source.(address.NBD)
+	if _, to := j.at.target.(address.NBD); !from && !to {
 		return false
 	}
 	for _, broken := range []error{io.EOF, io.ErrUnexpectedEOF, os.ErrDeadlineExceeded, syscall.ECONNRESET, syscall.EPIPE} {

@@ -11,8 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/durable"
-	"github.com/vddkcp/vddkcp/nbd"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer/journal"
@@ -58,28 +58,27 @@ func (o *outputs) protect(what, path string) {
 }
 
 // protectSource adds the files that the address of a source names.
-func (o *outputs) protectSource(what, address string) {
-	switch {
-	case address == "-":
+func (o *outputs) protectSource(what string, a address.Address) {
+	if _, ok := a.(address.Stream); ok {
 		o.protect(what+", standard input", standardInput)
-	case !nbd.IsURI(address) && !sourceopen.IsVDDK(address):
-		o.protect(what, sourceopen.FileOf(address))
+	} else if path, ok := sourceopen.FileOf(a); ok {
+		o.protect(what, path)
 	}
 }
 
 // protectTarget adds the files that the address of a target names.
-func (o *outputs) protectTarget(what, address string) {
-	if address == "-" {
+func (o *outputs) protectTarget(what string, a address.Address) {
+	if _, ok := a.(address.Stream); ok {
 		o.protect(what+", standard output", "-")
 		return
 	}
-	switch place := sinkopen.PlaceOf(address); place.Kind {
+	switch place := sinkopen.PlaceOf(a); place.Kind {
 	case "file":
 		o.protect(what, place.Path())
 		o.protect("the unfinished copy of "+what, place.Partial)
 		o.protect("the journal of "+what, journal.Beside(place.Partial))
 	case "block device", "stream":
-		o.protect(what, address)
+		o.protect(what, a.String())
 	}
 }
 
@@ -251,7 +250,7 @@ func resolved(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {
 		path = abs
 	}
-	if place := sinkopen.PlaceOf(path); place.Kind == "file" {
+	if place := sinkopen.PlaceOf(address.Path(path)); place.Kind == "file" {
 		return place.Path()
 	}
 	return filepath.Clean(path)

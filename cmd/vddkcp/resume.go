@@ -62,7 +62,7 @@ func (r *resumption) inPlace() bool {
 // holds. It changes nothing.
 func (j *job) prepareResume() (err error) {
 	r := &j.resumption
-	r.place = sinkopen.PlaceOf(j.Dst)
+	r.place = sinkopen.PlaceOf(j.at.target)
 	switch r.place.Kind {
 	case "file":
 		r.path = journal.Beside(r.place.Partial)
@@ -92,7 +92,7 @@ func (j *job) prepareResume() (err error) {
 	if err != nil {
 		return err
 	}
-	if sinkopen.FormatOf(j.Dst, j.Format) == "vmdk" {
+	if j.resumption.place.Format(j.Format) == "vmdk" {
 		return j.prepareVMDK(entries)
 	}
 	if r.inPlace() {
@@ -147,7 +147,7 @@ func (j *job) prepareVMDK(entries []journal.Entry) error {
 // resumable describes the copy and refuses to go on with another one.
 func (j *job) resumable(ctx context.Context, src source.Disk) (err error) {
 	r := &j.resumption
-	format := sinkopen.FormatOf(j.Dst, j.Format)
+	format := j.resumption.place.Format(j.Format)
 	r.copy = journal.Copy{Size: src.Size(), Target: format + " " + r.place.Kind, Backing: j.overlaid, Options: j.decisive(format)}
 	if r.copy.Source, r.copy.Proof, err = identify(ctx, src); err != nil {
 		return fmt.Errorf("identify the source: %w", err)

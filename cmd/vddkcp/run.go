@@ -15,11 +15,11 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/fileid"
 	"github.com/vddkcp/vddkcp/internal/printable"
-	"github.com/vddkcp/vddkcp/nbd"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
@@ -228,8 +228,10 @@ func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, erro
 func protectJob(o *outputs, j *batch.Job) {
 	of := fmt.Sprintf(" of jobs[%d]", j.Index)
 	o.addOwn("the journal"+of, j.Text("journal"))
-	o.protectSource("the source"+of, j.Source)
-	if !nbd.IsURI(j.Target) {
+	if a, err := address.Parse(j.Source, address.Disk); err == nil {
+		o.protectSource("the source"+of, a)
+	}
+	if a, err := address.Parse(j.Target, address.Target); err == nil && !address.IsRemote(a) {
 		partial := j.Target + ".partial"
 		o.protect("the target"+of, j.Target)
 		o.protect("the unfinished target"+of, partial)
@@ -517,7 +519,8 @@ func (b *batchRun) newJob(j *batch.Job) *job {
 // removeJournal removes what is left beside the target of a copy that is whole:
 // its journal, and its first name where the second one was given by a link.
 func (b *batchRun) removeJournal(j *batch.Job) {
-	place := sinkopen.PlaceOf(j.Target)
+	c := b.command(j)
+	place := sinkopen.PlaceOf(c.at.target)
 	if place.Kind != "file" {
 		return
 	}
@@ -526,7 +529,7 @@ func (b *batchRun) removeJournal(j *batch.Job) {
 			b.log.Warn("the first name of the target stays", "job", j.Name, "error", err)
 		}
 	}
-	path := b.command(j).Journal
+	path := c.Journal
 	if path == "" {
 		path = journal.Beside(place.Partial)
 	}
@@ -550,7 +553,7 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *report.Report {
 	log := t.Log
 	c := b.command(t.Job)
 	if t.Resume {
-		switch sinkopen.PlaceOf(c.Dst).Kind {
+		switch sinkopen.PlaceOf(c.at.target).Kind {
 		case "file", "block device", "NBD export":
 			c.Resume = true
 		}
@@ -562,7 +565,7 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *report.Report {
 	j.retried, j.whole = true, t.Whole
 	j.outputs = b.outputs.with("--log-dir", b.logPath(t.Job))
 	if t.Redo && !c.Force {
-		j.keepOld(sinkopen.PlaceOf(c.Dst))
+		j.keepOld(sinkopen.PlaceOf(c.at.target))
 	}
 	done := b.display.Start(t.Name, t.Source, counters)
 	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", c.Resume)

@@ -123,7 +123,7 @@ func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
 func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	c := b.command(t)
 	c.DryRun = true
-	if b.Resume && sinkopen.PlaceOf(c.Dst).Kind == "file" {
+	if b.Resume && sinkopen.PlaceOf(c.at.target).Kind == "file" {
 		c.Resume = true
 	}
 	j := c.newJob(b.log.With("job", t.Name), new(progress.Counters))
@@ -133,7 +133,7 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	r := checked{job: t}
 	r.err = j.do(ctx)
 	r.size, r.data, r.need = j.report.VirtualSize, j.need, j.need
-	if sinkopen.PlaceOf(c.Dst).Kind != "file" {
+	if sinkopen.PlaceOf(c.at.target).Kind != "file" {
 		r.need = 0
 	} else if c.Preallocation != "off" {
 		r.need = r.size

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/nbd/client"
 	"github.com/vddkcp/vddkcp/source"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
@@ -46,15 +47,15 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 
 // protect adds the files of a source, which is called what, to those that no output
 // may be.
-func (f *sourceFlags) protect(o *outputs, what, address string) {
-	o.protectSource(what, address)
+func (f *sourceFlags) protect(o *outputs, what string, a address.Address) {
+	o.protectSource(what, a)
 	o.protectSecret("the password", f.Password)
 	o.protectSecret("the cookie", f.Cookie)
 }
 
 // open opens the source of a command that only looks at it, and what it logs
 // to. Done closes both.
-func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d source.Disk, done func(), err error) {
+func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFlags) (d source.Disk, done func(), err error) {
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)
 	f.protect(outputs, "SRC", src)
@@ -69,7 +70,7 @@ func (f *sourceFlags) open(ctx context.Context, src string, logs *logFlags) (d s
 	opener.VDDK.Options.Log, opener.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
 	opener.NBD.Warn = opener.VDDK.Options.Warn
 	opener.Retry.OnRetry = retryNotices(log)
-	if d, err = opener.Open(ctx, src, f.SourceFormat); err != nil {
+	if d, err = opener.OpenAddress(ctx, src, f.SourceFormat); err != nil {
 		closeLog()
 		return nil, nil, err
 	}

@@ -9,8 +9,8 @@ import (
 	"os"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
-	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer"
@@ -89,22 +89,28 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	asJSON := style == progress.JSON
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)
-	c.sourceFlags.protect(outputs, "SRC", c.Src)
-	outputs.protectSource("DST", c.Dst)
+	at, err := c.addresses()
+	if err == nil {
+		c.sourceFlags.protect(outputs, "SRC", at.source)
+		outputs.protectSource("DST", at.target)
+	}
 	if err := outputs.check(); err != nil {
 		fail(errorOutput, asJSON, err)
 		return &reportedError{err}
 	}
-	log, closeLog, err := logs.open(display, asJSON)
-	if err != nil {
-		return &usageError{err: err}
+	log, closeLog, logErr := logs.open(display, asJSON)
+	if logErr != nil {
+		return &usageError{err: logErr}
 	}
 	c.secrets.pause = pauseOf(display)
 	err = shown(display, func() error {
-		if c.Digest != (digestValue{}) {
-			return c.sum(ctx, outputs, log, counters)
+		switch {
+		case err != nil:
+			return err
+		case at.source == nil:
+			return c.sum(ctx, at.target, outputs, log, counters)
 		}
-		return c.compare(ctx, outputs, log, counters)
+		return c.compare(ctx, at, outputs, log, counters)
 	})
 	var different *differenceError
 	if errors.As(err, &different) {
@@ -144,19 +150,32 @@ func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
 	return o
 }
 
-func (c *verifyCommand) compare(ctx context.Context, outputs *outputs, log *slog.Logger, counters *progress.Counters) error {
-	opener := c.loggingOpener(log)
-	if c.Dst != "null:" {
-		if err := sourceopen.CheckAddress(c.Dst); err != nil { // before a login for the source
-			return fmt.Errorf("target: %w", err)
+// addresses parses SRC and DST. With --digest there is no source.
+func (c *verifyCommand) addresses() (at addresses, err error) {
+	target := c.Src
+	if c.Digest == (digestValue{}) {
+		if at.source, err = address.Parse(c.Src, address.Disk); err != nil {
+			return at, fmt.Errorf("source: %w", err)
 		}
+		target = c.Dst
 	}
-	src, err := opener.Open(ctx, c.Src, c.SourceFormat)
+	if target == (address.Null{}).String() {
+		return at, &usageError{err: errors.New("target: null: keeps nothing that could be verified"), hint: "a file of that name is ./null:"}
+	}
+	if at.target, err = address.Parse(target, address.Disk); err != nil {
+		return at, fmt.Errorf("target: %w", err)
+	}
+	return at, nil
+}
+
+func (c *verifyCommand) compare(ctx context.Context, at addresses, outputs *outputs, log *slog.Logger, counters *progress.Counters) error {
+	opener := c.loggingOpener(log)
+	src, err := opener.OpenAddress(ctx, at.source, c.SourceFormat)
 	if err != nil {
 		return fmt.Errorf("source: %w", err)
 	}
 	defer src.Close()
-	dst, err := openTarget(ctx, opener, c.Dst, c.Format)
+	dst, err := openTarget(ctx, opener, at.target, c.Format)
 	if err != nil {
 		return err
 	}
@@ -167,7 +186,8 @@ func (c *verifyCommand) compare(ctx context.Context, outputs *outputs, log *slog
 	warnOf(log, src, dst)
 	o := c.options(counters)
 	o.Requests = requests(c.Depth, src, dst)
-	o.TargetMayBeLonger = isDevice(c.Dst, dst) || nbd.IsURI(c.Dst)
+	_, isExport := at.target.(address.NBD)
+	o.TargetMayBeLonger = isExport || isDevice(c.Dst, dst)
 	diff, err := transfer.Compare(ctx, src, dst, o)
 	if err != nil {
 		return err
@@ -179,9 +199,9 @@ func (c *verifyCommand) compare(ctx context.Context, outputs *outputs, log *slog
 	return nil
 }
 
-func (c *verifyCommand) sum(ctx context.Context, outputs *outputs, log *slog.Logger, counters *progress.Counters) error {
+func (c *verifyCommand) sum(ctx context.Context, target address.Address, outputs *outputs, log *slog.Logger, counters *progress.Counters) error {
 	opener := c.loggingOpener(log)
-	d, err := openTarget(ctx, opener, c.Src, c.Format)
+	d, err := openTarget(ctx, opener, target, c.Format)
 	if err != nil {
 		return err
 	}
@@ -205,16 +225,13 @@ func (c *verifyCommand) sum(ctx context.Context, outputs *outputs, log *slog.Log
 }
 
 // openTarget opens what was the target of a copy.
-func openTarget(ctx context.Context, opener *sourceopen.Opener, address, format string) (source.Disk, error) {
-	if address == "null:" {
-		return nil, &usageError{err: errors.New("target: null: keeps nothing that could be verified"), hint: "a file of that name is ./null:"}
-	}
+func openTarget(ctx context.Context, opener *sourceopen.Opener, a address.Address, format string) (source.Disk, error) {
 	// A source of 0 bytes is refused as a mistake; of a target it is what is to
 	// be found.
-	if fi, err := os.Stat(address); err == nil && format == "" && fi.Mode().IsRegular() && fi.Size() == 0 {
+	if fi, err := os.Stat(a.String()); err == nil && format == "" && fi.Mode().IsRegular() && fi.Size() == 0 {
 		format = "raw"
 	}
-	d, err := opener.Open(ctx, address, format)
+	d, err := opener.OpenAddress(ctx, a, format)
 	if err != nil {
 		return nil, fmt.Errorf("target: %w", err)
 	}

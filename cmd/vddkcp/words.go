@@ -8,8 +8,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/nearest"
-	sourceopen "github.com/vddkcp/vddkcp/source/open"
 )
 
 // wordsFor is what a command makes of nbdkit's words.
@@ -94,11 +94,9 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 	if len(bare) == 1 {
 		file, named = bare[0], true
 	}
-	switch {
-	case sourceopen.IsVDDK(file):
-		w.Src = file
-	case named || kind == wordsForOneDisk || kind == wordsForTwoDisks || kind == wordsForExport && w.Export == "":
-		w.Src = "vddk:" + file // where it is empty, all that is missing is told later
+	if named || kind == wordsForOneDisk || kind == wordsForTwoDisks || kind == wordsForExport && w.Export == "" {
+		// If file is empty, the check of the parameters of VDDK names all that is missing.
+		w.Src = address.ForVDDK(file).String()
 	}
 	return w, nil
 }

@@ -1,33 +1,10 @@
-// Package address recognizes addresses of disks that other programs take and
-// vddkcp does not, and says how to write them for vddkcp. They would otherwise be
-// taken for names of files.
 package address
 
 import (
-	"fmt"
 	"regexp"
 	"strings"
-)
 
-// Error reports an address that means something to another program only.
-type Error struct {
-	Address string
-	what    string
-	hint    string
-}
-
-func (e *Error) Error() string { return e.Address + ": " + e.what }
-
-// Hint tells how to write the address.
-func (e *Error) Hint() string { return e.hint + "; a file of that name is ./" + e.Address }
-
-// Role is what a disk is to the command that has its address.
-type Role int
-
-// The roles of a disk.
-const (
-	Source Role = iota
-	Target
+	"github.com/vddkcp/vddkcp/internal/usage"
 )
 
 var (
@@ -64,10 +41,10 @@ var schemes = []scheme{
 	{[]string{"json:", "fat:", "sheepdog:", "blkdebug:", "null-co:", "host_device:"}, "vddkcp does not take the protocols of qemu", serve, serve},
 }
 
-// Check returns an *Error if the address means something to another program, but
-// not to vddkcp. The address is neither an NBD URI nor one that VDDK opens. Files
-// are not looked for: one of such a name is written with ./ before it.
-func Check(address string, role Role) error {
+// foreign returns a *usage.Error if the address means something to another
+// program, but not to vddkcp. The address is neither an NBD URI nor one that VDDK
+// opens.
+func foreign(address string, role Role) error {
 	lower := strings.ToLower(address)
 	for _, s := range schemes {
 		for _, begin := range s.begins {
@@ -78,14 +55,18 @@ func Check(address string, role Role) error {
 			if role == Target {
 				hint = s.target
 			}
-			return &Error{address, s.what, strings.ReplaceAll(hint, "%s", address[len(begin):])}
+			return foreignError(address, s.what, strings.ReplaceAll(hint, "%s", address[len(begin):]))
 		}
 	}
 	if m := url.FindStringSubmatch(address); m != nil {
-		return &Error{address, fmt.Sprintf("no address of vddkcp begins with %s://", m[1]), "write a path, an NBD URI (nbd://HOST:PORT/EXPORT), or, for a disk of VMware, [DATASTORE] DIR/DISK.vmdk"}
+		return foreignError(address, "no address of vddkcp begins with "+m[1]+"://", "write a path, an NBD URI (nbd://HOST:PORT/EXPORT), or, for a disk of VMware, [DATASTORE] DIR/DISK.vmdk")
 	}
 	if m := unspaced.FindStringSubmatch(address); m != nil {
-		return &Error{address, "a disk in a datastore is written with a blank after the ]", fmt.Sprintf(`write "%s %s"`, m[1], m[2])}
+		return foreignError(address, "a disk in a datastore is written with a blank after the ]", `write "`+m[1]+" "+m[2]+`"`)
 	}
 	return nil
+}
+
+func foreignError(address, what, hint string) error {
+	return usage.New(address+": "+what, hint+"; a file of that name is ./"+address)
 }

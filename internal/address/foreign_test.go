@@ -1,13 +1,13 @@
-package address_test
+package address
 
 import (
 	"strings"
 	"testing"
 
-	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/usage"
 )
 
-func TestCheck(t *testing.T) {
+func TestForeign(t *testing.T) {
 	for a, hint := range map[string]string{
 		"https://example.com/disk.img": "nbdkit curl",
 		"HTTP://example.com/disk.img":  "download it",
@@ -43,8 +43,8 @@ func TestCheck(t *testing.T) {
 		"C:\\VMs\\x.vmdk":              "",
 		"backup[2024]x.vmdk":           "",
 	} {
-		for _, role := range []address.Role{address.Source, address.Target} {
-			err := address.Check(a, role)
+		for _, role := range []Role{Source, Target} {
+			err := foreign(a, role)
 			if (err != nil) != (hint != "") {
 				t.Errorf("%q: %v", a, err)
 				continue
@@ -52,8 +52,8 @@ func TestCheck(t *testing.T) {
 			if err == nil {
 				continue
 			}
-			got := err.(*address.Error).Hint()
-			if !strings.HasPrefix(err.Error(), a+": ") || !strings.HasSuffix(got, "; a file of that name is ./"+a) || role == address.Source && !strings.Contains(got, hint) || strings.Contains(got, "%s") {
+			got := err.(*usage.Error).Hint()
+			if !strings.HasPrefix(err.Error(), a+": ") || !strings.HasSuffix(got, "; a file of that name is ./"+a) || role == Source && !strings.Contains(got, hint) || strings.Contains(got, "%s") {
 				t.Errorf("%q: %v; %s, want %q", a, err, got, hint)
 			}
 		}

@@ -101,7 +101,7 @@ func BenchmarkRead(b *testing.B) {
 			d := pattern(percent)
 			for _, n := range []int{4 << 10, 256 << 10, 1 << 20} {
 				b.Run(fmt.Sprintf("tcp=%v/%d%%/%dKiB", tcp, percent, n>>10), func(b *testing.B) {
-					c, err := client.Open(b.Context(), benchServer(b, tcp, d), client.Options{})
+					c, err := client.Open(b.Context(), parseURI(b, benchServer(b, tcp, d)), client.Options{})
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -126,7 +126,7 @@ func BenchmarkWrite(b *testing.B) {
 		for _, n := range []int{4 << 10, 256 << 10, 1 << 20} {
 			b.Run(fmt.Sprintf("tcp=%v/%dKiB", tcp, n>>10), func(b *testing.B) {
 				d := blank{pattern(0)}
-				c, err := client.Create(b.Context(), benchServer(b, tcp, d), d.Size(), client.SinkOptions{Options: sink.Options{}})
+				c, err := client.Create(b.Context(), parseURI(b, benchServer(b, tcp, d)), d.Size(), client.SinkOptions{Options: sink.Options{}})
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/nbd/client"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/sink/sinktest"
@@ -142,12 +143,12 @@ func TestSource(t *testing.T) {
 			sourcetest.Run(t, sourcetest.Config{Content: c.content, Open: func(ctx context.Context, sub testing.TB) source.Disk {
 				mu.Lock()
 				defer mu.Unlock()
-				d, err := client.Open(ctx, uri, client.Options{})
+				d, err := client.Open(ctx, parseURI(sub, uri), client.Options{})
 				if err != nil && slices.Contains(c.before, "--filter=multi-conn") {
 					// nbdkit 1.32 was seen to die with it, once, when a client had left.
 					sub.Logf("another nbdkit, since: %v", err)
 					uri = serve(t, args...)
-					d, err = client.Open(ctx, uri, client.Options{})
+					d, err = client.Open(ctx, parseURI(sub, uri), client.Options{})
 				}
 				if err != nil {
 					sub.Fatal(err)
@@ -166,11 +167,11 @@ type exported struct {
 }
 
 func (e exported) Create(ctx context.Context, size int64, o sink.Options) (sink.Disk, error) {
-	return client.Create(ctx, e.uri, size, client.SinkOptions{Options: o})
+	return client.Create(ctx, parseURI(e.t, e.uri), size, client.SinkOptions{Options: o})
 }
 
 func (e exported) Published() ([]byte, bool) {
-	d, err := client.Open(e.t.Context(), e.uri, client.Options{})
+	d, err := client.Open(e.t.Context(), parseURI(e.t, e.uri), client.Options{})
 	if err != nil {
 		e.t.Error(err)
 		return nil, false
@@ -211,4 +212,13 @@ func TestSink(t *testing.T) {
 			}})
 		})
 	}
+}
+
+func parseURI(t testing.TB, s string) *nbd.URI {
+	t.Helper()
+	uri, err := nbd.ParseURI(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uri
 }

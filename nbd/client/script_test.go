@@ -389,7 +389,11 @@ func TestOddSize(t *testing.T) {
 
 // A server that is being started again has no socket yet: that is worth a retry.
 func TestNoSocketIsNotForever(t *testing.T) {
-	_, err := Open(t.Context(), "nbd+unix:///?socket="+t.TempDir()+"/none", Options{})
+	uri, err := nbd.ParseURI("nbd+unix:///?socket=" + t.TempDir() + "/none")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(t.Context(), uri, Options{})
 	var h interface{ Hint() string }
 	if err == nil || source.IsPermanent(err) || !errors.As(err, &h) || !strings.Contains(err.Error(), "there is no socket") {
 		t.Errorf("%v: permanent %v", err, source.IsPermanent(err))

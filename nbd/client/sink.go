@@ -55,11 +55,7 @@ type target struct {
 // The disk is Parallel, Zeroed with TargetIsZero, and Verifiable. Its Unit is
 // the server's minimum block, 512 where the server told none. A connection that
 // is lost is a sink.ErrLost.
-func Create(ctx context.Context, uri string, size int64, o SinkOptions) (sink.Disk, error) {
-	u, err := nbd.ParseURI(uri)
-	if err != nil {
-		return nil, err
-	}
+func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.Disk, error) {
 	if size < 0 {
 		return nil, fmt.Errorf("%s: an NBD server takes no disk whose size is not known: %w", uri, errors.ErrUnsupported)
 	}
@@ -69,11 +65,11 @@ func Create(ctx context.Context, uri string, size int64, o SinkOptions) (sink.Di
 	if o.State != nil && string(o.State) != string(state(size)) {
 		return nil, sink.Unfit(fmt.Errorf("%s: resume: the checkpoint is %q, want %q", uri, o.State, state(size)))
 	}
-	s, err := dial(ctx, u, o.Client)
+	s, err := dial(ctx, uri, o.Client)
 	if err != nil {
 		return nil, err
 	}
-	id := identity(u, s.size)
+	id := identity(uri, s.size)
 	if err := o.CheckIdentity(s.name, id); err != nil {
 		s.close()
 		return nil, err
@@ -162,13 +158,9 @@ func tryFlush(ctx context.Context, s *server) error {
 // and goes, which none takes for the one client that it waits for. It returns
 // errors.ErrUnsupported where a server tells nothing in that way, or nothing at
 // all within some seconds: one that is busy with its only client does not.
-func Check(ctx context.Context, uri string, size int64, o Options) error {
-	u, err := nbd.ParseURI(uri)
-	if err != nil {
-		return err
-	}
-	name := nbd.Text([]byte(uri))
-	n, err := ask(ctx, u, min(lookTimeout, cmp.Or(o.Timeout, defaultTimeout)))
+func Check(ctx context.Context, uri *nbd.URI, size int64, o Options) error {
+	name := nbd.Text([]byte(uri.String()))
+	n, err := ask(ctx, uri, min(lookTimeout, cmp.Or(o.Timeout, defaultTimeout)))
 	if err == nil && n.size == 0 { // nbd-server's INFO says so of every export
 		err = errUntold
 	}

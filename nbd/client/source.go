@@ -29,20 +29,12 @@ type Disk struct {
 }
 
 // Open opens the export that uri names for reading. Errors name the server.
-func Open(ctx context.Context, uri string, o Options) (*Disk, error) {
-	s, err := dialURI(ctx, uri, o)
+func Open(ctx context.Context, uri *nbd.URI, o Options) (*Disk, error) {
+	s, err := dial(ctx, uri, o)
 	if err != nil {
 		return nil, err
 	}
-	return &Disk{server: s, size: s.size, text: uri}, nil
-}
-
-func dialURI(ctx context.Context, uri string, o Options) (*server, error) {
-	u, err := nbd.ParseURI(uri)
-	if err != nil {
-		return nil, source.Permanent(err)
-	}
-	return dial(ctx, u, o)
+	return &Disk{server: s, size: s.size, text: uri.String()}, nil
 }
 
 // Size is the size in bytes that the server told at the beginning.

@@ -97,7 +97,7 @@ func TestTLS(t *testing.T) {
 		{"without TLS to one that demands it", lenient, "TLS"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			d, err := client.Open(t.Context(), c.uri, client.Options{Timeout: 10 * time.Second})
+			d, err := client.Open(t.Context(), parseURI(t, c.uri), client.Options{Timeout: 10 * time.Second})
 			if c.err != "" {
 				if err == nil {
 					_, err = d.ReadAt(make([]byte, 512), 0)
@@ -113,7 +113,7 @@ func TestTLS(t *testing.T) {
 			}
 			d.Close()
 			want := content(1 << 20)
-			w, err := client.Create(t.Context(), c.uri, 1<<20, client.SinkOptions{Options: sink.Options{}, Client: client.Options{Timeout: 10 * time.Second}})
+			w, err := client.Create(t.Context(), parseURI(t, c.uri), 1<<20, client.SinkOptions{Options: sink.Options{}, Client: client.Options{Timeout: 10 * time.Second}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -127,7 +127,7 @@ func TestTLS(t *testing.T) {
 			if err := w.Publish(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			if d, err = client.Open(t.Context(), c.uri, client.Options{Timeout: 10 * time.Second}); err != nil {
+			if d, err = client.Open(t.Context(), parseURI(t, c.uri), client.Options{Timeout: 10 * time.Second}); err != nil {
 				t.Fatal(err)
 			}
 			defer d.Close()

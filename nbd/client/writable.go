@@ -31,8 +31,8 @@ type WritableDisk struct {
 }
 
 // OpenWritable is Open for reading and writing.
-func OpenWritable(ctx context.Context, uri string, o Options) (*WritableDisk, error) {
-	s, err := dialURI(ctx, uri, o)
+func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, error) {
+	s, err := dial(ctx, uri, o)
 	if err != nil {
 		return nil, err
 	}
@@ -44,7 +44,7 @@ func OpenWritable(ctx context.Context, uri string, o Options) (*WritableDisk, er
 		o.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.name)
 	}
 	return &WritableDisk{
-		Disk:   &Disk{server: s, size: s.size, text: uri},
+		Disk:   &Disk{server: s, size: s.size, text: uri.String()},
 		target: newTarget(s, s.size, SinkOptions{}),
 	}, nil
 }

@@ -29,7 +29,7 @@ func TestWritable(t *testing.T) {
 			want := content(2<<20 + 8192)
 			path := sparse(t, want)
 			uri := serve(t, append(append(c.args, "file", path), c.more...)...)
-			d, err := client.OpenWritable(t.Context(), uri, client.Options{})
+			d, err := client.OpenWritable(t.Context(), parseURI(t, uri), client.Options{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -48,10 +48,10 @@ func TestWritable(t *testing.T) {
 }
 
 func TestWritableErrors(t *testing.T) {
-	if _, err := client.OpenWritable(t.Context(), serve(t, "-r", "memory", "1M"), client.Options{}); !errors.Is(err, client.ErrReadOnly) {
+	if _, err := client.OpenWritable(t.Context(), parseURI(t, serve(t, "-r", "memory", "1M")), client.Options{}); !errors.Is(err, client.ErrReadOnly) {
 		t.Errorf("a read-only export: %v", err)
 	}
-	d, err := client.OpenWritable(t.Context(), serve(t, "--filter=error", "memory", "1M", "error=ENOSPC", "error-pwrite-rate=100%", "error-trim-rate=100%"), client.Options{})
+	d, err := client.OpenWritable(t.Context(), parseURI(t, serve(t, "--filter=error", "memory", "1M", "error=ENOSPC", "error-pwrite-rate=100%", "error-trim-rate=100%")), client.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

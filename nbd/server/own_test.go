@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/nbd"
 	nbdclient "github.com/vddkcp/vddkcp/nbd/client"
 	"github.com/vddkcp/vddkcp/nbd/server"
 	"github.com/vddkcp/vddkcp/source"
@@ -19,7 +20,7 @@ func TestOwnClient(t *testing.T) {
 			s := serve(t, one("disk", d), server.Options{}, "unix:"+socketPath(t))
 			uri := server.URI(s.Addr(), false, "disk")
 			sourcetest.Run(t, sourcetest.Config{Content: want, Open: func(ctx context.Context, t testing.TB) source.Disk {
-				d, err := nbdclient.Open(ctx, uri, nbdclient.Options{})
+				d, err := nbdclient.Open(ctx, parseURI(t, uri), nbdclient.Options{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -27,4 +28,13 @@ func TestOwnClient(t *testing.T) {
 			}})
 		})
 	}
+}
+
+func parseURI(t testing.TB, s string) *nbd.URI {
+	t.Helper()
+	uri, err := nbd.ParseURI(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uri
 }

@@ -124,7 +124,7 @@ func TestCertificateFiles(t *testing.T) {
 				if who == "server" {
 					_, err = server.LoadTLS(dir, true)
 				} else {
-					_, err = nbdclient.Open(t.Context(), "nbds+unix:///?socket=/none&tls-certificates="+url.QueryEscape(dir), nbdclient.Options{})
+					_, err = nbdclient.Open(t.Context(), parseURI(t, "nbds+unix:///?socket=/none&tls-certificates="+url.QueryEscape(dir)), nbdclient.Options{})
 				}
 				put := strings.NewReplacer("DIR", dir, "WHO", who)
 				if err == nil || !strings.Contains(err.Error(), put.Replace(c.want)) || !strings.Contains(hintOf(err), put.Replace(c.hint)) {
@@ -201,14 +201,14 @@ func TestTLSMessages(t *testing.T) {
 				if c.client != "-" && c.client != "" {
 					uri += "&tls-certificates=" + url.QueryEscape(c.client)
 				}
-				_, err := nbdclient.Open(t.Context(), uri, nbdclient.Options{Timeout: 10 * time.Second})
+				_, err := nbdclient.Open(t.Context(), parseURI(t, uri), nbdclient.Options{Timeout: 10 * time.Second})
 				if err == nil || !strings.Contains(err.Error(), c.err) || !strings.Contains(hintOf(err), c.hint) {
 					t.Errorf("%v\nhint: %s\nwant %s\nhint: %s", err, hintOf(err), c.err, c.hint)
 				}
 				if !c.insecureToo {
 					return
 				}
-				d, err := nbdclient.Open(t.Context(), uri+"&tls-verify-peer=0", nbdclient.Options{Timeout: 10 * time.Second})
+				d, err := nbdclient.Open(t.Context(), parseURI(t, uri+"&tls-verify-peer=0"), nbdclient.Options{Timeout: 10 * time.Second})
 				if err != nil {
 					t.Fatalf("without verification: %v", err)
 				}
@@ -221,7 +221,7 @@ func TestTLSMessages(t *testing.T) {
 // TestNotOpened asks for an export whose disk can't be opened.
 func TestNotOpened(t *testing.T) {
 	s := serve(t, noDisk{server.Fixed{{}}}, server.Options{}, "unix:"+socketPath(t))
-	_, err := nbdclient.Open(t.Context(), server.URI(s.Addr(), false, ""), nbdclient.Options{})
+	_, err := nbdclient.Open(t.Context(), parseURI(t, server.URI(s.Addr(), false, "")), nbdclient.Options{})
 	if err == nil || !strings.Contains(err.Error(), "did not open it: the export can't be opened") || !strings.Contains(hintOf(err), "server's log") {
 		t.Errorf("%v\nhint: %s", err, hintOf(err))
 	}

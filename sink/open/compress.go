@@ -3,6 +3,8 @@ package open
 import (
 	"strconv"
 	"strings"
+
+	"github.com/vddkcp/vddkcp/internal/usage"
 )
 
 // parseCompress splits METHOD or METHOD:LEVEL; level is 0 where there is none.
@@ -11,13 +13,13 @@ func parseCompress(s string) (method string, level int, err error) {
 	switch method {
 	case "none", "zlib", "zstd":
 	default:
-		return "", 0, usage("--compress %s: want none, zlib or zstd, or zlib:LEVEL or zstd:LEVEL", s)
+		return "", 0, usage.Errorf("--compress %s: want none, zlib or zstd, or zlib:LEVEL or zstd:LEVEL", s)
 	}
 	if !leveled {
 		return method, 0, nil
 	}
 	if level, err = strconv.Atoi(text); err != nil || level < 1 || method == "none" {
-		return "", 0, usage("--compress %s: want a level from 1 on after zlib: or zstd:", s)
+		return "", 0, usage.Errorf("--compress %s: want a level from 1 on after zlib: or zstd:", s)
 	}
 	return method, level, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/peer"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/sink/open"
@@ -20,6 +21,28 @@ import (
 )
 
 const size = 1<<20 + 5
+
+// plan plans a target by its address.
+func plan(ctx context.Context, text string, size int64, o open.Options) (*open.Target, error) {
+	a, err := address.Parse(text, address.Target)
+	if err != nil {
+		return nil, err
+	}
+	return open.PlaceOf(a).Plan(ctx, size, o)
+}
+
+// targetOf parses the address of a target. A datastore path, which no target is,
+// is taken for a path.
+func targetOf(t *testing.T, text string) address.Address {
+	if strings.HasPrefix(text, "[") {
+		return address.Path(text)
+	}
+	a, err := address.Parse(text, address.Target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
 
 // fill writes a disk to its end: a megabyte of zeros and "12345".
 func fill(t *testing.T, d sink.Disk) {
@@ -53,12 +76,12 @@ func TestFiles(t *testing.T) {
 	} {
 		dir := t.TempDir()
 		path := filepath.Join(dir, c.name)
-		target, err := open.Plan(t.Context(), path, size, c.o)
+		target, err := plan(t.Context(), path, size, c.o)
 		if err != nil {
 			t.Errorf("%s: %v", c.name, err)
 			continue
 		}
-		if target.String() != "raw file" || target.Address != path || target.Zeroed != (c.o.Preallocation == "") {
+		if target.String() != "raw file" || target.Address.String() != path || target.Zeroed != (c.o.Preallocation == "") {
 			t.Errorf("%s: %+v", c.name, target)
 		}
 		if entries, _ := os.ReadDir(dir); len(entries) > 0 {
@@ -140,7 +163,7 @@ func TestRefused(t *testing.T) {
 		{"disk.raw", open.Options{}, -2, nil, "-2"},
 		{"disk.raw", open.Options{Need: 1 << 60}, size, unix.ENOSPC, "free"},
 	} {
-		target, err := open.Plan(t.Context(), c.address, c.size, c.o)
+		target, err := plan(t.Context(), c.address, c.size, c.o)
 		var isUsage *open.UsageError
 		switch {
 		case err == nil:
@@ -164,6 +187,54 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestReserve gives planned targets the number of bytes that they will take.
+func TestReserve(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for _, c := range []struct {
+		address string
+		o       open.Options
+		full    bool // more bytes than any file system has are refused
+	}{
+		{"disk.raw", open.Options{}, true},
+		{"disk.raw", open.Options{Preallocation: raw.PreallocateFull}, true},
+		{"disk.qcow2", open.Options{}, true},
+		{"disk.qcow2", open.Options{Compress: "zlib"}, false},
+		{"disk.vmdk", open.Options{}, false},
+		{"null:", open.Options{}, false},
+		{"nbd://host", open.Options{}, false},
+	} {
+		target, err := plan(t.Context(), c.address, 1<<20, c.o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := target.Reserve(1 << 60); errors.Is(err, unix.ENOSPC) != c.full || !c.full && err != nil {
+			t.Errorf("%s %+v: reserve 1 EiB: %v", c.address, c.o, err)
+		}
+		if c.address == "nbd://host" {
+			continue
+		}
+		if d, err := target.Create(t.Context()); c.full != errors.Is(err, unix.ENOSPC) {
+			t.Errorf("%s %+v: create after a reservation of 1 EiB: %v", c.address, c.o, err)
+		} else if err == nil {
+			d.Abort()
+		}
+		if err := target.Reserve(1 << 20); err != nil {
+			t.Errorf("%s %+v: reserve 1 MiB: %v", c.address, c.o, err)
+		}
+		target.DropCache()
+		d, err := target.Create(t.Context())
+		if err != nil {
+			t.Errorf("%s %+v: %v", c.address, c.o, err)
+			continue
+		}
+		d.Abort()
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 0 {
+		t.Errorf("made %v", entries)
+	}
+}
+
 func TestFormatOf(t *testing.T) {
 	fifo := filepath.Join(t.TempDir(), "fifo.vmdk")
 	if err := unix.Mkfifo(fifo, 0o666); err != nil {
@@ -174,7 +245,7 @@ func TestFormatOf(t *testing.T) {
 		{"disk.vmdk", "raw", "raw"}, {"disk", "vmdk", "vmdk"}, {"-", "", "raw"}, {"-", "vmdk", "vmdk"}, {"null:", "", "raw"},
 		{"nbd://host/disk.vmdk", "", "raw"}, {fifo, "", "raw"}, {fifo, "vmdk", "vmdk"},
 	} {
-		if got := open.FormatOf(c.address, c.format); got != c.want {
+		if got := open.PlaceOf(targetOf(t, c.address)).Format(c.format); got != c.want {
 			t.Errorf("FormatOf(%q, %q) = %q, want %q", c.address, c.format, got, c.want)
 		}
 	}
@@ -199,7 +270,7 @@ func TestVMDK(t *testing.T) {
 	} {
 		o := open.Options{Format: "vmdk", Stdout: stdout, Compress: "zlib:1", Need: 1 << 60}
 		o.Info.CID = "12345678"
-		target, err := open.Plan(t.Context(), c.address, 1<<20, o)
+		target, err := plan(t.Context(), c.address, 1<<20, o)
 		if err != nil || target.String() != "vmdk "+c.kind || !target.Zeroed || target.CloneUnit != nil {
 			t.Errorf("%s: %+v, %v", c.address, target, err)
 			continue
@@ -235,7 +306,7 @@ func TestVMDK(t *testing.T) {
 }
 
 func TestNull(t *testing.T) {
-	target, err := open.Plan(t.Context(), "null:", size, open.Options{})
+	target, err := plan(t.Context(), "null:", size, open.Options{})
 	if err != nil || target.Kind != "null" || !target.Zeroed {
 		t.Fatalf("%+v, %v", target, err)
 	}
@@ -262,7 +333,7 @@ func TestDevice(t *testing.T) {
 		t.Fatal(err)
 	}
 	var warnings []string
-	target, err := open.Plan(t.Context(), link, size, open.Options{Warn: func(s string) { warnings = append(warnings, s) }})
+	target, err := plan(t.Context(), link, size, open.Options{Warn: func(s string) { warnings = append(warnings, s) }})
 	if err != nil || target.String() != "raw block device" || target.Zeroed {
 		t.Fatalf("%+v, %v", target, err)
 	}
@@ -278,10 +349,10 @@ func TestDevice(t *testing.T) {
 	if got, err := os.ReadFile(device); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the device differs, %v", err)
 	}
-	if _, err := open.Plan(t.Context(), device, 1<<20, open.Options{Format: "vmdk"}); err == nil || !strings.Contains(err.Error(), "block device") {
+	if _, err := plan(t.Context(), device, 1<<20, open.Options{Format: "vmdk"}); err == nil || !strings.Contains(err.Error(), "block device") {
 		t.Errorf("VMDK: %v", err)
 	}
-	if _, err := open.Plan(t.Context(), device, 2<<20+1, open.Options{}); err == nil || !strings.Contains(err.Error(), "too small") {
+	if _, err := plan(t.Context(), device, 2<<20+1, open.Options{}); err == nil || !strings.Contains(err.Error(), "too small") {
 		t.Errorf("too small: %v", err)
 	}
 }
@@ -291,7 +362,7 @@ func TestStandardOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	target, err := open.Plan(t.Context(), "-", size, open.Options{Stdout: w})
+	target, err := plan(t.Context(), "-", size, open.Options{Stdout: w})
 	if err != nil || target.String() != "raw stream" || target.Zeroed {
 		t.Fatalf("%+v, %v", target, err)
 	}
@@ -319,7 +390,7 @@ func TestStandardOutputIsSource(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	_, err = open.Plan(t.Context(), "-", size, open.Options{Stdout: f, Source: func(info os.FileInfo) (string, bool) {
+	_, err = plan(t.Context(), "-", size, open.Options{Stdout: f, Source: func(info os.FileInfo) (string, bool) {
 		source, err := f.Stat()
 		return "source", err == nil && os.SameFile(source, info)
 	}})
@@ -352,7 +423,7 @@ func TestFIFOWithoutReader(t *testing.T) {
 	}
 	why := errors.New("stop")
 	ctx, stop := context.WithCancelCause(t.Context())
-	target, err := open.Plan(ctx, path, size, open.Options{})
+	target, err := plan(ctx, path, size, open.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/sink/qcow2"
 	"github.com/vddkcp/vddkcp/sink/raw"
@@ -15,15 +16,15 @@ import (
 const DefaultClusterSize = qcow2.DefaultClusterSize
 
 // planQcow2 plans an image in a file or on a block device.
-func planQcow2(address string, size int64, o Options) (*Target, error) {
-	kind := PlaceOf(address).Kind
+func (p Place) planQcow2(size int64, o Options) (*Target, error) {
+	path := p.Address.String()
 	switch {
-	case kind != "file" && kind != "block device" && kind != "":
-		return nil, usage("%s: qcow2 is written to files and block devices only, not to this kind of target (%s): its header is the last to be written", address, kind)
+	case p.Kind != "file" && p.Kind != "block device" && p.Kind != "":
+		return nil, usage.Errorf("%s: qcow2 is written to files and block devices only, not to this kind of target (%s): its header is the last to be written", path, p.Kind)
 	case size == sink.UnknownSize:
-		return nil, usage("%s: a qcow2 image takes no stream whose size is not known: say --size", address)
+		return nil, usage.Errorf("%s: a qcow2 image takes no stream whose size is not known: say --size", path)
 	case o.Preallocation != "" && o.Preallocation != raw.PreallocateOff:
-		return nil, usage("%s: --preallocation %s is for raw disks", address, o.Preallocation)
+		return nil, usage.Errorf("%s: --preallocation %s is for raw disks", path, o.Preallocation)
 	}
 	method, level, err := "none", 0, error(nil)
 	if o.Compress != "" {
@@ -31,26 +32,33 @@ func planQcow2(address string, size int64, o Options) (*Target, error) {
 			return nil, err
 		}
 	}
-	q := qcow2.Options{
-		Options: o.raw(), ClusterSize: o.ClusterSize, Compression: qcow2.Compression(method), Level: level,
-		BackingName: o.BackingName, BackingFormat: o.BackingFormat,
+	// How many bytes a compressed image or an overlay takes is not known.
+	plain := method == "none" && o.BackingName == ""
+	if !plain {
+		o.Need = 0
 	}
-	if q.Compression != "" && q.Compression != qcow2.None || q.BackingName != "" {
-		q.Need = 0 // how much that takes is not known
+	options := func() qcow2.Options {
+		return qcow2.Options{
+			Options: o.raw(), ClusterSize: o.ClusterSize, Compression: qcow2.Compression(method), Level: level,
+			BackingName: o.BackingName, BackingFormat: o.BackingFormat,
+		}
 	}
-	if err := qcow2.Check(address, size, q); err != nil {
-		var option *qcow2.OptionError
-		if errors.As(err, &option) {
-			return nil, usage("%v", err)
+	if err := qcow2.Check(path, size, options()); err != nil {
+		if errors.As(err, new(*qcow2.OptionError)) {
+			return nil, usage.Errorf("%v", err)
 		}
 		return nil, err
 	}
-	return &Target{
-		Address: address, Format: "qcow2", Kind: kind, Zeroed: q.BackingName == "",
-		CloneUnit: func(f *os.File) int64 { return qcow2.CloneUnit(address, f, q) },
+	t := &Target{
+		Place: p, Format: "qcow2", Zeroed: o.BackingName == "", options: &o,
+		CloneUnit: func(f *os.File) int64 { return qcow2.CloneUnit(path, f, options()) },
 		create: func(ctx context.Context) (sink.Disk, error) {
-			q.Warn = nil // Plan has said it
-			return qcow2.Create(ctx, address, size, q)
+			o.Warn = nil // Plan has warned already
+			return qcow2.Create(ctx, path, size, options())
 		},
-	}, nil
+	}
+	if plain && p.Kind == "file" {
+		t.reserve = func() error { return raw.CheckSpace(path, sink.UnknownSize, o.raw()) }
+	}
+	return t, nil
 }

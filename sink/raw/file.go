@@ -31,6 +31,22 @@ func CheckFile(path string, size int64, o Options) error {
 	return err
 }
 
+// CheckSpace returns an error that wraps unix.ENOSPC if the file system has less
+// free space than a file at path needs, by Options.Need and Options.Preallocation.
+// CheckFile checks that too.
+func CheckSpace(path string, size int64, o Options) error {
+	p, err := openPlace(path)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	partial, err := p.stat(p.partial)
+	if err != nil {
+		return err
+	}
+	return p.checkSpace(size, partial, o)
+}
+
 // CreateFile makes a file of exactly size bytes. Until Publish it is called
 // PATH.partial, beside the file that path resolves to, and is locked (flock);
 // Publish renames it. With Options.State the .partial of the earlier run is

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/nbd/client"
 	"github.com/vddkcp/vddkcp/nbd/server"
 	"github.com/vddkcp/vddkcp/source"
@@ -169,7 +170,7 @@ func BenchmarkServed(b *testing.B) {
 			defer d.Close()
 			uri, end := serve(b, d)
 			defer end()
-			c, err := client.Open(b.Context(), uri, client.Options{Connections: 1})
+			c, err := client.Open(b.Context(), parseURI(b, uri), client.Options{Connections: 1})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -195,4 +196,13 @@ func BenchmarkServed(b *testing.B) {
 			all.Wait()
 		})
 	}
+}
+
+func parseURI(t testing.TB, s string) *nbd.URI {
+	t.Helper()
+	uri, err := nbd.ParseURI(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uri
 }

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/source"
@@ -107,62 +108,39 @@ func (e *ChoiceError) Hint() string {
 // is reports whether name names the disk.
 func (e *DiskEntry) is(name string) bool { return name != "" && (e.Name == name || e.File == name) }
 
-// IsAppliance reports whether address is PATH.ova or PATH.ovf, with #DISK after
-// it or without. It looks at nothing but the address.
-func IsAppliance(address string) bool {
-	_, _, ok := splitAppliance(address)
-	return ok
-}
-
-// IsWholeAppliance reports whether address is one without #DISK.
-func IsWholeAppliance(address string) bool { return isApplianceName(address) }
-
-// splitAppliance splits the address of an appliance at the # that ends its path.
-func splitAppliance(address string) (path, choice string, ok bool) {
-	if isApplianceName(address) {
-		return address, "", true
-	}
-	for i := len(address) - 1; i > 0; i-- {
-		if address[i] == '#' && isApplianceName(address[:i]) {
-			return address[:i], address[i+1:], true
+// FileOf returns the path of the local file that a source names: for a disk of an
+// appliance, the appliance. It returns ok false if the source is no local file.
+func FileOf(a address.Address) (path string, ok bool) {
+	switch a := a.(type) {
+	case address.Path:
+		return string(a), true
+	case address.Appliance:
+		if _, err := os.Lstat(a.String()); err != nil {
+			return a.Path, true
 		}
+		return a.String(), true
 	}
-	return "", "", false
+	return "", false
 }
 
-// FileOf returns the path of the file that the address of a local source names:
-// that of an appliance without the disk.
-func FileOf(address string) string {
-	if path, _, ok := splitAppliance(address); ok {
-		if _, err := os.Lstat(address); err != nil {
-			return path
-		}
-	}
-	return address
-}
-
-func isApplianceName(path string) bool {
-	ext := strings.ToLower(filepath.Ext(path))
-	return ext == ".ova" || ext == ".ovf"
-}
-
-// Appliance lists the disks of the appliance that address names, whichever it
-// picks; nil where it is not the address of an appliance. A disk whose file is
-// missing or not read is listed, with its error.
-func (o *Opener) Appliance(ctx context.Context, address string) ([]DiskEntry, error) {
-	path, _, ok := splitAppliance(address)
+// Appliance lists all disks of the appliance that an address names, whichever of
+// them it picks. It returns nil if the address is not one of an appliance. A disk
+// whose file is missing or not read is listed, with its error.
+func (o *Opener) Appliance(ctx context.Context, a address.Address) ([]DiskEntry, error) {
+	at, ok := a.(address.Appliance)
 	if !ok {
 		return nil, nil
 	}
+	path := at.Path
 	// What is only looked at is not listed as opened.
-	a, _, err := (&Opener{AllowPath: o.AllowPath}).appliance(ctx, path)
+	appliance, _, err := (&Opener{AllowPath: o.AllowPath}).appliance(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	defer a.Close()
-	disks := entries(a)
+	defer appliance.Close()
+	disks := entries(appliance)
 	for i := range disks {
-		disks[i].Size, disks[i].Err = a.Size(ctx, i)
+		disks[i].Size, disks[i].Err = appliance.Size(ctx, i)
 		if disks[i].Err == nil && !isRead(disks[i].Format) {
 			disks[i].Err = notRead(path, &disks[i])
 		}
@@ -258,13 +236,13 @@ func pick(path, choice string, disks []DiskEntry) (int, error) {
 	return found, nil
 }
 
-// openAppliance opens a disk of the appliance at path.
-func (o *Opener) openAppliance(ctx context.Context, path, choice string) (source.Disk, error) {
-	a, beside, err := o.appliance(ctx, path)
+// openAppliance opens the disk of an appliance at the address at.
+func (o *Opener) openAppliance(ctx context.Context, at address.Appliance) (source.Disk, error) {
+	a, beside, err := o.appliance(ctx, at.Path)
 	if err != nil {
 		return nil, err
 	}
-	d, err := o.openApplianceDisk(ctx, a, beside, path, choice)
+	d, err := o.openApplianceDisk(ctx, a, beside, at.Path, at.Choice)
 	if err != nil {
 		a.Close()
 		return nil, err

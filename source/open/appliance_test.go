@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/peer"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/source/open"
@@ -240,17 +241,6 @@ func TestChoices(t *testing.T) {
 	}
 }
 
-func TestIsAppliance(t *testing.T) {
-	for address, want := range map[string]bool{
-		"x.ova": true, "x.OVF": true, "a/x.ova#1": true, "x.ovf#": true, "x.ova#a#b": true, "x#1.ova": true, "a.ova#1/x.ova": true,
-		"": false, "x.vmdk": false, "x.ova.gz": false, "ova": false, "x.vmdk#1": false, "#": false, "x.ova/disk.vmdk": false, "x#.ova/1": false,
-	} {
-		if got := open.IsAppliance(address); got != want {
-			t.Errorf("%q: %v", address, got)
-		}
-	}
-}
-
 func TestListing(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{
@@ -262,7 +252,7 @@ func TestListing(t *testing.T) {
 	tarUp(t, dir, "x.ova", "pax", "x.ovf", "a.vmdk", "a.bin", "c.vhd")
 	for _, name := range []string{"x.ovf", "x.ova", "x.ova#two", "x.ova#9"} {
 		o := new(open.Opener)
-		disks, err := o.Appliance(t.Context(), filepath.Join(dir, name))
+		disks, err := o.Appliance(t.Context(), parse(t, filepath.Join(dir, name)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -291,10 +281,10 @@ func TestListing(t *testing.T) {
 		}
 	}
 	o := new(open.Opener)
-	if disks, err := o.Appliance(t.Context(), filepath.Join(dir, "a.vmdk")); disks != nil || err != nil {
+	if disks, err := o.Appliance(t.Context(), parse(t, filepath.Join(dir, "a.vmdk"))); disks != nil || err != nil {
 		t.Errorf("no appliance: %v, %v", disks, err)
 	}
-	if _, err := o.Appliance(t.Context(), filepath.Join(dir, "none.ova")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := o.Appliance(t.Context(), parse(t, filepath.Join(dir, "none.ova"))); !errors.Is(err, fs.ErrNotExist) {
 		t.Error(err)
 	}
 	if _, err := o.Open(t.Context(), filepath.Join(dir, "x.ova#4"), ""); !errors.Is(err, open.ErrNotRead) || !strings.Contains(err.Error(), "VHD") {
@@ -515,7 +505,7 @@ func TestApplianceIsClosed(t *testing.T) {
 					t.Error(err)
 				}
 			}
-			o.Appliance(t.Context(), filepath.Join(dir, address))
+			o.Appliance(t.Context(), parse(t, filepath.Join(dir, address)))
 		}
 	}
 	fds, err := os.ReadDir("/proc/self/fd")
@@ -565,4 +555,13 @@ func TestShortDisksOfAppliances(t *testing.T) {
 			d.Close()
 		}
 	}
+}
+
+func parse(t *testing.T, text string) address.Address {
+	t.Helper()
+	a, err := address.Parse(text, address.Disk)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
 }

@@ -7,11 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
-	"strings"
 	"sync"
 
 	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/nbd/client"
 	"github.com/vddkcp/vddkcp/source"
@@ -26,16 +25,7 @@ var ErrNotRead = errors.New("this version does not read it")
 
 // UsageError is an address, a format or an option that makes no sense whatever
 // the files hold.
-type UsageError struct{ message, hint string }
-
-func (e *UsageError) Error() string { return e.message }
-
-// Hint tells what to do; it may be empty.
-func (e *UsageError) Hint() string { return e.hint }
-
-func usage(format string, args ...any) error {
-	return &UsageError{message: fmt.Sprintf(format, args...)}
-}
+type UsageError = usage.Error
 
 // maxChain bounds how deep images name each other. VMware's own limit is 32.
 const maxChain = 256
@@ -69,7 +59,7 @@ type File struct {
 	Info os.FileInfo
 }
 
-// Open opens the disk that address names: a local file or block device, whose
+// Open opens the disk at the address text: a local file or block device, whose
 // format is found out from its content where format is empty, else "raw",
 // "vmdk" or "qcow2"; an NBD URI, whose export is taken as it is, so that format
 // may be empty or "raw"; "[DATASTORE] DIR/DISK.vmdk" or "vddk:PATH", which VDDK
@@ -80,49 +70,70 @@ type File struct {
 // An appliance whose disk is not picked is a *ChoiceError. An address or a
 // format that means something else is an ErrNotRead, and one that means nothing
 // a *UsageError.
-func (o *Opener) Open(ctx context.Context, address, format string) (source.Disk, error) {
-	if err := checkAddress(address, format); err != nil {
+func (o *Opener) Open(ctx context.Context, text, format string) (source.Disk, error) {
+	if err := checkFormat(format); err != nil {
 		return nil, err
 	}
-	if nbd.IsURI(address) {
-		d, err := o.openNBD(ctx, address, format)
-		return notEmpty(d, address, format, err)
+	a, err := address.Parse(text, address.Disk)
+	if err != nil {
+		return nil, err
 	}
-	if IsVDDK(address) {
-		d, err := o.openVDDK(ctx, address, format)
-		return notEmpty(d, address, format, err)
+	return o.OpenAddress(ctx, a, format)
+}
+
+// OpenAddress is Open for an address that was parsed as an address.Disk.
+func (o *Opener) OpenAddress(ctx context.Context, a address.Address, format string) (source.Disk, error) {
+	if err := checkFormat(format); err != nil {
+		return nil, err
 	}
+	switch a := a.(type) {
+	case address.NBD:
+		d, err := o.openNBD(ctx, a.URI, format)
+		return notEmpty(d, a, format, err)
+	case address.Datastore, address.VDDK:
+		d, err := o.openVDDK(ctx, a, format)
+		return notEmpty(d, a, format, err)
+	case address.Path, address.Appliance:
+		return o.openLocal(ctx, a, format)
+	}
+	return nil, fmt.Errorf("%s: %w", a, ErrNotRead)
+}
+
+// openLocal opens a file or a disk of an appliance.
+func (o *Opener) openLocal(ctx context.Context, a address.Address, format string) (source.Disk, error) {
 	for _, dir := range o.AllowPath {
 		if fi, err := os.Stat(dir); err != nil {
-			return nil, usage("--allow-path: %v", err)
+			return nil, usage.Errorf("--allow-path: %v", err)
 		} else if !fi.IsDir() {
-			return nil, usage("--allow-path: %s is not a folder", dir)
+			return nil, usage.Errorf("--allow-path: %s is not a folder", dir)
 		}
 	}
-	if o.Writable {
-		return o.openWritable(ctx, address, format)
+	appliance, ok := a.(address.Appliance)
+	ok = ok && format == "" // with a format, the file itself is meant
+	path := a.String()
+	switch {
+	case ok && o.Writable:
+		return nil, notWritable("%s is an appliance", path)
+	case o.Writable:
+		return o.openWritable(ctx, path, format)
+	case ok:
+		return o.openAppliance(ctx, appliance)
 	}
-	if path, choice, ok := splitAppliance(address); ok && format == "" {
-		return o.openAppliance(ctx, path, choice)
-	}
-	f, err := o.openFile(ctx, address)
+	f, err := o.openFile(ctx, path)
 	if err != nil {
 		return nil, err
 	}
 	if format == "" && f.Size() == 0 {
 		// Nearly always what is left of a failed transfer.
 		f.Close()
-		return nil, &emptyError{path: address}
+		return nil, &emptyError{path: path}
 	}
-	return o.openFormat(ctx, f, address, format, nil)
+	return o.openFormat(ctx, f, path, format, nil)
 }
 
-func (o *Opener) openNBD(ctx context.Context, uri, format string) (source.Disk, error) {
-	if _, err := nbd.ParseURI(uri); err != nil {
-		return nil, usage("%v", err)
-	}
+func (o *Opener) openNBD(ctx context.Context, uri *nbd.URI, format string) (source.Disk, error) {
 	if format != "" && format != "raw" {
-		return nil, usage("%s as %s: what an NBD server exports is taken as a raw disk", uri, format)
+		return nil, usage.Errorf("%s as %s: what an NBD server exports is taken as a raw disk", uri, format)
 	}
 	return source.Retry(ctx, func(ctx context.Context) (source.Disk, error) {
 		if o.Writable {
@@ -145,9 +156,6 @@ func (o *Opener) openNBD(ctx context.Context, uri, format string) (source.Disk, 
 
 // openWritable opens a raw file or a block device for writing.
 func (o *Opener) openWritable(ctx context.Context, path, format string) (source.Disk, error) {
-	if _, _, ok := splitAppliance(path); ok && format == "" {
-		return nil, notWritable("%s is an appliance", path)
-	}
 	f, err := o.openFile(ctx, path)
 	if err != nil {
 		return nil, err
@@ -175,16 +183,16 @@ func (o *Opener) openWritable(ctx context.Context, path, format string) (source.
 
 // notWritable is a usage error of a disk that can't be written to.
 func notWritable(format string, args ...any) error {
-	return usage("%s: what can be written to are raw files, block devices, NBD servers that allow it, and disks that VDDK opens", fmt.Sprintf(format, args...))
+	return usage.Errorf("%s: what can be written to are raw files, block devices, NBD servers that allow it, and disks that VDDK opens", fmt.Sprintf(format, args...))
 }
 
 // notEmpty refuses a disk of 0 bytes that a server or a library opened: most likely
 // they have an empty file, and a copy of it would be no copy of a disk.
-func notEmpty(d source.Disk, address, format string, err error) (source.Disk, error) {
+func notEmpty(d source.Disk, a address.Address, format string, err error) (source.Disk, error) {
 	if err != nil || format != "" || d.Size() > 0 {
 		return d, err
 	}
-	return nil, errors.Join(&emptyError{address, true}, d.Close())
+	return nil, errors.Join(&emptyError{a.String(), true}, d.Close())
 }
 
 // emptyError is a source of 0 bytes.
@@ -202,36 +210,11 @@ func (e *emptyError) Error() string {
 
 func (e *emptyError) Hint() string { return "--source-format raw takes it for a disk of 0 bytes" }
 
-// keyValue is one of nbdkit's words, which mean VDDK wherever they stand.
-var keyValue = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*=`)
-
-func checkAddress(addr, format string) error {
+func checkFormat(format string) error {
 	switch format {
 	case "", "raw", "vmdk", "qcow2":
 	default:
-		return usage("source format %q: want raw, vmdk or qcow2", format)
-	}
-	return CheckAddress(addr)
-}
-
-// CheckAddress returns a *UsageError for an address that Open takes in no format,
-// as far as the address tells: it looks for no file and asks no server.
-func CheckAddress(addr string) error {
-	if nbd.IsURI(addr) || IsVDDK(addr) {
-		return nil
-	}
-	if foreign := (*address.Error)(nil); errors.As(address.Check(addr, address.Source), &foreign) {
-		return &UsageError{foreign.Error(), foreign.Hint()}
-	}
-	switch {
-	case addr == "":
-		return usage("the source is empty: want a path")
-	case addr == "-":
-		return usage("standard input is a stream, not a disk; a file of that name is ./-")
-	case keyValue.MatchString(addr):
-		// Not the value, which may be a password.
-		key, _, _ := strings.Cut(addr, "=")
-		return usage("%s=, a parameter of nbdkit-vddk-plugin, is no address (a file of that name is ./%[1]s=...)", key)
+		return usage.Errorf("source format %q: want raw, vmdk or qcow2", format)
 	}
 	return nil
 }

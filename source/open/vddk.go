@@ -3,9 +3,10 @@ package open
 import (
 	"context"
 	"fmt"
-	"regexp"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk"
 )
@@ -31,40 +32,29 @@ type ThroughVDDK interface {
 // maxVDDKRequest bounds one request, in bytes: NFC fails under load with more.
 const maxVDDKRequest = 2 << 20
 
-// vddkPrefix marks a path that VDDK is to open.
-const vddkPrefix = "vddk:"
-
-// datastorePath is "[DATASTORE] DIR/DISK.vmdk". The name of a datastore may have
-// brackets of its own.
-var datastorePath = regexp.MustCompile(`(?s)^\[.+\] .`)
-
-// IsVDDK says whether address is of a disk that is opened through VDDK.
-func IsVDDK(address string) bool {
-	return datastorePath.MatchString(address) || strings.HasPrefix(address, vddkPrefix)
-}
-
 // openVDDK refuses what it can before it looks for the library. What the server
 // shows vddk.Open looks at before the library sees a secret.
-func (o *Opener) openVDDK(ctx context.Context, address, format string) (source.Disk, error) {
+func (o *Opener) openVDDK(ctx context.Context, a address.Address, format string) (source.Disk, error) {
 	if format != "" && format != "raw" {
-		return nil, usage("%s as %s: what VDDK opens is taken as a raw disk", address, format)
+		return nil, usage.Errorf("%s as %s: what VDDK opens is taken as a raw disk", a, format)
 	}
 	if o.VDDK == nil {
-		return nil, fmt.Errorf("%s: %w", address, ErrNotRead)
+		return nil, fmt.Errorf("%s: %w", a, ErrNotRead)
 	}
 	if n := o.VDDK.Options.RequestSize; n > maxVDDKRequest {
-		return nil, usage("%s: requests of %d bytes: want at most 2MiB for VDDK, hosts fail with more", address, n)
+		return nil, usage.Errorf("%s: requests of %d bytes: want at most 2MiB for VDDK, hosts fail with more", a, n)
 	}
-	params, err := o.VDDK.Params(ctx, strings.TrimPrefix(address, vddkPrefix))
+	file, _ := address.VDDKFile(a)
+	params, err := o.VDDK.Params(ctx, file)
 	if err == nil {
 		err = params.Validate()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", address, err)
+		return nil, fmt.Errorf("%s: %w", a, err)
 	}
 	library, err := vddk.FindLibrary(params.LibDir)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", address, err)
+		return nil, fmt.Errorf("%s: %w", a, err)
 	}
 	openDisk := o.VDDK.Open
 	if openDisk == nil {
@@ -81,7 +71,7 @@ func (o *Opener) openVDDK(ctx context.Context, address, format string) (source.D
 	d, err := openDisk(ctx, params, library, options)
 	if err != nil {
 		if !strings.Contains(err.Error(), params.File) { // most errors name the disk
-			err = fmt.Errorf("%s: %w", address, err)
+			err = fmt.Errorf("%s: %w", a, err)
 		}
 		return nil, err
 	}

@@ -1,0 +1,71 @@
+package open
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/sink/raw"
+)
+
+// Place is where a target is written. [PlaceOf] makes it from an address, with a
+// single look at the file system.
+type Place struct {
+	Address address.Address
+	Kind    string      // as Target's; "" if the address cannot be a target
+	Partial string      // of a file: its path until it is published
+	info    os.FileInfo // of a FIFO or a character device
+}
+
+// PlaceOf returns the place of a target. It opens and changes nothing, and it does
+// not check whether the target can be written, which Plan does.
+func PlaceOf(a address.Address) Place {
+	switch a := a.(type) {
+	case address.Null:
+		return Place{Address: a, Kind: "null"}
+	case address.Stream:
+		return Place{Address: a, Kind: "stream"}
+	case address.NBD:
+		return Place{Address: a, Kind: "NBD export"}
+	case address.Path:
+		return placeOfPath(a)
+	}
+	return Place{Address: a}
+}
+
+func placeOfPath(path address.Path) Place {
+	if info, err := os.Stat(string(path)); err == nil {
+		switch info.Mode().Type() {
+		case fs.ModeDevice:
+			return Place{Address: path, Kind: "block device"}
+		case fs.ModeNamedPipe, fs.ModeDevice | fs.ModeCharDevice:
+			return Place{Address: path, Kind: "stream", info: info}
+		}
+	}
+	partial, err := raw.Partial(string(path))
+	if err != nil {
+		return Place{Address: path} // Plan returns the error
+	}
+	return Place{Address: path, Kind: "file", Partial: partial}
+}
+
+// Path returns the path of a file once it is published.
+func (p Place) Path() string { return strings.TrimSuffix(p.Partial, ".partial") }
+
+// Format returns the format in which the target is written: the given one or, if
+// that is empty, the one that the name of a file says, "raw" by default.
+func (p Place) Format(given string) string {
+	if given != "" {
+		return given
+	}
+	switch ext := strings.ToLower(filepath.Ext(p.Address.String())); ext {
+	case ".qcow2", ".vmdk":
+		switch p.Kind {
+		case "file", "": // "" is a file whose folder, for example, does not exist
+			return ext[1:]
+		}
+	}
+	return "raw"
+}

@@ -1,0 +1,136 @@
+package open
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/sink/raw"
+)
+
+func (p Place) planStdout(size int64, o Options) (*Target, error) {
+	const name = "standard output"
+	stdout := o.Stdout
+	if stdout == nil {
+		stdout = os.Stdout
+	}
+	info, err := stdout.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	if err := checkStream(name, info, o); err != nil {
+		return nil, err
+	}
+	if wasClosed(stdout, info) {
+		return nil, errClosedStdout
+	}
+	return &Target{Place: p, Format: "raw", options: &o, create: func(ctx context.Context) (sink.Disk, error) {
+		// The disk closes its file, and the process keeps its standard output.
+		fd, err := dup(stdout)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		return stream(ctx, os.NewFile(uintptr(fd), name), name, size)
+	}}, nil
+}
+
+// errClosedStdout is the error of a process that was started without standard
+// output: nobody would get the disk.
+var errClosedStdout = &closedError{}
+
+type closedError struct{}
+
+func (*closedError) Error() string {
+	return "standard output is closed, or is /dev/null opened for reading and writing: the disk would be lost"
+}
+
+func (*closedError) Hint() string { return "to only read the source, write null: for DST" }
+
+// wasClosed reports whether the process was started with f closed: the Go runtime
+// then opens /dev/null for reading and writing in its place. Shells open /dev/null
+// for writing only.
+func wasClosed(f *os.File, info os.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || st.Mode&unix.S_IFMT != unix.S_IFCHR || unix.Major(uint64(st.Rdev)) != 1 || unix.Minor(uint64(st.Rdev)) != 3 {
+		return false
+	}
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_ACCMODE == unix.O_RDWR
+}
+
+func dup(f *os.File) (fd int, err error) {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if controlErr := c.Control(func(old uintptr) { fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 3) }); controlErr != nil {
+		return 0, controlErr
+	}
+	return fd, err
+}
+
+func (p Place) planStream(path string, size int64, o Options) (*Target, error) {
+	if err := checkStream(path, p.info, o); err != nil {
+		return nil, err
+	}
+	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK, unix.AT_EACCESS); err != nil {
+		return nil, fmt.Errorf("write to %s: %w", path, err)
+	}
+	return &Target{Place: p, Format: "raw", options: &o, create: func(ctx context.Context) (sink.Disk, error) {
+		w, err := openStream(ctx, path)
+		if err != nil {
+			return nil, err
+		}
+		return stream(ctx, w, path, size)
+	}}, nil
+}
+
+func checkStream(name string, info os.FileInfo, o Options) error {
+	if o.State != nil {
+		return usage.Errorf("%s is a stream, which can't be resumed", name)
+	}
+	if o.Source != nil {
+		if path, ok := o.Source(info); ok {
+			return fmt.Errorf("%s is a file of the source: the same as %s", name, path)
+		}
+	}
+	return nil
+}
+
+// openStream opens a FIFO or character device; a FIFO waits for its reader, as
+// long as ctx lives.
+func openStream(ctx context.Context, path string) (*os.File, error) {
+	retry := time.NewTicker(20 * time.Millisecond)
+	defer retry.Stop()
+	for {
+		w, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+		if err == nil || !errors.Is(err, unix.ENXIO) {
+			return w, err
+		}
+		if info, statErr := os.Stat(path); statErr != nil || info.Mode().Type() != fs.ModeNamedPipe {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-retry.C:
+		}
+	}
+}
+
+// stream closes w where it fails.
+func stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
+	d, err := raw.Stream(ctx, w, name, size)
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return d, nil
+}
