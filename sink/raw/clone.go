@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
 // CloneUnit is sink.Cloner's for a file at path that need not be there yet.
@@ -25,7 +27,7 @@ func CloneUnit(path string, f *os.File) int64 {
 
 func cloneUnit(p *place, f *os.File, sys system) int64 {
 	var folder unix.Statfs_t
-	if err := again(func() error { return unix.Fstatfs(p.fd(), &folder) }); err != nil {
+	if err := eintr.Retry(func() error { return unix.Fstatfs(p.fd(), &folder) }); err != nil {
 		return 0
 	}
 	unit := folder.Bsize
@@ -34,7 +36,7 @@ func cloneUnit(p *place, f *os.File, sys system) int64 {
 		return 0
 	}
 	var probe int
-	err = again(func() (err error) {
+	err = eintr.Retry(func() (err error) {
 		probe, err = unix.Openat(p.fd(), ".", unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
 		return err
 	})
@@ -42,7 +44,7 @@ func cloneUnit(p *place, f *os.File, sys system) int64 {
 		return 0
 	}
 	defer unix.Close(probe)
-	if err := again(func() error { return sys.cloneRange(probe, int(f.Fd()), 0, unit, 0) }); err != nil {
+	if err := eintr.Retry(func() error { return sys.cloneRange(probe, int(f.Fd()), 0, unit, 0) }); err != nil {
 		return 0
 	}
 	return unit
@@ -64,7 +66,7 @@ func (d *file) CloneFrom(f *os.File, pos, off, n int64) error {
 	if n == 0 {
 		return nil // the kernel would take it for all up to the end
 	}
-	err := again(func() error { return d.w.sys.cloneRange(int(d.w.f.Fd()), int(f.Fd()), pos, n, off) })
+	err := eintr.Retry(func() error { return d.w.sys.cloneRange(int(d.w.f.Fd()), int(f.Fd()), pos, n, off) })
 	if err == nil {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/eintr"
 	"github.com/vddkcp/vddkcp/internal/lifecycle"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
@@ -216,13 +217,13 @@ func (d *device) zeroSectors(stopped func() error, off, n int64) error {
 		var err error
 		switch method {
 		case 0:
-			err = again(func() error { return sys.zeroOut(fd, off, n) })
+			err = eintr.Retry(func() error { return sys.zeroOut(fd, off, n) })
 		case 1:
-			err = again(func() error {
+			err = eintr.Retry(func() error {
 				return sys.fallocate(fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 			})
 		case 2:
-			err = again(func() error { return sys.fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n) })
+			err = eintr.Retry(func() error { return sys.fallocate(fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n) })
 		default:
 			return d.w.writeZeros(stopped, off, n)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/eintr"
 	"github.com/vddkcp/vddkcp/internal/fileid"
 	"github.com/vddkcp/vddkcp/internal/killpoint"
 	"github.com/vddkcp/vddkcp/internal/lifecycle"
@@ -202,7 +203,7 @@ func (d *file) prepare() error {
 
 func (d *file) truncate(size int64) error {
 	fd := int(d.w.f.Fd())
-	if err := again(func() error { return d.w.sys.ftruncate(fd, size) }); err != nil {
+	if err := eintr.Retry(func() error { return d.w.sys.ftruncate(fd, size) }); err != nil {
 		return fmt.Errorf("set the size of %s to %d bytes: %w", d.w.name, size, explain(fd, err))
 	}
 	return nil
@@ -221,7 +222,7 @@ func (d *file) inherit(old os.FileInfo) error {
 		}
 	}
 	// After the owner, whose change clears the set-id bits.
-	if err := again(func() error { return unix.Fchmod(int(d.w.f.Fd()), was.Mode&0o7777) }); err != nil {
+	if err := eintr.Retry(func() error { return unix.Fchmod(int(d.w.f.Fd()), was.Mode&0o7777) }); err != nil {
 		return fmt.Errorf("set the mode of %s to that of %s: %w", d.w.name, d.Name, err)
 	}
 	return nil
@@ -237,7 +238,7 @@ func (d *file) reserve() error {
 			return context.Cause(d.Context)
 		}
 		n := min(piece, d.Size-off)
-		err := again(func() error { return d.w.sys.fallocate(fd, 0, off, n) })
+		err := eintr.Retry(func() error { return d.w.sys.fallocate(fd, 0, off, n) })
 		if errors.Is(err, errors.ErrUnsupported) {
 			return fmt.Errorf("the file system of %s (%s) can't reserve space: use --preallocation off or full: %w", d.Name, fileSystem(fd), err)
 		}
@@ -372,10 +373,10 @@ func (d *file) rename() error {
 	if d.o.Force {
 		flags = 0
 	}
-	err := again(func() error { return d.w.sys.rename(fd, p.partial, p.name, flags) })
+	err := eintr.Retry(func() error { return d.w.sys.rename(fd, p.partial, p.name, flags) })
 	if flags != 0 && err != nil && lacking(err) {
 		// A link is as safe, and some file systems know only that one.
-		if err = again(func() error { return d.w.sys.link(fd, p.partial, p.name) }); err == nil {
+		if err = eintr.Retry(func() error { return d.w.sys.link(fd, p.partial, p.name) }); err == nil {
 			if err = d.w.sys.unlink(fd, p.partial); err != nil {
 				err = errors.Join(err, d.w.sys.unlink(fd, p.name))
 			}
@@ -383,7 +384,7 @@ func (d *file) rename() error {
 			if old, statErr := p.stat(p.name); old != nil || statErr != nil {
 				return errors.Join(errExists(p.path), statErr)
 			}
-			err = again(func() error { return d.w.sys.rename(fd, p.partial, p.name, 0) })
+			err = eintr.Retry(func() error { return d.w.sys.rename(fd, p.partial, p.name, 0) })
 		}
 	}
 	if errors.Is(err, fs.ErrExist) {
@@ -402,10 +403,10 @@ func (d *file) unpublish() bool {
 	if !p.holds(p.name, d.w.f) {
 		return true // another process has taken the name away
 	}
-	err := again(func() error { return d.w.sys.rename(fd, p.name, p.partial, unix.RENAME_NOREPLACE) })
+	err := eintr.Retry(func() error { return d.w.sys.rename(fd, p.name, p.partial, unix.RENAME_NOREPLACE) })
 	if err != nil && lacking(err) {
-		if err = again(func() error { return d.w.sys.link(fd, p.name, p.partial) }); err == nil {
-			err = again(func() error { return d.w.sys.unlink(fd, p.name) })
+		if err = eintr.Retry(func() error { return d.w.sys.link(fd, p.name, p.partial) }); err == nil {
+			err = eintr.Retry(func() error { return d.w.sys.unlink(fd, p.name) })
 		}
 	}
 	return err == nil
@@ -413,7 +414,7 @@ func (d *file) unpublish() bool {
 
 // syncDir makes the names in the folder durable.
 func (d *file) syncDir() error {
-	err := again(func() error { return d.w.sys.fsyncDir(d.place.fd()) })
+	err := eintr.Retry(func() error { return d.w.sys.fsyncDir(d.place.fd()) })
 	if err != nil && !lacking(err) { // some network file systems have nothing to do here
 		return fmt.Errorf("fsync %s: %w", filepath.Dir(d.place.path), err)
 	}

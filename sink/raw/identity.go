@@ -7,13 +7,15 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
 // deviceIdentity tells a block device of so many bytes apart from others that get
 // its name later.
 func deviceIdentity(f *os.File, size int64) (string, error) {
 	var st unix.Stat_t
-	if err := again(func() error { return unix.Fstat(int(f.Fd()), &st) }); err != nil {
+	if err := eintr.Retry(func() error { return unix.Fstat(int(f.Fd()), &st) }); err != nil {
 		return "", fmt.Errorf("identity of %s: %w", f.Name(), err)
 	}
 	number := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))

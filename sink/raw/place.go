@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/eintr"
 	"github.com/vddkcp/vddkcp/sink"
 )
 
@@ -163,7 +164,7 @@ func (p *place) current(name string, f *os.File) string {
 func (p *place) open(name string, flags int) (*os.File, error) {
 	path := filepath.Join(filepath.Dir(p.path), name)
 	var fd int
-	err := again(func() (err error) {
+	err := eintr.Retry(func() (err error) {
 		fd, err = unix.Openat(p.fd(), name, flags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0666)
 		return err
 	})
@@ -293,7 +294,7 @@ func allocated(info os.FileInfo) int64 {
 // lock takes the lock that a file has while it is written, as long as f is open.
 // Where the file system has no locks there is none.
 func lock(f *os.File) error {
-	err := again(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+	err := eintr.Retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("%s is being written by another process", f.Name())
 	}

@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
 // rwfDontcache is RWF_DONTCACHE of linux/fs.h (since Linux 6.14): the write goes
@@ -61,15 +62,6 @@ func kernel() system {
 	}
 }
 
-// again repeats a call that a signal interrupted.
-func again(call func() error) error {
-	for {
-		if err := call(); err != unix.EINTR {
-			return err
-		}
-	}
-}
-
 // lacking reports whether err says that the kernel or the file system does not
 // know the call or its flags.
 func lacking(err error) bool {
@@ -97,14 +89,14 @@ func explain(fd int, err error) error {
 
 func isBlockDevice(fd int) bool {
 	var st unix.Stat_t
-	return again(func() error { return unix.Fstat(fd, &st) }) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
+	return eintr.Retry(func() error { return unix.Fstat(fd, &st) }) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
 }
 
 // freeSpace returns how many bytes an unprivileged user may still allocate;
 // not known where the file system keeps no such count.
 func freeSpace(fd int) (n int64, known bool) {
 	var s unix.Statfs_t
-	if err := again(func() error { return unix.Fstatfs(fd, &s) }); err != nil || s.Blocks == 0 {
+	if err := eintr.Retry(func() error { return unix.Fstatfs(fd, &s) }); err != nil || s.Blocks == 0 {
 		return 0, false
 	}
 	return int64(s.Bavail) * s.Bsize, true
@@ -114,7 +106,7 @@ func freeSpace(fd int) (n int64, known bool) {
 // number in hexadecimal.
 func fileSystem(fd int) string {
 	var s unix.Statfs_t
-	if err := again(func() error { return unix.Fstatfs(fd, &s) }); err != nil {
+	if err := eintr.Retry(func() error { return unix.Fstatfs(fd, &s) }); err != nil {
 		return "unknown"
 	}
 	switch s.Type {

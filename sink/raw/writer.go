@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
 // pushStep is how many bytes are written before their write-back is started.
@@ -136,7 +138,7 @@ func (w *writer) writeBack(off, n int64) error {
 	if w.drop {
 		flags |= unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WAIT_AFTER
 	}
-	err := again(func() error { return w.sys.syncRange(fd, off, n, flags) })
+	err := eintr.Retry(func() error { return w.sys.syncRange(fd, off, n, flags) })
 	if err != nil && !lacking(err) {
 		// It may be the only one to be told that data was lost.
 		return fmt.Errorf("write back %s, [%d, %d): %w", w.name, off, off+n, explain(fd, err))
@@ -159,7 +161,7 @@ func (w *writer) sync() error {
 		return err
 	}
 	fd := int(w.f.Fd())
-	if err := again(func() error { return w.sys.fsync(fd) }); err != nil {
+	if err := eintr.Retry(func() error { return w.sys.fsync(fd) }); err != nil {
 		err = fmt.Errorf("fsync %s: %w", w.name, explain(fd, err))
 		w.mu.Lock()
 		defer w.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
 // system is what is asked of the kernel beside reading, for tests to stand
@@ -28,22 +29,13 @@ type system struct {
 func kernel() system {
 	return system{
 		pwrite:    (*os.File).WriteAt,
-		fdatasync: func(f *os.File) error { return again(func() error { return unix.Fdatasync(int(f.Fd())) }) },
+		fdatasync: func(f *os.File) error { return eintr.Retry(func() error { return unix.Fdatasync(int(f.Fd())) }) },
 		fallocate: func(f *os.File, mode uint32, off, n int64) error {
-			return again(func() error { return unix.Fallocate(int(f.Fd()), mode, off, n) })
+			return eintr.Retry(func() error { return unix.Fallocate(int(f.Fd()), mode, off, n) })
 		},
 		lock: func(f *os.File) error {
-			return again(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
+			return eintr.Retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 		},
-	}
-}
-
-// again repeats a call that a signal interrupted.
-func again(call func() error) error {
-	for {
-		if err := call(); err != unix.EINTR {
-			return err
-		}
 	}
 }
 

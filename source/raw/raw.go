@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/eintr"
 	"github.com/vddkcp/vddkcp/internal/fileid"
 	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
@@ -54,7 +55,7 @@ func open(ctx context.Context, path string, access int) (*Disk, error) {
 	// Opening a device can have effects (a tape rewinds, a watchdog starts), so
 	// the kind is looked at before, and again on what was opened.
 	var st unix.Stat_t
-	if err := again(func() error { return unix.Stat(path, &st) }); err != nil {
+	if err := eintr.Retry(func() error { return unix.Stat(path, &st) }); err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	if err := readable(path, &st); err != nil {
@@ -65,7 +66,7 @@ func open(ctx context.Context, path string, access int) (*Disk, error) {
 		flags |= unix.O_EXCL
 	}
 	var fd int
-	err := again(func() (err error) {
+	err := eintr.Retry(func() (err error) {
 		fd, err = unix.Open(path, flags, 0)
 		return err
 	})
@@ -207,7 +208,7 @@ func (d *Disk) readAll(p []byte, off int64) (int, error) {
 func (d *Disk) read(p []byte, off int64) (n int, err error) {
 	uncached := d.uncached.Load()
 	if uncached && !d.noDontcache.Load() {
-		err = again(func() (err error) {
+		err = eintr.Retry(func() (err error) {
 			n, err = unix.Preadv2(d.fd, [][]byte{p}, off, unix.RWF_DONTCACHE)
 			return err
 		})
@@ -216,7 +217,7 @@ func (d *Disk) read(p []byte, off int64) (n int, err error) {
 		}
 		d.noDontcache.Store(true)
 	}
-	err = again(func() (err error) {
+	err = eintr.Retry(func() (err error) {
 		n, err = unix.Pread(d.fd, p, off)
 		return err
 	})
@@ -245,7 +246,7 @@ func (d *Disk) shrunk() error {
 
 // stat returns the state and the size in bytes of the file as they are now.
 func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
-	if err := again(func() error { return unix.Fstat(d.fd, &st) }); err != nil {
+	if err := eintr.Retry(func() error { return unix.Fstat(d.fd, &st) }); err != nil {
 		return st, 0, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
@@ -324,7 +325,7 @@ func holeAndData(pos, size int64, seek func(off int64, whence int) (int64, error
 
 // seek moves the offset of the open file, on which nothing relies.
 func (d *Disk) seek(off int64, whence int) (pos int64, err error) {
-	err = again(func() (err error) {
+	err = eintr.Retry(func() (err error) {
 		pos, err = unix.Seek(d.fd, off, whence)
 		return err
 	})
@@ -335,15 +336,6 @@ func (d *Disk) seek(off int64, whence int) (pos int64, err error) {
 // os.ErrClosed.
 func (d *Disk) Close() error {
 	return d.life.Close(d.file.Close)
-}
-
-// again repeats a call that a signal interrupted.
-func again(call func() error) error {
-	for {
-		if err := call(); err != unix.EINTR {
-			return err
-		}
-	}
 }
 
 // unsupported reports whether err says that the kernel or the file system does

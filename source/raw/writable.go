@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/eintr"
 	"github.com/vddkcp/vddkcp/internal/flush"
 	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
@@ -67,7 +68,7 @@ func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
 // lock takes the lock that a file has while it is written, as long as fd is
 // open. Where the file system has no locks there is none.
 func lock(fd int, path string) error {
-	err := again(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
+	err := eintr.Retry(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 	if err == unix.EWOULDBLOCK {
 		return fmt.Errorf("%s is being written by another process", path)
 	}
@@ -113,7 +114,7 @@ func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 			return n, err
 		}
 		var k int
-		err := again(func() (err error) {
+		err := eintr.Retry(func() (err error) {
 			k, err = unix.Pwrite(d.fd, p[n:min(len(p), n+maxRead)], off+int64(n))
 			return err
 		})
@@ -168,7 +169,7 @@ func (d *WritableDisk) inner(off, n int64) (head, whole int64) {
 func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if flags.Has(source.MayTrim) && !d.noPunch.Load() {
 		// Of a block device this works only where it zeroes what it deallocates.
-		err := again(func() error {
+		err := eintr.Retry(func() error {
 			return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 		})
 		if !unsupported(err) {
@@ -185,7 +186,7 @@ func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, flags source
 	if d.noZeroRange.Load() {
 		return errors.ErrUnsupported
 	}
-	err := again(func() error {
+	err := eintr.Retry(func() error {
 		return unix.Fallocate(d.fd, unix.FALLOC_FL_ZERO_RANGE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 	})
 	if unsupported(err) {
@@ -217,7 +218,7 @@ func (d *WritableDisk) inPieces(ctx context.Context, request uintptr, off, n int
 			return err
 		}
 		k := min(end-off, devicePiece-off%devicePiece)
-		if err := again(func() error { return d.ioctl(d.fd, request, off, k) }); err != nil {
+		if err := eintr.Retry(func() error { return d.ioctl(d.fd, request, off, k) }); err != nil {
 			return err
 		}
 		off += k
@@ -248,7 +249,7 @@ func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	if d.block {
 		err = d.inPieces(ctx, unix.BLKDISCARD, off+head, whole)
 	} else {
-		err = again(func() error {
+		err = eintr.Retry(func() error {
 			return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off+head, whole)
 		})
 	}
@@ -268,7 +269,7 @@ func (d *WritableDisk) Flush(ctx context.Context) error {
 		if err := context.Cause(d.life.Context); err != nil { // no later flush can succeed either
 			return err
 		}
-		return again(func() error { return d.fdatasync(d.fd) })
+		return eintr.Retry(func() error { return d.fdatasync(d.fd) })
 	})
 	if err != nil {
 		return fmt.Errorf("flush %s: %w", d.path, err)
