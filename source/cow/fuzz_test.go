@@ -3,6 +3,7 @@ package cow
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/json"
 	"hash/crc32"
 	"io"
 	"os"
@@ -28,13 +29,7 @@ type seed struct {
 
 func seeds(t testing.TB) []seed {
 	t.Helper()
-	encode := func(h header, version uint32) []byte {
-		b, err := h.encodeAs(version)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return b
-	}
+	encode := func(h header, version uint32) []byte { return encodeAs(t, h, version) }
 	good := header{Size: fuzzSize, BlockSize: minBlockSize, Source: "disk", Proof: "snapshot"}
 	change := func(do func(*header)) []byte {
 		h := good
@@ -171,7 +166,20 @@ func writeAll(f *os.File, p []byte, off int64) error {
 	return err
 }
 
+// encodeAs returns the slot of a header of any version.
+func encodeAs(t testing.TB, h header, version uint32) []byte {
+	t.Helper()
+	payload, err := json.Marshal(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := record
+	r.Version = version
+	return r.Encode(0, payload)
+}
+
 func sealHeader(b []byte) []byte {
+	fixed := slotSize - record.Room() // bytes before the payload
 	for at := 0; at+fixed <= len(b); at += slotSize {
 		slot := b[at:]
 		n := binary.LittleEndian.Uint32(slot[len(magic)+4:])

@@ -2,14 +2,15 @@ package cow
 
 import (
 	"bytes"
-	"encoding/binary"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"regexp"
 	"slices"
+
+	"github.com/vddkcp/vddkcp/internal/durable"
 )
 
 // header says of which disk a file is the layer. It is written once, when the
@@ -26,49 +27,24 @@ const (
 	magic    = "vddkcp cow layer"
 	slotSize = 32 << 10
 	headers  = int64(2)
-	fixed    = len(magic) + 4 + 4 + 4 // version, length, checksum
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// record is how a header is written, see docs/cow.md.
+var record = durable.Record{Magic: magic, Version: version, SlotSize: slotSize}
 
-func (h header) encode() ([]byte, error) { return h.encodeAs(version) }
-
-func (h header) encodeAs(version uint32) ([]byte, error) {
+func (h header) encode() ([]byte, error) {
 	payload, err := json.Marshal(h)
 	if err != nil {
 		return nil, err
 	}
-	if len(payload) > slotSize-fixed {
-		return nil, fmt.Errorf("the identity of the disk below takes %d bytes, and a header %d", len(payload), slotSize-fixed)
+	if len(payload) > record.Room() {
+		return nil, fmt.Errorf("the identity of the disk below takes %d bytes, and a header %d", len(payload), record.Room())
 	}
-	b := append(make([]byte, 0, fixed+len(payload)), magic...)
-	b = binary.LittleEndian.AppendUint32(b, version)
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(payload)))
-	b = binary.LittleEndian.AppendUint32(b, crc32.Update(crc32.Checksum(b, castagnoli), castagnoli, payload))
-	return append(b, payload...), nil
+	return record.Encode(0, payload), nil
 }
 
-var (
-	errNoHeader = errors.New("no header")
-	errTorn     = errors.New("a torn header")
-)
-
-func decodeHeader(slot []byte) (h header, err error) {
-	if len(slot) < fixed || string(slot[:len(magic)]) != magic {
-		return h, errNoHeader
-	}
-	f := slot[len(magic):]
-	length := binary.LittleEndian.Uint32(f[4:])
-	if int64(length) > int64(len(slot)-fixed) {
-		return h, errTorn
-	}
-	payload := slot[fixed : fixed+int(length)]
-	if crc32.Update(crc32.Checksum(slot[:fixed-4], castagnoli), castagnoli, payload) != binary.LittleEndian.Uint32(f[8:]) {
-		return h, errTorn
-	}
-	if v := binary.LittleEndian.Uint32(f); v != version {
-		return h, fmt.Errorf("it is a layer of version %d, want %d: another version of vddkcp made it", v, version)
-	}
+// decodeHeader reads the payload of a slot.
+func decodeHeader(payload []byte) (h header, err error) {
 	d := json.NewDecoder(bytes.NewReader(payload))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&h); err != nil {
@@ -82,29 +58,38 @@ func decodeHeader(slot []byte) (h header, err error) {
 
 // readHeader reads the header of a file that is not empty.
 func readHeader(f io.ReaderAt) (header, error) {
-	slots := make([]byte, headers*slotSize)
-	n, err := f.ReadAt(slots, 0)
-	if err != nil && err != io.EOF {
+	slots, err := record.ReadSlots(f)
+	if err != nil {
 		return header{}, err
 	}
-	slots = slots[:n]
-	var errs [headers]error
-	for i := range headers {
-		var h header
-		h, errs[i] = decodeHeader(slots[min(i*slotSize, int64(n)):min((i+1)*slotSize, int64(n))])
-		if errs[i] == nil {
-			return h, nil
+	var wrong error
+	torn := false
+	for _, slot := range slots {
+		h, err := header{}, slot.Err
+		if err == nil {
+			if h, err = decodeHeader(slot.Payload); err == nil {
+				return h, nil
+			}
 		}
-	}
-	for _, err := range errs {
-		if err != errNoHeader && err != errTorn {
-			return header{}, err
+		var version *durable.VersionError
+		switch {
+		case err == durable.ErrTorn:
+			torn = true
+			continue
+		case err == durable.ErrNoRecord:
+			continue
+		case errors.As(err, &version):
+			err = fmt.Errorf("it is a layer of version %d, want %d: another version of vddkcp made it", version.Got, version.Want)
 		}
+		wrong = cmp.Or(wrong, err)
 	}
-	if errs[0] == errTorn || errs[1] == errTorn {
+	switch {
+	case wrong != nil:
+		return header{}, wrong
+	case torn:
 		return header{}, errors.New("its headers are damaged, or were never finished: remove it to begin anew, what was written to it is lost")
 	}
-	return header{}, fmt.Errorf("it begins with %q and is no layer of vddkcp: remove it, or name another file", slots[:min(n, 16)])
+	return header{}, fmt.Errorf("it begins with %q and is no layer of vddkcp: remove it, or name another file", slots[0].Bytes[:min(len(slots[0].Bytes), 16)])
 }
 
 // differs returns in what a layer, h, is not the one that is wanted.

@@ -81,10 +81,7 @@ func TestWrongFile(t *testing.T) {
 			overwrite(t, path, []byte{0}, slotSize+40, -1)
 		}, "its headers are damaged, or were never finished"},
 		{"another version", func(t *testing.T, path string, u *sourcetest.Memory, _ *Options) {
-			h, err := header{Size: size, BlockSize: 65536, Source: u.ID, Proof: u.Proof}.encodeAs(9)
-			if err != nil {
-				t.Fatal(err)
-			}
+			h := encodeAs(t, header{Size: size, BlockSize: 65536, Source: u.ID, Proof: u.Proof}, 9)
 			overwrite(t, path, h, 0, -1)
 			overwrite(t, path, h, slotSize, -1)
 		}, "version 9, want 1"},

@@ -352,6 +352,8 @@ func seal(sector []byte, number int64) {
 	binary.LittleEndian.PutUint32(sector[sectorWords*8+4:], sectorSum(sector, number))
 }
 
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
 // sectorSum is the checksum of a sector of the table, with its number, since one
 // in another's place is wrong too.
 func sectorSum(sector []byte, number int64) uint32 {

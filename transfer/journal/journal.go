@@ -9,12 +9,9 @@ package journal
 
 import (
 	"bytes"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -58,10 +55,10 @@ const (
 	version  = 2
 	magic    = "vddkcp journal\n\x00"
 	slotSize = 128 << 10
-	header   = len(magic) + 4 + 4 + 8 + 4 // version, length, sequence, checksum
 )
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+// record is how an entry is written, see docs/journal.md.
+var record = durable.Record{Magic: magic, Version: version, SlotSize: slotSize, Numbered: true}
 
 // ErrVersion is of a journal that another version of vddkcp wrote.
 var ErrVersion = errors.New("written by another version of vddkcp")
@@ -153,69 +150,55 @@ func Load(path string) ([]Entry, error) {
 }
 
 func (j *Journal) read() (entries []Entry, err error) {
-	slots := make([]byte, 2*slotSize)
-	n, err := j.f.ReadAt(slots, 0)
-	if err != nil && !errors.Is(err, io.EOF) {
+	slots, err := record.ReadSlots(j.f)
+	if err != nil {
 		return nil, err
 	}
-	slots = slots[:n]
-	foreign := len(bytes.TrimRight(slots, "\x00")) > 0
 	if info, err := j.f.Stat(); err != nil {
 		return nil, err
 	} else if info.Size() > 2*slotSize {
 		return nil, fmt.Errorf("it has %d bytes, want at most %d: it is no journal of vddkcp; remove it, or name another place with --journal", info.Size(), 2*slotSize)
 	}
-	for i := range 2 {
-		e, err := parse(slots[min(i*slotSize, n):min((i+1)*slotSize, n)])
+	ours, used := false, false
+	for i, slot := range slots {
+		e, err := parse(slot)
 		if errors.Is(err, ErrVersion) {
 			return nil, err
 		}
 		if err == nil {
-			foreign = false
 			entries = append(entries, e)
 			if e.sequence > j.last {
 				j.last, j.next = e.sequence, 1-i
 			}
-		} else if errors.Is(err, errTorn) {
-			foreign = false
 		}
+		ours = ours || err != durable.ErrNoRecord
+		used = used || len(bytes.TrimRight(slot.Bytes, "\x00")) > 0
 	}
-	if foreign {
-		return nil, fmt.Errorf("it begins with %q and is no journal of vddkcp; remove it, or name another place with --journal", slots[:min(n, 16)])
+	if used && !ours {
+		head := slots[0].Bytes
+		return nil, fmt.Errorf("it begins with %q and is no journal of vddkcp; remove it, or name another place with --journal", head[:min(len(head), 16)])
 	}
 	slices.SortFunc(entries, func(a, b Entry) int { return int(int64(b.sequence - a.sequence)) })
 	return entries, nil
 }
 
-var (
-	errNone = errors.New("an empty slot")
-	errTorn = errors.New("a torn slot")
-)
-
-// parse reads one slot.
-func parse(slot []byte) (e Entry, err error) {
-	if len(slot) < header || string(slot[:len(magic)]) != magic {
-		return e, errNone
+// parse returns the entry of one slot. The error is durable.ErrNoRecord,
+// durable.ErrTorn, or wraps ErrVersion.
+func parse(slot durable.Slot) (e Entry, err error) {
+	var version *durable.VersionError
+	if errors.As(slot.Err, &version) {
+		return e, fmt.Errorf("%w: it has version %d, want %d", ErrVersion, version.Got, version.Want)
 	}
-	h := slot[len(magic):]
-	length := binary.LittleEndian.Uint32(h[4:])
-	if int64(length) > int64(len(slot)-header) {
-		return e, errTorn
+	if slot.Err != nil {
+		return e, slot.Err
 	}
-	sum := crc32.Update(crc32.Checksum(slot[:header-4], castagnoli), castagnoli, slot[header:header+int(length)])
-	if sum != binary.LittleEndian.Uint32(h[16:]) {
-		return e, errTorn
-	}
-	if v := binary.LittleEndian.Uint32(h); v != version {
-		return e, fmt.Errorf("%w: it has version %d, want %d", ErrVersion, v, version)
-	}
-	if err := json.Unmarshal(slot[header:header+int(length)], &e); err != nil {
-		return e, errTorn
+	if err := json.Unmarshal(slot.Payload, &e); err != nil {
+		return e, durable.ErrTorn
 	}
 	if e.Size < 0 || e.Offset < 0 || e.Offset > e.Size {
-		return e, errTorn
+		return e, durable.ErrTorn
 	}
-	e.sequence = binary.LittleEndian.Uint64(h[8:])
+	e.sequence = slot.Sequence
 	return e, nil
 }
 
@@ -225,16 +208,10 @@ func (j *Journal) Write(e Entry) error {
 	if err != nil {
 		return fmt.Errorf("journal %s: %w", j.path, err)
 	}
-	if len(payload) > slotSize-header {
-		return fmt.Errorf("journal %s: a checkpoint of %d bytes, and a slot takes %d", j.path, len(payload), slotSize-header)
+	if len(payload) > record.Room() {
+		return fmt.Errorf("journal %s: a checkpoint of %d bytes, and a slot takes %d", j.path, len(payload), record.Room())
 	}
-	slot := make([]byte, 0, header+len(payload))
-	slot = append(slot, magic...)
-	slot = binary.LittleEndian.AppendUint32(slot, version)
-	slot = binary.LittleEndian.AppendUint32(slot, uint32(len(payload)))
-	slot = binary.LittleEndian.AppendUint64(slot, j.last+1)
-	slot = binary.LittleEndian.AppendUint32(slot, crc32.Update(crc32.Checksum(slot, castagnoli), castagnoli, payload))
-	slot = append(slot, payload...)
+	slot := record.Encode(j.last+1, payload)
 	if _, err := j.f.WriteAt(slot, int64(j.next)*slotSize); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}

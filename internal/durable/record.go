@@ -1,0 +1,116 @@
+package durable
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+)
+
+// Record is the format of a record that a file holds in two slots, so that one copy
+// is whole whenever the power fails: the slots are written one after the other, each
+// durable before the other is touched.
+//
+// A slot is Magic, the version, the length of the payload, the sequence number where
+// the record is Numbered, a checksum (CRC-32C) of all this and the payload, and the
+// payload. Numbers are little endian, of 4 bytes each; the sequence number has 8.
+type Record struct {
+	Magic    string // begins each slot
+	Version  uint32
+	SlotSize int  // bytes of one slot in the file
+	Numbered bool // each slot has a sequence number, which tells the newer one
+}
+
+var (
+	// ErrNoRecord says that a slot does not begin with the magic of the record.
+	ErrNoRecord = errors.New("no record")
+	// ErrTorn says that a slot begins like a record and fails its checksum: it was
+	// not written as a whole, or is damaged.
+	ErrTorn = errors.New("a torn record")
+)
+
+// VersionError says that a slot is whole and has another version than the format.
+type VersionError struct{ Got, Want uint32 }
+
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("the record has version %d, want %d", e.Got, e.Want)
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// headerSize is the number of bytes before the payload.
+func (r *Record) headerSize() int {
+	n := len(r.Magic) + 4 + 4 + 4 // version, length, checksum
+	if r.Numbered {
+		n += 8
+	}
+	return n
+}
+
+// Room returns the size in bytes of the largest payload.
+func (r *Record) Room() int { return r.SlotSize - r.headerSize() }
+
+// Encode returns the content of a slot, without padding. The payload must fit into
+// Room. The sequence number is ignored unless the record is Numbered.
+func (r *Record) Encode(sequence uint64, payload []byte) []byte {
+	b := make([]byte, 0, r.headerSize()+len(payload))
+	b = append(b, r.Magic...)
+	b = binary.LittleEndian.AppendUint32(b, r.Version)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(payload)))
+	if r.Numbered {
+		b = binary.LittleEndian.AppendUint64(b, sequence)
+	}
+	b = binary.LittleEndian.AppendUint32(b, crc32.Update(crc32.Checksum(b, castagnoli), castagnoli, payload))
+	return append(b, payload...)
+}
+
+// Decode returns the sequence number and the payload of a slot, which may have
+// bytes after the payload. The error is ErrNoRecord, ErrTorn or a *VersionError. The
+// payload is a part of slot.
+func (r *Record) Decode(slot []byte) (sequence uint64, payload []byte, err error) {
+	header := r.headerSize()
+	if len(slot) < header || string(slot[:len(r.Magic)]) != r.Magic {
+		return 0, nil, ErrNoRecord
+	}
+	fields := slot[len(r.Magic):header]
+	length := binary.LittleEndian.Uint32(fields[4:])
+	if int64(length) > int64(len(slot)-header) {
+		return 0, nil, ErrTorn
+	}
+	payload = slot[header : header+int(length)]
+	sum := crc32.Update(crc32.Checksum(slot[:header-4], castagnoli), castagnoli, payload)
+	if sum != binary.LittleEndian.Uint32(fields[len(fields)-4:]) {
+		return 0, nil, ErrTorn
+	}
+	if version := binary.LittleEndian.Uint32(fields); version != r.Version {
+		return 0, nil, &VersionError{version, r.Version}
+	}
+	if r.Numbered {
+		sequence = binary.LittleEndian.Uint64(fields[8:])
+	}
+	return sequence, payload, nil
+}
+
+// Slot is one of the two slots of a file.
+type Slot struct {
+	Bytes    []byte // what the file has there; shorter than a slot at the end of the file
+	Sequence uint64
+	Payload  []byte
+	Err      error // of Decode
+}
+
+// ReadSlots reads both slots from the start of f. The error is one of reading.
+func (r *Record) ReadSlots(f io.ReaderAt) (slots [2]Slot, err error) {
+	b := make([]byte, 2*r.SlotSize)
+	n, err := f.ReadAt(b, 0)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return slots, err
+	}
+	for i := range slots {
+		s := &slots[i]
+		s.Bytes = b[min(i*r.SlotSize, n):min((i+1)*r.SlotSize, n)]
+		s.Sequence, s.Payload, s.Err = r.Decode(s.Bytes)
+	}
+	return slots, nil
+}
