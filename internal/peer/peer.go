@@ -15,6 +15,7 @@ import (
 // fails: there everything is installed, and what does not run proves nothing.
 func Need(t testing.TB, programs ...string) {
 	t.Helper()
+	notShort(t)
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
 			missing(t, "needs %s (Debian: apt-get install qemu-utils e2fsprogs xfsprogs btrfs-progs libnbd-bin nbdkit nbd-server libvmdk-utils qemu-system-x86 busybox-static): %v", p, err)
@@ -26,6 +27,7 @@ func Need(t testing.TB, programs ...string) {
 // same rule.
 func NeedRoot(t testing.TB) {
 	t.Helper()
+	notShort(t)
 	if os.Geteuid() != 0 {
 		missing(t, "needs root, runs as user %d", os.Geteuid())
 	}
@@ -36,6 +38,15 @@ func NeedFile(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil {
 		missing(t, "needs a file: %v", err)
+	}
+}
+
+// notShort skips the test under go test -short, which make quick runs: tests
+// against other programs take minutes.
+func notShort(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("skipped by -short: needs other programs or root")
 	}
 }
 

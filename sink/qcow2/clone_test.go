@@ -73,6 +73,7 @@ func TestShared(t *testing.T) {
 
 // What can't be shared changes nothing, and the image goes on.
 func TestNotShared(t *testing.T) {
+	peer.Need(t, "qemu-img")
 	path := filepath.Join(t.TempDir(), "disk.qcow2")
 	content := fragments(52, 1<<20)
 	from := rawFile(t, 1<<20, map[int64][]byte{0: content})
