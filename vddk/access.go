@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
@@ -74,4 +75,58 @@ func whyNotPrepared(err error) string {
 		return " (ESXi hosts and old libraries don't)"
 	}
 	return ""
+}
+
+// tidyTimeout bounds each call that is made for the VM when the disk is closed.
+const tidyTimeout = 30 * time.Second
+
+// tidy undoes what was done to the VM: disks that lost workers added to this
+// machine, which keep the snapshot from being removed, and PrepareForAccess, which
+// keeps the VM from being migrated. So it is done after the context's end too.
+func (d *Disk) tidy() {
+	d.mu.Lock()
+	messy := d.messy && d.wasAttached
+	d.messy = false
+	d.mu.Unlock()
+	if messy {
+		err := d.callForVM(d.ctx, "clean up after", func(ctx context.Context, p process) error {
+			_, _, err := p.Cleanup(ctx, d.request)
+			return err
+		})
+		if err != nil {
+			d.warn(fmt.Sprintf("%s: disks that lost workers added to this machine may still be there, and keep the snapshot from being removed: %v", d.params.File, err))
+		}
+	}
+	if d.prepared {
+		d.prepared = false
+		d.o.Registry.release(&d.params, d.endAccess)
+		d.closing.Store(true)
+	}
+}
+
+// callForVM makes a call to the server in a worker of its own; op names it in
+// errors. It ends within tidyTimeout, and the end of ctx does not stop it.
+func (d *Disk) callForVM(ctx context.Context, op string, call func(context.Context, process) error) (err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(5*d.o.Timeout, tidyTimeout))
+	defer cancel()
+	ended, err := d.o.Registry.login(ctx, &d.params)
+	if err != nil {
+		return err
+	}
+	mark := d.log.mark()
+	p, err := d.startWorker(ctx, d.config.buffers, 1, 4096)
+	if err != nil {
+		ended(err)
+		return err
+	}
+	defer p.Release()
+	defer p.Kill()
+	err = call(ctx, p)
+	if err != nil {
+		err = d.explain(op, 0, 0, mark, err)
+		ended(err)
+	} else {
+		ended(errNoLogin)
+	}
+	return errors.Join(err, p.Close(ctx))
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -183,34 +182,6 @@ func (o Options) normalised() Options {
 		o.Connections = 1
 	}
 	return o
-}
-
-// openRequest returns what the library is told of the disk.
-func openRequest(p *Params, thumbprint string, writable bool) worker.OpenRequest {
-	r := worker.OpenRequest{
-		Path: p.File, ReadOnly: !writable,
-		Server: p.Server, Port: p.Port, NFCPort: p.NFCHostPort, VMXSpec: p.VM, Thumbprint: thumbprint,
-		User: p.User, Password: p.Password.Reveal(), Cookie: p.Cookie.Reveal(),
-		Snapshot: p.Snapshot, Transports: p.Transports,
-	}
-	if !writable {
-		r.Flags |= worker.FlagReadOnly
-	}
-	if p.Unbuffered {
-		r.Flags |= worker.FlagUnbuffered
-	}
-	if p.SingleLink {
-		r.Flags |= worker.FlagSingleLink
-	}
-	switch p.Compression {
-	case "zlib":
-		r.Flags |= worker.FlagZlib
-	case "fastlz":
-		r.Flags |= worker.FlagFastLZ
-	case "skipz":
-		r.Flags |= worker.FlagSkipZ
-	}
-	return r
 }
 
 // openFirst opens the first connection, and the others where their number is
@@ -485,116 +456,6 @@ func (d *Disk) Close() error {
 		return d.closeErr
 	}
 	return nil // what was read was read
-}
-
-// tidyTimeout bounds each call that is made for the VM when the disk is closed.
-const tidyTimeout = 30 * time.Second
-
-// tidy undoes what was done to the VM: disks that lost workers added to this
-// machine, which keep the snapshot from being removed, and PrepareForAccess, which
-// keeps the VM from being migrated. So it is done after the context's end too.
-func (d *Disk) tidy() {
-	d.mu.Lock()
-	messy := d.messy && d.wasAttached
-	d.messy = false
-	d.mu.Unlock()
-	if messy {
-		err := d.callForVM(d.ctx, "clean up after", func(ctx context.Context, p process) error {
-			_, _, err := p.Cleanup(ctx, d.request)
-			return err
-		})
-		if err != nil {
-			d.warn(fmt.Sprintf("%s: disks that lost workers added to this machine may still be there, and keep the snapshot from being removed: %v", d.params.File, err))
-		}
-	}
-	if d.prepared {
-		d.prepared = false
-		d.o.Registry.release(&d.params, d.endAccess)
-		d.closing.Store(true)
-	}
-}
-
-// callForVM makes a call to the server in a worker of its own; op names it in
-// errors. It ends within tidyTimeout, and the end of ctx does not stop it.
-func (d *Disk) callForVM(ctx context.Context, op string, call func(context.Context, process) error) (err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(5*d.o.Timeout, tidyTimeout))
-	defer cancel()
-	ended, err := d.o.Registry.login(ctx, &d.params)
-	if err != nil {
-		return err
-	}
-	mark := d.log.mark()
-	p, err := d.startWorker(ctx, d.config.buffers, 1, 4096)
-	if err != nil {
-		ended(err)
-		return err
-	}
-	defer p.Release()
-	defer p.Kill()
-	err = call(ctx, p)
-	if err != nil {
-		err = d.explain(op, 0, 0, mark, err)
-		ended(err)
-	} else {
-		ended(errNoLogin)
-	}
-	return errors.Join(err, p.Close(ctx))
-}
-
-func (d *Disk) warn(text string) {
-	if d.o.Warn != nil {
-		d.o.Warn(text)
-	}
-}
-
-func (d *Disk) warnOnce(once *sync.Once, text string) { once.Do(func() { d.warn(text) }) }
-
-// debugs says whether a topic of Options.Debug is wanted.
-func (d *Disk) debugs(topic string) bool {
-	return d.o.Log != nil && (topic == "" || d.o.Debug[topic])
-}
-
-// debug logs for a topic; "" is always logged.
-func (d *Disk) debug(topic, message string, args ...any) {
-	if d.debugs(topic) {
-		d.o.Log.Log(context.Background(), slog.LevelDebug, "vddk: "+message, append(args, "disk", d.params.File)...)
-	}
-}
-
-// explain makes an error of a worker one that names what failed and where. The
-// mark is where the library's log was at the beginning of the call.
-func (d *Disk) explain(op string, off, n, mark int64, err error) error {
-	var gone *worker.GoneError
-	var lost *lostError
-	var failed *worker.Error
-	var load *worker.LoadError
-	var program *worker.ProgramError
-	switch {
-	case errors.As(err, &lost):
-		return err
-	case errors.As(err, &gone):
-		return &lostError{op: d.rangeOf(op, off, n), err: err}
-	case errors.As(err, &load) && load.Temporary():
-		return err
-	case errors.As(err, &load), errors.As(err, &program):
-		return d.failed(err)
-	case errors.As(err, &failed):
-		e := &Error{Op: op, Func: failed.Op, Disk: d.params.File, Off: off, Len: n, Code: failed.Code, Text: failed.Text,
-			Last: d.log.since(mark), expected: d.request.Thumbprint, first: op == "read" && !d.anyRead.Load(), secret: d.params.oddSecret()}
-		if e.permanent() {
-			return d.failed(e)
-		}
-		return e
-	}
-	return fmt.Errorf("VDDK: %s: %w", d.rangeOf(op, off, n), err)
-}
-
-// rangeOf names what is done, to which disk and where.
-func (d *Disk) rangeOf(op string, off, n int64) string {
-	if n == 0 {
-		return op + " " + d.params.File
-	}
-	return fmt.Sprintf("%s %s [%d, %d)", op, d.params.File, off, off+n)
 }
 
 // inDisk says whether a range lies in the disk.

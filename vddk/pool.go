@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
+	"golang.org/x/sync/errgroup"
 )
 
 // seat is the permission for one request: a turn on a handle, and a slot.
@@ -120,116 +122,6 @@ func (d *Disk) give(t seat, n int64, succeeded bool) (alive bool) {
 	return !t.s.lost
 }
 
-// tuneLocked tells the tuner of n bytes that were read until now, and does what
-// it says. The caller holds mu.
-func (d *Disk) tuneLocked(now time.Duration, n int64) {
-	if d.tuner == nil || d.ended() != nil {
-		return
-	}
-	have, busy := 0, 0
-	for _, h := range d.handles {
-		if h.session != nil && !h.retiring {
-			have++
-		}
-		busy += h.inFlight + h.waiting
-	}
-	want := d.tuner.Add(now, n, have, busy >= have*(d.o.Depth+1)/2)
-	switch {
-	case want > len(d.handles) && have == len(d.handles) && !d.growing:
-		d.growing = true
-		d.background.Go(d.grow)
-	case want < have:
-		h := d.handles[len(d.handles)-1] // the first one stays
-		if !h.retiring {
-			h.retiring = true
-			d.retireIdleLocked(h)
-		}
-	}
-}
-
-// retireIdleLocked closes h if it is to retire, no request uses it and no request
-// waits for it. The caller holds mu.
-func (d *Disk) retireIdleLocked(h *handle) {
-	if !h.retiring || h.inFlight+h.waiting > 0 {
-		return
-	}
-	d.removeLocked(h)
-	h.session = nil
-	select {
-	case <-h.retire:
-	default:
-		close(h.retire)
-	}
-}
-
-// grow adds a connection where the host has room for it.
-func (d *Disk) grow() {
-	defer d.grown()
-	free := func() {}
-	if d.o.Budget != nil && d.params.Remote() {
-		d.mu.Lock()
-		bytes := d.buffers.Bytes()
-		d.mu.Unlock()
-		var ok bool
-		if free, ok = d.o.Budget.TryAcquire(d.o.Budget.Of(1, bytes)); !ok {
-			d.mu.Lock()
-			d.tuner.Denied(len(d.handles))
-			d.mu.Unlock()
-			return
-		}
-	}
-	d.addHandle(free)
-}
-
-// grown says that the opening of further connections is over.
-func (d *Disk) grown() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.growing = false
-	d.changed.Broadcast()
-}
-
-// addHandle opens a connection more. One that can't be had is done without.
-func (d *Disk) addHandle(free func()) (added bool) {
-	s, err := d.openSession(d.ending, false, false)
-	if err == nil && d.ending.Err() != nil {
-		s.proc.Kill()
-		s.proc.Release()
-		err = d.ended()
-	}
-	if err != nil {
-		free()
-		d.mu.Lock()
-		n := len(d.handles)
-		if d.tuner != nil {
-			d.tuner.Failed(n)
-		}
-		d.mu.Unlock()
-		if d.ended() == nil {
-			d.warnOnce(&d.warnedGrowth, fmt.Sprintf("%s: no further connection can be had; reading goes on with %d: %v", d.params.File, n, err))
-		}
-		return false
-	}
-	h := newHandle(d, free)
-	defer d.debug("datapath", "one connection more")
-	changed := ""
-	defer func() { d.warnTransport(changed) }()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	changed = d.usesLocked(s.opened.Transport)
-	h.session = s
-	d.handles = append(d.handles, h)
-	d.most = max(d.most, len(d.handles))
-	d.addSlotsLocked(h, s)
-	d.changed.Broadcast()
-	for _, o := range d.handles {
-		o.turn.Broadcast() // some of those who wait may go to the new one
-	}
-	d.background.Add(1)
-	go d.run(h, s)
-	return true
-}
-
 // Buffer implements source.Allocator. A buffer is a slot of a worker's, which
 // the library reads into; one that is larger than Options.RequestSize is
 // ordinary memory.
@@ -285,64 +177,6 @@ func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err er
 	}
 }
 
-// attempts are those of one request.
-type attempts struct {
-	d        *Disk
-	failures int
-	denied   int       // of them for memory, which don't count as long as less can be asked
-	since    time.Time // when the request was made
-}
-
-// again is told of a failure in a seat that was given back. It waits and
-// returns nil when the request is to be made once more.
-func (a *attempts) again(t seat, err error) error {
-	d := a.d
-	if ended := d.ended(); ended != nil {
-		return ended
-	}
-	if e := asError(err); e != nil && e.noMemory() && d.pace.Denied(t.asked) {
-		d.debug("", "the host has no memory for a request; asking for less", "error", err)
-		a.denied++
-		d.retries.Add(1)
-		d.pause(min(time.Duration(a.denied)*5*time.Millisecond, 100*time.Millisecond))
-		return nil
-	}
-	a.failures++
-	if err := d.gaveUp(err, a.failures, a.since); err != nil {
-		return err
-	}
-	d.retries.Add(1)
-	if isLost(err) {
-		return nil // the handle that opens it again waits
-	}
-	wait, _ := d.o.Retry.Wait(a.failures, d.idle(a.since))
-	if d.o.Retry.OnRetry != nil {
-		d.o.Retry.OnRetry(err, wait)
-	}
-	if !d.pause(wait) {
-		return d.ended()
-	}
-	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && d.expendable() {
-		// It may be the connection.
-		t.s.kill(fmt.Errorf("replaced after errors: %w", err))
-		d.lose(t.h, t.s, d.rangeOf("requests to", 0, 0), a.since)
-	}
-	return nil
-}
-
-// expendable says whether a worker may be given up that still answers: one with
-// writes that were not flushed would take them along.
-func (d *Disk) expendable() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.written == d.flushed
-}
-
-// pause waits, unless the disk ends.
-func (d *Disk) pause(wait time.Duration) bool {
-	return sleep(d.ctx, d.closed, wait)
-}
-
 var _ interface {
 	source.Disk
 	source.Allocator
@@ -351,3 +185,292 @@ var _ interface {
 	source.Counted
 	source.Writable
 } = (*Disk)(nil)
+
+// maxPieces is how many requests one call has in flight at once.
+const maxPieces = 16
+
+// read reads what lies in the disk, in pieces of a request each.
+func (d *Disk) read(p []byte, off int64) error {
+	if len(p) == 0 {
+		return nil
+	}
+	if l, _ := d.pace.Next(); fits(off, int64(len(p)), l.Size) {
+		return d.readPiece(p, off)
+	}
+	return d.eachRequest(off, int64(len(p)), func(from, to int64) error { return d.readPiece(p[from-off:to-off:to-off], from) })
+}
+
+// fits says whether a request of size bytes has the sectors of a range.
+func fits(off, n int64, size int) bool { return off%sectorSize+n <= int64(size) }
+
+// eachRequest cuts a range into what fits a request, with borders between that
+// are multiples of the sector, and does the parts side by side.
+func (d *Disk) eachRequest(off, n int64, do func(from, to int64) error) error {
+	l, _ := d.pace.Next()
+	var g errgroup.Group
+	g.SetLimit(maxPieces)
+	for end := off + n; off < end; {
+		from, to := off, min(off-off%sectorSize+int64(l.Size), end)
+		g.Go(func() error { return do(from, to) })
+		off = to
+	}
+	return g.Wait()
+}
+
+// readPiece reads what fits a request, again until it succeeds or that makes no
+// sense any more.
+func (d *Disk) readPiece(p []byte, off int64) error {
+	a := attempts{d: d, since: time.Now()}
+	for {
+		t, err := d.readOnce(p, off, a.since)
+		if err == nil {
+			return nil
+		}
+		if t.s == nil {
+			return err // there was no attempt
+		}
+		if err := a.again(t, err); err != nil {
+			return err
+		}
+		if l, _ := d.pace.Next(); !fits(off, int64(len(p)), l.Size) {
+			return d.read(p, off)
+		}
+	}
+}
+
+// readOnce makes one attempt at a read that was asked for at a time. Without a
+// session in the seat there was none.
+func (d *Disk) readOnce(p []byte, off int64, since time.Time) (seat, error) {
+	head := int(off % sectorSize)
+	sectors := (head + len(p) + sectorSize - 1) / sectorSize
+	var direct []byte
+	if head == 0 && len(p)%sectorSize == 0 {
+		direct = p
+	}
+	t, err := d.take(direct)
+	if err != nil {
+		return seat{}, err
+	}
+	mark := d.log.mark()
+	err = t.s.read(d.ctx, d.timeout(d.o.Timeout, since), t.slot, uint64(off/sectorSize), sectors)
+	if err == nil {
+		d.anyRead.Store(true)
+		if t.spare {
+			copy(p, t.memory()[head:])
+		}
+		if d.sampled && head == 0 && len(p)%sectorSize == 0 {
+			d.samples.Add(p, off)
+		}
+		d.give(t, int64(len(p)), true)
+		if d.debugs("datapath") {
+			d.debug("datapath", "read", "offset", off, "bytes", len(p), "handle_slot", t.slot, "copied", t.spare)
+		}
+		return t, nil
+	}
+	err = d.requestFailed(t, "read", off, int64(sectors)*sectorSize, mark, since, err)
+	d.give(t, 0, false)
+	return t, err
+}
+
+// requestFailed explains the error of a request. Of one whose worker is lost it
+// takes note, and waits for the worker's end: nothing may write to the slot
+// after that.
+func (d *Disk) requestFailed(t seat, op string, off, n, mark int64, since time.Time, err error) error {
+	if ended := context.Cause(d.ctx); ended != nil {
+		return ended
+	}
+	err = d.explain(op, off, n, mark, err)
+	if isLost(err) {
+		t.s.proc.Kill()
+		op = d.rangeOf(op, off, n)
+		d.lose(t.h, t.s, op, since)
+		err = t.s.gone(op)
+	}
+	return err
+}
+
+// lose notes, once, that a session is gone, so that nothing is asked of it any
+// more. Its process may have to be waited for still. Since is when the request
+// was made that noticed it.
+func (d *Disk) lose(h *handle, s *session, op string, since time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if s.lost {
+		return
+	}
+	s.lost = true
+	d.messy = true
+	d.o.Registry.doubt(&d.params)
+	if h.session == s {
+		h.session = nil
+	}
+	h.failedLocked(since)
+	d.lastLoss = s.gone(op)
+	if d.written > d.flushed && d.flushErr == nil {
+		d.flushErr = fmt.Errorf("%s: what was written before and not flushed is lost: %w: %w", d.params.File, errIO, d.lastLoss)
+	}
+	h.turn.Broadcast()
+	d.changed.Broadcast()
+}
+
+// slotRef is where memory that was handed out belongs.
+type slotRef struct {
+	h    *handle
+	s    *session
+	slot int
+}
+
+// addSlotsLocked makes the memory of a session known. The caller holds mu.
+func (d *Disk) addSlotsLocked(h *handle, s *session) {
+	for _, slot := range s.buffers {
+		d.slots[&s.proc.Slot(slot)[0]] = slotRef{h, s, slot}
+	}
+}
+
+// endedLocked notes that the process of a session was waited for, and gives
+// its memory back unless somebody has a buffer of it. The caller holds mu.
+func (d *Disk) endedLocked(s *session) {
+	s.ended, s.lost = true, true
+	for _, t := range s.timers {
+		t.Stop()
+	}
+	d.releaseLocked(s)
+}
+
+func (d *Disk) releaseLocked(s *session) {
+	if !s.ended || s.used > 0 {
+		return
+	}
+	for _, slot := range s.buffers {
+		delete(d.slots, &s.proc.Slot(slot)[0])
+	}
+	s.proc.Release()
+}
+
+// removeLocked takes a handle out of the pool. The caller holds mu.
+func (d *Disk) removeLocked(h *handle) {
+	for i, o := range d.handles {
+		if o == h {
+			d.handles = append(d.handles[:i:i], d.handles[i+1:]...)
+			break
+		}
+	}
+	d.changed.Broadcast()
+}
+
+// query asks one worker for the allocated blocks of n chunks, in units of so
+// many.
+func (d *Disk) query(first, n, unit uint64) ([]worker.Block, error) {
+	d.querying.RLock()
+	defer d.querying.RUnlock()
+	if d.wrote.Load() {
+		return nil, errWrote
+	}
+	h, s, err := d.sessionForQuery()
+	if err != nil {
+		return nil, err
+	}
+	mark := d.log.mark()
+	stop := s.deadline(d.o.Timeout)
+	blocks, err := s.proc.Query(d.ctx, first*chunkSectors, n*chunkSectors, unit*chunkSectors)
+	stop()
+	d.mu.Lock()
+	s.queries--
+	d.mu.Unlock()
+	if err != nil {
+		err = d.explain("query", int64(first)*chunk, int64(n)*chunk, mark, err)
+		if isLost(err) && d.ended() == nil {
+			s.proc.Kill()
+			op := d.rangeOf("query", int64(first)*chunk, int64(n)*chunk)
+			d.lose(h, s, op, time.Now())
+			err = s.gone(op)
+		}
+		return nil, err
+	}
+	if d.debugs("extents") {
+		d.debug("extents", "allocated blocks", "offset", first*chunk, "bytes", n*chunk, "blocks", len(blocks))
+	}
+	return blocks, nil
+}
+
+// sessionForQuery returns the session with the fewest queries.
+func (d *Disk) sessionForQuery() (*handle, *session, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for {
+		if err := d.endedNow(); err != nil {
+			return nil, nil, err
+		}
+		var best *handle
+		for _, h := range d.handles {
+			if h.session != nil && !h.retiring && (best == nil || h.session.queries < best.session.queries) {
+				best = h
+			}
+		}
+		if best != nil {
+			best.session.queries++
+			return best, best.session, nil
+		}
+		d.changed.Wait()
+	}
+}
+
+// flush makes one flush of the library, or up to three if workers are lost.
+func (d *Disk) flush() error {
+	for lost := 0; ; {
+		h, s, written, err := d.sessionForFlush()
+		if s == nil {
+			return err
+		}
+		mark := d.log.mark()
+		stop := s.deadline(d.o.Timeout)
+		err = s.proc.Flush(d.ctx)
+		stop()
+		if d.ctx.Err() != nil {
+			return context.Cause(d.ctx)
+		}
+		if err == nil {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.flushed = max(d.flushed, written)
+			return nil
+		}
+		err = d.explain("flush", 0, 0, mark, err)
+		if isLost(err) {
+			s.proc.Kill()
+			d.lose(h, s, d.rangeOf("flush", 0, 0), time.Now()) // which fails all flushes where there was something to flush
+			if lost++; lost < 3 {
+				continue
+			}
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.flushErr == nil {
+			d.flushErr = fmt.Errorf("%w: %w", errIO, err)
+		}
+		return d.flushErr
+	}
+}
+
+// sessionForFlush waits for the one session of a writable disk, and returns the
+// writes that its flush will cover. It returns none where there is nothing to
+// flush, or no sense in it.
+func (d *Disk) sessionForFlush() (*handle, *session, int64, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for {
+		if d.flushErr != nil {
+			return nil, nil, 0, d.flushErr
+		}
+		if err := d.stuckNow(false); err != nil {
+			return nil, nil, 0, err
+		}
+		if h := d.leastLocked(); h != nil {
+			return h, h.session, d.written, nil
+		}
+		if err := d.stuckNow(true); err != nil {
+			return nil, nil, 0, err
+		}
+		d.changed.Wait()
+	}
+}

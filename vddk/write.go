@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"syscall"
 	"time"
 
@@ -161,102 +160,4 @@ func (d *Disk) Flush(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.flushErr // a worker may have been lost since that flush
-}
-
-// flush makes one flush of the library, or up to three if workers are lost.
-func (d *Disk) flush() error {
-	for lost := 0; ; {
-		h, s, written, err := d.sessionForFlush()
-		if s == nil {
-			return err
-		}
-		mark := d.log.mark()
-		stop := s.deadline(d.o.Timeout)
-		err = s.proc.Flush(d.ctx)
-		stop()
-		if d.ctx.Err() != nil {
-			return context.Cause(d.ctx)
-		}
-		if err == nil {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			d.flushed = max(d.flushed, written)
-			return nil
-		}
-		err = d.explain("flush", 0, 0, mark, err)
-		if isLost(err) {
-			s.proc.Kill()
-			d.lose(h, s, d.rangeOf("flush", 0, 0), time.Now()) // which fails all flushes where there was something to flush
-			if lost++; lost < 3 {
-				continue
-			}
-		}
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if d.flushErr == nil {
-			d.flushErr = fmt.Errorf("%w: %w", errIO, err)
-		}
-		return d.flushErr
-	}
-}
-
-// sessionForFlush waits for the one session of a writable disk, and returns the
-// writes that its flush will cover. It returns none where there is nothing to
-// flush, or no sense in it.
-func (d *Disk) sessionForFlush() (*handle, *session, int64, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for {
-		if d.flushErr != nil {
-			return nil, nil, 0, d.flushErr
-		}
-		if err := d.stuckNow(false); err != nil {
-			return nil, nil, 0, err
-		}
-		if h := d.leastLocked(); h != nil {
-			return h, h.session, d.written, nil
-		}
-		if err := d.stuckNow(true); err != nil {
-			return nil, nil, 0, err
-		}
-		d.changed.Wait()
-	}
-}
-
-// rangeLock lets one at a time have a range. The zero value is ready.
-type rangeLock struct {
-	mu   sync.Mutex
-	free sync.Cond
-	held [][2]int64
-}
-
-func (r *rangeLock) lock(from, to int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.free.L = &r.mu
-	for r.overlaps(from, to) {
-		r.free.Wait()
-	}
-	r.held = append(r.held, [2]int64{from, to})
-}
-
-func (r *rangeLock) overlaps(from, to int64) bool {
-	for _, h := range r.held {
-		if from < h[1] && h[0] < to {
-			return true
-		}
-	}
-	return false
-}
-
-func (r *rangeLock) unlock(from, to int64) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for i, h := range r.held {
-		if h == [2]int64{from, to} {
-			r.held = append(r.held[:i], r.held[i+1:]...)
-			break
-		}
-	}
-	r.free.Broadcast()
 }
