@@ -371,7 +371,7 @@ func TestQueryLimit(t *testing.T) {
 		t.Errorf("%d chunks after eight failures", l.chunks)
 	}
 	for range 8 {
-		l.worked(l.chunks)
+		l.succeeded(l.chunks)
 	}
 	if l.chunks != windowChunks {
 		t.Errorf("%d chunks after eight successes", l.chunks)
@@ -383,7 +383,7 @@ func TestQueryLimit(t *testing.T) {
 			l.failed(l.chunks)
 			refused++
 		} else {
-			l.worked(l.chunks)
+			l.succeeded(l.chunks)
 		}
 	}
 	if refused > 10 {

@@ -117,11 +117,11 @@ func BenchmarkConnections(b *testing.B) {
 					b.Fatal(err)
 				}
 				defer d.Close()
-				d.mu.Lock()
-				for d.growing {
-					d.changed.Wait()
+				d.pool.mu.Lock()
+				for d.pool.growth.opening {
+					d.pool.changed.Wait()
 				}
-				d.mu.Unlock()
+				d.pool.mu.Unlock()
 				b.SetBytes(1 << 20)
 				b.ResetTimer()
 				readInParallel(b, d, 4*max(connections, maxAuto), 1<<20)

@@ -2,20 +2,16 @@ package vddk
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"os"
+	"iter"
 	"path/filepath"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/flush"
 	"github.com/vddkcp/vddkcp/internal/impatient"
-	"github.com/vddkcp/vddkcp/internal/pacing"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
@@ -24,93 +20,53 @@ const (
 	defaultRequest = 1 << 20
 	defaultDepth   = 4
 	defaultTimeout = 2 * time.Minute
-	// maxAuto is to how many connections the disk grows by itself.
-	maxAuto = 4
-	// maxDepth leaves each request a second buffer, which waits to be written.
+	// maxDepth is the largest Options.Depth. For each request in flight a worker has a
+	// spare slot and two slots that are handed out as buffers.
 	maxDepth = worker.MaxSlots / 3
 )
 
 var errIO error = syscall.EIO
 
-// Disk is a disk that VDDK opened. Worker processes, a connection each, read it
-// and are replaced when they are lost; calls that fail are repeated as
-// Options.Retry says, so that no source.Retry is needed around it.
+// Disk is an open disk. Worker processes read and write it, each over a connection of its
+// own. Workers that are lost are replaced, and calls that fail are repeated as
+// Options.Retry says, so that a Disk needs no source.Retry around it. All methods are safe
+// for concurrent use.
 //
-// Beside source.Disk it is an Allocator, Identified, Described, Counted, and,
-// where Options.Writable says so, Writable.
+// Disk implements source.Disk, Allocator, Identified, Described, Counted, Ender and, if
+// Options.Writable is set, Writable.
 type Disk struct {
-	ctx     context.Context
-	started time.Time
-	params  Params
-	library Library
-	o       Options
-	request worker.OpenRequest
-	config  *libraryConfig
-	log     *logs
-	pace    *pacing.Pace
-	start   func(context.Context, worker.Config) (process, error)
-	size    int64
+	params         Params
+	o              Options
+	size           int64         // bytes
+	opened         worker.Opened // what the library says about the disk
+	libraryVersion string
 
-	nBuffers, nSpare int // slots of each worker
-
-	lastSuccess       atomic.Int64 // when a request succeeded last, in ns since started
-	retries, restarts atomic.Int64
-	anyRead           atomic.Bool
-
-	sampled bool // no snapshot proves that the content is the same
-	samples source.Samples
-
-	// A handle that wrote must not be asked for allocation: the first write
-	// waits for queries in progress.
-	querying sync.RWMutex
-	wrote    atomic.Bool // set with querying held
-
-	flushes flush.Group // its lock is taken before mu
-
-	// ending ends when the sessions are to end: in Close after the calls in
-	// progress, and with ctx.
-	ending context.Context
-	end    context.CancelFunc
-	closed chan struct{} // Close was called
-
-	calls      sync.WaitGroup // for Close to wait; added to under mu, before Close
-	background sync.WaitGroup // handles and openings, likewise
-
-	mu       sync.Mutex
-	changed  sync.Cond // a session came or went, a slot was freed, or it is all over
-	handles  []*handle
-	slots    map[*byte]slotRef // buffers, by their first byte
-	first    *worker.Opened
-	buffers  NFCBuffers // of connections to come
-	dead     error      // what no reopening helps against
-	lastLoss error
-	tuner    *pacing.Tuner // nil: the number of connections is given
-	growing  bool
-	most     int   // connections at once
-	messy    bool  // a worker was lost, and no Cleanup was called since
-	closeErr error // of workers
-
-	transport   string // mode of the connection that was opened last
-	wasAttached bool   // a connection made the disk one of this machine
-
-	written, flushed int64 // writes that ended; how many of them the last Flush covered
-	flushErr         error
-
-	allocation allocationQueries
-	ranges     rangeLock
-
-	prepared bool        // the disk is counted by Registry.prepare; not guarded
-	closing  atomic.Bool // and is no more
-
-	warnedGrowth, warnedQuery sync.Once
+	life       *lifetime
+	log        *logs
+	report     *reporter
+	access     *access
+	pool       *pool
+	allocation *allocationQueries
+	ranges     rangeLock   // of writes
+	flushes    flush.Group // shares the flushes of concurrent calls
 }
 
-// Open opens a disk with a library. The first opening is not repeated, unless a
-// worker is lost in it, and then twice at most. Errors that come again are
-// marked by source.Permanent.
+var _ interface {
+	source.Disk
+	source.Allocator
+	source.Identified
+	source.Described
+	source.Counted
+	source.Ender
+	source.Writable
+} = (*Disk)(nil)
+
+// Open opens the disk p with library l. The first opening is repeated only if the worker
+// is lost in it, and at most twice. Errors that the same parameters would lead to again
+// are marked by source.Permanent.
 //
-// When ctx ends, all calls return its cause and the workers are killed. Workers
-// never outlive this process.
+// When ctx ends, all calls return its cause and the workers are killed. Workers never
+// outlive this process.
 func Open(ctx context.Context, p Params, l Library, o Options) (*Disk, error) {
 	thumbprint, err := libraryThumbprint(ctx, &p)
 	if err != nil {
@@ -121,6 +77,8 @@ func Open(ctx context.Context, p Params, l Library, o Options) (*Disk, error) {
 	})
 }
 
+// open is Open with the SHA-1 thumbprint that the library is to expect, and with the
+// function that starts workers.
 func open(ctx context.Context, p Params, l Library, o Options, thumbprint string,
 	start func(context.Context, worker.Config) (process, error)) (*Disk, error) {
 	config, err := impatient.Call(ctx, func() (*libraryConfig, error) { return readConfig(&p) })
@@ -130,38 +88,32 @@ func open(ctx context.Context, p Params, l Library, o Options, thumbprint string
 	if err != nil {
 		return nil, source.Permanent(err)
 	}
-	d := &Disk{
-		ctx: ctx, started: time.Now(), params: p, library: l, o: o.normalised(), config: config, start: start,
-		buffers: config.buffers, closed: make(chan struct{}), slots: make(map[*byte]slotRef),
-	}
-	d.request = openRequest(&p, thumbprint, o.Writable)
-	d.sampled = p.Snapshot == "" && !d.o.Writable && !d.o.Retry.Mutable
-	d.pace = pacing.NewPace(d.o.RequestSize, d.o.Depth)
-	d.nSpare = d.o.Depth
-	d.nBuffers = 2 * d.o.Depth
-	d.changed.L = &d.mu
-	d.ending, d.end = context.WithCancel(ctx)
-	d.log = newLogs(&p, o.Log)
-	// The lines of the last moments are written by drain.
-	d.background.Go(func() { d.log.run(d.ending) })
-	err = d.prepareAccess(ctx)
+	d := &Disk{params: p, o: o.normalised(), life: newLifetime(ctx, p.File), libraryVersion: l.version()}
+	op := newOpener(d.life, &d.params, l, &d.o, config, thumbprint)
+	op.start = start
+	d.log, d.report, d.access = op.log, op.report, &access{opener: op}
+	d.life.background.Go(func() { d.log.run(d.life.ending) })
+	err = d.access.prepare(ctx)
 	if err == nil {
-		err = d.openFirst(ctx)
+		d.pool, err = openPool(ctx, d.life, op)
 	}
 	if err != nil {
-		d.end()
-		d.background.Wait()
-		d.tidy()
+		d.finish()
 		d.log.drain()
 		return nil, err
 	}
-	// A context that ends must wake who waits.
-	context.AfterFunc(d.ending, d.wake)
-	d.describe()
+	d.opened = *op.opened
+	d.size = int64(d.opened.Capacity) * sectorSize
+	i := &d.opened
+	d.report.debug("diskinfo", "disk", "capacity", d.size, "adapter", adapterType(i.Adapter), "links", i.Links, "uuid", i.UUID, "parent", i.Parent,
+		"bios_geometry", i.BIOSGeometry, "geometry", i.Geometry, "logical_sector", i.LogicalSector, "physical_sector", i.PhysicalSector,
+		"transport", i.Transport, "library", d.libraryVersion)
+	d.allocation = newAllocationQueries(d.pool, d.size)
 	return d, nil
 }
 
-// normalised returns o with its defaults in place.
+// normalised returns o with the defaults of fields that are not set, and with values that
+// workers accept.
 func (o Options) normalised() Options {
 	if o.RequestSize <= 0 {
 		o.RequestSize = defaultRequest
@@ -178,144 +130,29 @@ func (o Options) normalised() Options {
 		o.Registry = NewRegistry(1)
 	}
 	if o.Writable {
-		// What one connection has written another may not see before a flush.
+		// Before a flush, one connection may not see what another one has written.
 		o.Connections = 1
 	}
 	return o
 }
 
-// openFirst opens the first connection, and the others where their number is
-// given.
-func (d *Disk) openFirst(ctx context.Context) error {
-	connections := max(d.o.Connections, 1)
-	free, err := d.acquire(ctx, connections)
-	if err != nil {
-		return err
-	}
-	share := split(connections, free)
-	h := newHandle(d, share)
-	var s *session
-	for n := 1; ; n++ {
-		if s, err = d.openSession(ctx, n > 1, true); err == nil {
-			break
-		}
-		// A library that fails says so to the user at once, and one that hangs
-		// took long enough; one that crashed may have been unlucky.
-		var lost *lostError
-		if !errors.As(err, &lost) || lost.late || n > 2 || d.o.Retry.Retries >= 0 && n > d.o.Retry.Retries || d.ended() != nil {
-			free()
-			return err
-		}
-		wait := time.Duration(0)
-		if n > 1 {
-			wait = d.o.Retry.Delay(n - 1)
-		}
-		if d.o.Retry.OnRetry != nil {
-			d.o.Retry.OnRetry(err, wait)
-		}
-		d.restarts.Add(1)
-		sleep(ctx, nil, wait)
-	}
-	if s.opened.Capacity > 1<<63/sectorSize-1 {
-		s.proc.Kill()
-		s.proc.Release()
-		free()
-		return d.failed(fmt.Errorf("%s: the library says it has %d sectors", d.params.File, s.opened.Capacity))
-	}
-	if !nfc(s.opened.Transport) {
-		free() // nothing is reserved on the host
-		h.free = func() {}
-	}
-	d.size = int64(s.opened.Capacity) * sectorSize
-	d.allocation.init(d.size, s.proc.Has("VixDiskLib_QueryAllocatedBlocks") && s.proc.Has("VixDiskLib_FreeBlockList"))
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	first := s.opened
-	d.first = &first
-	d.usesLocked(first.Transport)
-	h.session = s
-	d.handles = []*handle{h}
-	d.most = 1
-	d.addSlotsLocked(h, s)
-	d.background.Add(1)
-	go d.run(h, s)
-	switch {
-	case d.o.Connections > 1 && attached(first.Transport):
-		d.debug("", "one connection is used: more of this transport mode would share one device", "transport", first.Transport)
-	case d.o.Connections > 1:
-		d.growing = true
-		d.background.Go(func() {
-			defer d.grown()
-			for rest := connections - 1; rest > 0; rest-- {
-				if !d.addHandle(share) { // it has given its share back
-					for range rest - 1 {
-						share()
-					}
-					break
-				}
-			}
-		})
-	case d.o.Connections <= 0 && nfc(first.Transport):
-		d.tuner = pacing.NewTuner(maxAuto)
-	}
-	return nil
-}
-
-// nfc says whether a transport mode goes through the host's NFC service, whose
-// connections and memory are limited, and where more of them may be faster.
-func nfc(transport string) bool { return transport == "nbd" || transport == "nbdssl" }
-
-// attached says whether disks in a transport mode are made disks of this
-// machine.
-func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
-
-// split returns what each of n connections is to call when it has ended: the last
-// one frees what they have together.
-func split(n int, free func()) (share func()) {
-	var left atomic.Int64
-	left.Store(int64(n))
-	return func() {
-		if left.Add(-1) == 0 {
-			free()
-		}
-	}
-}
-
-// acquire waits for the budget of n connections.
-func (d *Disk) acquire(ctx context.Context, n int) (free func(), err error) {
-	if d.o.Budget == nil || !d.params.Remote() {
-		return func() {}, nil
-	}
-	return d.o.Budget.Acquire(ctx, d.o.Budget.Of(n, d.config.buffers.Bytes()))
-}
-
-// describe tells what is to be known of the disk at the beginning.
-func (d *Disk) describe() {
-	o := d.first
-	d.debug("diskinfo", "disk", "capacity", d.size, "adapter", adapterType(o.Adapter), "links", o.Links, "uuid", o.UUID, "parent", o.Parent,
-		"bios_geometry", o.BIOSGeometry, "geometry", o.Geometry, "logical_sector", o.LogicalSector, "physical_sector", o.PhysicalSector,
-		"transport", o.Transport, "library", d.libraryVersion())
-	if d.allocation.missing && d.allocation.chunks > 0 {
-		d.warnOnce(&d.warnedQuery, d.params.File+": the library can't tell which blocks are allocated, so that all of them are read: it has no VixDiskLib_QueryAllocatedBlocks, which came with VDDK 6.7")
-	}
-}
-
-// Size is the capacity in bytes.
+// Size returns the capacity in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
-// Identity is the snapshot's and the disk's where one was named, which never
-// changes. Else nothing proves that the content is still the same.
+// Identity returns the server, the VM, the file, the UUID, the size and the snapshot of
+// the disk as its identity. A snapshot never changes and is a proof of the content;
+// without one the proof is "none".
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {
-	id = fmt.Sprintf("vddk:%s:%s:%s:%s:%d", d.params.Server, d.params.VM, d.params.File, d.first.UUID, d.size)
+	id = fmt.Sprintf("vddk:%s:%s:%s:%s:%d", d.params.Server, d.params.VM, d.params.File, d.opened.UUID, d.size)
 	if d.params.Snapshot == "" {
 		return id, "none", nil
 	}
 	return id + ":" + d.params.Snapshot, "snapshot", nil
 }
 
-// Info tells what the library does.
+// Info returns what the library says about the disk.
 func (d *Disk) Info() source.Info {
-	o := d.first
+	o := &d.opened
 	geometry := o.Geometry
 	if geometry == [3]uint32{} {
 		geometry = o.BIOSGeometry
@@ -329,6 +166,8 @@ func (d *Disk) Info() source.Info {
 	}
 }
 
+// adapterType returns the name that VMDK descriptors have for an adapter type of the
+// library, or "" if there is none.
 func adapterType(n int) string {
 	switch n {
 	case 1:
@@ -341,137 +180,39 @@ func adapterType(n int) string {
 	return ""
 }
 
-// Stats tells how the disk has been read so far; also after Close.
-func (d *Disk) Stats() source.Stats {
-	extents := d.allocation.source()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	connections, most := d.most, max(d.most, d.o.Connections)
-	if d.tuner != nil {
-		connections, most = d.tuner.Settled(), maxAuto
-	}
-	return source.Stats{
-		Transport: d.transport, Library: d.libraryVersion(), Connections: connections, Most: most,
-		Retries: d.retries.Load(), Restarts: d.restarts.Load(), ExtentsSource: extents,
-	}
-}
-
-// libraryVersion is as much of it as the library's file is named by.
-func (d *Disk) libraryVersion() string {
-	if _, version, ok := strings.Cut(filepath.Base(d.library.Path), ".so."); ok {
+// version returns the version in the name of the library's file: "8.0.1", or only "8".
+func (l Library) version() string {
+	if _, version, ok := strings.Cut(filepath.Base(l.Path), ".so."); ok {
 		return version
 	}
-	return fmt.Sprint(d.library.Version)
+	return fmt.Sprint(l.Version)
 }
 
-// LastWarnings returns the last 20 warnings of the library, the newest last: for
-// the message when a copy fails.
+// Stats returns how the disk has been read so far. It may be called after Close, too.
+func (d *Disk) Stats() source.Stats {
+	s := source.Stats{Library: d.libraryVersion, ExtentsSource: d.allocation.source()}
+	d.pool.fillStats(&s)
+	return s
+}
+
+// LastWarnings returns the last 20 warnings that the library logged, the newest last.
+// They are shown when a copy fails.
 func (d *Disk) LastWarnings() []string { return d.log.lastWarnings() }
 
-// begin makes Close wait until the calls' Done.
-func (d *Disk) begin() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if err := d.endedNow(); err != nil {
-		return err
-	}
-	d.calls.Add(1)
-	return nil
-}
+// Ended implements source.Ender: it returns why no call can succeed any more, or nil.
+func (d *Disk) Ended() error { return d.pool.died() }
 
-// Ended implements source.Ender.
-func (d *Disk) Ended() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.dead
-}
-
-// endedNow returns why no call can be made any more. The caller holds mu.
-func (d *Disk) endedNow() error {
-	if err := d.ended(); err != nil {
-		return err
-	}
-	return d.dead
-}
-
-// stuckNow returns why a call in progress can't go on; wait says that it would
-// have to wait for a worker, which a disk that is being closed gets no more. The
-// caller holds mu.
-func (d *Disk) stuckNow(wait bool) error {
-	switch {
-	case d.ctx.Err() != nil:
-		return context.Cause(d.ctx)
-	case d.dead != nil:
-		return d.dead
-	case wait:
-		return d.ended()
-	}
-	return nil
-}
-
-// ended returns the cause of the context's end, or that the disk was closed.
-func (d *Disk) ended() error {
-	if d.ctx.Err() != nil {
-		return context.Cause(d.ctx)
-	}
-	select {
-	case <-d.closed:
-		return fmt.Errorf("%s: %w", d.params.File, os.ErrClosed)
-	default:
-		return nil
-	}
-}
-
-// wake wakes all who wait.
-func (d *Disk) wake() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.changed.Broadcast()
-	for _, h := range d.handles {
-		h.turn.Broadcast()
-	}
-}
-
-// Close waits for calls in progress and for the workers, which close the disk.
-// Buffers stay valid.
-func (d *Disk) Close() error {
-	d.mu.Lock()
-	select {
-	case <-d.closed:
-		d.mu.Unlock()
-		return os.ErrClosed
-	default:
-	}
-	close(d.closed)
-	d.mu.Unlock()
-	d.wake()
-	d.calls.Wait()
-	d.end()
-	d.background.Wait()
-	d.tidy()
-	s := d.Stats()
-	d.debug("stats", "closed", "transport", s.Transport, "connections", s.Connections, "retries", s.Retries, "restarts", s.Restarts, "extents", s.ExtentsSource)
-	d.log.drain()
-	if d.o.Writable {
-		return d.closeErr
-	}
-	return nil // what was read was read
-}
-
-// inDisk says whether a range lies in the disk.
-func (d *Disk) inDisk(off, n int64) bool { return off >= 0 && n >= 0 && off <= d.size-n }
-
-// ReadAt implements source.Disk. Where p is a buffer of Buffer's, from its
-// first byte on, and off and len(p) are multiples of 512, the library reads into
-// it; all else goes through memory of a worker.
+// ReadAt implements source.Disk. If p is a whole buffer that Buffer returned, and off and
+// len(p) are multiples of 512, the library reads directly into p. In all other cases the
+// data is copied from memory of a worker.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("%s: read at negative offset %d", d.params.File, off)
 	}
-	if err := d.begin(); err != nil {
+	if err := d.pool.begin(); err != nil {
 		return 0, err
 	}
-	defer d.calls.Done()
+	defer d.life.calls.Done()
 	if off >= d.size {
 		return 0, io.EOF
 	}
@@ -479,8 +220,63 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	if int64(len(p)) > d.size-off {
 		p, atEnd = p[:d.size-off], io.EOF
 	}
-	if err := d.read(p, off); err != nil {
+	if err := d.pool.do(request{p: p, off: off, n: int64(len(p))}); err != nil {
 		return 0, err
 	}
 	return len(p), atEnd
+}
+
+// Buffer implements source.Allocator. A buffer of up to Options.RequestSize bytes is
+// memory of a worker, which the library can read into; a larger one is ordinary memory.
+// Buffer waits for memory of a worker until ctx ends. The buffer stays valid until free is
+// called, even after Close.
+func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err error) {
+	if n <= 0 || n > d.o.RequestSize {
+		return make([]byte, max(n, 0)), func() {}, nil
+	}
+	return d.pool.buffer(ctx, n)
+}
+
+// Extents implements source.Disk. It asks the library about windows of 32 GiB, one of them
+// in advance, and keeps the answers. Ranges that are not allocated are zeros, or
+// source.Inherited with Params.SingleLink. The library cannot be asked about the last part
+// of a disk that is smaller than 64 KiB, which is Data. If queries fail, 1 GiB is Data,
+// the user is warned once, and the next range is queried later. After the first write all
+// is Data.
+func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
+	if !inDisk(off, length, d.size) {
+		return func(yield func(source.Extent, error) bool) {
+			yield(source.Extent{}, fmt.Errorf("%s: extents [%d, %d) of a disk of %d bytes", d.params.File, off, off+length, d.size))
+		}
+	}
+	return d.allocation.extents(ctx, off, length)
+}
+
+// inDisk reports whether the range [off, off+n) lies in a disk of size bytes.
+func inDisk(off, n, size int64) bool { return off >= 0 && n >= 0 && off <= size-n }
+
+// Close waits for calls in progress, closes the disk in all workers and waits for their
+// end. It returns os.ErrClosed if the disk was closed before, and, for a writable disk, the
+// errors of closing it. Buffers stay valid.
+func (d *Disk) Close() error {
+	if err := d.life.close(); err != nil {
+		return err
+	}
+	d.pool.wake()
+	d.life.calls.Wait()
+	d.finish()
+	s := d.Stats()
+	d.report.debug("stats", "closed", "transport", s.Transport, "connections", s.Connections, "retries", s.Retries, "restarts", s.Restarts, "extents", s.ExtentsSource)
+	d.log.drain()
+	if d.o.Writable {
+		return d.pool.closeErr
+	}
+	return nil // what was read is not affected by an error of closing
+}
+
+// finish ends the workers, and then undoes what was done to the VM.
+func (d *Disk) finish() {
+	d.life.end()
+	d.life.background.Wait()
+	d.access.tidy()
 }

@@ -65,15 +65,6 @@ func (e *Error) Hint() string {
 	return m.hint
 }
 
-// Hint returns what to do about err, where an Error in it knows.
-func Hint(err error) string {
-	var e interface{ Hint() string }
-	if errors.As(err, &e) {
-		return e.Hint()
-	}
-	return ""
-}
-
 // meaning is what is known of an error by its code, text and log lines.
 type meaning struct {
 	op    string         // of which call alone; "": of any

@@ -49,14 +49,14 @@ func TestErrors(t *testing.T) {
 			t.Errorf("%s, want %s", got, test.want)
 		}
 		wrapped := fmt.Errorf("copy: %w", source.Permanent(&test.e))
-		if hint := Hint(wrapped); !strings.Contains(hint, test.hint) || test.hint == "" && hint != "" {
+		if hint := hintOf(wrapped); !strings.Contains(hint, test.hint) || test.hint == "" && hint != "" {
 			t.Errorf("%v: hint %q, want one with %q", &test.e, hint, test.hint)
 		}
 		if got := test.e.permanent(); got != test.permanent {
 			t.Errorf("%v: permanent %v", &test.e, got)
 		}
 	}
-	if Hint(errors.New("another")) != "" {
+	if hintOf(errors.New("another")) != "" {
 		t.Error("a hint for any error")
 	}
 }

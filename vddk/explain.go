@@ -3,13 +3,28 @@ package vddk
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 
+	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// explain makes an error of a worker one that names what failed and where. The
-// mark is where the library's log was at the beginning of the call.
-func (d *Disk) explain(op string, off, n, mark int64, err error) error {
+// explainer turns errors of workers into errors that name the disk, the range and
+// what the library logged. It is safe for concurrent use.
+type explainer struct {
+	disk       string // Params.File
+	thumbprint string // SHA-1 that the library was told to expect
+	oddSecret  string // see Params.oddSecret
+	log        *logs
+	wasOpen    atomic.Bool // the disk was opened at least once
+	wasRead    atomic.Bool // at least one read succeeded
+}
+
+// explain returns err as an error of operation op on the range [off, off+n) in
+// bytes; n is 0 if the operation concerns the whole disk. mark is the result of
+// logs.mark from before the operation. An error of a worker that crashed or was
+// killed becomes a *lostError.
+func (x *explainer) explain(op string, off, n, mark int64, err error) error {
 	var gone *worker.GoneError
 	var lost *lostError
 	var failed *worker.Error
@@ -19,26 +34,36 @@ func (d *Disk) explain(op string, off, n, mark int64, err error) error {
 	case errors.As(err, &lost):
 		return err
 	case errors.As(err, &gone):
-		return &lostError{op: d.rangeOf(op, off, n), err: err}
+		return &lostError{op: x.rangeOf(op, off, n), err: err}
 	case errors.As(err, &load) && load.Temporary():
 		return err
 	case errors.As(err, &load), errors.As(err, &program):
-		return d.failed(err)
+		return x.openFailed(err)
 	case errors.As(err, &failed):
-		e := &Error{Op: op, Func: failed.Op, Disk: d.params.File, Off: off, Len: n, Code: failed.Code, Text: failed.Text,
-			Last: d.log.since(mark), expected: d.request.Thumbprint, first: op == "read" && !d.anyRead.Load(), secret: d.params.oddSecret()}
+		e := &Error{Op: op, Func: failed.Op, Disk: x.disk, Off: off, Len: n, Code: failed.Code, Text: failed.Text,
+			Last: x.log.since(mark), expected: x.thumbprint, first: op == "read" && !x.wasRead.Load(), secret: x.oddSecret}
 		if e.permanent() {
-			return d.failed(e)
+			return x.openFailed(e)
 		}
 		return e
 	}
-	return fmt.Errorf("VDDK: %s: %w", d.rangeOf(op, off, n), err)
+	return fmt.Errorf("VDDK: %s: %w", x.rangeOf(op, off, n), err)
 }
 
-// rangeOf names what is done, to which disk and where.
-func (d *Disk) rangeOf(op string, off, n int64) string {
-	if n == 0 {
-		return op + " " + d.params.File
+// openFailed marks an error of opening the disk as permanent, except if the disk was
+// open before: then the same opening may succeed again.
+func (x *explainer) openFailed(err error) error {
+	if !x.wasOpen.Load() {
+		return source.Permanent(err)
 	}
-	return fmt.Sprintf("%s %s [%d, %d)", op, d.params.File, off, off+n)
+	return err
+}
+
+// rangeOf names an operation, the disk and the range [off, off+n) in bytes; the
+// range is left out if n is 0.
+func (x *explainer) rangeOf(op string, off, n int64) string {
+	if n == 0 {
+		return op + " " + x.disk
+	}
+	return fmt.Sprintf("%s %s [%d, %d)", op, x.disk, off, off+n)
 }

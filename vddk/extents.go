@@ -6,51 +6,68 @@ import (
 	"fmt"
 	"iter"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// leastQuery is how small the range of a query gets, in chunks, before the
-// query is taken for one that does not work: 128 MiB.
+// leastQuery is the smallest number of chunks that a query is repeated with after it has
+// failed with more: 128 MiB.
 const leastQuery = 2048
 
-// allocationQueries are what a disk knows of its allocation and what it is
-// asking for.
+// allocationQueries finds out which parts of the disk are allocated. It asks the library
+// for windows of 32 GiB and keeps the answers. It is safe for concurrent use.
 type allocationQueries struct {
-	chunks uint64 // whole ones: what is behind can't be asked about
+	pool   *pool
+	size   int64
+	hole   source.Extent // what is not allocated, without its range
+	chunks uint64        // whole chunks of the disk; the library cannot be asked about the rest
 	cache  *windows
 
-	mu       sync.Mutex     // before Disk.mu
-	missing  bool           // there is no such function
-	limit    queryLimit     // chunks of a query
-	works    bool           // a query was answered
-	failing  bool           // the last query failed, with all that was tried about it
-	failures int            // of windows in a row
-	pausedTo time.Time      // until then nothing is asked, because queries failed
-	asking   map[int64]*ask // by window
+	// The library must not be asked after a write. querying is held for reading during
+	// each query, and for writing when wrote is set.
+	querying sync.RWMutex
+	wrote    atomic.Bool
 
 	outline outline
+	warned  sync.Once // the user was told that a query had failed
+
+	mu         sync.Mutex
+	missing    bool                   // the library has no such function
+	limit      queryLimit             // chunks of one query
+	works      bool                   // a query was answered
+	failing    bool                   // the last query failed, and so did its repetitions
+	failures   int                    // windows in a row that could not be queried
+	pausedTo   time.Time              // no query is made before that time, since queries failed
+	inProgress map[int64]*windowQuery // by the number of the window
 }
 
-// ask is a query for a window that is in progress.
-type ask struct {
-	done chan struct{}
-	got  *allocation // once done; nil: not known
-	err  error       // the disk has ended
+// windowQuery is the query for one window.
+type windowQuery struct {
+	done chan struct{} // closed when the query has ended; nil if the result was known
+	got  *allocation   // the result; nil if the window could not be queried
+	err  error         // why the disk has ended
 }
 
-func (q *allocationQueries) init(size int64, supported bool) {
-	q.chunks = uint64(size / chunk)
-	q.cache = newWindows(cacheBytes)
-	q.missing = !supported
-	q.limit = newQueryLimit()
-	q.asking = make(map[int64]*ask)
-	q.outline.init(q.chunks)
+func newAllocationQueries(p *pool, size int64) *allocationQueries {
+	q := &allocationQueries{
+		pool: p, size: size, hole: source.Extent{Kind: source.Zero, Absent: true},
+		chunks: uint64(size / chunk), cache: newWindows(cacheBytes),
+		missing: !p.opener.queries, limit: newQueryLimit(), inProgress: make(map[int64]*windowQuery),
+	}
+	if p.opener.params.SingleLink {
+		q.hole = source.Extent{Kind: source.Inherited}
+	}
+	q.outline.init(q)
+	if q.missing && q.chunks > 0 {
+		p.report.warnOnce(&q.warned, p.life.disk+": the library can't tell which blocks are allocated, so that all of them are read: it has no VixDiskLib_QueryAllocatedBlocks, which came with VDDK 6.7")
+	}
+	return q
 }
 
-// source is Stats.ExtentsSource.
+// source returns the value of Stats.ExtentsSource.
 func (q *allocationQueries) source() string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -60,56 +77,40 @@ func (q *allocationQueries) source() string {
 	return "query"
 }
 
-// Extents asks the library, a window of 32 GiB at a time, the next one while
-// the last is used, and keeps the answers. What is in none of the allocated
-// blocks is a hole: zeros, or with Params.SingleLink what this link does not
-// have. The part of a chunk (64 KiB) at the end of the disk can't be asked about
-// and is Data. Where a query fails that was repeated, 1 GiB is Data, with a warning,
-// and the rest is asked about again. After the first write all is Data.
-func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
+// stop ends all queries before the first write: from now on all is Data.
+func (q *allocationQueries) stop() {
+	if q.wrote.Load() {
+		return
+	}
+	q.querying.Lock()
+	defer q.querying.Unlock()
+	q.wrote.Store(true)
+}
+
+// extents implements Disk.Extents. The range must be inside the disk.
+func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
-		if !d.inDisk(off, length) {
-			yield(source.Extent{}, fmt.Errorf("%s: extents [%d, %d) of a disk of %d bytes", d.params.File, off, off+length, d.size))
-			return
-		}
-		q := &d.allocation
-		hole := source.Extent{Kind: source.Zero, Absent: true}
-		if d.params.SingleLink {
-			hole = source.Extent{Kind: source.Inherited}
-		}
-		end := off + length
-		asked := int64(q.chunks) * chunk // what is below can be asked about
-		for off < end {
-			if err := d.extentsEnded(ctx); err != nil {
-				yield(source.Extent{}, err)
-				return
-			}
-			number := off / window
-			to := min(end, (number+1)*window)
-			if off >= asked || d.wrote.Load() {
-				yield(source.Extent{Off: off, Len: end - off}, nil)
-				return
-			}
-			a, err := d.window(ctx, number, end)
+		for end := off + length; off < end; {
+			e, a, err := q.next(ctx, off, end)
 			if err != nil {
 				yield(source.Extent{}, err)
 				return
 			}
 			if a == nil {
-				to = min(to, off+unknownPiece)
-				if !yield(source.Extent{Off: off, Len: to - off}, nil) {
+				if !yield(e, nil) {
 					return
 				}
-				off = to
+				off = e.End()
 				continue
 			}
-			for to := min(to, asked); off < to; {
-				if err := d.extentsEnded(ctx); err != nil {
+			// Each extent of the window is yielded, unless the disk ends meanwhile.
+			for number, to := off/window, e.End(); off < to; {
+				if err := q.ended(ctx); err != nil {
 					yield(source.Extent{}, err)
 					return
 				}
 				allocated, until := a.run(uint32((off - number*window) / chunk))
-				e := hole
+				e := q.hole
 				if allocated {
 					e = source.Extent{}
 				}
@@ -123,100 +124,120 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	}
 }
 
-func (d *Disk) extentsEnded(ctx context.Context) error {
+// next returns the allocation of the window that off lies in, and the part of [off, end)
+// that it describes. Without an allocation the part is Data.
+func (q *allocationQueries) next(ctx context.Context, off, end int64) (source.Extent, *allocation, error) {
+	if err := q.ended(ctx); err != nil {
+		return source.Extent{}, nil, err
+	}
+	known := int64(q.chunks) * chunk // the library can be asked about what is below
+	if off >= known || q.wrote.Load() {
+		return source.Extent{Off: off, Len: end - off}, nil, nil
+	}
+	number := off / window
+	a, err := q.window(ctx, number, end)
+	if err != nil {
+		return source.Extent{}, nil, err
+	}
+	to := min(end, (number+1)*window)
+	if a == nil {
+		to = min(to, off+unknownPiece)
+	} else {
+		to = min(to, known)
+	}
+	return source.Extent{Off: off, Len: to - off}, a, nil
+}
+
+// ended returns why no more extents can be found, or not under ctx.
+func (q *allocationQueries) ended(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.endedNow()
+	return q.pool.ended()
 }
 
-// window returns the allocation of a window, or nil where it can't be known.
-// The window behind it is asked for in advance when it begins before end.
-func (d *Disk) window(ctx context.Context, number, end int64) (*allocation, error) {
-	q := &d.allocation
-	k, err := d.ask(number)
+// window returns the allocation of a window, or nil if it could not be queried. It also
+// starts the query for the next window if that begins before end.
+func (q *allocationQueries) window(ctx context.Context, number, end int64) (*allocation, error) {
+	w, err := q.start(number)
 	if err != nil {
 		return nil, err
 	}
 	if next := number + 1; next*window < min(end, int64(q.chunks)*chunk) {
-		defer d.ask(next) // when this one is there: a worker answers one at a time
+		defer q.start(next) // after this query, since a worker answers one at a time
 	}
-	if k.done != nil {
+	if w.done != nil {
 		select {
-		case <-k.done:
+		case <-w.done:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
-		case <-d.ctx.Done():
-			return nil, context.Cause(d.ctx)
+		case <-q.pool.life.ctx.Done():
+			return nil, context.Cause(q.pool.life.ctx)
 		}
 	}
-	return k.got, k.err
+	return w.got, w.err
 }
 
-// ask returns the query for a window: one that has been answered, one in
-// progress, or a new one.
-func (d *Disk) ask(number int64) (*ask, error) {
-	q := &d.allocation
+// start returns the query for a window. It starts one unless the result is known, a
+// query is in progress, or queries are not possible at present.
+func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if a := q.cache.get(number); a != nil || q.missing || time.Now().Before(q.pausedTo) {
-		return &ask{got: a}, nil
+		return &windowQuery{got: a}, nil
 	}
-	if k := q.asking[number]; k != nil {
-		return k, nil
+	if w := q.inProgress[number]; w != nil {
+		return w, nil
 	}
-	if err := d.begin(); err != nil {
+	life := q.pool.life
+	if err := q.pool.begin(); err != nil {
 		return nil, err
 	}
-	// Close does not wait for it as for a call: nobody may want the answer.
-	d.background.Add(1)
-	d.calls.Done()
-	k := &ask{done: make(chan struct{})}
-	q.asking[number] = k
-	go func() {
-		defer d.background.Done()
-		got, err := d.queryWindow(number)
+	defer life.calls.Done()
+	w := &windowQuery{done: make(chan struct{})}
+	q.inProgress[number] = w
+	// The query belongs to the background and not to the calls that Close waits for
+	// first, because nobody may want its answer any more.
+	life.background.Go(func() {
+		got, err := q.queryWindow(number)
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		if got != nil {
 			q.cache.put(number, got)
 		}
-		delete(q.asking, number)
-		k.got, k.err = got, err
-		close(k.done)
-	}()
-	return k, nil
+		delete(q.inProgress, number)
+		w.got, w.err = got, err
+		close(w.done)
+	})
+	return w, nil
 }
 
-// queryWindow asks for a window, in the largest ranges that work. It returns nil
-// where the window can't be known. An error means that the disk has ended.
-func (d *Disk) queryWindow(number int64) (*allocation, error) {
-	q := &d.allocation
+// queryWindow queries a window, with the largest ranges that the library answers. It
+// returns nil if the window cannot be queried. An error means that the disk has ended.
+func (q *allocationQueries) queryWindow(number int64) (*allocation, error) {
 	first := uint64(number) * windowChunks
 	chunks := min(windowChunks, q.chunks-first)
 	var blocks []worker.Block
-	// Where an outline of the disk shows that there is nothing, nothing is asked.
-	from, to := d.outlined(first, chunks)
+	// Nothing outside [from, to) is allocated.
+	from, to := q.outline.bounds(first, chunks)
 	var err error
-	asked, repeated := time.Now(), false
+	asked, once := time.Now(), false
 	for done := from; done < to && err == nil; asked = time.Now() {
 		var got []worker.Block
 		q.mu.Lock()
 		n := min(q.limit.chunks, to-done)
 		q.mu.Unlock()
-		if got, err = d.queryAgain(first+done, n, repeated); err == nil {
+		if got, err = q.queryAgain(first+done, n, once); err == nil {
 			if blocks == nil {
-				blocks = got // most often all
+				blocks = got // most often this is the answer for the whole window
 			} else {
 				blocks = append(blocks, got...)
 			}
 			done += n
-			repeated = false
-			q.worked(n)
-		} else if q.smaller(n, err) {
-			err, repeated = nil, true // from here on it is the range that is changed
+			once = false
+			q.succeeded(n)
+		} else if q.mayShrink(n, err) {
+			err, once = nil, true // the smaller range takes the place of repetitions
 		}
 	}
 	var a *allocation
@@ -229,63 +250,56 @@ func (d *Disk) queryWindow(number int64) (*allocation, error) {
 	if errors.Is(err, errWrote) {
 		return nil, nil
 	}
-	if ended := d.endedOrDead(); ended != nil {
+	if ended := q.pool.ended(); ended != nil {
 		return nil, ended
 	}
-	d.queriesFailed(int64(first)*chunk, time.Since(asked), err)
+	q.failed(int64(first)*chunk, time.Since(asked), err)
 	return nil, nil
 }
 
-func (d *Disk) endedOrDead() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.endedNow()
-}
-
 const (
-	// queryRetries is how often a query that failed is repeated as it was where
-	// others of the disk were answered, firstRetries where none was yet, and
-	// lostRetries where it may have cost the worker. A read is repeated without
-	// end, but without an answer to a query all can be read.
+	// A query that failed is repeated up to queryRetries times if the library has
+	// answered queries about this disk before, firstRetries times if it has not, and
+	// lostRetries times if the worker was lost. Reads are repeated for much longer, but
+	// without an answer to a query the disk can still be read as a whole.
 	queryRetries = 20
 	firstRetries = 3
 	lostRetries  = 2
-	queryWait    = time.Second // at most, before each
-	// After a window that could not be known nothing is asked for firstPause, and
-	// after each further one for twice as long, or for slowPause times as long as
-	// the query took: a library that hangs must not hold up the reading.
+	queryWait    = time.Second // the longest wait before a repetition
+	// After a window that could not be queried, no query is made for firstPause, and
+	// after each further one for twice as long, up to lastPause. The pause is at least
+	// slowPause times as long as the query took, because a library that hangs must not
+	// hold up the reading.
 	firstPause = 10 * time.Second
 	slowPause  = 10
 	lastPause  = 5 * time.Minute
-	// unknownPiece is how much is taken for data before a window is asked about
-	// again that could not be known.
+	// unknownPiece is the number of bytes that are taken for Data before a window that
+	// could not be queried is queried again.
 	unknownPiece = 1 << 30
 )
 
-// queryAgain is query, repeated as a read is: after a wait, or when the worker that
-// was lost has been replaced. Queries that have not worked lately are not repeated,
-// and none with once.
-func (d *Disk) queryAgain(first, n uint64, once bool) (blocks []worker.Block, err error) {
-	q := &d.allocation
+// queryAgain makes a query, and repeats it if it fails, after a wait or as soon as a lost
+// worker was replaced. It is not repeated with once, nor if recent queries failed too.
+func (q *allocationQueries) queryAgain(first, n uint64, once bool) (blocks []worker.Block, err error) {
+	p := q.pool
 	q.mu.Lock()
 	once = once || q.failing || q.limit.grown
 	q.mu.Unlock()
 	for k := 1; ; k++ {
-		blocks, err = d.query(first, n, 1)
-		if err == nil || errors.Is(err, errWrote) || d.endedOrDead() != nil || once || k > d.queryRetries(err) {
+		blocks, err = q.query(first, n, 1)
+		if err == nil || errors.Is(err, errWrote) || p.ended() != nil || once || k > q.retries(err) {
 			return blocks, err
 		}
-		if !isLost(err) && !d.pause(min(d.o.Retry.Delay(k), queryWait)) {
-			return nil, d.ended()
+		if !isLost(err) && !p.life.pause(min(p.patience.Delay(k), queryWait)) {
+			return nil, p.life.ended()
 		}
-		d.retries.Add(1)
-		d.debug("extents", "a query is made again", "offset", first*chunk, "bytes", n*chunk, "error", err)
+		p.retries.Add(1)
+		p.report.debug("extents", "a query is made again", "offset", first*chunk, "bytes", n*chunk, "error", err)
 	}
 }
 
-// queryRetries returns how often a query that failed with err is repeated.
-func (d *Disk) queryRetries(err error) int {
-	q := &d.allocation
+// retries returns how often a query that failed with err is repeated.
+func (q *allocationQueries) retries(err error) int {
 	q.mu.Lock()
 	retries := firstRetries
 	if q.works {
@@ -295,40 +309,40 @@ func (d *Disk) queryRetries(err error) int {
 	if e := asError(err); isLost(err) {
 		retries = lostRetries
 	} else if e == nil || e.code() == worker.CodeNotSupported || e.code() == worker.CodeInvalidArg {
-		return 0 // the same would come again
+		return 0 // a repetition would fail in the same way
 	}
-	if r := d.o.Retry.Retries; r >= 0 {
+	if r := q.pool.patience.Retries; r >= 0 {
 		retries = min(retries, r)
 	}
 	return retries
 }
 
-// queriesFailed notes that the window at off can't be known for now. Took is how
-// long the last query took.
-func (d *Disk) queriesFailed(off int64, took time.Duration, why error) {
-	q := &d.allocation
+// failed records that the window at offset off cannot be queried for now. took is the
+// time that the last query took.
+func (q *allocationQueries) failed(off int64, took time.Duration, why error) {
 	q.mu.Lock()
 	pause := max(min(firstPause<<min(q.failures, 10), lastPause), slowPause*took)
 	q.failures++
 	q.failing = true
 	q.pausedTo = time.Now().Add(pause)
 	q.mu.Unlock()
-	d.warnOnce(&d.warnedQuery, fmt.Sprintf("%s: the library does not tell which blocks at %d are allocated, so that all of them are read; it is asked again later: %v",
-		d.params.File, off, why))
-	d.debug("extents", "the allocation is not known", "offset", off, "pause", pause, "error", why)
+	r := q.pool.report
+	r.warnOnce(&q.warned, fmt.Sprintf("%s: the library does not tell which blocks at %d are allocated, so that all of them are read; it is asked again later: %v",
+		r.disk, off, why))
+	r.debug("extents", "the allocation is not known", "offset", off, "pause", pause, "error", why)
 }
 
-// worked notes that a query of n chunks was answered.
-func (q *allocationQueries) worked(n uint64) {
+// succeeded records that a query of n chunks was answered.
+func (q *allocationQueries) succeeded(n uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.works, q.failing, q.failures = true, false, 0
-	q.limit.worked(n)
+	q.limit.succeeded(n)
 }
 
-// smaller reports whether after a query of n chunks that failed with err one of
-// fewer chunks is worth a try.
-func (q *allocationQueries) smaller(n uint64, err error) bool {
+// mayShrink reports whether a query of n chunks that failed with err is to be repeated
+// with fewer chunks. It lowers the limit then.
+func (q *allocationQueries) mayShrink(n uint64, err error) bool {
 	e := asError(err)
 	if e == nil || isLost(err) || e.code() == worker.CodeNotSupported {
 		return false
@@ -338,19 +352,20 @@ func (q *allocationQueries) smaller(n uint64, err error) bool {
 	return !q.failing && q.limit.failed(n)
 }
 
-// queryLimit is how many chunks a query is made for: the library refuses large
-// ranges on some hosts. It is halved when a query fails, and doubled after as many
-// successes as show that the failure was not about the range.
+// queryLimit is the number of chunks in one query, because the library refuses large
+// ranges on some hosts. It is halved when a query fails. It is doubled after some
+// successes in a row, since the failure may have had another reason.
 type queryLimit struct {
 	chunks    uint64
-	successes int
-	needed    int  // successes in a row before more is asked for
-	grown     bool // to a range that has not worked yet
+	successes int  // successes in a row with this limit
+	needed    int  // successes in a row before the limit is doubled
+	grown     bool // no query has succeeded since the limit was doubled
 }
 
 func newQueryLimit() queryLimit { return queryLimit{chunks: windowChunks, needed: 1} }
 
-func (l *queryLimit) worked(n uint64) {
+// succeeded records that a query of n chunks was answered.
+func (l *queryLimit) succeeded(n uint64) {
 	if n < l.chunks {
 		return
 	}
@@ -360,7 +375,8 @@ func (l *queryLimit) worked(n uint64) {
 	}
 }
 
-// failed reports whether a query of less than n chunks is worth a try.
+// failed records that a query of n chunks failed. It reports whether a smaller one is
+// worth an attempt.
 func (l *queryLimit) failed(n uint64) bool {
 	if l.grown {
 		l.needed, l.grown = min(4*l.needed, 256), false
@@ -373,5 +389,20 @@ func (l *queryLimit) failed(n uint64) bool {
 	return true
 }
 
-// errWrote says that the disk was written to, and can't be asked any more.
+// errWrote is the error of queries after the first write.
 var errWrote = errors.New("the disk was written to")
+
+// query asks a worker for the allocated blocks of n chunks, from the chunk first on. The
+// blocks consist of whole units of unit chunks.
+func (q *allocationQueries) query(first, n, unit uint64) ([]worker.Block, error) {
+	q.querying.RLock()
+	defer q.querying.RUnlock()
+	if q.wrote.Load() {
+		return nil, errWrote
+	}
+	blocks, err := q.pool.query(first*chunkSectors, n*chunkSectors, unit*chunkSectors)
+	if r := q.pool.report; err == nil && r.debugs("extents") {
+		r.debug("extents", "allocated blocks", "offset", first*chunk, "bytes", n*chunk, "blocks", len(blocks))
+	}
+	return blocks, err
+}

@@ -392,3 +392,12 @@ func (w *fakeWorker) EndAccess(ctx context.Context, r worker.OpenRequest) error 
 	w.host.endAccess++
 	return nil
 }
+
+// hintOf returns the hint of the first error in err that has one, as the command shows it.
+func hintOf(err error) string {
+	var e interface{ Hint() string }
+	if errors.As(err, &e) {
+		return e.Hint()
+	}
+	return ""
+}

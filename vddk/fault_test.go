@@ -193,7 +193,7 @@ func TestFaults(t *testing.T) {
 				t.Error(err)
 			}
 			host.mu.Lock()
-			if want := int(d.restarts.Load()); host.cleanups != want {
+			if want := int(d.pool.opener.restarts.Load()); host.cleanups != want {
 				t.Errorf("%d calls of Cleanup, want one a restart: %d", host.cleanups, want)
 			}
 			host.mu.Unlock()
@@ -376,8 +376,8 @@ func TestOpenFails(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), test.err) {
 				t.Fatalf("%v, want %q", err, test.err)
 			}
-			if source.IsPermanent(err) != test.permanent || MayPass(err) == test.permanent || !strings.Contains(Hint(err), test.hint) || test.hint == "" && Hint(err) != "" {
-				t.Errorf("permanent %v, hint %q", source.IsPermanent(err), Hint(err))
+			if source.IsPermanent(err) != test.permanent || MayPass(err) == test.permanent || !strings.Contains(hintOf(err), test.hint) || test.hint == "" && hintOf(err) != "" {
+				t.Errorf("permanent %v, hint %q", source.IsPermanent(err), hintOf(err))
 			}
 			if host.starts != test.starts {
 				t.Errorf("%d workers, want %d", host.starts, test.starts)
@@ -488,8 +488,8 @@ func TestOpenWithSmallerBuffers(t *testing.T) {
 	if err := readBoth(t, d, content); err != nil {
 		t.Error(err)
 	}
-	if want := (NFCBuffers{Size: 2 * 64 << 10, Count: 4}); d.buffers != want {
-		t.Errorf("%+v, want %+v", d.buffers, want)
+	if want := (NFCBuffers{Size: 2 * 64 << 10, Count: 4}); d.pool.opener.buffers != want {
+		t.Errorf("%+v, want %+v", d.pool.opener.buffers, want)
 	}
 }
 

@@ -2,43 +2,96 @@ package vddk
 
 import (
 	"fmt"
+	"sync"
 	"time"
+
+	"github.com/vddkcp/vddkcp/internal/pacing"
 )
 
-// tuneLocked tells the tuner of n bytes that were read until now, and does what
-// it says. The caller holds mu.
-func (d *Disk) tuneLocked(now time.Duration, n int64) {
-	if d.tuner == nil || d.ended() != nil {
+// maxAuto is the largest number of connections that a pool opens if
+// Options.Connections is 0.
+const maxAuto = 4
+
+// growth adds connections to a pool and removes them. The fields are guarded by
+// pool.mu.
+type growth struct {
+	pool    *pool
+	tuner   *pacing.Tuner // nil if the number of connections is fixed
+	opening bool          // further connections are being opened in the background
+	warned  sync.Once     // the user was told that no further connection could be opened
+}
+
+// start opens more connections in the background if their number is given, or lets the
+// tuner find their number. transport is the transport mode of the first connection.
+// share frees the reservation of one connection in the Budget.
+func (g *growth) start(transport string, more int, share func()) {
+	p := g.pool
+	switch {
+	case p.o.Connections > 1 && attached(transport):
+		p.report.debug("", "one connection is used: more of this transport mode would share one device", "transport", transport)
+	case p.o.Connections > 1:
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		g.opening = true
+		p.life.background.Go(func() {
+			defer g.opened()
+			for ; more > 0; more-- {
+				if !g.add(share) { // add has called share for the connection that failed
+					for range more - 1 {
+						share()
+					}
+					break
+				}
+			}
+		})
+	case p.o.Connections <= 0 && nfc(transport):
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		g.tuner = pacing.NewTuner(maxAuto)
+	}
+}
+
+// nfc reports whether a transport mode uses the host's NFC service. Its connections and
+// memory are limited, and more connections may be faster.
+func nfc(transport string) bool { return transport == "nbd" || transport == "nbdssl" }
+
+// attached reports whether a transport mode attaches the disk to this machine.
+func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
+
+// tuneLocked tells the tuner that n bytes were moved until now, which is the time since
+// the disk was opened, and starts to add or remove a connection if the tuner says so.
+func (g *growth) tuneLocked(now time.Duration, n int64) {
+	p := g.pool
+	if g.tuner == nil || p.life.ended() != nil {
 		return
 	}
 	have, busy := 0, 0
-	for _, h := range d.handles {
+	for _, h := range p.handles {
 		if h.session != nil && !h.retiring {
 			have++
 		}
 		busy += h.inFlight + h.waiting
 	}
-	want := d.tuner.Add(now, n, have, busy >= have*(d.o.Depth+1)/2)
+	want := g.tuner.Add(now, n, have, busy >= have*(p.o.Depth+1)/2)
 	switch {
-	case want > len(d.handles) && have == len(d.handles) && !d.growing:
-		d.growing = true
-		d.background.Go(d.grow)
+	case want > len(p.handles) && have == len(p.handles) && !g.opening:
+		g.opening = true
+		p.life.background.Go(g.grow)
 	case want < have:
-		h := d.handles[len(d.handles)-1] // the first one stays
+		h := p.handles[len(p.handles)-1] // the first handle is never retired
 		if !h.retiring {
 			h.retiring = true
-			d.retireIdleLocked(h)
+			g.retireIdleLocked(h)
 		}
 	}
 }
 
-// retireIdleLocked closes h if it is to retire, no request uses it and no request
-// waits for it. The caller holds mu.
-func (d *Disk) retireIdleLocked(h *handle) {
+// retireIdleLocked closes h if it is retiring and no request uses it or waits for it.
+func (g *growth) retireIdleLocked(h *handle) {
 	if !h.retiring || h.inFlight+h.waiting > 0 {
 		return
 	}
-	d.removeLocked(h)
+	g.pool.removeLocked(h)
 	h.session = nil
 	select {
 	case <-h.retire:
@@ -47,70 +100,55 @@ func (d *Disk) retireIdleLocked(h *handle) {
 	}
 }
 
-// grow adds a connection where the host has room for it.
-func (d *Disk) grow() {
-	defer d.grown()
-	free := func() {}
-	if d.o.Budget != nil && d.params.Remote() {
-		d.mu.Lock()
-		bytes := d.buffers.Bytes()
-		d.mu.Unlock()
-		var ok bool
-		if free, ok = d.o.Budget.TryAcquire(d.o.Budget.Of(1, bytes)); !ok {
-			d.mu.Lock()
-			d.tuner.Denied(len(d.handles))
-			d.mu.Unlock()
-			return
-		}
+// grow adds a connection if the Budget of the host has memory for it.
+func (g *growth) grow() {
+	defer g.opened()
+	free, ok := g.pool.opener.tryReserve()
+	if !ok {
+		g.pool.mu.Lock()
+		defer g.pool.mu.Unlock()
+		g.tuner.Denied(len(g.pool.handles))
+		return
 	}
-	d.addHandle(free)
+	g.add(free)
 }
 
-// grown says that the opening of further connections is over.
-func (d *Disk) grown() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.growing = false
-	d.changed.Broadcast()
+// opened records that no further connections are being opened.
+func (g *growth) opened() {
+	g.pool.mu.Lock()
+	defer g.pool.mu.Unlock()
+	g.opening = false
+	g.pool.changed.Broadcast()
 }
 
-// addHandle opens a connection more. One that can't be had is done without.
-func (d *Disk) addHandle(free func()) (added bool) {
-	s, err := d.openSession(d.ending, false, false)
-	if err == nil && d.ending.Err() != nil {
+// add opens one more connection. If that fails, the pool goes on without it and the user
+// is warned once. free frees the reservation of the connection in the Budget.
+func (g *growth) add(free func()) (added bool) {
+	p := g.pool
+	s, err := p.opener.open(p.life.ending, false, false)
+	if err == nil && p.life.ending.Err() != nil {
 		s.proc.Kill()
 		s.proc.Release()
-		err = d.ended()
+		err = p.life.ended()
 	}
 	if err != nil {
 		free()
-		d.mu.Lock()
-		n := len(d.handles)
-		if d.tuner != nil {
-			d.tuner.Failed(n)
+		p.mu.Lock()
+		n := len(p.handles)
+		if g.tuner != nil {
+			g.tuner.Failed(n)
 		}
-		d.mu.Unlock()
-		if d.ended() == nil {
-			d.warnOnce(&d.warnedGrowth, fmt.Sprintf("%s: no further connection can be had; reading goes on with %d: %v", d.params.File, n, err))
+		p.mu.Unlock()
+		if p.life.ended() == nil {
+			p.report.warnOnce(&g.warned, fmt.Sprintf("%s: no further connection can be had; reading goes on with %d: %v", p.life.disk, n, err))
 		}
 		return false
 	}
-	h := newHandle(d, free)
-	defer d.debug("datapath", "one connection more")
-	changed := ""
-	defer func() { d.warnTransport(changed) }()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	changed = d.usesLocked(s.opened.Transport)
-	h.session = s
-	d.handles = append(d.handles, h)
-	d.most = max(d.most, len(d.handles))
-	d.addSlotsLocked(h, s)
-	d.changed.Broadcast()
-	for _, o := range d.handles {
-		o.turn.Broadcast() // some of those who wait may go to the new one
-	}
-	d.background.Add(1)
-	go d.run(h, s)
+	p.mu.Lock()
+	before := p.addLocked(newHandle(p, free), s)
+	p.broadcastLocked() // requests that wait for another handle may use the new one
+	p.mu.Unlock()
+	p.warnTransport(before, s.opened.Transport)
+	p.report.debug("datapath", "one connection more")
 	return true
 }

@@ -10,205 +10,183 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxClose is how long a worker that only read has to close the disk: longer
-// than a host takes, and not as long as it may hang.
+// maxClose limits the time that a worker without writes has to close the disk. Hosts
+// need less, and a worker that hangs must not hold up the end of a copy for longer.
 const maxClose = 20 * time.Second
 
-// handle is one connection of the disk: a session, and the next one when that
-// is lost.
+// handle is one connection of a pool: a session, and a new session whenever that one is
+// lost.
 type handle struct {
-	free   func()        // gives its share of the budget back
-	retire chan struct{} // closed: it is not needed any more
+	pool   *pool
+	free   func()        // frees the reservation of the connection in the Budget
+	retire chan struct{} // closed when the connection is not needed any more
 
-	// Guarded by Disk.mu.
-	session  *session // nil: it is being opened
-	retiring bool
-	inFlight int       // requests with the library
-	waiting  int       // for their turn
-	turn     sync.Cond // a request ended, or the session did
-	failures int       // losses and failed openings in a row, without a request that succeeded
-	since    time.Time // of the first of them
+	// Guarded by pool.mu.
+	session  *session  // nil while it is being opened again
+	retiring bool      // no new request is to use the handle
+	inFlight int       // requests that have a permit
+	waiting  int       // requests that wait for a permit
+	changed  sync.Cond // signals that a request has ended, or the session was lost
+	failures int       // losses and failed openings since the last request that succeeded
+	since    time.Time // when the first of these failures happened
+	lastLoss error     // why the last session was lost
 }
 
-func newHandle(d *Disk, free func()) *handle {
-	return &handle{free: free, retire: make(chan struct{}), turn: sync.Cond{L: &d.mu}}
+func newHandle(p *pool, free func()) *handle {
+	return &handle{pool: p, free: free, retire: make(chan struct{}), changed: sync.Cond{L: &p.mu}}
 }
 
-// run keeps the handle open until the disk is closed, its context ends, or the
-// handle is retired or given up.
-func (d *Disk) run(h *handle, s *session) {
-	defer d.background.Done()
+// run waits for the end of session s, replaces it, and so on. It returns when the disk
+// is closed, its context ends, or the handle is retired or cannot be opened again.
+func (h *handle) run(s *session) {
 	defer h.free()
+	p := h.pool
 	for s != nil {
 		select {
 		case <-s.proc.Done():
 		case <-h.retire:
-			d.debug("datapath", "one connection less")
-			d.finish(h, s)
+			p.report.debug("datapath", "one connection less")
+			h.finish(s)
 			return
-		case <-d.ending.Done():
-			d.finish(h, s)
+		case <-p.life.ending.Done():
+			h.finish(s)
 			return
 		}
-		d.lose(h, s, d.rangeOf("idle time of", 0, 0), time.Now())
-		s = d.replace(h, s)
+		p.lose(h, s, p.explain.rangeOf("idle time of", 0, 0), time.Now())
+		s = h.replace(s)
 	}
 }
 
-// finish closes a session that nothing uses any more; a worker that does not
-// end in time is killed, and with the context it is killed at once.
-func (d *Disk) finish(h *handle, s *session) {
-	timeout := d.o.Timeout
-	if !d.o.Writable {
+// finish closes a session that no request uses any more. The worker is killed if it does
+// not end in time, or when the context of the disk ends.
+func (h *handle) finish(s *session) {
+	p := h.pool
+	timeout := p.o.Timeout
+	if !p.o.Writable {
 		timeout = min(timeout, maxClose)
 	}
-	ctx, cancel := context.WithTimeout(d.ctx, timeout)
+	ctx, cancel := context.WithTimeout(p.life.ctx, timeout)
 	defer cancel()
 	err := s.proc.Close(ctx)
 	s.proc.Kill()
 	if err != nil {
-		d.debug("", "closing a worker failed", "error", err)
+		p.report.debug("", "closing a worker failed", "error", err)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	if err != nil {
-		d.closeErr = errors.Join(d.closeErr, err)
-		d.messy = true
+		p.closeErr = errors.Join(p.closeErr, err)
+		p.opener.messy.Store(true)
 	}
 	h.session = nil
-	d.endedLocked(s)
+	p.exitedLocked(s)
 }
 
-// replace opens the disk again in place of a lost session. It returns nil when
-// the handle is given up, or the disk is closed.
-func (d *Disk) replace(h *handle, old *session) *session {
+// replace waits for the end of a lost session and opens the disk again. It returns nil
+// if the disk is closed, or the handle is retired or given up.
+func (h *handle) replace(old *session) *session {
+	p := h.pool
 	<-old.proc.Done()
-	d.mu.Lock()
-	d.endedLocked(old)
-	err := d.lastLoss
-	d.mu.Unlock()
+	p.mu.Lock()
+	p.exitedLocked(old)
+	err := h.lastLoss
+	p.mu.Unlock()
 	for {
-		if !d.goOn(h, err) {
+		if !h.waitToReopen(err) {
 			return nil
 		}
-		d.restarts.Add(1)
-		d.mu.Lock()
-		// At first a lost worker's buffers may still be on the host.
-		shrink := h.failures > 3
-		since := h.since
-		d.mu.Unlock()
+		p.opener.restarts.Add(1)
 		var s *session
-		if s, err = d.openAgain(shrink, since); err == nil {
-			d.mu.Lock()
-			h.session = s
-			d.addSlotsLocked(h, s)
-			d.changed.Broadcast()
-			changed := d.usesLocked(s.opened.Transport)
-			d.mu.Unlock()
-			d.warnTransport(changed)
+		if s, err = h.reopen(); err == nil {
+			p.mu.Lock()
+			before := p.installLocked(h, s)
+			p.mu.Unlock()
+			p.warnTransport(before, s.opened.Transport)
 			return s
 		}
 		if !errors.Is(err, source.ErrChanged) {
 			err = &reopeningError{err}
 		}
-		d.mu.Lock()
+		p.mu.Lock()
 		h.failedLocked(time.Now())
-		d.mu.Unlock()
+		p.mu.Unlock()
 	}
 }
 
-// openAgain opens a session in place of one that was lost at a time, and takes no
-// longer than the patience lasts.
-func (d *Disk) openAgain(shrink bool, since time.Time) (*session, error) {
-	limit := d.timeout(5*d.o.Timeout, since)
-	ctx, cancel := context.WithTimeoutCause(d.ending, limit, fmt.Errorf("no answer within %v", limit.Round(time.Millisecond)))
+// reopen opens the disk again. It fails when RetryOptions.Timeout is over.
+func (h *handle) reopen() (*session, error) {
+	p := h.pool
+	p.mu.Lock()
+	// During the first attempts the host may still hold the buffers of the lost worker.
+	shrink := h.failures > 3
+	since := h.since
+	p.mu.Unlock()
+	limit := p.patience.timeout(5*p.o.Timeout, since)
+	ctx, cancel := context.WithTimeoutCause(p.life.ending, limit, fmt.Errorf("no answer within %v", limit.Round(time.Millisecond)))
 	defer cancel()
-	return d.openSession(ctx, true, shrink)
+	return p.opener.open(ctx, true, shrink)
 }
 
-// failedLocked counts a failure. The first one may be of something that made no
-// progress since an earlier time.
+// failedLocked counts a failure that happened at since.
 func (h *handle) failedLocked(since time.Time) {
 	if h.failures++; h.failures == 1 {
 		h.since = since
 	}
 }
 
-// goOn waits before a handle is opened again, which err is the reason of. It
-// says false when there is no sense in that.
-func (d *Disk) goOn(h *handle, err error) bool {
-	d.mu.Lock()
-	n := h.failures
-	others := 0
-	for _, o := range d.handles {
+// waitToReopen waits before the disk is opened again because of err. It returns false if
+// the disk must not be opened again; the handle is removed from the pool then.
+func (h *handle) waitToReopen(err error) bool {
+	p := h.pool
+	wait, warning, again := h.planReopening(err)
+	if warning != "" {
+		p.report.warn(warning)
+	}
+	if !again {
+		return false
+	}
+	p.patience.announce(err, wait)
+	if sleep(p.life.ending, h.retire, wait) {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.removeLocked(h)
+	return false
+}
+
+// planReopening decides whether the disk is opened again after the failure err, and how
+// long to wait before that. If not, it removes the handle from the pool, and ends the
+// pool if no other handle has a session.
+func (h *handle) planReopening(err error) (wait time.Duration, warning string, again bool) {
+	p := h.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n, others := h.failures, 0
+	for _, o := range p.handles {
 		if o != h && o.session != nil {
 			others++
 		}
 	}
-	gaveUp := d.gaveUp(err, n, h.since)
+	exhausted := p.patience.exhausted(err, n, h.since)
 	switch {
-	case d.ending.Err() != nil || h.retiring || d.dead != nil:
-		d.removeLocked(h)
-		d.mu.Unlock()
-		return false
-	case gaveUp == nil && (others == 0 || n <= 3):
+	case p.life.ending.Err() != nil || h.retiring || p.dead != nil:
+		p.removeLocked(h)
+		return 0, "", false
+	case exhausted == nil && (others == 0 || n <= 3):
+		if n > 1 { // the first reopening follows at once, since the host need not be the cause
+			wait, _ = p.patience.Wait(n-1, p.patience.idle(h.since))
+		}
+		return wait, "", true
 	case others > 0 && !errors.Is(err, source.ErrChanged):
-		// The host may have a limit that it did not have before. The others
-		// do the work.
-		d.removeLocked(h)
-		if d.tuner != nil {
-			d.tuner.Failed(others)
+		// The host may have a limit that it did not have before.
+		p.removeLocked(h)
+		if t := p.growth.tuner; t != nil {
+			t.Failed(others)
 		}
-		d.mu.Unlock()
-		d.warn(fmt.Sprintf("%s: a connection was lost and can't be had again; reading goes on with %d: %v", d.params.File, others, err))
-		return false
-	default:
-		d.dead = gaveUp
-		d.removeLocked(h)
-		for _, o := range d.handles {
-			o.turn.Broadcast()
-		}
-		d.changed.Broadcast()
-		d.mu.Unlock()
-		return false
+		return 0, fmt.Sprintf("%s: a connection was lost and can't be had again; reading goes on with %d: %v", p.life.disk, others, err), false
 	}
-	idle := d.idle(h.since)
-	d.mu.Unlock()
-	wait := time.Duration(0)
-	if n > 1 { // the first time at once: the host did nothing wrong
-		wait, _ = d.o.Retry.Wait(n-1, idle)
-	}
-	if d.o.Retry.OnRetry != nil {
-		d.o.Retry.OnRetry(err, wait)
-	}
-	if sleep(d.ending, h.retire, wait) {
-		return true
-	}
-	d.mu.Lock()
-	d.removeLocked(h)
-	d.mu.Unlock()
-	return false
-}
-
-// usesLocked notes the transport mode of a connection that was opened. Where it is
-// another one than before, it returns that. The caller holds mu.
-func (d *Disk) usesLocked(transport string) (before string) {
-	d.wasAttached = d.wasAttached || attached(transport)
-	if before = d.transport; before == transport {
-		return ""
-	}
-	d.transport = transport
-	return before
-}
-
-// warnTransport warns that a connection uses another transport mode than the ones
-// before; "" is none.
-func (d *Disk) warnTransport(before string) {
-	if before == "" {
-		return
-	}
-	d.mu.Lock()
-	now := d.transport
-	d.mu.Unlock()
-	d.warn(fmt.Sprintf("%s: a connection was opened with the transport mode %q, where the one before had %q", d.params.File, now, before))
+	p.removeLocked(h)
+	p.dieLocked(exhausted)
+	return 0, "", false
 }

@@ -5,12 +5,58 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"sync/atomic"
+	"time"
 
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// openRequest returns what the library is told of the disk.
+// opener starts workers and opens the disk in them. After first has returned, its
+// methods are safe for concurrent use.
+type opener struct {
+	life    *lifetime
+	params  *Params
+	o       *Options
+	library Library
+	config  *libraryConfig
+	request worker.OpenRequest
+	log     *logs
+	explain *explainer
+	report  *reporter
+	start   func(context.Context, worker.Config) (process, error)
+
+	slots, spare int // slots of each worker, and how many of them are spare ones
+
+	// samples of what was read before are compared after each opening. It is nil if a
+	// snapshot proves that the content stays the same.
+	samples *source.Samples
+
+	// Set by first, which no other opening overlaps.
+	opened  *worker.Opened // the disk as the first opening found it
+	queries bool           // the library can list allocated blocks
+	buffers NFCBuffers     // what later connections ask the host for
+
+	restarts atomic.Int64 // workers that were started in place of lost ones
+	messy    atomic.Bool  // a worker was lost, and Cleanup has not succeeded since
+	attached atomic.Bool  // a connection attached the disk to this machine (hotadd, san)
+}
+
+func newOpener(life *lifetime, p *Params, l Library, o *Options, config *libraryConfig, thumbprint string) *opener {
+	op := &opener{
+		life: life, params: p, o: o, library: l, config: config, request: openRequest(p, thumbprint, o.Writable),
+		log: newLogs(p, o.Log), report: newReporter(p, o), buffers: config.buffers,
+		slots: 3 * o.Depth, spare: o.Depth,
+	}
+	op.explain = &explainer{disk: p.File, thumbprint: thumbprint, oddSecret: p.oddSecret(), log: op.log}
+	if p.Snapshot == "" && !o.Writable && !o.Retry.Mutable {
+		op.samples = new(source.Samples)
+	}
+	return op
+}
+
+// openRequest returns the parameters of the library's calls that log in and open the
+// disk.
 func openRequest(p *Params, thumbprint string, writable bool) worker.OpenRequest {
 	r := worker.OpenRequest{
 		Path: p.File, ReadOnly: !writable,
@@ -38,16 +84,56 @@ func openRequest(p *Params, thumbprint string, writable bool) worker.OpenRequest
 	return r
 }
 
-// openSession starts a worker and opens the disk in it. Replacing says that a
-// worker was lost before, which may have left things on the host. With shrink
-// the connection gets smaller buffers where the host lacks memory; those of the
-// first one all later ones get.
-func (d *Disk) openSession(ctx context.Context, replacing, shrink bool) (*session, error) {
-	d.mu.Lock()
-	buffers := d.buffers
-	d.mu.Unlock()
+// first opens the disk for the first time. The opening is repeated only if the worker
+// was lost in it, and at most twice.
+func (op *opener) first(ctx context.Context) (*session, error) {
+	retry := &op.o.Retry
+	for n := 1; ; n++ {
+		s, err := op.open(ctx, n > 1, true)
+		if err == nil {
+			err = op.note(s)
+		}
+		// The user should see at once that the library reports an error, and a library
+		// that hangs has taken enough time. One that crashed may succeed next time.
+		var lost *lostError
+		if err == nil || !errors.As(err, &lost) || lost.late || n > 2 || retry.Retries >= 0 && n > retry.Retries || op.life.ended() != nil {
+			return s, err
+		}
+		wait := time.Duration(0)
+		if n > 1 {
+			wait = retry.Delay(n - 1)
+		}
+		if retry.OnRetry != nil {
+			retry.OnRetry(err, wait)
+		}
+		op.restarts.Add(1)
+		sleep(ctx, nil, wait)
+	}
+}
+
+// note records what the first opening found. It closes the session and returns an
+// error if the disk has an impossible size.
+func (op *opener) note(s *session) error {
+	if s.opened.Capacity > 1<<63/sectorSize-1 {
+		s.proc.Kill()
+		s.proc.Release()
+		return op.explain.openFailed(fmt.Errorf("%s: the library reports an impossible size of %d sectors", op.params.File, s.opened.Capacity))
+	}
+	opened := s.opened
+	op.opened = &opened
+	op.queries = s.proc.Has("VixDiskLib_QueryAllocatedBlocks") && s.proc.Has("VixDiskLib_FreeBlockList")
+	op.explain.wasOpen.Store(true)
+	return nil
+}
+
+// open starts a worker and opens the disk in it. replacing means that a worker was
+// lost before, which may have left something behind on the host. With shrink, a host
+// that lacks memory is asked again for a connection with smaller buffers; if the
+// first opening needs smaller buffers, all later ones ask for no more.
+func (op *opener) open(ctx context.Context, replacing, shrink bool) (*session, error) {
+	buffers := op.buffers
 	for {
-		s, err := d.openWith(ctx, buffers, replacing)
+		s, err := op.openWith(ctx, buffers, replacing)
 		var e *Error
 		if !errors.As(err, &e) || !e.noMemory() || !shrink {
 			return s, err
@@ -56,46 +142,46 @@ func (d *Disk) openSession(ctx context.Context, replacing, shrink bool) (*sessio
 		if !ok {
 			return nil, err
 		}
-		d.debug("", "the host has no memory for the NFC buffers; trying smaller ones", "size", smaller.Size, "count", smaller.Count, "error", err)
+		op.report.debug("", "the host has no memory for the NFC buffers; trying smaller ones", "size", smaller.Size, "count", smaller.Count, "error", err)
 		buffers = smaller
 		if !replacing {
-			d.mu.Lock()
-			d.buffers = smaller
-			d.mu.Unlock()
+			op.buffers = smaller
 		}
 	}
 }
 
-// openWith opens the disk with a connection of such buffers, when its login is due.
-func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, replacing bool) (s *session, err error) {
-	ended, err := d.o.Registry.login(ctx, &d.params)
+// openWith opens the disk once, with a connection that has the given buffers. It
+// waits until the Registry allows the login.
+func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bool) (s *session, err error) {
+	loginEnded, err := op.o.Registry.login(ctx, op.params)
 	if err != nil {
-		if stopped := d.ended(); stopped != nil {
-			return nil, stopped
+		if ended := op.life.ended(); ended != nil {
+			return nil, ended
 		}
-		return nil, d.failed(err)
+		return nil, op.explain.openFailed(err)
 	}
-	defer func() { ended(err) }()
-	timeout := 5 * d.o.Timeout
+	defer func() { loginEnded(err) }()
+	timeout := 5 * op.o.Timeout
 	late := fmt.Errorf("no answer within %v", timeout)
 	limited, cancel := context.WithTimeoutCause(ctx, timeout, late)
 	defer cancel()
-	mark := d.log.mark()
-	fail := func(op string, err error) error {
-		if stopped := d.ended(); stopped != nil {
-			return stopped
+	mark := op.log.mark()
+	fail := func(operation string, err error) error {
+		if ended := op.life.ended(); ended != nil {
+			return ended
 		}
 		if limited.Err() != nil {
-			return &lostError{d.rangeOf(op, 0, 0), context.Cause(limited), true}
+			return &lostError{op.explain.rangeOf(operation, 0, 0), context.Cause(limited), true}
 		}
-		return d.explain(op, 0, 0, mark, err)
+		return op.explain.explain(operation, 0, 0, mark, err)
 	}
 
-	p, err := d.startWorker(limited, buffers, d.nBuffers+d.nSpare, d.o.RequestSize)
+	p, err := op.startWorker(limited, buffers, op.slots, op.o.RequestSize)
 	if err != nil {
 		return nil, fail("start", err)
 	}
-	stop := context.AfterFunc(limited, p.Kill) // also when it hangs in a call below
+	// Killing the worker also ends a call below that hangs in the library.
+	stop := context.AfterFunc(limited, p.Kill)
 	defer stop()
 	defer func() {
 		if err == nil {
@@ -108,52 +194,53 @@ func (d *Disk) openWith(ctx context.Context, buffers NFCBuffers, replacing bool)
 		p.Kill()
 		p.Release()
 	}()
-	if replacing && d.params.Remote() {
-		if err := d.cleanUp(limited, p, mark); err != nil {
+	if replacing && op.params.Remote() {
+		if err := op.cleanUp(limited, p, mark); err != nil {
 			return nil, fail("open", err)
 		}
 	}
-	opened, err := p.Open(limited, d.request)
+	opened, err := p.Open(limited, op.request)
 	if err != nil {
 		return nil, fail("open", err)
 	}
-	if d.o.Writable && !p.Has("VixDiskLib_Flush") {
-		return nil, d.failed(fmt.Errorf("%s: VDDK %d has no VixDiskLib_Flush: writing needs VDDK 6.0 or later", d.params.File, d.library.Version))
+	if op.o.Writable && !p.Has("VixDiskLib_Flush") {
+		return nil, op.explain.openFailed(fmt.Errorf("%s: VDDK %d has no VixDiskLib_Flush: writing needs VDDK 6.0 or later", op.params.File, op.library.Version))
 	}
-	if err := d.same(opened); err != nil {
+	if err := op.same(opened); err != nil {
 		return nil, err
 	}
-	s = newSession(p, opened, d.nBuffers, d.nSpare, min(d.o.Timeout, d.o.Retry.Patience()))
-	if err := d.compare(limited, s); err != nil {
+	s = newSession(p, opened, op.slots-op.spare, op.spare, min(op.o.Timeout, op.o.Retry.Patience()))
+	if err := op.compare(limited, s); err != nil {
 		if limited.Err() != nil {
 			err = fail("open", err)
 		}
 		return nil, err
 	}
 	if !stop() {
-		return nil, fail("open", &lostError{d.rangeOf("open", 0, 0), late, true})
+		return nil, fail("open", &lostError{op.explain.rangeOf("open", 0, 0), late, true})
 	}
 	return s, nil
 }
 
-// startWorker starts a worker with a connection of such buffers, and so many slots
-// of slotSize bytes.
-func (d *Disk) startWorker(ctx context.Context, buffers NFCBuffers, slots, slotSize int) (process, error) {
-	file, err := newConfigFile(d.config.file(buffers))
+// startWorker starts a worker whose connection will have the given buffers. It has
+// slots slots of slotSize bytes each.
+func (op *opener) startWorker(ctx context.Context, buffers NFCBuffers, slots, slotSize int) (process, error) {
+	file, err := newConfigFile(op.config.file(buffers))
 	if err != nil {
 		return nil, startError(err)
 	}
 	defer file.Close()
-	return d.start(ctx, worker.Config{
-		Library: d.library.Path, Root: d.library.Root, Dir: d.library.Dir, Version: d.library.Version,
+	return op.start(ctx, worker.Config{
+		Library: op.library.Path, Root: op.library.Root, Dir: op.library.Dir, Version: op.library.Version,
 		ConfigFile: file.path, Slots: slots, SlotSize: slotSize,
 		Log: func(level worker.Level, line string) {
-			d.log.add(level == worker.Warning || level == worker.Panic, line)
+			op.log.add(level == worker.Warning || level == worker.Panic, line)
 		},
 	})
 }
 
-// startError makes a lack of descriptors or memory known as one that may pass.
+// startError marks err as a temporary failure to start a worker, such as a lack of
+// file descriptors or memory, unless a file does not exist.
 func startError(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -161,34 +248,50 @@ func startError(err error) error {
 	return &worker.StartError{Err: err}
 }
 
-// cleanUp removes what lost workers left on the host. Only a refused login is an
-// error, because then the disk need not be asked for.
-func (d *Disk) cleanUp(ctx context.Context, p process, mark int64) error {
-	cleaned, remaining, err := p.Cleanup(ctx, d.request)
+// cleanUp removes what lost workers left on the host. It returns an error only if the
+// server refused the login, because opening the disk would fail in the same way.
+func (op *opener) cleanUp(ctx context.Context, p process, mark int64) error {
+	cleaned, remaining, err := p.Cleanup(ctx, op.request)
 	if err == nil {
-		d.mu.Lock()
-		d.messy = false
-		d.mu.Unlock()
+		op.messy.Store(false)
 	}
-	d.debug("", "cleaned up after a lost worker", "cleaned", cleaned, "remaining", remaining, "error", err)
-	if e := asError(d.explain("open", 0, 0, mark, err)); err != nil && e != nil && e.refusedByLog() {
+	op.report.debug("", "cleaned up after a lost worker", "cleaned", cleaned, "remaining", remaining, "error", err)
+	if e := asError(op.explain.explain("open", 0, 0, mark, err)); err != nil && e != nil && e.refusedByLog() {
 		return err
 	}
 	return nil
 }
 
-// compare returns an error unless the disk of a session that was just opened holds
-// what was read before.
-func (d *Disk) compare(ctx context.Context, s *session) error {
-	slot, timeout := s.spare[0], min(d.o.Timeout, d.o.Retry.Patience())
-	err := d.samples.Check(func(p []byte, off int64) (goOn bool, err error) {
+// same returns an error unless the disk that was opened is the one that the first
+// opening found.
+func (op *opener) same(o worker.Opened) error {
+	first := op.opened
+	if first == nil || first.Capacity == o.Capacity && first.UUID == o.UUID {
+		return nil
+	}
+	if o.Capacity == 0 {
+		// No disk has this size, so that it does not prove that this is another disk.
+		return fmt.Errorf("%s, opened again: the library says that it has no sectors", op.params.File)
+	}
+	return source.Changed(fmt.Errorf("%s, opened again: it is another disk: it had %d bytes (uuid %q) and has %d (uuid %q)", op.params.File,
+		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
+}
+
+// compare returns an error unless the disk of a new session holds what was read
+// before.
+func (op *opener) compare(ctx context.Context, s *session) error {
+	if op.samples == nil {
+		return nil
+	}
+	slot, timeout := s.spare[0], min(op.o.Timeout, op.o.Retry.Patience())
+	err := op.samples.Check(func(p []byte, off int64) (goOn bool, err error) {
 		for len(p) > 0 {
-			n := min(len(p), d.o.RequestSize)
-			mark := d.log.mark()
+			n := min(len(p), op.o.RequestSize)
+			mark := op.log.mark()
 			if err := s.read(ctx, timeout, slot, uint64(off/sectorSize), n/sectorSize); err != nil {
-				if err = d.explain("read", off, int64(n), mark, err); isLost(err) {
+				if err = op.explain.explain("read", off, int64(n), mark, err); isLost(err) {
 					s.proc.Kill()
-					return false, s.gone(d.rangeOf("read", off, int64(n)))
+					return false, s.gone(op.explain.rangeOf("read", off, int64(n)))
 				}
 				return ctx.Err() == nil, err
 			}
@@ -198,34 +301,35 @@ func (d *Disk) compare(ctx context.Context, s *session) error {
 		return true, nil
 	})
 	if errors.Is(err, source.ErrChanged) {
-		return source.Changed(fmt.Errorf("%s, opened again: %w", d.params.File, err))
+		return source.Changed(fmt.Errorf("%s, opened again: %w", op.params.File, err))
 	}
 	return err
 }
 
-// same returns an error unless what was opened is the disk that was opened
-// first.
-func (d *Disk) same(o worker.Opened) error {
-	d.mu.Lock()
-	first := d.first
-	d.mu.Unlock()
-	if first == nil || first.Capacity == o.Capacity && first.UUID == o.UUID {
-		return nil
+// split divides the reservation that free returns into n shares. Calling share n times
+// calls free once.
+func split(n int, free func()) (share func()) {
+	var left atomic.Int64
+	left.Store(int64(n))
+	return func() {
+		if left.Add(-1) == 0 {
+			free()
+		}
 	}
-	if o.Capacity == 0 { // what no disk has is no proof that this is another one
-		return fmt.Errorf("%s, opened again: the library says that it has no sectors", d.params.File)
-	}
-	return source.Changed(fmt.Errorf("%s, opened again: it is another disk: it had %d bytes (uuid %q) and has %d (uuid %q)", d.params.File,
-		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
 }
 
-// failed marks an error of opening the disk as permanent, unless the disk was open
-// before: then nothing is.
-func (d *Disk) failed(err error) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.first == nil {
-		return source.Permanent(err)
+// reserve waits until the Budget of the host has memory for n connections, or ctx ends.
+func (op *opener) reserve(ctx context.Context, n int) (free func(), err error) {
+	if op.o.Budget == nil || !op.params.Remote() {
+		return func() {}, nil
 	}
-	return err
+	return op.o.Budget.Acquire(ctx, op.o.Budget.Of(n, op.buffers.Bytes()))
+}
+
+// tryReserve reserves memory for one connection if the Budget of the host has it now.
+func (op *opener) tryReserve() (free func(), ok bool) {
+	if op.o.Budget == nil || !op.params.Remote() {
+		return func() {}, true
+	}
+	return op.o.Budget.TryAcquire(op.o.Budget.Of(1, op.buffers.Bytes()))
 }

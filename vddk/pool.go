@@ -3,84 +3,284 @@ package vddk
 import (
 	"context"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
+	"github.com/vddkcp/vddkcp/internal/pacing"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
-	"golang.org/x/sync/errgroup"
 )
 
-// seat is the permission for one request: a turn on a handle, and a slot.
-type seat struct {
-	slotRef
-	spare bool   // the slot is a spare one
-	asked uint64 // see pace.next
-	write bool   // it is for a write
+// maxPieces is how many requests of one call are in flight at the same time.
+const maxPieces = 16
+
+// A pool is the connections of one open disk. do reads and writes through them; it
+// cuts what is too long for one request, waits for a connection that has room for a
+// request, and repeats requests that fail. Connections that are lost are replaced
+// (see handle), and their number is adapted to the host (see growth). All methods are
+// safe for concurrent use.
+//
+// mu guards the fields below it, the fields of handles that say so, and those of
+// sessions. It is never held during a call to a worker or to a function of the Options.
+//
+// Locks are acquired in this order: that of Disk.flushes, allocationQueries.querying,
+// outline.mu, allocationQueries.mu, and then either lifetime.mu or pool.mu. While pool.mu
+// is held, only the locks inside pacing.Pace and Registry are acquired; both are held for
+// a short time and not while any other lock is acquired. Methods whose names end in
+// Locked are called with mu held.
+type pool struct {
+	life     *lifetime
+	o        *Options
+	opener   *opener
+	explain  *explainer
+	report   *reporter
+	patience *patience
+	pace     *pacing.Pace
+	retries  atomic.Int64 // requests that were repeated
+
+	mu        sync.Mutex
+	changed   sync.Cond // signals that a session was opened or lost, a slot was freed, or the disk has ended
+	handles   []*handle
+	slots     map[*byte]slotRef // the slots of all sessions, by the address of their first byte
+	growth    growth
+	flusher   flusher
+	transport string // transport mode of the connection that was opened last
+	most      int    // the largest number of handles so far
+	dead      error  // why no request can succeed any more; nil as long as one can
+	closeErr  error  // errors of closing workers
 }
 
-// memory is that of the slot.
-func (t *seat) memory() []byte { return t.s.proc.Slot(t.slot) }
+// openPool opens the first connection of the disk and, if Options.Connections is more
+// than 1, starts to open the others.
+func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
+	p := &pool{
+		life: life, o: op.o, opener: op, explain: op.explain, report: op.report, slots: make(map[*byte]slotRef),
+		patience: &patience{RetryOptions: op.o.Retry, started: time.Now()},
+		pace:     pacing.NewPace(op.o.RequestSize, op.o.Depth),
+	}
+	p.changed.L = &p.mu
+	p.growth.pool, p.flusher.pool = p, p
+	connections := max(p.o.Connections, 1)
+	free, err := op.reserve(ctx, connections)
+	if err != nil {
+		return nil, err
+	}
+	s, err := op.first(ctx)
+	if err != nil {
+		free()
+		return nil, err
+	}
+	share := split(connections, free)
+	h := newHandle(p, share)
+	if !nfc(s.opened.Transport) {
+		free() // other transport modes use no NFC memory of the host
+		h.free = func() {}
+	}
+	p.mu.Lock()
+	p.addLocked(h, s)
+	p.mu.Unlock()
+	p.growth.start(s.opened.Transport, connections-1, share)
+	// Calls that wait must notice the end of the context and of the disk.
+	context.AfterFunc(life.ending, p.wake)
+	return p, nil
+}
 
-// take waits for a turn. When p is the whole buffer of a session that lives, and no
-// longer than a request may be, it is the slot; else a spare one is. A part of a
-// buffer is not: a library that writes beyond it would overwrite the other parts.
-func (d *Disk) take(p []byte) (t seat, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	var waited *handle // where a turn was waited for and came
-	for {
-		if err := d.stuckNow(false); err != nil {
-			return seat{}, err
+// do carries out r, in as many requests as the host can take at the time.
+func (p *pool) do(r request) error {
+	if r.n == 0 {
+		return nil
+	}
+	if l, _ := p.pace.Next(); r.fits(l.Size) {
+		return p.repeat(r)
+	}
+	return p.doPieces(r)
+}
+
+// doPieces carries out r in pieces, of which up to maxPieces are in flight at the same
+// time. All borders between pieces are multiples of the sector size.
+func (p *pool) doPieces(r request) error {
+	l, _ := p.pace.Next()
+	var g errgroup.Group
+	g.SetLimit(maxPieces)
+	for piece := range r.pieces(int64(l.Size)) {
+		g.Go(func() error { return p.repeat(piece) })
+	}
+	return g.Wait()
+}
+
+// repeat makes a request until it succeeds, or until repeating makes no sense any
+// more. r must fit one request; it is cut if the host takes only smaller ones after a
+// failure.
+func (p *pool) repeat(r request) error {
+	if r.write {
+		if err := p.readEdges(&r); err != nil {
+			return err
 		}
-		l, asked := d.pace.Next()
+	}
+	a := attempts{pool: p, since: time.Now()}
+	for {
+		t, err := p.try(&r, a.since)
+		if err == nil || t.s == nil {
+			return err
+		}
+		if e := asError(err); r.write && e != nil && !e.noMemory() {
+			// Only losses of the worker and lack of memory are worth another attempt. The
+			// caller has to know of all other errors.
+			return fmt.Errorf("%w: %w", errIO, err)
+		}
+		if err := a.again(t, err); err != nil {
+			return err
+		}
+		if l, _ := p.pace.Next(); !r.fits(l.Size) {
+			return p.doPieces(r)
+		}
+	}
+}
+
+// readEdges reads the sectors that a write covers only in part.
+func (p *pool) readEdges(r *request) error {
+	head, tail := r.edges()
+	if head == nil && tail == nil {
+		return nil
+	}
+	first, end := r.sectors()
+	if head != nil {
+		if err := p.do(request{p: head, off: first, n: sectorSize}); err != nil {
+			return err
+		}
+	}
+	if tail != nil {
+		return p.do(request{p: tail, off: end - sectorSize, n: sectorSize})
+	}
+	return nil
+}
+
+// try makes one attempt at a request that the caller began at since. It returns the
+// permit that was used; its session is nil if there was no attempt.
+func (p *pool) try(r *request, since time.Time) (permit, error) {
+	t, err := p.acquire(r)
+	if err != nil {
+		return permit{}, err
+	}
+	first, end := r.sectors()
+	sector, sectors := uint64(first/sectorSize), int((end-first)/sectorSize)
+	mark, timeout := p.opener.log.mark(), p.patience.timeout(p.o.Timeout, since)
+	if r.write {
+		r.fill(t.memory()[:end-first])
+		err = t.s.write(p.life.ctx, timeout, t.slot, sector, sectors)
+	} else {
+		err = t.s.read(p.life.ctx, timeout, t.slot, sector, sectors)
+	}
+	if err != nil {
+		err = p.failed(t, r.op(), first, end-first, mark, since, err)
+		p.release(t, 0, false)
+		return t, err
+	}
+	if r.write {
+		if !p.release(t, end-first, true) {
+			// The worker was lost in the meantime, and the write may be lost with it.
+			return t, t.s.gone(p.explain.rangeOf("write", first, end-first))
+		}
+		return t, nil
+	}
+	p.explain.wasRead.Store(true)
+	if t.spare {
+		copy(r.p, t.memory()[r.off-first:])
+	}
+	if p.opener.samples != nil && r.aligned() {
+		p.opener.samples.Add(r.p, r.off)
+	}
+	p.release(t, r.n, true)
+	if p.report.debugs("datapath") {
+		p.report.debug("datapath", "read", "offset", r.off, "bytes", r.n, "handle_slot", t.slot, "copied", t.spare)
+	}
+	return t, nil
+}
+
+// failed explains the error of a request on the range [off, off+n). If the worker was
+// lost, failed waits for its end: afterwards nothing writes to the slot.
+func (p *pool) failed(t permit, op string, off, n, mark int64, since time.Time, err error) error {
+	if ended := context.Cause(p.life.ctx); ended != nil {
+		return ended
+	}
+	err = p.explain.explain(op, off, n, mark, err)
+	if isLost(err) {
+		t.s.proc.Kill()
+		op = p.explain.rangeOf(op, off, n)
+		p.lose(t.h, t.s, op, since)
+		err = t.s.gone(op)
+	}
+	return err
+}
+
+// acquire waits for a permit. A read that fills exactly one whole buffer of a live
+// session uses the slot of that buffer; all other requests use a spare slot. A part of
+// a buffer does not count, because a library that writes too much would damage the
+// other parts.
+func (p *pool) acquire(r *request) (permit, error) {
+	var memory []byte
+	if !r.write && r.aligned() {
+		memory = r.p
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var waited *handle // the handle whose cond this call was woken by
+	for {
+		if err := p.endedForCallsLocked(false); err != nil {
+			return permit{}, err
+		}
+		l, pace := p.pace.Next()
 		home, direct := slotRef{}, false
-		if len(p) > 0 && len(p) <= l.Size {
-			home, direct = d.slots[&p[0]]
-			direct = direct && home.h.session == home.s && len(p) == home.s.handed[home.slot]
+		if len(memory) > 0 && len(memory) <= l.Size {
+			home, direct = p.slots[&memory[0]]
+			direct = direct && home.h.session == home.s && len(memory) == home.s.handed[home.slot]
 		}
 		h := home.h
 		if !direct {
-			h = d.leastLocked()
+			h = p.leastBusyLocked()
 		}
 		if waited != nil && waited != h {
-			waited.turn.Signal() // it goes to the next one
-			d.retireIdleLocked(waited)
+			waited.changed.Signal() // another waiting request can use the room that this one leaves
+			p.growth.retireIdleLocked(waited)
 		}
 		waited = nil
 		if h == nil {
-			if err := d.stuckNow(true); err != nil {
-				return seat{}, err
+			if err := p.endedForCallsLocked(true); err != nil {
+				return permit{}, err
 			}
-			d.changed.Wait()
+			p.changed.Wait()
 			continue
 		}
 		s := h.session
 		if h.inFlight >= l.Depth || !direct && len(s.spare) == 0 {
 			h.waiting++
-			h.turn.Wait()
+			h.changed.Wait()
 			h.waiting--
 			waited = h
 			continue
 		}
 		h.inFlight++
 		if h.waiting > 0 && h.inFlight < l.Depth {
-			h.turn.Signal() // the depth grew
+			h.changed.Signal() // Pace has raised the depth
 		}
 		if direct {
-			return seat{slotRef: home, asked: asked}, nil
+			return permit{slotRef: home, pace: pace}, nil
 		}
 		slot := s.spare[len(s.spare)-1]
 		s.spare = s.spare[:len(s.spare)-1]
 		s.used++
-		return seat{slotRef: slotRef{h, s, slot}, spare: true, asked: asked}, nil
+		return permit{slotRef: slotRef{h, s, slot}, spare: true, pace: pace, write: r.write}, nil
 	}
 }
 
-// leastLocked returns the open handle with the least to do, or nil. The caller
-// holds mu.
-func (d *Disk) leastLocked() *handle {
+// leastBusyLocked returns the open handle with the fewest requests, or nil if no handle
+// is open.
+func (p *pool) leastBusyLocked() *handle {
 	var best *handle
-	for _, h := range d.handles {
+	for _, h := range p.handles {
 		if h.session == nil || h.retiring {
 			continue
 		}
@@ -91,318 +291,133 @@ func (d *Disk) leastLocked() *handle {
 	return best
 }
 
-// give ends a turn. Of a request that succeeded, with n bytes, it takes note.
-// It says whether the session is still there: what a lost worker wrote may be
-// lost with it.
-func (d *Disk) give(t seat, n int64, succeeded bool) (alive bool) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// release returns a permit. n is the number of bytes that a successful request moved.
+// release reports whether the session is still alive, since a worker that is lost may
+// take with it what it wrote.
+func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	h := t.h
 	if succeeded {
-		now := time.Since(d.started)
-		d.lastSuccess.Store(int64(now))
-		// An answer that came before a loss says nothing of what follows it.
+		now := p.patience.succeeded()
+		// The answer may have come before a loss. Then it says nothing about the handle.
 		if !t.s.lost {
 			h.failures = 0
 			if t.write {
-				d.written++
+				p.flusher.written++
 			}
 		}
-		d.pace.Served()
-		d.tuneLocked(now, n)
+		p.pace.Served()
+		p.growth.tuneLocked(now, n)
 	}
 	h.inFlight--
 	if t.spare {
 		t.s.spare = append(t.s.spare, t.slot)
 		t.s.used--
-		d.releaseLocked(t.s)
+		p.unmapLocked(t.s)
 	}
-	d.retireIdleLocked(h)
-	h.turn.Signal()
+	p.growth.retireIdleLocked(h)
+	h.changed.Signal()
 	return !t.s.lost
 }
 
-// Buffer implements source.Allocator. A buffer is a slot of a worker's, which
-// the library reads into; one that is larger than Options.RequestSize is
-// ordinary memory.
-func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err error) {
-	if n <= 0 || n > d.o.RequestSize {
-		return make([]byte, max(n, 0)), func() {}, nil
-	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// buffer returns a free buffer slot of n bytes, at most Options.RequestSize, and the
+// function that frees it. It waits until there is one, or ctx ends.
+func (p *pool) buffer(ctx context.Context, n int) (b []byte, free func(), err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var stop func() bool
 	for {
-		if err := d.endedNow(); err != nil {
+		if err := p.endedLocked(); err != nil {
 			return nil, nil, err
 		}
 		if ctx.Err() != nil {
 			return nil, nil, context.Cause(ctx)
 		}
-		var best *handle
-		for _, h := range d.handles {
-			if h.session == nil || h.retiring || len(h.session.buffers) == 0 {
-				continue
-			}
-			if best == nil || len(h.session.buffers) > len(best.session.buffers) {
-				best = h
-			}
+		if s := p.mostBuffersLocked(); s != nil {
+			slot := s.buffers[len(s.buffers)-1]
+			s.buffers = s.buffers[:len(s.buffers)-1]
+			s.used++
+			s.handed[slot] = n
+			freed := false
+			return s.proc.Slot(slot)[:n:n], func() { p.freeBuffer(s, slot, &freed) }, nil
 		}
-		if best == nil {
-			if stop == nil {
-				stop = context.AfterFunc(ctx, d.wake)
-				defer stop()
-			}
-			d.changed.Wait()
+		if stop == nil {
+			stop = context.AfterFunc(ctx, p.wake)
+			defer stop()
+		}
+		p.changed.Wait()
+	}
+}
+
+// mostBuffersLocked returns the session with the most free buffers, or nil if no open
+// handle has any.
+func (p *pool) mostBuffersLocked() *session {
+	var best *session
+	for _, h := range p.handles {
+		if h.session == nil || h.retiring || len(h.session.buffers) == 0 {
 			continue
 		}
-		s := best.session
-		slot := s.buffers[len(s.buffers)-1]
-		s.buffers = s.buffers[:len(s.buffers)-1]
-		s.used++
-		s.handed[slot] = n
-		freed := false
-		return s.proc.Slot(slot)[:n:n], func() {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			if freed {
-				return
-			}
-			freed = true
-			s.buffers = append(s.buffers, slot)
-			s.used--
-			d.releaseLocked(s)
-			d.changed.Broadcast()
-		}, nil
+		if best == nil || len(h.session.buffers) > len(best.buffers) {
+			best = h.session
+		}
 	}
+	return best
 }
 
-var _ interface {
-	source.Disk
-	source.Allocator
-	source.Identified
-	source.Described
-	source.Counted
-	source.Writable
-} = (*Disk)(nil)
-
-// maxPieces is how many requests one call has in flight at once.
-const maxPieces = 16
-
-// read reads what lies in the disk, in pieces of a request each.
-func (d *Disk) read(p []byte, off int64) error {
-	if len(p) == 0 {
-		return nil
-	}
-	if l, _ := d.pace.Next(); fits(off, int64(len(p)), l.Size) {
-		return d.readPiece(p, off)
-	}
-	return d.eachRequest(off, int64(len(p)), func(from, to int64) error { return d.readPiece(p[from-off:to-off:to-off], from) })
-}
-
-// fits says whether a request of size bytes has the sectors of a range.
-func fits(off, n int64, size int) bool { return off%sectorSize+n <= int64(size) }
-
-// eachRequest cuts a range into what fits a request, with borders between that
-// are multiples of the sector, and does the parts side by side.
-func (d *Disk) eachRequest(off, n int64, do func(from, to int64) error) error {
-	l, _ := d.pace.Next()
-	var g errgroup.Group
-	g.SetLimit(maxPieces)
-	for end := off + n; off < end; {
-		from, to := off, min(off-off%sectorSize+int64(l.Size), end)
-		g.Go(func() error { return do(from, to) })
-		off = to
-	}
-	return g.Wait()
-}
-
-// readPiece reads what fits a request, again until it succeeds or that makes no
-// sense any more.
-func (d *Disk) readPiece(p []byte, off int64) error {
-	a := attempts{d: d, since: time.Now()}
-	for {
-		t, err := d.readOnce(p, off, a.since)
-		if err == nil {
-			return nil
-		}
-		if t.s == nil {
-			return err // there was no attempt
-		}
-		if err := a.again(t, err); err != nil {
-			return err
-		}
-		if l, _ := d.pace.Next(); !fits(off, int64(len(p)), l.Size) {
-			return d.read(p, off)
-		}
-	}
-}
-
-// readOnce makes one attempt at a read that was asked for at a time. Without a
-// session in the seat there was none.
-func (d *Disk) readOnce(p []byte, off int64, since time.Time) (seat, error) {
-	head := int(off % sectorSize)
-	sectors := (head + len(p) + sectorSize - 1) / sectorSize
-	var direct []byte
-	if head == 0 && len(p)%sectorSize == 0 {
-		direct = p
-	}
-	t, err := d.take(direct)
-	if err != nil {
-		return seat{}, err
-	}
-	mark := d.log.mark()
-	err = t.s.read(d.ctx, d.timeout(d.o.Timeout, since), t.slot, uint64(off/sectorSize), sectors)
-	if err == nil {
-		d.anyRead.Store(true)
-		if t.spare {
-			copy(p, t.memory()[head:])
-		}
-		if d.sampled && head == 0 && len(p)%sectorSize == 0 {
-			d.samples.Add(p, off)
-		}
-		d.give(t, int64(len(p)), true)
-		if d.debugs("datapath") {
-			d.debug("datapath", "read", "offset", off, "bytes", len(p), "handle_slot", t.slot, "copied", t.spare)
-		}
-		return t, nil
-	}
-	err = d.requestFailed(t, "read", off, int64(sectors)*sectorSize, mark, since, err)
-	d.give(t, 0, false)
-	return t, err
-}
-
-// requestFailed explains the error of a request. Of one whose worker is lost it
-// takes note, and waits for the worker's end: nothing may write to the slot
-// after that.
-func (d *Disk) requestFailed(t seat, op string, off, n, mark int64, since time.Time, err error) error {
-	if ended := context.Cause(d.ctx); ended != nil {
-		return ended
-	}
-	err = d.explain(op, off, n, mark, err)
-	if isLost(err) {
-		t.s.proc.Kill()
-		op = d.rangeOf(op, off, n)
-		d.lose(t.h, t.s, op, since)
-		err = t.s.gone(op)
-	}
-	return err
-}
-
-// lose notes, once, that a session is gone, so that nothing is asked of it any
-// more. Its process may have to be waited for still. Since is when the request
-// was made that noticed it.
-func (d *Disk) lose(h *handle, s *session, op string, since time.Time) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if s.lost {
+// freeBuffer returns a buffer slot, unless freed says that this was done before.
+func (p *pool) freeBuffer(s *session, slot int, freed *bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if *freed {
 		return
 	}
-	s.lost = true
-	d.messy = true
-	d.o.Registry.doubt(&d.params)
-	if h.session == s {
-		h.session = nil
-	}
-	h.failedLocked(since)
-	d.lastLoss = s.gone(op)
-	if d.written > d.flushed && d.flushErr == nil {
-		d.flushErr = fmt.Errorf("%s: what was written before and not flushed is lost: %w: %w", d.params.File, errIO, d.lastLoss)
-	}
-	h.turn.Broadcast()
-	d.changed.Broadcast()
+	*freed = true
+	s.buffers = append(s.buffers, slot)
+	s.used--
+	p.unmapLocked(s)
+	p.changed.Broadcast()
 }
 
-// slotRef is where memory that was handed out belongs.
-type slotRef struct {
-	h    *handle
-	s    *session
-	slot int
-}
-
-// addSlotsLocked makes the memory of a session known. The caller holds mu.
-func (d *Disk) addSlotsLocked(h *handle, s *session) {
-	for _, slot := range s.buffers {
-		d.slots[&s.proc.Slot(slot)[0]] = slotRef{h, s, slot}
-	}
-}
-
-// endedLocked notes that the process of a session was waited for, and gives
-// its memory back unless somebody has a buffer of it. The caller holds mu.
-func (d *Disk) endedLocked(s *session) {
-	s.ended, s.lost = true, true
-	for _, t := range s.timers {
-		t.Stop()
-	}
-	d.releaseLocked(s)
-}
-
-func (d *Disk) releaseLocked(s *session) {
-	if !s.ended || s.used > 0 {
-		return
-	}
-	for _, slot := range s.buffers {
-		delete(d.slots, &s.proc.Slot(slot)[0])
-	}
-	s.proc.Release()
-}
-
-// removeLocked takes a handle out of the pool. The caller holds mu.
-func (d *Disk) removeLocked(h *handle) {
-	for i, o := range d.handles {
-		if o == h {
-			d.handles = append(d.handles[:i:i], d.handles[i+1:]...)
-			break
-		}
-	}
-	d.changed.Broadcast()
-}
-
-// query asks one worker for the allocated blocks of n chunks, in units of so
-// many.
-func (d *Disk) query(first, n, unit uint64) ([]worker.Block, error) {
-	d.querying.RLock()
-	defer d.querying.RUnlock()
-	if d.wrote.Load() {
-		return nil, errWrote
-	}
-	h, s, err := d.sessionForQuery()
+// query asks a worker for the allocated blocks of [start, start+sectors) in chunks, all
+// in sectors. It may run beside reads of the same session.
+func (p *pool) query(start, sectors, chunk uint64) ([]worker.Block, error) {
+	h, s, err := p.sessionForQuery()
 	if err != nil {
 		return nil, err
 	}
-	mark := d.log.mark()
-	stop := s.deadline(d.o.Timeout)
-	blocks, err := s.proc.Query(d.ctx, first*chunkSectors, n*chunkSectors, unit*chunkSectors)
+	mark := p.opener.log.mark()
+	stop := s.deadline(p.o.Timeout)
+	blocks, err := s.proc.Query(p.life.ctx, start, sectors, chunk)
 	stop()
-	d.mu.Lock()
+	p.mu.Lock()
 	s.queries--
-	d.mu.Unlock()
-	if err != nil {
-		err = d.explain("query", int64(first)*chunk, int64(n)*chunk, mark, err)
-		if isLost(err) && d.ended() == nil {
-			s.proc.Kill()
-			op := d.rangeOf("query", int64(first)*chunk, int64(n)*chunk)
-			d.lose(h, s, op, time.Now())
-			err = s.gone(op)
-		}
-		return nil, err
+	p.mu.Unlock()
+	if err == nil {
+		return blocks, nil
 	}
-	if d.debugs("extents") {
-		d.debug("extents", "allocated blocks", "offset", first*chunk, "bytes", n*chunk, "blocks", len(blocks))
+	off, n := int64(start)*sectorSize, int64(sectors)*sectorSize
+	err = p.explain.explain("query", off, n, mark, err)
+	if isLost(err) && p.life.ended() == nil {
+		s.proc.Kill()
+		op := p.explain.rangeOf("query", off, n)
+		p.lose(h, s, op, time.Now())
+		err = s.gone(op)
 	}
-	return blocks, nil
+	return nil, err
 }
 
-// sessionForQuery returns the session with the fewest queries.
-func (d *Disk) sessionForQuery() (*handle, *session, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+// sessionForQuery waits for an open session and returns the one with the fewest queries
+// in progress.
+func (p *pool) sessionForQuery() (*handle, *session, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	for {
-		if err := d.endedNow(); err != nil {
+		if err := p.endedLocked(); err != nil {
 			return nil, nil, err
 		}
 		var best *handle
-		for _, h := range d.handles {
+		for _, h := range p.handles {
 			if h.session != nil && !h.retiring && (best == nil || h.session.queries < best.session.queries) {
 				best = h
 			}
@@ -411,66 +426,174 @@ func (d *Disk) sessionForQuery() (*handle, *session, error) {
 			best.session.queries++
 			return best, best.session, nil
 		}
-		d.changed.Wait()
+		p.changed.Wait()
 	}
 }
 
-// flush makes one flush of the library, or up to three if workers are lost.
-func (d *Disk) flush() error {
-	for lost := 0; ; {
-		h, s, written, err := d.sessionForFlush()
-		if s == nil {
-			return err
-		}
-		mark := d.log.mark()
-		stop := s.deadline(d.o.Timeout)
-		err = s.proc.Flush(d.ctx)
-		stop()
-		if d.ctx.Err() != nil {
-			return context.Cause(d.ctx)
-		}
-		if err == nil {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			d.flushed = max(d.flushed, written)
-			return nil
-		}
-		err = d.explain("flush", 0, 0, mark, err)
-		if isLost(err) {
-			s.proc.Kill()
-			d.lose(h, s, d.rangeOf("flush", 0, 0), time.Now()) // which fails all flushes where there was something to flush
-			if lost++; lost < 3 {
-				continue
-			}
-		}
-		d.mu.Lock()
-		defer d.mu.Unlock()
-		if d.flushErr == nil {
-			d.flushErr = fmt.Errorf("%w: %w", errIO, err)
-		}
-		return d.flushErr
+// addLocked adds a handle with its first session and starts the goroutine that replaces
+// the session when it is lost. It returns the transport mode that was used before, or
+// "" if s has the same one.
+func (p *pool) addLocked(h *handle, s *session) (before string) {
+	p.handles = append(p.handles, h)
+	p.most = max(p.most, len(p.handles))
+	p.life.background.Go(func() { h.run(s) })
+	return p.installLocked(h, s)
+}
+
+// installLocked makes s the session of h, and its slots known. It returns the transport
+// mode that was used before, or "" if s has the same one.
+func (p *pool) installLocked(h *handle, s *session) (before string) {
+	h.session = s
+	for _, slot := range s.buffers {
+		p.slots[&s.proc.Slot(slot)[0]] = slotRef{h, s, slot}
+	}
+	p.changed.Broadcast()
+	if attached(s.opened.Transport) {
+		p.opener.attached.Store(true)
+	}
+	if before = p.transport; before == s.opened.Transport {
+		return ""
+	}
+	p.transport = s.opened.Transport
+	return before
+}
+
+// warnTransport warns that a connection uses another transport mode than the one that
+// was opened before it. It does nothing if before is "".
+func (p *pool) warnTransport(before, now string) {
+	if before != "" {
+		p.report.warn(fmt.Sprintf("%s: a connection was opened with the transport mode %q, where the one before had %q", p.life.disk, now, before))
 	}
 }
 
-// sessionForFlush waits for the one session of a writable disk, and returns the
-// writes that its flush will cover. It returns none where there is nothing to
-// flush, or no sense in it.
-func (d *Disk) sessionForFlush() (*handle, *session, int64, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for {
-		if d.flushErr != nil {
-			return nil, nil, 0, d.flushErr
+// removeLocked removes a handle, which is not used for new requests any more.
+func (p *pool) removeLocked(h *handle) {
+	for i, o := range p.handles {
+		if o == h {
+			p.handles = append(p.handles[:i:i], p.handles[i+1:]...)
+			break
 		}
-		if err := d.stuckNow(false); err != nil {
-			return nil, nil, 0, err
-		}
-		if h := d.leastLocked(); h != nil {
-			return h, h.session, d.written, nil
-		}
-		if err := d.stuckNow(true); err != nil {
-			return nil, nil, 0, err
-		}
-		d.changed.Wait()
+	}
+	p.changed.Broadcast()
+}
+
+// lose records, once, that the worker of session s was lost or killed during op. No new
+// request uses the session, but its process may not have ended yet. since is the time
+// of the request that noticed the loss.
+func (p *pool) lose(h *handle, s *session, op string, since time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if s.lost {
+		return
+	}
+	s.lost = true
+	p.opener.messy.Store(true)
+	p.o.Registry.doubt(p.opener.params)
+	if h.session == s {
+		h.session = nil
+	}
+	h.failedLocked(since)
+	h.lastLoss = s.gone(op)
+	p.flusher.lostLocked(h.lastLoss)
+	h.changed.Broadcast()
+	p.changed.Broadcast()
+}
+
+// exitedLocked records that the process of a session has ended, and frees its memory
+// unless somebody still has a buffer in it.
+func (p *pool) exitedLocked(s *session) {
+	s.ended, s.lost = true, true
+	for _, t := range s.timers {
+		t.Stop()
+	}
+	p.unmapLocked(s)
+}
+
+// unmapLocked frees the memory of a session whose process has ended, as soon as none of
+// its slots is in use.
+func (p *pool) unmapLocked(s *session) {
+	if !s.ended || s.used > 0 {
+		return
+	}
+	for _, slot := range s.buffers {
+		delete(p.slots, &s.proc.Slot(slot)[0])
+	}
+	s.proc.Release()
+}
+
+// dieLocked makes all requests fail with err from now on.
+func (p *pool) dieLocked(err error) {
+	p.dead = err
+	p.broadcastLocked()
+}
+
+// begin starts a call: Disk.Close waits until life.calls.Done is called. It returns an
+// error if no call can succeed any more.
+func (p *pool) begin() error {
+	if err := p.ended(); err != nil {
+		return err
+	}
+	return p.life.begin()
+}
+
+// died returns why no call can succeed any more, or nil.
+func (p *pool) died() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.dead
+}
+
+// ended returns nil as long as new calls may begin.
+func (p *pool) ended() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.endedLocked()
+}
+
+func (p *pool) endedLocked() error {
+	if err := p.life.ended(); err != nil {
+		return err
+	}
+	return p.dead
+}
+
+// endedForCallsLocked returns nil as long as a call in progress may go on. While the
+// disk is being closed, calls in progress use the workers that are there. waits means
+// that the call has to wait for a new worker, which a disk that is being closed does
+// not get.
+func (p *pool) endedForCallsLocked(waits bool) error {
+	switch {
+	case p.life.ctx.Err() != nil:
+		return context.Cause(p.life.ctx)
+	case p.dead != nil:
+		return p.dead
+	case waits:
+		return p.life.ended()
+	}
+	return nil
+}
+
+// wake wakes all calls that wait, so that they notice that the disk has ended.
+func (p *pool) wake() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.broadcastLocked()
+}
+
+func (p *pool) broadcastLocked() {
+	p.changed.Broadcast()
+	for _, h := range p.handles {
+		h.changed.Broadcast()
+	}
+}
+
+// fillStats sets the fields of a report that the pool knows.
+func (p *pool) fillStats(s *source.Stats) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.Transport, s.Retries, s.Restarts = p.transport, p.retries.Load(), p.opener.restarts.Load()
+	s.Connections, s.Most = p.most, max(p.most, p.o.Connections)
+	if t := p.growth.tuner; t != nil {
+		s.Connections, s.Most = t.Settled(), maxAuto
 	}
 }

@@ -42,8 +42,8 @@ func TestOneRefusedLogin(t *testing.T) {
 				}
 				_, err := host.open(t.Context(), p, Options{Connections: 4, Registry: registry, Retry: fastRetry(-1)})
 				if err == nil || !source.IsPermanent(err) || !strings.Contains(err.Error(), "error 3014") || !strings.Contains(err.Error(), p.File) ||
-					!strings.Contains(Hint(err), "refused the login") {
-					t.Errorf("%v, hint %q", err, Hint(err))
+					!strings.Contains(hintOf(err), "refused the login") {
+					t.Errorf("%v, hint %q", err, hintOf(err))
 				}
 			})
 		}
@@ -300,7 +300,7 @@ func TestHintOfAnOddSecret(t *testing.T) {
 		host, _ := newFakeHost(t, mib)
 		host.onOpen = func(int, *worker.Opened) error { return refusedLogin() }
 		_, err := host.open(t.Context(), Params{Server: "esxi", User: "u", Password: NewSecret(test.secret)}, Options{})
-		hint := Hint(err)
+		hint := hintOf(err)
 		if !strings.Contains(hint, "refused the login") || !strings.Contains(hint, test.want) || test.want == "" && strings.Contains(hint, "has") ||
 			strings.Contains(hint, "pass ") || strings.Contains(hint, test.secret) {
 			t.Errorf("%q: %q", test.secret, hint)

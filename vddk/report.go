@@ -6,22 +6,37 @@ import (
 	"sync"
 )
 
-func (d *Disk) warn(text string) {
-	if d.o.Warn != nil {
-		d.o.Warn(text)
+// reporter passes warnings to the user and debugging messages to the log. It is safe
+// for concurrent use.
+type reporter struct {
+	disk   string // Params.File
+	log    *slog.Logger
+	toUser func(text string)
+	topics map[string]bool // Options.Debug
+}
+
+func newReporter(p *Params, o *Options) *reporter {
+	return &reporter{disk: p.File, log: o.Log, toUser: o.Warn, topics: o.Debug}
+}
+
+// warn shows text to the user and adds it to the report of the copy.
+func (r *reporter) warn(text string) {
+	if r.toUser != nil {
+		r.toUser(text)
 	}
 }
 
-func (d *Disk) warnOnce(once *sync.Once, text string) { once.Do(func() { d.warn(text) }) }
+func (r *reporter) warnOnce(once *sync.Once, text string) { once.Do(func() { r.warn(text) }) }
 
-// debugs says whether a topic of Options.Debug is wanted.
-func (d *Disk) debugs(topic string) bool {
-	return d.o.Log != nil && (topic == "" || d.o.Debug[topic])
+// debugs reports whether debug logs messages about a topic, which is one of
+// DebugKeys. The empty topic is always logged.
+func (r *reporter) debugs(topic string) bool {
+	return r.log != nil && (topic == "" || r.topics[topic])
 }
 
-// debug logs for a topic; "" is always logged.
-func (d *Disk) debug(topic, message string, args ...any) {
-	if d.debugs(topic) {
-		d.o.Log.Log(context.Background(), slog.LevelDebug, "vddk: "+message, append(args, "disk", d.params.File)...)
+// debug logs a message at the debug level if its topic is wanted.
+func (r *reporter) debug(topic, message string, args ...any) {
+	if r.debugs(topic) {
+		r.log.Log(context.Background(), slog.LevelDebug, "vddk: "+message, append(args, "disk", r.disk)...)
 	}
 }

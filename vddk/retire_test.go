@@ -20,7 +20,7 @@ func TestRetireBesideWaiting(t *testing.T) {
 		return nil
 	}
 	d := host.mustOpen(Params{}, Options{Depth: 1})
-	if !d.addHandle(func() {}) {
+	if !d.pool.growth.add(func() {}) {
 		t.Fatal("no second connection")
 	}
 	read := make(chan error, 4)
@@ -37,14 +37,14 @@ func TestRetireBesideWaiting(t *testing.T) {
 			read <- err
 		}()
 	}
-	d.mu.Lock()
-	first, second := d.handles[0], d.handles[1]
+	d.pool.mu.Lock()
+	first, second := d.pool.handles[0], d.pool.handles[1]
 	for first.waiting+second.waiting < 2 {
-		d.mu.Unlock()
-		d.mu.Lock()
+		d.pool.mu.Unlock()
+		d.pool.mu.Lock()
 	}
 	second.retiring = true // as the tuner does
-	d.mu.Unlock()
+	d.pool.mu.Unlock()
 
 	close(ends[1])
 	if err := <-read; err != nil {
@@ -56,9 +56,9 @@ func TestRetireBesideWaiting(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if len(d.handles) != 1 || d.handles[0] != first {
-		t.Errorf("%d connections are left, want the one that does not retire", len(d.handles))
+	d.pool.mu.Lock()
+	defer d.pool.mu.Unlock()
+	if len(d.pool.handles) != 1 || d.pool.handles[0] != first {
+		t.Errorf("%d connections are left, want the one that does not retire", len(d.pool.handles))
 	}
 }

@@ -97,3 +97,22 @@ func (s *session) write(ctx context.Context, timeout time.Duration, slot int, se
 func (s *session) deadline(timeout time.Duration) (stop func() bool) {
 	return time.AfterFunc(timeout, func() { s.kill(fmt.Errorf("no answer within %v", timeout)) }).Stop
 }
+
+// slotRef names a slot of a session of a handle.
+type slotRef struct {
+	h    *handle
+	s    *session
+	slot int
+}
+
+// permit is the right to make one request: it counts as one of the requests in flight
+// on the handle, and owns the slot.
+type permit struct {
+	slotRef
+	spare bool   // the slot is a spare one, not a buffer of the caller
+	pace  uint64 // what Pace.Denied wants to know
+	write bool
+}
+
+// memory returns the memory of the slot.
+func (t *permit) memory() []byte { return t.s.proc.Slot(t.slot) }

@@ -622,11 +622,11 @@ func TestStandInHostIsFull(t *testing.T) {
 					defer mu.Unlock()
 					warnings = append(warnings, text)
 				}})
-			d.mu.Lock()
-			for d.growing {
-				d.changed.Wait()
+			d.pool.mu.Lock()
+			for d.pool.growth.opening {
+				d.pool.changed.Wait()
 			}
-			d.mu.Unlock()
+			d.pool.mu.Unlock()
 			if err := s.copyAll(d, 16); err != nil {
 				t.Fatal(err)
 			}
@@ -735,8 +735,8 @@ func TestStandInErrors(t *testing.T) {
 		s := newStandIn(t, 1<<20)
 		s.Conf(test.conf)
 		_, err := s.open(t.Context(), s.remote, Options{Retry: fastRetry(-1)})
-		if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(Hint(err), test.hint) || source.IsPermanent(err) != test.permanent {
-			t.Errorf("%s: %v; hint %q; permanent %v", test.conf, err, Hint(err), source.IsPermanent(err))
+		if err == nil || !strings.Contains(err.Error(), test.want) || !strings.Contains(hintOf(err), test.hint) || source.IsPermanent(err) != test.permanent {
+			t.Errorf("%s: %v; hint %q; permanent %v", test.conf, err, hintOf(err), source.IsPermanent(err))
 		}
 		if err != nil && strings.Contains(err.Error(), "pass; word") {
 			t.Errorf("%s: the password is in %v", test.conf, err)
