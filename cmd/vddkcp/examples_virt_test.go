@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vddkcp/vddkcp/cmd/vddkcp/internal/export"
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
@@ -283,7 +284,7 @@ func TestGuestWritesToCowFile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var served exportStats
+	var served export.Stats
 	if err := json.Unmarshal(text, &served); err != nil {
 		t.Fatal(err)
 	}

@@ -2,26 +2,21 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
-	"runtime/debug"
-	"strconv"
 	"strings"
-	"sync"
 	"time"
 	"unicode/utf8"
 
 	"github.com/alecthomas/kong"
 
+	"github.com/vddkcp/vddkcp/cmd/vddkcp/internal/export"
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
-	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/nbd"
-	"github.com/vddkcp/vddkcp/nbd/server"
+	"github.com/vddkcp/vddkcp/vddk"
 )
 
 // exportCommand serves disks over NBD, by docs/cli.md.
@@ -55,17 +50,14 @@ type exportCommand struct {
 }
 
 // namedSource is --export NAME=SRC.
-type namedSource struct {
-	name, src string
-	at        address.Address // src parsed; nil before addresses
-}
+type namedSource struct{ name, src string }
 
 func (s *namedSource) UnmarshalText(text []byte) error {
 	name, src, ok := strings.Cut(string(text), "=")
 	if !ok || src == "" {
 		return errors.New("want NAME=SRC")
 	}
-	*s = namedSource{name: name, src: src}
+	*s = namedSource{name, src}
 	return nil
 }
 
@@ -112,7 +104,7 @@ func (c *exportCommand) Validate() error {
 	case c.TLS == "" && c.TLSCertificates == "" && c.TLSVerifyPeer:
 		return errors.New("--tls-verify-peer: want --tls require with it")
 	}
-	if err := checkListen(c.Listen); err != nil {
+	if err := export.CheckListen(c.Listen); err != nil {
 		return err
 	}
 	names := map[string]bool{}
@@ -149,25 +141,31 @@ func validText(s string) error {
 func (c *exportCommand) sources() []namedSource {
 	var all []namedSource
 	if c.Src != "" {
-		all = append(all, namedSource{name: c.Name, src: c.Src})
+		all = append(all, namedSource{c.Name, c.Src})
 	}
 	return append(all, c.Export...)
 }
 
-// addresses returns the sources with their addresses parsed.
-func (c *exportCommand) addresses() ([]namedSource, error) {
-	all := c.sources()
-	for i, s := range all {
-		var err error
-		if all[i].at, err = address.Parse(s.src, address.Disk); err != nil {
+// addresses parses the addresses of the sources. Only SRC, which comes first, is
+// opened before the server starts, whatever that takes.
+func (c *exportCommand) addresses() ([]export.Source, error) {
+	var all []export.Source
+	for _, s := range c.sources() {
+		a, err := address.Parse(s.src, address.Disk)
+		if err != nil {
 			return nil, err
 		}
+		all = append(all, export.Source{Name: s.name, Address: a})
+	}
+	if c.Src != "" {
+		all[0].Description, all[0].Eager = c.Description, true
 	}
 	return all, nil
 }
 
-// exportGrace is how long requests in work go on after a signal.
-const exportGrace = 5 * time.Second
+// exportRefusals is how many refused logins a server makes for its clients, which
+// come and go while an operator may mend the account. ESXi locks it after five.
+const exportRefusals = 3
 
 func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	sources, err := c.addresses()
@@ -182,14 +180,14 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return &usageError{err: err}
 	}
-	err = c.run(ctx, sources, outputs, log)
+	err = export.Run(ctx, c.options(sources, outputs, log))
 	if closed := closeLog(); closed != nil && err == nil {
 		err = fmt.Errorf("log file: %w", closed)
 	}
 	if err == nil {
 		return nil
 	}
-	var ended *commandStatus
+	var ended *export.CommandStatus
 	if errors.As(err, &ended) {
 		if err.Error() != ended.Error() { // CMD has said what is its own
 			fail(errorOutput, false, fmt.Errorf("export: %w", err))
@@ -200,14 +198,14 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 }
 
 // outputs are the files that the command writes.
-func (c *exportCommand) outputs(sources []namedSource, logs *logFlags) *outputs {
+func (c *exportCommand) outputs(sources []export.Source, logs *logFlags) *outputs {
 	o := new(outputs)
 	o.add("--stats", c.Stats)
 	o.add("--pid-file", c.PidFile)
 	o.add("--log-file", logs.LogFile)
 	o.addOwn("--cow", c.Cow.file)
 	for _, s := range sources {
-		c.sourceFlags.protect(o, "a disk that is served", s.at)
+		c.sourceFlags.protect(o, "a disk that is served", s.Address)
 	}
 	if dir := c.TLSCertificates; dir != "" {
 		for _, name := range []string{"server-cert.pem", "server-key.pem", "ca-cert.pem"} {
@@ -217,173 +215,25 @@ func (c *exportCommand) outputs(sources []namedSource, logs *logFlags) *outputs 
 	return o
 }
 
-// run serves until a signal, the end of CMD, or the last client. A
-// *commandStatus is the end of CMD.
-func (c *exportCommand) run(ctx context.Context, sources []namedSource, outputs *outputs, log *slog.Logger) error {
-	// First, so that no process that a disk is opened by gets the sockets.
-	sockets, err := activatedSockets()
-	if err != nil {
-		return err
+// options are what the command line says, for package export.
+func (c *exportCommand) options(sources []export.Source, outputs *outputs, log *slog.Logger) export.Options {
+	opener := c.opener()
+	opener.Writable = c.RW
+	warn := func(message string) { log.Warn(message) }
+	v := &opener.VDDK.Options
+	v.Registry = vddk.NewRegistry(exportRefusals)
+	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, warn
+	opener.NBD.Connections, opener.NBD.Warn = int(c.Connections), warn
+	opener.Retry.Mutable = true // clients want what the source holds now
+	opener.Retry.OnRetry = func(err error, wait time.Duration) {
+		log.Warn("trying again", "in", wait.Round(time.Millisecond), "error", err)
 	}
-	defer sockets.close()
-	parent := os.Getppid()
-	// Disks go on when ctx has ended, for requests in work.
-	life, kill := context.WithCancelCause(context.WithoutCancel(ctx))
-	defer kill(nil)
-	opening := context.AfterFunc(ctx, func() { kill(context.Cause(ctx)) })
-	exports, err := c.open(life, sources, outputs, log)
-	if !opening() && ctx.Err() != nil {
-		err = errors.Join(context.Cause(ctx), exports.close())
+	return export.Options{
+		Sources: sources, Pattern: c.Pattern, Opener: opener, Format: c.SourceFormat,
+		Opened: func() error { return outputs.checkOpened(opener) },
+		Cow:    c.Cow.on, CowFile: c.Cow.file, CowOnRead: c.CowOnRead,
+		Listen: c.Listen, TLS: c.TLS, TLSCertificates: c.TLSCertificates, TLSVerifyPeer: c.TLSVerifyPeer,
+		MaxConnections: c.MaxConnections, Command: c.Command, ExitWithParent: c.ExitWithParent, ExitLast: c.ExitLast,
+		PidFile: c.PidFile, Stats: c.Stats, URIs: textOutput, Tables: errorOutput, Log: log,
 	}
-	if err != nil {
-		return err
-	}
-	stats, err := openStats(c.Stats)
-	if err == nil {
-		err = c.serve(ctx, exports, sockets, parent, stats, kill, log)
-	}
-	return errors.Join(err, exports.close())
-}
-
-// serve serves what is open. Kill ends the disks that were opened before there
-// was a server.
-func (c *exportCommand) serve(ctx context.Context, exports *exports, sockets *sockets, parent int, stats *statsFile, kill context.CancelCauseFunc, log *slog.Logger) error {
-	// A signal, the parent's end or a failure end CMD, or what is served where
-	// there is none.
-	ending, end := context.WithCancel(ctx)
-	defer end()
-	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
-	options := server.Options{
-		Writable: c.RW || c.Cow.on, MaxConnections: c.MaxConnections, Grace: exportGrace, Kill: kill, Stats: &stats.Stats, Log: log,
-	}
-	if c.ExitLast {
-		options.Left = func(others int) {
-			if others == 0 {
-				log.Debug("the last client has left")
-				stop()
-			}
-		}
-	}
-	var err error
-	if options.TLSMode, options.TLS, err = c.certificates(log); err != nil {
-		return err
-	}
-	s, err := server.New(exports, options)
-	if err != nil {
-		return err
-	}
-	// On a disk that hangs a connection has up to three calls of its own, each with
-	// a thread, and the runtime ends a program with more than this.
-	debug.SetMaxThreads(max(10_000, 2_000+3*c.MaxConnections))
-	if err := sockets.listen(ctx, c.Listen, c.Command != ""); err != nil {
-		return err
-	}
-	if c.PidFile != "" {
-		remove, err := writePidFile(c.PidFile)
-		if err != nil {
-			return err
-		}
-		defer remove()
-	}
-	name := exports.uriName()
-	uris := sockets.uris(options.TLSMode == server.TLSRequire, name)
-	for _, uri := range uris {
-		log.Debug("listening", "uri", uri)
-		if c.Command == "" && !sockets.activated {
-			if _, err := fmt.Fprintln(textOutput, uri); err != nil {
-				return err
-			}
-		}
-	}
-
-	var all sync.WaitGroup
-	if c.ExitWithParent {
-		all.Go(func() {
-			if parentEnded(serving, parent) {
-				log.Debug("the parent process has ended")
-				end()
-			}
-		})
-	}
-	var served, ran error
-	all.Go(func() {
-		defer stop()
-		if served = sockets.serve(serving, s); served != nil {
-			end()
-		}
-	})
-	if c.Command == "" {
-		defer context.AfterFunc(ending, stop)()
-	} else {
-		all.Go(func() {
-			defer stop()
-			ran = runShell(ending, sockets.script(uris[0], name)+c.Command)
-		})
-	}
-	all.Wait()
-	return errors.Join(served, ran, stats.write(log))
-}
-
-// writePidFile puts the process id into a new file at path, which a symbolic
-// link there is replaced by. Remove removes it, unless another process has
-// replaced it meanwhile.
-func writePidFile(path string) (remove func(), err error) {
-	if err := durable.Write(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
-		return nil, fmt.Errorf("process id: %w", err)
-	}
-	if _, ok := durable.Descriptor(path); ok {
-		return func() {}, nil
-	}
-	ours, err := os.Lstat(path)
-	if err != nil {
-		return nil, fmt.Errorf("process id: %w", err)
-	}
-	return func() {
-		if now, err := os.Lstat(path); err == nil && now.Mode().IsRegular() && os.SameFile(now, ours) {
-			os.Remove(path) // a leftover file harms nobody
-		}
-	}, nil
-}
-
-// certificates reads what TLS needs, where it is asked for.
-func (c *exportCommand) certificates(log *slog.Logger) (server.TLSMode, *tls.Config, error) {
-	mode := map[string]server.TLSMode{"off": server.TLSOff, "on": server.TLSOn, "require": server.TLSRequire}[c.TLS]
-	if c.TLS == "" && c.TLSCertificates != "" {
-		mode = server.TLSOn // as nbdkit
-	}
-	if mode == server.TLSOff {
-		return mode, nil, nil
-	}
-	dir := c.TLSCertificates
-	if dir == "" {
-		if dir = certificateFolder(); dir == "" {
-			return 0, nil, &usageError{err: fmt.Errorf("--tls %s: no certificates", c.TLS), hint: "--tls-certificates DIR, with server-cert.pem and server-key.pem"}
-		}
-	}
-	config, err := server.LoadTLS(dir, c.TLSVerifyPeer)
-	if err != nil {
-		return 0, nil, &usageError{err: err, hint: hint(err)}
-	}
-	if nbd.NamesNoHost(config.Certificates[0].Leaf) {
-		log.Warn("the server's certificate has no subjectAltName: clients that verify it will refuse it", "certificates", dir)
-	}
-	if mode == server.TLSOn {
-		log.Debug("clients may come without TLS, or be made to: --tls require serves none of them")
-	}
-	return mode, config, nil
-}
-
-// certificateFolder is where nbdkit looks for certificates.
-func certificateFolder() string {
-	folders := []string{"/etc/pki/nbdkit"}
-	if home := os.Getenv("HOME"); os.Geteuid() != 0 && home != "" {
-		folders = []string{filepath.Join(home, ".pki/nbdkit"), filepath.Join(home, ".config/pki/nbdkit")}
-	}
-	for _, dir := range folders {
-		if _, err := os.Stat(filepath.Join(dir, "server-cert.pem")); err == nil {
-			return dir
-		}
-	}
-	return ""
 }

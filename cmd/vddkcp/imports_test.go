@@ -11,7 +11,8 @@ const module = "github.com/vddkcp/vddkcp/"
 // Which rooms a room may import, by the first rule that matches it. What is
 // not named here may import internal/ only. CONTRIBUTING.md has the reasons.
 var imports = []struct{ room, may string }{
-	{"cmd/vddkcp", "nbd nbd/client nbd/server source source/cow source/open source/raw sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/journal transfer/progress transfer/report vddk"},
+	{"cmd/vddkcp/internal/export", "nbd nbd/server source source/cow source/open"},
+	{"cmd/vddkcp", "cmd/vddkcp/internal/export nbd nbd/client source source/open source/raw sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/journal transfer/progress transfer/report vddk"},
 	{"transfer/batch", "transfer/report"},
 	{"transfer/digest", ""},
 	{"transfer/journal", "transfer"},

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/cmd/vddkcp/internal/export"
 	"github.com/vddkcp/vddkcp/internal/peer"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/report"
@@ -564,7 +565,7 @@ func TestOutcomes(t *testing.T) {
 		{&signalError{syscall.SIGTERM}, report.StatusInterrupted, 143},
 		{&transfer.MismatchError{}, report.StatusMismatch, 3},
 		{errors.Join(&transfer.MismatchError{}, &signalError{syscall.SIGTERM}), report.StatusMismatch, 3},
-		{&commandStatus{7}, report.StatusFailed, 7},
+		{&export.CommandStatus{Status: 7}, report.StatusFailed, 7},
 		{&batchError{exit: 4}, report.StatusFailed, 4},
 	} {
 		if got := outcomeOf(c.err); got != (outcome{c.status, c.exit}) {

@@ -207,6 +207,9 @@ func (e *reportedError) Unwrap() error { return e.error }
 // signalError is the cause of a context that a signal ended.
 type signalError struct{ signal syscall.Signal }
 
+// Signal returns the signal, for what has to pass it on.
+func (e *signalError) Signal() syscall.Signal { return e.signal }
+
 func (e *signalError) Error() string { return fmt.Sprintf("stopped by %s", signalName(e.signal)) }
 
 func signalName(s syscall.Signal) string {

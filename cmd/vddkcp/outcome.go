@@ -7,6 +7,7 @@ import (
 	"os"
 	"syscall"
 
+	"github.com/vddkcp/vddkcp/cmd/vddkcp/internal/export"
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/sink"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
@@ -35,13 +36,13 @@ type outcome struct {
 // work was kept has been decided before: a *transfer.ResumableError says so.
 func outcomeOf(err error) outcome {
 	var stopped *signalError
-	var command *commandStatus
+	var command *export.CommandStatus
 	var batch *batchError
 	switch {
 	case err == nil:
 		return outcome{report.StatusOK, 0}
 	case errors.As(err, &command):
-		return outcome{report.StatusFailed, command.status}
+		return outcome{report.StatusFailed, command.Status}
 	case errors.As(err, &batch):
 		return outcome{report.StatusFailed, batch.exit}
 	case errors.As(err, new(*differenceError)), errors.As(err, new(*transfer.MismatchError)), errors.As(err, new(*sourceopen.ManifestError)):

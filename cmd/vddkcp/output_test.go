@@ -14,9 +14,9 @@ import (
 // streams are the files that may use standard output and error as they are, and
 // why. All others write text by output.go, which escapes it.
 var streams = map[string]string{
-	"cmd/vddkcp/output.go":     "it escapes what is written",
-	"cmd/vddkcp/export_run.go": "the command of --run has them as its own",
-	"sink/open/open.go":        "a raw stream, for DST -",
+	"cmd/vddkcp/output.go":                  "it escapes what is written",
+	"cmd/vddkcp/internal/export/command.go": "the command of --run has them as its own",
+	"sink/open/stream.go":                   "a raw stream, for DST -",
 }
 
 func TestOneWriterOfText(t *testing.T) {

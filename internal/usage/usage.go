@@ -1,24 +1,38 @@
 // Package usage has the error of a mistake in a command line or in a job file.
 package usage
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
 // Error reports an address, an option or a combination of options that makes no
 // sense whatever the files hold and whatever the servers answer. Trying again
 // does not help: the user has to change the command.
 type Error struct {
-	message string
-	hint    string
+	err  error
+	hint string
 }
 
-// New returns an error with a message and, unless it is empty, a hint.
-func New(message, hint string) error { return &Error{message, hint} }
+// New returns an error with a message and a hint, which may be empty.
+func New(message, hint string) error { return &Error{errors.New(message), hint} }
 
-// Errorf returns an error without a hint, whose message is formatted as by
-// fmt.Sprintf. The verb %w is not supported.
-func Errorf(format string, args ...any) error { return &Error{message: fmt.Sprintf(format, args...)} }
+// Errorf returns an error without a hint. It formats the message as fmt.Errorf
+// does.
+func Errorf(format string, args ...any) error { return &Error{err: fmt.Errorf(format, args...)} }
 
-func (e *Error) Error() string { return e.message }
+// Wrap makes a mistake of the user out of err, with the hint that err has.
+func Wrap(err error) error {
+	var h interface{ Hint() string }
+	if errors.As(err, &h) {
+		return &Error{err, h.Hint()}
+	}
+	return &Error{err: err}
+}
+
+func (e *Error) Error() string { return e.err.Error() }
+
+func (e *Error) Unwrap() error { return e.err }
 
 // Hint returns what the user can do about the error; it may be empty.
 func (e *Error) Hint() string { return e.hint }

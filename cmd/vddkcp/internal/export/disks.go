@@ -1,10 +1,9 @@
-package main
+package export
 
 import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"maps"
 	"math"
 	"slices"
@@ -13,91 +12,64 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/nbd/server"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/source/cow"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
-	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// exportRefusals is how many refused logins a server makes for its clients, which
-// come and go while an operator may mend the account. ESXi locks it after five.
-const exportRefusals = 3
-
-// open prepares the exports. What SRC can't be is found out here, and of the
-// others what costs no login.
-func (c *exportCommand) open(ctx context.Context, sources []namedSource, outputs *outputs, log *slog.Logger) (e *exports, err error) {
-	if e, err = c.openAll(ctx, sources, outputs, log); e != nil {
-		e.outputs = nil // from here on they are written
+// open prepares the exports. Errors of eager sources are found here, and of the
+// others those that take no login. The exports are returned with an error too.
+func open(ctx context.Context, o Options) (e *exports, err error) {
+	e = &exports{life: ctx, Options: o}
+	if err = e.openAll(ctx); err != nil {
+		return e, errors.Join(err, e.close())
 	}
-	return e, err
+	e.Opened = nil // from here on the output files are written
+	return e, nil
 }
 
-func (c *exportCommand) openAll(ctx context.Context, sources []namedSource, outputs *outputs, log *slog.Logger) (e *exports, err error) {
-	opener := c.opener()
-	opener.VDDK.Options.Registry = vddk.NewRegistry(exportRefusals)
-	opener.Writable = c.RW
-	opener.NBD.Connections = int(c.Connections)
-	opener.VDDK.Options.Log, opener.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
-	opener.VDDK.Options.Connections = int(c.Connections)
-	opener.VDDK.Options.RequestSize, opener.VDDK.Options.Depth = int(c.RequestSize), c.Depth
-	opener.NBD.Warn = opener.VDDK.Options.Warn
-	opener.Retry.Mutable = true // clients want what the source holds now
-	opener.Retry.OnRetry = func(err error, wait time.Duration) {
-		log.Warn("trying again", "in", wait.Round(time.Millisecond), "error", err)
-	}
-	e = &exports{life: ctx, exportCommand: c, opener: opener, outputs: outputs, log: log}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, e.close())
-		}
-	}()
-	for i, s := range sources {
-		d := &exportedDisk{Export: server.Export{Name: s.name}, src: s.at}
-		if i == 0 && c.Src != "" {
-			d.Description = c.Description
-		}
+func (e *exports) openAll(ctx context.Context) error {
+	for _, s := range e.Sources {
+		d := &exportedDisk{Export: server.Export{Name: s.Name, Description: s.Description}, src: s.Address}
 		e.list = append(e.list, d)
-		first := i == 0 && c.Src != ""
-		if !first && address.IsRemote(s.at) {
-			if err := e.check(ctx, s.at); err != nil {
-				return e, err
+		if !s.Eager && address.IsRemote(s.Address) {
+			if err := e.check(ctx, s.Address); err != nil {
+				return err
 			}
 			continue
 		}
-		disk, err := e.openDisk(ctx, s.at)
+		disk, err := e.openDisk(ctx, s.Address)
 		if err != nil {
-			return e, err
+			return err
 		}
-		if first {
+		if s.Eager {
 			// Where it is written to, only the last client's leaving forgets that
 			// a flush has failed.
-			d.first, d.keep = disk, !c.RW && c.Cow.file == ""
-		} else if c.Cow.on && c.Cow.file == "" {
+			d.first, d.keep = disk, !e.Opener.Writable && e.CowFile == ""
+		} else if e.Cow && e.CowFile == "" {
 			d.first, d.keep = disk, true
 		} else if err := disk.Close(); err != nil {
-			return e, err
+			return err
 		}
 	}
-	if c.Pattern != "" {
+	if e.Pattern != "" {
 		// Any path, to see whether what leads to it is there.
 		path := "[any] any.vmdk"
-		if strings.HasPrefix(c.Pattern, "/") {
+		if strings.HasPrefix(e.Pattern, "/") {
 			path = "/any.vmdk"
 		}
-		return e, e.check(ctx, address.ForVDDK(path))
+		return e.check(ctx, address.ForVDDK(path))
 	}
-	return e, nil
+	return nil
 }
 
 // exports are what the command line names.
 type exports struct {
-	*exportCommand
-	list    []*exportedDisk
-	opener  *sourceopen.Opener
-	outputs *outputs
-	log     *slog.Logger
-	life    context.Context // of the disks that are kept
+	Options
+	list []*exportedDisk
+	life context.Context // of the disks that are kept
 
 	mu     sync.Mutex
 	byName map[string]*exportedDisk // what is open of what the pattern allows
@@ -198,7 +170,7 @@ func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
 	d := e.named(name)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.first == nil && e.Cow.on && e.Cow.file == "" {
+	if d.first == nil && e.Cow && e.CowFile == "" {
 		disk, err := e.openDisk(e.life, d.src)
 		if err != nil {
 			return nil, err
@@ -220,13 +192,13 @@ func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
 // was away for longer than --retry-timeout or refused it, is opened again for the
 // next request.
 func (e *exports) openSource(ctx context.Context, src address.Address) (source.Disk, error) {
-	open := func(ctx context.Context) (source.Disk, error) { return e.opener.OpenAddress(ctx, src, e.SourceFormat) }
+	open := func(ctx context.Context) (source.Disk, error) { return e.Opener.OpenAddress(ctx, src, e.Format) }
 	if !address.IsRemote(src) {
 		return open(ctx)
 	}
 	// The disk itself repeats what fails, and gives up: this adds no patience.
 	return source.Retry(ctx, open, source.RetryOptions{Revive: true, Timeout: math.MaxInt64 / 2, OnRetry: func(err error, wait time.Duration) {
-		e.log.Warn("opening the source again", "source", src, "in", wait.Round(time.Millisecond), "error", err)
+		e.Log.Warn("opening the source again", "source", src, "in", wait.Round(time.Millisecond), "error", err)
 	}})
 }
 
@@ -236,24 +208,26 @@ func (e *exports) openDisk(ctx context.Context, src address.Address) (source.Dis
 	if err != nil {
 		return nil, err
 	}
-	if err := e.outputs.checkOpened(e.opener); err != nil {
-		disk.Close()
-		return nil, err
+	if e.Opened != nil {
+		if err := e.Opened(); err != nil {
+			disk.Close()
+			return nil, err
+		}
 	}
 	if w, ok := source.Ability[sourceopen.Warned](disk); ok {
 		for _, message := range w.Warnings() {
-			e.log.Warn(message)
+			e.Log.Warn(message)
 		}
 	}
-	if _, ok := source.Ability[source.Writable](disk); e.RW && !ok {
+	if _, ok := source.Ability[source.Writable](disk); e.Opener.Writable && !ok {
 		disk.Close()
-		return nil, &usageError{err: fmt.Errorf("%s can't be written: --rw serves raw files, block devices, NBD servers that allow it, and disks that VDDK opens", src)}
+		return nil, usage.Errorf("%s can't be written: --rw serves raw files, block devices, NBD servers that allow it, and disks that VDDK opens", src)
 	}
-	e.log.Debug("opened", "source", src, "size", disk.Size())
-	if !e.Cow.on {
+	e.Log.Debug("opened", "source", src, "size", disk.Size())
+	if !e.Cow {
 		return disk, nil
 	}
-	layer, err := cow.New(ctx, disk, cow.Options{File: e.Cow.file, OnRead: e.CowOnRead, Log: e.log})
+	layer, err := cow.New(ctx, disk, cow.Options{File: e.CowFile, OnRead: e.CowOnRead, Log: e.Log})
 	if err != nil {
 		disk.Close()
 		return nil, err
@@ -268,7 +242,7 @@ func (e *exports) check(ctx context.Context, src address.Address) error {
 	if !ok {
 		return nil
 	}
-	_, err := e.opener.VDDK.Params(ctx, file)
+	_, err := e.Opener.VDDK.Params(ctx, file)
 	return err
 }
 

@@ -1,4 +1,4 @@
-package main
+package export
 
 import (
 	"context"
@@ -14,10 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// commandStatus is that CMD of --run did not end with status 0.
-type commandStatus struct{ status int }
+// CommandStatus reports that Options.Command did not end with status 0.
+type CommandStatus struct{ Status int }
 
-func (e *commandStatus) Error() string { return fmt.Sprintf("CMD ended with status %d", e.status) }
+func (e *CommandStatus) Error() string { return fmt.Sprintf("CMD ended with status %d", e.Status) }
+
+// ExitStatus returns the status that the command ended with, or 128 and the number
+// of the signal that ended it.
+func (e *CommandStatus) ExitStatus() int { return e.Status }
 
 // script sets the variables that nbdkit sets for CMD, in the shell and not in
 // the environment, as nbdkit does.
@@ -39,7 +43,7 @@ func (s *sockets) script(uri, name string) string {
 // shellQuote makes of s one word of a shell's.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'"'"'`) + "'" }
 
-// runShell runs a script and returns nil, a *commandStatus, or why it could
+// runShell runs a script and returns nil, a *CommandStatus, or why it could
 // not be run. The end of ctx ends it: by the signal that is the cause.
 func runShell(ctx context.Context, script string) error {
 	command := exec.Command("/bin/sh", "-c", script)
@@ -49,9 +53,9 @@ func runShell(ctx context.Context, script string) error {
 	}
 	stop := context.AfterFunc(ctx, func() {
 		kill := syscall.SIGTERM
-		var stopped *signalError
+		var stopped interface{ Signal() syscall.Signal }
 		if errors.As(context.Cause(ctx), &stopped) {
-			kill = stopped.signal
+			kill = stopped.Signal()
 		}
 		if kill == syscall.SIGINT && terminalSignals() {
 			return // a second one would end it at once
@@ -68,7 +72,7 @@ func runShell(ctx context.Context, script string) error {
 	if w, ok := exit.Sys().(syscall.WaitStatus); ok && w.Signaled() {
 		status = 128 + int(w.Signal())
 	}
-	return &commandStatus{status}
+	return &CommandStatus{status}
 }
 
 // terminalSignals says whether a terminal's ^C reaches this process, and so

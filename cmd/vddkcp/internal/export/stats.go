@@ -1,4 +1,4 @@
-package main
+package export
 
 import (
 	"context"
@@ -32,8 +32,8 @@ func openStats(path string) (*statsFile, error) {
 	return s, s.replace(nil)
 }
 
-// exportStats is the JSON of --stats.
-type exportStats struct {
+// Stats is the JSON of the file Options.Stats.
+type Stats struct {
 	Version    int                `json:"version"`
 	Started    time.Time          `json:"started"`
 	Finished   time.Time          `json:"finished"`
@@ -41,10 +41,10 @@ type exportStats struct {
 	Operations []server.Operation `json:"operations"`
 }
 
-func (s *statsFile) write(log *slog.Logger) error {
+func (s *statsFile) write(tables io.Writer, log *slog.Logger) error {
 	operations := s.Snapshot()
 	if log.Enabled(context.Background(), slog.LevelDebug) {
-		printOperations(errorOutput, operations)
+		printOperations(tables, operations)
 	}
 	if s.path == "" {
 		return nil
@@ -55,7 +55,7 @@ func (s *statsFile) write(log *slog.Logger) error {
 // replace writes the file as a whole; a symbolic link at its path is replaced.
 func (s *statsFile) replace(operations []server.Operation) error {
 	now := time.Now()
-	text, err := json.MarshalIndent(exportStats{1, s.started, now, now.Sub(s.started).Seconds(), append([]server.Operation{}, operations...)}, "", "  ")
+	text, err := json.MarshalIndent(Stats{1, s.started, now, now.Sub(s.started).Seconds(), append([]server.Operation{}, operations...)}, "", "  ")
 	if err == nil {
 		err = durable.Write(s.path, append(text, '\n'), 0o644)
 	}

@@ -1,10 +1,11 @@
-package main
+package export
 
 import (
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
@@ -40,7 +42,7 @@ func activatedSockets() (*sockets, error) {
 func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) error {
 	switch {
 	case s.activated && captive:
-		return &usageError{err: errors.New("--run and socket activation: want one of the two")}
+		return usage.Errorf("--run and socket activation: want one of the two")
 	case len(addresses) > 0 || s.activated:
 	case captive:
 		addresses = []string{privateSocket}
@@ -77,9 +79,9 @@ func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) 
 	return nil
 }
 
-// checkListen checks how the addresses of --listen are written, before anything
-// is opened.
-func checkListen(addresses []string) error {
+// CheckListen checks how the addresses of Options.Listen are written. Its errors
+// name the flag --listen.
+func CheckListen(addresses []string) error {
 	known := map[string]bool{}
 	for _, address := range addresses {
 		if address == privateSocket {
@@ -130,7 +132,7 @@ func (s *sockets) serve(ctx context.Context, server *server.Server) error {
 }
 
 // close removes sockets too.
-func (s *sockets) close() {
+func (s *sockets) close(log *slog.Logger) {
 	for _, l := range s.listeners {
 		l.Close()
 	}
@@ -139,7 +141,7 @@ func (s *sockets) close() {
 	}
 	if s.folder != "" {
 		if err := os.RemoveAll(s.folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			warn(fmt.Sprintf("private socket: %v", err))
+			log.Warn(fmt.Sprintf("private socket: %v", err))
 		}
 	}
 }
