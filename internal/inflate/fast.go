@@ -11,6 +11,9 @@ const (
 
 // decodeFast decodes the symbols of a block while there is so much of src and dst
 // left that most checks can be left out; decodeCareful takes what follows.
+//
+// The function is longer than 80 lines because the variables of its loop must stay in
+// registers, which calls of other functions would prevent.
 func (d *Decoder) decodeFast(s *stream) error {
 	// With cap the same as len the loop has two registers more.
 	dst, src := s.dst[:len(s.dst):len(s.dst)], s.src[s.in:len(s.src):len(s.src)]

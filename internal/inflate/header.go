@@ -51,6 +51,28 @@ func (d *Decoder) readDynamic(s *stream) error {
 	}
 
 	lens := d.lens[:litlen+dist]
+	if err := d.readLengths(s, lens); err != nil {
+		return err
+	}
+	d.fixed = false
+	if lens[256] == 0 {
+		return s.corrupt("no code ends the block")
+	}
+	if !d.build(d.litlen[:], litlenBits, lens[:litlen], litlenSymbols[:]) {
+		return s.corrupt("the code of literals and lengths is not complete")
+	}
+	if len(s.src)-s.in >= pairFrom {
+		d.pairLiterals()
+	}
+	if !d.build(d.dist[:], distBits, lens[litlen:], distSymbols[:]) {
+		return s.corrupt("the code of distances is not complete")
+	}
+	return nil
+}
+
+// readLengths fills lens with the code lengths of a dynamic block, which the code in
+// d.precode compresses.
+func (d *Decoder) readLengths(s *stream, lens []uint8) error {
 	for i := 0; i < len(lens); {
 		s.refill() // 7 bits and 7 extra ones
 		e := d.precode[s.bits&(1<<precodeBits-1)]
@@ -91,20 +113,6 @@ func (d *Decoder) readDynamic(s *stream) error {
 		}
 		fill(lens[i:i+int(n)], value)
 		i += int(n)
-	}
-
-	d.fixed = false
-	if lens[256] == 0 {
-		return s.corrupt("no code ends the block")
-	}
-	if !d.build(d.litlen[:], litlenBits, lens[:litlen], litlenSymbols[:]) {
-		return s.corrupt("the code of literals and lengths is not complete")
-	}
-	if len(s.src)-s.in >= pairFrom {
-		d.pairLiterals()
-	}
-	if !d.build(d.dist[:], distBits, lens[litlen:], distSymbols[:]) {
-		return s.corrupt("the code of distances is not complete")
 	}
 	return nil
 }

@@ -11,10 +11,11 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Writable writes to d, whose content is given, as source.Writable allows, and
-// holds what is read against a model: at any alignment, and by several at once
-// that share blocks but no bytes. It leaves d flushed, and content as it is then.
-// What was trimmed is not looked at before it is written again.
+// Writable tests the ability source.Writable of d, whose content is given. It writes
+// at any alignment, from one goroutine and from several that share blocks but no
+// bytes, and compares what d holds with a model. At the end d is flushed, and content
+// is what d holds. Ranges that were trimmed are written again before they are
+// compared.
 func Writable(t *testing.T, d source.Disk, content []byte) {
 	t.Helper()
 	w, ok := source.Ability[source.Writable](d)
@@ -24,92 +25,119 @@ func Writable(t *testing.T, d source.Disk, content []byte) {
 	if d.Size() != int64(len(content)) || len(content) < 8 {
 		t.Fatalf("the disk has %d bytes, its content %d", d.Size(), len(content))
 	}
-	readAll := func(what string) {
-		t.Helper()
-		got := make([]byte, len(content))
-		if _, err := d.ReadAt(got, 0); err != nil && err != io.EOF {
-			t.Fatalf("%s: %v", what, err)
-		}
-		for i := range got {
-			if got[i] != content[i] {
-				t.Fatalf("%s: byte %d is %#x, want %#x", what, i, got[i], content[i])
-			}
-		}
-		off := int64(0)
-		for e, err := range d.Extents(t.Context(), 0, d.Size()) {
-			if err != nil {
-				t.Fatalf("%s: extents: %v", what, err)
-			}
-			if e.Kind == source.Zero && len(bytes.Trim(content[e.Off:e.End()], "\x00")) > 0 {
-				t.Fatalf("%s: %+v is not zero", what, e)
-			}
-			off = e.End()
-		}
-		if off != d.Size() {
-			t.Fatalf("%s: extents end at %d of %d", what, off, d.Size())
-		}
-	}
-	readAll("before")
-
+	m := &model{t, d, w, content}
+	m.compare("before")
 	r := rand.New(rand.NewPCG(1, 2))
 	for i := range 60 {
-		size := int64(len(content))
-		off := r.Int64N(size)
-		n := 1 + r.Int64N(min(size-off, 1<<(1+r.IntN(20))))
-		if r.IntN(2) == 0 { // whole blocks
-			off, n = off&^4095, min((n+4095)&^4095, size-off&^4095)
+		m.compare(m.changeSomething(i, r))
+	}
+	m.writeTogether()
+	m.compare("at once")
+	m.writeOutside()
+	if err := w.Flush(t.Context()); err != nil {
+		t.Fatalf("flush: %v", err)
+	}
+	m.compare("after")
+}
+
+// model is a disk and what it must hold.
+type model struct {
+	t       *testing.T
+	d       source.Disk
+	w       source.Writable
+	content []byte
+}
+
+// compare compares the disk and its extents with the model.
+func (m *model) compare(what string) {
+	t := m.t
+	t.Helper()
+	got := make([]byte, len(m.content))
+	if _, err := m.d.ReadAt(got, 0); err != nil && err != io.EOF {
+		t.Fatalf("%s: %v", what, err)
+	}
+	for i := range got {
+		if got[i] != m.content[i] {
+			t.Fatalf("%s: byte %d is %#x, want %#x", what, i, got[i], m.content[i])
 		}
-		var err error
-		what := ""
-		piece := content[off : off+n]
-		switch r.IntN(6) {
-		case 0:
-			what = "zero"
-			clear(piece)
-			err = w.ZeroAt(t.Context(), off, n, source.ZeroFlags(r.IntN(2)))
-		case 1:
-			what = "zero, fast"
-			err = w.ZeroAt(t.Context(), off, n, source.ZeroFlags(r.IntN(2))|source.FastOnly)
-			if errors.Is(err, errors.ErrUnsupported) {
-				err = w.ZeroAt(t.Context(), off, n, source.MayTrim) // it may have come half-way
-			}
-			clear(piece)
-		case 2:
-			what = "trim"
-			if err = w.Trim(t.Context(), off, n); err == nil {
-				fill(r, piece)
-				_, err = w.WriteAt(piece, off)
-			}
-		case 3:
-			what = "flush"
-			err = w.Flush(t.Context())
-		default:
-			what = "write"
+	}
+	off := int64(0)
+	for e, err := range m.d.Extents(t.Context(), 0, m.d.Size()) {
+		if err != nil {
+			t.Fatalf("%s: extents: %v", what, err)
+		}
+		if e.Kind == source.Zero && len(bytes.Trim(m.content[e.Off:e.End()], "\x00")) > 0 {
+			t.Fatalf("%s: %+v is not zero", what, e)
+		}
+		off = e.End()
+	}
+	if off != m.d.Size() {
+		t.Fatalf("%s: extents end at %d of %d", what, off, m.d.Size())
+	}
+}
+
+// changeSomething makes one random change, number i, and returns its name.
+func (m *model) changeSomething(i int, r *rand.Rand) (what string) {
+	t, w := m.t, m.w
+	t.Helper()
+	size := int64(len(m.content))
+	off := r.Int64N(size)
+	n := 1 + r.Int64N(min(size-off, 1<<(1+r.IntN(20))))
+	if r.IntN(2) == 0 { // whole blocks
+		off, n = off&^4095, min((n+4095)&^4095, size-off&^4095)
+	}
+	var err error
+	piece := m.content[off : off+n]
+	switch r.IntN(6) {
+	case 0:
+		what = "zero"
+		clear(piece)
+		err = w.ZeroAt(t.Context(), off, n, source.ZeroFlags(r.IntN(2)))
+	case 1:
+		what = "zero, fast"
+		err = w.ZeroAt(t.Context(), off, n, source.ZeroFlags(r.IntN(2))|source.FastOnly)
+		if errors.Is(err, errors.ErrUnsupported) {
+			err = w.ZeroAt(t.Context(), off, n, source.MayTrim) // a part may be zeroed already
+		}
+		clear(piece)
+	case 2:
+		what = "trim"
+		if err = w.Trim(t.Context(), off, n); err == nil {
 			fill(r, piece)
 			_, err = w.WriteAt(piece, off)
 		}
-		if err != nil {
-			t.Fatalf("%d: %s [%d, %d): %v", i, what, off, off+n, err)
-		}
-		readAll(what)
+	case 3:
+		what = "flush"
+		err = w.Flush(t.Context())
+	default:
+		what = "write"
+		fill(r, piece)
+		_, err = w.WriteAt(piece, off)
 	}
+	if err != nil {
+		t.Fatalf("%d: %s [%d, %d): %v", i, what, off, off+n, err)
+	}
+	return what
+}
 
-	// Eight at once, each with the bytes whose number it is modulo eight, in
-	// runs that are shorter than any block.
+// writeTogether writes from eight goroutines at once. Goroutine k has the runs of 100
+// bytes whose number is k modulo eight, so that each block is shared by several.
+func (m *model) writeTogether() {
+	t := m.t
 	const run = 100
 	var all sync.WaitGroup
 	for k := range 8 {
 		all.Go(func() {
 			r := rand.New(rand.NewPCG(3, uint64(k)))
-			for off := k * run; off+run <= len(content) && off < 200*run; off += 8 * run {
-				piece := content[off : off+run]
+			for off := k * run; off+run <= len(m.content) && off < 200*run; off += 8 * run {
+				piece := m.content[off : off+run]
 				var err error
 				if r.IntN(4) == 0 {
 					clear(piece)
-					err = w.ZeroAt(t.Context(), int64(off), run, source.MayTrim)
+					err = m.w.ZeroAt(t.Context(), int64(off), run, source.MayTrim)
 				} else {
 					fill(r, piece)
-					_, err = w.WriteAt(piece, int64(off))
+					_, err = m.w.WriteAt(piece, int64(off))
 				}
 				if err != nil {
 					t.Errorf("at once, at %d: %v", off, err)
@@ -118,25 +146,23 @@ func Writable(t *testing.T, d source.Disk, content []byte) {
 		})
 	}
 	all.Wait()
-	readAll("at once")
+}
 
-	// What does not lie in the disk.
-	size := int64(len(content))
+// writeOutside checks that ranges which do not lie in the disk are refused.
+func (m *model) writeOutside() {
+	t, size := m.t, int64(len(m.content))
+	t.Helper()
 	for _, c := range []struct{ off, n int64 }{{-1, 4}, {size - 2, 4}, {size, 1}, {size + 5, 1}} {
-		if _, err := w.WriteAt(make([]byte, c.n), c.off); err == nil {
+		if _, err := m.w.WriteAt(make([]byte, c.n), c.off); err == nil {
 			t.Errorf("wrote %d bytes at %d of a disk of %d", c.n, c.off, size)
 		}
-		if err := w.ZeroAt(t.Context(), c.off, c.n, source.MayTrim); err == nil {
+		if err := m.w.ZeroAt(t.Context(), c.off, c.n, source.MayTrim); err == nil {
 			t.Errorf("zeroed %d bytes at %d of a disk of %d", c.n, c.off, size)
 		}
-		if err := w.Trim(t.Context(), c.off, c.n); err == nil {
+		if err := m.w.Trim(t.Context(), c.off, c.n); err == nil {
 			t.Errorf("trimmed %d bytes at %d of a disk of %d", c.n, c.off, size)
 		}
 	}
-	if err := w.Flush(t.Context()); err != nil {
-		t.Fatalf("flush: %v", err)
-	}
-	readAll("after")
 }
 
 func fill(r *rand.Rand, p []byte) {
