@@ -87,59 +87,6 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), atEnd
 }
 
-// read reads what lies in the export.
-func (s *server) read(p []byte, off int64) error {
-	block := int64(s.sizes.Min)
-	if head := off % block; head > 0 && len(p) > 0 {
-		n := min(block-head, int64(len(p)))
-		if err := s.readBlock(p[:n], off); err != nil {
-			return err
-		}
-		p, off = p[n:], off+n
-	}
-	var tail []byte
-	if end := off + int64(len(p)); end%block > 0 && end < s.size {
-		n := max(int64(len(p))-end%block, 0)
-		p, tail = p[:n], p[n:]
-	}
-	end := off + int64(len(p))
-	k, err := s.each(s.ctx, func() *call {
-		if len(p) == 0 {
-			return nil
-		}
-		n := min(len(p), s.maxPayload())
-		k := &call{cmd: nbd.CmdRead, off: off, n: int64(n), data: p[:n:n]}
-		p, off = p[n:], off+int64(n)
-		return k
-	})
-	if err != nil {
-		return s.explain(k, err)
-	}
-	if len(tail) > 0 {
-		return s.readBlock(tail, end)
-	}
-	return nil
-}
-
-// readBlock reads what lies inside one block.
-func (s *server) readBlock(p []byte, off int64) error {
-	block := int64(s.sizes.Min)
-	head := off % block
-	buf := make([]byte, min(block, s.size-off+head))
-	k := &call{cmd: nbd.CmdRead, off: off - head, n: int64(len(buf)), data: buf}
-	if err := s.do(s.ctx, s.pick(), k); err != nil {
-		return s.explain(k, err)
-	}
-	copy(p, buf[head:])
-	return nil
-}
-
-// maxPayload is the most bytes of data in one request: multiples of the block.
-func (s *server) maxPayload() int {
-	most := min(s.sizes.Max, nbd.MaxPayload)
-	return int(most - most%s.sizes.Min)
-}
-
 // Close waits for calls in progress. Later calls return an error that wraps
 // os.ErrClosed.
 func (d *Disk) Close() error {

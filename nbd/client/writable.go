@@ -135,20 +135,6 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 	})
 }
 
-// zeroFast zeroes whole blocks where the server does that faster than it
-// writes.
-func (d *WritableDisk) zeroFast(ctx context.Context, off, n int64, mayTrim bool) error {
-	s := d.server
-	if s.flags&nbd.SendFastZero == 0 {
-		return errors.ErrUnsupported
-	}
-	flags := nbd.FlagFastZero
-	if !mayTrim {
-		flags |= nbd.FlagNoHole
-	}
-	return d.pieces(ctx, off, n, &call{cmd: nbd.CmdWriteZeroes, flags: flags})
-}
-
 // pieces makes calls like one for a range that may be long.
 func (d *WritableDisk) pieces(ctx context.Context, off, n int64, like *call) error {
 	s := d.server

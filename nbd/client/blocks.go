@@ -1,0 +1,120 @@
+package client
+
+import "github.com/vddkcp/vddkcp/nbd"
+
+// read reads what lies in the export.
+func (s *server) read(p []byte, off int64) error {
+	block := int64(s.sizes.Min)
+	if head := off % block; head > 0 && len(p) > 0 {
+		n := min(block-head, int64(len(p)))
+		if err := s.readBlock(p[:n], off); err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	var tail []byte
+	if end := off + int64(len(p)); end%block > 0 && end < s.size {
+		n := max(int64(len(p))-end%block, 0)
+		p, tail = p[:n], p[n:]
+	}
+	end := off + int64(len(p))
+	k, err := s.each(s.ctx, func() *call {
+		if len(p) == 0 {
+			return nil
+		}
+		n := min(len(p), s.maxPayload())
+		k := &call{cmd: nbd.CmdRead, off: off, n: int64(n), data: p[:n:n]}
+		p, off = p[n:], off+int64(n)
+		return k
+	})
+	if err != nil {
+		return s.explain(k, err)
+	}
+	if len(tail) > 0 {
+		return s.readBlock(tail, end)
+	}
+	return nil
+}
+
+// readBlock reads what lies inside one block.
+func (s *server) readBlock(p []byte, off int64) error {
+	block := int64(s.sizes.Min)
+	head := off % block
+	buf := make([]byte, min(block, s.size-off+head))
+	k := &call{cmd: nbd.CmdRead, off: off - head, n: int64(len(buf)), data: buf}
+	if err := s.do(s.ctx, s.pick(), k); err != nil {
+		return s.explain(k, err)
+	}
+	copy(p, buf[head:])
+	return nil
+}
+
+// maxPayload is the most bytes of data in one request: multiples of the block.
+func (s *server) maxPayload() int {
+	most := min(s.sizes.Max, nbd.MaxPayload)
+	return int(most - most%s.sizes.Min)
+}
+
+// write writes p at any offset. Of a block that it has only a part of, the rest is
+// read and written back.
+func (s *server) write(p []byte, off int64) error {
+	head, whole := s.blocks(off, int64(len(p)))
+	if head > 0 {
+		if err := s.change(p[:head], off); err != nil {
+			return err
+		}
+	}
+	p, off = p[head:], off+head
+	tail, end := p[whole:], off+whole
+	p = p[:whole]
+	k, err := s.each(s.ctx, func() *call {
+		if len(p) == 0 {
+			return nil
+		}
+		n := min(len(p), s.maxPayload())
+		k := &call{cmd: nbd.CmdWrite, off: off, n: int64(n), data: p[:n:n]}
+		p, off = p[n:], off+int64(n)
+		return k
+	})
+	if err != nil {
+		return s.explain(k, err)
+	}
+	if len(tail) > 0 {
+		return s.change(tail, end)
+	}
+	return nil
+}
+
+// change writes what lies inside one block. One call at a time does so: two that
+// have parts of the same block would undo each other's.
+func (s *server) change(p []byte, off int64) error {
+	s.changing.Lock()
+	defer s.changing.Unlock()
+	block := int64(s.sizes.Min)
+	head := off % block
+	buf := make([]byte, min(block, s.size-off+head))
+	if err := s.read(buf, off-head); err != nil {
+		return err
+	}
+	copy(buf[head:], p)
+	k := &call{cmd: nbd.CmdWrite, off: off - head, n: int64(len(buf)), data: buf}
+	if err := s.do(s.ctx, s.pick(), k); err != nil {
+		return s.explain(k, err)
+	}
+	return nil
+}
+
+// blocks divides n bytes at off: how many lie in a block that begins before them,
+// and how many in blocks that are wholly theirs. The last block of an export may
+// be a short one.
+func (s *server) blocks(off, n int64) (head, whole int64) {
+	block := int64(s.sizes.Min)
+	if in := off % block; in > 0 {
+		head = min(block-in, n)
+	}
+	whole = n - head
+	if off+n < s.size && whole > 0 {
+		whole -= (off + n) % block
+	}
+	return head, whole
+}

@@ -1,0 +1,85 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/vddkcp/vddkcp/nbd"
+)
+
+// zeroPiece is how much one request zeroes at most.
+const zeroPiece = 128 << 20
+
+// zeros is never written to.
+var zeros [1 << 20]byte
+
+// zero zeroes by the first way that the server has: WRITE_ZEROES that is fast,
+// WRITE_ZEROES that is not, zeros. TRIM is none, since what it leaves is not
+// known. With noHole the zeros are to stay allocated.
+func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
+	s := t.server
+	head, whole := s.blocks(off, n)
+	if head > 0 {
+		if err := s.write(zeros[:head], off); err != nil {
+			return err
+		}
+	}
+	off, n = off+head, n-head
+	tail := n - whole
+	for whole > 0 {
+		if t.noZeroes.Load() {
+			p := zeros[:min(whole, int64(len(zeros)))]
+			if ctx.Err() != nil {
+				return fmt.Errorf("%s: zero at %d: %w", s.name, off, context.Cause(ctx))
+			}
+			if err := s.write(p, off); err != nil {
+				return err
+			}
+			off, whole = off+int64(len(p)), whole-int64(len(p))
+			continue
+		}
+		fast := !t.noFast.Load()
+		k := &call{cmd: nbd.CmdWriteZeroes, off: off, n: min(whole, t.zeroLimit.Load())}
+		if fast {
+			k.flags |= nbd.FlagFastZero
+		}
+		if noHole {
+			k.flags |= nbd.FlagNoHole
+		}
+		err := s.do(ctx, s.pick(), k)
+		var server *serverError
+		switch most := int64(s.maxPayload()); {
+		case err == nil:
+			off, whole = off+k.n, whole-k.n
+		case !errors.As(err, &server):
+			return s.explain(k, err)
+		case fast && (server.errno == nbd.ENOTSUP || server.errno == nbd.EINVAL):
+			t.noFast.Store(true)
+		case k.n > most && (server.errno == nbd.EOVERFLOW || server.errno == nbd.EINVAL):
+			t.zeroLimit.Store(most)
+		case server.errno == nbd.ENOTSUP || server.errno == nbd.EINVAL:
+			t.noZeroes.Store(true)
+		default:
+			return s.explain(k, err)
+		}
+	}
+	if tail > 0 {
+		return s.write(zeros[:tail], off)
+	}
+	return nil
+}
+
+// zeroFast zeroes whole blocks where the server does that faster than it
+// writes.
+func (d *WritableDisk) zeroFast(ctx context.Context, off, n int64, mayTrim bool) error {
+	s := d.server
+	if s.flags&nbd.SendFastZero == 0 {
+		return errors.ErrUnsupported
+	}
+	flags := nbd.FlagFastZero
+	if !mayTrim {
+		flags |= nbd.FlagNoHole
+	}
+	return d.pieces(ctx, off, n, &call{cmd: nbd.CmdWriteZeroes, flags: flags})
+}
