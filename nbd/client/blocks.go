@@ -7,7 +7,7 @@ func (s *server) read(p []byte, off int64) error {
 	block := int64(s.sizes.Min)
 	if head := off % block; head > 0 && len(p) > 0 {
 		n := min(block-head, int64(len(p)))
-		if err := s.readBlock(p[:n], off); err != nil {
+		if err := s.readPart(p[:n], off); err != nil {
 			return err
 		}
 		p, off = p[n:], off+n
@@ -18,7 +18,7 @@ func (s *server) read(p []byte, off int64) error {
 		p, tail = p[:n], p[n:]
 	}
 	end := off + int64(len(p))
-	k, err := s.each(s.ctx, func() *call {
+	k, err := s.doAll(s.ctx, func() *call {
 		if len(p) == 0 {
 			return nil
 		}
@@ -28,22 +28,22 @@ func (s *server) read(p []byte, off int64) error {
 		return k
 	})
 	if err != nil {
-		return s.explain(k, err)
+		return s.wrap(k, err)
 	}
 	if len(tail) > 0 {
-		return s.readBlock(tail, end)
+		return s.readPart(tail, end)
 	}
 	return nil
 }
 
 // readBlock reads what lies inside one block.
-func (s *server) readBlock(p []byte, off int64) error {
+func (s *server) readPart(p []byte, off int64) error {
 	block := int64(s.sizes.Min)
 	head := off % block
 	buf := make([]byte, min(block, s.size-off+head))
 	k := &call{cmd: nbd.CmdRead, off: off - head, n: int64(len(buf)), data: buf}
 	if err := s.do(s.ctx, s.pick(), k); err != nil {
-		return s.explain(k, err)
+		return s.wrap(k, err)
 	}
 	copy(p, buf[head:])
 	return nil
@@ -58,16 +58,16 @@ func (s *server) maxPayload() int {
 // write writes p at any offset. Of a block that it has only a part of, the rest is
 // read and written back.
 func (s *server) write(p []byte, off int64) error {
-	head, whole := s.blocks(off, int64(len(p)))
+	head, whole := s.splitBlocks(off, int64(len(p)))
 	if head > 0 {
-		if err := s.change(p[:head], off); err != nil {
+		if err := s.writePart(p[:head], off); err != nil {
 			return err
 		}
 	}
 	p, off = p[head:], off+head
 	tail, end := p[whole:], off+whole
 	p = p[:whole]
-	k, err := s.each(s.ctx, func() *call {
+	k, err := s.doAll(s.ctx, func() *call {
 		if len(p) == 0 {
 			return nil
 		}
@@ -77,19 +77,19 @@ func (s *server) write(p []byte, off int64) error {
 		return k
 	})
 	if err != nil {
-		return s.explain(k, err)
+		return s.wrap(k, err)
 	}
 	if len(tail) > 0 {
-		return s.change(tail, end)
+		return s.writePart(tail, end)
 	}
 	return nil
 }
 
 // change writes what lies inside one block. One call at a time does so: two that
 // have parts of the same block would undo each other's.
-func (s *server) change(p []byte, off int64) error {
-	s.changing.Lock()
-	defer s.changing.Unlock()
+func (s *server) writePart(p []byte, off int64) error {
+	s.partial.Lock()
+	defer s.partial.Unlock()
 	block := int64(s.sizes.Min)
 	head := off % block
 	buf := make([]byte, min(block, s.size-off+head))
@@ -99,7 +99,7 @@ func (s *server) change(p []byte, off int64) error {
 	copy(buf[head:], p)
 	k := &call{cmd: nbd.CmdWrite, off: off - head, n: int64(len(buf)), data: buf}
 	if err := s.do(s.ctx, s.pick(), k); err != nil {
-		return s.explain(k, err)
+		return s.wrap(k, err)
 	}
 	return nil
 }
@@ -107,7 +107,7 @@ func (s *server) change(p []byte, off int64) error {
 // blocks divides n bytes at off: how many lie in a block that begins before them,
 // and how many in blocks that are wholly theirs. The last block of an export may
 // be a short one.
-func (s *server) blocks(off, n int64) (head, whole int64) {
+func (s *server) splitBlocks(off, n int64) (head, whole int64) {
 	block := int64(s.sizes.Min)
 	if in := off % block; in > 0 {
 		head = min(block-in, n)

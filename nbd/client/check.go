@@ -13,10 +13,10 @@ import (
 )
 
 // lookTimeout is how long Check waits for a server.
-const lookTimeout = 5 * time.Second
+const checkTimeout = 5 * time.Second
 
 // writable refuses an export that can't hold a disk of size bytes.
-func (n *negotiated) writable(name string, size int64) error {
+func (n *negotiated) checkWritable(name string, size int64) error {
 	if n.flags&nbd.ReadOnly != 0 {
 		return &hinted{fmt.Errorf("%s: %w", name, ErrReadOnly), "start the server without -r or --read-only, or vddkcp export with --rw"}
 	}
@@ -36,45 +36,45 @@ func (n *negotiated) writable(name string, size int64) error {
 // all within some seconds: one that is busy with its only client does not.
 func Check(ctx context.Context, uri *nbd.URI, size int64, o Options) error {
 	name := nbd.Text([]byte(uri.String()))
-	n, err := ask(ctx, uri, min(lookTimeout, cmp.Or(o.Timeout, defaultTimeout)))
+	n, err := queryInfo(ctx, uri, min(checkTimeout, cmp.Or(o.Timeout, defaultTimeout)))
 	if err == nil && n.size == 0 { // nbd-server's INFO says so of every export
-		err = errUntold
+		err = errNoInfo
 	}
-	if errors.Is(err, errUntold) || errors.Is(err, os.ErrDeadlineExceeded) {
+	if errors.Is(err, errNoInfo) || errors.Is(err, os.ErrDeadlineExceeded) {
 		err = fmt.Errorf("%w: %w", err, errors.ErrUnsupported)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	return n.writable(name, size)
+	return n.checkWritable(name, size)
 }
 
 // ask learns of an export by a connection of its own.
-func ask(ctx context.Context, uri *nbd.URI, limit time.Duration) (negotiated, error) {
+func queryInfo(ctx context.Context, uri *nbd.URI, limit time.Duration) (negotiated, error) {
 	config, err := tlsConfig(uri)
 	if err != nil {
 		return negotiated{}, err
 	}
-	ctx, cancel := within(ctx, limit)
+	ctx, cancel := withLimit(ctx, limit)
 	defer cancel()
-	raw, err := reach(ctx, uri)
+	raw, err := dialSocket(ctx, uri)
 	if err != nil {
 		return negotiated{}, err
 	}
 	defer raw.Close()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
-	s := &shaker{conn: raw, uri: uri, look: true}
-	_, n, err := s.shake(ctx, config)
+	s := &handshaker{conn: raw, uri: uri, infoOnly: true}
+	_, n, err := s.run(ctx, config)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return n, context.Cause(ctx)
 	case err != nil:
 		return n, err
-	case n.old:
+	case n.oldstyle:
 		s.send(nbd.Request{Type: nbd.CmdDisconnect}.Append(nil))
 	default:
-		s.option(nbd.OptAbort, nil)
+		s.sendOption(nbd.OptAbort, nil)
 	}
 	return n, nil
 }

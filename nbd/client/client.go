@@ -27,7 +27,7 @@ const (
 	openTimeouts = 5
 	// moreTimeout is how long is waited for a connection that is only for
 	// speed: a server that takes no more lets it hang.
-	moreTimeout = 2 * time.Second
+	extraTimeout = 2 * time.Second
 )
 
 // Options tune the connections to a server. The zero value is the default.
@@ -60,7 +60,7 @@ type server struct {
 
 	queryWait time.Duration // before the first repetition of a query of the allocation
 
-	changing sync.Mutex // held while a block is changed in part
+	partial sync.Mutex // held while a block is changed in part
 
 	mu     sync.Mutex
 	closed bool
@@ -107,10 +107,10 @@ func (s *server) do(ctx context.Context, c *conn, k *call) error {
 
 // each makes the calls that next returns until it returns nil, as many at once
 // as there is room for, and waits for them. It returns the first error.
-func (s *server) each(ctx context.Context, next func() *call) (failed *call, err error) {
+func (s *server) doAll(ctx context.Context, next func() *call) (failed *call, err error) {
 	var window [2 * depth]*call // a ring of those on the way
 	from, to := 0, 0
-	take := func() {
+	await := func() {
 		k := window[from%len(window)]
 		from++
 		if e := k.wait(ctx); e != nil && err == nil {
@@ -128,11 +128,11 @@ func (s *server) each(ctx context.Context, next func() *call) (failed *call, err
 		}
 		window[to%len(window)] = k
 		if to++; to-from == len(window) {
-			take()
+			await()
 		}
 	}
 	for from < to {
-		take()
+		await()
 	}
 	return failed, err
 }
@@ -164,7 +164,7 @@ func (s *server) disconnect() {
 
 // explain says which server a call failed on, and where. A read that the server
 // refuses for good is source.Permanent.
-func (s *server) explain(k *call, err error) error {
+func (s *server) wrap(k *call, err error) error {
 	var refused *serverError
 	if k.cmd == nbd.CmdRead && errors.As(err, &refused) && refused.final() {
 		err = source.Permanent(err)

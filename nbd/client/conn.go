@@ -23,7 +23,7 @@ const (
 	// go from the socket to where they belong.
 	readBuffer = 4 << 10
 	// goodbye is how long a server is waited for that does not take DISC.
-	goodbye = time.Second
+	disconnectTimeout = time.Second
 )
 
 // lostError says that a connection is gone. What was on the way may be done or
@@ -118,7 +118,7 @@ type conn struct {
 
 	mu      sync.Mutex
 	err     error // why the connection is broken
-	refuse  error // why it takes no more calls
+	refusal error // why it takes no more calls
 	next    uint64
 	pending map[uint64]*call
 }
@@ -141,8 +141,8 @@ func newConn(raw, tls net.Conn, n negotiated, timeout time.Duration) *conn {
 func (c *conn) run() {
 	defer close(c.ended)
 	var writer sync.WaitGroup
-	writer.Go(func() { c.fail(c.write()) })
-	c.fail(c.read())
+	writer.Go(func() { c.fail(c.writeRequests()) })
+	c.fail(c.readReplies())
 	writer.Wait()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -188,7 +188,7 @@ func (c *conn) register(ctx context.Context, k *call) error {
 	defer c.mu.Unlock()
 	err := c.err
 	if err == nil {
-		err = c.refuse
+		err = c.refusal
 	}
 	if err != nil {
 		<-c.slots
@@ -222,23 +222,34 @@ func (k *call) wait(ctx context.Context) error {
 	}
 }
 
-// settle notes that a call was sent or replied to, and ends it when both are.
-func (c *conn) settle(k *call, sent bool, result error) {
+// markSent notes that all of a call was sent.
+func (c *conn) markSent(k *call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if sent {
-		k.sent = true
-	} else {
-		var server *serverError
-		if errors.As(result, &server) && server.errno == nbd.ESHUTDOWN {
-			result = &lostError{result}
-			if c.refuse == nil {
-				c.refuse = result
-			}
+	k.sent = true
+	c.finishLocked(k)
+}
+
+// markReplied notes the reply to a call. After an error ESHUTDOWN the connection
+// counts as lost and starts no more calls.
+func (c *conn) markReplied(k *call, result error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var server *serverError
+	if errors.As(result, &server) && server.errno == nbd.ESHUTDOWN {
+		result = &lostError{result}
+		if c.refusal == nil {
+			c.refusal = result
 		}
-		k.replied, k.result = true, result
 	}
-	// Until it is both it counts as pending, for run.
+	k.replied, k.result = true, result
+	c.finishLocked(k)
+}
+
+// finishLocked ends a call that was both sent and replied to. Until then the call
+// stays in c.pending, where run finds it when the connection breaks. The caller
+// holds c.mu.
+func (c *conn) finishLocked(k *call) {
 	if k.sent && k.replied {
 		delete(c.pending, k.cookie)
 		k.done <- k.result
@@ -248,7 +259,7 @@ func (c *conn) settle(k *call, sent bool, result error) {
 }
 
 // write sends what is queued. It returns why it can't go on.
-func (c *conn) write() error {
+func (c *conn) writeRequests() error {
 	header := make([]byte, 0, nbd.RequestSize)
 	for {
 		select {
@@ -263,11 +274,11 @@ func (c *conn) write() error {
 			}
 			if k.cmd == nbd.CmdDisconnect {
 				if c.net != c.raw {
-					nbd.EndTLS(c.raw, goodbye, c.net.Close)
+					nbd.EndTLS(c.raw, disconnectTimeout, c.net.Close)
 				}
 				return net.ErrClosed
 			}
-			c.settle(k, true, nil)
+			c.markSent(k)
 		case <-c.broken:
 			return nil
 		}
@@ -278,18 +289,18 @@ func (c *conn) write() error {
 // its goroutines.
 func (c *conn) disconnect() {
 	c.mu.Lock()
-	bye := c.err == nil && c.refuse != net.ErrClosed
-	c.refuse = net.ErrClosed
+	bye := c.err == nil && c.refusal != net.ErrClosed
+	c.refusal = net.ErrClosed
 	c.mu.Unlock()
 	if bye {
-		c.raw.SetWriteDeadline(time.Now().Add(goodbye))
+		c.raw.SetWriteDeadline(time.Now().Add(disconnectTimeout))
 		c.queue <- &call{cmd: nbd.CmdDisconnect}
 	}
 	<-c.ended
 }
 
 // read takes replies. It returns why it can't go on.
-func (c *conn) read() error {
+func (c *conn) readReplies() error {
 	r := reader{bufio.NewReaderSize(c.net, readBuffer)}
 	for {
 		magic, err := r.uint32()
@@ -343,7 +354,7 @@ func (c *conn) find(cookie uint64) (*call, error) {
 
 func (c *conn) readSimple(r reader) error {
 	var b [nbd.SimpleReplySize - 4]byte
-	if err := r.full(b[:]); err != nil {
+	if err := r.readFull(b[:]); err != nil {
 		return &lostError{fmt.Errorf("in the header of a reply, with %s: %w", c.outstanding(), err)}
 	}
 	reply := nbd.ParseSimpleReply(&b)
@@ -352,28 +363,28 @@ func (c *conn) readSimple(r reader) error {
 		return err
 	}
 	switch {
-	case k.have.open():
+	case k.have.started():
 		return violation("reply to %v: a simple one after chunks", k)
 	case c.structured && k.cmd == nbd.CmdRead:
 		return violation("reply to %v: a simple one, want a structured one", k)
 	case reply.Errno != 0:
-		c.settle(k, false, &serverError{errno: reply.Errno, at: -1})
+		c.markReplied(k, &serverError{errno: reply.Errno, at: -1})
 		return nil
 	case k.cmd == nbd.CmdBlockStatus:
 		return violation("reply to %v: a simple one, want a structured one", k)
 	case k.cmd == nbd.CmdRead:
-		if err := r.full(k.data); err != nil {
+		if err := r.readFull(k.data); err != nil {
 			return &lostError{fmt.Errorf("in the data of the reply to %v: %w", k, err)}
 		}
 	}
-	c.settle(k, false, nil)
+	c.markReplied(k, nil)
 	return nil
 }
 
 // reader reads the pieces of replies.
 type reader struct{ *bufio.Reader }
 
-func (r reader) full(p []byte) error {
+func (r reader) readFull(p []byte) error {
 	_, err := io.ReadFull(r, p)
 	return notEOF(err)
 }

@@ -42,7 +42,7 @@ func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server
 		return nil, err
 	}
 	s.negotiated, s.conns = n, []*conn{first}
-	if err := s.more(uri, o); err != nil {
+	if err := s.dialExtra(uri, o); err != nil {
 		s.disconnect()
 		return nil, err
 	}
@@ -63,7 +63,7 @@ func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server
 // none, that is to be known before the rest is copied.
 func (s *server) checkTail() error {
 	tail := s.size % int64(s.sizes.Min)
-	if !s.told || tail == 0 {
+	if !s.sizesGiven || tail == 0 {
 		return nil
 	}
 	k := &call{cmd: nbd.CmdRead, off: s.size - tail, n: tail, data: make([]byte, tail)}
@@ -84,10 +84,10 @@ func (s *server) checkTail() error {
 }
 
 // more opens the connections after the first.
-func (s *server) more(uri *nbd.URI, o Options) error {
+func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	want, limit := o.Connections, openTimeouts*o.Timeout
 	if want == 0 {
-		want, limit = defaultConnections, min(moreTimeout, limit)
+		want, limit = defaultConnections, min(extraTimeout, limit)
 	}
 	if want > 1 && s.flags&nbd.CanMultiConn == 0 {
 		if o.Connections > 1 {
@@ -126,21 +126,21 @@ func connect(ctx context.Context, uri *nbd.URI, limit, timeout time.Duration) (*
 	if err != nil {
 		return nil, negotiated{}, err
 	}
-	ctx, cancel := within(ctx, limit)
+	ctx, cancel := withLimit(ctx, limit)
 	defer cancel()
-	raw, err := reach(ctx, uri)
+	raw, err := dialSocket(ctx, uri)
 	if err != nil {
 		return nil, negotiated{}, err
 	}
-	return converse(ctx, raw, uri, config, timeout)
+	return negotiate(ctx, raw, uri, config, timeout)
 }
 
-func within(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v: %w", limit, os.ErrDeadlineExceeded))
 }
 
 // reach opens a socket to the server.
-func reach(ctx context.Context, uri *nbd.URI) (net.Conn, error) {
+func dialSocket(ctx context.Context, uri *nbd.URI) (net.Conn, error) {
 	network, address := "tcp", net.JoinHostPort(uri.Host, uri.Port)
 	if uri.Socket != "" {
 		network, address = "unix", uri.Socket
@@ -153,15 +153,15 @@ func reach(ctx context.Context, uri *nbd.URI) (net.Conn, error) {
 	case err != nil && ctx.Err() != nil:
 		return nil, context.Cause(ctx)
 	case err != nil:
-		return nil, unreachable(uri, err)
+		return nil, explainDial(uri, err)
 	}
 	return raw, nil
 }
 
 // converse makes a connection of a socket, which it owns.
-func converse(ctx context.Context, raw net.Conn, uri *nbd.URI, config *tls.Config, timeout time.Duration) (*conn, negotiated, error) {
+func negotiate(ctx context.Context, raw net.Conn, uri *nbd.URI, config *tls.Config, timeout time.Duration) (*conn, negotiated, error) {
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
-	over, n, err := shake(ctx, raw, uri, config)
+	over, n, err := handshake(ctx, raw, uri, config)
 	if !stop() && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}

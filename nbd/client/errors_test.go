@@ -237,7 +237,7 @@ func TestListedAndNotOpened(t *testing.T) {
 		f := newFake(be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(3),
 			rep(nbd.OptStructuredReply, nbd.RepErrUnsupported, nil),
 			rep(nbd.OptGo, nbd.RepErrUnknown, []byte("broken")), entry(c.listed), rep(nbd.OptList, nbd.RepAck, nil)), nil)
-		_, _, err = converse(t.Context(), f, uri, nil, time.Minute)
+		_, _, err = negotiate(t.Context(), f, uri, nil, time.Minute)
 		var h interface{ Hint() string }
 		if err == nil || !strings.Contains(err.Error(), c.err) || !errors.As(err, &h) || !strings.Contains(h.Hint(), c.hint) {
 			t.Errorf("%+v: %v", c, err)

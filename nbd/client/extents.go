@@ -21,7 +21,7 @@ const (
 	queryWait    = 100 * time.Millisecond
 	// skipped is what is taken for data where that did not help. The next query is
 	// for as much.
-	skipped = 64 << 20
+	assumedData = 64 << 20
 	// maxKnown bounds the runs that are remembered.
 	maxKnown = 256 << 10
 )
@@ -84,7 +84,7 @@ func (a *allocation) add(s *segment) {
 // and not known to read as zeros too.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
-		if !d.inDisk(off, length) {
+		if !d.contains(off, length) {
 			yield(source.Extent{}, fmt.Errorf("%s: extents [%d, %d) are not in its %d bytes", d.server.name, off, off+length, d.size))
 			return
 		}
@@ -153,17 +153,17 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 			return known, nil
 		}
 		end := start + min(window-start%window, s.size-start)
-		if d.failing.Load() { // perhaps in one place only
-			start = max(start, off-off%skipped)
-			end = min(end, start+skipped)
+		if d.queryFailed.Load() { // perhaps in one place only
+			start = max(start, off-off%assumedData)
+			end = min(end, start+assumedData)
 		}
-		fresh, err := d.askAgain(ctx, start, end)
+		fresh, err := d.queryRetrying(ctx, start, end)
 		if err != nil {
 			return nil, err
 		}
 		if fresh == nil { // not remembered: whoever comes again asks again
-			start = max(start, off-off%skipped)
-			return dataSegment(start, min(end, start+skipped)), nil
+			start = max(start, off-off%assumedData)
+			return dataSegment(start, min(end, start+assumedData)), nil
 		}
 		d.mu.Lock()
 		if d.changes == changes { // else it may be from before a write
@@ -186,19 +186,19 @@ func dataSegment(off, end int64) *segment {
 
 // askAgain is ask, repeated where the server's error may pass. It returns nil where
 // that did not help; the query after that is made only once, until one is answered.
-func (d *Disk) askAgain(ctx context.Context, off, end int64) (*segment, error) {
+func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, error) {
 	for n := 0; ; n++ {
-		g, err := d.server.ask(ctx, off, end)
+		g, err := d.server.query(ctx, off, end)
 		if refused := new(serverError); !errors.As(err, &refused) || errors.As(err, new(*lostError)) {
 			if err == nil {
-				d.failing.Store(false)
+				d.queryFailed.Store(false)
 			}
 			return g, err
 		} else if refused.final() {
 			return dataSegment(off, end), nil
 		}
-		if n == queryRetries || d.failing.Load() {
-			d.failing.Store(true)
+		if n == queryRetries || d.queryFailed.Load() {
+			d.queryFailed.Store(true)
 			return nil, nil
 		}
 		if err := d.server.pause(ctx, d.server.queryWait<<n); err != nil {
@@ -208,11 +208,11 @@ func (d *Disk) askAgain(ctx context.Context, off, end int64) (*segment, error) {
 }
 
 // ask returns a segment that begins at off and ends by end.
-func (s *server) ask(ctx context.Context, off, end int64) (*segment, error) {
+func (s *server) query(ctx context.Context, off, end int64) (*segment, error) {
 	// A cause of the disk's context ends the call by its connection.
 	k := &call{cmd: nbd.CmdBlockStatus, off: off, n: end - off}
 	if err := s.do(ctx, s.pick(), k); err != nil {
-		return nil, s.explain(k, err)
+		return nil, s.wrap(k, err)
 	}
 	g := &segment{off: off, end: off}
 	for _, r := range k.status.runs {

@@ -108,7 +108,7 @@ func open(t testing.TB, greeting, replies []byte) (*server, error) {
 	if len(greeting) < len(fakeGreeting()) {
 		f.ask.Do(func() { close(f.asked) }) // it ends there, request or not
 	}
-	c, n, err := converse(t.Context(), f, uri, nil, time.Minute)
+	c, n, err := negotiate(t.Context(), f, uri, nil, time.Minute)
 	if err != nil {
 		return nil, err
 	}
@@ -307,7 +307,7 @@ func TestSilence(t *testing.T) {
 	stop(why)
 	here, there = net.Pipe()
 	defer there.Close()
-	if _, _, err := converse(ctx, here, uri, nil, time.Minute); !errors.Is(err, why) {
+	if _, _, err := negotiate(ctx, here, uri, nil, time.Minute); !errors.Is(err, why) {
 		t.Error(err)
 	}
 }

@@ -68,7 +68,7 @@ func FuzzReply(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer s.close()
-		got, err := s.ask(t.Context(), 0, fakeSize)
+		got, err := s.query(t.Context(), 0, fakeSize)
 		if err == nil && got == nil {
 			t.Error("neither an allocation nor an error")
 		}
@@ -96,7 +96,7 @@ func FuzzGreeting(f *testing.F) {
 		}
 		fake := newFake(greeting, nil)
 		fake.ask.Do(func() { close(fake.asked) }) // it ends there
-		c, n, err := converse(t.Context(), fake, uri, nil, time.Minute)
+		c, n, err := negotiate(t.Context(), fake, uri, nil, time.Minute)
 		if err != nil {
 			if errors.Is(err, io.EOF) {
 				t.Errorf("an end of file is no reason: %v", err)

@@ -44,8 +44,8 @@ func TestGoodbyeOverTLS(t *testing.T) {
 		c := newConn(here, over, negotiated{}, time.Minute)
 		start := time.Now()
 		c.disconnect()
-		if took := time.Since(start); took > goodbye {
-			t.Errorf("the end took %v, want %v", took, goodbye)
+		if took := time.Since(start); took > disconnectTimeout {
+			t.Errorf("the end took %v, want %v", took, disconnectTimeout)
 		}
 		if err := <-taken; err != nil {
 			t.Error(err)

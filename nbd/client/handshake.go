@@ -26,11 +26,11 @@ const (
 
 // negotiated is what a handshake ended with.
 type negotiated struct {
-	size  int64 // of the export, bytes
-	flags nbd.TransmissionFlags
-	sizes nbd.BlockSizes // the protocol's defaults where the server told none
-	told  bool           // sizes are the server's
-	old   bool           // the server is oldstyle
+	size       int64 // of the export, bytes
+	flags      nbd.TransmissionFlags
+	sizes      nbd.BlockSizes // the protocol's defaults where the server told none
+	sizesGiven bool           // sizes are the server's
+	oldstyle   bool           // the server is oldstyle
 
 	structured bool
 	contexts   bool   // the allocation can be asked for
@@ -40,24 +40,24 @@ type negotiated struct {
 // shaker is a connection in the handshake. It reads no byte more than it
 // needs: what an attacker put behind the reply to STARTTLS must not be taken
 // for the server's, see proto.md, "STARTTLS".
-type shaker struct {
-	conn net.Conn
-	uri  *nbd.URI
-	look bool // the export is only asked about, not opened
+type handshaker struct {
+	conn     net.Conn
+	uri      *nbd.URI
+	infoOnly bool // the export is only asked about, not opened
 }
 
 // errUntold says that a server tells of an export only who opens it.
-var errUntold = errors.New("the server is too old to be asked about an export")
+var errNoInfo = errors.New("the server is too old to be asked about an export")
 
 // shake negotiates over raw. The connection returned is raw, or TLS over it.
-func shake(ctx context.Context, raw net.Conn, uri *nbd.URI, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
-	return (&shaker{conn: raw, uri: uri}).shake(ctx, tlsConfig)
+func handshake(ctx context.Context, raw net.Conn, uri *nbd.URI, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
+	return (&handshaker{conn: raw, uri: uri}).run(ctx, tlsConfig)
 }
 
-func (s *shaker) shake(ctx context.Context, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
+func (s *handshaker) run(ctx context.Context, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
 	n, err := s.greet(ctx, tlsConfig)
 	if _, secure := s.conn.(*tls.Conn); secure && err != nil {
-		err = untrusted(s.uri, tlsConfig, err)
+		err = explainTLS(s.uri, tlsConfig, err)
 	}
 	if err == nil {
 		err = n.check()
@@ -78,11 +78,11 @@ func (n *negotiated) check() error {
 	return nil
 }
 
-func (s *shaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negotiated, err error) {
+func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negotiated, err error) {
 	// What a server that told none must take, and a client should keep to.
 	n.sizes = nbd.BlockSizes{Min: 512, Preferred: 4096, Max: nbd.MaxPayload}
 	var b [18]byte
-	if err := s.full(b[:16]); err != nil {
+	if err := s.readFull(b[:16]); err != nil {
 		return n, fmt.Errorf("the server does not greet: %w", err)
 	}
 	if m := binary.BigEndian.Uint64(b[:]); m != nbd.Magic {
@@ -95,7 +95,7 @@ func (s *shaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negotiated
 	default:
 		return n, violation("greeting: found %#016x, want %#016x or %#016x", m, uint64(nbd.OptionMagic), uint64(nbd.OldstyleMagic))
 	}
-	if err := s.full(b[16:]); err != nil {
+	if err := s.readFull(b[16:]); err != nil {
 		return n, fmt.Errorf("flags: %w", err)
 	}
 	flags := nbd.HandshakeFlags(binary.BigEndian.Uint16(b[16:]))
@@ -114,14 +114,14 @@ func (s *shaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negotiated
 			return n, err
 		}
 	}
-	if s.look {
+	if s.infoOnly {
 		known, err := s.goOption(&n, nbd.OptInfo)
 		if err == nil && !known {
-			err = errUntold
+			err = errNoInfo
 		}
 		return n, err
 	}
-	if n.structured, err = s.agree(nbd.OptStructuredReply, nil); err != nil {
+	if n.structured, err = s.negotiateOption(nbd.OptStructuredReply, nil); err != nil {
 		return n, err
 	}
 	if n.structured {
@@ -137,7 +137,7 @@ func (s *shaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negotiated
 }
 
 // oldstyle takes the export of a server that has only one.
-func (s *shaker) oldstyle(n negotiated) (negotiated, error) {
+func (s *handshaker) oldstyle(n negotiated) (negotiated, error) {
 	if s.uri.TLS {
 		return n, errors.New("the server is too old for TLS, which nbds demands")
 	}
@@ -145,28 +145,28 @@ func (s *shaker) oldstyle(n negotiated) (negotiated, error) {
 		return n, fmt.Errorf("the server is too old for names of exports: want none, found %q", s.uri.Export)
 	}
 	var b [12 + padding]byte
-	if err := s.full(b[:]); err != nil {
+	if err := s.readFull(b[:]); err != nil {
 		return n, fmt.Errorf("size and flags: %w", err)
 	}
-	n.old, n.size = true, int64(binary.BigEndian.Uint64(b[:]))
+	n.oldstyle, n.size = true, int64(binary.BigEndian.Uint64(b[:]))
 	n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(b[10:]))
 	return n, nil
 }
 
 // exportName ends the handshake in the way that every newstyle server knows,
 // and that leaves no room for an error.
-func (s *shaker) exportName(n negotiated, mine nbd.HandshakeFlags) (negotiated, error) {
-	if s.look {
-		return n, errUntold
+func (s *handshaker) exportName(n negotiated, mine nbd.HandshakeFlags) (negotiated, error) {
+	if s.infoOnly {
+		return n, errNoInfo
 	}
-	if err := s.option(nbd.OptExportName, []byte(s.uri.Export)); err != nil {
+	if err := s.sendOption(nbd.OptExportName, []byte(s.uri.Export)); err != nil {
 		return n, err
 	}
 	b := make([]byte, 10, 10+padding)
 	if mine&nbd.NoZeroes == 0 {
 		b = b[:cap(b)]
 	}
-	if err := s.full(b); err != nil {
+	if err := s.readFull(b); err != nil {
 		return n, &hinted{fmt.Errorf("export %q: %w", s.uri.Export, err), "the server may have no export of that name"}
 	}
 	n.size = int64(binary.BigEndian.Uint64(b))
@@ -174,8 +174,8 @@ func (s *shaker) exportName(n negotiated, mine nbd.HandshakeFlags) (negotiated, 
 	return n, nil
 }
 
-func (s *shaker) startTLS(ctx context.Context, config *tls.Config) error {
-	ok, err := s.agree(nbd.OptStartTLS, nil)
+func (s *handshaker) startTLS(ctx context.Context, config *tls.Config) error {
+	ok, err := s.negotiateOption(nbd.OptStartTLS, nil)
 	if err != nil {
 		return err
 	}
@@ -184,18 +184,18 @@ func (s *shaker) startTLS(ctx context.Context, config *tls.Config) error {
 	}
 	t := tls.Client(s.conn, config)
 	if err := t.HandshakeContext(ctx); err != nil {
-		return fmt.Errorf("TLS: %w", untrusted(s.uri, config, err))
+		return fmt.Errorf("TLS: %w", explainTLS(s.uri, config, err))
 	}
 	s.conn = t
 	return nil
 }
 
 // agree sends an option that is only taken or not.
-func (s *shaker) agree(o nbd.Option, data []byte) (bool, error) {
-	if err := s.option(o, data); err != nil {
+func (s *handshaker) negotiateOption(o nbd.Option, data []byte) (bool, error) {
+	if err := s.sendOption(o, data); err != nil {
 		return false, err
 	}
-	t, text, err := s.replies(o, func(t nbd.OptionReplyType, data []byte) error {
+	t, text, err := s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
 		return violation("reply to %v: found %v of %d bytes, want ACK or an error", o, t, len(data))
 	})
 	switch {
@@ -209,12 +209,12 @@ func (s *shaker) agree(o nbd.Option, data []byte) (bool, error) {
 
 // setContext asks for base:allocation. A server that does not have it, or does
 // not know the export, says so again later.
-func (s *shaker) setContext(n *negotiated) error {
+func (s *handshaker) setContext(n *negotiated) error {
 	const o = nbd.OptSetMetaContext
-	if err := s.option(o, nbd.AppendMetaContext(nil, s.uri.Export, nbd.BaseAllocation)); err != nil {
+	if err := s.sendOption(o, nbd.AppendMetaContext(nil, s.uri.Export, nbd.BaseAllocation)); err != nil {
 		return err
 	}
-	t, _, err := s.replies(o, func(t nbd.OptionReplyType, data []byte) error {
+	t, _, err := s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
 		if t != nbd.RepMetaContext || len(data) < 4 || string(data[4:]) != nbd.BaseAllocation || n.contexts {
 			return violation("reply to %v: found %v of %d bytes, want one META_CONTEXT of %s, ACK or an error", o, t, len(data), nbd.BaseAllocation)
 		}
@@ -229,12 +229,12 @@ func (s *shaker) setContext(n *negotiated) error {
 
 // goOption ends the handshake with GO, or learns the same by INFO. A server that
 // does not know the option leaves known false.
-func (s *shaker) goOption(n *negotiated, o nbd.Option) (known bool, err error) {
-	if err := s.option(o, nbd.AppendGo(nil, s.uri.Export, nbd.InfoBlockSize)); err != nil {
+func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err error) {
+	if err := s.sendOption(o, nbd.AppendGo(nil, s.uri.Export, nbd.InfoBlockSize)); err != nil {
 		return false, err
 	}
 	exported := false
-	t, text, err := s.replies(o, func(t nbd.OptionReplyType, data []byte) error {
+	t, text, err := s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
 		if t != nbd.RepInfo || len(data) < 2 {
 			return violation("reply to %v: found %v of %d bytes, want INFO, ACK or an error", o, t, len(data))
 		}
@@ -255,7 +255,7 @@ func (s *shaker) goOption(n *negotiated, o nbd.Option) (known bool, err error) {
 			if err != nil {
 				return violation("%w", err)
 			}
-			n.sizes, n.told = sizes, true
+			n.sizes, n.sizesGiven = sizes, true
 		}
 		return nil
 	})
@@ -273,7 +273,7 @@ func (s *shaker) goOption(n *negotiated, o nbd.Option) (known bool, err error) {
 }
 
 // refused is the error of an option that had to be taken.
-func (s *shaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
+func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
 	message := fmt.Sprintf("%v: %v", o, t)
 	if t == nbd.RepErrUnknown {
 		message = fmt.Sprintf("%v: the server has no export %q", o, nbd.Text([]byte(s.uri.Export)))
@@ -284,9 +284,9 @@ func (s *shaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error
 	hint := ""
 	switch t {
 	case nbd.RepErrTLSRequired:
-		hint = "want " + secured(s.uri)
+		hint = "want " + withTLS(s.uri)
 	case nbd.RepErrUnknown:
-		names, more := s.list()
+		names, more := s.listExports()
 		if slices.Contains(names, s.uri.Export) {
 			message = fmt.Sprintf("%v: the server has the export %q and did not open it", o, nbd.Text([]byte(s.uri.Export)))
 			if text != "" {
@@ -295,7 +295,7 @@ func (s *shaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error
 			hint = "see the server's log, or what it says on its terminal: it can't open its disk"
 			break
 		}
-		hint = listed(names, more)
+		hint = exportsHint(names, more)
 	}
 	err := errors.New(message)
 	if hint == "" {
@@ -306,17 +306,17 @@ func (s *shaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error
 
 // list asks which exports there are, where the server tells: the first names,
 // and how many there are more.
-func (s *shaker) list() (names []string, more int) {
+func (s *handshaker) listExports() (names []string, more int) {
 	const o = nbd.OptList
-	if err := s.option(o, nil); err != nil {
+	if err := s.sendOption(o, nil); err != nil {
 		return nil, 0
 	}
 	// Only for a hint: what is wrong with the replies does not matter.
-	s.replies(o, func(t nbd.OptionReplyType, data []byte) error {
+	s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
 		if t != nbd.RepServer || len(data) < 4 || int64(binary.BigEndian.Uint32(data)) > int64(len(data)-4) {
 			return violation("reply to %v: %v of %d bytes", o, t, len(data))
 		}
-		if len(names) < shownExports {
+		if len(names) < maxHintExports {
 			names = append(names, string(data[4:4+binary.BigEndian.Uint32(data)]))
 		} else {
 			more++
@@ -328,10 +328,10 @@ func (s *shaker) list() (names []string, more int) {
 
 // replies takes the replies to an option up to the last, whose type it returns
 // with its text, which is empty but for errors. The others go to each.
-func (s *shaker) replies(o nbd.Option, each func(nbd.OptionReplyType, []byte) error) (nbd.OptionReplyType, string, error) {
+func (s *handshaker) readReplies(o nbd.Option, each func(nbd.OptionReplyType, []byte) error) (nbd.OptionReplyType, string, error) {
 	for range maxOptionReplies {
 		var b [nbd.OptionReplySize]byte
-		if err := s.full(b[:]); err != nil {
+		if err := s.readFull(b[:]); err != nil {
 			return 0, "", fmt.Errorf("reply to %v: %w", o, err)
 		}
 		reply, err := nbd.ParseOptionReply(&b)
@@ -345,7 +345,7 @@ func (s *shaker) replies(o nbd.Option, each func(nbd.OptionReplyType, []byte) er
 			return 0, "", violation("reply to %v: %d bytes, want at most %d", o, reply.Len, maxOptionReply)
 		}
 		data := make([]byte, reply.Len)
-		if err := s.full(data); err != nil {
+		if err := s.readFull(data); err != nil {
 			return 0, "", fmt.Errorf("reply to %v: %w", o, err)
 		}
 		switch {
@@ -364,11 +364,11 @@ func (s *shaker) replies(o nbd.Option, each func(nbd.OptionReplyType, []byte) er
 	return 0, "", violation("reply to %v: %d parts and no end", o, maxOptionReplies)
 }
 
-func (s *shaker) option(o nbd.Option, data []byte) error {
+func (s *handshaker) sendOption(o nbd.Option, data []byte) error {
 	return s.send(nbd.AppendOption(nil, o, data))
 }
 
-func (s *shaker) send(b []byte) error {
+func (s *handshaker) send(b []byte) error {
 	_, err := s.conn.Write(b)
 	if secure, ok := s.conn.(*tls.Conn); ok && isClosed(err) {
 		// Why the server closed may have come before.
@@ -379,7 +379,7 @@ func (s *shaker) send(b []byte) error {
 	return err
 }
 
-func (s *shaker) full(b []byte) error {
+func (s *handshaker) readFull(b []byte) error {
 	_, err := io.ReadFull(s.conn, b)
 	return notEOF(err)
 }

@@ -33,7 +33,7 @@ type noSocket struct{ path string }
 func (e *noSocket) Error() string { return fmt.Sprintf("there is no socket %q", e.path) }
 
 // unreachable adds to an error of dialling what may help.
-func unreachable(uri *nbd.URI, err error) error {
+func explainDial(uri *nbd.URI, err error) error {
 	switch unix := uri.Socket != ""; {
 	case unix && errors.Is(err, syscall.ENOENT):
 		return &hinted{&noSocket{uri.Socket}, "the server makes its socket when it starts; a path that does not begin with / starts from this folder"}
@@ -50,7 +50,7 @@ func unreachable(uri *nbd.URI, err error) error {
 // untrusted adds to an error of TLS, during its handshake or after it, what may
 // help. A server of TLS 1.3 refuses a client's certificate, or misses one, after
 // the handshake.
-func untrusted(uri *nbd.URI, config *tls.Config, err error) error {
+func explainTLS(uri *nbd.URI, config *tls.Config, err error) error {
 	var name x509.HostnameError
 	var invalid x509.CertificateInvalidError
 	var op *net.OpError
@@ -69,9 +69,9 @@ func untrusted(uri *nbd.URI, config *tls.Config, err error) error {
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return &hinted{fmt.Errorf("the server's certificate: %w", err), "renew the server's certificate; if it is valid, set the clock of this machine"}
 	case errors.As(err, &op) && op.Op == "remote error": // an alert of the server
-		return &hinted{err, refusedClient(uri, config)}
+		return &hinted{err, clientCertificateHint(uri, config)}
 	case len(config.Certificates) == 0 && isClosed(err):
-		return &hinted{err, "perhaps " + refusedClient(uri, config)}
+		return &hinted{err, "perhaps " + clientCertificateHint(uri, config)}
 	}
 	return err
 }
@@ -81,7 +81,7 @@ func isClosed(err error) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)
 }
 
-func refusedClient(uri *nbd.URI, config *tls.Config) string {
+func clientCertificateHint(uri *nbd.URI, config *tls.Config) string {
 	dir := nbd.Text([]byte(uri.Certificates))
 	switch {
 	case len(config.Certificates) > 0:
@@ -93,16 +93,16 @@ func refusedClient(uri *nbd.URI, config *tls.Config) string {
 }
 
 // secured is the URI with TLS.
-func secured(uri *nbd.URI) string {
+func withTLS(uri *nbd.URI) string {
 	scheme, rest, _ := strings.Cut(uri.String(), ":")
 	return nbd.Text([]byte("nbds" + scheme[len("nbd"):] + ":" + rest))
 }
 
 // shownExports bounds how many exports a hint names.
-const shownExports = 8
+const maxHintExports = 8
 
 // listed tells of the exports that a server has.
-func listed(names []string, more int) string {
+func exportsHint(names []string, more int) string {
 	if len(names) == 0 {
 		return ""
 	}

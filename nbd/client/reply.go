@@ -22,13 +22,13 @@ const (
 
 // spans are ranges of bytes, ascending, not empty, with gaps between them.
 type spans struct {
-	list    []span
-	chunked bool // the first chunk has come
+	list     []span
+	hasChunk bool // the first chunk has come
 }
 
 type span struct{ from, to int64 }
 
-func (s *spans) open() bool { return s.chunked }
+func (s *spans) started() bool { return s.hasChunk }
 
 // add adds a range that does not overlap any.
 func (s *spans) add(from, to int64) error {
@@ -82,8 +82,8 @@ func (s *spans) missing(from, to int64) (span, bool) {
 // status is a reply to a query of the allocation: what follows the query's
 // offset, at least a byte. It may be less or more than was asked for.
 type status struct {
-	runs []run
-	came bool
+	runs     []run
+	received bool
 }
 
 // run is a piece of a disk that reads as zeros or does not say.
@@ -108,7 +108,7 @@ func (s *status) add(r run) bool {
 // readChunk takes a chunk of a structured reply, its magic aside.
 func (c *conn) readChunk(r reader) error {
 	var b [nbd.ChunkSize - 4]byte
-	if err := r.full(b[:]); err != nil {
+	if err := r.readFull(b[:]); err != nil {
 		return &lostError{fmt.Errorf("in the header of a chunk, with %s: %w", c.outstanding(), err)}
 	}
 	chunk := nbd.ParseChunk(&b)
@@ -119,7 +119,7 @@ func (c *conn) readChunk(r reader) error {
 	if !c.structured {
 		return violation("reply to %v: a structured one, which was not agreed on", k)
 	}
-	k.have.chunked = true
+	k.have.hasChunk = true
 	switch {
 	case chunk.Type == nbd.ChunkNone:
 		if chunk.Len != 0 || chunk.Flags&nbd.ChunkDone == 0 {
@@ -146,17 +146,17 @@ func (c *conn) readChunk(r reader) error {
 				return violation("reply to %v: it ends without [%d, %d)", k, gap.from, gap.to)
 			}
 		case nbd.CmdBlockStatus:
-			if !k.status.came {
+			if !k.status.received {
 				return violation("reply to %v: it ends without an allocation", k)
 			}
 		}
 	}
-	c.settle(k, false, k.failed)
+	c.markReplied(k, k.failed)
 	return nil
 }
 
 // inCall notes a chunk of content, and returns where its bytes go.
-func inCall(k *call, off uint64, n int64) ([]byte, error) {
+func claim(k *call, off uint64, n int64) ([]byte, error) {
 	if off < uint64(k.off) || off > uint64(k.off+k.n) || n > k.off+k.n-int64(off) {
 		return nil, violation("reply to %v: chunk of %d bytes at %d, want one inside the request", k, n, off)
 	}
@@ -172,15 +172,15 @@ func readData(r reader, k *call, chunk nbd.Chunk) error {
 		return violation("reply to %v: chunk of data of %d bytes, want 9 at least", k, chunk.Len)
 	}
 	var b [8]byte
-	if err := r.full(b[:]); err != nil {
-		return inReply(k, err)
+	if err := r.readFull(b[:]); err != nil {
+		return lostInReply(k, err)
 	}
-	p, err := inCall(k, binary.BigEndian.Uint64(b[:]), int64(chunk.Len)-8)
+	p, err := claim(k, binary.BigEndian.Uint64(b[:]), int64(chunk.Len)-8)
 	if err != nil {
 		return err
 	}
-	if err := r.full(p); err != nil {
-		return inReply(k, err)
+	if err := r.readFull(p); err != nil {
+		return lostInReply(k, err)
 	}
 	return nil
 }
@@ -190,14 +190,14 @@ func readHole(r reader, k *call, chunk nbd.Chunk) error {
 		return violation("reply to %v: hole of %d bytes on the wire, want 12", k, chunk.Len)
 	}
 	var b [12]byte
-	if err := r.full(b[:]); err != nil {
-		return inReply(k, err)
+	if err := r.readFull(b[:]); err != nil {
+		return lostInReply(k, err)
 	}
 	n := binary.BigEndian.Uint32(b[8:])
 	if n == 0 {
 		return violation("reply to %v: an empty hole", k)
 	}
-	p, err := inCall(k, binary.BigEndian.Uint64(b[:]), int64(n))
+	p, err := claim(k, binary.BigEndian.Uint64(b[:]), int64(n))
 	if err != nil {
 		return err
 	}
@@ -213,20 +213,20 @@ func (c *conn) readStatus(r reader, k *call, chunk nbd.Chunk) error {
 		return violation("reply to %v: allocation of %d bytes on the wire, want 4 + 8 for each of 1 to %d extents", k, chunk.Len, maxDescriptors)
 	}
 	var b [8]byte
-	if err := r.full(b[:4]); err != nil {
-		return inReply(k, err)
+	if err := r.readFull(b[:4]); err != nil {
+		return lostInReply(k, err)
 	}
 	if id := binary.BigEndian.Uint32(b[:]); !c.contexts || id != c.context {
 		return violation("reply to %v: metadata context %d, want %d", k, id, c.context)
 	}
-	if k.status.came {
+	if k.status.received {
 		return violation("reply to %v: its allocation comes twice", k)
 	}
-	k.status.came = true
+	k.status.received = true
 	pos, room := k.off, true
 	for range n {
-		if err := r.full(b[:]); err != nil {
-			return inReply(k, err)
+		if err := r.readFull(b[:]); err != nil {
+			return lostInReply(k, err)
 		}
 		length, flags := int64(binary.BigEndian.Uint32(b[:])), binary.BigEndian.Uint32(b[4:])
 		if length == 0 {
@@ -251,8 +251,8 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 		return violation("reply to %v: error of %d bytes on the wire, want %d to %d", k, chunk.Len, want, maxErrorChunk)
 	}
 	b := make([]byte, chunk.Len)
-	if err := r.full(b[:head]); err != nil {
-		return inReply(k, err)
+	if err := r.readFull(b[:head]); err != nil {
+		return lostInReply(k, err)
 	}
 	errno, n := nbd.Errno(binary.BigEndian.Uint32(b)), int(binary.BigEndian.Uint16(b[4:]))
 	if n > len(b)-want || n > nbd.MaxString {
@@ -261,8 +261,8 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 	if errno == 0 {
 		return violation("reply to %v: error 0, want one that is none", k)
 	}
-	if err := r.full(b[head:]); err != nil {
-		return inReply(k, err)
+	if err := r.readFull(b[head:]); err != nil {
+		return lostInReply(k, err)
 	}
 	failed := &serverError{errno: errno, text: nbd.Text(b[head : head+n]), at: -1}
 	if chunk.Type == nbd.ChunkErrorOffset {
@@ -278,6 +278,6 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
-func inReply(k *call, err error) error {
+func lostInReply(k *call, err error) error {
 	return &lostError{fmt.Errorf("in the reply to %v: %w", k, err)}
 }

@@ -89,7 +89,7 @@ func playUntil(t testing.TB, greeting []byte, answer func(r nbd.Request, data []
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, n, err := converse(t.Context(), ends[0], uri, nil, time.Minute)
+	c, n, err := negotiate(t.Context(), ends[0], uri, nil, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,7 +238,7 @@ func TestCloseAtEveryByte(t *testing.T) {
 	}
 	calls := map[nbd.Command]func(s *script) error{
 		nbd.CmdRead:        func(s *script) error { return s.read(make([]byte, 4096), 0) },
-		nbd.CmdBlockStatus: func(s *script) error { _, err := s.ask(t.Context(), 0, fakeSize); return err },
+		nbd.CmdBlockStatus: func(s *script) error { _, err := s.query(t.Context(), 0, fakeSize); return err },
 		nbd.CmdWrite: func(s *script) error {
 			_, err := newTarget(s.server, fakeSize, SinkOptions{}).WriteAt(content, 0)
 			return err
@@ -412,8 +412,8 @@ func TestReplyBeforeSent(t *testing.T) {
 	c.mu.Lock()
 	c.pending[k.cookie] = k
 	c.mu.Unlock()
-	c.settle(k, false, nil)
-	c.settle(k, true, nil)
+	c.markReplied(k, nil)
+	c.markSent(k)
 	c.fail(net.ErrClosed)
 	c.disconnect() // does not wait for whoever gave up waiting
 	if err := <-k.done; err != nil || len(c.slots) != 0 || c.load.Load() != 0 {

@@ -61,14 +61,14 @@ func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.
 		s.close()
 		return nil, err
 	}
-	if err := s.writable(s.name, size); err != nil {
+	if err := s.checkWritable(s.name, size); err != nil {
 		s.close()
 		return nil, err
 	}
 	if s.size > size {
 		o.Client.warn("%s is larger than the disk: its last %d bytes, from %d on, stay as they are", s.name, s.size-size, size)
 	}
-	if err := tryFlush(ctx, s); err != nil {
+	if err := probeFlush(ctx, s); err != nil {
 		s.close()
 		return nil, err
 	}
@@ -109,8 +109,8 @@ func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
 // tryFlush looks whether an oldstyle server can do what it says: nbdkit's
 // --oldstyle refuses the commands that it has flags for. That is to be known
 // before anything is written. The flag is taken away where it is not true.
-func tryFlush(ctx context.Context, s *server) error {
-	if !s.old || s.flags&nbd.SendFlush == 0 {
+func probeFlush(ctx context.Context, s *server) error {
+	if !s.oldstyle || s.flags&nbd.SendFlush == 0 {
 		return nil
 	}
 	k := &call{cmd: nbd.CmdFlush}
@@ -121,7 +121,7 @@ func tryFlush(ctx context.Context, s *server) error {
 		return nil
 	}
 	if err != nil {
-		return s.explain(k, err)
+		return s.wrap(k, err)
 	}
 	return nil
 }
@@ -137,7 +137,7 @@ func (t *target) ZeroedFrom(int64) bool { return t.o.TargetIsZero && t.o.State =
 
 // lost tells what is to be done about an error: to open the target again, where
 // its connection was lost.
-func (t *target) lost(err error) error {
+func (t *target) markLost(err error) error {
 	if errors.As(err, new(*lostError)) && t.Context.Err() == nil {
 		return fmt.Errorf("%w (%w)", err, sink.ErrLost)
 	}
@@ -158,7 +158,7 @@ func (t *target) WriteAt(p []byte, off int64) (int, error) {
 	}
 	defer t.Done()
 	if err := t.server.write(p, off); err != nil {
-		return 0, t.Fail(t.lost(err))
+		return 0, t.Fail(t.markLost(err))
 	}
 	return len(p), nil
 }
@@ -172,7 +172,7 @@ func (t *target) ZeroAt(ctx context.Context, off, n int64) error {
 		return nil
 	}
 	if err := t.zero(ctx, off, n, t.o.NoHole); err != nil {
-		return t.Fail(t.lost(err))
+		return t.Fail(t.markLost(err))
 	}
 	return nil
 }
@@ -187,7 +187,7 @@ func (t *target) flush(ctx context.Context) error {
 	for _, c := range s.conns {
 		k := &call{cmd: nbd.CmdFlush}
 		if err := s.do(ctx, c, k); err != nil && first == nil {
-			first = s.explain(k, err)
+			first = s.wrap(k, err)
 		}
 	}
 	return first
@@ -199,12 +199,12 @@ func (t *target) Checkpoint(off int64) ([]byte, func(context.Context) error, err
 	}
 	defer t.Done()
 	return state(t.Size), func(ctx context.Context) error {
-		return t.Beside(ctx, func() error { return t.lost(t.flush(ctx)) })
+		return t.Beside(ctx, func() error { return t.markLost(t.flush(ctx)) })
 	}, nil
 }
 
 func (t *target) Finish(ctx context.Context) error {
-	return t.Advance(ctx, lifecycle.Writing, func() error { return t.lost(t.flush(ctx)) })
+	return t.Advance(ctx, lifecycle.Writing, func() error { return t.markLost(t.flush(ctx)) })
 }
 
 // Publish has nothing to do but to disconnect: what Finish flushed has its name.
@@ -228,21 +228,21 @@ func (t *target) Reopen(ctx context.Context) (source.Disk, error) {
 		return nil, err
 	}
 	defer t.Done()
-	return &written{t.disk(), ctx}, nil
+	return &readback{t.disk(), ctx}, nil
 }
 
 // disk reads the target over the connections that write it.
 func (t *target) disk() Disk {
-	return Disk{server: t.server, size: t.Size, borrowed: true, text: t.Name}
+	return Disk{server: t.server, size: t.Size, borrowed: true, uri: t.Name}
 }
 
 // written is what was written of an export.
-type written struct {
+type readback struct {
 	Disk
 	ctx context.Context
 }
 
-func (w *written) ReadAt(p []byte, off int64) (int, error) {
+func (w *readback) ReadAt(p []byte, off int64) (int, error) {
 	if w.ctx.Err() != nil {
 		return 0, fmt.Errorf("%s: read at %d: %w", w.server.name, off, context.Cause(w.ctx))
 	}
@@ -250,7 +250,7 @@ func (w *written) ReadAt(p []byte, off int64) (int, error) {
 }
 
 var (
-	_ source.Disk     = (*written)(nil)
+	_ source.Disk     = (*readback)(nil)
 	_ sink.Verifiable = (*target)(nil)
 	_ sink.Parallel   = (*target)(nil)
 	_ sink.Zeroed     = (*target)(nil)

@@ -17,11 +17,11 @@ import (
 // Described. When a connection is lost its calls fail; source.Retry, around
 // Open, opens it again.
 type Disk struct {
-	server   *server
-	size     int64 // what of the export is the disk
-	borrowed bool  // the server is a sink's
-	text     string
-	failing  atomic.Bool // the last query of the allocation failed, with all retries
+	server      *server
+	size        int64 // what of the export is the disk
+	borrowed    bool  // the server is a sink's
+	uri         string
+	queryFailed atomic.Bool // the last query of the allocation failed, with all retries
 
 	mu      sync.Mutex
 	known   allocation
@@ -34,7 +34,7 @@ func Open(ctx context.Context, uri *nbd.URI, o Options) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Disk{server: s, size: s.size, text: uri.String()}, nil
+	return &Disk{server: s, size: s.size, uri: uri.String()}, nil
 }
 
 // Size is the size in bytes that the server told at the beginning.
@@ -48,7 +48,7 @@ func (d *Disk) Stats() source.Stats {
 
 // Identity proves nothing: the protocol has no identity of an export.
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {
-	return "nbd:" + d.text + ":" + strconv.FormatInt(d.size, 10), "none", nil
+	return "nbd:" + d.uri + ":" + strconv.FormatInt(d.size, 10), "none", nil
 }
 
 // Info describes the export: an unknown image, seen as a raw disk.
@@ -97,6 +97,6 @@ func (d *Disk) Close() error {
 }
 
 // inDisk says whether a range lies in the disk.
-func (d *Disk) inDisk(off, n int64) bool {
+func (d *Disk) contains(off, n int64) bool {
 	return off >= 0 && n >= 0 && off <= math.MaxInt64-n && off+n <= d.size
 }

@@ -25,7 +25,7 @@ type WritableDisk struct {
 
 	// parts is locked while a part of a block is read, changed and written
 	// back, and read-locked by other writes.
-	parts sync.RWMutex
+	partial sync.RWMutex
 
 	flushes flush.Group
 }
@@ -36,7 +36,7 @@ func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, 
 	if err != nil {
 		return nil, err
 	}
-	if err := s.writable(s.name, s.size); err != nil {
+	if err := s.checkWritable(s.name, s.size); err != nil {
 		s.close()
 		return nil, err
 	}
@@ -44,20 +44,20 @@ func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, 
 		o.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.name)
 	}
 	return &WritableDisk{
-		Disk:   &Disk{server: s, size: s.size, text: uri.String()},
+		Disk:   &Disk{server: s, size: s.size, uri: uri.String()},
 		target: newTarget(s, s.size, SinkOptions{}),
 	}, nil
 }
 
 // change makes a call that changes a range: whole gets what of it are whole
 // blocks, and part the rest.
-func (d *WritableDisk) change(ctx context.Context, off, n int64, whole, part func(off, n int64) error) error {
+func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, part func(off, n int64) error) error {
 	s := d.server
 	if err := s.begin(ctx); err != nil {
 		return fmt.Errorf("%s: write [%d, %d): %w", s.name, off, off+n, err)
 	}
 	defer s.end()
-	if !d.inDisk(off, n) {
+	if !d.contains(off, n) {
 		return source.Permanent(fmt.Errorf("%s: [%d, %d) is not in its %d bytes", s.name, off, off+n, d.size))
 	}
 	defer d.forget()
@@ -68,11 +68,11 @@ func (d *WritableDisk) change(ctx context.Context, off, n int64, whole, part fun
 		tail = min(end%block, n-head)
 	}
 	if head+tail == 0 {
-		d.parts.RLock()
-		defer d.parts.RUnlock()
+		d.partial.RLock()
+		defer d.partial.RUnlock()
 	} else {
-		d.parts.Lock()
-		defer d.parts.Unlock()
+		d.partial.Lock()
+		defer d.partial.Unlock()
 	}
 	var err error
 	if inner := n - head - tail; inner > 0 {
@@ -98,25 +98,12 @@ func (d *WritableDisk) forget() {
 	d.changes++
 }
 
-// patch writes p inside one block.
-func (d *WritableDisk) patch(p []byte, off int64) error {
-	s := d.server
-	block := int64(s.sizes.Min)
-	start := off - off%block
-	buf := make([]byte, min(block, s.size-start))
-	if err := s.read(buf, start); err != nil {
-		return err
-	}
-	copy(buf[off-start:], p)
-	return d.server.write(buf, start)
-}
-
 // WriteAt implements source.Writable.
 func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
 	of := func(at, n int64) []byte { return p[at-off:][:n] }
-	err := d.change(d.server.ctx, off, int64(len(p)),
+	err := d.changeRange(d.server.ctx, off, int64(len(p)),
 		func(at, n int64) error { return d.server.write(of(at, n), at) },
-		func(at, n int64) error { return d.patch(of(at, n), at) })
+		func(at, n int64) error { return d.server.writePart(of(at, n), at) })
 	if err != nil {
 		return 0, err
 	}
@@ -125,18 +112,18 @@ func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
 
 // ZeroAt implements source.Writable.
 func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
-	return d.change(ctx, off, n, func(at, n int64) error {
+	return d.changeRange(ctx, off, n, func(at, n int64) error {
 		if flags.Has(source.FastOnly) {
 			return d.zeroFast(ctx, at, n, flags.Has(source.MayTrim))
 		}
 		return d.target.zero(ctx, at, n, !flags.Has(source.MayTrim))
 	}, func(at, n int64) error {
-		return d.patch(zeros[:n], at)
+		return d.server.writePart(zeros[:n], at)
 	})
 }
 
 // pieces makes calls like one for a range that may be long.
-func (d *WritableDisk) pieces(ctx context.Context, off, n int64, like *call) error {
+func (d *WritableDisk) doPieces(ctx context.Context, off, n int64, like *call) error {
 	s := d.server
 	for n > 0 {
 		k := &call{cmd: like.cmd, flags: like.flags, off: off, n: min(n, zeroPiece)}
@@ -146,7 +133,7 @@ func (d *WritableDisk) pieces(ctx context.Context, off, n int64, like *call) err
 			return errors.ErrUnsupported
 		}
 		if err != nil {
-			return s.explain(k, err)
+			return s.wrap(k, err)
 		}
 		off, n = off+k.n, n-k.n
 	}
@@ -156,11 +143,11 @@ func (d *WritableDisk) pieces(ctx context.Context, off, n int64, like *call) err
 // Trim implements source.Writable. Parts of blocks stay as they are, and all of
 // it where the server has no TRIM.
 func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
-	return d.change(ctx, off, n, func(at, n int64) error {
+	return d.changeRange(ctx, off, n, func(at, n int64) error {
 		if d.server.flags&nbd.SendTrim == 0 {
 			return nil
 		}
-		if err := d.pieces(ctx, at, n, &call{cmd: nbd.CmdTrim}); err != errors.ErrUnsupported {
+		if err := d.doPieces(ctx, at, n, &call{cmd: nbd.CmdTrim}); err != errors.ErrUnsupported {
 			return err
 		}
 		return nil

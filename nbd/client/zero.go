@@ -19,7 +19,7 @@ var zeros [1 << 20]byte
 // known. With noHole the zeros are to stay allocated.
 func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 	s := t.server
-	head, whole := s.blocks(off, n)
+	head, whole := s.splitBlocks(off, n)
 	if head > 0 {
 		if err := s.write(zeros[:head], off); err != nil {
 			return err
@@ -53,7 +53,7 @@ func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 		case err == nil:
 			off, whole = off+k.n, whole-k.n
 		case !errors.As(err, &server):
-			return s.explain(k, err)
+			return s.wrap(k, err)
 		case fast && (server.errno == nbd.ENOTSUP || server.errno == nbd.EINVAL):
 			t.noFast.Store(true)
 		case k.n > most && (server.errno == nbd.EOVERFLOW || server.errno == nbd.EINVAL):
@@ -61,7 +61,7 @@ func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 		case server.errno == nbd.ENOTSUP || server.errno == nbd.EINVAL:
 			t.noZeroes.Store(true)
 		default:
-			return s.explain(k, err)
+			return s.wrap(k, err)
 		}
 	}
 	if tail > 0 {
@@ -81,5 +81,5 @@ func (d *WritableDisk) zeroFast(ctx context.Context, off, n int64, mayTrim bool)
 	if !mayTrim {
 		flags |= nbd.FlagNoHole
 	}
-	return d.pieces(ctx, off, n, &call{cmd: nbd.CmdWriteZeroes, flags: flags})
+	return d.doPieces(ctx, off, n, &call{cmd: nbd.CmdWriteZeroes, flags: flags})
 }

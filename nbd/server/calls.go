@@ -15,28 +15,28 @@ const (
 // calls bounds calls to disks; each takes an element.
 type calls chan struct{}
 
-func (c calls) leave() { <-c }
+func (c calls) release() { <-c }
 
 // enterCall waits until a call to the disk can be made: as one of those that all
 // share, or as the one that the connection always has. It returns what is to be
 // called after it.
-func (c *conn) enterCall(ctx context.Context) (leave func(), err error) {
-	e := c.e.calls
+func (c *conn) acquireCall(ctx context.Context) (leave func(), err error) {
+	e := c.export.calls
 	select {
 	case e <- struct{}{}:
-	case c.call <- struct{}{}:
-		return c.call.leave, nil
+	case c.ownCall <- struct{}{}:
+		return c.ownCall.release, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 	select {
 	case c.s.calls <- struct{}{}:
-		return func() { c.s.calls.leave(); e.leave() }, nil
-	case c.call <- struct{}{}:
-		e.leave()
-		return c.call.leave, nil
+		return func() { c.s.calls.release(); e.release() }, nil
+	case c.ownCall <- struct{}{}:
+		e.release()
+		return c.ownCall.release, nil
 	case <-ctx.Done():
-		e.leave()
+		e.release()
 		return nil, context.Cause(ctx)
 	}
 }

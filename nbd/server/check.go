@@ -5,7 +5,7 @@ import "github.com/vddkcp/vddkcp/nbd"
 // check returns why a request can't be done: by its command, its flags, its
 // place, and what the export allows.
 func (o *op) check() (nbd.Errno, string) {
-	e := o.c.e
+	e := o.c.export
 	allowed := nbd.FlagFUA // wherever it is offered, it may come with any command
 	writes := false
 	beyond := nbd.EINVAL

@@ -24,7 +24,7 @@ type conn struct {
 	started  time.Time
 	evicted  bool // guarded by Server.mu
 	ctx      context.Context
-	end      context.CancelCauseFunc
+	cancel   context.CancelCauseFunc
 
 	negotiated
 	entered atomic.Bool // Server.enter was called
@@ -33,7 +33,7 @@ type conn struct {
 	in      inbox
 	slots   chan struct{} // one element for each request in progress
 	running sync.WaitGroup
-	call    calls // the one call to a disk that this connection can always make
+	ownCall calls // the one call to a disk that this connection can always make
 	out     outbox
 
 	ending   atomic.Bool // the server is shutting down: no more is read
@@ -43,18 +43,18 @@ type conn struct {
 
 // negotiated is the state that a handshake leads to.
 type negotiated struct {
-	flags      nbd.HandshakeFlags
-	e          *export // nil: none is open
-	structured bool    // replies are structured
-	contexts   []metaContext
-	contextsOf string // the Name of the export for which contexts were chosen
+	flags          nbd.HandshakeFlags
+	export         *export // nil: none is open
+	structured     bool    // replies are structured
+	contexts       []metaContext
+	contextsExport string // the Name of the export for which contexts were chosen
 }
 
 func newConn(s *Server, raw net.Conn) *conn {
-	c := &conn{s: s, net: raw, base: raw, started: time.Now(), call: make(calls, 1)}
+	c := &conn{s: s, net: raw, base: raw, started: time.Now(), ownCall: make(calls, 1)}
 	c.out.c = c
 	// The connection outlives the context of Serve by the grace.
-	c.ctx, c.end = context.WithCancelCause(s.life)
+	c.ctx, c.cancel = context.WithCancelCause(s.disksCtx)
 	return c
 }
 
@@ -62,11 +62,11 @@ func newConn(s *Server, raw net.Conn) *conn {
 // why it could not be served.
 func (c *conn) serve() error {
 	defer func() {
-		if c.e != nil {
-			c.s.release(c.e)
+		if c.export != nil {
+			c.s.release(c.export)
 		}
 		if c.entered.Load() {
-			c.s.leave()
+			c.s.clientLeft()
 		}
 	}()
 	ready, err := c.handshake()
@@ -81,7 +81,7 @@ func (c *conn) serve() error {
 
 // fail ends the connection; the first reason counts.
 func (c *conn) fail(err error) {
-	c.end(err)
+	c.cancel(err)
 	c.base.Close()
 }
 
@@ -102,7 +102,7 @@ func (c *conn) stopReading() {
 }
 
 // limit sets or lifts the deadline of the handshake.
-func (c *conn) limit(t time.Time) {
+func (c *conn) setHandshakeDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.ending.Load() {
@@ -117,7 +117,7 @@ func (c *conn) transmit() error {
 	c.in.init(c, c.net)
 	c.slots = make(chan struct{}, maxRequests)
 	c.out.raw = socket(c.net)
-	err := c.requests()
+	err := c.readRequests()
 	if c.ending.Load() {
 		err = nil
 	}
@@ -130,14 +130,14 @@ func (c *conn) transmit() error {
 		nbd.EndTLS(c.base, lastWrites, closing.CloseWrite) // what was sent is all
 	}
 	if c.ending.Load() {
-		c.linger()
+		c.awaitClose()
 	}
 	return err
 }
 
 // linger waits until the client has taken its replies: closing a socket while
 // there is something to read from it can take them back.
-func (c *conn) linger() {
+func (c *conn) awaitClose() {
 	if closing, ok := c.base.(interface{ CloseWrite() error }); ok {
 		closing.CloseWrite()
 		c.base.SetReadDeadline(time.Now().Add(lastWrites))
@@ -147,7 +147,7 @@ func (c *conn) linger() {
 
 // requests starts requests as they come, until the client disconnects or the
 // server ends.
-func (c *conn) requests() error {
+func (c *conn) readRequests() error {
 	for !c.ending.Load() {
 		r, err := c.in.next()
 		if err == io.EOF || err == nil && r.Type == nbd.CmdDisconnect {
@@ -156,7 +156,7 @@ func (c *conn) requests() error {
 		if err != nil {
 			return err
 		}
-		if err := c.begin(r); err != nil {
+		if err := c.startRequest(r); err != nil {
 			return err
 		}
 		if !c.in.hasRequest() {
@@ -167,7 +167,7 @@ func (c *conn) requests() error {
 }
 
 // readBy sets or lifts the deadline for the data of a write.
-func (c *conn) readBy(t time.Time) {
+func (c *conn) setReadDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.ending.Load() {
@@ -177,7 +177,7 @@ func (c *conn) readBy(t time.Time) {
 
 // lost ends the connection because of err, unless the server is shutting down:
 // then there are replies to send.
-func (c *conn) lost(err error) {
+func (c *conn) failUnlessEnding(err error) {
 	if !c.ending.Load() {
 		c.fail(err)
 	}

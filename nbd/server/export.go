@@ -33,7 +33,7 @@ type facts struct {
 	sizes    nbd.BlockSizes
 	chain    bool // there are backing files
 	calls    calls
-	slow     *atomic.Bool // whether bytes of a file are in memory can't be asked
+	noNowait *atomic.Bool // whether bytes of a file are in memory can't be asked
 }
 
 // acquire returns the export that a client calls name, which release gives
@@ -57,14 +57,14 @@ func (s *Server) acquire(ctx context.Context, name string) (*export, error) {
 	if e.opened {
 		return e, nil
 	}
-	disk, err := s.exports.Open(s.life, found.Name)
+	disk, err := s.exports.Open(s.disksCtx, found.Name)
 	if err != nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.forget(e)
 		return nil, err
 	}
-	e.facts = s.look(disk)
+	e.facts = s.inspect(disk)
 	e.opened = true
 	return e, nil
 }
@@ -92,19 +92,19 @@ func (s *Server) release(e *export) {
 	}
 	if err := e.disk.Close(); err != nil && e.writable != nil {
 		s.o.Log.Error("closing the disk: what clients wrote and did not flush may be lost", "export", e.Name, "error", err)
-		s.lost.CompareAndSwap(nil, new(fmt.Errorf("close export %q: %w", e.Name, err)))
+		s.closeErr.CompareAndSwap(nil, new(fmt.Errorf("close export %q: %w", e.Name, err)))
 	} else if err != nil {
 		s.o.Log.Warn("closing the disk", "export", e.Name, "error", err)
 	}
-	e.extents.drop()
+	e.extents.clear()
 	e.opened, e.facts = false, facts{}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.forget(e)
 }
 
-func (s *Server) look(disk source.Disk) facts {
-	f := facts{disk: disk, size: disk.Size(), extents: newExtents(disk, &s.mapped), slow: new(atomic.Bool), calls: make(calls, maxExportCalls)}
+func (s *Server) inspect(disk source.Disk) facts {
+	f := facts{disk: disk, size: disk.Size(), extents: newExtents(disk, &s.cacheBytes), noNowait: new(atomic.Bool), calls: make(calls, maxExportCalls)}
 	if s.o.Writable {
 		f.writable, _ = source.Ability[source.Writable](disk)
 	}

@@ -14,16 +14,16 @@ const (
 	// ahead is how many bytes of a disk are asked for at once, whatever a
 	// client asks: many ask one extent at a time, and a disk far away takes as
 	// long for one as for a thousand.
-	ahead = 4 << 30
+	queryBytes = 4 << 30
 	// before is what a question begins at a multiple of, so that random ones
 	// don't cut the extents into bits.
-	before = 1 << 20
+	queryAlign = 1 << 20
 	// maxRuns bounds what one question brings, for a disk whose extents are
 	// short.
 	maxRuns = 4096
 	// maxMapped bounds what the extents of all exports take, in bytes. Each
 	// export may have one question's beyond it.
-	maxMapped = 8 << 20
+	maxCacheBytes = 8 << 20
 	// runSize and spanSize are what a run and a span take, in bytes.
 	runSize  = 16
 	spanSize = 64
@@ -32,9 +32,9 @@ const (
 // extents are what is known of a disk's allocation. What was written to is
 // forgotten. It is safe for concurrent use.
 type extents struct {
-	disk   source.Disk
-	mapped *atomic.Int64 // what the extents of all exports take
-	asking chan struct{} // full while the disk is being asked: others that wait find the answer
+	disk       source.Disk
+	cacheBytes *atomic.Int64 // what the extents of all exports take
+	querying   chan struct{} // full while the disk is being asked: others that wait find the answer
 
 	mu      sync.Mutex
 	spans   []*span // ascending, apart
@@ -61,29 +61,29 @@ type run struct {
 }
 
 func newExtents(d source.Disk, mapped *atomic.Int64) *extents {
-	return &extents{disk: d, mapped: mapped, asking: make(chan struct{}, 1)}
+	return &extents{disk: d, cacheBytes: mapped, querying: make(chan struct{}, 1)}
 }
 
 // at returns the extent at off with all that follows of the same in what was
 // asked at once; the disk is asked where off is not known.
 func (x *extents) at(ctx context.Context, off int64) (source.Extent, error) {
-	if e, ok := x.known(off); ok {
+	if e, ok := x.cached(off); ok {
 		return e, nil
 	}
 	select {
-	case x.asking <- struct{}{}:
+	case x.querying <- struct{}{}:
 	case <-ctx.Done():
 		return source.Extent{}, context.Cause(ctx)
 	}
-	defer func() { <-x.asking }()
-	if e, ok := x.known(off); ok {
+	defer func() { <-x.querying }()
+	if e, ok := x.cached(off); ok {
 		return e, nil
 	}
-	return x.ask(ctx, off)
+	return x.query(ctx, off)
 }
 
 // known returns what is known of off.
-func (x *extents) known(off int64) (source.Extent, bool) {
+func (x *extents) cached(off int64) (source.Extent, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	i := x.search(off)
@@ -107,9 +107,9 @@ func (s *span) at(off int64) source.Extent {
 }
 
 // ask asks the disk for what lies around off and is not known, and keeps it.
-func (x *extents) ask(ctx context.Context, off int64) (source.Extent, error) {
-	from := off &^ (before - 1)
-	end := from + min(ahead, x.disk.Size()-from)
+func (x *extents) query(ctx context.Context, off int64) (source.Extent, error) {
+	from := off &^ (queryAlign - 1)
+	end := from + min(queryBytes, x.disk.Size()-from)
 	x.mu.Lock()
 	i := x.search(off)
 	if i > 0 {
@@ -135,19 +135,19 @@ func (x *extents) ask(ctx context.Context, off int64) (source.Extent, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.changes == changes {
-		x.keep(s)
+		x.insert(s)
 	}
 	return s.at(off), nil
 }
 
 // keep inserts a span, and lets go of those that were not used for the longest
 // time when it gets too much. The caller holds x.mu.
-func (x *extents) keep(s *span) {
+func (x *extents) insert(s *span) {
 	x.clock++
 	s.used = x.clock
 	x.spans = slices.Insert(x.spans, x.search(s.off), s)
-	x.mapped.Add(s.size())
-	for x.mapped.Load() > maxMapped && len(x.spans) > 1 {
+	x.cacheBytes.Add(s.size())
+	for x.cacheBytes.Load() > maxCacheBytes && len(x.spans) > 1 {
 		oldest := 0
 		for i := range x.spans {
 			if x.spans[i].used < x.spans[oldest].used {
@@ -161,7 +161,7 @@ func (x *extents) keep(s *span) {
 // remove forgets spans. The caller holds x.mu.
 func (x *extents) remove(from, to int) {
 	for _, s := range x.spans[from:to] {
-		x.mapped.Add(-s.size())
+		x.cacheBytes.Add(-s.size())
 	}
 	x.spans = slices.Delete(x.spans, from, to)
 }
@@ -169,7 +169,7 @@ func (x *extents) remove(from, to int) {
 // changed forgets what is known of a range, which has been written to: it is
 // called after the write and before its reply. An answer that is under way
 // then is not kept.
-func (x *extents) changed(off, n int64) {
+func (x *extents) invalidate(off, n int64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.changes++
@@ -182,7 +182,7 @@ func (x *extents) changed(off, n int64) {
 }
 
 // drop forgets everything.
-func (x *extents) drop() {
+func (x *extents) clear() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.changes++

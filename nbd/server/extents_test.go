@@ -41,7 +41,7 @@ func TestExtents(t *testing.T) {
 			t.Fatalf("at %d: %+v, %v", off, e, err)
 		}
 	}
-	if _, ok := x.known(0); ok {
+	if _, ok := x.cached(0); ok {
 		t.Error("known before it was asked for")
 	}
 	random := rand.New(rand.NewPCG(1, 2))
@@ -66,15 +66,15 @@ func TestExtents(t *testing.T) {
 	}
 
 	// What was written to is asked for again, and only that.
-	x.changed(5*4096, 1)
-	if _, ok := x.known(5 * 4096); ok {
+	x.invalidate(5*4096, 1)
+	if _, ok := x.cached(5 * 4096); ok {
 		t.Error("known after a write")
 	}
-	if _, ok := x.known((n - 1) * 4096); !ok {
+	if _, ok := x.cached((n - 1) * 4096); !ok {
 		t.Error("not known after a write elsewhere")
 	}
 	check(5 * 4096)
-	x.drop()
+	x.clear()
 	if mapped.Load() != 0 || len(x.spans) != 0 {
 		t.Errorf("%d bytes, %d spans after all was dropped", mapped.Load(), len(x.spans))
 	}
@@ -88,14 +88,14 @@ func TestExtentsChange(t *testing.T) {
 	x := newExtents(d, &mapped)
 	d.OnExtent = func(e source.Extent) error {
 		if e.Off == 4096 {
-			x.changed(90*4096, 1)
+			x.invalidate(90*4096, 1)
 		}
 		return nil
 	}
 	if e, err := x.at(t.Context(), 0); err != nil || e.Len != 4096 {
 		t.Errorf("%+v, %v", e, err)
 	}
-	if _, ok := x.known(0); ok {
+	if _, ok := x.cached(0); ok {
 		t.Error("the old answer was kept")
 	}
 }
@@ -103,21 +103,21 @@ func TestExtentsChange(t *testing.T) {
 // TestExtentsBound has more extents than are kept, of two exports.
 func TestExtentsBound(t *testing.T) {
 	var mapped atomic.Int64
-	const n = 2 * maxMapped / runSize
+	const n = 2 * maxCacheBytes / runSize
 	for _, x := range []*extents{newExtents(checkered(n), &mapped), newExtents(checkered(n), &mapped)} {
 		for off := int64(0); off < n*4096; off += 1000 * 4096 {
 			e, err := x.at(t.Context(), off)
 			if err != nil || e.Len != 4096 {
 				t.Fatalf("at %d: %+v, %v", off, e, err)
 			}
-			if got := mapped.Load(); got > maxMapped+2*(maxRuns*runSize+spanSize) {
+			if got := mapped.Load(); got > maxCacheBytes+2*(maxRuns*runSize+spanSize) {
 				t.Fatalf("%d bytes", got)
 			}
 		}
-		if _, ok := x.known(0); ok {
+		if _, ok := x.cached(0); ok {
 			t.Error("the first is still known")
 		}
-		if _, ok := x.known(n*4096 - 1); !ok {
+		if _, ok := x.cached(n*4096 - 1); !ok {
 			t.Error("the last is not known")
 		}
 	}
@@ -166,7 +166,7 @@ func TestExtentsAtOnce(t *testing.T) {
 			for i := range int64(1000) {
 				off := i * 7919 % 1000 * 4096
 				if g == 0 && i%10 == 0 {
-					x.changed(off, 4096)
+					x.invalidate(off, 4096)
 				}
 				if e, err := x.at(t.Context(), off); err != nil || e.Len != 4096 {
 					t.Errorf("at %d: %+v, %v", off, e, err)
@@ -175,7 +175,7 @@ func TestExtentsAtOnce(t *testing.T) {
 		})
 	}
 	all.Wait()
-	x.drop()
+	x.clear()
 	if mapped.Load() != 0 {
 		t.Errorf("%d bytes left", mapped.Load())
 	}

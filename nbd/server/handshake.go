@@ -32,7 +32,7 @@ const (
 // the client went on to the transmission. It reads no byte more than it needs:
 // what came in plain text behind STARTTLS must not be taken for the client's.
 func (c *conn) handshake() (ready bool, err error) {
-	c.limit(time.Now().Add(c.s.o.Handshake))
+	c.setHandshakeDeadline(time.Now().Add(c.s.o.Handshake))
 	greeting := binary.BigEndian.AppendUint64(nil, nbd.Magic)
 	greeting = binary.BigEndian.AppendUint64(greeting, nbd.OptionMagic)
 	greeting = binary.BigEndian.AppendUint16(greeting, uint16(nbd.FixedNewstyle|nbd.NoZeroes))
@@ -60,14 +60,14 @@ func (c *conn) handshake() (ready bool, err error) {
 			return false, err
 		}
 		ready, err = c.answer(option, data)
-		if err == errLeft {
+		if err == errAborted {
 			return false, nil
 		}
 		if err != nil {
 			return false, fmt.Errorf("%v: %w", option, err)
 		}
 		if ready {
-			c.limit(time.Time{})
+			c.setHandshakeDeadline(time.Time{})
 			return true, nil
 		}
 	}
@@ -75,7 +75,7 @@ func (c *conn) handshake() (ready bool, err error) {
 }
 
 // errLeft says that the client ended the handshake.
-var errLeft = errors.New("the client has left")
+var errAborted = errors.New("the client has left")
 
 // optionData is what came with an option.
 type optionData struct {
@@ -133,8 +133,8 @@ func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 	switch {
 	case o == nbd.OptAbort:
 		// Whatever came with it; the client need not wait for the answer.
-		_ = c.tell(o, nbd.RepAck, nil)
-		return false, errLeft
+		_ = c.sendReply(o, nbd.RepAck, nil)
+		return false, errAborted
 	case o == nbd.OptExportName:
 		// There is no way to tell an error but to close the connection.
 		if c.s.o.TLSMode == TLSRequire && !secure {
@@ -173,7 +173,7 @@ func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 			return false, c.refuse(o, nbd.RepErrInvalid, "structured replies are negotiated already")
 		}
 		c.structured = true
-		return false, c.tell(o, nbd.RepAck, nil)
+		return false, c.sendReply(o, nbd.RepAck, nil)
 	case nbd.OptListMetaContext, nbd.OptSetMetaContext:
 		return false, c.negotiateContexts(o, d.b)
 	}
@@ -181,25 +181,25 @@ func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 }
 
 // tell sends a reply to an option.
-func (c *conn) tell(o nbd.Option, t nbd.OptionReplyType, data []byte) error {
+func (c *conn) sendReply(o nbd.Option, t nbd.OptionReplyType, data []byte) error {
 	_, err := c.net.Write(append(nbd.OptionReply{Option: o, Type: t, Len: uint32(len(data))}.Append(nil), data...))
 	return err
 }
 
 func (c *conn) refuse(o nbd.Option, t nbd.OptionReplyType, why string) error {
-	return c.tell(o, t, []byte(why))
+	return c.sendReply(o, t, []byte(why))
 }
 
 // use opens the export that the client calls name, for this connection until
 // another is used. The time that takes does not count for the handshake. The
 // reply says what is wrong, if something is.
-func (c *conn) use(name string) (wrong nbd.OptionReplyType, why string) {
+func (c *conn) selectExport(name string) (wrong nbd.OptionReplyType, why string) {
 	c.mu.Lock()
 	deadline := c.deadline
 	c.mu.Unlock()
 	left := time.Until(deadline)
 	e, err := c.s.acquire(c.ctx, name)
-	c.limit(time.Now().Add(left))
+	c.setHandshakeDeadline(time.Now().Add(left))
 	switch {
 	case err == nil:
 	case errors.Is(err, ErrUnknownExport):
@@ -210,31 +210,31 @@ func (c *conn) use(name string) (wrong nbd.OptionReplyType, why string) {
 		c.s.o.Log.Error("open", "export", name, "error", err)
 		return nbd.RepErrUnknown, "the export can't be opened: the server's log says why"
 	}
-	if c.e != nil {
-		c.s.release(c.e)
+	if c.export != nil {
+		c.s.release(c.export)
 	}
-	c.e = e
-	if c.contextsOf != e.Name {
+	c.export = e
+	if c.contextsExport != e.Name {
 		c.contexts = nil
 	}
 	return 0, ""
 }
 
 // goodName reports whether b can be a name, by "Strings" of proto.md.
-func goodName(b string) bool {
+func validName(b string) bool {
 	return len(b) <= nbd.MaxString && utf8.ValidString(b) && !strings.Contains(b, "\x00")
 }
 
 func (c *conn) exportName(name string) error {
-	if !goodName(name) {
+	if !validName(name) {
 		return errors.New("a name that is none")
 	}
-	if t, why := c.use(name); t != 0 {
+	if t, why := c.selectExport(name); t != 0 {
 		return fmt.Errorf("export %q: %s", name, why)
 	}
-	c.s.enter(c)
-	b := binary.BigEndian.AppendUint64(nil, uint64(c.e.size))
-	b = binary.BigEndian.AppendUint16(b, uint16(c.e.facts.flags(c.structured)))
+	c.s.clientEntered(c)
+	b := binary.BigEndian.AppendUint64(nil, uint64(c.export.size))
+	b = binary.BigEndian.AppendUint16(b, uint16(c.export.facts.flags(c.structured)))
 	if c.flags&nbd.NoZeroes == 0 {
 		b = append(b, make([]byte, padding)...)
 	}
@@ -252,7 +252,7 @@ func (c *conn) startTLS(d optionData, secure bool) error {
 	case secure:
 		return c.refuse(o, nbd.RepErrInvalid, "TLS is on already")
 	}
-	if err := c.tell(o, nbd.RepAck, nil); err != nil {
+	if err := c.sendReply(o, nbd.RepAck, nil); err != nil {
 		return err
 	}
 	t := tls.Server(c.base, c.s.o.TLS)
@@ -260,10 +260,10 @@ func (c *conn) startTLS(d optionData, secure bool) error {
 		return err
 	}
 	// What was agreed on in plain text may have been someone else's wish.
-	c.net, c.structured, c.contexts, c.contextsOf = t, false, nil, ""
-	if c.e != nil {
-		c.s.release(c.e)
-		c.e = nil
+	c.net, c.structured, c.contexts, c.contextsExport = t, false, nil, ""
+	if c.export != nil {
+		c.s.release(c.export)
+		c.export = nil
 	}
 	return nil
 }
@@ -281,11 +281,11 @@ func (c *conn) list(data []byte) error {
 	for _, e := range list {
 		b := binary.BigEndian.AppendUint32(nil, uint32(len(e.Name)))
 		b = append(append(b, e.Name...), e.Description...)
-		if err := c.tell(o, nbd.RepServer, b); err != nil {
+		if err := c.sendReply(o, nbd.RepServer, b); err != nil {
 			return err
 		}
 	}
-	return c.tell(o, nbd.RepAck, nil)
+	return c.sendReply(o, nbd.RepAck, nil)
 }
 
 // fields takes an option's data apart. After too little it is bad, and returns
@@ -329,54 +329,54 @@ func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 	switch {
 	case f.bad || len(f.b) > 0:
 		return false, c.refuse(o, nbd.RepErrInvalid, "the lengths do not fit together")
-	case !goodName(name):
+	case !validName(name):
 		return false, c.refuse(o, nbd.RepErrInvalid, "name: want UTF-8 without NUL, at most 4096 bytes")
 	}
-	if t, why := c.use(name); t != 0 {
+	if t, why := c.selectExport(name); t != 0 {
 		return false, c.refuse(o, t, why)
 	}
 	if o == nbd.OptGo {
-		c.s.enter(c)
+		c.s.clientEntered(c)
 	}
 	b := binary.BigEndian.AppendUint16(nil, uint16(nbd.InfoExport))
-	b = binary.BigEndian.AppendUint64(b, uint64(c.e.size))
-	b = binary.BigEndian.AppendUint16(b, uint16(c.e.facts.flags(c.structured)))
-	if err := c.tell(o, nbd.RepInfo, b); err != nil {
+	b = binary.BigEndian.AppendUint64(b, uint64(c.export.size))
+	b = binary.BigEndian.AppendUint16(b, uint16(c.export.facts.flags(c.structured)))
+	if err := c.sendReply(o, nbd.RepInfo, b); err != nil {
 		return false, err
 	}
-	var told [nbd.InfoBlockSize + 1]bool
+	var sent [nbd.InfoBlockSize + 1]bool
 	for len(wanted.b) > 0 {
 		t := nbd.InfoType(wanted.uint16())
-		if t > nbd.InfoBlockSize || told[t] {
+		if t > nbd.InfoBlockSize || sent[t] {
 			continue
 		}
-		told[t] = true
+		sent[t] = true
 		b := binary.BigEndian.AppendUint16(nil, uint16(t))
 		switch t {
 		case nbd.InfoName:
-			b = append(b, c.e.Name...)
+			b = append(b, c.export.Name...)
 		case nbd.InfoDescription:
-			if c.e.Description == "" {
+			if c.export.Description == "" {
 				continue
 			}
-			b = append(b, c.e.Description...)
+			b = append(b, c.export.Description...)
 		case nbd.InfoBlockSize:
-			b = c.e.sizes.Append(b)
+			b = c.export.sizes.Append(b)
 		default:
 			continue // InfoExport came already
 		}
-		if err := c.tell(o, nbd.RepInfo, b); err != nil {
+		if err := c.sendReply(o, nbd.RepInfo, b); err != nil {
 			return false, err
 		}
 	}
-	return o == nbd.OptGo, c.tell(o, nbd.RepAck, nil)
+	return o == nbd.OptGo, c.sendReply(o, nbd.RepAck, nil)
 }
 
 // negotiateContexts answers LIST_META_CONTEXT and SET_META_CONTEXT.
 func (c *conn) negotiateContexts(o nbd.Option, data []byte) error {
 	set := o == nbd.OptSetMetaContext
 	if set {
-		c.contexts, c.contextsOf = nil, "" // also when it fails
+		c.contexts, c.contextsExport = nil, "" // also when it fails
 	}
 	if !c.structured {
 		return c.refuse(o, nbd.RepErrInvalid, "structured replies are not negotiated")
@@ -394,37 +394,37 @@ func (c *conn) negotiateContexts(o nbd.Option, data []byte) error {
 	switch {
 	case f.bad || len(f.b) > 0:
 		return c.refuse(o, nbd.RepErrInvalid, "the lengths do not fit together")
-	case !goodName(name):
+	case !validName(name):
 		return c.refuse(o, nbd.RepErrInvalid, "name: want UTF-8 without NUL, at most 4096 bytes")
 	}
 	for _, q := range queries {
-		if !goodName(q) {
+		if !validName(q) {
 			return c.refuse(o, nbd.RepErrInvalid, "query: want UTF-8 without NUL, at most 4096 bytes")
 		}
 	}
-	if t, why := c.use(name); t != 0 {
+	if t, why := c.selectExport(name); t != 0 {
 		return c.refuse(o, t, why)
 	}
 	var chosen []metaContext
-	for id, m := range c.e.contexts() {
+	for id, m := range c.export.contexts() {
 		m.id = uint32(id) + 1
-		if m.asked(queries, !set) {
+		if m.matches(queries, !set) {
 			chosen = append(chosen, m)
 		}
 	}
 	if set {
-		c.contexts, c.contextsOf = chosen, c.e.Name
+		c.contexts, c.contextsExport = chosen, c.export.Name
 	}
 	for _, m := range chosen {
 		id := m.id
 		if !set {
 			id = 0
 		}
-		if err := c.tell(o, nbd.RepMetaContext, append(binary.BigEndian.AppendUint32(nil, id), m.name...)); err != nil {
+		if err := c.sendReply(o, nbd.RepMetaContext, append(binary.BigEndian.AppendUint32(nil, id), m.name...)); err != nil {
 			return err
 		}
 	}
-	return c.tell(o, nbd.RepAck, nil)
+	return c.sendReply(o, nbd.RepAck, nil)
 }
 
 // serveTLS returns the configuration that connections use.

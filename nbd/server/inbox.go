@@ -84,7 +84,7 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 	if in.slow {
 		most = reserve
 	}
-	b, err := c.memory(int(min(n, most)))
+	b, err := c.allocate(int(min(n, most)))
 	if err != nil {
 		return nil, err
 	}
@@ -95,19 +95,19 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 	defer in.receiving.Store(0)
 	limited := len(b.b) > reserve && len(b.b)-have > in.r.Buffered()
 	if limited {
-		c.readBy(start.Add(patience))
+		c.setReadDeadline(start.Add(patience))
 	}
 	more, err := io.ReadFull(in.r, b.b[have:])
 	have += more
 	if limited {
-		c.readBy(time.Time{})
+		c.setReadDeadline(time.Time{})
 	}
 	switch {
 	case err == nil:
 		in.slow = in.slow && time.Since(start) > fast
 		return b, nil
 	case !limited || !errors.Is(err, os.ErrDeadlineExceeded) || c.ending.Load():
-		c.s.memory.put(b)
+		c.s.memory.release(b)
 		return nil, err
 	}
 	in.slow = true
@@ -116,7 +116,7 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 	if b.b = b.b[:whole]; whole > 0 {
 		return b, nil
 	}
-	c.s.memory.put(b)
+	c.s.memory.release(b)
 	return in.receive(off, n)
 }
 

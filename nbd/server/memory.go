@@ -38,7 +38,7 @@ type memory struct {
 
 	mu       sync.Mutex
 	used     int64
-	turnover uint64    // counts pieces of the shared memory that were given back
+	released uint64    // counts pieces of the shared memory that were given back
 	waiting  []*waiter // in the order they came
 
 	free [9]sync.Pool // of *buffer, by size: minPiece to maxPiece
@@ -55,13 +55,13 @@ type holder struct {
 	peer *peer
 
 	// All under memory.mu.
-	held     int64 // of the shared memory
-	reserved bool  // its reserve is in use
-	squeezed bool  // it waited in vain, and does not wait again before it uses its reserve
+	held          int64 // of the shared memory
+	reserved      bool  // its reserve is in use
+	mayUseReserve bool  // it waited in vain, and does not wait again before it uses its reserve
 }
 
 type waiter struct {
-	of      *holder
+	holder  *holder
 	n       int64
 	reserve bool          // what it got is its reserve
 	ready   chan struct{} // closed when it got something
@@ -70,7 +70,7 @@ type waiter struct {
 // buffer is a piece of memory; b may be cut by who has it.
 type buffer struct {
 	b       []byte
-	of      *holder
+	holder  *holder
 	n       int64 // its size
 	reserve bool
 }
@@ -84,8 +84,8 @@ func class(n int) int { return bits.Len(uint(max(n, minPiece)-1)) - bits.Len(min
 
 // get returns n bytes, at most maxPiece, or fewer where memory is short, but
 // then min(n, reserve). It waits for them until ctx ends.
-func (m *memory) get(ctx context.Context, of *holder, n int) (*buffer, error) {
-	w := &waiter{of: of, n: minPiece << class(n)}
+func (m *memory) acquire(ctx context.Context, of *holder, n int) (*buffer, error) {
+	w := &waiter{holder: of, n: minPiece << class(n)}
 	if err := m.wait(ctx, w); err != nil {
 		return nil, err
 	}
@@ -99,14 +99,14 @@ func (m *memory) get(ctx context.Context, of *holder, n int) (*buffer, error) {
 }
 
 // try is get without waiting, and without the reserve; nil: there is none.
-func (m *memory) try(of *holder, n int) *buffer {
-	w := waiter{of: of, n: minPiece << class(n)}
+func (m *memory) tryAcquire(of *holder, n int) *buffer {
+	w := waiter{holder: of, n: minPiece << class(n)}
 	m.mu.Lock()
 	if m.room(&w, len(m.waiting) > 0) != fits {
 		m.mu.Unlock()
 		return nil
 	}
-	m.take(&w)
+	m.charge(&w)
 	m.mu.Unlock()
 	return m.buffer(of, n)
 }
@@ -118,42 +118,42 @@ func (m *memory) buffer(of *holder, n int) *buffer {
 	if b == nil {
 		b = &buffer{b: make([]byte, minPiece<<c)}
 	}
-	b.b, b.of, b.n, b.reserve = b.b[:n], of, minPiece<<c, false
+	b.b, b.holder, b.n, b.reserve = b.b[:n], of, minPiece<<c, false
 	return b
 }
 
-func (m *memory) put(b *buffer) {
-	of, size, own := b.of, b.n, b.reserve
-	b.of = nil
+func (m *memory) release(b *buffer) {
+	of, size, own := b.holder, b.n, b.reserve
+	b.holder = nil
 	m.free[class(int(size))].Put(b)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if own {
 		of.reserved = false
 	} else {
-		m.release(of, size)
+		m.refund(of, size)
 	}
 	m.grant()
 }
 
 // room says why w can't have its memory.
-type room uint8
+type verdict uint8
 
 const (
-	fits     room = iota
-	noRoom        // all who come later and hold memory wait too
-	peerFull      // that concerns connections of the peer only
+	fits     verdict = iota
+	noRoom           // all who come later and hold memory wait too
+	peerFull         // that concerns connections of the peer only
 )
 
 // room says whether w can have its memory; others says that more than the first
 // piece is refused for now. The caller holds m.mu.
-func (m *memory) room(w *waiter, others bool) room {
+func (m *memory) room(w *waiter, others bool) verdict {
 	switch {
-	case w.of.peer.held+w.n > m.all-m.all/4:
+	case w.holder.peer.held+w.n > m.all-m.all/4:
 		return peerFull
-	case w.of.held == 0 && m.used+w.n <= m.all:
+	case w.holder.held == 0 && m.used+w.n <= m.all:
 		return fits
-	case w.of.held != 0 && !others && m.used+w.n <= m.all/2:
+	case w.holder.held != 0 && !others && m.used+w.n <= m.all/2:
 		return fits
 	}
 	return noRoom
@@ -169,11 +169,11 @@ func (m *memory) grant() {
 		found := m.room(w, refused)
 		switch {
 		case found == fits:
-			m.take(w)
+			m.charge(w)
 			close(w.ready)
 			continue
-		case w.of.squeezed && !w.of.reserved:
-			m.takeReserve(w)
+		case w.holder.mayUseReserve && !w.holder.reserved:
+			m.useReserve(w)
 			close(w.ready)
 			continue
 		}
@@ -184,24 +184,24 @@ func (m *memory) grant() {
 	m.waiting = still
 }
 
-func (m *memory) take(w *waiter) {
+func (m *memory) charge(w *waiter) {
 	m.used += w.n
-	w.of.held += w.n
-	w.of.peer.held += w.n
-	w.of.squeezed = false
+	w.holder.held += w.n
+	w.holder.peer.held += w.n
+	w.holder.mayUseReserve = false
 }
 
-func (m *memory) release(of *holder, n int64) {
-	m.turnover++
+func (m *memory) refund(of *holder, n int64) {
+	m.released++
 	m.used -= n
 	of.held -= n
 	of.peer.held -= n
 }
 
-func (m *memory) takeReserve(w *waiter) { w.reserve, w.of.reserved = true, true }
+func (m *memory) useReserve(w *waiter) { w.reserve, w.holder.reserved = true, true }
 
 // holds reports whether of holds shared memory.
-func (m *memory) holds(of *holder) bool {
+func (m *memory) holdsShared(of *holder) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return of.held > 0
@@ -209,15 +209,15 @@ func (m *memory) holds(of *holder) bool {
 
 // enqueue gives w what it can have at once, and reports whether that is
 // something. Else w waits.
-func (m *memory) enqueue(w *waiter) bool {
+func (m *memory) acquireOrQueue(w *waiter) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
 	case m.room(w, len(m.waiting) > 0) == fits:
-		m.take(w)
+		m.charge(w)
 		return true
-	case w.of.squeezed && !w.of.reserved:
-		m.takeReserve(w)
+	case w.holder.mayUseReserve && !w.holder.reserved:
+		m.useReserve(w)
 		return true
 	}
 	w.ready = make(chan struct{})
@@ -226,52 +226,52 @@ func (m *memory) enqueue(w *waiter) bool {
 }
 
 func (m *memory) wait(ctx context.Context, w *waiter) error {
-	if m.enqueue(w) {
+	if m.acquireOrQueue(w) {
 		return nil
 	}
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
-	seen := m.seen()
+	seen := m.releases()
 	for tries := 1; ; tries++ {
 		select {
 		case <-w.ready:
 			return nil
 		case <-timer.C:
-			if now := m.seen(); now != seen && tries < maxTries {
+			if now := m.releases(); now != seen && tries < maxTries {
 				// The disks are slow, not the clients: large pieces are worth a
 				// longer wait.
 				seen = now
 				timer.Reset(patience)
 				continue
 			}
-			m.squeeze(w)
+			m.allowReserve(w)
 		case <-ctx.Done():
-			m.forget(w)
+			m.cancel(w)
 			return context.Cause(ctx)
 		}
 	}
 }
 
-func (m *memory) seen() uint64 {
+func (m *memory) releases() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.turnover
+	return m.released
 }
 
 // squeeze lets w have its reserve, now or when that is given back.
-func (m *memory) squeeze(w *waiter) {
+func (m *memory) allowReserve(w *waiter) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	select {
 	case <-w.ready: // at the same time
 	default:
-		w.of.squeezed = true
+		w.holder.mayUseReserve = true
 		m.grant()
 	}
 }
 
 // forget takes back what w waits for, or has got at the same time.
-func (m *memory) forget(w *waiter) {
+func (m *memory) cancel(w *waiter) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, other := range m.waiting {
@@ -282,18 +282,18 @@ func (m *memory) forget(w *waiter) {
 		}
 	}
 	if w.reserve {
-		w.of.reserved = false
+		w.holder.reserved = false
 	} else {
-		m.release(w.of, w.n)
+		m.refund(w.holder, w.n)
 	}
 	m.grant()
 }
 
 // memory returns n bytes for a request, or fewer where memory is short.
-func (c *conn) memory(n int) (*buffer, error) {
-	if b := c.s.memory.try(&c.holder, n); b != nil {
+func (c *conn) allocate(n int) (*buffer, error) {
+	if b := c.s.memory.tryAcquire(&c.holder, n); b != nil {
 		return b, nil
 	}
 	c.out.flushReplies()
-	return c.s.memory.get(c.ctx, &c.holder, n)
+	return c.s.memory.acquire(c.ctx, &c.holder, n)
 }

@@ -16,7 +16,7 @@ func TestMemory(t *testing.T) {
 		hog, second, third, stranger := &holder{peer: one}, &holder{peer: one}, &holder{peer: one}, &holder{peer: other}
 		take := func(h *holder, n int) *buffer {
 			t.Helper()
-			b := m.try(h, n)
+			b := m.tryAcquire(h, n)
 			if b == nil || len(b.b) != n || b.reserve {
 				t.Fatalf("%d bytes of %d used: %v", n, m.used, b)
 			}
@@ -26,22 +26,22 @@ func TestMemory(t *testing.T) {
 		for range 4 {
 			hogs = append(hogs, take(hog, 1<<20))
 		}
-		if m.try(hog, 1) != nil {
+		if m.tryAcquire(hog, 1) != nil {
 			t.Error("one has more than half")
 		}
 		first := take(second, 1<<20)
-		if m.try(second, 1) != nil {
+		if m.tryAcquire(second, 1) != nil {
 			t.Error("another has more than its first piece while half is used")
 		}
 		// One peer leaves a quarter to the others.
 		last := take(third, 1<<20)
-		if m.try(&holder{peer: one}, 1) != nil {
+		if m.tryAcquire(&holder{peer: one}, 1) != nil {
 			t.Error("a peer has more than three quarters")
 		}
-		m.put(take(stranger, 1<<20))
-		m.put(last)
+		m.release(take(stranger, 1<<20))
+		m.release(last)
 		wait := func(h *holder, n int, got chan<- *buffer) {
-			b, err := m.get(t.Context(), h, n)
+			b, err := m.acquire(t.Context(), h, n)
 			if err != nil {
 				t.Error(err)
 			}
@@ -53,26 +53,26 @@ func TestMemory(t *testing.T) {
 		go wait(second, 4096, next)
 		synctest.Wait()
 		// Nobody passes those that wait, but for a first piece.
-		m.put(hogs[0])
+		m.release(hogs[0])
 		synctest.Wait()
 		if len(more) != 0 || len(next) != 0 {
 			t.Fatalf("%d bytes used, and more was given", m.used)
 		}
-		m.put(take(third, 4096))
-		m.put(first)
+		m.release(take(third, 4096))
+		m.release(first)
 		synctest.Wait()
 		if len(next) != 1 || len(more) != 1 {
 			t.Errorf("after room was made: %d, %d", len(more), len(next))
 		}
 		// Who stops waiting leaves nothing behind.
-		m.put(<-more)
-		m.put(<-next)
+		m.release(<-more)
+		m.release(<-next)
 		hogs = append(hogs[1:], take(hog, 1<<20))
 		ctx, cancel := context.WithCancelCause(t.Context())
 		gone := errors.New("gone")
 		ended := make(chan error, 1)
 		go func() {
-			_, err := m.get(ctx, hog, 1<<20)
+			_, err := m.acquire(ctx, hog, 1<<20)
 			ended <- err
 		}()
 		synctest.Wait()
@@ -87,7 +87,7 @@ func TestMemory(t *testing.T) {
 		// Who waits for long works with its reserve, of which it has one. It
 		// waits for long once.
 		start := time.Now()
-		b, err := m.get(t.Context(), hog, 1<<20)
+		b, err := m.acquire(t.Context(), hog, 1<<20)
 		if err != nil || !b.reserve || len(b.b) != reserve || time.Since(start) != patience || pressure != 1 {
 			t.Fatalf("%v, %v after %v, %d times under pressure", b, err, time.Since(start), pressure)
 		}
@@ -98,7 +98,7 @@ func TestMemory(t *testing.T) {
 		go wait(second, 1<<20, next)
 		for range 19 {
 			time.Sleep(100 * time.Millisecond)
-			m.put(take(stranger, 4096))
+			m.release(take(stranger, 4096))
 		}
 		synctest.Wait()
 		if len(next) != 0 {
@@ -108,30 +108,30 @@ func TestMemory(t *testing.T) {
 		if !got.reserve || time.Since(start) != maxTries*patience {
 			t.Errorf("%v after %v", got, time.Since(start))
 		}
-		m.put(got)
-		m.put(first)
+		m.release(got)
+		m.release(first)
 		go wait(hog, 100, more)
 		time.Sleep(time.Hour)
 		if len(more) != 0 {
 			t.Error("a reserve is used twice")
 		}
-		m.put(b)
+		m.release(b)
 		if b = <-more; !b.reserve || len(b.b) != 100 {
 			t.Errorf("%v", b)
 		}
-		m.put(b)
+		m.release(b)
 		start = time.Now()
-		if b, err = m.get(t.Context(), hog, 1<<20); err != nil || !b.reserve || time.Since(start) != 0 {
+		if b, err = m.acquire(t.Context(), hog, 1<<20); err != nil || !b.reserve || time.Since(start) != 0 {
 			t.Errorf("%v, %v after %v", b, err, time.Since(start))
 		}
-		m.put(b)
+		m.release(b)
 		for _, b := range hogs {
-			m.put(b)
+			m.release(b)
 		}
-		if b, err = m.get(t.Context(), hog, 1<<20); err != nil || b.reserve || len(b.b) != 1<<20 {
+		if b, err = m.acquire(t.Context(), hog, 1<<20); err != nil || b.reserve || len(b.b) != 1<<20 {
 			t.Errorf("after room was made: %v, %v", b, err)
 		}
-		m.put(b)
+		m.release(b)
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		if m.used != 0 || one.held != 0 || other.held != 0 || hog.held != 0 || hog.reserved || len(m.waiting) != 0 {

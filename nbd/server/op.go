@@ -19,17 +19,17 @@ type op struct {
 	first reply // for the first piece; the others have their own
 
 	mu      sync.Mutex
-	left    int // pieces that are not done, at least one until all are begun
+	pieces  int // pieces that are not done, at least one until all are begun
 	errno   nbd.Errno
 	text    string
 	dropped bool // there is no reply: the connection or the server ends
 }
 
-// to is the offset of the first byte after the request.
-func (o *op) to() int64 { return int64(o.Off) + int64(o.Len) }
+// end is the offset of the first byte after the request.
+func (o *op) end() int64 { return int64(o.Off) + int64(o.Len) }
 
-// begin checks a request and starts it. An error ends the connection.
-func (c *conn) begin(r nbd.Request) error {
+// startRequest checks a request and starts it. An error ends the connection.
+func (c *conn) startRequest(r nbd.Request) error {
 	o, err := c.newOp(r)
 	if err != nil {
 		return err
@@ -52,22 +52,22 @@ func (c *conn) begin(r nbd.Request) error {
 	case nbd.CmdBlockStatus:
 		return o.blockStatus()
 	case nbd.CmdFlush:
-		if c.e.writable == nil {
-			o.post()
+		if c.export.writable == nil {
+			o.queueEnd()
 			return nil
 		}
-		return o.run(func() error { return nil }, true)
+		return o.runCommand(func() error { return nil }, true)
 	case nbd.CmdCache:
 		o.prefetch(int64(r.Off), min(int64(r.Len), maxCache))
-		o.post()
+		o.queueEnd()
 		return nil
 	case nbd.CmdTrim:
-		return o.run(func() error {
-			return c.e.writable.Trim(c.s.life, int64(r.Off), int64(r.Len))
+		return o.runCommand(func() error {
+			return c.export.writable.Trim(c.s.disksCtx, int64(r.Off), int64(r.Len))
 		}, r.Flags&nbd.FlagFUA != 0)
 	case nbd.CmdWriteZeroes:
-		return o.run(func() error {
-			return c.e.writable.ZeroAt(c.s.life, int64(r.Off), int64(r.Len), zeroFlags(r.Flags))
+		return o.runCommand(func() error {
+			return c.export.writable.ZeroAt(c.s.disksCtx, int64(r.Off), int64(r.Len), zeroFlags(r.Flags))
 		}, r.Flags&nbd.FlagFUA != 0)
 	}
 	panic("server: a command that check let through")
@@ -77,21 +77,21 @@ func (c *conn) begin(r nbd.Request) error {
 // that reads requests.
 func (o *op) refuse(e nbd.Errno, why string) {
 	o.errno, o.text = e, why
-	o.post()
+	o.queueEnd()
 }
 
 // drop ends a request without a reply. It is for the goroutine that reads
 // requests.
 func (o *op) drop() {
 	o.dropped = true
-	o.post()
+	o.queueEnd()
 }
 
 // fault notes an error that is the disk's. The client gets the number and what
 // failed, the log gets all. A request that failed because the server ends gets
 // no reply: to a guest any error is one of its disk, and a connection that is
 // closed is one to open again.
-func (o *op) fault(err error) {
+func (o *op) fail(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.errno != 0 || o.dropped {
@@ -105,44 +105,44 @@ func (o *op) fault(err error) {
 	}
 	o.errno = errnoOf(err)
 	if o.c.ctx.Err() == nil {
-		o.c.s.o.Log.Error("request failed", "export", o.c.e.Name, "request", o.Type, "offset", o.Off, "length", o.Len, "error", err)
+		o.c.s.o.Log.Error("request failed", "export", o.c.export.Name, "request", o.Type, "offset", o.Off, "length", o.Len, "error", err)
 	}
 	o.text = fmt.Sprintf("%v of %d bytes at %d: %v", o.Type, o.Len, o.Off, o.errno)
 }
 
 // finish sends a reply without data: an error, or that all is done.
-func (o *op) finish(r *reply) {
+func (o *op) sendEnd(r *reply) {
 	o.setEnd(r)
 	o.c.out.send(r)
 }
 
 // post is finish for the goroutine that reads requests.
-func (o *op) post() {
+func (o *op) queueEnd() {
 	o.setEnd(&o.first)
 	o.c.out.queueReply(&o.first)
 }
 
 // add counts a piece that is to follow the one that is begun.
-func (o *op) add() {
+func (o *op) addPiece() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.left++
+	o.pieces++
 }
 
 // done counts a piece as done, and reports whether it was the last one.
-func (o *op) done() bool {
+func (o *op) pieceDone() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.left--
-	return o.left == 0
+	o.pieces--
+	return o.pieces == 0
 }
 
 // guard runs a piece. A panic in a disk is an error of the request: one broken
 // image may not end the service of all others.
-func (o *op) guard(piece func() error) (err error) {
+func (o *op) recoverPanic(piece func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			o.c.s.o.Log.Error("panic", "export", o.c.e.Name, "panic", p, "stack", string(debug.Stack()))
+			o.c.s.o.Log.Error("panic", "export", o.c.export.Name, "panic", p, "stack", string(debug.Stack()))
 			err = fmt.Errorf("panic: %v", p)
 		}
 	}()
@@ -150,26 +150,26 @@ func (o *op) guard(piece func() error) (err error) {
 }
 
 // call is guard for a piece that calls the disk, when it is its turn.
-func (o *op) call(piece func() error) error {
-	leave, err := o.c.enterCall(o.c.s.life)
+func (o *op) callDisk(piece func() error) error {
+	leave, err := o.c.acquireCall(o.c.s.disksCtx)
 	if err != nil {
 		return err
 	}
 	defer leave()
-	return o.guard(piece)
+	return o.recoverPanic(piece)
 }
 
 // abandon ends a request of which not all pieces can be begun because of err,
 // which is the connection's.
 func (o *op) abandon(err error) {
-	o.c.lost(err)
+	o.c.failUnlessEnding(err)
 	o.mu.Lock()
-	o.left--
-	last := o.left == 0
+	o.pieces--
+	last := o.pieces == 0
 	o.dropped = true
 	o.mu.Unlock()
 	if last {
-		o.finish(&reply{op: o})
+		o.sendEnd(&reply{op: o})
 	}
 }
 
@@ -189,15 +189,15 @@ func (c *conn) newOp(r nbd.Request) (*op, error) {
 		}
 	}
 	c.running.Add(1)
-	o := &op{Request: r, c: c, start: time.Now(), left: 1}
+	o := &op{Request: r, c: c, start: time.Now(), pieces: 1}
 	o.first.op = o
 	return o, nil
 }
 
 // sent gives up what a reply held, after it was sent or the connection failed.
-func (c *conn) sent(r *reply) {
+func (c *conn) replySent(r *reply) {
 	if r.buf != nil {
-		c.s.memory.put(r.buf)
+		c.s.memory.release(r.buf)
 		r.buf, r.body = nil, nil
 	}
 	if r.last {

@@ -29,13 +29,13 @@ type outbox struct {
 	c   *conn
 	raw syscall.RawConn // nil: not a socket that the kernel can write a file to
 
-	mu      sync.Mutex
-	waiting []*reply
-	spare   []*reply // a slice for waiting
-	sending bool
-	paused  bool      // sending waits for the disk
-	taken   int       // bytes that the client took since the time of since
-	since   time.Time // while sending: when it had taken the last stallBytes
+	mu         sync.Mutex
+	waiting    []*reply
+	spare      []*reply // a slice for waiting
+	sending    bool
+	paused     bool      // sending waits for the disk
+	sinceBytes int       // bytes that the client took since the time of since
+	since      time.Time // while sending: when it had taken the last stallBytes
 
 	vectors [][]byte // used by the goroutine that sends
 
@@ -60,7 +60,7 @@ func socket(c net.Conn) syscall.RawConn {
 // it earlier. Only the goroutine that reads requests may call it: replies to
 // requests that arrived together are sent together.
 func (o *outbox) queueReply(r *reply) {
-	if o.queue(r) {
+	if o.enqueue(r) {
 		o.flushLater()
 	}
 }
@@ -81,20 +81,20 @@ func (o *outbox) flushReplies() {
 // send queues a reply and, unless another goroutine is sending, sends all that
 // is queued. It may wait for the client to take it.
 func (o *outbox) send(r *reply) {
-	if o.queue(r) {
+	if o.enqueue(r) {
 		o.drain()
 	}
 }
 
 // queue queues a reply, and reports whether the caller has to drain.
-func (o *outbox) queue(r *reply) bool {
+func (o *outbox) enqueue(r *reply) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.waiting = append(o.waiting, r)
 	if o.sending {
 		return false
 	}
-	o.sending, o.since, o.taken = true, time.Now(), 0
+	o.sending, o.since, o.sinceBytes = true, time.Now(), 0
 	return true
 }
 
@@ -111,7 +111,7 @@ func (o *outbox) drain() {
 			}
 		}
 		for _, r := range batch {
-			o.c.sent(r)
+			o.c.replySent(r)
 		}
 		clear(batch)
 
@@ -148,14 +148,14 @@ func (o *outbox) setPaused(on bool, after time.Duration) {
 func (o *outbox) progress(n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.taken += n; o.taken >= stallBytes {
-		o.since, o.taken = time.Now(), 0
+	if o.sinceBytes += n; o.sinceBytes >= stallBytes {
+		o.since, o.sinceBytes = time.Now(), 0
 	}
 }
 
 func (o *outbox) write(batch []*reply) error {
 	if o.raw == nil {
-		return o.writeThrough(batch)
+		return o.writeBuffered(batch)
 	}
 	if o.vectors == nil {
 		o.vectors = make([][]byte, 0, maxVectors+2)
@@ -195,7 +195,7 @@ func (o *outbox) writeStream(r *reply) error {
 			return err
 		}
 	}
-	tail, err := r.stream(directly{o}, sent)
+	tail, err := r.stream(socketWriter{o}, sent)
 	if len(tail) > 0 {
 		o.vectors = append(o.vectors, tail)
 	}
@@ -203,9 +203,9 @@ func (o *outbox) writeStream(r *reply) error {
 }
 
 // directly writes to the socket with the outbox's own means.
-type directly struct{ o *outbox }
+type socketWriter struct{ o *outbox }
 
-func (d directly) Write(b []byte) (int, error) {
+func (d socketWriter) Write(b []byte) (int, error) {
 	d.o.vectors = append(d.o.vectors, b)
 	if err := d.o.flush(0); err != nil {
 		return 0, err
@@ -225,7 +225,7 @@ func (o *outbox) flush(flags int) error {
 			n, err := unix.SendmsgBuffers(int(fd), v, nil, nil, flags|unix.MSG_NOSIGNAL)
 			switch err {
 			case nil:
-				v = cut(v, n)
+				v = dropBytes(v, n)
 				o.progress(n)
 			case unix.EAGAIN:
 				return false
@@ -246,7 +246,7 @@ func (o *outbox) flush(flags int) error {
 }
 
 // cut takes n bytes off the front.
-func cut(v [][]byte, n int) [][]byte {
+func dropBytes(v [][]byte, n int) [][]byte {
 	for len(v) > 0 && n >= len(v[0]) {
 		n -= len(v[0])
 		v = v[1:]
@@ -294,11 +294,11 @@ func (o *outbox) writeFile(r *reply) (sent int64, err error) {
 var spools = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, spool) }}
 
 // writeThrough writes replies to a connection that is no socket of the kernel.
-func (o *outbox) writeThrough(batch []*reply) error {
+func (o *outbox) writeBuffered(batch []*reply) error {
 	w := spools.Get().(*bufio.Writer)
 	defer spools.Put(w)
 	defer w.Reset(nil)
-	w.Reset(observed{o})
+	w.Reset(progressWriter{o})
 	for _, r := range batch {
 		w.Write(r.head[:r.n])
 		if len(r.body) > 0 {
@@ -317,9 +317,9 @@ func (o *outbox) writeThrough(batch []*reply) error {
 
 // observed writes in steps, so that a client that takes its replies slowly is
 // seen to take them.
-type observed struct{ o *outbox }
+type progressWriter struct{ o *outbox }
 
-func (w observed) Write(b []byte) (int, error) {
+func (w progressWriter) Write(b []byte) (int, error) {
 	const step = 64 << 10
 	done := 0
 	for done < len(b) {

@@ -27,13 +27,13 @@ const (
 // error is the connection's.
 func (o *op) read() error {
 	if o.Len == 0 {
-		o.post()
+		o.queueEnd()
 		return nil
 	}
 	if o.sendFile() {
 		return nil
 	}
-	if done, err := o.readNow(); done || err != nil {
+	if done, err := o.readCached(); done || err != nil {
 		return err
 	}
 	if !o.c.structured || o.Flags&nbd.FlagDF != 0 {
@@ -47,10 +47,10 @@ func (o *op) read() error {
 // the connection is not a socket, and where a copy through memory is better.
 func (o *op) sendFile() bool {
 	c, off, n := o.c, int64(o.Off), int64(o.Len)
-	if c.out.raw == nil || c.e.files == nil || n < minFile || !o.mayFailMidway() {
+	if c.out.raw == nil || c.export.files == nil || n < minFile || !o.mayStream() {
 		return false
 	}
-	f, pos, have, ok := c.e.files.InFile(off)
+	f, pos, have, ok := c.export.files.InFile(off)
 	if !ok || have < n {
 		return false
 	}
@@ -67,7 +67,7 @@ func (o *op) sendFile() bool {
 func (o *op) readPieces() error {
 	c := o.c
 	var few [4]source.Extent
-	plan := c.e.plan(few[:0], int64(o.Off), int64(o.Len))
+	plan := c.export.plan(few[:0], int64(o.Off), int64(o.Len))
 	r := &o.first
 	for i, p := range plan {
 		final := i == len(plan)-1
@@ -77,7 +77,7 @@ func (o *op) readPieces() error {
 			}
 			n, hole := p.Len, p.Kind == source.Zero
 			if !hole {
-				b, err := c.memory(int(p.Len))
+				b, err := c.allocate(int(p.Len))
 				if err != nil {
 					o.abandon(err)
 					return err
@@ -85,11 +85,11 @@ func (o *op) readPieces() error {
 				r.buf, r.body, n = b, b.b, int64(len(b.b))
 			}
 			if !final || n < p.Len {
-				o.add()
+				o.addPiece()
 			}
 			if !hole {
 				go o.readPiece(r, p.Off)
-			} else if o.piece(r, p.Off, int(n), true) {
+			} else if o.queuePiece(r, p.Off, int(n), true) {
 				c.out.flushLater()
 			}
 			r, p.Off, p.Len = nil, p.Off+n, p.Len-n
@@ -102,41 +102,41 @@ func (o *op) readPieces() error {
 // read. A structured reply can tell of an error at its end. A simple one can't, so
 // that it begins early only where the data need not fit in memory, and nothing in
 // the range has failed before.
-func (o *op) mayFailMidway() bool {
-	return o.c.structured || o.Len > maxPiece && !o.suspected()
+func (o *op) mayStream() bool {
+	return o.c.structured || o.Len > maxPiece && !o.failedBefore()
 }
 
 // suspected reports whether a read in the range failed before.
-func (o *op) suspected() bool {
-	return o.c.s.suspects.touch(o.c.e.Name, int64(o.Off), o.to())
+func (o *op) failedBefore() bool {
+	return o.c.s.badRanges.overlap(o.c.export.Name, int64(o.Off), o.end())
 }
 
 // readNow answers a short read that needs no waiting for the disk, without a
 // goroutine of its own. It is done unless the bytes are not in the page cache.
-func (o *op) readNow() (done bool, err error) {
+func (o *op) readCached() (done bool, err error) {
 	c := o.c
-	if o.Len >= minFile || c.e.files == nil {
+	if o.Len >= minFile || c.export.files == nil {
 		return false, nil
 	}
-	f, pos, have, ok := c.e.files.InFile(int64(o.Off))
-	if !ok || have < int64(o.Len) || c.e.slow.Load() {
+	f, pos, have, ok := c.export.files.InFile(int64(o.Off))
+	if !ok || have < int64(o.Len) || c.export.noNowait.Load() {
 		return false, nil
 	}
-	b, err := c.memory(int(o.Len))
+	b, err := c.allocate(int(o.Len))
 	if err != nil {
 		o.abandon(err)
 		return true, err
 	}
 	if len(b.b) < int(o.Len) {
-		c.s.memory.put(b)
+		c.s.memory.release(b)
 		return false, nil
 	}
 	n, err := unix.Preadv2(int(f.Fd()), [][]byte{b.b}, pos, unix.RWF_NOWAIT)
 	if n != len(b.b) {
 		if err == unix.EOPNOTSUPP || err == unix.ENOSYS {
-			c.e.slow.Store(true)
+			c.export.noNowait.Store(true)
 		}
-		c.s.memory.put(b)
+		c.s.memory.release(b)
 		return false, nil
 	}
 	r := &o.first
@@ -152,7 +152,7 @@ func (f *facts) plan(plan []source.Extent, off, n int64) []source.Extent {
 	end := off + n
 	for off < end {
 		p := source.Extent{Off: off, Len: end - off}
-		if e, ok := f.extents.known(off); ok && (e.Kind == source.Zero || e.End() < end) && len(plan) < maxSplit {
+		if e, ok := f.extents.cached(off); ok && (e.Kind == source.Zero || e.End() < end) && len(plan) < maxSplit {
 			p.Kind, p.Len = e.Kind, min(e.Len, end-off)
 		}
 		if p.Kind != source.Zero || p.Len < min(minHole, n) {
@@ -172,12 +172,12 @@ func (f *facts) plan(plan []source.Extent, off, n int64) []source.Extent {
 // piece queues a part of a structured reply: n bytes at off, which r.body holds
 // unless they are a hole. The last part ends the reply; after an error no more
 // data are sent. It reports whether the caller has to drain the outbox.
-func (o *op) piece(r *reply, off int64, n int, hole bool) (drain bool) {
+func (o *op) queuePiece(r *reply, off int64, n int, hole bool) (drain bool) {
 	// The reply is queued under the lock, so that the last one is queued last.
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.left--
-	r.last = o.left == 0
+	o.pieces--
+	r.last = o.pieces == 0
 	switch failed := o.errno != 0 || o.dropped; {
 	case failed && r.last:
 		o.setEnd(r)
@@ -188,12 +188,12 @@ func (o *op) piece(r *reply, off int64, n int, hole bool) (drain bool) {
 	default:
 		o.setData(r, off, n, r.last)
 	}
-	return o.c.out.queue(r)
+	return o.c.out.enqueue(r)
 }
 
 func (o *op) readAt(p []byte, off int64) error {
-	return o.call(func() error {
-		n, err := o.c.e.disk.ReadAt(p, off)
+	return o.callDisk(func() error {
+		n, err := o.c.export.disk.ReadAt(p, off)
 		if n == len(p) && errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -205,15 +205,15 @@ func (o *op) readAt(p []byte, off int64) error {
 func (o *op) readPiece(r *reply, off int64) {
 	n, hole := len(r.body), false
 	if err := o.readAt(r.body, off); err != nil {
-		o.fault(err)
+		o.fail(err)
 	} else {
 		hole = zero.Is(r.body)
 	}
 	if hole {
-		o.c.s.memory.put(r.buf)
+		o.c.s.memory.release(r.buf)
 		r.buf, r.body = nil, nil
 	}
-	if o.piece(r, off, n, hole) {
+	if o.queuePiece(r, off, n, hole) {
 		o.c.out.drain()
 	}
 }
@@ -222,7 +222,7 @@ func (o *op) readPiece(r *reply, off int64) {
 // fit in the memory that there is, is read while the reply is sent.
 func (o *op) readWhole() error {
 	c := o.c
-	b, err := c.memory(int(min(o.Len, maxPiece)))
+	b, err := c.allocate(int(min(o.Len, maxPiece)))
 	if err != nil {
 		o.abandon(err)
 		return err
@@ -231,10 +231,10 @@ func (o *op) readWhole() error {
 	r.last, r.buf = true, b
 	go func() {
 		fits := int(o.Len) == len(b.b)
-		if fits || !c.structured && o.suspected() {
-			if err := o.readThrough(b.b); err != nil {
-				o.fault(err)
-				o.finish(r)
+		if fits || !c.structured && o.failedBefore() {
+			if err := o.readAll(b.b); err != nil {
+				o.fail(err)
+				o.sendEnd(r)
 				return
 			}
 		}
@@ -251,8 +251,8 @@ func (o *op) readWhole() error {
 }
 
 // readThrough reads all that was asked for, piece by piece into b.
-func (o *op) readThrough(b []byte) error {
-	for off, end := int64(o.Off), o.to(); off < end; off += int64(len(b)) {
+func (o *op) readAll(b []byte) error {
+	for off, end := int64(o.Off), o.end(); off < end; off += int64(len(b)) {
 		b = b[:min(int64(len(b)), end-off)]
 		if err := o.readAt(b, off); err != nil {
 			return err
@@ -268,7 +268,7 @@ func (o *op) readThrough(b []byte) error {
 // the connection ends; the range is noted, so that the next read of it is
 // checked before its reply begins.
 func (o *op) stream(w io.Writer, sent int64) (tail []byte, err error) {
-	off, end := int64(o.Off)+sent, o.to()
+	off, end := int64(o.Off)+sent, o.end()
 	var b []byte
 	if o.first.buf != nil {
 		b = o.first.buf.b
@@ -278,12 +278,12 @@ func (o *op) stream(w io.Writer, sent int64) (tail []byte, err error) {
 	for off < end {
 		p := b[:min(int64(len(b)), end-off)]
 		if err := o.c.out.pause(func() error { return o.readAt(p, off) }); err != nil {
-			o.fault(err)
+			o.fail(err)
 			if o.dropped {
 				return nil, err
 			}
 			if !o.c.structured {
-				o.c.s.suspects.add(o.c.e.Name, off, end)
+				o.c.s.badRanges.add(o.c.export.Name, off, end)
 				return nil, err
 			}
 			if err := pad(w, end-off); err != nil {
@@ -318,7 +318,7 @@ func pad(w io.Writer, n int64) error {
 // prefetch asks the kernel to read ahead where it has the file; elsewhere there
 // is nothing to keep it in.
 func (o *op) prefetch(off, n int64) {
-	files := o.c.e.files
+	files := o.c.export.files
 	if files == nil || n == 0 {
 		return
 	}

@@ -114,31 +114,31 @@ type Options struct {
 
 // Server serves exports. All methods are safe for concurrent use.
 type Server struct {
-	exports  Exports
-	o        Options
-	memory   *memory
-	calls    calls
-	suspects suspects
-	mapped   atomic.Int64 // bytes that the extents of all exports take
+	exports    Exports
+	o          Options
+	memory     *memory
+	calls      calls
+	badRanges  badRanges
+	cacheBytes atomic.Int64 // bytes that the extents of all exports take
 
 	// life is the context of the disks. It outlives the one of Serve, so that
 	// requests in work can end well.
-	life context.Context
-	kill context.CancelCauseFunc
+	disksCtx    context.Context
+	cancelDisks context.CancelCauseFunc
 
 	stopping chan struct{} // closed when the server begins to end
 	killed   atomic.Bool   // the grace is over
 
-	lost atomic.Pointer[error] // see Err
+	closeErr atomic.Pointer[error] // see Err
 
-	clients    atomic.Int64 // with an export
-	stallsSeen atomic.Int64 // when dropStalled looked last, in ns
+	clients        atomic.Int64 // with an export
+	lastStallCheck atomic.Int64 // when dropStalled looked last, in ns
 
-	mu     sync.Mutex
-	open   map[string]*export // by name
-	conns  map[*conn]struct{}
-	peers  map[string]*peer // of conns
-	giveUp *time.Timer      // not nil: the server ends
+	mu         sync.Mutex
+	open       map[string]*export // by name
+	conns      map[*conn]struct{}
+	peers      map[string]*peer // of conns
+	graceTimer *time.Timer      // not nil: the server ends
 	// evicted counts connections that have to end because others need the room.
 	evicted int
 }
@@ -174,7 +174,7 @@ func New(exports Exports, o Options) (*Server, error) {
 		calls: make(calls, maxCalls), open: map[string]*export{}, conns: map[*conn]struct{}{}, peers: map[string]*peer{},
 	}
 	s.memory = newMemory(o.Memory, s.dropStalled)
-	s.life, s.kill = context.WithCancelCause(context.Background())
+	s.disksCtx, s.cancelDisks = context.WithCancelCause(context.Background())
 	return s, nil
 }
 
@@ -185,7 +185,7 @@ func New(exports Exports, o Options) (*Server, error) {
 // returns an error when a listener fails. The server can't be used after it, but
 // for connections of ServeConn, which end by themselves.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
-	defer s.endLife()
+	defer s.endDisks()
 	all, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		all.Go(func() error { return s.accept(ctx, l) })
@@ -195,21 +195,21 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 
 // endLife ends the context of the disks and the timer of the grace, unless there
 // are connections, which still need both: those of ServeConn can outlive Serve.
-func (s *Server) endLife() {
+func (s *Server) endDisks() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.endLifeLocked()
+	s.endDisksLocked()
 }
 
 // endLifeLocked is endLife for a caller that holds s.mu.
-func (s *Server) endLifeLocked() {
+func (s *Server) endDisksLocked() {
 	if len(s.conns) > 0 {
 		return
 	}
-	if s.giveUp != nil {
-		s.giveUp.Stop()
+	if s.graceTimer != nil {
+		s.graceTimer.Stop()
 	}
-	s.kill(ErrShutdown)
+	s.cancelDisks(ErrShutdown)
 }
 
 func (s *Server) accept(ctx context.Context, l net.Listener) error {
@@ -231,7 +231,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 			continue
 		case ctx.Err() != nil:
 			return nil
-		case !passing(err):
+		case !isTemporary(err):
 			return fmt.Errorf("listen on %v: %w", l.Addr(), err)
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
@@ -248,14 +248,14 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 // they have left: what they wrote and did not flush may be lost, and no client
 // learns of it.
 func (s *Server) Err() error {
-	if err := s.lost.Load(); err != nil {
+	if err := s.closeErr.Load(); err != nil {
 		return *err
 	}
 	return nil
 }
 
 // passing reports whether accepting may succeed later.
-func passing(err error) bool {
+func isTemporary(err error) bool {
 	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EAGAIN, unix.EINTR} {
 		if errors.Is(err, e) {
 			return true
@@ -272,7 +272,7 @@ func (s *Server) ServeConn(ctx context.Context, c net.Conn) { s.serve(ctx, c) }
 func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	defer raw.Close()
 	c := newConn(s, raw)
-	defer c.end(net.ErrClosed)
+	defer c.cancel(net.ErrClosed)
 	switch ok, full := s.register(c); {
 	case full:
 		s.o.Log.Warn("refused a client: too many connections", "client", clientName(raw), "limit", s.o.MaxConnections)
@@ -293,9 +293,9 @@ func (s *Server) register(c *conn) (ok, full bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.giveUp != nil:
+	case s.graceTimer != nil:
 		return false, false
-	case len(s.conns)-s.evicted >= s.o.MaxConnections && !s.makeRoom(peerName(c.base)):
+	case len(s.conns)-s.evicted >= s.o.MaxConnections && !s.evictOldest(peerName(c.base)):
 		return false, true
 	}
 	s.conns[c] = struct{}{}
@@ -324,8 +324,8 @@ func (s *Server) unregister(c *conn) {
 	} else {
 		p.connections--
 	}
-	if s.giveUp != nil {
-		s.endLifeLocked()
+	if s.graceTimer != nil {
+		s.endDisksLocked()
 	}
 }
 
@@ -333,7 +333,7 @@ func (s *Server) unregister(c *conn) {
 // with more connections than the one of that name has. So one host that connects
 // and says nothing can't keep all others out. It reports whether there was one.
 // The caller holds s.mu.
-func (s *Server) makeRoom(newcomer string) bool {
+func (s *Server) evictOldest(newcomer string) bool {
 	own := 1
 	if p := s.peers[newcomer]; p != nil {
 		own += p.connections
@@ -390,13 +390,13 @@ func clientName(c net.Conn) string {
 func (s *Server) shutdown() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.giveUp != nil {
+	if s.graceTimer != nil {
 		return
 	}
 	close(s.stopping)
 	// One timer for all: the end of the disks must not be what stops the timer
 	// of a connection whose client takes nothing.
-	s.giveUp = time.AfterFunc(s.o.Grace, s.endGrace)
+	s.graceTimer = time.AfterFunc(s.o.Grace, s.endGrace)
 	for c := range s.conns {
 		c.stopReading()
 	}
@@ -405,7 +405,7 @@ func (s *Server) shutdown() {
 // endGrace ends what has not ended by itself.
 func (s *Server) endGrace() {
 	s.killed.Store(true)
-	s.kill(ErrShutdown)
+	s.cancelDisks(ErrShutdown)
 	if s.o.Kill != nil {
 		s.o.Kill(ErrShutdown)
 	}
@@ -429,12 +429,12 @@ func (s *Server) endedWith(err error) bool {
 
 // enter and leave count the connections that are in the transmission, or will
 // be when the client has been told so.
-func (s *Server) enter(c *conn) {
+func (s *Server) clientEntered(c *conn) {
 	c.entered.Store(true)
 	s.clients.Add(1)
 }
 
-func (s *Server) leave() {
+func (s *Server) clientLeft() {
 	others := s.clients.Add(-1)
 	if s.o.Left != nil {
 		s.o.Left(int(others))
@@ -445,12 +445,12 @@ func (s *Server) leave() {
 // neither takes its replies nor sends the data of its writes. It is called when
 // memory is short, and looks every stallCheck.
 func (s *Server) dropStalled() {
-	now, last := time.Now().UnixNano(), s.stallsSeen.Load()
-	if now-last < int64(stallCheck) || !s.stallsSeen.CompareAndSwap(last, now) {
+	now, last := time.Now().UnixNano(), s.lastStallCheck.Load()
+	if now-last < int64(stallCheck) || !s.lastStallCheck.CompareAndSwap(last, now) {
 		return
 	}
 	for _, c := range s.connections() {
-		if !c.failed() && c.stalled(stall) && s.memory.holds(&c.holder) {
+		if !c.failed() && c.stalled(stall) && s.memory.holdsShared(&c.holder) {
 			go c.fail(fmt.Errorf("the client moved fewer than %d bytes in %v, and others need the memory that it holds", stallBytes, stall))
 		}
 	}

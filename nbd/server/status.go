@@ -13,7 +13,7 @@ const (
 	// maxStatus is how many extents one answer has at most.
 	maxStatus = 4096
 	// contexts is how many metadata contexts there are.
-	contexts = 2
+	maxContexts = 2
 )
 
 // blockStatus answers with the allocation, of at most maxStatus extents.
@@ -23,7 +23,7 @@ func (o *op) blockStatus() error {
 	if o.Flags&nbd.FlagReqOne != 0 {
 		limit = 1
 	}
-	b, err := c.memory(limit * 8 * len(c.contexts))
+	b, err := c.allocate(limit * 8 * len(c.contexts))
 	if err != nil {
 		o.abandon(err)
 		return err
@@ -32,19 +32,19 @@ func (o *op) blockStatus() error {
 	perContext := limit * 8
 	o.first.buf = b
 	go func() {
-		var lists [contexts][]byte
-		err := o.guard(func() (err error) {
+		var lists [maxContexts][]byte
+		err := o.recoverPanic(func() (err error) {
 			for i, m := range c.contexts {
 				room := b.b[i*perContext : i*perContext : (i+1)*perContext]
-				if lists[i], err = m.status(c.ctx, c.e.extents, room, int64(o.Off), o.to(), limit); err != nil {
+				if lists[i], err = m.status(c.ctx, c.export.extents, room, int64(o.Off), o.end(), limit); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
 		if err != nil {
-			o.fault(err)
-			o.finish(&o.first)
+			o.fail(err)
+			o.sendEnd(&o.first)
 			return
 		}
 		for i, m := range c.contexts {
@@ -97,7 +97,7 @@ func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end
 
 // asked reports whether one of the queries means the context. A whole namespace
 // is meant where contexts are listed, and all of them by no query at all.
-func (m *metaContext) asked(queries []string, list bool) bool {
+func (m *metaContext) matches(queries []string, list bool) bool {
 	namespace, _, _ := strings.Cut(m.name, ":")
 	for _, q := range queries {
 		if q == m.name || list && q == namespace+":" {

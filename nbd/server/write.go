@@ -16,7 +16,7 @@ func (o *op) write(errno nbd.Errno, why string) error {
 		c.out.flushReplies()
 		err := c.in.discard(o.Len)
 		if err != nil {
-			c.lost(err)
+			c.failUnlessEnding(err)
 			o.drop()
 			return err
 		}
@@ -24,10 +24,10 @@ func (o *op) write(errno nbd.Errno, why string) error {
 		return nil
 	}
 	if o.Len == 0 {
-		o.post()
+		o.queueEnd()
 		return nil
 	}
-	for off, end := int64(o.Off), o.to(); off < end; {
+	for off, end := int64(o.Off), o.end(); off < end; {
 		b, err := c.in.receive(off, end-off)
 		if err != nil {
 			err = fmt.Errorf("data of a write: %w", err)
@@ -36,7 +36,7 @@ func (o *op) write(errno nbd.Errno, why string) error {
 		}
 		at := off
 		if off += int64(len(b.b)); off < end {
-			o.add()
+			o.addPiece()
 		}
 		go o.writePiece(b, at)
 	}
@@ -44,53 +44,53 @@ func (o *op) write(errno nbd.Errno, why string) error {
 }
 
 func (o *op) writePiece(b *buffer, off int64) {
-	e := o.c.e
-	err := o.call(func() error {
+	e := o.c.export
+	err := o.callDisk(func() error {
 		_, err := e.writable.WriteAt(b.b, off)
 		return err
 	})
-	e.extents.changed(off, int64(len(b.b)))
-	o.c.s.memory.put(b)
+	e.extents.invalidate(off, int64(len(b.b)))
+	o.c.s.memory.release(b)
 	if err != nil {
-		o.fault(err)
+		o.fail(err)
 	}
-	if !o.done() {
+	if !o.pieceDone() {
 		return
 	}
 	if o.errno == 0 && !o.dropped && o.Flags&nbd.FlagFUA != 0 {
-		if err := o.call(func() error { return e.writable.Flush(o.c.s.life) }); err != nil {
-			o.fault(err)
+		if err := o.callDisk(func() error { return e.writable.Flush(o.c.s.disksCtx) }); err != nil {
+			o.fail(err)
 		}
 	}
-	o.finish(&o.first)
+	o.sendEnd(&o.first)
 }
 
 // run does what takes no memory, and flushes after it where it has to be
 // durable.
-func (o *op) run(work func() error, flush bool) error {
-	e := o.c.e
+func (o *op) runCommand(work func() error, flush bool) error {
+	e := o.c.export
 	go func() {
-		err := o.call(func() error {
+		err := o.callDisk(func() error {
 			if o.Len > 0 {
 				if err := work(); err != nil {
 					return err
 				}
 			}
 			if flush {
-				return e.writable.Flush(o.c.s.life)
+				return e.writable.Flush(o.c.s.disksCtx)
 			}
 			return nil
 		})
 		if o.Type != nbd.CmdFlush {
-			e.extents.changed(int64(o.Off), int64(o.Len))
+			e.extents.invalidate(int64(o.Off), int64(o.Len))
 		}
 		switch {
 		case err != nil && o.Flags&nbd.FlagFastZero != 0 && errors.Is(err, errors.ErrUnsupported):
 			o.errno, o.text = nbd.ENOTSUP, "not faster than writing"
 		case err != nil:
-			o.fault(err)
+			o.fail(err)
 		}
-		o.finish(&o.first)
+		o.sendEnd(&o.first)
 	}()
 	return nil
 }

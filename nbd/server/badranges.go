@@ -3,41 +3,41 @@ package server
 import "sync"
 
 // maxSuspects bounds the exports of which ranges are remembered.
-const maxSuspects = 1024
+const maxBadRanges = 1024
 
 // suspects remember by the name of an export where a read failed after a simple
 // reply had begun. Such a reply can't tell of it: the connection ends, and the
 // client comes back, often as the only one, with the same request. Then it has to
 // be read before the reply begins. It is safe for concurrent use; the zero value
 // is empty.
-type suspects struct {
+type badRanges struct {
 	mu     sync.Mutex
-	ranges map[string]suspect
+	ranges map[string]badRange
 }
 
 // suspect is the smallest range that covers all failed reads.
-type suspect struct{ from, to int64 }
+type badRange struct{ from, to int64 }
 
 // add notes that [from, to) can't be read.
-func (s *suspects) add(export string, from, to int64) {
+func (s *badRanges) add(export string, from, to int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if r, ok := s.ranges[export]; ok {
 		from, to = min(from, r.from), max(to, r.to)
-	} else if len(s.ranges) >= maxSuspects {
+	} else if len(s.ranges) >= maxBadRanges {
 		for name := range s.ranges {
 			delete(s.ranges, name) // any of them
 			break
 		}
 	}
 	if s.ranges == nil {
-		s.ranges = map[string]suspect{}
+		s.ranges = map[string]badRange{}
 	}
-	s.ranges[export] = suspect{from, to}
+	s.ranges[export] = badRange{from, to}
 }
 
 // touch reports whether [from, to) may have something that can't be read.
-func (s *suspects) touch(export string, from, to int64) bool {
+func (s *badRanges) overlap(export string, from, to int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r, ok := s.ranges[export]
