@@ -219,10 +219,10 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 		}()
 	}
 	// One slow read holds up the rest when so many are behind it.
-	err = runOrdered(ctx, c.o.Requests, 8*c.o.Requests, steps[comparedPiece]{
+	err = runOrdered(ctx, nil, c.o.Requests, 8*c.o.Requests, stages[comparedPiece]{
 		produce: c.produce,
 		work:    c.compare,
-		fold: func(_ context.Context, p *comparedPiece) error {
+		collect: func(_ context.Context, p *comparedPiece) error {
 			c.o.Counters.AddDone(p.n)
 			found.join(&p.found)
 			return nil
@@ -240,13 +240,14 @@ func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) err
 			return err
 		}
 		for !r.equal() && r.n > 0 {
-			p, err := o.take(ctx)
+			it, err := o.acquire(ctx)
 			if err != nil {
 				return err
 			}
-			p.value.pair = pair{r.off, min(r.n, size-r.off%size), r.data}
-			r.off, r.n = r.off+p.value.n, r.n-p.value.n
-			o.send(p)
+			p := pair{r.off, min(r.n, size-r.off%size), r.data}
+			r.off, r.n = p.end(), r.n-p.n
+			it.value.pair = p
+			o.send(it, false)
 		}
 	}
 	return nil

@@ -103,6 +103,3 @@ func aborted(dst sink.Disk, err error) error {
 	}
 	return err
 }
-
-// errStopped says that a copy was asked to stop, and did so in order.
-var errStopped = errors.New("stopped")

@@ -2,97 +2,158 @@ package transfer
 
 import (
 	"context"
+	"errors"
 
 	"golang.org/x/sync/errgroup"
 )
 
-// ordered does pieces of work in parallel and takes their results in order.
-// The pieces are made once and used again and again, so that what they hold
-// bounds what is under way.
+// errStopped is the error of a copy that Options.Stop ended: the pieces that had
+// been sent are finished, and no other piece was begun.
+var errStopped = errors.New("stopped")
+
+// stages are the steps that a value passes through in runOrdered.
+type stages[T any] struct {
+	// produce acquires and sends all items, in ascending order. It runs in one
+	// goroutine.
+	produce func(ctx context.Context, o *ordered[T]) error
+	// work runs in many goroutines, for values in any order.
+	work func(ctx context.Context, v *T) error
+	// collect runs in one goroutine, for values in the order in which they were
+	// sent.
+	collect func(ctx context.Context, v *T) error
+	// after runs in the goroutine of collect, after each value; nil: nothing.
+	after func(v *T) error
+	// release frees the memory that a value refers to; nil: nothing. It runs after
+	// each value, and once more for all values when the goroutines have ended, also
+	// after an error.
+	release func(v *T)
+}
+
+// ordered hands items from one producer to parallel workers, and from them to one
+// collector in the order of sending. Items are made once and used again, so
+// their number bounds the work in progress.
 type ordered[T any] struct {
-	free chan *orderedPiece[T] // not in use
-	work chan *orderedPiece[T] // to the workers
-	next chan *orderedPiece[T] // the same, in the order in which they were sent
+	halt <-chan struct{} // closed when the producer must stop; nil: never
+	free chan *item[T]   // not in use
+	work chan *item[T]   // for the workers
+	next chan *item[T]   // for the collector, in the order of sending
 }
 
-type orderedPiece[T any] struct {
+// item carries a value through the stages.
+type item[T any] struct {
 	value T
-	done  chan struct{} // of capacity 1; gets one value when a worker is finished with it
+	skips bool          // the item goes from the producer to the collector
+	done  chan struct{} // of capacity 1; gets one value when a worker has finished
 }
 
-// steps are what is done with the pieces of an ordered.
-type steps[T any] struct {
-	produce func(ctx context.Context, o *ordered[T]) error // takes and sends all pieces; in one goroutine
-	work    func(ctx context.Context, v *T) error          // in many
-	fold    func(ctx context.Context, v *T) error          // in one, in the order of sending
-	release func(v *T)                                     // of every piece there is, after all of that, also on failure; nil: nothing
-}
-
-// runOrdered runs the steps with so many workers and at most so many pieces
-// under way, and returns when all its goroutines have ended.
-func runOrdered[T any](ctx context.Context, workers, pieces int, s steps[T]) error {
+// runOrdered runs the stages with the given numbers of workers and items, and
+// returns when all goroutines have ended. When halt is closed the producer ends at its next
+// acquire, the items that were sent are finished, and the error is errStopped.
+func runOrdered[T any](ctx context.Context, halt <-chan struct{}, workers, items int, s stages[T]) error {
 	o := &ordered[T]{
-		free: make(chan *orderedPiece[T], pieces),
-		work: make(chan *orderedPiece[T], pieces),
-		next: make(chan *orderedPiece[T], pieces),
+		halt: halt,
+		free: make(chan *item[T], items),
+		work: make(chan *item[T], items),
+		next: make(chan *item[T], items),
 	}
-	for range pieces {
-		p := &orderedPiece[T]{done: make(chan struct{}, 1)}
-		o.free <- p
-		if s.release != nil {
-			defer s.release(&p.value)
-		}
+	all := make([]item[T], items)
+	for i := range all {
+		all[i].done = make(chan struct{}, 1)
+		o.free <- &all[i]
 	}
+	if s.release != nil {
+		defer func() {
+			for i := range all {
+				s.release(&all[i].value)
+			}
+		}()
+	}
+	halted := false
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		defer close(o.work)
 		defer close(o.next)
-		return s.produce(ctx, o)
+		err := s.produce(ctx, o)
+		if halted = errors.Is(err, errStopped); halted {
+			return nil // the other goroutines finish what was sent
+		}
+		return err
 	})
 	for range workers {
-		g.Go(func() error {
-			for p := range o.work {
-				if err := context.Cause(ctx); err != nil {
-					return err
-				}
-				if err := s.work(ctx, &p.value); err != nil {
-					return err
-				}
-				p.done <- struct{}{}
-			}
-			return nil
-		})
+		g.Go(func() error { return o.runWorker(ctx, s.work) })
 	}
-	g.Go(func() error {
-		for p := range o.next {
-			select {
-			case <-p.done:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-			if err := s.fold(ctx, &p.value); err != nil {
-				return err
-			}
-			o.free <- p
-		}
-		return nil
-	})
-	return g.Wait()
+	g.Go(func() error { return o.runCollector(ctx, s) })
+	if err := g.Wait(); err != nil || !halted {
+		return err
+	}
+	return errStopped
 }
 
-// take returns a piece that is not in use, when there is one.
-func (o *ordered[T]) take(ctx context.Context) (*orderedPiece[T], error) {
+// acquire returns an item that is not in use, and blocks until there is one. The
+// error is errStopped after a halt, else the cause of ctx. Only the producer may
+// call acquire.
+func (o *ordered[T]) acquire(ctx context.Context) (*item[T], error) {
 	select {
-	case p := <-o.free:
-		return p, nil
+	case <-o.halt:
+		return nil, errStopped
+	default:
+	}
+	select {
+	case it := <-o.free:
+		return it, nil
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
 }
 
-// send gives a taken piece to the workers.
-func (o *ordered[T]) send(p *orderedPiece[T]) {
-	// Both channels have room for every piece there is.
-	o.next <- p
-	o.work <- p
+// send hands an acquired item to the workers, or, if skip is true, only to the
+// collector. The producer must not use the item afterwards: the collector may
+// have recycled it. send never blocks, because both channels have room for all
+// items.
+func (o *ordered[T]) send(it *item[T], skip bool) {
+	it.skips = skip
+	o.next <- it
+	if !skip {
+		o.work <- it
+	}
+}
+
+// runWorker works on items until the producer has ended.
+func (o *ordered[T]) runWorker(ctx context.Context, work func(context.Context, *T) error) error {
+	for it := range o.work {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if err := work(ctx, &it.value); err != nil {
+			return err
+		}
+		it.done <- struct{}{}
+	}
+	return nil
+}
+
+// runCollector collects items in order until the producer has ended.
+func (o *ordered[T]) runCollector(ctx context.Context, s stages[T]) error {
+	for it := range o.next {
+		if !it.skips {
+			select {
+			case <-it.done:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if err := s.collect(ctx, &it.value); err != nil {
+			return err
+		}
+		if s.after != nil {
+			if err := s.after(&it.value); err != nil {
+				return err
+			}
+		}
+		if s.release != nil {
+			s.release(&it.value)
+		}
+		o.free <- it
+	}
+	return context.Cause(ctx)
 }

@@ -34,15 +34,11 @@ func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOption
 			err = released
 		}
 	}()
-	err = runOrdered(ctx, s.o.Requests, maxPieces, steps[summedPiece]{
+	err = runOrdered(ctx, nil, s.o.Requests, maxPieces, stages[summedPiece]{
 		produce: s.produce,
 		work:    s.read,
-		fold:    s.fold,
-		release: func(p *summedPiece) {
-			if p.free != nil {
-				p.free()
-			}
-		},
+		collect: s.fold,
+		release: (*summedPiece).release,
 	})
 	if err != nil {
 		return "", err
@@ -66,6 +62,14 @@ type summedPiece struct {
 	buf    []byte // of Len bytes, when Kind is Data
 	free   func()
 	blocks digest.Blocks
+}
+
+// release frees the buffer, if the piece has one.
+func (p *summedPiece) release() {
+	if p.free != nil {
+		p.free()
+		p.buf, p.free = nil, nil
+	}
 }
 
 // works says whether an extent of that kind costs time.
@@ -95,34 +99,31 @@ func (s *summing) produce(ctx context.Context, o *ordered[summedPiece]) error {
 			return err
 		}
 		for e.Len > 0 {
-			p, err := o.take(ctx)
+			it, err := o.acquire(ctx)
 			if err != nil {
 				return err
 			}
-			n := e.Len
+			p, n := &it.value, e.Len
 			switch {
 			case e.Kind == source.Data:
 				n = min(n, size-e.Off%size)
 				// Here and not by the workers: buffers must not all go to
 				// pieces that wait for one that has none.
-				if p.value.buf, p.value.free, err = s.buffers.Buffer(ctx, int(n)); err != nil {
+				if p.buf, p.free, err = s.buffers.Buffer(ctx, int(n)); err != nil {
 					return err
 				}
 			case s.works(e.Kind):
 				n = min(n, zeroPiece)
 			}
-			p.value.Extent = source.Extent{Off: e.Off, Len: n, Kind: e.Kind}
+			p.Extent = source.Extent{Off: e.Off, Len: n, Kind: e.Kind}
 			e.Off, e.Len = e.Off+n, e.Len-n
-			o.send(p)
+			o.send(it, p.Kind != source.Data)
 		}
 	}
 	return nil
 }
 
 func (s *summing) read(ctx context.Context, p *summedPiece) error {
-	if p.Kind != source.Data {
-		return nil
-	}
 	if err := s.o.Limit.Wait(ctx, len(p.buf)); err != nil {
 		return err
 	}
@@ -141,8 +142,6 @@ func (s *summing) fold(ctx context.Context, p *summedPiece) error {
 		}
 	} else {
 		s.sum.Blocks(&p.blocks)
-		p.free()
-		p.buf, p.free = nil, nil
 	}
 	if s.works(p.Kind) {
 		s.o.Counters.AddDone(p.Len)
