@@ -61,10 +61,10 @@ func proves(tail []Stretch) bool {
 // castagnoli has instructions of its own on every processor of the day.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sumsAt returns the digests of a copy that goes on at a checkpoint. The one
-// that only Verify needs is left out where the checkpoint has none: what it
-// would be of is gone by.
-func (o Options) sumsAt(c *Checkpoint) ([]*digest.Sum, error) {
+// sums returns the digests that a copy needs, in the state that they had at the
+// checkpoint. A blksum that only Options.Verify needs is left out if the checkpoint
+// has none, because the content below Offset is not read again.
+func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 	wanted := o.sums()
 	if c.Offset == 0 {
 		return wanted, nil

@@ -168,7 +168,7 @@ func TestBackingThatChanges(t *testing.T) {
 			} else {
 				_, err = transfer.Copy(t.Context(), src, dst, plan(t, src), o)
 			}
-			if !errors.Is(err, transfer.ErrSourceChanged) || !strings.Contains(err.Error(), "the backing changed while the target was written: it was base at noon, it is base at night") {
+			if !errors.Is(err, transfer.ErrSourceChanged) || !strings.Contains(err.Error(), "the backing changed while the target was written: its identity was base at noon and is now base at night") {
 				t.Errorf("stream %v: error %v", stream, err)
 			}
 			if _, published := m.Published(); published || len(m.Leftovers()) > 0 {
@@ -205,7 +205,7 @@ func TestBackingThatIsReplaced(t *testing.T) {
 		} else {
 			_, err = transfer.Copy(t.Context(), src, dst, plan(t, src), o)
 		}
-		if !errors.Is(err, transfer.ErrSourceChanged) || !strings.Contains(err.Error(), "it was the first, it is another") {
+		if !errors.Is(err, transfer.ErrSourceChanged) || !strings.Contains(err.Error(), "its identity was the first and is now another") {
 			t.Errorf("%s: error %v", c.name, err)
 		}
 		if _, published := m.Published(); published || len(m.Leftovers()) > 0 {

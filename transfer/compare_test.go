@@ -281,7 +281,7 @@ func TestCompareErrorsNameTheSide(t *testing.T) {
 			var once atomic.Bool
 			m.ID = "one"
 			return changing{m, &once}
-		}, "it was one, it is two"},
+		}, "its identity was one and is now two"},
 	} {
 		for i, side := range []string{"source: ", "target: "} {
 			disks := [2]source.Disk{good(), good()}

@@ -5,183 +5,109 @@ import (
 	"iter"
 
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// produce cuts the plan into pieces and sends them off.
-func (p *pipeline) produce(ctx context.Context) error {
-	defer close(p.work)
-	defer close(p.order)
-	size := int64(p.o.RequestSize)
-	var start, end int64 // data collected and not sent yet
-	flush := func() error {
-		if start == end {
-			return nil
-		}
-		err := p.send(ctx, piece{off: start, n: end - start, kind: source.Data})
-		start = end
-		return err
-	}
-	// A short hole waits here: it is read along when data follows it within
-	// the same request.
-	var hole source.Extent
-	flushHole := func() error {
-		if hole.Len == 0 {
-			return nil
-		}
-		if err := flush(); err != nil {
-			return err
-		}
-		start, end = hole.End(), hole.End()
-		err := p.send(ctx, piece{off: hole.Off, n: hole.Len, kind: source.Zero})
-		hole = source.Extent{}
-		return err
-	}
-	for e, err := range p.sharer.parts(p.units(ctx)) {
-		if err != nil {
-			return err
-		}
-		if e.file != nil {
-			if err := flushHole(); err != nil {
-				return err
-			}
-			if err := flush(); err != nil {
-				return err
-			}
-			if err := p.sendShared(ctx, e); err != nil {
-				return err
-			}
-			start, end = e.End(), e.End()
-			continue
-		}
-		if e.Kind != source.Data {
-			if err := flushHole(); err != nil {
-				return err
-			}
-			if e.Kind == source.Zero && e.Len <= joinGap && start < end && end%size != 0 && !p.o.KeepZeros {
-				hole = e.Extent
-				continue
-			}
-			if err := flush(); err != nil {
-				return err
-			}
-			for off := e.Off; off < e.End(); {
-				n := e.End() - off
-				if !p.zeroed {
-					n = min(n, zeroPiece)
-				}
-				if err := p.send(ctx, piece{off: off, n: n, kind: e.Kind}); err != nil {
-					return err
-				}
-				off += n
-			}
-			start, end = e.End(), e.End()
-			continue
-		}
-		if hole.Len > 0 {
-			if hole.End()/size == start/size && hole.End()%size != 0 {
-				if !p.works(source.Zero) {
-					p.widen(hole.Len)
-				}
-				end, hole = hole.End(), source.Extent{}
-			} else if err := flushHole(); err != nil {
-				return err
-			}
-		}
-		if start == end {
-			start, end = e.Off, e.Off
-		}
-		// Requests end at multiples of their size, so that no grain or cluster
-		// is needed by two of them.
-		for end < e.End() {
-			end = min(e.End(), end-end%size+size)
-			if end%size == 0 {
-				if err := flush(); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	if err := flushHole(); err != nil {
-		return err
-	}
-	return flush()
+const (
+	// joinGap is the size in bytes up to which a hole between data is read as well.
+	// Reading it costs less than another request.
+	joinGap = 32 << 10
+	// zeroPiece is the largest hole, in bytes, that is handed to a sink at once if
+	// the sink must work for it: so progress shows and a canceled copy ends soon.
+	zeroPiece = 128 << 20
+)
+
+// cutter cuts the plan of a copy into the parts that the pipeline processes, in
+// ascending order. Each of its methods but the small ones is an iterator over the
+// parts of the iterator before it.
+type cutter struct {
+	plan     *Plan
+	src      source.Disk
+	sharer   *sharer // nil: no blocks can be shared
+	counters *progress.Counters
+
+	start      int64 // the copy begins here, in bytes; everything below is done
+	unit       int64 // of the sink, in bytes
+	request    int64 // the most that is read at once, in bytes
+	zeroed     bool  // unwritten ranges of the target already read as zeros
+	keepZeros  bool  // holes are never read as data: the copy would write their zeros
+	readShared bool  // shared data is read as well, for a digest
+
+	// The counters have planned the work in [overFrom, overTo), which this run
+	// does not do. planned subtracts the work when it skips the range.
+	overFrom, overTo int64
 }
 
-// sendShared sends off what the target is to share with the source. For a digest
-// it is read all the same.
-func (p *pipeline) sendShared(ctx context.Context, e part) error {
-	for done := int64(0); done < e.Len; {
-		n := min(e.Len-done, maxClone)
-		if len(p.sums) > 0 {
-			size := int64(p.o.RequestSize)
-			n = min(n, size-(e.Off+done)%size)
-		}
-		if err := p.send(ctx, piece{off: e.Off + done, n: n, kind: source.Data, file: e.file, pos: e.pos + done}); err != nil {
-			return err
-		}
-		done += n
-	}
-	return nil
+// parts returns the parts of the copy.
+func (c *cutter) parts(ctx context.Context) iter.Seq2[part, error] {
+	return c.cut(c.joined(c.sharer.parts(c.units(c.planned(ctx)))))
 }
 
-// planned yields the plan's extents from where the copy begins, and counts as no
-// work what is done already, and what is found to be none beyond what the plan
-// knew.
-func (p *pipeline) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
+// countsAsWork reports whether a range of the kind is work to be planned and counted.
+func (c *cutter) countsAsWork(kind source.Kind) bool {
+	return kind == source.Data || kind == source.Zero && !c.zeroed
+}
+
+// widen counts n bytes as work that the plan took for skipped bytes.
+func (c *cutter) widen(n int64) {
+	c.counters.AddPlanned(n)
+	c.counters.AddSkipped(-n)
+}
+
+// planned yields the extents of the plan from start on. It corrects the counters:
+// ranges beyond Plan.Known were counted as work and may be none, and work below
+// start may have been planned that is done already.
+func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
-		for e, err := range p.plan.extents(ctx, p.src) {
-			if late := e.End() - max(e.Off, p.plan.Known); err == nil && late > 0 {
-				p.plan.Known = e.End()
-				if !p.works(e.Kind) {
-					p.widen(-late)
+		for e, err := range c.plan.extents(ctx, c.src) {
+			if err != nil {
+				yield(e, err)
+				return
+			}
+			if late := e.End() - max(e.Off, c.plan.Known); late > 0 {
+				c.plan.Known = e.End()
+				if !c.countsAsWork(e.Kind) {
+					c.widen(-late)
 				}
 			}
-			if done := min(e.End(), p.start) - e.Off; err == nil && done > 0 {
-				if over := min(e.End(), p.overTo) - max(e.Off, p.overFrom); over > 0 && p.works(e.Kind) {
-					p.widen(-over)
+			if done := min(e.End(), c.start) - e.Off; done > 0 {
+				if over := min(e.End(), c.overTo) - max(e.Off, c.overFrom); over > 0 && c.countsAsWork(e.Kind) {
+					c.widen(-over)
 				}
 				if e.Off, e.Len = e.Off+done, e.Len-done; e.Len == 0 {
 					continue
 				}
 			}
-			if !yield(e, err) {
+			if !yield(e, nil) {
 				return
 			}
 		}
 	}
 }
 
-// units yields the planned extents with borders that are multiples of the
-// sink's unit, but for the disk's end: a unit that is not wholly of one kind
-// becomes Data.
-func (p *pipeline) units(ctx context.Context) iter.Seq2[source.Extent, error] {
-	unit, size := p.dst.Unit(), p.plan.Size
-	if unit == 1 {
-		return p.planned(ctx)
-	}
-	up := func(off int64) int64 { return min((off+unit-1)/unit*unit, size) }
-	down := func(off int64) int64 {
-		if off == size {
-			return size
-		}
-		return off / unit * unit
+// units moves the borders of extents to multiples of the sink's unit, or to the
+// end of the disk. A unit that is not wholly of one kind becomes Data.
+func (c *cutter) units(extents iter.Seq2[source.Extent, error]) iter.Seq2[source.Extent, error] {
+	if c.unit == 1 {
+		return extents
 	}
 	return func(yield func(source.Extent, error) bool) {
-		sent, work := p.start, int64(0) // all below sent was yielded; work was planned above it
-		for e, err := range p.planned(ctx) {
+		sent := c.start  // everything below was yielded
+		work := int64(0) // bytes above sent that were planned as work
+		for e, err := range extents {
 			if err != nil {
-				yield(source.Extent{}, err)
+				yield(e, err)
 				return
 			}
-			from, to := up(e.Off), down(e.End())
-			if p.works(e.Kind) {
+			from, to := c.unitAbove(e.Off), c.unitBelow(e.End())
+			if c.countsAsWork(e.Kind) {
 				work += min(e.End(), from) - e.Off
 			}
 			if from > to {
-				continue // inside one unit, which a later extent ends
+				continue // the extent lies inside one unit, which a later extent ends
 			}
 			if sent < from {
-				p.widen(from - sent - work)
+				c.widen(from - sent - work)
 				if !yield(source.Extent{Off: sent, Len: from - sent}, nil) {
 					return
 				}
@@ -190,20 +116,120 @@ func (p *pipeline) units(ctx context.Context) iter.Seq2[source.Extent, error] {
 				return
 			}
 			sent, work = to, 0
-			if p.works(e.Kind) {
+			if c.countsAsWork(e.Kind) {
 				work = e.End() - to
 			}
 		}
 	}
 }
 
-// works says whether a range of that kind is work that was planned.
-func (p *pipeline) works(kind source.Kind) bool {
-	return kind == source.Data || kind == source.Zero && !p.zeroed
+// unitAbove returns the first border of units at or above off.
+func (c *cutter) unitAbove(off int64) int64 {
+	return min((off+c.unit-1)/c.unit*c.unit, c.plan.Size)
 }
 
-// widen counts n bytes as work that the plan took for none.
-func (p *pipeline) widen(n int64) {
-	p.o.Counters.AddPlanned(n)
-	p.o.Counters.AddSkipped(-n)
+// unitBelow returns the last border of units at or below off.
+func (c *cutter) unitBelow(off int64) int64 {
+	if off == c.plan.Size {
+		return off
+	}
+	return off / c.unit * c.unit
+}
+
+// joined turns a short hole between two parts of plain data into data, if one
+// request can read all three.
+func (c *cutter) joined(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
+	return func(yield func(part, error) bool) {
+		var hole part      // waits for the part after it; of length 0: there is none
+		afterData := false // plain data was yielded last
+		for p, err := range parts {
+			if err != nil {
+				yield(p, err)
+				return
+			}
+			if hole.Len > 0 {
+				if p.plain() {
+					if !c.countsAsWork(source.Zero) {
+						c.widen(hole.Len)
+					}
+					hole.Kind = source.Data
+				}
+				if !yield(hole, nil) {
+					return
+				}
+				hole = part{}
+			}
+			if afterData && c.joinable(p) {
+				hole, afterData = p, false
+				continue
+			}
+			if !yield(p, nil) {
+				return
+			}
+			afterData = p.plain()
+		}
+		if hole.Len > 0 {
+			yield(hole, nil)
+		}
+	}
+}
+
+// joinable reports whether p is a hole worth reading that begins and ends inside one request.
+func (c *cutter) joinable(p part) bool {
+	return p.Kind == source.Zero && p.Len <= joinGap && !c.keepZeros &&
+		p.Off%c.request != 0 && p.Off/c.request == p.End()/c.request
+}
+
+// cut merges plain data that touches and cuts it at multiples of the request's size,
+// so that no grain or cluster of the source is read by two requests. Other parts
+// are cut at the length that most allows.
+func (c *cutter) cut(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
+	return func(yield func(part, error) bool) {
+		var data part // plain data that does not end a request yet
+		flush := func() bool {
+			p := data
+			data = part{}
+			return p.Len == 0 || yield(p, nil)
+		}
+		for p, err := range parts {
+			if err != nil {
+				yield(p, err)
+				return
+			}
+			plain := p.plain()
+			if !plain && !flush() {
+				return
+			}
+			for p.Len > 0 {
+				head := p.head(c.most(p))
+				if !plain {
+					if !yield(head, nil) {
+						return
+					}
+					continue
+				}
+				head.Off, head.Len = head.Off-data.Len, head.Len+data.Len
+				if data = head; data.End()%c.request == 0 && !flush() {
+					return
+				}
+			}
+		}
+		flush()
+	}
+}
+
+// most returns how many bytes of p can be one part.
+func (c *cutter) most(p part) int64 {
+	inRequest := c.request - p.Off%c.request
+	switch {
+	case p.plain():
+		return inRequest
+	case p.file != nil && c.readShared:
+		return min(inRequest, maxClone)
+	case p.file != nil:
+		return maxClone
+	case c.zeroed:
+		return p.Len
+	}
+	return zeroPiece
 }

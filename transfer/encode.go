@@ -7,73 +7,99 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// encoded are the units of a piece as the sink stores them, in order.
+// encoded are the units of a piece as the sink stores them, in ascending order.
 type encoded struct {
-	holds bool   // memory that is p.codes' own
-	bytes []byte // all of them, one after the other
-	units []unit
+	pooled bool   // bytes belongs to encoder.memory and must be returned there
+	bytes  []byte // the code of all units, one after the other
+	units  []unit
 }
 
-// unit is a unit of the sink's that is not all zeros.
+// unit is a unit of the sink that is not all zeros.
 type unit struct {
-	start, end int // of the piece's buffer
-	codeEnd    int // of encoded.bytes; it begins where the one before ends
-	plain      bool
+	start, end int  // range of the unit in the buffer of the piece, in bytes
+	codeEnd    int  // end of the code in encoded.bytes; it begins where the code of the unit before ends
+	plain      bool // the sink stores the unit as it is in the buffer
 }
 
-// encoderOf returns dst as an Encoder that has something to encode, else nil.
-func encoderOf(dst sink.Disk) sink.Encoder {
-	if e, ok := sink.Ability[sink.Encoder](dst); ok && e.NewEncoding() != nil {
-		return e
+// code returns the code of the i-th unit.
+func (e *encoded) code(i int) []byte {
+	begin := 0
+	if i > 0 {
+		begin = e.units[i-1].codeEnd
 	}
-	return nil
+	return e.bytes[begin:e.units[i].codeEnd]
 }
 
-// encoders is how many goroutines beside the readers keep the processors busy
-// with encoding.
-func encoders() int { return runtime.GOMAXPROCS(0) }
-
-// prepareEncoding makes what encoding needs. There are no more Encodings than
-// processors: each has tables that fill most of a processor's cache, and with
-// one for every worker they would push each other out.
-func (p *pipeline) prepareEncoding() {
-	p.encodings = make(chan sink.Encoding, encoders())
-	for range cap(p.encodings) {
-		p.encodings <- p.encoder.NewEncoding()
-	}
-	p.codes = make(chan []byte, 2*p.o.Requests+encoders())
-	for range cap(p.codes) {
-		p.codes <- nil
-	}
+// encoder encodes pieces for a sink that stores encoded units, such as compressed
+// clusters. It is safe for concurrent use with different pieces.
+type encoder struct {
+	sink        sink.Encoder
+	unit        int                // of the sink, in bytes
+	keepBuffers bool               // a digest needs the buffer after encoding
+	encodings   chan sink.Encoding // those not in use
+	memory      chan []byte        // for the code of pieces; those not in use
 }
 
-// takeCode gives a piece the memory for its encoded units. The producer calls
-// it, in order: a piece that waited for what later ones hold would wait forever.
-func (p *pipeline) takeCode(ctx context.Context, c *piece) error {
-	if p.encoder == nil {
+// newEncoder returns nil if dst takes no encoded units, or stores them all as they
+// are. The number of requests is that of the copy.
+func newEncoder(dst sink.Disk, requests int, keepBuffers bool) *encoder {
+	s, ok := sink.Ability[sink.Encoder](dst)
+	if !ok || s.NewEncoding() == nil {
 		return nil
 	}
+	e := &encoder{
+		sink: s, unit: int(dst.Unit()), keepBuffers: keepBuffers,
+		encodings: make(chan sink.Encoding, encoders()),
+		memory:    make(chan []byte, 2*requests+encoders()),
+	}
+	// There are no more Encodings than processors: each has tables that fill most
+	// of a processor's cache, and with one for every worker they would evict each
+	// other.
+	for range cap(e.encodings) {
+		e.encodings <- s.NewEncoding()
+	}
+	for range cap(e.memory) {
+		e.memory <- nil
+	}
+	return e
+}
+
+// encoders returns how many goroutines can encode at a time.
+func encoders() int { return runtime.GOMAXPROCS(0) }
+
+// acquireMemory gets a piece the memory for its code, and blocks until there is
+// some. Only the producer may call it, for pieces in ascending order: a piece that
+// waited for the memory of later pieces would wait forever.
+func (e *encoder) acquireMemory(ctx context.Context, c *piece) error {
 	select {
-	case c.coded.bytes = <-p.codes:
-		c.coded.holds = true
+	case c.coded.bytes = <-e.memory:
+		c.coded.pooled = true
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
 }
 
-// encode encodes all units of a piece that are not zeros.
-func (p *pipeline) encode(c *piece) error {
-	encoding := <-p.encodings // whoever has one waits for nothing
-	defer func() { p.encodings <- encoding }()
-	size, needed := int(p.dst.Unit()), false
+// releaseMemory gives the memory for the code of a piece back, if it has some.
+func (e *encoder) releaseMemory(c *piece) {
+	if c.coded.pooled {
+		e.memory <- c.coded.bytes[:0]
+	}
+	c.coded = encoded{units: c.coded.units[:0]}
+}
+
+// encode encodes all units of a scanned piece that are not zeros.
+func (e *encoder) encode(c *piece) error {
+	encoding := <-e.encodings // cannot deadlock: an Encoding is never held while waiting
+	defer func() { e.encodings <- encoding }()
+	needed := false
 	for _, r := range c.runs {
 		if r.zero {
 			continue
 		}
 		for start := r.start; start < r.end; {
-			end := min(start+size, r.end)
-			code, plain, err := encoding.Encode(c.coded.bytes, c.buf[start:end], c.off+int64(start))
+			end := min(start+e.unit, r.end)
+			code, plain, err := encoding.Encode(c.coded.bytes, c.buf[start:end], c.Off+int64(start))
 			if err != nil {
 				return err
 			}
@@ -83,54 +109,10 @@ func (p *pipeline) encode(c *piece) error {
 			start = end
 		}
 	}
-	if !needed && c.free != nil && len(p.sums) == 0 {
-		// The source can fill it again while this piece waits for its turn. (A
-		// digest's blocks refer to it until they are folded.)
-		c.free()
-		c.buf, c.free = nil, nil
+	if !needed && !e.keepBuffers {
+		// The source can fill the buffer again while the piece waits for the
+		// collector. A digest would still refer to the buffer.
+		c.releaseBuffer()
 	}
 	return nil
-}
-
-// place gives the encoded units of a run to the sink, the first of which is
-// the next of c's, and returns how many there were.
-func (p *pipeline) place(c *piece, r run, next int) (units int, err error) {
-	for _, u := range c.coded.units[next:] {
-		if u.start >= r.end {
-			break
-		}
-		off, n := c.off+int64(u.start), int64(u.end-u.start)
-		code := c.coded.bytes[c.coded.begin(next+units):u.codeEnd]
-		units++
-		if !u.plain && len(code) == 0 {
-			if err := p.dst.SameAt(p.sinkContext, off, n); err != nil {
-				return units, err
-			}
-			continue
-		}
-		if u.plain {
-			code = c.buf[u.start:u.end]
-		}
-		if err := p.encoder.Place(off, code, u.plain); err != nil {
-			return units, err
-		}
-		p.o.Counters.AddWritten(n)
-	}
-	return units, nil
-}
-
-// begin is where the code of the i-th unit begins.
-func (e *encoded) begin(i int) int {
-	if i == 0 {
-		return 0
-	}
-	return e.units[i-1].codeEnd
-}
-
-// recycle lets the memory of c's encoded units go.
-func (p *pipeline) recycle(c *piece) {
-	if c.coded.holds {
-		p.codes <- c.coded.bytes[:0]
-	}
-	c.coded = encoded{units: c.coded.units[:0]}
 }

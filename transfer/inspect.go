@@ -2,20 +2,69 @@ package transfer
 
 import (
 	"hash/crc32"
+	"math/bits"
 
 	"github.com/vddkcp/vddkcp/internal/zero"
+	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// run is a part of a buffer, [start, end), all zeros or not.
+// inspector examines the content of pieces that were filled. It is safe for
+// concurrent use with different pieces.
+type inspector struct {
+	counters  *progress.Counters
+	sums      []*digest.Sum // pieces are hashed for each of these digests
+	crc       bool          // pieces get a CRC, for checkpoints
+	keepZeros bool          // zeros are not searched for
+	block     int64         // zeros are searched for in blocks of this many bytes
+	least     int64         // a shorter run of zeros counts as data, in bytes
+}
+
+func newInspector(o Options, unit int64, sums []*digest.Sum, crc bool) inspector {
+	return inspector{
+		counters: o.Counters, sums: sums, crc: crc, keepZeros: o.KeepZeros,
+		block: max(unit, 1<<(bits.Len64(uint64(min(o.Sparse, defaultSparse)))-1)), least: o.Sparse,
+	}
+}
+
+// inspect searches a filled piece for zeros and computes its hashes and CRC.
+func (i *inspector) inspect(c *piece) {
+	i.counters.AddRead(c.Len)
+	if c.file == nil {
+		i.scan(c)
+	}
+	if c.hashed == nil && len(i.sums) > 0 {
+		c.hashed = make([]digest.Blocks, len(i.sums))
+	}
+	for n, s := range i.sums {
+		s.Algorithm().Hash(c.Off, c.buf, &c.hashed[n])
+	}
+	if i.crc {
+		c.crc = crc32.Checksum(c.buf, castagnoli)
+	}
+}
+
+// scan searches a filled piece for zeros.
+func (i *inspector) scan(c *piece) {
+	if i.keepZeros {
+		c.runs = append(c.runs[:0], run{0, len(c.buf), false})
+		return
+	}
+	c.runs = scan(c.runs[:0], c.buf, c.Off, i.block, i.least)
+}
+
+// run is a range [start, end) of a buffer, in bytes, that is all zeros or counts
+// as data.
 type run struct {
 	start, end int
 	zero       bool
 }
 
-// scan splits b, which lies at off in the disk, into runs and appends them to
-// runs, which it returns. Zeros are looked for in blocks of so many bytes, at
-// multiples of it in the disk, and a run of them shorter than least counts as
-// data, but for one at b's start or end: it may go on in the neighbour.
+// scan splits b, which lies at off in the disk, into runs, appends them to runs,
+// and returns the result. A run of zeros consists of whole blocks, which begin at
+// multiples of block bytes in the disk; the first and the last block of b may be
+// partial. Zeros in fewer than least bytes count as data, except at the start and
+// the end of b, where they may continue in a neighbouring piece.
 func scan(runs []run, b []byte, off, block, least int64) []run {
 	next := func(at int) int { return int(min(int64(at)+block-(off+int64(at))%block, int64(len(b)))) }
 	for at := 0; at < len(b); {
@@ -37,27 +86,4 @@ func scan(runs []run, b []byte, off, block, least int64) []run {
 		}
 	}
 	return runs
-}
-
-// look finds out what is to be known of a piece that was read.
-func (p *pipeline) look(c *piece) {
-	p.o.Counters.AddRead(c.n)
-	if c.file == nil {
-		p.scan(c)
-	}
-	for i, s := range p.sums {
-		s.Algorithm().Hash(c.off, c.buf, &c.hashed[i])
-	}
-	if p.keeper != nil {
-		c.crc = crc32.Checksum(c.buf, castagnoli)
-	}
-}
-
-// scan finds the zeros in a piece.
-func (p *pipeline) scan(c *piece) {
-	if p.o.KeepZeros {
-		c.runs = append(c.runs[:0], run{0, len(c.buf), false})
-		return
-	}
-	c.runs = scan(c.runs[:0], c.buf, c.off, p.block, p.o.Sparse)
 }

@@ -7,60 +7,71 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/killpoint"
+	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 const (
-	// A checkpoint is due after so much time, or so many bytes.
+	// A checkpoint is due after this much time, or this many bytes of data.
 	checkpointInterval = 5 * time.Second
 	checkpointBytes    = 1 << 30
-	// How much of what was written last a checkpoint can tell by its sums.
+	// The tail of a checkpoint covers at most this many bytes in this many pieces.
 	tailBytes  = 64 << 20
 	tailPieces = 256
 )
 
-// keeper takes checkpoints of a pipeline and makes them durable beside the
-// further copy.
+// keeper takes checkpoints of a copy and makes them durable while the copy
+// continues. The goroutine of run makes them durable; all other methods are for
+// the collector, or for the time when no pipeline runs.
 type keeper struct {
-	p        *pipeline
+	dst      sink.Disk
+	sums     []*digest.Sum
+	counters *progress.Counters
+	keep     func(Checkpoint) error // Options.Keep; nil: checkpoints serve only this copy
 	interval time.Duration
-	begun    time.Time  // the last one, or the copy
-	bytes    int64      // written since
-	tail     []Stretch  // of what was collected
-	length   int64      // of the tail, bytes
-	proof    Stretch    // the last that was dropped from the tail and is not zeros
-	due      chan kept  // to be synced; of capacity 1
-	idle     chan token // holds one while none is being synced
-	last     *Checkpoint
-	done     int64 // of the counters' bytes when last was taken
-	exists   bool  // a checkpoint is durable: last, or one before it
+
+	at       int64     // everything below is done, in bytes
+	lastTime time.Time // when the last checkpoint was taken, or the copy began
+	bytes    int64     // of data collected since
+	tail     []Stretch // the pieces that were collected last
+	length   int64     // of the tail, in bytes
+	proof    Stretch   // the last piece with a byte other than zero that no longer is in the tail
+
+	due    chan pending  // for run; of capacity 1
+	idle   chan struct{} // holds a value while run has nothing to do
+	last   *Checkpoint   // the newest that can be continued from
+	done   int64         // Counters.Done when last was taken
+	exists bool          // Options.Keep has a checkpoint: last, or an earlier one
 }
 
-type token struct{}
-
-// kept is a checkpoint that is not durable yet.
-type kept struct {
+// pending is a checkpoint that is not durable yet.
+type pending struct {
 	Checkpoint
 	done int64
-	sync func(context.Context) error
+	sync func(context.Context) error // of the sink
 }
 
-// newKeeper returns the keeper of a pipeline that begins at a checkpoint. Done
-// is what the counters say of the bytes below it; exists says whether the
-// checkpoint is durable.
-func newKeeper(p *pipeline, last *Checkpoint, done int64, exists bool) *keeper {
+// newKeeper returns the keeper of a copy to dst that begins at the checkpoint
+// last. done is the value of Counters.Done for the bytes below it, and exists
+// says whether Options.Keep has it.
+func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, last *Checkpoint, done int64, exists bool) *keeper {
 	k := &keeper{
-		p: p, interval: cmp.Or(p.o.Interval, killpoint.Interval(), checkpointInterval), begun: time.Now(),
-		due: make(chan kept, 1), idle: make(chan token, 1), last: last, done: done, exists: exists,
+		dst: dst, sums: sums, counters: o.Counters, keep: o.Keep,
+		interval: cmp.Or(o.Interval, killpoint.Interval(), checkpointInterval),
+		at:       last.Offset, lastTime: time.Now(),
+		due: make(chan pending, 1), idle: make(chan struct{}, 1),
+		last: last, done: done, exists: exists,
 	}
 	for _, s := range last.Tail {
 		k.remember(s)
 	}
-	k.idle <- token{}
+	k.idle <- struct{}{}
 	return k
 }
 
-// remember adds to the tail.
+// remember adds a piece to the tail.
 func (k *keeper) remember(s Stretch) {
 	k.tail = append(k.tail, s)
 	k.length += s.Len
@@ -73,70 +84,74 @@ func (k *keeper) remember(s Stretch) {
 	}
 }
 
-// collected is called by the collector when all below off is done, the last
-// piece of it being c.
+// collected notes that the pieces up to and including c are done, and takes a
+// checkpoint when one is due, unless the one before is not durable yet.
 func (k *keeper) collected(c *piece) error {
+	k.at = c.End()
 	if c.read {
-		k.remember(Stretch{c.off, c.n, c.crc})
+		k.remember(Stretch{c.Off, c.Len, c.crc})
 	}
-	if c.kind == source.Data {
-		k.bytes += c.n
+	if c.Kind == source.Data {
+		k.bytes += c.Len
 	}
-	if k.bytes < checkpointBytes && time.Since(k.begun) < k.interval {
+	if k.bytes < checkpointBytes && time.Since(k.lastTime) < k.interval {
 		return nil
 	}
 	select {
 	case <-k.idle:
 	default:
-		return nil // the last one is not durable yet
+		return nil
 	}
-	next, err := k.take(k.p.at)
+	next, err := k.take()
 	if err != nil {
 		return err
 	}
-	k.begun, k.bytes = time.Now(), 0
+	k.lastTime, k.bytes = time.Now(), 0
 	k.due <- next
 	return nil
 }
 
-// take asks the sink and the digests for their states.
-func (k *keeper) take(off int64) (kept, error) {
-	next := kept{Checkpoint: Checkpoint{Offset: off}, done: k.p.o.Counters.Snapshot().Done}
+// take returns a checkpoint of what is done.
+func (k *keeper) take() (pending, error) {
+	next := pending{Checkpoint: Checkpoint{Offset: k.at}, done: k.counters.Snapshot().Done}
 	if k.proof.Len > 0 && !proves(k.tail) {
 		next.Tail = append(next.Tail, k.proof)
 	}
 	next.Tail = append(next.Tail, k.tail...)
-	var err error
-	for _, s := range k.p.sums {
+	for _, s := range k.sums {
 		state, err := s.MarshalBinary()
 		if err != nil {
-			return next, fmt.Errorf("state of the digest: %w", err)
+			return next, fmt.Errorf("save the state of the digest: %w", err)
 		}
 		next.Sums = append(next.Sums, state)
 	}
 	killpoint.At("checkpoint")
-	next.State, next.sync, err = k.p.dst.Checkpoint(off)
+	var err error
+	next.State, next.sync, err = k.dst.Checkpoint(k.at)
 	return next, err
 }
 
-// run makes the checkpoints durable that come by k.due, until that is closed.
+// run makes checkpoints durable until finish is called.
 func (k *keeper) run(ctx context.Context) error {
 	for next := range k.due {
-		if err := k.keep(ctx, next); err != nil {
+		if err := k.makeDurable(ctx, next); err != nil {
 			return err
 		}
-		k.idle <- token{}
+		k.idle <- struct{}{}
 	}
 	return nil
 }
 
-func (k *keeper) keep(ctx context.Context, next kept) error {
+// finish ends run when all checkpoints that were taken are durable.
+func (k *keeper) finish() { close(k.due) }
+
+func (k *keeper) makeDurable(ctx context.Context, next pending) error {
 	killpoint.At("sync")
 	if err := next.sync(ctx); err != nil {
 		return err
 	}
 	killpoint.At("slot")
-	if k.p.o.Keep != nil {
+	if k.keep != nil {
 		if err := k.store(next.Checkpoint); err != nil {
 			return err
 		}
@@ -145,20 +160,44 @@ func (k *keeper) keep(ctx context.Context, next kept) error {
 	return nil
 }
 
-// store makes a checkpoint durable.
+// store passes a checkpoint to Options.Keep.
 func (k *keeper) store(c Checkpoint) error {
-	if err := k.p.o.Keep(c); err != nil {
+	if err := k.keep(c); err != nil {
 		return err
 	}
 	k.exists = true
 	return nil
 }
 
-// final keeps where the pipeline stopped, once all its goroutines have ended.
+// final takes a checkpoint of what is done and makes it durable. No pipeline may run.
 func (k *keeper) final(ctx context.Context) error {
-	next, err := k.take(k.p.at)
+	next, err := k.take()
 	if err != nil {
 		return err
 	}
-	return k.keep(ctx, next)
+	return k.makeDurable(ctx, next)
+}
+
+// keepLast makes a final checkpoint, if the sink still accepts one. Otherwise the
+// checkpoint before it serves, or that of the beginning. After an error
+// Options.Keep has no checkpoint.
+func (k *keeper) keepLast(ctx context.Context, accepts bool) error {
+	if accepts && k.final(ctx) == nil || k.exists {
+		return nil
+	}
+	return k.store(*k.last)
+}
+
+// restartUnproven returns the last checkpoint. If the tail of that does not prove
+// that a target is the one that was written, the copy restarts with the state
+// origin.
+func (k *keeper) restartUnproven(origin []byte) *Checkpoint {
+	if k.last.Offset > 0 && !k.last.Proves() {
+		state := k.last.State
+		if origin != nil {
+			state = origin
+		}
+		k.last, k.done = &Checkpoint{State: state}, 0
+	}
+	return k.last
 }

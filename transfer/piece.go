@@ -7,30 +7,46 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-const (
-	// A hole up to this size between data of one request is read along with
-	// it: that costs less than another request.
-	joinGap = 32 << 10
-	// Pieces that need no buffer are cut here where the sink has to work for
-	// them, so that progress shows and the context's end is seen.
-	zeroPiece = 128 << 20
-	// How many pieces may be under way. Those with a buffer are bounded by
-	// the buffers; this bounds the holes between them.
-	maxPieces = 1024
-)
+// part is a range of the disk that is copied in one way: zeroed, left to the
+// backing, read and written, or, where file is not nil, shared with the source.
+type part struct {
+	source.Extent
+	file *os.File // whose bytes from pos on are those of the range; nil: not shared
+	pos  int64    // bytes
+}
 
-// piece is a range on its way through the pipeline.
+// plain reports whether the part has to be read and written.
+func (p part) plain() bool { return p.Kind == source.Data && p.file == nil }
+
+// head removes the first n bytes of the part, at most all, and returns them.
+func (p *part) head(n int64) part {
+	h := *p
+	h.Len = min(n, p.Len)
+	p.Off, p.Len = h.End(), p.Len-h.Len
+	if p.file != nil {
+		p.pos += h.Len
+	}
+	return h
+}
+
+// piece is a part on its way through the stages of a pipeline, and what the
+// stages found out about its content. Pieces are used again for other parts.
 type piece struct {
-	off, n int64
-	kind   source.Kind
-	read   bool     // goes through a buffer
-	buf    []byte   // of n bytes, when they are read; nil again once all of it is encoded
-	free   func()   // of buf
-	file   *os.File // whose bytes from pos on the target is to share; nil: they are written
-	pos    int64
-	runs   []run           // of buf, once done
-	coded  encoded         // the units of the runs that are not zeros, where the sink takes them encoded
-	hashed []digest.Blocks // of buf, one for each of the pipeline's sums
-	crc    uint32          // of buf, for checkpoints
-	done   chan struct{}   // of capacity 1; gets one value when a worker is finished with the piece
+	part
+
+	read   bool            // the piece has, or had, a buffer that is filled with the content
+	buf    []byte          // Len bytes; nil again when all of them are encoded
+	free   func()          // gives buf back
+	runs   []run           // the zeros and the data in buf
+	coded  encoded         // the data in buf as the sink stores it, if the sink is an Encoder
+	hashed []digest.Blocks // hashes of buf, one for each digest of the copy
+	crc    uint32          // CRC-32C of buf, for checkpoints
+}
+
+// releaseBuffer gives the buffer back, if the piece has one.
+func (c *piece) releaseBuffer() {
+	if c.free != nil {
+		c.free()
+		c.buf, c.free = nil, nil
+	}
 }

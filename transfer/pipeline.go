@@ -2,8 +2,6 @@ package transfer
 
 import (
 	"context"
-	"errors"
-	"math/bits"
 	"os"
 
 	"golang.org/x/sync/errgroup"
@@ -13,291 +11,265 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
+// maxPieces is how many pieces can be in progress. The buffers bound the pieces that
+// have one; this bounds the holes between them.
+const maxPieces = 1024
+
+// pipeline copies to one target. Its stages are those of an ordered: the producer
+// cuts the plan into pieces and gets them buffers, workers read, inspect and encode them
+// (and write them, if the sink is Parallel), and the collector adds them to the
+// digests, writes them, and counts them.
 type pipeline struct {
-	src      source.Disk
-	dst      sink.Disk
-	plan     *Plan
-	o        Options
-	zeroed   bool  // holes need no work
-	mixed    bool  // a piece may hold parts that only the backing has
-	block    int64 // zeros are looked for in blocks of this size
-	sharer   *sharer
-	sums     []*digest.Sum // of what was collected
-	keeper   *keeper       // nil: no checkpoints
-	origin   []byte        // the target's state before the first write; nil: another run made that
-	start    int64         // below is done already
-	at       int64         // below is collected
-	halted   bool          // the producer saw that the copy is to stop
-	begun    bool          // begin succeeded, so that the pipeline can take checkpoints
-	finished bool          // the sink's Finish has returned
-
-	// The counters have planned the work in [overFrom, overTo), which this run does
-	// not do. The producer subtracts that work when it skips the range.
-	overFrom, overTo int64
-
-	// sinkContext is that of calls to the sink. It outlives the failure of one
-	// goroutine, since a sink whose call was cut short takes no last checkpoint.
-	sinkContext context.Context
-
-	encoder   sink.Encoder       // nil: units are written as they are
-	encodings chan sink.Encoding // not in use
-	codes     chan []byte        // memory for encoded units, not in use
+	o         Options
+	cutter    *cutter
+	reader    *reader
+	inspector inspector
+	encoder   *encoder // nil: the sink takes units as they are
+	writer    *writer
+	sums      []*digest.Sum // the collector's
+	keeper    *keeper       // nil: the copy takes no checkpoints
 	buffers   source.Allocator
-	parallel  bool
-	all       []*piece
-	pieces    chan *piece // those not in use
-	work      chan *piece // to the workers
-	order     chan *piece // the same and all others, ascending, to collect
+	workers   int
+	parallel  bool // workers write, in any order
 }
 
-func newPipeline(src source.Disk, dst sink.Disk, plan *Plan, o Options, zeroed bool) *pipeline {
-	p := &pipeline{
-		src: guard(src), dst: dst, plan: plan, o: o, zeroed: zeroed,
-		block:  max(dst.Unit(), 1<<(bits.Len64(uint64(min(o.Sparse, defaultSparse)))-1)),
-		pieces: make(chan *piece, maxPieces),
-		work:   make(chan *piece, maxPieces),
-		order:  make(chan *piece, maxPieces),
-	}
-	if plan != nil {
-		p.mixed = dst.Unit() > 1 && (plan.Inherited > 0 || plan.Known < plan.Size)
-	}
-	if p.encoder = encoderOf(dst); p.encoder != nil {
-		p.prepareEncoding()
-	}
-	for range maxPieces {
-		c := &piece{done: make(chan struct{}, 1)}
-		p.all = append(p.all, c)
-		p.pieces <- c
-	}
-	return p
-}
-
-// run copies everything, and returns when all its goroutines have ended.
-func (p *pipeline) run(ctx context.Context) (err error) {
-	workers := p.o.Requests
-	if par, ok := sink.Ability[sink.Parallel](p.dst); ok && par.MaxParallel() > 1 {
+// newPipeline returns the pipeline of a copy to its present target. The context is that
+// of calls to the sink.
+func newPipeline(ctx context.Context, c *copying) (*pipeline, error) {
+	p := &pipeline{o: c.o, reader: c.reader(), sums: c.sums, keeper: c.keeper, workers: c.o.Requests}
+	if parallel, ok := sink.Ability[sink.Parallel](c.dst); ok && parallel.MaxParallel() > 1 {
 		p.parallel = true
-		workers = min(workers, par.MaxParallel())
+		p.workers = min(p.workers, parallel.MaxParallel())
 	}
-	if p.encoder != nil {
-		workers += encoders()
+	unit := c.dst.Unit()
+	p.inspector = newInspector(c.o, unit, c.sums, c.keeper != nil)
+	if p.encoder = newEncoder(c.dst, c.o.Requests, len(c.sums) > 0); p.encoder != nil {
+		p.workers += encoders()
 	}
-	var unit func(*os.File) int64
-	if c, ok := sink.Ability[sink.Cloner](p.dst); ok {
-		unit = c.CloneUnit
+	p.writer = &writer{dst: c.dst, encoder: p.encoder, counters: c.o.Counters, mustShare: c.o.Reflink == ReflinkAlways, ctx: ctx}
+	p.buffers, _ = source.Ability[source.Allocator](c.src)
+	var cloneUnit func(*os.File) int64
+	if cloner, ok := sink.Ability[sink.Cloner](c.dst); ok {
+		cloneUnit = cloner.CloneUnit
 	}
-	if p.sharer, err = newSharer(p.src, unit, p.o.Reflink); err != nil {
-		return err
-	}
-	if alloc, ok := source.Ability[source.Allocator](p.src); ok {
-		p.buffers = alloc
-	}
-	release, err := p.reserve()
+	sharer, err := newSharer(c.src, cloneUnit, c.o.Reflink)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	defer func() {
-		if released := release(); err == nil {
-			err = released
-		}
-	}()
-	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error {
-		err := p.produce(ctx)
-		if p.halted = errors.Is(err, errStopped); p.halted {
-			return nil // what is on its way is finished
-		}
-		return err
-	})
-	for range workers {
-		g.Go(func() error { return p.worker(ctx) })
+	p.cutter = &cutter{
+		plan: c.plan, src: c.src, sharer: sharer, counters: c.o.Counters,
+		start: c.start, overFrom: c.overFrom, overTo: c.overTo,
+		unit: unit, request: int64(c.o.RequestSize), zeroed: c.zeroed, keepZeros: c.o.KeepZeros, readShared: len(c.sums) > 0,
 	}
-	if p.keeper != nil {
-		g.Go(func() error { return p.keeper.run(p.sinkContext) })
-	}
-	g.Go(func() error {
-		if p.keeper != nil {
-			defer close(p.keeper.due)
-		}
-		return p.collect(ctx)
-	})
-	if err := g.Wait(); err != nil || !p.halted {
-		return err
-	}
-	return errStopped
+	return p, nil
 }
 
-// reserve makes buffers where the source has none, and returns what frees all
-// that is in use when every goroutine has ended.
-func (p *pipeline) reserve() (release func() error, err error) {
-	closeOwn := func() error { return nil }
+// run copies everything, and returns when all its goroutines have ended. The error
+// is errStopped if Options.Stop ended the copy.
+func (p *pipeline) run(ctx context.Context) (err error) {
+	return p.runStages(ctx, stages[piece]{produce: p.produce, work: p.work})
+}
+
+// runStream is run for a stream. The workers do not read, and the pieces are written
+// in order.
+func (p *pipeline) runStream(ctx context.Context, s *stream) error {
+	// One worker finds zeros as fast as a stream delivers; hashing and encoding
+	// need more.
+	p.workers, p.parallel = max(1, len(p.sums)), false
+	if p.encoder != nil {
+		p.workers = max(p.workers, cap(p.encoder.memory)/2)
+	}
+	return p.runStages(ctx, stages[piece]{produce: s.produce, work: p.process})
+}
+
+// runStages runs the pipeline with the given stages for produce and work.
+func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
+	s.collect, s.release = p.collect, p.release
 	if p.buffers == nil {
-		// Twice what is being read: the rest is read already and waits for its
-		// turn to be written.
+		// Twice as many as are being read: the others are filled and wait to be written.
 		own, err := newArena(2*p.o.Requests, p.o.RequestSize)
 		if err != nil {
-			return nil, err
-		}
-		p.buffers, closeOwn = own, own.close
-	}
-	return func() error {
-		for _, c := range p.all {
-			if c.free != nil {
-				c.free()
-			}
-		}
-		return closeOwn()
-	}, nil
-}
-
-// take returns a piece that is not in use, when there is one.
-func (p *pipeline) take(ctx context.Context) (*piece, error) {
-	if p.o.stop().Err() != nil {
-		return nil, errStopped
-	}
-	select {
-	case c := <-p.pieces:
-		return c, nil
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
-	}
-}
-
-// send gives a piece like this to those who finish it. It blocks while too much
-// is in flight.
-func (p *pipeline) send(ctx context.Context, like piece) error {
-	c, err := p.take(ctx)
-	if err != nil {
-		return err
-	}
-	c.off, c.n, c.kind, c.file, c.pos = like.off, like.n, like.kind, like.file, like.pos
-	if c.kind == source.Data && (c.file == nil || len(p.sums) > 0) {
-		if err := p.takeBuffer(ctx, c, int(c.n)); err != nil {
 			return err
 		}
+		defer func() {
+			if closed := own.close(); err == nil {
+				err = closed
+			}
+		}()
+		p.buffers = own
 	}
-	// Both channels have room for every piece there is. Once it is collected the
-	// piece is another's.
-	worked := p.worked(c)
-	p.order <- c
-	if worked {
-		p.work <- c
+	if p.keeper == nil {
+		return runOrdered(ctx, p.o.stop().Done(), p.workers, maxPieces, s)
+	}
+	s.after = p.keeper.collected
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.keeper.run(p.writer.ctx) })
+	g.Go(func() error {
+		defer p.keeper.finish()
+		return runOrdered(ctx, p.o.stop().Done(), p.workers, maxPieces, s)
+	})
+	return g.Wait()
+}
+
+// produce sends the parts of the plan as pieces. It blocks while too many pieces
+// or buffers are in use.
+func (p *pipeline) produce(ctx context.Context, o *ordered[piece]) error {
+	for part, err := range p.cutter.parts(ctx) {
+		if err != nil {
+			return err
+		}
+		it, err := o.acquire(ctx)
+		if err != nil {
+			return err
+		}
+		c := &it.value
+		c.part = part
+		c.read = part.plain() || part.file != nil && len(p.sums) > 0
+		if c.read {
+			if err := p.acquireBuffer(ctx, c, int(part.Len)); err != nil {
+				return err
+			}
+		}
+		o.send(it, !c.read && !p.parallel)
 	}
 	return nil
 }
 
-// takeBuffer gives a piece the memory that it goes through.
-func (p *pipeline) takeBuffer(ctx context.Context, c *piece, n int) (err error) {
+// acquireBuffer gets a piece a buffer of n bytes and memory for its code.
+func (p *pipeline) acquireBuffer(ctx context.Context, c *piece, n int) (err error) {
 	if c.buf, c.free, err = p.buffers.Buffer(ctx, n); err != nil {
 		return err
 	}
-	c.read = true
-	return p.takeCode(ctx, c)
+	if p.encoder == nil {
+		return nil
+	}
+	return p.encoder.acquireMemory(ctx, c)
 }
 
-// worked says whether a piece goes through a worker, or is the collector's alone.
-func (p *pipeline) worked(c *piece) bool { return p.parallel || c.read }
-
-func (p *pipeline) worker(ctx context.Context) error {
-	for c := range p.work {
-		if err := context.Cause(ctx); err != nil {
+// work is the work on a piece of a disk.
+func (p *pipeline) work(ctx context.Context, c *piece) error {
+	if c.read {
+		if err := p.reader.fill(ctx, c.buf, c.Off); err != nil {
 			return err
 		}
-		if c.read {
-			if err := p.fill(ctx, c); err != nil {
-				return err
-			}
-			p.look(c)
-			if p.encoder != nil && c.file == nil {
-				if err := p.encode(c); err != nil {
-					return err
-				}
-			}
-		}
-		if p.parallel {
-			if err := p.write(ctx, c); err != nil {
+	}
+	return p.process(ctx, c)
+}
+
+// process is the work on a piece whose buffer, if it has one, is filled.
+func (p *pipeline) process(ctx context.Context, c *piece) error {
+	if c.read {
+		p.inspector.inspect(c)
+		if p.encoder != nil && c.file == nil {
+			if err := p.encoder.encode(c); err != nil {
 				return err
 			}
 		}
-		c.done <- struct{}{}
+	}
+	if p.parallel {
+		return p.write(ctx, c)
 	}
 	return nil
 }
 
-// collect takes the pieces in order: it writes them where the sink wants that,
-// and lets their memory go.
-func (p *pipeline) collect(ctx context.Context) error {
-	for c := range p.order {
-		if p.worked(c) {
-			select {
-			case <-c.done:
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		}
-		if err := p.fold(ctx, c); err != nil {
-			return err
-		}
-		if !p.parallel {
-			if err := context.Cause(ctx); err != nil {
-				return err
-			}
-			if err := p.write(ctx, c); err != nil {
-				return err
-			}
-		}
-		if p.works(c.kind) {
-			p.o.Counters.AddDone(c.n)
-		}
-		p.at = c.off + c.n
-		if p.keeper != nil {
-			if err := p.keeper.collected(c); err != nil {
-				return err
-			}
-		}
-		if c.free != nil {
-			c.free()
-			c.buf, c.free = nil, nil
-		}
-		p.recycle(c)
-		c.read = false
-		p.pieces <- c
-	}
-	return context.Cause(ctx)
-}
-
-// fold adds a piece to the digests.
-func (p *pipeline) fold(ctx context.Context, c *piece) error {
+// collect adds a piece to the digests, writes it unless a worker did, and counts it.
+func (p *pipeline) collect(ctx context.Context, c *piece) error {
 	for i, s := range p.sums {
-		var err error
-		switch {
-		case c.read:
-			s.Blocks(&c.hashed[i])
-		case c.kind == source.Inherited:
-			err = p.foldBacking(ctx, s, c)
-		default:
-			err = s.ZeroContext(ctx, c.n)
-		}
-		if err != nil {
+		if err := p.addToSum(ctx, s, i, c); err != nil {
 			return err
 		}
+	}
+	if !p.parallel {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if err := p.write(ctx, c); err != nil {
+			return err
+		}
+	}
+	if p.cutter.countsAsWork(c.Kind) {
+		p.o.Counters.AddDone(c.Len)
 	}
 	return nil
 }
 
-// foldBacking adds to a digest what the target leaves to its backing.
-func (p *pipeline) foldBacking(ctx context.Context, s *digest.Sum, c *piece) error {
-	buf := make([]byte, min(c.n, int64(p.o.RequestSize)))
-	for done := int64(0); done < c.n; {
+// addToSum adds a piece to the i-th digest.
+func (p *pipeline) addToSum(ctx context.Context, s *digest.Sum, i int, c *piece) error {
+	switch {
+	case c.read:
+		s.Blocks(&c.hashed[i])
+		return nil
+	case c.Kind == source.Inherited:
+		return p.addBacking(ctx, s, c.Off, c.Len)
+	}
+	return s.ZeroContext(ctx, c.Len)
+}
+
+// addBacking adds a range of the backing to a digest.
+func (p *pipeline) addBacking(ctx context.Context, s *digest.Sum, off, n int64) error {
+	buf := make([]byte, min(n, int64(p.o.RequestSize)))
+	for end := off + n; off < end; {
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		b := buf[:min(int64(len(buf)), c.n-done)]
-		if err := p.readBacking(b, c.off+done); err != nil {
+		b := buf[:min(int64(len(buf)), end-off)]
+		if err := p.reader.readBacking(b, off); err != nil {
 			return err
 		}
 		s.Data(b)
-		done += int64(len(b))
+		off += int64(len(b))
 	}
 	return nil
+}
+
+// write writes a piece, or lets the target share its blocks. A piece that cannot be shared
+// is copied.
+func (p *pipeline) write(ctx context.Context, c *piece) error {
+	if c.file == nil {
+		return p.writer.write(c)
+	}
+	shared, err := p.writer.share(c)
+	if shared || err != nil {
+		return err
+	}
+	c.file = nil
+	if c.buf != nil {
+		p.inspector.scan(c)
+		return p.writeScanned(c)
+	}
+	buf := make([]byte, min(c.Len, int64(p.o.RequestSize)))
+	for rest := c.part; rest.Len > 0; {
+		bit := piece{part: rest.head(int64(len(buf)))}
+		bit.buf = buf[:bit.Len]
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
+		if err := p.reader.fill(ctx, bit.buf, bit.Off); err != nil {
+			return err
+		}
+		p.inspector.inspect(&bit)
+		if err := p.writeScanned(&bit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeScanned writes a piece that no worker has encoded.
+func (p *pipeline) writeScanned(c *piece) error {
+	if p.encoder != nil {
+		if err := p.encoder.encode(c); err != nil {
+			return err
+		}
+	}
+	return p.writer.write(c)
+}
+
+// release frees the memory of a piece.
+func (p *pipeline) release(c *piece) {
+	c.releaseBuffer()
+	if p.encoder != nil {
+		p.encoder.releaseMemory(c)
+	}
+	c.read = false
 }

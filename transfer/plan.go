@@ -53,7 +53,7 @@ func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration,
 		return nil, fmt.Errorf("the source claims %d bytes, more than the %d that can be copied", p.Size, int64(maxSize))
 	}
 	var err error
-	if p.identity, err = identity(ctx, src); err != nil {
+	if p.identity, err = identityOf(ctx, src); err != nil {
 		return nil, err
 	}
 	last, length := source.Kind(255), int64(0)

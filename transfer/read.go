@@ -8,24 +8,30 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// fill reads a piece's bytes, where they are not there already.
-func (p *pipeline) fill(ctx context.Context, c *piece) error {
-	if p.src == nil {
-		return nil // a stream's
-	}
-	if err := p.o.Limit.Wait(ctx, len(c.buf)); err != nil {
-		return err
-	}
-	if p.mixed {
-		return p.readMixed(ctx, c.buf, c.off)
-	}
-	return readFull(p.src, c.buf, c.off)
+// reader reads the content of a copy: from the source, and from the backing of
+// the target where the source has Inherited extents. It is safe for concurrent
+// use.
+type reader struct {
+	src     source.Disk // marked by guard
+	backing source.Disk // nil: none
+	mixed   bool        // a range that is read as Data may have parts that only the backing has
+	limit   *Limiter    // nil: none
 }
 
-// readMixed reads what may have parts that only the backing has: a sink sees whole
-// units.
-func (p *pipeline) readMixed(ctx context.Context, buf []byte, off int64) error {
-	for e, err := range source.Covered(ctx, p.src, off, int64(len(buf))) {
+// fill reads len(b) bytes at off within the limit.
+func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
+	if err := r.limit.Wait(ctx, len(b)); err != nil {
+		return err
+	}
+	if r.mixed {
+		return r.readMixed(ctx, b, off)
+	}
+	return readFull(r.src, b, off)
+}
+
+// readMixed reads a range whose parts may be data, zeros, or content of the backing.
+func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
+	for e, err := range source.Covered(ctx, r.src, off, int64(len(buf))) {
 		if err != nil {
 			return fmt.Errorf("query extents: %w", err)
 		}
@@ -34,11 +40,11 @@ func (p *pipeline) readMixed(ctx context.Context, buf []byte, off int64) error {
 		case source.Zero:
 			clear(b)
 		case source.Inherited:
-			if err := p.readBacking(b, e.Off); err != nil {
+			if err := r.readBacking(b, e.Off); err != nil {
 				return err
 			}
 		default:
-			if err := readFull(p.src, b, e.Off); err != nil {
+			if err := readFull(r.src, b, e.Off); err != nil {
 				return err
 			}
 		}
@@ -46,64 +52,65 @@ func (p *pipeline) readMixed(ctx context.Context, buf []byte, off int64) error {
 	return nil
 }
 
-// readBacking reads from the backing, which may be shorter than the disk: what
-// lies past its end is zeros.
-func (p *pipeline) readBacking(b []byte, off int64) error {
-	backing := p.o.Backing
-	if backing == nil {
-		return fmt.Errorf("[%d, %d) is not in this image, and no backing is given", off, off+int64(len(b)))
+// readBacking reads from the backing, which may be shorter than the disk: it
+// reads as zeros past its end.
+func (r *reader) readBacking(b []byte, off int64) error {
+	if r.backing == nil {
+		return fmt.Errorf("bytes [%d, %d) are not in this image, and no backing is given", off, off+int64(len(b)))
 	}
-	n := max(0, min(int64(len(b)), backing.Size()-off))
+	n := max(0, min(int64(len(b)), r.backing.Size()-off))
 	clear(b[n:])
 	if n == 0 {
 		return nil
 	}
-	if err := readFull(backing, b[:n], off); err != nil {
+	if err := readFull(r.backing, b[:n], off); err != nil {
 		return fmt.Errorf("backing: %w", err)
 	}
 	return nil
 }
 
-// readFull fills b. Sources and sinks say themselves what failed and where.
+// readFull reads len(b) bytes. Errors of disks name the range and the cause
+// themselves.
 func readFull(d source.Disk, b []byte, off int64) error {
 	n, err := d.ReadAt(b, off)
 	if n == len(b) {
-		return nil // with io.EOF at the very end
+		return nil // err may be io.EOF at the end of the disk
 	}
 	if err == nil {
-		err = fmt.Errorf("read [%d, %d): %d bytes came, and no error", off, off+int64(len(b)), n)
+		err = fmt.Errorf("read [%d, %d): got %d bytes and no error", off, off+int64(len(b)), n)
 	}
 	return err
 }
 
-// whole returns the source with what only the backing has: a disk whose content is
-// known. It lives under ctx.
-func (p *pipeline) whole(ctx context.Context) source.Disk {
-	if p.o.Backing == nil {
-		return p.src
+// whole returns the content of the copy as a disk without Inherited extents. The
+// disk lives under ctx, and its Close does nothing.
+func (r *reader) whole(ctx context.Context) source.Disk {
+	if r.backing == nil {
+		return r.src
 	}
-	return &wholeDisk{p, ctx}
+	return &wholeDisk{r, ctx}
 }
 
+// wholeDisk is a source with its Inherited extents read from the backing.
 type wholeDisk struct {
-	p   *pipeline
+	r   *reader
 	ctx context.Context
 }
 
-func (w *wholeDisk) Size() int64 { return w.p.src.Size() }
-
+func (w *wholeDisk) Size() int64  { return w.r.src.Size() }
 func (w *wholeDisk) Close() error { return nil }
 
 func (w *wholeDisk) ReadAt(b []byte, off int64) (int, error) {
-	if err := w.p.readMixed(w.ctx, b, off); err != nil {
+	if err := w.r.readMixed(w.ctx, b, off); err != nil {
 		return 0, err
 	}
 	return len(b), nil
 }
 
+// Extents yields the extents of the source, with Inherited ones as Data.
 func (w *wholeDisk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
-		for e, err := range w.p.src.Extents(ctx, off, length) {
+		for e, err := range w.r.src.Extents(ctx, off, length) {
 			if e.Kind == source.Inherited {
 				e.Kind = source.Data
 			}
@@ -114,9 +121,10 @@ func (w *wholeDisk) Extents(ctx context.Context, off, length int64) iter.Seq2[so
 	}
 }
 
-// Identity is that of the source: whether the backing changed is looked at besides.
+// Identity returns the identity of the source. Type backing watches for changes of
+// the backing.
 func (w *wholeDisk) Identity(ctx context.Context) (id, proof string, err error) {
-	i, ok := source.Ability[source.Identified](w.p.src)
+	i, ok := source.Ability[source.Identified](w.r.src)
 	if !ok {
 		return "", "none", nil
 	}

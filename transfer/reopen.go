@@ -10,29 +10,40 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// reopen opens a target again whose connection was lost, as of the last
-// checkpoint. The failures are those since the last progress, and since is when
-// the first of them was. An error of it is a sink.ErrLost, unless the copy was
-// stopped: whatever refused the target, it was there before.
-func (p *pipeline) reopen(ctx context.Context, cause error, failures int, since time.Time) (dst sink.Disk, err error) {
-	o := p.o.Lost
+// errNoAnswer ends the opening of a target that hangs.
+var errNoAnswer = errors.New("no answer")
+
+// reopener opens a target again after its connection was lost.
+type reopener struct {
+	options source.RetryOptions                                                      // Options.Lost
+	open    func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) // Options.Reopen
+	stop    context.Context                                                          // Options.Stop
+	origin  []byte                                                                   // the state of the target before the first write; nil: an earlier run made that write
+}
+
+// reopen opens the target as of the last checkpoint of k, and retries until the
+// patience of the options ends. failures counts the failures since the copy last
+// made progress, and since is when the first of them was. The error is an
+// ErrLost, unless the copy was stopped: a target that was open once is worth
+// another run, whatever refuses to open it now.
+func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures int, since time.Time) (dst sink.Disk, err error) {
 	for {
 		failures++
-		wait, patient := o.Wait(failures, time.Since(since))
-		if o.Retries >= 0 && failures > o.Retries || !patient {
+		wait, patient := r.options.Wait(failures, time.Since(since))
+		if r.options.Retries >= 0 && failures > r.options.Retries || !patient {
 			return nil, fmt.Errorf("given up after %d retries: %w", failures-1, cause)
 		}
-		if o.OnRetry != nil {
-			o.OnRetry(cause, wait)
+		if r.options.OnRetry != nil {
+			r.options.OnRetry(cause, wait)
 		}
 		select {
 		case <-time.After(wait):
-		case <-p.o.stop().Done():
+		case <-r.stop.Done():
 			return nil, errStopped
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
-		if dst, err = p.reopenOnce(ctx, o.Patience()-time.Since(since)); err == nil {
+		if dst, err = r.openProven(ctx, k, r.options.Patience()-time.Since(since)); err == nil {
 			return dst, nil
 		}
 		cause = fmt.Errorf("open the target again: %w (%w)", err, sink.ErrLost)
@@ -42,21 +53,13 @@ func (p *pipeline) reopen(ctx context.Context, cause error, failures int, since 
 	}
 }
 
-// reopenOnce opens the target as of the last checkpoint and compares what was
-// written last: a server that started again may serve another disk by the same
-// name. Where only zeros were written so far, which proves nothing, it makes the
-// copy go on from the start. The limit is how long the opening may take.
-func (p *pipeline) reopenOnce(ctx context.Context, limit time.Duration) (sink.Disk, error) {
-	last := p.keeper.last
-	if last.Offset > 0 && !last.Proves() {
-		state := last.State
-		if p.origin != nil {
-			state = p.origin
-		}
-		last = &Checkpoint{State: state}
-		p.keeper.last, p.keeper.done = last, 0
-	}
-	dst, err := p.openWithin(ctx, limit, last)
+// openProven opens the target and checks that it has the tail of the checkpoint: a
+// server that was restarted may serve another disk by the same name. If only zeros
+// were written so far, which are on every new disk too, the copy restarts from the
+// beginning. The limit is how long the opening may take.
+func (r *reopener) openProven(ctx context.Context, k *keeper, limit time.Duration) (sink.Disk, error) {
+	last := k.restartUnproven(r.origin)
+	dst, err := r.openWithin(ctx, limit, last)
 	if err != nil {
 		return nil, err
 	}
@@ -70,24 +73,21 @@ func (p *pipeline) reopenOnce(ctx context.Context, limit time.Duration) (sink.Di
 	return dst, nil
 }
 
-// errNoAnswer ends the opening of a target that hangs.
-var errNoAnswer = errors.New("no answer")
-
-// openWithin opens the target as of a checkpoint. That ends with the limit, and
-// when the copy is to stop. The target lives under the context that it is opened
-// with.
-func (p *pipeline) openWithin(ctx context.Context, limit time.Duration, at *Checkpoint) (sink.Disk, error) {
+// openWithin opens the target as of a checkpoint. After the limit the opening ends
+// with errNoAnswer, and when the copy is to stop, with errStopped. The target
+// lives under the context that it is opened with.
+func (r *reopener) openWithin(ctx context.Context, limit time.Duration, at *Checkpoint) (sink.Disk, error) {
 	opening, cancel := context.WithCancelCause(ctx)
 	late := time.AfterFunc(limit, func() { cancel(errNoAnswer) })
-	stopping := context.AfterFunc(p.o.stop(), func() { cancel(errStopped) })
-	dst, err := p.o.Reopen(opening, at.State, at.Offset)
-	// If the timer has fired or the stop has come, its function may still be about to
-	// cancel the context: the target would be returned as open and then fail.
+	stopping := context.AfterFunc(r.stop, func() { cancel(errStopped) })
+	dst, err := r.open(opening, at.State, at.Offset)
+	// If the timer has fired or the stop has come, its function may still be about
+	// to cancel the context: the target would be returned as open and then fail.
 	inTime, running := late.Stop(), stopping()
 	if !inTime || !running {
 		<-opening.Done()
 	}
-	if err == nil && opening.Err() != nil { // it came too late
+	if err == nil && opening.Err() != nil { // it was opened too late
 		err = errors.Join(context.Cause(opening), dst.Suspend())
 	}
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"github.com/vddkcp/vddkcp/sink"
-	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
 // suspended is a target that is only opened and suspended.
@@ -26,13 +25,13 @@ func TestOpenedWhileStopped(t *testing.T) {
 		stop, cancel := context.WithCancelCause(t.Context())
 		dst := new(suspended)
 		var opening context.Context
-		p := &pipeline{o: Options{Stop: stop, Counters: new(progress.Counters)}}
-		p.o.Reopen = func(ctx context.Context, _ []byte, _ int64) (sink.Disk, error) {
+		r := &reopener{stop: stop}
+		r.open = func(ctx context.Context, _ []byte, _ int64) (sink.Disk, error) {
 			opening = ctx
 			cancel(cause)
 			return dst, nil
 		}
-		got, err := p.openWithin(t.Context(), checkpointInterval, new(Checkpoint))
+		got, err := r.openWithin(t.Context(), checkpointInterval, new(Checkpoint))
 		if got != nil || !errors.Is(err, errStopped) || dst.times != 1 {
 			t.Fatalf("try %d: opened %v, suspended %d times: %v; the context's cause is %v", i, got != nil, dst.times, err, context.Cause(opening))
 		}

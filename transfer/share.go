@@ -34,14 +34,6 @@ const (
 // ErrNotShared says that blocks were to be shared and can't be.
 var ErrNotShared = errors.New("the blocks can't be shared")
 
-// part is a planned extent, or a piece of one whose blocks can be shared with a
-// file from pos on.
-type part struct {
-	source.Extent
-	file *os.File // nil: they can't be
-	pos  int64
-}
-
 // sharer finds out what of a source can be shared with a target.
 type sharer struct {
 	src    source.InFile

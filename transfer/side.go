@@ -57,12 +57,12 @@ func (s *side) reserve(n, size int) (release func() error, err error) {
 
 // unchanged is an error where the disk is not what it was when it was planned.
 func (s *side) unchanged(ctx context.Context) error {
-	now, err := identity(ctx, s.Disk)
+	now, err := identityOf(ctx, s.Disk)
 	if err != nil {
 		return s.failed(err)
 	}
 	if now != s.plan.identity {
-		return s.failed(fmt.Errorf("%w: it was %s, it is %s; read a snapshot, or with its user stopped", ErrDiskChanged, s.plan.identity, now))
+		return s.failed(fmt.Errorf("%w: its identity was %s and is now %s; read a snapshot, or stop what writes to it", ErrDiskChanged, s.plan.identity, now))
 	}
 	return nil
 }

@@ -6,113 +6,115 @@ import (
 	"fmt"
 	"io"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// CopyStream fills dst with what r gives until its end, makes it durable and
-// publishes it. The stream must be of size bytes; with sink.UnknownSize, dst
-// must have been created with that and is as long as the stream turns out to
-// be. On any error dst is aborted. The result's Size is how many bytes came.
+// CopyStream fills dst with the bytes of r up to its end, makes it durable and publishes
+// it. The stream must have size bytes. If size is sink.UnknownSize, dst must have been created
+// with sink.UnknownSize, and gets the length of the stream. After an error other
+// than a *MismatchError dst is aborted. Result.Size is the number of bytes read.
+// CopyStream ignores Options.Resume, Keep, Reopen and Reflink: a stream cannot be read again.
 func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o Options) (result Result, err error) {
 	defer func() {
 		if err != nil && !errors.As(err, new(*MismatchError)) {
-			err = aborted(dst, err)
+			err = abort(dst, err)
 		}
 	}()
-	zeroed := isZeroed(dst)
-	o = o.normal(dst, zeroed)
-	if err := o.identifyBacking(ctx); err != nil {
-		return result, err
-	}
-	o.Counters.Enter(progress.Copy)
-	if size != sink.UnknownSize {
-		o.Counters.AddPlanned(size)
-	}
-	o.Keep, o.Reopen = nil, nil // what a stream gave is not given again
-	p := newPipeline(nil, dst, nil, o, zeroed)
-	if err := p.begin(ctx, nil, 0, false); err != nil {
-		return result, err
-	}
-	release, err := p.reserve()
+	o.Resume, o.Keep, o.Reopen, o.Reflink = nil, nil, nil, ReflinkNever
+	c, err := newCopying(ctx, nil, dst, nil, o)
 	if err != nil {
 		return result, err
 	}
-	g, gctx := errgroup.WithContext(ctx)
-	if o.Interrupt != nil {
-		defer context.AfterFunc(gctx, func() { o.Interrupt(context.Cause(gctx)) })()
+	c.o.Counters.Enter(progress.Copy)
+	if size != sink.UnknownSize {
+		c.o.Counters.AddPlanned(size)
 	}
-	g.Go(func() error {
-		var err error
-		result.Size, err = p.produceStream(gctx, r, size)
-		return err
-	})
-	// One looks for zeros as fast as a stream comes.
-	for range max(1, len(p.sums), cap(p.codes)/2) {
-		g.Go(func() error { return p.worker(gctx) })
+	if err := c.begin(ctx, dst, nil, 0, false); err != nil {
+		return result, err
 	}
-	g.Go(func() error { return p.collect(gctx) })
-	err = g.Wait()
-	if released := release(); err == nil {
-		err = released
+	p, err := newPipeline(ctx, c)
+	if err != nil {
+		return result, err
 	}
+	s := &stream{r: r, size: size, p: p, interrupt: c.o.Interrupt}
+	err = p.runStream(ctx, s)
+	result.Size = s.off
 	if err != nil {
 		return result, err
 	}
 	if size == sink.UnknownSize {
 		sizer, ok := sink.Ability[sink.Sizer](dst)
 		if !ok {
-			return result, fmt.Errorf("the target must know the size of the stream beforehand: %w", errors.ErrUnsupported)
+			return result, fmt.Errorf("the target needs the size of the stream when it is created: %w", errors.ErrUnsupported)
 		}
 		if err := sizer.SetSize(result.Size); err != nil {
 			return result, err
 		}
 	}
-	if err := o.backingUnchanged(ctx); err != nil {
+	if err := c.backing.unchanged(ctx); err != nil {
 		return result, err
 	}
-	return result, p.finish(ctx, &result)
+	return result, c.finish(ctx, &result)
 }
 
-// produceStream reads r to its end and sends what it holds off in order.
-func (p *pipeline) produceStream(ctx context.Context, r io.Reader, size int64) (off int64, err error) {
-	defer close(p.work)
-	defer close(p.order)
+// stream produces the pieces of CopyStream.
+type stream struct {
+	r         io.Reader
+	size      int64 // expected, in bytes, or sink.UnknownSize
+	off       int64 // bytes read and sent
+	p         *pipeline
+	interrupt func(cause error) // Options.Interrupt
+}
+
+// produce reads the stream to its end and sends the bytes as pieces.
+func (s *stream) produce(ctx context.Context, o *ordered[piece]) error {
+	if s.interrupt != nil {
+		defer context.AfterFunc(ctx, func() { s.interrupt(context.Cause(ctx)) })()
+	}
 	for {
-		c, err := p.take(ctx)
+		it, err := o.acquire(ctx)
 		if err != nil {
-			return off, err
+			return err
 		}
-		if err := p.takeBuffer(ctx, c, p.o.RequestSize); err != nil {
-			return off, err
+		c := &it.value
+		if err := s.p.acquireBuffer(ctx, c, s.p.o.RequestSize); err != nil {
+			return err
 		}
-		n, err := io.ReadFull(r, c.buf)
-		ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
-		if err != nil && !ended {
-			return off, fmt.Errorf("read the stream at %d: %w", off, err)
-		}
-		switch came := off + int64(n); {
-		case size == sink.UnknownSize:
-		case came > size:
-			return off, fmt.Errorf("the stream is longer than the %d bytes it should have", size)
-		case ended && came < size:
-			return off, fmt.Errorf("the stream ended after %d of %d bytes", came, size)
+		n, ended, err := s.read(c.buf)
+		if err != nil {
+			return err
 		}
 		if n > 0 {
-			if err := p.o.Limit.Wait(ctx, n); err != nil {
-				return off, err
+			if err := s.p.o.Limit.Wait(ctx, n); err != nil {
+				return err
 			}
-			c.off, c.n, c.kind, c.buf, c.file = off, int64(n), source.Data, c.buf[:n], nil
-			// Both channels have room for every piece there is.
-			p.order <- c
-			p.work <- c
-			off += int64(n)
+			c.part = part{Extent: source.Extent{Off: s.off, Len: int64(n)}}
+			c.buf, c.read = c.buf[:n], true
+			o.send(it, false)
+			s.off += int64(n)
 		}
 		if ended {
-			return off, nil
+			return nil
 		}
 	}
+}
+
+// read fills b, or reads to the end of the stream. It returns an error if the
+// stream has another size than expected.
+func (s *stream) read(b []byte) (n int, ended bool, err error) {
+	n, err = io.ReadFull(s.r, b)
+	ended = errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	if err != nil && !ended {
+		return n, false, fmt.Errorf("read the stream at %d: %w", s.off, err)
+	}
+	switch end := s.off + int64(n); {
+	case s.size == sink.UnknownSize:
+	case end > s.size:
+		return n, ended, fmt.Errorf("the stream is longer than the %d bytes it should have", s.size)
+	case ended && end < s.size:
+		return n, ended, fmt.Errorf("the stream ended after %d of %d bytes", end, s.size)
+	}
+	return n, ended, nil
 }

@@ -42,77 +42,97 @@ func (e *MismatchError) Hint() string {
 	return "the .partial file was kept for a look at it; memory, cable or disk may be failing: see the kernel's log, then copy again with --force"
 }
 
-// verify reads the finished target back, and keeps it unpublished where it is
-// not what was written.
-func (p *pipeline) verify(ctx context.Context) (report.Verify, error) {
+// verifier compares a finished target with what was written to it.
+type verifier struct {
+	dst    sink.Disk
+	sums   []*digest.Sum // of what was written; a blksum, if there is one, is the last
+	reader *reader       // of the content of the copy; its src is nil for a stream
+	o      CompareOptions
+	stop   context.Context // ends the reading with errStopped
+}
+
+// verify reads the target back. A target that differs is suspended, so that it can be
+// inspected, and the error is a *MismatchError.
+func (v *verifier) verify(ctx context.Context) (report.Verify, error) {
 	failed := report.Verify{Status: report.VerifyNotRun}
-	v, ok := sink.Ability[sink.Verifiable](p.dst)
+	verifiable, ok := sink.Ability[sink.Verifiable](v.dst)
 	if !ok {
-		return failed, fmt.Errorf("verify: the target can't be read back: %w", errors.ErrUnsupported)
+		return failed, fmt.Errorf("verify: the target cannot be read back: %w", errors.ErrUnsupported)
 	}
-	d, err := v.Reopen(ctx)
+	d, err := verifiable.Reopen(ctx)
 	if err != nil {
 		return failed, fmt.Errorf("verify: %w", err)
 	}
 	defer d.Close()
-	if len(p.sums) == 0 || p.sums[len(p.sums)-1].Algorithm() != digest.Blksum {
-		return p.verifyByComparing(ctx, d)
+	var mismatch *MismatchError
+	if n := len(v.sums); n > 0 && v.sums[n-1].Algorithm() == digest.Blksum {
+		mismatch, err = v.compareSums(ctx, d, v.sums[n-1].Value())
+	} else {
+		mismatch, err = v.compareContent(ctx, d)
 	}
-	o := CompareOptions{RequestSize: p.o.RequestSize, Requests: p.o.Requests, Counters: p.o.Counters}
-	reading, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(p.o.stop(), cancel)()
-	got, err := Sum(reading, d, digest.Blksum, o)
-	if p.o.stop().Err() != nil {
-		return failed, errStopped
-	}
-	if err != nil {
-		return failed, fmt.Errorf("verify: %w", err)
-	}
-	// The last one: sums has it so.
-	want := p.sums[len(p.sums)-1].Value()
-	if got == want {
+	switch {
+	case err != nil:
+		return failed, err
+	case mismatch == nil:
 		return report.Verify{Status: report.VerifyOK}, nil
 	}
-	mismatch := &MismatchError{Want: want, Got: got, Stream: p.src == nil}
-	different := int64(0)
-	if p.src != nil {
+	result := report.Verify{Status: report.VerifyMismatch}
+	if mismatch.Difference != nil {
+		result.Different = mismatch.Difference.Bytes
+	}
+	if err := v.dst.Suspend(); err != nil {
+		return result, fmt.Errorf("%w; closing the target: %w", mismatch, err)
+	}
+	return result, mismatch
+}
+
+// compareSums compares the blksum of the target with the one of what was written. If they
+// differ, it reads both disks once more to find the first difference.
+func (v *verifier) compareSums(ctx context.Context, d source.Disk, want string) (mismatch *MismatchError, err error) {
+	var got string
+	err = v.untilStopped(ctx, func(ctx context.Context) (err error) {
+		got, err = Sum(ctx, d, digest.Blksum, v.o)
+		return err
+	})
+	if err != nil || got == want {
+		return nil, err
+	}
+	mismatch = &MismatchError{Want: want, Got: got, Stream: v.reader.src == nil}
+	if !mismatch.Stream {
 		var searched error
-		if mismatch.Difference, searched = Compare(ctx, p.whole(ctx), d, o); searched != nil {
+		if mismatch.Difference, searched = Compare(ctx, v.reader.whole(ctx), d, v.o); searched != nil {
 			mismatch.Search = searched.Error()
 		}
-		if mismatch.Difference != nil {
-			different = mismatch.Difference.Bytes
-		}
 	}
-	return p.mismatched(mismatch, different)
+	return mismatch, nil
 }
 
-// mismatched keeps a target that differs, with the number of bytes that do.
-// However closing it ends, the copy ends with the mismatch.
-func (p *pipeline) mismatched(mismatch *MismatchError, different int64) (report.Verify, error) {
-	v := report.Verify{Status: report.VerifyMismatch, Different: different}
-	if err := p.dst.Suspend(); err != nil {
-		return v, fmt.Errorf("%w; closing the target: %w", mismatch, err)
+// compareContent compares the target with the source, which it reads once more. It is
+// for a copy that was resumed from one without a digest.
+func (v *verifier) compareContent(ctx context.Context, d source.Disk) (mismatch *MismatchError, err error) {
+	var difference *Difference
+	err = v.untilStopped(ctx, func(ctx context.Context) (err error) {
+		difference, err = Compare(ctx, v.reader.whole(ctx), d, v.o)
+		return err
+	})
+	if err != nil || difference == nil {
+		return nil, err
 	}
-	return v, mismatch
+	return &MismatchError{Difference: difference}, nil
 }
 
-// verifyByComparing is verify of a copy that was resumed from one without a
-// digest: it reads the source once more.
-func (p *pipeline) verifyByComparing(ctx context.Context, d source.Disk) (report.Verify, error) {
-	failed := report.Verify{Status: report.VerifyNotRun}
-	reading, cancel := context.WithCancel(ctx)
+// untilStopped calls read with a context that also ends with v.stop. The error is then
+// errStopped.
+func (v *verifier) untilStopped(ctx context.Context, read func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(p.o.stop(), cancel)()
-	diff, err := Compare(reading, p.whole(reading), d, CompareOptions{RequestSize: p.o.RequestSize, Requests: p.o.Requests, Counters: p.o.Counters})
-	switch {
-	case p.o.stop().Err() != nil:
-		return failed, errStopped
-	case err != nil:
-		return failed, fmt.Errorf("verify: %w", err)
-	case diff == nil:
-		return report.Verify{Status: report.VerifyOK}, nil
+	defer context.AfterFunc(v.stop, cancel)()
+	err := read(ctx)
+	if v.stop.Err() != nil {
+		return errStopped
 	}
-	return p.mismatched(&MismatchError{Difference: diff}, diff.Bytes)
+	if err != nil {
+		return fmt.Errorf("verify: %w", err)
+	}
+	return nil
 }

@@ -6,100 +6,101 @@ import (
 
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// write gives a finished piece to the sink.
-func (p *pipeline) write(ctx context.Context, c *piece) error {
-	if c.kind != source.Data {
-		return p.writeEmpty(c.off, c.n, c.kind)
+// writer hands pieces to the sink. If the sink is Parallel, it is safe for
+// concurrent use.
+type writer struct {
+	dst       sink.Disk
+	encoder   *encoder // nil: the sink takes units as they are
+	counters  *progress.Counters
+	mustShare bool // a piece that cannot be shared is an error and not copied
+
+	// ctx is the context of calls to the sink. It does not end when another goroutine
+	// of the pipeline fails: a sink whose call was interrupted accepts no last checkpoint.
+	ctx context.Context
+}
+
+// write writes a piece that is not shared.
+func (w *writer) write(c *piece) error {
+	if c.Kind != source.Data {
+		return w.writeEmpty(c.Off, c.Len, c.Kind)
 	}
-	if c.file != nil {
-		return p.share(ctx, c)
-	}
-	placed := 0
+	units := 0 // of c.coded, written so far
 	for _, r := range c.runs {
-		off := c.off + int64(r.start)
-		if r.zero {
-			if err := p.writeEmpty(off, int64(r.end-r.start), source.Zero); err != nil {
+		off := c.Off + int64(r.start)
+		switch {
+		case r.zero:
+			if err := w.writeEmpty(off, int64(r.end-r.start), source.Zero); err != nil {
 				return err
 			}
-			continue
-		}
-		if p.encoder != nil {
-			n, err := p.place(c, r, placed)
+		case w.encoder != nil:
+			n, err := w.place(c, r, units)
 			if err != nil {
 				return err
 			}
-			placed += n
+			units += n
+		default:
+			if _, err := w.dst.WriteAt(c.buf[r.start:r.end], off); err != nil {
+				return err
+			}
+			w.counters.AddWritten(int64(r.end - r.start))
+		}
+	}
+	return nil
+}
+
+// writeEmpty zeros a range, or leaves an Inherited one to the backing.
+func (w *writer) writeEmpty(off, n int64, kind source.Kind) error {
+	if kind == source.Inherited {
+		return w.dst.SameAt(w.ctx, off, n)
+	}
+	if err := w.dst.ZeroAt(w.ctx, off, n); err != nil {
+		return err
+	}
+	w.counters.AddZeroed(n)
+	return nil
+}
+
+// place hands the encoded units of a run to the sink, the first of which is c.coded.units[first],
+// and returns how many units the run has.
+func (w *writer) place(c *piece, r run, first int) (units int, err error) {
+	for i, u := range c.coded.units[first:] {
+		if u.start >= r.end {
+			break
+		}
+		off, n := c.Off+int64(u.start), int64(u.end-u.start)
+		code := c.coded.code(first + i)
+		units++
+		if !u.plain && len(code) == 0 { // the Encoder found the unit equal to the backing
+			if err := w.dst.SameAt(w.ctx, off, n); err != nil {
+				return units, err
+			}
 			continue
 		}
-		if _, err := p.dst.WriteAt(c.buf[r.start:r.end], off); err != nil {
-			return err
+		if u.plain {
+			code = c.buf[u.start:u.end]
 		}
-		p.o.Counters.AddWritten(int64(r.end - r.start))
+		if err := w.encoder.sink.Place(off, code, u.plain); err != nil {
+			return units, err
+		}
+		w.counters.AddWritten(n)
 	}
-	return nil
+	return units, nil
 }
 
-func (p *pipeline) writeEmpty(off, n int64, kind source.Kind) error {
-	if kind == source.Inherited {
-		return p.dst.SameAt(p.sinkContext, off, n)
-	}
-	if err := p.dst.ZeroAt(p.sinkContext, off, n); err != nil {
-		return err
-	}
-	p.o.Counters.AddZeroed(n)
-	return nil
-}
-
-// share makes a piece of the target share its blocks with the source's file.
-func (p *pipeline) share(ctx context.Context, c *piece) error {
-	cloner, _ := sink.Ability[sink.Cloner](p.dst)
-	err := cloner.CloneFrom(c.file, c.pos, c.off, c.n)
+// share makes the target share the blocks of a piece with the source's file. It
+// returns false where the piece must be copied instead.
+func (w *writer) share(c *piece) (shared bool, err error) {
+	cloner, _ := sink.Ability[sink.Cloner](w.dst)
+	err = cloner.CloneFrom(c.file, c.pos, c.Off, c.Len)
 	if err == nil {
-		p.o.Counters.AddCloned(c.n)
-		return nil
+		w.counters.AddCloned(c.Len)
+		return true, nil
 	}
-	if p.o.Reflink == ReflinkAlways || !errors.Is(err, errors.ErrUnsupported) {
-		return err
+	if w.mustShare || !errors.Is(err, errors.ErrUnsupported) {
+		return false, err
 	}
-	// The file system promised it and does not do it for this range.
-	c.file = nil
-	if c.buf != nil {
-		p.scan(c)
-		return p.writeHere(ctx, c)
-	}
-	return p.copyHere(ctx, c)
-}
-
-// writeHere writes a piece that was read and scanned, and not encoded by a
-// worker.
-func (p *pipeline) writeHere(ctx context.Context, c *piece) error {
-	if p.encoder != nil {
-		if err := p.encode(c); err != nil {
-			return err
-		}
-	}
-	return p.write(ctx, c)
-}
-
-// copyHere reads and writes a piece that has no buffer, bit by bit.
-func (p *pipeline) copyHere(ctx context.Context, c *piece) error {
-	buf := make([]byte, min(c.n, int64(p.o.RequestSize)))
-	for done := int64(0); done < c.n; {
-		bit := piece{off: c.off + done, n: min(c.n-done, int64(len(buf))), kind: source.Data}
-		bit.buf = buf[:bit.n]
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
-		if err := p.fill(ctx, &bit); err != nil {
-			return err
-		}
-		p.look(&bit)
-		if err := p.writeHere(ctx, &bit); err != nil {
-			return err
-		}
-		done += bit.n
-	}
-	return nil
+	return false, nil // the file system announced sharing and refuses this range
 }

@@ -1,0 +1,74 @@
+package transfer
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/vddkcp/vddkcp/source"
+)
+
+// backing is the disk that a target leaves Inherited ranges to. The target holds only
+// the differences from it, so it must not change during a copy.
+type backing struct {
+	disk     source.Disk // nil: the target has no backing
+	identity string      // of the disk when the target was planned
+	reopen   func(context.Context) (source.Disk, error)
+}
+
+// newBacking returns the backing that the options name, and identifies it unless
+// the caller of the copy did.
+func newBacking(ctx context.Context, o Options) (b backing, err error) {
+	b = backing{disk: o.Backing, identity: o.BackingIdentity, reopen: o.ReopenBacking}
+	if b.disk != nil && b.identity == "" {
+		b.identity, err = identityOf(ctx, b.disk)
+	}
+	return b, err
+}
+
+// unchanged returns an error if the backing, or the file that now has its name,
+// has another identity than when the copy began.
+func (b *backing) unchanged(ctx context.Context) error {
+	if b.disk == nil {
+		return nil
+	}
+	now, err := identityOf(ctx, b.disk)
+	if err == nil && now == b.identity && b.reopen != nil {
+		now, err = b.identityByName(ctx)
+	}
+	if err == nil && now != b.identity {
+		err = &changedBackingError{b.identity, now}
+	}
+	return err
+}
+
+// identityByName returns the identity of the file that now has the name of the backing.
+func (b *backing) identityByName(ctx context.Context) (string, error) {
+	named, err := b.reopen(ctx)
+	if err != nil {
+		return "", fmt.Errorf("open the backing again: %w", err)
+	}
+	defer named.Close()
+	return identityOf(ctx, named)
+}
+
+// identityOf returns the identity of a disk, or "" if it has none.
+func identityOf(ctx context.Context, d source.Disk) (string, error) {
+	i, ok := source.Ability[source.Identified](d)
+	if !ok {
+		return "", nil
+	}
+	id, _, err := i.Identity(ctx)
+	if err != nil {
+		return "", fmt.Errorf("identify the disk: %w", err)
+	}
+	return id, nil
+}
+
+// changedBackingError is an ErrSourceChanged about the backing.
+type changedBackingError struct{ was, is string }
+
+func (e *changedBackingError) Error() string {
+	return fmt.Sprintf("the backing changed while the target was written: its identity was %s and is now %s; nothing may write to a backing file", e.was, e.is)
+}
+
+func (e *changedBackingError) Is(target error) bool { return target == ErrSourceChanged }

@@ -1,0 +1,248 @@
+package transfer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/report"
+)
+
+// copying is one call of Copy or CopyStream. When the target is lost, it opens the
+// target again and runs another pipeline.
+type copying struct {
+	o       Options
+	src     source.Disk // marked by guard; nil: a stream
+	plan    *Plan       // nil: a stream
+	backing backing
+	reopen  reopener
+
+	// These describe the present target; begin sets them.
+	dst    sink.Disk
+	zeroed bool          // unwritten ranges of the target already read as zeros
+	sums   []*digest.Sum // of the content below start, and later of what was collected
+	keeper *keeper       // nil: the copy takes no checkpoints
+	start  int64         // everything below is done already, in bytes
+	begun  bool          // begin succeeded, so that checkpoints can be taken
+
+	overFrom, overTo int64 // see cutter
+	finished         bool  // the sink's Finish has returned
+}
+
+// newCopying returns a copying to dst that has not begun. The caller aborts dst after an error.
+func newCopying(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (*copying, error) {
+	c := &copying{src: guard(src), dst: dst, plan: plan, zeroed: isZeroed(dst)}
+	c.o = o.normal(dst, c.zeroed)
+	c.reopen = reopener{options: c.o.Lost, open: c.o.Reopen, stop: c.o.stop()}
+	var err error
+	c.backing, err = newBacking(ctx, c.o)
+	return c, err
+}
+
+// isZeroed reports whether unwritten ranges of dst already read as zeros.
+func isZeroed(dst sink.Disk) bool {
+	z, ok := sink.Ability[sink.Zeroed](dst)
+	return ok && z.ZeroedFrom(0)
+}
+
+// reader returns the reader of the copy.
+func (c *copying) reader() *reader {
+	r := &reader{src: c.src, backing: c.backing.disk, limit: c.o.Limit}
+	if c.plan != nil {
+		r.mixed = c.dst.Unit() > 1 && (c.plan.Inherited > 0 || c.plan.Known < c.plan.Size)
+	}
+	return r
+}
+
+// run copies everything. Whenever the target is lost, it opens the target again and
+// continues at the last checkpoint.
+func (c *copying) run(ctx context.Context) error {
+	if err := c.begin(ctx, c.dst, c.o.Resume, 0, c.o.Resume != nil); err != nil {
+		return err
+	}
+	c.overTo = c.start  // an earlier run has done the work below
+	var since time.Time // when the target was lost, with no progress afterwards
+	for failures := 0; ; failures++ {
+		err := c.runOnce(ctx)
+		if err == nil {
+			return c.unchanged(ctx)
+		}
+		if !errors.Is(err, sink.ErrLost) || c.o.Reopen == nil {
+			return err
+		}
+		if c.keeper.last.Offset > c.start || since.IsZero() {
+			failures, since = 0, time.Now()
+		}
+		_ = c.dst.Suspend() // the connection is gone, whatever Suspend returns
+		dst, err := c.reopen.reopen(ctx, c.keeper, err, failures, since)
+		if err != nil {
+			return err
+		}
+		if err := c.begin(ctx, dst, c.keeper.last, c.keeper.done, c.keeper.exists); err != nil {
+			return err
+		}
+		c.recount()
+	}
+}
+
+// runOnce copies to the present target.
+func (c *copying) runOnce(ctx context.Context) error {
+	p, err := newPipeline(ctx, c)
+	if err != nil {
+		return err
+	}
+	return p.run(ctx)
+}
+
+// begin prepares the copy to dst from a checkpoint on, or from the start of the
+// disk if at is nil. done is the value of Counters.Done for the bytes below the
+// checkpoint, and exists says whether the checkpoint is durable, so that a later
+// run can continue from it.
+func (c *copying) begin(ctx context.Context, dst sink.Disk, at *Checkpoint, done int64, exists bool) (err error) {
+	c.dst, c.zeroed, c.begun = dst, isZeroed(dst), false
+	checkpoints := c.o.Keep != nil || c.o.Reopen != nil
+	if at == nil {
+		at = new(Checkpoint)
+		if checkpoints {
+			// When the target is opened again it is not what it was before the
+			// first write. The state says so.
+			if at.State, _, err = dst.Checkpoint(0); err != nil {
+				return err
+			}
+			c.reopen.origin = at.State
+		}
+	}
+	c.start = at.Offset
+	if c.sums, err = at.sums(c.o); err == nil {
+		c.begun = true
+	}
+	if checkpoints {
+		c.keeper = newKeeper(c.o, dst, c.sums, at, done, exists)
+	}
+	return err
+}
+
+// recount sets the counters of a copy that continues at the last checkpoint after
+// its target was lost. Work after the checkpoint counts as not done, and is planned
+// anew: the lost target may have read as zeros where the new one has to be zeroed.
+func (c *copying) recount() {
+	was := c.o.Counters.Snapshot()
+	c.o.Counters.AddDone(c.keeper.done - was.Done)
+	examined := c.plan.Data + c.plan.Zero + c.plan.Inherited
+	c.plan.Known = max(examined, c.start)
+	c.overFrom, c.overTo = min(c.start, c.plan.cachedTo), min(c.start, examined)
+	data, zero := c.plan.below(c.overFrom)
+	work := c.plan.Data - data + c.plan.Size - c.plan.Known
+	if !c.zeroed {
+		work += c.plan.Zero - zero
+	}
+	more := c.keeper.done + work - was.Planned
+	c.o.Counters.AddPlanned(more)
+	c.o.Counters.AddSkipped(-more)
+}
+
+// unchanged returns an error if the source or the backing has changed since the
+// copy was planned.
+func (c *copying) unchanged(ctx context.Context) error {
+	now, err := identityOf(ctx, c.src)
+	if err != nil {
+		return err
+	}
+	if now != c.plan.identity {
+		return fmt.Errorf("%w: its identity was %s and is now %s; copy from a snapshot, or stop what writes to it", ErrSourceChanged, c.plan.identity, now)
+	}
+	return c.backing.unchanged(ctx)
+}
+
+// finish makes the target durable, verifies it if asked to, publishes it, and fills
+// in the result.
+func (c *copying) finish(ctx context.Context, result *Result) error {
+	c.o.Counters.Enter(progress.Finish)
+	if c.keeper != nil && c.o.Keep != nil && c.o.Verify {
+		// Reading back takes long, and a signal may interrupt it.
+		if err := c.keeper.final(ctx); err != nil {
+			return err
+		}
+	}
+	if err := c.dst.Finish(ctx); err != nil {
+		return err
+	}
+	c.finished = true
+	result.Counts = c.o.Counters.Snapshot()
+	if len(c.sums) > 0 {
+		result.Digest = &report.Digest{Algorithm: string(c.sums[0].Algorithm()), Value: c.sums[0].Value()}
+	}
+	if c.o.Verify {
+		v := verifier{dst: c.dst, sums: c.sums, reader: c.reader(), stop: c.o.stop(), o: CompareOptions{
+			RequestSize: c.o.RequestSize, Requests: c.o.Requests, Counters: c.o.Counters,
+		}}
+		var err error
+		if result.Verify, err = v.verify(ctx); err != nil {
+			return err
+		}
+		c.o.Counters.Enter(progress.Finish)
+		// Reading back takes long, and the backing may have changed meanwhile.
+		if err := c.backing.unchanged(ctx); err != nil {
+			return err
+		}
+	}
+	// From here on the copy is complete and lacks only its name: Options.Stop is
+	// ignored, as stopping would save nothing, and once the target is renamed the copy must not
+	// be reported as canceled.
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if c.o.Whole != nil {
+		c.o.Whole()
+	}
+	return c.dst.Publish(context.WithoutCancel(ctx))
+}
+
+// end ends the target of a copy that failed with err, if it did. It is the only
+// place that decides whether the work is kept or removed; the comment of Copy has
+// the rule. A target that is kept gets the latest possible checkpoint.
+func (c *copying) end(ctx context.Context, err error) error {
+	if err == nil || errors.As(err, new(*MismatchError)) {
+		return err // the target is published, or the verifier has suspended it
+	}
+	if c.keeper == nil || c.o.Keep == nil || leavesNothing(err) {
+		return abort(c.dst, err) // which removes no file that has its final name
+	}
+	existed := c.keeper.exists
+	if !existed && !c.stopped(ctx) && !isTemporary(err, c.src) {
+		return abort(c.dst, err)
+	}
+	kept := c.keeper.keepLast(ctx, c.begun && !c.finished)
+	if !existed && kept == nil && c.keeper.last.Offset == 0 && isHopeless(err) {
+		return abort(c.dst, err) // nothing was done that could be kept
+	}
+	if c.stopped(ctx) {
+		err = c.stopCause(err)
+	}
+	if kept != nil {
+		err = fmt.Errorf("%w (and no checkpoint can be written, so that a later run starts over: %w)", err, kept)
+	}
+	if suspended := c.dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
+		err = fmt.Errorf("%w (and closing the target: %w)", err, suspended)
+	}
+	return &ResumableError{Err: err, Offset: c.keeper.last.Offset}
+}
+
+// stopped reports whether the copy was asked to stop.
+func (c *copying) stopped(ctx context.Context) bool {
+	return ctx.Err() != nil || c.o.stop().Err() != nil
+}
+
+// stopCause returns the cause of Options.Stop if err is a consequence of it, else err.
+func (c *copying) stopCause(err error) error {
+	cause := context.Cause(c.o.stop())
+	if cause != nil && (errors.Is(err, errStopped) || errors.Is(err, cause) || errors.As(err, new(*sourceError))) {
+		return cause
+	}
+	return err
+}

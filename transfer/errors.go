@@ -1,0 +1,55 @@
+package transfer
+
+import (
+	"errors"
+	"fmt"
+	"syscall"
+
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+)
+
+// ErrSourceChanged says that the source, or the backing of the target, has changed
+// since it was planned or opened, so that the target may be a mixture of two states.
+// It is the only error in the middle of a copy that removes work which a checkpoint
+// covers.
+var ErrSourceChanged = source.ErrChanged
+
+// ResumableError is the error of a failed copy that a later run can continue. It
+// has the text of Err.
+type ResumableError struct {
+	Err    error
+	Offset int64 // where the later run continues, in bytes
+}
+
+func (e *ResumableError) Error() string { return e.Err.Error() }
+func (e *ResumableError) Unwrap() error { return e.Err }
+
+// leavesNothing reports whether err leaves nothing that a later run could continue.
+func leavesNothing(err error) bool {
+	return errors.Is(err, ErrSourceChanged) || errors.Is(err, sink.ErrElsewhere) || errors.Is(err, sink.ErrUnsynced)
+}
+
+// isTemporary reports whether a later run may not meet err, so that even a target
+// without any checkpoint is worth keeping.
+func isTemporary(err error, src source.Disk) bool {
+	if errors.Is(err, sink.ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return true
+	}
+	_, repeats := source.Ability[source.Counted](src)
+	return repeats && errors.As(err, new(*sourceError))
+}
+
+// isHopeless reports whether a later run meets err again at the same place. A disk
+// or a target that was open once and cannot be opened again is not hopeless.
+func isHopeless(err error) bool {
+	return source.IsPermanent(err) && !errors.Is(err, source.ErrReopen) && !errors.Is(err, sink.ErrLost)
+}
+
+// abort removes the target of a copy that failed with err, and returns err.
+func abort(dst sink.Disk, err error) error {
+	if aborted := dst.Abort(); aborted != nil {
+		return fmt.Errorf("%w (and cleaning up failed: %w)", err, aborted)
+	}
+	return err
+}
