@@ -1,7 +1,6 @@
 package vmdk
 
 import (
-	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -42,12 +41,6 @@ type seSparse struct {
 	tables    int64 // that there is room for
 	tableSize int64 // bytes
 	grainsAt  int64 // offset in the file of grain 0, bytes
-}
-
-// region is a stretch of a file, in bytes.
-type region struct {
-	what       string
-	start, end int64
 }
 
 // openSESparse takes f, which begins with the magic of a seSparse extent, as
@@ -148,17 +141,6 @@ func (s *sparse) initRegions(want int64, field func(off int) uint64) error {
 		return err
 	}
 	return s.indexTables()
-}
-
-// disjoint returns an error where two regions have bytes in common.
-func disjoint(all []region) error {
-	slices.SortFunc(all, func(a, b region) int { return cmp.Compare(a.start, b.start) })
-	for i := range all[1:] {
-		if a, b := all[i], all[i+1]; a.end > b.start {
-			return fmt.Errorf("the %s, bytes %d to %d of the file, and the %s, from byte %d on, overlap: the header is damaged", a.what, a.start, a.end, b.what, b.start)
-		}
-	}
-	return nil
 }
 
 // checkVolatile reads the volatile header, at off: whether the tables are valid.

@@ -1,84 +1,19 @@
 package vmdk
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 
 	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
-
-// emptySlack is how many bytes the file of an empty disk may have behind its
-// metadata and a directory: markers, a footer, and what a transfer has added.
-const emptySlack = footerSearch
 
 // directory is a grain directory: the places of the grain tables.
 type directory struct {
 	what   string
 	at     int64         // offset in the file, bytes; 0: there is none
 	tables *image.Places // nil: not known
-}
-
-// regions are the parts of a file of fileSize bytes that the header at its
-// start occupies or names, in which no grain directory or table can be.
-func (h *header) regions(fileSize int64) []region {
-	all := []region{{"header", 0, headerSize}}
-	limit := uint64(fileSize) / sectorSize
-	if h.descriptorSize > 0 && h.descriptorOffset > 0 && h.descriptorOffset <= limit && h.descriptorSize <= limit {
-		all = append(all, region{"descriptor", int64(h.descriptorOffset) * sectorSize, int64(h.descriptorOffset+h.descriptorSize) * sectorSize})
-	}
-	return all
-}
-
-// within returns the first of all that has bytes in common with [start, end).
-func within(all []region, start, end int64) (r region, ok bool) {
-	for _, r := range all {
-		if start < r.end && end > r.start {
-			return r, true
-		}
-	}
-	return region{}, false
-}
-
-// locate returns the grain directory that the header puts at sector, or why it
-// cannot be there.
-func (s *sparse) locate(what string, sector uint64) (directory, error) {
-	at, err := s.directory(what, sector, s.fileSize)
-	if err != nil {
-		return directory{}, err
-	}
-	end := at + s.tables()<<s.entryShift
-	if r, ok := within(s.fixed, at, end); ok {
-		return directory{}, fmt.Errorf("the %s at sector %d, bytes %d to %d of the file, lies in the %s, bytes %d to %d: the header is damaged", what, sector, at, end, r.what, r.start, r.end)
-	}
-	return directory{what: what, at: at}, nil
-}
-
-// initDirectories finds the grain directory of a hosted sparse extent, whose
-// redundant one is found already, if there is one.
-func (s *sparse) initDirectories() error {
-	primary, err := s.locate("grain directory", s.directoryOffset)
-	switch {
-	case err == nil:
-	case s.redundant.at == 0:
-		return err
-	default:
-		s.warn("all grain tables are read through the redundant grain directory at offset %d: %w", s.redundant.at, err)
-		primary, s.redundant = s.redundant, directory{}
-	}
-	s.primary = primary
-	size := s.tables() << s.entryShift
-	own := region{primary.what, primary.at, primary.at + size}
-	s.fixed, s.metadata = append(s.fixed, own), append(s.metadata, own)
-	if r := s.redundant.at; r == primary.at {
-		s.redundant = directory{} // one directory under two names
-	} else if r != 0 {
-		other := region{s.redundant.what, r, r + size}
-		if err := disjoint([]region{own, other}); err != nil {
-			return err
-		}
-		s.fixed, s.metadata = append(s.fixed, other), append(s.metadata, other)
-	}
-	return s.indexTables()
 }
 
 func (s *sparse) warn(format string, args ...any) {
@@ -154,36 +89,6 @@ func (s *sparse) indexDirectory(d *directory) error {
 		return fmt.Errorf("the %s at offset %d: %w: the directory is damaged", d.what, d.at, err)
 	}
 	return nil
-}
-
-// compareDirectories finds out whether the redundant directory has what the
-// primary one lacks, and says so in a warning.
-func (s *sparse) compareDirectories() {
-	n := int64(0)
-	var first error
-	s.eachTable(func(i int64, read func(*directory) (int64, error)) {
-		at, err := read(&s.primary)
-		if why := s.replaced[i]; why != nil {
-			at, err = 0, why
-		}
-		if err == nil && at != 0 {
-			return
-		}
-		redundant, damaged := read(&s.redundant)
-		if damaged != nil || redundant == 0 && err == nil {
-			return
-		}
-		if n++; n > 1 {
-			return
-		}
-		if first = err; err == nil {
-			first = fmt.Errorf("the grain directory's entry at offset %d, of grain table %d, is 0, and in the redundant grain directory it is not", s.primary.at+i<<s.entryShift, i)
-		}
-	})
-	if n > 0 {
-		s.fallback = true
-		s.warn("the grain directory is damaged: %d of %d grain tables are read through the redundant grain directory; the first: %w", n, s.tables(), first)
-	}
 }
 
 // eachTable visits all tables in order. Read returns what tableIn does for the
@@ -291,4 +196,83 @@ func (s *sparse) tableFrom(d *directory, i int64, data []byte) (int64, error) {
 		}
 	}
 	return at, nil
+}
+
+// run returns the table entries from grain g on, of as many grains as are at
+// hand, at least one. It looks no further than max where that would cost.
+// Tables that lie in hole, where the file is known to have zeros, are not read.
+func (s *sparse) run(g, max int64, hole *fileHole) (run, error) {
+	if s.markers != nil {
+		return s.markerRun(g, max, hole != nil)
+	}
+	perTable := int64(s.tableEntries)
+	table, in := g/perTable, g%perTable
+	at, err := s.table(table)
+	if err != nil {
+		return run{}, err
+	}
+	left := min(perTable-in, s.grains()-g)
+	off := at + in<<s.entryShift
+	if at > 1 && hole.has(off, left<<s.entryShift) {
+		at = 0
+	}
+	if at <= 1 {
+		// A table that is not there, and often many of them.
+		for left < max {
+			next, err := s.table(table + 1)
+			if next > 1 && hole.has(next, perTable<<s.entryShift) {
+				next = 0
+			}
+			if err != nil || next != at {
+				break
+			}
+			table++
+			left = min(left+perTable, s.grains()-g)
+		}
+		return run{n: left, like: uint64(at)}, nil
+	}
+	if err := s.checkOverlap(table, at); err != nil {
+		return run{}, err
+	}
+	data, err := s.mem.Page(s.file, s.id, s.fileSize, off/image.PageSize)
+	if err != nil {
+		return run{}, fmt.Errorf("%s: grain table %d: %w", s.name, table, err)
+	}
+	data = data[off%image.PageSize:]
+	left = min(left, int64(len(data))>>s.entryShift)
+	return run{n: left, entries: data[:left<<s.entryShift], wide: s.entryShift == 3}, nil
+}
+
+// fileHole is a range of an extent's file that is known to read as zeros,
+// during one scan of its tables. A nil one is empty.
+type fileHole struct {
+	start, end int64
+	asked      int64 // below, another question would bring nothing new
+}
+
+func (h *fileHole) has(off, n int64) bool {
+	return h != nil && off >= h.start && off+n <= h.end
+}
+
+// find looks for a hole at the table of grain g.
+func (h *fileHole) find(ctx context.Context, s *sparse, g int64) error {
+	perTable := int64(s.tableEntries)
+	at, err := s.table(g / perTable)
+	if err != nil || at <= 1 {
+		return err
+	}
+	at += g % perTable << s.entryShift
+	if at < h.asked {
+		return nil
+	}
+	for e, err := range s.file.Extents(ctx, at, s.fileSize-at) {
+		if err != nil {
+			return fmt.Errorf("%s: %w", s.name, err)
+		}
+		if h.asked = e.End(); e.Kind == source.Zero {
+			h.start, h.end = e.Off, e.End()
+		}
+		break
+	}
+	return nil
 }
