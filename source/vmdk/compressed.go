@@ -13,34 +13,33 @@ import (
 const (
 	markerSize = 12 // lba uint64, size uint32; then the compressed bytes
 
-	// packedSlack is by how much more than twice its size a grain may grow by
-	// compression. Twice is what qemu reads; deflate needs a few bytes.
+	// packedSlack is the number of bytes that a compressed grain may have in
+	// addition to twice its size. Qemu accepts twice the size. Deflate grows
+	// data by a few bytes at most.
 	packedSlack = 1 << 10
 
-	// batchSize is how many compressed bytes are read at once where several
-	// grains are wanted. More would save nothing beside the time that unpacking
-	// takes, and each reader has as much memory.
+	// batchSize is the largest read, in bytes, if several grains are wanted.
+	// Larger reads would save little compared with the time for unpacking, and
+	// each reader needs as much memory.
 	batchSize = 256 << 10
 )
 
-// unpacker is the scratch memory of one reader of compressed grains.
+// unpacker has the scratch memory that one reader of compressed grains needs.
 type unpacker struct {
-	packed []byte // compressed bytes, as read
-	grain  []byte // a whole grain, where the disk ends in the middle of it
+	packed []byte // compressed bytes, as read from the file
+	grain  []byte // a whole unpacked grain, if the disk ends in the middle of it
 	inflate.Decoder
 }
 
 var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 
-// maxPacked is the most bytes that a grain may take in the file.
-func (s *sparse) maxPacked() int64 { return markerSize + 2*s.grainSize + packedSlack }
+// maxPacked is the largest number of bytes that a compressed grain may take in
+// the file, with its marker.
+func (g *geometry) maxPacked() int64 { return markerSize + 2*g.grainSize + packedSlack }
 
-// part is how many bytes of grain g are in the disk: all, but for the last.
-func (s *sparse) part(g int64) int64 { return min(s.grainSize, s.size-g<<s.grainShift) }
-
-// unpackAt fills p with the bytes at off, which lie in grains that have data:
-// those of r from entry i on.
-func (s *sparse) unpackAt(p []byte, off int64, r run, i int64) error {
+// unpackAt fills p with the bytes at off. They lie in data grains, the first of
+// which is grain i of r.
+func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
 	for len(p) > 0 {
@@ -61,37 +60,38 @@ func (s *sparse) unpackAt(p []byte, off int64, r run, i int64) error {
 	return nil
 }
 
-// unpackPiece fills p with the bytes at in of grain g, and keeps the grain: the
-// next piece is likely to be of it.
-func (s *sparse) unpackPiece(u *unpacker, p []byte, g, in int64, r run, i int64) error {
+// unpackPiece fills p with a part of grain g, which begins at the byte in of the
+// grain. It caches the unpacked grain, because the next read is likely to want
+// another part of it.
+func (s *sparse) unpackPiece(u *unpacker, p []byte, g, in int64, r *run, i int64) error {
 	return s.mem.Piece(p, s.id, g, in, s.part(g), func(grain []byte) error {
 		_, _, err := s.unpackWhole(u, grain, g, r, i)
 		return err
 	})
 }
 
-// unpackWhole fills p, but for a piece of a grain at its end, with grains from
-// g on, entry i of r. It takes as many as lie closely together in the file and
-// can be read at once, at least one, and returns their bytes in the disk and
-// their number.
-func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r run, i int64) (n, grains int64, err error) {
-	start := int64(r.entry(i)) * sectorSize
+// unpackWhole unpacks whole grains into p, beginning with grain g, which is grain i
+// of r. It unpacks at least one, and as many as fit into p and lie close enough
+// together in the file to be read at once. It returns the number of bytes filled
+// and the number of grains.
+func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r *run, i int64) (n, grains int64, err error) {
+	place := func(i int64) int64 { pos, _ := r.place(i); return pos } // sectorEntries: no error
+	start := place(i)
 	if err := s.checkPlace(start, start+markerSize, g<<s.grainShift); err != nil {
 		return 0, 0, err // before anything is read there
 	}
-	// The entry of the next grain, where it follows in the file, says where
-	// this one ends at the latest.
+	// If the next grain follows in the file, the current one ends before it.
 	end := start
 	for last := start; ; {
 		n += s.part(g + grains)
 		grains++
 		next := int64(0)
 		if i+grains < r.n {
-			next = int64(r.entry(i+grains)) * sectorSize
+			next = place(i + grains)
 		}
 		follows := next > last && next-last <= s.maxPacked() && next <= s.fileSize-markerSize
 		switch {
-		case s.flags&flagMarkers == 0: // nothing but the next grain says how long
+		case !s.marked: // the length of the grain is not recorded
 			end = min(last+s.maxPacked(), s.fileSize)
 		case follows:
 			end = next
@@ -110,7 +110,7 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r run, i int64) (n,
 	}
 	done := int64(0)
 	for k := range grains {
-		pos := int64(r.entry(i+k)) * sectorSize
+		pos := place(i + k)
 		if err := s.checkPlace(pos, pos+markerSize, (g+k)<<s.grainShift); err != nil {
 			return 0, 0, err
 		}
@@ -121,7 +121,7 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r run, i int64) (n,
 		}
 		done += int64(len(dst))
 		if missing > 0 {
-			// It is longer than most, and the rest was not read.
+			// The grain is longer than expected. Read all of it.
 			u.packed = image.Grow(u.packed, missing)
 			if err := image.ReadFull(s.file, u.packed, pos); err != nil {
 				return 0, 0, s.errorf(g+k, "%w", err)
@@ -135,11 +135,11 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r run, i int64) (n,
 	return n, grains, nil
 }
 
-// unpack fills dst, the part of grain g that is in the disk, from src, what the
-// file has at pos and after. Where src is too short it returns how many bytes
-// from pos on it needs.
+// unpack unpacks grain g into dst, which has the size of its part in the disk. src
+// holds the bytes of the file from the offset pos on. If it is too short, unpack
+// returns how many bytes from pos on are needed.
 func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int64, err error) {
-	if s.flags&flagMarkers != 0 {
+	if s.marked {
 		lba, size := binary.LittleEndian.Uint64(src), int64(binary.LittleEndian.Uint32(src[8:]))
 		if want := uint64(g) * s.grain; lba != want {
 			return 0, s.errorf(g, "its marker is of sector %d, want %d: the grain table or the grain is damaged", lba, want)
@@ -160,7 +160,7 @@ func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int
 	}
 	n, _, err := u.Zlib(dst, src)
 	if errors.Is(err, inflate.ErrTooLarge) && int64(len(dst)) < s.grainSize {
-		// The last grain may be whole, though the disk ends in it.
+		// The file may hold the whole last grain, although the disk ends in it.
 		u.grain = image.Grow(u.grain, s.grainSize)
 		if n, _, err = u.Zlib(u.grain, src); err == nil && n >= len(dst) {
 			n = copy(dst, u.grain)

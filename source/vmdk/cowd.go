@@ -14,63 +14,76 @@ import (
 const (
 	cowdHeaderSize = 4 * sectorSize
 	cowdVersion    = 1
-	cowdEntries    = 4096 // of a grain table, always
+	cowdEntries    = 4096 // in each grain table
 )
 
-// openCOWD takes f, which begins with the magic of a vmfsSparse extent, as the
-// extent that has want bytes of the disk. Such an extent is a hosted sparse one
-// but for its header and the size of its tables ("Virtual Disk Format 5.0", ESX
-// Server Sparse Extents; libvmdk's "VMware Virtual Disk Format", The COWD
-// sparse extent data file). That its writer did not close it is ignored, as for
-// the others, and so are flags, of which nothing but 3 is known.
+// cowd is the index of a COWD extent, the vmfsSparse delta disk of older ESXi
+// ("Virtual Disk Format 5.0", ESX Server Sparse Extents; libvmdk's "VMware
+// Virtual Disk Format", The COWD sparse extent data file). It differs from a
+// hosted sparse extent in its header and in the size of its tables, and has one
+// grain directory.
+type cowd struct{ tables }
+
+// openCOWD opens the extent in f, which begins with the magic of COWD. want is
+// the number of bytes of the disk that the extent must have. A mark that says
+// that the writer did not close the file is ignored, as in other kinds of
+// extents. The flags are ignored too: only the value 3 is documented.
 func openCOWD(name string, f source.Disk, want int64) (*sparse, error) {
-	s := &sparse{name: name, file: f, fileSize: f.Size(), fileKind: kindCOWD, entryShift: 2}
-	if err := s.initCOWD(want); err != nil {
+	s, err := newCOWD(newGrainFile(name, f), want)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return s, nil
 }
 
-func (s *sparse) initCOWD(want int64) error {
+func newCOWD(f *grainFile, want int64) (*sparse, error) {
 	var b [cowdHeaderSize]byte
-	if s.fileSize < int64(len(b)) {
-		return fmt.Errorf("the COWD header at offset 0 needs %d bytes, the file has %d: it is truncated", len(b), s.fileSize)
+	if f.fileSize < int64(len(b)) {
+		return nil, fmt.Errorf("the COWD header at offset 0 needs %d bytes, the file has %d: it is truncated", len(b), f.fileSize)
 	}
-	if err := image.ReadFull(s.file, b[:], 0); err != nil {
-		return err
+	if err := image.ReadFull(f.file, b[:], 0); err != nil {
+		return nil, err
 	}
 	field := func(off int) uint64 { return uint64(binary.LittleEndian.Uint32(b[off:])) }
 	if v := field(4); v != cowdVersion {
-		return fmt.Errorf("COWD header offset 4: version %d, want %d", v, cowdVersion)
+		return nil, fmt.Errorf("COWD header offset 4: version %d, want %d", v, cowdVersion)
 	}
-	s.header = header{capacity: field(12), grain: field(16), directoryOffset: field(20), tableEntries: cowdEntries}
-	if s.capacity == 0 {
-		return fmt.Errorf("COWD header offset 12: capacity of 0 sectors, want 1 or more")
+	capacity, grain, sector := field(12), field(16), field(20)
+	if capacity == 0 {
+		return nil, fmt.Errorf("COWD header offset 12: capacity of 0 sectors, want 1 or more")
 	}
-	if err := checkGrain("COWD header offset 16", s.grain); err != nil {
-		return err
+	if err := checkGrain("COWD header offset 16", grain); err != nil {
+		return nil, err
 	}
-	entries := int64(field(24))
-	if entries < s.tables() {
-		return fmt.Errorf("COWD header offset 24: the grain directory has %d entries, want %d or more for the capacity of %d sectors", entries, s.tables(), s.capacity)
+	entries, need := int64(field(24)), tableCount(capacity, grain, cowdEntries)
+	if entries < need {
+		return nil, fmt.Errorf("COWD header offset 24: the grain directory has %d entries, want %d or more for the capacity of %d sectors", entries, need, capacity)
 	}
-	gd := int64(s.directoryOffset) * sectorSize
-	if gd < cowdHeaderSize {
-		return fmt.Errorf("COWD header offset 20: the grain directory at sector %d lies in the header, want sector %d or more (4 is usual)", s.directoryOffset, cowdHeaderSize/sectorSize)
+	at := int64(sector) * sectorSize
+	if at < cowdHeaderSize {
+		return nil, fmt.Errorf("COWD header offset 20: the grain directory at sector %d lies in the header, want sector %d or more (4 is usual)", sector, cowdHeaderSize/sectorSize)
 	}
-	if gd > s.fileSize-entries*4 {
-		return fmt.Errorf("the grain directory at sector %d needs %d bytes, the file has %d: it is truncated", s.directoryOffset, entries*4, s.fileSize)
+	if at > f.fileSize-entries*4 {
+		return nil, fmt.Errorf("the grain directory at sector %d needs %d bytes, the file has %d: it is truncated", sector, entries*4, f.fileSize)
 	}
-	s.primary = directory{what: "grain directory", at: gd}
-	s.fixed = []region{{"header", 0, cowdHeaderSize}, {"grain directory", gd, gd + entries*4}}
-	s.metadata = slices.Clone(s.fixed)
-	if err := s.fit(want); err != nil {
-		return err
+	g, err := newGeometry(capacity, grain, want)
+	if err != nil {
+		return nil, err
 	}
-	return s.indexTables()
+	format := &sectorEntries{grain: grain}
+	x := &cowd{newTables(f, g, format, sectorEntryShift, cowdEntries)}
+	x.primary = directory{what: "grain directory", at: at}
+	x.fixed = []region{{"header", 0, cowdHeaderSize}, {"grain directory", at, at + entries*4}}
+	x.metadata = slices.Clone(x.fixed)
+	if x.checkable() {
+		x.overlaps = newOverlapCheck(format, x.count)
+		err = x.indexDirectory(&x.primary, func(int64, int64) {})
+	}
+	return &sparse{grainFile: f, geometry: g, index: x}, err
 }
 
-// checkGrain checks a grain size in sectors, of grains that are not compressed.
+// checkGrain returns an error if grain, in sectors, is no valid size for grains
+// that are not compressed. where names the field of the header.
 func checkGrain(where string, grain uint64) error {
 	if grain == 0 || grain > maxGrain/sectorSize || bits.OnesCount64(grain) != 1 {
 		return fmt.Errorf("%s: grain size of %d sectors, want a power of two from 1 to %d", where, grain, maxGrain/sectorSize)
@@ -78,8 +91,9 @@ func checkGrain(where string, grain uint64) error {
 	return nil
 }
 
-// partOfDisk is the error about a file that is an extent of a disk, opened as
-// if it were the disk. ESXi calls the descriptor as the extent, but for suffix.
+// partOfDisk returns the error for a file that holds one extent of a disk and was
+// opened as if it were the disk. ESXi derives the name of such a file from that
+// of the descriptor, with a suffix in place of ".vmdk".
 func partOfDisk(path, what, suffix string) error {
 	descriptor := "the .vmdk file that describes it"
 	if name, ok := strings.CutSuffix(path, suffix); ok {

@@ -27,6 +27,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"os"
 	"sort"
 
 	"github.com/vddkcp/vddkcp/internal/image"
@@ -60,16 +61,53 @@ type Disk struct {
 	life life.Life
 }
 
-// extent is a part of a disk, as a line of the descriptor has it.
+// extent is a part of a disk, which one line of the descriptor describes. Its
+// methods are safe for concurrent use.
 type extent interface {
-	// readAt fills p with the bytes at off in the extent, where they are.
+	// readAt fills p with the bytes at off in the extent. The caller does not
+	// read past the end of the extent.
 	readAt(p []byte, off int64) error
-	// scan tells the allocation of [off, end), not empty, in the extent: what
-	// kind, where, for how many bytes. An error of emit ends it and is returned.
-	scan(ctx context.Context, off, end int64, emit func(kind grainKind, off, n int64) error) error
+	// scan emits the allocation of [off, end), which is not empty, in ascending
+	// pieces without gaps. It ends with the first error of emit and returns it.
+	scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error
 }
 
-// placed is an extent in its place in the disk, in bytes.
+// detail says what a scan must find out.
+type detail uint8
+
+const (
+	kinds  detail = iota // what kind of content each piece has
+	places               // also where in a local file the content is
+)
+
+// piece is a range of a disk or of an extent whose content is of one kind.
+type piece struct {
+	kind   grainKind
+	off, n int64 // bytes
+	// file has the content from the offset pos on. It is nil if no local file
+	// has the content as it is, or if the scan was not for places.
+	file *os.File
+	pos  int64
+}
+
+// emitPlaces emits p in parts whose content is contiguous in a local file. The
+// content of p is in f, from the offset pos on.
+func (p piece) emitPlaces(f source.Disk, pos int64, emit func(piece) error) error {
+	for left := p.n; left > 0; {
+		part := piece{kind: p.kind, off: p.off + p.n - left}
+		var ok bool
+		if part.file, part.pos, part.n, ok = image.InFile(f, pos+p.n-left, left); !ok {
+			part.file, part.pos = nil, 0
+		}
+		if err := emit(part); err != nil {
+			return err
+		}
+		left -= part.n
+	}
+	return nil
+}
+
+// placed is an extent and its range in the disk, in bytes.
 type placed struct {
 	extent
 	start, end int64
@@ -166,7 +204,7 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 	if err != nil {
 		return fmt.Errorf("%s: embedded descriptor %w", d.path, err)
 	}
-	x, err := openSparse(d.path, f, sectors*sectorSize)
+	x, err := openHosted(d.path, f, sectors*sectorSize)
 	if err != nil {
 		return err
 	}
@@ -249,7 +287,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	case kindSESparse:
 		x, err = openSESparse(name, f, size)
 	case kindSparse:
-		x, err = openSparse(name, f, size)
+		x, err = openHosted(name, f, size)
 	default:
 		err = fmt.Errorf("%s: no sparse extent: found %q at offset 0, want %q (SPARSE), %q (VMFSSPARSE) or %q (SESPARSE)", name, head, magicSparse, magicCOWD, binary.LittleEndian.AppendUint64(nil, magicSESparse))
 	}
@@ -328,23 +366,22 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 // the file of a flat extent is too.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.path, d.size, off, length, func(out *image.Merger) error {
-		return d.scan(ctx, off, off+length, func(kind grainKind, off, n int64) error {
-			return d.emit(ctx, out, kind, off, n)
-		})
+		return d.scan(ctx, off, off+length, kinds, func(p piece) error { return d.emit(ctx, out, p) })
 	})
 }
 
-// scan tells the allocation of [off, end) in this image alone: what kind, where
-// in the disk, for how many bytes.
-func (d *Disk) scan(ctx context.Context, off, end int64, emit func(kind grainKind, off, n int64) error) error {
+// scan emits the allocation of [off, end) in this image, without its parents. The
+// offsets of the pieces are those in the disk.
+func (d *Disk) scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error {
 	for i := d.find(off); off < end; i++ {
 		e := &d.extents[i]
 		if err := d.life.Check(ctx); err != nil {
 			return err
 		}
 		stop := min(end, e.end)
-		err := e.scan(ctx, off-e.start, stop-e.start, func(kind grainKind, at, n int64) error {
-			return emit(kind, e.start+at, n)
+		err := e.scan(ctx, off-e.start, stop-e.start, want, func(p piece) error {
+			p.off += e.start
+			return emit(p)
 		})
 		if err != nil {
 			return err
@@ -354,17 +391,18 @@ func (d *Disk) scan(ctx context.Context, off, end int64, emit func(kind grainKin
 	return nil
 }
 
-// emit passes on what a scan found, from the parent where the image lacks it.
-func (d *Disk) emit(ctx context.Context, out *image.Merger, kind grainKind, off, n int64) error {
+// emit adds a piece of this image to out. If the image does not have the piece,
+// it adds the extents of the parent.
+func (d *Disk) emit(ctx context.Context, out *image.Merger, p piece) error {
 	switch {
-	case kind == dataGrain:
-		return out.Add(source.Extent{Off: off, Len: n})
-	case kind == zeroGrain:
-		return out.Add(source.Extent{Off: off, Len: n, Kind: source.Zero})
+	case p.kind == dataGrain:
+		return out.Add(source.Extent{Off: p.off, Len: p.n})
+	case p.kind == zeroGrain:
+		return out.Add(source.Extent{Off: p.off, Len: p.n, Kind: source.Zero})
 	case d.parent == nil:
 		e := d.lacks
-		e.Off, e.Len = off, n
+		e.Off, e.Len = p.off, p.n
 		return out.Add(e)
 	}
-	return out.AddParent(ctx, d.parent, off, n)
+	return out.AddParent(ctx, d.parent, p.off, p.n)
 }

@@ -3,16 +3,17 @@ package vmdk
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/vddkcp/vddkcp/internal/image"
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// flat is a FLAT or VMFS extent: the bytes of a file, from start on.
+// flat is a FLAT or VMFS extent: size bytes of a file, from the offset start on.
 type flat struct {
-	name        string
+	name        string // as errors call the file
 	file        source.Disk
-	start, size int64 // bytes, in the file
+	start, size int64 // bytes
 }
 
 func newFlat(name string, f source.Disk, e extentLine) (*flat, error) {
@@ -30,23 +31,32 @@ func (x *flat) readAt(p []byte, off int64) error {
 	return nil
 }
 
-func (x *flat) scan(ctx context.Context, off, end int64, emit func(grainKind, int64, int64) error) error {
+func (x *flat) scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error {
 	for e, err := range x.file.Extents(ctx, x.start+off, end-off) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", x.name, err)
 		}
-		kind := dataGrain
+		p := piece{kind: dataGrain, off: e.Off - x.start, n: e.Len}
 		if e.Kind == source.Zero {
-			kind = zeroGrain
+			p.kind = zeroGrain
 		}
-		if err := emit(kind, e.Off-x.start, e.Len); err != nil {
+		if want == places {
+			err = p.emitPlaces(x.file, e.Off, emit)
+		} else {
+			err = emit(p)
+		}
+		if err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// zeros is a ZERO extent. It reads as zeros also where there is a parent.
+func (x *flat) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
+	return image.InFile(x.file, x.start+off, x.size-off)
+}
+
+// zeros is a ZERO extent. It reads as zeros even if the image has a parent.
 type zeros struct{}
 
 func (zeros) readAt(p []byte, _ int64) error {
@@ -54,23 +64,23 @@ func (zeros) readAt(p []byte, _ int64) error {
 	return nil
 }
 
-func (zeros) scan(_ context.Context, off, end int64, emit func(grainKind, int64, int64) error) error {
-	return emit(zeroGrain, off, end-off)
+func (zeros) scan(_ context.Context, off, end int64, _ detail, emit func(piece) error) error {
+	return emit(piece{kind: zeroGrain, off: off, n: end - off})
 }
 
-// noAccess is an extent that the descriptor forbids to read. Its file is not
-// opened, and zeros in its place would be invented.
+// noAccess is an extent that the descriptor marks as NOACCESS. Its file is not
+// opened, and reads of the extent fail: returning zeros would make up content.
 type noAccess struct {
-	path string
+	path string // of the descriptor
 	line extentLine
-	base int64
+	base int64 // offset of the extent in the disk, bytes
 }
 
 func (x *noAccess) readAt(_ []byte, off int64) error {
 	return fmt.Errorf("%s: the extent of disk offset %d is declared NOACCESS in line %d of the descriptor: it can't be read", x.path, x.base+off, x.line.line)
 }
 
-// scan calls it data, so that a copy comes to the error of readAt.
-func (x *noAccess) scan(_ context.Context, off, end int64, emit func(grainKind, int64, int64) error) error {
-	return emit(dataGrain, off, end-off)
+// scan reports data, so that a copy reads the extent and gets the error.
+func (x *noAccess) scan(_ context.Context, off, end int64, _ detail, emit func(piece) error) error {
+	return emit(piece{kind: dataGrain, off: off, n: end - off})
 }

@@ -2,84 +2,81 @@ package vmdk
 
 import (
 	"fmt"
-	"math/bits"
 
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// openSparse takes f, which begins with a sparse header, as the extent that
-// has want bytes of the disk (0: what the header says).
-func openSparse(name string, f source.Disk, want int64) (*sparse, error) {
-	h, footer, err := findHeader(f)
+// emptySlack is how many bytes the file of an empty disk may have after its
+// metadata and one grain directory: markers, a footer, and padding that a
+// transfer added.
+const emptySlack = footerSearch
+
+// hosted is the index of a hosted sparse extent, streamOptimized ones included
+// ("Virtual Disk Format 5.0", Hosted Sparse Extents). Such an extent may have a
+// redundant grain directory, with a second set of grain tables.
+type hosted struct {
+	tables
+	metadataEnd int64 // offset where the metadata ends (overHead), bytes; 0: not known
+	compressed  bool  // grains are compressed, and the tables lie between them
+}
+
+// openHosted opens the extent in f, which begins with a hosted sparse header.
+// want is the number of bytes of the disk that the extent must have, 0 if the
+// header decides.
+func openHosted(name string, f source.Disk, want int64) (*sparse, error) {
+	s, err := newHosted(newGrainFile(name, f), want)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	first, err := readHeader(f)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	s := &sparse{name: name, file: f, fileSize: f.Size(), fileKind: kindSparse, header: h, entryShift: 2}
-	s.fixed = append(first.regions(s.fileSize), region{"footer", footer, footer + headerSize})
-	if footer == 0 {
-		s.fixed = s.fixed[:len(s.fixed)-1]
-	}
-	if err := s.init(want, footer); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return s, nil
 }
 
-// init checks the header, which is at the offset footer or, where that is 0,
-// at the start of the file.
-func (s *sparse) init(want, footer int64) error {
-	if err := s.check(s.fileSize); err != nil {
-		return err
+func newHosted(f *grainFile, want int64) (*sparse, error) {
+	// The directory is where h says, which may be the footer. The header at the
+	// start of the file says where the descriptor is.
+	h, footer, err := findHeader(f.file)
+	if err != nil {
+		return nil, err
 	}
-	if err := s.fit(want); err != nil {
-		return err
+	first, err := readHeader(f.file)
+	if err != nil {
+		return nil, err
 	}
-	s.metadata = append([]region{{"metadata (overHead)", 0, max(int64(s.overhead), 1) * sectorSize}}, s.fixed...)
-	if s.flags&flagRedundant != 0 && s.redundantOffset != 0 {
-		// Damage of the redundant directory matters only where the primary one
-		// is damaged as well.
-		s.redundant, _ = s.locate("redundant grain directory", s.redundantOffset)
+	if err := h.check(f.fileSize); err != nil {
+		return nil, err
 	}
-	if s.redundant.at == 0 && !s.hasDirectory() && s.marked() {
-		end, err := streamEnd(s.file, footer)
-		if err == nil {
-			err = s.readMarkers(end)
+	g, err := newGeometry(h.capacity, h.grain, want)
+	if err != nil {
+		return nil, err
+	}
+	entries := &sectorEntries{grain: h.grain, zeroGrain: h.flags&flagZeroGrain != 0}
+	x := &hosted{
+		tables:      newTables(f, g, entries, sectorEntryShift, uint64(h.tableEntries)),
+		metadataEnd: int64(h.overhead) * sectorSize,
+		compressed:  h.compressed(),
+	}
+	x.fixed = first.regions(f.fileSize)
+	if footer != 0 {
+		x.fixed = append(x.fixed, region{"footer", footer, footer + headerSize})
+	}
+	x.metadata = append([]region{{"metadata (overHead)", 0, max(int64(h.overhead), 1) * sectorSize}}, x.fixed...)
+	s := &sparse{grainFile: f, geometry: g, index: x, compressed: h.compressed(), marked: h.marked()}
+	if h.flags&flagRedundant != 0 && h.redundantOffset != 0 {
+		// Damage of the redundant directory matters only if the primary one is
+		// damaged as well.
+		x.redundant, _ = x.locate(&h, "redundant grain directory", h.redundantOffset)
+	}
+	if x.redundant.at == 0 && !h.hasDirectory() && h.marked() {
+		if s.index, err = openMarkers(f, g, &h, footer, x.metadata); err != nil {
+			return nil, fmt.Errorf("it has no grain directory, and without one only a whole stream can be read: %w", err)
 		}
-		if err != nil {
-			return fmt.Errorf("it has no grain directory, and without one only a whole stream can be read: %w", err)
-		}
-		return nil
+		return s, nil
 	}
-	return s.initDirectories()
+	return s, x.initDirectories(&h, entries)
 }
 
-// fit sets the sizes, of a header that is checked, to have want bytes of the
-// disk (0: what the header says).
-func (s *sparse) fit(want int64) error {
-	s.grainSize = int64(s.grain) * sectorSize
-	s.grainShift = uint(bits.TrailingZeros64(uint64(s.grainSize)))
-	s.size = int64(s.capacity) * sectorSize
-	if want > 0 {
-		// Some writers round the capacity up to whole grains. Any other
-		// difference would move what follows, or leave a gap.
-		if want > s.size || s.size-want >= s.grainSize {
-			return fmt.Errorf("its header has a capacity of %d sectors, the descriptor gives the extent %d", s.capacity, want/sectorSize)
-		}
-		s.size = want
-	}
-	return nil
-}
-
-// emptySlack is how many bytes the file of an empty disk may have behind its
-// metadata and a directory: markers, a footer, and what a transfer has added.
-const emptySlack = footerSearch
-
-// regions are the parts of a file of fileSize bytes that the header at its
-// start occupies or names, in which no grain directory or table can be.
+// regions returns the parts of a file of fileSize bytes that belong to the header
+// at its start and to the descriptor. No grain directory or table can be there.
 func (h *header) regions(fileSize int64) []region {
 	all := []region{{"header", 0, headerSize}}
 	limit := uint64(fileSize) / sectorSize
@@ -89,74 +86,119 @@ func (h *header) regions(fileSize int64) []region {
 	return all
 }
 
-// locate returns the grain directory that the header puts at sector, or why it
-// cannot be there.
-func (s *sparse) locate(what string, sector uint64) (directory, error) {
-	at, err := s.directory(what, sector, s.fileSize)
+// locate returns the grain directory that the header h says is at a sector, or
+// why it cannot be there.
+func (x *hosted) locate(h *header, what string, sector uint64) (directory, error) {
+	at, err := h.directory(what, sector, x.fileSize)
 	if err != nil {
 		return directory{}, err
 	}
-	end := at + s.tables()<<s.entryShift
-	if r, ok := within(s.fixed, at, end); ok {
+	end := at + x.directorySize()
+	if r, ok := within(x.fixed, at, end); ok {
 		return directory{}, fmt.Errorf("the %s at sector %d, bytes %d to %d of the file, lies in the %s, bytes %d to %d: the header is damaged", what, sector, at, end, r.what, r.start, r.end)
 	}
 	return directory{what: what, at: at}, nil
 }
 
-// initDirectories finds the grain directory of a hosted sparse extent, whose
-// redundant one is found already, if there is one.
-func (s *sparse) initDirectories() error {
-	primary, err := s.locate("grain directory", s.directoryOffset)
+// initDirectories finds the primary grain directory and reads both. The redundant
+// one, if there is any, has been found.
+func (x *hosted) initDirectories(h *header, entries *sectorEntries) error {
+	primary, err := x.locate(h, "grain directory", h.directoryOffset)
 	switch {
 	case err == nil:
-	case s.redundant.at == 0:
+	case x.redundant.at == 0:
 		return err
 	default:
-		s.warn("all grain tables are read through the redundant grain directory at offset %d: %w", s.redundant.at, err)
-		primary, s.redundant = s.redundant, directory{}
+		x.warn("all grain tables are read through the redundant grain directory at offset %d: %w", x.redundant.at, err)
+		primary, x.redundant = x.redundant, directory{}
 	}
-	s.primary = primary
-	size := s.tables() << s.entryShift
+	x.primary = primary
+	size := x.directorySize()
 	own := region{primary.what, primary.at, primary.at + size}
-	s.fixed, s.metadata = append(s.fixed, own), append(s.metadata, own)
-	if r := s.redundant.at; r == primary.at {
-		s.redundant = directory{} // one directory under two names
+	x.fixed, x.metadata = append(x.fixed, own), append(x.metadata, own)
+	if r := x.redundant.at; r == primary.at {
+		x.redundant = directory{} // the header names one directory twice
 	} else if r != 0 {
-		other := region{s.redundant.what, r, r + size}
+		other := region{x.redundant.what, r, r + size}
 		if err := disjoint([]region{own, other}); err != nil {
 			return err
 		}
-		s.fixed, s.metadata = append(s.fixed, other), append(s.metadata, other)
+		x.fixed, x.metadata = append(x.fixed, other), append(x.metadata, other)
 	}
-	return s.indexTables()
+	if !x.checkable() {
+		x.redundant = directory{}
+		return nil
+	}
+	if !x.compressed {
+		x.overlaps = newOverlapCheck(entries, x.count)
+	}
+	return x.indexDirectories()
 }
 
-// compareDirectories finds out whether the redundant directory has what the
-// primary one lacks, and says so in a warning.
-func (s *sparse) compareDirectories() {
+// indexDirectories reads the grain directories once, so that the following is
+// known before the first read: tables that overlap, the places where no grain can
+// be, and which tables must be read through the redundant directory. It reports
+// no other damage: a read does that when it reaches the damage.
+func (x *hosted) indexDirectories() error {
+	known, behind, first := 0, 0, int64(0)
+	err := x.indexDirectory(&x.primary, func(start, end int64) {
+		known++
+		if end > x.metadataEnd {
+			if behind++; behind == 1 {
+				first = start
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if behind > 0 && x.metadataEnd > 0 && !x.compressed {
+		// A damaged entry that points to zeros in a grain looks like the entry of
+		// a table that was moved.
+		x.warn("%d of %d grain tables lie behind the metadata (overHead), which ends at offset %d, the first at offset %d: if the disk has zeros where there should be data, the grain directory is damaged", behind, x.count, x.metadataEnd, first)
+	}
+	if x.redundant.at != 0 {
+		if err := x.indexDirectory(&x.redundant, func(int64, int64) {}); err != nil {
+			return err
+		}
+	} else if size := x.directorySize(); known == 0 {
+		if extra := x.fileSize - max(x.metadataEnd, x.primary.at+size) - size; extra > emptySlack {
+			x.warn("the grain directory at offset %d has no grain table, and the file has %d more bytes than an empty disk needs: if the disk should have data, the directory is damaged", x.primary.at, extra)
+		}
+	}
+	x.replaceLoose()
+	if x.redundant.at != 0 {
+		x.compareDirectories()
+	}
+	return nil
+}
+
+// compareDirectories checks whether the redundant directory has tables that the
+// primary one lacks. If so, it sets fallback and adds a warning.
+func (x *hosted) compareDirectories() {
 	n := int64(0)
 	var first error
-	s.eachTable(func(i int64, read func(*directory) (int64, error)) {
-		at, err := read(&s.primary)
-		if why := s.replaced[i]; why != nil {
-			at, err = 0, why
+	x.eachTable(func(i int64, read func(*directory) (int64, error)) {
+		at, err := read(&x.primary)
+		if why := x.replaced[i]; why != nil {
+			at, err = noTable, why
 		}
-		if err == nil && at != 0 {
+		if err == nil && at != noTable {
 			return
 		}
-		redundant, damaged := read(&s.redundant)
-		if damaged != nil || redundant == 0 && err == nil {
+		redundant, damaged := read(&x.redundant)
+		if damaged != nil || redundant == noTable && err == nil {
 			return
 		}
 		if n++; n > 1 {
 			return
 		}
 		if first = err; err == nil {
-			first = fmt.Errorf("the grain directory's entry at offset %d, of grain table %d, is 0, and in the redundant grain directory it is not", s.primary.at+i<<s.entryShift, i)
+			first = fmt.Errorf("the grain directory's entry at offset %d, of grain table %d, is 0, and in the redundant grain directory it is not", x.primary.at+i<<x.shift, i)
 		}
 	})
 	if n > 0 {
-		s.fallback = true
-		s.warn("the grain directory is damaged: %d of %d grain tables are read through the redundant grain directory; the first: %w", n, s.tables(), first)
+		x.fallback = true
+		x.warn("the grain directory is damaged: %d of %d grain tables are read through the redundant grain directory; the first: %w", n, x.count, first)
 	}
 }

@@ -97,9 +97,9 @@ func (d *Disk) ReadUncached() {
 	image.ReadUncached(append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }
 
-// InFile implements source.InFile for flat extents and for grains that are not
-// compressed, in this image or a parent. Places that can't be right are left
-// out.
+// InFile implements [source.InFile] for flat extents and for grains that are not
+// compressed, in this image or a parent. It returns no place for damaged entries
+// of grain tables.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
@@ -116,30 +116,4 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 		return nil, 0, 0, false
 	}
 	return f, pos, n, true
-}
-
-func (x *flat) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
-	return image.InFile(x.file, x.start+off, x.size-off)
-}
-
-// inFile looks no further than to the end of the entries at hand.
-func (s *sparse) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
-	g := off >> s.grainShift
-	r, err := s.run(g, 1, nil)
-	if err != nil {
-		return nil, 0, s.part(g) - off&(s.grainSize-1), false
-	}
-	kind, start, next := s.stretch(&r, 0, r.n)
-	n = min(s.size, (g+next)<<s.grainShift) - off
-	switch {
-	case kind == absentGrain && s.disk.parent != nil && s.base+off < s.disk.parent.Size():
-		return image.InFile(s.disk.parent, s.base+off, n)
-	case kind == dataGrain && !s.compressed():
-		pos = start + off&(s.grainSize-1)
-		if s.checkPlace(start, pos+n, off) != nil {
-			return nil, 0, n, false
-		}
-		return image.InFile(s.file, pos, n)
-	}
-	return nil, 0, n, false
 }

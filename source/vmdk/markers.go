@@ -14,25 +14,26 @@ import (
 )
 
 const (
-	// stretchGrains is of how many grains the places are found out at once:
-	// 128 MiB of a disk with grains of 64 KiB.
-	stretchGrains = 2048
+	// rangeGrains is the number of grains in a range. The markers of a range are
+	// read together. With grains of 64 KiB, a range is 128 MiB of the disk.
+	rangeGrains = 2048
 
-	// maxStretches bounds the index of one extent, and indexBudget those of an
-	// image with its parents, each of 24 bytes: up to 4 TiB with grains of
-	// 64 KiB each stretch has one.
-	maxStretches = 32 << 10
-	indexBudget  = 2 * maxStretches
+	// maxStretches bounds the stretches of one extent, and stretchBudget those
+	// of an image with its parents, at 24 bytes each. Up to 4 TiB of disk with
+	// grains of 64 KiB, each range has a stretch of its own.
+	maxStretches  = 32 << 10
+	stretchBudget = 2 * maxStretches
 
-	// Where markers lie closer together than this, many are read at once;
-	// otherwise reading what is between costs more than another call.
+	// If markers lie closer together than closeMarkers, one read fetches
+	// several of them. Otherwise the bytes between them would cost more than
+	// another read.
 	closeMarkers = 8 << 10  // bytes
-	markerWindow = 64 << 10 // bytes
+	markerWindow = 64 << 10 // bytes, the largest read
 )
 
-// The types of a marker that is not of a grain ("Virtual Disk Format 5.0",
-// Stream-Optimized Compressed Sparse Extents, Markers). A progress marker is in
-// VMware's headers, not in its document; hosts send it while an export goes on.
+// Types of markers that do not belong to a grain ("Virtual Disk Format 5.0",
+// Stream-Optimized Compressed Sparse Extents, Markers). The progress marker is
+// in VMware's headers, but not in that document. Hosts send it during an export.
 const (
 	markerEnd = iota
 	markerTable
@@ -41,35 +42,74 @@ const (
 	markerProgress
 )
 
-// markerIndex says where the grains of a stream without a grain directory are.
-// It has not each of them, but where the markers of a stretch begin; what is
-// between is read again when it is needed.
-type markerIndex struct {
-	end   int64 // offset in the file of the end-of-stream marker
-	list  []stretch
-	every int64 // of how many ranges of stretchGrains the first one is in list
-	added int64 // ranges so far
-	last  int64 // grain
+// markers is the index of a stream of compressed grains that has no grain
+// directory. Each grain begins with a marker that says which grain it is. Opening
+// the extent reads all markers, but keeps only the places where stretches of them
+// begin. The other markers are read again when they are needed.
+type markers struct {
+	*grainFile
+	geometry
+	entries  sectorEntries
+	metadata []region // places where no grain can be
+	end      int64    // offset of the end-of-stream marker in the file, bytes
 
-	// mu is held while markers are read again, so that readers of a stretch do
-	// it once. Where that came to is kept, since what follows is often wanted
-	// next: behind from, the first grain is next, whose marker is at pos.
-	mu              sync.Mutex
-	from, next, pos int64
+	list  []stretch // ascending
+	every int64     // list has a stretch for every nth range that has grains
+	added int64     // ranges with grains that add has seen
+	last  int64     // number of the last grain that add has seen
+
+	// mu is held while markers are read again, so that concurrent readers of a
+	// range read its markers once. The position is kept, because the next range
+	// is often read next.
+	mu   sync.Mutex
+	from int64 // first grain after the range that was read last
+	next int64 // first grain from there on that the file holds
+	pos  int64 // offset of its marker in the file, bytes; 0: not known
 }
 
-// stretch is a part of the markers, up to the next stretch. Its first one is
-// the first that its range of stretchGrains grains has.
+// stretch is a part of the stream, up to the next stretch. It begins with the
+// first grain that a range has.
 type stretch struct {
-	first int64 // grain
-	pos   int64 // offset of its marker in the file
-	n     int64 // it has the n grains from the first on and no other; 0: some, with gaps
+	first int64 // number of its first grain
+	pos   int64 // offset of the marker of that grain in the file, bytes
+	n     int64 // the stretch consists of n grains without gaps; 0: it has gaps
 }
 
-// add notes a grain that follows those before.
-func (x *markerIndex) add(g, pos int64) {
+// openMarkers reads the markers of a stream with the header h, whose footer is at
+// the given offset (0: there is none). The stream is accepted only if every byte
+// is accounted for, from the descriptor to the end-of-stream marker.
+func openMarkers(f *grainFile, g geometry, h *header, footer int64, metadata []region) (*markers, error) {
+	end, err := streamEnd(f.file, footer)
+	if err != nil {
+		return nil, err
+	}
+	if h.flags&flagZeroGrain != 0 {
+		return nil, fmt.Errorf("flags %#x say that grains may be marked as zeros, and the grain tables that would say which are missing", h.flags)
+	}
+	start, err := h.firstMarker(f.file, end)
+	if err != nil {
+		return nil, err
+	}
+	x := &markers{grainFile: f, geometry: g, entries: sectorEntries{grain: g.grain}, metadata: metadata, end: end, every: 1}
+	r := x.readerAt(start)
+	defer r.release()
+	for {
+		g, pos, err := r.next()
+		if err != nil {
+			return nil, err
+		}
+		if g < 0 {
+			return x, nil
+		}
+		x.add(g, pos)
+	}
+}
+
+// add records grain g, whose marker is at the offset pos. Its number is higher than
+// those before.
+func (x *markers) add(g, pos int64) {
 	last := len(x.list) - 1
-	if last < 0 || g/stretchGrains != x.last/stretchGrains {
+	if last < 0 || g/rangeGrains != x.last/rangeGrains {
 		if x.added%x.every == 0 {
 			if len(x.list) == maxStretches {
 				x.thin()
@@ -91,8 +131,8 @@ func (x *markerIndex) add(g, pos int64) {
 	}
 }
 
-// thin joins each stretch with the next one.
-func (x *markerIndex) thin() {
+// thin halves the list: it joins each second stretch with the one before.
+func (x *markers) thin() {
 	x.every *= 2
 	joined := x.list[:0]
 	for i := 0; i < len(x.list); i += 2 {
@@ -110,28 +150,28 @@ func (x *markerIndex) thin() {
 	x.list = joined
 }
 
-// share thins the index, so that all that share m keep within the budget.
-func (x *markerIndex) share(m *memory) {
+// share thins the list until all indexes that share m keep the budget.
+func (x *markers) share(m *memory) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for len(x.list) > 1 && int64(len(x.list)) > (indexBudget-m.stretches.Load())/2 {
+	for len(x.list) > 1 && int64(len(x.list)) > (stretchBudget-m.stretches.Load())/2 {
 		x.thin()
 	}
-	x.list = slices.Clone(x.list) // without room for more
+	x.list = slices.Clone(x.list) // to free the unused capacity
 	m.stretches.Add(int64(len(x.list)))
 }
 
-// find returns the index of the stretch that has grain g, or may have it: -1
-// where there is none before.
-func (x *markerIndex) find(g int64) int {
+// find returns the index of the stretch that may have grain g, the last one that
+// begins at or before g. It returns -1 if there is none.
+func (x *markers) find(g int64) int {
 	return sort.Search(len(x.list), func(i int) bool { return x.list[i].first > g }) - 1
 }
 
-// streamEnd returns where the end-of-stream marker of f must be: behind its
-// footer, which is at the offset footer, or at the end of the file.
+// streamEnd returns the offset where the end-of-stream marker of f must be, in
+// bytes: after the footer, or at the end of the file if the footer's offset is 0.
 //
-// The marker is nothing but a sector of zeros. A file whose end was lost may
-// end in many of them, so it is no proof of a whole stream in any other place.
+// The marker is a sector of zeros. A file that lost its end may be filled up with
+// zeros, so a marker in another place does not prove that the stream is whole.
 func streamEnd(f source.Disk, footer int64) (int64, error) {
 	size := f.Size()
 	end := size - sectorSize
@@ -151,52 +191,26 @@ func streamEnd(f source.Disk, footer int64) (int64, error) {
 	return end, nil
 }
 
-// readMarkers makes the index of a stream that has no grain directory, and
-// whose end-of-stream marker must be at end. It takes the stream only where all
-// of it is accounted for: from the descriptor to that marker.
-func (s *sparse) readMarkers(end int64) error {
-	if s.flags&flagZeroGrain != 0 {
-		return fmt.Errorf("flags %#x say that grains may be marked as zeros, and the grain tables that would say which are missing", s.flags)
-	}
-	start, err := s.firstMarker(end)
-	if err != nil {
-		return err
-	}
-	x := &markerIndex{end: end, every: 1}
-	s.markers = x
-	r := s.readerAt(start)
-	defer r.release()
-	for {
-		g, pos, err := r.next()
-		if err != nil {
-			return err
-		}
-		if g < 0 {
-			return nil
-		}
-		x.add(g, pos)
-	}
-}
-
-// firstMarker returns the offset of the first marker. What is between the
-// descriptor and it must be zeros, lest grains are passed over.
-func (s *sparse) firstMarker(end int64) (int64, error) {
+// firstMarker returns the offset of the first marker of the stream in f, which
+// ends at the offset end. The bytes between the descriptor and the first marker
+// must be zeros, so that no grain is skipped.
+func (h *header) firstMarker(f source.Disk, end int64) (int64, error) {
 	limit := uint64(end) / sectorSize
 	from := uint64(1)
-	if s.descriptorSize > 0 {
-		if s.descriptorOffset > limit || s.descriptorSize > limit-s.descriptorOffset {
-			return 0, fmt.Errorf("its descriptor at sector %d has %d sectors, the stream ends at sector %d: it is truncated", s.descriptorOffset, s.descriptorSize, limit)
+	if h.descriptorSize > 0 {
+		if h.descriptorOffset > limit || h.descriptorSize > limit-h.descriptorOffset {
+			return 0, fmt.Errorf("its descriptor at sector %d has %d sectors, the stream ends at sector %d: it is truncated", h.descriptorOffset, h.descriptorSize, limit)
 		}
-		from = max(from, s.descriptorOffset+s.descriptorSize)
+		from = max(from, h.descriptorOffset+h.descriptorSize)
 	}
-	if s.overhead > limit {
-		return 0, fmt.Errorf("the metadata (overHead) end at sector %d, the stream at sector %d: it is truncated", s.overhead, limit)
+	if h.overhead > limit {
+		return 0, fmt.Errorf("the metadata (overHead) end at sector %d, the stream at sector %d: it is truncated", h.overhead, limit)
 	}
-	start := int64(max(from, s.overhead)) * sectorSize
+	start := int64(max(from, h.overhead)) * sectorSize
 	b := make([]byte, markerWindow)
 	for off := int64(from) * sectorSize; off < start; off += int64(len(b)) {
 		b = b[:min(int64(len(b)), start-off)]
-		if err := image.ReadFull(s.file, b, off); err != nil {
+		if err := image.ReadFull(f, b, off); err != nil {
 			return 0, err
 		}
 		if !zero.Is(b) {
@@ -209,27 +223,27 @@ func (s *sparse) firstMarker(end int64) (int64, error) {
 
 // markerReader reads markers one after another.
 type markerReader struct {
-	*sparse
-	pos  int64 // of the next marker
-	last int64 // grain, -1: none
-	at   int64 // of its marker
+	index *markers
+	pos   int64 // offset of the next marker in the file, bytes
+	last  int64 // number of the last grain, -1 before the first one
+	at    int64 // offset of the marker of that grain
 
 	scratch *unpacker
-	window  []byte // what the file has at off
+	window  []byte // bytes of the file from the offset off on
 	off     int64
-	served  int64 // markers of the window
+	served  int64 // number of markers that the window has served
 }
 
-func (s *sparse) readerAt(pos int64) *markerReader {
-	return &markerReader{sparse: s, pos: pos, last: -1, off: pos, scratch: unpackers.Get().(*unpacker)}
+func (x *markers) readerAt(pos int64) *markerReader {
+	return &markerReader{index: x, pos: pos, last: -1, off: pos, scratch: unpackers.Get().(*unpacker)}
 }
 
 func (r *markerReader) release() { unpackers.Put(r.scratch) }
 
-// next returns the number of the next grain and the offset of its marker, or
-// -1 at the end of the stream.
+// next returns the number of the next grain and the offset of its marker. At the
+// end of the stream it returns the number -1.
 func (r *markerReader) next() (g, pos int64, err error) {
-	end := r.markers.end
+	end := r.index.end
 	for {
 		if err := r.fill(); err != nil {
 			return 0, 0, fmt.Errorf("marker at offset %d: %w", r.pos, err)
@@ -268,29 +282,31 @@ func (r *markerReader) next() (g, pos int64, err error) {
 	}
 }
 
-// checkGrain returns the number of the grain whose marker is at r.pos.
+// checkGrain returns the number of the grain whose marker is at r.pos. lba is the
+// grain's first sector in the extent, size is its number of compressed bytes.
 func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
-	end := r.markers.end
+	x, end := r.index, r.index.end
 	switch {
-	case lba >= r.capacity:
-		return 0, fmt.Errorf("it is of sector %d, the extent has %d: the file is damaged", lba, r.capacity)
-	case lba%r.grain != 0:
-		return 0, fmt.Errorf("it is of sector %d, want a multiple of the grain size of %d: the file is damaged", lba, r.grain)
-	case markerSize+size > r.maxPacked():
-		return 0, fmt.Errorf("it gives %d compressed bytes, want 1 to %d for a grain of %d bytes: the file is damaged", size, r.maxPacked()-markerSize, r.grainSize)
+	case lba >= x.capacity:
+		return 0, fmt.Errorf("it is of sector %d, the extent has %d: the file is damaged", lba, x.capacity)
+	case lba%x.grain != 0:
+		return 0, fmt.Errorf("it is of sector %d, want a multiple of the grain size of %d: the file is damaged", lba, x.grain)
+	case markerSize+size > x.maxPacked():
+		return 0, fmt.Errorf("it gives %d compressed bytes, want 1 to %d for a grain of %d bytes: the file is damaged", size, x.maxPacked()-markerSize, x.grainSize)
 	case r.pos+markerSize+size > end:
 		return 0, fmt.Errorf("its %d compressed bytes end at %d, past the end of the stream at offset %d: the file is truncated or damaged", size, r.pos+markerSize+size, end)
 	case r.pos/sectorSize > math.MaxUint32:
 		return 0, fmt.Errorf("it lies past the 2 TiB that a sparse extent's sector numbers reach")
 	}
-	g := int64(lba / r.grain)
+	g := int64(lba / x.grain)
 	if g <= r.last {
-		return 0, fmt.Errorf("it is of sector %d, the one before at offset %d of sector %d: without grain tables they must ascend", lba, r.at, uint64(r.last)*r.grain)
+		return 0, fmt.Errorf("it is of sector %d, the one before at offset %d of sector %d: without grain tables they must ascend", lba, r.at, uint64(r.last)*x.grain)
 	}
 	return g, nil
 }
 
-// fill makes the window have the marker at pos.
+// fill reads a new window if the old one does not have the marker at pos. It reads
+// more than one marker at once if those before were close together.
 func (r *markerReader) fill() error {
 	have := int64(len(r.window))
 	if r.pos-r.off+sectorSize <= have {
@@ -301,55 +317,57 @@ func (r *markerReader) fill() error {
 	if r.served > 0 && (r.pos-r.off)/r.served <= closeMarkers {
 		size = min(max(2*have, closeMarkers), markerWindow)
 	}
-	r.scratch.packed = image.Grow(r.scratch.packed, min(size, r.fileSize-r.pos))
+	r.scratch.packed = image.Grow(r.scratch.packed, min(size, r.index.fileSize-r.pos))
 	r.window, r.off, r.served = r.scratch.packed, r.pos, 1
-	return image.ReadFull(r.file, r.window, r.pos)
+	return image.ReadFull(r.index.file, r.window, r.pos)
 }
 
-// markerRun is run for a stream without grain tables. A scan needs to know
-// where there are grains, not where in the file.
-func (s *sparse) markerRun(g, want int64, scan bool) (run, error) {
-	number, in := g/stretchGrains, g%stretchGrains
-	if entries := s.mem.Cached(s.id, number); entries != nil && !scan {
-		return entriesFrom(entries, in), nil
+func (x *markers) run(g, most int64, hole *fileHole) (run, error) {
+	scan := hole != nil // a scan needs the kinds of grains, but not their places
+	number, in := g/rangeGrains, g%rangeGrains
+	if entries := x.mem.Cached(x.id, number); entries != nil && !scan {
+		return x.runOf(entries, in), nil
 	}
-	known, n := s.markers.known(g, s.grains())
-	n = min(n, max(want, stretchGrains))
+	known, n := x.known(g)
+	n = min(n, max(most, rangeGrains))
 	switch {
 	case known == absentGrain && n > 0:
 		return run{n: n}, nil
 	case known == dataGrain && scan:
-		return run{n: n, like: math.MaxUint32}, nil
+		return run{n: n, kind: dataGrain}, nil
 	}
-	entries, err := s.places(number)
+	entries, err := x.places(number)
 	if err != nil {
-		return run{}, fmt.Errorf("%s: %w", s.name, err)
+		return run{}, fmt.Errorf("%s: %w", x.name, err)
 	}
-	return entriesFrom(entries, in), nil
+	return x.runOf(entries, in), nil
 }
 
-// entriesFrom makes a run of a range's entries from the i-th on.
-func entriesFrom(entries []byte, i int64) run {
-	entries = entries[i*4:]
-	r := run{n: int64(len(entries) / 4), entries: entries}
-	if zero.Is(entries) {
-		r.entries = nil
+// runOf returns the run that begins with grain i of a range, whose entries are
+// given.
+func (x *markers) runOf(entries []byte, i int64) run {
+	entries = entries[i<<sectorEntryShift:]
+	r := run{n: int64(len(entries)) >> sectorEntryShift}
+	if !zero.Is(entries) {
+		r.entries, r.format = entries, &x.entries
 	}
 	return r
 }
 
-// known tells without reading what the n grains from g on are, of the grains of
-// the extent, where n is not 0.
-func (x *markerIndex) known(g, grains int64) (kind grainKind, n int64) {
+func (x *markers) occupied(start, end int64) (region, bool) { return within(x.metadata, start, end) }
+
+// known returns the kind of the n grains from g on, if that is known without
+// reading. Otherwise n is 0.
+func (x *markers) known(g int64) (kind grainKind, n int64) {
 	x.mu.Lock()
 	if g >= x.from && g < x.next {
-		n = min(x.next, grains) - g
+		n = min(x.next, x.grains()) - g
 	}
 	x.mu.Unlock()
 	if n > 0 {
 		return absentGrain, n
 	}
-	i, next := x.find(g), grains
+	i, next := x.find(g), x.grains()
 	if i+1 < len(x.list) {
 		next = min(next, x.list[i+1].first)
 	}
@@ -366,24 +384,23 @@ func (x *markerIndex) known(g, grains int64) (kind grainKind, n int64) {
 	return absentGrain, next - g
 }
 
-// places returns where in the file the grains of a range of stretchGrains are,
-// as a grain table has it.
-func (s *sparse) places(number int64) ([]byte, error) {
-	x := s.markers
+// places returns the table entries of all grains of a range. It reads the markers
+// of the range, unless the entries are cached.
+func (x *markers) places(number int64) ([]byte, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if entries := s.mem.Cached(s.id, number); entries != nil {
+	if entries := x.mem.Cached(x.id, number); entries != nil {
 		return entries, nil
 	}
-	first := number * stretchGrains
-	stop := min(first+stretchGrains, s.grains())
-	entries := make([]byte, (stop-first)*4)
+	first := number * rangeGrains
+	stop := min(first+rangeGrains, x.grains())
+	entries := make([]byte, (stop-first)<<sectorEntryShift)
 	if i := x.find(stop - 1); i >= 0 {
 		from := x.list[i].pos
 		if x.pos > 0 && x.next >= x.list[i].first && x.next < stop {
 			from = x.pos
 		}
-		r := s.readerAt(from)
+		r := x.readerAt(from)
 		defer r.release()
 		for {
 			g, pos, err := r.next()
@@ -398,10 +415,10 @@ func (s *sparse) places(number int64) ([]byte, error) {
 				break
 			}
 			if g >= first {
-				binary.LittleEndian.PutUint32(entries[(g-first)*4:], uint32(pos/sectorSize))
+				binary.LittleEndian.PutUint32(entries[(g-first)<<sectorEntryShift:], uint32(pos/sectorSize))
 			}
 		}
 	}
-	s.mem.Put(s.id, number, entries)
+	x.mem.Put(x.id, number, entries)
 	return entries, nil
 }

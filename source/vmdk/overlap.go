@@ -1,7 +1,6 @@
 package vmdk
 
 import (
-	"encoding/binary"
 	"fmt"
 	"slices"
 	"sync/atomic"
@@ -9,47 +8,51 @@ import (
 	"github.com/vddkcp/vddkcp/internal/image"
 )
 
-// soundTables notes which grain tables of an extent were found sound, a bit for
-// each. It is safe for concurrent use.
-type soundTables []atomic.Uint64
+// overlapCheck checks each grain table of an extent once, when it is first used:
+// no two grains of a table may overlap in the file. It is for grains that are
+// not compressed, since only their entries say where a grain ends. It is safe
+// for concurrent use.
+type overlapCheck struct {
+	entries *sectorEntries
+	passed  []atomic.Uint64 // a bit for each table that passed the check
+}
 
-func newSoundTables(n int64) soundTables { return make(soundTables, (n+63)/64) }
+func newOverlapCheck(entries *sectorEntries, tables int64) *overlapCheck {
+	return &overlapCheck{entries, make([]atomic.Uint64, (tables+63)/64)}
+}
 
-func (t soundTables) has(i int64) bool { return t[i/64].Load()&(1<<(i%64)) != 0 }
-
-func (t soundTables) add(i int64) { t[i/64].Or(1 << (i % 64)) }
-
-// checkOverlap returns an error if two grains of table i, which is at the offset
-// at, have bytes of the file in common: then the entry of one of them is damaged,
-// and it would read as the other's data. It reads each table once. Only tables of
-// grains that are not compressed have entries that say where a grain ends.
-func (s *sparse) checkOverlap(i, at int64) error {
-	if s.sound == nil || s.sound.has(i) {
+// check returns an error if two grains of table i, which is at the offset at,
+// overlap. Then one of the entries is damaged, and its grain would read as data
+// of the other.
+func (c *overlapCheck) check(t *tables, i, at int64) error {
+	bits, bit := &c.passed[i/64], uint64(1)<<(i%64)
+	if bits.Load()&bit != 0 {
 		return nil
 	}
-	data := make([]byte, s.tableSize(i))
-	if err := image.ReadFull(s.file, data, at); err != nil {
-		return fmt.Errorf("%s: grain table %d: %w", s.name, i, err)
+	data := make([]byte, t.tableSize(i))
+	if err := image.ReadFull(t.file, data, at); err != nil {
+		return fmt.Errorf("%s: grain table %d: %w", t.name, i, err)
 	}
-	sectors := make([]int64, 0, len(data)/4)
-	ascending, before := true, -int64(s.grain)
-	for ; len(data) > 0; data = data[4:] {
-		entry := uint64(binary.LittleEndian.Uint32(data))
-		if s.kind(entry) != dataGrain {
+	grain := int64(t.grain)
+	sectors := make([]int64, 0, len(data)>>sectorEntryShift)
+	ascending, before := true, -grain
+	for k := range int64(cap(sectors)) {
+		sector := sectorAt(data, k)
+		if c.entries.kind(sector) != dataGrain {
 			continue
 		}
-		ascending = ascending && int64(entry) >= before+int64(s.grain)
-		before = int64(entry)
+		ascending = ascending && int64(sector) >= before+grain
+		before = int64(sector)
 		sectors = append(sectors, before)
 	}
 	if !ascending {
 		slices.Sort(sectors)
 		for k := 1; k < len(sectors); k++ {
-			if sectors[k] < sectors[k-1]+int64(s.grain) {
-				return fmt.Errorf("%s: grain table %d at offset %d: two grains of %d bytes overlap, at offsets %d and %d of the file: the table is damaged", s.name, i, at, s.grainSize, sectors[k-1]*sectorSize, sectors[k]*sectorSize)
+			if sectors[k] < sectors[k-1]+grain {
+				return fmt.Errorf("%s: grain table %d at offset %d: two grains of %d bytes overlap, at offsets %d and %d of the file: the table is damaged", t.name, i, at, t.grainSize, sectors[k-1]*sectorSize, sectors[k]*sectorSize)
 			}
 		}
 	}
-	s.sound.add(i)
+	bits.Or(bit)
 	return nil
 }

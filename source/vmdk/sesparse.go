@@ -10,146 +10,191 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// VMware has not published the seSparse format. What is known of it is what
-// qemu reads (block/vmdk.c, vmdk_open_se_sparse), which its authors got from
-// files that ESXi 6.5 wrote. So what is not known is refused.
+// VMware has not published the seSparse format. This file reads what qemu reads
+// (block/vmdk.c, vmdk_open_se_sparse), whose authors examined files that ESXi 6.5
+// had written. Everything else is refused.
 const (
 	seVersion       = 0x0000000200000001
 	seVolatileMagic = 0xcafecafe
 
-	// seMaxTableSize bounds a grain table, in sectors; ESXi writes 64.
-	seMaxTableSize = maxTable * 8 / sectorSize
-	// seMaxTables bounds the grain directory. With the usual sizes it is for
-	// 512 TiB, and ESXi ends at 62.
+	// seMaxTableSize bounds a grain table, in sectors. ESXi writes tables of 64.
+	seMaxTableSize = maxTable * seEntrySize / sectorSize
+	// seMaxTables bounds the grain directory. With the usual sizes it allows
+	// disks of 512 TiB. The largest disk of ESXi has 62 TiB.
 	seMaxTables = 1 << 25
+
+	seEntryShift = 3 // base-2 logarithm of seEntrySize
+	seEntrySize  = 1 << seEntryShift
 )
 
-// The upper four bits of a grain table's entry.
+// The upper four bits of an entry of a grain table.
 const (
 	seAbsent    = 0
-	seUnmapped  = 1 // by the guest; qemu too takes it as zeros
+	seUnmapped  = 1 // the guest unmapped the grain; like qemu, this package reads zeros
 	seZeros     = 2
 	seAllocated = 3
 )
 
-// nowhere is past the end of all files.
-const nowhere = 1 << 62
+// seSparse is the index of a seSparse extent, the delta disk of ESXi 6.5 and
+// later. It has one grain directory.
+type seSparse struct{ tables }
 
-// seSparse is what is known of a seSparse extent beside what is known of all.
-type seSparse struct {
-	tablesAt  int64 // offset in the file of grain table 0, bytes
-	tables    int64 // that there is room for
-	tableSize int64 // bytes
-	grainsAt  int64 // offset in the file of grain 0, bytes
+// seEntries is the entryFormat of seSparse: little-endian numbers of 64 bits. The
+// upper four bits are the kind. The others are the number of a table or a grain
+// among those in the file.
+type seEntries struct {
+	tablesAt   int64 // offset of grain table 0 in the file, bytes
+	tables     int64 // number of tables that the file has room for
+	tableSize  int64 // bytes in a table
+	grainsAt   int64 // offset of grain 0 in the file, bytes
+	grainShift uint  // base-2 logarithm of the size of a grain in bytes
+	fileSize   int64 // bytes
 }
 
-// openSESparse takes f, which begins with the magic of a seSparse extent, as
-// the extent that has want bytes of the disk.
+// openSESparse opens the extent in f, which begins with the magic of seSparse.
+// want is the number of bytes of the disk that the extent must have.
 func openSESparse(name string, f source.Disk, want int64) (*sparse, error) {
-	s := &sparse{name: name, file: f, fileSize: f.Size(), fileKind: kindSESparse, entryShift: 3}
-	if err := s.initSESparse(want); err != nil {
+	s, err := newSESparse(newGrainFile(name, f), want)
+	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return s, nil
 }
 
-func (s *sparse) initSESparse(want int64) error {
-	var b [sectorSize]byte
-	if s.fileSize < int64(len(b)) {
-		return fmt.Errorf("the seSparse header at offset 0 needs %d bytes, the file has %d: it is truncated", len(b), s.fileSize)
+// seHeader is the first sector of a seSparse extent. All fields are little-endian
+// numbers of 64 bits.
+type seHeader [sectorSize]byte
+
+func (h *seHeader) field(off int) uint64 { return binary.LittleEndian.Uint64(h[off:]) }
+
+func (h *seHeader) capacity() uint64  { return h.field(16) } // sectors
+func (h *seHeader) grain() uint64     { return h.field(24) } // sectors
+func (h *seHeader) tableSize() uint64 { return h.field(32) } // sectors
+
+// perTable is the number of entries in a grain table.
+func (h *seHeader) perTable() uint64 { return h.tableSize() * sectorSize / seEntrySize }
+
+func newSESparse(f *grainFile, want int64) (*sparse, error) {
+	var h seHeader
+	if f.fileSize < int64(len(h)) {
+		return nil, fmt.Errorf("the seSparse header at offset 0 needs %d bytes, the file has %d: it is truncated", len(h), f.fileSize)
 	}
-	if err := image.ReadFull(s.file, b[:], 0); err != nil {
-		return err
+	if err := image.ReadFull(f.file, h[:], 0); err != nil {
+		return nil, err
 	}
-	field := func(off int) uint64 { return binary.LittleEndian.Uint64(b[off:]) }
-	if v := field(8); v != seVersion {
+	if err := h.check(); err != nil {
+		return nil, err
+	}
+	layout, err := h.layout(f.fileSize)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkVolatile(f, layout.volatile.start); err != nil {
+		return nil, err
+	}
+	g, err := newGeometry(h.capacity(), h.grain(), want)
+	if err != nil {
+		return nil, err
+	}
+	tableSize := int64(h.tableSize()) * sectorSize
+	entries := &seEntries{
+		tablesAt: layout.tables.start, tables: (layout.tables.end - layout.tables.start) / tableSize, tableSize: tableSize,
+		grainsAt: layout.grainsAt, grainShift: g.grainShift, fileSize: f.fileSize,
+	}
+	x := &seSparse{newTables(f, g, entries, seEntryShift, h.perTable())}
+	x.primary = directory{what: "grain directory", at: layout.directory.start}
+	x.metadata = []region{{"header", 0, sectorSize}, layout.volatile, layout.directory, layout.tables}
+	if x.checkable() {
+		err = x.indexDirectory(&x.primary, func(int64, int64) {})
+	}
+	return &sparse{grainFile: f, geometry: g, index: x}, err
+}
+
+// check checks the fields that describe the disk, and refuses fields whose
+// meaning is not known unless they are 0.
+func (h *seHeader) check() error {
+	if v := h.field(8); v != seVersion {
 		return fmt.Errorf("seSparse header offset 8: version %#x, want %#x", v, uint64(seVersion))
 	}
-	tableSize := field(32)
-	s.header = header{capacity: field(16), grain: field(24), tableEntries: uint32(min(tableSize, seMaxTableSize) * sectorSize / 8)}
-	if s.capacity == 0 || s.capacity > maxSectors {
-		return fmt.Errorf("seSparse header offset 16: capacity of %d sectors, want 1 to %d", s.capacity, int64(maxSectors))
+	if c := h.capacity(); c == 0 || c > maxSectors {
+		return fmt.Errorf("seSparse header offset 16: capacity of %d sectors, want 1 to %d", c, int64(maxSectors))
 	}
-	if err := checkGrain("seSparse header offset 24", s.grain); err != nil {
+	if err := checkGrain("seSparse header offset 24", h.grain()); err != nil {
 		return err
 	}
-	if tableSize == 0 || tableSize > seMaxTableSize {
-		return fmt.Errorf("seSparse header offset 32: grain tables of %d sectors, want 1 to %d (64 is usual)", tableSize, seMaxTableSize)
+	if n := h.tableSize(); n == 0 || n > seMaxTableSize {
+		return fmt.Errorf("seSparse header offset 32: grain tables of %d sectors, want 1 to %d (64 is usual)", n, seMaxTableSize)
 	}
-	if s.tables() > seMaxTables {
-		return fmt.Errorf("seSparse header offset 16: a capacity of %d sectors is absurd: it needs %d grain tables, want %d or fewer", s.capacity, s.tables(), seMaxTables)
+	if n := tableCount(h.capacity(), h.grain(), h.perTable()); n > seMaxTables {
+		return fmt.Errorf("seSparse header offset 16: a capacity of %d sectors is absurd: it needs %d grain tables, want %d or fewer", h.capacity(), n, seMaxTables)
 	}
 	for _, unknown := range []struct {
 		what string
 		off  int
 	}{{"flags", 40}, {"a reserved field", 48}, {"a reserved field", 56}, {"a reserved field", 64}, {"a reserved field", 72}} {
-		if v := field(unknown.off); v != 0 {
+		if v := h.field(unknown.off); v != 0 {
 			return fmt.Errorf("seSparse header offset %d: %s is %#x, want 0: what it means is not known", unknown.off, unknown.what, v)
 		}
 	}
-	if !zero.Is(b[208:]) {
+	if !zero.Is(h[208:]) {
 		return fmt.Errorf("seSparse header offset 208: the %d bytes up to its end are not zeros: what they mean is not known", sectorSize-208)
 	}
-	return s.initRegions(want, field)
+	return nil
 }
 
-// initRegions takes the rest of a header, whose field at a byte offset is
-// field: where things are in the file.
-func (s *sparse) initRegions(want int64, field func(off int) uint64) error {
+// seLayout says where the parts of a seSparse extent are in its file.
+type seLayout struct {
+	volatile, directory, tables region
+	grainsAt                    int64 // offset of grain 0, bytes
+}
+
+// layout returns the layout that a checked header describes, for a file of
+// fileSize bytes.
+func (h *seHeader) layout(fileSize int64) (l seLayout, err error) {
 	at := func(what string, off int, least uint64) (region, error) {
-		start, n := field(off), max(least, field(off+8))
+		start, n := h.field(off), max(least, h.field(off+8))
 		if start > maxSectors || n > maxSectors-start {
 			return region{}, fmt.Errorf("seSparse header offset %d: the %s at sector %d, of %d sectors, is absurd", off, what, start, n)
 		}
 		return region{what, int64(start) * sectorSize, int64(start+n) * sectorSize}, nil
 	}
-	volatile, err := at("volatile header", 80, 1)
-	if err != nil {
-		return err
+	if l.volatile, err = at("volatile header", 80, 1); err != nil {
+		return l, err
 	}
-	directory, err := at("grain directory", 128, 0)
-	if err != nil {
-		return err
+	if l.directory, err = at("grain directory", 128, 0); err != nil {
+		return l, err
 	}
-	tables, err := at("grain tables", 144, 0)
-	if err != nil {
-		return err
+	if l.tables, err = at("grain tables", 144, 0); err != nil {
+		return l, err
 	}
 	grains, err := at("grains", 192, 1)
 	if err != nil {
-		return err
+		return l, err
 	}
-	grains.end = grains.start + 1 // nobody says whether the size may be out of date
-	s.metadata = []region{{"header", 0, sectorSize}, volatile, directory, tables}
-	if err := disjoint(append(slices.Clone(s.metadata), grains)); err != nil {
-		return err
+	l.grainsAt = grains.start
+	grains.end = grains.start + 1 // the size in the header may be out of date
+	all := []region{{"header", 0, sectorSize}, l.volatile, l.directory, l.tables, grains}
+	if err := disjoint(slices.Clone(all)); err != nil {
+		return l, err
 	}
-	if need := s.tables() * 8; directory.end-directory.start < need {
-		return fmt.Errorf("seSparse header offset 136: the grain directory has %d bytes, want %d or more for the capacity of %d sectors", directory.end-directory.start, need, s.capacity)
+	have, need := l.directory.end-l.directory.start, tableCount(h.capacity(), h.grain(), h.perTable())*seEntrySize
+	if have < need {
+		return l, fmt.Errorf("seSparse header offset 136: the grain directory has %d bytes, want %d or more for the capacity of %d sectors", have, need, h.capacity())
 	}
-	if directory.end > s.fileSize {
-		return fmt.Errorf("the grain directory at offset %d needs %d bytes, the file has %d: it is truncated", directory.start, directory.end-directory.start, s.fileSize)
+	if l.directory.end > fileSize {
+		return l, fmt.Errorf("the grain directory at offset %d needs %d bytes, the file has %d: it is truncated", l.directory.start, have, fileSize)
 	}
-	s.primary.what, s.primary.at = "grain directory", directory.start
-	s.se.tableSize = int64(s.tableEntries) * 8
-	s.se.tables = (tables.end - tables.start) / s.se.tableSize
-	s.se.tablesAt, s.se.grainsAt = tables.start, grains.start
-	if err := s.checkVolatile(volatile.start); err != nil {
-		return err
-	}
-	if err := s.fit(want); err != nil {
-		return err
-	}
-	return s.indexTables()
+	return l, nil
 }
 
-// checkVolatile reads the volatile header, at off: whether the tables are valid.
-func (s *sparse) checkVolatile(off int64) error {
+// checkVolatile reads the volatile header at an offset. It returns an error if
+// the journal must be replayed before the tables are valid.
+func checkVolatile(f *grainFile, off int64) error {
 	var b [sectorSize]byte
-	if off > s.fileSize-int64(len(b)) {
-		return fmt.Errorf("the volatile header at offset %d needs %d bytes, the file has %d: it is truncated", off, len(b), s.fileSize)
+	if off > f.fileSize-int64(len(b)) {
+		return fmt.Errorf("the volatile header at offset %d needs %d bytes, the file has %d: it is truncated", off, len(b), f.fileSize)
 	}
-	if err := image.ReadFull(s.file, b[:], off); err != nil {
+	if err := image.ReadFull(f.file, b[:], off); err != nil {
 		return err
 	}
 	if magic := binary.LittleEndian.Uint64(b[:]); magic != seVolatileMagic {
@@ -164,23 +209,27 @@ func (s *sparse) checkVolatile(off int64) error {
 	return nil
 }
 
-// seTable returns where the grain table of an entry of the directory is, in
-// bytes; 0: nowhere.
-func (s *sparse) seTable(entry uint64) (int64, error) {
-	if entry == 0 {
-		return 0, nil
+func (f *seEntries) table(entry []byte) (int64, error) {
+	e := binary.LittleEndian.Uint64(entry)
+	if e == 0 {
+		return noTable, nil
 	}
-	if entry>>60 != 1 {
-		return 0, fmt.Errorf("found %#x, want 0 or %#x and more", entry, uint64(1)<<60)
+	if e>>60 != 1 {
+		return 0, fmt.Errorf("found %#x, want 0 or %#x and more", e, uint64(1)<<60)
 	}
-	if index := entry & (1<<60 - 1); index >= uint64(s.se.tables) {
-		return 0, fmt.Errorf("found %#x, grain table %d of the file, which has room for %d", entry, index, s.se.tables)
+	index := e & (1<<60 - 1)
+	if index >= uint64(f.tables) {
+		return 0, fmt.Errorf("found %#x, grain table %d of the file, which has room for %d", e, index, f.tables)
 	}
-	return s.se.tablesAt + int64(entry&(1<<60-1))*s.se.tableSize, nil
+	return f.tablesAt + int64(index)*f.tableSize, nil
 }
 
-// seKind is kind for the entries of seSparse. What is none that is known is
-// called data, so that a copy comes to the error of reading it.
+func seEntry(entries []byte, i int64) uint64 {
+	return binary.LittleEndian.Uint64(entries[i<<seEntryShift:])
+}
+
+// seKind returns the kind of an entry of a grain table. An entry that is not
+// valid counts as data, so that a copy reads the grain and gets the error.
 func seKind(entry uint64) grainKind {
 	switch entry >> 60 {
 	case seAbsent:
@@ -193,22 +242,43 @@ func seKind(entry uint64) grainKind {
 	return dataGrain
 }
 
-// seIndex is the number of a grain in the file: the lower 12 bits of it are
-// above the others.
+// seIndex returns the number of a grain in the file. The lower 12 of its 60 bits
+// are stored above the others.
 func seIndex(entry uint64) uint64 { return entry>>48&0xfff | entry&(1<<48-1)<<12 }
 
-func (s *sparse) sePlace(entry uint64) int64 {
+// grainAt returns the offset of a grain in the file, in bytes, or nowhere if the
+// entry is not valid.
+func (f *seEntries) grainAt(entry uint64) int64 {
 	index := seIndex(entry)
-	if entry>>60 != seAllocated || index > uint64(nowhere-s.se.grainsAt)>>s.grainShift {
+	if entry>>60 != seAllocated || index > uint64(nowhere-f.grainsAt)>>f.grainShift {
 		return nowhere
 	}
-	return s.se.grainsAt + int64(index)<<s.grainShift
+	return f.grainsAt + int64(index)<<f.grainShift
 }
 
-// seError is why the entry of grain g leads nowhere.
-func (s *sparse) seError(entry uint64, g int64) error {
-	if entry>>60 != seAllocated {
-		return s.errorf(g, "its grain table has the entry %#x, want 0 (not here) or one that begins with the digit 1 or 2 (zeros) or 3 (data), of 16: the grain table is damaged", entry)
+func (f *seEntries) stretch(entries []byte, i, end int64, contiguous bool) (kind grainKind, pos, next int64) {
+	first := seEntry(entries, i)
+	kind, pos, next = seKind(first), f.grainAt(first), i+1
+	if kind == dataGrain && contiguous {
+		grain := int64(1) << f.grainShift
+		for at := pos + grain; next < end && f.grainAt(seEntry(entries, next)) == at; at += grain {
+			next++
+		}
+	} else {
+		for next < end && seKind(seEntry(entries, next)) == kind {
+			next++
+		}
 	}
-	return s.errorf(g, "its grain table has the entry %#x, grain %d of the file, which has %d bytes: the grain table is damaged", entry, seIndex(entry), s.fileSize)
+	return kind, pos, next
+}
+
+func (f *seEntries) place(entries []byte, i int64) (int64, error) {
+	entry := seEntry(entries, i)
+	if pos := f.grainAt(entry); pos != nowhere {
+		return pos, nil
+	}
+	if entry>>60 != seAllocated {
+		return 0, fmt.Errorf("its grain table has the entry %#x, want 0 (not here) or one that begins with the digit 1 or 2 (zeros) or 3 (data), of 16: the grain table is damaged", entry)
+	}
+	return 0, fmt.Errorf("its grain table has the entry %#x, grain %d of the file, which has %d bytes: the grain table is damaged", entry, seIndex(entry), f.fileSize)
 }

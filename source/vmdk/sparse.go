@@ -3,79 +3,88 @@ package vmdk
 import (
 	"context"
 	"fmt"
+	"math/bits"
+	"os"
 
 	"github.com/vddkcp/vddkcp/internal/image"
-	"github.com/vddkcp/vddkcp/internal/zero"
-	"github.com/vddkcp/vddkcp/source"
 )
 
-// sparse is an extent of a sparse kind: hosted sparse or streamOptimized
-// ("Virtual Disk Format 5.0", Hosted Sparse Extents), vmfsSparse (cowd.go) or
-// seSparse (sesparse.go). Its grain directory says where its grain tables are,
-// and they where in the file each grain is. Both are read on demand. What the
-// kinds differ in is how wide an entry is and what it says.
+// sparse is an extent that is divided into grains, of which its file holds only
+// some. Its index says which, and is the only part that differs between the
+// kinds of sparse extents.
 type sparse struct {
-	disk     *Disk
-	base     int64 // offset in the disk
-	size     int64 // bytes of the disk that it has
-	name     string
-	file     source.Disk
-	fileSize int64
+	*grainFile
+	geometry
+	index      index
+	compressed bool // grains are compressed with zlib
+	marked     bool // each compressed grain begins with a marker
 
-	fileKind kind
-	header
-	se         seSparse // of that kind only
-	entryShift uint     // of the bytes of an entry of the directory and the tables: 2 or 3
-	grainSize  int64    // bytes
-	grainShift uint
-	primary    directory
-	redundant  directory
-	fallback   bool            // the redundant directory serves where the primary one is damaged
-	replaced   map[int64]error // tables for which only the redundant directory serves, and why
-	fixed      []region        // where no table can be
-	metadata   []region        // where no grain can be, beside the tables
-	warnings   []string        // sentences that name the file
-	id         uint64          // of the file, in memory
-	mem        *memory
-	sound      soundTables  // nil: grains are not checked for overlaps
-	markers    *markerIndex // nil: there are grain tables
+	disk *Disk // set when the extent is added to its disk
+	base int64 // offset of the extent in the disk, bytes
 }
 
-// share makes the extent use the memory of others.
-func (s *sparse) share(m *memory) {
-	s.mem, s.id = m, m.NewFile()
-	m.Share(s.primary.tables)
-	m.Share(s.redundant.tables)
-	if s.markers != nil {
-		s.markers.share(m)
+// geometry is the division of an extent into grains.
+type geometry struct {
+	capacity   uint64 // sectors, as the header says
+	size       int64  // bytes of the disk that are in the extent
+	grain      uint64 // sectors in a grain, a power of two
+	grainSize  int64  // bytes in a grain
+	grainShift uint   // base-2 logarithm of grainSize
+}
+
+// newGeometry returns the geometry of an extent with a capacity and a grain size
+// in sectors, which the caller has checked. want is the number of bytes that
+// the descriptor gives the extent. If it is 0, the capacity counts.
+func newGeometry(capacity, grain uint64, want int64) (geometry, error) {
+	g := geometry{capacity: capacity, size: int64(capacity) * sectorSize, grain: grain, grainSize: int64(grain) * sectorSize}
+	g.grainShift = uint(bits.TrailingZeros64(uint64(g.grainSize)))
+	if want > 0 {
+		// Some writers round the capacity up to whole grains. Any other
+		// difference would shift the extents that follow, or leave a gap.
+		if want > g.size || g.size-want >= g.grainSize {
+			return g, fmt.Errorf("its header has a capacity of %d sectors, the descriptor gives the extent %d", capacity, want/sectorSize)
+		}
+		g.size = want
 	}
+	return g, nil
 }
 
 // grains is the number of grains of the extent.
-func (s *sparse) grains() int64 { return (s.size-1)>>s.grainShift + 1 }
+func (g *geometry) grains() int64 { return (g.size-1)>>g.grainShift + 1 }
 
-// readAt fills p with what the extent has at off.
+// part is the number of bytes of a grain that are in the disk. The last grain of
+// an extent may be cut.
+func (g *geometry) part(grain int64) int64 {
+	return min(g.grainSize, g.size-grain<<g.grainShift)
+}
+
+// share makes the extent use the memory m, which it may share with others.
+func (s *sparse) share(m *memory) {
+	s.mem, s.id = m, m.NewFile()
+	s.index.share(m)
+}
+
 func (s *sparse) readAt(p []byte, off int64) error {
 	for len(p) > 0 {
 		g := off >> s.grainShift
 		need := (off+int64(len(p))-1)>>s.grainShift - g + 1
-		r, err := s.run(g, need, nil)
+		r, err := s.index.run(g, need, nil)
 		if err != nil {
 			return err
 		}
 		need = min(need, r.n)
 		for i := int64(0); i < need; {
-			kind, pos, next := s.stretch(&r, i, need)
+			kind, pos, next := r.stretch(i, need, !s.compressed)
 			n := min(int64(len(p)), (g+next)<<s.grainShift-off)
 			switch {
 			case kind == absentGrain:
 				err = image.ReadParent(s.disk.parent, p[:n], s.base+off)
 			case kind == zeroGrain:
 				clear(p[:n])
-			case s.compressed():
-				err = s.unpackAt(p[:n], off, r, i)
+			case s.compressed:
+				err = s.unpackAt(p[:n], off, &r, i)
 			default:
-				err = s.readPlain(p[:n], off, pos)
+				err = s.readPlain(p[:n], off, pos, &r, i)
 			}
 			if err != nil {
 				return err
@@ -86,41 +95,12 @@ func (s *sparse) readAt(p []byte, off int64) error {
 	return nil
 }
 
-// stretch returns the kind of grain i of r and its place in the file, and up to
-// which grain, end at most, the ones that follow are of that kind and can be
-// read together with it: plain data where the file goes on with them.
-func (s *sparse) stretch(r *run, i, end int64) (kind grainKind, pos, next int64) {
-	first := r.entry(i)
-	kind, pos, next = s.kind(first), s.place(first), i+1
-	switch {
-	case r.entries == nil:
-		next = end
-	case kind != dataGrain || s.compressed():
-		for next < end && s.kind(r.entry(next)) == kind {
-			next++
-		}
-	case s.fileKind == kindSESparse:
-		for at := pos + s.grainSize; next < end && s.sePlace(r.entry(next)) == at; at += s.grainSize {
-			next++
-		}
-	default:
-		for entry := first + s.grain; next < end && r.entry(next) == entry; entry += s.grain {
-			next++
-		}
-	}
-	return kind, pos, next
-}
-
-// readPlain reads grains that lie one after another in the file, the first of
-// them, which has the byte at off, at start.
-func (s *sparse) readPlain(p []byte, off, start int64) error {
+// readPlain reads the bytes at off from grains that follow each other in the
+// file. The first of them is grain i of r, at the offset start of the file.
+func (s *sparse) readPlain(p []byte, off, start int64, r *run, i int64) error {
 	g := off >> s.grainShift
-	if start == nowhere {
-		r, err := s.run(g, 1, nil)
-		if err != nil {
-			return err
-		}
-		return s.seError(r.entry(0), g)
+	if _, err := r.place(i); err != nil {
+		return s.errorf(g, "%w", err)
 	}
 	pos := start + off&(s.grainSize-1)
 	if err := s.checkPlace(start, pos+int64(len(p)), off); err != nil {
@@ -132,88 +112,95 @@ func (s *sparse) readPlain(p []byte, off, start int64) error {
 	return nil
 }
 
-// checkPlace returns an error where the bytes [pos, end) of the file, which
-// the grain tables give to the disk's at off, can't be of a grain.
+// checkPlace returns an error if the bytes [pos, end) of the file cannot belong
+// to a grain: they are past the end of the file, or metadata. off is the offset
+// in the extent, for the error.
 func (s *sparse) checkPlace(pos, end, off int64) error {
 	g := off >> s.grainShift
 	if end > s.fileSize {
 		return s.errorf(g, "it needs the bytes up to %d of the file, which has %d: the file is truncated or damaged", end, s.fileSize)
 	}
-	for _, m := range s.metadata {
-		if err := s.checkWithin(m, pos, end, g); err != nil {
-			return err
-		}
-	}
-	for _, d := range []*directory{&s.primary, &s.redundant} {
-		if from, to, ok := d.tables.Has(pos, end); ok {
-			return s.checkWithin(region{"grain tables", from, to}, pos, end, g)
-		}
+	if r, ok := s.index.occupied(pos, end); ok {
+		return s.errorf(g, "it lies in the %s, bytes %d to %d of the file: the grain table is damaged", r.what, r.start, r.end)
 	}
 	return nil
 }
 
-// checkWithin returns an error where the bytes [pos, end) of the file, of grain
-// g, lie in m.
-func (s *sparse) checkWithin(m region, pos, end, g int64) error {
-	if pos >= m.end || end <= m.start {
-		return nil
-	}
-	return s.errorf(g, "it lies in the %s, bytes %d to %d of the file: the grain table is damaged", m.what, m.start, m.end)
-}
-
-// errorf is an error about grain g. It says where the grain is in the disk,
-// and in the file where its table can be read.
+// errorf returns an error about grain g, with its offset in the disk and, if its
+// table can be read, its offset in the file.
 func (s *sparse) errorf(g int64, format string, args ...any) error {
 	where := "an unknown offset"
-	if r, err := s.run(g, 1, nil); err == nil {
-		if pos := s.place(r.entry(0)); pos != nowhere {
+	if r, err := s.index.run(g, 1, nil); err == nil {
+		if pos, err := r.place(0); err == nil {
 			where = fmt.Sprintf("offset %d", pos)
 		}
 	}
 	return fmt.Errorf("%s: grain of disk offset %d at %s: %w", s.name, s.base+g<<s.grainShift, where, fmt.Errorf(format, args...))
 }
 
-// scanStep is how many grain tables that are not there are passed over until
-// the context is looked at.
-const scanStep = 1 << 16
-
-// scan tells the allocation of [off, end) from the tables alone.
-func (s *sparse) scan(ctx context.Context, off, end int64, emit func(grainKind, int64, int64) error) error {
-	var hole fileHole
+func (s *sparse) scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error {
+	hole := fileHole{ctx: ctx}
+	placed := want == places && !s.compressed
 	for off < end {
 		if err := s.disk.life.Cause(ctx); err != nil {
 			return err
 		}
 		g := off >> s.grainShift
-		need := min((end-1)>>s.grainShift-g+1, scanStep*int64(s.tableEntries))
-		r, err := s.run(g, need, &hole)
+		need := (end-1)>>s.grainShift - g + 1
+		r, err := s.index.run(g, need, &hole)
 		if err != nil {
 			return err
 		}
 		need = min(need, r.n)
-		if r.entries != nil && zero.Is(r.entries) {
-			// An empty disk has empty tables, up to 4 GiB of them. Where the
-			// file has a hole for them they need no reading.
-			if err := hole.find(ctx, s, g); err != nil {
-				return err
-			}
-			r.entries = nil
-		}
 		for i := int64(0); i < need; {
-			kind := s.kind(r.entry(i))
-			next := need
-			if r.entries != nil {
-				next = i + 1
-				for next < need && s.kind(r.entry(next)) == kind {
-					next++
-				}
+			limit := need
+			if placed {
+				limit = r.n // so that the place of a range does not depend on where the scan ends
 			}
-			stop := min(end, (g+next)<<s.grainShift)
-			if err := emit(kind, off, stop-off); err != nil {
+			kind, start, next := r.stretch(i, limit, placed)
+			p := piece{kind: kind, off: off, n: min(end, (g+next)<<s.grainShift) - off}
+			if placed && kind == dataGrain {
+				err = s.emitPlaces(p, start, min(s.size, (g+next)<<s.grainShift), emit)
+			} else {
+				err = emit(p)
+			}
+			if err != nil {
 				return err
 			}
-			off, i = stop, next
+			off, i = off+p.n, next
 		}
 	}
 	return nil
+}
+
+// emitPlaces emits p, data that is not compressed, with its places in local
+// files. Its first grain is at the offset start of the file, and the grains
+// follow each other there up to the offset end of the extent.
+func (s *sparse) emitPlaces(p piece, start, end int64, emit func(piece) error) error {
+	pos := start + p.off&(s.grainSize-1)
+	if s.checkPlace(start, pos+end-p.off, p.off) != nil {
+		return emit(p) // reading reports the error
+	}
+	return p.emitPlaces(s.file, pos, emit)
+}
+
+func (s *sparse) inFile(off int64) (f *os.File, pos, n int64, ok bool) {
+	g := off >> s.grainShift
+	r, err := s.index.run(g, 1, nil)
+	if err != nil {
+		return nil, 0, s.part(g) - off&(s.grainSize-1), false
+	}
+	kind, start, next := r.stretch(0, r.n, !s.compressed)
+	n = min(s.size, (g+next)<<s.grainShift) - off
+	switch {
+	case kind == absentGrain && s.disk.parent != nil && s.base+off < s.disk.parent.Size():
+		return image.InFile(s.disk.parent, s.base+off, n)
+	case kind == dataGrain && !s.compressed:
+		pos = start + off&(s.grainSize-1)
+		if s.checkPlace(start, pos+n, off) != nil {
+			return nil, 0, n, false
+		}
+		return image.InFile(s.file, pos, n)
+	}
+	return nil, 0, n, false
 }

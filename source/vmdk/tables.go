@@ -2,195 +2,228 @@ package vmdk
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 
 	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/internal/zero"
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// directory is a grain directory: the places of the grain tables.
+// grainFile is the file of a sparse extent, and what is shared by the extent
+// and its index.
+type grainFile struct {
+	name     string // as errors call the file
+	file     source.Disk
+	fileSize int64   // bytes
+	id       uint64  // number of the file in mem
+	mem      *memory // nil until share is called
+	warnings []string
+}
+
+func newGrainFile(name string, f source.Disk) *grainFile {
+	return &grainFile{name: name, file: f, fileSize: f.Size()}
+}
+
+// warn adds a warning, a sentence that begins with the name of the file.
+func (f *grainFile) warn(format string, args ...any) {
+	f.warnings = append(f.warnings, fmt.Sprintf("%s: %v", f.name, fmt.Errorf(format, args...)))
+}
+
+// page returns the cached bytes of the file from off to the end of their page.
+// The caller must not change them.
+func (f *grainFile) page(off int64) ([]byte, error) {
+	data, err := f.mem.Page(f.file, f.id, f.fileSize, off/image.PageSize)
+	if err != nil {
+		return nil, err
+	}
+	return data[off%image.PageSize:], nil
+}
+
+// tables is an index that consists of a grain directory, which has the places
+// of the grain tables, and of the grain tables, which have the places of the
+// grains. Both are read on demand and cached. The index of hosted, COWD and
+// seSparse extents embeds it.
+type tables struct {
+	*grainFile
+	geometry
+	format   entryFormat
+	shift    uint  // base-2 logarithm of the size of an entry in bytes
+	perTable int64 // entries in a grain table
+	count    int64 // grain tables, which is the number of entries of the directory
+
+	primary directory
+	// redundant is a copy of primary with tables of its own, or the zero value
+	// if there is none or it is not used.
+	redundant directory
+	fallback  bool            // redundant replaces damaged or missing entries of primary
+	replaced  map[int64]error // tables that are not read through primary, and the reason
+
+	fixed    []region      // places where no grain table can be
+	metadata []region      // places where no grain can be, in addition to the tables
+	overlaps *overlapCheck // nil: grains are not checked for overlaps
+}
+
+// directory is a grain directory.
 type directory struct {
-	what   string
-	at     int64         // offset in the file, bytes; 0: there is none
-	tables *image.Places // nil: not known
+	what   string        // as errors call it
+	at     int64         // offset in the file, bytes; 0: there is no such directory
+	tables *image.Places // places of its grain tables; nil: not known
 }
 
-func (s *sparse) warn(format string, args ...any) {
-	s.warnings = append(s.warnings, fmt.Sprintf("%s: %v", s.name, fmt.Errorf(format, args...)))
+// Values that stand for the offset of a grain table that does not exist.
+const (
+	noTable   = 0 // all grains of the table are absent
+	zeroTable = 1 // all grains of the table are zeros
+)
+
+// maxSkipped bounds how many missing tables one call of run passes over, so that
+// a scan of a large empty disk notices the end of its context.
+const maxSkipped = 1 << 16
+
+// tableCount returns the number of grain tables for a capacity in sectors.
+func tableCount(capacity, grain, perTable uint64) int64 {
+	return int64((capacity-1)/(perTable*grain) + 1) // no overflow: perTable <= 2^16, grain <= 2^15
 }
 
-// indexTables reads the grain directories once, so that tables that overlap
-// each other, grains that lie in a table, and the need of the redundant
-// directory are known before the first read. It reports no other damage: reads
-// do that where they reach it.
-//
-// The directories of more than image.MaxTables tables are not read here. Such an
-// extent has no use of its redundant directory.
-func (s *sparse) indexTables() error {
-	if s.tables() > image.MaxTables {
-		s.redundant = directory{}
-		return nil
+func newTables(f *grainFile, g geometry, format entryFormat, shift uint, perTable uint64) tables {
+	return tables{
+		grainFile: f, geometry: g, format: format, shift: shift,
+		perTable: int64(perTable), count: tableCount(g.capacity, g.grain, perTable),
 	}
-	if s.fileKind != kindSESparse && !s.compressed() {
-		s.sound = newSoundTables(s.tables())
-	}
-	for _, d := range []*directory{&s.primary, &s.redundant} {
-		if d.at == 0 {
-			continue
-		}
-		if err := s.indexDirectory(d); err != nil {
-			return err
-		}
-	}
-	s.replaceLoose()
-	if s.redundant.at != 0 {
-		s.compareDirectories()
-	}
-	return nil
 }
 
-// indexDirectory sets the places of the tables of d.
-func (s *sparse) indexDirectory(d *directory) error {
-	length := int64(s.tableEntries) << s.entryShift
-	starts := make([]int64, 0, s.tables())
-	metadataEnd := int64(s.overhead) * sectorSize
-	known, behind, first := 0, 0, int64(0)
-	s.eachTable(func(i int64, read func(*directory) (int64, error)) {
+func (t *tables) share(m *memory) {
+	m.Share(t.primary.tables)
+	m.Share(t.redundant.tables)
+}
+
+// directorySize is the number of bytes of a grain directory.
+func (t *tables) directorySize() int64 { return t.count << t.shift }
+
+// length is the number of bytes of a whole grain table.
+func (t *tables) length() int64 { return t.perTable << t.shift }
+
+// tableSize is the number of bytes of grain table i that the extent needs. The
+// last table may be shorter than the others.
+func (t *tables) tableSize(i int64) int64 {
+	return min(t.perTable, (int64(t.capacity)-1)/int64(t.grain)+1-i*t.perTable) << t.shift
+}
+
+// checkable reports whether the extent is small enough for its directories to be
+// read when it is opened. Larger ones are checked on demand only.
+func (t *tables) checkable() bool { return t.count <= image.MaxTables }
+
+// indexDirectory reads all of d and sets the places of its tables. It calls
+// found with the place of each table. It ignores damaged entries: reads report
+// them. It returns an error if so many tables overlap that d cannot be a
+// directory.
+func (t *tables) indexDirectory(d *directory, found func(start, end int64)) error {
+	starts := make([]int64, 0, t.count)
+	t.eachTable(func(i int64, read func(*directory) (int64, error)) {
 		at, err := read(d)
-		if err != nil || at <= 1 {
+		if err != nil || at <= zeroTable {
 			return
 		}
-		known++
-		need := s.tableSize(i)
-		if at+need > metadataEnd {
-			if behind++; behind == 1 {
-				first = at
-			}
-		}
-		if need < length {
-			// The last table may be as short as the extent needs it.
-			s.metadata = append(s.metadata, region{"grain table", at, at + need})
+		need := t.tableSize(i)
+		found(at, at+need)
+		if need < t.length() {
+			// The file may end before a whole table would.
+			t.metadata = append(t.metadata, region{"grain table", at, at + need})
 			return
 		}
 		starts = append(starts, at)
 	})
-	if behind > 0 && metadataEnd > 0 && !s.compressed() && d == &s.primary {
-		// Nothing tells a table that was moved from an entry that was damaged and
-		// points to zeros in a grain.
-		s.warn("%d of %d grain tables lie behind the metadata (overHead), which ends at offset %d, the first at offset %d: if the disk has zeros where there should be data, the grain directory is damaged", behind, s.tables(), metadataEnd, first)
-	}
-	size := s.tables() << s.entryShift
-	if extra := s.fileSize - max(metadataEnd, d.at+size) - size; known == 0 && extra > emptySlack && s.fileKind == kindSparse && s.redundant.at == 0 {
-		s.warn("the grain directory at offset %d has no grain table, and the file has %d more bytes than an empty disk needs: if the disk should have data, the directory is damaged", d.at, extra)
-	}
 	var err error
-	if d.tables, err = image.NewPlaces(starts, length); err != nil {
+	if d.tables, err = image.NewPlaces(starts, t.length()); err != nil {
 		return fmt.Errorf("the %s at offset %d: %w: the directory is damaged", d.what, d.at, err)
 	}
 	return nil
 }
 
-// eachTable visits all tables in order. Read returns what tableIn does for the
-// table that is visited.
-func (s *sparse) eachTable(visit func(i int64, read func(*directory) (int64, error))) {
+// eachTable visits all grain tables in ascending order. The function read
+// returns what tableIn returns for the visited table, without the cache.
+func (t *tables) eachTable(visit func(i int64, read func(*directory) (int64, error))) {
 	type piece struct {
-		first int64
+		first int64 // number of the table that data begins with
 		data  []byte
 		err   error
 	}
-	var pieces [2]piece // of the two directories
-	n := s.tables()
+	var primary, redundant piece
 	const step = 8 << 10 // tables
-	for i := range n {
+	for i := range t.count {
 		visit(i, func(d *directory) (int64, error) {
-			p := &pieces[0]
-			if d == &s.redundant {
-				p = &pieces[1]
+			p := &primary
+			if d == &t.redundant {
+				p = &redundant
 			}
 			if p.data == nil {
-				p.first, p.data = -1, make([]byte, min(n, step)<<s.entryShift)
+				p.first, p.data = -1, make([]byte, min(t.count, step)<<t.shift)
 			}
 			if first := i / step * step; p.first != first {
 				p.first = first
-				p.err = image.ReadFull(s.file, p.data[:min(n-first, step)<<s.entryShift], d.at+first<<s.entryShift)
+				p.err = image.ReadFull(t.file, p.data[:min(t.count-first, step)<<t.shift], d.at+first<<t.shift)
 			}
 			if p.err != nil {
 				return 0, fmt.Errorf("%s: %w", d.what, p.err)
 			}
-			return s.tableFrom(d, i, p.data[(i-p.first)<<s.entryShift:])
+			return t.tableFrom(d, i, p.data[(i-p.first)<<t.shift:])
 		})
 	}
 }
 
-// tableSize is how many bytes of grain table i the extent needs.
-func (s *sparse) tableSize(i int64) int64 {
-	perTable := int64(s.tableEntries)
-	return min(perTable, (int64(s.capacity)-1)/int64(s.grain)+1-i*perTable) << s.entryShift
-}
-
-// table returns where in the file grain table i is, in bytes; 0: nowhere, 1:
-// nowhere, and all its grains are zeros. The redundant directory serves where
-// the primary one has nothing, or nonsense: writers keep the two alike, so that
-// this means damage, of which the extent has warned when it was opened.
-func (s *sparse) table(i int64) (int64, error) {
-	at, err := s.tableIn(&s.primary, i)
-	if why := s.replaced[i]; why != nil {
+// table returns the offset of grain table i in the file, in bytes, or noTable or
+// zeroTable. It uses the redundant directory for entries that are damaged or
+// missing in the primary one: writers keep the two alike, so a difference means
+// damage. The extent has a warning about that since it was opened.
+func (t *tables) table(i int64) (int64, error) {
+	at, err := t.tableIn(&t.primary, i)
+	if why := t.replaced[i]; why != nil {
 		err = why
 	}
-	if s.fallback && (err != nil || at == 0) {
-		if redundant, damaged := s.tableIn(&s.redundant, i); damaged == nil && (redundant != 0 || err != nil) {
+	if t.fallback && (err != nil || at == noTable) {
+		if redundant, damaged := t.tableIn(&t.redundant, i); damaged == nil && (redundant != noTable || err != nil) {
 			return redundant, nil
 		}
 	}
 	if err != nil {
-		return 0, fmt.Errorf("%s: %w", s.name, err)
+		return 0, fmt.Errorf("%s: %w", t.name, err)
 	}
 	return at, nil
 }
 
-// tableIn is table by the entry of one directory.
-func (s *sparse) tableIn(d *directory, i int64) (int64, error) {
-	off := d.at + i<<s.entryShift
-	data, err := s.mem.Page(s.file, s.id, s.fileSize, off/image.PageSize)
+// tableIn is table for the entry of one directory.
+func (t *tables) tableIn(d *directory, i int64) (int64, error) {
+	entry, err := t.page(d.at + i<<t.shift)
 	if err != nil {
 		return 0, fmt.Errorf("%s: %w", d.what, err)
 	}
-	return s.tableFrom(d, i, data[off%image.PageSize:])
+	return t.tableFrom(d, i, entry)
 }
 
-// tableFrom is tableIn for an entry that data begins with.
-func (s *sparse) tableFrom(d *directory, i int64, data []byte) (int64, error) {
-	var at int64
+// tableFrom is tableIn for an entry that was read before. It returns an error if
+// no grain table can be at the offset in the entry.
+func (t *tables) tableFrom(d *directory, i int64, entry []byte) (int64, error) {
+	at, err := t.format.table(entry)
+	if err != nil {
+		return 0, fmt.Errorf("the %s's entry at offset %d, of grain table %d: %w: the directory is damaged", d.what, d.at+i<<t.shift, i, err)
+	}
+	if at <= zeroTable {
+		return at, nil
+	}
 	bad := func(format string, args ...any) (int64, error) {
-		return 0, fmt.Errorf("grain table %d at offset %d, by the %s's entry at offset %d, %s", i, at, d.what, d.at+i<<s.entryShift, fmt.Sprintf(format, args...))
+		return 0, fmt.Errorf("grain table %d at offset %d, by the %s's entry at offset %d, %s", i, at, d.what, d.at+i<<t.shift, fmt.Sprintf(format, args...))
 	}
-	if s.fileKind == kindSESparse {
-		var err error
-		if at, err = s.seTable(binary.LittleEndian.Uint64(data)); err != nil {
-			return 0, fmt.Errorf("the %s's entry at offset %d, of grain table %d: %w: the directory is damaged", d.what, d.at+i<<s.entryShift, i, err)
-		}
-		if at == 0 {
-			return 0, nil
-		}
-	} else {
-		sector := uint64(binary.LittleEndian.Uint32(data))
-		if s.kind(sector) != dataGrain {
-			return int64(sector), nil
-		}
-		at = int64(sector) * sectorSize
+	need := t.tableSize(i)
+	if at > t.fileSize-need {
+		return bad("needs %d bytes, the file has %d: the file is truncated, or the directory is damaged", need, t.fileSize)
 	}
-	need := s.tableSize(i)
-	if at > s.fileSize-need {
-		return bad("needs %d bytes, the file has %d: the file is truncated, or the directory is damaged", need, s.fileSize)
-	}
-	if r, ok := within(s.fixed, at, at+need); ok {
+	if r, ok := within(t.fixed, at, at+need); ok {
 		return bad("lies in the %s, bytes %d to %d of the file: the directory is damaged", r.what, r.start, r.end)
 	}
 	if d.tables.Overlaps(at) {
 		return bad("overlaps another grain table: the directory is damaged")
 	}
-	if need < int64(s.tableEntries)<<s.entryShift {
+	if need < t.length() {
 		if from, to, ok := d.tables.Has(at, at+need); ok {
 			return bad("lies in other grain tables, bytes %d to %d of the file: the directory is damaged", from, to)
 		}
@@ -198,78 +231,98 @@ func (s *sparse) tableFrom(d *directory, i int64, data []byte) (int64, error) {
 	return at, nil
 }
 
-// run returns the table entries from grain g on, of as many grains as are at
-// hand, at least one. It looks no further than max where that would cost.
-// Tables that lie in hole, where the file is known to have zeros, are not read.
-func (s *sparse) run(g, max int64, hole *fileHole) (run, error) {
-	if s.markers != nil {
-		return s.markerRun(g, max, hole != nil)
-	}
-	perTable := int64(s.tableEntries)
-	table, in := g/perTable, g%perTable
-	at, err := s.table(table)
+func (t *tables) run(g, max int64, hole *fileHole) (run, error) {
+	table, in := g/t.perTable, g%t.perTable
+	at, err := t.table(table)
 	if err != nil {
 		return run{}, err
 	}
-	left := min(perTable-in, s.grains()-g)
-	off := at + in<<s.entryShift
-	if at > 1 && hole.has(off, left<<s.entryShift) {
-		at = 0
+	left := min(t.perTable-in, t.grains()-g)
+	off := at + in<<t.shift
+	if at > zeroTable && hole.has(off, left<<t.shift) {
+		at = noTable
 	}
-	if at <= 1 {
-		// A table that is not there, and often many of them.
-		for left < max {
-			next, err := s.table(table + 1)
-			if next > 1 && hole.has(next, perTable<<s.entryShift) {
-				next = 0
-			}
-			if err != nil || next != at {
-				break
-			}
-			table++
-			left = min(left+perTable, s.grains()-g)
+	if at <= zeroTable {
+		return t.skip(table, at, g, left, max, hole), nil
+	}
+	if t.overlaps != nil {
+		if err := t.overlaps.check(t, table, at); err != nil {
+			return run{}, err
 		}
-		return run{n: left, like: uint64(at)}, nil
 	}
-	if err := s.checkOverlap(table, at); err != nil {
-		return run{}, err
-	}
-	data, err := s.mem.Page(s.file, s.id, s.fileSize, off/image.PageSize)
+	data, err := t.page(off)
 	if err != nil {
-		return run{}, fmt.Errorf("%s: grain table %d: %w", s.name, table, err)
+		return run{}, fmt.Errorf("%s: grain table %d: %w", t.name, table, err)
 	}
-	data = data[off%image.PageSize:]
-	left = min(left, int64(len(data))>>s.entryShift)
-	return run{n: left, entries: data[:left<<s.entryShift], wide: s.entryShift == 3}, nil
+	left = min(left, int64(len(data))>>t.shift)
+	data = data[:left<<t.shift]
+	if hole != nil && zero.Is(data) {
+		// An empty disk may have empty tables, up to 4 GiB of them. If they lie
+		// in a hole of the file, the scan need not read the rest.
+		return run{n: left}, hole.find(t.grainFile, off)
+	}
+	return run{n: left, entries: data, format: t.format}, nil
 }
 
-// fileHole is a range of an extent's file that is known to read as zeros,
-// during one scan of its tables. A nil one is empty.
+// skip returns the run of the grains from g on, whose table does not exist: at is
+// noTable or zeroTable. The first left grains belong to that table. The run
+// includes the tables that follow and do not exist either, until it has max
+// grains.
+func (t *tables) skip(table, at, g, left, max int64, hole *fileHole) run {
+	most := table + maxSkipped
+	for left < max && table < most {
+		next, err := t.table(table + 1)
+		if next > zeroTable && hole.has(next, t.length()) {
+			next = noTable
+		}
+		if err != nil || next != at {
+			break
+		}
+		table++
+		left = min(left+t.perTable, t.grains()-g)
+	}
+	r := run{n: left}
+	if at == zeroTable {
+		r.kind = zeroGrain
+	}
+	return r
+}
+
+func (t *tables) occupied(start, end int64) (region, bool) {
+	if r, ok := within(t.metadata, start, end); ok {
+		return r, true
+	}
+	for _, d := range []*directory{&t.primary, &t.redundant} {
+		if from, to, ok := d.tables.Has(start, end); ok {
+			return region{"grain tables", from, to}, true
+		}
+	}
+	return region{}, false
+}
+
+// fileHole is a range of an extent's file that reads as zeros. One scan of the
+// allocation uses it to pass over tables that lie in the range. A nil fileHole
+// has no range.
 type fileHole struct {
+	ctx        context.Context // of the scan
 	start, end int64
-	asked      int64 // below, another question would bring nothing new
+	known      int64 // find has asked about the bytes before this offset
 }
 
 func (h *fileHole) has(off, n int64) bool {
 	return h != nil && off >= h.start && off+n <= h.end
 }
 
-// find looks for a hole at the table of grain g.
-func (h *fileHole) find(ctx context.Context, s *sparse, g int64) error {
-	perTable := int64(s.tableEntries)
-	at, err := s.table(g / perTable)
-	if err != nil || at <= 1 {
-		return err
-	}
-	at += g % perTable << s.entryShift
-	if at < h.asked {
+// find asks the file whether it has a hole at off.
+func (h *fileHole) find(f *grainFile, off int64) error {
+	if off < h.known {
 		return nil
 	}
-	for e, err := range s.file.Extents(ctx, at, s.fileSize-at) {
+	for e, err := range f.file.Extents(h.ctx, off, f.fileSize-off) {
 		if err != nil {
-			return fmt.Errorf("%s: %w", s.name, err)
+			return fmt.Errorf("%s: %w", f.name, err)
 		}
-		if h.asked = e.End(); e.Kind == source.Zero {
+		if h.known = e.End(); e.Kind == source.Zero {
 			h.start, h.end = e.Off, e.End()
 		}
 		break
