@@ -18,7 +18,7 @@ func (s *server) read(p []byte, off int64) error {
 		p, tail = p[:n], p[n:]
 	}
 	end := off + int64(len(p))
-	k, err := s.doAll(s.ctx, func() *call {
+	k, err := s.doAll(s.life.Context, func() *call {
 		if len(p) == 0 {
 			return nil
 		}
@@ -42,7 +42,7 @@ func (s *server) readPart(p []byte, off int64) error {
 	head := off % block
 	buf := make([]byte, min(block, s.size-off+head))
 	k := &call{cmd: nbd.CmdRead, off: off - head, n: int64(len(buf)), data: buf}
-	if err := s.do(s.ctx, s.pick(), k); err != nil {
+	if err := s.do(s.life.Context, s.pick(), k); err != nil {
 		return s.wrap(k, err)
 	}
 	copy(p, buf[head:])
@@ -67,7 +67,7 @@ func (s *server) write(p []byte, off int64) error {
 	p, off = p[head:], off+head
 	tail, end := p[whole:], off+whole
 	p = p[:whole]
-	k, err := s.doAll(s.ctx, func() *call {
+	k, err := s.doAll(s.life.Context, func() *call {
 		if len(p) == 0 {
 			return nil
 		}
@@ -98,7 +98,7 @@ func (s *server) writePart(p []byte, off int64) error {
 	}
 	copy(buf[head:], p)
 	k := &call{cmd: nbd.CmdWrite, off: off - head, n: int64(len(buf)), data: buf}
-	if err := s.do(s.ctx, s.pick(), k); err != nil {
+	if err := s.do(s.life.Context, s.pick(), k); err != nil {
 		return s.wrap(k, err)
 	}
 	return nil

@@ -11,10 +11,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
 )
@@ -49,42 +49,17 @@ func (o Options) warn(format string, args ...any) {
 	}
 }
 
-// server is all connections to one export. It lives under the context that it
-// was opened with.
+// server is the group of all connections to one export.
 type server struct {
 	negotiated
-	ctx   context.Context
-	name  string // as messages call it
+	life  life.Life // Context is the one that the disk was opened with
 	conns []*conn
-	stop  func() bool // the watch over ctx
+	stop  func() bool // ends the watch over the context
 
-	queryWait time.Duration // before the first repetition of a query of the allocation
+	queryWait time.Duration // the wait before the first retry of a query for extents
 
-	partial sync.Mutex // held while a block is changed in part
-
-	mu     sync.Mutex
-	closed bool
-	calls  sync.WaitGroup // begun, and not ended; added to under mu before closed
+	partial sync.Mutex // held while a part of a block is read, changed and written back
 }
-
-// begin starts a call, which end ends, unless there is an error.
-func (s *server) begin(ctx context.Context) error {
-	if s.ctx.Err() != nil {
-		return context.Cause(s.ctx)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return os.ErrClosed
-	}
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	s.calls.Add(1)
-	return nil
-}
-
-func (s *server) end() { s.calls.Done() }
 
 // pick returns the connection with the least to do.
 func (s *server) pick() *conn {
@@ -137,20 +112,15 @@ func (s *server) doAll(ctx context.Context, next func() *call) (failed *call, er
 	return failed, err
 }
 
-// close waits for calls in progress.
+// close waits for the calls in progress and disconnects.
 func (s *server) close() error {
-	s.mu.Lock()
-	if s.closed {
-		s.mu.Unlock()
-		return fmt.Errorf("close %s: %w", s.name, os.ErrClosed)
-	}
-	s.closed = true
-	s.mu.Unlock()
-	s.calls.Wait()
-	s.disconnect()
-	return nil
+	return s.life.Close(func() error {
+		s.disconnect()
+		return nil
+	})
 }
 
+// disconnect ends all connections. Calls in progress fail.
 func (s *server) disconnect() {
 	if s.stop != nil {
 		s.stop()
@@ -169,8 +139,8 @@ func (s *server) wrap(k *call, err error) error {
 	if k.cmd == nbd.CmdRead && errors.As(err, &refused) && refused.final() {
 		err = source.Permanent(err)
 	}
-	if ended := s.ctx.Err(); ended != nil && !errors.Is(err, context.Cause(s.ctx)) {
-		err = context.Cause(s.ctx)
+	if ended := s.life.Context.Err(); ended != nil && !errors.Is(err, context.Cause(s.life.Context)) {
+		err = context.Cause(s.life.Context)
 	}
-	return fmt.Errorf("%s: %v: %w", s.name, k, err)
+	return fmt.Errorf("%s: %v: %w", s.life.Name, k, err)
 }

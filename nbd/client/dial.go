@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
 )
@@ -36,7 +37,7 @@ func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server
 	if o.Timeout == 0 {
 		o.Timeout = defaultTimeout
 	}
-	s := &server{ctx: ctx, name: name, queryWait: queryWait}
+	s := &server{life: life.Life{Context: ctx, Name: name}, queryWait: queryWait}
 	first, n, err := connect(ctx, uri, openTimeouts*o.Timeout, o.Timeout)
 	if err != nil {
 		return nil, err
@@ -67,7 +68,7 @@ func (s *server) checkTail() error {
 		return nil
 	}
 	k := &call{cmd: nbd.CmdRead, off: s.size - tail, n: tail, data: make([]byte, tail)}
-	err := s.do(s.ctx, s.pick(), k)
+	err := s.do(s.life.Context, s.pick(), k)
 	var refused *serverError
 	switch {
 	case err == nil:
@@ -91,7 +92,7 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	}
 	if want > 1 && s.flags&nbd.CanMultiConn == 0 {
 		if o.Connections > 1 {
-			o.warn("%s: 1 connection instead of %d: the server does not promise that several see the same", s.name, want)
+			o.warn("%s: 1 connection instead of %d: the server does not promise that several see the same", s.life.Name, want)
 		}
 		return nil
 	}
@@ -99,12 +100,12 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	conns := make([]*conn, want-1)
 	for i := range conns {
 		all.Go(func() error {
-			c, n, err := connect(s.ctx, uri, limit, o.Timeout)
+			c, n, err := connect(s.life.Context, uri, limit, o.Timeout)
 			if err == nil && (n.size != s.size || n.flags != s.flags || n.sizes != s.sizes || n.structured != s.structured || n.contexts != s.contexts) {
 				c.disconnect()
 				return violation("connection %d: an export of %d bytes, flags %#x; the first had %d bytes, flags %#x", i+2, n.size, n.flags, s.size, s.flags)
 			}
-			if err != nil && o.Connections == 0 && s.ctx.Err() == nil {
+			if err != nil && o.Connections == 0 && s.life.Context.Err() == nil {
 				return nil // it works without
 			}
 			conns[i] = c

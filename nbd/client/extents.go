@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/life"
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
 )
@@ -84,8 +86,8 @@ func (a *allocation) add(s *segment) {
 // and not known to read as zeros too.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
-		if !d.contains(off, length) {
-			yield(source.Extent{}, fmt.Errorf("%s: extents [%d, %d) are not in its %d bytes", d.server.name, off, off+length, d.size))
+		if !life.InDisk(off, length, d.size) {
+			yield(source.Extent{}, fmt.Errorf("%s: extents [%d, %d) are not in its %d bytes", d.server.life.Name, off, off+length, d.size))
 			return
 		}
 		var ahead chan struct{}
@@ -137,10 +139,10 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 // segment returns a stretch of the disk's allocation with off in it.
 func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 	s := d.server
-	if err := s.begin(ctx); err != nil {
-		return nil, fmt.Errorf("%s: extents at %d: %w", s.name, off, err)
+	if err := s.life.Begin(ctx); err != nil {
+		return nil, fmt.Errorf("%s: extents at %d: %w", s.life.Name, off, err)
 	}
-	defer s.end()
+	defer s.life.End()
 	if !s.contexts {
 		return &segment{0, s.size, []run{{s.size, false}}}, nil
 	}
@@ -174,7 +176,7 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 			return fresh, nil
 		}
 		if ctx.Err() != nil {
-			return nil, fmt.Errorf("%s: extents at %d: %w", s.name, off, context.Cause(ctx))
+			return nil, fmt.Errorf("%s: extents at %d: %w", s.life.Name, off, context.Cause(ctx))
 		}
 	}
 }
@@ -184,10 +186,13 @@ func dataSegment(off, end int64) *segment {
 	return &segment{off, end, []run{{end - off, false}}}
 }
 
-// askAgain is ask, repeated where the server's error may pass. It returns nil where
-// that did not help; the query after that is made only once, until one is answered.
+// queryRetrying is query with retries of the errors that may be temporary. It
+// returns a nil segment where the retries did not help. From then on each query is
+// made only once, until one succeeds.
 func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, error) {
-	for n := 0; ; n++ {
+	life, wait := &d.server.life, d.server.queryWait
+	policy := retry.Policy{Retries: queryRetries, Backoff: func(n int) time.Duration { return wait << (n - 1) }}
+	for failures := 1; ; failures++ {
 		g, err := d.server.query(ctx, off, end)
 		if refused := new(serverError); !errors.As(err, &refused) || errors.As(err, new(*lostError)) {
 			if err == nil {
@@ -197,12 +202,12 @@ func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, err
 		} else if refused.final() {
 			return dataSegment(off, end), nil
 		}
-		if n == queryRetries || d.queryFailed.Load() {
+		if d.queryFailed.Load() || policy.GiveUp(err, failures, 0) != nil {
 			d.queryFailed.Store(true)
 			return nil, nil
 		}
-		if err := d.server.pause(ctx, d.server.queryWait<<n); err != nil {
-			return nil, err
+		if !policy.Pause(ctx, err, policy.Delay(failures), life.Context.Done()) {
+			return nil, fmt.Errorf("%s: extents: %w", life.Name, life.Cause(ctx))
 		}
 	}
 }
@@ -224,18 +229,4 @@ func (s *server) query(ctx context.Context, off, end int64) (*segment, error) {
 		g.end += r.n
 	}
 	return g, nil
-}
-
-// pause waits, unless ctx or the server's context ends.
-func (s *server) pause(ctx context.Context, wait time.Duration) error {
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%s: extents: %w", s.name, context.Cause(ctx))
-	case <-s.ctx.Done():
-		return fmt.Errorf("%s: extents: %w", s.name, context.Cause(s.ctx))
-	}
 }

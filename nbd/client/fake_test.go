@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
@@ -112,7 +113,7 @@ func open(t testing.TB, greeting, replies []byte) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &server{negotiated: n, ctx: t.Context(), name: "nbd://fake", conns: []*conn{c}}, nil
+	return &server{negotiated: n, life: life.Life{Context: t.Context(), Name: "nbd://fake"}, conns: []*conn{c}}, nil
 }
 
 func data(n int) []byte { return bytes.Repeat([]byte{7}, n) }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
@@ -103,7 +104,7 @@ func FuzzGreeting(f *testing.F) {
 			}
 			return
 		}
-		s := &server{negotiated: n, ctx: t.Context(), name: "nbd://fake", conns: []*conn{c}}
+		s := &server{negotiated: n, life: life.Life{Context: t.Context(), Name: "nbd://fake"}, conns: []*conn{c}}
 		if n.size < 0 {
 			t.Errorf("size %d", n.size)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
@@ -93,7 +94,7 @@ func playUntil(t testing.TB, greeting []byte, answer func(r nbd.Request, data []
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.server = &server{negotiated: n, ctx: t.Context(), name: "nbd://fake", conns: []*conn{c}}
+	s.server = &server{negotiated: n, life: life.Life{Context: t.Context(), Name: "nbd://fake"}, conns: []*conn{c}}
 	return s
 }
 

@@ -57,23 +57,23 @@ func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.
 		return nil, err
 	}
 	id := identity(uri, s.size)
-	if err := o.CheckIdentity(s.name, id); err != nil {
+	if err := o.CheckIdentity(s.life.Name, id); err != nil {
 		s.close()
 		return nil, err
 	}
-	if err := s.checkWritable(s.name, size); err != nil {
+	if err := s.checkWritable(s.life.Name, size); err != nil {
 		s.close()
 		return nil, err
 	}
 	if s.size > size {
-		o.Client.warn("%s is larger than the disk: its last %d bytes, from %d on, stay as they are", s.name, s.size-size, size)
+		o.Client.warn("%s is larger than the disk: its last %d bytes, from %d on, stay as they are", s.life.Name, s.size-size, size)
 	}
 	if err := probeFlush(ctx, s); err != nil {
 		s.close()
 		return nil, err
 	}
 	if s.flags&nbd.SendFlush == 0 {
-		o.Client.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.name)
+		o.Client.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.life.Name)
 	}
 	t := newTarget(s, size, o)
 	t.id = id
@@ -95,7 +95,7 @@ func (t *target) Identity() (string, error) { return t.id, nil }
 
 func newTarget(s *server, size int64, o SinkOptions) *target {
 	t := &target{
-		Target: lifecycle.Target{Context: s.ctx, Name: s.name, Size: size, Unit: int64(s.sizes.Min), Resume: o.Resume},
+		Target: lifecycle.Target{Context: s.life.Context, Name: s.life.Name, Size: size, Unit: int64(s.sizes.Min), Resume: o.Resume},
 		server: s, o: o,
 	}
 	t.noFast.Store(s.flags&nbd.SendFastZero == 0)
@@ -244,7 +244,7 @@ type readback struct {
 
 func (w *readback) ReadAt(p []byte, off int64) (int, error) {
 	if w.ctx.Err() != nil {
-		return 0, fmt.Errorf("%s: read at %d: %w", w.server.name, off, context.Cause(w.ctx))
+		return 0, fmt.Errorf("%s: read at %d: %w", w.server.life.Name, off, context.Cause(w.ctx))
 	}
 	return w.Disk.ReadAt(p, off)
 }

@@ -2,9 +2,6 @@ package client
 
 import (
 	"context"
-	"fmt"
-	"io"
-	"math"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -58,7 +55,7 @@ func (d *Disk) Info() source.Info {
 		LogicalSector: max(int64(d.server.sizes.Min), 512),
 		ClusterSize:   int64(d.server.sizes.Preferred),
 		Allocated:     d.size,
-		Chain:         []string{d.server.name},
+		Chain:         []string{d.server.life.Name},
 	}
 }
 
@@ -67,24 +64,12 @@ func (d *Disk) Info() source.Info {
 // socket into p.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	s := d.server
-	if off < 0 {
-		return 0, fmt.Errorf("%s: read at negative offset %d", s.name, off)
-	}
-	if err := s.begin(s.ctx); err != nil {
-		return 0, fmt.Errorf("%s: read [%d, %d): %w", s.name, off, off+int64(len(p)), err)
-	}
-	defer s.end()
-	if off >= d.size {
-		return 0, io.EOF
-	}
-	var atEnd error
-	if int64(len(p)) > d.size-off {
-		p, atEnd = p[:d.size-off], io.EOF
-	}
-	if err := s.read(p, off); err != nil {
-		return 0, err
-	}
-	return len(p), atEnd
+	return s.life.ReadAt(p, off, d.size, func(p []byte) (int, error) {
+		if err := s.read(p, off); err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	})
 }
 
 // Close waits for calls in progress. Later calls return an error that wraps
@@ -94,9 +79,4 @@ func (d *Disk) Close() error {
 		return nil
 	}
 	return d.server.close()
-}
-
-// inDisk says whether a range lies in the disk.
-func (d *Disk) contains(off, n int64) bool {
-	return off >= 0 && n >= 0 && off <= math.MaxInt64-n && off+n <= d.size
 }

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/vddkcp/vddkcp/internal/flush"
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
 )
@@ -36,12 +37,12 @@ func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, 
 	if err != nil {
 		return nil, err
 	}
-	if err := s.checkWritable(s.name, s.size); err != nil {
+	if err := s.checkWritable(s.life.Name, s.size); err != nil {
 		s.close()
 		return nil, err
 	}
 	if s.flags&nbd.SendFlush == 0 {
-		o.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.name)
+		o.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.life.Name)
 	}
 	return &WritableDisk{
 		Disk:   &Disk{server: s, size: s.size, uri: uri.String()},
@@ -53,12 +54,12 @@ func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, 
 // blocks, and part the rest.
 func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, part func(off, n int64) error) error {
 	s := d.server
-	if err := s.begin(ctx); err != nil {
-		return fmt.Errorf("%s: write [%d, %d): %w", s.name, off, off+n, err)
+	if err := s.life.Begin(ctx); err != nil {
+		return fmt.Errorf("%s: write [%d, %d): %w", s.life.Name, off, off+n, err)
 	}
-	defer s.end()
-	if !d.contains(off, n) {
-		return source.Permanent(fmt.Errorf("%s: [%d, %d) is not in its %d bytes", s.name, off, off+n, d.size))
+	defer s.life.End()
+	if !life.InDisk(off, n, d.size) {
+		return source.Permanent(fmt.Errorf("%s: [%d, %d) is not in its %d bytes", s.life.Name, off, off+n, d.size))
 	}
 	defer d.forget()
 	block := int64(s.sizes.Min)
@@ -101,7 +102,7 @@ func (d *WritableDisk) forget() {
 // WriteAt implements source.Writable.
 func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
 	of := func(at, n int64) []byte { return p[at-off:][:n] }
-	err := d.changeRange(d.server.ctx, off, int64(len(p)),
+	err := d.changeRange(d.server.life.Context, off, int64(len(p)),
 		func(at, n int64) error { return d.server.write(of(at, n), at) },
 		func(at, n int64) error { return d.server.writePart(of(at, n), at) })
 	if err != nil {
@@ -157,10 +158,10 @@ func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 // Flush implements source.Writable, on every connection.
 func (d *WritableDisk) Flush(ctx context.Context) error {
 	s := d.server
-	if err := s.begin(ctx); err != nil {
-		return fmt.Errorf("%s: flush: %w", s.name, err)
+	if err := s.life.Begin(ctx); err != nil {
+		return fmt.Errorf("%s: flush: %w", s.life.Name, err)
 	}
-	defer s.end()
+	defer s.life.End()
 	return d.flushes.Do(ctx, func() error { return d.target.flush(ctx) })
 }
 

@@ -31,7 +31,7 @@ func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 		if t.noZeroes.Load() {
 			p := zeros[:min(whole, int64(len(zeros)))]
 			if ctx.Err() != nil {
-				return fmt.Errorf("%s: zero at %d: %w", s.name, off, context.Cause(ctx))
+				return fmt.Errorf("%s: zero at %d: %w", s.life.Name, off, context.Cause(ctx))
 			}
 			if err := s.write(p, off); err != nil {
 				return err
