@@ -52,7 +52,7 @@ func (a *access) prepare(ctx context.Context) error {
 // end calls EndAccess for all disks of the command. The Registry may call it when the
 // disk has been closed and its report has been written.
 func (a *access) end() {
-	err := a.call(a.life.ctx, "end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, a.identified()) })
+	err := a.call(a.life.Context, "end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, a.identified()) })
 	if err != nil {
 		text := fmt.Sprintf("%s: EndAccess failed, and the VM may not be migrated until it is called for %q: %v", a.params.File, a.o.Registry.identity, err)
 		if a.closed.Load() && a.o.Log != nil {
@@ -79,7 +79,7 @@ const tidyTimeout = 30 * time.Second
 // works after the end of the context, too.
 func (a *access) tidy() {
 	if a.messy.Swap(false) && a.attached.Load() {
-		err := a.call(a.life.ctx, "clean up after", func(ctx context.Context, p process) error {
+		err := a.call(a.life.Context, "clean up after", func(ctx context.Context, p process) error {
 			_, _, err := p.Cleanup(ctx, a.request)
 			return err
 		})

@@ -3,7 +3,6 @@ package vddk
 import (
 	"context"
 	"fmt"
-	"io"
 	"iter"
 	"path/filepath"
 	"strings"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/flush"
 	"github.com/vddkcp/vddkcp/internal/impatient"
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
@@ -206,24 +206,12 @@ func (d *Disk) Ended() error { return d.pool.died() }
 // len(p) are multiples of 512, the library reads directly into p. In all other cases the
 // data is copied from memory of a worker.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 {
-		return 0, fmt.Errorf("%s: read at negative offset %d", d.params.File, off)
-	}
-	if err := d.pool.begin(); err != nil {
-		return 0, err
-	}
-	defer d.life.calls.Done()
-	if off >= d.size {
-		return 0, io.EOF
-	}
-	var atEnd error
-	if int64(len(p)) > d.size-off {
-		p, atEnd = p[:d.size-off], io.EOF
-	}
-	if err := d.pool.do(request{p: p, off: off, n: int64(len(p))}); err != nil {
-		return 0, err
-	}
-	return len(p), atEnd
+	return d.life.ReadAt(p, off, d.size, func(p []byte) (int, error) {
+		if err := d.pool.do(request{p: p, off: off, n: int64(len(p))}); err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	})
 }
 
 // Buffer implements source.Allocator. A buffer of up to Options.RequestSize bytes is
@@ -244,7 +232,7 @@ func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err er
 // the user is warned once, and the next range is queried later. After the first write all
 // is Data.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
-	if !inDisk(off, length, d.size) {
+	if !life.InDisk(off, length, d.size) {
 		return func(yield func(source.Extent, error) bool) {
 			yield(source.Extent{}, fmt.Errorf("%s: extents [%d, %d) of a disk of %d bytes", d.params.File, off, off+length, d.size))
 		}
@@ -252,26 +240,22 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	return d.allocation.extents(ctx, off, length)
 }
 
-// inDisk reports whether the range [off, off+n) lies in a disk of size bytes.
-func inDisk(off, n, size int64) bool { return off >= 0 && n >= 0 && off <= size-n }
-
 // Close waits for calls in progress, closes the disk in all workers and waits for their
-// end. It returns os.ErrClosed if the disk was closed before, and, for a writable disk, the
-// errors of closing it. Buffers stay valid.
+// end. It returns an error that wraps os.ErrClosed if the disk was closed before, and, for
+// a writable disk, the errors of closing it. Buffers stay valid.
 func (d *Disk) Close() error {
-	if err := d.life.close(); err != nil {
-		return err
-	}
-	d.pool.wake()
-	d.life.calls.Wait()
-	d.finish()
-	s := d.Stats()
-	d.report.debug("stats", "closed", "transport", s.Transport, "connections", s.Connections, "retries", s.Retries, "restarts", s.Restarts, "extents", s.ExtentsSource)
-	d.log.drain()
-	if d.o.Writable {
-		return d.pool.closeErr
-	}
-	return nil // what was read is not affected by an error of closing
+	d.life.startClosing()
+	d.pool.wake() // calls must not wait for workers any more
+	return d.life.Close(func() error {
+		d.finish()
+		s := d.Stats()
+		d.report.debug("stats", "closed", "transport", s.Transport, "connections", s.Connections, "retries", s.Retries, "restarts", s.Restarts, "extents", s.ExtentsSource)
+		d.log.drain()
+		if d.o.Writable {
+			return d.pool.closeErr
+		}
+		return nil // what was read is not affected by an error of closing
+	})
 }
 
 // finish ends the workers, and then undoes what was done to the VM.

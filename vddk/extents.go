@@ -62,7 +62,7 @@ func newAllocationQueries(p *pool, size int64) *allocationQueries {
 	}
 	q.outline.init(q)
 	if q.missing && q.chunks > 0 {
-		p.report.warnOnce(&q.warned, p.life.disk+": the library can't tell which blocks are allocated, so that all of them are read: it has no VixDiskLib_QueryAllocatedBlocks, which came with VDDK 6.7")
+		p.report.warnOnce(&q.warned, p.life.Name+": the library can't tell which blocks are allocated, so that all of them are read: it has no VixDiskLib_QueryAllocatedBlocks, which came with VDDK 6.7")
 	}
 	return q
 }
@@ -171,8 +171,8 @@ func (q *allocationQueries) window(ctx context.Context, number, end int64) (*all
 		case <-w.done:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
-		case <-q.pool.life.ctx.Done():
-			return nil, context.Cause(q.pool.life.ctx)
+		case <-q.pool.life.Context.Done():
+			return nil, context.Cause(q.pool.life.Context)
 		}
 	}
 	return w.got, w.err
@@ -193,7 +193,7 @@ func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	if err := q.pool.begin(); err != nil {
 		return nil, err
 	}
-	defer life.calls.Done()
+	defer life.End()
 	w := &windowQuery{done: make(chan struct{})}
 	q.inProgress[number] = w
 	// The query belongs to the background and not to the calls that Close waits for
@@ -290,7 +290,7 @@ func (q *allocationQueries) queryAgain(first, n uint64, once bool) (blocks []wor
 		if err == nil || errors.Is(err, errWrote) || p.ended() != nil || once || k > q.retries(err) {
 			return blocks, err
 		}
-		if !isLost(err) && !p.life.pause(min(p.patience.Delay(k), queryWait)) {
+		if !isLost(err) && !p.life.pause(min(p.policy.Delay(k), queryWait)) {
 			return nil, p.life.ended()
 		}
 		p.retries.Add(1)
@@ -311,7 +311,7 @@ func (q *allocationQueries) retries(err error) int {
 	} else if e == nil || e.code() == worker.CodeNotSupported || e.code() == worker.CodeInvalidArg {
 		return 0 // a repetition would fail in the same way
 	}
-	if r := q.pool.patience.Retries; r >= 0 {
+	if r := q.pool.policy.Retries; r >= 0 {
 		retries = min(retries, r)
 	}
 	return retries

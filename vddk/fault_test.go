@@ -89,10 +89,10 @@ func TestFaults(t *testing.T) {
 		}, o: Options{Connections: 1, Timeout: 50 * time.Millisecond}, restarts: 1},
 		{name: "always a crash", fault: func(h *fakeHost) {
 			h.onRead = func(int, *fakeWorker, uint64, int) error { return errCrash }
-		}, o: Options{Retry: fastRetry(3)}, err: "given up after 3 retries: the VDDK worker was lost during"},
+		}, o: Options{Retry: fastRetry(3)}, err: "gave up after 3 retries: the VDDK worker was lost during"},
 		{name: "always a crash, no progress", fault: func(h *fakeHost) {
 			h.onRead = func(int, *fakeWorker, uint64, int) error { return errCrash }
-		}, o: Options{Retry: source.RetryOptions{Retries: -1, Timeout: 100 * time.Millisecond, Backoff: func(int) time.Duration { return 10 * time.Millisecond }}}, err: "without a read that succeeded: the VDDK worker was lost"},
+		}, o: Options{Retry: source.RetryOptions{Retries: -1, Timeout: 100 * time.Millisecond, Backoff: func(int) time.Duration { return 10 * time.Millisecond }}}, err: "without progress: the VDDK worker was lost"},
 		{name: "no retries", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
 		}, o: Options{Connections: 1, Retry: source.RetryOptions{Timeout: time.Minute}}, err: "the VDDK worker was lost during read [ds (1)] a b/a b.vmdk ["},
@@ -105,7 +105,7 @@ func TestFaults(t *testing.T) {
 		{name: "reopening refused for good", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
 			h.onOpen = func(n int, _ *worker.Opened) error { return when(n >= 2, libraryError(4, "no such file")) }
-		}, o: Options{Connections: 1, Retry: fastRetry(3)}, err: "given up after 3 retries: VDDK: open [ds (1)] a b/a b.vmdk: VixDiskLib_Function: error 4: no such file"},
+		}, o: Options{Connections: 1, Retry: fastRetry(3)}, err: "gave up after 3 retries: VDDK: open [ds (1)] a b/a b.vmdk: VixDiskLib_Function: error 4: no such file"},
 		{name: "one of two can't be had again", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
 			h.onOpen = func(n int, _ *worker.Opened) error { return when(n >= 3, libraryError(18000, "too many")) }
@@ -154,7 +154,7 @@ func TestFaults(t *testing.T) {
 		}, o: Options{Connections: 1}},
 		{name: "always out of memory", fault: func(h *fakeHost) {
 			h.onRead = func(int, *fakeWorker, uint64, int) error { return libraryError(2, "out of memory") }
-		}, o: Options{Retry: fastRetry(2)}, err: "given up after 2 retries: VDDK: read [ds (1)] a b/a b.vmdk ["},
+		}, o: Options{Retry: fastRetry(2)}, err: "gave up after 2 retries: VDDK: read [ds (1)] a b/a b.vmdk ["},
 		{name: "some fail", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error {
 				return when(k%4 == 0, libraryError(1, "Unknown error"))
@@ -164,7 +164,7 @@ func TestFaults(t *testing.T) {
 			h.onRead = func(_ int, _ *fakeWorker, sector uint64, _ int) error {
 				return when(sector == 4096, libraryError(1, "Unknown error"))
 			}
-		}, o: Options{Retry: fastRetry(4)}, err: "given up after 4 retries: VDDK: read [ds (1)] a b/a b.vmdk [2097152, 3145728): VixDiskLib_Function: error 1: Unknown error", restarts: -1},
+		}, o: Options{Retry: fastRetry(4)}, err: "gave up after 4 retries: VDDK: read [ds (1)] a b/a b.vmdk [2097152, 3145728): VixDiskLib_Function: error 1: Unknown error", restarts: -1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()

@@ -26,10 +26,10 @@ func (f *flusher) flush() error {
 		}
 		mark := p.opener.log.mark()
 		stop := s.deadline(p.o.Timeout)
-		err = s.proc.Flush(p.life.ctx)
+		err = s.proc.Flush(p.life.Context)
 		stop()
-		if p.life.ctx.Err() != nil {
-			return context.Cause(p.life.ctx)
+		if p.life.Context.Err() != nil {
+			return context.Cause(p.life.Context)
 		}
 		if err == nil {
 			p.mu.Lock()
@@ -96,7 +96,7 @@ func (f *flusher) expendable() bool {
 // covered. It is called when a worker was lost.
 func (f *flusher) lostLocked(why error) {
 	if f.written > f.flushed {
-		f.failLocked(fmt.Errorf("%s: what was written before and not flushed is lost: %w: %w", f.pool.life.disk, errIO, why))
+		f.failLocked(fmt.Errorf("%s: what was written before and not flushed is lost: %w: %w", f.pool.life.Name, errIO, why))
 	}
 }
 

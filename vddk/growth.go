@@ -16,6 +16,7 @@ const maxAuto = 4
 // pool.mu.
 type growth struct {
 	pool    *pool
+	started time.Time     // the tuner counts time from here
 	tuner   *pacing.Tuner // nil if the number of connections is fixed
 	opening bool          // further connections are being opened in the background
 	warned  sync.Once     // the user was told that no further connection could be opened
@@ -58,9 +59,9 @@ func nfc(transport string) bool { return transport == "nbd" || transport == "nbd
 // attached reports whether a transport mode attaches the disk to this machine.
 func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
 
-// tuneLocked tells the tuner that n bytes were moved until now, which is the time since
-// the disk was opened, and starts to add or remove a connection if the tuner says so.
-func (g *growth) tuneLocked(now time.Duration, n int64) {
+// tuneLocked tells the tuner that a request moved n bytes, and starts to add or remove a
+// connection if the tuner says so.
+func (g *growth) tuneLocked(n int64) {
 	p := g.pool
 	if g.tuner == nil || p.life.ended() != nil {
 		return
@@ -72,7 +73,7 @@ func (g *growth) tuneLocked(now time.Duration, n int64) {
 		}
 		busy += h.inFlight + h.waiting
 	}
-	want := g.tuner.Add(now, n, have, busy >= have*(p.o.Depth+1)/2)
+	want := g.tuner.Add(time.Since(g.started), n, have, busy >= have*(p.o.Depth+1)/2)
 	switch {
 	case want > len(p.handles) && have == len(p.handles) && !g.opening:
 		g.opening = true
@@ -140,7 +141,7 @@ func (g *growth) add(free func()) (added bool) {
 		}
 		p.mu.Unlock()
 		if p.life.ended() == nil {
-			p.report.warnOnce(&g.warned, fmt.Sprintf("%s: no further connection can be had; reading goes on with %d: %v", p.life.disk, n, err))
+			p.report.warnOnce(&g.warned, fmt.Sprintf("%s: no further connection can be had; reading goes on with %d: %v", p.life.Name, n, err))
 		}
 		return false
 	}

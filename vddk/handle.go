@@ -65,7 +65,7 @@ func (h *handle) finish(s *session) {
 	if !p.o.Writable {
 		timeout = min(timeout, maxClose)
 	}
-	ctx, cancel := context.WithTimeout(p.life.ctx, timeout)
+	ctx, cancel := context.WithTimeout(p.life.Context, timeout)
 	defer cancel()
 	err := s.proc.Close(ctx)
 	s.proc.Kill()
@@ -113,7 +113,7 @@ func (h *handle) replace(old *session) *session {
 	}
 }
 
-// reopen opens the disk again. It fails when RetryOptions.Timeout is over.
+// reopen opens the disk again. It fails when the policy's timeout is over.
 func (h *handle) reopen() (*session, error) {
 	p := h.pool
 	p.mu.Lock()
@@ -121,7 +121,7 @@ func (h *handle) reopen() (*session, error) {
 	shrink := h.failures > 3
 	since := h.since
 	p.mu.Unlock()
-	limit := p.patience.timeout(5*p.o.Timeout, since)
+	limit := p.timeout(5*p.o.Timeout, since)
 	ctx, cancel := context.WithTimeoutCause(p.life.ending, limit, fmt.Errorf("no answer within %v", limit.Round(time.Millisecond)))
 	defer cancel()
 	return p.opener.open(ctx, true, shrink)
@@ -145,8 +145,7 @@ func (h *handle) waitToReopen(err error) bool {
 	if !again {
 		return false
 	}
-	p.patience.announce(err, wait)
-	if sleep(p.life.ending, h.retire, wait) {
+	if p.policy.Pause(p.life.ending, err, wait, h.retire) {
 		return true
 	}
 	p.mu.Lock()
@@ -168,14 +167,14 @@ func (h *handle) planReopening(err error) (wait time.Duration, warning string, a
 			others++
 		}
 	}
-	exhausted := p.patience.exhausted(err, n, h.since)
+	gaveUp := p.policy.GiveUp(err, n, p.progress.Idle(h.since))
 	switch {
 	case p.life.ending.Err() != nil || h.retiring || p.dead != nil:
 		p.removeLocked(h)
 		return 0, "", false
-	case exhausted == nil && (others == 0 || n <= 3):
+	case gaveUp == nil && (others == 0 || n <= 3):
 		if n > 1 { // the first reopening follows at once, since the host need not be the cause
-			wait, _ = p.patience.Wait(n-1, p.patience.idle(h.since))
+			wait, _ = p.policy.Wait(n-1, p.progress.Idle(h.since))
 		}
 		return wait, "", true
 	case others > 0 && !errors.Is(err, source.ErrChanged):
@@ -184,9 +183,9 @@ func (h *handle) planReopening(err error) (wait time.Duration, warning string, a
 		if t := p.growth.tuner; t != nil {
 			t.Failed(others)
 		}
-		return 0, fmt.Sprintf("%s: a connection was lost and can't be had again; reading goes on with %d: %v", p.life.disk, others, err), false
+		return 0, fmt.Sprintf("%s: a connection was lost and can't be had again; reading goes on with %d: %v", p.life.Name, others, err), false
 	}
 	p.removeLocked(h)
-	p.dieLocked(exhausted)
+	p.dieLocked(gaveUp)
 	return 0, "", false
 }

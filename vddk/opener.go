@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
@@ -24,6 +25,7 @@ type opener struct {
 	log     *logs
 	explain *explainer
 	report  *reporter
+	policy  retry.Policy
 	start   func(context.Context, worker.Config) (process, error)
 
 	slots, spare int // slots of each worker, and how many of them are spare ones
@@ -47,6 +49,10 @@ func newOpener(life *lifetime, p *Params, l Library, o *Options, config *library
 		life: life, params: p, o: o, library: l, config: config, request: openRequest(p, thumbprint, o.Writable),
 		log: newLogs(p, o.Log), report: newReporter(p, o), buffers: config.buffers,
 		slots: 3 * o.Depth, spare: o.Depth,
+	}
+	op.policy = o.Retry.Policy()
+	op.policy.Permanent = func(err error) bool {
+		return isRefusedLogin(err) || o.Retry.Permanent != nil && o.Retry.Permanent(err)
 	}
 	op.explain = &explainer{disk: p.File, thumbprint: thumbprint, oddSecret: p.oddSecret(), log: op.log}
 	if p.Snapshot == "" && !o.Writable && !o.Retry.Mutable {
@@ -87,7 +93,7 @@ func openRequest(p *Params, thumbprint string, writable bool) worker.OpenRequest
 // first opens the disk for the first time. The opening is repeated only if the worker
 // was lost in it, and at most twice.
 func (op *opener) first(ctx context.Context) (*session, error) {
-	retry := &op.o.Retry
+	policy := &op.policy
 	for n := 1; ; n++ {
 		s, err := op.open(ctx, n > 1, true)
 		if err == nil {
@@ -96,18 +102,15 @@ func (op *opener) first(ctx context.Context) (*session, error) {
 		// The user should see at once that the library reports an error, and a library
 		// that hangs has taken enough time. One that crashed may succeed next time.
 		var lost *lostError
-		if err == nil || !errors.As(err, &lost) || lost.late || n > 2 || retry.Retries >= 0 && n > retry.Retries || op.life.ended() != nil {
+		if err == nil || !errors.As(err, &lost) || lost.late || n > 2 || policy.Retries >= 0 && n > policy.Retries || op.life.ended() != nil {
 			return s, err
 		}
 		wait := time.Duration(0)
 		if n > 1 {
-			wait = retry.Delay(n - 1)
-		}
-		if retry.OnRetry != nil {
-			retry.OnRetry(err, wait)
+			wait = policy.Delay(n - 1)
 		}
 		op.restarts.Add(1)
-		sleep(ctx, nil, wait)
+		policy.Pause(ctx, err, wait, nil)
 	}
 }
 
@@ -209,7 +212,7 @@ func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bo
 	if err := op.same(opened); err != nil {
 		return nil, err
 	}
-	s = newSession(p, opened, op.slots-op.spare, op.spare, min(op.o.Timeout, op.o.Retry.Patience()))
+	s = newSession(p, opened, op.slots-op.spare, op.spare, min(op.o.Timeout, op.policy.Patience()))
 	if err := op.compare(limited, s); err != nil {
 		if limited.Err() != nil {
 			err = fail("open", err)
@@ -283,7 +286,7 @@ func (op *opener) compare(ctx context.Context, s *session) error {
 	if op.samples == nil {
 		return nil
 	}
-	slot, timeout := s.spare[0], min(op.o.Timeout, op.o.Retry.Patience())
+	slot, timeout := s.spare[0], min(op.o.Timeout, op.policy.Patience())
 	err := op.samples.Check(func(p []byte, off int64) (goOn bool, err error) {
 		for len(p) > 0 {
 			n := min(len(p), op.o.RequestSize)

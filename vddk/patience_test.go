@@ -46,7 +46,7 @@ func TestPatience(t *testing.T) {
 				d := host.mustOpen(Params{}, Options{Connections: 1, Retry: source.RetryOptions{Retries: -1, Timeout: patience}})
 				start := time.Now()
 				err := readBoth(t, d, content)
-				if err == nil || !strings.Contains(err.Error(), "given up after 6s without a read that succeeded") {
+				if err == nil || !strings.Contains(err.Error(), "gave up after 6s without progress") {
 					t.Errorf("%v", err)
 				}
 				if took := time.Since(start); took < patience-time.Second || took > patience+time.Second {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/vddkcp/vddkcp/internal/pacing"
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
@@ -26,18 +27,19 @@ const maxPieces = 16
 // mu guards the fields below it, the fields of handles that say so, and those of
 // sessions. It is never held during a call to a worker or to a function of the Options.
 //
-// Locks are acquired in this order: that of Disk.flushes, allocationQueries.querying,
-// outline.mu, allocationQueries.mu, and then either lifetime.mu or pool.mu. While pool.mu
-// is held, only the locks inside pacing.Pace and Registry are acquired; both are held for
-// a short time and not while any other lock is acquired. Methods whose names end in
-// Locked are called with mu held.
+// Locks are acquired in this order: the one inside Disk.flushes, outline.mu,
+// allocationQueries.querying, allocationQueries.mu, pool.mu. While pool.mu is held, only
+// the locks inside pacing.Pace and Registry are acquired, which are held for a short time
+// and not while any other lock is acquired. Methods whose names end in Locked are called
+// with mu held.
 type pool struct {
 	life     *lifetime
 	o        *Options
 	opener   *opener
 	explain  *explainer
 	report   *reporter
-	patience *patience
+	policy   *retry.Policy
+	progress *retry.Progress // successful requests
 	pace     *pacing.Pace
 	retries  atomic.Int64 // requests that were repeated
 
@@ -58,11 +60,11 @@ type pool struct {
 func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	p := &pool{
 		life: life, o: op.o, opener: op, explain: op.explain, report: op.report, slots: make(map[*byte]slotRef),
-		patience: &patience{RetryOptions: op.o.Retry, started: time.Now()},
-		pace:     pacing.NewPace(op.o.RequestSize, op.o.Depth),
+		policy: &op.policy, progress: retry.NewProgress(),
+		pace: pacing.NewPace(op.o.RequestSize, op.o.Depth),
 	}
 	p.changed.L = &p.mu
-	p.growth.pool, p.flusher.pool = p, p
+	p.growth.pool, p.growth.started, p.flusher.pool = p, time.Now(), p
 	connections := max(p.o.Connections, 1)
 	free, err := op.reserve(ctx, connections)
 	if err != nil {
@@ -167,12 +169,12 @@ func (p *pool) try(r *request, since time.Time) (permit, error) {
 	}
 	first, end := r.sectors()
 	sector, sectors := uint64(first/sectorSize), int((end-first)/sectorSize)
-	mark, timeout := p.opener.log.mark(), p.patience.timeout(p.o.Timeout, since)
+	mark, timeout := p.opener.log.mark(), p.timeout(p.o.Timeout, since)
 	if r.write {
 		r.fill(t.memory()[:end-first])
-		err = t.s.write(p.life.ctx, timeout, t.slot, sector, sectors)
+		err = t.s.write(p.life.Context, timeout, t.slot, sector, sectors)
 	} else {
-		err = t.s.read(p.life.ctx, timeout, t.slot, sector, sectors)
+		err = t.s.read(p.life.Context, timeout, t.slot, sector, sectors)
 	}
 	if err != nil {
 		err = p.failed(t, r.op(), first, end-first, mark, since, err)
@@ -200,10 +202,16 @@ func (p *pool) try(r *request, since time.Time) (permit, error) {
 	return t, nil
 }
 
+// timeout returns how long the next attempt of a call may take: most, or less if the
+// policy's timeout is over sooner. since is when the call began.
+func (p *pool) timeout(most time.Duration, since time.Time) time.Duration {
+	return min(most, max(p.policy.Patience()-p.progress.Idle(since), time.Millisecond))
+}
+
 // failed explains the error of a request on the range [off, off+n). If the worker was
 // lost, failed waits for its end: afterwards nothing writes to the slot.
 func (p *pool) failed(t permit, op string, off, n, mark int64, since time.Time, err error) error {
-	if ended := context.Cause(p.life.ctx); ended != nil {
+	if ended := context.Cause(p.life.Context); ended != nil {
 		return ended
 	}
 	err = p.explain.explain(op, off, n, mark, err)
@@ -299,7 +307,7 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	defer p.mu.Unlock()
 	h := t.h
 	if succeeded {
-		now := p.patience.succeeded()
+		p.progress.Mark()
 		// The answer may have come before a loss. Then it says nothing about the handle.
 		if !t.s.lost {
 			h.failures = 0
@@ -308,7 +316,7 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 			}
 		}
 		p.pace.Served()
-		p.growth.tuneLocked(now, n)
+		p.growth.tuneLocked(n)
 	}
 	h.inFlight--
 	if t.spare {
@@ -388,7 +396,7 @@ func (p *pool) query(start, sectors, chunk uint64) ([]worker.Block, error) {
 	}
 	mark := p.opener.log.mark()
 	stop := s.deadline(p.o.Timeout)
-	blocks, err := s.proc.Query(p.life.ctx, start, sectors, chunk)
+	blocks, err := s.proc.Query(p.life.Context, start, sectors, chunk)
 	stop()
 	p.mu.Lock()
 	s.queries--
@@ -462,7 +470,7 @@ func (p *pool) installLocked(h *handle, s *session) (before string) {
 // was opened before it. It does nothing if before is "".
 func (p *pool) warnTransport(before, now string) {
 	if before != "" {
-		p.report.warn(fmt.Sprintf("%s: a connection was opened with the transport mode %q, where the one before had %q", p.life.disk, now, before))
+		p.report.warn(fmt.Sprintf("%s: a connection was opened with the transport mode %q, where the one before had %q", p.life.Name, now, before))
 	}
 }
 
@@ -527,13 +535,13 @@ func (p *pool) dieLocked(err error) {
 	p.broadcastLocked()
 }
 
-// begin starts a call: Disk.Close waits until life.calls.Done is called. It returns an
+// begin starts a call: Disk.Close waits until life.End is called. It returns an
 // error if no call can succeed any more.
 func (p *pool) begin() error {
 	if err := p.ended(); err != nil {
 		return err
 	}
-	return p.life.begin()
+	return p.life.Begin(p.life.Context)
 }
 
 // died returns why no call can succeed any more, or nil.
@@ -563,8 +571,8 @@ func (p *pool) endedLocked() error {
 // not get.
 func (p *pool) endedForCallsLocked(waits bool) error {
 	switch {
-	case p.life.ctx.Err() != nil:
-		return context.Cause(p.life.ctx)
+	case p.life.Context.Err() != nil:
+		return context.Cause(p.life.Context)
 	case p.dead != nil:
 		return p.dead
 	case waits:

@@ -111,16 +111,15 @@ func (a *attempts) again(t permit, err error) error {
 		return nil
 	}
 	a.failures++
-	if err := p.patience.exhausted(err, a.failures, a.since); err != nil {
+	if err := p.policy.GiveUp(err, a.failures, p.progress.Idle(a.since)); err != nil {
 		return err
 	}
 	p.retries.Add(1)
 	if isLost(err) {
 		return nil // acquire waits for another session
 	}
-	wait, _ := p.patience.Wait(a.failures, p.patience.idle(a.since))
-	p.patience.announce(err, wait)
-	if !p.life.pause(wait) {
+	wait, _ := p.policy.Wait(a.failures, p.progress.Idle(a.since))
+	if !p.policy.Pause(p.life.closing, err, wait, nil) {
 		return p.life.ended()
 	}
 	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && p.flusher.expendable() {

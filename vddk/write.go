@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/source"
 )
 
@@ -21,7 +22,7 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	if err := d.beginWrite("write", off, int64(len(p))); err != nil {
 		return 0, err
 	}
-	defer d.life.calls.Done()
+	defer d.life.End()
 	if err := d.write(request{write: true, p: p, off: off, n: int64(len(p))}); err != nil {
 		return 0, err
 	}
@@ -37,7 +38,7 @@ func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags)
 	if err := d.beginWrite("write zeros", off, n); err != nil {
 		return err
 	}
-	defer d.life.calls.Done()
+	defer d.life.End()
 	for end := off + n; off < end; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -56,7 +57,7 @@ func (d *Disk) Trim(_ context.Context, off, n int64) error {
 	if err := d.beginWrite("trim", off, n); err != nil {
 		return err
 	}
-	d.life.calls.Done()
+	d.life.End()
 	return nil
 }
 
@@ -67,7 +68,7 @@ func (d *Disk) Flush(ctx context.Context) error {
 	if err := d.beginWrite("flush", 0, 0); err != nil {
 		return err
 	}
-	defer d.life.calls.Done()
+	defer d.life.End()
 	if err := d.flushes.Do(ctx, d.pool.flusher.flush); err != nil {
 		return err
 	}
@@ -75,12 +76,12 @@ func (d *Disk) Flush(ctx context.Context) error {
 }
 
 // beginWrite checks that the range [off, off+n) may be written, and starts a call: Close
-// waits until life.calls.Done is called.
+// waits until life.End is called.
 func (d *Disk) beginWrite(op string, off, n int64) error {
 	if !d.o.Writable {
 		return fmt.Errorf("%s: %s: it was opened read-only: %w", d.params.File, op, syscall.EROFS)
 	}
-	if !inDisk(off, n, d.size) {
+	if !life.InDisk(off, n, d.size) {
 		return fmt.Errorf("%s: %s [%d, %d) of a disk of %d bytes: %w", d.params.File, op, off, off+n, d.size, syscall.ENOSPC)
 	}
 	return d.pool.begin()
