@@ -393,16 +393,63 @@ func (l *queryLimit) failed(n uint64) bool {
 var errWrote = errors.New("the disk was written to")
 
 // query asks a worker for the allocated blocks of n chunks, from the chunk first on. The
-// blocks consist of whole units of unit chunks.
+// blocks consist of whole units of unit chunks. It may run beside reads of the same
+// session.
 func (q *allocationQueries) query(first, n, unit uint64) ([]worker.Block, error) {
 	q.querying.RLock()
 	defer q.querying.RUnlock()
 	if q.wrote.Load() {
 		return nil, errWrote
 	}
-	blocks, err := q.pool.query(first*chunkSectors, n*chunkSectors, unit*chunkSectors)
-	if r := q.pool.report; err == nil && r.debugs("extents") {
-		r.debug("extents", "allocated blocks", "offset", first*chunk, "bytes", n*chunk, "blocks", len(blocks))
+	h, s, err := q.acquire()
+	if err != nil {
+		return nil, err
 	}
-	return blocks, err
+	p := q.pool
+	off, bytes := int64(first)*chunk, int64(n)*chunk
+	mark := p.opener.log.mark()
+	stop := s.deadline(p.o.Timeout)
+	blocks, err := s.proc.Query(p.life.Context, first*chunkSectors, n*chunkSectors, unit*chunkSectors)
+	stop()
+	p.mu.Lock()
+	s.queries--
+	p.mu.Unlock()
+	if err != nil {
+		err = p.explain.explain("query", off, bytes, mark, err)
+		if isLost(err) && p.life.ended() == nil {
+			s.proc.Kill()
+			op := p.explain.rangeOf("query", off, bytes)
+			p.lose(h, s, op, time.Now())
+			err = s.gone(op)
+		}
+		return nil, err
+	}
+	if p.report.debugs("extents") {
+		p.report.debug("extents", "allocated blocks", "offset", off, "bytes", bytes, "blocks", len(blocks))
+	}
+	return blocks, nil
+}
+
+// acquire waits for an open session, and returns the one with the fewest queries in
+// progress. The caller decrements session.queries after the query.
+func (q *allocationQueries) acquire() (*handle, *session, error) {
+	p := q.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for {
+		if err := p.endedLocked(); err != nil {
+			return nil, nil, err
+		}
+		var best *handle
+		for _, h := range p.handles {
+			if h.session != nil && !h.retiring && (best == nil || h.session.queries < best.session.queries) {
+				best = h
+			}
+		}
+		if best != nil {
+			best.session.queries++
+			return best, best.session, nil
+		}
+		p.changed.Wait()
+	}
 }

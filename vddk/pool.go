@@ -12,7 +12,6 @@ import (
 	"github.com/vddkcp/vddkcp/internal/pacing"
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/source"
-	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
 // maxPieces is how many requests of one call are in flight at the same time.
@@ -385,57 +384,6 @@ func (p *pool) freeBuffer(s *session, slot int, freed *bool) {
 	s.used--
 	p.unmapLocked(s)
 	p.changed.Broadcast()
-}
-
-// query asks a worker for the allocated blocks of [start, start+sectors) in chunks, all
-// in sectors. It may run beside reads of the same session.
-func (p *pool) query(start, sectors, chunk uint64) ([]worker.Block, error) {
-	h, s, err := p.sessionForQuery()
-	if err != nil {
-		return nil, err
-	}
-	mark := p.opener.log.mark()
-	stop := s.deadline(p.o.Timeout)
-	blocks, err := s.proc.Query(p.life.Context, start, sectors, chunk)
-	stop()
-	p.mu.Lock()
-	s.queries--
-	p.mu.Unlock()
-	if err == nil {
-		return blocks, nil
-	}
-	off, n := int64(start)*sectorSize, int64(sectors)*sectorSize
-	err = p.explain.explain("query", off, n, mark, err)
-	if isLost(err) && p.life.ended() == nil {
-		s.proc.Kill()
-		op := p.explain.rangeOf("query", off, n)
-		p.lose(h, s, op, time.Now())
-		err = s.gone(op)
-	}
-	return nil, err
-}
-
-// sessionForQuery waits for an open session and returns the one with the fewest queries
-// in progress.
-func (p *pool) sessionForQuery() (*handle, *session, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for {
-		if err := p.endedLocked(); err != nil {
-			return nil, nil, err
-		}
-		var best *handle
-		for _, h := range p.handles {
-			if h.session != nil && !h.retiring && (best == nil || h.session.queries < best.session.queries) {
-				best = h
-			}
-		}
-		if best != nil {
-			best.session.queries++
-			return best, best.session, nil
-		}
-		p.changed.Wait()
-	}
 }
 
 // addLocked adds a handle with its first session and starts the goroutine that replaces
