@@ -1,0 +1,244 @@
+package vddk
+
+import (
+	"context"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/vddkcp/vddkcp/internal/nfcbudget"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/vddk/worker"
+)
+
+// The disk grows by itself while that helps, within the budget, and counts.
+func TestAuto(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		transport string
+		budget    int64 // connections; 0: none
+		openFails bool  // beyond two
+		want      int
+		warnings  int
+	}{
+		{name: "nbd", transport: "nbd", want: 4},
+		{name: "nbdssl", transport: "nbdssl", want: 4},
+		{name: "san", transport: "san", want: 1},
+		{name: "hotadd", transport: "hotadd", want: 1},
+		{name: "file", transport: "file", want: 1},
+		{name: "budget of three", transport: "nbd", budget: 3, want: 3},
+		{name: "two can be opened", transport: "nbd", openFails: true, want: 2, warnings: 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				host, _ := newFakeHost(t, 4*mib)
+				host.opened.Transport = test.transport
+				host.delay = 10 * time.Millisecond // of each of 4 in flight: 400 requests/s a connection
+				host.onOpen = func(n int, _ *worker.Opened) error {
+					return when(test.openFails && n > 2, libraryError(1, "Unknown error"))
+				}
+				var warnings []string
+				o := Options{RequestSize: 4096, Warn: func(s string) { warnings = append(warnings, s) }}
+				if test.budget > 0 {
+					o.Budget = nfcbudget.New(test.budget * defaultBuffers.Bytes())
+				}
+				d := host.mustOpen(Params{Server: "esxi"}, o)
+				ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+				defer cancel()
+				var wg sync.WaitGroup
+				for range 32 {
+					wg.Go(func() {
+						p := make([]byte, 4096)
+						for ctx.Err() == nil {
+							if _, err := d.ReadAt(p, 0); err != nil {
+								t.Error(err)
+								return
+							}
+						}
+					})
+				}
+				wg.Wait()
+				if got := d.Stats().Connections; got != test.want || len(warnings) != test.warnings {
+					t.Errorf("%d connections, want %d; warnings %q", got, test.want, warnings)
+				}
+				if host.mostInFlight > 4*test.want {
+					t.Errorf("%d requests in flight", host.mostInFlight)
+				}
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+				if o.Budget != nil {
+					if _, ok := o.Budget.TryAcquire(test.budget * defaultBuffers.Bytes()); !ok {
+						t.Error("the budget did not come back")
+					}
+				}
+				host.checkGone()
+			})
+		})
+	}
+}
+
+// One connection more that does not help is taken away, and what is read goes
+// on.
+func TestAutoShrinks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, content := newFakeHost(t, 4*mib)
+		line := make(chan struct{}, 1) // the host does one request at a time
+		host.onRead = func(int, *fakeWorker, uint64, int) error {
+			line <- struct{}{}
+			time.Sleep(2 * time.Millisecond)
+			<-line
+			return nil
+		}
+		d := host.mustOpen(Params{}, Options{RequestSize: 64 << 10})
+		for range 100 {
+			if err := readBoth(t, d, content); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got := d.Stats().Connections; got != 1 || host.starts < 2 {
+			t.Errorf("%d connections of %d that were tried", got, host.starts)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+		host.checkGone()
+	})
+}
+
+// A crash costs no wait, and no more is read again than was in flight.
+func TestCrashIsRepairedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, content := newFakeHost(t, 32*mib)
+		host.delay = time.Millisecond
+		host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 15, errCrash) }
+		var waits []time.Duration
+		d := host.mustOpen(Params{Snapshot: "snapshot-1"}, Options{Connections: 1, Retry: source.RetryOptions{Retries: -1,
+			Backoff: func(int) time.Duration { return time.Hour },
+			OnRetry: func(err error, wait time.Duration) { waits = append(waits, wait) }}})
+		start := time.Now()
+		if err := readBoth(t, d, content); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(start); took > time.Second || len(waits) != 1 || waits[0] != 0 {
+			t.Errorf("it took %v, waits %v", took, waits)
+		}
+		if again := host.reads - 32; again > 4 {
+			t.Errorf("%d requests were made again of 4 in flight", again)
+		}
+		d.Close()
+		host.checkGone()
+	})
+}
+
+// A host that lets one of two connections in no more is left alone.
+func TestDoneWithout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, content := newFakeHost(t, 32*mib)
+		host.delay = 10 * time.Millisecond
+		host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 8, errCrash) }
+		host.onOpen = func(n int, _ *worker.Opened) error { return when(n > 2, libraryError(18000, "too many")) }
+		var warnings []string
+		d := host.mustOpen(Params{Snapshot: "snapshot-1"}, Options{Connections: 2, Retry: fastRetry(-1), Warn: func(s string) { warnings = append(warnings, s) }})
+		synctest.Wait()
+		if err := readBoth(t, d, content); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if len(warnings) != 1 || !strings.Contains(warnings[0], "goes on with 1") || host.starts > 6 {
+			t.Errorf("%d workers were started, %q", host.starts, warnings)
+		}
+		d.Close()
+		host.checkGone()
+	})
+}
+
+// Those who wait for a turn get it, whichever connection is free: in a bubble
+// somebody who waits for ever is a deadlock.
+func TestTurns(t *testing.T) {
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			host, _ := newFakeHost(t, mib)
+			r := rand.New(rand.NewPCG(seed, 1))
+			var mu sync.Mutex
+			host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error {
+				mu.Lock()
+				took := time.Duration(r.IntN(5000)) * time.Microsecond
+				mu.Unlock()
+				time.Sleep(took)
+				return when(k%301 == 0, errCrash)
+			}
+			d := host.mustOpen(Params{}, Options{Connections: 3, Depth: 1, RequestSize: 4096, Retry: fastRetry(-1)})
+			var wg sync.WaitGroup
+			for range 16 {
+				wg.Go(func() {
+					for range 40 {
+						if _, err := d.ReadAt(make([]byte, 512), 0); err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			d.Close()
+			host.checkGone()
+		})
+	}
+}
+
+// Disks that were added to this machine are taken away after the context's end
+// too.
+func TestCancelCleansUp(t *testing.T) {
+	for transport, want := range map[string]int{"hotadd": 1, "san": 1, "nbd": 0} {
+		host, _ := newFakeHost(t, mib)
+		host.opened.Transport = transport
+		ctx, cancel := context.WithCancel(t.Context())
+		d, err := host.open(ctx, Params{Server: "vc"}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+		d.Close()
+		if host.cleanups != want {
+			t.Errorf("%s: %d calls of Cleanup, want %d", transport, host.cleanups, want)
+		}
+	}
+}
+
+func TestRequests(t *testing.T) {
+	host, _ := newFakeHost(t, mib)
+	p := Params{File: "[ds] a/a.vmdk", Server: "vc", User: `DOM\u`, Password: NewSecret("pw"), VM: "moref=vm-1", Snapshot: "snapshot-9",
+		Port: 444, NFCHostPort: 903, Transports: "nbd", Compression: "fastlz", SingleLink: true, Unbuffered: true}
+	host.holes = []worker.Block{{Start: 256, Count: 512}}
+	host.opened.LogicalSector = 4096
+	var warnings []string
+	d := host.mustOpen(p, Options{Warn: func(s string) { warnings = append(warnings, s) }})
+	want := worker.OpenRequest{Path: p.File, ReadOnly: true, Server: "vc", Port: 444, NFCPort: 903, VMXSpec: "moref=vm-1", Thumbprint: "AA:BB",
+		User: `DOM\u`, Password: "pw", Snapshot: "snapshot-9", Transports: "nbd",
+		Flags: worker.FlagReadOnly | worker.FlagFastLZ | worker.FlagSingleLink | worker.FlagUnbuffered}
+	if got := host.requests[0]; got != want {
+		t.Errorf("asked for %#v, %+v", got, want)
+	}
+	same := int64(0)
+	for e, err := range d.Extents(t.Context(), 0, d.Size()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Kind == source.Zero {
+			t.Errorf("%+v: the hole of a single link is not zero", e)
+		}
+		if e.Kind == source.Inherited {
+			same += e.Len
+		}
+	}
+	if same != 512*sectorSize {
+		t.Errorf("%d bytes are Inherited", same)
+	}
+	if len(warnings) != 0 || d.Info().LogicalSector != 4096 || d.Info().GuestSector != 4096 {
+		t.Errorf("%q, %+v", warnings, d.Info())
+	}
+}
