@@ -1,12 +1,12 @@
-// Command scattered makes a monolithicSparse VMDK for measuring what reads its
-// grain tables: each grain is there with the same probability, none follows
-// its neighbour in the file, and all are holes, so that terabytes take no
-// space.
+// Command scattered makes a monolithicSparse VMDK for benchmarks of readers of grain
+// tables. Each grain is allocated with the same probability, no grain follows its
+// neighbour in the file, and all grains are holes of the file, so that terabytes take
+// no space.
 //
 //	go run ./scripts/scattered FILE GIB PERCENT
 //
-// With -raw it makes a sparse raw disk of so many GIB, with DATA GiB of it in
-// pieces of 64 KiB, scattered:
+// With -raw, scattered makes a sparse raw disk of GIB GiB, with DATA GiB of data in
+// scattered pieces of 64 KiB:
 //
 //	go run ./scripts/scattered -raw FILE GIB DATA
 package main
@@ -67,7 +67,7 @@ func run(args []string) error {
 	return f.Close()
 }
 
-// scatter makes a raw disk.
+// scatter makes the raw disk of -raw.
 func scatter(path, size, data string) error {
 	const piece = 64 << 10
 	gib, err := strconv.ParseInt(size, 10, 64)
@@ -100,8 +100,8 @@ func scatter(path, size, data string) error {
 	return f.Close()
 }
 
-// write writes all but the grains, for a disk of so many sectors, and returns
-// the size of the file in bytes. Errors stay in w.
+// write writes everything except the grains, for a disk of the given number of sectors,
+// and returns the size of the file in bytes. Errors stay in w.
 func write(w *bufio.Writer, capacity int64, percent int) int64 {
 	grains := capacity / grain
 	tables := (grains + entries - 1) / entries
@@ -130,7 +130,8 @@ func write(w *bufio.Writer, capacity int64, percent int) int64 {
 	}
 	io.CopyN(w, zeros{}, firstTable*sector-directorySector*sector-tables*4)
 
-	// Twice the same numbers: how many grains there are decides where they go.
+	// The same random numbers are drawn twice, because the number of grains decides where
+	// the grains lie.
 	has := func() func() bool {
 		r := rand.New(rand.NewPCG(1, 2))
 		return func() bool { return r.IntN(100) < percent }
@@ -141,7 +142,7 @@ func write(w *bufio.Writer, capacity int64, percent int) int64 {
 			n++
 		}
 	}
-	const step = 1_000_003 // a prime: each place is taken once, and neighbours are far apart
+	const step = 1_000_003 // a prime, so each place is used once and neighbours lie far apart
 	place := int64(0)
 	table := make([]byte, entries*4)
 	for next, t := has(), int64(0); t < tables; t++ {
