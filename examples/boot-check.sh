@@ -1,16 +1,17 @@
 #!/bin/sh
-# Boots a VM from its disks where they are, to see before the migration whether
-# it comes up under KVM. The disks are only read: what the guest writes goes to
-# a temporary layer (--cow) and is dropped. It has no network, so that nobody
-# meets the same machine twice.
+# Boots a VM in qemu from its disks on the host, to see before a migration whether the
+# VM starts under KVM. The disks are only read: the guest's writes go to a temporary
+# layer (--cow), which is removed at the end. The guest has no network, so that it can't
+# be confused with the original VM.
 #
 #   VDDKCP_FLAGS='--server esxi1 --user root --password=+/etc/vddkcp/password --vm moref=12 --snapshot snapshot-7' \
 #       boot-check.sh web01 '[ds1] web01/web01.vmdk' '[ds1] web01/web01_1.vmdk'
 #
-# leaves web01.ppm, the screen after WAIT seconds (120), and web01.log, the
-# serial console. The disks are of a VM that is off, or of a snapshot.
-#   DISK_IF=virtio                              (ide) for guests that have its drivers
-#   ACCEL=tcg                                   (kvm:tcg) where KVM is there and does not work
+# The script writes web01.ppm, the screen after WAIT seconds (120), and web01.log, the
+# serial console. The VM must be powered off, or the disks must be those of a snapshot.
+# Further variables:
+#   DISK_IF=virtio                              for guests with virtio drivers (default: ide)
+#   ACCEL=tcg                                   if KVM exists but does not work (default: kvm:tcg)
 #   QEMU_FLAGS='-bios /usr/share/ovmf/OVMF.fd'  for guests with UEFI
 set -eu
 [ $# -ge 2 ] || { echo "usage: $0 NAME DISK..." >&2; exit 2; }
@@ -24,7 +25,7 @@ for disk; do
 	n=$((n + 1))
 done
 export NAME DISKS
-# shellcheck disable=SC2016,SC2086 # the shell of --run has the socket; the flags are words
+# shellcheck disable=SC2016,SC2086 # the shell of --run expands the variables; the flags are several words
 exec vddkcp export ${VDDKCP_FLAGS-} --cow "$@" --run '
 	set --
 	while [ $# -lt $((2 * DISKS)) ]; do
@@ -33,8 +34,8 @@ exec vddkcp export ${VDDKCP_FLAGS-} --cow "$@" --run '
 	{
 		for second in $(seq "${WAIT:-120}"); do
 			sleep 1
-			kill -0 $$ 2>/dev/null || break # this shell: it was told to end
-			echo # has no reader, and ends this, once the guest has powered off
+			kill -0 $$ 2>/dev/null || break # this shell has received a signal
+			echo # fails, and ends this loop, once the guest has powered off
 		done
 		printf "screendump \"%s\"\nquit\n" "$NAME.ppm"
 	} | qemu-system-x86_64 -machine accel="${ACCEL:-kvm:tcg}" -m "${MEMORY_MIB:-2048}" -smp "${CPUS:-2}" \

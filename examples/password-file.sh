@@ -1,6 +1,6 @@
 #!/bin/sh
-# Asks for a password and puts it where only this user reads it, for
-# "password": "+FILE" in a job file and --password=+FILE.
+# Asks for a password and writes it to a file that only this user can read, for
+# "password": "+FILE" in a job file and for --password=+FILE.
 set -eu
 [ $# = 1 ] || { echo "usage: $0 FILE" >&2; exit 2; }
 umask 077

@@ -1,14 +1,14 @@
 #!/bin/sh
-# Converts a VM with virt-v2v, which reads the VM's disks from vddkcp export: they
-# are served read-only, and virt-v2v keeps what it changes beside its copy.
+# Converts a VM with virt-v2v, which reads the VM's disks from vddkcp export. The disks
+# are served read-only, and virt-v2v stores its changes in layers of its own.
 #
 #   VDDKCP_FLAGS='--server esxi1 --user root --password=+/etc/vddkcp/password --vm moref=12' \
 #   V2V_FLAGS='-o local -os /images -of qcow2' \
 #       v2v.sh web01 '[ds1] web01/web01.vmdk' '[ds1] web01/web01_1.vmdk'
 #
-# From 2.12 on virt-v2v takes disks by NBD URIs (-i disk nbd+unix://...). An older
-# one takes them from a domain of libvirt's, and only by ports of localhost:
-# while it runs, every user of this machine can read the disks there.
+# virt-v2v 2.12 and later accepts NBD URIs (-i disk nbd+unix://...). Older versions accept
+# NBD disks only in a libvirt domain, and only on TCP ports of localhost. While such a
+# version runs, every user of this machine can read the disks there.
 set -eu
 [ $# -ge 2 ] || { echo "usage: $0 NAME DISK..." >&2; exit 2; }
 name=$1
@@ -18,16 +18,16 @@ takes_uris() { printf '%s\n' 2.12 "$version" | sort -CV; }
 
 dir=$(mktemp -d)
 servers=
-# shellcheck disable=SC2086 # process ids and flags are words
+# shellcheck disable=SC2086 # process ids and flags are several words
 trap '[ -z "$servers" ] || kill $servers 2>/dev/null || :; wait; rm -rf "$dir"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# Each disk has a server, which says its URI when clients can come. One that
-# can't open its disk says why, and ends without a URI.
+# Each disk has a server of its own, which prints its URI when clients can connect. A
+# server that can't open its disk prints the reason and ends without a URI.
 for disk; do
 	shift
-	uris=$(mktemp -u "$dir/XXXXXX") # its own: the servers before have theirs open
+	uris=$(mktemp -u "$dir/XXXXXX") # a FIFO of its own: the earlier servers still have theirs open
 	mkfifo "$uris"
 	listen=tcp://127.0.0.1:0
 	if takes_uris; then listen=unix:$(mktemp -u "$dir/XXXXXX"); fi
@@ -39,7 +39,7 @@ for disk; do
 done
 
 if ! takes_uris; then
-	{ # memory in KiB: virt-v2v 2.2 takes it for that, whatever its unit
+	{ # memory in KiB, because virt-v2v 2.2 ignores the unit
 		echo "<domain type='vmware'><name>guest</name><memory unit='KiB'>2097152</memory><vcpu>1</vcpu>"
 		echo "<os><type arch='x86_64'>hvm</type></os><features><acpi/><apic/></features><devices>"
 		device=a
