@@ -16,7 +16,16 @@ import (
 // ErrLost says that the connection to the target is gone, and with it perhaps
 // what was acknowledged and not yet synced. The caller opens the sink again
 // with the state of the last checkpoint and goes on from there.
-var ErrLost = errors.New("connection to the target lost: what was not synced may be gone")
+var ErrLost error = lostError{}
+
+type lostError struct{}
+
+func (lostError) Error() string {
+	return "connection to the target lost: what was not synced may be gone"
+}
+
+// Transient tells transfer/report that the target may be there again later.
+func (lostError) Transient() bool { return true }
 
 // ErrElsewhere is wrapped by an error of Publish after which the target is whole,
 // durable and has its final name, but not at the path that was asked for. There is

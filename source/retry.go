@@ -64,6 +64,10 @@ type changedError struct{ error }
 
 func (e *changedError) Unwrap() []error { return []error{e.error, ErrChanged} }
 
+// ErrGone says that the state of the disk that was named no longer exists, for
+// example because its snapshot was removed: the same address never opens it again.
+var ErrGone = errors.New("the state of the disk that was named is gone")
+
 // ErrReopen says that a disk which was open before could not be opened again.
 // That may pass, also where the error is permanent: a password, a certificate or
 // a server can be mended.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"syscall"
 
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
 )
@@ -24,6 +25,12 @@ type ResumableError struct {
 
 func (e *ResumableError) Error() string { return e.Err.Error() }
 func (e *ResumableError) Unwrap() error { return e.Err }
+
+// ExitStatus implements the interface of transfer/report.
+func (*ResumableError) ExitStatus() int { return exit.Resumable }
+
+// Resumable implements the interface of transfer/report.
+func (*ResumableError) Resumable() bool { return true }
 
 // leavesNothing reports whether err leaves nothing that a later run could continue.
 func leavesNothing(err error) bool {

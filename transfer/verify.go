@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer/digest"
@@ -41,6 +42,9 @@ func (e *MismatchError) Error() string {
 func (e *MismatchError) Hint() string {
 	return "the .partial file was kept for a look at it; memory, cable or disk may be failing: see the kernel's log, then copy again with --force"
 }
+
+// ExitStatus implements the interface of transfer/report.
+func (*MismatchError) ExitStatus() int { return exit.Difference }
 
 // verifier compares a finished target with what was written to it.
 type verifier struct {

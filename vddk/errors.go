@@ -220,27 +220,23 @@ func (e *reopeningError) Is(target error) bool {
 func (e *reopeningError) Error() string      { return e.err.Error() }
 func (e *reopeningError) As(target any) bool { return errors.As(e.err, target) }
 
-// MayPass reports whether err, of Open or of a disk, is a failure of the library,
-// of the server or of this system that may be over later, so that the copy is worth
-// another try.
-func MayPass(err error) bool {
-	if source.IsPermanent(err) {
-		return false
-	}
-	return errors.As(err, new(*Error)) || errors.As(err, new(*LoginError)) || isLost(err) ||
-		errors.As(err, new(*reopeningError)) || errors.As(err, new(*worker.StartError)) || errors.As(err, new(*worker.LoadError))
-}
+// Transient tells transfer/report that the failure may be over later: of the
+// library, of the server or of this system. An error marked as permanent is not
+// transient even if it wraps one of these.
+func (e *Error) Transient() bool          { return true }
+func (e *LoginError) Transient() bool     { return true }
+func (e *lostError) Transient() bool      { return true }
+func (e *reopeningError) Transient() bool { return true }
 
 func isLost(err error) bool {
 	var lost *lostError
 	return errors.As(err, &lost)
 }
 
-// IsNoSnapshot reports whether err says that the snapshot which was named does not
-// exist, so that the same parameters never open the disk again.
-func IsNoSnapshot(err error) bool {
-	e := asError(err)
-	return e != nil && e.code() == worker.CodeNoSnapshot
+// Is makes a snapshot that does not exist a source.ErrGone: the same parameters
+// never open the disk again.
+func (e *Error) Is(target error) bool {
+	return target == source.ErrGone && e.code() == worker.CodeNoSnapshot
 }
 
 // asError returns the error of the library in err, or nil.

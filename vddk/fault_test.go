@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
@@ -373,7 +374,7 @@ func TestOpenFails(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), test.err) {
 				t.Fatalf("%v, want %q", err, test.err)
 			}
-			if source.IsPermanent(err) != test.permanent || MayPass(err) == test.permanent || !strings.Contains(hintOf(err), test.hint) || test.hint == "" && hintOf(err) != "" {
+			if source.IsPermanent(err) != test.permanent || report.Of(err).Transient == test.permanent || !strings.Contains(hintOf(err), test.hint) || test.hint == "" && hintOf(err) != "" {
 				t.Errorf("permanent %v, hint %q", source.IsPermanent(err), hintOf(err))
 			}
 			if host.starts != test.starts {
@@ -442,8 +443,8 @@ func TestReopeningRefused(t *testing.T) {
 					}
 					continue
 				}
-				if err == nil || source.IsPermanent(err) || !MayPass(err) {
-					t.Errorf("%v: permanent %v, may pass %v", err, source.IsPermanent(err), MayPass(err))
+				if err == nil || source.IsPermanent(err) || !report.Of(err).Transient {
+					t.Errorf("%v: permanent %v, may pass %v", err, source.IsPermanent(err), report.Of(err).Transient)
 				}
 				if test.once && host.starts != 2 {
 					t.Errorf("%d workers were started after the login was refused", host.starts-1)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
@@ -97,7 +98,7 @@ func TestRefusedAtReopening(t *testing.T) {
 				host.mu.Unlock()
 				time.Sleep(time.Minute)
 			}
-			if _, err = d.ReadAt(make([]byte, 512), 0); err == nil || source.IsPermanent(err) || !MayPass(err) || !strings.Contains(err.Error(), "3014") {
+			if _, err = d.ReadAt(make([]byte, 512), 0); err == nil || source.IsPermanent(err) || !report.Of(err).Transient || !strings.Contains(err.Error(), "3014") {
 				t.Errorf("%v: permanent %v", err, source.IsPermanent(err))
 			}
 			if refused.Load() != 1 {

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/sha1"
 )
 
@@ -142,6 +143,9 @@ func (e *CertificateError) Error() string {
 	}
 	return fmt.Sprintf("%s: the certificate is another one: its %s thumbprint is %s, expected %s", e.Server, kind, got, e.Want)
 }
+
+// ExitStatus implements the interface of transfer/report.
+func (*CertificateError) ExitStatus() int { return exit.Usage }
 
 // Hint says what to do about it.
 func (e *CertificateError) Hint() string {

@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/vddkcp/vddkcp/internal/exit"
 )
 
 // ParamsError is parameters that name no disk, whatever the server holds.
@@ -18,6 +20,9 @@ func (e *ParamsError) Unwrap() error { return e.err }
 
 // Hint says what to do about it; it may be empty.
 func (e *ParamsError) Hint() string { return e.hint }
+
+// ExitStatus implements the interface of transfer/report.
+func (*ParamsError) ExitStatus() int { return exit.Usage }
 
 func wrongParams(hint, format string, args ...any) error {
 	return &ParamsError{fmt.Errorf(format, args...), hint}

@@ -162,7 +162,7 @@ func (j *job) do(ctx context.Context) error {
 	var resumable *transfer.ResumableError
 	if errors.As(err, &resumable) {
 		advice := fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)
-		if why := hint(err); why != "" {
+		if why := report.Of(err).Hint; why != "" {
 			advice = why + "; then " + advice
 		}
 		err = &hintedError{err, advice}
@@ -203,14 +203,9 @@ func (j *job) endReport(err error) {
 		j.report.Verify = j.result.Verify
 	}
 	j.report.Digest = j.result.Digest
-	end := outcomeOf(err)
-	if err == nil && j.DryRun {
-		end.status = report.StatusSkipped
+	if end := j.report.EndWith(err); end.Done() && j.DryRun {
+		j.report.End(report.StatusSkipped, end.Exit)
 	}
-	if err != nil {
-		j.report.Error, j.report.Hint = err.Error(), hint(err)
-	}
-	j.report.End(end.status, end.exit)
 }
 
 // warn is called concurrently, by the connections.

@@ -22,6 +22,7 @@ import (
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // notJobFields are the flags of copy that are none of a job's, by docs/cli.md.
@@ -183,7 +184,7 @@ func (p *jobParser) set(j *batch.Job) error {
 		return err
 	}
 	if err := c.checkAddresses(); err != nil {
-		if h := hint(err); h != "" {
+		if h := report.Of(err).Hint; h != "" {
 			err = fmt.Errorf("%w (%s)", err, h)
 		}
 		return err

@@ -568,7 +568,7 @@ func TestOutcomes(t *testing.T) {
 		{&export.CommandStatus{Status: 7}, report.StatusFailed, 7},
 		{&batchError{exit: 4}, report.StatusFailed, 4},
 	} {
-		if got := outcomeOf(c.err); got != (outcome{c.status, c.exit}) {
+		if got := report.Of(c.err); got.Status != c.status || got.Exit != c.exit {
 			t.Errorf("%v (%T): %+v, want %s, %d", c.err, c.err, got, c.status, c.exit)
 		}
 	}

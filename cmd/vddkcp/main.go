@@ -16,8 +16,10 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/nearest"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // version is stamped by the linker.
@@ -90,7 +92,7 @@ func run(args []string) int {
 	if err := parsed.Run(); err != nil {
 		var reported *reportedError
 		if errors.As(err, &reported) {
-			return exitStatus(err)
+			return report.Of(err).Exit
 		}
 		return fail(errorOutput, false, err)
 	}
@@ -190,6 +192,9 @@ func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 func (e *usageError) Hint() string  { return e.hint }
 
+// ExitStatus implements the interface of package report.
+func (*usageError) ExitStatus() int { return exit.Usage }
+
 // hintedError is an error and what the user can do about it.
 type hintedError struct {
 	error
@@ -211,6 +216,9 @@ type signalError struct{ signal syscall.Signal }
 func (e *signalError) Signal() syscall.Signal { return e.signal }
 
 func (e *signalError) Error() string { return fmt.Sprintf("stopped by %s", signalName(e.signal)) }
+
+// ExitStatus implements the interface of package report.
+func (e *signalError) ExitStatus() int { return exit.Signal + int(e.signal) }
 
 func signalName(s syscall.Signal) string {
 	switch s {
@@ -253,7 +261,7 @@ func withSignals(parent context.Context, last func()) (ctx context.Context, stop
 			}
 			restoreTerminal()
 			last()
-			os.Exit(128 + int(second.(syscall.Signal)))
+			os.Exit(exit.Signal + int(second.(syscall.Signal)))
 		}
 	}()
 	return ctx, func() {
@@ -268,7 +276,7 @@ func fail(w io.Writer, asJSON bool, err error) int { return failJob(w, asJSON, "
 
 // failJob is fail for a job of a batch, or, with "", all else.
 func failJob(w io.Writer, asJSON bool, job string, err error) int {
-	status, advice := exitStatus(err), hint(err)
+	status, advice := report.Of(err).Exit, report.Of(err).Hint
 	if asJSON {
 		text, marshalled := json.Marshal(struct {
 			Type  string `json:"type"`

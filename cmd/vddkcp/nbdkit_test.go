@@ -5,6 +5,9 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 func TestRewriteNBDKit(t *testing.T) {
@@ -55,7 +58,7 @@ func TestRewriteNBDKit(t *testing.T) {
 		got, err := rewriteNBDKit(parser.Model, strings.Fields(c.line))
 		switch {
 		case c.err != "":
-			if err == nil || !strings.Contains(err.Error(), c.err) || exitStatus(err) != exitUsage {
+			if err == nil || !strings.Contains(err.Error(), c.err) || report.Of(err).Exit != exit.Usage {
 				t.Errorf("%s: %q, %v, want an error with %q", c.line, got, err, c.err)
 			} else if strings.Contains(err.Error(), "secret") {
 				t.Errorf("%s: %v", c.line, err)

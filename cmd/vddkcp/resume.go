@@ -15,12 +15,13 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/sink"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/journal"
-	"github.com/vddkcp/vddkcp/vddk"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // A copy that a signal stops has grace for the reads in flight; those that are
@@ -362,11 +363,11 @@ func otherTarget(err error) error {
 // run can go on: with an earlier copy, which this one left as it was, or, in a
 // batch, when a server is there again.
 func (j *job) canGoOn(err error) error {
-	if err == nil || outcomeOf(err).exit != exitFailed {
+	if err == nil || report.Of(err).Exit != exit.Failed {
 		return err
 	}
 	if r := &j.resumption; r.earlier && !r.begun {
-		if vddk.IsNoSnapshot(err) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, fs.ErrExist) {
+		if errors.Is(err, source.ErrGone) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, fs.ErrExist) {
 			return j.neverResumed(err)
 		}
 		offset := int64(0)
@@ -400,7 +401,7 @@ func (j *job) neverResumed(why error) error {
 	if errors.Is(why, fs.ErrExist) {
 		e.hint = "--resume with --force goes on, and replaces what is at DST when the copy is whole"
 	}
-	if vddk.IsNoSnapshot(why) {
+	if errors.Is(why, source.ErrGone) {
 		e.hint = "the snapshot is gone, and with it the state of the disk that was copied: name a snapshot that exists, and start anew with --force without --resume"
 	}
 	return e

@@ -58,6 +58,9 @@ type batchError struct {
 func (e *batchError) Error() string { return e.message }
 func (e *batchError) Hint() string  { return e.hint }
 
+// ExitStatus implements the interface of package report.
+func (e *batchError) ExitStatus() int { return e.exit }
+
 // Validate is kong's hook for what no single flag can check.
 func (c *batchCommand) Validate() error {
 	switch {
@@ -443,7 +446,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	defer accesses.wait()
 	store, err := batch.OpenStore(path)
 	if err != nil {
-		e := &usageError{err: err, hint: hint(err)}
+		e := &usageError{err: err, hint: report.Of(err).Hint}
 		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
 			e.hint = "--state names another place for it"
 		}
@@ -463,13 +466,13 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 				b.display.Ended(how)
 			},
 			Waiting: b.display.Waiting,
-			Stopped: func(cause error) int { return exitStatus(cause) },
+			Stopped: func(cause error) int { return report.Of(cause).Exit },
 		})
 		return err
 	})
 	err = errors.Join(err, store.Close())
 	if whole == nil {
-		return &usageError{err: err, hint: hint(err)}
+		return &usageError{err: err, hint: report.Of(err).Hint}
 	}
 	for _, path := range b.Report {
 		if b.refused[path] {
@@ -581,7 +584,7 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *report.Report {
 	case err == nil:
 		log.Info("done", "read", bytesize.Format(j.report.BytesRead), "written", bytesize.Format(j.report.BytesWritten), "seconds", int(j.report.Seconds))
 	case b.LogDir != "":
-		log.Debug("failed", "error", err, "hint", hint(err), "exit", exitStatus(err))
+		log.Debug("failed", "error", err, "hint", report.Of(err).Hint, "exit", report.Of(err).Exit)
 		fallthrough
 	default:
 		failJob(b.display, b.asJSON, t.Name, err)

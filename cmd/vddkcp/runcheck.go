@@ -13,10 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // checked is what --check found out of a job.
@@ -79,12 +81,12 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 	if bad+full == 0 {
 		return nil
 	}
-	e := &batchError{exit: exitFailed, message: fmt.Sprintf("%d of %d jobs are not ready", bad, len(all))}
+	e := &batchError{exit: exit.Failed, message: fmt.Sprintf("%d of %d jobs are not ready", bad, len(all))}
 	if full > 0 {
 		e.message += fmt.Sprintf(", and %d file systems have too little space", full)
 	}
 	if wrong > 0 {
-		e.exit, e.hint = exitUsage, "the job file is wrong where a parameter is"
+		e.exit, e.hint = exit.Usage, "the job file is wrong where a parameter is"
 	}
 	return e
 }
@@ -115,7 +117,7 @@ func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
 		return nil, err
 	}
 	if jobs, err = batch.Unfinished(path, jobs, b.backing); err != nil {
-		return nil, &usageError{err: err, hint: hint(err)}
+		return nil, &usageError{err: err, hint: report.Of(err).Hint}
 	}
 	return jobs, nil
 }
@@ -154,11 +156,11 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 		ready, size, data := "yes", bytesize.Format(c.size), bytesize.Format(c.data)
 		if c.err != nil {
 			bad++
-			if exitStatus(c.err) == exitUsage {
+			if report.Of(c.err).Exit == exit.Usage {
 				wrong++
 			}
 			ready = "no: " + c.err.Error()
-			if h := hint(c.err); h != "" {
+			if h := report.Of(c.err).Hint; h != "" {
 				ready += " (" + h + ")"
 			}
 			// What it did not come to is not known.

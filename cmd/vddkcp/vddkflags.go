@@ -13,6 +13,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
@@ -214,7 +215,7 @@ func (f *vddkFlags) readSecrets(ctx context.Context, p *vddk.Params, warn func(s
 			return err
 		}
 		if err != nil {
-			return &usageError{err: fmt.Errorf("--%s: %w", s.name, err), hint: hint(err)}
+			return &usageError{err: fmt.Errorf("--%s: %w", s.name, err), hint: report.Of(err).Hint}
 		}
 		*s.into = secret
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/source"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer"
@@ -81,6 +82,9 @@ func (c *verifyCommand) Validate() error {
 type differenceError struct{ line string }
 
 func (e *differenceError) Error() string { return e.line }
+
+// ExitStatus implements the interface of package report.
+func (*differenceError) ExitStatus() int { return exit.Difference }
 
 func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	counters := new(progress.Counters)

@@ -4,6 +4,8 @@ package usage
 import (
 	"errors"
 	"fmt"
+
+	"github.com/vddkcp/vddkcp/internal/exit"
 )
 
 // Error reports an address, an option or a combination of options that makes no
@@ -30,6 +32,9 @@ func Wrap(err error) error {
 	return &Error{err: err}
 }
 
+// WithHint makes a mistake of the user out of err, with another hint.
+func WithHint(err error, hint string) error { return &Error{err, hint} }
+
 func (e *Error) Error() string { return e.err.Error() }
 
 func (e *Error) Unwrap() error { return e.err }
@@ -39,4 +44,4 @@ func (e *Error) Hint() string { return e.hint }
 
 // ExitStatus returns the exit status of a program that ends with this error, see
 // docs/cli.md.
-func (e *Error) ExitStatus() int { return 2 }
+func (e *Error) ExitStatus() int { return exit.Usage }

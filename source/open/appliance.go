@@ -12,6 +12,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/source/ova"
@@ -104,6 +105,9 @@ func (e *ChoiceError) matches() int {
 func (e *ChoiceError) Hint() string {
 	return fmt.Sprintf("name one, by its number or its name: '%s#%d'", e.Path, e.Disks[0].Number)
 }
+
+// ExitStatus implements the interface of transfer/report.
+func (*ChoiceError) ExitStatus() int { return exit.Usage }
 
 // is reports whether name names the disk.
 func (e *DiskEntry) is(name string) bool { return name != "" && (e.Name == name || e.File == name) }

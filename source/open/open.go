@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/nbd/client"
@@ -21,7 +22,12 @@ import (
 
 // ErrNotRead says that the address or the format means something that vddkcp
 // knows and can't read yet.
-var ErrNotRead = errors.New("this version does not read it")
+var ErrNotRead error = notReadError{}
+
+type notReadError struct{}
+
+func (notReadError) Error() string   { return "this version does not read it" }
+func (notReadError) ExitStatus() int { return exit.Usage }
 
 // UsageError is an address, a format or an option that makes no sense whatever
 // the files hold.

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/image"
 	"github.com/vddkcp/vddkcp/internal/sha1"
 )
@@ -37,6 +38,9 @@ type ManifestError struct {
 func (e *ManifestError) Error() string {
 	return fmt.Sprintf("%s: its %s is %s, the manifest says %s: the file is damaged or was changed", e.File, e.Algorithm, e.Got, e.Want)
 }
+
+// ExitStatus implements the interface of transfer/report.
+func (*ManifestError) ExitStatus() int { return exit.Difference }
 
 // digest is a line of a manifest.
 type digest struct {

@@ -15,15 +15,9 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/transfer/report"
-)
-
-// Exit statuses of a batch, by docs/cli.md.
-const (
-	exitFailed    = 1
-	exitSome      = 4
-	exitCanResume = 75
 )
 
 // Report is what became of a batch, by docs/cli.md, "run: job files".
@@ -58,18 +52,19 @@ type JobReport struct {
 // signal asks for, or 0.
 func (r *Report) end(stopped int) {
 	r.Counts = Counts{}
-	canResume := true
+	canResume, attention := true, 0
 	for _, j := range r.Jobs {
 		switch j.Status {
 		case report.StatusOK:
 			r.Counts.Done++
+			attention = max(attention, j.Exit)
 		case report.StatusSkipped:
 			r.Counts.Skipped++
 		case report.StatusInterrupted:
 			r.Counts.Interrupted++
 		default:
 			r.Counts.Failed++
-			canResume = canResume && j.Exit == exitCanResume
+			canResume = canResume && j.Exit == exit.Resumable
 		}
 	}
 	c := r.Counts
@@ -77,15 +72,15 @@ func (r *Report) end(stopped int) {
 	case stopped != 0:
 		r.Status, r.Exit = report.StatusInterrupted, stopped
 	case c.Done == len(r.Jobs):
-		r.Status, r.Exit = report.StatusOK, 0
+		r.Status, r.Exit = report.StatusOK, attention // 0 unless a job that is done left something behind
 	case c.Failed == 0: // of a merge: all the others were stopped
-		r.Status, r.Exit = report.StatusInterrupted, exitCanResume
+		r.Status, r.Exit = report.StatusInterrupted, exit.Resumable
 	case c.Done > 0:
-		r.Status, r.Exit = report.StatusFailed, exitSome
+		r.Status, r.Exit = report.StatusFailed, exit.SomeJobs
 	case canResume:
-		r.Status, r.Exit = report.StatusFailed, exitCanResume
+		r.Status, r.Exit = report.StatusFailed, exit.Resumable
 	default:
-		r.Status, r.Exit = report.StatusFailed, exitFailed
+		r.Status, r.Exit = report.StatusFailed, exit.Failed
 	}
 }
 

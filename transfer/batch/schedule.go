@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/fileid"
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
@@ -327,7 +328,7 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 		r.occupy(e.a.job, -1)
 		r.reports[e.a.job] = e.report
 		failed := e.report.Status == report.StatusFailed || e.report.Status == report.StatusMismatch
-		if failed && e.report.Exit == exitCanResume && round < r.o.Limits.Rounds && ctx.Err() == nil {
+		if failed && e.report.Exit == exit.Resumable && round < r.o.Limits.Rounds && ctx.Err() == nil {
 			again = append(again, &attempt{job: e.a.job, number: e.report.Attempts, resume: true, redo: e.a.redo})
 			continue
 		}
@@ -461,11 +462,10 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func
 	if len(a.job.Before) > 0 {
 		if err := r.hook(ctx, "before", a.job.Before, a.job, nil, log); err != nil {
 			t := report.New(a.job.Source, a.job.Target)
-			status, exit := report.StatusFailed, exitFailed
+			t.End(report.StatusFailed, exit.Failed)
 			if ctx.Err() != nil {
-				status, exit = report.StatusInterrupted, r.o.Stopped(context.Cause(ctx))
+				t.End(report.StatusInterrupted, r.o.Stopped(context.Cause(ctx)))
 			}
-			t.End(status, exit)
 			t.Error = err.Error()
 			log.Error(t.Error)
 			return t
@@ -481,7 +481,7 @@ func afterFailed(t *report.Report, err error) *report.Report {
 		failed.Warnings = append(slices.Clone(failed.Warnings), err.Error())
 		return &failed
 	}
-	failed.Status, failed.Exit, failed.Error = report.StatusFailed, exitFailed, err.Error()
+	failed.Status, failed.Exit, failed.Error = report.StatusFailed, exit.Failed, err.Error()
 	failed.Hint = "the copy is whole; --resume runs only the command again"
 	return &failed
 }

@@ -95,6 +95,17 @@ func (r *Report) End(status Status, exit int) {
 	r.Seconds = r.Finished.Sub(r.Started).Seconds()
 }
 
+// EndWith ends the report of a copy that returned err, which may be nil. It returns
+// what the error means.
+func (r *Report) EndWith(err error) Outcome {
+	o := Of(err)
+	if err != nil {
+		r.Error, r.Hint = err.Error(), o.Hint
+	}
+	r.End(o.Status, o.Exit)
+	return o
+}
+
 // reportMode is the mode of reports, whose messages may have what only this user
 // should see.
 const reportMode = 0o600

@@ -54,6 +54,10 @@ func (e *StartError) Error() string {
 }
 func (e *StartError) Unwrap() error { return e.Err }
 
+// Transient tells transfer/report that a process may start later: this machine may
+// be short of processes, file descriptors or memory.
+func (*StartError) Transient() bool { return true }
+
 // Hint says what to do.
 func (e *StartError) Hint() string {
 	switch {
@@ -143,6 +147,10 @@ func (e *LoadError) Temporary() bool {
 	}
 	return strings.HasSuffix(e.Text, "failed to map segment from shared object")
 }
+
+// Transient tells transfer/report that the library may load later. The caller marks
+// a LoadError that is not Temporary as permanent, and then this does not count.
+func (*LoadError) Transient() bool { return true }
 
 // Hint says what to do.
 func (e *LoadError) Hint() string {

@@ -1,0 +1,154 @@
+package report
+
+import (
+	"errors"
+	"net"
+	"slices"
+	"syscall"
+
+	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/retry"
+)
+
+// Outcome says how a run ended and what can be done next. The zero value is not
+// used: [Of] makes one of the error that a run returned.
+type Outcome struct {
+	Status Status
+	Exit   int    // exit status of the process; 0 if nothing is wrong
+	Hint   string // what the user can do; "" if nothing is known
+	// Resumable says that a later run with --resume continues where this one
+	// stopped.
+	Resumable bool
+	// Transient says that the cause of the failure may be gone later, so that the
+	// same run is worth another try. It never holds for a permanent error.
+	Transient bool
+}
+
+// Done reports whether the target is whole. It may be so although Exit is not 0:
+// then the copy succeeded, and something else needs attention.
+func (o Outcome) Done() bool { return o.Status == StatusOK }
+
+// Of returns what err means. It is the one place that decides so, from the
+// methods of the errors that err wraps:
+//
+//   - ExitStatus() int: the exit status that the error stands for. Without any
+//     the status is [exit.Failed].
+//   - Done() bool, beside ExitStatus: if true, the work was done although there is
+//     an error, and the errors that this one wraps are ignored.
+//   - Hint() string: what the user can do. The first one found counts.
+//   - Resumable() bool and Transient() bool: see the fields of Outcome.
+//
+// If errors of one tree stand for several exit statuses, the order is: a
+// difference, a signal, a copy that can be resumed, wrong usage, any other status.
+// A copy that can be resumed comes before wrong usage because a disk that was open
+// once may later be refused by an error which would be a mistake of the user's at
+// the beginning.
+func Of(err error) Outcome {
+	if err == nil {
+		return Outcome{Status: StatusOK}
+	}
+	m := meaningOf(err)
+	o := Outcome{Status: StatusFailed, Exit: m.exit}
+	switch {
+	case m.done:
+		o.Status = StatusOK
+	case m.exit == exit.Difference:
+		o.Status = StatusMismatch
+	case m.exit > exit.Signal:
+		o.Status = StatusInterrupted
+	}
+	if h := (interface{ Hint() string })(nil); errors.As(err, &h) {
+		o.Hint = h.Hint()
+	}
+	if r := (interface{ Resumable() bool })(nil); errors.As(err, &r) {
+		o.Resumable = r.Resumable()
+	}
+	o.Transient = !m.done && isTransient(err)
+	return o
+}
+
+// meaning is the exit status of an error, and whether the work was done
+// nevertheless.
+type meaning struct {
+	exit int
+	done bool
+}
+
+// meaningOf returns the meaning of the most important error in the tree of err.
+func meaningOf(err error) meaning {
+	var found []meaning
+	if s := (interface{ ExitStatus() int })(nil); itself(err, &s) {
+		d, _ := s.(interface{ Done() bool })
+		m := meaning{exit: s.ExitStatus(), done: d != nil && d.Done()}
+		if m.done {
+			return m
+		}
+		found = append(found, m)
+	}
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		if inner := e.Unwrap(); inner != nil {
+			found = append(found, meaningOf(inner))
+		}
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			found = append(found, meaningOf(inner))
+		}
+	}
+	if len(found) == 0 {
+		return meaning{exit: exit.Failed}
+	}
+	return slices.MaxFunc(found, func(a, b meaning) int { return a.weight() - b.weight() })
+}
+
+// itself reports whether err is a T, without looking at the errors that it wraps,
+// and sets target to it. An error with a method As may stand for another one.
+func itself[T any](err error, target *T) bool {
+	if t, ok := err.(T); ok {
+		*target = t
+		return true
+	}
+	as, ok := err.(interface{ As(any) bool })
+	return ok && as.As(target)
+}
+
+// weight orders the meanings of one tree of errors: the one that weighs most
+// counts.
+func (m meaning) weight() int {
+	switch {
+	case m.done:
+		return 0
+	case m.exit == exit.Failed:
+		return 1
+	case m.exit == exit.Usage:
+		return 3
+	case m.exit == exit.Resumable:
+		return 4
+	case m.exit > exit.Signal:
+		return 5
+	case m.exit == exit.Difference:
+		return 6
+	}
+	return 2
+}
+
+// isTransient reports whether the cause of err may be gone later: an error of err's
+// tree says so, or the network failed, or this machine was short of processes,
+// file descriptors or memory.
+func isTransient(err error) bool {
+	if retry.IsPermanent(err) {
+		return false
+	}
+	if unknown := (*net.DNSError)(nil); errors.As(err, &unknown) && unknown.IsNotFound {
+		return false
+	}
+	if t := (interface{ Transient() bool })(nil); errors.As(err, &t) {
+		return t.Transient()
+	}
+	for _, shortage := range []error{syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
+		if errors.Is(err, shortage) {
+			return true
+		}
+	}
+	return errors.As(err, new(*net.OpError))
+}
