@@ -12,13 +12,13 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-// Checkpoint is where a copy can go on: what lies below Offset is done and
-// durable.
+// Checkpoint is a state from which a copy can be resumed: everything below Offset
+// is done and durable.
 type Checkpoint struct {
-	Offset int64     `json:"offset"` // bytes
-	State  []byte    `json:"state"`  // the sink's
-	Sums   [][]byte  `json:"sums"`   // the digests' states, marshalled
-	Tail   []Stretch `json:"tail"`   // what was written last below Offset, ascending
+	Offset int64     `json:"offset"` // in bytes
+	State  []byte    `json:"state"`  // of the sink
+	Sums   [][]byte  `json:"sums"`   // marshalled states of the digests
+	Tail   []Stretch `json:"tail"`   // the ranges below Offset that were written last, ascending
 }
 
 // Stretch is a range of a disk, in bytes, and the CRC-32C of its content.
@@ -31,7 +31,8 @@ type Stretch struct {
 // zeros reports whether the content has the checksum of zeros.
 func (s Stretch) zeros() bool { return s.CRC == zeroSum(s.Len) }
 
-// zeroSums are the results of zeroSum by length; nearly all pieces have the same.
+// zeroSums caches the results of zeroSum by length. Nearly all pieces have the
+// same length.
 var zeroSums sync.Map
 
 // zeroSum returns the CRC-32C of n zero bytes.
@@ -43,22 +44,22 @@ func zeroSum(n int64) uint32 {
 	for left := n; left > 0; left -= int64(len(block)) {
 		sum = crc32.Update(sum, castagnoli, block[:min(left, int64(len(block)))])
 	}
-	if n == maxTailPiece || n&(n-1) == 0 { // the map stays small
+	if n == maxTailPiece || n&(n-1) == 0 { // few lengths, so that the cache stays small
 		zeroSums.Store(n, sum)
 	}
 	return sum
 }
 
-// Proves reports whether a target that has the content of Tail can only be the
-// one that was written: a piece of it has a byte that is not zero. Zeros are on
-// every new device, too.
+// Proves reports whether a target with the content of Tail must be the target that was
+// written, because Tail has a byte that is not zero. Every new disk has zeros, so
+// they prove nothing.
 func (c *Checkpoint) Proves() bool { return proves(c.Tail) }
 
 func proves(tail []Stretch) bool {
 	return slices.ContainsFunc(tail, func(s Stretch) bool { return s.Len > 0 && s.Len <= maxTailPiece && !s.zeros() })
 }
 
-// castagnoli has instructions of its own on every processor of the day.
+// castagnoli is the polynomial of CRC-32C, which current processors compute in hardware.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // sums returns the digests that a copy needs, in the state that they had at the
@@ -73,10 +74,10 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 	for _, state := range c.Sums {
 		s := new(digest.Sum)
 		if err := s.UnmarshalBinary(state); err != nil {
-			return nil, fmt.Errorf("the checkpoint's digest: %w", err)
+			return nil, fmt.Errorf("digest in the checkpoint: %w", err)
 		}
 		if s.Size() != c.Offset {
-			return nil, fmt.Errorf("the checkpoint at %d has a %s of %d bytes", c.Offset, s.Algorithm(), s.Size())
+			return nil, fmt.Errorf("checkpoint at offset %d has a %s of %d bytes", c.Offset, s.Algorithm(), s.Size())
 		}
 		kept[s.Algorithm()] = s
 	}
@@ -86,29 +87,29 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 		case s != nil:
 			sums = append(sums, s)
 		case w.Algorithm() == o.Digest:
-			return nil, fmt.Errorf("the checkpoint has no %s, and all below %d is copied already", o.Digest, c.Offset)
+			return nil, fmt.Errorf("the checkpoint has no %s, and the first %d bytes are copied already", o.Digest, c.Offset)
 		}
 	}
 	return sums, nil
 }
 
-// ErrTail says that what a checkpoint tells of the last bytes below it is not
-// what they are.
-var ErrTail = errors.New("the bytes that were written last are not those of the checkpoint")
+// ErrTail says that a target does not have the content that the Tail of a
+// checkpoint describes.
+var ErrTail = errors.New("the target does not hold the bytes that were written last before the checkpoint")
 
-// CheckTail reads what was written last below a checkpoint and compares it. An
-// error is an ErrTail where it differs.
+// CheckTail reads the ranges of Tail from d and compares their checksums. The error
+// is an ErrTail if one differs, or if Tail is not valid.
 func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	for _, s := range c.Tail {
 		if s.Off < 0 || s.Len < 0 || s.Len > maxTailPiece || s.Off > c.Offset-s.Len {
-			return fmt.Errorf("the checkpoint at %d tells of [%d, +%d): %w", c.Offset, s.Off, s.Len, ErrTail)
+			return fmt.Errorf("checkpoint at offset %d has a tail of %d bytes at offset %d: %w", c.Offset, s.Len, s.Off, ErrTail)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		b := make([]byte, s.Len)
 		if n, err := d.ReadAt(b, s.Off); n < len(b) {
-			return fmt.Errorf("read [%d, %d) back: %w", s.Off, s.Off+s.Len, err)
+			return fmt.Errorf("read [%d, %d) of the target: %w", s.Off, s.Off+s.Len, err)
 		}
 		if sum := crc32.Checksum(b, castagnoli); sum != s.CRC {
 			return fmt.Errorf("[%d, %d) has the checksum %08x, want %08x: %w", s.Off, s.Off+s.Len, sum, s.CRC, ErrTail)
@@ -117,5 +118,5 @@ func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	return nil
 }
 
-// maxTailPiece is the largest request that there is, in bytes.
+// maxTailPiece is the largest piece of a tail, in bytes: that of the largest request.
 const maxTailPiece = 64 << 20

@@ -12,50 +12,69 @@ import (
 
 // Options tune a copy. The zero value is the default.
 type Options struct {
-	RequestSize int         // bytes read at once; 0: 1 MiB. Rounded up to the sink's unit
-	Requests    int         // reads in flight; 0: 4
-	Sparse      int64       // zeros of at least so many bytes become holes; 0: 4 KiB, or 64 KiB where the sink must work for a hole
-	KeepZeros   bool        // zeros in data are written as they are, not looked for
-	Backing     source.Disk // of an overlay; parts that the source calls Inherited are read here, when they share a unit with others
-	// BackingIdentity is the Identity of Backing when it was opened; "": the copy
-	// asks for it when it begins. What differs from the backing is all that an
-	// overlay has, so a backing that changes meanwhile is an error.
+	// RequestSize is how many bytes are read at once; 0 means 1 MiB. It is rounded
+	// up to a multiple of the sink's unit.
+	RequestSize int
+	// Requests is how many reads are in progress at a time; 0 means 4.
+	Requests int
+	// Sparse is how many zero bytes in a row become a hole of the target; 0 means
+	// 4 KiB, or 64 KiB if the sink must work for a hole.
+	Sparse int64
+	// KeepZeros writes the zeros in data as they are instead of searching for them.
+	KeepZeros bool
+
+	// Backing is the backing of the target, if that is an overlay. Inherited ranges
+	// are read from it if they share a unit of the sink with other ranges.
+	Backing source.Disk
+	// BackingIdentity is the identity of Backing when it was opened; if it is "",
+	// the copy asks for it when it begins. The target holds only differences from
+	// the backing, so it is an error if the backing changes during the copy.
 	BackingIdentity string
-	// ReopenBacking opens the file that has the name of the backing by then: whoever reads
-	// the overlay gets that, and not the file that was open during the copy. It is
-	// an error where that has another identity; nil: not looked at.
+	// ReopenBacking opens the file that now has the name of the backing. A later reader
+	// of the target gets that file, so it is an error if its identity is another.
+	// If ReopenBacking is nil, the copy does not check the file.
 	ReopenBacking func(context.Context) (source.Disk, error)
-	Reflink       Reflink            // whether blocks are shared with the source's file
-	Digest        digest.Algorithm   // of the content, computed while copying; "": none
-	Verify        bool               // read the target back before it is published
-	Limit         *Limiter           // nil: none
-	Counters      *progress.Counters // filled while copying; nil: not
+
+	// Reflink says whether the target shares blocks with the file of the source.
+	Reflink Reflink
+	// Digest is computed of the content during the copy; "" means none.
+	Digest digest.Algorithm
+	// Verify reads the target back before it is published.
+	Verify bool
+	// Limit limits the rate of reading; nil means no limit.
+	Limit *Limiter
+	// Counters are updated during the copy. They may be nil.
+	Counters *progress.Counters
 
 	// Interrupt makes a Read of the stream that waits for data return. CopyStream
-	// calls it, with the cause, when the copy has failed, since nothing may ever come
-	// on the stream. CopyStream may call it after it has returned, too. If Interrupt
+	// calls it, with the cause, when the copy has failed, because no more data may
+	// ever arrive. CopyStream may call it after it has returned, too. If Interrupt
 	// is nil, CopyStream waits for the Read.
 	Interrupt func(cause error)
 
-	// Stop, when it ends, makes the copy finish what is in flight and end with
-	// its cause. It is for copies that can go on later; nil: never.
+	// Stop makes the copy finish the pieces in progress, and return the cause of
+	// the context's end. It is for copies that can be resumed. nil means never.
 	Stop context.Context
-	// Resume is where an earlier copy of the same stopped; nil: from the start.
-	// The target must have been opened with its State and Offset.
+	// Resume is the checkpoint at which an earlier copy of the same disk stopped;
+	// nil means none. The target must have been opened with its State and Offset.
 	Resume *Checkpoint
-	// Keep makes a checkpoint durable, which the target is by then. It is called
-	// beside the further copy, one call at a time; nil: a failed copy can't go on.
+	// Keep stores a checkpoint durably. The target is durable up to the checkpoint
+	// when Keep is called. Calls are made one at a time while the copy continues. If Keep
+	// is nil, a failed copy cannot be resumed.
 	Keep func(Checkpoint) error
-	// Whole is called when the target is whole and durable, before it gets its
-	// final name; nil: not.
-	Whole    func()
-	Interval time.Duration // between checkpoints; 0: 5 s. One is also due every GiB
-	// Reopen opens the target again after a sink.ErrLost, as Lost says; nil: not.
+	// Whole is called when the target is complete and durable, before it gets its
+	// final name. It may be nil.
+	Whole func()
+	// Interval is the time between two checkpoints; 0 means 5 s. A checkpoint is
+	// also taken after each GiB.
+	Interval time.Duration
+	// Reopen opens the target again after a sink.ErrLost, with the retries of Lost.
+	// If it is nil, a lost target is an error.
 	Reopen func(ctx context.Context, state []byte, resume int64) (sink.Disk, error)
 	Lost   source.RetryOptions
 }
 
-// stop is Stop, or what never ends.
+// stop returns Stop, or a context that never ends if there is none.
 func (o Options) stop() context.Context {
 	if o.Stop != nil {
 		return o.Stop
@@ -66,13 +85,14 @@ func (o Options) stop() context.Context {
 const (
 	defaultRequest  = 1 << 20
 	defaultRequests = 4
-	// Zeros are found in blocks of this size: the smallest that a file system
-	// makes a hole of.
+	// defaultSparse is the smallest hole, in bytes, that common file systems can make.
 	defaultSparse = 4 << 10
-	// A hole that costs a call of its own is worth it from here on.
+	// workedSparse is the smallest hole, in bytes, that is worth a call to the sink.
 	workedSparse = 64 << 10
 )
 
+// normal returns the options with their defaults filled in. zeroed says whether
+// unwritten ranges of dst already read as zeros.
 func (o Options) normal(dst sink.Disk, zeroed bool) Options {
 	if o.RequestSize == 0 {
 		o.RequestSize = defaultRequest
@@ -94,7 +114,8 @@ func (o Options) normal(dst sink.Disk, zeroed bool) Options {
 	return o
 }
 
-// sums returns a Sum for each digest that the copy needs.
+// sums returns a new digest.Sum for each digest that the copy needs. The last one is a blksum
+// if Verify is set.
 func (o Options) sums() []*digest.Sum {
 	var sums []*digest.Sum
 	if o.Digest != "" {

@@ -10,39 +10,45 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Reflink says whether data is shared with the source's file instead of copied,
-// where the file system can do that.
+// Reflink says whether the target shares blocks with the file of the source instead
+// of holding copies of them.
 type Reflink uint8
 
 const (
-	ReflinkNever  Reflink = iota
-	ReflinkAuto           // where it can be, and pays
-	ReflinkAlways         // or the copy fails
+	// ReflinkNever copies everything.
+	ReflinkNever Reflink = iota
+	// ReflinkAuto shares blocks where that is possible and worthwhile, and copies
+	// the rest.
+	ReflinkAuto
+	// ReflinkAlways fails if not all data can be shared.
+	ReflinkAlways
 )
 
 const (
-	// Sharing less than this takes longer than copying it, and leaves the
-	// target in pieces.
+	// minClone is the shortest range, in bytes, that ReflinkAuto shares. Sharing a
+	// shorter one takes longer than copying it, and fragments the target.
 	minClone = 32 << 10
-	// Ranges are shared in pieces, so that progress shows.
+	// maxClone is the longest range, in bytes, that is shared at once, so that
+	// progress shows.
 	maxClone = 64 << 20
-	// Where the source can't tell, it is asked again so far on: the size of a
-	// grain, as a rule.
+	// cloneStep is the distance, in bytes, after which a source that did not know a
+	// file is asked again. It is the usual size of a grain or cluster.
 	cloneStep = 64 << 10
 )
 
-// ErrNotShared says that blocks were to be shared and can't be.
-var ErrNotShared = errors.New("the blocks can't be shared")
+// ErrNotShared says that ReflinkAlways was asked for and not all data can be shared.
+var ErrNotShared = errors.New("cannot share blocks")
 
-// sharer finds out what of a source can be shared with a target.
+// sharer finds the data of a source that a target can share.
 type sharer struct {
 	src    source.InFile
-	unit   func(*os.File) int64
-	units  map[*os.File]int64 // those that were asked
-	always bool
+	unit   func(*os.File) int64 // sink.Cloner's CloneUnit
+	units  map[*os.File]int64   // results of unit
+	always bool                 // data that cannot be shared is an error
 }
 
-// newSharer returns nil where nothing can be shared.
+// newSharer returns nil if nothing can be shared. unit is the CloneUnit of the
+// target, or nil if the target is no sink.Cloner.
 func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink) (*sharer, error) {
 	if how == ReflinkNever {
 		return nil, nil
@@ -53,85 +59,15 @@ func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink) (*sharer
 	case how != ReflinkAlways:
 		return nil, nil
 	case ok:
-		return nil, fmt.Errorf("%w: the target is none that can share them, want a raw file", ErrNotShared)
+		return nil, fmt.Errorf("%w: the target does not support it, want a raw file", ErrNotShared)
 	default:
-		return nil, fmt.Errorf("%w: the source is no local file, want one beside the target", ErrNotShared)
+		return nil, fmt.Errorf("%w: the source is not a local file, want one on the file system of the target", ErrNotShared)
 	}
 	return &sharer{src: in, unit: unit, units: map[*os.File]int64{}, always: how == ReflinkAlways}, nil
 }
 
-// split cuts the data in [off, end) into what can be shared and what is copied.
-// An error is only ErrNotShared.
-func (s *sharer) split(off, end int64, yield func(part) error) error {
-	for off < end {
-		f, pos, n, ok := s.src.InFile(off)
-		if !ok {
-			if s.always {
-				return fmt.Errorf("%w: the data at offset %d is not stored as it is (compressed), or was changed", ErrNotShared, off)
-			}
-			n = cloneStep - off%cloneStep
-		}
-		n = min(n, end-off)
-		unit := int64(0)
-		if ok {
-			unit = s.unitOf(f)
-			switch {
-			case s.always && unit == 0:
-				return fmt.Errorf("%w: %s and the target are not on one file system that can", ErrNotShared, f.Name())
-			case s.always && (pos-off)%unit != 0:
-				return fmt.Errorf("%w: the data at offset %d is at %d in %s, and both must have the same place in blocks of %d bytes", ErrNotShared, off, pos, f.Name(), unit)
-			case unit > 0 && (pos-off)%unit != 0:
-				unit = 0
-			}
-		}
-		plain := part{Extent: source.Extent{Off: off, Len: n}}
-		if unit == 0 {
-			if err := yield(plain); err != nil {
-				return err
-			}
-			off += n
-			continue
-		}
-		// What is no whole block at either end is copied.
-		from := (off + unit - 1) / unit * unit
-		to := (off + n) / unit * unit
-		if to <= from || !s.always && to-from < minClone {
-			if err := yield(plain); err != nil {
-				return err
-			}
-			off += n
-			continue
-		}
-		for _, p := range []part{
-			{Extent: source.Extent{Off: off, Len: from - off}},
-			{Extent: source.Extent{Off: from, Len: to - from}, file: f, pos: pos + from - off},
-			{Extent: source.Extent{Off: to, Len: off + n - to}},
-		} {
-			if p.Len > 0 {
-				if err := yield(p); err != nil {
-					return err
-				}
-			}
-		}
-		off += n
-	}
-	return nil
-}
-
-func (s *sharer) unitOf(f *os.File) int64 {
-	unit, asked := s.units[f]
-	if !asked {
-		unit = s.unit(f)
-		s.units[f] = unit
-	}
-	return unit
-}
-
-// errStop ends a split whose consumer wants no more.
-var errStop = errors.New("stop")
-
-// parts yields the extents with what can be shared apart from what can't. A nil
-// sharer yields them as they are.
+// parts divides the extents into data that can be shared and everything else. A nil
+// sharer shares nothing.
 func (s *sharer) parts(extents iter.Seq2[source.Extent, error]) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		for e, err := range extents {
@@ -141,27 +77,75 @@ func (s *sharer) parts(extents iter.Seq2[source.Extent, error]) iter.Seq2[part, 
 				}
 				continue
 			}
-			err := s.split(e.Off, e.End(), func(p part) error {
-				if !yield(p, nil) {
-					return errStop
+			for off := e.Off; off < e.End(); {
+				shared, n, err := s.locate(off, e.End())
+				if err != nil {
+					yield(part{}, err)
+					return
 				}
-				return nil
-			})
-			if err == errStop {
-				return
-			}
-			if err != nil {
-				yield(part{}, err)
-				return
+				for _, p := range [...]part{copied(off, shared.Off), shared, copied(shared.End(), off+n)} {
+					if p.Len > 0 && !yield(p, nil) {
+						return
+					}
+				}
+				off += n
 			}
 		}
 	}
 }
 
+// copied returns the range [off, end) as a part that is read and written.
+func copied(off, end int64) part {
+	return part{Extent: source.Extent{Off: off, Len: end - off}}
+}
+
+// locate examines the next n bytes of the data in [off, end), and returns the part
+// of them that can be shared. If there is none, its length is 0 and its offset is off.
+// The error is an ErrNotShared.
+func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
+	none := copied(off, off)
+	f, pos, n, ok := s.src.InFile(off)
+	if !ok {
+		if s.always {
+			return none, 0, fmt.Errorf("%w: the data at offset %d is not stored as it is (compressed), or was changed", ErrNotShared, off)
+		}
+		return none, min(cloneStep-off%cloneStep, end-off), nil
+	}
+	n = min(n, end-off)
+	unit := s.unitOf(f)
+	aligned := unit > 0 && (pos-off)%unit == 0
+	switch {
+	case s.always && unit == 0:
+		return none, 0, fmt.Errorf("%w: %s and the target are not on one file system that can share blocks", ErrNotShared, f.Name())
+	case s.always && !aligned:
+		return none, 0, fmt.Errorf("%w: the data at offset %d is at offset %d of %s, want offsets with the same remainder in blocks of %d bytes", ErrNotShared, off, pos, f.Name(), unit)
+	case !aligned:
+		return none, n, nil
+	}
+	// Partial blocks at both ends are copied.
+	from := (off + unit - 1) / unit * unit
+	to := (off + n) / unit * unit
+	if to <= from || !s.always && to-from < minClone {
+		return none, n, nil
+	}
+	return part{Extent: source.Extent{Off: from, Len: to - from}, file: f, pos: pos + from - off}, n, nil
+}
+
+// unitOf returns the CloneUnit of the target for a file.
+func (s *sharer) unitOf(f *os.File) int64 {
+	unit, known := s.units[f]
+	if !known {
+		unit = s.unit(f)
+		s.units[f] = unit
+	}
+	return unit
+}
+
 // Shared returns how many of the bytes that plan has to copy can share their
-// blocks with the source. Unit is sink.Cloner's CloneUnit of the target, nil
-// where that can't share anything. With ReflinkAlways it is ErrNotShared when
-// not all can, but for less than a block at the end of a range.
+// blocks with the source. unit is the CloneUnit of the target (see sink.Cloner), or
+// nil if the target cannot share blocks. With ReflinkAlways the error is an
+// ErrNotShared unless all data can be shared, except partial blocks at both ends of
+// a range.
 func Shared(ctx context.Context, src source.Disk, plan *Plan, how Reflink, unit func(*os.File) int64) (shared int64, err error) {
 	s, err := newSharer(src, unit, how)
 	if s == nil || err != nil {

@@ -130,7 +130,7 @@ func TestShare(t *testing.T) {
 		{name: "failed", how: transfer.ReflinkAuto, refuse: func(int64) error { return errBoom }, err: "boom"},
 		{name: "always, and refused", how: transfer.ReflinkAlways, refuse: func(int64) error { return errors.ErrUnsupported }, err: "unsupported"},
 		{name: "always, and some is in no file", how: transfer.ReflinkAlways, err: "the data at offset 2621440 is not stored as it is"},
-		{name: "always, at odd places", shift: 512, how: transfer.ReflinkAlways, err: "the data at offset 700 is at 1212 in"},
+		{name: "always, at odd places", shift: 512, how: transfer.ReflinkAlways, err: "the data at offset 700 is at offset 1212 of"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			src := makeFiled(t, c.shift)
