@@ -8,19 +8,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// arena hands out n buffers of one size, for sources that have no memory of
-// their own. It is mapped outside Go's heap, so that the garbage collector
-// does not keep as much again in reserve, and every buffer begins on a page.
+// arena is a source.Allocator with a fixed number of buffers of one size, for sources
+// that have no memory of their own. Its memory is mapped outside Go's heap, because the
+// garbage collector would let the heap grow by the same amount again. Every
+// buffer begins at a page border. An arena is safe for concurrent use.
 type arena struct {
 	mem  []byte
 	free chan []byte
 }
 
+// newArena maps n buffers of size bytes.
 func newArena(n, size int) (*arena, error) {
 	stride := (size + os.Getpagesize() - 1) &^ (os.Getpagesize() - 1)
 	mem, err := unix.Mmap(-1, 0, n*stride, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
-		return nil, fmt.Errorf("reserve %d buffers of %d bytes: %w", n, size, err)
+		return nil, fmt.Errorf("allocate %d buffers of %d bytes: %w", n, size, err)
 	}
 	a := &arena{mem: mem, free: make(chan []byte, n)}
 	for i := range n {
@@ -29,7 +31,7 @@ func newArena(n, size int) (*arena, error) {
 	return a, nil
 }
 
-// Buffer is source.Allocator's.
+// Buffer implements source.Allocator. n must not exceed the size of the buffers.
 func (a *arena) Buffer(ctx context.Context, n int) ([]byte, func(), error) {
 	select {
 	case b := <-a.free:
@@ -39,5 +41,5 @@ func (a *arena) Buffer(ctx context.Context, n int) ([]byte, func(), error) {
 	}
 }
 
-// close unmaps the memory. No buffer may be in use.
+// close unmaps the memory. No buffer may be used afterwards.
 func (a *arena) close() error { return unix.Munmap(a.mem) }

@@ -13,20 +13,25 @@ import (
 
 // CompareOptions tune Compare and Sum. The zero value is the default.
 type CompareOptions struct {
-	RequestSize int                // bytes read at once from a disk; 0: 1 MiB
-	Requests    int                // requests in flight; 0: 4. Compare's read one disk after the other
-	Limit       *Limiter           // bounds what is read of both disks together; nil: none
-	Counters    *progress.Counters // filled meanwhile, in bytes of the disk; nil: not
+	// RequestSize is how many bytes are read at once; 0 means 1 MiB.
+	RequestSize int
+	// Requests is how many requests are in progress at a time; 0 means 4. A request of
+	// Compare reads both disks, one after the other.
+	Requests int
+	// Limit limits the rate of reading, for both disks together; nil means no limit.
+	Limit *Limiter
+	// Counters are updated meanwhile. They may be nil.
+	Counters *progress.Counters
 
-	// Strict compares the allocation too: what is data in one disk and a hole
-	// in the other is a difference, whatever it reads as. For Compare only.
+	// Strict also compares the allocation: a range that is data in one disk and a hole
+	// in the other is a difference even if both read as zeros. Sum ignores it.
 	Strict bool
-	// TargetMayBeLonger is for block devices and NBD servers, which have no
-	// size of the disk's choice: what lies past the source's end is not looked
-	// at. For Compare only.
+	// TargetMayBeLonger ignores content of the target after the end of the source.
+	// It is for block devices and NBD servers, whose sizes may be given. Sum ignores it.
 	TargetMayBeLonger bool
 }
 
+// normal returns the options with their defaults filled in.
 func (o CompareOptions) normal() CompareOptions {
 	if o.RequestSize == 0 {
 		o.RequestSize = defaultRequest
@@ -40,14 +45,14 @@ func (o CompareOptions) normal() CompareOptions {
 	return o
 }
 
-// Compare compares two disks and returns nil where they are the same. It reads
-// only what one of them has data for, and goes on after the first difference,
-// for the counts. Memory is bounded: 2 x Requests x RequestSize, and what is
-// remembered of the extents.
+// Compare compares two disks and returns nil if they are equal. It reads only ranges
+// in which at least one of them has data, and continues after the first difference to
+// count the others. It needs 2 x Requests x RequestSize bytes of memory for buffers,
+// and about 8 MiB for the extents of each disk.
 //
-// Errors begin with the side that failed, "source: " or "target: ". A disk that
-// changes meanwhile is an ErrDiskChanged. Disks with Inherited extents are refused:
-// their content is not known.
+// An error begins with the side that failed, "source: " or "target: ". It is an
+// ErrDiskChanged if a disk changed meanwhile. A disk with Inherited extents is an
+// error, because their content is not known.
 func Compare(ctx context.Context, src, dst source.Disk, o CompareOptions) (*Difference, error) {
 	c := &comparison{o: o.normal(), size: src.Size()}
 	diff := &Difference{SourceSize: src.Size(), TargetSize: dst.Size()}
@@ -60,7 +65,7 @@ func Compare(ctx context.Context, src, dst source.Disk, o CompareOptions) (*Diff
 	}
 	g, planning := errgroup.WithContext(ctx)
 	for i := range c.sides {
-		g.Go(func() error { return c.sides[i].ask(planning) })
+		g.Go(func() error { return c.sides[i].makePlan(planning) })
 	}
 	if err := g.Wait(); err != nil {
 		return nil, err
@@ -85,27 +90,31 @@ func Compare(ctx context.Context, src, dst source.Disk, o CompareOptions) (*Diff
 	return diff, nil
 }
 
-// comparison is a Compare under way.
+// comparison is one call of Compare.
 type comparison struct {
 	o     CompareOptions
-	size  int64 // to compare, from the start of both disks
-	sides [2]side
+	size  int64   // bytes to compare, from the start of both disks
+	sides [2]side // source and target
 }
 
-// pair is a range of both disks, in bytes, and whether it must be read of each
-// to be known, or is zeros.
+// pair is a range of both disks in which each has extents of one kind only.
 type pair struct {
-	off, n int64
-	data   [2]bool
+	off, n int64   // bytes
+	data   [2]bool // whether each disk has data, which must be read, or reads as zeros
 }
 
-func (p pair) end() int64   { return p.off + p.n }
-func (p pair) equal() bool  { return !p.data[0] && !p.data[1] } // without reading
-func (p pair) differ() bool { return p.data[0] != p.data[1] }   // in allocation
+// end returns the offset of the first byte after the range.
+func (p pair) end() int64 { return p.off + p.n }
 
-// pairs yields, ascending and touching, what the extents of both sides make of
-// the disk. Extents may be any cover of the sides; what differs in nothing but
-// its place is merged.
+// equal reports whether the content is known to be equal without reading.
+func (p pair) equal() bool { return !p.data[0] && !p.data[1] }
+
+// differ reports whether the allocation differs.
+func (p pair) differ() bool { return p.data[0] != p.data[1] }
+
+// pairs yields the pairs that the extents of both sides form, ascending and without gaps.
+// The extents of each side must cover at least size bytes. Neighbouring pairs with the
+// same data are merged.
 func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2[pair, error] {
 	return func(yield func(pair, error) bool) {
 		var next [2]func() (source.Extent, error, bool)
@@ -115,14 +124,14 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 			next[i] = pull
 		}
 		var now [2]source.Extent
-		var held pair
+		var merged pair // not yielded yet
 		for off := int64(0); off < c.size; {
 			p := pair{off: off, n: c.size - off}
 			for i := range now {
 				if now[i].End() == off {
 					e, err, ok := next[i]()
 					if err == nil && !ok {
-						err = c.sides[i].failed(fmt.Errorf("extents end at %d of %d", off, c.size))
+						err = c.sides[i].failed(fmt.Errorf("extents end at byte %d of %d", off, c.size))
 					}
 					if err != nil {
 						yield(pair{}, err)
@@ -134,27 +143,27 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 				p.n = min(p.n, now[i].End()-off)
 			}
 			off = p.end()
-			if held.n > 0 && held.data == p.data {
-				held.n += p.n
+			if merged.n > 0 && merged.data == p.data {
+				merged.n += p.n
 				continue
 			}
-			if held.n > 0 && !yield(held, nil) {
+			if merged.n > 0 && !yield(merged, nil) {
 				return
 			}
-			held = p
+			merged = p
 		}
-		if held.n > 0 {
-			yield(held, nil)
+		if merged.n > 0 {
+			yield(merged, nil)
 		}
 	}
 }
 
-// reads is what must be read.
+// reads yields the pairs of the disk as they are read.
 func (c *comparison) reads(ctx context.Context) iter.Seq2[pair, error] {
 	return c.pairs([2]iter.Seq2[source.Extent, error]{c.sides[0].extents(ctx), c.sides[1].extents(ctx)})
 }
 
-// plan counts the work, and with Strict compares the allocation.
+// plan counts the work, and with CompareOptions.Strict compares the allocation.
 func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 	for p, err := range c.reads(ctx) {
 		if err != nil {
@@ -169,7 +178,11 @@ func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 	if !c.o.Strict {
 		return nil
 	}
-	a := &diff.Allocation
+	return c.compareAllocation(ctx, &diff.Allocation)
+}
+
+// compareAllocation fills in the differences between the extents of the disks.
+func (c *comparison) compareAllocation(ctx context.Context, a *AllocationDifference) error {
 	var last pair
 	for p, err := range c.pairs([2]iter.Seq2[source.Extent, error]{
 		c.sides[0].plan.extents(ctx, c.sides[0].Disk),
@@ -192,6 +205,7 @@ func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 	return nil
 }
 
+// kindOf returns the kind of an extent of a pair.
 func kindOf(data bool) source.Kind {
 	if data {
 		return source.Data
@@ -199,13 +213,13 @@ func kindOf(data bool) source.Kind {
 	return source.Zero
 }
 
-// comparedPiece is a part of a pair, at most a request long.
+// comparedPiece is a pair of at most one request, on its way through the stages.
 type comparedPiece struct {
 	pair
 	found tally
 }
 
-// run reads and compares what must be read.
+// run reads all pairs that are not known to be equal, and compares their content.
 func (c *comparison) run(ctx context.Context) (found tally, err error) {
 	for i := range c.sides {
 		var release func() error
@@ -218,7 +232,7 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 			}
 		}()
 	}
-	// One slow read holds up the rest when so many are behind it.
+	// Eight pieces for each request: the workers can go on while one read is slow.
 	err = runOrdered(ctx, nil, c.o.Requests, 8*c.o.Requests, stages[comparedPiece]{
 		produce: c.produce,
 		work:    c.compare,
@@ -231,8 +245,8 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 	return found, err
 }
 
-// produce cuts what must be read at multiples of the request's size, so that
-// no grain or cluster is needed by two requests.
+// produce sends the pairs to read, cut at multiples of the request's size, so that no
+// grain or cluster of a disk is read by two requests.
 func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) error {
 	size := int64(c.o.RequestSize)
 	for r, err := range c.reads(ctx) {
@@ -253,12 +267,12 @@ func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) err
 	return nil
 }
 
-// compare reads a piece of both disks, but for what is zeros, and compares.
+// compare reads a piece of both disks, except of a disk with a hole there, and compares them.
 func (c *comparison) compare(ctx context.Context, p *comparedPiece) error {
-	var content [2][]byte
+	var content [2][]byte // nil: zeros
 	for i := range c.sides {
 		if !p.data[i] {
-			continue // nil is zeros
+			continue
 		}
 		s := &c.sides[i]
 		b, free, err := s.buffers.Buffer(ctx, int(p.n))

@@ -275,7 +275,7 @@ func TestCompareErrorsNameTheSide(t *testing.T) {
 		{"single link", func(m *sourcetest.Memory) source.Disk {
 			m.ExtentList = []source.Extent{{Len: 1 << 20}, {Off: 1 << 20, Len: 2 << 20, Kind: source.Inherited}}
 			return m
-		}, "2097152 bytes are not in this link of a chain"},
+		}, "2097152 bytes are not in this image but in a parent"},
 		{"short reads", func(m *sourcetest.Memory) source.Disk { return shortDisk{m} }, "no error"},
 		{"changed", func(m *sourcetest.Memory) source.Disk {
 			var once atomic.Bool

@@ -6,35 +6,34 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Difference is what two disks, the source and the target, differ in.
+// Difference describes how two disks, the source and the target, differ.
 type Difference struct {
-	// The sizes of the disks, in bytes. Where they are a difference, it is the
-	// only one that is looked for.
+	// SourceSize and TargetSize are the sizes of the disks, in bytes. If
+	// SizesDiffer is true, nothing else was compared.
 	SourceSize, TargetSize int64
 	SizesDiffer            bool
 
-	// Content: the offset of the first byte that differs and what it is. A
-	// range is a run of bytes that all differ, as long as can be; Bytes is how
-	// many they are together. Ranges is 0 where the content is the same.
+	// First is the offset of the first byte that differs, and Source and Target
+	// are its values in the two disks. Ranges counts the ranges of consecutive bytes
+	// that all differ, and Bytes their bytes. If Ranges is 0, the content is equal.
 	First          int64
 	Source, Target byte
 	Ranges, Bytes  int64
 
-	// Allocation, with CompareOptions.Strict: the same of the kinds of extents
-	// that the disks have there, Data or Zero.
+	// Allocation is filled in with CompareOptions.Strict.
 	Allocation AllocationDifference
 }
 
-// AllocationDifference is where one disk has data and the other a hole.
-// Ranges is 0 where there is none.
+// AllocationDifference describes the ranges in which one disk has data and the other
+// a hole. If Ranges is 0, there are none.
 type AllocationDifference struct {
-	First          int64
-	Source, Target source.Kind
-	Ranges, Bytes  int64
+	First          int64       // offset of the first range
+	Source, Target source.Kind // kinds of the extents at First: Data or Zero
+	Ranges, Bytes  int64       // number of the ranges, and of their bytes
 }
 
-// String is the line that docs/cli.md promises: of the sizes, else of the
-// content, else of the allocation.
+// String returns the line that docs/cli.md promises. It describes the sizes if they differ,
+// else the content, else the allocation.
 func (d *Difference) String() string {
 	switch {
 	case d.SizesDiffer:
@@ -48,6 +47,7 @@ func (d *Difference) String() string {
 	return "no difference"
 }
 
+// dataOrHole returns the word for a kind of extent in the line.
 func dataOrHole(k source.Kind) string {
 	if k == source.Zero {
 		return "hole"

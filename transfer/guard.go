@@ -8,14 +8,14 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// sourceError is an error that the disk which is copied returned. It has the
-// text of that error.
+// sourceError marks an error that the source of a copy returned. It has the text of
+// that error.
 type sourceError struct{ error }
 
 func (e *sourceError) Unwrap() error { return e.error }
 
-// ofSource marks an error as one of the source. nil and io.EOF are returned as
-// they are.
+// ofSource marks err as an error of the source. nil and io.EOF are returned
+// unchanged.
 func ofSource(err error) error {
 	if err == nil || err == io.EOF {
 		return err
@@ -23,10 +23,10 @@ func ofSource(err error) error {
 	return &sourceError{err}
 }
 
-// guard returns src as a disk whose errors are all marked as errors of the
-// source, whichever goroutine of a copy sees them first: a read, the wait for a
-// buffer, the query for extents, or the identity. A nil src is returned as it
-// is: a stream has no disk.
+// guard returns src as a disk whose errors are all marked as errors of the source:
+// those of reads, of waiting for a buffer, of extents and of the identity. So a copy
+// can tell them from errors of its target, whichever goroutine meets them first. A nil src
+// is returned unchanged, because a stream has no disk.
 func guard(src source.Disk) source.Disk {
 	if src == nil {
 		return nil
@@ -38,11 +38,11 @@ func guard(src source.Disk) source.Disk {
 	return g
 }
 
-// guarded marks the errors of the disk that it wraps.
+// guarded is a source.Wrapper that marks the errors of its disk.
 type guarded struct{ disk source.Disk }
 
-// Unwrap implements source.Wrapper. An ability that returns errors of the source
-// must be a method here as well.
+// Unwrap implements source.Wrapper. An ability whose methods return errors of the
+// source must be implemented by guarded as well, or its errors are not marked.
 func (g *guarded) Unwrap() source.Disk { return g.disk }
 
 func (g *guarded) Size() int64  { return g.disk.Size() }
@@ -63,7 +63,7 @@ func (g *guarded) Extents(ctx context.Context, off, length int64) iter.Seq2[sour
 	}
 }
 
-// Identity is that of the disk, and empty where the disk has none.
+// Identity returns the identity of the disk, or "" if it has none.
 func (g *guarded) Identity(ctx context.Context) (id, proof string, err error) {
 	i, ok := source.Ability[source.Identified](g.disk)
 	if !ok {

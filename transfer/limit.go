@@ -6,24 +6,24 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// Limiter bounds how many bytes a second are read from sources. One Limiter
-// may be shared by many copies, and then bounds their sum. A nil Limiter does
-// not limit. It is safe for concurrent use.
+// Limiter limits how many bytes per second are read from sources. Copies that share a
+// Limiter are limited together. A nil Limiter does not limit. A Limiter is safe for
+// concurrent use.
 type Limiter struct {
 	bucket *rate.Limiter
-	within *Limiter // nil: no further bound
+	within *Limiter // another limit that applies too; nil: none
 }
 
-// NewLimiter returns a Limiter of so many bytes a second (more than zero).
+// NewLimiter returns a Limiter to bytesPerSecond, which must be greater than 0.
 func NewLimiter(bytesPerSecond int64) *Limiter {
-	// A tenth of a second's worth at once: short enough to look even, long
-	// enough not to wake up for every request.
+	// Bursts of a tenth of a second are short enough to look even, and long enough
+	// that not every request has to wait.
 	burst := max(bytesPerSecond/10, 1)
 	return &Limiter{bucket: rate.NewLimiter(rate.Limit(bytesPerSecond), int(min(burst, 1<<30)))}
 }
 
-// Within returns a Limiter that bounds what l does, and besides, together with
-// all others that are within outer, what that does. Either may be nil.
+// Within returns a Limiter that applies both l and outer. Limiters of different copies
+// that are within the same outer share its rate. Either may be nil.
 func (l *Limiter) Within(outer *Limiter) *Limiter {
 	if l == nil {
 		return outer
@@ -31,7 +31,7 @@ func (l *Limiter) Within(outer *Limiter) *Limiter {
 	return &Limiter{bucket: l.bucket, within: outer}
 }
 
-// Wait blocks until n bytes may be read or ctx ends, and then returns its cause.
+// Wait blocks until n bytes may be read. If ctx ends before, it returns the cause.
 func (l *Limiter) Wait(ctx context.Context, n int) error {
 	if l == nil {
 		return nil

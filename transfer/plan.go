@@ -11,52 +11,55 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// planCache bounds what a Plan remembers of the extents, at 8 bytes each: a
-// checkerboard of 64 TiB has 512 M of them. What lies beyond is asked again.
+// planCache is the most memory, in bytes, that a Plan uses for extents, which take 8
+// bytes each. A disk can have more extents than that: later ones are queried again.
 const planCache = 8 << 20
 
-// maxSize is the largest disk that is copied, in bytes: 4 EiB, far above what
-// any format or file system holds, so that offsets have room to be rounded up.
+// maxSize is the size in bytes of the largest disk that can be copied, 4 EiB. It is far above the
+// limits of all formats, and leaves room to round offsets up without overflow.
 const maxSize = 1 << 62
 
-// Plan is what a copy of a disk has to move.
+// Plan describes the allocation of a disk that is to be copied. It is not safe for
+// concurrent use.
 type Plan struct {
-	Size                  int64 // of the disk, bytes
-	Known                 int64 // what lies below was asked; Size, but for NewPlanWithin's
+	Size                  int64 // of the disk, in bytes
+	Known                 int64 // the extents below this offset were examined; less than Size only after NewPlanWithin
 	Data, Zero, Inherited int64 // bytes of each kind; their sum is Known
-	Extents               int64 // how many, neighbours of one kind counted as one
+	Extents               int64 // number of extents; neighbours of one kind count as one
 
-	// identity is what the source was when it was asked, empty where it can't
-	// tell: what the plan knows holds for nothing else.
+	// identity is the identity of the source when the plan was made, or "" if it has
+	// none. The plan is valid only for this identity.
 	identity string
 
-	// The first extents, as they touch each other: length<<2 | kind.
+	// cache has the first extents of the disk, each as length<<2 | kind. They begin
+	// at offset 0 and follow one another without gaps up to cachedTo.
 	cache    []uint64
 	cachedTo int64
 }
 
-// Identity is that of the source when the plan was made, "" where it has none.
+// Identity returns the identity of the source when the plan was made, or "" if the
+// source has none.
 func (p *Plan) Identity() string { return p.identity }
 
-// NewPlan asks src for its extents, all of them, and adds them up.
+// NewPlan queries all extents of src and returns their plan.
 func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
 	return NewPlanWithin(ctx, src, math.MaxInt64, new(progress.Counters))
 }
 
-// NewPlanWithin is NewPlan for sources that may need long to tell all of their
-// extents. After so much time it leaves the rest to the copy, which asks while
-// it reads. The counters get how much of the disk was examined.
+// NewPlanWithin is NewPlan for sources that may need long to report all their extents.
+// It stops when patience has passed, and the copy queries the other extents when it
+// reaches them. Progress is reported with counters.Examined.
 func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration, counters *progress.Counters) (*Plan, error) {
 	begun := time.Now()
 	p := &Plan{Size: src.Size()}
 	if p.Size > maxSize {
-		return nil, fmt.Errorf("the source claims %d bytes, more than the %d that can be copied", p.Size, int64(maxSize))
+		return nil, fmt.Errorf("the source has %d bytes, more than the maximum of %d bytes", p.Size, int64(maxSize))
 	}
 	var err error
 	if p.identity, err = identityOf(ctx, src); err != nil {
 		return nil, err
 	}
-	last, length := source.Kind(255), int64(0)
+	last, length := source.Kind(255), int64(0) // the merged extent that is not in the cache yet
 	remember := func() {
 		if length > 0 && len(p.cache) < planCache/8 {
 			p.cache = append(p.cache, uint64(length)<<2|uint64(last))
@@ -95,8 +98,8 @@ windows:
 	return p, nil
 }
 
-// DataFrom is how many bytes of Data lie at or above off. Data below off that the
-// plan has not kept in memory are counted too.
+// DataFrom returns how many bytes of Data lie at or above the offset off. It also
+// counts Data below off that the plan does not have in memory.
 func (p *Plan) DataFrom(off int64) int64 {
 	data, _ := p.below(off)
 	return p.Data - data
@@ -122,8 +125,8 @@ func (p *Plan) below(off int64) (data, zero int64) {
 	return data, zero
 }
 
-// extents yields the planned extents: from memory, and what was too many to
-// remember from src.
+// extents yields the extents of the plan: those in memory, and then the others by
+// querying src again.
 func (p *Plan) extents(ctx context.Context, src source.Disk) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		off := int64(0)

@@ -9,19 +9,19 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// ErrDiskChanged says that a disk is not what it was when its reading began,
-// so that a result would be of neither state.
+// ErrDiskChanged says that a disk changed while Compare or Sum read it, so that the
+// result would describe neither the old nor the new state.
 var ErrDiskChanged = errors.New("the disk changed while it was read")
 
-// side is one of the disks that are compared.
+// side is a disk that Compare or Sum reads, with its plan.
 type side struct {
 	source.Disk
-	name    string // for errors; "" where there is only one
+	name    string // "source" or "target", for errors; "" for Sum
 	plan    *Plan
 	buffers source.Allocator
 }
 
-// failed says which side an error is of.
+// failed adds the name of the side to an error.
 func (s *side) failed(err error) error {
 	if s.name == "" {
 		return err
@@ -29,19 +29,20 @@ func (s *side) failed(err error) error {
 	return fmt.Errorf("%s: %w", s.name, err)
 }
 
-// ask plans the reading of a disk whose content is known.
-func (s *side) ask(ctx context.Context) (err error) {
+// makePlan plans the reading of the disk. A disk with Inherited extents is an error,
+// because their content is not known.
+func (s *side) makePlan(ctx context.Context) (err error) {
 	if s.plan, err = NewPlan(ctx, s.Disk); err != nil {
 		return s.failed(err)
 	}
 	if s.plan.Inherited > 0 {
-		return s.failed(fmt.Errorf("%d bytes are not in this link of a chain, so their content is not known: open it with its parents", s.plan.Inherited))
+		return s.failed(fmt.Errorf("%d bytes are not in this image but in a parent: open the image with its parents", s.plan.Inherited))
 	}
 	return nil
 }
 
-// reserve finds memory for so many reads: the disk's own, or new. Release
-// gives the new memory back, when none of it is in use.
+// reserve provides n buffers of size bytes: those of the disk if it has some, else new
+// ones. release frees new buffers; no buffer may be in use then.
 func (s *side) reserve(n, size int) (release func() error, err error) {
 	if own, ok := source.Ability[source.Allocator](s.Disk); ok {
 		s.buffers = own
@@ -55,7 +56,7 @@ func (s *side) reserve(n, size int) (release func() error, err error) {
 	return a.close, nil
 }
 
-// unchanged is an error where the disk is not what it was when it was planned.
+// unchanged returns an ErrDiskChanged if the disk has changed since it was planned.
 func (s *side) unchanged(ctx context.Context) error {
 	now, err := identityOf(ctx, s.Disk)
 	if err != nil {
@@ -67,12 +68,12 @@ func (s *side) unchanged(ctx context.Context) error {
 	return nil
 }
 
-// extents yields the disk's extents as they are read, in place and kind only: a
-// short hole between data is Data, since reading it along costs less than
-// another request.
+// extents yields the extents of the disk with their offsets, lengths and kinds. A hole
+// of at most joinGap bytes between data becomes Data, because reading it costs less
+// than another request.
 func (s *side) extents(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
-		var run, hole source.Extent // what comes next, and a short hole after that, if it is data
+		var run, hole source.Extent // the extent to yield next, and a short hole after it if it is data
 		for e, err := range s.plan.extents(ctx, s.Disk) {
 			switch {
 			case err != nil:
@@ -89,7 +90,7 @@ func (s *side) extents(ctx context.Context) iter.Seq2[source.Extent, error] {
 				if run.Len > 0 && !yield(run, nil) {
 					return
 				}
-				run = source.Extent{Off: run.End(), Len: e.End() - run.End(), Kind: e.Kind} // with the hole, if any
+				run = source.Extent{Off: run.End(), Len: e.End() - run.End(), Kind: e.Kind} // including the hole
 				hole.Len = 0
 			}
 		}

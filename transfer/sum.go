@@ -8,23 +8,23 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// Sum returns the digest of a disk's content, as lower case hexadecimal
-// digits. Holes are not read. Memory is bounded: 2 x Requests x RequestSize,
-// and what is remembered of the extents. A disk that changes meanwhile is an
-// ErrDiskChanged. A disk with Inherited extents is refused: its content is not
-// known.
+// Sum returns the digest of the content of a disk, in lower-case hexadecimal digits.
+// Holes are not read. Sum needs 2 x Requests x RequestSize bytes of memory for
+// buffers, and about 8 MiB for the extents. The error is an ErrDiskChanged if the
+// disk changed meanwhile. A disk with Inherited extents is an error, because their
+// content is not known.
 func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOptions) (value string, err error) {
 	s := &summing{o: o.normal(), side: side{Disk: d}, sum: digest.New(a)}
-	// Only whole blocks can be hashed by the readers.
+	// The workers can hash only whole blocks of the digest.
 	s.o.RequestSize = (s.o.RequestSize + digest.BlockSize - 1) / digest.BlockSize * digest.BlockSize
-	if err := s.ask(ctx); err != nil {
+	if err := s.makePlan(ctx); err != nil {
 		return "", err
 	}
 	if err := s.count(ctx); err != nil {
 		return "", err
 	}
 	s.o.Counters.Enter(progress.Verify)
-	// Twice what is being read: the rest is hashed and waits for its turn.
+	// Twice as many as are being read: the others are hashed and wait to be collected.
 	release, err := s.reserve(2*s.o.Requests, s.o.RequestSize)
 	if err != nil {
 		return "", err
@@ -49,19 +49,19 @@ func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOption
 	return s.sum.Value(), nil
 }
 
-// summing is a Sum under way.
+// summing is one call of Sum.
 type summing struct {
 	side
 	o   CompareOptions
-	sum *digest.Sum // the folding goroutine's
+	sum *digest.Sum // used only by the collector while the stages run
 }
 
-// summedPiece is an extent's part.
+// summedPiece is a part of an extent, on its way through the stages.
 type summedPiece struct {
 	source.Extent
-	buf    []byte // of Len bytes, when Kind is Data
-	free   func()
-	blocks digest.Blocks
+	buf    []byte        // Len bytes if Kind is Data, else nil
+	free   func()        // gives buf back; nil: there is no buf
+	blocks digest.Blocks // hashes of buf
 }
 
 // release frees the buffer, if the piece has one.
@@ -72,17 +72,19 @@ func (p *summedPiece) release() {
 	}
 }
 
-// works says whether an extent of that kind costs time.
-func (s *summing) works(kind source.Kind) bool {
+// countsAsWork reports whether an extent of the kind is counted as work. Zeros of a blksum
+// take hardly any time.
+func (s *summing) countsAsWork(kind source.Kind) bool {
 	return kind == source.Data || s.sum.Algorithm() != digest.Blksum
 }
 
+// count counts the work.
 func (s *summing) count(ctx context.Context) error {
 	for e, err := range s.extents(ctx) {
 		if err != nil {
 			return err
 		}
-		if s.works(e.Kind) {
+		if s.countsAsWork(e.Kind) {
 			s.o.Counters.AddPlanned(e.Len)
 		} else {
 			s.o.Counters.AddSkipped(e.Len)
@@ -91,7 +93,8 @@ func (s *summing) count(ctx context.Context) error {
 	return nil
 }
 
-// produce cuts data at multiples of the request's size.
+// produce sends the extents of the disk as pieces. Data is cut at multiples of the
+// request's size.
 func (s *summing) produce(ctx context.Context, o *ordered[summedPiece]) error {
 	size := int64(s.o.RequestSize)
 	for e, err := range s.extents(ctx) {
@@ -107,12 +110,12 @@ func (s *summing) produce(ctx context.Context, o *ordered[summedPiece]) error {
 			switch {
 			case e.Kind == source.Data:
 				n = min(n, size-e.Off%size)
-				// Here and not by the workers: buffers must not all go to
-				// pieces that wait for one that has none.
+				// The producer gets the buffers, in order. If workers did, all buffers
+				// could go to pieces that wait for an earlier piece without one.
 				if p.buf, p.free, err = s.buffers.Buffer(ctx, int(n)); err != nil {
 					return err
 				}
-			case s.works(e.Kind):
+			case s.countsAsWork(e.Kind):
 				n = min(n, zeroPiece)
 			}
 			p.Extent = source.Extent{Off: e.Off, Len: n, Kind: e.Kind}
@@ -123,6 +126,7 @@ func (s *summing) produce(ctx context.Context, o *ordered[summedPiece]) error {
 	return nil
 }
 
+// read fills and hashes a piece of data.
 func (s *summing) read(ctx context.Context, p *summedPiece) error {
 	if err := s.o.Limit.Wait(ctx, len(p.buf)); err != nil {
 		return err
@@ -135,6 +139,7 @@ func (s *summing) read(ctx context.Context, p *summedPiece) error {
 	return nil
 }
 
+// fold adds a piece to the digest.
 func (s *summing) fold(ctx context.Context, p *summedPiece) error {
 	if p.Kind != source.Data {
 		if err := s.sum.ZeroContext(ctx, p.Len); err != nil {
@@ -143,7 +148,7 @@ func (s *summing) fold(ctx context.Context, p *summedPiece) error {
 	} else {
 		s.sum.Blocks(&p.blocks)
 	}
-	if s.works(p.Kind) {
+	if s.countsAsWork(p.Kind) {
 		s.o.Counters.AddDone(p.Len)
 	}
 	return nil

@@ -6,15 +6,15 @@ import (
 	"math/bits"
 )
 
-// tally counts the bytes that differ between two disks, and the runs of them.
-// It is filled in ascending order; where nothing was added, nothing differs.
+// tally counts the bytes that differ between two disks, and the ranges that they
+// form. Blocks are added in ascending order; blocks that are not added are equal.
 type tally struct {
 	ranges, bytes int64
-	first, end    int64 // where the first run begins and the last one ends; valid if ranges > 0
-	a, b          byte  // the bytes at first
+	first, end    int64 // start of the first range and end of the last one, in bytes; valid if ranges > 0
+	a, b          byte  // the bytes of the two disks at first
 }
 
-// join adds what was found behind t.
+// join adds the tally of a later part of the disks to t.
 func (t *tally) join(next *tally) {
 	if next.ranges == 0 {
 		return
@@ -31,13 +31,15 @@ func (t *tally) join(next *tally) {
 	t.end = next.end
 }
 
-// tallyBlock is how much is skipped at once where it is the same. It must be a
-// multiple of 8.
+// tallyBlock is the size, in bytes, of the blocks that are skipped if they are equal.
+// It must be a multiple of 8.
 const tallyBlock = 4 << 10
 
-var tallyZeros [tallyBlock]byte // never written
+// tallyZeros is compared with data if the other disk has a hole. It is never written.
+var tallyZeros [tallyBlock]byte
 
-// add compares n bytes at off, a of one disk with b of the other. Nil is zeros.
+// add compares the n bytes at off of one disk, in a, with those of the other, in b. nil
+// stands for zeros.
 func (t *tally) add(a, b []byte, off int64, n int) {
 	if a != nil && b != nil && bytes.Equal(a[:n], b[:n]) {
 		return
@@ -57,7 +59,7 @@ func (t *tally) add(a, b []byte, off int64, n int) {
 	}
 }
 
-// addBlock adds a block that differs somewhere, in words of 8 bytes.
+// addBlock adds a block with at least one difference. It compares words of 8 bytes.
 func (t *tally) addBlock(x, y []byte, off int64) {
 	if t.ranges == 0 {
 		i := 0
@@ -66,7 +68,7 @@ func (t *tally) addBlock(x, y []byte, off int64) {
 		}
 		t.first, t.a, t.b = off+int64(i), x[i], y[i]
 	}
-	before := uint64(0) // 0x80 where the byte before the word differs
+	before := uint64(0) // 0x80 if the byte before the word differs
 	if t.ranges > 0 && t.end == off {
 		before = 0x80
 	}
@@ -82,16 +84,17 @@ func (t *tally) addBlock(x, y []byte, off int64) {
 	}
 }
 
-// addWord adds the bytes of diff, the lowest first, that are not zero, and
-// returns before of the next word.
+// addWord adds the word at off. The bytes of diff, the lowest first, are 0 where the
+// disks are equal. before is 0x80 if the byte before the word differs, else 0; addWord
+// returns the value of before for the next word.
 func (t *tally) addWord(diff, before uint64, off int64) uint64 {
-	// The highest bit of each byte that differs.
+	// differ has the highest bit of each byte of diff that is not 0.
 	const low = 0x7F7F7F7F7F7F7F7F
 	differ := (diff&low + low | diff) &^ low
 	if differ == 0 {
 		return 0
 	}
-	// A run begins at each of them that has none before it.
+	// A range begins at each differing byte after an equal byte.
 	t.ranges += int64(bits.OnesCount64(differ &^ (differ<<8 | before)))
 	t.bytes += int64(bits.OnesCount64(differ))
 	t.end = off + 8 - int64(bits.LeadingZeros64(differ)/8)

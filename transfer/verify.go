@@ -12,19 +12,24 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// MismatchError says that a target does not hold what was read for it.
+// MismatchError says that Options.Verify found a target that does not hold the
+// content that was read from the source.
 type MismatchError struct {
-	Want, Got string // digests, of what was read and of what the target holds; "": both were read and compared
-	// Difference is what a second reading of both found; nil: it found none, or
-	// the source can't be read again.
+	// Want and Got are the blksums of the content that was read and of the target. They are ""
+	// if source and target were compared byte by byte.
+	Want, Got string
+	// Difference is the result of reading both disks once more; nil means that they
+	// were equal then, or that the source is a stream.
 	Difference *Difference
-	Search     string // why the second reading failed; "": it did not
-	Stream     bool   // the source can't be read again
+	// Search is why the second reading failed; "" means that it did not.
+	Search string
+	// Stream says that the source is a stream, which cannot be read again.
+	Stream bool
 }
 
 func (e *MismatchError) Error() string {
 	if e.Want == "" {
-		return "the target does not hold what the source does: " + e.Difference.String()
+		return "the target does not hold the content of the source: " + e.Difference.String()
 	}
 	message := fmt.Sprintf("the target does not hold what was read from the source: its blksum is %s, want %s", e.Got, e.Want)
 	switch {
@@ -35,12 +40,12 @@ func (e *MismatchError) Error() string {
 	case e.Stream:
 		return message
 	}
-	return message + "; a second reading of both finds them alike, so a read went wrong"
+	return message + "; both were equal when they were read again, so one of the first reads returned wrong data"
 }
 
-// Hint is what the user can do.
+// Hint returns what the user can do.
 func (e *MismatchError) Hint() string {
-	return "the .partial file was kept for a look at it; memory, cable or disk may be failing: see the kernel's log, then copy again with --force"
+	return "the .partial file was kept for inspection; memory, cable or disk may be failing: check the kernel's log, then copy again with --force"
 }
 
 // ExitStatus implements the interface of transfer/report.
