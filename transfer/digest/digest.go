@@ -1,8 +1,9 @@
 // Package digest computes digests of the content of a disk.
 //
-// One [Sum] folds the content in ascending order: ranges of zeros, plain
-// bytes, and, for [Blksum], blocks that other goroutines hashed in any order
-// with [Algorithm.Hash].
+// [New] returns a [Sum], which gets the content of the disk in ascending order:
+// ranges of zeros with [Sum.Zero], bytes with [Sum.Data], or, to hash in
+// parallel, [Blocks] that other goroutines have filled with [Algorithm.Hash].
+// [Sum.Value] returns the digest. A Sum can be marshalled and continued later.
 package digest
 
 import (
@@ -18,55 +19,57 @@ import (
 	"github.com/vddkcp/vddkcp/internal/zero"
 )
 
-// Algorithm is a way to compute a digest. Every digest is 32 bytes long.
+// Algorithm names a way to compute a digest of 32 bytes.
 type Algorithm string
 
 const (
-	// Blksum is SHA-256 of the SHA-256 of each block of 64 KiB in order (a
-	// shorter last block as it is), then the size in bytes as a little-endian
-	// 64-bit number. The rule is test/blkhash.py's of nirs/blkhash; blksum
-	// (since March 2024) and nbdcopy --blkhash print the same. A block of
-	// zeros has a constant hash, so that holes cost almost nothing.
+	// Blksum is the SHA-256 of the following: the SHA-256 of each block of 64 KiB in
+	// order (the last block may be shorter), and the size in bytes as a
+	// little-endian 64-bit number. test/blkhash.py of nirs/blkhash defines it;
+	// blksum (since March 2024) and nbdcopy --blkhash print the same value. The
+	// hash of a block of zeros is a constant, so holes cost almost nothing.
 	Blksum Algorithm = "blksum"
-	// SHA256 is plain SHA-256 of the content, what sha256sum prints for a raw
-	// disk. Holes cost as much as data, and it can't be computed in parallel.
+	// SHA256 is the SHA-256 of the content, which sha256sum prints for a raw disk.
+	// Holes cost as much as data, and it cannot be computed in parallel.
 	SHA256 Algorithm = "sha256"
 )
 
-// Parse returns the algorithm of that name.
+// Parse returns the algorithm with the name s.
 func Parse(s string) (Algorithm, error) {
 	switch a := Algorithm(s); a {
 	case Blksum, SHA256:
 		return a, nil
 	}
-	return "", fmt.Errorf("digest algorithm %q: want %s or %s", s, Blksum, SHA256)
+	return "", fmt.Errorf("unknown digest algorithm %q, want %s or %s", s, Blksum, SHA256)
 }
 
-// BlockSize is Blksum's, in bytes.
+// BlockSize is the size of the blocks of Blksum, in bytes.
 const BlockSize = 64 << 10
 
-// zeros is a block of zeros, to be hashed. It is never written.
+// zeros is a block of zeros, which is hashed and never written.
 var zeros [BlockSize]byte
 
-// zeroHash is its SHA-256.
+// zeroHash is the SHA-256 of a block of zeros.
 const zeroHash = "\xde\x2f\x25\x60\x64\xa0\xaf\x79\x77\x47\xc2\xb9\x75\x05\xdc\x0b" +
 	"\x9f\x3d\xf0\xde\x4f\x48\x9e\xac\x73\x1c\x23\xae\x9c\xa9\xcc\x31"
 
-// Sum is a digest in the making. It is for one goroutine, which gives it a
-// disk's content in ascending order, from offset 0, without gaps. New makes
-// one, and so does UnmarshalBinary of a zero Sum.
+// Sum computes a digest. It gets the content of a disk in ascending order, from
+// offset 0, without gaps. A Sum is made by New, or by UnmarshalBinary of a zero Sum. It
+// is not safe for concurrent use.
 type Sum struct {
 	algorithm Algorithm
-	size      int64 // folded so far, bytes
+	size      int64 // bytes added so far
 
-	outer hash.Hash // SHA256: of the content; Blksum: of the hashes of whole blocks
-	// The part of a block at the end of what was folded, size % BlockSize
-	// bytes: as long as it is all zeros it is not in inner.
+	// outer hashes the content for SHA256, and the hashes of whole blocks for Blksum.
+	outer hash.Hash
+	// inner hashes the incomplete last block of Blksum, of size % BlockSize bytes.
+	// While innerZeros is true, the block has only zeros so far, and inner is not
+	// in use.
 	inner      hash.Hash
 	innerZeros bool
 
 	hash      [sha256.Size]byte // scratch
-	zeroBatch []byte            // many times zeroHash
+	zeroBatch []byte            // zeroHash, zeroBatch times
 }
 
 // New returns a Sum of an empty disk.
@@ -76,9 +79,10 @@ func New(a Algorithm) *Sum {
 	return s
 }
 
-// How many zero blocks go into the outer hash with one call.
+// zeroBatch is the largest number of zero blocks that are added to the outer hash with one call.
 const zeroBatch = 512
 
+// reset makes s a Sum of an empty disk.
 func (s *Sum) reset(a Algorithm) {
 	*s = Sum{algorithm: a, outer: sha256.New(), innerZeros: true}
 	if a == Blksum {
@@ -90,23 +94,23 @@ func (s *Sum) reset(a Algorithm) {
 	}
 }
 
-// Algorithm is the one that New was called with.
+// Algorithm returns the algorithm of the digest.
 func (s *Sum) Algorithm() Algorithm { return s.algorithm }
 
-// Size is how many bytes were folded.
+// Size returns the number of bytes that were added.
 func (s *Sum) Size() int64 { return s.size }
 
-// partial is how much of a block was begun.
+// partial returns the number of bytes in the incomplete last block.
 func (s *Sum) partial() int { return int(s.size % BlockSize) }
 
-// Zero folds n zeros.
+// Zero adds n zero bytes.
 func (s *Sum) Zero(n int64) {
-	// It ends with its context only.
+	// The only error is the end of the context, which never ends.
 	_ = s.ZeroContext(context.Background(), n)
 }
 
-// ZeroContext folds n zeros and looks for the end of ctx every few
-// milliseconds. After an error, ctx's cause, the Sum holds a part of them.
+// ZeroContext adds n zero bytes and checks ctx every few milliseconds. If ctx ends, it
+// returns the cause, and the Sum has only a part of the zeros.
 func (s *Sum) ZeroContext(ctx context.Context, n int64) error {
 	piece := int64(8 << 20)
 	if s.algorithm == Blksum {
@@ -123,6 +127,7 @@ func (s *Sum) ZeroContext(ctx context.Context, n int64) error {
 	return nil
 }
 
+// zero adds n zero bytes.
 func (s *Sum) zero(n int64) {
 	if s.algorithm != Blksum {
 		s.size += n
@@ -148,7 +153,7 @@ func (s *Sum) zero(n int64) {
 	}
 }
 
-// innerZero folds n zeros that end in the block that they begin in.
+// innerZero adds n zero bytes, which must not go beyond the block in which they begin.
 func (s *Sum) innerZero(n int) {
 	if !s.innerZeros {
 		s.inner.Write(zeros[:n])
@@ -156,8 +161,8 @@ func (s *Sum) innerZero(n int) {
 	s.advance(n)
 }
 
-// advance counts n bytes, which end in the block that they begin in, and
-// closes that block when it is whole.
+// advance counts n bytes, which must not go beyond the block in which they begin, and
+// adds the hash of the block to the outer hash if the block is complete.
 func (s *Sum) advance(n int) {
 	s.size += int64(n)
 	if s.partial() > 0 {
@@ -172,7 +177,7 @@ func (s *Sum) advance(n int) {
 	s.innerZeros = true
 }
 
-// Data folds p, which it does not keep.
+// Data adds the bytes p. It does not keep p.
 func (s *Sum) Data(p []byte) {
 	if s.algorithm != Blksum {
 		s.outer.Write(p)
@@ -186,7 +191,7 @@ func (s *Sum) Data(p []byte) {
 	}
 }
 
-// part folds p, which ends in the block that it begins in.
+// part adds p, which must not go beyond the block in which it begins.
 func (s *Sum) part(p []byte) {
 	switch {
 	case zero.Is(p):
@@ -206,21 +211,21 @@ func (s *Sum) part(p []byte) {
 	}
 }
 
-// Blocks is a piece of a disk's content as far as a digest can be computed
-// without what lies before it. The zero value is ready for Hash, and can be
-// used again and again: then nothing is allocated.
+// Blocks holds the hashes of a piece of a disk that can be computed without the
+// content before the piece. The zero value is ready for Hash, and reusing a Blocks
+// avoids allocations.
 type Blocks struct {
 	algorithm  Algorithm
 	off        int64
-	head, tail []byte // no whole blocks
-	hashes     []byte // of the whole blocks between them
+	head, tail []byte // bytes of incomplete blocks at both ends
+	hashes     []byte // of the complete blocks between head and tail
 }
 
-// Hash makes dst the piece p, which lies at off in the disk. It is safe for
-// concurrent use with different dst. Dst refers to p until Sum.Blocks has
-// folded it: p must stay as it is so long. For Blksum that hashes every block
-// that lies in p as a whole, and the rest (less than two blocks) is hashed when
-// it is folded; for SHA256 all of it is.
+// Hash fills dst with the hashes of p, which lies at offset off of the disk. It is
+// safe for concurrent use with different dst. dst refers to p, so p must not change
+// until dst is passed to Sum.Blocks. For Blksum, Hash hashes the blocks that lie in p
+// completely, and Sum.Blocks hashes the rest, less than two blocks. For SHA256,
+// Sum.Blocks hashes all of p.
 func (a Algorithm) Hash(off int64, p []byte, dst *Blocks) {
 	*dst = Blocks{algorithm: a, off: off, hashes: dst.hashes[:0]}
 	if a != Blksum {
@@ -240,11 +245,11 @@ func (a Algorithm) Hash(off int64, p []byte, dst *Blocks) {
 	dst.tail = p
 }
 
-// Blocks folds a piece, which must begin where the Sum ends and be of its
-// algorithm: anything else is a mistake of the caller's, and panics.
+// Blocks adds the piece b. It panics if the piece does not begin at s.Size or is of
+// another algorithm.
 func (s *Sum) Blocks(b *Blocks) {
 	if b.algorithm != s.algorithm || b.off != s.size {
-		panic(fmt.Sprintf("digest: a %s piece of offset %d folded into a %s sum of %d bytes", b.algorithm, b.off, s.algorithm, s.size))
+		panic(fmt.Sprintf("digest: a %s piece at offset %d was added to a %s sum of %d bytes", b.algorithm, b.off, s.algorithm, s.size))
 	}
 	s.Data(b.head)
 	if len(b.hashes) > 0 {
@@ -254,15 +259,15 @@ func (s *Sum) Blocks(b *Blocks) {
 	s.Data(b.tail)
 }
 
-// Value returns the digest of what was folded so far, as lower case
-// hexadecimal digits. More can be folded afterwards.
+// Value returns the digest of the bytes that were added so far, in lower-case
+// hexadecimal digits. More can be added afterwards.
 func (s *Sum) Value() string {
 	if s.algorithm != Blksum {
 		return hex.EncodeToString(s.outer.Sum(nil))
 	}
 	outer, err := s.outer.(hash.Cloner).Clone()
 	if err != nil {
-		panic("digest: SHA-256 can't be cloned: " + err.Error()) // only a hardware key store could refuse
+		panic("digest: cannot clone SHA-256: " + err.Error()) // the standard library's SHA-256 never refuses
 	}
 	if n := s.partial(); n > 0 && s.innerZeros {
 		h := sha256.Sum256(zeros[:n])
@@ -276,15 +281,16 @@ func (s *Sum) Value() string {
 	return hex.EncodeToString(outer.Sum(nil))
 }
 
-// A marshalled Sum: the magic, the algorithm's first letter, 1 where the last
-// part of a block is in the inner hash, the size (big-endian), the outer hash
-// and, where it is used, the inner one, as package sha256 marshals them.
+// A marshalled Sum consists of the magic, the first letter of the algorithm, a byte
+// that is 1 if the inner hash is in use and else 0, the size as a big-endian 64-bit
+// number, the outer hash, and the inner hash if it is in use. Package crypto/sha256
+// marshals the hashes.
 const (
 	magic      = "vddkcp digest 1\n"
 	headerSize = len(magic) + 2 + 8
 )
 
-// MarshalBinary is encoding.BinaryMarshaler's.
+// MarshalBinary implements encoding.BinaryMarshaler.
 func (s *Sum) MarshalBinary() ([]byte, error) {
 	b := append([]byte(magic), s.algorithm[0], 0)
 	if !s.innerZeros {
@@ -298,11 +304,11 @@ func (s *Sum) MarshalBinary() ([]byte, error) {
 	return b, err
 }
 
-// UnmarshalBinary is encoding.BinaryUnmarshaler's: s goes on where the
-// marshalled Sum was. After an error s is not usable.
+// UnmarshalBinary implements encoding.BinaryUnmarshaler: s continues where the
+// marshalled Sum was. After an error s must not be used.
 func (s *Sum) UnmarshalBinary(b []byte) error {
 	if len(b) < headerSize || string(b[:len(magic)]) != magic {
-		return errors.New("digest state: not one of this version")
+		return errors.New("digest state: unknown format or version")
 	}
 	letter, inner, size := b[len(magic)], b[len(magic)+1], int64(binary.BigEndian.Uint64(b[headerSize-8:]))
 	b = b[headerSize:]
@@ -312,19 +318,19 @@ func (s *Sum) UnmarshalBinary(b []byte) error {
 	case SHA256[0]:
 		s.reset(SHA256)
 	default:
-		return fmt.Errorf("digest state: algorithm %q: want %q or %q", letter, Blksum[0], SHA256[0])
+		return fmt.Errorf("digest state: unknown algorithm %q, want %q or %q", letter, Blksum[0], SHA256[0])
 	}
 	s.size = size
 	s.innerZeros = inner == 0
 	if size < 0 || inner > 1 || !s.innerZeros && (s.algorithm != Blksum || s.partial() == 0) {
-		return fmt.Errorf("digest state: %s of %d bytes with inner %d is no state", s.algorithm, size, inner)
+		return fmt.Errorf("digest state: a %s of %d bytes cannot have %d as the flag of the inner hash", s.algorithm, size, inner)
 	}
 	parts := 1
 	if !s.innerZeros {
 		parts = 2
 	}
 	if len(b)%parts != 0 {
-		return fmt.Errorf("digest state: %d bytes of %d hashes", len(b), parts)
+		return fmt.Errorf("digest state: %d bytes cannot be divided into %d hashes", len(b), parts)
 	}
 	n := len(b) / parts
 	if err := s.outer.(encoding.BinaryUnmarshaler).UnmarshalBinary(b[:n]); err != nil {

@@ -18,7 +18,7 @@ import (
 
 const block = digest.BlockSize
 
-// naive computes both digests by their definitions, from the whole content.
+// naive computes a digest by its definition, from the whole content.
 func naive(a digest.Algorithm, content []byte) string {
 	if a == digest.SHA256 {
 		h := sha256.Sum256(content)
@@ -33,6 +33,7 @@ func naive(a digest.Algorithm, content []byte) string {
 	return hex.EncodeToString(h[:])
 }
 
+// squares returns n bytes that do not repeat soon.
 func squares(n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -41,7 +42,8 @@ func squares(n int) []byte {
 	return b
 }
 
-// Values that test/blkhash.py of nirs/blkhash (May 2025) and sha256sum printed.
+// TestKnownValues compares digests with values that test/blkhash.py of nirs/blkhash (May
+// 2025) and sha256sum printed.
 func TestKnownValues(t *testing.T) {
 	xs := func(n int) []byte { return bytes.Repeat([]byte("x"), n) }
 	for _, c := range []struct {
@@ -75,9 +77,9 @@ func TestKnownValues(t *testing.T) {
 	}
 }
 
-// A terabyte of zeros, at once and in odd parts.
+// TestMuchZero adds a terabyte of zeros in parts of odd sizes.
 func TestMuchZero(t *testing.T) {
-	// Block hashes of zeros and the size, through sha256 alone.
+	// The expected value is computed with crypto/sha256 alone.
 	const size = 1<<40 + 12345
 	zero := sha256.Sum256(make([]byte, 64<<10))
 	h := sha256.New()
@@ -100,7 +102,7 @@ func TestMuchZero(t *testing.T) {
 	}
 }
 
-// patchy is content with zeros of all sizes at all alignments.
+// patchy returns random content with zeros of many sizes at many alignments.
 func patchy(r *rand.Rand, size int) []byte {
 	b := make([]byte, size)
 	for off := 0; off < size; {
@@ -118,7 +120,7 @@ func patchy(r *rand.Rand, size int) []byte {
 	return b
 }
 
-// fold gives content to s from s.Size() to end, cut and in ways that r chooses.
+// fold adds content[s.Size():end] to s, in parts and with methods that r chooses.
 func fold(t *testing.T, r *rand.Rand, s *digest.Sum, content []byte, end int) {
 	var pieces [2]digest.Blocks // used in turn, again and again
 	for i := 0; s.Size() < int64(end); i++ {
@@ -158,12 +160,12 @@ func TestAnyCutsGiveTheSame(t *testing.T) {
 	}
 }
 
-// Value can be asked for at any time, and a marshalled Sum goes on as if
-// nothing had been.
+// TestMarshalAnywhere checks that Value can be called at any time, and that a marshalled
+// Sum continues as the original does.
 func TestMarshalAnywhere(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	content := patchy(r, 2<<20+777)
-	clear(content[block : 3*block+100]) // cut in the zeros of a block that begins with them, too
+	clear(content[block : 3*block+100]) // one cut is inside the zeros at the start of a block
 	for _, a := range []digest.Algorithm{digest.Blksum, digest.SHA256} {
 		cuts := []int{0, 1, block - 1, block, block + 1, 2 * block, 3*block + 50, 3*block + 101, len(content)}
 		for range 30 {
@@ -224,15 +226,15 @@ func TestUnmarshalBad(t *testing.T) {
 		state []byte
 		want  string
 	}{
-		"empty":          {nil, "not one of this version"},
-		"short":          {state[:header+9], "not one of this version"},
-		"magic":          {changed(3, 'X'), "not one of this version"},
-		"algorithm":      {changed(header, 'z'), "algorithm 'z'"},
-		"inner flag":     {changed(header+1, 7), "inner 7"},
-		"negative":       {changed(header+2, 0xff), "is no state"},
-		"inner of sha":   {changed(header, 's'), "is no state"},
-		"inner of none":  {wholeState, "is no state"},
-		"no inner":       {state[:len(state)-1], "of 2 hashes"},
+		"empty":          {nil, "unknown format or version"},
+		"short":          {state[:header+9], "unknown format or version"},
+		"magic":          {changed(3, 'X'), "unknown format or version"},
+		"algorithm":      {changed(header, 'z'), "unknown algorithm 'z'"},
+		"inner flag":     {changed(header+1, 7), "cannot have 7 as the flag"},
+		"negative":       {changed(header+2, 0xff), "as the flag of the inner hash"},
+		"inner of sha":   {changed(header, 's'), "as the flag of the inner hash"},
+		"inner of none":  {wholeState, "as the flag of the inner hash"},
+		"no inner":       {state[:len(state)-1], "into 2 hashes"},
 		"too long":       {append(bytes.Clone(state), 0, 0), "hash"},
 		"outer's magic":  {changed(header+10, 0), "hash"},
 		"inner's magic":  {changed(header+10+(len(state)-header-10)/2, 0), "inner hash"},
@@ -260,7 +262,7 @@ func TestZeroEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// looking is a context that does something when it is looked at again.
+// looking is a context that calls do when Err is called for the atLook-th time.
 type looking struct {
 	context.Context
 	looks, atLook int
@@ -352,7 +354,7 @@ func BenchmarkHash(b *testing.B) {
 	}
 }
 
-// What is left for the folding goroutine.
+// BenchmarkBlocks measures the work that is left for the collector.
 func BenchmarkBlocks(b *testing.B) {
 	p := squares(1 << 20)
 	blocks := make([]digest.Blocks, 64)

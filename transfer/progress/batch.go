@@ -14,35 +14,36 @@ import (
 	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
-// BatchDisplay shows many copies while they run: on a terminal a line for all
-// and one for each that runs, else as Display does, for all of them as Lines and
-// for each as JSON. Like a Display it is the one writer of its stream, and safe
-// for concurrent use.
+// BatchDisplay shows the progress of a batch of copies. Style Bar draws a line for
+// the batch and one for each running copy; Lines prints a line for the batch, and
+// JSON a line for each running copy. All other output to the same stream must go through Write. A
+// BatchDisplay is safe for concurrent use.
 type BatchDisplay struct {
 	style Style
 	size  func() (columns, rows int)
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	out     io.Writer
-	jobs    int
+	jobs    int // in the batch
 	running []*shownJob
-	ended   map[string]int // by how
-	waiting int            // jobs that are tried again at retry
+	ended   map[string]int // number of jobs by how they ended, such as "done"
+	waiting int            // number of jobs that are tried again at the time retry
 	retry   time.Time
-	bytes   Snapshot // of jobs that have ended
+	bytes   Snapshot // sums for the jobs that have ended
 	meter   meter
-	shown   []string  // lines on the terminal that are to be drawn over
-	line    time.Time // of the last of Lines
+	shown   []string  // lines on the terminal, which the next draw replaces
+	line    time.Time // when style Lines printed its last line
 }
 
+// shownJob is a running job.
 type shownJob struct {
 	name, disk string
 	counters   *Counters
 	meter      meter
 }
 
-// NewBatchDisplay returns a display of so many jobs, drawing on out. Size is
-// that of the terminal; nil: it is none.
+// NewBatchDisplay returns a display of a batch with the given number of jobs, which
+// draws on out. size returns the size of the terminal; it is nil if out is no terminal.
 func NewBatchDisplay(style Style, out io.Writer, jobs int, size func() (columns, rows int)) *BatchDisplay {
 	if size == nil {
 		size = func() (int, int) { return 80, 24 }
@@ -50,7 +51,7 @@ func NewBatchDisplay(style Style, out io.Writer, jobs int, size func() (columns,
 	return &BatchDisplay{style: style, out: out, jobs: jobs, size: size, ended: map[string]int{}}
 }
 
-// Start shows one more job, until done is called.
+// Start adds a running job to the display, until done is called.
 func (d *BatchDisplay) Start(name, disk string, c *Counters) (done func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -65,19 +66,19 @@ func (d *BatchDisplay) Start(name, disk string, c *Counters) (done func()) {
 		i := slices.Index(d.running, j)
 		d.running = slices.Delete(d.running, i, i+1)
 		s := c.Snapshot()
-		s.Planned = s.Done // what a failed one did not do is not to come
+		s.Planned = s.Done // a failed job does not do the rest
 		d.bytes.add(s)
 	}
 }
 
-// Ended counts a job that ended in a way: "done", "failed".
+// Ended counts a job that has ended. how is "done", "failed" or "interrupted".
 func (d *BatchDisplay) Ended(how string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.ended[how]++
 }
 
-// Waiting shows that so many jobs are tried again after a wait, until done is
+// Waiting shows that a number of jobs are tried again after a wait, until done is
 // called.
 func (d *BatchDisplay) Waiting(jobs int, wait time.Duration) (done func()) {
 	d.mu.Lock()
@@ -98,8 +99,8 @@ func (d *BatchDisplay) Run(done <-chan struct{}) {
 	d.style.keepDrawing(done, d.draw)
 }
 
-// Write writes whole lines above those of the display, with escapes in place of
-// all that could steer a terminal.
+// Write writes p, which must consist of whole lines, above the lines of the display.
+// Control characters are replaced by escapes that a terminal shows.
 func (d *BatchDisplay) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -107,7 +108,7 @@ func (d *BatchDisplay) Write(p []byte) (int, error) {
 		_, err := d.out.Write(printable.Bytes(p))
 		return len(p), err
 	}
-	// In one piece, and without an empty screen between, so that nothing flickers.
+	// One write replaces the lines without clearing them first, so that nothing flickers.
 	above := bytes.ReplaceAll(printable.Bytes(p), []byte("\n"), []byte("\x1b[K\n"))
 	if _, err := io.WriteString(d.out, d.back()+string(above)+inLines(d.shown)); err != nil {
 		return 0, err
@@ -115,7 +116,8 @@ func (d *BatchDisplay) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// back goes to the first line on the terminal. The caller holds mu.
+// back returns the escape sequence that moves the cursor to the first line of the display. The
+// caller holds mu.
 func (d *BatchDisplay) back() string {
 	if len(d.shown) == 0 {
 		return ""
@@ -123,8 +125,8 @@ func (d *BatchDisplay) back() string {
 	return fmt.Sprintf("\x1b[%dA\r", len(d.shown))
 }
 
-// inLines draws lines, each of which replaces what is there. One that is too long,
-// in columns that only the terminal knows, is cut by it and not wrapped.
+// inLines returns the text that draws lines over those on the terminal. The terminal cuts lines
+// that are too long and does not wrap them, because only the terminal knows the width of all characters.
 func inLines(lines []string) string {
 	var b strings.Builder
 	b.WriteString("\x1b[?7l")
@@ -135,6 +137,8 @@ func inLines(lines []string) string {
 	return b.String()
 }
 
+// draw shows the present state. It ignores errors of the stream, because a terminal that
+// was closed must not end the batch.
 func (d *BatchDisplay) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -151,7 +155,7 @@ func (d *BatchDisplay) draw(last bool) {
 		}
 	case Lines:
 		if last && len(d.ended) == 0 {
-			return // nothing began
+			return // no job began
 		}
 		if last || now.Sub(d.line) >= 10*time.Second {
 			d.line = now
@@ -163,7 +167,7 @@ func (d *BatchDisplay) draw(last bool) {
 		switch {
 		case !last:
 			lines = append(lines, cut(d.status(total, rate, columns), columns))
-			fit := max(rows-2, 1) // the cursor stands in the line below
+			fit := max(rows-2, 1) // one line is for the batch, and one for the cursor
 			for i, j := range d.running {
 				if i+1 == fit && len(d.running) > fit {
 					lines = append(lines, fmt.Sprintf("  and %d more", len(d.running)-i))
@@ -174,7 +178,6 @@ func (d *BatchDisplay) draw(last bool) {
 		case len(d.ended) > 0:
 			lines = append(lines, cut("batch: "+d.summary(total, rate), columns))
 		}
-		// Errors of the stream are not the batch's.
 		_, _ = io.WriteString(d.out, d.back()+inLines(lines))
 		d.shown = lines
 		if last {
@@ -183,9 +186,9 @@ func (d *BatchDisplay) draw(last bool) {
 	}
 }
 
-// status is the line of all jobs on a terminal. How much is to be copied is not
-// known of those that have not begun: the bar is of their number. The caller holds
-// mu.
+// status returns the line of the batch on a terminal. Its bar shows the share of the
+// jobs that is done, because the size of jobs that have not begun is not known. The
+// caller holds mu.
 func (d *BatchDisplay) status(s Snapshot, rate float64, columns int) string {
 	share := 0.0
 	for _, n := range d.ended {
@@ -202,14 +205,14 @@ func (d *BatchDisplay) status(s Snapshot, rate float64, columns int) string {
 	return drawBar(share) + " " + counts
 }
 
-// drawBar is a bar of 20 columns, with its percentage before it.
+// drawBar returns a bar of 20 columns after its percentage.
 func drawBar(share float64) string {
 	share = min(max(share, 0), 1)
 	full := int(share * 20)
 	return fmt.Sprintf("%3d%% [%s%s]", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full))
 }
 
-// add adds what all jobs together are told of.
+// add adds the counts that are shown for the whole batch.
 func (s *Snapshot) add(o Snapshot) {
 	s.Planned += o.Planned
 	s.Done += o.Done
@@ -218,7 +221,7 @@ func (s *Snapshot) add(o Snapshot) {
 	s.Cloned += o.Cloned
 }
 
-// share is how much of what is known to come is done, of 1.
+// share returns the share of the planned bytes that is done, from 0 to 1.
 func (s Snapshot) share() float64 {
 	if s.Planned <= 0 {
 		return 0
@@ -226,10 +229,10 @@ func (s Snapshot) share() float64 {
 	return min(float64(s.Done)/float64(s.Planned), 1)
 }
 
-// summary is a line about all jobs. The caller holds mu.
+// summary returns a text about all jobs. The caller holds mu.
 func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	var b strings.Builder
-	// Done has what was only read back, too.
+	// s.Done also includes bytes that were only read back.
 	fmt.Fprintf(&b, "%s; %s copied", d.counts(), bytesize.Format(s.Read+s.Cloned))
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
@@ -240,7 +243,7 @@ func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	return b.String()
 }
 
-// counts are those of jobs. The caller holds mu.
+// counts returns a text with the numbers of jobs in each state. The caller holds mu.
 func (d *BatchDisplay) counts() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d of %d done", d.ended["done"], d.jobs)
@@ -258,18 +261,20 @@ func (d *BatchDisplay) counts() string {
 	return b.String()
 }
 
+// writeJSON writes the Line of a job.
 func (j *shownJob) writeJSON(out io.Writer, now time.Time) {
 	s := j.counters.Snapshot()
 	writeJSON(out, now, j.name, j.disk, s, j.meter.add(now, s.Done))
 }
 
-// wideEnough is how many columns a terminal needs for bars beside the names.
+// wideEnough is how many columns a terminal needs to show bars and names.
 const wideEnough = 70
 
-// describe is a job's line on a terminal.
+// describe returns the line of a job on a terminal.
 func (j *shownJob) describe(now time.Time, columns int) string {
 	s := j.counters.Snapshot()
-	// The terminal draws five times a second, and the meter knows eleven points.
+	// The line is drawn five times a second, so the eleven points of the meter cover
+	// only the last two seconds.
 	rate := j.meter.add(now, s.Done)
 	if columns < wideEnough {
 		return fmt.Sprintf("%3d%% %s/s  %s", int(s.share()*100), bytesize.Format(int64(rate)), printable.Name(j.name))
@@ -281,7 +286,7 @@ func (j *shownJob) describe(now time.Time, columns int) string {
 	return line + "  " + printable.Name(j.name)
 }
 
-// cut shortens a line to a width, so that it stays one line.
+// cut shortens s so that it fits on one line of a terminal with the given columns.
 func cut(s string, columns int) string {
 	if columns < 1 || utf8.RuneCountInString(s) < columns {
 		return s

@@ -13,7 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// screen is a terminal of a width, which knows what a BatchDisplay draws with.
+// screen is a terminal of a given width that interprets the escape sequences of a
+// BatchDisplay.
 type screen struct {
 	t       *testing.T
 	columns int
@@ -107,7 +108,7 @@ func (s *screen) text() (lines []string) {
 	return lines
 }
 
-// showBatch runs a batch's display of four jobs while do uses it.
+// showBatch runs the display of a batch with four jobs on out while do uses it.
 func showBatch(t *testing.T, style progress.Style, out *screen, columns, rows int, do func(*progress.BatchDisplay)) {
 	synctest.Test(t, func(t *testing.T) {
 		d := progress.NewBatchDisplay(style, out, 4, func() (int, int) { return columns, rows })
@@ -122,7 +123,7 @@ func showBatch(t *testing.T, style progress.Style, out *screen, columns, rows in
 	})
 }
 
-// begin starts a job of 100 MiB that has done so many.
+// begin starts a job of 100 MiB, with the given number of MiB done.
 func begin(d *progress.BatchDisplay, name string, mib int64) (done func()) {
 	c := new(progress.Counters)
 	c.AddPlanned(100 << 20)
@@ -177,7 +178,7 @@ func TestBatchOnATerminal(t *testing.T) {
 	}
 }
 
-// A wait before jobs are tried again is shown with what is left of it.
+// TestBatchShowsWaiting checks that a wait before jobs are tried again is shown with the time that is left.
 func TestBatchShowsWaiting(t *testing.T) {
 	s := &screen{t: t, columns: 80, wraps: true}
 	showBatch(t, progress.Bar, s, 80, 24, func(d *progress.BatchDisplay) {

@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// TestSnapshotBesideACopy takes snapshots while a copy plans work and does it. None
-// may have more done than planned.
+// TestSnapshotBesideACopy takes snapshots while a copy plans work and does it. No
+// snapshot may have more done than planned.
 func TestSnapshotBesideACopy(t *testing.T) {
 	c := new(progress.Counters)
 	var wg sync.WaitGroup
@@ -32,8 +32,8 @@ func TestSnapshotBesideACopy(t *testing.T) {
 	}
 }
 
-// TestRateAfterALoss has a copy that repeats work after its target was lost. The rate
-// must not become negative.
+// TestRateAfterALoss simulates a copy that repeats work after its target was lost. The
+// rate must not become negative.
 func TestRateAfterALoss(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(show(t, progress.JSON, func(c *progress.Counters, _ *progress.Display) {
 		c.AddPlanned(200 << 20)
@@ -61,13 +61,13 @@ func TestRateAfterALoss(t *testing.T) {
 		}
 		last = line
 	}
-	// In nine of the last ten seconds.
+	// The copy made progress in nine of the last ten seconds.
 	if last.Rate < 3.0*(1<<20) || last.Rate > 4*(1<<20) {
 		t.Errorf("a rate of %.0f bytes a second in the end, of a copy of 4 MiB a second", last.Rate)
 	}
 }
 
-// TestTimeLeftOfAStalledCopy has a copy whose remaining time overflows a
+// TestTimeLeftOfAStalledCopy simulates a copy whose remaining time overflows a
 // time.Duration. No remaining time may be shown.
 func TestTimeLeftOfAStalledCopy(t *testing.T) {
 	out := show(t, progress.Lines, func(c *progress.Counters, _ *progress.Display) {

@@ -14,43 +14,43 @@ import (
 	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
-// Style is how progress is shown.
+// Style says how progress is shown.
 type Style int
 
-// The styles of --progress.
+// These are the styles of the flag --progress.
 const (
-	None  Style = iota
-	Bar         // one line, drawn again and again: for a terminal
-	Lines       // a line every ten seconds: for a log
-	JSON        // an object a line, each second: for a program
+	None  Style = iota // nothing
+	Bar                // one line that is drawn again five times a second, for a terminal
+	Lines              // a line every ten seconds, for a log
+	JSON               // a line with a JSON object every second, for a program
 )
 
-// Display shows Counters while a copy runs, and is the one writer of the
-// stream that it draws on: what others write goes through it, so that a bar
-// and a message never share a line. It is safe for concurrent use.
+// Display shows the Counters of a copy while it runs. All other output to the same
+// stream must go through Write, so that a bar and a message never share a line. A
+// Display is safe for concurrent use.
 type Display struct {
 	style    Style
 	disk     string
 	counters *Counters
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below
 	out   io.Writer
 	bar   *progressbar.ProgressBar
 	meter meter
-	total int64     // planned bytes when the bar was made
-	line  time.Time // of the last of Lines
-	phase Phase
+	total int64     // planned bytes when the bar was made; -1: not known
+	line  time.Time // when style Lines printed its last line
+	phase Phase     // in that line
 
-	paused int
-	held   []byte // written while it was paused
+	paused int    // number of pauses that have not been resumed
+	held   []byte // output that was written during a pause
 }
 
-// NewDisplay returns a Display of the copy of a disk, drawing on out.
+// NewDisplay returns a Display that shows c on out. disk names the disk in JSON output.
 func NewDisplay(style Style, out io.Writer, disk string, c *Counters) *Display {
 	return &Display{style: style, out: out, disk: disk, counters: c}
 }
 
-// Run shows progress until done is closed, and then once more.
+// Run shows progress until done is closed, and then once more before it returns.
 func (d *Display) Run(done <-chan struct{}) {
 	if d.style != None {
 		d.line = time.Now()
@@ -59,8 +59,8 @@ func (d *Display) Run(done <-chan struct{}) {
 	d.style.keepDrawing(done, d.draw)
 }
 
-// keepDrawing draws now and then until done is closed, and then for the last
-// time.
+// keepDrawing calls draw at the intervals of the style until done is closed, and then
+// once more with last set.
 func (s Style) keepDrawing(done <-chan struct{}, draw func(last bool)) {
 	if s == None {
 		<-done
@@ -83,8 +83,8 @@ func (s Style) keepDrawing(done <-chan struct{}, draw func(last bool)) {
 	}
 }
 
-// Write writes whole lines between those of the display, with escapes in place
-// of all that could steer a terminal.
+// Write writes p, which must consist of whole lines, between the lines of the display.
+// Control characters are replaced by escapes that a terminal shows.
 func (d *Display) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -93,25 +93,26 @@ func (d *Display) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if d.bar != nil {
-		// The bar is drawn again at its next tick; an error of the terminal
-		// shows in the write below.
+		// The bar is drawn again soon. An error of the terminal also occurs in the
+		// Write below, which returns it.
 		_ = d.bar.Clear()
 	}
 	_, err := d.out.Write(printable.Bytes(p))
 	return len(p), err
 }
 
-// maxHeld is how many bytes of output a paused Display keeps.
+// maxHeld is how many bytes of output a paused Display keeps. Further output is written at
+// once.
 const maxHeld = 1 << 20
 
-// Pause takes what is drawn off the terminal, for a question or for other text,
-// until resume is called. What others write meanwhile is shown then.
+// Pause clears the display, for a question or other text on the terminal, until resume
+// is called. Output that is passed to Write meanwhile is shown by resume.
 func (d *Display) Pause() (resume func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.paused++
 	if d.bar != nil {
-		_ = d.bar.Clear() // as in Write
+		_ = d.bar.Clear() // an error of the terminal must not end the copy
 	}
 	return func() {
 		d.mu.Lock()
@@ -123,7 +124,7 @@ func (d *Display) Pause() (resume func()) {
 	}
 }
 
-// Line is what --progress json prints, by docs/cli.md, "JSON". Sizes are bytes.
+// Line is a line of --progress json. The section "JSON" of docs/cli.md describes it. Sizes are in bytes.
 type Line struct {
 	Type         string    `json:"type"`
 	Time         time.Time `json:"time"`
@@ -133,12 +134,12 @@ type Line struct {
 	BytesDone    int64     `json:"bytes_done"`
 	BytesPlanned int64     `json:"bytes_planned"`
 	BytesSkipped int64     `json:"bytes_skipped"`
-	Rate         float64   `json:"rate"`        // bytes a second, of the last ten seconds
-	ETASeconds   *float64  `json:"eta_seconds"` // null: not known
+	Rate         float64   `json:"rate"`        // bytes per second, mean of the last ten seconds
+	ETASeconds   *float64  `json:"eta_seconds"` // nil: not known
 }
 
-// draw shows the present state. Errors of the stream are not the copy's: a
-// terminal that went away must not end it.
+// draw shows the present state. It ignores errors of the stream, because a terminal
+// that was closed must not end the copy.
 func (d *Display) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -153,7 +154,7 @@ func (d *Display) draw(last bool) {
 		writeJSON(d.out, now, "", d.disk, s, rate)
 	case Lines:
 		if last && s.Phase == Plan {
-			return // it failed before there was anything to tell
+			return // the copy failed before it began
 		}
 		if last || now.Sub(d.line) >= 10*time.Second || s.Phase != d.phase && s.Phase == Finish {
 			d.line, d.phase = now, s.Phase
@@ -169,7 +170,7 @@ func (d *Display) draw(last bool) {
 // years.
 const longestETA = 1e8
 
-// timeLeft is in seconds, or nil where it is not known.
+// timeLeft returns the remaining time in seconds, or nil if it is not known.
 func timeLeft(s Snapshot, rate float64) *float64 {
 	if rate <= 0 || s.Planned < s.Done {
 		return nil
@@ -178,6 +179,7 @@ func timeLeft(s Snapshot, rate float64) *float64 {
 	return &seconds
 }
 
+// writeJSON writes a Line. It ignores errors, as draw does.
 func writeJSON(out io.Writer, now time.Time, job, disk string, s Snapshot, rate float64) {
 	text, err := json.Marshal(Line{"progress", now, job, s.Phase.String(), disk, s.Done, s.Planned, s.Skipped, rate, timeLeft(s, rate)})
 	if err == nil {
@@ -185,6 +187,7 @@ func writeJSON(out io.Writer, now time.Time, job, disk string, s Snapshot, rate 
 	}
 }
 
+// describe returns the line of style Lines.
 func describe(s Snapshot, rate float64, eta *float64) string {
 	var b bytes.Buffer
 	if s.Phase == Plan && s.Size > 0 {
@@ -206,15 +209,16 @@ func describe(s Snapshot, rate float64, eta *float64) string {
 	return b.String() + "\n"
 }
 
-// examination says how far a plan is.
+// examination returns a text that says how much of the disk is examined.
 func (s Snapshot) examination() string {
 	return fmt.Sprintf("%s: %s of %s examined (%d%%)", s.Phase, bytesize.Format(s.Examined), bytesize.Format(s.Size), int(100*float64(s.Examined)/float64(s.Size)))
 }
 
+// drawBar draws the bar. The caller holds mu.
 func (d *Display) drawBar(s Snapshot, last bool) {
 	total := s.Planned
 	if total == 0 {
-		total = -1 // a spinner, until it is known
+		total = -1 // a spinner is drawn until the total is known
 	}
 	if d.bar == nil || d.total != total {
 		if d.bar != nil {
@@ -228,8 +232,8 @@ func (d *Display) drawBar(s Snapshot, last bool) {
 			progressbar.OptionFullWidth(),
 			progressbar.OptionSetPredictTime(true),
 			progressbar.OptionThrottle(0),
-			// A goroutine of the bar's would draw a spinner between our messages,
-			// and over a prompt.
+			// Otherwise a goroutine of the bar draws a spinner at any time, between
+			// messages and over a prompt.
 			progressbar.OptionSetSpinnerChangeInterval(0),
 		)
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// show runs a display while do fills the counters, in a bubble whose clock
-// jumps, and returns what was drawn.
+// show runs a display while do updates the counters, and returns what was drawn. The
+// clock is that of a synctest bubble.
 func show(t *testing.T, style progress.Style, do func(*progress.Counters, *progress.Display)) string {
 	var out bytes.Buffer
 	synctest.Test(t, func(t *testing.T) {
@@ -31,7 +31,7 @@ func show(t *testing.T, style progress.Style, do func(*progress.Counters, *progr
 	return out.String()
 }
 
-// copyFor is a copy of 1 MiB a second, with a finish of 5 seconds.
+// copyFor simulates a copy of 1 MiB per second, with a Finish phase of 5 seconds.
 func copyFor(seconds int) func(*progress.Counters, *progress.Display) {
 	return func(c *progress.Counters, _ *progress.Display) {
 		time.Sleep(1500 * time.Millisecond)
@@ -90,7 +90,7 @@ func TestLinesComeEveryTenSeconds(t *testing.T) {
 	}
 }
 
-// A copy that fails before it begins has nothing to show.
+// TestNothingIsShownOfAFailedPlan checks that nothing is shown for a copy that fails before it begins.
 func TestNothingIsShownOfAFailedPlan(t *testing.T) {
 	for _, style := range []progress.Style{progress.None, progress.Lines} {
 		if out := show(t, style, func(*progress.Counters, *progress.Display) { time.Sleep(time.Second) }); out != "" {
@@ -117,7 +117,7 @@ func TestBarAndMessagesShareNoLine(t *testing.T) {
 			t.Errorf("no %q in %q", want, out)
 		}
 	}
-	// Before the message the line was cleared: spaces, then the carriage's return.
+	// The line is cleared before the message, with spaces and a carriage return.
 	if before, _, _ := strings.Cut(out, "vddkcp: warning"); !strings.HasSuffix(before, "\r") {
 		t.Errorf("the message shares a line with the bar: %q", out)
 	}
@@ -126,7 +126,7 @@ func TestBarAndMessagesShareNoLine(t *testing.T) {
 	}
 }
 
-// lockedBuffer is a buffer that is read while others write to it.
+// lockedBuffer is a buffer for concurrent use.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -144,8 +144,8 @@ func (b *lockedBuffer) String() string {
 	return b.b.String()
 }
 
-// A display that is paused leaves the terminal alone, and shows later what was
-// written meanwhile.
+// TestPause checks that a paused display draws nothing, and shows the output that was
+// written meanwhile when it is resumed.
 func TestPause(t *testing.T) {
 	for _, style := range []progress.Style{progress.Bar, progress.Lines, progress.JSON} {
 		var out lockedBuffer
@@ -182,7 +182,7 @@ func TestPause(t *testing.T) {
 	}
 }
 
-// While extents are asked for, the share of the disk is shown.
+// TestExaminationIsShown checks that the share of the disk is shown while its extents are queried.
 func TestExaminationIsShown(t *testing.T) {
 	out := show(t, progress.Lines, func(c *progress.Counters, _ *progress.Display) {
 		c.Examined(4<<40, 16<<40)

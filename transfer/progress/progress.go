@@ -1,4 +1,8 @@
-// Package progress counts what a copy has done and shows it while it runs.
+// Package progress counts the work of a copy and shows it while the copy runs.
+//
+// The copy updates [Counters]. A [Display] shows the counters of one copy, and a
+// [BatchDisplay] those of many; other output to the same stream must go through
+// their Write.
 package progress
 
 import (
@@ -6,10 +10,10 @@ import (
 	"time"
 )
 
-// Phase is the part of a copy that is under way.
+// Phase is a stage in the life of a copy.
 type Phase int32
 
-// The phases of a copy, in their order.
+// These are the phases of a copy, in order.
 const (
 	Plan Phase = iota
 	Copy
@@ -17,37 +21,37 @@ const (
 	Finish
 )
 
+// String returns the name of the phase, as JSON output has it.
 func (p Phase) String() string {
 	return [...]string{"plan", "copy", "verify", "finish"}[p]
 }
 
-// Counters are filled by a copy while others read them. They count bytes that
-// are done, never bytes that were only asked for. The zero value is ready; all
-// methods are safe for concurrent use.
+// Counters count the bytes of a copy. Work that is in progress is not counted as
+// done. The zero value is ready to use, and all methods are safe for concurrent use.
 type Counters struct {
 	phase                         atomic.Int32
 	planned, done, skipped        atomic.Int64
 	read, written, zeroed, cloned atomic.Int64
-	examined, size                atomic.Int64 // of the plan
+	examined, size                atomic.Int64 // see Examined
 }
 
-// Enter starts a phase.
+// Enter records that the copy has entered a phase.
 func (c *Counters) Enter(p Phase) { c.phase.Store(int32(p)) }
 
-// Examined sets how many bytes of a disk of a size were asked for their
-// allocation.
+// Examined records that the extents of the first n bytes of a disk of size bytes are
+// known.
 func (c *Counters) Examined(n, size int64) {
 	c.examined.Store(n)
 	c.size.Store(size)
 }
 
-// AddPlanned adds n bytes to what the copy has to move or to zero.
+// AddPlanned adds n bytes that the copy must move or zero. n may be negative.
 func (c *Counters) AddPlanned(n int64) { c.planned.Add(n) }
 
-// AddDone adds n bytes of what was planned.
+// AddDone adds n planned bytes that are done. n is negative if work was lost.
 func (c *Counters) AddDone(n int64) { c.done.Add(n) }
 
-// AddSkipped adds n bytes that need nothing to be done.
+// AddSkipped adds n bytes that need no work. n may be negative.
 func (c *Counters) AddSkipped(n int64) { c.skipped.Add(n) }
 
 // AddRead adds n bytes read from the source.
@@ -56,26 +60,25 @@ func (c *Counters) AddRead(n int64) { c.read.Add(n) }
 // AddWritten adds n bytes written to the target.
 func (c *Counters) AddWritten(n int64) { c.written.Add(n) }
 
-// AddZeroed adds n bytes that the target holds as zeros without their being
-// written.
+// AddZeroed adds n bytes that were zeroed in the target without writing zeros.
 func (c *Counters) AddZeroed(n int64) { c.zeroed.Add(n) }
 
-// AddCloned adds n bytes that the target shares with the source.
+// AddCloned adds n bytes whose blocks the target shares with the source.
 func (c *Counters) AddCloned(n int64) { c.cloned.Add(n) }
 
-// Snapshot is what Counters held at one moment, in bytes.
+// Snapshot holds the values of Counters at one moment, in bytes.
 type Snapshot struct {
 	Phase                         Phase
 	Planned, Done, Skipped        int64
 	Read, Written, Zeroed, Cloned int64
 
-	Examined, Size int64 // of the plan: how much of which disk
+	Examined, Size int64 // see Counters.Examined
 }
 
-// Snapshot returns the present values.
+// Snapshot returns the present values. Done never exceeds Planned.
 func (c *Counters) Snapshot() Snapshot {
-	// Done is loaded before planned. A copy plans work before it does it, so a
-	// snapshot never has more done than planned.
+	// done is loaded before planned, and a copy plans work before doing it. So work
+	// that is planned and done between the two loads cannot make done exceed planned.
 	done := c.done.Load()
 	return Snapshot{
 		Phase:   Phase(c.phase.Load()),
@@ -85,17 +88,18 @@ func (c *Counters) Snapshot() Snapshot {
 	}
 }
 
-// meter turns snapshots into a rate: the mean of the last ten seconds, so that
-// a pause shows and a burst does not promise too much.
+// meter computes the rate of a copy as the mean of the last ten seconds, so that a
+// pause shows and a burst does not raise the rate too much.
 type meter struct {
 	at   [11]time.Time
-	done [11]int64
-	n    int
+	done [11]int64 // Snapshot.Done at these times
+	n    int       // number of points in use
 }
 
-// add takes a snapshot's Done at a time, about once a second, and returns the
-// rate in bytes a second. Done decreases when a copy has lost its target and repeats
-// work; the rate is then that of the work before, and never negative.
+// add records the value of Snapshot.Done at the time now and returns the rate in bytes
+// per second. It should be called about once a second. When a copy has lost its target
+// and repeats work, done decreases; the earlier points are then moved down, so that the
+// rate is never negative.
 func (m *meter) add(now time.Time, done int64) float64 {
 	if m.n > 0 {
 		if back := m.done[m.n-1] - done; back > 0 {
