@@ -12,7 +12,8 @@ import (
 	"time"
 )
 
-// CertificateError says what is wrong with a file of TLS, and what to do.
+// CertificateError says what is wrong with a certificate, a key or the file that holds
+// it.
 type CertificateError struct {
 	err  error
 	hint string
@@ -21,16 +22,18 @@ type CertificateError struct {
 func (e *CertificateError) Error() string { return e.err.Error() }
 func (e *CertificateError) Unwrap() error { return e.err }
 
-// Hint is an instruction, or empty.
+// Hint returns an instruction for the user, or "".
 func (e *CertificateError) Hint() string { return e.hint }
 
 func wrong(hint, format string, args ...any) error {
 	return &CertificateError{fmt.Errorf(format, args...), hint}
 }
 
-// LoadCertificate reads a certificate, with those of the authorities between,
-// and its key. Each error is a *CertificateError that names the file: one that
-// can't be read, is not PEM, is encrypted, does not fit, or is not valid now.
+// LoadCertificate reads a certificate and its key from two PEM files. Certificates of
+// intermediate authorities may follow in the first. Each error is a *CertificateError
+// that names the file: the file cannot be read or is not PEM, the key is encrypted or
+// does not belong to the certificate, or the certificate has expired or is not valid
+// yet.
 func LoadCertificate(certPath, keyPath string) (tls.Certificate, error) {
 	cert, err := readPEM(certPath, "CERTIFICATE")
 	if err != nil {
@@ -43,17 +46,18 @@ func LoadCertificate(certPath, keyPath string) (tls.Certificate, error) {
 	pair, err := tls.X509KeyPair(cert, key)
 	switch {
 	case err == nil:
-	case strings.Contains(err.Error(), "does not match"): // Go has no type for it
-		return pair, wrong("issue a certificate for this key, or put the key here that the certificate was issued for",
-			"%s is not the key of the certificate in %s", keyPath, certPath)
+	case strings.Contains(err.Error(), "does not match"): // crypto/tls has no type for this error
+		return pair, wrong("put the key here that the certificate was issued for, or issue a certificate for this key",
+			"the key in %s does not belong to the certificate in %s", keyPath, certPath)
 	default:
 		return pair, wrong("", "%s and %s: %w", certPath, keyPath, err)
 	}
 	return pair, valid(certPath, pair.Leaf)
 }
 
-// LoadAuthorities reads the certificates of authorities. Its errors are as those
-// of LoadCertificate; only if none of them is valid now, that is one.
+// LoadAuthorities reads the certificates of authorities from a PEM file. Its errors are
+// those of LoadCertificate, but a certificate that has expired or is not valid yet is an
+// error only if no other in the file is valid.
 func LoadAuthorities(path string) (*x509.CertPool, error) {
 	text, err := readPEM(path, "CERTIFICATE")
 	if err != nil {
@@ -83,12 +87,13 @@ func LoadAuthorities(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// readPEM reads a file that has a block of PEM whose type ends in kind.
+// readPEM returns the content of a file, which must have a PEM block whose type ends in
+// kind.
 func readPEM(path, kind string) ([]byte, error) {
 	text, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return nil, wrong("let the user who runs vddkcp read the file", "%w", err)
+		return nil, wrong("give the user who runs vddkcp permission to read the file", "%w", err)
 	case err != nil:
 		return nil, wrong("", "%w", err)
 	}
@@ -97,30 +102,32 @@ func readPEM(path, kind string) ([]byte, error) {
 			continue
 		}
 		if strings.HasPrefix(block.Type, "ENCRYPTED") || strings.Contains(block.Headers["Proc-Type"], "ENCRYPTED") {
-			return nil, wrong(fmt.Sprintf("decrypt it (openssl pkey -in %s -out KEY), and let only the user who runs vddkcp read it", path),
-				"the key in %s is encrypted, and nobody can be asked for its passphrase", path)
+			return nil, wrong(fmt.Sprintf("decrypt the key (openssl pkey -in %s -out KEY), and make the new file readable only for the user who runs vddkcp", path),
+				"the key in %s is encrypted, and vddkcp does not ask for passphrases", path)
 		}
 		return text, nil
 	}
 	if _, err := x509.ParseCertificate(text); err == nil && kind == "CERTIFICATE" {
-		return nil, wrong(fmt.Sprintf("convert it (openssl x509 -inform DER -in %s -out CERT)", path), "%s is a certificate in DER: want PEM", path)
+		return nil, wrong(fmt.Sprintf("convert the certificate (openssl x509 -inform DER -in %s -out CERT)", path), "the certificate in %s is in DER format, want PEM", path)
 	}
-	return nil, wrong("", "%s: no %s in PEM", path, strings.ToLower(kind))
+	return nil, wrong("", "%s has no %s in PEM format", path, strings.ToLower(kind))
 }
 
+// valid returns an error if c, which is from the file path, has expired or is not valid
+// yet.
 func valid(path string, c *x509.Certificate) error {
 	const day = "2006-01-02 15:04:05 MST"
 	switch now := time.Now(); {
 	case now.After(c.NotAfter):
-		return wrong("renew the certificate; if it is valid, set the clock of this machine", "the certificate in %s expired on %s", path, c.NotAfter.UTC().Format(day))
+		return wrong("renew the certificate; if it has not expired, set the clock of this machine", "the certificate in %s expired on %s", path, c.NotAfter.UTC().Format(day))
 	case now.Before(c.NotBefore):
-		return wrong("set the clock of this machine, or wait", "the certificate in %s is not valid before %s", path, c.NotBefore.UTC().Format(day))
+		return wrong("set the clock of this machine if it is wrong, or wait", "the certificate in %s is not valid before %s", path, c.NotBefore.UTC().Format(day))
 	}
 	return nil
 }
 
-// NamesNoHost reports whether a certificate has no subjectAltName: then it is
-// for no host, whatever its common name is.
+// NamesNoHost reports whether a certificate has no subjectAltName. Such a certificate is
+// valid for no host, since Go ignores its common name.
 func NamesNoHost(c *x509.Certificate) bool {
 	return len(c.DNSNames)+len(c.IPAddresses)+len(c.URIs)+len(c.EmailAddresses) == 0
 }

@@ -5,11 +5,11 @@ import (
 	"time"
 )
 
-// EndTLS calls end, the Close or CloseWrite of a *tls.Conn over raw, which sends
-// close_notify. A peer that does not read makes its write fail after limit at the
-// latest. A deadline that is set before the call would not do: crypto/tls replaces
-// it by one of its own, 5 seconds later (closeNotify in crypto/tls/conn.go). The
-// write deadline of raw may have passed afterwards.
+// EndTLS calls end, which is the Close or CloseWrite of a *tls.Conn over raw and sends
+// close_notify. If the peer does not read, end fails after limit. A write deadline set
+// before the call would not have this effect, because crypto/tls replaces it by a
+// deadline 5 seconds later (closeNotify in crypto/tls/conn.go). EndTLS may leave raw
+// with a write deadline that has passed.
 func EndTLS(raw net.Conn, limit time.Duration, end func() error) error {
 	late := time.AfterFunc(limit, func() { raw.SetWriteDeadline(time.Unix(1, 0)) })
 	defer late.Stop()

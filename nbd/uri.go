@@ -8,42 +8,43 @@ import (
 	"unicode/utf8"
 )
 
-// URI names an export of a server, by doc/uri.md.
+// URI is a parsed NBD URI, which names an export of a server: see doc/uri.md of the
+// protocol.
 type URI struct {
-	TLS        bool   // nbds: no connection without it
-	Socket     string // path of a Unix domain socket, abstract when it begins with NUL; "": TCP
-	Host, Port string // of TCP
-	Export     string // at most MaxString bytes, without NUL; "" is the server's default
+	TLS        bool   // the scheme is nbds or nbds+unix: connect with TLS only
+	Socket     string // path of a Unix domain socket, abstract if it begins with NUL; "": connect by TCP
+	Host, Port string // for TCP
+	Export     string // UTF-8, at most MaxString bytes, without NUL; "": the server's default export
 
-	Certificates string // folder with ca-cert.pem, client-cert.pem and client-key.pem; "": the system's authorities
-	Hostname     string // that the server's certificate must be for; "": Host, or localhost over a Unix domain socket
-	NoVerify     bool   // the server's certificate is not looked at
+	Certificates string // directory with ca-cert.pem, client-cert.pem and client-key.pem; "": trust the authorities of the system
+	Hostname     string // name in the server's certificate; "": Host, or "localhost" for a Unix domain socket
+	NoVerify     bool   // do not verify the server's certificate
 
-	text string
+	text string // the URI before parsing
 }
 
-// String is the URI as it was parsed.
+// String returns the text that ParseURI parsed.
 func (u *URI) String() string { return u.text }
 
-// schemes are those of doc/uri.md and those of libnbd.
+// schemes are the schemes of doc/uri.md and of libnbd. Those with vsock are known, so
+// that an error can say that they are not supported.
 var schemes = map[string]struct{ tls, unix, vsock bool }{
 	"nbd": {}, "nbds": {tls: true},
 	"nbd+unix": {unix: true}, "nbds+unix": {tls: true, unix: true},
 	"nbd+vsock": {vsock: true}, "nbds+vsock": {tls: true, vsock: true},
 }
 
-// IsURI reports whether s means an NBD URI, good or bad: it begins with one of
-// the schemes and "://".
+// IsURI reports whether s begins with the scheme of an NBD URI and "://". ParseURI may
+// still refuse it.
 func IsURI(s string) bool {
 	scheme, _, ok := strings.Cut(s, "://")
 	_, known := schemes[strings.ToLower(scheme)]
 	return ok && known
 }
 
-// ParseURI parses nbd://HOST[:PORT][/EXPORT], nbds://, and
-// nbd+unix:///[EXPORT]?socket=PATH, nbds+unix://. The query may have
-// tls-certificates, tls-hostname and tls-verify-peer beside, with TLS only. What
-// is not understood is an error, never ignored.
+// ParseURI parses nbd://HOST[:PORT][/EXPORT] and nbd+unix:///[EXPORT]?socket=PATH, and
+// the same with nbds instead of nbd. With nbds, the query may also have the parameters
+// tls-certificates, tls-hostname and tls-verify-peer. Unknown parameters are an error.
 func ParseURI(s string) (*URI, error) {
 	u, err := parse(s)
 	if err != nil {
@@ -59,7 +60,7 @@ func parse(s string) (*URI, error) {
 	}
 	p, err := url.Parse(s)
 	if err != nil {
-		// Its text repeats the URI.
+		// The text of a *url.Error repeats the URI, which the caller adds.
 		if e, ok := err.(*url.Error); ok {
 			err = e.Err
 		}
@@ -70,7 +71,7 @@ func parse(s string) (*URI, error) {
 		return nil, fmt.Errorf("%s: vsock is not supported: want nbd://, nbds://, nbd+unix:// or nbds+unix://", p.Scheme)
 	}
 	if p.Fragment != "" || strings.Contains(s, "#") {
-		return nil, fmt.Errorf("fragment %q: a URI of NBD has none (in a name # is written %%23)", p.Fragment)
+		return nil, fmt.Errorf("fragment %q: an NBD URI has no fragment (write # in a name as %%23)", p.Fragment)
 	}
 	u := &URI{TLS: scheme.tls, Export: strings.TrimPrefix(p.Path, "/")}
 	if len(u.Export) > MaxString || strings.ContainsRune(u.Export, 0) || !utf8.ValidString(u.Export) {
@@ -80,14 +81,14 @@ func parse(s string) (*URI, error) {
 		return nil, err
 	}
 	if p.User != nil {
-		return nil, fmt.Errorf("user %q: only TLS with pre-shared keys has users, and it is not supported: use certificates", p.User.Username())
+		return nil, fmt.Errorf("user %q: users exist only with TLS pre-shared keys, which are not supported: use certificates", p.User.Username())
 	}
 	if scheme.unix {
 		if u.Socket == "" {
 			return nil, fmt.Errorf("%s without a socket: want ?socket=PATH", p.Scheme)
 		}
 		if p.Host != "" {
-			return nil, fmt.Errorf("host %q with a Unix domain socket: want %s:///EXPORT?socket=PATH", p.Host, p.Scheme)
+			return nil, fmt.Errorf("host %q cannot be combined with a Unix domain socket: want %s:///EXPORT?socket=PATH", p.Host, p.Scheme)
 		}
 		return u, nil
 	}
@@ -99,7 +100,7 @@ func parse(s string) (*URI, error) {
 		u.Port = DefaultPort
 	}
 	if n, err := net.LookupPort("tcp", u.Port); err != nil || n == 0 {
-		return nil, fmt.Errorf("port %q: want 1 to 65535", u.Port)
+		return nil, fmt.Errorf("invalid port %q: want 1 to 65535", u.Port)
 	}
 	return u, nil
 }
@@ -111,24 +112,24 @@ func (u *URI) query(raw string, unix bool) error {
 	}
 	for key, all := range values {
 		if len(all) > 1 {
-			return fmt.Errorf("%s is given %d times", key, len(all))
+			return fmt.Errorf("parameter %s is given %d times, want once", key, len(all))
 		}
 		value := all[0]
 		if strings.HasPrefix(key, "tls-") && !u.TLS {
-			return fmt.Errorf("%s without TLS: want nbds:// or nbds+unix://", key)
+			return fmt.Errorf("parameter %s needs TLS: want nbds:// or nbds+unix://", key)
 		}
 		switch key {
 		case "socket":
 			if !unix {
-				return fmt.Errorf("socket with TCP: want nbd+unix:// or nbds+unix://")
+				return fmt.Errorf("parameter socket needs a Unix domain socket: want nbd+unix:// or nbds+unix://")
 			}
 			if strings.ContainsRune(value[min(1, len(value)):], 0) {
-				return fmt.Errorf("socket %q: a path has no NUL", value)
+				return fmt.Errorf("socket %q: the path contains a NUL byte", value)
 			}
 			u.Socket = value
 		case "tls-certificates":
 			if value == "" {
-				return fmt.Errorf("tls-certificates is empty: want a folder")
+				return fmt.Errorf("tls-certificates is empty: want a directory")
 			}
 			u.Certificates = value
 		case "tls-hostname":
@@ -143,7 +144,7 @@ func (u *URI) query(raw string, unix bool) error {
 			}
 		case "tls-type":
 			if value != "x509" {
-				return fmt.Errorf("tls-type=%s is not supported: want x509, certificates", Text([]byte(value)))
+				return fmt.Errorf("tls-type=%s is not supported: want x509 (certificates)", Text([]byte(value)))
 			}
 		case "tls-psk-file":
 			return fmt.Errorf("%s: TLS with pre-shared keys is not supported: use certificates", key)

@@ -1,9 +1,13 @@
-// Package nbd holds what an NBD client and an NBD server share: the messages of
-// the protocol and the URIs that name exports.
+// Package nbd encodes and decodes the messages of the NBD protocol and parses the
+// URIs that name exports. [ParseURI] is where a program begins: the URI goes to
+// package client, which reads and writes an export. Package server exports disks.
 //
-// The protocol is doc/proto.md, the URIs are doc/uri.md of
-// https://github.com/NetworkBlockDevice/nbd. All numbers on the wire are big
-// endian. Nothing here allocates by a length that the other side sent.
+// Each message has a type with a method Append, which encodes it, and a function
+// to decode it, such as [Request] and [ParseRequest].
+//
+// The protocol is described in doc/proto.md, and the URIs in doc/uri.md, of
+// https://github.com/NetworkBlockDevice/nbd. All numbers in messages are big
+// endian. No function here allocates memory by a length that the peer sent.
 package nbd
 
 import (
@@ -16,12 +20,12 @@ import (
 	"unicode/utf8"
 )
 
-// Magic numbers: of the greeting, of options and their replies, and of the
-// transmission.
+// Magic numbers with which messages begin. They show that both sides agree where a
+// message starts.
 const (
-	Magic                = 0x4e42444d41474943 // "NBDMAGIC"
-	OptionMagic          = 0x49484156454f5054 // "IHAVEOPT": newstyle
-	OldstyleMagic        = 0x0000420281861253
+	Magic                = 0x4e42444d41474943 // "NBDMAGIC", the first 8 bytes of a greeting
+	OptionMagic          = 0x49484156454f5054 // "IHAVEOPT", in a newstyle greeting and in options
+	OldstyleMagic        = 0x0000420281861253 // in an oldstyle greeting
 	OptionReplyMagic     = 0x0003e889045565a9
 	RequestMagic         = 0x25609513
 	SimpleReplyMagic     = 0x67446698
@@ -29,25 +33,26 @@ const (
 )
 
 const (
-	// DefaultPort is the TCP port that IANA assigned.
+	// DefaultPort is the TCP port that IANA assigned to NBD.
 	DefaultPort = "10809"
-	// MaxString is the most bytes of a string (a name, a text) on the wire.
+	// MaxString is the maximum length of a name or another text in a message, in
+	// bytes.
 	MaxString = 4096
-	// MaxPayload is the most bytes of data in a request or a chunk that may be
-	// sent to who did not say that it takes more.
+	// MaxPayload is the maximum length, in bytes, of the data in one request or
+	// chunk, unless the receiver has advertised a higher limit.
 	MaxPayload = 32 << 20
 )
 
-// HandshakeFlags are what the server offers in its greeting, and what the
-// client takes up.
+// HandshakeFlags are the features of the handshake that a server offers in its
+// greeting, or that a client accepts in its answer.
 type HandshakeFlags uint16
 
 const (
 	FixedNewstyle HandshakeFlags = 1 << iota
-	NoZeroes                     // no padding after ExportName
+	NoZeroes                     // the reply to OptExportName has no 124 bytes of padding
 )
 
-// TransmissionFlags say what an export can do.
+// TransmissionFlags say which commands and features an export supports.
 type TransmissionFlags uint16
 
 const (
@@ -65,7 +70,8 @@ const (
 	SendFastZero
 )
 
-// Option is what a client asks for before the transmission.
+// Option is the number of an option. A client sends options in the handshake, to
+// negotiate features and to choose an export.
 type Option uint32
 
 const (
@@ -104,8 +110,8 @@ func (o Option) String() string {
 	return fmt.Sprintf("option %d", uint32(o))
 }
 
-// OptionReplyType is the kind of a reply to an option. Errors have the highest
-// bit set.
+// OptionReplyType is the type of a reply to an option. Error types have the highest
+// bit (bit 31) set.
 type OptionReplyType uint32
 
 const (
@@ -125,7 +131,7 @@ const (
 	RepErrTooBig            OptionReplyType = 1<<31 + 9
 )
 
-// IsError reports whether the reply refuses the option.
+// IsError reports whether a reply of this type refuses the option.
 func (t OptionReplyType) IsError() bool { return t&(1<<31) != 0 }
 
 func (t OptionReplyType) String() string {
@@ -143,9 +149,9 @@ func (t OptionReplyType) String() string {
 	case RepErrPolicy:
 		return "the server's policy forbids it"
 	case RepErrInvalid:
-		return "the server finds the option invalid"
+		return "the server considers the option invalid"
 	case RepErrPlatform:
-		return "the server's platform can't do it"
+		return "the server's platform does not support it"
 	case RepErrTLSRequired:
 		return "the server demands TLS"
 	case RepErrUnknown:
@@ -153,14 +159,15 @@ func (t OptionReplyType) String() string {
 	case RepErrShutdown:
 		return "the server is shutting down"
 	case RepErrBlockSizeRequired:
-		return "the server demands that block sizes are asked for"
+		return "the server requires clients to request its block sizes"
 	case RepErrTooBig:
-		return "the server finds the option too big"
+		return "the server considers the option too long"
 	}
 	return fmt.Sprintf("option reply %#x", uint32(t))
 }
 
-// InfoType is the kind of an information about an export.
+// InfoType is the kind of information about an export that a reply to OptInfo or
+// OptGo holds.
 type InfoType uint16
 
 const (
@@ -170,7 +177,7 @@ const (
 	InfoBlockSize   InfoType = 3
 )
 
-// Command is the kind of a request.
+// Command is the type of a request in the transmission phase.
 type Command uint16
 
 const (
@@ -210,14 +217,14 @@ func (c Command) String() string {
 type CommandFlags uint16
 
 const (
-	FlagFUA CommandFlags = 1 << iota
-	FlagNoHole
-	FlagDF
-	FlagReqOne
-	FlagFastZero
+	FlagFUA      CommandFlags = 1 << iota // reply only after the data are durable
+	FlagNoHole                            // CmdWriteZeroes must not deallocate
+	FlagDF                                // CmdRead: send the data in one chunk
+	FlagReqOne                            // CmdBlockStatus: return one extent
+	FlagFastZero                          // CmdWriteZeroes fails unless it is faster than writing
 )
 
-// ChunkType is the kind of a chunk of a structured reply. Errors have bit 15
+// ChunkType is the type of a chunk of a structured reply. Error types have bit 15
 // set.
 type ChunkType uint16
 
@@ -230,22 +237,24 @@ const (
 	ChunkErrorOffset ChunkType = 1<<15 + 2
 )
 
-// IsError reports whether the chunk says that the request failed.
+// IsError reports whether a chunk of this type says that the request failed.
 func (t ChunkType) IsError() bool { return t&(1<<15) != 0 }
 
-// ChunkDone is the flag of the last chunk of a structured reply.
+// ChunkDone is the flag that marks the last chunk of a structured reply.
 const ChunkDone uint16 = 1
 
-// BaseAllocation is the metadata context that tells the allocation, by flags.
+// BaseAllocation is the name of the metadata context that describes which ranges of
+// an export are allocated. Its values are StateHole and StateZero.
 const BaseAllocation = "base:allocation"
 
-// The flags of BaseAllocation. Only StateZero says what the content is.
+// Flags of the metadata context BaseAllocation. A range with StateHole alone may read
+// as anything; only StateZero says that it reads as zeros.
 const (
 	StateHole uint32 = 1 << iota
 	StateZero
 )
 
-// Errno is an error number on the wire. There are no others than these.
+// Errno is an error number in a reply. The protocol defines only the constants below.
 type Errno uint32
 
 const (
@@ -281,7 +290,8 @@ func (e Errno) Error() string {
 	return fmt.Sprintf("error %d", uint32(e))
 }
 
-// Is makes the numbers comparable with the errors of Go's library.
+// Is makes errors.Is report true for EPERM and fs.ErrPermission, and for ENOTSUP and
+// errors.ErrUnsupported.
 func (e Errno) Is(target error) bool {
 	switch e {
 	case EPERM:
@@ -292,8 +302,8 @@ func (e Errno) Is(target error) bool {
 	return false
 }
 
-// Text returns a string of the other side so that it can be shown: what does
-// not print is replaced, since it could steer a terminal.
+// Text returns a string that the peer sent in a form that is safe to show: each
+// character that is not printable becomes "?", since it could control a terminal.
 func Text(b []byte) string {
 	return strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !unicode.IsPrint(r) {
@@ -303,16 +313,16 @@ func Text(b []byte) string {
 	}, string(b))
 }
 
-// Request is the header of a request; a write's data follow it.
+// Request is the header of a request. The data of a write follow it.
 type Request struct {
 	Flags  CommandFlags
 	Type   Command
-	Cookie uint64 // the reply's too; opaque to the server
-	Off    uint64 // bytes
-	Len    uint32 // bytes
+	Cookie uint64 // chosen by the client; the reply repeats it
+	Off    uint64 // offset in the export, in bytes
+	Len    uint32 // length of the range, in bytes
 }
 
-// RequestSize is how many bytes a Request takes.
+// RequestSize is the length of an encoded Request, in bytes.
 const RequestSize = 28
 
 // Append appends the encoded request to b.
@@ -325,8 +335,8 @@ func (r Request) Append(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, r.Len)
 }
 
-// ParseRequest decodes a request. A wrong magic is an error: the stream is out
-// of step.
+// ParseRequest decodes a request. A wrong magic number is an error, after which the
+// connection cannot be used: it is not known where the next request begins.
 func ParseRequest(b *[RequestSize]byte) (Request, error) {
 	if m := binary.BigEndian.Uint32(b[:]); m != RequestMagic {
 		return Request{}, fmt.Errorf("request magic: found %#08x, want %#08x", m, uint32(RequestMagic))
@@ -340,14 +350,15 @@ func ParseRequest(b *[RequestSize]byte) (Request, error) {
 	}, nil
 }
 
-// SimpleReply is a reply without chunks; the data of a read that succeeded
-// follow it.
+// SimpleReply is a reply without chunks. The data of a read that succeeded follow
+// it.
 type SimpleReply struct {
-	Errno  Errno // 0: none
+	Errno  Errno // 0: the request succeeded
 	Cookie uint64
 }
 
-// SimpleReplySize is how many bytes a SimpleReply takes, its magic among them.
+// SimpleReplySize is the length of an encoded SimpleReply with its magic number, in
+// bytes.
 const SimpleReplySize = 16
 
 // Append appends the encoded reply to b.
@@ -357,20 +368,21 @@ func (r SimpleReply) Append(b []byte) []byte {
 	return binary.BigEndian.AppendUint64(b, r.Cookie)
 }
 
-// ParseSimpleReply decodes what follows the magic, which told that it is one.
+// ParseSimpleReply decodes a simple reply without its magic number, from which the
+// caller knows the kind of the message.
 func ParseSimpleReply(b *[SimpleReplySize - 4]byte) SimpleReply {
 	return SimpleReply{Errno(binary.BigEndian.Uint32(b[:])), binary.BigEndian.Uint64(b[4:])}
 }
 
-// Chunk is the header of a chunk of a structured reply; Len bytes follow it.
+// Chunk is the header of a chunk of a structured reply. Len bytes follow it.
 type Chunk struct {
-	Flags  uint16 // ChunkDone; others are to be ignored
+	Flags  uint16 // ChunkDone; receivers ignore all other flags
 	Type   ChunkType
-	Cookie uint64
-	Len    uint32
+	Cookie uint64 // that of the request
+	Len    uint32 // bytes after the header
 }
 
-// ChunkSize is how many bytes a Chunk takes, its magic among them.
+// ChunkSize is the length of an encoded Chunk with its magic number, in bytes.
 const ChunkSize = 20
 
 // Append appends the encoded header to b.
@@ -382,7 +394,8 @@ func (c Chunk) Append(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, c.Len)
 }
 
-// ParseChunk decodes what follows the magic, which told that it is one.
+// ParseChunk decodes the header of a chunk without its magic number, from which the
+// caller knows the kind of the message.
 func ParseChunk(b *[ChunkSize - 4]byte) Chunk {
 	return Chunk{
 		Flags:  binary.BigEndian.Uint16(b[:]),
@@ -400,8 +413,9 @@ func AppendOption(b []byte, o Option, data []byte) []byte {
 	return append(b, data...)
 }
 
-// AppendGo appends the data of OptGo or OptInfo: the export and what is asked
-// for beside InfoExport.
+// AppendGo appends the data of OptGo or OptInfo: the name of the export, and the
+// information that the client requests in addition to InfoExport, which servers
+// always send.
 func AppendGo(b []byte, export string, infos ...InfoType) []byte {
 	b = appendString(b, export)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(infos)))
@@ -426,14 +440,14 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
 }
 
-// OptionReply is the header of a reply to an option; Len bytes follow it.
+// OptionReply is the header of a reply to an option. Len bytes follow it.
 type OptionReply struct {
 	Option Option
 	Type   OptionReplyType
 	Len    uint32
 }
 
-// OptionReplySize is how many bytes an OptionReply takes.
+// OptionReplySize is the length of an encoded OptionReply, in bytes.
 const OptionReplySize = 20
 
 // Append appends the encoded header to b.
@@ -444,7 +458,8 @@ func (r OptionReply) Append(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, r.Len)
 }
 
-// ParseOptionReply decodes a reply's header.
+// ParseOptionReply decodes the header of a reply to an option. A wrong magic number is
+// an error.
 func ParseOptionReply(b *[OptionReplySize]byte) (OptionReply, error) {
 	if m := binary.BigEndian.Uint64(b[:]); m != OptionReplyMagic {
 		return OptionReply{}, fmt.Errorf("option reply magic: found %#016x, want %#016x", m, uint64(OptionReplyMagic))
@@ -456,14 +471,15 @@ func ParseOptionReply(b *[OptionReplySize]byte) (OptionReply, error) {
 	}, nil
 }
 
-// BlockSizes are what requests must fit to, in bytes.
+// BlockSizes are the constraints of an export on the offsets and lengths of requests,
+// in bytes.
 type BlockSizes struct {
-	Min       uint32 // a power of two, at most 64 KiB: of offsets and lengths
-	Preferred uint32 // a power of two, at least Min
-	Max       uint32 // of the data of one request: a multiple of Min, or 2^32-1 for no limit
+	Min       uint32 // offsets and lengths are multiples of Min: a power of two, at most 65536
+	Preferred uint32 // requests of multiples of Preferred are fast: a power of two, at least Min
+	Max       uint32 // maximum length of the data in one request: a multiple of Min, or 2^32-1 for no limit
 }
 
-// BlockSizesSize is how many bytes BlockSizes take, the InfoType not counted.
+// BlockSizesSize is the length of encoded BlockSizes without the InfoType, in bytes.
 const BlockSizesSize = 12
 
 // Append appends the encoded sizes to b.
@@ -473,7 +489,8 @@ func (s BlockSizes) Append(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, s.Max)
 }
 
-// ParseBlockSizes decodes and checks block sizes, by "Block size constraints".
+// ParseBlockSizes decodes block sizes and returns an error if they break the rules of
+// the section "Block size constraints" of proto.md.
 func ParseBlockSizes(b *[BlockSizesSize]byte) (BlockSizes, error) {
 	s := BlockSizes{binary.BigEndian.Uint32(b[:]), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:])}
 	switch {

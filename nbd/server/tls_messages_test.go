@@ -96,7 +96,7 @@ func TestCertificateFiles(t *testing.T) {
 			if err := os.Rename(filepath.Join(other, who+"-key.pem"), filepath.Join(dir, who+"-key.pem")); err != nil {
 				t.Fatal(err)
 			}
-		}, "DIR/WHO-key.pem is not the key of the certificate in DIR/WHO-cert.pem", "issue a certificate for this key"},
+		}, "the key in DIR/WHO-key.pem does not belong to the certificate in DIR/WHO-cert.pem", "issue a certificate for this key"},
 		{"no key", func(t *testing.T, _ *authority, dir, who string) { os.Remove(filepath.Join(dir, who+"-key.pem")) }, "DIR/WHO-key.pem: no such file", ""},
 		{"no certificate", func(t *testing.T, _ *authority, dir, who string) {
 			os.Remove(filepath.Join(dir, who+"-cert.pem"))
@@ -107,10 +107,10 @@ func TestCertificateFiles(t *testing.T) {
 		}, "DIR/WHO-key.pem: is a directory", ""},
 		{"no PEM", func(t *testing.T, _ *authority, dir, who string) {
 			os.WriteFile(filepath.Join(dir, who+"-cert.pem"), []byte("hello"), 0o600)
-		}, "DIR/WHO-cert.pem: no certificate in PEM", ""},
+		}, "DIR/WHO-cert.pem has no certificate in PEM format", ""},
 		{"DER", func(t *testing.T, ca *authority, dir, who string) {
 			os.WriteFile(filepath.Join(dir, who+"-cert.pem"), ca.cert.Raw, 0o600)
-		}, "DIR/WHO-cert.pem is a certificate in DER", "openssl x509 -inform DER"},
+		}, "the certificate in DIR/WHO-cert.pem is in DER format", "openssl x509 -inform DER"},
 		{"expired authority", func(t *testing.T, ca *authority, dir, _ string) { issueLike(t, ca, dir, "ca", expired) }, "DIR/ca-cert.pem expired on 20", "renew"},
 		{"no authority", func(t *testing.T, _ *authority, dir, _ string) { os.Remove(filepath.Join(dir, "ca-cert.pem")) }, "DIR/ca-cert.pem: no such file", ""},
 	} {
