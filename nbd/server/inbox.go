@@ -30,8 +30,9 @@ const (
 // data of writes. Only the goroutine that reads requests uses it, except for
 // stalled.
 type inbox struct {
-	c *conn
-	r *bufio.Reader
+	c      *conn
+	r      *bufio.Reader
+	header [nbd.RequestSize]byte // a field, so that next allocates nothing
 
 	carry []byte // data of a write that were received and belong to the next piece
 	slow  bool   // the client sends slowly, and gets only small pieces of memory
@@ -44,13 +45,12 @@ func (in *inbox) init(c *conn, r net.Conn) { in.c, in.r = c, bufio.NewReaderSize
 // next returns the next request. It returns io.EOF where the client has closed the
 // connection between two requests.
 func (in *inbox) next() (nbd.Request, error) {
-	var b [nbd.RequestSize]byte
-	if _, err := io.ReadFull(in.r, b[:]); err == io.EOF {
+	if _, err := io.ReadFull(in.r, in.header[:]); err == io.EOF {
 		return nbd.Request{}, err
 	} else if err != nil {
 		return nbd.Request{}, fmt.Errorf("next request: %w", err)
 	}
-	return nbd.ParseRequest(&b)
+	return nbd.ParseRequest(&in.header)
 }
 
 // hasRequest reports whether next returns a request without reading from the
