@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/vddkcp/vddkcp/internal/allocation"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
@@ -84,12 +85,12 @@ func BenchmarkAllocation(b *testing.B) {
 			blocks, _ := (&fakeWorker{host: host}).Query(b.Context(), 0, windowChunks*chunkSectors, chunkSectors)
 			b.ReportAllocs()
 			for b.Loop() {
-				a, err := newAllocation(0, windowChunks, chunkSectors, blocks)
+				a, err := allocation.New(0, windowChunks, chunkSectors, blocks)
 				if err != nil {
 					b.Fatal(err)
 				}
-				for c := uint32(0); c < a.chunks; {
-					_, c = a.run(c)
+				for c := uint32(0); c < a.Chunks(); {
+					_, c = a.Run(c)
 				}
 			}
 		})

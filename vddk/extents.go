@@ -9,8 +9,23 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/allocation"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/vddk/worker"
+)
+
+const (
+	// chunk is the unit that allocation is asked in: the library's least. A
+	// larger one would make more data of holes.
+	sectorSize   = 512
+	chunkSectors = 128
+	chunk        = chunkSectors * sectorSize
+	// windowChunks is the most that the library answers for at a time, and
+	// what the cache holds as one piece: 32 GiB.
+	windowChunks = 512 * 1024
+	window       = windowChunks * chunk
+
+	cacheBytes = 8 << 20
 )
 
 // leastQuery is the smallest number of chunks that a query is repeated with after it has
@@ -24,7 +39,7 @@ type allocationQueries struct {
 	size   int64
 	hole   source.Extent // what is not allocated, without its range
 	chunks uint64        // whole chunks of the disk; the library cannot be asked about the rest
-	cache  *windows
+	cache  *allocation.Windows
 
 	// The library must not be asked after a write. querying is held for reading during
 	// each query, and for writing when wrote is set.
@@ -46,15 +61,15 @@ type allocationQueries struct {
 
 // windowQuery is the query for one window.
 type windowQuery struct {
-	done chan struct{} // closed when the query has ended; nil if the result was known
-	got  *allocation   // the result; nil if the window could not be queried
-	err  error         // why the disk has ended
+	done chan struct{}   // closed when the query has ended; nil if the result was known
+	got  *allocation.Map // the result; nil if the window could not be queried
+	err  error           // why the disk has ended
 }
 
 func newAllocationQueries(p *pool, size int64) *allocationQueries {
 	q := &allocationQueries{
 		pool: p, size: size, hole: source.Extent{Kind: source.Zero, Absent: true},
-		chunks: uint64(size / chunk), cache: newWindows(cacheBytes),
+		chunks: uint64(size / chunk), cache: allocation.NewWindows(cacheBytes),
 		missing: !p.opener.queries, limit: newQueryLimit(), inProgress: make(map[int64]*windowQuery),
 	}
 	if p.opener.params.SingleLink {
@@ -109,7 +124,7 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 					yield(source.Extent{}, err)
 					return
 				}
-				allocated, until := a.run(uint32((off - number*window) / chunk))
+				allocated, until := a.Run(uint32((off - number*window) / chunk))
 				e := q.hole
 				if allocated {
 					e = source.Extent{}
@@ -126,7 +141,7 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 
 // next returns the allocation of the window that off lies in, and the part of [off, end)
 // that it describes. Without an allocation the part is Data.
-func (q *allocationQueries) next(ctx context.Context, off, end int64) (source.Extent, *allocation, error) {
+func (q *allocationQueries) next(ctx context.Context, off, end int64) (source.Extent, *allocation.Map, error) {
 	if err := q.ended(ctx); err != nil {
 		return source.Extent{}, nil, err
 	}
@@ -158,7 +173,7 @@ func (q *allocationQueries) ended(ctx context.Context) error {
 
 // window returns the allocation of a window, or nil if it could not be queried. It also
 // starts the query for the next window if that begins before end.
-func (q *allocationQueries) window(ctx context.Context, number, end int64) (*allocation, error) {
+func (q *allocationQueries) window(ctx context.Context, number, end int64) (*allocation.Map, error) {
 	w, err := q.start(number)
 	if err != nil {
 		return nil, err
@@ -183,7 +198,7 @@ func (q *allocationQueries) window(ctx context.Context, number, end int64) (*all
 func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if a := q.cache.get(number); a != nil || q.missing || time.Now().Before(q.pausedTo) {
+	if a := q.cache.Get(number); a != nil || q.missing || time.Now().Before(q.pausedTo) {
 		return &windowQuery{got: a}, nil
 	}
 	if w := q.inProgress[number]; w != nil {
@@ -203,7 +218,7 @@ func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 		q.mu.Lock()
 		defer q.mu.Unlock()
 		if got != nil {
-			q.cache.put(number, got)
+			q.cache.Put(number, got)
 		}
 		delete(q.inProgress, number)
 		w.got, w.err = got, err
@@ -214,7 +229,7 @@ func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 
 // queryWindow queries a window, with the largest ranges that the library answers. It
 // returns nil if the window cannot be queried. An error means that the disk has ended.
-func (q *allocationQueries) queryWindow(number int64) (*allocation, error) {
+func (q *allocationQueries) queryWindow(number int64) (*allocation.Map, error) {
 	first := uint64(number) * windowChunks
 	chunks := min(windowChunks, q.chunks-first)
 	var blocks []worker.Block
@@ -240,9 +255,9 @@ func (q *allocationQueries) queryWindow(number int64) (*allocation, error) {
 			err, once = nil, true // the smaller range takes the place of repetitions
 		}
 	}
-	var a *allocation
+	var a *allocation.Map
 	if err == nil {
-		a, err = newAllocation(first*chunkSectors, uint32(chunks), chunkSectors, blocks)
+		a, err = allocation.New(first*chunkSectors, uint32(chunks), chunkSectors, blocks)
 	}
 	if err == nil {
 		return a, nil

@@ -4,6 +4,7 @@ import (
 	"math/bits"
 	"sync"
 
+	"github.com/vddkcp/vddkcp/internal/allocation"
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
@@ -27,7 +28,7 @@ type outline struct {
 	unit    uint64 // chunks; 0 if the disk gets no outline
 
 	mu    sync.Mutex // held during the queries for the outline
-	parts [outlineQueries]*allocation
+	parts [outlineQueries]*allocation.Map
 	left  int // failed queries that are still allowed
 }
 
@@ -57,11 +58,11 @@ func (o *outline) bounds(first, chunks uint64) (from, to uint64) {
 	lowest, highest := end, first
 	for at := first; at < end; {
 		unit := (at - base) / o.unit
-		if unit >= uint64(a.chunks) { // the end of the disk that is shorter than a unit
+		if unit >= uint64(a.Chunks()) { // the end of the disk that is shorter than a unit
 			lowest, highest = min(lowest, at), end
 			break
 		}
-		allocated, until := a.run(uint32(unit))
+		allocated, until := a.Run(uint32(unit))
 		next := min(base+uint64(until)*o.unit, end)
 		if allocated {
 			lowest, highest = min(lowest, at), next
@@ -75,7 +76,7 @@ func (o *outline) bounds(first, chunks uint64) (from, to uint64) {
 }
 
 // part returns a part of the outline, or nil if it cannot be queried.
-func (o *outline) part(number uint64) *allocation {
+func (o *outline) part(number uint64) *allocation.Map {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.left == 0 || o.parts[number] != nil {
@@ -88,7 +89,7 @@ func (o *outline) part(number uint64) *allocation {
 	}
 	blocks, err := o.queries.query(first, units*o.unit, o.unit)
 	if err == nil {
-		o.parts[number], err = newAllocation(first*chunkSectors, uint32(units), o.unit*chunkSectors, blocks)
+		o.parts[number], err = allocation.New(first*chunkSectors, uint32(units), o.unit*chunkSectors, blocks)
 	}
 	if err != nil {
 		o.left--

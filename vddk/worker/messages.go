@@ -294,7 +294,7 @@ type query struct {
 // add takes a payload of blocks, joining those that touch.
 func (q *query) add(payload []byte) {
 	for ; len(payload) >= blockSize && q.err == nil; payload = payload[blockSize:] {
-		b := Block{binary.LittleEndian.Uint64(payload), binary.LittleEndian.Uint64(payload[8:])}
+		b := Block{Start: binary.LittleEndian.Uint64(payload), Count: binary.LittleEndian.Uint64(payload[8:])}
 		q.got++
 		switch {
 		case b.Count == 0 || b.Start < q.next || b.Start > q.end || b.Count > q.end-b.Start:

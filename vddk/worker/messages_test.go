@@ -157,9 +157,9 @@ func TestQueryAdd(t *testing.T) {
 		want   []Block
 		err    bool
 	}{
-		{[]uint64{128, 128}, []Block{{128, 128}}, false},
-		{[]uint64{128, 128, 256, 128, 512, 128}, []Block{{128, 256}, {512, 128}}, false},
-		{[]uint64{128, 896}, []Block{{128, 896}}, false},
+		{[]uint64{128, 128}, []Block{{Start: 128, Count: 128}}, false},
+		{[]uint64{128, 128, 256, 128, 512, 128}, []Block{{Start: 128, Count: 256}, {Start: 512, Count: 128}}, false},
+		{[]uint64{128, 896}, []Block{{Start: 128, Count: 896}}, false},
 		{[]uint64{128, 897}, nil, true},
 		{[]uint64{0, 128}, nil, true},
 		{[]uint64{128, 0}, nil, true},

@@ -11,6 +11,8 @@ package worker
 
 import (
 	"fmt"
+
+	"github.com/vddkcp/vddkcp/internal/allocation"
 )
 
 // SectorSize is the library's unit, in bytes, whatever the disk's own is.
@@ -118,7 +120,7 @@ type Opened struct {
 }
 
 // Block is an allocated range, in sectors of 512 bytes.
-type Block struct{ Start, Count uint64 }
+type Block = allocation.Block
 
 // Function is a function of the library.
 type Function struct {

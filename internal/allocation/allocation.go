@@ -1,4 +1,4 @@
-package vddk
+package allocation
 
 import (
 	"container/list"
@@ -6,38 +6,25 @@ import (
 	"math/bits"
 	"sort"
 	"sync"
-
-	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-const (
-	// chunk is the unit that allocation is asked in: the library's least. A
-	// larger one would make more data of holes.
-	sectorSize   = 512
-	chunkSectors = 128
-	chunk        = chunkSectors * sectorSize
-	// windowChunks is the most that the library answers for at a time, and
-	// what the cache holds as one piece: 32 GiB.
-	windowChunks = 512 * 1024
-	window       = windowChunks * chunk
+// Block is an allocated range: the number of its first sector, and its sectors.
+type Block struct{ Start, Count uint64 }
 
-	cacheBytes = 8 << 20
-)
-
-// allocation says which chunks of a window are allocated. It takes a few bytes
+// Map says which chunks of a window are allocated. It takes a few bytes
 // for each run of chunks, or a bit for each chunk, whichever is less.
-type allocation struct {
+type Map struct {
 	chunks  uint32
 	borders []uint32 // where runs end, the first one (maybe empty) a hole; unless there are bits
 	bits    []uint64
 }
 
-// newAllocation returns the allocation of the chunks that begin at sector
+// New returns the allocation of the chunks that begin at sector
 // first, each of size sectors. It is an error when the blocks are not as the library promises,
 // ascending and within what was asked: then they say nothing. A chunk that is
 // touched by a block is allocated.
-func newAllocation(first uint64, chunks uint32, size uint64, blocks []worker.Block) (*allocation, error) {
-	a := &allocation{chunks: chunks}
+func New(first uint64, chunks uint32, size uint64, blocks []Block) (*Map, error) {
+	a := &Map{chunks: chunks}
 	if len(blocks) > int(chunks)/64 { // 8 bytes each are more than the bits
 		a.bits = make([]uint64, (chunks+63)/64)
 	} else {
@@ -65,18 +52,18 @@ func newAllocation(first uint64, chunks uint32, size uint64, blocks []worker.Blo
 	return a, nil
 }
 
-func (a *allocation) setBits(from, to uint32) {
+func (a *Map) setBits(from, to uint32) {
 	for c := from; c < to; c++ {
 		a.bits[c/64] |= 1 << (c % 64)
 	}
 }
 
 // bytes is about what a takes in memory.
-func (a *allocation) bytes() int { return 128 + 4*cap(a.borders) + 8*len(a.bits) }
+func (a *Map) bytes() int { return 128 + 4*cap(a.borders) + 8*len(a.bits) }
 
-// run returns what chunk c is and the end of the run of chunks that are the
+// Run returns what chunk c is and the end of the run of chunks that are the
 // same.
-func (a *allocation) run(c uint32) (allocated bool, end uint32) {
+func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 	if a.bits == nil {
 		i := sort.Search(len(a.borders), func(i int) bool { return a.borders[i] > c })
 		if i == len(a.borders) {
@@ -102,9 +89,9 @@ func (a *allocation) run(c uint32) (allocated bool, end uint32) {
 	return allocated, min(end, a.chunks)
 }
 
-// windows keeps the allocation of the windows that were asked for last. It is
+// Windows keeps the allocation of the windows that were asked for last. It is
 // safe for concurrent use.
-type windows struct {
+type Windows struct {
 	most int // bytes
 
 	mu    sync.Mutex
@@ -115,14 +102,14 @@ type windows struct {
 
 type knownWindow struct {
 	number int64
-	*allocation
+	*Map
 }
 
-func newWindows(most int) *windows {
-	return &windows{most: most, known: make(map[int64]*list.Element)}
+func NewWindows(most int) *Windows {
+	return &Windows{most: most, known: make(map[int64]*list.Element)}
 }
 
-func (w *windows) get(number int64) *allocation {
+func (w *Windows) Get(number int64) *Map {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	e := w.known[number]
@@ -130,10 +117,10 @@ func (w *windows) get(number int64) *allocation {
 		return nil
 	}
 	w.used.MoveToFront(e)
-	return e.Value.(*knownWindow).allocation
+	return e.Value.(*knownWindow).Map
 }
 
-func (w *windows) put(number int64, a *allocation) {
+func (w *Windows) Put(number int64, a *Map) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.known[number] != nil {
@@ -146,4 +133,14 @@ func (w *windows) put(number int64, a *allocation) {
 		delete(w.known, last.number)
 		w.bytes -= last.bytes()
 	}
+}
+
+// Chunks returns the number of chunks that the map describes.
+func (a *Map) Chunks() uint32 { return a.chunks }
+
+// Bytes returns how much memory the maps take that are kept.
+func (w *Windows) Bytes() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bytes
 }
