@@ -206,12 +206,18 @@ func (d *Disk) Ended() error { return d.pool.died() }
 // len(p) are multiples of 512, the library reads directly into p. In all other cases the
 // data is copied from memory of a worker.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
-	return d.life.ReadAt(p, off, d.size, func(p []byte) (int, error) {
-		if err := d.pool.do(request{p: p, off: off, n: int64(len(p))}); err != nil {
-			return 0, err
-		}
-		return len(p), nil
-	})
+	if off < 0 {
+		return 0, fmt.Errorf("read %s: negative offset %d", d.params.File, off)
+	}
+	if err := d.pool.begin(); err != nil {
+		return 0, err
+	}
+	defer d.life.End()
+	p, atEnd := life.Clip(p, off, d.size)
+	if err := d.pool.do(request{p: p, off: off, n: int64(len(p))}); err != nil {
+		return 0, err
+	}
+	return len(p), atEnd
 }
 
 // Buffer implements source.Allocator. A buffer of up to Options.RequestSize bytes is

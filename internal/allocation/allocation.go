@@ -1,3 +1,8 @@
+// Package allocation remembers which parts of a disk are allocated, for protocols that
+// answer queries about a limited range.
+//
+// A [Map] is made by [New] from the answer to one query and describes one window of the
+// disk in chunks of equal size. [Windows] keeps the maps that were used last.
 package allocation
 
 import (
@@ -8,24 +13,28 @@ import (
 	"sync"
 )
 
-// Block is an allocated range: the number of its first sector, and its sectors.
+// Block is an allocated range of Count sectors that begins at sector Start.
 type Block struct{ Start, Count uint64 }
 
-// Map says which chunks of a window are allocated. It takes a few bytes
-// for each run of chunks, or a bit for each chunk, whichever is less.
+// Map says which chunks of a window are allocated. It is not changed after New, and so
+// safe for concurrent use. It needs 4 bytes of memory for each run of chunks or one bit for
+// each chunk, whichever is less.
 type Map struct {
-	chunks  uint32
-	borders []uint32 // where runs end, the first one (maybe empty) a hole; unless there are bits
-	bits    []uint64
+	chunks uint32
+	// borders has the end of each run of equal chunks, in ascending order. The first run
+	// is not allocated and may be empty, the second one is allocated, and so on. Nothing is
+	// allocated after the last border. borders is not used if bits is set.
+	borders []uint32
+	bits    []uint64 // one bit for each chunk, 1 if it is allocated
 }
 
-// New returns the allocation of the chunks that begin at sector
-// first, each of size sectors. It is an error when the blocks are not as the library promises,
-// ascending and within what was asked: then they say nothing. A chunk that is
-// touched by a block is allocated.
+// New returns the map of a window of chunks chunks, each of size sectors, that begins at
+// sector first of the disk. A chunk is allocated if any part of it lies in a block. The
+// blocks must be in ascending order, inside the window, not empty and without overlap;
+// otherwise New returns an error, because such an answer cannot be trusted.
 func New(first uint64, chunks uint32, size uint64, blocks []Block) (*Map, error) {
 	a := &Map{chunks: chunks}
-	if len(blocks) > int(chunks)/64 { // 8 bytes each are more than the bits
+	if len(blocks) > int(chunks)/64 { // two borders for each block would take more memory than the bits
 		a.bits = make([]uint64, (chunks+63)/64)
 	} else {
 		a.borders = make([]uint32, 0, 2*len(blocks))
@@ -58,11 +67,11 @@ func (a *Map) setBits(from, to uint32) {
 	}
 }
 
-// bytes is about what a takes in memory.
+// bytes returns roughly how much memory the map takes.
 func (a *Map) bytes() int { return 128 + 4*cap(a.borders) + 8*len(a.bits) }
 
-// Run returns what chunk c is and the end of the run of chunks that are the
-// same.
+// Run reports whether chunk c is allocated. end is the first chunk after c that differs
+// from it, or the number of chunks.
 func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 	if a.bits == nil {
 		i := sort.Search(len(a.borders), func(i int) bool { return a.borders[i] > c })
@@ -75,7 +84,8 @@ func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 	for end = c; end < a.chunks; {
 		w := a.bits[end/64] >> (end % 64)
 		if allocated {
-			w = ^w // the bits shifted in look like the other kind
+			w = ^w
+			// The bits that were shifted in must not look like the end of the run.
 			if n := 64 - end%64; n < 64 {
 				w &= 1<<n - 1
 			}
@@ -89,15 +99,15 @@ func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 	return allocated, min(end, a.chunks)
 }
 
-// Windows keeps the allocation of the windows that were asked for last. It is
-// safe for concurrent use.
+// Windows keeps the maps of the windows that were used last. It is safe for concurrent
+// use.
 type Windows struct {
-	most int // bytes
+	most int // bytes of memory that the maps may take together
 
 	mu    sync.Mutex
-	known map[int64]*list.Element // by number
-	used  list.List               // of *knownWindow, the last used in front
-	bytes int
+	known map[int64]*list.Element // by the number of the window
+	used  list.List               // values are *knownWindow; the one that was used last is in front
+	bytes int                     // memory that the maps take
 }
 
 type knownWindow struct {
@@ -105,10 +115,13 @@ type knownWindow struct {
 	*Map
 }
 
+// NewWindows returns Windows without a map. It keeps maps of up to most bytes together, and
+// always at least one.
 func NewWindows(most int) *Windows {
 	return &Windows{most: most, known: make(map[int64]*list.Element)}
 }
 
+// Get returns the map of a window, or nil if it is not kept.
 func (w *Windows) Get(number int64) *Map {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -120,6 +133,8 @@ func (w *Windows) Get(number int64) *Map {
 	return e.Value.(*knownWindow).Map
 }
 
+// Put keeps the map of a window, and discards maps that were not used for the longest time.
+// If the window has a map already, Put does nothing.
 func (w *Windows) Put(number int64, a *Map) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// runs lists the runs of an allocation as "h" and "d" with their lengths.
+// runs lists the runs of a map: "h" or "d", for hole or data, and the number of chunks.
 func runs(a *Map) string {
 	var s strings.Builder
 	for c := uint32(0); c < a.chunks; {
@@ -62,7 +62,7 @@ func TestAllocation(t *testing.T) {
 		if got := runs(a); got != test.want {
 			t.Errorf("%s: %s, want %s", test.name, got, test.want)
 		}
-		if a.bits == nil { // the same as bits
+		if a.bits == nil { // check the other form of the same map, too
 			a.bits = make([]uint64, 1)
 			for i := 0; i < len(a.borders); i += 2 {
 				a.setBits(a.borders[i], a.borders[i+1])
@@ -74,7 +74,8 @@ func TestAllocation(t *testing.T) {
 	}
 }
 
-// Both forms say the same of any chunk, and a checkerboard takes a bit a chunk.
+// Both forms of a map give the same answers, and no map takes much more than a bit for each
+// chunk.
 func TestAllocationForms(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for _, density := range []int{2, 3, 40, 10000} {
@@ -111,7 +112,7 @@ func TestWindows(t *testing.T) {
 	a, _ := New(0, 8, 128, nil)
 	for n := range int64(100) {
 		w.Put(n, a)
-		w.Get(0) // is used all the time
+		w.Get(0) // window 0 is always one of the last used
 	}
 	if w.Get(0) == nil || w.Get(99) == nil || w.Get(50) != nil || w.bytes > 1000 {
 		t.Errorf("%d bytes", w.bytes)

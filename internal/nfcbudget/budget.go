@@ -1,3 +1,10 @@
+// Package nfcbudget shares the memory that an ESXi host has for NFC connections among all
+// connections to that host:
+//
+//	budget := nfcbudget.NewHost(48<<20, 52)
+//	release, err := budget.Acquire(ctx, budget.Of(1, buffers.Bytes()))
+//
+// A host refuses connections, and requests on them, when its memory is used up.
 package nfcbudget
 
 import (
@@ -7,34 +14,35 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Budget is the NFC memory that one host has for all connections to it. Who
-// waits gets it in turn. It is safe for concurrent use.
+// Budget is the NFC memory of one host. Callers that wait for memory get it in the order of
+// their calls. It is safe for concurrent use.
 type Budget struct {
-	limit int64
-	least int64 // what a connection counts, however small its buffers
+	limit int64 // bytes
+	least int64 // the bytes that a connection with small buffers counts as
 	free  *semaphore.Weighted
 }
 
-// New returns a budget of so many bytes.
+// New returns a budget of the given number of bytes, for any number of connections.
 func New(bytes int64) *Budget {
 	return &Budget{limit: bytes, free: semaphore.NewWeighted(bytes)}
 }
 
-// NewHost returns a budget of so many bytes that lets no more than so many
-// connections be open at once, at least one. A connection with buffers smaller
-// than its share of the bytes counts as that share.
+// NewHost returns a budget of the given number of bytes that also limits the number of open
+// connections, which must be at least 1. For that, Of counts a connection as no less than
+// bytes divided by connections.
 func NewHost(bytes int64, connections int) *Budget {
 	b := New(bytes)
 	b.least = (bytes + int64(connections) - 1) / int64(connections)
 	return b
 }
 
-// Of is what n connections with so many bytes of buffers each take.
+// Of returns the number of bytes to acquire for n connections with nfcBytes bytes of
+// buffers each.
 func (b *Budget) Of(n int, nfcBytes int64) int64 { return int64(n) * max(nfcBytes, b.least) }
 
-// Acquire waits until nfcBytes are free, or ctx ends, whose cause it returns
-// then. Whoever wants more than there is gets all of it, once that is free: the
-// host decides then. Release may be called more than once.
+// Acquire waits until nfcBytes bytes are free and takes them. If nfcBytes is more than the
+// budget has, it takes the whole budget, and the host decides. When ctx ends first, the
+// error is its cause. release returns the bytes; only its first call counts.
 func (b *Budget) Acquire(ctx context.Context, nfcBytes int64) (release func(), err error) {
 	nfcBytes = b.share(nfcBytes)
 	if err := b.free.Acquire(ctx, nfcBytes); err != nil {
@@ -43,7 +51,7 @@ func (b *Budget) Acquire(ctx context.Context, nfcBytes int64) (release func(), e
 	return b.releaser(nfcBytes), nil
 }
 
-// TryAcquire takes nfcBytes where they are free and nobody waits for them.
+// TryAcquire takes nfcBytes bytes if they are free and no call of Acquire waits.
 func (b *Budget) TryAcquire(nfcBytes int64) (release func(), ok bool) {
 	nfcBytes = b.share(nfcBytes)
 	if !b.free.TryAcquire(nfcBytes) {

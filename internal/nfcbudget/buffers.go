@@ -1,19 +1,20 @@
 package nfcbudget
 
-// Unit is what the size of buffers is a multiple of, in bytes.
+// Unit is the number of bytes that the size of a buffer is a multiple of.
 const Unit = 64 << 10
 
-// Buffers are what each connection of an NFC transport reserves on the host.
+// Buffers are the memory that a host reserves for each connection: Count buffers of Size
+// bytes.
 type Buffers struct {
-	Size  int64 // bytes, a multiple of 64 KiB
+	Size  int64 // bytes of one buffer, a multiple of Unit
 	Count int
 }
 
-// Bytes is what they take together.
+// Bytes returns the number of bytes of all buffers of a connection.
 func (b Buffers) Bytes() int64 { return b.Size * int64(b.Count) }
 
-// Halved returns the next smaller buffers: the size first, which costs speed
-// only where the network is slow.
+// Halved returns the next smaller buffers, or false if there are none. The size is halved
+// first, since small buffers make only slow networks slower.
 func (b Buffers) Halved() (smaller Buffers, ok bool) {
 	switch {
 	case b.Size >= 2*Unit:

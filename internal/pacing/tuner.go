@@ -3,70 +3,72 @@ package pacing
 import "time"
 
 const (
-	// A window is long enough for the rate to mean something: so long, and so
-	// many requests; or as long as maxWindow, with however many.
+	// The rate is measured over a window of at least minWindow and minRequests requests, or
+	// of maxWindow with any number of requests.
 	minWindow   = 200 * time.Millisecond
 	maxWindow   = time.Second
 	minRequests = 32
-	// settle is left out after each change: connections fill up.
+	// settle is the time after each change that is not measured, because a new connection has
+	// fewer requests in flight at first.
 	settle = 50 * time.Millisecond
-	// gain is by what factor the rate must rise for one more connection to
-	// stay.
+	// gain is the factor by which the rate must rise for one more connection to be kept.
 	gain = 1.1
-	// A change of the host's or of the network's load is looked for after
-	// firstProbe, then after twice as long each time in vain, and at the
-	// latest after lastProbe.
+	// The load of the host and of the network may change. Therefore one more connection is
+	// tried after firstProbe, and after each failure the time to the next try is doubled, up
+	// to lastProbe.
 	firstProbe = 5 * time.Second
 	lastProbe  = 5 * time.Minute
 )
 
-// Tuner finds the fewest connections that are fastest: it asks for one more
-// while that raises the rate by a tenth, and takes it away again when it does
-// not. It is told of the bytes that were read and says how many connections
-// there should be; it has no clock and no lock of its own.
+// Tuner finds the smallest number of connections that reaches the highest rate. It adds one
+// connection after the other as long as each raises the rate by a tenth, and removes the last
+// one if that did not. The caller reports the bytes that were read, and opens and closes
+// connections as Add says. A Tuner reads no clock: all times are passed in, counted from any
+// fixed point. It is not safe for concurrent use.
 //
-// Time in which the disk is not what is waited for says nothing of it, and is
-// left out: with a slow sink nothing changes.
+// Only time in which all connections have enough requests is measured. If the disk waits for
+// the reader of its data, the number of connections does not change.
 type Tuner struct {
-	most int
-	want int // connections
+	most int // the largest number of connections
+	want int // the number of connections that there should be
 
-	// The window.
-	from     time.Duration // what is before it does not count
-	last     time.Duration // of the last call
-	loaded   time.Duration // of it, with requests waiting
-	bytes    int64         // read in that time
-	requests int
+	// The window that is being measured.
+	from     time.Duration // nothing before this time is measured
+	last     time.Duration // time of the last call of Add
+	loaded   time.Duration // measured time
+	bytes    int64         // bytes read in the measured time
+	requests int           // requests in the measured time
 
-	// What has been found out.
+	// Results of earlier windows.
 	state  tunerState
-	rates  []float64 // bytes/s by connections, the last that was measured
-	probe  time.Duration
-	atRest time.Duration // loaded time since the last probe
-	worse  int           // windows in a row that were slower
+	rates  []float64     // the last rate, in bytes per second, by the number of connections
+	probe  time.Duration // measured time until another number of connections is tried
+	atRest time.Duration // measured time since the last try
+	worse  int           // windows in a row that were slower than usual
 }
 
 type tunerState uint8
 
 const (
-	measuring tunerState = iota // with the first connection
-	growing                     // one was added, and is to prove itself
-	resting                     // nothing to do until something changes
-	shrinking                   // one was taken away: is it as fast without?
+	measuring tunerState = iota // the rate of the first connection is being measured
+	growing                     // a connection was added, and the new rate is being measured
+	resting                     // the number of connections stays until the rate drops or probe is over
+	shrinking                   // a connection was removed, and the new rate is being measured
 )
 
+// NewTuner returns a Tuner for at most most connections. It expects one connection at first.
 func NewTuner(most int) *Tuner {
 	return &Tuner{most: most, want: 1, rates: make([]float64, most+1), probe: firstProbe}
 }
 
-// Add tells of n bytes more that were read until now, with have connections
-// open and whether since the last call each of them had requests enough. It
-// returns how many there should be.
+// Add counts a request that read n bytes and ended now. have is the number of open
+// connections; loaded means that all of them had enough requests since the last call. Add
+// returns the number of connections that there should be.
 func (t *Tuner) Add(now time.Duration, n int64, have int, loaded bool) (want int) {
 	since := now - max(t.last, t.from)
 	t.last = now
 	if have != t.want {
-		t.restart(now) // it is being opened or closed
+		t.restart(now) // a connection is being opened or closed
 		return t.want
 	}
 	if since < 0 || !loaded {
@@ -81,7 +83,7 @@ func (t *Tuner) Add(now time.Duration, n int64, have int, loaded bool) (want int
 	rate := float64(t.bytes) / t.loaded.Seconds()
 	t.atRest += t.loaded
 	t.restart(now)
-	t.from = now // nothing changed
+	t.from = now // no time to settle is needed unless the number changes
 	t.judge(rate)
 	if t.want != have {
 		t.restart(now)
@@ -93,14 +95,15 @@ func (t *Tuner) restart(now time.Duration) {
 	t.from, t.loaded, t.bytes, t.requests = now+settle, 0, 0, 0
 }
 
-// Failed is told that a connection more could not be had. It is done without.
+// Failed records that one more connection could not be opened: have connections are the
+// most from now on.
 func (t *Tuner) Failed(have int) {
 	t.most = max(have, 1)
 	t.want = min(t.want, t.most)
 	t.rest(t.probe)
 }
 
-// Settled is how many connections have proved to be worth it.
+// Settled returns the number of connections without the one that is being tried.
 func (t *Tuner) Settled() int {
 	switch t.state {
 	case growing:
@@ -111,13 +114,13 @@ func (t *Tuner) Settled() int {
 	return t.want
 }
 
-// Denied is told that there is no room for a connection more at this time.
+// Denied records that there is no room for more than have connections at this time.
 func (t *Tuner) Denied(have int) {
 	t.want = max(have, 1)
 	t.rest(t.probe)
 }
 
-// judge is told of the rate with the connections that are wanted.
+// judge decides on the number of connections after a window with the given rate.
 func (t *Tuner) judge(rate float64) {
 	before := t.rates[t.want]
 	t.rates[t.want] = rate
@@ -134,22 +137,21 @@ func (t *Tuner) judge(rate float64) {
 		t.grow()
 	case shrinking:
 		if rate*gain <= t.rates[t.want+1] {
-			t.want++ // it was worth it
+			t.want++ // the removed connection is needed
 			t.rest(min(t.probe*2, lastProbe))
 			return
 		}
 		t.probe = firstProbe
 		t.shrink()
 	case resting:
-		// The rate at rest is kept as a slow mean, so that a drop shows
-		// against what was usual.
+		// The usual rate is a slow mean, so that a drop below it shows.
 		t.rates[t.want] = before + (rate-before)/8
 		if rate*gain < before {
 			t.worse++
 		} else {
 			t.worse = 0
 		}
-		if t.worse >= 3 { // a busier host may do better with fewer
+		if t.worse >= 3 { // the host may have become busy, and be faster with fewer connections
 			t.rates[t.want] = rate
 			t.shrink()
 		} else if t.atRest >= t.probe {

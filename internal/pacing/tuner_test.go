@@ -6,17 +6,17 @@ import (
 	"time"
 )
 
-// world is what a tuner is put into.
+// world simulates the host and the reader that a Tuner works with.
 type world struct {
 	rate    func(n int, now time.Duration) float64 // bytes/s that n connections reach
-	loaded  func(now time.Duration) bool           // nil: always
-	opening time.Duration                          // of a connection
-	most    int                                    // that can be opened; 0: no limit
-	noise   float64                                // of each request's time
+	loaded  func(now time.Duration) bool           // whether all connections have enough requests; nil: always
+	opening time.Duration                          // the time that opening a connection takes
+	most    int                                    // connections that can be opened; 0: no limit
+	noise   float64                                // by which share the time of a request varies
 }
 
-// run lets the tuner be for so long and returns the bytes that were read, and
-// how long there were how many connections.
+// run simulates the given length of time. It returns the bytes that were read, the time by
+// number of connections, and how often their number changed.
 func (w *world) run(t *Tuner, length time.Duration, seed uint64) (read float64, times map[int]time.Duration, changes int) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	const request = 1 << 20
@@ -27,7 +27,7 @@ func (w *world) run(t *Tuner, length time.Duration, seed uint64) (read float64, 
 		took := time.Duration(request / rate * (1 + w.noise*(2*r.Float64()-1)) * float64(time.Second))
 		loaded := w.loaded == nil || w.loaded(now)
 		if !loaded {
-			took = 20 * time.Millisecond // the sink's pace
+			took = 20 * time.Millisecond // a slow reader
 		}
 		now += took
 		times[have] += took
@@ -90,19 +90,18 @@ func TestTuner(t *testing.T) {
 	}
 }
 
-// With a sink that is slower than the disk nothing changes.
+// If the reader is slower than the disk, the number of connections does not change.
 func TestTunerSlowSink(t *testing.T) {
 	w := world{rate: func(n int, _ time.Duration) float64 { return 200e6 * float64(n) }, loaded: func(time.Duration) bool { return false }}
 	if _, times, changes := w.run(NewTuner(4), time.Minute, 1); changes != 0 {
 		t.Errorf("%d changes, %v", changes, times)
 	}
-	// One that is slow from the fifth second on changes nothing that was found.
+	// A reader that becomes slow after five seconds does not change the number again.
 	w.loaded = func(now time.Duration) bool { return now < 5*time.Second }
 	if _, times, changes := w.run(NewTuner(4), time.Minute, 1); changes != 3 {
 		t.Errorf("%d changes, %v", changes, times)
 	}
-	// One that comes and goes, in bursts of 30 ms: the rate of the bursts
-	// counts.
+	// A reader that reads in bursts of 30 ms: the rate of the bursts is measured.
 	w.loaded = func(now time.Duration) bool { return now%(100*time.Millisecond) < 30*time.Millisecond }
 	w.rate = func(n int, _ time.Duration) float64 { return 400e6 }
 	if _, times, _ := w.run(NewTuner(4), time.Minute, 1); times[1] < 50*time.Second {
@@ -110,8 +109,8 @@ func TestTunerSlowSink(t *testing.T) {
 	}
 }
 
-// When the host gets busy, fewer connections may be faster; when it is free
-// again, more.
+// The number of connections falls when the host becomes busy, and rises when it is idle
+// again.
 func TestTunerFollows(t *testing.T) {
 	busy := func(now time.Duration) bool { return now > 60*time.Second && now < 180*time.Second }
 	w := world{noise: 0.2, rate: func(n int, now time.Duration) float64 {

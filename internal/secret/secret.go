@@ -1,4 +1,8 @@
-// Package secret holds text that must not be printed.
+// Package secret holds text that must not be printed, such as a password:
+//
+//	password := secret.New(text)
+//	log.Print(password)          // prints ***
+//	login(user, password.Reveal())
 package secret
 
 import (
@@ -7,9 +11,9 @@ import (
 	"strings"
 )
 
-// Secret is a password or a cookie. It prints as stars, however it is printed;
-// Reveal is the only way to what it holds. The zero value is no secret at all,
-// which differs from an empty one.
+// Secret is a text that prints as "***" with every verb of package fmt, in logs and in
+// JSON. Only Reveal returns the text. The zero value means that there is no secret, which
+// is not the same as an empty one. A Secret is safe for concurrent use.
 type Secret struct {
 	text string
 	set  bool
@@ -18,13 +22,14 @@ type Secret struct {
 // New returns text as a secret.
 func New(text string) Secret { return Secret{text, true} }
 
-// IsSet says whether there is one, which may be empty.
+// IsSet reports whether there is a secret. It may be empty.
 func (s Secret) IsSet() bool { return s.set }
 
-// Reveal returns what the secret holds.
+// Reveal returns the text.
 func (s Secret) Reveal() string { return s.text }
 
-// Odd says what no password ends in on purpose, or "".
+// Odd describes a beginning or an end of the text that nobody chooses on purpose, such as
+// "a newline at its end", without showing the text. It returns "" if there is none.
 func (s Secret) Odd() string {
 	switch text := s.text; {
 	case strings.HasPrefix(text, "\ufeff"), strings.HasSuffix(text, "\ufeff"), strings.HasPrefix(text, "\xff\xfe"), strings.HasPrefix(text, "\xfe\xff"):
@@ -37,6 +42,7 @@ func (s Secret) Odd() string {
 	return ""
 }
 
+// String returns "***", or "" if there is no secret.
 func (s Secret) String() string {
 	if !s.set {
 		return ""
