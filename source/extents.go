@@ -6,8 +6,8 @@ import (
 	"iter"
 )
 
-// WholeData yields [off, off+length) as one Data extent: the allocation of a
-// disk that can't tell.
+// WholeData yields [off, off+length) as one Data extent. It is the Extents of a disk
+// that does not know its allocation.
 func WholeData(off, length int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		if length > 0 {
@@ -16,27 +16,27 @@ func WholeData(off, length int64) iter.Seq2[Extent, error] {
 	}
 }
 
-// Covered yields what d.Extents yields for [off, off+length), and checks it: an
-// extent that is empty, leaves a gap, overlaps or passes the end is an error,
-// and so is an iteration that ends early. Neighbours that differ in nothing
-// but their place are merged. Whoever acts on extents goes through it, since a
-// range that is silently left out is lost data.
+// Covered yields the extents of [off, off+length) of d and checks them. It is an error
+// if an extent is empty, leaves a gap, overlaps another one or passes the end, and if
+// the iteration ends early. Adjacent extents that differ only in their place are
+// merged. Every caller that acts on extents must use Covered, because a range that is
+// left out silently is lost data.
 func Covered(ctx context.Context, d Disk, off, length int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		end := off + length
 		if off < 0 || length < 0 || end < off || end > d.Size() {
-			yield(Extent{}, fmt.Errorf("extents [%d, %d) asked of a disk of %d bytes", off, end, d.Size()))
+			yield(Extent{}, fmt.Errorf("extents of [%d, %d): the disk has only %d bytes", off, end, d.Size()))
 			return
 		}
 		next := off
-		var held Extent // held.Len == 0: none
+		var held Extent // the last extent, not yet yielded; none if held.Len is 0
 		for e, err := range d.Extents(ctx, off, length) {
 			if err != nil {
 				yield(Extent{}, err)
 				return
 			}
 			if e.Off != next || e.Len <= 0 || e.Len > end-next {
-				yield(Extent{}, fmt.Errorf("extents of [%d, %d): got [%d, %d), want one that starts at %d and ends by %d", off, end, e.Off, e.Off+e.Len, next, end))
+				yield(Extent{}, fmt.Errorf("extents of [%d, %d): got [%d, %d), want an extent that starts at %d and ends at or before %d", off, end, e.Off, e.Off+e.Len, next, end))
 				return
 			}
 			next = e.End()
@@ -50,7 +50,7 @@ func Covered(ctx context.Context, d Disk, off, length int64) iter.Seq2[Extent, e
 			held = e
 		}
 		if next != end {
-			yield(Extent{}, fmt.Errorf("extents of [%d, %d) end at %d", off, end, next))
+			yield(Extent{}, fmt.Errorf("extents of [%d, %d) end too early, at %d", off, end, next))
 			return
 		}
 		if held.Len > 0 {

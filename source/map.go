@@ -7,27 +7,26 @@ import (
 	"os"
 )
 
-// Mapping is an extent with the place of its bytes in a local file.
+// Mapping is an extent together with the position of its bytes in a local file.
 type Mapping struct {
 	Extent
-	// File has the extent's bytes as they are, from Pos on; nil: no local file
-	// has. Where a Zero extent has one, the file has a hole there. It is for
-	// reading, is not to be closed, and is valid until the disk is closed.
+	// File holds the bytes of the extent unchanged, from Pos on. It is nil if no local
+	// file holds them. If the extent is Zero, File has a hole there. The caller may
+	// read File but must not close it. File stays open until the disk is closed.
 	File *os.File
 	Pos  int64
 }
 
-// Mapped is the ability to tell with the allocation where the bytes lie: what
-// Extents and InFile tell, in one pass.
+// Mapped is the ability to return in one pass what Extents and InFile return.
 type Mapped interface {
-	// Map yields mappings as Extents yields extents.
+	// Map yields mappings under the rules of Disk.Extents.
 	Map(ctx context.Context, off, length int64) iter.Seq2[Mapping, error]
 }
 
-// Map yields the allocation of [off, off+length) of d with the places of its
-// bytes, from Map where d is Mapped, else from Extents and InFile. As by
-// Covered the cover is checked, and neighbours are merged that differ in
-// nothing but their place, where their bytes follow each other in the file.
+// Map yields the allocation of [off, off+length) of d together with the positions of
+// the bytes. It uses d.Map if d is Mapped, and otherwise Extents and InFile. The
+// mappings are checked as Covered checks extents. Adjacent mappings are merged if they
+// differ only in their place and their bytes are adjacent in the file.
 func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		all := located(ctx, d, off, length)
@@ -35,14 +34,14 @@ func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, erro
 			all = m.Map(ctx, off, length)
 		}
 		next, end := off, off+length
-		var held Mapping // held.Len == 0: none
+		var held Mapping // the last mapping, not yet yielded; none if held.Len is 0
 		for m, err := range all {
 			if err != nil {
 				yield(Mapping{}, err)
 				return
 			}
 			if m.Off != next || m.Len <= 0 || m.Len > end-next {
-				yield(Mapping{}, fmt.Errorf("map of [%d, %d): got [%d, %d), want one that starts at %d and ends by %d", off, end, m.Off, m.End(), next, end))
+				yield(Mapping{}, fmt.Errorf("map of [%d, %d): got [%d, %d), want a mapping that starts at %d and ends at or before %d", off, end, m.Off, m.End(), next, end))
 				return
 			}
 			next = m.End()
@@ -56,7 +55,7 @@ func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, erro
 			held = m
 		}
 		if next != end {
-			yield(Mapping{}, fmt.Errorf("map of [%d, %d) ends at %d", off, end, next))
+			yield(Mapping{}, fmt.Errorf("map of [%d, %d) ends too early, at %d", off, end, next))
 			return
 		}
 		if held.Len > 0 {
@@ -65,12 +64,12 @@ func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, erro
 	}
 }
 
-// MapAll is Map of the whole disk. Meanwhile it tells how many bytes of the disk
-// it has looked at: an image of a megabyte can describe a disk of many terabytes,
-// and take minutes to yield its first mapping.
-func MapAll(ctx context.Context, d Disk, told func(off int64)) iter.Seq2[Mapping, error] {
+// MapAll is Map for the whole disk. In between it calls progress with the number of
+// bytes that it has covered so far, because an image of a megabyte can describe a disk
+// of many terabytes and take minutes until it yields its first mapping.
+func MapAll(ctx context.Context, d Disk, progress func(off int64)) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
-		var held Mapping // held.Len == 0: none
+		var held Mapping // the last mapping, not yet yielded; none if held.Len is 0
 		for off, n := range Windows(d.Size()) {
 			for m, err := range Map(ctx, d, off, n) {
 				if err != nil {
@@ -86,7 +85,7 @@ func MapAll(ctx context.Context, d Disk, told func(off int64)) iter.Seq2[Mapping
 				}
 				held = m
 			}
-			told(off + n)
+			progress(off + n)
 		}
 		if held.Len > 0 {
 			yield(held, nil)
@@ -94,10 +93,11 @@ func MapAll(ctx context.Context, d Disk, told func(off int64)) iter.Seq2[Mapping
 	}
 }
 
-// Windows cuts a disk of a size into pieces, by offset and length in bytes, that
-// are large enough to cost nothing and small enough to show progress.
+// Windows divides a disk of size bytes and yields the offset and the length of each
+// window in bytes. Windows are large enough to add no noticeable cost, and small enough
+// to show progress.
 func Windows(size int64) iter.Seq2[int64, int64] {
-	const least, most = 64 << 30, 1024 // bytes; pieces
+	const least, most = 64 << 30, 1024 // bytes of a window; number of windows
 	step := max(least, size/most&^(least-1))
 	return func(yield func(off, n int64) bool) {
 		for off := int64(0); off < size; {
@@ -110,14 +110,14 @@ func Windows(size int64) iter.Seq2[int64, int64] {
 	}
 }
 
-// continues reports whether n, which begins where m ends, is more of the same.
+// continues reports whether m and n can be merged. n must begin where m ends.
 func (m *Mapping) continues(n Mapping) bool {
 	return m.Kind == n.Kind && m.Depth == n.Depth && m.Absent == n.Absent &&
 		m.File == n.File && (m.File == nil || m.Pos+m.Len == n.Pos)
 }
 
-// located yields the extents of d, cut where InFile says that the place of the
-// bytes changes.
+// located yields the extents of d as mappings, split where InFile reports another
+// position.
 func located(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		files, _ := Ability[InFile](d)

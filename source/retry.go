@@ -10,29 +10,33 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
-// RetryOptions say how long Retry goes on. The zero value never tries again.
+// RetryOptions say how often and how long Retry repeats a call. The zero value never
+// repeats one.
 type RetryOptions struct {
-	// Retries is how often a call is tried again before its error is returned;
-	// negative: without limit.
+	// Retries is how often a call is tried again before its error is returned. A
+	// negative number means no limit.
 	Retries int
-	// Timeout ends the retries of a call after so long without any read of the
-	// disk that succeeded; 0 means 15 minutes.
+	// Timeout ends the retries of a call after this time without a successful call of
+	// the disk. 0 means 15 minutes.
 	Timeout time.Duration
-	// Permanent says of which errors a retry makes no sense, beside those of
-	// IsPermanent; nil: no others.
+	// Permanent reports whether a retry is useless, for errors that IsPermanent does
+	// not recognise. If it is nil, there are no such errors.
 	Permanent func(error) bool
-	// Backoff is how long to wait before the n-th retry, from 1; nil: 1 s,
-	// doubling to 60 s, less up to half of it by chance.
+	// Backoff returns the delay before retry n, counted from 1. If it is nil, the delay
+	// is 1 s, doubles with each retry up to 60 s, and is then shortened by a random
+	// amount of up to half.
 	Backoff func(n int) time.Duration
-	// OnRetry is called, concurrently, before such a wait; nil: nothing is.
+	// OnRetry is called before each wait, with the error that caused it. Calls may be
+	// concurrent. It may be nil.
 	OnRetry func(err error, wait time.Duration)
-	// Revive makes a disk that was refused when it was opened again, or that is an
-	// Ender and has ended, fail only the calls in progress: the next call opens it
-	// again. It is for servers, whose clients come and go.
+	// Revive is for servers, whose clients come and go. If the disk is an Ender and has
+	// ended, or is refused when it is opened again, only the calls in progress fail;
+	// the next call opens the disk again.
 	Revive bool
-	// Mutable says that others may change the disk while it is read, and that the
-	// caller wants what it holds at the time. Without it, what was read before of a
-	// disk whose content nothing proves is compared when it is opened again.
+	// Mutable says that others may change the disk while it is read, and that each read
+	// is to return the content at that time. Otherwise, if the disk cannot prove that
+	// its content is unchanged, some of the ranges that were read are compared when the
+	// disk is opened again.
 	Mutable bool
 }
 
@@ -51,39 +55,38 @@ func Permanent(err error) error { return retry.Permanent(err) }
 // checks its own context.
 func IsPermanent(err error) bool { return retry.IsPermanent(err) }
 
-// ErrChanged says that a disk is not what it was when it was opened first: what
-// was read before and what is read now may belong to two states of it. An error
-// that only says that a disk could not be opened is never an ErrChanged.
+// ErrChanged says that a disk is no longer in the state in which it was first opened:
+// data that was read earlier and data that is read now may belong to different states.
+// An error that only says that a disk could not be opened never wraps ErrChanged.
 var ErrChanged = errors.New("the source changed while it was copied")
 
-// Changed marks an error as an ErrChanged that no retry helps against, and keeps
-// its text.
+// Changed makes err wrap ErrChanged and marks it with Permanent. The text of err does
+// not change.
 func Changed(err error) error { return Permanent(&changedError{err}) }
 
 type changedError struct{ error }
 
 func (e *changedError) Unwrap() []error { return []error{e.error, ErrChanged} }
 
-// ErrGone says that the state of the disk that was named no longer exists, for
-// example because its snapshot was removed: the same address never opens it again.
+// ErrGone says that the state of the disk that was named no longer exists, for example
+// because its snapshot was removed. The same address never opens it again.
 var ErrGone = errors.New("the state of the disk that was named is gone")
 
-// ErrReopen says that a disk which was open before could not be opened again.
-// That may pass, also where the error is permanent: a password, a certificate or
-// a server can be mended.
-var ErrReopen = errors.New("open the source again")
+// ErrReopen says that a disk which was open before could not be opened again. A later
+// attempt may succeed even if the error is permanent, because an administrator can
+// correct a password, a certificate or a server.
+var ErrReopen = errors.New("cannot open the source again")
 
-// Retry opens a disk and returns one that repeats calls which fail. The first
-// retry of a call is of the same disk; before the later ones the disk is closed
-// and opened again, once for all calls that fail at the time. A disk that has
-// another identity or size then is a permanent error, and so is one whose content
-// is another, as far as RetryOptions.Mutable describes. The first opening is not
-// repeated.
+// Retry opens a disk and returns a Disk that repeats failed calls. The first retry of a
+// call uses the same disk. Before later retries the disk is closed and opened again,
+// once for all calls that failed in the meantime. If the disk then has another identity
+// or size, or another content as far as RetryOptions.Mutable describes, the call fails
+// with a permanent error. The first opening is not repeated.
 //
-// The disk has the abilities of the opened one as far as they can outlive it:
-// Allocator, Described, Identified and Uncached, InFile until it is opened
-// again, and Writable: after that, Flush fails for good if anything that was
-// written before had not been flushed. It is Counted.
+// The returned Disk is Counted. It is Allocator, Described, Identified, Uncached and
+// Writable if the opened disk is, and InFile until the disk is opened again. A Flush
+// fails, with all later ones, if the disk was opened again after a write that had not
+// been flushed.
 func Retry(ctx context.Context, open func(context.Context) (Disk, error), o RetryOptions) (Disk, error) {
 	r := &retrying{ctx: ctx, open: open, policy: o.Policy(), revive: o.Revive, progress: retry.NewProgress(), generation: 1}
 	r.ending, r.end = context.WithCancelCause(ctx)
@@ -98,13 +101,13 @@ func Retry(ctx context.Context, open func(context.Context) (Disk, error), o Retr
 		r.samples = new(Samples)
 	}
 	if writable {
-		return &retryingWritable{Disk: r.able(), r: r}, nil
+		return &retryingWritable{Disk: r.withAbilities(), r: r}, nil
 	}
-	return r.able(), nil
+	return r.withAbilities(), nil
 }
 
-// able returns r with those of its abilities that not every disk has.
-func (r *retrying) able() Disk {
+// withAbilities returns r with the abilities that only some disks have.
+func (r *retrying) withAbilities() Disk {
 	_, allocates := Ability[Allocator](r.first.Disk)
 	described, describes := Ability[Described](r.first.Disk)
 	switch {

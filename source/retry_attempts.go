@@ -19,29 +19,29 @@ func (r *retrying) pause(ctx context.Context, err error, wait time.Duration) err
 	return cmp.Or(context.Cause(r.ending), context.Cause(ctx))
 }
 
-// attempts are those of one call.
+// attempts are the attempts at one call of the disk.
 type attempts struct {
 	retry.Attempts
 	r   *retrying
 	ctx context.Context
 }
 
-// attempt begins a call.
-func (r *retrying) attempt(ctx context.Context) attempts {
+// newAttempts begins a call under ctx.
+func (r *retrying) newAttempts(ctx context.Context) attempts {
 	return attempts{Attempts: r.policy.Start(r.progress), r: r, ctx: ctx}
 }
 
-// errNoAnswer ends a disk that hangs for longer than the patience.
+// errNoAnswer is why a disk ends that does not respond for longer than the patience.
 var errNoAnswer = errors.New("no answer")
 
-// watch ends the disk d when a call to it, which is about to begin, takes longer
-// than the patience and nothing else gets on either. Stop says that the call has
-// returned.
+// watch limits how long a call of d may take, which the caller makes next: it abandons
+// and ends d when neither this call nor another one has succeeded for longer than the
+// patience. The caller must call stop when the call has returned.
 func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
-	var mu sync.Mutex // guards what follows
+	var mu sync.Mutex // guards timer and stopped
 	var timer *time.Timer
 	stopped := false
-	look := func() {
+	check := func() {
 		mu.Lock()
 		defer mu.Unlock()
 		if stopped {
@@ -52,11 +52,11 @@ func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 			return
 		}
 		a.r.abandon(generation)
-		d.forget(errNoAnswer)
+		d.cancel(errNoAnswer)
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	timer = time.AfterFunc(a.Left(), look)
+	timer = time.AfterFunc(a.Left(), check)
 	return func() {
 		mu.Lock()
 		defer mu.Unlock()
@@ -65,10 +65,11 @@ func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 	}
 }
 
-// again is told of a failure with the disk of the generation, or with opening
-// it (0). It waits and returns nil when the call is to be made once more, with
-// the current disk.
-func (a *attempts) again(generation int, err error) error {
+// prepareRetry is called after a failed call of the disk of the given generation, or
+// after a failure to open the disk if generation is 0. It waits, starts to open the
+// disk again if necessary, and returns nil if the call is to be repeated with the
+// current disk. Otherwise it returns the error of the call.
+func (a *attempts) prepareRetry(generation int, err error) error {
 	r := a.r
 	r.mu.Lock()
 	ended := r.endedLocked(a.ctx)
@@ -77,19 +78,19 @@ func (a *attempts) again(generation int, err error) error {
 	switch {
 	case ended != nil:
 		return ended
-	case replaced && a.Left() > 0: // under this call, which may be all that is wrong
+	case replaced && a.Left() > 0: // another call replaced the disk, which may explain this failure
 		return nil
 	case r.policy.IsPermanent(err):
 		return err
 	}
 	wait, gaveUp := a.Failed(err)
 	if gaveUp != nil {
-		r.leave(generation)
+		r.abandonIfEnded(generation)
 		return gaveUp
 	}
 	r.retries.Add(1)
 	if generation == 0 {
-		return nil // the next reopening waits
+		return nil // startReopening waits
 	}
 	if err := r.pause(a.ctx, err, wait); err != nil {
 		return err

@@ -16,8 +16,8 @@ func (r *retrying) Ended() error {
 	return r.dead
 }
 
-// endedLocked returns why no call can be made any more, or not under ctx. The
-// caller holds mu.
+// endedLocked returns why no call can be made any more, or not under ctx; nil if one
+// can. The caller holds mu.
 func (r *retrying) endedLocked(ctx context.Context) error {
 	switch {
 	case r.ctx.Err() != nil:
@@ -30,7 +30,8 @@ func (r *retrying) endedLocked(ctx context.Context) error {
 	return r.dead
 }
 
-// begin makes Close wait until work.Done.
+// begin starts a call: unless it returns an error, Close waits until the caller calls
+// work.Done.
 func (r *retrying) begin() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -41,8 +42,10 @@ func (r *retrying) begin() error {
 	return nil
 }
 
+// Size implements Disk.
 func (r *retrying) Size() int64 { return r.first.Size() }
 
+// ReadAt implements Disk.
 func (r *retrying) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read at negative offset %d", off)
@@ -51,7 +54,7 @@ func (r *retrying) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer r.work.Done()
-	a := r.attempt(r.ctx)
+	a := r.newAttempts(r.ctx)
 	for {
 		d, generation, err := r.current(&a)
 		if err == nil {
@@ -67,13 +70,14 @@ func (r *retrying) ReadAt(p []byte, off int64) (int, error) {
 				return n, err
 			}
 		}
-		if err := a.again(generation, err); err != nil {
+		if err := a.prepareRetry(generation, err); err != nil {
 			return 0, err
 		}
 	}
 }
 
-// readFull reads from d and takes an end that is not d's for an error.
+// readFull reads from d. A read that returns too few bytes, without having reached the
+// end of d, is an error.
 func readFull(d Disk, p []byte, off int64) (int, error) {
 	n, err := d.ReadAt(p, off)
 	if err != nil && err != io.EOF {
@@ -88,15 +92,16 @@ func readFull(d Disk, p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// Extents goes on behind the last extent that was yielded.
+// Extents implements Disk. After an error the iteration continues behind the last
+// extent that was yielded.
 func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		end := off + length
 		if off < 0 || length < 0 || end < off || end > r.Size() {
-			yield(Extent{}, fmt.Errorf("extents [%d, %d) of a disk of %d bytes", off, end, r.Size()))
+			yield(Extent{}, fmt.Errorf("extents of [%d, %d): the disk has only %d bytes", off, end, r.Size()))
 			return
 		}
-		a := r.attempt(ctx)
+		a := r.newAttempts(ctx)
 		for {
 			d, generation, err := r.current(&a)
 			if err == nil {
@@ -118,7 +123,7 @@ func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Ext
 			if err == nil {
 				return
 			}
-			if err := a.again(generation, err); err != nil {
+			if err := a.prepareRetry(generation, err); err != nil {
 				yield(Extent{}, err)
 				return
 			}
@@ -126,10 +131,10 @@ func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Ext
 	}
 }
 
-// Identity is that of the disk now. A disk that is not Identified has an empty
-// one that proves nothing.
+// Identity returns the identity of the disk as it is now. For a disk that is not
+// Identified, the identity is empty and the proof is "none".
 func (r *retrying) Identity(ctx context.Context) (id, proof string, err error) {
-	a := r.attempt(ctx)
+	a := r.newAttempts(ctx)
 	for {
 		d, generation, err := r.current(&a)
 		if err == nil {
@@ -144,25 +149,27 @@ func (r *retrying) Identity(ctx context.Context) (id, proof string, err error) {
 				return id, proof, nil
 			}
 		}
-		if err := a.again(generation, err); err != nil {
+		if err := a.prepareRetry(generation, err); err != nil {
 			return "", "", err
 		}
 	}
 }
 
+// ReadUncached implements Uncached.
 func (r *retrying) ReadUncached() {
 	r.mu.Lock()
 	r.uncached = true
 	d := r.disk
 	r.mu.Unlock()
 	if d == nil {
-		return // reopen passes it on to the disk that it opens
+		return // reopen makes the next disk read uncached
 	}
 	if u, ok := Ability[Uncached](d.Disk); ok {
 		u.ReadUncached()
 	}
 }
 
+// InFile implements InFile until the disk is opened again.
 func (r *retrying) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -178,7 +185,8 @@ func (r *retrying) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return f, pos, n, ok
 }
 
-// Stats are the disk's own, where it counts, and the retries.
+// Stats returns the statistics of the disk, if it is Counted, plus the retries and
+// reopenings of r.
 func (r *retrying) Stats() Stats {
 	var s Stats
 	r.mu.Lock()
@@ -195,7 +203,7 @@ func (r *retrying) Stats() Stats {
 	return s
 }
 
-// Close ends waits and a reopening in progress, and waits for calls.
+// Close interrupts waits and a reopening in progress, and waits for calls to return.
 func (r *retrying) Close() error {
 	r.mu.Lock()
 	if r.closed {
@@ -211,7 +219,7 @@ func (r *retrying) Close() error {
 		err = r.disk.Close()
 	}
 	if r.outage.abandoned != nil {
-		r.outage.abandoned.Close() // an error of a disk that failed says nothing new
+		r.outage.abandoned.Close() // the disk failed already, so that this error is not of interest
 	}
 	if r.disk != r.first && r.inFile {
 		err = errors.Join(err, r.first.Close())
@@ -219,16 +227,19 @@ func (r *retrying) Close() error {
 	return err
 }
 
+// retryingInfo adds the ability Described.
 type retryingInfo struct{ info Info }
 
 func (i retryingInfo) Info() Info { return i.info }
 
+// retryingBuffer adds the ability Allocator.
 type retryingBuffer struct{ r *retrying }
 
-// Buffer is not among what Close waits for: it may wait for buffers that are
-// freed only later. The disk below ends it.
+// Buffer implements Allocator. Close does not wait for calls of Buffer, because such a
+// call may wait for buffers that are freed only later. The Buffer of the underlying
+// disk ends when that disk is closed.
 func (b retryingBuffer) Buffer(ctx context.Context, n int) ([]byte, func(), error) {
-	a := b.r.attempt(ctx)
+	a := b.r.newAttempts(ctx)
 	for {
 		d, generation, err := b.r.current(&a)
 		if err == nil {
@@ -242,11 +253,12 @@ func (b retryingBuffer) Buffer(ctx context.Context, n int) ([]byte, func(), erro
 				return p, free, nil
 			}
 			if a.Failures() == 0 {
-				// Until now it may have waited for a buffer to be freed.
+				// The call may have waited until now for a buffer to be freed, which is
+				// not a lack of progress.
 				a.Advance()
 			}
 		}
-		if err := a.again(generation, err); err != nil {
+		if err := a.prepareRetry(generation, err); err != nil {
 			return nil, nil, err
 		}
 	}

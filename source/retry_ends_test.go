@@ -199,14 +199,14 @@ func TestRetryPatience(t *testing.T) {
 				return errBroken
 			}
 			return nil
-		}, "open the source again: connection reset"},
+		}, "cannot open the source again: connection reset"},
 		{"opening again hangs", func(n int, m *sourcetest.Memory) error {
 			m.OnRead = func(int64, int) error { return errBroken }
 			if n > 1 {
 				return hangs(m)
 			}
 			return nil
-		}, "open the source again: no answer"},
+		}, "cannot open the source again: no answer"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

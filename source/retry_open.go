@@ -10,25 +10,26 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
+// openedDisk is a disk that was opened, with its identity at that time.
 type openedDisk struct {
 	Disk
-	forget    context.CancelCauseFunc // ends its context
+	cancel    context.CancelCauseFunc // ends the context of the disk
 	id, proof string
 }
 
 func (d *openedDisk) Close() error {
-	defer d.forget(os.ErrClosed)
+	defer d.cancel(os.ErrClosed)
 	return d.Disk.Close()
 }
 
-// reopening is one for all calls that wait for it.
+// reopening is an attempt to open the disk again, which all failed calls share.
 type reopening struct {
 	done chan struct{}
-	err  error // once done is closed
+	err  error // set before done is closed; nil if the disk is open
 }
 
-// openOnce opens the disk and asks for its identity. Close ends it, and so does
-// the limit, where it is not 0.
+// openOnce opens the disk once and requests its identity. Close interrupts it, and so
+// does the end of limit if limit is not 0.
 func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	stop := context.AfterFunc(r.ending, func() { cancel(context.Cause(r.ending)) })
@@ -42,22 +43,22 @@ func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 		cancel(nil)
 		return nil, err
 	}
-	o := &openedDisk{Disk: d, forget: cancel}
+	o := &openedDisk{Disk: d, cancel: cancel}
 	if i, ok := Ability[Identified](d); ok {
 		if o.id, o.proof, err = i.Identity(ctx); err != nil {
 			o.Close()
 			return nil, err
 		}
 	}
-	if ctx.Err() != nil { // it was opened when it was too late
+	if ctx.Err() != nil { // the limit or Close came while the disk was being opened
 		o.Close()
 		return nil, context.Cause(ctx)
 	}
 	return o, nil
 }
 
-// current returns the disk, after it was opened again where that has to be. It
-// waits as long as the call has patience.
+// current returns the open disk and its generation. If the disk is not open, current
+// waits until it is opened again, for as long as the call has patience.
 func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -96,7 +97,8 @@ func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err erro
 	}
 }
 
-// discard has the disk opened again, unless another call did that already.
+// discard closes the disk of the given generation and starts to open it again, unless
+// another call did so already.
 func (r *retrying) discard(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -105,13 +107,14 @@ func (r *retrying) discard(generation int) {
 	}
 	old := r.disk
 	if old == r.first && r.inFile {
-		old = nil // Close closes it
+		old = nil // callers still use its file; retrying.Close closes it
 	}
 	r.disk = nil
 	r.startReopening(old)
 }
 
-// abandon gives the disk up, so that the next call opens it again.
+// abandon gives up the disk of the given generation, so that the next call opens it
+// again.
 func (r *retrying) abandon(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -124,8 +127,9 @@ func (r *retrying) abandon(generation int) {
 	r.disk = nil
 }
 
-// leave is called when a call with the disk of the generation gave up.
-func (r *retrying) leave(generation int) {
+// abandonIfEnded is called when a call gave up with the disk of the given generation.
+// With RetryOptions.Revive, it abandons a disk that has ended by itself.
+func (r *retrying) abandonIfEnded(generation int) {
 	if !r.revive || generation == 0 {
 		return
 	}
@@ -140,7 +144,8 @@ func (r *retrying) leave(generation int) {
 	}
 }
 
-// startReopening is called with mu held, before Close.
+// startReopening starts a goroutine that closes old, or the abandoned disk if old is
+// nil, and opens the disk again. The caller holds mu, and Close was not called.
 func (r *retrying) startReopening(old *openedDisk) {
 	if old == nil {
 		old, r.outage.abandoned = r.outage.abandoned, nil
@@ -153,14 +158,14 @@ func (r *retrying) startReopening(old *openedDisk) {
 	go r.reopen(r.outage.reopening, old, r.delayLocked(), r.outage.lastErr)
 }
 
-// delayLocked is how long to wait before the disk is opened again: not at all the
-// first time, and else less what has passed since the last attempt. The caller
-// holds mu.
+// delayLocked returns how long to wait before the disk is opened again: nothing before
+// the first attempt, and later the delay of the policy minus the time since the last
+// attempt. The caller holds mu.
 func (r *retrying) delayLocked() time.Duration {
 	if r.outage.failures == 0 {
 		return 0
 	}
-	n := r.outage.failures + 2 // 1 and 2 were before the first reopening
+	n := r.outage.failures + 2 // the calls waited for delays 1 and 2 before the first reopening
 	wait, ok := r.policy.Wait(n, r.progress.Idle(r.outage.since))
 	if !ok {
 		wait = r.policy.Delay(n) // the calls from before the outage have given up by then
@@ -168,14 +173,15 @@ func (r *retrying) delayLocked() time.Duration {
 	return max(wait-time.Since(r.outage.failedAt), 0)
 }
 
-// reopen closes old first, where there is one, since the host may count
-// connections. It runs beside the calls that wait for it, because any of them
-// may be given up. A pause is what the failure before, lastErr, makes it wait.
+// reopen closes old, if it is not nil, and then opens the disk after the delay. The old
+// disk is closed first because the host may limit the number of connections. reopen
+// runs in a goroutine of its own, because any of the calls that wait for it may be
+// given up. lastErr is the error of the previous attempt, or nil.
 func (r *retrying) reopen(f *reopening, old *openedDisk, delay time.Duration, lastErr error) {
 	defer r.work.Done()
 	defer close(f.done)
 	if old != nil {
-		old.Close() // an error of a disk that failed says nothing new
+		old.Close() // the disk failed already, so that this error is not of interest
 	}
 	var d *openedDisk
 	err := error(nil)
@@ -187,8 +193,8 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, delay time.Duration, la
 		d, err = r.openOnce(r.policy.Patience())
 	}
 	if err == nil {
-		if err = r.same(d); err == nil && r.samples != nil {
-			err = r.compare(d)
+		if err = r.checkIdentity(d); err == nil && r.samples != nil {
+			err = r.compareSamples(d)
 		}
 		if err != nil {
 			d.Close()
@@ -216,25 +222,26 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, delay time.Duration, la
 	}
 }
 
-// same returns an error unless d is the disk that was opened first.
-func (r *retrying) same(d *openedDisk) error {
+// checkIdentity returns an error unless d is the disk that was opened first, in the
+// same state.
+func (r *retrying) checkIdentity(d *openedDisk) error {
 	if d.Size() != r.Size() {
-		return Changed(fmt.Errorf("it is another disk: it had %d bytes (identity %q) and has %d (identity %q)", r.Size(), r.first.id, d.Size(), d.id))
+		return Changed(fmt.Errorf("the disk was replaced: it had %d bytes (identity %q), and now has %d bytes (identity %q)", r.Size(), r.first.id, d.Size(), d.id))
 	}
 	if d.id != r.first.id || d.proof != r.first.proof {
-		return Changed(fmt.Errorf("it is another disk or was changed: its identity was %q (%s) and is %q (%s)", r.first.id, r.first.proof, d.id, d.proof))
+		return Changed(fmt.Errorf("the disk was replaced or changed: its identity was %q (%s), and now is %q (%s)", r.first.id, r.first.proof, d.id, d.proof))
 	}
 	return nil
 }
 
-// compare returns an error unless d holds what was read before. Close ends it, and
-// so does the patience.
-func (r *retrying) compare(d *openedDisk) error {
-	stop := context.AfterFunc(r.ending, func() { d.forget(context.Cause(r.ending)) })
+// compareSamples returns an error unless d holds the data that was read before. Close
+// and the end of the patience interrupt it.
+func (r *retrying) compareSamples(d *openedDisk) error {
+	stop := context.AfterFunc(r.ending, func() { d.cancel(context.Cause(r.ending)) })
 	defer stop()
-	late := time.AfterFunc(r.policy.Patience(), func() { d.forget(errNoAnswer) })
+	late := time.AfterFunc(r.policy.Patience(), func() { d.cancel(errNoAnswer) })
 	defer late.Stop()
-	return r.samples.Check(func(p []byte, off int64) (goOn bool, err error) {
+	return r.samples.Check(func(p []byte, off int64) (more bool, err error) {
 		_, err = readFull(d.Disk, p, off)
 		return true, err
 	})

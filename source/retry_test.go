@@ -196,7 +196,7 @@ func TestRetryFaults(t *testing.T) {
 				}
 				return nil
 			},
-			want: "open the source again: open disk: file does not exist", is: fs.ErrNotExist,
+			want: "cannot open the source again: open disk: file does not exist", is: fs.ErrNotExist,
 			after: 3 * time.Second, openings: 2, retries: 2, reopenings: 1,
 		},
 		{
@@ -239,7 +239,7 @@ func TestRetryFaults(t *testing.T) {
 				}
 				return nil
 			},
-			want:  `open the source again: it is another disk or was changed: its identity was "the disk" (snapshot) and is "another disk" (snapshot)`,
+			want:  `cannot open the source again: the disk was replaced or changed: its identity was "the disk" (snapshot), and now is "another disk" (snapshot)`,
 			after: 3 * time.Second, openings: 2, retries: 2, reopenings: 1,
 		},
 		{
@@ -252,7 +252,7 @@ func TestRetryFaults(t *testing.T) {
 				}
 				return nil
 			},
-			want:  `it had 10000 bytes (identity "the disk") and has 9000 (identity "the disk")`,
+			want:  `it had 10000 bytes (identity "the disk"), and now has 9000 bytes (identity "the disk")`,
 			after: 3 * time.Second, openings: 2, retries: 2, reopenings: 1,
 		},
 		{

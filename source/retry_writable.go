@@ -9,32 +9,33 @@ import (
 	"sync"
 )
 
-// retryingWritable is a disk of Retry's whose disk is Writable. A write that
-// fails is made again, on the disk that was opened again. What was written to
-// one and not flushed may have gone with it, which every later Flush says.
+// retryingWritable is the disk that Retry returns if the opened disk is Writable. A
+// failed write is repeated, if necessary on the disk that was opened again. Writes that
+// went to the old disk and had not been flushed may be lost with it, which every later
+// Flush reports.
 type retryingWritable struct {
-	Disk // what else Retry's disk is
+	Disk // r with its other abilities
 	r    *retrying
 
 	mu         sync.Mutex
-	writes     int64 // that have returned
-	flushed    int64 // of them
-	generation int   // of the disk that has those since
-	lost       error
+	writes     int64 // number of writes that have returned
+	flushed    int64 // number of writes that were flushed
+	generation int   // of the disk that received the writes since the last flush
+	lost       error // why writes may be lost, or nil
 }
 
 // Unwrap implements Wrapper.
 func (w *retryingWritable) Unwrap() Disk { return w.Disk }
 
-// change makes a call that changes the disk, until it succeeds or no retry
-// helps.
+// change makes a call that changes the disk, and repeats it until it succeeds or no
+// retry can help.
 func (w *retryingWritable) change(ctx context.Context, call func(Writable) error) error {
 	r := w.r
 	if err := r.begin(); err != nil {
 		return err
 	}
 	defer r.work.Done()
-	a := r.attempt(ctx)
+	a := r.newAttempts(ctx)
 	for {
 		d, generation, err := r.current(&a)
 		if err == nil {
@@ -50,13 +51,14 @@ func (w *retryingWritable) change(ctx context.Context, call func(Writable) error
 				return err
 			}
 		}
-		if err := a.again(generation, err); err != nil {
+		if err := a.prepareRetry(generation, err); err != nil {
 			return err
 		}
 	}
 }
 
-// writableOf returns d as what it was when it was opened first.
+// writableOf returns d as a Writable. If the disk can no longer be written, all methods
+// of the result fail.
 func writableOf(d *openedDisk) Writable {
 	if w, ok := Ability[Writable](d.Disk); ok {
 		return w
@@ -64,30 +66,31 @@ func writableOf(d *openedDisk) Writable {
 	return notWritable{}
 }
 
-// notWritable stands for a disk that could be written and can't any more.
+// notWritable replaces a disk that could be written when it was first opened and no
+// longer can.
 type notWritable struct{}
 
-var errNotWritable = Permanent(errors.New("the disk that was opened again can't be written"))
+var errNotWritable = Permanent(errors.New("the disk was opened again and is now read-only"))
 
 func (notWritable) WriteAt([]byte, int64) (int, error)                    { return 0, errNotWritable }
 func (notWritable) ZeroAt(context.Context, int64, int64, ZeroFlags) error { return errNotWritable }
 func (notWritable) Trim(context.Context, int64, int64) error              { return errNotWritable }
 func (notWritable) Flush(context.Context) error                           { return errNotWritable }
 
-// wrote counts a write to the disk of a generation.
+// wrote counts a write to the disk of the given generation.
 func (w *retryingWritable) wrote(generation int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.looseLocked(generation)
+	w.noteLossLocked(generation)
 	w.writes++
 	w.generation = generation
 }
 
-// looseLocked notes that what was not flushed was written to another disk than
+// noteLossLocked notes that what was not flushed was written to another disk than
 // that of the generation. The caller holds mu.
-func (w *retryingWritable) looseLocked(generation int) {
+func (w *retryingWritable) noteLossLocked(generation int) {
 	if w.writes > w.flushed && w.generation != generation && w.lost == nil {
-		w.lost = errors.New("the source was opened again, and what was written before and not flushed may be lost")
+		w.lost = errors.New("the source was opened again: data that was written and not flushed before may be lost")
 	}
 }
 
@@ -95,7 +98,7 @@ func (w *retryingWritable) WriteAt(p []byte, off int64) (int, error) {
 	err := w.change(w.r.ctx, func(d Writable) error {
 		n, err := d.WriteAt(p, off)
 		if err == nil && n < len(p) {
-			err = fmt.Errorf("write at %d: %d of %d bytes: %w", off, n, len(p), io.ErrShortWrite)
+			err = fmt.Errorf("write at offset %d: only %d of %d bytes were written: %w", off, n, len(p), io.ErrShortWrite)
 		}
 		return err
 	})
@@ -113,20 +116,21 @@ func (w *retryingWritable) Trim(ctx context.Context, off, n int64) error {
 	return w.change(ctx, func(d Writable) error { return d.Trim(ctx, off, n) })
 }
 
-// Flush is made again only where there is nothing to flush: an error of it says
-// that what was written is not safe, and a second call would not know.
+// Flush implements Writable. A failed Flush is repeated only if there is nothing to
+// flush: otherwise the error says that data may be lost, and a second Flush could not
+// detect that.
 func (w *retryingWritable) Flush(ctx context.Context) error {
 	r := w.r
 	if err := r.begin(); err != nil {
 		return err
 	}
 	defer r.work.Done()
-	a := r.attempt(ctx)
+	a := r.newAttempts(ctx)
 	for {
 		d, generation, err := r.current(&a)
 		w.mu.Lock()
 		if err == nil {
-			w.looseLocked(generation)
+			w.noteLossLocked(generation)
 		}
 		writes, dirty, lost := w.writes, w.writes > w.flushed, w.lost
 		w.mu.Unlock()
@@ -149,7 +153,7 @@ func (w *retryingWritable) Flush(ctx context.Context) error {
 		if err == nil || lost != nil {
 			return lost
 		}
-		if err := a.again(generation, err); err != nil {
+		if err := a.prepareRetry(generation, err); err != nil {
 			return err
 		}
 	}

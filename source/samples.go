@@ -12,23 +12,25 @@ import (
 
 const (
 	sampleBytes = 64 << 10
-	lastSamples = 8 // of what was read last
-	someSamples = 8 // of all that was read before
-	zeroSamples = 4 // of zeros
+	lastSamples = 8 // number of the most recent reads
+	someSamples = 8 // number of random older reads
+	zeroSamples = 4 // number of reads of zeros
 )
 
-// Samples remembers a little of what was read of a disk that has no proof of its
-// content: of the last reads, and of some of all the others. A disk that is opened
-// again is compared with it, because another disk can have the same name and size.
-// Zeros are counted apart, since many disks have them in the same places. The zero
-// value is empty and ready; all methods are safe for concurrent use.
+// Samples remembers checksums of some of the reads of a disk that has no proof of its
+// content: of the most recent reads, and of a random selection of the older ones. When
+// the disk is opened again, it is compared with them, because another disk can have the
+// same name and size. Reads of zeros are limited separately, because many disks have
+// zeros in the same places.
+//
+// The zero value is empty and ready to use. All methods are safe for concurrent use.
 type Samples struct {
 	mu   sync.Mutex
-	last []sample // the oldest first
-	some []sample
-	seen int // samples that left last
-	zero []sample
-	lost int // times that Check failed
+	last []sample // most recent reads, in the order in which they were added
+	some []sample // random older reads
+	seen int      // number of samples that were moved out of last
+	zero []sample // reads of zeros
+	lost int      // number of Checks that failed
 }
 
 type sample struct {
@@ -39,7 +41,7 @@ type sample struct {
 
 var sampleTable = crc32.MakeTable(crc32.Castagnoli)
 
-// Add is told that p was read at off. It does not keep p.
+// Add remembers that p was read at off. It does not keep p.
 func (s *Samples) Add(p []byte, off int64) {
 	if len(p) == 0 {
 		return
@@ -65,14 +67,15 @@ func (s *Samples) add(one sample) {
 		s.seen++
 		if len(s.some) < someSamples {
 			s.some = append(s.some, old)
-		} else if k := rand.IntN(s.seen); k < someSamples { // each is as likely to be kept
+		} else if k := rand.IntN(s.seen); k < someSamples { // all older reads are kept with the same probability
 			s.some[k] = old
 		}
 	}
 	s.last = appendLast(s.last, one, lastSamples)
 }
 
-// appendLast appends to a list that keeps the last most samples.
+// appendLast appends one to a list of at most most samples and drops the first sample
+// of a full list.
 func appendLast(list []sample, one sample, most int) []sample {
 	if len(list) == most {
 		list = slices.Delete(list, 0, 1)
@@ -80,13 +83,16 @@ func appendLast(list []sample, one sample, most int) []sample {
 	return append(list, one)
 }
 
-// Check reads again what is remembered, less than 2 MiB. Where it is not the same the
-// error is an ErrChanged. Read must fill p, or return an error and whether another
-// read is worth a try: what can't be read is passed over, since a host may refuse a
-// request now and then. Where nothing could be read, or no other read was worth a
-// try, the error is read's, and from then on Check reads half as much: a disk that is
-// lost every few reads must get on.
-func (s *Samples) Check(read func(p []byte, off int64) (goOn bool, err error)) error {
+// Check reads the remembered ranges again, less than 2 MiB in total, and returns an
+// error that wraps ErrChanged if the content differs.
+//
+// read must fill p, or return an error and whether more reads are worth trying. Ranges
+// that cannot be read are skipped, because a host may refuse a single request. If no
+// range could be read, or read reports that more reads are not worth trying, Check
+// returns the error of read. Each failed Check halves the number of ranges that later
+// Checks read, so that a disk which loses its connection every few reads still makes
+// progress.
+func (s *Samples) Check(read func(p []byte, off int64) (more bool, err error)) error {
 	s.mu.Lock()
 	list := slices.Concat(s.last, s.some, s.zero)
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
@@ -101,31 +107,31 @@ func (s *Samples) Check(read func(p []byte, off int64) (goOn bool, err error)) e
 	return err
 }
 
-func compare(list []sample, read func(p []byte, off int64) (goOn bool, err error)) error {
+func compare(list []sample, read func(p []byte, off int64) (more bool, err error)) error {
 	var failed error
 	same := 0
 	p := make([]byte, sampleBytes)
 	for _, one := range list {
-		goOn, err := read(p[:one.n], one.off)
+		more, err := read(p[:one.n], one.off)
 		if err != nil {
 			failed = err
-			if !goOn {
+			if !more {
 				same = 0
 				break
 			}
 			continue
 		}
 		if crc32.Checksum(p[:one.n], sampleTable) != one.crc {
-			return Changed(fmt.Errorf("it is another disk or was changed: [%d, %d) held something else when it was read before", one.off, one.off+int64(one.n)))
+			return Changed(fmt.Errorf("the disk was replaced or changed: the content of [%d, %d) is not what was read before", one.off, one.off+int64(one.n)))
 		}
 		same++
 	}
 	if failed != nil && same == 0 {
-		return fmt.Errorf("compare what was read before: %w", failed)
+		return fmt.Errorf("compare the disk with data that was read before: %w", failed)
 	}
 	return nil
 }
 
-// Proved reports whether a proof of Identified's shows that a disk of the same
+// Proved reports whether a proof returned by Identified shows that a disk with the same
 // identity has the same content.
 func Proved(proof string) bool { return proof == "snapshot" || proof == "mtime" }
