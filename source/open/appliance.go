@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -281,7 +280,7 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, beside
 	d.Disk, err = o.openImage(ctx, f, shown, e.Format, func() (source.Opener, error) {
 		switch file, ok := f.(*raw.Disk); {
 		case beside == nil:
-			return o.inArchive(a, e.File), nil
+			return o.inArchive(a, shown, e.File, nil)
 		case ok:
 			return d.namedBeside(o, file, shown, e.File)
 		}
@@ -312,11 +311,14 @@ func pathOf(f source.Disk, name string) string {
 	return name
 }
 
-// inArchive returns the Opener for what the image called member in the archive
-// names: other members of it, and nothing else. Children are the members by
-// whose backing files it came here.
-func (o *Opener) inArchive(a *ova.Appliance, member string, children ...string) source.Opener {
-	chain := append(children[:len(children):len(children)], member)
+// inArchive returns the Opener for the files that the image called member names:
+// other files of the archive, and nothing else. children are the images that led
+// to this one. shown is how errors call the image.
+func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chain) (source.Opener, error) {
+	images, err := children.extend(shown, link{member: member})
+	if err != nil {
+		return nil, err
+	}
 	return func(ctx context.Context, from, name, format string) (source.Disk, error) {
 		f, named, err := a.OpenFile(ctx, member, name)
 		if errors.Is(err, os.ErrNotExist) {
@@ -325,16 +327,9 @@ func (o *Opener) inArchive(a *ova.Appliance, member string, children ...string) 
 		if err != nil {
 			return nil, err
 		}
-		if format != "raw" && slices.Contains(chain, named) {
-			f.Close()
-			return nil, fmt.Errorf("%s names %q, an earlier image of the chain: the chain of parents loops", from, name)
-		}
-		if len(chain) > maxChain {
-			f.Close()
-			return nil, fmt.Errorf("%s: the chain up to here has %d images, want at most %d", from, len(chain), maxChain)
-		}
-		return o.openImage(ctx, f, pathOf(f, named), format, func() (source.Opener, error) { return o.inArchive(a, named, chain...), nil })
-	}
+		path := pathOf(f, named)
+		return o.openImage(ctx, f, path, format, func() (source.Opener, error) { return o.inArchive(a, path, named, images) })
+	}, nil
 }
 
 // applianceDisk is a disk of an appliance, which it closes. It wraps the disk

@@ -33,9 +33,6 @@ func (notReadError) ExitStatus() int { return exit.Usage }
 // the files hold.
 type UsageError = usage.Error
 
-// maxChain bounds how deep images name each other. VMware's own limit is 32.
-const maxChain = 256
-
 // Opener opens sources, and keeps a list of the local files that they consist
 // of. It is safe for concurrent use.
 type Opener struct {
@@ -251,14 +248,16 @@ func (o *Opener) list(path string, fi os.FileInfo) {
 	o.files = append(o.files, File{path, fi})
 }
 
-// openFormat makes a disk of the format out of f, which it owns, also on error.
-// Children are the images by which it came here, the first opened first.
-func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format string, children []os.FileInfo) (source.Disk, error) {
+// openFormat opens the image in the local file f, which was opened as path. It
+// takes over f and closes it on error. children are the images that led to this
+// one.
+func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format string, children chain) (source.Disk, error) {
 	return o.openImage(ctx, f, path, format, func() (source.Opener, error) { return o.references(f, path, children) })
 }
 
-// openImage is openFormat with any disk for the file, and with the Opener that
-// references makes for what the image names.
+// openImage opens the image whose bytes are f, as openFormat does. The function
+// references returns the Opener for the files that the image names. It is called
+// only if the format can name files.
 func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format string, references func() (source.Opener, error)) (source.Disk, error) {
 	format, warnings, err := inspect(f, path, format)
 	if err != nil {

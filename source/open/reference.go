@@ -32,26 +32,22 @@ func (e *OutsideError) Hint() string {
 	return fmt.Sprintf("where the image is to be trusted, --allow-path %s permits it", filepath.Dir(e.Target))
 }
 
-// references returns the Opener for what the image in f names, which was opened
-// as path. Children are the images by which it came here.
+// references returns the Opener for the files that the image in f names, which was
+// opened as path. children are the images that led to this one.
 //
-// What a name leads to is decided on the file that was opened, so that nothing
-// is gained by swapping a symbolic link meanwhile. It is also asked before, so
-// that nothing outside is opened at all where nobody plays tricks.
-func (o *Opener) references(f *raw.Disk, path string, children []os.FileInfo) (source.Opener, error) {
-	real, image, err := whereIs(f, path)
+// Whether a name may be followed is decided by the file that was opened, so
+// replacing a symbolic link meanwhile gains nothing. It is also checked before
+// opening, so that files outside of the permitted folders are normally not even
+// opened.
+func (o *Opener) references(f *raw.Disk, path string, children chain) (source.Opener, error) {
+	real, fi, err := whereIs(f, path)
 	if err != nil {
 		return nil, err
 	}
-	for _, c := range children {
-		if same(c, image) {
-			return nil, fmt.Errorf("%s: the chain of images loops: it is an earlier image of the chain", path)
-		}
+	images, err := children.extend(path, link{file: fi})
+	if err != nil {
+		return nil, err
 	}
-	if len(children) >= maxChain {
-		return nil, fmt.Errorf("%s: the chain up to here has %d images, want at most %d", path, len(children)+1, maxChain)
-	}
-	chain := append(children[:len(children):len(children)], image)
 	folder := filepath.Dir(real)
 
 	return func(ctx context.Context, from, name, format string) (source.Disk, error) {
@@ -60,7 +56,7 @@ func (o *Opener) references(f *raw.Disk, path string, children []os.FileInfo) (s
 			return nil, err
 		}
 		o.list(target, fi)
-		return o.openFormat(ctx, f, target, format, chain)
+		return o.openFormat(ctx, f, target, format, images)
 	}, nil
 }
 

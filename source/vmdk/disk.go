@@ -35,9 +35,6 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxChain bounds the length of a chain of images. VMware's own limit is 32.
-const maxChain = 256
-
 // Disk is a disk in a VMDK image and the images that it is a child of. Beside
 // source.Disk it is Identified, Described, InFile, Mapped and Uncached.
 type Disk struct {
@@ -123,14 +120,17 @@ type Options struct {
 	Folder Folder
 }
 
-// Open opens the image whose file is at path, and all that it names. F holds
-// the raw bytes of that file; the Disk owns it, and Open closes it where it
-// returns an error. Extents are opened by open with the format "raw", a parent
-// with "vmdk", and their own names as the descriptor has them; open decides
-// which names it follows. The disk lives under ctx.
+// Open opens the image in f, which was opened as path, and all files that it
+// names. f has the raw bytes of the file. The Disk takes over f, and Open closes
+// it if it returns an error.
 //
-// An extent with the access NOACCESS is Data that can't be read. Flags that say
-// that the image was not closed cleanly are ignored.
+// Extents are opened with open in the format "raw", and the parent in the format
+// "vmdk", by the names in the descriptor. open decides which names may be
+// followed, and must return an error for a chain of parents that loops. The disk
+// ends with ctx.
+//
+// An extent with the access NOACCESS is reported as Data, and reading it fails.
+// Flags that say that the image was not closed cleanly are ignored.
 func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
 	d := &Disk{ctx: ctx, path: path, options: o, lacks: source.Extent{Kind: source.Zero, Absent: true}, files: []source.Disk{f}, mem: new(memory), life: life.Life{Context: ctx, Name: path}}
 	if err := d.open(open); err != nil {

@@ -11,11 +11,13 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/peer"
 	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/source/raw"
 	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// opener opens what an image names, relative to its folder.
+// opener opens the files that an image names, relative to its folder. It does not
+// detect loops.
 func opener(ctx context.Context, from, name, format string) (source.Disk, error) {
 	if !filepath.IsAbs(name) {
 		name = filepath.Join(filepath.Dir(from), name)
@@ -48,6 +50,16 @@ func mustOpen(t testing.TB, path string) *vmdk.Disk {
 		t.Fatal(err)
 	}
 	return d
+}
+
+// openChain opens an image as vddkcp does, so that loops of images are detected.
+func openChain(t testing.TB, path string) (source.Disk, error) {
+	t.Helper()
+	d, err := new(sourceopen.Opener).Open(t.Context(), path, "vmdk")
+	if err == nil {
+		t.Cleanup(func() { d.Close() })
+	}
+	return d, err
 }
 
 // content reads the whole disk.

@@ -61,14 +61,10 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 		d.lacks = source.Extent{Kind: source.Inherited}
 		return nil
 	}
-	link, err := d.link()
-	if err != nil {
-		return err
-	}
-	ctx := context.WithValue(d.ctx, linkKey{}, link)
+	ctx, known := withSearch(d.ctx)
 	name := r.hint
 	if name == "" {
-		if name, err = d.findByUUID(r.uuid, link.search); err != nil {
+		if name, err = d.findByUUID(r.uuid, known); err != nil {
 			return err
 		}
 	}
@@ -189,40 +185,4 @@ func storageObject(name string) (what string, ok bool) {
 		return "a virtual volume (vVol) of a storage array", true
 	}
 	return "", false
-}
-
-// link is an image whose parent is being opened, in the context that it is
-// opened with: what is between, the Opener, knows of no chain.
-type link struct {
-	child    *link
-	path, id string
-	length   int
-	search   *search
-}
-
-type linkKey struct{}
-
-// link returns the link of d, or an error where the chain comes back to it.
-func (d *Disk) link() (*link, error) {
-	l := &link{path: d.path, id: d.path, length: 1}
-	if i, ok := source.Ability[source.Identified](d.files[0]); ok {
-		if id, _, err := i.Identity(d.ctx); err == nil {
-			l.id = id
-		}
-	}
-	l.child, _ = d.ctx.Value(linkKey{}).(*link)
-	l.search = &search{files: map[string]peeked{}, left: maxPeeked}
-	if l.child != nil {
-		l.length += l.child.length
-		l.search = l.child.search
-	}
-	if l.length > maxChain {
-		return nil, fmt.Errorf("%s: the chain of parents up to here has more than %d images", d.path, maxChain)
-	}
-	for c := l.child; c != nil; c = c.child {
-		if c.id == l.id {
-			return nil, fmt.Errorf("%s: the chain of parents loops: it came here from %s, which is an earlier image of it", d.path, l.child.path)
-		}
-	}
-	return l, nil
 }

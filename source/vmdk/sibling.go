@@ -33,11 +33,24 @@ type uuids struct {
 // bytes.
 const maxPeeked = 64 << 20
 
-// search keeps what is known of files while the parents of a chain are searched
-// for, so that each file is read once.
+// search caches the UUIDs of files while the images of one chain are opened, so
+// that each file is read once.
 type search struct {
 	files map[string]peeked // by path
-	left  int64             // of maxPeeked
+	left  int64             // bytes of maxPeeked that may still be read
+}
+
+// searchKey is the key of a *search in the context that parents are opened with.
+type searchKey struct{}
+
+// withSearch returns the search of the chain that is opened under ctx. If there is
+// none, it begins one and returns a context with it.
+func withSearch(ctx context.Context) (context.Context, *search) {
+	if s, ok := ctx.Value(searchKey{}).(*search); ok {
+		return ctx, s
+	}
+	s := &search{files: map[string]peeked{}, left: maxPeeked}
+	return context.WithValue(ctx, searchKey{}, s), s
 }
 
 // peeked is what a file may be the parent by.

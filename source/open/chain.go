@@ -1,0 +1,41 @@
+package open
+
+import (
+	"fmt"
+	"os"
+)
+
+// maxChain bounds how many images a chain may have. VMware's own limit is 32.
+const maxChain = 256
+
+// chain lists the images that are being opened because one names the other as its
+// parent or backing file, the image that the user named first. It is the only
+// place that detects loops of images: the readers of formats do not.
+type chain []link
+
+// link identifies an image of a chain: a local file, or a file in an archive.
+type link struct {
+	file   os.FileInfo // nil for a file in an archive
+	member string      // name in the archive
+}
+
+func (l link) is(other link) bool {
+	if l.file != nil && other.file != nil {
+		return same(l.file, other.file)
+	}
+	return l.file == nil && other.file == nil && l.member == other.member
+}
+
+// extend returns the chain with the image l added, which was opened as path. It
+// returns an error if the chain has that image already, or gets too long.
+func (c chain) extend(path string, l link) (chain, error) {
+	for _, earlier := range c {
+		if earlier.is(l) {
+			return nil, fmt.Errorf("%s: the chain of images loops: it is an earlier image of the chain", path)
+		}
+	}
+	if len(c) >= maxChain {
+		return nil, fmt.Errorf("%s: the chain up to here has %d images, want at most %d", path, len(c)+1, maxChain)
+	}
+	return append(c[:len(c):len(c)], l), nil
+}
