@@ -79,7 +79,7 @@ func TestBadSparse(t *testing.T) {
 		{"truncated in the metadata", plain, cut(func(l *layout) int64 { return 12000 }), []string{"overHead", "12000 bytes", "truncated"}},
 		{"truncated grain directory", plain, func(l *layout) { l.put64(64, 0); l.file = l.file[:l.gd+10] }, []string{"grain directory at sector 24 needs 12 bytes, the file has 12298"}},
 		{"grain directory past the end", plain, func(l *layout) { l.put64(56, 1<<56) }, []string{"grain directory at sector 72057594037927936", "truncated"}},
-		{"no grain directory", plain, func(l *layout) { l.put64(56, 0) }, []string{"no grain directory (sector 0)"}},
+		{"no grain directory", plain, func(l *layout) { l.put64(56, 0) }, []string{"no grain directory (its sector is 0)"}},
 		{"both directories past the end", redundant, func(l *layout) { l.put64(56, 1<<56); l.put64(48, 1<<56) }, []string{"grain directory at sector 72057594037927936", "truncated"}},
 		{"truncated grain table", plain, func(l *layout) {
 			l.put64(64, 0)

@@ -11,20 +11,20 @@ import (
 )
 
 const (
-	maxDescriptor = 1 << 20  // bytes; real ones have some hundred to some ten thousand
-	maxLine       = 16 << 10 // bytes
+	maxDescriptor = 1 << 20  // bytes; real descriptors have 300 to 30000
+	maxLine       = 16 << 10 // bytes in a line of a descriptor
 	maxSectors    = (1<<63 - 1) / sectorSize
-	bom           = "\xef\xbb\xbf"
+	bom           = "\xef\xbb\xbf" // the byte order mark in UTF-8, with which some texts begin
 )
 
 // noParent is the parentCID of an image without a parent ("Virtual Disk Format
 // 5.0", The Header).
 const noParent = 0xffffffff
 
-// descriptor is the text that describes an image ("Virtual Disk Format 5.0",
-// The Descriptor File). Keys are lower case.
+// descriptor is the parsed text that describes an image ("Virtual Disk Format 5.0",
+// The Descriptor File).
 type descriptor struct {
-	values  map[string]value
+	values  map[string]value // by key, in lower case
 	extents []extentLine
 }
 
@@ -33,19 +33,19 @@ type value struct {
 	line int
 }
 
-// extentLine is a line of the section "Extent description".
+// extentLine is a line of the section "Extent description" of a descriptor.
 type extentLine struct {
-	line    int
+	line    int    // line number
 	access  string // RW, RDONLY or NOACCESS
-	sectors int64
-	kind    string // upper case: FLAT, SPARSE, ZERO, VMFS, ...
-	name    string // of the file, as it is written there but in UTF-8; "" for ZERO
-	offset  int64  // sectors, in the file, where a flat extent begins
+	sectors int64  // size of the extent
+	kind    string // type in upper case: FLAT, SPARSE, ZERO, VMFS, ...
+	name    string // name of the file, converted to UTF-8; "" for ZERO
+	offset  int64  // sector of the file where a flat extent begins
 }
 
-// parseDescriptor reads a descriptor. It ends at the first zero byte, which is
-// how the space for an embedded one is filled up, and before the byte 0x1a that
-// DOS editors put at the end of a text. An error names the line.
+// parseDescriptor parses a descriptor. The text ends at the first zero byte, because
+// the space for an embedded descriptor is filled up with zeros, and before a byte
+// 0x1a at its end, which DOS editors write. Errors begin with the line number.
 func parseDescriptor(text []byte) (*descriptor, error) {
 	if end := bytes.IndexByte(text, 0); end >= 0 {
 		text = text[:end]
@@ -64,7 +64,7 @@ func parseDescriptor(text []byte) (*descriptor, error) {
 			return nil, fmt.Errorf("line %d: longer than %d bytes", n, maxLine)
 		}
 		if cut && line[len(line)-1] != '\n' {
-			break // half a line
+			break // the line is cut
 		}
 		if err := d.parseLine(n, strings.TrimSpace(string(line))); err != nil {
 			return nil, fmt.Errorf("line %d: %w", n, err)
@@ -84,7 +84,7 @@ func (d *descriptor) parseLine(n int, line string) error {
 	switch access := strings.ToUpper(word); access {
 	case "RW", "RDONLY", "NOACCESS":
 		if strings.HasPrefix(strings.TrimSpace(rest), "=") {
-			break // a key of that name
+			break // a key with the name RW, RDONLY or NOACCESS
 		}
 		e, err := parseExtent(rest)
 		if err != nil {
@@ -96,7 +96,7 @@ func (d *descriptor) parseLine(n int, line string) error {
 	}
 	key, text, ok := strings.Cut(line, "=")
 	if !ok {
-		// Passing over it could pass over an extent, and so shorten the disk.
+		// The line may be a damaged extent. Ignoring it would shorten the disk.
 		return fmt.Errorf("found %s, want KEY=VALUE or an extent (RW, RDONLY or NOACCESS, sectors, type, file)", quote(line))
 	}
 	key = strings.ToLower(strings.TrimSpace(key))
@@ -106,9 +106,10 @@ func (d *descriptor) parseLine(n int, line string) error {
 	return nil
 }
 
-// parseExtent reads an extent line after its first word: sectors, type, and
-// but for ZERO a file name and perhaps an offset in sectors. What follows (the
-// identities of a device's partition) is not looked at.
+// parseExtent parses an extent line without its first word: the number of sectors,
+// the type and, unless that is ZERO, the name of a file and an optional offset in
+// sectors. It ignores the rest of the line, where the lines of device partitions
+// have identifiers.
 func parseExtent(s string) (e extentLine, err error) {
 	word, rest := nextWord(s)
 	e.sectors, err = parseSectors("number of sectors", word)
@@ -154,10 +155,10 @@ func nextWord(s string) (word, rest string) {
 func parseSectors(what, s string) (int64, error) {
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("%s %s is no whole number", what, quote(s))
+		return 0, fmt.Errorf("%s %s is not a whole number", what, quote(s))
 	}
 	if n > maxSectors {
-		return 0, fmt.Errorf("%s %d is absurd: more than 8 EiB", what, n)
+		return 0, fmt.Errorf("%s %d is absurd: it is more than 8 EiB", what, n)
 	}
 	return int64(n), nil
 }
@@ -170,7 +171,8 @@ func unquote(s string) string {
 	return s
 }
 
-// quote quotes foreign text for a message, the beginning of it where it is long.
+// quote quotes text of an image for a message. Only the first 100 bytes of a longer
+// text are quoted.
 func quote(s string) string {
 	if len(s) > 100 {
 		return strconv.Quote(s[:100]) + "..."
@@ -178,10 +180,11 @@ func quote(s string) string {
 	return strconv.Quote(s)
 }
 
-// text returns the value of a key, "" where it is missing.
+// text returns the value of a key, or "" if the key is missing.
 func (d *descriptor) text(key string) string { return d.values[strings.ToLower(key)].text }
 
-// number returns the value of a key as a decimal number, 0 where it is none.
+// number returns the value of a key as a decimal number, or 0 if it is not one or
+// the key is missing.
 func (d *descriptor) number(key string) int64 {
 	n, err := strconv.ParseUint(d.text(key), 10, 63)
 	if err != nil {
@@ -190,11 +193,12 @@ func (d *descriptor) number(key string) int64 {
 	return int64(n)
 }
 
-// cid returns the content identifier under key. VMware writes 8 hexadecimal
-// digits, qemu as many as the number has. Some exporters write decimal digits;
-// a number that is too long for 8 hexadecimal digits is read so. A shorter
-// decimal number cannot be told from a hexadecimal one, but is misread in the
-// same way in the parent and in the child, so that the two still match.
+// cid returns the content identifier that is the value of key. ok is false if the
+// key is missing. VMware writes 8 hexadecimal digits, and qemu writes no leading
+// zeros. Some exporters write decimal digits. A number that is too long for 8
+// hexadecimal digits is read as decimal. A shorter decimal number looks like a
+// hexadecimal one and is misread, but in the parent and the child alike, so the two
+// still match.
 func (d *descriptor) cid(key string) (cid uint32, ok bool, err error) {
 	v, ok := d.values[strings.ToLower(key)]
 	if !ok {
@@ -205,7 +209,7 @@ func (d *descriptor) cid(key string) (cid uint32, ok bool, err error) {
 		n, err = strconv.ParseUint(v.text, 10, 32)
 	}
 	if err != nil {
-		return 0, false, fmt.Errorf("line %d: %s %s is no hexadecimal number of up to 8 digits", v.line, key, quote(v.text))
+		return 0, false, fmt.Errorf("line %d: %s %s is not a hexadecimal number of up to 8 digits", v.line, key, quote(v.text))
 	}
 	return uint32(n), true, nil
 }
@@ -214,9 +218,9 @@ func (d *descriptor) cid(key string) (cid uint32, ok bool, err error) {
 // VMware's disks have 512 or 4096.
 const maxSectorSize = 64 << 10
 
-// sectorSizes returns the sector sizes in bytes that the guest sees, 0 where the
-// descriptor does not record them. A value that is no sector size is a warning
-// and is taken as not recorded.
+// sectorSizes returns the logical and the physical sector size that the guest sees,
+// in bytes, or 0 for a size that the descriptor does not record. Values that are no
+// sector sizes are ignored, with a warning.
 func (d *descriptor) sectorSizes() (logical, physical int64, warnings []string) {
 	size := func(key string) int64 {
 		v, ok := d.values[strings.ToLower(key)]
@@ -239,26 +243,27 @@ func (d *descriptor) sectorSizes() (logical, physical int64, warnings []string) 
 	return logical, physical, warnings
 }
 
-// sectors is the sum over all extents.
+// sectors returns the number of sectors of all extents together.
 func (d *descriptor) sectors() (int64, error) {
 	var sum int64
 	for _, e := range d.extents {
 		if sum += e.sectors; sum > maxSectors || sum < 0 {
-			return 0, fmt.Errorf("line %d: the extents up to here have more than 8 EiB together", e.line)
+			return 0, fmt.Errorf("line %d: the extents up to this line have more than 8 EiB together", e.line)
 		}
 	}
 	return sum, nil
 }
 
+// Parts of errors about disks that this package does not read.
 const (
 	physical  = "a physical device, which is not supported: copy from the device itself"
 	rawDevice = "a raw device mapping of an ESXi host, which is not supported: copy from the device that it maps, or from the host by VDDK"
 	encrypted = "the disk is encrypted (%s), which is not supported: decrypt it in vSphere or Workstation first"
 )
 
-// unread are the values of createType, in lower case, that name what this
-// package does not read, whatever the extents are ("Virtual Disk Format 5.0",
-// The Header).
+// unread maps the values of createType, in lower case, that this package refuses
+// whatever the extents are, to a description of the type ("Virtual Disk Format
+// 5.0", The Header).
 var unread = map[string]string{
 	"fulldevice":                  physical,
 	"partitioneddevice":           physical,
@@ -269,8 +274,8 @@ var unread = map[string]string{
 	"vmfspassthroughrawdevicemap": rawDevice,
 }
 
-// readable returns an error where the descriptor describes what this package
-// does not read.
+// readable returns an error if the descriptor describes an encrypted disk or a disk
+// of a type that this package does not read.
 func (d *descriptor) readable() error {
 	for _, key := range []string{"encryption.keySafe", "encryption.data"} {
 		if v, ok := d.values[strings.ToLower(key)]; ok {
@@ -287,7 +292,8 @@ func (d *descriptor) readable() error {
 	return nil
 }
 
-// device reports whether the extent is a device of a Windows or Unix host.
+// device reports whether the name of the extent is that of a device of a Windows or
+// Unix host.
 func (e *extentLine) device() bool {
 	name := strings.ReplaceAll(strings.ToLower(e.name), `\`, "/")
 	for _, prefix := range []string{"//./", "//?/", "/dev/"} {
@@ -298,9 +304,9 @@ func (e *extentLine) device() bool {
 	return false
 }
 
-// decodeNames converts the names of files to UTF-8. Without an encoding line
-// they are UTF-8. Bytes that are not valid UTF-8 then stay as they are: the file
-// may have just that name.
+// decodeNames converts the names of files to UTF-8 from the encoding that the
+// descriptor names. Without such a line they are UTF-8, and bytes that are not valid
+// UTF-8 are kept, because the name of the file may consist of just these bytes.
 func (d *descriptor) decodeNames() error {
 	encoding := d.values["encoding"]
 	switch strings.ToLower(encoding.text) {

@@ -94,7 +94,7 @@ func TestRedundantDirectoryWarns(t *testing.T) {
 		want   []string // of one warning; nil: none
 	}{
 		{"none", func(l *layout) {}, nil},
-		{"no primary", func(l *layout) { l.put64(56, 0) }, []string{"all grain tables are read through the redundant grain directory at offset ", "no grain directory (sector 0)"}},
+		{"no primary", func(l *layout) { l.put64(56, 0) }, []string{"all grain tables are read through the redundant grain directory at offset ", "no grain directory (its sector is 0)"}},
 		{"primary past the end", func(l *layout) { l.put64(56, 1<<40) }, []string{"all grain tables are read through the redundant", "the grain directory at sector 1099511627776 needs"}},
 		{"primary in the descriptor", func(l *layout) { l.put64(56, 3) }, []string{"all grain tables are read through the redundant", "lies in the descriptor"}},
 		{"primary is zeros", func(l *layout) { clear(l.file[l.gd : l.gd+24]) }, []string{"the grain directory is damaged: 6 of 6 grain tables are read through the redundant grain directory; the first: the grain directory's entry at offset ", "of grain table 0, is 0"}},

@@ -1,24 +1,33 @@
-// Package vmdk reads VMDK images ("Virtual Disk Format 5.0" by VMware): flat,
-// sparse, streamOptimized, vmfsSparse and seSparse ones, in one file or many,
-// and chains of them.
+// Package vmdk reads VMDK images, the format of VMware's disks ("Virtual Disk
+// Format 5.0" by VMware). [Open] opens an image with all files that it names, and
+// returns a [Disk]. [Probe] recognizes an image by its first bytes.
 //
-// The extents of the descriptor decide what is read, not its createType: FLAT
-// and VMFS from a file, SPARSE from a hosted sparse extent of version 1 to 3,
-// compressed or not, with its grain directory in the header or the footer or, of
-// a whole stream, with none, VMFSSPARSE from a COWD file and SESPARSE from a
-// seSparse one, the deltas of ESXi's snapshots, and ZERO. A child has its
-// parent's content where its own grain tables have nothing; the parent is found
-// by parentFileNameHint and must have the CID that the child's parentCID says.
-// The parent of a differencing image of VirtualBox is the image in its folder
-// whose ddb.uuid.image the child has as ddb.uuid.parent.
-// Encrypted disks, raw device mappings and physical devices are refused, and so
-// is a seSparse extent whose journal must be replayed.
+// An image is a text, the descriptor, and extents, each of which holds a part of
+// the disk. The extents that the descriptor lists decide what is read. Its
+// createType does not. This package reads these types of extents:
+//
+//   - FLAT and VMFS: a range of a file, as it is;
+//   - ZERO: no file, only zeros;
+//   - SPARSE: a hosted sparse extent of version 1 to 3, compressed or not. Its
+//     grain directory may be named by the header or by the footer, or be missing
+//     if the file is a whole stream;
+//   - VMFSSPARSE: a COWD file, the snapshot delta of older ESXi;
+//   - SESPARSE: a seSparse file, the snapshot delta of newer ESXi. A file whose
+//     journal must be replayed is refused.
+//
+// A child image reads as its parent where its own grain tables have no entry. The
+// descriptor names the parent by parentFileNameHint, and the CID of the parent
+// must equal the parentCID of the child. A differencing image of VirtualBox names
+// its parent by ddb.uuid.parent only. This package looks for the image with that
+// ddb.uuid.image in the folder of the child.
+//
+// Encrypted disks, raw device mappings and physical devices are refused.
 //
 // Damage is reported when a read reaches it; damaged ranges never read as zeros.
-// Where the redundant grain directory replaces the primary one, Warnings says so.
-// An image takes
-// at most 6 MiB for its tables, with all its parents, and each reader of
-// compressed grains about two grains more, of at most 1 MiB.
+// [Disk.Warnings] reports when the redundant grain directory replaces a damaged
+// primary one. An image and all its parents keep at most 6 MiB of tables in
+// memory. Each concurrent reader of compressed grains needs about two grains
+// more, of at most 1 MiB each.
 package vmdk
 
 import (
@@ -35,8 +44,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Disk is a disk in a VMDK image and the images that it is a child of. Beside
-// source.Disk it is Identified, Described, InFile, Mapped and Uncached.
+// Disk is the disk in a VMDK image and its parents. It is safe for concurrent use.
+// It has the abilities [source.Identified], [source.Described], [source.InFile],
+// [source.Mapped] and [source.Uncached].
 type Disk struct {
 	ctx     context.Context
 	path    string
@@ -45,14 +55,14 @@ type Disk struct {
 	extents []placed
 	parent  source.Disk // nil: none, or not opened
 	uuids   uuids
-	lacks   source.Extent // what a range is that the image lacks, where there is no parent
+	lacks   source.Extent // the kind of ranges that the image does not have, if parent is nil
 	info    source.Info
 	mem     *memory
 
-	warnings []string // sentences that name the file
+	warnings []string // sentences that begin with the name of a file
 
-	// files are all that the image consists of, without its parents. The first
-	// is the one at path.
+	// files are the files of the image, without those of its parents. The first
+	// is the file at path.
 	files []source.Disk
 
 	life life.Life
@@ -110,13 +120,14 @@ type placed struct {
 	start, end int64
 }
 
-// Options say how an image is read. The zero value reads it with its parents.
+// Options change how [Open] reads an image. The zero value reads an image with its
+// parents.
 type Options struct {
-	// SingleLink reads the image without its parents, which need not be there:
-	// what it lacks is Inherited.
+	// SingleLink reads the image without its parents, which need not exist.
+	// Ranges that the image does not have are [source.Inherited].
 	SingleLink bool
-	// Folder is searched for the parent of an image that gives nothing but its
-	// UUID. Nil: such an image is refused.
+	// Folder is searched for the parent of an image that names it by its UUID
+	// only. If it is nil, Open refuses such an image.
 	Folder Folder
 }
 
@@ -170,11 +181,10 @@ func (d *Disk) open(open source.Opener) error {
 	if len(head) == 0 {
 		return fmt.Errorf("%s: the file is empty, want a VMDK image", d.path)
 	}
-	return fmt.Errorf("%s: no VMDK image: found %q at offset 0, want %q or a descriptor (\"# Disk DescriptorFile\")", d.path, head[:min(len(head), 16)], magicSparse)
+	return fmt.Errorf("%s is no VMDK image: found %q at offset 0, want %q or a descriptor (\"# Disk DescriptorFile\")", d.path, head[:min(len(head), 16)], magicSparse)
 }
 
-// openEmbedded opens an image in one file, a sparse extent that has its own
-// descriptor.
+// openEmbedded opens an image whose descriptor is embedded in a sparse extent.
 func (d *Disk) openEmbedded(open source.Opener) error {
 	f := d.files[0]
 	h, err := readHeader(f)
@@ -182,7 +192,7 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 		return fmt.Errorf("%s: %w", d.path, err)
 	}
 	if h.descriptorOffset == 0 || h.descriptorSize == 0 {
-		return fmt.Errorf("%s: a sparse extent without a descriptor: it is a part of a disk, open the .vmdk file that describes that", d.path)
+		return fmt.Errorf("%s: a sparse extent without a descriptor: it is a part of a disk, open the .vmdk file that describes the disk", d.path)
 	}
 	text, err := h.readDescriptor(f)
 	if err != nil {
@@ -196,10 +206,11 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 		return fmt.Errorf("%s: embedded descriptor %w", d.path, err)
 	}
 	if h.capacity == 0 && h.directoryOffset != gdAtEnd {
-		// The file is nothing but a container of the descriptor.
+		// The file holds the descriptor only. The extents are other files.
 		return d.openDescribed(desc, open)
 	}
-	// The descriptor names the one extent as it was called when it was made.
+	// The name of the extent in the descriptor is ignored: it is the name that
+	// the file had when it was created.
 	sectors, err := desc.sectors()
 	if err != nil {
 		return fmt.Errorf("%s: embedded descriptor %w", d.path, err)
@@ -244,7 +255,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	case "VMFSRDM", "VMFSRAW":
 		return fmt.Errorf("extent %s is of type %s, %s", quote(e.name), e.kind, rawDevice)
 	default:
-		return fmt.Errorf("extent %s is of type %s, want FLAT, SPARSE, ZERO, VMFS, VMFSSPARSE or SESPARSE", quote(e.name), quote(e.kind))
+		return fmt.Errorf("extent %s is of the unknown type %s, want FLAT, SPARSE, ZERO, VMFS, VMFSSPARSE or SESPARSE", quote(e.name), quote(e.kind))
 	}
 	if e.device() {
 		return fmt.Errorf("extent %s is %s", quote(e.name), physical)
@@ -278,7 +289,8 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	if err := image.ReadFull(f, head, 0); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	// The file says which sparse kind it is, whatever the descriptor calls it.
+	// The magic of the file decides which kind of sparse extent it is. The type
+	// in the descriptor may differ.
 	var x *sparse
 	var err error
 	switch probe(head) {
@@ -289,7 +301,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	case kindSparse:
 		x, err = openHosted(name, f, size)
 	default:
-		err = fmt.Errorf("%s: no sparse extent: found %q at offset 0, want %q (SPARSE), %q (VMFSSPARSE) or %q (SESPARSE)", name, head, magicSparse, magicCOWD, binary.LittleEndian.AppendUint64(nil, magicSESparse))
+		err = fmt.Errorf("%s is no sparse extent: found %q at offset 0, want %q (SPARSE), %q (VMFSSPARSE) or %q (SESPARSE)", name, head, magicSparse, magicCOWD, binary.LittleEndian.AppendUint64(nil, magicSESparse))
 	}
 	if err != nil {
 		return err
@@ -298,7 +310,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	return nil
 }
 
-// add appends an extent of size bytes.
+// add appends an extent of size bytes to the disk.
 func (d *Disk) add(x extent, size int64) {
 	if x, ok := x.(*sparse); ok {
 		x.disk, x.base = d, d.size
@@ -310,7 +322,7 @@ func (d *Disk) add(x extent, size int64) {
 }
 
 // share makes the image and its parents use the memory of a child, so that a
-// chain takes no more than one image.
+// chain needs no more memory than one image.
 func (d *Disk) share(m *memory) {
 	d.mem = m
 	for _, e := range d.extents {
@@ -323,10 +335,11 @@ func (d *Disk) share(m *memory) {
 	}
 }
 
-// Size is the sum of the sizes of the extents.
+// Size implements [source.Disk]. The size is the sum of the sizes of the extents.
 func (d *Disk) Size() int64 { return d.size }
 
-// Close closes all files, those of the parents too.
+// Close implements [source.Disk]. It closes the files of the image and of its
+// parents.
 func (d *Disk) Close() error {
 	return d.life.Close(func() error {
 		var errs []error
@@ -345,7 +358,7 @@ func (d *Disk) find(off int64) int {
 	return sort.Search(len(d.extents), func(i int) bool { return d.extents[i].end > off })
 }
 
-// ReadAt implements source.Disk.
+// ReadAt implements [source.Disk].
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return d.life.ReadAt(p, off, d.size, func(p []byte) (n int, err error) {
 		for i := d.find(off); n < len(p); i++ {
@@ -361,9 +374,9 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// Extents tells the allocation from the grain tables, without reading data. A
-// ZERO extent and a grain that is marked as zeros are explicit zeros; a hole in
-// the file of a flat extent is too.
+// Extents implements [source.Disk]. It reads grain tables, but no data. ZERO
+// extents, grains that are marked as zeros, and holes in the file of a flat extent
+// are [source.Zero] and not Absent.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.path, d.size, off, length, func(out *image.Merger) error {
 		return d.scan(ctx, off, off+length, kinds, func(p piece) error { return d.emit(ctx, out, p) })

@@ -14,30 +14,31 @@ import (
 const (
 	sectorSize = 512
 	headerSize = sectorSize
-	headSize   = 4 << 10 // bytes of a file that tell what kind it is
+	headSize   = 4 << 10 // bytes at the start of a file that show what kind it is
 
-	// maxGrain and maxPackedGrain bound the memory that an image can ask for.
-	// VMware and qemu write 64 KiB.
-	maxGrain       = 16 << 20 // bytes, not compressed
-	maxPackedGrain = 1 << 20  // bytes, before compression
-	maxTable       = 64 << 10 // entries of a grain table; VMware and qemu write 512
+	// maxGrain and maxPackedGrain bound the memory that an image can make a
+	// reader allocate. VMware and qemu write grains of 64 KiB.
+	maxGrain       = 16 << 20 // bytes, of grains that are not compressed
+	maxPackedGrain = 1 << 20  // bytes, of grains before they are compressed
+	maxTable       = 64 << 10 // entries in a grain table; VMware and qemu write 512
 
-	// footerSearch is how far from the end of a stream its footer may begin.
+	// footerSearch is the largest distance of the footer from the end of the
+	// file.
 	footerSearch = 64 << 10 // bytes
 
-	gdAtEnd = 1<<64 - 1 // gdOffset when the footer has it
+	gdAtEnd = 1<<64 - 1 // the gdOffset of a header whose footer has the real one
 )
 
 // The flags of a header ("Virtual Disk Format 5.0", Hosted Sparse Extent Header).
 const (
-	flagNewline    = 1 << 0  // the bytes that detect a text-mode transfer are valid
+	flagNewline    = 1 << 0  // the header has valid bytes by which a transfer in text mode is detected
 	flagRedundant  = 1 << 1  // there is a redundant grain directory
-	flagZeroGrain  = 1 << 2  // entry 1 is a grain of zeros
+	flagZeroGrain  = 1 << 2  // the entry 1 in a table means a grain of zeros
 	flagCompressed = 1 << 16 // grains are compressed
 	flagMarkers    = 1 << 17 // each grain begins with a marker
 )
 
-// header is SparseExtentHeader of "Virtual Disk Format 5.0". Offsets and sizes
+// header is the SparseExtentHeader of "Virtual Disk Format 5.0". Offsets and sizes
 // are in sectors.
 type header struct {
 	version, flags                   uint32
@@ -68,8 +69,8 @@ func parseHeader(b []byte) header {
 	}
 }
 
-// readHeader reads the header at the start of f. It checks what lies at the
-// start alone: the version, and that no transfer changed the bytes.
+// readHeader reads the header at the start of f. It checks only that the magic and
+// the version are known, and that no transfer in text mode changed the bytes.
 func readHeader(f source.Disk) (header, error) {
 	var b [headerSize]byte
 	if f.Size() < headerSize {
@@ -79,7 +80,7 @@ func readHeader(f source.Disk) (header, error) {
 		return header{}, err
 	}
 	if string(b[:4]) != magicSparse {
-		return header{}, fmt.Errorf("no sparse extent: found %q at offset 0, want %q", b[:4], magicSparse)
+		return header{}, fmt.Errorf("it is no sparse extent: found %q at offset 0, want %q", b[:4], magicSparse)
 	}
 	h := parseHeader(b[:])
 	return h, h.checkStart()
@@ -95,10 +96,10 @@ func (h *header) checkStart() error {
 	return nil
 }
 
-// readDescriptor returns the descriptor that is embedded in f. The header says
-// that there is one.
+// readDescriptor returns the text of the descriptor that is embedded in f. The
+// caller checks that the header has an offset and a size for it.
 func (h *header) readDescriptor(f source.Disk) ([]byte, error) {
-	size := int64(min(h.descriptorSize, maxDescriptor/sectorSize+1)) * sectorSize // so that one that is too long is noticed
+	size := int64(min(h.descriptorSize, maxDescriptor/sectorSize+1)) * sectorSize // one sector more than allowed, so that parseDescriptor notices it
 	if h.descriptorOffset > uint64(f.Size())/sectorSize || int64(h.descriptorOffset)*sectorSize > f.Size()-size {
 		return nil, fmt.Errorf("its descriptor at sector %d has %d sectors, the file has %d bytes: it is truncated", h.descriptorOffset, h.descriptorSize, f.Size())
 	}
@@ -106,9 +107,10 @@ func (h *header) readDescriptor(f source.Disk) ([]byte, error) {
 	return text, image.ReadFull(f, text, int64(h.descriptorOffset)*sectorSize)
 }
 
-// findHeader returns the header that says where the grain directory is: the
-// one at the start of f, or the footer, which is at the offset footer then (0:
-// it is not). Neither need say so where the grains have markers.
+// findHeader returns the header that has the offset of the grain directory: the
+// header at the start of f, or the footer. footer is the offset of the footer in
+// bytes, or 0 if the header at the start is returned. If the grains have markers,
+// the returned header may lack the offset of a grain directory.
 func findHeader(f source.Disk) (h header, footer int64, err error) {
 	h, err = readHeader(f)
 	if err != nil || h.directoryOffset != gdAtEnd && (h.directoryOffset != 0 || !h.marked()) {
@@ -119,14 +121,15 @@ func findHeader(f source.Disk) (h header, footer int64, err error) {
 		return h, 0, nil
 	}
 	if err == nil && last.directoryOffset == gdAtEnd && !last.marked() {
-		err = fmt.Errorf("footer at offset %d: it has no grain directory either (gdOffset %d)", footer, last.directoryOffset)
+		err = fmt.Errorf("footer at offset %d: it has no grain directory, and neither has the header (gdOffset %d)", footer, last.directoryOffset)
 	}
 	return last, footer, err
 }
 
-// readFooter returns the header that is the last sector but for zeros: the
-// end-of-stream marker, and what a transfer may have filled up. It is at the
-// offset at, which is 0 where there is none.
+// readFooter returns the footer, a header in the last sector of f that is not all
+// zeros, and its offset at in bytes. The sectors of zeros after it are the
+// end-of-stream marker and padding that a transfer may have added. The offset is
+// 0 if there is no footer.
 func readFooter(f source.Disk) (h header, at int64, err error) {
 	end := f.Size() / sectorSize * sectorSize
 	b := make([]byte, min(footerSearch, end-headerSize))
@@ -141,7 +144,7 @@ func readFooter(f source.Disk) (h header, at int64, err error) {
 		}
 		at = start + int64(i)
 		if !bytes.HasPrefix(sector, []byte(magicSparse)) {
-			return header{}, 0, fmt.Errorf("the footer that has the grain directory must be the last sector before the end-of-stream marker; found %q at offset %d of %d: the file is truncated or was not closed", sector[:4], at, f.Size())
+			return header{}, 0, fmt.Errorf("the last sector before the end-of-stream marker must be the footer, which has the offset of the grain directory; found %q at offset %d of %d: the file is truncated or was not closed", sector[:4], at, f.Size())
 		}
 		h = parseHeader(sector)
 		if err := h.checkStart(); err != nil {
@@ -149,11 +152,11 @@ func readFooter(f source.Disk) (h header, at int64, err error) {
 		}
 		return h, at, nil
 	}
-	return header{}, 0, fmt.Errorf("no footer in the last %d bytes of %d, and the header says that it has the grain directory: the file is truncated", len(b), f.Size())
+	return header{}, 0, fmt.Errorf("no footer in the last %d bytes of %d; the header says that the footer has the offset of the grain directory: the file is truncated", len(b), f.Size())
 }
 
-// check checks the fields that say how to find a grain, against each other and
-// the file's size in bytes.
+// check checks the fields that are needed to find a grain, against each other and
+// against the size of the file in bytes.
 func (h *header) check(fileSize int64) error {
 	if h.capacity == 0 || h.capacity > maxSectors {
 		return fmt.Errorf("capacity of %d sectors, want 1 to %d", h.capacity, int64(maxSectors))
@@ -181,30 +184,25 @@ func (h *header) check(fileSize int64) error {
 	return nil
 }
 
-// tables is the number of grain tables, that is of entries of the directory.
-func (h *header) tables() int64 {
-	perTable := uint64(h.tableEntries) * h.grain // no overflow: 2^16 * 2^15
-	return int64((h.capacity-1)/perTable + 1)
-}
-
-// compressed reports whether grains are compressed. Like qemu it goes by the
-// algorithm, since writers differ in the flag.
+// compressed reports whether grains are compressed. Like qemu it looks at the
+// algorithm and not at flagCompressed, which some writers do not set.
 func (h *header) compressed() bool { return h.compression != 0 }
 
-// marked reports whether each grain begins with a marker, and what is between
-// the grains too: what a stream is that can be read without a grain directory.
+// marked reports whether everything after the descriptor begins with a marker:
+// each grain, table and directory. Such a stream can be read without a grain
+// directory.
 func (h *header) marked() bool { return h.compressed() && h.flags&flagMarkers != 0 }
 
-// hasDirectory reports whether the header says where the grain directory is.
+// hasDirectory reports whether the header has the offset of a grain directory.
 func (h *header) hasDirectory() bool { return h.directoryOffset != 0 && h.directoryOffset != gdAtEnd }
 
-// directory returns the offset in bytes of a grain directory at sector, or why
-// it can't be there.
+// directory returns the offset in bytes of a grain directory that is said to be at
+// a sector, or why it cannot be there.
 func (h *header) directory(what string, sector uint64, fileSize int64) (int64, error) {
 	if sector == 0 {
-		return 0, fmt.Errorf("no %s (sector 0)", what)
+		return 0, fmt.Errorf("there is no %s (its sector is 0)", what)
 	}
-	need := h.tables() * 4
+	need := tableCount(h.capacity, h.grain, uint64(h.tableEntries)) << sectorEntryShift
 	if sector > uint64(fileSize)/sectorSize || int64(sector)*sectorSize > fileSize-need {
 		return 0, fmt.Errorf("the %s at sector %d needs %d bytes, the file has %d: it is truncated", what, sector, need, fileSize)
 	}

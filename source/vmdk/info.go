@@ -10,7 +10,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// describe fills in what Info returns, except for the parents.
+// describe sets the fields of d.info that do not depend on the parents.
 func (d *Disk) describe(desc *descriptor) {
 	d.uuids = desc.uuids()
 	d.info = source.Info{
@@ -27,7 +27,7 @@ func (d *Disk) describe(desc *descriptor) {
 			desc.number("ddb.geometry.sectors"),
 		},
 		Chain: []string{d.path},
-		Parts: d.info.Parts, // since the extents were opened
+		Parts: d.info.Parts, // set when the extents were opened
 	}
 	logical, physical, warnings := desc.sectorSizes()
 	for _, w := range warnings {
@@ -37,7 +37,7 @@ func (d *Disk) describe(desc *descriptor) {
 	d.info.LogicalSector = max(logical, sectorSize)
 	switch cid, ok, err := desc.cid("CID"); {
 	case err != nil:
-		// It matters to the children of this image alone.
+		// Only the children of this image need its CID.
 		d.warn("descriptor %w: the value is ignored", err)
 	case ok:
 		d.info.CID = fmt.Sprintf("%08x", cid)
@@ -54,18 +54,18 @@ func (d *Disk) describe(desc *descriptor) {
 	}
 }
 
-// warn adds a warning about the image.
+// warn adds a warning about the image. The text is formatted as by fmt.Errorf.
 func (d *Disk) warn(format string, args ...any) {
 	d.warnings = append(d.warnings, fmt.Sprintf("%s: %v", d.path, fmt.Errorf(format, args...)))
 }
 
-// Warnings are what is odd about the image or its parents, and no error:
-// sentences that name the file.
+// Warnings returns sentences about faults of the image and its parents that do not
+// keep it from being read. Each sentence begins with the name of a file.
 func (d *Disk) Warnings() []string { return slices.Clone(d.warnings) }
 
-// Info describes the image. Subformat is createType as it is written;
-// ClusterSize is the size of a grain, 0 where all extents are flat; Allocated
-// is of this image's files, without its parents.
+// Info implements [source.Described]. Subformat is the createType as the descriptor
+// has it. ClusterSize is the size of a grain, 0 if all extents are flat. Allocated
+// counts the files of this image, without those of its parents.
 func (d *Disk) Info() source.Info {
 	info := d.info
 	info.Chain = append([]string(nil), info.Chain...)
@@ -73,8 +73,8 @@ func (d *Disk) Info() source.Info {
 	return info
 }
 
-// describePart adds an extent of the descriptor to what Info returns. F is its
-// file, nil where it has none or where that is not opened.
+// describePart adds an extent to the parts that Info returns. f is the file of the
+// extent, or nil if it has no file or the file was not opened.
 func (d *Disk) describePart(e extentLine, f source.Disk) {
 	p := source.Part{Kind: e.kind, Size: e.sectors * sectorSize, Path: e.name}
 	if f != nil {
@@ -86,13 +86,14 @@ func (d *Disk) describePart(e extentLine, f source.Disk) {
 	d.info.Parts = append(d.info.Parts, p)
 }
 
-// Identity combines those of all files, the parents' too. It proves no more
-// than the weakest of them.
+// Identity implements [source.Identified]. It combines the identities of all files
+// of the image and its parents. The proof is the weakest of theirs.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return image.Identity(ctx, "vmdk", append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }
 
-// ReadUncached forwards to all files.
+// ReadUncached implements [source.Uncached] for the files of the image and its
+// parents.
 func (d *Disk) ReadUncached() {
 	image.ReadUncached(append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }

@@ -6,9 +6,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/image"
 )
 
-// memory is what an image and its parents keep beside what is in use. Its size
-// depends on no field of an image.
+// memory caches the tables of an image and its parents. Its size is bounded, and
+// no field of an image can enlarge it. It is safe for concurrent use.
 type memory struct {
 	image.Memory
-	stretches atomic.Int64 // in the indexes of the extents that share it
+	stretches atomic.Int64 // number of stretches in all indexes of streams that share the memory
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// hintedError is an error and what the user can do about it.
+// hintedError is an error with a hint, which says what the user can do about it.
 type hintedError struct {
 	error
 	hint string
@@ -20,19 +20,19 @@ type hintedError struct {
 
 func (e *hintedError) Unwrap() error { return e.error }
 
-// Hint is what the user can do.
+// Hint returns what the user can do about the error.
 func (e *hintedError) Hint() string { return e.hint }
 
-// reference is what a descriptor says of the parent of its image.
+// reference is how a descriptor refers to the parent of its image.
 type reference struct {
-	hint   string // parentFileNameHint
-	cid    uint32
+	hint   string // parentFileNameHint, the name of a file; may be ""
+	cid    uint32 // parentCID
 	hasCID bool
-	uuid   string // ddb.uuid.parent, "" without one
+	uuid   string // ddb.uuid.parent; "" if the descriptor has none
 }
 
-// parent returns what the descriptor says of the parent; ok is false where the
-// image has none.
+// parent returns the reference to the parent. ok is false if the image has no
+// parent.
 func (d *descriptor) parent() (r reference, ok bool, err error) {
 	r.hint, r.uuid = d.text("parentFileNameHint"), uuidOf(d.text("ddb.uuid.parent"))
 	r.cid, r.hasCID, err = d.cid("parentCID")
@@ -43,7 +43,8 @@ func (d *descriptor) parent() (r reference, ok bool, err error) {
 	return r, r.hasCID || r.hint != "" || r.uuid != "", nil
 }
 
-// finish describes the image and opens its parent.
+// finish completes an image whose extents are open: it sets what Info returns and
+// opens the parent.
 func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 	d.describe(desc)
 	r, ok, err := desc.parent()
@@ -53,9 +54,9 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 	case !ok:
 		return nil
 	case r.hint == "" && r.uuid == "":
-		return fmt.Errorf("%s: its parentCID %08x says that it has a parent, and there is no parentFileNameHint that names its file", d.path, r.cid)
+		return fmt.Errorf("%s: its parentCID %08x says that it has a parent, but it has no parentFileNameHint with the parent's file name", d.path, r.cid)
 	case r.hint != "" && !r.hasCID && r.uuid == "":
-		return fmt.Errorf("%s: its parentFileNameHint names the parent %s, and its parentCID (ffffffff or missing) says that it has none", d.path, quote(r.hint))
+		return fmt.Errorf("%s: its parentFileNameHint names the parent %s, but its parentCID (ffffffff or missing) says that it has none", d.path, quote(r.hint))
 	}
 	if d.options.SingleLink {
 		d.lacks = source.Extent{Kind: source.Inherited}
@@ -71,34 +72,36 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 	return d.openParent(ctx, r, name, open)
 }
 
-// openParent opens the parent that r refers to, a file called name.
+// openParent opens the file name as the parent, and checks that it is the image that
+// r refers to.
 func (d *Disk) openParent(ctx context.Context, r reference, name string, open source.Opener) error {
 	if object, ok := storageObject(name); ok {
 		return fmt.Errorf("%s: %w", d.path, storageError("parent", name, object))
 	}
 	parent, err := open(ctx, d.path, name, "vmdk")
 	if last, foreign := lastOfForeign(name); err != nil && foreign && r.hasCID {
-		// Its own host knows the path; here the file may lie beside the image.
-		var beside error
-		if parent, beside = open(ctx, d.path, last, "vmdk"); beside == nil {
+		// The path is valid on another host only. The file may have been copied
+		// to the folder of the image.
+		var local error
+		if parent, local = open(ctx, d.path, last, "vmdk"); local == nil {
 			d.warn("its parent %s is a path of another host: the parent is read from the file %s in the image's folder, whose CID matches", quote(name), quote(last))
 			name, err = last, nil
-		} else if !errors.Is(beside, fs.ErrNotExist) {
-			err = beside
+		} else if !errors.Is(local, fs.ErrNotExist) {
+			err = local
 		} else {
 			return &hintedError{
-				fmt.Errorf("parent %s of %s: a path of another host, and no file %s lies in the image's folder: %w", quote(name), d.path, quote(last), fs.ErrNotExist),
+				fmt.Errorf("cannot open parent %s of %s: it is a path of another host, and the image's folder has no file %s: %w", quote(name), d.path, quote(last), fs.ErrNotExist),
 				fmt.Sprintf("put the parent %s into the folder of %s; --single-link reads the image without its parent", quote(last), d.path),
 			}
 		}
 	}
 	if err != nil {
-		return fmt.Errorf("parent %s of %s: %w", quote(name), d.path, err)
+		return fmt.Errorf("cannot open parent %s of %s: %w", quote(name), d.path, err)
 	}
 	d.parent = parent
 	info, _ := source.Ability[source.Described](parent)
 	if info == nil {
-		return fmt.Errorf("parent %s of %s: it is no VMDK image, it has no CID", quote(name), d.path)
+		return fmt.Errorf("parent %s of %s is no VMDK image: it has no CID", quote(name), d.path)
 	}
 	d.info.Chain = append(d.info.Chain, info.Info().Chain...)
 	d.inherit(info.Info())
@@ -106,7 +109,7 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 		if have == "" {
 			have = "missing or unreadable"
 		}
-		return fmt.Errorf("%s: its parentCID is %08x, the CID of its parent %s is %s: the parent is another one, or was changed after the child was made", d.path, r.cid, image.PathOf(parent, name), have)
+		return fmt.Errorf("%s: its parentCID is %08x, the CID of its parent %s is %s: the file is another image, or was changed after the child was made", d.path, r.cid, image.PathOf(parent, name), have)
 	}
 	p, _ := source.Ability[*Disk](parent)
 	if r.hint == "" || !r.hasCID {
@@ -123,7 +126,8 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 	return nil
 }
 
-// inherit takes over from the parent what a child's descriptor may leave out.
+// inherit takes over the sector sizes of the parent, which the descriptor of a child
+// may leave out.
 func (d *Disk) inherit(parent source.Info) {
 	if d.info.GuestSector == 0 {
 		d.info.GuestSector = parent.GuestSector
@@ -134,9 +138,9 @@ func (d *Disk) inherit(parent source.Info) {
 	}
 }
 
-// explainExtent adds to err, of opening the file of an extent, what to do where
-// the descriptor has a path of another host. Nothing proves which file belongs
-// to it, so that the user has to say so.
+// explainExtent adds a hint to err, the error of opening the file of an extent, if
+// the descriptor has a path of another host. A file of the same name in the folder
+// of the image may be the right one, but nothing proves it, so the user decides.
 func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error {
 	last, foreign := lastOfForeign(e.name)
 	if !foreign {
@@ -150,11 +154,12 @@ func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error 
 	return &hintedError{err, hint}
 }
 
-// foreignPath is a path of Windows (with a drive, or of a share), or of ESXi.
+// foreignPath matches paths of Windows, which have a drive, a share or backslashes,
+// and paths of ESXi.
 var foreignPath = regexp.MustCompile(`^[A-Za-z]:[\\/]|\\|^/vmfs/volumes/|^\[[^\]]+\] `)
 
-// lastOfForeign returns the last name of a path that another host has; foreign
-// is false where name may be a path of this host.
+// lastOfForeign returns the last element of a path of another host. foreign is false
+// if name may be a path of this host.
 func lastOfForeign(name string) (last string, foreign bool) {
 	if !foreignPath.MatchString(name) {
 		return "", false
@@ -166,7 +171,8 @@ func lastOfForeign(name string) (last string, foreign bool) {
 	return last, last != "" && last != "." && last != ".."
 }
 
-// storageError is the error about a name in an image that is no file but object.
+// storageError returns the error for a name in an image that means an object of a
+// storage system instead of a file. what is the role of the file, such as "parent".
 func storageError(what, name, object string) error {
 	return &hintedError{
 		fmt.Errorf("%s %s is %s, not a file", what, quote(name), object),
@@ -174,8 +180,8 @@ func storageError(what, name, object string) error {
 	}
 }
 
-// storageObject reports whether a name is that of an object of a storage system
-// that ESXi reaches without a file, and what it is.
+// storageObject reports whether a name means an object of a storage system, which
+// ESXi reads without a file, and returns a description of such objects.
 func storageObject(name string) (what string, ok bool) {
 	name = strings.ToLower(name)
 	switch {

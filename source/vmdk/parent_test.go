@@ -165,7 +165,7 @@ func TestDifferencingIsNeverAlone(t *testing.T) {
 		files map[string][]byte
 		want  []string
 	}{
-		{"no parent", map[string][]byte{"other.vmdk": image(virtualBox(uuidC, noUUID, ""))}, []string{"its parent is the image with the UUID", uuidA, "none of 2 files named *.vmdk in its folder has it"}},
+		{"no parent", map[string][]byte{"other.vmdk": image(virtualBox(uuidC, noUUID, ""))}, []string{"its parent is the image with the UUID", uuidA, "none of 2 files named *.vmdk in its folder has this UUID"}},
 		{"two of the UUID", map[string][]byte{"p.vmdk": image(virtualBox(uuidA, noUUID, "")), "q.vmdk": image(virtualBox(uuidA, noUUID, ""))}, []string{"two files have it", `"p.vmdk"`, `"q.vmdk"`}},
 		{"a sibling that can't be read", map[string][]byte{"p.vmdk": []byte("# Disk DescriptorFile\nnonsense\n")}, []string{"1 of them could not be read, the first: p.vmdk: descriptor line 2"}},
 		{"a parent that is cut", map[string][]byte{"p.vmdk": image(virtualBox(uuidA, noUUID, ""))[:1000]}, []string{"1 of them could not be read", "truncated"}},
@@ -246,7 +246,7 @@ func TestParentsOfOtherHosts(t *testing.T) {
 		t.Errorf("%v, %v", d.Warnings(), err)
 	}
 	for hint, want := range map[string]string{
-		`C:\VMs\none.vmdk`: `no file "none.vmdk" lies in the image's folder`,
+		`C:\VMs\none.vmdk`: `the image's folder has no file "none.vmdk"`,
 		"/srv/base.vmdk":   "no such file",
 		`C:\VMs\..`:        "no such file",
 		"vsan://5f3c":      `parent "vsan://5f3c" is an object of a vSAN datastore`,

@@ -5,14 +5,14 @@ import (
 	"encoding/binary"
 )
 
-// magic of the kinds of file that an image is made of.
+// The magic bytes of the files that an image consists of.
 const (
 	magicSparse   = "KDMV"     // hosted sparse and streamOptimized: "VMDK" as a little-endian number
 	magicCOWD     = "COWD"     // vmfsSparse, the delta disk of older ESXi
 	magicSESparse = 0xcafebabe // the first 8 bytes of a seSparse extent, little-endian
 )
 
-// kind is what a file is by its first bytes.
+// kind says what a file of an image is, as its first bytes show.
 type kind int
 
 const (
@@ -23,9 +23,9 @@ const (
 	kindSESparse
 )
 
-// Probe reports whether head, the first bytes of a file (512 suffice but for
-// long comments), begins a VMDK: a descriptor, a sparse extent with a
-// descriptor in it, or an extent of ESXi.
+// Probe reports whether head, the first bytes of a file, belongs to a VMDK image: a
+// descriptor or a sparse extent of any kind. 512 bytes are enough, unless the
+// descriptor begins with long comments.
 func Probe(head []byte) bool { return probe(head) != kindUnknown }
 
 func probe(head []byte) kind {
@@ -37,8 +37,9 @@ func probe(head []byte) kind {
 	case len(head) >= 8 && binary.LittleEndian.Uint64(head) == magicSESparse:
 		return kindSESparse
 	}
-	// A descriptor begins with a comment that says so. VMware's own reader and
-	// qemu go without it where the first line that is no comment is a version.
+	// A descriptor begins with the comment "# Disk DescriptorFile". Like VMware's
+	// reader and qemu, probe also accepts a file without this comment, if its
+	// first other line is "version=" and a number.
 	for line := range bytes.Lines(bytes.TrimPrefix(head, []byte(bom))) {
 		line = bytes.ToLower(bytes.Join(bytes.Fields(line), nil))
 		switch {

@@ -11,26 +11,28 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Folder is where the parent of an image may be that is known by its UUID alone,
-// as that of a differencing image of VirtualBox.
+// Folder finds the parent of an image that names it by its UUID only. Differencing
+// images of VirtualBox do so.
 type Folder interface {
-	// Names returns the files that may be the parent, by names that the
-	// image's source.Opener takes. It bounds their number.
+	// Names returns the names of files that may be the parent, as the image's
+	// [source.Opener] accepts them. It returns an error instead of an unbounded
+	// number of names.
 	Names(ctx context.Context) ([]string, error)
-	// Peek opens one of them to look at its descriptor. It keeps the rules of
-	// the Opener for what an image may name.
+	// Peek opens one of these files, so that its descriptor can be read. The
+	// caller closes it. Peek refuses the same names as the Opener.
 	Peek(ctx context.Context, name string) (source.Disk, error)
 }
 
-// uuids are those by which VirtualBox knows images, "" where there is none.
+// uuids are the UUIDs by which VirtualBox identifies images. A UUID that the
+// descriptor does not have is "".
 type uuids struct {
 	image              string // ddb.uuid.image
-	modification       string // ddb.uuid.modification, of the content
+	modification       string // ddb.uuid.modification, which changes with the content
 	parentModification string // ddb.uuid.parentmodification
 }
 
-// maxPeeked bounds what is read of other files to find the parents of a chain, in
-// bytes.
+// maxPeeked bounds how many bytes of other files are read to find the parents of one
+// chain.
 const maxPeeked = 64 << 20
 
 // search caches the UUIDs of files while the images of one chain are opened, so
@@ -53,16 +55,17 @@ func withSearch(ctx context.Context) (context.Context, *search) {
 	return context.WithValue(ctx, searchKey{}, s), s
 }
 
-// peeked is what a file may be the parent by.
+// peeked is what is known of a file that may be a parent.
 type peeked struct {
-	uuid string // "": none, or the file is no image
-	id   string // identity of the file, "" where it is not known
-	err  error  // why the file can't be read
+	uuid string // ddb.uuid.image; "" if it has none or the file is no image
+	id   string // identity of the file; "" if it is not known
+	err  error  // why the file cannot be read
 }
 
-// uuidOf returns a UUID in one spelling; "" where it is missing or all zeros,
-// by which VirtualBox says that there is none. Other text stays as it is: no
-// image has it, so that a child that names it is refused.
+// uuidOf returns a UUID in its usual spelling. It returns "" if the UUID is missing
+// or all zeros, with which VirtualBox says that an image has none. Other text is
+// returned in lower case: no image has such a UUID, so a child that names it is
+// refused.
 func uuidOf(s string) string {
 	s = strings.ToLower(strings.Trim(strings.TrimSpace(s), "{}"))
 	if strings.Trim(s, "0-") == "" {
@@ -79,15 +82,15 @@ func (d *descriptor) uuids() uuids {
 	}
 }
 
-// findByUUID returns the name of the one file in the image's folder that has
-// the UUID.
+// findByUUID returns the name of the file in the image's folder that is the image
+// with the given UUID. It returns an error if there is no such file or more than one.
 func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	fail := func(hint, format string, args ...any) error {
 		return &hintedError{fmt.Errorf("%s: its parent is the image with the UUID %s (ddb.uuid.parent): %w", d.path, quote(uuid), fmt.Errorf(format, args...)), hint}
 	}
 	const place = "put the parent into the folder of the image, or name the parent's folder with --allow-path; --single-link reads the image without its parent"
 	if d.options.Folder == nil {
-		return "", fail("unpack the appliance, so that the image and its parent lie in one folder", "there is no folder to look for it in")
+		return "", fail("unpack the appliance, so that the image and its parent lie in one folder", "the image is in no folder where the parent could be")
 	}
 	names, err := d.options.Folder.Names(d.ctx)
 	if err != nil {
@@ -103,14 +106,14 @@ func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 		p := d.peek(candidate, known)
 		switch {
 		case known.left < 0:
-			return "", fail("leave nothing but the images of this disk in the folder", "the descriptors in its folder have more than %d bytes", maxPeeked)
+			return "", fail("remove all other images from the folder", "the descriptors in its folder have more than %d bytes together", maxPeeked)
 		case p.err != nil:
 			if failed++; unread == nil {
 				unread = p.err
 			}
 		case p.uuid != uuid || name != "" && p.id != "" && p.id == id:
 		case name != "":
-			return "", fail("move the one that does not belong to the image into another folder", "two files have it, %s and %s", quote(name), quote(candidate))
+			return "", fail("move the file that does not belong to the image into another folder", "two files have it, %s and %s", quote(name), quote(candidate))
 		default:
 			name, id = candidate, p.id
 		}
@@ -119,12 +122,13 @@ func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	case name != "":
 		return name, nil
 	case unread != nil:
-		return "", fail(place, "none of %d files named *.vmdk in its folder has it (ddb.uuid.image), and %d of them could not be read, the first: %w", len(names), failed, unread)
+		return "", fail(place, "none of %d files named *.vmdk in its folder has this UUID (ddb.uuid.image), and %d of them could not be read, the first: %w", len(names), failed, unread)
 	}
-	return "", fail(place, "none of %d files named *.vmdk in its folder has it (ddb.uuid.image)", len(names))
+	return "", fail(place, "none of %d files named *.vmdk in its folder has this UUID (ddb.uuid.image)", len(names))
 }
 
-// peek looks at a file of the image's folder, unless that is known.
+// peek returns what is known of a file of the image's folder. It reads the file the
+// first time.
 func (d *Disk) peek(name string, known *search) peeked {
 	path := name
 	if !filepath.IsAbs(path) {
@@ -145,6 +149,7 @@ func (d *Disk) peek(name string, known *search) peeked {
 	return p
 }
 
+// peekAt reads the descriptor of f, which errors call name.
 func (d *Disk) peekAt(f source.Disk, name string, known *search) (p peeked) {
 	text, err := descriptorText(f)
 	known.left -= int64(headSize + len(text))
@@ -164,8 +169,8 @@ func (d *Disk) peekAt(f source.Disk, name string, known *search) (p peeked) {
 	return p
 }
 
-// descriptorText returns the descriptor of the image whose file is f, nil where
-// f has none.
+// descriptorText returns the text of the descriptor of the image in f, or nil if f
+// has no descriptor.
 func descriptorText(f source.Disk) ([]byte, error) {
 	head := make([]byte, min(f.Size(), headSize))
 	if err := image.ReadFull(f, head, 0); err != nil {
@@ -185,20 +190,20 @@ func descriptorText(f source.Disk) ([]byte, error) {
 	return nil, nil
 }
 
-// checkUUIDs checks that the parent at path is the one that r gives the UUID of,
-// and that it has not changed since the child was made.
+// checkUUIDs returns an error if the parent at path does not have the UUID that r has,
+// or was changed after the child was made.
 func (d *Disk) checkUUIDs(r reference, parent *Disk, path string) error {
 	if parent == nil {
-		return errors.New(d.path + ": its parent is no VMDK image")
+		return errors.New(d.path + ": its parent is not a VMDK image")
 	}
 	if have := parent.uuids.image; have != r.uuid {
-		return fmt.Errorf("%s: its ddb.uuid.parent is %s, the ddb.uuid.image of its parent %s is %s: the parent is another one", d.path, quote(r.uuid), path, quote(have))
+		return fmt.Errorf("%s: its ddb.uuid.parent is %s, the ddb.uuid.image of %s is %s: that file is not its parent", d.path, quote(r.uuid), path, quote(have))
 	}
 	want, have := d.uuids.parentModification, parent.uuids.modification
 	if want != "" && have != "" && want != have {
 		return &hintedError{
 			fmt.Errorf("%s: its ddb.uuid.parentmodification is %s, the ddb.uuid.modification of its parent %s is %s: the parent was changed after the child was made", d.path, quote(want), path, quote(have)),
-			"where VirtualBox still starts the machine, copy the disk with VBoxManage clonemedium",
+			"if VirtualBox still starts the machine, copy the disk with VBoxManage clonemedium",
 		}
 	}
 	return nil
