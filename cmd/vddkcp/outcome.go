@@ -3,12 +3,16 @@ package main
 import (
 	"errors"
 	"io"
+	"io/fs"
 	"os"
 	"syscall"
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/retry"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
@@ -38,4 +42,27 @@ func (j *job) mayPass(err error) bool {
 		}
 	}
 	return false
+}
+
+// canGoOn says of a copy that failed before it began to write whether another
+// run can go on: with an earlier copy, which this one left as it was, or, in a
+// batch, when a server is there again.
+func (j *job) canGoOn(err error) error {
+	if err == nil || report.Of(err).Exit != exit.Failed {
+		return err
+	}
+	if r := &j.resumption; r.earlier && !r.begun {
+		if errors.Is(err, source.ErrGone) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, fs.ErrExist) {
+			return j.neverResumed(err)
+		}
+		offset := int64(0)
+		if len(r.entries) > 0 {
+			offset = r.entries[0].Offset
+		}
+		return &transfer.ResumableError{Err: err, Offset: offset}
+	}
+	if j.retried && j.mayPass(err) {
+		return &passingError{err}
+	}
+	return err
 }

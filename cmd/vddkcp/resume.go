@@ -6,22 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
-	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/sink"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/source"
-	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/journal"
-	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // A copy that a signal stops has grace for the reads in flight; those that are
@@ -161,15 +156,6 @@ func (j *job) resumable(ctx context.Context, src source.Disk) (err error) {
 	return nil
 }
 
-// identify returns the identity of a disk, and by what it is proved.
-func identify(ctx context.Context, d source.Disk) (id, proof string, err error) {
-	i, ok := source.Ability[source.Identified](d)
-	if !ok {
-		return "", "none", nil
-	}
-	return i.Identity(ctx)
-}
-
 // decisive returns the options that decide what a target of that format holds,
 // and how far its digests are. docs/journal.md has a table of all flags.
 func (j *job) decisive(format string) map[string]string {
@@ -208,145 +194,6 @@ func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 	return o
 }
 
-// openTarget makes the target, or opens the one to go on with and checks that it
-// holds what was written last. Target is that of resumeOptions, and plan makes
-// it again when they changed.
-func (j *job) openTarget(ctx context.Context, src source.Disk, target *sinkopen.Target, plan func() (*sinkopen.Target, error)) (sink.Disk, error) {
-	r := &j.resumption
-	if err := r.untouched(); err != nil {
-		return nil, err
-	}
-	for {
-		dst, err := target.Create(ctx)
-		if err != nil {
-			return nil, otherTarget(err)
-		}
-		if len(r.entries) == 0 {
-			if !j.TargetIsZero || !r.inPlace() {
-				return dst, nil
-			}
-			if r.touched == "" && r.findTouched(dst) {
-				if err := dst.Abort(); err != nil { // nothing was written
-					return nil, err
-				}
-				if target, err = plan(); err != nil {
-					return nil, err
-				}
-				continue
-			}
-			if r.touched != "" {
-				j.warn(fmt.Sprintf("--target-is-zero is not believed, since by the journal %q an earlier copy wrote to this target: its holes are zeroed", r.touched))
-			}
-			return dst, nil
-		}
-		last := &r.entries[0]
-		if err = j.checkTarget(ctx, dst, last); err == nil {
-			if err = j.checkSource(ctx, src, &last.Checkpoint); err == nil {
-				return dst, nil
-			}
-			if errors.As(err, new(*usageError)) {
-				return nil, errors.Join(err, dst.Suspend())
-			}
-		}
-		if suspended := dst.Suspend(); suspended != nil || !isAnother(err) {
-			return nil, errors.Join(err, suspended)
-		}
-		if err := j.dropCheckpoint(last, err); err != nil {
-			return nil, err
-		}
-		if target, err = plan(); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// findTouched looks for a journal of the same device or export among those of
-// targets by other names, and reports whether there is one.
-func (r *resumption) findTouched(dst sink.Disk) bool {
-	id, err := sink.IdentityOf(dst)
-	path, pathErr := journal.DefaultPath(r.place.Kind)
-	if err != nil || pathErr != nil || id == "" {
-		return false
-	}
-	paths, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "*.journal"))
-	for _, path := range paths {
-		entries, _ := journal.Load(path) // what is no journal tells nothing
-		if slices.ContainsFunc(entries, func(e journal.Entry) bool { return e.Identity == id }) {
-			r.touched = path
-			return true
-		}
-	}
-	return false
-}
-
-// untouched returns an error if another run has continued the copy since the
-// journal was read: the target must not be cut where that was.
-func (r *resumption) untouched() error {
-	if len(r.entries) == 0 {
-		return nil
-	}
-	now, err := journal.Load(r.path)
-	if err != nil {
-		return err
-	}
-	if len(now) == 0 || now[0].Offset != r.newest {
-		return fmt.Errorf("another process went on with the copy meanwhile: by the journal %q it is no longer at %d", r.path, r.newest)
-	}
-	return nil
-}
-
-// isAnother says whether err of checkTarget means that the target is not the one of
-// the checkpoint.
-func isAnother(err error) bool {
-	return errors.Is(err, transfer.ErrTail) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, errUnproved)
-}
-
-// dropCheckpoint makes the copy go on from the checkpoint before the last one,
-// which does not hold for the target, or from the start.
-func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
-	r := &j.resumption
-	if errors.Is(why, errUnproved) {
-		j.warn(fmt.Sprintf("the checkpoint at %d is not used: %v; the copy starts anew", last.Offset, why))
-		r.entries, r.stale = nil, r.place.Kind == "file"
-		return nil
-	}
-	r.dropped = true
-	if r.entries = r.entries[1:]; len(r.entries) == 0 {
-		r.entries = []journal.Entry{*last} // the earlier copy stays as it is
-		return j.neverResumed(fmt.Errorf("the target does not hold what its journal says was written last: %w", why))
-	}
-	j.warn(fmt.Sprintf("the checkpoint at %d is not used: %v; the one before, at %d, is", last.Offset, why, r.entries[0].Offset))
-	return nil
-}
-
-// errUnproved says that a target or a source may be another one than that of a
-// checkpoint, of which nothing would be lost.
-var errUnproved = errors.New("nothing proves that source and target are those of the copy that stopped")
-
-// checkTarget compares what a target holds with a checkpoint. Where the checkpoint
-// does not hold for the target, isAnother is true for the error.
-func (j *job) checkTarget(ctx context.Context, dst sink.Disk, last *journal.Entry) error {
-	if back, ok := sink.Ability[sink.Readback](dst); ok {
-		if err := last.CheckTail(ctx, back); err != nil {
-			return err
-		}
-	}
-	id, err := sink.IdentityOf(dst)
-	if err != nil {
-		return err
-	}
-	// The identity of a device or an export was compared when it was opened, but
-	// zeros are on every new disk. A file that holds what was written may have
-	// been moved here. What an overlay reads as may be the backing's, which proves
-	// nothing about the overlay's file.
-	inPlace := j.resumption.inPlace()
-	same := !inPlace && id != "" && id == last.Identity
-	if !same && (!last.Proves() || j.backing != nil && !inPlace) {
-		return fmt.Errorf("%w: the target is %s, and was %s, and nothing but zeros or the backing's content was written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
-	}
-	return nil
-}
-
 // otherTarget makes a usage error of a target that is not that of the copy to go
 // on with.
 func otherTarget(err error) error {
@@ -355,29 +202,6 @@ func otherTarget(err error) error {
 			err:  fmt.Errorf("--resume: %w", err),
 			hint: "name the target of the copy that stopped, or run without --resume to start anew on this one",
 		}
-	}
-	return err
-}
-
-// canGoOn says of a copy that failed before it began to write whether another
-// run can go on: with an earlier copy, which this one left as it was, or, in a
-// batch, when a server is there again.
-func (j *job) canGoOn(err error) error {
-	if err == nil || report.Of(err).Exit != exit.Failed {
-		return err
-	}
-	if r := &j.resumption; r.earlier && !r.begun {
-		if errors.Is(err, source.ErrGone) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, fs.ErrExist) {
-			return j.neverResumed(err)
-		}
-		offset := int64(0)
-		if len(r.entries) > 0 {
-			offset = r.entries[0].Offset
-		}
-		return &transfer.ResumableError{Err: err, Offset: offset}
-	}
-	if j.retried && j.mayPass(err) {
-		return &passingError{err}
 	}
 	return err
 }
@@ -416,122 +240,4 @@ func (j *job) sameSize(src source.Disk) error {
 		}
 	}
 	return nil
-}
-
-// checkSource looks, where nothing proves that the source is the same, whether
-// what was read last still is.
-func (j *job) checkSource(ctx context.Context, src source.Disk, last *transfer.Checkpoint) error {
-	if b := j.overlaid; b != nil && b.Proof == "none" {
-		j.warn(fmt.Sprintf("nothing proves that the backing %q is what it was when the copy stopped", b.Path))
-	}
-	if j.resumption.copy.Proof != "none" || last.Offset == 0 {
-		return nil
-	}
-	if !last.Proves() {
-		return fmt.Errorf("%w: the source has no identity that proves it, and nothing but zeros was read so far", errUnproved)
-	}
-	err := last.CheckTail(ctx, src)
-	if errors.Is(err, transfer.ErrTail) {
-		return &usageError{
-			err:  fmt.Errorf("--resume: the source changed since the copy stopped: %w", err),
-			hint: "--force without --resume starts anew; copy from a snapshot, or with the source's user stopped",
-		}
-	}
-	if err == nil {
-		j.warn("nothing proves that the source is what it was when the copy stopped; what was read last is the same")
-	}
-	return err
-}
-
-// giveUp ends a target that nothing was written to. One that an earlier run has
-// begun is kept.
-func (j *job) giveUp(dst sink.Disk) error {
-	if len(j.resumption.entries) > 0 {
-		return dst.Suspend()
-	}
-	return dst.Abort()
-}
-
-// keep opens the journal of a copy whose target is open, and makes the options
-// write to it. Ended tells it how the copy ended.
-func (j *job) keep(ctx context.Context, dst sink.Disk, o *transfer.Options) (ended func(error) error, err error) {
-	r := &j.resumption
-	if r.path == "" {
-		return func(err error) error { return err }, nil
-	}
-	if r.copy.Identity, err = sink.IdentityOf(dst); err != nil {
-		return nil, err
-	}
-	jr, _, err := journal.Open(r.path)
-	if err != nil {
-		return nil, err
-	}
-	if len(r.entries) == 0 {
-		if err := j.startJournal(jr); err != nil {
-			if r.touched != "" {
-				return nil, errors.Join(err, jr.Close()) // the next run must know that, too
-			}
-			return nil, errors.Join(err, jr.Remove())
-		}
-	} else {
-		if r.dropped {
-			if err := jr.WriteBack(r.entries[0]); err != nil {
-				return nil, errors.Join(err, jr.Close())
-			}
-		}
-		last := r.entries[0].Checkpoint
-		o.Resume = &last
-		j.report.ResumedFrom, j.report.ResumeProof = last.Offset, r.copy.Proof
-		j.log.Info("going on with an earlier copy", "from", last.Offset, "done", bytesize.Format(last.Offset), "proof", r.copy.Proof)
-	}
-	r.begun = true
-	o.Stop = ctx
-	o.Keep = func(c transfer.Checkpoint) error { return jr.Write(journal.Entry{Copy: r.copy, Checkpoint: c}) }
-	return func(err error) error {
-		if errors.As(err, new(*transfer.ResumableError)) {
-			if closed := jr.Close(); closed != nil {
-				j.log.Warn("close the journal", "error", closed)
-			}
-			return err
-		}
-		if errors.Is(err, transfer.ErrSourceChanged) {
-			r.dropPartial(j.log)
-		}
-		if err != nil && r.inPlace() && (j.TargetIsZero || r.touched != "") {
-			// The next run must know that the target is no longer zero.
-			if kept := errors.Join(j.startJournal(jr), jr.Close()); kept != nil {
-				j.log.Warn("the journal cannot be kept: do not use --target-is-zero in the next run", "error", kept)
-			}
-			return err
-		}
-		if removed := jr.Remove(); removed != nil {
-			j.log.Warn("the journal stays", "error", removed)
-		}
-		return err
-	}, nil
-}
-
-// dropPartial removes the .partial that an earlier run made, which the sink
-// leaves. It is for a source that changed: the file holds parts of two states.
-func (r *resumption) dropPartial(log *slog.Logger) {
-	if r.partial == nil || len(r.entries) == 0 {
-		return
-	}
-	now, err := os.Lstat(r.place.Partial)
-	if err != nil || !os.SameFile(now, r.partial) {
-		return // it is gone, or another process's
-	}
-	if err := os.Remove(r.place.Partial); err != nil {
-		log.Warn("the .partial file stays and holds parts of two states of the source", "error", err)
-	}
-}
-
-// startJournal begins the journal of a copy of which nothing is done. For a target
-// that is written in place it notes that durably, before the first write: from
-// then on the target is not known to read as zeros.
-func (j *job) startJournal(jr *journal.Journal) error {
-	if err := jr.Reset(); err != nil || !j.resumption.inPlace() {
-		return err
-	}
-	return jr.Write(journal.Entry{Copy: j.resumption.copy})
 }

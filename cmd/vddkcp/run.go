@@ -18,7 +18,6 @@ import (
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/durable"
-	"github.com/vddkcp/vddkcp/internal/fileid"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/transfer"
@@ -498,49 +497,6 @@ func (b *batchRun) command(j *batch.Job) *copyCommand {
 	return c
 }
 
-// backing describes the disk that the target of a job is an overlay of; "" where
-// it is none.
-func (b *batchRun) backing(j *batch.Job) string {
-	if j.Text("backing") == "" {
-		return ""
-	}
-	c := b.newJob(j)
-	done, err := c.openBacking(context.Background())
-	if err != nil {
-		return fmt.Sprintf("cannot be read: %v", err)
-	}
-	defer done()
-	o := c.overlaid
-	return fmt.Sprintf("%s, %s, %s", o.Path, o.Format, o.Identity)
-}
-
-// newJob returns the copy of a job, which only looks at disks.
-func (b *batchRun) newJob(j *batch.Job) *job {
-	return b.command(j).newJob(slog.New(slog.DiscardHandler), new(progress.Counters))
-}
-
-// removeJournal removes what is left beside the target of a copy that is whole:
-// its journal, and its first name where the second one was given by a link.
-func (b *batchRun) removeJournal(j *batch.Job) {
-	c := b.command(j)
-	place := sinkopen.PlaceOf(c.at.target)
-	if place.Kind != "file" {
-		return
-	}
-	if id := fileid.MarkOf(place.Partial); id != "" && id == fileid.MarkOf(place.Path()) {
-		if err := os.Remove(place.Partial); err != nil {
-			b.log.Warn("the first name of the target stays", "job", j.Name, "error", err)
-		}
-	}
-	path := c.Journal
-	if path == "" {
-		path = journal.Beside(place.Partial)
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		b.log.Warn("the journal stays", "job", j.Name, "error", err)
-	}
-}
-
 // sizeOf is how much a source holds, or -1: a server is not asked before its
 // turn.
 func sizeOf(j *batch.Job) int64 {
@@ -590,31 +546,6 @@ func (b *batchRun) copy(ctx context.Context, t *batch.Task) *report.Report {
 		failJob(b.display, b.asJSON, t.Name, err)
 	}
 	return j.report
-}
-
-// keepOld gives the file that is at the target another name besides, so that it can
-// be replaced and nothing is lost of it. Where it can't, the copy finds it in the
-// way.
-func (j *job) keepOld(place sinkopen.Place) {
-	if place.Kind != "file" {
-		return
-	}
-	path := place.Path()
-	there, err := os.Lstat(path)
-	if err != nil {
-		return
-	}
-	old := path + ".old"
-	err = os.Link(path, old)
-	if kept, _ := os.Lstat(old); kept != nil && os.SameFile(kept, there) {
-		err = nil // by an earlier attempt
-	}
-	if err != nil {
-		j.warn(fmt.Sprintf("what is at the target can't be kept as %s: %v", old, err))
-		return
-	}
-	j.warn("what was at the target stays as " + old)
-	j.Force = true
 }
 
 // jobLog is the log of a job, which with --log-dir goes to a file too.

@@ -1,0 +1,96 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/vddkcp/vddkcp/sink"
+	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/source/raw"
+	"github.com/vddkcp/vddkcp/transfer"
+)
+
+func (j *job) runStream(ctx context.Context) error {
+	switch {
+	case j.SourceFormat != "" && j.SourceFormat != "raw":
+		return &usageError{err: fmt.Errorf("standard input is a raw stream, not %s: save it in a file first", j.SourceFormat)}
+	case j.DryRun:
+		return &usageError{err: errors.New("--dry-run can't look into standard input")}
+	case j.Reflink == "always":
+		return &usageError{err: errors.New("--reflink always: a stream on standard input has no blocks to share")}
+	}
+	size := int64(sink.UnknownSize)
+	if j.Size != nil {
+		size = int64(*j.Size)
+		j.report.VirtualSize = size
+	}
+	closeBacking, err := j.openBacking(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeBacking()
+	if err := j.outputs.checkOpened(j.opener, j.backings); err != nil {
+		return err
+	}
+	target, err := sinkopen.PlaceOf(j.at.target).Plan(ctx, size, j.targetOptions(0, j.warn))
+	if err != nil {
+		return err
+	}
+	j.report.Format, j.report.Transport, j.report.ExtentsSource = target.Format, "stream", "full"
+	if err := j.verifiable(target); err != nil {
+		return err
+	}
+	reading, interrupt := context.WithCancelCause(ctx)
+	defer interrupt(nil)
+	stream, err := j.openStream(reading, size)
+	if err != nil {
+		return err
+	}
+	dst, err := target.Create(ctx)
+	if err != nil {
+		return err
+	}
+	o := j.options()
+	o.Interrupt = interrupt
+	j.result, err = transfer.CopyStream(ctx, stream, size, dst, o)
+	if err == nil {
+		j.report.VirtualSize = j.result.Size
+	}
+	return err
+}
+
+// openStream returns standard input, a disk of size bytes, and waits for its
+// first bytes. An empty stream is an error unless the size says so: a command
+// that failed leaves one behind.
+func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
+	stdin := raw.Stream(ctx, os.Stdin)
+	if size == 0 {
+		return stdin, nil
+	}
+	const name = "standard input"
+	if j.SourceFormat == "raw" {
+		b := bufio.NewReader(stdin)
+		if _, err := b.Peek(1); errors.Is(err, io.EOF) {
+			return nil, emptyStream(fmt.Errorf("%s: %w", name, sourceopen.ErrEmptyStream))
+		}
+		return b, nil
+	}
+	r, luks, err := sourceopen.RawStream(stdin, name)
+	if luks {
+		j.warn(name + " is encrypted (LUKS): it is taken as it is, and only its passphrase opens the copy")
+	}
+	return r, emptyStream(err)
+}
+
+// emptyStream adds to the error of an empty stream what the user can do.
+func emptyStream(err error) error {
+	if errors.Is(err, sourceopen.ErrEmptyStream) {
+		return &hintedError{err, "--size 0 takes it for a disk of 0 bytes"}
+	}
+	return err
+}
