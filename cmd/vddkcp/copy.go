@@ -4,17 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"path/filepath"
-	"regexp"
-	"strings"
+	"time"
 
-	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/printable"
-	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	sinkraw "github.com/vddkcp/vddkcp/sink/raw"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/job"
 	"github.com/vddkcp/vddkcp/transfer/progress"
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
@@ -23,8 +21,6 @@ type copyCommand struct {
 	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH, or - for standard input."`
 	Dst string `arg:"" name:"DST" help:"Where to: a new file (x.qcow2 and x.vmdk say its format), a block device, an NBD URI, - for standard output, or null: to only read."`
 	copyFlags
-
-	at addresses `kong:"-"` // by checkAddresses
 }
 
 func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
@@ -32,7 +28,8 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	style := progressStyle(c.Progress)
 	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
 	asJSON := style == progress.JSON
-	outputs := c.outputs(logs)
+	spec := c.spec()
+	outputs := c.outputs(&spec, logs)
 	if err := outputs.check(); err != nil {
 		fail(errorOutput, asJSON, err)
 		return &reportedError{err}
@@ -41,16 +38,20 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err != nil {
 		return &usageError{err: err}
 	}
-	j := c.newJob(log, counters)
-	j.outputs = outputs
-	j.pause = pauseOf(display)
-	c.secrets.pause = j.pause
-	err = shown(display, func() error { return j.do(ctx) })
+	spec.Log, spec.Counters = log, counters
+	spec.Opened = func() error { return outputs.checkOpened(spec.Opener, spec.BackingOpener) }
+	pause := pauseOf(display)
+	c.secrets.pause = pause
+	var r *report.Report
+	err = shown(display, func() (err error) {
+		r, err = c.run(ctx, spec, pause)
+		return err
+	})
 	if c.Report != "" {
-		// What failed may have been opened before the outputs were checked.
-		reported := outputs.checkOpened(j.opener, j.backings)
+		// A copy that failed may have opened files before the outputs were checked.
+		reported := spec.Opened()
 		if reported == nil {
-			err = errors.Join(err, writeReport(j.report, c.Report))
+			err = errors.Join(err, writeReport(r, c.Report))
 		} else if !errors.As(err, new(*outputError)) {
 			err = errors.Join(err, reported)
 		}
@@ -65,18 +66,62 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	return nil
 }
 
-// outputs are the files that the copy writes besides DST.
-func (c *copyCommand) outputs(logs *logFlags) *outputs {
+// run copies, or plans with --dry-run.
+func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func()) (*report.Report, error) {
+	if !c.DryRun {
+		return job.Run(ctx, spec)
+	}
+	p, err := job.Plan(ctx, spec)
+	if err != nil {
+		return p.Report, err
+	}
+	if err := c.printPlan(p, pause); err != nil {
+		err = fmt.Errorf("copy %s: %w", c.Src, err)
+		p.Report.EndWith(err)
+		return p.Report, err
+	}
+	return p.Report, nil
+}
+
+// spec returns the copy that the flags describe.
+func (c *copyCommand) spec() job.Spec {
+	s := c.addresses()
+	s.SourceFormat, s.SingleLink, s.Opener, s.BackingOpener = c.SourceFormat, c.SingleLink, c.opener(), c.opener()
+	s.BackingOpener.SingleLink = false // --single-link is about SRC alone
+	s.Size = (*int64)(c.Size)
+	s.Format, s.Force, s.Compress, s.BackingFormat = c.Format, c.Force, c.Compress, c.BackingFormat
+	if c.ClusterSize != nil {
+		s.ClusterSize = int64(*c.ClusterSize)
+	}
+	if c.Sparse != nil {
+		s.Sparse, s.KeepZeros = int64(*c.Sparse), *c.Sparse == 0
+	}
+	s.Preallocation, s.Reflink, s.TargetIsZero, s.Verify = sinkraw.Preallocation(c.Preallocation), reflinks[c.Reflink], c.TargetIsZero, c.Verify
+	s.RequestSize, s.Depth, s.Connections, s.Timeout, s.Cache = int(c.RequestSize), c.Depth, int(c.Connections), time.Duration(c.Timeout), c.Cache
+	if c.RateLimit > 0 {
+		s.Limit = transfer.NewLimiter(int64(c.RateLimit))
+	}
+	s.Resume, s.Journal, s.Digest = c.Resume, c.Journal, digest.Algorithm(c.Digest)
+	return s
+}
+
+// addresses returns a copy with nothing but its addresses, which Parse checks.
+func (c *copyCommand) addresses() job.Spec {
+	return job.Spec{Source: c.Src, Target: c.Dst, Backing: c.Backing}
+}
+
+// outputs returns the files that the copy writes in addition to DST.
+func (c *copyCommand) outputs(spec *job.Spec, logs *logFlags) *outputs {
 	o := new(outputs)
 	o.add("--report", c.Report)
 	o.add("--log-file", logs.LogFile)
 	o.addOwn("--journal", c.Journal)
-	if c.checkAddresses() == nil { // else the copy fails before it opens anything
-		c.sourceFlags.protect(o, "SRC", c.at.source)
-		o.protectTarget("DST", c.at.target)
+	if spec.Parse() == nil { // otherwise the copy fails before it opens anything
+		c.sourceFlags.protect(o, "SRC", spec.SourceAddress())
+		o.protectTarget("DST", spec.TargetAddress())
 	}
 	if c.Backing != "" {
-		if path, err := c.backingPath(); err == nil {
+		if path, err := spec.BackingPath(); err == nil {
 			o.protect("the backing", path)
 		}
 	}
@@ -118,44 +163,14 @@ func shown(display interface{ Run(done <-chan struct{}) }, work func() error) er
 	return work()
 }
 
-// flatExtent is how VMware calls the files that hold nothing but a disk's
-// bytes: vm-flat.vmdk, vm-f001.vmdk.
-var flatExtent = regexp.MustCompile(`(?i)-(flat|f[0-9]{3,})\.vmdk$`)
-
-// namedLike says what the name of a local source promises, "" for a disk of any
-// kind. A fixed VHD that is cut has nothing else that tells it from a raw disk.
-func namedLike(a address.Address) string {
-	path := a.String()
-	if address.IsRemote(a) || flatExtent.MatchString(path) {
-		return ""
-	}
-	switch strings.ToLower(filepath.Ext(path)) {
-	case ".vmdk":
-		return "a VMDK"
-	case ".qcow2", ".qcow":
-		return "a qcow2 image"
-	case ".vhd":
-		return "a VHD"
-	case ".vhdx":
-		return "a VHDX"
-	case ".vdi":
-		return "a VirtualBox image"
-	case ".gz", ".xz", ".zst", ".bz2", ".lz4":
-		return "a compressed file"
-	case ".zip", ".7z", ".tar", ".tgz":
-		return "an archive"
-	}
-	return ""
-}
-
-func (j *job) printPlan(w io.Writer, plan *transfer.Plan, shared int64, target *sinkopen.Target) error {
+// printPlan prints what a copy would do, with the display of progress paused.
+func (c *copyCommand) printPlan(p *job.Planned, pause func() func()) error {
 	text := fmt.Sprintf("source: %s\ntarget: %s (%s)\nsize: %d bytes (%s)\nto copy: %d bytes (%s) in %d extents\n",
-		printable.Name(j.Src), printable.Name(j.Dst), target, plan.Size, bytesize.Format(plan.Size), plan.Data, bytesize.Format(plan.Data), plan.Extents)
-	if shared > 0 {
-		text += fmt.Sprintf("of these shared: %d bytes (%s)\n", shared, bytesize.Format(shared))
+		printable.Name(c.Src), printable.Name(c.Dst), p.Target, p.Size, bytesize.Format(p.Size), p.Data, bytesize.Format(p.Data), p.Extents)
+	if p.Shared > 0 {
+		text += fmt.Sprintf("of these shared: %d bytes (%s)\n", p.Shared, bytesize.Format(p.Shared))
 	}
-	holes := plan.Zero + plan.Inherited
-	defer j.pause()()
-	_, err := fmt.Fprintf(w, "%sholes: %d bytes (%s)\n", text, holes, bytesize.Format(holes))
+	defer pause()()
+	_, err := fmt.Fprintf(textOutput, "%sholes: %d bytes (%s)\n", text, p.Holes, bytesize.Format(p.Holes))
 	return err
 }

@@ -12,9 +12,10 @@ const module = "github.com/vddkcp/vddkcp/"
 // not named here may import internal/ only. CONTRIBUTING.md has the reasons.
 var imports = []struct{ room, may string }{
 	{"cmd/vddkcp/internal/export", "nbd nbd/server source source/cow source/open"},
-	{"cmd/vddkcp", "cmd/vddkcp/internal/export nbd nbd/client source source/open source/raw sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/journal transfer/progress transfer/report vddk"},
+	{"cmd/vddkcp", "cmd/vddkcp/internal/export nbd nbd/client source source/open sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/job transfer/journal transfer/progress transfer/report vddk"},
 	{"transfer/batch", "transfer/report"},
 	{"transfer/digest", ""},
+	{"transfer/job", "source source/open source/raw sink sink/open sink/raw transfer transfer/digest transfer/journal transfer/progress transfer/report"},
 	{"transfer/journal", "transfer"},
 	{"transfer/progress", ""},
 	{"transfer/report", "transfer/progress"},

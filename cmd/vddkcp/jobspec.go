@@ -183,7 +183,8 @@ func (p *jobParser) set(j *batch.Job) error {
 	if err := c.Validate(); err != nil {
 		return err
 	}
-	if err := c.checkAddresses(); err != nil {
+	addresses := c.addresses()
+	if err := addresses.Parse(); err != nil {
 		if h := report.Of(err).Hint; h != "" {
 			err = fmt.Errorf("%w (%s)", err, h)
 		}

@@ -557,7 +557,6 @@ func TestOutcomes(t *testing.T) {
 		{nil, report.StatusOK, 0},
 		{boom, report.StatusFailed, 1},
 		{&usageError{err: boom}, report.StatusFailed, 2},
-		{&passingError{boom}, report.StatusFailed, 75},
 		{resumable(boom), report.StatusFailed, 75},
 		{resumable(&usageError{err: boom}), report.StatusFailed, 75},
 		{resumable(&signalError{syscall.SIGHUP}), report.StatusInterrupted, 129},

@@ -151,37 +151,6 @@ func refuseMisspelt(app *kong.Application, args []string) error {
 	}
 }
 
-// drain returns a context that ends so long after ctx, with the same cause: for
-// what is to be finished once a signal has come.
-func drain(ctx context.Context, grace time.Duration) (context.Context, context.CancelFunc) {
-	drained, cancel := context.WithCancelCause(context.WithValue(context.WithoutCancel(ctx), undrainedKey{}, ctx))
-	stop := context.AfterFunc(ctx, func() {
-		timer := time.NewTimer(grace)
-		defer timer.Stop()
-		select {
-		case <-timer.C:
-			cancel(context.Cause(ctx))
-		case <-drained.Done():
-		}
-	})
-	return drained, func() {
-		stop()
-		cancel(nil)
-	}
-}
-
-// undrainedKey is the key of the context that a drained one comes from.
-type undrainedKey struct{}
-
-// undrained returns the context that ctx came from by drain, for what is to end
-// with the signal itself: nobody types a password after Ctrl-C.
-func undrained(ctx context.Context) context.Context {
-	if from, ok := ctx.Value(undrainedKey{}).(context.Context); ok {
-		return from
-	}
-	return ctx
-}
-
 // usageError is a mistake of the caller's, with exit status 2.
 type usageError struct {
 	err  error

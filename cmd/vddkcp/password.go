@@ -17,6 +17,7 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sys/unix"
 
+	"github.com/vddkcp/vddkcp/internal/grace"
 	"github.com/vddkcp/vddkcp/internal/impatient"
 	"github.com/vddkcp/vddkcp/vddk"
 )
@@ -93,11 +94,11 @@ func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), wha
 		if pause != nil {
 			defer pause()()
 		}
-		text, err = askTerminal(undrained(ctx), what+": ")
+		text, err = askTerminal(grace.Original(ctx), what+": ")
 	case inFile:
-		text, err = impatient.Call(undrained(ctx), func() (string, error) { return readSecretFile(f.value) })
+		text, err = impatient.Call(grace.Original(ctx), func() (string, error) { return readSecretFile(f.value) })
 	case onFD:
-		text, err = impatient.Call(undrained(ctx), func() (string, error) { return readFD(f.fd) })
+		text, err = impatient.Call(grace.Original(ctx), func() (string, error) { return readFD(f.fd) })
 	}
 	if err != nil {
 		return vddk.Secret{}, err

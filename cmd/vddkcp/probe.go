@@ -13,8 +13,9 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
-	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/job"
 )
 
 // estimate reads --probe bytes of each disk, and says how long the batch will
@@ -188,9 +189,10 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 // returns how many connections it had in the end.
 func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probeMeter) (connections int, err error) {
 	c := b.command(t)
-	j := c.newJob(b.log.With("job", t.Name), new(progress.Counters))
-	b.share(j, t)
-	src, err := j.opener.Open(ctx, c.Src, c.SourceFormat)
+	spec := c.spec()
+	b.share(&spec, t)
+	spec.Log = b.log.With("job", t.Name)
+	src, err := job.OpenSource(ctx, spec)
 	if err != nil {
 		return 0, err
 	}
@@ -200,7 +202,7 @@ func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probe
 		return 0, err
 	}
 	group, reading := errgroup.WithContext(ctx)
-	group.SetLimit(requests(j.Depth, src))
+	group.SetLimit(transfer.Requests(c.Depth, src))
 	m.begin()
 	request := int64(c.RequestSize)
 	for _, e := range extents {

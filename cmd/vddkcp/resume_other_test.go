@@ -141,44 +141,6 @@ func TestDroppedCheckpointStaysDropped(t *testing.T) {
 	}
 }
 
-// A copy that another process has gone on with since its journal was read is left
-// alone.
-func TestResumeBesideAnother(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "journal")
-	j, _, err := journal.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { j.Close() })
-	write := func(off int64) {
-		t.Helper()
-		e := journal.Entry{Copy: journal.Copy{Size: 100}}
-		e.Offset = off
-		if err := j.Write(e); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(10)
-	entries, err := journal.Load(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := &resumption{path: path, entries: entries, newest: 10}
-	if err := r.untouched(); err != nil {
-		t.Error(err)
-	}
-	write(20)
-	if err := r.untouched(); err == nil {
-		t.Error("a checkpoint that another process wrote is overlooked")
-	}
-	if err := j.Remove(); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.untouched(); err == nil {
-		t.Error("a journal that another process removed is overlooked")
-	}
-}
-
 // A single link that goes on with --verify, without a digest of what was copied
 // before, is held against the source and the backing together.
 func TestVerifyOfASingleLinkThatGoesOn(t *testing.T) {

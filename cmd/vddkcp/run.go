@@ -19,9 +19,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/printable"
-	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/job"
 	"github.com/vddkcp/vddkcp/transfer/journal"
 	"github.com/vddkcp/vddkcp/transfer/progress"
 	"github.com/vddkcp/vddkcp/transfer/report"
@@ -416,8 +416,8 @@ func (a *accesses) wait() {
 }
 
 // share gives a copy what it has in common with the others of the batch.
-func (b *batchRun) share(j *job, t *batch.Job) {
-	o := &j.opener.VDDK.Options
+func (b *batchRun) share(spec *job.Spec, t *batch.Job) {
+	o := &spec.Opener.VDDK.Options
 	o.Budget, o.Registry = b.budget(t), b.registry
 }
 
@@ -455,7 +455,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	err = shown(b.display, func() (err error) {
 		whole, err = batch.Run(ctx, jobs, batch.Options{
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
-			Copy: b.copy, Size: sizeOf, Tidy: b.removeJournal, Backing: b.backing, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
+			Copy: b.copy, Size: sizeOf, Tidy: b.tidy, Backing: b.backing, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
 				accesses.done(j)
 				how := map[report.Status]string{report.StatusOK: "done", report.StatusInterrupted: "interrupted"}[r.Status]
@@ -497,6 +497,22 @@ func (b *batchRun) command(j *batch.Job) *copyCommand {
 	return c
 }
 
+// backing identifies the disk that the target of a job is an overlay of; "" if it is
+// none.
+func (b *batchRun) backing(t *batch.Job) string {
+	if t.Text("backing") == "" {
+		return ""
+	}
+	return job.DescribeBacking(context.Background(), b.command(t).spec())
+}
+
+// tidy removes what a killed run left beside the target of a job that is done.
+func (b *batchRun) tidy(t *batch.Job) {
+	spec := b.command(t).spec()
+	spec.Log = b.log.With("job", t.Name)
+	job.Tidy(spec)
+}
+
 // sizeOf is how much a source holds, or -1: a server is not asked before its
 // turn.
 func sizeOf(j *batch.Job) int64 {
@@ -507,45 +523,43 @@ func sizeOf(j *batch.Job) int64 {
 	return fi.Size()
 }
 
-// copy runs one copy of a job.
+// copy runs one attempt at a job.
 func (b *batchRun) copy(ctx context.Context, t *batch.Task) *report.Report {
 	log := t.Log
-	c := b.command(t.Job)
-	if t.Resume {
-		switch sinkopen.PlaceOf(c.at.target).Kind {
-		case "file", "block device", "NBD export":
-			c.Resume = true
-		}
-	}
-	counters := new(progress.Counters)
-	j := c.newJob(log, counters)
-	j.limit = j.limit.Within(b.limit)
-	b.share(j, t.Job)
-	j.retried, j.whole = true, t.Whole
-	j.outputs = b.outputs.with("--log-dir", b.logPath(t.Job))
-	if t.Redo && !c.Force {
-		j.keepOld(sinkopen.PlaceOf(c.at.target))
-	}
-	done := b.display.Start(t.Name, t.Source, counters)
-	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", c.Resume)
-	err := j.do(ctx)
+	spec := b.command(t.Job).spec()
+	spec.Resume = spec.Resume || t.Resume && spec.CanResume()
+	spec.Limit = spec.Limit.Within(b.limit)
+	spec.KeepOld, spec.Batch, spec.Whole = t.Redo, true, t.Whole
+	spec.Log, spec.Counters = log, new(progress.Counters)
+	outputs := b.outputs.with("--log-dir", b.logPath(t.Job))
+	spec.Opened = func() error { return outputs.checkOpened(spec.Opener, spec.BackingOpener) }
+	b.share(&spec, t.Job)
+	done := b.display.Start(t.Name, t.Source, spec.Counters)
+	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", spec.Resume)
+	r, err := job.Run(ctx, spec)
 	done()
-	var refused *outputError
-	if errors.As(err, &refused) {
-		b.mu.Lock()
-		b.refused[refused.path] = true
-		b.mu.Unlock()
+	b.refuseReport(err)
+	end := report.Of(err)
+	if end.Done() {
+		log.Info("done", "read", bytesize.Format(r.BytesRead), "written", bytesize.Format(r.BytesWritten), "seconds", int(r.Seconds))
+	} else if b.LogDir != "" {
+		log.Debug("failed", "error", err, "hint", end.Hint, "exit", end.Exit)
 	}
-	switch {
-	case err == nil:
-		log.Info("done", "read", bytesize.Format(j.report.BytesRead), "written", bytesize.Format(j.report.BytesWritten), "seconds", int(j.report.Seconds))
-	case b.LogDir != "":
-		log.Debug("failed", "error", err, "hint", report.Of(err).Hint, "exit", report.Of(err).Exit)
-		fallthrough
-	default:
+	if err != nil {
 		failJob(b.display, b.asJSON, t.Name, err)
 	}
-	return j.report
+	return r
+}
+
+// refuseReport keeps a report from being written over a file of a source.
+func (b *batchRun) refuseReport(err error) {
+	var refused *outputError
+	if !errors.As(err, &refused) {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refused[refused.path] = true
 }
 
 // jobLog is the log of a job, which with --log-dir goes to a file too.

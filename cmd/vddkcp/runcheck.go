@@ -15,9 +15,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/printable"
-	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	sinkraw "github.com/vddkcp/vddkcp/sink/raw"
 	"github.com/vddkcp/vddkcp/transfer/batch"
-	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/job"
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
@@ -123,25 +123,21 @@ func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
 }
 
 func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
-	c := b.command(t)
-	c.DryRun = true
-	if b.Resume && sinkopen.PlaceOf(c.at.target).Kind == "file" {
-		c.Resume = true
-	}
-	j := c.newJob(b.log.With("job", t.Name), new(progress.Counters))
-	j.stdout = io.Discard
-	j.outputs = b.outputs
-	b.share(j, t)
-	r := checked{job: t}
-	r.err = j.do(ctx)
-	r.size, r.data, r.need = j.report.VirtualSize, j.need, j.need
-	if sinkopen.PlaceOf(c.at.target).Kind != "file" {
+	spec := b.command(t).spec()
+	file := spec.WritesFile()
+	spec.Resume = spec.Resume || b.Resume && file
+	spec.Log = b.log.With("job", t.Name)
+	spec.Opened = func() error { return b.outputs.checkOpened(spec.Opener, spec.BackingOpener) }
+	b.share(&spec, t)
+	p, err := job.Plan(ctx, spec)
+	r := checked{job: t, size: p.Size, data: p.Need, need: p.Need, err: err}
+	if !file {
 		r.need = 0
-	} else if c.Preallocation != "off" {
+	} else if spec.Preallocation != sinkraw.PreallocateOff {
 		r.need = r.size
 	}
 	var st unix.Stat_t
-	if r.need > 0 && unix.Stat(filepath.Dir(c.Dst), &st) == nil {
+	if r.need > 0 && unix.Stat(filepath.Dir(spec.Target), &st) == nil {
 		r.fileSystem = st.Dev
 	}
 	return r

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/nbd/client"
 	"github.com/vddkcp/vddkcp/source"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
@@ -69,7 +70,7 @@ func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFl
 	opener := f.opener()
 	opener.VDDK.Options.Log, opener.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
 	opener.NBD.Warn = opener.VDDK.Options.Warn
-	opener.Retry.OnRetry = retryNotices(log)
+	opener.Retry.OnRetry = retry.LogTo(log, "reading is tried again")
 	if d, err = opener.OpenAddress(ctx, src, f.SourceFormat); err != nil {
 		closeLog()
 		return nil, nil, err
@@ -82,7 +83,7 @@ func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFl
 	warnOf(log, d)
 	if i, ok := source.Ability[source.Described](d); ok {
 		info := i.Info()
-		if what := namedLike(src); info.Format == "raw" && f.SourceFormat == "" && what != "" {
+		if what := sourceopen.FormatByName(src); info.Format == "raw" && f.SourceFormat == "" && what != "" {
 			log.Warn(fmt.Sprintf("%s is named like %s and is none: it is taken for a raw disk (--source-format raw says that this is right)", src, what))
 		}
 		log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", d.Size(), "chain", strings.Join(info.Chain, " <- "))

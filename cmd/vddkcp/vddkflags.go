@@ -12,6 +12,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/grace"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk"
@@ -211,7 +212,7 @@ func (f *vddkFlags) readSecrets(ctx context.Context, p *vddk.Params, warn func(s
 			warn(fmt.Sprintf("--%s on the command line can be seen by others on this host: want -, +FILE or VDDKCP_%s", s.name, strings.ToUpper(s.name)))
 		}
 		secret, err := s.flag.read(ctx, f.secrets.pause, fmt.Sprintf("%s of %s at %s", s.name, printable.Name(p.User), printable.Name(p.Server)))
-		if undrained(ctx).Err() != nil {
+		if grace.Original(ctx).Err() != nil {
 			return err
 		}
 		if err != nil {

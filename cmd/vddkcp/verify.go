@@ -12,6 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/source"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer"
@@ -36,6 +37,9 @@ type verifyCommand struct {
 
 	Progress string `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 }
+
+// addresses are the parsed addresses of the disks. target is nil with --digest.
+type addresses struct{ source, target address.Address }
 
 // digestValue is a digest as it is in a report.
 type digestValue struct {
@@ -150,7 +154,7 @@ func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
 	o.VDDK.Options.RequestSize, o.VDDK.Options.Depth = int(c.RequestSize), c.Depth
 	o.VDDK.Options.Log, o.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
 	o.NBD.Warn = o.VDDK.Options.Warn
-	o.Retry.OnRetry = retryNotices(log)
+	o.Retry.OnRetry = retry.LogTo(log, "reading is tried again")
 	return o
 }
 
@@ -189,7 +193,7 @@ func (c *verifyCommand) compare(ctx context.Context, at addresses, outputs *outp
 	}
 	warnOf(log, src, dst)
 	o := c.options(counters)
-	o.Requests = requests(c.Depth, src, dst)
+	o.Requests = transfer.Requests(c.Depth, src, dst)
 	_, isExport := at.target.(address.NBD)
 	o.TargetMayBeLonger = isExport || isDevice(c.Dst, dst)
 	diff, err := transfer.Compare(ctx, src, dst, o)
@@ -216,7 +220,7 @@ func (c *verifyCommand) sum(ctx context.Context, target address.Address, outputs
 	warnOf(log, d)
 	want := c.Digest
 	o := c.options(counters)
-	o.Requests = requests(c.Depth, d)
+	o.Requests = transfer.Requests(c.Depth, d)
 	got, err := transfer.Sum(ctx, d, want.algorithm, o)
 	if err != nil {
 		return fmt.Errorf("target: %w", err)

@@ -1,4 +1,4 @@
-package main
+package job
 
 import (
 	"bufio"
@@ -6,8 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 
+	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/sink"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
@@ -15,31 +16,50 @@ import (
 	"github.com/vddkcp/vddkcp/transfer"
 )
 
-func (j *job) runStream(ctx context.Context) error {
+func (j *job) isStream() bool {
+	_, ok := j.at.source.(address.Stream)
+	return ok
+}
+
+// checkStream refuses options that make no sense for a stream.
+func (j *job) checkStream() error {
 	switch {
 	case j.SourceFormat != "" && j.SourceFormat != "raw":
-		return &usageError{err: fmt.Errorf("standard input is a raw stream, not %s: save it in a file first", j.SourceFormat)}
-	case j.DryRun:
-		return &usageError{err: errors.New("--dry-run can't look into standard input")}
-	case j.Reflink == "always":
-		return &usageError{err: errors.New("--reflink always: a stream on standard input has no blocks to share")}
+		return usage.Errorf("standard input is a raw stream, not %s: save it in a file first", j.SourceFormat)
+	case j.dry:
+		return usage.Errorf("--dry-run can't look into standard input")
+	case j.Reflink == transfer.ReflinkAlways:
+		return usage.Errorf("--reflink always: a stream on standard input has no blocks to share")
+	}
+	return nil
+}
+
+// copyStream copies standard input. A stream has no extents, cannot be read again,
+// and so is never resumed.
+func (j *job) copyStream(ctx context.Context) error {
+	if err := j.checkStream(); err != nil {
+		return err
 	}
 	size := int64(sink.UnknownSize)
 	if j.Size != nil {
-		size = int64(*j.Size)
+		size = *j.Size
 		j.report.VirtualSize = size
 	}
-	closeBacking, err := j.openBacking(ctx)
+	defer j.close()
+	if err := j.openBacking(ctx); err != nil {
+		return err
+	}
+	if j.Opened != nil {
+		if err := j.Opened(); err != nil {
+			return err
+		}
+	}
+	target, err := sinkopen.PlaceOf(j.at.target).Plan(ctx, size, j.targetOptions(j.warn))
 	if err != nil {
 		return err
 	}
-	defer closeBacking()
-	if err := j.outputs.checkOpened(j.opener, j.backings); err != nil {
-		return err
-	}
-	target, err := sinkopen.PlaceOf(j.at.target).Plan(ctx, size, j.targetOptions(0, j.warn))
-	if err != nil {
-		return err
+	if j.drop(0) {
+		target.DropCache()
 	}
 	j.report.Format, j.report.Transport, j.report.ExtentsSource = target.Format, "stream", "full"
 	if err := j.verifiable(target); err != nil {
@@ -64,11 +84,11 @@ func (j *job) runStream(ctx context.Context) error {
 	return err
 }
 
-// openStream returns standard input, a disk of size bytes, and waits for its
-// first bytes. An empty stream is an error unless the size says so: a command
-// that failed leaves one behind.
+// openStream returns standard input, a disk of size bytes, and waits for its first
+// bytes. An empty stream is an error unless size is 0: a command that failed leaves
+// one behind.
 func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
-	stdin := raw.Stream(ctx, os.Stdin)
+	stdin := raw.Stream(ctx, j.Stdin)
 	if size == 0 {
 		return stdin, nil
 	}
@@ -87,7 +107,7 @@ func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
 	return r, emptyStream(err)
 }
 
-// emptyStream adds to the error of an empty stream what the user can do.
+// emptyStream adds a hint to the error of an empty stream.
 func emptyStream(err error) error {
 	if errors.Is(err, sourceopen.ErrEmptyStream) {
 		return &hintedError{err, "--size 0 takes it for a disk of 0 bytes"}

@@ -1,0 +1,40 @@
+package open
+
+import (
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/vddkcp/vddkcp/internal/address"
+)
+
+// flatExtent matches the names of VMware's files that hold nothing but the bytes of
+// a disk: vm-flat.vmdk, vm-f001.vmdk.
+var flatExtent = regexp.MustCompile(`(?i)-(flat|f[0-9]{3,})\.vmdk$`)
+
+// FormatByName returns what the name of a local source promises ("a VMDK"), or "" if
+// a raw disk may have the name. A raw disk with another name deserves a warning: the
+// name is all that tells a truncated fixed VHD, for example, from a raw disk.
+func FormatByName(a address.Address) string {
+	path := a.String()
+	if address.IsRemote(a) || flatExtent.MatchString(path) {
+		return ""
+	}
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".vmdk":
+		return "a VMDK"
+	case ".qcow2", ".qcow":
+		return "a qcow2 image"
+	case ".vhd":
+		return "a VHD"
+	case ".vhdx":
+		return "a VHDX"
+	case ".vdi":
+		return "a VirtualBox image"
+	case ".gz", ".xz", ".zst", ".bz2", ".lz4":
+		return "a compressed file"
+	case ".zip", ".7z", ".tar", ".tgz":
+		return "an archive"
+	}
+	return ""
+}

@@ -1,0 +1,103 @@
+package job
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/vddkcp/vddkcp/internal/fileid"
+	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer/journal"
+)
+
+// OpenSource opens the source as Run does, for a caller that only reads from it. The
+// caller closes the disk.
+func OpenSource(ctx context.Context, spec Spec) (source.Disk, error) {
+	j := newJob(spec)
+	if err := j.Parse(); err != nil {
+		return nil, err
+	}
+	return j.Opener.OpenAddress(ctx, j.at.source, j.SourceFormat)
+}
+
+// DescribeBacking returns a text that identifies the backing of the target, with its
+// content: it changes when the content does. It is "" if the target is no overlay.
+func DescribeBacking(ctx context.Context, spec Spec) string {
+	if spec.Backing == "" {
+		return ""
+	}
+	j := newJob(spec)
+	defer j.close()
+	if err := j.openBacking(ctx); err != nil {
+		return fmt.Sprintf("cannot be read: %v", err)
+	}
+	b := j.overlay.identity
+	return fmt.Sprintf("%s, %s, %s", b.Path, b.Format, b.Identity)
+}
+
+// CanResume reports whether Resume is allowed for the target: a file, a block device
+// or an NBD export.
+func (s *Spec) CanResume() bool {
+	if s.Parse() != nil {
+		return false
+	}
+	switch sinkopen.PlaceOf(s.at.target).Kind {
+	case "file", "block device", "NBD export":
+		return true
+	}
+	return false
+}
+
+// WritesFile reports whether the target is a file that the copy creates.
+func (s *Spec) WritesFile() bool {
+	return s.Parse() == nil && sinkopen.PlaceOf(s.at.target).Kind == "file"
+}
+
+// Tidy removes what a process that was killed left beside a target which is whole:
+// the journal, and the .partial name of a file that already has its final name. It
+// logs what it cannot remove.
+func Tidy(spec Spec) {
+	j := newJob(spec)
+	if !j.WritesFile() {
+		return
+	}
+	place := sinkopen.PlaceOf(j.at.target)
+	if id := fileid.MarkOf(place.Partial); id != "" && id == fileid.MarkOf(place.Path()) {
+		if err := os.Remove(place.Partial); err != nil {
+			j.Log.Warn("the first name of the target stays", "error", err)
+		}
+	}
+	if err := os.Remove(cmp.Or(j.Journal, journal.Beside(place.Partial))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		j.Log.Warn("the journal stays", "error", err)
+	}
+}
+
+// keepOld gives the file at the target a second name, so that it can be replaced and
+// its content is not lost. If that is not possible, the copy fails because the
+// target exists.
+func (j *job) keepOld() {
+	place := sinkopen.PlaceOf(j.at.target)
+	if place.Kind != "file" {
+		return
+	}
+	path := place.Path()
+	existing, err := os.Lstat(path)
+	if err != nil {
+		return
+	}
+	old := path + ".old"
+	err = os.Link(path, old)
+	if kept, _ := os.Lstat(old); kept != nil && os.SameFile(kept, existing) {
+		err = nil // an earlier attempt made the link
+	}
+	if err != nil {
+		j.warn(fmt.Sprintf("what is at the target can't be kept as %s: %v", old, err))
+		return
+	}
+	j.warn("what was at the target stays as " + old)
+	j.Force = true
+}

@@ -1,0 +1,315 @@
+// Package job copies one disk from one address to another: it opens both, plans,
+// continues an earlier copy, copies, verifies and reports.
+//
+// A [Spec] says what to copy; its zero fields are defaults. [Run] copies, and
+// [Plan] opens everything and says what Run would do, without writing anything:
+//
+//	r, err := job.Run(ctx, job.Spec{Source: "vm.vmdk", Target: "vm.qcow2"})
+//
+// Both return a report even if they fail. [report.Of] says what the error means:
+// whether the copy can be resumed, and whether another try may help.
+//
+// The steps of a copy have a file each: open.go, plan.go, resume.go (what an
+// earlier run left), target.go (create the target or open the earlier one), keep.go
+// (the journal during the copy), end.go. stream.go copies standard input, which
+// has no plan and cannot be resumed.
+package job
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/vddkcp/vddkcp/internal/fileid"
+	"github.com/vddkcp/vddkcp/internal/grace"
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/sink"
+	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	sinkraw "github.com/vddkcp/vddkcp/sink/raw"
+	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/digest"
+	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/report"
+)
+
+// Spec says what is copied, to where and how. Source and Target are required; the
+// zero value of every other field is its default. docs/cli.md describes the flags
+// of the same names.
+type Spec struct {
+	// Source is the address of the disk that is read: a path, PATH.ova#DISK, an
+	// NBD URI, a disk on a VMware host, or "-" for Stdin.
+	Source string
+	// Target is the address of the disk that is written: a path, an NBD URI, "-"
+	// for standard output, or "null:".
+	Target string
+
+	SourceFormat string // "raw", "vmdk" or "qcow2"; "": found by probing
+	SingleLink   bool   // Opener reads Source without its parents
+	Size         *int64 // of the disk that a stream holds, bytes; nil: unknown. Only for a stream
+	Stdin        *os.File
+	// Opener opens Source, and BackingOpener opens Backing. If they are nil, they
+	// are new Openers without options. Run sets what concerns one copy: the number
+	// of NBD connections, the tuning of VDDK, the log and the warnings.
+	Opener, BackingOpener *sourceopen.Opener
+
+	Format        string // "raw", "qcow2" or "vmdk"; "": by the name of Target
+	Force         bool   // replace an existing file
+	KeepOld       bool   // keep an existing file under a second name, TARGET.old, and replace it
+	Compress      string // METHOD or METHOD:LEVEL; "": the format's default
+	ClusterSize   int64  // of a qcow2, bytes; 0: 64 KiB
+	Backing       string // path of the disk that a qcow2 overlay is written over; "": no overlay
+	BackingFormat string // "": found by probing
+	Preallocation sinkraw.Preallocation
+	Sparse        int64 // runs of zeros of at least so many bytes become holes; 0: a default
+	KeepZeros     bool  // zeros stay data
+	Reflink       transfer.Reflink
+	TargetIsZero  bool // the target already reads as zeros
+	Verify        bool // read the target back and compare
+
+	RequestSize int               // bytes read at once; 0: 1 MiB
+	Depth       int               // reads in flight on each connection; 0: 4
+	Connections int               // to a server; 0: chosen automatically
+	Timeout     time.Duration     // of a request to an NBD target; 0: none
+	Limit       *transfer.Limiter // of bytes read; nil: none
+	Cache       string            // "keep" or "drop" the page cache; "": drop if the copy is large
+
+	Resume  bool   // continue an earlier copy to Target, if there is one
+	Journal string // path of the journal; "": a default place
+	Digest  digest.Algorithm
+
+	// Batch says that the caller tries the copy again later if it fails by a
+	// transient error. Such an error then has the exit status of a copy that can be
+	// resumed.
+	Batch bool
+
+	Log      *slog.Logger       // nil: nothing is logged
+	Counters *progress.Counters // filled while copying; nil: not
+	// Opened is called when the files of the source and of the backing are open
+	// and nothing is written yet. Its error ends the copy. It may be nil.
+	Opened func() error
+	// Whole is called when the target is whole and durable, before it gets its
+	// final name, with the mark of its file by package fileid. It may be nil.
+	Whole func(mark string)
+
+	at addresses // set by Parse
+}
+
+// Run copies the disk. The report is never nil. On an error nothing is at the
+// address of a target that is a file. Run ends with the cause of ctx soon after
+// ctx ends: it waits a few seconds for reads in flight, to write a last checkpoint.
+func Run(ctx context.Context, spec Spec) (*report.Report, error) {
+	j := newJob(spec)
+	err := j.end(j.copy(ctx))
+	j.report.EndWith(err)
+	return j.report, err
+}
+
+// Planned is what a copy would do.
+type Planned struct {
+	Report  *report.Report // with status "skipped", or with the error
+	Target  string         // format and kind, "raw file"; "" after an error
+	Size    int64          // of the disk, bytes
+	Data    int64          // bytes to read and write, or to share
+	Shared  int64          // bytes of Data that source and target will share on their file system
+	Holes   int64          // bytes that need no reading
+	Extents int64          // runs of data and holes
+	// Need is how many bytes of data a copy would write from now on, without those
+	// that are shared and those that an earlier run has written.
+	Need int64
+}
+
+// Plan opens the source, plans the copy and checks the target. It copies and
+// changes nothing. The result is never nil; after an error it holds what was known
+// by then.
+func Plan(ctx context.Context, spec Spec) (*Planned, error) {
+	j := newJob(spec)
+	j.dry = true
+	err := j.end(j.check(ctx))
+	if end := j.report.EndWith(err); end.Done() {
+		j.report.End(report.StatusSkipped, end.Exit)
+	}
+	p := &Planned{Report: j.report, Size: j.report.VirtualSize, Shared: j.shared, Need: j.need}
+	if j.plan != nil {
+		p.Data, p.Holes, p.Extents = j.plan.Data, j.plan.Zero+j.plan.Inherited, j.plan.Extents
+	}
+	if j.target != nil {
+		p.Target = j.target.String()
+	}
+	return p, err
+}
+
+// job is one copy under way.
+type job struct {
+	Spec
+	report  *report.Report
+	warning sync.Mutex // guards report.Warnings
+	dry     bool       // nothing is written
+
+	source  source.Disk // nil until it is open
+	info    source.Info // of the source; zero if it has none
+	overlay overlay
+	resumption
+
+	plan   *transfer.Plan // nil until the source is planned
+	shared int64          // bytes that source and target share
+	need   int64          // bytes of data that will be written; 0 until that is known
+	target *sinkopen.Target
+	dst    sink.Disk
+	result transfer.Result // of the copy, as far as it came
+}
+
+func newJob(spec Spec) *job {
+	j := &job{Spec: spec, report: report.New(spec.Source, spec.Target)}
+	if j.Log == nil {
+		j.Log = slog.New(slog.DiscardHandler)
+	}
+	if j.Counters == nil {
+		j.Counters = new(progress.Counters)
+	}
+	if j.Depth == 0 {
+		j.Depth = 4
+	}
+	if j.Stdin == nil {
+		j.Stdin = os.Stdin
+	}
+	j.prepareOpeners()
+	return j
+}
+
+// copy makes the copy step by step.
+func (j *job) copy(ctx context.Context) error {
+	if err := j.Parse(); err != nil {
+		return err
+	}
+	if j.isStream() {
+		return j.copyStream(ctx)
+	}
+	if j.KeepOld && !j.Force {
+		j.keepOld()
+	}
+	life, err := j.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer life.end()
+	if err := j.open(life.reading); err != nil {
+		return err
+	}
+	defer j.close()
+	if err := j.planCopy(ctx); err != nil {
+		return err
+	}
+	j.readUncached()
+	if err := j.verifyManifest(ctx); err != nil {
+		return err
+	}
+	if err := j.openTarget(life.writing); err != nil {
+		return err
+	}
+	return j.transfer(ctx, life.writing)
+}
+
+// check is copy without the steps that write.
+func (j *job) check(ctx context.Context) error {
+	if err := j.Parse(); err != nil {
+		return err
+	}
+	if j.isStream() {
+		return j.checkStream()
+	}
+	life, err := j.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer life.end()
+	if err := j.open(life.reading); err != nil {
+		return err
+	}
+	defer j.close()
+	if err := j.planCopy(ctx); err != nil {
+		return err
+	}
+	return j.checkTarget(ctx)
+}
+
+// begin finds what an earlier run left, before anything is opened.
+func (j *job) begin(ctx context.Context) (*life, error) {
+	if j.Size != nil {
+		return nil, usage.Errorf("--size is for a stream on standard input, and %s has its own", j.Source)
+	}
+	if err := j.findEarlier(); err != nil {
+		return nil, err
+	}
+	return newLife(ctx, j.path != ""), nil
+}
+
+// A resumable copy that a signal stops has readingGrace for the reads in flight;
+// reads that are not answered by then are given up. The target stays open for
+// checkpointGrace longer, so that it can take a last checkpoint even if the source
+// hangs or waits to be opened again.
+const (
+	readingGrace    = 5 * time.Second
+	checkpointGrace = 5 * time.Second
+)
+
+// life holds the contexts of a copy that ends some time after the caller's context.
+type life struct {
+	reading, writing context.Context
+	end              func()
+}
+
+func newLife(ctx context.Context, resumable bool) *life {
+	if !resumable {
+		return &life{ctx, ctx, func() {}}
+	}
+	reading, endReading := grace.Prolong(ctx, readingGrace)
+	writing, endWriting := grace.Prolong(ctx, readingGrace+checkpointGrace)
+	return &life{reading, writing, func() { endReading(); endWriting() }}
+}
+
+// transfer copies the data. It keeps the journal meanwhile.
+func (j *job) transfer(ctx, writing context.Context) error {
+	o := j.options()
+	o.Requests = transfer.Requests(j.Depth, j.source)
+	if c, ok := sink.Ability[sink.Connected](j.dst); ok {
+		// Each read becomes a write soon, so a target with many connections needs as
+		// many reads.
+		o.Requests = max(o.Requests, j.Depth*c.Connections())
+	}
+	k, err := j.keep(&o)
+	if err != nil {
+		return err
+	}
+	o.Stop = ctx
+	j.reopenLost(&o)
+	j.result, err = transfer.Copy(writing, j.source, j.dst, j.plan, o)
+	return k.end(err)
+}
+
+func (j *job) options() transfer.Options {
+	o := transfer.Options{
+		RequestSize: j.RequestSize, Requests: j.Depth, Reflink: j.Reflink, Digest: j.Digest, Verify: j.Verify,
+		Counters: j.Counters, Backing: j.overlay.disk, Limit: j.Limit, Sparse: j.Sparse, KeepZeros: j.KeepZeros,
+	}
+	if j.Whole != nil {
+		o.Whole = func() { j.Whole(fileid.MarkOf(j.place.Partial)) }
+	}
+	if j.overlay.identity != nil {
+		o.BackingIdentity = j.overlay.identity.Identity
+		o.ReopenBacking = j.reopenBacking
+	}
+	return o
+}
+
+// warn logs a warning and adds it to the report. The connections of a disk call it
+// concurrently.
+func (j *job) warn(message string) {
+	j.Log.Warn(message)
+	j.warning.Lock()
+	defer j.warning.Unlock()
+	j.report.Warnings = append(j.report.Warnings, message)
+}

@@ -1,0 +1,151 @@
+package job
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/journal"
+)
+
+// keeper keeps the journal of a copy; its journal is nil if the target cannot be
+// resumed.
+type keeper struct {
+	j       *job
+	journal *journal.Journal
+}
+
+// keep opens the journal of a copy whose target is open, and makes the options write
+// to it. If that fails, the target is given up.
+func (j *job) keep(o *transfer.Options) (*keeper, error) {
+	if j.path == "" {
+		return &keeper{j: j}, nil
+	}
+	jr, err := j.openJournal()
+	if err != nil {
+		return nil, errors.Join(err, j.giveUp())
+	}
+	if len(j.entries) > 0 {
+		last := j.entries[0].Checkpoint
+		o.Resume = &last
+		j.report.ResumedFrom, j.report.ResumeProof = last.Offset, j.copied.Proof
+		j.Log.Info("going on with an earlier copy", "from", last.Offset, "done", bytesize.Format(last.Offset), "proof", j.copied.Proof)
+	}
+	j.begun = true
+	o.Keep = func(c transfer.Checkpoint) error { return jr.Write(journal.Entry{Copy: j.copied, Checkpoint: c}) }
+	return &keeper{j, jr}, nil
+}
+
+// openJournal opens the journal and makes it describe this copy.
+func (j *job) openJournal() (jr *journal.Journal, err error) {
+	if j.copied.Identity, err = sink.IdentityOf(j.dst); err != nil {
+		return nil, err
+	}
+	if jr, _, err = journal.Open(j.path); err != nil {
+		return nil, err
+	}
+	if len(j.entries) > 0 {
+		if j.dropped {
+			err = jr.WriteBack(j.entries[0])
+		}
+		if err != nil {
+			return nil, errors.Join(err, jr.Close())
+		}
+		return jr, nil
+	}
+	if err = j.startJournal(jr); err == nil {
+		return jr, nil
+	}
+	if j.touched != "" {
+		return nil, errors.Join(err, jr.Close()) // the next run must know that the target was written to
+	}
+	return nil, errors.Join(err, jr.Remove())
+}
+
+// startJournal begins the journal of a copy that has copied nothing yet. For a target
+// that is written in place it records that durably before the first write, because
+// from then on the target is not known to read as zeros.
+func (j *job) startJournal(jr *journal.Journal) error {
+	if err := jr.Reset(); err != nil || !j.inPlace() {
+		return err
+	}
+	return jr.Write(journal.Entry{Copy: j.copied})
+}
+
+// giveUp ends a target that nothing was written to. If an earlier run began it, it
+// is kept.
+func (j *job) giveUp() error {
+	if len(j.entries) > 0 {
+		return j.dst.Suspend()
+	}
+	return j.dst.Abort()
+}
+
+// end closes the journal of a copy that ended with err, and returns err. The journal
+// is removed unless a later run needs it.
+func (k *keeper) end(err error) error {
+	if k.journal == nil {
+		return err
+	}
+	j := k.j
+	switch {
+	case errors.As(err, new(*transfer.ResumableError)):
+		if closed := k.journal.Close(); closed != nil {
+			j.Log.Warn("close the journal", "error", closed)
+		}
+		return err
+	case errors.Is(err, transfer.ErrSourceChanged):
+		j.dropPartial(j.Log)
+	}
+	if err != nil && j.inPlace() && (j.TargetIsZero || j.touched != "") {
+		// The next run must know that the target no longer reads as zeros.
+		if kept := errors.Join(j.startJournal(k.journal), k.journal.Close()); kept != nil {
+			j.Log.Warn("the journal cannot be kept: do not use --target-is-zero in the next run", "error", kept)
+		}
+		return err
+	}
+	if removed := k.journal.Remove(); removed != nil {
+		j.Log.Warn("the journal stays", "error", removed)
+	}
+	return err
+}
+
+// dropPartial removes the .partial file that an earlier run made and that the sink
+// does not remove. The source changed, so the file holds parts of two states.
+func (r *resumption) dropPartial(log *slog.Logger) {
+	if r.partial == nil || len(r.entries) == 0 {
+		return
+	}
+	now, err := os.Lstat(r.place.Partial)
+	if err != nil || !os.SameFile(now, r.partial) {
+		return // the file is gone, or belongs to another process
+	}
+	if err := os.Remove(r.place.Partial); err != nil {
+		log.Warn("the .partial file stays and holds parts of two states of the source", "error", err)
+	}
+}
+
+// reopenLost makes the copy open an NBD export again whose connection was lost.
+func (j *job) reopenLost(o *transfer.Options) {
+	if j.target.Kind != "NBD export" {
+		return
+	}
+	o.Reopen = func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) {
+		to := j.targetOptions(nil)
+		to.State, to.Resume, to.Identity = state, resume, j.copied.Identity
+		t, err := j.place.Plan(ctx, j.source.Size(), to)
+		if err != nil {
+			return nil, err
+		}
+		return t.Create(ctx)
+	}
+	o.Lost = j.Opener.Retry
+	o.Lost.OnRetry = func(err error, wait time.Duration) {
+		j.Log.Warn("the target is opened again, from the last checkpoint on", "wait", wait.Round(time.Millisecond), "error", err)
+	}
+}

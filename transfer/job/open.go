@@ -1,0 +1,250 @@
+package job
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/retry"
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/source"
+	sourceopen "github.com/vddkcp/vddkcp/source/open"
+	"github.com/vddkcp/vddkcp/transfer/journal"
+	"github.com/vddkcp/vddkcp/transfer/progress"
+)
+
+// addresses are the parsed addresses of a copy. backing is nil if there is none.
+type addresses struct{ source, target, backing address.Address }
+
+// Parse parses the addresses of the copy, unless that was done already. Run and
+// Plan call it; a caller that needs the addresses earlier may.
+func (s *Spec) Parse() (err error) {
+	if s.at.target != nil {
+		return nil
+	}
+	var at addresses
+	if at.source, err = address.Parse(s.Source, address.Source); err != nil {
+		return err
+	}
+	if at.target, err = address.Parse(s.Target, address.Target); err != nil {
+		return err
+	}
+	if s.Backing != "" {
+		if at.backing, err = address.Parse(s.Backing, address.Disk); err != nil {
+			return fmt.Errorf("--backing: %w", err)
+		}
+		if address.IsRemote(at.backing) {
+			return usage.New(fmt.Sprintf("--backing: %s: a qcow2 overlay names a file as its backing", s.Backing), "a file of that name is ./"+s.Backing)
+		}
+	}
+	s.at = at
+	return nil
+}
+
+// SourceAddress returns the parsed address of the source, nil before Parse has
+// succeeded.
+func (s *Spec) SourceAddress() address.Address { return s.at.source }
+
+// TargetAddress returns the parsed address of the target, nil before Parse has
+// succeeded.
+func (s *Spec) TargetAddress() address.Address { return s.at.target }
+
+// BackingPath returns the path of Backing. A relative Backing starts from the folder
+// of Target, symbolic links resolved, because a reader of the overlay finds it so.
+func (s *Spec) BackingPath() (string, error) {
+	if filepath.IsAbs(s.Backing) {
+		return s.Backing, nil
+	}
+	dir, err := filepath.EvalSymlinks(filepath.Dir(s.Target))
+	if err != nil {
+		return "", fmt.Errorf("the folder of %s: %w", s.Target, err)
+	}
+	return dir + "/" + s.Backing, nil
+}
+
+// prepareOpeners sets the options of the openers that concern this copy alone.
+func (j *job) prepareOpeners() {
+	if j.Opener == nil {
+		j.Opener = new(sourceopen.Opener)
+	}
+	if j.BackingOpener == nil {
+		j.BackingOpener = new(sourceopen.Opener)
+	}
+	o := j.Opener
+	o.NBD.Connections, o.NBD.Warn = j.Connections, j.warn
+	o.Retry.OnRetry = retry.LogTo(j.Log, "reading is tried again")
+	if o.VDDK == nil {
+		return
+	}
+	v := &o.VDDK.Options
+	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = j.Connections, j.RequestSize, j.Depth, j.Log, j.warn
+}
+
+// open opens the source and the backing. j.close closes both.
+func (j *job) open(ctx context.Context) (err error) {
+	if j.source, err = j.Opener.OpenAddress(ctx, j.at.source, j.SourceFormat); err != nil {
+		return err
+	}
+	j.report.VirtualSize = j.source.Size()
+	if d, ok := source.Ability[source.Described](j.source); ok {
+		j.info = d.Info()
+	}
+	if err = j.openBacking(ctx); err == nil && j.Opened != nil {
+		err = j.Opened()
+	}
+	if err != nil {
+		j.close()
+	}
+	return err
+}
+
+func (j *job) close() {
+	j.overlay.close()
+	if j.source != nil {
+		j.source.Close()
+	}
+}
+
+// overlay is the backing of a target that is an overlay; zero if it is none.
+type overlay struct {
+	disk     source.Disk
+	identity *journal.Backing
+}
+
+func (o *overlay) close() {
+	if o.disk != nil {
+		o.disk.Close()
+	}
+}
+
+// openBacking opens the disk of --backing, which a reader of the target will find
+// by the same name. It sets BackingFormat to the format that it found.
+func (j *job) openBacking(ctx context.Context) error {
+	if j.Backing == "" {
+		return nil
+	}
+	path, err := j.BackingPath()
+	if err != nil {
+		return err
+	}
+	d, err := j.BackingOpener.Open(ctx, path, j.BackingFormat)
+	if err != nil {
+		return fmt.Errorf("--backing: %w", err)
+	}
+	if i, ok := source.Ability[source.Described](d); ok && j.BackingFormat == "" {
+		j.BackingFormat = i.Info().Format
+	}
+	j.warnOf(d)
+	j.overlay.disk = d
+	if j.overlay.identity, err = describeBacking(ctx, d, path, j.BackingFormat); err != nil {
+		return fmt.Errorf("--backing: %w", err)
+	}
+	return nil
+}
+
+// reopenBacking opens the disk that has the name of the backing now.
+func (j *job) reopenBacking(ctx context.Context) (source.Disk, error) {
+	path, err := j.BackingPath()
+	if err != nil {
+		return nil, err
+	}
+	return j.BackingOpener.Open(ctx, path, j.BackingFormat)
+}
+
+// describeBacking says which disk the backing at path is.
+func describeBacking(ctx context.Context, d source.Disk, path, format string) (*journal.Backing, error) {
+	b := &journal.Backing{Format: format}
+	var err error
+	if b.Identity, b.Proof, err = identify(ctx, d); err != nil {
+		return nil, err
+	}
+	if path, err = filepath.EvalSymlinks(path); err != nil {
+		return nil, err
+	}
+	b.Path, err = filepath.Abs(path)
+	return b, err
+}
+
+// identify returns the identity of a disk, and what proves it.
+func identify(ctx context.Context, d source.Disk) (id, proof string, err error) {
+	i, ok := source.Ability[source.Identified](d)
+	if !ok {
+		return "", "none", nil
+	}
+	return i.Identity(ctx)
+}
+
+// warnOf passes on the warnings of the reader of a disk.
+func (j *job) warnOf(d source.Disk) {
+	if w, ok := source.Ability[sourceopen.Warned](d); ok {
+		for _, message := range w.Warnings() {
+			j.warn(message)
+		}
+	}
+}
+
+// describeSource fills in what the report says about the source before it is read.
+func (j *job) describeSource() {
+	j.report.Transport, j.report.Connections = "file", 1
+	j.report.ExtentsSource = "map"
+	if j.plan.Data == j.plan.Size {
+		j.report.ExtentsSource = "full"
+	}
+	j.warnOf(j.source)
+	if d, ok := source.Ability[source.Described](j.source); ok {
+		info := d.Info()
+		if what := sourceopen.FormatByName(j.at.source); info.Format == "raw" && j.SourceFormat == "" && what != "" {
+			j.warn(fmt.Sprintf("%s is named like %s and is none: it is copied as a raw disk (--source-format raw says that this is right)", j.Source, what))
+		}
+		j.Log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", j.source.Size(), "chain", strings.Join(info.Chain, " <- "))
+	}
+	j.Log.Debug("plan", "data", j.plan.Data, "zero", j.plan.Zero, "extents", j.plan.Extents)
+}
+
+// verifyManifest compares a disk of an appliance with the appliance's manifest, if
+// Verify is set. It does so before the copy, which is pointless if the appliance is
+// damaged.
+func (j *job) verifyManifest(ctx context.Context) error {
+	m, ok := source.Ability[sourceopen.Manifest](j.source)
+	if !j.Verify || !ok {
+		return nil
+	}
+	j.Counters.Enter(progress.Verify)
+	err := m.VerifyManifest(ctx)
+	if errors.Is(err, sourceopen.ErrNoManifest) {
+		j.warn(fmt.Sprintf("the source can't be verified, only the copy of it: %v", err))
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("verify the source: %w", err)
+	}
+	j.Log.Debug("the manifest agrees")
+	return nil
+}
+
+// countSource fills in what the report says about how the source was read. If the
+// copy failed, it logs what VDDK warned of last.
+func (j *job) countSource(failed bool) {
+	if j.source == nil {
+		return
+	}
+	if c, ok := source.Ability[source.Counted](j.source); ok {
+		s := c.Stats()
+		j.report.Transport, j.report.VDDKVersion, j.report.Connections = s.Transport, s.Library, s.Connections
+		j.report.Retries, j.report.WorkerRestarts = s.Retries, s.Restarts
+		if s.ExtentsSource != "" {
+			j.report.ExtentsSource = s.ExtentsSource
+		}
+	}
+	if !failed {
+		return
+	}
+	if l, ok := source.Ability[interface{ LastWarnings() []string }](j.source); ok {
+		for _, line := range l.LastWarnings() {
+			j.Log.Warn("VDDK said: " + line)
+		}
+	}
+}

@@ -1,0 +1,165 @@
+package job
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/sink"
+	sinkopen "github.com/vddkcp/vddkcp/sink/open"
+	"github.com/vddkcp/vddkcp/source"
+	"github.com/vddkcp/vddkcp/transfer"
+)
+
+// planCopy plans the target and the source, and refuses everything that can be
+// refused before data is read or written.
+func (j *job) planCopy(ctx context.Context) (err error) {
+	if err := j.matchEarlier(ctx); err != nil {
+		return err
+	}
+	// The target is planned before the extents of the source are queried, which can
+	// take minutes. The space that it needs is known after that.
+	if err := j.planTarget(ctx); err != nil {
+		return notThisTarget(err)
+	}
+	if err := j.planSource(ctx); err != nil {
+		return err
+	}
+	if err := j.reserve(); err != nil {
+		return err
+	}
+	j.report.Format = j.target.Format
+	j.warnOfSectors()
+	return j.verifiable(j.target)
+}
+
+// planSource finds out how much data the source has, and how much of it the target
+// can share with it.
+func (j *job) planSource(ctx context.Context) (err error) {
+	if j.plan, err = transfer.NewPlanWithin(ctx, j.source, j.patience(), j.Counters); err != nil {
+		return err
+	}
+	if id := j.plan.Identity(); id != j.copied.Source {
+		return fmt.Errorf("%w: it was %s, it is %s", transfer.ErrSourceChanged, j.copied.Source, id)
+	}
+	if j.plan.Inherited > 0 && j.overlay.disk == nil {
+		return usage.New(fmt.Sprintf("--single-link: %s has %d bytes that only its parents have, and a target without --backing can't say so", j.Source, j.plan.Inherited),
+			"without --single-link they are read from the parents")
+	}
+	j.describeSource()
+	j.shared, err = transfer.Shared(ctx, j.source, j.plan, j.Reflink, j.target.CloneUnit)
+	if errors.Is(err, transfer.ErrNotShared) {
+		return &hintedError{err, "--reflink auto shares what it can and copies the rest"}
+	}
+	return err
+}
+
+// patience is how long a copy waits for all extents before it begins to read. A
+// server takes a while for each query, so its extents are queried during the copy.
+func (j *job) patience() time.Duration {
+	if address.IsRemote(j.at.source) && !j.dry {
+		return 100 * time.Millisecond
+	}
+	return math.MaxInt64
+}
+
+// planTarget plans the target, from the checkpoint on that the copy continues at.
+func (j *job) planTarget(ctx context.Context) (err error) {
+	j.target, err = j.place.Plan(ctx, j.source.Size(), j.resumeOptions(j.targetOptions(j.warn)))
+	return err
+}
+
+// reserve tells the planned target how much data is coming.
+func (j *job) reserve() error {
+	data := j.plan.Data - j.shared
+	j.need = data
+	if len(j.entries) > 0 {
+		j.need = min(data, j.plan.DataFrom(j.entries[0].Offset))
+	}
+	if j.drop(data) {
+		j.target.DropCache()
+	}
+	return j.target.Reserve(data)
+}
+
+// targetOptions are the options of the target, without those of a copy that is
+// resumed.
+func (j *job) targetOptions(warn func(string)) sinkopen.Options {
+	o := sinkopen.Options{
+		Options: sink.Options{Info: j.info, Backing: j.overlay.disk}, BackingName: j.Backing, BackingFormat: j.BackingFormat,
+		Format: j.Format, Compress: j.Compress, ClusterSize: j.ClusterSize,
+		Force: j.Force, Preallocation: j.Preallocation, TargetIsZero: j.TargetIsZero, Source: j.uses, Warn: warn,
+	}
+	o.NBD.Connections, o.NBD.Timeout = j.Connections, j.Timeout
+	return o
+}
+
+// clusterSize is the cluster size of a qcow2 target, in bytes.
+func (j *job) clusterSize() int64 { return cmp.Or(j.ClusterSize, sinkopen.DefaultClusterSize) }
+
+// uses returns the name of the file that the copy reads, if fi is one.
+func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
+	if path, ok = j.Opener.Uses(fi); !ok {
+		path, ok = j.BackingOpener.Uses(fi)
+	}
+	return path, ok
+}
+
+// drop reports whether a copy of n bytes stays out of the page cache: by Cache, or
+// if n is more than a quarter of the memory.
+func (j *job) drop(n int64) bool {
+	if j.Cache != "" {
+		return j.Cache == "drop"
+	}
+	var memory unix.Sysinfo_t
+	if err := unix.Sysinfo(&memory); err != nil {
+		return false
+	}
+	return n > int64(memory.Totalram)*int64(memory.Unit)/4
+}
+
+// readUncached keeps what is read of a large copy out of the page cache.
+func (j *job) readUncached() {
+	if !j.drop(j.plan.Data - j.shared) {
+		return
+	}
+	if u, ok := source.Ability[source.Uncached](j.source); ok {
+		u.ReadUncached()
+	}
+}
+
+// warnOfSectors warns if the disk has sectors of more than 512 bytes and the target
+// cannot record them: a guest with other sectors finds no partitions.
+func (j *job) warnOfSectors() {
+	n := j.info.GuestSector
+	if n <= 512 || j.target.Format == "vmdk" || j.target.Kind == "null" {
+		return
+	}
+	j.warn(fmt.Sprintf("%s has sectors of %d bytes, which a %s cannot record: give its guest a disk with sectors of that size (libvirt: <blockio logical_block_size='%d'/>)", j.Source, n, j.target, n))
+}
+
+// verifiable refuses --verify for a target that cannot be read back.
+func (j *job) verifiable(target *sinkopen.Target) error {
+	if j.Verify && (target.Kind == "stream" || target.Kind == "null") {
+		return usage.New(fmt.Sprintf("--verify: %s can't be read back", target.Address), "--digest tells what was written, to be compared on the other side")
+	}
+	return nil
+}
+
+// checkTarget checks what planning the target leaves to creating it.
+func (j *job) checkTarget(ctx context.Context) error {
+	err := j.target.Check(ctx)
+	if errors.Is(err, errors.ErrUnsupported) {
+		j.warn(fmt.Sprintf("the target is not checked: %v", err))
+		return nil
+	}
+	return err
+}

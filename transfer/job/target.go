@@ -1,0 +1,187 @@
+package job
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"github.com/vddkcp/vddkcp/internal/usage"
+	"github.com/vddkcp/vddkcp/sink"
+	"github.com/vddkcp/vddkcp/transfer"
+	"github.com/vddkcp/vddkcp/transfer/journal"
+)
+
+// openTarget creates the target, or opens the one of the earlier copy and checks
+// that it still holds what was written last. If it does not, the checkpoint before
+// is tried.
+func (j *job) openTarget(ctx context.Context) (err error) {
+	if err := j.untouched(); err != nil {
+		return err
+	}
+	for {
+		if j.dst, err = j.target.Create(ctx); err != nil {
+			return notThisTarget(err)
+		}
+		again := false
+		if len(j.entries) == 0 {
+			again, err = j.distrustZeros()
+		} else {
+			again, err = j.trustCheckpoint(ctx)
+		}
+		if err != nil || !again {
+			return err
+		}
+		if err := j.planTarget(ctx); err != nil {
+			return err
+		}
+		if err := j.reserve(); err != nil {
+			return err
+		}
+	}
+}
+
+// distrustZeros decides whether a new target that is written in place reads as
+// zeros, as TargetIsZero says. If a journal says that an earlier copy wrote to it,
+// again is true: the target must be opened without that option.
+func (j *job) distrustZeros() (again bool, err error) {
+	if !j.TargetIsZero || !j.inPlace() {
+		return false, nil
+	}
+	if j.touched == "" && j.findTouched(j.dst) {
+		return true, j.dst.Abort() // nothing was written
+	}
+	if j.touched != "" {
+		j.warn(fmt.Sprintf("--target-is-zero is not believed, since by the journal %q an earlier copy wrote to this target: its holes are zeroed", j.touched))
+	}
+	return false, nil
+}
+
+// trustCheckpoint checks that the newest checkpoint describes the target and the
+// source. If it does not, again is true: the target must be opened at the
+// checkpoint before that.
+func (j *job) trustCheckpoint(ctx context.Context) (again bool, err error) {
+	last := &j.entries[0]
+	if err = j.compareTarget(ctx, j.dst, last); err == nil {
+		if err = j.compareSource(ctx, &last.Checkpoint); err == nil {
+			return false, nil
+		}
+		if errors.As(err, new(*usage.Error)) {
+			return false, errors.Join(err, j.dst.Suspend())
+		}
+	}
+	if suspended := j.dst.Suspend(); suspended != nil || !isAnother(err) {
+		return false, errors.Join(err, suspended)
+	}
+	return true, j.dropCheckpoint(last, err)
+}
+
+// findTouched looks for a journal of the same device or export among the journals
+// of targets with other names, and reports whether there is one.
+func (r *resumption) findTouched(dst sink.Disk) bool {
+	id, err := sink.IdentityOf(dst)
+	path, pathErr := journal.DefaultPath(r.place.Kind)
+	if err != nil || pathErr != nil || id == "" {
+		return false
+	}
+	paths, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "*.journal"))
+	for _, path := range paths {
+		entries, _ := journal.Load(path) // other files have no entries
+		if slices.ContainsFunc(entries, func(e journal.Entry) bool { return e.Identity == id }) {
+			r.touched = path
+			return true
+		}
+	}
+	return false
+}
+
+// untouched returns an error if another run has continued the copy since the
+// journal was read. Creating the target would cut off what that run wrote.
+func (r *resumption) untouched() error {
+	if len(r.entries) == 0 {
+		return nil
+	}
+	now, err := journal.Load(r.path)
+	if err != nil {
+		return err
+	}
+	if len(now) == 0 || now[0].Offset != r.newest {
+		return fmt.Errorf("another process went on with the copy meanwhile: by the journal %q it is no longer at %d", r.path, r.newest)
+	}
+	return nil
+}
+
+// errUnproved says that nothing proves that a target or a source is the one of a
+// checkpoint. The copy then starts over, which loses nothing: only zeros were copied.
+var errUnproved = errors.New("nothing proves that source and target are those of the copy that stopped")
+
+// isAnother reports whether err of compareTarget means that the target is not the
+// one of the checkpoint.
+func isAnother(err error) bool {
+	return errors.Is(err, transfer.ErrTail) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, errUnproved)
+}
+
+// dropCheckpoint makes the copy continue at the checkpoint before the last one,
+// which does not describe the target, or from the start.
+func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
+	if errors.Is(why, errUnproved) {
+		j.warn(fmt.Sprintf("the checkpoint at %d is not used: %v; the copy starts anew", last.Offset, why))
+		j.entries, j.stale = nil, j.place.Kind == "file"
+		return nil
+	}
+	j.dropped = true
+	if j.entries = j.entries[1:]; len(j.entries) == 0 {
+		j.entries = []journal.Entry{*last} // the earlier copy stays as it is
+		return j.neverResumed(fmt.Errorf("the target does not hold what its journal says was written last: %w", why))
+	}
+	j.warn(fmt.Sprintf("the checkpoint at %d is not used: %v; the one before, at %d, is", last.Offset, why, j.entries[0].Offset))
+	return nil
+}
+
+// compareTarget compares the content of a target with a checkpoint. isAnother is
+// true for the error if the checkpoint does not describe the target.
+func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.Entry) error {
+	if back, ok := sink.Ability[sink.Readback](dst); ok {
+		if err := last.CheckTail(ctx, back); err != nil {
+			return err
+		}
+	}
+	id, err := sink.IdentityOf(dst)
+	if err != nil {
+		return err
+	}
+	// The identity of a device or an export was compared when it was opened, but a
+	// new disk reads as zeros as well. A file that holds what was written may have
+	// been moved here. What an overlay reads as may come from its backing, which
+	// proves nothing about the overlay's own file.
+	same := !j.inPlace() && id != "" && id == last.Identity
+	if !same && (!last.Proves() || j.overlay.disk != nil && !j.inPlace()) {
+		return fmt.Errorf("%w: the target is %s, and was %s, and nothing but zeros or the backing's content was written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
+	}
+	return nil
+}
+
+// compareSource compares what was read last with the source, if nothing else proves
+// that the source is the same disk in the same state.
+func (j *job) compareSource(ctx context.Context, last *transfer.Checkpoint) error {
+	if b := j.overlay.identity; b != nil && b.Proof == "none" {
+		j.warn(fmt.Sprintf("nothing proves that the backing %q is what it was when the copy stopped", b.Path))
+	}
+	if j.copied.Proof != "none" || last.Offset == 0 {
+		return nil
+	}
+	if !last.Proves() {
+		return fmt.Errorf("%w: the source has no identity that proves it, and nothing but zeros was read so far", errUnproved)
+	}
+	err := last.CheckTail(ctx, j.source)
+	if errors.Is(err, transfer.ErrTail) {
+		return usage.WithHint(fmt.Errorf("--resume: the source changed since the copy stopped: %w", err),
+			"--force without --resume starts anew; copy from a snapshot, or with the source's user stopped")
+	}
+	if err == nil {
+		j.warn("nothing proves that the source is what it was when the copy stopped; what was read last is the same")
+	}
+	return err
+}
