@@ -2,23 +2,23 @@ package server
 
 import "sync"
 
-// maxSuspects bounds the exports of which ranges are remembered.
+// maxBadRanges is how many exports have a remembered range.
 const maxBadRanges = 1024
 
-// suspects remember by the name of an export where a read failed after a simple
-// reply had begun. Such a reply can't tell of it: the connection ends, and the
-// client comes back, often as the only one, with the same request. Then it has to
-// be read before the reply begins. It is safe for concurrent use; the zero value
-// is empty.
+// badRanges records, by the name of an export, where reads failed after a simple reply
+// had begun. Such a reply cannot report an error, so the connection is closed, and the
+// client usually connects again and repeats the request. The repeated request is read
+// completely before its reply begins, so that it gets an error reply. badRanges is safe
+// for concurrent use. The zero value is empty.
 type badRanges struct {
 	mu     sync.Mutex
 	ranges map[string]badRange
 }
 
-// suspect is the smallest range that covers all failed reads.
+// badRange is the smallest range that covers all failed reads of one export.
 type badRange struct{ from, to int64 }
 
-// add notes that [from, to) can't be read.
+// add records that a read of [from, to) failed.
 func (s *badRanges) add(export string, from, to int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -26,7 +26,7 @@ func (s *badRanges) add(export string, from, to int64) {
 		from, to = min(from, r.from), max(to, r.to)
 	} else if len(s.ranges) >= maxBadRanges {
 		for name := range s.ranges {
-			delete(s.ranges, name) // any of them
+			delete(s.ranges, name) // forget any export
 			break
 		}
 	}
@@ -36,7 +36,7 @@ func (s *badRanges) add(export string, from, to int64) {
 	s.ranges[export] = badRange{from, to}
 }
 
-// touch reports whether [from, to) may have something that can't be read.
+// overlap reports whether [from, to) overlaps the range of failed reads of the export.
 func (s *badRanges) overlap(export string, from, to int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

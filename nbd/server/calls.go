@@ -3,24 +3,26 @@ package server
 import "context"
 
 const (
-	// maxCalls is how many calls to disks are in progress at once, beside one for
-	// each connection. A call to a file that hangs keeps a thread, and the runtime
-	// ends a program that has too many.
+	// maxCalls is how many calls to disks may be in progress at once, in addition to
+	// one call for each connection. Each call to a file that hangs occupies a thread,
+	// and the Go runtime ends a program with more than 10000 threads.
 	maxCalls = 1024
-	// maxExportCalls is how many of them one export has, so that a disk that hangs
-	// leaves some to the others.
+	// maxExportCalls is how many of the maxCalls calls one export may use, so that a
+	// disk that hangs does not block the other exports.
 	maxExportCalls = 256
 )
 
-// calls bounds calls to disks; each takes an element.
+// calls bounds the number of concurrent calls to disks. Each call puts an element into
+// the channel while it is in progress.
 type calls chan struct{}
 
 func (c calls) release() { <-c }
 
-// enterCall waits until a call to the disk can be made: as one of those that all
-// share, or as the one that the connection always has. It returns what is to be
-// called after it.
-func (c *conn) acquireCall(ctx context.Context) (leave func(), err error) {
+// acquireCall waits until the connection may call its disk: the call counts against the
+// limits that all connections share, or is the one call that each connection can always
+// make. The caller calls release after the call to the disk. acquireCall fails only if
+// ctx ends.
+func (c *conn) acquireCall(ctx context.Context) (release func(), err error) {
 	e := c.export.calls
 	select {
 	case e <- struct{}{}:

@@ -2,11 +2,12 @@ package server
 
 import "github.com/vddkcp/vddkcp/nbd"
 
-// check returns why a request can't be done: by its command, its flags, its
-// place, and what the export allows.
+// check returns why a request is invalid: its command or a flag is unknown, its range is
+// not in the export, or the export does not allow it. The error number is 0 if the
+// request is valid.
 func (o *op) check() (nbd.Errno, string) {
 	e := o.c.export
-	allowed := nbd.FlagFUA // wherever it is offered, it may come with any command
+	allowed := nbd.FlagFUA // proto.md allows FUA with every command
 	writes := false
 	beyond := nbd.EINVAL
 	switch o.Type {
@@ -31,17 +32,17 @@ func (o *op) check() (nbd.Errno, string) {
 	case writes && e.writable == nil:
 		return nbd.EPERM, "the export is read-only"
 	case o.Flags&^allowed != 0:
-		return nbd.EINVAL, "flags that the command does not take"
+		return nbd.EINVAL, "the command does not support these flags"
 	case o.Type == nbd.CmdFlush && (o.Off != 0 || o.Len != 0):
-		return nbd.EINVAL, "flush of a range"
+		return nbd.EINVAL, "offset and length of a flush must be 0"
 	case o.Off > size || uint64(o.Len) > size-o.Off:
-		return beyond, "past the end of the export"
+		return beyond, "the range is past the end of the export"
 	case (o.Type == nbd.CmdRead || o.Type == nbd.CmdWrite) && o.Len > nbd.MaxPayload:
-		return nbd.EINVAL, "longer than the maximum of 32 MiB"
+		return nbd.EINVAL, "the range is longer than 32 MiB"
 	case o.Type == nbd.CmdBlockStatus && len(o.c.contexts) == 0:
 		return nbd.EINVAL, "no metadata context was negotiated"
 	case o.Type == nbd.CmdBlockStatus && o.Len == 0:
-		return nbd.EINVAL, "block status of nothing"
+		return nbd.EINVAL, "the range is empty"
 	}
 	return 0, ""
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// maxRequests is how many requests of a connection are in progress at once. No
-// further request is read meanwhile.
+// maxRequests is how many requests of a connection may be in progress at once. While so
+// many are, no further request is read.
 const maxRequests = 64
 
 // conn is a connection: first in the handshake, then in the transmission phase.
@@ -27,39 +27,39 @@ type conn struct {
 	cancel   context.CancelCauseFunc
 
 	negotiated
-	entered atomic.Bool // Server.enter was called
+	entered atomic.Bool // the client has chosen an export, see Server.clientEntered
 
-	holder  holder // accounts for the memory that the connection holds
+	holder  holder // account of the memory that the connection holds
 	in      inbox
 	slots   chan struct{} // one element for each request in progress
 	running sync.WaitGroup
 	ownCall calls // the one call to a disk that this connection can always make
 	out     outbox
 
-	ending   atomic.Bool // the server is shutting down: no more is read
-	mu       sync.Mutex
-	deadline time.Time // of the handshake; zero: none
+	ending   atomic.Bool // the server is shutting down, and nothing more is read
+	mu       sync.Mutex  // held to set deadlines of base, and to set ending
+	deadline time.Time   // of the handshake; zero: there is none
 }
 
-// negotiated is the state that a handshake leads to.
+// negotiated is the state that the options of the handshake change.
 type negotiated struct {
 	flags          nbd.HandshakeFlags
 	export         *export // nil: none is open
 	structured     bool    // replies are structured
 	contexts       []metaContext
-	contextsExport string // the Name of the export for which contexts were chosen
+	contextsExport string // Name of the export for which the contexts were chosen
 }
 
 func newConn(s *Server, raw net.Conn) *conn {
 	c := &conn{s: s, net: raw, base: raw, started: time.Now(), ownCall: make(calls, 1)}
 	c.out.c = c
-	// The connection outlives the context of Serve by the grace.
+	// disksCtx ends after the context of Serve, at the end of the grace period.
 	c.ctx, c.cancel = context.WithCancelCause(s.disksCtx)
 	return c
 }
 
-// serve serves the client until it leaves. An error says what it did wrong, or
-// why it could not be served.
+// serve performs the handshake and serves the client until it disconnects. An error says
+// how the client broke the protocol, or why the connection failed.
 func (c *conn) serve() error {
 	defer func() {
 		if c.export != nil {
@@ -79,21 +79,22 @@ func (c *conn) serve() error {
 	return c.transmit()
 }
 
-// fail ends the connection; the first reason counts.
+// fail closes the connection because of err. Only the first call has an effect on
+// the error that serve returns.
 func (c *conn) fail(err error) {
 	c.cancel(err)
 	c.base.Close()
 }
 
-// failed reports whether fail was called. The end of the server is no failure:
-// there are replies to send.
+// failed reports whether the connection has failed. The shutdown of the server is not a
+// failure, because replies are still sent then.
 func (c *conn) failed() bool {
 	ended := context.Cause(c.ctx)
 	return ended != nil && ended != ErrShutdown
 }
 
-// stopReading makes the connection read no more, because the server ends.
-// Replies to requests in work are still sent.
+// stopReading makes the connection read nothing more, because the server is shutting
+// down. Replies to requests in progress are still sent.
 func (c *conn) stopReading() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -101,7 +102,7 @@ func (c *conn) stopReading() {
 	c.base.SetReadDeadline(time.Now())
 }
 
-// limit sets or lifts the deadline of the handshake.
+// setHandshakeDeadline sets the deadline of the handshake. The zero time removes it.
 func (c *conn) setHandshakeDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -112,7 +113,8 @@ func (c *conn) setHandshakeDeadline(t time.Time) {
 	c.base.SetDeadline(t)
 }
 
-// transmit takes requests until the client leaves, and waits for those in work.
+// transmit serves requests until the client disconnects or the server shuts down, and then
+// waits for the requests in progress.
 func (c *conn) transmit() error {
 	c.in.init(c, c.net)
 	c.slots = make(chan struct{}, maxRequests)
@@ -127,7 +129,7 @@ func (c *conn) transmit() error {
 		return context.Cause(c.ctx)
 	}
 	if closing, ok := c.net.(interface{ CloseWrite() error }); ok && c.net != c.base {
-		nbd.EndTLS(c.base, lastWrites, closing.CloseWrite) // what was sent is all
+		nbd.EndTLS(c.base, lastWrites, closing.CloseWrite) // shows the client that no replies are missing
 	}
 	if c.ending.Load() {
 		c.awaitClose()
@@ -135,8 +137,9 @@ func (c *conn) transmit() error {
 	return err
 }
 
-// linger waits until the client has taken its replies: closing a socket while
-// there is something to read from it can take them back.
+// awaitClose waits until the client has closed its side, or for lastWrites: if a socket
+// is closed while it has data that were not read, the kernel may discard replies that the
+// client has not received yet.
 func (c *conn) awaitClose() {
 	if closing, ok := c.base.(interface{ CloseWrite() error }); ok {
 		closing.CloseWrite()
@@ -145,8 +148,8 @@ func (c *conn) awaitClose() {
 	}
 }
 
-// requests starts requests as they come, until the client disconnects or the
-// server ends.
+// readRequests reads and starts requests until the client disconnects or the server shuts
+// down.
 func (c *conn) readRequests() error {
 	for !c.ending.Load() {
 		r, err := c.in.next()
@@ -166,7 +169,7 @@ func (c *conn) readRequests() error {
 	return nil
 }
 
-// readBy sets or lifts the deadline for the data of a write.
+// setReadDeadline sets the deadline for the data of a write. The zero time removes it.
 func (c *conn) setReadDeadline(t time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -175,16 +178,16 @@ func (c *conn) setReadDeadline(t time.Time) {
 	}
 }
 
-// lost ends the connection because of err, unless the server is shutting down:
-// then there are replies to send.
+// failUnlessEnding closes the connection because of err, unless the server is shutting
+// down: then there are replies to send.
 func (c *conn) failUnlessEnding(err error) {
 	if !c.ending.Load() {
 		c.fail(err)
 	}
 }
 
-// stalled reports whether the server has waited for the client longer than after,
-// while the client sent or took fewer than stallBytes.
+// stalled reports whether the client has blocked the connection for the time after: it did
+// not send the data of a write, or did not take its replies.
 func (c *conn) stalled(after time.Duration) bool {
 	return c.in.stalled(after) || c.out.stalled(after)
 }

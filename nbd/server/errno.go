@@ -9,15 +9,17 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// errnoOf returns which of the protocol's error numbers says what err means.
+// errnoOf returns the error number of the protocol that is nearest to err. It is EIO
+// where no other fits.
 func errnoOf(err error) nbd.Errno {
 	var own nbd.Errno
 	var system unix.Errno
 	switch {
 	case errors.As(err, &own):
-		// A disk that is an NBD client gives what its server gave. What is wrong
-		// with the client's request was found before the disk was asked, and it
-		// is that server that shuts down, not this one.
+		// The disk is an NBD client, and err comes from the server of that client.
+		// EINVAL, EOVERFLOW and ENOTSUP are not passed on, since the request was
+		// checked before, and neither is ESHUTDOWN, since this server does not shut
+		// down.
 		switch own {
 		case nbd.EPERM, nbd.ENOMEM, nbd.ENOSPC:
 			return own

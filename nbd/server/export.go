@@ -11,33 +11,32 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// export is a disk that is open for its clients, of which there is at least
-// one. What it can do is found out once.
+// export is an open disk with at least one client.
 type export struct {
 	Export
-	users int // under Server.mu
+	users int // connections that use the export, guarded by Server.mu
 
-	mu     sync.Mutex // opens and closes
+	mu     sync.Mutex // held while the disk is opened or closed
 	opened bool
 	facts
 }
 
-// facts are what the clients of an export share. They don't change while it is
-// open.
+// facts are the properties of an open disk and the state that its clients share. The
+// fields do not change while the disk is open.
 type facts struct {
 	disk     source.Disk
 	size     int64
 	writable source.Writable // nil: read-only
-	files    source.InFile   // may be nil
+	files    source.InFile   // finds the data in files; may be nil
 	extents  *extents
 	sizes    nbd.BlockSizes
-	chain    bool // there are backing files
+	chain    bool // the image has backing files
 	calls    calls
-	noNowait *atomic.Bool // whether bytes of a file are in memory can't be asked
+	noNowait *atomic.Bool // the file system does not support preadv2 with RWF_NOWAIT
 }
 
-// acquire returns the export that a client calls name, which release gives
-// back.
+// acquire returns the export that clients call name, and opens its disk if no other
+// client uses it. The caller returns it with release.
 func (s *Server) acquire(ctx context.Context, name string) (*export, error) {
 	found, err := s.exports.Find(ctx, name)
 	if err != nil {
@@ -69,15 +68,15 @@ func (s *Server) acquire(ctx context.Context, name string) (*export, error) {
 	return e, nil
 }
 
-// forget counts one user less. The caller holds s.mu.
+// forget removes one user of an export that is not open. The caller holds s.mu.
 func (s *Server) forget(e *export) {
 	if e.users--; e.users == 0 {
 		delete(s.open, e.Name)
 	}
 }
 
-// release gives up an export. The last one closes the disk; who comes meanwhile
-// waits for that, so that a disk is never open twice.
+// release returns an export. The last user closes the disk. A client that wants the export
+// meanwhile waits for the closing, so that a disk is never open twice.
 func (s *Server) release(e *export) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -91,10 +90,10 @@ func (s *Server) release(e *export) {
 		return
 	}
 	if err := e.disk.Close(); err != nil && e.writable != nil {
-		s.o.Log.Error("closing the disk: what clients wrote and did not flush may be lost", "export", e.Name, "error", err)
+		s.o.Log.Error("cannot close the disk: data that clients wrote and did not flush may be lost", "export", e.Name, "error", err)
 		s.closeErr.CompareAndSwap(nil, new(fmt.Errorf("close export %q: %w", e.Name, err)))
 	} else if err != nil {
-		s.o.Log.Warn("closing the disk", "export", e.Name, "error", err)
+		s.o.Log.Warn("cannot close the disk", "export", e.Name, "error", err)
 	}
 	e.extents.clear()
 	e.opened, e.facts = false, facts{}
@@ -103,6 +102,7 @@ func (s *Server) release(e *export) {
 	s.forget(e)
 }
 
+// inspect finds out what a disk supports and which sizes it prefers.
 func (s *Server) inspect(disk source.Disk) facts {
 	f := facts{disk: disk, size: disk.Size(), extents: newExtents(disk, &s.cacheBytes), noNowait: new(atomic.Bool), calls: make(calls, maxExportCalls)}
 	if s.o.Writable {
@@ -117,14 +117,14 @@ func (s *Server) inspect(disk source.Disk) facts {
 			f.sizes.Preferred = uint32(min(n, nbd.MaxPayload))
 		}
 		if n := info.GuestSector; n > 512 && n <= nbd.MaxPayload && bits.OnesCount64(uint64(n)) == 1 {
-			f.sizes.Preferred = uint32(n) // the only way to tell clients the sector size
+			f.sizes.Preferred = uint32(n) // NBD has no other way to advertise the sector size
 		}
 	}
 	return f
 }
 
-// flags are what clients may do. Several connections always see the same,
-// since there is one disk.
+// flags returns the transmission flags of the export. CanMultiConn is always among them:
+// all connections use the same disk, and so see each other's writes.
 func (f *facts) flags(structured bool) nbd.TransmissionFlags {
 	flags := nbd.HasFlags | nbd.SendFlush | nbd.SendFUA | nbd.CanMultiConn | nbd.SendCache
 	if structured {
@@ -136,15 +136,14 @@ func (f *facts) flags(structured bool) nbd.TransmissionFlags {
 	return flags | nbd.SendTrim | nbd.SendWriteZeroes | nbd.SendFastZero
 }
 
-// Opened is an export whose disk is open already.
+// Opened is an export whose disk is already open.
 type Opened struct {
 	Export
 	Disk source.Disk
 }
 
-// Fixed are exports whose disks are open before the server begins and after it
-// ends: the server does not close them. A single one without a name is taken
-// whatever name a client asks for.
+// Fixed is a list of exports whose disks are already open, and stay open when the server
+// ends. If it has a single export without a name, clients get that export by any name.
 type Fixed []Opened
 
 // List implements Exports.
@@ -179,7 +178,7 @@ func (f Fixed) Open(_ context.Context, name string) (source.Disk, error) {
 	return nil, fmt.Errorf("%q: %w", name, ErrUnknownExport)
 }
 
-// kept is a disk that someone else closes.
+// kept is a disk whose Close does nothing, because the server did not open the disk.
 type kept struct{ source.Disk }
 
 func (k kept) Unwrap() source.Disk { return k.Disk }

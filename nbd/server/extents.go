@@ -11,48 +11,48 @@ import (
 )
 
 const (
-	// ahead is how many bytes of a disk are asked for at once, whatever a
-	// client asks: many ask one extent at a time, and a disk far away takes as
-	// long for one as for a thousand.
+	// queryBytes is the range, in bytes, for which a disk is asked for its extents at
+	// once, also if a client asks for less: many clients ask for one extent at a time,
+	// and a remote disk needs as long for one extent as for a thousand.
 	queryBytes = 4 << 30
-	// before is what a question begins at a multiple of, so that random ones
-	// don't cut the extents into bits.
+	// queryAlign is the alignment of the offsets of queries, in bytes, so that queries
+	// at random offsets do not divide the cached extents into small spans.
 	queryAlign = 1 << 20
-	// maxRuns bounds what one question brings, for a disk whose extents are
-	// short.
+	// maxRuns is the maximum number of extents that are taken from one query, for a
+	// disk whose extents are short.
 	maxRuns = 4096
-	// maxMapped bounds what the extents of all exports take, in bytes. Each
-	// export may have one question's beyond it.
+	// maxCacheBytes is the maximum size of the cached extents of all exports, in
+	// bytes. Each export may keep the extents of one query in addition.
 	maxCacheBytes = 8 << 20
-	// runSize and spanSize are what a run and a span take, in bytes.
+	// runSize and spanSize are the sizes of a run and of a span in memory, in bytes.
 	runSize  = 16
 	spanSize = 64
 )
 
-// extents are what is known of a disk's allocation. What was written to is
-// forgotten. It is safe for concurrent use.
+// extents is a cache of the extents of a disk. Ranges that are written to are removed
+// from it. It is safe for concurrent use.
 type extents struct {
 	disk       source.Disk
-	cacheBytes *atomic.Int64 // what the extents of all exports take
-	querying   chan struct{} // full while the disk is being asked: others that wait find the answer
+	cacheBytes *atomic.Int64 // size of the cached extents of all exports
+	querying   chan struct{} // full during a query; later callers wait and find the answer in the cache
 
 	mu      sync.Mutex
-	spans   []*span // ascending, apart
-	changes uint64  // counts writes
-	clock   uint64  // counts uses
+	spans   []*span // ascending, without overlaps
+	changes uint64  // number of calls of invalidate and clear
+	clock   uint64  // number of uses of spans
 }
 
-// span is a stretch of the disk that is known.
+// span is a range of the disk whose extents are cached.
 type span struct {
 	off  int64
 	runs []run
-	used uint64 // extents.clock
+	used uint64 // extents.clock at the last use
 }
 
 func (s *span) end() int64  { return s.runs[len(s.runs)-1].end }
 func (s *span) size() int64 { return spanSize + int64(len(s.runs))*runSize }
 
-// run is a source.Extent that begins where the one before it ends.
+// run is a source.Extent in a compact form. It begins where the run before it ends.
 type run struct {
 	end    int64
 	depth  int32
@@ -64,8 +64,8 @@ func newExtents(d source.Disk, mapped *atomic.Int64) *extents {
 	return &extents{disk: d, cacheBytes: mapped, querying: make(chan struct{}, 1)}
 }
 
-// at returns the extent at off with all that follows of the same in what was
-// asked at once; the disk is asked where off is not known.
+// at returns the extent from off on, from the cache or by a query to the disk. It may end
+// earlier than the extent of the disk, at the end of a query.
 func (x *extents) at(ctx context.Context, off int64) (source.Extent, error) {
 	if e, ok := x.cached(off); ok {
 		return e, nil
@@ -82,7 +82,7 @@ func (x *extents) at(ctx context.Context, off int64) (source.Extent, error) {
 	return x.query(ctx, off)
 }
 
-// known returns what is known of off.
+// cached returns the extent from off on if it is in the cache.
 func (x *extents) cached(off int64) (source.Extent, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -101,12 +101,14 @@ func (x *extents) search(off int64) int {
 	return sort.Search(len(x.spans), func(i int) bool { return x.spans[i].end() > off })
 }
 
+// at returns the extent from off on, where off must be in the span.
 func (s *span) at(off int64) source.Extent {
 	r := s.runs[sort.Search(len(s.runs), func(i int) bool { return s.runs[i].end > off })]
 	return source.Extent{Off: off, Len: r.end - off, Kind: r.kind, Depth: int(r.depth), Absent: r.absent}
 }
 
-// ask asks the disk for what lies around off and is not known, and keeps it.
+// query asks the disk for the extents around off that are not cached, and caches them. It
+// returns the extent from off on.
 func (x *extents) query(ctx context.Context, off int64) (source.Extent, error) {
 	from := off &^ (queryAlign - 1)
 	end := from + min(queryBytes, x.disk.Size()-from)
@@ -140,8 +142,8 @@ func (x *extents) query(ctx context.Context, off int64) (source.Extent, error) {
 	return s.at(off), nil
 }
 
-// keep inserts a span, and lets go of those that were not used for the longest
-// time when it gets too much. The caller holds x.mu.
+// insert adds a span to the cache, and removes the least recently used spans if the cache
+// becomes too large. The caller holds x.mu.
 func (x *extents) insert(s *span) {
 	x.clock++
 	s.used = x.clock
@@ -158,7 +160,7 @@ func (x *extents) insert(s *span) {
 	}
 }
 
-// remove forgets spans. The caller holds x.mu.
+// remove deletes the spans with the indexes from to to-1. The caller holds x.mu.
 func (x *extents) remove(from, to int) {
 	for _, s := range x.spans[from:to] {
 		x.cacheBytes.Add(-s.size())
@@ -166,9 +168,9 @@ func (x *extents) remove(from, to int) {
 	x.spans = slices.Delete(x.spans, from, to)
 }
 
-// changed forgets what is known of a range, which has been written to: it is
-// called after the write and before its reply. An answer that is under way
-// then is not kept.
+// invalidate removes a range from the cache. It must be called after a write to the range
+// and before the reply to the write. The answer to a query that is in progress meanwhile
+// is not cached.
 func (x *extents) invalidate(off, n int64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -181,7 +183,7 @@ func (x *extents) invalidate(off, n int64) {
 	x.remove(from, to)
 }
 
-// drop forgets everything.
+// clear empties the cache.
 func (x *extents) clear() {
 	x.mu.Lock()
 	defer x.mu.Unlock()

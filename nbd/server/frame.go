@@ -8,9 +8,9 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// This file composes the head of every reply in the transmission phase: simple
-// replies where the client did not negotiate structured ones, and chunks where it
-// did. A client with extended headers would need other heads, and only here.
+// This file composes the heads of all replies in the transmission phase: simple replies,
+// or the chunks of structured replies if the client negotiated them. Support for
+// extended headers would be added here.
 
 // reply is one message of the answer to a request: a head, and the bytes that
 // follow the head. A simple reply is one message; a structured reply is one
@@ -18,11 +18,11 @@ import (
 type reply struct {
 	op   *op
 	last bool                     // no other message follows in the answer to op
-	head [nbd.ChunkSize + 12]byte // large enough for the longest head, which is that of a hole
-	n    int                      // length of the head in bytes; 0: nothing is sent
+	head [nbd.ChunkSize + 12]byte // the longest head is that of a hole
+	n    int                      // length of the head in bytes; 0: there is none
 
-	body []byte  // follows the head
-	buf  *buffer // holds body; returned to the shared memory after the reply is sent
+	body []byte  // bytes that follow the head
+	buf  *buffer // memory of body, released after the reply was sent
 
 	// If file is not nil, length bytes of it from pos on follow the head instead
 	// of body. The kernel copies them to the socket (sendfile).
@@ -30,14 +30,14 @@ type reply struct {
 	pos    int64
 	length int64
 
-	// stream, unless it is nil, writes the data that follow the head, without the
-	// first sent bytes, which sendfile has sent. It returns the bytes that end
-	// the reply.
+	// stream, if it is not nil, writes the data that follow the head, except for the
+	// first sent bytes, which the kernel has copied from file. It returns the bytes
+	// that end the reply.
 	stream func(w io.Writer, sent int64) (tail []byte, err error)
 }
 
-// setHead makes b the head of r. A head with an error text that does not fit
-// in the array becomes the body.
+// setHead makes b the head of r. If b does not fit in the array, because of an error
+// text, it becomes the body instead.
 func (r *reply) setHead(b []byte) {
 	if len(b) <= len(r.head) {
 		r.n = copy(r.head[:], b)
@@ -46,15 +46,15 @@ func (r *reply) setHead(b []byte) {
 	}
 }
 
-// setEnd makes r the last message of the answer, without data: it reports the
-// error of the request, or success. A dropped request gets an empty message.
+// setEnd makes r the last message of the answer, which has no data: it reports the error
+// of the request, or success. For a dropped request the message is empty.
 func (o *op) setEnd(r *reply) {
 	r.last, r.body = true, nil
 	r.setHead(o.appendEnd(r.head[:0]))
 }
 
-// setData gives r the head of n bytes of data at offset off. last says that no
-// other message follows, so that no error can be reported after the data.
+// setData gives r the head of n bytes of data at offset off. If last is set, the reply
+// ends with these data, so that no error can be reported after them.
 func (o *op) setData(r *reply, off int64, n int, last bool) {
 	if !o.c.structured {
 		r.setHead(nbd.SimpleReply{Cookie: o.Cookie}.Append(r.head[:0]))
@@ -64,21 +64,21 @@ func (o *op) setData(r *reply, off int64, n int, last bool) {
 	r.setHead(binary.BigEndian.AppendUint64(b, uint64(off)))
 }
 
-// setHole makes r the chunk that says that n bytes at offset off are zeros.
+// setHole makes r a chunk that says that the n bytes at offset off are zeros.
 func (o *op) setHole(r *reply, off int64, n int, last bool) {
 	b := o.appendChunk(r.head[:0], nbd.ChunkHole, 8+4, last)
 	b = binary.BigEndian.AppendUint64(b, uint64(off))
 	r.setHead(binary.BigEndian.AppendUint32(b, uint32(n)))
 }
 
-// setStatus gives r the head of a chunk of block status, whose n bytes of
-// descriptors belong to the metadata context with the given id.
+// setStatus gives r the head of a chunk of block status with n bytes of descriptors for
+// the metadata context with the given id.
 func (o *op) setStatus(r *reply, id uint32, n int, last bool) {
 	b := o.appendChunk(r.head[:0], nbd.ChunkBlockStatus, 4+n, last)
 	r.setHead(binary.BigEndian.AppendUint32(b, id))
 }
 
-// appendEnd appends the message that ends the answer, which is that of setEnd.
+// appendEnd appends the message of setEnd to b.
 func (o *op) appendEnd(b []byte) []byte {
 	switch {
 	case o.dropped:

@@ -15,14 +15,14 @@ import (
 )
 
 const (
-	// maxDiscard is the longest write, in bytes, whose data are read and thrown
-	// away after the request was refused. A longer request ends the connection.
+	// maxDiscard is the length, in bytes, of the longest write whose data are skipped
+	// after the request was refused. A longer write ends the connection.
 	maxDiscard = 2 * nbd.MaxPayload
-	// readBuffer is the size of a connection's buffer for requests, in bytes. Data
-	// of a write that are longer bypass it.
+	// readBuffer is the size of a connection's buffer for requests, in bytes. Longer
+	// data of a write go directly into memory for them.
 	readBuffer = 4 << 10
-	// fast is the time in which a client that counts as slow must send a piece of
-	// reserve bytes to count as slow no longer.
+	// fast is the time within which a client that counts as slow must send reserve
+	// bytes, so that it no longer counts as slow.
 	fast = 100 * time.Millisecond
 )
 
@@ -34,16 +34,16 @@ type inbox struct {
 	r      *bufio.Reader
 	header [nbd.RequestSize]byte // a field, so that next allocates nothing
 
-	carry []byte // data of a write that were received and belong to the next piece
-	slow  bool   // the client sends slowly, and gets only small pieces of memory
+	carry []byte // received data of a write that belong to the next buffer
+	slow  bool   // the client sends slowly, and gets only buffers of reserve bytes
 
-	receiving atomic.Int64 // when the receiving of a piece began, in Unix nanoseconds; 0: none is
+	receiving atomic.Int64 // when the current call of receive began to read data, in Unix nanoseconds; 0: there is none
 }
 
 func (in *inbox) init(c *conn, r net.Conn) { in.c, in.r = c, bufio.NewReaderSize(r, readBuffer) }
 
-// next returns the next request. It returns io.EOF where the client has closed the
-// connection between two requests.
+// next returns the next request. It returns io.EOF if the client closed the connection
+// between two requests.
 func (in *inbox) next() (nbd.Request, error) {
 	if _, err := io.ReadFull(in.r, in.header[:]); err == io.EOF {
 		return nbd.Request{}, err
@@ -57,7 +57,7 @@ func (in *inbox) next() (nbd.Request, error) {
 // connection.
 func (in *inbox) hasRequest() bool { return in.r.Buffered() >= nbd.RequestSize }
 
-// discard skips the n bytes of data of a write that was refused.
+// discard skips the n bytes of data of a refused write.
 func (in *inbox) discard(n uint32) error {
 	if n > maxDiscard {
 		return fmt.Errorf("write of %d bytes: want at most %d", n, nbd.MaxPayload)
@@ -68,10 +68,10 @@ func (in *inbox) discard(n uint32) error {
 	return nil
 }
 
-// receive returns the next data of a write, of which the n bytes from offset off
-// on are missing: all of them, or the first ones. It allocates memory when the
-// first byte has arrived. If the client sends slowly, receive gives up shared
-// memory after patience and goes on with pieces of reserve bytes.
+// receive returns a buffer with the next data of a write, whose n bytes from offset off on
+// have not been returned yet. It allocates the buffer after the first byte has arrived. If
+// the client sends slowly, receive releases shared memory after the time patience, and
+// continues with buffers of reserve bytes.
 func (in *inbox) receive(off, n int64) (*buffer, error) {
 	c := in.c
 	c.out.flushReplies()
@@ -111,6 +111,7 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 		return nil, err
 	}
 	in.slow = true
+	// Return the data up to a multiple of minPiece, and carry the rest to the next call.
 	whole := max(have-int((off+int64(have))%minPiece), 0)
 	in.carry = bytes.Clone(b.b[whole:have])
 	if b.b = b.b[:whole]; whole > 0 {
@@ -120,8 +121,8 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 	return in.receive(off, n)
 }
 
-// stalled reports whether the receiving of one piece has taken longer than after.
-// It is safe for concurrent use.
+// stalled reports whether the client has not filled a buffer within the time after. It is
+// safe for concurrent use.
 func (in *inbox) stalled(after time.Duration) bool {
 	since := in.receiving.Load()
 	return since != 0 && time.Now().UnixNano()-since >= int64(after)

@@ -8,99 +8,102 @@ import (
 )
 
 const (
-	// maxPiece is the most bytes of a request that are in memory as one: longer
-	// ones are worked on in pieces.
+	// maxPiece is the maximum size of a buffer, in bytes. Longer requests are processed
+	// in several pieces.
 	maxPiece = 1 << 20
+	// minPiece is the minimum size of a buffer, in bytes.
 	minPiece = 4 << 10
-	// reserve is the size of the piece that each connection can always have,
-	// beyond what all share.
+	// reserve is the size, in bytes, of the one buffer that each connection can always
+	// get in addition to the shared memory.
 	reserve = 16 << 10
-	// patience is how long a connection waits for shared memory before it works
-	// with its reserve, and how long it keeps shared memory for data that do
-	// not arrive.
+	// patience is how long a connection waits for shared memory before it uses its
+	// reserve, and how long it keeps shared memory for data that do not arrive.
 	patience = 500 * time.Millisecond
-	// maxTries is how often it waits so long while memory is given back to
-	// others.
+	// maxTries is how many times a connection waits for patience, as long as other
+	// connections release memory meanwhile.
 	maxTries = 4
 )
 
-// memory is the memory that requests in work have for their data. All
-// connections share it: a connection that holds none gets its first piece out
-// of all of it, further pieces come out of one half, and the connections of one
-// peer leave a quarter to the others.
+// memory limits the memory for the data of requests in progress, which all connections
+// share. A connection that holds none may get its first buffer from the whole shared
+// memory. Further buffers come from one half of it, and the connections of one peer can
+// use at most three quarters.
 //
-// Whatever the others hold, and however long, each connection can have one
-// piece of reserve bytes beside it. So a request waits for its own client and
-// its own disk only. Under pressure, onPressure is told.
+// In addition, each connection can get one buffer of reserve bytes, no matter how much
+// the others hold. A request therefore waits only for its own client and its own disk.
 type memory struct {
-	all        int64
-	onPressure func() // a connection has to work with its reserve
+	all        int64  // size of the shared memory in bytes
+	onPressure func() // called when a connection has to use its reserve
 
 	mu       sync.Mutex
-	used     int64
-	released uint64    // counts pieces of the shared memory that were given back
-	waiting  []*waiter // in the order they came
+	used     int64     // bytes of the shared memory
+	released uint64    // number of buffers of the shared memory that were released
+	waiting  []*waiter // in the order of their arrival
 
-	free [9]sync.Pool // of *buffer, by size: minPiece to maxPiece
+	free [9]sync.Pool // free buffers (*buffer) by size, from minPiece to maxPiece
 }
 
-// peer is a host or process that has connections.
+// peer is a host or a process that has connections to the server.
 type peer struct {
-	held        int64 // under memory.mu
-	connections int   // under Server.mu
+	held        int64 // bytes of the shared memory, guarded by memory.mu
+	connections int   // guarded by Server.mu
 }
 
-// holder is a connection as memory sees it.
+// holder is the memory account of a connection. The fields except peer are guarded by
+// memory.mu.
 type holder struct {
 	peer *peer
 
-	// All under memory.mu.
-	held          int64 // of the shared memory
-	reserved      bool  // its reserve is in use
-	mayUseReserve bool  // it waited in vain, and does not wait again before it uses its reserve
+	held          int64 // bytes of the shared memory
+	reserved      bool  // the reserve is in use
+	mayUseReserve bool  // the connection waited in vain, and uses the reserve without waiting again
 }
 
+// waiter is a connection that waits for a buffer.
 type waiter struct {
 	holder  *holder
-	n       int64
-	reserve bool          // what it got is its reserve
-	ready   chan struct{} // closed when it got something
+	n       int64         // size of the buffer in bytes
+	reserve bool          // the connection got its reserve instead
+	ready   chan struct{} // closed when the connection got memory
 }
 
-// buffer is a piece of memory; b may be cut by who has it.
+// buffer is memory for data. Its holder may shorten b.
 type buffer struct {
 	b       []byte
 	holder  *holder
-	n       int64 // its size
-	reserve bool
+	n       int64 // size in bytes, whatever the length of b
+	reserve bool  // the buffer is the reserve of its holder
 }
 
+// newMemory returns a memory of all bytes, but at least four times maxPiece.
 func newMemory(all int64, onPressure func()) *memory {
 	return &memory{all: max(all, 4*maxPiece), onPressure: onPressure}
 }
 
-// class is the index of the smallest size that n bytes fit in.
+// class returns the index in memory.free of the smallest buffers with at least n bytes.
 func class(n int) int { return bits.Len(uint(max(n, minPiece)-1)) - bits.Len(minPiece-1) }
 
-// get returns n bytes, at most maxPiece, or fewer where memory is short, but
-// then min(n, reserve). It waits for them until ctx ends.
-func (m *memory) acquire(ctx context.Context, of *holder, n int) (*buffer, error) {
-	w := &waiter{holder: of, n: minPiece << class(n)}
+// acquire returns a buffer of n bytes, where n is at most maxPiece. If memory stays short
+// for long, the buffer is the connection's reserve and has min(n, reserve) bytes. acquire
+// fails only if ctx ends.
+func (m *memory) acquire(ctx context.Context, h *holder, n int) (*buffer, error) {
+	w := &waiter{holder: h, n: minPiece << class(n)}
 	if err := m.wait(ctx, w); err != nil {
 		return nil, err
 	}
 	if !w.reserve {
-		return m.buffer(of, n), nil
+		return m.buffer(h, n), nil
 	}
-	b := m.buffer(of, min(n, reserve))
+	b := m.buffer(h, min(n, reserve))
 	b.reserve = true
 	m.onPressure()
 	return b, nil
 }
 
-// try is get without waiting, and without the reserve; nil: there is none.
-func (m *memory) tryAcquire(of *holder, n int) *buffer {
-	w := waiter{holder: of, n: minPiece << class(n)}
+// tryAcquire is acquire without waiting and without the reserve. It returns nil if memory
+// is short.
+func (m *memory) tryAcquire(h *holder, n int) *buffer {
+	w := waiter{holder: h, n: minPiece << class(n)}
 	m.mu.Lock()
 	if m.room(&w, len(m.waiting) > 0) != fits {
 		m.mu.Unlock()
@@ -108,45 +111,46 @@ func (m *memory) tryAcquire(of *holder, n int) *buffer {
 	}
 	m.charge(&w)
 	m.mu.Unlock()
-	return m.buffer(of, n)
+	return m.buffer(h, n)
 }
 
-// buffer returns n of the bytes that were taken.
-func (m *memory) buffer(of *holder, n int) *buffer {
+// buffer returns a buffer of n bytes, which were charged before.
+func (m *memory) buffer(h *holder, n int) *buffer {
 	c := class(n)
 	b, _ := m.free[c].Get().(*buffer)
 	if b == nil {
 		b = &buffer{b: make([]byte, minPiece<<c)}
 	}
-	b.b, b.holder, b.n, b.reserve = b.b[:n], of, minPiece<<c, false
+	b.b, b.holder, b.n, b.reserve = b.b[:n], h, minPiece<<c, false
 	return b
 }
 
+// release returns a buffer. Connections that wait may get its memory.
 func (m *memory) release(b *buffer) {
-	of, size, own := b.holder, b.n, b.reserve
+	h, size, own := b.holder, b.n, b.reserve
 	b.holder = nil
 	m.free[class(int(size))].Put(b)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if own {
-		of.reserved = false
+		h.reserved = false
 	} else {
-		m.refund(of, size)
+		m.refund(h, size)
 	}
 	m.grant()
 }
 
-// room says why w can't have its memory.
+// verdict says whether a waiter can get its memory.
 type verdict uint8
 
 const (
-	fits     verdict = iota
-	noRoom           // all who come later and hold memory wait too
-	peerFull         // that concerns connections of the peer only
+	fits     verdict = iota // the waiter can get it now
+	noRoom                  // memory is short: later waiters that hold memory wait, too
+	peerFull                // the peer holds its three quarters: waiters of other peers go first
 )
 
-// room says whether w can have its memory; others says that more than the first
-// piece is refused for now. The caller holds m.mu.
+// room returns whether w can get its memory. If others is set, an earlier waiter found no
+// room, and w gets memory only if it holds none. The caller holds m.mu.
 func (m *memory) room(w *waiter, others bool) verdict {
 	switch {
 	case w.holder.peer.held+w.n > m.all-m.all/4:
@@ -159,7 +163,7 @@ func (m *memory) room(w *waiter, others bool) verdict {
 	return noRoom
 }
 
-// grant gives memory to those that wait, in order. The caller holds m.mu.
+// grant gives memory to waiters, in the order of their arrival. The caller holds m.mu.
 func (m *memory) grant() {
 	if len(m.waiting) == 0 {
 		return
@@ -184,6 +188,7 @@ func (m *memory) grant() {
 	m.waiting = still
 }
 
+// charge counts the memory of w as used. The caller holds m.mu.
 func (m *memory) charge(w *waiter) {
 	m.used += w.n
 	w.holder.held += w.n
@@ -191,24 +196,26 @@ func (m *memory) charge(w *waiter) {
 	w.holder.mayUseReserve = false
 }
 
-func (m *memory) refund(of *holder, n int64) {
+// refund counts n bytes of a holder as free. The caller holds m.mu.
+func (m *memory) refund(h *holder, n int64) {
 	m.released++
 	m.used -= n
-	of.held -= n
-	of.peer.held -= n
+	h.held -= n
+	h.peer.held -= n
 }
 
+// useReserve gives w the reserve of its connection. The caller holds m.mu.
 func (m *memory) useReserve(w *waiter) { w.reserve, w.holder.reserved = true, true }
 
-// holds reports whether of holds shared memory.
-func (m *memory) holdsShared(of *holder) bool {
+// holdsShared reports whether h holds shared memory.
+func (m *memory) holdsShared(h *holder) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return of.held > 0
+	return h.held > 0
 }
 
-// enqueue gives w what it can have at once, and reports whether that is
-// something. Else w waits.
+// acquireOrQueue gives w memory or its reserve, if that is possible at once, and reports
+// whether it was. Otherwise w is added to the waiters.
 func (m *memory) acquireOrQueue(w *waiter) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -225,6 +232,7 @@ func (m *memory) acquireOrQueue(w *waiter) bool {
 	return false
 }
 
+// wait waits until w has got memory or its reserve. It fails only if ctx ends.
 func (m *memory) wait(ctx context.Context, w *waiter) error {
 	if m.acquireOrQueue(w) {
 		return nil
@@ -238,8 +246,8 @@ func (m *memory) wait(ctx context.Context, w *waiter) error {
 			return nil
 		case <-timer.C:
 			if now := m.releases(); now != seen && tries < maxTries {
-				// The disks are slow, not the clients: large pieces are worth a
-				// longer wait.
+				// Memory is being released, so the disks are slow and not the
+				// clients: a large buffer is worth a longer wait.
 				seen = now
 				timer.Reset(patience)
 				continue
@@ -252,32 +260,33 @@ func (m *memory) wait(ctx context.Context, w *waiter) error {
 	}
 }
 
+// releases returns how many buffers of the shared memory were released until now.
 func (m *memory) releases() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.released
 }
 
-// squeeze lets w have its reserve, now or when that is given back.
+// allowReserve lets w get its reserve, now or as soon as the reserve is released.
 func (m *memory) allowReserve(w *waiter) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	select {
-	case <-w.ready: // at the same time
+	case <-w.ready: // w has got memory meanwhile
 	default:
 		w.holder.mayUseReserve = true
 		m.grant()
 	}
 }
 
-// forget takes back what w waits for, or has got at the same time.
+// cancel removes w from the waiters. If w has got memory meanwhile, cancel releases it.
 func (m *memory) cancel(w *waiter) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, other := range m.waiting {
 		if other == w {
 			m.waiting = append(m.waiting[:i], m.waiting[i+1:]...)
-			m.grant() // it may have kept others waiting
+			m.grant() // later waiters may have waited for w
 			return
 		}
 	}
@@ -289,7 +298,8 @@ func (m *memory) cancel(w *waiter) {
 	m.grant()
 }
 
-// memory returns n bytes for a request, or fewer where memory is short.
+// allocate returns a buffer of n bytes for a request, or of fewer bytes if memory is short.
+// Only the goroutine that reads requests calls it. It fails only if the connection ends.
 func (c *conn) allocate(n int) (*buffer, error) {
 	if b := c.s.memory.tryAcquire(&c.holder, n); b != nil {
 		return b, nil

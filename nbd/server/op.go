@@ -10,31 +10,34 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// op is a request in work. It is worked on as one piece or more, at once and in
-// any order; the last one that is done sends the end of the reply.
+// op is a request in progress. Its data are processed in one or more pieces, which
+// run concurrently and finish in any order. The piece that finishes last ends the
+// reply.
 type op struct {
 	nbd.Request
 	c     *conn
 	start time.Time
-	first reply // for the first piece; the others have their own
+	first reply // for the first piece; each other piece has a reply of its own
 
 	mu      sync.Mutex
-	pieces  int // pieces that are not done, at least one until all are begun
-	errno   nbd.Errno
-	text    string
-	dropped bool // there is no reply: the connection or the server ends
+	pieces  int       // pieces that are not finished, plus the next piece to be started
+	errno   nbd.Errno // why the request failed; 0: it did not
+	text    string    // describes errno to the client
+	dropped bool      // no reply is sent, because the connection or the server ends
 }
 
-// end is the offset of the first byte after the request.
+// end returns the offset of the first byte after the range of the request.
 func (o *op) end() int64 { return int64(o.Off) + int64(o.Len) }
 
-// startRequest checks a request and starts it. An error ends the connection.
+// startRequest checks a request and starts it, in goroutines of its own where it has to
+// wait for the disk. Only the goroutine that reads requests calls it. An error ends the
+// connection.
 func (c *conn) startRequest(r nbd.Request) error {
 	o, err := c.newOp(r)
 	if err != nil {
 		return err
 	}
-	if c.ending.Load() { // it came before the end, and was not begun
+	if c.ending.Load() { // the request arrived before the shutdown and must not start now
 		o.drop()
 		return ErrShutdown
 	}
@@ -70,35 +73,37 @@ func (c *conn) startRequest(r nbd.Request) error {
 			return c.export.writable.ZeroAt(c.s.disksCtx, int64(r.Off), int64(r.Len), zeroFlags(r.Flags))
 		}, r.Flags&nbd.FlagFUA != 0)
 	}
-	panic("server: a command that check let through")
+	panic("server: check accepted an unknown command")
 }
 
-// refuse answers with an error that is the client's. It is for the goroutine
-// that reads requests.
+// refuse answers an invalid request with an error. Only the goroutine that reads
+// requests calls it.
 func (o *op) refuse(e nbd.Errno, why string) {
 	o.errno, o.text = e, why
 	o.queueEnd()
 }
 
-// drop ends a request without a reply. It is for the goroutine that reads
-// requests.
+// drop ends a request without a reply. Only the goroutine that reads requests calls
+// it.
 func (o *op) drop() {
 	o.dropped = true
 	o.queueEnd()
 }
 
-// fault notes an error that is the disk's. The client gets the number and what
-// failed, the log gets all. A request that failed because the server ends gets
-// no reply: to a guest any error is one of its disk, and a connection that is
-// closed is one to open again.
+// fail records an error of the disk. The client gets its error number and the failed
+// range; the log gets the whole error. A request that failed because the server is
+// shutting down gets no reply: a guest takes each error for a fault of its disk, but
+// after a closed connection its NBD client connects again.
 func (o *op) fail(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.errno != 0 || o.dropped {
 		return
 	}
-	// What a disk returns after it was told to end says little, except of a
-	// flush: if data were lost, the next server would not know.
+	// An error that the shutdown caused is not reported. After the grace period no error
+	// is, because disks whose context ended may fail in any way. Only a flush that
+	// fails for another reason is reported even then: a client that connects to the
+	// next server could not learn there that data were lost.
 	if o.c.s.endedWith(err) || o.c.s.killed.Load() && o.Type != nbd.CmdFlush && o.Flags&nbd.FlagFUA == 0 {
 		o.dropped = true
 		return
@@ -110,26 +115,26 @@ func (o *op) fail(err error) {
 	o.text = fmt.Sprintf("%v of %d bytes at %d: %v", o.Type, o.Len, o.Off, o.errno)
 }
 
-// finish sends a reply without data: an error, or that all is done.
+// sendEnd makes r the end of the reply and sends it. It may wait for the client.
 func (o *op) sendEnd(r *reply) {
 	o.setEnd(r)
 	o.c.out.send(r)
 }
 
-// post is finish for the goroutine that reads requests.
+// queueEnd is sendEnd for the goroutine that reads requests. It does not wait.
 func (o *op) queueEnd() {
 	o.setEnd(&o.first)
 	o.c.out.queueReply(&o.first)
 }
 
-// add counts a piece that is to follow the one that is begun.
+// addPiece counts one more piece, which will be started after the current one.
 func (o *op) addPiece() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.pieces++
 }
 
-// done counts a piece as done, and reports whether it was the last one.
+// pieceDone counts a piece as finished. It reports whether no other piece is left.
 func (o *op) pieceDone() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -137,8 +142,8 @@ func (o *op) pieceDone() bool {
 	return o.pieces == 0
 }
 
-// guard runs a piece. A panic in a disk is an error of the request: one broken
-// image may not end the service of all others.
+// recoverPanic calls piece and turns a panic into an error of the request, so that one
+// broken image does not end the server.
 func (o *op) recoverPanic(piece func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -149,18 +154,19 @@ func (o *op) recoverPanic(piece func() error) (err error) {
 	return piece()
 }
 
-// call is guard for a piece that calls the disk, when it is its turn.
+// callDisk runs a piece that calls the disk. It first waits until the number of calls
+// to disks is below the limits of calls.go.
 func (o *op) callDisk(piece func() error) error {
-	leave, err := o.c.acquireCall(o.c.s.disksCtx)
+	release, err := o.c.acquireCall(o.c.s.disksCtx)
 	if err != nil {
 		return err
 	}
-	defer leave()
+	defer release()
 	return o.recoverPanic(piece)
 }
 
-// abandon ends a request of which not all pieces can be begun because of err,
-// which is the connection's.
+// abandon ends a request whose next piece could not be started because of err, an
+// error of the connection. Pieces that run already finish without a reply.
 func (o *op) abandon(err error) {
 	o.c.failUnlessEnding(err)
 	o.mu.Lock()
@@ -173,8 +179,8 @@ func (o *op) abandon(err error) {
 	}
 }
 
-// newOp begins a request when there is room for it. It returns ErrShutdown when
-// the server ends meanwhile.
+// newOp returns an op for r as soon as fewer than maxRequests requests of the connection
+// are in progress. It returns ErrShutdown if the server shuts down first.
 func (c *conn) newOp(r nbd.Request) (*op, error) {
 	select {
 	case c.slots <- struct{}{}:
@@ -194,7 +200,8 @@ func (c *conn) newOp(r nbd.Request) (*op, error) {
 	return o, nil
 }
 
-// sent gives up what a reply held, after it was sent or the connection failed.
+// replySent releases the resources of a reply, after it was sent or the connection
+// failed. After the last reply of a request, another request may start.
 func (c *conn) replySent(r *reply) {
 	if r.buf != nil {
 		c.s.memory.release(r.buf)

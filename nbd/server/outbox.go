@@ -14,36 +14,37 @@ import (
 )
 
 const (
-	// maxVectors bounds how many pieces of memory go to the kernel at once.
+	// maxVectors is how many slices one system call writes to a socket.
 	maxVectors = 64
-	// spool is how many bytes are gathered for a connection that takes one
-	// piece of memory at a time.
+	// spool is the size, in bytes, of the buffer that gathers replies for a connection
+	// that is not a plain socket (TLS).
 	spool = 32 << 10
 )
 
-// outbox sends the replies of a connection, in the order they are ready. The
-// goroutine that brings one when no other is sending sends all that come until
-// none is left; so many small ones go in one system call. What waits is bounded
-// by the requests in work.
+// outbox sends the replies of a connection in the order in which they are queued. The
+// first goroutine that queues a reply while none is sending becomes the sender: it sends
+// all replies that are queued until none is left. Several small replies are sent with
+// one system call. The number of queued replies is bounded, since the number of requests
+// in progress is.
 type outbox struct {
 	c   *conn
-	raw syscall.RawConn // nil: not a socket that the kernel can write a file to
+	raw syscall.RawConn // nil: the connection is not a plain socket
 
 	mu         sync.Mutex
-	waiting    []*reply
-	spare      []*reply // a slice for waiting
-	sending    bool
-	paused     bool      // sending waits for the disk
-	sinceBytes int       // bytes that the client took since the time of since
-	since      time.Time // while sending: when it had taken the last stallBytes
+	waiting    []*reply  // the queue
+	spare      []*reply  // an empty slice to replace waiting
+	sending    bool      // a goroutine is in drain, or will call it
+	paused     bool      // the sender waits for the disk
+	sinceBytes int       // bytes that the client took after since
+	since      time.Time // when the client had last taken stallBytes; valid while sending
 
-	vectors [][]byte // used by the goroutine that sends
+	vectors [][]byte // slices for the next system call, used by the sender
 
-	unflushed bool // the goroutine that reads requests has to call drain
+	unflushed bool // flushReplies has to start a sender; used by the goroutine that reads requests
 }
 
-// socket returns what the kernel can write to directly; nil where it is not
-// such a connection (TLS, a pipe).
+// socket returns the raw connection of a TCP or Unix socket. It returns nil for other
+// connections, such as TLS.
 func socket(c net.Conn) syscall.RawConn {
 	switch c := c.(type) {
 	case *net.TCPConn:
@@ -56,21 +57,21 @@ func socket(c net.Conn) syscall.RawConn {
 	return nil
 }
 
-// queueReply queues a reply that flushReplies sends, unless another goroutine sends
-// it earlier. Only the goroutine that reads requests may call it: replies to
-// requests that arrived together are sent together.
+// queueReply queues a reply for flushReplies, or for a goroutine that is sending. Only the
+// goroutine that reads requests may call it. Replies to requests that arrived together are
+// so sent together.
 func (o *outbox) queueReply(r *reply) {
 	if o.enqueue(r) {
 		o.flushLater()
 	}
 }
 
-// flushLater leaves the sending of queued replies to flushReplies.
+// flushLater makes flushReplies start a sender.
 func (o *outbox) flushLater() { o.unflushed = true }
 
-// flushReplies starts a goroutine that sends the queued replies, since a client may
-// send much before it takes the first reply. The goroutine that reads requests
-// calls it before it waits for anything.
+// flushReplies starts a sender if flushLater was called. The goroutine that reads requests
+// calls it before it waits for anything. It does not send by itself, because a client may
+// send many requests before it takes the first reply.
 func (o *outbox) flushReplies() {
 	if o.unflushed {
 		o.unflushed = false
@@ -78,15 +79,16 @@ func (o *outbox) flushReplies() {
 	}
 }
 
-// send queues a reply and, unless another goroutine is sending, sends all that
-// is queued. It may wait for the client to take it.
+// send queues a reply and, unless another goroutine is sending, sends all queued replies.
+// It may wait for the client to take them.
 func (o *outbox) send(r *reply) {
 	if o.enqueue(r) {
 		o.drain()
 	}
 }
 
-// queue queues a reply, and reports whether the caller has to drain.
+// enqueue queues a reply. If it returns true, the caller has become the sender and must
+// call drain.
 func (o *outbox) enqueue(r *reply) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -98,6 +100,7 @@ func (o *outbox) enqueue(r *reply) bool {
 	return true
 }
 
+// drain sends the queued replies until none is left. Only the sender calls it.
 func (o *outbox) drain() {
 	o.mu.Lock()
 	for len(o.waiting) > 0 {
@@ -107,7 +110,7 @@ func (o *outbox) drain() {
 
 		if !o.c.failed() {
 			if err := o.write(batch); err != nil {
-				o.c.fail(fmt.Errorf("sending replies: %w", err))
+				o.c.fail(fmt.Errorf("send replies: %w", err))
 			}
 		}
 		for _, r := range batch {
@@ -122,14 +125,16 @@ func (o *outbox) drain() {
 	o.mu.Unlock()
 }
 
-// stalled reports whether the client has taken next to nothing for so long.
+// stalled reports whether the client has taken fewer than stallBytes in the time after,
+// although replies were waiting for it.
 func (o *outbox) stalled(after time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.sending && !o.paused && time.Since(o.since) >= after
 }
 
-// pause calls read, whose time is the disk's and not the client's.
+// pause calls read. The time that read takes does not count for stalled, since the client
+// is not to blame for a slow disk.
 func (o *outbox) pause(read func() error) error {
 	start := time.Now()
 	o.setPaused(true, 0)
@@ -138,13 +143,14 @@ func (o *outbox) pause(read func() error) error {
 	return err
 }
 
+// setPaused begins or ends a pause, and adds the length of the pause to o.since.
 func (o *outbox) setPaused(on bool, after time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.paused, o.since = on, o.since.Add(after)
 }
 
-// progress notes that the client took n bytes.
+// progress records that the client took n bytes.
 func (o *outbox) progress(n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -153,6 +159,7 @@ func (o *outbox) progress(n int) {
 	}
 }
 
+// write sends the replies of a batch.
 func (o *outbox) write(batch []*reply) error {
 	if o.raw == nil {
 		return o.writeBuffered(batch)
@@ -181,9 +188,9 @@ func (o *outbox) write(batch []*reply) error {
 	return o.flush(0)
 }
 
-// writeStream writes the data that follow the head of r to the socket: from the
-// file that r names, and the rest by r.stream. The end of the reply is left in
-// o.vectors, so that it is sent together with the next reply.
+// writeStream writes the data that follow the head of r to the socket: the data in r.file
+// with writeFile, and the rest with r.stream. The end of the reply stays in o.vectors, so
+// that it is sent together with the next reply.
 func (o *outbox) writeStream(r *reply) error {
 	if err := o.flush(unix.MSG_MORE); err != nil {
 		return err
@@ -202,7 +209,7 @@ func (o *outbox) writeStream(r *reply) error {
 	return err
 }
 
-// directly writes to the socket with the outbox's own means.
+// socketWriter writes to the socket of an outbox, after the vectors that wait.
 type socketWriter struct{ o *outbox }
 
 func (d socketWriter) Write(b []byte) (int, error) {
@@ -213,7 +220,8 @@ func (d socketWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// flush writes the vectors to the socket.
+// flush writes the vectors to the socket, with the given flags of sendmsg(2). It waits
+// until the client has taken all of them.
 func (o *outbox) flush(flags int) error {
 	v := o.vectors
 	if len(v) == 0 {
@@ -245,7 +253,7 @@ func (o *outbox) flush(flags int) error {
 	return err
 }
 
-// cut takes n bytes off the front.
+// dropBytes removes the first n bytes of v.
 func dropBytes(v [][]byte, n int) [][]byte {
 	for len(v) > 0 && n >= len(v[0]) {
 		n -= len(v[0])
@@ -257,9 +265,9 @@ func dropBytes(v [][]byte, n int) [][]byte {
 	return v
 }
 
-// writeFile has the kernel copy the data of r from its file to the socket. It
-// returns how many bytes were sent, which is fewer than r.length where the file
-// can't be read or is shorter. An error is the connection's.
+// writeFile makes the kernel copy the data of r from its file to the socket. It returns
+// how many bytes were sent: fewer than r.length if the file cannot be read or has become
+// shorter. An error means that the connection is broken.
 func (o *outbox) writeFile(r *reply) (sent int64, err error) {
 	left, from, pos := r.length, int(r.file.Fd()), r.pos
 	var failed error
@@ -291,9 +299,10 @@ func (o *outbox) writeFile(r *reply) (sent int64, err error) {
 	return r.length - left, cmp.Or(err, failed)
 }
 
+// spools holds buffers for connections that are not plain sockets.
 var spools = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, spool) }}
 
-// writeThrough writes replies to a connection that is no socket of the kernel.
+// writeBuffered writes replies to a connection that is not a plain socket.
 func (o *outbox) writeBuffered(batch []*reply) error {
 	w := spools.Get().(*bufio.Writer)
 	defer spools.Put(w)
@@ -312,11 +321,11 @@ func (o *outbox) writeBuffered(batch []*reply) error {
 			w.Write(tail)
 		}
 	}
-	return w.Flush() // a bufio.Writer keeps its first error
+	return w.Flush() // returns the first error of all writes to w
 }
 
-// observed writes in steps, so that a client that takes its replies slowly is
-// seen to take them.
+// progressWriter writes to the connection in steps of 64 KiB and reports each as
+// progress, so that a client that takes its replies slowly does not count as stalled.
 type progressWriter struct{ o *outbox }
 
 func (w progressWriter) Write(b []byte) (int, error) {

@@ -12,19 +12,21 @@ import (
 )
 
 const (
-	// minFile is the shortest read for which the kernel sends from the file:
-	// below, a copy through memory costs less.
+	// minFile is the shortest read, in bytes, whose data the kernel copies from the
+	// file to the socket (sendfile). For shorter reads a copy through memory is
+	// faster.
 	minFile = 32 << 10
-	// minHole is the shortest hole that a read is split for.
+	// minHole is the shortest hole, in bytes, that gets a chunk of its own. Shorter
+	// holes are read together with the data around them.
 	minHole = 64 << 10
-	// maxSplit bounds the pieces of a read.
+	// maxSplit is how many known extents divide one read. Later ones are ignored.
 	maxSplit = 64
-	// maxCache bounds what CACHE reads ahead.
+	// maxCache is how many bytes of its range a CACHE request prefetches.
 	maxCache = nbd.MaxPayload
 )
 
-// read starts a read in the way that fits its length, its place and the client. An
-// error is the connection's.
+// read starts a read in one of four ways, depending on its length, on the disk and on
+// the client. An error ends the connection.
 func (o *op) read() error {
 	if o.Len == 0 {
 		o.queueEnd()
@@ -42,9 +44,10 @@ func (o *op) read() error {
 	return o.readPieces()
 }
 
-// sendFile queues a reply whose data the kernel copies from a file to the socket.
-// It reports false, and does nothing, where the data are not in one file, where
-// the connection is not a socket, and where a copy through memory is better.
+// sendFile queues a reply whose data the kernel copies from a file to the socket
+// (sendfile). It returns false and does nothing if the data are not contiguous in one
+// file, if the connection is not a plain socket, if the read is short, or if the reply
+// must not begin before the data were read.
 func (o *op) sendFile() bool {
 	c, off, n := o.c, int64(o.Off), int64(o.Len)
 	if c.out.raw == nil || c.export.files == nil || n < minFile || !o.mayStream() {
@@ -62,8 +65,8 @@ func (o *op) sendFile() bool {
 	return true
 }
 
-// readPieces sends a chunk for each hole and each piece of data, in any order.
-// Known holes are not read.
+// readPieces starts a read that is answered with a chunk for each hole and each piece
+// of data, in any order. Holes that are known are not read from the disk.
 func (o *op) readPieces() error {
 	c := o.c
 	var few [4]source.Extent
@@ -98,21 +101,21 @@ func (o *op) readPieces() error {
 	return nil
 }
 
-// mayFailMidway reports whether the reply may begin before all of the data were
-// read. A structured reply can tell of an error at its end. A simple one can't, so
-// that it begins early only where the data need not fit in memory, and nothing in
-// the range has failed before.
+// mayStream reports whether the reply may begin before all data were read. A structured
+// reply can report an error at its end. A simple reply cannot, so it begins early only
+// if the data may not fit in memory and no read of the range has failed before.
 func (o *op) mayStream() bool {
 	return o.c.structured || o.Len > maxPiece && !o.failedBefore()
 }
 
-// suspected reports whether a read in the range failed before.
+// failedBefore reports whether the request overlaps the range in which earlier reads of
+// the export failed.
 func (o *op) failedBefore() bool {
 	return o.c.s.badRanges.overlap(o.c.export.Name, int64(o.Off), o.end())
 }
 
-// readNow answers a short read that needs no waiting for the disk, without a
-// goroutine of its own. It is done unless the bytes are not in the page cache.
+// readCached answers a short read from the page cache of the kernel, without starting a
+// goroutine. done is false if the data are not in a file or not in the page cache.
 func (o *op) readCached() (done bool, err error) {
 	c := o.c
 	if o.Len >= minFile || c.export.files == nil {
@@ -146,8 +149,8 @@ func (o *op) readCached() (done bool, err error) {
 	return true, nil
 }
 
-// plan cuts a range into what is known to be zero and what is to be read, in
-// pieces of at most maxPiece.
+// plan appends extents that cover n bytes from off on: Zero for holes that are known,
+// and Data, of at most maxPiece bytes each, for ranges to be read.
 func (f *facts) plan(plan []source.Extent, off, n int64) []source.Extent {
 	end := off + n
 	for off < end {
@@ -169,11 +172,12 @@ func (f *facts) plan(plan []source.Extent, off, n int64) []source.Extent {
 	return plan
 }
 
-// piece queues a part of a structured reply: n bytes at off, which r.body holds
-// unless they are a hole. The last part ends the reply; after an error no more
-// data are sent. It reports whether the caller has to drain the outbox.
+// queuePiece finishes a piece of a read with a structured reply: it queues r as a chunk
+// of n bytes at off, which are in r.body or are a hole. The last piece ends the reply.
+// After an error no more data are queued. It reports whether the caller has to call
+// outbox.drain.
 func (o *op) queuePiece(r *reply, off int64, n int, hole bool) (drain bool) {
-	// The reply is queued under the lock, so that the last one is queued last.
+	// The chunk is queued under o.mu, so that the last chunk is queued last.
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.pieces--
@@ -191,6 +195,7 @@ func (o *op) queuePiece(r *reply, off int64, n int, hole bool) (drain bool) {
 	return o.c.out.enqueue(r)
 }
 
+// readAt fills p from the disk.
 func (o *op) readAt(p []byte, off int64) error {
 	return o.callDisk(func() error {
 		n, err := o.c.export.disk.ReadAt(p, off)
@@ -201,7 +206,7 @@ func (o *op) readAt(p []byte, off int64) error {
 	})
 }
 
-// readPiece reads a piece into r.body and sends it, as a hole if it is all zeros.
+// readPiece reads a piece into r.body and sends it. A piece of zeros is sent as a hole.
 func (o *op) readPiece(r *reply, off int64) {
 	n, hole := len(r.body), false
 	if err := o.readAt(r.body, off); err != nil {
@@ -218,8 +223,9 @@ func (o *op) readPiece(r *reply, off int64) {
 	}
 }
 
-// readWhole reads for a reply whose data have to be in one piece. What does not
-// fit in the memory that there is, is read while the reply is sent.
+// readWhole starts a read whose data must be sent in one message: a simple reply, or one
+// chunk because of the flag DF. If the data do not fit in the memory that the connection
+// got, they are read while the reply is sent.
 func (o *op) readWhole() error {
 	c := o.c
 	b, err := c.allocate(int(min(o.Len, maxPiece)))
@@ -250,7 +256,8 @@ func (o *op) readWhole() error {
 	return nil
 }
 
-// readThrough reads all that was asked for, piece by piece into b.
+// readAll reads the range of the request into b, piece by piece, where b may be shorter
+// than the range. It shows whether the whole range can be read.
 func (o *op) readAll(b []byte) error {
 	for off, end := int64(o.Off), o.end(); off < end; off += int64(len(b)) {
 		b = b[:min(int64(len(b)), end-off)]
@@ -261,12 +268,11 @@ func (o *op) readAll(b []byte) error {
 	return nil
 }
 
-// stream writes the data of a read without the first sent bytes, and returns the
-// message that ends the reply: see reply.stream. Data that cannot be read are
-// replaced by zeros in a structured reply, which reports the error at its end.
-// A simple reply cannot report the error any more, so that stream returns it and
-// the connection ends; the range is noted, so that the next read of it is
-// checked before its reply begins.
+// stream writes the data of a read, except for the first sent bytes, and returns the
+// bytes that end the reply: see reply.stream. If the disk fails, a structured reply is
+// filled with zeros and reports the error at its end. A simple reply can no longer
+// report an error, so stream returns it and the connection ends. The failed range is
+// remembered, so that the next read of it is complete before its reply begins.
 func (o *op) stream(w io.Writer, sent int64) (tail []byte, err error) {
 	off, end := int64(o.Off)+sent, o.end()
 	var b []byte
@@ -299,10 +305,10 @@ func (o *op) stream(w io.Writer, sent int64) (tail []byte, err error) {
 	if !o.c.structured {
 		return nil, nil
 	}
-	return o.appendEnd(o.first.head[:0]), nil // the head was sent, and its array is free
+	return o.appendEnd(o.first.head[:0]), nil // the head was sent before, so its array is free
 }
 
-// pad writes n zeros, in the place of data that could not be read.
+// pad writes n zeros in place of data that could not be read.
 func pad(w io.Writer, n int64) error {
 	zeros := make([]byte, min(n, 64<<10))
 	for n > 0 {
@@ -315,15 +321,15 @@ func pad(w io.Writer, n int64) error {
 	return nil
 }
 
-// prefetch asks the kernel to read ahead where it has the file; elsewhere there
-// is nothing to keep it in.
+// prefetch asks the kernel to load n bytes from off on into its page cache. It does
+// nothing for disks that are not files, since the server has no cache of its own.
 func (o *op) prefetch(off, n int64) {
 	files := o.c.export.files
 	if files == nil || n == 0 {
 		return
 	}
 	if f, pos, have, ok := files.InFile(off); ok {
-		// Only a hint.
+		// fadvise is only a hint, so its error does not matter.
 		_ = unix.Fadvise(int(f.Fd()), pos, min(n, have), unix.FADV_WILLNEED)
 	}
 }

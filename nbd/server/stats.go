@@ -8,15 +8,15 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// operations are the kinds of requests that are counted.
+// operations is the number of commands whose requests are counted.
 const operations = int(nbd.CmdBlockStatus) + 1
 
-// sizeClasses are the classes of Operation.Sizes: up to 512 bytes, 1 KiB, and so
-// on up to 32 MiB, and more.
+// sizeClasses is the number of classes in Operation.Sizes: up to 512 bytes, up to 1 KiB,
+// and so on up to 32 MiB, and one class for longer requests.
 const sizeClasses = 18
 
-// Stats counts requests. It is safe for concurrent use; the zero value has
-// counted nothing.
+// Stats counts the requests of a server. It is safe for concurrent use. The zero value is
+// ready to use.
 type Stats struct {
 	operations [operations]struct {
 		count, failed, bytes, nanoseconds atomic.Int64
@@ -24,24 +24,26 @@ type Stats struct {
 	}
 }
 
-// Operation is what was counted of one kind of requests.
+// Operation holds the counters of one kind of request.
 type Operation struct {
 	Name    string        `json:"name"` // read, write, flush, trim, cache, write zeroes, block status
 	Count   int64         `json:"count"`
-	Failed  int64         `json:"failed"`  // of Count
-	Bytes   int64         `json:"bytes"`   // that were asked for
-	Time    time.Duration `json:"time_ns"` // from the request's arrival to its reply's sending, added up
-	Average time.Duration `json:"average_ns"`
-	// Sizes counts by length; classes without any are left out.
+	Failed  int64         `json:"failed"`     // requests among Count that failed or got no reply
+	Bytes   int64         `json:"bytes"`      // sum of the lengths of all requests, in bytes
+	Time    time.Duration `json:"time_ns"`    // sum of the times from receiving a request to sending its reply
+	Average time.Duration `json:"average_ns"` // Time divided by Count
+	// Sizes counts the requests by their length. Classes without requests are omitted.
 	Sizes []SizeClass `json:"sizes"`
 }
 
-// SizeClass is how many requests had a length above half of UpTo, and up to it.
+// SizeClass counts the requests of similar length: longer than half of UpTo and at most
+// UpTo. The class of 512 bytes includes all shorter requests.
 type SizeClass struct {
-	UpTo  int64 `json:"up_to"` // bytes; 0: more than 32 MiB. The first class is 512 with all below
-	Count int64 `json:"count"`
+	UpTo  int64 `json:"up_to"` // bytes; 0: longer than 32 MiB
+	Count int64 `json:"count"` // requests
 }
 
+// add counts one request with the given length in bytes.
 func (s *Stats) add(c nbd.Command, length uint32, took time.Duration, failed bool) {
 	if int(c) >= operations {
 		return
@@ -56,6 +58,7 @@ func (s *Stats) add(c nbd.Command, length uint32, took time.Duration, failed boo
 	o.sizes[sizeClass(length)].Add(1)
 }
 
+// sizeClass returns the index of the class of requests with length bytes.
 func sizeClass(length uint32) int {
 	if length <= 512 {
 		return 0
@@ -63,7 +66,8 @@ func sizeClass(length uint32) int {
 	return min(bits.Len32(length-1)-9, sizeClasses-1)
 }
 
-// Snapshot returns what was counted until now, of the kinds that there were.
+// Snapshot returns the current counters of all kinds of requests that were received, in
+// the order of the numbers of their commands.
 func (s *Stats) Snapshot() []Operation {
 	var all []Operation
 	for c := range s.operations {

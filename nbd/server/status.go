@@ -10,13 +10,14 @@ import (
 )
 
 const (
-	// maxStatus is how many extents one answer has at most.
+	// maxStatus is the maximum number of extents in one reply to BLOCK_STATUS.
 	maxStatus = 4096
-	// contexts is how many metadata contexts there are.
+	// maxContexts is the number of metadata contexts that the server implements.
 	maxContexts = 2
 )
 
-// blockStatus answers with the allocation, of at most maxStatus extents.
+// blockStatus starts a request BLOCK_STATUS, which is answered with a chunk of at most
+// maxStatus extents for each chosen metadata context. An error ends the connection.
 func (o *op) blockStatus() error {
 	c := o.c
 	limit := maxStatus
@@ -62,15 +63,16 @@ func (o *op) blockStatus() error {
 	return nil
 }
 
-// metaContext is a metadata context that a client has chosen.
+// metaContext is a metadata context: a property of the extents of a disk that clients
+// query with BLOCK_STATUS.
 type metaContext struct {
 	name string
-	id   uint32
-	flag func(source.Extent) uint32
+	id   uint32                     // identifies the context in replies
+	flag func(source.Extent) uint32 // returns the value of the property
 }
 
-// status appends the extents of [off, end) and their flags to b, merged, at most
-// limit of them.
+// status appends descriptors (length and value) of the extents in [off, end) to b, at
+// most limit of them. Neighbours of the same value are merged.
 func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end int64, limit int) ([]byte, error) {
 	length, flags := uint32(0), uint32(0)
 	n := 0
@@ -95,8 +97,9 @@ func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, length), flags), nil
 }
 
-// asked reports whether one of the queries means the context. A whole namespace
-// is meant where contexts are listed, and all of them by no query at all.
+// matches reports whether one of the queries selects the context. For
+// LIST_META_CONTEXT (list is true), a query such as "base:" selects a whole namespace,
+// and no query selects all contexts.
 func (m *metaContext) matches(queries []string, list bool) bool {
 	namespace, _, _ := strings.Cut(m.name, ":")
 	for _, q := range queries {
@@ -107,7 +110,7 @@ func (m *metaContext) matches(queries []string, list bool) bool {
 	return list && len(queries) == 0
 }
 
-// contexts are the metadata contexts that the export has.
+// contexts returns the metadata contexts of the export.
 func (f *facts) contexts() []metaContext {
 	all := []metaContext{{name: nbd.BaseAllocation, flag: allocation}}
 	if f.chain {
@@ -116,19 +119,20 @@ func (f *facts) contexts() []metaContext {
 	return all
 }
 
-// allocation returns the flags of base:allocation.
+// allocation returns the flags of e in the metadata context base:allocation.
 func allocation(e source.Extent) uint32 {
 	switch e.Kind {
 	case source.Zero:
 		return nbd.StateHole | nbd.StateZero
 	case source.Inherited:
-		return nbd.StateHole // what it reads as is not known
+		return nbd.StateHole // the extent may read as anything
 	}
 	return 0
 }
 
-// depth returns the value of qemu:allocation-depth: 0 where no image has the
-// extent, 1 for the first image, 2 for its backing file, and so on.
+// depth returns the value of e in the metadata context qemu:allocation-depth: 0 if no
+// image of the chain holds the extent, 1 if the first image does, 2 if its backing file
+// does, and so on.
 func depth(e source.Extent) uint32 {
 	if e.Absent {
 		return 0

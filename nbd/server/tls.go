@@ -9,11 +9,11 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// LoadTLS returns what TLS needs from a folder with the file names of nbdkit,
-// qemu and libnbd: server-cert.pem (the authorities between may follow in it)
-// and server-key.pem, and with verifyPeer ca-cert.pem, whose authorities have
-// to have signed the certificate that each client then must show. TLS is
-// version 1.2 or later.
+// LoadTLS returns the TLS configuration of a server from a directory with the file names
+// of nbdkit, qemu and libnbd: server-cert.pem, in which certificates of intermediate
+// authorities may follow, and server-key.pem. With verifyPeer each client must present a
+// certificate that an authority in ca-cert.pem has signed. The configuration requires TLS
+// 1.2 or later.
 func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 	own, err := nbd.LoadCertificate(filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"))
 	if err != nil {
@@ -25,10 +25,11 @@ func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 	}
 	authorities, err := nbd.LoadAuthorities(filepath.Join(dir, "ca-cert.pem"))
 	if err != nil {
-		return nil, fmt.Errorf("the authority that clients are verified with: %w", err)
+		return nil, fmt.Errorf("the authority that verifies clients: %w", err)
 	}
-	// Not ClientCAs: then clients are told the authorities' names, and GnuTLS
-	// (3.7, over TLS 1.3) shows no certificate for those.
+	// The authorities are not set as ClientCAs, because the server would then send
+	// their names to clients, and GnuTLS 3.7 sends no certificate in TLS 1.3 when it
+	// gets names.
 	config.ClientAuth = tls.RequireAnyClientCert
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		between := x509.NewCertPool()

@@ -8,8 +8,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// write takes the data of a write off the wire, and writes them piece by piece
-// unless the write is refused.
+// write receives the data of a write and starts a piece for each part that fits in
+// memory. If errno is not 0, write discards the data and refuses the request. An error
+// ends the connection.
 func (o *op) write(errno nbd.Errno, why string) error {
 	c := o.c
 	if errno != 0 {
@@ -43,6 +44,8 @@ func (o *op) write(errno nbd.Errno, why string) error {
 	return nil
 }
 
+// writePiece writes one piece to the disk and releases its buffer. The piece that
+// finishes last flushes the disk if the request has the flag FUA, and sends the reply.
 func (o *op) writePiece(b *buffer, off int64) {
 	e := o.c.export
 	err := o.callDisk(func() error {
@@ -65,8 +68,8 @@ func (o *op) writePiece(b *buffer, off int64) {
 	o.sendEnd(&o.first)
 }
 
-// run does what takes no memory, and flushes after it where it has to be
-// durable.
+// runCommand starts a request without data. It calls work unless the range is empty, then
+// flushes the disk if flush is set, and sends the reply. It always returns nil.
 func (o *op) runCommand(work func() error, flush bool) error {
 	e := o.c.export
 	go func() {
@@ -86,7 +89,7 @@ func (o *op) runCommand(work func() error, flush bool) error {
 		}
 		switch {
 		case err != nil && o.Flags&nbd.FlagFastZero != 0 && errors.Is(err, errors.ErrUnsupported):
-			o.errno, o.text = nbd.ENOTSUP, "not faster than writing"
+			o.errno, o.text = nbd.ENOTSUP, "zeroing this range is not faster than writing"
 		case err != nil:
 			o.fail(err)
 		}
@@ -95,7 +98,8 @@ func (o *op) runCommand(work func() error, flush bool) error {
 	return nil
 }
 
-// zeroFlags returns what the flags of a request to write zeros mean to a disk.
+// zeroFlags converts the flags of a request WRITE_ZEROES to those of
+// source.Writable.ZeroAt.
 func zeroFlags(flags nbd.CommandFlags) source.ZeroFlags {
 	var f source.ZeroFlags
 	if flags&nbd.FlagNoHole == 0 {
