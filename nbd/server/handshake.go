@@ -14,37 +14,40 @@ import (
 )
 
 const (
-	// maxOptions is how many options a client may send.
+	// maxOptions is how many options a client may send in one handshake.
 	maxOptions = 256
-	// maxOption is the most bytes of an option that are looked at: a name and a
-	// few queries at their longest.
+	// maxOption is the maximum length, in bytes, of the data of an option that is
+	// accepted. It is enough for the longest name and several long queries.
 	maxOption = 4 * nbd.MaxString
-	// maxSkip is the most bytes of an option that are skipped, to refuse it in
-	// order.
+	// maxSkip is the maximum length, in bytes, of the data of an option that is
+	// skipped, so that the option can be refused. Longer data end the connection.
 	maxSkip = 32 << 20
-	// padding is what follows the flags for clients that want no NoZeroes.
+	// padding is the number of zeros after the reply to EXPORT_NAME, in bytes, for
+	// clients that did not negotiate NoZeroes.
 	padding = 124
-	// allocationDepth is qemu's context for chains of images: which one has it.
+	// allocationDepth is the metadata context of qemu that tells which image of a chain
+	// holds an extent.
 	allocationDepth = "qemu:allocation-depth"
 )
 
-// handshake negotiates, by "Newstyle negotiation" of proto.md. It is ready when
-// the client went on to the transmission. It reads no byte more than it needs:
-// what came in plain text behind STARTTLS must not be taken for the client's.
+// handshake performs the handshake as described in "Newstyle negotiation" of proto.md. ready
+// is true if the transmission phase follows, and false if the client has disconnected. The
+// connection is read without a buffer: bytes that an attacker sent in plain text after
+// STARTTLS must not be taken for bytes that the client encrypted.
 func (c *conn) handshake() (ready bool, err error) {
 	c.setHandshakeDeadline(time.Now().Add(c.s.o.Handshake))
 	greeting := binary.BigEndian.AppendUint64(nil, nbd.Magic)
 	greeting = binary.BigEndian.AppendUint64(greeting, nbd.OptionMagic)
 	greeting = binary.BigEndian.AppendUint16(greeting, uint16(nbd.FixedNewstyle|nbd.NoZeroes))
 	if _, err := c.net.Write(greeting); err != nil {
-		return false, nil // a client that only looked whether there is a server
+		return false, nil // such a client only tested whether a server listens
 	}
 	var b [4]byte
 	if _, err := io.ReadFull(c.net, b[:]); err != nil {
 		if err == io.EOF {
 			return false, nil
 		}
-		return false, fmt.Errorf("client flags: %w", err)
+		return false, fmt.Errorf("cannot read the client flags: %w", err)
 	}
 	flags := binary.BigEndian.Uint32(b[:])
 	if flags&^uint32(nbd.FixedNewstyle|nbd.NoZeroes) != 0 {
@@ -71,32 +74,34 @@ func (c *conn) handshake() (ready bool, err error) {
 			return true, nil
 		}
 	}
-	return false, fmt.Errorf("%d options and no export chosen", maxOptions)
+	return false, fmt.Errorf("the client sent %d options without choosing an export", maxOptions)
 }
 
-// errLeft says that the client ended the handshake.
-var errAborted = errors.New("the client has left")
+// errAborted says that the client ended the handshake with ABORT.
+var errAborted = errors.New("the client ended the handshake")
 
-// optionData is what came with an option.
+// optionData is the data of an option.
 type optionData struct {
 	b       []byte
-	tooLong bool // and was skipped
+	tooLong bool // the data were longer than maxOption and were skipped
 }
 
+// nextOption reads the next option. It returns io.EOF if the client closed the connection
+// between two options.
 func (c *conn) nextOption() (nbd.Option, optionData, error) {
 	var h [16]byte
 	if _, err := io.ReadFull(c.net, h[:]); err != nil {
 		if err == io.EOF {
 			return 0, optionData{}, err
 		}
-		return 0, optionData{}, fmt.Errorf("next option: %w", err)
+		return 0, optionData{}, fmt.Errorf("cannot read the next option: %w", err)
 	}
 	if m := binary.BigEndian.Uint64(h[:]); m != nbd.OptionMagic {
 		return 0, optionData{}, fmt.Errorf("option magic: found %#016x, want %#016x", m, uint64(nbd.OptionMagic))
 	}
 	option, n := nbd.Option(binary.BigEndian.Uint32(h[8:])), binary.BigEndian.Uint32(h[12:])
 	if n > maxSkip {
-		return 0, optionData{}, fmt.Errorf("%v: %d bytes, want at most %d", option, n, maxSkip)
+		return 0, optionData{}, fmt.Errorf("%v has %d bytes of data, want at most %d", option, n, maxSkip)
 	}
 	var d optionData
 	var err error
@@ -107,13 +112,13 @@ func (c *conn) nextOption() (nbd.Option, optionData, error) {
 		d.b, err = c.optionData(int(n))
 	}
 	if err != nil {
-		return 0, optionData{}, fmt.Errorf("%v of %d bytes: %w", option, n, err)
+		return 0, optionData{}, fmt.Errorf("cannot read the %d bytes of data of %v: %w", n, option, err)
 	}
 	return option, d, nil
 }
 
-// optionData reads the n bytes of an option. It takes memory as they come: many
-// clients can announce much and send nothing.
+// optionData reads the n bytes of data of an option. It allocates memory as data arrive,
+// since many clients could announce long data and send none.
 func (c *conn) optionData(n int) ([]byte, error) {
 	const step = 512
 	b := make([]byte, 0, min(n, step))
@@ -127,25 +132,27 @@ func (c *conn) optionData(n int) ([]byte, error) {
 	return b, nil
 }
 
-// answer answers an option. An error ends the connection.
+// answer processes an option and sends the replies to it. ready is true if the transmission
+// phase follows. An error ends the connection.
 func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 	secure := c.net != c.base
 	switch {
 	case o == nbd.OptAbort:
-		// Whatever came with it; the client need not wait for the answer.
+		// The data of ABORT are ignored. An error does not matter, since the client
+		// may close the connection without waiting for the reply.
 		_ = c.sendReply(o, nbd.RepAck, nil)
 		return false, errAborted
 	case o == nbd.OptExportName:
-		// There is no way to tell an error but to close the connection.
+		// EXPORT_NAME has no error reply: the connection is closed instead.
 		if c.s.o.TLSMode == TLSRequire && !secure {
-			return false, errors.New("without TLS, which is required")
+			return false, errors.New("the client does not use TLS, which is required")
 		}
 		if d.tooLong {
-			return false, errors.New("name too long")
+			return false, errors.New("the name of the export is too long")
 		}
 		return true, c.exportName(string(d.b))
 	case c.flags&nbd.FixedNewstyle == 0:
-		return false, c.refuse(o, nbd.RepErrInvalid, "only EXPORT_NAME without fixed newstyle")
+		return false, c.refuse(o, nbd.RepErrInvalid, "a client without fixed newstyle may only send EXPORT_NAME")
 	case c.s.o.TLSMode == TLSRequire && !secure && o != nbd.OptStartTLS:
 		return false, c.refuse(o, nbd.RepErrTLSRequired, "TLS is required")
 	}
@@ -160,7 +167,7 @@ func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 		if o == nbd.OptSetMetaContext {
 			c.contexts = nil
 		}
-		return false, c.refuse(o, nbd.RepErrTooBig, fmt.Sprintf("more than %d bytes", maxOption))
+		return false, c.refuse(o, nbd.RepErrTooBig, fmt.Sprintf("the option has more than %d bytes of data", maxOption))
 	}
 	switch o {
 	case nbd.OptList:
@@ -168,9 +175,9 @@ func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 	case nbd.OptStructuredReply:
 		switch {
 		case len(d.b) > 0:
-			return false, c.refuse(o, nbd.RepErrInvalid, "data with an option that has none")
+			return false, c.refuse(o, nbd.RepErrInvalid, "this option has no data")
 		case c.structured:
-			return false, c.refuse(o, nbd.RepErrInvalid, "structured replies are negotiated already")
+			return false, c.refuse(o, nbd.RepErrInvalid, "structured replies are already negotiated")
 		}
 		c.structured = true
 		return false, c.sendReply(o, nbd.RepAck, nil)
@@ -180,19 +187,20 @@ func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 	return c.info(o, d.b)
 }
 
-// tell sends a reply to an option.
+// sendReply sends a reply to an option.
 func (c *conn) sendReply(o nbd.Option, t nbd.OptionReplyType, data []byte) error {
 	_, err := c.net.Write(append(nbd.OptionReply{Option: o, Type: t, Len: uint32(len(data))}.Append(nil), data...))
 	return err
 }
 
+// refuse sends an error reply with a text to an option.
 func (c *conn) refuse(o nbd.Option, t nbd.OptionReplyType, why string) error {
 	return c.sendReply(o, t, []byte(why))
 }
 
-// use opens the export that the client calls name, for this connection until
-// another is used. The time that takes does not count for the handshake. The
-// reply says what is wrong, if something is.
+// selectExport makes the export that clients call name the export of the connection. The
+// time to open its disk is added to the deadline of the handshake. If the export cannot be
+// opened, selectExport returns the type and the text of an error reply.
 func (c *conn) selectExport(name string) (wrong nbd.OptionReplyType, why string) {
 	c.mu.Lock()
 	deadline := c.deadline
@@ -207,8 +215,8 @@ func (c *conn) selectExport(name string) (wrong nbd.OptionReplyType, why string)
 	case errors.Is(err, ErrShutdown), c.ending.Load():
 		return nbd.RepErrShutdown, "the server is shutting down"
 	default:
-		c.s.o.Log.Error("open", "export", name, "error", err)
-		return nbd.RepErrUnknown, "the export can't be opened: the server's log says why"
+		c.s.o.Log.Error("cannot open export", "export", name, "error", err)
+		return nbd.RepErrUnknown, "the export cannot be opened: the server's log says why"
 	}
 	if c.export != nil {
 		c.s.release(c.export)
@@ -220,14 +228,15 @@ func (c *conn) selectExport(name string) (wrong nbd.OptionReplyType, why string)
 	return 0, ""
 }
 
-// goodName reports whether b can be a name, by "Strings" of proto.md.
+// validName reports whether b is a valid name by the section "Strings" of proto.md.
 func validName(b string) bool {
 	return len(b) <= nbd.MaxString && utf8.ValidString(b) && !strings.Contains(b, "\x00")
 }
 
+// exportName answers EXPORT_NAME, after which the transmission phase begins.
 func (c *conn) exportName(name string) error {
 	if !validName(name) {
-		return errors.New("a name that is none")
+		return errors.New("invalid name: want UTF-8 without NUL, at most 4096 bytes")
 	}
 	if t, why := c.selectExport(name); t != 0 {
 		return fmt.Errorf("export %q: %s", name, why)
@@ -242,15 +251,16 @@ func (c *conn) exportName(name string) error {
 	return err
 }
 
+// startTLS answers STARTTLS and performs the TLS handshake.
 func (c *conn) startTLS(d optionData, secure bool) error {
 	const o = nbd.OptStartTLS
 	switch {
 	case c.s.o.TLSMode == TLSOff:
-		return c.refuse(o, nbd.RepErrUnsupported, "no TLS")
+		return c.refuse(o, nbd.RepErrUnsupported, "this server does not use TLS")
 	case d.tooLong || len(d.b) > 0:
-		return c.refuse(o, nbd.RepErrInvalid, "data with an option that has none")
+		return c.refuse(o, nbd.RepErrInvalid, "this option has no data")
 	case secure:
-		return c.refuse(o, nbd.RepErrInvalid, "TLS is on already")
+		return c.refuse(o, nbd.RepErrInvalid, "the connection already uses TLS")
 	}
 	if err := c.sendReply(o, nbd.RepAck, nil); err != nil {
 		return err
@@ -259,7 +269,7 @@ func (c *conn) startTLS(d optionData, secure bool) error {
 	if err := t.HandshakeContext(c.ctx); err != nil {
 		return err
 	}
-	// What was agreed on in plain text may have been someone else's wish.
+	// An attacker may have negotiated options in plain text, so they are forgotten.
 	c.net, c.structured, c.contexts, c.contextsExport = t, false, nil, ""
 	if c.export != nil {
 		c.s.release(c.export)
@@ -268,15 +278,16 @@ func (c *conn) startTLS(d optionData, secure bool) error {
 	return nil
 }
 
+// list answers LIST with the names and descriptions of all exports.
 func (c *conn) list(data []byte) error {
 	const o = nbd.OptList
 	if len(data) > 0 {
-		return c.refuse(o, nbd.RepErrInvalid, "data with an option that has none")
+		return c.refuse(o, nbd.RepErrInvalid, "this option has no data")
 	}
 	list, err := c.s.exports.List(c.ctx)
 	if err != nil {
-		c.s.o.Log.Error("list of exports", "error", err)
-		return c.refuse(o, nbd.RepErrPolicy, "the list can't be had: the server's log says why")
+		c.s.o.Log.Error("cannot list exports", "error", err)
+		return c.refuse(o, nbd.RepErrPolicy, "the exports cannot be listed: the server's log says why")
 	}
 	for _, e := range list {
 		b := binary.BigEndian.AppendUint32(nil, uint32(len(e.Name)))
@@ -288,13 +299,14 @@ func (c *conn) list(data []byte) error {
 	return c.sendReply(o, nbd.RepAck, nil)
 }
 
-// fields takes an option's data apart. After too little it is bad, and returns
-// zeros.
+// fields decodes the data of an option. If they are too short, bad is set, and the methods
+// return zero values.
 type fields struct {
-	b   []byte
+	b   []byte // data that were not decoded yet
 	bad bool
 }
 
+// take returns the next n bytes.
 func (f *fields) take(n uint64) []byte {
 	if n > uint64(len(f.b)) {
 		f.b, f.bad = nil, true
@@ -321,16 +333,17 @@ func (f *fields) uint32() uint32 {
 
 func (f *fields) text() string { return string(f.take(uint64(f.uint32()))) }
 
-// info answers INFO and GO.
+// info answers INFO and GO with information about an export. After GO the transmission phase
+// begins (ready is true).
 func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 	f := fields{b: data}
 	name := f.text()
 	wanted := fields{b: f.take(2 * uint64(f.uint16()))}
 	switch {
 	case f.bad || len(f.b) > 0:
-		return false, c.refuse(o, nbd.RepErrInvalid, "the lengths do not fit together")
+		return false, c.refuse(o, nbd.RepErrInvalid, "the lengths in the option are inconsistent")
 	case !validName(name):
-		return false, c.refuse(o, nbd.RepErrInvalid, "name: want UTF-8 without NUL, at most 4096 bytes")
+		return false, c.refuse(o, nbd.RepErrInvalid, "invalid name: want UTF-8 without NUL, at most 4096 bytes")
 	}
 	if t, why := c.selectExport(name); t != 0 {
 		return false, c.refuse(o, t, why)
@@ -363,7 +376,7 @@ func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 		case nbd.InfoBlockSize:
 			b = c.export.sizes.Append(b)
 		default:
-			continue // InfoExport came already
+			continue // InfoExport was sent before
 		}
 		if err := c.sendReply(o, nbd.RepInfo, b); err != nil {
 			return false, err
@@ -376,7 +389,7 @@ func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 func (c *conn) negotiateContexts(o nbd.Option, data []byte) error {
 	set := o == nbd.OptSetMetaContext
 	if set {
-		c.contexts, c.contextsExport = nil, "" // also when it fails
+		c.contexts, c.contextsExport = nil, "" // also if the option fails later
 	}
 	if !c.structured {
 		return c.refuse(o, nbd.RepErrInvalid, "structured replies are not negotiated")
@@ -393,13 +406,13 @@ func (c *conn) negotiateContexts(o nbd.Option, data []byte) error {
 	}
 	switch {
 	case f.bad || len(f.b) > 0:
-		return c.refuse(o, nbd.RepErrInvalid, "the lengths do not fit together")
+		return c.refuse(o, nbd.RepErrInvalid, "the lengths in the option are inconsistent")
 	case !validName(name):
-		return c.refuse(o, nbd.RepErrInvalid, "name: want UTF-8 without NUL, at most 4096 bytes")
+		return c.refuse(o, nbd.RepErrInvalid, "invalid name: want UTF-8 without NUL, at most 4096 bytes")
 	}
 	for _, q := range queries {
 		if !validName(q) {
-			return c.refuse(o, nbd.RepErrInvalid, "query: want UTF-8 without NUL, at most 4096 bytes")
+			return c.refuse(o, nbd.RepErrInvalid, "invalid query: want UTF-8 without NUL, at most 4096 bytes")
 		}
 	}
 	if t, why := c.selectExport(name); t != 0 {
@@ -427,7 +440,7 @@ func (c *conn) negotiateContexts(o nbd.Option, data []byte) error {
 	return c.sendReply(o, nbd.RepAck, nil)
 }
 
-// serveTLS returns the configuration that connections use.
+// serveTLS returns a copy of config that requires TLS 1.2 or later.
 func serveTLS(config *tls.Config) *tls.Config {
 	config = config.Clone()
 	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)

@@ -18,13 +18,13 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// ErrAddress is what CheckAddress returns, wrapped: nobody can listen on the
-// address as it is written.
+// ErrAddress is wrapped by the errors of CheckAddress: the address has not the form that
+// Listen needs.
 var ErrAddress = errors.New("want tcp://HOST:PORT or unix:PATH")
 
-// CheckAddress checks how an address for Listen is written, without a look at
-// the network or the file system. It returns the address in one form for all
-// ways to write it.
+// CheckAddress checks the syntax of an address for Listen, without using the network or the
+// file system. It returns a normal form, which is the same for all ways to write one
+// address: the path of a socket is absolute, and a port is a number.
 func CheckAddress(address string) (string, error) {
 	if hostPort, ok := strings.CutPrefix(address, "tcp://"); ok {
 		return checkTCP(address, hostPort)
@@ -36,17 +36,18 @@ func CheckAddress(address string) (string, error) {
 	case path == "":
 		return "", fmt.Errorf("%q has no path: %w", address, ErrAddress)
 	}
-	path, err := filepath.Abs(path) // its URI is for any folder
+	path, err := filepath.Abs(path) // so that clients in any directory can use the URI
 	if err != nil {
 		return "", err
 	}
 	const longest = len(unix.RawSockaddrUnix{}.Path) - 1
 	if len(path) > longest {
-		return "", fmt.Errorf("%q: the absolute path of a socket has at most %d bytes, and this one has %d: %w", address, longest, len(path), ErrAddress)
+		return "", fmt.Errorf("%q: the absolute path has %d bytes, want at most %d for a socket: %w", address, len(path), longest, ErrAddress)
 	}
 	return "unix:" + path, nil
 }
 
+// checkTCP is CheckAddress for tcp://HOST:PORT.
 func checkTCP(address, hostPort string) (string, error) {
 	host, port, err := net.SplitHostPort(hostPort)
 	if err != nil {
@@ -57,21 +58,21 @@ func checkTCP(address, hostPort string) (string, error) {
 		return "", fmt.Errorf("%q: %w: %w", address, err, ErrAddress)
 	}
 	if host == "" {
-		return "", fmt.Errorf("%q has no host (127.0.0.1 is this machine, 0.0.0.0 and [::] are all its addresses): %w", address, ErrAddress)
+		return "", fmt.Errorf("%q has no host (use 127.0.0.1 for clients on this machine, 0.0.0.0 or [::] for all): %w", address, ErrAddress)
 	}
 	if strings.ContainsAny(host, "/@ ") {
-		return "", fmt.Errorf("%q: %q is no host: %w", address, host, ErrAddress)
+		return "", fmt.Errorf("%q: %q is not a host name or IP address: %w", address, host, ErrAddress)
 	}
 	n, err := net.LookupPort("tcp", port)
 	if err != nil || port == "" || n < 0 || n > 65535 {
-		return "", fmt.Errorf("%q: port %q is not 0 to 65535: %w", address, port, ErrAddress)
+		return "", fmt.Errorf("%q: invalid port %q, want 0 to 65535: %w", address, port, ErrAddress)
 	}
 	return "tcp://" + net.JoinHostPort(host, strconv.Itoa(n)), nil
 }
 
-// Listen listens on tcp://HOST:PORT or unix:PATH. Port 0 is one that is free. A
-// socket that no server listens on any more is replaced; the socket's mode is
-// 0600, and it is removed when the listener is closed.
+// Listen listens on tcp://HOST:PORT or unix:PATH. For port 0 the system chooses a free port.
+// Listen replaces a socket on which no server listens any more. A socket has mode 0600, and
+// is removed when the listener is closed.
 func Listen(ctx context.Context, address string) (net.Listener, error) {
 	checked, err := CheckAddress(address)
 	if err != nil {
@@ -89,13 +90,13 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 	return l, nil
 }
 
+// listenUnix listens on the socket path.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
-	// The mode of the socket before bind is the one that its file gets, so
-	// there is no moment at which others can connect. The umask can only take
-	// from it.
+	// The mode is set before bind, so that other users can never connect. The file of
+	// the socket gets this mode, from which the umask can only remove permissions.
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var chmod error
 		if err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) }); err != nil {
@@ -106,7 +107,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	return config.Listen(ctx, "unix", path)
 }
 
-// removeStale removes a socket that nobody listens on.
+// removeStale removes the socket path if no server listens on it.
 func removeStale(ctx context.Context, path string) error {
 	st, err := os.Lstat(path)
 	switch {
@@ -115,28 +116,29 @@ func removeStale(ctx context.Context, path string) error {
 	case err != nil:
 		return err
 	case st.Mode().Type() != fs.ModeSocket:
-		return errors.New("there is something else than a socket")
+		return errors.New("the path exists and is not a socket")
 	}
 	c, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	switch {
 	case err == nil:
 		c.Close()
-		return errors.New("another server listens there")
+		return errors.New("another server listens on the socket")
 	case errors.Is(err, unix.ECONNREFUSED):
 		return os.Remove(path)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	}
-	return fmt.Errorf("is another server there? %w", err)
+	return fmt.Errorf("cannot find out whether another server listens on the socket: %w", err)
 }
 
-// firstActivated is the first file that socket activation passes.
+// firstActivated is the number of the first file descriptor that socket activation passes.
 const firstActivated = 3
 
-// Activated returns what was passed by socket activation (sd_listen_fds(3)):
-// sockets to listen on, and connections that were accepted already. There is
-// none where LISTEN_PID is not this process. The environment is changed, so
-// that no child and no second call takes the same.
+// Activated returns the sockets that systemd passed to this process by socket activation
+// (see sd_listen_fds(3)): listeners, and connections that were already accepted. Both are
+// empty if LISTEN_PID is not the ID of this process. Activated removes the variables of
+// socket activation from the environment, so that child processes and later calls do not
+// use the same sockets.
 func Activated() (listeners []net.Listener, conns []net.Conn, err error) {
 	pid, count := os.Getenv("LISTEN_PID"), os.Getenv("LISTEN_FDS")
 	if pid != strconv.Itoa(os.Getpid()) {
@@ -147,12 +149,12 @@ func Activated() (listeners []net.Listener, conns []net.Conn, err error) {
 	}
 	n, err := strconv.Atoi(count)
 	if err != nil || n < 1 || n > 64 {
-		return nil, nil, fmt.Errorf("socket activation: LISTEN_FDS=%s: want 1 to 64", nbd.Text([]byte(count)))
+		return nil, nil, fmt.Errorf("socket activation: invalid LISTEN_FDS=%s, want 1 to 64", nbd.Text([]byte(count)))
 	}
 	for fd := firstActivated; fd < firstActivated+n; fd++ {
 		l, c, e := adopt(fd)
 		if e != nil {
-			err = errors.Join(err, fmt.Errorf("socket activation: file %d: %w", fd, e))
+			err = errors.Join(err, fmt.Errorf("socket activation: file descriptor %d: %w", fd, e))
 			continue
 		}
 		if l != nil {
@@ -173,7 +175,7 @@ func Activated() (listeners []net.Listener, conns []net.Conn, err error) {
 	return listeners, conns, nil
 }
 
-// adopt makes a listener or a connection of a file, which it closes.
+// adopt returns a listener or a connection for a file descriptor, which it closes.
 func adopt(fd int) (net.Listener, net.Conn, error) {
 	unix.CloseOnExec(fd)
 	f := os.NewFile(uintptr(fd), "socket "+strconv.Itoa(fd))
@@ -193,8 +195,8 @@ func adopt(fd int) (net.Listener, net.Conn, error) {
 	return nil, c, err
 }
 
-// URI returns how clients name an export of a server that listens at addr.
-// Where that is all addresses it names this machine.
+// URI returns the URI of an export for clients of a server that listens on addr. If the
+// server listens on all addresses of the machine, the host is "localhost".
 func URI(addr net.Addr, overTLS bool, export string) string {
 	scheme := "nbd"
 	if overTLS {
@@ -207,7 +209,7 @@ func URI(addr net.Addr, overTLS bool, export string) string {
 		if abs, err := filepath.Abs(path); err == nil {
 			path = abs
 		}
-		// Not all clients take + for a space.
+		// Not all clients decode + as a space.
 		return scheme + "+unix://" + u.EscapedPath() + "?socket=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(path))
 	case *net.TCPAddr:
 		host := a.IP.String()

@@ -1,11 +1,18 @@
 // Package server exports disks over NBD, to any number of clients at once.
 //
-// It speaks the protocol of package nbd: fixed newstyle with all options of the
-// baseline, TLS by certificates, structured replies with data and holes, the
-// allocation by base:allocation and qemu:allocation-depth. Each connection has
-// one goroutine, and one more for each request in work; what they take of
-// memory is bounded for each connection and for all together, see memory.
-// Nothing that a client sends is believed, and what it does harms no other.
+// A program implements [Exports], or lists open disks in a [Fixed], and calls [New],
+// [Listen] and [Server.Serve], which serves clients until its context ends. [URI] returns
+// the address for clients.
+//
+// The server implements the fixed newstyle handshake with all options of the baseline,
+// TLS with certificates ([LoadTLS]), structured replies with holes, and the metadata
+// contexts base:allocation and qemu:allocation-depth. Disks that are source.Writable can
+// be written to ([Options].Writable).
+//
+// Each connection has one goroutine that reads requests, and one for each request in
+// progress. Their memory is bounded, for each connection and for all together
+// ([Options].Memory). The server checks everything that clients send; a client that
+// breaks the protocol, or is slow, does not affect the others.
 package server
 
 import (
@@ -32,83 +39,86 @@ const (
 	defaultHandshake      = 30 * time.Second
 	defaultGrace          = 5 * time.Second
 	defaultMemory         = 64 << 20
-	// stall is how long a client may hold memory and neither take nor send
-	// stallBytes, while others are short of memory.
+	// stall is how long a client may hold shared memory without sending or taking
+	// stallBytes, if other clients are short of memory. After that its connection is
+	// closed.
 	stall      = 20 * time.Second
 	stallBytes = 64 << 10
-	// stallCheck is how often the server looks for such clients.
+	// stallCheck is the minimum time between two searches for such clients.
 	stallCheck = time.Second
-	// lastWrites is how long a client has to take its last replies after the
-	// grace.
+	// lastWrites is how long a client may take its last replies after the grace
+	// period.
 	lastWrites = time.Second
 )
 
-// ErrUnknownExport is what Exports returns, wrapped or not, where it has no
-// export of the name: the client is told so, and may ask for another.
+// ErrUnknownExport is the error, or is wrapped by the error, with which the methods of
+// Exports report that no export has the given name. The client may then choose another
+// export.
 var ErrUnknownExport = errors.New("no such export")
 
-// ErrShutdown is the cause of the end of a disk's context when the server ends
-// and a request takes longer than Options.Grace.
+// ErrShutdown is the cause with which the context of disks ends when requests are still in
+// progress at the end of Options.Grace.
 var ErrShutdown = errors.New("the server is shutting down")
 
-// Export is what clients are told about an export beside what its disk tells.
+// Export is the name and the description of an export, as clients see them.
 type Export struct {
-	Name, Description string // UTF-8 without NUL, at most nbd.MaxString bytes
+	Name, Description string // UTF-8 without NUL, at most nbd.MaxString bytes each
 }
 
-// Exports are what a server has. The methods are called concurrently.
+// Exports provides the exports of a server. The methods are called concurrently.
 type Exports interface {
-	// List returns the exports that clients may know of.
+	// List returns the exports that clients may list.
 	List(ctx context.Context) ([]Export, error)
-	// Find returns the export that a client means by name, without opening it.
-	// Several names may mean one export: the server shares what is open, and
-	// what is known of it, by the Name that Find returns.
+	// Find returns the export for the name that a client sent, without opening it.
+	// Several names may lead to one export: clients share the open disk of an export
+	// by the Name that Find returns. An unknown name is an ErrUnknownExport.
 	Find(ctx context.Context, name string) (Export, error)
-	// Open opens the disk of the export whose Name is name. It is called for
-	// the first client of an export, and the disk is closed after the last has
-	// gone. The context is the disk's: it ends after the server's own.
+	// Open opens the disk of the export whose Name is name. The server calls it for
+	// the first client of an export, and closes the disk after the last client has
+	// disconnected. The disk may use ctx until then: it ends later than the context
+	// of Serve.
 	Open(ctx context.Context, name string) (source.Disk, error)
 }
 
-// TLSMode says whether connections are encrypted.
+// TLSMode says whether clients may or must use TLS.
 type TLSMode uint8
 
 const (
-	TLSOff     TLSMode = iota // STARTTLS is unknown
-	TLSOn                     // a client may, and needs not
-	TLSRequire                // without it there are no exports
+	TLSOff     TLSMode = iota // the server does not support TLS
+	TLSOn                     // clients may use TLS
+	TLSRequire                // clients must use TLS before they can list or choose an export
 )
 
-// Options tune a server. The zero value is the default.
+// Options configure a server. The zero value is a read-only server without TLS.
 type Options struct {
-	// Writable lets clients write to disks that are source.Writable.
+	// Writable allows clients to write to disks that are source.Writable.
 	Writable bool
-	// TLS has the certificates, see LoadTLS. It is needed where TLSMode is not
+	// TLS holds the certificates, see LoadTLS. It must be set unless TLSMode is
 	// TLSOff.
 	TLS     *tls.Config
 	TLSMode TLSMode
-	// MaxConnections is how many are served at once, 0: 4096. One more is
-	// closed at once.
+	// MaxConnections is how many connections are served at once; further ones are
+	// closed at once. 0: 4096.
 	MaxConnections int
-	// Handshake is how long a client may take until it begins to read and
-	// write, the opening of the disk not counted. 0: 30 s.
+	// Handshake is how long a handshake may take, without the time to open the disk.
+	// 0: 30 s.
 	Handshake time.Duration
-	// Grace is how long requests in work go on after the server's context has
-	// ended. Those that take longer get no reply. 0: 5 s.
+	// Grace is how long requests in progress may continue after the context of Serve
+	// has ended. Requests that take longer get no reply. 0: 5 s.
 	Grace time.Duration
-	// Kill is called with ErrShutdown when Grace is over, to end what disks do
-	// that were not opened by Exports.Open. It may be nil.
+	// Kill is called with ErrShutdown at the end of Grace, to end the calls to disks
+	// that do not use the context of Exports.Open. It may be nil.
 	Kill func(cause error)
-	// Memory bounds the bytes of data in work that all connections share, 0:
-	// 64 MiB. At least 4 MiB are used. Beyond it each connection can have 16 KiB
-	// while the memory is short.
+	// Memory is the maximum size, in bytes, of the data of all requests in progress.
+	// At least 4 MiB are used. In addition, each connection gets 16 KiB if the memory
+	// is short. 0: 64 MiB.
 	Memory int64
-	// Stats counts requests; it may be nil.
+	// Stats counts the requests. It may be nil.
 	Stats *Stats
-	// Left is called after each connection that got as far as an export, with
-	// the number of those that still are. It may be nil.
+	// Left is called when a client that had chosen an export has disconnected, with
+	// the number of such clients that are left. It may be nil.
 	Left func(others int)
-	// Log takes what clients do wrong and what disks fail with. It may be nil.
+	// Log receives the errors of disks and of clients. It may be nil.
 	Log *slog.Logger
 }
 
@@ -119,34 +129,34 @@ type Server struct {
 	memory     *memory
 	calls      calls
 	badRanges  badRanges
-	cacheBytes atomic.Int64 // bytes that the extents of all exports take
+	cacheBytes atomic.Int64 // size of the cached extents of all exports
 
-	// life is the context of the disks. It outlives the one of Serve, so that
-	// requests in work can end well.
+	// disksCtx is the context of disks. It ends later than the context of Serve, so
+	// that requests in progress can be completed.
 	disksCtx    context.Context
 	cancelDisks context.CancelCauseFunc
 
-	stopping chan struct{} // closed when the server begins to end
-	killed   atomic.Bool   // the grace is over
+	stopping chan struct{} // closed when the shutdown begins
+	killed   atomic.Bool   // the grace period is over
 
 	closeErr atomic.Pointer[error] // see Err
 
-	clients        atomic.Int64 // with an export
-	lastStallCheck atomic.Int64 // when dropStalled looked last, in ns
+	clients        atomic.Int64 // connections that have chosen an export
+	lastStallCheck atomic.Int64 // time of the last search for stalled clients, in Unix nanoseconds
 
 	mu         sync.Mutex
-	open       map[string]*export // by name
+	open       map[string]*export // by Export.Name
 	conns      map[*conn]struct{}
-	peers      map[string]*peer // of conns
-	graceTimer *time.Timer      // not nil: the server ends
-	// evicted counts connections that have to end because others need the room.
-	evicted int
+	peers      map[string]*peer // the peers of conns, by peerName
+	graceTimer *time.Timer      // calls endGrace; nil: the shutdown has not begun
+	evicted    int              // connections in conns that evictOldest has closed
 }
 
-// New returns a server, which does nothing yet.
+// New returns a server that serves no connections yet. It fails if TLS is on and there are
+// no certificates.
 func New(exports Exports, o Options) (*Server, error) {
 	if o.TLSMode != TLSOff && o.TLS == nil {
-		return nil, errors.New("TLS without certificates")
+		return nil, errors.New("TLS needs a certificate")
 	}
 	if o.TLS != nil {
 		o.TLS = serveTLS(o.TLS)
@@ -178,12 +188,12 @@ func New(exports Exports, o Options) (*Server, error) {
 	return s, nil
 }
 
-// Serve takes connections from the listeners, which it closes, until ctx ends.
-// Then it reads no more requests, lets those in work end for Options.Grace,
-// closes the connections and returns nil. A request that was not done by then
-// gets no reply, so that the client can send it again to the next server. Serve
-// returns an error when a listener fails. The server can't be used after it, but
-// for connections of ServeConn, which end by themselves.
+// Serve accepts connections from the listeners until ctx ends, and then shuts down: it
+// reads no more requests, waits at most Options.Grace for the requests in progress, closes
+// the connections and the listeners, and returns nil. A request that was not completed by
+// then gets no reply, so that its client can repeat it at the next server. If a listener
+// fails, Serve shuts down and returns its error. Serve can be called once; connections of
+// ServeConn may continue after it has returned.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	defer s.endDisks()
 	all, ctx := errgroup.WithContext(ctx)
@@ -193,15 +203,15 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	return all.Wait()
 }
 
-// endLife ends the context of the disks and the timer of the grace, unless there
-// are connections, which still need both: those of ServeConn can outlive Serve.
+// endDisks ends the context of disks and the timer of the grace period, unless there are
+// connections, which still need both: those of ServeConn can outlive Serve.
 func (s *Server) endDisks() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.endDisksLocked()
 }
 
-// endLifeLocked is endLife for a caller that holds s.mu.
+// endDisksLocked is endDisks for a caller that holds s.mu.
 func (s *Server) endDisksLocked() {
 	if len(s.conns) > 0 {
 		return
@@ -212,14 +222,16 @@ func (s *Server) endDisksLocked() {
 	s.cancelDisks(ErrShutdown)
 }
 
+// accept serves the connections that l accepts, until ctx ends or l fails. It closes l, and
+// returns after the last connection has ended.
 func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	defer l.Close()
 	var served sync.WaitGroup
 	defer served.Wait()
-	// If the listener fails, its clients are ended too: they may stay for days, and
-	// Serve returns the error only when they have left.
+	// If the listener fails, its connections are ended, too. Serve returns the error
+	// only after they have ended, and clients may stay connected for days.
 	serving, end := context.WithCancel(ctx)
 	defer end()
 	for pause := time.Duration(0); ; {
@@ -235,7 +247,7 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 			return fmt.Errorf("listen on %v: %w", l.Addr(), err)
 		}
 		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		s.o.Log.Warn("no more connections for now", "error", err, "pause", pause)
+		s.o.Log.Warn("cannot accept connections now", "error", err, "pause", pause)
 		select {
 		case <-ctx.Done():
 			return nil
@@ -244,9 +256,9 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// Err returns the first error of closing a disk that clients could write to, once
-// they have left: what they wrote and did not flush may be lost, and no client
-// learns of it.
+// Err returns the first error of closing a writable disk. The server closes a disk after
+// its last client has disconnected, so that no client learns of the error: data that were
+// written and not flushed may be lost.
 func (s *Server) Err() error {
 	if err := s.closeErr.Load(); err != nil {
 		return *err
@@ -254,7 +266,7 @@ func (s *Server) Err() error {
 	return nil
 }
 
-// passing reports whether accepting may succeed later.
+// isTemporary reports whether Accept may succeed later, after it failed with err.
 func isTemporary(err error) bool {
 	for _, e := range []error{unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.ECONNABORTED, unix.EAGAIN, unix.EINTR} {
 		if errors.Is(err, e) {
@@ -264,18 +276,19 @@ func isTemporary(err error) bool {
 	return false
 }
 
-// ServeConn serves a client that is connected already, until it leaves or ctx
-// ends, and closes the connection. The end of ctx is the end of the server, as
-// in Serve.
+// ServeConn serves a client that is already connected until the client disconnects or ctx
+// ends, and closes the connection. When ctx ends, the whole server shuts down, as in
+// Serve.
 func (s *Server) ServeConn(ctx context.Context, c net.Conn) { s.serve(ctx, c) }
 
+// serve serves one connection, and logs its error.
 func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	defer raw.Close()
 	c := newConn(s, raw)
 	defer c.cancel(net.ErrClosed)
 	switch ok, full := s.register(c); {
 	case full:
-		s.o.Log.Warn("refused a client: too many connections", "client", clientName(raw), "limit", s.o.MaxConnections)
+		s.o.Log.Warn("refused a connection: too many connections", "client", clientName(raw), "limit", s.o.MaxConnections)
 		return
 	case !ok:
 		return
@@ -283,12 +296,13 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	defer s.unregister(c)
 	defer context.AfterFunc(ctx, s.shutdown)()
 	if err := c.serve(); err != nil {
-		s.o.Log.Info("client", "client", clientName(raw), "error", err)
+		s.o.Log.Info("connection ended with an error", "client", clientName(raw), "error", err)
 	}
 }
 
-// register adds a connection, unless there are too many or the server ends. It
-// does not log: writing a log may block, and all connections need s.mu.
+// register adds a connection. ok is false if there are too many (full is true) or if the
+// server is shutting down. register does not log, since writing a log may block while all
+// connections need s.mu.
 func (s *Server) register(c *conn) (ok, full bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -312,6 +326,7 @@ func (s *Server) register(c *conn) (ok, full bool) {
 	return true, false
 }
 
+// unregister removes a connection that has ended.
 func (s *Server) unregister(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -329,10 +344,10 @@ func (s *Server) unregister(c *conn) {
 	}
 }
 
-// makeRoom ends the oldest connection that is still in the handshake, of a peer
-// with more connections than the one of that name has. So one host that connects
-// and says nothing can't keep all others out. It reports whether there was one.
-// The caller holds s.mu.
+// evictOldest closes the oldest connection that is still in the handshake and whose peer
+// has more connections than the newcomer. One host that opens many idle connections
+// therefore cannot block all others. It reports whether it closed a connection. The caller
+// holds s.mu.
 func (s *Server) evictOldest(newcomer string) bool {
 	own := 1
 	if p := s.peers[newcomer]; p != nil {
@@ -352,13 +367,12 @@ func (s *Server) evictOldest(newcomer string) bool {
 	}
 	oldest.evicted = true
 	s.evicted++
-	oldest.fail(errors.New("too many connections, and this one chose no export yet"))
+	oldest.fail(errors.New("there are too many connections, and this one had not chosen an export yet"))
 	return true
 }
 
-// peerName returns the name by which the connections of one client are known:
-// the address of its host, or the id of its process. It is empty where neither
-// is known.
+// peerName returns a name that all connections of one peer share: the address of the host,
+// or the process ID for a Unix domain socket. It is empty if neither is known.
 func peerName(c net.Conn) string {
 	switch c := c.(type) {
 	case *net.TCPConn:
@@ -378,6 +392,7 @@ func peerName(c net.Conn) string {
 	return ""
 }
 
+// clientName returns the name of a client for the log.
 func clientName(c net.Conn) string {
 	if a := c.RemoteAddr(); a != nil && a.String() != "" && a.String() != "@" {
 		return a.String()
@@ -385,8 +400,8 @@ func clientName(c net.Conn) string {
 	return "local"
 }
 
-// shutdown begins the end of the server: no connection reads another request,
-// and when the grace is over the disks are told to fail.
+// shutdown begins the shutdown of the server: no connection reads another request, and at
+// the end of the grace period the context of disks ends. Later calls do nothing.
 func (s *Server) shutdown() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -394,15 +409,16 @@ func (s *Server) shutdown() {
 		return
 	}
 	close(s.stopping)
-	// One timer for all: the end of the disks must not be what stops the timer
-	// of a connection whose client takes nothing.
+	// A single timer ends the disks and limits the writes of all connections, so that
+	// the connection of a client that takes no replies ends as well.
 	s.graceTimer = time.AfterFunc(s.o.Grace, s.endGrace)
 	for c := range s.conns {
 		c.stopReading()
 	}
 }
 
-// endGrace ends what has not ended by itself.
+// endGrace ends the context of disks, and limits the time in which clients can take their
+// last replies.
 func (s *Server) endGrace() {
 	s.killed.Store(true)
 	s.cancelDisks(ErrShutdown)
@@ -416,8 +432,7 @@ func (s *Server) endGrace() {
 	}
 }
 
-// endedWith reports whether err, which a disk returned, comes from the end of
-// the server.
+// endedWith reports whether the shutdown of the server caused err, an error of a disk.
 func (s *Server) endedWith(err error) bool {
 	select {
 	case <-s.stopping:
@@ -427,13 +442,14 @@ func (s *Server) endedWith(err error) bool {
 	}
 }
 
-// enter and leave count the connections that are in the transmission, or will
-// be when the client has been told so.
+// clientEntered counts a connection whose client has chosen an export. It is called before
+// the client gets the reply that ends the handshake.
 func (s *Server) clientEntered(c *conn) {
 	c.entered.Store(true)
 	s.clients.Add(1)
 }
 
+// clientLeft counts the end of a connection that clientEntered has counted.
 func (s *Server) clientLeft() {
 	others := s.clients.Add(-1)
 	if s.o.Left != nil {
@@ -441,9 +457,9 @@ func (s *Server) clientLeft() {
 	}
 }
 
-// dropStalled ends the connections that hold shared memory and whose client
-// neither takes its replies nor sends the data of its writes. It is called when
-// memory is short, and looks every stallCheck.
+// dropStalled closes the connections that hold shared memory and whose clients have stalled.
+// It is called when memory is short. It does nothing if the last search for such clients was
+// less than stallCheck ago.
 func (s *Server) dropStalled() {
 	now, last := time.Now().UnixNano(), s.lastStallCheck.Load()
 	if now-last < int64(stallCheck) || !s.lastStallCheck.CompareAndSwap(last, now) {
@@ -451,13 +467,13 @@ func (s *Server) dropStalled() {
 	}
 	for _, c := range s.connections() {
 		if !c.failed() && c.stalled(stall) && s.memory.holdsShared(&c.holder) {
-			go c.fail(fmt.Errorf("the client moved fewer than %d bytes in %v, and others need the memory that it holds", stallBytes, stall))
+			go c.fail(fmt.Errorf("the client sent or took fewer than %d bytes in %v, and other clients need the memory that it holds", stallBytes, stall))
 		}
 	}
 }
 
-// connections returns the connections that there are. Closing one waits for the
-// system call that uses it, so nobody closes one of these under s.mu.
+// connections returns the current connections. Callers close them without holding s.mu,
+// since closing waits for system calls that use the connection.
 func (s *Server) connections() []*conn {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -222,7 +222,7 @@ func TestTLSMessages(t *testing.T) {
 func TestNotOpened(t *testing.T) {
 	s := serve(t, noDisk{server.Fixed{{}}}, server.Options{}, "unix:"+socketPath(t))
 	_, err := nbdclient.Open(t.Context(), parseURI(t, server.URI(s.Addr(), false, "")), nbdclient.Options{})
-	if err == nil || !strings.Contains(err.Error(), "did not open it: the export can't be opened") || !strings.Contains(hintOf(err), "server's log") {
+	if err == nil || !strings.Contains(err.Error(), "did not open it: the export cannot be opened") || !strings.Contains(hintOf(err), "server's log") {
 		t.Errorf("%v\nhint: %s", err, hintOf(err))
 	}
 }
