@@ -15,28 +15,27 @@ import (
 )
 
 const (
-	// The keys of the library's configuration that say how much memory each
-	// connection has on the host, and what they are here without a word of the
-	// user's: migration tools found 1 MiB x 4 to be fastest.
+	// These keys of the library's configuration set the memory that each connection
+	// reserves on the host.
 	keyBufSize  = "vixDiskLib.nfcAio.Session.BufSizeIn64KB"
 	keyBufCount = "vixDiskLib.nfcAio.Session.BufCount"
 
-	maxConfig = 1 << 20
+	maxConfig = 1 << 20 // bytes of the user's configuration file
 )
 
+// defaultBuffers are used unless the user or the configuration file sets other buffers.
+// Migration tools found 4 buffers of 1 MiB to be fastest.
 var defaultBuffers = NFCBuffers{Size: 16 * nfcbudget.Unit, Count: 4}
 
-// libraryConfig is the configuration that the library gets: the user's own and
-// what it leaves open.
+// libraryConfig is the configuration that the library gets.
 type libraryConfig struct {
-	text    string // the user's, without what is set here
-	from    string // its path; "": there is none
+	text    string // the user's configuration file without the keys of the buffers
 	buffers NFCBuffers
 }
 
-// readConfig reads the first of p.Config, /etc/vmware/config and
-// ~/.vmware/config that exists, which is where the library looks when it is
-// given no file.
+// readConfig reads the user's configuration file: p.Config, or the first of
+// /etc/vmware/config and ~/.vmware/config that exists. The library itself would look in
+// these places.
 func readConfig(p *Params) (*libraryConfig, error) {
 	places := []string{"/etc/vmware/config"}
 	if home, err := os.UserHomeDir(); err == nil {
@@ -51,13 +50,14 @@ func readConfig(p *Params) (*libraryConfig, error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("configuration file of VDDK: %w", err)
+			return nil, fmt.Errorf("cannot read the configuration file of VDDK: %w", err)
 		}
 		return parseConfig(path, text, p.NFCBuffers)
 	}
 	return parseConfig("", "", p.NFCBuffers)
 }
 
+// readSmall returns the content of a file of up to maxConfig bytes.
 func readSmall(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -66,15 +66,16 @@ func readSmall(path string) (string, error) {
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err == nil && len(text) > maxConfig {
-		err = fmt.Errorf("%s: larger than %d bytes", path, maxConfig)
+		err = fmt.Errorf("%s is larger than %d bytes", path, maxConfig)
 	}
 	return string(text), err
 }
 
-// parseConfig reads text, whose lines are KEY = "VALUE". Buffers that are asked
-// for by flag go before those of the file, and these before the default.
-func parseConfig(path, text string, asked NFCBuffers) (*libraryConfig, error) {
-	c := &libraryConfig{from: path}
+// parseConfig parses text, the content of the file at path, whose lines are KEY = "VALUE".
+// Buffers of the user's flag, which may be zero, take precedence over those of the file, and
+// these over the default.
+func parseConfig(path, text string, flag NFCBuffers) (*libraryConfig, error) {
+	c := new(libraryConfig)
 	var file NFCBuffers
 	var kept strings.Builder
 	for n, line := range strings.Split(text, "\n") {
@@ -88,7 +89,7 @@ func parseConfig(path, text string, asked NFCBuffers) (*libraryConfig, error) {
 		value = strings.Trim(strings.TrimSpace(value), `"`)
 		v, err := strconv.ParseUint(value, 10, 16)
 		if err != nil || v == 0 {
-			return nil, fmt.Errorf("%s: line %d: %s is %q, want a number from 1 to 65535", path, n+1, key, value)
+			return nil, fmt.Errorf("%s: line %d: %s is %q, expected a number from 1 to 65535", path, n+1, key, value)
 		}
 		if size {
 			file.Size = int64(v) * nfcbudget.Unit
@@ -101,15 +102,16 @@ func parseConfig(path, text string, asked NFCBuffers) (*libraryConfig, error) {
 		c.text += "\n"
 	}
 	c.buffers = NFCBuffers{
-		Size:  firstSet(asked.Size, file.Size, defaultBuffers.Size),
-		Count: firstSet(asked.Count, file.Count, defaultBuffers.Count),
+		Size:  firstSet(flag.Size, file.Size, defaultBuffers.Size),
+		Count: firstSet(flag.Count, file.Count, defaultBuffers.Count),
 	}
 	if c.buffers.Size%nfcbudget.Unit != 0 || c.buffers.Size < 0 || c.buffers.Count < 0 {
-		return nil, fmt.Errorf("NFC buffers of %d bytes x %d: want a multiple of 64 KiB", c.buffers.Size, c.buffers.Count)
+		return nil, fmt.Errorf("NFC buffers of %d bytes x %d: the size must be a multiple of 64 KiB", c.buffers.Size, c.buffers.Count)
 	}
 	return c, nil
 }
 
+// firstSet returns the first value that is not 0.
 func firstSet[T int | int64](values ...T) T {
 	for _, v := range values {
 		if v != 0 {
@@ -119,22 +121,22 @@ func firstSet[T int | int64](values ...T) T {
 	return 0
 }
 
-// file returns the file's content for buffers b.
+// file returns the content of the configuration file for connections with buffers b.
 func (c *libraryConfig) file(b NFCBuffers) []byte {
 	return fmt.Appendf(nil, "%s%s=%d\n%s=%d\n", c.text, keyBufSize, b.Size/nfcbudget.Unit, keyBufCount, b.Count)
 }
 
-// configFile is a file that this process alone has, and that is gone with it:
-// what a configuration holds may be secret.
+// configFile is a file in memory that disappears with this process, because a configuration
+// may hold secrets.
 type configFile struct {
 	*os.File
-	path string // for a process of the same user
+	path string // a path that other processes of the same user can open
 }
 
 func newConfigFile(content []byte) (*configFile, error) {
 	fd, err := unix.MemfdCreate("vddkcp-vddk-config", unix.MFD_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("configuration file for VDDK: memfd_create: %w", err)
+		return nil, fmt.Errorf("cannot create a configuration file for VDDK: memfd_create: %w", err)
 	}
 	f := &configFile{os.NewFile(uintptr(fd), "configuration file for VDDK"), fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd)}
 	if _, err := f.Write(content); err != nil {
@@ -143,7 +145,7 @@ func newConfigFile(content []byte) (*configFile, error) {
 	}
 	if _, err := os.Stat("/proc/self/fd"); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("configuration file for VDDK: the library opens it through /proc, which is not mounted: %w", err)
+		return nil, fmt.Errorf("cannot pass a configuration file to VDDK: the library opens it through /proc, which is not mounted: %w", err)
 	}
 	return f, nil
 }

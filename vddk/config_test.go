@@ -24,9 +24,9 @@ func TestParseConfig(t *testing.T) {
 		{"one of them, in any case", strings.ToUpper(size) + "=1\n", NFCBuffers{}, size + "=1\n" + count + "=4\n", ""},
 		{"asked for by flag", size + "=32\n", NFCBuffers{Size: 512 << 10, Count: 8}, size + "=8\n" + count + "=8\n", ""},
 		{"a comment is no setting", "# " + size + "=1\n", NFCBuffers{}, "# " + size + "=1\n" + size + "=16\n" + count + "=4\n", ""},
-		{"no number", "x=1\n" + size + "=many\n", NFCBuffers{}, "", `FILE: line 2: ` + size + ` is "many", want a number from 1 to 65535`},
-		{"zero", count + "=0", NFCBuffers{}, "", `want a number from 1`},
-		{"not a multiple", "", NFCBuffers{Size: 100000, Count: 1}, "", "want a multiple of 64 KiB"},
+		{"no number", "x=1\n" + size + "=many\n", NFCBuffers{}, "", `FILE: line 2: ` + size + ` is "many", expected a number from 1 to 65535`},
+		{"zero", count + "=0", NFCBuffers{}, "", `expected a number from 1`},
+		{"not a multiple", "", NFCBuffers{Size: 100000, Count: 1}, "", "must be a multiple of 64 KiB"},
 	} {
 		c, err := parseConfig("FILE", test.text, test.asked)
 		if test.err != "" {

@@ -12,20 +12,21 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// Error is a call to the library that failed. Its message holds no secrets.
+// Error is the error of a call to the library. Its message holds no secrets.
 type Error struct {
-	Op       string   // "open", "read", "write", "flush", "query"
-	Func     string   // of the library
+	Op       string   // "open", "read", "write", "flush", "query", or a call that concerns the VM
+	Func     string   // the function of the library
 	Disk     string   // Params.File
-	Off, Len int64    // bytes; of a read or write or query
-	Code     uint64   // VixError as it came
-	Text     string   // the library's, of the code
-	Last     []string // what the library logged during the call, the newest last
-	first    bool     // no read succeeded before
-	expected string   // the thumbprint that was handed to it
-	secret   string   // what is odd about the password
+	Off, Len int64    // the range of a read, write or query, in bytes
+	Code     uint64   // the VixError that the library returned
+	Text     string   // the library's text for the code
+	Last     []string // lines that the library logged during the call, the newest last
+	first    bool     // no read had succeeded before
+	expected string   // the SHA-1 thumbprint that the library was told to expect
+	secret   string   // see Params.oddSecret
 }
 
+// code returns the error code without the additional information in the upper bits.
 func (e *Error) code() int { return int(e.Code & 0xffff) }
 
 func (e *Error) Error() string {
@@ -48,12 +49,12 @@ func (e *Error) Error() string {
 	if m := e.meaning(); m != nil && m.say != nil {
 		s.WriteString(": " + m.say(e))
 	} else if n := len(e.Last); n > 0 {
-		fmt.Fprintf(&s, "; its last words: %q", e.Last[n-1])
+		fmt.Fprintf(&s, "; last log line: %q", e.Last[n-1])
 	}
 	return s.String()
 }
 
-// Hint says what to do about it, or nothing.
+// Hint returns what the user can do about the error, or "".
 func (e *Error) Hint() string {
 	m := e.meaning()
 	switch {
@@ -65,14 +66,14 @@ func (e *Error) Hint() string {
 	return m.hint
 }
 
-// meaning is what is known of an error by its code, text and log lines.
+// meaning explains the errors that meet all of its conditions.
 type meaning struct {
-	op    string         // of which call alone; "": of any
-	first bool           // of the first read alone
-	code  int            // of which code alone; 0: of any
-	line  *regexp.Regexp // found in the text or in a line; nil: the code is enough
-	times int            // in how many lines at least
-	say   func(*Error) string
+	op    string              // the operation; "": any
+	first bool                // only reads before the first successful read
+	code  int                 // the code of the library; 0: any
+	line  *regexp.Regexp      // matches the text or a log line; nil: any
+	times int                 // the number of log lines that must match; 0: one
+	say   func(*Error) string // an explanation for the message; nil: none
 	hint  string
 }
 
@@ -86,11 +87,12 @@ var loginWords = regexp.MustCompile(`(?i)incorrect user name or password|incorre
 
 var thumbprints = regexp.MustCompile(`(?i)actual thumbprint\s*=\s*([0-9A-F:]+).{0,20}expected\s*=\s*([0-9A-F:]+)`)
 
-// meanings are looked through in order; the first one that fits counts.
+// meanings are tried in order. The first one whose conditions are met counts.
 var meanings = []meaning{
-	// A wrong certificate is error 1. Another code has a reason of its own.
+	// The library returns error 1 for a wrong certificate. Errors with other codes have other
+	// reasons, even if the log mentions the certificate.
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)actual thumbprint\s*=`), say: (*Error).sayThumbprint,
-		hint: "the certificate is another one: compare the real thumbprint with what the host itself shows, and give it with --thumbprint"},
+		hint: "the server has another certificate: compare its thumbprint with the one that the host itself shows, then pass it with --thumbprint"},
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)(thumbprint|certificate|ssl verification).{0,60}(mismatch|invalid|fail|not match|error)`),
 		hint: "the server's certificate is not the one of --thumbprint; vddkcp thumbprint HOST shows it"},
 	{line: loginWords, hint: hintLogin},
@@ -99,27 +101,27 @@ var meanings = []meaning{
 	{line: regexp.MustCompile(`libssl\.so\.3: cannot open`),
 		hint: "VDDK 8.0.2 and later need a newer system than this one: use VDDK 8.0.1, or a newer system"},
 	{line: regexp.MustCompile(`GetFileName: Cannot create disk spec`),
-		hint: "this is an independent disk, which no snapshot holds: copy it while the VM is off"},
+		hint: "this is an independent disk, which snapshots do not include: copy it while the VM is off"},
 	{line: regexp.MustCompile(`(?i)FileLockCreateEntryDirectory.*Permission denied|read-only file ?system|EROFS`),
-		hint: "the disk lies in a place that can't be written: open it read-only, or copy it elsewhere first"},
+		hint: "the folder of the disk is not writable: open the disk read-only, or copy it elsewhere first"},
 	{line: regexp.MustCompile(`(?i)host address lookup.*failed|name or service not known`),
-		hint: "the name of the ESXi host must resolve here: check DNS or /etc/hosts"},
+		hint: "this machine cannot resolve the name of the ESXi host: check DNS or /etc/hosts"},
 	{op: "open", line: regexp.MustCompile(`NBD_ClientOpen: attempting to create connection`), times: 3,
-		hint: "the ESXi host's port 902 is not reached, or VDDK 6.7 has its known defect: open port 902 from here to the ESXi host, or use a newer VDDK"},
+		hint: "port 902 of the ESXi host cannot be reached, or this is a known defect of VDDK 6.7: open port 902 from this machine to the ESXi host, or use a newer VDDK"},
 	{op: "open", code: worker.CodeRefused,
-		hint: "nothing answers there: is the server up, are --server and --port right, and can its port 443 be reached from here?"},
+		hint: "the server does not answer: check that it is running, that --server and --port are right, and that this machine can reach its port 443"},
 	{op: "open", code: worker.CodeLoginRefused, hint: hintLogin},
 	{op: "open", code: worker.CodeNoAccess,
 		hint: "the disk is locked, most often by its running VM: name a snapshot with --snapshot"},
 	{op: "open", code: worker.CodeFileNotFound,
-		hint: "there is no such disk: the name is '[DATASTORE] FOLDER/DISK.vmdk' as the VM's settings show it"},
+		hint: "the disk does not exist: give its name as the settings of the VM show it, '[DATASTORE] FOLDER/DISK.vmdk'"},
 	{op: "open", code: worker.CodeNotSupported,
-		hint: "this VDDK can't open such a disk: it supports the version of vSphere of its own number, the two before and one after it"},
+		hint: "this VDDK cannot open the disk: VDDK supports the vSphere version of its own number, the two versions before and one after"},
 	{op: "read", first: true,
-		hint: "the disk opened and its first read failed, as it does when VDDK is too new or too old for the host: VDDK supports the two versions of vSphere before it and one after"},
+		hint: "the disk was opened and its first read failed, which happens when VDDK is too new or too old for the host: VDDK supports the vSphere version of its own number, the two versions before and one after"},
 }
 
-// meaning returns what is known of e, or nil.
+// meaning returns the explanation of e, or nil.
 func (e *Error) meaning() *meaning {
 	for i := range meanings {
 		m := &meanings[i]
@@ -142,10 +144,10 @@ func (e *Error) meaning() *meaning {
 	return nil
 }
 
-// permanent reports whether opening the disk with the same parameters would fail
-// again. The library's code decides that, with its text, and no line of the log:
-// lines come from every thread and connection of the library, many of them while
-// all is well. No other call fails for good, because the disk was opened before.
+// permanent reports whether opening the disk with the same parameters would fail again. Only
+// the code and the text of the library decide that. Log lines do not, because the library
+// logs errors of all its threads and connections, many of them harmless. Errors of other
+// operations are never permanent, since the disk could be opened before.
 func (e *Error) permanent() bool {
 	if e.Op != "open" {
 		return false
@@ -165,40 +167,42 @@ func (e *Error) loginRefused() bool {
 	return e.Op == "open" && (e.code() == worker.CodeLoginRefused || loginWords.MatchString(e.Text))
 }
 
-// refusedByLog is loginRefused for calls that need permissions of their own
-// (PrepareForAccess, EndAccess, Cleanup): the code of a login that was refused is
-// also that of a permission that is missing, and only the log tells them apart.
+// refusedByLog is loginRefused for calls that need further permissions: PrepareForAccess,
+// EndAccess and Cleanup. Their code for a refused login also means a missing permission, and
+// only the log tells the two apart.
 func (e *Error) refusedByLog() bool {
 	return e.code() == worker.CodeLoginRefused && slices.ContainsFunc(append([]string{e.Text}, e.Last...), loginWords.MatchString)
 }
 
+// isRefusedLogin reports whether err contains an Error of a refused login.
 func isRefusedLogin(err error) bool {
 	e := asError(err)
 	return e != nil && e.loginRefused()
 }
 
-// noMemory says whether the host or the library had no memory for the call.
+// noMemory reports whether the host or the library had no memory for the call.
 func (e *Error) noMemory() bool {
 	m := e.meaning()
 	return m != nil && m.hint == hintMemory
 }
 
-// sayThumbprint tells both thumbprints, which the library only logs.
+// sayThumbprint names the thumbprints that the server has and that was expected. The library
+// only logs them.
 func (e *Error) sayThumbprint() string {
 	for _, line := range e.Last {
 		if m := thumbprints.FindStringSubmatch(line); m != nil {
-			return fmt.Sprintf("the server's certificate has the thumbprint %s, expected was %s", m[1], m[2])
+			return fmt.Sprintf("the server's certificate has the thumbprint %s, expected %s", m[1], m[2])
 		}
 	}
 	return "the server's certificate has another thumbprint than " + e.expected
 }
 
-// lostError says that a worker process is gone or was killed. What was on the
-// way may be done or not.
+// lostError says that a worker process crashed or was killed. Requests that were in flight
+// may have been carried out or not.
 type lostError struct {
-	op   string // and the disk, the range
+	op   string // the operation, the disk and the range
 	err  error
-	late bool // it was given up while it was opening the disk
+	late bool // the worker was killed because it took too long to open the disk
 }
 
 func (e *lostError) Error() string {
@@ -206,40 +210,42 @@ func (e *lostError) Error() string {
 }
 func (e *lostError) Unwrap() error { return e.err }
 
-// reopeningError is the failure to open a disk again, a source.ErrReopen. It passes
-// on what is known of err except that it could be permanent: whatever refuses the
-// disk now, it was there, so that the copy may go on when somebody has mended it.
+// reopeningError is a failure to open a disk again, and a source.ErrReopen. It has all
+// properties of err, except that it is not permanent because of fs.ErrNotExist or
+// fs.ErrPermission: the disk was open before, so that the copy can be resumed when the cause
+// has been removed.
 type reopeningError struct{ err error }
 
-// Is implements the interface of errors.Is.
+// Is implements the interface that errors.Is uses.
 func (e *reopeningError) Is(target error) bool {
 	return target == source.ErrReopen || target != fs.ErrNotExist && target != fs.ErrPermission && errors.Is(e.err, target)
 }
 
-// As implements the interface of errors.As.
-func (e *reopeningError) Error() string      { return e.err.Error() }
+// As implements the interface that errors.As uses.
 func (e *reopeningError) As(target any) bool { return errors.As(e.err, target) }
+func (e *reopeningError) Error() string      { return e.err.Error() }
 
-// Transient tells transfer/report that the failure may be over later: of the
-// library, of the server or of this system. An error marked as permanent is not
-// transient even if it wraps one of these.
+// Transient tells transfer/report that the library, the server or this system failed in a way
+// that may be over later. An error that is marked as permanent is not transient, even if it
+// wraps one of these.
 func (e *Error) Transient() bool          { return true }
 func (e *LoginError) Transient() bool     { return true }
 func (e *lostError) Transient() bool      { return true }
 func (e *reopeningError) Transient() bool { return true }
 
+// isLost reports whether err contains a lostError.
 func isLost(err error) bool {
 	var lost *lostError
 	return errors.As(err, &lost)
 }
 
-// Is makes a snapshot that does not exist a source.ErrGone: the same parameters
-// never open the disk again.
+// Is reports that e is a source.ErrGone if the snapshot does not exist, because the same
+// parameters can never open the disk again.
 func (e *Error) Is(target error) bool {
 	return target == source.ErrGone && e.code() == worker.CodeNoSnapshot
 }
 
-// asError returns the error of the library in err, or nil.
+// asError returns the Error in err, or nil.
 func asError(err error) *Error {
 	var e *Error
 	errors.As(err, &e)

@@ -325,7 +325,7 @@ func TestOpenFails(t *testing.T) {
 				h.workers[n-1].log(worker.Warning, "SSL: actual thumbprint=11:22:33 expected=AA:BB")
 				return libraryError(1, "Unknown error")
 			}
-		}, err: "has the thumbprint 11:22:33, expected was AA:BB", hint: "--thumbprint", starts: 1},
+		}, err: "has the thumbprint 11:22:33, expected AA:BB", hint: "--thumbprint", starts: 1},
 		{name: "refused", fault: func(h *fakeHost) {
 			h.onOpen = func(int, *worker.Opened) error { return libraryError(14009, "The server refused connection") }
 		}, err: "error 14009: The server refused connection", hint: "port 443", starts: 1},

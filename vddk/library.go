@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// LibDirs are the places where FindLibrary looks for the distribution when it
-// is told none, the best first.
+// LibDirs are the folders in which FindLibrary looks for the VDDK distribution by default, in
+// this order.
 var LibDirs = []string{
 	"/usr/lib/vmware-vix-disklib",
 	"/usr/lib64/vmware-vix-disklib",
@@ -27,8 +27,9 @@ var LibDirs = []string{
 	"/opt/openvddk",
 }
 
-// Versions of the library, by the number in its file's name. The oldest one has
-// the synchronous calls only, so any newer one in a place is taken before it.
+// versions and oldestVersion are the versions of the library that are looked for, by the number
+// in the name of its file. The oldest version has no asynchronous calls, so that a newer one
+// in any folder of the distribution is preferred.
 var (
 	versions      = []int{9, 8, 7, 6}
 	oldestVersion = 5
@@ -36,12 +37,12 @@ var (
 
 const libraryName = "libvixDiskLib.so"
 
-// LibraryError says that no library was found that could be loaded.
+// LibraryError says that FindLibrary found no library that can be loaded.
 type LibraryError struct {
-	Searched []string          // each folder or file that was looked at, in order
-	Unusable map[string]string // files that are there, and why they are of no use
-	missing  string            // the one place asked for, which is not there, and why not
-	hint     string            // instead of the general one; "": none
+	Searched []string          // folders or files that were searched, in order
+	Unusable map[string]string // files that exist, and why they cannot be used
+	missing  string            // why the folder that the user named does not exist; "" if it does
+	hint     string            // hint for this case; "" means the general one
 }
 
 func (e *LibraryError) Error() string {
@@ -57,18 +58,18 @@ func (e *LibraryError) Error() string {
 	return s.String()
 }
 
-// Hint says how to get one.
+// Hint says how to get a library.
 func (e *LibraryError) Hint() string {
 	if e.hint != "" {
 		return e.hint
 	}
-	return "VDDK is VMware's (a tar file: unpack it and name its folder with --libdir); OpenVDDK, which is free, is found in /opt/openvddk"
+	return "unpack the tar file of VMware's VDDK and name its folder with --libdir, or install OpenVDDK, which is free, in /opt/openvddk"
 }
 
-// FindLibrary returns the newest library in libdir, which may be the root of
-// the distribution, its lib64, or the library itself; or, where libdir is
-// empty, in the first of LibDirs that has one. It loads nothing. What is no
-// library for this machine is passed over. The error is a *LibraryError.
+// FindLibrary returns the newest library in libdir: the root of the distribution, its folder
+// lib64, or the file of the library. If libdir is "", it searches LibDirs and returns the
+// newest library of the first folder that has one. It loads no library. Files that are not a
+// library for this machine are skipped. The error is a *LibraryError.
 func FindLibrary(libdir string) (Library, error) {
 	roots := LibDirs
 	failed := &LibraryError{Unusable: map[string]string{}}
@@ -111,7 +112,7 @@ func FindLibrary(libdir string) (Library, error) {
 					if err == nil {
 						return l, nil
 					}
-					// A link that leads nowhere is there, other files are not.
+					// Lstat also finds a symbolic link whose target is missing.
 					if _, statErr := os.Lstat(path); statErr == nil {
 						failed.Unusable[path] = reason(err)
 					}
@@ -125,15 +126,15 @@ func FindLibrary(libdir string) (Library, error) {
 	return Library{}, failed
 }
 
-// archive is the name of the file that VMware ships VDDK in.
+// archive matches the names of the files in which VMware ships VDDK.
 var archive = regexp.MustCompile(`^VMware-vix-disklib.*\.(tar|tgz|tar\.gz)$`)
 
-// lookAround notes what else is in a folder without a library: one under another
-// name, or the archive that it comes in.
+// lookAround adds to Unusable what may explain why a folder has no library: a library with
+// another name, or the archive of VDDK.
 func (e *LibraryError) lookAround(folder string) {
 	entries, err := os.ReadDir(folder)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
-		e.Unusable[folder] = "it can't be read: " + reason(err)
+		e.Unusable[folder] = "cannot be read: " + reason(err)
 	}
 	for _, entry := range entries {
 		path := filepath.Join(folder, entry.Name())
@@ -143,23 +144,23 @@ func (e *LibraryError) lookAround(folder string) {
 		switch m := versioned.FindStringSubmatch(entry.Name()); {
 		case m != nil && m[2] != "":
 			link := libraryName + "." + m[1]
-			e.Unusable[path] = fmt.Sprintf("it is there without %s, the symbolic link to it", link)
+			e.Unusable[path] = fmt.Sprintf("the symbolic link %s to it is missing", link)
 			e.hint = fmt.Sprintf("unpack VDDK again with tar, which keeps its symbolic links: the library needs all of them (of this one: ln -s %s %s), and name the folder with --libdir",
 				entry.Name(), filepath.Join(folder, link))
 		case m != nil:
-			e.Unusable[path] = fmt.Sprintf("it is version %s, and versions %d to %d are looked for", m[1], oldestVersion, versions[0])
+			e.Unusable[path] = fmt.Sprintf("it is version %s, only versions %d to %d are searched for", m[1], oldestVersion, versions[0])
 			e.hint = "name the file itself with --libdir to try it"
 		case entry.Name() == libraryName:
 			e.Unusable[path] = "its name has no version"
 			e.hint = "name the file itself with --libdir, or unpack VDDK again with tar, which keeps its symbolic links"
 		case archive.MatchString(entry.Name()):
-			e.Unusable[path] = "it is the archive of VDDK, not unpacked"
+			e.Unusable[path] = "it is the archive of VDDK, which must be unpacked"
 			e.hint = "unpack the archive with tar, and name its folder vmware-vix-disklib-distrib with --libdir"
 		}
 	}
 }
 
-// reason is err without the path that who prints it names anyway.
+// reason returns the text of err without the path, which the message names already.
 func reason(err error) string {
 	var path *os.PathError
 	if errors.As(err, &path) {
@@ -168,7 +169,7 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// library looks at the file at path, which is absolute.
+// library returns the library whose file is at path, which is absolute.
 func library(path string) (Library, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -180,8 +181,8 @@ func library(path string) (Library, error) {
 	}
 	defer f.Close()
 	l := Library{Path: real, Dir: filepath.Dir(real)}
-	// A link may lead from the distribution's lib64 to where the file is, or
-	// from elsewhere into the distribution.
+	// A symbolic link may point from lib64 of the distribution to the file, or from elsewhere
+	// into lib64.
 	l.Root = l.Dir
 	for _, dir := range []string{l.Dir, filepath.Dir(path)} {
 		if filepath.Base(dir) == "lib64" {
@@ -189,7 +190,7 @@ func library(path string) (Library, error) {
 			break
 		}
 	}
-	// What the library calls itself is worth more than what it is called.
+	// The SONAME in the library is more reliable than the name of the file.
 	names := []string{filepath.Base(path), filepath.Base(real)}
 	if soname, err := f.DynString(elf.DT_SONAME); err == nil {
 		names = append(soname, names...)
@@ -198,7 +199,7 @@ func library(path string) (Library, error) {
 		if m := versioned.FindStringSubmatch(name); m != nil {
 			l.Version, err = strconv.Atoi(m[1])
 			if err != nil || l.Version < oldestVersion {
-				return Library{}, fmt.Errorf("it is version %s, want %d or later", m[1], oldestVersion)
+				return Library{}, fmt.Errorf("it is version %s, expected %d or later", m[1], oldestVersion)
 			}
 			return l, nil
 		}
@@ -208,34 +209,34 @@ func library(path string) (Library, error) {
 
 var versioned = regexp.MustCompile(`^libvixDiskLib\.so\.([0-9]+)(\.|$)`)
 
-// openELF opens a shared library of the kind that the worker can load.
+// openELF opens a shared library that a worker can load: one for x86-64.
 func openELF(path string) (*elf.File, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	if !fi.Mode().IsRegular() { // opening a FIFO would wait
-		return nil, errors.New("it is no regular file")
+		return nil, errors.New("not a regular file")
 	}
 	f, err := elf.Open(path)
 	if err != nil {
 		if errors.As(err, new(*os.PathError)) {
 			return nil, err
 		}
-		return nil, fmt.Errorf("it is no ELF file, or not all of one (%w)", err)
+		return nil, fmt.Errorf("not an ELF file, or truncated (%w)", err)
 	}
 	if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 || f.Type != elf.ET_DYN {
 		f.Close()
-		return nil, fmt.Errorf("it is an ELF file for %s, %s, %s; want a shared library for 64-bit x86-64", f.Machine, f.Class, f.Type)
+		return nil, fmt.Errorf("it is an ELF file for %s, %s, %s; expected a shared library for 64-bit x86-64", f.Machine, f.Class, f.Type)
 	}
 	return f, nil
 }
 
-// Function is one that the library may have.
+// Function is a function that the library may have.
 type Function = worker.Function
 
-// Functions tells which of the functions of VDDK that matter here the library
-// has, from its table of symbols: it is not loaded.
+// Functions returns the functions of VDDK that this package can use, and whether the library
+// has them. It reads the table of symbols and does not load the library.
 func Functions(l Library) ([]Function, error) {
 	f, err := openELF(l.Path)
 	if err != nil {
@@ -244,7 +245,7 @@ func Functions(l Library) ([]Function, error) {
 	defer f.Close()
 	symbols, err := f.DynamicSymbols()
 	if err != nil && !errors.Is(err, elf.ErrNoSymbols) {
-		return nil, fmt.Errorf("%s: the table of symbols: %w", l.Path, err)
+		return nil, fmt.Errorf("%s: cannot read the table of symbols: %w", l.Path, err)
 	}
 	exported := map[string]bool{}
 	for _, s := range symbols {
@@ -259,12 +260,12 @@ func Functions(l Library) ([]Function, error) {
 	return list, nil
 }
 
-// ErrNoWorker says that there is nothing to load a library with.
-var ErrNoWorker = errors.New("the library can't be loaded")
+// ErrNoWorker says that there is no worker program that could load the library.
+var ErrNoWorker = errors.New("the library cannot be loaded")
 
-// TransportModes loads the library, in a worker process, and returns the
-// transport modes that it offers, separated by colons; empty where it does not
-// tell. Where there is no worker program the error is an ErrNoWorker.
+// TransportModes loads the library in a worker process and returns its transport modes,
+// separated by colons, or "" if the library does not list them. If there is no worker program,
+// the error wraps ErrNoWorker.
 func TransportModes(ctx context.Context, l Library) (string, error) {
 	p, err := worker.Start(ctx, worker.Config{Library: l.Path, Root: l.Root, Dir: l.Dir, Version: l.Version, Slots: 1, SlotSize: 4096})
 	if errors.As(err, new(*worker.ProgramError)) || err != nil && runtime.GOARCH != "amd64" {
@@ -277,28 +278,28 @@ func TransportModes(ctx context.Context, l Library) (string, error) {
 	return p.TransportModes(), p.Close(ctx)
 }
 
-// Missing names the libraries that the library needs, itself or through others,
-// and that are found neither in its folder nor where the system's loader looks.
-// It is for explaining a library that does not load, not for refusing one: a
-// loader may have places of its own.
+// Missing returns the names of the libraries that l needs, directly or through other libraries,
+// and that are neither in its folder nor in the usual folders of the system. It explains why
+// a library does not load. The system's loader may search other folders too, so that a result
+// is no proof.
 func Missing(l Library) []string { return worker.MissingLibraries(l.Path, l.Dir) }
 
-// MissingError says that the library can't be loaded for what it needs.
+// MissingError says that the library needs other libraries that are not installed.
 type MissingError struct {
 	Library string
 	Names   []string // as Missing returns them
 }
 
 func (e *MissingError) Error() string {
-	return fmt.Sprintf("%s needs what is not installed: %s", e.Library, strings.Join(e.Names, ", "))
+	return fmt.Sprintf("%s needs libraries that are not installed: %s", e.Library, strings.Join(e.Names, ", "))
 }
 
-// Hint says what to do about it.
+// Hint returns what the user can do about the error.
 func (e *MissingError) Hint() string {
 	for _, name := range e.Names {
 		if name == "libssl.so.3" || name == "libcrypto.so.3" {
 			return "VDDK 8.0.2 and later need OpenSSL 3, which older systems do not have: use VDDK 8.0.1, or a newer system"
 		}
 	}
-	return "unpack the whole of VDDK with its symbolic links, or install the packages that have these"
+	return "unpack all of VDDK with its symbolic links, or install the packages that contain these libraries"
 }

@@ -80,21 +80,21 @@ func TestFindLibrary(t *testing.T) {
 		"nothing":               {files: []string{"lib64/README="}, fails: "no VDDK library found; looked for libvixDiskLib.so.5 to .9 in ROOT/lib64, ROOT"},
 		"no such folder":        {libdir: "none", fails: "none: no such file or directory"},
 		"a link for the folder": {files: []string{"vddk>away"}, libdir: "vddk", fails: "ROOT/vddk is a symbolic link to away, which does not exist"},
-		"without its link":      {files: []string{"lib64/libvixDiskLib.so.8.0.3"}, fails: "ROOT/lib64/libvixDiskLib.so.8.0.3: it is there without libvixDiskLib.so.8,"},
+		"without its link":      {files: []string{"lib64/libvixDiskLib.so.8.0.3"}, fails: "ROOT/lib64/libvixDiskLib.so.8.0.3: the symbolic link libvixDiskLib.so.8 to it is missing"},
 		"without a version":     {files: []string{"libvixDiskLib.so"}, fails: "ROOT/libvixDiskLib.so: its name has no version"},
-		"too new":               {files: []string{"lib64/libvixDiskLib.so.10"}, fails: "ROOT/lib64/libvixDiskLib.so.10: it is version 10, and versions 5 to 9 are looked for"},
-		"not unpacked":          {files: []string{"VMware-vix-disklib-8.0.3-23950268.x86_64.tar.gz=x"}, fails: "x86_64.tar.gz: it is the archive of VDDK"},
-		"a folder in a circle":  {files: []string{"lib64>lib64"}, fails: "ROOT/lib64: it can't be read: too many levels of symbolic links"},
+		"too new":               {files: []string{"lib64/libvixDiskLib.so.10"}, fails: "ROOT/lib64/libvixDiskLib.so.10: it is version 10, only versions 5 to 9 are searched for"},
+		"must be unpacked":      {files: []string{"VMware-vix-disklib-8.0.3-23950268.x86_64.tar.gz=x"}, fails: "x86_64.tar.gz: it is the archive of VDDK"},
+		"a folder in a circle":  {files: []string{"lib64>lib64"}, fails: "ROOT/lib64: cannot be read: too many levels of symbolic links"},
 		"a link to nowhere":     {files: []string{"lib64/libvixDiskLib.so.8>nowhere"}, fails: "ROOT/lib64/libvixDiskLib.so.8: no such file"},
-		"text":                  {files: []string{"lib64/libvixDiskLib.so.8=hello"}, fails: "ROOT/lib64/libvixDiskLib.so.8: it is no ELF file"},
+		"text":                  {files: []string{"lib64/libvixDiskLib.so.8=hello"}, fails: "ROOT/lib64/libvixDiskLib.so.8: not an ELF file"},
 		"an empty file":         {files: []string{"lib64/libvixDiskLib.so.8="}, fails: "lib64/libvixDiskLib.so.8: "},
 		"another processor":     {files: []string{"lib64/libvixDiskLib.so.8=" + string(arm)}, fails: "EM_AARCH64"},
 		"32 bits":               {files: []string{"lib64/libvixDiskLib.so.8=" + string(small)}, fails: "lib64/libvixDiskLib.so.8: "},
 		"a truncated one":       {files: []string{"lib64/libvixDiskLib.so.8=" + string(image[:100])}, fails: "lib64/libvixDiskLib.so.8: "},
-		"a folder":              {files: []string{"lib64/libvixDiskLib.so.8/x="}, fails: "it is no regular file"},
+		"a folder":              {files: []string{"lib64/libvixDiskLib.so.8/x="}, fails: "not a regular file"},
 		"another library":       {files: []string{"other.so"}, libdir: "other.so", fails: "neither its name nor its SONAME"},
-		"older than can be":     {files: []string{"libvixDiskLib.so.4"}, libdir: "libvixDiskLib.so.4", fails: "it is version 4, want 5 or later"},
-		"an absurd version":     {files: []string{"libvixDiskLib.so.99999999999999999999"}, libdir: "libvixDiskLib.so.99999999999999999999", fails: "want 5 or later"},
+		"older than can be":     {files: []string{"libvixDiskLib.so.4"}, libdir: "libvixDiskLib.so.4", fails: "it is version 4, expected 5 or later"},
+		"an absurd version":     {files: []string{"libvixDiskLib.so.99999999999999999999"}, libdir: "libvixDiskLib.so.99999999999999999999", fails: "expected 5 or later"},
 		"below a plain file":    {files: []string{"file="}, libdir: "file/lib64", fails: "not a directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -175,7 +175,7 @@ func TestFolderThatCannotBeRead(t *testing.T) {
 		t.Skipf("the folder can be read: %v", err)
 	}
 	_, err := vddk.FindLibrary(root)
-	if err == nil || !strings.Contains(err.Error(), root+"/lib64: it can't be read: permission denied") {
+	if err == nil || !strings.Contains(err.Error(), root+"/lib64: cannot be read: permission denied") {
 		t.Error(err)
 	}
 }

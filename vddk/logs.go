@@ -13,34 +13,34 @@ import (
 )
 
 const (
-	// keptWarnings are shown when a copy fails.
+	// keptWarnings is the number of warnings that are shown when a copy fails.
 	keptWarnings = 20
-	// keptLines of any level serve the hints: the library often says why on a
-	// level below warning.
+	// keptLines is the number of lines of any level that are searched for the cause of an
+	// error. The library often logs the cause at a level below warning.
 	keptLines = 40
-	// maxLine is the length in bytes that a line is cut to.
+	// maxLine is the number of bytes that longer lines are cut to.
 	maxLine = 1000
-	// levelNoise is for what the library says of its telemetry.
+	// levelNoise is the level of lines about the library's telemetry.
 	levelNoise = slog.LevelDebug - 4
 )
 
-// logs takes what the library says in the workers of one disk. It is safe for
-// concurrent use.
+// logs collects the log lines of all workers of one disk and writes them to a log. Secrets
+// are replaced by stars. It is safe for concurrent use.
 type logs struct {
-	out     *slog.Logger // nil: nowhere
-	disk    string
+	out     *slog.Logger // nil if the lines are not logged
+	disk    string       // Params.File
 	secrets *worker.Redactor
 
-	count atomic.Int64 // of lines, noise left out
+	count atomic.Int64 // lines so far, except noise
 
-	// The library waits for whoever takes its lines, and so do its
-	// completions: a slow terminal must not.
+	// run writes the lines of the queue, since the library would wait for a slow terminal
+	// otherwise, and the completions of its requests too.
 	queue   chan logLine
-	dropped atomic.Int64
+	dropped atomic.Int64 // lines that found the queue full
 
 	mu       sync.Mutex
-	warnings []string // the last ones
-	lines    []string // the last ones of any level, noise left out
+	warnings []string // the last warnings
+	lines    []string // the last lines of any level, except noise
 }
 
 type logLine struct {
@@ -56,7 +56,7 @@ func newLogs(p *Params, out *slog.Logger) *logs {
 	}
 }
 
-// add takes a line. It may hold anything.
+// add adds a line of the library, which may contain any bytes.
 func (l *logs) add(warning bool, text string) {
 	text = l.clean(text)
 	if text == "" {
@@ -84,7 +84,7 @@ func (l *logs) add(warning bool, text string) {
 	}
 }
 
-// run writes the lines to the log until ctx ends.
+// run writes lines to the log until ctx ends.
 func (l *logs) run(ctx context.Context) {
 	for {
 		select {
@@ -96,7 +96,8 @@ func (l *logs) run(ctx context.Context) {
 	}
 }
 
-// drain writes what is left, when nothing is added any more.
+// drain writes the lines that are left in the queue. It is called when all workers have ended
+// and run has returned.
 func (l *logs) drain() {
 	for {
 		select {
@@ -119,10 +120,10 @@ func (l *logs) write(line logLine) {
 	l.out.Log(context.Background(), line.level, "vddk: "+line.text, args...)
 }
 
-// clean makes text fit for a terminal and one line of a log.
+// clean removes secrets and characters that do not print, and shortens the text.
 func (l *logs) clean(text string) string {
-	// It is cut twice: whatever comes, little is looked at. A secret that the
-	// first cut tears apart is behind the second.
+	// The first cut limits the work. It may cut a secret in two, of which the second cut
+	// then removes the rest.
 	text = l.secrets.Redact(text[:min(len(text), 4*maxLine)], len(text) > 4*maxLine)
 	text = strings.TrimSpace(strings.Map(func(r rune) rune {
 		switch {
@@ -143,6 +144,7 @@ func (l *logs) clean(text string) string {
 	return text
 }
 
+// keepLast appends text to a list of at most most texts, and removes the first one if needed.
 func keepLast(list []string, text string, most int) []string {
 	if len(list) == most {
 		copy(list, list[1:])
@@ -159,11 +161,10 @@ func (l *logs) lastWarnings() []string {
 	return append([]string(nil), l.warnings...)
 }
 
-// mark returns a point in the lines for since.
+// mark returns the current position in the log, for since.
 func (l *logs) mark() int64 { return l.count.Load() }
 
-// since returns the lines after the mark, the newest last, as far as they are
-// kept.
+// since returns the lines after a position, the newest last. Older lines may be missing.
 func (l *logs) since(mark int64) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,6 +1,23 @@
-// Package vddk reads and writes VMware disks through VMware's VDDK library,
-// which only worker processes load (see vddk/worker): on an ESXi host or
-// vCenter, or local VMDK files as the library sees them.
+// Package vddk reads and writes VMware disks through VMware's VDDK library: disks of VMs on
+// an ESXi host or vCenter, and local VMDK files. [FindLibrary] finds the library, and [Open]
+// opens a disk, which is a source.Disk:
+//
+//	library, err := vddk.FindLibrary("")
+//	params := vddk.Params{
+//		File: "[datastore1] vm/vm.vmdk", Server: "vcenter.example.com", VM: "moref=vm-16",
+//		User: "backup", Password: vddk.NewSecret(password), Snapshot: "snapshot-17",
+//	}
+//	if err := params.Validate(); err != nil { ... }
+//	disk, err := vddk.Open(ctx, params, library, vddk.Options{})
+//	defer disk.Close()
+//
+// The library is never loaded into this process, because it crashes and hangs: package
+// worker runs it in processes of its own. A [Disk] has a pool of them, one for each connection
+// to the host. All disks of one command share a [Registry] and, for each host, a [Budget].
+//
+// Terms: a handle is one connection of a Disk; a session is a worker process in which the disk
+// is open, which is replaced when it is lost; a slot is memory that a worker shares with this
+// process, for the data of one request.
 package vddk
 
 import (
@@ -10,38 +27,38 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Params name a disk and the way to it. They are those of nbdkit's vddk plugin
-// and of docs/cli.md.
+// Params name a disk and say how to reach it. The fields have the meaning of the parameters of
+// nbdkit's vddk plugin; docs/cli.md describes them.
 type Params struct {
-	// File is "[DATASTORE] DIR/DISK.vmdk", or, of a local disk, a path.
+	// File is "[DATASTORE] DIR/DISK.vmdk", or the absolute path of a local disk.
 	File string
 
-	Server     string // host name or address; "": a local disk
+	Server     string // host name or address of vCenter or an ESXi host; "" for a local disk
 	User       string
 	Password   Secret
-	Cookie     Secret // of a session, instead of a login
-	VM         string // "moref=ID"
-	Snapshot   string // its managed object reference; "": none
-	Thumbprint string // as the user gave it: SHA-1 or SHA-256, with or without colons; "": the certificate must verify
+	Cookie     Secret // a session cookie, which is used instead of logging in
+	VM         string // "moref=ID", with the managed object reference of the VM
+	Snapshot   string // managed object reference of a snapshot; "" if none is meant
+	Thumbprint string // SHA-1 or SHA-256 of the server's certificate, with or without colons; "" if it must verify
 
-	Port        uint32 // of the server; 0: the library's default, 443
-	NFCHostPort uint32 // of the ESXi host; 0: the library's default, 902
-	Transports  string // "file:nbdssl:nbd" and so on; "": the library chooses
-	Compression string // of nbdssl: "", "none", "zlib", "fastlz" or "skipz"
-	Config      string // the user's configuration file of the library; "": the places of Open
-	LibDir      string // where the library is; "": the places of FindLibrary
-	SingleLink  bool   // open this link of the chain alone: its holes are Inherited
-	Unbuffered  bool
+	Port        uint32 // port of the server; 0 means 443
+	NFCHostPort uint32 // NFC port of the ESXi host; 0 means 902
+	Transports  string // transport modes in order of preference, such as "file:nbdssl:nbd"; "" lets the library choose
+	Compression string // compression of nbdssl: one of Compressions, or ""
+	Config      string // the user's configuration file for the library; "" for the library's usual places
+	LibDir      string // folder of the library, for FindLibrary
+	SingleLink  bool   // open only this link of the chain: ranges that it does not have are source.Inherited
+	Unbuffered  bool   // pass the flag UNBUFFERED to the library
 
-	NFCBuffers    NFCBuffers // the zero value: 1 MiB x 4
-	PrepareAccess bool       // keep the VM from being migrated while it is open
+	NFCBuffers    NFCBuffers // buffers on the host; the zero value means 4 of 1 MiB
+	PrepareAccess bool       // keep the VM from being migrated while the disk is open
 }
 
-// Remote says whether the disk lies on a server.
+// Remote reports whether the disk is on a server.
 func (p *Params) Remote() bool { return p.Server != "" }
 
-// oddSecret says of the password or the cookie what a refused login may come from,
-// or "". It does not show the secret.
+// oddSecret describes a likely mistake in the password or the cookie, for the hint of a refused
+// login, or returns "". It does not show the secret.
 func (p *Params) oddSecret() string {
 	if odd := p.Cookie.Odd(); odd != "" {
 		return "the cookie has " + odd
@@ -52,29 +69,29 @@ func (p *Params) oddSecret() string {
 	return ""
 }
 
-// Options tune how a disk is opened and read. The zero value is the default.
+// Options say how a disk is opened and read. The zero value has usable defaults.
 type Options struct {
-	Connections int           // worker processes, each with a handle; 0: as many as measurably help, at most 4
-	RequestSize int           // bytes of one call to the library; 0: 1 MiB, at most 2 MiB
-	Depth       int           // calls in flight on each handle; 0: 4
-	Timeout     time.Duration // of one read or write; opening has five times that. 0: 2 minutes
-	Writable    bool          // open for writing: source.Writable
-	// Retry says how often a failed read is repeated and a lost worker
-	// replaced. Its zero value repeats nothing.
+	Connections int           // connections, each with a worker process; 0 means as many as raise the rate, at most 4
+	RequestSize int           // bytes of one request, at most 2 MiB; 0 means 1 MiB
+	Depth       int           // requests in flight on each connection; 0 means 4
+	Timeout     time.Duration // limit of one read or write; opening may take five times as long. 0 means 2 minutes
+	Writable    bool          // open the disk for writing, over one connection
+	// Retry says how often a failed request is repeated and a lost worker is replaced. Its
+	// zero value does neither.
 	Retry  source.RetryOptions
-	Budget *Budget // of the host's NFC memory; nil: not counted
-	// Registry is what the disks of one command share; nil: the disk has its own,
-	// which allows one refused login.
+	Budget *Budget // NFC memory of the host, shared with other disks; nil means no limit
+	// Registry is shared by the disks of one command. If it is nil, the disk has one of its
+	// own, which allows one refused login.
 	Registry *Registry
-	Log      *slog.Logger      // nil: nothing is logged
-	Warn     func(text string) // for the user and the report, called concurrently; nil: not
-	Debug    map[string]bool   // of -D vddk.KEY: "diskinfo", "extents", "datapath", "stats"
+	Log      *slog.Logger      // nil if nothing is logged
+	Warn     func(text string) // shows a warning to the user, and is called concurrently; may be nil
+	Debug    map[string]bool   // topics to log at the debug level: those DebugKeys that are true
 }
 
-// Library is a VDDK library that was found.
+// Library is a VDDK library that FindLibrary found.
 type Library struct {
-	Path    string // of libvixDiskLib.so.N, symbolic links resolved
-	Root    string // of the distribution: what InitEx wants as libDir
-	Dir     string // the folder of Path, which the worker's LD_LIBRARY_PATH holds
-	Version int    // N
+	Path    string // path of libvixDiskLib.so.N, without symbolic links
+	Root    string // root folder of the distribution, which the library wants to know
+	Dir     string // folder of Path, which is added to the LD_LIBRARY_PATH of workers
+	Version int    // N in the name libvixDiskLib.so.N
 }

@@ -13,21 +13,21 @@ import (
 	"time"
 )
 
-// Registry holds what the disks of one command have in common: which logins a
-// server refused, and which VMs are prepared for access. A command creates one and
-// hands it to all its disks. It is safe for concurrent use.
+// Registry is shared by all disks of one command. It knows which logins a server refused, so
+// that an account is not locked, and which VMs were prepared for access. It is safe for
+// concurrent use.
 type Registry struct {
-	refusals int
-	identity string // of this command, for PrepareForAccess
+	refusals int    // refused logins of one account that are allowed
+	identity string // names this command to PrepareForAccess
 
 	mu       sync.Mutex
 	accounts map[accountKey]*account
 	vms      map[vmKey]*preparedVM
 }
 
-// NewRegistry returns an empty registry. After refusals refused logins of one
-// account without a login that succeeded, it allows no more of them: servers lock
-// accounts (ESXi after five).
+// NewRegistry returns an empty registry. When refusals logins of one account, at least one, were
+// refused without a successful one, it allows no more of them. Servers lock accounts after
+// some refused logins, ESXi after five.
 func NewRegistry(refusals int) *Registry {
 	var unique [4]byte
 	rand.Read(unique[:])
@@ -39,29 +39,31 @@ func NewRegistry(refusals int) *Registry {
 	}
 }
 
-// LoginError is a login that was not made because the server refused the same one
+// LoginError says that no login was attempted, because the server refused the same login
 // before.
 type LoginError struct {
 	Disk, User, Server string
-	Refused            *Error // the server's answer
+	Refused            *Error // the error of the login that was refused
 }
 
 func (e *LoginError) Error() string {
-	return fmt.Sprintf("%s: %s refused the login of %q before, and is not asked again: %v", e.Disk, e.Server, e.User, e.Refused)
+	return fmt.Sprintf("%s: no login was attempted, because %s refused the login of %q before: %v", e.Disk, e.Server, e.User, e.Refused)
 }
 func (e *LoginError) Unwrap() error { return e.Refused }
 
-// Hint says what to do about it.
+// Hint returns what the user can do about the error.
 func (e *LoginError) Hint() string { return e.Refused.Hint() }
 
-// accountKey identifies a login: with another password another attempt is allowed.
+// accountKey identifies a login. It includes the password, so that a login with another
+// password is allowed.
 type accountKey struct {
 	server string
 	port   uint32
 	user   string
-	secret [sha256.Size]byte
+	secret [sha256.Size]byte // hash of the cookie and the password
 }
 
+// account returns the key of the login with p.
 func (p *Params) account() accountKey {
 	k := accountKey{server: strings.ToLower(strings.TrimSuffix(p.Server, ".")), port: p.Port, user: p.User}
 	if k.port == 0 {
@@ -72,30 +74,30 @@ func (p *Params) account() accountKey {
 }
 
 const (
-	// provenFor is how long after a login that succeeded others are made without
-	// waiting for each other.
+	// provenFor is the time after a successful login in which logins of the same account do
+	// not wait for each other.
 	provenFor = 10 * time.Second
-	// aloneFor is how long the others wait for a login whose result would tell
-	// whether the server accepts theirs: refusals come sooner.
+	// aloneFor is the longest time that logins wait for the result of another one. A server
+	// refuses a login sooner than that.
 	aloneFor = 30 * time.Second
 )
 
-// account is what is known of the logins with one accountKey. Its fields are
-// guarded by Registry.mu.
+// account has the results of the logins with one accountKey. Its fields are guarded by
+// Registry.mu.
 type account struct {
-	refusals int
-	refused  *Error        // the last refusal
-	proven   time.Time     // when a login succeeded last
-	doubts   int           // counts what makes earlier successes worth nothing
-	trying   chan struct{} // closed when the login that the others wait for has ended; nil: there is none
+	refusals int           // refused logins since the last successful one
+	refused  *Error        // the error of the last refused login
+	proven   time.Time     // time of the last successful login
+	doubts   int           // counts the events after which an earlier success proves nothing
+	trying   chan struct{} // closed when the login that others wait for has ended; nil if there is none
 }
 
-// login waits until the disk with parameters p may log in. The function that it
-// returns must be called with the login's result: nil, or the error of whatever
-// failed. The error of login is a *LoginError, or the cause of ctx.
+// login waits until the disk with parameters p may log in. The caller must call ended with the
+// result of the login: nil, or any error that prevented it. The error of login is a
+// *LoginError, or the cause of ctx.
 //
-// Until a login has succeeded they are made one after the other, because a wrong
-// password must not be tried by all connections at once.
+// Logins run one after the other until one has succeeded, so that not all connections try a
+// wrong password at the same time.
 func (r *Registry) login(ctx context.Context, p *Params) (ended func(error), err error) {
 	if !p.Remote() {
 		return func(error) {}, nil
@@ -126,9 +128,9 @@ func (r *Registry) login(ctx context.Context, p *Params) (ended func(error), err
 	}
 }
 
-// doubt makes the next login of p's account be waited for by the others, although
-// one succeeded not long ago. It is called when a connection was lost, which may
-// have been for the same reason that logins are refused for.
+// doubt makes other logins of p's account wait for the next one, although a login succeeded not
+// long ago. It is called when a connection was lost, since the server may have closed it
+// because the account is not valid any more.
 func (r *Registry) doubt(p *Params) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -142,8 +144,8 @@ func (a *account) doubt() {
 	a.doubts++
 }
 
-// waitForLogin waits until the login that others wait for has ended, or has taken
-// too long. The caller holds r.mu, which is released meanwhile.
+// waitForLogin waits until the login that others wait for has ended, or aloneFor is over. The
+// caller holds r.mu, which is unlocked during the wait.
 func (r *Registry) waitForLogin(ctx context.Context, a *account) error {
 	trying := a.trying
 	r.mu.Unlock()
@@ -158,19 +160,20 @@ func (r *Registry) waitForLogin(ctx context.Context, a *account) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if a.trying == trying { // it takes long, which a refusal does not
+	if a.trying == trying { // it takes longer than a refusal does
 		a.trying = nil
 	}
 	return nil
 }
 
-// ender returns the function that notes the result of a login which begins now.
-// Trying is the channel that others wait for, or nil. The caller holds r.mu.
+// ender returns the function that records the result of a login that begins now. trying is the
+// channel that others wait for, or nil. The caller holds r.mu.
 func (r *Registry) ender(a *account, trying chan struct{}) func(error) {
 	doubts := a.doubts
 	return func(err error) { r.loginEnded(a, trying, doubts, err) }
 }
 
+// loginEnded records the result err of a login that began when a had the given number of doubts.
 func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -190,7 +193,8 @@ func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err 
 	close(trying)
 }
 
-// errNoLogin is the result of a login that says nothing about those of disks.
+// errNoLogin is recorded as the result of a successful login that was not made to open a disk,
+// which may need other permissions.
 var errNoLogin = errors.New("not the login of a disk")
 
 // vmKey identifies a VM on a server.
@@ -200,27 +204,27 @@ type vmKey struct {
 	vm     string
 }
 
-// preparedVM counts the disks of a VM that are open or about to be. Its fields are
-// guarded by the token in turn.
+// preparedVM counts the disks of a VM that are open or expected to be opened. Its fields are
+// guarded by lock, which is also held during PrepareForAccess and EndAccess.
 type preparedVM struct {
-	turn     chan struct{} // holds a token while nobody calls PrepareForAccess or EndAccess
-	disks    int
-	expected int    // disks that Expect announced and Done did not take back
-	prepared bool   // EndAccess is due after the last disk
-	end      func() // calls EndAccess; nil: a disk is open, or none was
+	lock     chan struct{} // a mutex: has one element while it is unlocked
+	disks    int           // disks that are open
+	expected int           // calls of Expect without a call of Done
+	prepared bool          // EndAccess must be called after the last disk
+	end      func()        // calls EndAccess; nil until a disk was closed
 }
 
-// prepare makes sure that the VM of p was prepared for access, and counts the
-// disk. Call is called for the first disk of the VM alone; it reports whether the
-// VM may be prepared now. The error is the cause of ctx.
+// prepare makes sure that the VM of p was prepared for access, and counts the disk. It calls
+// call only for the first disk of the VM; call reports whether the VM may be prepared now. The
+// error is the cause of ctx.
 func (r *Registry) prepare(ctx context.Context, p *Params, call func() bool) error {
 	vm := r.vm(p)
 	select {
-	case <-vm.turn:
+	case <-vm.lock:
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-	defer func() { vm.turn <- struct{}{} }()
+	defer func() { vm.lock <- struct{}{} }()
 	if vm.disks == 0 && !vm.prepared {
 		vm.prepared = call()
 	}
@@ -228,6 +232,7 @@ func (r *Registry) prepare(ctx context.Context, p *Params, call func() bool) err
 	return nil
 }
 
+// vm returns the VM of p, which it adds if needed.
 func (r *Registry) vm(p *Params) *preparedVM {
 	account := p.account()
 	key := vmKey{account.server, account.port, p.VM}
@@ -235,41 +240,40 @@ func (r *Registry) vm(p *Params) *preparedVM {
 	defer r.mu.Unlock()
 	vm := r.vms[key]
 	if vm == nil {
-		vm = &preparedVM{turn: make(chan struct{}, 1)}
-		vm.turn <- struct{}{}
+		vm = &preparedVM{lock: make(chan struct{}, 1)}
+		vm.lock <- struct{}{}
 		r.vms[key] = vm
 	}
 	return vm
 }
 
-// Expect announces a disk that is to be opened later, maybe more than once: until
-// Done is called the VM stays prepared, once it is. Of p only Server, Port, VM and
-// PrepareAccess matter.
+// Expect announces a disk that will be opened later, possibly more than once. A VM that is
+// prepared stays so until Done is called. Expect and Done use only the fields Server, Port, VM
+// and PrepareAccess of p.
 func (r *Registry) Expect(p *Params) {
 	if !p.PrepareAccess || !p.Remote() {
 		return
 	}
 	vm := r.vm(p)
-	<-vm.turn
+	<-vm.lock
 	vm.expected++
-	vm.turn <- struct{}{}
+	vm.lock <- struct{}{}
 }
 
-// Done takes an Expect back, when the disk will not be opened any more. It calls
-// EndAccess where that was the last disk of its VM, which takes 30 s at most.
+// Done ends an Expect when the disk will not be opened any more. If it was the last disk of its
+// VM, Done calls EndAccess, which takes up to 30 s.
 func (r *Registry) Done(p *Params) {
 	if !p.PrepareAccess || !p.Remote() {
 		return
 	}
 	vm := r.vm(p)
-	<-vm.turn
-	defer func() { vm.turn <- struct{}{} }()
+	<-vm.lock
+	defer func() { vm.lock <- struct{}{} }()
 	vm.expected--
 	vm.endIfLast()
 }
 
-// endIfLast calls EndAccess where no disk is open or expected. The caller has the
-// turn.
+// endIfLast calls EndAccess if no disk is open or expected. The caller holds vm.lock.
 func (vm *preparedVM) endIfLast() {
 	if vm.disks == 0 && vm.expected <= 0 && vm.prepared && vm.end != nil {
 		vm.prepared = false
@@ -277,12 +281,12 @@ func (vm *preparedVM) endIfLast() {
 	}
 }
 
-// release undoes a prepare that returned nil, when the disk is closed. Call is
-// called after the last disk of a VM that may be prepared.
+// release is called once for each prepare that returned nil, when the disk is closed. It calls
+// call after the last disk of a VM that may be prepared.
 func (r *Registry) release(p *Params, call func()) {
 	vm := r.vm(p)
-	<-vm.turn
-	defer func() { vm.turn <- struct{}{} }()
+	<-vm.lock
+	defer func() { vm.lock <- struct{}{} }()
 	vm.disks--
 	vm.end = call
 	vm.endIfLast()

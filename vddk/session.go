@@ -9,7 +9,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// process is what a session needs of a worker.Process.
+// process is the part of worker.Process that this package uses.
 type process interface {
 	Has(function string) bool
 	Open(ctx context.Context, r worker.OpenRequest) (worker.Opened, error)
@@ -28,27 +28,29 @@ type process interface {
 	Release()
 }
 
-// session is a worker process in which the disk is open, and its slots. Most
-// slots are handed out as buffers; the spare ones are for requests into other
-// memory, so that those never wait for a buffer to be freed.
+// session is a worker process in which the disk is open, and its slots. Pool.buffer hands most
+// slots out as buffers. The spare slots are for requests into other memory, which therefore
+// never wait for a caller to free a buffer.
 type session struct {
 	proc   process
-	opened worker.Opened
-	timers []*time.Timer // one a slot: the deadline of its request
+	opened worker.Opened // the disk as the library describes it
+	timers []*time.Timer // the deadline of the request in each slot
 
-	why    sync.Once // guards reason until the process ended
-	reason error     // why it was killed; nil: it wasn't, or by the end of a context
+	why    sync.Once // sets reason at most once
+	reason error     // why this package killed the process; nil if it did not
 
 	// Guarded by pool.mu.
-	buffers []int // slots to hand out
-	handed  []int // bytes of the buffer in each slot
-	spare   []int
-	used    int // slots that are handed out, of either kind
-	queries int // in progress
-	lost    bool
-	ended   bool // the process was waited for: nothing writes to the slots
+	buffers []int // free slots for buffers
+	handed  []int // bytes of the buffer that each slot was handed out as last
+	spare   []int // free spare slots
+	used    int   // slots of both kinds that are not free
+	queries int   // queries in progress
+	lost    bool  // no new request may use the session
+	ended   bool  // the process has ended, so that nothing writes to the slots any more
 }
 
+// newSession returns the session of a process with buffers + spare slots. Requests must be
+// answered within timeout.
 func newSession(p process, opened worker.Opened, buffers, spare int, timeout time.Duration) *session {
 	s := &session{proc: p, opened: opened, handed: make([]int, buffers+spare)}
 	for i := range buffers + spare {
@@ -64,36 +66,38 @@ func newSession(p process, opened worker.Opened, buffers, spare int, timeout tim
 	return s
 }
 
-// kill ends the process and returns when it was waited for.
+// kill kills the process because of why, and waits for its end.
 func (s *session) kill(why error) {
 	s.why.Do(func() { s.reason = why })
 	s.proc.Kill()
 }
 
-// gone returns why the process has ended.
+// gone returns a *lostError that says why the process has ended. op names the operation that
+// noticed the end, the disk and the range.
 func (s *session) gone(op string) error {
 	err := s.proc.Err()
-	s.why.Do(func() {}) // what is set later was not the reason
+	s.why.Do(func() {}) // a reason that kill gives from now on is not why the process ended
 	if s.reason != nil {
 		err = s.reason
 	}
 	return &lostError{op: op, err: err}
 }
 
-// read reads into a slot, which must come within timeout.
+// read reads sectors into a slot. The process is killed if that takes longer than timeout.
 func (s *session) read(ctx context.Context, timeout time.Duration, slot int, sector uint64, sectors int) error {
 	s.timers[slot].Reset(timeout)
 	defer s.timers[slot].Stop()
 	return s.proc.Read(ctx, slot, sector, sectors)
 }
 
+// write writes sectors from a slot. The process is killed if that takes longer than timeout.
 func (s *session) write(ctx context.Context, timeout time.Duration, slot int, sector uint64, sectors int) error {
 	s.timers[slot].Reset(timeout)
 	defer s.timers[slot].Stop()
 	return s.proc.Write(ctx, slot, sector, sectors)
 }
 
-// deadline kills the process after timeout unless stop is called before.
+// deadline kills the process after timeout, unless stop is called before that.
 func (s *session) deadline(timeout time.Duration) (stop func() bool) {
 	return time.AfterFunc(timeout, func() { s.kill(fmt.Errorf("no answer within %v", timeout)) }).Stop
 }

@@ -19,8 +19,8 @@ type NFCBuffers = nfcbudget.Buffers
 // see [nfcbudget.Budget].
 type Budget = nfcbudget.Budget
 
-// NewHostBudget returns the budget of a host that has so many bytes of NFC memory and
-// allows so many connections, at least one.
+// NewHostBudget returns the budget of a host that has the given number of bytes of NFC memory
+// and allows the given number of connections, which must be at least 1.
 func NewHostBudget(bytes int64, connections int) *Budget {
 	return nfcbudget.NewHost(bytes, connections)
 }

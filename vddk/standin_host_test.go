@@ -380,7 +380,7 @@ func TestStandInErrors(t *testing.T) {
 		conf, want, hint string
 		permanent        bool
 	}{
-		{"thumbprint 11:22:33", "has the thumbprint 11:22:33, expected was AA:BB", "--thumbprint", false},
+		{"thumbprint 11:22:33", "has the thumbprint 11:22:33, expected AA:BB", "--thumbprint", false},
 		{"password another", "error 3014", "--user", true},
 		{"snapshot another", "error 13003", "", false},
 		{"server another", "error 18000", "", false},

@@ -17,24 +17,24 @@ import (
 	"github.com/vddkcp/vddkcp/internal/sha1"
 )
 
-// DefaultPort is the port of a server where none is given.
+// DefaultPort is the port of a server if none is given.
 const DefaultPort = 443
 
-// certificateTimeout bounds how long a server may take to show its certificate.
+// certificateTimeout limits the time that FetchCertificate takes.
 const certificateTimeout = 30 * time.Second
 
-// Certificate is what a server shows on a TLS connection.
+// Certificate is the certificate that a server presents on a TLS connection.
 type Certificate struct {
-	SHA1, SHA256 string // "AA:BB:.."
+	SHA1, SHA256 string // thumbprints, in the form "AA:BB:..."
 	Leaf         *x509.Certificate
-	// Trust is nil where the system's authorities vouch for the certificate
-	// and the server's name, else why not.
+	// Trust is nil if the certificate is valid for the server's name by the system's root
+	// certificates, else the reason why it is not.
 	Trust error
 }
 
-// FetchCertificate connects to the server, a name or an address, and returns the
-// certificate whose key the server proves to have. It trusts nothing: that is
-// the caller's to judge. It gives up after 30 s, or when ctx ends.
+// FetchCertificate connects to server, a name or an address, and returns its certificate,
+// whose key the server has proved to have. port 0 means DefaultPort. Whether the certificate
+// is trustworthy is left to the caller. FetchCertificate fails after 30 s, or when ctx ends.
 func FetchCertificate(ctx context.Context, server string, port uint32) (*Certificate, error) {
 	if err := sha1.Allowed(); err != nil {
 		return nil, err
@@ -44,22 +44,22 @@ func FetchCertificate(ctx context.Context, server string, port uint32) (*Certifi
 	if port == 0 {
 		port = DefaultPort
 	}
-	name, _, _ := strings.Cut(server, "%") // the zone of an address is nobody's name
+	name, _, _ := strings.Cut(server, "%") // the zone of an IPv6 address is not part of the name
 	address := net.JoinHostPort(server, strconv.FormatUint(uint64(port), 10))
 	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return nil, within(ctx, err)
 	}
 	defer conn.Close()
-	// The certificate alone is wanted: an ESXi host of long ago may speak as it
-	// does. Nothing is sent over the connection.
+	// Old versions of TLS are accepted for old ESXi hosts, because only the certificate is
+	// needed and no data is sent.
 	t := tls.Client(conn, &tls.Config{
 		ServerName: name, InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, CipherSuites: anyCipherSuite(),
 	})
 	if err := t.HandshakeContext(ctx); err != nil {
 		var record tls.RecordHeaderError
 		if errors.As(err, &record) {
-			err = errors.New("what answers does not speak TLS")
+			err = errors.New("the server does not speak TLS")
 		}
 		return nil, fmt.Errorf("TLS: %w", within(ctx, err))
 	}
@@ -79,6 +79,7 @@ func FetchCertificate(ctx context.Context, server string, port uint32) (*Certifi
 	return c, nil
 }
 
+// anyCipherSuite returns all cipher suites, also those that are not safe.
 func anyCipherSuite() (ids []uint16) {
 	for _, s := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
 		ids = append(ids, s.ID)
@@ -86,7 +87,7 @@ func anyCipherSuite() (ids []uint16) {
 	return ids
 }
 
-// within makes the end of ctx the reason of an error that it brought about.
+// within returns err, and says so if certificateTimeout caused it.
 func within(ctx context.Context, err error) error {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return err
@@ -94,7 +95,7 @@ func within(ctx context.Context, err error) error {
 	return fmt.Errorf("no answer within %s: %w", certificateTimeout, err)
 }
 
-// colons writes hexadecimal digits as thumbprints are written: "AA:BB:..".
+// colons returns hexadecimal digits in the form of thumbprints: "AA:BB:...".
 func colons(digits string) string {
 	digits = strings.ToUpper(digits)
 	var pairs []string
@@ -104,33 +105,34 @@ func colons(digits string) string {
 	return strings.Join(pairs, ":")
 }
 
-// ParseThumbprint returns the digits of a thumbprint in upper case with colons:
-// 20 bytes are SHA-1, 32 are SHA-256.
+// ParseThumbprint parses a thumbprint with or without colons, 20 bytes for SHA-1 or 32 bytes
+// for SHA-256. It returns the digits in upper case with colons.
 func ParseThumbprint(s string) (string, error) {
 	digits := s
 	if strings.Contains(s, ":") {
 		for _, pair := range strings.Split(s, ":") {
 			if len(pair) != 2 {
-				return "", fmt.Errorf("%q is no thumbprint: want a colon after each two digits, or none", s)
+				return "", fmt.Errorf("%q is not a thumbprint: expected a colon after each two digits, or no colons", s)
 			}
 		}
 		digits = strings.ReplaceAll(s, ":", "")
 	}
 	b, err := hex.DecodeString(digits)
 	if err != nil || len(b) != sha1.Size && len(b) != sha256.Size {
-		return "", fmt.Errorf("%q is no thumbprint: want 40 hexadecimal digits (SHA-1) or 64 (SHA-256), and there are %d characters", s, len(digits))
+		return "", fmt.Errorf("%q is not a thumbprint: expected 40 hexadecimal digits (SHA-1) or 64 (SHA-256), found %d characters", s, len(digits))
 	}
 	return colons(digits), nil
 }
 
+// isSHA1 reports whether a thumbprint that ParseThumbprint returned is a SHA-1.
 func isSHA1(thumbprint string) bool { return len(thumbprint) == 3*sha1.Size-1 }
 
-// CertificateError is a server's certificate that is not the one wanted, or,
-// where none was named, that nobody vouches for. Trying again does not help.
+// CertificateError says that a server has another certificate than expected or, if no
+// thumbprint was given, one that does not verify. A retry does not help.
 type CertificateError struct {
-	Server string      // with its port, where that is not DefaultPort
-	Want   string      // "" where none was named
-	Got    Certificate // that the server showed
+	Server string      // with its port if that is not DefaultPort
+	Want   string      // expected thumbprint; "" if none was given
+	Got    Certificate // certificate of the server
 }
 
 func (e *CertificateError) Error() string {
@@ -141,28 +143,27 @@ func (e *CertificateError) Error() string {
 	if isSHA1(e.Want) {
 		kind, got = "SHA-1", e.Got.SHA1
 	}
-	return fmt.Sprintf("%s: the certificate is another one: its %s thumbprint is %s, expected %s", e.Server, kind, got, e.Want)
+	return fmt.Sprintf("%s: the certificate has the %s thumbprint %s, expected %s", e.Server, kind, got, e.Want)
 }
 
 // ExitStatus implements the interface of transfer/report.
 func (*CertificateError) ExitStatus() int { return exit.Usage }
 
-// Hint says what to do about it.
+// Hint returns what the user can do about the error.
 func (e *CertificateError) Hint() string {
 	if e.Want == "" {
-		return fmt.Sprintf("vddkcp thumbprint %s shows the thumbprint: compare it with what the host itself shows, then name it with --thumbprint", e.Server)
+		return fmt.Sprintf("vddkcp thumbprint %s shows the thumbprint: compare it with the one that the host itself shows, then pass it with --thumbprint", e.Server)
 	}
-	return "compare it with what the host itself shows: the certificate was renewed, or what answers is not the host"
+	return "compare the thumbprint with the one that the host itself shows: the certificate was renewed, or another machine answers in place of the host"
 }
 
-// CheckThumbprint makes sure that the server shows the certificate that want
-// names, the SHA-1 or SHA-256 thumbprint in any form of ParseThumbprint, or,
-// where want is empty, one that the system's authorities vouch for. It returns
-// the SHA-1 of that certificate as the library wants it, "AA:BB:..". Another
-// certificate is a *CertificateError.
+// CheckThumbprint checks that the certificate of a server has the thumbprint want, in any form
+// that ParseThumbprint accepts or, if want is "", that the certificate is valid by the system's
+// root certificates. It returns the SHA-1 thumbprint of the certificate in the form that the
+// library needs. The error is a *CertificateError if the server has another certificate.
 //
-// Where the server can't be asked this way and want is a SHA-1, that is
-// returned: the library checks it too.
+// If the certificate cannot be fetched and want is a SHA-1 thumbprint, CheckThumbprint returns
+// want, because the library checks it, too.
 func CheckThumbprint(ctx context.Context, server string, port uint32, want string) (string, error) {
 	if want != "" {
 		var err error
@@ -175,11 +176,11 @@ func CheckThumbprint(ctx context.Context, server string, port uint32, want strin
 	case ctx.Err() != nil:
 		return "", context.Cause(ctx)
 	case errors.As(err, new(*sha1.NotAllowedError)):
-		return "", fmt.Errorf("the certificate of %s: %w", server, err)
+		return "", fmt.Errorf("cannot fetch the certificate of %s: %w", server, err)
 	case err != nil && isSHA1(want):
 		return want, nil
 	case err != nil:
-		return "", fmt.Errorf("the certificate of %s: %w", server, err)
+		return "", fmt.Errorf("cannot fetch the certificate of %s: %w", server, err)
 	case want == "" && got.Trust != nil,
 		want != "" && want != got.SHA1 && want != got.SHA256:
 		if port != 0 && port != DefaultPort {
@@ -190,8 +191,8 @@ func CheckThumbprint(ctx context.Context, server string, port uint32, want strin
 	return got.SHA1, nil
 }
 
-// libraryThumbprint returns the SHA-1 thumbprint that the library is to find, of
-// the certificate that the user's parameters ask for.
+// libraryThumbprint returns the SHA-1 thumbprint that the library is to expect, after it has
+// checked the certificate of the server.
 func libraryThumbprint(ctx context.Context, p *Params) (string, error) {
 	if !p.Remote() {
 		return "", nil

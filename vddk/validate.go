@@ -9,7 +9,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/exit"
 )
 
-// ParamsError is parameters that name no disk, whatever the server holds.
+// ParamsError says that parameters are wrong or incomplete, whatever disks the server has.
 type ParamsError struct {
 	err  error
 	hint string
@@ -18,27 +18,28 @@ type ParamsError struct {
 func (e *ParamsError) Error() string { return e.err.Error() }
 func (e *ParamsError) Unwrap() error { return e.err }
 
-// Hint says what to do about it; it may be empty.
+// Hint returns what the user can do about the error, or "".
 func (e *ParamsError) Hint() string { return e.hint }
 
 // ExitStatus implements the interface of transfer/report.
 func (*ParamsError) ExitStatus() int { return exit.Usage }
 
+// wrongParams returns a *ParamsError with a hint, which may be "".
 func wrongParams(hint, format string, args ...any) error {
 	return &ParamsError{fmt.Errorf(format, args...), hint}
 }
 
-// Compressions are the values of Params.Compression, beside "".
+// Compressions are the possible values of Params.Compression, in addition to "".
 var Compressions = []string{"none", "zlib", "fastlz", "skipz"}
 
 // DebugKeys are the keys of Options.Debug.
 var DebugKeys = []string{"diskinfo", "extents", "datapath", "stats"}
 
-// transportModes are those that VDDK knows.
+// transportModes are the transport modes of VDDK.
 var transportModes = []string{"file", "san", "hotadd", "nbdssl", "nbd"}
 
-// UnknownTransports returns the names in a list of transport modes, separated
-// by colons, that VDDK is not known to have. They are for the library to judge.
+// UnknownTransports returns the names in a list of transport modes, separated by colons, that
+// are not transport modes of the known versions of VDDK. A newer library may accept them.
 func UnknownTransports(list string) (unknown []string) {
 	for _, name := range strings.Split(list, ":") {
 		if name != "" && !slices.Contains(transportModes, name) {
@@ -48,18 +49,18 @@ func UnknownTransports(list string) (unknown []string) {
 	return unknown
 }
 
-// maxNFC bounds NFCBuffers to what a host could have at all, in bytes.
+// maxNFC is the largest NFC memory of a host in bytes, which no connection can exceed.
 const maxNFC = 96 << 20
 
-// Validate says whether the parameters can name a disk, all that is missing at
-// once. No library, file or server is looked at. The error is a *ParamsError,
-// and holds no secret.
+// Validate returns an error if the parameters cannot name a disk. It names all missing
+// parameters at once. Validate accesses no library, file or server. The error is a
+// *ParamsError and holds no secret.
 func (p *Params) Validate() error {
 	if p.File == "" && !p.meansServer() {
-		return wrongParams("", "no disk is named: want [DATASTORE] DIR/DISK.vmdk, or the absolute path of a local VMDK")
+		return wrongParams("", "no disk is named: expected [DATASTORE] DIR/DISK.vmdk, or the absolute path of a local VMDK")
 	}
 	if i := strings.IndexByte(p.File, 0); i >= 0 {
-		return wrongParams("", "the path of the disk has a zero byte, at %d", i)
+		return wrongParams("", "the path of the disk has a zero byte at offset %d", i)
 	}
 	if err := p.validateRemote(); err != nil {
 		return err
@@ -73,23 +74,23 @@ func (p *Params) Validate() error {
 		}
 	}
 	if p.Port > 65535 {
-		return wrongParams("", "--port: %d: want 1 to 65535", p.Port)
+		return wrongParams("", "--port: %d is not a port: expected 1 to 65535", p.Port)
 	}
 	if p.NFCHostPort > 65535 {
-		return wrongParams("", "--nfchostport: %d: want 1 to 65535", p.NFCHostPort)
+		return wrongParams("", "--nfchostport: %d is not a port: expected 1 to 65535", p.NFCHostPort)
 	}
 	if p.Compression != "" && !slices.Contains(Compressions, p.Compression) {
-		return wrongParams("", "--compression: %q: want one of %s", p.Compression, strings.Join(Compressions, ", "))
+		return wrongParams("", "--compression: %q: expected one of %s", p.Compression, strings.Join(Compressions, ", "))
 	}
 	if b := p.NFCBuffers; b != (NFCBuffers{}) {
 		if b.Size < 64<<10 || b.Size%(64<<10) != 0 || b.Size > maxNFC || b.Count < 1 || b.Count > 1024 || b.Bytes() > maxNFC {
-			return wrongParams("", "--nfc-buffers: %d bytes x %d: want a multiple of 64KiB, at least one, 96MiB in all", b.Size, b.Count)
+			return wrongParams("", "--nfc-buffers: %d bytes x %d: the size must be a multiple of 64KiB, the count at least 1, and the product at most 96MiB", b.Size, b.Count)
 		}
 	}
 	return nil
 }
 
-// validateRemote checks what says where a disk is, and who asks for it.
+// validateRemote checks the parameters of the server and of the login.
 func (p *Params) validateRemote() error {
 	if !p.meansServer() {
 		return nil
@@ -106,19 +107,19 @@ func (p *Params) validateRemote() error {
 	need(p.Password.IsSet() || p.Cookie.IsSet(), "--password or --cookie")
 	need(p.VM != "", "--vm")
 	if len(missing) > 0 {
-		return wrongParams("--vm moref=ID is the VM's managed object; VDDKCP_PASSWORD and VDDKCP_COOKIE serve instead of the flags",
+		return wrongParams("--vm takes the managed object reference of the VM as moref=ID; the environment variables VDDKCP_PASSWORD and VDDKCP_COOKIE can replace the flags",
 			"missing: %s", strings.Join(missing, ", "))
 	}
 	if strings.ContainsAny(p.Server, "/ \t\n\x00@[]") || strings.HasPrefix(p.Server, "-") {
-		return wrongParams("", "--server: %q: want a host's name or address alone", p.Server)
+		return wrongParams("", "--server: %q: expected only the name or the address of a host", p.Server)
 	}
 	if i := strings.LastIndexByte(p.Server, ':'); i >= 0 && strings.IndexByte(p.Server, ':') == i {
-		return wrongParams("--port has the port", "--server: %q: want a host's name or address alone", p.Server)
+		return wrongParams("pass the port with --port", "--server: %q: expected only the name or the address of a host", p.Server)
 	}
 	if id, ok := strings.CutPrefix(p.VM, "moref="); !ok || id == "" {
-		return wrongParams("the managed object of a VM looks like vm-16 on vCenter and like 2 on an ESXi host", "--vm: %q: want moref=ID", p.VM)
+		return wrongParams("the managed object reference of a VM looks like vm-16 on vCenter, and like 2 on an ESXi host", "--vm: %q: expected moref=ID", p.VM)
 	}
-	// They go to a C library: what follows a zero byte would be lost.
+	// A C library gets these strings, and would ignore everything after a zero byte.
 	for _, f := range []struct{ name, value string }{
 		{"--user", p.User}, {"--password", p.Password.Reveal()}, {"--cookie", p.Cookie.Reveal()},
 		{"--vm", p.VM}, {"--snapshot", p.Snapshot},
@@ -130,8 +131,8 @@ func (p *Params) validateRemote() error {
 	return nil
 }
 
-// meansServer says whether the disk is meant to lie on a server, also where
-// that is not named: a line that lost its --server must not open a local disk.
+// meansServer reports whether the disk is meant to be on a server, even if no server is named:
+// if --server was forgotten, no local disk may be opened instead.
 func (p *Params) meansServer() bool {
 	return p.Remote() || strings.HasPrefix(p.File, "[") ||
 		p.User != "" || p.VM != "" || p.Snapshot != "" || p.Thumbprint != "" || p.Port != 0 || p.NFCHostPort != 0
