@@ -71,12 +71,12 @@ func BenchmarkRandomRead(b *testing.B) {
 		b.ResetTimer()
 		randomReads(b, d)
 	})
-	for _, here := range []int{0, 50, 100} {
-		b.Run(fmt.Sprintf("here=%d%%", here), func(b *testing.B) {
+	for _, present := range []int{0, 50, 100} {
+		b.Run(fmt.Sprintf("here=%d%%", present), func(b *testing.B) {
 			d := benchDisk(b, Options{})
 			p := make([]byte, DefaultBlockSize)
 			for i := range int64(benchSize / DefaultBlockSize) {
-				if i%2 < int64(here/50) || here == 100 {
+				if i%2 < int64(present/50) || present == 100 {
 					if _, err := d.WriteAt(p, i*DefaultBlockSize); err != nil {
 						b.Fatal(err)
 					}

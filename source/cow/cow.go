@@ -57,19 +57,19 @@ type Options struct {
 // the bytes of the other beside it.
 type Disk struct {
 	life  life.Life
-	under source.Disk
+	base  source.Disk
 	size  int64
 	block int64 // bytes, a power of two
 	log   *slog.Logger
 	id    string
 	info  source.Info
 
-	store   *store
-	table   *table
-	locks   locks
-	buffers chan []byte // of one block each; nil: not made yet
-	zeros   []byte      // one block
-	keeping atomic.Bool // OnRead, while there is space
+	store      *store
+	table      *table
+	locks      locks
+	buffers    chan []byte // of one block each; nil: not made yet
+	zeros      []byte      // one block
+	copyOnRead atomic.Bool // OnRead, while there is space
 
 	flushes flush.Group
 }
@@ -78,19 +78,19 @@ type Disk struct {
 // under and closes it; where New fails it stays the caller's. Errors of File
 // name it: one that is in use, that is no layer, or the layer of another disk
 // (then both are named) is refused and left as it is.
-func New(ctx context.Context, under source.Disk, o Options) (*Disk, error) {
-	return newDisk(ctx, under, o, kernel())
+func New(ctx context.Context, base source.Disk, o Options) (*Disk, error) {
+	return newDisk(ctx, base, o, kernel())
 }
 
-func newDisk(ctx context.Context, under source.Disk, o Options, sys system) (*Disk, error) {
+func newDisk(ctx context.Context, base source.Disk, o Options, sys system) (*Disk, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, fmt.Errorf("cow: %w", err)
 	}
 	if b := o.BlockSize; b != 0 && (b < minBlockSize || b > maxBlockSize || b&(b-1) != 0) {
 		return nil, fmt.Errorf("cow: block size of %d bytes: want a power of two from %d to %d", b, minBlockSize, maxBlockSize)
 	}
-	want := header{Size: under.Size(), BlockSize: o.BlockSize, Proof: "none"}
-	if i, ok := source.Ability[source.Identified](under); ok {
+	want := header{Size: base.Size(), BlockSize: o.BlockSize, Proof: "none"}
+	if i, ok := source.Ability[source.Identified](base); ok {
 		var err error
 		if want.Source, want.Proof, err = i.Identity(ctx); err != nil {
 			return nil, fmt.Errorf("cow: %w", err)
@@ -114,7 +114,7 @@ func newDisk(ctx context.Context, under source.Disk, o Options, sys system) (*Di
 	}
 	d := &Disk{
 		life:    life.Life{Context: ctx, Name: s.name},
-		under:   under,
+		base:    base,
 		size:    want.Size,
 		block:   s.block,
 		log:     log,
@@ -128,8 +128,8 @@ func newDisk(ctx context.Context, under source.Disk, o Options, sys system) (*Di
 	for range cap(d.buffers) {
 		d.buffers <- nil
 	}
-	d.keeping.Store(o.OnRead)
-	if i, ok := source.Ability[source.Described](under); ok {
+	d.copyOnRead.Store(o.OnRead)
+	if i, ok := source.Ability[source.Described](base); ok {
 		d.info = i.Info()
 		d.info.Format = cmp.Or(d.info.Format, "raw")
 	}
@@ -177,7 +177,7 @@ func (d *Disk) Info() source.Info { return d.info }
 
 // ReadUncached asks it of the disk below. The layer's own blocks stay cached,
 // since what was written is likely read again.
-func (d *Disk) ReadUncached() { image.ReadUncached(d.under) }
+func (d *Disk) ReadUncached() { image.ReadUncached(d.base) }
 
 // inFileAhead bounds for how many bytes InFile answers: it is asked for one
 // request.
@@ -198,11 +198,11 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	switch {
 	case err != nil:
 		return nil, 0, 0, false // ReadAt will tell
-	case state == here:
+	case state == present:
 		f, pos, have := d.store.place(off)
 		return f, pos, min(n, have), true
-	case state == below && !d.keeping.Load():
-		return image.InFile(d.under, off, n)
+	case state == absent && !d.copyOnRead.Load():
+		return image.InFile(d.base, off, n)
 	}
 	return nil, 0, 0, false
 }
@@ -224,6 +224,6 @@ func (d *Disk) Close() error {
 		if !d.store.temporary {
 			err = d.flush()
 		}
-		return errors.Join(err, d.store.close(), d.under.Close())
+		return errors.Join(err, d.store.close(), d.base.Close())
 	})
 }

@@ -20,7 +20,7 @@ func random(seed uint64, n int) []byte {
 }
 
 // below is a disk with data, a hole and data.
-func below(size int) *sourcetest.Memory {
+func absent(size int) *sourcetest.Memory {
 	b := random(1, size)
 	from, to := size/4, size/2
 	clear(b[from:to])
@@ -40,7 +40,7 @@ func TestDisk(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			for _, size := range []int{0, 1, 512, 3<<20 + 512, 5<<20 + 77} {
-				m := below(size)
+				m := absent(size)
 				content := bytes.Clone(m.Bytes)
 				if o.File != "" {
 					o.File = filepath.Join(t.TempDir(), "d.cow")

@@ -204,14 +204,14 @@ func TestPowerCut(t *testing.T) {
 		}
 		var cut *powerCut
 		files, cuts, stamp := 0, 0, uint64(0)
-		under := func() *sourcetest.Memory {
+		base := func() *sourcetest.Memory {
 			return &sourcetest.Memory{Content: stamps{}, Length: size, ID: "stamps"}
 		}
 		reopen := func(left map[int64]sector, sys system) (*Disk, error) {
 			files++
 			path := filepath.Join(dir, fmt.Sprint(files))
 			writeSparse(t, path, left, size)
-			return newDisk(t.Context(), under(), Options{File: path, BlockSize: testBlock, OnRead: seed%2 == 1}, sys)
+			return newDisk(t.Context(), base(), Options{File: path, BlockSize: testBlock, OnRead: seed%2 == 1}, sys)
 		}
 		// look opens what a cut leaves and compares.
 		look := func(when string) {
@@ -240,7 +240,7 @@ func TestPowerCut(t *testing.T) {
 			}
 		}
 		cut = &powerCut{durable: make(map[int64]sector)}
-		d, err := newDisk(t.Context(), under(), Options{File: filepath.Join(dir, "first"), BlockSize: testBlock, OnRead: seed%2 == 1}, cut.system())
+		d, err := newDisk(t.Context(), base(), Options{File: filepath.Join(dir, "first"), BlockSize: testBlock, OnRead: seed%2 == 1}, cut.system())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -335,12 +335,12 @@ func TestPowerCut(t *testing.T) {
 // of one that is written while the table is.
 func TestTableIsNotAheadOfBlocks(t *testing.T) {
 	const size = 1 << 20
-	under := func() *sourcetest.Memory {
+	base := func() *sourcetest.Memory {
 		return &sourcetest.Memory{Content: stamps{}, Length: size, ID: "stamps"}
 	}
 	dir := t.TempDir()
 	cut := &powerCut{durable: make(map[int64]sector)}
-	d, err := newDisk(t.Context(), under(), Options{File: filepath.Join(dir, "a"), BlockSize: testBlock}, cut.system())
+	d, err := newDisk(t.Context(), base(), Options{File: filepath.Join(dir, "a"), BlockSize: testBlock}, cut.system())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -352,7 +352,7 @@ func TestTableIsNotAheadOfBlocks(t *testing.T) {
 		path := filepath.Join(dir, fmt.Sprint(cuts))
 		cuts++
 		writeSparse(t, path, cut.leftOf(func(w pendingWrite) bool { return w.off < d.store.data }), size)
-		again, err := New(t.Context(), under(), Options{File: path})
+		again, err := New(t.Context(), base(), Options{File: path})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -397,11 +397,11 @@ func TestTableIsNotAheadOfBlocks(t *testing.T) {
 func TestFlushBesideFlush(t *testing.T) {
 	cut := &powerCut{durable: make(map[int64]sector)}
 	const size = 1 << 20
-	under := func() *sourcetest.Memory {
+	base := func() *sourcetest.Memory {
 		return &sourcetest.Memory{Content: stamps{}, Length: size, ID: "stamps"}
 	}
 	dir := t.TempDir()
-	d, err := newDisk(t.Context(), under(), Options{File: filepath.Join(dir, "a"), BlockSize: testBlock}, cut.system())
+	d, err := newDisk(t.Context(), base(), Options{File: filepath.Join(dir, "a"), BlockSize: testBlock}, cut.system())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -433,7 +433,7 @@ func TestFlushBesideFlush(t *testing.T) {
 	}
 	path := filepath.Join(dir, "b")
 	writeSparse(t, path, cut.durable, size)
-	again, err := New(t.Context(), under(), Options{File: path})
+	again, err := New(t.Context(), base(), Options{File: path})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -48,8 +48,8 @@ func seeds(t testing.TB) []seed {
 		p.encode(0, &b)
 		return b[:]
 	}
-	some := table(func(p *page) { p.set(3, 70, here); p.set(2015, 2, zeroed) })
-	full := table(func(p *page) { p.set(0, pageBlocks, here) })
+	some := table(func(p *page) { p.set(3, 70, present); p.set(2015, 2, zeroed) })
+	full := table(func(p *page) { p.set(0, pageBlocks, present) })
 	bad := bytes.Clone(some)
 	bad[0] |= 3
 	flipped := bytes.Clone(some)
@@ -120,9 +120,9 @@ func FuzzFile(f *testing.F) {
 				t.Fatal(err)
 			}
 		}
-		under := sourcetest.Pattern(fuzzSize, source.Extent{Off: 0, Len: fuzzSize})
-		under.ID = "disk"
-		d, err := New(t.Context(), under, Options{File: path})
+		base := sourcetest.Pattern(fuzzSize, source.Extent{Off: 0, Len: fuzzSize})
+		base.ID = "disk"
+		d, err := New(t.Context(), base, Options{File: path})
 		if err != nil {
 			return
 		}

@@ -19,7 +19,7 @@ import (
 // used: around the borders of pages and of sectors of the table, and the ends.
 type world struct {
 	size    int64
-	under   *sourcetest.Memory
+	base    *sourcetest.Memory
 	windows []window
 }
 
@@ -41,10 +41,10 @@ func newWorld(t *testing.T, size, length int64) *world {
 		w.windows = append(w.windows, window{off, make([]byte, length)})
 		data = append(data, source.Extent{Off: off, Len: length / 2})
 	}
-	w.under = sourcetest.Pattern(size, data...)
-	w.under.ID = "pattern"
+	w.base = sourcetest.Pattern(size, data...)
+	w.base.ID = "pattern"
 	for _, v := range w.windows {
-		if _, err := w.under.ReadAt(v.want, v.off); err != nil {
+		if _, err := w.base.ReadAt(v.want, v.off); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -54,7 +54,7 @@ func newWorld(t *testing.T, size, length int64) *world {
 func (w *world) open(t *testing.T, file string, onRead bool, limit int, sys system) *Disk {
 	t.Helper()
 	// Anew, since the disk closes it.
-	m := &sourcetest.Memory{Content: w.under.Content, Length: w.size, ExtentList: w.under.ExtentList, ID: w.under.ID}
+	m := &sourcetest.Memory{Content: w.base.Content, Length: w.size, ExtentList: w.base.ExtentList, ID: w.base.ID}
 	d, err := newDisk(t.Context(), m, Options{File: file, BlockSize: testBlock, OnRead: onRead}, sys)
 	if err != nil {
 		t.Fatal(err)
@@ -232,15 +232,15 @@ func TestWritersShareBlocks(t *testing.T) {
 // A block that is written as a whole while a part of it is being brought here
 // is not brought back.
 func TestWholeBlockBesideItsPart(t *testing.T) {
-	under := memory(1 << 20)
-	under.OnRead = func(int64, int) error {
+	base := memory(1 << 20)
+	base.OnRead = func(int64, int) error {
 		for range 20 {
 			runtime.Gosched()
 		}
 		return nil
 	}
 	for _, onRead := range []bool{false, true} {
-		d := make1(t, under, Options{BlockSize: minBlockSize, OnRead: onRead})
+		d := make1(t, base, Options{BlockSize: minBlockSize, OnRead: onRead})
 		whole := bytes.Repeat([]byte{1}, minBlockSize)
 		for b := range int64(1<<20/minBlockSize) - 1 {
 			var both sync.WaitGroup

@@ -18,14 +18,14 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 			if err == nil {
 				part := p[done : done+int(n)]
 				switch {
-				case state == here:
+				case state == present:
 					err = d.store.read(part, at)
 				case state == zeroed:
 					clear(part)
-				case d.keeping.Load():
-					err = d.readKeeping(part, at)
+				case d.copyOnRead.Load():
+					err = d.copyRange(part, at)
 				default:
-					err = image.ReadFull(d.under, part, at)
+					err = image.ReadFull(d.base, part, at)
 				}
 			}
 			if err != nil {
@@ -38,22 +38,22 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // maxKept is how many bytes are read from below at once to be kept.
-const maxKept = 4 << 20
+const maxCopied = 4 << 20
 
 // readKeeping reads blocks of which at least some were below, and keeps them.
-func (d *Disk) readKeeping(p []byte, off int64) error {
+func (d *Disk) copyRange(p []byte, off int64) error {
 	for len(p) > 0 {
 		b := off / d.block
-		n := min(d.wholeBlocks(off, min(int64(len(p)), maxKept)), stripes)
+		n := min(d.wholeBlocks(off, min(int64(len(p)), maxCopied)), stripes)
 		if n > 0 {
 			length := min(n*d.block, d.size-off)
-			if err := d.keep(b, n, p[:length]); err != nil {
+			if err := d.copyBlocks(b, n, p[:length]); err != nil {
 				return err
 			}
 			p, off = p[length:], off+length
 			continue
 		}
-		length, err := d.keepPart(p, off)
+		length, err := d.copyPart(p, off)
 		if err != nil {
 			return err
 		}
@@ -63,7 +63,7 @@ func (d *Disk) readKeeping(p []byte, off int64) error {
 }
 
 // keepPart reads what of p lies in the block at off, and keeps that block.
-func (d *Disk) keepPart(p []byte, off int64) (int, error) {
+func (d *Disk) copyPart(p []byte, off int64) (int, error) {
 	buf, err := d.buffer()
 	if err != nil {
 		return 0, err
@@ -71,7 +71,7 @@ func (d *Disk) keepPart(p []byte, off int64) (int, error) {
 	defer func() { d.buffers <- buf }()
 	b := off / d.block
 	block := buf[:d.length(b)]
-	if err := d.keep(b, 1, block); err != nil {
+	if err := d.copyBlocks(b, 1, block); err != nil {
 		return 0, err
 	}
 	return copy(p, block[off-b*d.block:]), nil
@@ -79,7 +79,7 @@ func (d *Disk) keepPart(p []byte, off int64) (int, error) {
 
 // keep reads n blocks from b on, and keeps those that were below. Who needs one
 // at the same time waits for it and finds it here.
-func (d *Disk) keep(b, n int64, p []byte) error {
+func (d *Disk) copyBlocks(b, n int64, p []byte) error {
 	d.locks.lock(b, n)
 	defer d.locks.unlock(b, n)
 	for off := b * d.block; len(p) > 0; {
@@ -89,13 +89,13 @@ func (d *Disk) keep(b, n int64, p []byte) error {
 		}
 		part := p[:length]
 		switch state {
-		case here:
+		case present:
 			err = d.store.read(part, off)
 		case zeroed:
 			clear(part)
-		case below:
-			if err = image.ReadFull(d.under, part, off); err == nil && d.keeping.Load() {
-				d.keepRead(part, off)
+		case absent:
+			if err = image.ReadFull(d.base, part, off); err == nil && d.copyOnRead.Load() {
+				d.storeRead(part, off)
 			}
 		}
 		if err != nil {
@@ -108,7 +108,7 @@ func (d *Disk) keep(b, n int64, p []byte) error {
 
 // keepRead keeps whole blocks that were read from below; their locks are held.
 // An error ends the keeping, and is not the reader's.
-func (d *Disk) keepRead(p []byte, off int64) {
+func (d *Disk) storeRead(p []byte, off int64) {
 	for len(p) > 0 {
 		n := min(d.block, int64(len(p)))
 		zeros := zero.Is(p[:n])
@@ -118,14 +118,14 @@ func (d *Disk) keepRead(p []byte, off int64) {
 		state := zeroed
 		err := error(nil)
 		if !zeros {
-			state = here
+			state = present
 			err = d.store.write(p[:n], off)
 		}
 		if err == nil {
 			_, err = d.table.set(off/d.block, d.blocks(n), state)
 		}
 		if err != nil {
-			if d.keeping.CompareAndSwap(true, false) {
+			if d.copyOnRead.CompareAndSwap(true, false) {
 				d.log.Warn("blocks that are read are no longer kept", "file", d.life.Name, "error", err)
 			}
 			return
@@ -164,9 +164,9 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 				return err
 			}
 			switch state {
-			case below:
-				err = out.AddParent(ctx, d.under, off, n)
-			case here:
+			case absent:
+				err = out.AddParent(ctx, d.base, off, n)
+			case present:
 				err = out.Add(source.Extent{Off: off, Len: n, Kind: source.Data})
 			case zeroed:
 				err = out.Add(source.Extent{Off: off, Len: n, Kind: source.Zero})

@@ -69,11 +69,11 @@ func TestQemuWrites(t *testing.T) {
 				t.Fatal(err)
 			}
 			open := func() *cow.Disk {
-				under, err := raw.Open(t.Context(), path)
+				base, err := raw.Open(t.Context(), path)
 				if err != nil {
 					t.Fatal(err)
 				}
-				d, err := cow.New(t.Context(), under, cow.Options{File: file, OnRead: onRead})
+				d, err := cow.New(t.Context(), base, cow.Options{File: file, OnRead: onRead})
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -27,9 +27,9 @@ func memory(size int) *sourcetest.Memory {
 	return &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xB5}, size), ID: "disk 1", Proof: "mtime"}
 }
 
-func make1(t *testing.T, under source.Disk, o Options) *Disk {
+func make1(t *testing.T, base source.Disk, o Options) *Disk {
 	t.Helper()
-	d, err := New(t.Context(), under, o)
+	d, err := New(t.Context(), base, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,18 +130,18 @@ func TestTooLargeForOneFile(t *testing.T) {
 	sys := kernel()
 	sys.maxFile = 15 << 40
 	const size = 20<<40 + 512
-	under := func() *sourcetest.Memory {
+	base := func() *sourcetest.Memory {
 		return sourcetest.Pattern(size, source.Extent{Off: maxPart - 1<<20, Len: 2 << 20})
 	}
 	path := filepath.Join(t.TempDir(), "x.cow")
-	_, err := newDisk(t.Context(), under(), Options{File: path}, sys)
+	_, err := newDisk(t.Context(), base(), Options{File: path}, sys)
 	if err == nil || !strings.Contains(err.Error(), "takes none of that size (file too large); XFS and btrfs do") || !strings.Contains(err.Error(), path) {
 		t.Errorf("error %v", err)
 	}
 	if _, err := os.Stat(path); err == nil {
 		t.Error("the file is there")
 	}
-	d, err := newDisk(t.Context(), under(), Options{}, sys)
+	d, err := newDisk(t.Context(), base(), Options{}, sys)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestNoSpace(t *testing.T) {
 		if got := read(t, d, 4<<20, 4<<20); !bytes.Equal(got, bytes.Repeat([]byte{0xB5}, 4<<20)) {
 			t.Error("what is read from below differs")
 		}
-		if d.keeping.Load() {
+		if d.copyOnRead.Load() {
 			t.Error("blocks are still kept")
 		}
 		if got := read(t, d, 0, int(written)); !bytes.Equal(got, bytes.Repeat([]byte{7}, int(written))) {
@@ -285,19 +285,19 @@ func TestNoSpace(t *testing.T) {
 // Who misses a block at the same time reads it once; what is read is kept, and
 // is right after the disk below is gone wrong.
 func TestOnRead(t *testing.T) {
-	under := memory(2<<20 + 512)
-	clear(under.Bytes[1<<20 : 1<<20+200<<10])
+	base := memory(2<<20 + 512)
+	clear(base.Bytes[1<<20 : 1<<20+200<<10])
 	var reads, bytesRead atomic.Int64
 	gate := make(chan struct{})
-	under.OnRead = func(_ int64, n int) error {
+	base.OnRead = func(_ int64, n int) error {
 		<-gate
 		reads.Add(1)
 		bytesRead.Add(int64(n))
 		return nil
 	}
-	want := bytes.Clone(under.Bytes)
+	want := bytes.Clone(base.Bytes)
 	path := filepath.Join(t.TempDir(), "x.cow")
-	d := make1(t, under, Options{File: path, OnRead: true})
+	d := make1(t, base, Options{File: path, OnRead: true})
 	var wg sync.WaitGroup
 	for i := range 32 {
 		wg.Go(func() {
@@ -317,7 +317,7 @@ func TestOnRead(t *testing.T) {
 	if got := bytesRead.Load(); got != int64(len(want)) {
 		t.Errorf("%d bytes were read, want %d", got, len(want))
 	}
-	under.OnRead = func(int64, int) error { return errors.New("read twice") }
+	base.OnRead = func(int64, int) error { return errors.New("read twice") }
 	if got := read(t, d, 0, len(want)); !bytes.Equal(got, want) {
 		t.Error("what is kept differs")
 	}
@@ -335,7 +335,7 @@ func TestOnRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	again := memory(2<<20 + 512)
-	again.OnRead = under.OnRead
+	again.OnRead = base.OnRead
 	d = make1(t, again, Options{File: path})
 	if got := read(t, d, 0, len(want)); !bytes.Equal(got, want) {
 		t.Error("what is kept differs after opening again")
@@ -345,10 +345,10 @@ func TestOnRead(t *testing.T) {
 // Parts of blocks that are written have the rest from below, whole blocks read
 // nothing; an error from below leaves all as it was.
 func TestReadsForWrites(t *testing.T) {
-	under := memory(1<<20 + 512)
+	base := memory(1<<20 + 512)
 	var reads atomic.Int64
-	under.OnRead = func(int64, int) error { reads.Add(1); return nil }
-	d := make1(t, under, Options{})
+	base.OnRead = func(int64, int) error { reads.Add(1); return nil }
+	d := make1(t, base, Options{})
 	for _, c := range []struct {
 		off, n, want int64
 	}{{0, 65536, 0}, {65536, 3 * 65536, 0}, {262144 + 512, 512, 1}, {262144, 512, 0}, {1<<20 - 65536, 65536 + 512, 0}, {1 << 20, 512, 0}, {327680 + 1, 2*65536 - 2, 2}} {
@@ -361,11 +361,11 @@ func TestReadsForWrites(t *testing.T) {
 		}
 	}
 	why := errors.New("lost")
-	under.OnRead = func(int64, int) error { return why }
+	base.OnRead = func(int64, int) error { return why }
 	if _, err := d.WriteAt([]byte{1}, 512<<10); !errors.Is(err, why) {
 		t.Errorf("error %v", err)
 	}
-	under.OnRead = nil
+	base.OnRead = nil
 	if got := read(t, d, 512<<10, 1); got[0] != 0xB5 {
 		t.Errorf("a failed write left %#x", got)
 	}

@@ -15,9 +15,9 @@ import (
 
 // The states of a block, two bits each.
 const (
-	below  = 0 // as the disk below has it; an empty page is all below
-	here   = 1 // in the file, all of it
-	zeroed = 2 // zeros, whatever the file has there
+	absent  = 0 // as the disk below has it; an empty page is all below
+	present = 1 // in the file, all of it
+	zeroed  = 2 // zeros, whatever the file has there
 )
 
 const (
@@ -123,10 +123,10 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 			}
 		}
 		if p == nil {
-			if same > 0 && state != below {
+			if same > 0 && state != absent {
 				break
 			}
-			state = below
+			state = absent
 			same += count
 			continue
 		}

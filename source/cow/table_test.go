@@ -16,7 +16,7 @@ func TestRunBesideWrites(t *testing.T) {
 	var done atomic.Bool
 	wg.Go(func() {
 		for !done.Load() {
-			p.set(3, 2, here)
+			p.set(3, 2, present)
 			p.set(3, 2, zeroed)
 		}
 	})
@@ -24,7 +24,7 @@ func TestRunBesideWrites(t *testing.T) {
 	defer done.Store(true)
 	for range 1_000_000 {
 		state, same, err := tab.run(3, 2)
-		if err != nil || same < 1 || same > 2 || state != here && state != zeroed && state != below {
+		if err != nil || same < 1 || same > 2 || state != present && state != zeroed && state != absent {
 			t.Fatalf("run beside writes: state %d of %d blocks, %v", state, same, err)
 		}
 	}

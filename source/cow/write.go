@@ -74,7 +74,7 @@ func (d *Disk) writeBlocks(p []byte, off, b, n int64) error {
 	if err := d.store.write(p, off); err != nil {
 		return err
 	}
-	_, err = d.table.set(b, n, here)
+	_, err = d.table.set(b, n, present)
 	return err
 }
 
@@ -83,7 +83,7 @@ func (d *Disk) overwrite(p []byte, off, b, n int64) (written bool, err error) {
 	d.locks.rLock(b, n)
 	defer d.locks.rUnlock(b, n)
 	state, same, err := d.table.run(b, n)
-	if err != nil || state != here || same < n {
+	if err != nil || state != present || same < n {
 		return false, err
 	}
 	return true, d.store.write(p, off)
@@ -109,12 +109,12 @@ func (d *Disk) writePart(p []byte, off, b int64) error {
 	}
 	start, block := b*d.block, buf[:d.length(b)]
 	switch state {
-	case here:
+	case present:
 		return d.store.write(p, off)
 	case zeroed:
 		clear(block)
-	case below:
-		if err := image.ReadFull(d.under, block, start); err != nil {
+	case absent:
+		if err := image.ReadFull(d.base, block, start); err != nil {
 			return err
 		}
 	}
@@ -122,7 +122,7 @@ func (d *Disk) writePart(p []byte, off, b int64) error {
 	if err := d.store.write(block, start); err != nil {
 		return err
 	}
-	_, err = d.table.set(b, 1, here)
+	_, err = d.table.set(b, 1, present)
 	return err
 }
 

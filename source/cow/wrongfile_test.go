@@ -18,7 +18,7 @@ func TestWrongFile(t *testing.T) {
 	const size = 1<<20 + 512
 	for _, c := range []struct {
 		name   string
-		change func(t *testing.T, path string, under *sourcetest.Memory, o *Options)
+		change func(t *testing.T, path string, base *sourcetest.Memory, o *Options)
 		want   string
 	}{
 		{"nothing", func(*testing.T, string, *sourcetest.Memory, *Options) {}, ""},
@@ -72,10 +72,10 @@ func TestWrongFile(t *testing.T) {
 			if err := d.Close(); err != nil {
 				t.Fatal(err)
 			}
-			under, o := memory(size), Options{File: path}
-			c.change(t, path, under, &o)
+			base, o := memory(size), Options{File: path}
+			c.change(t, path, base, &o)
 			before, _ := os.ReadFile(path)
-			d, err := New(t.Context(), under, o)
+			d, err := New(t.Context(), base, o)
 			if c.want == "" {
 				if err != nil {
 					t.Fatal(err)
@@ -92,7 +92,7 @@ func TestWrongFile(t *testing.T) {
 			if after, _ := os.ReadFile(path); !bytes.Equal(before, after) {
 				t.Error("the file was changed")
 			}
-			if under.Closed() {
+			if base.Closed() {
 				t.Error("the disk below was closed")
 			}
 		})
