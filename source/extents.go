@@ -25,7 +25,7 @@ func Covered(ctx context.Context, d Disk, off, length int64) iter.Seq2[Extent, e
 	return func(yield func(Extent, error) bool) {
 		end := off + length
 		if off < 0 || length < 0 || end < off || end > d.Size() {
-			yield(Extent{}, fmt.Errorf("extents of [%d, %d): the disk has only %d bytes", off, end, d.Size()))
+			yield(Extent{}, fmt.Errorf("extents of [%d, %d): outside the disk of %d bytes", off, end, d.Size()))
 			return
 		}
 		next := off

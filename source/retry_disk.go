@@ -98,7 +98,7 @@ func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Ext
 	return func(yield func(Extent, error) bool) {
 		end := off + length
 		if off < 0 || length < 0 || end < off || end > r.Size() {
-			yield(Extent{}, fmt.Errorf("extents of [%d, %d): the disk has only %d bytes", off, end, r.Size()))
+			yield(Extent{}, fmt.Errorf("extents of [%d, %d): outside the disk of %d bytes", off, end, r.Size()))
 			return
 		}
 		a := r.newAttempts(ctx)

@@ -1,13 +1,14 @@
-// Package cow puts a writable layer over a disk that is only read: what is
-// written goes to a file of blocks, what was not written is read from below,
-// and the disk below is never touched.
+// Package cow adds a writable layer to a disk that is only read. [New] takes the base
+// disk and returns a [Disk]: blocks that were written are in a file, the layer, and all
+// other blocks are read from the base, which never changes.
 //
-// The layer knows of each block whether it is here, reads as zeros, or is
-// still that of the disk below: two bits a block, kept in pages of which a
-// bounded number is in memory (table.go). A block lies in the file at the
-// place that it has in the disk, so the file is sparse and nothing is
-// allocated (store.go): a run of blocks is one system call, and no order of
-// writing can give two blocks one place. docs/cow.md has the format.
+// The layer has two bits for each block: absent (the content is that of the base),
+// present in the layer, or zeroed. These states are kept in pages, of which a bounded
+// number is in memory (table.go). A block lies in the file at its place in the disk
+// plus a constant, so that the file is sparse and no space needs to be allocated by
+// this package (store.go). A run of blocks is therefore one system call, and two blocks
+// can never get the same place, whatever the order of the writes. docs/cow.md has the
+// format.
 package cow
 
 import (
@@ -25,7 +26,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// DefaultBlockSize is the block size of a new layer, in bytes.
+// DefaultBlockSize is the block size of a new layer in bytes.
 const DefaultBlockSize = 64 << 10
 
 const (
@@ -33,33 +34,33 @@ const (
 	maxBlockSize = 2 << 20
 )
 
-// Options say how a layer is kept. The zero value is a temporary one.
+// Options say how a layer is stored. The zero value stores it in a temporary file.
 type Options struct {
-	// File is where the layer is kept. It is made where there is none (or an
-	// empty one); one that is there must be the layer of the same disk, in the
-	// same state, and is continued. "": a file without a name in the folder for
-	// temporary files ($TMPDIR), which is gone at the end, however that comes.
+	// File is the path of the layer. If there is no such file, or an empty one, a new
+	// layer is created. Otherwise the file must be the layer of the same base in the
+	// same state, and is continued. If File is empty, the layer is a file without a
+	// name in the folder for temporary files ($TMPDIR), which disappears when the
+	// process ends for any reason.
 	File string
-	// OnRead keeps blocks that were read once in the layer too, for a disk below
-	// that is slow. Where there is no space for them they are not kept.
+	// OnRead also copies blocks into the layer that were read from the base, for a base
+	// that is slow. Copying stops when there is no space.
 	OnRead bool
-	// BlockSize is a power of two from 4 KiB to 2 MiB, in bytes. 0 is that of
-	// File where that is there, else DefaultBlockSize. A part of a block that is
-	// written first has the rest of it read from below.
+	// BlockSize is a power of two from 4 KiB to 2 MiB, in bytes. 0 means the block size
+	// of the existing layer, or DefaultBlockSize for a new one. The first write to a
+	// part of a block reads the rest of the block from the base.
 	BlockSize int64
-	// Log gets warnings; nil: nobody does.
+	// Log receives warnings. It may be nil.
 	Log *slog.Logger
 }
 
-// Disk is a disk with its layer. Beside source.Disk it is source.Writable,
-// Identified, Described, InFile and Uncached; it is no Wrapper. All methods are
-// safe for concurrent use: of two calls that overlap in a block neither loses
-// the bytes of the other beside it.
+// Disk is a base disk with its layer. It is source.Writable, Identified, Described,
+// InFile and Uncached, and not a Wrapper. All methods are safe for concurrent use: if
+// two calls write to different parts of a block, the block has both.
 type Disk struct {
 	life  life.Life
 	base  source.Disk
 	size  int64
-	block int64 // bytes, a power of two
+	block int64 // block size in bytes, a power of two
 	log   *slog.Logger
 	id    string
 	info  source.Info
@@ -67,17 +68,17 @@ type Disk struct {
 	store      *store
 	table      *table
 	locks      locks
-	buffers    chan []byte // of one block each; nil: not made yet
+	buffers    chan []byte // of one block each; nil if not allocated yet
 	zeros      []byte      // one block
-	copyOnRead atomic.Bool // OnRead, while there is space
+	copyOnRead atomic.Bool // Options.OnRead, until copying fails
 
 	flushes flush.Group
 }
 
-// New puts a layer over under, to live under ctx. The disk that it returns owns
-// under and closes it; where New fails it stays the caller's. Errors of File
-// name it: one that is in use, that is no layer, or the layer of another disk
-// (then both are named) is refused and left as it is.
+// New returns base with a layer. The result depends on ctx as every source.Disk does.
+// It owns base and closes it; if New fails, base still belongs to the caller. A file
+// that is in use, that is not a layer, or that is the layer of another base is refused
+// and not changed. The error names the file, and for another base both disks.
 func New(ctx context.Context, base source.Disk, o Options) (*Disk, error) {
 	return newDisk(ctx, base, o, kernel())
 }
@@ -87,7 +88,7 @@ func newDisk(ctx context.Context, base source.Disk, o Options, sys system) (*Dis
 		return nil, fmt.Errorf("cow: %w", err)
 	}
 	if b := o.BlockSize; b != 0 && (b < minBlockSize || b > maxBlockSize || b&(b-1) != 0) {
-		return nil, fmt.Errorf("cow: block size of %d bytes: want a power of two from %d to %d", b, minBlockSize, maxBlockSize)
+		return nil, fmt.Errorf("cow: invalid block size of %d bytes: want a power of two from %d to %d", b, minBlockSize, maxBlockSize)
 	}
 	want := header{Size: base.Size(), BlockSize: o.BlockSize, Proof: "none"}
 	if i, ok := source.Ability[source.Identified](base); ok {
@@ -105,7 +106,7 @@ func newDisk(ctx context.Context, base source.Disk, o Options, sys system) (*Dis
 		return nil, err
 	}
 	if s.found && want.Proof == "none" {
-		log.Warn("a layer is continued over a disk that can't prove to be unchanged", "file", s.name, "disk", want.Source)
+		log.Warn("the layer is continued, but nothing proves that its base is unchanged", "file", s.name, "disk", want.Source)
 	}
 	t, err := newTable(s)
 	if err != nil {
@@ -134,18 +135,19 @@ func newDisk(ctx context.Context, base source.Disk, o Options, sys system) (*Dis
 		d.info.Format = cmp.Or(d.info.Format, "raw")
 	}
 	if len(d.info.Chain) == 0 {
-		d.info.Chain = []string{cmp.Or(d.id, "the disk below")} // so that the layer is not all there is
+		d.info.Chain = []string{cmp.Or(d.id, "base disk")} // the chain must not end with the layer
 	}
 	d.info.ClusterSize = max(d.info.ClusterSize, d.block)
 	d.info.Chain = append([]string{s.name}, d.info.Chain...)
 	return d, nil
 }
 
-// maxBuffered bounds the memory that blocks take of which a part is written, or
-// read and kept, in bytes.
+// maxBuffered limits the memory in bytes for blocks that are written in part, or copied
+// on a read of a part.
 const maxBuffered = 8 << 20
 
-// buffer returns memory for a block, and waits for it.
+// buffer returns memory for one block. It waits until there is some, and returns an
+// error if the context of the disk ends.
 func (d *Disk) buffer() (b []byte, err error) {
 	select {
 	case b = <-d.buffers:
@@ -158,11 +160,11 @@ func (d *Disk) buffer() (b []byte, err error) {
 	return b, nil
 }
 
-// Size is that of the disk below.
+// Size returns the size of the base in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
-// Identity is that of the disk below and says so; it proves nothing, since the
-// disk is written to.
+// Identity returns "cow:" and the identity of the base. The proof is "none", because
+// the disk can be written.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	if err := d.life.Check(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.life.Name, err)
@@ -170,26 +172,27 @@ func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return "cow:" + d.id, "none", nil
 }
 
-// Info is that of the disk below, with the layer as the first of its chain, and
-// no smaller clusters than the layer's blocks: what is written in whole blocks
-// needs no reading.
+// Info returns the Info of the base, with the layer as the first element of Chain.
+// ClusterSize is at least the block size of the layer, because writes of whole blocks
+// need no reads from the base.
 func (d *Disk) Info() source.Info { return d.info }
 
-// ReadUncached asks it of the disk below. The layer's own blocks stay cached,
-// since what was written is likely read again.
+// ReadUncached makes reads of the base uncached. Blocks of the layer stay in the cache,
+// because data that was written is likely to be read again.
 func (d *Disk) ReadUncached() { image.ReadUncached(d.base) }
 
-// inFileAhead bounds for how many bytes InFile answers: it is asked for one
-// request.
+// inFileAhead limits the range in bytes for which InFile answers. Callers need the
+// answer for one request.
 const inFileAhead = 64 << 20
 
-// InFile answers for blocks that are here, and forwards what the disk below
-// answers for those that are not (not with OnRead, since what is read past this
-// disk is not kept). An answer is true until its range is written to. That is
-// enough for who reads from the file to answer one request: a file below never
-// changes, and a block never changes its place, so what is read there is what
-// the range held at some time since InFile was asked, as with any read beside
-// a write.
+// InFile returns the place of blocks that are present in the layer, and for absent
+// blocks what the base returns. With OnRead it returns no place for absent blocks,
+// because reads that bypass this disk would not be copied.
+//
+// An answer holds until the range is written. That is enough to answer one request from
+// the file: the base never changes and a block never changes its place, so that the
+// file has what the range held at some time since InFile was called, as with any read
+// that overlaps a write.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
@@ -197,7 +200,7 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	state, n, err := d.run(off, min(d.size-off, inFileAhead))
 	switch {
 	case err != nil:
-		return nil, 0, 0, false // ReadAt will tell
+		return nil, 0, 0, false // ReadAt returns the error
 	case state == present:
 		f, pos, have := d.store.place(off)
 		return f, pos, min(n, have), true
@@ -207,8 +210,8 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return nil, 0, 0, false
 }
 
-// run returns the state of the byte at off, and for how many of n bytes it is
-// the same; it may stop early in a long run.
+// run returns the state of the byte at off, and how many of the n bytes from there on
+// are in the same state. It may stop early in a long run.
 func (d *Disk) run(off, n int64) (state int, same int64, err error) {
 	b := off / d.block
 	last := (off + n - 1) / d.block
@@ -216,8 +219,8 @@ func (d *Disk) run(off, n int64) (state int, same int64, err error) {
 	return state, min(n, (b+blocks)*d.block-off), err
 }
 
-// Close waits for calls in progress, makes what was written durable (but in a
-// temporary file), and closes the layer and the disk below.
+// Close waits for calls in progress, makes all writes durable unless the layer is
+// temporary, and closes the layer and the base.
 func (d *Disk) Close() error {
 	return d.life.Close(func() error {
 		var err error

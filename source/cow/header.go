@@ -13,13 +13,13 @@ import (
 	"github.com/vddkcp/vddkcp/internal/durable"
 )
 
-// header says of which disk a file is the layer. It is written once, when the
-// layer is made, twice in the file: either copy is enough.
+// header says which disk a layer belongs to. It is written twice when the layer is
+// created, and never changed. One intact copy is enough to open the layer.
 type header struct {
-	Size      int64  `json:"size"`       // of the disk, bytes
-	BlockSize int64  `json:"block_size"` // bytes; 0 asks for any
-	Source    string `json:"source"`     // the identity of the disk below
-	Proof     string `json:"proof"`      // by what that is proved
+	Size      int64  `json:"size"`       // of the disk, in bytes
+	BlockSize int64  `json:"block_size"` // in bytes; 0 in a request means any
+	Source    string `json:"source"`     // identity of the base
+	Proof     string `json:"proof"`      // proof of that identity, see source.Identified
 }
 
 const (
@@ -29,7 +29,7 @@ const (
 	headers  = int64(2)
 )
 
-// record is how a header is written, see docs/cow.md.
+// record is the format in which a header is written. docs/cow.md describes it.
 var record = durable.Record{Magic: magic, Version: version, SlotSize: slotSize}
 
 func (h header) encode() ([]byte, error) {
@@ -38,20 +38,20 @@ func (h header) encode() ([]byte, error) {
 		return nil, err
 	}
 	if len(payload) > record.Room() {
-		return nil, fmt.Errorf("the identity of the disk below takes %d bytes, and a header %d", len(payload), record.Room())
+		return nil, fmt.Errorf("the identity of the base has %d bytes, but a header holds at most %d", len(payload), record.Room())
 	}
 	return record.Encode(0, payload), nil
 }
 
-// decodeHeader reads the payload of a slot.
+// decodeHeader decodes the payload of a slot.
 func decodeHeader(payload []byte) (h header, err error) {
 	d := json.NewDecoder(bytes.NewReader(payload))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&h); err != nil {
-		return h, fmt.Errorf("its header: %w", err)
+		return h, fmt.Errorf("invalid header: %w", err)
 	}
 	if b := h.BlockSize; h.Size < 0 || b < minBlockSize || b > maxBlockSize || b&(b-1) != 0 {
-		return h, fmt.Errorf("its header has a disk of %d bytes in blocks of %d bytes, want a power of two from %d to %d", h.Size, b, minBlockSize, maxBlockSize)
+		return h, fmt.Errorf("invalid header: a disk of %d bytes in blocks of %d bytes, want a block size that is a power of two from %d to %d", h.Size, b, minBlockSize, maxBlockSize)
 	}
 	return h, nil
 }
@@ -79,7 +79,7 @@ func readHeader(f io.ReaderAt) (header, error) {
 		case err == durable.ErrNoRecord:
 			continue
 		case errors.As(err, &version):
-			err = fmt.Errorf("it is a layer of version %d, want %d: another version of vddkcp made it", version.Got, version.Want)
+			err = fmt.Errorf("the layer has version %d, want %d: another version of vddkcp created it", version.Got, version.Want)
 		}
 		wrong = cmp.Or(wrong, err)
 	}
@@ -87,49 +87,51 @@ func readHeader(f io.ReaderAt) (header, error) {
 	case wrong != nil:
 		return header{}, wrong
 	case torn:
-		return header{}, errors.New("its headers are damaged, or were never finished: remove it to begin anew, what was written to it is lost")
+		return header{}, errors.New("both headers are damaged or incomplete, and the data of the layer is lost: remove the file to start over")
 	}
-	return header{}, fmt.Errorf("it begins with %q and is no layer of vddkcp: remove it, or name another file", slots[0].Bytes[:min(len(slots[0].Bytes), 16)])
+	return header{}, fmt.Errorf("not a layer of vddkcp: the file begins with %q; remove the file, or name another one", slots[0].Bytes[:min(len(slots[0].Bytes), 16)])
 }
 
-// differs returns in what a layer, h, is not the one that is wanted.
+// differs returns an error that says why h is not the header of the layer that is
+// wanted, or nil if it is.
 func (h header) differs(want header) error {
-	const back = "; bring that disk back as it was, or remove the layer"
+	const back = "; restore that disk, or remove the layer"
 	switch {
 	case h.Size != want.Size:
-		return fmt.Errorf("it is the layer of a disk of %d bytes, and the disk has %d"+back, h.Size, want.Size)
+		return fmt.Errorf("the layer belongs to a disk of %d bytes, but this disk has %d bytes"+back, h.Size, want.Size)
 	case h.Source != want.Source && !sameFile(h.Source, want.Source):
-		return fmt.Errorf("it is the layer of %s, and the disk is %s"+back, named(h.Source), named(want.Source))
+		return fmt.Errorf("the layer belongs to %s, but this is %s"+back, named(h.Source), named(want.Source))
 	case h.Proof != want.Proof:
-		return fmt.Errorf("it is the layer of %s as proved by %q, and now that is proved by %q"+back, named(h.Source), h.Proof, want.Proof)
+		return fmt.Errorf("the layer belongs to %s with the proof %q, but the proof is now %q"+back, named(h.Source), h.Proof, want.Proof)
 	case want.BlockSize != 0 && h.BlockSize != want.BlockSize:
-		return fmt.Errorf("its blocks have %d bytes, and %d are asked for: ask for none, or for those", h.BlockSize, want.BlockSize)
+		return fmt.Errorf("the layer has blocks of %d bytes, not of %d bytes: leave out the block size, or use that of the layer", h.BlockSize, want.BlockSize)
 	}
 	return nil
 }
 
+// named returns how errors name the disk with the identity id.
 func named(id string) string {
 	if id == "" {
 		return "a disk without an identity"
 	}
-	return id
+	return fmt.Sprintf("disk %q", id)
 }
 
-// layout is where things lie in the file. All is known from the size of the
-// disk and of the blocks.
+// layout says where the parts of a layer lie in its file. It follows from the size of
+// the disk and the block size.
 type layout struct {
-	size, block int64 // bytes
-	blocks      int64 // of the disk
-	pages       int64 // of the table
-	data        int64 // where the disk's byte 0 lies in the file
+	size, block int64 // size of the disk and of a block, in bytes
+	blocks      int64 // number of blocks of the disk
+	pages       int64 // number of pages of the table
+	data        int64 // offset in the file of byte 0 of the disk
 }
 
 const (
 	tableStart = headers * slotSize
-	// maxPages bounds the pages of a table, each of which takes 8 bytes of
-	// memory also when nothing was written to its part of the disk.
+	// maxPages limits the pages of a table. Each page takes 8 bytes of memory, even if
+	// its part of the disk was never written.
 	maxPages = 1 << 20
-	// dataAlign is what the blocks begin at a multiple of, in bytes.
+	// dataAlign is the alignment of the first block in the file, in bytes.
 	dataAlign = 1 << 20
 )
 
@@ -140,24 +142,25 @@ func newLayout(size, block int64) (layout, error) {
 		l.pages = (l.blocks-1)/pageBlocks + 1
 	}
 	if l.pages > maxPages {
-		return l, fmt.Errorf("a disk of %d bytes in blocks of %d is too large: want at most %d blocks", size, block, int64(maxPages*pageBlocks))
+		return l, fmt.Errorf("the disk of %d bytes is too large for blocks of %d bytes: a layer has at most %d blocks", size, block, int64(maxPages*pageBlocks))
 	}
 	l.data = (tableStart + l.pages*pageSize + dataAlign - 1) &^ (dataAlign - 1)
 	if l.data > 1<<63-1-size {
-		return l, fmt.Errorf("a disk of %d bytes is too large for a file", size)
+		return l, fmt.Errorf("the disk of %d bytes is too large for a file", size)
 	}
 	return l, nil
 }
 
-// The identity of a raw file as package source/raw gives it, and as it was in layers
-// until November 2026: then it had the number of the device too, which changes when
-// file systems are mounted in another order.
+// fileIdentity matches the identity of a raw file as package source/raw returns it.
+// oldFileIdentity matches it in layers from before November 2026, when it also had the
+// device number, which changes when file systems are mounted in another order.
 var (
 	fileIdentity    = regexp.MustCompile(`^file:inode ([0-9]+)[^:]*:([0-9]+:[0-9]+)$`)
 	oldFileIdentity = regexp.MustCompile(`^file:[0-9]+:([0-9]+):([0-9]+:[0-9]+)$`)
 )
 
-// sameFile says whether an old identity of a file is of the file that has id.
+// sameFile reports whether old, an identity of the old form, and id identify the same
+// file.
 func sameFile(old, id string) bool {
 	was, is := oldFileIdentity.FindStringSubmatch(old), fileIdentity.FindStringSubmatch(id)
 	return was != nil && is != nil && slices.Equal(was[1:], is[1:])

@@ -2,19 +2,20 @@ package cow
 
 import "sync"
 
-// stripes is how many locks the blocks share.
+// stripes is the number of locks that all blocks share.
 const stripes = 1024
 
-// locks are held by writers, shared to write to blocks that are here, alone to
-// change the state of a block. Readers need none: a block is here only after
-// all of it was written. Block b has lock b%stripes; several are taken in
-// ascending order, so that no two calls wait for each other.
+// locks order the writers of a block. A writer holds the lock of a block shared to
+// write to a block that is present, and exclusively to change the state of the block.
+// Readers need no lock, because a block becomes present only after all of it was
+// written. Block b has lock b%stripes. Several locks are acquired in ascending order,
+// so that two calls cannot wait for each other.
 type locks [stripes]sync.RWMutex
 
 func (l *locks) of(b int64) *sync.RWMutex { return &l[b%stripes] }
 
-// each calls do for the locks of n blocks from b on, at most stripes, in
-// ascending order.
+// each calls do for the locks of n blocks from b on, in ascending order of the locks. n
+// is at most stripes.
 func (l *locks) each(b, n int64, do func(*sync.RWMutex)) {
 	from := b % stripes
 	for i := range max(0, from+n-stripes) {

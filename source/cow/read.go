@@ -37,10 +37,11 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// maxKept is how many bytes are read from below at once to be kept.
+// maxCopied is the number of bytes that are read from the base at once in order to copy
+// them.
 const maxCopied = 4 << 20
 
-// readKeeping reads blocks of which at least some were below, and keeps them.
+// copyRange reads a range that has absent blocks, and copies these into the layer.
 func (d *Disk) copyRange(p []byte, off int64) error {
 	for len(p) > 0 {
 		b := off / d.block
@@ -62,7 +63,8 @@ func (d *Disk) copyRange(p []byte, off int64) error {
 	return nil
 }
 
-// keepPart reads what of p lies in the block at off, and keeps that block.
+// copyPart reads the part of p that lies in the block at off, and copies the whole
+// block into the layer.
 func (d *Disk) copyPart(p []byte, off int64) (int, error) {
 	buf, err := d.buffer()
 	if err != nil {
@@ -77,8 +79,8 @@ func (d *Disk) copyPart(p []byte, off int64) (int, error) {
 	return copy(p, block[off-b*d.block:]), nil
 }
 
-// keep reads n blocks from b on, and keeps those that were below. Who needs one
-// at the same time waits for it and finds it here.
+// copyBlocks reads n blocks from b on and copies the absent ones into the layer. A
+// second call for the same block waits for the first and then finds the block present.
 func (d *Disk) copyBlocks(b, n int64, p []byte) error {
 	d.locks.lock(b, n)
 	defer d.locks.unlock(b, n)
@@ -106,8 +108,9 @@ func (d *Disk) copyBlocks(b, n int64, p []byte) error {
 	return nil
 }
 
-// keepRead keeps whole blocks that were read from below; their locks are held.
-// An error ends the keeping, and is not the reader's.
+// storeRead writes whole blocks that were read from the base into the layer. The caller
+// holds their locks exclusively. An error ends copying on read for this disk, and is
+// not an error of the read.
 func (d *Disk) storeRead(p []byte, off int64) {
 	for len(p) > 0 {
 		n := min(d.block, int64(len(p)))
@@ -126,7 +129,7 @@ func (d *Disk) storeRead(p []byte, off int64) {
 		}
 		if err != nil {
 			if d.copyOnRead.CompareAndSwap(true, false) {
-				d.log.Warn("blocks that are read are no longer kept", "file", d.life.Name, "error", err)
+				d.log.Warn("blocks that are read are no longer copied into the layer", "file", d.life.Name, "error", err)
 			}
 			return
 		}
@@ -134,13 +137,14 @@ func (d *Disk) storeRead(p []byte, off int64) {
 	}
 }
 
-// blocks is how many blocks n bytes from the start of one take.
+// blocks returns the number of blocks that n bytes from the start of a block occupy.
 func (d *Disk) blocks(n int64) int64 { return (n + d.block - 1) / d.block }
 
-// length is that of block b in bytes: the last one may be short.
+// length returns the length of block b in bytes. The last block of a disk may be
+// shorter than the others.
 func (d *Disk) length(b int64) int64 { return min(d.block, d.size-b*d.block) }
 
-// wholeBlocks is how many whole blocks [off, off+n) begins with.
+// wholeBlocks returns the number of whole blocks at the start of [off, off+n).
 func (d *Disk) wholeBlocks(off, n int64) int64 {
 	if off%d.block != 0 {
 		return 0
@@ -151,8 +155,8 @@ func (d *Disk) wholeBlocks(off, n int64) int64 {
 	return n / d.block
 }
 
-// Extents yields blocks that are here as Data and zeroed ones as Zero, of depth
-// 0, and for all others what the disk below yields, one deeper.
+// Extents implements source.Disk. Present blocks are Data and zeroed blocks are Zero,
+// at depth 0; for absent blocks the extents are those of the base, one level deeper.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.life.Name, d.size, off, length, func(out *image.Merger) error {
 		for end := off + length; off < end; {

@@ -15,14 +15,15 @@ import (
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
-// system is what is asked of the kernel beside reading, for tests to stand
-// between.
+// system has the system calls of this package, except reads, so that tests can replace
+// them.
 type system struct {
 	pwrite    func(f *os.File, p []byte, off int64) (int, error)
 	fdatasync func(f *os.File) error
 	fallocate func(f *os.File, mode uint32, off, n int64) error
 	lock      func(f *os.File) error // flock, exclusive, without waiting
-	// maxFile is the size of the largest file; 0: the file system says.
+	// maxFile is the size in bytes of the largest file that may be created. 0 means
+	// that the file system decides.
 	maxFile int64
 }
 
@@ -39,21 +40,21 @@ func kernel() system {
 	}
 }
 
-// store is the file of a layer: headers, pages of the table, and the blocks,
-// each at data plus its offset in the disk. A temporary layer has no header, and
-// more than one file where its file system takes no file that large.
+// store is the file of a layer: the headers, the pages of the table, and the blocks,
+// each at its offset in the disk plus layout.data. A temporary layer has no header. It
+// consists of several files if the file system does not support a file of that size.
 type store struct {
 	layout
-	name      string // as errors call it
+	name      string // what errors call the layer
 	temporary bool
-	found     bool // it was there
+	found     bool // the layer existed before
 	files     []*os.File
-	part      int64 // bytes of the disk that each file has
+	part      int64 // number of bytes of the disk in each file
 	sys       system
 }
 
-// openStore opens the layer at path that want describes, or makes it; "": a
-// temporary one.
+// openStore opens the layer at path, which must match want, or creates it. If path is
+// empty, it creates a temporary layer.
 func openStore(path string, want header, sys system) (s *store, err error) {
 	if path == "" {
 		return temporaryStore(want, sys)
@@ -68,7 +69,7 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 				os.Remove(path)
 			}
 			f.Close()
-			err = fmt.Errorf("cow file %s: %w", path, err)
+			err = fmt.Errorf("copy-on-write file %s: %w", path, err)
 		}
 	}()
 	info, err := f.Stat()
@@ -76,27 +77,28 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("it is no regular file (%s)", info.Mode())
+		return nil, fmt.Errorf("not a regular file (%s)", info.Mode())
 	}
 	if err := sys.lock(f); errors.Is(err, unix.EWOULDBLOCK) {
-		made = false // another process makes it a layer
-		return nil, errors.New("another process uses it")
+		made = false // another process is creating the layer, so that the file must stay
+		return nil, errors.New("in use by another process")
 	} else if err != nil {
 		return nil, fmt.Errorf("lock: %w", err)
 	}
-	// Its size again, since another one may have made it a layer meanwhile.
+	// The size is read again after locking, because another process may have created
+	// the layer in the meantime.
 	if info, err = f.Stat(); err != nil {
 		return nil, err
 	}
 	s = &store{name: path, files: []*os.File{f}, found: info.Size() > 0, sys: sys}
 	made = made && !s.found
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink == 0 {
-		made = false // what has the name now is another file
-		return nil, errors.New("another process removed it meanwhile")
+		made = false // the path now names another file, which must stay
+		return nil, errors.New("removed by another process while it was being opened")
 	}
 	if !s.found {
 		if err := s.create(path, want); err != nil {
-			return nil, errors.Join(err, f.Truncate(0)) // as it was
+			return nil, errors.Join(err, f.Truncate(0)) // leave the file as it was found
 		}
 		return s, nil
 	}
@@ -111,16 +113,16 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 		return nil, err
 	}
 	if end := s.data + s.size; info.Size() != end {
-		return nil, fmt.Errorf("it has %d bytes, and a layer of a disk of %d bytes has %d: a part of it is lost", info.Size(), s.size, end)
+		return nil, fmt.Errorf("the file has %d bytes, but the layer of a disk of %d bytes has %d bytes: a part of the layer is lost", info.Size(), s.size, end)
 	}
 	s.part = max(s.size, 1)
 	return s, nil
 }
 
-// openOrMake opens a file for reading and writing, and reports whether it made
-// it.
+// openOrMake opens a file for reading and writing, and reports whether it created the
+// file.
 func openOrMake(path string) (f *os.File, made bool, err error) {
-	// A FIFO is not waited for.
+	// O_NONBLOCK prevents waiting for the other end of a FIFO.
 	const flags = os.O_RDWR | unix.O_NONBLOCK
 	f, err = os.OpenFile(path, flags, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -130,7 +132,7 @@ func openOrMake(path string) (f *os.File, made bool, err error) {
 	return f, made, err
 }
 
-// create makes an empty file a layer, durably.
+// create turns an empty file into a layer and makes it durable.
 func (s *store) create(path string, want header) (err error) {
 	if want.BlockSize == 0 {
 		want.BlockSize = DefaultBlockSize
@@ -146,7 +148,7 @@ func (s *store) create(path string, want header) (err error) {
 	}
 	if err := s.resize(f, s.data+s.size); err != nil {
 		if tooLarge(err) {
-			err = fmt.Errorf("the layer of a disk of %d bytes is a sparse file as large, and its file system takes none of that size (%w); XFS and btrfs do, and a temporary layer works anywhere", s.size, err)
+			err = fmt.Errorf("the layer of a disk of %d bytes is a sparse file of that size, which this file system does not support (%w); use XFS, btrfs or a temporary layer", s.size, err)
 		}
 		return err
 	}
@@ -161,11 +163,12 @@ func (s *store) create(path string, want header) (err error) {
 	return durable.SyncFolder(filepath.Dir(path))
 }
 
-// maxPart is how much of a disk one file of several has, in bytes: as much as
-// ext4 takes in one file, 16 TiB, with room for the table.
+// maxPart is the number of bytes of the disk in each file of a temporary layer that has
+// several. It is half of 16 TiB, the largest file on ext4, so that there is room for
+// the table.
 const maxPart = 8 << 40
 
-// maxFiles bounds the files of a temporary layer.
+// maxFiles limits the number of files of a temporary layer.
 const maxFiles = 128
 
 func temporaryStore(want header, sys system) (_ *store, err error) {
@@ -173,11 +176,11 @@ func temporaryStore(want header, sys system) (_ *store, err error) {
 		want.BlockSize = DefaultBlockSize
 	}
 	dir := os.TempDir()
-	s := &store{name: filepath.Join(dir, "(temporary cow file)"), temporary: true, sys: sys}
+	s := &store{name: filepath.Join(dir, "(temporary copy-on-write file)"), temporary: true, sys: sys}
 	defer func() {
 		if err != nil {
 			s.close()
-			err = fmt.Errorf("temporary cow file in %s: %w", dir, err)
+			err = fmt.Errorf("temporary copy-on-write file in %s: %w", dir, err)
 		}
 	}()
 	if s.layout, err = newLayout(want.Size, want.BlockSize); err != nil {
@@ -202,13 +205,13 @@ func temporaryStore(want header, sys system) (_ *store, err error) {
 	return s, nil
 }
 
-// unnamed makes a file that is gone when it is closed.
+// unnamed creates a file without a name, which disappears when it is closed.
 func unnamed(dir string) (*os.File, error) {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC|unix.O_EXCL, 0o600)
 	if err == nil {
-		return os.NewFile(uintptr(fd), filepath.Join(dir, "(temporary cow file)")), nil
+		return os.NewFile(uintptr(fd), filepath.Join(dir, "(temporary copy-on-write file)")), nil
 	}
-	// Not every file system has O_TMPFILE.
+	// Some file systems do not support O_TMPFILE.
 	f, err := os.CreateTemp(dir, "vddkcp-cow-")
 	if err != nil {
 		return nil, err
@@ -227,13 +230,14 @@ func (s *store) resize(f *os.File, size int64) error {
 	return f.Truncate(size)
 }
 
-// tooLarge reports whether err says that a file can't have that size.
+// tooLarge reports whether err says that the file system does not support a file of
+// that size.
 func tooLarge(err error) bool {
 	return errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EINVAL)
 }
 
-// place returns where the byte at off of the disk lies, and how many follow it
-// there.
+// place returns the file and the position in it of the byte at off of the disk, and how
+// many bytes of the disk follow there.
 func (s *store) place(off int64) (f *os.File, pos, n int64) {
 	if len(s.files) == 1 {
 		return s.files[0], s.data + off, s.size - off
@@ -250,7 +254,7 @@ func (s *store) read(p []byte, off int64) error {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
-			return fmt.Errorf("read [%d, %d) of the layer %s: %w", off, off+n, s.name, err)
+			return fmt.Errorf("read [%d, %d) from the layer %s: %w", off, off+n, s.name, err)
 		}
 		p, off = p[n:], off+n
 	}
@@ -269,7 +273,7 @@ func (s *store) write(p []byte, off int64) error {
 	return nil
 }
 
-// cause is err without the name of the file, which the caller tells.
+// cause returns err without the name of the file, which the caller adds.
 func cause(err error) error {
 	var path *os.PathError
 	if errors.As(err, &path) {
@@ -278,18 +282,20 @@ func cause(err error) error {
 	return err
 }
 
-// reserve makes sure that [off, off+n) of the disk has space, where the file
-// system can.
+// reserve allocates space for [off, off+n) of the disk, if the file system supports
+// that.
 func (s *store) reserve(off, n int64) error {
 	return optional(s.allocate(unix.FALLOC_FL_KEEP_SIZE, off, n))
 }
 
-// reservePage is reserve for a page of the table.
+// reservePage allocates space for page i of the table, if the file system supports
+// that.
 func (s *store) reservePage(i int64) error {
 	return optional(s.sys.fallocate(s.files[0], unix.FALLOC_FL_KEEP_SIZE, tableStart+i*pageSize, pageSize))
 }
 
-// optional is err unless it says that the file system has no such call.
+// optional returns err, or nil if err says that the file system does not support the
+// call.
 func optional(err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return nil
@@ -297,8 +303,8 @@ func optional(err error) error {
 	return err
 }
 
-// free gives up the space of [off, off+n) of the disk, where the file system
-// can: nothing relies on it.
+// free deallocates the space of [off, off+n) of the disk. Errors are ignored, because
+// nothing depends on the space being free.
 func (s *store) free(off, n int64) {
 	_ = s.allocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }
@@ -315,7 +321,7 @@ func (s *store) allocate(mode uint32, off, n int64) error {
 	return nil
 }
 
-// sync makes what was written durable, unless the layer is temporary.
+// sync makes all writes durable, unless the layer is temporary.
 func (s *store) sync() error {
 	if s.temporary {
 		return nil

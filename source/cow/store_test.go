@@ -135,7 +135,7 @@ func TestTooLargeForOneFile(t *testing.T) {
 	}
 	path := filepath.Join(t.TempDir(), "x.cow")
 	_, err := newDisk(t.Context(), base(), Options{File: path}, sys)
-	if err == nil || !strings.Contains(err.Error(), "takes none of that size (file too large); XFS and btrfs do") || !strings.Contains(err.Error(), path) {
+	if err == nil || !strings.Contains(err.Error(), "which this file system does not support (file too large); use XFS, btrfs") || !strings.Contains(err.Error(), path) {
 		t.Errorf("error %v", err)
 	}
 	if _, err := os.Stat(path); err == nil {
@@ -430,7 +430,7 @@ func TestOutside(t *testing.T) {
 		"trim":         d.Trim(ctx, -5, 10),
 		"less":         d.Trim(ctx, 5, -1),
 	} {
-		if err == nil || !strings.Contains(err.Error(), "not in its 100000 bytes") {
+		if err == nil || !strings.Contains(err.Error(), "outside the disk of 100000 bytes") {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -469,7 +469,7 @@ func TestWarning(t *testing.T) {
 		m := memory(1 << 20)
 		m.Proof = "none"
 		d := make1(t, m, Options{File: path, Log: slog.New(slog.NewTextHandler(&log, nil))})
-		if warned := strings.Contains(log.String(), "can't prove"); warned != (i == 1) {
+		if warned := strings.Contains(log.String(), "nothing proves"); warned != (i == 1) {
 			t.Errorf("opening %d: %s", i, log.String())
 		}
 		d.Close()

@@ -13,72 +13,73 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The states of a block, two bits each.
+// The states of a block, in two bits each. 3 is not valid.
 const (
-	absent  = 0 // as the disk below has it; an empty page is all below
-	present = 1 // in the file, all of it
-	zeroed  = 2 // zeros, whatever the file has there
+	absent  = 0 // the base has the content; all blocks of an empty page are absent
+	present = 1 // the layer has all of the block
+	zeroed  = 2 // the block reads as zeros, whatever the file has in its place
 )
 
 const (
-	// sectorSize is what a disk writes whole or not at all. Each sector of a
-	// page has a checksum of its own, so that a page of which only some sectors
-	// were written is as good as one that was written before or after.
+	// sectorSize is what a physical disk writes entirely or not at all, in bytes. Each
+	// sector of a page has a checksum of its own, so that a page remains valid if the
+	// power fails after some of its sectors were written: each sector is then from
+	// before or after the write.
 	sectorSize   = 512
-	sectorWords  = 63 // of 8 bytes, then a mark and a checksum of 4 bytes each
+	sectorWords  = 63 // words of 8 bytes; a mark and a checksum of 4 bytes each follow
 	sectorBlocks = sectorWords * wordBlocks
-	sectorMark   = 0x574f4376 // "vCOW"
+	sectorMark   = 0x574f4376 // "vCOW" in little endian
 
 	wordBlocks  = 32
 	pageSize    = 4096
 	pageSectors = pageSize / sectorSize
 	pageWords   = pageSectors * sectorWords
 	pageBlocks  = pageWords * wordBlocks
-	// maxResident bounds the pages that are in memory, about 16 MiB of them. At
-	// 64 KiB a block that many cover 4 TiB.
+	// maxResident limits the number of pages in memory, which take about 16 MiB. With
+	// blocks of 64 KiB they cover about 4 TiB.
 	maxResident = 4000
-	// maxRunPages bounds what one run looks at, so that its caller sees the end
-	// of a context.
+	// maxRunPages limits the number of pages that one call of run examines, so that its
+	// caller can check its context.
 	maxRunPages = 1024
 )
 
-// page is the state of pageBlocks blocks. Readers look at words without a lock,
-// and may do so in a page that was written out and dropped meanwhile: they see
-// a state from before a write that has not returned.
+// page has the states of pageBlocks blocks. Readers load words without a lock, possibly
+// from a page that was written to the file and dropped in the meantime. They then see
+// states from before a write that has not returned.
 type page struct {
 	words [pageWords]atomic.Uint64
-	used  atomic.Bool // since the hand of the clock passed
+	used  atomic.Bool // used since drop last examined the page
 
-	// Under table.mu.
-	dirty   bool            // not in the file as it is
-	writing bool            // being written: not to be dropped
-	frozen  *[pageSize]byte // as it was when that began, if it was changed since
+	// table.mu guards these fields.
+	dirty   bool            // the page has changes that are not in the file
+	writing bool            // the page is being written and must not be dropped
+	frozen  *[pageSize]byte // copy from the start of that write, if the page has changed since
 }
 
-// table is the state of all blocks. It is safe for concurrent use; of one block
-// the caller orders the changes.
+// table has the states of all blocks. It is safe for concurrent use, except that the
+// caller must order the changes of one block.
 type table struct {
 	store *store
-	limit int // pages in memory
-	// pages are nil where all blocks are below, and onFile where they are in the
-	// file only.
+	limit int // maximum number of pages in memory
+	// pages has nil for a page whose blocks are all absent, and onFile for a page that
+	// is only in the file.
 	pages  []atomic.Pointer[page]
 	onFile *page
 
-	writes sync.Mutex // held while pages are written out; taken before mu
+	writes sync.Mutex // held while pages are written to the file; acquired before mu
 	mu     sync.Mutex
-	clock  []int64 // the numbers of the pages that are in memory
-	hand   int     // in clock
-	broken atomic.Pointer[error]
+	clock  []int64               // numbers of the pages in memory
+	hand   int                   // index in clock of the page that drop examined last
+	broken atomic.Pointer[error] // why nothing can be written any more, or nil
 }
 
-// newTable returns the table that the store has.
+// newTable returns the table that the file of s has.
 func newTable(s *store) (*table, error) {
 	t := &table{store: s, limit: maxResident, pages: make([]atomic.Pointer[page], s.pages), onFile: new(page)}
 	if !s.found {
 		return t, nil
 	}
-	// Most pages of a large disk are holes, and need never be read.
+	// Most pages of a large disk are holes of the file, and need not be read.
 	f := s.files[0]
 	end := tableStart + s.pages*pageSize
 	for pos := int64(tableStart); pos < end; {
@@ -88,7 +89,7 @@ func newTable(s *store) (*table, error) {
 		}
 		to := end
 		if err != nil || from < pos {
-			from = pos // it can't tell
+			from = pos // the file system does not report holes
 		} else if hole, err := unix.Seek(int(f.Fd()), from, unix.SEEK_HOLE); err == nil && hole > from {
 			to = min(end, hole)
 		}
@@ -100,16 +101,17 @@ func newTable(s *store) (*table, error) {
 	return t, nil
 }
 
-// failed returns the error after which nothing is written any more.
+// failed returns the error of an earlier write, after which nothing is written any
+// more, or nil.
 func (t *table) failed() error {
 	if err := t.broken.Load(); err != nil {
-		return fmt.Errorf("after an earlier error: %w", *err)
+		return fmt.Errorf("an earlier write failed: %w", *err)
 	}
 	return nil
 }
 
-// run returns the state of block b and how many of n blocks from it on have the
-// same; it may stop early in a long run.
+// run returns the state of block b, and how many of the n blocks from b on have that
+// state. It may stop early in a long run.
 func (t *table) run(b, n int64) (state int, same int64, err error) {
 	state = anyState
 	for looked := 0; same < n && looked < maxRunPages; looked++ {
@@ -143,13 +145,13 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 	return state, same, nil
 }
 
-// anyState asks page.run for the state of the first block.
+// anyState makes page.run use the state of the first block.
 const anyState = -1
 
-// run returns how many of n blocks from b on have the state. If state is
-// anyState, run returns the state of block b and at least one block: it takes
-// the state and the length from one load of the block's word, since a write may
-// change the block between two loads.
+// run returns how many of n blocks from b on have the given state. If state is
+// anyState, run returns the state of block b and at least one block. It takes both from
+// one load of the word that has block b, because a write may change the block between
+// two loads.
 func (p *page) run(b, n int64, state int) (_ int, same int64) {
 	for same < n {
 		at := b + same
@@ -166,10 +168,10 @@ func (p *page) run(b, n int64, state int) (_ int, same int64) {
 	return state, min(n, same)
 }
 
-// spread is a word of one state.
+// spread returns a word in which all blocks have the given state.
 func spread(state int) uint64 { return uint64(state) * 0x5555555555555555 }
 
-// peek returns page i, nil where all of it is below, for looking at.
+// peek returns page i for reading, or nil if all of its blocks are absent.
 func (t *table) peek(i int64) (*page, error) {
 	p, err := t.acquire(i, false)
 	if err == nil {
@@ -177,14 +179,16 @@ func (t *table) peek(i int64) (*page, error) {
 		return p, nil
 	}
 	if t.failed() != nil {
-		// No page can be written out to make room. Reading goes on.
+		// After a failed write, no page can be written to the file to make room.
+		// Reading continues without keeping the page.
 		return t.load(i)
 	}
 	return nil, err
 }
 
-// acquire returns page i in memory with mu held; where it is all below it makes
-// it, or returns nil.
+// acquire returns page i in memory, with mu locked unless there is an error. If all
+// blocks of the page are absent, it creates the page if create is set, and otherwise
+// returns nil.
 func (t *table) acquire(i int64, create bool) (*page, error) {
 	for {
 		t.mu.Lock()
@@ -204,8 +208,8 @@ func (t *table) acquire(i int64, create bool) (*page, error) {
 	if t.pages[i].Load() == t.onFile {
 		p, err = t.load(i)
 	} else {
-		// Its space now: where there is none a write fails, not the flush of all
-		// that was written before.
+		// The space is reserved now, so that a lack of space fails this write and not a
+		// later flush of many writes.
 		err = t.store.reservePage(i)
 	}
 	if err != nil {
@@ -218,8 +222,8 @@ func (t *table) acquire(i int64, create bool) (*page, error) {
 	return p, nil
 }
 
-// drop lets go of a page that is in the file as it is, the one that was not used
-// for the longest time or nearly so. It reports whether there was one. The
+// drop removes one page from memory that has no unwritten changes and was not used for
+// about the longest time (the clock algorithm). It reports whether it found one. The
 // caller holds mu.
 func (t *table) drop() bool {
 	for range 2 * len(t.clock) {
@@ -238,8 +242,8 @@ func (t *table) drop() bool {
 	return false
 }
 
-// set gives n blocks from b on a state, and reports whether any of them had
-// another one than below.
+// set sets the state of n blocks from b on, and reports whether any of them was not
+// absent before.
 func (t *table) set(b, n int64, state int) (had bool, err error) {
 	for n > 0 {
 		i, first := b/pageBlocks, b%pageBlocks
@@ -260,6 +264,7 @@ func (t *table) set(b, n int64, state int) (had bool, err error) {
 	return had, nil
 }
 
+// set is table.set for blocks of one page.
 func (p *page) set(b, n int64, state int) (had bool) {
 	pattern := spread(state)
 	for n > 0 {
@@ -275,9 +280,9 @@ func (p *page) set(b, n int64, state int) (had bool) {
 	return had
 }
 
-// write writes the pages out that are not in the file as they are, after what
-// they tell of is durable; with durable it makes them so too. An error of it is
-// final: the kernel reports that something was lost only once.
+// write writes the changed pages to the file, after the blocks to which they refer are
+// durable. If durable is set, the pages are durable when write returns. An error is
+// final, because the kernel reports lost data only once.
 func (t *table) write(durable bool) error {
 	t.writes.Lock()
 	defer t.writes.Unlock()
@@ -291,6 +296,7 @@ func (t *table) write(durable bool) error {
 	return err
 }
 
+// writePages is the part of write that runs with the lock writes held.
 func (t *table) writePages(durable bool) error {
 	t.mu.Lock()
 	var changed []int64
@@ -317,7 +323,7 @@ func (t *table) writePages(durable bool) error {
 		}
 		t.mu.Unlock()
 		if _, err := t.store.sys.pwrite(t.store.files[0], image[:], tableStart+i*pageSize); err != nil {
-			return fmt.Errorf("write the table: %w", cause(err))
+			return fmt.Errorf("write the table of the layer: %w", cause(err))
 		}
 		t.mu.Lock()
 		p.writing, p.frozen = false, nil
@@ -329,8 +335,8 @@ func (t *table) writePages(durable bool) error {
 	return nil
 }
 
-// encode makes what the file has of page i. A sector that is all below is all
-// zeros, as in a hole.
+// encode fills b with the content of the file for page i. A sector whose blocks are all
+// absent is all zeros, as in a hole.
 func (p *page) encode(i int64, b *[pageSize]byte) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]
@@ -347,6 +353,7 @@ func (p *page) encode(i int64, b *[pageSize]byte) {
 	}
 }
 
+// seal adds the mark and the checksum to a sector of the table.
 func seal(sector []byte, number int64) {
 	binary.LittleEndian.PutUint32(sector[sectorWords*8:], sectorMark)
 	binary.LittleEndian.PutUint32(sector[sectorWords*8+4:], sectorSum(sector, number))
@@ -354,8 +361,8 @@ func seal(sector []byte, number int64) {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sectorSum is the checksum of a sector of the table, with its number, since one
-// in another's place is wrong too.
+// sectorSum returns the checksum of a sector of the table. It includes the number of
+// the sector, so that a sector in the wrong place is detected.
 func sectorSum(sector []byte, number int64) uint32 {
 	var n [8]byte
 	binary.LittleEndian.PutUint64(n[:], uint64(number))
@@ -379,8 +386,8 @@ func (t *table) load(i int64) (*page, error) {
 	return p, nil
 }
 
-// decode fills p from what the file has of page i of a disk of so many blocks.
-// An error is of the sector at the offset at.
+// decode fills p from b, which the file has for page i of a disk with the given number
+// of blocks. at is the offset in the page of the sector that an error is about.
 func (p *page) decode(i int64, b *[pageSize]byte, blocks int64) (at int64, err error) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]
@@ -389,9 +396,9 @@ func (p *page) decode(i int64, b *[pageSize]byte, blocks int64) (at int64, err e
 		for w := range int64(sectorWords) {
 			word := binary.LittleEndian.Uint64(sector[w*8:])
 			some |= word
-			bad |= word & (word >> 1) & spread(1) // no state is 3
+			bad |= word & (word >> 1) & spread(1) // two bits are set: state 3 is not valid
 			if end := blocks - (number*sectorBlocks + w*wordBlocks); end < wordBlocks {
-				bad |= word >> (2 * max(0, end)) // past the end of the disk
+				bad |= word >> (2 * max(0, end)) // a block past the end of the disk has a state
 			}
 			p.words[s*sectorWords+w].Store(word)
 		}
@@ -404,7 +411,7 @@ func (p *page) decode(i int64, b *[pageSize]byte, blocks int64) (at int64, err e
 		case sum != sectorSum(sector, number):
 			return s * sectorSize, fmt.Errorf("damaged: checksum %#08x, want %#08x", sum, sectorSum(sector, number))
 		case bad != 0:
-			return s * sectorSize, errors.New("damaged: a state that no block has")
+			return s * sectorSize, errors.New("damaged: invalid state of a block")
 		}
 	}
 	return 0, nil

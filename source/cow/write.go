@@ -10,10 +10,12 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxLocked is how many blocks one step of a write locks.
+// maxLocked is the number of blocks that one step of a write locks at most.
 const maxLocked = 256
 
-// change makes a call that changes [off, off+n).
+// change calls call, which changes [off, off+n), unless the disk has ended, the range
+// is not in the disk, or an earlier write of the table failed. what names the operation
+// in errors.
 func (d *Disk) change(ctx context.Context, what string, off, n int64, call func() error) error {
 	err := d.life.Begin(ctx)
 	if err == nil {
@@ -26,9 +28,10 @@ func (d *Disk) change(ctx context.Context, what string, off, n int64, call func(
 	return err
 }
 
+// changeInCall is the part of change that runs between Begin and End.
 func (d *Disk) changeInCall(off, n int64, call func() error) error {
 	if !life.InDisk(off, n, d.size) {
-		return fmt.Errorf("not in its %d bytes", d.size)
+		return fmt.Errorf("outside the disk of %d bytes", d.size)
 	}
 	if err := d.table.failed(); err != nil {
 		return err
@@ -36,7 +39,7 @@ func (d *Disk) changeInCall(off, n int64, call func() error) error {
 	return call()
 }
 
-// WriteAt implements source.Writable: it never extends the disk.
+// WriteAt implements source.Writable. It never extends the disk.
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	done := 0
 	err := d.change(d.life.Context, "write", off, int64(len(p)), func() error {
@@ -52,7 +55,7 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	return done, err
 }
 
-// writeSome writes some of p, and returns how much.
+// writeSome writes the first bytes of p, and returns how many.
 func (d *Disk) writeSome(p []byte, off int64) (int, error) {
 	b := off / d.block
 	if n := min(d.wholeBlocks(off, int64(len(p))), maxLocked); n > 0 {
@@ -78,7 +81,8 @@ func (d *Disk) writeBlocks(p []byte, off, b, n int64) error {
 	return err
 }
 
-// overwrite writes to n blocks from b on if they are all here.
+// overwrite writes to n blocks from b on if all of them are present, and reports
+// whether it did.
 func (d *Disk) overwrite(p []byte, off, b, n int64) (written bool, err error) {
 	d.locks.rLock(b, n)
 	defer d.locks.rUnlock(b, n)
@@ -89,13 +93,15 @@ func (d *Disk) overwrite(p []byte, off, b, n int64) (written bool, err error) {
 	return true, d.store.write(p, off)
 }
 
-// writePart writes a part of block b, which is brought here with it.
+// writePart writes a part of block b. If the block is not present, the rest of it is
+// read from the base and the whole block is written.
 func (d *Disk) writePart(p []byte, off, b int64) error {
 	written, err := d.overwrite(p, off, b, 1)
 	if written || err != nil {
 		return err
 	}
-	// Before the lock: who holds a lock never waits for who waits for it.
+	// The buffer comes before the lock, so that a call which holds a lock never waits
+	// for a buffer of a call which waits for that lock.
 	buf, err := d.buffer()
 	if err != nil {
 		return err
@@ -126,10 +132,10 @@ func (d *Disk) writePart(p []byte, off, b int64) error {
 	return err
 }
 
-// ZeroAt implements source.Writable. Of whole blocks only their state is
-// written; without MayTrim their space is reserved, where the file system can,
-// with it what they took is freed. Parts of blocks at either end are written;
-// a range without a whole block is never fast.
+// ZeroAt implements source.Writable. Of whole blocks, only the state is written. With
+// MayTrim their space is freed, and without it the space is reserved, if the file
+// system supports that. Parts of blocks at both ends of the range are written. With
+// FastOnly, a range without a whole block is refused.
 func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	return d.change(ctx, "zero", off, n, func() error {
 		first, whole := d.inner(off, n)
@@ -145,9 +151,9 @@ func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags)
 	})
 }
 
-// Trim implements source.Writable. Whole blocks read as zeros after it. Parts of
-// blocks do where the block is here; one that is still below stays as it is,
-// since a trim should never take space.
+// Trim implements source.Writable. Whole blocks read as zeros afterwards. A part of a
+// block reads as zeros if the block is present; otherwise the part is left alone,
+// because a trim must not use space.
 func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 	return d.change(ctx, "trim", off, n, func() error {
 		first, whole := d.inner(off, n)
@@ -158,7 +164,7 @@ func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 	})
 }
 
-// inner returns the whole blocks in [off, off+n).
+// inner returns the whole blocks in [off, off+n): the first one and their number.
 func (d *Disk) inner(off, n int64) (first, blocks int64) {
 	first = (off + d.block - 1) / d.block
 	last := (off + n) / d.block // exclusive
@@ -168,8 +174,9 @@ func (d *Disk) inner(off, n int64) (first, blocks int64) {
 	return first, max(0, last-first)
 }
 
-// zero zeroes [off, off+n): whole blocks from first on by their state, the parts
-// before and after them by part, which gets zeros.
+// zero zeroes [off, off+n). It sets the state of the whole blocks from first on, and
+// calls part with zeros for the parts before and after them. free says whether to
+// deallocate the space of the whole blocks.
 func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, part func(p []byte, off, b int64) error) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {
@@ -194,6 +201,7 @@ func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, 
 	return nil
 }
 
+// zeroBlocks sets the state of whole blocks to zeroed, and frees or reserves their space.
 func (d *Disk) zeroBlocks(off, length, b, blocks int64, free bool) error {
 	d.locks.lock(b, blocks)
 	defer d.locks.unlock(b, blocks)
@@ -209,8 +217,8 @@ func (d *Disk) zeroBlocks(off, length, b, blocks int64, free bool) error {
 	return err
 }
 
-// Flush implements source.Writable. Blocks become durable before the table
-// that says that they are here. In a temporary file nothing needs to be durable.
+// Flush implements source.Writable. Blocks become durable before the table that says
+// that they are present. A temporary file need not be durable.
 func (d *Disk) Flush(ctx context.Context) error {
 	return d.change(ctx, "flush", 0, 0, func() error {
 		if err := d.flushes.Do(ctx, d.flush); err != nil {
@@ -220,6 +228,7 @@ func (d *Disk) Flush(ctx context.Context) error {
 	})
 }
 
+// flush writes the table and makes the layer durable, unless it is temporary.
 func (d *Disk) flush() error {
 	if d.store.temporary {
 		return d.table.failed()

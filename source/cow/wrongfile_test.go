@@ -22,20 +22,20 @@ func TestWrongFile(t *testing.T) {
 		want   string
 	}{
 		{"nothing", func(*testing.T, string, *sourcetest.Memory, *Options) {}, ""},
-		{"another disk", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.ID = "disk 2" }, "it is the layer of disk 1, and the disk is disk 2"},
-		{"another proof", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Proof = "none" }, `proved by "mtime", and now that is proved by "none"`},
-		{"another size", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Bytes = u.Bytes[:512] }, "a disk of 1049088 bytes, and the disk has 512"},
-		{"other blocks", func(_ *testing.T, _ string, _ *sourcetest.Memory, o *Options) { o.BlockSize = 4096 }, "its blocks have 65536 bytes, and 4096 are asked for"},
+		{"another disk", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.ID = "disk 2" }, "the layer belongs to disk \"disk 1\", but this is disk \"disk 2\""},
+		{"another proof", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Proof = "none" }, `with the proof "mtime", but the proof is now "none"`},
+		{"another size", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Bytes = u.Bytes[:512] }, "a disk of 1049088 bytes, but this disk has 512"},
+		{"other blocks", func(_ *testing.T, _ string, _ *sourcetest.Memory, o *Options) { o.BlockSize = 4096 }, "the layer has blocks of 65536 bytes, not of 4096 bytes"},
 		{"odd blocks", func(_ *testing.T, _ string, _ *sourcetest.Memory, o *Options) { o.BlockSize = 5000 }, "block size of 5000 bytes: want a power of two"},
 		{"text", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
 			overwrite(t, path, []byte("root:x:0:0:root:/root:/bin/bash\n"), 0, 32)
-		}, `it begins with "root:x:0:0:root:" and is no layer`},
+		}, `not a layer of vddkcp: the file begins with "root:x:0:0:root:"`},
 		{"zeros", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
 			overwrite(t, path, nil, 0, 1<<20)
-		}, `and is no layer`},
+		}, `not a layer of vddkcp`},
 		{"cut", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
 			overwrite(t, path, nil, -1, 2<<20)
-		}, "it has 2097152 bytes, and a layer of a disk of 1049088 bytes has 2097664: a part of it is lost"},
+		}, "the file has 2097152 bytes, but the layer of a disk of 1049088 bytes has 2097664 bytes: a part of the layer is lost"},
 		{"one torn header", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
 			overwrite(t, path, []byte{0}, 40, -1)
 		}, ""},
@@ -45,7 +45,7 @@ func TestWrongFile(t *testing.T) {
 		{"torn headers", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
 			overwrite(t, path, []byte{0}, 40, -1)
 			overwrite(t, path, []byte{0}, slotSize+40, -1)
-		}, "its headers are damaged, or were never finished"},
+		}, "both headers are damaged or incomplete"},
 		{"another version", func(t *testing.T, path string, u *sourcetest.Memory, _ *Options) {
 			h := encodeAs(t, header{Size: size, BlockSize: 65536, Source: u.ID, Proof: u.Proof}, 9)
 			overwrite(t, path, h, 0, -1)
@@ -57,11 +57,11 @@ func TestWrongFile(t *testing.T) {
 			if err := unix.Mkfifo(o.File, 0o600); err != nil {
 				t.Fatal(err)
 			}
-		}, "no regular file"},
+		}, "not a regular file"},
 		{"no folder", func(_ *testing.T, path string, _ *sourcetest.Memory, o *Options) { o.File = path + "/x" }, "not a directory"},
 		{"in use", func(t *testing.T, path string, u *sourcetest.Memory, _ *Options) {
 			make1(t, memory(size), Options{File: path})
-		}, "another process uses it"},
+		}, "in use by another process"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "x.cow")

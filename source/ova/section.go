@@ -73,7 +73,7 @@ func (s *Section) Extents(ctx context.Context, off, length int64) iter.Seq2[sour
 	return func(yield func(source.Extent, error) bool) {
 		end := off + length
 		if !life.InDisk(off, length, s.size) {
-			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is not in its %d bytes", s.name, off, end, s.size))
+			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is outside the disk of %d bytes", s.name, off, end, s.size))
 			return
 		}
 		for i := s.find(off); off < end; i++ {

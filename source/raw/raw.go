@@ -1,5 +1,6 @@
-// Package raw reads a regular file or a block device as a disk: byte n of the
-// file is byte n of the disk.
+// Package raw reads and writes a local file or block device as a raw disk: byte n of
+// the file is byte n of the disk. [Open] opens a disk for reading, [OpenWritable] also
+// for writing, and [Stream] reads a pipe from its start to its end.
 package raw
 
 import (
@@ -20,19 +21,19 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxRead is the most bytes that one system call reads, so that the end of the
-// context is seen in the middle of a large read of a slow disk.
+// maxRead is the number of bytes that one system call reads or writes at most, so that
+// the end of the context takes effect in the middle of a large request to a slow disk.
 const maxRead = 8 << 20
 
-// Disk is a raw disk in a local file. Beside source.Disk it is Identified,
-// Described, InFile and Uncached.
+// Disk is a raw disk in a local file or block device. It is source.Identified,
+// Described, InFile and Uncached. All methods are safe for concurrent use.
 type Disk struct {
 	path  string
-	block bool // a block device
+	block bool // path is a block device
 	size  int64
 	info  source.Info
 
-	uncached    atomic.Bool // asked for
+	uncached    atomic.Bool // ReadUncached was called
 	noDontcache atomic.Bool // the kernel or the file system lacks RWF_DONTCACHE
 
 	// life counts the calls on fd, so that Close waits for them. A yield is not part
@@ -42,18 +43,19 @@ type Disk struct {
 	fd   int // of file
 }
 
-// Open opens the regular file or block device at path for reading. Symbolic
-// links are followed. Anything else (a directory, a FIFO, a terminal) is an
-// error, and is neither waited for nor read.
+// Open opens the regular file or block device at path for reading. It follows symbolic
+// links. Anything else, such as a directory, a FIFO or a terminal, is an error, and
+// Open neither reads it nor waits for it.
 func Open(ctx context.Context, path string) (*Disk, error) { return open(ctx, path, unix.O_RDONLY) }
 
-// open opens path for reading (O_RDONLY), or for writing too (O_RDWR).
+// open opens path for reading (access is O_RDONLY), or for reading and writing
+// (O_RDWR).
 func open(ctx context.Context, path string, access int) (*Disk, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	// Opening a device can have effects (a tape rewinds, a watchdog starts), so
-	// the kind is looked at before, and again on what was opened.
+	// Opening a device can have effects (a tape rewinds, a watchdog starts). Therefore
+	// the kind of file is checked before it is opened, and again on the open file.
 	var st unix.Stat_t
 	if err := eintr.Retry(func() error { return unix.Stat(path, &st) }); err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
@@ -111,7 +113,7 @@ func newDisk(ctx context.Context, fd int, path string) (*Disk, error) {
 	return d, nil
 }
 
-// readable returns an error unless st is of a file that Open takes.
+// readable returns an error unless st describes a regular file or a block device.
 func readable(path string, st *unix.Stat_t) error {
 	kind := "an unknown kind of file"
 	switch st.Mode & unix.S_IFMT {
@@ -129,17 +131,17 @@ func readable(path string, st *unix.Stat_t) error {
 	return fmt.Errorf("%s is %s, not a regular file or a block device", path, kind)
 }
 
-// Size is the size in bytes at opening.
+// Size returns the size in bytes that the file had when it was opened.
 func (d *Disk) Size() int64 { return d.size }
 
-// File returns the open file, which stays the disk's: it is for looking at, not
-// for closing or seeking.
+// File returns the open file, for calls such as fstat. It belongs to the disk: the
+// caller must not close it or move its offset.
 func (d *Disk) File() *os.File { return d.file }
 
-// Info describes the file as it was when it was opened.
+// Info describes the file in the state in which it was opened.
 func (d *Disk) Info() source.Info { return d.info }
 
-// InFile returns the file itself.
+// InFile returns the disk's own file, with the same offset.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
@@ -147,11 +149,10 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return d.file, off, d.size - off, true
 }
 
-// Identity of a file is that of package fileid, with the present size and
-// modification time: a later one differs when the file was changed meanwhile, and
-// is the same when its file system was mounted again, as after a reboot. Of a block
-// device it is the device number and the size, which prove nothing about the
-// content.
+// Identity returns the identity of the file from package fileid, with its present size
+// and modification time. It changes when the file is changed, and stays the same when
+// the file system is mounted again, for example after a reboot. For a block device it
+// returns the device number and the size, and the proof "none".
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	if err := d.life.Begin(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.path, err)
@@ -171,19 +172,18 @@ func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return fmt.Sprintf("file:%s:%d:%d", file, size, st.Mtim.Nano()), "mtime", nil
 }
 
-// ReadUncached makes later reads leave nothing in the page cache. Where the
-// kernel or the file system lacks RWF_DONTCACHE (Linux before 6.14, tmpfs,
-// block devices) each range is dropped after it was read, also what of it was
-// in the cache before.
+// ReadUncached makes later reads leave nothing in the page cache. If the kernel or the
+// file system does not support RWF_DONTCACHE (Linux before 6.14, tmpfs, block devices),
+// each range is dropped from the cache after it was read, even if it was there before.
 func (d *Disk) ReadUncached() { d.uncached.Store(true) }
 
-// ReadAt implements source.Disk. A file that became shorter than it was at
-// opening is an error that wraps io.ErrUnexpectedEOF.
+// ReadAt implements source.Disk. If the file is now shorter than when it was opened,
+// reading the missing part is an error that wraps io.ErrUnexpectedEOF.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return d.life.ReadAt(p, off, d.size, func(p []byte) (int, error) { return d.readAll(p, off) })
 }
 
-// readAll fills p, which lies in the disk, within a call.
+// readAll fills p, which must lie in the disk. It runs between life.Begin and life.End.
 func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	for n := 0; n < len(p); {
 		if err := context.Cause(d.life.Context); err != nil {
@@ -203,8 +203,8 @@ func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// read reads some of p, in the way that is asked for and available. Like
-// pread it returns 0 bytes and no error at the end of the file.
+// read reads some of p with the best call that is available. Like pread, it returns 0
+// bytes and no error at the end of the file.
 func (d *Disk) read(p []byte, off int64) (n int, err error) {
 	uncached := d.uncached.Load()
 	if uncached && !d.noDontcache.Load() {
@@ -222,7 +222,8 @@ func (d *Disk) read(p []byte, off int64) (n int, err error) {
 		return err
 	})
 	if uncached && n > 0 {
-		// Only a hint, and only clean pages go: an error of it changes nothing.
+		// This is only a hint and drops only clean pages, so that an error does not
+		// matter.
 		_ = unix.Fadvise(d.fd, off, int64(n), unix.FADV_DONTNEED)
 	}
 	return max(n, 0), err
@@ -232,7 +233,7 @@ func (d *Disk) readError(off, n int64, err error) error {
 	return fmt.Errorf("read %s [%d, %d): %w", d.path, off, off+n, err)
 }
 
-// shrunk returns an error when the file is shorter than at opening.
+// shrunk returns an error if the file is shorter than when it was opened.
 func (d *Disk) shrunk() error {
 	_, size, err := d.stat()
 	if err != nil {
@@ -244,7 +245,7 @@ func (d *Disk) shrunk() error {
 	return nil
 }
 
-// stat returns the state and the size in bytes of the file as they are now.
+// stat returns the present state of the file and its size in bytes.
 func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
 	if err := eintr.Retry(func() error { return unix.Fstat(d.fd, &st) }); err != nil {
 		return st, 0, err
@@ -252,20 +253,20 @@ func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return st, st.Size, nil
 	}
-	// The end by lseek is BLKGETSIZE64's number, in a type that is the same on
-	// every architecture.
+	// The offset of the end is the number that BLKGETSIZE64 returns, in a type that is
+	// the same on every architecture.
 	size, err = unix.Seek(d.fd, 0, io.SeekEnd)
 	return st, size, err
 }
 
-// Extents asks the file system with SEEK_DATA and SEEK_HOLE. Holes are Zero and
-// not Absent, as in qemu-img's map of a raw file. A block device, and a file
-// system that can't tell, is Data as a whole.
+// Extents finds holes with SEEK_DATA and SEEK_HOLE. Holes are Zero and not Absent, as
+// in the output of qemu-img map for a raw file. A block device is one Data extent, and
+// so is a file on a file system that does not report holes.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		end := off + length
 		if !life.InDisk(off, length, d.size) {
-			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is not in its %d bytes", d.path, off, end, d.size))
+			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is outside the disk of %d bytes", d.path, off, end, d.size))
 			return
 		}
 		for pos := off; pos < end; {
@@ -287,8 +288,8 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	}
 }
 
-// next returns the length in bytes of the hole at pos, which may be 0, and of
-// the data after it. Together they are more than 0.
+// next returns the length in bytes of the hole at pos, which may be 0, and of the data
+// that follows it. Their sum is greater than 0.
 func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error) {
 	if err := d.life.Begin(ctx); err != nil {
 		return 0, 0, err
@@ -299,19 +300,20 @@ func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error
 	}
 	hole, data = holeAndData(pos, d.size, d.seek)
 	if data == 0 {
-		// In a file that was cut, what lies past its end is no hole.
+		// If the file was truncated, the missing part is not a hole.
 		return hole, 0, d.shrunk()
 	}
 	return hole, data, nil
 }
 
-// holeAndData returns what next does, of a file of size bytes, by lseek.
+// holeAndData computes the result of next for a file of size bytes with seek, which is
+// lseek.
 func holeAndData(pos, size int64, seek func(off int64, whence int) (int64, error)) (hole, data int64) {
 	start, err := seek(pos, unix.SEEK_DATA)
 	switch {
 	case err == unix.ENXIO: // there is no data at or after pos
 		return size - pos, 0
-	case err != nil || start < pos: // it can't tell
+	case err != nil || start < pos: // the file system does not report holes
 		return 0, size - pos
 	case start >= size: // the file has grown
 		return size - pos, 0
@@ -323,7 +325,7 @@ func holeAndData(pos, size int64, seek func(off int64, whence int) (int64, error
 	return start - pos, stop - start
 }
 
-// seek moves the offset of the open file, on which nothing relies.
+// seek is lseek. Nothing depends on the offset of the open file.
 func (d *Disk) seek(off int64, whence int) (pos int64, err error) {
 	err = eintr.Retry(func() (err error) {
 		pos, err = unix.Seek(d.fd, off, whence)
@@ -332,14 +334,14 @@ func (d *Disk) seek(off int64, whence int) (pos int64, err error) {
 	return pos, err
 }
 
-// Close waits for calls in progress. Later calls return an error that wraps
+// Close waits for calls in progress. Later calls fail with an error that wraps
 // os.ErrClosed.
 func (d *Disk) Close() error {
 	return d.life.Close(d.file.Close)
 }
 
-// unsupported reports whether err says that the kernel or the file system does
-// not know the call or its flags.
+// unsupported reports whether err says that the kernel or the file system does not
+// support the call or its flags.
 func unsupported(err error) bool {
 	return err == unix.EOPNOTSUPP || err == unix.EINVAL || err == unix.ENOSYS || err == unix.ENOTTY || err == errors.ErrUnsupported
 }

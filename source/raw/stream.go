@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream returns a reader of f, a pipe, a terminal or a file, whose blocked
-// reads end within a second of ctx, with its cause: a plain read of standard
-// input can't be interrupted. It is for one goroutine.
+// Stream returns a reader of f, which may be a pipe, a terminal or a file. A blocked
+// Read ends within a second after ctx ends, and returns the cause; a plain read of
+// standard input could not be interrupted. The reader is for one goroutine.
 func Stream(ctx context.Context, f *os.File) io.Reader { return &stream{ctx, f} }
 
 type stream struct {
@@ -30,7 +30,7 @@ func (s *stream) Read(p []byte) (int, error) {
 		if err != nil && err != unix.EINTR {
 			return 0, fmt.Errorf("poll %s: %w", s.f.Name(), err)
 		}
-		// An error or a hang-up also ends the wait: the read below tells which.
+		// Poll also returns for an error or a hang-up, which the read reports.
 		if n > 0 {
 			return s.f.Read(p)
 		}

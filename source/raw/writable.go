@@ -16,37 +16,38 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// zeros is never written to.
+// zeros is only read.
 var zeros [256 << 10]byte
 
-// devicePiece is how many bytes of a block device one ioctl zeroes or discards at
-// most. Nothing interrupts an ioctl, and a device that has to write the zeros may
-// take minutes for a long range.
+// devicePiece is the number of bytes of a block device that one ioctl zeroes or
+// discards at most. An ioctl cannot be interrupted, and a device that has to write the
+// zeros may need minutes for a long range.
 const devicePiece = 128 << 20
 
-// WritableDisk is a raw disk that is written to in place. Beside what a Disk is
-// it is source.Writable. Its size stays: a write past the end is an error. An
-// error of Flush stays, since the kernel tells of a page that is lost only once.
+// WritableDisk is a raw disk that is written in place. It is source.Writable in
+// addition to the abilities of Disk. Its size does not change: a write past the end is
+// an error. After a failed Flush, every later Flush returns the same error, because the
+// kernel reports a lost page only once.
 type WritableDisk struct {
 	*Disk
-	sector      int64       // what a block device zeroes and discards in, in bytes; 1 of a file
-	noPunch     atomic.Bool // the file system or device can't
+	sector      int64       // unit in which a block device zeroes and discards, in bytes; 1 for a file
+	noPunch     atomic.Bool // the file system or device cannot punch holes
 	noZeroRange atomic.Bool
 
 	fdatasync func(fd int) error
-	ioctl     func(fd int, request uintptr, off, n int64) error // zeroes or discards; a test replaces it
+	ioctl     func(fd int, request uintptr, off, n int64) error // zeroes or discards a range; tests replace it
 
 	flushes flush.Group
 }
 
-// OpenWritable is Open for reading and writing. A regular file is locked (flock)
-// against others that write it through this package or package sink/raw, a block
-// device is opened exclusively, so that it is neither mounted nor part of an
-// array.
+// OpenWritable opens path for reading and writing, as Open does for reading. A regular
+// file is locked with flock against other processes that write it with this package or
+// package sink/raw. A block device is opened exclusively, so that it can be neither
+// mounted nor part of an array.
 func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
 	d, err := open(ctx, path, unix.O_RDWR)
 	if errors.Is(err, unix.EBUSY) {
-		err = fmt.Errorf("%w: it is mounted, or in use by another process or device", err)
+		err = fmt.Errorf("%w: the device is mounted, or in use by another process or device", err)
 	}
 	if err != nil {
 		return nil, err
@@ -65,8 +66,8 @@ func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
 	return w, nil
 }
 
-// lock takes the lock that a file has while it is written, as long as fd is
-// open. Where the file system has no locks there is none.
+// lock locks the file for as long as fd is open. On a file system without locks, it
+// does nothing.
 func lock(fd int, path string) error {
 	err := eintr.Retry(func() error { return unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB) })
 	if err == unix.EWOULDBLOCK {
@@ -86,11 +87,12 @@ func (d *WritableDisk) begin(ctx context.Context, off, n int64) error {
 	}
 	if !life.InDisk(off, n, d.size) {
 		d.life.End()
-		return fmt.Errorf("not in the disk of %d bytes", d.size)
+		return fmt.Errorf("outside the disk of %d bytes", d.size)
 	}
 	return nil
 }
 
+// explain adds the operation and the range to err.
 func (d *WritableDisk) explain(what string, off, n int64, err error) error {
 	return fmt.Errorf("%s %s [%d, %d): %w", what, d.path, off, off+n, err)
 }
@@ -108,6 +110,7 @@ func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
+// write writes p within the disk, between begin and life.End.
 func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		if err := context.Cause(d.life.Context); err != nil {
@@ -129,8 +132,8 @@ func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// ZeroAt implements source.Writable: by a hole where it may, else by a range
-// that the file system or the device zeroes, else by writing zeros.
+// ZeroAt implements source.Writable. With MayTrim it tries to punch a hole first; then
+// it lets the file system or the device zero the range, and otherwise it writes zeros.
 func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if err := d.begin(ctx, off, n); err != nil {
 		return d.explain("zero", off, n, err)
@@ -157,18 +160,19 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 	return nil
 }
 
-// inner returns how many bytes at off come before the first whole sector, and
-// how many are whole sectors.
+// inner returns the number of bytes at off before the first whole sector, and the
+// number of bytes in whole sectors.
 func (d *WritableDisk) inner(off, n int64) (head, whole int64) {
 	head = min((d.sector-off%d.sector)%d.sector, n)
 	return head, (n - head) / d.sector * d.sector
 }
 
-// zeroRange zeroes whole sectors without writing, or returns an error that is
-// unsupported.
+// zeroRange zeroes whole sectors without writing data. If that is not supported, it
+// returns an error that unsupported recognises.
 func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if flags.Has(source.MayTrim) && !d.noPunch.Load() {
-		// Of a block device this works only where it zeroes what it deallocates.
+		// The kernel does this for a block device only if the device zeroes what it
+		// deallocates.
 		err := eintr.Retry(func() error {
 			return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 		})
@@ -179,7 +183,7 @@ func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, flags source
 	}
 	if d.block {
 		if flags.Has(source.FastOnly) {
-			return errors.ErrUnsupported // the kernel may have to write
+			return errors.ErrUnsupported // the kernel may have to write zeros
 		}
 		return d.inPieces(ctx, unix.BLKZEROOUT, off, n)
 	}
@@ -209,9 +213,9 @@ func (d *WritableDisk) writeZeros(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// inPieces makes the ioctl request for [off, off+n) of a block device, one piece
-// after the other, until ctx or the disk's own context ends. Pieces end at multiples
-// of devicePiece, so that none splits a unit which the device discards only whole.
+// inPieces calls the ioctl request for [off, off+n) of a block device, piece by piece,
+// until ctx or the context of the disk ends. Pieces end at multiples of devicePiece, so
+// that a unit which the device discards only as a whole is not split.
 func (d *WritableDisk) inPieces(ctx context.Context, request uintptr, off, n int64) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {
@@ -234,8 +238,8 @@ func ioctlRange(fd int, request uintptr, off, n int64) error {
 	return nil
 }
 
-// Trim implements source.Writable. Where nothing can be deallocated it does
-// nothing, which is always allowed.
+// Trim implements source.Writable. If nothing can be deallocated it does nothing, which
+// is always allowed.
 func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	if err := d.begin(ctx, off, n); err != nil {
 		return d.explain("trim", off, n, err)
@@ -266,7 +270,7 @@ func (d *WritableDisk) Flush(ctx context.Context) error {
 	}
 	defer d.life.End()
 	err := d.flushes.Do(ctx, func() error {
-		if err := context.Cause(d.life.Context); err != nil { // no later flush can succeed either
+		if err := context.Cause(d.life.Context); err != nil { // later flushes fail with the same error
 			return err
 		}
 		return eintr.Retry(func() error { return d.fdatasync(d.fd) })
