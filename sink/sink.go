@@ -1,6 +1,7 @@
-// Package sink defines what vddkcp writes to: a Disk that is filled in
-// ascending order, checkpointed on the way, and published under its final
-// name only when it is whole and durable.
+// Package sink defines what vddkcp writes to: a [Disk]. A Create function of a
+// format (or sink/open, which knows all formats) returns a Disk. The caller writes
+// it in ascending order, may take checkpoints on the way, calls Finish and then
+// Publish, which gives the disk its final name once it is whole and durable.
 package sink
 
 import (
@@ -13,110 +14,113 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// ErrLost says that the connection to the target is gone, and with it perhaps
-// what was acknowledged and not yet synced. The caller opens the sink again
-// with the state of the last checkpoint and goes on from there.
+// ErrLost says that the connection to the target is lost, and perhaps also data
+// that the target acknowledged but had not made durable. The caller opens the sink
+// again with the state of the last checkpoint and continues from there.
 var ErrLost error = lostError{}
 
 type lostError struct{}
 
 func (lostError) Error() string {
-	return "connection to the target lost: what was not synced may be gone"
+	return "connection to the target lost: data that was not made durable may be lost"
 }
 
-// Transient tells transfer/report that the target may be there again later.
+// Transient makes a run with retries try again later: the connection may come back.
 func (lostError) Transient() bool { return true }
 
-// ErrElsewhere is wrapped by an error of Publish after which the target is whole,
-// durable and has its final name, but not at the path that was asked for. There is
-// nothing to go on with.
+// ErrElsewhere is wrapped by an error of Publish that leaves the target whole and
+// durable under its final name, but not at the requested path, for example because
+// the folder was moved. There is nothing to resume.
 var ErrElsewhere = errors.New("the target is whole, but not where it should be")
 
-// ErrUnsynced is wrapped by an error of Publish after which the target is whole and
-// has its final name, which may not survive a crash. There is nothing to go on with.
+// ErrUnsynced is wrapped by an error of Publish that leaves the target whole under
+// its final name, while a crash of the machine may still undo the renaming. There
+// is nothing to resume.
 var ErrUnsynced = errors.New("the target is whole and in its place, but may not survive a crash")
 
-// ErrClosed is what every call on a Disk returns that has ended, Abort aside.
+// ErrClosed is returned by every method of a Disk that has ended, except Abort.
 var ErrClosed = errors.New("the target is closed")
 
-// ErrUnfit says that a target or an option does not fit Options.State and
-// Options.Resume: no later call with the same ones succeeds either.
+// ErrUnfit says that a target or an option does not match Options.State and
+// Options.Resume. Creating the sink again with the same values fails again.
 var ErrUnfit = errors.New("the target does not fit the checkpoint")
 
-// Unfit marks an error as an ErrUnfit, and keeps its text.
+// Unfit returns an error with the text of err that wraps both err and ErrUnfit.
 func Unfit(err error) error { return &unfitError{err} }
 
 type unfitError struct{ error }
 
 func (e *unfitError) Unwrap() []error { return []error{e.error, ErrUnfit} }
 
-// Disk is a virtual disk that is being written. It gets its calls one at a
-// time, with ascending and touching ranges, unless it is Parallel. It ends
-// with one of Publish, Suspend and Abort; callers defer Abort, which does
-// nothing after one of the others. After an error every call fails but Suspend and
-// Abort.
+// Disk is a virtual disk that is being written. Its methods are called one at a
+// time, with ranges that ascend and touch each other, unless the disk is Parallel.
+// It ends with one call of Publish, Suspend or Abort. Callers defer Abort, which
+// does nothing after the disk has ended. After an error every method fails, except
+// Suspend and Abort.
 //
-// Like a source.Disk it lives under the context that it was created with.
+// Like a source.Disk, a Disk ends with the context that it was created with.
 type Disk interface {
-	// WriteAt writes multiples of Unit at multiples of Unit, but for the end
-	// of the disk.
+	// WriteAt takes offsets and lengths that are multiples of Unit. Only the end of
+	// the disk may be unaligned.
 	io.WriterAt
-	// ZeroAt makes [off, off+n) read as zeros, by the same rules.
+	// ZeroAt makes [off, off+n) read as zeros. The rules of WriteAt apply.
 	ZeroAt(ctx context.Context, off, n int64) error
-	// SameAt leaves [off, off+n) to the backing; an error where there is none.
+	// SameAt makes [off, off+n) read as the backing disk. It fails if the disk has
+	// no backing.
 	SameAt(ctx context.Context, off, n int64) error
-	// Unit is a power of two, in bytes; 1 means any.
+	// Unit returns the alignment of writes in bytes, a power of two; 1 means any.
 	Unit() int64
-	// Checkpoint is called between two calls; when the sink is Parallel, as
-	// soon as all below off have returned, while others may run. It writes the
-	// metadata for what lies below off, and returns what Options.State needs
-	// and the function that makes it durable, which may run beside later calls.
+	// Checkpoint starts a checkpoint at off. It is called between two other calls.
+	// With a Parallel disk it is called once all writes below off have returned,
+	// while others may still run. Checkpoint writes the metadata for everything
+	// below off. It returns the state for Options.State and a function that makes
+	// the checkpoint durable, which may run concurrently with later calls.
 	Checkpoint(off int64) (state []byte, sync func(context.Context) error, err error)
-	// Finish makes the disk whole and durable, not yet under its final name.
+	// Finish makes the disk whole and durable, but not yet under its final name.
 	Finish(ctx context.Context) error
-	// Publish gives it its final name, durably. It follows Finish.
+	// Publish gives the disk its final name, durably. It is called after Finish.
 	Publish(ctx context.Context) error
-	// Suspend closes the sink and keeps what was written, for a later run.
+	// Suspend closes the sink and keeps the data, for a later run that resumes.
 	Suspend() error
-	// Abort closes the sink and removes what this run made.
+	// Abort closes the sink and removes everything that this run made.
 	Abort() error
 }
 
-// Options are what every format's Create takes beside an address and a size.
-// The zero value creates a new disk.
+// Options are common to the Create functions of all formats, in addition to an
+// address and a size. The zero value creates a new disk.
 type Options struct {
-	Info    source.Info // of the source, for formats that carry it over
-	Backing source.Disk // what SameAt leaves to; nil: none
-	State   []byte      // of the last checkpoint; nil: new
-	// Identity is what Identified returned for the target that an earlier run
-	// wrote in place, a block device or an export: Create returns an *OtherError
-	// for another one, before it changes anything. Empty: any. New files have
-	// their own rules.
+	Info    source.Info // description of the source, for formats that record it
+	Backing source.Disk // the disk that SameAt refers to; nil: none
+	State   []byte      // state of the last checkpoint, to resume a target; nil creates a new one
+	// Identity is the identity (see Identified) of the block device or NBD export
+	// that an earlier run wrote to. For any other one, Create returns an
+	// *OtherError before it changes anything. An empty Identity allows any target.
+	// Targets that are new files ignore it.
 	Identity string
-	Resume   int64 // bytes below are done; above lies garbage, never taken for zeros
+	Resume   int64 // offset in bytes: below it the target is complete, above it the content is undefined
 }
 
-// Identified is the ability to say which file, device or export is written.
+// Identified is the ability to identify the file, device or export that is written.
 type Identified interface {
-	// Identity returns a string that no other target has, also if that gets
-	// the same name later; "" where nothing tells them apart. It is called
-	// before the disk ends.
+	// Identity returns a string that is different for every target, even if another
+	// target gets the same name later. It returns "" if the target has nothing that
+	// identifies it. It is called before the disk ends.
 	Identity() (string, error)
 }
 
-// OtherError says that a target that is written in place is not the one that an
-// earlier run wrote.
+// OtherError says that the block device or export at the given name is not the one
+// that an earlier run wrote to.
 type OtherError struct {
 	Name    string
-	Is, Was string // their identities
+	Is, Was string // the identities now and in the earlier run
 }
 
 func (e *OtherError) Error() string {
-	return fmt.Sprintf("%s is another target than that of the copy that stopped: it is %s, and was %s", e.Name, e.Is, e.Was)
+	return fmt.Sprintf("%s is not the target of the copy that stopped: it is %s, and was %s", e.Name, e.Is, e.Was)
 }
 
-// CheckIdentity returns an *OtherError unless a target that is written in place
-// has the identity that Options ask for.
+// CheckIdentity returns an *OtherError if Options.Identity is set and differs from
+// identity, the identity of the target called name.
 func (o Options) CheckIdentity(name, identity string) error {
 	if o.Identity == "" || o.Identity == identity {
 		return nil
@@ -124,7 +128,7 @@ func (o Options) CheckIdentity(name, identity string) error {
 	return &OtherError{name, identity, o.Identity}
 }
 
-// IdentityOf returns the identity of d, "" where it is not Identified.
+// IdentityOf returns the identity of d, or "" if d is not Identified.
 func IdentityOf(d Disk) (string, error) {
 	i, ok := Ability[Identified](d)
 	if !ok {
@@ -138,75 +142,79 @@ type Parallel interface {
 	MaxParallel() int // at least 1
 }
 
-// Connected is the ability to tell over how many connections the target is
-// written: so many times the requests of one are worth having in flight.
+// Connected is the ability to report the number of connections to the target. Each
+// of them can process the usual number of requests in flight.
 type Connected interface{ Connections() int }
 
-// Zeroed is the ability to tell that ZeroAt has nothing to do.
+// Zeroed is the ability to report that ZeroAt has nothing to do.
 type Zeroed interface {
-	// ZeroedFrom says whether everything at or above off that was not written
-	// reads as zeros. False after a resume, above Options.Resume.
+	// ZeroedFrom reports whether all unwritten ranges at or above off read as
+	// zeros. After a resume that may be false above Options.Resume.
 	ZeroedFrom(off int64) bool
 }
 
-// UnknownSize is the size to create a Sizer with, when what it will hold comes
-// as a stream.
+// UnknownSize is the size for creating a Sizer whose content arrives as a stream of
+// unknown length.
 const UnknownSize = -1
 
 // Sizer is the ability to be created with UnknownSize.
 type Sizer interface {
-	// SetSize says how long the disk is, in bytes. It is called once, after
-	// the last write and before Finish, where the size was unknown.
+	// SetSize sets the size of the disk in bytes. If the disk was created with
+	// UnknownSize, SetSize is called once, after the last write and before Finish.
 	SetSize(n int64) error
 }
 
-// Verifiable is the ability to read back what was written.
+// Verifiable is the ability to read the whole disk back.
 type Verifiable interface {
-	// Reopen is called between Finish and Publish. It reads past the page
-	// cache where it can.
+	// Reopen opens the disk for reading between Finish and Publish. Where possible,
+	// it reads from the device and not from the page cache.
 	Reopen(ctx context.Context) (source.Disk, error)
 }
 
-// Readback is the ability to read back what was written below the last
-// checkpoint, before Finish: so that a resumed copy can see whether it is there.
+// Readback is the ability to read data below the last checkpoint before Finish. A
+// copy that resumes checks with it that the target still has that data.
 type Readback interface{ io.ReaderAt }
 
-// Cloner is the ability to share blocks with a local file instead of writing.
+// Cloner is the ability to share blocks with a local file instead of writing them.
 type Cloner interface {
-	// CloneUnit is what positions, offsets and lengths must be multiples of,
-	// in bytes, for blocks to be shared with f; 0: they can't be.
+	// CloneUnit returns the alignment in bytes that positions, offsets and lengths
+	// must have for sharing blocks with f, or 0 if that is not possible.
 	CloneUnit(f *os.File) int64
-	// CloneFrom makes [off, off+n) share its blocks with f from pos on, by the
-	// rules of WriteAt. It returns an error that is errors.ErrUnsupported where
-	// the ranges can't be shared (other file systems, alignment): nothing
+	// CloneFrom makes [off, off+n) share its blocks with the bytes of f from pos
+	// on. The rules of WriteAt apply. If the ranges cannot be shared (another file
+	// system, wrong alignment), the error is errors.ErrUnsupported, nothing has
 	// changed, and the disk takes further calls.
 	CloneFrom(f *os.File, pos, off, n int64) error
 }
 
-// Encoder is the ability to take units already encoded, so that many
-// goroutines can encode for one ordered sink. Units that are neither zero nor
-// the backing's go through it instead of WriteAt.
+// Encoder is the ability to take units that are already encoded, so that many
+// goroutines can encode for one sequential sink. Units that are neither zero nor
+// equal to the backing are passed to Place instead of WriteAt.
 type Encoder interface {
-	// NewEncoding returns an Encoding for one goroutine, or nil where this sink
-	// stores units as they are: then they go through WriteAt.
+	// NewEncoding returns an Encoding for one goroutine, or nil if this sink stores
+	// units without encoding them. In that case the caller uses WriteAt.
 	NewEncoding() Encoding
-	// Place takes the result of Encode for the unit at off, in order with
-	// ZeroAt and SameAt: what Encode appended, at least a byte, or the unit
-	// itself, which is then plain. It does not keep enc.
+	// Place stores the result of Encode for the unit at off, in order with ZeroAt
+	// and SameAt. enc is what Encode appended, at least one byte, or the unit
+	// itself if plain is true. Place does not keep enc after it returns.
 	Place(off int64, enc []byte, plain bool) error
 }
 
-// Encoding encodes one unit at a time. It is for one goroutine.
+// Encoding encodes one unit at a time. It is not safe for concurrent use.
 type Encoding interface {
-	// Encode appends the encoded unit, which lies at off in the disk, to dst,
-	// which has no size that it must keep to. Dst is returned as it came where
-	// the unit is plain, since it did not shrink, and where it is not: then the
-	// backing has the same, and SameAt takes it instead of Place. The unit is
-	// of Unit bytes, but for one at the end of the disk.
+	// Encode appends the encoded form of unit, which lies at off in the disk, to
+	// dst. dst may grow by any number of bytes. A unit has Unit bytes, except at
+	// the end of the disk.
+	//
+	// Encode returns dst unchanged in two cases: with plain true if the unit did
+	// not shrink and is to be stored as it is, and with plain false if the backing
+	// has the same content. In the second case the caller calls SameAt instead of
+	// Place.
 	Encode(dst, unit []byte, off int64) (enc []byte, plain bool, err error)
 }
 
-// Ability returns d as a T where it is one. It is the only place that asks.
+// Ability returns d as a T if d implements it. All callers find out about abilities
+// through this function.
 func Ability[T any](d Disk) (T, bool) {
 	t, ok := d.(T)
 	return t, ok

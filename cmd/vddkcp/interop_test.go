@@ -165,7 +165,7 @@ func TestNoSpace(t *testing.T) {
 	defer stdin.Close()
 	var stderr bytes.Buffer
 	cmd.Stdin, cmd.Stderr = stdin, &stderr
-	if r := ended(t, cmd, cmd.Run(), &stderr); r.exit != 1 || !strings.Contains(r.stderr, "no space left on device") || !strings.Contains(r.stderr, "make room") {
+	if r := ended(t, cmd, cmd.Run(), &stderr); r.exit != 1 || !strings.Contains(r.stderr, "no space left on device") || !strings.Contains(r.stderr, "free some space") {
 		t.Errorf("exit status %d\n%s", r.exit, r.stderr)
 	}
 	leavesNothing(t, out)

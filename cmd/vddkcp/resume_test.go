@@ -268,9 +268,9 @@ func TestResumeOnADevice(t *testing.T) {
 		exit  int
 		says  string
 	}{
-		{"another device", 0, firstInPlace, "b", 2, "is another target than that of the copy that stopped: it is the loop device of .*/b"},
-		{"another device after zeros", 6 << 20, firstInPlace, "b", 2, "is another target than that of the copy that stopped"},
-		{"another device before the first checkpoint", 0, "sync:1", "b", 2, "is another target than that of the copy that stopped"},
+		{"another device", 0, firstInPlace, "b", 2, "is not the target of the copy that stopped: it is the loop device of .*/b"},
+		{"another device after zeros", 6 << 20, firstInPlace, "b", 2, "is not the target of the copy that stopped"},
+		{"another device before the first checkpoint", 0, "sync:1", "b", 2, "is not the target of the copy that stopped"},
 		{"another size", 0, firstInPlace, "large", 2, "of 16777216 bytes, and was .* of 8388608 bytes"},
 		{"the same after zeros", 6 << 20, firstInPlace, "", 0, "the checkpoint at .* is not used: nothing proves .*; the copy starts anew"},
 		{"the same before the first checkpoint", 0, "sync:1", "", 0, ""},
@@ -503,7 +503,7 @@ func TestResumeOfAnotherPartial(t *testing.T) {
 		says         string
 	}{
 		{"other data", "o.raw", nil, 0, false, 2, "does not hold what its journal says was written last"},
-		{"other tables", "o.qcow2", nil, 0, false, 2, "the file is damaged or another"},
+		{"other tables", "o.qcow2", nil, 0, false, 2, "the file is damaged, or not the one of the checkpoint"},
 		{"after zeros", "o.raw", nil, 6 << 20, false, 0, "nothing proves that source and target are those of the copy that stopped: the target is inode .*; the copy starts anew"},
 		{"moved", "o.raw", nil, 0, true, 0, ""},
 		{"moved image", "o.qcow2", nil, 0, true, 0, ""},

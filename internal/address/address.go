@@ -23,11 +23,11 @@ type Address interface {
 // Path is the path of a local file, block device, FIFO or character device.
 type Path string
 
-// Appliance is a disk of an appliance (an .ova or .ovf file): PATH, PATH#NUMBER or
-// PATH#NAME. Only sources are appliances.
+// Appliance is a disk of an appliance (an .ova or .ovf file), written as PATH,
+// PATH#NUMBER or PATH#NAME. Only sources can be appliances.
 type Appliance struct {
 	Path   string // of the .ova or .ovf file
-	Choice string // the number or the name of the disk; "": the address names none
+	Choice string // number or name of the disk; "" if the address has none
 	text   string
 }
 
@@ -35,9 +35,9 @@ type Appliance struct {
 // of a datastore may contain brackets.
 type Datastore struct{ Store, Path string }
 
-// VDDK is a disk that VDDK opens by a path of any kind: vddk:PATH. Path may be
-// empty: nbdkit's words can leave the file out, and the error for that comes with
-// the other parameters of VDDK that are missing.
+// VDDK is a disk that VDDK opens by a path of any kind, written as vddk:PATH. The
+// path may be empty, since nbdkit's command line can leave out the file; the check
+// of the parameters of VDDK reports that.
 type VDDK struct{ Path string }
 
 // NBD is an export of an NBD server.
@@ -46,7 +46,7 @@ type NBD struct{ URI *nbd.URI }
 // Stream is standard input or standard output: "-".
 type Stream struct{}
 
-// Null is the target that drops all data: "null:".
+// Null is the target that drops all data, written as "null:".
 type Null struct{}
 
 func (a Path) String() string      { return string(a) }
@@ -78,14 +78,14 @@ func (NBD) isAddress()       {}
 func (Stream) isAddress()    {}
 func (Null) isAddress()      {}
 
-// Role is what a command does with the disk at an address.
+// Role is the use that a command makes of the disk at an address.
 type Role int
 
 // The roles of a disk.
 const (
-	Disk   Role = iota // it is read at any offset, or served
-	Source             // it is copied: standard input is a Source too
-	Target             // it is written
+	Disk   Role = iota // the disk is read at arbitrary offsets, or served
+	Source             // the disk is copied; this allows standard input, too
+	Target             // the disk is written
 )
 
 const (
@@ -95,17 +95,18 @@ const (
 )
 
 var (
-	// datastore is "[DATASTORE] DIR/DISK.vmdk".
+	// datastore matches "[DATASTORE] DIR/DISK.vmdk".
 	datastore = regexp.MustCompile(`(?s)^\[(.+?)\] (.+)$`)
-	// keyValue is a parameter of nbdkit-vddk-plugin, as its command line has it.
+	// keyValue matches a parameter of nbdkit-vddk-plugin, KEY=VALUE.
 	keyValue = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9._-]*)=`)
 )
 
 // Parse parses an address for a role. It reads no file and asks no server, so a
-// Path may lead nowhere. An address that the role does not allow is a
-// *[usage.Error], and so is one that only another program understands; it would be
-// taken for the name of a file otherwise. The user names such a file by ./ before
-// its name.
+// Path may lead nowhere.
+//
+// The error is a *usage.Error for an address that the role does not allow, and for
+// one that only another program understands, which would otherwise be taken for the
+// name of a file. A file with such a name can be written with ./ before it.
 func Parse(text string, role Role) (Address, error) {
 	if role == Target {
 		return parseTarget(text)
@@ -121,17 +122,17 @@ func parseSource(text string, role Role) (Address, error) {
 		return nil, err
 	}
 	if text == "" {
-		return nil, usage.Errorf("the source is empty: want a path")
+		return nil, usage.Errorf("the source is empty: want a path or another address")
 	}
 	if text == stream && role == Source {
 		return Stream{}, nil
 	}
 	if text == stream {
-		return nil, usage.Errorf("standard input is a stream, not a disk; a file of that name is ./-")
+		return nil, usage.Errorf("standard input is a stream, not a disk; for a file of that name write ./-")
 	}
 	if m := keyValue.FindStringSubmatch(text); m != nil {
-		// Not the value, which may be a password.
-		return nil, usage.Errorf("%s=, a parameter of nbdkit-vddk-plugin, is no address (a file of that name is ./%[1]s=...)", m[1])
+		// The message leaves out the value, which may be a password.
+		return nil, usage.Errorf("%s= is a parameter of nbdkit-vddk-plugin, not an address (for a file of that name write ./%[1]s=...)", m[1])
 	}
 	if a, ok := parseAppliance(text); ok {
 		return a, nil
@@ -142,7 +143,7 @@ func parseSource(text string, role Role) (Address, error) {
 func parseTarget(text string) (Address, error) {
 	switch text {
 	case "":
-		return nil, usage.Errorf("the target is empty: want a path, - or null:")
+		return nil, usage.Errorf("the target is empty: want a path, an NBD URI, - or null:")
 	case stream:
 		return Stream{}, nil
 	case null:
@@ -153,7 +154,7 @@ func parseTarget(text string) (Address, error) {
 		return nil, err
 	}
 	if _, ok := VDDKFile(a); ok {
-		return nil, usage.Errorf("%s: disks of VMware's are read, not written (a file of that name is ./%[1]s)", text)
+		return nil, usage.Errorf("%s: vddkcp reads disks on VMware hosts and does not write them (for a file of that name write ./%[1]s)", text)
 	}
 	if a != nil {
 		return a, nil
@@ -190,7 +191,7 @@ func parseVDDK(text string) Address {
 }
 
 // parseAppliance splits the address of an appliance at the last # that follows the
-// path of one.
+// name of an .ova or .ovf file.
 func parseAppliance(text string) (Appliance, bool) {
 	if isApplianceName(text) {
 		return Appliance{Path: text, text: text}, true
@@ -208,8 +209,8 @@ func isApplianceName(path string) bool {
 	return ext == ".ova" || ext == ".ovf"
 }
 
-// ForVDDK returns the address of the disk that VDDK opens as file, which may be a
-// path of any kind or an address of such a disk already.
+// ForVDDK returns the address of the disk that VDDK opens as file. file is a path,
+// or already an address of such a disk.
 func ForVDDK(file string) Address {
 	if a := parseVDDK(file); a != nil {
 		return a
@@ -217,8 +218,8 @@ func ForVDDK(file string) Address {
 	return VDDK{file}
 }
 
-// VDDKFile returns the file that VDDK opens for a, a datastore path or another
-// path. It returns ok false if VDDK does not open a.
+// VDDKFile returns the file that VDDK opens for a, such as a datastore path. ok is
+// false if VDDK does not open a.
 func VDDKFile(a Address) (file string, ok bool) {
 	switch a := a.(type) {
 	case Datastore:
@@ -229,8 +230,8 @@ func VDDKFile(a Address) (file string, ok bool) {
 	return "", false
 }
 
-// IsRemote reports whether the disk at a is reached through an NBD server or
-// VDDK. VDDK may open local files too.
+// IsRemote reports whether the disk at a is read through an NBD server or VDDK,
+// which may also open local files.
 func IsRemote(a Address) bool {
 	switch a.(type) {
 	case NBD, Datastore, VDDK:

@@ -29,7 +29,7 @@ func TestParse(t *testing.T) {
 			}
 		}
 	}
-	const readOnly = "read, not written"
+	const readOnly = "does not write them"
 	for _, c := range []struct {
 		text         string
 		disk, target any // an Address, a check, or a string that the error has
@@ -74,7 +74,7 @@ func TestParse(t *testing.T) {
 		{"[ds] ", address.Path("[ds] "), address.Path("[ds] ")},
 		{"[] x", address.Path("[] x"), address.Path("[] x")},
 		{"[ds]vm.raw", address.Path("[ds]vm.raw"), address.Path("[ds]vm.raw")},
-		{"[ds]vm.vmdk", `a blank after the ]`, `a blank after the ]`},
+		{"[ds]vm.vmdk", `needs a space after the ]`, `needs a space after the ]`},
 		{"./[ds] x", address.Path("./[ds] x"), address.Path("./[ds] x")},
 		{"/vddk:x", address.Path("/vddk:x"), address.Path("/vddk:x")},
 
@@ -86,8 +86,8 @@ func TestParse(t *testing.T) {
 		{"nbd+vsock://1", "vsock is not supported", "vsock is not supported"},
 		{"./nbd://host", address.Path("./nbd://host"), address.Path("./nbd://host")},
 
-		{"server=host", "server=, a parameter", address.Path("server=host")},
-		{"password=secret", "password=, a parameter", address.Path("password=secret")},
+		{"server=host", "server= is a parameter", address.Path("server=host")},
+		{"password=secret", "password= is a parameter", address.Path("password=secret")},
 		{"https://host/x", "web servers", "web servers"},
 		{"json:{}", "protocols of qemu", "protocols of qemu"},
 		{"any://x", "no address of vddkcp", "no address of vddkcp"},

@@ -8,18 +8,19 @@ import (
 )
 
 var (
-	// url is SCHEME://... .
+	// url matches SCHEME://... .
 	url = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
-	// unspaced is a datastore path without the blank: "[DATASTORE]DIR/DISK.vmdk".
+	// unspaced matches a datastore path without the space:
+	// "[DATASTORE]DIR/DISK.vmdk".
 	unspaced = regexp.MustCompile(`(?is)^(\[[^/]+\])([^ ].*\.vmdk)$`)
 )
 
-// scheme says what addresses begin with, in lower case, and what to do instead;
-// %s is the rest of the address.
+// scheme describes addresses of another program: how they begin, in lower case, and
+// what the user can do instead. In a hint, %s stands for the rest of the address.
 type scheme struct {
 	begins         []string
 	what           string
-	source, target string // hints
+	source, target string // hints for the two roles
 }
 
 const (
@@ -41,9 +42,9 @@ var schemes = []scheme{
 	{[]string{"json:", "fat:", "sheepdog:", "blkdebug:", "null-co:", "host_device:"}, "vddkcp does not take the protocols of qemu", serve, serve},
 }
 
-// foreign returns a *usage.Error if the address means something to another
-// program, but not to vddkcp. The address is neither an NBD URI nor one that VDDK
-// opens.
+// foreign returns a *usage.Error if an address means something to another program
+// and nothing to vddkcp. NBD URIs and addresses for VDDK must have been recognized
+// before.
 func foreign(address string, role Role) error {
 	lower := strings.ToLower(address)
 	for _, s := range schemes {
@@ -62,7 +63,7 @@ func foreign(address string, role Role) error {
 		return foreignError(address, "no address of vddkcp begins with "+m[1]+"://", "write a path, an NBD URI (nbd://HOST:PORT/EXPORT), or, for a disk of VMware, [DATASTORE] DIR/DISK.vmdk")
 	}
 	if m := unspaced.FindStringSubmatch(address); m != nil {
-		return foreignError(address, "a disk in a datastore is written with a blank after the ]", `write "`+m[1]+" "+m[2]+`"`)
+		return foreignError(address, "the path of a disk in a datastore needs a space after the ]", `write "`+m[1]+" "+m[2]+`"`)
 	}
 	return nil
 }

@@ -8,9 +8,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/exit"
 )
 
-// Error reports an address, an option or a combination of options that makes no
-// sense whatever the files hold and whatever the servers answer. Trying again
-// does not help: the user has to change the command.
+// Error reports an address, an option or a combination of options that is invalid,
+// whatever files and servers contain. Trying again does not help: the user has to
+// change the command.
 type Error struct {
 	err  error
 	hint string
@@ -23,7 +23,7 @@ func New(message, hint string) error { return &Error{errors.New(message), hint} 
 // does.
 func Errorf(format string, args ...any) error { return &Error{err: fmt.Errorf(format, args...)} }
 
-// Wrap makes a mistake of the user out of err, with the hint that err has.
+// Wrap returns err as a usage error, with the hint of err if it has one.
 func Wrap(err error) error {
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {

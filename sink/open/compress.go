@@ -7,7 +7,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/usage"
 )
 
-// parseCompress splits METHOD or METHOD:LEVEL; level is 0 where there is none.
+// parseCompress splits METHOD or METHOD:LEVEL. level is 0 if there is none.
 func parseCompress(s string) (method string, level int, err error) {
 	method, text, leveled := strings.Cut(s, ":")
 	switch method {
@@ -19,7 +19,7 @@ func parseCompress(s string) (method string, level int, err error) {
 		return method, 0, nil
 	}
 	if level, err = strconv.Atoi(text); err != nil || level < 1 || method == "none" {
-		return "", 0, usage.Errorf("--compress %s: want a level from 1 on after zlib: or zstd:", s)
+		return "", 0, usage.Errorf("--compress %s: want a level of at least 1 after zlib: or zstd:", s)
 	}
 	return method, level, nil
 }

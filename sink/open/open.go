@@ -23,12 +23,13 @@ import (
 // of the machine.
 type UsageError = usage.Error
 
-// Options say how to write a target. The zero value creates what the address
-// names, and replaces nothing. The fields are explained at raw.Options.
+// Options say how to write a target. The zero value creates a target that must not
+// exist yet, in the format that the address implies. The fields without a comment
+// are explained at raw.Options.
 type Options struct {
 	sink.Options
-	Format        string // "raw", "qcow2" or "vmdk"; "" goes by the name
-	Compress      string // METHOD or METHOD:LEVEL; "" is the format's default
+	Format        string // "raw", "qcow2" or "vmdk"; "" derives it from the name
+	Compress      string // METHOD or METHOD:LEVEL; "" means the format's default
 	Force         bool
 	DropPartial   bool
 	Preallocation raw.Preallocation
@@ -37,15 +38,16 @@ type Options struct {
 	Need          int64 // bytes
 	Source        func(os.FileInfo) (path string, ok bool)
 	Warn          func(message string)
-	Stdout        *os.File       // what "-" means; nil: os.Stdout
-	NBD           client.Options // its Warn is not looked at
+	Stdout        *os.File       // the file for "-"; nil means os.Stdout
+	NBD           client.Options // without Warn, which is the Warn above
 
-	// Of qcow2, explained at qcow2.Options.
+	// The next fields are for qcow2; they are explained at qcow2.Options.
 	ClusterSize                int64 // bytes
 	BackingName, BackingFormat string
 }
 
-// ofImages names an option that is there and does not go with raw disks.
+// ofImages returns the name of an option that is set and not valid for raw disks,
+// or "".
 func (o Options) ofImages() string {
 	switch {
 	case o.Compress != "" && o.Compress != "none":
@@ -65,8 +67,8 @@ func (o Options) raw() raw.Options {
 	}
 }
 
-// Target is a planned target: one that can be written, as far as is known without
-// making or changing anything. It is not safe for concurrent use.
+// Target is a target that was planned: it can be written, as far as that is known
+// without making or changing anything. It is not safe for concurrent use.
 type Target struct {
 	Place
 	Format string // "raw", "qcow2" or "vmdk"
@@ -74,20 +76,20 @@ type Target struct {
 	// CloneUnit is that of sink.Cloner; nil if the target can share no blocks.
 	CloneUnit func(*os.File) int64
 
-	options *Options // as create and reserve use them
+	options *Options // for create and reserve
 	create  func(context.Context) (sink.Disk, error)
 	check   func(context.Context) error // nil: Plan has checked everything
 	reserve func() error                // checks the room for options.Need bytes; nil: it does not depend on them
 }
 
-// String says what the target is: "raw file", "vmdk stream".
+// String describes the target, for example as "raw file" or "vmdk stream".
 func (t *Target) String() string { return t.Format + " " + t.Kind }
 
-// Reserve sets the number of bytes that the target will allocate, with those that
-// an earlier run has written, and returns an error that wraps unix.ENOSPC if the
-// file system has less free space. It allocates nothing. It does nothing for a
-// target whose size on disk is not known before it is written, and for all that are
-// not files.
+// Reserve sets the number of bytes that the target will allocate, including those
+// that an earlier run has written. It returns an error that wraps unix.ENOSPC if
+// the file system has less free space. It allocates nothing. It has no effect on
+// targets that are not files, and on files whose size is unknown until they are
+// written.
 func (t *Target) Reserve(need int64) error {
 	if t.reserve == nil {
 		return nil
@@ -96,14 +98,15 @@ func (t *Target) Reserve(need int64) error {
 	return t.reserve()
 }
 
-// DropCache keeps what is written out of the page cache, as Options.DropCache does.
+// DropCache removes written data from the page cache, as Options.DropCache does.
 func (t *Target) DropCache() { t.options.DropCache = true }
 
-// Create makes the target, or opens it.
+// Create makes the target, or opens it to resume it.
 func (t *Target) Create(ctx context.Context) (sink.Disk, error) { return t.create(ctx) }
 
-// Check checks what Plan leaves to Create: an NBD export, which Check examines
-// without opening it. The error is errors.ErrUnsupported if that is not possible.
+// Check examines an NBD export without opening it, which Plan leaves to Create. For
+// other targets it does nothing. The error is errors.ErrUnsupported if the server
+// does not allow that.
 func (t *Target) Check(ctx context.Context) error {
 	if t.check == nil {
 		return nil
@@ -135,7 +138,7 @@ func (p Place) Plan(ctx context.Context, size int64, o Options) (*Target, error)
 		return nil, context.Cause(ctx)
 	}
 	if size < 0 && size != sink.UnknownSize {
-		return nil, fmt.Errorf("%s: a disk of %d bytes", p.Address, size)
+		return nil, fmt.Errorf("%s: invalid disk size of %d bytes", p.Address, size)
 	}
 	switch o.Format {
 	case "", "raw", "qcow2", "vmdk":
@@ -149,7 +152,7 @@ func (p Place) Plan(ctx context.Context, size int64, o Options) (*Target, error)
 		return p.planQcow2(size, o)
 	}
 	if option := o.ofImages(); option != "" {
-		return nil, usage.Errorf("%s: %s is not for raw disks", p.Address, option)
+		return nil, usage.Errorf("%s: %s is not valid for raw disks", p.Address, option)
 	}
 	return p.planRaw(size, o)
 }
@@ -180,7 +183,7 @@ func (p Place) planFile(path string, size int64, o Options) (*Target, error) {
 	if o.Format == "" {
 		switch ext := strings.ToLower(filepath.Ext(path)); ext {
 		case ".qcow", ".qed", ".vdi", ".vhd", ".vhdx", ".ova", ".ovf":
-			return nil, usage.Errorf("%s: format %s is not written; name the target otherwise, or say --format", path, ext[1:])
+			return nil, usage.Errorf("%s: vddkcp does not write the format %s: choose another name, or give the format with --format", path, ext[1:])
 		}
 	}
 	if err := raw.CheckFile(path, size, o.raw()); err != nil {
@@ -210,7 +213,7 @@ func (p Place) planDevice(path string, size int64, o Options) (*Target, error) {
 
 func (p Place) planNBD(uri *nbd.URI, size int64, o Options) (*Target, error) {
 	if size == sink.UnknownSize {
-		return nil, usage.Errorf("%s: an NBD server takes no stream whose size is not known: say --size", uri)
+		return nil, usage.Errorf("%s: an NBD server needs to know the size of the disk: give it with --size", uri)
 	}
 	options := client.SinkOptions{
 		Options: o.Options, Client: o.NBD, TargetIsZero: o.TargetIsZero,

@@ -14,7 +14,7 @@ import (
 // single look at the file system.
 type Place struct {
 	Address address.Address
-	Kind    string      // as Target's; "" if the address cannot be a target
+	Kind    string      // "file", "block device", "NBD export", "stream" or "null"; "" if the address cannot be a target
 	Partial string      // of a file: its path until it is published
 	info    os.FileInfo // of a FIFO or a character device
 }

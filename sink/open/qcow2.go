@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink/raw"
 )
 
-// DefaultClusterSize is the cluster size of a qcow2 target where Options have
-// none, in bytes.
+// DefaultClusterSize is the cluster size of a qcow2 target in bytes, if
+// Options.ClusterSize is 0.
 const DefaultClusterSize = qcow2.DefaultClusterSize
 
 // planQcow2 plans an image in a file or on a block device.
@@ -20,9 +20,9 @@ func (p Place) planQcow2(size int64, o Options) (*Target, error) {
 	path := p.Address.String()
 	switch {
 	case p.Kind != "file" && p.Kind != "block device" && p.Kind != "":
-		return nil, usage.Errorf("%s: qcow2 is written to files and block devices only, not to this kind of target (%s): its header is the last to be written", path, p.Kind)
+		return nil, usage.Errorf("%s: qcow2 is written to files and block devices only, not to this kind of target (%s), since its header is written last", path, p.Kind)
 	case size == sink.UnknownSize:
-		return nil, usage.Errorf("%s: a qcow2 image takes no stream whose size is not known: say --size", path)
+		return nil, usage.Errorf("%s: a qcow2 image needs to know the size of the disk: give it with --size", path)
 	case o.Preallocation != "" && o.Preallocation != raw.PreallocateOff:
 		return nil, usage.Errorf("%s: --preallocation %s is for raw disks", path, o.Preallocation)
 	}

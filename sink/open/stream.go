@@ -33,7 +33,8 @@ func (p Place) planStdout(size int64, o Options) (*Target, error) {
 		return nil, errClosedStdout
 	}
 	return &Target{Place: p, Format: "raw", options: &o, create: func(ctx context.Context) (sink.Disk, error) {
-		// The disk closes its file, and the process keeps its standard output.
+		// The disk gets a duplicate, so that closing it leaves standard output
+		// open.
 		fd, err := dup(stdout)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
@@ -43,7 +44,7 @@ func (p Place) planStdout(size int64, o Options) (*Target, error) {
 }
 
 // errClosedStdout is the error of a process that was started without standard
-// output: nobody would get the disk.
+// output, so that nobody would receive the disk.
 var errClosedStdout = &closedError{}
 
 type closedError struct{}
@@ -54,8 +55,8 @@ func (*closedError) Error() string {
 
 func (*closedError) Hint() string { return "to only read the source, write null: for DST" }
 
-// wasClosed reports whether the process was started with f closed: the Go runtime
-// then opens /dev/null for reading and writing in its place. Shells open /dev/null
+// wasClosed reports whether the process was started with f closed. In that case the
+// Go runtime opens /dev/null for reading and writing instead. Shells open /dev/null
 // for writing only.
 func wasClosed(f *os.File, info os.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
@@ -82,7 +83,7 @@ func (p Place) planStream(path string, size int64, o Options) (*Target, error) {
 		return nil, err
 	}
 	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK, unix.AT_EACCESS); err != nil {
-		return nil, fmt.Errorf("write to %s: %w", path, err)
+		return nil, fmt.Errorf("cannot write to %s: %w", path, err)
 	}
 	return &Target{Place: p, Format: "raw", options: &o, create: func(ctx context.Context) (sink.Disk, error) {
 		w, err := openStream(ctx, path)
@@ -95,7 +96,7 @@ func (p Place) planStream(path string, size int64, o Options) (*Target, error) {
 
 func checkStream(name string, info os.FileInfo, o Options) error {
 	if o.State != nil {
-		return usage.Errorf("%s is a stream, which can't be resumed", name)
+		return usage.Errorf("%s is a stream and cannot be resumed", name)
 	}
 	if o.Source != nil {
 		if path, ok := o.Source(info); ok {
@@ -105,8 +106,8 @@ func checkStream(name string, info os.FileInfo, o Options) error {
 	return nil
 }
 
-// openStream opens a FIFO or character device; a FIFO waits for its reader, as
-// long as ctx lives.
+// openStream opens a FIFO or character device. A FIFO needs a reader, for which
+// openStream waits until ctx ends.
 func openStream(ctx context.Context, path string) (*os.File, error) {
 	retry := time.NewTicker(20 * time.Millisecond)
 	defer retry.Stop()
@@ -126,7 +127,7 @@ func openStream(ctx context.Context, path string) (*os.File, error) {
 	}
 }
 
-// stream closes w where it fails.
+// stream returns a disk that writes to w. It closes w if it fails.
 func stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
 	d, err := raw.Stream(ctx, w, name, size)
 	if err != nil {

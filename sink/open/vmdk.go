@@ -10,8 +10,7 @@ import (
 	"github.com/vddkcp/vddkcp/sink/vmdk"
 )
 
-// planVMDK plans an image whose bytes go where those of a raw disk of unknown
-// size would.
+// planVMDK plans an image that is written like a raw disk of unknown size.
 func (p Place) planVMDK(size int64, o Options) (*Target, error) {
 	address := p.Address.String()
 	if size == sink.UnknownSize {
@@ -26,21 +25,21 @@ func (p Place) planVMDK(size int64, o Options) (*Target, error) {
 	}
 	switch {
 	case o.ClusterSize != 0:
-		return nil, usage.Errorf("%s: --cluster-size is of qcow2: the grains of a streamOptimized VMDK have 64KiB", address)
+		return nil, usage.Errorf("%s: --cluster-size is for qcow2 only: the grains of a streamOptimized VMDK always have 64KiB", address)
 	case o.BackingName != "":
-		return nil, usage.Errorf("%s: --backing is of qcow2: a streamOptimized VMDK is always whole", address)
+		return nil, usage.Errorf("%s: --backing is for qcow2 only: a streamOptimized VMDK always contains the whole disk", address)
 	case o.Preallocation != "" && o.Preallocation != raw.PreallocateOff:
-		return nil, usage.Errorf("%s: --preallocation %s is for raw targets: a streamOptimized VMDK has nothing but compressed grains", address, o.Preallocation)
+		return nil, usage.Errorf("%s: --preallocation %s is for raw targets only: a streamOptimized VMDK consists of compressed grains", address, o.Preallocation)
 	case o.State != nil:
-		return nil, usage.Errorf("%s: a streamOptimized VMDK is written in one go and can't be resumed", address)
+		return nil, usage.Errorf("%s: a streamOptimized VMDK cannot be resumed", address)
 	}
 	switch p.Kind {
 	case "block device", "NBD export":
-		return nil, usage.Errorf("%s: a streamOptimized VMDK is a file or a stream, not the content of this kind of target (%s)", address, p.Kind)
+		return nil, usage.Errorf("%s: a streamOptimized VMDK is written to a file or a stream, not to this kind of target (%s)", address, p.Kind)
 	}
 	out := o
 	out.Format = "raw"
-	// How much the compressed disk will take is not known.
+	// The size of the compressed disk is not known.
 	out.Options, out.Need = sink.Options{}, 0
 	t, err := p.planRaw(sink.UnknownSize, out)
 	if err != nil {
@@ -55,7 +54,7 @@ func (p Place) planVMDK(size int64, o Options) (*Target, error) {
 	}}, nil
 }
 
-// zlibLevel is the level of a VMDK's compression, 0 for the default one.
+// zlibLevel returns the compression level of a VMDK, 0 for the default.
 func zlibLevel(compress string) (int, error) {
 	if compress == "" {
 		return 0, nil
@@ -65,7 +64,7 @@ func zlibLevel(compress string) (int, error) {
 		return 0, err
 	}
 	if method != "zlib" {
-		return 0, usage.Errorf("--compress %s: the grains of a streamOptimized VMDK are compressed by zlib, want zlib or zlib:LEVEL", compress)
+		return 0, usage.Errorf("--compress %s: the grains of a streamOptimized VMDK are compressed by zlib: want zlib or zlib:LEVEL", compress)
 	}
 	if level != 0 && (level < vmdk.MinLevel || level > vmdk.MaxLevel) {
 		return 0, usage.Errorf("--compress %s: want a level from %d to %d", compress, vmdk.MinLevel, vmdk.MaxLevel)

@@ -11,14 +11,15 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// state is what a checkpoint keeps beside the tables, which are in the file.
+// state is what a checkpoint keeps in addition to the tables, which are in the
+// file.
 type state struct {
 	size, cluster int64
 	compression   Compression
 	next          int64  // the first free cluster of the file
-	head          int64  // where the file goes on, bytes; in the cluster before next or at its end
-	headCount     uint16 // refcount of the cluster that head is in
-	file          []byte // the file's own
+	head          int64  // offset of the next write to the file, bytes; in the cluster before next or at its end
+	headCount     uint16 // refcount of the cluster that contains head
+	file          []byte // state of the file itself
 }
 
 func (s state) bytes() []byte {
@@ -29,22 +30,23 @@ func parseState(b []byte) (s state, err error) {
 	line, file, _ := bytes.Cut(b, []byte("\n"))
 	s.file = file
 	if n, err := fmt.Sscanf(string(line), "qcow2 %d %d %s %d %d %d", &s.size, &s.cluster, &s.compression, &s.next, &s.head, &s.headCount); n != 6 {
-		return s, fmt.Errorf("the checkpoint is %q, want that of a qcow2 image: %w", line, err)
+		return s, fmt.Errorf("the state of the checkpoint is %q, want that of a qcow2 image: %w", line, err)
 	}
 	return s, nil
 }
 
-// fits says why s is not a state of such an image.
+// fits returns an error if s is not the state of an image with layout l and options
+// o.
 func (s state) fits(l layout, o Options) error {
 	if s.size != l.size || s.cluster != l.cluster || s.compression != o.Compression {
-		return fmt.Errorf("the checkpoint is of %d bytes in clusters of %d, compression %s; want %d, %d, %s",
+		return fmt.Errorf("the checkpoint is of a disk of %d bytes with clusters of %d bytes and compression %s; want %d bytes, clusters of %d bytes, %s",
 			s.size, s.cluster, s.compression, l.size, l.cluster, o.Compression)
 	}
 	if o.Resume < 0 || o.Resume > l.size || o.Resume%l.cluster != 0 && o.Resume != l.size {
-		return fmt.Errorf("at %d: want a multiple of %d in %d bytes, or their end", o.Resume, l.cluster, l.size)
+		return fmt.Errorf("cannot resume at offset %d: want a multiple of %d bytes up to the end of the disk at %d", o.Resume, l.cluster, l.size)
 	}
 	if s.next < l.first || s.next > maxHost>>l.shift || s.head > s.next<<l.shift || s.head <= (s.next-1)<<l.shift {
-		return fmt.Errorf("the checkpoint is damaged: it goes on at %d, before cluster %d", s.head, s.next)
+		return fmt.Errorf("the state of the checkpoint is damaged: its next offset in the file is %d, which is not in the cluster before cluster %d", s.head, s.next)
 	}
 	return nil
 }
@@ -66,7 +68,7 @@ func (d *disk) Checkpoint(off int64) ([]byte, func(context.Context) error, error
 
 func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error, err error) {
 	if off < d.at {
-		return nil, fmt.Errorf("a checkpoint at %d, and all below %d is written", off, d.at)
+		return nil, fmt.Errorf("cannot take a checkpoint at offset %d: everything below offset %d is written already", off, d.at)
 	}
 	if err := d.save(off); err != nil {
 		return nil, err
@@ -79,14 +81,15 @@ func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error
 	return sync, err
 }
 
-// save writes all that is in memory, so that restore finds it at off. What it
-// writes over is only ever added to, so that an older checkpoint finds its part too.
+// save writes everything that is in memory, so that restore finds it for a
+// checkpoint at off. The tables that it overwrites only gain entries, so the
+// previous checkpoint stays valid as well.
 func (t *tables) save(off int64) error {
 	if err := t.saveL2(); err != nil {
 		return err
 	}
-	// Entries of tables without a cluster are written as well, up to that of off:
-	// restore reads them, and a device may have those of another image there.
+	// Entries of L2 tables that do not exist are written as zeros, up to the entry
+	// of off: restore reads them, and a device may contain another image there.
 	end := min(max(t.l2Index, t.ceil(off, t.shift)>>t.l2Shift)+1, t.l1Entries) * entryBytes
 	if err := t.out.patch(t.l1[t.l1Dirty*entryBytes:end], t.l1Offset()+t.l1Dirty*entryBytes); err != nil {
 		return err
@@ -98,9 +101,9 @@ func (t *tables) save(off int64) error {
 	if err := t.out.flush(); err != nil {
 		return err
 	}
-	// The file must have all clusters that are taken.
+	// The file must be long enough for all allocated clusters.
 	if t.next == t.first {
-		// Behind the L1 table there is nothing yet, and nothing in it.
+		// Nothing follows the L1 table yet, and the table is empty.
 		_, err := t.out.file.WriteAt([]byte{0}, t.next<<t.shift-1)
 		return err
 	}
@@ -111,12 +114,12 @@ func (t *tables) save(off int64) error {
 	return nil
 }
 
-// restore takes the tables up where a checkpoint at off left them, and clears
-// what came later.
+// restore reads the tables as they were at a checkpoint at off, and clears all
+// entries that were added later.
 func (d *disk) restore(s state, off int64) error {
 	t := d.tables
 	t.next, t.out.start = s.next, s.head
-	g := t.ceil(off, t.shift) // the first cluster of the disk that is not done
+	g := t.ceil(off, t.shift) // the first cluster of the disk that is not complete
 	t.l2Index = g >> t.l2Shift
 	t.l1Dirty = t.l2Index
 	known := t.l1[:min(t.l2Index+1, t.l1Entries)*entryBytes]
@@ -130,17 +133,17 @@ func (d *disk) restore(s state, off int64) error {
 	}
 	for i := 0; i < len(known); i += entryBytes {
 		if entry := binary.BigEndian.Uint64(known[i:]); entry != 0 && !t.isTable(entry) {
-			return sink.Unfit(fmt.Errorf("entry %d of the L1 table is %#x, which is not in the %d clusters of the checkpoint: the file is damaged or another", i/entryBytes, entry, t.next))
+			return sink.Unfit(fmt.Errorf("entry %d of the L1 table is %#x, which is not within the %d clusters of the checkpoint: the file is damaged, or not the one of the checkpoint", i/entryBytes, entry, t.next))
 		}
 	}
 	if len(last) > 0 {
 		entry := binary.BigEndian.Uint64(last)
 		if entry != 0 && !t.isEntry(entry) {
-			return sink.Unfit(fmt.Errorf("entry %d of the L1 table is %#x, which no qcow2 writer of vddkcp writes: the file is damaged or another", t.l2Index, entry))
+			return sink.Unfit(fmt.Errorf("entry %d of the L1 table is %#x, which vddkcp never writes: the file is damaged, or not the one of the checkpoint", t.l2Index, entry))
 		}
 		in := g & (1<<t.l2Shift - 1)
 		if in == 0 || !t.isTable(entry) {
-			clear(last) // it came later
+			clear(last) // the entry was added after the checkpoint
 		} else {
 			t.l2Offset = int64(entry &^ copied)
 			if err := d.read(t.l2, t.l2Offset); err != nil {
@@ -161,24 +164,26 @@ func (d *disk) restore(s state, off int64) error {
 	return t.checkCounts()
 }
 
-// checkCounts returns an error where a cluster below next is not in use: then this
-// is not the file or device that the checkpoint is of, however its clusters read.
+// checkCounts returns an error if a cluster below next is not in use. In that case
+// the file or device is not the one of the checkpoint, whatever its clusters
+// contain.
 func (t *tables) checkCounts() error {
 	for c := t.block * t.perBlock; c < t.next; c++ {
 		if binary.BigEndian.Uint16(t.counts[(c-t.block*t.perBlock)*2:]) == 0 {
-			return sink.Unfit(fmt.Errorf("cluster %d of the file has refcount 0, and all %d clusters of the checkpoint are in use: the file is damaged or another", c, t.next))
+			return sink.Unfit(fmt.Errorf("cluster %d of the file has refcount 0, but all %d clusters of the checkpoint are in use: the file is damaged, or not the one of the checkpoint", c, t.next))
 		}
 	}
 	return nil
 }
 
-// isTable reports whether an L1 entry points to a cluster that is in use.
+// isTable reports whether an L1 entry points to a cluster that was allocated by the
+// time of the checkpoint.
 func (t *tables) isTable(entry uint64) bool {
 	return t.isEntry(entry) && int64(entry&^copied) < t.next<<t.shift
 }
 
-// isEntry reports whether an L1 entry points to a cluster, which a later call may
-// have taken.
+// isEntry reports whether an L1 entry points to a cluster, allocated before or
+// after the checkpoint.
 func (t *tables) isEntry(entry uint64) bool {
 	off := int64(entry &^ copied)
 	return entry&copied != 0 && off%t.cluster == 0 && off >= t.first<<t.shift
@@ -189,5 +194,5 @@ func (d *disk) read(p []byte, off int64) error {
 	if n == len(p) {
 		return nil
 	}
-	return errors.Join(fmt.Errorf("read [%d, %d) of the image: %d bytes came", off, off+int64(len(p)), n), err)
+	return errors.Join(fmt.Errorf("read [%d, %d) of the image: got only %d bytes", off, off+int64(len(p)), n), err)
 }

@@ -245,8 +245,8 @@ func TestBadState(t *testing.T) {
 	}
 }
 
-// What a run wrote after the checkpoint from which the next goes on is gone, also
-// where the next one has nothing to write.
+// TestLaterTablesAreGone checks that a resumed run removes what the stopped run
+// wrote after the checkpoint, even if the resumed run writes nothing itself.
 func TestLaterTablesAreGone(t *testing.T) {
 	const mib = 1 << 20
 	for _, at := range []int64{300 * mib, 300*mib + 512, 100 * mib} {
@@ -289,7 +289,8 @@ func TestLaterTablesAreGone(t *testing.T) {
 	}
 }
 
-// A checkpoint before there is anything but zeros can be gone on with.
+// TestCheckpointOfNothing resumes from a checkpoint of a disk that has only zeros
+// so far.
 func TestCheckpointOfNothing(t *testing.T) {
 	for _, cluster := range clusterSizes {
 		path := filepath.Join(t.TempDir(), "disk.qcow2")

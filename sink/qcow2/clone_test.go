@@ -71,7 +71,8 @@ func TestShared(t *testing.T) {
 	}
 }
 
-// What can't be shared changes nothing, and the image goes on.
+// TestNotShared checks that a failed attempt to share blocks changes nothing, and
+// that the image can still be written.
 func TestNotShared(t *testing.T) {
 	peer.Need(t, "qemu-img")
 	path := filepath.Join(t.TempDir(), "disk.qcow2")

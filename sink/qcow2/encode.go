@@ -10,17 +10,17 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Compression is how clusters are compressed.
+// Compression is the compression method of clusters.
 type Compression string
 
 const (
 	None Compression = "none" // "" means the same
-	Zlib Compression = "zlib" // raw deflate, that every reader of the format knows
-	Zstd Compression = "zstd" // qemu reads it from 5.1 on
+	Zlib Compression = "zlib" // raw deflate, which every reader of the format supports
+	Zstd Compression = "zstd" // supported by qemu since version 5.1
 )
 
-// Levels are those that a compression has, from fast to small, and the one that
-// 0 stands for. All are 0 where there is nothing to choose.
+// Levels returns the range of levels of a compression method, from fast to small,
+// and the default level. All are 0 for a method without levels.
 func Levels(c Compression) (least, most, usual int) {
 	switch c {
 	case Zlib:
@@ -31,15 +31,15 @@ func Levels(c Compression) (least, most, usual int) {
 	return 0, 0, 0
 }
 
-// encoding finds out whether clusters differ from the backing, and compresses
-// them, reusing its memory.
+// encoding compares clusters with the backing and compresses them. It reuses its
+// buffers.
 type encoding struct {
 	cluster int
-	overlay *overlay // nil: there is no backing
+	overlay *overlay // nil without a backing
 	deflate *flate.Writer
 	zstd    *zstd.Encoder
 	out     bounded
-	whole   []byte // the last cluster, where the disk ends in it
+	whole   []byte // the last cluster, padded, if the disk ends within it
 }
 
 func newEncoding(o Options) (*encoding, error) {
@@ -55,10 +55,11 @@ func newEncoding(o Options) (*encoding, error) {
 	case Zstd:
 		e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(o.Level)),
 			zstd.WithEncoderCRC(false), zstd.WithWindowSize(max(e.cluster, zstd.MinWindowSize)), zstd.WithLowerEncoderMem(true),
-			// It takes no more time, and 0.6% off what a real file system takes.
+			// This takes no more time, and saves 0.6% of the size of a real file
+			// system.
 			zstd.WithAllLitEntropyCompression(true))
 	default:
-		err = fmt.Errorf("compression %q has no encoding", o.Compression)
+		err = fmt.Errorf("compression method %q is not supported", o.Compression)
 	}
 	return e, err
 }
@@ -66,7 +67,7 @@ func newEncoding(o Options) (*encoding, error) {
 // Encode implements sink.Encoding.
 func (e *encoding) Encode(dst, unit []byte, off int64) (enc []byte, plain bool, err error) {
 	if len(unit) == 0 || len(unit) > e.cluster {
-		return dst, false, fmt.Errorf("encode %d bytes: a cluster has %d", len(unit), e.cluster)
+		return dst, false, fmt.Errorf("cannot encode %d bytes: a cluster has %d bytes", len(unit), e.cluster)
 	}
 	if e.overlay != nil {
 		if same, err := e.overlay.has(unit, off); same || err != nil {
@@ -103,13 +104,13 @@ func (e *encoding) Encode(dst, unit []byte, off int64) (enc []byte, plain bool, 
 	return enc, false, err
 }
 
-// bounded is a writer that appends up to a length.
+// bounded is a writer that appends to p until len(p) would exceed end.
 type bounded struct {
 	p   []byte
 	end int
 }
 
-var errFull = errors.New("it does not shrink")
+var errFull = errors.New("the cluster does not shrink")
 
 func (b *bounded) Write(p []byte) (int, error) {
 	if len(b.p)+len(p) > b.end {
@@ -119,8 +120,8 @@ func (b *bounded) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// NewEncoding implements sink.Encoder. It is nil where clusters are stored as
-// they are.
+// NewEncoding implements sink.Encoder. It returns nil if clusters are stored
+// without encoding.
 func (d *disk) NewEncoding() sink.Encoding {
 	if !d.o.encodes() {
 		return nil
@@ -132,7 +133,7 @@ func (d *disk) NewEncoding() sink.Encoding {
 	return e
 }
 
-// encodes says whether clusters may be anything but stored as they are.
+// encodes reports whether clusters have to be encoded or compared with a backing.
 func (o Options) encodes() bool { return o.Compression != None || o.Backing != nil }
 
 type failing struct{ err error }

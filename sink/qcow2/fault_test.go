@@ -153,7 +153,7 @@ func TestTargetIsFull(t *testing.T) {
 	path := filepath.Join(dir, "disk.qcow2")
 	for _, compression := range []Compression{None, Zlib} {
 		err := copyAll(t, path, fragments(41, 8<<20), Options{Compression: compression}, new(counted))
-		if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "make room") {
+		if !errors.Is(err, unix.ENOSPC) || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "free some space") {
 			t.Errorf("%s: %v", compression, err)
 		}
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
@@ -162,7 +162,8 @@ func TestTargetIsFull(t *testing.T) {
 	}
 }
 
-// What a device had before is no image from the first write on.
+// TestHeaderOfDeviceGoesFirst checks that the first write to a device destroys the
+// header of the image that it contained.
 func TestHeaderOfDeviceGoesFirst(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.qcow2")
 	if err := os.WriteFile(path+".partial", append([]byte("QFI\xfb"), make([]byte, 1<<20)...), 0o600); err != nil {
@@ -209,7 +210,7 @@ func TestRefused(t *testing.T) {
 		{128 << 30, Options{ClusterSize: 512}, ""},
 		{5 * tib, Options{ClusterSize: 512}, "clusters of at least 4096 bytes"},
 		{64 * tib, Options{}, ""},
-		{1<<62 + 1<<61, Options{}, "the largest that a qcow2 image can have is"},
+		{1<<62 + 1<<61, Options{}, "a qcow2 image holds at most"},
 		{513, Options{}, "a multiple of 512"},
 		{sink.UnknownSize, Options{}, "must be known"},
 		{512, Options{ClusterSize: 256}, "from 512 to 2097152"},
@@ -219,11 +220,11 @@ func TestRefused(t *testing.T) {
 		{512, Options{Compression: Zlib, Level: 10}, "levels 1 to 9"},
 		{512, Options{Compression: Zstd, Level: -1}, "levels 1 to 22"},
 		{512, Options{Level: 1}, "without a compression"},
-		{512, Options{BackingName: "base"}, "needs the disk"},
-		{512, Options{BackingName: "base", BackingFormat: "vdi"}, "needs the disk"},
+		{512, Options{BackingName: "base"}, "needs both the disk"},
+		{512, Options{BackingName: "base", BackingFormat: "vdi"}, "needs both the disk"},
 		{512, backed("base", "vdi"), "want raw, qcow2 or vmdk"},
 		{512, backed("base", ""), "want raw, qcow2 or vmdk"},
-		{512, backed("a:b", "raw"), "begin it with ./"},
+		{512, backed("a:b", "raw"), "write ./ before"},
 		{512, backed("./a:b", "raw"), ""},
 		{512, backed(strings.Repeat("a", 1023), "raw"), ""},
 		{512, backed(strings.Repeat("a", 1024), "raw"), "at most 1023"},
@@ -235,7 +236,7 @@ func TestRefused(t *testing.T) {
 	}
 	small := backed(strings.Repeat("a", 500), "raw")
 	small.ClusterSize = 512
-	if _, _, err := small.normal(512); err == nil || !strings.Contains(err.Error(), "in a cluster of 512") {
+	if _, _, err := small.normal(512); err == nil || !strings.Contains(err.Error(), "into a cluster of 512") {
 		t.Errorf("a header that does not fit its cluster: %v", err)
 	}
 }

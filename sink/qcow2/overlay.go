@@ -12,19 +12,18 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// overlay compares with the backing. It is for one goroutine.
+// overlay compares clusters with the backing. It is not safe for concurrent use.
 type overlay struct {
 	backing source.Disk
 	name    string
-	start   int64  // of what it read last, bytes
-	read    []byte // that; behind the backing's end are zeros
+	start   int64  // offset of read in the backing, bytes
+	read    []byte // the bytes that were read last, with zeros behind the end of the backing
 }
 
-// compareSize is how much is read of the backing at once where clusters are
-// smaller, in bytes.
+// compareSize is the least number of bytes that is read from the backing at once.
 const compareSize = 64 << 10
 
-// has reports whether the backing has the same bytes at off.
+// has reports whether the backing has the bytes p at off.
 func (v *overlay) has(p []byte, off int64) (bool, error) {
 	if off < v.start || off+int64(len(p)) > v.start+int64(len(v.read)) {
 		if err := v.fill(off, max(len(p), compareSize)); err != nil {
@@ -40,7 +39,7 @@ func (v *overlay) fill(off int64, n int) error {
 		v.read = make([]byte, n)
 	}
 	b := v.read[:n]
-	v.start, v.read = off, b[:0] // nothing, until it is there
+	v.start, v.read = off, b[:0] // empty until the read has succeeded
 	has := max(0, min(int64(n), v.backing.Size()-off))
 	clear(b[has:])
 	if has > 0 {
@@ -56,15 +55,15 @@ func (v *overlay) fill(off int64, n int) error {
 	return nil
 }
 
-// hide makes [off, off+n) read as zeros: by nothing where the backing is known
-// to have zeros, else by clusters of zeros.
+// hide makes [off, off+n) read as zeros. It stores zero clusters, except where the
+// backing is known to read as zeros.
 func (d *disk) hide(ctx context.Context, off, n int64) error {
 	end := off + n
 	has := min(end, d.o.Backing.Size())
 	if off >= has {
 		return nil
 	}
-	next := off >> d.shift // the first cluster that nothing was done about
+	next := off >> d.shift // the first cluster that is not handled yet
 	for e, err := range source.Covered(ctx, d.o.Backing, off, has-off) {
 		if err != nil {
 			return fmt.Errorf("backing %s: %w", d.o.BackingName, err)
@@ -87,14 +86,14 @@ func (d *disk) hide(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// job is a cluster to encode.
+// job is the result of encoding a cluster.
 type job struct {
 	code  []byte
 	plain bool
 }
 
-// store writes clusters that did not come through an Encoding, encoded where
-// the image's are: several at once.
+// store writes clusters that the caller has not encoded. If the image needs that,
+// it encodes several clusters concurrently.
 func (d *disk) store(p []byte, off int64) error {
 	if !d.o.encodes() {
 		return d.add(off>>d.shift, p)
@@ -133,7 +132,7 @@ func (d *disk) store(p []byte, off int64) error {
 		case j.plain:
 			code = u
 		case len(code) == 0:
-			continue // the backing has it
+			continue // the backing has the same content
 		}
 		if err := d.place(at(i), code, j.plain, int64(len(u))); err != nil {
 			return err

@@ -1,14 +1,14 @@
-// Package qcow2 writes qcow2 images of version 3 (docs/interop/qcow2.txt of
-// qemu): clusters of 512 bytes to 2 MiB, plain or compressed with zlib or zstd,
-// and overlays.
+// Package qcow2 writes qcow2 images of version 3 (docs/interop/qcow2.txt of qemu)
+// with [Create]: with clusters of 512 bytes to 2 MiB, without compression or
+// compressed with zlib or zstd, and as overlays over a backing file.
 //
-// Everything is written in ascending order, but for the tables of checkpoints
-// and refcount blocks, and the header last: until then the file begins with
-// zeros and is no image. Compressed clusters lie one right behind the other,
-// whatever sectors and clusters of the file they begin and end in. In memory are
-// the L1 table, one L2 table, one refcount block and 1 MiB of what is to be
-// written: 4 MiB with clusters of 64 KiB, whatever the size of the disk, and 37
-// at most.
+// An image is written in ascending order, except the tables of checkpoints and the
+// refcount blocks. The header is written last: until then the file begins with
+// zeros and is not an image. Compressed clusters are stored without gaps, across
+// the boundaries of sectors and clusters of the file. The L1 table, one L2 table,
+// one refcount block and 1 MiB of data are held in memory. With clusters of 64 KiB
+// that is at most 4 MiB, whatever the size of the disk; with other cluster sizes it
+// is at most 37 MiB.
 package qcow2
 
 import (
@@ -27,31 +27,35 @@ import (
 	"github.com/vddkcp/vddkcp/source/qcow2"
 )
 
-// Options are those of Create. The zero value makes a new image with clusters
-// of 64 KiB that are not compressed, and replaces nothing. Of raw.Options,
-// Preallocation and TargetIsZero do not apply.
+// Options are for Create. The zero value makes a new image with clusters of 64 KiB
+// without compression, and replaces nothing. Preallocation and TargetIsZero of
+// raw.Options have no effect.
 type Options struct {
 	raw.Options
 	ClusterSize int64       // bytes, a power of two from 512 to 2 MiB; 0: 64 KiB
 	Compression Compression // "": None
-	Level       int         // see Levels; 0: the usual one
-	// BackingName makes the image an overlay of the disk that Options.Backing
-	// is: clusters that have the same content there are left to it. The name is
-	// recorded as it is: relative ones start from the image's folder. So is its
-	// format, "raw", "qcow2" or "vmdk", which no reader has to guess then.
+	Level       int         // one of Levels; 0: the default
+	// BackingName makes the image an overlay of the disk Options.Backing: clusters
+	// with the same content as the backing are not stored. The image records the
+	// name as it is given; a relative name starts at the folder of the image.
+	// BackingFormat is recorded as well, so that readers need not guess it. It is
+	// "raw", "qcow2" or "vmdk".
 	BackingName, BackingFormat string
 }
 
-// OptionError says that options make no sense, or not for a disk of that size.
+// OptionError reports options that are invalid, or invalid for a disk of the given
+// size.
 type OptionError struct{ Err error }
 
 func (e *OptionError) Error() string { return e.Err.Error() }
 func (e *OptionError) Unwrap() error { return e.Err }
 
-// protocol is what begins a name that readers take for no local file.
+// protocol matches the beginning of a name that readers of qcow2 take for a
+// protocol and not for a local file.
 var protocol = regexp.MustCompile(`^[^/]*?:`)
 
-// normal fills in what is left out and refuses what makes no sense.
+// normal returns the options with all defaults filled in, and the layout of the
+// image. It fails for invalid options.
 func (o Options) normal(size int64) (Options, layout, error) {
 	o.ClusterSize = cmp.Or(o.ClusterSize, DefaultClusterSize)
 	o.Compression = cmp.Or(o.Compression, None)
@@ -59,18 +63,18 @@ func (o Options) normal(size int64) (Options, layout, error) {
 	switch {
 	case usual > 0:
 		if o.Level = cmp.Or(o.Level, usual); o.Level < least || o.Level > most {
-			return o, layout{}, fmt.Errorf("compression %s has the levels %d to %d, not %d", o.Compression, least, most, o.Level)
+			return o, layout{}, fmt.Errorf("compression level %[4]d is invalid: %[1]s has levels %[2]d to %[3]d", o.Compression, least, most, o.Level)
 		}
 	case o.Compression != None:
 		return o, layout{}, fmt.Errorf("compression %q: want none, zlib or zstd", o.Compression)
 	case o.Level != 0:
-		return o, layout{}, fmt.Errorf("level %d without a compression", o.Level)
+		return o, layout{}, fmt.Errorf("compression level %d without a compression method", o.Level)
 	}
 	if (o.Backing == nil) != (o.BackingName == "") {
-		return o, layout{}, errors.New("an overlay needs the disk of its backing file and the name of it")
+		return o, layout{}, errors.New("an overlay needs both the disk and the name of its backing file")
 	}
 	if protocol.MatchString(o.BackingName) {
-		return o, layout{}, fmt.Errorf("the backing file's name %q: qemu takes %q for a protocol; begin it with ./", o.BackingName, protocol.FindString(o.BackingName))
+		return o, layout{}, fmt.Errorf("backing file name %q: qemu takes %q for a protocol; write ./ before the name", o.BackingName, protocol.FindString(o.BackingName))
 	}
 	switch o.BackingFormat {
 	case "raw", "qcow2", "vmdk":
@@ -89,8 +93,8 @@ func (o Options) normal(size int64) (Options, layout, error) {
 	return o, l, err
 }
 
-// Check says why Create would refuse the target, as far as that can be known
-// without making anything.
+// Check returns the error that Create would return for the target, as far as that
+// can be known without making anything.
 func Check(address string, size int64, o Options) error {
 	o, l, err := o.normal(size)
 	if err != nil {
@@ -103,8 +107,8 @@ func Check(address string, size int64, o Options) error {
 	return raw.CheckImage(address, fileOptions)
 }
 
-// resumed returns the state to go on with, empty for a new image, and the
-// options of its file.
+// resumed returns the state of the checkpoint to resume from, which is empty for a
+// new image, and the options for the file of the image.
 func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 	file = o.Options
 	if o.State == nil {
@@ -120,14 +124,14 @@ func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 	return s, file, err
 }
 
-// Create makes an image of a disk of size bytes, a multiple of 512, in a new
-// file or on a block device, by the rules of raw.CreateFile and raw.OpenDevice.
-// What a device has behind the image stays. A size that clusters of that size
-// can't reach is an error that says which can.
+// Create makes an image of a disk of size bytes, a multiple of 512, in a new file
+// or on a block device. It follows the rules of raw.CreateFile and raw.OpenDevice.
+// Content of a device behind the image stays. If size is too large for the cluster
+// size, the error names a cluster size that is large enough.
 //
-// The disk is sequential, and what is passed over reads as zeros, in an overlay
-// as the backing. It is a sink.Encoder, Zeroed without a backing, Verifiable
-// and, in files and without compression or backing, a sink.Cloner.
+// The disk is sequential. Ranges that are skipped read as zeros or, in an overlay,
+// as the backing. The disk is a sink.Encoder, Zeroed without a backing, and
+// Verifiable. In a file, without compression and backing, it is also a sink.Cloner.
 func Create(ctx context.Context, address string, size int64, o Options) (sink.Disk, error) {
 	o, l, err := o.normal(size)
 	if err != nil {
@@ -162,26 +166,28 @@ type disk struct {
 	o       Options
 	address string
 	*tables
-	zeroed bool  // the file reads as zeros where nothing was written
-	at     int64 // where the disk goes on, bytes
+	zeroed bool  // unwritten ranges of the file read as zeros
+	at     int64 // offset in the disk of the next write, bytes
 
-	encodings []*encoding // of WriteAt
-	jobs      []job       // of WriteAt
+	encodings []*encoding // used by WriteAt
+	jobs      []job       // used by WriteAt
 }
 
 func (d *disk) begin(s state) error {
 	if d.o.State == nil && d.zeroed {
 		return d.tables.begin()
 	}
-	// Before anything is written: the file or device may be another one.
+	// This check comes before the first write, since the file or device may not be
+	// the one of the checkpoint.
 	if d.o.State != nil {
 		d.at = d.o.Resume
 		if err := d.restore(s, d.o.Resume); err != nil {
 			return err
 		}
 	}
-	// What an image is known by goes first, lest a crash leave the header of
-	// another one. A file that is resumed may have been finished.
+	// The bytes that identify an image are cleared first, so that a crash does not
+	// leave the header of another image over new content. A resumed file may have
+	// been finished already.
 	if _, err := d.file.WriteAt(make([]byte, min(d.cluster, 4096)), 0); err != nil {
 		return err
 	}
@@ -194,7 +200,7 @@ func (d *disk) begin(s state) error {
 	return nil
 }
 
-// withAbilities leaves away those that d does not have.
+// withAbilities returns d as a type that has only the abilities that d supports.
 func (d *disk) withAbilities() sink.Disk {
 	cloner, ok := sink.Ability[sink.Cloner](d.file)
 	switch {
@@ -206,30 +212,32 @@ func (d *disk) withAbilities() sink.Disk {
 	return zeroedDisk{d}
 }
 
-// zeroedDisk is a disk without a backing.
+// zeroedDisk is a disk without a backing file.
 type zeroedDisk struct{ *disk }
 
-// ZeroedFrom is true also after a resume, which clears the tables.
+// ZeroedFrom is true also after a resume, which clears the tables from
+// Options.Resume on.
 func (zeroedDisk) ZeroedFrom(int64) bool { return true }
 
 func (d *disk) Unit() int64 { return d.cluster }
 
-// Identity is that of the file or device.
+// Identity returns the identity of the file or device.
 func (d *disk) Identity() (string, error) { return sink.IdentityOf(d.file) }
 
-// beginCall begins a call on [off, off+n), which is not before what was written.
+// beginCall starts a call on [off, off+n). It fails if the range lies before the
+// next offset to write.
 func (d *disk) beginCall(ctx context.Context, off, n int64) error {
 	if err := d.life.Begin(ctx, off, n); err != nil {
 		return err
 	}
 	if off < d.at {
 		defer d.life.Done()
-		return d.life.Fail(fmt.Errorf("%s: the image is written in order: it goes on at %d, not at %d", d.address, d.at, off))
+		return d.life.Fail(fmt.Errorf("%s: the image is written in order: the next write must be at offset %d, not at %d", d.address, d.at, off))
 	}
 	return nil
 }
 
-// endCall ends it.
+// endCall ends a call that beginCall started.
 func (d *disk) endCall(off, n int64, err error) error {
 	defer d.life.Done()
 	if err != nil {
@@ -239,7 +247,7 @@ func (d *disk) endCall(off, n int64, err error) error {
 	return nil
 }
 
-// named names the target in an error, where its file has not.
+// named adds the address of the target to an error that does not have it.
 func (d *disk) named(err error) error {
 	if strings.Contains(err.Error(), d.address) {
 		return err
@@ -269,11 +277,11 @@ func (d *disk) Place(off int64, enc []byte, plain bool) error {
 func (d *disk) place(off int64, enc []byte, plain bool, n int64) error {
 	switch {
 	case !plain && (len(enc) == 0 || int64(len(enc)) >= d.cluster):
-		return fmt.Errorf("the cluster at %d is encoded in %d bytes, want 1 to %d", off, len(enc), d.cluster-1)
+		return fmt.Errorf("the cluster at offset %d is encoded in %d bytes, want 1 to %d", off, len(enc), d.cluster-1)
 	case !plain:
 		return d.pack(off>>d.shift, enc)
 	case int64(len(enc)) != n:
-		return fmt.Errorf("the cluster at %d has %d bytes, want %d", off, len(enc), n)
+		return fmt.Errorf("the cluster at offset %d has %d bytes, want %d", off, len(enc), n)
 	}
 	return d.add(off>>d.shift, enc)
 }
@@ -293,12 +301,12 @@ func (d *disk) SameAt(ctx context.Context, off, n int64) error {
 		return err
 	}
 	if d.o.Backing == nil {
-		return d.endCall(off, n, fmt.Errorf("[%d, %d) is to stay as in the backing, and there is none", off, off+n))
+		return d.endCall(off, n, fmt.Errorf("bytes [%d, %d) should be taken from the backing disk, but the image has none", off, off+n))
 	}
 	return d.endCall(off, n, nil)
 }
 
-// syncFile makes durable what was written to the file.
+// syncFile makes everything that was written to the file durable.
 func (d *disk) syncFile(ctx context.Context) error {
 	_, sync, err := d.file.Checkpoint(0)
 	if err != nil {
@@ -328,7 +336,7 @@ func (d *disk) finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The header is the last to become durable.
+	// The header is written after everything else is durable.
 	if err := d.syncFile(ctx); err != nil {
 		return err
 	}
@@ -353,7 +361,7 @@ func (d *disk) Reopen(ctx context.Context) (source.Disk, error) {
 	}, qcow2.Options{})
 }
 
-// borrowed is a disk that another closes.
+// borrowed is a disk whose owner closes it.
 type borrowed struct{ source.Disk }
 
 func (borrowed) Close() error { return nil }
@@ -365,16 +373,18 @@ func (d *disk) Publish(ctx context.Context) error {
 func (d *disk) Suspend() error { return d.life.End(d.file.Suspend) }
 func (d *disk) Abort() error   { return d.life.Abort(d.file.Abort) }
 
-// cloning is a disk whose clusters can be shared with other files.
+// cloning is a disk that can share its clusters with other files.
 type cloning struct {
 	zeroedDisk
 	file sink.Cloner
 }
 
-// CloneUnit is 0 where the clusters are smaller than what can be shared.
+// CloneUnit returns 0 if the clusters are smaller than the blocks that can be
+// shared.
 func (d cloning) CloneUnit(f *os.File) int64 { return cloneUnit(d.cluster, d.file.CloneUnit(f)) }
 
-// CloneUnit is sink.Cloner's for an image that need not be there yet.
+// CloneUnit returns the same as sink.Cloner's CloneUnit, for an image that need not
+// exist yet.
 func CloneUnit(address string, f *os.File, o Options) int64 {
 	if o.Backing != nil || cmp.Or(o.Compression, None) != None {
 		return 0
@@ -395,7 +405,7 @@ func (d cloning) CloneFrom(f *os.File, pos, off, n int64) error {
 	}
 	if n%d.cluster != 0 {
 		d.life.Done()
-		return fmt.Errorf("%s: [%d, %d) ends within a cluster and can't be shared: %w", d.address, off, off+n, errors.ErrUnsupported)
+		return fmt.Errorf("%s: bytes [%d, %d) end within a cluster and cannot be shared: %w", d.address, off, off+n, errors.ErrUnsupported)
 	}
 	done, err := d.share(d.file, f, pos, off>>d.shift, n>>d.shift)
 	if errors.Is(err, errors.ErrUnsupported) {
@@ -403,7 +413,7 @@ func (d cloning) CloneFrom(f *os.File, pos, off, n int64) error {
 			d.life.Done()
 			return err
 		}
-		err = fmt.Errorf("after a part of it: %v", err)
+		err = fmt.Errorf("after a part of the range was shared: %v", err)
 	}
 	return d.endCall(off, n, err)
 }

@@ -254,7 +254,8 @@ func TestOverlay(t *testing.T) {
 					t.Run(fmt.Sprintf("%d %s %d %s", baseSize, format, cluster, compression), func(t *testing.T) {
 						dir := t.TempDir()
 						backing := rawFile(t, baseSize, base)
-						// The same but for some bytes, zeros, and what is behind the end.
+						// The content is that of the backing, except some bytes,
+						// zeros, and everything behind the end of the backing.
 						content := make([]byte, size)
 						f, err := os.Open(backing)
 						if err != nil {
@@ -277,7 +278,7 @@ func TestOverlay(t *testing.T) {
 						write(t, from, image, o)
 						verify(t, from, image)
 
-						// What is there is what differs.
+						// The overlay must contain exactly the ranges that differ.
 						var extents []struct {
 							Start, Length int64
 							Depth         int

@@ -11,7 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/qcow2"
 )
 
-// ReadAt implements sink.Readback: it reads the image as it will be.
+// ReadAt implements sink.Readback. It reads the disk through the tables of the
+// unfinished image.
 func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	if err := d.life.BeginAt(d.life.Context, lifecycle.Writing); err != nil {
 		return 0, err
@@ -31,21 +32,21 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	defer image.Close()
 	n, err := image.ReadAt(p, off)
 	if err != nil && file.failed == nil && d.life.Context.Err() == nil {
-		// The tables are not those that were written.
+		// The tables in the file are not those that this program wrote.
 		err = sink.Unfit(err)
 	}
 	return n, err
 }
 
-// unfinished is the file of an image that has no header and no whole L1 table yet,
-// with both.
+// unfinished is the file of an image whose header and L1 table are not written yet.
+// It shows the file with both.
 type unfinished struct {
 	d      *disk
 	header []byte
 	failed error // of a read
 }
 
-// Size is that of all clusters that are taken.
+// Size returns the end of the allocated clusters.
 func (u *unfinished) Size() int64 { return u.d.next << u.d.shift }
 
 func (u *unfinished) Close() error { return nil }
@@ -60,13 +61,14 @@ func (u *unfinished) ReadAt(p []byte, off int64) (int, error) {
 		u.failed = err
 	}
 	patch(p, off, u.header, 0)
-	// Behind the entries of the checkpoint, a device has what was there before.
+	// In the part of the L1 table that is not written yet, a device has old
+	// content.
 	patch(p, off, u.d.l1, u.d.l1Offset())
 	return n, err
 }
 
-// patch copies to p, the bytes from off on, what it has of b, which lies at the
-// offset at.
+// patch copies the part of b that overlaps p to p. p holds the bytes from off on,
+// and b those from at on.
 func patch(p []byte, off int64, b []byte, at int64) {
 	if from := max(off, at); from < min(off+int64(len(p)), at+int64(len(b))) {
 		copy(p[from-off:], b[from-at:])

@@ -2,27 +2,27 @@ package qcow2
 
 import "io"
 
-// runSize is the usual size of a run, in bytes.
+// runSize is the default of run.size, in bytes.
 const runSize = 1 << 20
 
-// run gathers what follows one another in the file into large writes.
+// run collects consecutive pieces of the file into large writes.
 type run struct {
 	file  io.WriterAt
-	size  int64  // of a write, which ends at a multiple of it
-	start int64  // in the file
-	buf   []byte // what comes there
+	size  int64  // size of a write, which ends at a multiple of size
+	start int64  // offset of buf in the file
+	buf   []byte // data that is not written yet
 }
 
 var zeros [64 << 10]byte
 
-// end is where the file goes on.
+// end returns the offset at which add continues.
 func (r *run) end() int64 { return r.start + int64(len(r.buf)) }
 
-// add writes p at the end.
+// add appends p.
 func (r *run) add(p []byte) error {
 	for len(p) > 0 {
-		// What is long enough is written from where it is, if that needs no
-		// part of a page.
+		// A long piece is written without copying it to the buffer, if it begins at
+		// a page boundary.
 		if r.end()%4096 == 0 && int64(len(p)) >= r.size/2 {
 			n := len(p) &^ 4095
 			if err := r.flush(); err != nil {
@@ -49,7 +49,7 @@ func (r *run) add(p []byte) error {
 	return nil
 }
 
-// addZeros writes zeros up to an offset in the file.
+// addZeros appends zeros up to the offset to.
 func (r *run) addZeros(to int64) error {
 	for r.end() < to {
 		if err := r.add(zeros[:min(int64(len(zeros)), to-r.end())]); err != nil {
@@ -59,7 +59,7 @@ func (r *run) addZeros(to int64) error {
 	return nil
 }
 
-// patch writes p over what was written at off.
+// patch overwrites data at off that was appended before.
 func (r *run) patch(p []byte, off int64) error {
 	if n := min(int64(len(p)), r.start-off); n > 0 {
 		if _, err := r.file.WriteAt(p[:n], off); err != nil {
@@ -73,7 +73,7 @@ func (r *run) patch(p []byte, off int64) error {
 	return nil
 }
 
-// flush writes what was gathered.
+// flush writes the buffer to the file.
 func (r *run) flush() error {
 	if len(r.buf) == 0 {
 		return nil

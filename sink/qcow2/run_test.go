@@ -51,7 +51,7 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	want = append(want, make([]byte, 20480-len(want))...)
-	add(7, 12000) // from where it is, but for the last part of a page
+	add(7, 12000) // written without copying, except the last part of a page
 	if r.end() != int64(len(want)) {
 		t.Errorf("the run ends at %d, want %d", r.end(), len(want))
 	}

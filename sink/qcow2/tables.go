@@ -12,30 +12,30 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// tables are the metadata of an image that is written in order. In memory are
-// the L1 table, the L2 table of where the disk stands, and the refcount block of
-// where the file stands; those before them are in the file.
+// tables are the metadata of an image that is written in order. The L1 table, the
+// L2 table for the current position in the disk, and the refcount block for the
+// current position in the file are in memory. Earlier ones are in the file.
 type tables struct {
 	layout
 	out  run
-	next int64 // the first cluster of the file that is free
+	next int64 // the first free cluster of the file
 
 	l1      []byte
-	l1Dirty int64 // the first entry that is not in the file
+	l1Dirty int64 // the first entry that is not yet in the file
 
 	l2       []byte
-	l2Index  int64 // in the L1 table
-	l2Offset int64 // in the file; 0: it has no place yet
-	l2Used   bool
+	l2Index  int64 // index of l2 in the L1 table
+	l2Offset int64 // offset of l2 in the file; 0 until it is allocated
+	l2Used   bool  // l2 may have entries
 
-	counts []byte
-	block  int64 // of which range counts is
+	counts []byte // the refcount block in memory
+	block  int64  // number of the range that counts is for
 
 	tails []tail
 }
 
-// tail is the rest of a cluster of the file that holds compressed ones, behind
-// which the file went on otherwise. It is still in memory.
+// tail is the unused rest of a cluster with compressed data that is not followed by
+// more compressed data. Its refcount is still in memory, so more data can be added.
 type tail struct{ off, end int64 }
 
 const maxTails = 32
@@ -48,7 +48,7 @@ func newTables(l layout, out run) *tables {
 	return t
 }
 
-// begin makes the tables of an empty image.
+// begin fills the tables of an empty image.
 func (t *tables) begin() error {
 	t.out.start, t.next = t.first<<t.shift, t.first
 	for c := range t.first {
@@ -65,19 +65,19 @@ func (t *tables) begin() error {
 	return nil
 }
 
-// count adds one to the refcount of a cluster in the current range.
+// count increments the refcount of a cluster in the current range.
 func (t *tables) count(c int64) error {
 	b := t.counts[(c-t.block*t.perBlock)*2:][:2]
 	n := binary.BigEndian.Uint16(b)
 	if n == 1<<16-1 {
-		return fmt.Errorf("cluster %d of the file has a refcount of %d already", c, n)
+		return fmt.Errorf("the refcount of cluster %d of the file is already %d, the largest possible", c, n)
 	}
 	binary.BigEndian.PutUint16(b, n+1)
 	return nil
 }
 
-// openRange begins the next range of clusters, with its refcount block, if the
-// next cluster is in it.
+// openRange starts a new range of clusters with its refcount block, if the next
+// free cluster is the first of a range.
 func (t *tables) openRange() error {
 	if t.next%t.perBlock != 0 {
 		return nil
@@ -85,7 +85,7 @@ func (t *tables) openRange() error {
 	if err := t.pad(); err != nil {
 		return err
 	}
-	t.tails = t.tails[:0] // they are no longer counted
+	t.tails = t.tails[:0] // their refcounts are no longer in memory
 	if err := t.out.patch(t.counts, t.blockOffset(t.block)); err != nil {
 		return err
 	}
@@ -102,7 +102,7 @@ func (t *tables) openRange() error {
 }
 
 func (t *tables) tooLarge() error {
-	return fmt.Errorf("the image grows beyond %s, which is all that qemu takes with clusters of %d bytes: larger ones are needed",
+	return fmt.Errorf("the image grows beyond %s, the maximum of qemu for clusters of %d bytes: use larger clusters",
 		bytesize.Format(t.next<<t.shift), t.cluster)
 }
 
@@ -118,9 +118,9 @@ func (t *tables) pad() error {
 	return t.out.addZeros(to)
 }
 
-// take takes up to n clusters that follow one another, at least one, and counts
-// them. The file is to go on with their content.
-func (t *tables) take(n int64) (off, got int64, err error) {
+// allocate allocates up to n consecutive clusters, at least one, and sets their
+// refcounts. The caller writes their content next.
+func (t *tables) allocate(n int64) (off, got int64, err error) {
 	if err := t.openRange(); err != nil {
 		return 0, 0, err
 	}
@@ -130,7 +130,7 @@ func (t *tables) take(n int64) (off, got int64, err error) {
 	off = t.next << t.shift
 	got = min(n, t.perBlock-t.next%t.perBlock)
 	if off > maxHost-got<<t.shift {
-		return 0, 0, fmt.Errorf("the image grows beyond %s, the end of what its tables can point to", bytesize.Format(maxHost))
+		return 0, 0, fmt.Errorf("the image grows beyond %s, which is the range that its tables can address", bytesize.Format(maxHost))
 	}
 	for range got {
 		if err := t.count(t.next); err != nil {
@@ -141,15 +141,15 @@ func (t *tables) take(n int64) (off, got int64, err error) {
 	return off, got, nil
 }
 
-// add writes whole clusters of the disk from cluster g on, whose last one may
-// end early.
+// add writes whole clusters of the disk from cluster g on. The last one may be
+// incomplete.
 func (t *tables) add(g int64, p []byte) error {
 	for len(p) > 0 {
 		if err := t.enter(g); err != nil {
 			return err
 		}
 		n := min(t.ceil(int64(len(p)), t.shift), 1<<t.l2Shift-g&(1<<t.l2Shift-1))
-		off, n, err := t.take(n)
+		off, n, err := t.allocate(n)
 		if err != nil {
 			return err
 		}
@@ -166,15 +166,16 @@ func (t *tables) add(g int64, p []byte) error {
 	return nil
 }
 
-// point points n entries from that of cluster g on to clusters in the file.
+// point sets n entries, from that of cluster g on, to consecutive clusters of the
+// file at off.
 func (t *tables) point(g, n, off int64) {
 	for i := range n {
 		t.put(g+i, uint64(off+i<<t.shift)|copied)
 	}
 }
 
-// pack writes the compressed bytes of cluster g, which are less than a cluster,
-// right behind those of the one before.
+// pack stores the compressed bytes of cluster g, which are fewer than a cluster
+// has, directly behind other compressed data.
 func (t *tables) pack(g int64, code []byte) error {
 	if err := t.enter(g); err != nil {
 		return err
@@ -183,13 +184,14 @@ func (t *tables) pack(g int64, code []byte) error {
 	if err != nil {
 		return err
 	}
-	// "Compressed Clusters Descriptor": where the bytes begin, and how many
-	// sectors more there are than the one in which they begin.
+	// This is the "Compressed Clusters Descriptor" of the specification: the offset
+	// of the data, and the number of additional sectors behind the one in which it
+	// begins.
 	n := int64(len(code))
 	sectors := (off+n-1)>>sectorShift - off>>sectorShift
 	x := 62 - (t.shift - 8)
 	if limit := min(int64(maxHost), 1<<x); off+n > limit {
-		return fmt.Errorf("the image grows beyond %s, the end of what entries of compressed clusters can point to", bytesize.Format(limit))
+		return fmt.Errorf("the image grows beyond %s, which is the range that entries of compressed clusters can address", bytesize.Format(limit))
 	}
 	for c := off >> t.shift; c <= (off+n-1)>>t.shift; c++ {
 		if err := t.count(c); err != nil {
@@ -200,7 +202,8 @@ func (t *tables) pack(g int64, code []byte) error {
 	return nil
 }
 
-// fit finds room for code, and writes it there.
+// fit writes code into the smallest tail that is large enough, or else at the end
+// of the file, and returns its offset.
 func (t *tables) fit(code []byte) (off int64, err error) {
 	n := int64(len(code))
 	best := -1
@@ -224,7 +227,7 @@ func (t *tables) fit(code []byte) (off int64, err error) {
 	return off, t.out.add(code)
 }
 
-// zero makes cluster g read as zeros, whatever the backing has.
+// zero makes cluster g read as zeros, whatever the backing contains.
 func (t *tables) zero(g int64) error {
 	if err := t.enter(g); err != nil {
 		return err
@@ -233,7 +236,8 @@ func (t *tables) zero(g int64) error {
 	return nil
 }
 
-// enter makes the L2 table the one that maps cluster g, which is not before it.
+// enter loads the L2 table that maps cluster g. It cannot go back to an earlier
+// table.
 func (t *tables) enter(g int64) error {
 	index := g >> t.l2Shift
 	if index == t.l2Index {
@@ -254,7 +258,7 @@ func (t *tables) put(g int64, entry uint64) {
 	t.l2Used = true
 }
 
-// saveL2 writes the L2 table, if there is anything in it.
+// saveL2 writes the L2 table unless it is empty.
 func (t *tables) saveL2() error {
 	if !t.l2Used {
 		return nil
@@ -263,7 +267,7 @@ func (t *tables) saveL2() error {
 	if t.l2Offset > 0 {
 		return t.out.patch(t.l2, t.l2Offset)
 	}
-	off, _, err := t.take(1)
+	off, _, err := t.allocate(1)
 	if err != nil {
 		return err
 	}
@@ -272,8 +276,8 @@ func (t *tables) saveL2() error {
 	return t.out.add(t.l2)
 }
 
-// finish writes what is still in memory and returns where the refcount table
-// is, and its clusters.
+// finish writes everything that is still in memory. It returns the offset of the
+// refcount table and its number of clusters.
 func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	if err := t.saveL2(); err != nil {
 		return 0, 0, err
@@ -284,9 +288,10 @@ func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	if err := t.saveL1(zeroed); err != nil {
 		return 0, 0, err
 	}
-	// The refcount table is in one piece, so that what ranges are begun with it
-	// have their refcount blocks before it and not at their beginning. How many
-	// these are depends on how many they are.
+	// The refcount table must be contiguous. Ranges of clusters that begin within
+	// it have their refcount blocks directly before the table, and not at the
+	// beginning of the range. Their number depends on the size of the table, which
+	// depends on their number, so it is found by iteration.
 	begun := t.block + 1
 	ranges := begun
 	for {
@@ -340,7 +345,7 @@ func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	return refTable, clusters, t.out.flush()
 }
 
-// savedCounts writes the refcount block at off, and clears it for the next.
+// savedCounts writes the refcount block at off, and clears it for the next range.
 func (t *tables) savedCounts(off int64) error {
 	defer clear(t.counts)
 	if off == t.out.end() {
@@ -349,7 +354,8 @@ func (t *tables) savedCounts(off int64) error {
 	return t.out.patch(t.counts, off)
 }
 
-// saveL1 writes the L1 table; zeroed: but for what is zeros, as there are.
+// saveL1 writes the L1 table. If the file reads as zeros already, it skips parts
+// that are zeros.
 func (t *tables) saveL1(zeroed bool) error {
 	for off := 0; off < len(t.l1); off += len(zeros) {
 		p := t.l1[off:min(off+len(zeros), len(t.l1))]
@@ -363,8 +369,9 @@ func (t *tables) saveL1(zeroed bool) error {
 	return nil
 }
 
-// share makes n clusters of the disk from cluster g on share their blocks with
-// f from pos on. Done is how many were, also with an error.
+// share makes n clusters of the disk, from cluster g on, share their blocks with f
+// from pos on. done is the number of clusters that share blocks, also with an
+// error.
 func (t *tables) share(file sink.Cloner, f *os.File, pos, g, n int64) (done int64, err error) {
 	for done < n {
 		if err := t.enter(g); err != nil {

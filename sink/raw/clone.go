@@ -13,9 +13,10 @@ import (
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
-// CloneUnit is sink.Cloner's for a file at path that need not be there yet.
-// It tries with a file without a name, since nothing else tells for sure
-// (mount options, attributes of the folder, other file systems).
+// CloneUnit returns the same as sink.Cloner's CloneUnit, for a file at path that
+// need not exist yet. It tries to share a block of f with an unnamed temporary file
+// in the folder, since nothing else tells for sure whether that works (mount
+// options, attributes of the folder, other file systems).
 func CloneUnit(path string, f *os.File) int64 {
 	p, err := openPlace(path)
 	if err != nil {
@@ -50,7 +51,7 @@ func cloneUnit(p *place, f *os.File, sys system) int64 {
 	return unit
 }
 
-// CloneUnit is 0 where the file was to be reserved or written in full.
+// CloneUnit returns 0 if the file's space was reserved or is written in full.
 func (d *file) CloneUnit(f *os.File) int64 {
 	if d.o.Preallocation != PreallocateOff && d.o.Preallocation != "" {
 		return 0
@@ -64,13 +65,13 @@ func (d *file) CloneFrom(f *os.File, pos, off, n int64) error {
 	}
 	defer d.Done()
 	if n == 0 {
-		return nil // the kernel would take it for all up to the end
+		return nil // for the kernel, 0 means everything up to the end of the file
 	}
 	err := eintr.Retry(func() error { return d.w.sys.cloneRange(int(d.w.f.Fd()), int(f.Fd()), pos, n, off) })
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("share [%d, %d) of %s with %s at offset %d: %w", off, off+n, d.w.name, filepath.Base(f.Name()), pos, explain(int(d.w.f.Fd()), err))
+	err = fmt.Errorf("share blocks [%d, %d) of %s with %s at offset %d: %w", off, off+n, d.w.name, filepath.Base(f.Name()), pos, explain(int(d.w.f.Fd()), err))
 	if lacking(err) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("%w (%w)", err, errors.ErrUnsupported)
 	}

@@ -88,7 +88,8 @@ func TestCloneFrom(t *testing.T) {
 	}
 }
 
-// What was shared outside of the disk's bounds would change its size.
+// TestCloneFromOutside shares blocks outside the bounds of the disk, which would
+// change its size.
 func TestCloneFromOutside(t *testing.T) {
 	dir := sharing(t, "xfs")
 	src, _ := sourceFile(t, filepath.Join(dir, "src"), 1<<20)

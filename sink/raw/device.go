@@ -18,11 +18,13 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// zeroPiece is how much one call zeroes, so that the context's end is noticed.
+// zeroPiece is the number of bytes that one call zeroes. It is small enough to
+// notice the end of the context in time.
 const zeroPiece = 64 << 20
 
-// CheckDevice says why OpenDevice would refuse path, without writing to it or
-// opening it for that. What OpenDevice would warn of goes to Options.Warn.
+// CheckDevice returns the error that OpenDevice would return for path. It does not
+// write to the device or open it for writing. The warnings of OpenDevice go to
+// Options.Warn.
 func CheckDevice(path string, size int64, o Options) error {
 	f, _, err := openDevice(path, os.O_RDONLY, size, o)
 	if err != nil {
@@ -35,13 +37,13 @@ func CheckDevice(path string, size int64, o Options) error {
 	return nil
 }
 
-// OpenDevice writes to a block device in place. It must not be in use, and
-// have size bytes or more; what it has more stays as it is, and Options.Warn is
-// told. Publish, Suspend and Abort leave it as it is.
+// OpenDevice opens a block device for writing a disk of size bytes to it in place.
+// The device must not be in use, and must have at least size bytes. If it is
+// larger, the rest stays unchanged, and Options.Warn is called. Publish, Suspend
+// and Abort leave the device as it is.
 //
-// The disk is Parallel with one call at a time, Zeroed with
-// Options.TargetIsZero, a Sizer, and Verifiable. Options.Preallocation, Need and Force
-// do not apply.
+// The disk is Parallel with one call at a time, Zeroed with Options.TargetIsZero, a
+// Sizer, and Verifiable. Options.Preallocation, Need and Force have no effect.
 func OpenDevice(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
 	return createDevice(ctx, path, size, o, kernel())
 }
@@ -70,16 +72,17 @@ func createDevice(ctx context.Context, path string, size int64, o Options, sys s
 	return d, nil
 }
 
-// openDevice opens a device of has bytes that may be written.
+// openDevice opens a device and checks that it may be written. has is its size in
+// bytes.
 func openDevice(path string, flags int, size int64, o Options) (f *os.File, has int64, err error) {
 	if err := o.checkRange(size); err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", path, err)
 	}
-	// O_EXCL of a device is refused while it is mounted, part of an array, or
-	// opened so by another process.
+	// For a device, O_EXCL fails while it is mounted, part of an array, or opened
+	// with O_EXCL by another process.
 	f, err = os.OpenFile(path, flags|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
-		return nil, 0, fmt.Errorf("%w: it is mounted, or in use by another process or device", err)
+		return nil, 0, fmt.Errorf("%w: the device is mounted, or in use by another process or device", err)
 	}
 	if err != nil {
 		return nil, 0, err
@@ -94,7 +97,7 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 		return nil, 0, err
 	}
 	if info.Mode().Type() != os.ModeDevice {
-		return nil, 0, fmt.Errorf("%s is no block device (%s)", path, info.Mode())
+		return nil, 0, fmt.Errorf("%s is not a block device (%s)", path, info.Mode())
 	}
 	if err := o.isSource(path, info); err != nil {
 		return nil, 0, err
@@ -110,7 +113,7 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 		return nil, 0, fmt.Errorf("size of %s: %w", path, err)
 	}
 	if has < size {
-		return nil, 0, fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk %d (%s)", path, has, bytesize.Format(has), size, bytesize.Format(size))
+		return nil, 0, fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk has %d (%s)", path, has, bytesize.Format(has), size, bytesize.Format(size))
 	}
 	if o.Identity != "" {
 		id, err := deviceIdentity(f, has)
@@ -127,9 +130,9 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 	return f, has, nil
 }
 
-// isPartOfSource returns an error if writing to the device would change the source:
-// a loop device over the source's file, a partition of the source, or a disk of which
-// the source is a partition.
+// isPartOfSource returns an error if writing to the device would change the source.
+// That is so for a loop device over a file of the source, a partition of the
+// source, and a disk that has the source as a partition.
 func (o Options) isPartOfSource(name string, info os.FileInfo) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || o.Source == nil {
@@ -142,7 +145,7 @@ func (o Options) isPartOfSource(name string, info os.FileInfo) error {
 			continue
 		}
 		if path, ok := o.Source(info); ok {
-			return fmt.Errorf("%s has blocks of the source %s, which writing to it would overwrite", name, path)
+			return fmt.Errorf("%s shares blocks with the source %s: writing to it would overwrite the source", name, path)
 		}
 	}
 	return nil
@@ -150,7 +153,7 @@ func (o Options) isPartOfSource(name string, info os.FileInfo) error {
 
 func warnLarger(warn func(string), path string, has, size int64) {
 	if has > size && warn != nil {
-		warn(fmt.Sprintf("%s is larger than the disk: its last %d bytes, from %d on, stay as they are", path, has-size, size))
+		warn(fmt.Sprintf("%s is larger than the disk: its last %d bytes, from offset %d on, are left unchanged", path, has-size, size))
 	}
 }
 
@@ -158,15 +161,15 @@ type device struct {
 	life
 	w      writer
 	sector int64
-	has    int64 // bytes of the device
+	has    int64 // size of the device in bytes
 	zeroed bool
 	warn   func(string)
-	method atomic.Int32 // the first of zeroMethods that has not failed
+	method atomic.Int32 // the first method of zeroSectors that has not failed
 }
 
 func (d *device) MaxParallel() int { return 1 }
 
-// Identity is that of the device and its size.
+// Identity implements sink.Identified with the device and its size.
 func (d *device) Identity() (string, error) { return deviceIdentity(d.w.f, d.has) }
 
 func (d *device) ZeroedFrom(int64) bool { return d.zeroed }
@@ -187,8 +190,8 @@ func (d *device) ZeroAt(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// zero zeroes [off, end): whole sectors by a method that needs no data where
-// there is one, what is left at both ends by writing.
+// zero zeroes [off, end). Whole sectors are zeroed without writing data if the
+// device has a way to do that. The unaligned ends are written.
 func (d *device) zero(stopped func() error, off, end int64) error {
 	from := min((off+d.sector-1)/d.sector*d.sector, end)
 	to := max(end/d.sector*d.sector, from)
@@ -208,8 +211,9 @@ func (d *device) zero(stopped func() error, off, end int64) error {
 	return d.w.writeZeros(stopped, to, end-to)
 }
 
-// zeroSectors tries one method after the other. One that has failed, whatever
-// it said, is not tried again: devices differ in how they refuse.
+// zeroSectors zeroes whole sectors by the first method that works. A method that
+// has failed is not tried again, whatever the error was, since devices refuse in
+// different ways.
 func (d *device) zeroSectors(stopped func() error, off, n int64) error {
 	fd, sys := int(d.w.f.Fd()), d.w.sys
 	for {
@@ -262,7 +266,7 @@ func (d *device) Publish(ctx context.Context) error {
 	if err := d.Advance(ctx, lifecycle.Finished, nothing); err != nil {
 		return err
 	}
-	d.w.close() // durable already
+	d.w.close() // the data is durable, so an error of closing changes nothing
 	return nil
 }
 

@@ -26,7 +26,7 @@ func TestDeviceRefused(t *testing.T) {
 		text  string
 	}{
 		{"too small", func(t *testing.T, device string, o *Options) string { return device }, size + 1, nil,
-			"too small: it has 1048576 bytes (1.0 MiB), and the disk 1048577"},
+			"too small: it has 1048576 bytes (1.0 MiB), and the disk has 1048577"},
 		{"in use", func(t *testing.T, device string, o *Options) string {
 			f, err := os.OpenFile(device, os.O_RDONLY|unix.O_EXCL, 0)
 			if err != nil {
@@ -34,7 +34,7 @@ func TestDeviceRefused(t *testing.T) {
 			}
 			t.Cleanup(func() { f.Close() })
 			return device
-		}, size, unix.EBUSY, "it is mounted, or in use"},
+		}, size, unix.EBUSY, "the device is mounted, or in use"},
 		{"read-only", func(t *testing.T, device string, o *Options) string {
 			return loop(t, size, "--read-only")
 		}, size, nil, "is read-only"},
@@ -55,12 +55,12 @@ func TestDeviceRefused(t *testing.T) {
 				return "image.qcow2", err == nil && os.SameFile(source, info)
 			}
 			return device
-		}, size, nil, "has blocks of the source image.qcow2"},
+		}, size, nil, "shares blocks with the source image.qcow2"},
 		{"not a device", func(t *testing.T, device string, o *Options) string {
 			path := filepath.Join(t.TempDir(), "file")
 			put(t, path, "")
 			return path
-		}, size, nil, "no block device"},
+		}, size, nil, "not a block device"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var o Options
@@ -111,7 +111,7 @@ func TestLargerDeviceWarns(t *testing.T) {
 		d.Abort()
 		if diskSize == size && len(warnings) > 0 {
 			t.Errorf("a disk of the same size: %q", warnings)
-		} else if diskSize != size && (len(warnings) != 1 || !strings.Contains(warnings[0], "last 777 bytes, from 1047799 on")) {
+		} else if diskSize != size && (len(warnings) != 1 || !strings.Contains(warnings[0], "last 777 bytes, from offset 1047799 on")) {
 			t.Errorf("a disk of %d bytes: %q", diskSize, warnings)
 		}
 	}

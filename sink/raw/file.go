@@ -20,8 +20,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// CheckFile says why CreateFile would refuse path, as far as that can be known
-// without making anything.
+// CheckFile returns the error that CreateFile would return for path, as far as that
+// can be known without making anything.
 func CheckFile(path string, size int64, o Options) error {
 	p, err := openPlace(path)
 	if err != nil {
@@ -48,14 +48,14 @@ func CheckSpace(path string, size int64, o Options) error {
 	return p.checkSpace(size, partial, o)
 }
 
-// CreateFile makes a file of exactly size bytes. Until Publish it is called
-// PATH.partial, beside the file that path resolves to, and is locked (flock);
-// Publish renames it. With Options.State the .partial of the earlier run is
-// gone on with: all at or above Options.Resume is cut off, so that it reads as
-// zeros. Abort leaves such a file, which this run did not make.
+// CreateFile makes a file of exactly size bytes. Until Publish the file is called
+// PATH.partial, in the folder that path resolves to, and is locked with flock.
+// Publish renames it. With Options.State, CreateFile opens the .partial file of an
+// earlier run and truncates it at Options.Resume, so that everything above reads as
+// zeros; Abort does not remove that file.
 //
-// An error is fs.ErrExist where a file is in the way and Force is not set, and
-// unix.ENOSPC where there is no room.
+// The error is fs.ErrExist if a file is in the way and Force is not set, and
+// unix.ENOSPC if there is too little space.
 //
 // The disk is Parallel with one call at a time, Zeroed unless Preallocation is
 // full, a Sizer, and Verifiable.
@@ -68,9 +68,9 @@ type file struct {
 	w     writer
 	place *place
 	o     Options
-	old   os.FileInfo // what is to be replaced; nil: nothing
-	made  bool        // by this run, so that Abort removes it
-	named atomic.Bool // the name .partial is durable
+	old   os.FileInfo // the file that Publish replaces; nil: none
+	made  bool        // this run made the .partial file, so Abort removes it
+	named atomic.Bool // the name of the .partial file is durable
 }
 
 func createFile(ctx context.Context, path string, size int64, o Options, sys system) (_ sink.Disk, err error) {
@@ -102,8 +102,8 @@ func createFile(ctx context.Context, path string, size int64, o Options, sys sys
 	return d, nil
 }
 
-// open makes or opens the .partial and locks it. A file that it opened stays
-// where it is when it fails; one that it made it removes.
+// open makes or opens the .partial file and locks it. If open fails, it removes the
+// file only if it made it.
 func (d *file) open(exists bool) error {
 	p := d.place
 	if d.o.State != nil {
@@ -128,27 +128,27 @@ func (d *file) open(exists bool) error {
 		return err
 	}
 	if err := d.own(f); err != nil {
-		f.Close() // whoever has it now needs it
+		f.Close() // another process has taken the file, so do not remove it
 		return err
 	}
 	d.w.f, d.made = f, true
 	return nil
 }
 
-// onlyName returns an error for a file with a second name (a hard link): going on
-// with it would change what has the other name.
+// onlyName returns an error if f has a second name (a hard link), since resuming
+// would change the file under both names.
 func onlyName(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
-		return fmt.Errorf("resume: %s has %d names (hard links), and all of them would be changed: copy it to a name of its own", f.Name(), st.Nlink)
+		return fmt.Errorf("cannot resume: %s has %d names (hard links), and the file would change under all of them: make a copy without hard links", f.Name(), st.Nlink)
 	}
 	return nil
 }
 
-// drop removes the .partial of an earlier run.
+// drop removes the .partial file of an earlier run.
 func (d *file) drop() error {
 	p := d.place
 	f, err := p.open(p.partial, unix.O_RDONLY|unix.O_NONBLOCK)
@@ -168,7 +168,7 @@ func (d *file) drop() error {
 	return nil
 }
 
-// own locks f and sees that it has not lost its name before that.
+// own locks f and checks that it still has the name of the .partial file.
 func (d *file) own(f *os.File) error {
 	if err := lock(f); err != nil {
 		return err
@@ -179,10 +179,11 @@ func (d *file) own(f *os.File) error {
 	return nil
 }
 
-// prepare gives the .partial its owner, mode and size.
+// prepare sets the owner, mode and size of the .partial file.
 func (d *file) prepare() error {
 	if d.old != nil {
-		// Now, and not only at the end: what only few may read stays so.
+		// The mode is set before any data is written, so that nobody can read more
+		// than the old file allowed.
 		if err := d.inherit(d.old); err != nil {
 			return err
 		}
@@ -204,12 +205,12 @@ func (d *file) prepare() error {
 func (d *file) truncate(size int64) error {
 	fd := int(d.w.f.Fd())
 	if err := eintr.Retry(func() error { return d.w.sys.ftruncate(fd, size) }); err != nil {
-		return fmt.Errorf("set the size of %s to %d bytes: %w", d.w.name, size, explain(fd, err))
+		return fmt.Errorf("cannot set the size of %s to %d bytes: %w", d.w.name, size, explain(fd, err))
 	}
 	return nil
 }
 
-// inherit takes over owner and mode of the file that is to be replaced.
+// inherit sets the owner and mode of the file that will be replaced.
 func (d *file) inherit(old os.FileInfo) error {
 	now, err := d.w.f.Stat()
 	if err != nil {
@@ -218,18 +219,19 @@ func (d *file) inherit(old os.FileInfo) error {
 	was, is := old.Sys().(*syscall.Stat_t), now.Sys().(*syscall.Stat_t)
 	if was.Uid != is.Uid || was.Gid != is.Gid {
 		if err := d.w.f.Chown(int(was.Uid), int(was.Gid)); err != nil {
-			return fmt.Errorf("%s belongs to user %d, group %d, which its replacement can't keep (remove it first to do without): %w", d.Name, was.Uid, was.Gid, err)
+			return fmt.Errorf("cannot give the new file the owner of %s, user %d and group %d (remove the old file first to do without): %w", d.Name, was.Uid, was.Gid, err)
 		}
 	}
-	// After the owner, whose change clears the set-id bits.
+	// The mode is set after the owner, since a change of the owner clears the
+	// set-id bits.
 	if err := eintr.Retry(func() error { return unix.Fchmod(int(d.w.f.Fd()), was.Mode&0o7777) }); err != nil {
-		return fmt.Errorf("set the mode of %s to that of %s: %w", d.w.name, d.Name, err)
+		return fmt.Errorf("cannot set the mode of %s to that of %s: %w", d.w.name, d.Name, err)
 	}
 	return nil
 }
 
-// reserve allocates what is not written yet, in pieces, so that the context's
-// end is noticed.
+// reserve allocates the space that is not written yet. It works in pieces, so that
+// it notices the end of the context.
 func (d *file) reserve() error {
 	const piece = 16 << 30
 	fd := int(d.w.f.Fd())
@@ -240,10 +242,10 @@ func (d *file) reserve() error {
 		n := min(piece, d.Size-off)
 		err := eintr.Retry(func() error { return d.w.sys.fallocate(fd, 0, off, n) })
 		if errors.Is(err, errors.ErrUnsupported) {
-			return fmt.Errorf("the file system of %s (%s) can't reserve space: use --preallocation off or full: %w", d.Name, fileSystem(fd), err)
+			return fmt.Errorf("the file system of %s (%s) cannot reserve space: use --preallocation off or full: %w", d.Name, fileSystem(fd), err)
 		}
 		if err != nil {
-			return fmt.Errorf("reserve [%d, %d) of %s: %w", off, off+n, d.w.name, explain(fd, err))
+			return fmt.Errorf("cannot reserve bytes [%d, %d) of %s: %w", off, off+n, d.w.name, explain(fd, err))
 		}
 	}
 	return nil
@@ -251,7 +253,7 @@ func (d *file) reserve() error {
 
 func (d *file) MaxParallel() int { return 1 }
 
-// Identity is that of the file, whatever its name is.
+// Identity implements sink.Identified with the file, whatever its name is.
 func (d *file) Identity() (string, error) {
 	id, err := fileid.Of(int(d.w.f.Fd()))
 	if err != nil {
@@ -260,7 +262,8 @@ func (d *file) Identity() (string, error) {
 	return id, nil
 }
 
-// ZeroedFrom is true also after a resume, since the file was cut there.
+// ZeroedFrom is true also after a resume, since the file was truncated at
+// Options.Resume.
 func (d *file) ZeroedFrom(int64) bool { return d.o.Preallocation != PreallocateFull }
 
 func (d *file) WriteAt(p []byte, off int64) (int, error) { return d.writeAt(p, off, d.w.write) }
@@ -309,7 +312,7 @@ func (d *file) Finish(ctx context.Context) error {
 			return err
 		}
 		if info.Size() != d.Size {
-			return fmt.Errorf("%s has %d bytes, want %d: another process changed it", d.w.name, info.Size(), d.Size)
+			return fmt.Errorf("%s has %d bytes instead of %d: another process has changed it", d.w.name, info.Size(), d.Size)
 		}
 		return nil
 	})
@@ -329,7 +332,7 @@ func (d *file) Publish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Durable and published: nothing that closing says can change that.
+	// The file is durable and published. Errors of closing it cannot change that.
 	d.w.close()
 	d.place.close()
 	return nil
@@ -366,7 +369,7 @@ func (d *file) publish() error {
 	return p.elsewhere()
 }
 
-// rename gives the file its final name; where that is taken, only with Force.
+// rename gives the file its final name. It replaces another file only with Force.
 func (d *file) rename() error {
 	p, fd := d.place, d.place.fd()
 	flags := uint(unix.RENAME_NOREPLACE)
@@ -375,7 +378,8 @@ func (d *file) rename() error {
 	}
 	err := eintr.Retry(func() error { return d.w.sys.rename(fd, p.partial, p.name, flags) })
 	if flags != 0 && err != nil && lacking(err) {
-		// A link is as safe, and some file systems know only that one.
+		// Some file systems do not support flags of rename. A hard link does not
+		// replace a file either.
 		if err = eintr.Retry(func() error { return d.w.sys.link(fd, p.partial, p.name) }); err == nil {
 			if err = d.w.sys.unlink(fd, p.partial); err != nil {
 				err = errors.Join(err, d.w.sys.unlink(fd, p.name))
@@ -388,20 +392,21 @@ func (d *file) rename() error {
 		}
 	}
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("while it was written: %w", errExists(p.path))
+		return fmt.Errorf("during the copy, a file appeared: %w", errExists(p.path))
 	}
 	if err != nil {
-		return fmt.Errorf("rename %s to %s: %w", p.partialPath(), p.name, err)
+		return fmt.Errorf("cannot rename %s to %s: %w", p.partialPath(), p.name, err)
 	}
 	return nil
 }
 
-// unpublish gives the file its name .partial again, so that a later run goes on with
-// it: what has the final name is known to be durable. It reports whether it could.
+// unpublish gives the file the name of the .partial file again, so that a later run
+// can resume it. A file under its final name must be durable. It reports whether
+// the final name is free of the file.
 func (d *file) unpublish() bool {
 	p, fd := d.place, d.place.fd()
 	if !p.holds(p.name, d.w.f) {
-		return true // another process has taken the name away
+		return true // another process has renamed or removed the file
 	}
 	err := eintr.Retry(func() error { return d.w.sys.rename(fd, p.name, p.partial, unix.RENAME_NOREPLACE) })
 	if err != nil && lacking(err) {
@@ -415,7 +420,7 @@ func (d *file) unpublish() bool {
 // syncDir makes the names in the folder durable.
 func (d *file) syncDir() error {
 	err := eintr.Retry(func() error { return d.w.sys.fsyncDir(d.place.fd()) })
-	if err != nil && !lacking(err) { // some network file systems have nothing to do here
+	if err != nil && !lacking(err) { // some network file systems do not support fsync of folders
 		return fmt.Errorf("fsync %s: %w", filepath.Dir(d.place.path), err)
 	}
 	return nil
@@ -429,13 +434,13 @@ func (d *file) Abort() error {
 	return d.life.Abort(func() error {
 		p := d.place
 		var err error
-		// Never what another process has put there.
+		// A file that another process has put under that name is not removed.
 		if d.made && p.holds(p.partial, d.w.f) {
 			if err = d.w.sys.unlink(p.fd(), p.partial); err != nil {
 				err = fmt.Errorf("remove %s: %w", p.partialPath(), err)
 			}
 		}
-		d.w.close() // whatever it says, the file is gone
+		d.w.close() // an error does not matter: the file is removed
 		return errors.Join(err, p.close())
 	})
 }

@@ -24,7 +24,7 @@ func TestFileFaults(t *testing.T) {
 		message string
 	}{
 		{"write", Options{}, func(s *system) { failWrites(s, unix.EIO) }, unix.EIO, "disk.raw.partial at offset 0: input/output error"},
-		{"no space", Options{}, func(s *system) { failWrites(s, unix.ENOSPC) }, unix.ENOSPC, "iB free): make room"},
+		{"no space", Options{}, func(s *system) { failWrites(s, unix.ENOSPC) }, unix.ENOSPC, "iB free): free some space"},
 		{"quota", Options{}, func(s *system) { failWrites(s, unix.EDQUOT) }, unix.EDQUOT, "quota"},
 		{"too big", Options{}, func(s *system) { failWrites(s, unix.EFBIG) }, unix.EFBIG, "ulimit -f"},
 		{"write of nothing", Options{}, func(s *system) {
@@ -41,11 +41,11 @@ func TestFileFaults(t *testing.T) {
 			s.pwrite = s.pwriteUncache
 		}, unix.EIO, "at offset 262144"},
 		{"fsync", Options{}, func(s *system) { s.fsync = func(int) error { return unix.EIO } }, unix.EIO, "fsync"},
-		{"fsync is short of space", Options{}, func(s *system) { s.fsync = func(int) error { return unix.ENOSPC } }, unix.ENOSPC, "make room"},
+		{"fsync is short of space", Options{}, func(s *system) { s.fsync = func(int) error { return unix.ENOSPC } }, unix.ENOSPC, "free some space"},
 		{"ftruncate", Options{}, func(s *system) { s.ftruncate = func(int, int64) error { return unix.EFBIG } }, unix.EFBIG, "set the size of"},
 		{"fallocate", Options{Preallocation: PreallocateFalloc}, func(s *system) {
 			s.fallocate = func(int, uint32, int64, int64) error { return unix.ENOSPC }
-		}, unix.ENOSPC, "reserve [0, 1049353)"},
+		}, unix.ENOSPC, "reserve bytes [0, 1049353)"},
 		{"no fallocate", Options{Preallocation: PreallocateFalloc}, func(s *system) {
 			s.fallocate = func(int, uint32, int64, int64) error { return unix.EOPNOTSUPP }
 		}, errors.ErrUnsupported, "--preallocation off or full"},
@@ -76,7 +76,8 @@ func failWrites(s *system, err error) {
 	s.pwriteUncache = s.pwrite
 }
 
-// What the kernel lacks, interrupts or does by halves costs nothing.
+// TestFileDegrades has calls that the kernel does not support, interrupts or
+// completes partially: the copy succeeds anyway.
 func TestFileDegrades(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -251,8 +252,9 @@ func TestForceWhereFolderCantBeSynced(t *testing.T) {
 	inFolder(t, dir, "disk.raw")
 }
 
-// What is whole is not removed because its folder can't be synced: it has its name
-// .partial again, or, where there is no way back, keeps the final one.
+// TestWholeFileWhereFolderCantBeSynced checks that a complete file is not removed
+// when the fsync of its folder fails: it gets the name of the .partial file again
+// or, if that is impossible, keeps its final name.
 func TestWholeFileWhereFolderCantBeSynced(t *testing.T) {
 	for _, c := range []struct {
 		name   string

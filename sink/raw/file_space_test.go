@@ -66,7 +66,8 @@ func TestSpaceOfDroppedPartial(t *testing.T) {
 	}
 }
 
-// What an earlier run has written is not needed again.
+// TestSpaceOfResumedPartial checks that space which an earlier run has allocated
+// need not be free again.
 func TestSpaceOfResumedPartial(t *testing.T) {
 	dir := mount(t, "size=2m")
 	path := filepath.Join(dir, "disk.raw")

@@ -151,8 +151,8 @@ func TestNewFileObeysUmask(t *testing.T) {
 	}
 }
 
-// What is refused is refused by CheckFile as well as by CreateFile, and leaves
-// all as it was.
+// TestFileRefused checks that CheckFile and CreateFile refuse the same targets and
+// change nothing.
 func TestFileRefused(t *testing.T) {
 	const name = "disk.raw"
 	isSource := func(path string) func(os.FileInfo) (string, bool) {
@@ -180,23 +180,23 @@ func TestFileRefused(t *testing.T) {
 		{"partial exists", func(t *testing.T, dir string, o *Options) string {
 			put(t, at(dir)+".partial", "old")
 			return at(dir)
-		}, fs.ErrExist, "disk.raw.partial: file already exists: an earlier copy"},
+		}, fs.ErrExist, "disk.raw.partial: file already exists: it is from a copy"},
 		{"partial is no file", func(t *testing.T, dir string, o *Options) string {
 			os.Symlink("/etc/passwd", at(dir)+".partial")
 			o.Force = true
 			return at(dir)
-		}, nil, "no regular file"},
+		}, nil, "not a regular file"},
 		{"folder", func(t *testing.T, dir string, o *Options) string {
 			os.Mkdir(at(dir), 0o777)
 			o.Force = true
 			return at(dir)
 		}, nil, "is a folder"},
-		{"name of a folder", func(t *testing.T, dir string, o *Options) string { return at(dir) + "/" }, nil, "name of a folder"},
+		{"name of a folder", func(t *testing.T, dir string, o *Options) string { return at(dir) + "/" }, nil, "names a folder"},
 		{"FIFO", func(t *testing.T, dir string, o *Options) string {
 			unix.Mkfifo(at(dir), 0o666)
 			o.Force = true
 			return at(dir)
-		}, nil, "no regular file"},
+		}, nil, "not a regular file"},
 		{"no such folder", func(t *testing.T, dir string, o *Options) string { return filepath.Join(dir, "none", name) }, fs.ErrNotExist, "the folder of"},
 		{"file as a folder", func(t *testing.T, dir string, o *Options) string {
 			put(t, at(dir), "old")
@@ -248,7 +248,7 @@ func TestFileRefused(t *testing.T) {
 			put(t, at(dir)+".partial", "old")
 			o.State, o.Resume = state(diskSize), 4
 			return at(dir)
-		}, nil, "has 3 bytes, want 4"},
+		}, nil, "has 3 bytes, and the copy had written 4"},
 		{"resume of another size", func(t *testing.T, dir string, o *Options) string {
 			put(t, at(dir)+".partial", "old")
 			o.State, o.Resume = state(diskSize+1), 1
@@ -332,8 +332,8 @@ func TestForceDropsPartial(t *testing.T) {
 	inFolder(t, dir, "disk.raw")
 }
 
-// What another process put in place of the .partial is neither published nor
-// removed.
+// TestPartialReplaced checks that a file which another process put in place of the
+// .partial file is neither published nor removed.
 func TestPartialReplaced(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "disk.raw")
@@ -367,7 +367,7 @@ func TestPartialResized(t *testing.T) {
 		t.Fatal(err)
 	}
 	os.Truncate(path+".partial", diskSize-1)
-	if err := d.Finish(t.Context()); err == nil || !strings.Contains(err.Error(), "has 1049352 bytes, want 1049353") {
+	if err := d.Finish(t.Context()); err == nil || !strings.Contains(err.Error(), "has 1049352 bytes instead of 1049353") {
 		t.Errorf("Finish: %v", err)
 	}
 }
@@ -408,7 +408,9 @@ func TestFolderMoves(t *testing.T) {
 			if err := errors.Join(os.Rename(sub, sub+"2"), os.Mkdir(sub, 0o700)); err != nil {
 				t.Fatal(err)
 			}
-		}, func(sub string) string { return "another folder is there): the disk d.raw is at " + sub + "2/d.raw" }},
+		}, func(sub string) string {
+			return "there is another folder at this path): the disk d.raw is at " + sub + "2/d.raw"
+		}},
 		"parent renamed": {func(t *testing.T, sub string) {
 			if err := os.Rename(filepath.Dir(sub), filepath.Dir(sub)+"2"); err != nil {
 				t.Fatal(err)

@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
-// deviceIdentity tells a block device of so many bytes apart from others that get
-// its name later.
+// deviceIdentity returns a string that identifies a block device of size bytes,
+// even if another device gets its name later.
 func deviceIdentity(f *os.File, size int64) (string, error) {
 	var st unix.Stat_t
 	if err := eintr.Retry(func() error { return unix.Fstat(int(f.Fd()), &st) }); err != nil {
@@ -22,11 +22,11 @@ func deviceIdentity(f *os.File, size int64) (string, error) {
 	return fmt.Sprintf("%s of %d bytes", describeDevice("/sys/dev/block", number), size), nil
 }
 
-// describeDevice returns what is known of a device, with a folder of devices by
-// their numbers as in /sys/dev/block. What belongs to the device itself (a
-// serial number, the file behind a loop device) goes first: it stays the same
-// when devices are numbered in another order after a reboot. Only a device that
-// has nothing of its own is known by its number.
+// describeDevice returns a description that identifies a device. devices is a
+// folder like /sys/dev/block, and number is MAJOR:MINOR. Properties of the device
+// itself, such as a serial number or the file behind a loop device, are preferred,
+// since device numbers can change with a reboot. The number is used only if there
+// is nothing else.
 func describeDevice(devices, number string) string {
 	dir, err := filepath.EvalSymlinks(filepath.Join(devices, number))
 	if err != nil {

@@ -12,23 +12,23 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Image is the file or block device that the bytes of an image format go into: a
-// disk of sink.UnknownSize, so that SetSize comes before Finish, which can be
-// read back and, unlike others of that size, resumed. Of a file, what is not
-// written reads as zeros; a device has anything there. Files are also a
-// sink.Cloner.
+// Image is the file or block device that contains an image of some format. Its size
+// is sink.UnknownSize, so SetSize is called before Finish. Unlike other disks of
+// unknown size, it can be read while it is written, and it can be resumed.
+// Unwritten ranges of a file read as zeros; those of a device are undefined. Files
+// are also a sink.Cloner.
 type Image interface {
 	sink.Disk
 	sink.Parallel
 	sink.Sizer
 	sink.Zeroed
 	sink.Verifiable
-	// ReadAt reads what was written, before Finish.
+	// ReadAt reads data that was written, before Finish.
 	io.ReaderAt
 }
 
-// CheckImage says why CreateImage would refuse path, as far as that can be known
-// without making anything.
+// CheckImage returns the error that CreateImage would return for path, as far as
+// that can be known without making anything.
 func CheckImage(path string, o Options) error {
 	o.image = true
 	if isDevice(path) {
@@ -37,9 +37,10 @@ func CheckImage(path string, o Options) error {
 	return CheckFile(path, sink.UnknownSize, o)
 }
 
-// CreateImage is OpenDevice where path is a block device, else CreateFile. With
-// Options.State, which an Image's Checkpoint returned, all at or above
-// Options.Resume, an offset in the file, is cut off. Preallocation must be off.
+// CreateImage opens the block device at path as OpenDevice does, or makes a file as
+// CreateFile does. To resume, Options.State is the state of an Image's checkpoint,
+// and Options.Resume an offset in the file: a file is truncated there.
+// Preallocation must be off.
 func CreateImage(ctx context.Context, path string, o Options) (Image, error) {
 	return createImage(ctx, path, o, kernel())
 }
@@ -52,7 +53,7 @@ func createImage(ctx context.Context, path string, o Options, sys system) (Image
 	create := createFile
 	if isDevice(path) {
 		create = createDevice
-		o.Warn = nil // that the device has more than the image is nothing to say
+		o.Warn = nil // a device that is larger than the image is no reason to warn
 	}
 	d, err := create(ctx, path, sink.UnknownSize, o, sys)
 	if err != nil {
@@ -61,7 +62,8 @@ func createImage(ctx context.Context, path string, o Options, sys system) (Image
 	return d.(Image), nil
 }
 
-// isDevice is false also of what can't be looked at: the check of files says why.
+// isDevice reports whether path is a block device. It returns false on an error of
+// stat, which the check of files reports.
 func isDevice(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.Mode().Type() == fs.ModeDevice

@@ -113,7 +113,8 @@ func checkImage(t *testing.T, path string, fill byte) {
 	}
 }
 
-// What the state does not fit is refused.
+// TestImageResumesItsOwnOnly checks that an image which does not match the state is
+// refused.
 func TestImageResumesItsOwnOnly(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "disk.qcow2")
 	put(t, path+".partial", "0123456789")

@@ -16,18 +16,18 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// place is where a new file goes: the folder, held open so that it stays the
-// same one, the final name and the one until then.
+// place is the folder and the names of a new file. The folder is held open, so that
+// it stays the same one even if it is renamed.
 type place struct {
 	root          *os.Root
 	dir           *os.File
-	given         string // the path that the user gave
-	path          string // the final one, symbolic links resolved
-	name, partial string // in dir
+	given         string // the path as the user wrote it
+	path          string // the final path, with symbolic links resolved
+	name, partial string // names in dir: of the published file and of the .partial file
 }
 
-// Partial returns the path that a new file has until it is published under the
-// name path: beside the file that path resolves to.
+// Partial returns the path that a new file has until it is published as path. It
+// lies in the folder that path resolves to.
 func Partial(path string) (string, error) {
 	p, err := openPlace(path)
 	if err != nil {
@@ -36,8 +36,8 @@ func Partial(path string) (string, error) {
 	return p.partialPath(), p.close()
 }
 
-// openPlace finds the place of a file that path names, following symbolic
-// links also where they lead to nothing yet.
+// openPlace opens the folder of the file at path. It follows symbolic links,
+// including those that lead to no file yet.
 func openPlace(path string) (*place, error) {
 	real, name, err := resolve(path)
 	if err != nil {
@@ -55,15 +55,15 @@ func openPlace(path string) (*place, error) {
 	return &place{root: root, dir: dir, given: path, path: filepath.Join(real, name), name: name, partial: name + ".partial"}, nil
 }
 
-// resolve returns the folder, without symbolic links, and the name in it of the
-// file that given leads to. That file need not exist.
+// resolve returns the file that the path given leads to: its folder, without
+// symbolic links, and its name there. The file need not exist.
 func resolve(given string) (folder, name string, err error) {
 	path := given
-	for range 40 { // as many as the kernel follows
+	for range 40 { // the kernel follows at most 40 symbolic links
 		slash := strings.LastIndexByte(path, '/')
 		folder, name = path[:slash+1], path[slash+1:]
 		if name == "" || name == "." || name == ".." {
-			return "", "", fmt.Errorf("%s is the name of a folder, not of a file", given)
+			return "", "", fmt.Errorf("%s names a folder, not a file", given)
 		}
 		if folder == "" {
 			folder = "."
@@ -76,7 +76,7 @@ func resolve(given string) (folder, name string, err error) {
 			return folder, name, nil
 		}
 		if !filepath.IsAbs(link) {
-			link = folder + "/" + link // not cleaned: x/../y is not y where x is a link
+			link = folder + "/" + link // not cleaned: x/../y may differ from y if x is a link
 		}
 		path = link
 	}
@@ -89,7 +89,8 @@ func (p *place) fd() int { return int(p.dir.Fd()) }
 
 func (p *place) partialPath() string { return filepath.Join(filepath.Dir(p.path), p.partial) }
 
-// stat returns what has the name in the folder: nil, nil where nothing has.
+// stat returns the file called name in the folder. It returns nil, nil if there is
+// none.
 func (p *place) stat(name string) (os.FileInfo, error) {
 	info, err := p.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -98,7 +99,7 @@ func (p *place) stat(name string) (os.FileInfo, error) {
 	return info, err
 }
 
-// holds reports whether name is still the file f.
+// holds reports whether name in the folder is still the file f.
 func (p *place) holds(name string, f *os.File) bool {
 	var byName, byFile unix.Stat_t
 	return unix.Fstatat(p.fd(), name, &byName, unix.AT_SYMLINK_NOFOLLOW) == nil &&
@@ -106,10 +107,10 @@ func (p *place) holds(name string, f *os.File) bool {
 		byName.Dev == byFile.Dev && byName.Ino == byFile.Ino
 }
 
-// elsewhere returns an error that wraps sink.ErrElsewhere if the folder is not at
-// its path any more (it was renamed or removed, or another one was mounted over it),
-// or if a symbolic link of the path that the user gave leads to another place now.
-// The file has its final name.
+// elsewhere returns an error that wraps sink.ErrElsewhere if the published file
+// cannot be reached by the path that the user gave: because the folder was renamed,
+// removed or mounted over, or because a symbolic link of the path leads to another
+// place now.
 func (p *place) elsewhere() error {
 	if err := p.folderElsewhere(); err != nil {
 		return err
@@ -119,9 +120,9 @@ func (p *place) elsewhere() error {
 		return nil
 	}
 	if err == nil {
-		err = fmt.Errorf("it leads to %s now", filepath.Join(folder, name))
+		err = fmt.Errorf("it now leads to %s", filepath.Join(folder, name))
 	}
-	return fmt.Errorf("a symbolic link of %s was changed during the copy (%w): the disk is at %s: %w", p.given, err, p.path, sink.ErrElsewhere)
+	return fmt.Errorf("a symbolic link in %s was changed during the copy (%w): the disk is at %s: %w", p.given, err, p.path, sink.ErrElsewhere)
 }
 
 func (p *place) folderElsewhere() error {
@@ -135,7 +136,7 @@ func (p *place) folderElsewhere() error {
 		return nil
 	}
 	if err == nil {
-		err = errors.New("another folder is there")
+		err = errors.New("there is another folder at this path")
 	}
 	where := "in the folder that was there"
 	if real, linkErr := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", p.fd())); linkErr == nil && real != folder {
@@ -146,8 +147,8 @@ func (p *place) folderElsewhere() error {
 	return fmt.Errorf("the folder %s was moved or replaced during the copy (%w): the disk %s is %s: %w", folder, err, p.name, where, sink.ErrElsewhere)
 }
 
-// current returns a path of the file f that is called name in the folder, which
-// may have been moved.
+// current returns a path to the file f, which is called name in the folder. The
+// folder may have been moved.
 func (p *place) current(name string, f *os.File) string {
 	path := filepath.Join(filepath.Dir(p.path), name)
 	info, err := f.Stat()
@@ -160,7 +161,7 @@ func (p *place) current(name string, f *os.File) string {
 	return fmt.Sprintf("/proc/self/fd/%d/%s", p.fd(), name)
 }
 
-// open opens a file of the folder.
+// open opens a file in the folder.
 func (p *place) open(name string, flags int) (*os.File, error) {
 	path := filepath.Join(filepath.Dir(p.path), name)
 	var fd int
@@ -174,8 +175,9 @@ func (p *place) open(name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// check refuses what can be refused before anything is made. It returns what is
-// to be replaced and the .partial that is there, nil for neither.
+// check returns an error if the file cannot be created, as far as that can be known
+// before anything is made. It also returns the file that will be replaced and the
+// existing .partial file, or nil.
 func (p *place) check(size int64, o Options) (old, partial os.FileInfo, err error) {
 	if err := o.checkRange(size); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.path, err)
@@ -192,7 +194,7 @@ func (p *place) check(size int64, o Options) (old, partial os.FileInfo, err erro
 		return nil, nil, err
 	}
 	if err := unix.Faccessat(p.fd(), ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-		return nil, nil, fmt.Errorf("no file can be made in the folder of %s: %w", p.path, err)
+		return nil, nil, fmt.Errorf("cannot create files in the folder of %s: %w", p.path, err)
 	}
 	return old, partial, p.checkSpace(size, partial, o)
 }
@@ -203,10 +205,10 @@ func (p *place) checkOld(o Options) (os.FileInfo, error) {
 		return nil, err
 	}
 	if old.IsDir() {
-		return nil, fmt.Errorf("%s is a folder; name a file in it", p.path)
+		return nil, fmt.Errorf("%s is a folder: name a file in it", p.path)
 	}
 	if !old.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file (%s) and can't be replaced by one", p.path, old.Mode())
+		return nil, fmt.Errorf("%s is not a regular file (%s) and cannot be replaced by one", p.path, old.Mode())
 	}
 	if err := o.isSource(p.path, old); err != nil {
 		return nil, err
@@ -234,7 +236,7 @@ func (p *place) checkPartial(o Options) (os.FileInfo, error) {
 		return nil, nil
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s, where the copy is to be written, is no regular file (%s); remove it", path, info.Mode())
+		return nil, fmt.Errorf("the copy would be written to %s, which is not a regular file (%s): remove it", path, info.Mode())
 	}
 	if err := o.isSource(path, info); err != nil {
 		return nil, err
@@ -247,12 +249,12 @@ func (p *place) checkPartial(o Options) (os.FileInfo, error) {
 	}
 	if o.State != nil {
 		if info.Size() < o.Resume {
-			return nil, sink.Unfit(fmt.Errorf("resume: %s has %d bytes, want %d that are done", path, info.Size(), o.Resume))
+			return nil, sink.Unfit(fmt.Errorf("cannot resume: %s has %d bytes, and the copy had written %d", path, info.Size(), o.Resume))
 		}
 		return info, nil
 	}
 	if !o.Force && !o.DropPartial {
-		return nil, fmt.Errorf("%s: %w: an earlier copy that did not end left it; go on with it by --resume, or drop it with --force", path, fs.ErrExist)
+		return nil, fmt.Errorf("%s: %w: it is from a copy that did not finish; --resume continues that copy, --force drops it", path, fs.ErrExist)
 	}
 	return info, nil
 }
@@ -264,18 +266,20 @@ func (p *place) checkSpace(size int64, partial os.FileInfo, o Options) error {
 	}
 	free, known := p.room(partial)
 	if known && need > free && unix.Syncfs(p.fd()) == nil {
-		// btrfs counts the space of removed files as free after its next commit.
+		// btrfs counts the space of removed files as free only after its next
+		// commit.
 		free, known = p.room(partial)
 	}
 	if known && need > free {
-		return fmt.Errorf("%s: the copy needs %s (%d bytes), and the file system has %s free (%d bytes): %w",
+		return fmt.Errorf("%s: the copy needs %s (%d bytes), but the file system has only %s free (%d bytes): %w",
 			p.path, bytesize.Format(need), need, bytesize.Format(free), free, unix.ENOSPC)
 	}
 	return nil
 }
 
-// room returns how many bytes the file system has for a copy that drops or goes on
-// with partial, where that is not nil.
+// room returns how many bytes are free for a copy that replaces or resumes the
+// .partial file partial, which may be nil. known is false if the file system does
+// not report its free space.
 func (p *place) room(partial os.FileInfo) (n int64, known bool) {
 	n, known = freeSpace(p.fd())
 	if partial != nil {
@@ -291,8 +295,8 @@ func allocated(info os.FileInfo) int64 {
 	return 0
 }
 
-// lock takes the lock that a file has while it is written, as long as f is open.
-// Where the file system has no locks there is none.
+// lock locks f with flock until f is closed. It does nothing on file systems
+// without locks.
 func lock(f *os.File) error {
 	err := eintr.Retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if errors.Is(err, unix.EWOULDBLOCK) {

@@ -1,5 +1,7 @@
-// Package raw writes plain disks: sparse files, block devices in place,
-// streams, and nothing at all.
+// Package raw writes raw disks, which have no metadata: sparse files with
+// [CreateFile], block devices in place with [OpenDevice], streams with [Stream];
+// [Null] drops all data. The writers of image formats write their files through
+// [CreateImage].
 package raw
 
 import (
@@ -12,38 +14,41 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Preallocation says what becomes of a file's ranges that read as zeros.
+// Preallocation says how ranges of a file that read as zeros are stored.
 type Preallocation string
 
 const (
-	PreallocateOff    Preallocation = "off"    // holes; "" means the same
-	PreallocateFalloc Preallocation = "falloc" // the whole file is reserved before the first write
-	PreallocateFull   Preallocation = "full"   // zeros are written
+	PreallocateOff    Preallocation = "off"    // as holes; "" means the same
+	PreallocateFalloc Preallocation = "falloc" // the space of the whole file is reserved before the first write
+	PreallocateFull   Preallocation = "full"   // as written zeros
 )
 
-// Options are those of CreateFile and OpenDevice. The zero value makes a new
-// sparse file, and writes every zero of a device.
+// Options are for CreateFile and OpenDevice. The zero value makes a new sparse
+// file, and writes all zeros of a device.
 type Options struct {
 	sink.Options
-	// Force replaces an existing file, at the moment of Publish, and drops a
-	// .partial that an earlier run left.
+	// Force lets Publish replace an existing file, and lets CreateFile remove the
+	// .partial file of an earlier run.
 	Force bool
-	// DropPartial drops such a .partial, and does no more.
+	// DropPartial lets CreateFile remove such a .partial file, but not replace a
+	// published file.
 	DropPartial   bool
-	Preallocation Preallocation // of files
-	TargetIsZero  bool          // of devices: all of it reads as zeros before, so that zeros need no writing
-	DropCache     bool          // what is written does not stay in the page cache
-	// Need is how many bytes the file will allocate, with what an earlier run
-	// has written of it. Less free space in its file system is an error before
-	// anything is made. With Preallocation it is the size at least.
+	Preallocation Preallocation // for files only
+	TargetIsZero  bool          // for devices only: the device reads as zeros already, so that zeros are not written
+	DropCache     bool          // remove written data from the page cache
+	// Need is the number of bytes that the file will allocate, including those that
+	// an earlier run wrote. CreateFile fails before it makes anything if the file
+	// system has less free space. With Preallocation the size of the disk counts if
+	// it is larger.
 	Need int64
-	// Source returns the name of the file of the source's that a file is, if
-	// it is one: such a target is refused. It may be nil.
+	// Source reports whether a file is one of the source's, and under which name.
+	// Such a target is refused. Source may be nil.
 	Source func(os.FileInfo) (path string, ok bool)
-	// Warn takes what the user should know and what is no error. It may be nil.
+	// Warn gets messages that the user should see and that are not errors. It may
+	// be nil.
 	Warn func(message string)
 
-	image bool // see Image
+	image bool // the file of an Image: see there
 }
 
 func (o Options) isSource(name string, info os.FileInfo) error {
@@ -63,36 +68,36 @@ func (o Options) isSource(name string, info os.FileInfo) error {
 func (o Options) checkRange(size int64) error {
 	if size == sink.UnknownSize && !o.image {
 		if o.State != nil || o.Resume != 0 {
-			return errors.New("a disk whose size is not known can't be resumed")
+			return errors.New("a disk of unknown size cannot be resumed")
 		}
 		if o.Preallocation == PreallocateFalloc {
-			return fmt.Errorf("space for a disk whose size is not known can't be reserved (%w); say its size, or use --preallocation off or full", errors.ErrUnsupported)
+			return fmt.Errorf("space for a disk of unknown size cannot be reserved (%w): give the size with --size, or use --preallocation off or full", errors.ErrUnsupported)
 		}
 		return nil
 	}
 	if o.Resume < 0 || size != sink.UnknownSize && (size < 0 || o.Resume > size) {
-		return fmt.Errorf("a disk of %d bytes, to be resumed at %d", size, o.Resume)
+		return fmt.Errorf("cannot resume a disk of %d bytes at offset %d", size, o.Resume)
 	}
 	if o.State == nil && o.Resume > 0 {
-		return fmt.Errorf("resume at %d without the state of a checkpoint", o.Resume)
+		return fmt.Errorf("cannot resume at offset %d without the state of a checkpoint", o.Resume)
 	}
 	if o.State != nil && string(o.State) != string(state(size)) {
-		return sink.Unfit(fmt.Errorf("resume: the checkpoint is %q, want %q", o.State, state(size)))
+		return sink.Unfit(fmt.Errorf("cannot resume: the state of the checkpoint is %q, want %q", o.State, state(size)))
 	}
 	return nil
 }
 
-// state is what a checkpoint keeps: a raw disk has no metadata, so that it
-// only has to tell this from other formats and sizes.
+// state returns the state that a checkpoint of a raw disk keeps. A raw disk has no
+// metadata, so the state only tells it from disks of other formats and sizes.
 func state(size int64) []byte { return fmt.Appendf(nil, "raw %d", size) }
 
-// zeros is never written to.
+// zeros is only read.
 var zeros [1 << 20]byte
 
-// life is what all disks of this package share.
+// life is the part that all disks of this package have in common.
 type life struct {
 	lifecycle.Target
-	resumable bool // also while the size is not known
+	resumable bool // takes checkpoints even while the size is unknown
 }
 
 func newLife(ctx context.Context, name string, size int64) life {
@@ -106,10 +111,10 @@ func (l *life) SameAt(ctx context.Context, off, n int64) error {
 		return err
 	}
 	defer l.Done()
-	return l.Fail(fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and a raw disk has none", l.Name, off, off+n))
+	return l.Fail(fmt.Errorf("%s: bytes [%d, %d) should be taken from the backing disk, but a raw disk has none", l.Name, off, off+n))
 }
 
-// writeAt is WriteAt of a disk whose bytes go out by write.
+// writeAt implements WriteAt for a disk whose bytes are written by write.
 func (l *life) writeAt(p []byte, off int64, write func(p []byte, off int64) error) (int, error) {
 	if err := l.Begin(l.Context, off, int64(len(p))); err != nil {
 		return 0, err
@@ -121,14 +126,14 @@ func (l *life) writeAt(p []byte, off int64, write func(p []byte, off int64) erro
 	return len(p), nil
 }
 
-// checkpoint is Checkpoint of a disk whose data only needs sync to be durable.
+// checkpoint implements Checkpoint for a disk whose data is durable after sync.
 func (l *life) checkpoint(off int64, sync func() error) ([]byte, func(context.Context) error, error) {
 	if err := l.Begin(l.Context, off, 0); err != nil {
 		return nil, nil, err
 	}
 	defer l.Done()
 	if l.Size == sink.UnknownSize && !l.resumable {
-		return nil, nil, l.Fail(fmt.Errorf("%s: a disk whose size is not known can't be resumed: %w", l.Name, errors.ErrUnsupported))
+		return nil, nil, l.Fail(fmt.Errorf("%s: a disk of unknown size cannot be resumed: %w", l.Name, errors.ErrUnsupported))
 	}
 	return state(l.Size), func(ctx context.Context) error { return l.Beside(ctx, sync) }, nil
 }

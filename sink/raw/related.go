@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// maxRelated bounds the files that relatedFiles returns.
+// maxRelated bounds the number of files that relatedFiles returns.
 const maxRelated = 1 << 10
 
-// relatedFiles returns the paths of files and devices whose content is in part that
-// of the block device with that number: the file behind a loop device, the disk of a
-// partition, the partitions of a disk, and what a device of the device mapper or an
-// array consists of. Devices is a folder as /sys/dev/block. Writing to the device
-// changes them.
+// relatedFiles returns the paths of files and devices that share content with a
+// block device, so that writing to the device changes them: the file behind a loop
+// device, the disk of a partition, the partitions of a disk, and the parts of a
+// device of the device mapper or of an array. devices is a folder like
+// /sys/dev/block, and number is MAJOR:MINOR.
 func relatedFiles(devices, number string) []string {
 	dir, err := filepath.EvalSymlinks(filepath.Join(devices, number))
 	if err != nil {
@@ -28,8 +28,8 @@ func relatedFiles(devices, number string) []string {
 	return append(all, below(dir, 0)...)
 }
 
-// below returns the files and devices that the device in the folder dir of sysfs
-// lies on.
+// below returns the files and devices that lie under the device whose folder in
+// sysfs is dir.
 func below(dir string, depth int) (all []string) {
 	if depth > 16 {
 		return nil
@@ -51,7 +51,7 @@ func below(dir string, depth int) (all []string) {
 	return all
 }
 
-// folders returns the folders in dir, symbolic links resolved.
+// folders returns the folders in dir, with symbolic links resolved.
 func folders(dir string) (all []string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -66,8 +66,8 @@ func folders(dir string) (all []string) {
 	return all
 }
 
-// deviceFile is the device file of the device in a folder of sysfs, whose names have
-// ! in the place of /.
+// deviceFile returns the device file of the device in a folder of sysfs. Names in
+// sysfs have ! instead of /.
 func deviceFile(dir string) string {
 	return "/dev/" + strings.ReplaceAll(filepath.Base(dir), "!", "/")
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/raw"
 )
 
-// reopen reads the first size bytes of the file or device at path.
+// reopen opens the first size bytes of the file or device at path for reading.
 func reopen(ctx context.Context, path string, size int64) (source.Disk, error) {
 	d, err := raw.Open(ctx, path)
 	if err != nil {
@@ -26,8 +26,8 @@ func reopen(ctx context.Context, path string, size int64) (source.Disk, error) {
 	return nil, errors.Join(fmt.Errorf("%s has %d bytes, want %d", path, d.Size(), size), d.Close())
 }
 
-// head is the beginning of a disk: what was written of a larger device. It has
-// none of the disk's abilities, which know its own size.
+// head is the beginning of a larger disk: the part of a device that was written. It
+// hides the abilities of that disk, which assume the larger size.
 type head struct {
 	disk source.Disk
 	size int64

@@ -15,11 +15,11 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Stream writes a disk in order to a pipe, a socket, a character device or a
-// file opened elsewhere, from where w stands. Zeros are written. Name is what
-// messages call it. The disk closes w when it ends.
+// Stream writes a disk in order to w: a pipe, a socket, a character device, or a
+// file that was opened elsewhere, from its current position on. Zeros are written
+// as data. name is used in messages. The disk closes w when it ends.
 //
-// The disk is sequential, a Sizer, and takes no Checkpoint.
+// The disk is sequential and a Sizer. It cannot be checkpointed.
 func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
 	s := &stream{life: newLife(ctx, name, size), w: w}
 	info, err := w.Stat()
@@ -30,11 +30,11 @@ func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk
 	if s.regular {
 		return s, nil
 	}
-	// A write that blocks must end with the context. Either the runtime waits
-	// for w, and a deadline ends that; or, for a pipe that came from elsewhere,
-	// it waits for the same pipe opened once more: to make w itself
-	// non-blocking would make it so for all processes that share it. Else
-	// write looks whether there is room.
+	// A blocked write must end with the context. If the runtime can poll w, a write
+	// deadline does that. A pipe that another process opened is opened once more
+	// for this, since making w itself non-blocking would change it for all
+	// processes that share it. Otherwise writePolling waits for room before each
+	// write.
 	if w.SetWriteDeadline(time.Time{}) == nil {
 		s.deadline = w
 	} else if info.Mode().Type() == fs.ModeNamedPipe {
@@ -49,7 +49,7 @@ func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk
 type stream struct {
 	life
 	w        *os.File
-	deadline *os.File // w, or the same pipe, where writes obey deadlines; else nil
+	deadline *os.File // w or the same pipe opened again, if write deadlines work; else nil
 	regular  bool
 	next     int64
 }
@@ -75,7 +75,7 @@ func (d *stream) ZeroAt(ctx context.Context, off, n int64) error {
 
 func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 	if off != d.next {
-		return fmt.Errorf("%s is a stream: it goes on at %d, not at %d", d.Name, d.next, off)
+		return fmt.Errorf("%s is a stream: the next write must be at offset %d, not at %d", d.Name, d.next, off)
 	}
 	if err := d.Stopped(ctx); err != nil {
 		return err
@@ -95,7 +95,7 @@ func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 		if stopped := d.Stopped(ctx); stopped != nil {
 			return stopped
 		}
-		// Without the path of os.File: only the name says what it is.
+		// The path of os.File is left out: Name is clearer.
 		if path, ok := errors.AsType[*fs.PathError](err); ok {
 			err = path.Err
 		}
@@ -104,7 +104,7 @@ func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// writeUntil writes p, or until one of the contexts ends.
+// writeUntil writes p. It returns early when one of the contexts ends.
 func (d *stream) writeUntil(ctx context.Context, p []byte) (int, error) {
 	past := func() { d.deadline.SetWriteDeadline(time.Unix(1, 0)) }
 	defer context.AfterFunc(ctx, past)()
@@ -112,8 +112,8 @@ func (d *stream) writeUntil(ctx context.Context, p []byte) (int, error) {
 	return d.deadline.Write(p)
 }
 
-// writePolling writes p in pieces that do not block once there is room: of a
-// pipe, PIPE_BUF bytes.
+// writePolling writes p in pieces of at most 4096 bytes (PIPE_BUF), which do not
+// block once poll has reported room.
 func (d *stream) writePolling(ctx context.Context, p []byte) (int, error) {
 	const room = 4096
 	fd, done := int(d.w.Fd()), 0
@@ -147,7 +147,7 @@ func (d *stream) Checkpoint(off int64) ([]byte, func(context.Context) error, err
 		return nil, nil, err
 	}
 	defer d.Done()
-	return nil, nil, d.Fail(fmt.Errorf("%s is a stream, which can't be resumed: %w", d.Name, errors.ErrUnsupported))
+	return nil, nil, d.Fail(fmt.Errorf("%s is a stream and cannot be resumed: %w", d.Name, errors.ErrUnsupported))
 }
 
 func (d *stream) SetSize(n int64) error { return d.life.SetSize(n, nothing) }
@@ -157,7 +157,7 @@ func (d *stream) Finish(ctx context.Context) error {
 		if d.next != d.Size {
 			return fmt.Errorf("%s got %d of %d bytes", d.Name, d.next, d.Size)
 		}
-		// Pipes, sockets and most character devices have nothing to sync.
+		// Pipes, sockets and most character devices have no data to sync.
 		err := d.w.Sync()
 		if err != nil && !lacking(err) && !errors.Is(err, unix.EROFS) {
 			return fmt.Errorf("fsync %s: %w", d.Name, err)

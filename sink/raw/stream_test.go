@@ -72,7 +72,8 @@ func TestBlockedStreamStops(t *testing.T) {
 	}
 }
 
-// What shares a pipe with us must not find it non-blocking.
+// TestStreamLeavesFlagsAlone checks that the pipe stays blocking for the other
+// processes that share it.
 func TestStreamLeavesFlagsAlone(t *testing.T) {
 	for name, open := range pipes {
 		if name == "pipe" {

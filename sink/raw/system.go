@@ -12,10 +12,10 @@ import (
 )
 
 // rwfDontcache is RWF_DONTCACHE of linux/fs.h (since Linux 6.14): the write goes
-// out at once, and its pages leave the cache when it is done.
+// out at once, and its pages are removed from the page cache afterwards.
 const rwfDontcache = 0x80
 
-// system are the system calls whose failures tests bring about.
+// system holds the system calls that tests replace to simulate failures.
 type system struct {
 	pwrite        func(fd int, p []byte, off int64) (int, error)
 	pwriteUncache func(fd int, p []byte, off int64) (int, error)
@@ -62,8 +62,8 @@ func kernel() system {
 	}
 }
 
-// lacking reports whether err says that the kernel or the file system does not
-// know the call or its flags.
+// lacking reports whether err means that the kernel or the file system does not
+// support the call or its flags.
 func lacking(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY)
 }
@@ -72,17 +72,17 @@ func lacking(err error) bool {
 func explain(fd int, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC) && isBlockDevice(fd):
-		return fmt.Errorf("%w: the device became smaller, or the pool or the file behind it is full", err)
+		return fmt.Errorf("%w: the device has become smaller, or the pool or file behind it is full", err)
 	case errors.Is(err, unix.ENOSPC):
 		free := ""
 		if n, known := freeSpace(fd); known {
 			free = fmt.Sprintf(" (%s free)", bytesize.Format(n))
 		}
-		return fmt.Errorf("%w%s: make room, or choose another place", err, free)
+		return fmt.Errorf("%w%s: free some space, or write the disk to another file system", err, free)
 	case errors.Is(err, unix.EDQUOT):
 		return fmt.Errorf("%w: the quota of this user, group or project must be raised", err)
 	case errors.Is(err, unix.EFBIG):
-		return fmt.Errorf("%w: the limit of the file system (%s) or of this process (ulimit -f)", err, fileSystem(fd))
+		return fmt.Errorf("%w: the file exceeds the limit of the file system (%s) or of this process (ulimit -f)", err, fileSystem(fd))
 	}
 	return err
 }
@@ -92,8 +92,8 @@ func isBlockDevice(fd int) bool {
 	return eintr.Retry(func() error { return unix.Fstat(fd, &st) }) == nil && st.Mode&unix.S_IFMT == unix.S_IFBLK
 }
 
-// freeSpace returns how many bytes an unprivileged user may still allocate;
-// not known where the file system keeps no such count.
+// freeSpace returns how many bytes an unprivileged user can still allocate. known
+// is false if the file system does not report that.
 func freeSpace(fd int) (n int64, known bool) {
 	var s unix.Statfs_t
 	if err := eintr.Retry(func() error { return unix.Fstatfs(fd, &s) }); err != nil || s.Blocks == 0 {
@@ -102,7 +102,7 @@ func freeSpace(fd int) (n int64, known bool) {
 	return int64(s.Bavail) * s.Bsize, true
 }
 
-// fileSystem returns the name of the file system that fd lies on, or its
+// fileSystem returns the name of the file system that fd lies on, or its magic
 // number in hexadecimal.
 func fileSystem(fd int) string {
 	var s unix.Statfs_t

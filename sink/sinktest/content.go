@@ -15,8 +15,9 @@ type span struct{ from, to int64 }
 
 func (s span) overlaps(o span) bool { return s.from < o.to && o.from < s.to }
 
-// addSpan adds s, which overlaps none, to the sorted spans, merged with its
-// neighbours, so that a disk that is filled in a window takes few of them.
+// addSpan adds s to the sorted spans and merges it with its neighbours, so that a
+// disk that is filled within a moving window needs few spans. s must not overlap
+// any of them.
 func addSpan(spans []span, s span) []span {
 	i, _ := slices.BinarySearchFunc(spans, s.from, func(o span, from int64) int { return int(min(max(o.from-from, -1), 1)) })
 	if i < len(spans) && spans[i].from == s.to {
@@ -30,12 +31,12 @@ func addSpan(spans []span, s span) []span {
 	return slices.Insert(spans, i, s)
 }
 
-// content is a sparse disk in memory. What has no page is fill, or zero where
-// it lies in one of the zeroes, which hold whole pages only.
+// content is a sparse disk in memory. A range without a page consists of the byte
+// fill, or of zero bytes within one of the zeroes, which cover whole pages.
 type content struct {
 	size   int64
 	fill   byte
-	pages  map[int64][]byte // by number
+	pages  map[int64][]byte // by page number
 	zeroes []span
 }
 
@@ -49,7 +50,7 @@ func (c *content) write(p []byte, off int64) {
 	}
 }
 
-// page returns the page to write to.
+// page returns page i for writing.
 func (c *content) page(i int64) []byte {
 	page := c.pages[i]
 	if page == nil {
@@ -83,7 +84,7 @@ func (c *content) zero(off, n int64) {
 	head := min((off+pageSize-1)/pageSize*pageSize, end)
 	tail := max(end/pageSize*pageSize, head)
 	if end == c.size {
-		tail = end // what lies past the end of the last page is nothing
+		tail = end // the last page ends with the disk
 	}
 	c.write(make([]byte, head-off), off)
 	c.write(make([]byte, end-tail), tail)
@@ -138,7 +139,7 @@ func (r *contentReader) ReadAt(p []byte, off int64) (int, error) {
 		return 0, context.Cause(r.ctx)
 	}
 	if off < 0 {
-		return 0, fmt.Errorf("memory: read at %d", off)
+		return 0, fmt.Errorf("memory: cannot read at offset %d", off)
 	}
 	n := int(min(int64(len(p)), max(r.content.size-off, 0)))
 	r.m.mu.Lock()

@@ -7,14 +7,13 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// encoder is a memoryDisk that takes its data encoded: by a code that differs
-// from the data in every byte and in its length, for units that begin with an
-// odd byte.
+// encoder is a memoryDisk that takes its data encoded. Units whose first byte is
+// odd get a code that differs from the data in every byte and in its length.
 type encoder struct{ *memoryDisk }
 
 const codeMark = 0x5A
 
-// WriteAt is no way to an Encoder.
+// WriteAt always fails: data must go through Place.
 func (e encoder) WriteAt(p []byte, off int64) (int, error) {
 	e.m.mu.Lock()
 	defer e.m.mu.Unlock()
@@ -27,7 +26,7 @@ func (e encoder) Place(off int64, enc []byte, plain bool) error {
 	unit := enc
 	if !plain {
 		if len(enc) < 2 || enc[0] != codeMark {
-			return fmt.Errorf("memory: %d bytes that are no code were placed at %d", len(enc), off)
+			return fmt.Errorf("memory: %d bytes without a valid encoding were placed at offset %d", len(enc), off)
 		}
 		unit = make([]byte, len(enc)-1)
 		for i, b := range enc[1:] {
@@ -35,7 +34,7 @@ func (e encoder) Place(off int64, enc []byte, plain bool) error {
 		}
 	}
 	if want := min(e.unit, e.size-off); int64(len(unit)) != want {
-		return fmt.Errorf("memory: a unit of %d bytes was placed at %d, want %d", len(unit), off, want)
+		return fmt.Errorf("memory: a unit of %d bytes was placed at offset %d: want %d bytes", len(unit), off, want)
 	}
 	_, err := e.memoryDisk.WriteAt(unit, off)
 	return err

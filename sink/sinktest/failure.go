@@ -76,11 +76,11 @@ func testError(t *testing.T, c Config) {
 		target := c.New(t)
 		breaker, ok := target.(Breaker)
 		if !ok {
-			t.Skip("the target can't be made to fail")
+			t.Skip("the target is not a Breaker")
 		}
 		d := c.create(t, target, p.size(), sink.Options{})
 		if _, ok := sink.Ability[sink.Zeroed](d); ok && zero {
-			continue // there is nothing to do that could fail
+			continue // ZeroAt does nothing, so it cannot fail
 		}
 		p.putAll(t, d, p.pieces[:2])
 		breaker.Break(boom)
@@ -91,7 +91,7 @@ func testError(t *testing.T, c Config) {
 		}
 		c.allFail(t, d, p, func(err error) error {
 			if errors.Is(err, sink.ErrClosed) || err == nil {
-				return errors.New("it is not an error of the failure")
+				return errors.New("want the error of the failed call")
 			}
 			return nil
 		})
@@ -102,8 +102,8 @@ func testError(t *testing.T, c Config) {
 	}
 }
 
-// allFail makes every call but those that end the disk, and holds its error
-// against check.
+// allFail calls every method except those that end the disk, and passes its error
+// to check.
 func (c Config) allFail(t *testing.T, d sink.Disk, p plan, check func(error) error) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
@@ -132,8 +132,8 @@ func testBadRange(t *testing.T, c Config) {
 	size := p.size()
 	for _, bad := range []struct {
 		off, n    int64
-		unit      bool // only wrong where a unit is more than a byte
-		zeroNever bool // can't be made as a write
+		unit      bool // valid if the unit is one byte
+		zeroNever bool // for ZeroAt only: a slice cannot have this length
 	}{
 		{off: -c.Unit, n: c.Unit},
 		{off: 0, n: size + c.Unit},
@@ -187,7 +187,7 @@ func testClosed(t *testing.T, c Config) {
 		}
 		c.allFail(t, d, p, func(err error) error {
 			if !errors.Is(err, sink.ErrClosed) {
-				return fmt.Errorf("after %s it must be sink.ErrClosed", end)
+				return fmt.Errorf("want sink.ErrClosed after %s", end)
 			}
 			return nil
 		})
@@ -210,7 +210,7 @@ func testContext(t *testing.T, c Config) {
 	why := errors.New("the operator said stop")
 	isWhy := func(err error) error {
 		if !errors.Is(err, why) {
-			return fmt.Errorf("it must be the context's cause")
+			return fmt.Errorf("want the cause of the context")
 		}
 		return nil
 	}
@@ -240,7 +240,7 @@ func testContext(t *testing.T, c Config) {
 		c.nothing(t, target)
 	}
 
-	// The context of one call, not of the disk.
+	// The context of a single call ends here, not that of the disk.
 	target := c.New(t)
 	d := c.create(t, target, p.size(), sink.Options{})
 	ctx, stop := context.WithCancelCause(t.Context())

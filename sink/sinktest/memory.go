@@ -14,11 +14,11 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Op is a call that a Memory disk got.
+// Op names a method that was called on a Memory disk.
 type Op string
 
-// The calls of sink.Disk, the function that Checkpoint returns (OpSync), and
-// Verifiable's Reopen.
+// The operations are the methods of sink.Disk, the function that Checkpoint returns
+// (OpSync), and Reopen of sink.Verifiable.
 const (
 	OpWrite      Op = "write"
 	OpZero       Op = "zero"
@@ -33,8 +33,9 @@ const (
 	OpAbort      Op = "abort"
 )
 
-// Call is one call with its range in bytes. Len is zero where the call has no
-// range, and for OpSize, OpCheckpoint and OpSync, whose Off is the argument.
+// Call is one call with its range in bytes. For OpSize, OpCheckpoint and OpSync,
+// Off is the argument and Len is zero; for other calls without a range, both are
+// zero.
 type Call struct {
 	Op       Op
 	Off, Len int64
@@ -50,31 +51,32 @@ func (c Call) String() string {
 	return string(c.Op)
 }
 
-// Counts sums up the calls of a Memory. Bytes are those of calls that
-// succeeded.
+// Counts sums up the calls of a Memory. Only successful calls add to the numbers of
+// bytes.
 type Counts struct {
 	Writes, Zeroes, Sames              int64 // calls
 	WrittenBytes, ZeroBytes, SameBytes int64
-	MaxInFlight                        int // most calls of these three at one time
+	MaxInFlight                        int // the largest number of these calls that ran at the same time
 }
 
-// Memory is a target in memory, for the tests of what writes to sinks. It keeps
-// the content, logs the calls, fails where Before says so, and notes each
-// breach of sink.Disk's contract as a violation. It holds one disk at a time,
-// as a file does: the published one, and the one being written or suspended.
+// Memory is a target in memory, for testing code that writes to sinks. It keeps the
+// content, logs the calls, fails when Before says so, and records each breach of
+// sink.Disk's contract as a violation. Like a file, it holds one published disk and
+// one disk that is being written or suspended.
 //
-// The fields are set before the first Create; the zero value is a sequential
-// sink of unit 1 whose disks are not known to be zero.
+// The fields are set before the first Create. The zero value is a sequential sink
+// with a unit of 1 byte that is not Zeroed. Its methods are safe for concurrent
+// use.
 type Memory struct {
 	Unit      int64 // in bytes, a power of two; 0 means 1
 	Parallel  int   // 0: the disks are not sink.Parallel
-	Zeroed    bool  // new disks are sink.Zeroed: ZeroAt may be left out
-	Encoded   bool  // the disks are sink.Encoders, and take data no other way; not with Parallel
-	Fill      byte  // what a new disk is full of; not with Zeroed
-	CountOnly bool  // no content and no log are kept, only Counts: for disks of any size
-	// Before is called before a call takes effect, concurrently where the
-	// calls are. An error of it becomes the call's, wrapped; it may block,
-	// also until ctx ends, which is the context of the disk.
+	Zeroed    bool  // new disks are sink.Zeroed: callers may skip ZeroAt
+	Encoded   bool  // the disks are sink.Encoders and refuse WriteAt; cannot be used with Parallel
+	Fill      byte  // every byte of a new disk; cannot be used with Zeroed
+	CountOnly bool  // keep only Counts, no content and no log: for disks of any size
+	// Before is called before a call takes effect, concurrently for concurrent
+	// calls. ctx is the context of the disk. If Before returns an error, the call
+	// fails with it. Before may block, for example until ctx ends.
 	Before func(ctx context.Context, c Call) error
 
 	mu         sync.Mutex
@@ -88,9 +90,9 @@ type Memory struct {
 
 var errMemoryBusy = errors.New("memory: a disk is being written already")
 
-// Create makes a disk of size bytes, or goes on with the suspended one. State
-// must be what Checkpoint(Options.Resume) of it returned. The disks are Sizers
-// and Verifiable.
+// Create makes a disk of size bytes, or resumes the suspended one. To resume,
+// Options.State must be the state that Checkpoint returned for Options.Resume. The
+// disks are Sizers and Verifiable.
 func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.Disk, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -98,12 +100,12 @@ func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.D
 		return nil, errMemoryBusy
 	}
 	if size < sink.UnknownSize || o.Resume < 0 || o.Resume > max(size, 0) {
-		return nil, fmt.Errorf("memory: size %d, resume at %d", size, o.Resume)
+		return nil, fmt.Errorf("memory: cannot resume a disk of %d bytes at offset %d", size, o.Resume)
 	}
 	d := &memoryDisk{m: m, ctx: ctx, size: size, unit: max(m.Unit, 1), backing: o.Backing, next: o.Resume, fresh: o.State == nil}
 	if o.State == nil {
 		if o.Resume != 0 {
-			return nil, fmt.Errorf("memory: resume at %d without a state", o.Resume)
+			return nil, fmt.Errorf("memory: cannot resume at offset %d without the state of a checkpoint", o.Resume)
 		}
 		m.partial = &content{size: size, fill: m.Fill, pages: map[int64][]byte{}}
 	} else {
@@ -111,11 +113,11 @@ func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.D
 			return nil, errors.New("memory: there is no suspended disk of this size")
 		}
 		if want := memoryState(o.Resume); string(o.State) != want {
-			return nil, fmt.Errorf("memory: state %q, want %q", o.State, want)
+			return nil, fmt.Errorf("memory: the state of the checkpoint is %q, want %q", o.State, want)
 		}
 	}
 	if o.State != nil && !m.CountOnly {
-		// What lies above a checkpoint is garbage: here it always is.
+		// Content above a checkpoint is undefined. Here it is always garbage.
 		garbage := bytes.Repeat([]byte{0xDB}, int(size-o.Resume))
 		m.partial.write(garbage, o.Resume)
 	}
@@ -164,7 +166,7 @@ func (m *Memory) Published() ([]byte, bool) {
 	return b, true
 }
 
-// Leftovers names what lies beside the published disk: "partial", or nothing.
+// Leftovers returns "partial" if there is an unpublished disk, else nothing.
 func (m *Memory) Leftovers() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -174,22 +176,22 @@ func (m *Memory) Leftovers() []string {
 	return []string{"partial"}
 }
 
-// Ended says whether each disk was ended by Publish, Suspend or Abort.
+// Ended reports whether every disk was ended by Publish, Suspend or Abort.
 func (m *Memory) Ended() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.open == nil
 }
 
-// Calls returns the calls in the order in which they began. Abort after the
-// end is not among them, since every caller defers it.
+// Calls returns the calls in the order in which they began. It leaves out Abort
+// after the end of a disk, since every caller defers that.
 func (m *Memory) Calls() []Call {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.calls)
 }
 
-// Log returns the calls, one a line.
+// Log returns the calls, one per line.
 func (m *Memory) Log() string {
 	var b strings.Builder
 	for _, c := range m.Calls() {
@@ -205,8 +207,7 @@ func (m *Memory) Counts() Counts {
 	return m.counts
 }
 
-// Violations returns what callers did against the contract of sink.Disk. Such
-// calls fail too.
+// Violations returns the breaches of sink.Disk's contract. Such calls fail, too.
 func (m *Memory) Violations() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -239,10 +240,10 @@ type memoryDisk struct {
 	// Guarded by m.mu.
 	size     int64 // or sink.UnknownSize
 	stage    int
-	err      error // the first one; it stays
+	err      error // the first error, which all later calls return
 	inFlight []Call
-	next     int64  // sequential: where the next call must start
-	done     []span // written, zeroed or the same; sorted, not touching
+	next     int64  // for a sequential disk, the offset at which the next call must start
+	done     []span // ranges of WriteAt, ZeroAt and SameAt; sorted and not adjacent
 }
 
 func (d *memoryDisk) Unit() int64 { return d.unit }
@@ -277,9 +278,9 @@ func (d *memoryDisk) SameAt(ctx context.Context, off, n int64) error {
 		if d.m.CountOnly {
 			return nil
 		}
-		for n > 0 { // by pieces: the range may be the whole disk
+		for n > 0 { // in pieces, since the range may be the whole disk
 			p := make([]byte, min(n, pageSize))
-			have := min(int64(len(p)), max(d.backing.Size()-off, 0)) // past a shorter backing are zeros
+			have := min(int64(len(p)), max(d.backing.Size()-off, 0)) // a shorter backing is followed by zeros
 			if k, err := d.backing.ReadAt(p[:have], off); err != nil && (err != io.EOF || int64(k) < have) {
 				return fmt.Errorf("backing: %w", err)
 			}
@@ -290,8 +291,8 @@ func (d *memoryDisk) SameAt(ctx context.Context, off, n int64) error {
 	})
 }
 
-// put checks the call of a range, and runs it between the marks of its begin
-// and its end.
+// put checks a call that has a range and runs do. While do runs, the call counts as
+// in flight.
 func (d *memoryDisk) put(ctx context.Context, c Call, do func() error) error {
 	m := d.m
 	m.mu.Lock()
@@ -337,7 +338,7 @@ func (d *memoryDisk) put(ctx context.Context, c Call, do func() error) error {
 	return nil
 }
 
-// breach says in what a call of a range breaks the contract.
+// breach returns how a call with a range breaks the contract, or "".
 func (d *memoryDisk) breach(c Call) string {
 	end := c.Off + c.Len
 	unknown := d.size == sink.UnknownSize
@@ -374,8 +375,8 @@ func (d *memoryDisk) breach(c Call) string {
 
 func (d *memoryDisk) zeroed() bool { return d.m.Zeroed && zeroed{d}.ZeroedFrom(0) }
 
-// uncovered returns the first offset below end that no call has covered, or
-// -1. Where ZeroAt may be left out nothing has to be covered.
+// uncovered returns the first offset below end that no call has covered, or -1. If
+// callers may skip ZeroAt, it always returns -1.
 func (d *memoryDisk) uncovered(end int64) int64 {
 	switch {
 	case end == 0 || d.zeroed() || len(d.done) > 0 && d.done[0].from == 0 && d.done[0].to >= end:
@@ -498,13 +499,13 @@ func (d *memoryDisk) Reopen(ctx context.Context) (source.Disk, error) {
 		return nil, err
 	}
 	if d.m.CountOnly {
-		return nil, errors.New("memory: nothing is kept, so there is nothing to read back")
+		return nil, errors.New("memory: a disk with CountOnly cannot be read back")
 	}
 	return &contentReader{ctx: ctx, m: d.m, content: d.content}, nil
 }
 
-// step is a call without a range: check says what is wrong with it, do runs
-// at the end of it.
+// step runs a call without a range. check returns how the call breaks the contract,
+// or ""; do runs at the end of the call.
 func (d *memoryDisk) step(ctx context.Context, c Call, last int, check func() string, do func()) error {
 	m := d.m
 	m.mu.Lock()

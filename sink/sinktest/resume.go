@@ -18,7 +18,7 @@ func testResume(t *testing.T, c Config) {
 		d := c.create(t, target, p.size(), sink.Options{})
 		p.putAll(t, d, p.pieces[:at])
 		state := c.checkpointBeside(t, d, off, func() {
-			// What the first run writes above the checkpoint is stale.
+			// The content that the first run writes above the checkpoint is stale.
 			stale := bytes.Repeat([]byte{0xAA}, int(p.pieces[at+1].end-off))
 			if _, err := d.WriteAt(stale, off); err != nil {
 				t.Error(err)
@@ -33,7 +33,8 @@ func testResume(t *testing.T, c Config) {
 		c.unpublished(t, target, "after Suspend")
 
 		d = c.create(t, target, p.size(), sink.Options{State: state, Resume: off})
-		// Zeros first, where the first run left stale bytes, then data.
+		// The second run writes zeros first, where the first run left stale bytes,
+		// and then data.
 		rest := slices.Clone(p.pieces[at:])
 		split := rest[0]
 		rest[0].zero = true
@@ -48,8 +49,8 @@ func testResume(t *testing.T, c Config) {
 	}
 }
 
-// checkpointBeside calls Checkpoint(off), and runs the function that it
-// returns beside the calls that beside makes.
+// checkpointBeside calls Checkpoint(off), and runs the function that it returns
+// concurrently with beside.
 func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, beside func()) []byte {
 	t.Helper()
 	state, sync, err := d.Checkpoint(off)
@@ -57,7 +58,7 @@ func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, beside fu
 		t.Fatalf("Checkpoint(%d): %v", off, err)
 	}
 	if state == nil {
-		t.Errorf("Checkpoint(%d): the state is nil, which Options take for a new disk", off)
+		t.Errorf("Checkpoint(%d): the state is nil, which means a new disk in Options", off)
 	}
 	synced := make(chan error)
 	go func() { synced <- sync(t.Context()) }()
@@ -80,7 +81,8 @@ func testResumeAtEnd(t *testing.T, c Config) {
 	c.finish(t, target, d, p.want)
 }
 
-// A disk that was verified and found different is kept as evidence.
+// Suspend after Finish keeps the disk, for example as evidence of a failed
+// verification.
 func testSuspendFinished(t *testing.T, c Config) {
 	p, target := c.newPlan(), c.New(t)
 	d := c.create(t, target, p.size(), sink.Options{})

@@ -1,5 +1,6 @@
-// Package sinktest holds the conformance suite of sink.Disk, and a sink in
-// memory for the tests of what writes to one.
+// Package sinktest has the conformance suite of sink.Disk, which every writer of a
+// format runs with [Test], and a sink in memory, [Memory], for testing code that
+// writes to sinks.
 package sinktest
 
 import (
@@ -17,51 +18,50 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Target is a place where one disk can be written: a path, a device, a server.
+// Target is a place to which one disk can be written: a path, a device, a server.
 type Target interface {
 	Create(ctx context.Context, size int64, o sink.Options) (sink.Disk, error)
-	// Published returns the content, decoded, of what has the target's final
-	// name, and whether there is something. It may be longer than the disk
-	// where the target is. Of an InPlace target it is called after Publish
-	// only.
+	// Published returns the decoded content under the target's final name, and
+	// whether there is any. Content of an InPlace target may be longer than the
+	// disk. For InPlace targets it is called only after Publish.
 	Published() ([]byte, bool)
-	// Leftovers names what lies beside the published target: partial files.
+	// Leftovers returns the names of partial files beside the published target.
 	Leftovers() []string
 }
 
-// Breaker is a Target that can make the next write or zeroing of its open disk
+// Breaker is a Target that can make the next WriteAt or ZeroAt of its open disk
 // fail with err.
 type Breaker interface{ Break(err error) }
 
-// Config says what the sink under test can do.
+// Config describes the abilities of the sink under test.
 type Config struct {
-	// New returns a new place for each disk, of MaxSize bytes or more. Where
-	// the target has content before, fill it with other bytes than zeros. It
-	// is called when the disks before have ended, so that a device may serve
-	// for all.
+	// New returns a new target for a disk of up to MaxSize bytes. If the target has
+	// content before, New fills it with nonzero bytes. It is called after all
+	// earlier disks have ended, so that one device can serve for all tests.
 	New func(t testing.TB) Target
-	// Unit is what each disk's Unit must return.
+	// Unit is the expected result of each disk's Unit.
 	Unit int64
-	// Multiple is what sizes of disks must be a multiple of; 0 means 1.
+	// Multiple divides the sizes of all disks, in bytes; 0 means 1.
 	Multiple int64
-	// InPlace: the target exists before, is written under its final name, and
-	// stays when the run fails. Block devices, NBD.
+	// InPlace means that the target exists before, is written under its final name,
+	// and stays when the run fails, as block devices and NBD exports do.
 	InPlace bool
-	// Once: the disk takes no Checkpoint, and can't be resumed.
+	// Once means that the disk cannot be checkpointed or resumed.
 	Once bool
-	// Stream: a target InPlace whose disks are Once.
+	// Stream means InPlace and Once.
 	Stream bool
-	// Discards: an InPlace target that keeps nothing.
+	// Discards means InPlace, with a target that keeps nothing.
 	Discards bool
-	// Backing: SameAt leaves ranges to Options.Backing.
+	// Backing means that disks support SameAt with Options.Backing.
 	Backing bool
 }
 
-// MaxSize is the size in bytes of the largest disk that the suite writes to a
-// target of that unit.
+// MaxSize returns the size in bytes of the largest disk that the suite writes to a
+// target with the given unit.
 func MaxSize(unit int64) int64 { return (pieces + 1) * max(unit, 64<<10) }
 
-// pieces is how many pieces the suite cuts a disk into, a shorter last one aside.
+// pieces is the number of pieces that the suite cuts a disk into, without a shorter
+// last one.
 const pieces = 12
 
 // Test runs the suite.
@@ -96,13 +96,13 @@ func Test(t *testing.T, c Config) {
 	}
 }
 
-// piece is one call of the suite.
+// piece is the range of one call.
 type piece struct {
 	off, end int64
 	zero     bool
 }
 
-// plan is a disk to write: its content and how it is cut.
+// plan is a disk to write: its content and the pieces in which it is written.
 type plan struct {
 	want   []byte
 	pieces []piece
@@ -110,8 +110,8 @@ type plan struct {
 
 func (p plan) size() int64 { return int64(len(p.want)) }
 
-// newPlan cuts a disk that ends in the middle of a unit where that can be: at
-// odd places where the unit allows it, with each third piece zeros.
+// newPlan returns a plan in which every third piece is zeros. If the unit allows
+// it, the pieces begin at odd offsets, and the disk ends within a unit.
 func (c Config) newPlan() plan {
 	step := max(c.Unit, 4096)
 	if c.Unit == 1 && c.Multiple == 1 {
@@ -127,10 +127,10 @@ func (c Config) newPlan() plan {
 	random := rand.NewChaCha8([32]byte{10})
 	p.want = make([]byte, size)
 	random.Read(p.want)
-	// Pieces of one, two and three steps by turns.
+	// Pieces have one, two and three steps in turn.
 	for off, i := int64(0), int64(0); off < size; i++ {
 		end := min(off+(i%3+1)*step, size)
-		if end > size-step { // the short last piece is one of its own
+		if end > size-step { // the short end of the disk is a piece of its own
 			end = size - tail
 			if off == end {
 				end = size
@@ -146,7 +146,7 @@ func (c Config) newPlan() plan {
 	return p
 }
 
-// put writes one piece as an engine does.
+// put writes one piece as the engine of package transfer does.
 func (p plan) put(ctx context.Context, d sink.Disk, s piece) error {
 	if !s.zero {
 		n, err := d.WriteAt(p.want[s.off:s.end], s.off)
@@ -191,7 +191,8 @@ func (c Config) createIn(t *testing.T, ctx context.Context, target Target, size 
 	return d
 }
 
-// finish ends a disk as an engine does, and checks the target at each step.
+// finish finishes and publishes a disk as the engine does, and checks the target at
+// each step.
 func (c Config) finish(t *testing.T, target Target, d sink.Disk, want []byte) {
 	t.Helper()
 	c.unpublished(t, target, "before Finish")
@@ -234,7 +235,7 @@ func (c Config) unpublished(t *testing.T, target Target, when string) {
 	}
 }
 
-// check compares the published target.
+// check compares the published target with want.
 func (c Config) check(t *testing.T, target Target, want []byte) {
 	t.Helper()
 	if left := target.Leftovers(); len(left) > 0 {
@@ -269,7 +270,7 @@ func diff(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-// nothing checks that no run has left anything.
+// nothing checks that a failed run has left nothing behind.
 func (c Config) nothing(t *testing.T, target Target) {
 	t.Helper()
 	c.unpublished(t, target, "after a run that failed")
@@ -332,11 +333,11 @@ func testUnknownSize(t *testing.T, c Config) {
 	}
 	known.Abort()
 	if d, err := c.New(t).Create(t.Context(), sink.UnknownSize, sink.Options{}); errors.Is(err, errors.ErrUnsupported) {
-		t.Skip(err) // not with these options
+		t.Skip(err) // unsupported with these options
 	} else if err == nil {
 		d.Abort()
 	}
-	for _, end := range []int{len(p.pieces), len(p.pieces) - 1, 2, 0} { // after data, in a unit or not; after zeros; empty
+	for _, end := range []int{len(p.pieces), len(p.pieces) - 1, 2, 0} { // the disk ends after data, within a unit or not, or after zeros, or is empty
 		p := plan{p.want, p.pieces[:end]}
 		p.want = p.want[:0]
 		if end > 0 {
@@ -382,7 +383,7 @@ func testSameAt(t *testing.T, c Config) {
 	c.finish(t, target, d, p.want)
 }
 
-// backing is a source.Disk over the content that the suite writes.
+// backing is a source.Disk with the content that the suite writes.
 type backing struct{ content []byte }
 
 func (b backing) ReadAt(p []byte, off int64) (int, error) {

@@ -16,26 +16,26 @@ import (
 // 5.0", The Header).
 const noParent = 0xffffffff
 
-// What a descriptor says where the source doesn't.
+// Values of a descriptor for facts that the source does not give.
 const (
 	defaultAdapter   = "lsilogic"
-	defaultHWVersion = "4" // the lowest one in use, which no host is too old for
-	// unmanagedTools is the version of tools that the guest itself looks after
-	// (open-vm-tools), so that vSphere offers no installation.
+	defaultHWVersion = "4" // the lowest version in use, which every host supports
+	// unmanagedTools is the version of VMware Tools that the guest manages itself
+	// (open-vm-tools). vSphere does not offer to install others.
 	unmanagedTools = "2147483647"
-	openVMTools    = "4" // toolsInstallType
+	openVMTools    = "4" // the toolsInstallType of open-vm-tools
 	defaultName    = "disk.vmdk"
 )
 
-// maxValue bounds a value that is taken over, in bytes.
+// maxValue is the maximal length of a value that is copied from the source, in
+// bytes.
 const maxValue = 64
 
-// adapters are the spellings of ddb.adapterType ("Virtual Disk Format 5.0", The
+// adapters are the valid values of ddb.adapterType ("Virtual Disk Format 5.0", The
 // Disk Database).
 var adapters = []string{"ide", "buslogic", "lsilogic", "legacyESX"}
 
-// descriptor is the text that describes an image, as far as one image differs
-// from another.
+// descriptor holds the variable parts of the text that describes an image.
 type descriptor struct {
 	name                       string
 	sectors                    int64
@@ -47,9 +47,9 @@ type descriptor struct {
 	logical, physical          int64 // sector sizes that the guest sees, bytes; 0: not recorded
 }
 
-// newDescriptor takes over what is known of the source and makes sense. The CID
-// says of which content children are, so that it stays that of the source;
-// where there is none it is random, lest two disks have the same.
+// newDescriptor copies the valid facts about the source. The CID identifies the
+// content that children of the image depend on, so the image keeps the CID of the
+// source. Without one, the CID is random, so that no two disks share it.
 func newDescriptor(name string, size int64, info source.Info) descriptor {
 	d := descriptor{
 		name: extentName(name), sectors: size / sectorSize,
@@ -82,15 +82,15 @@ func newDescriptor(name string, size int64, info source.Info) descriptor {
 		d.physical = info.GuestPhysical
 	}
 	if d.logical <= sectorSize && d.physical <= sectorSize {
-		d.logical, d.physical = 0, 0 // as every disk without the entries
+		d.logical, d.physical = 0, 0 // 512 bytes is the default without these entries
 	}
 	d.cid = newCID(info.CID)
 	d.cylinders, d.heads, d.perTrack = geometry(d.sectors, d.adapter, info.Geometry)
 	return d
 }
 
-// isSectorSize reports whether n can be a sector size, in bytes, by the rule of
-// the reader. VMware's disks have 512 or 4096.
+// isSectorSize reports whether n is a valid sector size in bytes, by the rule of
+// the reader in source/vmdk. VMware's disks have 512 or 4096.
 func isSectorSize(n int64) bool { return n >= sectorSize && n <= 64<<10 && n&(n-1) == 0 }
 
 func newCID(known string) uint32 {
@@ -102,12 +102,12 @@ func newCID(known string) uint32 {
 	return binary.LittleEndian.Uint32(b[:]) % noParent
 }
 
-// geometry is the source's, where that fits the disk, else what VMware gives a
-// new disk of that size: heads and sectors of a track by the size,
-// as many whole cylinders as there are.
+// geometry returns the geometry of the source, if it fits the disk. Otherwise it
+// returns the one that VMware gives to a new disk: heads and sectors per track
+// depend on the size, and there are as many whole cylinders as fit.
 func geometry(sectors int64, adapter string, known [3]int64) (cylinders, heads, perTrack int64) {
 	c, h, s := known[0], known[1], known[2]
-	// Some round the last cylinder up.
+	// Some programs round the number of cylinders up.
 	if c > 0 && h > 0 && h <= 255 && s > 0 && s <= 63 && c <= (sectors-1)/(h*s)+1 {
 		return c, h, s
 	}
@@ -125,8 +125,8 @@ func geometry(sectors int64, adapter string, known [3]int64) (cylinders, heads, 
 	return max(sectors/(heads*perTrack), 1), heads, perTrack
 }
 
-// extentName is what the descriptor calls the image's own file. Readers do not
-// look at it, and a pipe has none.
+// extentName returns the name of the image's own file in the descriptor. Readers
+// ignore it. A pipe has no name.
 func extentName(name string) string {
 	name = filepath.Base(name)
 	if !strings.EqualFold(filepath.Ext(name), ".vmdk") || len(name) > 255 || !isText(name) {
@@ -135,7 +135,7 @@ func extentName(name string) string {
 	return name
 }
 
-// isText reports whether s can stand between quotes.
+// isText reports whether s can be written between quotes.
 func isText(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '"' })
 }

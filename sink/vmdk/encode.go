@@ -10,23 +10,23 @@ import (
 type encoding struct {
 	zlib    *zlib.Writer
 	out     appender
-	whole   []byte // of the last grain, where the disk ends in it
+	whole   []byte // the last grain, padded, if the disk ends within it
 	scratch []byte
 }
 
-// newEncoding takes a level that is checked.
+// newEncoding returns an encoding for a valid level.
 func newEncoding(level int) *encoding {
 	e := new(encoding)
 	e.zlib, _ = zlib.NewWriterLevel(&e.out, level)
 	return e
 }
 
-// Encode implements sink.Encoding. A unit that is shorter than a grain, the last
-// one of a disk, is filled up with zeros: readers expect whole grains. What does
-// not shrink is stored, in deflate's own way, with some 30 bytes more.
+// Encode implements sink.Encoding. A unit that is shorter than a grain, at the end
+// of the disk, is padded with zeros, since readers expect whole grains. Data that
+// does not shrink is put into stored blocks of deflate, which adds some 30 bytes.
 func (e *encoding) Encode(dst, unit []byte, _ int64) (enc []byte, plain bool, err error) {
 	if len(unit) == 0 || len(unit) > grainSize {
-		return dst, false, fmt.Errorf("a unit of %d bytes, want 1 to %d", len(unit), grainSize)
+		return dst, false, fmt.Errorf("cannot encode a unit of %d bytes: want 1 to %d", len(unit), grainSize)
 	}
 	if len(unit) < grainSize {
 		if e.whole == nil {
@@ -47,7 +47,7 @@ func (e *encoding) Encode(dst, unit []byte, _ int64) (enc []byte, plain bool, er
 	return e.out.b, false, nil
 }
 
-// appender is a slice to write to.
+// appender is a slice of bytes that a Writer appends to.
 type appender struct{ b []byte }
 
 func (a *appender) Write(p []byte) (int, error) {

@@ -7,7 +7,7 @@ import (
 	"math"
 )
 
-// The layout that VMware's own tools write and vSphere expects.
+// This is the layout that VMware's tools write and vSphere expects.
 const (
 	sectorSize = 512
 	grainSize  = 64 << 10 // bytes
@@ -17,24 +17,25 @@ const (
 
 	descriptorSector  = 1
 	descriptorSectors = 20
-	firstGrainSector  = 128 // overHead: what is before is the header's and the descriptor's
+	firstGrainSector  = 128 // overHead of the header: the sectors before hold header and descriptor
 )
 
-// The flags of a header ("Virtual Disk Format 5.0", Hosted Sparse Extent Header).
+// Flags and values of a header ("Virtual Disk Format 5.0", Hosted Sparse Extent
+// Header).
 const (
 	flagNewline    = 1 << 0  // the bytes that detect a text-mode transfer are valid
 	flagCompressed = 1 << 16 // grains are compressed
 	flagMarkers    = 1 << 17 // each grain begins with a marker
 
-	version     = 3 // what vSphere takes for streamOptimized
+	version     = 3 // vSphere requires this version for streamOptimized
 	deflate     = 1
-	gdAtEnd     = math.MaxUint64 // gdOffset when the footer has it
+	gdAtEnd     = math.MaxUint64 // gdOffset of the header if the footer has the offset
 	newlines    = "\n \r\n"
 	magic       = "KDMV"
-	grainMarker = 12 // bytes before the compressed ones
+	grainMarker = 12 // bytes of a marker before the compressed data of a grain
 )
 
-// The types of a marker that is not of a grain ("Virtual Disk Format 5.0",
+// Types of the markers that do not belong to a grain ("Virtual Disk Format 5.0",
 // Stream-Optimized Compressed Sparse Extents, Markers).
 const (
 	markerTable     = 1
@@ -42,25 +43,26 @@ const (
 	markerFooter    = 3
 )
 
-// maxPacked bounds what Place takes for a grain. Twice its size is what qemu
-// reads; incompressible bytes grow by less than 64.
+// maxPacked is the largest size of a compressed grain that Place accepts, in bytes.
+// qemu reads grains of up to twice the uncompressed size. Incompressible data grows
+// by less than 64 bytes.
 const maxPacked = 2 * grainSize
 
-// chunk is how many bytes are written at once.
+// chunk is the number of bytes that are written at once.
 const chunk = 1 << 20
 
-var errTooLong = errors.New("the file of a VMDK ends at 2 TiB, which the compressed disk exceeds; a raw or qcow2 target has no such limit")
+var errTooLong = errors.New("the file of a VMDK can have at most 2 TiB, and the compressed disk is larger: write a raw or qcow2 target instead")
 
-// file is the image's file, written in order.
+// file is the file of the image, written in order.
 type file struct {
 	out  io.WriterAt
-	size int64  // of the disk, bytes
-	pos  int64  // where in the file the next byte goes
+	size int64  // size of the disk, bytes
+	pos  int64  // offset in the file of the next byte
 	buf  []byte // the bytes before pos that are not written yet
 
 	table     [tableSize]byte // the grain table that is being filled
-	number    int64           // of it
-	used      bool            // there is a grain, and so the table has one
+	number    int64           // number of that table
+	used      bool            // the table has a grain
 	directory []byte          // grain directory
 }
 
@@ -70,7 +72,7 @@ func newFile(out io.WriterAt, size int64) *file {
 	return &file{out: out, size: size, buf: make([]byte, 0, chunk), directory: make([]byte, tables*4)}
 }
 
-// begin writes what precedes the grains.
+// begin writes everything in front of the grains.
 func (f *file) begin(descriptor string) error {
 	header := f.header(gdAtEnd)
 	if err := f.write(header[:]); err != nil {
@@ -82,7 +84,8 @@ func (f *file) begin(descriptor string) error {
 	return f.zeros(firstGrainSector*sectorSize - f.pos)
 }
 
-// header is SparseExtentHeader, which is also the footer.
+// header returns a SparseExtentHeader, which the file has twice: as header and as
+// footer.
 func (f *file) header(directory uint64) (b [sectorSize]byte) {
 	le := binary.LittleEndian
 	copy(b[:], magic)
@@ -93,7 +96,7 @@ func (f *file) header(directory uint64) (b [sectorSize]byte) {
 	le.PutUint64(b[28:], descriptorSector)
 	le.PutUint64(b[36:], descriptorSectors)
 	le.PutUint32(b[44:], tableEntries)
-	// Offset 48, the redundant grain directory: there is none.
+	// The redundant grain directory at offset 48 is left out.
 	le.PutUint64(b[56:], directory)
 	le.PutUint64(b[64:], firstGrainSector)
 	copy(b[73:], newlines)
@@ -101,7 +104,8 @@ func (f *file) header(directory uint64) (b [sectorSize]byte) {
 	return b
 }
 
-// grain writes grain g, compressed, after those with lower numbers.
+// grain writes the compressed grain g. Grains with lower numbers must have been
+// written before.
 func (f *file) grain(g int64, enc []byte) error {
 	if number := g / tableEntries; number != f.number {
 		if err := f.endTable(); err != nil {
@@ -127,8 +131,8 @@ func (f *file) grain(g int64, enc []byte) error {
 	return f.fill()
 }
 
-// endTable writes the grain table at hand, where it has any grain, and begins
-// an empty one.
+// endTable writes the current grain table, if it has any grain, and starts an empty
+// one.
 func (f *file) endTable() error {
 	if !f.used {
 		return nil
@@ -148,7 +152,7 @@ func (f *file) endTable() error {
 	return nil
 }
 
-// end writes what follows the grains.
+// end writes everything behind the grains.
 func (f *file) end() error {
 	if err := f.endTable(); err != nil {
 		return err
@@ -177,7 +181,7 @@ func (f *file) end() error {
 	return f.flush()
 }
 
-// marker writes a metadata marker: so many sectors of that kind follow.
+// marker writes a metadata marker for the given number of sectors, which follow it.
 func (f *file) marker(kind uint32, sectors int64) error {
 	var b [sectorSize]byte
 	binary.LittleEndian.PutUint64(b[:], uint64(sectors))
@@ -185,7 +189,7 @@ func (f *file) marker(kind uint32, sectors int64) error {
 	return f.write(b[:])
 }
 
-// sector is where the next byte goes, as a table has it.
+// sector returns the sector of the next byte, as the tables record it.
 func (f *file) sector() (uint32, error) {
 	sector := f.pos / sectorSize
 	if sector > math.MaxUint32 {
@@ -194,7 +198,7 @@ func (f *file) sector() (uint32, error) {
 	return uint32(sector), nil
 }
 
-// fill writes zeros up to the next sector.
+// fill writes zeros up to the next sector boundary.
 func (f *file) fill() error {
 	return f.zeros((sectorSize - f.pos%sectorSize) % sectorSize)
 }
@@ -210,7 +214,7 @@ func (f *file) zeros(n int64) error {
 	return nil
 }
 
-// zeroSector is never written to.
+// zeroSector is only read.
 var zeroSector [sectorSize]byte
 
 func (f *file) write(p []byte) error {

@@ -212,8 +212,8 @@ func compare(t *testing.T, src, image string, size int64, layers []layer) {
 	}
 }
 
-// What is written is what our own reader reads: by the grain directory, and by
-// the markers alone, as a reader of the stream does.
+// TestReads checks that source/vmdk reads what was written, both through the grain
+// directory and by the markers alone, as a reader of a stream does.
 func TestReads(t *testing.T) {
 	for _, shape := range shapes {
 		if shape.size > 1<<30 {

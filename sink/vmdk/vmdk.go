@@ -1,7 +1,7 @@
 // Package vmdk writes streamOptimized VMDK images ("Virtual Disk Format 5.0" by
-// VMware, Stream-Optimized Compressed Sparse Extents): one file, each grain of
-// it compressed, written from the beginning to the end without going back, so
-// that it may go into a pipe. It is the kind of VMDK that vSphere imports.
+// VMware, Stream-Optimized Compressed Sparse Extents) with [Create]. An image is
+// one file with compressed grains. It is written from beginning to end, so that it
+// can go into a pipe. vSphere imports VMDKs of this kind.
 package vmdk
 
 import (
@@ -15,50 +15,51 @@ import (
 	reader "github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// MaxSize is the largest disk that Create takes, in bytes. Its grain directory
-// has 8 MiB, which are kept in memory; vSphere's own limit is 62 TiB.
+// MaxSize is the size of the largest disk that Create accepts, in bytes. The grain
+// directory of such a disk has 8 MiB, which are kept in memory. vSphere's own limit
+// is 62 TiB.
 const MaxSize = 64 << 40
 
-// Levels of compression, as zlib counts them. At DefaultLevel a real file
-// system takes as many bytes as at zlib's own default, in a fifth of its time;
-// bench_test.go has the curve.
+// Levels of compression, as zlib counts them. At DefaultLevel a real file system
+// takes as many bytes as at zlib's own default level, in a fifth of the time;
+// bench_test.go has the measurements.
 const (
 	MinLevel     = 1
 	MaxLevel     = 9
 	DefaultLevel = 6
 )
 
-// Options are those of Create. Of Info, a descriptor takes over AdapterType,
-// HWVersion, ToolsVersion, UUID, CID, Geometry and the sector sizes for the
-// guest, where they are known and make sense.
+// Options are for Create. The descriptor records AdapterType, HWVersion,
+// ToolsVersion, UUID, CID, Geometry and the guest's sector sizes of Options.Info,
+// if they are set and valid.
 type Options struct {
 	sink.Options
-	Level int // of compression, MinLevel to MaxLevel; 0: DefaultLevel
+	Level int // level of compression, MinLevel to MaxLevel; 0: DefaultLevel
 }
 
-// CheckSize says why there can be no image of a disk of size bytes.
+// CheckSize returns an error if an image cannot contain a disk of size bytes.
 func CheckSize(size int64) error {
 	switch {
 	case size == sink.UnknownSize:
-		return errors.New("a VMDK begins with the size of its disk, which is not known: say --size")
+		return errors.New("a VMDK begins with the size of its disk, which is not known: give it with --size")
 	case size <= 0:
-		return fmt.Errorf("a disk of %d bytes can't be a VMDK, which has a sector of %d bytes at least", size, sectorSize)
+		return fmt.Errorf("a disk of %d bytes cannot be a VMDK: want at least one sector of %d bytes", size, sectorSize)
 	case size%sectorSize != 0:
-		return fmt.Errorf("a disk of %d bytes can't be a VMDK, which has whole sectors: want a multiple of %d bytes; a raw target (--format raw) keeps the size", size, sectorSize)
+		return fmt.Errorf("a disk of %d bytes cannot be a VMDK, which has whole sectors: want a multiple of %d bytes; a raw target (--format raw) keeps the size", size, sectorSize)
 	case size > MaxSize:
-		return fmt.Errorf("a disk of %d bytes can't be a VMDK: want at most %d (64 TiB)", size, int64(MaxSize))
+		return fmt.Errorf("a disk of %d bytes cannot be a VMDK: want at most %d bytes (64 TiB)", size, int64(MaxSize))
 	}
 	return nil
 }
 
-// Create makes an image of a disk of size bytes, and writes it to out, a new
-// disk of sink.UnknownSize that is a sink.Sizer: a file, a stream. The image's
-// disk owns out, ends when and as that ends, and Create aborts it where it
-// returns an error. Name is what messages and the descriptor call the image.
+// Create makes an image of a disk of size bytes and writes it to out, a new disk of
+// sink.UnknownSize that is a sink.Sizer, such as a file or a stream. Messages and
+// the descriptor call the image name. The returned disk owns out and ends it. If
+// Create returns an error, it has aborted out.
 //
-// The disk is sequential, with units of 64 KiB, Zeroed, an Encoder, Verifiable
-// where out is, and takes no Checkpoint: it can't be resumed. The sector
-// numbers of the format end at 2 TiB of the image's file, where writing fails.
+// The disk is sequential, with units of 64 KiB, Zeroed, an Encoder, and Verifiable
+// if out is. It cannot be checkpointed or resumed. Writing fails when the file of
+// the image reaches 2 TiB, where the sector numbers of the format end.
 func Create(ctx context.Context, out sink.Disk, name string, size int64, o Options) (sink.Disk, error) {
 	d, err := create(ctx, out, name, size, o)
 	if err != nil {
@@ -78,21 +79,21 @@ func create(ctx context.Context, out sink.Disk, name string, size int64, o Optio
 		return nil, fmt.Errorf("%s: %w", name, errNoResume)
 	}
 	if o.Backing != nil {
-		return nil, fmt.Errorf("%s: a streamOptimized VMDK has no backing", name)
+		return nil, fmt.Errorf("%s: a streamOptimized VMDK cannot have a backing disk", name)
 	}
 	if o.Level == 0 {
 		o.Level = DefaultLevel
 	}
 	if o.Level < MinLevel || o.Level > MaxLevel {
-		return nil, fmt.Errorf("%s: compression level %d, want %d to %d", name, o.Level, MinLevel, MaxLevel)
+		return nil, fmt.Errorf("%s: compression level %d: want %d to %d", name, o.Level, MinLevel, MaxLevel)
 	}
 	sizer, ok := sink.Ability[sink.Sizer](out)
 	if !ok {
-		return nil, fmt.Errorf("%s: a streamOptimized VMDK goes to a file or a stream, whose size is known only at the end", name)
+		return nil, fmt.Errorf("%s: a streamOptimized VMDK can only be written to a file or a stream, since its size is known only at the end", name)
 	}
 	text := newDescriptor(name, size, o.Info).text()
 	if len(text) > descriptorSectors*sectorSize {
-		return nil, fmt.Errorf("%s: its descriptor has %d bytes, want at most %d", name, len(text), descriptorSectors*sectorSize)
+		return nil, fmt.Errorf("%s: the descriptor has %d bytes: want at most %d", name, len(text), descriptorSectors*sectorSize)
 	}
 	d := &disk{
 		Target: lifecycle.Target{Context: ctx, Name: name, Size: size, Unit: grainSize},
@@ -101,7 +102,7 @@ func create(ctx context.Context, out sink.Disk, name string, size int64, o Optio
 	return d, d.file.begin(text)
 }
 
-var errNoResume = fmt.Errorf("a streamOptimized VMDK is written in one go and can't be resumed: %w", errors.ErrUnsupported)
+var errNoResume = fmt.Errorf("a streamOptimized VMDK cannot be resumed: %w", errors.ErrUnsupported)
 
 type disk struct {
 	lifecycle.Target
@@ -109,23 +110,24 @@ type disk struct {
 	out   sink.Disk
 	sizer sink.Sizer
 	file  *file
-	next  int64     // below, all is written
-	own   *encoding // of WriteAt
+	next  int64     // everything below this offset is written, bytes
+	own   *encoding // used by WriteAt
 }
 
 func (d *disk) Unit() int64 { return grainSize }
 
-// ZeroedFrom is true: a grain that is not written reads as zeros.
+// ZeroedFrom is always true: grains that are not written read as zeros.
 func (d *disk) ZeroedFrom(int64) bool { return true }
 
-// call makes a call on the range that comes next.
+// call runs do for [off, off+n), which must not lie before the next offset to
+// write.
 func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
 	if err := d.Begin(ctx, off, n); err != nil {
 		return err
 	}
 	defer d.Done()
 	if off < d.next {
-		return d.Fail(fmt.Errorf("%s is written in order: it has all up to %d, where %d bytes come at %d", d.Name, d.next, n, off))
+		return d.Fail(fmt.Errorf("%s is written in order: the next write must be at offset %d or above, but %d bytes came at offset %d", d.Name, d.next, n, off))
 	}
 	if err := do(); err != nil {
 		return d.Fail(err)
@@ -133,7 +135,7 @@ func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
 	return nil
 }
 
-// WriteAt encodes on its own what did not go through NewEncoding.
+// WriteAt encodes the grains itself, for callers that do not use NewEncoding.
 func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	err := d.call(d.Context, off, int64(len(p)), func() error { return d.write(p, off) })
 	if err != nil {
@@ -170,18 +172,18 @@ func (d *disk) ZeroAt(ctx context.Context, off, n int64) error {
 
 func (d *disk) SameAt(ctx context.Context, off, n int64) error {
 	return d.call(ctx, off, n, func() error {
-		return fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and a streamOptimized VMDK has none", d.Name, off, off+n)
+		return fmt.Errorf("%s: bytes [%d, %d) should be taken from the backing disk, but a streamOptimized VMDK has none", d.Name, off, off+n)
 	})
 }
 
-// NewEncoding implements sink.Encoder. What it encodes is never plain.
+// NewEncoding implements sink.Encoder. Its encodings never return plain units.
 func (d *disk) NewEncoding() sink.Encoding { return newEncoding(d.level) }
 
 // Place implements sink.Encoder.
 func (d *disk) Place(off int64, enc []byte, plain bool) error {
 	return d.call(d.Context, off, max(min(grainSize, d.Size-off), 1), func() error {
 		if plain || len(enc) == 0 || len(enc) > maxPacked {
-			return fmt.Errorf("%s: the grain at %d has %d encoded bytes (plain: %v), want what an Encoding made", d.Name, off, len(enc), plain)
+			return fmt.Errorf("%s: the grain at offset %d has %d encoded bytes (plain: %v): want the result of Encode", d.Name, off, len(enc), plain)
 		}
 		return d.place(off, enc)
 	})
@@ -200,7 +202,7 @@ func (d *disk) explain(err error) error {
 	if errors.Is(err, errTooLong) {
 		return fmt.Errorf("%s: %w", d.Name, err)
 	}
-	return err // out names itself
+	return err // errors of out have its name
 }
 
 func (d *disk) Checkpoint(off int64) ([]byte, func(context.Context) error, error) {
@@ -227,7 +229,7 @@ func (d *disk) Publish(ctx context.Context) error {
 	return d.Advance(ctx, lifecycle.Finished, func() error { return d.out.Publish(ctx) })
 }
 
-// Suspend keeps what was written, as evidence: it can't be gone on with.
+// Suspend keeps the unfinished file for inspection; it cannot be resumed.
 func (d *disk) Suspend() error { return d.End(d.out.Suspend) }
 
 func (d *disk) Abort() error { return d.Target.Abort(d.out.Abort) }
@@ -248,7 +250,7 @@ func (d verifiable) Reopen(ctx context.Context) (source.Disk, error) {
 	return reader.Open(ctx, d.Name, f, nothingElse, reader.Options{})
 }
 
-// nothingElse is a source.Opener for an image that is whole in one file.
+// nothingElse is the source.Opener for an image that must not need other files.
 func nothingElse(_ context.Context, from, name, _ string) (source.Disk, error) {
-	return nil, fmt.Errorf("%s names %q, and should be whole in one file", from, name)
+	return nil, fmt.Errorf("%s refers to the file %q, but a streamOptimized VMDK must be a single file", from, name)
 }

@@ -82,8 +82,8 @@ func TestCreateRefuses(t *testing.T) {
 		{MaxSize + 512, Options{}, "64 TiB"},
 		{512, Options{Level: 10}, "level 10"},
 		{512, Options{Level: -1}, "level -1"},
-		{512, Options{Options: sink.Options{State: []byte("x")}}, "can't be resumed"},
-		{512, Options{Options: sink.Options{Backing: source.Disk(nil), Resume: 512}}, "can't be resumed"},
+		{512, Options{Options: sink.Options{State: []byte("x")}}, "cannot be resumed"},
+		{512, Options{Options: sink.Options{Backing: source.Disk(nil), Resume: 512}}, "cannot be resumed"},
 	} {
 		var m sinktest.Memory
 		out, err := m.Create(t.Context(), sink.UnknownSize, sink.Options{})
@@ -232,8 +232,8 @@ func TestPlaceRefuses(t *testing.T) {
 	}
 }
 
-// What does not shrink grows by little, and nothing is allocated for a grain
-// once buffers have their size.
+// TestEncode checks that incompressible data grows by little, and that encoding
+// allocates nothing once the buffers have their final size.
 func TestEncode(t *testing.T) {
 	for level := MinLevel; level <= MaxLevel; level++ {
 		e := newEncoding(level)

@@ -84,7 +84,8 @@ func (o *Opener) Open(ctx context.Context, text, format string) (source.Disk, er
 	return o.OpenAddress(ctx, a, format)
 }
 
-// OpenAddress is Open for an address that was parsed as an address.Disk.
+// OpenAddress does what Open does, for an address that was parsed with the role
+// address.Disk.
 func (o *Opener) OpenAddress(ctx context.Context, a address.Address, format string) (source.Disk, error) {
 	if err := checkFormat(format); err != nil {
 		return nil, err
@@ -102,7 +103,7 @@ func (o *Opener) OpenAddress(ctx context.Context, a address.Address, format stri
 	return nil, fmt.Errorf("%s: %w", a, ErrNotRead)
 }
 
-// openLocal opens a file or a disk of an appliance.
+// openLocal opens a file, or a disk of an appliance.
 func (o *Opener) openLocal(ctx context.Context, a address.Address, format string) (source.Disk, error) {
 	for _, dir := range o.AllowPath {
 		if fi, err := os.Stat(dir); err != nil {
