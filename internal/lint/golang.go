@@ -26,6 +26,15 @@ func lintGo(path, text string) (problems []problem, err error) {
 		problems = append(problems, problem{path, fset.Position(pos).Line, fmt.Sprintf(format, args...)})
 	}
 	test := strings.HasSuffix(path, "_test.go")
+	for _, spec := range file.Imports {
+		imported, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			return nil, err
+		}
+		if wrong := lintImport(path, imported); wrong != "" {
+			report(spec.Pos(), "%s", wrong)
+		}
+	}
 
 	if lines := strings.Count(text, "\n"); lines > maxFile && !explained(file, "longer than 600 lines because") {
 		report(file.Package, "the file has %d lines, more than %d: split it, or say why it is \"longer than 600 lines because\"", lines, maxFile)

@@ -3,10 +3,11 @@
 //
 //	go run ./internal/lint [FOLDER...]
 //
-// Lint reads the Go files and Markdown pages below the folders, or below the
-// working directory when no folder is given, and prints one line for each
-// violation. Its exit status is 1 when there is a violation. The rules:
+// Lint reads the Go files and Markdown pages of the repository, or only those below
+// the folders, and prints one line for each violation. Its exit status is 1 when
+// there is a violation. The rules:
 //
+//   - A package imports only the packages that imports.go allows.
 //   - A Go file has at most 600 lines, unless a comment in it says "longer than 600
 //     lines because" and why.
 //   - A function outside of tests has at most 80 lines, unless its doc comment says
@@ -16,34 +17,30 @@
 //   - A paragraph of a page has at most six lines.
 //   - Comments, messages and pages do not have the phrases in phrases.go, which
 //     readers misunderstood.
-//
-// Which package may import which other one is checked by [TestImportsPointOneWay].
+//package main
+
 package main
 
 import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"path"
 	"strings"
 )
 
 func main() {
-	roots := os.Args[1:]
-	if len(roots) == 0 {
-		roots = []string{"."}
+	problems, err := lint(os.DirFS("."))
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lint:", err)
+		os.Exit(2)
 	}
 	found := 0
-	for _, root := range roots {
-		problems, err := lint(os.DirFS(root))
-		if err != nil {
-			fmt.Fprintln(os.Stderr, "lint:", err)
-			os.Exit(2)
+	for _, p := range problems {
+		if below(p.file, os.Args[1:]) {
+			fmt.Printf("%s:%d: %s\n", p.file, p.line, p.text)
+			found++
 		}
-		for _, p := range problems {
-			fmt.Println(filepath.Join(root, p.file) + p.where())
-		}
-		found += len(problems)
 	}
 	if found > 0 {
 		fmt.Fprintf(os.Stderr, "lint: %d violations; CONTRIBUTING.md has the rules\n", found)
@@ -58,24 +55,34 @@ type problem struct {
 	text string
 }
 
-func (p problem) where() string { return fmt.Sprintf(":%d: %s", p.line, p.text) }
+// below reports whether a file is below one of the folders, or whether there are
+// none.
+func below(file string, folders []string) bool {
+	for _, folder := range folders {
+		folder = path.Clean(folder)
+		if folder == "." || file == folder || strings.HasPrefix(file, folder+"/") {
+			return true
+		}
+	}
+	return len(folders) == 0
+}
 
 // lint checks the files of a tree.
 func lint(tree fs.FS) (problems []problem, err error) {
-	err = fs.WalkDir(tree, ".", func(path string, d fs.DirEntry, err error) error {
+	err = fs.WalkDir(tree, ".", func(file string, d fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
 		name := d.Name()
 		if d.IsDir() {
-			if path != "." && (strings.HasPrefix(name, ".") || name == "testdata" || name == "bin" || name == "bench-out") {
+			if file != "." && (strings.HasPrefix(name, ".") || name == "testdata" || name == "bin" || name == "bench-out") {
 				return fs.SkipDir
 			}
 			return nil
 		}
 		var check func(path, text string) ([]problem, error)
 		switch {
-		case strings.HasPrefix(path, "internal/lint/"):
+		case strings.HasPrefix(file, "internal/lint/"):
 			return nil // its phrases are examples
 		case strings.HasSuffix(name, ".go"):
 			check = lintGo
@@ -84,11 +91,11 @@ func lint(tree fs.FS) (problems []problem, err error) {
 		default:
 			return nil
 		}
-		text, err := fs.ReadFile(tree, path)
+		text, err := fs.ReadFile(tree, file)
 		if err != nil {
 			return err
 		}
-		more, err := check(path, string(text))
+		more, err := check(file, string(text))
 		problems = append(problems, more...)
 		return err
 	})
