@@ -132,7 +132,7 @@ func TestAddresses(t *testing.T) {
 		{address: "disk.qcow2", format: "raw", want: "raw", content: "QFI\xfb\x00\x00\x00\x03"},
 		{address: "nearly", want: "raw", content: "\xbe\xba\xfe\xca\x00\x00\x00\x01" + sector},
 
-		{address: "disk.qcow2", fails: true, want: "it is truncated"},
+		{address: "disk.qcow2", fails: true, want: "the file is truncated"},
 		{address: "disk.raw", format: "qcow2", fails: true, want: "no qcow2 image"},
 		{address: "a=b", fails: true, want: aUsage},
 		{address: "server=esxi", fails: true, want: aUsage},

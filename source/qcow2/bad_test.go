@@ -7,7 +7,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// TestBadHeaders has headers that can't be right, or mean what is not read.
+// TestBadHeaders opens images whose headers are damaged or describe features that
+// are not supported.
 func TestBadHeaders(t *testing.T) {
 	feature := func(kind, bit byte, name string) string {
 		return string([]byte{kind, bit}) + name + strings.Repeat("\x00", 46-len(name))
@@ -20,9 +21,9 @@ func TestBadHeaders(t *testing.T) {
 	}{
 		{"empty", image{}, func(l *layout) { l.file = nil }, "the file is empty"},
 		{"no magic", image{}, func(l *layout) { l.put32(0, 0x51464900) }, `found "QFI\x00" at offset 0, want "QFI\xfb"`},
-		{"short", image{}, func(l *layout) { l.file = l.file[:71] }, "the file has 71 bytes, a qcow2 header 72: it is truncated"},
-		{"short 3", image{}, func(l *layout) { l.file = l.file[:103] }, "a qcow2 header of version 3 104: it is truncated"},
-		{"version 1", image{version: 1}, nil, "of version 1"},
+		{"short", image{}, func(l *layout) { l.file = l.file[:71] }, "the file has 71 bytes, a qcow2 header has 72: the file is truncated"},
+		{"short 3", image{}, func(l *layout) { l.file = l.file[:103] }, "a qcow2 header of version 3 has 104: the file is truncated"},
+		{"version 1", image{version: 1}, nil, "of QCOW version 1"},
 		{"version 4", image{version: 4}, nil, "version 4 at offset 4, want 2 or 3"},
 		{"cluster 256", image{}, func(l *layout) { l.put32(20, 8) }, "cluster_bits 8 at offset 20, want 9 to 21"},
 		{"cluster 4M", image{}, func(l *layout) { l.put32(20, 22) }, "cluster_bits 22"},
@@ -46,10 +47,10 @@ func TestBadHeaders(t *testing.T) {
 			`incompatible_features at offset 72 has bit 7 ("time travel"), bit 63 ("` + strings.Repeat("x", 46) + `") set`},
 		{"unknown feature", image{features: 1 << 5}, nil, "has bit 5 set"},
 		{"small subclusters", image{bits: 13, features: 1 << 4}, nil, "cluster_bits 13 at offset 20, want at least 14"},
-		{"compression unsaid", image{}, func(l *layout) { l.put8(104, 1) }, "compression_type 1 at offset 104"},
-		{"compression said", image{features: 1 << 3}, nil, "compression_type 0"},
+		{"compression unsaid", image{}, func(l *layout) { l.put8(104, 1) }, "compression_type is 1 at offset 104"},
+		{"compression said", image{features: 1 << 3}, nil, "compression_type is 0"},
 		{"compression unknown", image{features: 1 << 3}, func(l *layout) { l.put8(104, 2) }, "compression_type 2 at offset 104, want 0 (zlib) or 1 (zstd)"},
-		{"data file unnamed", image{features: 1 << 2}, nil, "the header extension that names it is missing"},
+		{"data file unnamed", image{features: 1 << 2}, nil, "the header extension with the name of that file is missing"},
 		{"backing name long", image{backing: strings.Repeat("x", 1024)}, nil, "backing_file_size 1024 at offset 16, want at most 1023"},
 		{"backing name outside", image{}, func(l *layout) { l.put64(8, 1<<40) }, "backing_file_offset 1099511627776 at offset 8"},
 		{"backing name inside", image{}, func(l *layout) { l.put64(8, 100) }, "backing_file_offset 100"},
@@ -70,8 +71,8 @@ func TestBadHeaders(t *testing.T) {
 	}
 }
 
-// TestBadTables has entries that can't be right. They are errors where they are
-// come to, and the rest of the disk can be read.
+// TestBadTables opens images with damaged table entries. A read that reaches one
+// fails, and the rest of the disk can be read.
 func TestBadTables(t *testing.T) {
 	plain := image{size: 8 << 16, clusters: some(65536, 0, 1, 2, 3)}
 	zlib := plain
@@ -93,18 +94,18 @@ func TestBadTables(t *testing.T) {
 	}{
 		{"misaligned", plain, set(1<<63 | 4<<16 | 512), "L2 entry 0x8000000000040200 at offset 131080: its cluster is at offset 262656, want a multiple of 65536"},
 		{"outside", plain, set(1<<63 | 1<<40), "it is at offset 1099511627776 of "},
-		{"in the header", plain, set(1 << 63), "it is of a cluster at offset 0, where the header is"},
+		{"in the header", plain, set(1 << 63), "its cluster is at offset 0, where the header is"},
 		{"in L1", plain, set(1<<63 | 1<<16), "its cluster at offset 65536 lies in the header or the L1 table"},
 		{"in its L2 table", plain, func(l *layout) { l.put64(l.l2(1), 1<<63|uint64(l.tables[0])) }, "lies in an L2 table: the table is damaged"},
 		{"packed in an L2 table", zlib, func(l *layout) { l.put64(l.l2(1), 1<<62|uint64(l.tables[0]+1000)) }, ", in an L2 table: the L2 table is damaged"},
 		{"reserved", plain, set(1<<63 | 4<<16 | 1<<57), "it has reserved bits set (0x200000000000000)"},
 		{"reserved below", plain, set(1<<63 | 4<<16 | 4), "it has reserved bits set (0x4)"},
-		{"zeros in version 2", old, set(1), "which an image of version 2"},
-		{"zeros with subclusters", sub, set(1), "subclusters, can't have so"},
-		{"subcluster is both", sub, func(l *layout) { l.put64(l.l2(1)+8, 1<<32|1) }, "subcluster bitmap 0x100000001 has some both allocated and zero"},
-		{"subcluster is nowhere", sub, func(l *layout) { l.put64(l.l2(1), 0) }, "allocated without a cluster"},
+		{"zeros in version 2", old, set(1), "not possible in an image of version 2"},
+		{"zeros with subclusters", sub, set(1), "or with subclusters"},
+		{"subcluster is both", sub, func(l *layout) { l.put64(l.l2(1)+8, 1<<32|1) }, "bitmap 0x100000001 marks subclusters as both allocated and zero"},
+		{"subcluster is nowhere", sub, func(l *layout) { l.put64(l.l2(1), 0) }, "allocated although there is no cluster"},
 		{"data file elsewhere", data, set(1<<63 | 2<<16), "its cluster is at offset 131072 of the data file, want 65536"},
-		{"data file packed", data, set(1<<62 | 5<<16), "which an image with a data file can't have"},
+		{"data file packed", data, set(1<<62 | 5<<16), "which is not possible in an image with a data file"},
 		{"L1 misaligned", plain, func(l *layout) { l.put64(l.l1, 1<<63|2<<16|512) }, "its L2 table is at offset 131584, want a multiple of 65536"},
 		{"L1 outside", plain, func(l *layout) { l.put64(l.l1, 1<<63|1<<40) }, "its L2 table at offset 1099511627776 needs 64 bytes, the file has"},
 		{"L1 reserved", plain, func(l *layout) { l.put64(l.l1, 1<<62|2<<16) }, "L1 entry 0x4000000000020000 at offset 65536, of disk offset 0: it has reserved bits set"},
@@ -119,7 +120,7 @@ func TestBadTables(t *testing.T) {
 		{"zstd shorter", zstd, func(l *layout) { l.pack(1, zstandard(random(1, 65535))) }, "they unpack to 65535 bytes, want 65536"},
 		{"zstd longer", zstd, func(l *layout) { l.pack(1, zstandard(random(1, 65537))) }, "they unpack to more than a cluster of 65536"},
 		{"zstd longer in two", zstd, func(l *layout) { l.pack(1, append(zstandard(random(1, 60000)), zstandard(random(1, 60000))...)) }, "they unpack to more than a cluster of 65536"},
-		{"zstd wrong", zstd, func(l *layout) { l.pack(1, random(1, 600)) }, "no zstd frame"},
+		{"zstd wrong", zstd, func(l *layout) { l.pack(1, random(1, 600)) }, "not a zstd frame"},
 		{"zstd cut", zstd, func(l *layout) { l.pack(1, zstandard(random(1, 65536))[:1000]) }, "is cut at its byte"},
 		{"truncated", image{size: 8 << 16, clusters: some(65536, 2, 1)}, func(l *layout) { l.put64(l.l2(1), l.get64(l.l2(2))); l.file = l.file[:len(l.file)-1] }, "it is at offset 262144 of "},
 	} {
@@ -143,7 +144,7 @@ func TestBadTables(t *testing.T) {
 			if _, err := d.ReadAt(make([]byte, 65536), 5<<16); err != nil {
 				t.Errorf("the rest: %v", err)
 			}
-			// What can't be read is data, so that nobody takes it for zeros.
+			// A damaged range is reported as data, so that nobody takes it for zeros.
 			for m, err := range source.Map(t.Context(), d, 65536, 65536) {
 				if err != nil || m.Kind != source.Data {
 					t.Errorf("%+v, %v", m, err)

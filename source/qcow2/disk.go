@@ -1,20 +1,26 @@
-// Package qcow2 reads qcow2 images of version 2 and 3 (docs/interop/qcow2.txt
-// of qemu): clusters of 512 bytes to 2 MiB, plain, of zeros, or compressed with
-// zlib or zstd, also with subclusters (extended L2 entries) and in an external
-// data file, and chains of backing files.
+// Package qcow2 reads qcow2 images, the format of qemu's disks (specified in
+// docs/interop/qcow2.txt of qemu). [Open] opens an image with all files that it
+// names, and returns a [Disk]. [Probe] recognizes an image by its first bytes.
 //
-// What an image lacks is its backing file's, whose format is the one that the
-// image records. Where it records none it is raw and never probed, since a guest
-// that writes to a raw disk can make that look like an image that names files of
-// the host. Encrypted images are refused by name, and so are those marked as
-// corrupt, those with incompatible features that are not known, and backing and
-// data files that are no local files. Refcounts are not looked at, so an image
-// that was not closed cleanly reads as it is. Internal snapshots are left out.
+// The package reads images of version 2 and 3 with clusters of 512 bytes to 2 MiB.
+// Clusters may be plain, zeros, or compressed with zlib or zstd. Images may have
+// subclusters (extended L2 entries), an external data file, and a backing file,
+// which may have a backing file itself.
 //
-// What is damaged is an error when it is come to, never zeros. An image takes
-// at most 4 MiB for its tables, with all its backing images of this format, and
-// four clusters for reads of pieces of compressed ones; each reader of these
-// about three clusters more.
+// Ranges that an image does not have are read from its backing file. The image
+// records the format of that file. If it records none, the file is read as raw. Its
+// content is never probed: a guest could write an image header to its raw disk that
+// names files of the host.
+//
+// The package refuses encrypted images, images that are marked as corrupt, images
+// with unknown incompatible features, and backing and data files that are not local
+// files. It ignores refcounts, so images that were not closed cleanly can be read.
+// It does not read internal snapshots.
+//
+// Damage is reported when a read reaches it; damaged ranges never read as zeros. An
+// image and all its qcow2 backing files keep at most 4 MiB of tables in memory, and
+// four unpacked clusters. Each concurrent reader of compressed clusters needs about
+// three clusters more.
 package qcow2
 
 import (
@@ -30,45 +36,49 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Disk is a disk in a qcow2 image and the images that it is backed by. Beside
-// source.Disk it is Identified, Described, InFile, Mapped and Uncached.
+// Disk is the disk in a qcow2 image and its backing files. It is safe for concurrent
+// use. It has the abilities [source.Identified], [source.Described],
+// [source.InFile], [source.Mapped] and [source.Uncached].
 type Disk struct {
 	ctx      context.Context
 	path     string
-	file     source.Disk // the image
-	fileSize int64
-	id       uint64      // of the file, in memory
-	data     source.Disk // that has the plain clusters: file, or the external data file
+	file     source.Disk // the image file
+	fileSize int64       // bytes
+	id       uint64      // number of the file in mem
+	data     source.Disk // has the plain clusters: file, or the external data file
 	dataPath string
-	dataSize int64
-	backing  source.Disk   // nil: none, or not opened
-	lacks    source.Extent // what a range is that the image lacks, where there is no backing file
+	dataSize int64         // bytes
+	backing  source.Disk   // nil: there is none, or it is not opened
+	lacks    source.Extent // the kind of ranges that the image does not have, if backing is nil
 	*header
-	cluster   int64 // bytes
-	unitShift uint  // of what is allocated at once: a cluster or a subcluster
-	entryBits uint  // of the bytes of an L2 entry
-	hasHoles  bool  // plain clusters may be holes of the file
+	cluster   int64 // bytes in a cluster
+	unitShift uint  // base-2 logarithm of the bytes of a unit: a cluster, or a subcluster if there are any
+	entryBits uint  // base-2 logarithm of the bytes of an L2 entry
+	hasHoles  bool  // plain clusters may lie in holes of the file
 	info      source.Info
 	warnings  []string
-	tables    *image.Places // L2 tables
+	tables    *image.Places // places of the L2 tables
 	mem       *image.Memory
 	life      life.Life
 }
 
-// Options say how an image is read. The zero value reads it with its backing
-// files.
+// Options change how [Open] reads an image. The zero value reads an image with its
+// backing files.
 type Options struct {
-	// SingleLink reads the image without its backing file, which need not be
-	// there: what it lacks is Inherited.
+	// SingleLink reads the image without its backing file, which need not exist.
+	// Ranges that the image does not have are [source.Inherited].
 	SingleLink bool
 }
 
-// Open opens the image whose file is at path, and all that it names. F holds
-// the raw bytes of that file; the Disk owns it, and Open closes it where it
-// returns an error. A data file is opened by open with the format "raw", a
-// backing file with the format that the image records, else "raw", and their
-// own names as the image has them, but for a leading "file:"; open decides which
-// names it follows, and ends chains that loop. The disk lives under ctx.
+// Open opens the image in f, which was opened as path, and all files that it
+// names. f has the raw bytes of the file. The Disk takes over f, and Open closes it
+// if it returns an error.
+//
+// A data file is opened with open in the format "raw". A backing file is opened in
+// the format that the image records, or "raw" if it records none. The names are
+// those in the image, without a leading "file:". open decides which names may be
+// followed, and must return an error for a chain of images that loops. The disk
+// ends with ctx.
 func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
 	d := &Disk{
 		ctx: ctx, path: path, file: f, fileSize: f.Size(), data: f, dataPath: path, dataSize: f.Size(),
@@ -96,10 +106,10 @@ func (d *Disk) open(open source.Opener, o Options) error {
 	}
 	d.share(new(image.Memory))
 	if h.has(featureDirty) {
-		d.warnings = append(d.warnings, fmt.Sprintf("%s was not closed cleanly, or is in use (its dirty bit is set): what was written last may be missing", d.path))
+		d.warnings = append(d.warnings, fmt.Sprintf("%s was not closed cleanly, or is in use (its dirty bit is set): the latest writes may be missing", d.path))
 	}
 	if h.snapshots > 0 {
-		d.warnings = append(d.warnings, fmt.Sprintf("%s has %d internal snapshots, which are left out: the disk is read as it is now", d.path, h.snapshots))
+		d.warnings = append(d.warnings, fmt.Sprintf("%s has %d internal snapshots, which are ignored: the current state of the disk is read", d.path, h.snapshots))
 	}
 	if err := d.openData(open); err != nil {
 		return err
@@ -115,13 +125,13 @@ func (d *Disk) open(open source.Opener, o Options) error {
 	return d.openBacking(open)
 }
 
-// openData opens the external data file, where there is one.
+// openData opens the external data file, if the image has one.
 func (d *Disk) openData(open source.Opener) error {
 	if !d.has(featureDataFile) {
 		return nil
 	}
 	if d.dataName == "" {
-		return errors.New("its clusters are in an external data file (incompatible feature bit 2), and the header extension that names it is missing")
+		return errors.New("its clusters are in an external data file (incompatible feature bit 2), but the header extension with the name of that file is missing")
 	}
 	name, err := localName(d.dataName)
 	if err != nil {
@@ -129,12 +139,13 @@ func (d *Disk) openData(open source.Opener) error {
 	}
 	f, err := open(d.ctx, d.path, name, "raw")
 	if err != nil {
-		return fmt.Errorf("data file %s: %w", quote(d.dataName), err)
+		return fmt.Errorf("cannot open data file %s: %w", quote(d.dataName), err)
 	}
 	d.data, d.dataPath, d.dataSize = f, image.PathOf(f, d.dataName), f.Size()
 	return nil
 }
 
+// openBacking opens the backing file.
 func (d *Disk) openBacking(open source.Opener) error {
 	name, err := localName(d.backingName)
 	if err != nil {
@@ -144,13 +155,13 @@ func (d *Disk) openBacking(open source.Opener) error {
 	switch format {
 	case "":
 		format = "raw"
-		d.warnings = append(d.warnings, fmt.Sprintf("%s does not record the format of its backing file %s: it is taken for raw (qemu-img rebase -u -F FORMAT records it)", d.path, quote(d.backingName)))
-	case "host_device", "file": // what qemu calls a raw device and a raw file
+		d.warnings = append(d.warnings, fmt.Sprintf("%s does not record the format of its backing file %s: the file is read as raw (qemu-img rebase -u -F FORMAT records the format)", d.path, quote(d.backingName)))
+	case "host_device", "file": // qemu's names for a raw device and a raw file
 		format = "raw"
 	}
 	d.backing, err = open(d.ctx, d.path, name, format)
 	if err != nil {
-		return fmt.Errorf("backing file %s: %w", quote(d.backingName), err)
+		return fmt.Errorf("cannot open backing file %s: %w", quote(d.backingName), err)
 	}
 	path := image.PathOf(d.backing, d.backingName)
 	if i, ok := source.Ability[source.Described](d.backing); ok {
@@ -167,8 +178,8 @@ func (d *Disk) openBacking(open source.Opener) error {
 	return nil
 }
 
-// share makes the image and its backing images use the memory of an overlay, so
-// that a chain takes no more than one image.
+// share makes the image and its backing files use the memory of an overlay, so that a
+// chain needs no more memory than one image.
 func (d *Disk) share(m *image.Memory) {
 	d.mem, d.id = m, m.NewFile()
 	m.Share(d.tables)
@@ -180,27 +191,29 @@ func (d *Disk) share(m *image.Memory) {
 	}
 }
 
-// protocol is what begins a name that qemu takes for no local file.
+// protocol matches the beginning of a name that does not mean a local file to qemu.
 var protocol = regexp.MustCompile(`^[^/]*?:`)
 
-// localName returns the local file that qemu takes a name for.
+// localName returns the path of the local file that a name means to qemu. It returns
+// an error if the name does not mean a local file.
 func localName(name string) (string, error) {
 	if local, ok := strings.CutPrefix(name, "file:"); ok && local != "" && !strings.HasPrefix(local, "//") {
 		return local, nil
 	}
 	if strings.HasPrefix(name, "json:") {
-		return "", fmt.Errorf("%s: a name of options (json:), want the path of a local file (qemu-img rebase -u -b PATH -F FORMAT sets it)", quote(name))
+		return "", fmt.Errorf("%s is a list of options (json:), want the path of a local file (qemu-img rebase -u -b PATH -F FORMAT sets it)", quote(name))
 	}
 	if p := protocol.FindString(name); p != "" {
-		return "", fmt.Errorf("%s: it is reached by %s, which is not read: want the path of a local file (one with a colon begins with ./ or /)", quote(name), quote(p))
+		return "", fmt.Errorf("%s uses the protocol %s, which is not supported: want the path of a local file (a path with a colon must begin with ./ or /)", quote(name), quote(p))
 	}
 	return name, nil
 }
 
-// Size is the size that the header has.
+// Size implements [source.Disk]. The size is that in the header.
 func (d *Disk) Size() int64 { return d.size }
 
-// Close closes all files, those of the backing images too.
+// Close implements [source.Disk]. It closes the files of the image and its backing
+// files.
 func (d *Disk) Close() error {
 	return d.life.Close(func() error {
 		errs := []error{d.file.Close()}
@@ -214,7 +227,7 @@ func (d *Disk) Close() error {
 	})
 }
 
-// ReadAt implements source.Disk.
+// ReadAt implements [source.Disk].
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return d.life.ReadAt(p, off, d.size, func(p []byte) (n int, err error) {
 		err = d.walk(d.ctx, off, off+int64(len(p)), func(r *run, s stretch) error {
@@ -228,7 +241,7 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// read fills p with the bytes of s.
+// read fills p with the content of s, which lies in r.
 func (d *Disk) read(p []byte, r *run, s stretch) error {
 	switch s.kind {
 	case absent:
@@ -242,9 +255,9 @@ func (d *Disk) read(p []byte, r *run, s stretch) error {
 		return d.badEntry(r, s.off)
 	}
 	if end := s.pos + s.n; end > d.dataSize {
-		c := max(s.off, s.off+d.dataSize-s.pos) >> d.clusterShift // the first that is not whole
+		c := max(s.off, s.off+d.dataSize-s.pos) >> d.clusterShift // the first cluster past the end of the file
 		start := max(s.off, c<<d.clusterShift)
-		return d.errorAt(c, "it is at offset %d of %s, which has %d bytes: that is truncated, or the L2 table is damaged", s.pos+start-s.off, d.dataPath, d.dataSize)
+		return d.errorAt(c, "it is at offset %d of %s, which has %d bytes: that file is truncated, or the L2 table is damaged", s.pos+start-s.off, d.dataPath, d.dataSize)
 	}
 	if err := image.ReadFull(d.data, p, s.pos); err != nil {
 		return d.errorAt(s.off>>d.clusterShift, "%w", err)
@@ -252,17 +265,18 @@ func (d *Disk) read(p []byte, r *run, s stretch) error {
 	return nil
 }
 
-// Extents tells the allocation from the tables, without reading data. Clusters
-// that are marked as zeros are explicit zeros. Where the image's file is sparse
-// its holes are too, as with images whose metadata alone is preallocated.
+// Extents implements [source.Disk]. It reads the tables, but no data. Clusters that
+// are marked as zeros are [source.Zero] and not Absent. So are plain clusters in
+// holes of the file, as in images with preallocated metadata.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.path, d.size, off, length, func(out *image.Merger) error {
 		return d.scan(ctx, off, off+length, func(s stretch) error { return d.emit(ctx, out, s) })
 	})
 }
 
-// scan is walk for what looks at no data: plain stretches that are holes of the
-// file are zeros with a place.
+// scan emits the allocation of [off, end) in this image, without its backing files.
+// The parts of plain stretches that lie in holes of the file are emitted as zeros
+// that have a position.
 func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) error) error {
 	if err := d.life.Check(ctx); err != nil {
 		return err
@@ -278,7 +292,7 @@ func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) er
 	})
 }
 
-// splitHoles emits s in pieces that are data or holes of the file.
+// splitHoles emits s, a plain stretch, in pieces that are data or holes of the file.
 func (d *Disk) splitHoles(ctx context.Context, s stretch, emit func(s stretch) error) error {
 	for e, err := range d.data.Extents(ctx, s.pos, s.n) {
 		if err != nil {
@@ -295,8 +309,8 @@ func (d *Disk) splitHoles(ctx context.Context, s stretch, emit func(s stretch) e
 	return nil
 }
 
-// emit passes on what a scan found, from the backing file where the image lacks
-// it.
+// emit adds a stretch of this image to out. If the image does not have the stretch,
+// emit adds the extents of the backing file.
 func (d *Disk) emit(ctx context.Context, out *image.Merger, s stretch) error {
 	e := source.Extent{Off: s.off, Len: s.n}
 	switch {

@@ -20,9 +20,10 @@ import (
 
 var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz target into testdata")
 
-// FuzzQcow2 reads what the fuzzer made, here and there, and asks for its
-// allocation. What is read in pieces must be what is read at once, zeros must
-// read as zeros, and no image may make it take more memory than a few clusters.
+// FuzzQcow2 opens images of the fuzzer, reads parts of them, and asks for their
+// allocation. Reads in pieces must return the same bytes as one read, ranges of
+// zeros must read as zeros, and no image may make the reader use more memory than
+// a few clusters.
 func FuzzQcow2(f *testing.F) {
 	all := [][]byte{
 		image{size: 3<<9 + 100, bits: 9, clusters: some(512, 0, 2)}.build().file,
@@ -61,7 +62,7 @@ func FuzzQcow2(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) { use(t, &sourcetest.Memory{Bytes: b}) })
 }
 
-// named opens what an image of the fuzzer names.
+// named opens the files that an image of the fuzzer names.
 func named(_ context.Context, _, _, format string) (source.Disk, error) {
 	if format != "raw" {
 		return nil, errors.New("no images here")

@@ -13,24 +13,24 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// magic is what an image begins with, version 1 of the format too.
+// magic is the first bytes of an image of any version, 1 included.
 const magic = "QFI\xfb"
 
 const (
-	headerSize2  = 72 // bytes of the header of version 2
-	headerSize3  = 104
-	minCluster   = 9 // bits
-	maxCluster   = 21
-	minExtended  = 14       // bits, of clusters that have subclusters
-	maxL1        = 32 << 20 // bytes, as qemu has it
-	maxName      = 1023     // bytes of a backing file's name
-	maxRefOrder  = 6
-	subclusters  = 32
-	compressZlib = 0 // the values of compression_type
-	compressZstd = 1
+	headerSize2  = 72       // bytes in a header of version 2
+	headerSize3  = 104      // bytes in the shortest header of version 3
+	minCluster   = 9        // base-2 logarithm of the smallest cluster in bytes
+	maxCluster   = 21       // base-2 logarithm of the largest cluster in bytes
+	minExtended  = 14       // base-2 logarithm of the smallest cluster that may have subclusters
+	maxL1        = 32 << 20 // bytes in an L1 table, the limit of qemu
+	maxName      = 1023     // bytes in the name of a backing or data file
+	maxRefOrder  = 6        // the largest refcount_order
+	subclusters  = 32       // subclusters in a cluster
+	compressZlib = 0        // compression_type of zlib
+	compressZstd = 1        // compression_type of zstd
 )
 
-// The incompatible features ("Header", bytes 72 to 79).
+// The bits of incompatible_features ("Header", bytes 72 to 79).
 const (
 	featureDirty = 1 << iota
 	featureCorrupt
@@ -41,7 +41,7 @@ const (
 	featuresKnown = featureDirty | featureCorrupt | featureDataFile | featureCompression | featureExtendedL2
 )
 
-// The types of header extensions that are read.
+// The types of header extensions that this package reads.
 const (
 	extEnd           = 0
 	extBackingFormat = 0xe2792aca
@@ -49,25 +49,26 @@ const (
 	extDataFile      = 0x44415441
 )
 
-// header is what an image says of itself ("Header" and "Header extensions" of
-// the specification, docs/interop/qcow2.txt of qemu).
+// header has the parsed header of an image and its extensions ("Header" and "Header
+// extensions" of the specification, docs/interop/qcow2.txt of qemu).
 type header struct {
 	version      uint32
-	clusterShift uint
-	size         int64 // of the disk, bytes
-	l1Offset     int64 // in the file
-	l1Entries    int64 // that the disk needs; there may be more
-	snapshots    uint32
-	features     uint64 // incompatible ones
-	compression  uint8
+	clusterShift uint   // base-2 logarithm of the size of a cluster in bytes
+	size         int64  // bytes of the disk
+	l1Offset     int64  // offset of the L1 table in the file, bytes
+	l1Entries    int64  // entries of the L1 table that the disk needs; the table may have more
+	snapshots    uint32 // number of internal snapshots
+	features     uint64 // incompatible_features
+	compression  uint8  // compression_type
 
-	backingName, backingFormat string // "": none, not recorded
-	dataName                   string
+	backingName   string // name of the backing file; "": there is none
+	backingFormat string // format of the backing file; "": not recorded
+	dataName      string // name of the external data file; "": not recorded
 }
 
 func (h *header) has(feature uint64) bool { return h.features&feature != 0 }
 
-// entryShift is of the bytes of an entry of an L2 table.
+// entryShift is the base-2 logarithm of the size of an L2 entry in bytes.
 func (h *header) entryShift() uint {
 	if h.has(featureExtendedL2) {
 		return 4
@@ -85,10 +86,10 @@ func readHeader(f source.Disk) (*header, error) {
 		if len(b) == 0 {
 			return nil, fmt.Errorf("the file is empty, want a qcow2 image")
 		}
-		return nil, fmt.Errorf("no qcow2 image: found %q at offset 0, want %q", b[:min(len(b), 4)], magic)
+		return nil, fmt.Errorf("the file is no qcow2 image: found %q at offset 0, want %q", b[:min(len(b), 4)], magic)
 	}
 	if len(b) < headerSize2 {
-		return nil, fmt.Errorf("the file has %d bytes, a qcow2 header %d: it is truncated", len(b), headerSize2)
+		return nil, fmt.Errorf("the file has %d bytes, a qcow2 header has %d: the file is truncated", len(b), headerSize2)
 	}
 	u32 := func(off int) uint32 { return binary.BigEndian.Uint32(b[off:]) }
 	u64 := func(off int) uint64 { return binary.BigEndian.Uint64(b[off:]) }
@@ -97,7 +98,7 @@ func readHeader(f source.Disk) (*header, error) {
 	switch h.version {
 	case 2, 3:
 	case 1:
-		return nil, fmt.Errorf("a QCOW image of version 1, which is not read (qemu-img convert -O qcow2 makes one of version 3)")
+		return nil, fmt.Errorf("the image is of QCOW version 1, which is not supported (qemu-img convert -O qcow2 makes an image of version 3)")
 	default:
 		return nil, fmt.Errorf("header: version %d at offset 4, want 2 or 3", h.version)
 	}
@@ -109,7 +110,7 @@ func readHeader(f source.Disk) (*header, error) {
 	length, order := uint32(headerSize2), uint32(4)
 	if h.version == 3 {
 		if len(b) < headerSize3 {
-			return nil, fmt.Errorf("the file has %d bytes, a qcow2 header of version 3 %d: it is truncated", len(b), headerSize3)
+			return nil, fmt.Errorf("the file has %d bytes, a qcow2 header of version 3 has %d: the file is truncated", len(b), headerSize3)
 		}
 		h.features, order, length = u64(72), u32(96), u32(100)
 		if length < headerSize3 || length%8 != 0 || int64(length) > 1<<h.clusterShift {
@@ -133,11 +134,11 @@ func readHeader(f source.Disk) (*header, error) {
 	switch crypt := u32(32); crypt {
 	case 0:
 	case 1:
-		return nil, fmt.Errorf("it is encrypted with AES (crypt_method 1): encrypted images are not read")
+		return nil, fmt.Errorf("the image is encrypted with AES (crypt_method 1): encrypted images are not supported")
 	case 2:
-		return nil, fmt.Errorf("it is encrypted with LUKS (crypt_method 2): encrypted images are not read")
+		return nil, fmt.Errorf("the image is encrypted with LUKS (crypt_method 2): encrypted images are not supported")
 	default:
-		return nil, fmt.Errorf("header: crypt_method %d at offset 32, want 0: encrypted images are not read", crypt)
+		return nil, fmt.Errorf("header: crypt_method %d at offset 32, want 0: encrypted images are not supported", crypt)
 	}
 	if order > maxRefOrder {
 		return nil, fmt.Errorf("header: refcount_order %d at offset 96, want at most %d", order, maxRefOrder)
@@ -145,7 +146,8 @@ func readHeader(f source.Disk) (*header, error) {
 	return h, h.checkTable(f.Size(), u64(24), u32(36), u64(40))
 }
 
-// checkTable takes over the disk's size and the place of the L1 table.
+// checkTable checks the size of the disk and the place of the L1 table, and sets them
+// in h. size and offset are in bytes.
 func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset uint64) error {
 	if size > math.MaxInt64 {
 		return fmt.Errorf("header: size %d at offset 24, want less than 8 EiB", size)
@@ -157,7 +159,7 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 	if size == 0 {
 		return nil
 	}
-	// A table is a cluster, and maps as many clusters as it has entries.
+	// An L2 table fills a cluster and has one entry for each cluster of the disk.
 	shift := 2*h.clusterShift - h.entryShift()
 	h.l1Entries = (h.size-1)>>shift + 1
 	if h.l1Entries > int64(entries) {
@@ -174,8 +176,9 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 	return nil
 }
 
-// readBackingName reads the name of the backing file, and returns where the
-// header extensions end at the latest.
+// readBackingName reads the name of the backing file, which has n bytes at the given
+// offset. length is the size of the header in bytes. The header extensions end
+// before the returned offset.
 func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32) (end int64, err error) {
 	cluster := int64(1) << h.clusterShift
 	end = min(cluster, f.Size())
@@ -183,13 +186,13 @@ func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32)
 		return end, nil
 	}
 	if offset < uint64(length) || offset > uint64(cluster) {
-		return 0, fmt.Errorf("header: backing_file_offset %d at offset 8, want %d to %d (in the first cluster, behind the header)", offset, length, cluster)
+		return 0, fmt.Errorf("header: backing_file_offset %d at offset 8, want %d to %d (after the header, in the first cluster)", offset, length, cluster)
 	}
 	if n > maxName || int64(n) > cluster-int64(offset) {
-		return 0, fmt.Errorf("header: backing_file_size %d at offset 16, want at most %d bytes, and none past the first cluster", n, maxName)
+		return 0, fmt.Errorf("header: backing_file_size %d at offset 16, want at most %d bytes that end in the first cluster", n, maxName)
 	}
 	if int64(offset)+int64(n) > f.Size() {
-		return 0, fmt.Errorf("the backing file's name ends at offset %d, the file has %d bytes: it is truncated", offset+uint64(n), f.Size())
+		return 0, fmt.Errorf("the backing file's name ends at offset %d, the file has %d bytes: the file is truncated", offset+uint64(n), f.Size())
 	}
 	name := make([]byte, n)
 	if err := image.ReadFull(f, name, int64(offset)); err != nil {
@@ -202,8 +205,8 @@ func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32)
 	return min(end, int64(offset)), nil
 }
 
-// readExtensions reads the header extensions, which lie in [off, end) of f, and
-// returns the names of incompatible features by their bits.
+// readExtensions reads the header extensions, which lie in [off, end) of f. It returns
+// the names of incompatible features, by the numbers of their bits.
 func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]string, err error) {
 	var head [8]byte
 	for end-off >= 8 {
@@ -215,11 +218,11 @@ func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]
 			break
 		}
 		if n > end-off-8 {
-			return nil, fmt.Errorf("header extension %#08x at offset %d has %d bytes, the header has %d more: it is damaged", kind, off, n, end-off-8)
+			return nil, fmt.Errorf("header extension %#08x at offset %d has %d bytes, %d are left in the header: the header is damaged", kind, off, n, end-off-8)
 		}
 		switch kind {
 		case extBackingFormat, extFeatureNames, extDataFile:
-			data := make([]byte, min(n, 64*48, int64(1)<<maxCluster)) // a name each for 64 bits
+			data := make([]byte, min(n, 64*48, int64(1)<<maxCluster)) // enough for the names of 64 features
 			if kind != extFeatureNames && n > maxName {
 				return nil, fmt.Errorf("header extension %#08x at offset %d: a name of %d bytes, want at most %d", kind, off, n, maxName)
 			}
@@ -243,7 +246,8 @@ func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]
 	return names, nil
 }
 
-// featureNames reads a feature name table.
+// featureNames parses a feature name table. It returns the names of incompatible
+// features, by the numbers of their bits.
 func featureNames(data []byte) map[uint8]string {
 	names := map[uint8]string{}
 	for ; len(data) >= 48; data = data[48:] {
@@ -255,6 +259,8 @@ func featureNames(data []byte) map[uint8]string {
 	return names
 }
 
+// checkFeatures returns an error if the image has incompatible features that this
+// package does not support. names has the names of features, by their bits.
 func (h *header) checkFeatures(names map[uint8]string) error {
 	if unknown := h.features &^ featuresKnown; unknown != 0 {
 		var list []string
@@ -266,28 +272,29 @@ func (h *header) checkFeatures(names map[uint8]string) error {
 			}
 			list = append(list, text)
 		}
-		return fmt.Errorf("header: incompatible_features at offset 72 has %s set, which this version does not know: it can't be read", strings.Join(list, ", "))
+		return fmt.Errorf("header: incompatible_features at offset 72 has %s set, which is not known: the image cannot be read", strings.Join(list, ", "))
 	}
 	if h.has(featureCorrupt) {
-		return fmt.Errorf("it is marked as corrupt (incompatible feature bit 1): its tables may be wrong; qemu-img check -r all, on a copy of it, repairs it")
+		return fmt.Errorf("the image is marked as corrupt (incompatible feature bit 1): its tables may be wrong; qemu-img check -r all, on a copy of the image, repairs it")
 	}
 	if h.has(featureExtendedL2) && h.clusterShift < minExtended {
 		return fmt.Errorf("header: cluster_bits %d at offset 20, want at least %d with extended L2 entries", h.clusterShift, minExtended)
 	}
 	switch {
 	case h.has(featureCompression) != (h.compression != compressZlib):
-		return fmt.Errorf("header: compression_type %d at offset 104, and the feature bit 3 that goes with one that is not 0 is %t", h.compression, h.has(featureCompression))
+		return fmt.Errorf("header: compression_type is %d at offset 104, and incompatible feature bit 3 is set: %t; want the bit to be set if the type is not 0", h.compression, h.has(featureCompression))
 	case h.compression > compressZstd:
 		return fmt.Errorf("header: compression_type %d at offset 104, want 0 (zlib) or 1 (zstd)", h.compression)
 	}
 	return nil
 }
 
-// Probe reports whether head, the first bytes of a file, begins a qcow2 image,
-// or a QCOW of another version.
+// Probe reports whether head, the first bytes of a file, belongs to a qcow2 image or
+// to an older QCOW image. Four bytes are enough.
 func Probe(head []byte) bool { return bytes.HasPrefix(head, []byte(magic)) }
 
-// quote returns a string of the file, quoted and cut, for an error.
+// quote quotes text of an image for a message. Only the first 200 bytes of a longer
+// text are quoted.
 func quote(s string) string {
 	if len(s) > 200 {
 		return strconv.Quote(s[:200]) + "..."

@@ -12,7 +12,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// image is one made by hand, for what qemu-img does not write.
+// image describes an image that the tests make, with features that qemu-img does not
+// write.
 type image struct {
 	version  uint32 // 0: 3
 	bits     uint   // of a cluster; 0: 16
@@ -27,7 +28,7 @@ type image struct {
 	names    string // a feature name table
 }
 
-// layout says where in the file things are, in bytes.
+// layout has the offsets of the parts of an image in its file, in bytes.
 type layout struct {
 	file   []byte
 	l1     int64
@@ -47,7 +48,7 @@ func (l *layout) l2(c int64) int64 {
 	return l.tables[c/perTable] + c%perTable*l.entry
 }
 
-// append puts b at the next multiple of align, and returns where.
+// append puts b at the next multiple of align, and returns its offset.
 func (l *layout) append(b []byte, align int64) int64 {
 	at := (int64(len(l.file)) + align - 1) / align * align
 	l.file = append(l.file, make([]byte, at-int64(len(l.file)))...)
@@ -170,7 +171,7 @@ func (im image) build() *layout {
 	return l
 }
 
-// pack makes p the compressed bytes of cluster c, right behind what there is.
+// pack appends p as the compressed bytes of cluster c.
 func (l *layout) pack(c int64, p []byte) {
 	if len(l.file)%int(1<<l.bits) == 0 {
 		l.file = append(l.file, 0, 0, 0) // at no round offset
@@ -184,7 +185,7 @@ func (l *layout) packedAt(c, at, n int64) {
 	l.put64(l.l2(c), 1<<62|uint64(sectors)<<(62-(l.bits-8))|uint64(at))
 }
 
-// content is what the disk has, without a backing file.
+// content returns the content of the disk, without a backing file.
 func (im image) content() []byte {
 	bits := im.bits
 	if bits == 0 {
@@ -197,7 +198,7 @@ func (im image) content() []byte {
 	return all
 }
 
-// some has data of n bytes in each of the clusters.
+// some returns random data of n bytes for each of the clusters.
 func some(n int, clusters ...int64) map[int64][]byte {
 	all := map[int64][]byte{}
 	for _, c := range clusters {

@@ -9,7 +9,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// describe fills in what Info returns, but for the backing files.
+// describe sets the fields of d.info that do not depend on the backing files.
 func (d *Disk) describe() {
 	d.info = source.Info{Format: "qcow2", Subformat: fmt.Sprintf("version %d", d.version), LogicalSector: 512, ClusterSize: d.cluster, Chain: []string{d.path}}
 	if d.has(featureExtendedL2) {
@@ -28,12 +28,12 @@ func (d *Disk) describe() {
 		d.info.Parts = []source.Part{{Kind: "DATA", Size: d.size, Path: d.dataPath}}
 		return
 	}
-	// As qemu, which tells no holes of other images: they are not worth the
-	// questions.
+	// Like qemu, look for holes only in files that have many. In other files the
+	// queries would cost more than they save.
 	d.hasHoles = d.info.Allocated < d.fileSize-d.fileSize/16
 }
 
-// files are those of the image, without its backing files.
+// files returns the files of the image, without its backing files.
 func (d *Disk) files() []source.Disk {
 	if d.data != d.file {
 		return []source.Disk{d.file, d.data}
@@ -41,8 +41,9 @@ func (d *Disk) files() []source.Disk {
 	return []source.Disk{d.file}
 }
 
-// Info describes the image. Subformat is its version and what it uses of it;
-// Allocated is of this image's files, without its backing files.
+// Info implements [source.Described]. Subformat is the version and the optional
+// features that the image uses. Allocated counts the files of this image, without
+// its backing files.
 func (d *Disk) Info() source.Info {
 	info := d.info
 	info.Chain = append([]string(nil), info.Chain...)
@@ -50,21 +51,22 @@ func (d *Disk) Info() source.Info {
 	return info
 }
 
-// Warnings are what is odd about the image or its backing images, and no error:
-// sentences that name the file.
+// Warnings returns sentences about faults of the image and its backing files that do
+// not keep it from being read. Each sentence begins with the name of a file.
 func (d *Disk) Warnings() []string { return append([]string(nil), d.warnings...) }
 
-// Identity combines those of all files, the backing files' too. It proves no
-// more than the weakest of them.
+// Identity implements [source.Identified]. It combines the identities of all files of
+// the image and its backing files. The proof is the weakest of theirs.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return image.Identity(ctx, "qcow2", append(d.files(), d.backing)...)
 }
 
-// ReadUncached forwards to all files.
+// ReadUncached implements [source.Uncached] for the files of the image and its
+// backing files.
 func (d *Disk) ReadUncached() { image.ReadUncached(append(d.files(), d.backing)...) }
 
-// InFile implements source.InFile for plain clusters, in this image or a
-// backing file. Places that can't be right are left out.
+// InFile implements [source.InFile] for plain clusters, in this image or a backing
+// file. It returns no place for damaged entries of L2 tables.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false

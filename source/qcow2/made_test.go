@@ -46,7 +46,7 @@ func TestMade(t *testing.T) {
 	}
 }
 
-// TestPackedAnyhow has compressed clusters as other writers may make them.
+// TestPackedAnyhow reads compressed clusters in all forms that writers may choose.
 func TestPackedAnyhow(t *testing.T) {
 	one := random(1, 65536)
 	half := one[:30000]
@@ -95,8 +95,7 @@ func TestPackedAnyhow(t *testing.T) {
 	}
 }
 
-// TestSubclusters has each kind of subcluster in one cluster, over a backing
-// file.
+// TestSubclusters reads a cluster with subclusters of each kind, over a backing file.
 func TestSubclusters(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "base", random(9, 2<<16))
@@ -118,7 +117,7 @@ func TestSubclusters(t *testing.T) {
 	}
 }
 
-// TestNames has backing files and data files that are named in every way.
+// TestNames opens images that name their backing files and data files in every way.
 func TestNames(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "base.img", random(1, 65536))
@@ -132,12 +131,12 @@ func TestNames(t *testing.T) {
 		{"./b:c", "raw", ""},
 		{filepath.Join(dir, "base.img"), "host_device", ""},
 		{"base.img", "", ""},
-		{"b:c", "raw", `backing file "b:c": it is reached by "b:"`},
-		{"json:{\"driver\":\"raw\"}", "raw", "a name of options (json:)"},
-		{"nbd://host/x", "raw", `"nbd://host/x": it is reached by "nbd:"`},
-		{"https://host/x", "raw", `it is reached by "https:"`},
-		{"file:///etc/passwd", "raw", `it is reached by "file:"`},
-		{"rbd:pool/x", "qcow2", `it is reached by "rbd:"`},
+		{"b:c", "raw", `backing file "b:c" uses the protocol "b:"`},
+		{"json:{\"driver\":\"raw\"}", "raw", "is a list of options (json:)"},
+		{"nbd://host/x", "raw", `"nbd://host/x" uses the protocol "nbd:"`},
+		{"https://host/x", "raw", `uses the protocol "https:"`},
+		{"file:///etc/passwd", "raw", `uses the protocol "file:"`},
+		{"rbd:pool/x", "qcow2", `uses the protocol "rbd:"`},
 		{"none", "raw", `backing file "none": open `},
 		{"base.img", "qcow2", "no qcow2 image"},
 		{"base.img", "vdi", "a vdi image: this version does not read it"},
@@ -158,7 +157,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("%s as %s: another content", c.backing, c.format)
 		}
 	}
-	for name, want := range map[string]string{"base.img": "", "nbd:x": `data file "nbd:x": it is reached by "nbd:"`, "none": `data file "none"`} {
+	for name, want := range map[string]string{"base.img": "", "nbd:x": `data file "nbd:x" uses the protocol "nbd:"`, "none": `data file "none"`} {
 		path := write(t, dir, "x.qcow2", image{size: 65536, data: name, clusters: some(65536, 0)}.build().file)
 		d, err := opened(t, path)
 		if want != "" {
@@ -174,7 +173,7 @@ func TestNames(t *testing.T) {
 	if got := content(t, d); !bytes.HasPrefix(got, []byte("QFI\xfb")) {
 		t.Errorf("the backing file was probed: %q", got[:8])
 	}
-	if w := d.Warnings(); len(w) != 1 || !strings.Contains(w[0], "taken for raw") {
+	if w := d.Warnings(); len(w) != 1 || !strings.Contains(w[0], "the file is read as raw") {
 		t.Errorf("warnings %q", w)
 	}
 	// By itself it needs none.

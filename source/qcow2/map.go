@@ -8,16 +8,16 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Map implements source.Mapped. A preallocated cluster of zeros has no place:
-// what is there are other bytes.
+// Map implements [source.Mapped]. Preallocated clusters of zeros get no place: the
+// file has other bytes there.
 func (d *Disk) Map(ctx context.Context, off, length int64) iter.Seq2[source.Mapping, error] {
 	return image.Map(d.path, d.size, off, length, func(visit image.Visitor) error {
 		return d.mapRange(ctx, off, off+length, 0, visit)
 	})
 }
 
-// mapRange visits the mappings of [off, end), for an image that is at depth of
-// its chain.
+// mapRange visits the mappings of [off, end). depth is the number of overlays that
+// the image has in the chain.
 func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit image.Visitor) error {
 	return d.scan(ctx, off, end, func(s stretch) error {
 		m := source.Mapping{Extent: source.Extent{Off: s.off, Len: s.n, Depth: depth}}
@@ -31,14 +31,14 @@ func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit im
 			m.Kind = source.Zero
 		}
 		if s.pos == 0 && (s.kind != plain || d.data == d.file) || s.pos+s.n > d.dataSize {
-			return visit(m) // nowhere, or where it can't be
+			return visit(m) // the content is in no file, or the file is truncated
 		}
 		return d.locate(m, s.pos, visit)
 	})
 }
 
-// locate visits m, which lies in the file from pos on, in pieces whose bytes
-// follow each other.
+// locate visits m in parts whose bytes are contiguous in a local file. The bytes of m
+// are in the data file, from the offset pos on.
 func (d *Disk) locate(m source.Mapping, pos int64, visit image.Visitor) error {
 	for left := m.Len; left > 0; left -= m.Len {
 		f, at, n, ok := image.InFile(d.data, pos, left)
@@ -55,8 +55,8 @@ func (d *Disk) locate(m source.Mapping, pos int64, visit image.Visitor) error {
 	return nil
 }
 
-// mapBacking visits the range of m, which this image lacks, as the backing file
-// has it.
+// mapBacking visits the mappings of the backing file for the range of m, which this
+// image does not have.
 func (d *Disk) mapBacking(ctx context.Context, m source.Mapping, visit image.Visitor) error {
 	var own func(off, end int64) error
 	if b, ok := source.Ability[*Disk](d.backing); ok {

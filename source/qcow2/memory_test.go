@@ -17,8 +17,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// TestChainSharesMemory has more images than the memory of tables and clusters
-// has places, all alike but for their content.
+// TestChainSharesMemory opens a chain with more images than the cache of tables and
+// clusters has slots. The images differ only in their content.
 func TestChainSharesMemory(t *testing.T) {
 	const images = 40
 	dir := t.TempDir()
@@ -54,9 +54,8 @@ func TestChainSharesMemory(t *testing.T) {
 	}
 }
 
-// TestHugeDisk opens a disk of 2 EiB, the largest that there is, and finds out
-// what is allocated: of its L1 table of 32 MiB no more than some pages may be
-// held.
+// TestHugeDisk opens a disk of 2 EiB, the largest possible, and asks for its
+// allocation. At most a few pages of its L1 table of 32 MiB may be in memory.
 func TestHugeDisk(t *testing.T) {
 	const size = 1 << 61
 	l := image{size: 1 << 21, bits: 21, clusters: some(2<<20, 0)}.build()
@@ -109,8 +108,8 @@ func TestHugeDisk(t *testing.T) {
 	}
 }
 
-// TestReadsTogether counts the reads of the file for clusters that lie beside
-// each other in it.
+// TestReadsTogether counts the reads of the file for clusters that are next to each
+// other in the file.
 func TestReadsTogether(t *testing.T) {
 	for _, packed := range []string{"", "zlib", "zstd"} {
 		reads, most := 0, 0
@@ -140,7 +139,7 @@ func TestReadsTogether(t *testing.T) {
 	}
 }
 
-// TestCloseWaits has a read that is in the file when Close comes.
+// TestCloseWaits calls Close while a read of the file is in progress.
 func TestCloseWaits(t *testing.T) {
 	started, release := make(chan bool), make(chan bool)
 	slow := &sourcetest.Memory{Bytes: random(1, 65536), OnRead: func(int64, int) error {

@@ -12,26 +12,28 @@ import (
 	"github.com/vddkcp/vddkcp/internal/inflate"
 )
 
-// batchSize is how many compressed bytes are read at once where several
-// clusters are wanted. More would save nothing beside the time that unpacking
-// takes, and each reader has as much memory.
+// batchSize is the largest read, in bytes, if several compressed clusters are wanted.
+// Larger reads would save little compared with the time for unpacking, and each
+// reader needs as much memory.
 const batchSize = 256 << 10
 
-// unpacker is the scratch memory of one reader of compressed clusters.
+// unpacker has the scratch memory that one reader of compressed clusters needs.
 type unpacker struct {
-	packed  []byte // compressed bytes, as read
-	cluster []byte // a whole cluster, where the disk ends in the middle of it
+	packed  []byte // compressed bytes, as read from the file
+	cluster []byte // a whole unpacked cluster, if the disk ends in the middle of it
 	inflate.Decoder
 	zstd *zstd.Decoder
 }
 
 var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 
-// part is how many bytes of cluster c are in the disk: all, but for the last.
+// part is the number of bytes of cluster c that are in the disk. The last cluster may
+// be cut.
 func (d *Disk) part(c int64) int64 { return min(d.cluster, d.size-c<<d.clusterShift) }
 
-// place returns where in the file the bytes of a compressed cluster are, at
-// most: the descriptor counts whole sectors ("Compressed Clusters Descriptor").
+// place returns the range of the file, in bytes, that holds a compressed cluster. The
+// end may be too high by up to a sector, because the entry counts whole sectors
+// ("Compressed Clusters Descriptor").
 func (d *Disk) place(entry uint64) (start, end int64) {
 	x := 62 - (d.clusterShift - 8)
 	start = int64(entry & (1<<x - 1))
@@ -39,7 +41,8 @@ func (d *Disk) place(entry uint64) (start, end int64) {
 	return start, start&^511 + (sectors+1)*512
 }
 
-// checkPacked returns an error where the bytes of cluster c can't be at start.
+// checkPacked returns an error if the bytes of the compressed cluster c cannot begin
+// at the offset start of the file.
 func (d *Disk) checkPacked(c, start int64) error {
 	switch {
 	case start>>56 != 0:
@@ -52,7 +55,8 @@ func (d *Disk) checkPacked(c, start int64) error {
 	return nil
 }
 
-// unpackAt fills p with the bytes at off, which lie in compressed clusters of r.
+// unpackAt fills p with the bytes at off, all of which lie in compressed clusters of
+// r.
 func (d *Disk) unpackAt(p []byte, off int64, r *run) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
@@ -73,8 +77,9 @@ func (d *Disk) unpackAt(p []byte, off int64, r *run) error {
 	return nil
 }
 
-// unpackPiece fills p with the bytes at in of cluster c, and keeps the cluster:
-// the next piece is likely to be of it.
+// unpackPiece fills p with a part of cluster c, which begins at the byte in of the
+// cluster. It caches the unpacked cluster, because the next read is likely to want
+// another part of it.
 func (d *Disk) unpackPiece(u *unpacker, p []byte, c, in int64, r *run) error {
 	return d.mem.Piece(p, d.id, c, in, d.part(c), func(cluster []byte) error {
 		_, err := d.unpackWhole(u, cluster, c, r)
@@ -82,10 +87,9 @@ func (d *Disk) unpackPiece(u *unpacker, p []byte, c, in int64, r *run) error {
 	})
 }
 
-// unpackWhole fills p, but for a piece of a cluster at its end, with clusters
-// from c on. It takes as many as lie closely together in the file, in any
-// order, and can be read at once, at least one, and returns their bytes in the
-// disk.
+// unpackWhole unpacks whole clusters into p, beginning with cluster c. It unpacks at
+// least one, and as many as fit into p and lie close enough together in the file, in
+// any order, to be read at once. It returns the number of bytes filled.
 func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err error) {
 	entry, _ := d.entry(r, c)
 	start, end := d.place(entry)
@@ -104,7 +108,7 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 		last++
 		n += d.part(last)
 	}
-	end = min(end, d.fileSize) // the last sector may be cut
+	end = min(end, d.fileSize) // the file may end in the middle of the last sector
 	u.packed = image.Grow(u.packed, end-start)
 	if err := image.ReadFull(d.file, u.packed, start); err != nil {
 		return 0, d.errorAt(c, "%w", err)
@@ -113,7 +117,8 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 	for ; c <= last; c++ {
 		entry, _ := d.entry(r, c)
 		s, e := d.place(entry)
-		// What comes behind it in p is filled later.
+		// The capacity lets the zstd decoder write a little past the cluster. The
+		// next cluster overwrites these bytes.
 		dst := p[done : done+d.part(c) : min(done+d.part(c)+zstdSlack, int64(len(p)))]
 		if err := d.unpack(u, dst, u.packed[s-start:min(e, end)-start], c); err != nil {
 			return 0, d.errorAt(c, "its compressed bytes at offset %d to %d: %w", s, e, err)
@@ -125,11 +130,11 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 
 var (
 	errMore = errors.New("they unpack to more than a cluster")
-	errZstd = errors.New("no zstd frame")
+	errZstd = errors.New("it is not a zstd frame")
 )
 
-// unpack fills dst, the part of cluster c that is in the disk, from src, which
-// may go on behind it.
+// unpack unpacks cluster c into dst, which has the size of its part in the disk. src
+// begins with the compressed bytes, and may have other bytes after them.
 func (d *Disk) unpack(u *unpacker, dst, src []byte, c int64) error {
 	whole := dst
 	if int64(len(dst)) < d.cluster {
@@ -160,17 +165,17 @@ func (d *Disk) unpack(u *unpacker, dst, src []byte, c int64) error {
 	return nil
 }
 
-// maxWindow is the largest window of a zstd frame that is taken. It needs no
-// memory of its own: what is unpacked is the window.
+// maxWindow is the largest window of a zstd frame that is accepted, in bytes. A window
+// needs no memory of its own, because the decoder uses the decoded cluster as window.
 const maxWindow = 1 << 31
 
-// zstdSlack is how many bytes behind what it decodes a zstd decoder likes to
-// write over: else it copies byte by byte.
+// zstdSlack is the number of bytes that a zstd decoder may overwrite after the data
+// that it decodes. Without this space it copies byte by byte, which is slow.
 const zstdSlack = 32
 
-// unzstd decodes frames of src into dst until that is full, and returns the
-// number of bytes. What dst has behind its length, up to zstdSlack bytes, may be
-// written over.
+// unzstd decodes frames of src into dst until dst is full, and returns the number of
+// bytes. It may overwrite up to zstdSlack bytes between the length and the capacity
+// of dst.
 func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 	if u.zstd == nil {
 		u.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
@@ -200,8 +205,8 @@ func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 		if n += len(got); n == len(dst) || len(got) == 0 {
 			return n, nil
 		}
-		// A writer may make several frames of a cluster. What follows the last
-		// one is anything.
+		// A cluster may consist of several frames. Any bytes may follow the last
+		// one.
 		src = src[size:]
 		if len(src) < 4 || binary.LittleEndian.Uint32(src) != zstdMagic {
 			return n, nil
@@ -209,10 +214,11 @@ func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 	}
 }
 
+// zstdMagic is the number that a zstd frame begins with, little-endian.
 const zstdMagic = 0xfd2fb528
 
-// frameSize returns the bytes of the zstd frame that src begins with (RFC 8878,
-// 3.1.1): the decoder takes no bytes behind it.
+// frameSize returns the size in bytes of the zstd frame that src begins with (RFC
+// 8878, 3.1.1). The decoder returns an error if other bytes follow the frame.
 func frameSize(src []byte) (int, error) {
 	cut := func(at int) error { return fmt.Errorf("the zstd frame is cut at its byte %d", at) }
 	if len(src) < 5 {

@@ -20,7 +20,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// opened opens an image by the Opener, so that all formats can be in a chain.
+// opened opens an image as vddkcp does, so that a chain may have images of all formats.
 func opened(t testing.TB, path string) (source.Disk, error) {
 	t.Helper()
 	d, err := new(open.Opener).Open(t.Context(), path, "qcow2")
@@ -99,8 +99,8 @@ func extents(t testing.TB, d source.Disk) []source.Extent {
 	return all
 }
 
-// checkPlaces holds the places of the bytes by Map against those of qemu-img,
-// and the extents by Map against those by Extents.
+// checkPlaces compares the places of the bytes that Map returns with those of
+// qemu-img, and the extents that Map returns with those of Extents.
 func checkPlaces(t *testing.T, path string, d source.Disk, want []source.Extent) {
 	t.Helper()
 	places := map[int64]int64{} // of the byte at the start of each piece of qemu's
@@ -133,8 +133,8 @@ func checkPlaces(t *testing.T, path string, d source.Disk, want []source.Extent)
 	}
 }
 
-// agrees holds what we read from the image, and how it is allocated, against
-// what qemu-img says.
+// agrees compares the content and the allocation of the image with those that
+// qemu-img finds.
 func agrees(t *testing.T, path string) (want []byte) {
 	t.Helper()
 	d := mustOpen(t, path)
@@ -415,7 +415,6 @@ var _ interface {
 	open.Warned
 } = (*qcow2.Disk)(nil)
 
-// TestEncryption has images that qemu-img encrypts.
 // createEncrypted makes an encrypted image with qemu-img. QEMU measures how fast it
 // derives a LUKS key, and gives up when its processor time does not advance as it
 // expects, which happens now and then on a virtual machine.
@@ -437,6 +436,7 @@ func createEncrypted(t *testing.T, format, path string) {
 	}
 }
 
+// TestEncryption opens images that qemu-img encrypted, which are refused.
 func TestEncryption(t *testing.T) {
 	peer.Need(t, "qemu-img")
 	for _, format := range []string{"luks", "aes"} {

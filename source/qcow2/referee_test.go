@@ -23,10 +23,11 @@ const refereeLimit = 64 << 20
 
 // TestReferee damages images of qemu-img's, a few bytes of each where they hurt
 // most, for VDDKCP_REFEREE (a duration, 2s without it; `make fuzz-long` takes an
-// hour), and reads them. What we and qemu-img both read must be the same. One of
-// the two may refuse what the other reads: qemu-img looks at refcounts, which we
-// leave alone, and takes what lies outside the file for zeros and reserved bits
-// for nothing, which we refuse. VDDKCP_REFEREE_SEED makes one of them again.
+// hour), and reads them. If both vddkcp and qemu-img can read an image, they must
+// read the same content. One of them may refuse an image that the other reads:
+// qemu-img checks refcounts, which vddkcp ignores, and vddkcp refuses reserved bits
+// and clusters past the end of the file, which qemu-img ignores or reads as zeros.
+// VDDKCP_REFEREE_SEED repeats the image of a seed.
 func TestReferee(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io")
 	length := 2 * time.Second

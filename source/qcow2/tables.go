@@ -20,35 +20,36 @@ const (
 	l2Reserved      = 0x3f00_0000_0000_01fe
 )
 
-// kind is what the tables say of a range.
+// kind says where the content of a range comes from, according to the tables.
 type kind uint8
 
 const (
-	absent kind = iota // not in this image
-	zeros
-	plain  // as it is, in the image's file or its data file
-	packed // compressed
-	bad    // what can't be
+	absent kind = iota // the image does not have it: the backing file's content, or zeros
+	zeros              // zeros, also if the backing file has data
+	plain              // as it is, in the image file or the data file
+	packed             // compressed, in the image file
+	bad                // the table entry is damaged
 )
 
-// run is a stretch of clusters whose L2 entries are known.
+// run describes consecutive clusters whose L2 entries have been read.
 type run struct {
-	first, n int64  // clusters
-	entries  []byte // nil: all are absent
-	at       int64  // of the entries in the file
+	first, n int64  // number of the first cluster, and number of clusters
+	entries  []byte // L2 entries of the clusters; nil: all clusters are absent
+	at       int64  // offset of the entries in the file, bytes
 }
 
+// end is the number of the first cluster after the run.
 func (r *run) end() int64 { return r.first + r.n }
 
-// stretch is a range of the disk, in bytes, that is of one kind.
+// stretch is a range of the disk that is of one kind.
 type stretch struct {
 	kind   kind
-	off, n int64
-	pos    int64 // of plain ones: where in the file they begin, and go on
+	off, n int64 // bytes
+	pos    int64 // of a plain stretch, which is contiguous in the file: its offset there, bytes
 }
 
-// entry is the L2 entry of cluster c of r, and where it has subclusters, their
-// bitmap.
+// entry returns the L2 entry of cluster c of r and, if the image has subclusters,
+// their bitmap.
 func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 	b := r.entries[(c-r.first)<<d.entryBits:]
 	entry = binary.BigEndian.Uint64(b)
@@ -61,8 +62,9 @@ func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 // clusters is the number of clusters of the disk.
 func (d *Disk) clusters() int64 { return (d.size + d.cluster - 1) >> d.clusterShift }
 
-// run returns the L2 entries from cluster c on, of as many clusters as are at
-// hand, at least one. It looks no further than max where that would cost.
+// run returns the L2 entries of the clusters that begin with c. It returns as many as
+// one read of the file yields, at least one. It reads beyond the first max clusters
+// only if that costs nothing.
 func (d *Disk) run(c, max int64) (run, error) {
 	perTable := d.cluster >> d.entryBits
 	table, in := c/perTable, c%perTable
@@ -72,7 +74,7 @@ func (d *Disk) run(c, max int64) (run, error) {
 	}
 	r := run{first: c, n: min(perTable-in, d.clusters()-c)}
 	if at == 0 {
-		// A table that is not there, and often many of them.
+		// Often many consecutive tables are missing.
 		for r.n < max {
 			if next, err := d.table(table + 1); err != nil || next != 0 {
 				break
@@ -93,10 +95,10 @@ func (d *Disk) run(c, max int64) (run, error) {
 	return r, nil
 }
 
-// indexTables reads the L1 table once, so that clusters that lie in an L2 table
-// are known. It reports no damage of the L1 table: reads do that where they reach
-// it. Several L1 entries may have one L2 table, as in a disk whose content
-// repeats itself.
+// indexTables reads the L1 table and records the places of the L2 tables, so that
+// entries of clusters that point into a table are recognized as damaged. It ignores
+// damaged L1 entries: reads report them. Several L1 entries may share an L2 table, as
+// in an image of a disk whose content repeats.
 func (d *Disk) indexTables() error {
 	const step = 8 << 10 // entries
 	b := make([]byte, min(d.l1Entries, step)*8)
@@ -121,13 +123,15 @@ func (d *Disk) indexTables() error {
 	return nil
 }
 
-// tableSize is how many bytes of L2 table i the disk needs.
+// tableSize is the number of bytes of L2 table i that the disk needs. The last table
+// may be shorter than the others.
 func (d *Disk) tableSize(i int64) int64 {
 	perTable := d.cluster >> d.entryBits
 	return min(perTable, d.clusters()-i*perTable) << d.entryBits
 }
 
-// table returns where in the file L2 table i is, in bytes; 0: nowhere.
+// table returns the offset of L2 table i in the file, in bytes, or 0 if the image does
+// not have it.
 func (d *Disk) table(i int64) (int64, error) {
 	off := d.l1Offset + i*8
 	data, err := d.mem.Page(d.file, d.id, d.fileSize, off/image.PageSize)
@@ -137,7 +141,8 @@ func (d *Disk) table(i int64) (int64, error) {
 	return d.tableFrom(i, binary.BigEndian.Uint64(data[off%image.PageSize:]))
 }
 
-// tableFrom is table by the L1 entry.
+// tableFrom is table for an L1 entry that was read before. It returns an error if no
+// L2 table can be at the offset in the entry.
 func (d *Disk) tableFrom(i int64, entry uint64) (int64, error) {
 	at := int64(entry & entryOffset)
 	fail := func(format string, args ...any) (int64, error) {
@@ -158,14 +163,14 @@ func (d *Disk) tableFrom(i int64, entry uint64) (int64, error) {
 	return at, nil
 }
 
-// inHeader reports whether [start, end) of the file is of the header or of the
+// inHeader reports whether the bytes [start, end) of the file overlap the header or the
 // L1 table.
 func (d *Disk) inHeader(start, end int64) bool {
 	return start < d.cluster || start < d.l1Offset+d.l1Entries*8 && end > d.l1Offset
 }
 
-// inMetadata reports whether [start, end) of the file is of the header, the L1
-// table or an L2 table, where no cluster can be.
+// inMetadata reports whether the bytes [start, end) of the file overlap the header, the
+// L1 table or an L2 table, where no cluster can be.
 func (d *Disk) inMetadata(start, end int64) bool {
 	if d.inHeader(start, end) {
 		return true
@@ -174,7 +179,7 @@ func (d *Disk) inMetadata(start, end int64) bool {
 	return ok
 }
 
-// metadataAt names what inMetadata found.
+// metadataAt names the metadata at [start, end), for which inMetadata returned true.
 func (d *Disk) metadataAt(start, end int64) string {
 	if d.inHeader(start, end) {
 		return "the header or the L1 table"
@@ -182,8 +187,9 @@ func (d *Disk) metadataAt(start, end int64) string {
 	return "an L2 table"
 }
 
-// unit returns the kind of the cluster that has the byte at off or, where it has
-// subclusters, of the subcluster, and where a plain one begins in the file.
+// unit returns the kind of the unit that has the byte at off: a subcluster if the image
+// has subclusters, otherwise a cluster. If the unit is plain, unit also returns its
+// offset in the file, in bytes.
 func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	entry, bitmap := d.entry(r, off>>d.clusterShift)
 	if entry&entryCompressed != 0 {
@@ -198,7 +204,7 @@ func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	at := int64(entry & entryOffset)
 	isThere := at != 0
 	if at == 0 && entry&entryCopied != 0 {
-		// Only in a data file a cluster can be at 0.
+		// Only a data file can have a cluster at the offset 0.
 		if d.data == d.file {
 			return bad, 0
 		}
@@ -221,8 +227,8 @@ func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	return absent, 0
 }
 
-// canBeAt reports whether a cluster, guest of the disk, can be at an offset in
-// the file.
+// canBeAt reports whether the cluster at the offset guest of the disk can be at the
+// offset at of the file.
 func (d *Disk) canBeAt(at, guest int64) bool {
 	if d.data != d.file {
 		return at == guest
@@ -230,8 +236,9 @@ func (d *Disk) canBeAt(at, guest int64) bool {
 	return at&(d.cluster-1) == 0 && !d.inMetadata(at, at+d.cluster)
 }
 
-// subcluster is unit for a standard cluster of an image with extended L2
-// entries ("Extended L2 Entries").
+// subcluster is unit for a cluster that is not compressed, in an image with
+// subclusters ("Extended L2 Entries"). isThere says that the cluster is at the offset
+// at of the file.
 func (d *Disk) subcluster(entry, bitmap uint64, isThere bool, at, off int64) (kind, int64) {
 	if entry&entryZero != 0 || bitmap>>subclusters&bitmap != 0 || !isThere && uint32(bitmap) != 0 {
 		return bad, 0
@@ -246,8 +253,9 @@ func (d *Disk) subcluster(entry, bitmap uint64, isThere bool, at, off int64) (ki
 	return absent, 0
 }
 
-// stretch returns the kind of the disk at off, and how far before end it goes
-// on so: plain data as far as the file goes on with them. R has the range.
+// stretch returns the longest stretch from off to at most end whose units are of one
+// kind and, if they are plain, follow each other in the file. r has the entries of
+// the range.
 func (d *Disk) stretch(r *run, off, end int64) stretch {
 	s := stretch{off: off, n: end - off}
 	if r.entries == nil {
@@ -274,7 +282,8 @@ func (d *Disk) stretch(r *run, off, end int64) stretch {
 	return s
 }
 
-// badEntry is the error of a cluster whose kind is bad.
+// badEntry returns the error for the cluster at the offset off of the disk, whose kind
+// is bad.
 func (d *Disk) badEntry(r *run, off int64) error {
 	c := off >> d.clusterShift
 	entry, bitmap := d.entry(r, c)
@@ -282,11 +291,11 @@ func (d *Disk) badEntry(r *run, off int64) error {
 	var err error
 	switch {
 	case entry&entryCompressed != 0:
-		err = fmt.Errorf("it is of a compressed cluster, which an image with a data file can't have")
+		err = fmt.Errorf("it says that the cluster is compressed, which is not possible in an image with a data file")
 	case entry&l2Reserved != 0:
 		err = fmt.Errorf("it has reserved bits set (%#x)", entry&l2Reserved)
 	case at == 0 && entry&entryCopied != 0 && d.data == d.file:
-		err = fmt.Errorf("it is of a cluster at offset 0, where the header is")
+		err = fmt.Errorf("its cluster is at offset 0, where the header is")
 	case at != 0 && d.data == d.file && at&(d.cluster-1) != 0:
 		err = fmt.Errorf("its cluster is at offset %d, want a multiple of %d", at, d.cluster)
 	case d.data != d.file && (at != 0 || entry&entryCopied != 0) && at != c<<d.clusterShift:
@@ -294,23 +303,23 @@ func (d *Disk) badEntry(r *run, off int64) error {
 	case at != 0 && d.data == d.file && d.inMetadata(at, at+d.cluster):
 		err = fmt.Errorf("its cluster at offset %d lies in %s", at, d.metadataAt(at, at+d.cluster))
 	case d.entryBits == 4 && entry&entryZero == 0:
-		err = fmt.Errorf("its subcluster bitmap %#x has some both allocated and zero, or allocated without a cluster", bitmap)
+		err = fmt.Errorf("its bitmap %#x marks subclusters as both allocated and zero, or as allocated although there is no cluster", bitmap)
 	default:
-		err = fmt.Errorf("it is of a cluster of zeros, which an image of version 2, or one with subclusters, can't have so")
+		err = fmt.Errorf("its bit 0 marks the cluster as zeros, which is not possible in an image of version 2 or with subclusters")
 	}
 	return d.errorAt(c, "L2 entry %#x at offset %d: %w: the table is damaged", entry, r.at+(c-r.first)<<d.entryBits, err)
 }
 
-// errorAt is an error about cluster c.
+// errorAt returns an error about cluster c, with the offset of the cluster in the disk.
 func (d *Disk) errorAt(c int64, format string, args ...any) error {
 	return fmt.Errorf("%s: cluster of disk offset %d: %w", d.path, c<<d.clusterShift, fmt.Errorf(format, args...))
 }
 
-// scanStep is how many clusters that are not there are passed over until the
-// context is looked at.
+// scanStep is the number of missing clusters that walk passes over before it checks
+// again whether its context has ended.
 const scanStep = 1 << 28
 
-// walk visits the stretches of [off, end).
+// walk visits the stretches of [off, end) in ascending order. r has the entries of s.
 func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s stretch) error) error {
 	for off < end {
 		if err := d.life.Cause(ctx); err != nil {
@@ -324,7 +333,7 @@ func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s st
 		}
 		r.n = min(r.n, need)
 		if r.entries != nil && zero.Is(r.entries[:r.n<<d.entryBits]) {
-			r.entries = nil // of a new image whole tables are empty
+			r.entries = nil // faster: a new image may have whole tables of zeros
 		}
 		for stop := min(end, r.end()<<d.clusterShift); off < stop; {
 			s := d.stretch(&r, off, stop)
