@@ -16,52 +16,50 @@ import (
 	"github.com/vddkcp/vddkcp/internal/charset"
 )
 
-// Bounds of a descriptor. Real ones, with the licences of a product in a dozen
-// languages, are 2 MiB at most, and ten elements deep.
+// Limits of a descriptor. Real descriptors have at most 2 MiB, with the licences of a
+// product in a dozen languages, and are ten elements deep.
 const (
 	maxDescriptor = 16 << 20 // bytes
-	maxTag        = 1 << 20  // bytes of one tag; a text may be as long as the descriptor
-	maxDepth      = 64
+	maxTag        = 1 << 20  // bytes in one tag; a text may be as long as the descriptor
+	maxDepth      = 64       // levels of nested elements
 	maxElements   = 100_000
 	maxFiles      = 4096
 	maxDisks      = 4096
 )
 
-// envelope is what a descriptor says of disks (DSP0243 1.1, sections 7.1 and
-// 9.1; versions 0.9 and 2 differ in nothing that is read here but namespaces).
+// envelope has the parts of a descriptor that describe disks (DSP0243 1.1, sections 7.1
+// and 9.1). In these parts, versions 0.9 and 2 differ in their namespaces only.
 type envelope struct {
-	files map[string]file // by id
-	disks []disk
-	// systems has the id of the virtual system that uses a disk, by diskId.
-	systems map[string]string
-	// encoding is that of the descriptor, nil for UTF-8.
-	encoding encoding.Encoding
+	files    map[string]file // by id
+	disks    []disk
+	systems  map[string]string // ids of the virtual systems that use the disks, by diskId
+	encoding encoding.Encoding // encoding of the descriptor; nil: UTF-8
 }
 
 // file is an element File of References.
 type file struct {
 	href, compression string
-	size              int64 // bytes; 0: not told
-	chunkSize         int64 // bytes; 0: not in chunks
+	size              int64 // bytes; 0: not recorded
+	chunkSize         int64 // bytes; 0: the file is not split into chunks
 }
 
 // disk is an element Disk of the DiskSection.
 type disk struct {
-	line           int
-	id, fileRef    string // fileRef "": an empty disk
+	line           int    // line of the descriptor
+	id, fileRef    string // fileRef is "" for an empty disk
 	format, parent string
-	capacity       int64 // bytes; 0: not told, or by a property
-	unit           int64 // bytes, that capacity is a multiple of
-	odd            error // why the capacity is not known, though it is told
+	capacity       int64 // bytes; 0: not recorded, or left to a property
+	unit           int64 // bytes; the capacity is a multiple of it
+	odd            error // why the recorded capacity cannot be understood
 }
 
-// parseEnvelope reads a descriptor. Namespaces are taken as they come: versions
-// 0.9, 1 and 2 have different ones, and some writers leave them out. There is
-// no document type and there are no entities but XML's own five.
+// parseEnvelope parses a descriptor. It accepts elements of all versions: 0.9, 1 and 2
+// have different namespaces, and some writers leave them out. Document types are
+// refused, so the only entities are the five of XML.
 func parseEnvelope(text []byte) (*envelope, error) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	if bytes.HasPrefix(text, []byte{0xfe, 0xff}) || bytes.HasPrefix(text, []byte{0xff, 0xfe}) {
-		return nil, errors.New("the encoding is UTF-16, which is not read: want UTF-8")
+		return nil, errors.New("the encoding is UTF-16, which is not supported: want UTF-8")
 	}
 	if err := checkTags(text); err != nil {
 		return nil, err
@@ -80,7 +78,7 @@ func parseEnvelope(text []byte) (*envelope, error) {
 			p.envelope.encoding = e
 			return e.NewDecoder().Reader(in), nil
 		}
-		return nil, fmt.Errorf("the encoding %s is not read: want UTF-8, or an encoding of one byte per character, such as windows-1252", show(name))
+		return nil, fmt.Errorf("the encoding %s is not supported: want UTF-8, or an encoding of one byte per character, such as windows-1252", show(name))
 	}
 	for {
 		t, err := d.Token()
@@ -95,20 +93,20 @@ func parseEnvelope(text []byte) (*envelope, error) {
 		}
 	}
 	if p.elements == 0 {
-		return nil, errors.New("there is no XML element in it, want an OVF Envelope")
+		return nil, errors.New("the file has no XML element, want an OVF Envelope")
 	}
 	for _, x := range p.envelope.disks {
 		if _, ok := p.envelope.files[x.fileRef]; !ok && x.fileRef != "" {
-			return nil, fmt.Errorf("line %d: disk %s has the fileRef %s, and no File has that id", x.line, show(x.id), show(x.fileRef))
+			return nil, fmt.Errorf("line %d: disk %s has the fileRef %s, but no File has that id", x.line, show(x.id), show(x.fileRef))
 		}
 	}
 	return p.envelope, nil
 }
 
-// checkTags bounds the length of each tag, and so the attributes that the XML
-// decoder collects for one element. Texts, comments and CDATA sections cost no
-// more than their bytes. The encodings that are read agree with ASCII in all
-// characters that matter here.
+// checkTags returns an error if a tag is longer than maxTag, because the XML decoder
+// keeps all attributes of an element in memory. Texts, comments and CDATA sections may
+// be longer: they need no more memory than their bytes. Bytes can be compared with
+// ASCII, since all supported encodings agree with it in these characters.
 func checkTags(text []byte) error {
 	for rest := text; ; {
 		i := bytes.IndexByte(rest, '<')
@@ -128,21 +126,21 @@ func checkTags(text []byte) error {
 			n := tagLength(rest)
 			if n > maxTag {
 				line := 1 + bytes.Count(text[:len(text)-len(rest)], []byte("\n"))
-				return fmt.Errorf("line %d: a tag of more than %d bytes", line, maxTag)
+				return fmt.Errorf("line %d: a tag has more than %d bytes", line, maxTag)
 			}
 			rest = rest[n:]
 			continue
 		}
 		i = bytes.Index(rest, []byte(end))
 		if i < 0 {
-			return nil // the decoder says what is wrong
+			return nil // the XML decoder reports the error
 		}
 		rest = rest[i+len(end):]
 	}
 }
 
-// tagLength is the length of the tag that text begins with, in bytes. A > in a
-// quoted value does not end it.
+// tagLength returns the length in bytes of the tag that text begins with. A > in a
+// quoted value does not end the tag.
 func tagLength(text []byte) int {
 	quote := byte(0)
 	for i, c := range text {
@@ -160,19 +158,19 @@ func tagLength(text []byte) int {
 	return len(text)
 }
 
-// parser collects an envelope from tokens.
+// parser builds an envelope from the tokens of a descriptor.
 type parser struct {
 	decoder  *xml.Decoder
 	envelope *envelope
 
-	namespace string   // of the root
-	path      []string // local names of the open elements, "" of foreign ones
-	elements  int
-	diskIDs   map[string]int // the line of each
+	namespace string         // namespace of the root element
+	path      []string       // local names of the open elements; "" for elements that are not OVF's
+	elements  int            // number of elements so far
+	diskIDs   map[string]int // line numbers by diskId
 
-	system    string // the virtual system that is open
-	systemEnd int    // the depth where it ends
-	host      *strings.Builder
+	system    string           // id of the open VirtualSystem element; "": none is open
+	systemEnd int              // depth of that element
+	host      *strings.Builder // text of the open HostResource element; nil: none is open
 }
 
 func (p *parser) line() int {
@@ -183,7 +181,8 @@ func (p *parser) line() int {
 func (p *parser) token(t xml.Token) error {
 	switch t := t.(type) {
 	case xml.Directive:
-		// Entities that grow, or that name files of this host, begin here.
+		// A document type could define entities that expand without bound or that
+		// include files of this host.
 		word, _, _ := strings.Cut(string(t[:min(len(t), 20)]), " ")
 		return fmt.Errorf("a document type (<!%s) is not allowed in an OVF descriptor", word)
 	case xml.StartElement:
@@ -247,8 +246,8 @@ func (p *parser) start(t xml.StartElement) error {
 	return nil
 }
 
-// typeName is the name of a Section or Content of version 0.9, which only its
-// xsi:type tells ("ovf:DiskSection_Type").
+// typeName returns the name of a Section or Content element of version 0.9. Such
+// elements have their name in the attribute xsi:type ("ovf:DiskSection_Type").
 func typeName(t xml.StartElement, name string) string {
 	for _, a := range t.Attr {
 		if a.Name.Local == "type" {
@@ -262,7 +261,7 @@ func typeName(t xml.StartElement, name string) string {
 	return name
 }
 
-// in reports whether the element that was opened last is at that path.
+// in reports whether the innermost open element has the given path from the root.
 func (p *parser) in(path ...string) bool {
 	if len(p.path) != len(path) {
 		return false
@@ -275,15 +274,15 @@ func (p *parser) in(path ...string) bool {
 	return true
 }
 
-// isOVF reports whether an element or attribute of that namespace is OVF's:
-// that of the root, none, or one of the known kind. An undeclared prefix is
-// its own namespace.
+// isOVF reports whether elements and attributes of a namespace belong to OVF: that of
+// the root element, none, or one that looks like a namespace of OVF. If a prefix is
+// not declared, the decoder returns the prefix as the namespace.
 func (p *parser) isOVF(space string) bool {
 	return space == "" || space == p.namespace || space == "ovf" ||
 		strings.Contains(space, "/ovf/") && strings.Contains(space, "envelope")
 }
 
-// attributes returns OVF's attributes of an element.
+// attributes returns the attributes of an element that belong to OVF, by name.
 func (p *parser) attributes(t xml.StartElement) (map[string]string, error) {
 	values := map[string]string{}
 	for _, a := range t.Attr {
@@ -304,18 +303,18 @@ func (p *parser) file(t xml.StartElement) error {
 		return err
 	}
 	id := a["id"]
-	if id == "" { // no disk can name it
+	if id == "" { // no disk can refer to the file
 		return nil
 	}
 	if _, ok := p.envelope.files[id]; ok {
-		return fmt.Errorf("a second File with the id %s", show(id))
+		return fmt.Errorf("there is a second File with the id %s", show(id))
 	}
 	if len(p.envelope.files) == maxFiles {
-		return fmt.Errorf("more than %d Files", maxFiles)
+		return fmt.Errorf("the descriptor has more than %d Files", maxFiles)
 	}
 	f := file{href: a["href"], compression: a["compression"]}
-	// ovftool takes any size and warns; writers put 0 and -1 for what they
-	// don't know.
+	// Writers put 0 or -1 for a size that they do not know. ovftool accepts any
+	// size, with a warning.
 	if n, err := strconv.ParseInt(a["size"], 10, 64); err == nil && n > 0 {
 		f.size = n
 	}
@@ -336,12 +335,12 @@ func (p *parser) disk(t xml.StartElement) error {
 	d := disk{line: p.line(), id: a["diskId"], fileRef: a["fileRef"], format: a["format"], parent: a["parentRef"]}
 	if d.id != "" {
 		if line, ok := p.diskIDs[d.id]; ok {
-			return fmt.Errorf("a second Disk with the diskId %s, the first is in line %d", show(d.id), line)
+			return fmt.Errorf("there is a second Disk with the diskId %s, the first is in line %d", show(d.id), line)
 		}
 		p.diskIDs[d.id] = d.line
 	}
 	if len(p.envelope.disks) == maxDisks {
-		return fmt.Errorf("more than %d Disks", maxDisks)
+		return fmt.Errorf("the descriptor has more than %d Disks", maxDisks)
 	}
 	if d.capacity, d.unit, d.odd = capacity(a["capacity"], a["capacityAllocationUnits"]); d.odd != nil {
 		d.capacity, d.unit = 0, 1
@@ -351,21 +350,21 @@ func (p *parser) disk(t xml.StartElement) error {
 }
 
 var (
-	// programmatic are units by DSP0004's grammar: "byte * 2^30".
+	// programmatic matches units in the grammar of DSP0004: "byte * 2^30".
 	programmatic = regexp.MustCompile(`^byte((?:\s*\*\s*\d+(?:\s*\^\s*\d+)?)*)$`)
 	factor       = regexp.MustCompile(`(\d+)(?:\s*\^\s*(\d+))?`)
 	property     = regexp.MustCompile(`^\$\{.*\}$`)
 )
 
-// unitNames are units in words, as version 0.9 had them for memory and some
-// writers have them for disks. They mean powers of 1024 there.
+// unitNames are names of units with their sizes in bytes. Version 0.9 had them for
+// memory, and some writers use them for disks. They mean powers of 1024.
 var unitNames = map[string]int64{
 	"": 1, "bytes": 1, "kilobytes": 1 << 10, "megabytes": 1 << 20, "gigabytes": 1 << 30, "terabytes": 1 << 40,
 	"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40,
 }
 
-// capacity returns a capacity in bytes, and its unit. It is 0 where it is
-// missing, 0, or left to a property ("${size}"), which is asked for when the
+// capacity returns a capacity and its unit, both in bytes. The capacity is 0 if it is
+// missing, 0, or left to a property ("${size}"), which the user chooses when the
 // appliance is deployed.
 func capacity(number, units string) (n, unit int64, err error) {
 	normal := strings.ToLower(strings.TrimSpace(units))
@@ -390,8 +389,8 @@ func capacity(number, units string) (n, unit int64, err error) {
 	return n * unit, unit, nil
 }
 
-// product multiplies factors such as "* 2^10 * 3"; ok is false where it is 0
-// or more than fits.
+// product multiplies factors such as "* 2^10 * 3". ok is false if the result is 0 or
+// does not fit into an int64.
 func product(factors string) (n int64, ok bool) {
 	n = 1
 	for _, m := range factor.FindAllStringSubmatch(factors, -1) {
@@ -413,7 +412,8 @@ func product(factors string) (n int64, ok bool) {
 	return n, true
 }
 
-// show quotes what an appliance says, for errors.
+// show quotes text of an appliance for a message. Only the first 100 bytes of a longer
+// text are quoted.
 func show(s string) string {
 	if len(s) > 100 {
 		return strconv.Quote(s[:100]) + "..."

@@ -11,26 +11,28 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// files are where an appliance's files lie. Names are relative to the folder of
-// the descriptor; a file that is not there is an fs.ErrNotExist.
+// files gives access to the files of an appliance: those of an archive or of a folder.
+// Names are relative to the folder of the descriptor. The error for a file that does
+// not exist wraps fs.ErrNotExist. All methods except Close are safe for concurrent
+// use.
 type files interface {
 	// open returns the raw bytes of a file.
 	open(ctx context.Context, name string) (source.Disk, error)
-	// manifest returns the raw bytes of the manifest that should have that
-	// name, and how messages call it.
+	// manifest returns the raw bytes of the manifest, and its name for messages.
+	// name is the name that the manifest should have.
 	manifest(ctx context.Context, name string) (f source.Disk, shown string, err error)
-	// shown is how messages call a file.
+	// shown returns the name of a file for messages.
 	shown(name string) string
 	Close() error
 }
 
-// archive is the files in a tar.
+// archive gives access to the files in a tar archive.
 type archive struct {
-	ctx     context.Context
-	path    string
-	f       source.Disk
+	ctx     context.Context // of the files that are opened
+	path    string          // of the archive
+	f       source.Disk     // the archive
 	members map[string]member
-	dir     string // of the descriptor, in the tar
+	dir     string // folder of the descriptor in the archive
 }
 
 func (t *archive) shown(name string) string {
@@ -57,8 +59,9 @@ func (t *archive) manifest(ctx context.Context, name string) (source.Disk, strin
 	return f, t.shown(name), err
 }
 
-// named returns the members with an extension, in either case, but for the
-// companions that macOS makes for its own attributes.
+// named returns the names of the members with an extension, which is compared without
+// regard to case. It leaves out the files that begin with "._": macOS adds them to
+// archives for its own attributes.
 func (t *archive) named(ext string) []string {
 	var names []string
 	for name := range t.members {
@@ -69,7 +72,7 @@ func (t *archive) named(ext string) []string {
 	return names
 }
 
-// missingError is a file that an archive lacks.
+// missingError reports a file that does not exist in an archive.
 type missingError struct{ archive, name string }
 
 func (e *missingError) Error() string {
@@ -80,11 +83,11 @@ func (e *missingError) Unwrap() error { return fs.ErrNotExist }
 
 func (t *archive) Close() error { return t.f.Close() }
 
-// folder is the files beside a descriptor.
+// folder gives access to the files in the folder of a descriptor.
 type folder struct {
-	path  string // of the descriptor
-	f     source.Disk
-	opens source.Opener
+	path  string        // of the descriptor
+	f     source.Disk   // the descriptor
+	opens source.Opener // opens the other files
 }
 
 func (d *folder) shown(name string) string {

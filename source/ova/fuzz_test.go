@@ -81,7 +81,7 @@ func use(t *testing.T, a *ova.Appliance, all []byte) {
 			break
 		}
 	}
-	// Whatever comes of it: it must end.
+	// Any result is right, if the call ends.
 	_ = a.Verify(t.Context())
 }
 
@@ -196,7 +196,7 @@ func FuzzManifest(f *testing.F) {
 		content(t, a, 0)
 		err = a.Verify(t.Context())
 		if err == nil {
-			// What is accepted has right digests of both.
+			// An accepted manifest has the right digests of both files.
 			text := strings.ToLower(string(b))
 			for _, of := range []string{x, small} {
 				if !strings.Contains(text, sum1(of)) && !strings.Contains(text, sum256(of)) && !strings.Contains(text, sum512(of)) {

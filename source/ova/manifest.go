@@ -21,16 +21,18 @@ import (
 	"github.com/vddkcp/vddkcp/internal/sha1"
 )
 
-// maxManifest bounds a manifest: a line of 4 KiB for each member.
+// maxManifest bounds a manifest, in bytes. It is enough for a line of 4 KiB for each
+// file of an archive.
 const maxManifest = 16 << 20
 
-// ErrNoManifest says that an appliance has no manifest, or that its manifest
-// has no digest of a file: the file can't be checked.
+// ErrNoManifest means that a file cannot be checked: the appliance has no manifest, or
+// its manifest has no digest of the file.
 var ErrNoManifest = errors.New("the manifest does not have its digest")
 
-// ManifestError is a file whose content is not what the manifest says.
+// ManifestError reports a file whose content does not have the digest that the
+// manifest has for it.
 type ManifestError struct {
-	File      string // as messages show it
+	File      string // name for messages
 	Algorithm string // "SHA1", "SHA256", "SHA384" or "SHA512"
 	Want, Got string // in lower-case hexadecimal
 }
@@ -48,8 +50,9 @@ type digest struct {
 	want      string // in lower-case hexadecimal
 }
 
-// algorithms are those of DSP0243 1 (SHA1) and 2 (SHA256), and what ovftool
-// writes besides. SHA1 proves no more than that nothing broke.
+// algorithms are the digests of DSP0243 version 1 (SHA1) and version 2 (SHA256), and
+// the others that ovftool writes. SHA1 detects accidental damage only: it does not
+// protect against deliberate changes.
 var algorithms = map[string]algorithm{
 	"SHA1":   {sha1.Size, sha1.New},
 	"SHA256": {sha256.Size, always(sha256.New)},
@@ -58,7 +61,7 @@ var algorithms = map[string]algorithm{
 }
 
 type algorithm struct {
-	size int // of a digest, in bytes
+	size int // bytes in a digest
 	new  func() (hash.Hash, error)
 }
 
@@ -66,10 +69,11 @@ func always(newHash func() hash.Hash) func() (hash.Hash, error) {
 	return func() (hash.Hash, error) { return newHash(), nil }
 }
 
-// manifestLine is "SHA256(NAME)= HEX", with blanks between or without.
+// manifestLine matches a line "SHA256(NAME)= HEX", with any blanks between its parts.
 var manifestLine = regexp.MustCompile(`^\s*([A-Za-z0-9-]+)\s*\((.*)\)\s*=\s*([0-9A-Fa-f]*)\s*$`)
 
-// parseManifest returns the digests of each file (DSP0243 1.1, section 5.1).
+// parseManifest returns the digests in a manifest by the name of the file (DSP0243
+// 1.1, section 5.1).
 func parseManifest(text []byte) (map[string][]digest, error) {
 	digests := map[string][]digest{}
 	n := 0
@@ -93,16 +97,17 @@ func parseManifest(text []byte) (map[string][]digest, error) {
 	return digests, nil
 }
 
-// Verify compares the descriptor and the files that were opened so far with
-// their digests in the manifest, reading each from its start to its end: the
-// file of a disk, or all of its chunks, and what its image names in an archive.
-// More names files besides, relative to the descriptor.
+// Verify compares the descriptor and all files that were opened so far with their
+// digests in the manifest. It reads these files completely: the file of a disk or all
+// of its chunks, and in an archive also the files that the image names. more has the
+// names of further files to compare, relative to the folder of the descriptor.
 //
-// The manifest is the file that is named like the descriptor, with .mf, or else
-// the only .mf of an archive.
+// The manifest has the name of the descriptor with the extension .mf. In an archive it
+// may have another name, if it is the only .mf file.
 //
-// A difference is a *ManifestError. Where there is no manifest, or where it
-// lacks one of the files, it is an ErrNoManifest.
+// Verify returns a *ManifestError for the first file that differs. It returns an error
+// that wraps ErrNoManifest if there is no manifest or if the manifest has no digest of
+// one of the files.
 func (a *Appliance) Verify(ctx context.Context, more ...string) error {
 	digests, manifest, err := a.manifest(ctx)
 	if err != nil {
@@ -112,7 +117,7 @@ func (a *Appliance) Verify(ctx context.Context, more ...string) error {
 		var known []digest
 		lines := digests[path.Clean(name)]
 		if whole, ok := strings.CutSuffix(name, onlyChunk); ok && lines == nil && !slices.Contains(a.openedFiles(), whole+secondChunk) {
-			lines = digests[path.Clean(whole)] // the only chunk is the file
+			lines = digests[path.Clean(whole)] // a single chunk is the whole file
 		}
 		for _, d := range lines {
 			if _, ok := algorithms[d.algorithm]; !ok {
@@ -130,14 +135,15 @@ func (a *Appliance) Verify(ctx context.Context, more ...string) error {
 	return nil
 }
 
-// manifest returns the digests, and the manifest's name for errors.
+// manifest reads the manifest. It returns the digests by the names of the files, and
+// the name of the manifest for errors.
 func (a *Appliance) manifest(ctx context.Context) (digests map[string][]digest, shown string, err error) {
 	f, shown, err := a.files.manifest(ctx, strings.TrimSuffix(a.descriptor, path.Ext(a.descriptor))+".mf")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, "", fmt.Errorf("%s has no manifest (.mf): %w", a.path, ErrNoManifest)
 	}
 	if err != nil {
-		return nil, "", fmt.Errorf("manifest of %s: %w", a.path, err)
+		return nil, "", fmt.Errorf("cannot open the manifest of %s: %w", a.path, err)
 	}
 	defer f.Close()
 	text, err := readAll(f, maxManifest)
@@ -150,6 +156,8 @@ func (a *Appliance) manifest(ctx context.Context) (digests map[string][]digest, 
 	return digests, shown, nil
 }
 
+// verifyFile returns a *ManifestError if the content of a file does not have all the
+// given digests.
 func (a *Appliance) verifyFile(ctx context.Context, name string, digests []digest) error {
 	f, err := a.files.open(ctx, name)
 	if err != nil {

@@ -1,11 +1,15 @@
-// Package ova reads appliances by the Open Virtualization Format (DSP0243): the
-// descriptor, an .ovf file, beside its disks, or all of it in a tar archive,
-// the .ova file. It finds the disks and gives their raw bytes, in place, and it
-// checks them against the manifest. What format they have is for others.
+// Package ova reads appliances in the Open Virtualization Format (DSP0243 of the
+// DMTF). An appliance is a descriptor (an .ovf file) in one folder with the files of
+// its disks, or a tar archive of all these files (an .ova file).
 //
-// Where the descriptor and a disk disagree, the disk counts: see
-// Appliance.Warnings. A file that is shorter than the descriptor says is an
-// error.
+// [Open] opens an archive and [OpenDescriptor] a descriptor. Both return an
+// [Appliance] with the list of its disks. [Appliance.OpenDisk] returns the raw bytes
+// of the file of a disk without unpacking the archive. The formats of these files
+// are not interpreted here. [Appliance.Verify] compares the files with the digests
+// in the manifest.
+//
+// If the descriptor and a disk disagree, the disk is right, see
+// [Appliance.Warnings]. A file that is shorter than the descriptor says is an error.
 package ova
 
 import (
@@ -29,23 +33,23 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Disk is a disk that a descriptor tells of.
+// Disk is a disk that a descriptor lists.
 type Disk struct {
-	Number int    // from 1 on, in the descriptor's order
-	ID     string // diskId, may be ""
-	File   string // href: the name relative to the descriptor; "": an empty disk
-	System string // the id of the virtual system that uses it, "" where that is not told
-	Format string // the URI of its format as it is written, may be ""
-	// Capacity is in bytes, 0 where the descriptor doesn't tell. It is a
-	// multiple of Unit, up to which writers round.
+	Number int    // 1 for the first disk of the descriptor, and so on
+	ID     string // diskId; may be ""
+	File   string // href, the name relative to the descriptor; "": the disk has no file and is empty
+	System string // id of the virtual system that uses the disk; "": not recorded
+	Format string // URI of the format, as it is written; may be ""
+	// Capacity is the virtual size in bytes, 0 if the descriptor does not record
+	// it. Writers round it up to a multiple of Unit, which is in bytes too.
 	Capacity, Unit int64
 
 	file file
-	err  error // why it can't be read
-	odd  error // why Capacity is not known, though the descriptor tells it
+	err  error // why the disk cannot be read
+	odd  error // why the recorded capacity cannot be understood
 }
 
-// Name is the diskId, or the file's name where there is none.
+// Name returns the diskId, or the name of the file if the disk has no diskId.
 func (d *Disk) Name() string {
 	if d.ID != "" {
 		return d.ID
@@ -53,8 +57,8 @@ func (d *Disk) Name() string {
 	return d.File
 }
 
-// CompressionError is a disk whose file is compressed as a whole, so that it
-// can't be read at any place.
+// CompressionError reports a disk whose file is compressed as a whole, so that it
+// cannot be read at any offset.
 type CompressionError struct {
 	Path, Disk, File, Method string
 }
@@ -63,31 +67,31 @@ func (e *CompressionError) Error() string {
 	return fmt.Sprintf("%s: disk %s: its file %s is compressed (ovf:compression=%s), which is not read in place", e.Path, show(e.Disk), show(e.File), show(e.Method))
 }
 
-// Hint is what the user can do.
+// Hint returns what the user can do about the error.
 func (e *CompressionError) Hint() string {
 	if e.Method == "gzip" {
-		return "unpack the appliance, gunzip the disk, and open what comes out"
+		return "unpack the appliance, gunzip the disk, and open the unpacked disk"
 	}
-	return "unpack the appliance and the disk, and open what comes out"
+	return "unpack the appliance and the disk, and open the unpacked disk"
 }
 
-// Appliance is an open appliance. It is safe for concurrent use.
+// Appliance is an open appliance. It is safe for concurrent use, except Close.
 type Appliance struct {
 	Disks []Disk
 
-	path       string
-	descriptor string // its name in the folder where it lies
+	path       string // of the .ova or .ovf file
+	descriptor string // name of the descriptor, without its folder
 	files      files
-	encoding   encoding.Encoding // of the descriptor; nil: UTF-8
+	encoding   encoding.Encoding // encoding of the descriptor; nil: UTF-8
 
 	mu    sync.Mutex
-	opens []string         // names of files, without the descriptor
-	notes map[int][]string // warnings about disks, since they were opened
+	opens []string         // names of the files that were opened, except the descriptor
+	notes map[int][]string // warnings from opening a disk, by its index
 }
 
-// Open opens the appliance in the tar archive f, which was opened as path. It
-// reads the headers of the archive and the descriptor, nothing else. The
-// Appliance owns f, and Open closes it where it returns an error.
+// Open opens the appliance in the tar archive f, which was opened as path. It reads
+// only the headers of the archive and the descriptor. The Appliance takes over f, and
+// Open closes it if it returns an error. The disks of the appliance end with ctx.
 func Open(ctx context.Context, path string, f source.Disk) (*Appliance, error) {
 	a, err := open(ctx, path, f)
 	if err != nil {
@@ -112,7 +116,7 @@ func open(ctx context.Context, name string, f source.Disk) (*Appliance, error) {
 	found := t.named(".ovf")
 	switch len(found) {
 	case 0:
-		return nil, fmt.Errorf("%s: no .ovf file among its %d files: it is no appliance", name, len(members))
+		return nil, fmt.Errorf("%s is no appliance: none of its %d files is an .ovf file", name, len(members))
 	case 1:
 	default:
 		slices.Sort(found)
@@ -126,10 +130,10 @@ func open(ctx context.Context, name string, f source.Disk) (*Appliance, error) {
 	return read(name, path.Base(found[0]), descriptor, t)
 }
 
-// OpenDescriptor opens the appliance whose descriptor is f, an .ovf file that
-// was opened as path. Its files are opened by open with the format "raw", as
-// the descriptor names them. The Appliance owns f, and OpenDescriptor closes
-// it where it returns an error.
+// OpenDescriptor opens the appliance whose descriptor is f, an .ovf file that was
+// opened as path. The files of the disks are opened with open in the format "raw", by
+// the names in the descriptor. The Appliance takes over f, and OpenDescriptor closes
+// it if it returns an error.
 func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance, error) {
 	a, err := read(path, filepath.Base(path), f, &folder{path: path, f: f, opens: open})
 	if err != nil {
@@ -139,7 +143,7 @@ func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance,
 	return a, nil
 }
 
-// read reads the descriptor.
+// read parses the descriptor f, which is called name, of the appliance at path.
 func read(path, name string, f source.Disk, files files) (*Appliance, error) {
 	if err := checkPacked(files.shown(name), f); err != nil {
 		return nil, err
@@ -162,7 +166,7 @@ func read(path, name string, f source.Disk, files files) (*Appliance, error) {
 	return a, nil
 }
 
-// readAll reads a file of at most max bytes.
+// readAll returns the content of f. It returns an error if f has more than max bytes.
 func readAll(f source.Disk, max int64) ([]byte, error) {
 	if f.Size() > max {
 		return nil, fmt.Errorf("it has %d bytes, want at most %d", f.Size(), max)
@@ -171,9 +175,11 @@ func readAll(f source.Disk, max int64) ([]byte, error) {
 	return text, image.ReadFull(f, text, 0)
 }
 
-// remote is an href that is no file of the appliance.
+// remote matches an href that is a URI with a scheme, and so no file of the appliance.
 var remote = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*://`)
 
+// newDisk returns the disk that x describes. If the disk cannot be read, its err says
+// why.
 func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	d := Disk{
 		Number: number, ID: x.id, System: e.systems[x.id], Format: x.format,
@@ -188,7 +194,7 @@ func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	}
 	switch {
 	case x.parent != "":
-		bad("it holds only its difference from the disk %s (ovf:parentRef), which is not read", show(x.parent))
+		bad("it has only the differences from the disk %s (ovf:parentRef), which is not supported", show(x.parent))
 	case x.fileRef == "" && x.odd != nil:
 		bad("it has no file, and its size is not known: %v", x.odd)
 	case x.fileRef == "" && d.Capacity == 0:
@@ -197,15 +203,16 @@ func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	case d.File == "":
 		bad("the File %s has no href", show(x.fileRef))
 	case remote.MatchString(d.File):
-		bad("its file is at %s: only files of the appliance are read, fetch it first", show(d.File))
+		bad("its file is at %s: only files of the appliance are read, download the file first", show(d.File))
 	case d.file.compression != "" && d.file.compression != "identity":
 		d.err = &CompressionError{a.path, d.Name(), d.File, d.file.compression}
 	}
 	return d
 }
 
-// OpenDisk opens the raw bytes of disk i of Disks, whatever their format is. A
-// disk without a file reads as zeros. The disk lives no longer than a.
+// OpenDisk opens the file of disk i of Disks. It returns the raw bytes of the file,
+// in whatever format they are. A disk without a file reads as zeros. The caller must
+// close the returned disk before a.
 func (a *Appliance) OpenDisk(ctx context.Context, i int) (source.Disk, error) {
 	d := &a.Disks[i]
 	if d.err != nil {
@@ -217,7 +224,7 @@ func (a *Appliance) OpenDisk(ctx context.Context, i int) (source.Disk, error) {
 	}
 	f, err := a.openHref(ctx, i)
 	if err != nil {
-		return nil, fmt.Errorf("disk %s: %w", show(d.Name()), err)
+		return nil, fmt.Errorf("cannot open disk %s: %w", show(d.Name()), err)
 	}
 	if want := d.file.size; f.Size() < want {
 		err := &ShortError{a.path, d.Name(), a.files.shown(d.File), "its File", f.Size(), want}
@@ -226,11 +233,11 @@ func (a *Appliance) OpenDisk(ctx context.Context, i int) (source.Disk, error) {
 	return f, nil
 }
 
-// ShortError is a file that has fewer bytes than the descriptor says: it was cut
-// off, or the descriptor is wrong.
+// ShortError reports a file that has fewer bytes than the descriptor says. The file is
+// truncated, or the descriptor is wrong.
 type ShortError struct {
 	Path, Disk, File string
-	By               string // what in the descriptor says so
+	By               string // the part of the descriptor that says so
 	Have, Want       int64  // bytes
 }
 
@@ -238,13 +245,14 @@ func (e *ShortError) Error() string {
 	return fmt.Sprintf("%s: disk %s: %s has %d bytes, want %d by %s in the descriptor: the file is truncated", e.Path, show(e.Disk), e.File, e.Have, e.Want, e.By)
 }
 
-// Hint is what the user can do.
+// Hint returns what the user can do about the error.
 func (e *ShortError) Hint() string {
 	return "transfer the appliance again; if the file is whole and the descriptor is wrong, unpack the appliance and open the disk's file"
 }
 
-// CheckRaw returns a *ShortError where disk i, a raw disk of size bytes, is
-// shorter than the descriptor says. Writers round a capacity up to its unit.
+// CheckRaw returns a *ShortError if disk i, a raw disk of size bytes, is shorter than
+// its capacity in the descriptor. A difference of less than a unit is no error,
+// because writers round the capacity up.
 func (a *Appliance) CheckRaw(i int, size int64) error {
 	d := &a.Disks[i]
 	if d.Capacity > size && d.Capacity-size >= d.Unit {
@@ -253,9 +261,9 @@ func (a *Appliance) CheckRaw(i int, size int64) error {
 	return nil
 }
 
-// openHref opens the file of disk i. Its name is a URI reference: it may have
-// escapes, which not all writers make. A file that is not there may have the
-// name of the only chunk that it was once split into.
+// openHref opens the file of disk i. The name in the descriptor is a URI reference, but
+// not all writers escape special characters, so openHref tries the name as it is and
+// unescaped. If neither file exists, the file may have the name of a single chunk.
 func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
 	d := &a.Disks[i]
 	names := []string{d.File}
@@ -263,7 +271,7 @@ func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
 		names = append(names, name)
 	}
 	if a.encoding != nil {
-		// The archive may have the name in the encoding of the descriptor.
+		// The name in the archive may be in the encoding of the descriptor.
 		if name, err := a.encoding.NewEncoder().String(d.File); err == nil && name != d.File {
 			names = append(names, name)
 		}
@@ -290,14 +298,14 @@ func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
 	return nil, missing
 }
 
-// What the names of the first chunks of a file end in.
+// The suffixes of the first two chunks of a file.
 const (
 	onlyChunk   = ".000000000"
 	secondChunk = ".000000001"
 )
 
-// openOnlyChunk opens NAME.000000000 in place of the file NAME of disk i, which
-// the descriptor does not call split.
+// openOnlyChunk opens NAME.000000000 instead of the file NAME of disk i, which does not
+// exist and has no chunkSize in the descriptor.
 func (a *Appliance) openOnlyChunk(ctx context.Context, i int, name string) (source.Disk, error) {
 	first, second := name+onlyChunk, name+secondChunk
 	f, err := a.openFile(ctx, first)
@@ -305,14 +313,14 @@ func (a *Appliance) openOnlyChunk(ctx context.Context, i int, name string) (sour
 		return nil, err
 	}
 	if g, err := a.files.open(ctx, second); err == nil {
-		err := fmt.Errorf("%s is not there; %s and %s are, and the descriptor gives no ovf:chunkSize by which they can be joined", a.files.shown(name), show(first), show(second))
+		err := fmt.Errorf("%s: no such file; its chunks %s and %s exist, but the descriptor has no ovf:chunkSize, which is needed to join them", a.files.shown(name), show(first), show(second))
 		return nil, errors.Join(err, g.Close(), f.Close())
 	}
-	a.note(i, fmt.Sprintf("%s: the file %s of disk %s is not there: %s is read in its place", a.path, show(name), show(a.Disks[i].Name()), show(first)))
+	a.note(i, fmt.Sprintf("%s: the file %s of disk %s does not exist: %s is read instead", a.path, show(name), show(a.Disks[i].Name()), show(first)))
 	return f, nil
 }
 
-// note adds a warning about disk i, once.
+// note adds a warning about disk i, unless the disk has this warning already.
 func (a *Appliance) note(i int, warning string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -325,13 +333,14 @@ func (a *Appliance) note(i int, warning string) {
 	a.notes[i] = append(a.notes[i], warning)
 }
 
+// openParts opens the file x, whole or in chunks, by the given name.
 func (a *Appliance) openParts(ctx context.Context, name string, x file) (source.Disk, error) {
 	if x.chunkSize == 0 {
 		return a.openFile(ctx, name)
 	}
 	f, err := a.openChunks(ctx, name, x)
 	if errors.Is(err, errNoChunk) {
-		// Some writers say how large chunks may be, and need none.
+		// Some writers record a chunk size although the file is not split.
 		if f, err := a.openFile(ctx, name); err == nil {
 			return f, nil
 		}
@@ -339,7 +348,7 @@ func (a *Appliance) openParts(ctx context.Context, name string, x file) (source.
 	return f, err
 }
 
-// openFile opens a file, and remembers it for Verify.
+// openFile opens a file and records its name for Verify.
 func (a *Appliance) openFile(ctx context.Context, name string) (source.Disk, error) {
 	f, err := a.files.open(ctx, name)
 	if err == nil {
@@ -362,16 +371,17 @@ func (a *Appliance) openedFiles() []string {
 	return slices.Clone(a.opens)
 }
 
-// maxChunks bounds the files of one disk.
+// maxChunks bounds the number of chunks of one file.
 const maxChunks = 4096
 
-// errNoChunk is a file in chunks that lacks even the first.
-var errNoChunk = errors.New("no chunk of it")
+// errNoChunk means that not even the first chunk of a file exists.
+var errNoChunk = errors.New("the file has no chunk")
 
-// openChunks opens a file that was split into NAME.000000000, NAME.000000001
-// and so on, each but the last of the same size (DSP0243 1.1, section 7.1).
+// openChunks opens a file that was split into the chunks NAME.000000000,
+// NAME.000000001 and so on. All chunks except the last have the same size (DSP0243
+// 1.1, section 7.1). It returns an errNoChunk if the first one does not exist.
 func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ source.Disk, err error) {
-	n := int64(math.MaxInt64) // not told
+	n := int64(math.MaxInt64) // number of chunks; not known if the size of the file is not recorded
 	if x.size > 0 {
 		if n = (x.size-1)/x.chunkSize + 1; n > maxChunks {
 			return nil, fmt.Errorf("%s has %d chunks, want at most %d", a.files.shown(name), n, maxChunks)
@@ -408,7 +418,7 @@ func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ sour
 			want = x.size - i*x.chunkSize
 		}
 		if last > want || last < want && x.size > 0 {
-			return nil, fmt.Errorf("%s has %d bytes, want %d of a chunk", a.files.shown(chunk), last, want)
+			return nil, fmt.Errorf("the chunk %s has %d bytes, want %d", a.files.shown(chunk), last, want)
 		}
 		if int64(len(parts)) > maxChunks {
 			return nil, fmt.Errorf("%s has more than %d chunks", a.files.shown(name), maxChunks)
@@ -417,9 +427,9 @@ func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ sour
 	return newSection(ctx, a.files.shown(name), parts...), nil
 }
 
-// OpenFile opens the raw bytes of a file of an archive that the one called from
-// names, relative to itself. Both names, from and named, are relative to the
-// descriptor, as Disk.File is.
+// OpenFile opens the raw bytes of a file that the file from names. name is relative to
+// the folder of from. named is the resulting name; it and from are relative to the
+// folder of the descriptor, like Disk.File.
 func (a *Appliance) OpenFile(ctx context.Context, from, name string) (f source.Disk, named string, err error) {
 	named = path.Join(path.Dir(from), name)
 	if path.IsAbs(name) {
@@ -429,8 +439,8 @@ func (a *Appliance) OpenFile(ctx context.Context, from, name string) (f source.D
 	return f, named, err
 }
 
-// Size returns the size in bytes of the file of disk i, in chunks or whole, 0
-// of one without a file.
+// Size returns the size in bytes of the file of disk i, or of all its chunks. It is 0
+// for a disk without a file. An error says why the disk cannot be read.
 func (a *Appliance) Size(ctx context.Context, i int) (int64, error) {
 	if a.Disks[i].File == "" {
 		return 0, a.Disks[i].err
@@ -443,8 +453,8 @@ func (a *Appliance) Size(ctx context.Context, i int) (int64, error) {
 	return f.Size(), nil
 }
 
-// Warnings tell where the descriptor is wrong of disk i, whose file has that
-// many bytes, and whose virtual size is size.
+// Warnings returns sentences about what is wrong in the descriptor of disk i, whose
+// file has fileSize bytes and whose virtual size is size bytes.
 func (a *Appliance) Warnings(i int, fileSize, size int64) []string {
 	a.mu.Lock()
 	all := slices.Clone(a.notes[i])
@@ -454,13 +464,13 @@ func (a *Appliance) Warnings(i int, fileSize, size int64) []string {
 		all = append(all, fmt.Sprintf("%s: disk %s: %v: the capacity in the descriptor is ignored, the disk has %d bytes", a.path, show(d.Name()), d.odd, size))
 	}
 	if d.File != "" && d.file.size > 0 && d.file.size != fileSize {
-		all = append(all, fmt.Sprintf("%s: the descriptor says that %s has %d bytes, it has %d", a.path, show(d.File), d.file.size, fileSize))
+		all = append(all, fmt.Sprintf("%s: the descriptor says that %s has %d bytes, but it has %d", a.path, show(d.File), d.file.size, fileSize))
 	}
 	if d.Capacity > 0 && (size > d.Capacity || d.Capacity-size >= d.Unit) {
-		all = append(all, fmt.Sprintf("%s: the descriptor says that disk %s has %d bytes (%s), it has %d: it is taken as it is", a.path, show(d.Name()), d.Capacity, bytesize.Format(d.Capacity), size))
+		all = append(all, fmt.Sprintf("%s: the descriptor says that disk %s has %d bytes (%s), but it has %d: the size of the disk itself is used", a.path, show(d.Name()), d.Capacity, bytesize.Format(d.Capacity), size))
 	}
 	return all
 }
 
-// Close closes the archive or the descriptor.
+// Close closes the archive or the descriptor. All disks must be closed before.
 func (a *Appliance) Close() error { return a.files.Close() }

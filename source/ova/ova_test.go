@@ -99,7 +99,7 @@ func TestDescriptors(t *testing.T) {
 		{name: "an entity alone", text: "<Envelope><!ENTITY e 'x'></Envelope>", fails: "a document type (<!ENTITY) is not allowed"},
 		{name: "an entity that nobody declared", text: "<Envelope>&e;</Envelope>", fails: "invalid character entity &e;"},
 		{name: "UTF-16", text: "\xff\xfe<\x00", fails: "UTF-16"},
-		{name: "another encoding", text: `<?xml version="1.0" encoding="EBCDIC"?><Envelope/>`, fails: `the encoding "EBCDIC" is not read`},
+		{name: "another encoding", text: `<?xml version="1.0" encoding="EBCDIC"?><Envelope/>`, fails: `the encoding "EBCDIC" is not supported`},
 		{name: "a control character", text: "<Envelope>\x01</Envelope>", fails: "illegal character code"},
 		{name: "as deep as may be", text: nested(63), fails: "the descriptor has no disk"},
 		{name: "too deep", text: nested(64), fails: "elements more than 64 deep"},
@@ -107,17 +107,17 @@ func TestDescriptors(t *testing.T) {
 		{name: "too many elements", text: "<Envelope>" + strings.Repeat("<a/>", 100_000), fails: "more than 100000 elements"},
 		{name: "long texts", text: strings.Replace(envelope(file1, disk1), "<References>", "<!-- "+strings.Repeat("<a 'b ", 1<<18)+"--><License>"+strings.Repeat("it's > a text ", 1<<18)+"</License><![CDATA["+strings.Repeat("<p \"x ", 1<<18)+"]]><References>", 1), want: "1 vmdisk1 disk1.img vm1 1536/512"},
 		{name: "a descriptor that is too long", text: "<Envelope>" + strings.Repeat("x", 16<<20), fails: "want at most 16777216"},
-		{name: "a tag that is too long", text: "\n<Envelope" + strings.Repeat(" a=''", 300_000), fails: "line 2: a tag of more than 1048576 bytes"},
-		{name: "a tag that is too long, with a > in a value", text: "<Envelope a='>'" + strings.Repeat(" a=''", 300_000), fails: "a tag of more than 1048576 bytes"},
+		{name: "a tag that is too long", text: "\n<Envelope" + strings.Repeat(" a=''", 300_000), fails: "line 2: a tag has more than 1048576 bytes"},
+		{name: "a tag that is too long, with a > in a value", text: "<Envelope a='>'" + strings.Repeat(" a=''", 300_000), fails: "a tag has more than 1048576 bytes"},
 		{name: "a comment without an end", text: "<!--" + strings.Repeat("x", 1<<20+10), fails: "XML syntax error"},
 		{name: "ISO-8859-1", text: strings.NewReplacer("UTF-8", "ISO-8859-1", "vmdisk1", "vmdisk1\xe9").Replace(envelope(file1, disk1)), want: "1 vmdisk1é disk1.img vm1 1536/512"},
 		{name: "windows-1252", text: strings.NewReplacer("UTF-8", "windows-1252", "vmdisk1", "vmdisk1\x80").Replace(envelope(file1, disk1)), want: "1 vmdisk1€ disk1.img vm1 1536/512"},
 		{name: "too large", text: strings.Repeat(" ", 16<<20+1), fails: "it has 16777217 bytes, want at most 16777216"},
 		{name: "too many Files", text: envelope(numbered(4097, `<File ovf:id="%d"/>`), disk1), fails: "more than 4096 Files"},
 		{name: "too many Disks", text: envelope("", numbered(4097, `<Disk ovf:diskId="%d"/>`)), fails: "more than 4096 Disks"},
-		{name: "two Files of one id", text: envelope(file1+"\n"+file1, disk1), fails: `line 4: a second File with the id "file1"`},
-		{name: "two Disks of one id", text: envelope(file1, disk1+"\n"+disk1), fails: `line 5: a second Disk with the diskId "vmdisk1", the first is in line 4`},
-		{name: "a fileRef to nothing", text: envelope("", disk1), fails: `line 4: disk "vmdisk1" has the fileRef "file1", and no File has that id`},
+		{name: "two Files of one id", text: envelope(file1+"\n"+file1, disk1), fails: `line 4: there is a second File with the id "file1"`},
+		{name: "two Disks of one id", text: envelope(file1, disk1+"\n"+disk1), fails: `line 5: there is a second Disk with the diskId "vmdisk1", the first is in line 4`},
+		{name: "a fileRef to nothing", text: envelope("", disk1), fails: `line 4: disk "vmdisk1" has the fileRef "file1", but no File has that id`},
 		{name: "an attribute twice", text: envelope(`<File ovf:id="a" ovf:id="b"/>`, ""), fails: `File has the attribute "id" twice`},
 		{name: "an attribute twice, with and without a prefix", text: envelope("", `<Disk ovf:capacity="1" capacity="2"/>`), fails: `Disk has the attribute "capacity" twice`},
 		{name: "a chunkSize of 0", text: envelope(`<File ovf:id="f" ovf:href="a" ovf:chunkSize="0"/>`, disk1), fails: `File "f" has the chunkSize "0"`},
@@ -227,7 +227,7 @@ func TestOnlyChunk(t *testing.T) {
 		{name: "alone", file: `ovf:href="d"`, files: map[string]string{"d.000000000": small}},
 		{name: "alone, with escapes", file: `ovf:href="a%20d" ovf:size="1536"`, files: map[string]string{"a d.000000000": small}},
 		{name: "cut", file: `ovf:href="d" ovf:size="1537"`, files: map[string]string{"d.000000000": small}, fails: "has 1536 bytes, want 1537"},
-		{name: "with another", file: `ovf:href="d"`, files: map[string]string{"d.000000000": small, "d.000000001": small}, fails: "gives no ovf:chunkSize"},
+		{name: "with another", file: `ovf:href="d"`, files: map[string]string{"d.000000000": small, "d.000000001": small}, fails: "has no ovf:chunkSize"},
 		{name: "the second alone", file: `ovf:href="d"`, files: map[string]string{"d.000000001": small}, fails: "open d: file does not exist"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -252,7 +252,7 @@ func TestOnlyChunk(t *testing.T) {
 			if err := a.Verify(t.Context()); err != nil {
 				t.Error(err)
 			}
-			if w := a.Warnings(0, 1536, 1536); len(w) != 1 || !strings.Contains(w[0], "000000000") || !strings.Contains(w[0], "is read in its place") {
+			if w := a.Warnings(0, 1536, 1536); len(w) != 1 || !strings.Contains(w[0], "000000000") || !strings.Contains(w[0], "is read instead") {
 				t.Errorf("warnings %q", w)
 			}
 		})
@@ -288,7 +288,8 @@ func numbered(n int, format string) string {
 	return b.String()
 }
 
-// What keeps one disk from being read keeps no other.
+// TestDisksThatAreNotRead opens appliances with one disk that cannot be read. The other
+// disk can be read.
 func TestDisksThatAreNotRead(t *testing.T) {
 	for _, c := range []struct{ name, file, disk, want string }{
 		{"gzip", `ovf:href="disk1.img" ovf:compression="gzip"`, "", `its file "disk1.img" is compressed (ovf:compression="gzip")`},
@@ -297,7 +298,7 @@ func TestDisksThatAreNotRead(t *testing.T) {
 		{"file", `ovf:href="file:///etc/passwd"`, "", `its file is at "file:///etc/passwd"`},
 		{"no href", ``, "", `has no href`},
 		{"missing", `ovf:href="none.img"`, "", `disk "d": open none.img: file does not exist`},
-		{"a parent", `ovf:href="disk1.img"`, `ovf:parentRef="base"`, `it holds only its difference from the disk "base"`},
+		{"a parent", `ovf:href="disk1.img"`, `ovf:parentRef="base"`, `it has only the differences from the disk "base"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a, err := openText(t, envelope(`<File ovf:id="f" `+c.file+`/>`+file1, `<Disk ovf:diskId="d" ovf:fileRef="f" `+c.disk+`/>`+disk1))
@@ -366,9 +367,9 @@ func TestChunks(t *testing.T) {
 		{name: "missing", file: sized, fails: "d.000000000: file does not exist"},
 		{name: "one missing", file: sized, files: map[string]string{"d.000000000": "aaaa", "d.000000002": "cc"}, fails: "d.000000001: file does not exist"},
 		{name: "the last missing", file: sized, files: map[string]string{"d.000000000": "aaaa", "d.000000001": "bbbb"}, fails: "d.000000002: file does not exist"},
-		{name: "one short", file: sized, files: map[string]string{"d.000000000": "aaa", "d.000000001": "bbbb", "d.000000002": "cc"}, fails: "d.000000000 has 3 bytes, want 4 of a chunk"},
-		{name: "one long", file: sized, files: map[string]string{"d.000000000": "aaaaa", "d.000000001": "bbbb", "d.000000002": "cc"}, fails: "d.000000000 has 5 bytes, want 4 of a chunk"},
-		{name: "the last long", file: sized, files: map[string]string{"d.000000000": "aaaa", "d.000000001": "bbbb", "d.000000002": "ccc"}, fails: "d.000000002 has 3 bytes, want 2 of a chunk"},
+		{name: "one short", file: sized, files: map[string]string{"d.000000000": "aaa", "d.000000001": "bbbb", "d.000000002": "cc"}, fails: "the chunk d.000000000 has 3 bytes, want 4"},
+		{name: "one long", file: sized, files: map[string]string{"d.000000000": "aaaaa", "d.000000001": "bbbb", "d.000000002": "cc"}, fails: "the chunk d.000000000 has 5 bytes, want 4"},
+		{name: "the last long", file: sized, files: map[string]string{"d.000000000": "aaaa", "d.000000001": "bbbb", "d.000000002": "ccc"}, fails: "the chunk d.000000002 has 3 bytes, want 2"},
 		{name: "one long of a size not told", file: `ovf:href="d" ovf:chunkSize="4"`, files: map[string]string{"d.000000000": "aaaaa"}, fails: "has 5 bytes, want 4"},
 		{name: "too many", file: `ovf:href="d" ovf:size="9223372036854775807" ovf:chunkSize="1"`, fails: "has 9223372036854775807 chunks, want at most 4096"},
 	} {
@@ -446,12 +447,12 @@ func TestWarnings(t *testing.T) {
 		{`ovf:size="1536"`, `ovf:capacity="1536"`, 1536, nil},
 		{``, ``, 1536, nil},
 		{`ovf:size="-1"`, `ovf:capacity="0"`, 1536, nil},
-		{`ovf:size="1535"`, ``, 1536, []string{`"disk1.img" has 1535 bytes, it has 1536`}},
-		{``, `ovf:capacity="1537"`, 1536, []string{`disk "d" has 1537 bytes (1.5 KiB), it has 1536`}},
+		{`ovf:size="1535"`, ``, 1536, []string{`"disk1.img" has 1535 bytes, but it has 1536`}},
+		{``, `ovf:capacity="1537"`, 1536, []string{`disk "d" has 1537 bytes (1.5 KiB), but it has 1536`}},
 		{``, `ovf:capacity="1535"`, 1536, []string{`disk "d" has 1535 bytes`}},
 		{``, `ovf:capacity="1" ovf:capacityAllocationUnits="byte * 2^30"`, 1 << 30, nil},
 		{``, `ovf:capacity="1" ovf:capacityAllocationUnits="byte * 2^30"`, 1, nil}, // rounded up
-		{``, `ovf:capacity="1" ovf:capacityAllocationUnits="byte * 2^30"`, 1<<30 + 1, []string{`has 1073741824 bytes (1.0 GiB), it has 1073741825`}},
+		{``, `ovf:capacity="1" ovf:capacityAllocationUnits="byte * 2^30"`, 1<<30 + 1, []string{`has 1073741824 bytes (1.0 GiB), but it has 1073741825`}},
 		{``, `ovf:capacity="2" ovf:capacityAllocationUnits="byte * 2^30"`, 1 << 30, []string{`has 2147483648 bytes`}},
 		{`ovf:size="1"`, `ovf:capacity="2"`, 1, []string{"disk1.img", "has 2 bytes"}},
 	} {

@@ -8,9 +8,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// packers are programs that pack a file as a whole, by what the file begins
-// with, and what unpacks it. A tar archive begins with the name of a member,
-// which is no such text.
+// packers are the known programs that compress a whole file. Each has the bytes that
+// its files begin with and the command that unpacks them. A tar archive begins with
+// the name of a file, so it does not begin with any of these bytes.
 var packers = []struct{ magic, name, unpack string }{
 	{"\x1f\x8b", "gzip", "gunzip -c %s > NAME"},
 	{"PK\x03\x04", "zip", "unzip %s"},
@@ -20,8 +20,8 @@ var packers = []struct{ magic, name, unpack string }{
 	{"7z\xbc\xaf\x27\x1c", "7z", "7z x %s"},
 }
 
-// PackedError is an appliance that is packed as a whole, so that it can't be
-// read in place.
+// PackedError reports an appliance that is compressed as a whole, so that it cannot be
+// read at any offset.
 type PackedError struct {
 	Path, Packer string
 	unpack       string
@@ -31,12 +31,12 @@ func (e *PackedError) Error() string {
 	return fmt.Sprintf("%s: the whole file is packed by %s, which is not read in place", e.Path, e.Packer)
 }
 
-// Hint is what the user can do.
+// Hint returns the command that unpacks the appliance.
 func (e *PackedError) Hint() string {
-	return "unpack it first, and open what comes out: " + fmt.Sprintf(e.unpack, e.Path)
+	return "unpack the file first, and open the unpacked one: " + fmt.Sprintf(e.unpack, e.Path)
 }
 
-// checkPacked returns a *PackedError where f is packed as a whole.
+// checkPacked returns a *PackedError if f is compressed as a whole.
 func checkPacked(path string, f source.Disk) error {
 	head := make([]byte, min(f.Size(), 16))
 	if err := image.ReadFull(f, head, 0); err != nil {

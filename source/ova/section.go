@@ -15,10 +15,10 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Section is the raw bytes of a file of an appliance, where they lie: in one
-// piece of an archive, or in the chunks of a file that was split. Beside
-// source.Disk it is Identified, Described, InFile and Uncached, as far as the
-// files below are.
+// Section has the raw bytes of a file of an appliance: a range of an archive, or the
+// chunks of a file that was split. It is a [source.Disk] and safe for concurrent use.
+// It has the abilities [source.Identified], [source.Described], [source.InFile] and
+// [source.Uncached], as far as the files that it reads from have them.
 type Section struct {
 	name  string
 	parts []part
@@ -26,15 +26,16 @@ type Section struct {
 	life  life.Life
 }
 
-// part is [off, off+size) of a file, not empty.
+// part is the range [off, off+size) of a file, which is not empty.
 type part struct {
 	file      source.Disk
-	off, size int64
-	start     int64 // in the section
-	owned     bool  // the file is closed with the section
+	off, size int64 // bytes
+	start     int64 // offset of the part in the section, bytes
+	owned     bool  // the section closes the file
 }
 
-// newSection returns the section of the parts in order, whose starts it sets.
+// newSection returns the section that consists of the given parts, one after another.
+// It sets their starts.
 func newSection(ctx context.Context, name string, parts ...part) *Section {
 	s := &Section{name: name, life: life.Life{Context: ctx, Name: name}}
 	for _, p := range parts {
@@ -53,7 +54,7 @@ func (s *Section) find(off int64) int {
 	return sort.Search(len(s.parts), func(i int) bool { return s.parts[i].start+s.parts[i].size > off })
 }
 
-// ReadAt implements source.Disk.
+// ReadAt implements [source.Disk].
 func (s *Section) ReadAt(p []byte, off int64) (int, error) {
 	return s.life.ReadAt(p, off, s.size, func(p []byte) (n int, err error) {
 		for i := s.find(off); n < len(p); i++ {
@@ -68,7 +69,8 @@ func (s *Section) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// Extents implements source.Disk with those of the files.
+// Extents implements [source.Disk]. It returns the extents of the files that the
+// section consists of.
 func (s *Section) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		end := off + length
@@ -97,8 +99,8 @@ func (s *Section) Extents(ctx context.Context, off, length int64) iter.Seq2[sour
 	}
 }
 
-// Close waits for calls in progress. The archive that the section is of stays
-// open. Later calls return an error that wraps os.ErrClosed.
+// Close waits for calls in progress, and closes the chunks. An archive stays open.
+// Later calls return an error that wraps os.ErrClosed.
 func (s *Section) Close() error {
 	return s.life.Close(func() error {
 		var errs []error
@@ -111,8 +113,8 @@ func (s *Section) Close() error {
 	})
 }
 
-// Identity tells the files, by which it is proved, and where in them the
-// section lies.
+// Identity implements [source.Identified]. It combines the identities of the files
+// with the ranges that the section has of them. The proof is the weakest of theirs.
 func (s *Section) Identity(ctx context.Context) (id, proof string, err error) {
 	proof = "snapshot"
 	ids := make([]string, len(s.parts))
@@ -136,8 +138,8 @@ func (s *Section) Identity(ctx context.Context) (id, proof string, err error) {
 	return fmt.Sprintf("chunks:%x", sha256.Sum256([]byte(strings.Join(ids, "+")))), proof, nil
 }
 
-// Info describes the section as a raw file. Allocated is its size, and of
-// chunks what they take.
+// Info implements [source.Described]: the section is described as a raw file. Allocated
+// is its size in an archive, or the allocated size of its chunks.
 func (s *Section) Info() source.Info {
 	info := source.Info{Format: "raw", LogicalSector: 512, Chain: []string{s.name}}
 	for _, p := range s.parts {
@@ -150,7 +152,8 @@ func (s *Section) Info() source.Info {
 	return info
 }
 
-// InFile implements source.InFile with the positions in the files below.
+// InFile implements [source.InFile]. It returns positions in the archive or in the
+// chunks.
 func (s *Section) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= s.size {
 		return nil, 0, 0, false
@@ -160,14 +163,14 @@ func (s *Section) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return image.InFile(p.file, p.off+in, p.size-in)
 }
 
-// ReadUncached forwards to the files.
+// ReadUncached implements [source.Uncached] for the archive or the chunks.
 func (s *Section) ReadUncached() {
 	for _, p := range s.parts {
 		image.ReadUncached(p.file)
 	}
 }
 
-// empty is a disk of the appliance that has a capacity and no file: zeros.
+// empty is a disk with a capacity but without a file. It reads as zeros.
 type empty struct {
 	name string
 	size int64
@@ -199,5 +202,6 @@ func (d *empty) Info() source.Info {
 	return source.Info{Format: "raw", LogicalSector: 512, Chain: []string{d.name}}
 }
 
-// Identity is what the descriptor says: there is nothing else to change.
+// Identity implements [source.Identified]. The identity consists of the capacity and
+// the address, because nothing else of the disk can change.
 func (d *empty) Identity(context.Context) (id, proof string, err error) { return d.id, "snapshot", nil }

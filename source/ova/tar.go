@@ -13,31 +13,32 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Bounds of an archive. An appliance has a handful of members; a real one with
-// hundreds of disks stays far below.
+// Limits of an archive. Appliances have a few members. Even one with hundreds of disks
+// stays far below the limits.
 const (
 	maxMembers     = 4096
-	maxHeaderBytes = 16 << 20 // of all headers, extended ones too
-	maxName        = 4096     // Linux's longest path
+	maxHeaderBytes = 16 << 20 // bytes of all headers together, extended ones included
+	maxName        = 4096     // bytes, the longest path of Linux
 )
 
-// member is a regular file of an archive, whose bytes lie there as they are.
+// member is a regular file in an archive: a range of the archive.
 type member struct {
-	off, size int64 // bytes, in the archive
+	off, size int64 // bytes
 }
 
-// readTar returns the regular files of the tar archive f by their names, which
-// are clean relative paths. Only headers are read: ustar, pax and GNU ones, as
-// archive/tar knows them. An archive without the two blocks of zeros at its end
-// is as good as one that has them, if its last member is whole.
+// readTar returns the regular files of the tar archive f by their names, which are
+// clean relative paths. It reads only the headers (ustar, pax and GNU, as archive/tar
+// supports them). The two blocks of zeros that should end an archive may be missing,
+// if the last member is complete.
 //
-// Appliances have files and folders; whatever else a tar can hold is an error,
-// and so is what names anything outside of it. The name of f is for errors.
+// Appliances consist of files and folders. readTar returns an error for members of any
+// other type, such as links, and for names that lead out of the archive. name is the
+// name of f for errors.
 func readTar(ctx context.Context, name string, f source.Disk) (map[string]member, error) {
 	h := &headers{ctx: ctx, f: f}
 	t := tar.NewReader(h)
 	members, seen := map[string]member{}, map[string]bool{}
-	next := int64(0) // where the next header is
+	next := int64(0) // offset of the next header in the archive
 	for {
 		at := next
 		bad := func(format string, args ...any) error {
@@ -48,11 +49,11 @@ func readTar(ctx context.Context, name string, f source.Disk) (map[string]member
 		case err == io.EOF:
 			return members, nil
 		case errors.Is(err, tar.ErrHeader) && at == 0:
-			return nil, bad("no tar archive: it begins with %q", h.head())
+			return nil, bad("the file is no tar archive: it begins with %q", h.head())
 		case errors.Is(err, tar.ErrHeader):
-			return nil, bad("want the header of a tar member, found something else or a damaged one")
+			return nil, bad("there is no valid header of a tar member: the archive is damaged")
 		case errors.Is(err, io.ErrUnexpectedEOF):
-			return nil, bad("the archive ends in the middle of a header: it is cut off")
+			return nil, bad("the archive ends in the middle of a header: the archive is truncated")
 		case err != nil:
 			return nil, fmt.Errorf("%s: offset %d: %w", name, at, err)
 		case len(seen) == maxMembers:
@@ -64,7 +65,8 @@ func readTar(ctx context.Context, name string, f source.Disk) (map[string]member
 		switch header.Typeflag {
 		case tar.TypeReg, tar.TypeDir:
 		case tar.TypeXGlobalHeader:
-			// archive/tar does not apply it, other readers do.
+			// Other readers apply a global header to all members. archive/tar
+			// does not.
 			if header.PAXRecords["path"] != "" || header.PAXRecords["size"] != "" {
 				return nil, bad("a global header sets the name or the size of all members")
 			}
@@ -80,22 +82,22 @@ func readTar(ctx context.Context, name string, f source.Disk) (map[string]member
 		clean := path.Clean(header.Name)
 		isFile := header.Typeflag == tar.TypeReg
 		if seen[clean] && isFile {
-			return nil, bad("a second member of the name %s", show(clean))
+			return nil, bad("there is a second member with the name %s", show(clean))
 		}
 		seen[clean] = true
 		if !isFile {
 			continue
 		}
 		if header.Size > f.Size()-h.pos {
-			return nil, bad("%s has %d bytes from offset %d on, the archive ends at %d: it is cut off, or the size is wrong", show(clean), header.Size, h.pos, f.Size())
+			return nil, bad("%s has %d bytes from offset %d on, the archive ends at %d: the archive is truncated, or the size is wrong", show(clean), header.Size, h.pos, f.Size())
 		}
 		members[clean] = member{off: h.pos, size: header.Size}
 		next += (header.Size + 511) &^ 511
 	}
 }
 
-// isSparse reports whether a member is in one of the forms in which GNU tar
-// leaves out holes.
+// isSparse reports whether a member is stored without its holes, in one of the formats
+// of GNU tar.
 func isSparse(header *tar.Header) bool {
 	for key := range header.PAXRecords {
 		if strings.HasPrefix(key, "GNU.sparse.") {
@@ -105,7 +107,8 @@ func isSparse(header *tar.Header) bool {
 	return header.Typeflag == tar.TypeGNUSparse
 }
 
-// checkName returns an error for a name that no file of an appliance has.
+// checkName returns an error for a name that no file of an appliance may have: an
+// empty, absolute or very long one, or one that leads out of the archive.
 func checkName(name string) error {
 	switch {
 	case name == "":
@@ -123,14 +126,14 @@ func checkName(name string) error {
 	return nil
 }
 
-// headers reads an archive from header to header. It is an io.ReadSeeker, with
-// which archive/tar leaves out what lies between, and its own place is where
-// the bytes of a member begin. What is read is bounded.
+// headers is an io.ReadSeeker of an archive. archive/tar reads headers through it and
+// seeks past the content of members. After each header, pos is the offset where the
+// content of the member begins. headers returns an error after maxHeaderBytes.
 type headers struct {
 	ctx  context.Context
-	f    source.Disk
-	pos  int64
-	read int64
+	f    source.Disk // the archive
+	pos  int64       // offset of the next Read, bytes
+	read int64       // bytes that were read so far
 }
 
 func (h *headers) Read(p []byte) (int, error) {
@@ -165,7 +168,7 @@ func (h *headers) Seek(off int64, whence int) (int64, error) {
 	return off, nil
 }
 
-// head returns the first bytes of the archive.
+// head returns up to 16 bytes from the start of the archive.
 func (h *headers) head() []byte {
 	head := make([]byte, min(h.f.Size(), 16))
 	if err := image.ReadFull(h.f, head, 0); err != nil {

@@ -71,28 +71,28 @@ func TestArchives(t *testing.T) {
 		{name: "without the padding of the last member", b: archive(t, tar.FormatUSTAR, disk, descriptor)[:512+1536+512+len(descriptor.content)]},
 
 		{name: "empty", fails: "the file is empty"},
-		{name: "zeros", b: make([]byte, 4096), fails: "no .ovf file among its 0 files"},
-		{name: "no descriptor", b: archive(t, tar.FormatUSTAR, disk), fails: "no .ovf file among its 1 files"},
+		{name: "zeros", b: make([]byte, 4096), fails: "none of its 0 files is an .ovf file"},
+		{name: "no descriptor", b: archive(t, tar.FormatUSTAR, disk), fails: "none of its 1 files is an .ovf file"},
 		{name: "two descriptors", b: archive(t, tar.FormatUSTAR, descriptor, disk, entry{name: "a/y.ovf"}), fails: `two .ovf files, "a/y.ovf" and "x.ovf"`},
-		{name: "text", b: []byte(strings.Repeat("no archive ", 100)), fails: `offset 0: no tar archive: it begins with "no archive no ar"`},
+		{name: "text", b: []byte(strings.Repeat("no archive ", 100)), fails: `offset 0: the file is no tar archive: it begins with "no archive no ar"`},
 		{name: "gzip", b: append([]byte("\x1f\x8b\x08"), make([]byte, 1024)...), fails: `the whole file is packed by gzip`},
 		{name: "an image", b: append([]byte("QFI\xfb"), make([]byte, 1024)...), fails: `no tar archive: it begins with "QFI\xfb`},
-		{name: "a damaged header", b: append(append(bytes.Clone(whole[:at]), bytes.Repeat([]byte{7}, 512)...), whole[at+512:]...), fails: fmt.Sprintf("offset %d: want the header", at)},
-		{name: "cut in a member", b: whole[:len(whole)-1024-1], fails: fmt.Sprintf("offset %d: \"disk1.img\" has 1536 bytes from offset %d on, the archive ends at %d: it is cut off", at, at+512, len(whole)-1025)},
-		{name: "cut before a member", b: whole[:at+512], fails: "it is cut off"},
+		{name: "a damaged header", b: append(append(bytes.Clone(whole[:at]), bytes.Repeat([]byte{7}, 512)...), whole[at+512:]...), fails: fmt.Sprintf("offset %d: there is no valid header", at)},
+		{name: "cut in a member", b: whole[:len(whole)-1024-1], fails: fmt.Sprintf("offset %d: \"disk1.img\" has 1536 bytes from offset %d on, the archive ends at %d: the archive is truncated", at, at+512, len(whole)-1025)},
+		{name: "cut before a member", b: whole[:at+512], fails: "the archive is truncated"},
 		{name: "cut in a header", b: whole[:at+100], fails: fmt.Sprintf("offset %d: the archive ends in the middle of a header", at)},
 		{name: "cut in an extended header", b: archive(t, tar.FormatGNU, longDisk)[:700], fails: "offset 0: the archive ends in the middle of a header"},
 		{name: "a size past the end", b: lied(1<<62 + 5), fails: "has 4611686018427387909 bytes from"},
 		{name: "the largest size", b: lied(1<<63 - 1), fails: "has 9223372036854775807 bytes from"},
-		{name: "a size that goes back", b: patch(whole, at, func(h []byte) { copy(h[124:], bytes.Repeat([]byte{0xff}, 11)); h[135] = 0 }), fails: "want the header"},
-		{name: "a size that is none", b: patch(whole, at, func(h []byte) { copy(h[124:], "hello") }), fails: "want the header"},
+		{name: "a size that goes back", b: patch(whole, at, func(h []byte) { copy(h[124:], bytes.Repeat([]byte{0xff}, 11)); h[135] = 0 }), fails: "there is no valid header"},
+		{name: "a size that is none", b: patch(whole, at, func(h []byte) { copy(h[124:], "hello") }), fails: "there is no valid header"},
 		{name: "a size that hides members", b: patch(whole, 0, func(h []byte) { copy(h[124:], fmt.Sprintf("%011o", len(whole)-512)) }), fails: "x.ovf"},
 		{name: "an absolute name", b: archive(t, tar.FormatUSTAR, descriptor, entry{name: "/etc/shadow"}), fails: `offset ` + fmt.Sprint(at) + `: the name "/etc/shadow" is absolute`},
 		{name: "..", b: archive(t, tar.FormatUSTAR, descriptor, entry{name: "a/../../x"}), fails: "leads out of the archive"},
 		{name: ".. of a folder", b: archive(t, tar.FormatUSTAR, descriptor, entry{name: "../", header: tar.Header{Typeflag: tar.TypeDir}}), fails: "leads out of the archive"},
-		{name: "two of a name", b: archive(t, tar.FormatUSTAR, descriptor, disk, disk), fails: `a second member of the name "disk1.img"`},
+		{name: "two of a name", b: archive(t, tar.FormatUSTAR, descriptor, disk, disk), fails: `a second member with the name "disk1.img"`},
 		{name: "two of a name, written otherwise", b: archive(t, tar.FormatUSTAR, descriptor, disk, entry{name: "./a/..b/../../disk1.img"}), fails: "leads out of the archive"},
-		{name: "two of a name, with ./", b: archive(t, tar.FormatUSTAR, descriptor, disk, entry{name: "././disk1.img"}), fails: `a second member of the name "disk1.img"`},
+		{name: "two of a name, with ./", b: archive(t, tar.FormatUSTAR, descriptor, disk, entry{name: "././disk1.img"}), fails: `a second member with the name "disk1.img"`},
 		{name: "a file named as a folder", b: archive(t, tar.FormatUSTAR, descriptor, entry{name: "disk1.img/", header: tar.Header{Typeflag: tar.TypeDir}}, disk), fails: "a second member"},
 		{name: "a symbolic link", b: archive(t, tar.FormatUSTAR, descriptor, entry{name: "disk1.img", header: tar.Header{Typeflag: tar.TypeSymlink, Linkname: "disk1.img"}}), fails: `"disk1.img" is a link to "disk1.img"`},
 		{name: "a hard link", b: archive(t, tar.FormatUSTAR, descriptor, disk, entry{name: "l", header: tar.Header{Typeflag: tar.TypeLink, Linkname: "disk1.img"}}), fails: `"l" is a link to "disk1.img"`},
@@ -155,7 +155,8 @@ func TestOwned(t *testing.T) {
 	}
 }
 
-// Of 1 GiB of content no more is read than the headers.
+// TestOnlyHeadersAreRead opens an archive with 1 GiB of content, of which Open may read
+// only the headers.
 func TestOnlyHeadersAreRead(t *testing.T) {
 	const size = 1 << 30
 	var head bytes.Buffer
@@ -194,7 +195,8 @@ func (z zerosAfter) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// What the context ends with is the error.
+// TestOpenStops ends the context while an archive is opened. The error must be the
+// cause of the context.
 func TestOpenStops(t *testing.T) {
 	why := errors.New("stopped")
 	ctx, cancel := context.WithCancelCause(t.Context())
