@@ -38,7 +38,7 @@ type copying struct {
 func newCopying(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (*copying, error) {
 	c := &copying{src: guard(src), dst: dst, plan: plan, zeroed: isZeroed(dst)}
 	c.o = o.normal(dst, c.zeroed)
-	c.reopen = reopener{options: c.o.Lost, open: c.o.Reopen, stop: c.o.stop()}
+	c.reopen = reopener{policy: c.o.Lost.Policy(), open: c.o.Reopen, stop: c.o.stop()}
 	var err error
 	c.backing, err = newBacking(ctx, c.o)
 	return c, err

@@ -6,8 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/sink"
-	"github.com/vddkcp/vddkcp/source"
 )
 
 // errNoAnswer ends the opening of a target that hangs.
@@ -15,39 +15,40 @@ var errNoAnswer = errors.New("no answer")
 
 // reopener opens a target again after its connection was lost.
 type reopener struct {
-	options source.RetryOptions                                                      // Options.Lost
-	open    func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) // Options.Reopen
-	stop    context.Context                                                          // Options.Stop
-	origin  []byte                                                                   // the state of the target before the first write; nil: an earlier run made that write
+	policy retry.Policy                                                             // of Options.Lost
+	open   func(ctx context.Context, state []byte, resume int64) (sink.Disk, error) // Options.Reopen
+	stop   context.Context                                                          // Options.Stop
+	origin []byte                                                                   // the state of the target before the first write; nil: an earlier run made that write
 }
 
-// reopen opens the target as of the last checkpoint of k, and retries until the
-// patience of the options ends. failures counts the failures since the copy last
-// made progress, and since is when the first of them was. The error is an
-// ErrLost, unless the copy was stopped: a target that was open once is worth
-// another run, whatever refuses to open it now.
+// reopen opens the target as of the last checkpoint of k, and retries as the policy
+// says. cause is the loss of the target; it is retried even if it is permanent for the
+// connection that it ended. failures counts the failures since the copy last made
+// progress, and since is when the first of them was. The error is an ErrLost, unless
+// the copy was stopped: a target that was open once is worth another run, whatever
+// refuses to open it now.
 func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures int, since time.Time) (dst sink.Disk, err error) {
 	for {
 		failures++
-		wait, patient := r.options.Wait(failures, time.Since(since))
-		if r.options.Retries >= 0 && failures > r.options.Retries || !patient {
-			return nil, fmt.Errorf("given up after %d retries: %w", failures-1, cause)
+		idle := time.Since(since)
+		wait, patient := r.policy.Wait(failures, idle)
+		switch {
+		case r.policy.Retries >= 0 && failures > r.policy.Retries:
+			return nil, fmt.Errorf("gave up after %d retries: %w", r.policy.Retries, cause)
+		case !patient:
+			return nil, r.policy.TimedOut(cause, idle)
 		}
-		if r.options.OnRetry != nil {
-			r.options.OnRetry(cause, wait)
-		}
-		select {
-		case <-time.After(wait):
-		case <-r.stop.Done():
+		if !r.policy.Pause(ctx, cause, wait, r.stop.Done()) {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
 			return nil, errStopped
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
 		}
-		if dst, err = r.openProven(ctx, k, r.options.Patience()-time.Since(since)); err == nil {
+		if dst, err = r.openProven(ctx, k, r.policy.Patience()-time.Since(since)); err == nil {
 			return dst, nil
 		}
 		cause = fmt.Errorf("open the target again: %w (%w)", err, sink.ErrLost)
-		if source.IsPermanent(err) || errors.Is(err, ErrTail) || errors.As(err, new(*sink.OtherError)) {
+		if retry.IsPermanent(err) || errors.Is(err, ErrTail) || errors.As(err, new(*sink.OtherError)) {
 			return nil, cause
 		}
 	}
