@@ -68,18 +68,33 @@ func (d *faultyDisk) Identity(context.Context) (string, string, error) {
 	return "disk", "snapshot", d.f.at("identity", false)
 }
 
-// countedDisk is one that repeats what fails.
+// countedDisk is a faultyDisk that is source.Counted: it has retried before it fails.
 type countedDisk struct{ *faultyDisk }
 
 func (countedDisk) Stats() source.Stats { return source.Stats{} }
 
-// A copy that fails keeps its work by one rule, whatever fails and whoever sees
-// it first: once a checkpoint exists, every error keeps it except a source that
-// changed, and except a target that has its name already. Without a checkpoint only errors keep it that a later run may not have.
+// errPlain is an error that says nothing about whether a later run meets it.
+var errPlain = errors.New("boom")
+
+// failure is a case of TestFailuresKeepWork.
+type failure struct {
+	where      string // the call that fails
+	ofSource   bool   // the call is one of the source
+	name       string // of the error
+	err        error
+	checkpoint string // which checkpoints exist: "none", "of this run", "of an earlier run"
+	counted    bool   // the source is source.Counted
+}
+
+func (c *failure) String() string {
+	return fmt.Sprintf("%s/%s/checkpoint %s/counted %v", c.where, c.name, c.checkpoint, c.counted)
+}
+
+// TestFailuresKeepWork checks that a copy that fails keeps its work by one rule, whichever call
+// fails. If a checkpoint exists, every error keeps the work, except a source that changed and
+// a target that has its final name already. Without a checkpoint, only errors that a later
+// run may not meet keep it.
 func TestFailuresKeepWork(t *testing.T) {
-	const size, request = 8 * 64 << 10, 64 << 10
-	bytesOf := bytes.Repeat([]byte{1}, size)
-	plain := errors.New("boom")
 	places := map[string]bool{ // whether an error there is one of the source
 		"read": true, "buffer": true, "extents": true, "identity": true,
 		"write": false, "zero": false, "checkpoint": false, "sync": false, "finish": false, "publish": false,
@@ -89,121 +104,142 @@ func TestFailuresKeepWork(t *testing.T) {
 		name string
 		err  error
 	}{
-		{"plain", plain}, {"permanent", source.Permanent(plain)},
-		{"refused reopening", source.Permanent(fmt.Errorf("%w: %w", source.ErrReopen, plain))},
-		{"full", syscall.ENOSPC}, {"quota", syscall.EDQUOT}, {"lost", sink.ErrLost}, {"changed", source.Changed(plain)},
-		{"other disk", fmt.Errorf("%w: %w", source.ErrReopen, source.Changed(plain))}, {"EIO", syscall.EIO}, {"EROFS", syscall.EROFS},
+		{"plain", errPlain}, {"permanent", source.Permanent(errPlain)},
+		{"refused reopening", source.Permanent(fmt.Errorf("%w: %w", source.ErrReopen, errPlain))},
+		{"full", syscall.ENOSPC}, {"quota", syscall.EDQUOT}, {"lost", sink.ErrLost}, {"changed", source.Changed(errPlain)},
+		{"other disk", fmt.Errorf("%w: %w", source.ErrReopen, source.Changed(errPlain))}, {"EIO", syscall.EIO}, {"EROFS", syscall.EROFS},
 		{"elsewhere", sink.ErrElsewhere}, {"unsynced", sink.ErrUnsynced},
 	}
-	failed := map[string]int{}
 	for where, ofSource := range places {
+		failed := 0
 		for _, e := range errs {
 			for _, checkpoint := range []string{"none", "of this run", "of an earlier run"} {
 				for _, counted := range []bool{false, true} {
-					name := fmt.Sprintf("%s/%s/checkpoint %s/counted %v", where, e.name, checkpoint, counted)
-					f := &fault{where: where, err: e.err, ready: make(chan struct{})}
-					m := &sinktest.Memory{Unit: 512}
-					memory := &sourcetest.Memory{Bytes: slices.Clone(bytesOf)}
-					// A hole in the middle, so that the target gets zeros too.
-					clear(memory.Bytes[6*request : 7*request])
-					memory.ExtentList = []source.Extent{{Len: 6 * request}, {Off: 6 * request, Len: request, Kind: source.Zero}, {Off: 7 * request, Len: request}}
-					disk := &faultyDisk{Memory: memory, f: f}
-					var src source.Disk = disk
-					if counted {
-						src = countedDisk{disk}
-					}
-					p, err := transfer.NewPlanWithin(t.Context(), src, -1, new(progress.Counters)) // the extents are asked for in the copy
-					if err != nil {
-						t.Fatal(err)
-					}
-					var s shelf
-					o := transfer.Options{RequestSize: request, Requests: 1, Interval: time.Hour}
-					so := sink.Options{}
-					if checkpoint == "of an earlier run" {
-						so, o.Resume = earlier(t, m, memory, p, &s, request)
-					}
-					if checkpoint == "of this run" {
-						o.Interval = 1
-					}
-					keep := s.keep
-					o.Keep = func(c transfer.Checkpoint) error {
-						if err := f.at("journal", false); err != nil {
-							return err
-						}
-						err := keep(c)
-						if checkpoint == "of this run" {
-							f.arm()
-						}
-						return err
-					}
-					writes := 0
-					memory.OnRead = func(off int64, _ int) error { return f.at("read", off == 4*request) }
-					memory.OnExtent = func(e source.Extent) error { return f.at("extents", e.Off == 6*request) }
-					m.Before = func(_ context.Context, c sinktest.Call) error {
-						if c.Op == sinktest.OpWrite {
-							// With the second write the first piece is done.
-							if writes++; writes == 2 && checkpoint == "none" || checkpoint == "of an earlier run" {
-								f.arm()
-							}
-							if where == "reopening" && c.Off >= 4*request {
-								<-f.ready
-								return sink.ErrLost
-							}
-						}
-						late := c.Off == 3*request && c.Op == sinktest.OpWrite || c.Op == sinktest.OpZero
-						return f.at(string(c.Op), late)
-					}
-					if where == "reopening" || where == "sync" || where == "checkpoint" || where == "journal" {
-						o.Interval = 1
-					}
-					if where == "reopening" {
-						o.Lost = source.RetryOptions{Backoff: func(int) time.Duration { return 0 }, Retries: 1}
-						o.Reopen = func(context.Context, []byte, int64) (sink.Disk, error) { return nil, e.err }
-					}
-					_, err = transfer.Copy(t.Context(), src, create(t, m, size, so), p, o)
-					ended(t, m)
-					if err == nil {
-						// Whether a checkpoint is due after the fault is armed depends on
-						// the goroutines.
-						if where != "sync" && where != "checkpoint" && where != "journal" {
-							t.Errorf("%s: no error", name)
-						}
-						continue
-					}
-					failed[where]++
-					existed := len(s.kept) > 0
-					var resumable *transfer.ResumableError
-					kept := errors.As(err, &resumable)
-					want := existed
-					switch {
-					case errors.Is(err, transfer.ErrSourceChanged), errors.Is(err, sink.ErrElsewhere), errors.Is(err, sink.ErrUnsynced):
-						want = false
-					case existed:
-					case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, sink.ErrLost):
-						want = true
-					default:
-						want = ofSource && counted
-					}
-					if !errors.Is(err, e.err) && !errors.Is(err, plain) {
-						t.Errorf("%s: the error is lost: %v", name, err)
-					}
-					if checkpoint != "none" && !existed {
-						t.Errorf("%s: there was no checkpoint", name)
-					}
-					// What an earlier run made, Abort leaves, and a lost target is closed.
-					left := len(m.Leftovers()) > 0
-					if kept != want || left != (kept || checkpoint == "of an earlier run" || where == "reopening") {
-						t.Errorf("%s: resumable %v, want %v; left %v: %v", name, kept, want, m.Leftovers(), err)
-					}
-					if kept && existed && resumable.Offset != s.last().Offset {
-						t.Errorf("%s: goes on at %d, and the last checkpoint is at %d", name, resumable.Offset, s.last().Offset)
+					c := &failure{where, ofSource, e.name, e.err, checkpoint, counted}
+					if c.run(t) {
+						failed++
 					}
 				}
 			}
 		}
-		if failed[where] < len(errs) {
-			t.Errorf("%s: only %d copies failed", where, failed[where])
+		if failed < len(errs) {
+			t.Errorf("%s: only %d copies failed", where, failed)
 		}
+	}
+}
+
+// run makes the copy of a case and checks what is left. It reports whether the copy
+// failed.
+func (c *failure) run(t *testing.T) (failed bool) {
+	const request = 64 << 10
+	f := &fault{where: c.where, err: c.err, ready: make(chan struct{})}
+	m := &sinktest.Memory{Unit: 512}
+	memory := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 8*request)}
+	// A hole in the middle, so that the target gets zeros too.
+	clear(memory.Bytes[6*request : 7*request])
+	memory.ExtentList = []source.Extent{{Len: 6 * request}, {Off: 6 * request, Len: request, Kind: source.Zero}, {Off: 7 * request, Len: request}}
+	disk := &faultyDisk{Memory: memory, f: f}
+	var src source.Disk = disk
+	if c.counted {
+		src = countedDisk{disk}
+	}
+	p, err := transfer.NewPlanWithin(t.Context(), src, -1, new(progress.Counters)) // the copy queries the extents
+	if err != nil {
+		t.Fatal(err)
+	}
+	var s shelf
+	o := transfer.Options{RequestSize: request, Requests: 1, Interval: time.Hour}
+	so := sink.Options{}
+	if c.checkpoint == "of an earlier run" {
+		so, o.Resume = earlier(t, m, memory, p, &s, request)
+	}
+	if c.checkpoint == "of this run" || c.where == "reopening" || c.where == "sync" || c.where == "checkpoint" || c.where == "journal" {
+		o.Interval = 1
+	}
+	o.Keep = c.keeper(f, &s)
+	memory.OnRead = func(off int64, _ int) error { return f.at("read", off == 4*request) }
+	memory.OnExtent = func(e source.Extent) error { return f.at("extents", e.Off == 6*request) }
+	m.Before = c.beforeCall(f, request)
+	if c.where == "reopening" {
+		o.Lost = source.RetryOptions{Backoff: func(int) time.Duration { return 0 }, Retries: 1}
+		o.Reopen = func(context.Context, []byte, int64) (sink.Disk, error) { return nil, c.err }
+	}
+	_, err = transfer.Copy(t.Context(), src, create(t, m, memory.Size(), so), p, o)
+	ended(t, m)
+	if err == nil {
+		// Whether a checkpoint is due after the fault is armed depends on the goroutines.
+		if c.where != "sync" && c.where != "checkpoint" && c.where != "journal" {
+			t.Errorf("%s: no error", c)
+		}
+		return false
+	}
+	c.check(t, err, &s, m)
+	return true
+}
+
+// keeper returns the function Options.Keep of the copy. The first checkpoint of the run arms the
+// fault if the case wants one.
+func (c *failure) keeper(f *fault, s *shelf) func(transfer.Checkpoint) error {
+	keep := s.keep
+	return func(checkpoint transfer.Checkpoint) error {
+		if err := f.at("journal", false); err != nil {
+			return err
+		}
+		err := keep(checkpoint)
+		if c.checkpoint == "of this run" {
+			f.arm()
+		}
+		return err
+	}
+}
+
+// beforeCall returns the function that runs before each call of the target.
+func (c *failure) beforeCall(f *fault, request int64) func(context.Context, sinktest.Call) error {
+	writes := 0
+	return func(_ context.Context, call sinktest.Call) error {
+		if call.Op == sinktest.OpWrite {
+			// The first piece is done when the second is written.
+			if writes++; writes == 2 && c.checkpoint == "none" || c.checkpoint == "of an earlier run" {
+				f.arm()
+			}
+			if c.where == "reopening" && call.Off >= 4*request {
+				<-f.ready
+				return sink.ErrLost
+			}
+		}
+		late := call.Off == 3*request && call.Op == sinktest.OpWrite || call.Op == sinktest.OpZero
+		return f.at(string(call.Op), late)
+	}
+}
+
+// check checks the error of the copy, and whether the work is kept.
+func (c *failure) check(t *testing.T, err error, s *shelf, m *sinktest.Memory) {
+	existed := len(s.kept) > 0
+	var resumable *transfer.ResumableError
+	kept := errors.As(err, &resumable)
+	want := existed
+	switch {
+	case errors.Is(err, transfer.ErrSourceChanged), errors.Is(err, sink.ErrElsewhere), errors.Is(err, sink.ErrUnsynced):
+		want = false
+	case existed:
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), errors.Is(err, sink.ErrLost):
+		want = true
+	default:
+		want = c.ofSource && c.counted
+	}
+	if !errors.Is(err, c.err) && !errors.Is(err, errPlain) {
+		t.Errorf("%s: the error is lost: %v", c, err)
+	}
+	if c.checkpoint != "none" && !existed {
+		t.Errorf("%s: there was no checkpoint", c)
+	}
+	// Abort does not remove the work of an earlier run, and a lost target is suspended.
+	left := len(m.Leftovers()) > 0
+	if kept != want || left != (kept || c.checkpoint == "of an earlier run" || c.where == "reopening") {
+		t.Errorf("%s: resumable %v, want %v; left %v: %v", c, kept, want, m.Leftovers(), err)
+	}
+	if kept && existed && resumable.Offset != s.last().Offset {
+		t.Errorf("%s: resumes at %d, and the last checkpoint is at %d", c, resumable.Offset, s.last().Offset)
 	}
 }
 
