@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer"
 )
 
-// A checkpoint whose sync failed is not kept: what it says is done is perhaps
-// not there.
+// TestCheckpointThatWasNotSynced checks that a checkpoint is not kept if its sync failed, because the
+// data below its offset may be lost.
 func TestCheckpointThatWasNotSynced(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -29,7 +29,7 @@ func TestCheckpointThatWasNotSynced(t *testing.T) {
 		{"no space", syscall.ENOSPC},
 		{"target lost", sink.ErrLost},
 	} {
-		for _, first := range []int64{0, 1 << 20} { // the offset from which on syncs fail
+		for _, first := range []int64{0, 1 << 20} { // syncs fail from this offset on
 			src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 4<<20)}
 			m := &sinktest.Memory{}
 			failed := int64(-1)
@@ -55,8 +55,8 @@ func TestCheckpointThatWasNotSynced(t *testing.T) {
 	}
 }
 
-// Zeros in a tail prove nothing, wherever they come from, and the last piece that
-// is not zeros stays in it however many zeros follow.
+// TestTailKeepsAProof checks that zeros in the tail of a checkpoint prove nothing, and that the last
+// piece with other bytes stays in the tail however many zeros follow.
 func TestTailKeepsAProof(t *testing.T) {
 	sum := func(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 	zeros, data := make([]byte, 70<<10), bytes.Repeat([]byte{0, 1}, 35<<10)
@@ -76,7 +76,7 @@ func TestTailKeepsAProof(t *testing.T) {
 			t.Errorf("%s: proves %v, want %v", c.name, got, c.want)
 		}
 	}
-	// 64 KiB of data, and then more pieces of zeros, which are read, than a tail has.
+	// 64 KiB of data are followed by more pieces of zeros than a tail can have.
 	src := &sourcetest.Memory{Bytes: make([]byte, 64<<10+400*4<<10)}
 	copy(src.Bytes, bytes.Repeat([]byte{7}, 64<<10))
 	m := &sinktest.Memory{}
@@ -97,13 +97,14 @@ func TestTailKeepsAProof(t *testing.T) {
 	}
 }
 
-// A target that comes back after a loss with another content is not gone on with,
-// and one that only had zeros so far is written from the start.
+// TestLostTargetComesBackAsAnother checks that a lost target which has another content when it
+// is opened again is not continued, and that one to which only zeros were written is
+// written from the start.
 func TestLostTargetComesBackAsAnother(t *testing.T) {
 	const size = 1 << 20
 	for _, c := range []struct {
 		name string
-		data int // bytes of it at the beginning
+		data int // bytes at the start of the disk that are not zeros
 		from int64
 		err  error
 	}{
@@ -140,14 +141,14 @@ func TestLostTargetComesBackAsAnother(t *testing.T) {
 	}
 }
 
-// readback is a disk that reads as another one.
+// readback is a target whose Readback reads another disk.
 type readback struct {
 	sink.Disk
 	io.ReaderAt
 }
 
-// A backing that changes while an overlay is written is an error, and nothing is
-// left of the overlay: it may hold parts of two states.
+// TestBackingThatChanges checks that a backing which changes while an overlay is written is
+// an error, and that the overlay, which may be a mixture of two states, is removed.
 func TestBackingThatChanges(t *testing.T) {
 	for _, stream := range []bool{false, true} {
 		for _, noted := range []string{"", "base at noon"} {
@@ -178,13 +179,13 @@ func TestBackingThatChanges(t *testing.T) {
 	}
 }
 
-// Who reads an overlay gets what has the name of its backing. A file that got the
-// name meanwhile, after reading back too, is not what the overlay was written over.
+// TestBackingThatIsReplaced checks that it is an error if the name of the backing
+// belongs to another file at the end of a copy, also after the target was read back.
 func TestBackingThatIsReplaced(t *testing.T) {
 	for _, c := range []struct {
 		name     string
 		stream   bool
-		replaced int // before it is opened again so many times
+		replaced int // the file is replaced before it is opened again for this many-th time
 		verify   bool
 	}{{"copy", false, 1, false}, {"stream", true, 1, false}, {"copy that is read back", false, 2, true}} {
 		src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}

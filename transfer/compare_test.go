@@ -22,8 +22,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// allocated is a disk of that content, with holes of all lengths where zeros
-// are; some zeros are data.
+// allocated returns a disk with the content. Some of its zeros are holes of random
+// lengths, and the others data.
 func allocated(r *rand.Rand, content []byte) *sourcetest.Memory {
 	m := &sourcetest.Memory{Bytes: content, ID: "constant"}
 	for off := 0; off < len(content); {
@@ -43,7 +43,7 @@ func allocated(r *rand.Rand, content []byte) *sourcetest.Memory {
 	return m
 }
 
-// naive is Compare by its definition, a byte at a time.
+// naive compares two disks of one size byte by byte.
 func naive(a, b *sourcetest.Memory) *transfer.Difference {
 	d := &transfer.Difference{SourceSize: a.Size(), TargetSize: b.Size()}
 	kind := func(m *sourcetest.Memory) []source.Kind {
@@ -100,7 +100,7 @@ func TestCompareAgreesWithANaiveOne(t *testing.T) {
 				for i := range part {
 					part[i] = byte(r.Uint32())
 				}
-			case 2: // every byte
+			case 2: // every byte differs
 				for i := range part {
 					part[i] ^= 0x80
 				}
@@ -156,11 +156,11 @@ func TestCompareReadsWhatIsData(t *testing.T) {
 	var a, b reads
 	src := disk(&a,
 		source.Extent{Off: 0, Len: 300 * k},
-		source.Extent{Off: 300 * k, Len: 20 * k, Kind: source.Zero}, // short: read along
+		source.Extent{Off: 300 * k, Len: 20 * k, Kind: source.Zero}, // short: read with the data around it
 		source.Extent{Off: 320 * k, Len: 80 * k},
 		source.Extent{Off: 400 * k, Len: 300 * k, Kind: source.Zero},
 		source.Extent{Off: 700 * k, Len: 100 * k},
-		source.Extent{Off: 800 * k, Len: 33 * k, Kind: source.Zero}, // not short
+		source.Extent{Off: 800 * k, Len: 33 * k, Kind: source.Zero}, // longer than 32 KiB: not read
 		source.Extent{Off: 833 * k, Len: 67 * k},
 		source.Extent{Off: 900 * k, Len: 124 * k, Kind: source.Zero})
 	dst := disk(&b,
@@ -190,7 +190,7 @@ func TestCompareReadsWhatIsData(t *testing.T) {
 	}
 }
 
-// reads remembers the reads of one goroutine at a time.
+// reads is a log of the reads of one goroutine.
 type reads struct{ strings.Builder }
 
 func (r *reads) add(off int64, n int) error {
@@ -301,14 +301,14 @@ func TestCompareErrorsNameTheSide(t *testing.T) {
 	}
 }
 
-// shortDisk breaks the rule that fewer bytes come with an error.
+// shortDisk returns one byte less than it is asked for, without an error.
 type shortDisk struct{ *sourcetest.Memory }
 
 func (d shortDisk) ReadAt(p []byte, off int64) (int, error) {
 	return d.Memory.ReadAt(p[:len(p)-1], off)
 }
 
-// changing has another identity after the first time.
+// changing is a disk whose identity changes after the first query.
 type changing struct {
 	*sourcetest.Memory
 	asked *atomic.Bool
@@ -349,11 +349,11 @@ func TestCompareAndSumEndWithTheirContext(t *testing.T) {
 			t.Errorf("%s: error %v, want the cause", name, err)
 		}
 	}
-	// Where there is nothing to read, too.
+	// A disk without data ends with its context, too.
 	for _, a := range []digest.Algorithm{digest.Blksum, digest.SHA256} {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		d := sourcetest.Pattern(1 << 60)
-		// Only the extents are asked for before the zeros are folded.
+		// The context ends after the extents were queried, while zeros are added.
 		d.OnExtent = func(source.Extent) error { time.AfterFunc(time.Millisecond, func() { cancel(cause) }); return nil }
 		if _, err := transfer.Sum(ctx, d, a, transfer.CompareOptions{}); !errors.Is(err, cause) {
 			t.Errorf("%s of zeros: error %v, want the cause", a, err)
@@ -367,7 +367,7 @@ func TestSum(t *testing.T) {
 		size := r.IntN(1 << (4 + r.IntN(18)))
 		d := allocated(r, randomDisk(r, int64(size), 1+int64(r.IntN(1<<(1+r.IntN(17))))).Bytes)
 		for _, a := range []digest.Algorithm{digest.Blksum, digest.SHA256} {
-			s := digest.New(a) // package digest's tests have the definition
+			s := digest.New(a) // the tests of package digest check it against the definition
 			s.Data(d.Bytes)
 			want := s.Value()
 			if h := sha256.Sum256(d.Bytes); a == digest.SHA256 && want != hex.EncodeToString(h[:]) {
@@ -385,7 +385,8 @@ func TestSum(t *testing.T) {
 	}
 }
 
-// Memory of the disks' own is used, and all given back.
+// TestCompareAndSumReadIntoTheSourcesMemory checks that buffers of a source.Allocator are used and all
+// freed.
 func TestCompareAndSumReadIntoTheSourcesMemory(t *testing.T) {
 	for _, boom := range []bool{false, true} {
 		var disks [2]lender
@@ -451,7 +452,7 @@ func BenchmarkCompare(b *testing.B) {
 	}
 }
 
-// Everything differs: what counting costs.
+// BenchmarkCompareDifferent measures disks that differ in nearly every byte.
 func BenchmarkCompareDifferent(b *testing.B) {
 	random := make([]byte, 64<<20)
 	rand.NewChaCha8([32]byte{1}).Read(random)

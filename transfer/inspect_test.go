@@ -8,7 +8,7 @@ import (
 
 func TestScan(t *testing.T) {
 	for _, c := range []struct {
-		content      string // a letter a byte; 0 is a zero
+		content      string // one character for each byte; 0 is a zero byte
 		off          int64
 		block, least int64
 		want         string
@@ -18,11 +18,11 @@ func TestScan(t *testing.T) {
 		{"00000000", 0, 4, 4, "zero 0-8"},
 		{"aaaa0000bbbb", 0, 4, 4, "data 0-4, zero 4-8, data 8-12"},
 		{"aaaa000b0000", 0, 4, 4, "data 0-8, zero 8-12"},
-		{"aaaa0000bbbb", 0, 4, 8, "data 0-12"},                                 // too short a run
-		{"aaaa00000000bbbb", 0, 4, 8, "data 0-4, zero 4-12, data 12-16"},       //
-		{"0000bbbb", 0, 4, 8, "zero 0-4, data 4-8"},                            // may go on before
-		{"aaaa0000", 0, 4, 8, "data 0-4, zero 4-8"},                            // may go on after
-		{"aa0000bbbb00", 2, 4, 4, "data 0-2, zero 2-6, data 6-10, zero 10-12"}, // blocks are the disk's
+		{"aaaa0000bbbb", 0, 4, 8, "data 0-12"},                                 // fewer zeros than least
+		{"aaaa00000000bbbb", 0, 4, 8, "data 0-4, zero 4-12, data 12-16"},       // exactly least zeros
+		{"0000bbbb", 0, 4, 8, "zero 0-4, data 4-8"},                            // the zeros may continue before the buffer
+		{"aaaa0000", 0, 4, 8, "data 0-4, zero 4-8"},                            // the zeros may continue after the buffer
+		{"aa0000bbbb00", 2, 4, 4, "data 0-2, zero 2-6, data 6-10, zero 10-12"}, // blocks begin at multiples of their size in the disk
 		{"aaaa000", 0, 4, 4, "data 0-4, zero 4-7"},                             // a short last block
 	} {
 		b := bytes.ReplaceAll([]byte(c.content), []byte("0"), []byte{0})

@@ -21,19 +21,19 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// fault fails calls of a copy once the copy is as far as a case wants it.
+// fault makes calls of a copy fail after it was armed.
 type fault struct {
 	where string
 	err   error
-	ready chan struct{} // closed: calls at where fail from now on
+	ready chan struct{} // closed when the fault is armed
 	once  sync.Once
 }
 
 // arm makes calls fail from now on.
 func (f *fault) arm() { f.once.Do(func() { close(f.ready) }) }
 
-// at returns the error of a call at a place. It waits until the fault is armed
-// where late says that the call comes in the middle of the copy.
+// at returns the error of the call named where. If late is true, it waits until the
+// fault is armed.
 func (f *fault) at(where string, late bool) error {
 	if where != f.where {
 		return nil
@@ -49,7 +49,7 @@ func (f *fault) at(where string, late bool) error {
 	}
 }
 
-// faultyDisk is a source that fails at the places that only the source has.
+// faultyDisk is a source whose calls can fail.
 type faultyDisk struct {
 	*sourcetest.Memory
 	f       *fault
@@ -243,8 +243,8 @@ func (c *failure) check(t *testing.T, err error, s *shelf, m *sinktest.Memory) {
 	}
 }
 
-// earlier makes a copy that is stopped after some requests, and returns what the
-// next one begins with.
+// earlier makes a copy that is stopped after some requests, and returns the options
+// and the checkpoint for the next copy.
 func earlier(t *testing.T, m *sinktest.Memory, src *sourcetest.Memory, p *transfer.Plan, s *shelf, request int) (sink.Options, *transfer.Checkpoint) {
 	t.Helper()
 	stop, cancel := context.WithCancelCause(t.Context())
@@ -262,8 +262,9 @@ func earlier(t *testing.T, m *sinktest.Memory, src *sourcetest.Memory, p *transf
 	return sink.Options{State: last.State, Resume: last.Offset}, &last
 }
 
-// A signal that comes while the source answers nothing gets a checkpoint of all
-// that was copied: the context of the source ends before that of the target.
+// TestStopWhileSourceHangs checks that a copy which is stopped while the source hangs
+// takes a checkpoint of everything it copied. The context of the source ends before that of
+// the target.
 func TestStopWhileSourceHangs(t *testing.T) {
 	const request = 1 << 20
 	reading, stopReading := context.WithCancelCause(t.Context())
@@ -280,7 +281,7 @@ func TestStopWhileSourceHangs(t *testing.T) {
 	m.Before = func(_ context.Context, c sinktest.Call) error {
 		if c.Op == sinktest.OpWrite && c.Off == 3*request {
 			cancel(errSignal)
-			stopReading(errSignal) // the grace is over
+			stopReading(errSignal) // the grace period has ended
 		}
 		return nil
 	}
@@ -294,8 +295,8 @@ func TestStopWhileSourceHangs(t *testing.T) {
 	}
 }
 
-// A mismatch is told as what it is, also where the search for the difference
-// fails, and the target is closed.
+// TestMismatchWhoseSearchFails checks that a mismatch is reported as such if the search for the
+// first difference fails, and that the target is closed and kept.
 func TestMismatchWhoseSearchFails(t *testing.T) {
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
 	m := &sinktest.Memory{}
@@ -317,7 +318,7 @@ func TestMismatchWhoseSearchFails(t *testing.T) {
 	}
 }
 
-// corrupting writes other bytes than it is given.
+// corrupting is a target that changes the first byte of each write.
 type corrupting struct{ sink.Disk }
 
 func (c *corrupting) WriteAt(p []byte, off int64) (int, error) {
@@ -330,8 +331,8 @@ func (c *corrupting) Reopen(ctx context.Context) (source.Disk, error) {
 	return c.Disk.(sink.Verifiable).Reopen(ctx)
 }
 
-// The patience with a lost target ends within a second, whatever it does: it is
-// lost again and again, refuses to be opened, or hangs.
+// TestLostTargetPatience checks that a lost target is given up within a second of the
+// timeout, whether it is lost again and again, cannot be opened, or hangs.
 func TestLostTargetPatience(t *testing.T) {
 	const patience = 6 * time.Second
 	for _, how := range []string{"lost again", "refused", "hangs", "stopped while it hangs"} {

@@ -11,7 +11,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// A plan of a large disk shows how far it is, also while one extent goes on.
+// TestPlanShowsHowFarItIs checks that the progress of planning a large disk is shown, also within one long extent.
 func TestPlanShowsHowFarItIs(t *testing.T) {
 	const size = 16 << 40
 	counters := new(progress.Counters)

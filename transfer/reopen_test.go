@@ -8,7 +8,7 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// suspended is a target that is only opened and suspended.
+// suspended is a target that counts the calls of Suspend.
 type suspended struct {
 	sink.Disk
 	times int
@@ -16,9 +16,9 @@ type suspended struct {
 
 func (s *suspended) Suspend() error { s.times++; return nil }
 
-// TestOpenedWhileStopped stops the copy at the moment at which the target has been
-// opened. The target must be suspended and not returned: the stop ends the context
-// that it was opened with, so that no call of it would succeed.
+// TestOpenedWhileStopped stops the copy at the moment when the target has been opened.
+// The target must be suspended and not returned: the stop ends the context with which
+// it was opened, so no call of the target would succeed.
 func TestOpenedWhileStopped(t *testing.T) {
 	cause := errors.New("a signal")
 	for i := range 5000 {

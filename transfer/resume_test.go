@@ -23,7 +23,7 @@ import (
 
 var errSignal = errors.New("stopped by SIGINT")
 
-// shelf is where checkpoints are kept.
+// shelf keeps all checkpoints of a copy.
 type shelf struct {
 	mu   sync.Mutex
 	kept []transfer.Checkpoint
@@ -38,8 +38,8 @@ func (s *shelf) keep(c transfer.Checkpoint) error {
 
 func (s *shelf) last() *transfer.Checkpoint { return &s.kept[len(s.kept)-1] }
 
-// A copy that is stopped again and again, or whose target fills up, ends up
-// like one that is not, and reads nothing again that was done.
+// TestResume checks that a copy which is stopped again and again, or whose target becomes full,
+// has the same result as one that is not, and does not read again what was done.
 func TestResume(t *testing.T) {
 	const size = 5<<20 + 512
 	for seed := range uint64(60) {
@@ -114,8 +114,8 @@ func TestResume(t *testing.T) {
 	}
 }
 
-// A stop is seen within the requests that are in flight, and what they wrote is
-// in the last checkpoint.
+// TestStopKeepsWhatIsDone checks that a stopped copy begins no more requests, and that
+// the last checkpoint includes those in progress.
 func TestStopKeepsWhatIsDone(t *testing.T) {
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 8<<20)}
 	m := &sinktest.Memory{}
@@ -135,7 +135,7 @@ func TestStopKeepsWhatIsDone(t *testing.T) {
 	}
 }
 
-// What was not synced when a target was lost is written again.
+// TestLostTarget checks that data which was not synced when the target was lost is written again.
 func TestLostTarget(t *testing.T) {
 	const size = 4 << 20
 	for seed := range uint64(30) {
@@ -164,7 +164,7 @@ func TestLostTarget(t *testing.T) {
 			return m.Create(ctx, size, sink.Options{State: state, Resume: resume})
 		}
 		planned := plan(t, src)
-		if seed%2 == 0 { // the rest is found out while copying
+		if seed%2 == 0 { // the copy queries the other extents
 			var err error
 			if planned, err = transfer.NewPlanWithin(t.Context(), src, 0, new(progress.Counters)); err != nil {
 				t.Fatal(err)
@@ -219,7 +219,8 @@ func TestCheckTail(t *testing.T) {
 	}
 }
 
-// A stop that comes when all is durable does not keep the copy from its name.
+// TestStopWhileFinishing checks that a target which is complete and durable is published, although the copy is
+// stopped.
 func TestStopWhileFinishing(t *testing.T) {
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
 	m := &sinktest.Memory{}
@@ -237,8 +238,8 @@ func TestStopWhileFinishing(t *testing.T) {
 	}
 }
 
-// One whose target can't be published is kept with a checkpoint, if only that of
-// the beginning.
+// TestEndWhileFinished checks that a target which cannot be published is kept with a
+// checkpoint, possibly that of the beginning.
 func TestEndWhileFinished(t *testing.T) {
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
 	m := &sinktest.Memory{}

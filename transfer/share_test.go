@@ -19,7 +19,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// filed is a disk whose bytes also lie in a file, each extent where at says.
+// filed is a disk whose bytes also lie in a file, at the positions that at returns.
 type filed struct {
 	*sourcetest.Memory
 	file *os.File
@@ -31,7 +31,7 @@ func (d filed) InFile(off int64) (*os.File, int64, int64, bool) {
 	return d.file, pos, n, ok
 }
 
-// cloner is a target in memory that shares what it is asked to by reading it.
+// cloner is a sink.Cloner in memory. It copies the ranges that it should share, and logs them.
 type cloner struct {
 	sink.Disk
 	unit   int64
@@ -63,8 +63,8 @@ func (c cloner) CloneFrom(f *os.File, pos, off, n int64) error {
 
 const k = int64(1024)
 
-// makeFiled makes a disk of 3 MiB and a bit: data, in the file at the same
-// place shifted by shift, a hole, data that is not in the file, data.
+// makeFiled returns a disk of 3 MiB and 700 bytes with two extents of data and two holes. Data lies
+// in the file at its offset plus shift, except the range [2560 KiB, 2816 KiB).
 func makeFiled(t *testing.T, shift int64) filed {
 	t.Helper()
 	size := 3072*k + 700
@@ -88,7 +88,7 @@ func makeFiled(t *testing.T, shift int64) filed {
 	}
 	t.Cleanup(func() { f.Close() })
 	return filed{m, f, func(off int64) (int64, int64, bool) {
-		switch { // [2560k, 2816k) is not in the file; runs of 640 KiB at most
+		switch { // ranges in the file are at most 640 KiB long
 		case off >= 2560*k && off < 2816*k:
 			return 0, 0, false
 		case off < 2560*k:
@@ -98,16 +98,19 @@ func makeFiled(t *testing.T, shift int64) filed {
 	}}
 }
 
+// shareCase is a case of TestShare.
+type shareCase struct {
+	name   string
+	shift  int64 // of the data in the file, in bytes
+	how    transfer.Reflink
+	o      transfer.Options
+	refuse func(off int64) error // error of CloneFrom
+	clones string                // ranges in KiB that are shared
+	err    string                // part of the error; "": none
+}
+
 func TestShare(t *testing.T) {
-	for _, c := range []struct {
-		name   string
-		shift  int64
-		how    transfer.Reflink
-		o      transfer.Options
-		refuse func(off int64) error
-		clones string // ranges in KiB that are shared
-		err    string
-	}{
+	for _, c := range []shareCase{
 		{name: "auto", how: transfer.ReflinkAuto, clones: "4-640 640-1024 2048-2560 2816-3072"},
 		{name: "auto, by the block", shift: 8 * k, how: transfer.ReflinkAuto, clones: "4-640 640-1024 2048-2560 2816-3072"},
 		{name: "auto, at odd places", shift: 512, how: transfer.ReflinkAuto},
@@ -132,75 +135,83 @@ func TestShare(t *testing.T) {
 		{name: "always, and some is in no file", how: transfer.ReflinkAlways, err: "the data at offset 2621440 is not stored as it is"},
 		{name: "always, at odd places", shift: 512, how: transfer.ReflinkAlways, err: "the data at offset 700 is at offset 1212 of"},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			src := makeFiled(t, c.shift)
-			if c.name == "always, and refused" {
-				src.at = func(off int64) (int64, int64, bool) { return off, src.Size() - off, true }
-			}
-			want := make([]byte, src.Size())
-			if _, err := src.ReadAt(want, 0); err != nil {
-				t.Fatal(err)
-			}
-			p := plan(t, src)
-			shared, err := transfer.Shared(t.Context(), src, p, c.how, func(*os.File) int64 { return 4096 })
-			if strings.Contains(c.err, "data at offset") {
-				if !errors.Is(err, transfer.ErrNotShared) || !strings.Contains(err.Error(), c.err) {
-					t.Errorf("Shared: %v", err)
-				}
-			} else if err != nil && c.err == "" {
-				t.Error(err)
-			}
-			var clones []string
-			dst := &sinktest.Memory{}
-			c.o.Reflink, c.o.Counters = c.how, new(progress.Counters)
-			result, err := transfer.Copy(t.Context(), src, cloner{create(t, dst, src.Size(), sink.Options{}), 4096, c.refuse, &clones}, p, c.o)
-			if c.err != "" {
-				if err == nil || !strings.Contains(err.Error(), c.err) {
-					t.Fatalf("error %v, want %q", err, c.err)
-				}
-				if _, ok := dst.Published(); ok {
-					t.Error("published")
-				}
-				return
-			}
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got, _ := dst.Published(); !bytes.Equal(got, want) {
-				t.Error("content differs")
-			}
-			var ranges []string
-			bytesCloned := int64(0)
-			for _, s := range clones {
-				var from, to int64
-				fmt.Sscanf(s, "%d-%d", &from, &to)
-				ranges = append(ranges, fmt.Sprintf("%d-%d", from/k, to/k))
-				bytesCloned += to - from
-			}
-			if got := strings.Join(ranges, " "); got != c.clones {
-				t.Errorf("shared %s, want %s", got, c.clones)
-			}
-			s := c.o.Counters.Snapshot()
-			if s.Cloned != bytesCloned || c.refuse == nil && shared != bytesCloned {
-				t.Errorf("counted %d bytes shared and foresaw %d, %d were", s.Cloned, shared, bytesCloned)
-			}
-			if s.Done != p.Data || s.Planned != p.Data {
-				t.Errorf("%d of %d bytes done, planned were %d", s.Done, s.Planned, p.Data)
-			}
-			if c.o.Digest == "" && s.Read != p.Data-bytesCloned {
-				t.Errorf("read %d bytes, of %d that are not shared", s.Read, p.Data-bytesCloned)
-			}
-			if c.o.Digest != "" {
-				if want := fmt.Sprintf("%x", sha256.Sum256(want)); result.Digest == nil || result.Digest.Value != want || s.Read != p.Data {
-					t.Errorf("digest %v, want %s; read %d of %d bytes", result.Digest, want, s.Read, p.Data)
-				}
-			}
-		})
+		t.Run(c.name, c.run)
 	}
 }
 
-// Grains of a sparse image are short: sharing those that are too short costs
-// more than it gains, unless it was demanded.
+// run makes the copy of a case and checks the content of the target.
+func (c shareCase) run(t *testing.T) {
+	src := makeFiled(t, c.shift)
+	if c.name == "always, and refused" {
+		src.at = func(off int64) (int64, int64, bool) { return off, src.Size() - off, true }
+	}
+	want := make([]byte, src.Size())
+	if _, err := src.ReadAt(want, 0); err != nil {
+		t.Fatal(err)
+	}
+	p := plan(t, src)
+	shared, err := transfer.Shared(t.Context(), src, p, c.how, func(*os.File) int64 { return 4096 })
+	if strings.Contains(c.err, "data at offset") {
+		if !errors.Is(err, transfer.ErrNotShared) || !strings.Contains(err.Error(), c.err) {
+			t.Errorf("Shared: %v", err)
+		}
+	} else if err != nil && c.err == "" {
+		t.Error(err)
+	}
+	var clones []string
+	dst := &sinktest.Memory{}
+	c.o.Reflink, c.o.Counters = c.how, new(progress.Counters)
+	result, err := transfer.Copy(t.Context(), src, cloner{create(t, dst, src.Size(), sink.Options{}), 4096, c.refuse, &clones}, p, c.o)
+	if c.err != "" {
+		if err == nil || !strings.Contains(err.Error(), c.err) {
+			t.Fatalf("error %v, want %q", err, c.err)
+		}
+		if _, ok := dst.Published(); ok {
+			t.Error("published")
+		}
+		return
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _ := dst.Published(); !bytes.Equal(got, want) {
+		t.Error("content differs")
+	}
+	c.checkCounts(t, p, shared, clones, want, result)
+}
+
+// checkCounts checks the ranges that were shared, the counters, and the digest.
+func (c shareCase) checkCounts(t *testing.T, p *transfer.Plan, shared int64, clones []string, want []byte, result transfer.Result) {
+	var ranges []string
+	bytesCloned := int64(0)
+	for _, s := range clones {
+		var from, to int64
+		fmt.Sscanf(s, "%d-%d", &from, &to)
+		ranges = append(ranges, fmt.Sprintf("%d-%d", from/k, to/k))
+		bytesCloned += to - from
+	}
+	if got := strings.Join(ranges, " "); got != c.clones {
+		t.Errorf("shared %s, want %s", got, c.clones)
+	}
+	s := c.o.Counters.Snapshot()
+	if s.Cloned != bytesCloned || c.refuse == nil && shared != bytesCloned {
+		t.Errorf("counted %d bytes shared and foresaw %d, %d were", s.Cloned, shared, bytesCloned)
+	}
+	if s.Done != p.Data || s.Planned != p.Data {
+		t.Errorf("%d of %d bytes done, planned were %d", s.Done, s.Planned, p.Data)
+	}
+	if c.o.Digest == "" && s.Read != p.Data-bytesCloned {
+		t.Errorf("read %d bytes, of %d that are not shared", s.Read, p.Data-bytesCloned)
+	}
+	if c.o.Digest != "" {
+		if want := fmt.Sprintf("%x", sha256.Sum256(want)); result.Digest == nil || result.Digest.Value != want || s.Read != p.Data {
+			t.Errorf("digest %v, want %s; read %d of %d bytes", result.Digest, want, s.Read, p.Data)
+		}
+	}
+}
+
+// TestShareShortRuns checks that short ranges, such as grains of a sparse image, are not
+// shared with ReflinkAuto, because that costs more than it saves.
 func TestShareShortRuns(t *testing.T) {
 	src := makeFiled(t, 0)
 	src.at = func(off int64) (int64, int64, bool) { return off, 16*k - off%(16*k), true }

@@ -10,11 +10,11 @@ import (
 	"github.com/vddkcp/vddkcp/transfer"
 )
 
-// silent is a stream of given bytes, after which Read waits until the stream is
-// interrupted.
+// silent is a stream of a given number of bytes. After them Read waits until the
+// stream is interrupted.
 type silent struct {
 	given   int
-	waiting chan struct{} // closed when there is nothing more
+	waiting chan struct{} // closed when all bytes were read
 	over    context.Context
 }
 
@@ -30,7 +30,7 @@ func (s *silent) Read(p []byte) (int, error) {
 }
 
 // TestTargetFailsWhileTheStreamIsSilent checks that a copy ends when its target has
-// failed, although nothing comes on the stream.
+// failed, although the stream delivers nothing.
 func TestTargetFailsWhileTheStreamIsSilent(t *testing.T) {
 	over, interrupt := context.WithCancelCause(t.Context())
 	s := &silent{1 << 20, make(chan struct{}), over}

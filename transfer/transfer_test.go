@@ -39,7 +39,7 @@ func create(t testing.TB, m *sinktest.Memory, size int64, o sink.Options) sink.D
 	return d
 }
 
-// ended checks what must hold after every copy, however it ended.
+// ended checks that a copy, however it ended, kept the contract of sink.Disk and closed the target.
 func ended(t testing.TB, m *sinktest.Memory) {
 	t.Helper()
 	for _, v := range m.Violations() {
@@ -50,8 +50,8 @@ func ended(t testing.TB, m *sinktest.Memory) {
 	}
 }
 
-// randomDisk is a disk with data, zeros that the extents know of, and zeros
-// that they don't, at odd places.
+// randomDisk returns a disk with random data, Zero extents, and zeros in Data extents. All of
+// them begin at multiples of align.
 func randomDisk(r *rand.Rand, size int64, align int64) *sourcetest.Memory {
 	m := &sourcetest.Memory{Bytes: make([]byte, size)}
 	for off := int64(0); off < size; {
@@ -60,7 +60,7 @@ func randomDisk(r *rand.Rand, size int64, align int64) *sourcetest.Memory {
 		switch r.IntN(4) {
 		case 0:
 			e.Kind = source.Zero
-		case 1: // zeros that must be found
+		case 1: // zeros in a Data extent
 		default:
 			for i := range m.Bytes[off : off+n] {
 				m.Bytes[off+int64(i)] = byte(r.Uint32() | 1)
@@ -91,7 +91,7 @@ func TestCopyIsIdentical(t *testing.T) {
 						}
 						name := fmt.Sprintf("size %d unit %d parallel %d zeroed %v align %d %+v", size, unit, parallel, zeroed, align, o)
 						p := plan(t, src)
-						if r.IntN(2) == 0 { // most of it is found out while copying
+						if r.IntN(2) == 0 { // the copy queries most of the extents
 							var err error
 							if p, err = transfer.NewPlanWithin(t.Context(), src, 0, new(progress.Counters)); err != nil {
 								t.Fatal(err)
@@ -122,20 +122,21 @@ func TestCopyIsIdentical(t *testing.T) {
 	}
 }
 
-// The exact calls for a small disk: whole requests at multiples of their size,
-// short holes read along, long ones and found zeros handed over as such.
+// TestCopyRequestLog checks the exact calls for a small disk. Requests end at
+// multiples of their size, a short hole is read with the data around it, and long
+// holes and zeros in data become calls of ZeroAt.
 func TestCopyRequestLog(t *testing.T) {
 	const k = 1024
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{7}, 1024*k), ExtentList: []source.Extent{
 		{Off: 0, Len: 100 * k},
-		{Off: 100 * k, Len: 8 * k, Kind: source.Zero}, // short: joined
+		{Off: 100 * k, Len: 8 * k, Kind: source.Zero}, // short: read with the data around it
 		{Off: 108 * k, Len: 92 * k},
 		{Off: 200 * k, Len: 500 * k, Kind: source.Zero},
 		{Off: 700 * k, Len: 324 * k},
 	}}
 	clear(src.Bytes[100*k : 108*k])
 	clear(src.Bytes[200*k : 700*k])
-	clear(src.Bytes[800*k : 900*k]) // to be found
+	clear(src.Bytes[800*k : 900*k]) // zeros in data, which the scan finds
 	clear(src.Bytes[1000*k : 1002*k])
 	var reads []string
 	var mu sync.Mutex
@@ -180,7 +181,7 @@ func TestCopyLeavesSameToTheBacking(t *testing.T) {
 		{Off: 0, Len: 130 * k, Kind: source.Inherited},
 		{Off: 130 * k, Len: 10 * k},
 		{Off: 140 * k, Len: 5 * k, Kind: source.Zero},
-		{Off: 145 * k, Len: 300 * k, Kind: source.Inherited}, // ends past the backing
+		{Off: 145 * k, Len: 300 * k, Kind: source.Inherited}, // ends after the end of the backing
 		{Off: 445 * k, Len: 67 * k},
 	}}
 	copy(want[130*k:140*k], src.Bytes[130*k:])
@@ -203,7 +204,7 @@ func TestCopyLeavesSameToTheBacking(t *testing.T) {
 
 var errBoom = errors.New("boom")
 
-// lyingDisk answers extents queries by a function.
+// lyingDisk is a disk whose extents come from a function.
 type lyingDisk struct {
 	source.Disk
 	extents func(off, length int64) iter.Seq2[source.Extent, error]
@@ -239,7 +240,7 @@ func TestPlanRefusesExtentsThatDoNotCover(t *testing.T) {
 	}
 }
 
-// What fails, and that nothing is then published or left.
+// TestCopyFaults checks that the target is removed and not published when a call fails.
 func TestCopyFaults(t *testing.T) {
 	fail := func(op sinktest.Op, nth int) func(context.Context, sinktest.Call) error {
 		var n atomic.Int64
@@ -287,8 +288,8 @@ func boomAt(now bool) error {
 	return nil
 }
 
-// An extents query that fails after the plan was made: only where the plan
-// could not remember all.
+// TestCopyAsksExtentsOnce checks that a copy does not query extents again that the plan has in
+// memory.
 func TestCopyAsksExtentsOnce(t *testing.T) {
 	var asked atomic.Int64
 	src := &sourcetest.Memory{Bytes: make([]byte, 1<<20), OnExtent: func(source.Extent) error { asked.Add(1); return nil }}
@@ -303,7 +304,7 @@ func TestCopyAsksExtentsOnce(t *testing.T) {
 	}
 }
 
-// A checkerboard has more extents than a plan remembers.
+// TestPlanOfManyExtents copies a disk with more extents than a plan keeps in memory.
 func TestPlanOfManyExtents(t *testing.T) {
 	const pieces = 3 << 20
 	size := int64(pieces) * 512
@@ -367,7 +368,7 @@ func TestCopyNoticesAChangedSource(t *testing.T) {
 	}
 	ended(t, dst)
 
-	// Before the copy too: the extents are of what it was when it was planned.
+	// A change before the copy is noticed too, because the plan has the old extents.
 	src = &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20), ID: "one"}
 	p := plan(t, src)
 	src.ID = "two"
@@ -378,7 +379,8 @@ func TestCopyNoticesAChangedSource(t *testing.T) {
 	ended(t, dst)
 }
 
-// Reads in flight and memory are bounded, also when the sink is stuck.
+// TestCopyIsBounded checks that the numbers of concurrent reads and of buffers are bounded, also while
+// the sink hangs.
 func TestCopyIsBounded(t *testing.T) {
 	var now, most, begun atomic.Int64
 	stuck := make(chan struct{})
@@ -390,7 +392,7 @@ func TestCopyIsBounded(t *testing.T) {
 				break
 			}
 		}
-		if begun.Add(1) == 6 { // twice three are all the buffers there are
+		if begun.Add(1) == 6 { // twice the 3 requests is the number of buffers
 			close(stuck)
 		}
 		now.Add(-1)
@@ -413,7 +415,7 @@ func TestCopyIsBounded(t *testing.T) {
 	}
 }
 
-// lender is a source with memory of its own.
+// lender is a source.Allocator.
 type lender struct {
 	*sourcetest.Memory
 	free chan []byte
@@ -513,8 +515,8 @@ func TestLimiterEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// The engine alone: from a source that costs nothing to a sink that does
-// nothing.
+// BenchmarkCopy measures the engine alone: reading the source costs nothing, and the
+// sink does nothing.
 func BenchmarkCopy(b *testing.B) {
 	const size = 1 << 30
 	for _, percent := range []int64{0, 50, 100} {

@@ -21,7 +21,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// blksum is nirs/blkhash's rule, said a second time.
+// blksum computes the digest by the definition of nirs/blkhash.
 func blksum(b []byte) string {
 	outer := sha256.New()
 	for rest := b; len(rest) > 0; {
@@ -34,7 +34,7 @@ func blksum(b []byte) string {
 	return fmt.Sprintf("%x", outer.Sum(nil))
 }
 
-// Whatever cuts a copy makes, its digests are those of the content.
+// TestCopyDigest checks that the digests of a copy do not depend on how it is cut into pieces.
 func TestCopyDigest(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for i := range 12 {
@@ -62,7 +62,7 @@ func TestCopyDigest(t *testing.T) {
 	}
 }
 
-// A digest is of what the target reads as, also where that is its backing's.
+// TestDigestOfBacking checks that the digest of an overlay includes the content of its backing.
 func TestDigestOfBacking(t *testing.T) {
 	backing := &sourcetest.Memory{Bytes: bytes.Repeat([]byte("backing"), 300<<10/7)}
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xEE}, 512<<10), ExtentList: []source.Extent{
@@ -79,7 +79,7 @@ func TestDigestOfBacking(t *testing.T) {
 	}
 }
 
-// liar is a target that gives back something else than it got.
+// liar is a target that reads back other bytes than were written.
 type liar struct {
 	sink.Disk
 	change func([]byte)
@@ -151,7 +151,7 @@ func TestVerifyOfStream(t *testing.T) {
 	}
 }
 
-// fickle is a source that is read wrong once.
+// fickle is a source whose first read returns a wrong byte.
 type fickle struct {
 	*sourcetest.Memory
 	reads int
@@ -165,7 +165,7 @@ func (f *fickle) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// What went wrong in the digest's reading alone is told as that.
+// TestVerifyWithoutADifference checks the error if only the first reading of the source was wrong.
 func TestVerifyWithoutADifference(t *testing.T) {
 	src := &fickle{Memory: sourcetest.Pattern(1<<20, source.Extent{Len: 1 << 20})}
 	dst := &sinktest.Memory{}
@@ -185,14 +185,15 @@ func TestVerifyFails(t *testing.T) {
 	if _, ok := dst.Published(); ok || len(dst.Leftovers()) > 0 {
 		t.Error("published, or left")
 	}
-	// Embedded in an interface it can't be reopened.
+	// The embedding hides the ability sink.Verifiable.
 	_, err = transfer.Copy(t.Context(), src, struct{ sink.Disk }{create(t, dst, src.Size(), sink.Options{})}, plan(t, src), transfer.Options{Verify: true})
 	if !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("error %v", err)
 	}
 }
 
-// The first difference of an overlay is found in what is its backing's, too.
+// TestDifferenceOfAnOverlay checks that the first difference is also found in a range that an overlay leaves
+// to its backing.
 func TestDifferenceOfAnOverlay(t *testing.T) {
 	backing := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 512<<10)}
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xEE}, 512<<10), ExtentList: []source.Extent{
