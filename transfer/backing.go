@@ -7,16 +7,16 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// backing is the disk that a target leaves Inherited ranges to. The target holds only
-// the differences from it, so it must not change during a copy.
+// backing is the backing image of a target that is an overlay. The target holds only the
+// differences from the backing image, so that image must not change during a copy.
 type backing struct {
 	disk     source.Disk // nil: the target has no backing
 	identity string      // of the disk when the target was planned
 	reopen   func(context.Context) (source.Disk, error)
 }
 
-// newBacking returns the backing that the options name, and identifies it unless
-// the caller of the copy did.
+// newBacking returns the backing image of the options. If they have no BackingIdentity,
+// it queries the identity.
 func newBacking(ctx context.Context, o Options) (b backing, err error) {
 	b = backing{disk: o.Backing, identity: o.BackingIdentity, reopen: o.ReopenBacking}
 	if b.disk != nil && b.identity == "" {
@@ -25,8 +25,8 @@ func newBacking(ctx context.Context, o Options) (b backing, err error) {
 	return b, err
 }
 
-// unchanged returns an error if the backing, or the file that now has its name,
-// has another identity than when the copy began.
+// unchanged returns an error if the identity of the backing image has changed since the
+// copy began, or if another file has its name now.
 func (b *backing) unchanged(ctx context.Context) error {
 	if b.disk == nil {
 		return nil
@@ -41,11 +41,12 @@ func (b *backing) unchanged(ctx context.Context) error {
 	return err
 }
 
-// identityByName returns the identity of the file that now has the name of the backing.
+// identityByName returns the identity of the file that now has the name of the backing
+// image.
 func (b *backing) identityByName(ctx context.Context) (string, error) {
 	named, err := b.reopen(ctx)
 	if err != nil {
-		return "", fmt.Errorf("open the backing again: %w", err)
+		return "", fmt.Errorf("open the backing image again: %w", err)
 	}
 	defer named.Close()
 	return identityOf(ctx, named)
@@ -64,7 +65,8 @@ func identityOf(ctx context.Context, d source.Disk) (string, error) {
 	return id, nil
 }
 
-// changedBackingError is an ErrSourceChanged about the backing.
+// changedBackingError says that the backing image changed during a copy. It is an
+// ErrSourceChanged.
 type changedBackingError struct{ was, is string }
 
 func (e *changedBackingError) Error() string {

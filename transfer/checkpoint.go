@@ -50,11 +50,11 @@ func zeroSum(n int64) uint32 {
 	return sum
 }
 
-// Proves reports whether a target with the content of Tail must be the target that was
-// written, because Tail has a byte that is not zero. Every new disk has zeros, so
-// they prove nothing.
+// Proves reports whether the content of Tail can identify the target: it has a byte that
+// is not zero. A tail of zeros proves nothing, because every new disk has zeros.
 func (c *Checkpoint) Proves() bool { return proves(c.Tail) }
 
+// proves reports whether the content of tail has a byte that is not zero.
 func proves(tail []Stretch) bool {
 	return slices.ContainsFunc(tail, func(s Stretch) bool { return s.Len > 0 && s.Len <= maxTailPiece && !s.zeros() })
 }
@@ -62,7 +62,7 @@ func proves(tail []Stretch) bool {
 // castagnoli is the polynomial of CRC-32C, which current processors compute in hardware.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sums returns the digests that a copy needs, in the state that they had at the
+// sums returns the digests that a copy needs, with the states that they had at the
 // checkpoint. A blksum that only Options.Verify needs is left out if the checkpoint
 // has none, because the content below Offset is not read again.
 func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {

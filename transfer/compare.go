@@ -20,14 +20,15 @@ type CompareOptions struct {
 	Requests int
 	// Limit limits the rate of reading, for both disks together; nil means no limit.
 	Limit *Limiter
-	// Counters are updated meanwhile. They may be nil.
+	// Counters are updated during the comparison. They may be nil.
 	Counters *progress.Counters
 
 	// Strict also compares the allocation: a range that is data in one disk and a hole
 	// in the other is a difference even if both read as zeros. Sum ignores it.
 	Strict bool
 	// TargetMayBeLonger ignores content of the target after the end of the source.
-	// It is for block devices and NBD servers, whose sizes may be given. Sum ignores it.
+	// It is for block devices and NBD exports, whose size the copy did not choose. Sum
+	// ignores it.
 	TargetMayBeLonger bool
 }
 
@@ -158,7 +159,8 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 	}
 }
 
-// reads yields the pairs of the disk as they are read.
+// reads yields the pairs of both disks. Short holes between data, which are read with it,
+// count as data.
 func (c *comparison) reads(ctx context.Context) iter.Seq2[pair, error] {
 	return c.pairs([2]iter.Seq2[source.Extent, error]{c.sides[0].extents(ctx), c.sides[1].extents(ctx)})
 }
@@ -213,7 +215,8 @@ func kindOf(data bool) source.Kind {
 	return source.Zero
 }
 
-// comparedPiece is a pair of at most one request, on its way through the stages.
+// comparedPiece is a range that is read with one request to each disk, and the
+// differences found in it.
 type comparedPiece struct {
 	pair
 	found tally
@@ -232,7 +235,8 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 			}
 		}()
 	}
-	// Eight pieces for each request: the workers can go on while one read is slow.
+	// With eight pieces for each worker, the others can continue while one read is
+	// slow.
 	err = runOrdered(ctx, nil, c.o.Requests, 8*c.o.Requests, stages[comparedPiece]{
 		produce: c.produce,
 		work:    c.compare,

@@ -22,7 +22,7 @@ type copying struct {
 	backing backing
 	reopen  reopener
 
-	// These describe the present target; begin sets them.
+	// The following fields describe the current target. begin sets them.
 	dst    sink.Disk
 	zeroed bool          // unwritten ranges of the target already read as zeros
 	sums   []*digest.Sum // of the content below start, and later of what was collected
@@ -34,7 +34,8 @@ type copying struct {
 	finished         bool  // the sink's Finish has returned
 }
 
-// newCopying returns a copying to dst that has not begun. The caller aborts dst after an error.
+// newCopying returns a copying from src to dst. After an error the caller must abort
+// dst.
 func newCopying(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (*copying, error) {
 	c := &copying{src: guard(src), dst: dst, plan: plan, zeroed: isZeroed(dst)}
 	c.o = o.normal(dst, c.zeroed)
@@ -50,7 +51,7 @@ func isZeroed(dst sink.Disk) bool {
 	return ok && z.ZeroedFrom(0)
 }
 
-// reader returns the reader of the copy.
+// reader returns a reader of the source and the backing image.
 func (c *copying) reader() *reader {
 	r := &reader{src: c.src, backing: c.backing.disk, limit: c.o.Limit}
 	if c.plan != nil {
@@ -90,7 +91,7 @@ func (c *copying) run(ctx context.Context) error {
 	}
 }
 
-// runOnce copies to the present target.
+// runOnce runs one pipeline, which copies to the current target.
 func (c *copying) runOnce(ctx context.Context) error {
 	p, err := newPipeline(ctx, c)
 	if err != nil {
@@ -109,8 +110,8 @@ func (c *copying) begin(ctx context.Context, dst sink.Disk, at *Checkpoint, done
 	if at == nil {
 		at = new(Checkpoint)
 		if checkpoints {
-			// When the target is opened again it is not what it was before the
-			// first write. The state says so.
+			// A target that is opened again may hold data, so it must not be
+			// treated as new. Its state tells the sink.
 			if at.State, _, err = dst.Checkpoint(0); err != nil {
 				return err
 			}
@@ -127,9 +128,10 @@ func (c *copying) begin(ctx context.Context, dst sink.Disk, at *Checkpoint, done
 	return err
 }
 
-// recount sets the counters of a copy that continues at the last checkpoint after
+// recount corrects the counters of a copy that continues at the last checkpoint after
 // its target was lost. Work after the checkpoint counts as not done, and is planned
-// anew: the lost target may have read as zeros where the new one has to be zeroed.
+// again: unwritten ranges of the lost target may have read as zeros, while those of
+// the reopened target must be zeroed.
 func (c *copying) recount() {
 	was := c.o.Counters.Snapshot()
 	c.o.Counters.AddDone(c.keeper.done - was.Done)
@@ -164,7 +166,8 @@ func (c *copying) unchanged(ctx context.Context) error {
 func (c *copying) finish(ctx context.Context, result *Result) error {
 	c.o.Counters.Enter(progress.Finish)
 	if c.keeper != nil && c.o.Keep != nil && c.o.Verify {
-		// Reading back takes long, and a signal may interrupt it.
+		// Reading the target back takes long. If a signal interrupts it, a later run
+		// continues at this checkpoint.
 		if err := c.keeper.final(ctx); err != nil {
 			return err
 		}
@@ -186,14 +189,14 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 			return err
 		}
 		c.o.Counters.Enter(progress.Finish)
-		// Reading back takes long, and the backing may have changed meanwhile.
+		// The backing image may have changed while the target was read back.
 		if err := c.backing.unchanged(ctx); err != nil {
 			return err
 		}
 	}
-	// From here on the copy is complete and lacks only its name: Options.Stop is
-	// ignored, as stopping would save nothing, and once the target is renamed the copy must not
-	// be reported as canceled.
+	// The target is complete and lacks only its name, so Options.Stop no longer
+	// matters. Publish does not end with ctx either: a target that was renamed must
+	// not be reported as canceled.
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}

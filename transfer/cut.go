@@ -9,17 +9,18 @@ import (
 )
 
 const (
-	// joinGap is the size in bytes up to which a hole between data is read as well.
-	// Reading it costs less than another request.
+	// joinGap is the largest hole between data, in bytes, that is read together with the
+	// data. Reading it costs less than another request.
 	joinGap = 32 << 10
 	// zeroPiece is the largest hole, in bytes, that is handed to a sink at once if
-	// the sink must work for it: so progress shows and a canceled copy ends soon.
+	// the sink must work for it. With larger ones progress would stall, and a copy
+	// would be slow to stop.
 	zeroPiece = 128 << 20
 )
 
 // cutter cuts the plan of a copy into the parts that the pipeline processes, in
-// ascending order. Each of its methods but the small ones is an iterator over the
-// parts of the iterator before it.
+// ascending order. The method parts composes the iterators planned, units, joined and
+// cut, and sharer.parts.
 type cutter struct {
 	plan     *Plan
 	src      source.Disk
@@ -33,30 +34,32 @@ type cutter struct {
 	keepZeros  bool  // holes are never read as data: the copy would write their zeros
 	readShared bool  // shared data is read as well, for a digest
 
-	// The counters have planned the work in [overFrom, overTo), which this run
-	// does not do. planned subtracts the work when it skips the range.
+	// The counters count work in [overFrom, overTo) as planned that this run does not
+	// do. The iterator planned subtracts this work when it skips the range.
 	overFrom, overTo int64
 }
 
-// parts returns the parts of the copy.
+// parts yields the parts of the disk from start on, ascending and without gaps.
 func (c *cutter) parts(ctx context.Context) iter.Seq2[part, error] {
 	return c.cut(c.joined(c.sharer.parts(c.units(c.planned(ctx)))))
 }
 
-// countsAsWork reports whether a range of the kind is work to be planned and counted.
+// countsAsWork reports whether the counters count a range of the kind as work. A hole is
+// no work if unwritten ranges of the target already read as zeros.
 func (c *cutter) countsAsWork(kind source.Kind) bool {
 	return kind == source.Data || kind == source.Zero && !c.zeroed
 }
 
-// widen counts n bytes as work that the plan took for skipped bytes.
+// widen counts n bytes as planned work that were counted as skipped before. n may be
+// negative.
 func (c *cutter) widen(n int64) {
 	c.counters.AddPlanned(n)
 	c.counters.AddSkipped(-n)
 }
 
-// planned yields the extents of the plan from start on. It corrects the counters:
-// ranges beyond Plan.Known were counted as work and may be none, and work below
-// start may have been planned that is done already.
+// planned yields the extents of the plan from start on. It corrects the counters in two cases: ranges
+// beyond Plan.Known were counted as work and may be none, and work below start may
+// have been counted as planned although it is done.
 func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range c.plan.extents(ctx, c.src) {
@@ -136,8 +139,8 @@ func (c *cutter) unitBelow(off int64) int64 {
 	return off / c.unit * c.unit
 }
 
-// joined turns a short hole between two parts of plain data into data, if one
-// request can read all three.
+// joined turns a short hole between two parts of plain data into data, if the hole lies
+// inside one request.
 func (c *cutter) joined(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		var hole part      // waits for the part after it; of length 0: there is none

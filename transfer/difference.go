@@ -47,7 +47,7 @@ func (d *Difference) String() string {
 	return "no difference"
 }
 
-// dataOrHole returns the word for a kind of extent in the line.
+// dataOrHole returns the word that Difference.String uses for a kind of extent.
 func dataOrHole(k source.Kind) string {
 	if k == source.Zero {
 		return "hole"

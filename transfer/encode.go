@@ -40,8 +40,8 @@ type encoder struct {
 	memory      chan []byte        // for the code of pieces; those not in use
 }
 
-// newEncoder returns nil if dst takes no encoded units, or stores them all as they
-// are. The number of requests is that of the copy.
+// newEncoder returns an encoder for dst, or nil if dst does not store encoded units.
+// requests is the number of concurrent reads of the copy.
 func newEncoder(dst sink.Disk, requests int, keepBuffers bool) *encoder {
 	s, ok := sink.Ability[sink.Encoder](dst)
 	if !ok || s.NewEncoding() == nil {
@@ -52,9 +52,9 @@ func newEncoder(dst sink.Disk, requests int, keepBuffers bool) *encoder {
 		encodings: make(chan sink.Encoding, encoders()),
 		memory:    make(chan []byte, 2*requests+encoders()),
 	}
-	// There are no more Encodings than processors: each has tables that fill most
-	// of a processor's cache, and with one for every worker they would evict each
-	// other.
+	// The number of Encodings is limited to that of processors: the tables of one
+	// Encoding fill most of a processor's cache, and those of more Encodings would
+	// evict each other.
 	for range cap(e.encodings) {
 		e.encodings <- s.NewEncoding()
 	}
@@ -67,9 +67,9 @@ func newEncoder(dst sink.Disk, requests int, keepBuffers bool) *encoder {
 // encoders returns how many goroutines can encode at a time.
 func encoders() int { return runtime.GOMAXPROCS(0) }
 
-// acquireMemory gets a piece the memory for its code, and blocks until there is
-// some. Only the producer may call it, for pieces in ascending order: a piece that
-// waited for the memory of later pieces would wait forever.
+// acquireMemory assigns memory for encoded units to a piece, and blocks until some is
+// free. Only the producer may call it, for pieces in ascending order. If a piece had
+// to wait for memory of later pieces, it would wait forever.
 func (e *encoder) acquireMemory(ctx context.Context, c *piece) error {
 	select {
 	case c.coded.bytes = <-e.memory:
@@ -80,7 +80,8 @@ func (e *encoder) acquireMemory(ctx context.Context, c *piece) error {
 	}
 }
 
-// releaseMemory gives the memory for the code of a piece back, if it has some.
+// releaseMemory returns the memory for encoded units of a piece to the encoder, if the
+// piece has some.
 func (e *encoder) releaseMemory(c *piece) {
 	if c.coded.pooled {
 		e.memory <- c.coded.bytes[:0]
@@ -110,8 +111,8 @@ func (e *encoder) encode(c *piece) error {
 		}
 	}
 	if !needed && !e.keepBuffers {
-		// The source can fill the buffer again while the piece waits for the
-		// collector. A digest would still refer to the buffer.
+		// The buffer is free for another read while the encoded piece waits for the
+		// collector. With a digest it is not free, because the hashes refer to it.
 		c.releaseBuffer()
 	}
 	return nil

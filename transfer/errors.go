@@ -32,13 +32,13 @@ func (*ResumableError) ExitStatus() int { return exit.Resumable }
 // Resumable implements the interface of transfer/report.
 func (*ResumableError) Resumable() bool { return true }
 
-// leavesNothing reports whether err leaves nothing that a later run could continue.
+// leavesNothing reports whether no later run can continue a copy that failed with err.
 func leavesNothing(err error) bool {
 	return errors.Is(err, ErrSourceChanged) || errors.Is(err, sink.ErrElsewhere) || errors.Is(err, sink.ErrUnsynced)
 }
 
-// isTemporary reports whether a later run may not meet err, so that even a target
-// without any checkpoint is worth keeping.
+// isTemporary reports whether err may not occur in a later run, so that the target of a copy
+// is kept even if it has no checkpoint yet.
 func isTemporary(err error, src source.Disk) bool {
 	if errors.Is(err, sink.ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return true
@@ -47,8 +47,8 @@ func isTemporary(err error, src source.Disk) bool {
 	return repeats && errors.As(err, new(*sourceError))
 }
 
-// isHopeless reports whether a later run meets err again at the same place. A disk
-// or a target that was open once and cannot be opened again is not hopeless.
+// isHopeless reports whether err will occur again in every later run. Failing to reopen a
+// disk or a target that was open before is not hopeless.
 func isHopeless(err error) bool {
 	return source.IsPermanent(err) && !errors.Is(err, source.ErrReopen) && !errors.Is(err, sink.ErrLost)
 }

@@ -14,10 +14,11 @@ import (
 )
 
 const (
-	// A checkpoint is due after this much time, or this many bytes of data.
+	// A checkpoint is due checkpointInterval, or checkpointBytes of data, after the
+	// one before.
 	checkpointInterval = 5 * time.Second
 	checkpointBytes    = 1 << 30
-	// The tail of a checkpoint covers at most this many bytes in this many pieces.
+	// The tail of a checkpoint covers at most tailBytes in at most tailPieces pieces.
 	tailBytes  = 64 << 20
 	tailPieces = 256
 )
@@ -54,8 +55,8 @@ type pending struct {
 }
 
 // newKeeper returns the keeper of a copy to dst that begins at the checkpoint
-// last. done is the value of Counters.Done for the bytes below it, and exists
-// says whether Options.Keep has it.
+// last. done is the value of Counters.Done for the bytes below the checkpoint, and
+// exists says whether the checkpoint was stored with Options.Keep.
 func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, last *Checkpoint, done int64, exists bool) *keeper {
 	k := &keeper{
 		dst: dst, sums: sums, counters: o.Counters, keep: o.Keep,
@@ -71,7 +72,7 @@ func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, last *Checkpoint, d
 	return k
 }
 
-// remember adds a piece to the tail.
+// remember adds a piece to the tail, and removes old pieces that exceed its limits.
 func (k *keeper) remember(s Stretch) {
 	k.tail = append(k.tail, s)
 	k.length += s.Len
@@ -111,7 +112,7 @@ func (k *keeper) collected(c *piece) error {
 	return nil
 }
 
-// take returns a checkpoint of what is done.
+// take returns a checkpoint of the pieces that are done. It is not durable yet.
 func (k *keeper) take() (pending, error) {
 	next := pending{Checkpoint: Checkpoint{Offset: k.at}, done: k.counters.Snapshot().Done}
 	if k.proof.Len > 0 && !proves(k.tail) {
@@ -142,9 +143,10 @@ func (k *keeper) run(ctx context.Context) error {
 	return nil
 }
 
-// finish ends run when all checkpoints that were taken are durable.
+// finish makes run return when all checkpoints that were taken are durable.
 func (k *keeper) finish() { close(k.due) }
 
+// makeDurable syncs the sink up to the checkpoint and stores the checkpoint.
 func (k *keeper) makeDurable(ctx context.Context, next pending) error {
 	killpoint.At("sync")
 	if err := next.sync(ctx); err != nil {
@@ -160,7 +162,7 @@ func (k *keeper) makeDurable(ctx context.Context, next pending) error {
 	return nil
 }
 
-// store passes a checkpoint to Options.Keep.
+// store stores a checkpoint with Options.Keep.
 func (k *keeper) store(c Checkpoint) error {
 	if err := k.keep(c); err != nil {
 		return err
@@ -169,7 +171,8 @@ func (k *keeper) store(c Checkpoint) error {
 	return nil
 }
 
-// final takes a checkpoint of what is done and makes it durable. No pipeline may run.
+// final takes a checkpoint of the pieces that are done and makes it durable. It must not
+// be called while a pipeline runs.
 func (k *keeper) final(ctx context.Context) error {
 	next, err := k.take()
 	if err != nil {
@@ -178,9 +181,9 @@ func (k *keeper) final(ctx context.Context) error {
 	return k.makeDurable(ctx, next)
 }
 
-// keepLast makes a final checkpoint, if the sink still accepts one. Otherwise the
-// checkpoint before it serves, or that of the beginning. After an error
-// Options.Keep has no checkpoint.
+// keepLast makes a final checkpoint. If accepts is false, or if that fails, an earlier
+// checkpoint serves, or else the checkpoint at which the copy began. An error means that
+// no checkpoint is stored.
 func (k *keeper) keepLast(ctx context.Context, accepts bool) error {
 	if accepts && k.final(ctx) == nil || k.exists {
 		return nil
@@ -188,9 +191,9 @@ func (k *keeper) keepLast(ctx context.Context, accepts bool) error {
 	return k.store(*k.last)
 }
 
-// restartUnproven returns the last checkpoint. If the tail of that does not prove
-// that a target is the one that was written, the copy restarts with the state
-// origin.
+// restartUnproven returns the checkpoint from which the copy continues after the target
+// was lost: the last one, or, if its tail cannot identify the target, a new one at
+// offset 0. The state of the new one is origin, unless origin is nil.
 func (k *keeper) restartUnproven(origin []byte) *Checkpoint {
 	if k.last.Offset > 0 && !k.last.Proves() {
 		state := k.last.State

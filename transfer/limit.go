@@ -16,14 +16,14 @@ type Limiter struct {
 
 // NewLimiter returns a Limiter to bytesPerSecond, which must be greater than 0.
 func NewLimiter(bytesPerSecond int64) *Limiter {
-	// Bursts of a tenth of a second are short enough to look even, and long enough
-	// that not every request has to wait.
+	// A burst is a tenth of a second's bytes: short enough for an even rate, and
+	// long enough that not every request has to wait.
 	burst := max(bytesPerSecond/10, 1)
 	return &Limiter{bucket: rate.NewLimiter(rate.Limit(bytesPerSecond), int(min(burst, 1<<30)))}
 }
 
-// Within returns a Limiter that applies both l and outer. Limiters of different copies
-// that are within the same outer share its rate. Either may be nil.
+// Within returns a Limiter that applies the limits of l and of outer. Several Limiters
+// within the same outer share the rate of outer. l and outer may be nil.
 func (l *Limiter) Within(outer *Limiter) *Limiter {
 	if l == nil {
 		return outer

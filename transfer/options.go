@@ -17,27 +17,28 @@ type Options struct {
 	RequestSize int
 	// Requests is how many reads are in progress at a time; 0 means 4.
 	Requests int
-	// Sparse is how many zero bytes in a row become a hole of the target; 0 means
-	// 4 KiB, or 64 KiB if the sink must work for a hole.
+	// Sparse is the shortest run of zeros, in bytes, that becomes a hole of the target;
+	// 0 means 4 KiB, or 64 KiB if the sink must zero holes.
 	Sparse int64
 	// KeepZeros writes the zeros in data as they are instead of searching for them.
 	KeepZeros bool
 
-	// Backing is the backing of the target, if that is an overlay. Inherited ranges
-	// are read from it if they share a unit of the sink with other ranges.
+	// Backing is the backing image of the target, if the target is an overlay. Inherited
+	// ranges are read from it if they share a unit of the sink with other ranges.
 	Backing source.Disk
 	// BackingIdentity is the identity of Backing when it was opened; if it is "",
-	// the copy asks for it when it begins. The target holds only differences from
-	// the backing, so it is an error if the backing changes during the copy.
+	// the copy queries it when it begins. The target holds only differences from
+	// the backing image, so a change of the backing image is an error.
 	BackingIdentity string
-	// ReopenBacking opens the file that now has the name of the backing. A later reader
-	// of the target gets that file, so it is an error if its identity is another.
-	// If ReopenBacking is nil, the copy does not check the file.
+	// ReopenBacking opens the file that now has the name of the backing image. Later
+	// readers of the target use that file, so it is an error if it has another
+	// identity. If ReopenBacking is nil, the copy does not check the file.
 	ReopenBacking func(context.Context) (source.Disk, error)
 
 	// Reflink says whether the target shares blocks with the file of the source.
 	Reflink Reflink
-	// Digest is computed of the content during the copy; "" means none.
+	// Digest is the algorithm of a digest of the content, which is computed during the
+	// copy; "" means none.
 	Digest digest.Algorithm
 	// Verify reads the target back before it is published.
 	Verify bool
@@ -52,8 +53,9 @@ type Options struct {
 	// is nil, CopyStream waits for the Read.
 	Interrupt func(cause error)
 
-	// Stop makes the copy finish the pieces in progress, and return the cause of
-	// the context's end. It is for copies that can be resumed. nil means never.
+	// Stop stops the copy when it ends: the copy finishes the pieces in progress and
+	// returns the cause of the end. It is for copies that can be resumed. nil means
+	// never.
 	Stop context.Context
 	// Resume is the checkpoint at which an earlier copy of the same disk stopped;
 	// nil means none. The target must have been opened with its State and Offset.
@@ -66,7 +68,7 @@ type Options struct {
 	// final name. It may be nil.
 	Whole func()
 	// Interval is the time between two checkpoints; 0 means 5 s. A checkpoint is
-	// also taken after each GiB.
+	// also taken after each GiB of data.
 	Interval time.Duration
 	// Reopen opens the target again after a sink.ErrLost, with the retries of Lost.
 	// If it is nil, a lost target is an error.
@@ -87,7 +89,8 @@ const (
 	defaultRequests = 4
 	// defaultSparse is the smallest hole, in bytes, that common file systems can make.
 	defaultSparse = 4 << 10
-	// workedSparse is the smallest hole, in bytes, that is worth a call to the sink.
+	// workedSparse is the smallest hole, in bytes, that is worth a call of ZeroAt to a
+	// sink that must zero holes.
 	workedSparse = 64 << 10
 )
 

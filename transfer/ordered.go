@@ -7,11 +7,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// errStopped is the error of a copy that Options.Stop ended: the pieces that had
-// been sent are finished, and no other piece was begun.
+// errStopped is the error of a copy that Options.Stop has stopped. The pieces that had
+// been sent to the workers are finished.
 var errStopped = errors.New("stopped")
 
-// stages are the steps that a value passes through in runOrdered.
+// stages are the functions that runOrdered calls.
 type stages[T any] struct {
 	// produce acquires and sends all items, in ascending order. It runs in one
 	// goroutine.
@@ -21,11 +21,11 @@ type stages[T any] struct {
 	// collect runs in one goroutine, for values in the order in which they were
 	// sent.
 	collect func(ctx context.Context, v *T) error
-	// after runs in the goroutine of collect, after each value; nil: nothing.
+	// after runs in the goroutine of collect after each call of collect; nil: nothing.
 	after func(v *T) error
-	// release frees the memory that a value refers to; nil: nothing. It runs after
-	// each value, and once more for all values when the goroutines have ended, also
-	// after an error.
+	// release frees the memory that a value refers to; nil: nothing. It runs when a
+	// value has been collected, and once more for all values when the goroutines have
+	// ended, also after an error.
 	release func(v *T)
 }
 
@@ -39,7 +39,7 @@ type ordered[T any] struct {
 	next chan *item[T]   // for the collector, in the order of sending
 }
 
-// item carries a value through the stages.
+// item holds a value that is passed from stage to stage.
 type item[T any] struct {
 	value T
 	skips bool          // the item goes from the producer to the collector

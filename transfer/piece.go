@@ -7,8 +7,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-// part is a range of the disk that is copied in one way: zeroed, left to the
-// backing, read and written, or, where file is not nil, shared with the source.
+// part is a range of the disk that is copied in one way: it is zeroed, left to the
+// backing image, read and written, or, if file is not nil, shared with the source.
 type part struct {
 	source.Extent
 	file *os.File // whose bytes from pos on are those of the range; nil: not shared
@@ -18,7 +18,8 @@ type part struct {
 // plain reports whether the part has to be read and written.
 func (p part) plain() bool { return p.Kind == source.Data && p.file == nil }
 
-// head removes the first n bytes of the part, at most all, and returns them.
+// head removes the first n bytes of the part and returns them. If the part is shorter,
+// it removes all.
 func (p *part) head(n int64) part {
 	h := *p
 	h.Len = min(n, p.Len)
@@ -29,8 +30,8 @@ func (p *part) head(n int64) part {
 	return h
 }
 
-// piece is a part on its way through the stages of a pipeline, and what the
-// stages found out about its content. Pieces are used again for other parts.
+// piece is a part that a pipeline processes, with its buffer and the results of the
+// stages. Pieces are reused for other parts.
 type piece struct {
 	part
 
@@ -43,7 +44,7 @@ type piece struct {
 	crc    uint32          // CRC-32C of buf, for checkpoints
 }
 
-// releaseBuffer gives the buffer back, if the piece has one.
+// releaseBuffer frees the buffer, if the piece has one.
 func (c *piece) releaseBuffer() {
 	if c.free != nil {
 		c.free()

@@ -11,14 +11,14 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-// maxPieces is how many pieces can be in progress. The buffers bound the pieces that
-// have one; this bounds the holes between them.
+// maxPieces is the largest number of pieces in progress. The number of pieces with data is also
+// bounded by the buffers; that of holes is not.
 const maxPieces = 1024
 
-// pipeline copies to one target. Its stages are those of an ordered: the producer
-// cuts the plan into pieces and gets them buffers, workers read, inspect and encode them
-// (and write them, if the sink is Parallel), and the collector adds them to the
-// digests, writes them, and counts them.
+// pipeline copies to one target with runOrdered. The producer cuts the plan into pieces
+// and assigns buffers to them. Workers read, inspect and encode the pieces, and write
+// them if the sink is Parallel. The collector adds the pieces to the digests, writes
+// them if no worker did, and counts them.
 type pipeline struct {
 	o         Options
 	cutter    *cutter
@@ -33,8 +33,8 @@ type pipeline struct {
 	parallel  bool // workers write, in any order
 }
 
-// newPipeline returns the pipeline of a copy to its present target. The context is that
-// of calls to the sink.
+// newPipeline returns a pipeline that copies to c.dst. Calls to the sink are made
+// under ctx.
 func newPipeline(ctx context.Context, c *copying) (*pipeline, error) {
 	p := &pipeline{o: c.o, reader: c.reader(), sums: c.sums, keeper: c.keeper, workers: c.o.Requests}
 	if parallel, ok := sink.Ability[sink.Parallel](c.dst); ok && parallel.MaxParallel() > 1 {
@@ -70,8 +70,8 @@ func (p *pipeline) run(ctx context.Context) (err error) {
 	return p.runStages(ctx, stages[piece]{produce: p.produce, work: p.work})
 }
 
-// runStream is run for a stream. The workers do not read, and the pieces are written
-// in order.
+// runStream is like run, for a stream: the producer reads, and the collector writes all
+// pieces in order.
 func (p *pipeline) runStream(ctx context.Context, s *stream) error {
 	// One worker finds zeros as fast as a stream delivers; hashing and encoding
 	// need more.
@@ -82,11 +82,12 @@ func (p *pipeline) runStream(ctx context.Context, s *stream) error {
 	return p.runStages(ctx, stages[piece]{produce: s.produce, work: p.process})
 }
 
-// runStages runs the pipeline with the given stages for produce and work.
+// runStages runs the pipeline with s.produce and s.work. It sets the other stages.
 func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
 	s.collect, s.release = p.collect, p.release
 	if p.buffers == nil {
-		// Twice as many as are being read: the others are filled and wait to be written.
+		// There are two buffers for each concurrent read: one that is being filled, and one
+		// that is filled and waits to be written.
 		own, err := newArena(2*p.o.Requests, p.o.RequestSize)
 		if err != nil {
 			return err
@@ -135,7 +136,8 @@ func (p *pipeline) produce(ctx context.Context, o *ordered[piece]) error {
 	return nil
 }
 
-// acquireBuffer gets a piece a buffer of n bytes and memory for its code.
+// acquireBuffer assigns a buffer of n bytes to a piece, and memory for encoded units if
+// the sink needs it. It blocks until both are free.
 func (p *pipeline) acquireBuffer(ctx context.Context, c *piece, n int) (err error) {
 	if c.buf, c.free, err = p.buffers.Buffer(ctx, n); err != nil {
 		return err
@@ -146,7 +148,7 @@ func (p *pipeline) acquireBuffer(ctx context.Context, c *piece, n int) (err erro
 	return p.encoder.acquireMemory(ctx, c)
 }
 
-// work is the work on a piece of a disk.
+// work fills the buffer of a piece, if it has one, and processes the piece.
 func (p *pipeline) work(ctx context.Context, c *piece) error {
 	if c.read {
 		if err := p.reader.fill(ctx, c.buf, c.Off); err != nil {
@@ -156,7 +158,8 @@ func (p *pipeline) work(ctx context.Context, c *piece) error {
 	return p.process(ctx, c)
 }
 
-// process is the work on a piece whose buffer, if it has one, is filled.
+// process inspects and encodes a piece whose buffer is filled, and writes the piece if
+// workers may write.
 func (p *pipeline) process(ctx context.Context, c *piece) error {
 	if c.read {
 		p.inspector.inspect(c)
@@ -205,7 +208,7 @@ func (p *pipeline) addToSum(ctx context.Context, s *digest.Sum, i int, c *piece)
 	return s.ZeroContext(ctx, c.Len)
 }
 
-// addBacking adds a range of the backing to a digest.
+// addBacking adds n bytes of the backing image, from off on, to a digest.
 func (p *pipeline) addBacking(ctx context.Context, s *digest.Sum, off, n int64) error {
 	buf := make([]byte, min(n, int64(p.o.RequestSize)))
 	for end := off + n; off < end; {
@@ -265,7 +268,7 @@ func (p *pipeline) writeScanned(c *piece) error {
 	return p.writer.write(c)
 }
 
-// release frees the memory of a piece.
+// release frees the buffers of a piece, so that it can be reused.
 func (p *pipeline) release(c *piece) {
 	c.releaseBuffer()
 	if p.encoder != nil {

@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// planCache is the most memory, in bytes, that a Plan uses for extents, which take 8
-// bytes each. A disk can have more extents than that: later ones are queried again.
+// planCache is the most memory, in bytes, that a Plan uses for extents. An extent takes
+// 8 bytes. If a disk has more extents, the copy queries the later ones again.
 const planCache = 8 << 20
 
 // maxSize is the size in bytes of the largest disk that can be copied, 4 EiB. It is far above the
@@ -46,9 +46,9 @@ func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
 	return NewPlanWithin(ctx, src, math.MaxInt64, new(progress.Counters))
 }
 
-// NewPlanWithin is NewPlan for sources that may need long to report all their extents.
-// It stops when patience has passed, and the copy queries the other extents when it
-// reaches them. Progress is reported with counters.Examined.
+// NewPlanWithin is NewPlan for sources that may take long to report all their extents.
+// It stops after patience, and the copy queries the other extents when it reaches them.
+// NewPlanWithin reports its progress with counters.Examined.
 func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration, counters *progress.Counters) (*Plan, error) {
 	begun := time.Now()
 	p := &Plan{Size: src.Size()}

@@ -8,8 +8,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// reader reads the content of a copy: from the source, and from the backing of
-// the target where the source has Inherited extents. It is safe for concurrent
+// reader reads the content of a copy. It reads from the source, and from the backing
+// image of the target where the source has Inherited extents. It is safe for concurrent
 // use.
 type reader struct {
 	src     source.Disk // marked by guard
@@ -18,7 +18,7 @@ type reader struct {
 	limit   *Limiter    // nil: none
 }
 
-// fill reads len(b) bytes at off within the limit.
+// fill reads len(b) bytes at off. It waits until the Limiter allows it.
 func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
 	if err := r.limit.Wait(ctx, len(b)); err != nil {
 		return err
@@ -29,7 +29,8 @@ func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
 	return readFull(r.src, b, off)
 }
 
-// readMixed reads a range whose parts may be data, zeros, or content of the backing.
+// readMixed reads a range that may consist of data, zeros, and Inherited parts, which are read
+// from the backing image.
 func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 	for e, err := range source.Covered(ctx, r.src, off, int64(len(buf))) {
 		if err != nil {
@@ -52,8 +53,8 @@ func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 	return nil
 }
 
-// readBacking reads from the backing, which may be shorter than the disk: it
-// reads as zeros past its end.
+// readBacking reads from the backing image. A backing image that is shorter than the
+// disk reads as zeros past its end.
 func (r *reader) readBacking(b []byte, off int64) error {
 	if r.backing == nil {
 		return fmt.Errorf("bytes [%d, %d) are not in this image, and no backing is given", off, off+int64(len(b)))
@@ -64,13 +65,13 @@ func (r *reader) readBacking(b []byte, off int64) error {
 		return nil
 	}
 	if err := readFull(r.backing, b[:n], off); err != nil {
-		return fmt.Errorf("backing: %w", err)
+		return fmt.Errorf("read the backing image: %w", err)
 	}
 	return nil
 }
 
-// readFull reads len(b) bytes. Errors of disks name the range and the cause
-// themselves.
+// readFull reads len(b) bytes at off. It returns errors of ReadAt unchanged, because they
+// already name the range and the cause.
 func readFull(d source.Disk, b []byte, off int64) error {
 	n, err := d.ReadAt(b, off)
 	if n == len(b) {
@@ -121,8 +122,8 @@ func (w *wholeDisk) Extents(ctx context.Context, off, length int64) iter.Seq2[so
 	}
 }
 
-// Identity returns the identity of the source. Type backing watches for changes of
-// the backing.
+// Identity returns the identity of the source alone. Changes of the backing image are
+// detected by backing.unchanged.
 func (w *wholeDisk) Identity(ctx context.Context) (id, proof string, err error) {
 	i, ok := source.Ability[source.Identified](w.r.src)
 	if !ok {

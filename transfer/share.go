@@ -31,8 +31,8 @@ const (
 	// maxClone is the longest range, in bytes, that is shared at once, so that
 	// progress shows.
 	maxClone = 64 << 20
-	// cloneStep is the distance, in bytes, after which a source that did not know a
-	// file is asked again. It is the usual size of a grain or cluster.
+	// cloneStep is how many bytes are copied where the source reports no file, before
+	// it is queried again. It is the usual size of a grain or cluster.
 	cloneStep = 64 << 10
 )
 

@@ -11,11 +11,12 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// CopyStream fills dst with the bytes of r up to its end, makes it durable and publishes
-// it. The stream must have size bytes. If size is sink.UnknownSize, dst must have been created
-// with sink.UnknownSize, and gets the length of the stream. After an error other
-// than a *MismatchError dst is aborted. Result.Size is the number of bytes read.
-// CopyStream ignores Options.Resume, Keep, Reopen and Reflink: a stream cannot be read again.
+// CopyStream fills dst with the bytes of r, makes it durable and publishes it. The
+// stream must have size bytes. If size is sink.UnknownSize, dst must have been created
+// with sink.UnknownSize too, and becomes as long as the stream. After an error dst is
+// aborted, unless the error is a *MismatchError. Result.Size is the number of bytes
+// read. CopyStream ignores Options.Resume, Keep, Reopen and Reflink, because a stream
+// cannot be read again.
 func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o Options) (result Result, err error) {
 	defer func() {
 		if err != nil && !errors.As(err, new(*MismatchError)) {
@@ -47,7 +48,7 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 	if size == sink.UnknownSize {
 		sizer, ok := sink.Ability[sink.Sizer](dst)
 		if !ok {
-			return result, fmt.Errorf("the target needs the size of the stream when it is created: %w", errors.ErrUnsupported)
+			return result, fmt.Errorf("the target needs to know the size of the stream when it is created: %w", errors.ErrUnsupported)
 		}
 		if err := sizer.SetSize(result.Size); err != nil {
 			return result, err
@@ -59,7 +60,7 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 	return result, c.finish(ctx, &result)
 }
 
-// stream produces the pieces of CopyStream.
+// stream reads the stream of CopyStream and sends it to a pipeline.
 type stream struct {
 	r         io.Reader
 	size      int64 // expected, in bytes, or sink.UnknownSize
@@ -107,7 +108,7 @@ func (s *stream) read(b []byte) (n int, ended bool, err error) {
 	n, err = io.ReadFull(s.r, b)
 	ended = errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 	if err != nil && !ended {
-		return n, false, fmt.Errorf("read the stream at %d: %w", s.off, err)
+		return n, false, fmt.Errorf("read the stream at byte %d: %w", s.off, err)
 	}
 	switch end := s.off + int64(n); {
 	case s.size == sink.UnknownSize:

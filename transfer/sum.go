@@ -15,7 +15,7 @@ import (
 // content is not known.
 func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOptions) (value string, err error) {
 	s := &summing{o: o.normal(), side: side{Disk: d}, sum: digest.New(a)}
-	// The workers can hash only whole blocks of the digest.
+	// Workers can hash only whole blocks of a blksum, so requests consist of whole blocks.
 	s.o.RequestSize = (s.o.RequestSize + digest.BlockSize - 1) / digest.BlockSize * digest.BlockSize
 	if err := s.makePlan(ctx); err != nil {
 		return "", err
@@ -24,7 +24,8 @@ func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOption
 		return "", err
 	}
 	s.o.Counters.Enter(progress.Verify)
-	// Twice as many as are being read: the others are hashed and wait to be collected.
+	// There are two buffers for each concurrent read: one that is being filled, and one
+	// that is hashed and waits to be collected.
 	release, err := s.reserve(2*s.o.Requests, s.o.RequestSize)
 	if err != nil {
 		return "", err
@@ -56,7 +57,7 @@ type summing struct {
 	sum *digest.Sum // used only by the collector while the stages run
 }
 
-// summedPiece is a part of an extent, on its way through the stages.
+// summedPiece is a part of an extent, with its buffer and its hashes.
 type summedPiece struct {
 	source.Extent
 	buf    []byte        // Len bytes if Kind is Data, else nil
@@ -78,7 +79,7 @@ func (s *summing) countsAsWork(kind source.Kind) bool {
 	return kind == source.Data || s.sum.Algorithm() != digest.Blksum
 }
 
-// count counts the work.
+// count counts the planned and the skipped bytes.
 func (s *summing) count(ctx context.Context) error {
 	for e, err := range s.extents(ctx) {
 		if err != nil {
@@ -126,7 +127,7 @@ func (s *summing) produce(ctx context.Context, o *ordered[summedPiece]) error {
 	return nil
 }
 
-// read fills and hashes a piece of data.
+// read reads and hashes a piece of data.
 func (s *summing) read(ctx context.Context, p *summedPiece) error {
 	if err := s.o.Limit.Wait(ctx, len(p.buf)); err != nil {
 		return err

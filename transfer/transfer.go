@@ -1,9 +1,8 @@
 // Package transfer copies a disk from a source to a sink, compares disks, and
 // computes digests of disks.
 //
-// [NewPlan] finds out what of a disk has to be copied, and [Copy] copies it,
-// makes the target durable and publishes it. [CopyStream] does the same for an
-// [io.Reader]. [Compare] finds the differences between two disks, and [Sum]
+// [NewPlan] queries the extents of a disk, and [Copy] copies the disk, makes the
+// target durable and publishes it. [CopyStream] does the same for an [io.Reader]. [Compare] finds the differences between two disks, and [Sum]
 // computes a digest. [Options] and [CompareOptions] tune them; with
 // Options.Keep a copy that was interrupted can be resumed.
 //
@@ -27,7 +26,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// Result describes a copy that succeeded, or how far a failed one came.
+// Result describes a copy. After an error, fields that were not reached are zero.
 type Result struct {
 	Size   int64             // of the disk, in bytes
 	Counts progress.Snapshot // when everything was written, before the target was read back
@@ -54,7 +53,8 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 	if err != nil {
 		return result, abort(dst, err)
 	}
-	// Ranges that the plan does not know count as work until they are known.
+	// Ranges whose extents the plan does not know count as work until the copy queries
+	// them.
 	work, unknown := plan.Data, plan.Size-plan.Known
 	if !c.zeroed {
 		work += plan.Zero

@@ -466,7 +466,7 @@ func TestCopyStream(t *testing.T) {
 		{"empty", bytes.NewReader(nil), 0, ""},
 		{"too long", bytes.NewReader(content), int64(len(content)) - 1, "longer than the 5242956 bytes"},
 		{"too short", bytes.NewReader(content), int64(len(content)) + 1, "ended after 5242957 of 5242958 bytes"},
-		{"broken", io.MultiReader(bytes.NewReader(content[:3<<20]), brokenReader{}), int64(len(content)), "at 3145728: boom"},
+		{"broken", io.MultiReader(bytes.NewReader(content[:3<<20]), brokenReader{}), int64(len(content)), "at byte 3145728: boom"},
 	} {
 		dst := &sinktest.Memory{}
 		if c.name == "whole" {

@@ -95,8 +95,8 @@ func (v *verifier) verify(ctx context.Context) (report.Verify, error) {
 	return result, mismatch
 }
 
-// compareSums compares the blksum of the target with the one of what was written. If they
-// differ, it reads both disks once more to find the first difference.
+// compareSums compares the blksum of the target with want, the blksum of the content that was
+// read. If they differ, it reads both disks once more to find the first difference.
 func (v *verifier) compareSums(ctx context.Context, d source.Disk, want string) (mismatch *MismatchError, err error) {
 	var got string
 	err = v.untilStopped(ctx, func(ctx context.Context) (err error) {
@@ -116,8 +116,8 @@ func (v *verifier) compareSums(ctx context.Context, d source.Disk, want string) 
 	return mismatch, nil
 }
 
-// compareContent compares the target with the source, which it reads once more. It is
-// for a copy that was resumed from one without a digest.
+// compareContent reads the source once more and compares the target with it. It is for
+// a copy that was resumed from a checkpoint without a blksum.
 func (v *verifier) compareContent(ctx context.Context, d source.Disk) (mismatch *MismatchError, err error) {
 	var difference *Difference
 	err = v.untilStopped(ctx, func(ctx context.Context) (err error) {
@@ -130,7 +130,7 @@ func (v *verifier) compareContent(ctx context.Context, d source.Disk) (mismatch 
 	return &MismatchError{Difference: difference}, nil
 }
 
-// untilStopped calls read with a context that also ends with v.stop. The error is then
+// untilStopped calls read with a context that also ends when v.stop ends. It then returns
 // errStopped.
 func (v *verifier) untilStopped(ctx context.Context, read func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)

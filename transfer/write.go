@@ -51,7 +51,8 @@ func (w *writer) write(c *piece) error {
 	return nil
 }
 
-// writeEmpty zeros a range, or leaves an Inherited one to the backing.
+// writeEmpty writes a range without data: it zeros the range, or leaves it to the backing
+// image if kind is Inherited.
 func (w *writer) writeEmpty(off, n int64, kind source.Kind) error {
 	if kind == source.Inherited {
 		return w.dst.SameAt(w.ctx, off, n)
@@ -63,8 +64,8 @@ func (w *writer) writeEmpty(off, n int64, kind source.Kind) error {
 	return nil
 }
 
-// place hands the encoded units of a run to the sink, the first of which is c.coded.units[first],
-// and returns how many units the run has.
+// place hands the encoded units of a run to the sink. The first of them is
+// c.coded.units[first]. place returns how many units the run has.
 func (w *writer) place(c *piece, r run, first int) (units int, err error) {
 	for i, u := range c.coded.units[first:] {
 		if u.start >= r.end {
@@ -90,8 +91,8 @@ func (w *writer) place(c *piece, r run, first int) (units int, err error) {
 	return units, nil
 }
 
-// share makes the target share the blocks of a piece with the source's file. It
-// returns false where the piece must be copied instead.
+// share makes the target share the blocks of a piece with the file of the source. It
+// returns false if the piece must be copied instead.
 func (w *writer) share(c *piece) (shared bool, err error) {
 	cloner, _ := sink.Ability[sink.Cloner](w.dst)
 	err = cloner.CloneFrom(c.file, c.pos, c.Off, c.Len)

@@ -105,7 +105,7 @@ func (s *Sum) partial() int { return int(s.size % BlockSize) }
 
 // Zero adds n zero bytes.
 func (s *Sum) Zero(n int64) {
-	// The only error is the end of the context, which never ends.
+	// The only possible error is the end of the context, and this context never ends.
 	_ = s.ZeroContext(context.Background(), n)
 }
 

@@ -212,7 +212,7 @@ func drawBar(share float64) string {
 	return fmt.Sprintf("%3d%% [%s%s]", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full))
 }
 
-// add adds the counts that are shown for the whole batch.
+// add adds the counts of another copy, as far as a BatchDisplay shows their sums.
 func (s *Snapshot) add(o Snapshot) {
 	s.Planned += o.Planned
 	s.Done += o.Done
@@ -267,13 +267,14 @@ func (j *shownJob) writeJSON(out io.Writer, now time.Time) {
 	writeJSON(out, now, j.name, j.disk, s, j.meter.add(now, s.Done))
 }
 
-// wideEnough is how many columns a terminal needs to show bars and names.
+// wideEnough is the smallest number of columns of a terminal on which a BatchDisplay
+// draws bars.
 const wideEnough = 70
 
 // describe returns the line of a job on a terminal.
 func (j *shownJob) describe(now time.Time, columns int) string {
 	s := j.counters.Snapshot()
-	// The line is drawn five times a second, so the eleven points of the meter cover
+	// On a terminal the line is drawn five times a second, so this rate is the mean of
 	// only the last two seconds.
 	rate := j.meter.add(now, s.Done)
 	if columns < wideEnough {

@@ -101,8 +101,8 @@ func (d *Display) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-// maxHeld is how many bytes of output a paused Display keeps. Further output is written at
-// once.
+// maxHeld is how many bytes of output a paused Display keeps. When it has as many,
+// further output is written at once.
 const maxHeld = 1 << 20
 
 // Pause clears the display, for a question or other text on the terminal, until resume

@@ -98,8 +98,8 @@ type meter struct {
 
 // add records the value of Snapshot.Done at the time now and returns the rate in bytes
 // per second. It should be called about once a second. When a copy has lost its target
-// and repeats work, done decreases; the earlier points are then moved down, so that the
-// rate is never negative.
+// and repeats work, done decreases. The earlier points are then reduced by the same
+// number of bytes, so that the rate is never negative.
 func (m *meter) add(now time.Time, done int64) float64 {
 	if m.n > 0 {
 		if back := m.done[m.n-1] - done; back > 0 {
