@@ -93,12 +93,12 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 	return sums, nil
 }
 
-// ErrTail says that a target does not have the content that the Tail of a
-// checkpoint describes.
-var ErrTail = errors.New("the target does not hold the bytes that were written last before the checkpoint")
+// ErrTail says that a disk does not have the content that the Tail of a checkpoint
+// describes.
+var ErrTail = errors.New("the bytes differ from those that were copied last before the checkpoint")
 
-// CheckTail reads the ranges of Tail from d and compares their checksums. The error
-// is an ErrTail if one differs, or if Tail is not valid.
+// CheckTail reads the ranges of Tail from d, a source or a target, and compares their
+// checksums. The error is an ErrTail if one differs, or if Tail is not valid.
 func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	for _, s := range c.Tail {
 		if s.Off < 0 || s.Len < 0 || s.Len > maxTailPiece || s.Off > c.Offset-s.Len {
@@ -109,7 +109,7 @@ func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 		}
 		b := make([]byte, s.Len)
 		if n, err := d.ReadAt(b, s.Off); n < len(b) {
-			return fmt.Errorf("read [%d, %d) of the target: %w", s.Off, s.Off+s.Len, err)
+			return fmt.Errorf("read [%d, %d): %w", s.Off, s.Off+s.Len, err)
 		}
 		if sum := crc32.Checksum(b, castagnoli); sum != s.CRC {
 			return fmt.Errorf("[%d, %d) has the checksum %08x, want %08x: %w", s.Off, s.Off+s.Len, sum, s.CRC, ErrTail)
