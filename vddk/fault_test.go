@@ -346,7 +346,7 @@ func TestOpenFails(t *testing.T) {
 		}, err: "error 2", hint: "<nfcsvc><maxMemory>", starts: 7},
 		{name: "no worker program", fault: func(h *fakeHost) {
 			h.onStart = func(int) error { return &worker.ProgramError{Tried: []error{errors.New("not embedded")}} }
-		}, err: "no vddkcp-vddk-worker", permanent: true, hint: "make", starts: 1},
+		}, err: "cannot start vddkcp-vddk-worker", permanent: true, hint: "make", starts: 1},
 		{name: "no processes", fault: func(h *fakeHost) {
 			h.onStart = func(int) error {
 				return &worker.StartError{Err: &os.PathError{Op: "fork/exec", Path: "/x", Err: syscall.EAGAIN}}

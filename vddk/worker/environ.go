@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// environ is the environment of a worker: env (nil: this process's) without
-// what may hold a secret, and with dir in front of the library path.
+// environ returns the environment of a worker: env, or that of this process if env is nil,
+// without variables that may hold a secret, and with dir in front of LD_LIBRARY_PATH.
 func environ(env []string, dir string) []string {
 	if env == nil {
 		env = os.Environ()
@@ -29,13 +29,13 @@ func environ(env []string, dir string) []string {
 	if libraries != "" {
 		list = append(list, "LD_LIBRARY_PATH="+libraries)
 	}
-	// glibc's own last words ("free(): invalid pointer") go to the terminal
-	// otherwise, in older versions.
+	// Without this variable, older versions of glibc write their messages about a corrupted
+	// heap to the terminal.
 	return append(list, "LIBC_FATAL_STDERR_=1")
 }
 
-// maySecret says whether a variable looks like one that holds a secret: ours,
-// and by its name anybody's.
+// maySecret reports whether a variable may hold a secret: those of vddkcp, and others whose
+// names suggest it.
 func maySecret(name string) bool {
 	name = strings.ToUpper(name)
 	if strings.HasPrefix(name, "VDDKCP_") {

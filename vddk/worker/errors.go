@@ -7,15 +7,15 @@ import (
 	"syscall"
 )
 
-// ErrBusy is returned for a slot whose last request has no completion yet. That
-// happens only after a call was given up because its context ended.
+// ErrBusy says that the library has not completed the last request in the slot. That happens
+// only if the context of the last call ended before its request was completed.
 var ErrBusy = errors.New("the library still has a request in this slot")
 
 // Error is an error of the library.
 type Error struct {
-	Code uint64 // VixError; the low 16 bits are the code, the others say more of it
-	Op   string // the function that returned it: "VixDiskLib_Open"
-	Text string // by VixDiskLib_GetErrorText, "" where that was not to be had
+	Code uint64 // VixError: the low 16 bits are the code, the others additional information
+	Op   string // function that returned the error, such as "VixDiskLib_Open"
+	Text string // text of VixDiskLib_GetErrorText; "" if there is none
 }
 
 func (e *Error) Error() string {
@@ -29,10 +29,10 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: error %d: %s", e.Op, e.Code, text)
 }
 
-// Kind is the code without what the upper bits say.
+// Kind returns the low 16 bits of the code.
 func (e *Error) Kind() uint16 { return uint16(e.Code) }
 
-// Codes of the library that callers decide on, as Kind returns them.
+// Codes of the library that callers treat in different ways, as Kind returns them.
 const (
 	CodeFail         = 1
 	CodeOutOfMemory  = 2
@@ -40,13 +40,13 @@ const (
 	CodeFileNotFound = 4
 	CodeNotSupported = 6
 	CodeNoAccess     = 13
-	CodeLoginRefused = 3014 // also of a user without permissions
+	CodeLoginRefused = 3014 // also if the user lacks a permission
 	CodeNoSnapshot   = 13003
 	CodeRefused      = 14009
 )
 
-// StartError says that the system had no process, descriptor or memory left
-// for a worker. The same start may succeed later.
+// StartError says that the system had no process, file descriptor or memory left for a worker.
+// The same start may succeed later.
 type StartError struct{ Err error }
 
 func (e *StartError) Error() string {
@@ -58,7 +58,7 @@ func (e *StartError) Unwrap() error { return e.Err }
 // be short of processes, file descriptors or memory.
 func (*StartError) Transient() bool { return true }
 
-// Hint says what to do.
+// Hint returns what the user can do about the error.
 func (e *StartError) Hint() string {
 	switch {
 	case errors.Is(e.Err, syscall.EMFILE), errors.Is(e.Err, syscall.ENFILE):
@@ -69,7 +69,7 @@ func (e *StartError) Hint() string {
 	return "the system is out of memory: copy fewer disks at a time, or lower --connections and --request-size"
 }
 
-// outOf reports whether err is a lack of processes, descriptors or memory.
+// outOf reports whether err is a lack of processes, file descriptors or memory.
 func outOf(err error) bool {
 	for _, errno := range []syscall.Errno{syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
 		if errors.Is(err, errno) {
@@ -79,16 +79,16 @@ func outOf(err error) bool {
 	return false
 }
 
-// GoneError says that there is no worker any more, and how it ended. Every
-// call in progress and every later one returns it.
+// GoneError says that the worker process has ended, and how. All calls in progress and all later
+// ones return it.
 type GoneError struct {
 	PID    int
-	Signal syscall.Signal // that ended it; 0: it exited
-	Status int            // with which it exited
-	Killed bool           // by Kill, Close or the end of a context
-	Closed bool           // orderly, by Close
-	Reason string         // what the worker, or whoever ended it, said; "": nothing
-	Last   []string       // its last lines on standard error
+	Signal syscall.Signal // the signal that ended the process; 0 if it exited
+	Status int            // the exit status
+	Killed bool           // this package killed the process
+	Closed bool           // the process ended after Close had closed the disk
+	Reason string         // why the worker ended itself, or why it was killed; "" if it is not known
+	Last   []string       // the last lines that it wrote to standard output and error
 }
 
 func (e *GoneError) Error() string {
@@ -100,7 +100,7 @@ func (e *GoneError) Error() string {
 	case e.Killed:
 		b.WriteString("was killed")
 	case e.Signal == syscall.SIGKILL:
-		b.WriteString("was killed by somebody else, or by the kernel for want of memory")
+		b.WriteString("was killed by another process, or by the kernel because the system was out of memory")
 	case e.Signal != 0:
 		fmt.Fprintf(&b, "died: %v", e.Signal)
 	default:
@@ -110,17 +110,17 @@ func (e *GoneError) Error() string {
 		fmt.Fprintf(&b, ": %s", e.Reason)
 	}
 	if len(e.Last) > 0 && !e.Closed {
-		fmt.Fprintf(&b, " (last words: %s)", strings.Join(e.Last, " / "))
+		fmt.Fprintf(&b, " (last output: %s)", strings.Join(e.Last, " / "))
 	}
 	return b.String()
 }
 
-// LoadError says why the library can't be used.
+// LoadError says why the library cannot be used.
 type LoadError struct {
 	Library   string
-	Text      string   // what the dynamic linker said, "" where that is not the reason
-	Libraries []string // each library that it needs, directly or not, and that is not found
-	Functions []string // each function that must be there and is not
+	Text      string   // message of the dynamic linker; "" if functions are missing
+	Libraries []string // libraries that it needs, directly or through others, and that were not found
+	Functions []string // required functions that it does not have
 }
 
 func (e *LoadError) Error() string {
@@ -137,8 +137,8 @@ func (e *LoadError) Error() string {
 	return b.String()
 }
 
-// Temporary reports whether the dynamic linker had no memory or no descriptor
-// left, so that loading may succeed later.
+// Temporary reports whether the dynamic linker had no memory or no file descriptor left, so
+// that loading the library may succeed later.
 func (e *LoadError) Temporary() bool {
 	for _, errno := range []syscall.Errno{syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
 		if strings.HasSuffix(strings.ToLower(e.Text), errno.Error()) {
@@ -152,13 +152,13 @@ func (e *LoadError) Temporary() bool {
 // a LoadError that is not Temporary as permanent, and then this does not count.
 func (*LoadError) Transient() bool { return true }
 
-// Hint says what to do.
+// Hint returns what the user can do about the error, or "".
 func (e *LoadError) Hint() string {
 	if e.Temporary() {
 		return "this process or the system has no memory or file descriptors left (ulimit -n, ulimit -v): copy fewer disks at a time"
 	}
 	if len(e.Functions) > 0 {
-		return "this is no VDDK library of version 5.5.5 or later"
+		return "the file is not a VDDK library of version 5.5.5 or later"
 	}
 	for _, name := range e.Libraries {
 		if strings.HasPrefix(name, "libssl.so.3") || strings.HasPrefix(name, "libcrypto.so.3") {
@@ -171,23 +171,24 @@ func (e *LoadError) Hint() string {
 	return ""
 }
 
-// ProgramError says that there is no worker program to run.
+// ProgramError says that no worker program could be started.
 type ProgramError struct {
-	Tried []error // each place, and why not
+	Tried []error // why the program of each place could not be started
 }
 
 func (e *ProgramError) Error() string {
-	return "no vddkcp-vddk-worker to load VDDK with: " + join(e.Tried)
+	return "cannot start vddkcp-vddk-worker, which loads VDDK: " + join(e.Tried)
 }
 
-// Unwrap returns what was tried.
+// Unwrap returns Tried.
 func (e *ProgramError) Unwrap() []error { return e.Tried }
 
-// Hint says what to do.
+// Hint returns what the user can do about the error.
 func (e *ProgramError) Hint() string {
-	return "build vddkcp with make (it needs gcc), or put vddkcp-vddk-worker beside the vddkcp executable or into ../libexec/vddkcp"
+	return "build vddkcp with make (it needs gcc), or put vddkcp-vddk-worker into the folder of the vddkcp executable or into ../libexec/vddkcp"
 }
 
+// join joins the texts of errors.
 func join(list []error) string {
 	texts := make([]string, len(list))
 	for i, err := range list {

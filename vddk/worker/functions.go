@@ -1,6 +1,7 @@
 package worker
 
-// functions are the library's, in the order of VDDK_FUNCTIONS in program/vddk.h.
+// functions are the functions of the library that the worker can call, in the order of
+// VDDK_FUNCTIONS in program/vddk.h.
 var functions = []struct {
 	name     string
 	required bool
@@ -38,11 +39,11 @@ var functions = []struct {
 
 const functionPrefix = "VixDiskLib_"
 
-// Functions lists the functions of the library that are looked for, none of them
-// Present.
+// Functions returns the functions of the library that a worker looks for. Present is false in
+// all of them.
 func Functions() []Function { return listFunctions(0) }
 
-// listFunctions tells which functions are there, given a bit for each.
+// listFunctions returns the functions. Bit i of present says that function i is present.
 func listFunctions(present uint64) []Function {
 	list := make([]Function, len(functions))
 	for i, f := range functions {
@@ -51,6 +52,7 @@ func listFunctions(present uint64) []Function {
 	return list
 }
 
+// hasFunction reports whether present has the bit of the function with the given full name.
 func hasFunction(present uint64, name string) bool {
 	for i, f := range functions {
 		if functionPrefix+f.name == name {
@@ -60,7 +62,7 @@ func hasFunction(present uint64, name string) bool {
 	return false
 }
 
-// missingFunctions lists the required ones that are not there.
+// missingFunctions returns the names of the required functions that present lacks.
 func missingFunctions(present uint64) []string {
 	var missing []string
 	for _, f := range listFunctions(present) {

@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// maxLibraries bounds the walk; VDDK itself needs some sixty.
+// maxLibraries limits the number of libraries that are examined. VDDK needs about sixty.
 const maxLibraries = 1000
 
-// MissingLibraries lists each library that path needs, directly or through
-// another, and that the dynamic linker would not find: it stops at the first
-// itself. It looks where ld.so(8) says: DT_RUNPATH or DT_RPATH, dir (which is in
-// LD_LIBRARY_PATH), the folders of /etc/ld.so.conf, the default ones. A library
-// that can't be read counts as needing nothing.
+// MissingLibraries returns the names of all libraries that the library at path needs, directly
+// or through others, and that the dynamic linker would not find. The linker itself names only
+// the first one. MissingLibraries searches the folders that ld.so(8) lists: DT_RUNPATH or
+// DT_RPATH, dir (which is in LD_LIBRARY_PATH), the folders of /etc/ld.so.conf, and the default
+// folders. It assumes that a library that cannot be read needs no others.
 func MissingLibraries(path, dir string) []string {
 	system := append(systemFolders("/etc/ld.so.conf", 0), "/lib64", "/usr/lib64", "/lib", "/usr/lib",
 		"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")
@@ -47,7 +47,8 @@ func MissingLibraries(path, dir string) []string {
 	return missing
 }
 
-// neededLibraries returns what a library needs and where it wants it looked for.
+// neededLibraries returns the names of the libraries that the library at path needs itself, and
+// the folders in which it asks to search for them.
 func neededLibraries(path string) (needed, folders []string) {
 	f, err := elf.Open(path)
 	if err != nil {
@@ -71,7 +72,7 @@ func neededLibraries(path string) (needed, folders []string) {
 	return needed, folders
 }
 
-// findLibrary looks for an x86-64 library.
+// findLibrary returns the path of an x86-64 library in one of the folders, or "".
 func findLibrary(name string, folders []string) string {
 	if strings.Contains(name, "/") {
 		folders = []string{""}
@@ -91,7 +92,8 @@ func findLibrary(name string, folders []string) string {
 	return ""
 }
 
-// systemFolders reads a file in the form of ld.so.conf.
+// systemFolders returns the folders that a file in the format of ld.so.conf lists. depth is the
+// number of files that include this one.
 func systemFolders(path string, depth int) []string {
 	f, err := os.Open(path)
 	if err != nil || depth > 4 {

@@ -12,25 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keptLines is how many of the worker's last words are remembered.
+// keptLines is the number of lines of the worker's output that GoneError.Last has at most.
 const keptLines = 5
 
-// logger hands lines on, one at a time.
+// logger passes log lines to Config.Log, one at a time, without secrets.
 type logger struct {
-	write func(Level, string)
+	write func(Level, string) // Config.Log; may be nil
 
 	mu      sync.Mutex
 	secrets *Redactor
-	kept    []string // last lines of the worker's output
+	kept    []string // the last lines of the worker's output
 }
 
-// hide keeps the secrets of a login out of every later line.
+// hide removes the secrets of a login from all later lines.
 func (l *logger) hide(r *OpenRequest) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.secrets = NewRedactor(r.User, r.Password, r.Cookie)
 }
 
+// redact returns s without secrets.
 func (l *logger) redact(s string) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -38,7 +39,7 @@ func (l *logger) redact(s string) string {
 }
 
 func (l *logger) redactLocked(s string) string {
-	const more = "..." // the program's mark of a line that it cut
+	const more = "..." // the end of a line that the program has cut
 	if len(s) < MaxLine-len(more) {
 		return l.secrets.Redact(s, false)
 	}
@@ -50,7 +51,7 @@ func (l *logger) redactLocked(s string) string {
 	return s
 }
 
-// line takes a line of the worker's, and the number of those lost before it.
+// line passes on a line of the worker. dropped is the number of lines before it that were lost.
 func (l *logger) line(level Level, text []byte, dropped uint64) {
 	if l.write == nil && level != Output {
 		return
@@ -58,7 +59,7 @@ func (l *logger) line(level Level, text []byte, dropped uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if dropped > 0 {
-		l.write(Warning, fmt.Sprintf("%d lines of the library came too fast and are lost", dropped))
+		l.write(Warning, fmt.Sprintf("%d log lines of the library came too fast and were dropped", dropped))
 	}
 	s := clean(l.redactLocked(string(text)))
 	if s == "" {
@@ -75,13 +76,14 @@ func (l *logger) line(level Level, text []byte, dropped uint64) {
 	}
 }
 
+// last returns the last lines of the worker's output.
 func (l *logger) last() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.kept
 }
 
-// readOutput splits what r gives into lines until it ends.
+// readOutput reads the output of the worker until its end and passes on its lines.
 func (l *logger) readOutput(r io.Reader) {
 	buffer := make([]byte, MaxLine)
 	n := 0
@@ -97,7 +99,7 @@ func (l *logger) readOutput(r io.Reader) {
 			l.line(Output, line, 0)
 			rest = more
 		}
-		// A line that fills the buffer goes on in the next.
+		// A line that fills the buffer is passed on in parts.
 		if len(rest) == len(buffer) || err != nil && len(rest) > 0 {
 			l.line(Output, rest, 0)
 			rest = nil

@@ -8,21 +8,21 @@ import (
 	"strings"
 )
 
-// What parent and worker say to each other, in packets of at most 64 KiB on a
-// socket that keeps their bounds (SOCK_SEQPACKET), little-endian. program/message.h has
-// the same for the worker; a test holds the two against each other.
+// The protocol between this process and a worker consists of packets on a SOCK_SEQPACKET
+// socket, each of up to 64 KiB. Numbers are little-endian. program/message.h describes the same
+// protocol for the worker, and a test compares both files.
 //
-// A packet is a head of 32 bytes and a payload of the length that it gives:
+// A packet is a head of 32 bytes and a payload:
 //
 //	offset 0  kind     uint32
-//	       4  slot     uint32  number of the request: a slot's, slotFlush or slotControl
+//	       4  slot     uint32  request number: the number of a slot, slotFlush or slotControl
 //	       8  sector   uint64
 //	      16  sectors  uint64
 //	      24  flags    uint32
-//	      28  length   uint32  of the payload
+//	      28  length   uint32  bytes of the payload
 //
-// A string in a payload is its length (uint32), its bytes without a NUL in
-// them, and a NUL; the length 0xffffffff, and nothing more, is no string (NULL).
+// A string in a payload consists of its length (uint32), its bytes, which must not include a
+// NUL, and a NUL. For NULL, there is only the length 0xffffffff.
 //
 //	to the worker   slot     sector  sectors  flags  payload
 //	init            control                          initNumbers, library, root, configuration file
@@ -34,21 +34,25 @@ import (
 //	close           control
 //	read, write     0-63     first   number
 //	flush           flush
-//	text            0-flush  error                   (the text of an error that a request of this number ended with)
+//	text            0-flush  error                   (asks for the text of an error of the last request with this number)
 //
-// Each is answered by one done with its number; a number has one request at a
-// time. Before the done of a query come its blocks.
+// The worker answers each request by one packet done with the same number. A number has one
+// request at a time. The blocks of a query precede its done.
 //
-//	to the parent   slot     sector  sectors  flags  payload
+//	from the worker slot     sector  sectors  flags  payload
 //	done            any      error   see below  doneLibrary or doneFault
 //	blocks          control                          pairs of uint64: start, count
 //	log                              dropped  level  the line
 //	fatal                                     level  why the worker ends
 //
-// The payload of done: where error is not 0, of a control request, the function
-// and its text; of text, the text; of init, the transport modes, and sectors has
-// a bit for each function; of open, openedNumbers and three strings; of cleanup,
-// sectors is cleaned + remaining<<32. With doneFault it is what failed, and why.
+// The payload of done depends on the request:
+//
+//	a control request whose error is not 0: the name of the function, and the text of the error
+//	text: the text of the error
+//	init: the transport modes; the field sectors has a bit for each function
+//	open: openedNumbers and the strings parent, UUID and transport mode
+//	cleanup: none; the field sectors is cleaned + remaining<<32
+//	any request with doneFault: the step that failed, and why
 const (
 	kindInit      = 1
 	kindOpen      = 2
@@ -73,8 +77,8 @@ const (
 	slotFlush   = MaxSlots
 	slotControl = MaxSlots + 1
 
-	doneLibrary = 0
-	doneFault   = 1
+	doneLibrary = 0 // the error is a code of the library
+	doneFault   = 1 // the worker itself failed, and the payload says why
 
 	headSize   = 32
 	maxPacket  = 64 << 10
@@ -91,12 +95,14 @@ const (
 	programFD = 5
 )
 
+// message is the head of a packet without the length.
 type message struct {
 	kind, slot      uint32
 	sector, sectors uint64
 	flags           uint32
 }
 
+// append appends the head of a packet with a payload of the given length.
 func (m message) append(b []byte, payload int) []byte {
 	b = binary.LittleEndian.AppendUint32(b, m.kind)
 	b = binary.LittleEndian.AppendUint32(b, m.slot)
@@ -106,13 +112,14 @@ func (m message) append(b []byte, payload int) []byte {
 	return binary.LittleEndian.AppendUint32(b, uint32(payload))
 }
 
+// appendString appends s as a string of the protocol.
 func appendString(b []byte, s string) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(s)))
 	b = append(b, s...)
 	return append(b, 0)
 }
 
-// appendOptional appends s, or no string where it is empty.
+// appendOptional appends s, or NULL if s is empty.
 func appendOptional(b []byte, s string) []byte {
 	if s == "" {
 		return binary.LittleEndian.AppendUint32(b, noString)
@@ -120,6 +127,7 @@ func appendOptional(b []byte, s string) []byte {
 	return appendString(b, s)
 }
 
+// appendInit appends the payload of init.
 func appendInit(b []byte, c *Config) []byte {
 	for _, n := range []int{c.Version, c.Slots, c.SlotSize, 0} {
 		b = binary.LittleEndian.AppendUint32(b, uint32(n))
@@ -129,9 +137,11 @@ func appendInit(b []byte, c *Config) []byte {
 	return appendOptional(b, c.ConfigFile)
 }
 
-// loginStrings is the number of strings of a login.
+// loginStrings is the number of strings in the payload of open, cleanup, prepare access and
+// end access.
 const loginStrings = 10
 
+// appendLogin appends the payload of open, cleanup, prepare access and end access.
 func appendLogin(b []byte, r *OpenRequest) []byte {
 	readOnly, flags := uint32(0), r.Flags
 	if r.ReadOnly {
@@ -157,26 +167,26 @@ func appendLogin(b []byte, r *OpenRequest) []byte {
 	return appendOptional(b, r.Identity)
 }
 
-// check says whether a request can be sent at all. It names no content: that
-// may be secret.
+// check returns an error if a string of the request cannot be sent. The error does not show the
+// string, which may be a secret.
 func (r *OpenRequest) check() error {
 	for name, s := range map[string]string{
 		"path": r.Path, "server": r.Server, "vm": r.VMXSpec, "thumbprint": r.Thumbprint, "user": r.User,
 		"password": r.Password, "cookie": r.Cookie, "snapshot": r.Snapshot, "transports": r.Transports, "identity": r.Identity,
 	} {
 		if i := strings.IndexByte(s, 0); i >= 0 {
-			return fmt.Errorf("%s: NUL byte at offset %d, which the library can't be told", name, i)
+			return fmt.Errorf("%s: NUL byte at offset %d, which cannot be passed to the library", name, i)
 		}
 		if len(s) > 16<<10 {
-			return fmt.Errorf("%s: %d bytes, at most 16384 can be handed to the library", name, len(s))
+			return fmt.Errorf("%s has %d bytes, at most 16384 can be passed to the library", name, len(s))
 		}
 	}
 	return nil
 }
 
-var errTruncated = errors.New("it ends too early")
+var errTruncated = errors.New("truncated")
 
-// parseMessage takes a packet of the worker's apart. The payload lies in b.
+// parseMessage parses a packet from a worker. The payload is a part of b.
 func parseMessage(b []byte) (m message, payload []byte, err error) {
 	if len(b) < headSize {
 		return m, nil, fmt.Errorf("message of %d bytes: %w", len(b), errTruncated)
@@ -190,19 +200,19 @@ func parseMessage(b []byte) (m message, payload []byte, err error) {
 	}
 	payload = b[headSize:]
 	if n := binary.LittleEndian.Uint32(b[28:]); uint64(n) != uint64(len(payload)) {
-		return m, nil, fmt.Errorf("message of kind %d: payload of %d bytes, its head says %d", m.kind, len(payload), n)
+		return m, nil, fmt.Errorf("message of kind %d has a payload of %d bytes, its head says %d", m.kind, len(payload), n)
 	}
 	switch m.kind {
 	case kindDone:
 		if m.slot > slotControl {
-			return m, nil, fmt.Errorf("done: number %d, the largest is %d", m.slot, slotControl)
+			return m, nil, fmt.Errorf("done has the request number %d, the largest is %d", m.slot, slotControl)
 		}
 		if m.flags > doneFault {
-			return m, nil, fmt.Errorf("done: flags %#x, expected 0 or 1", m.flags)
+			return m, nil, fmt.Errorf("done has the flags %#x, expected 0 or 1", m.flags)
 		}
 	case kindBlocks:
 		if m.slot != slotControl || len(payload) == 0 || len(payload)%blockSize != 0 {
-			return m, nil, fmt.Errorf("blocks: number %d, %d bytes, expected %d and a multiple of %d", m.slot, len(payload), slotControl, blockSize)
+			return m, nil, fmt.Errorf("blocks have the request number %d and %d bytes, expected number %d and a multiple of %d bytes", m.slot, len(payload), slotControl, blockSize)
 		}
 	case kindLog, kindFatal:
 		if len(payload) > MaxLine || m.flags > uint32(Panic) {
@@ -214,7 +224,7 @@ func parseMessage(b []byte) (m message, payload []byte, err error) {
 	return m, payload, nil
 }
 
-// parseStrings takes a payload of exactly count strings apart; no string is "".
+// parseStrings parses a payload of exactly count strings. NULL becomes "".
 func parseStrings(b []byte, count int) ([]string, error) {
 	list := make([]string, count)
 	for i := range list {
@@ -227,16 +237,16 @@ func parseStrings(b []byte, count int) ([]string, error) {
 			continue
 		}
 		if uint64(n)+1 > uint64(len(b)) {
-			return nil, fmt.Errorf("string %d of %d has %d bytes: %w", i+1, count, n, errTruncated)
+			return nil, fmt.Errorf("string %d of %d with %d bytes: %w", i+1, count, n, errTruncated)
 		}
 		list[i] = string(b[:n])
 		if strings.IndexByte(list[i], 0) >= 0 || b[n] != 0 {
-			return nil, fmt.Errorf("string %d of %d: a NUL byte in it, or none behind it", i+1, count)
+			return nil, fmt.Errorf("string %d of %d contains a NUL byte, or does not end with one", i+1, count)
 		}
 		b = b[n+1:]
 	}
 	if len(b) > 0 {
-		return nil, fmt.Errorf("%d bytes behind the strings", len(b))
+		return nil, fmt.Errorf("%d bytes follow the strings", len(b))
 	}
 	return list, nil
 }
@@ -244,6 +254,7 @@ func parseStrings(b []byte, count int) ([]string, error) {
 // maxCapacity is the largest disk whose size in bytes an int64 holds.
 const maxCapacity = (1<<63 - 1) / SectorSize
 
+// parseOpened parses the payload of the answer to open.
 func parseOpened(b []byte) (Opened, error) {
 	var o Opened
 	if len(b) < openedNumbersSize {
@@ -267,13 +278,13 @@ func parseOpened(b []byte) (Opened, error) {
 		Transport:      clean(list[2]),
 	}
 	if o.Capacity > maxCapacity {
-		return o, fmt.Errorf("the library gives the disk %d sectors, at most %d are possible", o.Capacity, uint64(maxCapacity))
+		return o, fmt.Errorf("the library reports a disk of %d sectors, at most %d are possible", o.Capacity, uint64(maxCapacity))
 	}
 	return o, nil
 }
 
-// sectorSize returns n, or 0 where that can't be a sector's size: a library that
-// calls itself 7 and has the older structure gives any number.
+// sectorSize returns n, or 0 if n cannot be the size of a sector. A library that claims to have
+// version 7 but uses the older structure leaves an arbitrary number in that place.
 func sectorSize(n uint32) uint32 {
 	if n < SectorSize || n > 64<<10 || bits.OnesCount32(n) != 1 {
 		return 0
@@ -281,28 +292,28 @@ func sectorSize(n uint32) uint32 {
 	return n
 }
 
-// query collects the blocks of one answer.
+// query collects the blocks of the answer to a Query.
 type query struct {
 	start, end uint64 // sectors
-	chunks     uint64
-	got        uint64
-	next       uint64 // no block may start below
+	chunks     uint64 // chunks that were asked about, and so the largest number of blocks
+	got        uint64 // blocks so far
+	next       uint64 // end of the last block, before which no other block may begin
 	blocks     []Block
-	err        error // the library broke the rules of Query; the rest is ignored
+	err        error // how the answer breaks the rules of Query; its other blocks are ignored
 }
 
-// add takes a payload of blocks, joining those that touch.
+// add adds a payload of blocks. Blocks that touch each other are joined.
 func (q *query) add(payload []byte) {
 	for ; len(payload) >= blockSize && q.err == nil; payload = payload[blockSize:] {
 		b := Block{Start: binary.LittleEndian.Uint64(payload), Count: binary.LittleEndian.Uint64(payload[8:])}
 		q.got++
 		switch {
 		case b.Count == 0 || b.Start < q.next || b.Start > q.end || b.Count > q.end-b.Start:
-			q.err = fmt.Errorf("%sQueryAllocatedBlocks: block at sector %d of %d sectors, expected within [%d, %d) and ascending",
+			q.err = fmt.Errorf("%sQueryAllocatedBlocks returned a block of %[3]d sectors at sector %[2]d, expected ascending blocks in [%[4]d, %[5]d)",
 				functionPrefix, b.Start, b.Count, q.next, q.end)
 			return
 		case q.got > q.chunks:
-			q.err = fmt.Errorf("%sQueryAllocatedBlocks: more than %d blocks for as many chunks", functionPrefix, q.chunks)
+			q.err = fmt.Errorf("%sQueryAllocatedBlocks returned more than %d blocks for the same number of chunks", functionPrefix, q.chunks)
 			return
 		}
 		q.next = b.Start + b.Count

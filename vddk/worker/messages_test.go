@@ -100,14 +100,14 @@ func blocksPayload(list ...uint64) []byte {
 
 func TestParseMessageRefuses(t *testing.T) {
 	for want, b := range map[string][]byte{
-		"message of 31 bytes: it ends too early":                           make([]byte, 31),
-		"message of kind 64: payload of 2 bytes, its head says 1":          append(message{kind: kindDone}.append(nil, 1), 0, 0),
-		"message of kind 64: payload of 0 bytes, its head says 4294967295": message{kind: kindDone}.append(nil, -1),
+		"message of 31 bytes: truncated":                           make([]byte, 31),
+		"message of kind 64 has a payload of 2 bytes, its head says 1":          append(message{kind: kindDone}.append(nil, 1), 0, 0),
+		"message of kind 64 has a payload of 0 bytes, its head says 4294967295": message{kind: kindDone}.append(nil, -1),
 		"message of unknown kind 7":                                        packet(message{kind: kindRead}, nil),
-		"done: number 66, the largest is 65":                               packet(message{kind: kindDone, slot: 66}, nil),
-		"done: flags 0x2, expected 0 or 1":                                 packet(message{kind: kindDone, flags: 2}, nil),
-		"blocks: number 0, 16 bytes, expected 65 and a multiple of 16":     packet(message{kind: kindBlocks}, make([]byte, 16)),
-		"blocks: number 65, 15 bytes, expected 65 and a multiple of 16":    packet(message{kind: kindBlocks, slot: slotControl}, make([]byte, 15)),
+		"done has the request number 66, the largest is 65":                               packet(message{kind: kindDone, slot: 66}, nil),
+		"done has the flags 0x2, expected 0 or 1":                                 packet(message{kind: kindDone, flags: 2}, nil),
+		"blocks have the request number 0 and 16 bytes, expected number 65 and a multiple of 16 bytes":     packet(message{kind: kindBlocks}, make([]byte, 16)),
+		"blocks have the request number 65 and 15 bytes, expected number 65 and a multiple of 16 bytes":    packet(message{kind: kindBlocks, slot: slotControl}, make([]byte, 15)),
 		"log line of 4001 bytes at level 0, at most 4000 and 2":            packet(message{kind: kindLog}, make([]byte, 4001)),
 		"log line of 1 bytes at level 3, at most 4000 and 2":               packet(message{kind: kindFatal, flags: 3}, make([]byte, 1)),
 	} {
@@ -119,13 +119,13 @@ func TestParseMessageRefuses(t *testing.T) {
 
 func TestParseStringsRefuses(t *testing.T) {
 	for want, b := range map[string][]byte{
-		"string 1 of 2: it ends too early":                      {0, 0, 0},
-		"string 2 of 2: it ends too early":                      text("a"),
-		"string 1 of 2 has 2 bytes: it ends too early":          {2, 0, 0, 0, 'a', 'b'},
-		"string 1 of 2 has 4294967294 bytes: it ends too early": {0xfe, 0xff, 0xff, 0xff, 'a', 'b'},
-		"string 1 of 2: a NUL byte in it, or none behind it":    {2, 0, 0, 0, 'a', 0, 0},
-		"string 2 of 2: a NUL byte in it, or none behind it":    append(text("a"), 1, 0, 0, 0, 'a', 'b'),
-		"1 bytes behind the strings":                            append(text("a", ""), 0),
+		"string 1 of 2: truncated":                      {0, 0, 0},
+		"string 2 of 2: truncated":                      text("a"),
+		"string 1 of 2 with 2 bytes: truncated":          {2, 0, 0, 0, 'a', 'b'},
+		"string 1 of 2 with 4294967294 bytes: truncated": {0xfe, 0xff, 0xff, 0xff, 'a', 'b'},
+		"string 1 of 2 contains a NUL byte, or does not end with one":    {2, 0, 0, 0, 'a', 0, 0},
+		"string 2 of 2 contains a NUL byte, or does not end with one":    append(text("a"), 1, 0, 0, 0, 'a', 'b'),
+		"1 bytes follow the strings":                            append(text("a", ""), 0),
 	} {
 		if _, err := parseStrings(b, 2); err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)

@@ -47,7 +47,7 @@ func TestHostileLog(t *testing.T) {
 			lost := 0
 			for _, line := range log.list {
 				n := 0
-				fmt.Sscanf(line, "warning: %d lines of the library came too fast", &n)
+				fmt.Sscanf(line, "warning: %d log lines of the library came too fast", &n)
 				lost += n
 			}
 			// 16000 of the chatter; what is lost after the last line that came
@@ -88,7 +88,7 @@ func TestLogToAParentThatDoesNotListen(t *testing.T) {
 	came, lost := strings.Count(log.all(), "chatter"), 0
 	for _, line := range log.list {
 		n := 0
-		fmt.Sscanf(line, "warning: %d lines of the library came too fast", &n)
+		fmt.Sscanf(line, "warning: %d log lines of the library came too fast", &n)
 		lost += n
 	}
 	if lost == 0 || came+lost < 16000 {

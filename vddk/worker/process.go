@@ -16,13 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a running worker. Its methods are safe for concurrent use, but
-// for Release.
+// Process is a running worker. Its methods are safe for concurrent use, except Release.
 //
-// When a call's context ends the call returns the context's cause, and the
-// library goes on with it: the slot stays taken (ErrBusy), and its memory may
-// still be written to, until the completion comes or the process is killed.
-// Who has no patience kills it.
+// When the context of a call ends, the call returns the cause of the context, but the library
+// continues with the request. Until it completes the request, or the process is killed, other
+// calls with that slot return ErrBusy, and the library may write to the memory of the slot.
+// Callers that cannot wait for that call Kill.
 type Process struct {
 	config  Config
 	process *os.Process
@@ -30,38 +29,38 @@ type Process struct {
 	output  *os.File
 	memory  []byte
 
-	present uint64 // functions, a bit each; set by Start
-	modes   string
+	present uint64 // functions of the library, one bit each; set by Start
+	modes   string // transport modes; set by Start
 
 	requests [MaxSlots + 2]request
-	query    atomic.Pointer[query] // the one that is being answered
+	query    atomic.Pointer[query] // the query in progress
 	capacity atomic.Uint64         // sectors; 0 until the disk is open
 	writable atomic.Bool
 
 	log     logger
 	killed  atomic.Bool
-	closing atomic.Bool // close is the last request of all
-	closed  atomic.Bool // and has its answer
-	reason  atomic.Pointer[string]
+	closing atomic.Bool            // the request close was sent, which is the last one
+	closed  atomic.Bool            // the request close was answered
+	reason  atomic.Pointer[string] // see GoneError.Reason
 
-	gone     *GoneError // before done is closed
-	done     chan struct{}
+	gone     *GoneError    // set before done is closed
+	done     chan struct{} // closed when the process has ended
 	released sync.Once
 }
 
-// request is one of the numbers that a request can have.
+// request is the state of one request number.
 type request struct {
-	free   chan struct{} // holds a token while nobody has a request under this number
+	free   chan struct{} // a mutex: has one element while no request has this number
 	state  atomic.Int32
-	answer chan answer // of one: the worker answers once
+	answer chan answer // has room for one answer
 }
 
-// States of a request, between the goroutine that waits for the answer and the
-// one that receives it.
+// States of a request. The goroutine that waits for the answer and the one that receives it
+// use them to agree on which of the two frees the number.
 const (
 	idle int32 = iota
 	waiting
-	abandoned // its context ended: the receiver gives the number back
+	abandoned // the context of the call has ended, so that the receiver frees the number
 )
 
 type answer struct {
@@ -69,13 +68,14 @@ type answer struct {
 	payload []byte
 }
 
-var errNotOpen = errors.New("no disk is open in this worker, or one of no sectors")
+var errNotOpen = errors.New("no disk is open in this worker, or the disk has no sectors")
 
-// faultError is what the worker says of a failure that has no code.
+// faultError is a failure of the worker that has no code of the library.
 type faultError struct{ op, text string }
 
 func (e *faultError) Error() string { return e.op + ": " + e.text }
 
+// newProcess returns a Process and starts the goroutine that receives from it.
 func newProcess(c Config, process *os.Process, socket, output *os.File, memory []byte) *Process {
 	p := &Process{config: c, process: process, socket: socket, output: output, memory: memory, done: make(chan struct{})}
 	p.log.write = c.Log
@@ -88,32 +88,33 @@ func newProcess(c Config, process *os.Process, socket, output *os.File, memory [
 	return p
 }
 
-// PID is the process's id.
+// PID returns the ID of the process.
 func (p *Process) PID() int { return p.process.Pid }
 
-// Functions lists each function of the library's interface.
+// Functions returns all functions of the library that a worker looks for, and whether the
+// library has them.
 func (p *Process) Functions() []Function { return listFunctions(p.present) }
 
-// Has says whether the library has a function, given with its full name.
+// Has reports whether the library has the function with the given full name.
 func (p *Process) Has(name string) bool { return hasFunction(p.present, name) }
 
-// TransportModes is what ListTransportModes returns: "file:san:hotadd:nbdssl:nbd".
+// TransportModes returns the transport modes of the library, such as
+// "file:san:hotadd:nbdssl:nbd", or "" if the library does not list them.
 func (p *Process) TransportModes() string { return p.modes }
 
-// Slots is the number of slots.
+// Slots returns the number of slots.
 func (p *Process) Slots() int { return p.config.Slots }
 
-// Slot returns the memory of slot i, SlotSize bytes that the worker shares. It
-// is valid until Release, also after the process has ended; what is in it
-// counts only after the Read of it returned nil.
+// Slot returns the memory of slot i, SlotSize bytes that are shared with the worker. It is valid
+// until Release, also after the process has ended. It has the data of a Read only if that
+// returned nil.
 func (p *Process) Slot(i int) []byte {
 	n := p.config.SlotSize
 	return p.memory[i*n : (i+1)*n : (i+1)*n]
 }
 
-// Open connects to the server and opens the disk. A worker opens one disk in
-// its life; after an error it can only be closed or killed: closing undoes what
-// was done before the error.
+// Open connects to the server and opens the disk. A worker can open only one disk. After an
+// error it can only be closed or killed; Close undoes the steps before the error.
 func (p *Process) Open(ctx context.Context, r OpenRequest) (Opened, error) {
 	a, err := p.login(ctx, kindOpen, &r)
 	if err != nil {
@@ -128,57 +129,57 @@ func (p *Process) Open(ctx context.Context, r OpenRequest) (Opened, error) {
 	return o, nil
 }
 
-// Cleanup removes what a lost process left on the host: hot-added disks and
-// temporary state. It is for a worker that has not opened a disk.
+// Cleanup removes what lost workers left on the host: hot-added disks and temporary state. The
+// worker must not have opened a disk.
 func (p *Process) Cleanup(ctx context.Context, r OpenRequest) (cleaned, remaining uint32, err error) {
 	a, err := p.login(ctx, kindCleanup, &r)
 	return uint32(a.sectors), uint32(a.sectors >> 32), err
 }
 
-// PrepareAccess keeps the VM from being migrated until EndAccess is called with
-// the same identity, by this process or another one: the end of the process does
-// not undo it. It is for a worker that has not opened a disk.
+// PrepareAccess keeps the VM from being migrated until any process calls EndAccess with the same
+// identity. The end of the worker does not undo it. The worker must not have opened a disk.
 func (p *Process) PrepareAccess(ctx context.Context, r OpenRequest) error {
 	return p.access(ctx, kindPrepareAccess, &r)
 }
 
-// EndAccess undoes PrepareAccess. It is for a worker that has not opened a disk.
+// EndAccess undoes PrepareAccess. The worker must not have opened a disk.
 func (p *Process) EndAccess(ctx context.Context, r OpenRequest) error {
 	return p.access(ctx, kindEndAccess, &r)
 }
 
 func (p *Process) access(ctx context.Context, kind uint32, r *OpenRequest) error {
 	if r.Identity == "" {
-		return errors.New("no identity to access the VM with")
+		return errors.New("the identity for access to the VM is missing")
 	}
 	_, err := p.login(ctx, kind, r)
 	return err
 }
 
+// login sends a request of the given kind that logs in.
 func (p *Process) login(ctx context.Context, kind uint32, r *OpenRequest) (answer, error) {
 	if err := r.check(); err != nil {
 		return answer{}, err
 	}
 	if r.Path == "" && kind == kindOpen {
-		return answer{}, errors.New("no path to open")
+		return answer{}, errors.New("the path of the disk is missing")
 	}
 	payload := appendLogin(nil, r)
-	defer clear(payload) // it holds secrets
+	defer clear(payload) // the payload has secrets
 	if len(payload) > maxPayload {
-		return answer{}, fmt.Errorf("the names and secrets have %d bytes together, at most %d can be handed to the library", len(payload), maxPayload)
+		return answer{}, fmt.Errorf("the parameters have %d bytes together, at most %d can be passed to the library", len(payload), maxPayload)
 	}
 	p.log.hide(r)
 	return p.control(ctx, message{kind: kind}, payload)
 }
 
-// Read reads sectors into the slot. The range must lie in the disk and fit the
-// slot. One Read or Write a slot at a time, and each slot may have one.
+// Read reads the given number of sectors, from sector on, into the slot. The range must lie in
+// the disk and fit into the slot. Each slot can have one Read or Write in progress.
 func (p *Process) Read(ctx context.Context, slot int, sector uint64, sectors int) error {
 	return p.transfer(ctx, kindRead, slot, sector, sectors)
 }
 
-// Write writes sectors from the slot, likewise. The disk must have been opened
-// for writing.
+// Write writes sectors from the slot, under the same conditions as Read. The disk must have been
+// opened for writing.
 func (p *Process) Write(ctx context.Context, slot int, sector uint64, sectors int) error {
 	if !p.writable.Load() {
 		return errors.New("the disk is not open for writing")
@@ -186,17 +187,18 @@ func (p *Process) Write(ctx context.Context, slot int, sector uint64, sectors in
 	return p.transfer(ctx, kindWrite, slot, sector, sectors)
 }
 
+// transfer makes a read or write and waits for its end.
 func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector uint64, sectors int) error {
 	if slot < 0 || slot >= p.config.Slots {
-		return fmt.Errorf("slot %d of %d", slot, p.config.Slots)
+		return fmt.Errorf("slot %d does not exist, there are %d", slot, p.config.Slots)
 	}
 	if sectors <= 0 || sectors > p.config.SlotSize/SectorSize {
-		return fmt.Errorf("%d sectors, a slot has room for 1 to %d", sectors, p.config.SlotSize/SectorSize)
+		return fmt.Errorf("request of %d sectors, expected 1 to %d, which fit into a slot", sectors, p.config.SlotSize/SectorSize)
 	}
 	if n := p.capacity.Load(); n == 0 {
 		return errNotOpen
 	} else if sector > n || uint64(sectors) > n-sector {
-		return fmt.Errorf("sectors [%d, %d) of a disk of %d", sector, sector+uint64(sectors), n)
+		return fmt.Errorf("sectors [%d, %d) are not in the disk of %d sectors", sector, sector+uint64(sectors), n)
 	}
 	c := call{p: p, r: &p.requests[slot]}
 	select {
@@ -212,7 +214,7 @@ func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector ui
 	return c.io(ctx, m)
 }
 
-// Flush makes what was written durable, for every Write that returned before.
+// Flush makes everything durable that was written by calls of Write that returned before.
 func (p *Process) Flush(ctx context.Context) error {
 	if p.capacity.Load() == 0 {
 		return errNotOpen
@@ -225,10 +227,10 @@ func (p *Process) Flush(ctx context.Context) error {
 	return c.io(ctx, message{kind: kindFlush, slot: slotFlush})
 }
 
-// Query asks for the allocated blocks of [start, start+sectors): ascending,
-// apart from each other, inside the range. Start and sectors are multiples of
-// chunk, a power of two of at least MinChunk sectors; at most MaxChunks chunks,
-// all of them inside the disk. An answer that breaks these rules is an error.
+// Query returns the allocated blocks of the sectors [start, start+sectors) in ascending order,
+// with gaps between them. All numbers are sectors. chunk is a power of two, at least MinChunk;
+// start and sectors are multiples of it, with at most MaxChunks chunks, and the range lies in
+// the disk. Blocks that are not in order or not in the range are an error.
 func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Block, error) {
 	capacity := p.capacity.Load()
 	switch {
@@ -239,7 +241,7 @@ func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Bl
 	case start%chunk != 0 || sectors%chunk != 0 || sectors == 0 || sectors/chunk > MaxChunks:
 		return nil, fmt.Errorf("query: %d sectors at %d, expected multiples of %d, at most %d", sectors, start, chunk, MaxChunks*chunk)
 	case start > capacity || sectors > capacity-start:
-		return nil, fmt.Errorf("query: sectors [%d, %d) of a disk of %d", start, start+sectors, capacity)
+		return nil, fmt.Errorf("query: sectors [%d, %d) are not in the disk of %d sectors", start, start+sectors, capacity)
 	}
 	c := call{p: p, r: &p.requests[slotControl]}
 	if err := c.acquire(ctx); err != nil {
@@ -254,17 +256,16 @@ func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Bl
 	return q.blocks, q.err
 }
 
-// Close waits for requests in flight, closes the disk, disconnects, ends the
-// access prepared, ends the library and waits for the process, which is killed
-// when ctx ends before that. The error is the first of these steps'; of a
-// process that is gone already, how it went. How the library ends (Exit), and
-// whether it does in time, is no error: everything is closed by then. Reads and
-// writes that come meanwhile return ErrBusy or *GoneError.
+// Close waits for requests in flight, closes the disk, disconnects, ends the library and waits for
+// the end of the process, which is killed if ctx ends before that. The error is that of the
+// first step that failed, or a *GoneError if the process had ended before. Failures in the end
+// of the library (Exit) are not errors, because the disk is closed by then. Reads and writes
+// that begin meanwhile return ErrBusy or *GoneError.
 func (p *Process) Close(ctx context.Context) error {
 	err := p.close(ctx)
 	var gone *GoneError
 	if errors.As(err, &gone) && gone.Closed {
-		err = nil // by another call
+		err = nil // another call has closed the worker
 	}
 	if p.closed.Load() {
 		select {
@@ -276,11 +277,12 @@ func (p *Process) Close(ctx context.Context) error {
 	return err
 }
 
+// close sends the request close, when no other request is in progress.
 func (p *Process) close(ctx context.Context) error {
 	if p.closed.Load() {
 		return nil
 	}
-	// With every slot in hand nothing is in flight, and nothing can start.
+	// When all numbers are acquired, no request is in flight, and none can begin.
 	for i := range p.requests[:slotControl] {
 		c := call{p: p, r: &p.requests[i]}
 		if err := c.acquire(ctx); err != nil {
@@ -297,7 +299,7 @@ func (p *Process) close(ctx context.Context) error {
 	return err
 }
 
-// Kill ends the process at once and waits for it. After its end it does nothing.
+// Kill kills the process and waits for its end. It does nothing if the process has ended.
 func (p *Process) Kill() {
 	select {
 	case <-p.done:
@@ -306,15 +308,15 @@ func (p *Process) Kill() {
 	}
 	p.killed.Store(true)
 	p.process.Kill()
-	// A helper that the library forked off may hold the other end open.
+	// The receiver must stop even if a child of the worker keeps the other end open.
 	p.socket.SetReadDeadline(time.Unix(1, 0))
 	<-p.done
 }
 
-// Done is closed when the process has ended and was waited for.
+// Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err says how the process ended, as a *GoneError; nil while it runs.
+// Err returns a *GoneError that says how the process ended, or nil while it runs.
 func (p *Process) Err() error {
 	select {
 	case <-p.done:
@@ -324,8 +326,8 @@ func (p *Process) Err() error {
 	}
 }
 
-// Release kills the process if it runs and gives the slots' memory back. No
-// slot may be in use; no other method may be called afterwards, except Err.
+// Release kills the process if it is running and unmaps the memory of the slots. No slot may be
+// in use. Afterwards, no method except Err may be called.
 func (p *Process) Release() {
 	p.Kill()
 	p.released.Do(func() {
@@ -334,7 +336,7 @@ func (p *Process) Release() {
 	})
 }
 
-// control makes a request of the main thread of the worker.
+// control makes a request that the main thread of the worker carries out.
 func (p *Process) control(ctx context.Context, m message, payload []byte) (answer, error) {
 	c := call{p: p, r: &p.requests[slotControl]}
 	if err := c.acquire(ctx); err != nil {
@@ -344,22 +346,24 @@ func (p *Process) control(ctx context.Context, m message, payload []byte) (answe
 	return c.control(ctx, m, payload)
 }
 
-// breach ends a worker that said what none of ours would.
+// breach kills a worker that has broken the protocol, and returns its *GoneError.
 func (p *Process) breach(err error) error {
 	p.setReason(fmt.Sprintf("broke the protocol: %v", err))
 	p.Kill()
 	return p.Err()
 }
 
+// setReason sets the reason for the end of the process unless there is one already.
 func (p *Process) setReason(s string) { p.reason.CompareAndSwap(nil, &s) }
 
-// call is the use of one number for one request, or for several in turn.
+// call is the use of one request number for one request, or for several one after the other.
 type call struct {
 	p    *Process
 	r    *request
-	held bool // the token of r
+	held bool // release has to free the number
 }
 
+// acquire waits until the number is free.
 func (c *call) acquire(ctx context.Context) error {
 	select {
 	case <-c.r.free:
@@ -372,14 +376,15 @@ func (c *call) acquire(ctx context.Context) error {
 	}
 }
 
+// release frees the number, unless the receiver is to do that.
 func (c *call) release() {
 	if c.held {
 		c.r.free <- struct{}{}
 	}
 }
 
-// exchange sends a request and waits for its answer. When ctx ends first, the
-// number is given back by whoever receives the answer.
+// exchange sends a request and waits for its answer. If ctx ends first, the goroutine that
+// receives the answer frees the number.
 func (c *call) exchange(ctx context.Context, m message, payload []byte) (answer, error) {
 	c.held = true
 	if ctx.Err() != nil {
@@ -388,13 +393,13 @@ func (c *call) exchange(ctx context.Context, m message, payload []byte) (answer,
 	var small [headSize]byte
 	packet := append(m.append(small[:0], len(payload)), payload...)
 	if len(payload) > 0 {
-		defer clear(packet) // it may hold secrets
+		defer clear(packet) // the packet may have secrets
 	}
 	c.r.state.Store(waiting)
 	if _, err := c.p.socket.Write(packet); err != nil {
-		// Where the worker is gone, the goroutine that receives finds out how.
+		// If the worker has ended, the goroutine that receives from it finds out how.
 		if !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, os.ErrClosed) {
-			c.p.setReason(fmt.Sprintf("could not be told: %v", err))
+			c.p.setReason(fmt.Sprintf("could not be sent a request: %v", err))
 			c.p.Kill()
 		}
 		<-c.p.done
@@ -425,14 +430,14 @@ var operations = map[uint32]string{
 	kindFlush: functionPrefix + "Flush",
 }
 
-// io makes a request whose answer is a code, and asks for the text of an error.
+// io makes a request that is answered with a code, and asks for the text if that is an error.
 func (c *call) io(ctx context.Context, m message) error {
 	a, err := c.exchange(ctx, m, nil)
 	if err != nil || a.sector == 0 {
 		return err
 	}
 	e := &Error{Code: a.sector, Op: operations[m.kind]}
-	// The library may be about to die of the same: then the code must do.
+	// The library may crash meanwhile. Then the error has no text.
 	if a, err := c.exchange(ctx, message{kind: kindText, slot: m.slot, sector: e.Code}, nil); err == nil {
 		if list, err := parseStrings(a.payload, 1); err == nil {
 			e.Text = clean(c.p.log.redact(list[0]))
@@ -441,7 +446,8 @@ func (c *call) io(ctx context.Context, m message) error {
 	return e
 }
 
-// control makes a request of the main thread; r must be its number.
+// control makes a request that the main thread of the worker carries out. c.r must be the
+// number slotControl.
 func (c *call) control(ctx context.Context, m message, payload []byte) (answer, error) {
 	m.slot = slotControl
 	a, err := c.exchange(ctx, m, payload)
@@ -450,7 +456,7 @@ func (c *call) control(ctx context.Context, m message, payload []byte) (answer, 
 	}
 	list, err := parseStrings(a.payload, 2)
 	if err != nil {
-		return a, c.p.breach(fmt.Errorf("error without its text: %w", err))
+		return a, c.p.breach(fmt.Errorf("an error without a text: %w", err))
 	}
 	if a.flags == doneFault {
 		return a, &faultError{clean(list[0]), clean(c.p.log.redact(list[1]))}
@@ -458,7 +464,7 @@ func (c *call) control(ctx context.Context, m message, payload []byte) (answer, 
 	return a, &Error{Code: a.sector, Op: clean(list[0]), Text: clean(c.p.log.redact(list[1]))}
 }
 
-// run receives what the worker says until it ends, and then waits for it.
+// run receives from the worker until it ends, and then waits for the end of the process.
 func (p *Process) run() {
 	defer close(p.done)
 	output := make(chan struct{})
@@ -472,18 +478,18 @@ func (p *Process) run() {
 		p.killed.Store(true)
 		p.process.Kill()
 	}
-	// It closed its socket, which it does by dying. A library that has closed
-	// it would keep it alive.
+	// The worker has closed its socket, normally because it ends. It would stay alive if the
+	// library has closed the socket.
 	patience := time.AfterFunc(time.Second, func() {
-		p.setReason("closed its socket and did not end")
+		p.setReason("closed its socket but did not end")
 		p.killed.Store(true)
 		p.process.Kill()
 	})
 	state, err := p.process.Wait()
 	patience.Stop()
 	p.socket.Close()
-	// Everything that the process wrote is in the pipe by now. A process that the
-	// library started may keep the pipe open for ever, so io.EOF is not waited for.
+	// Everything that the process wrote is in the pipe by now. Waiting for io.EOF could take
+	// forever, because a child of the worker may keep the pipe open.
 	p.output.SetReadDeadline(time.Unix(1, 0))
 	<-output
 	p.output.Close()
@@ -504,7 +510,7 @@ func (p *Process) run() {
 	p.gone = gone
 }
 
-// receive returns nil when the socket ended, or an error when the worker broke
+// receive receives messages until the socket is closed. It returns an error if the worker broke
 // the protocol.
 func (p *Process) receive() error {
 	buffer := make([]byte, maxPacket+1)
@@ -512,13 +518,13 @@ func (p *Process) receive() error {
 	for {
 		n, err := p.socket.Read(buffer)
 		if errors.Is(err, unix.ECONNRESET) && !reset {
-			// It died with requests unread. The kernel tells that first, and
-			// once; what the worker said before is still to come.
+			// The worker has ended without reading all requests. The kernel reports that once,
+			// and before the messages that the worker sent until then.
 			reset = true
 			continue
 		}
 		if err != nil {
-			return nil // EOF, or the deadline of Kill
+			return nil // io.EOF, or the deadline that Kill has set
 		}
 		m, payload, err := parseMessage(buffer[:n])
 		if err != nil {
@@ -533,7 +539,7 @@ func (p *Process) receive() error {
 		case kindBlocks:
 			q := p.query.Load()
 			if q == nil {
-				return errors.New("blocks that nobody asked for")
+				return errors.New("blocks without a query")
 			}
 			q.add(payload)
 		case kindDone:
@@ -544,10 +550,11 @@ func (p *Process) receive() error {
 	}
 }
 
+// deliver passes an answer to the call that waits for it.
 func (p *Process) deliver(m message, payload []byte) error {
 	r := &p.requests[m.slot]
 	if m.slot == slotControl && p.closing.Load() {
-		p.closed.Store(true) // from here on the worker may end as it likes
+		p.closed.Store(true) // from now on, any end of the worker is a normal one
 	}
 	a := answer{message: m}
 	if len(payload) > 0 {
@@ -559,12 +566,12 @@ func (p *Process) deliver(m message, payload []byte) error {
 	case r.state.CompareAndSwap(abandoned, idle):
 		r.free <- struct{}{}
 	default:
-		return fmt.Errorf("answer to request %d, which there is none of", m.slot)
+		return fmt.Errorf("answer to request %d, which does not exist", m.slot)
 	}
 	return nil
 }
 
-// clean makes foreign text fit for a line: valid UTF-8 of characters that print.
+// clean returns text of the library as valid UTF-8 in one line of printable characters.
 func clean(s string) string {
 	s = strings.TrimSpace(strings.ToValidUTF8(s, "?"))
 	return strings.Map(func(r rune) rune {

@@ -14,14 +14,14 @@ import (
 // ProgramName is the worker's file name, and its argv[0].
 const ProgramName = "vddkcp-vddk-worker"
 
-// The folder holds the program when make has built it, else a README only, so
-// that a plain go build works.
+// embedded has the worker program if make has built it. Without it, the folder has only a
+// README, so that go build works without make.
 //
 //go:embed bin/*
 var embedded embed.FS
 
-// startProgram starts the worker with files as its descriptors 0 to 4: path,
-// where there is one, else the embedded program, else an installed one.
+// startProgram starts the worker program, with files as its file descriptors 0 to 4. The program
+// is the one at path or, if path is "", the embedded one or else an installed one.
 func startProgram(path string, env []string, files []*os.File) (*os.Process, error) {
 	if path != "" {
 		p, err := startFile(path, env, files)
@@ -38,7 +38,7 @@ func startProgram(path string, env []string, files []*os.File) (*os.Process, err
 		if err == nil || outOf(err) {
 			return p, err
 		}
-		tried = append(tried, fmt.Errorf("the embedded one: %w", err))
+		tried = append(tried, fmt.Errorf("the embedded program: %w", err))
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -54,16 +54,16 @@ func startProgram(path string, env []string, files []*os.File) (*os.Process, err
 	return nil, &ProgramError{Tried: tried}
 }
 
-// installed lists where the worker of an executable may be.
+// installed returns the paths at which the worker program of an executable may be installed.
 func installed(executable string) []string {
 	dir := filepath.Dir(executable)
 	return []string{filepath.Join(dir, ProgramName), filepath.Join(dir, "../libexec/vddkcp", ProgramName)}
 }
 
-// startMemory starts a program that no file holds. Where vm.memfd_noexec
-// forbids that, the error is EACCES.
+// startMemory starts a program from memory, without a file. The error is EACCES if the sysctl
+// vm.memfd_noexec forbids that.
 func startMemory(code []byte, env []string, files []*os.File) (*os.Process, error) {
-	// Without MFD_EXEC newer kernels log a warning; older ones don't know it.
+	// Newer kernels log a warning if MFD_EXEC is missing. Older ones refuse it.
 	fd, err := unix.MemfdCreate(ProgramName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) {
 		fd, err = unix.MemfdCreate(ProgramName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -77,10 +77,10 @@ func startMemory(code []byte, env []string, files []*os.File) (*os.Process, erro
 		return nil, err
 	}
 	if _, err := unix.FcntlInt(file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW); err != nil {
-		return nil, fmt.Errorf("seal the program: %w", err)
+		return nil, fmt.Errorf("cannot seal the memory of the program: %w", err)
 	}
-	// The number that the descriptor has in the child, which executes it: any
-	// other could be taken there by one of files. The worker closes it.
+	// The file becomes descriptor programFD of the child, which executes it through /proc.
+	// Descriptors below that number are those of files. The worker closes programFD.
 	p, err := start(fmt.Sprintf("/proc/self/fd/%d", programFD), env, append(files[:len(files):len(files)], file))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, notFound("/proc/self/fd")
@@ -88,11 +88,11 @@ func startMemory(code []byte, env []string, files []*os.File) (*os.Process, erro
 	return p, err
 }
 
-// errNoLinker is what "no such file" means of a program that is there.
+// errNoLinker explains fs.ErrNotExist at the start of a program that does exist.
 var errNoLinker = errors.New("the dynamic linker that it names is missing: VDDK needs a system with glibc")
 
-// notFound explains why a program that exists, and that was named by a path
-// below descriptors (/proc/self/fd), is not found.
+// notFound returns the reason why the kernel did not find a program whose path was below
+// descriptors, which is /proc/self/fd.
 func notFound(descriptors string) error {
 	if _, err := os.Stat(descriptors); err != nil {
 		return fmt.Errorf("/proc is not mounted, and the program is started through it: %w", err)
@@ -100,6 +100,7 @@ func notFound(descriptors string) error {
 	return errNoLinker
 }
 
+// startFile starts the program at path.
 func startFile(path string, env []string, files []*os.File) (*os.Process, error) {
 	p, err := start(path, env, files)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -110,12 +111,13 @@ func startFile(path string, env []string, files []*os.File) (*os.Process, error)
 	return p, err
 }
 
+// start starts a program with the given environment and file descriptors.
 func start(path string, env []string, files []*os.File) (*os.Process, error) {
 	return os.StartProcess(path, []string{ProgramName}, &os.ProcAttr{
 		Env:   env,
 		Files: files,
-		// A session of its own: Ctrl-C is for the parent, which may still want
-		// the worker, and nothing is to ask for a password on the terminal.
+		// In a session of its own, the worker does not get the signal of Ctrl-C, since the
+		// parent may still need it, and the library cannot ask for a password on the terminal.
 		Sys: &unix.SysProcAttr{Setsid: true},
 	})
 }

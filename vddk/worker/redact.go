@@ -9,24 +9,24 @@ import (
 	"unicode/utf8"
 )
 
-// Redactor hides secrets in text of the library or a server, in whatever form these
-// repeat them: as they are, escaped for XML, a URL, JSON or a C string, by any
-// choice of the characters that are escaped, also twice over, or in base64. The
-// zero value hides nothing. It is safe for concurrent use.
+// Redactor hides secrets in text of the library or of a server. It finds a secret as it is,
+// escaped for XML, a URL, JSON or a C string, escaped twice, or in base64. Any of its characters
+// may be escaped or not. The zero value hides nothing. A Redactor is safe for concurrent use.
 type Redactor struct {
 	secrets [][]rune
-	literal []string // in base64
-	first   [256]bool
+	literal []string  // secrets in base64
+	first   [256]bool // bytes that a secret in any of its forms can begin with
 }
 
 const (
-	// Shorter secrets stay: hiding them would tell more than it hides.
+	// minSecret is the number of bytes from which on secrets are hidden. Stars in place of
+	// every occurrence of a shorter one would reveal it.
 	minSecret = 4
 	hidden    = "***"
 )
 
-// NewRedactor returns a redactor of the secrets. User is the name that one of them
-// may follow in an HTTP header.
+// NewRedactor returns a Redactor that hides the secrets. It also hides "user:secret" in base64,
+// the form in HTTP headers.
 func NewRedactor(user string, secrets ...string) *Redactor {
 	r := new(Redactor)
 	for _, s := range secrets {
@@ -36,7 +36,7 @@ func NewRedactor(user string, secrets ...string) *Redactor {
 		r.add(s)
 		for _, text := range []string{s, user + ":" + s} {
 			for _, e := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-				// The last character depends on what follows.
+				// The last character of base64 depends on the bytes that follow.
 				if code := e.EncodeToString([]byte(text)); len(code) > 8 {
 					r.literal = append(r.literal, code[:len(code)-1])
 				}
@@ -46,9 +46,10 @@ func NewRedactor(user string, secrets ...string) *Redactor {
 	return r
 }
 
+// add adds a secret, which must not be empty.
 func (r *Redactor) add(secret string) {
-	// Invalid UTF-8 can only be repeated byte by byte: each is a rune of its own,
-	// which literal matching turns back into the byte.
+	// Each byte of invalid UTF-8 becomes a negative rune, which encoded turns back into the
+	// byte.
 	var runes []rune
 	for i := 0; i < len(secret); {
 		c, n := utf8.DecodeRuneInString(secret[i:])
@@ -60,12 +61,12 @@ func (r *Redactor) add(secret string) {
 	}
 	r.secrets = append(r.secrets, runes)
 	r.first[encoded(runes[0])[0]] = true
-	for _, c := range `&%\+` { // what an escape begins with
+	for _, c := range `&%\+` { // the first characters of escapes
 		r.first[c] = true
 	}
 }
 
-// encoded is a rune of add as bytes.
+// encoded returns the bytes of a rune that add made.
 func encoded(c rune) string {
 	if c < 0 {
 		return string([]byte{byte(-c)})
@@ -73,8 +74,8 @@ func encoded(c rune) string {
 	return string(c)
 }
 
-// Redact returns text with stars in place of each secret. Cut says that the end of
-// the text is missing: then a secret that may go on there is hidden too.
+// Redact returns text with stars in place of each secret. cut means that the text continues
+// after its end; then the beginning of a secret at the end is hidden, too.
 func (r *Redactor) Redact(text string, cut bool) string {
 	if r == nil || len(r.secrets) == 0 {
 		return text
@@ -83,7 +84,7 @@ func (r *Redactor) Redact(text string, cut bool) string {
 		text = strings.ReplaceAll(text, code, hidden)
 	}
 	spans := r.find(text, nil, cut)
-	// A text that was escaped may have been escaped again as a whole.
+	// A text with escaped secrets may have been escaped again as a whole.
 	for mark, next := range decoders {
 		if strings.IndexByte(text, mark) >= 0 {
 			inner, at := decode(text, mark, next)
@@ -105,11 +106,12 @@ func (r *Redactor) Redact(text string, cut bool) string {
 	return out.String() + text[done:]
 }
 
-// span is a part of a text, in bytes.
+// span is the range [from, to) of bytes of a text.
 type span struct{ from, to int }
 
-// find returns where the secrets are in text, which may come from another one: at
-// has the places in that one of each byte and of the end.
+// find returns the spans of the secrets in text. If text was decoded from another text, at has
+// the offset in the other text for each byte of text, and for its end, and the spans are those
+// of the other text.
 func (r *Redactor) find(text string, at []int, cut bool) (spans []span) {
 	for i := 0; i < len(text); {
 		end := -1
@@ -132,14 +134,14 @@ func (r *Redactor) find(text string, at []int, cut bool) (spans []span) {
 	return spans
 }
 
-// decoders find what an escape stands for, by the character that it begins with;
-// the end is 0 where there is none at i.
+// decoders decode the escape at offset i of a text, by the first character of the escape. The
+// end is 0 if there is no escape.
 var decoders = map[byte]func(text string, i int) (plain string, end int){
 	'&': entityAt, '%': percentAt, '\\': backslashAt,
 }
 
-// decode replaces the escapes that begin with mark, and tells where each byte of
-// the result, and its end, were in text.
+// decode replaces the escapes that begin with mark. at has the offset in text of each byte of the
+// result, and of its end.
 func decode(text string, mark byte, next func(string, int) (string, int)) (plain string, at []int) {
 	var out []byte
 	for i := 0; i < len(text); {
@@ -158,10 +160,10 @@ func decode(text string, mark byte, next func(string, int) (string, int)) (plain
 	return string(out), append(at, len(text))
 }
 
-// matchSecret returns the end of the longest form of the secret that begins at i,
-// or -1.
+// matchSecret returns the end of the longest form of the secret that begins at offset i, or -1 if
+// there is none.
 func matchSecret(text string, i int, secret []rune, cut bool) int {
-	at := []int{i} // where the next rune may begin, without duplicates
+	at := []int{i} // offsets at which the next rune may begin, without duplicates
 	for k, c := range secret {
 		var next []int
 		for _, pos := range at {
@@ -181,7 +183,7 @@ func matchSecret(text string, i int, secret []rune, cut bool) int {
 	return slices.Max(at)
 }
 
-// matchRune returns the ends of the forms of c that begin at i.
+// matchRune returns the ends of all forms of the rune c that begin at offset i.
 func matchRune(text string, i int, c rune) (ends []int) {
 	if i == len(text) {
 		return nil
@@ -213,7 +215,7 @@ func matchRune(text string, i int, c rune) (ends []int) {
 
 var entities = map[string]string{"amp": "&", "lt": "<", "gt": ">", "quot": `"`, "apos": "'", "nbsp": "\u00a0", "Tab": "\t", "NewLine": "\n"}
 
-// entityAt decodes the XML or HTML entity at i.
+// entityAt decodes the XML or HTML entity at offset i.
 func entityAt(text string, i int) (plain string, end int) {
 	rest := text[i+1 : min(len(text), i+14)]
 	semicolon := strings.IndexByte(rest, ';')
@@ -239,7 +241,7 @@ func entityAt(text string, i int) (plain string, end int) {
 
 var controls = map[byte]string{'a': "\a", 'b': "\b", 't': "\t", 'n': "\n", 'v': "\v", 'f': "\f", 'r': "\r", 'e': "\x1b"}
 
-// backslashAt decodes the escape at i, as JSON, C and Go write them.
+// backslashAt decodes the escape of JSON, C or Go at offset i.
 func backslashAt(text string, i int) (plain string, end int) {
 	if i++; i == len(text) {
 		return "", 0
@@ -268,6 +270,7 @@ func backslashAt(text string, i int) (plain string, end int) {
 	return string(rune(n)), end
 }
 
+// hexAt parses the given number of hexadecimal digits at offset i. end is 0 if they are not there.
 func hexAt(text string, i, digits int) (n uint64, end int) {
 	if len(text) < i+digits {
 		return 0, 0
@@ -279,7 +282,7 @@ func hexAt(text string, i, digits int) (n uint64, end int) {
 	return n, i + digits
 }
 
-// percentAt decodes the byte that is escaped for a URL at i.
+// percentAt decodes the byte at offset i that is escaped for a URL.
 func percentAt(text string, i int) (plain string, end int) {
 	n, end := hexAt(text, i+1, 2)
 	if end == 0 {
@@ -288,7 +291,7 @@ func percentAt(text string, i int) (plain string, end int) {
 	return string([]byte{byte(n)}), end
 }
 
-// matchPercent matches plain with each byte escaped for a URL.
+// matchPercent returns the end of plain at offset i, with each byte escaped for a URL, or 0.
 func matchPercent(text string, i int, plain string) (end int) {
 	for k := range len(plain) {
 		if i == len(text) || text[i] != '%' {

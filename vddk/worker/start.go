@@ -11,12 +11,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Start starts a worker, which loads and initialises the library. The errors
-// are *StartError, *ProgramError, *LoadError, *Error (of InitEx) and *GoneError. The process
-// outlives ctx; it ends with Close or Kill, or with this process.
+// Start starts a worker, which loads and initialises the library. The error may be a
+// *StartError, *ProgramError, *LoadError, *Error (of InitEx) or *GoneError. ctx is only for
+// the start: the process runs until Close or Kill is called, or this process ends.
 func Start(ctx context.Context, c Config) (*Process, error) {
 	if runtime.GOARCH != "amd64" {
-		return nil, fmt.Errorf("VDDK needs x86-64, this is %s", runtime.GOARCH)
+		return nil, fmt.Errorf("VDDK needs x86-64, this machine is %s", runtime.GOARCH)
 	}
 	if err := c.check(); err != nil {
 		return nil, err
@@ -37,6 +37,7 @@ func Start(ctx context.Context, c Config) (*Process, error) {
 	return p, nil
 }
 
+// check returns an error if the fields are not in their ranges.
 func (c *Config) check() error {
 	switch {
 	case c.Slots < 1 || c.Slots > MaxSlots:
@@ -46,21 +47,21 @@ func (c *Config) check() error {
 	case c.Library == "":
 		return errors.New("no library to load")
 	case c.Version < 0:
-		return fmt.Errorf("version %d of the library", c.Version)
+		return fmt.Errorf("version %d of the library is negative", c.Version)
 	}
 	for _, s := range []string{c.Library, c.Root, c.ConfigFile} {
 		if len(s) > unix.PathMax {
-			return fmt.Errorf("path of %d bytes, at most %d are possible", len(s), unix.PathMax)
+			return fmt.Errorf("a path has %d bytes, at most %d are possible", len(s), unix.PathMax)
 		}
 		if strings.IndexByte(s, 0) >= 0 {
-			return fmt.Errorf("path %q holds a NUL byte", s)
+			return fmt.Errorf("the path %q contains a NUL byte", s)
 		}
 	}
 	return nil
 }
 
-// spawn starts the process with its memory, socket and output, and the
-// goroutines that listen to it. Start gets the descriptors 0 to 4.
+// spawn starts the process with its shared memory, socket and output, and the goroutines that
+// receive from it. start gets the files for the descriptors 0 to 4 of the process.
 func spawn(c Config, start func(env []string, files []*os.File) (*os.Process, error)) (p *Process, err error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -95,8 +96,8 @@ func spawn(c Config, start func(env []string, files []*os.File) (*os.Process, er
 	return newProcess(c, process, socket, output, memory), nil
 }
 
-// outputPipe returns a pipe whose first end waits in Go's poller and whose
-// second is an ordinary one, as a program expects its output to be.
+// outputPipe returns a pipe. Our end is non-blocking, for Go's poller; the end of the worker
+// blocks, as programs expect of their output.
 func outputPipe() (ours, theirs *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
@@ -110,14 +111,14 @@ func outputPipe() (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "worker output"), os.NewFile(uintptr(fds[1]), "worker output"), nil
 }
 
-// socketPair likewise. SOCK_SEQPACKET keeps messages whole, written by several
-// threads without a lock, and ends like a stream.
+// socketPair returns a pair of sockets. Our end is non-blocking. SOCK_SEQPACKET lets several
+// threads send messages without a lock, and reports the end of the other side.
 func socketPair() (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	// At least three whole packets each way, whatever the system's default.
+	// The buffers have room for at least three packets, whatever the default of the system is.
 	for _, fd := range fds {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*maxPacket)
 	}
@@ -129,13 +130,12 @@ func socketPair() (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "worker socket"), os.NewFile(uintptr(fds[1]), "worker socket"), nil
 }
 
-// sharedMemory returns memory outside of Go's heap, and the file behind it,
-// whose size nobody can change: a shorter file would make every access to the
-// memory a SIGBUS.
+// sharedMemory returns memory outside of Go's heap, and the file that it is mapped from. The size
+// of the file is sealed, because access to the memory of a truncated file is a SIGBUS.
 func sharedMemory(size int) (memory []byte, file *os.File, err error) {
 	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	fd, err := unix.MemfdCreate("vddkcp buffers", flags|unix.MFD_NOEXEC_SEAL)
-	if errors.Is(err, unix.EINVAL) { // before Linux 6.3
+	if errors.Is(err, unix.EINVAL) { // Linux before 6.3 does not know MFD_NOEXEC_SEAL
 		fd, err = unix.MemfdCreate("vddkcp buffers", flags)
 	}
 	if err != nil {
@@ -155,7 +155,7 @@ func sharedMemory(size int) (memory []byte, file *os.File, err error) {
 	return memory, file, nil
 }
 
-// init has the worker load the library.
+// init makes the worker load and initialise the library.
 func (p *Process) init(ctx context.Context) error {
 	r, err := p.control(ctx, message{kind: kindInit}, appendInit(nil, &p.config))
 	var fault *faultError

@@ -1,12 +1,19 @@
-// Package worker runs VMware's libvixDiskLib in a process of its own: one
-// process for one open disk. The library crashes, hangs and corrupts its heap,
-// needs LD_LIBRARY_PATH from the start of its process, and can't live through a
-// fork; so a small C program (program/) is all that ever loads it, and what
-// goes wrong in it is an error here.
+// Package worker runs VMware's libvixDiskLib in a process of its own, one process for each
+// open disk:
 //
-// Data lies in memory that both processes map (the slots of [Process.Slot]) and
-// never crosses the socket between them; secrets cross that socket only.
-// messages.go describes what is said on it.
+//	p, err := worker.Start(ctx, worker.Config{Library: path, Root: root, Version: 8, Slots: 4, SlotSize: 1 << 20})
+//	opened, err := p.Open(ctx, worker.OpenRequest{Path: "/disk.vmdk", ReadOnly: true})
+//	err = p.Read(ctx, 0, sector, 2048) // into p.Slot(0)
+//	err = p.Close(ctx)
+//	p.Release()
+//
+// The library crashes, hangs and corrupts its heap. It needs LD_LIBRARY_PATH from the start of
+// its process and does not survive a fork. Therefore only a small C program (program/) loads
+// it, and failures in it are errors of [Process].
+//
+// The data of requests is in memory that both processes share, the slots of [Process.Slot].
+// Messages on a socket, which messages.go describes, carry everything else. Secrets are passed
+// only over that socket.
 package worker
 
 import (
@@ -15,45 +22,46 @@ import (
 	"github.com/vddkcp/vddkcp/internal/allocation"
 )
 
-// SectorSize is the library's unit, in bytes, whatever the disk's own is.
+// SectorSize is the number of bytes in a sector of the library, also for disks with larger
+// sectors.
 const SectorSize = 512
 
 // Limits of a worker.
 const (
 	MaxSlots    = 64
-	MaxSlotSize = 2 << 20    // bytes: larger requests gain nothing and fail under load
-	MaxChunks   = 512 * 1024 // of one Query
-	MinChunk    = 128        // sectors
-	MaxLine     = 4000       // bytes of a line of the log; more is cut off
+	MaxSlotSize = 2 << 20    // bytes; larger requests are not faster and fail under load
+	MaxChunks   = 512 * 1024 // chunks in one Query
+	MinChunk    = 128        // sectors in the smallest chunk of a Query
+	MaxLine     = 4000       // bytes in a log line; longer lines are cut
 )
 
 // Config says which library a worker loads, and how.
 type Config struct {
 	Library    string // path of libvixDiskLib.so.N
-	Root       string // of the distribution: libDir of InitEx
-	Dir        string // for LD_LIBRARY_PATH, which only the worker's environment has; "": none
-	Version    int    // N of the library
-	ConfigFile string // of the library; "": none
-	Slots      int    // requests at once, 1 to MaxSlots
-	SlotSize   int    // bytes of each, a multiple of 4096 up to MaxSlotSize
-	// Log gets what the library says, one line a call and one call at a time,
-	// from a goroutine that also carries the completions: it must neither block nor call this package. A
-	// line holds no control characters and is valid UTF-8; what was too long
-	// is cut off, what came too fast is counted in a line of its own. Nil: not
-	// wanted.
+	Root       string // root folder of the distribution, the argument libDir of InitEx
+	Dir        string // folder that is added to LD_LIBRARY_PATH of the worker; "" for none
+	Version    int    // N in the name of the library
+	ConfigFile string // configuration file for the library; "" for none
+	Slots      int    // slots, and so the number of reads and writes in flight: 1 to MaxSlots
+	SlotSize   int    // bytes of each slot, a multiple of 4096 up to MaxSlotSize
+	// Log is called with each line that the library logs, one call at a time. It must not
+	// block and must not call this package, because it runs on the goroutine that receives
+	// the answers of the worker. Lines are valid UTF-8 without control characters and without
+	// secrets. Long lines are cut. Lines that come too fast are dropped, and a line says how
+	// many. Log may be nil.
 	Log     func(level Level, line string)
-	Program string   // path of the worker; "": the embedded one, or an installed one
-	Env     []string // nil: this process's own. What may hold a secret is left out.
+	Program string   // path of the worker program; "" means the embedded or an installed one
+	Env     []string // environment of the worker; nil means that of this process. Variables that may hold secrets are removed
 }
 
-// Level says where a line comes from.
+// Level says where a log line comes from.
 type Level int
 
 const (
-	Info    Level = iota // InitEx's log
-	Warning              // InitEx's warn
-	Panic                // InitEx's panic: the worker ends with it
-	Output               // standard output or error of the worker: the library printed it
+	Info    Level = iota // the log function of InitEx
+	Warning              // the warn function of InitEx
+	Panic                // the panic function of InitEx; the worker ends after it
+	Output               // standard output or standard error of the worker
 )
 
 func (l Level) String() string {
@@ -70,29 +78,28 @@ func (l Level) String() string {
 	return fmt.Sprintf("Level(%d)", int(l))
 }
 
-// OpenRequest names a disk and how to reach it. A field that is empty is not
-// handed to the library at all. Without Server the disk is a local one, and
-// only Snapshot, Transports, ReadOnly, Path and Flags count.
-// Printing it shows the path only.
+// OpenRequest names a disk and says how to reach it. The library gets NULL for a string that is
+// empty. If Server is empty, the disk is a local one, and only Path, Flags, ReadOnly, Snapshot
+// and Transports are used. Printing an OpenRequest shows only the path.
 type OpenRequest struct {
 	Path       string
-	Flags      uint32 // Flag...
-	ReadOnly   bool   // of the connection
+	Flags      uint32 // FlagUnbuffered and so on, combined by |
+	ReadOnly   bool   // connect and open for reading only
 	Server     string
-	Port       uint32
-	NFCPort    uint32
+	Port       uint32 // port of the server; 0 means the default of the library
+	NFCPort    uint32 // NFC port of the ESXi host; 0 means the default of the library
 	VMXSpec    string // "moref=ID"
-	Thumbprint string // SHA-1, as the library wants it
+	Thumbprint string // SHA-1 of the server's certificate, in the form "AA:BB:..."
 	User       string
-	Password   string // also empty it is handed over, where there is a Server
-	Cookie     string // "": log in by User and Password
+	Password   string // passed to the library even if it is empty, provided that there is a Server
+	Cookie     string // session cookie; if it is empty, User and Password log in
 	Snapshot   string
 	Transports string
-	// Identity names the caller to PrepareAccess and EndAccess. Open ignores it.
+	// Identity names the caller of PrepareAccess and EndAccess. Open ignores it.
 	Identity string
 }
 
-// Format implements fmt.Formatter: no secret is ever printed.
+// Format implements fmt.Formatter. It prints no secrets.
 func (r OpenRequest) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "{%q}", r.Path) }
 
 // Flags of Open.
@@ -105,26 +112,26 @@ const (
 	FlagSkipZ      = 64
 )
 
-// Opened is what the library tells of an open disk.
+// Opened is what the library says about an open disk.
 type Opened struct {
 	Capacity       uint64    // sectors of 512 bytes
 	BIOSGeometry   [3]uint32 // cylinders, heads, sectors
-	Geometry       [3]uint32 // physical
+	Geometry       [3]uint32 // physical cylinders, heads, sectors
 	Adapter        int       // 1 IDE, 2 BusLogic, 3 LSI Logic
-	Links          int
-	LogicalSector  uint32 // bytes; 0: not known, as before version 7
-	PhysicalSector uint32 // bytes
-	Parent         string // parentFileNameHint
+	Links          int       // links in the chain of the disk
+	LogicalSector  uint32    // bytes; 0 if it is not known, as before version 7
+	PhysicalSector uint32    // bytes; 0 if it is not known
+	Parent         string    // parentFileNameHint
 	UUID           string
-	Transport      string // that the library chose: "nbdssl"
+	Transport      string // transport mode that the library chose, such as "nbdssl"
 }
 
-// Block is an allocated range, in sectors of 512 bytes.
+// Block is an allocated range, in sectors of SectorSize bytes.
 type Block = allocation.Block
 
 // Function is a function of the library.
 type Function struct {
 	Name     string // "VixDiskLib_Flush"
-	Required bool   // without it the library is refused
-	Present  bool
+	Required bool   // Start fails if the library does not have it
+	Present  bool   // the library has it
 }

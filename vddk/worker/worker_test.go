@@ -302,8 +302,8 @@ func TestQuery(t *testing.T) {
 
 func TestQueryThatBreaksTheRules(t *testing.T) {
 	for deed, want := range map[string]string{
-		"beyond": "VixDiskLib_QueryAllocatedBlocks: block at sector 1280 of 128 sectors, expected within [0, 1280) and ascending",
-		"many":   "VixDiskLib_QueryAllocatedBlocks: it succeeded with no list, or with more blocks than chunks",
+		"beyond": "VixDiskLib_QueryAllocatedBlocks returned a block of 128 sectors at sector 1280, expected ascending blocks in [0, 1280)",
+		"many":   "VixDiskLib_QueryAllocatedBlocks: the call succeeded without a list, or with more blocks than chunks",
 		"fail":   "VixDiskLib_QueryAllocatedBlocks: error 4000 (0x100000fa0): stub error 4000",
 	} {
 		p, _ := open(t, config(t, nil, "STUB_DO= Query="+deed+" "), remote)

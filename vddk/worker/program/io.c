@@ -1,5 +1,5 @@
-/* The I/O thread: it receives every message, reads and writes, and hands
- * everything else to the main thread. */
+/* The I/O thread receives all messages. It carries out reads, writes and flushes,
+ * and passes other requests to the main thread. */
 #include "worker.h"
 
 #include <errno.h>
@@ -8,37 +8,39 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-/* A request that the library has. The library gives it back through the
- * callback's data pointer, so its address must stay valid whatever comes. */
+/* A read or write of the library. Its address is the data pointer of the callback,
+ * and must stay valid even if the library calls back too often. */
 struct request {
 	uint32_t slot;
 	atomic_int busy;
 };
 
-/* Each slot has several, in turn: a request that is completed twice must not
- * complete the next one of its slot, whose data has not come. */
+/* Each slot uses several requests one after the other. If the library completes a
+ * request twice, the second completion must not be taken for that of the slot's
+ * next request, whose data has not arrived. */
 enum { TURNS = 256 };
 static struct request requests[MAX_SLOTS][TURNS];
 static struct slot {
 	atomic_int busy;
-	unsigned turn; /* of the I/O thread's alone */
+	unsigned turn; /* the next request of the slot; used only by the I/O thread */
 } slots[MAX_SLOTS];
 
-/* Requests without a completion, counted for Close. */
+/* The number of requests without a completion, which closing the disk waits for. */
 static struct {
 	pthread_mutex_t lock;
 	pthread_cond_t none;
 	unsigned count;
 } in_flight = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, 0};
 
-/* Tells the parent. On a thread of the library's it must not call the library:
- * the parent asks for an error's text by MSG_TEXT. */
+/* Sends the result of a request to the parent. It may run on a thread of the
+ * library, where calls to the library are not allowed. Therefore the parent asks
+ * for the text of an error by MSG_TEXT. */
 static void complete(struct request *r, VixError result)
 {
 	struct message done = {.kind = MSG_DONE, .slot = r->slot, .sector = result};
 	ssize_t n;
 
-	/* Free before the parent knows: it may use the slot again at once. */
+	/* The slot must be free before the parent gets the result and uses it again. */
 	if (!atomic_exchange(&r->busy, 0))
 		die("the library completed a request twice");
 	atomic_store(&slots[r->slot].busy, 0);
@@ -46,7 +48,7 @@ static void complete(struct request *r, VixError result)
 		n = send(SOCKET_FD, &done, sizeof done, MSG_NOSIGNAL);
 	while (n < 0 && errno == EINTR);
 	if (n < 0)
-		_exit(0); /* no parent, no work */
+		_exit(0); /* the parent has ended */
 	pthread_mutex_lock(&in_flight.lock);
 	if (--in_flight.count == 0)
 		pthread_cond_signal(&in_flight.none);
@@ -61,6 +63,7 @@ static void on_completion(void *data, VixError result)
 	errno = saved;
 }
 
+/* Carries out MSG_READ and MSG_WRITE. */
 static void transfer(const struct message *m)
 {
 	Handle handle = atomic_load(&disk.handle);
@@ -70,16 +73,16 @@ static void transfer(const struct message *m)
 	int async;
 
 	if (!handle)
-		die("a read or write without an open disk");
+		die("the parent sent a read or write without an open disk");
 	if (m->slot >= arena.slots || m->sectors > arena.slot_size / SECTOR)
-		die("a read or write outside of the slots: %u, %llu sectors", m->slot, (unsigned long long)m->sectors);
+		die("the parent sent a read or write of slot %u with %llu sectors, which it does not have", m->slot, (unsigned long long)m->sectors);
 	memory = arena_slot(m->slot);
 	if (m->sector + m->sectors > disk.capacity)
-		die("a read or write outside of the disk: sector %llu", (unsigned long long)m->sector);
+		die("the parent sent a read or write outside of the disk, at sector %llu", (unsigned long long)m->sector);
 	if (m->kind == MSG_WRITE && !disk.writable)
-		die("a write to a disk opened read-only");
+		die("the parent sent a write to a disk that is opened read-only");
 	if (atomic_exchange(&slots[m->slot].busy, 1))
-		die("a second request in slot %u", m->slot);
+		die("the parent sent a second request for slot %u", m->slot);
 	r = &requests[m->slot][slots[m->slot].turn++ % TURNS];
 	r->slot = m->slot;
 	atomic_store(&r->busy, 1);
@@ -87,8 +90,8 @@ static void transfer(const struct message *m)
 	in_flight.count++;
 	pthread_mutex_unlock(&in_flight.lock);
 
-	/* Wait comes later than the asynchronous calls (6.0, 6.5), and closing
-	 * needs it. */
+	/* Closing needs Wait, which VDDK has since 6.5. The asynchronous calls, which it
+	 * has since 6.0, are used only together with Wait. */
 	async = vddk.Wait && (m->kind == MSG_READ ? vddk.ReadAsync != NULL : vddk.WriteAsync != NULL);
 	if (m->kind == MSG_READ) {
 		err = async ? vddk.ReadAsync(handle, m->sector, m->sectors, memory, on_completion, r)
@@ -100,31 +103,33 @@ static void transfer(const struct message *m)
 	}
 	if (async && (err & 0xffff) == VIX_ASYNC)
 		return;
-	if (async && err == VIX_OK) /* whether a completion follows nobody says: neither guess is safe */
+	if (async && err == VIX_OK) /* it is not specified whether a completion follows */
 		die("the library neither queued nor refused an asynchronous request");
 	complete(r, err);
 }
 
-/* Returns when the library has completed everything. */
+/* Waits until the library has completed all requests. */
 static void drain(Handle handle)
 {
 	if (vddk.Wait)
-		vddk.Wait(handle); /* each completion has its own result */
+		vddk.Wait(handle); /* its result does not matter, because each completion has its own */
 	pthread_mutex_lock(&in_flight.lock);
 	while (in_flight.count)
 		pthread_cond_wait(&in_flight.none, &in_flight.lock);
 	pthread_mutex_unlock(&in_flight.lock);
 }
 
+/* Carries out MSG_FLUSH. */
 static void flush(void)
 {
 	Handle handle = atomic_load(&disk.handle);
 	VixError err = VIX_NOT_SUPPORTED;
 
 	if (!handle)
-		die("a flush without an open disk");
+		die("the parent sent a flush without an open disk");
 	if (vddk.Flush) {
-		/* Flush's word about requests in flight is not clear: there are none. */
+		/* It is not specified whether Flush covers requests in flight, so there must be
+		 * none. */
 		if (vddk.Wait)
 			vddk.Wait(handle);
 		err = vddk.Flush(handle);

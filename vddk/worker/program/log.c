@@ -1,8 +1,8 @@
-/* What the library, or the worker itself, has to say. The library calls the
- * callbacks on any thread, also inside of its own locks, with lines of any
- * content and length: so there is no lock here, no memory but a fixed buffer on
- * the stack, and no waiting. A line that the parent is too slow for is counted
- * and dropped: completions must not wait behind it. */
+/* Log lines of the library, and the last message of the worker. The library calls
+ * the log functions on any thread, also while it holds its own locks, with lines of
+ * any content and length. Therefore these functions use no lock, no memory except a
+ * fixed buffer on the stack, and never wait. If the parent is too slow, lines are
+ * counted and dropped, so that completions do not wait for it. */
 #include "worker.h"
 
 #include <errno.h>
@@ -21,7 +21,7 @@ struct line {
 	char text[MAX_LINE];
 };
 
-static int log_room; /* bytes of the socket's buffer that lines may take */
+static int log_room; /* bytes in the send buffer of the socket from which on lines are dropped */
 static atomic_uint_least64_t dropped;
 
 void log_start(void)
@@ -33,8 +33,8 @@ void log_start(void)
 		log_room = size / 2;
 }
 
-/* Says whether a format would store through a pointer (%n in any of its
- * spellings): a line with foreign text in place of its format must not. */
+/* Returns whether a format has a %n, in any of its forms, which stores through a
+ * pointer. The library may pass text of a server as the format. */
 static int stores(const char *fmt)
 {
 	while ((fmt = strchr(fmt, '%'))) {
@@ -48,6 +48,7 @@ static int stores(const char *fmt)
 	return 0;
 }
 
+/* Formats a line of up to MAX_LINE bytes; longer ones end with "...". */
 static void line_format(struct line *line, const char *fmt, va_list args)
 {
 	int printed = -1;
@@ -69,6 +70,7 @@ static void line_format(struct line *line, const char *fmt, va_list args)
 	line->head.length = (uint32_t)n;
 }
 
+/* Sends a log line to the parent, or drops it. */
 static void line_send(uint32_t level, const char *fmt, va_list args)
 {
 	int saved = errno, queued = 0;
@@ -93,8 +95,8 @@ void log_info(const char *fmt, va_list args) { line_send(LEVEL_INFO, fmt, args);
 
 void log_warning(const char *fmt, va_list args) { line_send(LEVEL_WARNING, fmt, args); }
 
-/* Sends the last message. It may come from anywhere, so it waits for room only
- * so long as a parent that lives can need. */
+/* Sends the last message of the process. It waits up to 2 s for room in the socket,
+ * which is enough for a parent that is still running. */
 static void send_fatal(uint32_t level, const char *fmt, va_list args)
 {
 	struct line line;

@@ -19,7 +19,7 @@ int strings_split(const uint8_t *payload, size_t length, size_t skip, const char
 			strings[i] = NULL;
 			continue;
 		}
-		/* The NUL behind it makes it a C string; one inside would cut it. */
+		/* A C string ends with a NUL and has no other one. */
 		if (n >= length - at || memchr(payload + at, 0, (size_t)n + 1) != payload + at + n)
 			return 0;
 		strings[i] = (const char *)payload + at;
@@ -42,7 +42,7 @@ void string_append(struct packet *packet, const char *text)
 		packet->head.length += sizeof n;
 		return;
 	}
-	/* A quarter of the packet is plenty for any one, and leaves room for all. */
+	/* All strings of an answer fit into a packet if none is longer than this. */
 	long_n = strnlen(text, MAX_PAYLOAD / 5);
 	if (long_n > room - sizeof n - 1)
 		long_n = room - sizeof n - 1;
@@ -53,7 +53,7 @@ void string_append(struct packet *packet, const char *text)
 	packet->head.length += (uint32_t)sizeof n + n + 1;
 }
 
-/* What follows returns what is wrong, or NULL. */
+/* The following functions return a description of what is wrong, or NULL. */
 
 static const char *check_io(const struct message *m)
 {

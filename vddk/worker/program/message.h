@@ -1,5 +1,5 @@
-/* What parent and worker say to each other: messages.go describes it, and a
- * test holds both files against each other. */
+/* The protocol between the parent and the worker. messages.go describes it, and a
+ * test compares both files. */
 #ifndef MESSAGE_H
 #define MESSAGE_H
 
@@ -18,7 +18,7 @@ enum {
 	MAX_LINE = 4000,
 	SECTOR = 512,
 
-	/* Request numbers beyond the slots' own. */
+	/* Request numbers that follow those of the slots. */
 	SLOT_FLUSH = MAX_SLOTS,
 	SLOT_CONTROL,
 };
@@ -64,20 +64,21 @@ struct packet {
 	uint8_t payload[MAX_PAYLOAD];
 };
 
-/* Flags of MSG_DONE: whether the code is the library's. */
+/* Flags of MSG_DONE: the code is an error of the library, or the worker failed. */
 enum { DONE_LIBRARY = 0, DONE_FAULT = 1 };
 
-/* Flags of MSG_LOG. */
+/* Flags of MSG_LOG: the level of the line. */
 enum { LEVEL_INFO, LEVEL_WARNING, LEVEL_PANIC };
 
-/* MSG_INIT's payload, then the strings of enum init_string. */
+/* The payload of MSG_INIT begins with these numbers. The strings of enum
+ * init_string follow. */
 struct init_numbers {
 	uint32_t version, slots, slot_size, reserved;
 };
 enum init_string { INIT_LIBRARY, INIT_ROOT, INIT_CONFIG_FILE, INIT_STRINGS };
 
-/* MSG_OPEN's, MSG_CLEANUP's, MSG_PREPARE_ACCESS's and MSG_END_ACCESS's payload, then the strings of
- * enum login_string. */
+/* The payloads of MSG_OPEN, MSG_CLEANUP, MSG_PREPARE_ACCESS and MSG_END_ACCESS begin
+ * with these numbers. The strings of enum login_string follow. */
 struct login_numbers {
 	uint32_t port, nfc_port, read_only, flags;
 };
@@ -95,8 +96,8 @@ enum login_string {
 	LOGIN_STRINGS
 };
 
-/* The payload of MSG_DONE for MSG_OPEN, then the strings parent, UUID,
- * transport mode. */
+/* The payload of MSG_DONE for MSG_OPEN begins with these numbers. The strings
+ * parent, UUID and transport mode follow. */
 struct opened_numbers {
 	uint64_t capacity;
 	uint32_t bios[3], physical[3];
@@ -106,16 +107,16 @@ struct opened_numbers {
 
 enum { NO_STRING = 0xffffffffu };
 
-/* Says whether the packet of so many bytes is a message that a parent may send;
- * if not, why says what is wrong with it. It changes nothing. */
+/* Returns whether a packet of the given number of bytes is a request that the
+ * parent may send. If not, why is a description of what is wrong with it. */
 int request_valid(const struct packet *packet, size_t bytes, const char **why);
 
-/* Splits the strings behind skip bytes of the payload. Each result is NULL or
- * ends with a NUL and lies in the payload. 0: they are not as they must be. */
+/* Parses count strings after the first skip bytes of the payload. Each result is
+ * NULL, or a C string inside the payload. Returns 0 if the payload is malformed. */
 int strings_split(const uint8_t *payload, size_t length, size_t skip, const char **strings, size_t count);
 
-/* Appends a string (NULL: none) to the packet's payload, cut off where it
- * would not fit. */
+/* Appends a string, which may be NULL, to the payload of the packet. A string that
+ * does not fit is cut. */
 void string_append(struct packet *packet, const char *text);
 
 #endif

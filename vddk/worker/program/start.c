@@ -1,5 +1,6 @@
-/* The entry point, because gcc's own asks for __libc_start_main@GLIBC_2.34.
- * The older version is in every glibc. There are no constructors to run. */
+/* The entry point of the program. That of gcc needs __libc_start_main@GLIBC_2.34,
+ * but this one uses an older version, which every glibc has. The program has no
+ * constructors. */
 __asm__(".symver __libc_start_main,__libc_start_main@GLIBC_2.2.5");
 
 int main(void);

@@ -1,6 +1,5 @@
-/* The interface of libvixDiskLib as far as the worker uses it: the library's
- * own names and layouts, for x86-64, where VixError is 64 bits wide and long
- * is too. */
+/* The part of the interface of libvixDiskLib that the worker uses, for x86-64. The
+ * names and layouts are those of the library. VixError and long have 64 bits. */
 #ifndef VDDK_H
 #define VDDK_H
 
@@ -66,7 +65,7 @@ typedef struct {
 	int numLinks;
 	char *parentFileNameHint;
 	char *uuid;
-	uint32_t logicalSectorSize, physicalSectorSize; /* version 7 and later only: before, past the end */
+	uint32_t logicalSectorSize, physicalSectorSize; /* not in the structure of versions before 7 */
 } Info;
 
 typedef struct {
@@ -80,7 +79,8 @@ typedef struct {
 
 enum { REQUIRED = 1, OPTIONAL = 0 };
 
-/* X(needed, result, name, arguments), in the order of functions.go. */
+/* The functions as X(needed, result, name, arguments), in the order of
+ * functions.go. */
 #define VDDK_FUNCTIONS(X) \
 	X(REQUIRED, VixError, InitEx, (uint32_t, uint32_t, LogFn *, LogFn *, LogFn *, const char *, const char *)) \
 	X(REQUIRED, void, Exit, (void)) \
@@ -112,7 +112,7 @@ enum { REQUIRED = 1, OPTIONAL = 0 };
 	X(OPTIONAL, VixError, Create, (void)) \
 	X(OPTIONAL, VixError, CheckRepair, (void))
 
-/* The functions of the one library that a worker loads; NULL: it has none. */
+/* Pointers to the functions of the library; NULL if it lacks the function. */
 struct vddk {
 #define X(needed, result, name, arguments) result (*name) arguments;
 	VDDK_FUNCTIONS(X)

@@ -1,12 +1,13 @@
-/* vddkcp-vddk-worker: the one process that loads libvixDiskLib, for one open
- * disk. vddkcp starts it and talks to it over a socket (message.h, messages.go);
- * when that ends, so does the worker.
+/* vddkcp-vddk-worker loads libvixDiskLib and opens one disk. vddkcp starts it and
+ * sends it requests over a socket (message.h, messages.go). The worker ends when
+ * the other end of the socket is closed.
  *
- * Three threads, because the library wants it so: the main thread makes every
- * call but reads and writes (worker.c); the I/O thread receives messages, reads
- * and writes (io.c); the watcher ends the process with its parent, whatever
- * call of the library hangs. Completions and lines of the log come on threads of
- * the library's (io.c, log.c). */
+ * It has three threads, because the library restricts which thread may make which
+ * call. The main thread makes all calls except reads, writes and flushes
+ * (worker.c). The I/O thread receives messages, reads, writes and flushes (io.c).
+ * The watcher ends the process with its parent, even if a call of the library
+ * hangs. The library calls back for completions and log lines on threads of its
+ * own (io.c, log.c). */
 #include "worker.h"
 
 #include <dlfcn.h>
@@ -26,7 +27,7 @@
 struct vddk vddk;
 struct disk disk;
 
-/* The request that the main thread is to work on. */
+/* The next request for the main thread. */
 static struct {
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
@@ -34,15 +35,16 @@ static struct {
 	struct packet request;
 } control = {.lock = PTHREAD_MUTEX_INITIALIZER, .changed = PTHREAD_COND_INITIALIZER};
 
-/* Where the main thread writes its answers. */
+/* The answer that the main thread is composing. */
 static struct packet answer;
 
-/* What is open, on the main thread. The library wants the strings of the
- * parameters to outlive the connection: so secrets live as long. */
+/* The state of the library, which only the main thread uses. The strings of the
+ * connection's parameters, and so the secrets, must stay valid until the
+ * connection ends. */
 static struct {
 	int initialised;
 	uint32_t version;
-	uint8_t *login; /* a copy of the request's payload */
+	uint8_t *login; /* a copy of the payload of the request that logs in */
 	size_t login_length;
 	const char *strings[LOGIN_STRINGS];
 	struct login_numbers numbers;
@@ -56,14 +58,14 @@ static struct {
 void wipe(void *memory, size_t bytes)
 {
 	memset(memory, 0, bytes);
-	__asm__ volatile("" : : "r"(memory) : "memory"); /* or the compiler would leave it out */
+	__asm__ volatile("" : : "r"(memory) : "memory"); /* keeps the compiler from removing the memset */
 }
 
 void control_hand_over(const struct packet *request)
 {
 	pthread_mutex_lock(&control.lock);
 	if (control.full)
-		die("the parent sent a request before the answer to the one before");
+		die("the parent sent a request before the last one was answered");
 	memcpy(&control.request, request, sizeof request->head + request->head.length);
 	control.full = 1;
 	pthread_cond_signal(&control.changed);
@@ -80,12 +82,12 @@ void send_packet(const struct packet *packet)
 	while (n < 0 && errno == EINTR);
 	if (n < 0) {
 		if (errno == EPIPE || errno == ECONNRESET)
-			_exit(0); /* no parent, no work */
-		die("send %zu bytes: %s", bytes, strerror(errno));
+			_exit(0); /* the parent has ended */
+		die("cannot send %zu bytes to the parent: %s", bytes, strerror(errno));
 	}
 }
 
-/* Appends the library's text for the code. */
+/* Appends the text that the library has for an error code. */
 static void text_append(struct packet *packet, VixError code)
 {
 	char *text = vddk.GetErrorText ? vddk.GetErrorText(code, NULL) : NULL;
@@ -95,7 +97,7 @@ static void text_append(struct packet *packet, VixError code)
 		vddk.FreeErrorText(text);
 }
 
-/* On the I/O thread. */
+/* Answers MSG_TEXT. The I/O thread calls it. */
 void send_text(uint32_t slot, VixError code)
 {
 	static struct packet reply;
@@ -130,13 +132,14 @@ static void answer_fault(const char *what, const char *text)
 	send_packet(&answer);
 }
 
-/* Finds the library's functions and returns which there are, one bit each. */
+/* Finds the functions of the library and returns a bit for each that exists.
+ * complete is 0 if a required function is missing. */
 static uint64_t functions_find(void *library, int *complete)
 {
 	uint64_t found = 0, bit = 1;
 
 	*complete = 1;
-	/* ISO C has no way from an object's to a function's pointer; POSIX has. */
+	/* ISO C cannot convert a pointer to an object into one to a function, POSIX can. */
 #define X(needed, result, name, arguments) \
 	*(void **)&vddk.name = dlsym(library, "VixDiskLib_" #name); \
 	if (vddk.name) \
@@ -159,9 +162,9 @@ static void init(const struct packet *request)
 	VixError err;
 
 	if (arena.memory)
-		die("initialised twice");
+		die("the parent sent init twice");
 	if (!strings_split(request->payload, request->head.length, sizeof n, strings, INIT_STRINGS))
-		die("broken strings");
+		die("the strings of init are malformed");
 	memcpy(&n, request->payload, sizeof n);
 	arena_map(n.slots, n.slot_size);
 	session.version = n.version;
@@ -170,7 +173,7 @@ static void init(const struct packet *request)
 	if (!library) {
 		const char *why = dlerror();
 
-		answer_fault("dlopen", why ? why : "no reason given");
+		answer_fault("dlopen", why ? why : "unknown reason");
 		return;
 	}
 	functions = functions_find(library, &complete);
@@ -183,8 +186,8 @@ static void init(const struct packet *request)
 		send_packet(&answer);
 		return;
 	}
-	/* A library refuses a version above its own; 6.5 is the interface's last
-	 * change that matters here. */
+	/* A library refuses a version that is newer than its own. The worker needs no
+	 * change of the interface after 6.5. */
 	err = n.version >= 7 ? vddk.InitEx(6, 5, log_info, log_warning, log_panic, strings[INIT_ROOT], strings[INIT_CONFIG_FILE])
 			     : vddk.InitEx(5, 5, log_info, log_warning, log_panic, strings[INIT_ROOT], strings[INIT_CONFIG_FILE]);
 	if (err != VIX_OK) {
@@ -198,11 +201,11 @@ static void init(const struct packet *request)
 	send_packet(&answer);
 }
 
-/* Forgets the parameters and every secret of them. */
+/* Frees the parameters of the connection and wipes all secrets in them. */
 static void login_end(void)
 {
 	if (session.params && session.params != &session.own_params && vddk.FreeConnectParams) {
-		/* The strings are ours: the library must not free them. */
+		/* The strings belong to the worker, so the library must not free them. */
 		ConnectParams *p = session.params;
 
 		p->vmxSpec = p->serverName = p->thumbPrint = NULL;
@@ -218,13 +221,15 @@ static void login_end(void)
 	}
 }
 
-/* The library does not write to the strings, whatever its types say. */
+/* Removes const, because the types of the library lack it. The library does not
+ * write to the strings. */
 static char *as_char(const char *s)
 {
 	return (char *)(uintptr_t)s;
 }
 
-/* Makes the parameters of a request. 0: no memory. */
+/* Sets the parameters of the connection from a request. Returns 0 if there is not
+ * enough memory. */
 static int login_start(struct packet *request)
 {
 	const char **s = session.strings;
@@ -237,7 +242,7 @@ static int login_start(struct packet *request)
 	memcpy(session.login, request->payload, session.login_length);
 	wipe(request->payload, request->head.length);
 	if (!strings_split(session.login, session.login_length, sizeof session.numbers, s, LOGIN_STRINGS))
-		die("broken strings");
+		die("the strings of the login are malformed");
 	memcpy(&session.numbers, session.login, sizeof session.numbers);
 
 	p = vddk.AllocateConnectParams ? vddk.AllocateConnectParams() : &session.own_params;
@@ -245,7 +250,7 @@ static int login_start(struct packet *request)
 	if (!p)
 		return 0;
 	if (!s[LOGIN_SERVER])
-		return 1; /* a local disk: everything stays as it is */
+		return 1; /* a local disk needs no parameters */
 	p->vmxSpec = as_char(s[LOGIN_VMX_SPEC]);
 	p->serverName = as_char(s[LOGIN_SERVER]);
 	p->thumbPrint = as_char(s[LOGIN_THUMBPRINT]);
@@ -264,8 +269,8 @@ static int login_start(struct packet *request)
 	return 1;
 }
 
-/* On failure it leaves what it has done to session_end: the parent learns the
- * reason at once, even if disconnecting then hangs. */
+/* Answers MSG_OPEN. After an error, session_end undoes the steps before it, so
+ * that the parent gets the reason even if disconnecting hangs. */
 static void open_disk(struct packet *request)
 {
 	struct opened_numbers n = {0};
@@ -273,7 +278,7 @@ static void open_disk(struct packet *request)
 	VixError err;
 
 	if (session.login)
-		die("opened twice");
+		die("the parent sent a second request that logs in");
 	if (!login_start(request)) {
 		answer_fault("VixDiskLib_AllocateConnectParams", "out of memory");
 		return;
@@ -297,7 +302,7 @@ static void open_disk(struct packet *request)
 		return;
 	}
 	if (!info || !session.handle) {
-		answer_fault("VixDiskLib_GetInfo", "it succeeded without a result");
+		answer_fault("VixDiskLib_GetInfo", "the call succeeded without a result");
 		return;
 	}
 	n.capacity = info->capacity;
@@ -327,8 +332,8 @@ static void open_disk(struct packet *request)
 	send_packet(&answer);
 }
 
-/* Cleanup, PrepareForAccess and EndAccess: what is done to the VM, on behalf of
- * other processes, which have its disks open or were lost. */
+/* Answers MSG_CLEANUP, MSG_PREPARE_ACCESS and MSG_END_ACCESS. They concern the
+ * whole VM, whose disks are or were open in other workers. */
 static void call_for_vm(struct packet *request)
 {
 	uint32_t cleaned = 0, remaining = 0, kind = request->head.kind;
@@ -336,7 +341,7 @@ static void call_for_vm(struct packet *request)
 	VixError err = VIX_NOT_SUPPORTED;
 
 	if (session.login)
-		die("%s beside an open disk", function);
+		die("the parent sent a request for %s in a worker that has logged in", function);
 	if (!login_start(request)) {
 		answer_fault("VixDiskLib_AllocateConnectParams", "out of memory");
 		login_end();
@@ -358,6 +363,7 @@ static void call_for_vm(struct packet *request)
 	send_packet(&answer);
 }
 
+/* Answers MSG_QUERY. */
 static void query(const struct message *m)
 {
 	BlockList *list = NULL;
@@ -365,9 +371,9 @@ static void query(const struct message *m)
 	VixError err = VIX_NOT_SUPPORTED;
 
 	if (!session.opened)
-		die("a query without an open disk");
+		die("the parent sent a query without an open disk");
 	if (m->sector + m->sectors > disk.capacity)
-		die("a query outside of the disk: sector %llu", (unsigned long long)m->sector);
+		die("the parent sent a query outside of the disk, at sector %llu", (unsigned long long)m->sector);
 	if (vddk.QueryAllocatedBlocks && vddk.FreeBlockList)
 		err = vddk.QueryAllocatedBlocks(session.handle, m->sector, m->sectors, m->flags, &list);
 	if (err != VIX_OK) {
@@ -375,8 +381,8 @@ static void query(const struct message *m)
 		return;
 	}
 	if (!list || list->numBlocks > chunks) {
-		answer_fault("VixDiskLib_QueryAllocatedBlocks", "it succeeded with no list, or with more blocks than chunks");
-		return; /* not freed: who knows what it is */
+		answer_fault("VixDiskLib_QueryAllocatedBlocks", "the call succeeded without a list, or with more blocks than chunks");
+		return; /* the list is not freed, because it may not be one */
 	}
 	for (uint32_t i = 0; i < list->numBlocks; i += BLOCKS_A_PACKET) {
 		uint32_t n = list->numBlocks - i;
@@ -392,7 +398,8 @@ static void query(const struct message *m)
 	answer_error(NULL, VIX_OK);
 }
 
-/* Undoes everything, in order, answers with the first error, and ends. */
+/* Answers MSG_CLOSE: closes the disk, disconnects, answers with the first error,
+ * and ends the process. */
 static _Noreturn void session_end(void)
 {
 	const char *function = NULL;
@@ -423,13 +430,13 @@ static _Noreturn void session_end(void)
 		text_append(&answer, first);
 	}
 	send_packet(&answer);
-	/* Nothing can be lost any more: the parent has its answer, whatever the
-	 * library's end does to the process. */
+	/* The parent has its answer, so that a crash or hang in Exit does no harm. */
 	if (session.initialised)
 		vddk.Exit();
 	_exit(0);
 }
 
+/* Carries out the requests for the main thread, one after the other. */
 static void control_loop(void)
 {
 	static struct packet request;
@@ -444,7 +451,7 @@ static void control_loop(void)
 		pthread_mutex_unlock(&control.lock);
 
 		if (request.head.kind != MSG_INIT && request.head.kind != MSG_CLOSE && !session.initialised)
-			die("a request to a library that is not initialised");
+			die("the parent sent a request before the library was initialised");
 		switch (request.head.kind) {
 		case MSG_INIT:
 			init(&request);
@@ -467,7 +474,7 @@ static void control_loop(void)
 	}
 }
 
-/* Ends the process when the parent's end of the socket is gone. */
+/* Ends the process when the parent's end of the socket is closed. */
 static void *watcher_thread(void *unused)
 {
 	struct pollfd end = {.fd = SOCKET_FD, .events = POLLRDHUP};
@@ -478,15 +485,15 @@ static void *watcher_thread(void *unused)
 	_exit(0);
 }
 
-/* Closes the program's own descriptor, and whatever the parent's parent left
- * open for everybody. */
+/* Closes all file descriptors from fd on: that of the program itself, and those
+ * that vddkcp inherited without close-on-exec. */
 static void close_from(unsigned fd)
 {
-	enum { CLOSE_RANGE = 436 }; /* the system call's number; glibc has it since 2.34 */
+	enum { CLOSE_RANGE = 436 }; /* number of the system call; glibc before 2.34 has no wrapper */
 
 	if (syscall(CLOSE_RANGE, fd, ~0u, 0) == 0)
 		return;
-	for (; fd < 1024; fd++) /* before Linux 5.9 */
+	for (; fd < 1024; fd++) /* Linux before 5.9 has no close_range */
 		close((int)fd);
 }
 
@@ -497,22 +504,22 @@ int main(void)
 	int type = 0, err;
 	socklen_t n = sizeof type;
 
-	/* Secrets are in this process: no core file, and no program that
-	 * core_pattern names, gets them. The limit alone would not stop the latter. */
+	/* This process has secrets, which must not get into core files. The limit alone
+	 * does not stop a program that core_pattern names. */
 	prctl(PR_SET_DUMPABLE, 0);
 	setrlimit(RLIMIT_CORE, &no_core);
 	prctl(PR_SET_NAME, "vddkcp-worker");
 
 	if (getsockopt(SOCKET_FD, SOL_SOCKET, SO_TYPE, &type, &n) || type != SOCK_SEQPACKET) {
-		fputs("vddkcp-vddk-worker is a part of vddkcp and not to be run by hand\n", stderr);
+		fputs("vddkcp-vddk-worker is a part of vddkcp and cannot be run by itself\n", stderr);
 		return 2;
 	}
-	/* What the library starts must neither hold the socket open nor use it. */
+	/* Programs that the library starts must not keep the socket open. */
 	fcntl(SOCKET_FD, F_SETFD, FD_CLOEXEC);
 	fcntl(ARENA_FD, F_SETFD, FD_CLOEXEC);
 	close_from(PROGRAM_FD);
-	/* A scheduler's SIGTERM goes to every process of a job; the parent decides
-	 * what becomes of it, and its end ends this one. */
+	/* A scheduler sends SIGTERM to every process of a job. The parent decides what to
+	 * do then, and the worker ends with it. */
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGINT, SIG_IGN);
 	signal(SIGTERM, SIG_IGN);
@@ -525,6 +532,6 @@ int main(void)
 	if (!err)
 		err = pthread_create(&thread, NULL, io_thread, NULL);
 	if (err)
-		die("start a thread: %s", strerror(err));
+		die("cannot start a thread: %s", strerror(err));
 	control_loop();
 }

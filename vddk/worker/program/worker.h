@@ -1,4 +1,5 @@
-/* What the files of the worker share. worker.c tells who runs when. */
+/* The declarations that the files of the worker share. worker.c describes the
+ * threads. */
 #ifndef WORKER_H
 #define WORKER_H
 
@@ -7,11 +8,11 @@
 #include "message.h"
 #include "vddk.h"
 
-/* The library, filled before anything of it is called. */
+/* The functions of the library, set by MSG_INIT. */
 extern struct vddk vddk;
 
-/* The memory shared with the parent: slots with memory between them that nobody
- * may access. Fixed once MSG_INIT was answered. */
+/* The slots, memory that is shared with the parent. Pages between them cannot be
+ * accessed. The arena does not change after MSG_INIT was answered. */
 struct arena {
 	uint8_t *memory;
 	uint32_t slots, slot_size;
@@ -23,16 +24,17 @@ void arena_map(uint32_t slots, uint32_t slot_size);
 uint8_t *arena_slot(uint32_t slot);
 void arena_watch(void);
 
-/* The open disk. The main thread fills it and then stores handle; the I/O
- * thread takes handle away before the main thread closes it. */
+/* The open disk. The main thread sets the other fields and then stores handle. The
+ * I/O thread sets handle to NULL before the main thread closes the disk. */
 struct disk {
-	_Atomic(Handle) handle; /* NULL: not open, or no more */
+	_Atomic(Handle) handle; /* NULL while no disk is open */
 	uint64_t capacity;      /* sectors */
 	int writable;
 };
 extern struct disk disk;
 
-/* worker.c */
+/* worker.c. control_hand_over passes a request to the main thread; wipe overwrites
+ * memory with zeros. */
 void control_hand_over(const struct packet *request);
 void send_packet(const struct packet *packet);
 void send_text(uint32_t slot, VixError code);
@@ -44,7 +46,7 @@ void *io_thread(void *unused);
 /* log.c */
 void log_start(void);
 LogFn log_info, log_warning, log_panic;
-/* Tells the parent why the process ends; die also ends it. */
+/* say_fatal sends the parent the reason why the process ends. die also ends it. */
 void say_fatal(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

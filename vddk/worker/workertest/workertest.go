@@ -10,12 +10,12 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// Build compiles the worker program and returns its path, for worker.Config's
-// Program. It skips on what is not x86-64.
+// Build compiles the worker program and returns its path, for Program in worker.Config. It skips
+// the test on machines that are not x86-64.
 func Build(t testing.TB) string { return build(t) }
 
-// BuildSanitized likewise builds one that runs under AddressSanitizer and
-// UBSan, and dies of what they find.
+// BuildSanitized is Build with AddressSanitizer and UBSan, which abort the program when they find
+// an error.
 func BuildSanitized(t testing.TB) string { return build(t, "-sanitize") }
 
 func build(t testing.TB, args ...string) string {
@@ -26,7 +26,8 @@ func build(t testing.TB, args ...string) string {
 	peer.Need(t, "gcc")
 	_, self, _, _ := runtime.Caller(0)
 	dir := filepath.Dir(filepath.Dir(self))
-	// That gcc reads them is no reason for go test to run again when they change.
+	// go test runs a cached test again only if files have changed that the test itself reads,
+	// and not those that gcc reads.
 	sources, _ := filepath.Glob(filepath.Join(dir, "program/*"))
 	for _, f := range sources {
 		if _, err := os.ReadFile(f); err != nil {
