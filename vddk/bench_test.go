@@ -12,8 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// BenchmarkRead reads through one real worker of the stand-in, which has no
-// delays: it is what the pool, the worker and the socket between them cost.
+// BenchmarkRead reads through one real worker with a library that has no delays. It measures the
+// cost of the pool, of the worker and of the socket between them.
 func BenchmarkRead(b *testing.B) {
 	const size = 256 << 20
 	s := newStandIn(b, size, source.Extent{Off: 0, Len: size})
@@ -34,7 +34,8 @@ func BenchmarkRead(b *testing.B) {
 	}
 }
 
-// BenchmarkPool is the same with a worker that costs nothing.
+// BenchmarkPool reads through a simulated worker that costs nothing. It measures the cost of the
+// pool.
 func BenchmarkPool(b *testing.B) {
 	host := fakeQueries(b, 256<<20)
 	host.content = nothing{}
@@ -97,9 +98,8 @@ func BenchmarkAllocation(b *testing.B) {
 	}
 }
 
-// BenchmarkConnections reads a disk whose handles have 200 MB/s and 1 ms each,
-// as a copy to nowhere does, with fixed numbers of connections and with those
-// that the disk finds by itself.
+// BenchmarkConnections reads a disk whose connections have a bandwidth of 200 MB/s and a latency
+// of 1 ms each, with fixed numbers of connections and with the number that the tuner finds.
 func BenchmarkConnections(b *testing.B) {
 	const size = 8 << 30
 	for _, host := range []struct {

@@ -8,8 +8,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Without a snapshot, what was read before is compared when a lost worker is
-// replaced: the disk may be another one of the same size and name.
+// Without a snapshot, data that was read before is compared when a lost worker is replaced,
+// because the disk may be another one with the same size and name.
 func TestReopenedOtherContent(t *testing.T) {
 	const size = 16 * mib
 	for _, test := range []struct {
@@ -17,7 +17,7 @@ func TestReopenedOtherContent(t *testing.T) {
 		params  Params
 		o       Options
 		same    bool
-		crash   int // start of the worker that dies when it compares; 0: none
+		crash   int // the worker, counted from 1, that crashes during the comparison; 0 for none
 		changed bool
 		starts  int
 	}{

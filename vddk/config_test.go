@@ -62,7 +62,7 @@ func TestConfigOfWorker(t *testing.T) {
 		host, _ := newFakeHost(t, mib)
 		seen := ""
 		host.onConfig = func(c worker.Config) {
-			b, err := os.ReadFile(c.ConfigFile) // as another process does
+			b, err := os.ReadFile(c.ConfigFile) // as a worker process would
 			if err != nil {
 				t.Error(err)
 			}
@@ -71,7 +71,7 @@ func TestConfigOfWorker(t *testing.T) {
 		host.mustOpen(Params{Config: config}, Options{})
 		if config == "" {
 			if _, err := os.Stat("/etc/vmware/config"); err == nil {
-				continue // it comes first
+				continue // the other file takes precedence
 			}
 		}
 		if !strings.HasPrefix(seen, want) || !strings.Contains(seen, "BufSizeIn64KB=16\n") {

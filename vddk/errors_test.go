@@ -12,8 +12,8 @@ import (
 func TestErrors(t *testing.T) {
 	for _, test := range []struct {
 		e         Error
-		want      string // of the message
-		hint      string // in it; "": none
+		want      string // a part of the message
+		hint      string // a part of the hint; "" if there is none
 		permanent bool
 	}{
 		{Error{Op: "read", Func: "VixDiskLib_ReadAsync", Disk: "[ds] a b/c.vmdk", Off: 1 << 20, Len: 512, Code: 0x3e8000000e86, Text: "Lost"},

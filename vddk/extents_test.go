@@ -13,7 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// fakeQueries has a disk of holes with a chunk of data in each window.
+// fakeQueries returns a host whose disk has one chunk of data in each window, and else holes.
 func fakeQueries(t testing.TB, size int64) *fakeHost {
 	host := &fakeHost{t: t, content: zeros{}, opened: worker.Opened{Capacity: uint64(size / sectorSize), Transport: "nbd"}}
 	next := uint64(0)
@@ -29,8 +29,8 @@ type zeros struct{}
 
 func (zeros) ReadAt(p []byte, _ int64) (int, error) { clear(p); return len(p), nil }
 
-// The second pass over a 64 TiB disk asks nothing, and neither do clients that
-// ask for one extent at a time.
+// The second pass over a disk of 64 TiB makes no queries, even if the caller asks for one extent
+// at a time.
 func TestExtentsAreRemembered(t *testing.T) {
 	const size = 64<<40 + 512
 	host := fakeQueries(t, size)
@@ -70,8 +70,8 @@ func TestExtentsAreRemembered(t *testing.T) {
 	}
 }
 
-// While a query takes its time the disk is read, and the next window has been
-// asked for when it is wanted.
+// The disk can be read during a slow query, and the query for the next window begins before that
+// window is needed.
 func TestQueriesAreAhead(t *testing.T) {
 	host := fakeQueries(t, 4*window)
 	let := make(chan struct{}, 4)
@@ -98,7 +98,7 @@ func TestQueriesAreAhead(t *testing.T) {
 	if w := <-asked; w != 0 {
 		t.Errorf("window %d was asked for first", w)
 	}
-	if _, err := d.ReadAt(make([]byte, 3*mib), 0); err != nil { // beside the query
+	if _, err := d.ReadAt(make([]byte, 3*mib), 0); err != nil { // during the query
 		t.Error(err)
 	}
 	let <- struct{}{}
@@ -128,15 +128,15 @@ func TestQueriesAreHalved(t *testing.T) {
 		}
 		n++
 	}
-	// Three times the first range again, three halvings, 3*8 ranges, and now and
-	// then a larger range in vain.
+	// Expected are three repetitions of the first query, three halvings, 3*8 ranges, and some
+	// larger ranges that fail.
 	if n != 7 || most != windowChunks/8 || host.queries < 3+3+3*8 || host.queries > 3+3+3*8+4 || d.Stats().ExtentsSource != "query" {
 		t.Errorf("%d extents, up to %d chunks a query, %d queries, %+v", n, most, host.queries, d.Stats())
 	}
 }
 
-// Queries that fail are given up for a while, and all that is not known then is
-// data.
+// After queries have failed, no queries are made for some time, and ranges that are not known are
+// Data.
 func TestQueriesFail(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -191,14 +191,14 @@ func TestQueriesFail(t *testing.T) {
 	}
 }
 
-// A query that fails for a moment costs that query alone: what is not allocated is
-// known afterwards as before.
+// A temporary failure affects only the queries that fail: holes of other ranges are found before
+// and after it.
 func TestQueryHiccup(t *testing.T) {
 	for _, test := range []struct {
 		name       string
-		from, till int // the queries that fail
+		from, till int // numbers of the first and last query that fail
 		err        error
-		most       int64 // bytes of the hole that may be taken for data
+		most       int64 // bytes of holes that may be reported as Data
 	}{
 		{name: "one", from: 4, till: 4, err: libraryError(14009, "refused")},
 		{name: "nine", from: 4, till: 12, err: libraryError(14009, "refused")},
@@ -215,7 +215,7 @@ func TestQueryHiccup(t *testing.T) {
 				host := fakeQueries(t, 300<<30)
 				host.holes = nil
 				size, gap := uint64(300<<30/sectorSize), uint64(25<<30/sectorSize)
-				for at := uint64(0); at < size; at += gap { // 64 KiB of data each 25 GiB
+				for at := uint64(0); at < size; at += gap { // 64 KiB of data in each 25 GiB
 					host.holes = append(host.holes, worker.Block{Start: at + chunkSectors, Count: gap - chunkSectors})
 				}
 				host.onQuery = func(k int, _ *fakeWorker, _, _ uint64) error { return when(k >= test.from && k <= test.till, test.err) }
@@ -228,7 +228,7 @@ func TestQueryHiccup(t *testing.T) {
 					}
 					if e.Kind == source.Data {
 						data += e.Len
-						time.Sleep(time.Duration(e.Len * 10)) // it is read meanwhile, with 100 MB/s
+						time.Sleep(time.Duration(e.Len * 10)) // simulates reading the extent with 100 MB/s
 						if _, err := d.ReadAt(make([]byte, 512), e.Off); err != nil {
 							t.Fatal(err)
 						}
@@ -248,7 +248,7 @@ func TestQueryHiccup(t *testing.T) {
 	}
 }
 
-// The range of a query grows again when it was not the range that failed.
+// The range of queries grows again if its size was not the cause of a failure.
 func TestQueryLimit(t *testing.T) {
 	l := newQueryLimit()
 	for range 8 {
@@ -263,7 +263,7 @@ func TestQueryLimit(t *testing.T) {
 	if l.chunks != windowChunks {
 		t.Errorf("%d chunks after eight successes", l.chunks)
 	}
-	// One that is refused for ever is tried less and less.
+	// A range that is always refused is tried less and less often.
 	refused := 0
 	for range 1000 {
 		if l.chunks > windowChunks/4 {
@@ -278,8 +278,8 @@ func TestQueryLimit(t *testing.T) {
 	}
 }
 
-// A query that hangs is ended with its worker, and Close does not wait for one
-// that nobody wants.
+// The worker of a query that hangs is killed, and Close does not wait for a query whose result is
+// not needed.
 func TestQueryHangs(t *testing.T) {
 	host := fakeQueries(t, 3*window)
 	host.onQuery = func(k int, _ *fakeWorker, _, _ uint64) error { return errHang }
@@ -294,7 +294,7 @@ func TestQueryHangs(t *testing.T) {
 	}
 }
 
-// Terabytes without a hole are one extent.
+// A disk of terabytes without holes needs few extents.
 func TestExtentsWithoutHoles(t *testing.T) {
 	const size = 3<<40 + 512
 	host := fakeQueries(t, size)
@@ -313,7 +313,7 @@ func TestExtentsWithoutHoles(t *testing.T) {
 	}
 }
 
-// Of a large disk with little on it only what is not empty is asked about.
+// On a large disk with little data, only windows with data are queried.
 func TestOutline(t *testing.T) {
 	const size = 1<<40 + 3*chunk + 512
 	for _, refuses := range []bool{false, true} {
@@ -347,11 +347,12 @@ func TestOutline(t *testing.T) {
 				got = append(got, off)
 			}
 		}
-		want := append(slices.Clone(data), size-512) // the end can't be asked about
+		want := append(slices.Clone(data), size-512) // the library cannot be asked about the end of the disk
 		if !slices.Equal(got, want) {
 			t.Errorf("refuses %v: data at %d, want %d", refuses, got, want)
 		}
-		// The first window, two for the outline, and the windows with data.
+		// Expected are the query of the first window, two for the outline, and those of the
+		// windows with data.
 		if most := 1 + outlineQueries + 4; !refuses && host.queries > most {
 			t.Errorf("%d queries, want at most %d", host.queries, most)
 		}

@@ -16,21 +16,20 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// fakeHost stands for a host with one disk and for the workers that open it, so
-// that each fault can be had at will. Hooks are set before the first Open; they
-// are called concurrently, and nil does nothing. What they return is what the
-// library does.
+// fakeHost simulates a host with one disk, and the workers that open it, with any fault that a test
+// needs. Hooks are set before the first Open and are called concurrently; a hook may be nil. The
+// library returns the error that a hook returns.
 type fakeHost struct {
 	t         testing.TB
-	content   io.ReaderAt // and io.WriterAt for writing
+	content   io.ReaderAt // also an io.WriterAt in tests that write
 	opened    worker.Opened
-	lacks     string              // a function that the library does not have
-	holes     []worker.Block      // ascending; nil: no query is expected
-	delay     time.Duration       // of each request
-	onConfig  func(worker.Config) // of each worker
-	onStart   func(n int) error   // of the n-th worker, from 1
+	lacks     string              // name of a function that the library lacks
+	holes     []worker.Block      // in ascending order; nil if no query is expected
+	delay     time.Duration       // time that each request takes
+	onConfig  func(worker.Config) // at the start of each worker
+	onStart   func(n int) error   // at the start of worker n, from 1
 	onOpen    func(n int, o *worker.Opened) error
-	onRead    func(k int, p *fakeWorker, sector uint64, sectors int) error // the k-th of all, from 1
+	onRead    func(k int, p *fakeWorker, sector uint64, sectors int) error // for read k of all workers, from 1
 	onWrite   func(k int, p *fakeWorker, sector uint64, sectors int) error
 	onFlush   func(k int, p *fakeWorker) error
 	onPrepare func(p *fakeWorker) error
@@ -44,7 +43,7 @@ type fakeHost struct {
 	requests                               []worker.OpenRequest
 }
 
-// Errors that hooks return for what is no error of the library.
+// Hooks return these errors to make the worker crash or hang.
 var (
 	errCrash = errors.New("the worker crashes")
 	errHang  = errors.New("the library hangs")
@@ -54,7 +53,7 @@ func libraryError(code uint64, text string) error {
 	return &worker.Error{Code: code, Op: "VixDiskLib_Function", Text: text}
 }
 
-// newFakeHost has a disk of so many bytes with random content.
+// newFakeHost returns a host with a disk of size bytes, and the random content of the disk.
 func newFakeHost(t testing.TB, size int) (*fakeHost, []byte) {
 	content := make([]byte, size)
 	rand.NewChaCha8([32]byte{1}).Read(content)
@@ -62,13 +61,12 @@ func newFakeHost(t testing.TB, size int) (*fakeHost, []byte) {
 		opened: worker.Opened{Capacity: uint64(size / sectorSize), Adapter: 3, UUID: "60 00", Transport: "nbd", Links: 1}}, content
 }
 
-// fastRetry repeats at once.
+// fastRetry repeats a request up to retries times, after 1 ms each.
 func fastRetry(retries int) source.RetryOptions {
 	return source.RetryOptions{Retries: retries, Backoff: func(int) time.Duration { return time.Millisecond }}
 }
 
-// open opens the disk and closes it at the end of the test, when nothing may be
-// left of it.
+// open opens the disk. At the end of the test, it closes the disk and checks that no worker is left.
 func (f *fakeHost) open(ctx context.Context, p Params, o Options) (*Disk, error) {
 	if p.File == "" {
 		p.File = "[ds (1)] a b/a b.vmdk"
@@ -185,11 +183,11 @@ func (w *fakeWorker) Release() {
 	}
 	w.released = true
 	for i := 0; i < len(w.memory); i += sectorSize {
-		w.memory[i] = 0xDD // who reads it now sees that it is gone
+		w.memory[i] = 0xDD // a read of released memory gets other data
 	}
 }
 
-// settle does what a hook wants.
+// settle simulates the result err of a hook, and the delay of the host.
 func (w *fakeWorker) settle(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, errCrash):
@@ -233,7 +231,7 @@ func (w *fakeWorker) Slot(i int) []byte {
 	return w.memory[i*w.slotSize : (i+1)*w.slotSize : (i+1)*w.slotSize]
 }
 
-// request checks and counts a request, which do does when the hook lets it.
+// request checks and counts a request, calls the hook, and then do if the hook returned nil.
 func (w *fakeWorker) request(ctx context.Context, slot int, sector uint64, sectors int, hook func() error, do func(p []byte) error) error {
 	f := w.host
 	w.mu.Lock()
@@ -331,7 +329,7 @@ func (w *fakeWorker) Query(ctx context.Context, start, sectors, size uint64) ([]
 			return nil, err
 		}
 	}
-	// What is not a hole is allocated.
+	// All ranges between holes are allocated.
 	var blocks []worker.Block
 	next, end := start, start+sectors
 	for _, h := range f.holes {
@@ -350,7 +348,7 @@ func (w *fakeWorker) Query(ctx context.Context, start, sectors, size uint64) ([]
 	return inChunks(blocks, size), nil
 }
 
-// inChunks widens blocks to whole chunks.
+// inChunks extends blocks to whole chunks.
 func inChunks(blocks []worker.Block, size uint64) (whole []worker.Block) {
 	for _, b := range blocks {
 		from, to := b.Start/size*size, (b.Start+b.Count+size-1)/size*size

@@ -20,8 +20,8 @@ import (
 
 const mib = 1 << 20
 
-// readBoth reads the disk by many readers at once, half of it into the disk's
-// own buffers, and compares.
+// readBoth reads the disk with several concurrent readers and compares it with content. One half is
+// read into buffers of the disk, the other half into other memory.
 func readBoth(t *testing.T, d *Disk, content []byte) error {
 	t.Helper()
 	var wg sync.WaitGroup
@@ -70,7 +70,7 @@ func TestFaults(t *testing.T) {
 		name     string
 		fault    func(host *fakeHost)
 		o        Options
-		err      string // of reading all; "": none
+		err      string // part of the error of reading the disk; "" if there is none
 		restarts int64
 	}{
 		{name: "crash", fault: func(h *fakeHost) {
@@ -206,7 +206,7 @@ func when(yes bool, err error) error {
 	return nil
 }
 
-// A buffer outlives its worker, the disk, and both.
+// A buffer stays valid after the end of its worker and after Close.
 func TestBufferOutlivesItsWorker(t *testing.T) {
 	host, content := newFakeHost(t, 4*mib)
 	crash := atomic.Bool{}
@@ -240,7 +240,7 @@ func TestBufferOutlivesItsWorker(t *testing.T) {
 		t.Error("the buffer changed with Close")
 	}
 	freeOld()
-	freeOld() // does nothing
+	freeOld() // the second call has no effect
 	young[99] = 1
 	freeYoung()
 	host.checkGone()
@@ -275,7 +275,7 @@ func TestBufferBlocks(t *testing.T) {
 		}
 		got <- err
 	}()
-	// Reads into other memory don't wait for buffers.
+	// Reads into other memory do not wait for buffers.
 	if _, err := d.ReadAt(make([]byte, mib), 0); err != nil {
 		t.Error(err)
 	}
@@ -284,10 +284,10 @@ func TestBufferBlocks(t *testing.T) {
 		t.Error(err)
 	}
 	go func() {
-		_, free, err := d.Buffer(t.Context(), 1) // the one that is free again
+		_, free, err := d.Buffer(t.Context(), 1) // gets the buffer that was freed
 		if err == nil {
 			_, _, err = d.Buffer(t.Context(), 1)
-			free() // before the test goes on, which checks that nothing is left
+			free() // before the end of the test, which checks that no buffer is in use
 		}
 		got <- err
 	}()
@@ -385,14 +385,14 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
-// Whatever refuses the disk in the middle, it was open before: the copy goes on
-// when that is mended, and else ends with an error that lets another run go on.
+// A disk that cannot be opened again was open before. The copy continues when the cause is
+// removed, and otherwise ends with an error after which another run can resume it.
 func TestReopeningRefused(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		code uint64
 		line string
-		once bool // no further opening
+		once bool // only one opening fails
 	}{
 		{name: "file not found", code: 4},
 		{name: "invalid parameter", code: 3},
@@ -454,8 +454,8 @@ func TestReopeningRefused(t *testing.T) {
 	}
 }
 
-// Lines of the log that tell of certificates, logins or file systems do not end
-// reading that fails once.
+// Log lines about certificates, logins or file systems do not make the failure of one read
+// permanent.
 func TestLogLinesEndNothing(t *testing.T) {
 	for _, line := range []string{
 		"vpxa: fault.NotAuthenticated: the session is not authenticated", "cannot write /var/log/vmware/x.log: Read-only file system",
@@ -477,8 +477,7 @@ func TestLogLinesEndNothing(t *testing.T) {
 	}
 }
 
-// A host that lacks memory for the buffers of the first connection gets
-// smaller ones.
+// If the host has no memory for the buffers of the first connection, smaller buffers are requested.
 func TestOpenWithSmallerBuffers(t *testing.T) {
 	host, content := newFakeHost(t, mib)
 	host.onOpen = func(n int, _ *worker.Opened) error { return when(n < 4, libraryError(2, "Memory allocation failed")) }
@@ -494,8 +493,8 @@ func TestOpenWithSmallerBuffers(t *testing.T) {
 func TestPrepareAccess(t *testing.T) {
 	for _, test := range []struct {
 		name           string
-		crashAt        int // read; 0: none
-		openFails      int // of the n-th worker; the first one prepares the VM
+		crashAt        int // number of the read that crashes; 0 for none
+		openFails      int // number of the worker whose Open fails; the first worker prepares the VM
 		cancel         bool
 		prepares, ends int
 	}{

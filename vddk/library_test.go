@@ -16,8 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// buildLibrary compiles a library at path that exports functions, and is linked
-// to what args name.
+// buildLibrary compiles a library at path that exports the functions. args are arguments for the
+// linker.
 func buildLibrary(t *testing.T, path string, functions []string, args ...string) {
 	t.Helper()
 	peer.Need(t, "gcc")
@@ -55,9 +55,9 @@ func TestFindLibrary(t *testing.T) {
 	small := slices.Clone(image)
 	small[4] = 1 // EI_CLASS: 32 bits
 	for name, c := range map[string]struct {
-		files  []string // in the root; with =TEXT after it holding that, with >PATH a link
-		libdir string   // in the root
-		want   string   // path in the root, root in the root, version
+		files  []string // paths in the root; PATH=TEXT is a file with that text, PATH>TARGET a symbolic link
+		libdir string   // path in the root
+		want   string   // path of the library in the root, its Root in the root, its version
 		fails  string
 	}{
 		"the distribution":      {files: []string{"lib64/libvixDiskLib.so.8"}, want: "lib64/libvixDiskLib.so.8 . 8"},
@@ -150,7 +150,7 @@ func TestFindLibrary(t *testing.T) {
 	}
 }
 
-// A folder that this user may not read is said to be that.
+// The error for a folder that cannot be read says so.
 func TestFolderThatCannotBeRead(t *testing.T) {
 	root := t.TempDir()
 	for _, dir := range []string{root, filepath.Dir(root)} {
@@ -192,7 +192,7 @@ func TestSONAMEIsTheVersion(t *testing.T) {
 	}
 }
 
-// Where no folder is named, those of the contract are looked at, in order.
+// Without a folder, the folders that docs/cli.md names are searched in order.
 func TestDefaultPlaces(t *testing.T) {
 	l, err := vddk.FindLibrary("")
 	if err == nil {
@@ -211,7 +211,7 @@ func TestDefaultPlaces(t *testing.T) {
 func TestMissingLibrariesAreNamed(t *testing.T) {
 	root := t.TempDir()
 	lib := func(name string) string { return filepath.Join(root, "lib64", name) }
-	empty := t.TempDir() // whose libraries are gone at run time
+	empty := t.TempDir() // the libraries are not in this folder at run time
 	buildLibrary(t, filepath.Join(empty, "libssl.so.3"), nil, "-Wl,-soname,libssl.so.3x-none")
 	buildLibrary(t, filepath.Join(empty, "libgone.so.1"), nil, "-Wl,-soname,libgone.so.1")
 	buildLibrary(t, lib("libown.so.2"), nil, "-Wl,-soname,libown.so.2", "-Wl,--no-as-needed", filepath.Join(empty, "libgone.so.1"))

@@ -69,7 +69,7 @@ func TestLogs(t *testing.T) {
 	l.run(ctx)
 }
 
-// A slow log does not hold up who reads.
+// A slow log does not delay the library.
 func TestSlowLog(t *testing.T) {
 	host, content := newFakeHost(t, 4*mib)
 	host.onRead = func(_ int, w *fakeWorker, _ uint64, _ int) error {

@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// The patience of --retry-timeout ends a copy within a second, whatever the disk
-// waits for: a retry, a read that hangs, an opening that is refused or hangs.
+// The copy fails within a second after --retry-timeout is over, whatever the disk waits for: a retry,
+// a read that hangs, or an opening that fails or hangs.
 func TestPatience(t *testing.T) {
 	const patience = 6 * time.Second
 	crashes := func(h *fakeHost) {

@@ -14,13 +14,14 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// The disk grows by itself while that helps, within the budget, and counts.
+// The number of connections grows as long as that raises the rate and the budget allows it, and
+// Stats reports it.
 func TestAuto(t *testing.T) {
 	for _, test := range []struct {
 		name      string
 		transport string
-		budget    int64 // connections; 0: none
-		openFails bool  // beyond two
+		budget    int64 // budget in connections; 0 for none
+		openFails bool  // opening more than two connections fails
 		want      int
 		warnings  int
 	}{
@@ -36,7 +37,7 @@ func TestAuto(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				host, _ := newFakeHost(t, 4*mib)
 				host.opened.Transport = test.transport
-				host.delay = 10 * time.Millisecond // of each of 4 in flight: 400 requests/s a connection
+				host.delay = 10 * time.Millisecond // with 4 requests in flight, a connection has 400 requests per second
 				host.onOpen = func(n int, _ *worker.Opened) error {
 					return when(test.openFails && n > 2, libraryError(1, "Unknown error"))
 				}
@@ -81,12 +82,11 @@ func TestAuto(t *testing.T) {
 	}
 }
 
-// One connection more that does not help is taken away, and what is read goes
-// on.
+// A connection that does not raise the rate is closed again, while reads continue.
 func TestAutoShrinks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		host, content := newFakeHost(t, 4*mib)
-		line := make(chan struct{}, 1) // the host does one request at a time
+		line := make(chan struct{}, 1) // the host carries out one request at a time
 		host.onRead = func(int, *fakeWorker, uint64, int) error {
 			line <- struct{}{}
 			time.Sleep(2 * time.Millisecond)
@@ -109,7 +109,8 @@ func TestAutoShrinks(t *testing.T) {
 	})
 }
 
-// A crash costs no wait, and no more is read again than was in flight.
+// After a crash, the disk is opened again without a wait, and only requests that were in flight are
+// repeated.
 func TestCrashIsRepairedAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		host, content := newFakeHost(t, 32*mib)
@@ -134,7 +135,7 @@ func TestCrashIsRepairedAtOnce(t *testing.T) {
 	})
 }
 
-// A host that lets one of two connections in no more is left alone.
+// If a lost connection cannot be opened again, the disk uses the other one and stops trying.
 func TestDoneWithout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		host, content := newFakeHost(t, 32*mib)
@@ -157,8 +158,8 @@ func TestDoneWithout(t *testing.T) {
 	})
 }
 
-// Those who wait for a turn get it, whichever connection is free: in a bubble
-// somebody who waits for ever is a deadlock.
+// Requests that wait use any connection that becomes free. A request that waited forever would be
+// a deadlock, which synctest reports.
 func TestTurns(t *testing.T) {
 	for seed := range uint64(20) {
 		synctest.Test(t, func(t *testing.T) {
@@ -190,8 +191,7 @@ func TestTurns(t *testing.T) {
 	}
 }
 
-// Disks that were added to this machine are taken away after the context's end
-// too.
+// Disks that were attached to this machine are detached even after the end of the context.
 func TestCancelCleansUp(t *testing.T) {
 	for transport, want := range map[string]int{"hotadd": 1, "san": 1, "nbd": 0} {
 		host, _ := newFakeHost(t, mib)

@@ -22,8 +22,8 @@ func refusedLogin() error {
 	return libraryError(3014, "Insufficient permissions in the host operating system")
 }
 
-// One refused login ends all others of that user with that password, also those
-// that were about to be made at the same time.
+// After one refused login, no other login with the same user and password is attempted, not even
+// one that waits at that time.
 func TestOneRefusedLogin(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		host, _ := newFakeHost(t, mib)
@@ -39,7 +39,7 @@ func TestOneRefusedLogin(t *testing.T) {
 			wg.Go(func() {
 				p := Params{File: fmt.Sprintf("[ds] %d.vmdk", i), Server: "ESXi", User: "root", Password: NewSecret("wrong")}
 				if i%2 == 1 {
-					p.Server, p.Port = "esxi.", DefaultPort // the same
+					p.Server, p.Port = "esxi.", DefaultPort // another form of the same server
 				}
 				_, err := host.open(t.Context(), p, Options{Connections: 4, Registry: registry, Retry: fastRetry(-1)})
 				if err == nil || !source.IsPermanent(err) || !strings.Contains(err.Error(), "error 3014") || !strings.Contains(err.Error(), p.File) ||
@@ -68,8 +68,8 @@ func TestOneRefusedLogin(t *testing.T) {
 	})
 }
 
-// A login that was refused at a reopening is not repeated by the other
-// connections, which go on with what they have.
+// If a login is refused when a connection is opened again, the other connections do not log in
+// again, but stay in use.
 func TestRefusedAtReopening(t *testing.T) {
 	for _, connections := range []int{1, 4} {
 		synctest.Test(t, func(t *testing.T) {
@@ -110,7 +110,7 @@ func TestRefusedAtReopening(t *testing.T) {
 	}
 }
 
-// A registry may allow more than one, never more than that in a row.
+// A registry allows the given number of refused logins in a row, and no more.
 func TestRefusalsAreCounted(t *testing.T) {
 	host, _ := newFakeHost(t, mib)
 	good := false
@@ -136,7 +136,7 @@ func TestRefusalsAreCounted(t *testing.T) {
 	}
 }
 
-// Logins do not wait for one that hangs, nor after one that succeeded.
+// Logins do not wait for a login that hangs, nor for each other after one has succeeded.
 func TestLoginsSideBySide(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		registry := NewRegistry(1)
@@ -164,14 +164,14 @@ func TestLoginsSideBySide(t *testing.T) {
 			}
 		}
 		first(errors.New("it hung"))
-		// Only failures that tell of the login count.
+		// Only errors that say that the login was refused count.
 		if _, err := registry.login(t.Context(), p); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
-// A VM is prepared once for all its disks, and until the last one is closed.
+// A VM is prepared once for all its disks, and stays prepared until the last one is closed.
 func TestPrepareAccessOnce(t *testing.T) {
 	host, _ := newFakeHost(t, mib)
 	registry := NewRegistry(1)
@@ -214,7 +214,7 @@ func TestPrepareAccessOnce(t *testing.T) {
 	counts(4, 3)
 	registry.Done(&p)
 	counts(4, 4)
-	registry.Expect(&p) // and never opened
+	registry.Expect(&p) // this disk is never opened
 	registry.Done(&p)
 	counts(4, 4)
 	ids := map[string]bool{}
@@ -226,7 +226,7 @@ func TestPrepareAccessOnce(t *testing.T) {
 	}
 }
 
-// What PrepareForAccess says is explained, and no failure.
+// An error of PrepareForAccess is a warning with an explanation, and does not make Open fail.
 func TestPrepareAccessFails(t *testing.T) {
 	for _, test := range []struct {
 		line string
@@ -249,7 +249,7 @@ func TestPrepareAccessFails(t *testing.T) {
 		var log bytes.Buffer
 		o := Options{Connections: 1, Log: slog.New(slog.NewTextHandler(&log, nil)), Registry: NewRegistry(1), Warn: func(s string) { warnings = append(warnings, s) }}
 		if test.err == errHang {
-			o.Timeout = 20 * time.Millisecond // PrepareForAccess has five times that
+			o.Timeout = 20 * time.Millisecond // PrepareForAccess may take five times as long
 		}
 		d := host.mustOpen(Params{Server: "vc", VM: "moref=vm-1", PrepareAccess: true}, o)
 		if !strings.Contains(log.String(), o.Registry.identity) {
@@ -265,7 +265,7 @@ func TestPrepareAccessFails(t *testing.T) {
 	}
 }
 
-// A transport mode that changes is told, and the last one is reported.
+// A change of the transport mode is a warning, and Stats reports the last mode.
 func TestTransportChanges(t *testing.T) {
 	host, content := newFakeHost(t, 8*mib)
 	host.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
@@ -292,7 +292,7 @@ func TestTransportChanges(t *testing.T) {
 	}
 }
 
-// The hint of a refused login tells what the secret has that nobody types.
+// The hint of a refused login describes a likely mistake in the password or cookie.
 func TestHintOfAnOddSecret(t *testing.T) {
 	for _, test := range []struct{ secret, want string }{
 		{"pass word", ""}, {"pass\n", "the password has a newline at its end"}, {"pass\r", "newline"}, {"pass ", "a blank at one of its ends"},

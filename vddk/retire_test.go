@@ -4,9 +4,8 @@ import (
 	"testing"
 )
 
-// TestRetireBesideWaiting checks that a connection that is to retire is closed also
-// where its last request ends while another one waits for its turn on it: that one
-// goes to another connection.
+// TestRetireBesideWaiting checks that a retiring connection is closed even if another request waits
+// for it when its last request ends. The waiting request uses another connection.
 func TestRetireBesideWaiting(t *testing.T) {
 	const size = 1 << 20
 	host, _ := newFakeHost(t, size)

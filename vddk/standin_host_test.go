@@ -71,7 +71,7 @@ func TestStandInQueriesFail(t *testing.T) {
 			s.Conf(test.fault)
 			timeout := time.Duration(0)
 			if test.name == "hang" {
-				timeout = time.Second // others may take as long on a busy machine
+				timeout = time.Second // requests without a fault may take as long on a busy machine
 			}
 			var warnings []string
 			d := s.mustOpen(Options{Timeout: timeout, Retry: fastRetry(-1), Warn: func(text string) { warnings = append(warnings, text) }})
@@ -99,7 +99,7 @@ func TestStandInQueriesFail(t *testing.T) {
 	}
 }
 
-// However a disk ends, no descriptor and no mapping is left of it.
+// Whatever ends a disk, all its file descriptors and memory mappings are freed.
 func TestStandInLeavesNothing(t *testing.T) {
 	s := newStandIn(t, 4<<20, source.Extent{Off: 0, Len: 4 << 20})
 	s.Conf("fault ReadAsync at=3 once do=abort")
@@ -137,7 +137,7 @@ func TestStandInLeavesNothing(t *testing.T) {
 		d.Close()
 		free()
 		cancel()
-		if i == 1 { // what stays for good is there
+		if i == 1 { // the first round opens the files that the test process keeps
 			fds, mappings = left()
 		}
 	}
@@ -168,7 +168,7 @@ func TestStandInContextKills(t *testing.T) {
 	s.checkGone()
 }
 
-// Checkerboards and long runs, each chunk where it should be.
+// Disks with alternating chunks and with long runs of chunks are reported exactly.
 func TestStandInLayouts(t *testing.T) {
 	var board []source.Extent
 	for off := int64(0); off < 64<<20; off += 128 << 10 {
@@ -190,8 +190,8 @@ func TestStandInLayouts(t *testing.T) {
 		t.Error(err)
 	}
 
-	// 5 GiB that are allocated: a file with a byte in each 4 KiB would take
-	// them, so that the queries say it and the file stays sparse.
+	// The queries report 5 GiB as allocated, but the file stays sparse, because it would need
+	// that space otherwise.
 	s = newStandIn(t, 6<<30+512, source.Extent{Off: 5<<30 - 4096, Len: 4096})
 	s.Conf("fault QueryAllocatedBlocks do=fail code=6")
 	d = s.mustOpen(Options{})
@@ -217,7 +217,7 @@ func TestStandInLayouts(t *testing.T) {
 	}
 }
 
-// Copies that share a budget never ask the host for more than it has.
+// Copies that share a budget never use more memory than the host has.
 func TestStandInBudget(t *testing.T) {
 	s := newStandIn(t, 8<<20, source.Extent{Off: 0, Len: 8 << 20})
 	s.Conf("host-memory 8", "transport nbd", "latency read 500")
@@ -244,21 +244,21 @@ func TestStandInBudget(t *testing.T) {
 	}
 }
 
-// Without a budget, what a host can't bear is done without.
+// Without a budget, the disk uses fewer connections or smaller requests if the host refuses more.
 func TestStandInHostIsFull(t *testing.T) {
 	for _, test := range []struct {
 		conf        []string
 		connections int
 		warnings    int
 	}{
-		{[]string{"host-memory 3"}, 1, 0},               // the first gets smaller buffers
-		{[]string{"host-memory 9"}, 2, 1},               // of four
-		{[]string{"host-connections 3"}, 3, 1},          // of four
-		{[]string{"in-flight-requests 3"}, 4, 0},        // over all
-		{[]string{"in-flight-bytes 300000"}, 4, 0},      // less than a request
-		{[]string{"in-flight-bytes 70000"}, 4, 0},       // one of the least
-		{[]string{"session-memory 1"}, 4, 0},            // smaller buffers
-		{[]string{"host-memory 4", "linger 300"}, 1, 1}, // and a crash
+		{[]string{"host-memory 3"}, 1, 0},               // the first connection gets smaller buffers
+		{[]string{"host-memory 9"}, 2, 1},               // two of four connections
+		{[]string{"host-connections 3"}, 3, 1},          // three of four connections
+		{[]string{"in-flight-requests 3"}, 4, 0},        // of all connections together
+		{[]string{"in-flight-bytes 300000"}, 4, 0},      // smaller than one request of the default size
+		{[]string{"in-flight-bytes 70000"}, 4, 0},       // one request of the smallest size
+		{[]string{"session-memory 1"}, 4, 0},            // every connection gets smaller buffers
+		{[]string{"host-memory 4", "linger 300"}, 1, 1}, // with a crash
 	} {
 		t.Run(strings.Join(test.conf, ","), func(t *testing.T) {
 			t.Parallel()
@@ -321,7 +321,7 @@ func TestStandInPrepareAccess(t *testing.T) {
 func TestStandInWrite(t *testing.T) {
 	s := newStandIn(t, 4<<20+512, source.Extent{Off: 0, Len: 4 << 20})
 	want := s.content()
-	p := Params{File: s.path} // local
+	p := Params{File: s.path} // a local disk
 	d, err := s.open(t.Context(), p, Options{Writable: true, RequestSize: 256 << 10, Retry: fastRetry(-1)})
 	if err != nil {
 		t.Fatal(err)
@@ -366,7 +366,7 @@ func TestStandInWriteWithoutFlush(t *testing.T) {
 	if d != nil || err == nil || !strings.Contains(err.Error(), "no VixDiskLib_Flush") {
 		t.Errorf("%v", err)
 	}
-	d, err = s.open(t.Context(), Params{File: s.path}, Options{}) // reads synchronously
+	d, err = s.open(t.Context(), Params{File: s.path}, Options{}) // this library has only synchronous reads
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -404,8 +404,8 @@ func TestStandInErrors(t *testing.T) {
 	}
 }
 
-// Whatever the library logs, and however much, the disk is read and the log
-// stays one of lines.
+// Whatever the library logs, and however much, the disk can be read, and each message of the log is
+// one line.
 func TestStandInLogs(t *testing.T) {
 	t.Run("hostile", func(t *testing.T) {
 		testLogs(t, []string{"hostile-log", "log-reads", "fault ReadAsync at=2 once do=log log=login with pass; word\\n\\e[31mand %s%n"},
@@ -417,7 +417,7 @@ func TestStandInLogs(t *testing.T) {
 func testLogs(t *testing.T, conf []string, want ...string) {
 	s := newStandIn(t, 8<<20, source.Extent{Off: 0, Len: 8 << 20})
 	s.Conf(conf...)
-	var out strings.Builder // a handler's lock is around it
+	var out strings.Builder // the handler of slog locks it
 	d := s.mustOpen(Options{Connections: 2, Log: slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: levelNoise})),
 		Debug: map[string]bool{"diskinfo": true, "stats": true}})
 	if err := s.copyAll(d, 8); err != nil {

@@ -20,20 +20,19 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker/workertest"
 )
 
-// standIn is a host that our library serves one disk of, to real workers.
+// standIn is a host with one disk, simulated by testlib's library in real workers.
 type standIn struct {
 	*testlib.Library
 	t       testing.TB
 	program string
-	path    string // of the raw file
+	path    string // path of the raw file
 	library Library
 	remote  Params
 	mu      sync.Mutex
-	pids    []int // of the workers
+	pids    []int // process IDs of the workers
 }
 
-// TestMain gives the worker program a place that outlives the test that needs it
-// first.
+// TestMain makes a folder for the worker program that exists until all tests have ended.
 func TestMain(m *testing.M) {
 	code := func() int {
 		var err error
@@ -51,7 +50,7 @@ var (
 	programOnce sync.Once
 )
 
-// workerProgram is built once.
+// workerProgram returns the path of the worker program, which is built once.
 func workerProgram(t testing.TB) string {
 	t.Helper()
 	path := filepath.Join(programDir, worker.ProgramName)
@@ -68,7 +67,7 @@ func workerProgram(t testing.TB) string {
 
 const standInDisk = "[ds (1)] it's; a/ü b.vmdk"
 
-// newStandIn serves a sparse disk of size bytes with random content in the
+// newStandIn returns a host with a sparse disk of size bytes, which has random data in the given
 // extents.
 func newStandIn(t testing.TB, size int64, data ...source.Extent) *standIn {
 	t.Helper()
@@ -94,7 +93,7 @@ func newStandIn(t testing.TB, size int64, data ...source.Extent) *standIn {
 	return s
 }
 
-// open opens the disk, and closes it with the test, when no worker may be left.
+// open opens the disk. At the end of the test, it closes the disk and checks that no worker is left.
 func (s *standIn) open(ctx context.Context, p Params, o Options) (*Disk, error) {
 	d, err := open(ctx, p, s.library, o, p.Thumbprint, func(ctx context.Context, c worker.Config) (process, error) {
 		c.Program = s.program
@@ -125,8 +124,8 @@ func (s *standIn) mustOpen(o Options) *Disk {
 	return d
 }
 
-// checkGone looks for the workers by their numbers: one that was not waited for
-// is still there.
+// checkGone checks that no process has the ID of a worker. A process that was not waited for still
+// exists.
 func (s *standIn) checkGone() {
 	s.t.Helper()
 	s.mu.Lock()
@@ -139,7 +138,7 @@ func (s *standIn) checkGone() {
 	}
 }
 
-// content is what the disk holds.
+// content returns the content of the disk.
 func (s *standIn) content() []byte {
 	s.t.Helper()
 	b, err := os.ReadFile(s.path)
@@ -149,8 +148,8 @@ func (s *standIn) content() []byte {
 	return b
 }
 
-// copyAll reads the disk as a copy does, by its extents, into buffers of its
-// own, and compares it with the file. It returns the first error.
+// copyAll reads the disk by its extents into its buffers, as a copy does, and compares it with the
+// file. It returns the first error.
 func (s *standIn) copyAll(d *Disk, readers int) error {
 	file, err := os.Open(s.path)
 	if err != nil {
@@ -248,7 +247,7 @@ func TestStandInSuite(t *testing.T) {
 func TestStandInCopy(t *testing.T) {
 	s := newStandIn(t, 100<<20+512, source.Extent{Off: 1 << 20, Len: 30 << 20}, source.Extent{Off: 90 << 20, Len: 10<<20 + 512})
 	d := s.mustOpen(Options{Connections: 2})
-	for d.Stats().Connections < 2 { // the second one is opened in the background
+	for d.Stats().Connections < 2 { // the second connection is opened in the background
 		time.Sleep(time.Millisecond)
 	}
 	if err := s.copyAll(d, 8); err != nil {
@@ -268,7 +267,7 @@ func TestStandInCopy(t *testing.T) {
 	}
 }
 
-// fault is a fault of the stand-in's at the k-th call, and what is made of it.
+// Each fault of the library at one call is repaired, and the data that was read is right.
 func TestStandInFaults(t *testing.T) {
 	const size = 24 << 20
 	for _, action := range []string{"abort", "segv", "exit", "kill", "panic", "heap", "closefds", "hang", "drop", "fail code=1", "fail code=2", "fail code=0xE00000001"} {
@@ -279,7 +278,7 @@ func TestStandInFaults(t *testing.T) {
 				s.Conf(fmt.Sprintf("fault ReadAsync sectors=%s once do=%s", sectors, action))
 				timeout := time.Duration(0)
 				if action == "hang" || action == "drop" {
-					timeout = 2 * time.Second // others may take as long on a busy machine
+					timeout = 2 * time.Second // requests without a fault may take as long on a busy machine
 				}
 				var mu sync.Mutex
 				var waits []time.Duration
@@ -312,8 +311,8 @@ func TestStandInFaults(t *testing.T) {
 	}
 }
 
-// A library that writes beyond its buffer never spoils what other requests read or
-// write: its worker dies, and another one goes on.
+// A library that writes outside of its buffer never damages the data of other requests: its worker
+// crashes and is replaced.
 func TestStandInOverrun(t *testing.T) {
 	const size = 24 << 20
 	for _, action := range []string{"overrun", "underrun"} {
@@ -341,7 +340,7 @@ func TestStandInOverrun(t *testing.T) {
 	}
 }
 
-// Of a buffer that is read in parts no part spoils another one.
+// If a buffer is read in parts, an overrun of one part does not damage the others.
 func TestStandInOverrunWithinABuffer(t *testing.T) {
 	const size = 1 << 20
 	s := newStandIn(t, size, source.Extent{Off: 0, Len: size})

@@ -25,7 +25,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// authority signs certificates; nil signs them by themselves.
+// authority signs certificates. A nil authority makes certificates that sign themselves.
 type authority struct {
 	certificate *x509.Certificate
 	key         *ecdsa.PrivateKey
@@ -39,7 +39,7 @@ func newAuthority(t *testing.T) *authority {
 	return &authority{c, key}
 }
 
-// issue makes a certificate that is valid now, unless it says when.
+// issue returns a certificate. It is valid now unless the template has other times.
 func issue(t *testing.T, by *authority, c *x509.Certificate) (*x509.Certificate, *ecdsa.PrivateKey) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -65,7 +65,8 @@ func issue(t *testing.T, by *authority, c *x509.Certificate) (*x509.Certificate,
 	return made, key
 }
 
-// serve speaks TLS with the certificate on a port of 127.0.0.1.
+// serve starts a TLS server with the certificate on 127.0.0.1. It returns the port and the
+// thumbprints.
 func serve(t *testing.T, by *authority, c *x509.Certificate, config *tls.Config) (port uint32, sha1sum, sha256sum string) {
 	t.Helper()
 	made, key := issue(t, by, c)
@@ -76,7 +77,7 @@ func serve(t *testing.T, by *authority, c *x509.Certificate, config *tls.Config)
 	return port, fmt.Sprintf("%X", sha1.Sum(made.Raw)), fmt.Sprintf("%X", sha256.Sum256(made.Raw))
 }
 
-// listen gives each connection to a port of 127.0.0.1 to handle, and closes it.
+// listen starts a server on 127.0.0.1 that calls handle for each connection. It returns the port.
 func listen(t *testing.T, handle func(net.Conn)) (port uint32) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -120,7 +121,7 @@ func TestCheckThumbprint(t *testing.T) {
 		port  uint32
 		want  string
 		sha1  string
-		fails string // begins with !: a CertificateError
+		fails string // part of the error; after a ! the error is a CertificateError
 	}{
 		"SHA-1":                      {port: port, want: sum1, sha1: colons(sum1)},
 		"SHA-1 with colons":          {port: port, want: colons(sum1), sha1: colons(sum1)},
@@ -162,16 +163,16 @@ func TestCheckThumbprint(t *testing.T) {
 	}
 }
 
-// A host of long ago has nothing newer than TLS 1.0.
+// Old hosts support only TLS 1.0.
 func TestThumbprintOfOldServers(t *testing.T) {
 	port, sum1, sum256 := serve(t, nil, &x509.Certificate{}, &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS10})
-	// A SHA-1 would be returned unasked.
+	// For a SHA-1 thumbprint, no connection would be needed.
 	if got, err := vddk.CheckThumbprint(t.Context(), "127.0.0.1", port, sum256); err != nil || got != colons(sum1) {
 		t.Errorf("%q, %v", got, err)
 	}
 }
 
-// What the system trusts is read once in a process: each case has its own.
+// Go reads the root certificates once in each process, so that each case runs in its own process.
 func TestCertificateMustVerify(t *testing.T) {
 	if port := os.Getenv("VDDKCP_TEST_CHECK"); port != "" {
 		var n uint32
@@ -205,7 +206,7 @@ func TestCertificateMustVerify(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			by := c.by
-			if by != nil && by.certificate == nil { // a certificate of the known authority that is none itself
+			if by != nil && by.certificate == nil { // the certificate is not one of an authority
 				leaf, key := issue(t, known, localhost())
 				by = &authority{leaf, key}
 			}
@@ -231,7 +232,7 @@ func TestCertificateMustVerify(t *testing.T) {
 	}
 }
 
-// A server that accepts and says nothing.
+// A server that accepts connections and sends nothing is an error after the timeout.
 func TestFetchCertificateEndsWithItsContext(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	port := listen(t, func(net.Conn) {

@@ -87,7 +87,7 @@ func TestUnknownTransports(t *testing.T) {
 	}
 }
 
-// However a secret is printed, it does not show.
+// No way of printing parameters shows a secret.
 func TestSecretsDoNotShow(t *testing.T) {
 	s := vddk.NewSecret("hunter2")
 	text, _ := s.MarshalText()

@@ -14,7 +14,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// memoryDisk can be written, and knows what a lost worker loses.
+// memoryDisk is the content of a writable disk.
 type memoryDisk struct {
 	mu sync.Mutex
 	b  []byte
@@ -43,17 +43,17 @@ func newWritable(t *testing.T, size int, o Options) (*fakeHost, *memoryDisk, *Di
 	return host, m, host.mustOpen(Params{}, o)
 }
 
-// Writes of any alignment by many at once change what they name and nothing
-// else.
+// Concurrent writes of any alignment change only the bytes that they name.
 func TestWrite(t *testing.T) {
 	for _, o := range []Options{{}, {RequestSize: 4096, Depth: 1}} {
 		host, m, d := newWritable(t, 2*mib+512, o)
-		host.delay = 20 * time.Microsecond // time for others between a read and its write
+		host.delay = 20 * time.Microsecond // gives other writes time between the read of a sector and its write
 		want := bytes.Clone(m.b)
 		var wg sync.WaitGroup
 		const writers = 8
 		for w := range writers {
-			// Each has every eighth piece of 100 bytes: they share sectors.
+			// Each writer writes every eighth piece of 100 bytes, so that writers share
+			// sectors.
 			wg.Go(func() {
 				r := rand.New(rand.NewPCG(uint64(w), 1))
 				for range 100 {
@@ -166,7 +166,7 @@ func TestFlush(t *testing.T) {
 		{"a crash in a write", func(t *testing.T, h *fakeHost, d *Disk) {
 			var once atomic.Bool
 			h.onWrite = func(int, *fakeWorker, uint64, int) error { return when(once.CompareAndSwap(false, true), errCrash) }
-			if _, err := d.WriteAt(make([]byte, 512), 0); err != nil { // it is made again
+			if _, err := d.WriteAt(make([]byte, 512), 0); err != nil { // the write is repeated
 				t.Error(err)
 			}
 		}, false},
@@ -207,7 +207,7 @@ func TestFlush(t *testing.T) {
 	}
 }
 
-// loseWorker kills the last worker, as if it had crashed.
+// loseWorker makes the last worker crash.
 func loseWorker(h *fakeHost) {
 	h.mu.Lock()
 	w := h.workers[len(h.workers)-1]

@@ -37,10 +37,11 @@ func TestHostOverProcesses(t *testing.T) {
 	if err := holder.Wait(); err != nil {
 		t.Fatalf("holder: %v", err)
 	}
-	// What was closed is free again; what was killed too, and Cleanup tells.
+	// The resources of a closed handle are free again, and so are those of a killed process,
+	// which Cleanup reports.
 	holder, _ = start(t, exe, l, slices.Concat(line, words("hold"))...)
 	holder.Process.Kill()
-	// Ended, but not waited for: a zombie holds nothing either.
+	// The process has ended but was not waited for. A zombie holds no resources.
 	if err := unix.Waitid(unix.P_PID, holder.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +60,7 @@ func TestHostOverProcesses(t *testing.T) {
 		t.Errorf("a secret in the trace:\n%s", trace)
 	}
 
-	// The session's own limit, and what lingers.
+	// The limit of one session, and resources that are not free at once.
 	l.Reset("host-memory 5", "session-memory 2")
 	got, _, _ = run(t, exe, l, slices.Concat(line, words("disconnect freeparams exit"))...)
 	wantLines(t, got, []string{"open 2"})
@@ -71,8 +72,8 @@ func TestHostOverProcesses(t *testing.T) {
 	wantLines(t, got, []string{"open 2", "cleanup 0 0 1"})
 }
 
-// The script comes from elsewhere, more of it from the environment; counts go
-// to a file at Exit.
+// The variables of the environment name a script and add lines to it, and Exit appends the counts to
+// a file.
 func TestEnvironment(t *testing.T) {
 	l := newLibrary(t, "no such key, were it read")
 	elsewhere := t.TempDir()
@@ -96,14 +97,14 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-// What Go tests find wrong is what the library's tests rely on.
+// NoBroken fails a test with a violation that Allow does not name.
 func TestNoBroken(t *testing.T) {
 	exe := driver(t, true)
 	l := newLibrary(t)
 	if l.Calls()["InitEx"] != 0 || l.Broken() != nil {
 		t.Errorf("calls before there was any: %v, %q", l.Calls(), l.Broken())
 	}
-	l.Allow("io-empty") // so that this test passes
+	l.Allow("io-empty") // so that this test itself passes
 	if _, stderr, err := run(t, exe, l, whole("read 0 0 read 0 8")...); err != nil {
 		t.Fatalf("%v\n%s", err, stderr)
 	}
@@ -129,12 +130,12 @@ func TestNoBroken(t *testing.T) {
 		t.Fatalf("%v\n%s", err, stderr)
 	}
 	failed.cleanup()
-	if len(failed.errors) != 1 || failed.errors[0] != "rule io-empty of VDDK broken 1 times" {
+	if len(failed.errors) != 1 || failed.errors[0] != "rule io-empty of VDDK was violated 1 times" {
 		t.Errorf("the test that broke a rule got %q", failed.errors)
 	}
 }
 
-// recorder is a test whose errors are looked at.
+// recorder records the errors of a test.
 type recorder struct {
 	testing.TB
 	errors  []string
@@ -176,7 +177,7 @@ func TestHangs(t *testing.T) {
 				}
 				text = append(text, buffer[:n]...)
 			}
-			// Had it not hung, it would end by itself, by no signal.
+			// A process that did not hang would end by itself, without a signal.
 			time.AfterFunc(100*time.Millisecond, func() { cmd.Process.Kill() })
 			var exit *exec.ExitError
 			if err := cmd.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
@@ -220,7 +221,7 @@ func TestLocalDisks(t *testing.T) {
 		t.Errorf("figures %v", f)
 	}
 
-	// A query after a write.
+	// A query after a write violates a rule.
 	l.Allow("query-after-write")
 	if _, _, err := run(t, exe, l, slices.Concat(begin, []string{"open", path, "0"}, words("write 0 1 query 0 128 128"), finish)...); err != nil {
 		t.Fatal(err)
@@ -229,7 +230,7 @@ func TestLocalDisks(t *testing.T) {
 		t.Errorf("rules %v", l.Rules())
 	}
 
-	// A parent: a child with one page of its own.
+	// This disk has a parent, and one page of its own data.
 	child := filepath.Join(t.TempDir(), "child")
 	own := make([]byte, len(disk))
 	copy(own[8<<20:], bytes.Repeat([]byte{5}, 4096))
@@ -266,7 +267,7 @@ func TestVariants(t *testing.T) {
 		{[]string{"--version=5"}, "lib64/libvixDiskLib.so.5", "AllocateConnectParams FreeConnectParams QueryAllocatedBlocks FreeBlockList Flush Wait ReadAsync WriteAsync"},
 	} {
 		t.Run(tt.so+tt.missing, func(t *testing.T) {
-			l := testlib.New(t, append(tt.options, "--cflags=-O0")...) // quick to build
+			l := testlib.New(t, append(tt.options, "--cflags=-O0")...) // builds quickly
 			if l.SO() != filepath.Join(l.Dir, tt.so) {
 				t.Errorf("the library is %s", l.SO())
 			}

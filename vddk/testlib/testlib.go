@@ -1,6 +1,13 @@
-// Package testlib gives tests a libvixDiskLib.so of our own: it serves raw
-// files, does what a script says, and counts every call and every rule of the
-// interface that its caller breaks. README.md lists the keys of the script.
+// Package testlib gives tests a stand-in for libvixDiskLib.so:
+//
+//	lib := testlib.New(t)
+//	lib.AddDisk("[ds] vm/vm.vmdk", "/tmp/disk.raw")
+//	lib.Conf("latency read 1000")
+//	// open the disk with the library in lib.Dir
+//
+// The stand-in serves raw files as disks. A script controls its speed and its failures. It
+// counts all calls and all violations of the interface's rules; a test with a violation fails.
+// README.md lists the keys of the script.
 package testlib
 
 import (
@@ -24,27 +31,27 @@ import (
 //go:embed build src
 var sources embed.FS
 
-// Library is a folder laid out as VDDK's distribution, with a library and a
-// script of its own. It is not for several goroutines at once.
+// Library is a folder in the layout of the VDDK distribution, with a library and its script. It is
+// not safe for concurrent use.
 type Library struct {
-	Dir string // the distribution's root: libdir
+	Dir string // root folder of the distribution, for the flag --libdir
 
 	t       testing.TB
-	so      string
-	allowed []string
+	so      string   // path of the library
+	allowed []string // rules that may be violated
 }
 
-// builds makes tests that run in parallel build one after the other, and only
-// once where it fails.
+// builds makes parallel tests build the library one after the other, and remembers builds that
+// failed.
 var builds = struct {
 	sync.Mutex
 	failed map[string]error
 }{failed: map[string]error{}}
 
-// Build builds the library and returns the folder that the script "build" laid
-// out, which is shared by all that ask for the same: read only. Options are
-// those of the script: "--version=7", "--without=Flush,QueryAllocatedBlocks",
-// "--needs=libabsent.so.3", "--flat", "--cflags=...".
+// Build builds the library with the script "build" and returns its folder. All callers with the
+// same options share the folder and must not change it. The options are those of the script:
+// "--version=7", "--without=Flush,QueryAllocatedBlocks", "--needs=libabsent.so.3", "--flat",
+// "--cflags=...".
 func Build(t testing.TB, options ...string) string {
 	t.Helper()
 	peer.Need(t, "gcc")
@@ -52,7 +59,7 @@ func Build(t testing.TB, options ...string) string {
 	defer builds.Unlock()
 	key := strings.Join(options, " ")
 	if err := builds.failed[key]; err != nil {
-		t.Fatalf("building the test library failed before: %v", err)
+		t.Fatalf("building the test library failed in an earlier test: %v", err)
 	}
 	dir, err := build(options)
 	if err != nil {
@@ -62,8 +69,9 @@ func Build(t testing.TB, options ...string) string {
 	return dir
 }
 
-// The result has a name made of all that went into it, and appears by a rename:
-// test binaries that run side by side build it twice at worst.
+// build returns the folder of a library that was built from the current sources with the options.
+// The name of the folder is a hash of both. The folder is renamed when it is complete, because
+// several test binaries may build the same library at the same time.
 func build(options []string) (string, error) {
 	hash := sha256.New()
 	fmt.Fprintf(hash, "%d %q\n", len(options), options)
@@ -88,7 +96,7 @@ func build(options []string) (string, error) {
 		return "", err
 	}
 	cache, err := os.UserCacheDir()
-	if err != nil { // no HOME
+	if err != nil { // the variable HOME is not set
 		cache = filepath.Join(os.TempDir(), fmt.Sprintf("vddktest-%d", os.Getuid()))
 	}
 	cache = filepath.Join(cache, "vddkcp-testlib")
@@ -119,6 +127,7 @@ func build(options []string) (string, error) {
 	return dir, nil
 }
 
+// errOr returns a, or b if a is nil.
 func errOr(a, b error) error {
 	if a != nil {
 		return a
@@ -126,8 +135,8 @@ func errOr(a, b error) error {
 	return b
 }
 
-// New returns a library in a folder of its own, gone with the test. When the
-// test ends no rule may have been broken but those of Allow.
+// New returns a library in a new temporary folder. The test fails at its end if a rule was
+// violated, except rules that were named to Allow.
 func New(t testing.TB, options ...string) *Library {
 	t.Helper()
 	built := Build(t, options...)
@@ -137,7 +146,7 @@ func New(t testing.TB, options ...string) *Library {
 		found, err = filepath.Glob(filepath.Join(built, "*.so.*"))
 	}
 	if err != nil || len(found) != 1 {
-		t.Fatalf("test library: %s holds %d libraries, not one (%v)", built, len(found), err)
+		t.Fatalf("test library: %s has %d libraries, expected one (%v)", built, len(found), err)
 	}
 	rel, err := filepath.Rel(built, found[0])
 	if err != nil {
@@ -145,7 +154,7 @@ func New(t testing.TB, options ...string) *Library {
 	}
 	l.so = filepath.Join(l.Dir, rel)
 	l.must(os.MkdirAll(filepath.Dir(l.so), 0o755))
-	if os.Link(found[0], l.so) != nil { // another file system
+	if os.Link(found[0], l.so) != nil { // the folders may be on different file systems
 		text, err := os.ReadFile(found[0])
 		l.must(err)
 		l.must(os.WriteFile(l.so, text, 0o755))
@@ -162,14 +171,14 @@ func (l *Library) must(err error) {
 	}
 }
 
-// SO returns the path of the library itself.
+// SO returns the path of the file libvixDiskLib.so.N.
 func (l *Library) SO() string { return l.so }
 
 func (l *Library) conf() string { return filepath.Join(l.Dir, "vddktest.conf") }
 
-// Conf appends lines to the script, which processes read when they load the
-// library. Faults keep their counts over processes: only append while some are
-// wanted.
+// Conf appends lines to the script. A process reads the script when it loads the library. Faults
+// are counted across processes by their position, so that lines can only be appended while
+// faults are in use.
 func (l *Library) Conf(lines ...string) {
 	l.t.Helper()
 	text, err := os.ReadFile(l.conf())
@@ -180,14 +189,14 @@ func (l *Library) Conf(lines ...string) {
 	l.write(text)
 }
 
-// Reset replaces the script by these lines. Counts stay.
+// Reset replaces the script by the lines. It does not reset the counts.
 func (l *Library) Reset(lines ...string) {
 	l.t.Helper()
 	l.write(nil)
 	l.Conf(lines...)
 }
 
-// A process that starts meanwhile reads the old or the new.
+// write replaces the script. A process that starts meanwhile reads the old or the new script.
 func (l *Library) write(text []byte) {
 	l.t.Helper()
 	temp := l.conf() + ".new"
@@ -195,7 +204,7 @@ func (l *Library) write(text []byte) {
 	l.must(os.Rename(temp, l.conf()))
 }
 
-// Disk returns the file that holds a disk, such as "[ds] vm/vm.vmdk".
+// Disk returns the path of the file that has the content of a disk, such as "[ds] vm/vm.vmdk".
 func (l *Library) Disk(name string) string {
 	l.t.Helper()
 	store, rest, ok := strings.Cut(strings.TrimPrefix(name, "["), "]")
@@ -205,14 +214,15 @@ func (l *Library) Disk(name string) string {
 	return l.Dir + "/disks/" + store + "/" + strings.TrimPrefix(rest, " ")
 }
 
-// AddDisk serves the raw file (or block device) at path as name, for instance
+// AddDisk serves the raw file or block device at path as the disk name, such as
 // "[ds] vm/vm.vmdk".
 func (l *Library) AddDisk(name, path string) {
 	l.t.Helper()
 	l.link(l.Disk(name), path)
 }
 
-// AddParent serves the raw file at path as what name's holes read as.
+// AddParent makes the raw file at path the parent of the disk name: holes of the disk read as the
+// content of the parent.
 func (l *Library) AddParent(name, path string) {
 	l.t.Helper()
 	l.link(l.Disk(name)+".parent", path)
@@ -226,8 +236,8 @@ func (l *Library) link(at, path string) {
 	l.must(os.Symlink(path, at))
 }
 
-// counters reads those of a kind, without zeros, from the file that all
-// processes map.
+// counters returns the counters of a kind that are not 0, from the file that all processes with
+// the library map.
 func (l *Library) counters(kind string) map[string]int64 {
 	l.t.Helper()
 	counts := map[string]int64{}
@@ -253,18 +263,18 @@ func (l *Library) counters(kind string) map[string]int64 {
 	return counts
 }
 
-// Calls returns how often each function was called, by its name without
-// "VixDiskLib_", in all processes, killed ones included.
+// Calls returns the number of calls of each function in all processes, including those that were
+// killed. The keys are the names of functions without "VixDiskLib_".
 func (l *Library) Calls() map[string]int64 { l.t.Helper(); return l.counters("call") }
 
-// Figures returns the other counts: "bytes-read", "max-in-flight" and so on.
+// Figures returns other counts, such as "bytes-read" and "max-in-flight"; README.md lists them.
 func (l *Library) Figures() map[string]int64 { l.t.Helper(); return l.counters("stat") }
 
-// Rules returns how often each rule was broken.
+// Rules returns the number of violations of each rule.
 func (l *Library) Rules() map[string]int64 { l.t.Helper(); return l.counters("broken") }
 
-// Broken returns a line for each breach of a rule: "PID rule: what happened".
-// A process writes a hundred at most.
+// Broken returns a line "PID rule: what happened" for each violation of a rule that Allow did not
+// name. Each process writes at most a hundred lines.
 func (l *Library) Broken() []string {
 	l.t.Helper()
 	var lines []string
@@ -278,10 +288,11 @@ func (l *Library) Broken() []string {
 	return lines
 }
 
-// Trace returns a line for each call with its arguments, "PID Read 0 2048",
-// when the script says "trace".
+// Trace returns a line for each call with its arguments, such as "PID Read 0 2048", provided that
+// the script has the key "trace".
 func (l *Library) Trace() []string { l.t.Helper(); return l.lines("vddktest.trace") }
 
+// lines returns the lines of a file that the library wrote.
 func (l *Library) lines(name string) []string {
 	l.t.Helper()
 	text, err := os.ReadFile(filepath.Join(l.Dir, name))
@@ -292,19 +303,19 @@ func (l *Library) lines(name string) []string {
 	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
 }
 
-// Allow makes the breach of rules no failure of the test.
+// Allow makes violations of the rules no failure of the test.
 func (l *Library) Allow(rules ...string) { l.allowed = append(l.allowed, rules...) }
 
-// NoBroken fails the test where a rule was broken that Allow did not name. New
-// has it called when the test ends.
+// NoBroken fails the test if a rule was violated that Allow did not name. It is called at the end
+// of the test.
 func (l *Library) NoBroken() {
 	l.t.Helper()
 	for rule, n := range l.Rules() {
 		if !slices.Contains(l.allowed, rule) {
-			l.t.Errorf("rule %s of VDDK broken %d times", rule, n)
+			l.t.Errorf("rule %s of VDDK was violated %d times", rule, n)
 		}
 	}
 	for _, line := range l.Broken() {
-		l.t.Logf("broken: %s", line)
+		l.t.Logf("violation: %s", line)
 	}
 }

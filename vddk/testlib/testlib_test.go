@@ -21,15 +21,14 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
-// sanitized finds what the library does wrong itself.
+// sanitized are the options of a library that finds its own errors.
 const sanitized = "--cflags=-O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 
-// driver builds the C program that drives the library: with the sanitizers
-// and without.
+// driver builds the C program that calls the library, with or without sanitizers.
 func driver(t *testing.T, sanitize bool) string {
 	t.Helper()
 	peer.Need(t, "gcc")
-	// The driver leaks on purpose, and the leak check can't trace in a container.
+	// The driver leaks memory on purpose, and the leak check does not work in a container.
 	t.Setenv("ASAN_OPTIONS", "detect_leaks=0")
 	exe := filepath.Join(t.TempDir(), "driver")
 	args := []string{"-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-pthread", "-Isrc", "testdata/driver.c", "-o", exe, "-ldl"}
@@ -42,8 +41,8 @@ func driver(t *testing.T, sanitize bool) string {
 
 const diskName = "[ds] vm one/a (1).vmdk"
 
-// content is a disk of 10 MiB and three sectors: data in [2 MiB, 5 MiB), in
-// the last sector, holes elsewhere.
+// content returns a disk of 10 MiB and three sectors. It has data in [2 MiB, 5 MiB) and in the last
+// sector, and holes elsewhere.
 func content() []byte {
 	disk := make([]byte, 10<<20+3*512)
 	random := rand.New(rand.NewSource(1))
@@ -79,7 +78,7 @@ func sum(b []byte) string {
 	return fmt.Sprintf("%016x", h.Sum64())
 }
 
-// run drives a library; the words of one command line.
+// run runs the driver with the library and the words of a command line.
 func run(t *testing.T, exe string, l *testlib.Library, words ...string) (stdout []string, stderr string, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -104,8 +103,8 @@ var (
 
 func words(line string) []string { return strings.Fields(line) }
 
-// whole is a command line that opens the disk, does what it is told, and ends
-// as it should.
+// whole returns a command line that opens the disk, carries out the commands of line, and ends
+// without a violation of rules.
 func whole(line string) []string { return slices.Concat(opened, words(line), finish) }
 
 func newLibrary(t *testing.T, conf ...string) *testlib.Library {
@@ -124,15 +123,15 @@ func TestLibrary(t *testing.T) {
 	at := func(sector, count int) string { return sum(disk[sector*512 : (sector+count)*512]) }
 	last := len(disk)/512 - 1
 	enomem := "Failed to allocate the requested"
-	noData := bytes.Repeat([]byte{0x77}, 65536) // what the driver's buffers hold before
+	noData := bytes.Repeat([]byte{0x77}, 65536) // the content of the driver's buffers before a read
 
 	tests := []struct {
 		name   string
 		conf   []string
 		words  []string
-		want   []string // lines that must be there, in this order
-		stderr string   // text that must be there
-		rules  []string // that are broken, and no others
+		want   []string // lines of the output, in this order
+		stderr string   // text in the standard error
+		rules  []string // all rules that are violated
 	}{
 		{"info", nil, whole("info transport modes metadata"), []string{
 			"info capacity=20483 links=1 adapter=3 parent=no sector=512", "transport nbdssl", "modes file:san:hotadd:nbdssl:nbd",
@@ -153,7 +152,7 @@ func TestLibrary(t *testing.T) {
 		{"texts", nil, whole("text 0 text 1 text 3014 text 16007 text 99999"), []string{"text The operation was successful", "text Unknown error",
 			"text Insufficient permissions in the host operating system", "text The called function is outside the range of the disk", "text Unknown error"}, "", nil},
 
-		// What the server demands.
+		// Errors of the server.
 		{"right login", []string{"user user", "password secret", "thumbprint aa:bb", "vm moref=vm-1", "snapshot snapshot-2", "port 443", "nfc-port 902", "server host"},
 			whole(""), []string{"open 0"}, "", nil},
 		{"wrong user", []string{"user other"}, slices.Concat(initialise, remote, words("freeparams exit")), []string{"remote 3014"}, "incorrect user name or password", nil},
@@ -176,7 +175,7 @@ func TestLibrary(t *testing.T) {
 		{"no such transport", nil, slices.Concat(initialise, words("remote host u p - moref=vm-1 - fax 0 0"), openIt, words("disconnect freeparams exit")), []string{"open 13"}, "None of the transport modes", nil},
 		{"esxi", []string{"esxi"}, whole("prepare endaccess"), []string{"prepare 6", "endaccess 6"}, "", nil},
 
-		// What the host can't give.
+		// Resources that the host does not have.
 		{"host memory", []string{"host-memory 1"}, slices.Concat(opened, words("cleanup"), []string{"open", diskName, "4", "open", diskName, "4", "open", diskName, "4", "open", diskName, "4"},
 			words("close close close"), finish), []string{"open 0", "open 0", "open 0", "open 0", "open 2"}, "NFC error 5 from server: Failed to allocate the requested 262144 bytes", nil},
 		{"session memory", []string{"session-memory 0"}, whole(""), []string{"open 0"}, "", nil},
@@ -269,7 +268,7 @@ func TestLibrary(t *testing.T) {
 	}
 }
 
-// wantLines wants lines that begin so, in this order.
+// wantLines checks that lines with these beginnings exist, in this order.
 func wantLines(t *testing.T, got, want []string) {
 	t.Helper()
 	rest := got
@@ -283,8 +282,7 @@ func wantLines(t *testing.T, got, want []string) {
 	}
 }
 
-// Every way for a process to end in the library, at a call that returned and
-// at one that completes.
+// A process ends in each way that a fault can cause, in a call or in a completion.
 func TestDeaths(t *testing.T) {
 	exe := driver(t, false)
 	for _, tt := range []struct {
@@ -313,7 +311,8 @@ func TestDeaths(t *testing.T) {
 				if tt.status > 0 && status.ExitStatus() != tt.status || tt.status == 0 && status.Signal() != tt.signal {
 					t.Fatalf("ended by %v, want signal %v, status %d", exit, tt.signal, tt.status)
 				}
-				// Once is once over all processes, and nothing is lost of the first.
+				// A fault with "once" acts once in all processes, and the counts of the first
+				// process are kept.
 				if _, stderr, err := run(t, exe, l, line...); err != nil {
 					t.Fatalf("again: %v\n%s", err, stderr)
 				}
@@ -325,7 +324,7 @@ func TestDeaths(t *testing.T) {
 	}
 }
 
-// start runs a driver up to its command "hold".
+// start starts a driver and waits until it carries out the command "hold".
 func start(t *testing.T, exe string, l *testlib.Library, words ...string) (cmd *exec.Cmd, stdin io.WriteCloser) {
 	t.Helper()
 	cmd = exec.Command(exe, append([]string{l.SO()}, words...)...)

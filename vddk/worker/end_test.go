@@ -47,13 +47,13 @@ func TestDeaths(t *testing.T) {
 				err = p.Read(ctx, 0, 0, 1)
 			}
 			if test.do == "Async=stale" && err == nil {
-				// The slot's second request must not end with the first one's completion.
+				// A second completion of the first read must not end the second read of the slot.
 				if err = p.Read(ctx, 0, 8, 1); err == nil {
 					t.Fatal("a read succeeded before its completion")
 				}
 			}
 			if test.do == "Async=twice" && err == nil {
-				<-p.Done() // the first completion counts
+				<-p.Done() // the first completion ends the read, the second one the process
 				err = p.Read(ctx, 0, 0, 1)
 			}
 			if err == nil {
@@ -75,7 +75,7 @@ func TestDeaths(t *testing.T) {
 
 func TestKilledByOthers(t *testing.T) {
 	p, _ := open(t, config(t, nil), remote)
-	syscall.Kill(p.PID(), syscall.SIGTERM) // a scheduler's, which is for the parent
+	syscall.Kill(p.PID(), syscall.SIGTERM) // a scheduler sends it to all processes, and only the parent may react
 	if err := p.Read(deadline(t), 0, 0, 1); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
 	}
@@ -105,7 +105,7 @@ func TestEndsAtOnce(t *testing.T) {
 						return
 					}
 				}
-				p.Slot(slot)[0] = 1 // the memory stays
+				p.Slot(slot)[0] = 1 // the memory is still mapped
 			})
 		}
 		ends.Go(p.Kill)
@@ -123,14 +123,14 @@ func TestEndsAtOnce(t *testing.T) {
 	}
 }
 
-// A worker that dies with requests unread resets its socket; what it said before
-// must come through all the same.
+// A worker that ends without reading all requests resets its socket. The messages that it sent
+// before must be received.
 func TestLastWordsBeforeAReset(t *testing.T) {
 	c := config(t, nil, "STUB_DO= Read=unread Read=tell Read=panic ")
 	c.Library, c.Version = stub(t, true), 5
 	var pid atomic.Int32
 	c.Log = func(_ worker.Level, line string) {
-		// Whatever follows is heard only after its death.
+		// This delays the receiver until the worker has ended.
 		for ctx := deadline(t); line == "about to act in Read" && processState(int(pid.Load())) != "Z" && ctx.Err() == nil; {
 			runtime.Gosched()
 		}
@@ -149,7 +149,7 @@ func TestLastWordsBeforeAReset(t *testing.T) {
 	wg.Wait()
 }
 
-// What the library does to the process at its end loses nothing.
+// Close succeeds even if the library crashes or hangs in Exit.
 func TestDeathsInExit(t *testing.T) {
 	for _, do := range []string{"Exit=segfault", "Exit=hang"} {
 		ctx, cancel := context.WithCancel(deadline(t))
@@ -171,7 +171,7 @@ func TestDeathsInExit(t *testing.T) {
 	}
 }
 
-// processState is the state letter of a process, or "" when there is none.
+// processState returns the letter of the state of a process, or "" if there is no such process.
 func processState(pid int) string {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -222,7 +222,7 @@ func TestHang(t *testing.T) {
 			if err := p.Read(long, 2, 0, 1); !errors.As(err, &gone) && do != "Open=hang" || gone != nil && (gone.Signal != syscall.SIGKILL || !gone.Killed) {
 				t.Errorf("after Kill: %v", err)
 			}
-			p.Slot(3)[4095] = 1 // still there
+			p.Slot(3)[4095] = 1 // the memory is still mapped
 		})
 	}
 }
@@ -275,7 +275,7 @@ func TestCloseWaitsForRequests(t *testing.T) {
 		t.Error(err)
 	}
 	wg.Wait()
-	// A request that nobody waits for any more is waited for all the same.
+	// Close also waits for a request whose caller has given up.
 	p, _ = open(t, config(t, nil, "STUB_DO= Async=slow "), remote)
 	gaveUp, cancel := context.WithTimeout(ctx, time.Millisecond)
 	defer cancel()

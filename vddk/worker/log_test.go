@@ -15,7 +15,7 @@ func TestLateOutput(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer ours.Close()
-	defer theirs.Close() // another process may keep it open
+	defer theirs.Close() // a child of the worker may keep it open
 	if _, err := theirs.WriteString("one\ntwo\nthe half of three"); err != nil {
 		t.Fatal(err)
 	}

@@ -19,7 +19,8 @@ import (
 func compile(t testing.TB, args ...string) string {
 	t.Helper()
 	peer.Need(t, "gcc")
-	// That gcc reads them is no reason for go test to run again when they change.
+	// go test runs a cached test again only if files have changed that the test itself reads,
+	// and not those that gcc reads.
 	sources, _ := filepath.Glob("program/*")
 	for _, f := range append(sources, "testdata/layout.c", "testdata/fuzz_message.c") {
 		if _, err := os.ReadFile(f); err != nil {
@@ -31,7 +32,7 @@ func compile(t testing.TB, args ...string) string {
 	return out
 }
 
-// The worker's view of messages, limits and functions is that of this package.
+// The constants and functions in the sources of the worker are those of this package.
 func TestLayout(t *testing.T) {
 	want := map[string]int{
 		"MSG_INIT": kindInit, "MSG_OPEN": kindOpen, "MSG_CLEANUP": kindCleanup, "MSG_END_ACCESS": kindEndAccess, "MSG_QUERY": kindQuery,
@@ -69,7 +70,7 @@ func TestLayout(t *testing.T) {
 	}
 }
 
-// packet is a whole message.
+// packet returns a message with its payload.
 func packet(m message, payload []byte) []byte { return append(m.append(nil, len(payload)), payload...) }
 
 func text(list ...string) []byte {
@@ -100,16 +101,16 @@ func blocksPayload(list ...uint64) []byte {
 
 func TestParseMessageRefuses(t *testing.T) {
 	for want, b := range map[string][]byte{
-		"message of 31 bytes: truncated":                           make([]byte, 31),
-		"message of kind 64 has a payload of 2 bytes, its head says 1":          append(message{kind: kindDone}.append(nil, 1), 0, 0),
-		"message of kind 64 has a payload of 0 bytes, its head says 4294967295": message{kind: kindDone}.append(nil, -1),
-		"message of unknown kind 7":                                        packet(message{kind: kindRead}, nil),
-		"done has the request number 66, the largest is 65":                               packet(message{kind: kindDone, slot: 66}, nil),
-		"done has the flags 0x2, expected 0 or 1":                                 packet(message{kind: kindDone, flags: 2}, nil),
-		"blocks have the request number 0 and 16 bytes, expected number 65 and a multiple of 16 bytes":     packet(message{kind: kindBlocks}, make([]byte, 16)),
-		"blocks have the request number 65 and 15 bytes, expected number 65 and a multiple of 16 bytes":    packet(message{kind: kindBlocks, slot: slotControl}, make([]byte, 15)),
-		"log line of 4001 bytes at level 0, at most 4000 and 2":            packet(message{kind: kindLog}, make([]byte, 4001)),
-		"log line of 1 bytes at level 3, at most 4000 and 2":               packet(message{kind: kindFatal, flags: 3}, make([]byte, 1)),
+		"message of 31 bytes: truncated":                                                                make([]byte, 31),
+		"message of kind 64 has a payload of 2 bytes, its head says 1":                                  append(message{kind: kindDone}.append(nil, 1), 0, 0),
+		"message of kind 64 has a payload of 0 bytes, its head says 4294967295":                         message{kind: kindDone}.append(nil, -1),
+		"message of unknown kind 7":                                                                     packet(message{kind: kindRead}, nil),
+		"done has the request number 66, the largest is 65":                                             packet(message{kind: kindDone, slot: 66}, nil),
+		"done has the flags 0x2, expected 0 or 1":                                                       packet(message{kind: kindDone, flags: 2}, nil),
+		"blocks have the request number 0 and 16 bytes, expected number 65 and a multiple of 16 bytes":  packet(message{kind: kindBlocks}, make([]byte, 16)),
+		"blocks have the request number 65 and 15 bytes, expected number 65 and a multiple of 16 bytes": packet(message{kind: kindBlocks, slot: slotControl}, make([]byte, 15)),
+		"log line of 4001 bytes at level 0, at most 4000 and 2":                                         packet(message{kind: kindLog}, make([]byte, 4001)),
+		"log line of 1 bytes at level 3, at most 4000 and 2":                                            packet(message{kind: kindFatal, flags: 3}, make([]byte, 1)),
 	} {
 		if _, _, err := parseMessage(b); err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
@@ -119,13 +120,13 @@ func TestParseMessageRefuses(t *testing.T) {
 
 func TestParseStringsRefuses(t *testing.T) {
 	for want, b := range map[string][]byte{
-		"string 1 of 2: truncated":                      {0, 0, 0},
-		"string 2 of 2: truncated":                      text("a"),
-		"string 1 of 2 with 2 bytes: truncated":          {2, 0, 0, 0, 'a', 'b'},
-		"string 1 of 2 with 4294967294 bytes: truncated": {0xfe, 0xff, 0xff, 0xff, 'a', 'b'},
-		"string 1 of 2 contains a NUL byte, or does not end with one":    {2, 0, 0, 0, 'a', 0, 0},
-		"string 2 of 2 contains a NUL byte, or does not end with one":    append(text("a"), 1, 0, 0, 0, 'a', 'b'),
-		"1 bytes follow the strings":                            append(text("a", ""), 0),
+		"string 1 of 2: truncated":                                    {0, 0, 0},
+		"string 2 of 2: truncated":                                    text("a"),
+		"string 1 of 2 with 2 bytes: truncated":                       {2, 0, 0, 0, 'a', 'b'},
+		"string 1 of 2 with 4294967294 bytes: truncated":              {0xfe, 0xff, 0xff, 0xff, 'a', 'b'},
+		"string 1 of 2 contains a NUL byte, or does not end with one": {2, 0, 0, 0, 'a', 0, 0},
+		"string 2 of 2 contains a NUL byte, or does not end with one": append(text("a"), 1, 0, 0, 0, 'a', 'b'),
+		"1 bytes follow the strings":                                  append(text("a", ""), 0),
 	} {
 		if _, err := parseStrings(b, 2); err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
@@ -177,7 +178,7 @@ func TestQueryAdd(t *testing.T) {
 	}
 }
 
-// FuzzMessage holds every parser of what a worker says against any bytes.
+// FuzzMessage calls all parsers of messages from a worker with arbitrary bytes.
 func FuzzMessage(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		m, payload, err := parseMessage(b)
@@ -211,8 +212,7 @@ func FuzzMessage(f *testing.F) {
 	})
 }
 
-// parser is the worker's own parser, in a process that AddressSanitizer and
-// UBSan watch.
+// parser is a process with the parser of the worker, under AddressSanitizer and UBSan.
 type parser struct {
 	in     io.WriteCloser
 	out    *bufio.Reader
@@ -255,7 +255,7 @@ func (p *parser) valid(t testing.TB, b []byte) bool {
 	return verdict == '1'
 }
 
-// requests are valid messages to the worker.
+// requests returns valid messages to a worker.
 func requests() [][]byte {
 	login := appendLogin(nil, &OpenRequest{Path: "[ds] a/a.vmdk", Server: "s", User: "u", Password: "", Identity: "i", ReadOnly: true})
 	control := func(kind uint32, payload []byte) []byte {
@@ -328,8 +328,8 @@ func TestWorkerParsesRequests(t *testing.T) {
 	}
 }
 
-// validRequest says again what program/message.c says, so that the fuzzer, which
-// sees only Go's branches, finds its way through C's.
+// validRequest is request_valid of program/message.c in Go. The fuzzer sees only the branches of Go
+// code, and finds the corresponding inputs for the C code this way.
 func validRequest(b []byte) bool {
 	if len(b) < headSize || len(b) > maxPacket || int(binary.LittleEndian.Uint32(b[28:])) != len(b)-headSize {
 		return false
@@ -337,7 +337,7 @@ func validRequest(b []byte) bool {
 	kind, slot, flags := binary.LittleEndian.Uint32(b), binary.LittleEndian.Uint32(b[4:]), uint64(binary.LittleEndian.Uint32(b[24:]))
 	sector, sectors := binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
 	payload := b[headSize:]
-	given := func(skip, count int) []bool { // which strings there are, nil: not as they must be
+	given := func(skip, count int) []bool { // which strings are not NULL; nil if they are malformed
 		if len(payload) < skip {
 			return nil
 		}
@@ -382,7 +382,7 @@ func validRequest(b []byte) bool {
 	return false
 }
 
-// FuzzRequest holds the worker's parser of requests against any bytes.
+// FuzzRequest calls the worker's parser of requests with arbitrary bytes.
 func FuzzRequest(f *testing.F) {
 	p := startParser(f)
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -50,8 +50,8 @@ func TestHostileLog(t *testing.T) {
 				fmt.Sscanf(line, "warning: %d log lines of the library came too fast", &n)
 				lost += n
 			}
-			// 16000 of the chatter; what is lost after the last line that came
-			// through is not told.
+			// The library logs 16000 lines with "chatter". Lines that are dropped after the last
+			// line that was received are not counted.
 			if got := strings.Count(all, "chatter"); got+lost > 16000+1 || got == 0 {
 				t.Errorf("%d lines came, %d were lost", got, lost)
 			}
@@ -59,8 +59,7 @@ func TestHostileLog(t *testing.T) {
 	}
 }
 
-// A library that logs must never wait for the parent, and what it loses by that
-// is told.
+// A library that logs never waits for the parent. The parent learns how many lines were dropped.
 func TestLogToAParentThatDoesNotListen(t *testing.T) {
 	logged := filepath.Join(t.TempDir(), "logged")
 	log := &lines{}
@@ -96,7 +95,7 @@ func TestLogToAParentThatDoesNotListen(t *testing.T) {
 	}
 }
 
-// Lines that the parent is too slow for must not hold up completions.
+// If the parent is too slow for log lines, completions of reads still arrive.
 func TestReadsAmongTheLog(t *testing.T) {
 	log := &lines{}
 	p, _ := open(t, config(t, log, "STUB_DO= Read=chat "), remote)

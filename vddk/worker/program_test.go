@@ -17,7 +17,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// The way that the embedded program takes.
+// Starts a program from memory, as the embedded program is started.
 func TestStartFromMemory(t *testing.T) {
 	program := filepath.Join(t.TempDir(), "program")
 	peer.Need(t, "gcc")
@@ -26,7 +26,7 @@ func TestStartFromMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// With enough descriptors open that no number is free by luck.
+	// Many descriptors are open, so that the expected numbers are not free by chance.
 	for range 20 {
 		f, err := os.Open(program)
 		if err != nil {
@@ -79,8 +79,8 @@ func TestProgramThatCannotRun(t *testing.T) {
 	}
 }
 
-// A program that exists and is not found lacks its linker, or it was named by a
-// path below a /proc that is not mounted.
+// If a program exists and the kernel does not find it, its dynamic linker is missing, or it was
+// started through /proc, which is not mounted.
 func TestNotFound(t *testing.T) {
 	if err := notFound(t.TempDir()); !strings.Contains(err.Error(), "linker") {
 		t.Error(err)
@@ -90,15 +90,15 @@ func TestNotFound(t *testing.T) {
 	}
 }
 
-// What is out of processes or descriptors is no missing program, and no other
-// place is tried.
+// A lack of processes or descriptors is not reported as a missing program, and no other program is
+// tried.
 func TestNoProcessOrDescriptor(t *testing.T) {
 	var limit unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
 		t.Fatal(err)
 	}
 	low := limit
-	low.Cur = 3 // no further one
+	low.Cur = 3 // no further descriptor can be opened
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &low); err != nil {
 		t.Fatal(err)
 	}

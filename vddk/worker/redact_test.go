@@ -62,7 +62,7 @@ func escapers(t testing.TB) map[string]func(string) string {
 	}
 }
 
-// Each form of a secret is hidden, once or twice escaped, and nothing beside it.
+// Each form of a secret is hidden, escaped once or twice, and the text around it stays.
 func TestRedact(t *testing.T) {
 	for _, secret := range nastySecrets {
 		r := NewRedactor("root", secret, "abc")
@@ -70,7 +70,7 @@ func TestRedact(t *testing.T) {
 			for twice, outer := range escapers(t) {
 				form := outer(inner(secret))
 				if lossy := []string{"xml", "hex", "json"}; !utf8.ValidString(secret) && (slices.Contains(lossy, once) || slices.Contains(lossy, twice)) {
-					continue // they write another character for what is no UTF-8
+					continue // these escapes replace invalid UTF-8
 				}
 				if got := r.Redact("<p>"+form+"</p> abc "+form, false); got != "<p>***</p> abc ***" {
 					t.Errorf("%q as %s in %s: %q became %q", secret, once, twice, form, got)
@@ -96,7 +96,7 @@ func TestRedact(t *testing.T) {
 	}
 }
 
-// Where a line was cut off, a secret that may go on behind is hidden too.
+// The beginning of a secret at the end of a cut line is hidden.
 func TestRedactCut(t *testing.T) {
 	r := NewRedactor("", `secret"word`)
 	for text, want := range map[string]string{
@@ -111,7 +111,7 @@ func TestRedactCut(t *testing.T) {
 	}
 }
 
-// The lines of the worker hide a secret that was torn by their length.
+// A secret is hidden even if it was cut because a line of the worker was too long.
 func TestLinesHideTornSecrets(t *testing.T) {
 	var l logger
 	l.hide(&OpenRequest{User: "root", Password: `secret"word`})
@@ -122,7 +122,7 @@ func TestLinesHideTornSecrets(t *testing.T) {
 	}
 }
 
-// Text that has as many beginnings of secrets as can be takes no longer for it.
+// Text with very many beginnings of secrets is redacted in little time.
 func TestRedactIsBounded(t *testing.T) {
 	r := NewRedactor("", strings.Repeat(`\`, 64), strings.Repeat("&", 64)+"x")
 	began := time.Now()

@@ -87,7 +87,7 @@ func TestProgramNotFound(t *testing.T) {
 	}
 }
 
-// parent is the other process of TestParentKilled.
+// parent runs in the process that TestParentKilled kills.
 func parent(library string) {
 	p, err := worker.Start(context.Background(), worker.Config{
 		Library: library, Root: "/", Version: 8, Slots: 4, SlotSize: 1 << 20, Program: os.Getenv("WORKER_TEST_PROGRAM"),
@@ -173,9 +173,10 @@ func TestSecretsStayInside(t *testing.T) {
 	}
 }
 
-// What a request leaves in the worker's memory when its answer has come.
+// After the answer to a request, the worker's memory has no secrets of it, except those of an open
+// connection.
 func TestSecretsAreWiped(t *testing.T) {
-	peer.NeedRoot(t) // to look into a process that is not dumpable
+	peer.NeedRoot(t) // only root can read the memory of a process that is not dumpable
 	r := remote
 	r.Server, r.Identity = "MarkerServer", "lost"
 	r.Password, r.Cookie = "MarkerPassword17", "MarkerCookie18"
@@ -197,7 +198,7 @@ func TestSecretsAreWiped(t *testing.T) {
 	}
 }
 
-// memoryHolds looks through all that a process can write to.
+// memoryHolds reports whether the writable memory of a process contains a text.
 func memoryHolds(t *testing.T, pid int, what string) bool {
 	t.Helper()
 	maps, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
@@ -261,7 +262,7 @@ func TestNoDescriptorStaysBehind(t *testing.T) {
 		return len(entries)
 	}
 	c := config(t, nil)
-	p := start(t, c) // the poller's own descriptors exist now
+	p := start(t, c) // opens the descriptors that Go's poller keeps
 	p.Kill()
 	before := count()
 	for i := range 10 {

@@ -13,7 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// The stand-in library counts each rule of VDDK's that its caller breaks.
+// The worker violates no rule of the interface that the stand-in library checks.
 func TestRulesOfTheLibrary(t *testing.T) {
 	for version := 5; version <= 9; version++ {
 		for _, name := range []string{"plain", "sanitized"} {

@@ -18,7 +18,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// built is a folder with the programs and stubs that were needed so far.
+// built is the folder of the programs and libraries that tests have built so far.
 var built struct {
 	sync.Mutex
 	dir string
@@ -39,7 +39,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// build runs a compiler once for each name.
+// build runs a command that builds the file name, once for each name, and returns its path.
 func build(t testing.TB, name string, command ...string) string {
 	t.Helper()
 	if runtime.GOARCH != "amd64" {
@@ -48,7 +48,8 @@ func build(t testing.TB, name string, command ...string) string {
 	peer.Need(t, "gcc")
 	built.Lock()
 	defer built.Unlock()
-	// That gcc reads them is no reason for go test to run again when they change.
+	// go test runs a cached test again only if files have changed that the test itself reads,
+	// and not those that gcc reads.
 	sources, _ := filepath.Glob("program/*")
 	for _, f := range append(sources, "build", "testdata/stub.c") {
 		if _, err := os.ReadFile(f); err != nil {
@@ -71,7 +72,7 @@ func sanitized(t testing.TB) string {
 	return build(t, worker.ProgramName+"-sanitized", "./build", "OUT", "-sanitize")
 }
 
-// stub builds the tests' own library: with everything, or as one of version 5.
+// stub builds a library for these tests, with all functions or with those of version 5.
 func stub(t testing.TB, old bool) string {
 	args := []string{"gcc", "-shared", "-fPIC", "-Wall", "-Wextra", "-O1", "-o", "OUT", "testdata/stub.c", "-lpthread"}
 	if old {
@@ -80,7 +81,7 @@ func stub(t testing.TB, old bool) string {
 	return build(t, "libvixDiskLib.so.8", args...)
 }
 
-// lines collects a worker's log.
+// lines collects the log lines of a worker.
 type lines struct {
 	sync.Mutex
 	list []string
@@ -110,7 +111,7 @@ func config(t testing.TB, log *lines, env ...string) worker.Config {
 	return c
 }
 
-// start starts a worker that the test's end releases.
+// start starts a worker, which is released at the end of the test.
 func start(t testing.TB, c worker.Config) *worker.Process {
 	t.Helper()
 	p, err := worker.Start(deadline(t), c)
@@ -121,7 +122,7 @@ func start(t testing.TB, c worker.Config) *worker.Process {
 	return p
 }
 
-// deadline is for what must not hang; it is not a measure.
+// deadline returns a context for calls that must not hang. Its time is much longer than they need.
 func deadline(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
@@ -143,7 +144,7 @@ var remote = worker.OpenRequest{
 	Thumbprint: "aa:bb", User: `DOMAIN\user`, Password: "hunter2 with spaces", Snapshot: "snapshot-9", Transports: "nbdssl:nbd",
 }
 
-// pattern is the stub's disk.
+// pattern returns the content of sectors of the stub's disk.
 func pattern(sector uint64, sectors int) []byte {
 	b := make([]byte, 0, sectors*512)
 	for i := sector * 64; i < (sector+uint64(sectors))*64; i++ {
@@ -152,7 +153,7 @@ func pattern(sector uint64, sectors int) []byte {
 	return b
 }
 
-// variants are the libraries and programs that everything must work with.
+// variants runs a test with each kind of library and of worker program.
 func variants(t *testing.T, run func(t *testing.T, c worker.Config, log *lines)) {
 	for _, v := range []struct {
 		name                string
@@ -436,8 +437,8 @@ func TestAccess(t *testing.T) {
 	}
 }
 
-// Opening and closing a disk does not touch the access: other disks of the VM may
-// be open.
+// Opening and closing a disk does not end the access to the VM, because other disks of the VM may be
+// open.
 func TestOpenLeavesTheAccessAlone(t *testing.T) {
 	log := &lines{}
 	r := remote

@@ -1,4 +1,4 @@
-// The script of the stand-in: README.md lists its keys.
+// Parses the script of the stand-in. README.md lists its keys.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -10,7 +10,7 @@
 
 struct conf conf;
 
-// A script with a mistake would test nothing: it ends the process.
+// Ends the process because of a mistake in the script, which would test nothing.
 static void reject(const char *where, const char *line, const char *why) {
 	fprintf(stderr, "vddk test library: %s: %s: %s\n", where, line, why);
 	abort();
@@ -31,7 +31,7 @@ static double decimal(const char *where, const char *line, const char *text, cha
 	return d;
 }
 
-// \n, \t, \e, \\ and \xHH become what they mean; "\z" ends nothing.
+// Decodes the escapes \n, \t, \e, \\ and \xHH. A backslash before any other character is removed.
 static char *unescape(const char *text) {
 	char *out = malloc(strlen(text) + 1), *o = out;
 	for (const char *p = text; *p; p++) {
@@ -223,7 +223,7 @@ static char *slurp(const char *path) {
 	return text;
 }
 
-// Without the last part, allocated: "." of a name alone.
+// Returns the folder of a path, or "." if the path has no folder. The caller frees it.
 static char *folder_of(const char *path) {
 	const char *slash = strrchr(path, '/');
 	return slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
@@ -256,7 +256,7 @@ static char *load_script(const char *lib_dir) {
 	return text;
 }
 
-// Reads the script once for the whole process; lib_dir may be NULL.
+// Reads the script, once in each process. lib_dir is the libDir of InitEx, or NULL.
 void conf_load(const char *lib_dir) {
 	static bool loaded, found;
 	if (!loaded) {
@@ -295,8 +295,8 @@ void conf_load(const char *lib_dir) {
 	}
 }
 
-// Takes the NFC buffers from InitEx's configuration file, which decide what a
-// handle reserves on the host.
+// Reads the size and count of the NFC buffers from the configuration file of InitEx. They
+// determine how much memory of the host a handle reserves.
 void conf_load_nfc(const char *config_file) {
 	if (!config_file || !*config_file) return;
 	FILE *f = fopen(config_file, "re");

@@ -1,5 +1,5 @@
-// Raw files as disks. A file NAME.parent beside NAME holds what NAME's holes
-// read as.
+// Serves raw files as disks. Holes of the file NAME read as the content of the file NAME.parent
+// in the same folder, if that exists.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -12,7 +12,8 @@
 #include <unistd.h>
 #include "testlib.h"
 
-// "[ds] dir/disk.vmdk" lies in ROOT/ds/dir/disk.vmdk; a local disk is a path.
+// Returns the path of the file of a disk. "[ds] dir/disk.vmdk" is ROOT/ds/dir/disk.vmdk; the
+// name of a local disk is its path.
 char *disk_path(const char *name, bool remote) {
 	if (!remote) return strdup(name);
 	const char *end = strchr(name, ']');
@@ -33,7 +34,7 @@ static int64_t size_of(int fd) {
 	return S_ISREG(st.st_mode) ? st.st_size : -1;
 }
 
-// Takes the path over.
+// Opens a disk. The path belongs to the disk afterwards.
 VixError disk_open(struct disk *d, char *path, bool read_only, bool single_link) {
 	*d = (struct disk){ .fd = -1, .parent_fd = -1, .path = path, .single_link = single_link, .links = 1 };
 	d->fd = open(path, (read_only ? O_RDONLY : O_RDWR) | O_CLOEXEC);
@@ -79,7 +80,7 @@ void disk_close(struct disk *d) {
 	d->fd = d->parent_fd = -1;
 }
 
-// Past the end of the file there are zeros.
+// Reads from a file. Bytes after the end of the file are zeros.
 static VixError read_file(int fd, uint64_t offset, uint64_t length, uint8_t *buffer) {
 	while (length) {
 		ssize_t n = pread(fd, buffer, length, (off_t)offset);
@@ -94,12 +95,13 @@ static VixError read_file(int fd, uint64_t offset, uint64_t length, uint8_t *buf
 	return VIX_OK;
 }
 
-// The next stretch of data in [offset, end), as [*from, *to); false: none.
+// Finds the first range of data in [offset, end), and returns it as [*from, *to). Returns false
+// if there is none.
 static bool next_data(int fd, uint64_t offset, uint64_t end, uint64_t *from, uint64_t *to) {
 	off_t data = lseek(fd, (off_t)offset, SEEK_DATA);
 	if (data < 0) {
 		if (errno == ENXIO) return false;
-		data = (off_t)offset; // no holes here (a block device)
+		data = (off_t)offset; // a block device has no holes
 	}
 	if ((uint64_t)data >= end) return false;
 	off_t hole = lseek(fd, data, SEEK_HOLE);
@@ -136,7 +138,7 @@ struct blocks {
 	size_t room;
 };
 
-// Appends sectors, joined with the last block where they touch.
+// Appends a block of sectors to a list, or extends the last block if both touch.
 static void add_block(struct blocks *b, uint64_t offset, uint64_t end) {
 	if (b->list->numBlocks) {
 		Block *last = &b->list->blocks[b->list->numBlocks - 1];

@@ -1,4 +1,4 @@
-// Faults on order.
+// Makes calls fail as the script says.
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdlib.h>
@@ -21,7 +21,8 @@ static bool hits(const struct fault *f, const struct call *c) {
 	return c->count && c->start <= last && first <= c->start + c->count - 1;
 }
 
-// Every fault counts the calls that it matches, whichever acts.
+// Returns the fault for a call, or NULL. Each fault counts the calls that it matches, even if
+// another fault is returned.
 struct fault *fault_find(const struct call *c) {
 	struct fault *found = NULL;
 	for (int i = 0; i < conf.fault_count; i++) {
@@ -35,14 +36,14 @@ struct fault *fault_find(const struct call *c) {
 	return found;
 }
 
-// Those that change memory do so after the data was read.
+// Returns whether a fault acts after the data was read or written, because it changes memory.
 bool fault_after(const struct fault *f) {
 	return f && (f->action == DO_OVERRUN || f->action == DO_UNDERRUN || f->action == DO_CORRUPT);
 }
 
 static void corrupt_heap(void) {
-	// Writes over the sizes that malloc keeps behind two blocks, then gives
-	// malloc a chance to notice, as it would in a library that overran.
+	// Overwrites the sizes that malloc keeps between blocks, and then frees the blocks, so
+	// that malloc notices it, as it would after an overrun of the library.
 	char *volatile block[8];
 	for (int i = 0; i < 8; i++) block[i] = malloc(200);
 	for (int i = 0; i < 8; i++) {

@@ -1,4 +1,4 @@
-// The library's log, and its texts of errors.
+// Writes the log of the library, and has the texts of its errors.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdlib.h>
@@ -26,7 +26,7 @@ DEFINE_LOG(info)
 DEFINE_LOG(warn)
 DEFINE_LOG(panic)
 
-// What callers got wrong with the logs of real libraries.
+// Logs lines that callers of the real library have handled wrongly.
 void log_hostile(void) {
 	log_warn("%s", "VixDiskLib: 100%% of %s %n %d %99999999s are %*n.");
 	log_warn("two lines\nin one: %s\r\nand a third", "\"quoted\" {json: true}");
@@ -36,7 +36,7 @@ void log_hostile(void) {
 	log_warn("%s", "VDDK_PhoneHome: ERROR: could not send the report");
 	log_warn("CEIP: %s", "the program is not enabled");
 	log_info("%lld %5.3f %c %p %-20s|", -1LL, 3.25, 'x', (void *)0, "left");
-	// Bytes without a NUL behind them: only the precision bounds them.
+	// These bytes do not end with a NUL. Only the precision in the format limits them.
 	size_t n = 3 << 20;
 	char *long_line = malloc(n);
 	memset(long_line, 'A', n);

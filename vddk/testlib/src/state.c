@@ -1,6 +1,7 @@
-// What outlives a process, and is shared with others: counts, broken rules, what the host
-// has given away. It lies in a mapped file beside the script, so that what a
-// killed process did counts too. Go reads the counters by their names.
+// Keeps the state that all processes with the library share: counts, violations of rules, and
+// the host's memory and connections that are in use. It is a mapped file in the folder of the
+// script, so that the calls of a killed process are counted, too. testlib.go reads the counters
+// by their names.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -23,12 +24,12 @@ struct counter {
 	_Atomic uint64_t value;
 };
 
-// A handle that some process has open.
+// A handle that any of the processes has open.
 struct slot {
-	_Atomic int pid;  // 0: free
-	uint64_t started; // of the process, against reused pids
-	uint64_t bytes;   // of NFC buffers
-	uint64_t dead_until; // ns; 0: alive as far as is known
+	_Atomic int pid;  // 0 if the slot is free
+	uint64_t started; // when the process started, because process IDs are reused
+	uint64_t bytes;   // bytes of its NFC buffers
+	uint64_t dead_until; // time in ns until which a dead process keeps the slot; 0 if it may be alive
 	_Atomic uint64_t in_flight, in_flight_bytes;
 };
 
@@ -36,8 +37,8 @@ struct state {
 	uint64_t magic;
 	uint64_t counter_count;
 	struct counter counters[COUNTERS];
-	// From here on the library's own.
-	pthread_mutex_t mu; // of slots; robust: its holder may be killed
+	// testlib.go does not read the following fields.
+	pthread_mutex_t mu; // guards slots; it is robust, because a process that holds it may be killed
 	struct { _Atomic uint64_t seen, fired; } faults[MAX_FAULTS];
 	_Atomic uint64_t host_free_at, swept_at;
 	uint64_t swept;
@@ -98,7 +99,7 @@ static char *beside(const char *name) {
 	return path;
 }
 
-// Maps the state, once a process. Without a script's folder it is private.
+// Maps the state, once in each process. If there is no script, the state is private.
 void state_open(void) {
 	if (state) return;
 	if (!conf.folder) {
@@ -119,7 +120,7 @@ void state_open(void) {
 	state = mmap(NULL, sizeof *state, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (state == MAP_FAILED) abort();
 	if (fresh || state->magic != magic || state->counter_count != COUNTERS) state_init();
-	flock(fd, LOCK_UN); // the mapping keeps the open file, and the lock with it
+	flock(fd, LOCK_UN); // closing fd does not unlock the file, because the mapping keeps it open
 	close(fd);
 	free(path);
 	if (conf.trace) {
@@ -141,7 +142,7 @@ void raise_stat(enum figure figure, uint64_t value) {
 	while (old < value && !atomic_compare_exchange_weak(at, &old, value)) {}
 }
 
-// One write, so that lines of several processes do not mix.
+// Appends a line by a single write, so that lines of several processes do not mix.
 __attribute__((format(printf, 2, 0)))
 static void write_line(int fd, const char *fmt, va_list args) {
 	char line[2048];
@@ -149,7 +150,7 @@ static void write_line(int fd, const char *fmt, va_list args) {
 	n += vsnprintf(line + n, sizeof line - (size_t)n - 1, fmt, args);
 	if (n > (int)sizeof line - 2) n = sizeof line - 2;
 	line[n++] = '\n';
-	if (write(fd, line, (size_t)n) < 0) return; // nobody to tell
+	if (write(fd, line, (size_t)n) < 0) return; // there is no way to report the error
 }
 
 void broken(enum rule rule, const char *fmt, ...) {
@@ -189,20 +190,20 @@ bool fault_fire(int fault, uint64_t times) {
 	return true;
 }
 
-// Takes so much time of a line that carries one thing after the other; returns
-// when it is through.
+// Reserves cost nanoseconds of a line that transfers one request after the other, and returns
+// the time at which the transfer ends. *free_at is the end of the last reservation.
 uint64_t book(_Atomic uint64_t *free_at, uint64_t now, uint64_t cost) {
 	uint64_t old = *free_at, until;
 	do {
 		uint64_t start = old > now ? old : now;
-		// A file from before a reboot: its clock means nothing.
+		// A state file from before a reboot has times of another clock.
 		if (start > now + 600000000000) start = now;
 		until = start + cost;
 	} while (!atomic_compare_exchange_weak(free_at, &old, until));
 	return until;
 }
 
-// --- The host's limits ------------------------------------------------------
+// --- Limits of the host ------------------------------------------------------
 
 static void lock_slots(void) {
 	if (pthread_mutex_lock(&state->mu) == EOWNERDEAD) pthread_mutex_consistent(&state->mu);
@@ -210,7 +211,7 @@ static void lock_slots(void) {
 
 static void unlock_slots(void) { pthread_mutex_unlock(&state->mu); }
 
-// When a process started, in ticks; 0: it is no more, or a zombie.
+// Returns when a process started, in clock ticks, or 0 if it has ended.
 static uint64_t started(int pid) {
 	char path[64], stat[1024];
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
@@ -220,7 +221,7 @@ static uint64_t started(int pid) {
 	close(fd);
 	if (n <= 0) return 0;
 	stat[n] = 0;
-	char *p = strrchr(stat, ')'); // the name may hold anything
+	char *p = strrchr(stat, ')'); // the name of the process may contain any characters
 	unsigned long long start;
 	char status;
 	if (!p || sscanf(p + 1, " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %llu", &status, &start) != 2)
@@ -228,7 +229,8 @@ static uint64_t started(int pid) {
 	return status == 'Z' || status == 'X' ? 0 : start;
 }
 
-// Frees what dead processes held, once it has lingered. Slots are locked.
+// Frees the slots of processes that ended longer than conf.linger ago, and returns the number of
+// slots of other dead processes. The caller holds the lock of the slots.
 static uint32_t sweep(void) {
 	uint64_t now = now_ns();
 	uint32_t lingering = 0;
@@ -258,8 +260,8 @@ void host_sweep(uint32_t *cleaned, uint32_t *remaining) {
 	unlock_slots();
 }
 
-// Counts a handle that reserves so many bytes of the host's NFC memory (0: it
-// needs none, and no connection).
+// Reserves memory and a connection of the host for a handle. bytes is 0 for a transport mode that
+// needs neither.
 enum reserve host_reserve(uint64_t bytes, int *slot) {
 	lock_slots();
 	sweep();
@@ -325,8 +327,8 @@ void host_end(int slot, uint64_t bytes) {
 	state->slots[slot].in_flight_bytes -= bytes;
 }
 
-// Sends bytes over the host's line, which all processes share; returns when
-// they are through.
+// Reserves the host's line, which all processes share, for a transfer of the given bytes, and
+// returns the time at which the transfer ends.
 uint64_t host_book(double bytes_per_second, uint64_t bytes) {
 	uint64_t now = now_ns(), handles = 0;
 	if (conf.host_slowdown > 0) {
@@ -344,7 +346,7 @@ uint64_t host_book(double bytes_per_second, uint64_t bytes) {
 	return book(&state->host_free_at, now, (uint64_t)((double)bytes * 1e9 / bytes_per_second));
 }
 
-// Appends the counts to the file that the script names.
+// Appends the counts to the file that the key accounting of the script names.
 void state_account(void) {
 	if (!conf.accounting) return;
 	FILE *f = fopen(conf.accounting, "ae");

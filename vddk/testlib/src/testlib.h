@@ -1,4 +1,4 @@
-// What the stand-in's own files share.
+// Declarations that the source files of the stand-in share.
 #ifndef TESTLIB_H
 #define TESTLIB_H
 
@@ -14,14 +14,14 @@
 
 enum { SECTOR = 512 };
 
-// Every function of the interface, for counts, faults and traces.
+// All functions of the interface. They are counted and traced, and can fail.
 #define FUNCTIONS(X) \
 	X(InitEx) X(Exit) X(GetErrorText) X(FreeErrorText) X(AllocateConnectParams) X(FreeConnectParams) \
 	X(ConnectEx) X(Disconnect) X(Open) X(Close) X(GetTransportMode) X(ListTransportModes) X(GetInfo) X(FreeInfo) \
 	X(Read) X(Write) X(ReadAsync) X(WriteAsync) X(Wait) X(Flush) X(ReadMetadata) X(GetMetadataKeys) \
 	X(PrepareForAccess) X(EndAccess) X(Cleanup) X(Create) X(CheckRepair) X(QueryAllocatedBlocks) X(FreeBlockList)
 
-// Every rule of the interface whose breach is counted. README.md explains each.
+// All rules of the interface whose violations are counted. README.md explains them.
 #define RULES(X) \
 	X(init_twice, "init-twice") X(not_initialised, "not-initialised") X(fork_after_init, "fork-after-init") \
 	X(open_thread, "open-thread") X(close_thread, "close-thread") X(query_thread, "query-thread") \
@@ -35,7 +35,7 @@ enum { SECTOR = 512 };
 	X(handle_leaked, "handle-leaked") X(connection_leaked, "connection-leaked") X(disconnect_with_handle, "disconnect-with-handle") \
 	X(memory_leaked, "memory-leaked")
 
-// What else is worth a number. The names with "max" are high-water marks.
+// Other counts. Those whose names begin with "max" are the largest values that occurred.
 #define STATS(X) \
 	X(bytes_read, "bytes-read") X(bytes_written, "bytes-written") X(max_request, "max-request") \
 	X(max_in_flight, "max-in-flight") X(max_handles, "max-handles") X(max_reserved, "max-reserved") \
@@ -78,17 +78,17 @@ enum { MAX_FAULTS = 64 };
 
 struct fault {
 	bool functions[FN_COUNT];
-	uint64_t at, from, every; // counted from 1; 0: not given
+	uint64_t at, from, every; // numbers of calls, from 1; 0 if the script does not have the word
 	enum position position;
-	uint64_t first, last; // sectors, of RANGE
-	uint64_t times;       // over all processes; 0: no limit
-	bool global;          // calls are counted over all processes
-	bool in_call;         // of an asynchronous function: in the call, not at its completion
+	uint64_t first, last; // sectors, if the position is RANGE
+	uint64_t times;       // how often it acts in all processes together; 0 means no limit
+	bool global;          // calls of all processes are counted together
+	bool in_call;         // it acts in the asynchronous call, and not at its completion
 	enum action action;
 	VixError code;
 	uint64_t ms;
-	const char *log; // NULL: none
-	_Atomic uint64_t seen; // in this process
+	const char *log; // line to log; NULL for none
+	_Atomic uint64_t seen; // matching calls in this process
 };
 
 struct latency {
@@ -101,22 +101,22 @@ struct metadata {
 };
 
 struct conf {
-	char *folder; // of the conf file, where the state is kept; NULL: none was found
-	const char *root; // of the datastores
+	char *folder; // folder of the script, which has the state; NULL if there is no script
+	const char *root; // folder of the datastores
 	const char *user, *password, *cookie, *thumbprint, *snapshot, *vm, *server;
 	bool thumbprint_optional, login_at_open;
 	uint64_t login_error, port, nfc_port;
 	struct latency latency;
-	double bandwidth; // bytes/s of a handle; 0: no limit
+	double bandwidth; // bytes/s of a handle; 0 means no limit
 	double host_bandwidth;
 	uint64_t host_fast_handles;
-	double host_slowdown; // for each handle beyond
+	double host_slowdown; // the share by which each further handle lowers the bandwidth of the host
 	uint64_t reorder; // ns
 	bool lock, nfc_pieces, esxi;
 	uint64_t host_memory, session_memory, host_connections, linger; // bytes, bytes, handles, ns
 	uint64_t inflight_requests, inflight_bytes;
 	uint64_t query_max_chunks;
-	uint64_t capacity; // sectors; UINT64_MAX: the file's
+	uint64_t capacity; // sectors; UINT64_MAX means that of the file
 	uint64_t logical_sector_size, physical_sector_size;
 	const char *transport, *transports;
 	uint64_t threads;
@@ -126,7 +126,7 @@ struct conf {
 	struct metadata *metadata;
 	struct fault faults[MAX_FAULTS];
 	int fault_count;
-	uint64_t nfc_buffer_size, nfc_buffer_count; // bytes; of InitEx's configFile
+	uint64_t nfc_buffer_size, nfc_buffer_count; // from the configuration file of InitEx; the size is in bytes
 };
 
 extern struct conf conf;
@@ -134,7 +134,7 @@ extern struct conf conf;
 void conf_load(const char *lib_dir);
 void conf_load_nfc(const char *config_file);
 
-// --- state.c: what outlives a process -------------------------------------
+// --- state.c: state that processes share -------------------------------------
 
 void state_open(void);
 void count_call(enum function fn);
@@ -142,8 +142,8 @@ void count_stat(enum figure figure, uint64_t n);
 void raise_stat(enum figure figure, uint64_t value);
 __attribute__((format(printf, 2, 3))) void broken(enum rule rule, const char *fmt, ...);
 __attribute__((format(printf, 1, 2))) void trace(const char *fmt, ...);
-uint64_t fault_seen(int fault);        // counts one more, over all processes
-bool fault_fire(int fault, uint64_t times); // false: fired that often already
+uint64_t fault_seen(int fault);        // counts a call in all processes, and returns the count
+bool fault_fire(int fault, uint64_t times); // false if the fault has acted that often already
 uint64_t host_book(double bytes_per_second, uint64_t bytes);
 uint64_t book(_Atomic uint64_t *free_at, uint64_t now, uint64_t cost);
 void state_account(void);
@@ -152,7 +152,7 @@ void state_forget_files(void);
 enum reserve { RESERVED, NO_MEMORY, NO_CONNECTION };
 enum reserve host_reserve(uint64_t bytes, int *slot);
 void host_release(int slot);
-// Adds a request to those in flight; false: over the limits, nothing was added.
+// Adds a request to those in flight. Returns false, and adds nothing, if a limit is exceeded.
 bool host_begin(int slot, uint64_t bytes);
 void host_end(int slot, uint64_t bytes);
 void host_sweep(uint32_t *cleaned, uint32_t *remaining);
@@ -172,34 +172,34 @@ const char *error_text(VixError err);
 
 // --- fault.c ----------------------------------------------------------------
 
-// A call that faults may hit. Without sectors: count 0.
+// A call that faults may match. count is 0 if the call has no sectors.
 struct call {
 	enum function fn;
 	uint64_t start, count, capacity; // sectors
 	uint8_t *buffer;
 };
 
-// The fault that hits the call next, or NULL.
+// Returns the fault for a call, or NULL.
 struct fault *fault_find(const struct call *call);
-// Whether a fault acts when the data has been read or written.
+// Returns whether a fault acts after the data was read or written.
 bool fault_after(const struct fault *fault);
-// Acts it out: VIX_OK goes on, another error is the call's.
+// Carries out a fault. If the result is not VIX_OK, it is the result of the call.
 VixError fault_act(struct fault *fault, const struct call *call);
 VixError fault_check(enum function fn);
 
-extern _Atomic bool descriptors_closed; // by a fault: numbers of files mean nothing any more
+extern _Atomic bool descriptors_closed; // a fault has closed all file descriptors
 
 // --- disk.c -----------------------------------------------------------------
 
 struct disk {
-	int fd, parent_fd; // parent_fd -1: none
+	int fd, parent_fd; // parent_fd is -1 if there is no parent
 	char *path;
-	uint64_t bytes, capacity; // of the file; sectors
+	uint64_t bytes, capacity; // size of the file in bytes, capacity of the disk in sectors
 	bool single_link;
 	int links;
 };
 
-// The file of a disk, allocated.
+// Returns the path of the file of a disk. The caller frees it.
 char *disk_path(const char *name, bool remote);
 VixError disk_open(struct disk *disk, char *path, bool read_only, bool single_link);
 void disk_close(struct disk *disk);

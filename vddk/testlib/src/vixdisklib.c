@@ -1,5 +1,6 @@
-// A stand-in for VMware's libvixDiskLib.so that serves raw files, does what a
-// script says and counts which rules of the interface its caller breaks.
+// A stand-in for VMware's libvixDiskLib.so. It serves raw files, fails as a script says, and
+// counts violations of the interface's rules. The file is longer than 600 lines because all
+// functions of the interface share its state: connections, handles, requests and locks.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -15,7 +16,7 @@ enum { STRINGS = 6 };
 struct connection {
 	struct connection *next;
 	bool remote, read_only;
-	char *snapshot, *modes; // as ConnectEx got them; NULL: none
+	char *snapshot, *modes; // copies of arguments of ConnectEx; may be NULL
 	const char *given[STRINGS]; // the caller's strings, which must outlive the connection
 	char *copy[STRINGS];
 	int cred_type;
@@ -24,16 +25,16 @@ struct connection {
 };
 
 struct request {
-	struct request *next;       // in the queue or among the timed
-	struct request *next_flight; // of those whose buffers are in use
+	struct request *next;       // next request in handle.queue or handle.timed
+	struct request *next_flight; // next request in handle.flight
 	uint64_t start, count;
 	uint8_t *buffer;
 	bool write;
 	CompletionCB *callback;
 	void *data;
-	uint64_t due; // ns; 0: at once
+	uint64_t due; // time in ns at which it is completed; 0 means at once
 	VixError result;
-	bool counted; // among the host's requests in flight
+	bool counted; // it counts as one of the host's requests in flight
 	struct fault *fault;
 	enum function fn;
 };
@@ -47,10 +48,10 @@ struct handle {
 	int slot;
 	_Atomic bool wrote, has_io_thread;
 	pthread_t io_thread;
-	_Atomic uint64_t free_at; // of its line, ns
+	_Atomic uint64_t free_at; // time in ns until which the line of the handle is in use
 	_Atomic uint64_t turn;
 
-	pthread_mutex_t mu; // of what follows
+	pthread_mutex_t mu; // guards the following fields
 	pthread_cond_t work, idle;
 	struct request *queue, **queue_end, *timed, *flight, *spare;
 	uint64_t in_flight; // calls whose callback has not returned
@@ -59,7 +60,7 @@ struct handle {
 	uint64_t thread_count;
 };
 
-// What a caller must give back.
+// Memory that the caller must free with a function of the interface.
 struct allocation {
 	struct allocation *next;
 	const void *memory;
@@ -68,13 +69,13 @@ struct allocation {
 
 static struct {
 	bool initialised, was_initialised, at_fork;
-	pthread_t thread; // InitEx's: it makes every Open, Close and query
+	pthread_t thread; // the thread of InitEx, which must make all calls of Open, Close and queries
 	pthread_mutex_t mu;
 	struct connection *connections;
 	struct handle *handles;
 	struct allocation *allocations;
 	_Atomic int opening;
-	pthread_mutex_t io; // "lock": one operation at a time in all handles
+	pthread_mutex_t io; // held during each operation of any handle if the script has the key "lock"
 	_Atomic uint64_t free_at;
 } lib = { .mu = PTHREAD_MUTEX_INITIALIZER, .io = PTHREAD_MUTEX_INITIALIZER };
 
@@ -99,7 +100,7 @@ static void wait_latency(uint64_t ns) {
 	if (ns) sleep_until(now_ns() + ns);
 }
 
-// --- Memory that callers give back -------------------------------------------
+// --- Memory that callers must free -------------------------------------------
 
 static void *track(void *memory, const char *kind) {
 	struct allocation *a = malloc(sizeof *a);
@@ -157,7 +158,7 @@ static bool empty(const char *text) { return !text || !*text; }
 
 static const char *param(const struct connection *c, int i) { return c->copy[i] ? c->copy[i] : ""; }
 
-// The login: error and log lines are those of vCenter.
+// Checks the login. The error and the log lines are those of vCenter.
 static VixError login(const struct connection *c) {
 	bool ok = true;
 	if (conf.cookie && c->cred_type == CRED_SESSIONID) ok = same(param(c, 3), conf.cookie);
@@ -214,7 +215,7 @@ static struct connection *new_connection(const ConnectParams *params) {
 	return c;
 }
 
-// The login of a call that has no connection.
+// Checks the login of a call that has no connection.
 static VixError login_once(const ConnectParams *params) {
 	struct connection *c = new_connection(params);
 	VixError err = c->remote ? login(c) : VIX_OK;
@@ -282,7 +283,7 @@ VixError VixDiskLib_Disconnect(Connection connection) {
 	return VIX_OK;
 }
 
-// Is word one of a list with colons between?
+// Returns whether word is in a list whose items are separated by colons.
 static bool listed(const char *list, const char *word, size_t length) {
 	for (const char *p = list;; p++) {
 		size_t n = strcspn(p, ":");
@@ -292,7 +293,7 @@ static bool listed(const char *list, const char *word, size_t length) {
 	}
 }
 
-// Takes the first of the connection's modes that the library has.
+// Chooses the first transport mode of the connection that the library has.
 static VixError choose_transport(struct handle *h) {
 	const struct connection *c = h->connection;
 	if (conf.transport) snprintf(h->transport, sizeof h->transport, "%s", conf.transport);
@@ -314,7 +315,7 @@ static VixError choose_transport(struct handle *h) {
 	return VIX_OK;
 }
 
-// What the server checks when a disk is opened.
+// Checks what a server checks when a disk is opened.
 static VixError admit(struct handle *h, const char *path) {
 	const struct connection *c = h->connection;
 	const char *print = param(c, 2);
@@ -477,7 +478,7 @@ VixError VixDiskLib_Close(Handle handle) {
 
 // --- Reading and writing ---------------------------------------------------------
 
-// When a request of so many bytes is through all lines, ns; 0: at once.
+// Returns the time in ns at which a request of the given bytes is completed; 0 means at once.
 static uint64_t due(struct handle *h, uint64_t bytes, bool write) {
 	uint64_t latency = write ? conf.latency.write : conf.latency.read;
 	uint64_t turn = h->turn++;
@@ -504,7 +505,7 @@ static VixError transfer(struct handle *h, bool write, uint64_t start, uint64_t 
 	return err;
 }
 
-// Checks a request against the rules and counts it.
+// Checks a read or write against the rules, and counts it.
 static VixError check_io(struct handle *h, enum function fn, uint64_t start, uint64_t count, const uint8_t *buffer, bool write) {
 	trace("%s %llu %llu", function_names[fn], (unsigned long long)start, (unsigned long long)count);
 	if (!known(h, fn)) return VIX_E_INVALID_ARG;
@@ -537,7 +538,7 @@ static bool overlap(const uint8_t *a, uint64_t a_bytes, const uint8_t *b, uint64
 	return (uintptr_t)a < (uintptr_t)b + b_bytes && (uintptr_t)b < (uintptr_t)a + a_bytes;
 }
 
-// Puts a request among those in flight.
+// Adds a request to those in flight.
 static void begin(struct handle *h, struct request *r) {
 	uint64_t bytes = r->count * SECTOR;
 	r->counted = !h->nfc || host_begin(h->slot, bytes);
@@ -560,7 +561,7 @@ static void begin(struct handle *h, struct request *r) {
 	pthread_mutex_unlock(&h->mu);
 }
 
-// Frees the request's buffer: from here on the caller may use it again.
+// Removes a request from those in flight, so that the caller may use its buffer again.
 static void leave_flight(struct handle *h, struct request *r) {
 	uint64_t bytes = r->count * SECTOR;
 	if (r->counted) host_end(h->slot, bytes);
@@ -642,10 +643,10 @@ static void add_timed(struct handle *h, struct request *r) {
 	while (*at && (*at)->due <= r->due) at = &(*at)->next;
 	r->next = *at;
 	*at = r;
-	if (h->timed == r) pthread_cond_signal(&h->work); // a sooner end than what others wait for
+	if (h->timed == r) pthread_cond_signal(&h->work); // it is due before the requests that other threads wait for
 }
 
-// A thread of a handle's: takes requests in order, completes each when it is due.
+// A thread of a handle. It carries out requests in order, and completes each when it is due.
 static void *serve(void *data) {
 	struct handle *h = data;
 	prctl(PR_SET_TIMERSLACK, 1000UL);
@@ -690,7 +691,7 @@ static void start_threads(struct handle *h) {
 	sigfillset(&all);
 	sigdelset(&all, SIGSEGV);
 	sigdelset(&all, SIGBUS);
-	pthread_sigmask(SIG_SETMASK, &all, &old); // signals are the caller's
+	pthread_sigmask(SIG_SETMASK, &all, &old); // the threads of the caller handle signals
 	h->threads = calloc(conf.threads, sizeof *h->threads);
 	while (h->thread_count < conf.threads) {
 		if (pthread_create(&h->threads[h->thread_count], NULL, serve, h)) abort();
@@ -785,7 +786,7 @@ static VixError check_query(struct handle *h, uint64_t start, uint64_t count, ui
 	return count / chunk > conf.query_max_chunks ? VIX_E_INVALID_ARG : VIX_OK;
 }
 
-// Answers that no library may give: descending, past the range, empty.
+// Returns blocks that no library may return: not ascending, outside of the range, empty.
 static BlockList *bad_blocks(uint64_t start, uint64_t count, uint64_t chunk) {
 	BlockList *list = malloc(sizeof *list + 4 * sizeof(Block));
 	if (!list) abort();
@@ -824,7 +825,7 @@ VixError VixDiskLib_FreeBlockList(BlockList *list) {
 	return VIX_OK;
 }
 
-// --- What is known of a disk -------------------------------------------------------------
+// --- Properties of a disk -------------------------------------------------------------
 
 VixError VixDiskLib_GetInfo(Handle handle, Info **info) {
 	enter(FN_GetInfo);
@@ -833,8 +834,9 @@ VixError VixDiskLib_GetInfo(Handle handle, Info **info) {
 	if (!info || !known(handle, FN_GetInfo)) return VIX_E_INVALID_ARG;
 	VixError err = fault_check(FN_GetInfo);
 	if (err) return err;
-	// Before 7.0 the struct ends with uuid: then no more is there, for
-	// sanitizers to see. The compiler must not look so far.
+	// Before version 7.0 the struct ends with uuid. No more memory is allocated, so that
+	// sanitizers notice access to later fields. The size is volatile to hide it from the
+	// compiler, which would warn.
 	volatile size_t size = TESTLIB_VERSION >= 7 ? sizeof **info : offsetof(Info, logicalSectorSize);
 	Info *i = track(calloc(1, size), "info");
 	const struct disk *d = &handle->disk;
@@ -904,7 +906,7 @@ VixError VixDiskLib_GetMetadataKeys(Handle handle, char *keys, size_t maxLen, si
 	if (!known(handle, FN_GetMetadataKeys)) return VIX_E_INVALID_ARG;
 	VixError err = fault_check(FN_GetMetadataKeys);
 	if (err) return err;
-	size_t n = 1; // an empty key ends them
+	size_t n = 1; // an empty key ends the list
 	for (const struct metadata *m = metadata(); m; m = m->next) n += strlen(m->key) + 1;
 	if (required) *required = n;
 	if (!keys || maxLen < n) return VIX_E_BUFFER_TOOSMALL;

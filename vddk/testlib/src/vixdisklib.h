@@ -1,6 +1,5 @@
-// The C interface of libvixDiskLib.so as its callers know it: names, layouts
-// and numbers, written down anew for the stand-in. x86-64 Linux, natural
-// alignment; a sector is 512 bytes.
+// The C interface of libvixDiskLib.so: names, layouts and numbers, written for the stand-in. It
+// is for x86-64 Linux with natural alignment. A sector has 512 bytes.
 #ifndef VIXDISKLIB_H
 #define VIXDISKLIB_H
 

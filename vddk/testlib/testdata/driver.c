@@ -1,6 +1,6 @@
-// Drives a libvixDiskLib.so by commands on its command line, and prints what
-// each gave. As the rules want it, this thread opens, closes and queries, and
-// another reads and writes; the commands that break a rule say so.
+// Calls functions of a libvixDiskLib.so as its command line says, and prints the results. The
+// main thread opens, closes and queries, and another one reads and writes, as the rules demand.
+// Comments name the commands that violate a rule.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
@@ -61,7 +61,7 @@ static Handle handle, handles[8];
 static int handle_count;
 static ConnectParams *params;
 
-// A call on the thread of reads and writes.
+// A call that the thread for reads and writes makes.
 struct task {
 	char kind; // 'r', 'w', 'R', 'W' (asynchronous), 'F'lush, 'C' (read, and call from the callback), 'O' (overlapping buffers), 'S'tream
 	uint64_t start, count, calls, depth;
@@ -69,8 +69,8 @@ struct task {
 	VixError result;
 	uint64_t sum;
 	_Atomic long completions;
-	uint64_t latest; // start of the furthest request that is complete
-	bool overtaken;  // by one that started later
+	uint64_t latest; // the largest start of a completed request
+	bool overtaken;  // a request was completed after one that started later
 };
 
 struct part {
@@ -103,7 +103,7 @@ static double now(void) {
 	return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
 }
 
-// A slot of a stream: one buffer, with at most one request.
+// A slot of a stream: a buffer for one request.
 struct slot {
 	struct slot *next;
 	uint8_t *buffer;
@@ -122,7 +122,7 @@ static void streamed(void *data, VixError result) {
 	pthread_mutex_unlock(&mu);
 }
 
-// Keeps depth requests in flight.
+// Reads a range with depth requests in flight.
 static void stream(struct task *t) {
 	struct slot *slots = calloc(t->depth, sizeof *slots);
 	uint8_t *buffers = malloc(t->depth * t->count * 512);
@@ -163,7 +163,7 @@ static void run_task(struct task *t) {
 		return;
 	}
 	uint64_t bytes = t->count * 512, calls = t->calls ? t->calls : 1;
-	// Room for what the fault "overrun" writes behind the last buffer.
+	// The fault "overrun" writes after the end of the last buffer.
 	uint8_t *buffer = calloc(1, calls * bytes + 4096);
 	memset(buffer, 0x77, calls * bytes);
 	struct part *parts = calloc(calls, sizeof *parts);
@@ -212,7 +212,7 @@ static void on_io_thread(struct task *t) {
 	pthread_mutex_unlock(&mu);
 }
 
-// Runs a function on a thread of its own, to break rules.
+// Calls a function on a new thread, to violate rules.
 static void *query_main(void *data) {
 	(void)data;
 	BlockList *list;
@@ -307,7 +307,7 @@ static void command(const char *c) {
 		opened_flags = (uint32_t)number();
 		on_thread(open_main, &handle);
 		handles[handle_count++] = handle;
-	} else if (!strcmp(c, "opentwo")) { // at once
+	} else if (!strcmp(c, "opentwo")) { // both at the same time
 		opened = word();
 		opened_flags = OPEN_READ_ONLY;
 		pthread_t thread;
@@ -405,7 +405,7 @@ static void command(const char *c) {
 		printf("%s %llu %016llx %ld %s\n", c, (unsigned long long)t.result, (unsigned long long)t.sum, t.completions,
 			t.overtaken ? "overtaken" : "in order");
 		fflush(stdout);
-	} else if (!strcmp(c, "STREAM")) { // START COUNT CALLS DEPTH: the time, for benchmarks by hand
+	} else if (!strcmp(c, "STREAM")) { // START COUNT CALLS DEPTH; prints the time
 		struct task t = { .kind = 'S', .handle = handle };
 		t.start = number();
 		t.count = number();
@@ -432,7 +432,7 @@ static void command(const char *c) {
 		char *text = GetErrorText(number(), NULL);
 		printf("text %s\n", text);
 		FreeErrorText(text);
-	} else if (!strcmp(c, "hold")) { // says so, and waits to be killed or told
+	} else if (!strcmp(c, "hold")) { // prints "hold" and waits for input or the end of it
 		printf("hold\n");
 		fflush(stdout);
 		getchar();
