@@ -77,8 +77,8 @@ func Open(ctx context.Context, p Params, l Library, o Options) (*Disk, error) {
 	})
 }
 
-// open is Open with the SHA-1 thumbprint that the library is to expect, and with the
-// function that starts workers.
+// open implements Open. thumbprint is the SHA-1 thumbprint that the library is to expect, and
+// start starts a worker.
 func open(ctx context.Context, p Params, l Library, o Options, thumbprint string,
 	start func(context.Context, worker.Config) (process, error)) (*Disk, error) {
 	config, err := impatient.Call(ctx, func() (*libraryConfig, error) { return readConfig(&p) })
@@ -139,9 +139,9 @@ func (o Options) normalised() Options {
 // Size returns the capacity in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
-// Identity returns the server, the VM, the file, the UUID, the size and the snapshot of
-// the disk as its identity. A snapshot never changes and is a proof of the content;
-// without one the proof is "none".
+// Identity implements source.Identified. The identity consists of the server, the VM, the
+// file, the UUID, the size and the snapshot of the disk. The proof is "snapshot", because a
+// snapshot never changes, or "none" if Params.Snapshot is not set.
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {
 	id = fmt.Sprintf("vddk:%s:%s:%s:%s:%d", d.params.Server, d.params.VM, d.params.File, d.opened.UUID, d.size)
 	if d.params.Snapshot == "" {

@@ -15,13 +15,13 @@ import (
 )
 
 const (
-	// chunk is the unit that allocation is asked in: the library's least. A
-	// larger one would make more data of holes.
+	// chunk is the unit of queries in bytes, the smallest one that the library allows. In larger
+	// units, more holes would be reported as data.
 	sectorSize   = 512
 	chunkSectors = 128
 	chunk        = chunkSectors * sectorSize
-	// windowChunks is the most that the library answers for at a time, and
-	// what the cache holds as one piece: 32 GiB.
+	// windowChunks is the number of chunks in a window of 32 GiB: the largest range of one
+	// query, and the unit of the cache.
 	windowChunks = 512 * 1024
 	window       = windowChunks * chunk
 
@@ -59,7 +59,7 @@ type allocationQueries struct {
 	inProgress map[int64]*windowQuery // by the number of the window
 }
 
-// windowQuery is the query for one window.
+// windowQuery is a query for one window that is in progress or has ended.
 type windowQuery struct {
 	done chan struct{}   // closed when the query has ended; nil if the result was known
 	got  *allocation.Map // the result; nil if the window could not be queried
@@ -92,7 +92,8 @@ func (q *allocationQueries) source() string {
 	return "query"
 }
 
-// stop ends all queries before the first write: from now on all is Data.
+// stop waits for the query in progress and prevents all later ones. It is called before the first
+// write; from then on the whole disk is reported as Data.
 func (q *allocationQueries) stop() {
 	if q.wrote.Load() {
 		return
@@ -118,7 +119,7 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 				off = e.End()
 				continue
 			}
-			// Each extent of the window is yielded, unless the disk ends meanwhile.
+			// The extents of the window are yielded until the disk ends.
 			for number, to := off/window, e.End(); off < to; {
 				if err := q.ended(ctx); err != nil {
 					yield(source.Extent{}, err)
@@ -211,8 +212,8 @@ func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	defer life.End()
 	w := &windowQuery{done: make(chan struct{})}
 	q.inProgress[number] = w
-	// The query belongs to the background and not to the calls that Close waits for
-	// first, because nobody may want its answer any more.
+	// The query does not count as a call, because Close must not wait for a query whose answer
+	// is not needed.
 	life.background.Go(func() {
 		got, err := q.queryWindow(number)
 		q.mu.Lock()
@@ -233,7 +234,7 @@ func (q *allocationQueries) queryWindow(number int64) (*allocation.Map, error) {
 	first := uint64(number) * windowChunks
 	chunks := min(windowChunks, q.chunks-first)
 	var blocks []worker.Block
-	// Nothing outside [from, to) is allocated.
+	// The outline shows that no chunk of the window outside of [from, to) is allocated.
 	from, to := q.outline.bounds(first, chunks)
 	var err error
 	asked, once := time.Now(), false
@@ -284,7 +285,7 @@ const (
 	// After a window that could not be queried, no query is made for firstPause, and
 	// after each further one for twice as long, up to lastPause. The pause is at least
 	// slowPause times as long as the query took, because a library that hangs must not
-	// hold up the reading.
+	// delay the reading of the disk.
 	firstPause = 10 * time.Second
 	slowPause  = 10
 	lastPause  = 5 * time.Minute

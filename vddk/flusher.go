@@ -40,7 +40,7 @@ func (f *flusher) flush() error {
 		err = p.explain.explain("flush", 0, 0, mark, err)
 		if isLost(err) {
 			s.proc.Kill()
-			// If anything was written since the last flush, lose makes all flushes fail.
+			// lose makes all later flushes fail if there are writes that no flush has covered.
 			p.lose(h, s, p.explain.rangeOf("flush", 0, 0), time.Now())
 			if lost++; lost < 3 {
 				continue

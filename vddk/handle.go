@@ -21,7 +21,7 @@ type handle struct {
 	free   func()        // frees the reservation of the connection in the Budget
 	retire chan struct{} // closed when the connection is not needed any more
 
-	// Guarded by pool.mu.
+	// These fields are guarded by pool.mu.
 	session  *session  // nil while it is being opened again
 	retiring bool      // no new request is to use the handle
 	inFlight int       // requests that have a permit
@@ -127,7 +127,7 @@ func (h *handle) reopen() (*session, error) {
 	return p.opener.open(ctx, true, shrink)
 }
 
-// failedLocked counts a failure that happened at since.
+// failedLocked counts a loss of the session or a failed opening, which happened at since.
 func (h *handle) failedLocked(since time.Time) {
 	if h.failures++; h.failures == 1 {
 		h.since = since
@@ -178,7 +178,7 @@ func (h *handle) planReopening(err error) (wait time.Duration, warning string, a
 		}
 		return wait, "", true
 	case others > 0 && !errors.Is(err, source.ErrChanged):
-		// The host may have a limit that it did not have before.
+		// The host may allow fewer connections than before. The other handles stay in use.
 		p.removeLocked(h)
 		if t := p.growth.tuner; t != nil {
 			t.Failed(others)

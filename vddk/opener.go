@@ -30,11 +30,11 @@ type opener struct {
 
 	slots, spare int // slots of each worker, and how many of them are spare ones
 
-	// samples of what was read before are compared after each opening. It is nil if a
-	// snapshot proves that the content stays the same.
+	// samples has checksums of data that was read before, which is compared after each
+	// opening. It is nil if a snapshot proves that the content stays the same.
 	samples *source.Samples
 
-	// Set by first, which no other opening overlaps.
+	// first sets these fields before any other opening begins.
 	opened  *worker.Opened // the disk as the first opening found it
 	queries bool           // the library can list allocated blocks
 	buffers NFCBuffers     // what later connections ask the host for
@@ -190,7 +190,7 @@ func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bo
 		if err == nil {
 			return
 		}
-		// Closing undoes what was done on the host before the error.
+		// Closing the worker undoes the steps on the host before the error.
 		if !isLost(err) {
 			p.Close(limited)
 		}
@@ -280,8 +280,8 @@ func (op *opener) same(o worker.Opened) error {
 		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
 }
 
-// compare returns an error unless the disk of a new session holds what was read
-// before.
+// compare returns an error unless the disk of a new session has the same data as before, as far
+// as samples knows it.
 func (op *opener) compare(ctx context.Context, s *session) error {
 	if op.samples == nil {
 		return nil

@@ -14,7 +14,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxPieces is how many requests of one call are in flight at the same time.
+// maxPieces is the largest number of requests of one call that are in flight at the same time.
 const maxPieces = 16
 
 // A pool is the connections of one open disk. do reads and writes through them; it
@@ -24,7 +24,7 @@ const maxPieces = 16
 // safe for concurrent use.
 //
 // mu guards the fields below it, the fields of handles that say so, and those of
-// sessions. It is never held during a call to a worker or to a function of the Options.
+// sessions. It is never held during a call to a worker, or to OnRetry, Warn or Log of the Options.
 //
 // Locks are acquired in this order: the one inside Disk.flushes, outline.mu,
 // allocationQueries.querying, allocationQueries.mu, pool.mu. While pool.mu is held, only
@@ -84,12 +84,13 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	p.addLocked(h, s)
 	p.mu.Unlock()
 	p.growth.start(s.opened.Transport, connections-1, share)
-	// Calls that wait must notice the end of the context and of the disk.
+	// Calls that wait for a permit must notice the end of the context and of the disk.
 	context.AfterFunc(life.ending, p.wake)
 	return p, nil
 }
 
-// do carries out r, in as many requests as the host can take at the time.
+// do carries out a read or write of any length. It is cut into several requests if it is longer
+// than the host accepts at present.
 func (p *pool) do(r request) error {
 	if r.n == 0 {
 		return nil
@@ -182,7 +183,7 @@ func (p *pool) try(r *request, since time.Time) (permit, error) {
 	}
 	if r.write {
 		if !p.release(t, end-first, true) {
-			// The worker was lost in the meantime, and the write may be lost with it.
+			// The worker was lost after it had answered, and the write may be lost with it.
 			return t, t.s.gone(p.explain.rangeOf("write", first, end-first))
 		}
 		return t, nil
@@ -201,8 +202,8 @@ func (p *pool) try(r *request, since time.Time) (permit, error) {
 	return t, nil
 }
 
-// timeout returns how long the next attempt of a call may take: most, or less if the
-// policy's timeout is over sooner. since is when the call began.
+// timeout returns the time limit of the next attempt of a call that began at since: most, or
+// less if the timeout of the retry policy is over sooner.
 func (p *pool) timeout(most time.Duration, since time.Time) time.Duration {
 	return min(most, max(p.policy.Patience()-p.progress.Idle(since), time.Millisecond))
 }
@@ -307,7 +308,8 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	h := t.h
 	if succeeded {
 		p.progress.Mark()
-		// The answer may have come before a loss. Then it says nothing about the handle.
+		// An answer that arrived before the session was lost does not reset the count of
+		// failures.
 		if !t.s.lost {
 			h.failures = 0
 			if t.write {
@@ -477,7 +479,7 @@ func (p *pool) unmapLocked(s *session) {
 	s.proc.Release()
 }
 
-// dieLocked makes all requests fail with err from now on.
+// dieLocked makes all later requests fail with err, and wakes those that wait.
 func (p *pool) dieLocked(err error) {
 	p.dead = err
 	p.broadcastLocked()

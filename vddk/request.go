@@ -12,8 +12,9 @@ type request struct {
 	p      []byte // n bytes to read into, or to write; nil in a write means zeros
 	off, n int64
 
-	// The sectors at both ends that a write covers only in part, as they were before;
-	// nil if there is none. They are the same memory if that is one sector.
+	// head and tail have the previous content of the first and last sector of a write that
+	// covers them only in part. They are nil if the sector is covered as a whole, and the same
+	// memory if there is only one sector.
 	head, tail []byte
 }
 
@@ -123,7 +124,7 @@ func (a *attempts) again(t permit, err error) error {
 		return p.life.ended()
 	}
 	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && p.flusher.expendable() {
-		// The connection may be the cause.
+		// The worker is replaced, because its connection may be the cause of the failures.
 		t.s.kill(fmt.Errorf("replaced after errors: %w", err))
 		p.lose(t.h, t.s, p.explain.rangeOf("requests to", 0, 0), a.since)
 	}

@@ -39,7 +39,7 @@ type session struct {
 	why    sync.Once // sets reason at most once
 	reason error     // why this package killed the process; nil if it did not
 
-	// Guarded by pool.mu.
+	// These fields are guarded by pool.mu.
 	buffers []int // free slots for buffers
 	handed  []int // bytes of the buffer that each slot was handed out as last
 	spare   []int // free spare slots
@@ -114,7 +114,7 @@ type slotRef struct {
 type permit struct {
 	slotRef
 	spare bool   // the slot is a spare one, not a buffer of the caller
-	pace  uint64 // what Pace.Denied wants to know
+	pace  uint64 // version of the limits, for Pace.Denied
 	write bool
 }
 

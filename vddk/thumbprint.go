@@ -87,7 +87,7 @@ func anyCipherSuite() (ids []uint16) {
 	return ids
 }
 
-// within returns err, and says so if certificateTimeout caused it.
+// within returns err, and adds that there was no answer in time if ctx has timed out.
 func within(ctx context.Context, err error) error {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return err
@@ -146,7 +146,7 @@ func (e *CertificateError) Error() string {
 	return fmt.Sprintf("%s: the certificate has the %s thumbprint %s, expected %s", e.Server, kind, got, e.Want)
 }
 
-// ExitStatus implements the interface of transfer/report.
+// ExitStatus returns the exit status of the command, for transfer/report.
 func (*CertificateError) ExitStatus() int { return exit.Usage }
 
 // Hint returns what the user can do about the error.

@@ -21,7 +21,7 @@ func (e *ParamsError) Unwrap() error { return e.err }
 // Hint returns what the user can do about the error, or "".
 func (e *ParamsError) Hint() string { return e.hint }
 
-// ExitStatus implements the interface of transfer/report.
+// ExitStatus returns the exit status of the command, for transfer/report.
 func (*ParamsError) ExitStatus() int { return exit.Usage }
 
 // wrongParams returns a *ParamsError with a hint, which may be "".
