@@ -1,4 +1,4 @@
-// Package bytesize reads and prints sizes as the command line takes them.
+// Package bytesize parses and formats sizes in bytes as the command line writes them.
 package bytesize
 
 import (
@@ -16,9 +16,9 @@ var units = []struct {
 	{"EiB", 1 << 60}, {"PiB", 1 << 50}, {"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
 }
 
-// Parse reads a size in bytes: a whole number, alone or with one of B, K, KiB, M,
-// MiB, G, GiB, T, TiB, P, PiB, E and EiB, in either case. All are powers of
-// 1024; "MB", which means two things, is refused.
+// Parse parses a size in bytes: a whole number, alone or with one of the units B, K,
+// KiB, M, MiB, G, GiB, T, TiB, P, PiB, E and EiB in upper or lower case. All units are
+// powers of 1024. "MB" is an error, because it can mean 1000 or 1024 kilobytes.
 func Parse(s string) (int64, error) {
 	digits := strings.TrimRight(s, "BbKkMmGgTtPpEeIi")
 	unit := strings.ToLower(s[len(digits):])
@@ -47,7 +47,7 @@ func Parse(s string) (int64, error) {
 	return int64(n) * factor, nil
 }
 
-// Format prints n bytes for people, with one decimal: "1.5 GiB", "512 B".
+// Format formats n bytes for people, with one decimal: "1.5 GiB", "512 B".
 func Format(n int64) string {
 	for _, u := range units {
 		if n >= u.bytes {
@@ -57,10 +57,10 @@ func Format(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-// Size is a number of bytes as a flag or field of that type takes it.
+// Size is a number of bytes that flags and JSON fields write with a unit.
 type Size int64
 
-// UnmarshalText is Parse.
+// UnmarshalText implements encoding.TextUnmarshaler with Parse.
 func (s *Size) UnmarshalText(text []byte) error {
 	n, err := Parse(string(text))
 	*s = Size(n)

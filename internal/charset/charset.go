@@ -10,7 +10,7 @@ import (
 	"golang.org/x/text/encoding/charmap"
 )
 
-// aliases are names that the tables of charmap do not have, in the form that
+// aliases are names of encodings that package charmap does not have, in the form that
 // normalize returns.
 var aliases = map[string]string{
 	"latin1": "iso88591", "l1": "iso88591", "latin2": "iso88592", "l2": "iso88592", "latin9": "iso885915",
@@ -18,8 +18,8 @@ var aliases = map[string]string{
 	"ibm437": "ibmcodepage437", "cp437": "ibmcodepage437", "ibm850": "ibmcodepage850", "cp850": "ibmcodepage850",
 }
 
-// Get returns the encoding that name names, in any case and with or without
-// punctuation.
+// Get returns the encoding with the given name. Case and punctuation of the name do not
+// matter.
 func Get(name string) (e encoding.Encoding, ok bool) {
 	name = normalize(name)
 	if full, ok := aliases[name]; ok {
@@ -33,7 +33,7 @@ func Get(name string) (e encoding.Encoding, ok bool) {
 	return nil, false
 }
 
-// normalize keeps the letters and digits of name, in lower case.
+// normalize returns the letters and digits of name in lower case.
 func normalize(name string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {

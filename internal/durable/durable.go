@@ -1,7 +1,10 @@
-// Package durable writes the small files that vddkcp keeps or reports with:
-// journals, state files, reports, statistics. A replaced file is always the old
-// one or the new one as a whole, also after a loss of power, and no file that
-// belongs to somebody else is changed through a link.
+// Package durable writes the small files in which vddkcp keeps its state or reports:
+// journals, state files, reports, statistics. [Replace] replaces a file as a whole,
+// [Write] writes to an output that a user named, [Open] opens a file that belongs to
+// vddkcp, and a [Record] keeps a small record twice in one file.
+//
+// After a loss of power, a replaced file has either the old or the new content. No file
+// that belongs to others is changed through a link.
 package durable
 
 import (
@@ -18,10 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Replace puts text into the file at path, which it creates or replaces, with
-// the permissions perm. It writes a temporary file in the same folder, makes it
-// durable, renames it, and makes the folder durable. A symbolic link at path is
-// replaced, not followed.
+// Replace creates or replaces the file at path with the content text and the
+// permissions perm. It writes a temporary file in the same folder, makes it durable,
+// renames it to path, and makes the folder durable. A symbolic link at path is replaced
+// and not followed.
 func Replace(path string, text []byte, perm fs.FileMode) error {
 	base := filepath.Base(path)
 	f, err := os.CreateTemp(filepath.Dir(path), "."+base[:min(len(base), 200)]+".*")
@@ -31,9 +34,9 @@ func Replace(path string, text []byte, perm fs.FileMode) error {
 	return replace(f, path, text, perm)
 }
 
-// ReplaceBy is Replace with the temporary file temp, which must be in the same
-// folder as path and belong to the caller alone: what an earlier run left there
-// is removed first.
+// ReplaceBy is Replace with the given path of the temporary file, which must be in the
+// same folder as path. Only the caller may use temp: a file that an earlier run left
+// there is removed.
 func ReplaceBy(temp, path string, text []byte, perm fs.FileMode) error {
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -45,7 +48,7 @@ func ReplaceBy(temp, path string, text []byte, perm fs.FileMode) error {
 	return replace(f, path, text, perm)
 }
 
-// replace makes f the file at path, and closes it.
+// replace writes text to f, renames f to path, and closes it.
 func replace(f *os.File, path string, text []byte, perm fs.FileMode) error {
 	_, err := f.Write(text)
 	if err == nil {
@@ -66,8 +69,8 @@ func replace(f *os.File, path string, text []byte, perm fs.FileMode) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
-// SyncFolder makes the names in the folder at path durable. File systems that
-// cannot do that are not an error.
+// SyncFolder makes the names in the folder at path durable. If the file system does not
+// support that, SyncFolder does nothing.
 func SyncFolder(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {
@@ -80,10 +83,10 @@ func SyncFolder(path string) error {
 	return errors.Join(err, dir.Close())
 }
 
-// Write is Replace for a path that a user named as an output. A terminal, a
-// FIFO, another device and an open descriptor of this process (/dev/stdout,
-// /dev/fd/N) are written to in place, and so is standard output for "-". A FIFO
-// that no process reads is an error; Write does not wait for a reader.
+// Write is Replace for a path that a user named as an output. "-" is standard output. A
+// terminal, a FIFO, a character device and an open descriptor of this process
+// (/dev/stdout, /dev/fd/N) are written in place. A FIFO without a reader is an error,
+// and Write does not wait for one.
 func Write(path string, text []byte, perm fs.FileMode) error {
 	f, err := openInPlace(path)
 	if err != nil {
@@ -96,7 +99,8 @@ func Write(path string, text []byte, perm fs.FileMode) error {
 	return errors.Join(err, f.Close())
 }
 
-// openInPlace returns nil for a path that Replace should handle.
+// openInPlace opens an output that is written in place. It returns nil for a path that
+// Replace should handle.
 func openInPlace(path string) (*os.File, error) {
 	if fd, ok := Descriptor(path); ok {
 		copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
@@ -107,27 +111,28 @@ func openInPlace(path string) (*os.File, error) {
 	}
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().IsRegular() {
-		return nil, nil // Replace reports what is wrong with it
+		return nil, nil // Replace returns the error
 	}
 	if info.Mode().Type() == fs.ModeDevice {
-		return nil, &fs.PathError{Op: "write", Path: path, Err: errors.New("it is a block device, which holds a disk")}
+		return nil, &fs.PathError{Op: "write", Path: path, Err: errors.New("cannot write text to a block device")}
 	}
 	return OpenOutput(path, os.O_WRONLY)
 }
 
 // OpenOutput opens a path that a user named as an output, with the flags of
-// os.OpenFile. It does not wait for a reader of a FIFO: a FIFO without one is an
-// error.
+// os.OpenFile. A FIFO without a reader is an error, and OpenOutput does not wait for
+// one.
 func OpenOutput(path string, flags int) (*os.File, error) {
 	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK|unix.O_NOCTTY, 0o666)
 	if errors.Is(err, unix.ENXIO) {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("no process reads this FIFO")}
+		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("no process reads from this FIFO")}
 	}
 	return f, err
 }
 
-// Descriptor returns the number of the open descriptor of this process that
-// path names: "-", /dev/stdout, /dev/stderr, /dev/fd/N or /proc/self/fd/N.
+// Descriptor returns the number of the open descriptor of this process that path names:
+// "-", /dev/stdout, /dev/stderr, /dev/fd/N or /proc/self/fd/N. ok is false for other
+// paths.
 func Descriptor(path string) (fd int, ok bool) {
 	if path == "-" {
 		return 1, true
@@ -147,16 +152,16 @@ func Descriptor(path string) (fd int, ok bool) {
 	return 0, false
 }
 
-// ErrForeign is wrapped by errors of files that exist and cannot be vddkcp's own.
-var ErrForeign = errors.New("this is not a file of vddkcp")
+// ErrForeign is wrapped by errors about files that exist and cannot belong to vddkcp.
+var ErrForeign = errors.New("not a file of vddkcp")
 
-// Open opens or creates a file that is vddkcp's own, with the flags and
-// permissions of os.OpenFile. Nobody else writes or links such a file, so a
-// symbolic link, a FIFO, a folder, a device, or a file with a second name (a hard
-// link) is an error that wraps ErrForeign, and nothing was changed or waited for.
+// Open opens or creates a file that belongs to vddkcp, with the flags and permissions
+// of os.OpenFile. Other programs do not write or link such a file. Therefore a symbolic
+// link, a FIFO, a folder, a device and a file with hard links are errors that wrap
+// ErrForeign; Open then has changed nothing and does not wait.
 func Open(path string, flags int, perm fs.FileMode) (*os.File, error) {
 	foreign := func(what string) error {
-		return &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("it is %s, and %w; remove it", what, ErrForeign)}
+		return &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%s is %w; remove it", what, ErrForeign)}
 	}
 	f, err := os.OpenFile(path, flags&^os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, perm)
 	switch {
@@ -184,7 +189,7 @@ func Open(path string, flags int, perm fs.FileMode) (*os.File, error) {
 	return f, nil
 }
 
-// notOwn says what Open refuses a file for, "" for nothing.
+// notOwn returns why Open refuses a file, or "" if it does not.
 func notOwn(info fs.FileInfo) string {
 	switch info.Mode().Type() {
 	case 0:
@@ -202,9 +207,8 @@ func notOwn(info fs.FileInfo) string {
 	return "a device"
 }
 
-// ReadFile is os.ReadFile for a regular file, which path may lead to through
-// symbolic links. Anything else (a FIFO, a folder, a device) is an error and is
-// neither waited for nor read.
+// ReadFile is os.ReadFile for regular files, and follows symbolic links. Anything else
+// (a FIFO, a folder, a device) is an error; ReadFile neither reads it nor waits for it.
 func ReadFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -216,7 +220,7 @@ func ReadFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("it is %s: want a regular file", notOwn(info))}
+		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("%s is not a regular file", notOwn(info))}
 	}
 	return io.ReadAll(f)
 }

@@ -1,5 +1,5 @@
-// Package fileid tells a file apart from every other one that has, or had, the
-// same name.
+// Package fileid identifies files, so that a file can be told apart from every other
+// file that has, or had, the same name.
 package fileid
 
 import (
@@ -8,11 +8,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Of returns the identity of an open file. It stays the same when the file is
-// renamed or written to, and, where the file system records times of birth, no
-// file that is made later has it, not even one that gets the same inode number.
-// Device numbers are not part of it, since some change when a file system is
-// mounted again.
+// Of returns the identity of an open file. It does not change when the file is renamed
+// or written. If the file system records birth times, no later file gets the same
+// identity, even if it gets the same inode number. Device numbers are not included,
+// because some of them change when a file system is mounted again.
 func Of(fd int) (string, error) {
 	st, err := stat(fd, "", unix.AT_EMPTY_PATH)
 	if err != nil {
@@ -21,10 +20,10 @@ func Of(fd int) (string, error) {
 	return identity(&st), nil
 }
 
-// MarkOf returns the identity of the regular file at path, following symbolic
-// links, and "" where there is none. Where the file system records no times of
-// birth, it includes the file's size and the time of its last change: it is for
-// files that nothing writes to any more.
+// MarkOf returns the identity of the regular file at path, following symbolic links, or
+// "" if there is no such file. If the file system records no birth times, the identity
+// includes the size and the time of the last change. It is therefore only for files
+// that are no longer written.
 func MarkOf(path string) string {
 	st, err := stat(unix.AT_FDCWD, path, 0)
 	if err != nil {

@@ -10,12 +10,12 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// errStop ends a scan whose consumer wants no more.
+// errStop ends a scan when the caller of the iterator stops early.
 var errStop = errors.New("stop")
 
-// Extents is source.Disk's for a disk of size bytes that errors call name: scan
-// adds the extents of [off, off+length) to out, and ends where that fails.
-// Neighbours that are alike become one.
+// Extents implements the Extents of a disk of size bytes, which errors call name. scan
+// adds the extents of [off, off+length) to out, in order; the iteration ends with the
+// error of scan. Adjacent extents of the same kind are merged.
 func Extents(name string, size, off, length int64, scan func(out *Merger) error) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		if !life.InDisk(off, length, size) {
@@ -27,19 +27,20 @@ func Extents(name string, size, off, length int64, scan func(out *Merger) error)
 		case err == nil:
 			out.flush()
 		case err != errStop:
-			// What came before the error is right; it is not of use, though.
+			// The extent that out still holds is correct, but of no use without the
+			// rest.
 			yield(source.Extent{}, fmt.Errorf("extents of %s: %w", name, err))
 		}
 	}
 }
 
-// Merger takes the extents that Extents yields.
+// Merger collects the extents that Extents yields.
 type Merger struct {
 	yield func(source.Extent, error) bool
-	held  source.Extent // Len 0: none
+	held  source.Extent // the last extent, not yet yielded; none if Len is 0
 }
 
-// Add adds an extent that begins where the one before ended.
+// Add adds an extent, which must begin where the previous one ends.
 func (m *Merger) Add(e source.Extent) error {
 	if h := &m.held; h.Len > 0 && h.Kind == e.Kind && h.Depth == e.Depth && h.Absent == e.Absent {
 		h.Len += e.Len
@@ -53,13 +54,15 @@ func (m *Merger) Add(e source.Extent) error {
 	return nil
 }
 
+// flush yields the last extent.
 func (m *Merger) flush() {
 	if m.held.Len > 0 {
 		m.yield(m.held, nil)
 	}
 }
 
-// AddParent adds [off, off+n), which an image lacks, as its parent has it.
+// AddParent adds the extents of the parent for [off, off+n), a range that the image
+// itself does not have.
 func (m *Merger) AddParent(ctx context.Context, parent source.Disk, off, n int64) error {
 	has := max(0, min(n, parent.Size()-off))
 	if has > 0 {
@@ -74,15 +77,16 @@ func (m *Merger) AddParent(ctx context.Context, parent source.Disk, off, n int64
 		}
 	}
 	if has < n {
-		// Past the end of a shorter parent are zeros, also where that one has a
-		// longer parent itself: no image has them (qemu maps it so too).
+		// Past the end of a shorter parent the disk reads as zeros, even if the parent
+		// of that parent is longer, because no image of the chain has these zeros.
+		// qemu-img map reports them in the same way.
 		return m.Add(source.Extent{Off: off + has, Len: n - has, Kind: source.Zero, Absent: true})
 	}
 	return nil
 }
 
-// ReadParent fills p with what the parent of an image has at off of the disk.
-// It may be shorter, and nil where there is none.
+// ReadParent fills p with the content of the parent at off. A range past the end of the
+// parent reads as zeros. parent may be nil, which stands for an empty one.
 func ReadParent(parent source.Disk, p []byte, off int64) error {
 	n := int64(0)
 	if parent != nil {
@@ -97,11 +101,11 @@ func ReadParent(parent source.Disk, p []byte, off int64) error {
 	return nil
 }
 
-// Visitor takes mappings; an error of it ends the visit.
+// Visitor receives mappings in order. An error ends the visit.
 type Visitor func(source.Mapping) error
 
-// Map is source.Mapped's for a disk of size bytes that errors call name: scan
-// visits the mappings of [off, off+length).
+// Map implements the Map of a disk of size bytes, which errors call name. scan visits
+// the mappings of [off, off+length).
 func Map(name string, size, off, length int64, scan func(visit Visitor) error) iter.Seq2[source.Mapping, error] {
 	return func(yield func(source.Mapping, error) bool) {
 		if !life.InDisk(off, length, size) {
@@ -120,9 +124,10 @@ func Map(name string, size, off, length int64, scan func(visit Visitor) error) i
 	}
 }
 
-// VisitParent visits the range of m, which an image at m's depth lacks, as its
-// parent has it. Own visits the mappings of [off, end) of the parent, at its
-// depth, where that is of the same format; nil: it is not.
+// VisitParent visits the mappings of the parent for the range of m, which an image at
+// the depth of m does not have. A parent of the same format passes own, which must
+// visit the mappings of [off, end) of the parent with their final Depth. Other parents
+// pass nil.
 func VisitParent(ctx context.Context, parent source.Disk, m source.Mapping, own func(off, end int64) error, visit Visitor) error {
 	end, depth := m.End(), m.Depth
 	stop := max(m.Off, min(end, parent.Size()))
@@ -145,6 +150,6 @@ func VisitParent(ctx context.Context, parent source.Disk, m source.Mapping, own 
 		return nil
 	}
 	m.Off, m.Len = stop, end-stop
-	m.Kind, m.Absent = source.Zero, true // as in AddParent
+	m.Kind, m.Absent = source.Zero, true // see AddParent
 	return visit(m)
 }

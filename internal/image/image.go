@@ -1,5 +1,7 @@
-// Package image is what the readers of image formats share: tables kept in bounded
-// memory, and what lies below an image in a chain.
+// Package image has what the readers of image formats share: a [Memory] that caches
+// tables within a bound, [Places] to detect tables that overlap, and
+// [Merger.AddParent], [ReadParent] and [VisitParent] for the images below an image in a
+// chain.
 package image
 
 import (
@@ -12,7 +14,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// ReadFull reads all of p.
+// ReadFull reads all of p at off. The end of the file within p is io.ErrUnexpectedEOF.
 func ReadFull(f source.Disk, p []byte, off int64) error {
 	n, err := f.ReadAt(p, off)
 	if n == len(p) {
@@ -24,7 +26,8 @@ func ReadFull(f source.Disk, p []byte, off int64) error {
 	return err
 }
 
-// PathOf returns the path of the file that f is of, name where it doesn't say.
+// PathOf returns the path of the image that f reads, or name if f does not know its
+// path.
 func PathOf(f source.Disk, name string) string {
 	if i, ok := source.Ability[source.Described](f); ok {
 		if chain := i.Info().Chain; len(chain) > 0 {
@@ -34,8 +37,8 @@ func PathOf(f source.Disk, name string) string {
 	return name
 }
 
-// InFile asks f for its byte at off, for no more than max bytes. Where that is
-// in no file that is said of max bytes.
+// InFile returns the place of the byte at off of f, for at most max bytes. If the byte
+// is not in a local file, ok is false and n is max.
 func InFile(f source.Disk, off, max int64) (file *os.File, pos, n int64, ok bool) {
 	i, ok := source.Ability[source.InFile](f)
 	if !ok {
@@ -48,8 +51,8 @@ func InFile(f source.Disk, off, max int64) (file *os.File, pos, n int64, ok bool
 	return file, pos, min(n, max), true
 }
 
-// Identity combines those of all files that an image of the format is made of;
-// nil is none. It proves no more than the weakest of them.
+// Identity combines the identities of all files of an image of the given format. The
+// proof is the weakest of their proofs. Files that are nil are skipped.
 func Identity(ctx context.Context, format string, files ...source.Disk) (id, proof string, err error) {
 	sum := sha256.New()
 	proof = "snapshot"
@@ -72,7 +75,7 @@ func Identity(ctx context.Context, format string, files ...source.Disk) (id, pro
 	return fmt.Sprintf("%s:%x", format, sum.Sum(nil)), proof, nil
 }
 
-// Weaker returns what two proofs of an identity prove together.
+// Weaker returns the weaker of two proofs of an identity, see source.Identified.
 func Weaker(proof, other string) string {
 	if other == "none" || proof == "snapshot" {
 		return other
@@ -80,7 +83,8 @@ func Weaker(proof, other string) string {
 	return proof
 }
 
-// ReadUncached forwards source.Uncached to all files that have it; nil is none.
+// ReadUncached makes reads of all files uncached that support it. Files that are nil
+// are skipped.
 func ReadUncached(files ...source.Disk) {
 	for _, f := range files {
 		if f == nil {

@@ -8,8 +8,8 @@ import (
 )
 
 const (
-	// PageSize is how much of the tables is read and cached at once, in bytes:
-	// the tables of 1 GiB with grains of 64 KiB.
+	// PageSize is the number of bytes of a table that are read and cached together.
+	// Such a page covers 1 GiB with grains of 64 KiB.
 	PageSize = 64 << 10
 
 	pageSets, pageWays = 16, 4 // 4 MiB of pages
@@ -17,53 +17,54 @@ const (
 	unitSlots = 4
 )
 
-// Memory is what an image and those below it keep beside what is in use: pages
-// of tables, the places of tables, and a few unpacked grains or clusters (units). Its size depends on
-// no field of an image, but for the slots, which are as large as a unit. The
-// zero value is ready. It is safe for concurrent use.
+// Memory caches what a chain of images needs often: pages of tables, the places of
+// tables, and a few grains or clusters ("units") that were decompressed. Its size does
+// not depend on any field of an image, except that there are unitSlots slots of the
+// size of a unit. The zero value is ready to use. It is safe for concurrent use.
 type Memory struct {
-	files atomic.Uint64 // that share it so far
-	spans atomic.Int64  // of their Places
+	files atomic.Uint64 // number of files that share the memory
+	spans atomic.Int64  // number of ranges in the Places of these files
 	sets  [pageSets]pageSet
 	slots [unitSlots]unitSlot
 }
 
-// pageSet holds the pages whose numbers fall on it. Who comes last replaces
-// who came first; a page that was replaced stays valid for those that hold it.
+// pageSet holds the pages whose numbers map to the set. A new page replaces the oldest
+// one; callers that still hold a replaced page may go on using it.
 type pageSet struct {
 	next atomic.Uint32
 	ways [pageWays]atomic.Pointer[page]
 }
 
+// page is a page of a table.
 type page struct {
 	file   uint64
 	number int64
-	data   []byte // shorter at the end of the file
+	data   []byte // PageSize bytes, or less at the end of the file
 }
 
-// unitSlot holds the unit that was unpacked last of those that fall on it. Its
-// lock is held while it is filled, so that readers of pieces of a unit unpack
-// it once.
+// unitSlot holds the last decompressed unit of those whose numbers map to the slot. mu
+// is held while the unit is decompressed, so that several readers of one unit
+// decompress it only once.
 type unitSlot struct {
 	mu   sync.Mutex
 	file uint64
 	unit int64
 	data []byte
-	full bool // data is that unit
+	full bool // data has the unit
 }
 
-// NewFile returns a number for a file, by which the memory knows it.
+// NewFile returns a number that identifies a file in the other methods.
 func (m *Memory) NewFile() uint64 { return m.files.Add(1) }
 
-// Share makes the places of a file's tables a part of the memory: of the ranges
-// of all files it keeps MaxSpans.
+// Share counts the ranges of p as a part of the memory, and drops those that exceed
+// MaxSpans ranges for all files.
 func (m *Memory) Share(p *Places) {
 	p.keep(int(MaxSpans - m.spans.Load()))
 	m.spans.Add(int64(p.count()))
 }
 
-// Page returns page number of f, which has size bytes and is known as file. It
-// is not to be changed.
+// Page returns page number of f, a file of size bytes, and reads it if necessary. file
+// is the result of NewFile. The caller must not change the page.
 func (m *Memory) Page(f source.Disk, file uint64, size, number int64) ([]byte, error) {
 	if data := m.Cached(file, number); data != nil {
 		return data, nil
@@ -77,11 +78,12 @@ func (m *Memory) Page(f source.Disk, file uint64, size, number int64) ([]byte, e
 	return data, nil
 }
 
+// set returns the set to which a page belongs.
 func (m *Memory) set(file uint64, number int64) *pageSet {
 	return &m.sets[(uint64(number)+file*5)%pageSets]
 }
 
-// Cached returns page number of file, nil where it is not kept.
+// Cached returns page number of file, or nil if it is not cached.
 func (m *Memory) Cached(file uint64, number int64) []byte {
 	set := m.set(file, number)
 	for i := range set.ways {
@@ -92,14 +94,16 @@ func (m *Memory) Cached(file uint64, number int64) []byte {
 	return nil
 }
 
-// Put keeps data, not empty and at most PageSize, as page number of file.
+// Put caches data as page number of file. data must not be empty and has at most
+// PageSize bytes.
 func (m *Memory) Put(file uint64, number int64, data []byte) {
 	set := m.set(file, number)
 	set.ways[set.next.Add(1)%pageWays].Store(&page{file, number, data})
 }
 
-// Piece fills p with the bytes at in of a unit of size bytes of file, and keeps
-// the unit, which unpack makes: the next piece is likely to be of it.
+// Piece fills p with the bytes from offset in on of a unit, which has size bytes. If
+// the unit is not cached, unpack decompresses it. The unit is kept, because the next
+// read is likely to be of the same unit.
 func (m *Memory) Piece(p []byte, file uint64, unit, in, size int64, unpack func(unit []byte) error) error {
 	slot := &m.slots[uint64(unit)%unitSlots]
 	slot.mu.Lock()
@@ -116,10 +120,11 @@ func (m *Memory) Piece(p []byte, file uint64, unit, in, size int64, unpack func(
 	return nil
 }
 
-// growth is what buffers grow by, in bytes.
+// growth is the unit in bytes in which buffers grow.
 const growth = 64 << 10
 
-// Grow returns b with n bytes, whatever they are.
+// Grow returns b with a length of n bytes and undefined content. It allocates a new
+// buffer if b is too small.
 func Grow(b []byte, n int64) []byte {
 	if int64(cap(b)) < n {
 		b = make([]byte, (n+growth-1)&^(growth-1))

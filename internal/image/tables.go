@@ -7,33 +7,33 @@ import (
 )
 
 const (
-	// MaxTables bounds the tables whose places are compared with each other:
-	// those of 128 TiB with grains of 64 KiB in tables of 512.
+	// MaxTables limits the number of tables whose places are compared with each other.
+	// That many tables of 512 entries cover 128 TiB with grains of 64 KiB.
 	MaxTables = 4 << 20
 
-	// MaxSpans bounds the ranges that Places keep, and those of all files that
-	// share a Memory.
+	// MaxSpans limits the number of ranges in Places, and in all Places that share a
+	// Memory.
 	MaxSpans = 32 << 10
 
-	maxContested = 1 << 10
+	maxOverlapping = 1 << 10
 )
 
-// Places are the ranges of a file in which the tables of an image lie. Writers
-// put tables one behind the other, so that a few ranges hold all of them.
-//
-// The zero value knows of no tables. Places are safe for concurrent use.
+// Places are the ranges of a file in which the tables of an image lie. Image writers
+// put tables next to each other, so that a few ranges describe all of them. The zero
+// value has no tables. Places are safe for concurrent use.
 type Places struct {
-	spans     []span
-	length    int64   // of one table, bytes
-	contested []int64 // where tables begin that overlap another one, ascending
+	spans       []span
+	length      int64   // of one table, in bytes
+	overlapping []int64 // offsets of tables that overlap another one, ascending
 }
 
+// span is the range [start, end) of a file.
 type span struct{ start, end int64 }
 
-// NewPlaces returns the places of tables of length bytes, which begin at the
-// offsets starts; NewPlaces sorts them. It keeps the first MaxSpans of the ranges
-// that do not touch each other. An error means that so many tables overlap that
-// their directory must be something else; the ranges are right nevertheless.
+// NewPlaces returns the places of tables of length bytes each that begin at the offsets
+// starts, which it sorts. It keeps the first MaxSpans ranges. If so many tables overlap
+// that the directory which lists them must be wrong, it returns an error together with
+// the places, which are valid.
 func NewPlaces(starts []int64, length int64) (*Places, error) {
 	slices.Sort(starts)
 	p := &Places{length: length}
@@ -41,8 +41,8 @@ func NewPlaces(starts []int64, length int64) (*Places, error) {
 		end := at + length
 		if i > 0 {
 			if before := starts[i-1]; before+length > at {
-				p.contest(before)
-				p.contest(at)
+				p.addOverlapping(before)
+				p.addOverlapping(at)
 			}
 		}
 		if last := len(p.spans) - 1; last >= 0 && p.spans[last].end >= at {
@@ -51,32 +51,31 @@ func NewPlaces(starts []int64, length int64) (*Places, error) {
 			p.spans = append(p.spans, span{at, end})
 		}
 	}
-	p.spans = slices.Clone(p.spans) // without room for more
-	if len(p.contested) > maxContested {
-		return p, fmt.Errorf("more than %d tables overlap each other, the first at offset %d", maxContested, p.contested[0])
+	p.spans = slices.Clone(p.spans) // free the unused capacity
+	if len(p.overlapping) > maxOverlapping {
+		return p, fmt.Errorf("more than %d tables overlap each other, the first at offset %d", maxOverlapping, p.overlapping[0])
 	}
 	return p, nil
 }
 
-// contest notes the start of a table that overlaps another one.
-func (p *Places) contest(at int64) {
-	if n := len(p.contested); n <= maxContested && (n == 0 || p.contested[n-1] != at) {
-		p.contested = append(p.contested, at)
+// addOverlapping records the start of a table that overlaps another one.
+func (p *Places) addOverlapping(at int64) {
+	if n := len(p.overlapping); n <= maxOverlapping && (n == 0 || p.overlapping[n-1] != at) {
+		p.overlapping = append(p.overlapping, at)
 	}
 }
 
-// Overlaps reports whether the table at offset at has bytes in common with
-// another table.
+// Overlaps reports whether the table at offset at shares bytes with another table.
 func (p *Places) Overlaps(at int64) bool {
 	if p == nil {
 		return false
 	}
-	_, found := slices.BinarySearch(p.contested, at)
+	_, found := slices.BinarySearch(p.overlapping, at)
 	return found
 }
 
-// Has reports whether the bytes [start, end) of the file are in part those of a
-// table, and the range of the tables there.
+// Has reports whether some of the bytes [start, end) of the file belong to a table, and
+// returns the range of tables that contains them.
 func (p *Places) Has(start, end int64) (from, to int64, ok bool) {
 	if p == nil {
 		return 0, 0, false
@@ -88,7 +87,7 @@ func (p *Places) Has(start, end int64) (from, to int64, ok bool) {
 	return p.spans[i].start, p.spans[i].end, true
 }
 
-// count is the number of ranges that are kept.
+// count returns the number of ranges.
 func (p *Places) count() int {
 	if p == nil {
 		return 0

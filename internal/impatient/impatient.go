@@ -1,11 +1,11 @@
-// Package impatient gives up waiting for calls that have no context, such as the
-// opening of a FIFO that nobody writes to.
+// Package impatient stops waiting for calls that do not support a context, such as the
+// opening of a FIFO that no process writes to.
 package impatient
 
 import "context"
 
-// Call returns what f returns, or, when ctx ends before, its cause. Then f goes on
-// in a goroutine of its own, and its result is lost.
+// Call returns the result of f. If ctx ends first, Call returns the cause; f then
+// continues in a goroutine of its own, and its result is dropped.
 func Call[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	type result struct {
 		value T

@@ -3,22 +3,23 @@ package inflate
 import "encoding/binary"
 
 const (
-	// What one turn of the fast loop may read of src and write to dst without
-	// asking again.
+	// fastIn and fastOut are the bytes of src and dst that one iteration of the fast
+	// loop may use without another check.
 	fastIn  = 16
 	fastOut = 4 + 16
 )
 
-// decodeFast decodes the symbols of a block while there is so much of src and dst
-// left that most checks can be left out; decodeCareful takes what follows.
+// decodeFast decodes the symbols of a block as long as enough of src and dst is left to
+// skip most checks. decodeCareful decodes the rest.
 //
 // The function is longer than 80 lines because the variables of its loop must stay in
 // registers, which calls of other functions would prevent.
 func (d *Decoder) decodeFast(s *stream) error {
-	// With cap the same as len the loop has two registers more.
+	// If the capacity equals the length, the compiler needs two registers less in the
+	// loop.
 	dst, src := s.dst[:len(s.dst):len(s.dst)], s.src[s.in:len(s.src):len(s.src)]
 	out := s.out
-	bits, nbits := s.bits, s.nbits // of nbits, only the lowest 6 bits count here
+	bits, nbits := s.bits, s.nbits // only the lowest 6 bits of nbits are used in this function
 
 	for len(src) >= fastIn && len(dst)-out >= fastOut {
 		bits |= binary.LittleEndian.Uint64(src[:8]) << (nbits & 63)
@@ -63,7 +64,7 @@ func (d *Decoder) decodeFast(s *stream) error {
 			}
 			if e&isException != 0 {
 				s.save(out, src, bits, nbits)
-				return nil // the end, or an error: left to decodeCareful
+				return nil // decodeCareful handles the end of the block and errors
 			}
 		}
 		length := int(e.value(bits))
@@ -91,10 +92,10 @@ func (d *Decoder) decodeFast(s *stream) error {
 
 		to := dst[out:]
 		switch {
-		case dist > out: // repeat says so
+		case dist > out: // repeat returns the error
 		case dist >= 8:
-			// Words at dist or more do not overlap; what is written past length
-			// is written again by what comes next.
+			// Words that are 8 or more bytes apart do not overlap. The next symbols
+			// overwrite what is written past length.
 			copy16((*[16]byte)(w[k:]), (*[16]byte)(dst[out-dist:]))
 			if length <= 16 {
 				out += length
@@ -109,8 +110,8 @@ func (d *Decoder) decodeFast(s *stream) error {
 				continue
 			}
 		case out >= 8 && len(to) >= length+8:
-			// The last dist bytes, repeated to a word, and in it step bytes that
-			// are whole repeats.
+			// word has the last dist bytes, repeated to 8 bytes. The first step bytes
+			// of it are whole repetitions.
 			word, step := binary.LittleEndian.Uint64(dst[out-8:])>>(64-8*dist&63), 8
 			switch dist {
 			case 1:
@@ -142,13 +143,13 @@ func (d *Decoder) decodeFast(s *stream) error {
 	return nil
 }
 
-// save puts the state of decodeFast back into s.
+// save stores the local variables of decodeFast in s.
 func (s *stream) save(out int, src []byte, bits uint64, nbits uint) {
 	s.out, s.in = out, len(s.src)-len(src)
 	s.bits, s.nbits = bits, nbits&63
 }
 
-// copy16 copies 16 bytes, word by word: from may lie 8 bytes or more before to.
+// copy16 copies 16 bytes as two words. from may lie 8 or more bytes before to.
 func copy16(to, from *[16]byte) {
 	binary.LittleEndian.PutUint64(to[:8], binary.LittleEndian.Uint64(from[:8]))
 	binary.LittleEndian.PutUint64(to[8:], binary.LittleEndian.Uint64(from[8:]))

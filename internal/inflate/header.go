@@ -1,6 +1,6 @@
 package inflate
 
-// readFixed makes the tables of fixed blocks (RFC 1951, section 3.2.6).
+// readFixed builds the tables of blocks with fixed codes (RFC 1951, section 3.2.6).
 func (d *Decoder) readFixed() {
 	if d.fixed {
 		return
@@ -16,13 +16,13 @@ func (d *Decoder) readFixed() {
 	d.fixed = true
 }
 
-// precodeOrder is the order that the code lengths of the precode come in.
+// precodeOrder is the order of the code lengths of the precode in the stream.
 var precodeOrder = [maxPrecode]uint8{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15}
 
-// readDynamic reads the codes of a dynamic block (RFC 1951, section 3.2.7) and
-// makes their tables.
+// readDynamic reads the codes of a block with dynamic codes (RFC 1951, section 3.2.7)
+// and builds their tables.
 func (d *Decoder) readDynamic(s *stream) error {
-	s.refill() // 14 bits
+	s.refill() // at least 14 bits
 	counts, err := s.take(14)
 	if err != nil {
 		return err
@@ -47,7 +47,7 @@ func (d *Decoder) readDynamic(s *stream) error {
 		precode[sym] = uint8(n)
 	}
 	if !d.build(d.precode[:], precodeBits, precode[:], precodeSymbols[:]) {
-		return s.corrupt("the code of code lengths is not complete")
+		return s.corrupt("the code of the code lengths is incomplete")
 	}
 
 	lens := d.lens[:litlen+dist]
@@ -56,16 +56,16 @@ func (d *Decoder) readDynamic(s *stream) error {
 	}
 	d.fixed = false
 	if lens[256] == 0 {
-		return s.corrupt("no code ends the block")
+		return s.corrupt("the block has no code for its end")
 	}
 	if !d.build(d.litlen[:], litlenBits, lens[:litlen], litlenSymbols[:]) {
-		return s.corrupt("the code of literals and lengths is not complete")
+		return s.corrupt("the code of the literals and lengths is incomplete")
 	}
 	if len(s.src)-s.in >= pairFrom {
 		d.pairLiterals()
 	}
 	if !d.build(d.dist[:], distBits, lens[litlen:], distSymbols[:]) {
-		return s.corrupt("the code of distances is not complete")
+		return s.corrupt("the code of the distances is incomplete")
 	}
 	return nil
 }
@@ -74,13 +74,13 @@ func (d *Decoder) readDynamic(s *stream) error {
 // d.precode compresses.
 func (d *Decoder) readLengths(s *stream, lens []uint8) error {
 	for i := 0; i < len(lens); {
-		s.refill() // 7 bits and 7 extra ones
+		s.refill() // at least a code of 7 bits and 7 extra bits
 		e := d.precode[s.bits&(1<<precodeBits-1)]
 		if s.nbits < e.bits() {
 			return s.truncated()
 		}
 		if e&isException != 0 {
-			return s.corrupt("no such code of a code length")
+			return s.corrupt("invalid code of a code length")
 		}
 		s.bits >>= e.bits()
 		s.nbits -= e.bits()
@@ -95,7 +95,7 @@ func (d *Decoder) readLengths(s *stream, lens []uint8) error {
 		switch sym {
 		case 16:
 			if i == 0 {
-				return s.corrupt("no code length to repeat")
+				return s.corrupt("there is no previous code length to repeat")
 			}
 			value, base, extra = lens[i-1], 3, 2
 		case 17:
@@ -109,7 +109,7 @@ func (d *Decoder) readLengths(s *stream, lens []uint8) error {
 		}
 		n += base
 		if int(n) > len(lens)-i {
-			return s.corrupt("%d code lengths where %d are left", n, len(lens)-i)
+			return s.corrupt("%d repeated code lengths, but only %d are left", n, len(lens)-i)
 		}
 		fill(lens[i:i+int(n)], value)
 		i += int(n)

@@ -2,30 +2,30 @@ package inflate
 
 import "math/bits"
 
-// An entry of a decoding table says what to do with the bits that index it.
+// entry is an entry of a decoding table. The next bits of the stream are its index.
 //
-//	bits 0-5    bits to take: the code and the extra bits that follow it
-//	bits 6-7    literals, 1 or 2
-//	bits 8-12   bits of the (first) code alone
+//	bits 0-5    number of bits to consume: the code and its extra bits
+//	bits 6-7    number of literals, 1 or 2
+//	bits 8-12   number of bits of the (first) code alone
 //	bits 13-15  flags
-//	bits 16-31  the literals, or the base that the extra bits are added to
+//	bits 16-31  the literals, or the base to which the extra bits are added
 //
-// In an entry that leads to a subtable, bits 0-5 are those that index it, bits
-// 16-31 its place. The literal/length table and the distance table are each
-// indexed by the first bits of a code; longer codes go on in a subtable, whose
-// entries hold the whole code.
+// An entry that leads to a subtable has in bits 0-5 the number of bits up to the end of
+// the index into the subtable, and in bits 16-31 the place of the subtable. The
+// literal/length table and the distance table are each indexed by the first bits of a
+// code. Longer codes continue in a subtable, whose entries are for the whole code.
 type entry uint32
 
 const (
 	oneLiteral  entry = 1 << 6
 	isLiteral   entry = 1 << 15
-	isException entry = 1 << 14 // any of the below: one test in the fast loop
+	isException entry = 1 << 14 // isSubtable, isEnd, or an invalid code; the fast loop tests only this bit
 	isSubtable  entry = 1 << 13
-	isEnd       entry = 1 << 16 // of block; an exception that is neither is a code of no meaning
+	isEnd       entry = 1 << 16 // end of block
 )
 
 const (
-	maxLitlen   = 288 // symbols of fixed blocks; dynamic ones have at most 286
+	maxLitlen   = 288 // number of symbols of fixed codes; dynamic codes have at most 286
 	maxDist     = 32
 	maxPrecode  = 19
 	maxCodeBits = 15
@@ -34,23 +34,23 @@ const (
 	distBits    = 8
 	precodeBits = 7
 
-	// Powers of two that hold the table and any subtables: a complete code of
-	// 288 symbols with 11 bits before and 4 in the subtables takes at most 2342
-	// entries, one of 32 symbols with 8 and 7 bits at most 402.
+	// The sizes of the tables with their subtables are powers of two. A complete code
+	// of 288 symbols, with 11 bits in the table and 4 in the subtables, needs at most
+	// 2342 entries; one of 32 symbols, with 8 and 7 bits, needs at most 402.
 	litlenSize = 4096
 	distSize   = 512
 )
 
-// bits is the number of bits of the code and its extra bits.
+// bits returns the number of bits of the code and its extra bits.
 func (e entry) bits() uint { return uint(e & 63) }
 
-// value is the base plus the extra bits, where bits begins with the code.
+// value returns the base plus the extra bits. bits begins with the code.
 func (e entry) value(bits uint64) uint {
 	return uint(e>>16) + uint(bits&(1<<(e&63)-1)>>(e>>8&31))
 }
 
-// What the symbols mean (RFC 1951, section 3.2.5): entries that lack the bits of
-// the code, which build adds.
+// The meanings of the symbols (RFC 1951, section 3.2.5) are entries without the number
+// of bits of the code, which build adds.
 var (
 	litlenSymbols  = makeLitlenSymbols()
 	distSymbols    = makeDistSymbols()
@@ -99,14 +99,14 @@ func makePrecodeSymbols() *[maxPrecode]entry {
 	return t
 }
 
-// build makes table, indexed by tableBits bits, of the canonical code that has
-// these lengths, at most maxCodeBits each (RFC 1951, section 3.2.2), for
-// symbols with these meanings.
+// build fills table, which is indexed by tableBits bits, for the canonical code with
+// the code lengths lens (RFC 1951, section 3.2.2). meaning has an entry for each
+// symbol. A length is at most maxCodeBits.
 //
-// It reports whether the code is one that zlib takes: complete, or without a
-// symbol, or of one symbol with one bit. (zlib refuses the latter two for a
-// precode, and a block whose code lacks the end of block: no block can be
-// decoded with those anyway.)
+// build reports whether zlib accepts the code, which must be complete, or empty, or a
+// single symbol of one bit. zlib refuses the latter two for a precode, and refuses a
+// block whose code lacks the end of block; no block can be decoded with such codes
+// anyway.
 func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []entry) bool {
 	var count [maxCodeBits + 1]uint16
 	for _, n := range lens {
@@ -114,9 +114,10 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 	}
 	count[0] = 0
 
-	// The symbols, sorted by code length, then by value: the order of their codes.
+	// The symbols are sorted by code length and then by value, which is the order of
+	// their codes.
 	var place [maxCodeBits + 2]uint16
-	left := 1 // codes of n bits that no shorter code begins
+	left := 1 // number of codes of n bits that do not begin with a shorter code
 	longest := uint(0)
 	for n := uint(1); n <= maxCodeBits; n++ {
 		place[n+1] = place[n] + count[n]
@@ -140,9 +141,9 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 		}
 	}
 
-	// A table of n bits is two copies of the one of n-1 bits, with the codes of
-	// n bits put in where no shorter ones are. In code, the bits of the next
-	// code are reversed, as the stream has them.
+	// A table of n bits is two copies of the table of n-1 bits, with the codes of n
+	// bits in the places that shorter codes leave free. code has the bits of the next
+	// code reversed, as in the stream.
 	code, next := uint(0), 0
 	for n := uint(1); n <= tableBits; n++ {
 		half := 1 << (n - 1)
@@ -160,7 +161,7 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 	for n := tableBits + 1; n <= longest; n++ {
 		for remaining := int(count[n]); remaining > 0; remaining-- {
 			if p := code & (1<<tableBits - 1); p != prefix {
-				// A new subtable, just large enough for all codes with this prefix.
+				// The new subtable is just large enough for all codes with this prefix.
 				prefix = p
 				subBits = n - tableBits
 				for room := 1<<subBits - remaining; room > 0; room = room<<1 - int(count[tableBits+subBits]) {
@@ -182,7 +183,7 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 	return true
 }
 
-// buildDegenerate is build for incomplete codes.
+// buildDegenerate is build for codes that are not complete.
 func buildDegenerate(table []entry, lens []uint8, meaning []entry, longest uint) bool {
 	if longest > 1 {
 		return false
@@ -191,7 +192,7 @@ func buildDegenerate(table []entry, lens []uint8, meaning []entry, longest uint)
 		table[i] = isException | 1<<8 | 1
 	}
 	for sym, n := range lens {
-		if n == 1 { // the only one: with two the code were complete
+		if n == 1 { // at most one symbol has length 1, or the code would be complete
 			for i := 0; i < len(table); i += 2 {
 				table[i] = meaning[sym] + (1<<8 | 1)
 			}
@@ -200,30 +201,30 @@ func buildDegenerate(table []entry, lens []uint8, meaning []entry, longest uint)
 	return true
 }
 
-// increment returns the code of n bits after code, both with their bits reversed.
+// increment returns the code that follows code. Both have n bits, in reversed order.
 func increment(code, n uint) uint {
 	zeros := code ^ (1<<n - 1)
 	if zeros == 0 {
-		return 0 // after the last one
+		return 0 // code was the last one
 	}
 	carry := uint(1) << (bits.Len(zeros) - 1)
 	return code&(carry-1) | carry
 }
 
-// pairFrom is how many bytes must follow the header of a block for pairLiterals to
-// save more time than it takes (measured; streams of a few hundred bytes decode
-// 1.3 times as fast without).
+// pairFrom is the number of bytes after the header of a block from which pairLiterals
+// saves more time than it takes. This was measured: streams of a few hundred bytes
+// decode 1.3 times as fast without it.
 const pairFrom = 2048
 
-// pairLiterals puts into each entry of a literal that leaves room for the code of
-// another one after it, that one too.
+// pairLiterals adds a second literal to each entry of a literal whose remaining index
+// bits contain the whole code of another literal.
 func (d *Decoder) pairLiterals() {
 	t := (*[1 << litlenBits]entry)(d.litlen[:])
-	for i := len(t) - 1; i >= 0; i-- { // downwards: t[i>>n] holds one literal yet
+	for i := len(t) - 1; i >= 0; i-- { // in descending order, so that t[i>>n] still has one literal
 		e := t[i]
 		second := t[i>>(e&15)]
 		n := e&15 + second&15
-		// Without branches, which would be taken at random.
+		// The computation has no branches, because the CPU could not predict them.
 		fits := (n - litlenBits - 1) >> 31 & (e & second >> 15 & 1)
 		t[i] = e + -fits&(second&15|oneLiteral|second>>16<<24)
 	}

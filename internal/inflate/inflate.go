@@ -1,8 +1,10 @@
-// Package inflate decodes DEFLATE (RFC 1951), also inside zlib streams (RFC
-// 1950), from memory to memory. It is for the compressed units of disk images,
-// whose input and output lie whole in memory and whose output size is known
-// beforehand: that saves the window, the buffering and the resumable state of a
-// decoder of streams, and most of its time.
+// Package inflate decodes DEFLATE streams (RFC 1951), with [Decoder.Inflate], and zlib
+// streams (RFC 1950), with [Decoder.Zlib], from memory to memory.
+//
+// It is for the compressed units of disk images, whose input and output are completely
+// in memory and whose output size is known in advance. Therefore it needs no window, no
+// buffering and no state between calls, and takes much less time than a decoder of
+// streams such as compress/flate.
 package inflate
 
 import (
@@ -12,36 +14,36 @@ import (
 )
 
 var (
-	// ErrCorrupt is wrapped by the error of a stream that breaks the format.
+	// ErrCorrupt is wrapped by errors about streams that violate the format.
 	ErrCorrupt = errors.New("corrupt deflate data")
-	// ErrTruncated is wrapped by the error of a stream that src ends within.
-	ErrTruncated = errors.New("deflate data end too early")
-	// ErrTooLarge is wrapped by the error of a stream that holds more bytes
-	// than dst takes. dst is full then, with the first bytes of the stream.
-	ErrTooLarge = errors.New("deflate data hold more than expected")
+	// ErrTruncated is wrapped by errors about streams that continue past the end of
+	// src.
+	ErrTruncated = errors.New("truncated deflate data")
+	// ErrTooLarge is wrapped by errors about streams with more bytes than fit into dst.
+	// dst then has the first bytes of the stream.
+	ErrTooLarge = errors.New("deflate data is larger than expected")
 )
 
-// Decoder decodes one stream at a time. The zero value is ready. It holds about
-// 20 KiB of tables and nothing of a stream past the call: reuse it, on one
-// goroutine at a time.
+// Decoder decodes one stream at a time. The zero value is ready to use. It has about 20
+// KiB of tables, and no state that outlives a call. Reuse it for many streams. It is
+// for one goroutine at a time.
 type Decoder struct {
 	litlen [litlenSize]entry
 	dist   [distSize]entry
-	fixed  bool // the tables are those of fixed blocks
+	fixed  bool // litlen and dist are the tables of fixed codes
 
 	precode [1 << precodeBits]entry
-	lens    [maxLitlen + maxDist]uint8 // code lengths, as the block has them
-	sorted  [maxLitlen]uint16          // symbols by code length, for build
+	lens    [maxLitlen + maxDist]uint8 // code lengths in the order of the symbols
+	sorted  [maxLitlen]uint16          // symbols in the order of their codes, for build
 }
 
-// Inflate decodes the deflate stream (RFC 1951) that src begins with into dst.
-// It returns the number of bytes written and of bytes of src that the stream
-// takes; src may go on after it. Of dst, only dst[:n] is to be relied on: what
-// follows, up to len(dst), may have been overwritten. The former content of dst
-// does not matter.
+// Inflate decodes the deflate stream (RFC 1951) at the start of src into dst. It
+// returns the number n of bytes in dst, and the number of bytes that the stream
+// occupies in src, which may have more bytes after the stream. The content of dst after
+// the first n bytes is undefined. The previous content of dst does not matter.
 //
-// The error wraps [ErrCorrupt], [ErrTruncated] or [ErrTooLarge] and names the
-// offset in src. n then counts the good bytes before the error.
+// Errors wrap [ErrCorrupt], [ErrTruncated] or [ErrTooLarge] and have the offset in src.
+// n then is the number of correct bytes before the error.
 func (d *Decoder) Inflate(dst, src []byte) (n, consumed int, err error) {
 	s := stream{dst: dst, src: src}
 	err = d.inflate(&s)
@@ -49,27 +51,27 @@ func (d *Decoder) Inflate(dst, src []byte) (n, consumed int, err error) {
 	return s.out, s.in, err
 }
 
-// stream is a stream being decoded.
+// stream is the state of decoding one stream.
 type stream struct {
 	dst []byte
-	out int // bytes written to dst
+	out int // number of bytes written to dst
 	src []byte
-	in  int // bytes taken from src
+	in  int // number of bytes read from src
 
-	// The next nbits bits of the stream are the lowest of bits. The bits above
-	// them are zero or what follows in src: or-ing that in again changes
-	// nothing.
+	// The lowest nbits bits of bits are the next bits of the stream. The bits above
+	// them are zero, or the bits of src that follow; setting those again with OR
+	// changes nothing.
 	bits  uint64
 	nbits uint
 }
 
-// unread gives the whole bytes in the bit buffer back to src.
+// unread returns the whole bytes of the bit buffer to src.
 func (s *stream) unread() {
 	s.in -= int(s.nbits >> 3)
 	s.bits, s.nbits = 0, 0
 }
 
-// refill makes nbits at least 56, or all that src has left.
+// refill reads src until nbits is at least 56, or src is used up.
 func (s *stream) refill() {
 	if s.in+8 <= len(s.src) {
 		s.bits |= binary.LittleEndian.Uint64(s.src[s.in:]) << (s.nbits & 63)
@@ -84,7 +86,8 @@ func (s *stream) refill() {
 	}
 }
 
-// take removes n bits, at most 16, from the bit buffer, which was refilled.
+// take removes and returns n bits, at most 16, of the bit buffer, which must have been
+// refilled.
 func (s *stream) take(n uint) (uint, error) {
 	if s.nbits < n {
 		return 0, s.truncated()
@@ -95,7 +98,7 @@ func (s *stream) take(n uint) (uint, error) {
 	return v, nil
 }
 
-// offset is where in src the next bit is.
+// offset returns the offset in src of the next bit.
 func (s *stream) offset() int { return s.in - int(s.nbits+7)>>3 }
 
 func (s *stream) corrupt(format string, args ...any) error {
@@ -146,14 +149,14 @@ func (d *Decoder) inflate(s *stream) error {
 
 // stored copies a block that is not compressed (RFC 1951, section 3.2.4).
 func (s *stream) stored() error {
-	s.unread() // and with them the bits up to the next byte
+	s.unread() // also drops the bits up to the next byte
 	if len(s.src)-s.in < 4 {
 		s.in = len(s.src)
 		return s.truncated()
 	}
 	n := int(binary.LittleEndian.Uint16(s.src[s.in:]))
 	if c := int(binary.LittleEndian.Uint16(s.src[s.in+2:])); c != n^0xffff {
-		return s.corrupt("length of stored block %#04x, its complement %#04x", n, c)
+		return s.corrupt("length of stored block %#04x does not match its complement %#04x", n, c)
 	}
 	s.in += 4
 	got := copy(s.dst[s.out:], s.src[s.in:min(s.in+n, len(s.src))])
@@ -168,7 +171,7 @@ func (s *stream) stored() error {
 	return s.tooLarge()
 }
 
-// decode decodes the symbols of one block up to its end.
+// decode decodes the symbols of one block.
 func (d *Decoder) decode(s *stream) error {
 	if err := d.decodeFast(s); err != nil {
 		return err
@@ -176,15 +179,16 @@ func (d *Decoder) decode(s *stream) error {
 	return d.decodeCareful(s)
 }
 
-// decodeCareful is decode near the ends of src and dst, symbol by symbol.
+// decodeCareful decodes symbol by symbol, with all checks. It is used near the ends of
+// src and dst.
 func (d *Decoder) decodeCareful(s *stream) error {
 	for {
-		s.refill() // 56 bits are enough for a length (15+5) and a distance (15+13)
+		s.refill() // the 56 bits suffice for a length (15+5) and a distance (15+13)
 		e := d.litlen[s.bits&(1<<litlenBits-1)]
 		if e&isSubtable != 0 {
 			e = d.litlen[e.value(s.bits)&(litlenSize-1)]
 		}
-		if e&isLiteral != 0 { // one by one, also where e has two
+		if e&isLiteral != 0 { // one literal, even if e has two
 			n := uint(e >> 8 & 31)
 			if s.nbits < n {
 				return s.truncated()
@@ -203,7 +207,7 @@ func (d *Decoder) decodeCareful(s *stream) error {
 		}
 		if e&isException != 0 {
 			if e&isEnd == 0 {
-				return s.corrupt("no such length code")
+				return s.corrupt("invalid length code")
 			}
 			s.bits >>= e.bits()
 			s.nbits -= e.bits()
@@ -233,16 +237,17 @@ func (d *Decoder) decodeCareful(s *stream) error {
 }
 
 func (s *stream) noDistance() error {
-	return s.corrupt("no such distance code")
+	return s.corrupt("invalid distance code")
 }
 
-// repeat appends length bytes from dist bytes back, which may overlap.
+// repeat appends length bytes from dist bytes before the end of the output. The source
+// and the destination may overlap.
 func (s *stream) repeat(length, dist int) error {
 	if dist > s.out {
-		return s.corrupt("distance %d with %d bytes before it", dist, s.out)
+		return s.corrupt("distance %d, but only %d bytes come before", dist, s.out)
 	}
 	start, end := s.out-dist, min(s.out+length, len(s.dst))
-	for s.out < end { // what overlaps, reads what was just written
+	for s.out < end { // if the ranges overlap, later bytes repeat earlier ones
 		s.out += copy(s.dst[s.out:end], s.dst[start:s.out])
 	}
 	if end-start-dist < length {

@@ -5,12 +5,12 @@ import (
 	"fmt"
 )
 
-// Zlib is [Decoder.Inflate] for a stream inside a zlib stream (RFC 1950), whose
-// header and checksum it checks and counts into consumed. A preset dictionary
-// is refused as corrupt.
+// Zlib is [Decoder.Inflate] for a deflate stream inside a zlib stream (RFC 1950). It
+// checks the header and the checksum, and includes both in consumed. A stream with a
+// preset dictionary is refused as corrupt.
 func (d *Decoder) Zlib(dst, src []byte) (n, consumed int, err error) {
 	if len(src) < 2 {
-		return 0, len(src), fmt.Errorf("%w: offset %d: within the zlib header", ErrTruncated, len(src))
+		return 0, len(src), fmt.Errorf("%w: offset %d: in the zlib header", ErrTruncated, len(src))
 	}
 	switch cmf, flg := src[0], src[1]; {
 	case cmf&15 != 8:
@@ -29,10 +29,10 @@ func (d *Decoder) Zlib(dst, src []byte) (n, consumed int, err error) {
 		return s.out, s.in, err
 	}
 	if len(src)-s.in < 4 {
-		return s.out, len(src), fmt.Errorf("%w: offset %d: within the checksum", ErrTruncated, len(src))
+		return s.out, len(src), fmt.Errorf("%w: offset %d: in the checksum", ErrTruncated, len(src))
 	}
 	if want, got := binary.BigEndian.Uint32(src[s.in:]), adler32(dst[:s.out]); got != want {
-		return s.out, s.in, fmt.Errorf("%w: offset %d: checksum %#08x, the data have %#08x", ErrCorrupt, s.in, want, got)
+		return s.out, s.in, fmt.Errorf("%w: offset %d: checksum %#08x, but the data has %#08x", ErrCorrupt, s.in, want, got)
 	}
 	return s.out, s.in + 4, nil
 }

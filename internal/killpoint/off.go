@@ -1,13 +1,14 @@
 //go:build !killpoints
 
-// Package killpoint lets tests end the process at a named point, by SIGKILL, as
-// a power cut would. Only builds with the tag killpoints have such points.
+// Package killpoint lets tests kill the process with SIGKILL at a named point, as a
+// loss of power would. The points exist only in builds with the tag killpoints.
 package killpoint
 
 import "time"
 
-// At is a point. Here it is nothing.
+// At marks a point. It does nothing in builds without the tag killpoints.
 func At(string) {}
 
-// Interval is how often checkpoints are taken; 0: as ever.
+// Interval returns the time between checkpoints that tests ask for, or 0 for the
+// default.
 func Interval() time.Duration { return 0 }

@@ -1,7 +1,7 @@
 //go:build killpoints
 
-// Package killpoint lets tests end the process at a named point, by SIGKILL, as
-// a power cut would. Only builds with the tag killpoints have such points.
+// Package killpoint lets tests kill the process with SIGKILL at a named point, as a
+// loss of power would. The points exist only in builds with the tag killpoints.
 package killpoint
 
 import (
@@ -18,8 +18,8 @@ var (
 	passed int
 )
 
-// At ends the process at the N-th pass of the point that VDDKCP_KILL_AT names,
-// as NAME or NAME:N.
+// At kills the process when it passes a point for the N-th time. The variable
+// VDDKCP_KILL_AT has the name of the point and N, as NAME or NAME:N.
 func At(name string) {
 	want, number, _ := strings.Cut(os.Getenv("VDDKCP_KILL_AT"), ":")
 	if name != want {
@@ -33,8 +33,8 @@ func At(name string) {
 	}
 }
 
-// Interval is how often checkpoints are taken, as VDDKCP_CHECKPOINT_EVERY says;
-// 0: as ever.
+// Interval returns the time between checkpoints that VDDKCP_CHECKPOINT_EVERY asks for,
+// or 0 for the default.
 func Interval() time.Duration {
 	d, _ := time.ParseDuration(os.Getenv("VDDKCP_CHECKPOINT_EVERY"))
 	return d

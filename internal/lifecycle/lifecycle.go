@@ -1,5 +1,9 @@
-// Package lifecycle is what all writers share: the order of their calls, the
-// contexts that they live under, and the first error, which stays.
+// Package lifecycle has what all writers of disks share: a [Target] enforces the order
+// of the calls of a sink.Disk, ends calls with their contexts, and keeps the first
+// error.
+//
+// A writer has a Target as a field. It brackets each write with Begin and Done, and
+// passes the work of Finish, Publish, Suspend and Abort to Advance, End and Abort.
 package lifecycle
 
 import (
@@ -14,35 +18,36 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Stage is how far a disk has come.
+// Stage is the part of its life that a disk is in.
 type Stage uint8
 
-// A disk begins with Writing; Finish makes it Finished, and Publish, Suspend or
-// Abort Ended.
+// The stages of a disk, in their order. Finish ends Writing, and Publish, Suspend or
+// Abort lead to Ended.
 const (
 	Writing Stage = iota
 	Finished
 	Ended
 )
 
-// Target is the life of a sink.Disk. The fields are set before the first call, but
-// for Size, which SetSize changes. It is safe for concurrent use.
+// Target is the state of a sink.Disk. The fields are set before the first call and not
+// changed afterwards, except that SetSize changes Size. It is safe for concurrent use.
 type Target struct {
 	Context context.Context
-	Name    string // as messages call the target
-	Size    int64  // of the disk in bytes, or sink.UnknownSize
-	Limit   int64  // a disk whose size is not known may have; 0: any size
-	Unit    int64  // what ranges begin and end at multiples of, but for the end of the disk; 0: 1
-	Resume  int64  // where an earlier run stopped: a range may begin there, too
+	Name    string // what messages call the target
+	Size    int64  // size of the disk in bytes, or sink.UnknownSize
+	Limit   int64  // largest size in bytes if Size is unknown; 0: no limit
+	Unit    int64  // alignment in bytes of ranges, except at the end of the disk; 0: none
+	Resume  int64  // offset where an earlier run stopped, at which a range may begin, too
 
-	calls sync.RWMutex // read-locked by calls, locked by those that change what follows
+	calls sync.RWMutex // read-locked by each call, locked by calls that change stage or Size
 	stage Stage        // guarded by calls
 
 	mu  sync.Mutex
 	err error // guarded by mu
 }
 
-// Begin starts a call on a range. Done ends it, unless there is an error.
+// Begin starts a call that writes n bytes at off. Unless it returns an error, the
+// caller must call Done.
 func (t *Target) Begin(ctx context.Context, off, n int64) error {
 	t.calls.RLock()
 	err := t.ready(ctx, Writing)
@@ -57,7 +62,8 @@ func (t *Target) Begin(ctx context.Context, off, n int64) error {
 	return err
 }
 
-// BeginAt starts a call that belongs to a stage and to no range.
+// BeginAt starts a call that is allowed in the given stage and writes nothing. Unless
+// it returns an error, the caller must call Done.
 func (t *Target) BeginAt(ctx context.Context, at Stage) error {
 	t.calls.RLock()
 	err := t.ready(ctx, at)
@@ -67,9 +73,10 @@ func (t *Target) BeginAt(ctx context.Context, at Stage) error {
 	return err
 }
 
-// Done ends what Begin or BeginAt started.
+// Done ends a call that Begin or BeginAt started.
 func (t *Target) Done() { t.calls.RUnlock() }
 
+// inDisk returns an error unless [off, off+n) lies in the disk and is aligned.
 func (t *Target) inDisk(off, n int64) error {
 	end := t.Size
 	if t.Size == sink.UnknownSize {
@@ -77,18 +84,18 @@ func (t *Target) inDisk(off, n int64) error {
 	}
 	if off < 0 || n < 0 || n > end-off {
 		if t.Size == sink.UnknownSize && off >= 0 && n >= 0 && off <= end {
-			return fmt.Errorf("%s is too small: it has %d bytes (%s), and more are coming", t.Name, end, bytesize.Format(end))
+			return fmt.Errorf("%s is too small: it has %d bytes (%s), and the source has more", t.Name, end, bytesize.Format(end))
 		}
-		return fmt.Errorf("%s: %d bytes at %d are not in a disk of %d bytes", t.Name, n, off, end)
+		return fmt.Errorf("%s: [%d, %d) is outside the disk of %d bytes", t.Name, off, off+n, end)
 	}
 	unit := cmp.Or(t.Unit, 1)
 	if off%unit != 0 && off != end && off != t.Resume || (off+n)%unit != 0 && off+n != end {
-		return fmt.Errorf("%s: [%d, %d) is cut elsewhere than at multiples of %d bytes", t.Name, off, off+n, unit)
+		return fmt.Errorf("%s: [%d, %d) is not aligned to %d bytes", t.Name, off, off+n, unit)
 	}
 	return nil
 }
 
-// SetSize is sink.Sizer's; do is what the disk has to do for it.
+// SetSize implements sink.Sizer. do is the work of the disk.
 func (t *Target) SetSize(n int64, do func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
@@ -97,7 +104,7 @@ func (t *Target) SetSize(n int64, do func() error) error {
 		return err
 	}
 	if t.Size != sink.UnknownSize {
-		return t.Fail(fmt.Errorf("%s: the size is set to %d bytes, and is %d already", t.Name, n, t.Size))
+		return t.Fail(fmt.Errorf("%s: cannot set the size to %d bytes: it is %d bytes already", t.Name, n, t.Size))
 	}
 	if err := t.inDisk(n, 0); err != nil {
 		return t.Fail(err)
@@ -109,7 +116,8 @@ func (t *Target) SetSize(n int64, do func() error) error {
 	return nil
 }
 
-// ready says why a call can't be made. The caller holds t.calls.
+// ready returns why a call is not possible in stage at, or nil if it is. The caller
+// holds calls.
 func (t *Target) ready(ctx context.Context, at Stage) error {
 	if t.stage == Ended {
 		return sink.ErrClosed
@@ -118,10 +126,10 @@ func (t *Target) ready(ctx context.Context, at Stage) error {
 		return fmt.Errorf("an earlier call failed: %w", err)
 	}
 	if t.stage < at {
-		return fmt.Errorf("%s is published before it was finished", t.Name)
+		return fmt.Errorf("%s: Publish was called before Finish", t.Name)
 	}
 	if t.stage > at {
-		return fmt.Errorf("%s is finished and takes no more", t.Name)
+		return fmt.Errorf("%s: it is finished and cannot be written any more", t.Name)
 	}
 	if err := t.Stopped(ctx); err != nil {
 		return t.Fail(err)
@@ -129,8 +137,7 @@ func (t *Target) ready(ctx context.Context, at Stage) error {
 	return nil
 }
 
-// Stopped returns the cause for which the disk's context or that of a call has
-// ended.
+// Stopped returns the cause for which the context of the disk or ctx has ended, or nil.
 func (t *Target) Stopped(ctx context.Context) error {
 	if t.Context.Err() != nil {
 		return context.Cause(t.Context)
@@ -141,13 +148,14 @@ func (t *Target) Stopped(ctx context.Context) error {
 	return nil
 }
 
+// failed returns the first error of the disk, or nil.
 func (t *Target) failed() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.err
 }
 
-// Fail keeps the first error of the disk, and returns err.
+// Fail records err unless there was an error before, and returns err.
 func (t *Target) Fail(err error) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -157,7 +165,7 @@ func (t *Target) Fail(err error) error {
 	return err
 }
 
-// Advance makes the call that takes the disk from one stage to the next.
+// Advance calls do, which takes the disk from the stage from to the next one.
 func (t *Target) Advance(ctx context.Context, from Stage, do func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
@@ -165,7 +173,7 @@ func (t *Target) Advance(ctx context.Context, from Stage, do func() error) error
 		return err
 	}
 	if t.Size == sink.UnknownSize {
-		return t.Fail(fmt.Errorf("%s is finished before its size is known", t.Name))
+		return t.Fail(fmt.Errorf("%s: Finish was called before the size was set", t.Name))
 	}
 	if err := do(); err != nil {
 		return t.Fail(err)
@@ -174,8 +182,8 @@ func (t *Target) Advance(ctx context.Context, from Stage, do func() error) error
 	return nil
 }
 
-// End makes the call that ends the disk where it is; the disk has ended whatever
-// it returns.
+// End calls do, which ends the disk in whatever stage it is. The disk has ended even if
+// do fails.
 func (t *Target) End(do func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
@@ -186,7 +194,7 @@ func (t *Target) End(do func() error) error {
 	return do()
 }
 
-// Abort is End for Abort, which does nothing after the end.
+// Abort is End for the Abort of a disk: it does nothing if the disk has ended.
 func (t *Target) Abort(do func() error) error {
 	if err := t.End(do); !errors.Is(err, sink.ErrClosed) {
 		return err
@@ -194,8 +202,9 @@ func (t *Target) Abort(do func() error) error {
 	return nil
 }
 
-// Beside runs the function that Checkpoint returned, which belongs to no stage.
-func (t *Target) Beside(ctx context.Context, do func() error) error {
+// InAnyStage runs the function that Checkpoint returned, which is allowed in every stage
+// before Ended.
+func (t *Target) InAnyStage(ctx context.Context, do func() error) error {
 	t.calls.RLock()
 	defer t.calls.RUnlock()
 	if err := t.ready(ctx, t.stage); err != nil {

@@ -1,17 +1,17 @@
-// Package nearest finds the name that was meant by one that is misspelt.
+// Package nearest finds the name that a misspelt word probably means.
 package nearest
 
 import "slices"
 
-// Of returns the one of names, of which there is at least one, that the fewest
-// edits make of word; of several the first.
+// Of returns the name that needs the fewest edits to become word, and the first of
+// several such names. names must not be empty.
 func Of(word string, names []string) string {
 	return slices.MinFunc(names, func(a, b string) int { return edits(word, a) - edits(word, b) })
 }
 
-// Near is Of for a word that may mean something else: it is not ok if word is
-// nearer to itself than to a name, that is with more than one edit for names of up
-// to four bytes and more than two for longer ones.
+// Near returns the same name as Of. ok is false if word needs too many edits to be a
+// misspelling of it: more than one for names of up to four bytes, and more than two for
+// longer names.
 func Near(word string, names []string) (name string, ok bool) {
 	name = Of(word, names)
 	most := 2
@@ -21,10 +21,10 @@ func Near(word string, names []string) (name string, ok bool) {
 	return name, edits(word, name) <= most
 }
 
-// edits is the distance of optimal string alignment, in bytes: insertions,
-// deletions, substitutions and swaps of neighbours.
+// edits returns the optimal string alignment distance in bytes: the number of
+// insertions, deletions, substitutions and swaps of adjacent bytes.
 func edits(a, b string) int {
-	var before []int // the row for i-2
+	var before []int // row i-2 of the table of distances
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j

@@ -1,5 +1,5 @@
-// Package peer runs the programs of others that tests hold vddkcp against:
-// qemu-img, mke2fs and so on.
+// Package peer runs the programs of other projects that tests compare vddkcp with, such
+// as qemu-img and mke2fs.
 package peer
 
 import (
@@ -10,9 +10,8 @@ import (
 	"testing"
 )
 
-// Need makes the test depend on programs. Where one is missing the test is
-// skipped with the reason, except in CI (CI set and not empty), where it
-// fails: there everything is installed, and what does not run proves nothing.
+// Need skips the test, with a reason, if one of the programs is missing. In CI, where
+// the variable CI is set and everything is installed, the test fails instead.
 func Need(t testing.TB, programs ...string) {
 	t.Helper()
 	notShort(t)
@@ -23,8 +22,8 @@ func Need(t testing.TB, programs ...string) {
 	}
 }
 
-// NeedRoot makes the test depend on being root (mounts, loop devices), by the
-// same rule.
+// NeedRoot skips the test unless it runs as root, for mounts and loop devices. In CI
+// the test fails instead.
 func NeedRoot(t testing.TB) {
 	t.Helper()
 	notShort(t)
@@ -33,7 +32,8 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
-// NeedFile makes the test depend on a file outside the project, by the same rule.
+// NeedFile skips the test if a file outside the project is missing. In CI the test
+// fails instead.
 func NeedFile(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil {
@@ -58,15 +58,15 @@ func missing(t testing.TB, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// Tree returns a real directory tree to fill disks from: the sources of Go's
-// own library, which every machine that runs the tests has.
+// Tree returns the path of a real directory tree with which tests fill disks: the
+// source of Go's standard library, which every machine has that runs the tests.
 func Tree(t testing.TB) string {
 	t.Helper()
 	return filepath.Join(strings.TrimSpace(Run(t, "go", "env", "GOROOT")), "src")
 }
 
-// Run runs a program and returns what it wrote to standard output; a failure
-// of it is the test's, with all that it wrote.
+// Run runs a program and returns its standard output. If the program fails, the test
+// fails with all of its output.
 func Run(t testing.TB, program string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(program, args...)

@@ -1,11 +1,12 @@
-// Package printable makes text that came from outside (a file's name, a field of
-// an image, an answer of a server) safe to show: nothing of it can steer a
-// terminal, hide or reorder other text, or pass for another line.
+// Package printable makes text from outside (a file name, a field of an image, the
+// answer of a server) safe to show: it cannot control the terminal, hide or reorder
+// other text, or look like another line. Use [Name] for a name inside a message, [Line]
+// for a line, [Error] for an error, and a [Writer] for a stream.
 //
-// Letters, digits, punctuation, symbols and spaces of all scripts stay as they
-// are. Control characters, DEL, invalid UTF-8, format characters (among them
-// those that change the direction of text), line and paragraph separators, and
-// code points without a meaning are escaped.
+// Letters, digits, punctuation, symbols and spaces of all scripts are not changed.
+// Control characters, DEL, invalid UTF-8, format characters (including those that
+// change the direction of text), line and paragraph separators, and unassigned code
+// points are escaped.
 package printable
 
 import (
@@ -17,11 +18,10 @@ import (
 	"unicode/utf8"
 )
 
-// safe reports whether a rune is shown as it is.
+// safe reports whether r is shown unchanged.
 func safe(r rune) bool { return strconv.IsPrint(r) || unicode.Is(unicode.Zs, r) }
 
-// Name returns the name or value s, quoted as a Go string if anything in it is
-// not safe to show, else as it is.
+// Name returns s unchanged if it is safe to show, and otherwise quoted as a Go string.
 func Name(s string) string {
 	if first(s, false) < 0 {
 		return s
@@ -29,8 +29,8 @@ func Name(s string) string {
 	return strconv.Quote(s)
 }
 
-// Line returns s with escapes in place of all that is not safe to show, ends of
-// lines and tabs included: the result is one line.
+// Line returns s with escapes for everything that is not safe to show, including line
+// ends and tabs: the result is one line.
 func Line(s string) string {
 	if first(s, false) < 0 {
 		return s
@@ -38,10 +38,9 @@ func Line(s string) string {
 	return string(appendSafe(nil, s, false))
 }
 
-// Bytes returns text with escapes in place of all that is not safe to show, but
-// with its ends of lines and its tabs, which are its writer's. The text may be
-// JSON, of which the result is another encoding. It returns text itself where
-// there is nothing to escape.
+// Bytes returns text with escapes for everything that is not safe to show, except line
+// ends and tabs, which come from the program itself. If text is JSON, the result is
+// JSON with the same values. If there is nothing to escape, Bytes returns text itself.
 func Bytes(text []byte) []byte {
 	if first(text, true) < 0 {
 		return text
@@ -49,9 +48,9 @@ func Bytes(text []byte) []byte {
 	return appendSafe(nil, text, true)
 }
 
-// Error returns the text of err as [Line] does, but with the ends of lines that
-// are the program's own: between errors that were joined, and between the Lines
-// of an error that has a method of this name.
+// Error returns the text of err as [Line] does, but keeps the line ends between joined
+// errors and between the results of a method Lines of an error, because these come from
+// the program itself.
 func Error(err error) string {
 	text := err.Error()
 	if !strings.Contains(text, "\n") {
@@ -72,8 +71,8 @@ func Error(err error) string {
 	return Line(text)
 }
 
-// around returns text, of an error that wraps others, with the texts of those as
-// Error returns them.
+// around returns text, the text of an error that wraps others, with the texts of the
+// wrapped errors replaced by what Error returns for them.
 func around(text string, wrapped ...error) string {
 	var b strings.Builder
 	for i, err := range wrapped {
@@ -84,7 +83,7 @@ func around(text string, wrapped ...error) string {
 		if !found {
 			continue
 		}
-		if before == "\n" && i > 0 { // as errors.Join puts it
+		if before == "\n" && i > 0 { // a line end of errors.Join
 			b.WriteString(before)
 		} else {
 			b.WriteString(Line(before))
@@ -95,7 +94,7 @@ func around(text string, wrapped ...error) string {
 	return b.String() + Line(text)
 }
 
-// first returns the index of the first byte that is to be escaped, or -1.
+// first returns the index of the first byte that must be escaped, or -1.
 func first[T string | []byte](s T, keepLayout bool) int {
 	for i := 0; i < len(s); {
 		c := s[i]
@@ -115,14 +114,15 @@ func first[T string | []byte](s T, keepLayout bool) int {
 	return -1
 }
 
-// decode returns the first rune of s and its length in bytes, 1 if it is invalid.
+// decode returns the first rune of s and its length in bytes, which is 1 if the rune is
+// invalid.
 func decode[T string | []byte](s T) (rune, int) {
 	var b [utf8.UTFMax]byte
 	return utf8.DecodeRune(b[:copy(b[:], s)])
 }
 
-// appendSafe appends s to b, with escapes. In JSON text, where control characters
-// are escaped already, they are JSON's.
+// appendSafe appends s to b with escapes. In JSON text, where control characters are
+// escaped already, it uses the escapes of JSON.
 func appendSafe[T string | []byte](b []byte, s T, keepLayout bool) []byte {
 	for len(s) > 0 {
 		n := first(s, keepLayout)

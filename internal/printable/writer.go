@@ -6,20 +6,19 @@ import (
 	"unicode/utf8"
 )
 
-// Writer writes text, or JSON, to another writer as [Bytes] returns it. It is
-// safe for concurrent use, if each Write is of whole lines.
+// Writer writes text or JSON to another writer, with the escapes of [Bytes]. It is safe
+// for concurrent use if each Write has only whole lines.
 type Writer struct {
-	mu   sync.Mutex // guards what follows
+	mu   sync.Mutex // guards the fields below
 	w    io.Writer
-	rest []byte // begins a rune whose other bytes the next Write has
+	rest []byte // first bytes of a rune whose other bytes come with the next Write
 }
 
 // NewWriter returns a Writer that writes to w.
 func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
-// Write writes p, except for the bytes of an incomplete rune at its end, which
-// it writes with the next p. An error is that of the writer below; the count is
-// then a guess.
+// Write writes p. If p ends with an incomplete rune, its bytes are written with the
+// next p. An error is that of the other writer; the number of bytes is then not exact.
 func (w *Writer) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -36,8 +35,8 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// incomplete returns how many bytes at the end of text begin a rune that goes on
-// after it.
+// incomplete returns the number of bytes at the end of text that begin an incomplete
+// rune.
 func incomplete(text []byte) int {
 	for n := 1; n < utf8.UTFMax && n <= len(text); n++ {
 		if tail := text[len(text)-n:]; utf8.RuneStart(tail[0]) {

@@ -1,6 +1,7 @@
-// Package sha1 is crypto/sha1 with an error in place of the panic of a program
-// that runs with GODEBUG=fips140=only. SHA-1 is used where a format or a library
-// of others wants it: manifests of appliances, and VDDK's thumbprints.
+// Package sha1 wraps crypto/sha1. It returns an error where crypto/sha1 panics, which
+// is in a program that runs with GODEBUG=fips140=only. vddkcp uses SHA-1 only where a
+// foreign format or library demands it: in the manifests of appliances, and in the
+// thumbprints of VDDK.
 package sha1
 
 import (
@@ -17,7 +18,7 @@ type NotAllowedError struct{}
 
 func (*NotAllowedError) Error() string { return "SHA-1 is not allowed with GODEBUG=fips140=only" }
 
-// Hint says what can be done.
+// Hint returns what the user can do about the error.
 func (*NotAllowedError) Hint() string {
 	return "run vddkcp with GODEBUG=fips140=on, which uses validated cryptography and allows SHA-1, or without GODEBUG"
 }

@@ -1,11 +1,11 @@
-// Package zero finds zeros in memory.
+// Package zero detects memory that is all zeros.
 package zero
 
 import "bytes"
 
-// Is reports whether all of b is zero. An empty b is.
+// Is reports whether all bytes of b are zero. It returns true for an empty b.
 func Is(b []byte) bool {
-	// A block is zero when its first byte is and each byte equals the one
-	// before it; bytes.Equal compares at memory speed.
+	// All bytes are zero if the first one is and each byte equals the one before it.
+	// bytes.Equal compares them at the speed of memory.
 	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[:len(b)-1], b[1:])
 }

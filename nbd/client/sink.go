@@ -199,7 +199,7 @@ func (t *target) Checkpoint(off int64) ([]byte, func(context.Context) error, err
 	}
 	defer t.Done()
 	return state(t.Size), func(ctx context.Context) error {
-		return t.Beside(ctx, func() error { return t.markLost(t.flush(ctx)) })
+		return t.InAnyStage(ctx, func() error { return t.markLost(t.flush(ctx)) })
 	}, nil
 }
 

@@ -62,7 +62,7 @@ func (d *disk) Checkpoint(off int64) ([]byte, func(context.Context) error, error
 		return nil, nil, d.life.Fail(d.named(err))
 	}
 	return s.bytes(), func(ctx context.Context) error {
-		return d.life.Beside(ctx, func() error { return sync(ctx) })
+		return d.life.InAnyStage(ctx, func() error { return sync(ctx) })
 	}, nil
 }
 

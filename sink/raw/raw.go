@@ -135,5 +135,5 @@ func (l *life) checkpoint(off int64, sync func() error) ([]byte, func(context.Co
 	if l.Size == sink.UnknownSize && !l.resumable {
 		return nil, nil, l.Fail(fmt.Errorf("%s: a disk of unknown size cannot be resumed: %w", l.Name, errors.ErrUnsupported))
 	}
-	return state(l.Size), func(ctx context.Context) error { return l.Beside(ctx, sync) }, nil
+	return state(l.Size), func(ctx context.Context) error { return l.InAnyStage(ctx, sync) }, nil
 }

@@ -439,7 +439,7 @@ func beginsWith(f *os.File, want string) error {
 		return err
 	}
 	if n > 0 && !strings.HasPrefix(want, string(head[:n])) {
-		return fmt.Errorf("%s begins with %q, and %w; remove it", f.Name(), head[:n], durable.ErrForeign)
+		return fmt.Errorf("%s begins with %q and is %w; remove it", f.Name(), head[:n], durable.ErrForeign)
 	}
 	return nil
 }
