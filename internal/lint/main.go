@@ -17,8 +17,6 @@
 //   - A paragraph of a page has at most six lines.
 //   - Comments, messages and pages do not have the phrases in phrases.go, which
 //     readers misunderstood.
-//package main
-
 package main
 
 import (
