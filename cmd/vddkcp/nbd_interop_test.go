@@ -302,7 +302,7 @@ func TestNBDWithNbdkit(t *testing.T) {
 				if n := strings.Count(string(text), " Connect "); err != nil || n != 2*c.connections {
 					t.Errorf("%d connections for two copies, want %d: %v", n, 2*c.connections, err)
 				}
-				if unflushed := c.name == "oldstyle"; unflushed != strings.Contains(strings.Join(to.Warnings, "\n"), "no FLUSH") {
+				if unflushed := c.name == "oldstyle"; unflushed != strings.Contains(strings.Join(to.Warnings, "\n"), "does not support FLUSH") {
 					t.Errorf("warnings %q, want one of FLUSH: %v", to.Warnings, unflushed)
 				}
 			}
@@ -417,8 +417,8 @@ func TestNBDHints(t *testing.T) {
 		uri        func(t *testing.T) string
 		want, hint string
 	}{
-		{"nobody on the port", func(t *testing.T) string { return newPlace(t, true).uri("") }, "connection refused", "hint: is the server running on 127.0.0.1, and on port"},
-		{"no socket", func(t *testing.T) string { return newPlace(t, false).uri("") }, "there is no socket", "hint: the server makes its socket when it starts"},
+		{"nobody on the port", func(t *testing.T) string { return newPlace(t, true).uri("") }, "connection refused", "hint: check that the server runs on host 127.0.0.1 and listens on port"},
+		{"no socket", func(t *testing.T) string { return newPlace(t, false).uri("") }, "there is no socket", "hint: start the server, which creates the socket"},
 		{"nobody on the socket", func(t *testing.T) string {
 			p := newPlace(t, false)
 			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: p.socket()})
@@ -428,15 +428,15 @@ func TestNBDHints(t *testing.T) {
 			l.SetUnlinkOnClose(false)
 			l.Close()
 			return p.uri("")
-		}, "connection refused", "hint: the socket is there and nobody listens"},
+		}, "connection refused", "hint: start the server again: the socket exists"},
 		{"another export", func(t *testing.T) string {
 			p := newPlace(t, false)
 			nbdkit(t, p, "--filter=exportname", "memory", size, "exportname-strict=true", "exportname-list=explicit", "exportname=one", "exportname=two")
 			return p.uri("three")
 		}, `no export "three"`, `hint: the server has "one", "two"`},
 		{"read-only", serve("-r", "memory", size), "the export is read-only", "hint: start the server without -r"},
-		{"too small", serve("memory", "512K"), "too small: it has 524288 bytes (512.0 KiB), and the disk 1048576", "hint: an NBD export can't grow"},
-		{"no TLS", func(t *testing.T) string { return "nbds" + strings.TrimPrefix(serve("memory", size)(t), "nbd") }, "the server has no TLS", "hint: nbd:// and nbd+unix:// go without"},
+		{"too small", serve("memory", "512K"), "too small: the export has 524288 bytes (512.0 KiB), and the disk has 1048576", "hint: export a disk of at least 1048576 bytes"},
+		{"no TLS", func(t *testing.T) string { return "nbds" + strings.TrimPrefix(serve("memory", size)(t), "nbd") }, "the server does not support TLS", "hint: use nbd:// or nbd+unix://"},
 		{"TLS", func(t *testing.T) string {
 			p := newPlace(t, false)
 			secret := filepath.Join(p.dir, "psk")
@@ -445,7 +445,7 @@ func TestNBDHints(t *testing.T) {
 			}
 			nbdkit(t, p, "--tls=require", "--tls-psk="+secret, "memory", size)
 			return p.uri("")
-		}, "the server demands TLS", "hint: want nbds+unix:///?socket="},
+		}, "the server demands TLS", "hint: use nbds+unix:///?socket="},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -2,7 +2,8 @@ package client
 
 import "github.com/vddkcp/vddkcp/nbd"
 
-// read reads what lies in the export.
+// read fills p from offset off of the export, with any alignment. The range must be in the
+// export.
 func (s *server) read(p []byte, off int64) error {
 	block := int64(s.sizes.Min)
 	if head := off % block; head > 0 && len(p) > 0 {
@@ -36,7 +37,8 @@ func (s *server) read(p []byte, off int64) error {
 	return nil
 }
 
-// readBlock reads what lies inside one block.
+// readPart fills p from a range inside one minimum block of the server, by reading the whole
+// block.
 func (s *server) readPart(p []byte, off int64) error {
 	block := int64(s.sizes.Min)
 	head := off % block
@@ -49,14 +51,15 @@ func (s *server) readPart(p []byte, off int64) error {
 	return nil
 }
 
-// maxPayload is the most bytes of data in one request: multiples of the block.
+// maxPayload returns the maximum length of the data in one request, in bytes. It is a
+// multiple of the minimum block size of the server.
 func (s *server) maxPayload() int {
 	most := min(s.sizes.Max, nbd.MaxPayload)
 	return int(most - most%s.sizes.Min)
 }
 
-// write writes p at any offset. Of a block that it has only a part of, the rest is
-// read and written back.
+// write writes p at offset off, with any alignment. If p covers only a part of a block, the
+// rest of the block is read and written back.
 func (s *server) write(p []byte, off int64) error {
 	head, whole := s.splitBlocks(off, int64(len(p)))
 	if head > 0 {
@@ -85,8 +88,9 @@ func (s *server) write(p []byte, off int64) error {
 	return nil
 }
 
-// change writes what lies inside one block. One call at a time does so: two that
-// have parts of the same block would undo each other's.
+// writePart writes a range inside one block, by reading the block, changing it and writing it
+// back. Calls exclude each other, because two calls that change parts of the same block at
+// once would undo each other's change.
 func (s *server) writePart(p []byte, off int64) error {
 	s.partial.Lock()
 	defer s.partial.Unlock()
@@ -104,9 +108,9 @@ func (s *server) writePart(p []byte, off int64) error {
 	return nil
 }
 
-// blocks divides n bytes at off: how many lie in a block that begins before them,
-// and how many in blocks that are wholly theirs. The last block of an export may
-// be a short one.
+// splitBlocks divides the n bytes at offset off. head is the number of bytes up to the first
+// block boundary, 0 if off is one. whole is the number of bytes after them in blocks that the
+// range covers completely. The last block of an export may be short.
 func (s *server) splitBlocks(off, n int64) (head, whole int64) {
 	block := int64(s.sizes.Min)
 	if in := off % block; in > 0 {

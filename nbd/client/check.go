@@ -12,32 +12,32 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// lookTimeout is how long Check waits for a server.
+// checkTimeout is how long Check waits for a server.
 const checkTimeout = 5 * time.Second
 
-// writable refuses an export that can't hold a disk of size bytes.
+// checkWritable returns an error if the export is read-only or smaller than size bytes.
 func (n *negotiated) checkWritable(name string, size int64) error {
 	if n.flags&nbd.ReadOnly != 0 {
 		return &hinted{fmt.Errorf("%s: %w", name, ErrReadOnly), "start the server without -r or --read-only, or vddkcp export with --rw"}
 	}
 	if n.size < size {
 		return &hinted{
-			fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk %d (%s)", name, n.size, bytesize.Format(n.size), size, bytesize.Format(size)),
-			fmt.Sprintf("an NBD export can't grow: let the server have one of at least %d bytes", size),
+			fmt.Errorf("%s is too small: the export has %d bytes (%s), and the disk has %d bytes (%s)", name, n.size, bytesize.Format(n.size), size, bytesize.Format(size)),
+			fmt.Sprintf("export a disk of at least %d bytes: an NBD export cannot grow", size),
 		}
 	}
 	return nil
 }
 
-// Check looks whether Create could write a disk of size bytes to the export that
-// uri names, without opening it: the server sees a connection that asks (by INFO)
-// and goes, which none takes for the one client that it waits for. It returns
-// errors.ErrUnsupported where a server tells nothing in that way, or nothing at
-// all within some seconds: one that is busy with its only client does not.
+// Check returns an error if Create cannot write a disk of size bytes to the export that uri
+// names. It does not open the export: it sends the option INFO and disconnects, so that a
+// server that serves only one client still waits for that client. The error wraps
+// errors.ErrUnsupported if the server does not support INFO, or does not answer within 5
+// seconds, as a server does that is serving its only client.
 func Check(ctx context.Context, uri *nbd.URI, size int64, o Options) error {
 	name := nbd.Text([]byte(uri.String()))
 	n, err := queryInfo(ctx, uri, min(checkTimeout, cmp.Or(o.Timeout, defaultTimeout)))
-	if err == nil && n.size == 0 { // nbd-server's INFO says so of every export
+	if err == nil && n.size == 0 { // nbd-server reports the size 0 for every export
 		err = errNoInfo
 	}
 	if errors.Is(err, errNoInfo) || errors.Is(err, os.ErrDeadlineExceeded) {
@@ -49,7 +49,7 @@ func Check(ctx context.Context, uri *nbd.URI, size int64, o Options) error {
 	return n.checkWritable(name, size)
 }
 
-// ask learns of an export by a connection of its own.
+// queryInfo queries an export with INFO over a connection that it closes afterwards.
 func queryInfo(ctx context.Context, uri *nbd.URI, limit time.Duration) (negotiated, error) {
 	config, err := tlsConfig(uri)
 	if err != nil {

@@ -1,10 +1,14 @@
-// Package client reads and writes a disk that an NBD server exports.
+// Package client reads and writes disks that NBD servers export.
 //
-// It speaks the protocol of package nbd: fixed newstyle, and to old servers
-// newstyle and oldstyle, with TLS by certificates, structured replies,
-// the allocation by base:allocation, and as many connections as the server
-// allows. Nothing that a server sends is believed: what breaks the protocol is
-// an error that says what was found and what is right.
+// [Open] returns a disk for reading, [OpenWritable] a disk for reading and writing, and
+// [Create] a target for a copy, all for a URI from nbd.ParseURI. [Check] finds out
+// whether an export can be a target.
+//
+// The client implements the fixed newstyle handshake, and newstyle and oldstyle for old
+// servers, TLS with certificates, structured replies, and the metadata context
+// base:allocation. It opens several connections if the server supports that. It checks
+// everything that a server sends. A server that breaks the protocol causes an error that
+// says what was found and what was expected.
 package client
 
 import (
@@ -23,26 +27,29 @@ const (
 	defaultConnections = 4
 	maxConnections     = 64
 	defaultTimeout     = 2 * time.Minute
-	// openTimeouts is how many timeouts opening has.
+	// openTimeouts is how many times Options.Timeout opening a connection may take.
 	openTimeouts = 5
-	// moreTimeout is how long is waited for a connection that is only for
-	// speed: a server that takes no more lets it hang.
+	// extraTimeout is how long the client waits for a connection that the user did not
+	// request. A server that accepts no more connections would let the client wait
+	// forever.
 	extraTimeout = 2 * time.Second
 )
 
-// Options tune the connections to a server. The zero value is the default.
+// Options configure the connections to a server. The zero value has the defaults.
 type Options struct {
-	// Connections is how many are used at once; 0: 4, or as many as the server
-	// takes. A server that does not promise that several see the same
-	// (CAN_MULTI_CONN) gets one whatever is asked for.
+	// Connections is the number of connections, from 1 to 64. If it is 0, up to 4
+	// connections are used, as many as the server accepts. Only 1 connection is used
+	// if the server does not advertise CAN_MULTI_CONN, which promises that all
+	// connections see the same data.
 	Connections int
-	// Timeout is how long a request may take until its connection is given up;
-	// 0: 2 minutes. Opening may take five times that.
+	// Timeout is how long a request may take before its connection counts as lost.
+	// Opening a connection may take 5 times as long. 0: 2 minutes.
 	Timeout time.Duration
-	// Warn takes what the user should know and what is no error. It may be nil.
+	// Warn receives messages for the user that are not errors. It may be nil.
 	Warn func(message string)
 }
 
+// warn passes a message to Options.Warn.
 func (o Options) warn(format string, args ...any) {
 	if o.Warn != nil {
 		o.Warn(fmt.Sprintf(format, args...))
@@ -54,14 +61,14 @@ type server struct {
 	negotiated
 	life  life.Life // Context is the one that the disk was opened with
 	conns []*conn
-	stop  func() bool // ends the watch over the context
+	stop  func() bool // stops the function that breaks the connections when the context ends
 
-	queryWait time.Duration // the wait before the first retry of a query for extents
+	queryWait time.Duration // delay before the first retry of a query for extents
 
-	partial sync.Mutex // held while a part of a block is read, changed and written back
+	partial sync.Mutex // held while writePart changes a part of a block
 }
 
-// pick returns the connection with the least to do.
+// pick returns the connection with the fewest calls in progress.
 func (s *server) pick() *conn {
 	best := s.conns[0]
 	for _, c := range s.conns[1:] {
@@ -72,7 +79,7 @@ func (s *server) pick() *conn {
 	return best
 }
 
-// do makes one call.
+// do starts the call k on the connection c and waits for its result.
 func (s *server) do(ctx context.Context, c *conn, k *call) error {
 	if err := c.start(ctx, k); err != nil {
 		return err
@@ -80,10 +87,11 @@ func (s *server) do(ctx context.Context, c *conn, k *call) error {
 	return k.wait(ctx)
 }
 
-// each makes the calls that next returns until it returns nil, as many at once
-// as there is room for, and waits for them. It returns the first error.
+// doAll makes the calls that next returns, until next returns nil or a call fails. Up to
+// 2*depth calls are in progress at once. doAll waits for all of them and returns the first
+// error with its call.
 func (s *server) doAll(ctx context.Context, next func() *call) (failed *call, err error) {
-	var window [2 * depth]*call // a ring of those on the way
+	var window [2 * depth]*call // ring buffer of the calls in progress
 	from, to := 0, 0
 	await := func() {
 		k := window[from%len(window)]
@@ -132,8 +140,8 @@ func (s *server) disconnect() {
 	all.Wait()
 }
 
-// explain says which server a call failed on, and where. A read that the server
-// refuses for good is source.Permanent.
+// wrap adds the name of the server and the range of the call to err. If the server refused
+// a read for a reason that does not go away, the error is source.Permanent.
 func (s *server) wrap(k *call, err error) error {
 	var refused *serverError
 	if k.cmd == nbd.CmdRead && errors.As(err, &refused) && refused.final() {

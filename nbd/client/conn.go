@@ -17,27 +17,28 @@ import (
 )
 
 const (
-	// depth is how many requests a connection has on the way at most.
+	// depth is the maximum number of requests in progress on one connection.
 	depth = 16
-	// readBuffer holds the headers of replies, and little of the data: these
-	// go from the socket to where they belong.
+	// readBuffer is the size of the buffer for the headers of replies, in bytes. Most
+	// data bypass it and go from the socket directly to their destination.
 	readBuffer = 4 << 10
-	// goodbye is how long a server is waited for that does not take DISC.
+	// disconnectTimeout is how long the client waits for a server to receive the
+	// request to disconnect (DISC).
 	disconnectTimeout = time.Second
 )
 
-// lostError says that a connection is gone. What was on the way may be done or
-// not.
+// lostError says that a connection was lost. The server may or may not have executed the
+// requests that were in progress.
 type lostError struct{ err error }
 
 func (e *lostError) Error() string { return "connection lost: " + e.err.Error() }
 func (e *lostError) Unwrap() error { return e.err }
 
-// serverError is an error that the server replied with.
+// serverError is an error with which the server replied to a request.
 type serverError struct {
 	errno nbd.Errno
-	text  string // the server's, printable; may be empty
-	at    int64  // where in the disk it failed; -1: not told
+	text  string // printable text of the server; may be empty
+	at    int64  // offset of the failure in the export; -1: the server reported none
 }
 
 func (e *serverError) Error() string {
@@ -53,9 +54,9 @@ func (e *serverError) Error() string {
 
 func (e *serverError) Unwrap() error { return e.errno }
 
-// final reports whether the server would say the same to the same read again:
-// that it is not permitted, that it is wrong, or that the server can't do it.
-// EIO, ENOMEM and what the protocol does not know may pass.
+// final reports whether the server would answer a repetition of the request with the same
+// error: it is not permitted, invalid or not supported. EIO, ENOMEM and unknown numbers may
+// be temporary.
 func (e *serverError) final() bool {
 	switch e.errno {
 	case nbd.EPERM, nbd.EINVAL, nbd.ENOSPC, nbd.EOVERFLOW, nbd.ENOTSUP:
@@ -64,8 +65,8 @@ func (e *serverError) final() bool {
 	return false
 }
 
-// violation returns the error of a server that breaks the protocol. It comes
-// again, so that no retry helps.
+// violation returns the error for a server that breaks the protocol. It is source.Permanent,
+// because the server would do the same in a retry.
 func violation(format string, args ...any) error {
 	return source.Permanent(fmt.Errorf("the server breaks the protocol: "+format, args...))
 }
@@ -75,20 +76,21 @@ type call struct {
 	cmd   nbd.Command
 	flags nbd.CommandFlags
 	off   int64
-	n     int64  // at most 2^32-1
-	data  []byte // of n bytes: what a write sends, where a read's content goes
+	n     int64  // length of the range in bytes, at most 2^32-1
+	data  []byte // the n bytes to write, or the buffer for the n bytes to read
 
-	// The reader's, until done has its value.
-	have   spans
-	status status
-	failed error // by a chunk
+	// Used by the goroutine that reads replies, until done has a value.
+	have   spans  // ranges of a read that have been received
+	status status // extents that have been received
+	failed error  // the first error chunk
 
 	conn   *conn
 	cookie uint64
-	done   chan error // of capacity 1
+	done   chan error // gets the result; has capacity 1
 
-	// Guarded by conn.mu. The call is done when both are: a server may reply
-	// with an error before it has all the data, which must not change then.
+	// Guarded by conn.mu. The call is finished when it was both sent and replied to:
+	// a server may reply with an error before it has received all data, and the
+	// caller must not change the data while they are being sent.
 	sent, replied bool
 	result        error
 }
@@ -100,36 +102,36 @@ func (k *call) String() string {
 	return fmt.Sprintf("%s [%d, %d)", k.cmd, k.off, k.off+k.n)
 }
 
-// conn is a connection in transmission. One goroutine writes requests and one
-// reads replies, so that neither side waits for the other to read.
+// conn is a connection in the transmission phase. One goroutine writes requests and another
+// one reads replies, so that client and server never wait for each other to read.
 type conn struct {
 	raw        net.Conn // the socket
-	net        net.Conn // the same, or TLS over it
-	structured bool
-	context    uint32 // id of base:allocation
-	contexts   bool   // it was agreed on
+	net        net.Conn // raw, or TLS over it
+	structured bool     // replies are structured
+	context    uint32   // ID of base:allocation in replies
+	contexts   bool     // base:allocation was negotiated
 	timeout    time.Duration
 
-	slots  chan struct{} // one for each request on the way
-	queue  chan *call    // registered and not sent
+	slots  chan struct{} // one element for each request in progress
+	queue  chan *call    // calls to be sent
 	broken chan struct{} // closed when err is set
-	ended  chan struct{} // closed when nothing touches the data of calls any more
-	load   atomic.Int32  // calls in start or on the way
+	ended  chan struct{} // closed when the connection no longer uses the data of calls
+	load   atomic.Int32  // calls that wait for a slot or are in progress
 
 	mu      sync.Mutex
-	err     error // why the connection is broken
-	refusal error // why it takes no more calls
-	next    uint64
-	pending map[uint64]*call
+	err     error            // why the connection is broken
+	refusal error            // why the connection starts no more calls
+	cookie  uint64           // cookie of the last call
+	pending map[uint64]*call // calls in progress, by their cookies
 }
 
-// newConn serves a connection whose handshake is over, until it breaks or
-// disconnect is called: then ended is closed.
+// newConn returns a connection after its handshake. It serves calls until it breaks or
+// disconnect is called. Then it closes conn.ended.
 func newConn(raw, tls net.Conn, n negotiated, timeout time.Duration) *conn {
 	c := &conn{
 		raw: raw, net: tls, structured: n.structured, context: n.context, contexts: n.contexts, timeout: timeout,
 		slots:   make(chan struct{}, depth),
-		queue:   make(chan *call, depth+1), // the one more is DISC
+		queue:   make(chan *call, depth+1), // room for all slots and for DISC
 		broken:  make(chan struct{}),
 		ended:   make(chan struct{}),
 		pending: make(map[uint64]*call),
@@ -138,6 +140,8 @@ func newConn(raw, tls net.Conn, n negotiated, timeout time.Duration) *conn {
 	return c
 }
 
+// run runs the two goroutines of the connection. When both have ended, it fails the calls in
+// progress.
 func (c *conn) run() {
 	defer close(c.ended)
 	var writer sync.WaitGroup
@@ -152,7 +156,7 @@ func (c *conn) run() {
 	c.pending = nil
 }
 
-// fail breaks the connection; the first error counts.
+// fail breaks the connection because of err. Later calls have no effect.
 func (c *conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -164,7 +168,8 @@ func (c *conn) fail(err error) {
 	c.raw.Close()
 }
 
-// start sends a call off, when there is a slot.
+// start waits for a free slot and queues a call for sending. The caller then calls
+// call.wait.
 func (c *conn) start(ctx context.Context, k *call) error {
 	c.load.Add(1)
 	if err := c.register(ctx, k); err != nil {
@@ -174,6 +179,7 @@ func (c *conn) start(ctx context.Context, k *call) error {
 	return nil
 }
 
+// register is start without the count of load.
 func (c *conn) register(ctx context.Context, k *call) error {
 	select {
 	case c.slots <- struct{}{}:
@@ -194,15 +200,16 @@ func (c *conn) register(ctx context.Context, k *call) error {
 		<-c.slots
 		return err
 	}
-	c.next++
-	k.conn, k.cookie, k.done = c, c.next, make(chan error, 1)
+	c.cookie++
+	k.conn, k.cookie, k.done = c, c.cookie, make(chan error, 1)
 	c.pending[k.cookie] = k
-	c.queue <- k // there is room for every slot
+	c.queue <- k // does not block, since the queue has room for all slots
 	return nil
 }
 
-// wait waits for a call that was started. Where the end of ctx makes it return
-// early, the call must have no data, for it is still on the way.
+// wait waits for the result of a call that was started. If the reply takes longer than the
+// timeout, the connection breaks. A call without data also ends with ctx. A call with data
+// does not, because the connection still uses the data.
 func (k *call) wait(ctx context.Context) error {
 	late := time.NewTimer(k.conn.timeout)
 	defer late.Stop()
@@ -222,7 +229,7 @@ func (k *call) wait(ctx context.Context) error {
 	}
 }
 
-// markSent notes that all of a call was sent.
+// markSent records that a call was sent completely.
 func (c *conn) markSent(k *call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -230,8 +237,8 @@ func (c *conn) markSent(k *call) {
 	c.finishLocked(k)
 }
 
-// markReplied notes the reply to a call. After an error ESHUTDOWN the connection
-// counts as lost and starts no more calls.
+// markReplied records the result of a call. After the error ESHUTDOWN the connection counts
+// as lost and starts no more calls.
 func (c *conn) markReplied(k *call, result error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -258,7 +265,7 @@ func (c *conn) finishLocked(k *call) {
 	}
 }
 
-// write sends what is queued. It returns why it can't go on.
+// writeRequests sends the queued calls. It returns the error that ends the connection.
 func (c *conn) writeRequests() error {
 	header := make([]byte, 0, nbd.RequestSize)
 	for {
@@ -285,8 +292,8 @@ func (c *conn) writeRequests() error {
 	}
 }
 
-// disconnect ends the connection, in order where it is in order, and waits for
-// its goroutines.
+// disconnect ends the connection and waits for its goroutines. If the connection is not
+// broken, the server gets the request DISC.
 func (c *conn) disconnect() {
 	c.mu.Lock()
 	bye := c.err == nil && c.refusal != net.ErrClosed
@@ -299,13 +306,13 @@ func (c *conn) disconnect() {
 	<-c.ended
 }
 
-// read takes replies. It returns why it can't go on.
+// readReplies reads replies. It returns the error that ends the connection.
 func (c *conn) readReplies() error {
 	r := reader{bufio.NewReaderSize(c.net, readBuffer)}
 	for {
 		magic, err := r.uint32()
 		if err != nil {
-			return &lostError{fmt.Errorf("the server closed the connection with %s: %w", c.outstanding(), notEOF(err))}
+			return &lostError{fmt.Errorf("the server closed the connection, %s: %w", c.outstanding(), notEOF(err))}
 		}
 		switch magic {
 		case nbd.SimpleReplyMagic:
@@ -313,7 +320,7 @@ func (c *conn) readReplies() error {
 		case nbd.StructuredReplyMagic:
 			err = c.readChunk(r)
 		default:
-			err = violation("reply magic: found %#08x, want %#08x or %#08x, with %s", magic, uint32(nbd.SimpleReplyMagic), uint32(nbd.StructuredReplyMagic), c.outstanding())
+			err = violation("reply magic: found %#08x, want %#08x or %#08x, %s", magic, uint32(nbd.SimpleReplyMagic), uint32(nbd.StructuredReplyMagic), c.outstanding())
 		}
 		if err != nil {
 			return err
@@ -321,7 +328,7 @@ func (c *conn) readReplies() error {
 	}
 }
 
-// outstanding names what is to be replied to.
+// outstanding describes the requests without a reply, for an error message.
 func (c *conn) outstanding() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -332,30 +339,31 @@ func (c *conn) outstanding() string {
 		}
 	}
 	if first == nil {
-		return "nothing to be replied to"
+		return "while no request waited for a reply"
 	}
 	if n := len(c.pending) - 1; n > 0 {
-		return fmt.Sprintf("%v and %d more to be replied to", first, n)
+		return fmt.Sprintf("while %v and %d more requests waited for replies", first, n)
 	}
-	return fmt.Sprintf("%v to be replied to", first)
+	return fmt.Sprintf("while %v waited for a reply", first)
 }
 
-// find returns the call that a reply is to.
+// find returns the call to which a reply with the given cookie belongs.
 func (c *conn) find(cookie uint64) (*call, error) {
 	c.mu.Lock()
 	k := c.pending[cookie]
 	replied := k != nil && k.replied
 	c.mu.Unlock()
 	if k == nil || replied {
-		return nil, violation("reply with cookie %#x, want one of a request, with %s", cookie, c.outstanding())
+		return nil, violation("found a reply with cookie %#x, which no waiting request has, %s", cookie, c.outstanding())
 	}
 	return k, nil
 }
 
+// readSimple reads a simple reply after its magic number.
 func (c *conn) readSimple(r reader) error {
 	var b [nbd.SimpleReplySize - 4]byte
 	if err := r.readFull(b[:]); err != nil {
-		return &lostError{fmt.Errorf("in the header of a reply, with %s: %w", c.outstanding(), err)}
+		return &lostError{fmt.Errorf("cannot read the header of a reply, %s: %w", c.outstanding(), err)}
 	}
 	reply := nbd.ParseSimpleReply(&b)
 	k, err := c.find(reply.Cookie)
@@ -364,31 +372,33 @@ func (c *conn) readSimple(r reader) error {
 	}
 	switch {
 	case k.have.started():
-		return violation("reply to %v: a simple one after chunks", k)
+		return violation("reply to %v: found a simple reply after chunks of a structured reply", k)
 	case c.structured && k.cmd == nbd.CmdRead:
-		return violation("reply to %v: a simple one, want a structured one", k)
+		return violation("reply to %v: found a simple reply, want a structured reply", k)
 	case reply.Errno != 0:
 		c.markReplied(k, &serverError{errno: reply.Errno, at: -1})
 		return nil
 	case k.cmd == nbd.CmdBlockStatus:
-		return violation("reply to %v: a simple one, want a structured one", k)
+		return violation("reply to %v: found a simple reply, want a structured reply", k)
 	case k.cmd == nbd.CmdRead:
 		if err := r.readFull(k.data); err != nil {
-			return &lostError{fmt.Errorf("in the data of the reply to %v: %w", k, err)}
+			return &lostError{fmt.Errorf("cannot read the data of the reply to %v: %w", k, err)}
 		}
 	}
 	c.markReplied(k, nil)
 	return nil
 }
 
-// reader reads the pieces of replies.
+// reader reads replies from a connection.
 type reader struct{ *bufio.Reader }
 
+// readFull fills p.
 func (r reader) readFull(p []byte) error {
 	_, err := io.ReadFull(r, p)
 	return notEOF(err)
 }
 
+// uint32 reads a number of 4 bytes. It returns io.EOF if the connection was closed before.
 func (r reader) uint32() (uint32, error) {
 	b, err := r.Peek(4)
 	if err != nil {
@@ -399,8 +409,8 @@ func (r reader) uint32() (uint32, error) {
 	return n, nil
 }
 
-// notEOF makes an end that nobody expects an error of its own: io.EOF is what
-// ReadAt returns at the end of a disk.
+// notEOF replaces io.EOF by io.ErrUnexpectedEOF, since ReadAt returns io.EOF only at the end
+// of a disk.
 func notEOF(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF

@@ -17,7 +17,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// dial opens the connections.
+// dial opens the connections to the export that uri names. Errors name the URI.
 func dial(ctx context.Context, uri *nbd.URI, o Options) (*server, error) {
 	name := nbd.Text([]byte(uri.String()))
 	s, err := dialAll(ctx, uri, name, o)
@@ -30,9 +30,10 @@ func dial(ctx context.Context, uri *nbd.URI, o Options) (*server, error) {
 	return s, nil
 }
 
+// dialAll is dial without the name of the URI in errors.
 func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server, error) {
 	if o.Connections < 0 || o.Connections > maxConnections {
-		return nil, fmt.Errorf("%d connections: want 1 to %d", o.Connections, maxConnections)
+		return nil, fmt.Errorf("invalid number of connections %d: want 1 to %d", o.Connections, maxConnections)
 	}
 	if o.Timeout == 0 {
 		o.Timeout = defaultTimeout
@@ -59,9 +60,9 @@ func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server
 	return s, nil
 }
 
-// checkTail reads the end of an export whose size is no multiple of the server's
-// own minimum block. The protocol has no request for it; where the server takes
-// none, that is to be known before the rest is copied.
+// checkTail reads the end of an export whose size is not a multiple of the minimum block
+// size that the server advertises. The protocol defines no request for such an end. If the
+// server refuses to read it, the user must know that before the rest is copied.
 func (s *server) checkTail() error {
 	tail := s.size % int64(s.sizes.Min)
 	if !s.sizesGiven || tail == 0 {
@@ -76,15 +77,16 @@ func (s *server) checkTail() error {
 	case !errors.As(err, &refused):
 		return fmt.Errorf("%v: %w", k, err)
 	case !refused.final():
-		return nil // it may pass
+		return nil // the error may be temporary
 	}
 	return source.Permanent(&hinted{
-		fmt.Errorf("the export has %d bytes, no multiple of the server's minimum block of %d bytes, and its last %d bytes can't be read: %w", s.size, s.sizes.Min, tail, err),
-		fmt.Sprintf("let the server round the size up to a multiple of %d (nbdkit: --filter=truncate round-up=%d), or take smaller blocks", s.sizes.Min, s.sizes.Min),
+		fmt.Errorf("cannot read the last %d bytes of the export: its size of %d bytes is not a multiple of the server's minimum block of %d bytes: %w", tail, s.size, s.sizes.Min, err),
+		fmt.Sprintf("configure the server to round the size up to a multiple of %d (nbdkit: --filter=truncate round-up=%d), or to accept smaller blocks", s.sizes.Min, s.sizes.Min),
 	})
 }
 
-// more opens the connections after the first.
+// dialExtra opens the connections after the first one. If Options.Connections is 0, it
+// ignores connections that fail.
 func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	want, limit := o.Connections, openTimeouts*o.Timeout
 	if want == 0 {
@@ -92,7 +94,7 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	}
 	if want > 1 && s.flags&nbd.CanMultiConn == 0 {
 		if o.Connections > 1 {
-			o.warn("%s: 1 connection instead of %d: the server does not promise that several see the same", s.life.Name, want)
+			o.warn("%s: using 1 connection instead of %d: the server does not promise that all connections see the same data", s.life.Name, want)
 		}
 		return nil
 	}
@@ -103,10 +105,10 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 			c, n, err := connect(s.life.Context, uri, limit, o.Timeout)
 			if err == nil && (n.size != s.size || n.flags != s.flags || n.sizes != s.sizes || n.structured != s.structured || n.contexts != s.contexts) {
 				c.disconnect()
-				return violation("connection %d: an export of %d bytes, flags %#x; the first had %d bytes, flags %#x", i+2, n.size, n.flags, s.size, s.flags)
+				return violation("the export has %d bytes and flags %#x on connection %d, but %d bytes and flags %#x on the first", n.size, n.flags, i+2, s.size, s.flags)
 			}
 			if err != nil && o.Connections == 0 && s.life.Context.Err() == nil {
-				return nil // it works without
+				return nil // the copy works with fewer connections
 			}
 			conns[i] = c
 			return err
@@ -121,7 +123,8 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	return err
 }
 
-// connect opens one connection within limit.
+// connect opens one connection. The handshake may take the time limit, and later each
+// request the time timeout.
 func connect(ctx context.Context, uri *nbd.URI, limit, timeout time.Duration) (*conn, negotiated, error) {
 	var config, err = tlsConfig(uri)
 	if err != nil {
@@ -136,17 +139,18 @@ func connect(ctx context.Context, uri *nbd.URI, limit, timeout time.Duration) (*
 	return negotiate(ctx, raw, uri, config, timeout)
 }
 
+// withLimit returns a context that ends after limit with an error that says so.
 func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
-	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("no answer within %v: %w", limit, os.ErrDeadlineExceeded))
+	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("the server did not answer within %v: %w", limit, os.ErrDeadlineExceeded))
 }
 
-// reach opens a socket to the server.
+// dialSocket opens a TCP or Unix socket to the server.
 func dialSocket(ctx context.Context, uri *nbd.URI) (net.Conn, error) {
 	network, address := "tcp", net.JoinHostPort(uri.Host, uri.Port)
 	if uri.Socket != "" {
 		network, address = "unix", uri.Socket
 		if strings.HasPrefix(address, "@") {
-			address = "./" + address // net takes it for an abstract one
+			address = "./" + address // package net takes a name with @ for an abstract socket
 		}
 	}
 	raw, err := new(net.Dialer).DialContext(ctx, network, address)
@@ -159,7 +163,8 @@ func dialSocket(ctx context.Context, uri *nbd.URI) (net.Conn, error) {
 	return raw, nil
 }
 
-// converse makes a connection of a socket, which it owns.
+// negotiate performs the handshake on raw and returns a connection that serves calls. If it
+// fails, it closes raw.
 func negotiate(ctx context.Context, raw net.Conn, uri *nbd.URI, config *tls.Config, timeout time.Duration) (*conn, negotiated, error) {
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	over, n, err := handshake(ctx, raw, uri, config)

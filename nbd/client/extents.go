@@ -15,34 +15,35 @@ import (
 )
 
 const (
-	// window is how much of a disk is asked about at once, and ahead.
+	// window is the range of one query for extents, in bytes. While the extents of one
+	// window are used, the next window is queried.
 	window = 1 << 30
-	// queryRetries is how often a query is repeated that failed with an error which
-	// may pass, after a wait that begins with queryWait and doubles.
+	// queryRetries is how often a query that failed with a possibly temporary error is
+	// retried. The delay before the first retry is queryWait, and doubles with each.
 	queryRetries = 4
 	queryWait    = 100 * time.Millisecond
-	// skipped is what is taken for data where that did not help. The next query is
-	// for as much.
+	// assumedData is the range, in bytes, that counts as data if the retries of its
+	// query failed, too. Queries have this length until one succeeds.
 	assumedData = 64 << 20
-	// maxKnown bounds the runs that are remembered.
+	// maxKnown is the maximum number of runs in the cache of a disk.
 	maxKnown = 256 << 10
 )
 
-// allocation is what is remembered of a disk's allocation: segments that do
-// not overlap, ascending.
+// allocation is a cache of the extents of a disk.
 type allocation struct {
-	segments []*segment
-	runs     int
+	segments []*segment // sorted, without overlaps
+	runs     int        // number of runs in all segments
 }
 
-// segment is a stretch of a disk whose runs are known.
+// segment is a range of a disk whose extents are known.
 type segment struct {
 	off, end int64
 	runs     []run
 }
 
-// find returns the segment with off, or where in its window the last before
-// off ends.
+// find returns the cached segment that contains the offset off. If there is none, it returns
+// nil and the offset at which a query for off should begin: the start of the window of off, or
+// the end of the last cached segment in that window before off.
 func (a *allocation) find(off int64) (*segment, int64) {
 	i, found := slices.BinarySearchFunc(a.segments, off, func(s *segment, off int64) int {
 		switch {
@@ -63,7 +64,8 @@ func (a *allocation) find(off int64) (*segment, int64) {
 	return nil, start
 }
 
-// add remembers a segment, unless another call was faster.
+// add caches a segment, unless a concurrent call has already cached a part of its range. If
+// the cache is full, it is emptied first.
 func (a *allocation) add(s *segment) {
 	i, _ := slices.BinarySearchFunc(a.segments, s.off, func(e *segment, off int64) int {
 		if e.end <= off {
@@ -81,13 +83,13 @@ func (a *allocation) add(s *segment) {
 	a.runs += len(s.runs)
 }
 
-// Extents asks the server for base:allocation, in large ranges, the next one
-// ahead. A range that the server does not tell of is Data: one that is a hole
-// and not known to read as zeros too.
+// Extents implements source.Disk with the metadata context base:allocation. It queries ranges
+// of 1 GiB, and the next range in advance. An extent is Zero only if the server says that it
+// reads as zeros. All others are Data, including holes of unknown content.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		if !life.InDisk(off, length, d.size) {
-			yield(source.Extent{}, fmt.Errorf("%s: extents [%d, %d) are not in its %d bytes", d.server.life.Name, off, off+length, d.size))
+			yield(source.Extent{}, fmt.Errorf("%s: cannot list the extents of bytes [%d, %d): the disk has %d bytes", d.server.life.Name, off, off+length, d.size))
 			return
 		}
 		var ahead chan struct{}
@@ -112,7 +114,7 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 				asked, ahead = next, make(chan struct{})
 				go func(done chan struct{}) {
 					defer close(done)
-					d.segment(ctx, next) // whoever needs it finds the error again
+					d.segment(ctx, next) // an error is found again when the segment is needed
 				}(ahead)
 			}
 			at := s.off
@@ -136,7 +138,7 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	}
 }
 
-// segment returns a stretch of the disk's allocation with off in it.
+// segment returns a segment that contains the offset off, from the cache or from the server.
 func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 	s := d.server
 	if err := s.life.Begin(ctx); err != nil {
@@ -155,7 +157,7 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 			return known, nil
 		}
 		end := start + min(window-start%window, s.size-start)
-		if d.queryFailed.Load() { // perhaps in one place only
+		if d.queryFailed.Load() { // a shorter query may avoid the range that failed
 			start = max(start, off-off%assumedData)
 			end = min(end, start+assumedData)
 		}
@@ -163,12 +165,12 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 		if err != nil {
 			return nil, err
 		}
-		if fresh == nil { // not remembered: whoever comes again asks again
+		if fresh == nil { // the result is not cached, so that a later call queries again
 			start = max(start, off-off%assumedData)
 			return dataSegment(start, min(end, start+assumedData)), nil
 		}
 		d.mu.Lock()
-		if d.changes == changes { // else it may be from before a write
+		if d.changes == changes { // otherwise a write may have changed the extents
 			d.known.add(fresh)
 		}
 		d.mu.Unlock()
@@ -181,7 +183,7 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 	}
 }
 
-// dataSegment is a segment of which nothing is known.
+// dataSegment returns a segment that is all data.
 func dataSegment(off, end int64) *segment {
 	return &segment{off, end, []run{{end - off, false}}}
 }
@@ -212,9 +214,10 @@ func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, err
 	}
 }
 
-// ask returns a segment that begins at off and ends by end.
+// query asks the server for the extents of [off, end). The segment it returns begins at off,
+// and may end before end.
 func (s *server) query(ctx context.Context, off, end int64) (*segment, error) {
-	// A cause of the disk's context ends the call by its connection.
+	// The call ends with ctx, or with the connection when the context of the disk ends.
 	k := &call{cmd: nbd.CmdBlockStatus, off: off, n: end - off}
 	if err := s.do(ctx, s.pick(), k); err != nil {
 		return nil, s.wrap(k, err)

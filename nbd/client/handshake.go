@@ -16,44 +16,48 @@ import (
 )
 
 const (
-	// maxOptionReply bounds one reply to an option. What is known is shorter.
+	// maxOptionReply is the maximum length of the data of one reply to an option, in
+	// bytes. All replies of the protocol are shorter.
 	maxOptionReply = 64 << 10
-	// maxOptionReplies bounds how many replies to one option come before ACK.
+	// maxOptionReplies is the maximum number of replies to one option.
 	maxOptionReplies = 256
-	// padding is what follows the flags of old handshakes.
+	// padding is the number of zeros, in bytes, that follow the flags in oldstyle
+	// handshakes and after EXPORT_NAME.
 	padding = 124
 )
 
-// negotiated is what a handshake ended with.
+// negotiated is the result of a handshake.
 type negotiated struct {
-	size       int64 // of the export, bytes
+	size       int64 // size of the export in bytes
 	flags      nbd.TransmissionFlags
-	sizes      nbd.BlockSizes // the protocol's defaults where the server told none
-	sizesGiven bool           // sizes are the server's
+	sizes      nbd.BlockSizes // the defaults of the protocol if the server advertised none
+	sizesGiven bool           // the server advertised sizes
 	oldstyle   bool           // the server is oldstyle
 
-	structured bool
-	contexts   bool   // the allocation can be asked for
-	context    uint32 // by this id
+	structured bool   // replies are structured
+	contexts   bool   // base:allocation was negotiated
+	context    uint32 // ID of base:allocation in replies
 }
 
-// shaker is a connection in the handshake. It reads no byte more than it
-// needs: what an attacker put behind the reply to STARTTLS must not be taken
-// for the server's, see proto.md, "STARTTLS".
+// handshaker performs the handshake on a connection. It reads without a buffer: bytes that
+// an attacker sent after the reply to STARTTLS must not be taken for bytes that the server
+// encrypted (see "STARTTLS" in proto.md).
 type handshaker struct {
 	conn     net.Conn
 	uri      *nbd.URI
-	infoOnly bool // the export is only asked about, not opened
+	infoOnly bool // query the export with INFO and do not open it
 }
 
-// errUntold says that a server tells of an export only who opens it.
-var errNoInfo = errors.New("the server is too old to be asked about an export")
+// errNoInfo says that a server cannot be queried about an export without opening it.
+var errNoInfo = errors.New("the server is too old to be queried about an export")
 
-// shake negotiates over raw. The connection returned is raw, or TLS over it.
+// handshake performs the handshake on raw. It returns the connection for the transmission
+// phase, which is raw or TLS over raw.
 func handshake(ctx context.Context, raw net.Conn, uri *nbd.URI, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
 	return (&handshaker{conn: raw, uri: uri}).run(ctx, tlsConfig)
 }
 
+// run performs the handshake, and adds hints to errors of TLS.
 func (s *handshaker) run(ctx context.Context, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
 	n, err := s.greet(ctx, tlsConfig)
 	if _, secure := s.conn.(*tls.Conn); secure && err != nil {
@@ -68,6 +72,8 @@ func (s *handshaker) run(ctx context.Context, tlsConfig *tls.Config) (net.Conn, 
 	return s.conn, n, nil
 }
 
+// check returns an error if the size of the export is too large. It ignores flags that the
+// server did not mark as valid.
 func (n *negotiated) check() error {
 	if n.size < 0 {
 		return violation("size of the export: %d bytes, want at most %d", uint64(n.size), int64(math.MaxInt64))
@@ -78,12 +84,13 @@ func (n *negotiated) check() error {
 	return nil
 }
 
+// greet reads the greeting of the server and negotiates as the type of the server requires.
 func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negotiated, err error) {
-	// What a server that told none must take, and a client should keep to.
+	// These are the limits of proto.md for servers that advertise no block sizes.
 	n.sizes = nbd.BlockSizes{Min: 512, Preferred: 4096, Max: nbd.MaxPayload}
 	var b [18]byte
 	if err := s.readFull(b[:16]); err != nil {
-		return n, fmt.Errorf("the server does not greet: %w", err)
+		return n, fmt.Errorf("cannot read the greeting of the server: %w", err)
 	}
 	if m := binary.BigEndian.Uint64(b[:]); m != nbd.Magic {
 		return n, violation("greeting: found %#016x, want %#016x (is it an NBD server?)", m, uint64(nbd.Magic))
@@ -96,7 +103,7 @@ func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negoti
 		return n, violation("greeting: found %#016x, want %#016x or %#016x", m, uint64(nbd.OptionMagic), uint64(nbd.OldstyleMagic))
 	}
 	if err := s.readFull(b[16:]); err != nil {
-		return n, fmt.Errorf("flags: %w", err)
+		return n, fmt.Errorf("cannot read the flags of the server: %w", err)
 	}
 	flags := nbd.HandshakeFlags(binary.BigEndian.Uint16(b[16:]))
 	mine := flags & (nbd.FixedNewstyle | nbd.NoZeroes)
@@ -105,7 +112,7 @@ func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negoti
 	}
 	if mine&nbd.FixedNewstyle == 0 {
 		if s.uri.TLS {
-			return n, errors.New("the server is too old for TLS, which nbds demands")
+			return n, errors.New("the server is too old for TLS, which the scheme nbds requires")
 		}
 		return s.exportName(n, mine)
 	}
@@ -136,25 +143,25 @@ func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negoti
 	return s.exportName(n, mine)
 }
 
-// oldstyle takes the export of a server that has only one.
+// oldstyle ends the handshake with an oldstyle server, which has one export without a name.
 func (s *handshaker) oldstyle(n negotiated) (negotiated, error) {
 	if s.uri.TLS {
-		return n, errors.New("the server is too old for TLS, which nbds demands")
+		return n, errors.New("the server is too old for TLS, which the scheme nbds requires")
 	}
 	if s.uri.Export != "" {
-		return n, fmt.Errorf("the server is too old for names of exports: want none, found %q", s.uri.Export)
+		return n, fmt.Errorf("the server is too old for export names: want a URI without a name, found %q", s.uri.Export)
 	}
 	var b [12 + padding]byte
 	if err := s.readFull(b[:]); err != nil {
-		return n, fmt.Errorf("size and flags: %w", err)
+		return n, fmt.Errorf("cannot read the size and the flags of the export: %w", err)
 	}
 	n.oldstyle, n.size = true, int64(binary.BigEndian.Uint64(b[:]))
 	n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(b[10:]))
 	return n, nil
 }
 
-// exportName ends the handshake in the way that every newstyle server knows,
-// and that leaves no room for an error.
+// exportName ends the handshake with EXPORT_NAME, which every newstyle server supports, and
+// to which a server cannot reply with an error.
 func (s *handshaker) exportName(n negotiated, mine nbd.HandshakeFlags) (negotiated, error) {
 	if s.infoOnly {
 		return n, errNoInfo
@@ -167,20 +174,21 @@ func (s *handshaker) exportName(n negotiated, mine nbd.HandshakeFlags) (negotiat
 		b = b[:cap(b)]
 	}
 	if err := s.readFull(b); err != nil {
-		return n, &hinted{fmt.Errorf("export %q: %w", s.uri.Export, err), "the server may have no export of that name"}
+		return n, &hinted{fmt.Errorf("cannot open export %q: %w", s.uri.Export, err), "check the name of the export: the server may have no export of that name"}
 	}
 	n.size = int64(binary.BigEndian.Uint64(b))
 	n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(b[8:]))
 	return n, nil
 }
 
+// startTLS negotiates TLS and replaces s.conn by the TLS connection.
 func (s *handshaker) startTLS(ctx context.Context, config *tls.Config) error {
 	ok, err := s.negotiateOption(nbd.OptStartTLS, nil)
 	if err != nil {
 		return err
 	}
 	if !ok {
-		return &hinted{errors.New("the server has no TLS, which nbds demands"), "nbd:// and nbd+unix:// go without, and then whoever is on the way can read and change what is copied"}
+		return &hinted{errors.New("the server does not support TLS, which the scheme nbds requires"), "use nbd:// or nbd+unix:// to copy without TLS: others in the network can then read and change the data"}
 	}
 	t := tls.Client(s.conn, config)
 	if err := t.HandshakeContext(ctx); err != nil {
@@ -190,7 +198,8 @@ func (s *handshaker) startTLS(ctx context.Context, config *tls.Config) error {
 	return nil
 }
 
-// agree sends an option that is only taken or not.
+// negotiateOption sends an option that the server accepts or refuses without further
+// information, and reports whether the server has accepted it.
 func (s *handshaker) negotiateOption(o nbd.Option, data []byte) (bool, error) {
 	if err := s.sendOption(o, data); err != nil {
 		return false, err
@@ -207,8 +216,8 @@ func (s *handshaker) negotiateOption(o nbd.Option, data []byte) (bool, error) {
 	return t == nbd.RepAck, nil
 }
 
-// setContext asks for base:allocation. A server that does not have it, or does
-// not know the export, says so again later.
+// setContext negotiates the metadata context base:allocation. It ignores the refusal of the
+// option: extents are then unknown, and an unknown export is reported by the next option.
 func (s *handshaker) setContext(n *negotiated) error {
 	const o = nbd.OptSetMetaContext
 	if err := s.sendOption(o, nbd.AppendMetaContext(nil, s.uri.Export, nbd.BaseAllocation)); err != nil {
@@ -227,8 +236,8 @@ func (s *handshaker) setContext(n *negotiated) error {
 	return err
 }
 
-// goOption ends the handshake with GO, or learns the same by INFO. A server that
-// does not know the option leaves known false.
+// goOption ends the handshake with GO, or queries the same information with INFO. known is
+// false if the server does not support the option.
 func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err error) {
 	if err := s.sendOption(o, nbd.AppendGo(nil, s.uri.Export, nbd.InfoBlockSize)); err != nil {
 		return false, err
@@ -242,14 +251,14 @@ func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err erro
 		switch info {
 		case nbd.InfoExport:
 			if len(data) != 10 {
-				return violation("information about the export: %d bytes, want 10", len(data))
+				return violation("information about the export has %d bytes, want 10", len(data))
 			}
 			n.size = int64(binary.BigEndian.Uint64(data))
 			n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(data[8:]))
 			exported = true
 		case nbd.InfoBlockSize:
 			if len(data) != nbd.BlockSizesSize {
-				return violation("information about block sizes: %d bytes, want %d", len(data), nbd.BlockSizesSize)
+				return violation("information about block sizes has %d bytes, want %d", len(data), nbd.BlockSizesSize)
 			}
 			sizes, err := nbd.ParseBlockSizes((*[nbd.BlockSizesSize]byte)(data))
 			if err != nil {
@@ -267,12 +276,13 @@ func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err erro
 	case t != nbd.RepAck:
 		return false, s.refused(o, t, text)
 	case !exported:
-		return false, violation("reply to %v: ACK without the export's size", o)
+		return false, violation("reply to %v: the server acknowledged the option without sending the size of the export", o)
 	}
 	return true, nil
 }
 
-// refused is the error of an option that had to be taken.
+// refused returns the error for an option that the client needs and the server refused with
+// the reply type t and a text.
 func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
 	message := fmt.Sprintf("%v: %v", o, t)
 	if t == nbd.RepErrUnknown {
@@ -284,7 +294,7 @@ func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) e
 	hint := ""
 	switch t {
 	case nbd.RepErrTLSRequired:
-		hint = "want " + withTLS(s.uri)
+		hint = "use " + withTLS(s.uri)
 	case nbd.RepErrUnknown:
 		names, more := s.listExports()
 		if slices.Contains(names, s.uri.Export) {
@@ -292,7 +302,7 @@ func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) e
 			if text != "" {
 				message += ": " + text
 			}
-			hint = "see the server's log, or what it says on its terminal: it can't open its disk"
+			hint = "see the server's log or its terminal for the reason why it cannot open the disk"
 			break
 		}
 		hint = exportsHint(names, more)
@@ -304,14 +314,14 @@ func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) e
 	return &hinted{err, hint}
 }
 
-// list asks which exports there are, where the server tells: the first names,
-// and how many there are more.
+// listExports returns the names of the first exports of the server and the number of the
+// others. Both are empty if the server does not list its exports.
 func (s *handshaker) listExports() (names []string, more int) {
 	const o = nbd.OptList
 	if err := s.sendOption(o, nil); err != nil {
 		return nil, 0
 	}
-	// Only for a hint: what is wrong with the replies does not matter.
+	// The names are only needed for a hint, so errors are ignored.
 	s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
 		if t != nbd.RepServer || len(data) < 4 || int64(binary.BigEndian.Uint32(data)) > int64(len(data)-4) {
 			return violation("reply to %v: %v of %d bytes", o, t, len(data))
@@ -326,31 +336,32 @@ func (s *handshaker) listExports() (names []string, more int) {
 	return names, more
 }
 
-// replies takes the replies to an option up to the last, whose type it returns
-// with its text, which is empty but for errors. The others go to each.
+// readReplies reads the replies to an option. It calls each for all replies except the last,
+// which is ACK or an error. It returns the type of the last reply and, for an error, the
+// text.
 func (s *handshaker) readReplies(o nbd.Option, each func(nbd.OptionReplyType, []byte) error) (nbd.OptionReplyType, string, error) {
 	for range maxOptionReplies {
 		var b [nbd.OptionReplySize]byte
 		if err := s.readFull(b[:]); err != nil {
-			return 0, "", fmt.Errorf("reply to %v: %w", o, err)
+			return 0, "", fmt.Errorf("cannot read the reply to %v: %w", o, err)
 		}
 		reply, err := nbd.ParseOptionReply(&b)
 		if err != nil {
 			return 0, "", violation("reply to %v: %w", o, err)
 		}
 		if reply.Option != o {
-			return 0, "", violation("reply to %v: found one to %v", o, reply.Option)
+			return 0, "", violation("found a reply to %v, want a reply to %v", reply.Option, o)
 		}
 		if reply.Len > maxOptionReply {
-			return 0, "", violation("reply to %v: %d bytes, want at most %d", o, reply.Len, maxOptionReply)
+			return 0, "", violation("reply to %v: found %d bytes of data, want at most %d", o, reply.Len, maxOptionReply)
 		}
 		data := make([]byte, reply.Len)
 		if err := s.readFull(data); err != nil {
-			return 0, "", fmt.Errorf("reply to %v: %w", o, err)
+			return 0, "", fmt.Errorf("cannot read the reply to %v: %w", o, err)
 		}
 		switch {
 		case reply.Type == nbd.RepAck && len(data) > 0:
-			return 0, "", violation("reply to %v: ACK of %d bytes, want none", o, len(data))
+			return 0, "", violation("reply to %v: found ACK with %d bytes of data, want none", o, len(data))
 		case reply.Type == nbd.RepAck:
 			return reply.Type, "", nil
 		case reply.Type.IsError():
@@ -361,17 +372,20 @@ func (s *handshaker) readReplies(o nbd.Option, each func(nbd.OptionReplyType, []
 			return 0, "", err
 		}
 	}
-	return 0, "", violation("reply to %v: %d parts and no end", o, maxOptionReplies)
+	return 0, "", violation("reply to %v: found %d replies without an end", o, maxOptionReplies)
 }
 
+// sendOption sends an option with its data.
 func (s *handshaker) sendOption(o nbd.Option, data []byte) error {
 	return s.send(nbd.AppendOption(nil, o, data))
 }
 
+// send writes b to the connection. If the server has closed it, send returns the TLS alert of
+// the server, which says why, if there is one.
 func (s *handshaker) send(b []byte) error {
 	_, err := s.conn.Write(b)
 	if secure, ok := s.conn.(*tls.Conn); ok && isClosed(err) {
-		// Why the server closed may have come before.
+		// The server may have sent a TLS alert before it closed the connection.
 		if _, why := secure.Read(make([]byte, 1)); why != nil {
 			return why
 		}
@@ -379,6 +393,7 @@ func (s *handshaker) send(b []byte) error {
 	return err
 }
 
+// readFull fills b from the connection.
 func (s *handshaker) readFull(b []byte) error {
 	_, err := io.ReadFull(s.conn, b)
 	return notEOF(err)

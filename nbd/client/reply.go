@@ -9,28 +9,33 @@ import (
 )
 
 const (
-	// maxSpans bounds how scattered the chunks of one reply may come.
+	// maxSpans is the maximum number of separate ranges that the chunks of one reply
+	// may have filled at any time.
 	maxSpans = 4096
-	// maxRuns bounds how much of one allocation reply is kept.
+	// maxRuns is how many extents of one reply are stored. Later ones are ignored.
 	maxRuns = 64 << 10
-	// maxDescriptors is how many a reply has at most, by
-	// NBD_REPLY_TYPE_BLOCK_STATUS.
+	// maxDescriptors is the maximum number of descriptors in a chunk of block status,
+	// as proto.md defines it for NBD_REPLY_TYPE_BLOCK_STATUS.
 	maxDescriptors = 1 << 20
-	// maxErrorChunk bounds an error with its text and what may follow that.
+	// maxErrorChunk is the maximum length of the payload of an error chunk, in bytes.
 	maxErrorChunk = 14 + 2*nbd.MaxString
 )
 
-// spans are ranges of bytes, ascending, not empty, with gaps between them.
+// spans is the set of ranges of a read for which chunks have been received. The ranges are
+// sorted, not empty, and have gaps between them.
 type spans struct {
 	list     []span
-	hasChunk bool // the first chunk has come
+	hasChunk bool // a chunk has been received
 }
 
+// span is the range of bytes from from to to-1 of a disk.
 type span struct{ from, to int64 }
 
+// started reports whether a chunk of the reply has been received.
 func (s *spans) started() bool { return s.hasChunk }
 
-// add adds a range that does not overlap any.
+// add adds the range of a chunk. It returns an error if the range overlaps an earlier one, or
+// if there are too many separate ranges.
 func (s *spans) add(from, to int64) error {
 	i, _ := slices.BinarySearchFunc(s.list, from, func(e span, from int64) int {
 		if e.to < from {
@@ -38,7 +43,7 @@ func (s *spans) add(from, to int64) error {
 		}
 		return 1
 	})
-	// list[i] is the first that touches from or lies above it.
+	// list[i] is the first range that ends at from or after it.
 	if i < len(s.list) && s.list[i].to == from {
 		if i+1 < len(s.list) && s.list[i+1].from < to {
 			return overlap(from, to, s.list[i+1])
@@ -58,17 +63,19 @@ func (s *spans) add(from, to int64) error {
 		return nil
 	}
 	if len(s.list) == maxSpans {
-		return fmt.Errorf("chunks leave %d gaps, want fewer", maxSpans)
+		return fmt.Errorf("the chunks fill more than %d separate ranges", maxSpans)
 	}
 	s.list = slices.Insert(s.list, i, span{from, to})
 	return nil
 }
 
+// overlap returns the error for a chunk [from, to) that overlaps the received range e.
 func overlap(from, to int64, e span) error {
-	return fmt.Errorf("chunk [%d, %d) overlaps [%d, %d), which came before", from, to, max(from, e.from), min(to, e.to))
+	return fmt.Errorf("the chunk of bytes [%d, %d) repeats bytes [%d, %d) of an earlier chunk", from, to, max(from, e.from), min(to, e.to))
 }
 
-// missing returns the first range of [from, to) that was not added.
+// missing returns the first range in [from, to) for which no chunk was received. ok is false
+// if there is none.
 func (s *spans) missing(from, to int64) (span, bool) {
 	for _, e := range s.list {
 		if e.from > from {
@@ -79,20 +86,21 @@ func (s *spans) missing(from, to int64) (span, bool) {
 	return span{from, to}, from < to
 }
 
-// status is a reply to a query of the allocation: what follows the query's
-// offset, at least a byte. It may be less or more than was asked for.
+// status holds the extents in a reply to BLOCK_STATUS. They begin at the offset of the
+// request, and may cover less or more than its range, but at least one byte.
 type status struct {
 	runs     []run
-	received bool
+	received bool // a chunk of block status has been received
 }
 
-// run is a piece of a disk that reads as zeros or does not say.
+// run is the length of an extent in bytes, and whether the extent reads as zeros.
 type run struct {
 	n    int64
 	zero bool
 }
 
-// add reports whether there was room for the run.
+// add appends a run, merged with the last one if both are alike. It returns false if there are
+// already maxRuns runs.
 func (s *status) add(r run) bool {
 	if n := len(s.runs); n > 0 && s.runs[n-1].zero == r.zero {
 		s.runs[n-1].n += r.n
@@ -105,11 +113,12 @@ func (s *status) add(r run) bool {
 	return true
 }
 
-// readChunk takes a chunk of a structured reply, its magic aside.
+// readChunk reads a chunk of a structured reply after its magic number. After the last chunk it
+// checks that the reply is complete.
 func (c *conn) readChunk(r reader) error {
 	var b [nbd.ChunkSize - 4]byte
 	if err := r.readFull(b[:]); err != nil {
-		return &lostError{fmt.Errorf("in the header of a chunk, with %s: %w", c.outstanding(), err)}
+		return &lostError{fmt.Errorf("cannot read the header of a chunk, %s: %w", c.outstanding(), err)}
 	}
 	chunk := nbd.ParseChunk(&b)
 	k, err := c.find(chunk.Cookie)
@@ -117,13 +126,13 @@ func (c *conn) readChunk(r reader) error {
 		return err
 	}
 	if !c.structured {
-		return violation("reply to %v: a structured one, which was not agreed on", k)
+		return violation("reply to %v: found a structured reply, which was not negotiated", k)
 	}
 	k.have.hasChunk = true
 	switch {
 	case chunk.Type == nbd.ChunkNone:
 		if chunk.Len != 0 || chunk.Flags&nbd.ChunkDone == 0 {
-			err = violation("reply to %v: chunk without content of %d bytes, flags %#x: want no bytes and the last chunk", k, chunk.Len, chunk.Flags)
+			err = violation("reply to %v: found a chunk of type NONE with %d bytes and flags %#x, want no bytes and the flag of the last chunk", k, chunk.Len, chunk.Flags)
 		}
 	case chunk.Type == nbd.ChunkData && k.cmd == nbd.CmdRead:
 		err = readData(r, k, chunk)
@@ -134,7 +143,7 @@ func (c *conn) readChunk(r reader) error {
 	case chunk.Type.IsError():
 		err = readError(r, k, chunk)
 	default:
-		err = violation("reply to %v: chunk of type %d, want another one", k, chunk.Type)
+		err = violation("chunk type %d does not belong in a reply to %v", chunk.Type, k)
 	}
 	if err != nil || chunk.Flags&nbd.ChunkDone == 0 {
 		return err
@@ -143,11 +152,11 @@ func (c *conn) readChunk(r reader) error {
 		switch k.cmd {
 		case nbd.CmdRead:
 			if gap, ok := k.have.missing(k.off, k.off+k.n); ok {
-				return violation("reply to %v: it ends without [%d, %d)", k, gap.from, gap.to)
+				return violation("reply to %v: bytes [%d, %d) are missing", k, gap.from, gap.to)
 			}
 		case nbd.CmdBlockStatus:
 			if !k.status.received {
-				return violation("reply to %v: it ends without an allocation", k)
+				return violation("reply to %v: the chunk with the extents is missing", k)
 			}
 		}
 	}
@@ -155,10 +164,11 @@ func (c *conn) readChunk(r reader) error {
 	return nil
 }
 
-// inCall notes a chunk of content, and returns where its bytes go.
+// claim records that a chunk has the n bytes at offset off of a read, and returns the part of
+// the buffer for them.
 func claim(k *call, off uint64, n int64) ([]byte, error) {
 	if off < uint64(k.off) || off > uint64(k.off+k.n) || n > k.off+k.n-int64(off) {
-		return nil, violation("reply to %v: chunk of %d bytes at %d, want one inside the request", k, n, off)
+		return nil, violation("reply to %v: found a chunk of %d bytes at offset %d, want a chunk inside the request", k, n, off)
 	}
 	if err := k.have.add(int64(off), int64(off)+n); err != nil {
 		return nil, violation("reply to %v: %w", k, err)
@@ -167,9 +177,10 @@ func claim(k *call, off uint64, n int64) ([]byte, error) {
 	return k.data[from : from+n], nil
 }
 
+// readData reads the payload of a chunk of data into the buffer of k.
 func readData(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Len < 9 {
-		return violation("reply to %v: chunk of data of %d bytes, want 9 at least", k, chunk.Len)
+		return violation("reply to %v: found a data chunk with a payload of %d bytes, want at least 9", k, chunk.Len)
 	}
 	var b [8]byte
 	if err := r.readFull(b[:]); err != nil {
@@ -185,9 +196,10 @@ func readData(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
+// readHole reads the payload of a hole chunk and fills its range of the buffer of k with zeros.
 func readHole(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Len != 12 {
-		return violation("reply to %v: hole of %d bytes on the wire, want 12", k, chunk.Len)
+		return violation("reply to %v: found a hole chunk with a payload of %d bytes, want 12", k, chunk.Len)
 	}
 	var b [12]byte
 	if err := r.readFull(b[:]); err != nil {
@@ -195,7 +207,7 @@ func readHole(r reader, k *call, chunk nbd.Chunk) error {
 	}
 	n := binary.BigEndian.Uint32(b[8:])
 	if n == 0 {
-		return violation("reply to %v: an empty hole", k)
+		return violation("reply to %v: found an empty hole", k)
 	}
 	p, err := claim(k, binary.BigEndian.Uint64(b[:]), int64(n))
 	if err != nil {
@@ -205,22 +217,22 @@ func readHole(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
-// readStatus keeps what lies in the request, and of that the first runs. Only
-// the last descriptor may pass the request's end.
+// readStatus reads a chunk of block status and stores its first maxRuns extents. Only the last
+// extent may end after the range of the request.
 func (c *conn) readStatus(r reader, k *call, chunk nbd.Chunk) error {
 	n := int64(chunk.Len) / 8
 	if chunk.Len < 12 || chunk.Len%8 != 4 || n > maxDescriptors {
-		return violation("reply to %v: allocation of %d bytes on the wire, want 4 + 8 for each of 1 to %d extents", k, chunk.Len, maxDescriptors)
+		return violation("reply to %v: found a block status chunk with a payload of %d bytes, want 4 bytes and 8 bytes for each of 1 to %d extents", k, chunk.Len, maxDescriptors)
 	}
 	var b [8]byte
 	if err := r.readFull(b[:4]); err != nil {
 		return lostInReply(k, err)
 	}
 	if id := binary.BigEndian.Uint32(b[:]); !c.contexts || id != c.context {
-		return violation("reply to %v: metadata context %d, want %d", k, id, c.context)
+		return violation("reply to %v: found metadata context %d, want %d", k, id, c.context)
 	}
 	if k.status.received {
-		return violation("reply to %v: its allocation comes twice", k)
+		return violation("reply to %v: found a second chunk with extents", k)
 	}
 	k.status.received = true
 	pos, room := k.off, true
@@ -230,10 +242,10 @@ func (c *conn) readStatus(r reader, k *call, chunk nbd.Chunk) error {
 		}
 		length, flags := int64(binary.BigEndian.Uint32(b[:])), binary.BigEndian.Uint32(b[4:])
 		if length == 0 {
-			return violation("reply to %v: empty extent at %d", k, pos)
+			return violation("reply to %v: found an empty extent at offset %d", k, pos)
 		}
 		if pos >= k.off+k.n {
-			return violation("reply to %v: extent at %d, past the end of the request", k, pos)
+			return violation("reply to %v: found an extent at offset %d, past the end of the request", k, pos)
 		}
 		pos += length
 		room = room && k.status.add(run{length, flags&nbd.StateZero != 0})
@@ -241,14 +253,15 @@ func (c *conn) readStatus(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
-// readError takes an error, of any type: they begin alike.
+// readError reads the payload of an error chunk. Error chunks of all types begin alike, so
+// unknown types are accepted.
 func readError(r reader, k *call, chunk nbd.Chunk) error {
 	head, want := 6, 6
 	if chunk.Type == nbd.ChunkErrorOffset {
 		want = 14
 	}
 	if int64(chunk.Len) < int64(want) || chunk.Len > maxErrorChunk {
-		return violation("reply to %v: error of %d bytes on the wire, want %d to %d", k, chunk.Len, want, maxErrorChunk)
+		return violation("reply to %v: found an error chunk with a payload of %d bytes, want %d to %d", k, chunk.Len, want, maxErrorChunk)
 	}
 	b := make([]byte, chunk.Len)
 	if err := r.readFull(b[:head]); err != nil {
@@ -256,10 +269,10 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 	}
 	errno, n := nbd.Errno(binary.BigEndian.Uint32(b)), int(binary.BigEndian.Uint16(b[4:]))
 	if n > len(b)-want || n > nbd.MaxString {
-		return violation("reply to %v: error text of %d bytes in a chunk of %d, want at most %d", k, n, len(b), min(len(b)-want, nbd.MaxString))
+		return violation("reply to %v: found an error text of %d bytes in a payload of %d bytes, want at most %d", k, n, len(b), min(len(b)-want, nbd.MaxString))
 	}
 	if errno == 0 {
-		return violation("reply to %v: error 0, want one that is none", k)
+		return violation("reply to %v: found an error chunk with error number 0", k)
 	}
 	if err := r.readFull(b[head:]); err != nil {
 		return lostInReply(k, err)
@@ -268,7 +281,7 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Type == nbd.ChunkErrorOffset {
 		at := binary.BigEndian.Uint64(b[head+n:])
 		if at < uint64(k.off) || at >= uint64(k.off+k.n) {
-			return violation("reply to %v: error at %d, want an offset inside the request", k, at)
+			return violation("reply to %v: found an error at offset %d, want an offset inside the request", k, at)
 		}
 		failed.at = int64(at)
 	}
@@ -278,6 +291,7 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
+// lostInReply returns the error of a connection that broke within the reply to k.
 func lostInReply(k *call, err error) error {
-	return &lostError{fmt.Errorf("in the reply to %v: %w", k, err)}
+	return &lostError{fmt.Errorf("cannot read the reply to %v: %w", k, err)}
 }

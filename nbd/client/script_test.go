@@ -285,11 +285,11 @@ func TestWriteReplies(t *testing.T) {
 		}, "(ENOSPC): full", false},
 		{"shutting down", func(r nbd.Request) []byte { return done(r, nbd.ESHUTDOWN) }, "shutting down", true},
 		{"cookie", func(r nbd.Request) []byte { r.Cookie += 1 << 40; return done(r, 0) }, "cookie 0x10000000001", false},
-		{"data", func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkData, true, uint64(0), data(512))) }, "chunk of type 1", false},
-		{"hole", func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkHole, true, uint64(0), uint32(512))) }, "chunk of type 2", false},
+		{"data", func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkData, true, uint64(0), data(512))) }, "chunk type 1 does not belong", false},
+		{"hole", func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkHole, true, uint64(0), uint32(512))) }, "chunk type 2 does not belong", false},
 		{"status", func(r nbd.Request) []byte {
 			return to(r, chunk(nbd.ChunkBlockStatus, true, uint32(fakeContext), uint32(512), uint32(0)))
-		}, "chunk of type 5", false},
+		}, "chunk type 5 does not belong", false},
 		{"twice", func(r nbd.Request) []byte { return append(done(r, 0), done(r, 0)...) }, "", false},
 		{"closed", func(nbd.Request) []byte { return nil }, "closed the connection", true},
 	} {
@@ -368,7 +368,7 @@ func TestOddSize(t *testing.T) {
 		size  int64
 		want  string
 	}{
-		{"refused", func(r nbd.Request) []byte { return failed(r, nbd.EINVAL) }, size, "has 41737 bytes, no multiple of the server's minimum block of 4096 bytes, and its last 777 bytes can't be read: the server says: invalid request"},
+		{"refused", func(r nbd.Request) []byte { return failed(r, nbd.EINVAL) }, size, "cannot read the last 777 bytes of the export: its size of 41737 bytes is not a multiple of the server's minimum block of 4096 bytes: the server says: invalid request"},
 		{"given", func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkData, true, r.Off, data(int(r.Len)))) }, size, ""},
 		{"failed", func(r nbd.Request) []byte { return failed(r, nbd.EIO) }, size, ""},
 		{"lost", func(r nbd.Request) []byte { return nil }, size, "read [40960, 41737): connection lost"},

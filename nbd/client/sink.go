@@ -13,44 +13,43 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// SinkOptions are those of Create. The zero value writes every zero.
+// SinkOptions configure Create. The zero value writes all zeros of the disk.
 type SinkOptions struct {
 	sink.Options
 	Client       Options
-	TargetIsZero bool // all of the export reads as zeros before, so that zeros need no writing
-	NoHole       bool // zeros are to stay allocated
+	TargetIsZero bool // the whole export already reads as zeros, so zeros are not written
+	NoHole       bool // zeroed ranges stay allocated
 }
 
-// target is an export that is written. Its size is that of the disk; the export
-// may have more.
+// target is an export that a copy is written to. The export may be larger than the disk,
+// whose size is lifecycle.Target.Size.
 type target struct {
 	lifecycle.Target
 	server *server
 	o      SinkOptions
 	id     string
 
-	noFast    atomic.Bool // WRITE_ZEROES is not faster than writing
-	noZeroes  atomic.Bool // there is no WRITE_ZEROES
-	zeroLimit atomic.Int64
+	noFast    atomic.Bool  // WRITE_ZEROES is not faster than writing
+	noZeroes  atomic.Bool  // the server does not support WRITE_ZEROES
+	zeroLimit atomic.Int64 // maximum length of a request WRITE_ZEROES, in bytes
 }
 
-// Create opens the export that uri names for writing a disk of size bytes to it,
-// in place. It must not be read-only, and have size bytes or more; what it has
-// more stays as it is, and Client.Warn is told. Publish, Suspend and Abort only
-// disconnect.
+// Create opens the export that uri names, to write a disk of size bytes to it in place. The
+// export must be writable and have at least size bytes. If it has more, the rest stays as it
+// is, and Create calls Client.Warn. Publish, Suspend and Abort only disconnect.
 //
-// The disk is Parallel, Zeroed with TargetIsZero, and Verifiable. Its Unit is
-// the server's minimum block, 512 where the server told none. A connection that
-// is lost is a sink.ErrLost.
+// The disk is sink.Parallel, sink.Zeroed (with TargetIsZero) and sink.Verifiable. Its Unit is
+// the minimum block size that the server advertises, or 512 bytes if it advertises none.
+// Calls that fail because a connection was lost return an error that wraps sink.ErrLost.
 func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.Disk, error) {
 	if size < 0 {
-		return nil, fmt.Errorf("%s: an NBD server takes no disk whose size is not known: %w", uri, errors.ErrUnsupported)
+		return nil, fmt.Errorf("%s: cannot write a disk of unknown size to an NBD export: %w", uri, errors.ErrUnsupported)
 	}
 	if o.Resume < 0 || o.Resume > size || o.State == nil && o.Resume > 0 {
-		return nil, fmt.Errorf("%s: a disk of %d bytes, to be resumed at %d", uri, size, o.Resume)
+		return nil, fmt.Errorf("%s: cannot resume a disk of %d bytes at offset %d", uri, size, o.Resume)
 	}
 	if o.State != nil && string(o.State) != string(state(size)) {
-		return nil, sink.Unfit(fmt.Errorf("%s: resume: the checkpoint is %q, want %q", uri, o.State, state(size)))
+		return nil, sink.Unfit(fmt.Errorf("%s: cannot resume: the checkpoint is %q, want %q", uri, o.State, state(size)))
 	}
 	s, err := dial(ctx, uri, o.Client)
 	if err != nil {
@@ -66,22 +65,25 @@ func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.
 		return nil, err
 	}
 	if s.size > size {
-		o.Client.warn("%s is larger than the disk: its last %d bytes, from %d on, stay as they are", s.life.Name, s.size-size, size)
+		o.Client.warn("%s is larger than the disk: the last %d bytes of the export, from offset %d on, are not changed", s.life.Name, s.size-size, size)
 	}
 	if err := probeFlush(ctx, s); err != nil {
 		s.close()
 		return nil, err
 	}
 	if s.flags&nbd.SendFlush == 0 {
-		o.Client.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.life.Name)
+		o.Client.warn(noFlush, s.life.Name)
 	}
 	t := newTarget(s, size, o)
 	t.id = id
 	return t, nil
 }
 
-// identity tells an export apart from others, as far as a server tells anything:
-// where the server is, the name of the export, and its size.
+// noFlush is a warning about a server, whose name is the argument.
+const noFlush = "%s does not support FLUSH: the server cannot make written data durable on request"
+
+// identity describes an export by the address of the server, the name and the size. A
+// server reports nothing else that distinguishes exports.
 func identity(u *nbd.URI, size int64) string {
 	server := net.JoinHostPort(u.Host, u.Port)
 	if u.Socket != "" {
@@ -93,6 +95,7 @@ func identity(u *nbd.URI, size int64) string {
 // Identity implements sink.Identified.
 func (t *target) Identity() (string, error) { return t.id, nil }
 
+// newTarget returns a target of size bytes for the export of s.
 func newTarget(s *server, size int64, o SinkOptions) *target {
 	t := &target{
 		Target: lifecycle.Target{Context: s.life.Context, Name: s.life.Name, Size: size, Unit: int64(s.sizes.Min), Resume: o.Resume},
@@ -104,11 +107,12 @@ func newTarget(s *server, size int64, o SinkOptions) *target {
 	return t
 }
 
+// state returns the state that a checkpoint of a disk of size bytes holds.
 func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
 
-// tryFlush looks whether an oldstyle server can do what it says: nbdkit's
-// --oldstyle refuses the commands that it has flags for. That is to be known
-// before anything is written. The flag is taken away where it is not true.
+// probeFlush tests whether an oldstyle server that advertises FLUSH supports it. nbdkit
+// --oldstyle refuses the commands that it advertises. If the server refuses FLUSH,
+// probeFlush removes the flag, before anything is written.
 func probeFlush(ctx context.Context, s *server) error {
 	if !s.oldstyle || s.flags&nbd.SendFlush == 0 {
 		return nil
@@ -135,8 +139,8 @@ func (t *target) Connections() int { return len(t.server.conns) }
 
 func (t *target) ZeroedFrom(int64) bool { return t.o.TargetIsZero && t.o.State == nil }
 
-// lost tells what is to be done about an error: to open the target again, where
-// its connection was lost.
+// markLost makes err wrap sink.ErrLost if a connection was lost. The caller can then open
+// the target again.
 func (t *target) markLost(err error) error {
 	if errors.As(err, new(*lostError)) && t.Context.Err() == nil {
 		return fmt.Errorf("%w (%w)", err, sink.ErrLost)
@@ -149,7 +153,7 @@ func (t *target) SameAt(ctx context.Context, off, n int64) error {
 		return err
 	}
 	defer t.Done()
-	return t.Fail(fmt.Errorf("%s: [%d, %d) is to stay as in the backing, and an NBD server has none", t.Name, off, off+n))
+	return t.Fail(fmt.Errorf("%s: cannot inherit bytes [%d, %d) from a backing file: an NBD export has no backing file", t.Name, off, off+n))
 }
 
 func (t *target) WriteAt(p []byte, off int64) (int, error) {
@@ -177,7 +181,8 @@ func (t *target) ZeroAt(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// flush makes durable what was replied to, on every connection.
+// flush sends FLUSH on every connection, which makes all completed writes durable. It does
+// nothing if the server does not support FLUSH.
 func (t *target) flush(ctx context.Context) error {
 	s := t.server
 	if s.flags&nbd.SendFlush == 0 {
@@ -207,7 +212,7 @@ func (t *target) Finish(ctx context.Context) error {
 	return t.Advance(ctx, lifecycle.Writing, func() error { return t.markLost(t.flush(ctx)) })
 }
 
-// Publish has nothing to do but to disconnect: what Finish flushed has its name.
+// Publish disconnects. The export has its content and its name since Finish.
 func (t *target) Publish(ctx context.Context) error {
 	return t.Advance(ctx, lifecycle.Finished, t.server.close)
 }
@@ -222,7 +227,8 @@ func (t *target) ReadAt(p []byte, off int64) (int, error) {
 	return d.ReadAt(p, off)
 }
 
-// Reopen reads over the same connections: a server may take no others.
+// Reopen returns a disk that reads the export over the same connections, since a server may
+// accept no others.
 func (t *target) Reopen(ctx context.Context) (source.Disk, error) {
 	if err := t.BeginAt(ctx, lifecycle.Finished); err != nil {
 		return nil, err
@@ -231,12 +237,12 @@ func (t *target) Reopen(ctx context.Context) (source.Disk, error) {
 	return &readback{t.disk(), ctx}, nil
 }
 
-// disk reads the target over the connections that write it.
+// disk returns a Disk that reads the target over the connections that write it.
 func (t *target) disk() Disk {
 	return Disk{server: t.server, size: t.Size, borrowed: true, uri: t.Name}
 }
 
-// written is what was written of an export.
+// readback is the disk that Reopen returns. Its reads end with the context of Reopen.
 type readback struct {
 	Disk
 	ctx context.Context

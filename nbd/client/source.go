@@ -10,22 +10,23 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Disk is an export that is read. Beside source.Disk it is Identified and
-// Described. When a connection is lost its calls fail; source.Retry, around
-// Open, opens it again.
+// Disk is a source.Disk that reads an export. It is also source.Identified and
+// source.Described. After a connection was lost, calls fail. source.Retry around Open
+// opens the disk again then. A Disk is safe for concurrent use.
 type Disk struct {
 	server      *server
-	size        int64 // what of the export is the disk
-	borrowed    bool  // the server is a sink's
+	size        int64 // size of the disk; a target's export may be larger
+	borrowed    bool  // the server belongs to a target, which closes it
 	uri         string
-	queryFailed atomic.Bool // the last query of the allocation failed, with all retries
+	queryFailed atomic.Bool // the last query for extents failed, and so did its retries
 
 	mu      sync.Mutex
-	known   allocation
-	changes uint64 // counts writes
+	known   allocation // cache of extents
+	changes uint64     // number of calls of forget
 }
 
-// Open opens the export that uri names for reading. Errors name the server.
+// Open opens the export that uri names for reading. The disk ends with ctx. Errors name the
+// URI.
 func Open(ctx context.Context, uri *nbd.URI, o Options) (*Disk, error) {
 	s, err := dial(ctx, uri, o)
 	if err != nil {
@@ -34,21 +35,23 @@ func Open(ctx context.Context, uri *nbd.URI, o Options) (*Disk, error) {
 	return &Disk{server: s, size: s.size, uri: uri.String()}, nil
 }
 
-// Size is the size in bytes that the server told at the beginning.
+// Size returns the size of the export in bytes, as the server reported it in the handshake.
 func (d *Disk) Size() int64 { return d.size }
 
-// Stats tells how many connections are used.
+// Stats returns the number of connections.
 func (d *Disk) Stats() source.Stats {
 	n := len(d.server.conns)
 	return source.Stats{Transport: "nbd", Connections: n, Most: n}
 }
 
-// Identity proves nothing: the protocol has no identity of an export.
+// Identity returns the URI and the size of the export. proof is "none", because NBD has no
+// way to recognise an export.
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {
 	return "nbd:" + d.uri + ":" + strconv.FormatInt(d.size, 10), "none", nil
 }
 
-// Info describes the export: an unknown image, seen as a raw disk.
+// Info describes the export as a raw disk, because the server does not report the format of
+// the image.
 func (d *Disk) Info() source.Info {
 	return source.Info{
 		Format:        "raw",
@@ -59,9 +62,8 @@ func (d *Disk) Info() source.Info {
 	}
 }
 
-// ReadAt implements source.Disk. What begins or ends inside a block of the
-// server's is read by way of a buffer of that block; the rest goes from the
-// socket into p.
+// ReadAt implements source.Disk. The data go from the socket directly into p, except for
+// parts of minimum blocks of the server, for which the whole block is read into a buffer.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	s := d.server
 	return s.life.ReadAt(p, off, d.size, func(p []byte) (int, error) {
@@ -72,7 +74,7 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// Close waits for calls in progress. Later calls return an error that wraps
+// Close waits for calls in progress and disconnects. Later calls return an error that wraps
 // os.ErrClosed.
 func (d *Disk) Close() error {
 	if d.borrowed {

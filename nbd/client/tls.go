@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// tlsConfig is what the URI demands of TLS, with the names that files have in
-// nbdkit, qemu and libnbd.
+// tlsConfig returns the TLS configuration that the URI describes. The names of the files with
+// certificates are those of nbdkit, qemu and libnbd.
 func tlsConfig(uri *nbd.URI) (*tls.Config, error) {
 	name := uri.Hostname
 	if name == "" {
@@ -27,13 +27,13 @@ func tlsConfig(uri *nbd.URI) (*tls.Config, error) {
 		return config, nil
 	}
 	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
-		return nil, &hinted{fmt.Errorf("tls-certificates=%s: no such folder, want one with ca-cert.pem", nbd.Text([]byte(dir))), "create the folder, with ca-cert.pem and, if the server demands them, client-cert.pem and client-key.pem"}
+		return nil, &hinted{fmt.Errorf("tls-certificates=%s: no such directory, want a directory with ca-cert.pem", nbd.Text([]byte(dir))), "create the directory with ca-cert.pem and, if the server demands them, client-cert.pem and client-key.pem"}
 	}
 	authority, certificate, key := filepath.Join(dir, "ca-cert.pem"), filepath.Join(dir, "client-cert.pem"), filepath.Join(dir, "client-key.pem")
 	if !uri.NoVerify {
 		var err error
 		if config.RootCAs, err = nbd.LoadAuthorities(authority); err != nil {
-			return nil, fmt.Errorf("the authority that the server's certificate is verified with: %w", err)
+			return nil, fmt.Errorf("the authority that verifies the server's certificate: %w", err)
 		}
 	}
 	if !exists(certificate) && !exists(key) {
@@ -47,6 +47,7 @@ func tlsConfig(uri *nbd.URI) (*tls.Config, error) {
 	return config, nil
 }
 
+// exists reports whether path exists, or may exist because it could not be examined.
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return !errors.Is(err, fs.ErrNotExist)

@@ -93,7 +93,7 @@ func TestTLS(t *testing.T) {
 		{"another authority", nbds(lenient, other, ""), "unknown authority"},
 		{"another name", nbds(lenient, pki, "&tls-hostname=esx.example.com"), "esx.example.com"},
 		{"no folder", nbds(lenient, filepath.Join(pki, "none"), ""), "ca-cert.pem"},
-		{"a server without TLS", nbds(plain, pki, ""), "the server has no TLS"},
+		{"a server without TLS", nbds(plain, pki, ""), "the server does not support TLS"},
 		{"without TLS to one that demands it", lenient, "TLS"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

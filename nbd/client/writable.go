@@ -12,26 +12,26 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// ErrReadOnly is what OpenWritable returns, wrapped, where the server lets
-// nobody write to the export.
+// ErrReadOnly is wrapped by the errors of OpenWritable, Create and Check if the server does
+// not allow writing to the export.
 var ErrReadOnly = errors.New("the export is read-only")
 
-// WritableDisk is an export that is read and written. Beside what a Disk is it
-// is source.Writable: at any alignment, whatever the server's. An error that the
-// server gave for a write is source.Permanent: it is for who wrote. One of Flush
-// stays.
+// WritableDisk is a Disk that is also source.Writable, with any alignment of offsets and
+// lengths. If the server refuses a write, the error is source.Permanent, so that the write
+// is not retried. After a failed Flush, every later Flush returns the same error.
 type WritableDisk struct {
 	*Disk
 	target *target
 
-	// parts is locked while a part of a block is read, changed and written
-	// back, and read-locked by other writes.
+	// partial is locked while a part of a block is read, changed and written back.
+	// Writes of whole blocks hold it for reading.
 	partial sync.RWMutex
 
 	flushes flush.Group
 }
 
-// OpenWritable is Open for reading and writing.
+// OpenWritable opens the export that uri names for reading and writing. The disk ends with
+// ctx.
 func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, error) {
 	s, err := dial(ctx, uri, o)
 	if err != nil {
@@ -42,7 +42,7 @@ func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, 
 		return nil, err
 	}
 	if s.flags&nbd.SendFlush == 0 {
-		o.warn("%s can't be told to make durable what was written (it has no FLUSH)", s.life.Name)
+		o.warn(noFlush, s.life.Name)
 	}
 	return &WritableDisk{
 		Disk:   &Disk{server: s, size: s.size, uri: uri.String()},
@@ -50,8 +50,8 @@ func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, 
 	}, nil
 }
 
-// change makes a call that changes a range: whole gets what of it are whole
-// blocks, and part the rest.
+// changeRange changes n bytes from off on. It calls whole for the blocks that the range
+// covers completely, and part for the parts of blocks at its beginning and end.
 func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, part func(off, n int64) error) error {
 	s := d.server
 	if err := s.life.Begin(ctx); err != nil {
@@ -59,7 +59,7 @@ func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, par
 	}
 	defer s.life.End()
 	if !life.InDisk(off, n, d.size) {
-		return source.Permanent(fmt.Errorf("%s: [%d, %d) is not in its %d bytes", s.life.Name, off, off+n, d.size))
+		return source.Permanent(fmt.Errorf("%s: cannot write bytes [%d, %d): the export has %d bytes", s.life.Name, off, off+n, d.size))
 	}
 	defer d.forget()
 	block := int64(s.sizes.Min)
@@ -91,7 +91,7 @@ func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, par
 	return err
 }
 
-// forget gives up what is known of the allocation, and what is being asked.
+// forget empties the cache of extents. Queries that are in progress are not cached.
 func (d *WritableDisk) forget() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -123,7 +123,8 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 	})
 }
 
-// pieces makes calls like one for a range that may be long.
+// doPieces makes calls with the command and the flags of like, one after another, for pieces
+// of at most zeroPiece bytes.
 func (d *WritableDisk) doPieces(ctx context.Context, off, n int64, like *call) error {
 	s := d.server
 	for n > 0 {
@@ -141,8 +142,8 @@ func (d *WritableDisk) doPieces(ctx context.Context, off, n int64, like *call) e
 	return nil
 }
 
-// Trim implements source.Writable. Parts of blocks stay as they are, and all of
-// it where the server has no TRIM.
+// Trim implements source.Writable. It does not change parts of blocks, and does nothing if the
+// server does not support TRIM.
 func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	return d.changeRange(ctx, off, n, func(at, n int64) error {
 		if d.server.flags&nbd.SendTrim == 0 {
@@ -155,7 +156,7 @@ func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	}, func(int64, int64) error { return nil })
 }
 
-// Flush implements source.Writable, on every connection.
+// Flush implements source.Writable. It sends FLUSH on every connection.
 func (d *WritableDisk) Flush(ctx context.Context) error {
 	s := d.server
 	if err := s.life.Begin(ctx); err != nil {

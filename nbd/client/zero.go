@@ -8,15 +8,16 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// zeroPiece is how much one request zeroes at most.
+// zeroPiece is the maximum length of one request WRITE_ZEROES or TRIM, in bytes.
 const zeroPiece = 128 << 20
 
-// zeros is never written to.
+// zeros holds zeros for writes. It must not be changed.
 var zeros [1 << 20]byte
 
-// zero zeroes by the first way that the server has: WRITE_ZEROES that is fast,
-// WRITE_ZEROES that is not, zeros. TRIM is none, since what it leaves is not
-// known. With noHole the zeros are to stay allocated.
+// zero zeroes n bytes from off on. It uses the first way that the server supports:
+// WRITE_ZEROES with the flag FAST_ZERO, WRITE_ZEROES without it, or writing zeros. TRIM is
+// not used, because a trimmed range may read as anything. With noHole the range stays
+// allocated.
 func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 	s := t.server
 	head, whole := s.splitBlocks(off, n)
@@ -70,8 +71,8 @@ func (t *target) zero(ctx context.Context, off, n int64, noHole bool) error {
 	return nil
 }
 
-// zeroFast zeroes whole blocks where the server does that faster than it
-// writes.
+// zeroFast zeroes whole blocks if the server can do that faster than writing. Otherwise it
+// returns errors.ErrUnsupported.
 func (d *WritableDisk) zeroFast(ctx context.Context, off, n int64, mayTrim bool) error {
 	s := d.server
 	if s.flags&nbd.SendFastZero == 0 {

@@ -176,12 +176,12 @@ func TestTLSMessages(t *testing.T) {
 	}{
 		{name: "common name only", server: commonName, mode: server.TLSRequire, client: bare, err: `the server's certificate names no host: it has the common name "localhost" and no subjectAltName, want one of "localhost"`, hint: "issue the server's certificate with subjectAltName", insecureToo: true},
 		{name: "another name", server: otherName, mode: server.TLSRequire, client: bare, err: "esx.example.com", hint: "tls-hostname=NAME", insecureToo: true},
-		{name: "another authority", server: pki, mode: server.TLSRequire, client: otherCA, err: "unknown authority", hint: "put the certificate of the authority that signed the server's in " + otherCA + "/ca-cert.pem", insecureToo: true},
-		{name: "the system's authorities", server: pki, mode: server.TLSRequire, client: "", err: "unknown authority", hint: "tls-certificates=DIR names a folder", insecureToo: true},
+		{name: "another authority", server: pki, mode: server.TLSRequire, client: otherCA, err: "unknown authority", hint: "put the certificate of the authority that signed the server's certificate in " + otherCA + "/ca-cert.pem", insecureToo: true},
+		{name: "the system's authorities", server: pki, mode: server.TLSRequire, client: "", err: "unknown authority", hint: "tls-certificates=DIR to the URI: DIR is a directory", insecureToo: true},
 		{name: "client without a certificate", server: pki, verify: true, mode: server.TLSRequire, client: bare, err: "certificate", hint: "the server demands a certificate of its clients: put client-cert.pem and client-key.pem in " + bare},
 		{name: "client of another authority", server: pki, verify: true, mode: server.TLSRequire, client: stranger, err: "certificate", hint: "the server refuses the certificate in " + stranger + "/client-cert.pem"},
-		{name: "server without TLS", mode: server.TLSOff, client: bare, err: "the server has no TLS, which nbds demands", hint: "nbd:// and nbd+unix:// go without"},
-		{name: "client without TLS", server: pki, mode: server.TLSRequire, client: "-", err: "the server demands TLS", hint: "want nbds"},
+		{name: "server without TLS", mode: server.TLSOff, client: bare, err: "the server does not support TLS, which the scheme nbds requires", hint: "use nbd:// or nbd+unix://"},
+		{name: "client without TLS", server: pki, mode: server.TLSRequire, client: "-", err: "the server demands TLS", hint: "use nbds"},
 	} {
 		for _, address := range []string{"unix:" + socketPath(t), "tcp://127.0.0.1:0"} {
 			t.Run(c.name+"/"+address[:4], func(t *testing.T) {
