@@ -116,19 +116,19 @@ func removeStale(ctx context.Context, path string) error {
 	case err != nil:
 		return err
 	case st.Mode().Type() != fs.ModeSocket:
-		return errors.New("the path exists and is not a socket")
+		return fmt.Errorf("%q exists and is not a socket", path)
 	}
 	c, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	switch {
 	case err == nil:
 		c.Close()
-		return errors.New("another server listens on the socket")
+		return fmt.Errorf("another server already listens on %q", path)
 	case errors.Is(err, unix.ECONNREFUSED):
 		return os.Remove(path)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	}
-	return fmt.Errorf("cannot find out whether another server listens on the socket: %w", err)
+	return fmt.Errorf("cannot find out whether another server listens on %q: %w", path, err)
 }
 
 // firstActivated is the number of the first file descriptor that socket activation passes.
