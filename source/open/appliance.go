@@ -18,35 +18,42 @@ import (
 	"github.com/vddkcp/vddkcp/source/raw"
 )
 
-// Manifest is the ability of a disk of an appliance to be held against the
-// appliance's manifest. VerifyManifest reads the descriptor and the files of
-// the disk from their start to their end. A difference is a *ManifestError; a
-// file that the manifest does not have, or no manifest, an ErrNoManifest.
+// Manifest is the ability of a disk of an appliance to be compared with the manifest of
+// the appliance.
 type Manifest interface {
+	// VerifyManifest reads the descriptor and all files of the disk completely,
+	// and compares their digests with those in the manifest. It returns a
+	// *ManifestError if a file differs, and an error that wraps ErrNoManifest if
+	// there is no manifest or if it lacks one of the files.
 	VerifyManifest(ctx context.Context) error
 }
 
-// Warned is the ability of a disk to tell of what is odd and no error: an
-// appliance's descriptor that says other sizes than the disk has, an image that
-// was not closed cleanly. The warnings name the file.
-type Warned interface{ Warnings() []string }
+// Warned is the ability of a disk to report faults that do not keep it from being read,
+// such as a wrong size in the descriptor of an appliance, or an image that was not
+// closed cleanly.
+type Warned interface {
+	// Warnings returns sentences that begin with the name of a file.
+	Warnings() []string
+}
 
-// ManifestError is a file that is not what the manifest of its appliance says.
+// ManifestError reports a file that differs from its digest in the manifest of an
+// appliance.
 type ManifestError = ova.ManifestError
 
-// ErrNoManifest says that an appliance has no manifest, or not of this file.
+// ErrNoManifest means that an appliance has no manifest, or that its manifest lacks a
+// file.
 var ErrNoManifest = ova.ErrNoManifest
 
-// DiskEntry is a disk of an appliance, as the descriptor has it.
+// DiskEntry describes a disk that the descriptor of an appliance lists.
 type DiskEntry struct {
-	Number   int    // from 1 on; #NUMBER after the address picks it
-	Name     string // diskId; #NAME picks it too
-	File     string // relative to the descriptor, "" of an empty disk
-	System   string // the id of the virtual system that uses it, "" where not told
-	Format   string // "vmdk", "raw", "qcow2", "vhd", "vdi"; "": by its content
-	Capacity int64  // bytes, 0 where not told
-	Size     int64  // of the file, bytes
-	Err      error  // why the disk can't be opened, as far as is known
+	Number   int    // 1 for the first disk, and so on; #NUMBER after the address selects the disk
+	Name     string // diskId; #NAME after the address selects the disk
+	File     string // name of the file, relative to the descriptor; "": an empty disk without a file
+	System   string // id of the virtual system that uses the disk; "": not recorded
+	Format   string // "vmdk", "raw", "qcow2", "vhd" or "vdi"; "": the content of the file decides
+	Capacity int64  // virtual size in bytes; 0: not recorded
+	Size     int64  // size of the file in bytes; 0: no file, or not known
+	Err      error  // why the disk cannot be opened; nil if no reason is known
 }
 
 func (e *DiskEntry) String() string {
@@ -61,12 +68,12 @@ func (e *DiskEntry) String() string {
 	return s + ")"
 }
 
-// ChoiceError is an address that does not say which disk of an appliance is
-// meant, or names one that the appliance lacks.
+// ChoiceError reports an address of an appliance that does not select one of its disks:
+// it names none of several, or one that does not exist.
 type ChoiceError struct {
-	Path   string
-	Choice string // what is after #, "" without
-	Disks  []DiskEntry
+	Path   string      // of the appliance
+	Choice string      // the text after #; "" if there is none
+	Disks  []DiskEntry // all disks of the appliance
 }
 
 // maxListed bounds the disks that an error lists.
@@ -85,7 +92,7 @@ func (e *ChoiceError) Error() string {
 	case e.Choice == "":
 		return fmt.Sprintf("%s has %d disks: %s", e.Path, len(e.Disks), all)
 	case e.matches() > 1:
-		return fmt.Sprintf("%s has %d disks by the name %s: %s", e.Path, e.matches(), printable.Name(e.Choice), all)
+		return fmt.Sprintf("%s has %d disks with the name %s: %s", e.Path, e.matches(), printable.Name(e.Choice), all)
 	}
 	return fmt.Sprintf("%s has no disk %s; it has %s", e.Path, printable.Name(e.Choice), all)
 }
@@ -100,15 +107,15 @@ func (e *ChoiceError) matches() int {
 	return n
 }
 
-// Hint is what the user can do.
+// Hint returns an example of an address that selects a disk.
 func (e *ChoiceError) Hint() string {
-	return fmt.Sprintf("name one, by its number or its name: '%s#%d'", e.Path, e.Disks[0].Number)
+	return fmt.Sprintf("select a disk by its number or its name: '%s#%d'", e.Path, e.Disks[0].Number)
 }
 
 // ExitStatus implements the interface of transfer/report.
 func (*ChoiceError) ExitStatus() int { return exit.Usage }
 
-// is reports whether name names the disk.
+// is reports whether name is the name of the disk or of its file.
 func (e *DiskEntry) is(name string) bool { return name != "" && (e.Name == name || e.File == name) }
 
 // FileOf returns the path of the local file that a source names: for a disk of an
@@ -135,7 +142,8 @@ func (o *Opener) Appliance(ctx context.Context, a address.Address) ([]DiskEntry,
 		return nil, nil
 	}
 	path := at.Path
-	// What is only looked at is not listed as opened.
+	// Another Opener is used, so that Files does not list files that are only
+	// inspected.
 	appliance, _, err := (&Opener{AllowPath: o.AllowPath}).appliance(ctx, path)
 	if err != nil {
 		return nil, err
@@ -151,9 +159,9 @@ func (o *Opener) Appliance(ctx context.Context, a address.Address) ([]DiskEntry,
 	return disks, nil
 }
 
-// appliance opens an .ova or .ovf file. Beside is the Opener of the files
-// beside an .ovf, nil for an .ova.
-func (o *Opener) appliance(ctx context.Context, path string) (a *ova.Appliance, beside source.Opener, err error) {
+// appliance opens an .ova or .ovf file. folder is the Opener of the files that the .ovf
+// file names, or nil for an .ova file.
+func (o *Opener) appliance(ctx context.Context, path string) (a *ova.Appliance, folder source.Opener, err error) {
 	f, err := o.openFile(ctx, path)
 	if err != nil {
 		return nil, nil, err
@@ -166,13 +174,13 @@ func (o *Opener) appliance(ctx context.Context, path string) (a *ova.Appliance, 
 		a, err = ova.Open(ctx, path, f)
 		return a, nil, err
 	}
-	beside, err = o.references(f, path, nil)
+	folder, err = o.references(f, path, nil)
 	if err != nil {
 		f.Close()
 		return nil, nil, err
 	}
-	a, err = ova.OpenDescriptor(path, f, beside)
-	return a, beside, err
+	a, err = ova.OpenDescriptor(path, f, folder)
+	return a, folder, err
 }
 
 func entries(a *ova.Appliance) []DiskEntry {
@@ -187,8 +195,8 @@ func entries(a *ova.Appliance) []DiskEntry {
 	return disks
 }
 
-// formatOf returns the format that the URI of a descriptor means, "" where it
-// is none that is known. The URIs differ by writer and by year.
+// formatOf returns the format that a URI in a descriptor means, or "" if the URI is not
+// known. Different writers, and different versions of a writer, use different URIs.
 func formatOf(uri string) string {
 	uri = strings.ToLower(uri)
 	for _, f := range []struct{ part, format string }{
@@ -213,7 +221,8 @@ func notRead(path string, e *DiskEntry) error {
 	return fmt.Errorf("%s: disk %s is a %s image: %w", path, printable.Name(e.Name), strings.ToUpper(e.Format), ErrNotRead)
 }
 
-// pick returns the index of the disk that is meant.
+// pick returns the index of the disk that choice selects: a number, a name, or "" if
+// there is only one disk.
 func pick(path, choice string, disks []DiskEntry) (int, error) {
 	if choice == "" {
 		if len(disks) == 1 {
@@ -241,11 +250,11 @@ func pick(path, choice string, disks []DiskEntry) (int, error) {
 
 // openAppliance opens the disk of an appliance at the address at.
 func (o *Opener) openAppliance(ctx context.Context, at address.Appliance) (source.Disk, error) {
-	a, beside, err := o.appliance(ctx, at.Path)
+	a, folder, err := o.appliance(ctx, at.Path)
 	if err != nil {
 		return nil, err
 	}
-	d, err := o.openApplianceDisk(ctx, a, beside, at.Path, at.Choice)
+	d, err := o.openApplianceDisk(ctx, a, folder, at.Path, at.Choice)
 	if err != nil {
 		a.Close()
 		return nil, err
@@ -253,7 +262,10 @@ func (o *Opener) openAppliance(ctx context.Context, at address.Appliance) (sourc
 	return d, nil
 }
 
-func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, beside source.Opener, path, choice string) (source.Disk, error) {
+// openApplianceDisk opens the disk of a that choice selects. folder is the Opener of the
+// files that the descriptor names, or nil for an archive. path is that of the
+// appliance.
+func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder source.Opener, path, choice string) (source.Disk, error) {
 	disks := entries(a)
 	i, err := pick(path, choice, disks)
 	if err != nil {
@@ -279,13 +291,13 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, beside
 	}
 	d.Disk, err = o.openImage(ctx, f, shown, e.Format, func() (source.Opener, error) {
 		switch file, ok := f.(*raw.Disk); {
-		case beside == nil:
+		case folder == nil:
 			return o.inArchive(a, shown, e.File, nil)
 		case ok:
-			return d.namedBeside(o, file, shown, e.File)
+			return d.referencesOf(o, file, shown, e.File)
 		}
 		return func(_ context.Context, from, name, _ string) (source.Disk, error) {
-			return nil, fmt.Errorf("%s names %q: an image in chunks is read where it is all of a disk", from, name)
+			return nil, fmt.Errorf("%s names %q: an image that is split into chunks cannot name other files", from, name)
 		}, nil
 	})
 	if err != nil {
@@ -303,7 +315,7 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, beside
 	return d, nil
 }
 
-// pathOf returns the path that f is shown by.
+// pathOf returns the path of f for messages, or name if f does not have one.
 func pathOf(f source.Disk, name string) string {
 	if d, ok := source.Ability[source.Described](f); ok && len(d.Info().Chain) > 0 {
 		return d.Info().Chain[0]
@@ -322,7 +334,7 @@ func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chai
 	return func(ctx context.Context, from, name, format string) (source.Disk, error) {
 		f, named, err := a.OpenFile(ctx, member, name)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("%s names %q, and an image in an archive may name files of the archive only: %w", from, name, err)
+			return nil, fmt.Errorf("%s names %q, but an image in an archive may name files of the archive only: %w", from, name, err)
 		}
 		if err != nil {
 			return nil, err
@@ -332,21 +344,24 @@ func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chai
 	}, nil
 }
 
-// applianceDisk is a disk of an appliance, which it closes. It wraps the disk
-// in the image, so that the abilities of that one are found.
+// applianceDisk is a disk of an appliance. Closing it closes the appliance too. It
+// wraps the disk in the image, so that callers find the abilities of that disk.
 type applianceDisk struct {
 	source.Disk
 	appliance *ova.Appliance
 	warnings  []string
-	// named are the files beside a descriptor that the image names, relative to
-	// it, and unchecked is one that names others in its turn.
+	// named lists the extents and data files that the image names, relative to the
+	// descriptor. unchecked is the parent or backing file of the image, "" if it
+	// has none. VerifyManifest fails if there is one: the files that the parent
+	// names are not known.
 	named     []string
 	unchecked string
 }
 
-// namedBeside returns the Opener for what the image in f names, whose name in
-// the descriptor is file, and keeps the names for VerifyManifest.
-func (d *applianceDisk) namedBeside(o *Opener, f *raw.Disk, shown, file string) (source.Opener, error) {
+// referencesOf returns the Opener for the files that the image in f names. It records
+// their names for VerifyManifest. file is the name of the image in the descriptor,
+// shown is its name for messages.
+func (d *applianceDisk) referencesOf(o *Opener, f *raw.Disk, shown, file string) (source.Opener, error) {
 	opens, err := o.references(f, shown, nil)
 	if err != nil {
 		return nil, err
@@ -380,7 +395,7 @@ func (d *applianceDisk) VerifyManifest(ctx context.Context) error {
 		return err
 	}
 	if d.unchecked != "" {
-		return fmt.Errorf("%s: it is named by an image, not by the descriptor: %w", d.unchecked, ErrNoManifest)
+		return fmt.Errorf("cannot verify %s: an image names the file, and the descriptor does not: %w", d.unchecked, ErrNoManifest)
 	}
 	return nil
 }

@@ -201,7 +201,7 @@ func TestChoices(t *testing.T) {
 		{address: "x.ovf#-1", choice: true, fails: []string{`has no disk -1`}},
 		{address: "#1.ova#2", want: b},
 		{address: "#1.ova", choice: true, fails: []string{"#1.ova has 2 disks"}},
-		{address: "same.ovf#b.img", choice: true, fails: []string{"same.ovf has 2 disks by the name b.img: #1 vmdisk1"}},
+		{address: "same.ovf#b.img", choice: true, fails: []string{"same.ovf has 2 disks with the name b.img: #1 vmdisk1"}},
 		{address: "same.ovf#vmdisk1", want: b},
 		{address: "odd.ovf#2", want: b}, // a number first
 		{address: "odd.ovf#a\nb#1 ", want: b},
@@ -300,8 +300,9 @@ func TestListing(t *testing.T) {
 	d.Close()
 }
 
-// What an image in an archive names is in the archive, and what one beside a
-// descriptor names is by the rules of all images.
+// TestReferencesOfAppliances opens images that name other files. An image in an
+// archive may name files of the archive only. An image in the folder of a descriptor
+// may name the same files as any image.
 func TestReferencesOfAppliances(t *testing.T) {
 	dir := t.TempDir()
 	p := strings.Repeat("p", 512)
@@ -330,8 +331,8 @@ func TestReferencesOfAppliances(t *testing.T) {
 		{"sub/b.vmdk", p, p},
 		{"sub/c.vmdk", sector, "!outside of its folder"},
 		{"child.vmdk", zeros, zeros},
-		{"abs.vmdk", `!x.ova(abs.vmdk) names "/etc/passwd", and an image in an archive may name files of the archive only`, "!outside of its folder"},
-		{"up.vmdk", `!names "../secret", and an image in an archive`, "!outside of its folder"},
+		{"abs.vmdk", `!x.ova(abs.vmdk) names "/etc/passwd", but an image in an archive may name files of the archive only`, "!outside of its folder"},
+		{"up.vmdk", `!names "../secret", but an image in an archive`, "!outside of its folder"},
 		{"none.vmdk", `!has no file "none.bin"`, "!none.bin: no such file"},
 		{"link.vmdk", `!has no file "l"`, "!outside of its folder"},
 		{"loop.vmdk", "!the chain of images loops", "!the chain of images loops"},
@@ -435,7 +436,7 @@ func TestManifestOfAppliance(t *testing.T) {
 	}
 }
 
-// What a descriptor says of the format and the size is held against the disk.
+// TestApplianceDisagrees opens disks whose format or size differs from the descriptor.
 func TestApplianceDisagrees(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{
@@ -519,8 +520,8 @@ func TestApplianceIsClosed(t *testing.T) {
 	}
 }
 
-// A raw disk that is shorter than its appliance says was cut off; a VMDK has its
-// capacity itself, so that the descriptor's is a warning.
+// TestShortDisksOfAppliances: a raw disk that is shorter than its descriptor says is
+// truncated. A VMDK records its own capacity, so a difference is only a warning.
 func TestShortDisksOfAppliances(t *testing.T) {
 	dir := t.TempDir()
 	files := map[string]string{

@@ -14,23 +14,23 @@ import (
 	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// Bounds of a search for the parent of an image.
+// Limits of a search for the parent of an image.
 const (
 	maxSearched = 64 << 10 // entries of one folder
-	maxImages   = 4096     // files named *.vmdk, of all folders
+	maxImages   = 4096     // files named *.vmdk in all folders together
 )
 
-// folder is where the parent of an image may be that is known by its UUID alone:
-// the image's own folder, and those of --allow-path, but not the folders below
-// these.
+// folder is the vmdk.Folder of an image that names its parent by its UUID only. It
+// searches the folder of the image and those of --allow-path, but no folders below
+// them.
 type folder struct {
 	o    *Opener
-	f    *raw.Disk // of the image
-	path string    // as which it was opened
+	f    *raw.Disk // the file of the image
+	path string    // the path by which f was opened
 }
 
-// folderOf returns the folder of the image in f, nil for an image that lies in
-// no folder of its own, as in an archive.
+// folderOf returns the folder of the image in f, which was opened as path. It returns
+// nil for an image that is not a local file, such as one in an archive.
 func (o *Opener) folderOf(f source.Disk, path string) vmdk.Folder {
 	if f, ok := f.(*raw.Disk); ok {
 		return &folder{o, f, path}
@@ -38,7 +38,7 @@ func (o *Opener) folderOf(f source.Disk, path string) vmdk.Folder {
 	return nil
 }
 
-// Names implements vmdk.Folder: regular files that are named *.vmdk.
+// Names implements [vmdk.Folder]. It returns the regular files that are named *.vmdk.
 func (d *folder) Names(ctx context.Context) ([]string, error) {
 	real, _, err := whereIs(d.f, d.path)
 	if err != nil {
@@ -68,13 +68,13 @@ func (d *folder) Names(ctx context.Context) ([]string, error) {
 		}
 	}
 	if len(names) > maxImages {
-		return nil, fmt.Errorf("%s has %d files named *.vmdk, want at most %d to search", strings.Join(searched, " and "), len(names), maxImages)
+		return nil, fmt.Errorf("cannot search %s: %d files are named *.vmdk, want at most %d", strings.Join(searched, " and "), len(names), maxImages)
 	}
 	return names, nil
 }
 
-// imagesIn returns the regular files in dir, and links to such, that are named
-// *.vmdk, in alphabetical order.
+// imagesIn returns the names of the regular files in dir that are named *.vmdk, in
+// alphabetical order. It follows symbolic links.
 func imagesIn(ctx context.Context, dir string) ([]string, error) {
 	f, err := os.Open(dir)
 	if err != nil {
@@ -91,7 +91,7 @@ func imagesIn(ctx context.Context, dir string) ([]string, error) {
 			return nil, err
 		}
 		if n += len(entries); n > maxSearched {
-			return nil, fmt.Errorf("%s has more than %d files, too many to search", dir, maxSearched)
+			return nil, fmt.Errorf("cannot search %s: the folder has more than %d files", dir, maxSearched)
 		}
 		for _, e := range entries {
 			if !strings.EqualFold(filepath.Ext(e.Name()), ".vmdk") {
@@ -109,7 +109,7 @@ func imagesIn(ctx context.Context, dir string) ([]string, error) {
 	}
 }
 
-// Peek implements vmdk.Folder.
+// Peek implements [vmdk.Folder].
 func (d *folder) Peek(ctx context.Context, name string) (source.Disk, error) {
 	real, _, err := whereIs(d.f, d.path)
 	if err != nil {

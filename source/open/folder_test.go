@@ -87,7 +87,7 @@ func TestParentSearchIsBounded(t *testing.T) {
 	}
 	write(t, dir, files)
 	_, err := new(open.Opener).Open(t.Context(), filepath.Join(dir, "child.vmdk"), "")
-	if err == nil || !strings.Contains(err.Error(), "has 4097 files named *.vmdk, want at most 4096") {
+	if err == nil || !strings.Contains(err.Error(), "4097 files are named *.vmdk, want at most 4096") {
 		t.Error(err)
 	}
 	if err := os.Remove(filepath.Join(dir, "x7.vmdk")); err != nil {

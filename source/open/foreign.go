@@ -14,13 +14,13 @@ import (
 	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// ForeignError reports a file or a stream whose content is no raw disk and no
-// image that vddkcp reads there: an image of another program, an archive, a
-// compressed file, a text. A copy of its bytes would not be a disk.
+// ForeignError reports a file or a stream that is neither a raw disk nor an image that
+// vddkcp can read there: an image of another program, an archive, a compressed file or
+// a text. A copy of its bytes would not be a disk.
 type ForeignError struct {
-	Path  string
-	What  string // "a VHD image"
-	Where string // what was found, and where
+	Path  string // path of the file, or name of the stream
+	What  string // what the content is, such as "a VHD image"
+	Where string // the bytes by which it was recognized, and their offset
 	hint  string
 }
 
@@ -28,26 +28,25 @@ func (e *ForeignError) Error() string {
 	return fmt.Sprintf("%s is %s, not a disk that can be read: %s", e.Path, e.What, e.Where)
 }
 
-// Hint tells how to get a disk from the file.
+// Hint returns how to get a disk from the file.
 func (e *ForeignError) Hint() string {
 	return e.hint + "; if these bytes are the disk itself, say --source-format raw"
 }
 
-// content is what foreign formats are recognized by.
+// content has the parts of a file or stream by which its format is recognized.
 type content struct {
-	head  []byte // the first bytes, headSize of them unless there are fewer
-	tail  []byte // the last tailSize bytes, fewer if there are fewer; nil: not known yet
-	whole bool   // head is all there is
+	head  []byte // the first headSize bytes, or all bytes of a short text
+	tail  []byte // the last tailSize bytes; nil: not known yet
+	whole bool   // head has all bytes
 }
 
 const (
-	headSize = 4 << 10
-	tailSize = 512
-	// textSize bounds the texts that are recognized as a whole, in bytes.
-	textSize = 64 << 10
+	headSize = 4 << 10  // bytes
+	tailSize = 512      // bytes
+	textSize = 64 << 10 // bytes; only shorter texts are read completely to recognize them
 )
 
-// contentOf reads what recognizing the format of f needs.
+// contentOf reads the bytes that are needed to recognize the format of f.
 func contentOf(f source.Disk) (content, error) {
 	size := f.Size()
 	c := content{head: make([]byte, min(size, headSize)), tail: make([]byte, min(size, tailSize))}
@@ -62,19 +61,19 @@ func contentOf(f source.Disk) (content, error) {
 	}
 	c.whole = int64(len(c.head)) == size
 	if _, err := f.ReadAt(c.tail, size-int64(len(c.tail))); err != nil && err != io.EOF {
-		c.tail = nil // an error there is reported when the disk itself is read
+		c.tail = nil // the error is reported when the disk is read
 	}
 	return c, nil
 }
 
-// isLUKS reports whether the content is encrypted by LUKS, version 1 or 2.
+// isLUKS reports whether the content is a disk that is encrypted with LUKS 1 or 2.
 func (c content) isLUKS() bool {
 	return bytes.HasPrefix(c.head, []byte("LUKS\xba\xbe\x00\x01")) || bytes.HasPrefix(c.head, []byte("LUKS\xba\xbe\x00\x02"))
 }
 
-// foreign returns the error for path if the content is of a foreign format, else
-// nil. A content with a partition table is a disk whatever it begins with; only
-// an end that marks an image is looked at then.
+// foreign returns a *ForeignError for path if the content is of a foreign format. A
+// content with a partition table is a raw disk, unless its last bytes are those of an
+// image.
 func (c content) foreign(path string) error {
 	if !c.hasPartitions() {
 		for _, s := range signatures {
@@ -92,7 +91,7 @@ func (c content) foreign(path string) error {
 	return c.foreignTail(path)
 }
 
-// foreignTail is foreign for formats that are marked at the end only.
+// foreignTail is foreign for formats that are recognized by their last bytes only.
 func (c content) foreignTail(path string) error {
 	if at, ok := fixedVHD(c.tail); ok {
 		return &ForeignError{path, "a VHD image of fixed size", fmt.Sprintf("found a footer %q %d bytes before the end", "conectix", len(c.tail)-at), imageHint("vpc")}
@@ -109,22 +108,22 @@ func imageHint(format string) string {
 
 func unpackHint(command string) string { return "unpack it first: " + command }
 
-// signature is a format that fixed bytes at a fixed place tell.
+// signature is a foreign format that has fixed bytes at a fixed offset.
 type signature struct {
-	what   string
-	offset int
-	magic  string
-	hint   string
-	check  func(head []byte) bool // more that must hold; nil: nothing
+	what   string                 // the What of the ForeignError
+	offset int                    // bytes
+	magic  string                 // the bytes at the offset
+	hint   string                 // how to get a disk
+	check  func(head []byte) bool // a further condition; nil: there is none
 }
 
 func (s *signature) matches(head []byte) bool {
 	return len(head) > s.offset && bytes.HasPrefix(head[s.offset:], []byte(s.magic)) && (s.check == nil || s.check(head))
 }
 
-// signatures are in no order that matters. What file systems, partition tables,
-// volume managers and boot loaders begin with is not among them: such content is
-// a raw disk.
+// signatures lists the foreign formats, in any order. It has no file systems, partition
+// tables, volume managers or boot loaders: content that begins with one of these is a
+// raw disk.
 var signatures = []signature{
 	{what: "a VHD image", magic: "conectix", hint: imageHint("vpc")},
 	{what: "a VHDX image", magic: "vhdxfile", hint: imageHint("vhdx")},
@@ -174,21 +173,24 @@ var signatures = []signature{
 	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd1\xba\xd1\xba", hint: "name the disk of the machine, a .vmdk"},
 	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd2\xbe\xd2\xbe", hint: "name the disk of the machine, a .vmdk"},
 	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd3\xbe\xd2\xbe", hint: "name the disk of the machine, a .vmdk"},
-	{what: "a journal of vddkcp", magic: "vddkcp journal\n\x00", hint: "name the disk that the journal lies beside"},
+	{what: "a journal of vddkcp", magic: "vddkcp journal\n\x00", hint: "name the disk that the journal belongs to, which is in the same folder"},
 	{what: "a layer of vddkcp export --cow", magic: "vddkcp cow layer", hint: "serve the disk with it: vddkcp export SRC --cow=FILE"},
 }
 
+// vdiVersion reports whether the version of a VirtualBox image is 0 or 1.
 func vdiVersion(head []byte) bool {
 	return len(head) >= 72 && binary.LittleEndian.Uint32(head[68:])>>16 <= 1
 }
 
-// bzip2Block demands a level and the mark of a block or of the end.
+// bzip2Block reports whether a compression level and the magic of a block, or of the end
+// of the stream, follow the magic of bzip2.
 func bzip2Block(head []byte) bool {
 	return len(head) >= 10 && head[3] >= '1' && head[3] <= '9' &&
 		(string(head[4:10]) == "\x31\x41\x59\x26\x53\x59" || string(head[4:10]) == "\x17\x72\x45\x38\x50\x90")
 }
 
-// cpioHeader demands a header in letters: newc, crc or odc.
+// cpioHeader reports whether head begins with a header of the cpio formats newc, crc or
+// odc, which consist of digits.
 func cpioHeader(head []byte) bool {
 	if len(head) < 76 {
 		return false
@@ -202,8 +204,8 @@ func cpioHeader(head []byte) bool {
 	return false
 }
 
-// hasPartitions reports whether the content has a partition table of its own: a
-// GUID partition table, or a master boot record with at least one partition.
+// hasPartitions reports whether the content has a partition table: a GUID partition
+// table, or a master boot record with at least one partition.
 func (c content) hasPartitions() bool {
 	for _, sector := range []int{512, 4096} {
 		if len(c.head) >= sector+8 && string(c.head[sector:sector+8]) == "EFI PART" {
@@ -216,7 +218,7 @@ func (c content) hasPartitions() bool {
 	used := false
 	for i := range 4 {
 		entry := c.head[446+16*i:]
-		if entry[0]&0x7f != 0 { // the status is 0, or 0x80 for an active partition
+		if entry[0]&0x7f != 0 { // the status must be 0, or 0x80 for an active partition
 			return false
 		}
 		used = used || entry[4] != 0 && binary.LittleEndian.Uint32(entry[12:]) != 0
@@ -224,8 +226,8 @@ func (c content) hasPartitions() bool {
 	return used
 }
 
-// isTar reports whether head begins with the header of a tar archive's member,
-// in any of its forms: all of them have the same checksum.
+// isTar reports whether head begins with the header of a member of a tar archive. All
+// tar formats have the same checksum, so isTar compares only that.
 func isTar(head []byte) bool {
 	const size, sumAt, sumSize = 512, 148, 8
 	if len(head) < size || head[0] == 0 {
@@ -252,8 +254,9 @@ func isTar(head []byte) bool {
 	return want == unsigned || want == signed
 }
 
-// fixedVHD finds the footer of a VHD of fixed size in the last bytes of a file,
-// and returns its place there. Old programs wrote 511 bytes of it.
+// fixedVHD looks for the footer of a VHD of fixed size in the last bytes of a file. It
+// returns the offset of the footer in tail. The footer has 512 bytes, but old programs
+// wrote only 511 of them.
 func fixedVHD(tail []byte) (at int, ok bool) {
 	for _, size := range []int{512, 511} {
 		if len(tail) < size {
@@ -278,14 +281,14 @@ func fixedVHD(tail []byte) (at int, ok bool) {
 	return 0, false
 }
 
-// utf8BOM may begin texts of Windows.
+// utf8BOM is the byte order mark in UTF-8, with which texts of Windows may begin.
 const utf8BOM = "\xef\xbb\xbf"
 
-// setting is a line of a VMware text file: a key, and a value in quotes.
+// setting matches a line of a VMware text file: a key, and a value in quotes.
 var setting = regexp.MustCompile(`^[.A-Za-z][A-Za-z0-9_.:-]* *= *".*"$`)
 
-// text says what text the content is, "" for none that is known. A text of
-// another kind may be a disk, as far as its content tells.
+// text returns which kind of text the content is, or "" if it is no known kind. Content
+// that is no known kind of text may be a raw disk.
 func (c content) text() string {
 	head := c.head
 	if narrow, ok := fromUTF16(head); ok {
@@ -300,7 +303,7 @@ func (c content) text() string {
 		{"<!doctype html", "a web page (an error that a download ended with?)"},
 		{"<html", "a web page (an error that a download ended with?)"},
 		{"<?xml", "an XML document (an OVF descriptor, or an error that a download ended with?)"},
-		{"http/1.", "an answer of a web server"},
+		{"http/1.", "a response of a web server"},
 		{"%pdf-", "a PDF document"},
 	} {
 		if strings.HasPrefix(begin, t.prefix) {
@@ -319,7 +322,8 @@ func (c content) mayBeJSON() bool {
 	return len(text) > 0 && (text[0] == '{' || text[0] == '[')
 }
 
-// settings recognizes the text files of a VMware machine.
+// settings returns which text file of a VMware machine head begins with, or "" if it is
+// none.
 func (c content) settings(head []byte) string {
 	if bytes.IndexByte(head, 0) >= 0 {
 		return ""
@@ -350,8 +354,8 @@ func (c content) settings(head []byte) string {
 	return ""
 }
 
-// fromUTF16 returns a text in UTF-16 with a byte order mark as ASCII, as far as
-// head goes. It is not ok if there is a character that is not ASCII.
+// fromUTF16 converts head, which begins with a byte order mark in UTF-16, to ASCII. ok is
+// false if there is no byte order mark, or a character that is not ASCII.
 func fromUTF16(head []byte) (narrow []byte, ok bool) {
 	var order binary.ByteOrder = binary.LittleEndian
 	switch {
@@ -371,8 +375,8 @@ func fromUTF16(head []byte) (narrow []byte, ok bool) {
 	return narrow, true
 }
 
-// probe finds out the format of a disk from its content: "raw", "vmdk" or
-// "qcow2". A foreign format is a *ForeignError.
+// probe returns the format that the content has: "raw", "vmdk" or "qcow2". It returns a
+// *ForeignError for a foreign format.
 func (c content) probe(path string) (format string, err error) {
 	switch {
 	case vmdk.Probe(c.head):
@@ -383,6 +387,6 @@ func (c content) probe(path string) (format string, err error) {
 	return "raw", c.foreign(path)
 }
 
-// IsImage reports whether the first bytes of a file are those of an image that is
-// read.
+// IsImage reports whether head, the first bytes of a file, belongs to an image of a format
+// that this package reads.
 func IsImage(head []byte) bool { return vmdk.Probe(head) || qcow2.Probe(head) }

@@ -357,7 +357,8 @@ func TestForeignByReference(t *testing.T) {
 	}
 }
 
-// What a file is read as by its format, a stream cannot be.
+// TestImagesInStreams: a stream must be a raw disk, because images need reads at any
+// offset.
 func TestImagesInStreams(t *testing.T) {
 	for content, want := range map[string]string{
 		"QFI\xfb\x00\x00\x00\x03": "a qcow2 image", "QFI\xfb\x00\x00\x00\x01": "a qcow2 image",

@@ -1,5 +1,10 @@
-// Package open turns the address of a source into a source.Disk. It is the one
-// place that knows all readers, and that decides which files an image may name.
+// Package open opens disks to read by their addresses. An [Opener] has the options;
+// its methods [Opener.Open] and [Opener.OpenAddress] return a [source.Disk].
+//
+// This package is the only one that knows the readers of all formats and protocols. It
+// recognizes the format of a local file, opens the disks of appliances, decides which
+// files an image may name, and detects chains of images that loop. [RawStream] checks
+// a raw disk that is read from a stream.
 package open
 
 import (
@@ -20,36 +25,39 @@ import (
 	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// ErrNotRead says that the address or the format means something that vddkcp
-// knows and can't read yet.
+// ErrNotRead means that vddkcp knows what an address or a format stands for, but
+// cannot read it.
 var ErrNotRead error = notReadError{}
 
 type notReadError struct{}
 
-func (notReadError) Error() string   { return "this version does not read it" }
+func (notReadError) Error() string   { return "not supported by this version" }
 func (notReadError) ExitStatus() int { return exit.Usage }
 
-// UsageError is an address, a format or an option that makes no sense whatever
-// the files hold.
+// UsageError reports an address, a format or an option that is wrong whatever the
+// files contain.
 type UsageError = usage.Error
 
-// Opener opens sources, and keeps a list of the local files that they consist
-// of. It is safe for concurrent use.
+// Opener opens sources and records the local files that they consist of. Its fields
+// are set before the first call. It is safe for concurrent use. The zero value opens
+// local files and NBD exports.
 type Opener struct {
-	// AllowPath are folders that an image may name files in, and below them,
-	// beside its own folder.
+	// AllowPath lists folders. An image may name files in these folders and below
+	// them, in addition to its own folder.
 	AllowPath []string
-	// SingleLink opens images without their parents: what they lack is Inherited.
+	// SingleLink opens images without their parents. Ranges that an image does not
+	// have are [source.Inherited].
 	SingleLink bool
-	// Writable opens disks that are source.Writable; what can't be one is a
-	// *UsageError.
+	// Writable opens disks that are [source.Writable]. A disk that cannot be
+	// written to is a *UsageError.
 	Writable bool
-	// NBD tunes the connections to NBD servers.
+	// NBD has the options of the connections to NBD servers.
 	NBD client.Options
-	// VDDK opens disks through VMware's library; nil: they are not read.
+	// VDDK opens disks through VMware's library. If it is nil, such disks are an
+	// ErrNotRead.
 	VDDK *VDDK
-	// Retry says how reads from an NBD server or through VDDK are repeated, over
-	// new connections too. The zero value repeats nothing.
+	// Retry says how failed reads from an NBD server or through VDDK are repeated,
+	// if need be over new connections. The zero value repeats nothing.
 	Retry source.RetryOptions
 
 	mu    sync.Mutex
@@ -62,17 +70,23 @@ type File struct {
 	Info os.FileInfo
 }
 
-// Open opens the disk at the address text: a local file or block device, whose
-// format is found out from its content where format is empty, else "raw",
-// "vmdk" or "qcow2"; an NBD URI, whose export is taken as it is, so that format
-// may be empty or "raw"; "[DATASTORE] DIR/DISK.vmdk" or "vddk:PATH", which VDDK
-// opens, as VDDK.Params say, raw too; or, where format is empty, PATH.ova or PATH.ovf, the disk of an
-// appliance, with #NUMBER or #NAME after it where it has several. The disk lives
-// under ctx. That of an appliance is Manifest and Warned besides.
+// Open opens the disk at an address, which is one of these:
 //
-// An appliance whose disk is not picked is a *ChoiceError. An address or a
-// format that means something else is an ErrNotRead, and one that means nothing
-// a *UsageError.
+//   - the path of a local file or block device. format is "raw", "vmdk" or "qcow2",
+//     or empty: then the content of the file decides;
+//   - PATH.ova or PATH.ovf, an appliance, if format is empty. #NUMBER or #NAME after
+//     it selects one of several disks;
+//   - an NBD URI. format is empty or "raw";
+//   - "[DATASTORE] DIR/DISK.vmdk" or "vddk:PATH", which VDDK opens with the
+//     parameters that VDDK.Params returns. format is empty or "raw".
+//
+// The disk ends with ctx. The disk of an appliance also has the abilities [Manifest]
+// and [Warned].
+//
+// Open returns a *ChoiceError if the address of an appliance does not select one of
+// its disks, a *ForeignError if the file has another format, a *UsageError if the
+// address or the format is wrong, and an error that wraps ErrNotRead if a format
+// cannot be read.
 func (o *Opener) Open(ctx context.Context, text, format string) (source.Disk, error) {
 	if err := checkFormat(format); err != nil {
 		return nil, err
@@ -128,16 +142,17 @@ func (o *Opener) openLocal(ctx context.Context, a address.Address, format string
 		return nil, err
 	}
 	if format == "" && f.Size() == 0 {
-		// Nearly always what is left of a failed transfer.
+		// Empty files are nearly always left over from a failed transfer.
 		f.Close()
 		return nil, &emptyError{path: path}
 	}
 	return o.openFormat(ctx, f, path, format, nil)
 }
 
+// openNBD opens an export of an NBD server.
 func (o *Opener) openNBD(ctx context.Context, uri *nbd.URI, format string) (source.Disk, error) {
 	if format != "" && format != "raw" {
-		return nil, usage.Errorf("%s as %s: what an NBD server exports is taken as a raw disk", uri, format)
+		return nil, usage.Errorf("%s cannot be read as %s: the export of an NBD server is read as a raw disk", uri, format)
 	}
 	return source.Retry(ctx, func(ctx context.Context) (source.Disk, error) {
 		if o.Writable {
@@ -185,13 +200,15 @@ func (o *Opener) openWritable(ctx context.Context, path, format string) (source.
 	return d, nil
 }
 
-// notWritable is a usage error of a disk that can't be written to.
+// notWritable returns a usage error for a disk that cannot be written to. The text says
+// why.
 func notWritable(format string, args ...any) error {
-	return usage.Errorf("%s: what can be written to are raw files, block devices, NBD servers that allow it, and disks that VDDK opens", fmt.Sprintf(format, args...))
+	return usage.Errorf("%s: only raw files, block devices, writable NBD exports and disks that VDDK opens can be written to", fmt.Sprintf(format, args...))
 }
 
-// notEmpty refuses a disk of 0 bytes that a server or a library opened: most likely
-// they have an empty file, and a copy of it would be no copy of a disk.
+// notEmpty passes on the result of opening the disk at a. It returns an error if no
+// format was given and the disk has 0 bytes: the server or library most likely opened
+// an empty file that is not a disk.
 func notEmpty(d source.Disk, a address.Address, format string, err error) (source.Disk, error) {
 	if err != nil || format != "" || d.Size() > 0 {
 		return d, err
@@ -199,10 +216,10 @@ func notEmpty(d source.Disk, a address.Address, format string, err error) (sourc
 	return nil, errors.Join(&emptyError{a.String(), true}, d.Close())
 }
 
-// emptyError is a source of 0 bytes.
+// emptyError reports a source of 0 bytes.
 type emptyError struct {
 	path   string
-	opened bool // by a server or a library
+	opened bool // a server or a library opened the disk, which may be no file
 }
 
 func (e *emptyError) Error() string {
@@ -212,7 +229,7 @@ func (e *emptyError) Error() string {
 	return e.path + ": the file is empty (0 bytes), want a disk image"
 }
 
-func (e *emptyError) Hint() string { return "--source-format raw takes it for a disk of 0 bytes" }
+func (e *emptyError) Hint() string { return "--source-format raw reads it as a disk of 0 bytes" }
 
 func checkFormat(format string) error {
 	switch format {
@@ -223,7 +240,7 @@ func checkFormat(format string) error {
 	return nil
 }
 
-// openFile opens and lists a file.
+// openFile opens a file and adds it to the list that Files returns.
 func (o *Opener) openFile(ctx context.Context, path string) (*raw.Disk, error) {
 	f, err := raw.Open(ctx, path)
 	if err != nil {
@@ -238,6 +255,7 @@ func (o *Opener) openFile(ctx context.Context, path string) (*raw.Disk, error) {
 	return f, nil
 }
 
+// list adds a file to the list that Files returns, unless the list has it.
 func (o *Opener) list(path string, fi os.FileInfo) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -295,12 +313,12 @@ func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format stri
 		return d, nil
 	}
 	f.Close()
-	return nil, fmt.Errorf("%s, a %s image: %w", path, format, ErrNotRead)
+	return nil, fmt.Errorf("%s is a %s image: %w", path, format, ErrNotRead)
 }
 
-// inspect returns the format of f, which path names: format itself, or what the
-// content tells where format is empty. Content that is foreign to the format is a
-// *ForeignError, unless the format is raw.
+// inspect returns the format of f, which was opened as path. It is the given format,
+// or the one that the content shows if format is empty. Unless format is "raw",
+// inspect returns a *ForeignError if the content has a format that is not read.
 func inspect(f source.Disk, path, format string) (_ string, warnings []string, err error) {
 	if format == "raw" {
 		return format, nil, nil
@@ -314,35 +332,36 @@ func inspect(f source.Disk, path, format string) (_ string, warnings []string, e
 		return "", nil, err
 	}
 	if format != "" {
-		return format, nil, nil // its reader says what does not fit
+		return format, nil, nil // if the content has another format, its reader returns an error
 	}
 	if probed == "raw" && c.isLUKS() {
-		warnings = append(warnings, path+" is encrypted (LUKS): it is taken as it is, and only its passphrase opens the copy")
+		warnings = append(warnings, path+" is encrypted (LUKS): it is read as it is, and the copy needs the same passphrase")
 	}
 	return probed, warnings, nil
 }
 
-// warnedDisk is a disk that there is something to say about.
+// warnedDisk adds warnings to a disk.
 type warnedDisk struct {
 	source.Disk
 	warnings []string
 }
 
-// Unwrap implements source.Wrapper.
+// Unwrap implements [source.Wrapper].
 func (d *warnedDisk) Unwrap() source.Disk { return d.Disk }
 
-// Warnings implements Warned.
+// Warnings implements [Warned].
 func (d *warnedDisk) Warnings() []string { return d.warnings }
 
-// Files returns the files that were opened so far, each once.
+// Files returns the files that were opened so far. Each file is in the list once, also
+// if it was opened under several names.
 func (o *Opener) Files() []File {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return append([]File(nil), o.files...)
 }
 
-// Uses reports whether fi is of a file or block device that was opened, under
-// whatever name, and under which it was.
+// Uses reports whether the file or block device with the description fi has been
+// opened, under any name. path is the name under which it was opened.
 func (o *Opener) Uses(fi os.FileInfo) (path string, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -101,7 +101,7 @@ func TestAddresses(t *testing.T) {
 		t.Fatal(err)
 	}
 	const (
-		notRead = "this version does not read it"
+		notRead = "not supported by this version"
 		aUsage  = "usage"
 	)
 	for _, c := range []struct {

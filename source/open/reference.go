@@ -14,22 +14,22 @@ import (
 	"github.com/vddkcp/vddkcp/source/raw"
 )
 
-// OutsideError is a reference that leads out of the places where an image may
+// OutsideError reports an image that names a file outside of the folders where it may
 // name files.
 type OutsideError struct {
-	Image  string // that has the reference
-	Name   string // as it is written there
-	Target string // where it leads
-	Folder string // of the image
+	Image  string // path of the image
+	Name   string // the name that is written in the image
+	Target string // the path that the name leads to
+	Folder string // folder of the image
 }
 
 func (e *OutsideError) Error() string {
 	return fmt.Sprintf("%s names %q, which leads to %s, outside of its folder %s", e.Image, e.Name, e.Target, e.Folder)
 }
 
-// Hint is what the user can do.
+// Hint returns the option that permits the file.
 func (e *OutsideError) Hint() string {
-	return fmt.Sprintf("where the image is to be trusted, --allow-path %s permits it", filepath.Dir(e.Target))
+	return fmt.Sprintf("if you trust the image, --allow-path %s permits the folder", filepath.Dir(e.Target))
 }
 
 // references returns the Opener for the files that the image in f names, which was
@@ -60,8 +60,9 @@ func (o *Opener) references(f *raw.Disk, path string, children chain) (source.Op
 	}, nil
 }
 
-// openNamed opens the file that the image from, which lies in folder, names, and
-// returns its path. It does not list it.
+// openNamed opens the file that the image from names. folder is the folder of the
+// image. openNamed returns the path of the file too. It does not add the file to the
+// list that Files returns.
 func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *raw.Disk, target string, fi os.FileInfo, err error) {
 	target = name
 	if !filepath.IsAbs(name) {
@@ -72,7 +73,7 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	}
 	resolved, err := filepath.EvalSymlinks(target)
 	if err != nil {
-		// The error says whether a file exists only for permitted places.
+		// Only for permitted places may the error tell whether a file exists.
 		if o.permits(folder, filepath.Clean(target)) {
 			return nil, "", nil, openError(target, err)
 		}
@@ -96,7 +97,7 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	return f, target, fi, nil
 }
 
-// openError is the error of opening path, of which err is the cause.
+// openError returns the error of opening path, with the cause that err has.
 func openError(path string, err error) error {
 	var cause *fs.PathError
 	if errors.As(err, &cause) { // it may name a link on the way
@@ -105,8 +106,8 @@ func openError(path string, err error) error {
 	return &fs.PathError{Op: "open", Path: path, Err: err}
 }
 
-// permits reports whether an image in folder may name the file at path. Both
-// are absolute and without symbolic links.
+// permits reports whether an image in folder may name the file at path. Both paths are
+// absolute and have no symbolic links.
 func (o *Opener) permits(folder, path string) bool {
 	if isBelow(folder, path) {
 		return true
@@ -123,14 +124,14 @@ func (o *Opener) permits(folder, path string) bool {
 	return false
 }
 
-// isBelow reports whether path is in the folder or below it.
+// isBelow reports whether path is in the folder or in a folder below it.
 func isBelow(folder, path string) bool {
 	rel, err := filepath.Rel(folder, path)
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")
 }
 
-// whereIs returns the path of the open file itself, without symbolic links. It
-// asks the kernel for the file that is open, not for what path leads to now.
+// whereIs returns the path of the open file f without symbolic links. It asks the
+// kernel for the path of the open file, because another file may be at path by now.
 func whereIs(f *raw.Disk, path string) (real string, fi os.FileInfo, err error) {
 	if fi, err = f.File().Stat(); err != nil {
 		return "", nil, err
@@ -144,7 +145,7 @@ func whereIs(f *raw.Disk, path string) (real string, fi os.FileInfo, err error) 
 	if err != nil {
 		return "", nil, fmt.Errorf("folder of %s: %w", path, err)
 	}
-	// What the kernel says is a name of the past when the file was removed.
+	// If the file was removed, the kernel returns its former path.
 	now, err := os.Lstat(real)
 	if err != nil || !same(now, fi) {
 		return "", nil, fmt.Errorf("folder of %s: the file was moved, replaced or removed while it was opened", path)
@@ -152,8 +153,8 @@ func whereIs(f *raw.Disk, path string) (real string, fi os.FileInfo, err error) 
 	return real, fi, nil
 }
 
-// same reports whether both are of one file, or of one block device, which may
-// have several device files.
+// same reports whether a and b describe the same file or the same block device. A block
+// device may have several device files.
 func same(a, b os.FileInfo) bool {
 	if os.SameFile(a, b) {
 		return true

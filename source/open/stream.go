@@ -10,10 +10,11 @@ import (
 // ErrEmptyStream is the error of a stream that ends before its first byte.
 var ErrEmptyStream = errors.New("the stream is empty (0 bytes): the command that writes it may have failed")
 
-// RawStream returns a reader of r, a raw disk, once its first bytes are there. A
-// stream of another format is a *ForeignError: at once, or, for a format that is
-// marked at the end, in the place of io.EOF. An empty stream is ErrEmptyStream.
-// Name is what messages call the stream; luks says that it is encrypted.
+// RawStream waits for the first bytes of r and returns a reader of all its bytes. r must
+// be a raw disk. If the first bytes show another format, RawStream returns a
+// *ForeignError. Some formats are recognized by their last bytes only: then the reader
+// returns a *ForeignError instead of io.EOF. An empty stream is an ErrEmptyStream. name
+// is how messages call the stream. luks reports whether the disk is encrypted.
 func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 	b := bufio.NewReaderSize(r, textSize+1)
 	var c content
@@ -32,7 +33,7 @@ func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 	}
 	format, err := c.probe(name)
 	if err == nil && format != "raw" {
-		err = &ForeignError{name, "a " + format + " image", fmt.Sprintf("it begins with %+q", c.head[:min(len(c.head), 20)]), "copy from that"}
+		err = &ForeignError{name, "a " + format + " image", fmt.Sprintf("it begins with %+q", c.head[:min(len(c.head), 20)]), "copy from that file"}
 	}
 	if err != nil {
 		return nil, false, inFileFirst(err)
@@ -40,8 +41,8 @@ func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 	return &tailReader{r: b, name: name}, c.isLUKS(), nil
 }
 
-// inFileFirst changes the hint of a *ForeignError, which is for a file, to one for
-// a stream.
+// inFileFirst changes the hint of a *ForeignError so that it fits a stream: the hint of
+// a file does not apply before the stream is saved in a file.
 func inFileFirst(err error) error {
 	if foreign := (*ForeignError)(nil); errors.As(err, &foreign) {
 		foreign.hint = "save it in a file and " + foreign.hint
@@ -49,11 +50,12 @@ func inFileFirst(err error) error {
 	return err
 }
 
-// tailReader keeps the last bytes that were read, and looks at them at the end.
+// tailReader keeps the last bytes that were read. At the end of the stream, it checks
+// them for formats that are recognized by their last bytes.
 type tailReader struct {
 	r    io.Reader
-	name string
-	tail []byte
+	name string // for messages
+	tail []byte // up to tailSize bytes
 }
 
 func (t *tailReader) Read(p []byte) (int, error) {

@@ -11,38 +11,42 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// VDDK is how disks are opened through VMware's library.
+// VDDK has the options for opening disks through VMware's library.
 type VDDK struct {
-	// Params returns the parameters of the disk at file: a datastore path,
-	// or a path. It may ask for a password, so it is called for disks that are
-	// to be opened only.
+	// Params returns the parameters of the disk at file, which is a datastore path
+	// or another path. It is called only for disks that are opened, because it may
+	// ask the user for a password.
 	Params func(ctx context.Context, file string) (vddk.Params, error)
-	// Options tune the reading. Their Retry and Writable are the Opener's.
+	// Options are the options of the connection. Their fields Retry and Writable
+	// are ignored: the fields of the Opener are used.
 	Options vddk.Options
-	// Open replaces vddk.Open in tests; nil: that.
+	// Open is called instead of [vddk.Open] if it is not nil. Tests set it.
 	Open func(context.Context, vddk.Params, vddk.Library, vddk.Options) (source.Disk, error)
 }
 
-// ThroughVDDK is the ability of a disk to tell how VDDK came to it.
+// ThroughVDDK is the ability of a disk to return the library and the parameters with
+// which VDDK opened it.
 type ThroughVDDK interface {
 	Library() vddk.Library
 	Params() vddk.Params
 }
 
-// maxVDDKRequest bounds one request, in bytes: NFC fails under load with more.
+// maxVDDKRequest bounds one request, in bytes. With larger requests, NFC fails under
+// load.
 const maxVDDKRequest = 2 << 20
 
-// openVDDK refuses what it can before it looks for the library. What the server
-// shows vddk.Open looks at before the library sees a secret.
+// openVDDK opens a disk through VDDK. It checks all parameters before it loads the
+// library, so that mistakes are reported without it. vddk.Open checks the server's
+// certificate before the library gets a password.
 func (o *Opener) openVDDK(ctx context.Context, a address.Address, format string) (source.Disk, error) {
 	if format != "" && format != "raw" {
-		return nil, usage.Errorf("%s as %s: what VDDK opens is taken as a raw disk", a, format)
+		return nil, usage.Errorf("%s cannot be read as %s: a disk that VDDK opens is read as a raw disk", a, format)
 	}
 	if o.VDDK == nil {
 		return nil, fmt.Errorf("%s: %w", a, ErrNotRead)
 	}
 	if n := o.VDDK.Options.RequestSize; n > maxVDDKRequest {
-		return nil, usage.Errorf("%s: requests of %d bytes: want at most 2MiB for VDDK, hosts fail with more", a, n)
+		return nil, usage.Errorf("%s: the request size is %d bytes, want at most 2MiB for VDDK: hosts fail with larger requests", a, n)
 	}
 	file, _ := address.VDDKFile(a)
 	params, err := o.VDDK.Params(ctx, file)
@@ -78,18 +82,18 @@ func (o *Opener) openVDDK(ctx context.Context, a address.Address, format string)
 	return &vddkDisk{d, library, params}, nil
 }
 
-// vddkDisk knows where the disk came from.
+// vddkDisk adds the ability ThroughVDDK to a disk.
 type vddkDisk struct {
 	source.Disk
 	library vddk.Library
 	params  vddk.Params
 }
 
-// Unwrap implements source.Wrapper.
+// Unwrap implements [source.Wrapper].
 func (d *vddkDisk) Unwrap() source.Disk { return d.Disk }
 
-// Library implements ThroughVDDK.
+// Library implements [ThroughVDDK].
 func (d *vddkDisk) Library() vddk.Library { return d.library }
 
-// Params implements ThroughVDDK.
+// Params implements [ThroughVDDK].
 func (d *vddkDisk) Params() vddk.Params { return d.params }

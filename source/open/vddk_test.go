@@ -64,7 +64,7 @@ func TestVDDKAddresses(t *testing.T) {
 		"as raw":                 {address: "vddk:/vm.vmdk", format: "raw", params: vddk.Params{LibDir: lib}, file: "/vm.vmdk"},
 		"on a server":            {address: "[ds] a b/c.vmdk ", params: login, file: "[ds] a b/c.vmdk "},
 		"an absolute path there": {address: "vddk:/vmfs/c.vmdk", params: login, file: "/vmfs/c.vmdk"},
-		"as VMDK":                {address: "vddk:/vm.vmdk", format: "vmdk", params: vddk.Params{LibDir: lib}, fails: "taken as a raw disk", usage: true},
+		"as VMDK":                {address: "vddk:/vm.vmdk", format: "vmdk", params: vddk.Params{LibDir: lib}, fails: "read as a raw disk", usage: true},
 		"empty, as raw":          {address: "vddk:/empty.vmdk", format: "raw", params: vddk.Params{LibDir: lib}, file: "/empty.vmdk"},
 		"requests too large":     {address: "vddk:/vm.vmdk", request: 4 << 20, params: vddk.Params{LibDir: lib}, fails: "at most 2MiB", usage: true},
 		"relative":               {address: "vddk:vm.vmdk", params: vddk.Params{LibDir: lib}, fails: "absolute path"},

@@ -139,7 +139,7 @@ func TestNames(t *testing.T) {
 		{"rbd:pool/x", "qcow2", `uses the protocol "rbd:"`},
 		{"none", "raw", `backing file "none": open `},
 		{"base.img", "qcow2", "no qcow2 image"},
-		{"base.img", "vdi", "a vdi image: this version does not read it"},
+		{"base.img", "vdi", "a vdi image: not supported by this version"},
 		{"x.qcow2", "qcow2", "loops"},
 		{"/etc/passwd", "raw", "outside of its folder"},
 		{"base.img\x00", "raw", "has a zero byte"},

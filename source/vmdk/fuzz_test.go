@@ -21,7 +21,7 @@ import (
 
 var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz targets into testdata")
 
-// nowhere is an Opener for images that may name what they like.
+// nowhere is an Opener that accepts any name of an extent, and has no parents.
 func nowhere(_ context.Context, _, name, format string) (source.Disk, error) {
 	if format != "raw" {
 		return nil, errors.New("no parents here")
@@ -38,8 +38,8 @@ func (fuzzFolder) Peek(context.Context, string) (source.Disk, error) {
 	return &sourcetest.Memory{Bytes: []byte("# Disk DescriptorFile\nddb.uuid.image=\"a\"\n")}, nil
 }
 
-// use reads what the fuzzer made, here and there and at most 8 MiB of it, and
-// asks for its extents. What is read in pieces must be what is read at once.
+// use opens an image of the fuzzer, reads parts of it, at most 8 MiB, and asks for its
+// extents. Reads in pieces must return the same bytes as one read.
 func use(t *testing.T, f source.Disk) { useWith(t, f, nowhere) }
 
 func useWith(t *testing.T, f source.Disk, opener source.Opener) {
@@ -367,7 +367,7 @@ func FuzzMarkers(f *testing.F) {
 			return
 		}
 		defer d.Close()
-		// What must be in it, by as few rules as will do.
+		// want gets the sectors that have data, by a simple walk of the tables.
 		le := binary.LittleEndian
 		want := map[int64]bool{}
 		grain := int64(le.Uint64(file[20:])) * sector

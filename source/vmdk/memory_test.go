@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// TestManyFilesShareMemory has more extents and parents than the memory of
-// tables and grains has places, all alike but for their content.
+// TestManyFilesShareMemory opens an image with more extents and parents than the cache
+// of tables and grains has slots. They differ only in their content.
 func TestManyFilesShareMemory(t *testing.T) {
 	dir := t.TempDir()
 	text := "# Disk DescriptorFile\nCID=1\n"

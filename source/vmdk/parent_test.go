@@ -240,7 +240,7 @@ func TestParentsOfOtherHosts(t *testing.T) {
 		}
 		checkWarnings(t, d.Warnings(), path, []string{"is a path of another host", `"base.vmdk"`})
 	}
-	// What is there is as it always was, and nothing else is taken.
+	// A parent that exists by its full name is used without a warning.
 	path := named("base.vmdk")
 	if d, err := openIn(t, path, false); err != nil || len(d.Warnings()) != 0 {
 		t.Errorf("%v, %v", d.Warnings(), err)
