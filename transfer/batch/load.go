@@ -13,59 +13,6 @@ import (
 	"github.com/vddkcp/vddkcp/internal/nearest"
 )
 
-// maxName is how much of a field's name is shown, in bytes.
-const maxName = 64
-
-// maxShown bounds how many problems an error lists.
-const maxShown = 200
-
-// problem is a mistake in a job file.
-type problem struct {
-	offset  int    // in the file
-	field   string // "jobs[3].compress"; "": the file as a whole
-	message string
-	unknown string   // a field that is not one of known
-	known   []string // which one was meant is said of the problems that are shown
-}
-
-// FileError is all that is wrong with a job file.
-type FileError struct {
-	Name     string
-	Problems []Problem // in the order of the file
-}
-
-// Problem is a mistake in a job file. Line and column count from 1, the latter
-// characters.
-type Problem struct {
-	Line, Column int
-	Field        string // "jobs[3].compres"; "": the file as a whole
-	Message      string
-}
-
-func (p Problem) String() string {
-	if p.Field == "" {
-		return fmt.Sprintf("%d:%d: %s", p.Line, p.Column, p.Message)
-	}
-	return fmt.Sprintf("%d:%d: %s: %s", p.Line, p.Column, p.Field, p.Message)
-}
-
-func (e *FileError) Error() string { return strings.Join(e.Lines(), "\n") }
-
-// Lines returns the lines of the error's text: one for each problem, up to a limit.
-func (e *FileError) Lines() []string {
-	if len(e.Problems) == 1 {
-		return []string{e.Name + ":" + e.Problems[0].String()}
-	}
-	lines := []string{fmt.Sprintf("%s has %d problems:", e.Name, len(e.Problems))}
-	for _, p := range e.Problems[:min(len(e.Problems), maxShown)] {
-		lines = append(lines, e.Name+":"+p.String())
-	}
-	if more := len(e.Problems) - maxShown; more > 0 {
-		lines = append(lines, fmt.Sprintf("and %d more", more))
-	}
-	return lines
-}
-
 // Load reads a job file, which messages call name; dir, absolute, is where its
 // relative paths start. What is wrong with it is a *FileError.
 func Load(r io.Reader, name, dir string, spec *Spec) (*File, error) {
@@ -134,42 +81,6 @@ func newNameSet(all []string) *nameSet {
 	return s
 }
 
-// place names a field in messages, which few jobs need: the text is made when
-// one does.
-type place struct {
-	base  string // "defaults", "jobs"
-	index int    // of an element of base; -1: base is none
-	name  string // of a member of that; "": itself
-}
-
-func placeOf(base string) place { return place{base: base, index: -1} }
-
-func (p place) String() string {
-	s := p.base
-	if p.index >= 0 {
-		s += "[" + strconv.Itoa(p.index) + "]"
-	}
-	if p.name == "" {
-		return s
-	}
-	if s != "" {
-		s += "."
-	}
-	return s + quoted(p.name)
-}
-
-// member is the place of a member of p.
-func (p place) member(name string) place {
-	if p.name != "" {
-		return place{p.String(), -1, name}
-	}
-	p.name = name
-	return p
-}
-
-// element is the place of an element of p.
-func (p place) element(i int) place { return place{p.String(), i, ""} }
-
 func (l *loader) bad(at int, field fmt.Stringer, format string, args ...any) {
 	l.problems = append(l.problems, problem{offset: at, field: field.String(), message: fmt.Sprintf(format, args...)})
 }
@@ -236,22 +147,6 @@ func notOfAJob(name string) string {
 		return "the run logs for all jobs; see --log-dir"
 	}
 	return ""
-}
-
-// quoted returns a name as it is where it could be a field's, else in quotes.
-func quoted(name string) string {
-	if len(name) > maxName {
-		return strconv.Quote(name[:maxName])
-	}
-	for _, r := range name {
-		if (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '_' && (r < 'A' || r > 'Z') && r != '-' {
-			return strconv.Quote(name)
-		}
-	}
-	if name == "" {
-		return `""`
-	}
-	return name
 }
 
 func (l *loader) file(root *node) *File {

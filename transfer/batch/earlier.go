@@ -1,0 +1,127 @@
+package batch
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/vddkcp/vddkcp/internal/fileid"
+	"github.com/vddkcp/vddkcp/transfer/report"
+)
+
+// plan returns what is to be done, by the state file.
+func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
+	done, known := 0, 0
+	entries := make([]*entry, len(jobs))
+	for i, j := range jobs {
+		if entries[i] = r.o.Store.get(j.Name); entries[i] != nil {
+			known++
+			if entries[i].Phase == phaseDone {
+				done++
+			}
+		}
+	}
+	if !r.o.Resume {
+		if known > 0 && done < len(jobs) {
+			return nil, &UnfinishedError{r.o.Store.path, done, len(jobs)}
+		}
+		for _, j := range jobs {
+			queue = append(queue, &attempt{job: j})
+		}
+		return queue, nil
+	}
+	for i, j := range jobs {
+		a := &attempt{job: j, resume: true}
+		if e := entries[i]; e != nil {
+			a.number, a.redo = e.Attempts, e.Redo || e.Phase == phaseDone || e.Phase == phaseCopied
+			if r.wasDone(j, e) {
+				e.Report.Attempts, e.Report.Labels = e.Attempts, j.Labels()
+				r.reports[j] = e.Report
+				if r.o.Ended != nil {
+					r.o.Ended(j, e.Report)
+				}
+				continue
+			}
+			a.copied = r.wasCopied(j, e)
+		}
+		queue = append(queue, a)
+	}
+	return queue, nil
+}
+
+// wasDone says whether a job needs nothing more.
+func (r *run) wasDone(j *Job, e *entry) bool {
+	if e.Phase != phaseDone {
+		return false
+	}
+	why := e.changed(j, r.o.Backing)
+	if why != "" {
+		r.o.Log.Warn("the job runs again: "+why, "job", j.Name)
+	}
+	return why == ""
+}
+
+// changed says why a job that was done is no longer; "" where it still is.
+func (e *entry) changed(j *Job, backing func(*Job) string) string {
+	switch size := fileSize(j.Target); {
+	case e.Fingerprint != j.Fingerprint():
+		return "its fields changed since it was done"
+	case e.Size >= 0 && size < 0:
+		return "its target is gone"
+	case e.Size >= 0 && size != e.Size:
+		return fmt.Sprintf("its target has %d bytes and had %d when it was done", size, e.Size)
+	case e.Backing != "" && backing(j) != e.Backing:
+		return "the backing of its target changed since it was done"
+	}
+	return ""
+}
+
+func orNoBacking(backing func(*Job) string) func(*Job) string {
+	if backing == nil {
+		return func(*Job) string { return "" }
+	}
+	return backing
+}
+
+// Unfinished returns those jobs that Run would run with Options.Resume and the
+// state file at path, which another run may have. Backing is that of Options.
+func Unfinished(path string, jobs []*Job, backing func(*Job) string) ([]*Job, error) {
+	s := &Store{path: path, texts: map[string][]byte{}}
+	if err := s.load(); err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(jobs), func(j *Job) bool {
+		e := s.get(j.Name)
+		return e != nil && e.Phase == phaseDone && e.changed(j, orNoBacking(backing)) == ""
+	}), nil
+}
+
+// wasCopied returns the report of a copy that is whole, though its job did not
+// come to its end; else nil.
+func (r *run) wasCopied(j *Job, e *entry) *report.Report {
+	if e.Fingerprint != j.Fingerprint() {
+		return nil
+	}
+	if e.Backing != "" && r.o.Backing(j) != e.Backing {
+		return nil
+	}
+	switch e.Phase {
+	case phaseCopied:
+		if size := fileSize(j.Target); size == e.Size {
+			return e.Report.Report
+		}
+	case phaseRunning:
+		// Only the file that the copy itself has noted counts. One that is there,
+		// or was changed since, may be anybody's.
+		if e.Mark != "" && fileid.MarkOf(j.Target) == e.Mark {
+			t := report.New(j.Source, j.Target)
+			t.End(report.StatusOK, 0)
+			t.Warnings = append(t.Warnings, "the copy was whole when an earlier run was killed; what it counted is lost")
+			if r.o.Tidy != nil {
+				r.o.Tidy(j)
+			}
+			r.o.Log.Warn("the copy was whole when the earlier run was killed", "job", j.Name)
+			return t
+		}
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package batch
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+
+	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/transfer/report"
+)
+
+// work runs an attempt, with its commands, and keeps the state file. It is the
+// one method that runs beside schedule, and touches nothing of its.
+func (r *run) work(ctx context.Context, a *attempt) *JobReport {
+	j, log := a.job, r.o.Log.With("job", a.job.Name)
+	if r.o.JobLog != nil {
+		var done func()
+		log, done = r.o.JobLog(j)
+		defer done()
+	}
+	e := &entry{Name: j.Name, Phase: phaseRunning, Fingerprint: j.Fingerprint(), Attempts: a.number + 1, Size: -1, Redo: a.redo}
+	keep := func(p phase) {
+		e.Phase = p
+		if err := r.o.Store.put(e); err != nil {
+			log.Warn("the state is not written: after a kill the job may run again", "error", err)
+		}
+	}
+	ended := &JobReport{Name: j.Name, Labels: j.Labels(), Attempts: a.number + 1, Report: a.copied}
+	if a.copied == nil {
+		keep(phaseRunning)
+		ended.Report = r.copy(ctx, a, log, func(mark string) {
+			e.Mark, e.Backing = mark, r.o.Backing(j)
+			if err := r.o.Store.putDurably(e); err != nil {
+				log.Warn("the state is not written: after a kill the finished copy is not recognised", "error", err)
+			}
+		})
+	} else {
+		ended.Attempts = max(a.number, 1)
+		e.Attempts = ended.Attempts
+	}
+	e.Report = ended
+	ok := ended.Status == report.StatusOK
+	if ok {
+		e.Size = fileSize(j.Target)
+		e.Backing = cmp.Or(e.Backing, r.o.Backing(j))
+	}
+	if len(j.After) > 0 {
+		if ok {
+			keep(phaseCopied)
+		}
+		// It runs whatever came, a signal included.
+		err := r.hook(context.WithoutCancel(ctx), "after", j.After, j, ended, log)
+		if err != nil {
+			log.Error(err.Error())
+			ended.Report = afterFailed(ended.Report, err)
+			if ok {
+				// The copy stays: only the command runs again.
+				copied := *ended
+				copied.Report = afterSucceeded(ended.Report)
+				e.Report = &copied
+				keep(phaseCopied)
+				return ended
+			}
+		} else if ok {
+			e.Size = fileSize(j.Target) // it may have moved it away
+		}
+	}
+	switch ended.Status {
+	case report.StatusOK:
+		e.Redo = false
+		keep(phaseDone)
+	case report.StatusInterrupted:
+		keep(phaseInterrupted)
+	default:
+		keep(phaseFailed)
+	}
+	return ended
+}
+
+// copy runs the before command and the copy.
+func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func(string)) *report.Report {
+	if len(a.job.Before) > 0 {
+		if err := r.hook(ctx, "before", a.job.Before, a.job, nil, log); err != nil {
+			t := report.New(a.job.Source, a.job.Target)
+			t.End(report.StatusFailed, exit.Failed)
+			if ctx.Err() != nil {
+				t.End(report.StatusInterrupted, r.o.Stopped(context.Cause(ctx)))
+			}
+			t.Error = err.Error()
+			log.Error(t.Error)
+			return t
+		}
+	}
+	return r.o.Copy(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo, Whole: whole})
+}
+
+// afterFailed is the report of a copy whose after command failed.
+func afterFailed(t *report.Report, err error) *report.Report {
+	failed := *t
+	if failed.Status != report.StatusOK {
+		failed.Warnings = append(slices.Clone(failed.Warnings), err.Error())
+		return &failed
+	}
+	failed.Status, failed.Exit, failed.Error = report.StatusFailed, exit.Failed, err.Error()
+	failed.Hint = "the copy is whole; --resume runs only the command again"
+	return &failed
+}
+
+// afterSucceeded is afterFailed undone.
+func afterSucceeded(t *report.Report) *report.Report {
+	ok := *t
+	ok.Status, ok.Exit, ok.Error, ok.Hint = report.StatusOK, 0, "", ""
+	return &ok
+}
+
+// LogName is the name of a job's log file: the job's name, in which a slash, a
+// percent sign, control characters and a dot at the beginning are %XX, and which
+// is cut, with its shard of 2^32 in hexadecimal behind it, where it is long.
+func LogName(job string) string {
+	var b strings.Builder
+	for i := range len(job) {
+		c := job[i]
+		if c == '/' || c == '%' || c < ' ' || c == 0x7f || c == '.' && i == 0 {
+			fmt.Fprintf(&b, "%%%02X", c)
+		} else {
+			b.WriteByte(c)
+		}
+	}
+	name := b.String()
+	if len(name) > 200 {
+		name = strings.ToValidUTF8(name[:190], "") + fmt.Sprintf("-%08x", Shard(job, 1<<32))
+	}
+	return name + ".log"
+}
