@@ -79,12 +79,10 @@ func (p *jobParser) spec() (*batch.Spec, error) {
 			return ok
 		},
 		Files: p.files.of,
-		// A command is a thousand bytes, and there may be a million jobs: each
-		// is made again when it is needed.
-		Job: func(j *batch.Job) (any, error) {
+		Check: func(j *batch.Job) error {
 			p.mu.Lock()
 			defer p.mu.Unlock()
-			return nil, p.set(j)
+			return p.set(j)
 		},
 	}
 	for _, flag := range p.parser.Model.Flags {

@@ -189,8 +189,7 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 // returns how many connections it had in the end.
 func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probeMeter) (connections int, err error) {
 	c := b.command(t)
-	spec := c.spec()
-	b.share(&spec, t)
+	spec := b.spec(t)
 	spec.Log = b.log.With("job", t.Name)
 	src, err := job.OpenSource(ctx, spec)
 	if err != nil {

@@ -17,11 +17,9 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
-	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
-	"github.com/vddkcp/vddkcp/transfer/job"
 	"github.com/vddkcp/vddkcp/transfer/journal"
 	"github.com/vddkcp/vddkcp/transfer/progress"
 	"github.com/vddkcp/vddkcp/transfer/report"
@@ -374,68 +372,6 @@ func (b *batchRun) giveSecrets(secrets *secretEnvironment) {
 	b.parser.environment = *secrets
 }
 
-// accesses are the VMs that jobs want prepared: from the first disk of a VM that is
-// opened until no job with one is left.
-type accesses struct {
-	registry *vddk.Registry
-	left     map[*batch.Job]*vddk.Params
-	ending   sync.WaitGroup // calls of EndAccess, which others must not wait for
-}
-
-func (b *batchRun) expectDisks(jobs []*batch.Job) *accesses {
-	a := &accesses{registry: b.registry, left: map[*batch.Job]*vddk.Params{}}
-	for _, j := range jobs {
-		if j.Text("prepare_access") == "" {
-			continue // the flags of each job take their time
-		}
-		c, err := b.parser.command(j)
-		if err != nil || !c.PrepareAccess {
-			continue // its copy says what is wrong
-		}
-		p := &vddk.Params{Server: withoutBrackets(c.Server), Port: uint32(c.Port), VM: c.VM, PrepareAccess: true}
-		a.left[j] = p
-		a.registry.Expect(p)
-	}
-	return a
-}
-
-// done is for a job that is over. It is called for one job at a time.
-func (a *accesses) done(j *batch.Job) {
-	if p := a.left[j]; p != nil {
-		delete(a.left, j)
-		a.ending.Go(func() { a.registry.Done(p) })
-	}
-}
-
-// wait ends the accesses of jobs that never began, too.
-func (a *accesses) wait() {
-	for j := range a.left {
-		a.done(j)
-	}
-	a.ending.Wait()
-}
-
-// share gives a copy what it has in common with the others of the batch.
-func (b *batchRun) share(spec *job.Spec, t *batch.Job) {
-	o := &spec.Opener.VDDK.Options
-	o.Budget, o.Registry = b.budget(t), b.registry
-}
-
-// budget is what connections of a job share with others of its host; nil: none.
-func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
-	key := j.HostKey()
-	if key == "" {
-		return nil
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.budgets[key] == nil {
-		limits := b.file.Limits
-		b.budgets[key] = vddk.NewHostBudget(limits.NFCBuffer, limits.Connections)
-	}
-	return b.budgets[key]
-}
-
 func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	path, err := b.statePath()
 	if err != nil {
@@ -455,7 +391,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	err = shown(b.display, func() (err error) {
 		whole, err = batch.Run(ctx, jobs, batch.Options{
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
-			Copy: b.copy, Size: sizeOf, Tidy: b.tidy, Backing: b.backing, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
+			Runner: b.runner, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
 				accesses.done(j)
 				how := map[report.Status]string{report.StatusOK: "done", report.StatusInterrupted: "interrupted"}[r.Status]
@@ -465,7 +401,6 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 				b.display.Ended(how)
 			},
 			Waiting: b.display.Waiting,
-			Stopped: func(cause error) int { return report.Of(cause).Exit },
 		})
 		return err
 	})
@@ -486,93 +421,4 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 		return errors.Join(o, err)
 	}
 	return err
-}
-
-// command returns the copy of a job, the caller's own.
-func (b *batchRun) command(j *batch.Job) *copyCommand {
-	c, err := b.parser.command(j)
-	if err != nil {
-		panic(err) // loading checked it
-	}
-	return c
-}
-
-// backing identifies the disk that the target of a job is an overlay of; "" if it is
-// none.
-func (b *batchRun) backing(t *batch.Job) string {
-	if t.Text("backing") == "" {
-		return ""
-	}
-	return job.DescribeBacking(context.Background(), b.command(t).spec())
-}
-
-// tidy removes what a killed run left beside the target of a job that is done.
-func (b *batchRun) tidy(t *batch.Job) {
-	spec := b.command(t).spec()
-	spec.Log = b.log.With("job", t.Name)
-	job.Tidy(spec)
-}
-
-// sizeOf is how much a source holds, or -1: a server is not asked before its
-// turn.
-func sizeOf(j *batch.Job) int64 {
-	fi, err := os.Stat(j.Source)
-	if err != nil || !fi.Mode().IsRegular() {
-		return -1
-	}
-	return fi.Size()
-}
-
-// copy runs one attempt at a job.
-func (b *batchRun) copy(ctx context.Context, t *batch.Task) *report.Report {
-	log := t.Log
-	spec := b.command(t.Job).spec()
-	spec.Resume = spec.Resume || t.Resume && spec.CanResume()
-	spec.Limit = spec.Limit.Within(b.limit)
-	spec.KeepOld, spec.Batch, spec.Whole = t.Redo, true, t.Whole
-	spec.Log, spec.Counters = log, new(progress.Counters)
-	outputs := b.outputs.with("--log-dir", b.logPath(t.Job))
-	spec.Opened = func() error { return outputs.checkOpened(spec.Opener, spec.BackingOpener) }
-	b.share(&spec, t.Job)
-	done := b.display.Start(t.Name, t.Source, spec.Counters)
-	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", spec.Resume)
-	r, err := job.Run(ctx, spec)
-	done()
-	b.refuseReport(err)
-	end := report.Of(err)
-	if end.Done() {
-		log.Info("done", "read", bytesize.Format(r.BytesRead), "written", bytesize.Format(r.BytesWritten), "seconds", int(r.Seconds))
-	} else if b.LogDir != "" {
-		log.Debug("failed", "error", err, "hint", end.Hint, "exit", end.Exit)
-	}
-	if err != nil {
-		failJob(b.display, b.asJSON, t.Name, err)
-	}
-	return r
-}
-
-// refuseReport keeps a report from being written over a file of a source.
-func (b *batchRun) refuseReport(err error) {
-	var refused *outputError
-	if !errors.As(err, &refused) {
-		return
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.refused[refused.path] = true
-}
-
-// jobLog is the log of a job, which with --log-dir goes to a file too.
-func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
-	log, done = b.log.With("job", j.Name), func() {}
-	if b.LogDir == "" {
-		return log, done
-	}
-	file, err := durable.OpenOutput(b.logPath(j), os.O_APPEND|os.O_CREATE|os.O_WRONLY)
-	if err != nil {
-		log.Warn("the job has no log file", "error", err)
-		return log, done
-	}
-	all := slog.NewTextHandler(printable.NewWriter(file), &slog.HandlerOptions{Level: slog.LevelDebug})
-	return slog.New(slog.NewMultiHandler(log.Handler(), all)), func() { file.Close() }
 }

@@ -116,19 +116,18 @@ func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if jobs, err = batch.Unfinished(path, jobs, b.backing); err != nil {
+	if jobs, err = batch.Unfinished(path, jobs, b.runner); err != nil {
 		return nil, &usageError{err: err, hint: report.Of(err).Hint}
 	}
 	return jobs, nil
 }
 
 func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
-	spec := b.command(t).spec()
+	spec := b.spec(t)
 	file := spec.WritesFile()
 	spec.Resume = spec.Resume || b.Resume && file
 	spec.Log = b.log.With("job", t.Name)
 	spec.Opened = func() error { return b.outputs.checkOpened(spec.Opener, spec.BackingOpener) }
-	b.share(&spec, t)
 	p, err := job.Plan(ctx, spec)
 	r := checked{job: t, size: p.Size, data: p.Need, need: p.Need, err: err}
 	if !file {

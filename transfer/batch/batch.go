@@ -39,7 +39,6 @@ type Job struct {
 	After       []string
 	HookTimeout time.Duration // of each command
 	Values      []Value       // the flags that are given, in the order of Spec.Fields
-	Data        any           // what Spec.Job returned
 
 	labels, defaultLabels map[string]string
 }
@@ -81,6 +80,9 @@ func (j *Job) backing() string {
 
 // Server is where the source lies, "" for this machine.
 func (j *Job) Server() string { return j.Text("server") }
+
+// Demand returns what a job that copies one disk counts against the limits.
+func (j *Job) Demand() Demand { return Demand{Disks: 1, Server: j.Server(), Host: j.Host} }
 
 // HostKey names what the limits of a host count for: the host, or, where it is
 // not known, the server. "" is neither.
@@ -181,9 +183,9 @@ type Spec struct {
 	// Files are the names under which a local address is known, to find out
 	// whether two jobs meet in one file; nil: it is none.
 	Files func(address string) []string
-	// Job makes of a checked job what its copy needs, or says what is wrong
-	// with it as a whole; nil: nothing.
-	Job func(*Job) (any, error)
+	// Check returns what is wrong with a job as a whole, once its fields are valid.
+	// If Check is nil, jobs are not checked as a whole.
+	Check func(*Job) error
 	// Progress is called now and then with how much of the work of loading is
 	// done; nil: nobody wants to know.
 	Progress func(done, all int)

@@ -134,8 +134,7 @@ func BenchmarkRun(b *testing.B) {
 				}
 				r, err := Run(context.Background(), f.Jobs, Options{
 					Limits: c.limits, Store: s, Log: slog.New(slog.DiscardHandler),
-					Copy: func(_ context.Context, t *Task) *report.Report { return benchReport(t.Job).Report },
-					Size: func(*Job) int64 { return -1 },
+					Runner: func(j *Job) Runner { return benchRunner{j} },
 				})
 				if err != nil || r.Counts.Done != len(f.Jobs) {
 					b.Fatal(r, err)
@@ -147,3 +146,12 @@ func BenchmarkRun(b *testing.B) {
 		})
 	}
 }
+
+// benchRunner is a job that takes no time.
+type benchRunner struct{ job *Job }
+
+func (r benchRunner) Run(context.Context, *Task) *report.Report { return benchReport(r.job).Report }
+func (r benchRunner) Demand() Demand                            { return r.job.Demand() }
+func (r benchRunner) Size() int64                               { return -1 }
+func (r benchRunner) Backing() string                           { return "" }
+func (r benchRunner) Tidy()                                     {}

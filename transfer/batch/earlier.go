@@ -25,15 +25,15 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 			return nil, &UnfinishedError{r.o.Store.path, done, len(jobs)}
 		}
 		for _, j := range jobs {
-			queue = append(queue, &attempt{job: j})
+			queue = append(queue, &attempt{job: j, runner: r.o.Runner(j)})
 		}
 		return queue, nil
 	}
 	for i, j := range jobs {
-		a := &attempt{job: j, resume: true}
+		a := &attempt{job: j, runner: r.o.Runner(j), resume: true}
 		if e := entries[i]; e != nil {
 			a.number, a.redo = e.Attempts, e.Redo || e.Phase == phaseDone || e.Phase == phaseCopied
-			if r.wasDone(j, e) {
+			if r.wasDone(a, e) {
 				e.Report.Attempts, e.Report.Labels = e.Attempts, j.Labels()
 				r.reports[j] = e.Report
 				if r.o.Ended != nil {
@@ -41,7 +41,7 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 				}
 				continue
 			}
-			a.copied = r.wasCopied(j, e)
+			a.copied = r.wasCopied(a, e)
 		}
 		queue = append(queue, a)
 	}
@@ -49,19 +49,19 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 }
 
 // wasDone says whether a job needs nothing more.
-func (r *run) wasDone(j *Job, e *entry) bool {
+func (r *run) wasDone(a *attempt, e *entry) bool {
 	if e.Phase != phaseDone {
 		return false
 	}
-	why := e.changed(j, r.o.Backing)
+	why := e.changed(a.job, a.runner)
 	if why != "" {
-		r.o.Log.Warn("the job runs again: "+why, "job", j.Name)
+		r.o.Log.Warn("the job runs again: "+why, "job", a.job.Name)
 	}
 	return why == ""
 }
 
 // changed says why a job that was done is no longer; "" where it still is.
-func (e *entry) changed(j *Job, backing func(*Job) string) string {
+func (e *entry) changed(j *Job, r Runner) string {
 	switch size := fileSize(j.Target); {
 	case e.Fingerprint != j.Fingerprint():
 		return "its fields changed since it was done"
@@ -69,39 +69,33 @@ func (e *entry) changed(j *Job, backing func(*Job) string) string {
 		return "its target is gone"
 	case e.Size >= 0 && size != e.Size:
 		return fmt.Sprintf("its target has %d bytes and had %d when it was done", size, e.Size)
-	case e.Backing != "" && backing(j) != e.Backing:
+	case e.Backing != "" && r.Backing() != e.Backing:
 		return "the backing of its target changed since it was done"
 	}
 	return ""
 }
 
-func orNoBacking(backing func(*Job) string) func(*Job) string {
-	if backing == nil {
-		return func(*Job) string { return "" }
-	}
-	return backing
-}
-
 // Unfinished returns those jobs that Run would run with Options.Resume and the
 // state file at path, which another run may have. Backing is that of Options.
-func Unfinished(path string, jobs []*Job, backing func(*Job) string) ([]*Job, error) {
+func Unfinished(path string, jobs []*Job, runner func(*Job) Runner) ([]*Job, error) {
 	s := &Store{path: path, texts: map[string][]byte{}}
 	if err := s.load(); err != nil {
 		return nil, err
 	}
 	return slices.DeleteFunc(slices.Clone(jobs), func(j *Job) bool {
 		e := s.get(j.Name)
-		return e != nil && e.Phase == phaseDone && e.changed(j, orNoBacking(backing)) == ""
+		return e != nil && e.Phase == phaseDone && e.changed(j, runner(j)) == ""
 	}), nil
 }
 
 // wasCopied returns the report of a copy that is whole, though its job did not
 // come to its end; else nil.
-func (r *run) wasCopied(j *Job, e *entry) *report.Report {
+func (r *run) wasCopied(a *attempt, e *entry) *report.Report {
+	j := a.job
 	if e.Fingerprint != j.Fingerprint() {
 		return nil
 	}
-	if e.Backing != "" && r.o.Backing(j) != e.Backing {
+	if e.Backing != "" && a.runner.Backing() != e.Backing {
 		return nil
 	}
 	switch e.Phase {
@@ -116,9 +110,7 @@ func (r *run) wasCopied(j *Job, e *entry) *report.Report {
 			t := report.New(j.Source, j.Target)
 			t.End(report.StatusOK, 0)
 			t.Warnings = append(t.Warnings, "the copy was whole when an earlier run was killed; what it counted is lost")
-			if r.o.Tidy != nil {
-				r.o.Tidy(j)
-			}
+			a.runner.Tidy()
 			r.o.Log.Warn("the copy was whole when the earlier run was killed", "job", j.Name)
 			return t
 		}

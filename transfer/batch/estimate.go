@@ -64,7 +64,7 @@ func Estimate(jobs []Expected, limits Limits, reached Reached) Estimated {
 			if c.rate == 0 || c.left >= 1 {
 				return false
 			}
-			f.run.occupy(c.Job, -1)
+			f.run.release(c.Job.Demand())
 			f.left[c.Job.HostKey()] -= float64(c.Bytes)
 			result.Last = c.Job
 			return true
@@ -108,6 +108,15 @@ type forecast struct {
 	bounds map[string]string
 }
 
+// forecastRunner is the Runner of a job that is not run, of which only the size is
+// needed.
+type forecastRunner struct {
+	Runner
+	size int64
+}
+
+func (r forecastRunner) Size() int64 { return r.size }
+
 // copying is a job under way.
 type copying struct {
 	Expected
@@ -126,22 +135,22 @@ func newForecast(jobs []Expected, limits Limits, reached Reached) *forecast {
 		e.Rate = max(e.Rate, 1)
 		f.known[e.Job] = e
 		f.left[e.Job.HostKey()] += float64(e.Bytes)
-		f.queue = append(f.queue, &attempt{job: e.Job})
+		f.queue = append(f.queue, &attempt{job: e.Job, runner: forecastRunner{size: e.Size}})
 	}
-	f.queue = longestFirst(f.queue, func(j *Job) int64 { return f.known[j].Size })
+	f.queue = longestFirst(f.queue)
 	return f
 }
 
 // start starts what the limits let.
 func (f *forecast) start() {
-	for len(f.active) < f.run.o.Limits.Total {
-		i := slices.IndexFunc(f.queue, func(a *attempt) bool { return f.run.fits(a.job) })
+	for f.run.disks < f.run.o.Limits.Total {
+		i := slices.IndexFunc(f.queue, func(a *attempt) bool { return f.run.fits(a.job.Demand()) })
 		if i < 0 {
 			return
 		}
 		e := f.known[f.queue[i].job]
 		f.queue = slices.Delete(f.queue, i, i+1)
-		f.run.occupy(e.Job, 1)
+		f.run.occupy(e.Job.Demand())
 		f.active = append(f.active, &copying{Expected: e, left: float64(e.Bytes)})
 	}
 }

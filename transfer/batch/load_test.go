@@ -43,14 +43,14 @@ func testSpec() *batch.Spec {
 			}
 			return []string{filepath.Clean(a), filepath.Clean(a) + ".partial"}
 		},
-		Job: func(j *batch.Job) (any, error) {
+		Check: func(j *batch.Job) error {
 			if j.Text("format") == "raw" && j.Text("compress") != "" {
-				return nil, errors.New("--compress is not for raw disks")
+				return errors.New("--compress is not for raw disks")
 			}
 			if d := j.Text("depth"); d == "7" || d == "8" {
-				return nil, fmt.Errorf("--depth: %s: want an odd number of 1 or 3", d)
+				return fmt.Errorf("--depth: %s: want an odd number of 1 or 3", d)
 			}
-			return j.Name, nil
+			return nil
 		},
 	}
 }
@@ -217,7 +217,14 @@ func TestLoadOfALongLine(t *testing.T) {
 }
 
 func TestLoadFillsIn(t *testing.T) {
-	f, err := load(`{
+	spec := testSpec()
+	var checked []string
+	check := spec.Check
+	spec.Check = func(j *batch.Job) error {
+		checked = append(checked, j.Name)
+		return check(j)
+	}
+	f, err := batch.Load(strings.NewReader(`{
 		"version": 1,
 		"defaults": {"server": "vc", "password": "+pw", "verify": true, "labels": {"wave": "1", "site": "x"}, "hook_timeout": "5m", "sparse": "64KiB", "before": ["true"]},
 		"limits": {"total": 2, "per_server": 8, "per_host": 1, "nfc_buffer": "16MiB", "connections": 10, "rate": "5MiB/s", "rounds": 3},
@@ -226,7 +233,7 @@ func TestLoadFillsIn(t *testing.T) {
 			{"source": "[ds] a/a.vmdk", "target": "out/a.qcow2", "host": "esxi1", "compress": "+x"},
 			{"name": "b/ü", "source": "b.vmdk", "target": "/b.raw", "server": "vc2", "verify": false, "sparse": 4096, "labels": {"wave": "2"},
 			 "hook_timeout": "1s", "before": ["x", "y z"], "digest": true, "password": "plain", "allow_path": ["d", "/e"], "journal": "j"}
-		]}`)
+		]}`), "jobs.json", "/jobs", spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +252,7 @@ func TestLoadFillsIn(t *testing.T) {
 		t.Errorf("values %v", got)
 	}
 	if a.Name != "0" || a.Source != "[ds] a/a.vmdk" || a.Target != "/jobs/out/a.qcow2" || a.HostKey() != "host esxi1" || a.HookTimeout != 5*time.Minute ||
-		!reflect.DeepEqual(a.Labels(), map[string]string{"wave": "1", "site": "x"}) || !slices.Equal(a.Before, []string{"true"}) || a.Data != "0" {
+		!reflect.DeepEqual(a.Labels(), map[string]string{"wave": "1", "site": "x"}) || !slices.Equal(a.Before, []string{"true"}) {
 		t.Errorf("job %+v", a)
 	}
 	if got := values(b); !reflect.DeepEqual(got, map[string][]string{"server": {"vc2"}, "password": {"plain"}, "verify": {"false"}, "sparse": {"4096"},
@@ -258,6 +265,9 @@ func TestLoadFillsIn(t *testing.T) {
 	}
 	if len(f.Warnings) != 1 || !strings.HasPrefix(f.Warnings[0], "jobs[1].password: in plain text") || strings.Contains(f.Warnings[0], "plain:") {
 		t.Errorf("warnings %q", f.Warnings)
+	}
+	if !slices.Equal(checked, []string{"0", "b/ü"}) {
+		t.Errorf("checked as a whole: %q", checked)
 	}
 }
 

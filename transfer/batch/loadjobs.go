@@ -122,12 +122,10 @@ func (l *jobsLoader) check(i int) {
 			break
 		}
 	}
-	if l.ok[i] && l.defaults.ok && l.spec.Job != nil {
-		data, err := l.spec.Job(j)
-		if err != nil {
+	if l.ok[i] && l.defaults.ok && l.spec.Check != nil {
+		if err := l.spec.Check(j); err != nil {
 			l.badJob(i, err)
 		}
-		j.Data = data
 	}
 }
 

@@ -20,21 +20,12 @@ type Options struct {
 	// and all others go on where they stopped.
 	Resume bool
 	Store  *Store
-	// Copy runs one copy. The report it returns is not nil, and says with what
-	// exit status the copy ended.
-	Copy func(ctx context.Context, t *Task) *report.Report
-	// Size is how much a source is thought to hold, in bytes; -1: not known.
-	Size func(*Job) int64
-	Log  *slog.Logger
+	// Runner returns the work of a job. It is called once for each job, before any
+	// job starts, so it should be cheap.
+	Runner func(*Job) Runner
+	Log    *slog.Logger
 	// JobLog is the log of a job, until done is called; nil: Log.
 	JobLog func(*Job) (log *slog.Logger, done func())
-	// Tidy removes what a copy leaves beside its target when it is killed after
-	// that was whole; nil: nothing.
-	Tidy func(*Job)
-	// Backing tells the disk that the target of a job is an overlay of from any
-	// other, also from itself with another content: "" where the target is none.
-	// It is called concurrently; nil: no target is an overlay.
-	Backing func(*Job) string
 	// Spawn calls start, which starts a command of a job as a process group of its
 	// own, and returns what is to be called when that has ended: for whoever ends
 	// the program at once, and must not leave commands behind; nil: nobody.
@@ -45,8 +36,33 @@ type Options struct {
 	// Waiting is called before a wait of some time, after which so many jobs are
 	// tried again, and returns what is called after it; nil: nothing.
 	Waiting func(jobs int, wait time.Duration) (done func())
-	// Stopped is the exit status that the end of the context stands for.
-	Stopped func(cause error) int
+}
+
+// Runner is the work of one job: it copies a disk, and may copy a whole machine. Its
+// methods are called for one attempt at a time, except Backing, which is called at
+// any time.
+type Runner interface {
+	// Run makes one attempt. The report is not nil and says how the attempt ended:
+	// with [exit.Resumable] the job is tried again later.
+	Run(ctx context.Context, t *Task) *report.Report
+	// Demand returns what the job counts against the limits. It is always the same.
+	Demand() Demand
+	// Size returns how many bytes the source probably holds; -1: unknown. If all
+	// sizes are known, the largest job starts first.
+	Size() int64
+	// Backing returns a text that identifies the disk that the target is an overlay
+	// of, with its content; "": the target is no overlay. If the text changes, a job
+	// that was done runs again.
+	Backing() string
+	// Tidy removes what a run that was killed left beside a target which is whole.
+	Tidy()
+}
+
+// Demand is what a job counts against [Limits] while it runs.
+type Demand struct {
+	Disks  int    // against Limits.Total; at least 1
+	Server string // against Limits.PerServer; "": none
+	Host   string // against Limits.PerHost; "": unknown
 }
 
 // Task is an attempt at a job.
@@ -58,7 +74,7 @@ type Task struct {
 	// Redo says that the copy was whole once, and fields or target changed: what is
 	// at the target now may be in use, or have been written to.
 	Redo bool
-	// Whole is called by Options.Copy when the target is whole and durable, before
+	// Whole is called by Runner.Run when the target is whole and durable, before
 	// it gets its final name, with the mark of its file by package fileid ("" where
 	// it is no file). When it returns, this is noted: after a kill the file of that
 	// mark, and no other one, is taken for the finished copy.
@@ -87,7 +103,6 @@ func (e *UnfinishedError) Hint() string {
 // report.
 func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	o.Limits = o.Limits.WithDefaults()
-	o.Backing = orNoBacking(o.Backing)
 	r := &run{o: o, reports: make(map[*Job]*JobReport, len(jobs)), servers: map[string]int{}, hosts: map[string]int{}}
 	all := &Report{Version: 1, Started: time.Now()}
 	queue, err := r.plan(jobs)
@@ -101,7 +116,7 @@ func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 			o.Log.Warn("the state is not written; what changed is kept beside it", "error", err)
 		})
 	})
-	r.schedule(ctx, longestFirst(queue, o.Size))
+	r.schedule(ctx, longestFirst(queue))
 	close(done)
 	keeping.Wait()
 	for _, j := range jobs {
@@ -117,7 +132,7 @@ func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	}
 	stopped := 0
 	if ctx.Err() != nil {
-		stopped = o.Stopped(context.Cause(ctx))
+		stopped = report.Of(context.Cause(ctx)).Exit
 	}
 	all.Finished = time.Now()
 	all.end(stopped)
@@ -138,12 +153,14 @@ func skippedReport(j *Job, why string) *JobReport {
 type run struct {
 	o              Options
 	reports        map[*Job]*JobReport // of jobs that have ended
-	servers, hosts map[string]int      // disks at once
+	disks          int                 // at once
+	servers, hosts map[string]int      // disks at once, of each
 }
 
 // attempt is a job that is to run.
 type attempt struct {
 	job    *Job
+	runner Runner
 	number int // of attempts before
 	resume bool
 	redo   bool           // it was done before
@@ -152,12 +169,12 @@ type attempt struct {
 
 // longestFirst sorts, where all sizes are known, so that the batch does not end
 // with one long copy alone.
-func longestFirst(queue []*attempt, size func(*Job) int64) []*attempt {
+func longestFirst(queue []*attempt) []*attempt {
 	sizes := make(map[*attempt]int64, len(queue))
 	for _, a := range queue {
 		n := int64(0)
 		if a.copied == nil {
-			if n = size(a.job); n < 0 {
+			if n = a.runner.Size(); n < 0 {
 				return queue
 			}
 		}

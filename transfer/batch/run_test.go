@@ -23,7 +23,12 @@ import (
 )
 
 // errStop stands for a signal.
-var errStop = errors.New("stopped")
+var errStop = stopped{}
+
+type stopped struct{}
+
+func (stopped) Error() string   { return "stopped" }
+func (stopped) ExitStatus() int { return 130 }
 
 // fake is a batch whose copies are played.
 type fake struct {
@@ -34,15 +39,18 @@ type fake struct {
 	log  *strings.Builder
 	stop context.CancelCauseFunc
 
-	mu      sync.Mutex
-	copied  []string           // job names, as their copies began
-	resumed []string           // those that were to go on
-	ended   []string           // NAME STATUS
-	fates   map[string][]*fate // of each job's attempts
-	now     int
-	most    int // copies at once
-	perHost map[string]int
-	over    []string // hosts and servers with more than a limit's disks at once
+	mu       sync.Mutex
+	copied   []string           // job names, as their copies began
+	resumed  []string           // those that were to go on
+	ended    []string           // NAME STATUS
+	fates    map[string][]*fate // of each job's attempts
+	now      int
+	most     int // copies at once
+	perHost  map[string]int
+	sizes    map[string]int64  // of the sources; of others nothing is known
+	backings map[string]string // texts that identify them
+	disks    map[string]int    // of a job; 0: 1
+	over     []string          // hosts and servers with more than a limit's disks at once
 }
 
 // fate is what becomes of a copy.
@@ -71,13 +79,34 @@ func newFake(t *testing.T, file string) *fake {
 		t.Fatal(err)
 	}
 	f.o = batch.Options{
-		Limits: f.file.Limits, ContinueOnError: f.file.ContinueOnError, Copy: f.copy,
-		Size:    func(*batch.Job) int64 { return -1 },
-		Log:     slog.New(slog.NewTextHandler(&locked{w: f.log}, nil)),
-		Ended:   func(j *batch.Job, r *batch.JobReport) { f.ended = append(f.ended, fmt.Sprint(j.Name, " ", r.Status)) },
-		Stopped: func(error) int { return 130 },
+		Limits: f.file.Limits, ContinueOnError: f.file.ContinueOnError, Runner: func(j *batch.Job) batch.Runner { return &fakeRunner{f, j} },
+		Log:   slog.New(slog.NewTextHandler(&locked{w: f.log}, nil)),
+		Ended: func(j *batch.Job, r *batch.JobReport) { f.ended = append(f.ended, fmt.Sprint(j.Name, " ", r.Status)) },
 	}
 	return f
+}
+
+// fakeRunner is a job of a fake.
+type fakeRunner struct {
+	*fake
+	job *batch.Job
+}
+
+func (r *fakeRunner) Run(ctx context.Context, t *batch.Task) *report.Report { return r.copy(ctx, t) }
+func (r *fakeRunner) Backing() string                                       { return r.backings[r.job.Name] }
+func (r *fakeRunner) Tidy()                                                 {}
+
+func (r *fakeRunner) Demand() batch.Demand {
+	d := r.job.Demand()
+	d.Disks = max(r.disks[r.job.Name], 1)
+	return d
+}
+
+func (r *fakeRunner) Size() int64 {
+	if size, ok := r.sizes[r.job.Name]; ok {
+		return size
+	}
+	return -1
 }
 
 type locked struct {
@@ -222,6 +251,23 @@ func TestLimitsCountDisks(t *testing.T) {
 	}
 }
 
+// A job may have several disks, which all count. One with more disks than a limit
+// runs alone.
+func TestJobsOfSeveralDisks(t *testing.T) {
+	f := newFake(t, `"limits":{"total":3},`+jobsOf("a", "b", "c", "d"))
+	f.disks = map[string]int{"a": 2, "c": 2, "d": 9}
+	f.mustRun(false, 0, batch.Counts{Done: 4})
+	if got := strings.Join(f.copied, ""); f.most != 2 || got != "abcd" && got != "bacd" {
+		t.Errorf("begun %s, %d at once", got, f.most)
+	}
+	host := newFake(t, `"limits":{"total":9,"per_host":2},`+jobsOf("a h1", "b h1"))
+	host.disks = map[string]int{"a": 3}
+	host.mustRun(false, 0, batch.Counts{Done: 2})
+	if host.most != 1 {
+		t.Errorf("%d at once on a host", host.most)
+	}
+}
+
 // A limit that one job waits for does not keep back those that it is not of.
 func TestOrderIsTheFilesAndWaitsForNobody(t *testing.T) {
 	f := newFake(t, `"limits":{"total":2,"per_host":1},`+jobsOf("a h1", "b h1", "c h2", "d h1"))
@@ -242,7 +288,7 @@ func TestOrderIsTheFilesAndWaitsForNobody(t *testing.T) {
 func TestLongestFirst(t *testing.T) {
 	f := newFake(t, `"limits":{"total":1},`+jobsOf("a", "b", "c", "d"))
 	sizes := map[string]int64{"a": 5, "b": 9, "c": 5, "d": 0}
-	f.o.Size = func(j *batch.Job) int64 { return sizes[j.Name] }
+	f.sizes = sizes
 	f.mustRun(false, 0, batch.Counts{Done: 4})
 	if got := strings.Join(f.copied, ""); got != "bacd" {
 		t.Errorf("begun: %v", f.copied)
@@ -328,6 +374,7 @@ func TestExitStatus(t *testing.T) {
 		counts batch.Counts
 	}{
 		{"all done", nil, 0, batch.Counts{Done: 3}},
+		{"done, and something is left", map[string][]*fate{"b": {{status: report.StatusOK, exit: 5}}}, 5, batch.Counts{Done: 3}},
 		{"some failed", map[string][]*fate{"b": {broken}}, 4, batch.Counts{Done: 2, Failed: 1}},
 		{"some may pass", map[string][]*fate{"a": {mayPass}, "b": {mayPass}}, 4, batch.Counts{Done: 1, Failed: 2}},
 		{"all failed", map[string][]*fate{"a": {broken}, "b": {mayPass}, "c": {mismatch}}, 1, batch.Counts{Failed: 3}},
@@ -401,7 +448,7 @@ func TestResumeLooksAtTargets(t *testing.T) {
 func TestBackingThatChanged(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b"))
 	backings := map[string]string{"a": "base at noon"}
-	f.o.Backing = func(j *batch.Job) string { return backings[j.Name] }
+	f.backings = backings
 	f.o.Limits.Total = 1
 	var killed string
 	f.fates["a"] = []*fate{{status: report.StatusOK, whole: func() { killed = f.state() }}}

@@ -19,15 +19,15 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 	running, stop := 0, false
 	var again []*attempt
 	for round := 0; ; {
-		for ctx.Err() == nil && !stop && running < r.o.Limits.Total {
-			i := slices.IndexFunc(queue, func(a *attempt) bool { return r.fits(a.job) })
+		for ctx.Err() == nil && !stop && r.disks < r.o.Limits.Total {
+			i := slices.IndexFunc(queue, func(a *attempt) bool { return r.fits(a.runner.Demand()) })
 			if i < 0 {
 				break
 			}
 			a := queue[i]
 			queue = slices.Delete(queue, i, i+1)
 			running++
-			r.occupy(a.job, 1)
+			r.occupy(a.runner.Demand())
 			go func() { ends <- end{a, r.work(ctx, a)} }()
 		}
 		if running == 0 {
@@ -46,11 +46,11 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 		}
 		e := <-ends
 		running--
-		r.occupy(e.a.job, -1)
+		r.release(e.a.runner.Demand())
 		r.reports[e.a.job] = e.report
 		failed := e.report.Status == report.StatusFailed || e.report.Status == report.StatusMismatch
 		if failed && e.report.Exit == exit.Resumable && round < r.o.Limits.Rounds && ctx.Err() == nil {
-			again = append(again, &attempt{job: e.a.job, number: e.report.Attempts, resume: true, redo: e.a.redo})
+			again = append(again, &attempt{job: e.a.job, runner: e.a.runner, number: e.report.Attempts, resume: true, redo: e.a.redo})
 			continue
 		}
 		if failed && !r.o.ContinueOnError {
@@ -96,16 +96,27 @@ func (r *run) pause(ctx context.Context, jobs, round int) bool {
 	}
 }
 
-// fits says whether the limits let a job start now.
-func (r *run) fits(j *Job) bool {
+// fits reports whether the limits let a job start now. A job with more disks than
+// Limits.Total starts when no other job runs.
+func (r *run) fits(d Demand) bool {
 	l := r.o.Limits
-	if s := j.Server(); s != "" && l.PerServer > 0 && r.servers[s] >= l.PerServer {
+	if r.disks > 0 && r.disks+d.Disks > l.Total {
 		return false
 	}
-	return j.Host == "" || l.PerHost == 0 || r.hosts[j.Host] < l.PerHost
+	if d.Server != "" && l.PerServer > 0 && r.servers[d.Server]+d.Disks > max(l.PerServer, d.Disks) {
+		return false
+	}
+	return d.Host == "" || l.PerHost == 0 || r.hosts[d.Host]+d.Disks <= max(l.PerHost, d.Disks)
 }
 
-func (r *run) occupy(j *Job, n int) {
-	r.servers[j.Server()] += n
-	r.hosts[j.Host] += n
+// occupy counts a job that starts against the limits, and release a job that ends.
+func (r *run) occupy(d Demand) {
+	r.disks += d.Disks
+	r.servers[d.Server] += d.Disks
+	r.hosts[d.Host] += d.Disks
+}
+
+func (r *run) release(d Demand) {
+	d.Disks = -d.Disks
+	r.occupy(d)
 }

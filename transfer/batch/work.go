@@ -32,7 +32,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	if a.copied == nil {
 		keep(phaseRunning)
 		ended.Report = r.copy(ctx, a, log, func(mark string) {
-			e.Mark, e.Backing = mark, r.o.Backing(j)
+			e.Mark, e.Backing = mark, a.runner.Backing()
 			if err := r.o.Store.putDurably(e); err != nil {
 				log.Warn("the state is not written: after a kill the finished copy is not recognised", "error", err)
 			}
@@ -45,7 +45,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	ok := ended.Status == report.StatusOK
 	if ok {
 		e.Size = fileSize(j.Target)
-		e.Backing = cmp.Or(e.Backing, r.o.Backing(j))
+		e.Backing = cmp.Or(e.Backing, a.runner.Backing())
 	}
 	if len(j.After) > 0 {
 		if ok {
@@ -87,14 +87,14 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func
 			t := report.New(a.job.Source, a.job.Target)
 			t.End(report.StatusFailed, exit.Failed)
 			if ctx.Err() != nil {
-				t.End(report.StatusInterrupted, r.o.Stopped(context.Cause(ctx)))
+				t.End(report.StatusInterrupted, report.Of(context.Cause(ctx)).Exit)
 			}
 			t.Error = err.Error()
 			log.Error(t.Error)
 			return t
 		}
 	}
-	return r.o.Copy(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo, Whole: whole})
+	return a.runner.Run(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo, Whole: whole})
 }
 
 // afterFailed is the report of a copy whose after command failed.

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/job"
+	"github.com/vddkcp/vddkcp/transfer/progress"
+	"github.com/vddkcp/vddkcp/transfer/report"
+	"github.com/vddkcp/vddkcp/vddk"
+)
+
+// diskRunner is the batch.Runner of a job that copies one disk. The flags of the job
+// are parsed again by each method that needs them: a command is a thousand bytes, and
+// a batch may have a million jobs.
+type diskRunner struct {
+	b   *batchRun
+	job *batch.Job
+}
+
+func (b *batchRun) runner(j *batch.Job) batch.Runner { return diskRunner{b, j} }
+
+// Run implements batch.Runner.
+func (r diskRunner) Run(ctx context.Context, t *batch.Task) *report.Report {
+	b, log := r.b, t.Log
+	spec := b.spec(r.job)
+	spec.Resume = spec.Resume || t.Resume && spec.CanResume()
+	spec.Limit = spec.Limit.Within(b.limit)
+	spec.KeepOld, spec.Batch, spec.Whole = t.Redo, true, t.Whole
+	spec.Log, spec.Counters = log, new(progress.Counters)
+	outputs := b.outputs.with("--log-dir", b.logPath(r.job))
+	spec.Opened = func() error { return outputs.checkOpened(spec.Opener, spec.BackingOpener) }
+	done := b.display.Start(t.Name, t.Source, spec.Counters)
+	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", spec.Resume)
+	copied, err := job.Run(ctx, spec)
+	done()
+	b.refuseReport(err)
+	end := report.Of(err)
+	if end.Done() {
+		log.Info("done", "read", bytesize.Format(copied.BytesRead), "written", bytesize.Format(copied.BytesWritten), "seconds", int(copied.Seconds))
+	} else if b.LogDir != "" {
+		log.Debug("failed", "error", err, "hint", end.Hint, "exit", end.Exit)
+	}
+	if err != nil {
+		failJob(b.display, b.asJSON, t.Name, err)
+	}
+	return copied
+}
+
+// Demand implements batch.Runner.
+func (r diskRunner) Demand() batch.Demand { return r.job.Demand() }
+
+// Size implements batch.Runner. The size of a disk on a server is unknown until the
+// job runs.
+func (r diskRunner) Size() int64 { return sizeOf(r.job) }
+
+// Backing implements batch.Runner.
+func (r diskRunner) Backing() string {
+	if r.job.Text("backing") == "" {
+		return ""
+	}
+	return job.DescribeBacking(context.Background(), r.b.spec(r.job))
+}
+
+// Tidy implements batch.Runner.
+func (r diskRunner) Tidy() {
+	spec := r.b.spec(r.job)
+	spec.Log = r.b.log.With("job", r.job.Name)
+	job.Tidy(spec)
+}
+
+// sizeOf returns the size of a source that is a local file, in bytes, and -1 for
+// other sources.
+func sizeOf(j *batch.Job) int64 {
+	fi, err := os.Stat(j.Source)
+	if err != nil || !fi.Mode().IsRegular() {
+		return -1
+	}
+	return fi.Size()
+}
+
+// spec returns the copy of a job, with what it shares with the other jobs.
+func (b *batchRun) spec(j *batch.Job) job.Spec {
+	s := b.command(j).spec()
+	o := &s.Opener.VDDK.Options
+	o.Budget, o.Registry = b.budget(j), b.registry
+	return s
+}
+
+// command returns the flags of a job. The result belongs to the caller.
+func (b *batchRun) command(j *batch.Job) *copyCommand {
+	c, err := b.parser.command(j)
+	if err != nil {
+		panic(err) // loading has checked it
+	}
+	return c
+}
+
+// budget is what connections of a job share with others of its host; nil: none.
+func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
+	key := j.HostKey()
+	if key == "" {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.budgets[key] == nil {
+		limits := b.file.Limits
+		b.budgets[key] = vddk.NewHostBudget(limits.NFCBuffer, limits.Connections)
+	}
+	return b.budgets[key]
+}
+
+// refuseReport keeps a report from being written over a file of a source.
+func (b *batchRun) refuseReport(err error) {
+	var refused *outputError
+	if !errors.As(err, &refused) {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.refused[refused.path] = true
+}
+
+// jobLog is the log of a job, which with --log-dir goes to a file too.
+func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
+	log, done = b.log.With("job", j.Name), func() {}
+	if b.LogDir == "" {
+		return log, done
+	}
+	file, err := durable.OpenOutput(b.logPath(j), os.O_APPEND|os.O_CREATE|os.O_WRONLY)
+	if err != nil {
+		log.Warn("the job has no log file", "error", err)
+		return log, done
+	}
+	all := slog.NewTextHandler(printable.NewWriter(file), &slog.HandlerOptions{Level: slog.LevelDebug})
+	return slog.New(slog.NewMultiHandler(log.Handler(), all)), func() { file.Close() }
+}
+
+// accesses are the VMs that jobs want prepared: from the first disk of a VM that is
+// opened until no job with one is left.
+type accesses struct {
+	registry *vddk.Registry
+	left     map[*batch.Job]*vddk.Params
+	ending   sync.WaitGroup // calls of EndAccess, which others must not wait for
+}
+
+func (b *batchRun) expectDisks(jobs []*batch.Job) *accesses {
+	a := &accesses{registry: b.registry, left: map[*batch.Job]*vddk.Params{}}
+	for _, j := range jobs {
+		if j.Text("prepare_access") == "" {
+			continue // the flags of each job take their time
+		}
+		c, err := b.parser.command(j)
+		if err != nil || !c.PrepareAccess {
+			continue // its copy says what is wrong
+		}
+		p := &vddk.Params{Server: withoutBrackets(c.Server), Port: uint32(c.Port), VM: c.VM, PrepareAccess: true}
+		a.left[j] = p
+		a.registry.Expect(p)
+	}
+	return a
+}
+
+// done is for a job that is over. It is called for one job at a time.
+func (a *accesses) done(j *batch.Job) {
+	if p := a.left[j]; p != nil {
+		delete(a.left, j)
+		a.ending.Go(func() { a.registry.Done(p) })
+	}
+}
+
+// wait ends the accesses of jobs that never began, too.
+func (a *accesses) wait() {
+	for j := range a.left {
+		a.done(j)
+	}
+	a.ending.Wait()
+}
