@@ -533,7 +533,7 @@ func TestLostOpeningIsWorthARound(t *testing.T) {
 			t.Parallel()
 			_, jobs, report := vddkBatch(t, 1, map[string]any{"rounds": 1}, map[string]any{"connections": 1, "timeout": "200ms"}, fault)
 			r := vddkcp(t, "run", jobs, "--report", report, "--progress", "none")
-			if r.exit != 0 || !strings.Contains(r.stderr, "waiting before trying again what may pass") {
+			if r.exit != 0 || !strings.Contains(r.stderr, "waiting before trying failed jobs again") {
 				t.Errorf("exit status %d\n%s", r.exit, r.stderr)
 			}
 			var got struct{ Jobs []struct{ Attempts int } }

@@ -62,7 +62,7 @@ type patience time.Duration
 func (p *patience) UnmarshalText(text []byte) error {
 	d, err := time.ParseDuration(string(text))
 	if err != nil || d <= 0 {
-		return fmt.Errorf("%q: want a time, as 90s or 15m", text)
+		return fmt.Errorf("%q: want a duration such as 90s or 15m", text)
 	}
 	*p = patience(d)
 	return nil

@@ -1,8 +1,11 @@
-// Package batch copies many disks by a job file: it reads and checks the file,
-// runs the jobs within limits, keeps a state file by which a batch goes on
-// after any end, and reports. How one disk is copied is its caller's: batch
-// knows of a copy's flags only what Spec says. docs/cli.md, "run: job files",
-// is the contract.
+// Package batch runs the jobs of a job file. [Load] reads and checks the file,
+// [OpenStore] opens the state file, and [Run] runs the jobs within [Limits] and
+// returns a [Report]. The state file lets a later run continue a batch that ended in
+// any way.
+//
+// The package does not copy by itself: the caller's [Spec] describes the flags of a
+// copy, and the caller's [Runner] does the work of each job. docs/cli.md, "run: job
+// files", is the contract for the files.
 package batch
 
 import (
@@ -20,25 +23,25 @@ import (
 	"time"
 )
 
-// File is a job file, checked.
+// File is a job file without mistakes.
 type File struct {
 	Jobs            []*Job // at least one
-	Limits          Limits
-	ContinueOnError bool
-	Warnings        []string // for the user
+	Limits          Limits // as the file has them: see Limits.WithDefaults
+	ContinueOnError bool   // other jobs start after one has failed
+	Warnings        []string
 }
 
 // Job is one copy of a batch, with the defaults filled in.
 type Job struct {
-	Index       int      // in the file, from 0
-	Name        string   // unique in the file
-	Source      string   // a path is absolute
-	Target      string   // likewise
-	Host        string   // the ESXi host; "": not known
-	Before      []string // commands: a program and its arguments; nil: none
-	After       []string
-	HookTimeout time.Duration // of each command
-	Values      []Value       // the flags that are given, in the order of Spec.Fields
+	Index       int           // in the file, from 0
+	Name        string        // unique in the file
+	Source      string        // an address; a path is absolute
+	Target      string        // an address; a path is absolute
+	Host        string        // the ESXi host; "": unknown
+	Before      []string      // a program and its arguments, run before the copy; nil: none
+	After       []string      // a program and its arguments, run after the copy; nil: none
+	HookTimeout time.Duration // limit for each of the two
+	Values      []Value       // the flags that the job sets, in the order of Spec.Fields
 
 	labels, defaultLabels map[string]string
 }
@@ -46,11 +49,11 @@ type Job struct {
 // Value is a flag of a job.
 type Value struct {
 	Field *Field
-	Texts []string // one, but of an Array
+	Texts []string // one, except for an Array
 }
 
-// Labels returns the labels of the job and of the defaults: a map of the caller's
-// own, not nil.
+// Labels returns the labels of the job and of the defaults. The map belongs to the
+// caller and is not nil.
 func (j *Job) Labels() map[string]string {
 	all := make(map[string]string, len(j.labels)+len(j.defaultLabels))
 	maps.Copy(all, j.defaultLabels)
@@ -58,7 +61,7 @@ func (j *Job) Labels() map[string]string {
 	return all
 }
 
-// Text returns the value of a flag, "" where it is not given.
+// Text returns the value of a flag, or "" if the job does not set it.
 func (j *Job) Text(name string) string {
 	for _, v := range j.Values {
 		if v.Field.Name == name && len(v.Texts) > 0 {
@@ -68,8 +71,9 @@ func (j *Job) Text(name string) string {
 	return ""
 }
 
-// backing is the path of the disk that the target is an overlay of, "" where it is
-// none: a relative one starts from the folder of the target. It is not cleaned.
+// backing returns the path of the disk that the target is an overlay of, or "" if the
+// target is no overlay. A relative path starts from the folder of the target. The
+// path is not cleaned, because ".." after a symbolic link must stay.
 func (j *Job) backing() string {
 	name := j.Text("backing")
 	if name == "" || filepath.IsAbs(name) {
@@ -78,14 +82,14 @@ func (j *Job) backing() string {
 	return j.Target[:strings.LastIndexByte(j.Target, '/')+1] + name
 }
 
-// Server is where the source lies, "" for this machine.
+// Server returns the server that has the source, or "" for this machine.
 func (j *Job) Server() string { return j.Text("server") }
 
 // Demand returns what a job that copies one disk counts against the limits.
 func (j *Job) Demand() Demand { return Demand{Disks: 1, Server: j.Server(), Host: j.Host} }
 
-// HostKey names what the limits of a host count for: the host, or, where it is
-// not known, the server. "" is neither.
+// HostKey identifies the host whose memory and connections a job uses: the ESXi
+// host, or the server if the host is unknown. It is "" for a source on this machine.
 func (j *Job) HostKey() string {
 	if j.Host != "" {
 		return "host " + j.Host
@@ -96,8 +100,9 @@ func (j *Job) HostKey() string {
 	return ""
 }
 
-// Fingerprint tells jobs apart that make different targets: it covers source,
-// target and the flags, but those that are secret or only tune.
+// Fingerprint returns a hash that differs between jobs which make different targets.
+// It covers the source, the target and the flags, except flags that are secret or only
+// tune the copy.
 func (j *Job) Fingerprint() string {
 	words := []string{j.Source, j.Target}
 	for _, v := range j.Values {
@@ -107,37 +112,37 @@ func (j *Job) Fingerprint() string {
 	}
 	text, err := json.Marshal(words)
 	if err != nil {
-		panic(err) // strings can be marshalled
+		panic(err) // strings can always be marshalled
 	}
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:16])
 }
 
-// Limits bound what runs at once. Zero fields do not limit, but where a default
-// is named.
+// Limits bound what runs at the same time. A field that is 0 does not limit, unless a
+// default is named.
 type Limits struct {
 	Total       int   // disks; 0: 4
-	PerServer   int   // disks
-	PerHost     int   // disks
-	NFCBuffer   int64 // bytes that connections reserve on each host; 0: 32 MiB
+	PerServer   int   // disks of each server
+	PerHost     int   // disks of each ESXi host
+	NFCBuffer   int64 // bytes that all connections to a host reserve there; 0: 32 MiB
 	Connections int   // to each host; 0: 48
-	Rate        int64 // bytes a second, of all
-	Rounds      int   // more tries, at the end, of what may pass later; Load sets DefaultRounds
+	Rate        int64 // bytes per second, of all jobs together
+	Rounds      int   // how often jobs with a transient failure are tried again at the end
 }
 
-// Defaults of limits. A host has 48 MB of NFC memory (96 from vSphere 8), and
-// 52 connections through vCenter: VMware's programming guide, "NFC Session
-// Limits and Timeouts". What others do there needs some too.
+// Defaults of limits. A host has 48 MB of NFC memory (96 MB from vSphere 8) and allows
+// 52 connections through vCenter (VMware's programming guide, "NFC Session Limits and
+// Timeouts"). The defaults leave some of both to other programs.
 const (
 	DefaultTotal       = 4
 	DefaultNFCBuffer   = 32 << 20
 	DefaultConnections = 48
-	// DefaultRounds is how often a job that may pass later is tried again.
+	// DefaultRounds is the value of Limits.Rounds for a job file that has none.
 	DefaultRounds      = 2
 	defaultHookTimeout = time.Hour
 )
 
-// WithDefaults returns l with the defaults for what is not set.
+// WithDefaults returns l with the defaults for the fields that are 0.
 func (l Limits) WithDefaults() Limits {
 	l.Total = cmp.Or(l.Total, DefaultTotal)
 	l.NFCBuffer = cmp.Or(l.NFCBuffer, DefaultNFCBuffer)
@@ -145,7 +150,7 @@ func (l Limits) WithDefaults() Limits {
 	return l
 }
 
-// Type is what JSON a field takes.
+// Type says which JSON values a field takes.
 type Type int
 
 // The types of fields.
@@ -153,71 +158,74 @@ const (
 	Boolean    Type = iota
 	Integer         // a whole number
 	Text            // a string
-	IntOrText       // as sizes: 65536 or "64KiB"
-	BoolOrText      // a flag whose value may be left out
+	IntOrText       // for sizes: 65536 or "64KiB"
+	BoolOrText      // for a flag whose value may be left out
 	Array           // of strings
 )
 
 // Field is a flag of a copy, as a field of a job.
 type Field struct {
-	Name string // as in the job file
+	Name string // in the job file
 	Type Type
-	Enum []string // the strings that are allowed; nil: any
+	Enum []string // the strings that are allowed; nil: all
 	Help string
-	// For the schema alone, which may take what Check refuses.
-	Pattern string // of its text; "": any
-	Least   int    // of its number
+	// Pattern is a regular expression for texts, and Least the smallest number. Only
+	// the schema uses them, which may allow values that Check refuses.
+	Pattern string
+	Least   int
 
-	Path   bool // a path, relative to the folder of the job file
-	Secret bool // a value or +FILE, never shown
-	Tuning bool // does not decide what the target holds
-	// Check says what is wrong with a value; nil: nothing ever.
+	Path   bool // the value is a path, relative to the folder of the job file
+	Secret bool // the value is a secret, or +FILE; messages never show it
+	Tuning bool // the value does not change what the target holds
+	// Check returns what is wrong with a value. If it is nil, every value is right.
 	Check func(text string) error
 }
 
-// Spec is what a batch needs to know of copies.
+// Spec is what Load needs to know about copies.
 type Spec struct {
-	Fields []Field
-	// SourcePath and TargetPath say whether an address is a path of this machine.
+	Fields []Field // the flags
+	// SourcePath and TargetPath report whether an address is a path on this machine.
 	SourcePath, TargetPath func(address string) bool
-	// Files are the names under which a local address is known, to find out
-	// whether two jobs meet in one file; nil: it is none.
+	// Files returns names that identify the local file at an address, whatever links
+	// lead to it; nil if the address is no local file. Load uses them to find jobs
+	// that write the same file.
 	Files func(address string) []string
 	// Check returns what is wrong with a job as a whole, once its fields are valid.
 	// If Check is nil, jobs are not checked as a whole.
 	Check func(*Job) error
-	// Progress is called now and then with how much of the work of loading is
-	// done; nil: nobody wants to know.
+	// Progress is called from time to time while a file is loaded, with the amount of
+	// work done and the amount in all. It may be nil.
 	Progress func(done, all int)
 }
 
-// Shard returns in which of n shards a job is: the first 32 bits of the SHA-256
-// of its name, as a big-endian number, modulo n. It depends on nothing else.
+// Shard returns the shard, from 0 to n-1, that a job belongs to: the first 32 bits of
+// the SHA-256 of its name, as a big-endian number, modulo n. It depends on nothing
+// else, so that all machines agree.
 func Shard(name string, n int) int {
 	sum := sha256.Sum256([]byte(name))
 	return int(uint64(binary.BigEndian.Uint32(sum[:])) % uint64(n))
 }
 
-// ParseShard reads I/N.
+// ParseShard parses I/N: shard I, counted from 0, of N shards.
 func ParseShard(s string) (i, n int, err error) {
 	is, ns, ok := strings.Cut(s, "/")
 	i, errI := strconv.Atoi(is)
 	n, errN := strconv.Atoi(ns)
 	if !ok || errI != nil || errN != nil || n < 1 || i < 0 || i >= n {
-		return 0, 0, fmt.Errorf("%q: want I/N, the shard and how many there are, as 0/4 to 3/4", s)
+		return 0, 0, fmt.Errorf("%q: want I/N, the shard and the number of shards, such as 0/4 to 3/4", s)
 	}
 	return i, n, nil
 }
 
-// Selection picks jobs of a file. The zero value picks all.
+// Selection selects jobs of a file. The zero value selects all.
 type Selection struct {
-	Names         []string          // empty: any
-	Labels        map[string]string // all of them must be there
-	Shard, Shards int               // Shards 0: not sharded
+	Names         []string          // empty: all names
+	Labels        map[string]string // a job must have all of them
+	Shard, Shards int               // Shards 0: all shards
 }
 
-// Select returns the jobs that are picked, in their order. It is an error where
-// a name is no job's, or where names and labels pick nothing.
+// Select returns the selected jobs in the order of the file. A name that no job has is
+// an error, and so are names and labels that select no job. An empty shard is none.
 func (f *File) Select(s Selection) ([]*Job, error) {
 	missing := map[string]bool{}
 	for _, name := range s.Names {

@@ -8,7 +8,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// plan returns what is to be done, by the state file.
+// plan returns the attempts to make, according to the state file.
 func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 	done, known := 0, 0
 	entries := make([]*entry, len(jobs))
@@ -48,7 +48,7 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 	return queue, nil
 }
 
-// wasDone says whether a job needs nothing more.
+// wasDone reports whether an earlier run has done a job.
 func (r *run) wasDone(a *attempt, e *entry) bool {
 	if e.Phase != phaseDone {
 		return false
@@ -60,7 +60,7 @@ func (r *run) wasDone(a *attempt, e *entry) bool {
 	return why == ""
 }
 
-// changed says why a job that was done is no longer; "" where it still is.
+// changed returns why a job that was done must run again, or "" if it need not.
 func (e *entry) changed(j *Job, r Runner) string {
 	switch size := fileSize(j.Target); {
 	case e.Fingerprint != j.Fingerprint():
@@ -75,8 +75,8 @@ func (e *entry) changed(j *Job, r Runner) string {
 	return ""
 }
 
-// Unfinished returns those jobs that Run would run with Options.Resume and the
-// state file at path, which another run may have. Backing is that of Options.
+// Unfinished returns the jobs that Run would run with Options.Resume and the state file
+// at path. Another run may use the file meanwhile. runner is that of Options.
 func Unfinished(path string, jobs []*Job, runner func(*Job) Runner) ([]*Job, error) {
 	s := &Store{path: path, texts: map[string][]byte{}}
 	if err := s.load(); err != nil {
@@ -88,8 +88,8 @@ func Unfinished(path string, jobs []*Job, runner func(*Job) Runner) ([]*Job, err
 	}), nil
 }
 
-// wasCopied returns the report of a copy that is whole, though its job did not
-// come to its end; else nil.
+// wasCopied returns the report of a copy that is whole although its job was not
+// finished, or nil if the job must copy.
 func (r *run) wasCopied(a *attempt, e *entry) *report.Report {
 	j := a.job
 	if e.Fingerprint != j.Fingerprint() {
@@ -104,12 +104,12 @@ func (r *run) wasCopied(a *attempt, e *entry) *report.Report {
 			return e.Report.Report
 		}
 	case phaseRunning:
-		// Only the file that the copy itself has noted counts. One that is there,
-		// or was changed since, may be anybody's.
+		// Only a file with the mark that the copy recorded counts. Any other file at the
+		// target may come from another program.
 		if e.Mark != "" && fileid.MarkOf(j.Target) == e.Mark {
 			t := report.New(j.Source, j.Target)
 			t.End(report.StatusOK, 0)
-			t.Warnings = append(t.Warnings, "the copy was whole when an earlier run was killed; what it counted is lost")
+			t.Warnings = append(t.Warnings, "the copy was whole when an earlier run was killed; its counts are lost")
 			a.runner.Tidy()
 			r.o.Log.Warn("the copy was whole when the earlier run was killed", "job", j.Name)
 			return t

@@ -9,44 +9,46 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 )
 
-// ownRate is that no limit does.
+// ownRate is shown if no limit slows the batch down.
 const ownRate = "each disk's own rate binds it"
 
-// Expected is what is known of a job before it runs.
+// Expected is what is known about a job before it runs.
 type Expected struct {
 	Job   *Job
-	Size  int64   // by which Run sorts; -1: not known
-	Bytes int64   // to copy
-	Rate  float64 // bytes a second, when it runs alone
-	// Of a job of a host: with how many connections that is its rate, whether it
-	// has these or none, and what each reserves there, in bytes.
+	Size  int64   // of the source, in bytes; Run starts the largest first; -1: unknown
+	Bytes int64   // bytes to copy
+	Rate  float64 // bytes per second if the job runs alone
+	// For a job on a host: Connections is the number of connections with which the
+	// job has Rate. If Fixed is set, the job runs with exactly that number. Buffers
+	// is the memory that each connection reserves on the host, in bytes.
 	Connections int
 	Fixed       bool
 	Buffers     int64
 }
 
-// Reached are rates of several disks that are read at once, in bytes a second. Who
-// is not there is as fast as alone.
+// Reached holds measured rates of several disks that were read at the same time, in
+// bytes per second. A rate that is missing or 0 means that the disks are as fast
+// together as alone.
 type Reached struct {
-	ByHost map[string]float64 // of disks with one HostKey
-	All    float64
+	ByHost map[string]float64 // by Job.HostKey
+	All    float64            // of the disks of all hosts
 }
 
-// Estimated is how a batch will go.
+// Estimated is the forecast of a batch.
 type Estimated struct {
 	Time  time.Duration
-	Binds string // what it waits for most
-	Last  *Job   // which ends last; nil: there is none
+	Binds string // what slows the batch down for the longest time
+	Last  *Job   // the job that ends last; nil: there are no jobs
 }
 
-// Estimate plays a batch through: jobs start as Run starts them, each with the
-// connections that its host has room for, and its rate is what it was alone, by
-// its part of the connections it had then. Together they reach no more than was
-// measured, and limits.rate. That targets take what comes is assumed.
+// Estimate simulates a batch. Jobs start in the order in which Run starts them, each
+// with the connections that its host has room for. The rate of a job is proportional to
+// its connections. The rates of all jobs together stay below the measured ones and
+// below Limits.Rate. Targets are assumed to be fast enough.
 func Estimate(jobs []Expected, limits Limits, reached Reached) Estimated {
 	f := newForecast(jobs, limits, reached)
 	var result Estimated
-	waits := map[string]float64{} // seconds in which that was the bound
+	waits := map[string]float64{} // for each bound, the seconds in which it applied
 	seconds := 0.0
 	for f.start(); len(f.active) > 0; f.start() {
 		f.connect()
@@ -80,9 +82,8 @@ func Estimate(jobs []Expected, limits Limits, reached Reached) Estimated {
 	return result
 }
 
-// Opening are the jobs that Run starts at once when a batch begins, with the rates
-// that the connections they have then let expect; those that wait for theirs are
-// left out.
+// Opening returns the jobs that Run starts when a batch begins, with the rates that
+// their share of the connections allows. Jobs that have no connection yet are left out.
 func Opening(jobs []Expected, limits Limits) (at []Expected) {
 	f := newForecast(jobs, limits, Reached{})
 	f.start()
@@ -96,20 +97,19 @@ func Opening(jobs []Expected, limits Limits) (at []Expected) {
 	return at
 }
 
-// forecast is a batch that is played.
+// forecast is a batch that Estimate simulates.
 type forecast struct {
-	run     *run // what the limits count
+	run     *run // counts the running jobs against the limits
 	reached Reached
 	known   map[*Job]Expected
 	queue   []*attempt
-	active  []*copying         // in the order of their start
-	left    map[string]float64 // bytes to come of each host
-	// Of connect: what keeps disks of a host from being as fast as alone.
+	active  []*copying         // in the order in which they started
+	left    map[string]float64 // bytes that are left to copy, by Job.HostKey
+	// bounds says, for each Job.HostKey, why disks of a host are slower than alone.
 	bounds map[string]string
 }
 
-// forecastRunner is the Runner of a job that is not run, of which only the size is
-// needed.
+// forecastRunner is the Runner of a simulated job. Only its size is used.
 type forecastRunner struct {
 	Runner
 	size int64
@@ -117,10 +117,10 @@ type forecastRunner struct {
 
 func (r forecastRunner) Size() int64 { return r.size }
 
-// copying is a job under way.
+// copying is a simulated job that has started.
 type copying struct {
 	Expected
-	left        float64 // bytes
+	left        float64 // bytes that are left to copy
 	connections int
 	rate        float64
 }
@@ -141,7 +141,7 @@ func newForecast(jobs []Expected, limits Limits, reached Reached) *forecast {
 	return f
 }
 
-// start starts what the limits let.
+// start starts the jobs that the limits allow.
 func (f *forecast) start() {
 	for f.run.disks < f.run.o.Limits.Total {
 		i := slices.IndexFunc(f.queue, func(a *attempt) bool { return f.run.fits(a.job.Demand()) })
@@ -155,13 +155,14 @@ func (f *forecast) start() {
 	}
 }
 
-// connect gives each copy its connections and its rate, as vddk.Budget does: what
-// each begins with in the order of their start, and then one more to each in turn.
+// connect distributes the connections of each host, as vddk.Budget does, and sets the
+// rate of each copy. Each copy gets its first connections in the order in which they
+// started; what is left is given out one connection at a time, to each copy in turn.
 func (f *forecast) connect() {
 	type host struct {
 		copies []*copying
 		free   int64
-		waits  bool // somebody, and nobody gets more meanwhile
+		waits  bool // a copy waits for its first connections, so no other copy gets more
 	}
 	bytes := f.run.o.Limits.NFCBuffer
 	connections := int64(f.run.o.Limits.Connections)
@@ -215,15 +216,15 @@ func (f *forecast) connect() {
 	}
 }
 
-// limit lowers the rates to what they reach together, and says what binds the
-// batch now.
+// limit lowers the rates to what the copies reach together, and returns what limits the
+// batch at this time.
 func (f *forecast) limit() (bound string) {
 	sums := map[string]float64{}
 	for _, c := range f.active {
 		sums[c.Job.HostKey()] += c.rate
 	}
 	all := 0.0
-	slow, longest := "", -1.0 // the host that has most to do
+	slow, longest := "", -1.0 // the host that needs the longest time
 	for key, sum := range sums {
 		if most := f.reached.ByHost[key]; most > 0 && sum > most {
 			f.slowDown(most/sum, func(c *copying) bool { return c.Job.HostKey() == key })
@@ -272,7 +273,7 @@ func (f *forecast) slowDown(by float64, who func(*copying) bool) {
 	}
 }
 
-// nameOf returns the host or server of a Job.HostKey.
+// nameOf returns the name of the host or server in a Job.HostKey.
 func nameOf(key string) string {
 	_, name, ok := strings.Cut(key, " ")
 	if !ok {

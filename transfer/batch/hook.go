@@ -15,15 +15,15 @@ import (
 	"time"
 )
 
-// hookGrace is how long a command that is to end has before it is killed.
+// hookGrace is the time between SIGTERM and SIGKILL for a command that must end.
 const hookGrace = 5 * time.Second
 
-// maxHookLine bounds the lines of a command's output that are logged, in bytes.
+// maxHookLine is the length at which lines of a command's output are cut, in bytes.
 const maxHookLine = 4 << 10
 
-// hook runs a command of a job; kind is what messages call it. If the command's time
-// or ctx ends first, hook ends every process that the command started before it
-// returns. Each line that the command prints goes to log.
+// hook runs a command of a job and logs each line that it prints. kind is the name of the
+// command in messages: "before" or "after". If ctx ends or the command takes longer than
+// its time limit, hook ends all processes that the command started before it returns.
 func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
 	defer func() {
 		if err != nil {
@@ -38,24 +38,24 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 		}
 		defer os.Remove(reportFile)
 	}
-	limited, cancel := context.WithTimeoutCause(ctx, job.HookTimeout, fmt.Errorf("it took longer than its hook_timeout, %s", job.HookTimeout))
+	limited, cancel := context.WithTimeoutCause(ctx, job.HookTimeout, fmt.Errorf("it took longer than hook_timeout, %s", job.HookTimeout))
 	defer cancel()
 	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "VDDKCP_JOB="+job.Name, "VDDKCP_STATUS="+status, "VDDKCP_TARGET="+job.Target, "VDDKCP_REPORT="+reportFile)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	ended := false // limited ended the command, which did not end by itself
+	ended := false // the command was stopped because limited ended
 	cmd.Cancel = func() error {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			return err
 		}
 		ended = true
-		// Its group is the process and all that it started.
+		// The process group also has the processes that the command started.
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		return nil
 	}
 	lines := &lineWriter{each: func(line string) { log.Info(kind+" command", "says", line) }}
 	cmd.Stdout, cmd.Stderr = lines, lines
-	// What it leaves running does not keep the job from its end.
+	// A process that the command leaves in the background does not delay the job.
 	cmd.WaitDelay = hookGrace
 	gone, err := r.spawn(func() (group int, err error) {
 		if err := cmd.Start(); err != nil {
@@ -77,10 +77,10 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 	}
 	lines.end()
 	if errors.Is(err, exec.ErrWaitDelay) {
-		err = nil // it succeeded, and something in its background still has its output
+		err = nil // the command succeeded; a background process still has its output open
 	}
 	if err != nil && lines.last != "" {
-		err = fmt.Errorf("%w; its last words: %q", err, lines.last)
+		err = fmt.Errorf("%w; its last output: %q", err, lines.last)
 	}
 	return err
 }
@@ -93,7 +93,7 @@ func (r *run) spawn(start func() (group int, err error)) (gone func(), err error
 	return func() {}, err
 }
 
-// temporary writes a report where only this user reads it.
+// temporary writes a report to a temporary file that only the user can read.
 func temporary(report *JobReport) (path string, err error) {
 	text, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {
@@ -111,7 +111,7 @@ func temporary(report *JobReport) (path string, err error) {
 	return f.Name(), nil
 }
 
-// lineWriter cuts what is written into lines.
+// lineWriter calls each for every line that is written to it.
 type lineWriter struct {
 	each func(string)
 	rest []byte

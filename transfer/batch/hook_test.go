@@ -76,7 +76,7 @@ func TestBeforeThatFails(t *testing.T) {
 	if err != nil || r.Exit != 1 || f.copied != nil {
 		t.Errorf("%+v, %v, begun %v", r, err, f.copied)
 	}
-	if got, want := r.Jobs[0].Error, `before command "sh": exit status 7; its last words: "not now"`; got != want {
+	if got, want := r.Jobs[0].Error, `before command "sh": exit status 7; its last output: "not now"`; got != want {
 		t.Errorf("error %q, want %q", got, want)
 	}
 	if got := f.read("t.after"); got != "failed\n" {
@@ -138,7 +138,7 @@ func TestHookThatHangs(t *testing.T) {
 	for timeout := 300 * time.Millisecond; ; timeout *= 2 {
 		f := hooked(t, fmt.Sprintf(`"hook_timeout":"%s","before":["sh","-c","sleep 1000 & echo $! >$VDDKCP_TARGET.pid; wait"]`, timeout))
 		r, err := f.run(t.Context(), false)
-		if err != nil || r.Exit != 1 || !strings.Contains(r.Jobs[0].Error, "it took longer than its hook_timeout, "+timeout.String()) {
+		if err != nil || r.Exit != 1 || !strings.Contains(r.Jobs[0].Error, "it took longer than hook_timeout, "+timeout.String()) {
 			t.Fatalf("%+v, %v", r, err)
 		}
 		text := f.read("t.pid")

@@ -13,8 +13,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/nearest"
 )
 
-// Load reads a job file, which messages call name; dir, absolute, is where its
-// relative paths start. What is wrong with it is a *FileError.
+// Load reads a job file. Messages call the file name. Relative paths in the file start
+// from the absolute path dir. If the file has mistakes, the error is a *[FileError] that
+// lists all of them.
 func Load(r io.Reader, name, dir string, spec *Spec) (*File, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxFile+1))
 	if err != nil {
@@ -23,7 +24,7 @@ func Load(r io.Reader, name, dir string, spec *Spec) (*File, error) {
 	l := newLoader(string(text), dir, spec)
 	file := new(File)
 	if len(text) > maxFile {
-		l.problems = append(l.problems, problem{message: fmt.Sprintf("longer than %s, the most that a job file may have", bytesize.Format(maxFile))})
+		l.problems = append(l.problems, problem{message: fmt.Sprintf("the file is longer than %s, the limit for a job file", bytesize.Format(maxFile))})
 	} else if root, bad := parseTree(text); bad != nil {
 		l.problems = append(l.problems, *bad)
 	} else {
@@ -47,11 +48,11 @@ func Load(r io.Reader, name, dir string, spec *Spec) (*File, error) {
 }
 
 type loader struct {
-	content  string // of the file
+	content  string // the file
 	dir      string
 	spec     *Spec
-	fields   map[string]int // of spec, by name
-	known    *nameSet       // the fields of a job
+	fields   map[string]int // indexes in spec.Fields, by name
+	known    *nameSet       // the names of all fields of a job
 	problems []problem
 	warnings []string
 }
@@ -67,7 +68,7 @@ func newLoader(text, dir string, spec *Spec) *loader {
 	return l
 }
 
-// nameSet is names in an order, and found fast.
+// nameSet holds names in an order, with a fast lookup.
 type nameSet struct {
 	all []string
 	has map[string]bool
@@ -85,7 +86,7 @@ func (l *loader) bad(at int, field fmt.Stringer, format string, args ...any) {
 	l.problems = append(l.problems, problem{offset: at, field: field.String(), message: fmt.Sprintf(format, args...)})
 }
 
-// want reports whether n is of one of the kinds, and else that it is not.
+// want returns whether n has one of the kinds. If not, it records a problem.
 func (l *loader) want(n *node, field place, wanted string, kinds ...kind) bool {
 	if slices.Contains(kinds, n.kind) {
 		return true
@@ -94,14 +95,14 @@ func (l *loader) want(n *node, field place, wanted string, kinds ...kind) bool {
 	return false
 }
 
-// object calls each for every member of an object, but for those whose name came
-// before or is not among known.
+// object calls each for every member of an object. Members with a repeated name, or with
+// a name that is not in known, are problems instead; a nil known allows all names.
 func (l *loader) object(n *node, field place, known *nameSet, each func(m member, field place)) {
 	if !l.want(n, field, "an object", kindObject) {
 		return
 	}
 	var seen map[string]bool
-	if len(n.members) > 32 { // else comparing is faster
+	if len(n.members) > 32 { // for fewer members comparing is faster
 		seen = map[string]bool{}
 	}
 	for i, m := range n.members {
@@ -114,7 +115,7 @@ func (l *loader) object(n *node, field place, known *nameSet, each func(m member
 		}
 		switch {
 		case twice:
-			l.bad(m.offset, at, "is there twice")
+			l.bad(m.offset, at, "the field appears twice")
 		case known != nil && !known.has[m.name]:
 			l.unknown(m, field, known.all)
 		default:
@@ -136,15 +137,15 @@ func (l *loader) unknown(m member, in place, known []string) {
 	}
 }
 
-// notOfAJob says why a flag of a copy is none of a job.
+// notOfAJob returns why a flag of vddkcp copy is not a field of a job, or "".
 func notOfAJob(name string) string {
 	switch {
 	case name == "progress" || name == "report" || name == "resume":
-		return fmt.Sprintf("it is --%s of the whole run", name)
+		return fmt.Sprintf("--%s applies to the whole run", name)
 	case name == "dry_run":
-		return "--check of the run looks at all jobs"
+		return "use vddkcp run --check, which checks all jobs"
 	case strings.HasPrefix(name, "log_") || name == "verbose":
-		return "the run logs for all jobs; see --log-dir"
+		return "the log flags of vddkcp run apply to all jobs; see --log-dir"
 	}
 	return ""
 }
@@ -159,7 +160,7 @@ func (l *loader) file(root *node) *File {
 		case "version":
 			version = true
 			if m.value.kind != kindNumber || m.value.text != "1" {
-				l.bad(m.value.offset, field, "want 1, the version of job files that there is")
+				l.bad(m.value.offset, field, "want 1, the only version of job files")
 			}
 		case "continue_on_error":
 			if l.want(m.value, field, "a boolean", kindBoolean) {
@@ -183,21 +184,21 @@ func (l *loader) file(root *node) *File {
 	case jobs == nil && !slices.ContainsFunc(root.members, func(m member) bool { return m.name == "jobs" }):
 		l.bad(root.offset, placeOf("jobs"), "missing: want an array of jobs")
 	case jobs != nil && len(jobs.unread) == 0:
-		l.bad(jobs.offset, placeOf("jobs"), "no job: want at least one")
+		l.bad(jobs.offset, placeOf("jobs"), "the array is empty: want at least one job")
 	case jobs != nil:
 		l.jobs(jobs, defaults, f)
 	}
 	return f
 }
 
-// draft is a job, or the defaults, as the file has it.
+// draft is a job or the defaults, before they are merged.
 type draft struct {
 	node        *node
 	labels      map[string]string
 	hookTimeout time.Duration
-	values      []fieldValue // of fields of jobs, in the order of the file
-	flags       []flagValue  // in the order of Spec.Fields, once the draft is read
-	ok          bool         // no problem in it
+	values      []fieldValue // of fields that are no flags, in the order of the file
+	flags       []flagValue  // in the order of Spec.Fields
+	ok          bool         // the draft has no problem
 }
 
 type fieldValue struct {
@@ -206,11 +207,11 @@ type fieldValue struct {
 }
 
 type flagValue struct {
-	index int // in Spec.Fields
+	index int // of the flag in Spec.Fields
 	texts []string
 }
 
-// get returns the texts of a field of jobs, nil where it is not given.
+// get returns the texts of a field that is no flag, or nil if the draft does not set it.
 func (d *draft) get(name string) []string {
 	for _, v := range d.values {
 		if v.name == name {
@@ -220,7 +221,7 @@ func (d *draft) get(name string) []string {
 	return nil
 }
 
-// draft reads a job or the defaults.
+// draft parses a job or the defaults.
 func (l *loader) draft(n *node, field place) *draft {
 	d := &draft{node: n}
 	before := len(l.problems)
@@ -230,12 +231,12 @@ func (l *loader) draft(n *node, field place) *draft {
 	return d
 }
 
-// field reads a field of a job or of the defaults.
+// field parses a field of a job or of the defaults.
 func (l *loader) field(d *draft, m member, field place) {
 	switch m.name {
 	case "name":
 		if field.base == "defaults" {
-			l.bad(m.offset, field, "a name is one job's")
+			l.bad(m.offset, field, "defaults cannot have a name: each job needs its own")
 			return
 		}
 		l.text(d, m, field)
@@ -257,7 +258,7 @@ func (l *loader) field(d *draft, m member, field place) {
 		if v := d.get(m.name); v != nil {
 			t, err := time.ParseDuration(v[0])
 			if err != nil || t <= 0 {
-				l.bad(m.value.offset, field, "%q: want a time, as 90s or 15m", v[0])
+				l.bad(m.value.offset, field, "%q: want a duration such as 90s or 15m", v[0])
 			}
 			d.hookTimeout = t
 		}
@@ -272,16 +273,16 @@ func (l *loader) text(d *draft, m member, field place) {
 	}
 }
 
-// printable refuses what no path, name or flag can have.
+// printable refuses a zero byte, which no path, name or flag can contain.
 func (l *loader) printable(n *node, field place) bool {
 	if strings.Contains(n.text, "\x00") {
-		l.bad(n.offset, field, "it has a character of code 0")
+		l.bad(n.offset, field, "the text contains a zero byte")
 		return false
 	}
 	return true
 }
 
-// texts returns the strings of an array, nil where it is none.
+// texts returns the strings of an array, or nil if the value is no array.
 func (l *loader) texts(m member, field place) []string {
 	if !l.want(m.value, field, "an array of strings", kindArray) {
 		return nil
@@ -306,7 +307,7 @@ func (l *loader) labels(n *node, field place) map[string]string {
 	return labels
 }
 
-// flag reads a field that is a flag of a copy.
+// flag parses a field that is a flag of a copy.
 func (l *loader) flag(d *draft, m member, field place) {
 	index, n := l.fields[m.name], m.value
 	f := &l.spec.Fields[index]
@@ -352,7 +353,7 @@ func (l *loader) flag(d *draft, m member, field place) {
 		return
 	}
 	if n.kind == kindString && n.text == "" {
-		l.bad(n.offset, field, "empty: leave the field out")
+		l.bad(n.offset, field, "the text is empty: leave the field out")
 		return
 	}
 	if n.kind != kindBoolean {
@@ -369,15 +370,15 @@ func (l *loader) check(f *Field, at int, field place, text string) {
 	}
 }
 
-// secret never shows the value.
+// secret checks the value of a secret flag. Its messages never show the value.
 func (l *loader) secret(f *Field, n *node, field place) {
 	switch {
 	case strings.HasPrefix(n.text, "-"):
-		l.bad(n.offset, field, "- and -FD ask a person or another program: want +FILE, the first line of a file")
+		l.bad(n.offset, field, "- and -FD read from a terminal or another program, which a job cannot do: want +FILE, a file whose first line is the secret")
 	case n.text == "+":
 		l.bad(n.offset, field, "want the name of a file after +")
 	case !strings.HasPrefix(n.text, "+"):
-		l.warnings = append(l.warnings, field.String()+": in plain text: whoever can read the job file has it; +FILE names a file that holds it")
+		l.warnings = append(l.warnings, field.String()+": the secret is in plain text, so everyone who can read the job file can read it; +FILE names a file that holds the secret")
 	}
 }
 
@@ -400,7 +401,7 @@ func (l *loader) limits(n *node, limits *Limits) {
 			}
 			i, err := bytesize.Parse(strings.TrimSuffix(v.text, "/s"))
 			if err == nil && i == 0 {
-				err = fmt.Errorf("0: nothing could ever run")
+				err = fmt.Errorf("0 would let nothing run")
 			}
 			if err != nil {
 				l.bad(v.offset, field, "%.200v", err)

@@ -67,32 +67,32 @@ func TestLoadTellsMistakes(t *testing.T) {
 		want       []string // "" + problems, without the file's name
 	}{
 		{"empty", " \n", []string{"1:1: empty: want a job file"}},
-		{"trailing comma in an array", "{\"version\":1,\n\"jobs\":[{" + ok + "},]}", []string{"2:36: a comma before ]: JSON has none after the last element"}},
-		{"trailing comma in an object", "{\"version\":1,\n}", []string{"1:13: a comma before }: JSON has none after the last element"}},
-		{"comment", "{\n  // all of it\n}", []string{"2:3: a comment: JSON has none"}},
-		{"hash comment", "# jobs\n{}", []string{"1:1: a comment: JSON has none"}},
-		{"single quotes", "{'version':1}", []string{"1:2: a single quote: JSON has its strings in double quotes"}},
+		{"trailing comma in an array", "{\"version\":1,\n\"jobs\":[{" + ok + "},]}", []string{"2:36: a comma before ]: JSON allows no comma after the last element"}},
+		{"trailing comma in an object", "{\"version\":1,\n}", []string{"1:13: a comma before }: JSON allows no comma after the last element"}},
+		{"comment", "{\n  // all of it\n}", []string{"2:3: a comment: JSON has no comments"}},
+		{"hash comment", "# jobs\n{}", []string{"1:1: a comment: JSON has no comments"}},
+		{"single quotes", "{'version':1}", []string{"1:2: a single quote: JSON strings are in double quotes"}},
 		{"missing comma", `{"version":1 "jobs":[]}`, []string{"1:14: a comma is missing before this"}},
 		{"cut off", `{"version":1,"jobs":[`, []string{"1:22: the file ends in the middle: a bracket, brace or quote is not closed"}},
-		{"open string", "{\"version\":1,\"jobs\":[\"\n", []string{"1:23: a line's end or another control character in a string: want \\n, \\t or \\u00XX"}},
-		{"two values", `{} {}`, []string{"1:4: something after the end of the job file"}},
-		{"byte order mark", "\ufeff{}", []string{"1:1: a byte order mark: JSON has none; save the file as UTF-8 without it"}},
+		{"open string", "{\"version\":1,\"jobs\":[\"\n", []string{"1:23: a line break or another control character in a string: want \\n, \\t or \\u00XX"}},
+		{"two values", `{} {}`, []string{"1:4: text after the end of the job file"}},
+		{"byte order mark", "\ufeff{}", []string{"1:1: a byte order mark, which JSON does not allow: save the file as UTF-8 without it"}},
 		{"UTF-16", "\xff\xfe{\x00}\x00", []string{"1:1: UTF-16: want UTF-8"}},
 		{"UTF-16, big end first", "\xfe\xff\x00{\x00}", []string{"1:1: UTF-16: want UTF-8"}},
 		{"UTF-16 without a mark", "\x00{\x00}", []string{"1:1: UTF-16: want UTF-8"}},
 		{"nothing", "", []string{"1:1: empty: want a job file"}},
-		{"two values in lines", "{}\n{}", []string{"2:1: something after the end of the job file"}},
+		{"two values in lines", "{}\n{}", []string{"2:1: text after the end of the job file"}},
 		{"garbage", strings.Repeat("a", 10<<20), []string{"1:1: invalid character 'a' looking for beginning of value"}},
-		{"deep garbage", strings.Repeat("[", 10<<20), []string{"1:10001: nested deeper than 16"}},
+		{"deep garbage", strings.Repeat("[", 10<<20), []string{"1:10001: values are nested deeper than 16 levels"}},
 		{"zeros behind it", "{}\x00\x00", []string{"1:3: a byte of value 0"}},
 		{"a zero in it", "{\"version\":1,\x00}", []string{"1:14: a byte of value 0"}},
 		{"a zero in a string", "{\"a\x00b\":1}", []string{"1:4: a byte of value 0"}},
 		{"not UTF-8", "{\"\xff\":1}", []string{"1:3: not UTF-8"}},
-		{"too deep", strings.Repeat("[", 30) + strings.Repeat("]", 30), []string{"1:17: nested deeper than 16"}},
+		{"too deep", strings.Repeat("[", 30) + strings.Repeat("]", 30), []string{"1:17: values are nested deeper than 16 levels"}},
 		{"an array", `[]`, []string{"1:1: want an object, found an array"}},
 		{"nothing in it", `{}`, []string{`1:1: version: missing: want "version": 1`, "1:1: jobs: missing: want an array of jobs"}},
-		{"version", `{"version":"1","jobs":[{` + ok + `}]}`, []string{"1:12: version: want 1, the version of job files that there is"}},
-		{"no jobs", `{"version":1,"jobs":[]}`, []string{"1:21: jobs: no job: want at least one"}},
+		{"version", `{"version":"1","jobs":[{` + ok + `}]}`, []string{"1:12: version: want 1, the only version of job files"}},
+		{"no jobs", `{"version":1,"jobs":[]}`, []string{"1:21: jobs: the array is empty: want at least one job"}},
 		{"jobs an object", `{"version":1,"jobs":{}}`, []string{"1:21: jobs: want an array, found an object"}},
 		{"misspelt at the top", `{"version":1,"job":[],"jobs":[{` + ok + `}]}`, []string{`1:14: job: unknown field; did you mean "jobs"?`}},
 		{"misspelt", "{\"version\":1,\"jobs\":[\n {" + ok + ", \"compres\":\"zlib\"}]}", []string{`2:30: jobs[0].compres: unknown field; did you mean "compress"?`}},
@@ -101,9 +101,9 @@ func TestLoadTellsMistakes(t *testing.T) {
 		{"misspelt limit", `{"version":1,"limits":{"perhost":1},"jobs":[{` + ok + `}]}`, []string{`1:24: limits.perhost: unknown field; did you mean "per_host"?`}},
 		{"odd name", `{"version":1,"a\nb":1,"jobs":[{` + ok + `}]}`, []string{`1:14: "a\nb": unknown field; did you mean "jobs"?`}},
 		{"of the run", `{"version":1,"jobs":[{` + ok + `,"resume":true,"dry_run":true,"log_level":"debug"}]}`, []string{
-			"1:49: jobs[0].resume: not a field of a job: it is --resume of the whole run",
-			"1:63: jobs[0].dry_run: not a field of a job: --check of the run looks at all jobs",
-			"1:78: jobs[0].log_level: not a field of a job: the run logs for all jobs; see --log-dir",
+			"1:49: jobs[0].resume: not a field of a job: --resume applies to the whole run",
+			"1:63: jobs[0].dry_run: not a field of a job: use vddkcp run --check, which checks all jobs",
+			"1:78: jobs[0].log_level: not a field of a job: the log flags of vddkcp run apply to all jobs; see --log-dir",
 		}},
 		{"wrong types", `{"version":1,"continue_on_error":1,"jobs":[{` + ok + `,"verify":"yes","depth":"4","format":1,"sparse":true,"digest":7,"allow_path":"x","labels":[],"host":null}]}`, []string{
 			"1:34: continue_on_error: want a boolean, found a number",
@@ -121,7 +121,7 @@ func TestLoadTellsMistakes(t *testing.T) {
 		}},
 		{"no size", `{"version":1,"limits":{"rate":"fast","nfc_buffer":0},"jobs":[{` + ok + `,"sparse":"4kb"}]}`, []string{
 			`1:31: limits.rate: size "fast": not a whole number of bytes; use 512, 64KiB, 1MiB, 2GiB`,
-			"1:51: limits.nfc_buffer: 0: nothing could ever run",
+			"1:51: limits.nfc_buffer: 0 would let nothing run",
 			`1:98: jobs[0].sparse: size "4kb": unknown unit "kb"; use 512, 64KiB, 1MiB, 2GiB`,
 		}},
 		{"limits", `{"version":1,"limits":{"total":0,"rounds":-1,"per_host":"2"},"jobs":[{` + ok + `}]}`, []string{
@@ -140,34 +140,34 @@ func TestLoadTellsMistakes(t *testing.T) {
 			`1:58: jobs[0].format: "vhd": want one of raw, qcow2`, `1:73: jobs[0].digest: "md5": want one of blksum, sha256`,
 		}},
 		{"empty", `{"version":1,"jobs":[{` + ok + `,"compress":"","name":"","before":[],"after":[""],"hook_timeout":"soon"}]}`, []string{
-			"1:60: jobs[0].compress: empty: leave the field out", "1:70: jobs[0].name: want 1 to 1000 bytes",
+			"1:60: jobs[0].compress: the text is empty: leave the field out", "1:70: jobs[0].name: want 1 to 1000 bytes",
 			"1:82: jobs[0].before: want a program and its arguments", "1:93: jobs[0].after: want a program and its arguments",
-			`1:113: jobs[0].hook_timeout: "soon": want a time, as 90s or 15m`,
+			`1:113: jobs[0].hook_timeout: "soon": want a duration such as 90s or 15m`,
 		}},
-		{"code 0", `{"version":1,"jobs":[{"source":"a\u0000","target":"b"}]}`, []string{"1:32: jobs[0].source: it has a character of code 0"}},
+		{"code 0", `{"version":1,"jobs":[{"source":"a\u0000","target":"b"}]}`, []string{"1:32: jobs[0].source: the text contains a zero byte"}},
 		{"missing", `{"version":1,"jobs":[{"source":"a"},7,{"target":"c","source":""}]}`, []string{
 			"1:22: jobs[0].target: missing", "1:37: jobs[1]: want an object, found a number", "1:62: jobs[2].source: missing",
 		}},
 		{"twice in an object", `{"version":1,"version":1,"jobs":[{` + ok + `,"source":"c","labels":{"a":"1","a":"2"}}]}`, []string{
-			"1:14: version: is there twice", "1:61: jobs[0].source: is there twice", "1:92: jobs[0].labels.a: is there twice",
+			"1:14: version: the field appears twice", "1:61: jobs[0].source: the field appears twice", "1:92: jobs[0].labels.a: the field appears twice",
 		}},
 		{"names", `{"version":1,"defaults":{"name":"x"},"jobs":[{"name":"é",` + ok + `},{"name":"é","source":"a","target":"c"}]}`, []string{
-			"1:26: defaults.name: a name is one job's", `1:93: jobs[1].name: "é" is the name of jobs[0] too`,
+			"1:26: defaults.name: defaults cannot have a name: each job needs its own", `1:93: jobs[1].name: "é" is also the name of jobs[0]`,
 		}},
-		{"a number's name", `{"version":1,"jobs":[{"name":"1",` + ok + `},{"source":"a","target":"c"}]}`, []string{`1:61: jobs[1].name: "1" is the name of jobs[0] too`}},
+		{"a number's name", `{"version":1,"jobs":[{"name":"1",` + ok + `},{"source":"a","target":"c"}]}`, []string{`1:61: jobs[1].name: "1" is also the name of jobs[0]`}},
 		{"one target", `{"version":1,"jobs":[{` + ok + `},{"source":"a","target":"./x/../b"},{"source":"a","target":"b.partial"}]}`, []string{
-			`1:73: jobs[1].target: "/jobs/./x/../b" is the target of jobs[0] too`, `1:108: jobs[2].target: "/jobs/b.partial" is the target of jobs[0] too`,
+			`1:73: jobs[1].target: "/jobs/./x/../b" is also the target of jobs[0]`, `1:108: jobs[2].target: "/jobs/b.partial" is also the target of jobs[0]`,
 		}},
 		{"source of another", `{"version":1,"jobs":[{"source":"c","target":"b"},{"source":"b","target":"d"}]}`, []string{
-			`1:60: jobs[1].source: "/jobs/b" is the target of jobs[0], which would be written meanwhile`,
+			`1:60: jobs[1].source: "/jobs/b" is the target of jobs[0], which may be written at the same time`,
 		}},
 		{"backing of another", `{"version":1,"jobs":[{"source":"a","target":"x/o","backing":"b"},{"source":"a","target":"o","backing":"/jobs/x/b"},{"source":"c","target":"x/b"}]}`, []string{
-			`1:61: jobs[0].backing: "b" is the target of jobs[2], which would be written meanwhile`,
-			`1:103: jobs[1].backing: "/jobs/x/b" is the target of jobs[2], which would be written meanwhile`,
+			`1:61: jobs[0].backing: "b" is the target of jobs[2], which may be written at the same time`,
+			`1:103: jobs[1].backing: "/jobs/x/b" is the target of jobs[2], which may be written at the same time`,
 		}},
 		{"secrets", `{"version":1,"defaults":{"password":"-"},"jobs":[{` + ok + `,"password":"-7"},{"source":"a","target":"c","password":"+"}]}`, []string{
-			"1:37: defaults.password: - and -FD ask a person or another program: want +FILE, the first line of a file",
-			"1:88: jobs[0].password: - and -FD ask a person or another program: want +FILE, the first line of a file",
+			"1:37: defaults.password: - and -FD read from a terminal or another program, which a job cannot do: want +FILE, a file whose first line is the secret",
+			"1:88: jobs[0].password: - and -FD read from a terminal or another program, which a job cannot do: want +FILE, a file whose first line is the secret",
 			"1:132: jobs[1].password: want the name of a file after +",
 		}},
 		{"as a whole", `{"version":1,"jobs":[{` + ok + `,"format":"raw","compress":"zlib"}]}`, []string{"1:22: jobs[0]: --compress is not for raw disks"}},
@@ -263,7 +263,7 @@ func TestLoadFillsIn(t *testing.T) {
 		!reflect.DeepEqual(b.Labels(), map[string]string{"wave": "2", "site": "x"}) || !slices.Equal(b.Before, []string{"x", "y z"}) {
 		t.Errorf("job %+v", b)
 	}
-	if len(f.Warnings) != 1 || !strings.HasPrefix(f.Warnings[0], "jobs[1].password: in plain text") || strings.Contains(f.Warnings[0], "plain:") {
+	if len(f.Warnings) != 1 || !strings.HasPrefix(f.Warnings[0], "jobs[1].password: the secret is in plain text") || strings.Contains(f.Warnings[0], "plain:") {
 		t.Errorf("warnings %q", f.Warnings)
 	}
 	if !slices.Equal(checked, []string{"0", "b/ü"}) {

@@ -9,22 +9,22 @@ import (
 	"strings"
 )
 
-// jobsLoader reads the jobs of a file one by one, and finds those that are in
-// each other's way. It keeps little of each, since a file may have a million.
+// jobsLoader parses the jobs of a file one by one, and finds jobs that conflict with each
+// other. It keeps little of each job, since a file may have a million.
 type jobsLoader struct {
 	*loader
-	places   []int32 // of the jobs, in the file
+	places   []int32 // offsets of the jobs in the file
 	defaults *draft
 	file     *File
-	ok       []bool // of each job: no problem in it so far
+	ok       []bool // for each job: no problem was found so far
 	byName   map[string]int32
-	// targets are the jobs by the files that they write, of whose names it has
-	// hashes: the names would take more memory than all else.
+	// targets maps the hash of the name of each file that a job writes to the index of
+	// the job. The names themselves would need more memory than everything else.
 	targets map[uint64]int32
 	seed    maphash.Seed
 }
 
-// jobDepth is inside how many values a job lies in its file.
+// jobDepth is the number of JSON values around a job: the array and the file.
 const jobDepth = 2
 
 func (l *loader) jobs(n *node, defaults *draft, f *File) {
@@ -46,12 +46,12 @@ func (l *loader) jobs(n *node, defaults *draft, f *File) {
 	}
 }
 
-// node returns a job as the file has it. The result is not kept.
+// node parses a job. The caller does not keep the result.
 func (l *jobsLoader) node(i int) *node { return expand(l.content, int(l.places[i]), jobDepth) }
 
 func placeOfJob(i int) place { return place{base: "jobs", index: i} }
 
-// read reads a job and claims its name and the files of its target.
+// read parses a job, and records its name and the files of its target.
 func (l *jobsLoader) read(i int) {
 	d := l.draft(l.node(i), placeOfJob(i))
 	l.ok[i] = d.ok
@@ -63,13 +63,13 @@ func (l *jobsLoader) read(i int) {
 	l.required(i, d, "source", j.Source)
 	l.required(i, d, "target", j.Target)
 	if first, ok := l.byName[j.Name]; ok {
-		l.bad(l.at(d.node, "name"), placeOfJob(i).member("name"), "%.80q is the name of jobs[%d] too", j.Name, first)
+		l.bad(l.at(d.node, "name"), placeOfJob(i).member("name"), "%.80q is also the name of jobs[%d]", j.Name, first)
 	} else {
 		l.byName[j.Name] = int32(i)
 	}
 	for _, file := range l.files(j.Target) {
 		if first, ok := l.writer(file); ok && first != i {
-			l.bad(l.at(d.node, "target"), placeOfJob(i).member("target"), "%.200q is the target of jobs[%d] too", j.Target, first)
+			l.bad(l.at(d.node, "target"), placeOfJob(i).member("target"), "%.200q is also the target of jobs[%d]", j.Target, first)
 			break
 		}
 		l.targets[maphash.String(l.seed, file)] = int32(i)
@@ -82,8 +82,8 @@ func (l *jobsLoader) writer(file string) (job int, ok bool) {
 	return int(i), ok && slices.Contains(l.files(l.file.Jobs[i].Target), file)
 }
 
-// required reports a field that neither the job nor the defaults have, or that is
-// empty.
+// required records a problem if a field is empty, or is neither in the job nor in the
+// defaults.
 func (l *jobsLoader) required(i int, d *draft, name, value string) {
 	if value != "" {
 		return
@@ -99,7 +99,7 @@ func (l *jobsLoader) required(i int, d *draft, name, value string) {
 	}
 }
 
-// at returns where the value of a field is, or the job that lacks it.
+// at returns the offset of the value of a field, or of the job if it lacks the field.
 func (l *jobsLoader) at(job *node, name string) int {
 	if m, ok := job.find(name); ok {
 		return m.value.offset
@@ -107,18 +107,18 @@ func (l *jobsLoader) at(job *node, name string) int {
 	return job.offset
 }
 
-// check checks a job against all others, and as a whole.
+// check checks a job against all other jobs, and as a whole.
 func (l *jobsLoader) check(i int) {
 	j := l.file.Jobs[i]
 	for _, file := range l.files(j.Source) {
 		if writer, ok := l.writer(file); ok && writer != i {
-			l.bad(l.at(l.node(i), "source"), placeOfJob(i).member("source"), "%.200q is the target of jobs[%d], which would be written meanwhile", j.Source, writer)
+			l.bad(l.at(l.node(i), "source"), placeOfJob(i).member("source"), "%.200q is the target of jobs[%d], which may be written at the same time", j.Source, writer)
 			break
 		}
 	}
 	for _, file := range l.files(j.backing()) {
 		if writer, ok := l.writer(file); ok && writer != i {
-			l.bad(l.at(l.node(i), "backing"), placeOfJob(i).member("backing"), "%.200q is the target of jobs[%d], which would be written meanwhile", j.Text("backing"), writer)
+			l.bad(l.at(l.node(i), "backing"), placeOfJob(i).member("backing"), "%.200q is the target of jobs[%d], which may be written at the same time", j.Text("backing"), writer)
 			break
 		}
 	}
@@ -129,8 +129,8 @@ func (l *jobsLoader) check(i int) {
 	}
 }
 
-// badJob puts what is wrong with a job as a whole where it is: an error that begins
-// with a flag's name is of that field.
+// badJob records the problem of a job as a whole. If the error begins with the name of a
+// flag, the problem belongs to that field.
 func (l *jobsLoader) badJob(i int, err error) {
 	job := l.node(i)
 	flag, message, ok := strings.Cut(err.Error(), ": ")
@@ -158,14 +158,14 @@ func (l *loader) files(address string) []string {
 	return l.spec.Files(address)
 }
 
-// progress reports how far loading is, now and then.
+// progress calls Spec.Progress from time to time.
 func (l *loader) progress(done, all int) {
 	if l.spec.Progress != nil && done%256 == 0 {
 		l.spec.Progress(done, all)
 	}
 }
 
-// merge makes a job of a draft, over the defaults.
+// merge makes a job of a draft. Fields that the draft does not set come from defaults.
 func (l *loader) merge(i int, d, defaults *draft) *Job {
 	get := func(name string) []string {
 		if v := d.get(name); v != nil {
@@ -195,7 +195,7 @@ func (l *loader) merge(i int, d, defaults *draft) *Job {
 		j.Target = l.absolute(j.Target)
 	}
 	j.Values = make([]Value, 0, len(d.flags)+len(defaults.flags))
-	// Both are in the order of Spec.Fields.
+	// Both lists are sorted by the order of Spec.Fields.
 	ours, theirs := d.flags, defaults.flags
 	for len(ours)+len(theirs) > 0 {
 		var v flagValue
@@ -212,7 +212,7 @@ func (l *loader) merge(i int, d, defaults *draft) *Job {
 	return j
 }
 
-// value makes the paths of a flag absolute.
+// value returns the value of a flag, in which paths are absolute.
 func (l *loader) value(v flagValue) Value {
 	f := &l.spec.Fields[v.index]
 	if !f.Path && !f.Secret {
@@ -233,8 +233,8 @@ func (l *loader) value(v flagValue) Value {
 	return Value{f, texts}
 }
 
-// absolute is a path of the job file. It is not cleaned: what is after .. may be
-// a symbolic link.
+// absolute returns the absolute form of a path in the job file. It does not clean the
+// path, because ".." after a symbolic link must stay.
 func (l *loader) absolute(path string) string {
 	if path == "" || filepath.IsAbs(path) {
 		return path

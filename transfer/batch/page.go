@@ -17,17 +17,17 @@ import (
 //go:embed page.html
 var pageText string
 
-// Names on the timeline, and what it is drawn with.
+// Sizes of the timeline, in units of the drawing unless another one is named.
 const (
-	maxNamed  = 400 // jobs; with more the bars have no names beside them
+	maxNamed  = 400 // jobs; if there are more, the bars have no names
 	rowHeight = 16
 	barHeight = 12
-	timeWidth = 1000 // of the drawing, whatever the screen's
+	timeWidth = 1000 // the page scales the drawing to the screen
 	rateBins  = 250
 	rateHigh  = 60
 )
 
-// page is what page.html shows.
+// page is the data that the template page.html shows.
 type page struct {
 	Status   report.Status
 	Outcome  string
@@ -39,13 +39,13 @@ type page struct {
 	Jobs     []pageJob
 }
 
-// failure is one that jobs share, word for word.
+// failure is an error that one or several jobs have, word for word.
 type failure struct {
-	*JobReport // the first
+	*JobReport // of the first of these jobs
 	Names      []string
 }
 
-// failed adds a job to those that failed.
+// failed adds a job to the failure with the same text.
 func (p *page) failed(j *JobReport) {
 	i := slices.IndexFunc(p.Failures, func(f *failure) bool {
 		return f.Status == j.Status && f.Exit == j.Exit && f.Error == j.Error && f.Hint == j.Hint
@@ -61,17 +61,17 @@ type pageJob struct {
 	*JobReport
 	Index                           int
 	Labels                          []string
-	Path                            []string // the target, in parts between which a line may end
+	Path                            []string // the target, divided where a line may end
 	Size, Read, Written, Time, Rate string
 }
 
-// timeline is a drawing, with the total rate above a bar for each job.
+// timeline is a drawing: the total rate over time, and below it a bar for each job.
 type timeline struct {
 	From, To string
-	Most     string // rate
-	Rate     string // a path
+	Most     string // the highest rate
+	Rate     string // the curve, as the path of an SVG
 	Names    []string
-	Statuses []report.Status // of the bars
+	Statuses []report.Status // that the bars have
 	Height   int
 	Bars     []bar
 }
@@ -82,7 +82,7 @@ type bar struct {
 	Title               string
 }
 
-// page makes one file of HTML, without scripts and outside references.
+// page returns the report as one HTML file without scripts and external references.
 func (r *Report) page() ([]byte, error) {
 	t, err := template.New("page").Parse(pageText)
 	if err != nil {
@@ -100,7 +100,7 @@ func (r *Report) page() ([]byte, error) {
 		}
 		if j.Status != report.StatusSkipped {
 			row.Time = duration(j.Seconds)
-			if j.VirtualSize > 0 { // else it was not opened
+			if j.VirtualSize > 0 { // otherwise the disk was never opened
 				row.Size, row.Read, row.Written = bytesize.Format(j.VirtualSize), bytesize.Format(j.BytesRead), bytesize.Format(j.BytesWritten)
 			}
 			if j.Seconds > 0 && j.BytesRead > 0 {
@@ -134,7 +134,7 @@ func (r *Report) page() ([]byte, error) {
 	return text.Bytes(), nil
 }
 
-// outcome is a sentence for the first line.
+// outcome returns the sentence at the top of the page.
 func (r *Report) outcome() string {
 	c := r.Counts
 	if c.Done == 1 && len(r.Jobs) == 1 {
@@ -168,7 +168,8 @@ func duration(seconds float64) string {
 	return d.Round(time.Second).String()
 }
 
-// timeline draws the jobs that ran. The rate of each is taken as its mean.
+// timeline draws the jobs that ran. It draws the mean rate of each job, because reports
+// have no other.
 func (r *Report) timeline() *timeline {
 	var ran []*JobReport
 	for _, j := range r.Jobs {
@@ -193,7 +194,7 @@ func (r *Report) timeline() *timeline {
 		high = row * 0.8
 	}
 	t := &timeline{From: clock(from), To: clock(to), Height: int(row*float64(len(ran))) + 1}
-	bins := make([]float64, rateBins) // bytes read in each
+	bins := make([]float64, rateBins) // bytes read in each interval
 	for i, j := range ran {
 		start, end := j.Started.Sub(from).Seconds(), j.Finished.Sub(from).Seconds()
 		width := max((end-start)/whole*timeWidth, 1.5)
@@ -226,7 +227,7 @@ func (r *Report) timeline() *timeline {
 	return t
 }
 
-// spread adds an amount to the bins from start to end, evenly.
+// spread distributes an amount evenly over the bins from start to end.
 func spread(bins []float64, start, end, amount float64) {
 	end = max(end, start+1e-6)
 	for i := max(int(start), 0); i < len(bins) && float64(i) < end; i++ {
@@ -235,5 +236,5 @@ func spread(bins []float64, start, end, amount float64) {
 	}
 }
 
-// round keeps the drawing short.
+// round rounds to one decimal, which keeps the text of the drawing short.
 func round(x float64) float64 { return float64(int64(x*10+0.5)) / 10 }

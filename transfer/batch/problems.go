@@ -6,10 +6,10 @@ import (
 	"strings"
 )
 
-// maxName is how much of a field's name is shown, in bytes.
+// maxName is the length at which the name of a field is cut in messages, in bytes.
 const maxName = 64
 
-// maxShown bounds how many problems an error lists.
+// maxShown is the largest number of problems that the text of an error lists.
 const maxShown = 200
 
 // problem is a mistake in a job file.
@@ -17,17 +17,19 @@ type problem struct {
 	offset  int    // in the file
 	field   string // "jobs[3].compress"; "": the file as a whole
 	message string
-	unknown string   // a field that is not one of known
-	known   []string // which one was meant is said of the problems that are shown
+	// unknown is the name of a field that is not in known. A suggestion is added only to
+	// the problems that are shown, because finding one takes time.
+	unknown string
+	known   []string
 }
 
-// FileError is all that is wrong with a job file.
+// FileError lists the mistakes in a job file.
 type FileError struct {
 	Name     string
 	Problems []Problem // in the order of the file
 }
 
-// Problem is a mistake in a job file. Line and column count from 1, the latter
+// Problem is a mistake in a job file. Lines and columns are counted from 1; columns count
 // characters.
 type Problem struct {
 	Line, Column int
@@ -44,7 +46,7 @@ func (p Problem) String() string {
 
 func (e *FileError) Error() string { return strings.Join(e.Lines(), "\n") }
 
-// Lines returns the lines of the error's text: one for each problem, up to a limit.
+// Lines returns the text of the error: a line for each problem, up to a limit.
 func (e *FileError) Lines() []string {
 	if len(e.Problems) == 1 {
 		return []string{e.Name + ":" + e.Problems[0].String()}
@@ -59,12 +61,12 @@ func (e *FileError) Lines() []string {
 	return lines
 }
 
-// place names a field in messages, which few jobs need: the text is made when
-// one does.
+// place is a field that a message names. Its text is composed only when there is a
+// message.
 type place struct {
 	base  string // "defaults", "jobs"
-	index int    // of an element of base; -1: base is none
-	name  string // of a member of that; "": itself
+	index int    // of an element of base; -1: base itself
+	name  string // of a member of the element; "": the element itself
 }
 
 func placeOf(base string) place { return place{base: base, index: -1} }
@@ -83,7 +85,7 @@ func (p place) String() string {
 	return s + quoted(p.name)
 }
 
-// member is the place of a member of p.
+// member returns the place of a member of p.
 func (p place) member(name string) place {
 	if p.name != "" {
 		return place{p.String(), -1, name}
@@ -92,10 +94,10 @@ func (p place) member(name string) place {
 	return p
 }
 
-// element is the place of an element of p.
+// element returns the place of an element of p.
 func (p place) element(i int) place { return place{p.String(), i, ""} }
 
-// quoted returns a name as it is where it could be a field's, else in quotes.
+// quoted returns a name unchanged if it looks like a field, and in quotes otherwise.
 func quoted(name string) string {
 	if len(name) > maxName {
 		return strconv.Quote(name[:maxName])

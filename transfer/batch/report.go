@@ -20,7 +20,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// Report is what became of a batch, by docs/cli.md, "run: job files".
+// Report says how a batch ended. docs/cli.md, "run: job files", describes its JSON.
 type Report struct {
 	Version  int           `json:"version"`
 	Status   report.Status `json:"status"` // ok, failed or interrupted
@@ -31,8 +31,8 @@ type Report struct {
 	Jobs     []*JobReport  `json:"jobs"`
 }
 
-// Counts are numbers of jobs. Done are those whose target is whole, also from an
-// earlier run; skipped are those that were not started.
+// Counts are numbers of jobs. A job is done if its target is whole, even if an earlier
+// run copied it. A job is skipped if it was not started.
 type Counts struct {
 	Done        int `json:"done"`
 	Failed      int `json:"failed"`
@@ -48,8 +48,8 @@ type JobReport struct {
 	*report.Report
 }
 
-// end counts the jobs and decides the status. Stopped is the exit status that a
-// signal asks for, or 0.
+// end counts the jobs and sets the status. stopped is the exit status for the signal
+// that ended the batch, or 0.
 func (r *Report) end(stopped int) {
 	r.Counts = Counts{}
 	canResume, attention := true, 0
@@ -72,8 +72,8 @@ func (r *Report) end(stopped int) {
 	case stopped != 0:
 		r.Status, r.Exit = report.StatusInterrupted, stopped
 	case c.Done == len(r.Jobs):
-		r.Status, r.Exit = report.StatusOK, attention // 0 unless a job that is done left something behind
-	case c.Failed == 0: // of a merge: all the others were stopped
+		r.Status, r.Exit = report.StatusOK, attention // not 0 if a job is done, but needs attention
+	case c.Failed == 0: // only in a merged report: all other jobs were interrupted
 		r.Status, r.Exit = report.StatusInterrupted, exit.Resumable
 	case c.Done > 0:
 		r.Status, r.Exit = report.StatusFailed, exit.SomeJobs
@@ -84,8 +84,8 @@ func (r *Report) end(stopped int) {
 	}
 }
 
-// Single makes the report of a batch out of that of one copy, for Write. The
-// source names the job.
+// Single returns the report of a batch with one job, made of the report of a copy. The
+// name of the job is the source.
 func Single(copied *report.Report) *Report {
 	r := &Report{Version: 1, Started: copied.Started, Finished: copied.Finished, Jobs: []*JobReport{{Name: copied.Source, Attempts: 1, Report: copied}}}
 	r.end(0)
@@ -93,9 +93,9 @@ func Single(copied *report.Report) *Report {
 	return r
 }
 
-// Write writes the report to path, as a page for people where the name ends in
-// .html, else as JSON: as a whole or not at all, or in place where path is no
-// regular file, as durable.Write does.
+// Write writes the report to path: as an HTML page if the name ends in .html, and as
+// JSON otherwise. A regular file is replaced as a whole or not at all; any other file,
+// such as a pipe, is written in place.
 func (r *Report) Write(path string) error {
 	var text []byte
 	var err error
@@ -114,13 +114,13 @@ func (r *Report) Write(path string) error {
 	return nil
 }
 
-// maxReport bounds a report that is merged, in bytes.
+// maxReport is the largest report that Merge reads, in bytes.
 const maxReport = 1 << 30
 
-// Merge makes one report of those in the folder dir: all files there whose names
-// end in .json and that are reports of batches. A job that several have counts
-// once, by the latest in which it began. With jobs the report is of these and in
-// their order, and those that no report has are skipped. Notes are for the user.
+// Merge merges the reports in the folder dir: all files there whose names end in .json
+// and that are reports of batches. If several reports have the same job, the latest
+// attempt counts. If jobs is not nil, the merged report has these jobs, in their order;
+// jobs that no report has are skipped. The notes tell the user what was left out.
 func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -130,7 +130,7 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 	byName := map[string]*JobReport{}
 	var names, twice []string
 	found := 0
-	var bad []error // of all files at once
+	var bad []error // all unreadable reports, to be reported together
 	for _, f := range files {
 		if !strings.EqualFold(filepath.Ext(f.Name()), ".json") || strings.HasPrefix(f.Name(), ".") || f.IsDir() {
 			continue
@@ -168,7 +168,7 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 		return nil, nil, fmt.Errorf("merge reports: %w", &fs.PathError{Op: "look for *.json", Path: dir, Err: errors.New("no report of a batch")})
 	}
 	if len(twice) > 0 {
-		notes = append(notes, "in several reports, of which the latest counts: "+listed(twice))
+		notes = append(notes, "these jobs are in several reports; the latest one counts: "+listed(twice))
 	}
 	if jobs == nil {
 		slices.Sort(names)
@@ -184,21 +184,21 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 		delete(byName, j.Name)
 		if r == nil {
 			missing = append(missing, j.Name)
-			r = skippedReport(j, "no report has it: its shard did not run, or has not ended")
+			r = skippedReport(j, "no report has this job: its shard did not run, or has not ended")
 		}
 		merged.Jobs = append(merged.Jobs, r)
 	}
 	if len(missing) > 0 {
-		notes = append(notes, "in no report: "+listed(missing))
+		notes = append(notes, "these jobs are in no report: "+listed(missing))
 	}
 	if len(byName) > 0 {
-		notes = append(notes, "left out, since the job file does not have them: "+listed(slices.Sorted(maps.Keys(byName))))
+		notes = append(notes, "these jobs are left out because the job file does not have them: "+listed(slices.Sorted(maps.Keys(byName))))
 	}
 	merged.end(0)
 	return merged, notes, nil
 }
 
-// listed names a few jobs.
+// listed returns the first names as a text.
 func listed(names []string) string {
 	const few = 10
 	quoted := make([]string, 0, few)
@@ -212,8 +212,8 @@ func listed(names []string) string {
 	return text
 }
 
-// better says whether j tells more of a job than other does: what became of it
-// last, not that a later run never came to it.
+// better reports whether j says more about a job than other: the latest attempt counts,
+// but an attempt counts more than a run that skipped the job.
 func (j *JobReport) better(other *JobReport) bool {
 	if a, b := j.Status == report.StatusSkipped, other.Status == report.StatusSkipped; a != b {
 		return b
@@ -221,20 +221,20 @@ func (j *JobReport) better(other *JobReport) bool {
 	return j.Finished.After(other.Finished)
 }
 
-// readReport returns nil for JSON that is no report of a batch.
+// readReport reads the report of a batch. It returns nil for other JSON.
 func readReport(path string) (*Report, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
 		return nil, err
 	}
 	if fi.Size() > maxReport {
-		return nil, fmt.Errorf("%s: %d bytes, want a report of at most %d", path, fi.Size(), maxReport)
+		return nil, fmt.Errorf("%s: the report has %d bytes, want at most %d", path, fi.Size(), maxReport)
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	// A state file lies there too, and has jobs.
+	// The folder may hold a state file too, which also has jobs.
 	var shape struct {
 		Version int               `json:"version"`
 		Counts  *Counts           `json:"counts"`
@@ -244,13 +244,13 @@ func readReport(path string) (*Report, error) {
 		if errors.As(err, new(*json.UnmarshalTypeError)) {
 			return nil, nil
 		}
-		return nil, fmt.Errorf("%s: %w; want a whole report: run what wrote it again with --resume, or remove it", path, err)
+		return nil, fmt.Errorf("%s: %w; want a complete report: run the batch that wrote it again with --resume, or remove the file", path, err)
 	}
 	if shape.Counts == nil {
 		return nil, nil
 	}
 	if shape.Version != 1 {
-		return nil, fmt.Errorf("%s: a report of version %d, want 1", path, shape.Version)
+		return nil, fmt.Errorf("%s: the report has version %d, want 1", path, shape.Version)
 	}
 	r := new(Report)
 	if err := json.NewDecoder(bytes.NewReader(text)).Decode(r); err != nil {

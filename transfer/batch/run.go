@@ -12,29 +12,30 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// Options say how a batch runs.
+// Options say how a batch runs. Limits, Store, Runner and Log are required.
 type Options struct {
 	Limits          Limits
-	ContinueOnError bool
-	// Resume goes on with what the store says: jobs that are done are not run,
-	// and all others go on where they stopped.
+	ContinueOnError bool // start other jobs after one has failed
+	// Resume continues the batch that Store describes: jobs that are done are not run
+	// again, and all others continue where they stopped.
 	Resume bool
 	Store  *Store
 	// Runner returns the work of a job. It is called once for each job, before any
 	// job starts, so it should be cheap.
 	Runner func(*Job) Runner
 	Log    *slog.Logger
-	// JobLog is the log of a job, until done is called; nil: Log.
+	// JobLog returns the log of a job, which is used until done is called. If JobLog is
+	// nil, all jobs use Log.
 	JobLog func(*Job) (log *slog.Logger, done func())
-	// Spawn calls start, which starts a command of a job as a process group of its
-	// own, and returns what is to be called when that has ended: for whoever ends
-	// the program at once, and must not leave commands behind; nil: nobody.
+	// Spawn calls start, which starts a command of a job in a process group of its own.
+	// gone is called when the group has ended. A program that may exit at once uses
+	// Spawn to kill the groups that are left. It may be nil.
 	Spawn func(start func() (group int, err error)) (gone func(), err error)
-	// Ended is told of each job when it is over, and of those that were done
-	// before; nil: nobody.
+	// Ended is called for each job when it is over, and for each job that an earlier run
+	// has done. Calls do not overlap. It may be nil.
 	Ended func(*Job, *JobReport)
-	// Waiting is called before a wait of some time, after which so many jobs are
-	// tried again, and returns what is called after it; nil: nothing.
+	// Waiting is called before a wait after which that many jobs are tried again. done
+	// is called after the wait. It may be nil.
 	Waiting func(jobs int, wait time.Duration) (done func())
 }
 
@@ -70,37 +71,37 @@ type Task struct {
 	*Job
 	Log     *slog.Logger
 	Attempt int  // from 1
-	Resume  bool // an earlier attempt may have left something to go on with
-	// Redo says that the copy was whole once, and fields or target changed: what is
-	// at the target now may be in use, or have been written to.
+	Resume  bool // an earlier attempt may have left a part of the copy
+	// Redo says that the job was done before, and that its fields or its target have
+	// changed since. The file at the target may be in use.
 	Redo bool
 	// Whole is called by Runner.Run when the target is whole and durable, before
-	// it gets its final name, with the mark of its file by package fileid ("" where
-	// it is no file). When it returns, this is noted: after a kill the file of that
-	// mark, and no other one, is taken for the finished copy.
+	// it gets its final name, with the mark of its file by package fileid ("" if it is
+	// no file). It records the mark durably: if the process is killed, the next run
+	// takes a file with that mark, and no other one, for the finished copy.
 	Whole func(mark string)
 }
 
-// UnfinishedError is a state file of a batch that did not end, and nobody said
-// that it is to go on.
+// UnfinishedError reports that the state file describes a batch that is not finished,
+// while Options.Resume is not set.
 type UnfinishedError struct {
 	path       string
 	done, jobs int
 }
 
 func (e *UnfinishedError) Error() string {
-	return fmt.Sprintf("state file %s is of a batch that is not finished: %d of %d jobs are done", e.path, e.done, e.jobs)
+	return fmt.Sprintf("state file %s belongs to a batch that is not finished: %d of %d jobs are done", e.path, e.done, e.jobs)
 }
 
-// Hint says what can be done.
+// Hint returns what the user can do.
 func (e *UnfinishedError) Hint() string {
-	return "--resume goes on with it; remove the file to start anew"
+	return "--resume continues it; remove the file to start over"
 }
 
-// Run runs jobs until all have ended, or those that run have after ctx ended.
-// A failure of jobs is no error, but in the report. The error is of the state
-// file: an *UnfinishedError before anything ran, or one in writing it, beside the
-// report.
+// Run runs jobs until all have ended. After the end of ctx it starts no more jobs and
+// waits for those that run. A job that failed is not an error of Run: the report says
+// so. Errors concern the state file: an *[UnfinishedError] with a nil report before
+// anything ran, or a failure to write the file, together with the report.
 func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	o.Limits = o.Limits.WithDefaults()
 	r := &run{o: o, reports: make(map[*Job]*JobReport, len(jobs)), servers: map[string]int{}, hosts: map[string]int{}}
@@ -113,7 +114,7 @@ func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	var keeping sync.WaitGroup
 	keeping.Go(func() {
 		o.Store.keepWritten(done, func(err error) {
-			o.Log.Warn("the state is not written; what changed is kept beside it", "error", err)
+			o.Log.Warn("the state file cannot be written; changes are kept in a second file next to it", "error", err)
 		})
 	})
 	r.schedule(ctx, longestFirst(queue))
@@ -149,7 +150,7 @@ func skippedReport(j *Job, why string) *JobReport {
 	return &JobReport{Name: j.Name, Labels: j.Labels(), Report: t}
 }
 
-// run is a batch under way. Its fields belong to the goroutine of schedule.
+// run is a batch that runs. Only the goroutine of schedule uses its fields.
 type run struct {
 	o              Options
 	reports        map[*Job]*JobReport // of jobs that have ended
@@ -157,18 +158,18 @@ type run struct {
 	servers, hosts map[string]int      // disks at once, of each
 }
 
-// attempt is a job that is to run.
+// attempt is a job that waits for its next attempt, or runs.
 type attempt struct {
 	job    *Job
 	runner Runner
-	number int // of attempts before
+	number int // of earlier attempts
 	resume bool
-	redo   bool           // it was done before
-	copied *report.Report // only the after command is missing
+	redo   bool           // the job was done before
+	copied *report.Report // of a copy that is whole; only the after command is missing
 }
 
-// longestFirst sorts, where all sizes are known, so that the batch does not end
-// with one long copy alone.
+// longestFirst sorts jobs by size, the largest first, if all sizes are known. Otherwise
+// a batch could end with one long copy that runs alone.
 func longestFirst(queue []*attempt) []*attempt {
 	sizes := make(map[*attempt]int64, len(queue))
 	for _, a := range queue {

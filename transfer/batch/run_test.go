@@ -342,7 +342,7 @@ func TestRoundsWait(t *testing.T) {
 		if !reflect.DeepEqual(waits, c.waits) || over != len(waits) {
 			t.Errorf("limits %q: waits %v, of which %d ended; want %v", c.limits, waits, over, c.waits)
 		}
-		if told := strings.Count(f.log.String(), "waiting before trying again"); told != len(c.waits) {
+		if told := strings.Count(f.log.String(), "waiting before trying failed jobs again"); told != len(c.waits) {
 			t.Errorf("limits %q: %d waits are in the log, want %d", c.limits, told, len(c.waits))
 		}
 	}
@@ -654,7 +654,7 @@ func TestStateIsLocked(t *testing.T) {
 func TestBadState(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.json")
 	for text, want := range map[string]string{
-		"":                                      "unexpected end of JSON input; want what an earlier run wrote",
+		"":                                      "unexpected end of JSON input; want the state file of an earlier run",
 		`{"version":2,"jobs":[]}`:               "version 2, want 1",
 		`{"version":1,"jobs":[{"phase":"eh"}]}`: `job 0: phase "eh": want running`,
 		`{"version":1,"jobs":[7]}`:              "job 0: json: cannot unmarshal number",
@@ -691,7 +691,7 @@ func TestStateThatCantBeWritten(t *testing.T) {
 	}
 	f.o.Store = store
 	r, err := batch.Run(t.Context(), f.file.Jobs, f.o)
-	if err == nil || r == nil || r.Counts.Done != 2 || !strings.Contains(f.log.String(), "the state is not written") {
+	if err == nil || r == nil || r.Counts.Done != 2 || !strings.Contains(f.log.String(), "the state file cannot be written") {
 		t.Errorf("report %+v, error %v\n%s", r, err, f.log)
 	}
 }
@@ -730,7 +730,7 @@ func TestMerge(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{`in several reports, of which the latest counts: "a", "c", "d"`}; !slices.Equal(notes, want) {
+	if want := []string{`these jobs are in several reports; the latest one counts: "a", "c", "d"`}; !slices.Equal(notes, want) {
 		t.Errorf("notes %q, want %q", notes, want)
 	}
 	got := ""
@@ -752,10 +752,10 @@ func TestMerge(t *testing.T) {
 	for _, j := range r.Jobs {
 		got += fmt.Sprintf("%s=%s ", j.Name, j.Status)
 	}
-	if got != "e=skipped a=ok b=failed f=skipped " || r.Exit != 4 || r.Counts != (batch.Counts{Done: 1, Failed: 1, Skipped: 2}) || !strings.Contains(r.Jobs[0].Error, "no report has it") {
+	if got != "e=skipped a=ok b=failed f=skipped " || r.Exit != 4 || r.Counts != (batch.Counts{Done: 1, Failed: 1, Skipped: 2}) || !strings.Contains(r.Jobs[0].Error, "no report has this job") {
 		t.Errorf("%s, exit %d, counts %+v", got, r.Exit, r.Counts)
 	}
-	if want := []string{`in no report: "e", "f"`, `left out, since the job file does not have them: "c", "d"`}; len(notes) != 3 || !slices.Equal(notes[1:], want) {
+	if want := []string{`these jobs are in no report: "e", "f"`, `these jobs are left out because the job file does not have them: "c", "d"`}; len(notes) != 3 || !slices.Equal(notes[1:], want) {
 		t.Errorf("notes %q, want %q", notes, want)
 	}
 	other("3.json", `{"version":1,"counts":{},"jobs":[{}]}`)
@@ -764,7 +764,7 @@ func TestMerge(t *testing.T) {
 	}
 	other("3.json", `{"version":1,`)
 	other("4.json", "")
-	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end of JSON input; want a whole report") || !strings.Contains(err.Error(), "4.json: unexpected end") {
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end of JSON input; want a complete report") || !strings.Contains(err.Error(), "4.json: unexpected end") {
 		t.Errorf("of a cut one: %v", err)
 	}
 }

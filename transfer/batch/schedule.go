@@ -9,7 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// schedule runs all of queue, as the limits allow.
+// schedule runs the jobs of queue as the limits allow. Jobs with a transient failure
+// are tried again after all others, Limits.Rounds times.
 func (r *run) schedule(ctx context.Context, queue []*attempt) {
 	type end struct {
 		a      *attempt
@@ -40,7 +41,7 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 			round++
 			if r.pause(ctx, len(again), round) {
 				queue, again = again, nil
-				r.o.Log.Info("trying again what may pass now", "jobs", len(queue), "round", round)
+				r.o.Log.Info("trying failed jobs again", "jobs", len(queue), "round", round)
 			}
 			continue
 		}
@@ -60,29 +61,29 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 	}
 }
 
-// ended tells of a job that is over.
+// ended calls Options.Ended for a job that is over.
 func (r *run) ended(j *Job) {
 	if r.o.Ended != nil {
 		r.o.Ended(j, r.reports[j])
 	}
 }
 
-// Before a round there is a wait, so that what keeps jobs from running has time to
-// pass: firstPause, three times as long before each further one, longestPause at
-// most.
+// Before a round of retries the batch waits, so that the servers can recover:
+// firstPause before the first round, and three times as long before each further
+// round, up to longestPause.
 const (
 	firstPause   = 3 * time.Second
 	longestPause = time.Minute
 )
 
-// pause waits before a round, from 1, of so many jobs. It says false where ctx
-// ends the wait.
+// pause waits before a round, counted from 1, in which that many jobs are tried again.
+// It returns false if ctx ends the wait.
 func (r *run) pause(ctx context.Context, jobs, round int) bool {
 	wait := firstPause
 	for range round - 1 {
 		wait = min(3*wait, longestPause)
 	}
-	r.o.Log.Info("waiting before trying again what may pass", "jobs", jobs, "round", round, "wait", wait)
+	r.o.Log.Info("waiting before trying failed jobs again", "jobs", jobs, "round", round, "wait", wait)
 	if r.o.Waiting != nil {
 		defer r.o.Waiting(jobs, wait)()
 	}

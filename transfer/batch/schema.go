@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// field is a field of job files that batch itself knows, as JSON Schema.
+// field is a field of job files that is no flag of a copy, with its JSON Schema.
 type field struct {
 	name   string
 	schema schema
@@ -21,8 +21,7 @@ func names(fields []field) []string {
 	return all
 }
 
-// Patterns of texts, as JSON Schema has them, for a Field's Pattern: a size, which
-// may be one in a second, and a time.
+// Patterns for Field.Pattern: a size, which may be a size per second, and a duration.
 const (
 	SizePattern = `^[0-9]+([BbKkMmGgTtPpEe]|[KkMmGgTtPpEe][Ii][Bb])?(/s)?$`
 	TimePattern = `^[+]?([0-9]*[.]?[0-9]*(ns|us|µs|μs|ms|s|m|h))+$`
@@ -48,33 +47,33 @@ func ofSize(help string) schema {
 	return schema{"type": []string{"integer", "string"}, "minimum": 1, "pattern": SizePattern, "description": help}
 }
 
-// The fields of a job file, beside the flags of a copy.
+// The fields of a job file, without the flags of a copy.
 var (
 	topFields = []field{
 		{"version", schema{"const": 1, "description": "The version of job files."}},
 		{"defaults", schema{"$ref": "#/$defs/defaults"}},
 		{"limits", schema{"$ref": "#/$defs/limits"}},
-		{"continue_on_error", schema{"type": "boolean", "default": true, "description": "Whether other jobs start after one has failed."}},
+		{"continue_on_error", schema{"type": "boolean", "default": true, "description": "Whether other jobs start after a job has failed."}},
 		{"jobs", schema{"type": "array", "minItems": 1, "items": schema{"$ref": "#/$defs/job"}}},
 	}
 	limitFields = []field{
-		{"total", ofCount(1, "Disks at once (4).")},
-		{"per_server", ofCount(1, "Disks at once from each server.")},
-		{"per_host", ofCount(1, "Disks at once from each ESXi host.")},
-		{"nfc_buffer", ofSize("Memory that all connections to a host may reserve there (32MiB).")},
-		{"connections", ofCount(1, "Connections to each host (48).")},
-		{"rate", ofSize("Most bytes to read in a second, of all jobs together.")},
-		{"rounds", ofCount(0, "How often a job that may pass later is tried again at the end (2); 0: never.")},
+		{"total", ofCount(1, "Number of disks that are copied at the same time (4).")},
+		{"per_server", ofCount(1, "Number of disks that are copied at the same time from each server.")},
+		{"per_host", ofCount(1, "Number of disks that are copied at the same time from each ESXi host.")},
+		{"nfc_buffer", ofSize("Memory that all connections to an ESXi host together may reserve there (32MiB).")},
+		{"connections", ofCount(1, "Number of connections to each ESXi host (48).")},
+		{"rate", ofSize("Maximum number of bytes that all jobs together read per second.")},
+		{"rounds", ofCount(0, "How often jobs with a temporary failure are tried again after all others (2); 0: never.")},
 	}
 	jobFields = []field{
-		{"name", schema{"type": "string", "minLength": 1, "description": "Unique in the file; default: the job's number, from 0."}},
-		{"source", ofString("The disk to copy, as SRC of copy.")},
-		{"target", ofString("Where to, as DST of copy.")},
-		{"host", ofString("The ESXi host that has the disk, for the limits.")},
-		{"labels", schema{"type": "object", "additionalProperties": schema{"type": "string"}, "description": "For --label and the report."}},
-		{"before", ofCommand("A program and its arguments, run before the copy; its failure is the job's.")},
-		{"after", ofCommand("A program and its arguments, run after the copy, whatever became of it.")},
-		{"hook_timeout", schema{"type": "string", "pattern": TimePattern, "description": "So long each of them may take (1h)."}},
+		{"name", schema{"type": "string", "minLength": 1, "description": "Name of the job, unique in the file; default: the position of the job, counted from 0."}},
+		{"source", ofString("The disk to copy: an address as SRC of vddkcp copy.")},
+		{"target", ofString("Where to copy it: an address as DST of vddkcp copy.")},
+		{"host", ofString("The ESXi host that has the disk. Only the limits use it.")},
+		{"labels", schema{"type": "object", "additionalProperties": schema{"type": "string"}, "description": "Labels for --label and for the report."}},
+		{"before", ofCommand("A program and its arguments, run before the copy. If it fails, the job fails.")},
+		{"after", ofCommand("A program and its arguments, run after the copy, even if the copy failed.")},
+		{"hook_timeout", schema{"type": "string", "pattern": TimePattern, "description": "Maximum duration of each of the two commands (1h)."}},
 	}
 )
 
@@ -100,7 +99,7 @@ func Schema(spec *Spec) []byte {
 		"defaults": object(slices.DeleteFunc(slices.Clone(flags), func(f field) bool { return f.name == "name" })),
 		"limits":   object(limitFields),
 	}
-	// Each job has them, or the defaults have.
+	// Either each job has a source and a target, or the defaults have them.
 	var either []schema
 	for _, name := range []string{"source", "target"} {
 		either = append(either, schema{"anyOf": []schema{
@@ -111,7 +110,7 @@ func Schema(spec *Spec) []byte {
 	top["allOf"] = either
 	text, err := json.MarshalIndent(top, "", "  ")
 	if err != nil {
-		panic(err) // it is made of what can be marshalled
+		panic(err) // a schema has only values that can be marshalled
 	}
 	return append(text, '\n')
 }

@@ -20,91 +20,91 @@ import (
 	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
-// phase is how far a job is, by the state file.
+// phase says how far a job is, according to the state file.
 type phase string
 
 const (
 	phaseRunning     phase = "running"
-	phaseCopied      phase = "copied" // the target is whole, the after command has not succeeded yet
+	phaseCopied      phase = "copied" // the target is whole, but the after command has not succeeded yet
 	phaseDone        phase = "done"
 	phaseFailed      phase = "failed"
 	phaseInterrupted phase = "interrupted"
 )
 
-// entry is what the state file says of a job. Sizes are bytes.
+// entry is what the state file says about a job.
 type entry struct {
 	Name        string     `json:"name"`
 	Phase       phase      `json:"phase"`
 	Fingerprint string     `json:"fingerprint"`
 	Attempts    int        `json:"attempts"`
-	Mark        string     `json:"mark,omitempty"`    // identity of the target, noted when it was whole and before it got its name
-	Size        int64      `json:"size"`              // of the target when all was done; -1: no file
-	Backing     string     `json:"backing,omitempty"` // what the target is an overlay of, as Options.Backing said when it was whole
-	Redo        bool       `json:"redo,omitempty"`    // it was done before, and is no longer
+	Mark        string     `json:"mark,omitempty"`    // of the target's file by package fileid, recorded before the file got its name
+	Size        int64      `json:"size"`              // of the target when the job was done, in bytes; -1: no file
+	Backing     string     `json:"backing,omitempty"` // Runner.Backing when the target was whole
+	Redo        bool       `json:"redo,omitempty"`    // the job was done before, and must run again
 	Report      *JobReport `json:"report,omitempty"`
 }
 
-// stateFile is what a state file holds. Entries are not decoded until they are
-// needed.
+// stateFile is the JSON of a state file. Each job is an entry, which is decoded when
+// it is needed.
 type stateFile struct {
 	Version int               `json:"version"`
 	Jobs    []json.RawMessage `json:"jobs"`
 }
 
-// privateMode is the mode of the files of a batch: the messages in them may have
-// what only this user should see.
+// privateMode is the mode of the files of a batch. Only the user may read them, because
+// messages can contain anything that a server or a command says.
 const privateMode = 0o600
 
 // Store is the state file of a batch, locked against other runs. It is safe for
 // concurrent use.
 //
-// A change goes to a second file first, beside it, whose end alone is written:
-// that outlives a kill of the process, and costs the same however many jobs there
-// are. The state file is rewritten by keepWritten, after each change, but with rests
-// so long that it takes a hundredth of the time.
+// Each change is first appended to a second file, next to the state file. That survives
+// a kill of the process, and its cost does not depend on the number of jobs.
+// keepWritten rewrites the whole state file after changes, but pauses in between, so
+// that rewriting takes one percent of the time.
 type Store struct {
 	path string
 	lock *os.File
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields of this group
 	order   []string
-	texts   map[string][]byte // of each entry, as it stands in the file
-	changes *os.File          // all since the state file was opened, one a line
-	made    uint64            // changes so far
-	noting  time.Duration     // spent on changes
-	changed chan struct{}     // has one when keepWritten has something to do
+	texts   map[string][]byte // the JSON of each entry, by the name of the job
+	changes *os.File          // the second file: one changed entry per line
+	made    uint64            // number of changes so far
+	noting  time.Duration     // time spent on appending changes
+	changed chan struct{}     // holds a value if keepWritten has something to do
 
 	there atomic.Bool // the state file exists
 
 	naming sync.Once // makes the names of the state file and of changes durable
 	named  error     // set by naming
 
-	writing sync.Mutex    // guards what follows
-	written uint64        // changes that it has
-	wrote   time.Duration // spent on writing it
+	writing sync.Mutex    // guards the fields of this group
+	written uint64        // number of changes that the state file contains
+	wrote   time.Duration // time spent on writing it
 }
 
-// After it was written the state file rests so many times as long as that took, but
-// not so long that people who look at it wonder.
+// After writing the state file, keepWritten pauses for stateRest times as long as the
+// writing took, but not longer than longestRest, because people look at the file.
 const (
 	stateRest   = 100
 	longestRest = 2 * time.Second
 )
 
-// UsedError says that another run has a state file.
+// UsedError reports that another run has locked the state file.
 type UsedError struct{ path, by string }
 
 func (e *UsedError) Error() string {
 	return fmt.Sprintf("state file %s is in use by %s", e.path, e.by)
 }
 
-// Hint says what can be done.
+// Hint returns what the user can do.
 func (e *UsedError) Hint() string {
-	return "wait for that run, or give this one a state file of its own with --state"
+	return "wait for that run, or give this run a state file of its own with --state"
 }
 
-// OpenStore locks the state file at path and reads it, where there is one. It is
-// a *UsedError where another run has it.
+// OpenStore locks the state file at path, and reads it if it exists. The error is a
+// *[UsedError] if another run has locked it. Close releases the lock.
 func OpenStore(path string) (*Store, error) {
 	lock, err := lockFile(path)
 	if err != nil {
@@ -117,13 +117,14 @@ func OpenStore(path string) (*Store, error) {
 	return s, nil
 }
 
-// open reads what an earlier run left, and begins with no changes.
+// open reads the state that an earlier run left, and empties the file of changes.
 func (s *Store) open() error {
 	err := s.load()
 	if err != nil {
 		return err
 	}
-	// The changes that were replayed are truncated next.
+	// The state file must contain the replayed changes before the file of changes is
+	// truncated.
 	if err := s.flush(); err != nil {
 		return err
 	}
@@ -141,12 +142,12 @@ func (s *Store) open() error {
 	return nil
 }
 
-// load reads what an earlier run left.
+// load reads the state file and the changes that it does not contain yet.
 func (s *Store) load() error {
 	if err := s.read(); err != nil {
 		return err
 	}
-	if !s.there.Load() { // somebody removed it, to start anew
+	if !s.there.Load() { // the user removed it to start over, so the changes do not count
 		return nil
 	}
 	return s.replay()
@@ -154,8 +155,8 @@ func (s *Store) load() error {
 
 func (s *Store) changesPath() string { return s.path + ".changes" }
 
-// lockFile takes the lock beside the state file, which itself is replaced with
-// every change.
+// lockFile locks a file next to the state file. The state file itself cannot be
+// locked, because it is replaced with every change.
 func lockFile(path string) (*os.File, error) {
 	name := path + ".lock"
 	for {
@@ -168,14 +169,15 @@ func lockFile(path string) (*os.File, error) {
 			if !errors.Is(err, unix.EWOULDBLOCK) {
 				return nil, fmt.Errorf("lock %s: %w", name, err)
 			}
-			owner, _ := io.ReadAll(io.LimitReader(f, 200)) // it may be about to be written
+			owner, _ := io.ReadAll(io.LimitReader(f, 200)) // empty if the other process is just writing it
 			by := strings.TrimSpace(string(owner))
 			if by == "" {
 				by = "another run"
 			}
 			return nil, &UsedError{path, by}
 		}
-		// Whoever had it may have removed it before we got it.
+		// The process that held the lock may have removed the file before this one got the
+		// lock. Then the lock is worthless.
 		ours, err := f.Stat()
 		if err != nil {
 			return nil, errors.Join(err, f.Close())
@@ -187,7 +189,7 @@ func lockFile(path string) (*os.File, error) {
 		if err := beginsWith(f, "process "); err != nil {
 			return nil, errors.Join(fmt.Errorf("lock: %w", err), f.Close())
 		}
-		host, _ := os.Hostname() // only for people
+		host, _ := os.Hostname() // only shown to people
 		owner := fmt.Sprintf("process %d on %s, since %s\n", os.Getpid(), host, time.Now().Format(time.RFC3339))
 		err = f.Truncate(0)
 		if err == nil {
@@ -200,7 +202,7 @@ func lockFile(path string) (*os.File, error) {
 	}
 }
 
-// read takes over what an earlier run left.
+// read reads the state file.
 func (s *Store) read() error {
 	text, err := durable.ReadFile(s.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -212,7 +214,7 @@ func (s *Store) read() error {
 	s.there.Store(true)
 	var file stateFile
 	if err := json.Unmarshal(text, &file); err != nil {
-		return fmt.Errorf("state file %s: %w; want what an earlier run wrote: remove it to start anew", s.path, err)
+		return fmt.Errorf("state file %s: %w; want the state file of an earlier run; remove it to start over", s.path, err)
 	}
 	if file.Version != 1 {
 		return fmt.Errorf("state file %s: version %d, want 1", s.path, file.Version)
@@ -227,7 +229,7 @@ func (s *Store) read() error {
 	return nil
 }
 
-// replay takes over the changes that a run which was killed left.
+// replay reads the changes of a run that was killed before it rewrote the state file.
 func (s *Store) replay() error {
 	text, err := durable.ReadFile(s.changesPath())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -237,7 +239,8 @@ func (s *Store) replay() error {
 		return fmt.Errorf("state file: %w", err)
 	}
 	for line := range bytes.SplitSeq(text, []byte("\n")) {
-		// One that was cut, by a kill or a full file system, was not made.
+		// A line that was cut off, by a kill or a full file system, is a change that was
+		// never completed.
 		if !json.Valid(line) {
 			continue
 		}
@@ -251,7 +254,7 @@ func (s *Store) replay() error {
 	return nil
 }
 
-// checkEntry returns the name of the job that text is the entry of.
+// checkEntry checks the JSON of an entry and returns the name of its job.
 func checkEntry(text []byte) (name string, err error) {
 	var e entry
 	if err := json.Unmarshal(text, &e); err != nil {
@@ -273,7 +276,7 @@ func (e *entry) valid() error {
 	return nil
 }
 
-// keep sets an entry. The caller holds mu, or is alone.
+// keep sets an entry. The caller holds mu, unless no other goroutine has the Store yet.
 func (s *Store) keep(name string, text []byte) {
 	if _, ok := s.texts[name]; !ok {
 		s.order = append(s.order, name)
@@ -281,7 +284,7 @@ func (s *Store) keep(name string, text []byte) {
 	s.texts[name] = text
 }
 
-// get returns the entry of a job, or nil.
+// get returns the entry of a job, or nil if there is none.
 func (s *Store) get(name string) *entry {
 	s.mu.Lock()
 	text, ok := s.texts[name]
@@ -291,12 +294,12 @@ func (s *Store) get(name string) *entry {
 	}
 	e := new(entry)
 	if err := json.Unmarshal(text, e); err != nil {
-		panic(err) // it was read or made by us
+		panic(err) // checkEntry or put has checked it
 	}
 	return e
 }
 
-// put sets an entry. When it returns, a kill of the process does not lose it.
+// put sets an entry. Once put has returned, killing the process does not lose the entry.
 func (s *Store) put(e *entry) error {
 	begun := time.Now()
 	text, err := json.Marshal(e)
@@ -315,8 +318,8 @@ func (s *Store) put(e *entry) error {
 	return nil
 }
 
-// putDurably sets an entry. When it returns, a loss of power does not lose it
-// either.
+// putDurably sets an entry. Once putDurably has returned, a power failure does not lose
+// the entry.
 func (s *Store) putDurably(e *entry) error {
 	if err := s.put(e); err != nil {
 		return err
@@ -340,14 +343,14 @@ func (s *Store) append(name string, text []byte) error {
 	case s.changed <- struct{}{}:
 	default:
 	}
-	// A line begins with its end, so that one that could not be written as a whole
-	// spoils no other.
+	// The newline is written before the entry, so that an entry that was cut off does not
+	// damage the next one.
 	_, err := s.changes.Write(append([]byte("\n"), text...))
 	return err
 }
 
-// keepWritten writes the state file after changes, until done is closed. Failed is
-// called with the first error.
+// keepWritten writes the state file after changes, until done is closed. It calls failed
+// with the first error only.
 func (s *Store) keepWritten(done <-chan struct{}, failed func(error)) {
 	for {
 		select {
@@ -370,12 +373,13 @@ func (s *Store) keepWritten(done <-chan struct{}, failed func(error)) {
 	}
 }
 
-// flush writes the state file, where it lacks a change.
+// flush writes the state file, unless it contains all changes already.
 func (s *Store) flush() error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	begun := time.Now()
-	// Jobs wait for mu: the texts, which nobody changes, are put together without it.
+	// Jobs wait for mu, so it is held only while the slices are copied. The texts
+	// themselves are never changed.
 	s.mu.Lock()
 	have, texts, length := s.made, make([][]byte, len(s.order)), 0
 	for i, name := range s.order {
@@ -396,7 +400,7 @@ func (s *Store) flush() error {
 		text.Write(entry)
 	}
 	text.WriteString("\n]}\n")
-	// Only the run that holds the lock uses this name.
+	// The lock ensures that no other run uses the .new file.
 	err := durable.ReplaceBy(s.path+".new", s.path, text.Bytes(), privateMode)
 	s.wrote += time.Since(begun)
 	if err != nil {
@@ -407,8 +411,8 @@ func (s *Store) flush() error {
 	return nil
 }
 
-// cost is the time that was spent so far, by jobs on noting changes and beside them
-// on writing the state file.
+// cost returns the time spent so far on appending changes, for which jobs wait, and on
+// writing the state file, for which they do not.
 func (s *Store) cost() (noting, writing time.Duration) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -417,21 +421,22 @@ func (s *Store) cost() (noting, writing time.Duration) {
 	return s.noting, s.wrote
 }
 
-// Close gives the lock back.
+// Close closes the files and releases the lock.
 func (s *Store) Close() error {
 	var err error
 	if s.changes != nil {
 		err = s.changes.Close()
-		if s.written == s.made { // else they are all there is
+		if s.written == s.made { // otherwise the file of changes is needed by the next run
 			err = errors.Join(err, os.Remove(s.changesPath()))
 		}
 	}
-	// Removed while it is locked, so that nobody locks what is going away.
+	// The lock file is removed while it is still locked. A process that opened it before
+	// notices that: see lockFile.
 	return errors.Join(err, os.Remove(s.lock.Name()), s.lock.Close())
 }
 
-// beginsWith returns an error for a file that has content and begins otherwise:
-// it belongs to somebody else, and must not be overwritten.
+// beginsWith returns an error if a file has content that does not begin with want. Such
+// a file belongs to another program and must not be overwritten.
 func beginsWith(f *os.File, want string) error {
 	head := make([]byte, len(want))
 	n, err := f.ReadAt(head, 0)
@@ -444,7 +449,7 @@ func beginsWith(f *os.File, want string) error {
 	return nil
 }
 
-// fileSize is the size of a regular file, or -1.
+// fileSize returns the size of a regular file in bytes, or -1 for anything else.
 func fileSize(path string) int64 {
 	fi, err := os.Stat(path)
 	if err != nil || !fi.Mode().IsRegular() {

@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// kind is that of a JSON value, in JSON's words.
+// kind is the type of a JSON value, in the words of RFC 8259.
 type kind string
 
 const (
@@ -22,7 +22,7 @@ const (
 	kindObject  kind = "object"
 )
 
-// named is a kind in a sentence.
+// named returns the kind with its article, for messages.
 func (k kind) named() string {
 	switch k {
 	case kindNull:
@@ -33,24 +33,24 @@ func (k kind) named() string {
 	return "a " + string(k)
 }
 
-// node is a JSON value and where it begins.
+// node is a JSON value and the offset at which it begins.
 type node struct {
 	kind    kind
 	offset  int
 	text    string // of a string or a number; "true" or "false"
 	items   []*node
 	members []member
-	unread  []int32 // where the elements of the jobs of a file begin
+	unread  []int32 // offsets of the elements of the array "jobs", which are not parsed yet
 }
 
-// member is a field of an object, with its name's place.
+// member is a member of an object. offset is that of its name.
 type member struct {
 	name   string
 	offset int
 	value  *node
 }
 
-// find returns the member of a name, the last of several.
+// find returns the member with a name. If there are several, it returns the last.
 func (n *node) find(name string) (m member, ok bool) {
 	for _, m := range slices.Backward(n.members) {
 		if m.name == name {
@@ -60,18 +60,18 @@ func (n *node) find(name string) (m member, ok bool) {
 	return member{}, false
 }
 
-// Bounds of a job file: it is read as a whole.
+// Limits of a job file, which is read into memory as a whole.
 const (
 	maxFile  = 64 << 20 // bytes
 	maxDepth = 16
 )
 
-// parseTree reads the one JSON value of text. The elements of the array "jobs"
-// of a job file are left unread: expand parses them, so that a large file need not
-// lie in memory as a tree.
+// parseTree parses text, which is one JSON value. It does not parse the elements of the
+// array "jobs": expand does so later, one by one, because a tree of a large file would
+// need too much memory.
 func parseTree(text []byte) (*node, *problem) {
 	if bytes.HasPrefix(text, []byte("\ufeff")) {
-		return nil, &problem{message: "a byte order mark: JSON has none; save the file as UTF-8 without it"}
+		return nil, &problem{message: "a byte order mark, which JSON does not allow: save the file as UTF-8 without it"}
 	}
 	if isUTF16(text) {
 		return nil, &problem{message: "UTF-16: want UTF-8"}
@@ -87,13 +87,13 @@ func parseTree(text []byte) (*node, *problem) {
 	return p.value(0, false)
 }
 
-// isUTF16 tells by the byte order mark, or by the first character, which is of ASCII
-// in a job file.
+// isUTF16 recognises UTF-16 by the byte order mark, or by a zero byte in the first
+// character, which is an ASCII character in every job file.
 func isUTF16(text []byte) bool {
 	return len(text) >= 2 && (text[0] == 0xff && text[1] == 0xfe || text[0] == 0xfe && text[1] == 0xff || (text[0] == 0) != (text[1] == 0))
 }
 
-// skipped takes any JSON value and keeps nothing.
+// skipped is a target for json.Unmarshal that accepts any value and stores nothing.
 type skipped struct{}
 
 func (*skipped) UnmarshalJSON([]byte) error { return nil }
@@ -109,8 +109,8 @@ func invalidUTF8(text []byte) int {
 	return -1
 }
 
-// explain says what people most often meant by what is no JSON. After is behind
-// the byte that could not be.
+// explain turns a syntax error into a message about the usual mistake. after is the
+// offset behind the byte that is wrong.
 func explain(text []byte, after int, err error) *problem {
 	at := min(max(after-1, 0), len(text))
 	if len(bytes.TrimSpace(text)) == 0 {
@@ -123,20 +123,20 @@ func explain(text []byte, after int, err error) *problem {
 	before := bytes.TrimRight(text[:at], " \t\r\n")
 	switch c := text[at]; {
 	case (c == '}' || c == ']') && bytes.HasSuffix(before, []byte(",")):
-		message = fmt.Sprintf("a comma before %c: JSON has none after the last element", c)
+		message = fmt.Sprintf("a comma before %c: JSON allows no comma after the last element", c)
 		at = len(before) - 1
 	case c == '/' || c == '#':
-		message = "a comment: JSON has none"
+		message = "a comment: JSON has no comments"
 	case c == '\'':
-		message = `a single quote: JSON has its strings in double quotes`
+		message = `a single quote: JSON strings are in double quotes`
 	case c == 0:
 		message = "a byte of value 0"
 	case strings.Contains(message, "in string literal"):
-		message = "a line's end or another control character in a string: want \\n, \\t or \\u00XX"
+		message = "a line break or another control character in a string: want \\n, \\t or \\u00XX"
 	case strings.Contains(message, "exceeded max depth"):
 		return tooDeep(at)
 	case strings.Contains(message, "after top-level value"):
-		message = "something after the end of the job file"
+		message = "text after the end of the job file"
 	case (c == '"' || c == '{' || c == '[') && strings.Contains(message, "after "):
 		message = "a comma is missing before this"
 	}
@@ -144,21 +144,21 @@ func explain(text []byte, after int, err error) *problem {
 }
 
 func tooDeep(at int) *problem {
-	return &problem{offset: at, message: fmt.Sprintf("nested deeper than %d", maxDepth)}
+	return &problem{offset: at, message: fmt.Sprintf("values are nested deeper than %d levels", maxDepth)}
 }
 
-// treeParser parses text, which is valid JSON.
+// treeParser parses text, which must be valid JSON.
 type treeParser struct {
 	text string
 	at   int
 }
 
-// expand returns the value that begins at offset, inside so many others.
+// expand parses the value that begins at offset. depth is the number of values around it.
 func expand(text string, offset, depth int) *node {
 	p := &treeParser{text, offset}
 	n, bad := p.value(depth, false)
 	if bad != nil {
-		panic(bad) // skip has found it
+		panic(bad) // skip has checked the depth
 	}
 	return n
 }
@@ -166,7 +166,7 @@ func expand(text string, offset, depth int) *node {
 func (p *treeParser) space() {
 	for p.at < len(p.text) {
 		switch p.text[p.at] {
-		case ' ', '\t', '\r', '\n', ',', ':': // what is between values is checked
+		case ' ', '\t', '\r', '\n', ',', ':': // json.Unmarshal has checked the separators
 			p.at++
 		default:
 			return
@@ -174,8 +174,8 @@ func (p *treeParser) space() {
 	}
 }
 
-// value parses the next value, which lies inside depth others. The elements of
-// an array are only found if they are to be left unread.
+// value parses the next value. depth is the number of values around it. With unread,
+// the value is an array of which only the offsets of the elements are recorded.
 func (p *treeParser) value(depth int, unread bool) (*node, *problem) {
 	p.space()
 	n := &node{offset: p.at}
@@ -203,7 +203,7 @@ func (p *treeParser) value(depth int, unread bool) (*node, *problem) {
 	return n, nil
 }
 
-// elements parses the elements of an array or object, and its end.
+// elements parses the elements of an array or object, and its closing bracket.
 func (p *treeParser) elements(n *node, depth int, unread bool) *problem {
 	for {
 		p.space()
@@ -241,7 +241,7 @@ func (p *treeParser) peek() byte {
 	return p.text[p.at]
 }
 
-// skip passes the next value, which lies inside depth others.
+// skip skips the next value. depth is the number of values around it.
 func (p *treeParser) skip(depth int) *problem {
 	for inside := depth; ; {
 		p.space()
@@ -266,7 +266,7 @@ func (p *treeParser) skip(depth int) *problem {
 	}
 }
 
-// scalar passes a number or a word, and returns it.
+// scalar parses a number, true, false or null, and returns its text.
 func (p *treeParser) scalar() string {
 	begin := p.at
 	for p.at < len(p.text) && strings.IndexByte(" \t\r\n,:]}", p.text[p.at]) < 0 {
@@ -275,8 +275,8 @@ func (p *treeParser) scalar() string {
 	return p.text[begin:p.at]
 }
 
-// quoted passes a string, and returns it with its quotes, and whether it has
-// escapes.
+// quoted parses a string. It returns the text with its quotes, and whether the string
+// has escape sequences.
 func (p *treeParser) quoted() (text string, escaped bool) {
 	begin := p.at
 	for p.at++; p.text[p.at] != '"'; p.at++ {
@@ -289,7 +289,7 @@ func (p *treeParser) quoted() (text string, escaped bool) {
 	return p.text[begin:p.at], escaped
 }
 
-// string passes a string, and returns its value.
+// string parses a string and returns its value.
 func (p *treeParser) string() string {
 	text, escaped := p.quoted()
 	if !escaped {
@@ -297,17 +297,18 @@ func (p *treeParser) string() string {
 	}
 	var value string
 	if err := json.Unmarshal([]byte(text), &value); err != nil {
-		panic(err) // it was checked
+		panic(err) // parseTree has checked the syntax
 	}
 	return value
 }
 
-// lines tells lines and columns, both from 1 and the latter in characters. Places
-// are asked for in ascending order: a file may be one line of many megabytes.
+// lines translates offsets to lines and columns, both counted from 1; columns count
+// characters. Offsets must be passed in ascending order, since a file may be a single
+// line of many megabytes.
 type lines struct {
 	text         []byte
-	at           int // the last place
-	line, column int // of it
+	at           int // the last offset
+	line, column int // of the last offset
 }
 
 func newLines(text []byte) *lines { return &lines{text: text, line: 1, column: 1} }

@@ -12,8 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// work runs an attempt, with its commands, and keeps the state file. It is the
-// one method that runs beside schedule, and touches nothing of its.
+// work makes one attempt at a job, with its commands, and updates the state file. It
+// runs in a goroutine of its own and uses none of r's fields except r.o.
 func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	j, log := a.job, r.o.Log.With("job", a.job.Name)
 	if r.o.JobLog != nil {
@@ -25,7 +25,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	keep := func(p phase) {
 		e.Phase = p
 		if err := r.o.Store.put(e); err != nil {
-			log.Warn("the state is not written: after a kill the job may run again", "error", err)
+			log.Warn("the state file cannot be written: if this run is killed, the job may run again", "error", err)
 		}
 	}
 	ended := &JobReport{Name: j.Name, Labels: j.Labels(), Attempts: a.number + 1, Report: a.copied}
@@ -34,7 +34,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 		ended.Report = r.copy(ctx, a, log, func(mark string) {
 			e.Mark, e.Backing = mark, a.runner.Backing()
 			if err := r.o.Store.putDurably(e); err != nil {
-				log.Warn("the state is not written: after a kill the finished copy is not recognised", "error", err)
+				log.Warn("the state file cannot be written: if this run is killed, the finished copy is not recognised", "error", err)
 			}
 		})
 	} else {
@@ -51,21 +51,21 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 		if ok {
 			keep(phaseCopied)
 		}
-		// It runs whatever came, a signal included.
+		// The command runs however the copy ended, even after a signal.
 		err := r.hook(context.WithoutCancel(ctx), "after", j.After, j, ended, log)
 		if err != nil {
 			log.Error(err.Error())
+			copied := *ended
 			ended.Report = afterFailed(ended.Report, err)
 			if ok {
-				// The copy stays: only the command runs again.
-				copied := *ended
-				copied.Report = afterSucceeded(ended.Report)
+				// The state file keeps the report of the copy, which is whole: with --resume
+				// only the command runs again.
 				e.Report = &copied
 				keep(phaseCopied)
 				return ended
 			}
 		} else if ok {
-			e.Size = fileSize(j.Target) // it may have moved it away
+			e.Size = fileSize(j.Target) // the command may have moved the target away
 		}
 	}
 	switch ended.Status {
@@ -97,7 +97,7 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func
 	return a.runner.Run(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo, Whole: whole})
 }
 
-// afterFailed is the report of a copy whose after command failed.
+// afterFailed returns the report of a copy whose after command failed.
 func afterFailed(t *report.Report, err error) *report.Report {
 	failed := *t
 	if failed.Status != report.StatusOK {
@@ -109,16 +109,9 @@ func afterFailed(t *report.Report, err error) *report.Report {
 	return &failed
 }
 
-// afterSucceeded is afterFailed undone.
-func afterSucceeded(t *report.Report) *report.Report {
-	ok := *t
-	ok.Status, ok.Exit, ok.Error, ok.Hint = report.StatusOK, 0, "", ""
-	return &ok
-}
-
-// LogName is the name of a job's log file: the job's name, in which a slash, a
-// percent sign, control characters and a dot at the beginning are %XX, and which
-// is cut, with its shard of 2^32 in hexadecimal behind it, where it is long.
+// LogName returns the name of a job's log file: the job's name and ".log". A slash, a
+// percent sign, a control character and a dot at the beginning are written as %XX. A
+// long name is cut, and the job's shard of 2^32 follows in hexadecimal.
 func LogName(job string) string {
 	var b strings.Builder
 	for i := range len(job) {
