@@ -17,9 +17,10 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
+// copyCommand is vddkcp copy, which copies one disk. docs/cli.md describes it.
 type copyCommand struct {
 	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH, or - for standard input."`
-	Dst string `arg:"" name:"DST" help:"Where to: a new file (x.qcow2 and x.vmdk say its format), a block device, an NBD URI, - for standard output, or null: to only read."`
+	Dst string `arg:"" name:"DST" help:"Where to copy it: a new file (x.qcow2 and x.vmdk set the format), a block device, an NBD URI, - for standard output, or null: to read only."`
 	copyFlags
 }
 
@@ -83,7 +84,7 @@ func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func(
 	return p.Report, nil
 }
 
-// spec returns the copy that the flags describe.
+// spec returns the copy that the flags describe. Its caller sets the log and the counters.
 func (c *copyCommand) spec() job.Spec {
 	s := c.addresses()
 	s.SourceFormat, s.SingleLink, s.Opener, s.BackingOpener = c.SourceFormat, c.SingleLink, c.opener(), c.opener()
@@ -128,7 +129,8 @@ func (c *copyCommand) outputs(spec *job.Spec, logs *logFlags) *outputs {
 	return o
 }
 
-// writeReport writes the report of one copy: JSON, or a page for people.
+// writeReport writes the report of one copy: an HTML page if the name ends in .html, JSON
+// otherwise.
 func writeReport(r *report.Report, path string) error {
 	if isPage(path) {
 		return batch.Single(r).Write(path)
@@ -136,7 +138,7 @@ func writeReport(r *report.Report, path string) error {
 	return r.Write(path)
 }
 
-// progressStyle is what --progress asks for.
+// progressStyle returns the style of the display for a value of --progress.
 func progressStyle(flag string) progress.Style {
 	switch {
 	case flag == "none":
@@ -149,7 +151,7 @@ func progressStyle(flag string) progress.Style {
 	return progress.Lines
 }
 
-// shown runs work while the display shows it.
+// shown runs work while the display shows its progress, and returns its error.
 func shown(display interface{ Run(done <-chan struct{}) }, work func() error) error {
 	done, drawn := make(chan struct{}), make(chan struct{})
 	go func() {

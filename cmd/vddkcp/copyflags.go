@@ -13,51 +13,51 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-// copyFlags are the flags of copy, by docs/cli.md.
+// copyFlags are the flags of vddkcp copy. docs/cli.md describes them.
 type copyFlags struct {
 	sourceFlags
 
-	Format        string         `help:"Format of DST whatever its name: raw, qcow2 or vmdk (streamOptimized)." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
+	Format        string         `help:"Format of DST instead of the one that its name says: raw, qcow2 or vmdk (streamOptimized)." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Force         bool           `help:"Replace an existing file." group:"Target:"`
 	Compress      string         `help:"Compression of the clusters of a qcow2 (none, zlib, zstd; with :LEVEL) or the grains of a VMDK (zlib)." placeholder:"METHOD[:LEVEL]" group:"Target:"`
 	ClusterSize   *bytesize.Size `help:"Cluster size of a qcow2 (64KiB)." placeholder:"SIZE" group:"Target:"`
-	Backing       string         `help:"Write only what differs from this disk, into a qcow2 that names it. A relative name starts from the folder of DST." placeholder:"FILE" group:"Target:"`
+	Backing       string         `help:"Write a qcow2 overlay of this disk: only the data that differs from it. A relative path starts from the folder of DST." placeholder:"FILE" group:"Target:"`
 	BackingFormat string         `help:"Format of the backing file instead of probing it: raw, qcow2 or vmdk." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
-	Preallocation string         `help:"What becomes of holes: off (sparse), falloc (reserved) or full (written)." enum:"off,falloc,full" default:"off" group:"Target:"`
+	Preallocation string         `help:"Space for holes: off (none, the file is sparse), falloc (reserved) or full (written as zeros)." enum:"off,falloc,full" default:"off" group:"Target:"`
 	Sparse        *bytesize.Size `help:"Runs of zeros of at least this size become holes (4KiB); 0 keeps them as data." placeholder:"SIZE" group:"Target:"`
-	Reflink       string         `help:"Whether to share blocks with SRC where both lie on one file system that can: auto, always (or fail) or never." enum:"auto,always,never" default:"auto" group:"Target:"`
-	TargetIsZero  bool           `help:"The target reads as zeros already: holes need no writing." group:"Target:"`
-	Verify        bool           `help:"Read the target back before it gets its name, and compare." group:"Target:"`
-	Size          *bytesize.Size `help:"Size of the disk that comes on standard input." placeholder:"SIZE" group:"Target:"`
+	Reflink       string         `help:"Share blocks with SRC instead of copying them, on a file system that supports it: auto, always (fail if it is not possible) or never." enum:"auto,always,never" default:"auto" group:"Target:"`
+	TargetIsZero  bool           `help:"The target already reads as zeros, so that holes need not be written." group:"Target:"`
+	Verify        bool           `help:"Read the target back and compare it, before it gets its final name." group:"Target:"`
+	Size          *bytesize.Size `help:"Size of the disk that is read from standard input." placeholder:"SIZE" group:"Target:"`
 
-	RequestSize bytesize.Size `help:"Bytes to read at once (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Depth       int           `help:"Reads in flight, on each connection (4)." default:"4" placeholder:"N" group:"Speed:"`
-	Connections connections   `help:"Connections at once: a number, or auto: 4 to an NBD server that allows it, over VDDK as many as help, at most 4." default:"auto" placeholder:"N|auto" group:"Speed:"`
-	RateLimit   rate          `help:"Most bytes to read in a second." placeholder:"BYTES/s" group:"Speed:"`
-	Cache       string        `help:"Whether what is copied may stay in the page cache: keep or drop (default: drop when it is more than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
+	RequestSize bytesize.Size `help:"Number of bytes in each read (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Depth       int           `help:"Number of concurrent reads on each connection (4)." default:"4" placeholder:"N" group:"Speed:"`
+	Connections connections   `help:"Number of connections, or auto: 4 to an NBD server that allows them; up to 4 through VDDK, as long as more of them are faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	RateLimit   rate          `help:"Maximum number of bytes to read per second." placeholder:"BYTES/s" group:"Speed:"`
+	Cache       string        `help:"Keep or drop copied data in the page cache (default: drop if the copy is larger than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
 
-	Resume  bool   `help:"Go on with an earlier copy that stopped, where there is one." group:"Target:"`
-	Journal string `help:"Where the copy notes how far it is (default: beside DST, or in the user's folder for state)." placeholder:"FILE" type:"path" group:"Target:"`
+	Resume  bool   `help:"Continue an earlier copy to DST that stopped, if there is one." group:"Target:"`
+	Journal string `help:"File in which the copy records its progress for --resume (default: next to DST, or in the user's state folder)." placeholder:"FILE" type:"path" group:"Target:"`
 
 	Progress string     `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
-	Report   string     `help:"Write a JSON report here at the end, also of a failure." placeholder:"FILE" type:"path" group:"Report:"`
-	Digest   digestFlag `help:"A digest of the content into the log and the report: =blksum (default) or =sha256." group:"Report:"`
-	DryRun   bool       `help:"Open everything, print the plan, copy nothing." group:"Report:"`
+	Report   string     `help:"Write a report to this file at the end, even if the copy fails: an HTML page if the name ends in .html, JSON otherwise." placeholder:"FILE" type:"path" group:"Report:"`
+	Digest   digestFlag `help:"Compute a digest of the content for the log and the report: =blksum (default) or =sha256." group:"Report:"`
+	DryRun   bool       `help:"Open both disks and print the plan, but copy nothing." group:"Report:"`
 }
 
-// rate is a number of bytes a second.
+// rate is a number of bytes per second.
 type rate int64
 
 func (r *rate) UnmarshalText(text []byte) error {
 	n, err := bytesize.Parse(strings.TrimSuffix(string(text), "/s"))
 	if err == nil && n == 0 {
-		err = errors.New("a rate of 0 would never end")
+		err = errors.New("at a rate of 0 the copy would never end")
 	}
 	*r = rate(n)
 	return err
 }
 
-// connections is a number of connections; 0 is auto.
+// connections is a number of connections; 0 stands for auto.
 type connections int
 
 func (c *connections) UnmarshalText(text []byte) error {
@@ -73,23 +73,24 @@ func (c *connections) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// Limits of flags. A request is memory, twice depth times.
+// Limits of flags. A copy uses 2 * depth * request size bytes of memory for each
+// connection.
 const (
 	minRequest, maxRequest = 4 << 10, 64 << 20
 	maxDepth               = 256
 	maxMemory              = 4 << 30
 )
 
-// Validate is kong's hook for what no single flag can check.
+// Validate checks combinations of flags. The package kong calls it.
 func (c *copyFlags) Validate() error {
 	if c.Reflink == "always" && c.Preallocation != "off" {
-		return fmt.Errorf("--reflink always and --preallocation %s: blocks that are shared are neither reserved nor written; want one of the two", c.Preallocation)
+		return fmt.Errorf("--reflink always and --preallocation %s: shared blocks are neither reserved nor written; use only one of the two flags", c.Preallocation)
 	}
 	if err := validateRequests(c.RequestSize, c.Depth); err != nil {
 		return err
 	}
 	if c.BackingFormat != "" && c.Backing == "" {
-		return errors.New("--backing-format: there is no --backing")
+		return errors.New("--backing-format: this flag needs --backing")
 	}
 	if c.Sparse != nil && *c.Sparse%512 != 0 {
 		return fmt.Errorf("--sparse: %d bytes: want a multiple of 512, or 0", *c.Sparse)
@@ -102,7 +103,7 @@ var reflinks = map[string]transfer.Reflink{
 	"auto": transfer.ReflinkAuto, "always": transfer.ReflinkAlways, "never": transfer.ReflinkNever,
 }
 
-// digestFlag is --digest, whose value is only what follows after =.
+// digestFlag is --digest, whose optional value follows after =.
 type digestFlag digest.Algorithm
 
 // IsBool makes kong take the flag without a value.
@@ -127,7 +128,7 @@ func validateRequests(size bytesize.Size, depth int) error {
 		return fmt.Errorf("--depth: %d: want 1 to %d", depth, maxDepth)
 	}
 	if memory := 2 * int64(depth) * int64(size); memory > maxMemory {
-		return fmt.Errorf("--depth %d and --request-size %s take %s of memory; want at most %s", depth,
+		return fmt.Errorf("--depth %d and --request-size %s need %s of memory; want at most %s", depth,
 			bytesize.Format(int64(size)), bytesize.Format(memory), bytesize.Format(maxMemory))
 	}
 	return nil

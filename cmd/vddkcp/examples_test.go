@@ -79,8 +79,8 @@ func TestFieldsAreFlags(t *testing.T) {
 		`"nfc_buffers":"1MiB"`:         `jobs[0].nfc_buffers: "1MiB": want SIZExCOUNT`,
 		`"reflink":"perhaps"`:          `jobs[0].reflink: "perhaps": want one of auto, always, never`,
 		`"source_format":""`:           "jobs[0].source_format: ",
-		`"backing_format":"raw"`:       "jobs[0].backing_format: there is no --backing",
-		`"password":"-"`:               "jobs[0].password: - and -FD ask",
+		`"backing_format":"raw"`:       "jobs[0].backing_format: this flag needs --backing",
+		`"password":"-"`:               "jobs[0].password: - and -FD read from a terminal",
 		`"help":true`:                  "jobs[0].help: unknown field",
 		`"src":"x"`:                    "jobs[0].src: unknown field",
 	} {

@@ -25,23 +25,23 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// notJobFields are the flags of copy that are none of a job's, by docs/cli.md.
+// notJobFields are the flags of vddkcp copy that a job cannot set.
 var notJobFields = []string{"progress", "report", "resume", "dry-run"}
 
-// decidingVDDK are the flags of VDDK that say which disk is read. With the
-// others it is the same disk, on another way.
+// decidingVDDK are the flags of VDDK that decide which disk is read. The other flags of
+// VDDK only say how.
 var decidingVDDK = []string{"server", "vm", "snapshot"}
 
-// jobParser makes copies of the jobs of a batch, with the parser of the command
-// line: what a flag takes, a field takes.
+// jobParser turns jobs into the flags of a copy. It uses the parser of the command line,
+// so that a field accepts the same values as the flag.
 type jobParser struct {
 	parser      *kong.Kong
-	environment secretEnvironment // of all jobs
+	environment secretEnvironment // secrets for all jobs
 	files       fileNames
 
-	mu       sync.Mutex // guards what follows
+	mu       sync.Mutex // guards the other fields
 	line     struct{ copyCommand }
-	defaults copyCommand           // what line is without any flag
+	defaults copyCommand           // the value of line when no flag is set
 	flags    map[string]*kong.Flag // by the names of fields
 }
 
@@ -62,13 +62,14 @@ func newJobParser() (*jobParser, error) {
 	return p, nil
 }
 
-// fieldName is the name of the field of a flag.
+// fieldName returns the name of the field for a flag.
 func fieldName(flag *kong.Flag) string { return strings.ReplaceAll(flag.Name, "-", "_") }
 
-// spec tells package batch of the flags of copy.
+// spec describes the flags of vddkcp copy to package batch.
 func (p *jobParser) spec() (*batch.Spec, error) {
 	s := &batch.Spec{
-		// An address that is refused stays as it is, so that the error names it.
+		// An address that is refused counts as no path, so that it is not made absolute and
+		// the error shows it as the user wrote it.
 		SourcePath: func(a string) bool {
 			source, err := address.Parse(a, address.Disk)
 			return err == nil && !address.IsRemote(source)
@@ -98,7 +99,7 @@ func (p *jobParser) spec() (*batch.Spec, error) {
 	return s, nil
 }
 
-// jobField makes a field of a flag.
+// jobField returns the field for a flag.
 func jobField(flag *kong.Flag) (batch.Field, error) {
 	f := batch.Field{Name: fieldName(flag), Help: flag.Help}
 	switch value := flag.Target.Interface().(type) {
@@ -127,7 +128,7 @@ func jobField(flag *kong.Flag) (batch.Field, error) {
 	case []string, vddkDebug:
 		f.Type = batch.Array
 	default:
-		return batch.Field{}, fmt.Errorf("--%s: no JSON type is known for a %T", flag.Name, value)
+		return batch.Field{}, fmt.Errorf("--%s: no JSON type is known for the Go type %T", flag.Name, value)
 	}
 	if flag.Enum != "" {
 		f.Enum = slices.DeleteFunc(flag.EnumSlice(), func(s string) bool { return s == "" })
@@ -150,7 +151,7 @@ func jobField(flag *kong.Flag) (batch.Field, error) {
 	return f, nil
 }
 
-// command returns the copy of a job, the caller's own.
+// command returns the flags of a job. The result belongs to the caller.
 func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -161,14 +162,14 @@ func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 	return &c, nil
 }
 
-// set makes line the copy of a job, or returns what is wrong with that. The caller
+// set sets line to the flags of a job, and returns what is wrong with them. The caller
 // holds mu.
 func (p *jobParser) set(j *batch.Job) error {
 	switch {
 	case j.Source == "-":
-		return errors.New("source: standard input is no source of a batch")
+		return errors.New("source: a batch cannot read standard input")
 	case j.Target == "-":
-		return errors.New("target: standard output is no target of a batch")
+		return errors.New("target: a batch cannot write to standard output")
 	}
 	p.line.copyCommand = p.defaults
 	c := &p.line.copyCommand
@@ -196,8 +197,8 @@ func (p *jobParser) set(j *batch.Job) error {
 	return nil
 }
 
-// give sets a flag of line. It does what kong does with --FLAG=TEXT, without
-// kong's passes over all flags, which take a hundred times as long.
+// give sets a flag of line, as kong does for --FLAG=TEXT. Parsing a command line by kong
+// would take a hundred times as long, because kong visits all flags several times.
 func (p *jobParser) give(v batch.Value) error {
 	flag := p.flags[v.Field.Name]
 	bare := v.Field.Type == batch.Boolean || v.Field.Type == batch.BoolOrText
@@ -220,9 +221,8 @@ func (p *jobParser) give(v batch.Value) error {
 	return nil
 }
 
-// fileNames finds names under which a local file or device is known whatever
-// links lead to it, nil for all else. It holds the folders that were looked up,
-// each with what it resolves to.
+// fileNames finds names that identify a local file or device, whatever links lead to it.
+// It caches folders with their resolved paths.
 type fileNames map[string]string
 
 func (n fileNames) of(text string) []string {
@@ -254,14 +254,14 @@ func (n fileNames) ofPath(address string) []string {
 		return []string{"path " + filepath.Clean(address)}
 	}
 	path := "path " + strings.TrimSuffix(folder, "/") + "/" + base
-	names := []string{path, path + ".partial"} // who writes a file writes its .partial
+	names := []string{path, path + ".partial"} // a copy to a file also writes the .partial file
 	if err == nil {
 		names = append(names, inode(&st))
 	}
 	return names
 }
 
-// folder returns what a folder resolves to, "" if there is none.
+// folder returns the resolved path of a folder, or "" if the folder does not exist.
 func (n fileNames) folder(path string) string {
 	real, ok := n[path]
 	if !ok {
@@ -273,8 +273,8 @@ func (n fileNames) folder(path string) string {
 
 func inode(st *unix.Stat_t) string { return fmt.Sprintf("inode %d %d", st.Dev, st.Ino) }
 
-// filesOf returns the file names behind a link or a device, and none for an address
-// that cannot be a file.
+// filesOf returns the names of the file behind a link or a device. It returns nil for an
+// address that cannot be a file.
 func filesOf(path string) []string {
 	var names []string
 	switch place := sinkopen.PlaceOf(address.Path(path)); place.Kind {
@@ -296,8 +296,8 @@ func filesOf(path string) []string {
 	return names
 }
 
-// jobsFile reads a job file; - is standard input. Ctx ends it at once, whatever
-// it waits for, and told gets how far it is each few seconds.
+// jobsFile reads a job file; - is standard input. It returns at once when ctx ends, even
+// if a read blocks. It passes its progress to told every few seconds.
 func (p *jobParser) jobsFile(ctx context.Context, path string, told func(string)) (*batch.File, error) {
 	spec, err := p.spec()
 	if err != nil {
@@ -311,7 +311,7 @@ func (p *jobParser) jobsFile(ctx context.Context, path string, told func(string)
 	loaded := make(chan struct{})
 	var f *batch.File
 	var failed error
-	go func() { // which a signal leaves behind, with whatever it waits for
+	go func() { // keeps running after a signal if a read blocks
 		defer close(loaded)
 		f, failed = readJobs(path, spec)
 	}()

@@ -127,7 +127,7 @@ func TestFailuresOfTheSourceKeepWork(t *testing.T) {
 					if r.exit != 75 || !partial || !entries {
 						t.Fatalf("exit status %d, want 75; .partial %v, journal %v\n%s", r.exit, partial, entries, r.stderr)
 					}
-					if !strings.Contains(r.stderr, "with --resume the copy goes on at byte ") || strings.Contains(r.stderr, "goes on at byte 0,") {
+					if !strings.Contains(r.stderr, "run again with --resume to continue the copy at byte ") || strings.Contains(r.stderr, "at byte 0\n") {
 						t.Errorf("no work is left:\n%s", r.stderr)
 					}
 					src.Reset("transport nbdssl")
@@ -327,7 +327,7 @@ func TestSignalsKeepWork(t *testing.T) {
 					t.Fatal(err)
 				}
 				r := wait()
-				if partial, entries := isKept(dst, journal); r.exit != exit || !partial || !entries || strings.Contains(r.stderr, "goes on at byte 0,") {
+				if partial, entries := isKept(dst, journal); r.exit != exit || !partial || !entries || strings.Contains(r.stderr, "at byte 0\n") {
 					t.Fatalf("exit status %d, want %d; .partial %v, journal %v\n%s", r.exit, exit, partial, entries, r.stderr)
 				}
 				copies(t, append(append([]string{"--resume"}, args...), disk, dst)...)
@@ -375,7 +375,7 @@ func TestSignalWhileTheSourceIsAway(t *testing.T) {
 				t.Fatal(err)
 			}
 			r := ended(t, cmd, cmd.Wait(), &stderr)
-			if r.exit != 143 || !strings.Contains(r.stderr, "with --resume the copy goes on at byte ") || strings.Contains(r.stderr, "goes on at byte 0,") {
+			if r.exit != 143 || !strings.Contains(r.stderr, "run again with --resume to continue the copy at byte ") || strings.Contains(r.stderr, "at byte 0\n") {
 				t.Errorf("exit status %d\n%s", r.exit, r.stderr)
 			}
 		})
@@ -434,7 +434,7 @@ func TestResumeOfWhatIsGone(t *testing.T) {
 		name, conf, says string
 		before           func(t *testing.T, dst string)
 	}{
-		{name: "the snapshot", conf: "snapshot snapshot-9", says: "hint: the snapshot is gone"},
+		{name: "the snapshot", conf: "snapshot snapshot-9", says: "hint: the snapshot no longer exists"},
 		{name: "the size", conf: "capacity 140000", says: "the source has 71680000 bytes (68.4 MiB), and had 25165824 (24.0 MiB) when the copy stopped"},
 		{name: "the end of .partial", conf: "trace", says: "has 1 bytes, want ", before: func(t *testing.T, dst string) {
 			if err := os.Truncate(dst+".partial", 1); err != nil {
@@ -456,7 +456,7 @@ func TestResumeOfWhatIsGone(t *testing.T) {
 			for range 2 {
 				r := keepRun(t, path, nil, append([]string{"--resume"}, args...)...)
 				partial, journal := isKept(dst, dst+".partial.journal")
-				if r.exit != 2 || !strings.Contains(r.stderr, c.says) || !strings.Contains(r.stderr, "--force without --resume") || !partial || !journal {
+				if r.exit != 2 || !strings.Contains(r.stderr, c.says) || !strings.Contains(r.stderr, "--force and without --resume") || !partial || !journal {
 					t.Errorf("exit status %d, .partial %v, journal %v\n%s", r.exit, partial, journal, r.stderr)
 				}
 			}

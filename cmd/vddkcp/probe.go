@@ -18,10 +18,10 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/job"
 )
 
-// estimate reads --probe bytes of each disk, and says how long the batch will
-// take, what binds it, and which job ends last. Disks of one host are read one at
-// a time, different hosts side by side. Then those that a batch begins with are
-// read together, of each host and of all.
+// estimate reads --probe bytes of each disk, and prints how long the batch will take,
+// what limits it, and which job ends last. At first the disks of a host are read one at a
+// time, and different hosts at the same time. Then the disks with which the batch begins
+// are read together, for each host and for all hosts.
 func (b *batchRun) estimate(ctx context.Context, out io.Writer, all []checked) error {
 	var ready []*batch.Job
 	bytes := map[*batch.Job]int64{}
@@ -40,19 +40,19 @@ func (b *batchRun) estimate(ctx context.Context, out io.Writer, all []checked) e
 		return context.Cause(ctx)
 	}
 	if e.Last == nil {
-		_, err := fmt.Fprintln(out, "estimate: nothing is known of any job")
+		_, err := fmt.Fprintln(out, "estimate: no job could be measured")
 		return err
 	}
 	text := fmt.Sprintf("estimate: %s, until %s; %s; %s ends last\n", e.Time.Round(time.Second),
 		time.Now().Add(e.Time).Format("2006-01-02 15:04"), e.Binds, printable.Name(e.Last.Name))
 	if unknown := len(all) - len(expected); unknown > 0 {
-		text += fmt.Sprintf("estimate: %d jobs are not in it\n", unknown)
+		text += fmt.Sprintf("estimate: %d jobs are not included\n", unknown)
 	}
 	_, err = io.WriteString(out, text)
 	return err
 }
 
-// byHost groups jobs by what they share, in their order.
+// byHost groups jobs by their host, in the order of the first job of each.
 func byHost(jobs []*batch.Job) (groups [][]*batch.Job) {
 	at := map[string]int{}
 	for _, j := range jobs {
@@ -67,7 +67,7 @@ func byHost(jobs []*batch.Job) (groups [][]*batch.Job) {
 	return groups
 }
 
-// probeAlone measures each disk alone on its host.
+// probeAlone measures each disk while no other disk of its host is read.
 func (b *batchRun) probeAlone(ctx context.Context, jobs []*batch.Job, bytes map[*batch.Job]int64) (expected []batch.Expected, err error) {
 	var mu sync.Mutex // guards known
 	known := map[*batch.Job]batch.Expected{}
@@ -81,7 +81,7 @@ func (b *batchRun) probeAlone(ctx context.Context, jobs []*batch.Job, bytes map[
 				}
 				e, err := b.probeOne(ctx, j, bytes[j])
 				if err != nil {
-					b.log.Warn("not probed", "job", j.Name, "error", err)
+					b.log.Warn("the disk cannot be measured", "job", j.Name, "error", err)
 					continue
 				}
 				mu.Lock()
@@ -117,7 +117,7 @@ func (b *batchRun) probeOne(ctx context.Context, j *batch.Job, bytes int64) (bat
 		return e, err
 	}
 	if e.Rate, _ = m.rate(); e.Rate == 0 {
-		return e, errors.New("nothing could be measured")
+		return e, errors.New("the read took no measurable time")
 	}
 	if c.RateLimit > 0 {
 		e.Rate = min(e.Rate, float64(c.RateLimit))
@@ -125,15 +125,15 @@ func (b *batchRun) probeOne(ctx context.Context, j *batch.Job, bytes int64) (bat
 	return e, nil
 }
 
-// probeTogether measures disks at once, where several would be: of those that the
-// batch begins with.
+// probeTogether measures disks that are read at the same time: those with which the batch
+// begins, for each host that has several, and for all hosts.
 func (b *batchRun) probeTogether(ctx context.Context, expected []batch.Expected) batch.Reached {
 	reached := batch.Reached{ByHost: map[string]float64{}}
 	size := int64(*b.Probe)
 	var opening []*batch.Job
-	rates := map[*batch.Job]float64{} // without what they take from each other
+	rates := map[*batch.Job]float64{} // measured alone
 	for _, e := range batch.Opening(expected, b.file.Limits) {
-		if e.Bytes >= 3*size { // what was read before is not read again: it may lie in a cache
+		if e.Bytes >= 3*size { // data that was read before may be in a cache, so other data is read now
 			opening = append(opening, e.Job)
 			rates[e.Job] = e.Rate
 		}
@@ -150,15 +150,15 @@ func (b *batchRun) probeTogether(ctx context.Context, expected []batch.Expected)
 	return reached
 }
 
-// clearly is how much less than the sum of their rates disks must reach together
-// for something to be shared by them, and not for noise.
+// clearly is the part of the sum of their rates below which disks that are read together
+// must stay to count as limited by each other. Above it the difference may be noise.
 const clearly = 0.8
 
-// longEnough is how long disks must be read together for that to say anything.
+// longEnough is the shortest measurement of several disks that counts.
 const longEnough = 20 * time.Millisecond
 
-// probeSum returns what jobs reach together, and 0 where that is not clearly less
-// than the sum of their rates, or not known.
+// probeSum returns the rate that jobs reach together, in bytes per second. It returns 0 if
+// that is not clearly less than the sum of their rates, or is unknown.
 func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, rates map[*batch.Job]float64) float64 {
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
@@ -167,7 +167,7 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 	for _, j := range jobs {
 		sum += rates[j]
 		group.Go(func() error {
-			defer stop() // what the others reach without it is not asked
+			defer stop() // the measurement ends when the first disk has ended
 			_, err := b.probe(reading, j, skip, m)
 			if reading.Err() != nil {
 				return nil
@@ -176,7 +176,7 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 		})
 	}
 	if err := group.Wait(); err != nil {
-		b.log.Warn("disks were not probed together", "error", err)
+		b.log.Warn("disks cannot be measured together", "error", err)
 		return 0
 	}
 	if rate, took := m.rate(); took >= longEnough && rate < clearly*sum {
@@ -185,8 +185,8 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 	return 0
 }
 
-// probe reads --probe bytes of data of a source, behind so many others, and
-// returns how many connections it had in the end.
+// probe skips a number of bytes of data of a source and reads the next --probe bytes. It
+// returns the number of connections that the source had at the end.
 func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probeMeter) (connections int, err error) {
 	c := b.command(t)
 	spec := b.spec(t)
@@ -211,7 +211,7 @@ func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probe
 				if reading.Err() != nil {
 					return context.Cause(reading)
 				}
-				// A probe takes no more than its share.
+				// The rate limit of the batch holds for the measurement too.
 				if err := b.limit.Wait(ctx, int(n)); err != nil {
 					return err
 				}
@@ -234,8 +234,8 @@ func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probe
 	return connections, nil
 }
 
-// someData are extents of a disk that hold data, behind skip bytes of it, of most
-// bytes at most.
+// someData returns extents of a disk that hold data: after the first skip bytes of data,
+// and at most most bytes.
 func someData(ctx context.Context, src source.Disk, skip, most int64) (data []source.Extent, err error) {
 	for e, err := range src.Extents(ctx, 0, src.Size()) {
 		if err != nil {
@@ -257,10 +257,10 @@ func someData(ctx context.Context, src source.Disk, skip, most int64) (data []so
 	return data, nil
 }
 
-// probeMeter measures how fast disks are read together, from when the last one
-// has begun to when the first one has ended. It is safe for concurrent use.
+// probeMeter measures how fast disks are read together: from the time when the last one
+// begins until the first one ends. It is safe for concurrent use.
 type probeMeter struct {
-	mu          sync.Mutex // guards what follows
+	mu          sync.Mutex // guards the other fields
 	from, until time.Time
 	reads       []probeRead
 }
@@ -292,9 +292,9 @@ func (m *probeMeter) end() {
 	}
 }
 
-// rate returns bytes a second, 0 where that is not known, and over which time it
-// is. The first half of the time is left out, in which connections open and queues
-// fill.
+// rate returns the rate in bytes per second, or 0 if it is unknown, and the time over
+// which it was measured. The first half of the time does not count, because connections
+// are opened and queues are filled then.
 func (m *probeMeter) rate() (rate float64, over time.Duration) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

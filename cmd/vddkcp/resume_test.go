@@ -272,7 +272,7 @@ func TestResumeOnADevice(t *testing.T) {
 		{"another device after zeros", 6 << 20, firstInPlace, "b", 2, "is not the target of the copy that stopped"},
 		{"another device before the first checkpoint", 0, "sync:1", "b", 2, "is not the target of the copy that stopped"},
 		{"another size", 0, firstInPlace, "large", 2, "of 16777216 bytes, and was .* of 8388608 bytes"},
-		{"the same after zeros", 6 << 20, firstInPlace, "", 0, "the checkpoint at .* is not used: nothing proves .*; the copy starts anew"},
+		{"the same after zeros", 6 << 20, firstInPlace, "", 0, "the checkpoint at byte .* is not used: nothing proves .*; the copy starts over"},
 		{"the same before the first checkpoint", 0, "sync:1", "", 0, ""},
 		{"the same", 0, firstInPlace, "", 0, ""},
 	} {
@@ -318,8 +318,8 @@ func TestResumeOnAnExport(t *testing.T) {
 		exit int
 		says string
 	}{
-		{"another after zeros", 6 << 20, "b", 0, "the checkpoint at .* is not used: nothing proves"},
-		{"another", 0, "b", 2, "does not hold what its journal says was written last"},
+		{"another after zeros", 6 << 20, "b", 0, "the checkpoint at byte .* is not used: nothing proves"},
+		{"another", 0, "b", 2, "does not hold the data that its journal says was written last"},
 		{"another size", 0, "large", 2, "is another target .* of 16777216 bytes, and was export \"\" of the server at .* of 8388608 bytes"},
 		{"the same", 0, "a", 0, ""},
 	} {
@@ -427,8 +427,8 @@ func TestTargetIsZeroOnlyOnce(t *testing.T) {
 			}
 			r := vddkcp(t, append(c.args, "--target-is-zero", "--progress", "none", src, name)...)
 			detach()
-			if r.exit != 0 || !strings.Contains(r.stderr, "--target-is-zero is not believed") {
-				t.Errorf("exit status %d, want 0 and that --target-is-zero is not believed\n%s", r.exit, r.stderr)
+			if r.exit != 0 || !strings.Contains(r.stderr, "--target-is-zero is ignored") {
+				t.Errorf("exit status %d, want 0 and that --target-is-zero is ignored\n%s", r.exit, r.stderr)
 			}
 			if !bytes.Equal(read(t, file), make([]byte, size)) {
 				t.Error("what the first run wrote shows through")
@@ -502,12 +502,12 @@ func TestResumeOfAnotherPartial(t *testing.T) {
 		exit         int
 		says         string
 	}{
-		{"other data", "o.raw", nil, 0, false, 2, "does not hold what its journal says was written last"},
+		{"other data", "o.raw", nil, 0, false, 2, "does not hold the data that its journal says was written last"},
 		{"other tables", "o.qcow2", nil, 0, false, 2, "the file is damaged, or not the one of the checkpoint"},
-		{"after zeros", "o.raw", nil, 6 << 20, false, 0, "nothing proves that source and target are those of the copy that stopped: the target is inode .*; the copy starts anew"},
+		{"after zeros", "o.raw", nil, 6 << 20, false, 0, "nothing proves that the source and the target are those of the copy that stopped: the target is inode .*; the copy starts over"},
 		{"moved", "o.raw", nil, 0, true, 0, ""},
 		{"moved image", "o.qcow2", nil, 0, true, 0, ""},
-		{"moved overlay", "o.qcow2", []string{"--backing", "/dev/null"}, 0, true, 0, "nothing proves that source and target are those of the copy that stopped: the target is inode .*; the copy starts anew"},
+		{"moved overlay", "o.qcow2", []string{"--backing", "/dev/null"}, 0, true, 0, "nothing proves that the source and the target are those of the copy that stopped: the target is inode .*; the copy starts over"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -592,7 +592,7 @@ func TestResumeOfAnotherExportAfterZeros(t *testing.T) {
 	disk := content(t, filepath.Join(dir, "b"), 5, 8<<20)
 	serveFile(t, dir, "b")
 	r := vddkcp(t, "--resume", "--progress", "none", uri, dst)
-	if r.exit != 0 || !strings.Contains(r.stderr, "nothing but zeros was read so far; the copy starts anew") {
+	if r.exit != 0 || !strings.Contains(r.stderr, "only zeros were read so far; the copy starts over") {
 		t.Errorf("%+v", r)
 	}
 	if !bytes.Equal(read(t, dst), disk) {

@@ -26,27 +26,27 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// batchCommand runs a batch, by docs/cli.md.
+// batchCommand is vddkcp run, which runs a batch of copies. docs/cli.md describes it.
 type batchCommand struct {
-	Jobs string `arg:"" name:"JOBS" optional:"" help:"The job file, JSON; - is standard input."`
+	Jobs string `arg:"" name:"JOBS" optional:"" help:"The job file, in JSON; - reads it from standard input."`
 
-	Only     []string          `help:"Run only the jobs of these names (repeatable)." placeholder:"NAME,..." group:"Which jobs:"`
-	Label    map[string]string `help:"Run only the jobs that have this label (repeatable: all of them)." placeholder:"KEY=VALUE" group:"Which jobs:"`
-	Shard    string            `help:"Run only the jobs of shard I of N, from 0 on, split by a stable hash of their names." placeholder:"I/N" group:"Which jobs:"`
-	Resume   bool              `help:"Skip jobs that the state file calls done, go on with the others." group:"Which jobs:"`
-	State    string            `help:"The state file (JOBS.state.json, with shards JOBS.state.I-of-N.json)." placeholder:"FILE" type:"path" group:"Which jobs:"`
-	Parallel int               `help:"Disks at once, whatever limits.total says." placeholder:"N" group:"Which jobs:"`
+	Only     []string          `help:"Run only the jobs with these names (repeatable)." placeholder:"NAME,..." group:"Which jobs:"`
+	Label    map[string]string `help:"Run only the jobs that have this label (repeatable: jobs must have all of the labels)." placeholder:"KEY=VALUE" group:"Which jobs:"`
+	Shard    string            `help:"Run only the jobs of shard I, counted from 0, of N shards. A hash of the name decides the shard of a job." placeholder:"I/N" group:"Which jobs:"`
+	Resume   bool              `help:"Continue an earlier run: skip the jobs that are done by the state file, and continue the others." group:"Which jobs:"`
+	State    string            `help:"The state file (default: JOBS.state.json, or with --shard JOBS.state.I-of-N.json)." placeholder:"FILE" type:"path" group:"Which jobs:"`
+	Parallel int               `help:"Number of disks to copy at the same time, instead of limits.total in the job file." placeholder:"N" group:"Which jobs:"`
 
-	Report       []string       `help:"Write a report of all jobs here at the end (repeatable): JSON, or a page where the name ends in .html." placeholder:"FILE" type:"path" sep:"none" group:"Report:"`
-	MergeReports string         `help:"Instead of running: make one report of those in this folder; with a job file, of its jobs." placeholder:"DIR" type:"path" group:"Report:"`
-	LogDir       string         `help:"Write a log of everything for each job into this folder." placeholder:"DIR" type:"path" group:"Report:"`
+	Report       []string       `help:"Write a report of all jobs to this file at the end (repeatable): an HTML page if the name ends in .html, JSON otherwise." placeholder:"FILE" type:"path" sep:"none" group:"Report:"`
+	MergeReports string         `help:"Run nothing, but merge the reports in this folder into one; with a job file, only the reports of its jobs." placeholder:"DIR" type:"path" group:"Report:"`
+	LogDir       string         `help:"Write a complete log of each job into this folder." placeholder:"DIR" type:"path" group:"Report:"`
 	Progress     string         `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
-	Check        bool           `help:"Open every source and check every target; copy nothing." group:"Report:"`
-	Probe        *bytesize.Size `help:"With --check: read so much of each disk, and say how long the batch will take." placeholder:"SIZE" group:"Report:"`
+	Check        bool           `help:"Open all sources and check all targets, but copy nothing." group:"Report:"`
+	Probe        *bytesize.Size `help:"With --check: read this much of each disk, and estimate how long the batch will take." placeholder:"SIZE" group:"Report:"`
 	Schema       bool           `help:"Print the JSON Schema of job files." group:"Report:"`
 }
 
-// batchError is a batch that did not end with 0.
+// batchError is the error of a batch with an exit status other than 0.
 type batchError struct {
 	message, hint string
 	exit          int
@@ -58,15 +58,15 @@ func (e *batchError) Hint() string  { return e.hint }
 // ExitStatus implements the interface of package report.
 func (e *batchError) ExitStatus() int { return e.exit }
 
-// Validate is kong's hook for what no single flag can check.
+// Validate checks combinations of flags. The package kong calls it.
 func (c *batchCommand) Validate() error {
 	switch {
 	case c.Jobs == "" && !c.Schema && c.MergeReports == "":
 		return errors.New("want a job file, or - for standard input")
 	case c.Probe != nil && !c.Check:
-		return errors.New("--probe is for --check")
+		return errors.New("--probe needs --check")
 	case c.Probe != nil && *c.Probe == 0:
-		return errors.New("--probe: 0: nothing would be read")
+		return errors.New("--probe: 0 bytes: nothing would be read")
 	case c.Parallel < 0 || c.Parallel > 1000:
 		return fmt.Errorf("--parallel: %d: want 1 to 1000", c.Parallel)
 	}
@@ -136,7 +136,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	return nil
 }
 
-// load reads the job file, and returns the jobs of it that the flags pick.
+// load reads the job file, and returns the file and the jobs that the flags select.
 func (c *batchCommand) load(ctx context.Context, parser *jobParser) (*batch.File, []*batch.Job, error) {
 	file, err := parser.jobsFile(ctx, c.Jobs, c.notice)
 	if ctx.Err() != nil {
@@ -156,14 +156,14 @@ func (c *batchCommand) load(ctx context.Context, parser *jobParser) (*batch.File
 	return file, jobs, nil
 }
 
-// notice tells how far something is, before there is a display.
+// notice shows progress on standard error while there is no display.
 func (c *batchCommand) notice(text string) {
 	if c.Progress == "auto" || c.Progress == "bar" {
 		fmt.Fprintf(errorOutput, "vddkcp: %s\n", printable.Line(text))
 	}
 }
 
-// selected are the jobs that the flags pick.
+// selected returns the jobs that the flags select.
 func (c *batchCommand) selected(f *batch.File) ([]*batch.Job, error) {
 	s := batch.Selection{Names: c.Only, Labels: c.Label}
 	if c.Shard != "" {
@@ -175,14 +175,14 @@ func (c *batchCommand) selected(f *batch.File) ([]*batch.Job, error) {
 	return f.Select(s)
 }
 
-// checkPlaces looks, before hours of work, whether what they end with can be
-// written.
+// checkPlaces checks whether the reports and logs can be written, before the batch works
+// for hours.
 func (c *batchCommand) checkPlaces() error {
 	for _, report := range c.Report {
 		if fi, err := os.Stat(filepath.Dir(report)); err != nil {
 			return fmt.Errorf("--report: %w", err)
 		} else if !fi.IsDir() {
-			return fmt.Errorf("--report: %s is no folder", filepath.Dir(report))
+			return fmt.Errorf("--report: %s is not a folder", filepath.Dir(report))
 		}
 	}
 	if c.LogDir != "" {
@@ -194,8 +194,8 @@ func (c *batchCommand) checkPlaces() error {
 }
 
 // outputs returns the files that the batch writes, except targets, journals and the
-// logs of jobs. It is an *outputError if one of all these is another's file, or one
-// that is read.
+// logs of jobs. The error is an *outputError if two of all these are the same file, or
+// one is a file that the batch reads.
 func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, error) {
 	o := new(outputs)
 	for _, path := range c.Report {
@@ -222,9 +222,9 @@ func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, erro
 	return o, all.check()
 }
 
-// protectJob adds the files of a job, whose paths are absolute, to those that no
-// output may be. It resolves no links, which would take long for many jobs: check
-// compares files as well as paths.
+// protectJob adds the files of a job to the files that no output may overwrite. Their
+// paths are absolute. Symbolic links are not resolved, which would take long for many
+// jobs: check compares inodes as well as paths.
 func protectJob(o *outputs, j *batch.Job) {
 	of := fmt.Sprintf(" of jobs[%d]", j.Index)
 	o.addOwn("the journal"+of, j.Text("journal"))
@@ -249,7 +249,7 @@ func protectJob(o *outputs, j *batch.Job) {
 	}
 }
 
-// logPath is where --log-dir puts the log of a job.
+// logPath returns the path of the log of a job, or "" without --log-dir.
 func (c *batchCommand) logPath(j *batch.Job) string {
 	if c.LogDir == "" {
 		return ""
@@ -257,13 +257,13 @@ func (c *batchCommand) logPath(j *batch.Job) string {
 	return filepath.Join(c.LogDir, batch.LogName(j.Name))
 }
 
-// statePath is where the state file is.
+// statePath returns the path of the state file.
 func (c *batchCommand) statePath() (string, error) {
 	if c.State != "" {
 		return c.State, nil
 	}
 	if c.Jobs == "-" {
-		return "", &usageError{err: errors.New("a job file on standard input has no place for its state: say --state FILE")}
+		return "", &usageError{err: errors.New("a job file on standard input has no default state file: name one with --state FILE")}
 	}
 	base := strings.TrimSuffix(c.Jobs, ".json") + ".state"
 	if c.Shard != "" {
@@ -276,7 +276,7 @@ func (c *batchCommand) statePath() (string, error) {
 	return base + ".json", nil
 }
 
-// merge makes one report of many; of the jobs of the job file, where one is named.
+// merge merges reports. With a job file, the result has exactly its jobs.
 func (c *batchCommand) merge(ctx context.Context, parser *jobParser) error {
 	var jobs []*batch.Job
 	if c.Jobs != "" {
@@ -312,13 +312,13 @@ func (c *batchCommand) merge(ctx context.Context, parser *jobParser) error {
 	return batchEnd(r)
 }
 
-// batchEnd is the error that a report ends a batch with.
+// batchEnd returns the error of a batch with this report, or nil if all jobs are done.
 func batchEnd(r *batch.Report) error {
 	if r.Exit == 0 {
 		return nil
 	}
 	c := r.Counts
-	e := &batchError{exit: r.Exit, hint: "--resume goes on with those that are not done"}
+	e := &batchError{exit: r.Exit, hint: "--resume continues the jobs that are not done"}
 	e.message = fmt.Sprintf("%d of %d jobs failed", c.Failed, len(r.Jobs))
 	if c.Interrupted > 0 {
 		e.message += fmt.Sprintf(", %d were interrupted", c.Interrupted)
@@ -330,7 +330,7 @@ func batchEnd(r *batch.Report) error {
 	return e
 }
 
-// batchRun is a batch under way.
+// batchRun is a batch that runs or is checked.
 type batchRun struct {
 	*batchCommand
 	file    *batch.File
@@ -342,20 +342,20 @@ type batchRun struct {
 
 	commands *spawned
 
-	outputs *outputs // of the batch as a whole
+	outputs *outputs // that concern the whole batch
 
-	checked atomic.Int64 // jobs, by --check
+	checked atomic.Int64 // number of jobs that --check has checked
 
 	mu      sync.Mutex
 	budgets map[string]*vddk.Budget // by batch.Job.HostKey; guarded by mu
-	refused map[string]bool         // paths of outputs that are files of a source; guarded by mu
+	refused map[string]bool         // paths of outputs that are files of a source, and must not be written; guarded by mu
 
-	// registry makes one login that a server refuses the last one with that user
-	// and password, and counts the disks of each VM.
+	// registry counts the disks of each VM, and prevents another login with a user and a
+	// password that the server has refused.
 	registry *vddk.Registry
 }
 
-// giveSecrets gives the jobs what the environment has, which is of one server.
+// giveSecrets gives the jobs the secrets of the environment, if all jobs use one server.
 func (b *batchRun) giveSecrets(secrets *secretEnvironment) {
 	var servers []string
 	for _, j := range b.file.Jobs {
@@ -365,7 +365,7 @@ func (b *batchRun) giveSecrets(secrets *secretEnvironment) {
 	}
 	if len(servers) > 1 {
 		if secrets.password.IsSet() || secrets.cookie.IsSet() {
-			b.log.Warn(fmt.Sprintf("VDDKCP_PASSWORD and VDDKCP_COOKIE are not used: they are of one server, and the jobs name %d", len(servers)))
+			b.log.Warn(fmt.Sprintf("VDDKCP_PASSWORD and VDDKCP_COOKIE are ignored: they are for one server, and the jobs name %d servers", len(servers)))
 		}
 		return
 	}
@@ -383,7 +383,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	if err != nil {
 		e := &usageError{err: err, hint: report.Of(err).Hint}
 		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
-			e.hint = "--state names another place for it"
+			e.hint = "name another file with --state"
 		}
 		return e
 	}
@@ -410,7 +410,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	}
 	for _, path := range b.Report {
 		if b.refused[path] {
-			err = errors.Join(err, fmt.Errorf("--report %s: not written: it is a file of a source", path))
+			err = errors.Join(err, fmt.Errorf("--report %s: the report is not written, because this is a file of a source", path))
 			continue
 		}
 		err = errors.Join(err, whole.Write(path))

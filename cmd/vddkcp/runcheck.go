@@ -21,16 +21,16 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// checked is what --check found out of a job.
+// checked is the result of --check for one job.
 type checked struct {
 	job        *batch.Job
-	size, data int64 // bytes
-	need       int64 // bytes that the target takes
+	size, data int64 // of the disk, and to be copied; bytes
+	need       int64 // bytes that the target will allocate; 0 for a target that is no file
 	fileSystem uint64
 	err        error
 }
 
-// check looks at every job without copying, and prints what it found.
+// check checks all jobs without copying, and prints the results.
 func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 	out := standardOutput(ctx)
 	if b.Resume {
@@ -86,12 +86,12 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 		e.message += fmt.Sprintf(", and %d file systems have too little space", full)
 	}
 	if wrong > 0 {
-		e.exit, e.hint = exit.Usage, "the job file is wrong where a parameter is"
+		e.exit, e.hint = exit.Usage, "fix the jobs in the job file whose parameters are marked above as wrong"
 	}
 	return e
 }
 
-// tellChecked tells now and then how many of the jobs were checked, until stop is
+// tellChecked shows from time to time how many of the jobs were checked, until stop is
 // called.
 func (b *batchRun) tellChecked(jobs int) (stop func()) {
 	done := make(chan struct{})
@@ -110,7 +110,7 @@ func (b *batchRun) tellChecked(jobs int) (stop func()) {
 	return sync.OnceFunc(func() { close(done) })
 }
 
-// unfinished are the jobs that --resume would run.
+// unfinished returns the jobs that --resume would run.
 func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
 	path, err := b.statePath()
 	if err != nil {
@@ -142,8 +142,8 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	return r
 }
 
-// printChecked prints a line for each job. Bad are those that are not ready,
-// wrong those of them where the job file is at fault.
+// printChecked prints a line for each job. bad counts the jobs that are not ready, and
+// wrong those among them whose parameters in the job file are wrong.
 func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "JOB\tSIZE\tTO COPY\tTARGET\tREADY")
@@ -158,7 +158,7 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 			if h := report.Of(c.err).Hint; h != "" {
 				ready += " (" + h + ")"
 			}
-			// What it did not come to is not known.
+			// A size that the check did not reach is unknown.
 			if c.data == 0 {
 				data = "-"
 			}
@@ -166,14 +166,14 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 				size = "-"
 			}
 		}
-		// A tab or a line's end in a name would be another cell.
+		// The names are quoted, since a tab or a newline would start another cell.
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable.Name(c.job.Name), size, data, printable.Name(c.job.Target), printable.Line(ready))
 	}
 	return bad, wrong, table.Flush()
 }
 
-// printSpace prints what the targets take on each file system, and returns how
-// many are too small for theirs together.
+// printSpace prints how much space the targets need on each file system. It returns the
+// number of file systems with too little space for all of their targets together.
 func (b *batchRun) printSpace(out io.Writer, all []checked) (full int, err error) {
 	type fileSystem struct {
 		id   uint64

@@ -103,7 +103,8 @@ func (b *batchRun) command(j *batch.Job) *copyCommand {
 	return c
 }
 
-// budget is what connections of a job share with others of its host; nil: none.
+// budget returns the memory and the connections that the job shares with all jobs of its
+// host, or nil for a source on this machine.
 func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 	key := j.HostKey()
 	if key == "" {
@@ -118,7 +119,8 @@ func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 	return b.budgets[key]
 }
 
-// refuseReport keeps a report from being written over a file of a source.
+// refuseReport prevents the report from being written over a file of a source, if err
+// says that it is one.
 func (b *batchRun) refuseReport(err error) {
 	var refused *outputError
 	if !errors.As(err, &refused) {
@@ -129,7 +131,8 @@ func (b *batchRun) refuseReport(err error) {
 	b.refused[refused.path] = true
 }
 
-// jobLog is the log of a job, which with --log-dir goes to a file too.
+// jobLog returns the log of a job. With --log-dir it also writes to a file, which done
+// closes.
 func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
 	log, done = b.log.With("job", j.Name), func() {}
 	if b.LogDir == "" {
@@ -137,30 +140,30 @@ func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
 	}
 	file, err := durable.OpenOutput(b.logPath(j), os.O_APPEND|os.O_CREATE|os.O_WRONLY)
 	if err != nil {
-		log.Warn("the job has no log file", "error", err)
+		log.Warn("the log file of the job cannot be opened", "error", err)
 		return log, done
 	}
 	all := slog.NewTextHandler(printable.NewWriter(file), &slog.HandlerOptions{Level: slog.LevelDebug})
 	return slog.New(slog.NewMultiHandler(log.Handler(), all)), func() { file.Close() }
 }
 
-// accesses are the VMs that jobs want prepared: from the first disk of a VM that is
-// opened until no job with one is left.
+// accesses are the VMs whose migration jobs prevent by --prepare-access: from the first
+// disk of a VM that is opened until no job of that VM is left.
 type accesses struct {
 	registry *vddk.Registry
 	left     map[*batch.Job]*vddk.Params
-	ending   sync.WaitGroup // calls of EndAccess, which others must not wait for
+	ending   sync.WaitGroup // calls of EndAccess, which take a while; other jobs do not wait for them
 }
 
 func (b *batchRun) expectDisks(jobs []*batch.Job) *accesses {
 	a := &accesses{registry: b.registry, left: map[*batch.Job]*vddk.Params{}}
 	for _, j := range jobs {
 		if j.Text("prepare_access") == "" {
-			continue // the flags of each job take their time
+			continue // parsing the flags of a job takes time, so only the necessary ones are parsed
 		}
 		c, err := b.parser.command(j)
 		if err != nil || !c.PrepareAccess {
-			continue // its copy says what is wrong
+			continue // the copy will report the error
 		}
 		p := &vddk.Params{Server: withoutBrackets(c.Server), Port: uint32(c.Port), VM: c.VM, PrepareAccess: true}
 		a.left[j] = p
@@ -169,7 +172,7 @@ func (b *batchRun) expectDisks(jobs []*batch.Job) *accesses {
 	return a
 }
 
-// done is for a job that is over. It is called for one job at a time.
+// done records that a job is over. Calls must not overlap.
 func (a *accesses) done(j *batch.Job) {
 	if p := a.left[j]; p != nil {
 		delete(a.left, j)
@@ -177,7 +180,7 @@ func (a *accesses) done(j *batch.Job) {
 	}
 }
 
-// wait ends the accesses of jobs that never began, too.
+// wait ends all accesses, also those of jobs that never started, and waits for that.
 func (a *accesses) wait() {
 	for j := range a.left {
 		a.done(j)

@@ -68,11 +68,11 @@ func Tidy(spec Spec) {
 	place := sinkopen.PlaceOf(j.at.target)
 	if id := fileid.MarkOf(place.Partial); id != "" && id == fileid.MarkOf(place.Path()) {
 		if err := os.Remove(place.Partial); err != nil {
-			j.Log.Warn("the first name of the target stays", "error", err)
+			j.Log.Warn("the .partial name of the target cannot be removed", "error", err)
 		}
 	}
 	if err := os.Remove(cmp.Or(j.Journal, journal.Beside(place.Partial))); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		j.Log.Warn("the journal stays", "error", err)
+		j.Log.Warn("the journal cannot be removed", "error", err)
 	}
 }
 
@@ -95,9 +95,9 @@ func (j *job) keepOld() {
 		err = nil // an earlier attempt made the link
 	}
 	if err != nil {
-		j.warn(fmt.Sprintf("what is at the target can't be kept as %s: %v", old, err))
+		j.warn(fmt.Sprintf("the file at the target cannot be kept as %s: %v", old, err))
 		return
 	}
-	j.warn("what was at the target stays as " + old)
+	j.warn("the file that was at the target is kept as " + old)
 	j.Force = true
 }

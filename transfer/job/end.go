@@ -53,7 +53,7 @@ func (j *job) explain(err error) error {
 	}
 	var resumable *transfer.ResumableError
 	if errors.As(err, &resumable) {
-		advice := fmt.Sprintf("with --resume the copy goes on at byte %d, where it stopped", resumable.Offset)
+		advice := fmt.Sprintf("run again with --resume to continue the copy at byte %d", resumable.Offset)
 		if why := report.Of(err).Hint; why != "" {
 			advice = why + "; then " + advice
 		}

@@ -239,7 +239,7 @@ func (j *job) check(ctx context.Context) error {
 // begin finds what an earlier run left, before anything is opened.
 func (j *job) begin(ctx context.Context) (*life, error) {
 	if j.Size != nil {
-		return nil, usage.Errorf("--size is for a stream on standard input, and %s has its own", j.Source)
+		return nil, usage.Errorf("--size is for a stream on standard input, but %s has a size of its own", j.Source)
 	}
 	if err := j.findEarlier(); err != nil {
 		return nil, err

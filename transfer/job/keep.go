@@ -34,7 +34,7 @@ func (j *job) keep(o *transfer.Options) (*keeper, error) {
 		last := j.entries[0].Checkpoint
 		o.Resume = &last
 		j.report.ResumedFrom, j.report.ResumeProof = last.Offset, j.copied.Proof
-		j.Log.Info("going on with an earlier copy", "from", last.Offset, "done", bytesize.Format(last.Offset), "proof", j.copied.Proof)
+		j.Log.Info("continuing an earlier copy", "from", last.Offset, "done", bytesize.Format(last.Offset), "proof", j.copied.Proof)
 	}
 	j.begun = true
 	o.Keep = func(c transfer.Checkpoint) error { return jr.Write(journal.Entry{Copy: j.copied, Checkpoint: c}) }
@@ -110,7 +110,7 @@ func (k *keeper) end(err error) error {
 		return err
 	}
 	if removed := k.journal.Remove(); removed != nil {
-		j.Log.Warn("the journal stays", "error", removed)
+		j.Log.Warn("the journal cannot be removed", "error", removed)
 	}
 	return err
 }
@@ -126,7 +126,7 @@ func (r *resumption) dropPartial(log *slog.Logger) {
 		return // the file is gone, or belongs to another process
 	}
 	if err := os.Remove(r.place.Partial); err != nil {
-		log.Warn("the .partial file stays and holds parts of two states of the source", "error", err)
+		log.Warn("the .partial file, which holds parts of two states of the source, cannot be removed", "error", err)
 	}
 }
 
@@ -146,6 +146,6 @@ func (j *job) reopenLost(o *transfer.Options) {
 	}
 	o.Lost = j.Opener.Retry
 	o.Lost.OnRetry = func(err error, wait time.Duration) {
-		j.Log.Warn("the target is opened again, from the last checkpoint on", "wait", wait.Round(time.Millisecond), "error", err)
+		j.Log.Warn("the target is opened again at the last checkpoint", "wait", wait.Round(time.Millisecond), "error", err)
 	}
 }

@@ -197,7 +197,7 @@ func (j *job) describeSource() {
 	if d, ok := source.Ability[source.Described](j.source); ok {
 		info := d.Info()
 		if what := sourceopen.FormatByName(j.at.source); info.Format == "raw" && j.SourceFormat == "" && what != "" {
-			j.warn(fmt.Sprintf("%s is named like %s and is none: it is copied as a raw disk (--source-format raw says that this is right)", j.Source, what))
+			j.warn(fmt.Sprintf("%s has the name of %s but is none: it is copied as a raw disk (confirm with --source-format raw)", j.Source, what))
 		}
 		j.Log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", j.source.Size(), "chain", strings.Join(info.Chain, " <- "))
 	}
@@ -215,13 +215,13 @@ func (j *job) verifyManifest(ctx context.Context) error {
 	j.Counters.Enter(progress.Verify)
 	err := m.VerifyManifest(ctx)
 	if errors.Is(err, sourceopen.ErrNoManifest) {
-		j.warn(fmt.Sprintf("the source can't be verified, only the copy of it: %v", err))
+		j.warn(fmt.Sprintf("the source cannot be verified, only the copy: %v", err))
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("verify the source: %w", err)
 	}
-	j.Log.Debug("the manifest agrees")
+	j.Log.Debug("the disk matches the manifest")
 	return nil
 }
 

@@ -51,13 +51,13 @@ func (j *job) planSource(ctx context.Context) (err error) {
 		return fmt.Errorf("%w: it was %s, it is %s", transfer.ErrSourceChanged, j.copied.Source, id)
 	}
 	if j.plan.Inherited > 0 && j.overlay.disk == nil {
-		return usage.New(fmt.Sprintf("--single-link: %s has %d bytes that only its parents have, and a target without --backing can't say so", j.Source, j.plan.Inherited),
-			"without --single-link they are read from the parents")
+		return usage.New(fmt.Sprintf("--single-link: %d bytes of %s are only in its parents, and a target without --backing cannot refer to those", j.plan.Inherited, j.Source),
+			"copy without --single-link to read them from the parents")
 	}
 	j.describeSource()
 	j.shared, err = transfer.Shared(ctx, j.source, j.plan, j.Reflink, j.target.CloneUnit)
 	if errors.Is(err, transfer.ErrNotShared) {
-		return &hintedError{err, "--reflink auto shares what it can and copies the rest"}
+		return &hintedError{err, "use --reflink auto, which shares what can be shared and copies the rest"}
 	}
 	return err
 }
@@ -143,13 +143,13 @@ func (j *job) warnOfSectors() {
 	if n <= 512 || j.target.Format == "vmdk" || j.target.Kind == "null" {
 		return
 	}
-	j.warn(fmt.Sprintf("%s has sectors of %d bytes, which a %s cannot record: give its guest a disk with sectors of that size (libvirt: <blockio logical_block_size='%d'/>)", j.Source, n, j.target, n))
+	j.warn(fmt.Sprintf("%s has sectors of %d bytes, which a %s cannot record: attach it to its guest with sectors of that size (libvirt: <blockio logical_block_size='%d'/>)", j.Source, n, j.target, n))
 }
 
 // verifiable refuses --verify for a target that cannot be read back.
 func (j *job) verifiable(target *sinkopen.Target) error {
 	if j.Verify && (target.Kind == "stream" || target.Kind == "null") {
-		return usage.New(fmt.Sprintf("--verify: %s can't be read back", target.Address), "--digest tells what was written, to be compared on the other side")
+		return usage.New(fmt.Sprintf("--verify: %s cannot be read back", target.Address), "use --digest, which prints a digest of the data that can be compared with that of the target")
 	}
 	return nil
 }

@@ -93,7 +93,7 @@ func (j *job) placeJournal() (resumable bool, err error) {
 		}
 	default:
 		if j.Resume {
-			return false, usage.Errorf("--resume: %s can't be resumed", j.Target)
+			return false, usage.Errorf("--resume: %s cannot be resumed", j.Target)
 		}
 		return false, nil
 	}
@@ -121,7 +121,7 @@ func (j *job) useEntries(entries []journal.Entry) (err error) {
 	if len(j.entries) == 0 && j.place.Kind == "file" {
 		j.stale = true
 		if none {
-			j.warn(fmt.Sprintf("%s has no journal that says how far it came: the copy starts anew", j.place.Partial))
+			j.warn(fmt.Sprintf("%s has no journal that says how much of it is copied: the copy starts over", j.place.Partial))
 		}
 	}
 	return nil
@@ -139,7 +139,7 @@ func (j *job) findEarlierVMDK(entries []journal.Entry) error {
 			return j.anotherCopy(fmt.Sprintf("the target is a vmdk file, and was a %s", e.Target))
 		}
 	}
-	j.warn(fmt.Sprintf("%s is of a VMDK, which can't be gone on with: the copy starts anew", j.place.Partial))
+	j.warn(fmt.Sprintf("%s belongs to a VMDK target, which cannot be resumed: the copy starts over", j.place.Partial))
 	return nil
 }
 
@@ -205,12 +205,12 @@ func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 }
 
 // startAnew is the hint if --resume cannot continue the earlier copy.
-const startAnew = "--force without --resume drops what was copied and starts anew"
+const startAnew = "run again with --force and without --resume, which drops what was copied and starts over"
 
 // anotherCopy returns the usage error of a copy that differs from the one that
 // stopped. diff says in what they differ.
 func (j *job) anotherCopy(diff string) error {
-	return usage.New(fmt.Sprintf("--resume: %s is not the copy that stopped: %s", j.Target, diff), startAnew)
+	return usage.New(fmt.Sprintf("--resume: this is not the copy to %s that stopped: %s", j.Target, diff), startAnew)
 }
 
 // neverResumed returns the usage error of a copy that no later run can continue
@@ -218,19 +218,19 @@ func (j *job) anotherCopy(diff string) error {
 func (j *job) neverResumed(why error) error {
 	hint := startAnew
 	if errors.Is(why, fs.ErrExist) {
-		hint = "--resume with --force goes on, and replaces what is at DST when the copy is whole"
+		hint = "run again with --resume and --force, which replaces the file at DST when the copy is whole"
 	}
 	if errors.Is(why, source.ErrGone) {
-		hint = "the snapshot is gone, and with it the state of the disk that was copied: name a snapshot that exists, and start anew with --force without --resume"
+		hint = "the snapshot no longer exists, and with it the state of the disk that was copied: name another snapshot, and start over with --force and without --resume"
 	}
-	return usage.WithHint(fmt.Errorf("--resume: the copy to %s can't go on: %w", j.Target, why), hint)
+	return usage.WithHint(fmt.Errorf("--resume: the copy to %s cannot be continued: %w", j.Target, why), hint)
 }
 
 // notThisTarget makes a usage error of a target that is not the one of the copy
 // that is to be continued. Other errors are returned as they are.
 func notThisTarget(err error) error {
 	if errors.As(err, new(*sink.OtherError)) {
-		return usage.WithHint(fmt.Errorf("--resume: %w", err), "name the target of the copy that stopped, or run without --resume to start anew on this one")
+		return usage.WithHint(fmt.Errorf("--resume: %w", err), "name the target of the copy that stopped, or run without --resume to start over on this one")
 	}
 	return err
 }

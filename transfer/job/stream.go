@@ -25,9 +25,9 @@ func (j *job) isStream() bool {
 func (j *job) checkStream() error {
 	switch {
 	case j.SourceFormat != "" && j.SourceFormat != "raw":
-		return usage.Errorf("standard input is a raw stream, not %s: save it in a file first", j.SourceFormat)
+		return usage.Errorf("standard input is read as a raw stream, not as %s: save it in a file first", j.SourceFormat)
 	case j.dry:
-		return usage.Errorf("--dry-run can't look into standard input")
+		return usage.Errorf("--dry-run cannot examine standard input")
 	case j.Reflink == transfer.ReflinkAlways:
 		return usage.Errorf("--reflink always: a stream on standard input has no blocks to share")
 	}
@@ -102,7 +102,7 @@ func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
 	}
 	r, luks, err := sourceopen.RawStream(stdin, name)
 	if luks {
-		j.warn(name + " is encrypted (LUKS): it is taken as it is, and only its passphrase opens the copy")
+		j.warn(name + " is encrypted (LUKS): it is copied as it is, and only its passphrase opens the copy")
 	}
 	return r, emptyStream(err)
 }
@@ -110,7 +110,7 @@ func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
 // emptyStream adds a hint to the error of an empty stream.
 func emptyStream(err error) error {
 	if errors.Is(err, sourceopen.ErrEmptyStream) {
-		return &hintedError{err, "--size 0 takes it for a disk of 0 bytes"}
+		return &hintedError{err, "for a disk of 0 bytes use --size 0"}
 	}
 	return err
 }

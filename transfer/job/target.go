@@ -54,7 +54,7 @@ func (j *job) distrustZeros() (again bool, err error) {
 		return true, j.dst.Abort() // nothing was written
 	}
 	if j.touched != "" {
-		j.warn(fmt.Sprintf("--target-is-zero is not believed, since by the journal %q an earlier copy wrote to this target: its holes are zeroed", j.touched))
+		j.warn(fmt.Sprintf("--target-is-zero is ignored, because the journal %q says that an earlier copy wrote to this target: its holes are zeroed", j.touched))
 	}
 	return false, nil
 }
@@ -108,14 +108,14 @@ func (r *resumption) untouched() error {
 		return err
 	}
 	if len(now) == 0 || now[0].Offset != r.newest {
-		return fmt.Errorf("another process went on with the copy meanwhile: by the journal %q it is no longer at %d", r.path, r.newest)
+		return fmt.Errorf("another process has continued the copy: the journal %q is no longer at byte %d", r.path, r.newest)
 	}
 	return nil
 }
 
 // errUnproved says that nothing proves that a target or a source is the one of a
 // checkpoint. The copy then starts over, which loses nothing: only zeros were copied.
-var errUnproved = errors.New("nothing proves that source and target are those of the copy that stopped")
+var errUnproved = errors.New("nothing proves that the source and the target are those of the copy that stopped")
 
 // isAnother reports whether err of compareTarget means that the target is not the
 // one of the checkpoint.
@@ -127,16 +127,16 @@ func isAnother(err error) bool {
 // which does not describe the target, or from the start.
 func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
 	if errors.Is(why, errUnproved) {
-		j.warn(fmt.Sprintf("the checkpoint at %d is not used: %v; the copy starts anew", last.Offset, why))
+		j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy starts over", last.Offset, why))
 		j.entries, j.stale = nil, j.place.Kind == "file"
 		return nil
 	}
 	j.dropped = true
 	if j.entries = j.entries[1:]; len(j.entries) == 0 {
 		j.entries = []journal.Entry{*last} // the earlier copy stays as it is
-		return j.neverResumed(fmt.Errorf("the target does not hold what its journal says was written last: %w", why))
+		return j.neverResumed(fmt.Errorf("the target does not hold the data that its journal says was written last: %w", why))
 	}
-	j.warn(fmt.Sprintf("the checkpoint at %d is not used: %v; the one before, at %d, is", last.Offset, why, j.entries[0].Offset))
+	j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy continues at the one before, at byte %d", last.Offset, why, j.entries[0].Offset))
 	return nil
 }
 
@@ -158,7 +158,7 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 	// proves nothing about the overlay's own file.
 	same := !j.inPlace() && id != "" && id == last.Identity
 	if !same && (!last.Proves() || j.overlay.disk != nil && !j.inPlace()) {
-		return fmt.Errorf("%w: the target is %s, and was %s, and nothing but zeros or the backing's content was written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
+		return fmt.Errorf("%w: the target is %s and was %s, and only zeros or the content of the backing were written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
 	}
 	return nil
 }
@@ -167,21 +167,21 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 // that the source is the same disk in the same state.
 func (j *job) compareSource(ctx context.Context, last *transfer.Checkpoint) error {
 	if b := j.overlay.identity; b != nil && b.Proof == "none" {
-		j.warn(fmt.Sprintf("nothing proves that the backing %q is what it was when the copy stopped", b.Path))
+		j.warn(fmt.Sprintf("nothing proves that the backing %q is unchanged since the copy stopped", b.Path))
 	}
 	if j.copied.Proof != "none" || last.Offset == 0 {
 		return nil
 	}
 	if !last.Proves() {
-		return fmt.Errorf("%w: the source has no identity that proves it, and nothing but zeros was read so far", errUnproved)
+		return fmt.Errorf("%w: the source has no identity that could prove it, and only zeros were read so far", errUnproved)
 	}
 	err := last.CheckTail(ctx, j.source)
 	if errors.Is(err, transfer.ErrTail) {
 		return usage.WithHint(fmt.Errorf("--resume: the source changed since the copy stopped: %w", err),
-			"--force without --resume starts anew; copy from a snapshot, or with the source's user stopped")
+			"start over with --force and without --resume; copy from a snapshot, or stop the program that writes to the source")
 	}
 	if err == nil {
-		j.warn("nothing proves that the source is what it was when the copy stopped; what was read last is the same")
+		j.warn("nothing proves that the source is unchanged since the copy stopped, but the data that was read last is")
 	}
 	return err
 }

@@ -1,10 +1,13 @@
-// Package journal keeps the checkpoints of a copy in one small file, so that
-// the copy can go on after any end, that of the machine included.
+// Package journal keeps the checkpoints of a copy in a small file, so that a later run
+// can continue the copy even after the machine has crashed. A copy calls [Open], then
+// [Journal.Write] for each checkpoint, and at its end [Journal.Remove], or
+// [Journal.Close] if a later run may continue it. [Load] reads a journal without
+// locking it.
 //
-// The file has two slots, which are written in turn, each durable before the
-// other is touched: a torn one is recognised by its checksum, and the other one
-// still holds. Its size does not depend on the disk's. docs/journal.md has the
-// format.
+// The file has two slots, which are written alternately. Each slot is durable before
+// the other one is overwritten. A slot that was only partly written is recognised by its
+// checksum, and the other slot is still valid. The size of the file does not depend on
+// the size of the disk. docs/journal.md describes the format.
 package journal
 
 import (
@@ -24,31 +27,32 @@ import (
 	"github.com/vddkcp/vddkcp/transfer"
 )
 
-// Entry is what one slot holds.
+// Entry is the content of one slot: a checkpoint, and the copy that it belongs to.
 type Entry struct {
 	Copy
 	transfer.Checkpoint
 	sequence uint64
 }
 
-// Copy says which copy a checkpoint is of. docs/journal.md lists where each thing
-// that decides the content of a target is held.
+// Copy describes the copy that a checkpoint belongs to. A copy with another description
+// does not continue at the checkpoint: see Differs. docs/journal.md lists the field for
+// each flag that decides the content of a target.
 type Copy struct {
-	Source   string            `json:"source"`            // its identity
-	Proof    string            `json:"proof"`             // by what that is proved: "snapshot", "mtime" or "none"
-	Size     int64             `json:"size"`              // of the disk, bytes
-	Target   string            `json:"target"`            // what is written, and in which way
-	Identity string            `json:"identity"`          // of the file, device or export that is written; "" where it has none
-	Backing  *Backing          `json:"backing,omitempty"` // of an overlay; nil: the target is none
-	Options  map[string]string `json:"options"`           // those that decide what is written
+	Source   string            `json:"source"`            // identity of the source
+	Proof    string            `json:"proof"`             // what proves the identity: "snapshot", "mtime" or "none"
+	Size     int64             `json:"size"`              // of the disk, in bytes
+	Target   string            `json:"target"`            // format and kind of the target, such as "raw file"
+	Identity string            `json:"identity"`          // of the file, device or export that is written; "" if it has none
+	Backing  *Backing          `json:"backing,omitempty"` // of a target that is an overlay; nil for other targets
+	Options  map[string]string `json:"options"`           // flags that decide what is written
 }
 
 // Backing is the disk that an overlay is written over.
 type Backing struct {
 	Path     string `json:"path"`     // absolute, symbolic links resolved
 	Format   string `json:"format"`   // as the overlay records it
-	Identity string `json:"identity"` // of all its files
-	Proof    string `json:"proof"`    // as of Copy
+	Identity string `json:"identity"` // of all files of the backing
+	Proof    string `json:"proof"`    // as Copy.Proof
 }
 
 const (
@@ -57,28 +61,28 @@ const (
 	slotSize = 128 << 10
 )
 
-// record is how an entry is written, see docs/journal.md.
+// record is the format of a slot, which docs/journal.md describes.
 var record = durable.Record{Magic: magic, Version: version, SlotSize: slotSize, Numbered: true}
 
-// ErrVersion is of a journal that another version of vddkcp wrote.
+// ErrVersion says that another version of vddkcp wrote the journal.
 var ErrVersion = errors.New("written by another version of vddkcp")
 
-// Journal is an open journal, locked against other processes. It is for one
-// goroutine at a time.
+// Journal is an open journal, locked against other processes. It is not safe for
+// concurrent use.
 type Journal struct {
 	f       *os.File
 	path    string
-	next    int    // the slot to be written
-	last    uint64 // the sequence number of the one written last
-	durable bool   // the file's name is
+	next    int    // the slot that Write writes next, 0 or 1
+	last    uint64 // sequence number of the newest entry; 0: there is none
+	durable bool   // the name of the file is durable
 
-	// fdatasync makes the file's data durable. Tests replace it.
+	// fdatasync makes the data of the file durable. Tests replace it.
 	fdatasync func(fd int) error
 }
 
-// Open opens the journal at path, or makes one, its space reserved. Entries are
-// those that it holds, the newest first: none, one or two. A file that is no
-// journal is an error, and left as it is. A journal of another version has no
+// Open opens and locks the journal at path, or creates one with all its space reserved.
+// It returns the entries of the journal, the newest first: none, one or two. A file that
+// is no journal is an error and stays unchanged. A journal of another version has no
 // entries; for Load it is an error.
 func Open(path string) (j *Journal, entries []Entry, err error) {
 	f, err := durable.Open(path, os.O_RDWR|os.O_CREATE, 0o600)
@@ -96,13 +100,13 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 		return nil, nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, nil, errors.New("another process uses it")
+		return nil, nil, errors.New("another process is using it")
 	}
 	j = &Journal{f: f, path: path, fdatasync: unix.Fdatasync}
 	if info.Size() == 0 {
 		inPlace(f)
-		// Written and not only reserved: what it holds must still fit when
-		// nothing else does.
+		// The space is written, and not only reserved, because a checkpoint must still fit
+		// when the file system is full.
 		if _, err := f.Write(make([]byte, 2*slotSize)); err != nil {
 			os.Remove(path)
 			return nil, nil, err
@@ -118,10 +122,10 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 // noCopyOnWrite is FS_NOCOW_FL of linux/fs.h.
 const noCopyOnWrite = 0x00800000
 
-// inPlace has an empty file overwritten in place where its file system would
-// write anew what is overwritten (btrfs): there the space of the journal could
-// not hold a checkpoint once the file system is full. Other file systems do not
-// know the attribute, and need none.
+// inPlace makes a file system with copy on write (btrfs) overwrite an empty file in
+// place. Otherwise each overwrite would need new space, and a checkpoint would not fit
+// once the file system is full. Other file systems do not know the attribute and do not
+// need it.
 func inPlace(f *os.File) {
 	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 	if err != nil {
@@ -130,8 +134,8 @@ func inPlace(f *os.File) {
 	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|noCopyOnWrite))
 }
 
-// Load returns the entries of the journal at path like Open, without making or
-// locking one. None and no error: there is no such file.
+// Load returns the entries of the journal at path as Open does, but does not create or
+// lock it. If the file does not exist, there are no entries and no error.
 func Load(path string) ([]Entry, error) {
 	f, err := durable.Open(path, os.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -157,7 +161,7 @@ func (j *Journal) read() (entries []Entry, err error) {
 	if info, err := j.f.Stat(); err != nil {
 		return nil, err
 	} else if info.Size() > 2*slotSize {
-		return nil, fmt.Errorf("it has %d bytes, want at most %d: it is no journal of vddkcp; remove it, or name another place with --journal", info.Size(), 2*slotSize)
+		return nil, fmt.Errorf("it has %d bytes, but a journal of vddkcp has at most %d; remove it, or name another file with --journal", info.Size(), 2*slotSize)
 	}
 	ours, used := false, false
 	for i, slot := range slots {
@@ -176,7 +180,7 @@ func (j *Journal) read() (entries []Entry, err error) {
 	}
 	if used && !ours {
 		head := slots[0].Bytes
-		return nil, fmt.Errorf("it begins with %q and is no journal of vddkcp; remove it, or name another place with --journal", head[:min(len(head), 16)])
+		return nil, fmt.Errorf("it begins with %q and is no journal of vddkcp; remove it, or name another file with --journal", head[:min(len(head), 16)])
 	}
 	slices.SortFunc(entries, func(a, b Entry) int { return int(int64(b.sequence - a.sequence)) })
 	return entries, nil
@@ -202,7 +206,7 @@ func parse(slot durable.Slot) (e Entry, err error) {
 	return e, nil
 }
 
-// Write makes an entry durable, in the place of the older one.
+// Write replaces the older entry by e, durably.
 func (j *Journal) Write(e Entry) error {
 	payload, err := json.Marshal(e)
 	if err != nil {
@@ -223,14 +227,14 @@ func (j *Journal) Write(e Entry) error {
 	return nil
 }
 
-// WriteBack makes e, the older of two entries, the newest one again, in the place of
-// the other, which does not hold: else a later run could find that.
+// WriteBack writes e, the older of two entries, over the newer one, which does not
+// describe the target. Otherwise a later run would use the newer one.
 func (j *Journal) WriteBack(e Entry) error {
 	j.next = 1 - j.next
 	return j.Write(e)
 }
 
-// sync makes the file durable, and with the first call its name too.
+// sync makes the data of the file durable; the first call also makes its name durable.
 func (j *Journal) sync() error {
 	if err := j.fdatasync(int(j.f.Fd())); err != nil {
 		return fmt.Errorf("journal %s: fdatasync: %w", j.path, err)
@@ -244,8 +248,8 @@ func (j *Journal) sync() error {
 	return nil
 }
 
-// Reset removes all entries, durably: after a crash an old entry must not be
-// found beside a new target.
+// Reset removes all entries, durably. Otherwise a run after a crash could find an entry of
+// an earlier copy next to a new target.
 func (j *Journal) Reset() error {
 	if j.last == 0 {
 		return nil
@@ -257,13 +261,13 @@ func (j *Journal) Reset() error {
 	return j.sync()
 }
 
-// Close keeps the journal for a later run.
+// Close closes the journal and keeps it for a later run.
 func (j *Journal) Close() error { return j.f.Close() }
 
-// Remove closes and removes the journal: the copy is whole, or given up.
+// Remove closes and removes the journal of a copy that is whole or given up.
 func (j *Journal) Remove() error {
 	defer j.f.Close()
-	// Only what this process has locked.
+	// Another process may have replaced the file. Only the locked one is removed.
 	held, err := j.f.Stat()
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
@@ -277,9 +281,9 @@ func (j *Journal) Remove() error {
 	return nil
 }
 
-// Differs says in what c is another copy than that of a checkpoint, want: ""
-// where it is the same. It does not compare Identity: which other targets can be
-// gone on with depends on their kind.
+// Differs returns the first difference between c and the copy of a checkpoint, want, or
+// "" if they are the same copy. It does not compare Identity, because some kinds of
+// targets may have another one when the copy continues.
 func (c Copy) Differs(want Copy) string {
 	switch {
 	case c.Size != want.Size:

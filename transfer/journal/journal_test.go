@@ -64,7 +64,7 @@ func TestJournalKeepsTheLastTwo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := journal.Open(path); err == nil || !strings.Contains(err.Error(), "another process uses it") {
+	if _, _, err := journal.Open(path); err == nil || !strings.Contains(err.Error(), "another process is using it") {
 		t.Errorf("opened twice: %v", err)
 	}
 	j.Close()

@@ -9,26 +9,25 @@ import (
 	"strings"
 )
 
-// Beside is the journal of a copy to the file that has this path until it is
-// whole.
+// Beside returns the path of the journal for a target that is a file. partial is the path
+// of the file until it is whole.
 func Beside(partial string) string { return partial + ".journal" }
 
-// DefaultPath is where the journal of a target is that has no folder of its
-// own, such as a block device or a disk on an NBD server: in the user's folder
-// for state (XDG Base Directory Specification, $XDG_STATE_HOME), which it
-// makes. The name tells the target.
+// DefaultPath returns the path of the journal for a block device or a disk on an NBD
+// server. It is in the user's folder for state (XDG Base Directory Specification,
+// $XDG_STATE_HOME), which DefaultPath creates. The file name identifies the target.
 func DefaultPath(target string) (string, error) {
 	dir := os.Getenv("XDG_STATE_HOME")
 	if !filepath.IsAbs(dir) {
 		home, err := os.UserHomeDir()
 		if err != nil {
-			return "", fmt.Errorf("no place for a journal (name one with --journal): %w", err)
+			return "", fmt.Errorf("cannot find a folder for the journal (name a file with --journal): %w", err)
 		}
 		dir = filepath.Join(home, ".local", "state")
 	}
 	dir = filepath.Join(dir, "vddkcp")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("no place for a journal (name one with --journal): %w", err)
+		return "", fmt.Errorf("cannot find a folder for the journal (name a file with --journal): %w", err)
 	}
 	readable := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '-' {

@@ -10,39 +10,41 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
-// Outcome says how a run ended and what can be done next. The zero value is not
-// used: [Of] makes one of the error that a run returned.
+// Outcome says how a run ended and what can be done next. [Of] makes it of the error that
+// the run returned.
 type Outcome struct {
 	Status Status
-	Exit   int    // exit status of the process; 0 if nothing is wrong
+	Exit   int    // exit status of the process; 0 if nothing needs attention
 	Hint   string // what the user can do; "" if nothing is known
 	// Resumable says that a later run with --resume continues where this one
 	// stopped.
 	Resumable bool
-	// Transient says that the cause of the failure may be gone later, so that the
-	// same run is worth another try. It never holds for a permanent error.
+	// Transient says that the cause of the failure may disappear, so that the same run
+	// is worth another try later. It is false for an error that is permanent by
+	// internal/retry.
 	Transient bool
 }
 
-// Done reports whether the target is whole. It may be so although Exit is not 0:
-// then the copy succeeded, and something else needs attention.
+// Done reports whether the target is whole. Done can be true although Exit is not 0: the
+// copy succeeded, but something else needs attention.
 func (o Outcome) Done() bool { return o.Status == StatusOK }
 
-// Of returns what err means. It is the one place that decides so, from the
-// methods of the errors that err wraps:
+// Of returns the outcome that err stands for; nil stands for success. No other code
+// decides what an error means. Of uses these methods of err and of the errors that it
+// wraps:
 //
 //   - ExitStatus() int: the exit status that the error stands for. Without any
 //     the status is [exit.Failed].
-//   - Done() bool, beside ExitStatus: if true, the work was done although there is
-//     an error, and the errors that this one wraps are ignored.
+//   - Done() bool, of an error with ExitStatus: if it returns true, the work was done
+//     although there is an error, and the errors that this one wraps are ignored.
 //   - Hint() string: what the user can do. The first one found counts.
 //   - Resumable() bool and Transient() bool: see the fields of Outcome.
 //
 // If errors of one tree stand for several exit statuses, the order is: a
 // difference, a signal, a copy that can be resumed, wrong usage, any other status.
 // A copy that can be resumed comes before wrong usage because a disk that was open
-// once may later be refused by an error which would be a mistake of the user's at
-// the beginning.
+// before may be refused when it is opened again, by an error that would mean wrong usage
+// at the beginning.
 func Of(err error) Outcome {
 	if err == nil {
 		return Outcome{Status: StatusOK}
@@ -67,8 +69,7 @@ func Of(err error) Outcome {
 	return o
 }
 
-// meaning is the exit status of an error, and whether the work was done
-// nevertheless.
+// meaning is the exit status of an error. done says that the work was done nevertheless.
 type meaning struct {
 	exit int
 	done bool
@@ -101,8 +102,8 @@ func meaningOf(err error) meaning {
 	return slices.MaxFunc(found, func(a, b meaning) int { return a.weight() - b.weight() })
 }
 
-// itself reports whether err is a T, without looking at the errors that it wraps,
-// and sets target to it. An error with a method As may stand for another one.
+// itself reports whether err is a T, and sets target to it. Unlike errors.As it ignores
+// the errors that err wraps by Unwrap, but it calls the method As of err.
 func itself[T any](err error, target *T) bool {
 	if t, ok := err.(T); ok {
 		*target = t
@@ -112,7 +113,7 @@ func itself[T any](err error, target *T) bool {
 	return ok && as.As(target)
 }
 
-// weight orders the meanings of one tree of errors: the one that weighs most
+// weight orders the meanings of the errors in one tree. The one with the greatest weight
 // counts.
 func (m meaning) weight() int {
 	switch {
@@ -132,9 +133,9 @@ func (m meaning) weight() int {
 	return 2
 }
 
-// isTransient reports whether the cause of err may be gone later: an error of err's
-// tree says so, or the network failed, or this machine was short of processes,
-// file descriptors or memory.
+// isTransient reports whether the cause of err may disappear: an error in the tree of err
+// says so, or the network failed, or this machine ran out of processes, file descriptors
+// or memory.
 func isTransient(err error) bool {
 	if retry.IsPermanent(err) {
 		return false

@@ -1,5 +1,7 @@
-// Package report says what became of a copy: its status, exit status, counts and hint, as people and
-// programs read them.
+// Package report says how a copy ended. [Of] turns an error into an [Outcome]: exit
+// status, hint, and whether another run helps. A [Report] collects what is known about a
+// copy while it runs; [Report.EndWith] completes it, and [Report.Write] writes it as
+// JSON.
 package report
 
 import (
@@ -12,10 +14,10 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// Status says in a word how a copy ended.
+// Status says in one word how a copy ended.
 type Status string
 
-// The states that a report may give.
+// The values of Status.
 const (
 	StatusOK          Status = "ok"
 	StatusFailed      Status = "failed"
@@ -24,52 +26,68 @@ const (
 	StatusSkipped     Status = "skipped"
 )
 
-// Report is what --report writes, by docs/cli.md, "JSON". Sizes are bytes.
+// Report is the report of one copy. docs/cli.md, "JSON", describes its fields. Sizes are
+// in bytes.
 type Report struct {
-	Version        int       `json:"version"`
-	Status         Status    `json:"status"`
-	Exit           int       `json:"exit"`
-	Started        time.Time `json:"started"`
-	Finished       time.Time `json:"finished"`
-	Seconds        float64   `json:"seconds"`
-	Source         string    `json:"source"`
-	Target         string    `json:"target"`
-	Format         string    `json:"format"`
-	Transport      string    `json:"transport"`
-	VDDKVersion    string    `json:"vddk_version"`
-	VirtualSize    int64     `json:"virtual_size"`
-	BytesPlanned   int64     `json:"bytes_planned"`
-	BytesRead      int64     `json:"bytes_read"`
-	BytesWritten   int64     `json:"bytes_written"`
-	BytesZero      int64     `json:"bytes_zero"`
-	BytesCloned    int64     `json:"bytes_cloned"`
-	Connections    int       `json:"connections"`
-	ExtentsSource  string    `json:"extents_source"`
-	Retries        int64     `json:"retries"`
-	WorkerRestarts int64     `json:"worker_restarts"`
-	ResumedFrom    int64     `json:"resumed_from"`
-	ResumeProof    string    `json:"resume_proof"`
-	Verify         Verify    `json:"verify"`
-	Digest         *Digest   `json:"digest"`
-	Warnings       []string  `json:"warnings"`
-	Error          string    `json:"error"`
-	Hint           string    `json:"hint"`
+	Version int    `json:"version"`
+	Status  Status `json:"status"`
+	Exit    int    `json:"exit"`
+	Times
+	Source      string `json:"source"`
+	Target      string `json:"target"`
+	Format      string `json:"format"`
+	Transport   string `json:"transport"`
+	VDDKVersion string `json:"vddk_version"`
+	Sizes
+	Reading
+	ResumedFrom int64    `json:"resumed_from"`
+	ResumeProof string   `json:"resume_proof"`
+	Verify      Verify   `json:"verify"`
+	Digest      *Digest  `json:"digest"`
+	Warnings    []string `json:"warnings"`
+	Error       string   `json:"error"`
+	Hint        string   `json:"hint"`
 }
 
-// Verify is what a report says of the comparison of source and target.
+// Times says when a copy ran.
+type Times struct {
+	Started  time.Time `json:"started"`
+	Finished time.Time `json:"finished"`
+	Seconds  float64   `json:"seconds"`
+}
+
+// Sizes says how much a copy moved, in bytes.
+type Sizes struct {
+	VirtualSize  int64 `json:"virtual_size"`
+	BytesPlanned int64 `json:"bytes_planned"`
+	BytesRead    int64 `json:"bytes_read"`
+	BytesWritten int64 `json:"bytes_written"`
+	BytesZero    int64 `json:"bytes_zero"`
+	BytesCloned  int64 `json:"bytes_cloned"`
+}
+
+// Reading says how the source was read.
+type Reading struct {
+	Connections    int    `json:"connections"`
+	ExtentsSource  string `json:"extents_source"`
+	Retries        int64  `json:"retries"`
+	WorkerRestarts int64  `json:"worker_restarts"`
+}
+
+// Verify is the result of comparing the target with the source.
 type Verify struct {
-	Status    string `json:"status"` // VerifyOK and so on
-	Different int64  `json:"different"`
+	Status    string `json:"status"`    // VerifyOK, VerifyMismatch or VerifyNotRun
+	Different int64  `json:"different"` // bytes that differ
 }
 
-// What a report says of verifying.
+// The values of Verify.Status.
 const (
 	VerifyOK       = "ok"
 	VerifyMismatch = "mismatch"
 	VerifyNotRun   = "not_run"
 )
 
-// Digest is a content digest of a disk.
+// Digest is a digest of the content of a disk.
 type Digest struct {
 	Algorithm string `json:"algorithm"`
 	Value     string `json:"value"`
@@ -78,18 +96,18 @@ type Digest struct {
 // New returns the report of a copy that starts now.
 func New(source, target string) *Report {
 	return &Report{
-		Version: 1, Started: time.Now(), Source: source, Target: target,
+		Version: 1, Times: Times{Started: time.Now()}, Source: source, Target: target,
 		ResumeProof: "none", Verify: Verify{Status: VerifyNotRun}, Warnings: []string{},
 	}
 }
 
-// Count takes over what the copy counted.
+// Count sets the counts of the copy.
 func (r *Report) Count(s progress.Snapshot) {
 	r.BytesPlanned, r.BytesRead, r.BytesWritten = s.Planned, s.Read, s.Written
 	r.BytesZero, r.BytesCloned = s.Zeroed, s.Cloned
 }
 
-// End notes the time, the status and the exit status.
+// End sets the time of the end, the status and the exit status.
 func (r *Report) End(status Status, exit int) {
 	r.Status, r.Exit, r.Finished = status, exit, time.Now()
 	r.Seconds = r.Finished.Sub(r.Started).Seconds()
@@ -106,12 +124,12 @@ func (r *Report) EndWith(err error) Outcome {
 	return o
 }
 
-// reportMode is the mode of reports, whose messages may have what only this user
-// should see.
+// reportMode is the mode of report files. Only the user may read them, because messages
+// can contain anything that a server says.
 const reportMode = 0o600
 
-// Write writes the report to path as durable.Write does: as a whole or not at
-// all, or in place where path is no regular file.
+// Write writes the report to path. A regular file is replaced as a whole or not at all;
+// any other file, such as a pipe, is written in place.
 func (r *Report) Write(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err == nil {
