@@ -1,0 +1,124 @@
+package batch_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/report"
+)
+
+func TestMerge(t *testing.T) {
+	dir := t.TempDir()
+	begun := time.Now().Add(-time.Hour)
+	job := func(name string, status report.Status, exit int, minutes int) *batch.JobReport {
+		r := report.New("s", "t")
+		r.End(status, exit)
+		r.Finished = begun.Add(time.Duration(minutes) * time.Minute)
+		return &batch.JobReport{Name: name, Labels: map[string]string{}, Attempts: 1, Report: r}
+	}
+	write := func(name string, minutes int, jobs ...*batch.JobReport) {
+		r := batch.Report{Version: 1, Started: begun.Add(time.Duration(minutes) * time.Minute), Finished: begun.Add(time.Duration(minutes+10) * time.Minute), Jobs: jobs}
+		if err := r.Write(filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	other := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "no report of a batch") {
+		t.Errorf("of nothing: %v", err)
+	}
+	write("0.json", 0, job("a", report.StatusInterrupted, 130, 1), job("c", report.StatusOK, 0, 1))
+	write("0-again.json", 20, job("a", report.StatusOK, 0, 21), job("c", report.StatusFailed, 1, 30))
+	write("1.json", 5, job("b", report.StatusFailed, 75, 6), job("d", report.StatusSkipped, 0, 40))
+	write("2.json", 5, job("d", report.StatusFailed, 1, 7))
+	other("jobs.state.json", `{"version":1,"jobs":[]}`)
+	other("list.json", `[]`)
+	other("notes.txt", `x`)
+	r, notes, err := batch.Merge(dir, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{`these jobs are in several reports; the latest one counts: "a", "c", "d"`}; !slices.Equal(notes, want) {
+		t.Errorf("notes %q, want %q", notes, want)
+	}
+	got := ""
+	for _, j := range r.Jobs {
+		got += fmt.Sprintf("%s=%s ", j.Name, j.Status)
+	}
+	if got != "a=ok b=failed c=failed d=failed " || r.Exit != 4 || r.Counts != (batch.Counts{Done: 1, Failed: 3}) {
+		t.Errorf("%s, exit %d, counts %+v", got, r.Exit, r.Counts)
+	}
+	if !r.Started.Equal(begun) || r.Finished.Sub(begun) != 30*time.Minute {
+		t.Errorf("from %s to %s", r.Started, r.Finished)
+	}
+	// By a job file: in its order, without strangers, and with what is missing.
+	f := newFake(t, jobsOf("e", "a", "b", "f"))
+	if r, notes, err = batch.Merge(dir, f.file.Jobs); err != nil {
+		t.Fatal(err)
+	}
+	got = ""
+	for _, j := range r.Jobs {
+		got += fmt.Sprintf("%s=%s ", j.Name, j.Status)
+	}
+	if got != "e=skipped a=ok b=failed f=skipped " || r.Exit != 4 || r.Counts != (batch.Counts{Done: 1, Failed: 1, Skipped: 2}) || !strings.Contains(r.Jobs[0].Error, "no report has this job") {
+		t.Errorf("%s, exit %d, counts %+v", got, r.Exit, r.Counts)
+	}
+	if want := []string{`these jobs are in no report: "e", "f"`, `these jobs are left out because the job file does not have them: "c", "d"`}; len(notes) != 3 || !slices.Equal(notes[1:], want) {
+		t.Errorf("notes %q, want %q", notes, want)
+	}
+	other("3.json", `{"version":1,"counts":{},"jobs":[{}]}`)
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: jobs[0] has no name") {
+		t.Errorf("of a bad one: %v", err)
+	}
+	other("3.json", `{"version":1,`)
+	other("4.json", "")
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end of JSON input; want a complete report") || !strings.Contains(err.Error(), "4.json: unexpected end") {
+		t.Errorf("of a cut one: %v", err)
+	}
+}
+
+// The report has the fields of the contract, none more and none less.
+func TestReportFields(t *testing.T) {
+	f := newFake(t, jobsOf("a"))
+	r := f.mustRun(false, 0, batch.Counts{Done: 1})
+	path := filepath.Join(f.dir, "r.json")
+	if err := r.Write(path); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(text, &fields); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"version", "status", "exit", "started", "finished", "counts", "jobs"} {
+		if fields[name] == nil {
+			t.Errorf("no %q", name)
+		}
+		delete(fields, name)
+	}
+	if len(fields) != 0 {
+		t.Errorf("fields %v", fields)
+	}
+	var jobs struct{ Jobs []map[string]any }
+	if err := json.Unmarshal(text, &jobs); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"name", "labels", "attempts", "status", "exit", "source", "target", "bytes_read", "error", "hint"} {
+		if _, ok := jobs.Jobs[0][name]; !ok {
+			t.Errorf("a job without %q", name)
+		}
+	}
+}
