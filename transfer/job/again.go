@@ -24,8 +24,9 @@ func OpenSource(ctx context.Context, spec Spec) (source.Disk, error) {
 	return j.Opener.OpenAddress(ctx, j.at.source, j.SourceFormat)
 }
 
-// DescribeBacking returns a text that identifies the backing of the target, with its
-// content: it changes when the content does. It is "" if the target is no overlay.
+// DescribeBacking returns a text that identifies the backing of the target and its
+// content. The text changes when the content changes. It is "" if the target is no
+// overlay.
 func DescribeBacking(ctx context.Context, spec Spec) string {
 	if spec.Backing == "" {
 		return ""
@@ -39,8 +40,8 @@ func DescribeBacking(ctx context.Context, spec Spec) string {
 	return fmt.Sprintf("%s, %s, %s", b.Path, b.Format, b.Identity)
 }
 
-// CanResume reports whether Resume is allowed for the target: a file, a block device
-// or an NBD export.
+// CanResume reports whether a copy to the target can be resumed, because the target is a
+// file, a block device or an NBD export.
 func (s *Spec) CanResume() bool {
 	if s.Parse() != nil {
 		return false
@@ -57,9 +58,9 @@ func (s *Spec) WritesFile() bool {
 	return s.Parse() == nil && sinkopen.PlaceOf(s.at.target).Kind == "file"
 }
 
-// Tidy removes what a process that was killed left beside a target which is whole:
-// the journal, and the .partial name of a file that already has its final name. It
-// logs what it cannot remove.
+// Tidy removes the files that a killed process left next to a target which is whole: the
+// journal, and the .partial name of a file that already has its final name. Tidy logs a
+// warning for a file that it cannot remove.
 func Tidy(spec Spec) {
 	j := newJob(spec)
 	if !j.WritesFile() {
@@ -76,9 +77,8 @@ func Tidy(spec Spec) {
 	}
 }
 
-// keepOld gives the file at the target a second name, so that it can be replaced and
-// its content is not lost. If that is not possible, the copy fails because the
-// target exists.
+// keepOld gives the file at the target a second name, so that replacing the file loses no
+// data. If the link cannot be made, the copy fails later because the target exists.
 func (j *job) keepOld() {
 	place := sinkopen.PlaceOf(j.at.target)
 	if place.Kind != "file" {

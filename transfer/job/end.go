@@ -19,8 +19,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// end fills in the report of a copy that ended with err. It returns the error to be
-// shown: with the source's address, and with a hint at --resume if that helps.
+// end completes the report of a copy that ended with err. It returns the error for the
+// user, which names the source, and which has a hint if --resume helps.
 func (j *job) end(err error) error {
 	err = j.mayContinue(err)
 	j.countSource(err != nil)
@@ -32,7 +32,7 @@ func (j *job) end(err error) error {
 	return err
 }
 
-// count fills in what the copy counted and found out.
+// count copies the counts, the digest and the result of verifying into the report.
 func (j *job) count() {
 	counts := j.result.Counts
 	if counts == (progress.Snapshot{}) {
@@ -45,8 +45,8 @@ func (j *job) count() {
 	j.report.Digest = j.result.Digest
 }
 
-// explain adds to an error what a user needs: the hint at --resume, and the source
-// unless the error names it.
+// explain adds to an error the address of the source, unless the error has it, and a hint
+// if a later run can continue the copy.
 func (j *job) explain(err error) error {
 	if err == nil {
 		return nil
@@ -65,9 +65,9 @@ func (j *job) explain(err error) error {
 	return err
 }
 
-// mayContinue decides whether another run may continue after an error that happened
-// before this copy began to write. It may continue an earlier copy, which this one
-// left as it was. In a batch it may try again when a server has recovered.
+// mayContinue decides what a later run can do after an error that happened before this
+// copy began to write. The later run can continue an earlier copy, because this one has
+// not changed it. In a batch, a copy with a transient error is tried again.
 func (j *job) mayContinue(err error) error {
 	if err == nil || report.Of(err).Exit != exit.Failed {
 		return err
@@ -88,8 +88,8 @@ func (j *job) mayContinue(err error) error {
 	return err
 }
 
-// lostServer reports whether err is a broken connection to an NBD server, which is
-// worth another try although no error says so.
+// lostServer reports whether err is a broken connection to an NBD server. Such an error is
+// transient, although the error itself does not say so.
 func (j *job) lostServer(err error) bool {
 	_, from := j.at.source.(address.NBD)
 	if _, to := j.at.target.(address.NBD); !from && !to || retry.IsPermanent(err) {
@@ -103,8 +103,8 @@ func (j *job) lostServer(err error) bool {
 	return false
 }
 
-// retriedError is the error of a copy that the batch tries again, although there is
-// no checkpoint to continue at.
+// retriedError is a transient error of a copy that has no checkpoint. The batch tries the
+// copy again from the beginning.
 type retriedError struct{ error }
 
 func (e *retriedError) Unwrap() error { return e.error }

@@ -13,15 +13,16 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// keeper keeps the journal of a copy; its journal is nil if the target cannot be
-// resumed.
+// keeper holds the journal of a copy that runs. The journal is nil if a copy to the target
+// cannot be resumed.
 type keeper struct {
 	j       *job
 	journal *journal.Journal
 }
 
-// keep opens the journal of a copy whose target is open, and makes the options write
-// to it. If that fails, the target is given up.
+// keep opens the journal of a copy whose target is open, and sets the options of the
+// engine so that checkpoints are written to the journal. If that fails, keep closes the
+// target.
 func (j *job) keep(o *transfer.Options) (*keeper, error) {
 	if j.path == "" {
 		return &keeper{j: j}, nil
@@ -41,7 +42,7 @@ func (j *job) keep(o *transfer.Options) (*keeper, error) {
 	return &keeper{j, jr}, nil
 }
 
-// openJournal opens the journal and makes it describe this copy.
+// openJournal opens the journal, and makes sure that it describes this copy alone.
 func (j *job) openJournal() (jr *journal.Journal, err error) {
 	if j.copied.Identity, err = sink.IdentityOf(j.dst); err != nil {
 		return nil, err
@@ -62,7 +63,7 @@ func (j *job) openJournal() (jr *journal.Journal, err error) {
 		return jr, nil
 	}
 	if j.touched != "" {
-		return nil, errors.Join(err, jr.Close()) // the next run must know that the target was written to
+		return nil, errors.Join(err, jr.Close()) // the journal stays, so that the next run knows that the target was written to
 	}
 	return nil, errors.Join(err, jr.Remove())
 }
@@ -77,8 +78,8 @@ func (j *job) startJournal(jr *journal.Journal) error {
 	return jr.Write(journal.Entry{Copy: j.copied})
 }
 
-// giveUp ends a target that nothing was written to. If an earlier run began it, it
-// is kept.
+// giveUp closes a target that this run has not written to. The target is kept if an
+// earlier run began it, and removed otherwise.
 func (j *job) giveUp() error {
 	if len(j.entries) > 0 {
 		return j.dst.Suspend()
@@ -103,7 +104,8 @@ func (k *keeper) end(err error) error {
 		j.dropPartial(j.Log)
 	}
 	if err != nil && j.inPlace() && (j.TargetIsZero || j.touched != "") {
-		// The next run must know that the target no longer reads as zeros.
+		// The journal stays, so that the next run knows that the target does not read as
+		// zeros any more.
 		if kept := errors.Join(j.startJournal(k.journal), k.journal.Close()); kept != nil {
 			j.Log.Warn("the journal cannot be kept: do not use --target-is-zero in the next run", "error", kept)
 		}
@@ -115,8 +117,8 @@ func (k *keeper) end(err error) error {
 	return err
 }
 
-// dropPartial removes the .partial file that an earlier run made and that the sink
-// does not remove. The source changed, so the file holds parts of two states.
+// dropPartial removes a .partial file that an earlier run made. The source has changed, so
+// that the file holds parts of two states of it. The sink removes only files of its own.
 func (r *resumption) dropPartial(log *slog.Logger) {
 	if r.partial == nil || len(r.entries) == 0 {
 		return
@@ -130,7 +132,8 @@ func (r *resumption) dropPartial(log *slog.Logger) {
 	}
 }
 
-// reopenLost makes the copy open an NBD export again whose connection was lost.
+// reopenLost sets the options of the engine so that an NBD export is opened again after
+// its connection was lost.
 func (j *job) reopenLost(o *transfer.Options) {
 	if j.target.Kind != "NBD export" {
 		return

@@ -19,8 +19,8 @@ import (
 // addresses are the parsed addresses of a copy. backing is nil if there is none.
 type addresses struct{ source, target, backing address.Address }
 
-// Parse parses the addresses of the copy, unless that was done already. Run and
-// Plan call it; a caller that needs the addresses earlier may.
+// Parse parses the addresses of the copy. Run and Plan call Parse; a caller that needs the
+// parsed addresses earlier calls it too. Only the first successful call parses.
 func (s *Spec) Parse() (err error) {
 	if s.at.target != nil {
 		return nil
@@ -65,7 +65,8 @@ func (s *Spec) BackingPath() (string, error) {
 	return dir + "/" + s.Backing, nil
 }
 
-// prepareOpeners sets the options of the openers that concern this copy alone.
+// prepareOpeners sets the options of the openers that belong to this copy, such as the
+// log.
 func (j *job) prepareOpeners() {
 	if j.Opener == nil {
 		j.Opener = new(sourceopen.Opener)
@@ -108,7 +109,8 @@ func (j *job) close() {
 	}
 }
 
-// overlay is the backing of a target that is an overlay; zero if it is none.
+// overlay holds the open backing of a target that is an overlay. It is zero for any other
+// target.
 type overlay struct {
 	disk     source.Disk
 	identity *journal.Backing
@@ -120,8 +122,8 @@ func (o *overlay) close() {
 	}
 }
 
-// openBacking opens the disk of --backing, which a reader of the target will find
-// by the same name. It sets BackingFormat to the format that it found.
+// openBacking opens the disk of --backing by the path that a reader of the target will
+// use. It sets Spec.BackingFormat if that is empty.
 func (j *job) openBacking(ctx context.Context) error {
 	if j.Backing == "" {
 		return nil
@@ -145,7 +147,7 @@ func (j *job) openBacking(ctx context.Context) error {
 	return nil
 }
 
-// reopenBacking opens the disk that has the name of the backing now.
+// reopenBacking opens the backing by its path again, which may name another file by now.
 func (j *job) reopenBacking(ctx context.Context) (source.Disk, error) {
 	path, err := j.BackingPath()
 	if err != nil {
@@ -154,7 +156,7 @@ func (j *job) reopenBacking(ctx context.Context) (source.Disk, error) {
 	return j.BackingOpener.Open(ctx, path, j.BackingFormat)
 }
 
-// describeBacking says which disk the backing at path is.
+// describeBacking returns the description of an open backing for the journal.
 func describeBacking(ctx context.Context, d source.Disk, path, format string) (*journal.Backing, error) {
 	b := &journal.Backing{Format: format}
 	var err error
@@ -168,7 +170,8 @@ func describeBacking(ctx context.Context, d source.Disk, path, format string) (*
 	return b, err
 }
 
-// identify returns the identity of a disk, and what proves it.
+// identify returns the identity of a disk, and what proves the identity: "snapshot",
+// "mtime" or "none".
 func identify(ctx context.Context, d source.Disk) (id, proof string, err error) {
 	i, ok := source.Ability[source.Identified](d)
 	if !ok {
@@ -177,7 +180,7 @@ func identify(ctx context.Context, d source.Disk) (id, proof string, err error) 
 	return i.Identity(ctx)
 }
 
-// warnOf passes on the warnings of the reader of a disk.
+// warnOf adds the warnings of the reader of a disk to the report and the log.
 func (j *job) warnOf(d source.Disk) {
 	if w, ok := source.Ability[sourceopen.Warned](d); ok {
 		for _, message := range w.Warnings() {
@@ -186,7 +189,8 @@ func (j *job) warnOf(d source.Disk) {
 	}
 }
 
-// describeSource fills in what the report says about the source before it is read.
+// describeSource sets the fields of the report that are known before the source is read,
+// and warns if the name of a raw disk promises another format.
 func (j *job) describeSource() {
 	j.report.Transport, j.report.Connections = "file", 1
 	j.report.ExtentsSource = "map"
@@ -225,8 +229,8 @@ func (j *job) verifyManifest(ctx context.Context) error {
 	return nil
 }
 
-// countSource fills in what the report says about how the source was read. If the
-// copy failed, it logs what VDDK warned of last.
+// countSource sets the fields of the report that say how the source was read. If the copy
+// failed, countSource also logs the last warnings of VDDK.
 func (j *job) countSource(failed bool) {
 	if j.source == nil {
 		return

@@ -25,8 +25,8 @@ func (j *job) planCopy(ctx context.Context) (err error) {
 	if err := j.matchEarlier(ctx); err != nil {
 		return err
 	}
-	// The target is planned before the extents of the source are queried, which can
-	// take minutes. The space that it needs is known after that.
+	// The target is planned first, because querying the extents of the source can take
+	// minutes. reserve tells the target how much space it needs, once that is known.
 	if err := j.planTarget(ctx); err != nil {
 		return notThisTarget(err)
 	}
@@ -62,8 +62,9 @@ func (j *job) planSource(ctx context.Context) (err error) {
 	return err
 }
 
-// patience is how long a copy waits for all extents before it begins to read. A
-// server takes a while for each query, so its extents are queried during the copy.
+// patience returns how long a copy waits for the extents of the source before it begins
+// to read. The rest of the extents is then queried during the copy, because a server needs
+// a while for each query.
 func (j *job) patience() time.Duration {
 	if address.IsRemote(j.at.source) && !j.dry {
 		return 100 * time.Millisecond
@@ -71,13 +72,15 @@ func (j *job) patience() time.Duration {
 	return math.MaxInt64
 }
 
-// planTarget plans the target, from the checkpoint on that the copy continues at.
+// planTarget plans the target for a copy that continues at the newest checkpoint, or that
+// starts from the beginning if there is none.
 func (j *job) planTarget(ctx context.Context) (err error) {
 	j.target, err = j.place.Plan(ctx, j.source.Size(), j.resumeOptions(j.targetOptions(j.warn)))
 	return err
 }
 
-// reserve tells the planned target how much data is coming.
+// reserve tells the planned target how many bytes the copy will write. The error says
+// that the file system has too little space.
 func (j *job) reserve() error {
 	data := j.plan.Data - j.shared
 	j.need = data
@@ -90,8 +93,8 @@ func (j *job) reserve() error {
 	return j.target.Reserve(data)
 }
 
-// targetOptions are the options of the target, without those of a copy that is
-// resumed.
+// targetOptions returns the options of the target, without the options for continuing an
+// earlier copy.
 func (j *job) targetOptions(warn func(string)) sinkopen.Options {
 	o := sinkopen.Options{
 		Options: sink.Options{Info: j.info, Backing: j.overlay.disk}, BackingName: j.Backing, BackingFormat: j.BackingFormat,
@@ -102,7 +105,7 @@ func (j *job) targetOptions(warn func(string)) sinkopen.Options {
 	return o
 }
 
-// clusterSize is the cluster size of a qcow2 target, in bytes.
+// clusterSize returns the cluster size of a qcow2 target, in bytes.
 func (j *job) clusterSize() int64 { return cmp.Or(j.ClusterSize, sinkopen.DefaultClusterSize) }
 
 // uses returns the name of the file that the copy reads, if fi is one.
@@ -113,8 +116,8 @@ func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
 	return path, ok
 }
 
-// drop reports whether a copy of n bytes stays out of the page cache: by Cache, or
-// if n is more than a quarter of the memory.
+// drop reports whether the data of a copy of n bytes is dropped from the page cache. Spec.Cache
+// decides that, or if it is empty, whether n is more than a quarter of the memory.
 func (j *job) drop(n int64) bool {
 	if j.Cache != "" {
 		return j.Cache == "drop"
@@ -126,7 +129,7 @@ func (j *job) drop(n int64) bool {
 	return n > int64(memory.Totalram)*int64(memory.Unit)/4
 }
 
-// readUncached keeps what is read of a large copy out of the page cache.
+// readUncached makes the source read without the page cache if the copy is large.
 func (j *job) readUncached() {
 	if !j.drop(j.plan.Data - j.shared) {
 		return
@@ -154,7 +157,7 @@ func (j *job) verifiable(target *sinkopen.Target) error {
 	return nil
 }
 
-// checkTarget checks what planning the target leaves to creating it.
+// checkTarget checks what can be known about a planned target without creating it.
 func (j *job) checkTarget(ctx context.Context) error {
 	err := j.target.Check(ctx)
 	if errors.Is(err, errors.ErrUnsupported) {

@@ -22,45 +22,46 @@ import (
 
 // resumption is what an earlier run of the copy left behind.
 type resumption struct {
-	path    string // of the journal; "": the target cannot be resumed
+	path    string // of the journal; "": a copy to this target cannot be resumed
 	place   sinkopen.Place
-	copied  journal.Copy    // describes this copy
+	copied  journal.Copy    // description of this copy
 	entries []journal.Entry // checkpoints to continue at, the newest first; none: from the start
 	newest  int64           // offset of the newest checkpoint in the journal, bytes; -1: it has none
-	dropped bool            // the newest checkpoint is not used, but the one before it
-	earlier bool            // an earlier run began the copy; it may have copied nothing
-	stale   bool            // the existing .partial file is of no use
-	begun   bool            // the target belongs to this copy
-	partial os.FileInfo     // of the existing .partial file; nil: none
-	// identity is that of the device or export that an earlier run wrote to; "" if
-	// no journal names one.
+	dropped bool            // the newest checkpoint does not describe the target, so the one before it is used
+	earlier bool            // an earlier run has begun the copy, but may have copied nothing
+	stale   bool            // the existing .partial file cannot be used and will be replaced
+	begun   bool            // the journal describes this copy, which may write to the target
+	partial os.FileInfo     // of the existing .partial file; nil: there is none
+	// identity identifies the device or export that an earlier run wrote to; "" if no
+	// journal names one.
 	identity string
 	// touched is the path of a journal which says that an earlier copy may have
 	// written to the device or export; "": there is none.
 	touched string
 }
 
-// inPlace reports whether the target exists before the copy and keeps its content
-// where nothing is written.
+// inPlace reports whether the target is a device or an export, which exists before the
+// copy and keeps its old content wherever the copy writes nothing.
 func (r *resumption) inPlace() bool {
 	return r.place.Kind == "block device" || r.place.Kind == "NBD export"
 }
 
-// findEarlier finds the journal of the copy and, with Resume, the checkpoints in it.
-// It changes nothing.
+// findEarlier finds the journal of an earlier copy to the target and, with Spec.Resume,
+// the checkpoints in it. It writes nothing.
 func (j *job) findEarlier() error {
 	j.place = sinkopen.PlaceOf(j.at.target)
 	resumable, err := j.placeJournal()
 	if err != nil || !resumable {
 		return err
 	}
-	// A file that is no journal is refused now, and not when the target is open.
+	// The journal is read before the target is opened, so that a file that is no journal
+	// is refused early.
 	entries, err := journal.Load(j.path)
 	if errors.Is(err, journal.ErrVersion) {
 		if j.Resume {
 			return j.neverResumed(err)
 		}
-		err = nil // the journal of another version prevents nothing but resuming
+		err = nil // a journal of another version matters only for resuming
 	}
 	if err != nil {
 		return err
@@ -101,7 +102,7 @@ func (j *job) placeJournal() (resumable bool, err error) {
 	return true, nil
 }
 
-// useEntries decides at which of the checkpoints of a journal the copy continues.
+// useEntries selects the checkpoints of a journal at which the copy can continue.
 func (j *job) useEntries(entries []journal.Entry) (err error) {
 	if j.place.Kind == "file" {
 		if j.partial, err = os.Lstat(j.place.Partial); errors.Is(err, fs.ErrNotExist) {
@@ -116,7 +117,7 @@ func (j *job) useEntries(entries []journal.Entry) (err error) {
 		j.newest = entries[0].Offset
 	}
 	j.earlier = !none
-	// At offset 0 nothing was copied, so there is nothing to continue.
+	// A checkpoint at offset 0 says that nothing was copied, so it is not needed.
 	j.entries = slices.DeleteFunc(entries, func(e journal.Entry) bool { return e.Offset == 0 })
 	if len(j.entries) == 0 && j.place.Kind == "file" {
 		j.stale = true
@@ -127,8 +128,8 @@ func (j *job) useEntries(entries []journal.Entry) (err error) {
 	return nil
 }
 
-// findEarlierVMDK is findEarlier for a VMDK, which is written in one go and never
-// resumed. entries are those of the existing journal.
+// findEarlierVMDK is findEarlier for a VMDK target, which is written from the beginning to
+// the end and never resumed. entries are the checkpoints of the existing journal.
 func (j *job) findEarlierVMDK(entries []journal.Entry) error {
 	j.path, j.stale = "", j.Resume
 	if _, err := os.Lstat(j.place.Partial); !j.Resume || err != nil {
@@ -143,10 +144,11 @@ func (j *job) findEarlierVMDK(entries []journal.Entry) error {
 	return nil
 }
 
-// matchEarlier describes this copy, and refuses to continue a different one.
+// matchEarlier composes the description of this copy, and returns a usage error if the
+// earlier copy has a different one.
 func (j *job) matchEarlier(ctx context.Context) (err error) {
-	// The size comes first: a target cannot be opened by the checkpoint of a disk of
-	// another size.
+	// The size is compared first, because its error is the easiest to understand: a
+	// source of another size has another description in other respects too.
 	for _, e := range j.entries {
 		if size := j.source.Size(); e.Size != size {
 			return j.neverResumed(fmt.Errorf("the source has %d bytes (%s), and had %d (%s) when the copy stopped", size, bytesize.Format(size), e.Size, bytesize.Format(e.Size)))
@@ -165,14 +167,15 @@ func (j *job) matchEarlier(ctx context.Context) (err error) {
 	return nil
 }
 
-// decisive returns the options that decide what a target of that format holds, and
-// how far its digests are. docs/journal.md has a table of all flags.
+// decisive returns the flags that decide the content of a target with this format, and
+// the flags that decide which digests a checkpoint has. docs/journal.md has a table of all
+// flags.
 func (j *job) decisive(format string) map[string]string {
 	options := map[string]string{}
 	cluster, compress := "", ""
 	if format == "qcow2" {
 		cluster = strconv.FormatInt(j.clusterSize(), 10)
-		compress, _, _ = strings.Cut(cmp.Or(j.Compress, "none"), ":") // the level may change
+		compress, _, _ = strings.Cut(cmp.Or(j.Compress, "none"), ":") // the level of compression may change
 	}
 	for name, value := range map[string]string{
 		"source-format": j.SourceFormat, "digest": string(j.Digest), "preallocation": string(cmp.Or(j.Preallocation, sinkraw.PreallocateOff)),
@@ -190,8 +193,8 @@ func (j *job) decisive(format string) map[string]string {
 	return options
 }
 
-// resumeOptions changes the options of a target to those of a target that is
-// continued at the newest checkpoint.
+// resumeOptions adds to the options of a target what is needed to continue at the newest
+// checkpoint.
 func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 	o.Identity = r.identity
 	if len(r.entries) > 0 {
@@ -204,19 +207,19 @@ func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 	return o
 }
 
-// startAnew is the hint if --resume cannot continue the earlier copy.
-const startAnew = "run again with --force and without --resume, which drops what was copied and starts over"
+// startOver is the hint if --resume cannot continue the earlier copy.
+const startOver = "run again with --force and without --resume, which drops what was copied and starts over"
 
 // anotherCopy returns the usage error of a copy that differs from the one that
 // stopped. diff says in what they differ.
 func (j *job) anotherCopy(diff string) error {
-	return usage.New(fmt.Sprintf("--resume: this is not the copy to %s that stopped: %s", j.Target, diff), startAnew)
+	return usage.New(fmt.Sprintf("--resume: this is not the copy to %s that stopped: %s", j.Target, diff), startOver)
 }
 
-// neverResumed returns the usage error of a copy that no later run can continue
-// either. What was copied is kept.
+// neverResumed returns the usage error of an earlier copy that no later run can continue
+// either. The copied data is kept.
 func (j *job) neverResumed(why error) error {
-	hint := startAnew
+	hint := startOver
 	if errors.Is(why, fs.ErrExist) {
 		hint = "run again with --resume and --force, which replaces the file at DST when the copy is whole"
 	}
@@ -226,8 +229,8 @@ func (j *job) neverResumed(why error) error {
 	return usage.WithHint(fmt.Errorf("--resume: the copy to %s cannot be continued: %w", j.Target, why), hint)
 }
 
-// notThisTarget makes a usage error of a target that is not the one of the copy
-// that is to be continued. Other errors are returned as they are.
+// notThisTarget turns a sink.OtherError, which says that the target is not the target of
+// the earlier copy, into a usage error. It returns other errors unchanged.
 func notThisTarget(err error) error {
 	if errors.As(err, new(*sink.OtherError)) {
 		return usage.WithHint(fmt.Errorf("--resume: %w", err), "name the target of the copy that stopped, or run without --resume to start over on this one")

@@ -84,9 +84,9 @@ func (j *job) copyStream(ctx context.Context) error {
 	return err
 }
 
-// openStream returns standard input, a disk of size bytes, and waits for its first
-// bytes. An empty stream is an error unless size is 0: a command that failed leaves
-// one behind.
+// openStream returns standard input, from which a disk of size bytes is read, and waits
+// for the first bytes. An empty stream is an error unless size is 0, because a command
+// that failed leaves an empty stream behind.
 func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
 	stdin := raw.Stream(ctx, j.Stdin)
 	if size == 0 {

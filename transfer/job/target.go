@@ -14,9 +14,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// openTarget creates the target, or opens the one of the earlier copy and checks
-// that it still holds what was written last. If it does not, the checkpoint before
-// is tried.
+// openTarget creates the target, or opens the target of the earlier copy and checks that
+// it still has the data that was written last. If it does not, openTarget tries the
+// checkpoint before that one.
 func (j *job) openTarget(ctx context.Context) (err error) {
 	if err := j.untouched(); err != nil {
 		return err
@@ -43,15 +43,15 @@ func (j *job) openTarget(ctx context.Context) (err error) {
 	}
 }
 
-// distrustZeros decides whether a new target that is written in place reads as
-// zeros, as TargetIsZero says. If a journal says that an earlier copy wrote to it,
-// again is true: the target must be opened without that option.
+// distrustZeros checks Spec.TargetIsZero for a device or an export. If a journal says that
+// an earlier copy wrote to the target, again is true, and the target must be opened a
+// second time as one that does not read as zeros.
 func (j *job) distrustZeros() (again bool, err error) {
 	if !j.TargetIsZero || !j.inPlace() {
 		return false, nil
 	}
 	if j.touched == "" && j.findTouched(j.dst) {
-		return true, j.dst.Abort() // nothing was written
+		return true, j.dst.Abort() // nothing was written to the target so far
 	}
 	if j.touched != "" {
 		j.warn(fmt.Sprintf("--target-is-zero is ignored, because the journal %q says that an earlier copy wrote to this target: its holes are zeroed", j.touched))
@@ -59,9 +59,9 @@ func (j *job) distrustZeros() (again bool, err error) {
 	return false, nil
 }
 
-// trustCheckpoint checks that the newest checkpoint describes the target and the
-// source. If it does not, again is true: the target must be opened at the
-// checkpoint before that.
+// trustCheckpoint checks that the newest checkpoint describes the target and the source.
+// If it does not, again is true, and the target must be opened again at the checkpoint
+// before that one.
 func (j *job) trustCheckpoint(ctx context.Context) (again bool, err error) {
 	last := &j.entries[0]
 	if err = j.compareTarget(ctx, j.dst, last); err == nil {
@@ -88,7 +88,7 @@ func (r *resumption) findTouched(dst sink.Disk) bool {
 	}
 	paths, _ := filepath.Glob(filepath.Join(filepath.Dir(path), "*.journal"))
 	for _, path := range paths {
-		entries, _ := journal.Load(path) // other files have no entries
+		entries, _ := journal.Load(path) // a file that is no journal has no entries
 		if slices.ContainsFunc(entries, func(e journal.Entry) bool { return e.Identity == id }) {
 			r.touched = path
 			return true
@@ -113,18 +113,19 @@ func (r *resumption) untouched() error {
 	return nil
 }
 
-// errUnproved says that nothing proves that a target or a source is the one of a
-// checkpoint. The copy then starts over, which loses nothing: only zeros were copied.
+// errUnproved says that nothing proves that a target or a source belongs to a checkpoint,
+// because only zeros were copied before it. The copy then starts over, which loses
+// nothing.
 var errUnproved = errors.New("nothing proves that the source and the target are those of the copy that stopped")
 
-// isAnother reports whether err of compareTarget means that the target is not the
-// one of the checkpoint.
+// isAnother reports whether err, an error of compareTarget or compareSource, means that
+// the checkpoint does not describe the target.
 func isAnother(err error) bool {
 	return errors.Is(err, transfer.ErrTail) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, errUnproved)
 }
 
-// dropCheckpoint makes the copy continue at the checkpoint before the last one,
-// which does not describe the target, or from the start.
+// dropCheckpoint drops the newest checkpoint, which does not describe the target. The copy
+// continues at the checkpoint before, or starts over if only zeros were copied.
 func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
 	if errors.Is(why, errUnproved) {
 		j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy starts over", last.Offset, why))
@@ -133,15 +134,15 @@ func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
 	}
 	j.dropped = true
 	if j.entries = j.entries[1:]; len(j.entries) == 0 {
-		j.entries = []journal.Entry{*last} // the earlier copy stays as it is
+		j.entries = []journal.Entry{*last} // nothing was changed, so the earlier copy is still complete
 		return j.neverResumed(fmt.Errorf("the target does not hold the data that its journal says was written last: %w", why))
 	}
 	j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy continues at the one before, at byte %d", last.Offset, why, j.entries[0].Offset))
 	return nil
 }
 
-// compareTarget compares the content of a target with a checkpoint. isAnother is
-// true for the error if the checkpoint does not describe the target.
+// compareTarget compares the target with a checkpoint. If the checkpoint does not describe
+// the target, isAnother is true for the error.
 func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.Entry) error {
 	if back, ok := sink.Ability[sink.Readback](dst); ok {
 		if err := last.CheckTail(ctx, back); err != nil {
@@ -152,10 +153,9 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 	if err != nil {
 		return err
 	}
-	// The identity of a device or an export was compared when it was opened, but a
-	// new disk reads as zeros as well. A file that holds what was written may have
-	// been moved here. What an overlay reads as may come from its backing, which
-	// proves nothing about the overlay's own file.
+	// A file with the recorded identity is the right one. Any other target must have data
+	// that proves it. Zeros prove nothing, because every new disk has them. Data that an
+	// overlay reads from its backing proves nothing either.
 	same := !j.inPlace() && id != "" && id == last.Identity
 	if !same && (!last.Proves() || j.overlay.disk != nil && !j.inPlace()) {
 		return fmt.Errorf("%w: the target is %s and was %s, and only zeros or the content of the backing were written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
@@ -163,8 +163,9 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 	return nil
 }
 
-// compareSource compares what was read last with the source, if nothing else proves
-// that the source is the same disk in the same state.
+// compareSource reads again the data that the earlier copy read last, and compares it with
+// the checkpoint. It does so only if the identity of the source does not prove that the
+// source is unchanged.
 func (j *job) compareSource(ctx context.Context, last *transfer.Checkpoint) error {
 	if b := j.overlay.identity; b != nil && b.Proof == "none" {
 		j.warn(fmt.Sprintf("nothing proves that the backing %q is unchanged since the copy stopped", b.Path))
