@@ -14,11 +14,11 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// mapped is a disk that maps itself.
+// mapped is a disk that is source.Mapped.
 type mapped struct {
 	source.Disk
 	all []source.Mapping
-	err error // at the end
+	err error // yielded at the end
 }
 
 func (d *mapped) Map(context.Context, int64, int64) iter.Seq2[source.Mapping, error] {
@@ -34,7 +34,7 @@ func (d *mapped) Map(context.Context, int64, int64) iter.Seq2[source.Mapping, er
 	}
 }
 
-// inFiles is a disk that tells places, and not more than two bytes at once.
+// inFiles is a disk that is source.InFile, for at most two bytes at a time.
 type inFiles struct {
 	source.Disk
 	place func(off int64) (f *os.File, pos int64)
@@ -117,7 +117,7 @@ func TestMapChecksTheCover(t *testing.T) {
 	}
 }
 
-// TestMapByInFile maps a disk that only tells extents and places.
+// TestMapByInFile maps a disk that has only Extents and InFile.
 func TestMapByInFile(t *testing.T) {
 	a := new(os.File)
 	memory := &sourcetest.Memory{Bytes: make([]byte, 30), ExtentList: []source.Extent{
@@ -140,8 +140,8 @@ func TestMapByInFile(t *testing.T) {
 	for _, m := range got {
 		fmt.Fprintf(&s, "%d+%d %v %v at %d; ", m.Off, m.Len, m.Kind, m.File != nil, m.Pos)
 	}
-	// The extents that begin at 1: a piece of two bytes reaches from 5 to 7,
-	// as InFile said.
+	// InFile answers for two bytes at a time, here from 1 on, so that one of its
+	// answers is for the bytes from 5 to 7, across the border of an extent.
 	if want := "1+6 data true at 101; 7+3 data true at 207; 10+5 zero true at 210; 15+5 zero false at 0; 20+5 same false at 0; 25+4 data false at 0; "; s.String() != want {
 		t.Errorf("%s\nwant %s", s.String(), want)
 	}
@@ -150,8 +150,9 @@ func TestMapByInFile(t *testing.T) {
 	}
 }
 
-// The map of a whole disk does not depend on the pieces in which it is asked for,
-// and how far it is shows before its first mapping does.
+// TestMapAllTellsHowFarItIs tests that the map of a whole disk does not depend on the
+// windows in which it is read, and that progress is reported before the first mapping
+// is.
 func TestMapAllTellsHowFarItIs(t *testing.T) {
 	const size = 16 << 40
 	d := &sourcetest.Memory{Content: strings.NewReader(""), Length: size, ExtentList: []source.Extent{

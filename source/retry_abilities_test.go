@@ -10,7 +10,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// able is a disk with every ability that Retry forwards.
+// able is a disk with every ability that Retry passes on.
 type able struct {
 	*sourcetest.Memory
 	file     *os.File

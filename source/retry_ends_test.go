@@ -14,7 +14,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// Reads that succeed are the progress that the timeout is about.
+// TestRetryProgress tests that a read which succeeds counts as progress for another
+// read that fails.
 func TestRetryProgress(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := &opener{content: content(1000), each: func(_ int, m *sourcetest.Memory) error {
@@ -31,7 +32,7 @@ func TestRetryProgress(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		time.Sleep(time.Hour) // idle is not without progress
+		time.Sleep(time.Hour) // time without calls does not count
 		start := time.Now()
 		var wg sync.WaitGroup
 		wg.Go(func() {
@@ -52,12 +53,12 @@ func TestRetryProgress(t *testing.T) {
 	})
 }
 
-// The end of a context, and Close, end a wait at once.
+// TestRetryEnds tests that the end of a context, and Close, interrupt a wait at once.
 func TestRetryEnds(t *testing.T) {
 	why := errors.New("the operator said stop")
 	for _, c := range []struct {
 		name string
-		open bool // the wait is one for a reopening that hangs
+		open bool // the call waits for a reopening that hangs
 		end  func(cancelDisk, cancelExtents context.CancelCauseFunc, d source.Disk)
 		read error
 		list error
@@ -162,8 +163,8 @@ func TestRetryBackoff(t *testing.T) {
 	})
 }
 
-// The patience ends a call within a second, whatever it waits for: a retry, a read
-// that hangs, an opening that hangs.
+// TestRetryPatience tests that a call ends with its patience, within a second, while it
+// waits for a retry, a read that hangs, or an opening that hangs.
 func TestRetryPatience(t *testing.T) {
 	const patience = 6 * time.Second
 	hangs := func(m *sourcetest.Memory) error {
@@ -215,7 +216,7 @@ func TestRetryPatience(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				time.Sleep(time.Hour) // idle is not without progress
+				time.Sleep(time.Hour) // time without calls does not count
 				start := time.Now()
 				_, err = d.ReadAt(make([]byte, 10), 0)
 				if err == nil || !strings.Contains(err.Error(), "gave up after 6s without progress: "+c.want) {
@@ -235,7 +236,7 @@ func TestRetryPatience(t *testing.T) {
 	}
 }
 
-// ending is a disk that can end for good.
+// ending is a disk that ends by itself when err is set.
 type ending struct {
 	*sourcetest.Memory
 	err error
@@ -250,8 +251,9 @@ func (e *ending) ReadAt(p []byte, off int64) (int, error) {
 	return e.Memory.ReadAt(p, off)
 }
 
-// With Revive a disk that has ended, or could not be opened again for a permanent
-// reason, is opened by the next call. One that changed stays an error.
+// TestRetryRevives tests that, with Revive, the next call opens a disk again that has
+// ended or could not be opened for a permanent reason. A disk that changed stays an
+// error.
 func TestRetryRevives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		refused := source.Permanent(errors.New("incorrect password"))
@@ -275,7 +277,7 @@ func TestRetryRevives(t *testing.T) {
 			_, err := d.ReadAt(make([]byte, 10), 0)
 			return err
 		}
-		// An error that is not the disk's end opens nothing again.
+		// An error does not open the disk again if the disk has not ended.
 		broken := true
 		last.OnRead = func(int64, int) error {
 			if broken {
@@ -290,7 +292,7 @@ func TestRetryRevives(t *testing.T) {
 		if err := read(); err != nil || openings != 1 {
 			t.Errorf("after an error: %v, %d openings", err, openings)
 		}
-		// The disk ends, and opening it again is refused for a while.
+		// The disk ends, and the next openings are refused for a while.
 		first := last
 		last.err = errors.New("given up")
 		if err := read(); !errors.Is(err, last.err) {
@@ -309,7 +311,7 @@ func TestRetryRevives(t *testing.T) {
 		if err := read(); err != nil {
 			t.Errorf("there again: %v", err)
 		}
-		// Another disk of that name is none of it.
+		// Another disk with the same name is an error.
 		last.err = errors.New("given up")
 		read()
 		id = "another disk"

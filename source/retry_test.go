@@ -28,11 +28,11 @@ func content(n int) []byte {
 	return b
 }
 
-// opener opens Memory disks of the same content, and keeps them.
+// opener opens Memory disks with the same content, and keeps a list of them.
 type opener struct {
 	content []byte
 	extents []source.Extent
-	each    func(n int, m *sourcetest.Memory) error // called at the n-th opening, from 1
+	each    func(n int, m *sourcetest.Memory) error // called for opening n, counted from 1
 
 	mu    sync.Mutex
 	disks []*sourcetest.Memory
@@ -69,7 +69,7 @@ func once(n int) func(int64, int) error {
 	}
 }
 
-// seconds is a Backoff of n seconds before the n-th retry.
+// seconds is a Backoff of n seconds before retry n.
 func seconds(n int) time.Duration { return time.Duration(n) * time.Second }
 
 func TestRetrySuite(t *testing.T) {
@@ -78,7 +78,7 @@ func TestRetrySuite(t *testing.T) {
 	clear(b[100_000:150_000])
 	for _, c := range []struct {
 		name   string
-		faults int // one in so many calls fails
+		faults int // one of this many calls fails, at random
 	}{{"NoFaults", 0}, {"Faults", 4}} {
 		t.Run(c.name, func(t *testing.T) {
 			var mu sync.Mutex
@@ -117,15 +117,15 @@ func TestRetrySuite(t *testing.T) {
 	}
 }
 
-// TestRetryFaults holds what a read returns, after how long and how many
-// openings, against what fails.
+// TestRetryFaults tests for several kinds of failures what a read returns, after how
+// much time, and how often the disk is opened.
 func TestRetryFaults(t *testing.T) {
 	b := content(10_000)
 	for _, c := range []struct {
 		name       string
 		options    source.RetryOptions
 		each       func(n int, m *sourcetest.Memory) error
-		want       string // the error; "": none
+		want       string // the error; empty: success
 		is         error
 		after      time.Duration
 		openings   int
@@ -315,10 +315,10 @@ func TestRetryFirstOpening(t *testing.T) {
 	}
 }
 
-// Many readers that fail at once open the disk once, and all get their bytes,
-// though each waits for a time of its own.
+// TestRetryTogether tests that many readers which fail at once open the disk only once,
+// and that all of them succeed, although each waits for a time of its own.
 func TestRetryTogether(t *testing.T) {
-	for _, failures := range []int{0, 2} { // of reopenings
+	for _, failures := range []int{0, 2} { // number of reopenings that fail
 		t.Run(fmt.Sprint(failures), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				b := content(64 << 10)
@@ -355,8 +355,8 @@ func TestRetryTogether(t *testing.T) {
 	}
 }
 
-// A range that can't be read doesn't fail the reads beside it, though the disk
-// is opened again under them.
+// TestRetryBadRange tests that a range which cannot be read does not make other reads
+// fail, although the disk is opened again during these.
 func TestRetryBadRange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := content(64 << 10)
@@ -407,7 +407,7 @@ func TestRetryExtents(t *testing.T) {
 		var failed []int64
 		o := &opener{content: make([]byte, 1000), extents: extents, each: func(n int, m *sourcetest.Memory) error {
 			m.OnExtent = func(e source.Extent) error {
-				// The one at 300 fails with the first disk, twice.
+				// The read at 300 fails twice with the first disk.
 				if n == 1 && e.Off >= 300 {
 					failed = append(failed, e.Off)
 					return errBroken

@@ -15,15 +15,15 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// notebook is a disk in memory that is written to, and that forgets what was
-// not flushed when it is opened again.
+// notebook is a writable disk in memory. When it is opened again, it has lost the
+// writes that were not flushed.
 type notebook struct {
 	mu             sync.Mutex
 	written, safe  []byte
 	openings       int
-	write, flush   func() error // called before each; nil: nothing fails
+	write, flush   func() error // called before each write and flush; nil: no call fails
 	writeAt        func(off int64) error
-	readOnlyBefore int // openings up to which it can't be written
+	readOnlyBefore int // number of openings for which the disk is read-only
 }
 
 func (n *notebook) open(ctx context.Context) (source.Disk, error) {
@@ -116,7 +116,7 @@ func retryNotebook(t *testing.T, n *notebook) (source.Disk, source.Writable) {
 	return d, w
 }
 
-// failures returns a hook that fails as the list says, and then never.
+// failures returns a hook that returns the errors of the list in order, and then nil.
 func failures(list ...error) func() error {
 	return func() error {
 		if len(list) == 0 {
@@ -130,7 +130,8 @@ func failures(list ...error) func() error {
 
 func TestRetryWritableSuite(t *testing.T) {
 	n := newNotebook()
-	// Every call fails at most once: with more it would be another disk.
+	// Every call fails at most once. After two failures the disk would be opened again,
+	// with other content.
 	failed := map[int64]bool{}
 	n.writeAt = func(off int64) error {
 		if off%3 == 0 && !failed[off] {
@@ -146,14 +147,15 @@ func TestRetryWritableSuite(t *testing.T) {
 	}
 }
 
-// What a flush says after the disk was opened again.
+// TestRetryWritableReopened tests the result of flushes after the disk was opened
+// again.
 func TestRetryWritableReopened(t *testing.T) {
 	lost := "may be lost"
-	reopen := []error{errBroken, errBroken} // the second failure of a call has it opened again
+	reopen := []error{errBroken, errBroken} // after the second failure the disk is opened again
 	for _, c := range []struct {
 		name  string
-		steps string // w: write, W: write that has it opened again, f: flush, F: flush that fails once
-		want  string // of the flushes, one a letter: . fine, ! an error
+		steps string // w: write, W: write that makes Retry open the disk again, f: flush, F: flush that fails once
+		want  string // result of each flush: . for success, ! for an error
 	}{
 		{"never opened again", "wf", "."},
 		{"nothing was unflushed", "wfWf", ".."},
@@ -195,7 +197,7 @@ func TestRetryWritableReopened(t *testing.T) {
 			if results != c.want {
 				t.Errorf("%s: %s, want %s (%d openings)", c.steps, results, c.want, n.openings)
 			}
-			// A flush that was fine was none of what is gone.
+			// The writes that a successful flush covered must not be lost.
 			if strings.HasSuffix(results, ".") {
 				for i, step := range c.steps {
 					if (step == 'w' || step == 'W') && n.safe[i] != byte(i+1) {
@@ -210,7 +212,7 @@ func TestRetryWritableReopened(t *testing.T) {
 func TestRetryWritableErrors(t *testing.T) {
 	n := newNotebook()
 	d, w := retryNotebook(t, n)
-	// The disk's own answers come through at once.
+	// Errors that are answers of the disk are returned at once.
 	if err := w.ZeroAt(t.Context(), 0, 10, source.MayTrim|source.FastOnly); err != errors.ErrUnsupported {
 		t.Errorf("zero, fast only: %v", err)
 	}
@@ -239,7 +241,8 @@ func TestRetryWritableErrors(t *testing.T) {
 	}
 }
 
-// A disk that can be written when it is opened again only, or no more.
+// TestRetryWritableChanges tests a disk that becomes writable, or read-only, when it is
+// opened again.
 func TestRetryWritableChanges(t *testing.T) {
 	n := newNotebook()
 	n.readOnlyBefore = 1

@@ -11,14 +11,15 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// unproved is a disk whose content nothing proves, as an NBD server's.
+// unproved is a disk whose content nothing proves, such as that of an NBD server.
 type unproved struct{ *sourcetest.Memory }
 
 func (unproved) Identity(context.Context) (id, proof string, err error) {
 	return "the name", "none", nil
 }
 
-// A disk without a proof that is opened again is compared with what was read of it.
+// TestRetryOtherContent tests that a disk without a proof is compared with earlier
+// reads when it is opened again.
 func TestRetryOtherContent(t *testing.T) {
 	const size, piece = 64 << 20, 1 << 20
 	random := content(size)
@@ -35,8 +36,8 @@ func TestRetryOtherContent(t *testing.T) {
 		name          string
 		before, after []byte
 		o             source.RetryOptions
-		fails         int // reads of the disk that is opened again
-		cut           int // openings whose disks can't be read
+		fails         int // number of reads that fail after the disk is opened again
+		cut           int // number of reopened disks whose reads all fail
 		changed       bool
 	}{
 		{name: "the same", before: random, after: random},
@@ -47,7 +48,8 @@ func TestRetryOtherContent(t *testing.T) {
 		{name: "comparing fails once", before: random, after: random, fails: 1},
 		{name: "comparing fails always", before: random, after: random, cut: 1},
 		{name: "comparing fails always, and it is another one", before: random, after: content(2 * size)[size:], cut: 2, changed: true},
-		// The read that fails may be of one changed piece, so that a second one is needed.
+		// The read that fails may be of one of the changed pieces, so that there are
+		// two.
 		{name: "comparing fails, and it is another one", before: random, after: changed(30*piece, 31*piece), fails: 1, changed: true},
 		{name: "mutable", before: random, after: content(2 * size)[size:], o: source.RetryOptions{Mutable: true}},
 		{name: "for a server", before: random, after: content(2 * size)[size:], o: source.RetryOptions{Revive: true}},
@@ -125,7 +127,7 @@ func TestRetryUncachedWhileReopening(t *testing.T) {
 				return a, nil
 			}
 			a.OnRead = func(off int64, _ int) error {
-				if off == 0 { // what was read before is compared
+				if off == 0 { // a read of the comparison
 					uncached, _ := source.Ability[source.Uncached](d)
 					uncached.ReadUncached()
 				}
@@ -149,7 +151,7 @@ func TestRetryUncachedWhileReopening(t *testing.T) {
 	})
 }
 
-// unprovedAble is one that is Uncached.
+// unprovedAble is an unproved disk that is also Uncached.
 type unprovedAble struct {
 	unproved
 	uncached bool

@@ -6,9 +6,9 @@
 // lists the extents of a Disk and checks them; every caller that acts on extents uses
 // it. [Retry] wraps the opening of a Disk so that failed calls are repeated.
 //
-// What only some disks can do is an ability: a small interface, such as [Identified] or
-// [Writable], that a caller requests with [Ability] before the first read. A caller
-// must also work without the ability, more slowly and with the same bytes.
+// An ability is a small interface, such as [Identified] or [Writable], that only some
+// disks implement. A caller requests it with [Ability] before the first read. Without
+// the ability a caller must work too, more slowly and with the same bytes.
 //
 // Package source/sourcetest has a test suite that every implementation of Disk must
 // pass.
@@ -174,8 +174,8 @@ type Writable interface {
 	io.WriterAt
 	// ZeroAt makes the n bytes from off on read as zeros.
 	ZeroAt(ctx context.Context, off, n int64, flags ZeroFlags) error
-	// Trim allows the disk to deallocate the n bytes from off on. What they read as
-	// afterwards is not defined.
+	// Trim allows the disk to deallocate the n bytes from off on. Their content is
+	// undefined afterwards.
 	Trim(ctx context.Context, off, n int64) error
 	// Flush makes the writes durable that returned before Flush was called.
 	Flush(ctx context.Context) error

@@ -30,7 +30,7 @@ func BenchmarkZlib(b *testing.B) {
 			if _, err := io.ReadFull(z, dst); err != nil {
 				return err
 			}
-			if n, err := z.Read(dst[:1]); n != 0 || err != io.EOF { // checks the checksum
+			if n, err := z.Read(dst[:1]); n != 0 || err != io.EOF { // makes the reader compare the checksum
 				return fmt.Errorf("%d, %w after the end", n, err)
 			}
 			return nil

@@ -14,8 +14,8 @@ import (
 
 const grain = 64 << 10
 
-// grains returns n units of 64 KiB such as a disk has: sources, machine code,
-// text, some of them with noise or zeros in them.
+// grains returns n units of 64 KiB with the content of a typical disk: sources, machine
+// code and text, some of them with noise or zeros.
 func grains(t testing.TB, n int) [][]byte {
 	t.Helper()
 	rnd := rand.New(rand.NewPCG(1, 2))
@@ -28,7 +28,7 @@ func grains(t testing.TB, n int) [][]byte {
 	for i := range all {
 		var g []byte
 		switch {
-		case i%8 == 7: // the end of one file, the slack after it, another file
+		case i%8 == 7: // the end of one file, unused space, and another file
 			cut := rnd.IntN(grain / 2)
 			g = append(g, pick(rnd, exe)[:cut]...)
 			g = append(g, make([]byte, 4096-cut%4096)...)
@@ -48,13 +48,13 @@ func grains(t testing.TB, n int) [][]byte {
 	return all
 }
 
-// pick returns a copy of a grain out of b.
+// pick returns a copy of a random unit of b.
 func pick(rnd *rand.Rand, b []byte) []byte {
 	at := rnd.IntN(len(b)/grain) * grain
 	return bytes.Clone(b[at : at+grain])
 }
 
-// sources returns about n bytes of Go's own sources, nothing where they are not
+// sources returns about n bytes of the source code of Go, or nothing if it is not
 // installed.
 func sources(n int) []byte {
 	files, _ := filepath.Glob(filepath.Join(build.Default.GOROOT, "src", "[a-n]*", "*.go"))

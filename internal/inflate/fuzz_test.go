@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// moreThan fails the test unless src really holds more than n bytes, as a
-// decoder with room for n said. A match has at most 258 bytes.
+// moreThan fails the test unless the stream in src really has more than n bytes, which
+// a decoder with room for n bytes reported. A match has at most 258 bytes.
 func moreThan(t *testing.T, src []byte, n int) {
 	t.Helper()
 	var d Decoder
@@ -21,7 +21,8 @@ func moreThan(t *testing.T, src []byte, n int) {
 	}
 }
 
-// Inflate makes the same of any bytes as compress/flate does, or both refuse them.
+// FuzzInflate tests that Inflate and compress/flate return the same bytes for any
+// input, or both fail.
 func FuzzInflate(f *testing.F) {
 	const limit = 1 << 18
 	f.Fuzz(func(t *testing.T, src []byte) {
@@ -47,11 +48,11 @@ func FuzzInflate(f *testing.F) {
 				if n != len(want) || consumed != len(src)-in.Len() || err != nil {
 					t.Fatalf("room %d: %d, %d, %v; expected %d, %d, nil", room, n, consumed, err, len(want), len(src)-in.Len())
 				}
-			case n < len(want) && !errors.Is(err, ErrCorrupt): // a block without a code for its end is refused before its first byte
+			case n < len(want) && !errors.Is(err, ErrCorrupt): // Inflate refuses a block without a code for its end before its first byte
 				t.Fatalf("room %d: n %d, %v; expected at least %d", room, n, err, len(want))
 			case errors.Is(err, ErrTooLarge):
 				moreThan(t, src, room)
-			case !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrTruncated): // it may see the other one first
+			case !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrTruncated): // the reference may report either of two errors
 				t.Fatalf("room %d: %v; expected an error, such as %v", room, err, wantErr)
 			}
 		}
@@ -59,9 +60,9 @@ func FuzzInflate(f *testing.F) {
 			check(limit, 0)
 			return
 		}
-		// The reference does not return every byte that precedes an error: it
-		// reads ahead, and drops what it decoded last. So a stream that fails
-		// for it may hold more bytes than want, and more than limit.
+		// The reference reads ahead and drops the last bytes that it decoded before an
+		// error. Therefore a stream that is an error for it may have more bytes than
+		// want, and more than limit.
 		if wantErr == nil {
 			for _, less := range []int{1, 17, 300} {
 				check(max(len(want)-less, 0), 0xff)
@@ -73,9 +74,10 @@ func FuzzInflate(f *testing.F) {
 	})
 }
 
-// What compress/flate wrote at any level, flushed in the middle, comes back.
+// FuzzRoundTrip tests that Inflate decodes what compress/flate writes at any level,
+// with a flush in the middle.
 func FuzzRoundTrip(f *testing.F) {
-	var writers [12]*stdflate.Writer // reused: making one takes longest
+	var writers [12]*stdflate.Writer // reused, because creating one is slow
 	f.Fuzz(func(t *testing.T, p []byte, level uint8, flush uint16) {
 		w := writers[level%12]
 		if w == nil {

@@ -17,10 +17,11 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// guard is what lies behind dst and must stay.
+// guard is the content of the memory after dst, which must not change.
 var guard = bytes.Repeat([]byte{0xc3}, 64)
 
-// garbage returns n bytes of capacity n for dst, with guard behind it.
+// garbage returns n random bytes with a capacity of n as dst, followed in memory by
+// guard.
 func garbage(n int, v byte) []byte {
 	b := append(bytes.Repeat([]byte{v}, n), guard...)
 	return b[:n]
@@ -33,7 +34,8 @@ func guarded(t testing.TB, dst []byte) {
 	}
 }
 
-// reference is what the standard library makes of a stream, at most limit bytes.
+// reference returns what the standard library decodes from a stream, at most limit
+// bytes.
 func reference(src []byte, limit int) (out []byte, consumed int, err error) {
 	in := bytes.NewReader(src)
 	out, err = io.ReadAll(io.LimitReader(flate.NewReader(in), int64(limit)))
@@ -69,9 +71,9 @@ func TestStreams(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		src  []byte
-		want string // the bytes
+		want string // the decoded bytes
 		err  error
-		text string // in the error
+		text string // a part of the error
 	}{
 		{name: "fixed, empty", src: []byte{3, 0}},
 		{name: "fixed", src: []byte{0x4b, 4, 0}, want: "a"},
@@ -116,12 +118,12 @@ func TestStreams(t *testing.T) {
 		{name: "repeat past the end", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0, 6).bits(1, 3).bits(1, 3).bits(0xff, 8).bits(1, 1).bits(110, 7).bits(0, 64).bytes, err: ErrCorrupt, text: "121 repeated code lengths, but only 120 are left"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			// The peer agrees that it is good or bad.
+			// The reference agrees whether the stream is valid.
 			out, used, refErr := reference(c.src, 1<<20)
 			if (refErr == nil) != (c.err == nil) || refErr == nil && string(out) != c.want {
 				t.Errorf("compress/flate = %q, %v", out, refErr)
 			}
-			for _, room := range []int{0, 1, 300} { // only with the last the fast loop runs
+			for _, room := range []int{0, 1, 300} { // the fast loop runs only with the last one
 				var d Decoder
 				dst := garbage(len(c.want)+room, 0xa5)
 				n, consumed, err := d.Inflate(dst, c.src)
@@ -137,8 +139,8 @@ func TestStreams(t *testing.T) {
 	}
 }
 
-// Every length at every small distance and at some large ones, at places where
-// the loops change over.
+// TestMatches decodes every length at every small distance and at some large ones, at
+// places where the fast loop and the careful one take over from each other.
 func TestMatches(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
 	var distances []int
@@ -176,7 +178,7 @@ func TestMatches(t *testing.T) {
 				t.Fatalf("distance %d, room %d: %d, %d, %v, expected %d, %d; same bytes: %v", dist, more, n, consumed, err, last, len(src), bytes.Equal(dst[:n], want))
 			}
 		}
-		// Cut anywhere in the last matches.
+		// The stream is truncated at each byte of the last matches.
 		for short := 1; short <= min(last, 600); short += 1 + short/16 {
 			dst := garbage(last-short, byte(short))
 			n, _, err := d.Inflate(dst, src)
@@ -188,12 +190,13 @@ func TestMatches(t *testing.T) {
 	}
 }
 
-// Codes of every length up to 15 bits, in subtables of every size.
+// TestLongCodes decodes codes of every length up to 15 bits, in subtables of every
+// size.
 func TestLongCodes(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(5, 6))
 	random := func(n, symbols int, must int) []uint {
 		for {
-			// Split random leaves until there are enough.
+			// Random leaves of the tree are split until there are enough.
 			leaves := []uint{0}
 			for tries := 0; len(leaves) < symbols && tries < 10000; tries++ {
 				i := rnd.IntN(len(leaves))
@@ -278,8 +281,8 @@ func TestTruncated(t *testing.T) {
 	}
 }
 
-// The first byte that does not fit is an error, whatever it is part of; room
-// that is left is none.
+// TestRoom tests that the first byte which does not fit is an error, whatever
+// symbol it is part of, and that unused room is not.
 func TestRoom(t *testing.T) {
 	g := grains(t, 8)
 	var d Decoder
@@ -349,7 +352,7 @@ func TestZlib(t *testing.T) {
 }
 
 func TestAdler32(t *testing.T) {
-	p := bytes.Repeat([]byte{0xff}, 3<<20) // the most that a lane may hold
+	p := bytes.Repeat([]byte{0xff}, 3<<20) // the largest sums in a lane
 	for _, n := range []int{1 << 20, adlerPart - 1, adlerPart, adlerPart + 1, 3 << 20} {
 		if got, want := adler32(p[:n]), stdadler.Checksum(p[:n]); got != want {
 			t.Errorf("%d bytes of 0xff: %#08x, expected %#08x", n, got, want)
@@ -382,7 +385,7 @@ func TestNoAllocations(t *testing.T) {
 	}
 }
 
-// Grains as qemu-img compresses them.
+// TestQemuGrains decodes grains that qemu-img compressed.
 func TestQemuGrains(t *testing.T) {
 	peer.Need(t, "qemu-img")
 	dir := t.TempDir()
@@ -398,8 +401,8 @@ func TestQemuGrains(t *testing.T) {
 	}
 	var d Decoder
 	seen := 0
-	// Grains begin after the overhead (header, offset 64), each with its sector
-	// and its length, padded to sectors.
+	// The grains begin after the overhead, whose size is in the header at offset 64.
+	// Each has its sector and its length before it, and is padded to whole sectors.
 	for at := int(binary.LittleEndian.Uint64(f[64:])) * 512; at+12 <= len(f); {
 		sector, size := int(binary.LittleEndian.Uint64(f[at:])), int(binary.LittleEndian.Uint32(f[at+8:]))
 		if size == 0 {

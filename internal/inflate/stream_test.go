@@ -5,13 +5,13 @@ import (
 	"slices"
 )
 
-// writer writes a deflate stream by hand.
+// writer builds a deflate stream bit by bit.
 type writer struct {
 	bytes []byte
-	n     uint // bits of the last byte that are taken
+	n     uint // number of used bits of the last byte
 }
 
-// bits writes the lowest n bits of v, the lowest first.
+// bits writes the n lowest bits of v, beginning with the lowest.
 func (w *writer) bits(v, n uint) *writer {
 	for ; n > 0; n-- {
 		if w.n%8 == 0 {
@@ -24,10 +24,10 @@ func (w *writer) bits(v, n uint) *writer {
 	return w
 }
 
-// code writes a code, its first bit first.
+// code writes a code, beginning with its first bit.
 func (w *writer) code(c code) *writer { return w.bits(bits.Reverse(c.bits)>>(bits.UintSize-c.n), c.n) }
 
-// raw aligns to a byte and writes bytes.
+// raw fills up the last byte and writes whole bytes.
 func (w *writer) raw(b ...byte) *writer {
 	w.bytes = append(w.bytes, b...)
 	w.n = 0
@@ -36,7 +36,8 @@ func (w *writer) raw(b ...byte) *writer {
 
 type code struct{ bits, n uint }
 
-// codes returns the canonical codes of these lengths, which need not be complete.
+// codes returns the canonical codes with the given lengths, which need not form a
+// complete code.
 func codes(lens []uint) []code {
 	all := make([]code, len(lens))
 	next := uint(0)
@@ -52,7 +53,7 @@ func codes(lens []uint) []code {
 	return all
 }
 
-// lens returns n code lengths: those given by symbol, the others 0.
+// lens returns n code lengths: those in the map by symbol, and 0 for other symbols.
 func lens(n int, some map[int]uint) []uint {
 	all := make([]uint, n)
 	for sym, l := range some {
@@ -81,8 +82,8 @@ func fixedLens() []uint {
 	return all
 }
 
-// dynamic writes the header of a block with these code lengths. Its precode has 4
-// bits for each length and no repeats.
+// dynamic writes the header of a block with the given code lengths. Its precode has 4
+// bits for each length and no repetitions.
 func (w *writer) dynamic(last uint, litlen, dist []uint) *writer {
 	w.bits(last, 1).bits(2, 2)
 	w.bits(uint(len(litlen)-257), 5).bits(uint(len(dist)-1), 5).bits(19-4, 4)
@@ -99,7 +100,7 @@ func (w *writer) dynamic(last uint, litlen, dist []uint) *writer {
 	return w
 }
 
-// match writes a length and a distance with these codes.
+// match writes a length and a distance with the given codes.
 func (w *writer) match(litlen, dist []code, length, distance int) *writer {
 	sym := 0
 	for i := 257; i <= 285; i++ {

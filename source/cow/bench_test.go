@@ -62,8 +62,8 @@ func randomReads(b *testing.B, d source.Disk) {
 	})
 }
 
-// Reads of 4 KiB at random places, of a file, and through a layer of which a
-// part of the blocks is here.
+// BenchmarkRandomRead reads 4 KiB at random offsets, from a file, and through a layer that
+// has some of the blocks.
 func BenchmarkRandomRead(b *testing.B) {
 	b.Run("without", func(b *testing.B) {
 		d := benchFile(b)
@@ -88,7 +88,8 @@ func BenchmarkRandomRead(b *testing.B) {
 	}
 }
 
-// Writes of 1 MiB, one after the other, over and over.
+// BenchmarkSequentialWrite writes 1 MiB at a time in ascending order, and starts again
+// at the end.
 func BenchmarkSequentialWrite(b *testing.B) {
 	write := func(b *testing.B, writeAt func([]byte, int64) (int, error)) {
 		p := make([]byte, 1<<20)
@@ -115,8 +116,9 @@ func BenchmarkSequentialWrite(b *testing.B) {
 	b.Run("cow", func(b *testing.B) { write(b, benchDisk(b, Options{}).WriteAt) })
 }
 
-// Writes of 4 KiB at random places of a layer that is empty at first, as when a
-// guest begins to write, by block size; what they take is reported too.
+// BenchmarkRandomWrite writes 4 KiB at random offsets to a layer that is empty at
+// first, as a guest that starts to write does. It reports the space that the layer
+// uses, for each block size.
 func BenchmarkRandomWrite(b *testing.B) {
 	for _, block := range []int64{4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20} {
 		b.Run(fmt.Sprintf("block=%dKiB", block>>10), func(b *testing.B) {

@@ -12,14 +12,14 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// random returns n bytes that are no zeros.
+// random returns n random bytes other than zero.
 func random(seed uint64, n int) []byte {
 	b := make([]byte, n)
 	rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(b)
 	return b
 }
 
-// below is a disk with data, a hole and data.
+// below is a disk with data, a hole, and data again.
 func absent(size int) *sourcetest.Memory {
 	b := random(1, size)
 	from, to := size/4, size/2
@@ -51,7 +51,8 @@ func TestDisk(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					// Some blocks are written as they were, some zeroed that are zeros.
+					// Some blocks are written with the content that they have, and some
+					// that are zeros are zeroed.
 					n := int64(size)
 					for off := int64(0); off < n; off += 900 << 10 {
 						if _, err := d.WriteAt(content[off:min(n, off+100<<10)], off); err != nil {

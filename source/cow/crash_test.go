@@ -20,15 +20,16 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// sector is the unit that a power cut leaves whole.
+// sector is the unit that a power cut leaves whole: a write of several sectors may be
+// lost in part.
 type sector [sectorSize]byte
 
-// powerCut stands between a file and the kernel and knows what a power cut may
-// leave of it: what was written before the last fdatasync began, and of the rest
-// any sectors.
+// powerCut replaces the system calls of a layer and records what a power cut may leave
+// of its file: everything that was written before the last fdatasync began, and any
+// subset of the sectors written since.
 type powerCut struct {
 	mu      sync.Mutex
-	durable map[int64]sector // by their number; others are zeros
+	durable map[int64]sector // by sector number; other sectors are zeros
 	pending []pendingWrite
 	before  func(what string) // called before each call; may be nil
 	synced  func()            // called at the end of each fdatasync; may be nil
@@ -36,7 +37,7 @@ type powerCut struct {
 
 type pendingWrite struct {
 	off, n int64
-	data   []byte // nil: zeros
+	data   []byte // nil stands for zeros
 }
 
 func (w pendingWrite) apply(to map[int64]sector, r *rand.Rand) {
@@ -57,8 +58,8 @@ func (w pendingWrite) apply(to map[int64]sector, r *rand.Rand) {
 	}
 }
 
-// left is what a power cut may leave now; without r all that was written, as
-// after the end of the process.
+// left returns what a power cut may leave now. If r is nil, it returns everything that
+// was written, which is what remains when only the process ends.
 func (c *powerCut) left(r *rand.Rand) map[int64]sector {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -69,8 +70,8 @@ func (c *powerCut) left(r *rand.Rand) map[int64]sector {
 	return left
 }
 
-// leftOf is what a power cut leaves that loses all that was not durable but the
-// writes that do reach the disk.
+// leftOf returns what a power cut leaves that loses all writes which are not durable,
+// except the writes for which reaches returns true.
 func (c *powerCut) leftOf(reach func(pendingWrite) bool) map[int64]sector {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -89,7 +90,7 @@ func (c *powerCut) add(w pendingWrite) {
 	c.pending = append(c.pending, w)
 }
 
-// system is the kernel with the power cut before it.
+// system returns system calls that record in p what they do.
 func (c *powerCut) system() system {
 	sys := kernel()
 	sys.pwrite = func(f *os.File, p []byte, off int64) (int, error) {
@@ -98,7 +99,7 @@ func (c *powerCut) system() system {
 		c.add(pendingWrite{off, int64(n), bytes.Clone(p[:n])})
 		return n, err
 	}
-	sys.fdatasync = func(*os.File) error { // the file itself is never cut
+	sys.fdatasync = func(*os.File) error { // the real file need not be durable
 		c.call("fdatasync")
 		c.mu.Lock()
 		covered := c.pending
@@ -130,7 +131,7 @@ func (c *powerCut) call(what string) {
 	}
 }
 
-// writeSparse makes the file of a layer of a disk of size bytes.
+// writeSparse creates the file of a layer from its sectors, for a disk of size bytes.
 func writeSparse(t *testing.T, path string, sectors map[int64]sector, size int64) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -155,14 +156,14 @@ func writeSparse(t *testing.T, path string, sectors map[int64]sector, size int64
 	}
 }
 
-// The units of the crash test are sectors that hold one number all over.
+// The crash tests write whole sectors, each filled with one number of 8 bytes.
 func fill(p []byte, stamp uint64) {
 	for i := 0; i < len(p); i += 8 {
 		binary.LittleEndian.PutUint64(p[i:], stamp)
 	}
 }
 
-// stampOf returns the number that a sector holds all over.
+// stampOf returns the number with which a sector is filled.
 func stampOf(p []byte) (uint64, error) {
 	stamp := binary.LittleEndian.Uint64(p)
 	for i := 0; i < len(p); i += 8 {
@@ -173,7 +174,7 @@ func stampOf(p []byte) (uint64, error) {
 	return stamp, nil
 }
 
-// stamps is a disk whose sector n holds 1<<40+n.
+// stamps is a disk whose sector n is filled with the number 1<<40+n.
 type stamps struct{}
 
 func (stamps) ReadAt(p []byte, off int64) (int, error) {
@@ -184,9 +185,9 @@ func (stamps) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// After a power cut or a kill at any moment all that was flushed is there, and
-// of what was written since, sectors are there or not: never is there anything
-// else.
+// TestPowerCut tests that after a power cut or a kill at any moment everything that was
+// flushed is there, and that each sector which was written since has either its old or
+// its new content.
 func TestPowerCut(t *testing.T) {
 	const window = 24 << 10
 	const size = pageBlocks*testBlock + 128<<10
@@ -194,8 +195,8 @@ func TestPowerCut(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 9))
 		dir := t.TempDir()
 		offs := []int64{0, sectorBlocks*testBlock - window/2, pageBlocks*testBlock - window/2, size - window}
-		// may is what a sector may hold after a cut: what it held at the last flush,
-		// and what was written since.
+		// may has the possible contents of each sector after a cut: that of the last
+		// flush, and everything that was written since.
 		may := make(map[int64][]uint64)
 		for _, off := range offs {
 			for at := off / sectorSize; at < (off+window)/sectorSize; at++ {
@@ -213,7 +214,7 @@ func TestPowerCut(t *testing.T) {
 			writeSparse(t, path, left, size)
 			return newDisk(t.Context(), base(), Options{File: path, BlockSize: testBlock, OnRead: seed%2 == 1}, sys)
 		}
-		// look opens what a cut leaves and compares.
+		// look opens what a cut leaves and compares it with may.
 		look := func(when string) {
 			cuts++
 			cutter := r
@@ -244,7 +245,7 @@ func TestPowerCut(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A write, by all its sectors.
+		// The write adds a possible content to each of its sectors.
 		write := func(from, n int64) error {
 			p := make([]byte, n*sectorSize)
 			for k := range n {
@@ -258,7 +259,8 @@ func TestPowerCut(t *testing.T) {
 		for i := range 400 {
 			d.table.limit = 1 + int(seed%2)*10
 			cut.synced = func() {
-				// With all pages in memory a write needs no room, and no other flush.
+				// All pages fit into memory, so that a write needs no room for one and
+				// no flush begins by itself.
 				if d.table.limit > 1 && r.IntN(2) == 0 {
 					off := offs[r.IntN(len(offs))]
 					if err := write(off/sectorSize+r.Int64N(window/sectorSize-8), 1+r.Int64N(8)); err != nil {
@@ -290,7 +292,8 @@ func TestPowerCut(t *testing.T) {
 				p := make([]byte, window)
 				_, err = d.ReadAt(p[:window-sectorSize], off)
 			default:
-				// After it there is what there is now, or what is written meanwhile.
+				// After the flush, the content is that of now, or of a write that runs
+				// at the same time.
 				now, written := make(map[int64]uint64), make(map[int64]int)
 				p := make([]byte, sectorSize)
 				for at := range may {
@@ -313,7 +316,7 @@ func TestPowerCut(t *testing.T) {
 			if err != nil {
 				t.Fatalf("seed %d, step %d: %v", seed, i, err)
 			}
-			if r.IntN(40) == 0 { // it happens, and goes on from what is left
+			if r.IntN(40) == 0 { // cut the power, and continue with what is left
 				left := cut.left(r)
 				cut.before, cut.synced = nil, nil
 				d.Close()
@@ -331,8 +334,8 @@ func TestPowerCut(t *testing.T) {
 	}
 }
 
-// What reaches the disk of the table never tells of a block that does not, also
-// of one that is written while the table is.
+// TestTableIsNotAheadOfBlocks tests that a table on the disk never refers to a block that is
+// not on the disk, even if the block is written at the same time as the table.
 func TestTableIsNotAheadOfBlocks(t *testing.T) {
 	const size = 1 << 20
 	base := func() *sourcetest.Memory {
@@ -379,7 +382,7 @@ func TestTableIsNotAheadOfBlocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(4)
-	if err := d.table.write(false); err != nil { // as when it makes room
+	if err := d.table.write(false); err != nil { // as acquire does to make room
 		t.Fatal(err)
 	}
 	write(5)
@@ -392,8 +395,8 @@ func TestTableIsNotAheadOfBlocks(t *testing.T) {
 	}
 }
 
-// A flush covers what returned before it was called, also where it waits for
-// another one that began earlier.
+// TestFlushBesideFlush tests that a flush covers all writes that returned before it was
+// called, even if it waits for another flush that began earlier.
 func TestFlushBesideFlush(t *testing.T) {
 	cut := &powerCut{durable: make(map[int64]sector)}
 	const size = 1 << 20

@@ -16,11 +16,11 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// fuzzSize is that of a disk of two pages of the table, the second of which has
+// fuzzSize is the size of a disk with two pages of the table, the second of which has
 // less than a sector.
 const fuzzSize = (pageBlocks+100)*minBlockSize + 512
 
-// seed is what the fuzz targets begin with: the front of a file of a layer.
+// seed is a starting point of the fuzz targets: the beginning of the file of a layer.
 type seed struct {
 	name          string
 	header, table []byte
@@ -76,7 +76,8 @@ func seeds(t testing.TB) []seed {
 	}
 }
 
-// Seeds are files, so that they are kept and seen; this makes them anew.
+// TestSeeds writes the seeds again. They are kept as files, so that they can be
+// reviewed.
 func TestSeeds(t *testing.T) {
 	dir := filepath.Join("testdata", "fuzz", "FuzzFile")
 	files, _ := os.ReadDir(dir)
@@ -97,8 +98,8 @@ func TestSeeds(t *testing.T) {
 	}
 }
 
-// The front of a file may be anything: it is refused, or what it tells is told
-// by all in the same way. With seal the checksums are made right.
+// FuzzFile opens a layer with any beginning. Either New refuses the file, or all
+// methods agree on its content. With seal the checksums are corrected first.
 func FuzzFile(f *testing.F) {
 	path := filepath.Join(f.TempDir(), "x.cow")
 	l, err := newLayout(fuzzSize, minBlockSize)
@@ -135,12 +136,12 @@ func FuzzFile(f *testing.F) {
 			if _, err := d.ReadAt(p, e.Off); err != nil && err != io.EOF {
 				t.Fatalf("%+v: %v", e, err)
 			}
-			// The file's data are zeros, those below are none.
+			// The blocks in the file are zeros, and those of the base are not.
 			if fromBelow := !bytes.Equal(p, make([]byte, len(p))); fromBelow != (e.Depth == 1) {
 				t.Fatalf("%+v, and it holds %x", e, p[:8])
 			}
 		}
-		// Written back it tells the same.
+		// After it was written back, the table has the same content.
 		for i := range d.store.pages {
 			p, err := d.table.load(i)
 			if err != nil {
@@ -166,7 +167,7 @@ func writeAll(f *os.File, p []byte, off int64) error {
 	return err
 }
 
-// encodeAs returns the slot of a header of any version.
+// encodeAs returns a slot with a header of any version.
 func encodeAs(t testing.TB, h header, version uint32) []byte {
 	t.Helper()
 	payload, err := json.Marshal(h)

@@ -15,15 +15,15 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// world is a disk of several pages of the table, of which some windows are
-// used: around the borders of pages and of sectors of the table, and the ends.
+// world is a disk with several pages of the table, and the parts of it ("windows") that
+// a test uses: the borders of pages and of sectors of the table, and both ends.
 type world struct {
 	size    int64
 	base    *sourcetest.Memory
 	windows []window
 }
 
-// window is a stretch of the disk and what it must hold.
+// window is a range of the disk and its expected content.
 type window struct {
 	off  int64
 	want []byte
@@ -53,7 +53,7 @@ func newWorld(t *testing.T, size, length int64) *world {
 
 func (w *world) open(t *testing.T, file string, onRead bool, limit int, sys system) *Disk {
 	t.Helper()
-	// Anew, since the disk closes it.
+	// Each call returns a new disk, because the layer closes it.
 	m := &sourcetest.Memory{Content: w.base.Content, Length: w.size, ExtentList: w.base.ExtentList, ID: w.base.ID}
 	d, err := newDisk(t.Context(), m, Options{File: file, BlockSize: testBlock, OnRead: onRead}, sys)
 	if err != nil {
@@ -63,15 +63,15 @@ func (w *world) open(t *testing.T, file string, onRead bool, limit int, sys syst
 	return d
 }
 
-// quick is the kernel without waiting for the disk: power cuts are tested
-// elsewhere.
+// quick returns system calls that do not wait for the disk. Power cuts have tests of
+// their own.
 func quick() system {
 	sys := kernel()
 	sys.fdatasync = func(*os.File) error { return nil }
 	return sys
 }
 
-// check compares a range of a window.
+// check compares a range of a window with its expected content.
 func (w *world) check(d *Disk, v window, from, n int64) error {
 	got := make([]byte, n)
 	if _, err := d.ReadAt(got, v.off+from); err != nil && v.off+from+n != w.size {
@@ -87,7 +87,7 @@ func (w *world) check(d *Disk, v window, from, n int64) error {
 	return nil
 }
 
-// checkExtents holds the extents of a window against what it must hold.
+// checkExtents compares the extents of a window with its expected content.
 func (w *world) checkExtents(t *testing.T, d *Disk, v window) error {
 	for e, err := range source.Covered(t.Context(), d, v.off, int64(len(v.want))) {
 		if err != nil {
@@ -100,7 +100,8 @@ func (w *world) checkExtents(t *testing.T, d *Disk, v window) error {
 	return nil
 }
 
-// Whatever is done in whatever order, the disk holds what a plain array would.
+// TestModel tests that after any sequence of calls the disk has the content of a plain
+// array.
 func TestModel(t *testing.T) {
 	const length = 160 << 10
 	for seed := range uint64(12) {
@@ -135,7 +136,7 @@ func TestModel(t *testing.T) {
 			case 6:
 				old := bytes.Clone(part)
 				if err = d.Trim(t.Context(), v.off+from, n); err == nil {
-					// The ends may stay as they were.
+					// The parts of blocks at both ends may not be zeroed.
 					if _, err := d.ReadAt(part, v.off+from); err != nil && v.off+from+n != w.size {
 						t.Fatal(err)
 					}
@@ -176,8 +177,8 @@ func TestModel(t *testing.T) {
 	}
 }
 
-// Writers that share blocks never lose each other's bytes, and readers never see
-// a block that is half brought here.
+// TestWritersShareBlocks tests that writers of one block never lose each other's bytes,
+// and that readers never see a block that is only partly copied from the base.
 func TestWritersShareBlocks(t *testing.T) {
 	const length, writers, unit = 96 << 10, 6, 256
 	for _, onRead := range []bool{false, true} {
@@ -190,7 +191,8 @@ func TestWritersShareBlocks(t *testing.T) {
 				r := rand.New(rand.NewPCG(uint64(g), 7))
 				for i := range 1200 {
 					v := w.windows[r.IntN(len(w.windows))]
-					// The units of each writer are its own; those of 0 are never written.
+					// Each writer has units of its own. The units of writer 0 are never
+					// written.
 					from := (r.Int64N(length/unit/writers)*writers + int64(g)) * unit
 					part := v.want[from : from+unit]
 					var err error
@@ -229,8 +231,8 @@ func TestWritersShareBlocks(t *testing.T) {
 	}
 }
 
-// A block that is written as a whole while a part of it is being brought here
-// is not brought back.
+// TestWholeBlockBesideItsPart tests that a write of a whole block is not overwritten by a
+// copy of the block from the base that began before.
 func TestWholeBlockBesideItsPart(t *testing.T) {
 	base := memory(1 << 20)
 	base.OnRead = func(int64, int) error {

@@ -21,11 +21,11 @@ import (
 	"github.com/vddkcp/vddkcp/source/raw"
 )
 
-// serve serves a disk over a unix socket, for writing, and returns its URI and
-// what ends it.
+// serve exports a writable disk on a Unix socket. It returns the URI and a function
+// that ends the server.
 func serve(t testing.TB, d source.Disk) (uri string, end func()) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "cow") // short enough for a socket
+	dir, err := os.MkdirTemp("", "cow") // a path that is short enough for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,8 +49,8 @@ func serve(t testing.TB, d source.Disk) (uri string, end func()) {
 	}
 }
 
-// qemu writes to a layer that is served, ends, and finds it again, and the file
-// below never changes.
+// TestQemuWrites tests that qemu can write to an exported layer and find its data again after
+// the server was restarted, and that the base never changes.
 func TestQemuWrites(t *testing.T) {
 	peer.Need(t, "qemu-io", "qemu-img")
 	const size = 24 << 20
@@ -99,12 +99,13 @@ func TestQemuWrites(t *testing.T) {
 					}
 				}
 				peer.Run(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", uri, expected)
-				peer.Run(t, "qemu-io", "-c", "discard 18M 1M", "-f", "raw", uri) // what it reads as is not said
+				peer.Run(t, "qemu-io", "-c", "discard 18M 1M", "-f", "raw", uri) // the content after a discard is undefined
 				peer.Run(t, "qemu-io", "-c", "write -P 0x21 18M 1M", "-f", "raw", uri)
 				peer.Run(t, "qemu-io", "-c", "write -P 0x21 18M 1M", "-f", "raw", expected)
 				peer.Run(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", uri, expected)
 				if i == 0 && !onRead {
-					// Zeros are holes, what is below and zero too.
+					// Zeroed blocks are holes, as are absent blocks where the base is
+					// zero.
 					m := peer.Run(t, "qemu-img", "map", "--output=json", "-f", "raw", uri)
 					if !strings.Contains(m, `"start": 4194304, "length": 524288, "depth": 0, "present": true, "zero": true`) {
 						t.Errorf("map: %s", m)
@@ -140,8 +141,8 @@ func sameFiles(t *testing.T, a, b string) {
 	}
 }
 
-// Reads of 4 KiB at random places, 16 in flight, from a server of a file, and
-// of a layer over it.
+// BenchmarkServed reads 4 KiB at random offsets, with 16 requests in flight, from a
+// server of a file and of a layer over the file.
 func BenchmarkServed(b *testing.B) {
 	const size = 512 << 20
 	path := filepath.Join(b.TempDir(), "disk")

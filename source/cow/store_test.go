@@ -22,7 +22,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// memory is a disk of so many bytes that are no zeros.
+// memory returns a disk of size bytes other than zero.
 func memory(size int) *sourcetest.Memory {
 	return &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xB5}, size), ID: "disk 1", Proof: "mtime"}
 }
@@ -46,7 +46,8 @@ func read(t *testing.T, d source.Disk, off int64, n int) []byte {
 	return p
 }
 
-// A failed flush stays failed; what is read is still right.
+// TestFailedFlush tests that after a failed flush all later flushes fail, and that
+// reads are still correct.
 func TestFailedFlush(t *testing.T) {
 	var broken, asked atomic.Int64
 	sys := kernel()
@@ -102,7 +103,8 @@ func TestFailedFlush(t *testing.T) {
 	}
 }
 
-// A temporary layer leaves nothing, and a flush of it asks nothing.
+// TestTemporary tests that a temporary layer leaves no file, and that its Flush makes
+// no system call.
 func TestTemporary(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", dir)
@@ -124,8 +126,9 @@ func TestTemporary(t *testing.T) {
 	}
 }
 
-// Where a file system takes no file as large, a temporary layer is several, and
-// a named one is refused, and not left behind.
+// TestTooLargeForOneFile tests a file system that does not support a file of the size
+// of the disk. A temporary layer then consists of several files, and a named layer is
+// refused and not left behind.
 func TestTooLargeForOneFile(t *testing.T) {
 	sys := kernel()
 	sys.maxFile = 15 << 40
@@ -177,10 +180,11 @@ func TestTooLargeForOneFile(t *testing.T) {
 	}
 }
 
-// Memory stays bounded on the largest disks, however scattered the writes.
+// TestMemoryOfALargeDisk tests that memory is bounded for the largest disks, even if
+// the writes are scattered.
 func TestMemoryOfALargeDisk(t *testing.T) {
 	const size = 64 << 40
-	heap := func() int64 { // it may shrink while memory of earlier tests is freed
+	heap := func() int64 { // may shrink when memory of earlier tests is freed
 		runtime.GC()
 		var m runtime.MemStats
 		runtime.ReadMemStats(&m)
@@ -229,8 +233,8 @@ func TestMemoryOfALargeDisk(t *testing.T) {
 	}
 }
 
-// Where the layer's file system is full writes fail with ENOSPC, and all that
-// was written before is there.
+// TestNoSpace tests that writes fail with ENOSPC when the file system of the layer is
+// full, and that the earlier writes are still there.
 func TestNoSpace(t *testing.T) {
 	peer.NeedRoot(t)
 	peer.Need(t, "mount", "umount")
@@ -256,7 +260,7 @@ func TestNoSpace(t *testing.T) {
 		if err := d.ZeroAt(t.Context(), 4<<20, 4<<20, 0); !errors.Is(err, unix.ENOSPC) {
 			t.Errorf("space for zeros: %v", err)
 		}
-		// Blocks that are read can't be kept, and are right.
+		// Blocks that are read cannot be copied into the layer, but are read correctly.
 		if got := read(t, d, 4<<20, 4<<20); !bytes.Equal(got, bytes.Repeat([]byte{0xB5}, 4<<20)) {
 			t.Error("what is read from below differs")
 		}
@@ -269,7 +273,7 @@ func TestNoSpace(t *testing.T) {
 		if err := d.Flush(t.Context()); err != nil {
 			t.Error(err)
 		}
-		// A trim makes space.
+		// A trim frees space.
 		if err := d.Trim(t.Context(), 0, 1<<20); err != nil {
 			t.Error(err)
 		}
@@ -282,8 +286,8 @@ func TestNoSpace(t *testing.T) {
 	}
 }
 
-// Who misses a block at the same time reads it once; what is read is kept, and
-// is right after the disk below is gone wrong.
+// TestOnRead tests that several readers of one absent block read it from the base only
+// once, and that the copy in the layer stays correct when the base fails later.
 func TestOnRead(t *testing.T) {
 	base := memory(2<<20 + 512)
 	clear(base.Bytes[1<<20 : 1<<20+200<<10])
@@ -342,8 +346,9 @@ func TestOnRead(t *testing.T) {
 	}
 }
 
-// Parts of blocks that are written have the rest from below, whole blocks read
-// nothing; an error from below leaves all as it was.
+// TestReadsForWrites tests that a write of a part of a block reads the rest of it from
+// the base, that a write of whole blocks reads nothing, and that an error of the base
+// changes nothing.
 func TestReadsForWrites(t *testing.T) {
 	base := memory(1<<20 + 512)
 	var reads atomic.Int64
@@ -371,8 +376,8 @@ func TestReadsForWrites(t *testing.T) {
 	}
 }
 
-// A block is here only after all of it is: while it is written it still reads as
-// before, and also when that fails.
+// TestHereWhenWritten tests that a block becomes present only after all of it was
+// written: until then, and if the write fails, it reads as before.
 func TestHereWhenWritten(t *testing.T) {
 	sys := kernel()
 	var d *Disk
@@ -461,7 +466,7 @@ func TestOutside(t *testing.T) {
 	}
 }
 
-// A layer over a disk that proves nothing is continued with a warning.
+// TestWarning tests that continuing a layer over a base without a proof logs a warning.
 func TestWarning(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "x.cow")
 	for i := range 2 {
@@ -476,7 +481,7 @@ func TestWarning(t *testing.T) {
 	}
 }
 
-// inFile is a disk that says of all its bytes where they lie.
+// inFile is a disk that is source.InFile for all of its bytes.
 type inFile struct {
 	*sourcetest.Memory
 	f *os.File
@@ -486,9 +491,9 @@ func (d inFile) InFile(off int64) (*os.File, int64, int64, bool) {
 	return d.f, off, d.Size() - off, true
 }
 
-// Bytes below lie where the disk below says, those that are here in the layer,
-// and zeros nowhere. With OnRead those below are not told, since reading them
-// there would not keep them.
+// TestInFile tests that InFile returns the places of the base for absent blocks, of the
+// layer for present ones, and none for zeroed ones. With OnRead it returns none for
+// absent blocks, because reads from those places would not be copied.
 func TestInFile(t *testing.T) {
 	f, err := os.Open(os.DevNull)
 	if err != nil {

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestRunBesideWrites checks that a run is never empty: a read that begins in a
-// block whose state changes would otherwise go backwards.
+// TestRunBesideWrites checks that run never returns 0 blocks when the state of the
+// first block changes at the same time: the reader would not move forward.
 func TestRunBesideWrites(t *testing.T) {
 	p := new(page)
 	tab := &table{pages: make([]atomic.Pointer[page], 1), onFile: new(page)}

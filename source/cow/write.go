@@ -132,7 +132,7 @@ func (d *Disk) writePart(p []byte, off, b int64) error {
 	return err
 }
 
-// ZeroAt implements source.Writable. Of whole blocks, only the state is written. With
+// ZeroAt implements source.Writable. For whole blocks it writes only the state. With
 // MayTrim their space is freed, and without it the space is reserved, if the file
 // system supports that. Parts of blocks at both ends of the range are written. With
 // FastOnly, a range without a whole block is refused.

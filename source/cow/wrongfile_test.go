@@ -12,8 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// A file that is not the layer of this disk is refused, with what it is and
-// what was expected, and stays as it is.
+// TestWrongFile tests that a file which is not the layer of this disk is refused and
+// not changed, and that the error says what was found and what was expected.
 func TestWrongFile(t *testing.T) {
 	const size = 1<<20 + 512
 	for _, c := range []struct {
@@ -99,8 +99,8 @@ func TestWrongFile(t *testing.T) {
 	}
 }
 
-// overwrite writes p at off of the file, unless that is negative, and cuts it at
-// size, unless that is.
+// overwrite writes p to the file at off, and truncates the file to size bytes. A
+// negative off or size skips that step.
 func overwrite(t *testing.T, path string, p []byte, off, size int64) {
 	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
@@ -123,7 +123,8 @@ func overwrite(t *testing.T, path string, p []byte, off, size int64) {
 	}
 }
 
-// A damaged table is an error of what it tells of, never other content.
+// TestDamagedTable tests that damage in the table is an error for the blocks that it
+// describes, and never other content.
 func TestDamagedTable(t *testing.T) {
 	const size = 3 * sectorBlocks * minBlockSize
 	path := filepath.Join(t.TempDir(), "x.cow")
@@ -179,15 +180,16 @@ func TestDamagedTable(t *testing.T) {
 	}
 }
 
-// reseal gives a block of a sector a state, and the sector its checksum.
+// reseal sets the state of a block in a sector of the table, and corrects the checksum
+// of the sector.
 func reseal(table []byte, s int64, block int, state byte) {
 	sector := table[s*sectorSize : (s+1)*sectorSize]
 	sector[block/4] |= state << (block % 4 * 2)
 	seal(sector, s)
 }
 
-// Layers of before November 2026 name the device of a raw file by its number, which
-// is not looked at any more.
+// TestSameFile tests that the device number of a raw file, which the headers of layers
+// from before November 2026 have, is ignored.
 func TestSameFile(t *testing.T) {
 	const old = "file:1792:12:62914560:1796048694695282666"
 	for id, want := range map[string]bool{
@@ -205,8 +207,8 @@ func TestSameFile(t *testing.T) {
 	}
 }
 
-// A layer that another process made of a file between its creation and its lock is
-// never removed.
+// TestAnotherProcessMakesTheLayer tests that New does not remove a file which another
+// process turned into a layer between the creation of the file and its lock.
 func TestAnotherProcessMakesTheLayer(t *testing.T) {
 	for _, ended := range []bool{false, true} {
 		path := filepath.Join(t.TempDir(), "x.cow")

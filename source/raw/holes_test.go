@@ -14,7 +14,7 @@ func TestHoleAndData(t *testing.T) {
 	const pos, size = 1000, 5000
 	for _, c := range []struct {
 		name       string
-		data, hole answer // of SEEK_DATA and SEEK_HOLE
+		data, hole answer // results of SEEK_DATA and SEEK_HOLE
 		wantHole   int64
 		wantData   int64
 	}{

@@ -149,7 +149,7 @@ func TestIdentity(t *testing.T) {
 	}
 	for _, change := range []func() error{
 		func() error { return os.Chtimes(path, stat(t, path).ModTime(), stat(t, path).ModTime().Add(1)) },
-		func() error { // only the size
+		func() error { // changes only the size
 			mtime := stat(t, path).ModTime()
 			return errors.Join(os.Truncate(path, 3), os.Chtimes(path, mtime, mtime))
 		},
@@ -174,8 +174,7 @@ func stat(t testing.TB, path string) fs.FileInfo {
 	return fi
 }
 
-// sparse writes pieces of 64 KiB of data at multiples of step into a file of
-// the given size.
+// sparse creates a file of the given size with 64 KiB of data at each multiple of step.
 func sparse(t testing.TB, size, step int64) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "sparse.img")
@@ -251,7 +250,7 @@ func TestUncached(t *testing.T) {
 	}
 }
 
-// loop makes a read-only block device of a file.
+// loop returns a read-only loop device for a file.
 func loop(t *testing.T, path string) string {
 	t.Helper()
 	peer.NeedRoot(t)

@@ -43,7 +43,7 @@ func TestWritableFile(t *testing.T) {
 	}
 }
 
-// Zeros become holes where they may, and no others.
+// TestWritableHoles tests that zeros become holes only where the flags allow it.
 func TestWritableHoles(t *testing.T) {
 	path := write(t, random(4<<20))
 	d := openWritable(t, path)
@@ -96,9 +96,9 @@ func TestWritableDevice(t *testing.T) {
 	if got, err := os.ReadFile(device); err != nil || !bytes.Equal(got, content) {
 		t.Errorf("the device differs, %v", err)
 	}
-	// A device that the kernel protects.
+	// The kernel refuses writes to this device.
 	peer.Run(t, "blockdev", "--setro", device)
-	defer peer.Run(t, "blockdev", "--setrw", device) // a loop device stays so for who has it next
+	defer peer.Run(t, "blockdev", "--setrw", device) // a loop device stays read-only for its next user
 	if _, err := raw.OpenWritable(t.Context(), device); err == nil {
 		t.Error("a read-only device was opened")
 	}
@@ -148,7 +148,7 @@ func TestWritableEndOfContext(t *testing.T) {
 	}
 }
 
-// A disk that has no room is an error, and not for good.
+// A lack of space is an error, and later writes succeed when there is space.
 func TestWritableFull(t *testing.T) {
 	peer.NeedRoot(t)
 	dir := t.TempDir()
@@ -168,7 +168,8 @@ func TestWritableFull(t *testing.T) {
 	if err := d.ZeroAt(t.Context(), 0, 4<<20, source.MayTrim|source.FastOnly); err != nil {
 		t.Fatal(err)
 	}
-	// tmpfs has no ZERO_RANGE: what may not be trimmed is written.
+	// tmpfs does not support ZERO_RANGE, so that zeros are written unless they may be
+	// trimmed.
 	if err := d.ZeroAt(t.Context(), 0, 1<<20, source.FastOnly); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("zeros that would have to be written: %v", err)
 	}

@@ -77,7 +77,7 @@ func testInFile(t *testing.T, c Config) {
 	}
 }
 
-// testMap holds the map against Extents and InFile, as a whole and in parts.
+// testMap compares the map, as a whole and in parts, with Extents and InFile.
 func testMap(t *testing.T, c Config) {
 	d := c.open(t)
 	files, _ := source.Ability[source.InFile](d)

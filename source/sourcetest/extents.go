@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// extents returns what Extents yields for the range, checked by itself, and
-// merged, checked by source.Covered too.
+// extents checks the extents of a range, and returns them as source.Covered merges
+// them.
 func (c Config) extents(t *testing.T, d source.Disk, off, length int64) []source.Extent {
 	t.Helper()
 	next := off
@@ -103,7 +103,7 @@ func testExtentsBreak(t *testing.T, c Config) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The body of the loop uses the disk, as a copy does.
+			// The body of the loop calls the disk, as a copy does.
 			if err := c.readAt(d, e.Off, int(min(e.Len, 512))); err != nil {
 				t.Fatal(err)
 			}
@@ -112,12 +112,12 @@ func testExtentsBreak(t *testing.T, c Config) {
 					t.Fatal(err)
 				}
 			}
-			if n++; n == stop { // an iteration that goes on panics
+			if n++; n == stop { // Go panics if the iterator continues after this
 				break
 			}
 		}
 	}
-	// Close would wait for ever for a lock that an iteration left.
+	// Close must not wait for a lock that an iteration still holds.
 	within(t, "Close after iterations that were left", func() {
 		if err := d.Close(); err != nil {
 			t.Errorf("Close: %v", err)
@@ -125,8 +125,8 @@ func testExtentsBreak(t *testing.T, c Config) {
 	})
 }
 
-// Close does not wait for an iteration that is between two extents: whoever
-// replaces a disk under it could wait for ever.
+// testExtentsClose tests that Close does not wait for an iteration that is between two
+// extents. Otherwise the body of the loop could not close the disk.
 func testExtentsClose(t *testing.T, c Config) {
 	d := c.open(t)
 	next, failed := int64(0), false

@@ -20,7 +20,8 @@ func testContext(t *testing.T, c Config) {
 			t.Fatal(err)
 		}
 	}
-	// Readers that don't stop by themselves: each must end with the cause.
+	// These readers stop only with an error, which must be the cause of the end of the
+	// context.
 	why := errors.New("the operator said stop")
 	var readers, running sync.WaitGroup
 	for g := range 4 {
@@ -63,7 +64,8 @@ func testContext(t *testing.T, c Config) {
 	within(t, "Close after the context's end", func() { d.Close() })
 }
 
-// extentsError iterates over the whole disk and returns the error.
+// extentsError iterates over the extents of the whole disk and returns the error, or
+// nil.
 func (c Config) extentsError(d source.Disk, ctx context.Context) error {
 	for _, err := range d.Extents(ctx, 0, c.size()) {
 		if err != nil {
@@ -81,7 +83,8 @@ func testContextOfExtents(t *testing.T, c Config) {
 	why := errors.New("only this iteration")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
-	// In mid-iteration: what comes is still right, or it is the cause.
+	// After the end of the context, the iteration must yield correct extents or the
+	// cause.
 	next, ended := int64(0), error(nil)
 	for e, err := range d.Extents(ctx, 0, c.size()) {
 		if ended != nil {
@@ -102,7 +105,7 @@ func testContextOfExtents(t *testing.T, c Config) {
 	if err := c.extentsError(d, ctx); !errors.Is(err, why) {
 		t.Errorf("Extents with a context that has ended: %v, want its cause", err)
 	}
-	if err := c.readAt(d, 0, 1); err != nil { // the disk lives on
+	if err := c.readAt(d, 0, 1); err != nil { // the disk itself has not ended
 		t.Error(err)
 	}
 	c.extents(t, d, 0, c.size())
@@ -114,11 +117,11 @@ func testClose(t *testing.T, c Config) {
 		t.Errorf("Close: %v", err)
 	}
 	c.closed(t, d)
-	_ = d.Close() // harmless or an error
+	_ = d.Close() // a second Close may return an error
 	c.closed(t, d)
 }
 
-// closed checks that a closed disk says so.
+// closed checks that calls of a closed disk fail.
 func (c Config) closed(t *testing.T, d source.Disk) {
 	t.Helper()
 	if c.size() == 0 {
@@ -151,7 +154,7 @@ func testCloseBesideCalls(t *testing.T, c Config) {
 				if g == 0 {
 					err = c.extentsError(d, t.Context())
 				} else if _, err = d.ReadAt(p, off); err == nil || err == io.EOF {
-					// What succeeded beside Close is whole all the same.
+					// A read that succeeds during Close must be complete.
 					if err = differ(p, c.Content[off:off+int64(len(p))], off); err != nil {
 						t.Errorf("a read beside Close: %v", err)
 					}

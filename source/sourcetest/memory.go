@@ -13,42 +13,43 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Memory is a disk in memory, for the tests of what reads from disks. The
-// fields are set before the first call; the zero value is an empty disk. It is
-// Identified and Described; a struct that embeds a source.Disk hides that.
+// Memory is a disk in memory, for tests of code that reads from a Disk. The fields are
+// set before the first call. The zero value is an empty disk. Memory is
+// source.Identified and Described; to hide that, embed it as a source.Disk in a struct.
 type Memory struct {
-	// Context is the one that the disk was opened with; nil never ends.
+	// Context is the context that the disk was opened with. nil never ends.
 	Context context.Context
-	// Bytes are the content.
+	// Bytes is the content.
 	Bytes []byte
-	// Content is read instead of Bytes when it isn't nil, and is Length bytes
-	// long. It may not rely on the bytes that are in the buffer.
+	// Content, if it is not nil, replaces Bytes and has Length bytes. Its ReadAt must
+	// not depend on the previous content of the buffer.
 	Content io.ReaderAt
 	Length  int64
-	// ExtentList covers the disk; nil: all is data. It is not checked, so that
-	// a disk whose extents are wrong can be made.
+	// ExtentList are the extents of the disk. If it is nil, the disk is one Data
+	// extent. The list is not checked, so that tests can use a disk whose extents are
+	// wrong.
 	ExtentList []source.Extent
-	// OnRead is called, concurrently, before a read that is inside the disk
-	// and not empty. An error of it is the read's. It may block, and then has
-	// to look at Context itself.
+	// OnRead is called before each read that is not empty and lies in the disk. Calls
+	// may be concurrent. If it returns an error, so does the read. If it blocks, it
+	// must watch Context itself.
 	OnRead func(off int64, n int) error
-	// OnExtent is called, concurrently, before an extent is yielded. An error
-	// of it is yielded in its place.
+	// OnExtent is called before each extent is yielded. Calls may be concurrent. If it
+	// returns an error, the error is yielded instead.
 	OnExtent func(source.Extent) error
-	// ID is the identity, proved by Proof ("" is "snapshot").
+	// ID and Proof are the result of Identity. An empty Proof stands for "snapshot".
 	ID, Proof string
-	// Description is what Info returns, with the format "memory" where it has
-	// none.
+	// Description is the result of Info. An empty Format stands for "memory".
 	Description source.Info
 
-	// reads are in progress, for Close to wait; a lock held by them would hang
-	// tests in a synctest bubble. It is added to under mu, and before Close.
+	// reads counts the reads in progress, for which Close waits. A lock would not do,
+	// because a test in a synctest bubble that waits for a lock hangs. It is added to
+	// under mu, and only before Close.
 	reads  sync.WaitGroup
 	mu     sync.Mutex
 	closed bool
 }
 
-// Size is the length of the content in bytes.
+// Size implements source.Disk.
 func (m *Memory) Size() int64 {
 	if m.Content != nil {
 		return m.Length
@@ -93,7 +94,7 @@ func (m *Memory) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), atEnd
 }
 
-// Extents yields what of ExtentList lies in the range.
+// Extents yields the part of ExtentList that lies in the range.
 func (m *Memory) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		end := off + length
@@ -162,14 +163,14 @@ func (m *Memory) Close() error {
 	return nil
 }
 
-// Closed says whether Close was called.
+// Closed reports whether Close was called.
 func (m *Memory) Closed() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.closed
 }
 
-// ended returns why the disk can't be used any more. The caller holds m.mu.
+// ended returns why the disk has ended, or nil. The caller holds mu.
 func (m *Memory) ended() error {
 	if m.Context != nil {
 		if err := context.Cause(m.Context); err != nil {
@@ -182,10 +183,10 @@ func (m *Memory) ended() error {
 	return nil
 }
 
-// Pattern is a Memory of any size that takes no memory for its content: in the
-// extents of data, which ascend and don't overlap, each 8 bytes are made from
-// their offset, everywhere else are zeros, and ExtentList says so. Reading is
-// about as fast as memory is, for benchmarks.
+// Pattern returns a Memory of any size that uses no memory for its content. In the data
+// extents, which must be ascending and not overlap, each 8 bytes are computed from
+// their offset. Everything else is zeros, as ExtentList says. Reading is about as fast
+// as memory, for benchmarks.
 func Pattern(size int64, data ...source.Extent) *Memory {
 	var list []source.Extent
 	next := int64(0)
@@ -202,7 +203,7 @@ func Pattern(size int64, data ...source.Extent) *Memory {
 	return &Memory{Content: pattern(list), Length: size, ExtentList: list}
 }
 
-// pattern is the content of the extents of a disk, which it covers.
+// pattern is the content of a Pattern disk. Its extents cover the disk.
 type pattern []source.Extent
 
 func (list pattern) ReadAt(p []byte, off int64) (int, error) {
@@ -223,10 +224,10 @@ func (list pattern) ReadAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// fillPattern fills p with the pattern's bytes at off.
+// fillPattern fills p with the bytes of the pattern from off on.
 func fillPattern(p []byte, off int64) {
-	// An odd multiplier makes all words differ, and the one at 0 is the only
-	// zero without the addend.
+	// With an odd factor all words differ. The addend moves the only word that is zero
+	// away from offset 0.
 	const factor, addend = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
 	word := uint64(off/8)*factor + addend
 	if skip := int(off % 8); skip > 0 && len(p) > 0 {

@@ -11,7 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// sample is a small disk: data, zeros, an explicit zero, data of a parent.
+// sample is a small disk with data, zeros, an explicit zero extent, and data of a
+// parent.
 func sample() (content []byte, extents []source.Extent) {
 	content = make([]byte, 300_007)
 	rand.NewChaCha8([32]byte{}).Read(content)
@@ -46,7 +47,7 @@ func TestMemoryEmpty(t *testing.T) {
 	}})
 }
 
-// buffered is a disk that is an Allocator.
+// buffered is a Memory that is also an Allocator.
 type buffered struct{ *sourcetest.Memory }
 
 func (buffered) Buffer(_ context.Context, n int) ([]byte, func(), error) {

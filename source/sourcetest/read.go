@@ -13,10 +13,10 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// guard is what is around p while it is filled.
+// guard is the value of the bytes after the buffer of a read, which must not change.
 const guard = 0xA5
 
-// readAt reads n bytes that lie in the disk, and compares them.
+// readAt reads n bytes at off, a range in the disk, and compares them with the content.
 func (c Config) readAt(d source.Disk, off int64, n int) error {
 	space := bytes.Repeat([]byte{guard}, n+64)
 	got, err := d.ReadAt(space[:n], off)
@@ -37,8 +37,8 @@ func (c Config) readAt(d source.Disk, off int64, n int) error {
 	return nil
 }
 
-// differ returns an error that names the first difference; off is where the
-// bytes lie in the disk.
+// differ returns an error that names the first byte in which got and want differ, or
+// nil. off is the offset of got in the disk.
 func differ(got, want []byte, off int64) error {
 	if bytes.Equal(got, want) {
 		return nil
@@ -70,8 +70,9 @@ func (c Config) readWhole(t *testing.T, d source.Disk) {
 
 func testReadWhole(t *testing.T, c Config) { c.readWhole(t, c.open(t)) }
 
-// borders returns offsets in the disk at and beside what formats divide a disk
-// by, its middle, its end, and the borders of some of its extents.
+// borders returns offsets at which readers are likely to make mistakes, and the offsets
+// next to them: borders of sectors, grains and clusters, the middle and the end of the
+// disk, and the borders of some of its extents.
 func (c Config) borders(t *testing.T, d source.Disk) []int64 {
 	t.Helper()
 	at := []int64{0, 512, 4 << 10, 64 << 10, 128 << 10, 1 << 20, c.size() / 2, c.size() &^ 511, c.size()}
@@ -161,7 +162,7 @@ func testReadConcurrently(t *testing.T, c Config) {
 func testReader(t *testing.T, c Config) {
 	d := c.open(t)
 	off := c.size() / 3
-	n := min(c.size()-off, 10_000) // it is read byte by byte too
+	n := min(c.size()-off, 10_000) // few, because they are also read byte by byte
 	if err := iotest.TestReader(io.NewSectionReader(d, off, n), c.Content[off:off+n]); err != nil {
 		t.Error(err)
 	}

@@ -1,5 +1,6 @@
-// Package sourcetest holds what every source.Disk must pass, and disks in
-// memory for the tests of what reads from one.
+// Package sourcetest has a test suite that every source.Disk must pass. A test of an
+// implementation calls [Run], and for a disk that is source.Writable also [Writable].
+// [Memory] and [Pattern] are disks in memory for tests of code that reads from a Disk.
 package sourcetest
 
 import (
@@ -11,18 +12,18 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Config is an implementation of source.Disk that is tested.
+// Config describes the implementation of source.Disk that Run tests.
 type Config struct {
-	// Open opens the disk anew, to live under ctx. The suite closes it; what
-	// else there is to remove is t.Cleanup's.
+	// Open opens the disk under ctx. It is called for each test. The suite closes the
+	// disk; anything else must be removed with t.Cleanup.
 	Open func(ctx context.Context, t testing.TB) source.Disk
-	// Content is what the disk must hold: at most 64 MiB, since it is read
-	// several times over.
+	// Content is the expected content of the disk. It should have at most 64 MiB,
+	// because the suite reads it several times.
 	Content []byte
 }
 
-// Run holds the disk against the contract of source.Disk and of the abilities
-// that it has.
+// Run tests that the disk follows the contract of source.Disk and of each ability that
+// it has.
 func Run(t *testing.T, c Config) {
 	for _, test := range []struct {
 		name string
@@ -54,7 +55,7 @@ func Run(t *testing.T, c Config) {
 	}
 }
 
-// open opens the disk for one test.
+// open opens the disk and closes it at the end of the test.
 func (c Config) open(t *testing.T) source.Disk {
 	t.Helper()
 	d := c.Open(t.Context(), t)
@@ -66,8 +67,8 @@ func (c Config) size() int64 { return int64(len(c.Content)) }
 
 func (c Config) random(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
 
-// within fails the test when do hangs. The contract says a second; the limit
-// is far above it, so that a busy machine fails nothing.
+// within fails the test if do does not return. The contract allows one second; the
+// limit here is much longer, so that tests do not fail on a busy machine.
 func within(t *testing.T, what string, do func()) {
 	t.Helper()
 	done := make(chan struct{})

@@ -15,7 +15,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// faulty is a disk that breaks the contract in one point.
+// faulty is a disk that violates the contract in one way.
 type faulty struct {
 	*sourcetest.Memory
 	fault    string
@@ -24,7 +24,7 @@ type faulty struct {
 	buffers  [][]byte
 }
 
-// faults are what faulty can do wrong, and the test of the suite that finds it.
+// faults are the violations, each with the test of the suite that must detect it.
 var faults = map[string]string{
 	"size":              "Size",
 	"wrong byte":        "ReadWhole",
@@ -55,8 +55,8 @@ var faults = map[string]string{
 	"uncached differs":  "Uncached",
 }
 
-// TestSuiteFinds runs the suite on each faulty disk, in a process of its own
-// because it has to fail there.
+// TestSuiteFinds runs the suite on each faulty disk. Because the suite has to fail, it
+// runs in a process of its own.
 func TestSuiteFinds(t *testing.T) {
 	run := func(fault, test string) (output string, err error) {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestFaulty$/"+test)
