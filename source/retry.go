@@ -131,18 +131,6 @@ func (r *retrying) withAbilities() Disk {
 	return r
 }
 
-// Delay is Policy().Delay.
-func (o RetryOptions) Delay(n int) time.Duration { p := o.Policy(); return p.Delay(n) }
-
-// Patience is Policy().Patience.
-func (o RetryOptions) Patience() time.Duration { p := o.Policy(); return p.Patience() }
-
-// Wait is Policy().Wait.
-func (o RetryOptions) Wait(n int, idle time.Duration) (wait time.Duration, ok bool) {
-	p := o.Policy()
-	return p.Wait(n, idle)
-}
-
 // retrying is the disk that Retry returns.
 type retrying struct {
 	ctx    context.Context

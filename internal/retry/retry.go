@@ -26,7 +26,7 @@
 // [Policy.Wait], on which Attempts are built.
 //
 // An error that every further attempt would meet is marked with [Permanent] where
-// it is created.
+// it is created. [LogTo] returns a function for Policy.OnRetry that logs the retries.
 package retry
 
 import (
