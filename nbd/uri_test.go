@@ -14,8 +14,8 @@ import (
 func TestParseURI(t *testing.T) {
 	for _, c := range []struct {
 		uri  string
-		want nbd.URI // but for its text
-		err  string  // or what the error has
+		want nbd.URI // without the text
+		err  string  // a part of the error; "": there is none
 	}{
 		{uri: "nbd://localhost", want: nbd.URI{Host: "localhost", Port: "10809"}},
 		{uri: "nbd://localhost:10810/", want: nbd.URI{Host: "localhost", Port: "10810"}},

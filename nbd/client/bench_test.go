@@ -16,7 +16,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// blank is a disk that takes whatever is written, and keeps nothing.
+// blank is a disk that accepts all writes and stores nothing.
 type blank struct{ source.Disk }
 
 func (blank) WriteAt(p []byte, _ int64) (int, error)                         { return len(p), nil }
@@ -24,8 +24,8 @@ func (blank) ZeroAt(_ context.Context, _, _ int64, _ source.ZeroFlags) error { r
 func (blank) Trim(context.Context, int64, int64) error                       { return nil }
 func (blank) Flush(context.Context) error                                    { return nil }
 
-// benchServer serves a disk in this process, so that what is measured is both
-// sides without what the disk costs.
+// benchServer serves a disk in this process, so that benchmarks measure client and server
+// without a slow disk.
 func benchServer(b *testing.B, tcp bool, d source.Disk) (uri string) {
 	b.Helper()
 	s, err := server.New(server.Fixed{{Disk: d}}, server.Options{Writable: true})
@@ -55,7 +55,7 @@ func benchServer(b *testing.B, tcp bool, d source.Disk) (uri string) {
 	return socketURI(l.Addr().String())
 }
 
-// pattern is a disk of 1 GiB of which so much of each MiB is data.
+// pattern returns a disk of 1 GiB. The given percentage of each MiB is data.
 func pattern(percent int64) source.Disk {
 	const size = 1 << 30
 	var data []source.Extent
@@ -67,7 +67,7 @@ func pattern(percent int64) source.Disk {
 	return sourcetest.Pattern(size, data...)
 }
 
-// workers call do b.N times, 16 at once.
+// workers calls do b.N times, with 16 calls in progress at once.
 func workers(b *testing.B, n int, do func(i int64, p []byte) error) {
 	b.SetBytes(int64(n))
 	b.ReportAllocs()

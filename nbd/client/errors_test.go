@@ -12,7 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// plainTarget is a target that zeroes by WRITE_ZEROES.
+// plainTarget returns a target that zeroes with WRITE_ZEROES, without the flag FAST_ZERO.
 func plainTarget(s *server) *target {
 	d := newTarget(s, s.size, SinkOptions{})
 	d.noFast.Store(true)
@@ -20,7 +20,7 @@ func plainTarget(s *server) *target {
 	return d
 }
 
-// An error that is not understood ends its request, and no more.
+// TestErrorsThatAreNotKnown checks that an unknown error fails only its own request.
 func TestErrorsThatAreNotKnown(t *testing.T) {
 	for name, c := range map[string]struct {
 		reply func(r nbd.Request) []byte
@@ -45,7 +45,7 @@ func TestErrorsThatAreNotKnown(t *testing.T) {
 					first = false
 					return c.reply(r)
 				}
-				// Flags that are not known are nothing.
+				// The client must ignore unknown flags.
 				whole := chunk(nbd.ChunkData, true, uint64(r.Off), data(int(r.Len)))
 				whole[4] |= 0x80
 				return to(r, whole)
@@ -62,12 +62,12 @@ func TestErrorsThatAreNotKnown(t *testing.T) {
 	}
 }
 
-// failed is a structured error.
+// failed returns a structured reply with an error.
 func failed(r nbd.Request, e nbd.Errno) []byte {
 	return to(r, chunk(nbd.ChunkError, true, uint32(e), uint16(0)))
 }
 
-// Reads that the server refuses for good are not tried again; what may pass is.
+// TestFinalErrors checks which errors of the server lead to a retry of a read.
 func TestFinalErrors(t *testing.T) {
 	for _, c := range []struct {
 		errno nbd.Errno
@@ -105,8 +105,8 @@ func TestFinalErrors(t *testing.T) {
 	}
 }
 
-// A server that shuts down does not tell of the allocation, which is no reason to
-// read all as data: the next one tells it.
+// TestStatusShutdown checks that the client does not assume data where a server that shuts
+// down refuses to list extents: the next server lists them.
 func TestStatusShutdown(t *testing.T) {
 	s := play(t, greetingOf(fakeSize, 0), func(r nbd.Request, _ []byte) []byte { return failed(r, nbd.ESHUTDOWN) })
 	d := &Disk{server: s.server, size: s.size}
@@ -118,8 +118,8 @@ func TestStatusShutdown(t *testing.T) {
 	}
 }
 
-// A query of the allocation that fails is repeated, what fails for good is data for
-// a short range only, and what the server answers afterwards counts.
+// TestFailedQueries checks that a failed query for extents is retried, that after the retries
+// only a short range counts as data, and that later answers of the server are used.
 func TestFailedQueries(t *testing.T) {
 	const size = 4 << 30
 	zeros := func(r nbd.Request) []byte {
@@ -184,7 +184,7 @@ func TestFailedQueries(t *testing.T) {
 	}
 }
 
-// What is wrong with a list of exports costs the hint, and no time.
+// TestListForAHint checks that a wrong list of exports costs only the hint, and no time.
 func TestListForAHint(t *testing.T) {
 	head := be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(3),
 		rep(nbd.OptStructuredReply, nbd.RepErrUnsupported, nil),
@@ -219,7 +219,8 @@ func TestListForAHint(t *testing.T) {
 	}
 }
 
-// What a server says that lists the export and does not open it.
+// TestListedAndNotOpened checks the error for a server that lists an export and does not open
+// it.
 func TestListedAndNotOpened(t *testing.T) {
 	entry := func(name string) []byte {
 		return rep(nbd.OptList, nbd.RepServer, be(uint32(len(name)), name))

@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// fake is a server that says what it was told to: first the greeting, and as
-// soon as there is a request the rest.
+// fake is the connection to a server that sends fixed bytes: first a greeting, and replies as
+// soon as the client has sent a request.
 type fake struct {
 	greeting, replies *bytes.Reader
 	asked, closed     chan struct{}
@@ -80,7 +80,7 @@ func rep(o nbd.Option, t nbd.OptionReplyType, data []byte) []byte {
 	return append(nbd.OptionReply{Option: o, Type: t, Len: uint32(len(data))}.Append(nil), data...)
 }
 
-// fakeGreeting is that of a server which agrees to everything.
+// fakeGreeting returns the messages of a server that accepts all options.
 func fakeGreeting() []byte {
 	return be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(3),
 		rep(nbd.OptStructuredReply, nbd.RepAck, nil),
@@ -99,7 +99,7 @@ func chunk(t nbd.ChunkType, done bool, payload ...any) []byte {
 	return append(nbd.Chunk{Flags: flags, Type: t, Cookie: 1, Len: uint32(len(p))}.Append(nil), p...)
 }
 
-// open makes a server of a fake.
+// open returns a server with one connection, to a fake.
 func open(t testing.TB, greeting, replies []byte) (*server, error) {
 	uri, err := nbd.ParseURI("nbd://fake")
 	if err != nil {
@@ -107,7 +107,7 @@ func open(t testing.TB, greeting, replies []byte) (*server, error) {
 	}
 	f := newFake(greeting, replies)
 	if len(greeting) < len(fakeGreeting()) {
-		f.ask.Do(func() { close(f.asked) }) // it ends there, request or not
+		f.ask.Do(func() { close(f.asked) }) // let the fake send its replies and end
 	}
 	c, n, err := negotiate(t.Context(), f, uri, nil, time.Minute)
 	if err != nil {
@@ -118,7 +118,7 @@ func open(t testing.TB, greeting, replies []byte) (*server, error) {
 
 func data(n int) []byte { return bytes.Repeat([]byte{7}, n) }
 
-// What a read of [4096, 8192) must not be answered with.
+// TestReadViolations checks the errors for wrong replies to a read of [4096, 8192).
 func TestReadViolations(t *testing.T) {
 	cat := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }
 	wrongCookie := chunk(nbd.ChunkData, true, uint64(4096), data(4096))
@@ -173,7 +173,7 @@ func TestReadViolations(t *testing.T) {
 	}
 }
 
-// What is allowed, and rare.
+// TestReadReplies checks unusual replies to a read that are valid.
 func TestReadReplies(t *testing.T) {
 	whole := bytes.Join([][]byte{
 		chunk(nbd.ChunkData, false, uint64(7168), data(1024)), chunk(nbd.ChunkHole, false, uint64(5120), uint32(2048)),
@@ -192,7 +192,7 @@ func TestReadReplies(t *testing.T) {
 		t.Error("chunks in disorder are put together wrongly")
 	}
 
-	// An early end at every byte is an error, and no io.EOF.
+	// A reply that is cut off at any byte must be an error other than io.EOF.
 	for n := range len(whole) {
 		s, err := open(t, fakeGreeting(), whole[:n])
 		if err != nil {
@@ -224,7 +224,7 @@ func TestStatusReplies(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		replies []byte
-		want    string // an error; else what the first extent is
+		want    string // a part of the error; "": the first extent must be right
 		first   source.Extent
 	}{
 		{"zero past the end", chunk(nbd.ChunkBlockStatus, true, uint32(fakeContext), uint32(1<<31), uint32(3)), "", source.Extent{Len: fakeSize, Kind: source.Zero}},
@@ -288,7 +288,8 @@ func TestTargetLost(t *testing.T) {
 	}
 }
 
-// A server that says nothing is given up, by the deadline or with the context.
+// TestSilence checks that a call to a server that sends nothing ends with the timeout or with
+// the context.
 func TestSilence(t *testing.T) {
 	uri, _ := nbd.ParseURI("nbd://fake")
 	here, there := net.Pipe()

@@ -34,8 +34,8 @@ func seed(f *testing.F, seeds ...[]byte) {
 	}
 }
 
-// FuzzReply answers a read, and then a question for the allocation, with
-// whatever: it must end, and what it takes for a whole answer must be one.
+// FuzzReply answers a read and a query for extents with random bytes. Both calls must end, and
+// a reply that the client accepts must be complete.
 func FuzzReply(f *testing.F) {
 	status := func(done bool, runs ...uint32) []byte {
 		return chunk(nbd.ChunkBlockStatus, done, uint32(fakeContext), be(runs))
@@ -76,7 +76,7 @@ func FuzzReply(f *testing.F) {
 	})
 }
 
-// FuzzGreeting is a server whose handshake is whatever.
+// FuzzGreeting performs a handshake with a server that sends random bytes.
 func FuzzGreeting(f *testing.F) {
 	whole := fakeGreeting()
 	head := be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(3))
@@ -96,7 +96,7 @@ func FuzzGreeting(f *testing.F) {
 			t.Fatal(err)
 		}
 		fake := newFake(greeting, nil)
-		fake.ask.Do(func() { close(fake.asked) }) // it ends there
+		fake.ask.Do(func() { close(fake.asked) }) // let the fake send its replies and end
 		c, n, err := negotiate(t.Context(), fake, uri, nil, time.Minute)
 		if err != nil {
 			if errors.Is(err, io.EOF) {

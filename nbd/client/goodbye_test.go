@@ -15,9 +15,9 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// TestGoodbyeOverTLS has a server that reads DISC and then stops reading, so that
-// the client cannot send close_notify. The client must end as soon as it does for a
-// server that does not read DISC.
+// TestGoodbyeOverTLS uses a server that reads DISC and then stops reading, so that the client
+// cannot send close_notify. The client must end within the same time as with a server that
+// does not read DISC.
 func TestGoodbyeOverTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		public, private, err := ed25519.GenerateKey(rand.Reader)

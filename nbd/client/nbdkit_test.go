@@ -26,7 +26,7 @@ import (
 func serve(t testing.TB, args ...string) string {
 	t.Helper()
 	peer.Need(t, "nbdkit")
-	dir, err := os.MkdirTemp("", "nbd") // a path that a socket may have
+	dir, err := os.MkdirTemp("", "nbd") // t.TempDir is too long for the path of a socket
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -37,14 +37,14 @@ func serve(t testing.TB, args ...string) string {
 
 func socketURI(socket string) string { return "nbd+unix:///?socket=" + url.QueryEscape(socket) }
 
-// start starts a server, and waits until it has written its process id, which
-// is when it listens.
+// start starts a server and waits until it listens, which is when it has written its process
+// ID.
 func start(t testing.TB, pidFile, uri, program string, args ...string) string {
 	t.Helper()
 	if err := exec.Command("mkfifo", pidFile).Run(); err != nil {
 		t.Fatal(err)
 	}
-	// Open for writing too, so that neither side waits for the other.
+	// The pipe is opened for reading and writing, so that the opening does not block.
 	ready, err := os.OpenFile(pidFile, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -72,7 +72,7 @@ func start(t testing.TB, pidFile, uri, program string, args ...string) string {
 	go func() {
 		cmd.Wait()
 		close(exited)
-		ready.SetReadDeadline(time.Now()) // whoever waits for it
+		ready.SetReadDeadline(time.Now()) // ends the wait for the process ID
 	}()
 	if _, err := ready.Read(make([]byte, 1)); err != nil {
 		cmd.Process.Kill()
@@ -82,7 +82,8 @@ func start(t testing.TB, pidFile, uri, program string, args ...string) string {
 	return uri
 }
 
-// content is a disk with data, short and long holes, and an odd end.
+// content returns the content of a disk with data, short and long holes, and a size that is
+// not a multiple of 512 bytes.
 func content(size int) []byte {
 	b := make([]byte, size)
 	rand.NewChaCha8([32]byte{7}).Read(b)
@@ -122,7 +123,7 @@ func TestSource(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		content []byte
-		before  []string // of the plugin
+		before  []string // arguments before the plugin
 		after   []string
 	}{
 		{name: "plain", content: odd},
@@ -145,7 +146,7 @@ func TestSource(t *testing.T) {
 				defer mu.Unlock()
 				d, err := client.Open(ctx, parseURI(sub, uri), client.Options{})
 				if err != nil && slices.Contains(c.before, "--filter=multi-conn") {
-					// nbdkit 1.32 was seen to die with it, once, when a client had left.
+					// nbdkit 1.32 crashed once with this option after a client had disconnected.
 					sub.Logf("another nbdkit, since: %v", err)
 					uri = serve(t, args...)
 					d, err = client.Open(ctx, parseURI(sub, uri), client.Options{})
@@ -159,7 +160,7 @@ func TestSource(t *testing.T) {
 	}
 }
 
-// exported is a target in an nbdkit of its own.
+// exported is a target that an nbdkit of its own exports.
 type exported struct {
 	uri string
 	has int64

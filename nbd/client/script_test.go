@@ -21,7 +21,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// greetingOf is a fakeGreeting of a disk of size bytes.
+// greetingOf returns a fakeGreeting for a disk of size bytes.
 func greetingOf(size int64, flags nbd.TransmissionFlags, sizes ...nbd.BlockSizes) []byte {
 	b := be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(3),
 		rep(nbd.OptStructuredReply, nbd.RepAck, nil),
@@ -34,14 +34,14 @@ func greetingOf(size int64, flags nbd.TransmissionFlags, sizes ...nbd.BlockSizes
 	return append(b, rep(nbd.OptGo, nbd.RepAck, nil)...)
 }
 
-// script is a server that greets and then answers each request with what a
-// function returns, until that returns nil: then it closes.
+// script is a server that sends a greeting and then answers each request with the result of a
+// function. When the function returns nil, the server closes the connection.
 type script struct {
 	*server
-	ended chan struct{} // closed when the client is gone
+	ended chan struct{} // closed when the client has disconnected
 
 	mu   sync.Mutex
-	took []string // the requests
+	took []string // the requests that were received
 }
 
 func (s *script) requests() []string {
@@ -50,7 +50,7 @@ func (s *script) requests() []string {
 	return append([]string(nil), s.took...)
 }
 
-// play connects to a script.
+// play starts a script and connects a client to it.
 func play(t testing.TB, greeting []byte, answer func(r nbd.Request, data []byte) []byte) *script {
 	t.Helper()
 	return playUntil(t, greeting, func(r nbd.Request, data []byte) ([]byte, bool) {
@@ -59,7 +59,7 @@ func play(t testing.TB, greeting []byte, answer func(r nbd.Request, data []byte)
 	})
 }
 
-// playUntil connects to a script that closes after what was its last.
+// playUntil is play for a script that closes the connection after the reply marked as last.
 func playUntil(t testing.TB, greeting []byte, answer func(r nbd.Request, data []byte) (reply []byte, last bool)) *script {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -119,7 +119,7 @@ func (s *script) serve(c net.Conn, greeting []byte, answer func(nbd.Request, []b
 	for {
 		var b [nbd.RequestSize]byte
 		if _, err := io.ReadFull(c, b[:]); err != nil {
-			return nil // the client is gone
+			return nil // the client has disconnected
 		}
 		r, err := nbd.ParseRequest(&b)
 		if err != nil {
@@ -145,7 +145,7 @@ func (s *script) serve(c net.Conn, greeting []byte, answer func(nbd.Request, []b
 	}
 }
 
-// to makes a chunk one of the reply to r.
+// to sets the cookie of r in chunks, which makes them a reply to r.
 func to(r nbd.Request, chunks ...[]byte) []byte {
 	for _, c := range chunks {
 		binary.BigEndian.PutUint64(c[8:], r.Cookie)
@@ -157,13 +157,14 @@ func done(r nbd.Request, errno nbd.Errno) []byte {
 	return nbd.SimpleReply{Errno: errno, Cookie: r.Cookie}.Append(nil)
 }
 
-// Extents about the length where 32 bits end, however the server cuts them.
+// TestExtentsAround4GiB checks extents whose lengths are near the limit of 32 bits, for
+// servers that divide them in different ways.
 func TestExtentsAround4GiB(t *testing.T) {
 	const most = 1<<32 - 1
 	for _, c := range []struct {
 		name string
 		size int64
-		zero func(off int64) (length int64, zero bool) // what the server says lies at off
+		zero func(off int64) (length int64, zero bool) // the extent at off, as the server reports it
 		want []source.Extent
 	}{
 		{"all of it, a byte short of 4 GiB", most, func(int64) (int64, bool) { return most, true },
@@ -223,7 +224,7 @@ func TestExtentsAround4GiB(t *testing.T) {
 	}
 }
 
-// A server that closes at any byte of any reply has said nothing.
+// TestCloseAtEveryByte checks that a reply that is cut off at any byte is an error.
 func TestCloseAtEveryByte(t *testing.T) {
 	content := data(4096)
 	replies := map[nbd.Command]func(nbd.Request) []byte{
@@ -269,12 +270,12 @@ func TestCloseAtEveryByte(t *testing.T) {
 	}
 }
 
-// What a server says of writes.
+// TestWriteReplies checks valid and wrong replies to a write.
 func TestWriteReplies(t *testing.T) {
 	for _, c := range []struct {
 		name  string
 		reply func(r nbd.Request) []byte
-		want  string // "": none
+		want  string // a part of the error; "": there is none
 		lost  bool
 	}{
 		{"done", func(r nbd.Request) []byte { return done(r, 0) }, "", false},
@@ -317,7 +318,7 @@ func TestWriteReplies(t *testing.T) {
 	}
 }
 
-// A server that stops in the middle of a reply is given up.
+// TestSilenceInReply checks that a server that stops in the middle of a reply causes a timeout.
 func TestSilenceInReply(t *testing.T) {
 	s := play(t, greetingOf(fakeSize, 0), func(r nbd.Request, _ []byte) []byte {
 		return to(r, chunk(nbd.ChunkData, true, uint64(0), data(4096)))[:100]
@@ -329,7 +330,8 @@ func TestSilenceInReply(t *testing.T) {
 	}
 }
 
-// Sizes near the greatest do not overflow, and a greater one is none.
+// TestGreatestSize checks that sizes near the limit of 63 bits do not overflow, and that larger
+// sizes are an error.
 func TestGreatestSize(t *testing.T) {
 	for _, size := range []int64{-1, -1 << 63} {
 		if _, err := open(t, greetingOf(size, 0), nil); err == nil || !strings.Contains(err.Error(), "size of the export: ") || !source.IsPermanent(err) {
@@ -357,8 +359,8 @@ func TestGreatestSize(t *testing.T) {
 	}
 }
 
-// A size that is no multiple of the server's own block is said so at opening,
-// where the server does not give the end.
+// TestOddSize checks that opening fails if the size of the export is not a multiple of the
+// server's minimum block and the server refuses to read the end.
 func TestOddSize(t *testing.T) {
 	const size, block = 10*4096 + 777, 4096
 	sizes := nbd.BlockSizes{Min: block, Preferred: block, Max: 1 << 20}
@@ -388,7 +390,8 @@ func TestOddSize(t *testing.T) {
 	}
 }
 
-// A server that is being started again has no socket yet: that is worth a retry.
+// TestNoSocketIsNotForever checks that a missing socket is worth a retry: a server that restarts
+// creates its socket again.
 func TestNoSocketIsNotForever(t *testing.T) {
 	uri, err := nbd.ParseURI("nbd+unix:///?socket=" + t.TempDir() + "/none")
 	if err != nil {
@@ -401,8 +404,8 @@ func TestNoSocketIsNotForever(t *testing.T) {
 	}
 }
 
-// A reply may come before the writer knows that the request is sent. The call is
-// over then too, and nobody need be waiting for it.
+// TestReplyBeforeSent checks that a call ends if its reply arrives before the writing goroutine
+// has recorded the sending, also if no goroutine waits for the call.
 func TestReplyBeforeSent(t *testing.T) {
 	here, there := net.Pipe()
 	defer there.Close()
@@ -416,7 +419,7 @@ func TestReplyBeforeSent(t *testing.T) {
 	c.markReplied(k, nil)
 	c.markSent(k)
 	c.fail(net.ErrClosed)
-	c.disconnect() // does not wait for whoever gave up waiting
+	c.disconnect() // must not wait for calls whose callers stopped waiting
 	if err := <-k.done; err != nil || len(c.slots) != 0 || c.load.Load() != 0 {
 		t.Errorf("%v, %d slots taken, load %d", err, len(c.slots), c.load.Load())
 	}

@@ -21,14 +21,14 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// authority signs certificates, and is one itself.
+// authority is a certificate that signs others, with its key.
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-// issue writes a certificate and its key to dir; the authority's own without a
-// parent.
+// issue writes a certificate signed by parent, and its key, to dir. Without a parent, it writes
+// the certificate of an authority.
 func issue(t *testing.T, parent *authority, dir, cert, key, name string) *authority {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -71,7 +71,7 @@ func TestTLS(t *testing.T) {
 	issue(t, ca, pki, "server-cert.pem", "server-key.pem", "localhost")
 	issue(t, ca, pki, "client-cert.pem", "client-key.pem", "client")
 	text, err := os.ReadFile(filepath.Join(pki, "ca-cert.pem"))
-	if err == nil { // a client without a certificate of its own
+	if err == nil { // bare is the directory of a client without a certificate
 		err = os.WriteFile(filepath.Join(bare, "ca-cert.pem"), text, 0o600)
 	}
 	if err != nil {
@@ -89,7 +89,7 @@ func TestTLS(t *testing.T) {
 		{"both sides verified", nbds(verifying, pki, ""), ""},
 		{"server verified", nbds(lenient, bare, ""), ""},
 		{"not verified", nbds(lenient, other, "&tls-verify-peer=0"), ""},
-		{"client without a certificate", nbds(verifying, bare, ""), "nbds+unix:"}, // the server ends it, at one moment or another
+		{"client without a certificate", nbds(verifying, bare, ""), "nbds+unix:"}, // the error depends on when the server closes the connection
 		{"another authority", nbds(lenient, other, ""), "unknown authority"},
 		{"another name", nbds(lenient, pki, "&tls-hostname=esx.example.com"), "esx.example.com"},
 		{"no folder", nbds(lenient, filepath.Join(pki, "none"), ""), "ca-cert.pem"},

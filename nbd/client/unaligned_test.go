@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// memory answers as a server does whose export is content, in blocks. Holds
-// compares it.
+// memory answers requests like a server that exports content with a minimum block size. Holds
+// compares the content.
 func memory(t *testing.T, content []byte, block uint32) (answer func(nbd.Request, []byte) []byte, holds func(want []byte) bool) {
 	var mu sync.Mutex
 	holds = func(want []byte) bool {
@@ -39,8 +39,8 @@ func memory(t *testing.T, content []byte, block uint32) (answer func(nbd.Request
 	}, holds
 }
 
-// Reads and writes of any alignment at a server of blocks, whose last block is
-// short.
+// TestUnaligned reads and writes with any alignment at a server that requires whole blocks. The
+// last block is short.
 func TestUnaligned(t *testing.T) {
 	const block, size = 4096, 10*4096 + 777
 	content := make([]byte, size)
@@ -80,7 +80,7 @@ func TestUnaligned(t *testing.T) {
 	}
 }
 
-// Calls at once that share blocks do not undo each other.
+// Concurrent writes to parts of the same block must not undo each other.
 func TestUnalignedAtOnce(t *testing.T) {
 	const block, size, piece = 4096, 4 * 4096, 512
 	content := make([]byte, size)
@@ -105,7 +105,7 @@ func TestUnalignedAtOnce(t *testing.T) {
 	}
 }
 
-// A copy goes on where it stopped, though that is inside of a block by now.
+// A copy must resume where it stopped, even inside a block of the server.
 func TestResumeInsideBlock(t *testing.T) {
 	const block, size = 4096, 4 * 4096
 	content := bytes.Repeat([]byte{1}, size)

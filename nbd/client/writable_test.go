@@ -15,8 +15,8 @@ import (
 func TestWritable(t *testing.T) {
 	for _, c := range []struct {
 		name string
-		args []string // before and after the plugin and its file
-		more []string
+		args []string // arguments before the plugin and its file
+		more []string // arguments after them
 	}{
 		{"file", nil, nil},
 		{"no structured replies", []string{"--no-sr"}, nil},
@@ -56,7 +56,7 @@ func TestWritableErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	// Whoever wrote is to be told at once, and to get the number.
+	// The caller must get the error of the server at once, with its error number.
 	if _, err := d.WriteAt(make([]byte, 512), 0); !errors.Is(err, nbd.ENOSPC) || !source.IsPermanent(err) {
 		t.Errorf("write: %v, permanent: %v", err, source.IsPermanent(err))
 	}

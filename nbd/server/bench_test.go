@@ -20,8 +20,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// BenchmarkFile reads a file that is in the page cache, 16 requests in flight,
-// from this server and from nbdkit, each in a process of its own.
+// BenchmarkFile reads a file in the page cache with 16 requests in progress, from this server
+// and from nbdkit, each in a process of its own.
 func BenchmarkFile(b *testing.B) {
 	const size = 1 << 30
 	path := filepath.Join(b.TempDir(), "disk")
@@ -46,8 +46,7 @@ func BenchmarkFile(b *testing.B) {
 	}
 }
 
-// BenchmarkMemory reads a disk that is as fast as memory, by all that data are
-// of its extents.
+// BenchmarkMemory reads disks in memory of which 0, 50 and 100 percent are data.
 func BenchmarkMemory(b *testing.B) {
 	const size = 1 << 30
 	for _, percent := range []int64{0, 50, 100} {
@@ -66,7 +65,7 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// readAll reads b.N times n bytes in random places, with 16 requests in flight.
+// readAll makes b.N reads of n bytes at random offsets, with 16 requests in progress.
 func readAll(b *testing.B, c *client, size, n int) {
 	b.SetBytes(int64(n))
 	b.ReportAllocs()
@@ -88,10 +87,10 @@ func readAll(b *testing.B, c *client, size, n int) {
 			}
 		}
 	}()
-	// Many replies come with one system call, as in real clients.
+	// One system call reads many replies, as in real clients.
 	buffer := make([]byte, 256<<10)
-	fill := 0 // bytes of buffer that have come
-	skip := 0 // bytes of data to come
+	fill := 0 // bytes in buffer
+	skip := 0 // bytes of data that must still be read
 	for done := 0; done < b.N || skip > 0; {
 		k, err := c.Read(buffer[fill:])
 		if err != nil {
@@ -118,7 +117,7 @@ func readAll(b *testing.B, c *client, size, n int) {
 	}
 }
 
-// startOwn starts TestActivated as a server in a process of its own.
+// startOwn starts TestActivated in a process of its own, where it serves the file path.
 func startOwn(b *testing.B, path string) net.Conn {
 	b.Helper()
 	ours, theirs := pair(b)
@@ -151,7 +150,7 @@ func startNbdkit(b *testing.B, path string) net.Conn {
 	return nil
 }
 
-// run runs a program until the benchmark ends.
+// run starts a program and kills it at the end of the benchmark.
 func run(b *testing.B, cmd *exec.Cmd, conn net.Conn) {
 	b.Helper()
 	var text bytes.Buffer

@@ -14,7 +14,7 @@ import (
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
-// flaky is a disk of which one call in eight fails, and one in 64 panics.
+// flaky is a disk. One of eight calls to it fails, and one of 64 panics.
 type flaky struct{ *disk }
 
 func (flaky) fault() error {
@@ -41,9 +41,9 @@ func (f flaky) WriteAt(p []byte, off int64) (int, error) {
 	return f.disk.WriteAt(p, off)
 }
 
-// TestNothingLeaks has clients that ask for anything, take what they like and
-// vanish at any time, while memory is short and the disks fail. When all are gone
-// the server holds nothing for them, also where it ended in the middle.
+// TestNothingLeaks runs clients that send random requests, take only some replies and
+// disconnect at any time, while memory is short and disks fail. Afterwards the server must
+// hold no resources for them, also if it was shut down meanwhile.
 func TestNothingLeaks(t *testing.T) {
 	path, _ := sparseFile(t, 8<<20)
 	exports := server.Fixed{
@@ -75,7 +75,7 @@ func TestNothingLeaks(t *testing.T) {
 	}
 }
 
-// vandal is a client of an export.
+// vandal is a client of an export that behaves badly.
 func vandal(addr net.Addr, export string) error {
 	conn, err := net.Dial(addr.Network(), addr.String())
 	if err != nil {

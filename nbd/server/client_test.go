@@ -23,8 +23,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// disk is in memory and can be written to. It notes what was asked beside
-// reading and writing.
+// disk is a writable disk in memory. It records the calls other than reads and writes.
 type disk struct {
 	*sourcetest.Memory
 	mu    sync.RWMutex
@@ -37,7 +36,7 @@ func newDisk(size int) *disk {
 	return &disk{Memory: &sourcetest.Memory{Bytes: content(size)}}
 }
 
-// content is without zeros in the first and last 4 KiB, and has a hole.
+// content returns size bytes with a hole in the second quarter and no zero bytes elsewhere.
 func content(size int) []byte {
 	b := make([]byte, size)
 	rand.NewChaCha8([32]byte{3}).Read(b)
@@ -48,14 +47,15 @@ func content(size int) []byte {
 	return b
 }
 
-// settled is the content after the requests that were answered.
+// settled returns the content of the disk. The caller must have received all replies to
+// writes.
 func (d *disk) settled() []byte {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.Bytes
 }
 
-// change changes the disk between requests.
+// change calls how while no call to the disk is in progress.
 func (d *disk) change(how func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -121,7 +121,7 @@ func (d *disk) took() []string {
 	return calls
 }
 
-// one is a server's only export.
+// one returns a list of one export.
 func one(name string, d source.Disk) server.Exports {
 	return server.Fixed{{Export: server.Export{Name: name, Description: "a disk for tests"}, Disk: d}}
 }
@@ -135,8 +135,7 @@ func newServer(t testing.TB, exports server.Exports, o server.Options) *server.S
 	return s
 }
 
-// client is the other end of a connection to a server. It says whatever it is
-// told to.
+// client is a connection to a server on which tests can send any bytes.
 type client struct {
 	t testing.TB
 	net.Conn
@@ -146,8 +145,8 @@ type client struct {
 	flags      nbd.TransmissionFlags
 }
 
-// dial connects to a server by a pair of sockets, which it serves until the
-// test ends, and takes the greeting.
+// dial connects to a server over a pair of sockets and reads the greeting. The server serves
+// the connection until the test ends.
 func dial(t testing.TB, s *server.Server, flags uint32) *client {
 	t.Helper()
 	c := connect(t, s)
@@ -170,7 +169,7 @@ func connect(t testing.TB, s *server.Server) *client {
 	return &client{t: t, Conn: ours, cookie: 0x1000}
 }
 
-// pair returns the two ends of a connection that the kernel has.
+// pair returns the two ends of a Unix domain socket.
 func pair(t testing.TB) (a, b net.Conn) {
 	t.Helper()
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -188,7 +187,7 @@ func pair(t testing.TB) (a, b net.Conn) {
 	return ends[0], ends[1]
 }
 
-// ready is a connection in the transmission.
+// ready returns a client in the transmission phase.
 func ready(t testing.TB, s *server.Server, export string, structured bool) *client {
 	t.Helper()
 	c := dial(t, s, 3)
@@ -233,7 +232,7 @@ func (c *client) full(n int) []byte {
 	return b
 }
 
-// closed checks that the server closes the connection and says nothing more.
+// closed checks that the server closes the connection without sending anything more.
 func (c *client) closed() {
 	c.t.Helper()
 	rest, err := io.ReadAll(c)
@@ -268,7 +267,7 @@ func (c *client) replies(o nbd.Option) (all []optionReply) {
 	}
 }
 
-// want sends an option and checks how it is answered in the end.
+// want sends an option and checks the type of the last reply.
 func (c *client) want(o nbd.Option, data []byte, kind nbd.OptionReplyType) []optionReply {
 	c.t.Helper()
 	all := c.ask(o, data)
@@ -278,13 +277,13 @@ func (c *client) want(o nbd.Option, data []byte, kind nbd.OptionReplyType) []opt
 	return all
 }
 
-// alive checks that options are still answered.
+// alive checks that the server still answers options.
 func (c *client) alive() {
 	c.t.Helper()
 	c.want(nbd.OptList, nil, nbd.RepAck)
 }
 
-// meta returns the contexts and their ids.
+// meta negotiates metadata contexts and returns their names and IDs.
 func (c *client) meta(o nbd.Option, export string, queries ...string) map[string]uint32 {
 	c.t.Helper()
 	got := map[string]uint32{}
@@ -300,7 +299,7 @@ func (c *client) meta(o nbd.Option, export string, queries ...string) map[string
 	return got
 }
 
-// enter goes to the transmission.
+// enter chooses an export, which begins the transmission phase.
 func (c *client) enter(export string, infos ...nbd.InfoType) map[nbd.InfoType][]byte {
 	c.t.Helper()
 	got := c.info(nbd.OptGo, export, infos...)
@@ -335,18 +334,18 @@ func (c *client) send(cmd nbd.Command, flags nbd.CommandFlags, off uint64, n uin
 	return c.cookie
 }
 
-// answer is a whole reply.
+// answer is a complete reply.
 type answer struct {
 	cookie uint64
 	errno  nbd.Errno
 	text   string
-	data   []byte // put together from the chunks
+	data   []byte // assembled from all chunks
 	kinds  []nbd.ChunkType
-	status map[uint32][]uint32 // by context
+	status map[uint32][]uint32 // descriptors by the ID of the context
 }
 
-// receive takes the next reply, of a read of n bytes at off. The chunks of a
-// structured one follow each other where only one request is on the way.
+// receive reads the next reply, to a read of n bytes at off. Only one request may be in
+// progress, so that all chunks belong to it.
 func (c *client) receive(off uint64, n int) (a answer) {
 	c.t.Helper()
 	a.status = map[uint32][]uint32{}
@@ -415,12 +414,12 @@ func (c *client) receive(off uint64, n int) (a answer) {
 	}
 }
 
-// do sends a request and takes its reply.
+// do sends a request and reads its reply.
 func (c *client) do(cmd nbd.Command, flags nbd.CommandFlags, off uint64, n uint32, data []byte) answer {
 	c.t.Helper()
 	cookie := c.send(cmd, flags, off, n, data)
 	read := 0
-	if cmd == nbd.CmdRead && n <= nbd.MaxPayload { // else it can only be refused
+	if cmd == nbd.CmdRead && n <= nbd.MaxPayload { // the server refuses longer reads
 		read = int(n)
 	}
 	a := c.receive(off, read)
@@ -430,7 +429,7 @@ func (c *client) do(cmd nbd.Command, flags nbd.CommandFlags, off uint64, n uint3
 	return a
 }
 
-// reads checks that a read succeeds and returns what the disk has.
+// reads checks that a read succeeds and returns the content of the disk.
 func (c *client) reads(disk []byte, off uint64, n uint32) {
 	c.t.Helper()
 	a := c.do(nbd.CmdRead, 0, off, n, nil)

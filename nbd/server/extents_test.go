@@ -11,7 +11,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// checkered is a disk of n extents of 4 KiB each, data and zeros in turn.
+// checkered is a disk of n extents of 4 KiB each, alternately data and zeros.
 func checkered(n int) *sourcetest.Memory {
 	var data []source.Extent
 	for i := range int64(n / 2) {
@@ -45,12 +45,12 @@ func TestExtents(t *testing.T) {
 		t.Error("known before it was asked for")
 	}
 	random := rand.New(rand.NewPCG(1, 2))
-	check(maxRuns * 4096) // the middle first, so that later questions end there
+	check(maxRuns * 4096) // the middle first, so that later queries end there
 	for range 10_000 {
 		check(random.Int64N(n * 4096))
 	}
-	// Each question goes on to what is known, and brings a bit more than it
-	// keeps.
+	// Each query ends where the cached extents begin, and returns a few more extents
+	// than are cached.
 	if got := asked.Load(); got > 4*n {
 		t.Errorf("%d extents asked for, of %d", got, n)
 	}
@@ -65,7 +65,7 @@ func TestExtents(t *testing.T) {
 		t.Errorf("%d spans, %d bytes", len(x.spans), mapped.Load())
 	}
 
-	// What was written to is asked for again, and only that.
+	// Only the written range must be queried again.
 	x.invalidate(5*4096, 1)
 	if _, ok := x.cached(5 * 4096); ok {
 		t.Error("known after a write")
@@ -80,8 +80,7 @@ func TestExtents(t *testing.T) {
 	}
 }
 
-// TestExtentsChange writes while the disk is asked: the answer may be the old
-// one, and must not stay.
+// TestExtentsChange writes during a query. The answer may be outdated and must not be cached.
 func TestExtentsChange(t *testing.T) {
 	d := checkered(100)
 	var mapped atomic.Int64
@@ -100,7 +99,7 @@ func TestExtentsChange(t *testing.T) {
 	}
 }
 
-// TestExtentsBound has more extents than are kept, of two exports.
+// TestExtentsBound queries more extents of two exports than the cache holds.
 func TestExtentsBound(t *testing.T) {
 	var mapped atomic.Int64
 	const n = 2 * maxCacheBytes / runSize
@@ -138,7 +137,7 @@ func TestExtentsFail(t *testing.T) {
 	}
 }
 
-// TestExtentsAtOnce asks for the same from many sides, beside writes.
+// TestExtentsAtOnce makes many concurrent queries for the same extents, and writes meanwhile.
 func TestExtentsAtOnce(t *testing.T) {
 	d := checkered(1000)
 	var asked, mapped atomic.Int64

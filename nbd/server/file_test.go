@@ -15,7 +15,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// sparseFile is a raw disk with a hole, in a file.
+// sparseFile creates a file with a hole, and returns its path and content.
 func sparseFile(t testing.TB, size int) (path string, want []byte) {
 	t.Helper()
 	want = content(size)
@@ -47,8 +47,8 @@ func openRaw(t testing.TB, path string) *raw.Disk {
 	return d
 }
 
-// TestFile reads a file at all sizes at which another way of sending it is
-// taken, before and after its allocation is known.
+// TestFile reads a file with lengths for which the server uses different ways to read, before
+// and after its extents are cached.
 func TestFile(t *testing.T) {
 	both(t, func(t *testing.T, structured bool) {
 		path, want := sparseFile(t, 8<<20+777)
@@ -68,7 +68,7 @@ func TestFile(t *testing.T) {
 	})
 }
 
-// TestFileCut cuts the file while it is served.
+// TestFileCut shortens the file while it is exported.
 func TestFileCut(t *testing.T) {
 	both(t, func(t *testing.T, structured bool) {
 		path, want := sparseFile(t, 8<<20)
@@ -94,7 +94,7 @@ func TestFileCut(t *testing.T) {
 	})
 }
 
-// TestHoles sees that zeros do not travel.
+// TestHoles checks that zeros are sent as holes.
 func TestHoles(t *testing.T) {
 	d := sourcetest.Pattern(8<<20, source.Extent{Off: 0, Len: 1 << 20}, source.Extent{Off: 3 << 20, Len: 1 << 20})
 	var reads atomic.Int64
@@ -126,7 +126,7 @@ func TestHoles(t *testing.T) {
 	if data, holes := chunks(1<<20, 4096, nbd.FlagDF); data != 1 || holes != 0 {
 		t.Errorf("zeros in one piece: %d chunks of data, %d holes", data, holes)
 	}
-	c.do(nbd.CmdBlockStatus, 0, 0, 1, nil) // the server has asked for all
+	c.do(nbd.CmdBlockStatus, 0, 0, 1, nil) // now the server has cached all extents
 	reads.Store(0)
 	if data, holes := chunks(1<<20, 2<<20, 0); data != 0 || holes != 1 || reads.Load() != 0 {
 		t.Errorf("a hole that is known: %d chunks of data, %d holes, %d reads", data, holes, reads.Load())

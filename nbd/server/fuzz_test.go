@@ -39,7 +39,7 @@ func seed(f *testing.F, seeds ...[]byte) {
 	}
 }
 
-// said is a client that has said everything already.
+// said is the connection of a client that has already sent all its bytes.
 type said struct {
 	text *bytes.Reader
 	mu   sync.Mutex
@@ -59,8 +59,8 @@ func (*said) SetDeadline(time.Time) error      { return nil }
 func (*said) SetReadDeadline(time.Time) error  { return nil }
 func (*said) SetWriteDeadline(time.Time) error { return nil }
 
-// huge is a disk of more than 4 GiB of zeros, that writing does not change. Its
-// extents end around 4 GiB.
+// huge is a disk of more than 4 GiB of zeros. Writes do not change it. Its extents end near
+// 4 GiB.
 type huge struct{ *sourcetest.Memory }
 
 const hugeSize = 9<<30 + 777
@@ -79,8 +79,8 @@ func (huge) ZeroAt(_ context.Context, _, _ int64, _ source.ZeroFlags) error { re
 func (huge) Trim(context.Context, int64, int64) error                       { return nil }
 func (huge) Flush(context.Context) error                                    { return nil }
 
-// FuzzHandshake is a client whose handshake is whatever. What it is told are
-// the greeting and whole replies, until the transmission.
+// FuzzHandshake sends random bytes in the handshake. The server must send the greeting and
+// complete replies until the transmission phase.
 func FuzzHandshake(f *testing.F) {
 	flags := []byte{0, 0, 0, 3}
 	option := func(o nbd.Option, data []byte) []byte { return nbd.AppendOption(nil, o, data) }
@@ -117,7 +117,7 @@ func FuzzHandshake(f *testing.F) {
 		for b = b[18:]; len(b) >= nbd.OptionReplySize; {
 			r, err := nbd.ParseOptionReply((*[nbd.OptionReplySize]byte)(b))
 			if err != nil {
-				return // EXPORT_NAME ends the options without a reply
+				return // EXPORT_NAME begins the transmission phase without a reply
 			}
 			b = b[nbd.OptionReplySize:]
 			if uint64(r.Len) > uint64(len(b)) {
@@ -131,8 +131,8 @@ func FuzzHandshake(f *testing.F) {
 	})
 }
 
-// FuzzRequests is a client whose requests are whatever. Each that is whole is
-// answered once, in the form and with the length that it has to have.
+// FuzzRequests sends random bytes as requests. The server must answer each complete request
+// once, with a valid reply of the right length.
 func FuzzRequests(f *testing.F) {
 	request := func(c nbd.Command, flags nbd.CommandFlags, off uint64, n uint32) []byte {
 		return nbd.Request{Flags: flags, Type: c, Cookie: off ^ uint64(n), Off: off, Len: n}.Append(nil)
@@ -160,8 +160,8 @@ func FuzzRequests(f *testing.F) {
 	prefix = nbd.AppendOption(prefix, nbd.OptSetMetaContext, nbd.AppendMetaContext(nil, "", nbd.BaseAllocation))
 	prefix = nbd.AppendOption(prefix, nbd.OptGo, nbd.AppendGo(nil, ""))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		// The requests that are answered, by cookies of their own, and how many
-		// bytes they read.
+		// The requests that must be answered, by their cookies, which are made
+		// unique, and the number of bytes that they read.
 		open := map[uint64]nbd.Request{}
 		total := 0
 		broken := false
@@ -224,7 +224,7 @@ func FuzzRequests(f *testing.F) {
 	})
 }
 
-// check checks a chunk of the reply to a request.
+// check checks one chunk of the reply to a request.
 func check(t *testing.T, r nbd.Request, h nbd.Chunk, data []byte) {
 	t.Helper()
 	switch h.Type {

@@ -48,7 +48,7 @@ func TestClientFlags(t *testing.T) {
 	}
 }
 
-// goData is the data of INFO and GO.
+// goData returns the data of an option INFO or GO.
 func goData(name string, infos ...nbd.InfoType) []byte { return nbd.AppendGo(nil, name, infos...) }
 
 func TestOptions(t *testing.T) {
@@ -170,7 +170,8 @@ func TestInfo(t *testing.T) {
 	}
 }
 
-// TestPreferred gives clusters that can't be block sizes.
+// TestPreferred checks the preferred block size for disks whose cluster size is not allowed as
+// a block size.
 func TestPreferred(t *testing.T) {
 	for cluster, want := range map[int64]uint32{0: 4096, 512: 4096, 4096: 4096, 96 << 10: 4096, 1 << 20: 1 << 20, 1 << 30: 32 << 20} {
 		d := newDisk(1 << 20)
@@ -181,7 +182,7 @@ func TestPreferred(t *testing.T) {
 			t.Errorf("clusters of %d: preferred %d, %v, want %d", cluster, sizes.Preferred, err, want)
 		}
 	}
-	// Sectors that the guest must see come before clusters.
+	// The sector size for guests takes precedence over the cluster size.
 	for sector, want := range map[int64]uint32{0: 64 << 10, 512: 64 << 10, 4096: 4096, 4097: 64 << 10, 1 << 40: 64 << 10} {
 		d := newDisk(1 << 20)
 		d.Description = source.Info{ClusterSize: 64 << 10, GuestSector: sector}
@@ -239,7 +240,8 @@ func TestMetaContexts(t *testing.T) {
 			}
 		})
 	}
-	// A context holds for the export that it was set for, until it is set anew.
+	// A context is valid for the export for which it was negotiated, until the next
+	// SET_META_CONTEXT.
 	noStatus := func(t *testing.T, prepare func(c *client)) {
 		c := dial(t, s, 3)
 		c.structure()
@@ -269,7 +271,7 @@ func TestMetaContexts(t *testing.T) {
 	})
 }
 
-// counted counts how often an export is open.
+// counted is a list of exports that counts the open disks.
 type counted struct {
 	server.Exports
 	disk         source.Disk
@@ -311,8 +313,8 @@ func (c *counted) List(context.Context) ([]server.Export, error) {
 	return []server.Export{{Name: "disk"}}, nil
 }
 
-// TestShared opens a disk for the first client, whatever it calls it, and
-// closes it after the last.
+// TestShared checks that a disk is opened for the first client, by any of its names, and closed
+// after the last client.
 func TestShared(t *testing.T) {
 	e := &counted{disk: newDisk(64 << 10)}
 	left := make(chan int, 10)
@@ -357,8 +359,8 @@ func TestOpenFails(t *testing.T) {
 	c.reads(content(64<<10), 0, 512)
 }
 
-// TestHandshakeDeadline has clients that take their time, which a disk that
-// takes its time to open may do.
+// TestHandshakeDeadline checks that slow clients are disconnected, but not clients that wait
+// for a disk that opens slowly.
 func TestHandshakeDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := &counted{disk: &sourcetest.Memory{Bytes: make([]byte, 4096)}, wait: time.Minute}
@@ -401,7 +403,7 @@ func TestHandshakeDeadline(t *testing.T) {
 		if got := talk(func(c net.Conn) {
 			c.Write(nbd.AppendOption([]byte{0, 0, 0, 3}, nbd.OptGo, goData("disk")))
 			io.ReadFull(c, make([]byte, nbd.OptionReplySize+12+nbd.OptionReplySize))
-			time.Sleep(time.Hour) // idle, in the transmission
+			time.Sleep(time.Hour) // a client may be idle in the transmission phase
 			c.Close()
 		}); got != time.Hour+time.Minute {
 			t.Errorf("an idle client: %v, want an hour and a minute", got)
@@ -416,7 +418,7 @@ func TestMaxConnections(t *testing.T) {
 	a.reads(content(64<<10), 0, 512)
 	b.send(nbd.CmdDisconnect, 0, 0, 0, nil)
 	b.closed()
-	for { // the place is free when the connection has ended
+	for { // retry until the server has noticed the end of the other connection
 		c := connect(t, s)
 		if _, err := io.ReadFull(c, make([]byte, 18)); err == nil {
 			break

@@ -22,7 +22,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// file is a raw disk that can be written to.
+// file is a writable raw disk.
 type file struct {
 	*raw.Disk
 	f *os.File
@@ -54,13 +54,13 @@ func (f file) Trim(ctx context.Context, off, n int64) error {
 
 func (f file) Flush(context.Context) error { return f.f.Sync() }
 
-// place is a server as foreign programs reach it.
+// place is the address of a server for other programs.
 type place struct {
 	*serving
-	uri, dir string // dir has certificates
+	uri, dir string // dir is the directory with certificates
 }
 
-// qemu are the arguments by which qemu-img and qemu-io name it.
+// qemu returns the arguments with which qemu-img and qemu-io open the export.
 func (p place) qemu() []string {
 	if p.dir == "" {
 		return []string{"-f", "raw", p.uri}
@@ -73,7 +73,7 @@ func (p place) object() []string {
 	return []string{"--object", "tls-creds-x509,id=t0,dir=" + p.dir + ",endpoint=client"}
 }
 
-// places serves a disk in all ways.
+// places serves a disk over all kinds of sockets, with and without TLS.
 func places(t *testing.T, d func() source.Disk, writable bool, run func(t *testing.T, p place)) {
 	for _, way := range []string{"unix", "tcp", "tls"} {
 		t.Run(way, func(t *testing.T) {
@@ -105,7 +105,7 @@ func sameFile(t *testing.T, path string, want []byte) {
 
 func TestReaders(t *testing.T) {
 	peer.Need(t, "nbdinfo", "nbdcopy", "qemu-img", "qemu-io", "qemu-nbd")
-	path, want := sparseFile(t, 24<<20+2048) // the hole is a quarter of it
+	path, want := sparseFile(t, 24<<20+2048) // a quarter of the file is a hole
 	plain := filepath.Join(t.TempDir(), "plain")
 	if err := os.WriteFile(plain, want, 0o600); err != nil {
 		t.Fatal(err)
@@ -250,10 +250,10 @@ func TestNBDClientLists(t *testing.T) {
 	check("-l", "-unix", s.Addr().String())
 }
 
-// activated names the disk that TestActivated serves.
+// activated is the environment variable with the path of the disk that TestActivated serves.
 const activated = "VDDKCP_TEST_ACTIVATED"
 
-// TestActivated is the server of TestActivation, in a process of its own.
+// TestActivated is the server that TestActivation starts in a process of its own.
 func TestActivated(t *testing.T) {
 	path := os.Getenv(activated)
 	if path == "" {
@@ -304,7 +304,7 @@ func TestActivation(t *testing.T) {
 			t.Fatal(err)
 		}
 		theirs.Close()
-		// LISTEN_PID is known after the fork only.
+		// The shell sets LISTEN_PID, since the process ID is known only after the fork.
 		cmd := exec.Command("sh", "-c", `LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"`, "sh", os.Args[0], "-test.run=^TestActivated$")
 		cmd.ExtraFiles = []*os.File{f}
 		var text bytes.Buffer

@@ -2,7 +2,8 @@ package server
 
 import "fmt"
 
-// Leaks says what the server still holds for connections, "" is nothing.
+// Leaks describes the resources that the server still holds for connections. It returns "" if
+// there are none.
 func (s *Server) Leaks() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// TestVanishes has clients that ask for much, take nothing and leave, beside
-// one that must not notice.
+// TestVanishes runs clients that request much data, take none and disconnect. Another client
+// must not be affected.
 func TestVanishes(t *testing.T) {
 	path, want := sparseFile(t, 8<<20)
 	for name, d := range map[string]source.Disk{"memory": newDisk(8 << 20), "file": openRaw(t, path)} {
@@ -39,8 +39,8 @@ func TestVanishes(t *testing.T) {
 	}
 }
 
-// TestHogs has more clients that take nothing than fill the memory for more
-// than first pieces: others get theirs, also at length.
+// TestHogs runs enough clients that take no replies to fill the memory for further buffers.
+// Other clients must still be served, also with long reads.
 func TestHogs(t *testing.T) {
 	d := newDisk(8 << 20)
 	s := newServer(t, one("", d), server.Options{Memory: 16 << 20})
@@ -57,7 +57,7 @@ func TestHogs(t *testing.T) {
 	}
 }
 
-// pipes serves clients over pipes, whose time a synctest bubble has.
+// pipes serves clients over pipes, which work with the fake time of synctest.
 type pipes struct {
 	t      *testing.T
 	s      *server.Server
@@ -84,9 +84,9 @@ func (p *pipes) close() {
 	p.served.Wait()
 }
 
-// TestStalled has clients that take nothing, or next to nothing, so many that no
-// memory is left even for first pieces. Others are served all the same, and
-// those clients are ended when others have been short of memory for a while.
+// TestStalled runs clients that take no or almost no replies and fill all shared memory. Other
+// clients must still be served, and the stalled clients must be disconnected after others have
+// been short of memory for a while.
 func TestStalled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &sourcetest.Memory{Bytes: content(8 << 20)}
@@ -109,7 +109,7 @@ func TestStalled(t *testing.T) {
 		}
 		served()
 		for range 30 {
-			hogs[0].Read(make([]byte, 100)) // it fails when it is ended
+			hogs[0].Read(make([]byte, 100)) // fails after the server has closed the connection
 			time.Sleep(time.Second)
 			served()
 		}
@@ -118,7 +118,7 @@ func TestStalled(t *testing.T) {
 				t.Errorf("client %d: %v, want the end", i, err)
 			}
 		}
-		// A client that takes nothing harms nobody while nobody waits.
+		// A client that takes no replies may stay while no other client waits for memory.
 		idle := p.dial()
 		idle.send(nbd.CmdRead, 0, 4<<20, 512, nil)
 		time.Sleep(time.Hour)
@@ -129,9 +129,9 @@ func TestStalled(t *testing.T) {
 	})
 }
 
-// TestSlowWriters has clients that begin writes and send none or little of their
-// data, so many that they would hold all memory. Others are served all the same,
-// and what comes late is written.
+// TestSlowWriters runs clients that start writes and send little or none of the data, enough to
+// fill all memory. Other clients must still be served, and data that arrive late must be
+// written.
 func TestSlowWriters(t *testing.T) {
 	for name, sent := range map[string]int{"nothing": 0, "a byte": 1, "a part": 100_001, "nearly all": 1<<20 - 1} {
 		t.Run(name, func(t *testing.T) {
@@ -173,7 +173,7 @@ func TestSlowWriters(t *testing.T) {
 	}
 }
 
-// TestDrip writes a byte at a time.
+// TestDrip sends the data of a write one byte at a time.
 func TestDrip(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDisk(1 << 20)
@@ -192,7 +192,7 @@ func TestDrip(t *testing.T) {
 	})
 }
 
-// TestSendsWithoutTaking sends more than is worked on at once before it takes
+// TestSendsWithoutTaking sends more requests than the server processes at once before it reads
 // the first reply.
 func TestSendsWithoutTaking(t *testing.T) {
 	d := newDisk(8 << 20)
@@ -207,7 +207,7 @@ func TestSendsWithoutTaking(t *testing.T) {
 	}
 }
 
-// TestManyConnections bounds what idle connections take.
+// TestManyConnections checks the memory that idle connections use.
 func TestManyConnections(t *testing.T) {
 	const n = 1000
 	d := newDisk(1 << 20)
@@ -225,15 +225,14 @@ func TestManyConnections(t *testing.T) {
 		clients[i] = ready(t, s, "", true)
 		clients[i].reads(d.Bytes, 0, 4096)
 	}
-	// The test's own ends are in it too.
+	// The memory of the clients in this test is included.
 	if got := heap() - before; got > 48<<20 {
 		t.Errorf("%d idle connections take %d KiB", n, got>>10)
 	}
 	clients[n/2].reads(d.Bytes, 0, 1<<20)
 }
 
-// TestMemoryBound measures what requests in work take, of clients that take
-// nothing.
+// TestMemoryBound measures the memory for requests of clients that take no replies.
 func TestMemoryBound(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it reads much")
@@ -271,9 +270,9 @@ func TestMemoryBound(t *testing.T) {
 	}
 }
 
-// TestHangsManyTimes has a disk that hangs, and more requests to it than a program
-// can have threads. The calls to it are bounded, and another export is served, for
-// the same clients too.
+// TestHangsManyTimes sends more requests to a disk that hangs than a program can have threads.
+// The server must limit the calls to the disk and still serve another export, also to the same
+// clients.
 func TestHangsManyTimes(t *testing.T) {
 	release := make(chan struct{})
 	var calls, most atomic.Int64
@@ -294,7 +293,7 @@ func TestHangsManyTimes(t *testing.T) {
 		for range 64 {
 			c.send(nbd.CmdRead, 0, 0, 512, nil)
 		}
-		c.send(nbd.CmdRead, 0, 0, 0, nil) // no room: it is not read
+		c.send(nbd.CmdRead, 0, 0, 0, nil) // exceeds the limit, so the server does not read it
 		stuck = append(stuck, c)
 	}
 	good := ready(t, s, "good", true)
@@ -313,9 +312,9 @@ func TestHangsManyTimes(t *testing.T) {
 	}
 }
 
-// TestFlood has a host that connects until the server takes no more, and says
-// nothing. A client of another host takes the place of its oldest connection;
-// connections that have an export stay.
+// TestFlood opens idle connections from one host until the server accepts no more. A client of
+// another host must replace the oldest of them, and connections that have chosen an export must
+// stay.
 func TestFlood(t *testing.T) {
 	s := serve(t, one("", newDisk(64<<10)), server.Options{MaxConnections: 4}, "tcp://127.0.0.1:0")
 	from := func(ip string) *client {
@@ -351,8 +350,8 @@ func TestFlood(t *testing.T) {
 	}
 }
 
-// TestAnnouncedOptions bounds what a client can make the server allocate by the
-// length of an option of which it sends nothing.
+// TestAnnouncedOptions checks the memory that the server allocates for an option whose length a
+// client has announced without sending its data.
 func TestAnnouncedOptions(t *testing.T) {
 	const n = 500
 	s := newServer(t, one("", newDisk(64<<10)), server.Options{})
@@ -376,7 +375,7 @@ func TestAnnouncedOptions(t *testing.T) {
 	}
 }
 
-// stuttering pauses in the middle of each write.
+// stuttering is a connection that pauses in the middle of each write.
 type stuttering struct {
 	net.Conn
 	pause time.Duration
@@ -395,7 +394,8 @@ func (s *stuttering) Write(b []byte) (int, error) {
 	return n + more, err
 }
 
-// TestTLSHandshakeDeadline has clients that begin TLS and do not go on.
+// TestTLSHandshakeDeadline checks that clients that stop within the TLS handshake are
+// disconnected.
 func TestTLSHandshakeDeadline(t *testing.T) {
 	for name, speak := range map[string]func(c net.Conn){
 		"silent": func(net.Conn) {},

@@ -78,7 +78,7 @@ func TestURI(t *testing.T) {
 	}
 }
 
-// TestNoFiles runs out of files while others connect.
+// TestNoFiles lets the process run out of file descriptors while clients connect.
 func TestNoFiles(t *testing.T) {
 	l, err := server.Listen(t.Context(), "unix:"+socketPath(t))
 	if err != nil {
@@ -104,8 +104,8 @@ func TestNoFiles(t *testing.T) {
 	}
 }
 
-// TestBrokenListener has a listener that breaks while a client is connected. Serve
-// must return the error without waiting for the client to leave.
+// TestBrokenListener breaks a listener while a client is connected. Serve must return the error
+// without waiting for the client to disconnect.
 func TestBrokenListener(t *testing.T) {
 	l, err := server.Listen(t.Context(), "unix:"+socketPath(t))
 	if err != nil {
@@ -115,7 +115,7 @@ func TestBrokenListener(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close() // not before the server has ended
+	defer conn.Close() // the connection stays open until the server has ended
 	broken := &failingListener{Listener: l, good: 1, errs: []error{errors.New("broken")}}
 	if err := newServer(t, one("", newDisk(64<<10)), server.Options{}).Serve(t.Context(), broken); err == nil || !strings.Contains(err.Error(), "broken") {
 		t.Errorf("a broken listener: %v", err)
@@ -124,7 +124,7 @@ func TestBrokenListener(t *testing.T) {
 
 type failingListener struct {
 	net.Listener
-	good int // calls before errs
+	good int // number of calls that succeed before errs are returned
 	errs []error
 }
 

@@ -33,7 +33,7 @@ func TestMemory(t *testing.T) {
 		if m.tryAcquire(second, 1) != nil {
 			t.Error("another has more than its first piece while half is used")
 		}
-		// One peer leaves a quarter to the others.
+		// One peer can hold three quarters of the memory.
 		last := take(third, 1<<20)
 		if m.tryAcquire(&holder{peer: one}, 1) != nil {
 			t.Error("a peer has more than three quarters")
@@ -52,7 +52,7 @@ func TestMemory(t *testing.T) {
 		synctest.Wait()
 		go wait(second, 4096, next)
 		synctest.Wait()
-		// Nobody passes those that wait, but for a first piece.
+		// Only a connection without memory may overtake those that wait.
 		m.release(hogs[0])
 		synctest.Wait()
 		if len(more) != 0 || len(next) != 0 {
@@ -64,7 +64,7 @@ func TestMemory(t *testing.T) {
 		if len(next) != 1 || len(more) != 1 {
 			t.Errorf("after room was made: %d, %d", len(more), len(next))
 		}
-		// Who stops waiting leaves nothing behind.
+		// A connection that stops waiting must release everything.
 		m.release(<-more)
 		m.release(<-next)
 		hogs = append(hogs[1:], take(hog, 1<<20))
@@ -84,15 +84,15 @@ func TestMemory(t *testing.T) {
 			t.Errorf("%d times under pressure, and nobody waited long", pressure)
 		}
 
-		// Who waits for long works with its reserve, of which it has one. It
-		// waits for long once.
+		// A connection that has waited for patience gets its reserve. The next time it
+		// gets the reserve at once.
 		start := time.Now()
 		b, err := m.acquire(t.Context(), hog, 1<<20)
 		if err != nil || !b.reserve || len(b.b) != reserve || time.Since(start) != patience || pressure != 1 {
 			t.Fatalf("%v, %v after %v, %d times under pressure", b, err, time.Since(start), pressure)
 		}
-		// While others get memory and give it back it waits longer, and not for
-		// ever.
+		// While other connections release memory, a connection waits longer, up to
+		// maxTries times patience.
 		first = take(second, 1<<20)
 		start = time.Now()
 		go wait(second, 1<<20, next)

@@ -11,8 +11,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// TestOwnClient has a disk go through the server and this project's own client:
-// it must still be the disk.
+// TestOwnClient runs the suite for disks on an export that is read with this project's client.
 func TestOwnClient(t *testing.T) {
 	path, want := sparseFile(t, 1<<20+777)
 	for name, d := range map[string]source.Disk{"file": openRaw(t, path), "memory": &sourcetest.Memory{Bytes: want}} {

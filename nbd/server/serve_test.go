@@ -10,7 +10,7 @@ import (
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
-// serving is a server on a listener.
+// serving is a server with a listener.
 type serving struct {
 	*server.Server
 	net.Listener
@@ -36,7 +36,7 @@ func serve(t testing.TB, exports server.Exports, o server.Options, address strin
 	return s
 }
 
-// socketPath is a path that is short enough for a socket.
+// socketPath returns a path that is short enough for a socket.
 func socketPath(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "nbd")

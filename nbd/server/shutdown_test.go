@@ -18,7 +18,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// TestShutdown ends the server while requests are in work.
+// TestShutdown shuts the server down while requests are in progress.
 func TestShutdown(t *testing.T) {
 	for name, address := range map[string]string{"unix": "unix:" + socketPath(t), "tcp": "tcp://127.0.0.1:0"} {
 		t.Run(name, func(t *testing.T) {
@@ -33,7 +33,7 @@ func TestShutdown(t *testing.T) {
 			for range 4 {
 				<-begun
 			}
-			// What is not whole can't be done, and must not spoil the rest.
+			// An incomplete request cannot be executed, and must not affect the others.
 			busy.write(nbd.Request{Type: nbd.CmdWrite, Len: 4096}.Append(nil), []byte("half"))
 			s.end()
 			idle.closed()
@@ -46,7 +46,7 @@ func TestShutdown(t *testing.T) {
 					t.Errorf("%v", a.errno)
 				}
 			}
-			busy.closed() // the write has no reply
+			busy.closed() // the incomplete write gets no reply
 			if err := <-s.done; err != nil {
 				t.Error(err)
 			}
@@ -60,9 +60,8 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// TestShutdownLeavesUnanswered ends the server when requests have come that are
-// not begun: they get no reply, so that the client can send them to the next
-// server.
+// TestShutdownLeavesUnanswered shuts the server down while requests wait that were not started.
+// They must get no reply, so that the client can send them to the next server.
 func TestShutdownLeavesUnanswered(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		held := make(chan struct{})
@@ -91,11 +90,11 @@ func TestShutdownLeavesUnanswered(t *testing.T) {
 	})
 }
 
-// hung is a disk whose calls end with its context, and then with fail.
+// hung is a disk whose calls wait for the end of its context and then return fail.
 type hung struct {
 	*disk
 	ctx   context.Context
-	fail  error // nil: the context's cause
+	fail  error // nil: calls return the cause of the context
 	begun chan<- struct{}
 }
 
@@ -117,23 +116,23 @@ func (h hung) Flush(context.Context) error { return h.wait() }
 type hungExports struct {
 	server.Fixed
 	fail  error
-	begun chan<- struct{} // gets each call
+	begun chan<- struct{} // receives a value for each call that starts
 }
 
 func (e hungExports) Open(ctx context.Context, _ string) (source.Disk, error) {
 	return hung{newDisk(64 << 10), ctx, e.fail, e.begun}, nil
 }
 
-// TestGrace ends the server while a disk hangs. A request that fails because of
-// that gets no reply; only a flush that failed by itself is told of, since the
-// next server could not know.
+// TestGrace shuts the server down while a disk hangs. A request that fails because of the
+// shutdown must get no reply. Only the failure of a flush is reported if it has another reason,
+// because the next server could not report it.
 func TestGrace(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		cmd  nbd.Command
 		n    uint32
 		fail error
-		want nbd.Errno // 0: no reply
+		want nbd.Errno // error number in the reply; 0: there is no reply
 	}{
 		{"read", nbd.CmdRead, 512, nil, 0},
 		{"read that says something else", nbd.CmdRead, 512, unix.EIO, 0},
@@ -170,8 +169,8 @@ func TestGrace(t *testing.T) {
 	}
 }
 
-// TestFailsWhileEnding has a disk that fails by itself after the server began to
-// end: that is an error as ever.
+// TestFailsWhileEnding lets a disk fail during the shutdown for a reason of its own. The client
+// must get the error.
 func TestFailsWhileEnding(t *testing.T) {
 	held, begun := make(chan struct{}), make(chan struct{})
 	d := newDisk(1 << 20)
@@ -188,8 +187,8 @@ func TestFailsWhileEnding(t *testing.T) {
 	c.closed()
 }
 
-// TestEndWithStuckClients ends the server while many clients take nothing: the
-// end of the disks' context must not keep any connection from its end.
+// TestEndWithStuckClients shuts the server down while many clients take no replies. All
+// connections must end, also those that wait when the context of disks ends.
 func TestEndWithStuckClients(t *testing.T) {
 	s := serve(t, one("", newDisk(32<<20)), server.Options{Grace: 20 * time.Millisecond}, "unix:"+socketPath(t))
 	for range 40 {
@@ -204,13 +203,13 @@ func TestEndWithStuckClients(t *testing.T) {
 	s.done <- nil
 }
 
-// TestEndOfGivenConnections ends a server that listens and also serves a
-// connection that was accepted before, as socket activation can pass both. Serve
-// returns at once, since nobody came by the listener; the other connection still
-// has the grace for its requests, and ends after it where its client takes
-// nothing.
+// TestEndOfGivenConnections shuts down a server that has a listener and also serves a connection
+// with ServeConn, as socket activation can pass both. Serve must return at once, because the
+// listener has accepted no connection. The other connection must get the grace period for its
+// requests, and end after it if its client takes no replies.
 func TestEndOfGivenConnections(t *testing.T) {
-	// begin serves a connection, and listens in vain.
+	// begin starts a server with a connection for ServeConn and a listener to which nobody
+	// connects.
 	begin := func(t *testing.T, exports server.Exports, o server.Options) (c *client, end func(), served chan struct{}) {
 		l, err := server.Listen(t.Context(), "unix:"+socketPath(t))
 		if err != nil {
@@ -274,8 +273,8 @@ func (unclosableExports) Open(context.Context, string) (source.Disk, error) {
 	return unclosable{newDisk(64 << 10)}, nil
 }
 
-// A disk that was written to and could not be closed is an error of the server: a
-// client that writes, and comes back to the next server, does not learn of it.
+// TestCloseFails checks that Server.Err returns the error of closing a writable disk, since no
+// client learns of it.
 func TestCloseFails(t *testing.T) {
 	for _, writable := range []bool{true, false} {
 		s := serve(t, unclosableExports{server.Fixed{{}}}, server.Options{Writable: writable}, "unix:"+socketPath(t))
@@ -291,8 +290,8 @@ func TestCloseFails(t *testing.T) {
 	}
 }
 
-// heldExports have a disk whose reads tell begun, and wait for release or the
-// end of the disk's context.
+// heldExports has a disk whose reads send to begun and then wait for release, or for the end of
+// the context of the disk.
 type heldExports struct {
 	server.Fixed
 	begun, release chan struct{}
@@ -312,8 +311,8 @@ func (e heldExports) Open(ctx context.Context, _ string) (source.Disk, error) {
 	return d, nil
 }
 
-// enteredOverTLS returns a client that has the export without a name, through conn
-// and TLS with the certificates of dir.
+// enteredOverTLS returns a client in the transmission phase that uses TLS over conn with the
+// certificates in dir, and has chosen the export without a name.
 func enteredOverTLS(t *testing.T, conn net.Conn, dir string) *client {
 	t.Helper()
 	c := &client{t: t, Conn: conn}
@@ -326,8 +325,8 @@ func enteredOverTLS(t *testing.T, conn net.Conn, dir string) *client {
 	return c
 }
 
-// TestSlowWriteOverTLS has data that stop in the middle of a record of TLS, and
-// go on when the server has taken a smaller piece of memory.
+// TestSlowWriteOverTLS interrupts the data of a write in the middle of a TLS record, until the
+// server has replaced its buffer by a smaller one.
 func TestSlowWriteOverTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := certificates(t)
@@ -350,8 +349,8 @@ func TestSlowWriteOverTLS(t *testing.T) {
 	})
 }
 
-// TestEndOverTLS ends the server while a client does not read, so that the server
-// cannot send close_notify. The server must wait no longer than for replies.
+// TestEndOverTLS shuts the server down while a client does not read, so that the server cannot
+// send close_notify. The server must not wait longer than it waits for the sending of replies.
 func TestEndOverTLS(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := certificates(t)

@@ -70,7 +70,7 @@ func (zeros) ReadAt(p []byte, _ int64) (int, error) {
 	return len(p), nil
 }
 
-// TestManyExtents asks for more extents than one answer has.
+// TestManyExtents queries more extents than one reply can hold.
 func TestManyExtents(t *testing.T) {
 	const n, each = 20_000, 512
 	var data []source.Extent
@@ -93,7 +93,7 @@ func TestManyExtents(t *testing.T) {
 	}
 }
 
-// TestWrittenAllocation asks for the allocation again after each write.
+// TestWrittenAllocation queries the extents again after each write.
 func TestWrittenAllocation(t *testing.T) {
 	d := newDisk(1 << 20)
 	d.ExtentList = []source.Extent{{Len: 1 << 20, Kind: source.Zero}}
@@ -109,7 +109,7 @@ func TestWrittenAllocation(t *testing.T) {
 	c.reads(d.settled(), 0, 1<<20)
 	for _, cmd := range []nbd.Command{nbd.CmdWrite, nbd.CmdTrim, nbd.CmdWriteZeroes} {
 		d.change(func() { d.ExtentList = []source.Extent{{Len: 4096}, {Off: 4096, Len: 1<<20 - 4096, Kind: source.Zero}} })
-		check(1<<20, 3) // as it is known
+		check(1<<20, 3) // from the cache
 		var data []byte
 		if cmd == nbd.CmdWrite {
 			data = bytes.Repeat([]byte{9}, 4096)

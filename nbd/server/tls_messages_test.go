@@ -23,7 +23,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// issueLike is issue with a template that change has changed.
+// issueLike is issue with a template that the function change has modified.
 func issueLike(t *testing.T, parent *authority, dir, name string, change func(*x509.Certificate)) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -62,14 +62,14 @@ func hintOf(err error) string {
 	return ""
 }
 
-// TestCertificateFiles has folders with something wrong in them. Each error of
-// the server and of the client names the file and what is wrong with it.
+// TestCertificateFiles uses directories with wrong files. Each error of the server and of the
+// client must name the file and say what is wrong with it.
 func TestCertificateFiles(t *testing.T) {
 	expired := func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }
 	for _, c := range []struct {
 		name  string
 		spoil func(t *testing.T, ca *authority, dir, who string)
-		want  string // WHO is server or client
+		want  string // the error, in which WHO stands for server or client
 		hint  string
 	}{
 		{"expired", func(t *testing.T, ca *authority, dir, who string) { issueLike(t, ca, dir, who, expired) }, "DIR/WHO-cert.pem expired on 20", "renew the certificate"},
@@ -135,8 +135,7 @@ func TestCertificateFiles(t *testing.T) {
 	}
 }
 
-// TestTLSMessages has servers and clients that do not fit together. Each error
-// says why.
+// TestTLSMessages combines servers and clients that cannot connect. Each error must say why.
 func TestTLSMessages(t *testing.T) {
 	pki := t.TempDir()
 	ca := issue(t, nil, pki, "ca")
@@ -167,12 +166,12 @@ func TestTLSMessages(t *testing.T) {
 
 	for _, c := range []struct {
 		name        string
-		server      string // its folder; "": no TLS
+		server      string // directory of the server; "": the server does not use TLS
 		verify      bool
 		mode        server.TLSMode
-		client      string // its folder; "": none; "-": without TLS
+		client      string // directory of the client; "": none; "-": the client does not use TLS
 		err, hint   string
-		insecureToo bool // tls-verify-peer=0 helps
+		insecureToo bool // the connection succeeds with tls-verify-peer=0
 	}{
 		{name: "common name only", server: commonName, mode: server.TLSRequire, client: bare, err: `the server's certificate names no host: it has the common name "localhost" and no subjectAltName, want one of "localhost"`, hint: "issue the server's certificate with subjectAltName", insecureToo: true},
 		{name: "another name", server: otherName, mode: server.TLSRequire, client: bare, err: "esx.example.com", hint: "tls-hostname=NAME", insecureToo: true},
@@ -218,7 +217,7 @@ func TestTLSMessages(t *testing.T) {
 	}
 }
 
-// TestNotOpened asks for an export whose disk can't be opened.
+// TestNotOpened opens an export whose disk cannot be opened.
 func TestNotOpened(t *testing.T) {
 	s := serve(t, noDisk{server.Fixed{{}}}, server.Options{}, "unix:"+socketPath(t))
 	_, err := nbdclient.Open(t.Context(), parseURI(t, server.URI(s.Addr(), false, "")), nbdclient.Options{})
@@ -227,7 +226,7 @@ func TestNotOpened(t *testing.T) {
 	}
 }
 
-// noDisk has exports whose disks can't be opened.
+// noDisk is a list of exports whose disks cannot be opened.
 type noDisk struct{ server.Fixed }
 
 func (noDisk) Open(context.Context, string) (source.Disk, error) {

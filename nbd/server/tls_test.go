@@ -21,14 +21,14 @@ import (
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
-// authority signs certificates, and is one itself.
+// authority is a certificate that signs others, with its key.
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
 }
 
-// issue writes a certificate and its key to dir; the authority's own without a
-// parent.
+// issue writes a certificate signed by parent, and its key, to dir. Without a parent, it writes
+// the certificate of an authority.
 func issue(t testing.TB, parent *authority, dir, name string) *authority {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -66,8 +66,7 @@ func issue(t testing.TB, parent *authority, dir, name string) *authority {
 	return a
 }
 
-// certificates returns a folder with those of an authority, a server and a
-// client.
+// certificates returns a directory with the certificates of an authority, a server and a client.
 func certificates(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -86,7 +85,7 @@ func loadTLS(t testing.TB, dir string, verify bool) *tls.Config {
 	return config
 }
 
-// secure goes on over TLS.
+// secure switches the connection to TLS.
 func (c *client) secure(dir string, withCertificate bool) error {
 	c.t.Helper()
 	c.want(nbd.OptStartTLS, nil, nbd.RepAck)
@@ -133,7 +132,7 @@ func TestTLS(t *testing.T) {
 			c.reads(want, 0, n)
 		}
 		c.send(nbd.CmdDisconnect, 0, 0, 0, nil)
-		c.closed() // with a close-notify: else it is an unexpected end
+		c.closed() // fails without close_notify, which TLS reports as an unexpected end
 	})
 	t.Run("abort without TLS", func(t *testing.T) {
 		c := dial(t, require, 3)
@@ -154,7 +153,7 @@ func TestTLS(t *testing.T) {
 		if err := c.secure(dir, false); err != nil {
 			t.Fatal(err)
 		}
-		// What was agreed on before is forgotten.
+		// Options that were negotiated before STARTTLS must be forgotten.
 		c.want(nbd.OptSetMetaContext, nbd.AppendMetaContext(nil, "disk", nbd.BaseAllocation), nbd.RepErrInvalid)
 		c.structure()
 		c.enter("disk")
@@ -184,7 +183,7 @@ func TestTLS(t *testing.T) {
 		c = dial(t, s, 3)
 		err := c.secure(dir, false)
 		if err == nil {
-			_, err = c.Read(make([]byte, 1)) // TLS 1.3 tells later
+			_, err = c.Read(make([]byte, 1)) // TLS 1.3 reports the refusal after the handshake
 		}
 		if err == nil {
 			t.Error("a client without a certificate is served")

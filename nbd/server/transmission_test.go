@@ -21,7 +21,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// both runs a test with structured replies and without.
+// both runs a test with and without structured replies.
 func both(t *testing.T, run func(t *testing.T, structured bool)) {
 	t.Run("structured", func(t *testing.T) { run(t, true) })
 	t.Run("simple", func(t *testing.T) { run(t, false) })
@@ -29,8 +29,8 @@ func both(t *testing.T, run func(t *testing.T, structured bool)) {
 
 const diskSize = 40 << 20
 
-// TestRequests sends each request to an export, as what has to be answered, and
-// sees that the connection lives after it.
+// TestRequests sends valid and invalid requests of all kinds. Each must get the right reply, and
+// the connection must stay usable.
 func TestRequests(t *testing.T) {
 	const (
 		MiB = 1 << 20
@@ -44,7 +44,7 @@ func TestRequests(t *testing.T) {
 			if structured {
 				return 0
 			}
-			return nbd.EINVAL // it was not offered
+			return nbd.EINVAL // the server did not advertise the flag
 		}()
 		status := func(e nbd.Errno) nbd.Errno {
 			if structured {
@@ -142,7 +142,8 @@ func TestRequests(t *testing.T) {
 	})
 }
 
-// TestBroken sends what leaves the stream out of step.
+// TestBroken sends bytes after which the beginning of the next request is not known. The server
+// must close the connection.
 func TestBroken(t *testing.T) {
 	d := newDisk(64 << 10)
 	s := newServer(t, one("disk", d), server.Options{Writable: true})
@@ -199,7 +200,7 @@ func TestReadOnly(t *testing.T) {
 	})
 }
 
-// TestDurable looks at what reaches the disk, and when.
+// TestDurable checks which calls each request makes to the disk, and which requests flush it.
 func TestDurable(t *testing.T) {
 	d := newDisk(4 << 20)
 	c := ready(t, newServer(t, one("", d), server.Options{Writable: true}), "", true)
@@ -233,7 +234,7 @@ func TestDurable(t *testing.T) {
 	c.reads(d.settled(), 0, 1<<20)
 }
 
-// TestErrors gives the numbers of what disks fail with.
+// TestErrors checks the error numbers for the errors of disks.
 func TestErrors(t *testing.T) {
 	for _, c := range []struct {
 		err  error
@@ -254,7 +255,7 @@ func TestErrors(t *testing.T) {
 		{nbd.ENOSPC, nbd.ENOSPC},
 		{nbd.ESHUTDOWN, nbd.EIO},
 		{nbd.EOVERFLOW, nbd.EIO},
-		{server.ErrShutdown, nbd.EIO}, // of another server: this one goes on
+		{server.ErrShutdown, nbd.EIO}, // comes from another server, since this one does not shut down
 		{context.Canceled, nbd.EIO},
 	} {
 		both(t, func(t *testing.T, structured bool) {
@@ -278,7 +279,7 @@ func TestErrors(t *testing.T) {
 					t.Errorf("the client is told %q", a.text)
 				}
 			}
-			if structured { // in pieces, of which all fail
+			if structured { // the read has several pieces, which all fail
 				for _, flags := range []nbd.CommandFlags{0, nbd.FlagDF} {
 					if a := client.do(nbd.CmdRead, flags, 0, 4<<20, nil); a.errno != c.want {
 						t.Errorf("a long read: %v, want %v", a.errno, c.want)
@@ -296,7 +297,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestPanic has a disk with a bug.
+// TestPanic checks that a panic in a disk fails only the request.
 func TestPanic(t *testing.T) {
 	d := newDisk(64 << 10)
 	broken := true
@@ -312,8 +313,8 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// TestFailsMidway fails in a read that is sent while it is read: the client
-// must not take what came for good.
+// TestFailsMidway lets the disk fail in a read whose reply has already begun. The client must
+// notice that the data are incomplete.
 func TestFailsMidway(t *testing.T) {
 	both(t, func(t *testing.T, structured bool) {
 		d := newDisk(8 << 20)
@@ -340,7 +341,7 @@ func TestFailsMidway(t *testing.T) {
 		if len(b) != nbd.SimpleReplySize+3<<20 {
 			t.Errorf("%d bytes, %v, want the end of the connection after 3 MiB", len(b), err)
 		}
-		c.Close() // the disk is closed
+		c.Close() // the last client, so that the server closes the disk
 		c = ready(t, s, "", structured)
 		for range 2 {
 			if a := c.do(nbd.CmdRead, 0, 0, 5<<20, nil); a.errno != nbd.EIO {
@@ -353,7 +354,7 @@ func TestFailsMidway(t *testing.T) {
 	})
 }
 
-// TestInFlight has many requests on the way, and tells them apart by nothing.
+// TestInFlight sends many requests at once, in part with equal cookies.
 func TestInFlight(t *testing.T) {
 	both(t, func(t *testing.T, structured bool) {
 		d := newDisk(1 << 20)
@@ -368,7 +369,7 @@ func TestInFlight(t *testing.T) {
 		go c.Write(text)
 		for range n {
 			off, a := uint64(0), answer{}
-			// Which offset it is for is known only after the cookie.
+			// The offset of the read is known only after the cookie was read.
 			if structured {
 				a = c.receiveAny(512, cookies)
 			} else {
@@ -390,7 +391,7 @@ func TestInFlight(t *testing.T) {
 	})
 }
 
-// receiveAny takes the next reply of one chunk, for a read of n bytes.
+// receiveAny reads the next reply, which must have one chunk, to a read of n bytes.
 func (c *client) receiveAny(n int, offsets map[uint64]uint64) (a answer) {
 	c.t.Helper()
 	h := nbd.ParseChunk((*[nbd.ChunkSize - 4]byte)(c.full(nbd.ChunkSize)[4:]))
@@ -407,7 +408,7 @@ func (c *client) receiveAny(n int, offsets map[uint64]uint64) (a answer) {
 	return a
 }
 
-// TestLeave ends the connection while requests are in work: they are finished.
+// TestLeave disconnects while requests are in progress. The server must complete them.
 func TestLeave(t *testing.T) {
 	both(t, func(t *testing.T, structured bool) {
 		for name, leave := range map[string]func(c *client){
