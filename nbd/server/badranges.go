@@ -26,7 +26,7 @@ func (s *badRanges) add(export string, from, to int64) {
 		from, to = min(from, r.from), max(to, r.to)
 	} else if len(s.ranges) >= maxBadRanges {
 		for name := range s.ranges {
-			delete(s.ranges, name) // forget any export
+			delete(s.ranges, name) // the list of exports is full, so one of them is removed
 			break
 		}
 	}

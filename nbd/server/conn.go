@@ -129,7 +129,7 @@ func (c *conn) transmit() error {
 		return context.Cause(c.ctx)
 	}
 	if closing, ok := c.net.(interface{ CloseWrite() error }); ok && c.net != c.base {
-		nbd.EndTLS(c.base, lastWrites, closing.CloseWrite) // shows the client that no replies are missing
+		nbd.EndTLS(c.base, lastWrites, closing.CloseWrite) // close_notify shows the client that no replies are missing
 	}
 	if c.ending.Load() {
 		c.awaitClose()

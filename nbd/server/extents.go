@@ -37,9 +37,9 @@ type extents struct {
 	querying   chan struct{} // full during a query; later callers wait and find the answer in the cache
 
 	mu      sync.Mutex
-	spans   []*span // ascending, without overlaps
-	changes uint64  // number of calls of invalidate and clear
-	clock   uint64  // number of uses of spans
+	spans   []*span // sorted by offset, without overlaps
+	changes uint64  // counts the calls of invalidate and clear
+	clock   uint64  // counts the uses of spans, for the search of the least recently used one
 }
 
 // span is a range of the disk whose extents are cached.
@@ -160,7 +160,7 @@ func (x *extents) insert(s *span) {
 	}
 }
 
-// remove deletes the spans with the indexes from to to-1. The caller holds x.mu.
+// remove deletes the spans with indexes in [from, to) from the cache. The caller holds x.mu.
 func (x *extents) remove(from, to int) {
 	for _, s := range x.spans[from:to] {
 		x.cacheBytes.Add(-s.size())
@@ -183,7 +183,7 @@ func (x *extents) invalidate(off, n int64) {
 	x.remove(from, to)
 }
 
-// clear empties the cache.
+// clear removes all extents from the cache.
 func (x *extents) clear() {
 	x.mu.Lock()
 	defer x.mu.Unlock()

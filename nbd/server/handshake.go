@@ -40,7 +40,7 @@ func (c *conn) handshake() (ready bool, err error) {
 	greeting = binary.BigEndian.AppendUint64(greeting, nbd.OptionMagic)
 	greeting = binary.BigEndian.AppendUint16(greeting, uint16(nbd.FixedNewstyle|nbd.NoZeroes))
 	if _, err := c.net.Write(greeting); err != nil {
-		return false, nil // such a client only tested whether a server listens
+		return false, nil // the client has disconnected: it only tested whether a server listens
 	}
 	var b [4]byte
 	if _, err := io.ReadFull(c.net, b[:]); err != nil {
@@ -376,7 +376,7 @@ func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 		case nbd.InfoBlockSize:
 			b = c.export.sizes.Append(b)
 		default:
-			continue // InfoExport was sent before
+			continue // the information of type InfoExport was sent before
 		}
 		if err := c.sendReply(o, nbd.RepInfo, b); err != nil {
 			return false, err
@@ -389,7 +389,7 @@ func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 func (c *conn) negotiateContexts(o nbd.Option, data []byte) error {
 	set := o == nbd.OptSetMetaContext
 	if set {
-		c.contexts, c.contextsExport = nil, "" // also if the option fails later
+		c.contexts, c.contextsExport = nil, "" // SET_META_CONTEXT removes the earlier contexts even if it fails
 	}
 	if !c.structured {
 		return c.refuse(o, nbd.RepErrInvalid, "structured replies are not negotiated")

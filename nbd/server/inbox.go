@@ -32,7 +32,7 @@ const (
 type inbox struct {
 	c      *conn
 	r      *bufio.Reader
-	header [nbd.RequestSize]byte // a field, so that next allocates nothing
+	header [nbd.RequestSize]byte // buffer of next, kept here because next would allocate it for each request
 
 	carry []byte // received data of a write that belong to the next buffer
 	slow  bool   // the client sends slowly, and gets only buffers of reserve bytes

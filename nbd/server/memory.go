@@ -105,7 +105,7 @@ func (m *memory) acquire(ctx context.Context, h *holder, n int) (*buffer, error)
 func (m *memory) tryAcquire(h *holder, n int) *buffer {
 	w := waiter{holder: h, n: minPiece << class(n)}
 	m.mu.Lock()
-	if m.room(&w, len(m.waiting) > 0) != fits {
+	if m.decide(&w, len(m.waiting) > 0) != fits {
 		m.mu.Unlock()
 		return nil
 	}
@@ -144,14 +144,14 @@ func (m *memory) release(b *buffer) {
 type verdict uint8
 
 const (
-	fits     verdict = iota // the waiter can get it now
-	noRoom                  // memory is short: later waiters that hold memory wait, too
-	peerFull                // the peer holds its three quarters: waiters of other peers go first
+	fits        verdict = iota // the waiter can get it now
+	memoryShort                // memory is short: later waiters that hold memory wait, too
+	peerFull                   // the peer holds its three quarters: waiters of other peers go first
 )
 
-// room returns whether w can get its memory. If others is set, an earlier waiter found no
-// room, and w gets memory only if it holds none. The caller holds m.mu.
-func (m *memory) room(w *waiter, others bool) verdict {
+// decide returns whether w can get its memory. If others is set, memory was short for an
+// earlier waiter, and w gets memory only if its connection holds none. The caller holds m.mu.
+func (m *memory) decide(w *waiter, others bool) verdict {
 	switch {
 	case w.holder.peer.held+w.n > m.all-m.all/4:
 		return peerFull
@@ -160,7 +160,7 @@ func (m *memory) room(w *waiter, others bool) verdict {
 	case w.holder.held != 0 && !others && m.used+w.n <= m.all/2:
 		return fits
 	}
-	return noRoom
+	return memoryShort
 }
 
 // grant gives memory to waiters, in the order of their arrival. The caller holds m.mu.
@@ -170,7 +170,7 @@ func (m *memory) grant() {
 	}
 	still, refused := m.waiting[:0], false
 	for _, w := range m.waiting {
-		found := m.room(w, refused)
+		found := m.decide(w, refused)
 		switch {
 		case found == fits:
 			m.charge(w)
@@ -181,7 +181,7 @@ func (m *memory) grant() {
 			close(w.ready)
 			continue
 		}
-		refused = refused || found == noRoom
+		refused = refused || found == memoryShort
 		still = append(still, w)
 	}
 	clear(m.waiting[len(still):])
@@ -220,7 +220,7 @@ func (m *memory) acquireOrQueue(w *waiter) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
-	case m.room(w, len(m.waiting) > 0) == fits:
+	case m.decide(w, len(m.waiting) > 0) == fits:
 		m.charge(w)
 		return true
 	case w.holder.mayUseReserve && !w.holder.reserved:

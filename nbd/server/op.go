@@ -21,7 +21,7 @@ type op struct {
 
 	mu      sync.Mutex
 	pieces  int       // pieces that are not finished, plus the next piece to be started
-	errno   nbd.Errno // why the request failed; 0: it did not
+	errno   nbd.Errno // error number for the reply; 0: the request succeeds
 	text    string    // describes errno to the client
 	dropped bool      // no reply is sent, because the connection or the server ends
 }

@@ -159,7 +159,7 @@ func (o *outbox) progress(n int) {
 	}
 }
 
-// write sends the replies of a batch.
+// write sends a batch of replies to the client. An error means that the connection is broken.
 func (o *outbox) write(batch []*reply) error {
 	if o.raw == nil {
 		return o.writeBuffered(batch)
@@ -209,7 +209,8 @@ func (o *outbox) writeStream(r *reply) error {
 	return err
 }
 
-// socketWriter writes to the socket of an outbox, after the vectors that wait.
+// socketWriter is an io.Writer that writes replies to the socket of a connection, after the
+// replies in outbox.vectors.
 type socketWriter struct{ o *outbox }
 
 func (d socketWriter) Write(b []byte) (int, error) {
@@ -253,7 +254,8 @@ func (o *outbox) flush(flags int) error {
 	return err
 }
 
-// dropBytes removes the first n bytes of v.
+// dropBytes removes the first n bytes of v, which the kernel has accepted, and returns the
+// rest.
 func dropBytes(v [][]byte, n int) [][]byte {
 	for len(v) > 0 && n >= len(v[0]) {
 		n -= len(v[0])
