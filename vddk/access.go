@@ -31,7 +31,7 @@ func (a *access) prepare(ctx context.Context) error {
 		// The identity is logged before the call, because it is needed to end the access if
 		// this process is killed.
 		if a.o.Log != nil {
-			a.o.Log.Info("vddk: preparing the VM for access: it can't be migrated until EndAccess is called", "server", a.params.Server, "vm", a.params.VM, "identity", a.o.Registry.identity)
+			a.o.Log.Info("vddk: preparing the VM for access: it cannot be migrated until EndAccess is called", "server", a.params.Server, "vm", a.params.VM, "identity", a.o.Registry.identity)
 		}
 		err := a.call(ctx, "prepare the access of", func(ctx context.Context, p process) error {
 			err := p.PrepareAccess(ctx, a.identified())
@@ -84,7 +84,7 @@ func (a *access) tidy() {
 			return err
 		})
 		if err != nil {
-			a.report.warn(fmt.Sprintf("%s: disks that lost workers added to this machine may still be there, and keep the snapshot from being removed: %v", a.params.File, err))
+			a.report.warn(fmt.Sprintf("%s: disks that lost workers attached to this machine may still be attached, which prevents the removal of the snapshot: %v", a.params.File, err))
 		}
 	}
 	if a.prepared {
@@ -131,9 +131,9 @@ func whyNotPrepared(err error) string {
 	case e == nil:
 		return ""
 	case slices.ContainsFunc(append([]string{e.Text}, e.Last...), alreadyDisabled.MatchString):
-		return ": another program keeps it from being migrated, or did and was killed"
+		return ": another program prevents the migration of the VM, or was killed before it allowed the migration again"
 	case e.code() == worker.CodeNotSupported:
-		return " (ESXi hosts and old libraries don't)"
+		return " (ESXi hosts and old libraries do not support the call)"
 	}
 	return ""
 }

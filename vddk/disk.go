@@ -240,7 +240,7 @@ func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err er
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	if !life.InDisk(off, length, d.size) {
 		return func(yield func(source.Extent, error) bool) {
-			yield(source.Extent{}, fmt.Errorf("%s: extents [%d, %d) of a disk of %d bytes", d.params.File, off, off+length, d.size))
+			yield(source.Extent{}, fmt.Errorf("%s: cannot list extents of [%d, %d), which is not in the disk of %d bytes", d.params.File, off, off+length, d.size))
 		}
 	}
 	return d.allocation.extents(ctx, off, length)

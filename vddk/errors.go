@@ -94,7 +94,7 @@ var meanings = []meaning{
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)actual thumbprint\s*=`), say: (*Error).sayThumbprint,
 		hint: "the server has another certificate: compare its thumbprint with the one that the host itself shows, then pass it with --thumbprint"},
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)(thumbprint|certificate|ssl verification).{0,60}(mismatch|invalid|fail|not match|error)`),
-		hint: "the server's certificate is not the one of --thumbprint; vddkcp thumbprint HOST shows it"},
+		hint: "the server's certificate does not have the thumbprint of --thumbprint; vddkcp thumbprint HOST shows the one that it has"},
 	{line: loginWords, hint: hintLogin},
 	{line: regexp.MustCompile(`(?i)failed to allocate the requested|nfc error:? 5\b`), hint: hintMemory},
 	{code: worker.CodeOutOfMemory, hint: hintMemory},

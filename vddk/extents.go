@@ -77,7 +77,7 @@ func newAllocationQueries(p *pool, size int64) *allocationQueries {
 	}
 	q.outline.init(q)
 	if q.missing && q.chunks > 0 {
-		p.report.warnOnce(&q.warned, p.life.Name+": the library can't tell which blocks are allocated, so that all of them are read: it has no VixDiskLib_QueryAllocatedBlocks, which came with VDDK 6.7")
+		p.report.warnOnce(&q.warned, p.life.Name+": all blocks are read, because the library cannot list the allocated ones: it has no VixDiskLib_QueryAllocatedBlocks, which VDDK has since version 6.7")
 	}
 	return q
 }
@@ -343,7 +343,7 @@ func (q *allocationQueries) failed(off int64, took time.Duration, why error) {
 	q.pausedTo = time.Now().Add(pause)
 	q.mu.Unlock()
 	r := q.pool.report
-	r.warnOnce(&q.warned, fmt.Sprintf("%s: the library does not tell which blocks at %d are allocated, so that all of them are read; it is asked again later: %v",
+	r.warnOnce(&q.warned, fmt.Sprintf("%s: all blocks at offset %d are read, because the library could not list the allocated ones; the next blocks are queried later: %v",
 		r.disk, off, why))
 	r.debug("extents", "the allocation is not known", "offset", off, "pause", pause, "error", why)
 }

@@ -96,7 +96,7 @@ func (f *flusher) expendable() bool {
 // covered. It is called when a worker was lost.
 func (f *flusher) lostLocked(why error) {
 	if f.written > f.flushed {
-		f.failLocked(fmt.Errorf("%s: what was written before and not flushed is lost: %w: %w", f.pool.life.Name, errIO, why))
+		f.failLocked(fmt.Errorf("%s: writes that were not flushed are lost: %w: %w", f.pool.life.Name, errIO, why))
 	}
 }
 

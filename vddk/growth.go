@@ -141,7 +141,7 @@ func (g *growth) add(free func()) (added bool) {
 		}
 		p.mu.Unlock()
 		if p.life.ended() == nil {
-			p.report.warnOnce(&g.warned, fmt.Sprintf("%s: no further connection can be had; reading goes on with %d: %v", p.life.Name, n, err))
+			p.report.warnOnce(&g.warned, fmt.Sprintf("%s: cannot open one more connection, reading continues with %d: %v", p.life.Name, n, err))
 		}
 		return false
 	}

@@ -183,7 +183,7 @@ func (h *handle) planReopening(err error) (wait time.Duration, warning string, a
 		if t := p.growth.tuner; t != nil {
 			t.Failed(others)
 		}
-		return 0, fmt.Sprintf("%s: a connection was lost and can't be had again; reading goes on with %d: %v", p.life.Name, others, err), false
+		return 0, fmt.Sprintf("%s: a lost connection cannot be opened again, reading continues with %d: %v", p.life.Name, others, err), false
 	}
 	p.removeLocked(h)
 	p.dieLocked(gaveUp)

@@ -274,9 +274,9 @@ func (op *opener) same(o worker.Opened) error {
 	}
 	if o.Capacity == 0 {
 		// No disk has this size, so that it does not prove that this is another disk.
-		return fmt.Errorf("%s, opened again: the library says that it has no sectors", op.params.File)
+		return fmt.Errorf("%s: after the disk was opened again, the library says that it has no sectors", op.params.File)
 	}
-	return source.Changed(fmt.Errorf("%s, opened again: it is another disk: it had %d bytes (uuid %q) and has %d (uuid %q)", op.params.File,
+	return source.Changed(fmt.Errorf("%s: after the disk was opened again: it is another disk: it had %d bytes (uuid %q) and has %d (uuid %q)", op.params.File,
 		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
 }
 
@@ -304,7 +304,7 @@ func (op *opener) compare(ctx context.Context, s *session) error {
 		return true, nil
 	})
 	if errors.Is(err, source.ErrChanged) {
-		return source.Changed(fmt.Errorf("%s, opened again: %w", op.params.File, err))
+		return source.Changed(fmt.Errorf("%s: after the disk was opened again: %w", op.params.File, err))
 	}
 	return err
 }

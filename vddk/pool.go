@@ -420,7 +420,7 @@ func (p *pool) installLocked(h *handle, s *session) (before string) {
 // was opened before it. It does nothing if before is "".
 func (p *pool) warnTransport(before, now string) {
 	if before != "" {
-		p.report.warn(fmt.Sprintf("%s: a connection was opened with the transport mode %q, where the one before had %q", p.life.Name, now, before))
+		p.report.warn(fmt.Sprintf("%s: the last connection uses the transport mode %q, the one before it used %q", p.life.Name, now, before))
 	}
 }
 

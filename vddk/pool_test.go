@@ -150,7 +150,7 @@ func TestDoneWithout(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if len(warnings) != 1 || !strings.Contains(warnings[0], "goes on with 1") || host.starts > 6 {
+		if len(warnings) != 1 || !strings.Contains(warnings[0], "continues with 1") || host.starts > 6 {
 			t.Errorf("%d workers were started, %q", host.starts, warnings)
 		}
 		d.Close()

@@ -235,7 +235,7 @@ func TestPrepareAccessFails(t *testing.T) {
 		ends int
 	}{
 		{"", libraryError(6, "The operation is not supported"), "ESXi hosts", 0},
-		{"VODL: vim.fault.MethodAlreadyDisabledFault", libraryError(1, "Unknown error"), "another program keeps it from being migrated", 0},
+		{"VODL: vim.fault.MethodAlreadyDisabledFault", libraryError(1, "Unknown error"), "another program prevents the migration", 0},
 		{"", libraryError(3014, "Insufficient permissions"), "error 3014", 0},
 		{"", errCrash, "worker was lost", 1},
 		{"", errHang, "deadline exceeded", 1},
@@ -287,7 +287,7 @@ func TestTransportChanges(t *testing.T) {
 	}
 	mu.Lock()
 	defer mu.Unlock()
-	if len(warnings) != 1 || !strings.Contains(warnings[0], `"hotadd", where the one before had "nbd"`) || d.Stats().Transport != "hotadd" {
+	if len(warnings) != 1 || !strings.Contains(warnings[0], `"hotadd", the one before it used "nbd"`) || d.Stats().Transport != "hotadd" {
 		t.Errorf("%q, %+v", warnings, d.Stats())
 	}
 }

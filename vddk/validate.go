@@ -125,7 +125,7 @@ func (p *Params) validateRemote() error {
 		{"--vm", p.VM}, {"--snapshot", p.Snapshot},
 	} {
 		if strings.IndexByte(f.value, 0) >= 0 {
-			return wrongParams("", "%s: it has a zero byte", f.name)
+			return wrongParams("", "%s contains a zero byte", f.name)
 		}
 	}
 	return nil

@@ -54,7 +54,7 @@ func TestValidate(t *testing.T) {
 		"a compression":            {p: with(remote, func(p *vddk.Params) { p.Compression = "lz4" }), fails: `--compression: "lz4": expected one of none, zlib, fastlz, skipz`},
 		"a thumbprint":             {p: with(remote, func(p *vddk.Params) { p.Thumbprint = "ab:cd" }), fails: "--thumbprint: "},
 		"a zero byte in the path":  {p: with(remote, func(p *vddk.Params) { p.File = "[ds] a\x00b" }), fails: "zero byte"},
-		"a zero byte in the login": {p: with(remote, func(p *vddk.Params) { p.Password = vddk.NewSecret("hunter2\x00") }), fails: "--password: it has a zero byte"},
+		"a zero byte in the login": {p: with(remote, func(p *vddk.Params) { p.Password = vddk.NewSecret("hunter2\x00") }), fails: "--password contains a zero byte"},
 		"buffers of odd size":      {p: with(local, func(p *vddk.Params) { p.NFCBuffers = vddk.NFCBuffers{Size: 100 << 10, Count: 1} }), fails: "--nfc-buffers"},
 		"no buffers":               {p: with(local, func(p *vddk.Params) { p.NFCBuffers = vddk.NFCBuffers{Size: 1 << 20} }), fails: "--nfc-buffers"},
 		"buffers beyond any host":  {p: with(local, func(p *vddk.Params) { p.NFCBuffers = vddk.NFCBuffers{Size: 96 << 20, Count: 2} }), fails: "--nfc-buffers"},

@@ -79,10 +79,10 @@ func (d *Disk) Flush(ctx context.Context) error {
 // waits until life.End is called.
 func (d *Disk) beginWrite(op string, off, n int64) error {
 	if !d.o.Writable {
-		return fmt.Errorf("%s: %s: it was opened read-only: %w", d.params.File, op, syscall.EROFS)
+		return fmt.Errorf("%s: %s: the disk was opened read-only: %w", d.params.File, op, syscall.EROFS)
 	}
 	if !life.InDisk(off, n, d.size) {
-		return fmt.Errorf("%s: %s [%d, %d) of a disk of %d bytes: %w", d.params.File, op, off, off+n, d.size, syscall.ENOSPC)
+		return fmt.Errorf("%s: cannot %s [%d, %d), which is not in the disk of %d bytes: %w", d.params.File, op, off, off+n, d.size, syscall.ENOSPC)
 	}
 	return d.pool.begin()
 }

@@ -216,7 +216,7 @@ func parseMessage(b []byte) (m message, payload []byte, err error) {
 		}
 	case kindLog, kindFatal:
 		if len(payload) > MaxLine || m.flags > uint32(Panic) {
-			return m, nil, fmt.Errorf("log line of %d bytes at level %d, at most %d and %d", len(payload), m.flags, MaxLine, Panic)
+			return m, nil, fmt.Errorf("log line of %d bytes at level %d, expected up to %d bytes and level %d", len(payload), m.flags, MaxLine, Panic)
 		}
 	default:
 		return m, nil, fmt.Errorf("message of unknown kind %d", m.kind)

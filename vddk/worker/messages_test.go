@@ -109,8 +109,8 @@ func TestParseMessageRefuses(t *testing.T) {
 		"done has the flags 0x2, expected 0 or 1":                                                       packet(message{kind: kindDone, flags: 2}, nil),
 		"blocks have the request number 0 and 16 bytes, expected number 65 and a multiple of 16 bytes":  packet(message{kind: kindBlocks}, make([]byte, 16)),
 		"blocks have the request number 65 and 15 bytes, expected number 65 and a multiple of 16 bytes": packet(message{kind: kindBlocks, slot: slotControl}, make([]byte, 15)),
-		"log line of 4001 bytes at level 0, at most 4000 and 2":                                         packet(message{kind: kindLog}, make([]byte, 4001)),
-		"log line of 1 bytes at level 3, at most 4000 and 2":                                            packet(message{kind: kindFatal, flags: 3}, make([]byte, 1)),
+		"log line of 4001 bytes at level 0, expected up to 4000 bytes and level 2":                      packet(message{kind: kindLog}, make([]byte, 4001)),
+		"log line of 1 bytes at level 3, expected up to 4000 bytes and level 2":                         packet(message{kind: kindFatal, flags: 3}, make([]byte, 1)),
 	} {
 		if _, _, err := parseMessage(b); err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)

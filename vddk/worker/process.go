@@ -237,11 +237,11 @@ func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Bl
 	case capacity == 0:
 		return nil, errNotOpen
 	case chunk < MinChunk || bits.OnesCount64(chunk) != 1 || chunk > 1<<31:
-		return nil, fmt.Errorf("query: chunk of %d sectors, expected a power of two from %d", chunk, MinChunk)
+		return nil, fmt.Errorf("query in chunks of %d sectors, expected a power of two of at least %d", chunk, MinChunk)
 	case start%chunk != 0 || sectors%chunk != 0 || sectors == 0 || sectors/chunk > MaxChunks:
-		return nil, fmt.Errorf("query: %d sectors at %d, expected multiples of %d, at most %d", sectors, start, chunk, MaxChunks*chunk)
+		return nil, fmt.Errorf("query of %d sectors at sector %d, expected multiples of %d sectors, and at most %d sectors", sectors, start, chunk, MaxChunks*chunk)
 	case start > capacity || sectors > capacity-start:
-		return nil, fmt.Errorf("query: sectors [%d, %d) are not in the disk of %d sectors", start, start+sectors, capacity)
+		return nil, fmt.Errorf("query of sectors [%d, %d), which are not in the disk of %d sectors", start, start+sectors, capacity)
 	}
 	c := call{p: p, r: &p.requests[slotControl]}
 	if err := c.acquire(ctx); err != nil {

@@ -89,7 +89,7 @@ func startMemory(code []byte, env []string, files []*os.File) (*os.Process, erro
 }
 
 // errNoLinker explains fs.ErrNotExist at the start of a program that does exist.
-var errNoLinker = errors.New("the dynamic linker that it names is missing: VDDK needs a system with glibc")
+var errNoLinker = errors.New("the dynamic linker of the program is missing: VDDK needs a system with glibc")
 
 // notFound returns the reason why the kernel did not find a program whose path was below
 // descriptors, which is /proc/self/fd.
