@@ -123,8 +123,8 @@ func (a *access) call(ctx context.Context, operation string, call func(context.C
 
 var alreadyDisabled = regexp.MustCompile(`(?i)already ?disabled`)
 
-// whyNotPrepared explains an error of PrepareForAccess. The text is appended to a
-// sentence; it is empty if nothing is known.
+// whyNotPrepared returns the reason for an error of PrepareForAccess as the end of a sentence, or ""
+// if the reason is not known.
 func whyNotPrepared(err error) string {
 	e := asError(err)
 	switch {

@@ -391,8 +391,8 @@ func (l *queryLimit) succeeded(n uint64) {
 	}
 }
 
-// failed records that a query of n chunks failed. It reports whether a smaller one is
-// worth an attempt.
+// failed records that a query of n chunks failed. It reports whether a query of fewer
+// chunks is worth an attempt.
 func (l *queryLimit) failed(n uint64) bool {
 	if l.grown {
 		l.needed, l.grown = min(4*l.needed, 256), false

@@ -84,8 +84,8 @@ func (f *flusher) failed() error {
 	return f.err
 }
 
-// expendable reports whether a worker that still answers may be killed: no write may be
-// lost with it.
+// expendable reports whether a worker that still answers may be killed. It may not if there are
+// writes that no flush has covered, because they would be lost.
 func (f *flusher) expendable() bool {
 	f.pool.mu.Lock()
 	defer f.pool.mu.Unlock()
@@ -100,7 +100,7 @@ func (f *flusher) lostLocked(why error) {
 	}
 }
 
-// failLocked records err if it is the first failure.
+// failLocked makes err the result of all later flushes, unless an earlier flush has failed.
 func (f *flusher) failLocked(err error) {
 	if f.err == nil {
 		f.err = err

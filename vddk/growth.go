@@ -114,7 +114,7 @@ func (g *growth) grow() {
 	g.add(free)
 }
 
-// opened records that no further connections are being opened.
+// opened records that the opening of further connections in the background has ended.
 func (g *growth) opened() {
 	g.pool.mu.Lock()
 	defer g.pool.mu.Unlock()

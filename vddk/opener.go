@@ -99,8 +99,8 @@ func (op *opener) first(ctx context.Context) (*session, error) {
 		if err == nil {
 			err = op.note(s)
 		}
-		// The user should see at once that the library reports an error, and a library
-		// that hangs has taken enough time. One that crashed may succeed next time.
+		// Only a crash of the library is worth another attempt. The user should see an error
+		// of the library at once, and a library that hangs has taken enough time.
 		var lost *lostError
 		if err == nil || !errors.As(err, &lost) || lost.late || n > 2 || policy.Retries >= 0 && n > policy.Retries || op.life.ended() != nil {
 			return s, err

@@ -12,8 +12,8 @@ const (
 	// outlineQueries is the number of queries that an outline takes, whatever the size of
 	// the disk.
 	outlineQueries = 2
-	// outlineFailures is the number of failed queries after which no more outline is asked
-	// for.
+	// outlineFailures is the number of failed queries for the outline after which the disk is
+	// read without one.
 	outlineFailures = 3
 	// outlineFrom is the number of windows from which on a disk gets an outline.
 	outlineFrom = 8

@@ -34,7 +34,7 @@ func (r *reporter) debugs(topic string) bool {
 	return r.log != nil && (topic == "" || r.topics[topic])
 }
 
-// debug logs a message at the debug level if its topic is wanted.
+// debug logs a message at the debug level if its topic is empty or set in Options.Debug.
 func (r *reporter) debug(topic, message string, args ...any) {
 	if r.debugs(topic) {
 		r.log.Log(context.Background(), slog.LevelDebug, "vddk: "+message, append(args, "disk", r.disk)...)

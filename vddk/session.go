@@ -28,7 +28,7 @@ type process interface {
 	Release()
 }
 
-// session is a worker process in which the disk is open, and its slots. Pool.buffer hands most
+// session is a worker process in which the disk is open, and its slots. pool.buffer hands most
 // slots out as buffers. The spare slots are for requests into other memory, which therefore
 // never wait for a caller to free a buffer.
 type session struct {

@@ -87,7 +87,7 @@ func (d *Disk) beginWrite(op string, off, n int64) error {
 	return d.pool.begin()
 }
 
-// write carries out a write when no other one touches the same sectors.
+// write waits until no other write touches the same sectors, and then carries out r.
 func (d *Disk) write(r request) error {
 	if r.n == 0 {
 		return nil

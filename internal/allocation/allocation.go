@@ -85,7 +85,8 @@ func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 		w := a.bits[end/64] >> (end % 64)
 		if allocated {
 			w = ^w
-			// The bits that were shifted in must not look like the end of the run.
+			// The shift has filled the top of w with zeros, which are ones now. They are
+			// cleared, because they are not the end of the run.
 			if n := 64 - end%64; n < 64 {
 				w &= 1<<n - 1
 			}

@@ -95,8 +95,8 @@ func (t *Tuner) restart(now time.Duration) {
 	t.from, t.loaded, t.bytes, t.requests = now+settle, 0, 0, 0
 }
 
-// Failed records that one more connection could not be opened: have connections are the
-// most from now on.
+// Failed records that no more than have connections can be opened. The Tuner asks for no more
+// from then on.
 func (t *Tuner) Failed(have int) {
 	t.most = max(have, 1)
 	t.want = min(t.want, t.most)
@@ -120,7 +120,8 @@ func (t *Tuner) Denied(have int) {
 	t.rest(t.probe)
 }
 
-// judge decides on the number of connections after a window with the given rate.
+// judge decides on the number of connections, after a window in which rate bytes per second were
+// read.
 func (t *Tuner) judge(rate float64) {
 	before := t.rates[t.want]
 	t.rates[t.want] = rate

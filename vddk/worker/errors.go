@@ -9,7 +9,7 @@ import (
 
 // ErrBusy says that the library has not completed the last request in the slot. That happens
 // only if the context of the last call ended before its request was completed.
-var ErrBusy = errors.New("the library still has a request in this slot")
+var ErrBusy = errors.New("the library has not completed the last request of the slot")
 
 // Error is an error of the library.
 type Error struct {
@@ -148,8 +148,8 @@ func (e *LoadError) Temporary() bool {
 	return strings.HasSuffix(e.Text, "failed to map segment from shared object")
 }
 
-// Transient tells transfer/report that the library may load later. The caller marks
-// a LoadError that is not Temporary as permanent, and then this does not count.
+// Transient tells transfer/report that the library may load later. Package vddk marks a LoadError
+// that is not Temporary as permanent, which takes precedence.
 func (*LoadError) Transient() bool { return true }
 
 // Hint returns what the user can do about the error, or "".

@@ -62,7 +62,7 @@ func hasFunction(present uint64, name string) bool {
 	return false
 }
 
-// missingFunctions returns the names of the required functions that present lacks.
+// missingFunctions returns the names of the required functions whose bits are not set in present.
 func missingFunctions(present uint64) []string {
 	var missing []string
 	for _, f := range listFunctions(present) {

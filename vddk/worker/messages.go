@@ -64,7 +64,7 @@ const (
 	kindWrite     = 8
 	kindFlush     = 9
 	kindText      = 10
-	// VixDiskLib_PrepareForAccess
+	// kindPrepareAccess asks for VixDiskLib_PrepareForAccess.
 	kindPrepareAccess = 11
 
 	kindDone   = 64
@@ -302,7 +302,7 @@ type query struct {
 	err        error // how the answer breaks the rules of Query; its other blocks are ignored
 }
 
-// add adds a payload of blocks. Blocks that touch each other are joined.
+// add adds the blocks of a packet to the answer. It joins blocks that touch each other.
 func (q *query) add(payload []byte) {
 	for ; len(payload) >= blockSize && q.err == nil; payload = payload[blockSize:] {
 		b := Block{Start: binary.LittleEndian.Uint64(payload), Count: binary.LittleEndian.Uint64(payload[8:])}

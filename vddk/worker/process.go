@@ -376,7 +376,7 @@ func (c *call) acquire(ctx context.Context) error {
 	}
 }
 
-// release frees the number, unless the receiver is to do that.
+// release frees the number, unless the goroutine that receives the answer has to free it.
 func (c *call) release() {
 	if c.held {
 		c.r.free <- struct{}{}

@@ -36,7 +36,7 @@ func NewRedactor(user string, secrets ...string) *Redactor {
 		r.add(s)
 		for _, text := range []string{s, user + ":" + s} {
 			for _, e := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-				// The last character of base64 depends on the bytes that follow.
+				// The last character of a secret in base64 depends on the bytes after the secret.
 				if code := e.EncodeToString([]byte(text)); len(code) > 8 {
 					r.literal = append(r.literal, code[:len(code)-1])
 				}

@@ -26,7 +26,7 @@ import (
 // sectors.
 const SectorSize = 512
 
-// Limits of a worker.
+// Limits of Config and of the requests to a worker.
 const (
 	MaxSlots    = 64
 	MaxSlotSize = 2 << 20    // bytes; larger requests are not faster and fail under load
@@ -102,7 +102,7 @@ type OpenRequest struct {
 // Format implements fmt.Formatter. It prints no secrets.
 func (r OpenRequest) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "{%q}", r.Path) }
 
-// Flags of Open.
+// Flags for OpenRequest.Flags. The values are those of the library.
 const (
 	FlagUnbuffered = 1
 	FlagSingleLink = 2
