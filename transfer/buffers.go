@@ -22,7 +22,7 @@ func newArena(n, size int) (*arena, error) {
 	stride := (size + os.Getpagesize() - 1) &^ (os.Getpagesize() - 1)
 	mem, err := unix.Mmap(-1, 0, n*stride, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)
 	if err != nil {
-		return nil, fmt.Errorf("allocate %d buffers of %d bytes: %w", n, size, err)
+		return nil, fmt.Errorf("cannot allocate %d buffers of %d bytes: %w", n, size, err)
 	}
 	a := &arena{mem: mem, free: make(chan []byte, n)}
 	for i := range n {

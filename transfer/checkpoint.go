@@ -59,7 +59,7 @@ func proves(tail []Stretch) bool {
 	return slices.ContainsFunc(tail, func(s Stretch) bool { return s.Len > 0 && s.Len <= maxTailPiece && !s.zeros() })
 }
 
-// castagnoli is the polynomial of CRC-32C, which current processors compute in hardware.
+// castagnoli is the table of CRC-32C, which current processors compute in hardware.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // sums returns the digests that a copy needs, with the states that they had at the
@@ -77,7 +77,7 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 			return nil, fmt.Errorf("digest in the checkpoint: %w", err)
 		}
 		if s.Size() != c.Offset {
-			return nil, fmt.Errorf("checkpoint at offset %d has a %s of %d bytes", c.Offset, s.Algorithm(), s.Size())
+			return nil, fmt.Errorf("checkpoint at offset %d has a %s of %d bytes, want one of %d bytes", c.Offset, s.Algorithm(), s.Size(), c.Offset)
 		}
 		kept[s.Algorithm()] = s
 	}
@@ -102,7 +102,7 @@ var ErrTail = errors.New("the bytes differ from those that were copied last befo
 func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	for _, s := range c.Tail {
 		if s.Off < 0 || s.Len < 0 || s.Len > maxTailPiece || s.Off > c.Offset-s.Len {
-			return fmt.Errorf("checkpoint at offset %d has a tail of %d bytes at offset %d: %w", c.Offset, s.Len, s.Off, ErrTail)
+			return fmt.Errorf("checkpoint at offset %d has an invalid tail of %d bytes at offset %d: %w", c.Offset, s.Len, s.Off, ErrTail)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -112,7 +112,7 @@ func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 			return fmt.Errorf("read [%d, %d): %w", s.Off, s.Off+s.Len, err)
 		}
 		if sum := crc32.Checksum(b, castagnoli); sum != s.CRC {
-			return fmt.Errorf("[%d, %d) has the checksum %08x, want %08x: %w", s.Off, s.Off+s.Len, sum, s.CRC, ErrTail)
+			return fmt.Errorf("bytes [%d, %d) have the checksum %08x, want %08x: %w", s.Off, s.Off+s.Len, sum, s.CRC, ErrTail)
 		}
 	}
 	return nil

@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer"
 )
 
-// TestCheckpointThatWasNotSynced checks that a checkpoint is not kept if its sync failed, because the
-// data below its offset may be lost.
+// TestCheckpointThatWasNotSynced checks that a checkpoint is not kept if its sync
+// failed, because the data below its offset may be lost.
 func TestCheckpointThatWasNotSynced(t *testing.T) {
 	for _, c := range []struct {
 		name string
@@ -55,8 +55,9 @@ func TestCheckpointThatWasNotSynced(t *testing.T) {
 	}
 }
 
-// TestTailKeepsAProof checks that zeros in the tail of a checkpoint prove nothing, and that the last
-// piece with other bytes stays in the tail however many zeros follow.
+// TestTailKeepsAProof checks that zeros in the tail of a checkpoint prove nothing,
+// and that the last piece with other bytes stays in the tail however many zeros
+// follow.
 func TestTailKeepsAProof(t *testing.T) {
 	sum := func(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
 	zeros, data := make([]byte, 70<<10), bytes.Repeat([]byte{0, 1}, 35<<10)
@@ -97,9 +98,9 @@ func TestTailKeepsAProof(t *testing.T) {
 	}
 }
 
-// TestLostTargetComesBackAsAnother checks that a lost target which has another content when it
-// is opened again is not continued, and that one to which only zeros were written is
-// written from the start.
+// TestLostTargetComesBackAsAnother checks that a lost target which has another
+// content when it is opened again is not continued, and that one to which only zeros
+// were written is written from the start.
 func TestLostTargetComesBackAsAnother(t *testing.T) {
 	const size = 1 << 20
 	for _, c := range []struct {
@@ -147,8 +148,9 @@ type readback struct {
 	io.ReaderAt
 }
 
-// TestBackingThatChanges checks that a backing which changes while an overlay is written is
-// an error, and that the overlay, which may be a mixture of two states, is removed.
+// TestBackingThatChanges checks that a backing which changes while an overlay is
+// written is an error, and that the overlay, which may be a mixture of two states, is
+// removed.
 func TestBackingThatChanges(t *testing.T) {
 	for _, stream := range []bool{false, true} {
 		for _, noted := range []string{"", "base at noon"} {

@@ -132,7 +132,7 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 				if now[i].End() == off {
 					e, err, ok := next[i]()
 					if err == nil && !ok {
-						err = c.sides[i].failed(fmt.Errorf("extents end at byte %d of %d", off, c.size))
+						err = c.sides[i].failed(fmt.Errorf("the extents end at byte %d of a disk of %d bytes", off, c.size))
 					}
 					if err != nil {
 						yield(pair{}, err)
@@ -207,7 +207,7 @@ func (c *comparison) compareAllocation(ctx context.Context, a *AllocationDiffere
 	return nil
 }
 
-// kindOf returns the kind of an extent of a pair.
+// kindOf returns source.Data if data is true, else source.Zero.
 func kindOf(data bool) source.Kind {
 	if data {
 		return source.Data
@@ -271,7 +271,8 @@ func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) err
 	return nil
 }
 
-// compare reads a piece of both disks, except of a disk with a hole there, and compares them.
+// compare reads a piece of both disks, except of a disk with a hole there, and
+// compares them.
 func (c *comparison) compare(ctx context.Context, p *comparedPiece) error {
 	var content [2][]byte // nil: zeros
 	for i := range c.sides {

@@ -275,7 +275,7 @@ func TestCompareErrorsNameTheSide(t *testing.T) {
 		{"single link", func(m *sourcetest.Memory) source.Disk {
 			m.ExtentList = []source.Extent{{Len: 1 << 20}, {Off: 1 << 20, Len: 2 << 20, Kind: source.Inherited}}
 			return m
-		}, "2097152 bytes are not in this image but in a parent"},
+		}, "2097152 bytes of the disk are in a parent image"},
 		{"short reads", func(m *sourcetest.Memory) source.Disk { return shortDisk{m} }, "no error"},
 		{"changed", func(m *sourcetest.Memory) source.Disk {
 			var once atomic.Bool
@@ -385,8 +385,8 @@ func TestSum(t *testing.T) {
 	}
 }
 
-// TestCompareAndSumReadIntoTheSourcesMemory checks that buffers of a source.Allocator are used and all
-// freed.
+// TestCompareAndSumReadIntoTheSourcesMemory checks that buffers of a source.Allocator
+// are used and all freed.
 func TestCompareAndSumReadIntoTheSourcesMemory(t *testing.T) {
 	for _, boom := range []bool{false, true} {
 		var disks [2]lender

@@ -156,7 +156,7 @@ func (c *copying) unchanged(ctx context.Context) error {
 		return err
 	}
 	if now != c.plan.identity {
-		return fmt.Errorf("%w: its identity was %s and is now %s; copy from a snapshot, or stop what writes to it", ErrSourceChanged, c.plan.identity, now)
+		return fmt.Errorf("%w: its identity was %s and is now %s; copy from a snapshot, or stop the programs that write to the source", ErrSourceChanged, c.plan.identity, now)
 	}
 	return c.backing.unchanged(ctx)
 }
@@ -231,7 +231,7 @@ func (c *copying) end(ctx context.Context, err error) error {
 		err = fmt.Errorf("%w (and no checkpoint can be written, so that a later run starts over: %w)", err, kept)
 	}
 	if suspended := c.dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
-		err = fmt.Errorf("%w (and closing the target: %w)", err, suspended)
+		err = fmt.Errorf("%w (and closing the target failed: %w)", err, suspended)
 	}
 	return &ResumableError{Err: err, Offset: c.keeper.last.Offset}
 }

@@ -13,8 +13,8 @@ const (
 	// data. Reading it costs less than another request.
 	joinGap = 32 << 10
 	// zeroPiece is the largest hole, in bytes, that is handed to a sink at once if
-	// the sink must work for it. With larger ones progress would stall, and a copy
-	// would be slow to stop.
+	// the sink must zero it. Longer holes are cut, because otherwise a copy would
+	// show no progress for a long time, and be slow to stop.
 	zeroPiece = 128 << 20
 )
 
@@ -57,9 +57,9 @@ func (c *cutter) widen(n int64) {
 	c.counters.AddSkipped(-n)
 }
 
-// planned yields the extents of the plan from start on. It corrects the counters in two cases: ranges
-// beyond Plan.Known were counted as work and may be none, and work below start may
-// have been counted as planned although it is done.
+// planned yields the extents of the plan from start on. It corrects the counters in
+// two cases: ranges beyond Plan.Known were counted as work and may be none, and work
+// below start may have been counted as planned although it is done.
 func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range c.plan.extents(ctx, c.src) {
@@ -177,7 +177,8 @@ func (c *cutter) joined(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	}
 }
 
-// joinable reports whether p is a hole worth reading that begins and ends inside one request.
+// joinable reports whether p is a hole worth reading that begins and ends inside one
+// request.
 func (c *cutter) joinable(p part) bool {
 	return p.Kind == source.Zero && p.Len <= joinGap && !c.keepZeros &&
 		p.Off%c.request != 0 && p.Off/c.request == p.End()/c.request
@@ -221,7 +222,7 @@ func (c *cutter) cut(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	}
 }
 
-// most returns how many bytes of p can be one part.
+// most returns the largest length, in bytes, of a part that is cut from the start of p.
 func (c *cutter) most(p part) int64 {
 	inRequest := c.request - p.Off%c.request
 	switch {

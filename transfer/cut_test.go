@@ -259,8 +259,8 @@ func TestCut(t *testing.T) {
 	}
 }
 
-// TestPartsEnd checks that the iterators pass an error on as the last value, and end when their
-// consumer stops after any number of parts.
+// TestPartsEnd checks that the iterators pass an error on as the last value, and end
+// when their consumer stops after any number of parts.
 func TestPartsEnd(t *testing.T) {
 	const disk = "data 0-100, zero 100-200, data 200-300, same 300-1000, zero 1000-1100"
 	plan, src := planOf(t, disk)

@@ -32,8 +32,8 @@ type AllocationDifference struct {
 	Ranges, Bytes  int64       // number of the ranges, and of their bytes
 }
 
-// String returns the line that docs/cli.md promises. It describes the sizes if they differ,
-// else the content, else the allocation.
+// String returns the line that docs/cli.md promises. It describes the sizes if they
+// differ, else the content, else the allocation.
 func (d *Difference) String() string {
 	switch {
 	case d.SizesDiffer:

@@ -7,7 +7,7 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// encoded are the units of a piece as the sink stores them, in ascending order.
+// encoded holds the units of a piece, in ascending order, as the sink stores them.
 type encoded struct {
 	pooled bool   // bytes belongs to encoder.memory and must be returned there
 	bytes  []byte // the code of all units, one after the other
@@ -21,7 +21,7 @@ type unit struct {
 	plain      bool // the sink stores the unit as it is in the buffer
 }
 
-// code returns the code of the i-th unit.
+// code returns the encoded bytes of the i-th unit.
 func (e *encoded) code(i int) []byte {
 	begin := 0
 	if i > 0 {
@@ -64,7 +64,7 @@ func newEncoder(dst sink.Disk, requests int, keepBuffers bool) *encoder {
 	return e
 }
 
-// encoders returns how many goroutines can encode at a time.
+// encoders returns the number of goroutines that can encode at the same time.
 func encoders() int { return runtime.GOMAXPROCS(0) }
 
 // acquireMemory assigns memory for encoded units to a piece, and blocks until some is

@@ -37,8 +37,8 @@ func leavesNothing(err error) bool {
 	return errors.Is(err, ErrSourceChanged) || errors.Is(err, sink.ErrElsewhere) || errors.Is(err, sink.ErrUnsynced)
 }
 
-// isTemporary reports whether err may not occur in a later run, so that the target of a copy
-// is kept even if it has no checkpoint yet.
+// isTemporary reports whether err may not occur in a later run, so that the target of
+// a copy is kept even if it has no checkpoint yet.
 func isTemporary(err error, src source.Disk) bool {
 	if errors.Is(err, sink.ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return true

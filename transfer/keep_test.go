@@ -90,10 +90,10 @@ func (c *failure) String() string {
 	return fmt.Sprintf("%s/%s/checkpoint %s/counted %v", c.where, c.name, c.checkpoint, c.counted)
 }
 
-// TestFailuresKeepWork checks that a copy that fails keeps its work by one rule, whichever call
-// fails. If a checkpoint exists, every error keeps the work, except a source that changed and
-// a target that has its final name already. Without a checkpoint, only errors that a later
-// run may not meet keep it.
+// TestFailuresKeepWork checks that a copy that fails keeps its work by one rule,
+// whichever call fails. If a checkpoint exists, every error keeps the work, except a
+// source that changed and a target that has its final name already. Without a
+// checkpoint, only errors that a later run may not meet keep it.
 func TestFailuresKeepWork(t *testing.T) {
 	places := map[string]bool{ // whether an error there is one of the source
 		"read": true, "buffer": true, "extents": true, "identity": true,
@@ -177,8 +177,8 @@ func (c *failure) run(t *testing.T) (failed bool) {
 	return true
 }
 
-// keeper returns the function Options.Keep of the copy. The first checkpoint of the run arms the
-// fault if the case wants one.
+// keeper returns the function Options.Keep of the copy. The first checkpoint of the
+// run arms the fault if the case wants one.
 func (c *failure) keeper(f *fault, s *shelf) func(transfer.Checkpoint) error {
 	keep := s.keep
 	return func(checkpoint transfer.Checkpoint) error {
@@ -263,8 +263,8 @@ func earlier(t *testing.T, m *sinktest.Memory, src *sourcetest.Memory, p *transf
 }
 
 // TestStopWhileSourceHangs checks that a copy which is stopped while the source hangs
-// takes a checkpoint of everything it copied. The context of the source ends before that of
-// the target.
+// takes a checkpoint of everything it copied. The context of the source ends before
+// that of the target.
 func TestStopWhileSourceHangs(t *testing.T) {
 	const request = 1 << 20
 	reading, stopReading := context.WithCancelCause(t.Context())
@@ -295,8 +295,8 @@ func TestStopWhileSourceHangs(t *testing.T) {
 	}
 }
 
-// TestMismatchWhoseSearchFails checks that a mismatch is reported as such if the search for the
-// first difference fails, and that the target is closed and kept.
+// TestMismatchWhoseSearchFails checks that a mismatch is reported as such if the
+// search for the first difference fails, and that the target is closed and kept.
 func TestMismatchWhoseSearchFails(t *testing.T) {
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
 	m := &sinktest.Memory{}

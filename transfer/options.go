@@ -76,7 +76,7 @@ type Options struct {
 	Lost   source.RetryOptions
 }
 
-// stop returns Stop, or a context that never ends if there is none.
+// stop returns Options.Stop, or a context that never ends if Options.Stop is nil.
 func (o Options) stop() context.Context {
 	if o.Stop != nil {
 		return o.Stop
@@ -117,8 +117,8 @@ func (o Options) normal(dst sink.Disk, zeroed bool) Options {
 	return o
 }
 
-// sums returns a new digest.Sum for each digest that the copy needs. The last one is a blksum
-// if Verify is set.
+// sums returns a new digest.Sum for each digest that the copy needs. The last one is
+// a blksum if Verify is set.
 func (o Options) sums() []*digest.Sum {
 	var sums []*digest.Sum
 	if o.Digest != "" {

@@ -16,10 +16,10 @@ type stages[T any] struct {
 	// produce acquires and sends all items, in ascending order. It runs in one
 	// goroutine.
 	produce func(ctx context.Context, o *ordered[T]) error
-	// work runs in many goroutines, for values in any order.
+	// work processes one value. It runs in many goroutines, for values in any order.
 	work func(ctx context.Context, v *T) error
-	// collect runs in one goroutine, for values in the order in which they were
-	// sent.
+	// collect receives one value after work. It runs in one goroutine, for values in
+	// the order in which they were sent.
 	collect func(ctx context.Context, v *T) error
 	// after runs in the goroutine of collect after each call of collect; nil: nothing.
 	after func(v *T) error
@@ -46,8 +46,8 @@ type item[T any] struct {
 	done  chan struct{} // of capacity 1; gets one value when a worker has finished
 }
 
-// runOrdered runs the stages with the given numbers of workers and items, and
-// returns when all goroutines have ended. When halt is closed the producer ends at its next
+// runOrdered runs the stages with the given numbers of workers and items, and returns
+// when all goroutines have ended. When halt is closed the producer ends at its next
 // acquire, the items that were sent are finished, and the error is errStopped.
 func runOrdered[T any](ctx context.Context, halt <-chan struct{}, workers, items int, s stages[T]) error {
 	o := &ordered[T]{
@@ -118,7 +118,7 @@ func (o *ordered[T]) send(it *item[T], skip bool) {
 	}
 }
 
-// runWorker works on items until the producer has ended.
+// runWorker calls work for items until the producer has ended.
 func (o *ordered[T]) runWorker(ctx context.Context, work func(context.Context, *T) error) error {
 	for it := range o.work {
 		if err := context.Cause(ctx); err != nil {
@@ -132,7 +132,8 @@ func (o *ordered[T]) runWorker(ctx context.Context, work func(context.Context, *
 	return nil
 }
 
-// runCollector collects items in order until the producer has ended.
+// runCollector calls the stages collect, after and release for all items, in the order
+// of sending, until the producer has ended.
 func (o *ordered[T]) runCollector(ctx context.Context, s stages[T]) error {
 	for it := range o.next {
 		if !it.skips {

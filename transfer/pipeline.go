@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-// maxPieces is the largest number of pieces in progress. The number of pieces with data is also
-// bounded by the buffers; that of holes is not.
+// maxPieces is the largest number of pieces in progress. The number of pieces with
+// data is also bounded by the buffers; that of holes is not.
 const maxPieces = 1024
 
 // pipeline copies to one target with runOrdered. The producer cuts the plan into pieces
@@ -86,8 +86,8 @@ func (p *pipeline) runStream(ctx context.Context, s *stream) error {
 func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
 	s.collect, s.release = p.collect, p.release
 	if p.buffers == nil {
-		// There are two buffers for each concurrent read: one that is being filled, and one
-		// that is filled and waits to be written.
+		// There are two buffers for each concurrent read: one that is being filled,
+		// and one that is filled and waits to be written.
 		own, err := newArena(2*p.o.Requests, p.o.RequestSize)
 		if err != nil {
 			return err
@@ -225,8 +225,8 @@ func (p *pipeline) addBacking(ctx context.Context, s *digest.Sum, off, n int64) 
 	return nil
 }
 
-// write writes a piece, or lets the target share its blocks. A piece that cannot be shared
-// is copied.
+// write writes a piece, or lets the target share its blocks. A piece that cannot be
+// shared is copied.
 func (p *pipeline) write(ctx context.Context, c *piece) error {
 	if c.file == nil {
 		return p.writer.write(c)

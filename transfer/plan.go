@@ -15,8 +15,9 @@ import (
 // 8 bytes. If a disk has more extents, the copy queries the later ones again.
 const planCache = 8 << 20
 
-// maxSize is the size in bytes of the largest disk that can be copied, 4 EiB. It is far above the
-// limits of all formats, and leaves room to round offsets up without overflow.
+// maxSize is the size in bytes of the largest disk that can be copied, 4 EiB. It is
+// far above the limits of all formats, and leaves room to round offsets up without
+// overflow.
 const maxSize = 1 << 62
 
 // Plan describes the allocation of a disk that is to be copied. It is not safe for

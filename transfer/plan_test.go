@@ -11,7 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// TestPlanShowsHowFarItIs checks that the progress of planning a large disk is shown, also within one long extent.
+// TestPlanShowsHowFarItIs checks that the progress of planning a large disk is shown,
+// also within one long extent.
 func TestPlanShowsHowFarItIs(t *testing.T) {
 	const size = 16 << 40
 	counters := new(progress.Counters)

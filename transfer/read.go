@@ -29,8 +29,8 @@ func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
 	return readFull(r.src, b, off)
 }
 
-// readMixed reads a range that may consist of data, zeros, and Inherited parts, which are read
-// from the backing image.
+// readMixed reads a range that may consist of data, zeros, and Inherited parts, which
+// are read from the backing image.
 func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 	for e, err := range source.Covered(ctx, r.src, off, int64(len(buf))) {
 		if err != nil {
@@ -57,7 +57,7 @@ func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 // disk reads as zeros past its end.
 func (r *reader) readBacking(b []byte, off int64) error {
 	if r.backing == nil {
-		return fmt.Errorf("bytes [%d, %d) are not in this image, and no backing is given", off, off+int64(len(b)))
+		return fmt.Errorf("bytes [%d, %d) are in the parent of the image, and no backing image is given", off, off+int64(len(b)))
 	}
 	n := max(0, min(int64(len(b)), r.backing.Size()-off))
 	clear(b[n:])

@@ -11,7 +11,7 @@ import (
 )
 
 // errNoAnswer ends the opening of a target that hangs.
-var errNoAnswer = errors.New("no answer")
+var errNoAnswer = errors.New("no answer from the target")
 
 // reopener opens a target again after its connection was lost.
 type reopener struct {

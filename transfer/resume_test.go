@@ -38,8 +38,9 @@ func (s *shelf) keep(c transfer.Checkpoint) error {
 
 func (s *shelf) last() *transfer.Checkpoint { return &s.kept[len(s.kept)-1] }
 
-// TestResume checks that a copy which is stopped again and again, or whose target becomes full,
-// has the same result as one that is not, and does not read again what was done.
+// TestResume checks that a copy which is stopped again and again, or whose target
+// becomes full, has the same result as one that is not, and does not read again what
+// was done.
 func TestResume(t *testing.T) {
 	const size = 5<<20 + 512
 	for seed := range uint64(60) {
@@ -135,7 +136,8 @@ func TestStopKeepsWhatIsDone(t *testing.T) {
 	}
 }
 
-// TestLostTarget checks that data which was not synced when the target was lost is written again.
+// TestLostTarget checks that data which was not synced when the target was lost is
+// written again.
 func TestLostTarget(t *testing.T) {
 	const size = 4 << 20
 	for seed := range uint64(30) {
@@ -219,8 +221,8 @@ func TestCheckTail(t *testing.T) {
 	}
 }
 
-// TestStopWhileFinishing checks that a target which is complete and durable is published, although the copy is
-// stopped.
+// TestStopWhileFinishing checks that a target which is complete and durable is
+// published, although the copy is stopped.
 func TestStopWhileFinishing(t *testing.T) {
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 1<<20)}
 	m := &sinktest.Memory{}

@@ -59,9 +59,9 @@ func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink) (*sharer
 	case how != ReflinkAlways:
 		return nil, nil
 	case ok:
-		return nil, fmt.Errorf("%w: the target does not support it, want a raw file", ErrNotShared)
+		return nil, fmt.Errorf("%w: the target must be a raw file", ErrNotShared)
 	default:
-		return nil, fmt.Errorf("%w: the source is not a local file, want one on the file system of the target", ErrNotShared)
+		return nil, fmt.Errorf("%w: the source must be a local file on the file system of the target", ErrNotShared)
 	}
 	return &sharer{src: in, unit: unit, units: map[*os.File]int64{}, always: how == ReflinkAlways}, nil
 }
@@ -107,7 +107,7 @@ func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	f, pos, n, ok := s.src.InFile(off)
 	if !ok {
 		if s.always {
-			return none, 0, fmt.Errorf("%w: the data at offset %d is not stored as it is (compressed), or was changed", ErrNotShared, off)
+			return none, 0, fmt.Errorf("%w: no file holds the data at offset %d, because it is compressed or was changed", ErrNotShared, off)
 		}
 		return none, min(cloneStep-off%cloneStep, end-off), nil
 	}
@@ -118,11 +118,11 @@ func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	case s.always && unit == 0:
 		return none, 0, fmt.Errorf("%w: %s and the target are not on one file system that can share blocks", ErrNotShared, f.Name())
 	case s.always && !aligned:
-		return none, 0, fmt.Errorf("%w: the data at offset %d is at offset %d of %s, want offsets with the same remainder in blocks of %d bytes", ErrNotShared, off, pos, f.Name(), unit)
+		return none, 0, fmt.Errorf("%w: the data at offset %d of the disk is at offset %d of %s, want the same position within blocks of %d bytes", ErrNotShared, off, pos, f.Name(), unit)
 	case !aligned:
 		return none, n, nil
 	}
-	// Partial blocks at both ends are copied.
+	// Only whole blocks can be shared. The rest of the range, at both ends, is copied.
 	from := (off + unit - 1) / unit * unit
 	to := (off + n) / unit * unit
 	if to <= from || !s.always && to-from < minClone {

@@ -31,7 +31,8 @@ func (d filed) InFile(off int64) (*os.File, int64, int64, bool) {
 	return d.file, pos, n, ok
 }
 
-// cloner is a sink.Cloner in memory. It copies the ranges that it should share, and logs them.
+// cloner is a sink.Cloner in memory. It copies the ranges that it should share, and
+// logs them.
 type cloner struct {
 	sink.Disk
 	unit   int64
@@ -63,8 +64,9 @@ func (c cloner) CloneFrom(f *os.File, pos, off, n int64) error {
 
 const k = int64(1024)
 
-// makeFiled returns a disk of 3 MiB and 700 bytes with two extents of data and two holes. Data lies
-// in the file at its offset plus shift, except the range [2560 KiB, 2816 KiB).
+// makeFiled returns a disk of 3 MiB and 700 bytes with two extents of data and two
+// holes. Data lies in the file at its offset plus shift, except the range [2560 KiB,
+// 2816 KiB).
 func makeFiled(t *testing.T, shift int64) filed {
 	t.Helper()
 	size := 3072*k + 700
@@ -132,8 +134,8 @@ func TestShare(t *testing.T) {
 		}},
 		{name: "failed", how: transfer.ReflinkAuto, refuse: func(int64) error { return errBoom }, err: "boom"},
 		{name: "always, and refused", how: transfer.ReflinkAlways, refuse: func(int64) error { return errors.ErrUnsupported }, err: "unsupported"},
-		{name: "always, and some is in no file", how: transfer.ReflinkAlways, err: "the data at offset 2621440 is not stored as it is"},
-		{name: "always, at odd places", shift: 512, how: transfer.ReflinkAlways, err: "the data at offset 700 is at offset 1212 of"},
+		{name: "always, and some is in no file", how: transfer.ReflinkAlways, err: "no file holds the data at offset 2621440"},
+		{name: "always, at odd places", shift: 512, how: transfer.ReflinkAlways, err: "the data at offset 700 of the disk is at offset 1212 of"},
 	} {
 		t.Run(c.name, c.run)
 	}

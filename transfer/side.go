@@ -21,7 +21,7 @@ type side struct {
 	buffers source.Allocator
 }
 
-// failed adds the name of the side to an error.
+// failed adds the name of the disk, "source" or "target", to an error of Compare.
 func (s *side) failed(err error) error {
 	if s.name == "" {
 		return err
@@ -36,7 +36,7 @@ func (s *side) makePlan(ctx context.Context) (err error) {
 		return s.failed(err)
 	}
 	if s.plan.Inherited > 0 {
-		return s.failed(fmt.Errorf("%d bytes are not in this image but in a parent: open the image with its parents", s.plan.Inherited))
+		return s.failed(fmt.Errorf("%d bytes of the disk are in a parent image: open the image with its parents", s.plan.Inherited))
 	}
 	return nil
 }
@@ -63,7 +63,7 @@ func (s *side) unchanged(ctx context.Context) error {
 		return s.failed(err)
 	}
 	if now != s.plan.identity {
-		return s.failed(fmt.Errorf("%w: its identity was %s and is now %s; read a snapshot, or stop what writes to it", ErrDiskChanged, s.plan.identity, now))
+		return s.failed(fmt.Errorf("%w: its identity was %s and is now %s; read a snapshot, or stop the programs that write to the disk", ErrDiskChanged, s.plan.identity, now))
 	}
 	return nil
 }

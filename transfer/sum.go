@@ -15,7 +15,8 @@ import (
 // content is not known.
 func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOptions) (value string, err error) {
 	s := &summing{o: o.normal(), side: side{Disk: d}, sum: digest.New(a)}
-	// Workers can hash only whole blocks of a blksum, so requests consist of whole blocks.
+	// Workers can hash only whole blocks of a blksum, so requests consist of whole
+	// blocks.
 	s.o.RequestSize = (s.o.RequestSize + digest.BlockSize - 1) / digest.BlockSize * digest.BlockSize
 	if err := s.makePlan(ctx); err != nil {
 		return "", err
@@ -73,13 +74,13 @@ func (p *summedPiece) release() {
 	}
 }
 
-// countsAsWork reports whether an extent of the kind is counted as work. Zeros of a blksum
-// take hardly any time.
+// countsAsWork reports whether an extent of the kind is counted as work. Zeros of a
+// blksum take hardly any time.
 func (s *summing) countsAsWork(kind source.Kind) bool {
 	return kind == source.Data || s.sum.Algorithm() != digest.Blksum
 }
 
-// count counts the planned and the skipped bytes.
+// count adds the bytes of the disk to the planned or the skipped bytes of the counters.
 func (s *summing) count(ctx context.Context) error {
 	for e, err := range s.extents(ctx) {
 		if err != nil {

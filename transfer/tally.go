@@ -14,8 +14,8 @@ type tally struct {
 	a, b          byte  // the bytes of the two disks at first
 }
 
-// join adds next, the tally of a later part of the disks, to t. A range that continues from
-// t into next counts once.
+// join adds next, the tally of a later part of the disks, to t. A range that
+// continues from t into next counts once.
 func (t *tally) join(next *tally) {
 	if next.ranges == 0 {
 		return

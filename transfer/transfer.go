@@ -2,9 +2,10 @@
 // computes digests of disks.
 //
 // [NewPlan] queries the extents of a disk, and [Copy] copies the disk, makes the
-// target durable and publishes it. [CopyStream] does the same for an [io.Reader]. [Compare] finds the differences between two disks, and [Sum]
-// computes a digest. [Options] and [CompareOptions] tune them; with
-// Options.Keep a copy that was interrupted can be resumed.
+// target durable and publishes it. [CopyStream] does the same for an [io.Reader].
+// [Compare] finds the differences between two disks, and [Sum] computes a digest.
+// [Options] and [CompareOptions] tune them; with Options.Keep a copy that was
+// interrupted can be resumed.
 //
 // All of them run the same pipeline: one producer cuts the allocated extents of the
 // disk, in ascending order, into pieces of at most one request; parallel workers read the

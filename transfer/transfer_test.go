@@ -39,7 +39,8 @@ func create(t testing.TB, m *sinktest.Memory, size int64, o sink.Options) sink.D
 	return d
 }
 
-// ended checks that a copy, however it ended, kept the contract of sink.Disk and closed the target.
+// ended checks that a copy, however it ended, kept the contract of sink.Disk and
+// closed the target.
 func ended(t testing.TB, m *sinktest.Memory) {
 	t.Helper()
 	for _, v := range m.Violations() {
@@ -50,8 +51,8 @@ func ended(t testing.TB, m *sinktest.Memory) {
 	}
 }
 
-// randomDisk returns a disk with random data, Zero extents, and zeros in Data extents. All of
-// them begin at multiples of align.
+// randomDisk returns a disk with random data, Zero extents, and zeros in Data
+// extents. All of them begin at multiples of align.
 func randomDisk(r *rand.Rand, size int64, align int64) *sourcetest.Memory {
 	m := &sourcetest.Memory{Bytes: make([]byte, size)}
 	for off := int64(0); off < size; {
@@ -288,8 +289,8 @@ func boomAt(now bool) error {
 	return nil
 }
 
-// TestCopyAsksExtentsOnce checks that a copy does not query extents again that the plan has in
-// memory.
+// TestCopyAsksExtentsOnce checks that a copy does not query extents again that the
+// plan has in memory.
 func TestCopyAsksExtentsOnce(t *testing.T) {
 	var asked atomic.Int64
 	src := &sourcetest.Memory{Bytes: make([]byte, 1<<20), OnExtent: func(source.Extent) error { asked.Add(1); return nil }}
@@ -379,8 +380,8 @@ func TestCopyNoticesAChangedSource(t *testing.T) {
 	ended(t, dst)
 }
 
-// TestCopyIsBounded checks that the numbers of concurrent reads and of buffers are bounded, also while
-// the sink hangs.
+// TestCopyIsBounded checks that the numbers of concurrent reads and of buffers are
+// bounded, also while the sink hangs.
 func TestCopyIsBounded(t *testing.T) {
 	var now, most, begun atomic.Int64
 	stuck := make(chan struct{})

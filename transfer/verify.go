@@ -15,8 +15,8 @@ import (
 // MismatchError says that Options.Verify found a target that does not hold the
 // content that was read from the source.
 type MismatchError struct {
-	// Want and Got are the blksums of the content that was read and of the target. They are ""
-	// if source and target were compared byte by byte.
+	// Want and Got are the blksums of the content that was read and of the target.
+	// They are "" if source and target were compared byte by byte.
 	Want, Got string
 	// Difference is the result of reading both disks once more; nil means that they
 	// were equal then, or that the source is a stream.
@@ -95,8 +95,9 @@ func (v *verifier) verify(ctx context.Context) (report.Verify, error) {
 	return result, mismatch
 }
 
-// compareSums compares the blksum of the target with want, the blksum of the content that was
-// read. If they differ, it reads both disks once more to find the first difference.
+// compareSums compares the blksum of the target with want, the blksum of the content
+// that was read. If they differ, it reads both disks once more to find the first
+// difference.
 func (v *verifier) compareSums(ctx context.Context, d source.Disk, want string) (mismatch *MismatchError, err error) {
 	var got string
 	err = v.untilStopped(ctx, func(ctx context.Context) (err error) {

@@ -34,7 +34,8 @@ func blksum(b []byte) string {
 	return fmt.Sprintf("%x", outer.Sum(nil))
 }
 
-// TestCopyDigest checks that the digests of a copy do not depend on how it is cut into pieces.
+// TestCopyDigest checks that the digests of a copy do not depend on how it is cut
+// into pieces.
 func TestCopyDigest(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for i := range 12 {
@@ -62,7 +63,8 @@ func TestCopyDigest(t *testing.T) {
 	}
 }
 
-// TestDigestOfBacking checks that the digest of an overlay includes the content of its backing.
+// TestDigestOfBacking checks that the digest of an overlay includes the content of
+// its backing.
 func TestDigestOfBacking(t *testing.T) {
 	backing := &sourcetest.Memory{Bytes: bytes.Repeat([]byte("backing"), 300<<10/7)}
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xEE}, 512<<10), ExtentList: []source.Extent{
@@ -165,7 +167,8 @@ func (f *fickle) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// TestVerifyWithoutADifference checks the error if only the first reading of the source was wrong.
+// TestVerifyWithoutADifference checks the error if only the first reading of the
+// source was wrong.
 func TestVerifyWithoutADifference(t *testing.T) {
 	src := &fickle{Memory: sourcetest.Pattern(1<<20, source.Extent{Len: 1 << 20})}
 	dst := &sinktest.Memory{}
@@ -192,8 +195,8 @@ func TestVerifyFails(t *testing.T) {
 	}
 }
 
-// TestDifferenceOfAnOverlay checks that the first difference is also found in a range that an overlay leaves
-// to its backing.
+// TestDifferenceOfAnOverlay checks that the first difference is also found in a range
+// that an overlay leaves to its backing.
 func TestDifferenceOfAnOverlay(t *testing.T) {
 	backing := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 512<<10)}
 	src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{0xEE}, 512<<10), ExtentList: []source.Extent{

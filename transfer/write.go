@@ -18,11 +18,13 @@ type writer struct {
 	mustShare bool // a piece that cannot be shared is an error and not copied
 
 	// ctx is the context of calls to the sink. It does not end when another goroutine
-	// of the pipeline fails: a sink whose call was interrupted accepts no last checkpoint.
+	// of the pipeline fails: a sink whose call was interrupted accepts no last
+	// checkpoint.
 	ctx context.Context
 }
 
-// write writes a piece that is not shared.
+// write writes a piece to the sink, as data or zeros. The piece must not be one whose
+// blocks are shared with the source.
 func (w *writer) write(c *piece) error {
 	if c.Kind != source.Data {
 		return w.writeEmpty(c.Off, c.Len, c.Kind)

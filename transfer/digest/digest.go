@@ -79,7 +79,8 @@ func New(a Algorithm) *Sum {
 	return s
 }
 
-// zeroBatch is the largest number of zero blocks that are added to the outer hash with one call.
+// zeroBatch is the largest number of zero blocks that are added to the outer hash
+// with one call.
 const zeroBatch = 512
 
 // reset makes s a Sum of an empty disk.

@@ -16,8 +16,8 @@ import (
 
 // BatchDisplay shows the progress of a batch of copies. Style Bar draws a line for
 // the batch and one for each running copy; Lines prints a line for the batch, and
-// JSON a line for each running copy. All other output to the same stream must go through Write. A
-// BatchDisplay is safe for concurrent use.
+// JSON a line for each running copy. All other output to the same stream must go
+// through Write. A BatchDisplay is safe for concurrent use.
 type BatchDisplay struct {
 	style Style
 	size  func() (columns, rows int)
@@ -35,7 +35,7 @@ type BatchDisplay struct {
 	line    time.Time // when style Lines printed its last line
 }
 
-// shownJob is a running job.
+// shownJob is a running job of a batch, as a BatchDisplay shows it.
 type shownJob struct {
 	name, disk string
 	counters   *Counters
@@ -116,8 +116,8 @@ func (d *BatchDisplay) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// back returns the escape sequence that moves the cursor to the first line of the display. The
-// caller holds mu.
+// back returns the escape sequence that moves the cursor to the first line of the
+// display. The caller holds mu.
 func (d *BatchDisplay) back() string {
 	if len(d.shown) == 0 {
 		return ""
@@ -125,8 +125,9 @@ func (d *BatchDisplay) back() string {
 	return fmt.Sprintf("\x1b[%dA\r", len(d.shown))
 }
 
-// inLines returns the text that draws lines over those on the terminal. The terminal cuts lines
-// that are too long and does not wrap them, because only the terminal knows the width of all characters.
+// inLines returns the text that draws lines over those on the terminal. The terminal
+// cuts lines that are too long and does not wrap them, because only the terminal
+// knows the width of all characters.
 func inLines(lines []string) string {
 	var b strings.Builder
 	b.WriteString("\x1b[?7l")
@@ -232,7 +233,8 @@ func (s Snapshot) share() float64 {
 // summary returns a text about all jobs. The caller holds mu.
 func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	var b strings.Builder
-	// s.Done also includes bytes that were only read back.
+	// Done is not shown, because it also includes bytes that were read back for
+	// verification.
 	fmt.Fprintf(&b, "%s; %s copied", d.counts(), bytesize.Format(s.Read+s.Cloned))
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))

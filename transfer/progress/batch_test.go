@@ -178,7 +178,8 @@ func TestBatchOnATerminal(t *testing.T) {
 	}
 }
 
-// TestBatchShowsWaiting checks that a wait before jobs are tried again is shown with the time that is left.
+// TestBatchShowsWaiting checks that a wait before jobs are tried again is shown with
+// the time that is left.
 func TestBatchShowsWaiting(t *testing.T) {
 	s := &screen{t: t, columns: 80, wraps: true}
 	showBatch(t, progress.Bar, s, 80, 24, func(d *progress.BatchDisplay) {

@@ -124,7 +124,8 @@ func (d *Display) Pause() (resume func()) {
 	}
 }
 
-// Line is a line of --progress json. The section "JSON" of docs/cli.md describes it. Sizes are in bytes.
+// Line is a line of --progress json. The section "JSON" of docs/cli.md describes it.
+// Sizes are in bytes.
 type Line struct {
 	Type         string    `json:"type"`
 	Time         time.Time `json:"time"`
@@ -170,7 +171,7 @@ func (d *Display) draw(last bool) {
 // years.
 const longestETA = 1e8
 
-// timeLeft returns the remaining time in seconds, or nil if it is not known.
+// timeLeft returns the remaining time of a copy in seconds, or nil if it is not known.
 func timeLeft(s Snapshot, rate float64) *float64 {
 	if rate <= 0 || s.Planned < s.Done {
 		return nil
@@ -214,7 +215,7 @@ func (s Snapshot) examination() string {
 	return fmt.Sprintf("%s: %s of %s examined (%d%%)", s.Phase, bytesize.Format(s.Examined), bytesize.Format(s.Size), int(100*float64(s.Examined)/float64(s.Size)))
 }
 
-// drawBar draws the bar. The caller holds mu.
+// drawBar draws the progress bar of style Bar. The caller holds mu.
 func (d *Display) drawBar(s Snapshot, last bool) {
 	total := s.Planned
 	if total == 0 {
@@ -232,8 +233,8 @@ func (d *Display) drawBar(s Snapshot, last bool) {
 			progressbar.OptionFullWidth(),
 			progressbar.OptionSetPredictTime(true),
 			progressbar.OptionThrottle(0),
-			// Otherwise a goroutine of the bar draws a spinner at any time, between
-			// messages and over a prompt.
+			// With another interval, a goroutine of the progress bar would draw a
+			// spinner at any time, between messages and over a prompt.
 			progressbar.OptionSetSpinnerChangeInterval(0),
 		)
 	}

@@ -90,7 +90,8 @@ func TestLinesComeEveryTenSeconds(t *testing.T) {
 	}
 }
 
-// TestNothingIsShownOfAFailedPlan checks that nothing is shown for a copy that fails before it begins.
+// TestNothingIsShownOfAFailedPlan checks that nothing is shown for a copy that fails
+// before it begins.
 func TestNothingIsShownOfAFailedPlan(t *testing.T) {
 	for _, style := range []progress.Style{progress.None, progress.Lines} {
 		if out := show(t, style, func(*progress.Counters, *progress.Display) { time.Sleep(time.Second) }); out != "" {
@@ -182,7 +183,8 @@ func TestPause(t *testing.T) {
 	}
 }
 
-// TestExaminationIsShown checks that the share of the disk is shown while its extents are queried.
+// TestExaminationIsShown checks that the share of the disk is shown while its extents
+// are queried.
 func TestExaminationIsShown(t *testing.T) {
 	out := show(t, progress.Lines, func(c *progress.Counters, _ *progress.Display) {
 		c.Examined(4<<40, 16<<40)
