@@ -328,7 +328,7 @@ func chaosOfChanges(t *testing.T, binary string, run int, kind changedKind, r *r
 	if before && !c.there() {
 		t.Errorf("%q: %s was removed with status %d:\n%s", story, c.partial, code, stderr)
 	}
-	// What the hint says drops what was copied, and starts anew.
+	// The run that the hint describes drops the copied data and starts over.
 	args := []string{"--force"}
 	_, code, stderr = c.run(binary, 0, args...)
 	if c.judge(t, story, code, stderr); code != 0 {

@@ -169,8 +169,8 @@ func TestChaosKills(t *testing.T) {
 				counted++
 				kills++
 			}
-			// What was read, and lies not below the checkpoint, is read again.
-			// That of the tail was of the target.
+			// Data above the checkpoint that was read before is read again.
+			// The data of the tail was read from the target.
 			again := read - tail - (to - from)
 			most = max(most, again)
 		}

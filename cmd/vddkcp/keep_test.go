@@ -68,17 +68,17 @@ func keepRun(t *testing.T, binary string, env []string, args ...string) result {
 	return ended(t, cmd, cmd.Run(), &stderr)
 }
 
-// isKept says whether what a copy left is there: the journal and, of a file, the
-// .partial.
+// isKept reports which files of a stopped copy exist: the .partial file, and a journal
+// with entries.
 func isKept(dst, journal string) (partial, entries bool) {
 	_, err := os.Lstat(dst + ".partial")
 	_, journalErr := os.Lstat(journal)
 	return err == nil || journal != dst+".partial.journal", journalErr == nil
 }
 
-// A VDDK source that fails for good in mid-copy leaves work that goes on later,
-// whatever refused it, whatever the target is, and whether a checkpoint was taken
-// before or not.
+// TestFailuresOfTheSourceKeepWork checks that a copy whose VDDK source fails
+// permanently can be resumed later, for every kind of failure and of target, with and
+// without an earlier checkpoint.
 func TestFailuresOfTheSourceKeepWork(t *testing.T) {
 	peer.NeedRoot(t)
 	peer.Need(t, "nbdkit", "cmp", "qemu-img", "losetup")
@@ -141,9 +141,9 @@ func TestFailuresOfTheSourceKeepWork(t *testing.T) {
 	}
 }
 
-// Whoever notices first that a source gave up, the copy can go on: the reader, the
-// producer that waits for a buffer, or the query for the allocation.
-// VDDKCP_CHAOS is how many runs there are of each kind.
+// TestGivingUp checks that a copy can be resumed whichever part of it notices first
+// that the source has given up: the reader, the producer that waits for a buffer, or
+// the query for the allocation. VDDKCP_CHAOS is the number of runs of each kind.
 func TestGivingUp(t *testing.T) {
 	runs := max(needChaos(t)/5, 1)
 	path, err := binary()
@@ -180,7 +180,8 @@ func TestGivingUp(t *testing.T) {
 	}
 }
 
-// sparse makes a file of a size with 2 MiB of data at every so many bytes.
+// sparse makes a file of a size, with 2 MiB of data at the beginning of each interval
+// of "every" bytes.
 func sparse(t *testing.T, path string, size, every int64) {
 	t.Helper()
 	f, err := os.Create(path)
@@ -199,8 +200,9 @@ func sparse(t *testing.T, path string, size, every int64) {
 	}
 }
 
-// A disk that is another one when it is opened again removes the copy: the target
-// holds parts of two. That holds for the work of an earlier run as well.
+// TestSourceThatChangedRemovesWork checks that a copy is removed if its source is
+// another disk when it is opened again, because the target holds parts of two disks.
+// The work of an earlier run is removed as well.
 func TestSourceThatChangedRemovesWork(t *testing.T) {
 	path, err := binary()
 	if err != nil {
@@ -236,8 +238,8 @@ func TestSourceThatChangedRemovesWork(t *testing.T) {
 	}
 }
 
-// A failing target keeps the work of a checkpoint: only before the first one does
-// an error of it remove what there is.
+// TestFailuresOfTheTargetKeepWork checks that a failure of the target removes the copy
+// only before the first checkpoint.
 func TestFailuresOfTheTargetKeepWork(t *testing.T) {
 	binary := chaosBinary(t)
 	disk := filepath.Join(t.TempDir(), "disk.raw")
@@ -277,8 +279,8 @@ func TestFailuresOfTheTargetKeepWork(t *testing.T) {
 	}
 }
 
-// A server of the target that vanishes for good, or that refuses to be opened
-// again, leaves a copy that goes on.
+// TestVanishedTargetKeepsWork checks that a copy can be resumed if the server of its
+// target disappears, or refuses to be opened again.
 func TestVanishedTargetKeepsWork(t *testing.T) {
 	peer.Need(t, "nbdkit", "cmp")
 	dir := t.TempDir()
@@ -302,8 +304,8 @@ func TestVanishedTargetKeepsWork(t *testing.T) {
 	}
 }
 
-// The first of each signal ends a copy so that it goes on, whatever the target is,
-// also while the source answers nothing.
+// TestSignalsKeepWork checks that the first signal of each kind ends a copy so that it
+// can be resumed, for every kind of target, even if the source does not answer.
 func TestSignalsKeepWork(t *testing.T) {
 	peer.NeedRoot(t)
 	peer.Need(t, "nbdkit", "cmp", "qemu-img", "losetup")
@@ -337,8 +339,8 @@ func TestSignalsKeepWork(t *testing.T) {
 	}
 }
 
-// A signal gets a last checkpoint from a copy whose source hangs, or that waits to
-// open it again.
+// TestSignalWhileTheSourceIsAway checks that a signal makes a copy write a last
+// checkpoint while its source hangs or waits to be opened again.
 func TestSignalWhileTheSourceIsAway(t *testing.T) {
 	path, err := binary()
 	if err != nil {
@@ -382,7 +384,8 @@ func TestSignalWhileTheSourceIsAway(t *testing.T) {
 	}
 }
 
-// A SIGHUP that is ignored when vddkcp starts stays so, as nohup wants it.
+// TestIgnoredHangup checks that vddkcp ignores SIGHUP if it was ignored when vddkcp
+// started, as under nohup.
 func TestIgnoredHangup(t *testing.T) {
 	path, err := binary()
 	if err != nil {
@@ -419,7 +422,8 @@ func TestIgnoredHangup(t *testing.T) {
 	}
 }
 
-// What no later run can go on with is said with exit 2, and kept.
+// TestResumeOfWhatIsGone checks that a copy which no later run can continue ends with
+// exit status 2 and is kept.
 func TestResumeOfWhatIsGone(t *testing.T) {
 	path, err := binary()
 	if err != nil {
@@ -464,8 +468,8 @@ func TestResumeOfWhatIsGone(t *testing.T) {
 	}
 }
 
-// A server whose source was away for longer than --retry-timeout serves the next
-// request when the source is there again.
+// TestExportAfterAnOutage checks that a server whose source was away for longer than
+// --retry-timeout serves the next request when the source is back.
 func TestExportAfterAnOutage(t *testing.T) {
 	path, err := binary()
 	if err != nil {
@@ -525,8 +529,8 @@ func TestExportAfterAnOutage(t *testing.T) {
 	}
 }
 
-// A job whose library crashes or hangs in its first opening is tried again in a
-// round, after a wait.
+// TestLostOpeningIsWorthARound checks that a job whose library crashes or hangs when
+// it opens the disk is tried again in a round, after a wait.
 func TestLostOpeningIsWorthARound(t *testing.T) {
 	for name, fault := range map[string]string{"crash": "fault Open times=3 global do=segv", "hang": "fault Open times=1 global do=hang"} {
 		t.Run(name, func(t *testing.T) {
@@ -545,7 +549,7 @@ func TestLostOpeningIsWorthARound(t *testing.T) {
 	}
 }
 
-// One function decides what an error means to who runs vddkcp.
+// TestOutcomes checks the status and the exit status for each kind of error.
 func TestOutcomes(t *testing.T) {
 	boom := errors.New("boom")
 	resumable := func(err error) error { return fmt.Errorf("copy: %w", &transfer.ResumableError{Err: err}) }

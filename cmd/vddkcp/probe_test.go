@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// --probe finds out what binds: what the host was made to have.
+// TestProbeOfABoundHost checks that --probe finds the limit that the stand-in host was
+// given.
 func TestProbeOfABoundHost(t *testing.T) {
 	for _, c := range []struct {
 		name         string

@@ -13,8 +13,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// A VMDK can't be resumed, which is no reason to drop a copy in another format that
-// can be.
+// TestResumeAsVMDKKeepsOtherFormats checks that a copy to a VMDK, which cannot be
+// resumed, does not remove the .partial of a copy in another format, which can be
+// resumed.
 func TestResumeAsVMDKKeepsOtherFormats(t *testing.T) {
 	dir := t.TempDir()
 	src, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "dst")
@@ -27,7 +28,7 @@ func TestResumeAsVMDKKeepsOtherFormats(t *testing.T) {
 	}
 }
 
-// otherVersion makes a journal one of another version.
+// otherVersion turns a journal into one that another version of vddkcp wrote.
 func otherVersion(t *testing.T, path string) {
 	t.Helper()
 	const slot = 128 << 10
@@ -45,8 +46,8 @@ func otherVersion(t *testing.T, path string) {
 	put(t, path, string(b))
 }
 
-// The journal of another version of vddkcp is kept by --resume, which never can go
-// on by it, and is in the way of nothing else.
+// TestJournalOfAnotherVersion checks that --resume refuses and keeps the journal of
+// another version of vddkcp, and that a copy without --resume ignores it.
 func TestJournalOfAnotherVersion(t *testing.T) {
 	dir := t.TempDir()
 	src, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "dst.raw")
@@ -61,8 +62,8 @@ func TestJournalOfAnotherVersion(t *testing.T) {
 	}
 }
 
-// A backing that is replaced by a rename while an overlay is written is another one,
-// although the copy still has the first one open.
+// TestBackingReplacedByRename replaces the backing by a rename while an overlay is
+// written. The copy must notice, although it still has the old backing open.
 func TestBackingReplacedByRename(t *testing.T) {
 	dir := t.TempDir()
 	src, base, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "base.raw"), filepath.Join(dir, "o.qcow2")
@@ -79,8 +80,9 @@ func TestBackingReplacedByRename(t *testing.T) {
 	}
 }
 
-// A source is the same when its file system was mounted again as another device, as
-// after a reboot.
+// TestResumeAfterTheSourceIsMountedAgain checks that a source counts as unchanged
+// after its file system is mounted again as another device, for example after a
+// reboot.
 func TestResumeAfterTheSourceIsMountedAgain(t *testing.T) {
 	peer.Need(t, "mke2fs", "losetup")
 	peer.NeedRoot(t)
@@ -107,8 +109,9 @@ func TestResumeAfterTheSourceIsMountedAgain(t *testing.T) {
 	}
 }
 
-// A checkpoint that does not hold for the target is not in the journal any more when
-// the copy has gone on from the one before: a later run could take it for its own.
+// TestDroppedCheckpointStaysDropped checks that a checkpoint which does not describe
+// the target is removed from the journal when the copy continues at the one before.
+// Otherwise a later run could use it.
 func TestDroppedCheckpointStaysDropped(t *testing.T) {
 	dir := t.TempDir()
 	src, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "dst.raw")
@@ -141,8 +144,9 @@ func TestDroppedCheckpointStaysDropped(t *testing.T) {
 	}
 }
 
-// A single link that goes on with --verify, without a digest of what was copied
-// before, is held against the source and the backing together.
+// TestVerifyOfASingleLinkThatGoesOn resumes a copy of a single link with --verify. The
+// first run computed no digest, so the target is compared with the source and the
+// backing together.
 func TestVerifyOfASingleLinkThatGoesOn(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io")
 	dir := t.TempDir()
@@ -156,8 +160,8 @@ func TestVerifyOfASingleLinkThatGoesOn(t *testing.T) {
 	peer.Run(t, "qemu-img", "compare", "-q", src, dst)
 }
 
-// A file that came to DST meanwhile stays in the way: no later run without --force
-// goes on.
+// TestResumeWhereTheTargetExists checks that a file which appears at DST prevents
+// resuming until --force is given.
 func TestResumeWhereTheTargetExists(t *testing.T) {
 	dir := t.TempDir()
 	src, dst := filepath.Join(dir, "src.raw"), filepath.Join(dir, "dst.raw")

@@ -15,8 +15,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// loopDevice attaches a file to a loop device, which is detached by the function
-// that it returns, or by the end of the test.
+// loopDevice attaches a file to a loop device. The returned function detaches it, and
+// so does the end of the test.
 func loopDevice(t *testing.T, device, path string) (string, func()) {
 	t.Helper()
 	if device == "" {
@@ -64,7 +64,8 @@ func matches(t *testing.T, pattern, text string) bool {
 	return ok
 }
 
-// sparseDisk makes a disk of 8 MiB that has 2 MiB of data at an offset, and holes.
+// sparseDisk makes a disk of 8 MiB with 2 MiB of data at an offset and holes around
+// it.
 func sparseDisk(t *testing.T, dir string, data int) (src string, disk []byte) {
 	t.Helper()
 	disk = make([]byte, 8<<20)
@@ -84,8 +85,8 @@ func sparseDisk(t *testing.T, dir string, data int) (src string, disk []byte) {
 	return src, disk
 }
 
-// A copy to a device does not go on on another one that has its name now, nor on
-// the strength of zeros.
+// TestResumeOnADevice checks that a copy to a device is not resumed on another device
+// with the same name, and that zeros on the device prove nothing.
 func TestResumeOnADevice(t *testing.T) {
 	peer.NeedRoot(t)
 	peer.Need(t, "losetup")
@@ -137,7 +138,8 @@ func TestResumeOnADevice(t *testing.T) {
 	}
 }
 
-// A server that serves another disk by the same name is not gone on with.
+// TestResumeOnAnExport checks that a copy to an NBD export is not resumed if the
+// server now serves another disk by the same name.
 func TestResumeOnAnExport(t *testing.T) {
 	peer.Need(t, "nbdkit")
 	for _, c := range []struct {
@@ -180,7 +182,8 @@ func TestResumeOnAnExport(t *testing.T) {
 	}
 }
 
-// serveFile serves a file of dir at the socket s there, until stop is called.
+// serveFile serves a file of the folder dir at the socket s in that folder, until stop
+// is called.
 func serveFile(t *testing.T, dir, file string) (stop func()) {
 	t.Helper()
 	socket, pid := filepath.Join(dir, "s"), filepath.Join(dir, "pid")
@@ -203,8 +206,8 @@ func serveFile(t *testing.T, dir, file string) (stop func()) {
 	return stop
 }
 
-// What an earlier run wrote to a device does not show through, whatever
-// --target-is-zero says.
+// TestTargetIsZeroOnlyOnce checks that data which an earlier run wrote to a device is
+// zeroed, even if --target-is-zero is given.
 func TestTargetIsZeroOnlyOnce(t *testing.T) {
 	peer.NeedRoot(t)
 	peer.Need(t, "losetup")

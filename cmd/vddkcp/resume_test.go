@@ -25,7 +25,8 @@ const (
 	firstInPlace    = "slot written:2"
 )
 
-// killedAt runs a copy that is killed at a point, with checkpoints so often.
+// killedAt runs a copy that is killed at a killpoint. every is the time between
+// checkpoints.
 func killedAt(t *testing.T, point, every string, args ...string) {
 	t.Helper()
 	cmd := exec.Command(chaosBinary(t), append([]string{"--progress", "none", "--request-size", "64KiB"}, args...)...)
@@ -36,7 +37,7 @@ func killedAt(t *testing.T, point, every string, args ...string) {
 	}
 }
 
-// content writes n bytes that depend on the seed.
+// content writes n bytes that depend on the seed, and returns them.
 func content(t *testing.T, path string, seed byte, n int) []byte {
 	t.Helper()
 	b := make([]byte, n)
@@ -54,7 +55,8 @@ func read(t *testing.T, path string) []byte {
 	return b
 }
 
-// goesOn runs args, which must end with 0 and go on from a checkpoint.
+// goesOn runs vddkcp with args and --resume. The run must succeed and continue at a
+// checkpoint.
 func goesOn(t *testing.T, args ...string) {
 	t.Helper()
 	reportFile := filepath.Join(t.TempDir(), "report.json")
@@ -65,8 +67,8 @@ func goesOn(t *testing.T, args ...string) {
 	}
 }
 
-// An overlay goes on over the backing that it was begun with, by whatever name,
-// and over no other one.
+// TestResumeOfAnOverlay checks that an overlay is resumed with the same backing,
+// whatever name it has, and with no other one.
 func TestResumeOfAnOverlay(t *testing.T) {
 	peer.Need(t, "qemu-img")
 	const size = 4 << 20
@@ -119,7 +121,8 @@ func TestResumeOfAnOverlay(t *testing.T) {
 	}
 }
 
-// refusedToGoOn demands exit status 2, and that nothing of the earlier run changed.
+// refusedToGoOn runs vddkcp with args and --resume. The run must end with exit status
+// 2 and change nothing of the earlier copy.
 func refusedToGoOn(t *testing.T, says, dst string, args ...string) {
 	t.Helper()
 	before, noted := read(t, dst+".partial"), read(t, dst+".partial.journal")
@@ -132,8 +135,8 @@ func refusedToGoOn(t *testing.T, says, dst string, args ...string) {
 	}
 }
 
-// A flag that decides what the target holds can't change at --resume, and any
-// other one changes nothing of what it holds.
+// TestResumeWithOtherFlags checks that a flag which decides the content of the target
+// cannot change when a copy is resumed, and that other flags can.
 func TestResumeWithOtherFlags(t *testing.T) {
 	peer.Need(t, "qemu-img")
 	for _, c := range []struct {
@@ -184,8 +187,9 @@ func TestResumeWithOtherFlags(t *testing.T) {
 	}
 }
 
-// Every flag of copy stands in docs/journal.md, as one that decides what a target
-// holds, or as one that does not. A batch's fingerprint covers those that do.
+// TestEveryFlagIsHeldOrHarmless checks that docs/journal.md lists every flag of copy,
+// either as a flag that decides the content of the target or as one that does not. The
+// fingerprint of a job covers the flags of the first kind.
 func TestEveryFlagIsHeldOrHarmless(t *testing.T) {
 	text := string(read(t, "../../docs/journal.md"))
 	_, text, found := strings.Cut(text, "## What decides the content of a target")
@@ -234,9 +238,9 @@ func TestEveryFlagIsHeldOrHarmless(t *testing.T) {
 	}
 }
 
-// A .partial that is not the one of its journal is not gone on with: it stays as it
-// is where its content differs, and is replaced where nothing was in the one before
-// that could be lost.
+// TestResumeOfAnotherPartial checks a .partial file that does not belong to its
+// journal. If its content differs, it stays unchanged. If only zeros were copied
+// before, it is replaced.
 func TestResumeOfAnotherPartial(t *testing.T) {
 	for _, c := range []struct {
 		name, target string
@@ -297,8 +301,9 @@ func TestResumeOfAnotherPartial(t *testing.T) {
 	}
 }
 
-// A source that proves nothing and has changed is refused; the checkpoint before is
-// not used either, although what was read before that one may be the same.
+// TestResumeOfAChangedExport checks that a source which cannot prove its identity is
+// refused if it has changed. The checkpoint before is not used either, although the
+// data below it may be unchanged.
 func TestResumeOfAChangedExport(t *testing.T) {
 	peer.Need(t, "nbdkit")
 	dir := t.TempDir()
@@ -323,8 +328,8 @@ func TestResumeOfAChangedExport(t *testing.T) {
 	}
 }
 
-// A source that proves nothing, and of which only zeros were read, may be another
-// one by the same name: the copy starts anew.
+// TestResumeOfAnotherExportAfterZeros checks that a copy starts over if the source
+// cannot prove its identity and only zeros were read.
 func TestResumeOfAnotherExportAfterZeros(t *testing.T) {
 	peer.Need(t, "nbdkit")
 	dir := t.TempDir()

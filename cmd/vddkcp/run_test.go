@@ -52,7 +52,7 @@ func readBatchReport(t *testing.T, path string) *batch.Report {
 	return r
 }
 
-// vddkBatch is a batch of disks on the stand-in's one host.
+// vddkBatch makes a batch of disks on one host of the stand-in for VMware's library.
 func vddkBatch(t *testing.T, disks int, limits, more map[string]any, conf ...string) (lib *testlib.Library, jobs, report string) {
 	t.Helper()
 	peer.Need(t, "gcc")
@@ -81,7 +81,8 @@ func vddkBatch(t *testing.T, disks int, limits, more map[string]any, conf ...str
 	return lib, writeJobs(t, dir, limits, defaults, list), filepath.Join(dir, "report.json")
 }
 
-// Many disks of one host never ask it for more than it has.
+// TestBatchKeepsAHostsBudget checks that many disks of one host never use more memory
+// and connections than the host has.
 func TestBatchKeepsAHostsBudget(t *testing.T) {
 	for _, c := range []struct {
 		name         string
@@ -114,8 +115,8 @@ func TestBatchKeepsAHostsBudget(t *testing.T) {
 	}
 }
 
-// Where every job fails for a reason that may pass, the batch ends with 75, after
-// its rounds, and goes on when it has passed.
+// TestBatchThatMayGoOn checks that a batch in which every job fails by a transient
+// error ends with exit status 75 after its rounds, and can be resumed.
 func TestBatchThatMayGoOn(t *testing.T) {
 	const disks = 3
 	// Each attempt opens a library, whose second read fails: two rounds of three.
@@ -139,8 +140,9 @@ func TestBatchThatMayGoOn(t *testing.T) {
 	}
 }
 
-// The password of a job file is in no process's arguments or environment, no
-// log, no report and no state; that of the environment is for one server only.
+// TestBatchSecretsStayInside checks that the password in a job file appears in no
+// argument, environment, log, report or state file, and that the password in the
+// environment is used for one server only.
 func TestBatchSecretsStayInside(t *testing.T) {
 	const marker = "m4rk3r-0f-a-job"
 	lib, jobs, report := vddkBatch(t, 1, nil, map[string]any{"password": marker, "before": []string{"env"}}, "hostile-log", "log-reads")
@@ -192,8 +194,9 @@ func TestBatchSecretsStayInside(t *testing.T) {
 	}
 }
 
-// The first signal lets an after command go on; the second one ends it, and what
-// it started, with vddkcp.
+// TestSecondSignalEndsCommands checks that an after command continues after the first
+// signal, and that the second signal ends it together with its child processes and
+// vddkcp.
 func TestSecondSignalEndsCommands(t *testing.T) {
 	dir := t.TempDir()
 	random(t, filepath.Join(dir, "disk"), 4096)
@@ -236,8 +239,8 @@ func TestSecondSignalEndsCommands(t *testing.T) {
 	}
 }
 
-// A batch that is killed again and again ends with all jobs done, each target
-// made once, and nothing left over.
+// TestBatchSurvivesKills kills a batch again and again. At the end all jobs are done,
+// each target was made once, and no other files are left.
 func TestBatchSurvivesKills(t *testing.T) {
 	dir := t.TempDir()
 	var list []map[string]any
@@ -308,8 +311,8 @@ func TestBatchSurvivesKills(t *testing.T) {
 	}
 }
 
-// A target's file system that fills up costs the jobs that it has no room for,
-// and they can go on.
+// TestBatchOnAFullFileSystem checks that a full file system fails only the jobs that
+// do not fit, and that these can be resumed.
 func TestBatchOnAFullFileSystem(t *testing.T) {
 	peer.NeedRoot(t)
 	dir, full := t.TempDir(), filepath.Join(t.TempDir(), "full")
@@ -354,8 +357,9 @@ func TestBatchOnAFullFileSystem(t *testing.T) {
 	}
 }
 
-// A batch that is killed right before or after a target gets its name ends with
-// the copy at the target, also where the old file there was touched meanwhile.
+// TestBatchKilledAtTheRename kills a batch right before or after a target gets its
+// name. The next run must end with the copy at the target, even if the old file there
+// was modified.
 func TestBatchKilledAtTheRename(t *testing.T) {
 	binary := chaosBinary(t)
 	for _, target := range []string{"out.raw", "out.qcow2", "out.vmdk"} {
@@ -407,8 +411,8 @@ func TestBatchKilledAtTheRename(t *testing.T) {
 	}
 }
 
-// A done job whose backing changed is no longer what its target says: it runs
-// again.
+// TestBatchWhoseBackingChanged checks that a job which was done runs again if the
+// backing of its target has changed.
 func TestBatchWhoseBackingChanged(t *testing.T) {
 	peer.Need(t, "qemu-img")
 	dir := t.TempDir()

@@ -15,7 +15,7 @@ import (
 
 const benchJobs = 10_000
 
-// benchFile is a job file of many disks on a hundred hosts.
+// benchFile returns a job file with many disks on a hundred hosts.
 func benchFile() []byte {
 	var b bytes.Buffer
 	b.WriteString(`{"version":1,"limits":{"total":60,"per_server":50,"per_host":2},"defaults":{"server":"vc.example.com","verify":true},"jobs":[`)
@@ -72,8 +72,8 @@ func BenchmarkLoad(b *testing.B) {
 	}
 }
 
-// One change of a state file of so many jobs; flushed, with the writing of the
-// file that follows it, as durable as it gets.
+// BenchmarkStore measures one change in state files of different sizes. The cases
+// named "flush" include rewriting the state file after the change.
 func BenchmarkStore(b *testing.B) {
 	jobs := benchLoad(b, benchFile()).Jobs
 	for _, n := range []int{200, benchJobs} {
@@ -113,8 +113,8 @@ func benchStore(b *testing.B, jobs []*Job, flushed bool) {
 	}
 }
 
-// What the batch itself takes, beside the copies: the limits keep most of the
-// queue back most of the time.
+// BenchmarkRun measures the work of a batch without the copies. The limits prevent
+// most jobs from starting most of the time.
 func BenchmarkRun(b *testing.B) {
 	f := benchLoad(b, benchFile())
 	for _, c := range []struct {
@@ -147,7 +147,7 @@ func BenchmarkRun(b *testing.B) {
 	}
 }
 
-// benchRunner is a job that takes no time.
+// benchRunner is a job whose copy takes no time.
 type benchRunner struct{ job *Job }
 
 func (r benchRunner) Run(context.Context, *Task) *report.Report { return benchReport(r.job).Report }

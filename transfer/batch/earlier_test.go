@@ -37,7 +37,8 @@ func TestResumeLooksAtTargets(t *testing.T) {
 	}
 }
 
-// A job whose backing changed runs again, whether it was done or only copied.
+// TestBackingThatChanged checks that a job whose backing has changed runs again,
+// whether it was done or only copied.
 func TestBackingThatChanged(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b"))
 	backings := map[string]string{"a": "base at noon"}
@@ -62,7 +63,8 @@ func TestBackingThatChanged(t *testing.T) {
 	}
 }
 
-// state is what a run leaves that is killed just when a job has begun.
+// state returns the content of the state file of a run that is killed right after a
+// job has begun.
 func (f *fake) state() string {
 	text, err := os.ReadFile(filepath.Join(f.dir, "state.json.changes"))
 	if err != nil {
@@ -71,7 +73,7 @@ func (f *fake) state() string {
 	return string(text)
 }
 
-// leave puts back what state returned.
+// leave writes a state file that was returned by state.
 func (f *fake) leave(state string) {
 	f.t.Helper()
 	for name, text := range map[string]string{"state.json": `{"version":1,"jobs":[]}`, "state.json.changes": state} {
@@ -81,8 +83,8 @@ func (f *fake) leave(state string) {
 	}
 }
 
-// A run that is killed between a copy's end and its note in the state file does
-// not copy again.
+// TestKilledAfterTheCopy kills a run after a copy has ended and before the state file
+// says so. The next run must not copy again.
 func TestKilledAfterTheCopy(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b"))
 	var killed string
@@ -114,8 +116,8 @@ func TestKilledAfterTheCopy(t *testing.T) {
 	resume("ab")
 }
 
-// A file that was there before the copy is never taken for it, whatever happened
-// to that file while the copy ran.
+// TestKilledWhileTheOldTargetChanged checks that a file which was at the target before
+// the copy is never taken for the copy, even if the file changes while the copy runs.
 func TestKilledWhileTheOldTargetChanged(t *testing.T) {
 	for name, change := range map[string]func(path string) error{
 		"touched":  func(path string) error { return os.Chtimes(path, time.Now(), time.Now().Add(time.Hour)) },
@@ -166,8 +168,8 @@ func TestKilledWhileTheOldTargetChanged(t *testing.T) {
 	}
 }
 
-// Of the changes that a killed run left, one that was cut was not made, and those of
-// a state file that somebody removed are nobody's.
+// TestChangesOfAKilledRun checks the file of changes that a killed run left: a change
+// that was cut off does not count, and no change counts if the state file was removed.
 func TestChangesOfAKilledRun(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b", "c"))
 	var killed string
@@ -202,7 +204,8 @@ func TestChangesOfAKilledRun(t *testing.T) {
 	}
 }
 
-// What was there before a copy that replaces it is not that copy's.
+// TestKilledBeforeTheCopyReplaced checks that a file which the copy should have
+// replaced is not taken for the copy.
 func TestKilledBeforeTheCopyReplaced(t *testing.T) {
 	f := newFake(t, `"limits":{"rounds":0},`+jobsOf("a"))
 	if err := os.WriteFile(filepath.Join(f.dir, "t-a"), []byte("old"), 0o600); err != nil {
@@ -267,7 +270,8 @@ func TestBadState(t *testing.T) {
 	}
 }
 
-// A state file that can't be written costs no copy, but the run's end tells.
+// TestStateThatCantBeWritten checks that copies succeed although the state file cannot
+// be written, and that the run ends with an error.
 func TestStateThatCantBeWritten(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b"))
 	state := filepath.Join(f.dir, "d")

@@ -69,7 +69,8 @@ func TestEstimate(t *testing.T) {
 	}
 }
 
-// Which job ends last is told, by the order in which Run starts them.
+// TestEstimateNamesTheLast checks that the estimate names the job that ends last, if
+// jobs start in the order in which Run starts them.
 func TestEstimateNamesTheLast(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b", "c"))
 	all := func(size bool) (all []batch.Expected) {

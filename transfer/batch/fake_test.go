@@ -18,7 +18,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// errStop stands for a signal.
+// errStop is the cause of a context that a signal has ended.
 var errStop = stopped{}
 
 type stopped struct{}
@@ -26,7 +26,7 @@ type stopped struct{}
 func (stopped) Error() string   { return "stopped" }
 func (stopped) ExitStatus() int { return 130 }
 
-// fake is a batch whose copies are played.
+// fake is a batch whose copies only pretend to copy.
 type fake struct {
 	t    *testing.T
 	dir  string
@@ -49,7 +49,7 @@ type fake struct {
 	over     []string          // hosts and servers with more than a limit's disks at once
 }
 
-// fate is what becomes of a copy.
+// fate says how an attempt at a copy ends.
 type fate struct {
 	status report.Status
 	exit   int
@@ -65,7 +65,8 @@ var (
 	mismatch = &fate{status: report.StatusMismatch, exit: 3, takes: time.Second}
 )
 
-// newFake takes the "jobs" and what else a job file has beside its version.
+// newFake returns a batch with a job file. The argument has all members of the file
+// except the version.
 func newFake(t *testing.T, file string) *fake {
 	t.Helper()
 	f := &fake{t: t, dir: t.TempDir(), log: new(strings.Builder), fates: map[string][]*fate{}, perHost: map[string]int{}}
@@ -82,7 +83,7 @@ func newFake(t *testing.T, file string) *fake {
 	return f
 }
 
-// fakeRunner is a job of a fake.
+// fakeRunner is the Runner of a job of a fake.
 type fakeRunner struct {
 	*fake
 	job *batch.Job
@@ -167,7 +168,8 @@ func (f *fake) copy(ctx context.Context, t *batch.Task) *report.Report {
 	return r
 }
 
-// run runs the batch with its state file, or returns the error before it.
+// run runs the batch with its state file. It returns an error if the batch cannot
+// start.
 func (f *fake) run(ctx context.Context, resume bool) (*batch.Report, error) {
 	f.t.Helper()
 	store, err := batch.OpenStore(filepath.Join(f.dir, "state.json"))
@@ -183,7 +185,7 @@ func (f *fake) run(ctx context.Context, resume bool) (*batch.Report, error) {
 	return r, err
 }
 
-// mustRun is run in a bubble whose clock jumps, until f.stop is called.
+// mustRun calls run in a synctest bubble, whose clock jumps, until f.stop is called.
 func (f *fake) mustRun(resume bool, exit int, counts batch.Counts) (r *batch.Report) {
 	f.t.Helper()
 	synctest.Test(f.t, func(t *testing.T) {
@@ -204,7 +206,8 @@ func (f *fake) mustRun(resume bool, exit int, counts batch.Counts) (r *batch.Rep
 	return r
 }
 
-// jobsOf makes jobs of lines NAME HOST SERVER.
+// jobsOf returns the jobs array of a job file. Each line is NAME, NAME HOST or NAME
+// HOST SERVER.
 func jobsOf(lines ...string) string {
 	var jobs []string
 	for _, line := range lines {

@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
-// FuzzLoad feeds any bytes to Load. What it refuses has a place in the file, and
-// what it takes the schema takes too.
+// FuzzLoad passes arbitrary bytes to Load. Each mistake that Load reports must have a
+// place in the file, and the schema must accept each file that Load accepts.
 func FuzzLoad(f *testing.F) {
 	seeds, err := os.ReadDir("testdata/fuzz/FuzzLoad")
 	if err != nil || len(seeds) < 10 {

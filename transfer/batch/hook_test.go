@@ -14,8 +14,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// hooked is a batch of one job with these commands, as JSON. It runs outside of a
-// bubble: its commands are processes.
+// hooked returns a batch with one job that has these fields, in JSON. It does not run
+// in a synctest bubble, because its commands are processes.
 func hooked(t *testing.T, fields string) *fake {
 	t.Helper()
 	f := newFake(t, `"jobs":[{"name":"a/b ü","source":"s","target":"t",`+fields+`}]`)
@@ -58,7 +58,8 @@ func TestHooksSeeTheJob(t *testing.T) {
 	}
 }
 
-// No shell takes a word apart.
+// TestHooksHaveNoShell checks that no shell splits or expands the arguments of a
+// command.
 func TestHooksHaveNoShell(t *testing.T) {
 	f := hooked(t, `"before":["touch","$HOME; x y"]`)
 	t.Chdir(f.dir)
@@ -88,7 +89,8 @@ func TestBeforeThatFails(t *testing.T) {
 	}
 }
 
-// A copy whose after command fails stays, and only the command runs again.
+// TestAfterThatFails checks that a copy whose after command fails is kept, and that
+// the next run runs only the command.
 func TestAfterThatFails(t *testing.T) {
 	f := hooked(t, `"after":["sh","-c","echo $VDDKCP_STATUS >>$VDDKCP_TARGET.after; test -e $VDDKCP_TARGET.may"]`)
 	r, err := f.run(t.Context(), false)
@@ -110,7 +112,8 @@ func TestAfterThatFails(t *testing.T) {
 	}
 }
 
-// After runs where the copy failed, and its own failure changes nothing.
+// TestAfterOfAFailure checks that the after command runs after a failed copy, and that
+// its own failure does not change the result.
 func TestAfterOfAFailure(t *testing.T) {
 	f := hooked(t, `"after":["sh","-c","echo $VDDKCP_STATUS >$VDDKCP_TARGET.after; exit 1"]`)
 	f.o.Limits.Rounds = 0
@@ -121,7 +124,7 @@ func TestAfterOfAFailure(t *testing.T) {
 	}
 }
 
-// An after command may take the target away.
+// TestAfterThatMovesTheTarget checks that an after command may move the target away.
 func TestAfterThatMovesTheTarget(t *testing.T) {
 	f := hooked(t, `"after":["sh","-c","mv $VDDKCP_TARGET $VDDKCP_TARGET.moved"]`)
 	if r, err := f.run(t.Context(), false); err != nil || r.Exit != 0 {
@@ -132,7 +135,8 @@ func TestAfterThatMovesTheTarget(t *testing.T) {
 	}
 }
 
-// A command that hangs is killed, and so is what it started.
+// TestHookThatHangs checks that a command that hangs is killed together with the
+// processes that it started.
 func TestHookThatHangs(t *testing.T) {
 	// A machine that has much to do may need longer to begin the command.
 	for timeout := 300 * time.Millisecond; ; timeout *= 2 {
@@ -159,8 +163,8 @@ func TestHookThatHangs(t *testing.T) {
 	}
 }
 
-// lives reports whether there is such a process; a zombie, which init reaps, has
-// ended.
+// lives reports whether a process exists. A zombie, which waits for init, does not
+// count.
 func lives(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(stat), ") Z") && !strings.Contains(string(stat), ") X")

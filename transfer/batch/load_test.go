@@ -15,7 +15,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
-// testSpec knows a flag of each type.
+// testSpec returns a Spec with a flag of each type.
 func testSpec() *batch.Spec {
 	size := func(s string) error {
 		_, err := bytesize.Parse(s)
@@ -59,7 +59,8 @@ func load(text string) (*batch.File, error) {
 	return batch.Load(strings.NewReader(text), "jobs.json", "/jobs", testSpec())
 }
 
-// Every mistake that a person makes is told with its place, all at once.
+// TestLoadTellsMistakes checks that Load reports all mistakes of a file together, each
+// with its place.
 func TestLoadTellsMistakes(t *testing.T) {
 	const ok = `"source":"a","target":"b"`
 	for _, c := range []struct {
@@ -203,7 +204,8 @@ func TestLoadListsManyProblemsShortly(t *testing.T) {
 	}
 }
 
-// A file of one line is told its places as fast as one of many.
+// TestLoadOfALongLine checks that finding the places of mistakes in a file of one line
+// does not take longer than in a file of many lines.
 func TestLoadOfALongLine(t *testing.T) {
 	const n = 100000
 	_, err := load(`{"version":1,"jobs":[` + strings.Repeat(`{"x":1},`, n) + `1]}`)
@@ -355,7 +357,8 @@ func TestSelect(t *testing.T) {
 	}
 }
 
-// What Load takes, the schema takes.
+// TestSchemaIsStrict checks that the schema accepts what Load accepts, and refuses
+// unknown fields and wrong types.
 func TestSchemaIsStrict(t *testing.T) {
 	schema := decode(t, batch.Schema(testSpec()))
 	for text, want := range map[string]bool{

@@ -15,8 +15,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// nightOf is the report of so many jobs, some of which failed, with names and
-// errors that are HTML.
+// nightOf returns a report of many jobs, of which some failed. Names and errors
+// contain HTML.
 func nightOf(jobs int) *batch.Report {
 	begun := time.Date(2026, 11, 24, 22, 0, 0, 0, time.UTC)
 	r := &batch.Report{Version: 1, Status: report.StatusFailed, Exit: 4, Started: begun, Finished: begun.Add(time.Duration(jobs) * time.Minute)}
@@ -96,9 +96,9 @@ func TestPage(t *testing.T) {
 	}
 }
 
-// measure is put into a page to tell the page around it what does not fit, and
-// what a browser took for a script. A window is never narrower than 500 pixels; a
-// frame is.
+// measure is a script that a test adds to a page. It reports which elements do not
+// fit, and whether the browser took a text for a script. It runs in a frame, because a
+// window is never narrower than 500 pixels.
 const measure = `<script>
 const wide = [...document.querySelectorAll("*")].filter(e => e.getBoundingClientRect().right > innerWidth + 0.5).map(e => e.tagName)
 parent.postMessage({width: innerWidth, scroll: document.documentElement.scrollWidth, wide: wide.slice(0, 5),
@@ -108,8 +108,8 @@ parent.postMessage({width: innerWidth, scroll: document.documentElement.scrollWi
 const frame = `<script>onmessage = e => document.documentElement.setAttribute("data-measured", JSON.stringify(e.data))</script>
 <iframe src="page.html" width="%d" height="800" style="border: 0"></iframe>`
 
-// In a browser nothing is cut off, on a desk and on a telephone, and every job is
-// there.
+// TestPageInABrowser checks in a browser that nothing on the page is cut off, on a
+// wide and on a narrow screen, and that the page has every job.
 func TestPageInABrowser(t *testing.T) {
 	peer.Need(t, "chromium")
 	page := strings.Replace(pageOf(t, nightOf(30)), "</html>", measure, 1)
@@ -136,7 +136,8 @@ func TestPageInABrowser(t *testing.T) {
 	}
 }
 
-// Jobs that failed alike are told of together.
+// TestPageOfOneFailure checks that jobs which failed with the same error are listed
+// together.
 func TestPageOfOneFailure(t *testing.T) {
 	r := nightOf(30)
 	for _, j := range r.Jobs {

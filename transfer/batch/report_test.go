@@ -87,7 +87,8 @@ func TestMerge(t *testing.T) {
 	}
 }
 
-// The report has the fields of the contract, none more and none less.
+// TestReportFields checks that the report has exactly the fields that docs/cli.md
+// describes.
 func TestReportFields(t *testing.T) {
 	f := newFake(t, jobsOf("a"))
 	r := f.mustRun(false, 0, batch.Counts{Done: 1})

@@ -40,8 +40,8 @@ func TestLimitsCountDisks(t *testing.T) {
 	}
 }
 
-// A job may have several disks, which all count. One with more disks than a limit
-// runs alone.
+// TestJobsOfSeveralDisks checks that all disks of a job count against the limits, and
+// that a job with more disks than a limit runs alone.
 func TestJobsOfSeveralDisks(t *testing.T) {
 	f := newFake(t, `"limits":{"total":3},`+jobsOf("a", "b", "c", "d"))
 	f.disks = map[string]int{"a": 2, "c": 2, "d": 9}
@@ -57,7 +57,9 @@ func TestJobsOfSeveralDisks(t *testing.T) {
 	}
 }
 
-// A limit that one job waits for does not keep back those that it is not of.
+// TestOrderIsTheFilesAndWaitsForNobody checks that jobs start in the order of the
+// file, and that a job which waits for a limit does not delay jobs which the limit
+// does not concern.
 func TestOrderIsTheFilesAndWaitsForNobody(t *testing.T) {
 	f := newFake(t, `"limits":{"total":2,"per_host":1},`+jobsOf("a h1", "b h1", "c h2", "d h1"))
 	f.mustRun(false, 0, batch.Counts{Done: 4})
@@ -103,8 +105,8 @@ func TestRoundsTryAgainAtTheEnd(t *testing.T) {
 	}
 }
 
-// Between rounds there is a wait, which grows to a minute and is told. Two rounds
-// are the default.
+// TestRoundsWait checks that the batch waits before each round, at most a minute, and
+// logs the wait. By default there are two rounds.
 func TestRoundsWait(t *testing.T) {
 	for _, c := range []struct {
 		limits string
@@ -137,8 +139,8 @@ func TestRoundsWait(t *testing.T) {
 	}
 }
 
-// The end of the context ends the wait, and the jobs that wait keep what their
-// last attempt gave.
+// TestWaitForARoundEnds checks that the end of the context ends the wait, and that the
+// waiting jobs keep the report of their last attempt.
 func TestWaitForARoundEnds(t *testing.T) {
 	f := newFake(t, jobsOf("a", "b"))
 	f.fates = map[string][]*fate{"a": {mayPass}}

@@ -13,9 +13,9 @@ import (
 	"unicode/utf8"
 )
 
-// validate says what of JSON Schema's words that Schema uses a value offends,
-// "" for nothing. A word it does not know is an offence, so that it can't be
-// forgotten here.
+// validate returns what in a value violates a JSON Schema, or "". It knows the
+// keywords that Schema uses. An unknown keyword counts as a violation, so that no
+// keyword can be forgotten here.
 func validate(root, schema map[string]any, value any, at string) string {
 	for word, want := range schema {
 		if problem := validateWord(root, schema, word, want, value, at); problem != "" {
@@ -130,7 +130,8 @@ func validateWord(root, schema map[string]any, word string, want, value any, at 
 	return ""
 }
 
-// Every job file among the examples is one by the schema that is shipped.
+// TestExamplesAreValid checks all job files among the examples against the shipped
+// schema.
 func TestExamplesAreValid(t *testing.T) {
 	const examples = "../../examples"
 	text, err := os.ReadFile(filepath.Join(examples, "jobs.schema.json"))

@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// A checkpoint fits into the journal also where nothing else fits any more, on
-// file systems that overwrite in place and on one that does not.
+// TestFullFileSystem checks that a checkpoint fits into the journal on a file system
+// that is full, with and without copy on write.
 func TestFullFileSystem(t *testing.T) {
 	peer.NeedRoot(t)
 	peer.Need(t, "mke2fs", "mkfs.btrfs", "mount")
@@ -41,7 +41,7 @@ func TestFullFileSystem(t *testing.T) {
 	}
 }
 
-// fill writes until there is no space.
+// fill writes a file until the file system has no space left.
 func fill(t *testing.T, path string) {
 	t.Helper()
 	f, err := os.Create(path)

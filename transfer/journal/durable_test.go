@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer"
 )
 
-// disk plays the disk below a journal: it holds what the file held when it was
-// synced last.
+// disk simulates the disk below a journal. It holds the content that the file had when
+// it was synced last.
 type disk struct {
 	path    string
 	durable []byte
@@ -29,7 +29,7 @@ func (d *disk) fdatasync(int) error {
 	return err
 }
 
-// crash returns the entries that are left after a loss of power.
+// crash returns the entries that remain after a power failure.
 func (d *disk) crash(t *testing.T) []Entry {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "j")
@@ -59,7 +59,8 @@ func at(off int64) Entry {
 	return Entry{Copy: Copy{Size: 1 << 30}, Checkpoint: transfer.Checkpoint{Offset: off}}
 }
 
-// When Write has returned, a loss of power does not lose the entry.
+// TestWriteIsDurable checks that a power failure after Write has returned does not
+// lose the entry.
 func TestWriteIsDurable(t *testing.T) {
 	j, d := openOn(t)
 	for off := int64(1); off < 5; off++ {
@@ -72,8 +73,8 @@ func TestWriteIsDurable(t *testing.T) {
 	}
 }
 
-// An entry that could not be made durable is an error, and the next one does not
-// take the place of the last that is durable.
+// TestWriteReportsAFailedSync checks that Write fails if the entry cannot be made
+// durable, and that the next entry does not overwrite the last durable one.
 func TestWriteReportsAFailedSync(t *testing.T) {
 	j, d := openOn(t)
 	if err := j.Write(at(1)); err != nil {
@@ -90,7 +91,7 @@ func TestWriteReportsAFailedSync(t *testing.T) {
 	}
 }
 
-// After Reset a loss of power brings no entry back.
+// TestResetIsDurable checks that no entry reappears after Reset and a power failure.
 func TestResetIsDurable(t *testing.T) {
 	j, d := openOn(t)
 	if err := j.Write(at(1)); err != nil {

@@ -93,8 +93,8 @@ func TestJournalKeepsTheLastTwo(t *testing.T) {
 	}
 }
 
-// Whatever a crash leaves of the slot that was being written, the other one
-// holds.
+// TestTornSlot checks that the other slot stays valid, however little of a slot was
+// written before a crash.
 func TestTornSlot(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "j")
 	j, _ := open(t, path)
@@ -142,8 +142,8 @@ func TestForeignFile(t *testing.T) {
 	}
 }
 
-// Whatever lies at the journal's path and is none stays as it is, and is not
-// waited for.
+// TestPlantedFile checks that a file which is no journal stays unchanged, and that
+// opening a FIFO at the path does not block.
 func TestPlantedFile(t *testing.T) {
 	for name, plant := range map[string]func(victim, path string) error{
 		"symbolic link":        os.Symlink,
@@ -228,7 +228,7 @@ func TestDefaultPath(t *testing.T) {
 	}
 }
 
-// A journal's bytes may be anything.
+// FuzzJournal loads journals of arbitrary bytes.
 func FuzzJournal(f *testing.F) {
 	dir := f.TempDir()
 	path := filepath.Join(dir, "seed")
