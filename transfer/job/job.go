@@ -36,9 +36,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// Spec says what is copied, to where and how. Source and Target are required; the
-// zero value of every other field is its default. docs/cli.md describes the flags
-// of the same names.
+// Spec says what is copied, to where and how. Source and Target are required. The zero
+// value of every other field is a useful default, although not always the default of the
+// flag with the same name, which docs/cli.md describes.
 type Spec struct {
 	// Source is the address of the disk that is read: a path, PATH.ova#DISK, an
 	// NBD URI, a disk on a VMware host, or "-" for Stdin.
@@ -47,49 +47,50 @@ type Spec struct {
 	// for standard output, or "null:".
 	Target string
 
-	SourceFormat string // "raw", "vmdk" or "qcow2"; "": found by probing
-	SingleLink   bool   // Opener reads Source without its parents
-	Size         *int64 // of the disk that a stream holds, bytes; nil: unknown. Only for a stream
-	Stdin        *os.File
-	// Opener opens Source, and BackingOpener opens Backing. If they are nil, they
-	// are new Openers without options. Run sets what concerns one copy: the number
-	// of NBD connections, the tuning of VDDK, the log and the warnings.
+	SourceFormat string   // "raw", "vmdk" or "qcow2"; "": found by probing
+	SingleLink   bool     // read Source without its parents
+	Size         *int64   // size of the disk that a stream holds, in bytes; nil: unknown
+	Stdin        *os.File // the stream that the address "-" names; nil: os.Stdin
+	// Opener opens Source, and BackingOpener opens Backing; nil is an Opener without
+	// options. Run sets the options of Opener that belong to one copy: SingleLink, the
+	// number of NBD connections, the tuning of VDDK, the log and the warnings. An Opener
+	// must not be used for two copies at the same time.
 	Opener, BackingOpener *sourceopen.Opener
 
-	Format        string // "raw", "qcow2" or "vmdk"; "": by the name of Target
-	Force         bool   // replace an existing file
-	KeepOld       bool   // keep an existing file under a second name, TARGET.old, and replace it
-	Compress      string // METHOD or METHOD:LEVEL; "": the format's default
-	ClusterSize   int64  // of a qcow2, bytes; 0: 64 KiB
-	Backing       string // path of the disk that a qcow2 overlay is written over; "": no overlay
-	BackingFormat string // "": found by probing
-	Preallocation sinkraw.Preallocation
-	Sparse        int64 // runs of zeros of at least so many bytes become holes; 0: a default
-	KeepZeros     bool  // zeros stay data
-	Reflink       transfer.Reflink
-	TargetIsZero  bool // the target already reads as zeros
-	Verify        bool // read the target back and compare
+	Format        string                // "raw", "qcow2" or "vmdk"; "": decided by the name of Target
+	Force         bool                  // replace an existing file
+	KeepOld       bool                  // keep an existing file under a second name, TARGET.old, and replace it
+	Compress      string                // METHOD or METHOD:LEVEL; "": the format's default
+	ClusterSize   int64                 // of a qcow2, bytes; 0: 64 KiB
+	Backing       string                // path of the disk that a qcow2 overlay is written over; "": no overlay
+	BackingFormat string                // "raw", "qcow2" or "vmdk"; "": found by probing
+	Preallocation sinkraw.Preallocation // "": holes take no space
+	Sparse        int64                 // runs of zeros of at least this many bytes become holes; 0: 4 KiB, or more if holes are expensive
+	KeepZeros     bool                  // write zeros as data, and make no holes
+	Reflink       transfer.Reflink      // 0: share no blocks with the source
+	TargetIsZero  bool                  // the target already reads as zeros
+	Verify        bool                  // read the target back and compare it before it gets its name
 
 	RequestSize int               // bytes read at once; 0: 1 MiB
-	Depth       int               // reads in flight on each connection; 0: 4
-	Connections int               // to a server; 0: chosen automatically
+	Depth       int               // concurrent reads on each connection; 0: 4
+	Connections int               // to the server of the source; 0: chosen automatically
 	Timeout     time.Duration     // of a request to an NBD target; 0: none
-	Limit       *transfer.Limiter // of bytes read; nil: none
-	Cache       string            // "keep" or "drop" the page cache; "": drop if the copy is large
+	Limit       *transfer.Limiter // limits the bytes read per second; nil: no limit
+	Cache       string            // "keep" or "drop" copied data in the page cache; "": drop it if the copy is large
 
-	Resume  bool   // continue an earlier copy to Target, if there is one
-	Journal string // path of the journal; "": a default place
-	Digest  digest.Algorithm
+	Resume  bool             // continue an earlier copy to Target, if there is one
+	Journal string           // path of the journal; "": next to Target, or in the user's state folder
+	Digest  digest.Algorithm // digest of the content, for the report; "": none
 
-	// Batch says that the caller tries the copy again later if it fails by a
-	// transient error. Such an error then has the exit status of a copy that can be
-	// resumed.
+	// Batch says that the caller tries the copy again after a transient error. Such an
+	// error then has the exit status of a copy that can be resumed, even if nothing was
+	// copied.
 	Batch bool
 
 	Log      *slog.Logger       // nil: nothing is logged
-	Counters *progress.Counters // filled while copying; nil: not
-	// Opened is called when the files of the source and of the backing are open
-	// and nothing is written yet. Its error ends the copy. It may be nil.
+	Counters *progress.Counters // counts the progress; nil: nobody reads it
+	// Opened is called when the files of the source and of the backing are open, before
+	// the target is. If it returns an error, the copy ends with that error. It may be nil.
 	Opened func() error
 	// Whole is called when the target is whole and durable, before it gets its
 	// final name, with the mark of its file by package fileid. It may be nil.
@@ -98,9 +99,10 @@ type Spec struct {
 	at addresses // set by Parse
 }
 
-// Run copies the disk. The report is never nil. On an error nothing is at the
-// address of a target that is a file. Run ends with the cause of ctx soon after
-// ctx ends: it waits a few seconds for reads in flight, to write a last checkpoint.
+// Run copies the disk. The report is never nil. After an error there is no new file at
+// the path of the target: a copy that can be resumed is in the .partial file next to it.
+// When ctx ends, Run returns its cause, after at most ten seconds in which reads finish
+// and a last checkpoint is written.
 func Run(ctx context.Context, spec Spec) (*report.Report, error) {
 	j := newJob(spec)
 	err := j.end(j.copy(ctx))
@@ -108,23 +110,22 @@ func Run(ctx context.Context, spec Spec) (*report.Report, error) {
 	return j.report, err
 }
 
-// Planned is what a copy would do.
+// Planned says what Run would do.
 type Planned struct {
-	Report  *report.Report // with status "skipped", or with the error
-	Target  string         // format and kind, "raw file"; "" after an error
+	Report  *report.Report // with StatusSkipped, or with the error
+	Target  string         // format and kind of the target, such as "raw file"; "" if it was not planned
 	Size    int64          // of the disk, bytes
-	Data    int64          // bytes to read and write, or to share
+	Data    int64          // bytes that are not holes
 	Shared  int64          // bytes of Data that source and target will share on their file system
-	Holes   int64          // bytes that need no reading
+	Holes   int64          // bytes that need not be read
 	Extents int64          // runs of data and holes
-	// Need is how many bytes of data a copy would write from now on, without those
-	// that are shared and those that an earlier run has written.
+	// Need is the number of bytes that a copy would write: Data without Shared, and
+	// without the bytes that an earlier run has written.
 	Need int64
 }
 
-// Plan opens the source, plans the copy and checks the target. It copies and
-// changes nothing. The result is never nil; after an error it holds what was known
-// by then.
+// Plan opens the source, plans the copy and checks the target. It writes nothing. The
+// result is never nil; after an error it holds what was known before the error.
 func Plan(ctx context.Context, spec Spec) (*Planned, error) {
 	j := newJob(spec)
 	j.dry = true
@@ -142,24 +143,24 @@ func Plan(ctx context.Context, spec Spec) (*Planned, error) {
 	return p, err
 }
 
-// job is one copy under way.
+// job is the state of one call of Run or Plan.
 type job struct {
 	Spec
 	report  *report.Report
 	warning sync.Mutex // guards report.Warnings
-	dry     bool       // nothing is written
+	dry     bool       // only plan, write nothing
 
-	source  source.Disk // nil until it is open
-	info    source.Info // of the source; zero if it has none
+	source  source.Disk // nil until the source is open
+	info    source.Info // about the source; zero if its reader has none
 	overlay overlay
 	resumption
 
 	plan   *transfer.Plan // nil until the source is planned
-	shared int64          // bytes that source and target share
-	need   int64          // bytes of data that will be written; 0 until that is known
+	shared int64          // bytes that source and target can share
+	need   int64          // see Planned.Need; 0 until that is known
 	target *sinkopen.Target
 	dst    sink.Disk
-	result transfer.Result // of the copy, as far as it came
+	result transfer.Result // of the engine, complete after success
 }
 
 func newJob(spec Spec) *job {
@@ -180,7 +181,7 @@ func newJob(spec Spec) *job {
 	return j
 }
 
-// copy makes the copy step by step.
+// copy runs the steps of a copy.
 func (j *job) copy(ctx context.Context) error {
 	if err := j.Parse(); err != nil {
 		return err
@@ -213,7 +214,7 @@ func (j *job) copy(ctx context.Context) error {
 	return j.transfer(ctx, life.writing)
 }
 
-// check is copy without the steps that write.
+// check runs the steps of a copy that write nothing.
 func (j *job) check(ctx context.Context) error {
 	if err := j.Parse(); err != nil {
 		return err
@@ -236,7 +237,7 @@ func (j *job) check(ctx context.Context) error {
 	return j.checkTarget(ctx)
 }
 
-// begin finds what an earlier run left, before anything is opened.
+// begin finds the files that an earlier run left, before any disk is opened.
 func (j *job) begin(ctx context.Context) (*life, error) {
 	if j.Size != nil {
 		return nil, usage.Errorf("--size is for a stream on standard input, but %s has a size of its own", j.Source)
@@ -256,7 +257,8 @@ const (
 	checkpointGrace = 5 * time.Second
 )
 
-// life holds the contexts of a copy that ends some time after the caller's context.
+// life holds the contexts for reading the source and for writing the target. They end
+// some time after the context of the caller, if the copy can be resumed.
 type life struct {
 	reading, writing context.Context
 	end              func()
@@ -271,13 +273,13 @@ func newLife(ctx context.Context, resumable bool) *life {
 	return &life{reading, writing, func() { endReading(); endWriting() }}
 }
 
-// transfer copies the data. It keeps the journal meanwhile.
+// transfer copies the data with the engine, and writes checkpoints to the journal.
 func (j *job) transfer(ctx, writing context.Context) error {
 	o := j.options()
 	o.Requests = transfer.Requests(j.Depth, j.source)
 	if c, ok := sink.Ability[sink.Connected](j.dst); ok {
-		// Each read becomes a write soon, so a target with many connections needs as
-		// many reads.
+		// Each read is followed by a write, so that a target with many connections is
+		// only busy if as many reads are in flight.
 		o.Requests = max(o.Requests, j.Depth*c.Connections())
 	}
 	k, err := j.keep(&o)

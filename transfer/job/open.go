@@ -75,6 +75,7 @@ func (j *job) prepareOpeners() {
 		j.BackingOpener = new(sourceopen.Opener)
 	}
 	o := j.Opener
+	o.SingleLink = j.SingleLink
 	o.NBD.Connections, o.NBD.Warn = j.Connections, j.warn
 	o.Retry.OnRetry = retry.LogTo(j.Log, "reading is tried again")
 	if o.VDDK == nil {
