@@ -433,7 +433,7 @@ func TestBatchWhoseBackingChanged(t *testing.T) {
 		t.Errorf("with the same backing: %s", said)
 	}
 	content(t, filepath.Join(dir, "base"), 2, 1<<19)
-	if said := run("--resume"); !strings.Contains(said, "the job runs again: the backing of its target changed since it was done") {
+	if said := run("--resume"); !strings.Contains(said, "the job runs again: the backing of its target has changed since the job was done") {
 		t.Errorf("with another backing: %s", said)
 	}
 }

@@ -64,13 +64,13 @@ func (r *run) wasDone(a *attempt, e *entry) bool {
 func (e *entry) changed(j *Job, r Runner) string {
 	switch size := fileSize(j.Target); {
 	case e.Fingerprint != j.Fingerprint():
-		return "its fields changed since it was done"
+		return "its fields have changed since the job was done"
 	case e.Size >= 0 && size < 0:
-		return "its target is gone"
+		return "its target no longer exists"
 	case e.Size >= 0 && size != e.Size:
-		return fmt.Sprintf("its target has %d bytes and had %d when it was done", size, e.Size)
+		return fmt.Sprintf("its target has %d bytes, but had %d when the job was done", size, e.Size)
 	case e.Backing != "" && r.Backing() != e.Backing:
-		return "the backing of its target changed since it was done"
+		return "the backing of its target has changed since the job was done"
 	}
 	return ""
 }

@@ -30,7 +30,7 @@ func TestResumeLooksAtTargets(t *testing.T) {
 	if got := strings.Join(f.copied, ""); got != "abc" {
 		t.Errorf("begun: %v", f.copied)
 	}
-	for _, want := range []string{"its target is gone\" job=a", "its target has 100 bytes and had 1 when it was done\" job=b", "its fields changed since it was done\" job=c"} {
+	for _, want := range []string{"its target no longer exists\" job=a", "its target has 100 bytes, but had 1 when the job was done\" job=b", "its fields have changed since the job was done\" job=c"} {
 		if !strings.Contains(f.log.String(), want) {
 			t.Errorf("the log lacks %q:\n%s", want, f.log)
 		}
@@ -53,7 +53,7 @@ func TestBackingThatChanged(t *testing.T) {
 	}
 	backings["a"] = "base at night"
 	f.mustRun(true, 0, batch.Counts{Done: 2})
-	if got := strings.Join(f.copied, ""); got != "a" || !strings.Contains(f.log.String(), "the backing of its target changed since it was done") {
+	if got := strings.Join(f.copied, ""); got != "a" || !strings.Contains(f.log.String(), "the backing of its target has changed since the job was done") {
 		t.Errorf("with another backing: begun %q\n%s", got, f.log)
 	}
 	f.leave(killed)
@@ -199,7 +199,7 @@ func TestChangesOfAKilledRun(t *testing.T) {
 		t.Errorf("left: %v, %v", left, err)
 	}
 	f.leave(`{"name":"a","phase":"eh"}`)
-	if _, err := batch.OpenStore(filepath.Join(f.dir, "state.json")); err == nil || !strings.Contains(err.Error(), `state.json.changes: phase "eh": want running`) {
+	if _, err := batch.OpenStore(filepath.Join(f.dir, "state.json")); err == nil || !strings.Contains(err.Error(), `state.json.changes: the entry has the phase "eh": want running`) {
 		t.Errorf("error %v", err)
 	}
 }
@@ -252,10 +252,10 @@ func TestBadState(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                                      "unexpected end of JSON input; want the state file of an earlier run",
 		`{"version":2,"jobs":[]}`:               "version 2, want 1",
-		`{"version":1,"jobs":[{"phase":"eh"}]}`: `job 0: phase "eh": want running`,
+		`{"version":1,"jobs":[{"phase":"eh"}]}`: `job 0: the entry has the phase "eh": want running`,
 		`{"version":1,"jobs":[7]}`:              "job 0: json: cannot unmarshal number",
-		`{"version":1,"jobs":[{"name":"a","phase":"done"}]}`:               "job 0: phase done without a report",
-		`{"version":1,"jobs":[{"name":"a","phase":"copied","report":{}}]}`: "job 0: phase copied without a report",
+		`{"version":1,"jobs":[{"name":"a","phase":"done"}]}`:               "job 0: the entry has the phase done but no report",
+		`{"version":1,"jobs":[{"name":"a","phase":"copied","report":{}}]}`: "job 0: the entry has the phase copied but no report",
 	} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

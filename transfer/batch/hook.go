@@ -38,7 +38,7 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 		}
 		defer os.Remove(reportFile)
 	}
-	limited, cancel := context.WithTimeoutCause(ctx, job.HookTimeout, fmt.Errorf("it took longer than hook_timeout, %s", job.HookTimeout))
+	limited, cancel := context.WithTimeoutCause(ctx, job.HookTimeout, fmt.Errorf("the command ran longer than hook_timeout, %s", job.HookTimeout))
 	defer cancel()
 	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "VDDKCP_JOB="+job.Name, "VDDKCP_STATUS="+status, "VDDKCP_TARGET="+job.Target, "VDDKCP_REPORT="+reportFile)

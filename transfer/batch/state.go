@@ -217,7 +217,7 @@ func (s *Store) read() error {
 		return fmt.Errorf("state file %s: %w; want the state file of an earlier run; remove it to start over", s.path, err)
 	}
 	if file.Version != 1 {
-		return fmt.Errorf("state file %s: version %d, want 1", s.path, file.Version)
+		return fmt.Errorf("state file %s: the file has version %d, want 1", s.path, file.Version)
 	}
 	for i, text := range file.Jobs {
 		name, err := checkEntry(text)
@@ -268,10 +268,10 @@ func (e *entry) valid() error {
 	case phaseRunning, phaseFailed, phaseInterrupted:
 	case phaseDone, phaseCopied:
 		if e.Report == nil || e.Report.Report == nil {
-			return fmt.Errorf("phase %s without a report", e.Phase)
+			return fmt.Errorf("the entry has the phase %s but no report", e.Phase)
 		}
 	default:
-		return fmt.Errorf("phase %q: want running, copied, done, failed or interrupted", e.Phase)
+		return fmt.Errorf("the entry has the phase %q: want running, copied, done, failed or interrupted", e.Phase)
 	}
 	return nil
 }

@@ -74,7 +74,7 @@ type Spec struct {
 	RequestSize int               // bytes read at once; 0: 1 MiB
 	Depth       int               // concurrent reads on each connection; 0: 4
 	Connections int               // to the server of the source; 0: chosen automatically
-	Timeout     time.Duration     // of a request to an NBD target; 0: none
+	Timeout     time.Duration     // limit for a request to an NBD target; 0: 2 minutes
 	Limit       *transfer.Limiter // limits the bytes read per second; nil: no limit
 	Cache       string            // "keep" or "drop" copied data in the page cache; "": drop it if the copy is large
 

@@ -161,7 +161,7 @@ func (j *Journal) read() (entries []Entry, err error) {
 	if info, err := j.f.Stat(); err != nil {
 		return nil, err
 	} else if info.Size() > 2*slotSize {
-		return nil, fmt.Errorf("it has %d bytes, but a journal of vddkcp has at most %d; remove it, or name another file with --journal", info.Size(), 2*slotSize)
+		return nil, fmt.Errorf("the file has %d bytes, but a journal of vddkcp has at most %d; remove the file, or name another one with --journal", info.Size(), 2*slotSize)
 	}
 	ours, used := false, false
 	for i, slot := range slots {
@@ -180,7 +180,7 @@ func (j *Journal) read() (entries []Entry, err error) {
 	}
 	if used && !ours {
 		head := slots[0].Bytes
-		return nil, fmt.Errorf("it begins with %q and is no journal of vddkcp; remove it, or name another file with --journal", head[:min(len(head), 16)])
+		return nil, fmt.Errorf("the file begins with %q and is no journal of vddkcp; remove the file, or name another one with --journal", head[:min(len(head), 16)])
 	}
 	slices.SortFunc(entries, func(a, b Entry) int { return int(int64(b.sequence - a.sequence)) })
 	return entries, nil
@@ -191,7 +191,7 @@ func (j *Journal) read() (entries []Entry, err error) {
 func parse(slot durable.Slot) (e Entry, err error) {
 	var version *durable.VersionError
 	if errors.As(slot.Err, &version) {
-		return e, fmt.Errorf("%w: it has version %d, want %d", ErrVersion, version.Got, version.Want)
+		return e, fmt.Errorf("%w: the journal has version %d, want %d", ErrVersion, version.Got, version.Want)
 	}
 	if slot.Err != nil {
 		return e, slot.Err
@@ -213,7 +213,7 @@ func (j *Journal) Write(e Entry) error {
 		return fmt.Errorf("journal %s: %w", j.path, err)
 	}
 	if len(payload) > record.Room() {
-		return fmt.Errorf("journal %s: a checkpoint of %d bytes, and a slot takes %d", j.path, len(payload), record.Room())
+		return fmt.Errorf("journal %s: the checkpoint has %d bytes, but a slot holds at most %d", j.path, len(payload), record.Room())
 	}
 	slot := record.Encode(j.last+1, payload)
 	if _, err := j.f.WriteAt(slot, int64(j.next)*slotSize); err != nil {
