@@ -11,16 +11,16 @@ type completionCommand struct {
 	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell: bash, zsh or fish."`
 }
 
-// Run prints the script. It is static, made from the same model that parses
-// the command line: completing starts no process.
+// Run prints the script. The script is generated from the model that parses the
+// command line, and starts no process to complete a word.
 func (c *completionCommand) Run(app *kong.Application) error {
 	return completionScripts.ExecuteTemplate(textOutput, c.Shell, completionModel(app))
 }
 
-// completion is what a script needs to know.
+// completion is the data for a completion script.
 type completion struct {
 	Commands []completedCommand
-	Flags    []completedFlag // of all commands
+	Flags    []completedFlag // flags of all commands
 }
 
 type completedCommand struct{ Name, Help string }
@@ -29,8 +29,8 @@ type completedFlag struct {
 	Name, Help string
 	Short      string
 	Values     []string
-	Value      bool // takes a value
-	File       bool // which is a path
+	Value      bool // the flag takes a value
+	File       bool // the value is a path
 }
 
 func completionModel(app *kong.Application) completion {
@@ -68,7 +68,7 @@ func completeFlag(f *kong.Flag) completedFlag {
 	return flag
 }
 
-// zshQuote keeps what _arguments would take as syntax.
+// zshQuote escapes the characters that have a meaning for _arguments.
 func zshQuote(s string) string {
 	return strings.NewReplacer("[", `\[`, "]", `\]`, ":", `\:`).Replace(s)
 }

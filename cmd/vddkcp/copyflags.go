@@ -17,21 +17,21 @@ import (
 type copyFlags struct {
 	sourceFlags
 
-	Format        string         `help:"Format of DST instead of the one that its name says: raw, qcow2 or vmdk (streamOptimized)." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
-	Force         bool           `help:"Replace an existing file." group:"Target:"`
-	Compress      string         `help:"Compression of the clusters of a qcow2 (none, zlib, zstd; with :LEVEL) or the grains of a VMDK (zlib)." placeholder:"METHOD[:LEVEL]" group:"Target:"`
-	ClusterSize   *bytesize.Size `help:"Cluster size of a qcow2 (64KiB)." placeholder:"SIZE" group:"Target:"`
+	Format        string         `help:"Format of DST: raw, qcow2 or vmdk (streamOptimized). By default the name of DST decides." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
+	Force         bool           `help:"Replace an existing file DST." group:"Target:"`
+	Compress      string         `help:"Compression method and level: none, zlib or zstd for a qcow2 target, zlib for a VMDK target." placeholder:"METHOD[:LEVEL]" group:"Target:"`
+	ClusterSize   *bytesize.Size `help:"Cluster size of a qcow2 target (default 64KiB)." placeholder:"SIZE" group:"Target:"`
 	Backing       string         `help:"Write a qcow2 overlay of this disk: only the data that differs from it. A relative path starts from the folder of DST." placeholder:"FILE" group:"Target:"`
-	BackingFormat string         `help:"Format of the backing file instead of probing it: raw, qcow2 or vmdk." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
+	BackingFormat string         `help:"Format of the backing file: raw, qcow2 or vmdk. By default it is detected from the content." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Preallocation string         `help:"Space for holes: off (none, the file is sparse), falloc (reserved) or full (written as zeros)." enum:"off,falloc,full" default:"off" group:"Target:"`
-	Sparse        *bytesize.Size `help:"Runs of zeros of at least this size become holes (4KiB); 0 keeps them as data." placeholder:"SIZE" group:"Target:"`
+	Sparse        *bytesize.Size `help:"Turn runs of zeros of at least this size into holes (default 4KiB); 0 writes all zeros." placeholder:"SIZE" group:"Target:"`
 	Reflink       string         `help:"Share blocks with SRC instead of copying them, on a file system that supports it: auto, always (fail if it is not possible) or never." enum:"auto,always,never" default:"auto" group:"Target:"`
 	TargetIsZero  bool           `help:"The target already reads as zeros, so that holes need not be written." group:"Target:"`
 	Verify        bool           `help:"Read the target back and compare it, before it gets its final name." group:"Target:"`
 	Size          *bytesize.Size `help:"Size of the disk that is read from standard input." placeholder:"SIZE" group:"Target:"`
 
-	RequestSize bytesize.Size `help:"Number of bytes in each read (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Depth       int           `help:"Number of concurrent reads on each connection (4)." default:"4" placeholder:"N" group:"Speed:"`
+	RequestSize bytesize.Size `help:"Number of bytes in each read (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Depth       int           `help:"Number of concurrent reads on each connection (default 4)." default:"4" placeholder:"N" group:"Speed:"`
 	Connections connections   `help:"Number of connections, or auto: 4 to an NBD server that allows them; up to 4 through VDDK, as long as more of them are faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	RateLimit   rate          `help:"Maximum number of bytes to read per second." placeholder:"BYTES/s" group:"Speed:"`
 	Cache       string        `help:"Keep or drop copied data in the page cache (default: drop if the copy is larger than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`

@@ -76,7 +76,8 @@ func TestExampleKubernetesMistakes(t *testing.T) {
 	}
 }
 
-// What becomes of an index, for each way that vddkcp ends.
+// TestExampleKubernetesFailures checks how Kubernetes treats an index for each exit
+// status of vddkcp.
 func TestExampleKubernetesFailures(t *testing.T) {
 	policy := readKubernetesBatch(t).job.Spec.PodFailurePolicy
 	for _, c := range []struct {

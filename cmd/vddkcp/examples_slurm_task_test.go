@@ -16,9 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// slurmTask runs one of the scripts as Slurm would, with vddkcp and scontrol
-// that note how they were called. Of these vddkcp ends with the first of its
-// signals.
+// slurmTask runs one of the scripts as Slurm does, with fake programs vddkcp and
+// scontrol that record their arguments. The fake vddkcp ends with the first signal.
 type slurmTask struct {
 	t   *testing.T
 	dir string
@@ -202,8 +201,8 @@ func TestExampleSlurmSubmitRefuses(t *testing.T) {
 	}
 }
 
-// What the array is submitted with: without it a requeue loses the log, or is
-// refused.
+// TestExampleSlurmDirectives checks the directives of the array: without them a
+// requeue loses the log or is refused.
 func TestExampleSlurmDirectives(t *testing.T) {
 	f, err := os.Open(filepath.Join(slurmExamples, "shard.sbatch"))
 	if err != nil {

@@ -24,8 +24,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// guestInit is the first program of a small guest: it reads all files of its
-// first disk, writes one, and powers off. What it says is on the serial console.
+// guestInit is the first program of a small guest. It reads all files of its first
+// disk, writes one, and powers off. Its output is on the serial console.
 const guestInit = `#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin
@@ -249,8 +249,8 @@ func soon(t *testing.T, wrong string, holds func() bool) {
 	}
 }
 
-// What a guest has written is in the file of --cow, over a disk that is as it was,
-// and is a whole file system there.
+// TestGuestWritesToCowFile checks that the writes of a guest are in the file of
+// --cow as a whole file system, and that the disk is unchanged.
 func TestGuestWritesToCowFile(t *testing.T) {
 	t.Parallel()
 	g := newGuest(t)

@@ -19,37 +19,37 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// exportCommand serves disks over NBD, by docs/cli.md.
+// exportCommand serves disks over NBD, see docs/cli.md.
 type exportCommand struct {
-	Src string `arg:"" name:"SRC" optional:"" help:"The disk to serve, of every kind that copy reads but standard input. --export names others."`
+	Src string `arg:"" name:"SRC" optional:"" help:"The disk to serve, at any address that the command copy accepts, except standard input. Use --export for more disks."`
 
 	sourceFlags
 
-	Listen      []string      `help:"Where to listen: tcp://HOST:PORT, unix:PATH, unix:- for a private socket, or systemd (repeatable; tcp://127.0.0.1:10809)." placeholder:"ADDR" sep:"none" group:"Export:"`
-	Name        string        `help:"Export name of SRC; without one every name is SRC's." placeholder:"NAME" group:"Export:"`
-	Description string        `help:"What clients are told about SRC." placeholder:"TEXT" group:"Export:"`
-	Export      []namedSource `help:"One more disk, by its export name (repeatable)." placeholder:"NAME=SRC" sep:"none" group:"Export:"`
-	Pattern     string        `name:"export-pattern" help:"Let clients name disks that VDDK opens, by their paths, as far as this wildcard matches; as the word export=PATTERN." placeholder:"PATTERN" group:"Export:"`
-	Command     string        `name:"run" help:"Run CMD in a shell with $$uri, $$port, $$unixsocket, $$nbd and $$exportname, and end with it and its status." placeholder:"CMD" group:"Export:"`
-	RW          bool          `name:"rw" help:"Let clients write: to raw files, block devices, NBD servers and through VDDK." group:"Export:"`
-	Cow         cowFlag       `help:"Let clients write over disks that are only read: what they write goes to a temporary file, or to =FILE, which is continued." placeholder:"FILE" group:"Export:"`
-	CowOnRead   bool          `help:"Keep there what is read once, too." group:"Export:"`
+	Listen      []string      `help:"Address to listen on: tcp://HOST:PORT, unix:PATH, unix:- for a private socket, or systemd for sockets from systemd (repeatable; default tcp://127.0.0.1:10809)." placeholder:"ADDR" sep:"none" group:"Export:"`
+	Name        string        `help:"Export name of SRC. By default SRC answers to every name." placeholder:"NAME" group:"Export:"`
+	Description string        `help:"Description of SRC for clients." placeholder:"TEXT" group:"Export:"`
+	Export      []namedSource `help:"Another disk to serve, with its export name (repeatable)." placeholder:"NAME=SRC" sep:"none" group:"Export:"`
+	Pattern     string        `name:"export-pattern" help:"Let clients choose disks for VDDK by their paths, if the paths match this wildcard; the same as the word export=PATTERN." placeholder:"PATTERN" group:"Export:"`
+	Command     string        `name:"run" help:"Run CMD in a shell with the variables $$uri, $$port, $$unixsocket, $$nbd and $$exportname, stop when CMD ends, and return its exit status." placeholder:"CMD" group:"Export:"`
+	RW          bool          `name:"rw" help:"Let clients write to the disks: raw files, block devices, NBD exports and disks that VDDK opens." group:"Export:"`
+	Cow         cowFlag       `help:"Let clients write without changing the disks: writes go to a temporary file or, with =FILE, to a file that later runs continue." placeholder:"FILE" group:"Export:"`
+	CowOnRead   bool          `help:"With --cow: also cache the blocks that were read from SRC." group:"Export:"`
 
-	TLS             string `name:"tls" help:"Whether connections are encrypted: off, on (as the client likes) or require." enum:",off,on,require" default:"" placeholder:"MODE" group:"Export:"`
-	TLSCertificates string `name:"tls-certificates" help:"Folder with server-cert.pem, server-key.pem and ca-cert.pem." placeholder:"DIR" type:"path" group:"Export:"`
-	TLSVerifyPeer   bool   `name:"tls-verify-peer" help:"Serve only clients with a certificate that ca-cert.pem has signed." group:"Export:"`
+	TLS             string `name:"tls" help:"Encryption of connections with TLS: off, on (clients may use it) or require." enum:",off,on,require" default:"" placeholder:"MODE" group:"Export:"`
+	TLSCertificates string `name:"tls-certificates" help:"Folder with the files server-cert.pem, server-key.pem and ca-cert.pem." placeholder:"DIR" type:"path" group:"Export:"`
+	TLSVerifyPeer   bool   `name:"tls-verify-peer" help:"Refuse clients without a certificate that is signed by an authority in ca-cert.pem." group:"Export:"`
 
-	RequestSize    bytesize.Size `help:"Most bytes of one call to VDDK (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Depth          int           `help:"Calls in flight on each handle of VDDK (4)." default:"4" placeholder:"N" group:"Speed:"`
-	Connections    connections   `help:"Connections to an NBD server or handles of a disk at once: a number, or auto." default:"auto" placeholder:"N|auto" group:"Speed:"`
-	MaxConnections int           `help:"Most clients at once (4096)." default:"4096" placeholder:"N" group:"Export:"`
-	ExitWithParent bool          `help:"End when the process that started this one ends." group:"Export:"`
-	ExitLast       bool          `help:"End when the last client has left." group:"Export:"`
-	PidFile        string        `help:"Write the process id here once clients can connect; removed at the end." placeholder:"FILE" type:"path" group:"Export:"`
-	Stats          string        `help:"Write what clients did here at the end, as JSON." placeholder:"FILE" type:"path" group:"Export:"`
+	RequestSize    bytesize.Size `help:"Maximum number of bytes of one call to VDDK (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Depth          int           `help:"Number of concurrent calls on each handle of VDDK (default 4)." default:"4" placeholder:"N" group:"Speed:"`
+	Connections    connections   `help:"Number of connections to an NBD server, or of VDDK handles for a disk: a number, or auto." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	MaxConnections int           `help:"Maximum number of clients at the same time (default 4096)." default:"4096" placeholder:"N" group:"Export:"`
+	ExitWithParent bool          `help:"Stop when the parent process ends." group:"Export:"`
+	ExitLast       bool          `help:"Stop when the last client disconnects." group:"Export:"`
+	PidFile        string        `help:"Write the process ID to FILE once clients can connect, and remove FILE at the end." placeholder:"FILE" type:"path" group:"Export:"`
+	Stats          string        `help:"Write statistics of the clients' requests to FILE at the end, as JSON." placeholder:"FILE" type:"path" group:"Export:"`
 }
 
-// namedSource is --export NAME=SRC.
+// namedSource is the value NAME=SRC of --export.
 type namedSource struct{ name, src string }
 
 func (s *namedSource) UnmarshalText(text []byte) error {
@@ -61,13 +61,13 @@ func (s *namedSource) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// cowFlag is --cow, whose value is only what follows after =.
+// cowFlag is the value of --cow, which can only follow after =.
 type cowFlag struct {
 	on   bool
-	file string // "" a temporary one
+	file string // "" means a temporary file
 }
 
-// IsBool makes kong take the flag without a value.
+// IsBool tells kong that the flag may have no value.
 func (*cowFlag) IsBool() bool { return true }
 
 // Decode implements kong.MapperValue.
@@ -77,32 +77,32 @@ func (f *cowFlag) Decode(ctx *kong.DecodeContext) error {
 		return nil
 	}
 	if f.file = fmt.Sprint(ctx.Scan.Pop().Value); f.file == "" {
-		return errors.New("want the name of a file after =")
+		return errors.New("want the path of a file after =")
 	}
 	return nil
 }
 
-// Validate is kong's hook for what no single flag can check.
+// Validate is called by kong after parsing. It checks combinations of flags.
 func (c *exportCommand) Validate() error {
 	switch {
 	case c.Src == "" && len(c.Export) == 0 && c.Pattern == "":
 		return errors.New("no disk to serve: want SRC, --export NAME=SRC or export=PATTERN")
 	case c.Src == "" && c.Name != "":
-		return errors.New("--name is the name of SRC, and there is none: want --export NAME=SRC")
+		return errors.New("--name needs SRC: to name another disk, use --export NAME=SRC")
 	case c.Src == "" && c.Description != "":
-		return errors.New("--description is of SRC, and there is none")
+		return errors.New("--description needs SRC")
 	case c.RW && c.Cow.on:
-		return errors.New("--rw writes to the disk and --cow beside it: want one of the two")
+		return errors.New("--rw and --cow exclude each other: --rw writes to the disk, and --cow to another file")
 	case c.CowOnRead && !c.Cow.on:
-		return errors.New("--cow-on-read keeps what is read in the file of --cow: want that with it")
+		return errors.New("--cow-on-read needs --cow")
 	case c.Cow.file != "" && (len(c.sources()) != 1 || c.Pattern != ""):
-		return fmt.Errorf("--cow=%s: a file is of one disk, and several are served: want --cow", c.Cow.file)
+		return fmt.Errorf("--cow=%s: a file holds the changes of a single disk, but several are served: want --cow without a file", c.Cow.file)
 	case c.MaxConnections < 1:
 		return fmt.Errorf("--max-connections: %d: want 1 or more", c.MaxConnections)
 	case c.TLS == "off" && (c.TLSCertificates != "" || c.TLSVerifyPeer):
-		return errors.New("--tls off has no use for --tls-certificates or --tls-verify-peer")
+		return errors.New("--tls off cannot be used with --tls-certificates or --tls-verify-peer")
 	case c.TLS == "" && c.TLSCertificates == "" && c.TLSVerifyPeer:
-		return errors.New("--tls-verify-peer: want --tls require with it")
+		return errors.New("--tls-verify-peer needs --tls require")
 	}
 	if err := export.CheckListen(c.Listen); err != nil {
 		return err
@@ -110,7 +110,7 @@ func (c *exportCommand) Validate() error {
 	names := map[string]bool{}
 	for _, s := range c.sources() {
 		if names[s.name] {
-			return fmt.Errorf("two exports are called %q", s.name)
+			return fmt.Errorf("two exports have the name %q", s.name)
 		}
 		names[s.name] = true
 		if err := validText(s.name); err != nil {
@@ -126,18 +126,18 @@ func (c *exportCommand) Validate() error {
 	return nil
 }
 
-// validText says whether NBD can carry a text.
+// validText returns an error if a text cannot be sent over NBD.
 func validText(s string) error {
 	switch {
 	case len(s) > nbd.MaxString:
-		return fmt.Errorf("%d bytes: want at most %d", len(s), nbd.MaxString)
+		return fmt.Errorf("text of %d bytes: want at most %d bytes", len(s), nbd.MaxString)
 	case !utf8.ValidString(s):
 		return fmt.Errorf("%q: want UTF-8", s)
 	}
 	return nil
 }
 
-// sources are SRC and those of --export.
+// sources returns SRC and the disks of --export.
 func (c *exportCommand) sources() []namedSource {
 	var all []namedSource
 	if c.Src != "" {
@@ -147,7 +147,7 @@ func (c *exportCommand) sources() []namedSource {
 }
 
 // addresses parses the addresses of the sources. Only SRC, which comes first, is
-// opened before the server starts, whatever that takes.
+// opened before the server starts even if that takes a login.
 func (c *exportCommand) addresses() ([]export.Source, error) {
 	var all []export.Source
 	for _, s := range c.sources() {
@@ -163,8 +163,9 @@ func (c *exportCommand) addresses() ([]export.Source, error) {
 	return all, nil
 }
 
-// exportRefusals is how many refused logins a server makes for its clients, which
-// come and go while an operator may mend the account. ESXi locks it after five.
+// exportRefusals is the number of refused logins after which a server stops trying,
+// since clients come and go while an administrator may correct the account. ESXi
+// locks an account after five.
 const exportRefusals = 3
 
 func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
@@ -189,7 +190,7 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	}
 	var ended *export.CommandStatus
 	if errors.As(err, &ended) {
-		if err.Error() != ended.Error() { // CMD has said what is its own
+		if err.Error() != ended.Error() { // CMD has reported its own errors
 			fail(errorOutput, false, fmt.Errorf("export: %w", err))
 		}
 		return &reportedError{ended}
@@ -197,7 +198,7 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	return fmt.Errorf("export: %w", err)
 }
 
-// outputs are the files that the command writes.
+// outputs returns the files that the command writes.
 func (c *exportCommand) outputs(sources []export.Source, logs *logFlags) *outputs {
 	o := new(outputs)
 	o.add("--stats", c.Stats)
@@ -215,7 +216,7 @@ func (c *exportCommand) outputs(sources []export.Source, logs *logFlags) *output
 	return o
 }
 
-// options are what the command line says, for package export.
+// options returns the options of package export for the flags.
 func (c *exportCommand) options(sources []export.Source, outputs *outputs, log *slog.Logger) export.Options {
 	opener := c.opener()
 	opener.Writable = c.RW
@@ -224,7 +225,7 @@ func (c *exportCommand) options(sources []export.Source, outputs *outputs, log *
 	v.Registry = vddk.NewRegistry(exportRefusals)
 	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = int(c.Connections), int(c.RequestSize), c.Depth, log, warn
 	opener.NBD.Connections, opener.NBD.Warn = int(c.Connections), warn
-	opener.Retry.Mutable = true // clients want what the source holds now
+	opener.Retry.Mutable = true // clients need the current content of the source
 	opener.Retry.OnRetry = func(err error, wait time.Duration) {
 		log.Warn("trying again", "in", wait.Round(time.Millisecond), "error", err)
 	}

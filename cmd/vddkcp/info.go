@@ -18,12 +18,12 @@ import (
 )
 
 type infoCommand struct {
-	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a qcow2, a raw file, a block device, an appliance (x.ova) or a disk of it (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk) or vddk:PATH."`
+	Src  string `arg:"" name:"SRC" help:"The disk: the path of a VMDK, qcow2 or raw file or of a block device, an appliance (x.ova) or a disk of it (x.ova#1), an NBD URI, a disk on a VMware host ([DATASTORE] DIR/DISK.vmdk), or vddk:PATH."`
 	JSON bool   `name:"json" help:"Print JSON."`
 	sourceFlags
 }
 
-// imageInfo is what info tells of a disk, and its JSON, by docs/cli.md.
+// imageInfo is the output of info, and its JSON, see docs/cli.md.
 type imageInfo struct {
 	Source      string        `json:"source"`
 	Format      string        `json:"format"`
@@ -35,7 +35,7 @@ type imageInfo struct {
 	ClusterSize int64         `json:"cluster_size"`
 	Backing     *string       `json:"backing"`
 	Identity    *diskIdentity `json:"identity"`
-	VDDK        *vddkFacts    `json:"vddk,omitempty"` // of a disk that VDDK opened
+	VDDK        *vddkFacts    `json:"vddk,omitempty"` // only for a disk that VDDK opened
 
 	CID          string        `json:"cid,omitempty"`
 	AdapterType  string        `json:"adapter_type,omitempty"`
@@ -46,14 +46,14 @@ type imageInfo struct {
 	Chain        []string      `json:"chain,omitempty"`
 	Extents      []imageExtent `json:"extents,omitempty"`
 
-	Disks []applianceDisk `json:"disks,omitempty"` // of an appliance
+	Disks []applianceDisk `json:"disks,omitempty"` // only for an appliance
 }
 
-// vddkFacts tell by which library, and on which way, a disk was read.
+// vddkFacts describe the library and the connection through which a disk was read.
 type vddkFacts struct {
-	Library   string `json:"library"` // its path
+	Library   string `json:"library"` // path of the library
 	Version   string `json:"version"`
-	Transport string `json:"transport"` // that the library chose
+	Transport string `json:"transport"` // the transport mode that the library chose
 	Server    string `json:"server,omitempty"`
 	VM        string `json:"vm,omitempty"`
 	Snapshot  string `json:"snapshot,omitempty"`
@@ -86,7 +86,7 @@ type applianceDisk struct {
 	Format   string `json:"format,omitempty"`
 	Capacity int64  `json:"capacity"`
 	Size     int64  `json:"size"`
-	Error    string `json:"error,omitempty"` // why it can't be read
+	Error    string `json:"error,omitempty"` // why the disk cannot be read
 }
 
 func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
@@ -124,7 +124,8 @@ func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
 	return nil
 }
 
-// describeAppliance tells of an appliance as a whole: the sizes are sums.
+// describeAppliance describes an appliance as a whole. Its sizes are the sums over
+// all disks.
 func describeAppliance(address string, disks []sourceopen.DiskEntry) *imageInfo {
 	i := &imageInfo{Source: address, Format: strings.ToLower(filepath.Ext(address)[1:])}
 	for _, d := range disks {
@@ -144,7 +145,7 @@ func (i *imageInfo) addDisks(disks []sourceopen.DiskEntry) {
 	}
 }
 
-// describeImage asks the disk at address for all that it can tell.
+// describeImage collects everything that is known of the disk at address.
 func describeImage(ctx context.Context, address string, d source.Disk) (*imageInfo, error) {
 	i := &imageInfo{Source: address, VirtualSize: d.Size()}
 	if identified, ok := source.Ability[source.Identified](d); ok {
@@ -179,7 +180,8 @@ func describeImage(ctx context.Context, address string, d source.Disk) (*imageIn
 		i.Geometry = &diskGeometry{g[0], g[1], g[2]}
 	}
 	if i.VDDK != nil {
-		// The library tells only on demand, and what it can't tell is allocated.
+		// VDDK reports the allocation only on request. Ranges that it cannot report
+		// count as allocated.
 		for e, err := range d.Extents(ctx, 0, d.Size()) {
 			if err != nil {
 				return nil, err
@@ -209,7 +211,7 @@ func (i *imageInfo) printJSON(w io.Writer) error {
 	return e.Encode(i)
 }
 
-// printText prints what there is, a line each, for people.
+// printText prints each fact on a line, for people.
 func (i *imageInfo) printText(out io.Writer) error {
 	w := bufio.NewWriter(out)
 	line := func(key, value string) {
@@ -295,7 +297,7 @@ func (e *imageExtent) String() string {
 	return s.String()
 }
 
-// bothSizes prints n bytes for people and as they are.
+// bothSizes returns n bytes in a unit for people, followed by the exact number.
 func bothSizes(n int64) string {
 	if n < 1<<10 {
 		return fmt.Sprintf("%d bytes", n)

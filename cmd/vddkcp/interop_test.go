@@ -66,7 +66,8 @@ func TestBlockDevices(t *testing.T) {
 	peer.Run(t, "qemu-img", "convert", "-O", "vmdk", in("disk.raw"), in("disk.vmdk"))
 	const size = 60 << 20
 
-	// Of the disk's size: nothing of what was there before shows through.
+	// The device has exactly the size of the disk, and none of its old content may
+	// remain.
 	device, backing := loop(t, size, 0xAA)
 	copies(t, in("disk.vmdk"), device)
 	peer.Run(t, "cmp", in("disk.raw"), backing)
@@ -204,7 +205,7 @@ func TestSignals(t *testing.T) {
 		if _, err := os.Lstat(out); err == nil {
 			t.Errorf("%s: %s is there", signal, out)
 		}
-		// What was done is not done again.
+		// The resumed run must not repeat work that was done.
 		if r := vddkcp(t, "--resume", "--verify", "--report", report, disk, out); r.exit != 0 {
 			t.Errorf("%s: --resume: exit status %d, want 0\n%s", signal, r.exit, r.stderr)
 		}

@@ -65,8 +65,9 @@ func pod(job *kubeJob, index int) *kubePodSpec {
 
 var reference = regexp.MustCompile(`\$\$|\$\([^)]*\)`)
 
-// expand replaces $(NAME) by variables of a container as the kubelet does:
-// kubernetes.io/docs/reference, Container, "command". What no variable has stays.
+// expand replaces $(NAME) by the variables of a container as the kubelet does:
+// kubernetes.io/docs/reference, Container, "command". Unknown names are left
+// unchanged.
 func expand(word string, env []kubeEnvVar) string {
 	return reference.ReplaceAllStringFunc(word, func(ref string) string {
 		if ref == "$$" {
@@ -110,7 +111,7 @@ func (k *kubelet) run(spec *kubePodSpec, meanwhile func(*os.Process)) result {
 	return k.container(spec, &spec.Containers[0], volumes, meanwhile)
 }
 
-// volume is the folder of a volume. What fsGroup does to it is in
+// volume returns the folder of a volume. It applies fsGroup as described in
 // kubernetes.io/docs/tasks/configure-pod-container/security-context.
 func (k *kubelet) volume(v *kubeVolume, security *kubePodSecurityContext) string {
 	k.t.Helper()

@@ -12,17 +12,17 @@ import (
 	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
-// logFlags are the flags of every command about what it tells on the way.
+// logFlags are the flags for the log, which every command has.
 type logFlags struct {
-	LogLevel  string `help:"Least level to log: debug, info, warn or error." enum:"debug,info,warn,error" default:"info"`
+	LogLevel  string `help:"Lowest level of messages to log: debug, info, warn or error." enum:"debug,info,warn,error" default:"info"`
 	LogFormat string `help:"Format of the log: text or json." enum:"text,json" default:"text"`
-	LogFile   string `help:"Append the log to this file instead of standard error." placeholder:"FILE" type:"path"`
-	Verbose   bool   `help:"Log everything: short for --log-level debug." short:"v"`
+	LogFile   string `help:"Append the log to FILE instead of writing it to standard error." placeholder:"FILE" type:"path"`
+	Verbose   bool   `help:"Log all messages; the same as --log-level debug." short:"v"`
 }
 
-// open returns the logger that the flags ask for, and what closes its file.
-// Without a file it writes to stderr, and as JSON where that is asked for or
-// stderr must hold nothing else.
+// open returns the logger that the flags ask for, and a function that closes its
+// file. Without a file, the logger writes to stderr: as JSON if that is asked for
+// or if onlyJSON is true, which means that stderr must contain nothing else.
 func (f *logFlags) open(stderr io.Writer, onlyJSON bool) (*slog.Logger, func() error, error) {
 	level := slog.LevelDebug
 	if !f.Verbose {
@@ -32,7 +32,7 @@ func (f *logFlags) open(stderr io.Writer, onlyJSON bool) (*slog.Logger, func() e
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if f.LogFile != "" {
-		file, err := os.OpenFile(f.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o666) // a FIFO waits for its reader
+		file, err := os.OpenFile(f.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o666) // opening a FIFO waits for a reader
 		if err != nil {
 			return nil, nil, fmt.Errorf("log file: %w", err)
 		}
@@ -48,7 +48,7 @@ func (f *logFlags) open(stderr io.Writer, onlyJSON bool) (*slog.Logger, func() e
 	return slog.New(&plainHandler{out: stderr, level: level, mu: new(sync.Mutex)}), none, nil
 }
 
-// plainHandler logs for people at a terminal: "vddkcp: warning: text key=value".
+// plainHandler writes messages for people: "vddkcp: warning: text key=value".
 type plainHandler struct {
 	out   io.Writer
 	level slog.Level
@@ -88,5 +88,5 @@ func (h *plainHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &with
 }
 
-// WithGroup leaves groups out: nothing here uses them.
+// WithGroup ignores groups, since no message has one.
 func (h *plainHandler) WithGroup(string) slog.Handler { return h }

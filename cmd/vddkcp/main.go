@@ -1,4 +1,7 @@
-// Command vddkcp copies virtual disks. docs/cli.md is its contract.
+// Command vddkcp copies virtual disks. Its command line, output and exit statuses
+// are described in docs/cli.md, which is a promise to users. This package turns
+// flags into the options of other packages, and errors into messages and exit
+// statuses.
 package main
 
 import (
@@ -22,18 +25,18 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// version is stamped by the linker.
+// version is set by the linker.
 var version = "devel"
 
 type cli struct {
-	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk (the default command)."`
-	Export     exportCommand     `cmd:"" help:"Serve disks over NBD, until stopped."`
-	RunJobs    batchCommand      `cmd:"" name:"run" help:"Run a batch of copies, by a job file."`
-	Info       infoCommand       `cmd:"" help:"Print the format, size, allocation, chain and identity of a disk."`
+	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk. This is the default command."`
+	Export     exportCommand     `cmd:"" help:"Serve disks over NBD until a signal stops it."`
+	RunJobs    batchCommand      `cmd:"" name:"run" help:"Run the copies that a job file lists."`
+	Info       infoCommand       `cmd:"" help:"Print the format, size, allocation, backing chain and identity of a disk."`
 	Map        mapCommand        `cmd:"" help:"Print the extents of a disk, as qemu-img map does."`
-	Verify     verifyCommand     `cmd:"" help:"Compare two disks, or one with a digest."`
-	VDDK       vddkCommand       `cmd:"" name:"vddk" help:"Print which VDDK library would be used, and what it offers."`
-	Thumbprint thumbprintCommand `cmd:"" help:"Print the thumbprints of a server's certificate, and whether it verifies."`
+	Verify     verifyCommand     `cmd:"" help:"Compare two disks, or one disk with a digest."`
+	VDDK       vddkCommand       `cmd:"" name:"vddk" help:"Print which VDDK library would be used, and which functions it has."`
+	Thumbprint thumbprintCommand `cmd:"" help:"Print the thumbprints of a server's certificate, and whether it is trusted."`
 	Completion completionCommand `cmd:"" help:"Print a completion script for a shell."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 
@@ -52,10 +55,11 @@ func newParser(c *cli, stdout, stderr io.Writer, exit func(int), options ...kong
 
 func main() { os.Exit(run(os.Args[1:])) }
 
-// run is the whole program. It returns the exit status.
+// run executes the command line and returns the exit status of the program.
 func run(args []string) int {
-	// A reader of ours that went away is an error with a message, not a
-	// silent end: asking for the signal makes the write fail instead.
+	// If the reader of a pipe has gone, the write must fail with an error message
+	// instead of ending the program silently. Go returns EPIPE from writes to
+	// standard output once the program asks for SIGPIPE.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	secrets := takeSecrets()
 
@@ -63,7 +67,7 @@ func run(args []string) int {
 	exited, status := false, 0
 	parser, err := newParser(&c, textOutput, errorOutput, func(code int) { exited, status = true, code }, kong.Bind(secrets))
 	if err != nil {
-		panic(err) // the flags are declared wrongly: every test sees it
+		panic(err) // the declaration of a flag is invalid, which every test detects
 	}
 	if err := refuseReserved(args); err != nil {
 		return fail(errorOutput, false, err)
@@ -99,34 +103,34 @@ func run(args []string) int {
 	return 0
 }
 
-// refuseReserved keeps the names of commands to come from being taken for a
-// SRC: a script for a later version must not copy a file of that name.
+// refuseReserved returns an error for the names of planned commands, so that a
+// script for a later version does not copy a file of that name.
 func refuseReserved(args []string) error {
 	reserved := []string{
 		"ls", "vm", "warm", "check", "cleanup", "vddk-worker",
 	}
 	if len(args) > 0 && slices.Contains(reserved, args[0]) {
 		return &usageError{
-			err:  fmt.Errorf("command %q is not in this version", args[0]),
+			err:  fmt.Errorf("this version of vddkcp has no command %q", args[0]),
 			hint: fmt.Sprintf("for a file of that name write ./%s", args[0]),
 		}
 	}
 	return nil
 }
 
-// otherNames are commands of other programs, and the command that does the same.
+// otherNames maps commands of other programs to the commands that do the same here.
 var otherNames = map[string]string{
 	"batch": "run", "cmp": "verify", "clone": "copy", "compare": "verify", "convert": "copy", "cp": "copy", "diff": "verify", "serve": "export",
 }
 
-// refuseMisspelt keeps a command that is misspelt from being taken for the SRC of
-// a copy, unless there is a file of that name.
+// refuseMisspelt returns an error for a misspelt command, which would otherwise be
+// taken for SRC, unless there is a file of that name.
 func refuseMisspelt(app *kong.Application, args []string) error {
 	word := ""
 	if line := splitLine(app, args); line != nil && !line.chosen && len(line.operands) > 0 {
 		word = line.operands[0]
 	} else if line == nil && len(args) > 0 {
-		word = args[0] // a flag of the command that is meant is unknown to copy
+		word = args[0] // the line has a flag that copy does not have
 	}
 	if word == "" || strings.Trim(strings.ToLower(word), "abcdefghijklmnopqrstuvwxyz-") != "" || word[0] == '-' || commandNamed(app, word) != nil {
 		return nil
@@ -146,12 +150,12 @@ func refuseMisspelt(app *kong.Application, args []string) error {
 		return nil
 	}
 	return &usageError{
-		err:  fmt.Errorf("no command and no file is called %s; did you mean %s?", word, name),
+		err:  fmt.Errorf("there is no command and no file called %s; did you mean %s?", word, name),
 		hint: fmt.Sprintf("for a file of that name write ./%s", word),
 	}
 }
 
-// usageError is a mistake of the caller's, with exit status 2.
+// usageError is a mistake of the user, with exit status 2.
 type usageError struct {
 	err  error
 	hint string
@@ -164,7 +168,7 @@ func (e *usageError) Hint() string  { return e.hint }
 // ExitStatus implements the interface of package report.
 func (*usageError) ExitStatus() int { return exit.Usage }
 
-// hintedError is an error and what the user can do about it.
+// hintedError is an error together with a hint.
 type hintedError struct {
 	error
 	hint string
@@ -173,15 +177,15 @@ type hintedError struct {
 func (e *hintedError) Unwrap() error { return e.error }
 func (e *hintedError) Hint() string  { return e.hint }
 
-// reportedError was shown already.
+// reportedError is an error that was already shown to the user.
 type reportedError struct{ error }
 
 func (e *reportedError) Unwrap() error { return e.error }
 
-// signalError is the cause of a context that a signal ended.
+// signalError is the cause of a context that ended because of a signal.
 type signalError struct{ signal syscall.Signal }
 
-// Signal returns the signal, for what has to pass it on.
+// Signal returns the signal, for callers that pass it on to another process.
 func (e *signalError) Signal() syscall.Signal { return e.signal }
 
 func (e *signalError) Error() string { return fmt.Sprintf("stopped by %s", signalName(e.signal)) }
@@ -199,16 +203,16 @@ func signalName(s syscall.Signal) string {
 	return "SIGTERM"
 }
 
-// echo is how long a signal may come again: timeout(1), and others, send theirs to the
-// process and then to its group, which is it again.
+// echo is the time within which the same signal counts only once: timeout(1) and
+// other programs send theirs to the process and then to its process group.
 const echo = 250 * time.Millisecond
 
-// withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends,
-// with a *signalError as its cause. A second SIGINT or SIGTERM ends the process
-// at once, after last; what comes within echo of the first and is the same is no
-// second one. A second SIGHUP is nothing: a terminal that goes away sends
-// several, and systemd sends one after its SIGTERM. A SIGHUP that is ignored
-// when the program starts, as by nohup(1), stays so.
+// withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends, with
+// a *signalError as its cause. A second SIGINT or SIGTERM calls last and ends the
+// process at once, unless it is the same signal within the time echo. A second
+// SIGHUP has no effect: a terminal that closes sends several, and systemd sends one
+// after its SIGTERM. If SIGHUP is ignored when the program starts, as under
+// nohup(1), it stays ignored.
 func withSignals(parent context.Context, last func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
@@ -240,10 +244,11 @@ func withSignals(parent context.Context, last func()) (ctx context.Context, stop
 	}
 }
 
-// fail shows err on w, for people or as JSON, and returns its exit status.
+// fail writes err to w, as text or as JSON, and returns its exit status.
 func fail(w io.Writer, asJSON bool, err error) int { return failJob(w, asJSON, "", err) }
 
-// failJob is fail for a job of a batch, or, with "", all else.
+// failJob is fail for an error of the named job of a batch. An empty name means
+// that there is no job.
 func failJob(w io.Writer, asJSON bool, job string, err error) int {
 	status, advice := report.Of(err).Exit, report.Of(err).Hint
 	if asJSON {

@@ -15,7 +15,7 @@ import (
 )
 
 type mapCommand struct {
-	Src  string `arg:"" name:"SRC" help:"The disk: a VMDK, a qcow2, a raw file or a block device."`
+	Src  string `arg:"" name:"SRC" help:"The disk, at any address that the command info accepts."`
 	JSON bool   `name:"json" help:"Print JSON, as qemu-img map --output=json does."`
 	sourceFlags
 }
@@ -47,8 +47,9 @@ func (c *mapCommand) Run(ctx context.Context, logs *logFlags) error {
 	return err
 }
 
-// printMapJSON prints the array that docs/cli.md has, an object a line. It is
-// encoded by hand: a disk can have some hundred million extents.
+// printMapJSON prints the JSON array that docs/cli.md describes, one object per
+// line. It does not use encoding/json, which is too slow for a disk with hundreds
+// of millions of extents.
 func printMapJSON(ctx context.Context, w *bufio.Writer, src source.Disk, counters *progress.Counters) error {
 	format := formatOf(src)
 	w.WriteByte('[')
@@ -87,10 +88,10 @@ func printMapJSON(ctx context.Context, w *bufio.Writer, src source.Disk, counter
 	return err
 }
 
-// isDataHole says what "data" is of a hole in a file that has the bytes of m, a
-// mapping of a disk of the format: in a flat VMDK, and in a qcow2 where only
-// metadata are preallocated, qemu-img calls it data that is zero, in a raw file
-// no data, also where that backs a qcow2.
+// isDataHole reports whether "data" is true for a mapping m that reads as zeros but
+// has bytes in a file. qemu-img reports data that is zero for flat VMDKs, and for
+// qcow2 images with preallocated metadata. It reports no data for raw files, even
+// if a qcow2 image has the raw file as its backing.
 func isDataHole(format string, m source.Mapping) bool {
 	return m.Kind == source.Zero && m.File != nil && (format == "vmdk" || format == "qcow2" && m.Depth == 0)
 }
@@ -102,7 +103,7 @@ func formatOf(src source.Disk) string {
 	return "raw"
 }
 
-// printMapTable prints the extents that have data, as qemu-img map does.
+// printMapTable prints the extents with data, as qemu-img map does.
 func printMapTable(ctx context.Context, w *bufio.Writer, src source.Disk, counters *progress.Counters) error {
 	w.WriteString("Offset          Length          Mapped to       File\n")
 	names := map[*os.File]string{nil: "-"}
@@ -135,7 +136,7 @@ func printMapTable(ctx context.Context, w *bufio.Writer, src source.Disk, counte
 	return nil
 }
 
-// appendHex appends n as C's %#-16x writes it.
+// appendHex appends n in the format %#-16x of C.
 func appendHex(b []byte, n int64) []byte {
 	start := len(b)
 	if n != 0 {

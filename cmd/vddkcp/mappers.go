@@ -8,9 +8,9 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// textMappers make kong take words as they are. Its own mappers of strings and
-// paths pass them through JSON, which replaces the bytes of a file's name that
-// are not UTF-8, and costs more than all else of parsing.
+// textMappers make kong use words unchanged. kong's own mappers of strings and
+// paths pass words through JSON, which replaces bytes that are not UTF-8, and which
+// takes longer than the rest of parsing.
 var textMappers = []kong.Option{
 	kong.KindMapper(reflect.String, kong.MapperFunc(decodeString)),
 	kong.NamedMapper("path", kong.MapperFunc(decodePath)),
@@ -25,8 +25,8 @@ func decodeString(ctx *kong.DecodeContext, target reflect.Value) error {
 	return nil
 }
 
-// decodePath decodes a path, or one more of a repeatable flag, as kong's own
-// mapper does: absolute, with the home folder in place of a first ~.
+// decodePath sets or appends a path as kong's own mapper does: it makes the path
+// absolute and replaces a leading ~ by the home folder.
 func decodePath(ctx *kong.DecodeContext, target reflect.Value) error {
 	token := ctx.Scan.Pop()
 	if token.IsEOL() {

@@ -400,7 +400,7 @@ func TestNBDWithNBDServer(t *testing.T) {
 	})
 }
 
-// What can't be is said with what to do about it, by a copy and by a dry run.
+// TestNBDHints checks that errors say what to do, both in a copy and in a dry run.
 func TestNBDHints(t *testing.T) {
 	peer.Need(t, "nbdkit")
 	disk, content := mixedDisk(t, 1<<20)

@@ -12,9 +12,9 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// Filters of nbdkit that are built in, each with the keys that it takes. The
-// values of those that are no flags here have no use: what they tune is done by
-// itself.
+// nbdkitFilters are the filters of nbdkit whose function vddkcp has built in, with
+// the parameters that each filter accepts. Parameters without a corresponding flag
+// are accepted and ignored, since vddkcp tunes these things itself.
 var nbdkitFilters = map[string][]string{
 	"blocksize":    {"minblock", "maxdata", "maxlen"},
 	"cacheextents": nil,
@@ -25,15 +25,16 @@ var nbdkitFilters = map[string][]string{
 	"retry":        {"retries", "retry-delay", "retry-exponential", "retry-readonly"},
 }
 
-// Options of nbdkit that mean something else here, or nothing, and what to do.
+// nbdkitOptions maps long options of nbdkit that vddkcp does not accept to the
+// short options to use instead.
 var nbdkitOptions = map[string]string{
 	"foreground": "-f", "no-fork": "-f", "readonly": "-r", "read-only": "-r", "unix": "-U", "ipaddr": "-i", "ip-addr": "-i",
 	"exportname": "-e", "export-name": "-e", "pidfile": "-P", "threads": "-t",
 }
 
-// rewriteNBDKit makes of a command line of export's that has nbdkit's options,
-// filters or its word vddk one with ours, by docs/cli.md. Another line is
-// returned as it is.
+// rewriteNBDKit replaces options and filters of nbdkit and its word vddk, in a
+// command line of export, by vddkcp's own flags, see docs/cli.md. It returns other
+// command lines unchanged.
 func rewriteNBDKit(app *kong.Application, args []string) ([]string, error) {
 	if len(args) == 0 || args[0] != "export" {
 		return args, nil
@@ -48,14 +49,14 @@ func rewriteNBDKit(app *kong.Application, args []string) ([]string, error) {
 	return l.ours()
 }
 
-// nbdkitLine is a command line as nbdkit reads it.
+// nbdkitLine is a command line as nbdkit interprets it.
 type nbdkitLine struct {
 	commandLine
 	port, address string
 	filters       map[string]bool
 }
 
-// take reads the first word, and the next where that is its value.
+// take interprets the first word, and the next one if that is its value.
 func (l *nbdkitLine) take(words []string) (rest []string, err error) {
 	word, rest := words[0], words[1:]
 	switch {
@@ -92,9 +93,9 @@ func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
 	case name == "tls-psk":
 		return nil, &usageError{err: errors.New("--tls-psk: pre-shared keys are not supported (Go's TLS has none)"), hint: "--tls-certificates DIR, and --tls-verify-peer for certificates of clients"}
 	case name == "port" && len(l.operands) > 0 && l.operands[0] == "vddk":
-		return nil, &usageError{err: errors.New("--port: with nbdkit the port to listen on, here the server's"), hint: "-p N to listen on, port=N for the server's"}
+		return nil, &usageError{err: errors.New("--port is ambiguous: with nbdkit the port to listen on, with vddkcp the port of the VMware server"), hint: "-p N to listen on, port=N for the server's"}
 	case flag == nil && nbdkitOptions[name] != "":
-		return nil, &usageError{err: fmt.Errorf("--%s: of nbdkit's options the short form is taken", name), hint: "want " + nbdkitOptions[name]}
+		return nil, &usageError{err: fmt.Errorf("--%s: vddkcp accepts only the short form of this option of nbdkit", name), hint: "want " + nbdkitOptions[name]}
 	case flag == nil:
 		return nil, &usageError{err: fmt.Errorf("unknown flag --%s", name), hint: "vddkcp export --help lists the flags"}
 	case !flag.IsBool() && !valued:
@@ -107,12 +108,12 @@ func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
 	return rest, nil
 }
 
-// short reads letters of options after one -.
+// short interprets the letters of options after a single -.
 func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
 	for i, letter := range letters {
 		after := letters[i+len(string(letter)):]
 		switch letter {
-		case 'r', 'f': // it does neither write nor leave the foreground by itself
+		case 'r', 'f': // vddkcp is read-only and stays in the foreground by default
 			if letter == 'r' {
 				l.note("r")
 			}
@@ -130,7 +131,7 @@ func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
 		flag := l.find(func(f *kong.Flag) bool { return f.Short == letter })
 		switch {
 		case flag == nil:
-			return nil, &usageError{err: fmt.Errorf("-%c: no option of nbdkit's that vddkcp export takes", letter), hint: "vddkcp export --help lists the flags"}
+			return nil, &usageError{err: fmt.Errorf("-%c: vddkcp export does not accept this option of nbdkit", letter), hint: "vddkcp export --help lists the flags"}
 		case flag.IsBool():
 			l.flags = append(l.flags, "-"+string(letter))
 			continue
@@ -145,7 +146,7 @@ func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
 	return rest, nil
 }
 
-// valued takes an option of nbdkit's with its value.
+// valued handles an option of nbdkit that has a value.
 func (l *nbdkitLine) valued(letter rune, value string) error {
 	switch letter {
 	case 'U':
@@ -159,7 +160,8 @@ func (l *nbdkitLine) valued(letter rune, value string) error {
 	case 'P':
 		l.flags = append(l.flags, "--pid-file="+value)
 	case 't':
-		// As many requests as clients send are worked on anyway.
+		// The number of threads is ignored: vddkcp processes as many requests as
+		// clients send.
 		if strings.Trim(value, "0123456789") != "" {
 			return &usageError{err: fmt.Errorf("-t %s: want a number", value)}
 		}
@@ -174,7 +176,7 @@ func (l *nbdkitLine) filter(name string) error {
 			known = append(known, k)
 		}
 		slices.Sort(known)
-		return &usageError{err: fmt.Errorf("--filter=%s: vddkcp has no such filter; built in are %s", name, strings.Join(known, ", "))}
+		return &usageError{err: fmt.Errorf("--filter=%s: vddkcp does not support this filter; it supports %s", name, strings.Join(known, ", "))}
 	}
 	l.filters[name] = true
 	switch name {
@@ -186,7 +188,7 @@ func (l *nbdkitLine) filter(name string) error {
 	return nil
 }
 
-// note keeps that an option was there.
+// note records that an option was given.
 func (l *nbdkitLine) note(name string) {
 	if l.has == nil {
 		l.has = map[string]bool{}
@@ -194,7 +196,7 @@ func (l *nbdkitLine) note(name string) {
 	l.has[name] = true
 }
 
-// ours is the line in terms of ours.
+// ours returns the command line in terms of vddkcp's flags.
 func (l *nbdkitLine) ours() ([]string, error) {
 	if l.port != "" || l.address != "" {
 		if l.port == "" {
@@ -206,7 +208,7 @@ func (l *nbdkitLine) ours() ([]string, error) {
 		l.flags = append(l.flags, "--listen=tcp://"+net.JoinHostPort(l.address, l.port))
 	}
 	if l.has["r"] && slices.Contains(l.flags, "--rw") {
-		return nil, &usageError{err: errors.New("-r and --rw: want one of the two")}
+		return nil, &usageError{err: errors.New("-r and --rw exclude each other")}
 	}
 	if len(l.operands) > 0 && l.operands[0] == "vddk" {
 		l.operands = l.operands[1:]

@@ -39,13 +39,13 @@ func TestRewriteNBDKit(t *testing.T) {
 		{line: "export vddk port=444 -p 1", want: "export --listen=tcp://127.0.0.1:1 -- port=444"},
 		{line: "export --port 444 /a", want: "export --port=444 -- /a"},
 		{line: "export retries=3 /a", want: "export -- retries=3 /a"},
-		// What is refused.
+		// Refused command lines:
 		{line: "export --filter=rate /a", err: "--filter=rate"},
 		{line: "export --filter", err: "value is missing"},
 		{line: "export --filter=./x.so /a", err: "--filter=./x.so"},
 		{line: "export -U", err: "-U: the value is missing"},
-		{line: "export -rx /a", err: "-x: no option"},
-		{line: "export -n /a", err: "-n: no option"},
+		{line: "export -rx /a", err: "-x: vddkcp export does not accept"},
+		{line: "export -n /a", err: "-n: vddkcp export does not accept"},
 		{line: "export --pidfile p /a", err: "short form"},
 		{line: "export --swap /a", err: "unknown flag --swap"},
 		{line: "export --frob=secret /a", err: "unknown flag --frob"},

@@ -13,28 +13,28 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// errorOutput is standard error, and textOutput standard output for text and
-// JSON. All that this program says goes through these two, standardOutput or a
-// display: they escape whatever could steer a terminal, so that no message has
-// to. A test sees that nobody else uses os.Stdout and os.Stderr.
+// errorOutput is standard error, and textOutput is standard output for text and
+// JSON. All text of this program goes through these two, standardOutput or a
+// display, which escape characters that control a terminal. A test checks that no
+// other code uses os.Stdout and os.Stderr.
 var (
 	errorOutput io.Writer = printable.NewWriter(os.Stderr)
 	textOutput  io.Writer = printable.NewWriter(os.Stdout)
 
-	// displayOutput is what a progress.Display draws on, which escapes what others
-	// write through it.
+	// displayOutput is the file that a progress.Display draws on. The display
+	// escapes text that others write through it.
 	displayOutput io.Writer = os.Stderr
 )
 
-// warn writes a warning on standard error, before there is a log or where a
-// command has none.
+// warn writes a warning to standard error, for commands without a log and before
+// the log is open.
 func warn(message string) {
 	fmt.Fprintf(errorOutput, "vddkcp: warning: %s\n", printable.Line(message))
 }
 
-// standardOutput returns textOutput for writing so much that a reader may stop
-// reading in between (a pager): where it is a pipe, a write that waits for room
-// there ends with ctx, whose cause it returns.
+// standardOutput returns textOutput for large outputs, which a reader such as a
+// pager may not read to the end. If standard output is a pipe, a write that waits
+// for the reader ends with ctx and returns its cause.
 func standardOutput(ctx context.Context) io.Writer {
 	fi, err := os.Stdout.Stat()
 	if err != nil || fi.Mode()&os.ModeNamedPipe == 0 {
@@ -43,8 +43,9 @@ func standardOutput(ctx context.Context) io.Writer {
 	return printable.NewWriter(&pipeWriter{ctx, os.Stdout})
 }
 
-// pauseOf returns the display's Pause, where there is something to pause: on a
-// terminal. A program that reads lines of progress goes on getting them.
+// pauseOf returns the Pause of a display on a terminal. Otherwise it returns a
+// function without effect, so that a program that reads progress lines continues to
+// get them.
 func pauseOf(d *progress.Display) func() func() {
 	if !errorTerminal() {
 		return noPause
@@ -57,7 +58,8 @@ func noPause() func() { return func() {} }
 // errorTerminal reports whether standard error is a terminal.
 func errorTerminal() bool { return term.IsTerminal(int(os.Stderr.Fd())) }
 
-// terminalSize returns the size of the terminal that standard error is.
+// terminalSize returns the size of the terminal on standard error, 80 columns and
+// 24 rows if there is none.
 func terminalSize() (columns, rows int) {
 	columns, rows, err := term.GetSize(int(os.Stderr.Fd()))
 	if err != nil {
@@ -76,7 +78,8 @@ func (w *pipeWriter) Write(p []byte) (n int, err error) {
 		if err := w.wait(); err != nil {
 			return n, err
 		}
-		// A pipe that has room has it for a page, which is written at once.
+		// A pipe that poll reports as writable takes at least a page without
+		// blocking.
 		k, err := w.pipe.Write(p[n:min(len(p), n+os.Getpagesize())])
 		n += k
 		if err != nil {
@@ -86,9 +89,9 @@ func (w *pipeWriter) Write(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// wait waits until the pipe has room, or an error for the next write.
+// wait waits until the next write to the pipe will not block.
 func (w *pipeWriter) wait() error {
-	const milliseconds = 100 // between two looks at ctx
+	const milliseconds = 100 // how often ctx is checked
 	for {
 		if err := context.Cause(w.ctx); err != nil {
 			return err

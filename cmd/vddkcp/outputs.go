@@ -18,46 +18,49 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// outputs are the files that a command writes besides its target: reports, logs,
-// statistics, journals. None of them may be a file that the command reads or
-// copies to, under whatever name. They are checked before one is opened.
+// outputs are the files that a command writes in addition to its target: reports,
+// logs, statistics, journals. None of them may be a file that the command reads or
+// copies to, whatever its name. All are checked before the first one is opened.
 type outputs struct {
 	list      []outputFile
 	protected []protected
 }
 
-// outputFile is a file that a flag names. Own says that its content is checked where
-// it is opened, as that of a file of vddkcp's own.
+// outputFile is a file that a flag names. own means that the code that opens the
+// file checks its content, since only vddkcp writes such files.
 type outputFile struct {
 	flag, path string
 	own        bool
 }
 
-// protected is a file that no output may be, and what it is to the command.
+// protected is a file that no output may overwrite, and its description for
+// messages.
 type protected struct{ what, path string }
 
-// add adds the file of a flag, if the flag is given.
+// add adds the file that a flag names, if the flag is given.
 func (o *outputs) add(flag, path string) {
 	if path != "" {
 		o.list = append(o.list, outputFile{flag: flag, path: path})
 	}
 }
 
-// addOwn is add for a file that only vddkcp writes: a journal, a state file.
+// addOwn is like add, for a file that only vddkcp writes: a journal or a state
+// file.
 func (o *outputs) addOwn(flag, path string) {
 	if path != "" {
 		o.list = append(o.list, outputFile{flag: flag, path: path, own: true})
 	}
 }
 
-// protect adds a local file that the command needs.
+// protect adds a local file that the command needs and that no output may
+// overwrite.
 func (o *outputs) protect(what, path string) {
 	if path != "" {
 		o.protected = append(o.protected, protected{what, path})
 	}
 }
 
-// protectSource adds the files that the address of a source names.
+// protectSource protects the file that the address of a source names.
 func (o *outputs) protectSource(what string, a address.Address) {
 	if _, ok := a.(address.Stream); ok {
 		o.protect(what+", standard input", standardInput)
@@ -66,7 +69,7 @@ func (o *outputs) protectSource(what string, a address.Address) {
 	}
 }
 
-// protectTarget adds the files that the address of a target names.
+// protectTarget protects the files that the address of a target names.
 func (o *outputs) protectTarget(what string, a address.Address) {
 	if _, ok := a.(address.Stream); ok {
 		o.protect(what+", standard output", "-")
@@ -82,22 +85,23 @@ func (o *outputs) protectTarget(what string, a address.Address) {
 	}
 }
 
-// protectSecret adds the file that a password or a cookie is in.
+// protectSecret protects the file that contains a password or a cookie.
 func (o *outputs) protectSecret(what string, s secretFlag) {
 	if s.form == inFile {
 		o.protect("the file of "+what, s.value)
 	}
 }
 
-// with returns the outputs and one more, if the flag is given.
+// with returns a copy of the outputs with one more, if the flag is given.
 func (o *outputs) with(flag, path string) *outputs {
 	more := &outputs{list: slices.Clip(o.list)}
 	more.add(flag, path)
 	return more
 }
 
-// check returns an *outputError if an output is a protected file, another output,
-// or holds what no output of vddkcp is. It opens nothing for writing.
+// check returns an *outputError if an output is a protected file, is the same file
+// as another output, or contains something that vddkcp does not write as an output.
+// It opens nothing for writing.
 func (o *outputs) check() error {
 	places := newPlaces()
 	for _, out := range o.list {
@@ -125,8 +129,8 @@ func (o *outputs) check() error {
 	return nil
 }
 
-// checkOpened returns an *outputError if an output is a file that an opener has
-// opened: a part of an image, a parent. There may be no outputs.
+// checkOpened returns an *outputError if an output is a file that one of the
+// openers has opened, for example a part of an image or a parent. o may be nil.
 func (o *outputs) checkOpened(openers ...*sourceopen.Opener) error {
 	if o == nil {
 		return nil
@@ -145,8 +149,8 @@ func (o *outputs) checkOpened(openers ...*sourceopen.Opener) error {
 	return nil
 }
 
-// outputError is an output that would overwrite what the command needs, with exit
-// status 2.
+// outputError reports an output that would overwrite a file which the command
+// needs. Its exit status is 2.
 type outputError struct {
 	usageError
 	path string
@@ -155,19 +159,20 @@ type outputError struct {
 func (e *outputError) Unwrap() error { return &e.usageError }
 
 func refused(out outputFile, what string) error {
-	err := fmt.Errorf("%s %s: this is %s, which it would overwrite", out.flag, out.path, what)
+	err := fmt.Errorf("%s %s: the output would overwrite %s", out.flag, out.path, what)
 	return &outputError{usageError{err, "name another file"}, out.path}
 }
 
-// places finds outputs by the file that a path leads to, or would lead to.
+// places finds outputs by the file that a path leads to, whether or not that file
+// exists.
 type places struct {
 	files   map[fileID]outputFile
-	paths   map[string]outputFile // of files that do not exist, links resolved
-	names   map[string]bool       // last elements of paths
-	numbers map[int]outputFile    // of descriptors of this process
+	paths   map[string]outputFile // by path with links resolved, for files that do not exist
+	names   map[string]bool       // the last elements of paths
+	numbers map[int]outputFile    // by file descriptor of this process
 }
 
-// fileID tells a file or a block device from all others.
+// fileID identifies a file or a block device.
 type fileID struct {
 	device bool
 	dev    uint64
@@ -207,14 +212,14 @@ func (p *places) find(path string) (outputFile, bool) {
 		return out, true
 	}
 	if !p.names[filepath.Base(path)] {
-		return outputFile{}, false // to resolve a path takes time, and there may be many
+		return outputFile{}, false // resolving a path takes time, and there may be many paths
 	}
 	out, found := p.paths[resolved(path)]
 	return out, found
 }
 
-// idOf returns what tells the file at path apart. It is not ok for what may be
-// several things at once: a terminal, a socket, /dev/null.
+// idOf returns the identity of the file at path. ok is false for terminals, sockets
+// and other character devices, which several outputs may share.
 func idOf(path string) (id fileID, exists, ok bool) {
 	var st unix.Stat_t
 	var err error
@@ -235,7 +240,7 @@ func idOf(path string) (id fileID, exists, ok bool) {
 	return id, true, false
 }
 
-// descriptor is durable.Descriptor, and knows standard input too.
+// descriptor is like durable.Descriptor, and also recognizes standard input.
 func descriptor(path string) (fd int, ok bool) {
 	if path == standardInput {
 		return 0, true
@@ -245,7 +250,7 @@ func descriptor(path string) (fd int, ok bool) {
 
 const standardInput = "/dev/stdin"
 
-// resolved is the absolute path that a file would have that is created at path.
+// resolved returns the absolute path of the file that would be created at path.
 func resolved(path string) string {
 	if abs, err := filepath.Abs(path); err == nil {
 		path = abs
@@ -256,8 +261,9 @@ func resolved(path string) string {
 	return filepath.Clean(path)
 }
 
-// notText says what an existing file is if it cannot be a report, a log or another
-// text, "" for one that can. What can't be opened is reported when it is written.
+// notText describes an existing file that cannot be a report, a log or another
+// text. It returns "" for other files, and for a file that cannot be opened, since
+// writing it will report the error.
 func notText(path string) string {
 	if _, ok := durable.Descriptor(path); ok {
 		return ""
@@ -287,5 +293,5 @@ func notText(path string) string {
 	return ""
 }
 
-// isPage reports whether a report is to be a page for people.
+// isPage reports whether a report is written as an HTML page.
 func isPage(path string) bool { return strings.EqualFold(filepath.Ext(path), ".html") }

@@ -23,10 +23,10 @@ import (
 )
 
 // secretFlag is the value of --password or --cookie, in one of the four forms of
-// nbdkit's plugin.
+// nbdkit-vddk-plugin.
 type secretFlag struct {
 	form  secretForm
-	value string // the secret itself, or the file it is in
+	value string // the secret itself, or the path of the file that contains it
 	fd    int
 }
 
@@ -35,18 +35,18 @@ type secretForm int
 const (
 	notGiven   secretForm = iota
 	inPlain               // VALUE
-	inJobFile             // VALUE, that nobody sees on a command line
+	inJobFile             // VALUE in a job file, which is not visible to other users
 	onTerminal            // -
 	inFile                // +FILE
 	onFD                  // -FD
 )
 
-// Decode implements kong.MapperValue. It takes the next word whatever that
-// begins with, and no error of it shows what it took.
+// Decode implements kong.MapperValue. It accepts a word with any beginning as the
+// value. Its errors do not contain the value.
 func (f *secretFlag) Decode(ctx *kong.DecodeContext) error {
 	token := ctx.Scan.Pop()
 	if token.IsEOL() {
-		return errors.New("want a value: the secret, - to be asked, +FILE or -FD")
+		return errors.New("want a value: the secret itself, - to be asked for it, +FILE or -FD")
 	}
 	return f.parse(fmt.Sprint(token.Value))
 }
@@ -55,7 +55,7 @@ func (f *secretFlag) parse(s string) error {
 	if name, ok := strings.CutPrefix(s, "+"); ok {
 		*f = secretFlag{form: inFile, value: name}
 		if name == "" {
-			return errors.New("+: want the name of a file after it")
+			return errors.New("+: want the path of a file after the +")
 		}
 		return nil
 	}
@@ -70,18 +70,18 @@ func (f *secretFlag) parse(s string) error {
 	}
 	fd, err := strconv.ParseUint(number, 10, 31)
 	if err != nil {
-		return errors.New("it begins with - and is no number of a file descriptor: a secret that begins with - or + is given by +FILE or -FD")
+		return errors.New("the value begins with - but has no number of a file descriptor: give a secret that begins with - or + as +FILE or -FD")
 	}
 	if fd < 3 {
-		return fmt.Errorf("-%d: file descriptors 0 to 2 have other uses: want 3 or more", fd)
+		return fmt.Errorf("-%d: file descriptors 0 to 2 are standard input, output and error: want 3 or more", fd)
 	}
 	*f = secretFlag{form: onFD, fd: int(fd)}
 	return nil
 }
 
-// read returns the secret, which a prompt calls what. Pause takes the display off
-// the terminal meanwhile; nil: there is none. No error has the word of the flag: it
-// may be a password that somebody took for the name of a file.
+// read returns the secret. what describes it in a prompt. pause hides the progress
+// display until resume is called; it may be nil. Errors do not contain the value of
+// the flag, which may be a password that the user took for the name of a file.
 func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), what string) (vddk.Secret, error) {
 	var text string
 	var err error
@@ -106,7 +106,8 @@ func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), wha
 	return vddk.NewSecret(text), nil
 }
 
-// readSecretFile returns the first line of the file, which its errors don't name.
+// readSecretFile returns the first line of a file. Its errors do not contain the
+// name, which may be a secret.
 func readSecretFile(name string) (string, error) {
 	file, err := os.Open(name)
 	if err == nil {
@@ -126,14 +127,14 @@ func readSecretFile(name string) (string, error) {
 	}
 }
 
-// readFD reads what whoever started us left open for it. No child of ours gets
-// the descriptor.
+// readFD returns the first line from a file descriptor that the parent process has
+// left open. No child process inherits the descriptor.
 func readFD(fd int) (string, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
 		return "", fmt.Errorf("file descriptor %d: %w", fd, err)
 	}
-	if st.Mode&unix.S_IFMT == 0 { // one of the runtime's own, an epoll
+	if st.Mode&unix.S_IFMT == 0 { // an internal descriptor of the Go runtime, such as an epoll
 		return "", fmt.Errorf("file descriptor %d: %w", fd, unix.EBADF)
 	}
 	unix.CloseOnExec(fd)
@@ -142,30 +143,32 @@ func readFD(fd int) (string, error) {
 	return firstLine(file)
 }
 
-// maxSecret bounds a secret, in bytes: a wrong file is not read to its end.
+// maxSecret is the maximal length of a secret in bytes, so that a wrong, large file
+// is not read to its end.
 const maxSecret = 64 << 10
 
-// firstLine reads the first line, without what ends it.
+// firstLine returns the first line of r without its line ending.
 func firstLine(r io.Reader) (string, error) {
 	line, err := bufio.NewReader(io.LimitReader(r, maxSecret+1)).ReadString('\n')
 	if err != nil && err != io.EOF {
 		return "", err
 	}
 	if len(line) > maxSecret {
-		return "", fmt.Errorf("its first line is longer than %d bytes", maxSecret)
+		return "", fmt.Errorf("the first line of the file is longer than %d bytes", maxSecret)
 	}
 	return strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r"), nil
 }
 
-// askTerminal asks on the terminal itself: standard input may be a disk, and
-// standard output may become one. What is typed is not shown.
+// askTerminal asks for a secret on the terminal itself, since standard input and
+// output may be disks. The terminal does not show the secret.
 func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return "", fmt.Errorf("there is no terminal to ask on (%w)", err)
+		return "", fmt.Errorf("there is no terminal to ask for the secret (%w)", err)
 	}
 	defer tty.Close()
-	// The file stays with Go's poller, so that a signal can end the reading.
+	// The file stays registered with the poller of the Go runtime, so that a
+	// deadline can interrupt the read.
 	raw, err := tty.SyscallConn()
 	if err != nil {
 		return "", err
@@ -205,17 +208,17 @@ func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 		return "", context.Cause(ctx)
 	}
 	if err != nil {
-		return "", fmt.Errorf("nothing was typed: %w", err)
+		return "", fmt.Errorf("no secret was typed: %w", err)
 	}
 	return strings.TrimSuffix(line, "\n"), nil
 }
 
-// abruptEnd is what a signal that ends the process at once does before, while the
-// terminal shows nothing of what is typed.
+// abruptEnd is called before a signal ends the process at once. It is set while the
+// terminal does not show typed characters.
 var abruptEnd atomic.Pointer[func()]
 
-// onAbruptEnd has restore called if a signal ends the process at once, until forget
-// is called: a second one of those that end the work, or SIGQUIT.
+// onAbruptEnd registers restore, to be called if a signal ends the process at once:
+// a second SIGINT or SIGTERM, or SIGQUIT. forget removes the registration.
 func onAbruptEnd(restore func()) (forget func()) {
 	abruptEnd.Store(&restore)
 	fatal := make(chan os.Signal, 1)
@@ -226,7 +229,7 @@ func onAbruptEnd(restore func()) (forget func()) {
 		case s := <-fatal:
 			restoreTerminal()
 			signal.Reset(s)
-			_ = unix.Kill(os.Getpid(), s.(unix.Signal)) // as if it had not been caught
+			_ = unix.Kill(os.Getpid(), s.(unix.Signal)) // end the process as if the signal had not been caught
 		case <-gone:
 		}
 	}()
@@ -237,17 +240,18 @@ func onAbruptEnd(restore func()) (forget func()) {
 	}
 }
 
-// restoreTerminal makes the terminal show again what is typed.
+// restoreTerminal makes the terminal show typed characters again.
 func restoreTerminal() {
 	if restore := abruptEnd.Load(); restore != nil {
 		(*restore)()
 	}
 }
 
-// secretEnvironment are the secrets that the environment gave.
+// secretEnvironment holds the secrets from environment variables.
 type secretEnvironment struct{ password, cookie vddk.Secret }
 
-// takeSecrets takes them out of the environment: no child is to have them.
+// takeSecrets returns the secrets in the environment and removes them from it, so
+// that no child process inherits them.
 func takeSecrets() *secretEnvironment {
 	take := func(name string) vddk.Secret {
 		text, ok := os.LookupEnv(name)
@@ -255,7 +259,7 @@ func takeSecrets() *secretEnvironment {
 			return vddk.Secret{}
 		}
 		os.Unsetenv(name)
-		if text == "" { // as good as unset, in scripts
+		if text == "" { // scripts leave variables empty instead of unsetting them
 			return vddk.Secret{}
 		}
 		return vddk.NewSecret(text)

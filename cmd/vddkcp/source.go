@@ -15,20 +15,19 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// sourceFlags are the flags of every command that opens a source, by
-// docs/cli.md.
+// sourceFlags are the flags of every command that opens a source, see docs/cli.md.
 type sourceFlags struct {
-	SourceFormat string   `help:"Format of SRC instead of probing it: raw, vmdk or qcow2." enum:",raw,vmdk,qcow2" default:"" placeholder:"FORMAT" group:"Source:"`
-	AllowPath    []string `help:"Folder that SRC may name files in, beside its own (repeatable; / for all)." placeholder:"DIR" sep:"none" group:"Source:"`
-	SingleLink   bool     `help:"Read SRC without its parents: what it lacks is not here, not zeros." group:"Source:"`
+	SourceFormat string   `help:"Format of SRC: raw, vmdk or qcow2. By default it is detected from the content." enum:",raw,vmdk,qcow2" default:"" placeholder:"FORMAT" group:"Source:"`
+	AllowPath    []string `help:"Folder with files that the image SRC may refer to, in addition to its own folder (repeatable; / allows all)." placeholder:"DIR" sep:"none" group:"Source:"`
+	SingleLink   bool     `help:"Read SRC without its parent images. Ranges that only the parents have count as absent, not as zeros." group:"Source:"`
 
 	retryFlags
 	vddkFlags
 }
 
-// opener opens sources as the flags say, but for SourceFormat, which is an
-// argument of its Open. Log and Warn of its VDDK.Options are the caller's to
-// set, and so is what tunes a copy. What opens several disks sets its Registry too.
+// opener returns an Opener as the flags say. The caller passes SourceFormat to
+// Open, and sets Log and Warn of its VDDK.Options and the options that tune a copy.
+// A caller that opens several disks also sets VDDK.Options.Registry.
 func (f *sourceFlags) opener() *sourceopen.Opener {
 	o := &sourceopen.Opener{
 		AllowPath: f.AllowPath, SingleLink: f.SingleLink,
@@ -46,16 +45,16 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 	return o
 }
 
-// protect adds the files of a source, which is called what, to those that no output
-// may be.
+// protect protects the files of a source from being overwritten by outputs. what
+// names the source in messages.
 func (f *sourceFlags) protect(o *outputs, what string, a address.Address) {
 	o.protectSource(what, a)
 	o.protectSecret("the password", f.Password)
 	o.protectSecret("the cookie", f.Cookie)
 }
 
-// open opens the source of a command that only looks at it, and what it logs
-// to. Done closes both.
+// open opens the source of a command that only reads metadata, and its log. done
+// closes both.
 func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFlags) (d source.Disk, done func(), err error) {
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)
@@ -94,7 +93,7 @@ func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFl
 	}, nil
 }
 
-// warnOf logs what the readers of disks warn of.
+// warnOf logs the warnings of disks.
 func warnOf(log *slog.Logger, disks ...source.Disk) {
 	for _, d := range disks {
 		if w, ok := source.Ability[sourceopen.Warned](d); ok {

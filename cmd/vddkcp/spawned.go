@@ -5,14 +5,15 @@ import (
 	"syscall"
 )
 
-// spawned are the process groups of commands that run, which must not outlive a
-// vddkcp that ends at once.
+// spawned holds the process groups of commands that were started, so that they can
+// be killed when vddkcp ends at once.
 type spawned struct {
-	mu     sync.Mutex // guards what follows, and is held while a group begins
+	mu     sync.Mutex // guards groups; it is locked while a group is started
 	groups map[int]bool
 }
 
-// spawn is batch.Options.Spawn.
+// spawn implements batch.Options.Spawn: it starts a process group and records it
+// until gone is called.
 func (s *spawned) spawn(start func() (group int, err error)) (gone func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -31,8 +32,8 @@ func (s *spawned) spawn(start func() (group int, err error)) (gone func(), err e
 	}, nil
 }
 
-// kill ends all that run, and keeps others from beginning: the program is about
-// to end.
+// kill kills all recorded groups. It keeps the mutex locked so that no other group
+// can start before the program ends.
 func (s *spawned) kill() {
 	s.mu.Lock()
 	for group := range s.groups {

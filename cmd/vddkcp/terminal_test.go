@@ -127,14 +127,14 @@ func TestNoTerminalToAskOn(t *testing.T) {
 	cmd.Env = append(os.Environ(), "VDDKCP_TEST_ASK=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	out, err := cmd.CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "there is no terminal to ask on") {
+	if err != nil || !strings.Contains(string(out), "there is no terminal to ask for the secret") {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
 
-// cmdTerminal runs vddkcp on a terminal of its own, which it answers the prompt
-// on, and demands an exit status: terminal PROMPT ANSWER STATUS ARGS... What the
-// terminal showed comes to the file terminal, standard output and error to out.
+// cmdTerminal runs vddkcp on a new terminal, answers the prompt there, and checks
+// the exit status: terminal PROMPT ANSWER STATUS ARGS... The output of the terminal
+// is written to the file terminal, and standard output and error to the file out.
 func cmdTerminal(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 4 {
 		ts.Fatalf("usage: terminal PROMPT ANSWER STATUS ARGS...")

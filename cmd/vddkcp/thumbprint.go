@@ -15,12 +15,12 @@ import (
 )
 
 type thumbprintCommand struct {
-	Host    string   `arg:"" name:"HOST[:PORT]" help:"The ESXi host or vCenter, port 443 by default. An IPv6 address with a port has brackets."`
+	Host    string   `arg:"" name:"HOST[:PORT]" help:"Name or address of the ESXi host or vCenter server; the default port is 443. Write an IPv6 address with a port in brackets."`
 	JSON    bool     `name:"json" help:"Print JSON."`
-	Timeout patience `help:"How long the server may take (30s)." default:"30s" placeholder:"TIME"`
+	Timeout patience `help:"Time limit for the answer of the server (default 30s)." default:"30s" placeholder:"TIME"`
 }
 
-// certificateFacts is what thumbprint tells, and its JSON.
+// certificateFacts is the output of thumbprint, and its JSON.
 type certificateFacts struct {
 	Server    string    `json:"server"`
 	Subject   string    `json:"subject"`
@@ -30,7 +30,7 @@ type certificateFacts struct {
 	SHA1      string    `json:"sha1"`
 	SHA256    string    `json:"sha256"`
 	Verifies  bool      `json:"verifies"`
-	Reason    string    `json:"reason,omitempty"` // why it does not
+	Reason    string    `json:"reason,omitempty"` // why the certificate does not verify
 }
 
 func (c *thumbprintCommand) Run(ctx context.Context) error {
@@ -71,7 +71,7 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 		return fmt.Errorf("thumbprint %s: %w", c.Host, err)
 	}
 	if !facts.Verifies {
-		warn("this is what answered on the network: compare it with what the host itself shows, before you trust it")
+		warn("the certificate is not verified: before you trust its thumbprint, compare it with the one that the host itself shows")
 	}
 	return nil
 }
@@ -91,11 +91,11 @@ func (f *certificateFacts) printText(w *bufio.Writer) {
 	}
 }
 
-// splitHost splits HOST[:PORT]. An IPv6 address may stand without brackets where
-// no port follows it.
+// splitHost splits HOST[:PORT]. An IPv6 address without a port may have no
+// brackets.
 func splitHost(s string) (host string, port uint32, err error) {
 	if strings.ContainsAny(s, "/@ \t\n") {
-		return "", 0, fmt.Errorf("%q: want HOST or HOST:PORT, the name or address of a server alone", s)
+		return "", 0, fmt.Errorf("%q: want only the name or address of a server, as HOST or HOST:PORT", s)
 	}
 	host, port = s, vddk.DefaultPort
 	number := ""
@@ -114,7 +114,7 @@ func splitHost(s string) (host string, port uint32, err error) {
 	}
 	address, _, _ := strings.Cut(host, "%")
 	if host == "" || strings.ContainsAny(host, "[]") || strings.Contains(host, ":") && net.ParseIP(address) == nil {
-		return "", 0, fmt.Errorf("%q: want HOST or HOST:PORT, the name or address of a server", s)
+		return "", 0, fmt.Errorf("%q: want the name or address of a server, as HOST or HOST:PORT", s)
 	}
 	return host, port, nil
 }

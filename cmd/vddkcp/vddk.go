@@ -14,19 +14,19 @@ import (
 )
 
 type vddkCommand struct {
-	LibDir     string `name:"libdir" help:"Where the library is: the folder of VDDK, its lib64, or the library itself." placeholder:"DIR" type:"path"`
+	LibDir     string `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path"`
 	JSON       bool   `name:"json" help:"Print JSON instead of KEY=VALUE lines."`
-	DumpPlugin bool   `help:"Does nothing: the lines that nbdkit vddk --dump-plugin prints are printed anyway."`
+	DumpPlugin bool   `help:"Has no effect. It is accepted because nbdkit vddk --dump-plugin prints the same lines."`
 }
 
-// libraryFacts is what vddk tells, and its JSON.
+// libraryFacts is the output of the command vddk, and its JSON.
 type libraryFacts struct {
 	DefaultLibDir string          `json:"default_libdir"`
 	LibDir        string          `json:"libdir"`
 	Library       string          `json:"library"`
 	Version       int             `json:"version"`
 	Functions     map[string]bool `json:"functions"`
-	Transports    string          `json:"transport_modes"` // empty: not known
+	Transports    string          `json:"transport_modes"` // empty if unknown
 	Missing       []string        `json:"missing_libraries"`
 	list          []vddk.Function
 }
@@ -65,8 +65,8 @@ func (c *vddkCommand) Run(ctx context.Context) error {
 	return nil
 }
 
-// loadTimeout is how long a library may take to load; it opens no connection
-// then.
+// loadTimeout is the time limit for loading the library, which opens no connection
+// while it loads.
 const loadTimeout = time.Minute
 
 func (f *libraryFacts) print(out io.Writer, asJSON bool) error {
@@ -81,7 +81,8 @@ func (f *libraryFacts) print(out io.Writer, asJSON bool) error {
 	return w.Flush()
 }
 
-// printLines prints what scripts of nbdkit vddk --dump-plugin look for.
+// printLines prints the KEY=VALUE lines that scripts expect from nbdkit vddk
+// --dump-plugin.
 func (f *libraryFacts) printLines(w *bufio.Writer) {
 	fmt.Fprintf(w, "name=vddk\nversion=%s\n", version)
 	fmt.Fprintf(w, "vddk_default_libdir=%s\nvddk_has_nfchostport=1\n", f.DefaultLibDir)

@@ -18,45 +18,45 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// vddkFlags are the flags of every command that opens a source about VDDK, with
-// the names of nbdkit's plugin, by docs/cli.md.
+// vddkFlags are the VDDK flags of every command that opens a source. They have the
+// names of the parameters of nbdkit-vddk-plugin, see docs/cli.md.
 type vddkFlags struct {
-	Server        string      `help:"The ESXi host or vCenter that has SRC: its name or address." placeholder:"HOST" group:"VDDK:"`
-	User          string      `help:"Who logs in there." placeholder:"NAME" group:"VDDK:"`
-	Password      secretFlag  `help:"The password: - to be asked for it, +FILE for the first line of a file, -FD for that of a file descriptor, or, for others to see, the password itself. Default: VDDKCP_PASSWORD." placeholder:"-|+FILE|-FD|VALUE" group:"VDDK:"`
-	Cookie        secretFlag  `help:"The cookie of a session, instead of a login, in the forms of --password. Default: VDDKCP_COOKIE." placeholder:"-|+FILE|-FD|VALUE" group:"VDDK:"`
-	VM            string      `name:"vm" help:"The VM that has SRC: its managed object, moref=ID." placeholder:"moref=ID" group:"VDDK:"`
-	Snapshot      string      `help:"The snapshot to read: its managed object." placeholder:"ID" group:"VDDK:"`
-	Thumbprint    string      `help:"SHA-1 or SHA-256 thumbprint of the server's certificate, which must verify without it." placeholder:"HEX" group:"VDDK:"`
-	Port          portFlag    `help:"Port of the server (443)." placeholder:"PORT" group:"VDDK:"`
-	NFCHostPort   portFlag    `name:"nfchostport" help:"Port of the ESXi host for the data (902)." placeholder:"PORT" group:"VDDK:"`
+	Server        string      `help:"Name or address of the ESXi host or vCenter server that has SRC." placeholder:"HOST" group:"VDDK:"`
+	User          string      `help:"User name for the server." placeholder:"NAME" group:"VDDK:"`
+	Password      secretFlag  `help:"Password for the server: - asks for it on the terminal, +FILE reads the first line of a file, -FD reads the first line from a file descriptor, and any other VALUE is the password itself, which other users can see in the list of processes. Default: the environment variable VDDKCP_PASSWORD." placeholder:"-|+FILE|-FD|VALUE" group:"VDDK:"`
+	Cookie        secretFlag  `help:"Session cookie to use instead of user name and password, in the same forms as --password. Default: the environment variable VDDKCP_COOKIE." placeholder:"-|+FILE|-FD|VALUE" group:"VDDK:"`
+	VM            string      `name:"vm" help:"Managed object ID of the VM that has SRC, as moref=ID." placeholder:"moref=ID" group:"VDDK:"`
+	Snapshot      string      `help:"Managed object ID of the snapshot to read." placeholder:"ID" group:"VDDK:"`
+	Thumbprint    string      `help:"SHA-1 or SHA-256 thumbprint of the server's certificate. Without it, a trusted authority must have signed the certificate." placeholder:"HEX" group:"VDDK:"`
+	Port          portFlag    `help:"Port of the server (default 443)." placeholder:"PORT" group:"VDDK:"`
+	NFCHostPort   portFlag    `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." placeholder:"PORT" group:"VDDK:"`
 	Transports    string      `help:"Transport modes to try, in order, separated by colons: file, san, hotadd, nbdssl, nbd." placeholder:"LIST" group:"VDDK:"`
-	Compression   string      `help:"Compression on the way (nbdssl): none, zlib, fastlz or skipz." enum:",none,zlib,fastlz,skipz" default:"" placeholder:"NAME" group:"VDDK:"`
-	Config        string      `help:"Configuration file of the library." placeholder:"FILE" type:"path" group:"VDDK:"`
+	Compression   string      `help:"Compression of the data on the network, for the transport mode nbdssl: none, zlib, fastlz or skipz." enum:",none,zlib,fastlz,skipz" default:"" placeholder:"NAME" group:"VDDK:"`
+	Config        string      `help:"Configuration file for the VDDK library." placeholder:"FILE" type:"path" group:"VDDK:"`
 	LibDir        string      `name:"libdir" help:"Where the library is: the folder of VDDK, its lib64, or the library itself." placeholder:"DIR" type:"path" group:"VDDK:"`
-	Unbuffered    bool        `help:"Ask the library not to buffer." group:"VDDK:"`
-	NFCBuffers    nfcBuffers  `name:"nfc-buffers" help:"What each connection reserves on the host (1MiBx4)." placeholder:"SIZExCOUNT" group:"VDDK:"`
-	PrepareAccess bool        `help:"Keep the VM from being migrated meanwhile (vCenter)." group:"VDDK:"`
-	Debug         vddkDebug   `short:"D" help:"Debug messages, as nbdkit's: vddk.diskinfo, .extents, .datapath or .stats, =1 or =0 (repeatable)." placeholder:"vddk.KEY=0|1" group:"VDDK:"`
+	Unbuffered    bool        `help:"Open the disk with the library's flag for unbuffered access." group:"VDDK:"`
+	NFCBuffers    nfcBuffers  `name:"nfc-buffers" help:"Size and number of the buffers that each connection reserves on the host (default 1MiBx4)." placeholder:"SIZExCOUNT" group:"VDDK:"`
+	PrepareAccess bool        `help:"Prevent vCenter from migrating the VM during the copy." group:"VDDK:"`
+	Debug         vddkDebug   `short:"D" help:"Turn debug messages of nbdkit-vddk-plugin on (=1) or off (=0): vddk.diskinfo, vddk.extents, vddk.datapath or vddk.stats (repeatable)." placeholder:"vddk.KEY=0|1" group:"VDDK:"`
 	secrets       vddkSecrets `kong:"-"`
 }
 
-// vddkSecrets are read once, however many disks are opened.
+// vddkSecrets hold the secrets, which are read once for all disks.
 type vddkSecrets struct {
 	environment      *secretEnvironment
 	password, cookie vddk.Secret
 	read             bool
-	pause            func() (resume func()) // takes the display off the terminal; nil: there is none
+	pause            func() (resume func()) // hides the progress display until resume is called; nil without a display
 }
 
-// retryFlags say how patient reading over a network is.
+// retryFlags say how long failed reads over a network are repeated.
 type retryFlags struct {
-	Retries      retries  `help:"How often a read that fails is tried again (unlimited); 0 for never." default:"unlimited" placeholder:"N" group:"Source:"`
-	RetryTimeout patience `help:"So long without any progress ends the retries (15m)." default:"15m" placeholder:"TIME" group:"Source:"`
-	Timeout      patience `help:"How long a read or write over a network may take (2m); opening may take five times that." default:"2m" placeholder:"TIME" group:"Source:"`
+	Retries      retries  `help:"How often a failed read is repeated: a number, which may be 0, or unlimited (the default)." default:"unlimited" placeholder:"N" group:"Source:"`
+	RetryTimeout patience `help:"Stop retrying after this time without any progress (default 15m)." default:"15m" placeholder:"TIME" group:"Source:"`
+	Timeout      patience `help:"Time limit for a single read or write over a network (default 2m). Opening a disk may take five times as long." default:"2m" placeholder:"TIME" group:"Source:"`
 }
 
-// patience is a length of time, more than none.
+// patience is a positive duration.
 type patience time.Duration
 
 func (p *patience) UnmarshalText(text []byte) error {
@@ -68,7 +68,7 @@ func (p *patience) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// retries is how often something is tried again; negative: without limit.
+// retries is a number of retries; a negative number means no limit.
 type retries int
 
 func (r *retries) UnmarshalText(text []byte) error {
@@ -84,25 +84,25 @@ func (r *retries) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// portFlag is a TCP port; 0 is the default.
+// portFlag is a TCP port; 0 means the default port.
 type portFlag uint32
 
 func (p *portFlag) UnmarshalText(text []byte) error {
 	n, err := strconv.ParseUint(string(text), 10, 16)
 	if err != nil || n == 0 {
-		return fmt.Errorf("%q: want a port, 1 to 65535", text)
+		return fmt.Errorf("%q: want a port number from 1 to 65535", text)
 	}
 	*p = portFlag(n)
 	return nil
 }
 
-// nfcBuffers is SIZExCOUNT.
+// nfcBuffers is a value SIZExCOUNT.
 type nfcBuffers vddk.NFCBuffers
 
 func (b *nfcBuffers) UnmarshalText(text []byte) error {
 	size, count, ok := strings.Cut(string(text), "x")
 	if !ok {
-		return fmt.Errorf("%q: want SIZExCOUNT, as 1MiBx4", text)
+		return fmt.Errorf("%q: want SIZExCOUNT, for example 1MiBx4", text)
 	}
 	n, err := bytesize.Parse(size)
 	if err != nil {
@@ -110,16 +110,16 @@ func (b *nfcBuffers) UnmarshalText(text []byte) error {
 	}
 	c, err := strconv.ParseUint(count, 10, 16)
 	if err != nil {
-		return fmt.Errorf("%q: want SIZExCOUNT, as 1MiBx4, and %q is no number", text, count)
+		return fmt.Errorf("%q: want SIZExCOUNT, for example 1MiBx4, but %q is not a number", text, count)
 	}
 	*b = nfcBuffers{Size: int64(n), Count: int(c)}
 	return nil
 }
 
-// vddkDebug are nbdkit's debug flags of the plugin.
+// vddkDebug holds the debug flags of nbdkit-vddk-plugin.
 type vddkDebug map[string]bool
 
-// Decode implements kong.MapperValue, once for each flag.
+// Decode implements kong.MapperValue. kong calls it for each --debug.
 func (d *vddkDebug) Decode(ctx *kong.DecodeContext) error {
 	token := ctx.Scan.Pop()
 	if token.IsEOL() {
@@ -140,14 +140,15 @@ func (d *vddkDebug) Decode(ctx *kong.DecodeContext) error {
 	return nil
 }
 
-// AfterApply is kong's hook: what the environment has serves where no flag is.
+// AfterApply is called by kong after parsing. It keeps the secrets from the
+// environment, which are used if no flag gives one.
 func (f *vddkFlags) AfterApply(environment *secretEnvironment) error {
 	f.secrets.environment = environment
 	return nil
 }
 
-// params are the parameters of the disk at file. The secrets are asked for and
-// read once all else is known to be in order.
+// params returns the parameters for opening the disk at file. It asks for secrets
+// and reads them after all other parameters have been checked.
 func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, warn func(string)) (vddk.Params, error) {
 	p := vddk.Params{
 		File: file, Server: withoutBrackets(f.Server), User: f.User, VM: f.VM, Snapshot: f.Snapshot, Thumbprint: f.Thumbprint,
@@ -163,7 +164,7 @@ func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, wa
 	if environment == nil {
 		environment = new(secretEnvironment)
 	}
-	// Stands for what is not read yet.
+	// An empty secret represents one that is not read yet.
 	stand := func(flag secretFlag, other vddk.Secret) vddk.Secret {
 		if flag.form != notGiven {
 			return vddk.NewSecret("")
@@ -183,13 +184,13 @@ func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, wa
 		}
 	}
 	for _, name := range vddk.UnknownTransports(p.Transports) {
-		warn(fmt.Sprintf("--transports: %s is none that VDDK is known to have", printable.Name(name)))
+		warn(fmt.Sprintf("--transports: unknown transport mode %s", printable.Name(name)))
 	}
 	f.secrets.password, f.secrets.cookie, f.secrets.read = p.Password, p.Cookie, true
 	return p, nil
 }
 
-// withoutBrackets is the address in "[::1]".
+// withoutBrackets returns the address in "[::1]" without its brackets.
 func withoutBrackets(server string) string {
 	if address, ok := strings.CutPrefix(server, "["); ok {
 		return strings.TrimSuffix(address, "]")
@@ -209,7 +210,7 @@ func (f *vddkFlags) readSecrets(ctx context.Context, p *vddk.Params, warn func(s
 			continue
 		}
 		if s.flag.form == inPlain {
-			warn(fmt.Sprintf("--%s on the command line can be seen by others on this host: want -, +FILE or VDDKCP_%s", s.name, strings.ToUpper(s.name)))
+			warn(fmt.Sprintf("other users of this host can see a --%s on the command line: use -, +FILE or VDDKCP_%s instead", s.name, strings.ToUpper(s.name)))
 		}
 		secret, err := s.flag.read(ctx, f.secrets.pause, fmt.Sprintf("%s of %s at %s", s.name, printable.Name(p.User), printable.Name(p.Server)))
 		if grace.Original(ctx).Err() != nil {

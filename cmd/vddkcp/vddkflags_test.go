@@ -73,7 +73,7 @@ func TestVDDKFlags(t *testing.T) {
 	if err != nil || got != want {
 		t.Errorf("flags: %v\ngot  %+v\nwant %+v", err, got, want)
 	}
-	if len(warnings) != 1 || !strings.Contains(warnings[0], "--password on the command line can be seen") {
+	if len(warnings) != 1 || !strings.Contains(warnings[0], "can see a --password on the command line") {
 		t.Errorf("warnings %q", warnings)
 	}
 
@@ -96,11 +96,11 @@ func TestVDDKFlags(t *testing.T) {
 func TestVDDKFlagsRefused(t *testing.T) {
 	for flags, want := range map[string]string{
 		"--port 0":                       "--port: \"0\": want a port",
-		"--port 65536":                   "want a port, 1 to 65535",
+		"--port 65536":                   "want a port number from 1 to 65535",
 		"--nfchostport x":                "--nfchostport: ",
 		"--compression lz4":              "--compression must be one of",
 		"--nfc-buffers 1MiB":             "want SIZExCOUNT",
-		"--nfc-buffers 1MiBxy":           "is no number",
+		"--nfc-buffers 1MiBxy":           "is not a number",
 		"--nfc-buffers 1x1":              "--nfc-buffers",
 		"-D vddk.other=1":                "KEY one of diskinfo, extents, datapath, stats",
 		"-D nbdkit.log=1":                "want vddk.KEY=0|1",
@@ -120,7 +120,7 @@ func TestVDDKFlagsRefused(t *testing.T) {
 		"--password=-hunter2":            "no number of a file descriptor",
 		"--password -99999999999999":     "no number of a file descriptor",
 		"--password -123":                "file descriptor 123: bad file descriptor",
-		"--password +":                   "the name of a file",
+		"--password +":                   "the path of a file",
 		"--password +/nowhere/hunter":    "no such file",
 		"--cookie +/":                    "is a directory",
 		"--password":                     "--password",

@@ -21,19 +21,19 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// verifyCommand compares disks, by docs/cli.md.
+// verifyCommand compares disks, see docs/cli.md.
 type verifyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk that is right: a VMDK, a qcow2, a raw file or a block device. With --digest the only disk."`
-	Dst string `arg:"" name:"DST" optional:"" help:"The disk to verify, of the same kinds."`
+	Src string `arg:"" name:"SRC" help:"The disk to compare with, at any address that the command copy accepts, except standard input. With --digest, the only disk, which is verified."`
+	Dst string `arg:"" name:"DST" optional:"" help:"The disk to verify, at an address of the same kinds."`
 
 	sourceFlags
 
-	Format string      `help:"Format of DST instead of probing it: raw or vmdk." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
-	Strict bool        `help:"Holes must be where SRC has them: compare the allocation too." group:"Target:"`
-	Digest digestValue `help:"Compare DST, the only disk then, with a digest instead of a disk: 64 hexadecimal digits, after blksum: (the default) or sha256:." placeholder:"VALUE" group:"Target:"`
+	Format string      `help:"Format of DST: raw or vmdk. By default it is detected from the content." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
+	Strict bool        `help:"Also compare the allocation: DST must have holes exactly where SRC has them." group:"Target:"`
+	Digest digestValue `help:"Compare the only disk with this digest: 64 hexadecimal digits, after blksum: (the default) or sha256:." placeholder:"VALUE" group:"Target:"`
 
-	RequestSize bytesize.Size `help:"Bytes to read at once (1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Depth       int           `help:"Reads in flight, on each connection (4)." default:"4" placeholder:"N" group:"Speed:"`
+	RequestSize bytesize.Size `help:"Bytes to read at once (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Depth       int           `help:"Number of concurrent reads on each connection (default 4)." default:"4" placeholder:"N" group:"Speed:"`
 
 	Progress string `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 }
@@ -41,10 +41,10 @@ type verifyCommand struct {
 // addresses are the parsed addresses of the disks. target is nil with --digest.
 type addresses struct{ source, target address.Address }
 
-// digestValue is a digest as it is in a report.
+// digestValue is a digest in the form that reports have.
 type digestValue struct {
 	algorithm digest.Algorithm
-	hex       string // in lower case
+	hex       string // hexadecimal digits in lower case
 }
 
 func (d digestValue) String() string { return string(d.algorithm) + ":" + d.hex }
@@ -60,29 +60,29 @@ func (d *digestValue) UnmarshalText(text []byte) error {
 	}
 	b, err := hex.DecodeString(d.hex)
 	if err != nil || len(b) != 32 {
-		return fmt.Errorf("%q is no digest: want 64 hexadecimal digits", d.hex)
+		return fmt.Errorf("%q is not a digest: want 64 hexadecimal digits", d.hex)
 	}
 	d.hex = strings.ToLower(d.hex)
 	return nil
 }
 
-// Validate is kong's hook for what no single flag can check.
+// Validate is called by kong after parsing. It checks combinations of flags.
 func (c *verifyCommand) Validate() error {
 	one := c.Digest != digestValue{}
 	switch {
 	case !one && c.Dst == "":
-		return errors.New("one disk alone can't be compared: want SRC and DST, or --digest VALUE and DST")
+		return errors.New("a single disk cannot be compared: want SRC and DST, or --digest VALUE and one disk")
 	case one && c.Dst != "":
-		return fmt.Errorf("--digest is for one disk, and there are two: %s and %s", c.Src, c.Dst)
+		return fmt.Errorf("--digest needs exactly one disk, but two are given: %s and %s", c.Src, c.Dst)
 	case one && c.Strict:
-		return errors.New("--strict compares the allocation of two disks: a digest has none")
+		return errors.New("--strict compares the allocation of two disks and cannot be used with --digest")
 	case one && c.SourceFormat != "":
-		return errors.New("--source-format is for SRC, and with --digest there is only DST: want --format")
+		return errors.New("--source-format cannot be used with --digest: give the format of the disk with --format")
 	}
 	return validateRequests(c.RequestSize, c.Depth)
 }
 
-// differenceError is a difference that was found, with exit status 3.
+// differenceError reports a difference between disks. Its exit status is 3.
 type differenceError struct{ line string }
 
 func (e *differenceError) Error() string { return e.line }
@@ -134,7 +134,7 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	if err == nil {
 		return nil
 	}
-	// The difference itself is on standard output.
+	// The difference itself was printed on standard output.
 	if asJSON || !errors.As(err, &different) {
 		fail(errorOutput, asJSON, err)
 	}
@@ -147,7 +147,7 @@ func (c *verifyCommand) options(counters *progress.Counters) transfer.CompareOpt
 	}
 }
 
-// loggingOpener is the opener of the source, and of the target.
+// loggingOpener returns the Opener for the source and the target.
 func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
 	o := c.opener()
 	o.VDDK.Options.Registry = vddk.NewRegistry(1)
@@ -168,7 +168,7 @@ func (c *verifyCommand) addresses() (at addresses, err error) {
 		target = c.Dst
 	}
 	if target == (address.Null{}).String() {
-		return at, &usageError{err: errors.New("target: null: keeps nothing that could be verified"), hint: "a file of that name is ./null:"}
+		return at, &usageError{err: errors.New("target: null: drops all data, so there is nothing to verify"), hint: "a file of that name is ./null:"}
 	}
 	if at.target, err = address.Parse(target, address.Disk); err != nil {
 		return at, fmt.Errorf("target: %w", err)
@@ -232,10 +232,10 @@ func (c *verifyCommand) sum(ctx context.Context, target address.Address, outputs
 	return nil
 }
 
-// openTarget opens what was the target of a copy.
+// openTarget opens the disk that was the target of a copy.
 func openTarget(ctx context.Context, opener *sourceopen.Opener, a address.Address, format string) (source.Disk, error) {
-	// A source of 0 bytes is refused as a mistake; of a target it is what is to
-	// be found.
+	// Opening an empty source is refused as a probable mistake. An empty target is
+	// opened as a raw disk, so that verify reports it as a difference.
 	if fi, err := os.Stat(a.String()); err == nil && format == "" && fi.Mode().IsRegular() && fi.Size() == 0 {
 		format = "raw"
 	}
@@ -246,8 +246,8 @@ func openTarget(ctx context.Context, opener *sourceopen.Opener, a address.Addres
 	return d, nil
 }
 
-// isDevice says whether d is the bytes of the block device at path, whose size
-// is not the disk's.
+// isDevice reports whether d has the bytes of the block device at path, which may
+// be larger than the disk that was copied to it.
 func isDevice(path string, d source.Disk) bool {
 	fi, err := os.Stat(path)
 	if err != nil || fi.Mode()&os.ModeDevice == 0 {

@@ -31,7 +31,8 @@ func TestVMDKTarget(t *testing.T) {
 		sh(t, "%s --progress none --format vmdk %s - | cat >%s", must(binary()), in(source), piped)
 		peer.Run(t, "qemu-img", "compare", "-f", "raw", "-F", "vmdk", in("disk.raw"), piped)
 	}
-	// What qemu wrote keeps its CID, and the copy may replace it in a chain.
+	// The copy keeps the CID of the image that qemu wrote, so that it can replace
+	// the image in a chain.
 	sh(t, `cd %s && %s --progress none sparse.vmdk parent.vmdk && mv parent.vmdk sparse.vmdk
 		qemu-img compare -f vmdk -F raw child.vmdk disk.raw`, dir, must(binary()))
 	// The file is about as large as qemu's.

@@ -12,29 +12,29 @@ import (
 	"github.com/vddkcp/vddkcp/internal/nearest"
 )
 
-// wordsFor is what a command makes of nbdkit's words.
+// wordsFor says how a command interprets KEY=VALUE words of nbdkit.
 type wordsFor int
 
 const (
-	wordsForOneDisk  wordsFor = iota // info, map
-	wordsForTwoDisks                 // copy, verify: the last bare word is DST
-	wordsForExport                   // export: export= is known
-	wordsForLibrary                  // vddk: a disk need not be named
+	wordsForOneDisk  wordsFor = iota // for info and map
+	wordsForTwoDisks                 // for copy and verify: the last word without = is DST
+	wordsForExport                   // for export: export= is allowed
+	wordsForLibrary                  // for vddk: no disk is needed
 )
 
-// words are what a line of KEY=VALUE words says, in terms of ours.
+// words is the meaning of a command line of KEY=VALUE words in terms of vddkcp.
 type words struct {
-	Flags  []string // "--KEY=VALUE" of each parameter
-	Src    string   // address of the disk; "" where none need be named and none is, "vddk:" where one must be
+	Flags  []string // a flag "--KEY=VALUE" for each parameter
+	Src    string   // address of the disk; "" if it is left out and not needed, "vddk:" if it is left out and needed
 	Dst    string
-	Export string // the pattern of export=, a wildcard
+	Export string // value of export=, a wildcard
 }
 
-// keyValue is one of nbdkit's words.
+// keyValue matches a KEY=VALUE word of nbdkit.
 var keyValue = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*=`)
 
-// Keys of nbdkit-vddk-plugin that are flags of the same name, of which those of
-// boolKeys have no value as flags.
+// These are the parameters of nbdkit-vddk-plugin. Each of flagKeys has a flag of
+// the same name; those of boolKeys are boolean flags.
 var (
 	flagKeys = []string{
 		"compression", "config", "cookie", "libdir", "nfchostport", "password", "port", "server", "single-link",
@@ -44,9 +44,9 @@ var (
 	otherKeys = []string{"file", "export", "vimapiver"}
 )
 
-// parseWords reads the operands of a command line, at least one of which is a
-// KEY=VALUE word. A key that comes again replaces what it said before, as with
-// nbdkit. No error has a value, which may be a secret.
+// parseWords interprets the operands of a command line, at least one of which is a
+// KEY=VALUE word. As with nbdkit, a key that is repeated replaces the earlier
+// value. Errors do not contain values, which may be secrets.
 func parseWords(operands []string, kind wordsFor) (*words, error) {
 	w := new(words)
 	file, named := "", false
@@ -68,40 +68,41 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 			w.Flags = append(w.Flags, "--"+key+"="+value)
 		case key == "file":
 			file, named = value, true
-		case key == "vimapiver": // the plugin ignores it too
+		case key == "vimapiver": // ignored, as by the plugin
 		case key == "export" && kind == wordsForExport:
 			w.Export = value
 		case key == "export":
-			return nil, &usageError{err: fmt.Errorf("export=: only vddkcp export can serve what clients ask for")}
+			return nil, &usageError{err: fmt.Errorf("export=: only the command export can serve disks that clients choose")}
 		case key == "create" || strings.HasPrefix(key, "create-"):
 			return nil, &usageError{err: fmt.Errorf("%s=: vddkcp does not create VMDKs through VDDK", key)}
 		default:
 			return nil, &usageError{
-				err:  fmt.Errorf("%s=: no parameter of nbdkit-vddk-plugin; did you mean %s=?", key, nearest.Of(key, slices.Concat(flagKeys, otherKeys))),
+				err:  fmt.Errorf("%s= is not a parameter of nbdkit-vddk-plugin; did you mean %s=?", key, nearest.Of(key, slices.Concat(flagKeys, otherKeys))),
 				hint: fmt.Sprintf("for a file of that name write ./%s=...", key),
 			}
 		}
 	}
 	if kind == wordsForTwoDisks {
 		if len(bare) == 0 {
-			return nil, &usageError{err: fmt.Errorf("the target is missing: the last word that is not KEY=VALUE is DST")}
+			return nil, &usageError{err: fmt.Errorf("the target DST is missing: want a last word that is not KEY=VALUE")}
 		}
 		w.Dst, bare = bare[len(bare)-1], bare[:len(bare)-1]
 	}
 	if named && len(bare) == 1 || len(bare) > 1 {
-		return nil, &usageError{err: fmt.Errorf("the disk is named more than once: %s", strings.Join(append(bare, file), ", "))}
+		return nil, &usageError{err: fmt.Errorf("more than one disk is given: %s", strings.Join(append(bare, file), ", "))}
 	}
 	if len(bare) == 1 {
 		file, named = bare[0], true
 	}
 	if named || kind == wordsForOneDisk || kind == wordsForTwoDisks || kind == wordsForExport && w.Export == "" {
-		// If file is empty, the check of the parameters of VDDK names all that is missing.
+		// If file is empty, the check of the VDDK parameters reports everything
+		// that is missing.
 		w.Src = address.ForVDDK(file).String()
 	}
 	return w, nil
 }
 
-// nbdkitBool reads a boolean as nbdkit does.
+// nbdkitBool parses a boolean value as nbdkit does.
 func nbdkitBool(s string) (bool, error) {
 	switch strings.ToLower(s) {
 	case "1", "true", "t", "yes", "y", "on":
@@ -112,9 +113,9 @@ func nbdkitBool(s string) (bool, error) {
 	return false, fmt.Errorf("%q: want true or false", s)
 }
 
-// rewriteWords makes of a command line with KEY=VALUE words one with flags. It
-// stays in our memory: no other process sees it. A line without such words is
-// returned as it is.
+// rewriteWords replaces the KEY=VALUE words of a command line by flags. The result
+// exists only in the memory of this process, so that other processes do not see
+// secrets in it. A line without such words is returned unchanged.
 func rewriteWords(app *kong.Application, args []string) ([]string, error) {
 	line := splitLine(app, args)
 	if line == nil || !slices.ContainsFunc(line.operands, keyValue.MatchString) {
@@ -155,7 +156,7 @@ func rewriteWords(app *kong.Application, args []string) ([]string, error) {
 	if w.Export != "" {
 		rewritten = append(rewritten, "--export-pattern="+w.Export)
 	}
-	if w.Src == "" { // export= alone
+	if w.Src == "" { // only export= is given
 		return rewritten, nil
 	}
 	rewritten = append(rewritten, "--", w.Src)
@@ -165,17 +166,17 @@ func rewriteWords(app *kong.Application, args []string) ([]string, error) {
 	return rewritten, nil
 }
 
-// commandLine is a command line whose flags are told from its operands.
+// commandLine is a command line divided into flags and operands.
 type commandLine struct {
 	command  *kong.Node
-	chosen   bool     // the command is named, and not only the default
-	flags    []string // with their values
+	chosen   bool     // the line names the command, so it is not the default one
+	flags    []string // flags with their values
 	has      map[string]bool
 	operands []string
 }
 
-// splitLine does as the parser does. It returns nil for a flag that is not
-// known: the parser says it better.
+// splitLine divides a command line as the parser does. It returns nil if a flag is
+// unknown, since the parser reports that with a better message.
 func splitLine(app *kong.Application, args []string) *commandLine {
 	line := &commandLine{command: app.DefaultCmd, has: map[string]bool{}}
 	for i := 0; i < len(args); i++ {
@@ -215,8 +216,8 @@ func commandNamed(app *kong.Application, name string) *kong.Node {
 	return nil
 }
 
-// flag notes the flags of arg, and says whether the value of the last one is the
-// next word.
+// flag records the flags of arg. next is true if the value of the last one is the
+// next word of the line.
 func (l *commandLine) flag(arg string) (known, next bool) {
 	if name, ok := strings.CutPrefix(arg, "--"); ok {
 		name, _, valued := strings.Cut(name, "=")

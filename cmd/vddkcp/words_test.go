@@ -32,19 +32,19 @@ func TestWords(t *testing.T) {
 		"server=h|export=[ds] *.vmdk":                         {kind: wordsForExport, want: "--server=h|||[ds] *.vmdk"},
 		"libdir=/x|user=u":                                    {kind: wordsForLibrary, want: "--libdir=/x --user=u|||"},
 
-		"export=*|/x":            {fails: "only vddkcp export"},
+		"export=*|/x":            {fails: "only the command export"},
 		"create=1|/x":            {fails: "create=: vddkcp does not create"},
 		"create-size=1G|/x":      {fails: "create-size=: "},
-		"passwrd=hunter2|/x":     {fails: "passwrd=: no parameter of nbdkit-vddk-plugin; did you mean password=?"},
+		"passwrd=hunter2|/x":     {fails: "passwrd= is not a parameter of nbdkit-vddk-plugin; did you mean password=?"},
 		"Server=h|/x":            {fails: "did you mean server=?"},
 		"thumb-print=h|/x":       {fails: "did you mean thumbprint=?"},
 		"fiel=h|/x":              {fails: "did you mean file=?"},
 		"single-link=maybe|/x":   {fails: `single-link=: "maybe": want true or false`},
-		"server=h|user=u":        {kind: wordsForTwoDisks, fails: "the target is missing"},
-		"server=h|/x|/y|o":       {kind: wordsForTwoDisks, fails: "more than once: /x, /y"},
-		"server=h|file=/x|/y|o":  {kind: wordsForTwoDisks, fails: "more than once: /y, /x"},
-		"server=h|/x|/y":         {fails: "more than once"},
-		"password=hunter2|x.y=1": {fails: "x.y=: no parameter"},
+		"server=h|user=u":        {kind: wordsForTwoDisks, fails: "the target DST is missing"},
+		"server=h|/x|/y|o":       {kind: wordsForTwoDisks, fails: "more than one disk is given: /x, /y"},
+		"server=h|file=/x|/y|o":  {kind: wordsForTwoDisks, fails: "more than one disk is given: /y, /x"},
+		"server=h|/x|/y":         {fails: "more than one disk is given"},
+		"password=hunter2|x.y=1": {fails: "x.y= is not a parameter"},
 	} {
 		t.Run(line, func(t *testing.T) {
 			w, err := parseWords(strings.Split(line, "|"), c.kind)
@@ -92,8 +92,8 @@ func TestRewriteWords(t *testing.T) {
 		"verify|--digest|abc|server=h|/x":        {want: "verify|--digest|abc|--server=h|--|vddk:/x"},
 		"vddk|--dump-plugin|libdir=/l|user=u|/x": {want: "vddk|--dump-plugin|--libdir=/l"},
 		"a.vmdk|server=h":                        {want: "copy|--server=h|--|vddk:|a.vmdk"},
-		"a=b|out":                                {fails: "a=: no parameter"},
-		"in|a=b":                                 {fails: "a=: no parameter"},
+		"a=b|out":                                {fails: "a= is not a parameter"},
+		"in|a=b":                                 {fails: "a= is not a parameter"},
 	} {
 		t.Run(line, func(t *testing.T) {
 			var c2 cli

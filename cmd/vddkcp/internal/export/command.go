@@ -14,17 +14,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CommandStatus reports that Options.Command did not end with status 0.
+// CommandStatus reports that Options.Command ended with a status other than 0.
 type CommandStatus struct{ Status int }
 
 func (e *CommandStatus) Error() string { return fmt.Sprintf("CMD ended with status %d", e.Status) }
 
-// ExitStatus returns the status that the command ended with, or 128 and the number
-// of the signal that ended it.
+// ExitStatus returns the exit status of the command or, if a signal ended the
+// command, 128 plus the number of the signal.
 func (e *CommandStatus) ExitStatus() int { return e.Status }
 
-// script sets the variables that nbdkit sets for CMD, in the shell and not in
-// the environment, as nbdkit does.
+// script returns shell commands that set the same variables as nbdkit does. Like
+// nbdkit, it sets them in the shell and not in the environment.
 func (s *sockets) script(uri, name string) string {
 	port, path := "", ""
 	switch a := s.listeners[0].Addr().(type) {
@@ -40,11 +40,12 @@ func (s *sockets) script(uri, name string) string {
 	return script.String()
 }
 
-// shellQuote makes of s one word of a shell's.
+// shellQuote quotes s as a single word of a shell.
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'"'"'`) + "'" }
 
-// runShell runs a script and returns nil, a *CommandStatus, or why it could
-// not be run. The end of ctx ends it: by the signal that is the cause.
+// runShell runs a script. It returns nil, a *CommandStatus, or the reason why the
+// script could not be run. When ctx ends, runShell sends the script the signal that
+// is the cause.
 func runShell(ctx context.Context, script string) error {
 	command := exec.Command("/bin/sh", "-c", script)
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -58,9 +59,9 @@ func runShell(ctx context.Context, script string) error {
 			kill = stopped.Signal()
 		}
 		if kill == syscall.SIGINT && terminalSignals() {
-			return // a second one would end it at once
+			return // the terminal has sent the signal, and a second one would end the script at once
 		}
-		command.Process.Signal(kill) // it may have ended
+		command.Process.Signal(kill) // fails if the script has ended already
 	})
 	defer stop()
 	err := command.Wait()
@@ -75,8 +76,8 @@ func runShell(ctx context.Context, script string) error {
 	return &CommandStatus{status}
 }
 
-// terminalSignals says whether a terminal's ^C reaches this process, and so
-// what it has started.
+// terminalSignals reports whether Ctrl-C on a terminal reaches this process and the
+// processes that it started.
 func terminalSignals() bool {
 	tty, err := os.Open("/dev/tty")
 	if err != nil {
@@ -87,13 +88,15 @@ func terminalSignals() bool {
 	return err == nil && group == unix.Getpgrp()
 }
 
-// parentEnded waits for the end of the process that started this one, or of
-// ctx, and says whether it was the former. Parent is who it was at the start.
+// parentEnded waits for the end of the parent process or of ctx, and reports
+// whether the parent has ended. parent is the ID of the parent process at the
+// start.
 func parentEnded(ctx context.Context, parent int) bool {
-	// PR_SET_PDEATHSIG would tell of the end of the thread that started us.
-	const milliseconds = 200 // between two looks
+	// PR_SET_PDEATHSIG would report the end of the parent's thread instead of the
+	// process.
+	const milliseconds = 200 // how often the parent is checked
 	var wait []unix.PollFd
-	// Before Linux 5.3 there is none, and the looks have to do.
+	// Linux before 5.3 has no pidfd, so only the regular checks detect the end.
 	if fd, err := unix.PidfdOpen(parent, 0); err == nil {
 		defer unix.Close(fd)
 		wait = []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
@@ -102,7 +105,7 @@ func parentEnded(ctx context.Context, parent int) bool {
 		if os.Getppid() != parent {
 			return true
 		}
-		unix.Poll(wait, milliseconds) // where it fails the loop only turns faster
+		unix.Poll(wait, milliseconds) // if poll fails, the loop only checks more often
 	}
 	return false
 }

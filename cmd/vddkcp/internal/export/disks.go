@@ -19,14 +19,14 @@ import (
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 )
 
-// open prepares the exports. Errors of eager sources are found here, and of the
-// others those that take no login. The exports are returned with an error too.
+// open opens the eager sources, and checks the others as far as that takes no
+// login. It returns the exports also with an error.
 func open(ctx context.Context, o Options) (e *exports, err error) {
 	e = &exports{life: ctx, Options: o}
 	if err = e.openAll(ctx); err != nil {
 		return e, errors.Join(err, e.close())
 	}
-	e.Opened = nil // from here on the output files are written
+	e.Opened = nil // the output files exist from now on, so they need no check
 	return e, nil
 }
 
@@ -45,8 +45,9 @@ func (e *exports) openAll(ctx context.Context) error {
 			return err
 		}
 		if s.Eager {
-			// Where it is written to, only the last client's leaving forgets that
-			// a flush has failed.
+			// If clients write to the disk, the first client takes it over: a
+			// failed flush is forgotten only when the disk is closed with the last
+			// client.
 			d.first, d.keep = disk, !e.Opener.Writable && e.CowFile == ""
 		} else if e.Cow && e.CowFile == "" {
 			d.first, d.keep = disk, true
@@ -55,7 +56,7 @@ func (e *exports) openAll(ctx context.Context) error {
 		}
 	}
 	if e.Pattern != "" {
-		// Any path, to see whether what leads to it is there.
+		// The check of any path finds out whether all other parameters are valid.
 		path := "[any] any.vmdk"
 		if strings.HasPrefix(e.Pattern, "/") {
 			path = "/any.vmdk"
@@ -65,14 +66,14 @@ func (e *exports) openAll(ctx context.Context) error {
 	return nil
 }
 
-// exports are what the command line names.
+// exports implements server.Exports for the disks of Options.
 type exports struct {
 	Options
 	list []*exportedDisk
-	life context.Context // of the disks that are kept
+	life context.Context // context of the disks that stay open between clients
 
 	mu     sync.Mutex
-	byName map[string]*exportedDisk // what is open of what the pattern allows
+	byName map[string]*exportedDisk // open disks that clients chose by Pattern
 }
 
 type exportedDisk struct {
@@ -80,11 +81,11 @@ type exportedDisk struct {
 	src address.Address
 
 	mu    sync.Mutex
-	first source.Disk // open, whether a client is there or not; nil: none
-	keep  bool        // it stays so; else the first client takes it
+	first source.Disk // a disk that is open even without clients; nil if there is none
+	keep  bool        // first stays open for all clients; otherwise the first client takes it over
 }
 
-// close closes what no client has.
+// close closes the disks that no client owns.
 func (e *exports) close() error {
 	var all error
 	for _, d := range slices.AppendSeq(slices.Clone(e.list), maps.Values(e.byName)) {
@@ -98,7 +99,7 @@ func (e *exports) close() error {
 	return all
 }
 
-// uriName is the name of the export that a printed URI is of.
+// uriName returns the name of the export in the URI that is printed.
 func (e *exports) uriName() string {
 	if len(e.list) > 0 {
 		return e.list[0].Name
@@ -106,7 +107,7 @@ func (e *exports) uriName() string {
 	return ""
 }
 
-// List implements server.Exports. What only the pattern allows is not known.
+// List implements server.Exports. Disks that only Pattern allows are not listed.
 func (e *exports) List(context.Context) ([]server.Export, error) {
 	var list []server.Export
 	for _, d := range e.list {
@@ -138,7 +139,8 @@ func (e *exports) find(name string) *exportedDisk {
 	return nil
 }
 
-// named is find, and what the pattern lets clients open.
+// named returns the disk with that name, or a new one if Pattern allows clients to
+// choose it.
 func (e *exports) named(name string) *exportedDisk {
 	if d := e.find(name); d != nil {
 		return d
@@ -151,7 +153,7 @@ func (e *exports) named(name string) *exportedDisk {
 	return &exportedDisk{Export: server.Export{Name: name}, src: address.ForVDDK(name)}
 }
 
-// remember is for what stays open; the names that clients try are not kept.
+// remember keeps a disk that stays open. Other names that clients try are not kept.
 func (e *exports) remember(d *exportedDisk) {
 	if e.find(d.Name) != nil {
 		return
@@ -164,8 +166,8 @@ func (e *exports) remember(d *exportedDisk) {
 	e.byName[d.Name] = d
 }
 
-// Open implements server.Exports. What clients have written to a temporary layer
-// is there for the next ones too.
+// Open implements server.Exports. Data that clients have written to a temporary
+// file is visible to later clients.
 func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
 	d := e.named(name)
 	d.mu.Lock()
@@ -188,21 +190,22 @@ func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
 	return e.openDisk(ctx, d.src)
 }
 
-// openSource opens a source. One on a server that has ended, because the server
-// was away for longer than --retry-timeout or refused it, is opened again for the
-// next request.
+// openSource opens a source. If a source on a server ends, because the server was
+// unavailable for longer than --retry-timeout or refused the disk, it is opened
+// again for the next request.
 func (e *exports) openSource(ctx context.Context, src address.Address) (source.Disk, error) {
 	open := func(ctx context.Context) (source.Disk, error) { return e.Opener.OpenAddress(ctx, src, e.Format) }
 	if !address.IsRemote(src) {
 		return open(ctx)
 	}
-	// The disk itself repeats what fails, and gives up: this adds no patience.
+	// The disk repeats failed requests itself and gives up in the end. This Retry
+	// only opens it again for later requests.
 	return source.Retry(ctx, open, source.RetryOptions{Revive: true, Timeout: math.MaxInt64 / 2, OnRetry: func(err error, wait time.Duration) {
 		e.Log.Warn("opening the source again", "source", src, "in", wait.Round(time.Millisecond), "error", err)
 	}})
 }
 
-// openDisk opens what can be served as it is asked for.
+// openDisk opens a source and, with Cow, a layer for writes over it.
 func (e *exports) openDisk(ctx context.Context, src address.Address) (source.Disk, error) {
 	disk, err := e.openSource(ctx, src)
 	if err != nil {
@@ -221,7 +224,7 @@ func (e *exports) openDisk(ctx context.Context, src address.Address) (source.Dis
 	}
 	if _, ok := source.Ability[source.Writable](disk); e.Opener.Writable && !ok {
 		disk.Close()
-		return nil, usage.Errorf("%s can't be written: --rw serves raw files, block devices, NBD servers that allow it, and disks that VDDK opens", src)
+		return nil, usage.Errorf("%s cannot be written: --rw works with raw files, block devices, NBD exports that are not read-only, and disks that VDDK opens", src)
 	}
 	e.Log.Debug("opened", "source", src, "size", disk.Size())
 	if !e.Cow {
@@ -235,8 +238,8 @@ func (e *exports) openDisk(ctx context.Context, src address.Address) (source.Dis
 	return layer, nil
 }
 
-// check finds out what can be said of an address without a connection, and asks
-// for the secrets that it needs.
+// check checks an address without connecting to a server, and asks for the secrets
+// that a connection needs.
 func (e *exports) check(ctx context.Context, src address.Address) error {
 	file, ok := address.VDDKFile(src)
 	if !ok {
@@ -246,7 +249,7 @@ func (e *exports) check(ctx context.Context, src address.Address) error {
 	return err
 }
 
-// keptOpen is a disk that someone else closes.
+// keptOpen is a disk that clients cannot close, since it stays open for others.
 type keptOpen struct{ source.Disk }
 
 func (k keptOpen) Unwrap() source.Disk { return k.Disk }

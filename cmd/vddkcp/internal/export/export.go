@@ -1,6 +1,7 @@
-// Package export serves disks over NBD: it is what the command "vddkcp export" does
-// once its command line is understood. [Run] opens the disks, listens, and serves
-// until a signal, the end of a command that it started, or the last client.
+// Package export serves disks over NBD. It does the work of the command "vddkcp
+// export" after the command line was parsed. [Run] opens the disks, listens, and
+// serves until a signal, the end of a command that it started, or the end of the
+// last client's connection.
 package export
 
 import (
@@ -27,76 +28,78 @@ import (
 
 // Options say which disks are served, to which clients, and until when.
 type Options struct {
-	// Sources are the disks with names. A single one with an empty name answers to
-	// every name, unless there is a Pattern.
+	// Sources are the disks that have names. A single disk with an empty name
+	// answers to every name, unless there is a Pattern.
 	Sources []Source
-	// Pattern lets clients name disks that VDDK opens by their paths, as far as
-	// this wildcard matches; "" for no such disks.
+	// Pattern is a wildcard. Clients may choose a disk that VDDK opens by its path
+	// if the path matches. An empty Pattern allows no such disks.
 	Pattern string
-	// Opener opens the disks. Its Writable lets clients write to them.
+	// Opener opens the disks. If its Writable is true, clients may write to them.
 	Opener *sourceopen.Opener
-	// Format is the format of all sources, as for Opener.Open; "" probes them.
+	// Format is the format of all sources, as for Opener.Open; "" detects it.
 	Format string
-	// Opened is called after each disk that is opened before the server starts. An
-	// error ends Run. It may be nil.
+	// Opened is called after each disk that is opened before the server starts. If
+	// it returns an error, Run fails. It may be nil.
 	Opened func() error
-	// Cow lets clients write over disks that are only read: what they write goes to
-	// a temporary file or, for a single disk, to CowFile, which is continued.
-	// CowOnRead keeps there what is read, too.
+	// Cow lets clients write without changing the disks. Their writes go to a
+	// temporary file or, for a single disk, to CowFile, which later runs continue.
+	// CowOnRead also caches blocks there that were read.
 	Cow, CowOnRead bool
 	CowFile        string
 
-	// Listen are addresses as CheckListen takes them. Empty means a private socket
-	// with Command, else 127.0.0.1 and NBD's port, and nothing with sockets from
-	// socket activation.
+	// Listen has addresses that CheckListen accepts. If it is empty, the server
+	// uses the sockets from socket activation, else a private socket if there is a
+	// Command, else 127.0.0.1 and the default port of NBD.
 	Listen []string
-	// TLS is the mode of TLS: off, on or require; "" is on with TLSCertificates,
-	// else off. TLSCertificates is a folder; "" looks where nbdkit does.
+	// TLS is the mode of TLS: off, on or require. "" means on with TLSCertificates,
+	// else off. TLSCertificates is a folder; "" means the folders in which nbdkit
+	// looks.
 	TLS, TLSCertificates string
-	TLSVerifyPeer        bool // clients need a certificate
-	MaxConnections       int  // clients at once, at least 1
+	TLSVerifyPeer        bool // refuse clients without a valid certificate
+	MaxConnections       int  // maximum number of clients at the same time, at least 1
 
-	// Command is run in a shell once clients can connect; when it ends, Run ends. ""
-	// runs none.
+	// Command is run in a shell once clients can connect. When it ends, Run ends.
+	// "" runs no command.
 	Command        string
-	ExitWithParent bool   // Run ends when the process that started this one ends
-	ExitLast       bool   // Run ends when the last client leaves
-	PidFile        string // gets the process id once clients can connect; "": none
-	Stats          string // path of a file for what clients did, as JSON; "": none
+	ExitWithParent bool   // end when the parent process ends
+	ExitLast       bool   // end when the last client disconnects
+	PidFile        string // path of a file for the process ID, written once clients can connect; "": none
+	Stats          string // path of a file for statistics as JSON; "": none
 
-	URIs   io.Writer // gets the URIs on which the server listens, a line each
-	Tables io.Writer // gets a table of what clients did, when Log logs debug messages
+	URIs   io.Writer // receives the URIs of the server, one per line
+	Tables io.Writer // receives a table of statistics, if Log logs debug messages
 	Log    *slog.Logger
 }
 
 // Source is a disk that is served from the beginning.
 type Source struct {
-	Name        string // of the export
-	Description string // for clients
+	Name        string // name of the export
+	Description string // text that clients can show
 	Address     address.Address
 	// Eager opens the disk before the server starts, even if that takes a login.
 	// Otherwise a disk on a server is opened for its first client.
 	Eager bool
 }
 
-// grace is how long requests in work go on after a signal.
+// grace is the time for requests in progress to complete after a signal.
 const grace = 5 * time.Second
 
 // Run serves disks until ctx ends, Options.Command ends, or the last client leaves.
 // The error is a *[CommandStatus] if Options.Command ended with a status other than
-// 0, and a *usage.Error for options that cannot work.
+// 0, and a *usage.Error for invalid options.
 //
-// The cause of ctx may have a method Signal, which returns the signal that ends
-// Options.Command; SIGTERM does otherwise.
+// If the cause of ctx has a method Signal() syscall.Signal, Options.Command gets
+// that signal when ctx ends, otherwise SIGTERM.
 func Run(ctx context.Context, o Options) error {
-	// First, so that no process that a disk is opened by gets the sockets.
+	// The sockets are taken first, so that no process which opens a disk inherits
+	// them.
 	sockets, err := activatedSockets()
 	if err != nil {
 		return err
 	}
 	defer sockets.close(o.Log)
 	parent := os.Getppid()
-	// Disks go on when ctx has ended, for requests in work.
+	// Disks stay open after the end of ctx, for requests in progress.
 	life, kill := context.WithCancelCause(context.WithoutCancel(ctx))
 	defer kill(nil)
 	opening := context.AfterFunc(ctx, func() { kill(context.Cause(ctx)) })
@@ -114,12 +117,12 @@ func Run(ctx context.Context, o Options) error {
 	return errors.Join(err, exports.close())
 }
 
-// serve serves what is open. Kill ends the disks that were opened before there
-// was a server.
+// serve serves the opened exports. kill ends the disks that were opened before the
+// server existed.
 func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets, parent int, stats *statsFile, kill context.CancelCauseFunc) error {
 	log := o.Log
-	// A signal, the parent's end or a failure end CMD, or what is served where
-	// there is none.
+	// A signal, the end of the parent process and a failure end the command or, if
+	// there is none, the server.
 	ending, end := context.WithCancel(ctx)
 	defer end()
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -143,8 +146,9 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 	if err != nil {
 		return err
 	}
-	// On a disk that hangs a connection has up to three calls of its own, each with
-	// a thread, and the runtime ends a program with more than this.
+	// A connection has up to three calls in progress on a disk that does not
+	// answer, each in a thread. The Go runtime would end a program with more
+	// threads than this limit.
 	debug.SetMaxThreads(max(10_000, 2_000+3*o.MaxConnections))
 	if err := sockets.listen(ctx, o.Listen, o.Command != ""); err != nil {
 		return err
@@ -195,9 +199,9 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 	return errors.Join(served, ran, stats.write(o.Tables, log))
 }
 
-// writePidFile puts the process id into a new file at path, which a symbolic
-// link there is replaced by. Remove removes it, unless another process has
-// replaced it meanwhile.
+// writePidFile writes the process ID to a new file at path, which replaces a
+// symbolic link there. remove removes the file, unless another process has replaced
+// it meanwhile.
 func writePidFile(path string) (remove func(), err error) {
 	if err := durable.Write(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
 		return nil, fmt.Errorf("process id: %w", err)
@@ -211,16 +215,17 @@ func writePidFile(path string) (remove func(), err error) {
 	}
 	return func() {
 		if now, err := os.Lstat(path); err == nil && now.Mode().IsRegular() && os.SameFile(now, ours) {
-			os.Remove(path) // a leftover file harms nobody
+			os.Remove(path) // an error does not matter: a leftover file does no harm
 		}
 	}, nil
 }
 
-// certificates reads what TLS needs, where it is asked for.
+// certificates returns the mode and the configuration of TLS, with the certificates
+// if TLS is used.
 func (o *Options) certificates() (server.TLSMode, *tls.Config, error) {
 	mode := map[string]server.TLSMode{"off": server.TLSOff, "on": server.TLSOn, "require": server.TLSRequire}[o.TLS]
 	if o.TLS == "" && o.TLSCertificates != "" {
-		mode = server.TLSOn // as nbdkit
+		mode = server.TLSOn // nbdkit does the same
 	}
 	if mode == server.TLSOff {
 		return mode, nil, nil
@@ -228,7 +233,7 @@ func (o *Options) certificates() (server.TLSMode, *tls.Config, error) {
 	dir := o.TLSCertificates
 	if dir == "" {
 		if dir = certificateFolder(); dir == "" {
-			return 0, nil, usage.New(fmt.Sprintf("--tls %s: no certificates", o.TLS), "--tls-certificates DIR, with server-cert.pem and server-key.pem")
+			return 0, nil, usage.New(fmt.Sprintf("--tls %s: no certificates", o.TLS), "give a folder with server-cert.pem and server-key.pem: --tls-certificates DIR")
 		}
 	}
 	config, err := server.LoadTLS(dir, o.TLSVerifyPeer)
@@ -239,12 +244,13 @@ func (o *Options) certificates() (server.TLSMode, *tls.Config, error) {
 		o.Log.Warn("the server's certificate has no subjectAltName: clients that verify it will refuse it", "certificates", dir)
 	}
 	if mode == server.TLSOn {
-		o.Log.Debug("clients may come without TLS, or be made to: --tls require serves none of them")
+		o.Log.Debug("clients may connect without TLS, and an attacker on the network can make them do so: --tls require refuses such connections")
 	}
 	return mode, config, nil
 }
 
-// certificateFolder is where nbdkit looks for certificates.
+// certificateFolder returns the folder in which nbdkit would find certificates, or
+// "".
 func certificateFolder() string {
 	folders := []string{"/etc/pki/nbdkit"}
 	if home := os.Getenv("HOME"); os.Geteuid() != 0 && home != "" {

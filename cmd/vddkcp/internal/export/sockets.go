@@ -18,15 +18,16 @@ import (
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
-// sockets are what clients come by.
+// sockets are the listeners and connections through which clients come.
 type sockets struct {
 	listeners []net.Listener
-	conns     []net.Conn // that were accepted before the start
+	conns     []net.Conn // connections that were accepted before the start
 	activated bool
-	folder    string // of a private socket
+	folder    string // folder of a private socket
 }
 
-// activatedSockets are those of socket activation; there may be none.
+// activatedSockets returns the sockets from socket activation, of which there may
+// be none.
 func activatedSockets() (*sockets, error) {
 	s := new(sockets)
 	var err error
@@ -37,12 +38,12 @@ func activatedSockets() (*sockets, error) {
 	return s, nil
 }
 
-// listen opens the sockets that are asked for; captive says that they are for
-// CMD of --run.
+// listen opens the sockets at the addresses. captive says that they are for the
+// command of --run.
 func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) error {
 	switch {
 	case s.activated && captive:
-		return usage.Errorf("--run and socket activation: want one of the two")
+		return usage.Errorf("--run cannot be used with socket activation")
 	case len(addresses) > 0 || s.activated:
 	case captive:
 		addresses = []string{privateSocket}
@@ -52,7 +53,7 @@ func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) 
 	for _, address := range addresses {
 		if address == "systemd" {
 			if !s.activated {
-				return errors.New("--listen systemd: no sockets were passed (LISTEN_PID is not this process)")
+				return errors.New("--listen systemd: systemd passed no sockets (LISTEN_PID is not the ID of this process)")
 			}
 			continue
 		}
@@ -79,13 +80,13 @@ func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) 
 	return nil
 }
 
-// CheckListen checks how the addresses of Options.Listen are written. Its errors
-// name the flag --listen.
+// CheckListen checks the syntax of addresses for Options.Listen. Its errors name
+// the flag --listen.
 func CheckListen(addresses []string) error {
 	known := map[string]bool{}
 	for _, address := range addresses {
 		if address == privateSocket {
-			continue // each is another one
+			continue // every private socket is a new one
 		}
 		checked := address
 		if address != "systemd" {
@@ -97,12 +98,12 @@ func CheckListen(addresses []string) error {
 		if known[checked] {
 			return fmt.Errorf("--listen %s is given twice", address)
 		}
-		known[checked] = !strings.HasSuffix(checked, ":0") // a free port is another one each time
+		known[checked] = !strings.HasSuffix(checked, ":0") // port 0 is a different free port each time
 	}
 	return nil
 }
 
-// privateSocket is a socket in a folder that is made for it.
+// privateSocket is the address of a socket in a new folder.
 const privateSocket = "unix:-"
 
 func (s *sockets) uris(overTLS bool, name string) (all []string) {
@@ -112,8 +113,8 @@ func (s *sockets) uris(overTLS bool, name string) (all []string) {
 	return all
 }
 
-// serve serves until ctx ends, or until the last client of those that came
-// before the start has left where nobody listens.
+// serve serves clients until ctx ends. If there are only connections and no
+// listeners, it also ends with the last client.
 func (s *sockets) serve(ctx context.Context, server *server.Server) error {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
@@ -124,14 +125,14 @@ func (s *sockets) serve(ctx context.Context, server *server.Server) error {
 	var err error
 	if len(s.listeners) > 0 {
 		if err = server.Serve(ctx, s.listeners...); err != nil {
-			end() // the clients would keep the error back until they leave
+			end() // report the error now and not when the last client leaves
 		}
 	}
 	clients.Wait()
 	return errors.Join(err, server.Err())
 }
 
-// close removes sockets too.
+// close closes all sockets and removes their files.
 func (s *sockets) close(log *slog.Logger) {
 	for _, l := range s.listeners {
 		l.Close()

@@ -12,7 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/sourcetest"
 )
 
-// brokenListener is a listener that can accept nothing.
+// brokenListener is a listener whose Accept always fails.
 type brokenListener struct{ net.Listener }
 
 func (brokenListener) Accept() (net.Conn, error) { return nil, errors.New("broken") }

@@ -15,15 +15,15 @@ import (
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
-// statsFile is --stats, and the table of -v.
+// statsFile is the file of --stats, and the source of the table for --verbose.
 type statsFile struct {
 	server.Stats
 	started time.Time
-	path    string // "": none is asked for
+	path    string // "" without --stats
 }
 
-// openStats creates the file at once, with nothing counted: a file that cannot be
-// written is an error before clients come.
+// openStats creates the file without any counts, so that a file which cannot be
+// written is an error before clients connect.
 func openStats(path string) (*statsFile, error) {
 	s := &statsFile{started: time.Now(), path: path}
 	if path == "" {
@@ -52,7 +52,7 @@ func (s *statsFile) write(tables io.Writer, log *slog.Logger) error {
 	return s.replace(operations)
 }
 
-// replace writes the file as a whole; a symbolic link at its path is replaced.
+// replace writes a new file, which also replaces a symbolic link at its path.
 func (s *statsFile) replace(operations []server.Operation) error {
 	now := time.Now()
 	text, err := json.MarshalIndent(Stats{1, s.started, now, now.Sub(s.started).Seconds(), append([]server.Operation{}, operations...)}, "", "  ")
@@ -65,7 +65,7 @@ func (s *statsFile) replace(operations []server.Operation) error {
 	return nil
 }
 
-// printOperations prints a table for people.
+// printOperations prints a table of the operations for people.
 func printOperations(out io.Writer, operations []server.Operation) {
 	if len(operations) == 0 {
 		return

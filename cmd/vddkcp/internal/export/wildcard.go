@@ -7,11 +7,12 @@ import (
 	"unicode/utf8"
 )
 
-// mayName says whether the wildcard of export= lets clients open the disk at
-// path. A [DATASTORE] at its begin is one, and no set of characters.
+// mayName reports whether the wildcard of export= lets clients open the disk at
+// path. A [DATASTORE] at the beginning of the wildcard means itself, not a set of
+// characters.
 func mayName(pattern, path string) bool {
 	if path == "" || slices.Contains(strings.FieldsFunc(path, func(r rune) bool { return r == '/' || r == ' ' }), "..") {
-		return false // it would lead out of the folder that the wildcard names
+		return false // .. could lead out of the folder that the wildcard allows
 	}
 	if store, rest, ok := strings.Cut(pattern, "] "); ok && strings.HasPrefix(store, "[") {
 		if name, ok := strings.CutPrefix(path, store+"] "); ok && wildcard(rest, name) {
@@ -21,7 +22,8 @@ func mayName(pattern, path string) bool {
 	return wildcard(pattern, path)
 }
 
-// wildcard is fnmatch without flags: * and ? match slashes too.
+// wildcard reports whether s matches pattern as by fnmatch without flags: * and ?
+// match slashes, too.
 func wildcard(pattern, s string) bool {
 	var expression strings.Builder
 	expression.WriteString(`(?s)^`)
@@ -60,7 +62,8 @@ func wildcard(pattern, s string) bool {
 	return err == nil && r.MatchString(s)
 }
 
-// characterSet makes what follows a [ one of a regular expression.
+// characterSet converts a character set of fnmatch to one of a regular expression.
+// p is the text behind the opening bracket.
 func characterSet(p string) (set, rest string, ok bool) {
 	not := ""
 	if p != "" && (p[0] == '!' || p[0] == '^') {
@@ -69,7 +72,7 @@ func characterSet(p string) (set, rest string, ok bool) {
 	if p == "" {
 		return "", "", false
 	}
-	end := strings.IndexByte(p[1:], ']') // one that comes first is of the set
+	end := strings.IndexByte(p[1:], ']') // a ] at the first place belongs to the set
 	if end < 0 {
 		return "", "", false
 	}
