@@ -17,9 +17,11 @@ type Mapping struct {
 	Pos  int64
 }
 
-// Mapped is the ability to return in one pass what Extents and InFile return.
+// Mapped is the ability of a disk to return in one pass what its methods Extents and
+// InFile return.
 type Mapped interface {
-	// Map yields mappings under the rules of Disk.Extents.
+	// Map yields the mappings of [off, off+length), under the same rules as
+	// Disk.Extents.
 	Map(ctx context.Context, off, length int64) iter.Seq2[Mapping, error]
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
-// pause waits before a retry that err made necessary. It returns an error if the
-// disk or ctx ends first.
+// pause waits before a retry, which err made necessary. It returns an error if the disk
+// or ctx ends before the wait is over.
 func (r *retrying) pause(ctx context.Context, err error, wait time.Duration) error {
 	if r.policy.Pause(ctx, err, wait, r.ending.Done()) {
 		return nil
@@ -19,7 +19,7 @@ func (r *retrying) pause(ctx context.Context, err error, wait time.Duration) err
 	return cmp.Or(context.Cause(r.ending), context.Cause(ctx))
 }
 
-// attempts are the attempts at one call of the disk.
+// attempts counts the attempts at one call of the disk.
 type attempts struct {
 	retry.Attempts
 	r   *retrying
@@ -31,7 +31,8 @@ func (r *retrying) newAttempts(ctx context.Context) attempts {
 	return attempts{Attempts: r.policy.Start(r.progress), r: r, ctx: ctx}
 }
 
-// errNoAnswer is why a disk ends that does not respond for longer than the patience.
+// errNoAnswer is the cause with which the context of a disk ends that does not respond
+// for too long.
 var errNoAnswer = errors.New("no answer")
 
 // watch limits how long a call of d may take, which the caller makes next: it abandons

@@ -16,8 +16,8 @@ func (r *retrying) Ended() error {
 	return r.dead
 }
 
-// endedLocked returns why no call can be made any more, or not under ctx; nil if one
-// can. The caller holds mu.
+// endedLocked returns why the disk, or ctx, has ended. If it returns nil, calls are
+// possible. The caller holds mu.
 func (r *retrying) endedLocked(ctx context.Context) error {
 	switch {
 	case r.ctx.Err() != nil:

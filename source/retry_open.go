@@ -22,7 +22,8 @@ func (d *openedDisk) Close() error {
 	return d.Disk.Close()
 }
 
-// reopening is an attempt to open the disk again, which all failed calls share.
+// reopening is one attempt to open the disk again. All failed calls wait for the same
+// one.
 type reopening struct {
 	done chan struct{}
 	err  error // set before done is closed; nil if the disk is open
@@ -58,7 +59,7 @@ func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 }
 
 // current returns the open disk and its generation. If the disk is not open, current
-// waits until it is opened again, for as long as the call has patience.
+// waits until it is opened again, but no longer than until the call is given up.
 func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -235,7 +236,7 @@ func (r *retrying) checkIdentity(d *openedDisk) error {
 }
 
 // compareSamples returns an error unless d holds the data that was read before. Close
-// and the end of the patience interrupt it.
+// interrupts it, and so does the end of the time without progress.
 func (r *retrying) compareSamples(d *openedDisk) error {
 	stop := context.AfterFunc(r.ending, func() { d.cancel(context.Cause(r.ending)) })
 	defer stop()

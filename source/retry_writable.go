@@ -27,7 +27,7 @@ type retryingWritable struct {
 // Unwrap implements Wrapper.
 func (w *retryingWritable) Unwrap() Disk { return w.Disk }
 
-// change makes a call that changes the disk, and repeats it until it succeeds or no
+// change calls call, which changes the disk, and repeats it until it succeeds or no
 // retry can help.
 func (w *retryingWritable) change(ctx context.Context, call func(Writable) error) error {
 	r := w.r
@@ -77,7 +77,7 @@ func (notWritable) ZeroAt(context.Context, int64, int64, ZeroFlags) error { retu
 func (notWritable) Trim(context.Context, int64, int64) error              { return errNotWritable }
 func (notWritable) Flush(context.Context) error                           { return errNotWritable }
 
-// wrote counts a write to the disk of the given generation.
+// wrote counts a successful write. The disk of the given generation received it.
 func (w *retryingWritable) wrote(generation int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -86,8 +86,8 @@ func (w *retryingWritable) wrote(generation int) {
 	w.generation = generation
 }
 
-// noteLossLocked notes that what was not flushed was written to another disk than
-// that of the generation. The caller holds mu.
+// noteLossLocked sets lost if writes that were not flushed went to a disk of another
+// generation than the given one. The caller holds mu.
 func (w *retryingWritable) noteLossLocked(generation int) {
 	if w.writes > w.flushed && w.generation != generation && w.lost == nil {
 		w.lost = errors.New("the source was opened again: data that was written and not flushed before may be lost")

@@ -64,10 +64,10 @@ func (e Extent) End() int64 { return e.Off + e.Len }
 type Kind uint8
 
 const (
-	// Data must be read. It is the zero value, so that a
+	// Data means that the extent must be read. Data is the zero value, so that a
 	// forgotten field costs time and never content.
 	Data Kind = iota
-	// Zero reads as zeros.
+	// Zero means that the extent reads as zeros, so that it need not be read.
 	Zero
 	// Inherited means that this image of a chain has no content of its own here. The
 	// content is that of the parent, or has not changed since the base.

@@ -48,7 +48,8 @@ func ReplaceBy(temp, path string, text []byte, perm fs.FileMode) error {
 	return replace(f, path, text, perm)
 }
 
-// replace writes text to f, renames f to path, and closes it.
+// replace writes text to the temporary file f, makes f durable, renames it to path, and
+// closes it.
 func replace(f *os.File, path string, text []byte, perm fs.FileMode) error {
 	_, err := f.Write(text)
 	if err == nil {
@@ -189,7 +190,8 @@ func Open(path string, flags int, perm fs.FileMode) (*os.File, error) {
 	return f, nil
 }
 
-// notOwn returns why Open refuses a file, or "" if it does not.
+// notOwn returns a description of a file that Open refuses, such as "a folder", or ""
+// if Open accepts the file.
 func notOwn(info fs.FileInfo) string {
 	switch info.Mode().Type() {
 	case 0:

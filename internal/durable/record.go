@@ -30,7 +30,7 @@ var (
 	ErrTorn = errors.New("a torn record")
 )
 
-// VersionError says that a slot is whole and has another version than the format.
+// VersionError says that a slot is intact, but has another version than the format.
 type VersionError struct{ Got, Want uint32 }
 
 func (e *VersionError) Error() string {
@@ -39,7 +39,7 @@ func (e *VersionError) Error() string {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// headerSize is the number of bytes before the payload.
+// headerSize returns the number of bytes before the payload in a slot.
 func (r *Record) headerSize() int {
 	n := len(r.Magic) + 4 + 4 + 4 // version, length, checksum
 	if r.Numbered {
@@ -48,7 +48,7 @@ func (r *Record) headerSize() int {
 	return n
 }
 
-// Room returns the size in bytes of the largest payload.
+// Room returns the size in bytes of the largest payload that fits into a slot.
 func (r *Record) Room() int { return r.SlotSize - r.headerSize() }
 
 // Encode returns the content of a slot, without padding. The payload must fit into
@@ -92,7 +92,7 @@ func (r *Record) Decode(slot []byte) (sequence uint64, payload []byte, err error
 	return sequence, payload, nil
 }
 
-// Slot is one of the two slots of a file.
+// Slot is the content of one of the two slots of a file.
 type Slot struct {
 	Bytes    []byte // what the file has there; shorter than a slot at the end of the file
 	Sequence uint64
@@ -100,7 +100,8 @@ type Slot struct {
 	Err      error // of Decode
 }
 
-// ReadSlots reads both slots from the start of f. The error is one of reading.
+// ReadSlots reads both slots from the start of f. It returns an error only if f cannot
+// be read; Slot.Err says whether a slot is valid.
 func (r *Record) ReadSlots(f io.ReaderAt) (slots [2]Slot, err error) {
 	b := make([]byte, 2*r.SlotSize)
 	n, err := f.ReadAt(b, 0)

@@ -6,7 +6,7 @@ package eintr
 
 import "golang.org/x/sys/unix"
 
-// Retry makes the call until its error is not EINTR, and returns that error.
+// Retry repeats call as long as it returns EINTR, and returns any other result of it.
 func Retry(call func() error) error {
 	for {
 		if err := call(); err != unix.EINTR {

@@ -46,6 +46,6 @@ func (g *Group) Do(ctx context.Context, flush func() error) error {
 	return g.failed
 }
 
-// Calls returns how many calls of Do have begun. A flush that begins later covers
-// them all.
+// Calls returns the number of calls of Do that have begun. A flush that begins after
+// that covers all of these calls.
 func (g *Group) Calls() uint64 { return g.calls.Load() }

@@ -27,8 +27,8 @@ func Extents(name string, size, off, length int64, scan func(out *Merger) error)
 		case err == nil:
 			out.flush()
 		case err != errStop:
-			// The extent that out still holds is correct, but of no use without the
-			// rest.
+			// The extent that Merger has not yielded yet is dropped: it is correct, but
+			// of no use without the rest of the range.
 			yield(source.Extent{}, fmt.Errorf("extents of %s: %w", name, err))
 		}
 	}
@@ -54,7 +54,7 @@ func (m *Merger) Add(e source.Extent) error {
 	return nil
 }
 
-// flush yields the last extent.
+// flush yields the extent that Add has not yielded yet.
 func (m *Merger) flush() {
 	if m.held.Len > 0 {
 		m.yield(m.held, nil)

@@ -35,7 +35,7 @@ type pageSet struct {
 	ways [pageWays]atomic.Pointer[page]
 }
 
-// page is a page of a table.
+// page is a cached page of a table of an image.
 type page struct {
 	file   uint64
 	number int64
@@ -53,11 +53,12 @@ type unitSlot struct {
 	full bool // data has the unit
 }
 
-// NewFile returns a number that identifies a file in the other methods.
+// NewFile returns a new number for a file, which identifies the file in the other
+// methods of Memory.
 func (m *Memory) NewFile() uint64 { return m.files.Add(1) }
 
-// Share counts the ranges of p as a part of the memory, and drops those that exceed
-// MaxSpans ranges for all files.
+// Share counts the ranges of p as a part of the memory. It drops ranges of p so that
+// the ranges of all files together are at most MaxSpans.
 func (m *Memory) Share(p *Places) {
 	p.keep(int(MaxSpans - m.spans.Load()))
 	m.spans.Add(int64(p.count()))
@@ -78,7 +79,7 @@ func (m *Memory) Page(f source.Disk, file uint64, size, number int64) ([]byte, e
 	return data, nil
 }
 
-// set returns the set to which a page belongs.
+// set returns the pageSet to which page number of file belongs.
 func (m *Memory) set(file uint64, number int64) *pageSet {
 	return &m.sets[(uint64(number)+file*5)%pageSets]
 }

@@ -27,7 +27,7 @@ type Places struct {
 	overlapping []int64 // offsets of tables that overlap another one, ascending
 }
 
-// span is the range [start, end) of a file.
+// span is a range [start, end) of bytes in a file.
 type span struct{ start, end int64 }
 
 // NewPlaces returns the places of tables of length bytes each that begin at the offsets
@@ -87,7 +87,7 @@ func (p *Places) Has(start, end int64) (from, to int64, ok bool) {
 	return p.spans[i].start, p.spans[i].end, true
 }
 
-// count returns the number of ranges.
+// count returns the number of ranges in p.
 func (p *Places) count() int {
 	if p == nil {
 		return 0
@@ -95,7 +95,7 @@ func (p *Places) count() int {
 	return len(p.spans)
 }
 
-// keep drops all ranges except the first n.
+// keep drops all ranges of p except the first n.
 func (p *Places) keep(n int) {
 	if p != nil && n < len(p.spans) {
 		p.spans = slices.Clone(p.spans[:max(n, 0)])

@@ -94,8 +94,9 @@ func (d *Decoder) decodeFast(s *stream) error {
 		switch {
 		case dist > out: // repeat returns the error
 		case dist >= 8:
-			// Words that are 8 or more bytes apart do not overlap. The next symbols
-			// overwrite what is written past length.
+			// The match begins 8 or more bytes back, so that it can be copied in words
+			// of 8 bytes which do not overlap. Bytes that are written past its length
+			// are overwritten by the next symbols.
 			copy16((*[16]byte)(w[k:]), (*[16]byte)(dst[out-dist:]))
 			if length <= 16 {
 				out += length
@@ -110,8 +111,9 @@ func (d *Decoder) decodeFast(s *stream) error {
 				continue
 			}
 		case out >= 8 && len(to) >= length+8:
-			// word has the last dist bytes, repeated to 8 bytes. The first step bytes
-			// of it are whole repetitions.
+			// The match repeats the last dist bytes, which are fewer than 8. word has
+			// these bytes repeated to fill 8 bytes, and step is the number of bytes in
+			// word that are whole repetitions.
 			word, step := binary.LittleEndian.Uint64(dst[out-8:])>>(64-8*dist&63), 8
 			switch dist {
 			case 1:

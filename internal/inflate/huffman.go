@@ -41,10 +41,11 @@ const (
 	distSize   = 512
 )
 
-// bits returns the number of bits of the code and its extra bits.
+// bits returns the number of bits that the entry consumes: the code and its extra bits.
 func (e entry) bits() uint { return uint(e & 63) }
 
-// value returns the base plus the extra bits. bits begins with the code.
+// value returns the base of the entry plus its extra bits. The parameter bits is the
+// stream from the start of the code on.
 func (e entry) value(bits uint64) uint {
 	return uint(e>>16) + uint(bits&(1<<(e&63)-1)>>(e>>8&31))
 }
@@ -161,7 +162,8 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 	for n := tableBits + 1; n <= longest; n++ {
 		for remaining := int(count[n]); remaining > 0; remaining-- {
 			if p := code & (1<<tableBits - 1); p != prefix {
-				// The new subtable is just large enough for all codes with this prefix.
+				// The size of the new subtable is the smallest that has room for all
+				// codes with this prefix.
 				prefix = p
 				subBits = n - tableBits
 				for room := 1<<subBits - remaining; room > 0; room = room<<1 - int(count[tableBits+subBits]) {
@@ -183,7 +185,8 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 	return true
 }
 
-// buildDegenerate is build for codes that are not complete.
+// buildDegenerate builds the table of an incomplete code, which may be empty or have a
+// single symbol of one bit.
 func buildDegenerate(table []entry, lens []uint8, meaning []entry, longest uint) bool {
 	if longest > 1 {
 		return false

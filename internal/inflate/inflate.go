@@ -171,7 +171,7 @@ func (s *stream) stored() error {
 	return s.tooLarge()
 }
 
-// decode decodes the symbols of one block.
+// decode decodes the symbols of one compressed block into dst.
 func (d *Decoder) decode(s *stream) error {
 	if err := d.decodeFast(s); err != nil {
 		return err
@@ -240,8 +240,8 @@ func (s *stream) noDistance() error {
 	return s.corrupt("invalid distance code")
 }
 
-// repeat appends length bytes from dist bytes before the end of the output. The source
-// and the destination may overlap.
+// repeat copies length bytes to the end of the output, from dist bytes before that end.
+// The two ranges may overlap.
 func (s *stream) repeat(length, dist int) error {
 	if dist > s.out {
 		return s.corrupt("distance %d, but only %d bytes come before", dist, s.out)

@@ -6,7 +6,8 @@ package killpoint
 
 import "time"
 
-// At marks a point. It does nothing in builds without the tag killpoints.
+// At marks a point at which tests may kill the process. It does nothing in builds
+// without the tag killpoints.
 func At(string) {}
 
 // Interval returns the time between checkpoints that tests ask for, or 0 for the

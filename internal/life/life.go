@@ -38,11 +38,12 @@ type Life struct {
 	drained chan struct{} // made by Close; gets a value when no call is in progress
 }
 
-// closing makes calls negative, whatever the number of calls in progress.
+// closing is added to the field calls by Close. It makes the sum negative, whatever the
+// number of calls in progress is.
 const closing = math.MinInt64
 
-// Cause returns why the context of the disk or ctx has ended, or nil if neither
-// has. A long call checks it again and again.
+// Cause returns why the context of the disk or ctx has ended, or nil if neither has. A
+// call that takes long should check it from time to time.
 func (l *Life) Cause(ctx context.Context) error {
 	if err := context.Cause(l.Context); err != nil {
 		return err

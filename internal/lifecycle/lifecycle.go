@@ -95,7 +95,8 @@ func (t *Target) inDisk(off, n int64) error {
 	return nil
 }
 
-// SetSize implements sink.Sizer. do is the work of the disk.
+// SetSize implements sink.Sizer for a disk whose size was unknown. It calls do, in
+// which the format prepares for the size.
 func (t *Target) SetSize(n int64, do func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
@@ -116,8 +117,8 @@ func (t *Target) SetSize(n int64, do func() error) error {
 	return nil
 }
 
-// ready returns why a call is not possible in stage at, or nil if it is. The caller
-// holds calls.
+// ready returns an error if a call is not possible in the stage at, for example because
+// an earlier call failed. The caller holds the lock calls.
 func (t *Target) ready(ctx context.Context, at Stage) error {
 	if t.stage == Ended {
 		return sink.ErrClosed
@@ -165,7 +166,8 @@ func (t *Target) Fail(err error) error {
 	return err
 }
 
-// Advance calls do, which takes the disk from the stage from to the next one.
+// Advance calls do, which must be the work of Finish or Publish. If do succeeds, the
+// disk moves from the given stage to the next one.
 func (t *Target) Advance(ctx context.Context, from Stage, do func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
@@ -194,7 +196,8 @@ func (t *Target) End(do func() error) error {
 	return do()
 }
 
-// Abort is End for the Abort of a disk: it does nothing if the disk has ended.
+// Abort implements the Abort of a disk with End, and does nothing if the disk has
+// already ended.
 func (t *Target) Abort(do func() error) error {
 	if err := t.End(do); !errors.Is(err, sink.ErrClosed) {
 		return err

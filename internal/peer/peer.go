@@ -41,8 +41,8 @@ func NeedFile(t testing.TB, path string) {
 	}
 }
 
-// notShort skips the test under go test -short, which make quick runs: tests
-// against other programs take minutes.
+// notShort skips the test under go test -short, which the target quick of the Makefile
+// runs, because tests against other programs take minutes.
 func notShort(t testing.TB) {
 	t.Helper()
 	if testing.Short() {

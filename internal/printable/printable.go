@@ -18,7 +18,7 @@ import (
 	"unicode/utf8"
 )
 
-// safe reports whether r is shown unchanged.
+// safe reports whether the rune r may be shown without an escape.
 func safe(r rune) bool { return strconv.IsPrint(r) || unicode.Is(unicode.Zs, r) }
 
 // Name returns s unchanged if it is safe to show, and otherwise quoted as a Go string.
@@ -94,7 +94,7 @@ func around(text string, wrapped ...error) string {
 	return b.String() + Line(text)
 }
 
-// first returns the index of the first byte that must be escaped, or -1.
+// first returns the index of the first byte of the text that must be escaped, or -1.
 func first[T string | []byte](s T, keepLayout bool) int {
 	for i := 0; i < len(s); {
 		c := s[i]

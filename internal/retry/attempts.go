@@ -36,8 +36,8 @@ type Attempts struct {
 	since    time.Time // when the operation began, or last made progress of its own
 }
 
-// Start begins an operation, whose attempts count the successes in progress as
-// signs of life of the server.
+// Start begins an operation. A success that another operation records in progress
+// extends the time in which this one is retried.
 func (p *Policy) Start(progress *Progress) Attempts {
 	return Attempts{policy: *p, progress: progress, since: time.Now()}
 }
@@ -46,15 +46,15 @@ func (p *Policy) Start(progress *Progress) Attempts {
 // last call of Advance.
 func (a *Attempts) Failures() int { return a.failures }
 
-// Advance records that a part of the operation succeeded: the failures are counted
-// from 0 again, and the patience begins anew.
+// Advance records that a part of the operation succeeded. The failures are counted from
+// 0 again, and the time without progress starts again.
 func (a *Attempts) Advance() { a.failures, a.since = 0, time.Now() }
 
 // Idle returns how long neither the operation nor another one that shares its
 // Progress has succeeded.
 func (a *Attempts) Idle() time.Duration { return a.progress.Idle(a.since) }
 
-// Left returns how much of the patience is left, at least 0.
+// Left returns the time that is left before the operation is given up, at least 0.
 func (a *Attempts) Left() time.Duration { return max(a.policy.Patience()-a.Idle(), 0) }
 
 // Failed counts a failure. It returns how long to wait before the next attempt, or

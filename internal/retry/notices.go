@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// noticeInterval is the shortest time between two warnings about retries: where one
-// request fails, all requests in flight do.
+// noticeInterval is the shortest time between two warnings about retries. When a
+// connection is lost, all requests in flight fail at the same time.
 const noticeInterval = 10 * time.Second
 
 // LogTo returns a function that logs each retry with the given message: at most one

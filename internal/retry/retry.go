@@ -40,14 +40,14 @@ import (
 )
 
 const (
-	// defaultTimeout is the Timeout of a Policy that has none.
+	// defaultTimeout replaces a Policy.Timeout of 0.
 	defaultTimeout = 15 * time.Minute
 
 	// maxDelay bounds the default delay between two attempts.
 	maxDelay = time.Minute
 
-	// leastAttempt is how long an attempt must be allowed to take for a wait
-	// before the attempt to be worthwhile.
+	// leastAttempt is the time that must be left for another attempt to be worth
+	// waiting for.
 	leastAttempt = 250 * time.Millisecond
 )
 
@@ -103,8 +103,8 @@ func (p *Policy) patient(idle time.Duration) bool {
 	return p.Patience()-idle >= min(leastAttempt, p.Patience()/20)
 }
 
-// IsPermanent reports whether err is permanent by the package's IsPermanent or by
-// p.Permanent.
+// IsPermanent reports whether err is permanent according to the function IsPermanent or
+// to p.Permanent.
 func (p *Policy) IsPermanent(err error) bool {
 	return IsPermanent(err) || p.Permanent != nil && p.Permanent(err)
 }

@@ -142,8 +142,8 @@ func newDisk(ctx context.Context, base source.Disk, o Options, sys system) (*Dis
 	return d, nil
 }
 
-// maxBuffered limits the memory in bytes for blocks that are written in part, or copied
-// on a read of a part.
+// maxBuffered limits the memory in bytes for block buffers. A buffer is needed to write
+// a part of a block, or to copy a block of which only a part is read.
 const maxBuffered = 8 << 20
 
 // buffer returns memory for one block. It waits until there is some, and returns an
@@ -181,8 +181,8 @@ func (d *Disk) Info() source.Info { return d.info }
 // because data that was written is likely to be read again.
 func (d *Disk) ReadUncached() { image.ReadUncached(d.base) }
 
-// inFileAhead limits the range in bytes for which InFile answers. Callers need the
-// answer for one request.
+// inFileAhead limits the size in bytes of the range for which InFile returns a place.
+// Callers need a place only for a single request.
 const inFileAhead = 64 << 20
 
 // InFile returns the place of blocks that are present in the layer, and for absent

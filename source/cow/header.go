@@ -43,7 +43,7 @@ func (h header) encode() ([]byte, error) {
 	return record.Encode(0, payload), nil
 }
 
-// decodeHeader decodes the payload of a slot.
+// decodeHeader decodes the JSON payload of a slot and checks its values.
 func decodeHeader(payload []byte) (h header, err error) {
 	d := json.NewDecoder(bytes.NewReader(payload))
 	d.DisallowUnknownFields()
@@ -56,7 +56,8 @@ func decodeHeader(payload []byte) (h header, err error) {
 	return h, nil
 }
 
-// readHeader reads the header of a file that is not empty.
+// readHeader reads the header of the layer in f, which must not be empty, from
+// whichever slot is valid.
 func readHeader(f io.ReaderAt) (header, error) {
 	slots, err := record.ReadSlots(f)
 	if err != nil {
@@ -92,8 +93,8 @@ func readHeader(f io.ReaderAt) (header, error) {
 	return header{}, fmt.Errorf("not a layer of vddkcp: the file begins with %q; remove the file, or name another one", slots[0].Bytes[:min(len(slots[0].Bytes), 16)])
 }
 
-// differs returns an error that says why h is not the header of the layer that is
-// wanted, or nil if it is.
+// differs returns an error that says in what h, the header of an existing layer,
+// differs from the wanted header, or nil.
 func (h header) differs(want header) error {
 	const back = "; restore that disk, or remove the layer"
 	switch {
@@ -109,7 +110,7 @@ func (h header) differs(want header) error {
 	return nil
 }
 
-// named returns how errors name the disk with the identity id.
+// named returns the words with which errors name the disk whose identity is id.
 func named(id string) string {
 	if id == "" {
 		return "a disk without an identity"

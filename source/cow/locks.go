@@ -2,7 +2,7 @@ package cow
 
 import "sync"
 
-// stripes is the number of locks that all blocks share.
+// stripes is the number of locks. Each lock is for many blocks.
 const stripes = 1024
 
 // locks order the writers of a block. A writer holds the lock of a block shared to

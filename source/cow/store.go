@@ -132,7 +132,7 @@ func openOrMake(path string) (f *os.File, made bool, err error) {
 	return f, made, err
 }
 
-// create turns an empty file into a layer and makes it durable.
+// create writes the headers of a new layer to an empty file, and makes them durable.
 func (s *store) create(path string, want header) (err error) {
 	if want.BlockSize == 0 {
 		want.BlockSize = DefaultBlockSize
@@ -230,14 +230,14 @@ func (s *store) resize(f *os.File, size int64) error {
 	return f.Truncate(size)
 }
 
-// tooLarge reports whether err says that the file system does not support a file of
-// that size.
+// tooLarge reports whether err, an error of resize, says that the file system does not
+// support files of that size.
 func tooLarge(err error) bool {
 	return errors.Is(err, unix.EFBIG) || errors.Is(err, unix.EINVAL)
 }
 
-// place returns the file and the position in it of the byte at off of the disk, and how
-// many bytes of the disk follow there.
+// place returns the file that holds the byte at off of the disk, the position of the
+// byte in that file, and how many bytes of the disk follow in the same file.
 func (s *store) place(off int64) (f *os.File, pos, n int64) {
 	if len(s.files) == 1 {
 		return s.files[0], s.data + off, s.size - off

@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The states of a block, in two bits each. 3 is not valid.
+// These are the states of a block, which take two bits each. The value 3 is not valid.
 const (
 	absent  = 0 // the base has the content; all blocks of an empty page are absent
 	present = 1 // the layer has all of the block
@@ -50,7 +50,7 @@ type page struct {
 	words [pageWords]atomic.Uint64
 	used  atomic.Bool // used since drop last examined the page
 
-	// table.mu guards these fields.
+	// The lock table.mu guards the following fields.
 	dirty   bool            // the page has changes that are not in the file
 	writing bool            // the page is being written and must not be dropped
 	frozen  *[pageSize]byte // copy from the start of that write, if the page has changed since
@@ -145,7 +145,7 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 	return state, same, nil
 }
 
-// anyState makes page.run use the state of the first block.
+// anyState as the state of page.run stands for the state of the first block.
 const anyState = -1
 
 // run returns how many of n blocks from b on have the given state. If state is
@@ -264,7 +264,8 @@ func (t *table) set(b, n int64, state int) (had bool, err error) {
 	return had, nil
 }
 
-// set is table.set for blocks of one page.
+// set sets the state of n blocks of the page, from block b of the page on, and reports
+// whether any of them was not absent before.
 func (p *page) set(b, n int64, state int) (had bool) {
 	pattern := spread(state)
 	for n > 0 {
@@ -296,7 +297,8 @@ func (t *table) write(durable bool) error {
 	return err
 }
 
-// writePages is the part of write that runs with the lock writes held.
+// writePages writes the changed pages, and makes them durable if durable is set. The
+// caller holds the lock writes.
 func (t *table) writePages(durable bool) error {
 	t.mu.Lock()
 	var changed []int64
@@ -335,8 +337,8 @@ func (t *table) writePages(durable bool) error {
 	return nil
 }
 
-// encode fills b with the content of the file for page i. A sector whose blocks are all
-// absent is all zeros, as in a hole.
+// encode fills b with page i in the form that it has in the file. A sector whose blocks
+// are all absent is all zeros, as a hole of the file is.
 func (p *page) encode(i int64, b *[pageSize]byte) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]

@@ -28,7 +28,8 @@ func (d *Disk) change(ctx context.Context, what string, off, n int64, call func(
 	return err
 }
 
-// changeInCall is the part of change that runs between Begin and End.
+// changeInCall checks the range and the table, and calls call. The call has begun with
+// life.Begin.
 func (d *Disk) changeInCall(off, n int64, call func() error) error {
 	if !life.InDisk(off, n, d.size) {
 		return fmt.Errorf("outside the disk of %d bytes", d.size)
@@ -66,7 +67,7 @@ func (d *Disk) writeSome(p []byte, off int64) (int, error) {
 	return len(p), d.writePart(p, off, b)
 }
 
-// writeBlocks writes n whole blocks from b on.
+// writeBlocks writes n whole blocks from block b on, and makes them present.
 func (d *Disk) writeBlocks(p []byte, off, b, n int64) error {
 	written, err := d.overwrite(p, off, b, n)
 	if written || err != nil {
@@ -100,8 +101,8 @@ func (d *Disk) writePart(p []byte, off, b int64) error {
 	if written || err != nil {
 		return err
 	}
-	// The buffer comes before the lock, so that a call which holds a lock never waits
-	// for a buffer of a call which waits for that lock.
+	// The buffer is acquired before the lock. Otherwise two calls could wait for each
+	// other, one for a buffer and one for the lock.
 	buf, err := d.buffer()
 	if err != nil {
 		return err

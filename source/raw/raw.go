@@ -36,8 +36,8 @@ type Disk struct {
 	uncached    atomic.Bool // ReadUncached was called
 	noDontcache atomic.Bool // the kernel or the file system lacks RWF_DONTCACHE
 
-	// life counts the calls on fd, so that Close waits for them. A yield is not part
-	// of a call, because the consumer may call Close.
+	// life counts the calls that use fd, so that Close waits for them. Extents ends its
+	// call before it yields an extent, because the body of the loop may call Close.
 	life life.Life
 	file *os.File
 	fd   int // of file
@@ -141,7 +141,7 @@ func (d *Disk) File() *os.File { return d.file }
 // Info describes the file in the state in which it was opened.
 func (d *Disk) Info() source.Info { return d.info }
 
-// InFile returns the disk's own file, with the same offset.
+// InFile returns the open file of the disk, and the same offset in it.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
@@ -183,7 +183,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return d.life.ReadAt(p, off, d.size, func(p []byte) (int, error) { return d.readAll(p, off) })
 }
 
-// readAll fills p, which must lie in the disk. It runs between life.Begin and life.End.
+// readAll fills p from off, a range that lies in the disk. The caller has called
+// life.Begin.
 func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	for n := 0; n < len(p); {
 		if err := context.Cause(d.life.Context); err != nil {
@@ -203,8 +204,8 @@ func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// read reads some of p with the best call that is available. Like pread, it returns 0
-// bytes and no error at the end of the file.
+// read reads some bytes into p with the best system call that is supported. Like pread,
+// it returns 0 bytes and no error at the end of the file.
 func (d *Disk) read(p []byte, off int64) (n int, err error) {
 	uncached := d.uncached.Load()
 	if uncached && !d.noDontcache.Load() {
@@ -222,7 +223,7 @@ func (d *Disk) read(p []byte, off int64) (n int, err error) {
 		return err
 	})
 	if uncached && n > 0 {
-		// This is only a hint and drops only clean pages, so that an error does not
+		// The call is only a hint and drops only clean pages. Its error does not
 		// matter.
 		_ = unix.Fadvise(d.fd, off, int64(n), unix.FADV_DONTNEED)
 	}
@@ -253,8 +254,8 @@ func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return st, st.Size, nil
 	}
-	// The offset of the end is the number that BLKGETSIZE64 returns, in a type that is
-	// the same on every architecture.
+	// The offset that lseek returns for the end is the size that ioctl BLKGETSIZE64
+	// returns, in a type that is the same on every architecture.
 	size, err = unix.Seek(d.fd, 0, io.SeekEnd)
 	return st, size, err
 }
@@ -300,14 +301,15 @@ func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error
 	}
 	hole, data = holeAndData(pos, d.size, d.seek)
 	if data == 0 {
-		// If the file was truncated, the missing part is not a hole.
+		// If the file was truncated after it was opened, its missing end is an error
+		// and not a hole.
 		return hole, 0, d.shrunk()
 	}
 	return hole, data, nil
 }
 
-// holeAndData computes the result of next for a file of size bytes with seek, which is
-// lseek.
+// holeAndData returns the lengths of the hole at pos and of the data after the hole, in
+// a file of size bytes. seek calls lseek.
 func holeAndData(pos, size int64, seek func(off int64, whence int) (int64, error)) (hole, data int64) {
 	start, err := seek(pos, unix.SEEK_DATA)
 	switch {
@@ -325,7 +327,7 @@ func holeAndData(pos, size int64, seek func(off int64, whence int) (int64, error
 	return start - pos, stop - start
 }
 
-// seek is lseek. Nothing depends on the offset of the open file.
+// seek calls lseek. No other call depends on the offset of the open file.
 func (d *Disk) seek(off int64, whence int) (pos int64, err error) {
 	err = eintr.Retry(func() (err error) {
 		pos, err = unix.Seek(d.fd, off, whence)

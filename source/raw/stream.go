@@ -30,7 +30,8 @@ func (s *stream) Read(p []byte) (int, error) {
 		if err != nil && err != unix.EINTR {
 			return 0, fmt.Errorf("poll %s: %w", s.f.Name(), err)
 		}
-		// Poll also returns for an error or a hang-up, which the read reports.
+		// Poll also returns when f has an error or its writer is gone. The read that
+		// follows reports that.
 		if n > 0 {
 			return s.f.Read(p)
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// zeros is only read.
+// zeros is the source of the zeros that writeZeros writes. Nothing writes to it.
 var zeros [256 << 10]byte
 
 // devicePiece is the number of bytes of a block device that one ioctl zeroes or
@@ -92,7 +92,7 @@ func (d *WritableDisk) begin(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// explain adds the operation and the range to err.
+// explain returns err with the operation, the path of the disk and the range.
 func (d *WritableDisk) explain(what string, off, n int64, err error) error {
 	return fmt.Errorf("%s %s [%d, %d): %w", what, d.path, off, off+n, err)
 }
@@ -110,7 +110,7 @@ func (d *WritableDisk) WriteAt(p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// write writes p within the disk, between begin and life.End.
+// write writes p at off, a range that lies in the disk. The caller has called begin.
 func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 	for n < len(p) {
 		if err := context.Cause(d.life.Context); err != nil {
@@ -171,8 +171,8 @@ func (d *WritableDisk) inner(off, n int64) (head, whole int64) {
 // returns an error that unsupported recognises.
 func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if flags.Has(source.MayTrim) && !d.noPunch.Load() {
-		// The kernel does this for a block device only if the device zeroes what it
-		// deallocates.
+		// On a block device, the kernel punches a hole only if the device reads as
+		// zeros there afterwards.
 		err := eintr.Retry(func() error {
 			return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 		})

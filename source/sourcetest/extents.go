@@ -103,7 +103,7 @@ func testExtentsBreak(t *testing.T, c Config) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The body of the loop calls the disk, as a copy does.
+			// The body of the loop reads the disk during the iteration, as a copy does.
 			if err := c.readAt(d, e.Off, int(min(e.Len, 512))); err != nil {
 				t.Fatal(err)
 			}

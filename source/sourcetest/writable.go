@@ -40,7 +40,7 @@ func Writable(t *testing.T, d source.Disk, content []byte) {
 	m.compare("after")
 }
 
-// model is a disk and what it must hold.
+// model is a writable disk together with its expected content.
 type model struct {
 	t       *testing.T
 	d       source.Disk

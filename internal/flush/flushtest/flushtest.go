@@ -13,30 +13,30 @@ import (
 	"testing"
 )
 
-// A Disk is what the suite needs of a disk.
+// Disk has the methods of the tested disk that the suite calls.
 type Disk struct {
 	Flush func(context.Context) error
 	Calls func() uint64 // see flush.Group
 	EIO   error         // what Flush returns, wrapped, for a flush that returned syscall.EIO
 }
 
-// Run runs the suite. Open returns a disk that calls flush, which returns nil or
-// syscall.EIO, for each flush of the file, the server or the library below it.
+// Run runs the suite. open returns a disk that must call flush for each real flush of
+// its file, server or library. flush returns nil or syscall.EIO.
 func Run(t *testing.T, open func(t *testing.T, flush func() error) Disk) {
 	t.Run("waiting", func(t *testing.T) { testTogether(t, open, false) })
 	t.Run("ended", func(t *testing.T) { testTogether(t, open, true) })
 	t.Run("failed", func(t *testing.T) { testFailed(t, open) })
 }
 
-// await returns when n calls of Flush have begun.
+// await waits until n calls of Flush have begun.
 func (d Disk) await(n uint64) {
 	for d.Calls() < n {
 		runtime.Gosched()
 	}
 }
 
-// testTogether has many calls begin during a flush. One further flush must serve
-// them all, and none if their context has ended meanwhile.
+// testTogether tests that many calls of Flush which begin during a flush share one
+// further flush. If their context ends meanwhile (ends), no further flush must begin.
 func testTogether(t *testing.T, open func(*testing.T, func() error) Disk, ends bool) {
 	const calls = 50
 	first, going := make(chan struct{}), make(chan struct{})
@@ -80,8 +80,8 @@ func testTogether(t *testing.T, open func(*testing.T, func() error) Disk, ends b
 	}
 }
 
-// testFailed has a call begin during a flush that fails. Neither that call nor a
-// later one may succeed, since lost data may be reported to one flush only.
+// testFailed tests that after a failed flush neither a call that began during it nor a
+// later one succeeds, because the kernel may report lost data to one flush only.
 func testFailed(t *testing.T, open func(*testing.T, func() error) Disk) {
 	first, going := make(chan struct{}), make(chan struct{})
 	var flushes atomic.Int64
@@ -101,7 +101,7 @@ func testFailed(t *testing.T, open func(*testing.T, func() error) Disk) {
 	var both sync.WaitGroup
 	both.Go(func() { fails("the flush that failed") })
 	<-first
-	both.Go(func() { fails("a call beside it") })
+	both.Go(func() { fails("a call during the flush") })
 	d.await(2)
 	close(going)
 	both.Wait()
