@@ -25,7 +25,7 @@ func Covered(ctx context.Context, d Disk, off, length int64) iter.Seq2[Extent, e
 	return func(yield func(Extent, error) bool) {
 		end := off + length
 		if off < 0 || length < 0 || end < off || end > d.Size() {
-			yield(Extent{}, fmt.Errorf("extents of [%d, %d): outside the disk of %d bytes", off, end, d.Size()))
+			yield(Extent{}, fmt.Errorf("extents of [%d, %d): the range is outside the disk of %d bytes", off, end, d.Size()))
 			return
 		}
 		next := off
@@ -36,7 +36,7 @@ func Covered(ctx context.Context, d Disk, off, length int64) iter.Seq2[Extent, e
 				return
 			}
 			if e.Off != next || e.Len <= 0 || e.Len > end-next {
-				yield(Extent{}, fmt.Errorf("extents of [%d, %d): got [%d, %d), want an extent that starts at %d and ends at or before %d", off, end, e.Off, e.Off+e.Len, next, end))
+				yield(Extent{}, fmt.Errorf("extents of [%d, %d): the disk returned the extent [%d, %d), want an extent that starts at %d and ends at or before %d", off, end, e.Off, e.Off+e.Len, next, end))
 				return
 			}
 			next = e.End()
@@ -50,7 +50,7 @@ func Covered(ctx context.Context, d Disk, off, length int64) iter.Seq2[Extent, e
 			held = e
 		}
 		if next != end {
-			yield(Extent{}, fmt.Errorf("extents of [%d, %d) end too early, at %d", off, end, next))
+			yield(Extent{}, fmt.Errorf("the extents of bytes %d to %d end at byte %d", off, end, next))
 			return
 		}
 		if held.Len > 0 {

@@ -43,7 +43,7 @@ func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, erro
 				return
 			}
 			if m.Off != next || m.Len <= 0 || m.Len > end-next {
-				yield(Mapping{}, fmt.Errorf("map of [%d, %d): got [%d, %d), want a mapping that starts at %d and ends at or before %d", off, end, m.Off, m.End(), next, end))
+				yield(Mapping{}, fmt.Errorf("map of [%d, %d): the disk returned the mapping [%d, %d), want a mapping that starts at %d and ends at or before %d", off, end, m.Off, m.End(), next, end))
 				return
 			}
 			next = m.End()
@@ -57,7 +57,7 @@ func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, erro
 			held = m
 		}
 		if next != end {
-			yield(Mapping{}, fmt.Errorf("map of [%d, %d) ends too early, at %d", off, end, next))
+			yield(Mapping{}, fmt.Errorf("the map of bytes %d to %d ends at byte %d", off, end, next))
 			return
 		}
 		if held.Len > 0 {

@@ -33,7 +33,7 @@ func (r *retrying) newAttempts(ctx context.Context) attempts {
 
 // errNoAnswer is the cause with which the context of a disk ends that does not respond
 // for too long.
-var errNoAnswer = errors.New("no answer")
+var errNoAnswer = errors.New("no answer from the source")
 
 // watch limits how long a call of d may take, which the caller makes next: it abandons
 // and ends d when neither this call nor another one has succeeded for longer than the

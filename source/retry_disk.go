@@ -48,7 +48,7 @@ func (r *retrying) Size() int64 { return r.first.Size() }
 // ReadAt implements Disk.
 func (r *retrying) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
-		return 0, fmt.Errorf("read at negative offset %d", off)
+		return 0, fmt.Errorf("cannot read at the negative offset %d", off)
 	}
 	if err := r.begin(); err != nil {
 		return 0, err
@@ -84,7 +84,7 @@ func readFull(d Disk, p []byte, off int64) (int, error) {
 		return n, err
 	}
 	if want := min(int64(len(p)), max(d.Size()-off, 0)); int64(n) != want {
-		return n, fmt.Errorf("read [%d, %d) of a disk of %d bytes: got %d bytes, want %d: %w", off, off+int64(len(p)), d.Size(), n, want, io.ErrUnexpectedEOF)
+		return n, fmt.Errorf("read [%d, %d) of a disk of %d bytes: the disk returned %d bytes, want %d: %w", off, off+int64(len(p)), d.Size(), n, want, io.ErrUnexpectedEOF)
 	}
 	if n < len(p) {
 		return n, io.EOF
@@ -98,7 +98,7 @@ func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Ext
 	return func(yield func(Extent, error) bool) {
 		end := off + length
 		if off < 0 || length < 0 || end < off || end > r.Size() {
-			yield(Extent{}, fmt.Errorf("extents of [%d, %d): outside the disk of %d bytes", off, end, r.Size()))
+			yield(Extent{}, fmt.Errorf("extents of [%d, %d): the range is outside the disk of %d bytes", off, end, r.Size()))
 			return
 		}
 		a := r.newAttempts(ctx)

@@ -262,7 +262,7 @@ func TestRetryFaults(t *testing.T) {
 				m.Content, m.Length = bytes.NewReader(m.Bytes[:5]), int64(len(m.Bytes))
 				return nil
 			},
-			want: "read [3, 1003) of a disk of 10000 bytes: got 2 bytes, want 1000", is: io.ErrUnexpectedEOF,
+			want: "read [3, 1003) of a disk of 10000 bytes: the disk returned 2 bytes, want 1000", is: io.ErrUnexpectedEOF,
 			after: time.Second, openings: 1, retries: 1,
 		},
 	} {

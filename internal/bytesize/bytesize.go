@@ -31,18 +31,18 @@ func Parse(s string) (int64, error) {
 			}
 		}
 		if factor == 0 {
-			return 0, fmt.Errorf("size %q: unknown unit %q; use 512, 64KiB, 1MiB, 2GiB", s, s[len(digits):])
+			return 0, fmt.Errorf("size %q: unknown unit %q; write for example 512, 64KiB, 1MiB or 2GiB", s, s[len(digits):])
 		}
 	}
 	n, err := strconv.ParseUint(digits, 10, 63)
 	if errors.Is(err, strconv.ErrRange) {
-		return 0, fmt.Errorf("size %.40q: more than 8 EiB", s)
+		return 0, fmt.Errorf("the size %.40q is more than 8 EiB", s)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("size %q: not a whole number of bytes; use 512, 64KiB, 1MiB, 2GiB", s)
+		return 0, fmt.Errorf("size %q: want a whole number of bytes; write for example 512, 64KiB, 1MiB or 2GiB", s)
 	}
 	if int64(n) > math.MaxInt64/factor {
-		return 0, fmt.Errorf("size %q: more than 8 EiB", s)
+		return 0, fmt.Errorf("the size %q is more than 8 EiB", s)
 	}
 	return int64(n) * factor, nil
 }

@@ -24,10 +24,10 @@ type Record struct {
 
 var (
 	// ErrNoRecord says that a slot does not begin with the magic of the record.
-	ErrNoRecord = errors.New("no record")
+	ErrNoRecord = errors.New("the slot has no record")
 	// ErrTorn says that a slot begins like a record and fails its checksum: it was
 	// not written as a whole, or is damaged.
-	ErrTorn = errors.New("a torn record")
+	ErrTorn = errors.New("the record is incomplete or damaged")
 )
 
 // VersionError says that a slot is intact, but has another version than the format.

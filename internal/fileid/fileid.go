@@ -37,7 +37,7 @@ func stat(dir int, path string, flags int) (st unix.Statx_t, err error) {
 		return st, err
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return st, fmt.Errorf("mode %#o is not that of a regular file", st.Mode)
+		return st, fmt.Errorf("not a regular file: the mode is %#o", st.Mode)
 	}
 	return st, nil
 }

@@ -19,7 +19,7 @@ var errStop = errors.New("stop")
 func Extents(name string, size, off, length int64, scan func(out *Merger) error) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		if !life.InDisk(off, length, size) {
-			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is outside the disk of %d bytes", name, off, off+length, size))
+			yield(source.Extent{}, fmt.Errorf("extents of %s: the range [%d, %d) is outside the disk of %d bytes", name, off, off+length, size))
 			return
 		}
 		out := Merger{yield: yield}
@@ -109,7 +109,7 @@ type Visitor func(source.Mapping) error
 func Map(name string, size, off, length int64, scan func(visit Visitor) error) iter.Seq2[source.Mapping, error] {
 	return func(yield func(source.Mapping, error) bool) {
 		if !life.InDisk(off, length, size) {
-			yield(source.Mapping{}, fmt.Errorf("map of %s: [%d, %d) is outside the disk of %d bytes", name, off, off+length, size))
+			yield(source.Mapping{}, fmt.Errorf("map of %s: the range [%d, %d) is outside the disk of %d bytes", name, off, off+length, size))
 			return
 		}
 		err := scan(func(m source.Mapping) error {

@@ -53,7 +53,7 @@ func NewPlaces(starts []int64, length int64) (*Places, error) {
 	}
 	p.spans = slices.Clone(p.spans) // free the unused capacity
 	if len(p.overlapping) > maxOverlapping {
-		return p, fmt.Errorf("more than %d tables overlap each other, the first at offset %d", maxOverlapping, p.overlapping[0])
+		return p, fmt.Errorf("more than %d tables overlap each other, the first one is at offset %d", maxOverlapping, p.overlapping[0])
 	}
 	return p, nil
 }

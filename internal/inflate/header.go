@@ -29,10 +29,10 @@ func (d *Decoder) readDynamic(s *stream) error {
 	}
 	litlen, dist, precodes := int(counts&31)+257, int(counts>>5&31)+1, int(counts>>10)+4
 	if litlen > 286 {
-		return s.corrupt("%d literal and length codes, at most 286 are valid", litlen)
+		return s.corrupt("the block has %d literal and length codes, but at most 286 are valid", litlen)
 	}
 	if dist > 30 {
-		return s.corrupt("%d distance codes, at most 30 are valid", dist)
+		return s.corrupt("the block has %d distance codes, but at most 30 are valid", dist)
 	}
 
 	var precode [maxPrecode]uint8
@@ -109,7 +109,7 @@ func (d *Decoder) readLengths(s *stream, lens []uint8) error {
 		}
 		n += base
 		if int(n) > len(lens)-i {
-			return s.corrupt("%d repeated code lengths, but only %d are left", n, len(lens)-i)
+			return s.corrupt("a code length is repeated %d times, but only %d code lengths are left", n, len(lens)-i)
 		}
 		fill(lens[i:i+int(n)], value)
 		i += int(n)

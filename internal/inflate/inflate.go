@@ -136,7 +136,7 @@ func (d *Decoder) inflate(s *stream) error {
 				err = d.decode(s)
 			}
 		default:
-			err = s.corrupt("block type 3")
+			err = s.corrupt("invalid block type 3")
 		}
 		if err != nil {
 			return err

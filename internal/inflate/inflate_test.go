@@ -90,7 +90,7 @@ func TestStreams(t *testing.T) {
 		{name: "only the end of block", src: new(writer).dynamic(1, lens(257, map[int]uint{256: 1}), []uint{0}).bits(0, 1).bytes},
 
 		{name: "nothing", err: ErrTruncated},
-		{name: "block type 3", src: []byte{7}, err: ErrCorrupt, text: "offset 0: block type 3"},
+		{name: "block type 3", src: []byte{7}, err: ErrCorrupt, text: "offset 0: invalid block type 3"},
 		{name: "stored, complement", src: []byte{1, 3, 0, 0xfc, 0xfe, 'a', 'b', 'c'}, err: ErrCorrupt, text: "0x0003 does not match its complement 0xfefc"},
 		{name: "stored, cut", src: []byte{1, 3, 0, 0xfc, 0xff, 'a', 'b'}, want: "ab", err: ErrTruncated, text: "offset 7"},
 		{name: "fixed, length 286", src: fixed().code(a).code(fixedLitlen[286]).raw(pad...).bytes, want: "a", err: ErrCorrupt, text: "invalid length code"},
@@ -115,7 +115,7 @@ func TestStreams(t *testing.T) {
 		{name: "empty precode", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0, 12).raw(pad...).bytes, err: ErrCorrupt, text: "invalid code of a code length"},
 		{name: "incomplete precode", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(2, 3).bits(0, 9).raw(pad...).bytes, err: ErrCorrupt, text: "code of the code lengths is incomplete"},
 		{name: "repeat of nothing", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(1, 3).bits(1, 3).bits(0, 6).bits(0, 64).bytes, err: ErrCorrupt, text: "there is no previous code length to repeat"},
-		{name: "repeat past the end", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0, 6).bits(1, 3).bits(1, 3).bits(0xff, 8).bits(1, 1).bits(110, 7).bits(0, 64).bytes, err: ErrCorrupt, text: "121 repeated code lengths, but only 120 are left"},
+		{name: "repeat past the end", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0, 6).bits(1, 3).bits(1, 3).bits(0xff, 8).bits(1, 1).bits(110, 7).bits(0, 64).bytes, err: ErrCorrupt, text: "a code length is repeated 121 times, but only 120 code lengths are left"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			// The reference agrees whether the stream is valid.

@@ -86,11 +86,11 @@ func (t *Target) inDisk(off, n int64) error {
 		if t.Size == sink.UnknownSize && off >= 0 && n >= 0 && off <= end {
 			return fmt.Errorf("%s is too small: it has %d bytes (%s), and the source has more", t.Name, end, bytesize.Format(end))
 		}
-		return fmt.Errorf("%s: [%d, %d) is outside the disk of %d bytes", t.Name, off, off+n, end)
+		return fmt.Errorf("%s: the range [%d, %d) is outside the disk of %d bytes", t.Name, off, off+n, end)
 	}
 	unit := cmp.Or(t.Unit, 1)
 	if off%unit != 0 && off != end && off != t.Resume || (off+n)%unit != 0 && off+n != end {
-		return fmt.Errorf("%s: [%d, %d) is not aligned to %d bytes", t.Name, off, off+n, unit)
+		return fmt.Errorf("%s: the range [%d, %d) is not aligned to %d bytes", t.Name, off, off+n, unit)
 	}
 	return nil
 }
@@ -105,7 +105,7 @@ func (t *Target) SetSize(n int64, do func() error) error {
 		return err
 	}
 	if t.Size != sink.UnknownSize {
-		return t.Fail(fmt.Errorf("%s: cannot set the size to %d bytes: it is %d bytes already", t.Name, n, t.Size))
+		return t.Fail(fmt.Errorf("%s: cannot set the size to %d bytes: the size is already %d bytes", t.Name, n, t.Size))
 	}
 	if err := t.inDisk(n, 0); err != nil {
 		return t.Fail(err)
@@ -124,13 +124,13 @@ func (t *Target) ready(ctx context.Context, at Stage) error {
 		return sink.ErrClosed
 	}
 	if err := t.failed(); err != nil {
-		return fmt.Errorf("an earlier call failed: %w", err)
+		return fmt.Errorf("an earlier call of the target failed: %w", err)
 	}
 	if t.stage < at {
 		return fmt.Errorf("%s: Publish was called before Finish", t.Name)
 	}
 	if t.stage > at {
-		return fmt.Errorf("%s: it is finished and cannot be written any more", t.Name)
+		return fmt.Errorf("%s: cannot be written after Finish", t.Name)
 	}
 	if err := t.Stopped(ctx); err != nil {
 		return t.Fail(err)

@@ -77,13 +77,13 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("not a regular file (%s)", info.Mode())
+		return nil, fmt.Errorf("the layer must be a regular file, not %s", info.Mode())
 	}
 	if err := sys.lock(f); errors.Is(err, unix.EWOULDBLOCK) {
 		made = false // another process is creating the layer, so that the file must stay
-		return nil, errors.New("in use by another process")
+		return nil, errors.New("the layer is in use by another process")
 	} else if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
+		return nil, fmt.Errorf("cannot lock the layer: %w", err)
 	}
 	// The size is read again after locking, because another process may have created
 	// the layer in the meantime.
@@ -94,7 +94,7 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 	made = made && !s.found
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink == 0 {
 		made = false // the path now names another file, which must stay
-		return nil, errors.New("removed by another process while it was being opened")
+		return nil, errors.New("the file was removed by another process while it was being opened")
 	}
 	if !s.found {
 		if err := s.create(path, want); err != nil {

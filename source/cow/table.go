@@ -105,7 +105,7 @@ func newTable(s *store) (*table, error) {
 // more, or nil.
 func (t *table) failed() error {
 	if err := t.broken.Load(); err != nil {
-		return fmt.Errorf("an earlier write failed: %w", *err)
+		return fmt.Errorf("an earlier write of the layer failed: %w", *err)
 	}
 	return nil
 }
@@ -409,11 +409,11 @@ func (p *page) decode(i int64, b *[pageSize]byte, blocks int64) (at int64, err e
 		switch {
 		case some == 0 && mark == 0 && sum == 0:
 		case mark != sectorMark:
-			return s * sectorSize, fmt.Errorf("damaged: mark %#08x, want %#08x", mark, sectorMark)
+			return s * sectorSize, fmt.Errorf("the sector is damaged: its mark is %#08x, want %#08x", mark, sectorMark)
 		case sum != sectorSum(sector, number):
-			return s * sectorSize, fmt.Errorf("damaged: checksum %#08x, want %#08x", sum, sectorSum(sector, number))
+			return s * sectorSize, fmt.Errorf("the sector is damaged: its checksum is %#08x, want %#08x", sum, sectorSum(sector, number))
 		case bad != 0:
-			return s * sectorSize, errors.New("damaged: invalid state of a block")
+			return s * sectorSize, errors.New("the sector is damaged: a block has an invalid state")
 		}
 	}
 	return 0, nil

@@ -32,7 +32,7 @@ func (d *Disk) change(ctx context.Context, what string, off, n int64, call func(
 // life.Begin.
 func (d *Disk) changeInCall(off, n int64, call func() error) error {
 	if !life.InDisk(off, n, d.size) {
-		return fmt.Errorf("outside the disk of %d bytes", d.size)
+		return fmt.Errorf("the range is outside the disk of %d bytes", d.size)
 	}
 	if err := d.table.failed(); err != nil {
 		return err

@@ -57,7 +57,7 @@ func TestWrongFile(t *testing.T) {
 			if err := unix.Mkfifo(o.File, 0o600); err != nil {
 				t.Fatal(err)
 			}
-		}, "not a regular file"},
+		}, "must be a regular file"},
 		{"no folder", func(_ *testing.T, path string, _ *sourcetest.Memory, o *Options) { o.File = path + "/x" }, "not a directory"},
 		{"in use", func(t *testing.T, path string, u *sourcetest.Memory, _ *Options) {
 			make1(t, memory(size), Options{File: path})

@@ -267,7 +267,7 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	return func(yield func(source.Extent, error) bool) {
 		end := off + length
 		if !life.InDisk(off, length, d.size) {
-			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is outside the disk of %d bytes", d.path, off, end, d.size))
+			yield(source.Extent{}, fmt.Errorf("extents of %s: the range [%d, %d) is outside the disk of %d bytes", d.path, off, end, d.size))
 			return
 		}
 		for pos := off; pos < end; {

@@ -87,7 +87,7 @@ func (d *WritableDisk) begin(ctx context.Context, off, n int64) error {
 	}
 	if !life.InDisk(off, n, d.size) {
 		d.life.End()
-		return fmt.Errorf("outside the disk of %d bytes", d.size)
+		return fmt.Errorf("the range is outside the disk of %d bytes", d.size)
 	}
 	return nil
 }

@@ -68,7 +68,7 @@ func (m *Memory) ReadAt(p []byte, off int64) (int, error) {
 	m.mu.Unlock()
 	defer m.reads.Done()
 	if off < 0 {
-		return 0, fmt.Errorf("read at negative offset %d", off)
+		return 0, fmt.Errorf("cannot read at the negative offset %d", off)
 	}
 	if off >= m.Size() {
 		return 0, io.EOF
@@ -99,7 +99,7 @@ func (m *Memory) Extents(ctx context.Context, off, length int64) iter.Seq2[sourc
 	return func(yield func(source.Extent, error) bool) {
 		end := off + length
 		if off < 0 || length < 0 || end < off || end > m.Size() {
-			yield(source.Extent{}, fmt.Errorf("extents [%d, %d) of a disk of %d bytes", off, end, m.Size()))
+			yield(source.Extent{}, fmt.Errorf("extents of [%d, %d): the range is outside the disk of %d bytes", off, end, m.Size()))
 			return
 		}
 		list := m.ExtentList
