@@ -58,7 +58,7 @@ func useWith(t *testing.T, f source.Disk, opener source.Opener) {
 	next, n := int64(0), 0
 	for e, err := range source.Covered(t.Context(), d, 0, size) {
 		if err != nil {
-			if strings.Contains(err.Error(), "want one that starts") || strings.Contains(err.Error(), "end at") && !strings.Contains(err.Error(), "fuzz.vmdk") {
+			if strings.Contains(err.Error(), "want an extent that starts") || strings.Contains(err.Error(), "end at") && !strings.Contains(err.Error(), "fuzz.vmdk") {
 				t.Fatal(err)
 			}
 			break
@@ -96,7 +96,7 @@ func useWith(t *testing.T, f source.Disk, opener source.Opener) {
 	n = 0
 	for m, err := range source.Map(t.Context(), d, 0, size) {
 		if err != nil {
-			if strings.Contains(err.Error(), "want one that starts") {
+			if strings.Contains(err.Error(), "want a mapping that starts") {
 				t.Fatal(err)
 			}
 			break
