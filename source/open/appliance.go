@@ -133,9 +133,9 @@ func FileOf(a address.Address) (path string, ok bool) {
 	return "", false
 }
 
-// Appliance lists all disks of the appliance that an address names, whichever of
-// them it picks. It returns nil if the address is not one of an appliance. A disk
-// whose file is missing or not read is listed, with its error.
+// Appliance lists all disks of the appliance that an address names, whichever disk the
+// address selects. It returns nil if the address is not that of an appliance. A disk
+// that cannot be opened is listed with its error.
 func (o *Opener) Appliance(ctx context.Context, a address.Address) ([]DiskEntry, error) {
 	at, ok := a.(address.Appliance)
 	if !ok {

@@ -8,9 +8,9 @@ import (
 // maxChain bounds how many images a chain may have. VMware's own limit is 32.
 const maxChain = 256
 
-// chain lists the images that are being opened because one names the other as its
-// parent or backing file, the image that the user named first. It is the only
-// place that detects loops of images: the readers of formats do not.
+// chain lists the images of a chain that are open so far: the image that the user
+// named, its parent or backing file, the parent of that, and so on. Loops of images
+// are detected by its method extend only. The readers of formats do not detect them.
 type chain []link
 
 // link identifies an image of a chain: a local file, or a file in an archive.
@@ -19,6 +19,7 @@ type link struct {
 	member string      // name in the archive
 }
 
+// is reports whether both links identify the same image.
 func (l link) is(other link) bool {
 	if l.file != nil && other.file != nil {
 		return same(l.file, other.file)
@@ -31,11 +32,11 @@ func (l link) is(other link) bool {
 func (c chain) extend(path string, l link) (chain, error) {
 	for _, earlier := range c {
 		if earlier.is(l) {
-			return nil, fmt.Errorf("%s: the chain of images loops: it is an earlier image of the chain", path)
+			return nil, fmt.Errorf("%s: the chain of images loops: the file is an earlier image of the same chain", path)
 		}
 	}
 	if len(c) >= maxChain {
-		return nil, fmt.Errorf("%s: the chain up to here has %d images, want at most %d", path, len(c)+1, maxChain)
+		return nil, fmt.Errorf("%s: the chain of images is too long: it has %d images up to this file, want at most %d", path, len(c)+1, maxChain)
 	}
 	return append(c[:len(c):len(c)], l), nil
 }

@@ -38,9 +38,9 @@ func TestParentByUUID(t *testing.T) {
 		{name: "by a link to nothing", files: map[string]string{"vm/p.vmdk": "-> none"}, want: []string{"1 of them could not be read", "no such file"}},
 		{name: "with a folder of such a name", files: map[string]string{"vm/q.vmdk/x": "", "vm/p.vmdk": differencing("a", "")}},
 		{name: "a chain", files: map[string]string{"vm/p.vmdk": differencing("a", "c"), "vm/q.vmdk": differencing("c", "")}},
-		{name: "a chain that ends", files: map[string]string{"vm/p.vmdk": differencing("a", "c")}, want: []string{`p.vmdk: its parent is the image with the UUID "c"`}},
-		{name: "two", files: map[string]string{"vm/p.vmdk": differencing("a", ""), "vm/q.vmdk": differencing("a", "")}, want: []string{"two files have it"}},
-		{name: "two, in two folders", files: map[string]string{"vm/p.vmdk": differencing("a", ""), "q.vmdk": differencing("a", "")}, allow: []string{"."}, want: []string{"two files have it"}},
+		{name: "a chain that ends", files: map[string]string{"vm/p.vmdk": differencing("a", "c")}, want: []string{`p.vmdk: cannot find the parent, the image with the UUID "c"`}},
+		{name: "two", files: map[string]string{"vm/p.vmdk": differencing("a", ""), "vm/q.vmdk": differencing("a", "")}, want: []string{"two files have this UUID"}},
+		{name: "two, in two folders", files: map[string]string{"vm/p.vmdk": differencing("a", ""), "q.vmdk": differencing("a", "")}, allow: []string{"."}, want: []string{"two files have this UUID"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()

@@ -91,7 +91,8 @@ func (c content) foreign(path string) error {
 	return c.foreignTail(path)
 }
 
-// foreignTail is foreign for formats that are recognized by their last bytes only.
+// foreignTail returns a *ForeignError for path if the last bytes of the content are
+// those of a foreign format.
 func (c content) foreignTail(path string) error {
 	if at, ok := fixedVHD(c.tail); ok {
 		return &ForeignError{path, "a VHD image of fixed size", fmt.Sprintf("found a footer %q %d bytes before the end", "conectix", len(c.tail)-at), imageHint("vpc")}

@@ -12,9 +12,10 @@ import (
 // a disk: vm-flat.vmdk, vm-f001.vmdk.
 var flatExtent = regexp.MustCompile(`(?i)-(flat|f[0-9]{3,})\.vmdk$`)
 
-// FormatByName returns what the name of a local source promises ("a VMDK"), or "" if
-// a raw disk may have the name. A raw disk with another name deserves a warning: the
-// name is all that tells a truncated fixed VHD, for example, from a raw disk.
+// FormatByName returns the format that the name of a local source suggests, such as "a
+// VMDK", or "" if the name fits a raw disk. If a file is read as a raw disk although
+// its name suggests another format, the user should be warned: a truncated VHD of fixed
+// size, for example, differs from a raw disk in its name only.
 func FormatByName(a address.Address) string {
 	path := a.String()
 	if address.IsRemote(a) || flatExtent.MatchString(path) {

@@ -73,7 +73,7 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	}
 	resolved, err := filepath.EvalSymlinks(target)
 	if err != nil {
-		// Only for permitted places may the error tell whether a file exists.
+		// The error may reveal whether a file exists only if its folder is permitted.
 		if o.permits(folder, filepath.Clean(target)) {
 			return nil, "", nil, openError(target, err)
 		}
@@ -143,12 +143,12 @@ func whereIs(f *raw.Disk, path string) (real string, fi os.FileInfo, err error) 
 		}
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("folder of %s: %w", path, err)
+		return "", nil, fmt.Errorf("cannot find the folder of %s: %w", path, err)
 	}
 	// If the file was removed, the kernel returns its former path.
 	now, err := os.Lstat(real)
 	if err != nil || !same(now, fi) {
-		return "", nil, fmt.Errorf("folder of %s: the file was moved, replaced or removed while it was opened", path)
+		return "", nil, fmt.Errorf("cannot find the folder of %s: the file was moved, replaced or removed while it was opened", path)
 	}
 	return real, fi, nil
 }

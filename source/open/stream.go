@@ -45,7 +45,7 @@ func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 // a file does not apply before the stream is saved in a file.
 func inFileFirst(err error) error {
 	if foreign := (*ForeignError)(nil); errors.As(err, &foreign) {
-		foreign.hint = "save it in a file and " + foreign.hint
+		foreign.hint = "save the stream in a file and " + foreign.hint
 	}
 	return err
 }

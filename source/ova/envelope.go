@@ -209,14 +209,14 @@ func (p *parser) token(t xml.Token) error {
 
 func (p *parser) start(t xml.StartElement) error {
 	if p.elements++; p.elements > maxElements {
-		return fmt.Errorf("more than %d elements", maxElements)
+		return fmt.Errorf("the descriptor has more than %d elements", maxElements)
 	}
 	if len(p.path) == maxDepth {
-		return fmt.Errorf("elements more than %d deep", maxDepth)
+		return fmt.Errorf("the elements are nested more than %d deep", maxDepth)
 	}
 	if len(p.path) == 0 {
 		if p.elements > 1 {
-			return fmt.Errorf("a second root element %s", show(t.Name.Local))
+			return fmt.Errorf("there is a second root element %s", show(t.Name.Local))
 		}
 		if t.Name.Local != "Envelope" {
 			return fmt.Errorf("the root element is %s, want an OVF Envelope", show(t.Name.Local))
@@ -373,7 +373,7 @@ func capacity(number, units string) (n, unit int64, err error) {
 		unit, ok = product(m[1])
 	}
 	if !ok {
-		return 0, 0, fmt.Errorf("capacityAllocationUnits is %s, want \"byte\", \"byte * 2^20\" and the like", show(units))
+		return 0, 0, fmt.Errorf("capacityAllocationUnits is %s, want \"byte\", \"byte * 2^20\" or similar", show(units))
 	}
 	number = strings.TrimSpace(number)
 	if number == "" || property.MatchString(number) {
@@ -384,7 +384,7 @@ func capacity(number, units string) (n, unit int64, err error) {
 		return 0, 0, fmt.Errorf("capacity is %s, want a number", show(number))
 	}
 	if n > math.MaxInt64/unit {
-		return 0, 0, fmt.Errorf("a capacity of %d times %d bytes is more than 8 EiB", n, unit)
+		return 0, 0, fmt.Errorf("the capacity of %d times %d bytes is more than 8 EiB", n, unit)
 	}
 	return n * unit, unit, nil
 }

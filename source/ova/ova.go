@@ -64,7 +64,7 @@ type CompressionError struct {
 }
 
 func (e *CompressionError) Error() string {
-	return fmt.Sprintf("%s: disk %s: its file %s is compressed (ovf:compression=%s), which is not read in place", e.Path, show(e.Disk), show(e.File), show(e.Method))
+	return fmt.Sprintf("%s: disk %s: the file %s is compressed (ovf:compression=%s), which is not supported", e.Path, show(e.Disk), show(e.File), show(e.Method))
 }
 
 // Hint returns what the user can do about the error.
@@ -120,7 +120,7 @@ func open(ctx context.Context, name string, f source.Disk) (*Appliance, error) {
 	case 1:
 	default:
 		slices.Sort(found)
-		return nil, fmt.Errorf("%s: two .ovf files, %s and %s, want one", name, show(found[0]), show(found[1]))
+		return nil, fmt.Errorf("%s: the archive has two .ovf files, %s and %s, want one", name, show(found[0]), show(found[1]))
 	}
 	t.dir = path.Dir(found[0])
 	descriptor, err := t.open(ctx, path.Base(found[0]))
@@ -169,7 +169,7 @@ func read(path, name string, f source.Disk, files files) (*Appliance, error) {
 // readAll returns the content of f. It returns an error if f has more than max bytes.
 func readAll(f source.Disk, max int64) ([]byte, error) {
 	if f.Size() > max {
-		return nil, fmt.Errorf("it has %d bytes, want at most %d", f.Size(), max)
+		return nil, fmt.Errorf("the file has %d bytes, want at most %d", f.Size(), max)
 	}
 	text := make([]byte, f.Size())
 	return text, image.ReadFull(f, text, 0)
@@ -194,16 +194,16 @@ func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	}
 	switch {
 	case x.parent != "":
-		bad("it has only the differences from the disk %s (ovf:parentRef), which is not supported", show(x.parent))
+		bad("the disk has only the differences from the disk %s (ovf:parentRef), which is not supported", show(x.parent))
 	case x.fileRef == "" && x.odd != nil:
-		bad("it has no file, and its size is not known: %v", x.odd)
+		bad("the disk has no file, and its size is not known: %v", x.odd)
 	case x.fileRef == "" && d.Capacity == 0:
-		bad("it has neither a file nor a fixed capacity: there is nothing to read")
+		bad("the disk has neither a file nor a fixed capacity: there is nothing to read")
 	case x.fileRef == "":
 	case d.File == "":
 		bad("the File %s has no href", show(x.fileRef))
 	case remote.MatchString(d.File):
-		bad("its file is at %s: only files of the appliance are read, download the file first", show(d.File))
+		bad("the file of the disk is at %s: only files of the appliance are read, download the file first", show(d.File))
 	case d.file.compression != "" && d.file.compression != "identity":
 		d.err = &CompressionError{a.path, d.Name(), d.File, d.file.compression}
 	}

@@ -102,8 +102,8 @@ func TestDescriptors(t *testing.T) {
 		{name: "another encoding", text: `<?xml version="1.0" encoding="EBCDIC"?><Envelope/>`, fails: `the encoding "EBCDIC" is not supported`},
 		{name: "a control character", text: "<Envelope>\x01</Envelope>", fails: "illegal character code"},
 		{name: "as deep as may be", text: nested(63), fails: "the descriptor has no disk"},
-		{name: "too deep", text: nested(64), fails: "elements more than 64 deep"},
-		{name: "far too deep", text: strings.Repeat("<Envelope>", 1<<16), fails: "elements more than 64 deep"},
+		{name: "too deep", text: nested(64), fails: "elements are nested more than 64 deep"},
+		{name: "far too deep", text: strings.Repeat("<Envelope>", 1<<16), fails: "elements are nested more than 64 deep"},
 		{name: "too many elements", text: "<Envelope>" + strings.Repeat("<a/>", 100_000), fails: "more than 100000 elements"},
 		{name: "long texts", text: strings.Replace(envelope(file1, disk1), "<References>", "<!-- "+strings.Repeat("<a 'b ", 1<<18)+"--><License>"+strings.Repeat("it's > a text ", 1<<18)+"</License><![CDATA["+strings.Repeat("<p \"x ", 1<<18)+"]]><References>", 1), want: "1 vmdisk1 disk1.img vm1 1536/512"},
 		{name: "a descriptor that is too long", text: "<Envelope>" + strings.Repeat("x", 16<<20), fails: "want at most 16777216"},
@@ -112,7 +112,7 @@ func TestDescriptors(t *testing.T) {
 		{name: "a comment without an end", text: "<!--" + strings.Repeat("x", 1<<20+10), fails: "XML syntax error"},
 		{name: "ISO-8859-1", text: strings.NewReplacer("UTF-8", "ISO-8859-1", "vmdisk1", "vmdisk1\xe9").Replace(envelope(file1, disk1)), want: "1 vmdisk1é disk1.img vm1 1536/512"},
 		{name: "windows-1252", text: strings.NewReplacer("UTF-8", "windows-1252", "vmdisk1", "vmdisk1\x80").Replace(envelope(file1, disk1)), want: "1 vmdisk1€ disk1.img vm1 1536/512"},
-		{name: "too large", text: strings.Repeat(" ", 16<<20+1), fails: "it has 16777217 bytes, want at most 16777216"},
+		{name: "too large", text: strings.Repeat(" ", 16<<20+1), fails: "the file has 16777217 bytes, want at most 16777216"},
 		{name: "too many Files", text: envelope(numbered(4097, `<File ovf:id="%d"/>`), disk1), fails: "more than 4096 Files"},
 		{name: "too many Disks", text: envelope("", numbered(4097, `<Disk ovf:diskId="%d"/>`)), fails: "more than 4096 Disks"},
 		{name: "two Files of one id", text: envelope(file1+"\n"+file1, disk1), fails: `line 4: there is a second File with the id "file1"`},
@@ -172,7 +172,7 @@ func TestOddCapacities(t *testing.T) {
 		if w := a.Warnings(1, 1536, 1536); len(w) != 0 {
 			t.Errorf("%s: the other disk: warnings %q", c.attributes, w)
 		}
-		if _, err := a.OpenDisk(t.Context(), 2); err == nil || !strings.Contains(err.Error(), "it has no file, and its size is not known") || !strings.Contains(err.Error(), c.want) {
+		if _, err := a.OpenDisk(t.Context(), 2); err == nil || !strings.Contains(err.Error(), "the disk has no file, and its size is not known") || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: an empty disk: %v", c.attributes, err)
 		}
 	}
@@ -264,7 +264,7 @@ func TestPackedAppliances(t *testing.T) {
 		b := append([]byte(magic), make([]byte, 1024)...)
 		_, err := ova.Open(t.Context(), "x.ova", memory(b))
 		var packed *ova.PackedError
-		if !errors.As(err, &packed) || !strings.Contains(err.Error(), "x.ova: the whole file is packed by") || !strings.Contains(packed.Hint(), want) {
+		if !errors.As(err, &packed) || !strings.Contains(err.Error(), "x.ova: the whole file is compressed with") || !strings.Contains(packed.Hint(), want) {
 			t.Errorf("%q: %v", magic, err)
 		}
 		if _, err = ova.OpenDescriptor("x.ovf", memory(b[:len(magic)]), folder(nil)); !errors.As(err, &packed) {
@@ -292,13 +292,13 @@ func numbered(n int, format string) string {
 // disk can be read.
 func TestDisksThatAreNotRead(t *testing.T) {
 	for _, c := range []struct{ name, file, disk, want string }{
-		{"gzip", `ovf:href="disk1.img" ovf:compression="gzip"`, "", `its file "disk1.img" is compressed (ovf:compression="gzip")`},
+		{"gzip", `ovf:href="disk1.img" ovf:compression="gzip"`, "", `the file "disk1.img" is compressed (ovf:compression="gzip")`},
 		{"an unknown compression", `ovf:href="disk1.img" ovf:compression="zstd"`, "", `is compressed (ovf:compression="zstd")`},
-		{"http", `ovf:href="http://localhost/disk1.img"`, "", `its file is at "http://localhost/disk1.img": only files of the appliance are read`},
-		{"file", `ovf:href="file:///etc/passwd"`, "", `its file is at "file:///etc/passwd"`},
+		{"http", `ovf:href="http://localhost/disk1.img"`, "", `the file of the disk is at "http://localhost/disk1.img": only files of the appliance are read`},
+		{"file", `ovf:href="file:///etc/passwd"`, "", `the file of the disk is at "file:///etc/passwd"`},
 		{"no href", ``, "", `has no href`},
 		{"missing", `ovf:href="none.img"`, "", `disk "d": open none.img: file does not exist`},
-		{"a parent", `ovf:href="disk1.img"`, `ovf:parentRef="base"`, `it has only the differences from the disk "base"`},
+		{"a parent", `ovf:href="disk1.img"`, `ovf:parentRef="base"`, `the disk has only the differences from the disk "base"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			a, err := openText(t, envelope(`<File ovf:id="f" `+c.file+`/>`+file1, `<Disk ovf:diskId="d" ovf:fileRef="f" `+c.disk+`/>`+disk1))

@@ -28,7 +28,7 @@ type PackedError struct {
 }
 
 func (e *PackedError) Error() string {
-	return fmt.Sprintf("%s: the whole file is packed by %s, which is not read in place", e.Path, e.Packer)
+	return fmt.Sprintf("%s: the whole file is compressed with %s, which is not supported", e.Path, e.Packer)
 }
 
 // Hint returns the command that unpacks the appliance.

@@ -57,7 +57,7 @@ func readTar(ctx context.Context, name string, f source.Disk) (map[string]member
 		case err != nil:
 			return nil, fmt.Errorf("%s: offset %d: %w", name, at, err)
 		case len(seen) == maxMembers:
-			return nil, bad("more than %d members", maxMembers)
+			return nil, bad("the archive has more than %d members", maxMembers)
 		case isSparse(header):
 			return nil, bad("%s is stored as a sparse file of GNU tar, not in one piece: unpack the appliance", show(header.Name))
 		}
@@ -112,7 +112,7 @@ func isSparse(header *tar.Header) bool {
 func checkName(name string) error {
 	switch {
 	case name == "":
-		return errors.New("a member without a name")
+		return errors.New("a member has no name")
 	case len(name) > maxName:
 		return fmt.Errorf("the name %s has %d bytes, want at most %d", show(name), len(name), maxName)
 	case path.IsAbs(name):
@@ -162,7 +162,7 @@ func (h *headers) Seek(off int64, whence int) (int64, error) {
 		off += h.f.Size()
 	}
 	if off < 0 {
-		return 0, fmt.Errorf("seek to %d", off)
+		return 0, fmt.Errorf("cannot seek to the negative offset %d", off)
 	}
 	h.pos = off
 	return off, nil

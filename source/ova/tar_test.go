@@ -75,7 +75,7 @@ func TestArchives(t *testing.T) {
 		{name: "no descriptor", b: archive(t, tar.FormatUSTAR, disk), fails: "none of its 1 files is an .ovf file"},
 		{name: "two descriptors", b: archive(t, tar.FormatUSTAR, descriptor, disk, entry{name: "a/y.ovf"}), fails: `two .ovf files, "a/y.ovf" and "x.ovf"`},
 		{name: "text", b: []byte(strings.Repeat("no archive ", 100)), fails: `offset 0: the file is no tar archive: it begins with "no archive no ar"`},
-		{name: "gzip", b: append([]byte("\x1f\x8b\x08"), make([]byte, 1024)...), fails: `the whole file is packed by gzip`},
+		{name: "gzip", b: append([]byte("\x1f\x8b\x08"), make([]byte, 1024)...), fails: `the whole file is compressed with gzip`},
 		{name: "an image", b: append([]byte("QFI\xfb"), make([]byte, 1024)...), fails: `no tar archive: it begins with "QFI\xfb`},
 		{name: "a damaged header", b: append(append(bytes.Clone(whole[:at]), bytes.Repeat([]byte{7}, 512)...), whole[at+512:]...), fails: fmt.Sprintf("offset %d: there is no valid header", at)},
 		{name: "cut in a member", b: whole[:len(whole)-1024-1], fails: fmt.Sprintf("offset %d: \"disk1.img\" has 1536 bytes from offset %d on, the archive ends at %d: the archive is truncated", at, at+512, len(whole)-1025)},

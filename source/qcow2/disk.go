@@ -131,7 +131,7 @@ func (d *Disk) openData(open source.Opener) error {
 		return nil
 	}
 	if d.dataName == "" {
-		return errors.New("its clusters are in an external data file (incompatible feature bit 2), but the header extension with the name of that file is missing")
+		return errors.New("the clusters are in an external data file (incompatible feature bit 2), but the header extension with the name of that file is missing")
 	}
 	name, err := localName(d.dataName)
 	if err != nil {
@@ -257,7 +257,7 @@ func (d *Disk) read(p []byte, r *run, s stretch) error {
 	if end := s.pos + s.n; end > d.dataSize {
 		c := max(s.off, s.off+d.dataSize-s.pos) >> d.clusterShift // the first cluster past the end of the file
 		start := max(s.off, c<<d.clusterShift)
-		return d.errorAt(c, "it is at offset %d of %s, which has %d bytes: that file is truncated, or the L2 table is damaged", s.pos+start-s.off, d.dataPath, d.dataSize)
+		return d.errorAt(c, "the cluster is at offset %d of %s, which has %d bytes: that file is truncated, or the L2 table is damaged", s.pos+start-s.off, d.dataPath, d.dataSize)
 	}
 	if err := image.ReadFull(d.data, p, s.pos); err != nil {
 		return d.errorAt(s.off>>d.clusterShift, "%w", err)

@@ -171,7 +171,7 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 	}
 	h.l1Offset = int64(offset)
 	if end := h.l1Offset + h.l1Entries*8; end > fileSize {
-		return fmt.Errorf("the L1 table at offset %d has %d entries and ends at %d, the file has %d bytes: it is truncated or damaged", offset, h.l1Entries, end, fileSize)
+		return fmt.Errorf("the L1 table at offset %d has %d entries and ends at %d, the file has %d bytes: the file is truncated or damaged", offset, h.l1Entries, end, fileSize)
 	}
 	return nil
 }

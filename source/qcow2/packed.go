@@ -46,11 +46,11 @@ func (d *Disk) place(entry uint64) (start, end int64) {
 func (d *Disk) checkPacked(c, start int64) error {
 	switch {
 	case start>>56 != 0:
-		return d.errorAt(c, "its compressed bytes are at offset %#x, want less than 64 PiB: the L2 table is damaged", start)
+		return d.errorAt(c, "the compressed bytes are at offset %#x, want less than 64 PiB: the L2 table is damaged", start)
 	case start >= d.fileSize:
-		return d.errorAt(c, "its compressed bytes are at offset %d, the file has %d: it is truncated or damaged", start, d.fileSize)
+		return d.errorAt(c, "the compressed bytes are at offset %d, the file has %d bytes: the file is truncated or damaged", start, d.fileSize)
 	case d.inMetadata(start, start+1):
-		return d.errorAt(c, "its compressed bytes are at offset %d, in %s: the L2 table is damaged", start, d.metadataAt(start, start+1))
+		return d.errorAt(c, "the compressed bytes are at offset %d, in %s: the L2 table is damaged", start, d.metadataAt(start, start+1))
 	}
 	return nil
 }
@@ -121,7 +121,7 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 		// next cluster overwrites these bytes.
 		dst := p[done : done+d.part(c) : min(done+d.part(c)+zstdSlack, int64(len(p)))]
 		if err := d.unpack(u, dst, u.packed[s-start:min(e, end)-start], c); err != nil {
-			return 0, d.errorAt(c, "its compressed bytes at offset %d to %d: %w", s, e, err)
+			return 0, d.errorAt(c, "compressed bytes from offset %d to %d: %w", s, e, err)
 		}
 		done += int64(len(dst))
 	}
@@ -129,8 +129,8 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 }
 
 var (
-	errMore = errors.New("they unpack to more than a cluster")
-	errZstd = errors.New("it is not a zstd frame")
+	errMore = errors.New("the compressed bytes unpack to more than a cluster")
+	errZstd = errors.New("the compressed bytes are not a zstd frame")
 )
 
 // unpack unpacks cluster c into dst, which has the size of its part in the disk. src
@@ -153,11 +153,11 @@ func (d *Disk) unpack(u *unpacker, dst, src []byte, c int64) error {
 	}
 	switch {
 	case err == errMore:
-		return fmt.Errorf("%w of %d: they are damaged", err, d.cluster)
+		return fmt.Errorf("%w of %d bytes: the image is damaged", err, d.cluster)
 	case err != nil:
-		return fmt.Errorf("they are damaged: %w", err)
+		return fmt.Errorf("the compressed bytes are damaged: %w", err)
 	case n < len(dst) || n < len(whole) && c != d.clusters()-1:
-		return fmt.Errorf("they unpack to %d bytes, want %d: they are damaged", n, len(whole))
+		return fmt.Errorf("the compressed bytes unpack to %d bytes, want %d: the image is damaged", n, len(whole))
 	}
 	if len(whole) != len(dst) {
 		copy(dst, whole)
@@ -220,7 +220,7 @@ const zstdMagic = 0xfd2fb528
 // frameSize returns the size in bytes of the zstd frame that src begins with (RFC
 // 8878, 3.1.1). The decoder returns an error if other bytes follow the frame.
 func frameSize(src []byte) (int, error) {
-	cut := func(at int) error { return fmt.Errorf("the zstd frame is cut at its byte %d", at) }
+	cut := func(at int) error { return fmt.Errorf("the zstd frame is truncated at byte %d", at) }
 	if len(src) < 5 {
 		return 0, cut(len(src))
 	}

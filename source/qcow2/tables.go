@@ -150,15 +150,15 @@ func (d *Disk) tableFrom(i int64, entry uint64) (int64, error) {
 	}
 	switch need := d.tableSize(i); {
 	case entry&l1Reserved != 0:
-		return fail("it has reserved bits set (%#x)", entry&l1Reserved)
+		return fail("the entry has reserved bits set (%#x)", entry&l1Reserved)
 	case at == 0:
 		return 0, nil
 	case at&(d.cluster-1) != 0:
-		return fail("its L2 table is at offset %d, want a multiple of %d (a cluster)", at, d.cluster)
+		return fail("the L2 table is at offset %d, want a multiple of %d (a cluster)", at, d.cluster)
 	case at > d.fileSize-need:
-		return fail("its L2 table at offset %d needs %d bytes, the file has %d", at, need, d.fileSize)
+		return fail("the L2 table at offset %d needs %d bytes, the file has %d", at, need, d.fileSize)
 	case d.inHeader(at, at+need):
-		return fail("its L2 table at offset %d lies in the header or the L1 table", at)
+		return fail("the L2 table at offset %d lies in the header or the L1 table", at)
 	}
 	return at, nil
 }
@@ -291,21 +291,21 @@ func (d *Disk) badEntry(r *run, off int64) error {
 	var err error
 	switch {
 	case entry&entryCompressed != 0:
-		err = fmt.Errorf("it says that the cluster is compressed, which is not possible in an image with a data file")
+		err = fmt.Errorf("the entry says that the cluster is compressed, which is not possible in an image with a data file")
 	case entry&l2Reserved != 0:
-		err = fmt.Errorf("it has reserved bits set (%#x)", entry&l2Reserved)
+		err = fmt.Errorf("the entry has reserved bits set (%#x)", entry&l2Reserved)
 	case at == 0 && entry&entryCopied != 0 && d.data == d.file:
-		err = fmt.Errorf("its cluster is at offset 0, where the header is")
+		err = fmt.Errorf("the cluster is at offset 0, where the header is")
 	case at != 0 && d.data == d.file && at&(d.cluster-1) != 0:
-		err = fmt.Errorf("its cluster is at offset %d, want a multiple of %d", at, d.cluster)
+		err = fmt.Errorf("the cluster is at offset %d, want a multiple of %d", at, d.cluster)
 	case d.data != d.file && (at != 0 || entry&entryCopied != 0) && at != c<<d.clusterShift:
-		err = fmt.Errorf("its cluster is at offset %d of the data file, want %d", at, c<<d.clusterShift)
+		err = fmt.Errorf("the cluster is at offset %d of the data file, want %d", at, c<<d.clusterShift)
 	case at != 0 && d.data == d.file && d.inMetadata(at, at+d.cluster):
-		err = fmt.Errorf("its cluster at offset %d lies in %s", at, d.metadataAt(at, at+d.cluster))
+		err = fmt.Errorf("the cluster at offset %d lies in %s", at, d.metadataAt(at, at+d.cluster))
 	case d.entryBits == 4 && entry&entryZero == 0:
-		err = fmt.Errorf("its bitmap %#x marks subclusters as both allocated and zero, or as allocated although there is no cluster", bitmap)
+		err = fmt.Errorf("the bitmap %#x marks subclusters as both allocated and zero, or as allocated although there is no cluster", bitmap)
 	default:
-		err = fmt.Errorf("its bit 0 marks the cluster as zeros, which is not possible in an image of version 2 or with subclusters")
+		err = fmt.Errorf("bit 0 of the entry marks the cluster as zeros, which is not possible in an image of version 2 or with subclusters")
 	}
 	return d.errorAt(c, "L2 entry %#x at offset %d: %w: the table is damaged", entry, r.at+(c-r.first)<<d.entryBits, err)
 }

@@ -114,23 +114,23 @@ func TestBadSparse(t *testing.T) {
 		{"version 4", plain, func(l *layout) { l.put32(4, 4) }, []string{"offset 4: version 4"}},
 		{"text-mode transfer", plain, func(l *layout) { copy(l.file[73:], "\n \n\n") }, []string{"offset 73: found bytes 0a200a0a, want 0a200d0a", "FTP"}},
 		{"compression unknown", plain, func(l *layout) { l.file[77] = 2 }, []string{"compressAlgorithm 2"}},
-		{"compression contradictory", stream, func(l *layout) { l.file[77] = 0 }, []string{"compressAlgorithm 0", "flags 0x30001"}},
+		{"compression contradictory", stream, func(l *layout) { l.file[77] = 0 }, []string{"compressAlgorithm is 0", "flags 0x30001"}},
 		{"no descriptor", image{capacity: 100}, func(l *layout) {}, []string{"without a descriptor"}},
 
-		{"marker of another grain", stream, func(l *layout) { l.put64(l.grains[9], 7) }, []string{"grain of disk offset 589824 at offset", "marker is of sector 7, want 1152"}},
-		{"marker without bytes", stream, func(l *layout) { l.put32(l.grains[9]+8, 0) }, []string{"grain of disk offset 589824", "marker gives 0 compressed bytes"}},
-		{"marker with absurd size", stream, func(l *layout) { l.put32(l.grains[9]+8, 1<<31) }, []string{"grain of disk offset 589824", "marker gives 2147483648 compressed bytes, want 1 to 132096"}},
-		{"truncated compressed grain", stream, func(l *layout) { l.file = l.file[:l.grains[20]+100] }, []string{"grain of disk offset 1310720", "compressed bytes end at", "truncated"}},
+		{"marker of another grain", stream, func(l *layout) { l.put64(l.grains[9], 7) }, []string{"grain of disk offset 589824 at offset", "the sector 7, want 1152"}},
+		{"marker without bytes", stream, func(l *layout) { l.put32(l.grains[9]+8, 0) }, []string{"grain of disk offset 589824", "a length of 0 compressed bytes"}},
+		{"marker with absurd size", stream, func(l *layout) { l.put32(l.grains[9]+8, 1<<31) }, []string{"grain of disk offset 589824", "a length of 2147483648 compressed bytes, want 1 to 132096"}},
+		{"truncated compressed grain", stream, func(l *layout) { l.file = l.file[:l.grains[20]+100] }, []string{"grain of disk offset 1310720", "compressed bytes of the grain end at", "truncated"}},
 		{"truncated marker", stream, func(l *layout) { l.file = l.file[:l.grains[20]+5] }, []string{"grain of disk offset 1310720", "truncated"}},
-		{"corrupt compressed grain", stream, func(l *layout) { l.file[l.grains[1]+3000] ^= 0x55 }, []string{"grain of disk offset 65536 at offset", "compressed bytes are damaged"}},
+		{"corrupt compressed grain", stream, func(l *layout) { l.file[l.grains[1]+3000] ^= 0x55 }, []string{"grain of disk offset 65536 at offset", "compressed bytes of the grain are damaged"}},
 		{"corrupt checksum", stream, func(l *layout) {
 			le := l.file[l.grains[1]+8:]
 			l.file[l.grains[1]+12+int64(le[0])+int64(le[1])<<8-1] ^= 1
 		}, []string{"grain of disk offset 65536", "checksum"}},
 		{"no zlib stream", stream, func(l *layout) { l.file[l.grains[0]+12] = 0 }, []string{"grain of disk offset 0", "zlib header"}},
-		{"grain that is too long", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 65537)}}, func(*layout) {}, []string{"grain of disk offset 196608", "more than a grain of 65536 bytes"}},
-		{"last grain that is too long", image{capacity: 200, compressed: true, descriptor: monolithic, grains: map[int64][]byte{1: make([]byte, 65537)}}, func(*layout) {}, []string{"grain of disk offset 65536", "more than a grain"}},
-		{"grain that is a bomb", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 8<<20)}}, func(*layout) {}, []string{"grain of disk offset 196608", "more than a grain"}},
+		{"grain that is too long", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 65537)}}, func(*layout) {}, []string{"grain of disk offset 196608", "more than 65536 bytes"}},
+		{"last grain that is too long", image{capacity: 200, compressed: true, descriptor: monolithic, grains: map[int64][]byte{1: make([]byte, 65537)}}, func(*layout) {}, []string{"grain of disk offset 65536", "more than 65536 bytes"}},
+		{"grain that is a bomb", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 8<<20)}}, func(*layout) {}, []string{"grain of disk offset 196608", "more than 65536 bytes"}},
 		{"grain that is too short", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 65535)}}, func(*layout) {}, []string{"grain of disk offset 196608", "unpacks to 65535 bytes, want 65536"}},
 		{"last grain that is too short", image{capacity: 200, compressed: true, descriptor: monolithic, grains: map[int64][]byte{1: make([]byte, 71*512)}}, func(*layout) {}, []string{"grain of disk offset 65536", "unpacks to 36352 bytes, want 36864"}},
 		{"compressed grain in the header", stream, func(l *layout) { l.put32(l.tables[0], 1) }, []string{"grain of disk offset 0 at offset 512", "overHead"}},
@@ -142,7 +142,7 @@ func TestBadSparse(t *testing.T) {
 		{"footer of zeros", footer, func(l *layout) { l.file = append(l.file[:2*sector*10], make([]byte, 100000)...) }, []string{"no footer in the last 65536 bytes"}},
 		{"footer without a directory", footerBare, func(l *layout) { l.put64(l.header+56, 1<<64-1) }, []string{"footer at offset", "no grain directory"}},
 		{"footer of another version", footer, func(l *layout) { l.put32(l.header+4, 9) }, []string{"footer at offset", "version 9"}},
-		{"footer only", footer, func(l *layout) { l.file = l.file[:sector*11] }, []string{"its descriptor"}},
+		{"footer only", footer, func(l *layout) { l.file = l.file[:sector*11] }, []string{"the descriptor at sector"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := c.im.build()
@@ -170,11 +170,11 @@ func TestBadDescriptor(t *testing.T) {
 		{"sectors missing", "RW\n", []string{"line 2", `number of sectors ""`}},
 		{"sectors not a number", "RW x FLAT \"flat\"\n", []string{"line 2", `number of sectors "x"`}},
 		{"sectors negative", "RW -5 FLAT \"flat\"\n", []string{"line 2", `"-5"`}},
-		{"sectors absurd", "RW 99999999999999999 FLAT \"flat\"\n", []string{"line 2", "99999999999999999 is absurd"}},
+		{"sectors absurd", "RW 99999999999999999 FLAT \"flat\"\n", []string{"line 2", "99999999999999999 is more than 8 EiB"}},
 		{"sectors overflow", "RW 18014398509481983 ZERO\nRW 1 ZERO\n", []string{"line 3", "8 EiB"}},
-		{"type missing", "RW 100\n", []string{"line 2", "without a type"}},
+		{"type missing", "RW 100\n", []string{"line 2", "has no type"}},
 		{"type unknown", "RW 100 QCOW \"flat\"\n", []string{"line 2", `"QCOW"`, "want FLAT, SPARSE, ZERO, VMFS, VMFSSPARSE or SESPARSE"}},
-		{"name missing", "RW 100 FLAT\n", []string{"line 2", "FLAT extent without a file name"}},
+		{"name missing", "RW 100 FLAT\n", []string{"line 2", "FLAT extent has no file name"}},
 		{"name not closed", "RW 100 FLAT \"flat\n", []string{"line 2", "closing quote"}},
 		{"offset no number", "RW 100 FLAT \"flat\" first\n", []string{"line 2", `offset "first"`}},
 		{"flat truncated", "RW 101 FLAT \"flat\"\n", []string{"line 2", dir + "/flat", "needs 51712 bytes from offset 0", "the file has 51200", "truncated"}},
@@ -214,7 +214,7 @@ func TestBadDescriptor(t *testing.T) {
 
 		{"parent missing", "CID=1\nparentCID=2\nparentFileNameHint=\"away.vmdk\"\nRW 100 FLAT \"flat\"\n", []string{`parent "away.vmdk"`, dir + "/away.vmdk: no such file"}},
 		{"parent not named", "CID=1\nparentCID=2\nRW 100 FLAT \"flat\"\n", []string{"parentCID 00000002", "no parentFileNameHint"}},
-		{"parent denied", "CID=1\nparentCID=ffffffff\nparentFileNameHint=\"base.vmdk\"\nRW 100 FLAT \"flat\"\n", []string{`"base.vmdk"`, "says that it has none"}},
+		{"parent denied", "CID=1\nparentCID=ffffffff\nparentFileNameHint=\"base.vmdk\"\nRW 100 FLAT \"flat\"\n", []string{`"base.vmdk"`, "says that the image has no parent"}},
 		{"parent is no image", "CID=1\nparentCID=2\nparentFileNameHint=\"flat\"\nRW 100 FLAT \"flat\"\n", []string{`parent "flat"`, "no VMDK image"}},
 		{"parent of another CID", "CID=1\nparentCID=abc\nparentFileNameHint=\"base.vmdk\"\nRW 100 FLAT \"flat\"\n", []string{"parentCID is 00000abc", dir + "/base.vmdk is 0000beef"}},
 		{"parent without a CID", "CID=1\nparentCID=abc\nparentFileNameHint=\"nocid.vmdk\"\nRW 100 FLAT \"flat\"\n", []string{"parentCID is 00000abc", dir + "/nocid.vmdk is missing"}},
@@ -260,7 +260,7 @@ func TestHugeLine(t *testing.T) {
 		runtime.ReadMemStats(&before)
 		_, err = vmdk.Open(t.Context(), path, d, opener, vmdk.Options{})
 		runtime.ReadMemStats(&after)
-		wantError(t, err, path, "line 3: longer than 16384 bytes")
+		wantError(t, err, path, "line 3: the line is longer than 16384 bytes")
 		if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
 			t.Errorf("%d bytes allocated", n)
 		}

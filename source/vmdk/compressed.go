@@ -37,8 +37,8 @@ var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 // the file, with its marker.
 func (g *geometry) maxPacked() int64 { return markerSize + 2*g.grainSize + packedSlack }
 
-// unpackAt fills p with the bytes at off. They lie in data grains, the first of
-// which is grain i of r.
+// unpackAt fills p with the bytes at off. All of them are in data grains, the first of
+// which is grain i of the run r.
 func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
@@ -142,13 +142,13 @@ func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int
 	if s.marked {
 		lba, size := binary.LittleEndian.Uint64(src), int64(binary.LittleEndian.Uint32(src[8:]))
 		if want := uint64(g) * s.grain; lba != want {
-			return 0, s.errorf(g, "its marker is of sector %d, want %d: the grain table or the grain is damaged", lba, want)
+			return 0, s.errorf(g, "the marker of the grain has the sector %d, want %d: the grain table or the grain is damaged", lba, want)
 		}
 		if size == 0 || markerSize+size > s.maxPacked() {
-			return 0, s.errorf(g, "its marker gives %d compressed bytes, want 1 to %d for a grain of %d bytes", size, s.maxPacked()-markerSize, s.grainSize)
+			return 0, s.errorf(g, "the marker of the grain has a length of %d compressed bytes, want 1 to %d for a grain of %d bytes", size, s.maxPacked()-markerSize, s.grainSize)
 		}
 		if end := pos + markerSize + size; end > s.fileSize {
-			return 0, s.errorf(g, "its %d compressed bytes end at %d, the file has %d: it is truncated", size, end, s.fileSize)
+			return 0, s.errorf(g, "the %d compressed bytes of the grain end at offset %d, the file has %d bytes: the file is truncated", size, end, s.fileSize)
 		}
 		if err := s.checkPlace(pos, pos+markerSize+size, g<<s.grainShift); err != nil {
 			return 0, err
@@ -168,11 +168,11 @@ func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int
 	}
 	switch {
 	case errors.Is(err, inflate.ErrTooLarge):
-		return 0, s.errorf(g, "it unpacks to more than a grain of %d bytes", s.grainSize)
+		return 0, s.errorf(g, "the grain unpacks to more than %d bytes", s.grainSize)
 	case err != nil:
-		return 0, s.errorf(g, "its compressed bytes are damaged: %w", err)
+		return 0, s.errorf(g, "the compressed bytes of the grain are damaged: %w", err)
 	case n < len(dst):
-		return 0, s.errorf(g, "it unpacks to %d bytes, want %d", n, len(dst))
+		return 0, s.errorf(g, "the grain unpacks to %d bytes, want %d", n, len(dst))
 	}
 	return 0, nil
 }

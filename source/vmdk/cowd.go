@@ -39,7 +39,7 @@ func openCOWD(name string, f source.Disk, want int64) (*sparse, error) {
 func newCOWD(f *grainFile, want int64) (*sparse, error) {
 	var b [cowdHeaderSize]byte
 	if f.fileSize < int64(len(b)) {
-		return nil, fmt.Errorf("the COWD header at offset 0 needs %d bytes, the file has %d: it is truncated", len(b), f.fileSize)
+		return nil, fmt.Errorf("the COWD header at offset 0 needs %d bytes, the file has %d bytes: the file is truncated", len(b), f.fileSize)
 	}
 	if err := image.ReadFull(f.file, b[:], 0); err != nil {
 		return nil, err
@@ -64,7 +64,7 @@ func newCOWD(f *grainFile, want int64) (*sparse, error) {
 		return nil, fmt.Errorf("COWD header offset 20: the grain directory at sector %d lies in the header, want sector %d or more (4 is usual)", sector, cowdHeaderSize/sectorSize)
 	}
 	if at > f.fileSize-entries*4 {
-		return nil, fmt.Errorf("the grain directory at sector %d needs %d bytes, the file has %d: it is truncated", sector, entries*4, f.fileSize)
+		return nil, fmt.Errorf("the grain directory at sector %d needs %d bytes, the file has %d bytes: the file is truncated", sector, entries*4, f.fileSize)
 	}
 	g, err := newGeometry(capacity, grain, want)
 	if err != nil {
@@ -99,5 +99,5 @@ func partOfDisk(path, what, suffix string) error {
 	if name, ok := strings.CutSuffix(path, suffix); ok {
 		descriptor += ", " + quote(name+".vmdk") + " by its name"
 	}
-	return fmt.Errorf("%s: a %s extent, which has no descriptor: it is a part of a disk, open %s", path, what, descriptor)
+	return fmt.Errorf("%s is a %s extent without a descriptor, which is a part of a disk: open %s", path, what, descriptor)
 }

@@ -61,7 +61,7 @@ func parseDescriptor(text []byte) (*descriptor, error) {
 	for line := range bytes.Lines(text) {
 		n++
 		if len(line) > maxLine {
-			return nil, fmt.Errorf("line %d: longer than %d bytes", n, maxLine)
+			return nil, fmt.Errorf("line %d: the line is longer than %d bytes", n, maxLine)
 		}
 		if cut && line[len(line)-1] != '\n' {
 			break // the line is cut
@@ -97,7 +97,7 @@ func (d *descriptor) parseLine(n int, line string) error {
 	key, text, ok := strings.Cut(line, "=")
 	if !ok {
 		// The line may be a damaged extent. Ignoring it would shorten the disk.
-		return fmt.Errorf("found %s, want KEY=VALUE or an extent (RW, RDONLY or NOACCESS, sectors, type, file)", quote(line))
+		return fmt.Errorf("found %s, want KEY=VALUE or a description of an extent (RW, RDONLY or NOACCESS, sectors, type, file)", quote(line))
 	}
 	key = strings.ToLower(strings.TrimSpace(key))
 	if _, twice := d.values[key]; !twice {
@@ -118,7 +118,7 @@ func parseExtent(s string) (e extentLine, err error) {
 	}
 	word, rest = nextWord(rest)
 	if word == "" {
-		return e, fmt.Errorf("extent without a type (FLAT, SPARSE, ZERO, VMFS, ...)")
+		return e, fmt.Errorf("the extent has no type (FLAT, SPARSE, ZERO, VMFS, ...)")
 	}
 	e.kind = strings.ToUpper(word)
 	if e.kind == "ZERO" {
@@ -128,13 +128,13 @@ func parseExtent(s string) (e extentLine, err error) {
 	if name, ok := strings.CutPrefix(rest, `"`); ok {
 		e.name, rest, ok = strings.Cut(name, `"`)
 		if !ok {
-			return e, fmt.Errorf("file name %s without a closing quote", quote(rest))
+			return e, fmt.Errorf("the file name %s has no closing quote", quote(rest))
 		}
 	} else {
 		e.name, rest = nextWord(rest)
 	}
 	if e.name == "" {
-		return e, fmt.Errorf("%s extent without a file name", e.kind)
+		return e, fmt.Errorf("the %s extent has no file name", e.kind)
 	}
 	if word, _ := nextWord(rest); word != "" {
 		if e.offset, err = parseSectors("offset", word); err != nil {
@@ -158,7 +158,7 @@ func parseSectors(what, s string) (int64, error) {
 		return 0, fmt.Errorf("%s %s is not a whole number", what, quote(s))
 	}
 	if n > maxSectors {
-		return 0, fmt.Errorf("%s %d is absurd: it is more than 8 EiB", what, n)
+		return 0, fmt.Errorf("%s %d is more than 8 EiB", what, n)
 	}
 	return int64(n), nil
 }

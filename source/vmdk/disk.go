@@ -192,7 +192,7 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 		return fmt.Errorf("%s: %w", d.path, err)
 	}
 	if h.descriptorOffset == 0 || h.descriptorSize == 0 {
-		return fmt.Errorf("%s: a sparse extent without a descriptor: it is a part of a disk, open the .vmdk file that describes the disk", d.path)
+		return fmt.Errorf("%s is a sparse extent without a descriptor, which is a part of a disk: open the .vmdk file that describes the disk", d.path)
 	}
 	text, err := h.readDescriptor(f)
 	if err != nil {

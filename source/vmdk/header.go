@@ -74,13 +74,13 @@ func parseHeader(b []byte) header {
 func readHeader(f source.Disk) (header, error) {
 	var b [headerSize]byte
 	if f.Size() < headerSize {
-		return header{}, fmt.Errorf("the header at offset 0 needs %d bytes, the file has %d: it is truncated", headerSize, f.Size())
+		return header{}, fmt.Errorf("the header at offset 0 needs %d bytes, the file has %d bytes: the file is truncated", headerSize, f.Size())
 	}
 	if err := image.ReadFull(f, b[:], 0); err != nil {
 		return header{}, err
 	}
 	if string(b[:4]) != magicSparse {
-		return header{}, fmt.Errorf("it is no sparse extent: found %q at offset 0, want %q", b[:4], magicSparse)
+		return header{}, fmt.Errorf("the file is no sparse extent: found %q at offset 0, want %q", b[:4], magicSparse)
 	}
 	h := parseHeader(b[:])
 	return h, h.checkStart()
@@ -101,7 +101,7 @@ func (h *header) checkStart() error {
 func (h *header) readDescriptor(f source.Disk) ([]byte, error) {
 	size := int64(min(h.descriptorSize, maxDescriptor/sectorSize+1)) * sectorSize // one sector more than allowed, so that parseDescriptor notices it
 	if h.descriptorOffset > uint64(f.Size())/sectorSize || int64(h.descriptorOffset)*sectorSize > f.Size()-size {
-		return nil, fmt.Errorf("its descriptor at sector %d has %d sectors, the file has %d bytes: it is truncated", h.descriptorOffset, h.descriptorSize, f.Size())
+		return nil, fmt.Errorf("the descriptor at sector %d has %d sectors, the file has %d bytes: the file is truncated", h.descriptorOffset, h.descriptorSize, f.Size())
 	}
 	text := make([]byte, size)
 	return text, image.ReadFull(f, text, int64(h.descriptorOffset)*sectorSize)
@@ -121,7 +121,7 @@ func findHeader(f source.Disk) (h header, footer int64, err error) {
 		return h, 0, nil
 	}
 	if err == nil && last.directoryOffset == gdAtEnd && !last.marked() {
-		err = fmt.Errorf("footer at offset %d: it has no grain directory, and neither has the header (gdOffset %d)", footer, last.directoryOffset)
+		err = fmt.Errorf("footer at offset %d: the footer has no grain directory, and neither has the header (gdOffset %d)", footer, last.directoryOffset)
 	}
 	return last, footer, err
 }
@@ -159,13 +159,13 @@ func readFooter(f source.Disk) (h header, at int64, err error) {
 // against the size of the file in bytes.
 func (h *header) check(fileSize int64) error {
 	if h.capacity == 0 || h.capacity > maxSectors {
-		return fmt.Errorf("capacity of %d sectors, want 1 to %d", h.capacity, int64(maxSectors))
+		return fmt.Errorf("the header has a capacity of %d sectors, want 1 to %d", h.capacity, int64(maxSectors))
 	}
 	limit := uint64(maxGrain / sectorSize)
 	switch h.compression {
 	case 0:
 		if h.flags&flagCompressed != 0 {
-			return fmt.Errorf("flags %#x say that grains are compressed, compressAlgorithm 0 that they are not", h.flags)
+			return fmt.Errorf("flags %#x in the header say that grains are compressed, but compressAlgorithm is 0 (none)", h.flags)
 		}
 	case 1:
 		limit = maxPackedGrain / sectorSize
@@ -173,13 +173,13 @@ func (h *header) check(fileSize int64) error {
 		return fmt.Errorf("compressAlgorithm %d is not known, want 0 (none) or 1 (deflate)", h.compression)
 	}
 	if h.grain == 0 || h.grain > limit || bits.OnesCount64(h.grain) != 1 {
-		return fmt.Errorf("grain size of %d sectors, want a power of two from 1 to %d", h.grain, limit)
+		return fmt.Errorf("the header has a grain size of %d sectors, want a power of two from 1 to %d", h.grain, limit)
 	}
 	if h.tableEntries == 0 || h.tableEntries > maxTable {
-		return fmt.Errorf("%d entries in a grain table, want 1 to %d (512 is usual)", h.tableEntries, maxTable)
+		return fmt.Errorf("the header has %d entries in a grain table, want 1 to %d (512 is usual)", h.tableEntries, maxTable)
 	}
 	if h.overhead > uint64(fileSize)/sectorSize {
-		return fmt.Errorf("the metadata (overHead) end at sector %d, the file has %d bytes: it is truncated", h.overhead, fileSize)
+		return fmt.Errorf("the metadata (overHead) end at sector %d, the file has %d bytes: the file is truncated", h.overhead, fileSize)
 	}
 	return nil
 }
@@ -200,11 +200,11 @@ func (h *header) hasDirectory() bool { return h.directoryOffset != 0 && h.direct
 // a sector, or why it cannot be there.
 func (h *header) directory(what string, sector uint64, fileSize int64) (int64, error) {
 	if sector == 0 {
-		return 0, fmt.Errorf("there is no %s (its sector is 0)", what)
+		return 0, fmt.Errorf("the header has no %s (its sector is 0)", what)
 	}
 	need := tableCount(h.capacity, h.grain, uint64(h.tableEntries)) << sectorEntryShift
 	if sector > uint64(fileSize)/sectorSize || int64(sector)*sectorSize > fileSize-need {
-		return 0, fmt.Errorf("the %s at sector %d needs %d bytes, the file has %d: it is truncated", what, sector, need, fileSize)
+		return 0, fmt.Errorf("the %s at sector %d needs %d bytes, the file has %d bytes: the file is truncated", what, sector, need, fileSize)
 	}
 	return int64(sector) * sectorSize, nil
 }

@@ -68,7 +68,7 @@ func newHosted(f *grainFile, want int64) (*sparse, error) {
 	}
 	if x.redundant.at == 0 && !h.hasDirectory() && h.marked() {
 		if s.index, err = openMarkers(f, g, &h, footer, x.metadata); err != nil {
-			return nil, fmt.Errorf("it has no grain directory, and without one only a whole stream can be read: %w", err)
+			return nil, fmt.Errorf("the file has no grain directory, and without one only a whole stream can be read: %w", err)
 		}
 		return s, nil
 	}
@@ -100,8 +100,8 @@ func (x *hosted) locate(h *header, what string, sector uint64) (directory, error
 	return directory{what: what, at: at}, nil
 }
 
-// initDirectories finds the primary grain directory and reads both. The redundant
-// one, if there is any, has been found.
+// initDirectories finds the primary grain directory and reads both directories. The
+// caller has set the redundant one, if there is any.
 func (x *hosted) initDirectories(h *header, entries *sectorEntries) error {
 	primary, err := x.locate(h, "grain directory", h.directoryOffset)
 	switch {

@@ -63,7 +63,8 @@ type entryFormat interface {
 // damaged has it.
 const nowhere = 1 << 62
 
-// stretch is entryFormat.stretch for grain i of the run.
+// stretch returns the kind of grain i of the run, its offset in the file, and the
+// first grain up to end that does not continue it, as entryFormat.stretch does.
 func (r *run) stretch(i, end int64, contiguous bool) (kind grainKind, pos, next int64) {
 	if r.entries == nil {
 		return r.kind, 0, end
@@ -71,8 +72,8 @@ func (r *run) stretch(i, end int64, contiguous bool) (kind grainKind, pos, next 
 	return r.format.stretch(r.entries, i, end, contiguous)
 }
 
-// place is entryFormat.place for grain i of the run. Grains of a run without
-// entries have the offset 0.
+// place returns the offset of grain i of the run in the file, in bytes, or why its
+// entry cannot be right. Grains of a run without entries have the offset 0.
 func (r *run) place(i int64) (int64, error) {
 	if r.entries == nil {
 		return 0, nil

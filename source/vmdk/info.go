@@ -37,7 +37,7 @@ func (d *Disk) describe(desc *descriptor) {
 	d.info.LogicalSector = max(logical, sectorSize)
 	switch cid, ok, err := desc.cid("CID"); {
 	case err != nil:
-		// Only the children of this image need its CID.
+		// A wrong CID matters only to the children of this image.
 		d.warn("descriptor %w: the value is ignored", err)
 	case ok:
 		d.info.CID = fmt.Sprintf("%08x", cid)

@@ -106,9 +106,9 @@ func (x *hosted) replace(i int64, why error) {
 	x.replaced[i] = why
 }
 
-// redundantTable is tableIn for the redundant directory, without the cache, which
-// the extent does not have yet while it is opened. It returns noTable for entries
-// that are damaged.
+// redundantTable returns the offset of grain table i according to the redundant
+// directory, or noTable if the entry is damaged. It does not use the cache, which the
+// extent does not have yet while it is opened.
 func (x *hosted) redundantTable(i int64) int64 {
 	entry := make([]byte, 1<<x.shift)
 	if err := image.ReadFull(x.file, entry, x.redundant.at+i<<x.shift); err != nil {

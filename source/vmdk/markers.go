@@ -84,7 +84,7 @@ func openMarkers(f *grainFile, g geometry, h *header, footer int64, metadata []r
 		return nil, err
 	}
 	if h.flags&flagZeroGrain != 0 {
-		return nil, fmt.Errorf("flags %#x say that grains may be marked as zeros, and the grain tables that would say which are missing", h.flags)
+		return nil, fmt.Errorf("flags %#x say that grain tables may mark grains as zeros, but the grain tables are missing", h.flags)
 	}
 	start, err := h.firstMarker(f.file, end)
 	if err != nil {
@@ -179,14 +179,14 @@ func streamEnd(f source.Disk, footer int64) (int64, error) {
 		end = footer + sectorSize
 	}
 	if size%sectorSize != 0 && footer == 0 || end > size-sectorSize {
-		return 0, fmt.Errorf("no end-of-stream marker: the file has %d bytes, want it to end with a sector of zeros at offset %d: it is truncated", size, (end+sectorSize-1)/sectorSize*sectorSize)
+		return 0, fmt.Errorf("there is no end-of-stream marker: the file has %d bytes, and should end with a sector of zeros at offset %d: the file is truncated", size, (end+sectorSize-1)/sectorSize*sectorSize)
 	}
 	var b [sectorSize]byte
 	if err := image.ReadFull(f, b[:], end); err != nil {
 		return 0, err
 	}
 	if !zero.Is(b[:]) {
-		return 0, fmt.Errorf("no end-of-stream marker: found %x at offset %d, the last sector of the file, want zeros: it is truncated", b[:16], end)
+		return 0, fmt.Errorf("there is no end-of-stream marker: found %x at offset %d, the last sector of the file, want zeros: the file is truncated", b[:16], end)
 	}
 	return end, nil
 }
@@ -199,12 +199,12 @@ func (h *header) firstMarker(f source.Disk, end int64) (int64, error) {
 	from := uint64(1)
 	if h.descriptorSize > 0 {
 		if h.descriptorOffset > limit || h.descriptorSize > limit-h.descriptorOffset {
-			return 0, fmt.Errorf("its descriptor at sector %d has %d sectors, the stream ends at sector %d: it is truncated", h.descriptorOffset, h.descriptorSize, limit)
+			return 0, fmt.Errorf("the descriptor at sector %d has %d sectors, the stream ends at sector %d: the file is truncated", h.descriptorOffset, h.descriptorSize, limit)
 		}
 		from = max(from, h.descriptorOffset+h.descriptorSize)
 	}
 	if h.overhead > limit {
-		return 0, fmt.Errorf("the metadata (overHead) end at sector %d, the stream at sector %d: it is truncated", h.overhead, limit)
+		return 0, fmt.Errorf("the metadata (overHead) end at sector %d, the stream ends at sector %d: the file is truncated", h.overhead, limit)
 	}
 	start := int64(max(from, h.overhead)) * sectorSize
 	b := make([]byte, markerWindow)
@@ -215,7 +215,7 @@ func (h *header) firstMarker(f source.Disk, end int64) (int64, error) {
 		}
 		if !zero.Is(b) {
 			at := off + int64(slices.IndexFunc(b, func(c byte) bool { return c != 0 }))
-			return 0, fmt.Errorf("found %#x at offset %d, between the descriptor and the first marker at offset %d (overHead), want zeros: without grain tables there is no telling what that is", b[at-off], at, start)
+			return 0, fmt.Errorf("found %#x at offset %d, between the descriptor and the first marker at offset %d (overHead), want zeros: without grain tables, unknown bytes in the stream are refused", b[at-off], at, start)
 		}
 	}
 	return start, nil
@@ -266,18 +266,18 @@ func (r *markerReader) next() (g, pos int64, err error) {
 		case markerEnd:
 			switch {
 			case value != 0:
-				return 0, 0, bad("it has no bytes of a grain, and for the end of the stream its first 8 bytes are %#x, want 0: the file is damaged or truncated", value)
+				return 0, 0, bad("the marker has no compressed bytes, and its first 8 bytes are %#x, want 0 for the end of the stream: the file is damaged or truncated", value)
 			case pos != end:
-				return 0, 0, bad("it is the end of the stream (zeros), which is expected at offset %d, at the end of the file: the file is truncated and filled up, or damaged", end)
+				return 0, 0, bad("the marker is that of the end of the stream (zeros), which is expected at offset %d, at the end of the file: the file is damaged, or truncated and filled up with zeros", end)
 			}
 			return -1, pos, nil
 		case markerTable, markerDirectory, markerFooter, markerProgress:
 			if left := (end-pos)/sectorSize - 1; left < 0 || value > uint64(left) {
-				return 0, 0, bad("%d sectors of metadata (type %d) follow, and %d are left before the end of the stream at offset %d: the file is truncated or damaged", value, kind, left, end)
+				return 0, 0, bad("%d sectors of metadata (type %d) follow the marker, but %d are left before the end of the stream at offset %d: the file is truncated or damaged", value, kind, left, end)
 			}
 			r.pos += sectorSize + int64(value)*sectorSize
 		default:
-			return 0, 0, bad("it has no bytes of a grain and the type %d, want 0 to %d: the file is damaged", kind, markerProgress)
+			return 0, 0, bad("the marker has no compressed bytes and the type %d, want 0 to %d: the file is damaged", kind, markerProgress)
 		}
 	}
 }
@@ -288,19 +288,19 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	x, end := r.index, r.index.end
 	switch {
 	case lba >= x.capacity:
-		return 0, fmt.Errorf("it is of sector %d, the extent has %d: the file is damaged", lba, x.capacity)
+		return 0, fmt.Errorf("the marker is of sector %d, the extent has %d sectors: the file is damaged", lba, x.capacity)
 	case lba%x.grain != 0:
-		return 0, fmt.Errorf("it is of sector %d, want a multiple of the grain size of %d: the file is damaged", lba, x.grain)
+		return 0, fmt.Errorf("the marker is of sector %d, want a multiple of the grain size of %d sectors: the file is damaged", lba, x.grain)
 	case markerSize+size > x.maxPacked():
-		return 0, fmt.Errorf("it gives %d compressed bytes, want 1 to %d for a grain of %d bytes: the file is damaged", size, x.maxPacked()-markerSize, x.grainSize)
+		return 0, fmt.Errorf("the marker has a length of %d compressed bytes, want 1 to %d for a grain of %d bytes: the file is damaged", size, x.maxPacked()-markerSize, x.grainSize)
 	case r.pos+markerSize+size > end:
-		return 0, fmt.Errorf("its %d compressed bytes end at %d, past the end of the stream at offset %d: the file is truncated or damaged", size, r.pos+markerSize+size, end)
+		return 0, fmt.Errorf("the %d compressed bytes after the marker end at offset %d, past the end of the stream at offset %d: the file is truncated or damaged", size, r.pos+markerSize+size, end)
 	case r.pos/sectorSize > math.MaxUint32:
-		return 0, fmt.Errorf("it lies past the 2 TiB that a sparse extent's sector numbers reach")
+		return 0, fmt.Errorf("the marker lies past the first 2 TiB of the file, where the sector numbers of a sparse extent end")
 	}
 	g := int64(lba / x.grain)
 	if g <= r.last {
-		return 0, fmt.Errorf("it is of sector %d, the one before at offset %d of sector %d: without grain tables they must ascend", lba, r.at, uint64(r.last)*x.grain)
+		return 0, fmt.Errorf("the marker is of sector %d, the previous marker at offset %d is of sector %d: without grain tables, the sectors must ascend", lba, r.at, uint64(r.last)*x.grain)
 	}
 	return g, nil
 }

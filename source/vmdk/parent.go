@@ -54,9 +54,9 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 	case !ok:
 		return nil
 	case r.hint == "" && r.uuid == "":
-		return fmt.Errorf("%s: its parentCID %08x says that it has a parent, but it has no parentFileNameHint with the parent's file name", d.path, r.cid)
+		return fmt.Errorf("%s: the parentCID %08x says that the image has a parent, but there is no parentFileNameHint with the parent's file name", d.path, r.cid)
 	case r.hint != "" && !r.hasCID && r.uuid == "":
-		return fmt.Errorf("%s: its parentFileNameHint names the parent %s, but its parentCID (ffffffff or missing) says that it has none", d.path, quote(r.hint))
+		return fmt.Errorf("%s: the parentFileNameHint names the parent %s, but the parentCID (ffffffff or missing) says that the image has no parent", d.path, quote(r.hint))
 	}
 	if d.options.SingleLink {
 		d.lacks = source.Extent{Kind: source.Inherited}
@@ -84,13 +84,13 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 		// to the folder of the image.
 		var local error
 		if parent, local = open(ctx, d.path, last, "vmdk"); local == nil {
-			d.warn("its parent %s is a path of another host: the parent is read from the file %s in the image's folder, whose CID matches", quote(name), quote(last))
+			d.warn("the parent %s is a path of another host: the parent is read from the file %s in the image's folder, whose CID matches", quote(name), quote(last))
 			name, err = last, nil
 		} else if !errors.Is(local, fs.ErrNotExist) {
 			err = local
 		} else {
 			return &hintedError{
-				fmt.Errorf("cannot open parent %s of %s: it is a path of another host, and the image's folder has no file %s: %w", quote(name), d.path, quote(last), fs.ErrNotExist),
+				fmt.Errorf("cannot open parent %s of %s: the path is that of another host, and the image's folder has no file %s: %w", quote(name), d.path, quote(last), fs.ErrNotExist),
 				fmt.Sprintf("put the parent %s into the folder of %s; --single-link reads the image without its parent", quote(last), d.path),
 			}
 		}
@@ -109,7 +109,7 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 		if have == "" {
 			have = "missing or unreadable"
 		}
-		return fmt.Errorf("%s: its parentCID is %08x, the CID of its parent %s is %s: the file is another image, or was changed after the child was made", d.path, r.cid, image.PathOf(parent, name), have)
+		return fmt.Errorf("%s: the parentCID is %08x, but the CID of the parent %s is %s: the parent is another image, or was changed after the child was made", d.path, r.cid, image.PathOf(parent, name), have)
 	}
 	p, _ := source.Ability[*Disk](parent)
 	if r.hint == "" || !r.hasCID {
@@ -146,10 +146,10 @@ func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error 
 	if !foreign {
 		return err
 	}
-	hint := fmt.Sprintf("it is a path of another host: put the file %s into the folder of %s, and write that name alone into line %d", quote(last), d.path, e.line)
+	hint := fmt.Sprintf("the path is that of another host: put the file %s into the folder of %s, and write only its name into line %d", quote(last), d.path, e.line)
 	if f, missing := open(d.ctx, d.path, last, "raw"); missing == nil {
 		f.Close()
-		hint = fmt.Sprintf("it is a path of another host: if the file %s in the folder of %s is the one that is meant, write that name alone into line %d", quote(last), d.path, e.line)
+		hint = fmt.Sprintf("the path is that of another host: if the file %s in the folder of %s is the right extent, write only its name into line %d", quote(last), d.path, e.line)
 	}
 	return &hintedError{err, hint}
 }

@@ -165,13 +165,13 @@ func TestDifferencingIsNeverAlone(t *testing.T) {
 		files map[string][]byte
 		want  []string
 	}{
-		{"no parent", map[string][]byte{"other.vmdk": image(virtualBox(uuidC, noUUID, ""))}, []string{"its parent is the image with the UUID", uuidA, "none of 2 files named *.vmdk in its folder has this UUID"}},
-		{"two of the UUID", map[string][]byte{"p.vmdk": image(virtualBox(uuidA, noUUID, "")), "q.vmdk": image(virtualBox(uuidA, noUUID, ""))}, []string{"two files have it", `"p.vmdk"`, `"q.vmdk"`}},
+		{"no parent", map[string][]byte{"other.vmdk": image(virtualBox(uuidC, noUUID, ""))}, []string{"cannot find the parent, the image with the UUID", uuidA, "none of 2 files named *.vmdk in the image's folder has this UUID"}},
+		{"two of the UUID", map[string][]byte{"p.vmdk": image(virtualBox(uuidA, noUUID, "")), "q.vmdk": image(virtualBox(uuidA, noUUID, ""))}, []string{"two files have this UUID", `"p.vmdk"`, `"q.vmdk"`}},
 		{"a sibling that can't be read", map[string][]byte{"p.vmdk": []byte("# Disk DescriptorFile\nnonsense\n")}, []string{"1 of them could not be read, the first: p.vmdk: descriptor line 2"}},
 		{"a parent that is cut", map[string][]byte{"p.vmdk": image(virtualBox(uuidA, noUUID, ""))[:1000]}, []string{"1 of them could not be read", "truncated"}},
 		{"a loop of two", map[string][]byte{"p.vmdk": image(virtualBox(uuidA, uuidB, ""))}, []string{"loops"}},
 		{"its own parent", map[string][]byte{"child.vmdk": image(virtualBox(uuidA, uuidA, ""))}, []string{"loops"}},
-		{"a parent that was changed", map[string][]byte{"p.vmdk": image(virtualBox(uuidA, noUUID, "ddb.uuid.modification=\""+uuidB+"\"\n"))}, []string{"the ddb.uuid.modification of its parent", "the parent was changed"}},
+		{"a parent that was changed", map[string][]byte{"p.vmdk": image(virtualBox(uuidA, noUUID, "ddb.uuid.modification=\""+uuidB+"\"\n"))}, []string{"the ddb.uuid.modification of the parent", "the parent was changed"}},
 		{"a UUID that is none", map[string][]byte{"child.vmdk": image(virtualBox(uuidB, "0x", ""))}, []string{`the UUID "0x"`, "none of 1 files"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -259,7 +259,7 @@ func TestParentsOfOtherHosts(t *testing.T) {
 	write(t, dir, "base.vmdk", bytes.Replace(b, []byte("CID="), []byte("CID=1"), 1)[:len(b)])
 	path = named(`C:\VMs\base.vmdk`)
 	_, err := openIn(t, path, false)
-	wantError(t, err, path, "its parentCID is")
+	wantError(t, err, path, "the parentCID is")
 }
 
 // TestExtentsOfOtherHosts has descriptors that name what is no file here.
@@ -268,7 +268,7 @@ func TestExtentsOfOtherHosts(t *testing.T) {
 	write(t, dir, "d-flat.vmdk", random(1, 10*sector))
 	for _, c := range []struct{ extent, err, hint string }{
 		{`FLAT "C:\VMs\web\d-flat.vmdk" 0`, "no such file", `if the file "d-flat.vmdk" in the folder of`},
-		{`VMFS "/vmfs/volumes/5f/web/d-flat.vmdk"`, "no such file", `write that name alone into line 2`},
+		{`VMFS "/vmfs/volumes/5f/web/d-flat.vmdk"`, "no such file", `write only its name into line 2`},
 		{`FLAT "\\nas\vms\e-flat.vmdk" 0`, "no such file", `put the file "e-flat.vmdk" into the folder of`},
 		{`VMFS "vsan://5f3c1e5e-0000"`, `extent "vsan://5f3c1e5e-0000" is an object of a vSAN datastore, not a file`, "through its server"},
 		{`VMFS "VVOL://naa.600c-rfc4122.0"`, `is a virtual volume (vVol) of a storage array, not a file`, "OVF appliance"},

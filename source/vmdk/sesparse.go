@@ -77,7 +77,7 @@ func (h *seHeader) perTable() uint64 { return h.tableSize() * sectorSize / seEnt
 func newSESparse(f *grainFile, want int64) (*sparse, error) {
 	var h seHeader
 	if f.fileSize < int64(len(h)) {
-		return nil, fmt.Errorf("the seSparse header at offset 0 needs %d bytes, the file has %d: it is truncated", len(h), f.fileSize)
+		return nil, fmt.Errorf("the seSparse header at offset 0 needs %d bytes, the file has %d bytes: the file is truncated", len(h), f.fileSize)
 	}
 	if err := image.ReadFull(f.file, h[:], 0); err != nil {
 		return nil, err
@@ -126,18 +126,18 @@ func (h *seHeader) check() error {
 		return fmt.Errorf("seSparse header offset 32: grain tables of %d sectors, want 1 to %d (64 is usual)", n, seMaxTableSize)
 	}
 	if n := tableCount(h.capacity(), h.grain(), h.perTable()); n > seMaxTables {
-		return fmt.Errorf("seSparse header offset 16: a capacity of %d sectors is absurd: it needs %d grain tables, want %d or fewer", h.capacity(), n, seMaxTables)
+		return fmt.Errorf("seSparse header offset 16: a capacity of %d sectors needs %d grain tables, want %d or fewer", h.capacity(), n, seMaxTables)
 	}
 	for _, unknown := range []struct {
 		what string
 		off  int
 	}{{"flags", 40}, {"a reserved field", 48}, {"a reserved field", 56}, {"a reserved field", 64}, {"a reserved field", 72}} {
 		if v := h.field(unknown.off); v != 0 {
-			return fmt.Errorf("seSparse header offset %d: %s is %#x, want 0: what it means is not known", unknown.off, unknown.what, v)
+			return fmt.Errorf("seSparse header offset %d: %s is %#x, want 0: other values are not known", unknown.off, unknown.what, v)
 		}
 	}
 	if !zero.Is(h[208:]) {
-		return fmt.Errorf("seSparse header offset 208: the %d bytes up to its end are not zeros: what they mean is not known", sectorSize-208)
+		return fmt.Errorf("seSparse header offset 208: the %d bytes up to the end of the header are not zeros: their meaning is not known", sectorSize-208)
 	}
 	return nil
 }
@@ -154,7 +154,7 @@ func (h *seHeader) layout(fileSize int64) (l seLayout, err error) {
 	at := func(what string, off int, least uint64) (region, error) {
 		start, n := h.field(off), max(least, h.field(off+8))
 		if start > maxSectors || n > maxSectors-start {
-			return region{}, fmt.Errorf("seSparse header offset %d: the %s at sector %d, of %d sectors, is absurd", off, what, start, n)
+			return region{}, fmt.Errorf("seSparse header offset %d: the %s at sector %d, of %d sectors, would end past 8 EiB", off, what, start, n)
 		}
 		return region{what, int64(start) * sectorSize, int64(start+n) * sectorSize}, nil
 	}
@@ -182,7 +182,7 @@ func (h *seHeader) layout(fileSize int64) (l seLayout, err error) {
 		return l, fmt.Errorf("seSparse header offset 136: the grain directory has %d bytes, want %d or more for the capacity of %d sectors", have, need, h.capacity())
 	}
 	if l.directory.end > fileSize {
-		return l, fmt.Errorf("the grain directory at offset %d needs %d bytes, the file has %d: it is truncated", l.directory.start, have, fileSize)
+		return l, fmt.Errorf("the grain directory at offset %d needs %d bytes, the file has %d bytes: the file is truncated", l.directory.start, have, fileSize)
 	}
 	return l, nil
 }
@@ -192,7 +192,7 @@ func (h *seHeader) layout(fileSize int64) (l seLayout, err error) {
 func checkVolatile(f *grainFile, off int64) error {
 	var b [sectorSize]byte
 	if off > f.fileSize-int64(len(b)) {
-		return fmt.Errorf("the volatile header at offset %d needs %d bytes, the file has %d: it is truncated", off, len(b), f.fileSize)
+		return fmt.Errorf("the volatile header at offset %d needs %d bytes, the file has %d bytes: the file is truncated", off, len(b), f.fileSize)
 	}
 	if err := image.ReadFull(f.file, b[:], off); err != nil {
 		return err
@@ -201,10 +201,10 @@ func checkVolatile(f *grainFile, off int64) error {
 		return fmt.Errorf("volatile header at offset %d: found %#x, want %#x", off, magic, uint64(seVolatileMagic))
 	}
 	if replay := binary.LittleEndian.Uint64(b[24:]); replay != 0 {
-		return fmt.Errorf("volatile header at offset %d: its journal must be replayed first (offset 24 is %#x, want 0): the disk is in use, or was copied while it was, or its host failed; let ESXi open and close it (power the machine on and off, or vmkfstools -i), or copy a snapshot's parent", off, replay)
+		return fmt.Errorf("volatile header at offset %d: the journal must be replayed first (offset 24 is %#x, want 0): the disk is in use, or was copied while it was in use, or its host failed; let ESXi open and close the disk (power the machine on and off, or vmkfstools -i), or copy a snapshot's parent", off, replay)
 	}
 	if !zero.Is(b[32:]) {
-		return fmt.Errorf("volatile header at offset %d: the %d bytes from offset 32 up to its end are not zeros: what they mean is not known", off, sectorSize-32)
+		return fmt.Errorf("volatile header at offset %d: the %d bytes from offset 32 up to the end of the header are not zeros: their meaning is not known", off, sectorSize-32)
 	}
 	return nil
 }
@@ -215,11 +215,11 @@ func (f *seEntries) table(entry []byte) (int64, error) {
 		return noTable, nil
 	}
 	if e>>60 != 1 {
-		return 0, fmt.Errorf("found %#x, want 0 or %#x and more", e, uint64(1)<<60)
+		return 0, fmt.Errorf("the value is %#x, want 0 or at least %#x", e, uint64(1)<<60)
 	}
 	index := e & (1<<60 - 1)
 	if index >= uint64(f.tables) {
-		return 0, fmt.Errorf("found %#x, grain table %d of the file, which has room for %d", e, index, f.tables)
+		return 0, fmt.Errorf("the value is %#x, which means grain table %d of the file, but the file has room for %d", e, index, f.tables)
 	}
 	return f.tablesAt + int64(index)*f.tableSize, nil
 }
@@ -278,7 +278,7 @@ func (f *seEntries) place(entries []byte, i int64) (int64, error) {
 		return pos, nil
 	}
 	if entry>>60 != seAllocated {
-		return 0, fmt.Errorf("its grain table has the entry %#x, want 0 (not here) or one that begins with the digit 1 or 2 (zeros) or 3 (data), of 16: the grain table is damaged", entry)
+		return 0, fmt.Errorf("the entry of the grain in its table is %#x, want 0 (absent), or 16 digits of which the first is 1 or 2 (zeros) or 3 (data): the grain table is damaged", entry)
 	}
-	return 0, fmt.Errorf("its grain table has the entry %#x, grain %d of the file, which has %d bytes: the grain table is damaged", entry, seIndex(entry), f.fileSize)
+	return 0, fmt.Errorf("the entry of the grain in its table is %#x, which means grain %d of the file, but the file has only %d bytes: the grain table is damaged", entry, seIndex(entry), f.fileSize)
 }

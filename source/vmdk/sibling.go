@@ -86,7 +86,7 @@ func (d *descriptor) uuids() uuids {
 // with the given UUID. It returns an error if there is no such file or more than one.
 func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	fail := func(hint, format string, args ...any) error {
-		return &hintedError{fmt.Errorf("%s: its parent is the image with the UUID %s (ddb.uuid.parent): %w", d.path, quote(uuid), fmt.Errorf(format, args...)), hint}
+		return &hintedError{fmt.Errorf("%s: cannot find the parent, the image with the UUID %s (ddb.uuid.parent): %w", d.path, quote(uuid), fmt.Errorf(format, args...)), hint}
 	}
 	const place = "put the parent into the folder of the image, or name the parent's folder with --allow-path; --single-link reads the image without its parent"
 	if d.options.Folder == nil {
@@ -106,14 +106,14 @@ func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 		p := d.peek(candidate, known)
 		switch {
 		case known.left < 0:
-			return "", fail("remove all other images from the folder", "the descriptors in its folder have more than %d bytes together", maxPeeked)
+			return "", fail("remove all other images from the folder", "the descriptors in the image's folder have more than %d bytes together", maxPeeked)
 		case p.err != nil:
 			if failed++; unread == nil {
 				unread = p.err
 			}
 		case p.uuid != uuid || name != "" && p.id != "" && p.id == id:
 		case name != "":
-			return "", fail("move the file that does not belong to the image into another folder", "two files have it, %s and %s", quote(name), quote(candidate))
+			return "", fail("move the file that does not belong to the image into another folder", "two files have this UUID, %s and %s", quote(name), quote(candidate))
 		default:
 			name, id = candidate, p.id
 		}
@@ -122,9 +122,9 @@ func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	case name != "":
 		return name, nil
 	case unread != nil:
-		return "", fail(place, "none of %d files named *.vmdk in its folder has this UUID (ddb.uuid.image), and %d of them could not be read, the first: %w", len(names), failed, unread)
+		return "", fail(place, "none of %d files named *.vmdk in the image's folder has this UUID (ddb.uuid.image), and %d of them could not be read, the first: %w", len(names), failed, unread)
 	}
-	return "", fail(place, "none of %d files named *.vmdk in its folder has this UUID (ddb.uuid.image)", len(names))
+	return "", fail(place, "none of %d files named *.vmdk in the image's folder has this UUID (ddb.uuid.image)", len(names))
 }
 
 // peek returns what is known of a file of the image's folder. It reads the file the
@@ -194,15 +194,15 @@ func descriptorText(f source.Disk) ([]byte, error) {
 // or was changed after the child was made.
 func (d *Disk) checkUUIDs(r reference, parent *Disk, path string) error {
 	if parent == nil {
-		return errors.New(d.path + ": its parent is not a VMDK image")
+		return errors.New(d.path + ": the parent is not a VMDK image")
 	}
 	if have := parent.uuids.image; have != r.uuid {
-		return fmt.Errorf("%s: its ddb.uuid.parent is %s, the ddb.uuid.image of %s is %s: that file is not its parent", d.path, quote(r.uuid), path, quote(have))
+		return fmt.Errorf("%s: the ddb.uuid.parent is %s, but the ddb.uuid.image of %s is %s: that image is not the parent", d.path, quote(r.uuid), path, quote(have))
 	}
 	want, have := d.uuids.parentModification, parent.uuids.modification
 	if want != "" && have != "" && want != have {
 		return &hintedError{
-			fmt.Errorf("%s: its ddb.uuid.parentmodification is %s, the ddb.uuid.modification of its parent %s is %s: the parent was changed after the child was made", d.path, quote(want), path, quote(have)),
+			fmt.Errorf("%s: the ddb.uuid.parentmodification is %s, but the ddb.uuid.modification of the parent %s is %s: the parent was changed after the child was made", d.path, quote(want), path, quote(have)),
 			"if VirtualBox still starts the machine, copy the disk with VBoxManage clonemedium",
 		}
 	}

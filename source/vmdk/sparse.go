@@ -42,7 +42,7 @@ func newGeometry(capacity, grain uint64, want int64) (geometry, error) {
 		// Some writers round the capacity up to whole grains. Any other
 		// difference would shift the extents that follow, or leave a gap.
 		if want > g.size || g.size-want >= g.grainSize {
-			return g, fmt.Errorf("its header has a capacity of %d sectors, the descriptor gives the extent %d", capacity, want/sectorSize)
+			return g, fmt.Errorf("the header has a capacity of %d sectors, the descriptor gives the extent %d sectors", capacity, want/sectorSize)
 		}
 		g.size = want
 	}
@@ -118,10 +118,10 @@ func (s *sparse) readPlain(p []byte, off, start int64, r *run, i int64) error {
 func (s *sparse) checkPlace(pos, end, off int64) error {
 	g := off >> s.grainShift
 	if end > s.fileSize {
-		return s.errorf(g, "it needs the bytes up to %d of the file, which has %d: the file is truncated or damaged", end, s.fileSize)
+		return s.errorf(g, "the grain needs the bytes up to %d of the file, which has %d: the file is truncated or damaged", end, s.fileSize)
 	}
 	if r, ok := s.index.occupied(pos, end); ok {
-		return s.errorf(g, "it lies in the %s, bytes %d to %d of the file: the grain table is damaged", r.what, r.start, r.end)
+		return s.errorf(g, "the grain lies in the %s, bytes %d to %d of the file: the grain table is damaged", r.what, r.start, r.end)
 	}
 	return nil
 }

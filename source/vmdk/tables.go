@@ -127,7 +127,8 @@ func (t *tables) indexDirectory(d *directory, found func(start, end int64)) erro
 		need := t.tableSize(i)
 		found(at, at+need)
 		if need < t.length() {
-			// The file may end before a whole table would.
+			// starts must not have the last table if it is short: the file may
+			// end before a whole table would.
 			t.metadata = append(t.metadata, region{"grain table", at, at + need})
 			return
 		}
@@ -140,8 +141,9 @@ func (t *tables) indexDirectory(d *directory, found func(start, end int64)) erro
 	return nil
 }
 
-// eachTable visits all grain tables in ascending order. The function read
-// returns what tableIn returns for the visited table, without the cache.
+// eachTable visits all grain tables in ascending order. The function read returns the
+// offset of the visited table according to a directory. It reads many entries at once
+// and does not use the cache.
 func (t *tables) eachTable(visit func(i int64, read func(*directory) (int64, error))) {
 	type piece struct {
 		first int64 // number of the table that data begins with
@@ -191,7 +193,8 @@ func (t *tables) table(i int64) (int64, error) {
 	return at, nil
 }
 
-// tableIn is table for the entry of one directory.
+// tableIn returns the offset of grain table i according to the directory d alone. It
+// reads the entry through the cache.
 func (t *tables) tableIn(d *directory, i int64) (int64, error) {
 	entry, err := t.page(d.at + i<<t.shift)
 	if err != nil {
@@ -200,8 +203,9 @@ func (t *tables) tableIn(d *directory, i int64) (int64, error) {
 	return t.tableFrom(d, i, entry)
 }
 
-// tableFrom is tableIn for an entry that was read before. It returns an error if
-// no grain table can be at the offset in the entry.
+// tableFrom returns the offset of grain table i according to its entry, which the
+// caller has read from the directory d. It returns an error if no grain table can be
+// at that offset.
 func (t *tables) tableFrom(d *directory, i int64, entry []byte) (int64, error) {
 	at, err := t.format.table(entry)
 	if err != nil {
@@ -211,21 +215,21 @@ func (t *tables) tableFrom(d *directory, i int64, entry []byte) (int64, error) {
 		return at, nil
 	}
 	bad := func(format string, args ...any) (int64, error) {
-		return 0, fmt.Errorf("grain table %d at offset %d, by the %s's entry at offset %d, %s", i, at, d.what, d.at+i<<t.shift, fmt.Sprintf(format, args...))
+		return 0, fmt.Errorf("grain table %d at offset %d, by the %s's entry at offset %d: %s", i, at, d.what, d.at+i<<t.shift, fmt.Sprintf(format, args...))
 	}
 	need := t.tableSize(i)
 	if at > t.fileSize-need {
-		return bad("needs %d bytes, the file has %d: the file is truncated, or the directory is damaged", need, t.fileSize)
+		return bad("the table needs %d bytes, the file has %d: the file is truncated, or the directory is damaged", need, t.fileSize)
 	}
 	if r, ok := within(t.fixed, at, at+need); ok {
-		return bad("lies in the %s, bytes %d to %d of the file: the directory is damaged", r.what, r.start, r.end)
+		return bad("the table lies in the %s, bytes %d to %d of the file: the directory is damaged", r.what, r.start, r.end)
 	}
 	if d.tables.Overlaps(at) {
-		return bad("overlaps another grain table: the directory is damaged")
+		return bad("the table overlaps another grain table: the directory is damaged")
 	}
 	if need < t.length() {
 		if from, to, ok := d.tables.Has(at, at+need); ok {
-			return bad("lies in other grain tables, bytes %d to %d of the file: the directory is damaged", from, to)
+			return bad("the table lies in other grain tables, bytes %d to %d of the file: the directory is damaged", from, to)
 		}
 	}
 	return at, nil
@@ -264,10 +268,9 @@ func (t *tables) run(g, max int64, hole *fileHole) (run, error) {
 	return run{n: left, entries: data, format: t.format}, nil
 }
 
-// skip returns the run of the grains from g on, whose table does not exist: at is
-// noTable or zeroTable. The first left grains belong to that table. The run
-// includes the tables that follow and do not exist either, until it has max
-// grains.
+// skip returns the run of the grains from g on, whose grain table does not exist: at
+// is noTable or zeroTable. The table has left grains from g on. The run goes on
+// through the following tables, until one exists or the run has max grains.
 func (t *tables) skip(table, at, g, left, max int64, hole *fileHole) run {
 	most := table + maxSkipped
 	for left < max && table < most {
