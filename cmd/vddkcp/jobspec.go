@@ -226,7 +226,7 @@ func (p *jobParser) give(v batch.Value) error {
 type fileNames map[string]string
 
 func (n fileNames) of(text string) []string {
-	a, err := address.Parse(text, address.Target) // a source too: here they differ in what is nil
+	a, err := address.Parse(text, address.Target) // a source is parsed like a target, because only paths matter here
 	switch {
 	case err != nil:
 		return nil

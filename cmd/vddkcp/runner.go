@@ -17,9 +17,9 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// diskRunner is the batch.Runner of a job that copies one disk. The flags of the job
-// are parsed again by each method that needs them: a command is a thousand bytes, and
-// a batch may have a million jobs.
+// diskRunner is the batch.Runner of a job that copies one disk. Each method that needs
+// the flags of the job parses them again, because keeping the flags of a million jobs
+// would take a gigabyte.
 type diskRunner struct {
 	b   *batchRun
 	job *batch.Job
@@ -86,7 +86,8 @@ func sizeOf(j *batch.Job) int64 {
 	return fi.Size()
 }
 
-// spec returns the copy of a job, with what it shares with the other jobs.
+// spec returns the options of the copy of a job, with the limits that it shares with the
+// other jobs.
 func (b *batchRun) spec(j *batch.Job) job.Spec {
 	s := b.command(j).spec()
 	o := &s.Opener.VDDK.Options

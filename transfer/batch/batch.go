@@ -25,10 +25,10 @@ import (
 
 // File is a job file without mistakes.
 type File struct {
-	Jobs            []*Job // at least one
-	Limits          Limits // as the file has them: see Limits.WithDefaults
-	ContinueOnError bool   // other jobs start after one has failed
-	Warnings        []string
+	Jobs            []*Job   // at least one
+	Limits          Limits   // as the file has them: see Limits.WithDefaults
+	ContinueOnError bool     // other jobs start after one has failed
+	Warnings        []string // to be shown to the user
 }
 
 // Job is one copy of a batch, with the defaults filled in.
@@ -46,7 +46,7 @@ type Job struct {
 	labels, defaultLabels map[string]string
 }
 
-// Value is a flag of a job.
+// Value is the value of a flag that a job sets.
 type Value struct {
 	Field *Field
 	Texts []string // one, except for an Array
@@ -121,11 +121,11 @@ func (j *Job) Fingerprint() string {
 // Limits bound what runs at the same time. A field that is 0 does not limit, unless a
 // default is named.
 type Limits struct {
-	Total       int   // disks; 0: 4
-	PerServer   int   // disks of each server
-	PerHost     int   // disks of each ESXi host
+	Total       int   // number of disks; 0: 4
+	PerServer   int   // number of disks of each server
+	PerHost     int   // number of disks of each ESXi host
 	NFCBuffer   int64 // bytes that all connections to a host reserve there; 0: 32 MiB
-	Connections int   // to each host; 0: 48
+	Connections int   // number of connections to each host; 0: 48
 	Rate        int64 // bytes per second, of all jobs together
 	Rounds      int   // how often jobs with a transient failure are tried again at the end
 }
@@ -225,7 +225,8 @@ type Selection struct {
 }
 
 // Select returns the selected jobs in the order of the file. A name that no job has is
-// an error, and so are names and labels that select no job. An empty shard is none.
+// an error, and so are names and labels that select no job. A shard without jobs is not an
+// error.
 func (f *File) Select(s Selection) ([]*Job, error) {
 	missing := map[string]bool{}
 	for _, name := range s.Names {

@@ -30,8 +30,8 @@ type Expected struct {
 // bytes per second. A rate that is missing or 0 means that the disks are as fast
 // together as alone.
 type Reached struct {
-	ByHost map[string]float64 // by Job.HostKey
-	All    float64            // of the disks of all hosts
+	ByHost map[string]float64 // rates of the disks of one host, by Job.HostKey
+	All    float64            // rate of the disks of all hosts
 }
 
 // Estimated is the forecast of a batch.

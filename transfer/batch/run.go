@@ -52,10 +52,10 @@ type Runner interface {
 	// sizes are known, the largest job starts first.
 	Size() int64
 	// Backing returns a text that identifies the disk that the target is an overlay
-	// of, with its content; "": the target is no overlay. If the text changes, a job
-	// that was done runs again.
+	// of, and the content of that disk. It is "" if the target is no overlay. If the text
+	// changes, a job that was done runs again.
 	Backing() string
-	// Tidy removes what a run that was killed left beside a target which is whole.
+	// Tidy removes the files that a killed run left next to a target which is whole.
 	Tidy()
 }
 
@@ -76,9 +76,9 @@ type Task struct {
 	// changed since. The file at the target may be in use.
 	Redo bool
 	// Whole is called by Runner.Run when the target is whole and durable, before
-	// it gets its final name, with the mark of its file by package fileid ("" if it is
-	// no file). It records the mark durably: if the process is killed, the next run
-	// takes a file with that mark, and no other one, for the finished copy.
+	// it gets its final name. The mark identifies the file by package fileid; it is "" if the
+	// target is no file. Whole records the mark durably: if the process is killed, the next
+	// run takes a file with that mark, and no other file, for the finished copy.
 	Whole func(mark string)
 }
 
@@ -154,8 +154,8 @@ func skippedReport(j *Job, why string) *JobReport {
 type run struct {
 	o              Options
 	reports        map[*Job]*JobReport // of jobs that have ended
-	disks          int                 // at once
-	servers, hosts map[string]int      // disks at once, of each
+	disks          int                 // number of disks that are copied now
+	servers, hosts map[string]int      // number of disks that are copied now, by name
 }
 
 // attempt is a job that waits for its next attempt, or runs.

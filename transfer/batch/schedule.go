@@ -110,7 +110,8 @@ func (r *run) fits(d Demand) bool {
 	return d.Host == "" || l.PerHost == 0 || r.hosts[d.Host]+d.Disks <= max(l.PerHost, d.Disks)
 }
 
-// occupy counts a job that starts against the limits, and release a job that ends.
+// occupy adds the disks of a job that starts to the counts that fits compares with the
+// limits; release subtracts them when the job ends.
 func (r *run) occupy(d Demand) {
 	r.disks += d.Disks
 	r.servers[d.Server] += d.Disks

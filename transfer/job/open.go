@@ -60,7 +60,7 @@ func (s *Spec) BackingPath() (string, error) {
 	}
 	dir, err := filepath.EvalSymlinks(filepath.Dir(s.Target))
 	if err != nil {
-		return "", fmt.Errorf("the folder of %s: %w", s.Target, err)
+		return "", fmt.Errorf("cannot resolve the folder of %s: %w", s.Target, err)
 	}
 	return dir + "/" + s.Backing, nil
 }
@@ -224,7 +224,7 @@ func (j *job) verifyManifest(ctx context.Context) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("verify the source: %w", err)
+		return fmt.Errorf("cannot verify the source: %w", err)
 	}
 	j.Log.Debug("the disk matches the manifest")
 	return nil

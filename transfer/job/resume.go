@@ -157,7 +157,7 @@ func (j *job) matchEarlier(ctx context.Context) (err error) {
 	format := j.place.Format(j.Format)
 	j.copied = journal.Copy{Size: j.source.Size(), Target: format + " " + j.place.Kind, Backing: j.overlay.identity, Options: j.decisive(format)}
 	if j.copied.Source, j.copied.Proof, err = identify(ctx, j.source); err != nil {
-		return fmt.Errorf("identify the source: %w", err)
+		return fmt.Errorf("cannot identify the source: %w", err)
 	}
 	for _, e := range j.entries {
 		if diff := j.copied.Differs(e.Copy); diff != "" {
