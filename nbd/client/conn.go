@@ -179,7 +179,7 @@ func (c *conn) start(ctx context.Context, k *call) error {
 	return nil
 }
 
-// register is start without the count of load.
+// register waits for a free slot of the connection and queues the call k for sending.
 func (c *conn) register(ctx context.Context, k *call) error {
 	select {
 	case c.slots <- struct{}{}:
@@ -347,7 +347,8 @@ func (c *conn) outstanding() string {
 	return fmt.Sprintf("while %v waited for a reply", first)
 }
 
-// find returns the call to which a reply with the given cookie belongs.
+// find returns the call in progress to which a reply with the given cookie belongs. If there
+// is none, the server breaks the protocol.
 func (c *conn) find(cookie uint64) (*call, error) {
 	c.mu.Lock()
 	k := c.pending[cookie]

@@ -30,7 +30,8 @@ func dial(ctx context.Context, uri *nbd.URI, o Options) (*server, error) {
 	return s, nil
 }
 
-// dialAll is dial without the name of the URI in errors.
+// dialAll opens the connections to the export that uri names. Its errors do not name the URI,
+// because dial adds it.
 func dialAll(ctx context.Context, uri *nbd.URI, name string, o Options) (*server, error) {
 	if o.Connections < 0 || o.Connections > maxConnections {
 		return nil, fmt.Errorf("invalid number of connections %d: want 1 to %d", o.Connections, maxConnections)

@@ -183,7 +183,7 @@ func (d *Disk) segment(ctx context.Context, off int64) (*segment, error) {
 	}
 }
 
-// dataSegment returns a segment that is all data.
+// dataSegment returns a segment for the range [off, end) that consists of one data extent.
 func dataSegment(off, end int64) *segment {
 	return &segment{off, end, []run{{end - off, false}}}
 }

@@ -393,7 +393,7 @@ func (s *handshaker) send(b []byte) error {
 	return err
 }
 
-// readFull fills b from the connection.
+// readFull reads exactly len(b) bytes from the server into b.
 func (s *handshaker) readFull(b []byte) error {
 	_, err := io.ReadFull(s.conn, b)
 	return notEOF(err)

@@ -28,7 +28,7 @@ type spans struct {
 	hasChunk bool // a chunk has been received
 }
 
-// span is the range of bytes from from to to-1 of a disk.
+// span is the range [from, to) of offsets in a disk.
 type span struct{ from, to int64 }
 
 // started reports whether a chunk of the reply has been received.

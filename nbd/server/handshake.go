@@ -306,7 +306,7 @@ type fields struct {
 	bad bool
 }
 
-// take returns the next n bytes.
+// take returns the next n bytes of the data of the option.
 func (f *fields) take(n uint64) []byte {
 	if n > uint64(len(f.b)) {
 		f.b, f.bad = nil, true

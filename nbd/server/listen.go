@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// ErrAddress is wrapped by the errors of CheckAddress: the address has not the form that
-// Listen needs.
+// ErrAddress is wrapped by the errors of CheckAddress. It names the forms of an address that
+// Listen accepts.
 var ErrAddress = errors.New("want tcp://HOST:PORT or unix:PATH")
 
 // CheckAddress checks the syntax of an address for Listen, without using the network or the

@@ -100,8 +100,8 @@ func (m *memory) acquire(ctx context.Context, h *holder, n int) (*buffer, error)
 	return b, nil
 }
 
-// tryAcquire is acquire without waiting and without the reserve. It returns nil if memory
-// is short.
+// tryAcquire returns a buffer of n bytes from the shared memory, or nil if memory is short.
+// It does not wait.
 func (m *memory) tryAcquire(h *holder, n int) *buffer {
 	w := waiter{holder: h, n: minPiece << class(n)}
 	m.mu.Lock()
@@ -204,7 +204,8 @@ func (m *memory) refund(h *holder, n int64) {
 	h.peer.held -= n
 }
 
-// useReserve gives w the reserve of its connection. The caller holds m.mu.
+// useReserve gives w the reserve of its connection, which is not a part of the shared
+// memory. The caller holds m.mu.
 func (m *memory) useReserve(w *waiter) { w.reserve, w.holder.reserved = true, true }
 
 // holdsShared reports whether h holds shared memory.

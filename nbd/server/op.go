@@ -121,7 +121,8 @@ func (o *op) sendEnd(r *reply) {
 	o.c.out.send(r)
 }
 
-// queueEnd is sendEnd for the goroutine that reads requests. It does not wait.
+// queueEnd makes o.first the end of the reply and queues it, without waiting for the client.
+// Only the goroutine that reads requests calls it.
 func (o *op) queueEnd() {
 	o.setEnd(&o.first)
 	o.c.out.queueReply(&o.first)

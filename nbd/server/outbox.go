@@ -66,7 +66,8 @@ func (o *outbox) queueReply(r *reply) {
 	}
 }
 
-// flushLater makes flushReplies start a sender.
+// flushLater records that no goroutine sends the queued replies, so that flushReplies starts
+// one.
 func (o *outbox) flushLater() { o.unflushed = true }
 
 // flushReplies starts a sender if flushLater was called. The goroutine that reads requests
@@ -301,7 +302,8 @@ func (o *outbox) writeFile(r *reply) (sent int64, err error) {
 	return r.length - left, cmp.Or(err, failed)
 }
 
-// spools holds buffers for connections that are not plain sockets.
+// spools is a pool of buffers that gather replies for connections that are not plain
+// sockets, such as TLS.
 var spools = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, spool) }}
 
 // writeBuffered writes replies to a connection that is not a plain socket.

@@ -195,7 +195,7 @@ func (o *op) queuePiece(r *reply, off int64, n int, hole bool) (drain bool) {
 	return o.c.out.enqueue(r)
 }
 
-// readAt fills p from the disk.
+// readAt reads len(p) bytes at offset off of the disk into p.
 func (o *op) readAt(p []byte, off int64) error {
 	return o.callDisk(func() error {
 		n, err := o.c.export.disk.ReadAt(p, off)
