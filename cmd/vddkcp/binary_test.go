@@ -20,7 +20,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// binary builds vddkcp as make does, once.
+// binary returns the path of vddkcp, built as make builds it. The first call builds it.
 var binary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "vddkcp-test")
 	if err != nil {
@@ -36,7 +36,7 @@ var binary = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// binaryDir is where binary builds; empty until then.
+// binaryDir is the directory with the programs of binary; "": none was built yet.
 var binaryDir string
 
 func removeBinary() {
@@ -45,13 +45,14 @@ func removeBinary() {
 	}
 }
 
-// result is how a run of vddkcp ended.
+// result is the exit status and the output of a run of vddkcp.
 type result struct {
 	exit   int
 	stderr string
 }
 
-// command is vddkcp with args, bound to the test's time.
+// command returns a command that runs vddkcp with args and is killed at the end of the
+// test.
 func command(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	path, err := binary()
@@ -63,7 +64,7 @@ func command(t *testing.T, args ...string) *exec.Cmd {
 	return exec.CommandContext(ctx, path, args...)
 }
 
-// vddkcp runs it to its end.
+// vddkcp runs vddkcp with args and returns the result.
 func vddkcp(t *testing.T, args ...string) result {
 	t.Helper()
 	cmd := command(t, args...)
@@ -81,7 +82,7 @@ func ended(t *testing.T, cmd *exec.Cmd, err error, stderr *bytes.Buffer) result 
 	return result{cmd.ProcessState.ExitCode(), stderr.String()}
 }
 
-// copies runs a copy that must succeed.
+// copies runs a copy and fails the test if the copy fails.
 func copies(t *testing.T, args ...string) result {
 	t.Helper()
 	r := vddkcp(t, args...)
@@ -91,8 +92,7 @@ func copies(t *testing.T, args ...string) result {
 	return r
 }
 
-// refuses runs a copy that must fail with exit status 1, say want, and leave
-// nothing of dst.
+// refuses runs a copy that must fail with exit status 1, print want, and leave no dst.
 func refuses(t *testing.T, want, dst string, args ...string) {
 	t.Helper()
 	r := vddkcp(t, args...)
@@ -111,13 +111,13 @@ func leavesNothing(t *testing.T, dst string) {
 	}
 }
 
-// ext4 makes a real disk: a file system filled from a directory tree.
+// ext4 creates a realistic disk: a file system with the files of a directory tree.
 func ext4(t *testing.T, path string) {
 	t.Helper()
 	peer.Run(t, "mke2fs", "-q", "-t", "ext4", "-d", filepath.Join(peer.Tree(t), "net"), path, "60M")
 }
 
-// random fills a file with so many bytes.
+// random writes a file of n random bytes.
 func random(t *testing.T, path string, n int) {
 	t.Helper()
 	b := make([]byte, n)
@@ -127,7 +127,7 @@ func random(t *testing.T, path string, n int) {
 	}
 }
 
-// loop attaches a file of so many bytes as a block device.
+// loop attaches a new file of the given size as a block device.
 func loop(t *testing.T, size int64, fill byte) (device, backing string) {
 	t.Helper()
 	peer.Need(t, "losetup")
@@ -161,7 +161,8 @@ func sh(t *testing.T, format string, args ...any) {
 	peer.Run(t, "sh", "-c", fmt.Sprintf(format, args...))
 }
 
-// mount mounts what args name on a new folder until the test ends.
+// mount runs mount with args on a new directory, and unmounts it at the end of the
+// test.
 func mount(t *testing.T, args ...string) (folder string) {
 	t.Helper()
 	peer.NeedRoot(t)
@@ -171,7 +172,8 @@ func mount(t *testing.T, args ...string) (folder string) {
 	return folder
 }
 
-// started runs a slow copy and returns when it is under way: wait ends it.
+// started starts a slow copy and returns after it has begun to copy. wait waits for its
+// end.
 func started(t *testing.T, args ...string) (cmd *exec.Cmd, wait func() result) {
 	t.Helper()
 	cmd = command(t, append([]string{"--progress", "json", "--rate-limit", "4MiB", "--request-size", "64KiB"}, args...)...)
@@ -200,8 +202,8 @@ func started(t *testing.T, args ...string) (cmd *exec.Cmd, wait func() result) {
 	}
 }
 
-// opens reports whether a thread of the process is in openat of a path, by the
-// call's arguments and the process's memory.
+// opens reports whether a thread of the process is in the system call openat with the
+// given path. It reads the arguments of the call from the memory of the process.
 func opens(t *testing.T, pid int, path string) bool {
 	t.Helper()
 	calls, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/syscall", pid))

@@ -38,13 +38,13 @@ type changedCopy struct {
 	swap      func() // puts another device or export in the target's place; nil: there is none
 }
 
-// changedKind is a kind of target.
+// changedKind is a kind of target for changedCopy.
 type changedKind struct {
 	name  string
 	start func(t *testing.T, c *changedCopy)
 }
 
-// file returns what starts a copy to a file with flags.
+// file returns a function that prepares a copy to a file with flags.
 func changedFile(name, format string, args ...string) changedKind {
 	return changedKind{name, func(t *testing.T, c *changedCopy) {
 		c.dst, c.format, c.args = filepath.Join(c.dir, "out."+format), format, args
@@ -53,8 +53,8 @@ func changedFile(name, format string, args ...string) changedKind {
 	}}
 }
 
-// changedOverlay returns what starts a copy to an overlay whose backing differs
-// from the source in the middle.
+// changedOverlay returns a function that prepares a copy to an overlay. The backing
+// file differs from the source in the middle.
 func changedOverlay(format string) changedKind {
 	return changedKind{"overlay on " + format, func(t *testing.T, c *changedCopy) {
 		changedFile("", "qcow2", "--backing", "base."+format, "--backing-format", format).start(t, c)
@@ -67,8 +67,8 @@ func changedOverlay(format string) changedKind {
 	}}
 }
 
-// changedDevice returns what starts a copy to a loop device, which holds old data
-// unless zeroed is set.
+// changedDevice returns a function that prepares a copy to a loop device. The device
+// holds old data unless zeroed is set.
 func changedDevice(name, format string, zeroed bool, args ...string) changedKind {
 	return changedKind{name, func(t *testing.T, c *changedCopy) {
 		first, second := filepath.Join(c.dir, "first.img"), filepath.Join(c.dir, "second.img")
@@ -84,7 +84,7 @@ func changedDevice(name, format string, zeroed bool, args ...string) changedKind
 	}}
 }
 
-// changedExport returns what starts a copy to an NBD server's export.
+// changedExport returns a function that prepares a copy to an export of an NBD server.
 func changedExport(name string, zeroed bool, args ...string) changedKind {
 	return changedKind{name, func(t *testing.T, c *changedCopy) {
 		socket := filepath.Join(c.dir, "s")
@@ -122,7 +122,7 @@ var changedKinds = []changedKind{
 	changedExport("zeroed export", true, "--target-is-zero"),
 }
 
-// oldDisk makes a disk of zeros, or of what somebody else left there.
+// oldDisk creates a disk of zeros, or of old data.
 func oldDisk(t *testing.T, path string, zeroed bool) {
 	t.Helper()
 	if err := os.WriteFile(path, bytes.Repeat([]byte("old!"), changesSize/4), 0o600); err != nil {
@@ -135,7 +135,7 @@ func oldDisk(t *testing.T, path string, zeroed bool) {
 	}
 }
 
-// overwrite puts n bytes at off that depend on seed.
+// overwrite writes n bytes at off. Their content depends on seed.
 func overwrite(t *testing.T, path string, off int64, n int, seed byte) {
 	t.Helper()
 	b := make([]byte, n)
@@ -150,13 +150,14 @@ func overwrite(t *testing.T, path string, off int64, n int, seed byte) {
 	}
 }
 
-// change is what happens between two runs. It reports whether it applies.
+// change changes something between two runs. It returns false if the change does not
+// apply to the copy.
 type change struct {
 	name  string
 	apply func(t *testing.T, c *changedCopy, r *rand.Rand) bool
 }
 
-// with sets a flag that was not there, or replaces its value.
+// with returns a change that adds a flag, or replaces its value.
 func with(name string, values ...string) change {
 	return change{name + " " + strings.Join(values, "|"), func(t *testing.T, c *changedCopy, r *rand.Rand) bool {
 		if i := slices.Index(c.args, name); i >= 0 {
@@ -172,7 +173,7 @@ func with(name string, values ...string) change {
 	}}
 }
 
-// file applies to a file of the copy that is there.
+// file returns a change of a file of the copy, which applies if the file exists.
 func changeOf(name string, path func(*changedCopy) string, apply func(t *testing.T, path string)) change {
 	return change{name, func(t *testing.T, c *changedCopy, r *rand.Rand) bool {
 		p := path(c)
@@ -266,9 +267,9 @@ var changes = []change{
 	with("--preallocation", "off", "full", "falloc"), with("--source-format", "raw"), with("--connections", "1"),
 }
 
-// A copy that is killed at any moment and resumed after anything was changed ends
-// with status 0 only with a right target; where it is refused, the unfinished
-// target stays.
+// TestChaosChanges kills copies at random moments, changes something and resumes them.
+// A copy may end with status 0 only if its target is right. If it is refused, the
+// unfinished target must stay.
 func TestChaosChanges(t *testing.T) {
 	peer.Need(t, "nbdkit", "cmp", "qemu-img", "qemu-io", "losetup", "fallocate")
 	peer.NeedRoot(t)
@@ -289,8 +290,8 @@ func TestChaosChanges(t *testing.T) {
 	}
 }
 
-// chaosOfChanges kills one copy up to three times, with changes in between, and
-// returns how it ended, and how often it was killed.
+// chaosOfChanges kills one copy up to three times and changes something each time. It
+// returns how the copy ended and how often it was killed.
 func chaosOfChanges(t *testing.T, binary string, run int, kind changedKind, r *rand.Rand) (end string, kills int) {
 	c := &changedCopy{dir: t.TempDir()}
 	c.disk = filepath.Join(c.dir, "disk.raw")
@@ -337,7 +338,7 @@ func chaosOfChanges(t *testing.T, binary string, run int, kind changedKind, r *r
 	return "refused", kills
 }
 
-// scatteredDisk makes a disk with data here and there.
+// scatteredDisk creates a disk with data in several places.
 func scatteredDisk(t *testing.T, path string, r *rand.Rand) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -350,19 +351,19 @@ func scatteredDisk(t *testing.T, path string, r *rand.Rand) {
 	}
 }
 
-// whole says whether the target has its final name.
+// whole reports whether the target has its final name.
 func (c *changedCopy) whole() bool {
 	_, err := os.Lstat(c.dst)
 	return c.partial != "" && err == nil
 }
 
-// there says whether an unfinished target is there.
+// there reports whether an unfinished target exists.
 func (c *changedCopy) there() bool {
 	_, err := os.Lstat(c.partial)
 	return c.partial != "" && err == nil
 }
 
-// run copies, and kills the copy after a while; 0: never.
+// run runs the copy and kills it after the given time. 0: it is not killed.
 func (c *changedCopy) run(binary string, kill time.Duration, flags ...string) (ended bool, code int, stderr string) {
 	args := append([]string{"--progress", "none", "--request-size", "256KiB", "--reflink", "never", "--rate-limit", strconv.Itoa(changesRate)}, flags...)
 	cmd := exec.Command(binary, append(append(args, c.args...), c.disk, c.dst)...)
@@ -380,7 +381,7 @@ func (c *changedCopy) run(binary string, kill time.Duration, flags ...string) (e
 	return code != -1, code, text.String()
 }
 
-// judge holds what a copy left against how it ended.
+// judge checks that the files that a copy left agree with its exit status.
 func (c *changedCopy) judge(t *testing.T, story []string, code int, stderr string) {
 	t.Helper()
 	switch code {
@@ -397,7 +398,7 @@ func (c *changedCopy) judge(t *testing.T, story []string, code int, stderr strin
 	}
 }
 
-// target is dst as qemu-img takes it.
+// target returns dst in the form that qemu-img accepts.
 func (c *changedCopy) target() string {
 	if socket, ok := strings.CutPrefix(c.dst, "nbd+unix:///?socket="); ok {
 		return "nbd+unix:///?socket=" + socket

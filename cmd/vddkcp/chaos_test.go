@@ -22,8 +22,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/testlib"
 )
 
-// Chaos: copies that are killed again and again. VDDKCP_CHAOS is how many; `make
-// chaos` runs many on a larger disk, of VDDKCP_CHAOS_SIZE bytes.
+// The chaos tests kill copies again and again. VDDKCP_CHAOS is the number of copies.
+// `make chaos` runs many copies of a larger disk, which has VDDKCP_CHAOS_SIZE bytes.
 const (
 	chaosRuns  = 15
 	chaosSize  = 192 << 20
@@ -38,8 +38,8 @@ func chaosSetting(name string, otherwise int) int {
 	return otherwise
 }
 
-// needChaos skips a test where chaos is not wanted: with -short, and where
-// another run of the same tests has it. It returns how many runs are wanted.
+// needChaos returns the number of copies to run. It skips the test with -short, or if
+// VDDKCP_CHAOS is 0.
 func needChaos(t *testing.T) int {
 	t.Helper()
 	runs := chaosSetting("VDDKCP_CHAOS", chaosRuns)
@@ -49,7 +49,7 @@ func needChaos(t *testing.T) int {
 	return runs
 }
 
-// chaosTarget is what a copy is made to.
+// chaosTarget is the target of a copy.
 type chaosTarget struct {
 	name  string
 	args  []string
@@ -80,7 +80,8 @@ var chaosTargets = []chaosTarget{
 	}},
 }
 
-// chaosBinary returns vddkcp with the points that kill it, built once.
+// chaosBinary returns the path of a vddkcp that kills itself at points that a test
+// chooses. The first call builds it.
 func chaosBinary(t *testing.T) string {
 	t.Helper()
 	program, err := binary()
@@ -108,7 +109,7 @@ var (
 	chaosBuildError error
 )
 
-// chaosCopy is a copy that is to be killed.
+// chaosCopy is a copy that a test kills.
 func chaosCopy(t *testing.T, binary string, target chaosTarget, disk, dst, journal string, env ...string) (*exec.Cmd, *bytes.Buffer) {
 	t.Helper()
 	args := append([]string{"--resume", "--progress", "none", "--rate-limit", strconv.Itoa(chaosRate), "--report", filepath.Join(filepath.Dir(journal), "report.json")}, target.args...)
@@ -122,8 +123,8 @@ func chaosCopy(t *testing.T, binary string, target chaosTarget, disk, dst, journ
 	return cmd, stderr
 }
 
-// A copy that is killed at any moment, again and again, is identical in the end,
-// and reads little twice.
+// TestChaosKills kills copies at random moments, again and again. The target must be
+// identical in the end, and only little data may be read twice.
 func TestChaosKills(t *testing.T) {
 	peer.Need(t, "nbdkit", "cmp", "qemu-img")
 	runs, size := needChaos(t), chaosSetting("VDDKCP_CHAOS_SIZE", chaosSize)
@@ -192,7 +193,8 @@ func TestChaosKills(t *testing.T) {
 	}
 }
 
-// A copy that is killed at each of the points where it would hurt most goes on.
+// TestChaosKillPoints kills a copy at each of the most critical points. It must be
+// resumable.
 func TestChaosKillPoints(t *testing.T) {
 	peer.Need(t, "nbdkit", "cmp", "qemu-img")
 	needChaos(t)
@@ -225,8 +227,8 @@ func TestChaosKillPoints(t *testing.T) {
 	}
 }
 
-// lastCheckpoint is where a copy would go on, and how much it would read back
-// before that.
+// lastCheckpoint returns the offset at which a copy would resume, and how many bytes
+// before it would be read from the target.
 func lastCheckpoint(path string) (offset, tail int64) {
 	entries, err := journal.Load(path)
 	if err != nil || len(entries) == 0 {
@@ -238,7 +240,7 @@ func lastCheckpoint(path string) (offset, tail int64) {
 	return entries[0].Offset, tail
 }
 
-// bytesRead is how much a process has read so far.
+// bytesRead returns how many bytes a process has read so far.
 func bytesRead(t *testing.T, pid int) int64 {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
@@ -252,8 +254,8 @@ func bytesRead(t *testing.T, pid int) int64 {
 	return n
 }
 
-// A library whose processes die, hang and slow down at random, and are killed
-// from outside, gives the disk in the end.
+// TestChaosOfVDDK reads a disk with a library whose processes die, hang and slow down
+// at random, and are killed by the test. The copy must be complete in the end.
 func TestChaosOfVDDK(t *testing.T) {
 	runs := needChaos(t)
 	peer.Need(t, "cmp")
@@ -323,9 +325,9 @@ func TestChaosOfVDDK(t *testing.T) {
 	t.Logf("%d runs, %d workers killed or stopped, %d replaced, all identical", max(runs/3, 1), kills, restarts)
 }
 
-// executed reports whether a child runs a program other than its parent's. Until
-// then the thread that started the child waits for it in the kernel (CLONE_VFORK),
-// so that a parent whose child is stopped too early never goes on.
+// executed reports whether a child process runs another program than its parent. Until
+// then the thread that started the child waits in the kernel (CLONE_VFORK), so the
+// parent would hang if the child were stopped earlier.
 func executed(child, parent int) bool {
 	own, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", parent))
 	if err != nil {
@@ -335,7 +337,7 @@ func executed(child, parent int) bool {
 	return err == nil && other != own
 }
 
-// children are the processes that a process started.
+// children returns the IDs of the child processes of a process.
 func children(t *testing.T, pid int) (pids []int) {
 	t.Helper()
 	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))

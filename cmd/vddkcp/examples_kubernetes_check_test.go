@@ -13,7 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
-// kubernetesBatch is what is in examples/kubernetes.
+// kubernetesBatch holds the manifests in examples/kubernetes.
 type kubernetesBatch struct {
 	text      string
 	configMap *kubeConfigMap
@@ -74,7 +74,7 @@ func readKubernetesBatch(t *testing.T) *kubernetesBatch {
 	return b
 }
 
-// problems collects what is wrong.
+// problems collects mistakes in the manifests.
 type problems []string
 
 func (p *problems) add(format string, args ...any) { *p = append(*p, fmt.Sprintf(format, args...)) }
@@ -158,7 +158,7 @@ func (b *kubernetesBatch) checkPod(p *kubePodSpec, bad *problems) {
 	}
 }
 
-// Kinds of volumes.
+// Kinds of volumes of a pod.
 func isClaim(v *kubeVolume) bool     { return v.PersistentVolumeClaim != nil }
 func isConfigMap(v *kubeVolume) bool { return v.ConfigMap != nil }
 func isSecret(v *kubeVolume) bool    { return v.Secret != nil }
@@ -190,7 +190,7 @@ func (b *kubernetesBatch) mounted(p *kubePodSpec, path string, kind func(*kubeVo
 	}
 }
 
-// runLine reads the command line of a container that is vddkcp run.
+// runLine parses the command line of a container that runs vddkcp run.
 func runLine(c *kubeContainer) (*batchCommand, error) {
 	words := containerCommand(c, nil)
 	var line cli
@@ -224,7 +224,7 @@ func (b *kubernetesBatch) load() (*batch.File, error) {
 	return batch.Load(strings.NewReader(b.configMap.Data["jobs.json"]), "jobs.json", "/etc/vddkcp", spec)
 }
 
-// check looks whether what the manifests say fits together.
+// check checks that the manifests are consistent.
 func (b *kubernetesBatch) check() (bad problems) {
 	b.checkPod(&b.job.Spec.Template.Spec, &bad)
 	b.checkPod(&b.report.Spec.Template.Spec, &bad)

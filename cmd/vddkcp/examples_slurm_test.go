@@ -39,15 +39,15 @@ func eventually(t *testing.T, what string, holds func() bool) {
 	}
 }
 
-// slurm is a cluster of this machine alone.
+// slurm is a Slurm cluster that consists of this machine.
 type slurm struct {
 	t   *testing.T
 	dir string // its state and logs
 	env []string
 }
 
-// startSlurm starts one that ends with the test, with all its jobs. Tasks find
-// vddkcp in their PATH.
+// startSlurm starts a cluster. It ends with the test, and so do all its jobs. Tasks
+// find vddkcp in their PATH.
 func startSlurm(t *testing.T) *slurm {
 	t.Helper()
 	peer.NeedRoot(t)
@@ -151,7 +151,8 @@ func (s *slurm) submit(jobs string, args ...string) (array, merge string) {
 	return array, merge
 }
 
-// job is what Slurm says of a job or a task, as JobState and Restarts.
+// job returns the properties of a job or a task that Slurm reports, such as JobState
+// and Restarts.
 func (s *slurm) job(id string) map[string]string {
 	s.t.Helper()
 	out, err := s.run("scontrol", "show", "job", "-o", id)
@@ -221,9 +222,10 @@ func nameIn(prefix string, shard, shards int) string {
 	}
 }
 
-// Thirty jobs in four shards on a real Slurm. In the middle of a copy one task's
-// time is up, another is requeued by an operator, and the vddkcp of a third is
-// killed; the report has each job once, and nothing that was done is done again.
+// TestExampleSlurm runs thirty jobs in four shards on a real Slurm. During copies, the
+// time of one task expires, an operator requeues another task, and the vddkcp of a
+// third is killed. The report must have each job once, and no finished job may run
+// again.
 func TestExampleSlurm(t *testing.T) {
 	peer.Need(t, "qemu-img", "gcc")
 	s := startSlurm(t)

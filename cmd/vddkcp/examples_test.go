@@ -17,7 +17,8 @@ import (
 
 const examples = "../../examples"
 
-// The schema that is shipped is that of the flags there are.
+// TestShippedSchemaIsThatOfTheFlags checks that the schema file agrees with the current
+// flags.
 func TestShippedSchemaIsThatOfTheFlags(t *testing.T) {
 	parser, err := newJobParser()
 	if err != nil {
@@ -61,7 +62,8 @@ func TestShippedSchemaIsThatOfTheFlags(t *testing.T) {
 	}
 }
 
-// Every value that a flag takes a field takes, and no other.
+// TestFieldsAreFlags checks that fields of the schema accept the same values as the
+// flags.
 func TestFieldsAreFlags(t *testing.T) {
 	for fields, want := range map[string]string{ // "": it is taken
 		`"request_size":"64KiB","depth":8,"connections":"auto","retries":"unlimited"`:     "",
@@ -121,7 +123,7 @@ func TestFieldsAreFlags(t *testing.T) {
 	}
 }
 
-// Every job file among the examples can be loaded.
+// TestExampleJobFiles checks that all job files in examples/ can be loaded.
 func TestExampleJobFiles(t *testing.T) {
 	found := 0
 	err := filepath.WalkDir(examples, func(path string, _ os.DirEntry, err error) error {
@@ -178,8 +180,8 @@ func put(t *testing.T, path, text string) {
 	}
 }
 
-// The job file of many VMs, with another server and other folders, runs against
-// the stand-in.
+// TestExampleManyVMs runs the job file for many VMs with the stand-in for VDDK, another
+// server and other directories.
 func TestExampleManyVMs(t *testing.T) {
 	peer.Need(t, "qemu-img", "logger")
 	lib := standInServer(t, "ds1/web01/web01.vmdk", "ds2/web01/web01_1.vmdk", "ds1/web02/web02.vmdk", "ds2/db01/db01.vmdk", "ds2/db01/db01_1.vmdk")
@@ -246,7 +248,8 @@ func TestExampleOneVM(t *testing.T) {
 	}
 }
 
-// The unit's command is one that vddkcp takes, and systemd takes the unit.
+// TestExampleUnit checks that vddkcp accepts the command of the unit, and systemd the
+// unit.
 func TestExampleUnit(t *testing.T) {
 	unit := filepath.Join(examples, "systemd/vddkcp-batch@.service")
 	text, err := os.ReadFile(unit)

@@ -16,9 +16,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// A guest whose server is stopped in order and started again, while it reads and
-// writes, sees no error: what the server did not do has no reply, so that qemu
-// sends it to the next server.
+// TestExportRestarts shuts a server down and starts it again while a guest reads and
+// writes. The guest must see no error: requests that the first server did not execute
+// get no reply, so that qemu sends them to the next server.
 func TestExportRestarts(t *testing.T) {
 	peer.Need(t, "qemu-io", "stdbuf")
 	for name, flags := range map[string][]string{"read-only": nil, "rw": {"--rw"}, "cow": {"--cow=LAYER"}} {
@@ -134,7 +134,7 @@ func newQemuIO(t *testing.T, readOnly bool, image string) *qemuIO {
 	return q
 }
 
-// Write takes what qemu-io says.
+// Write receives the output of qemu-io.
 func (q *qemuIO) Write(p []byte) (int, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -149,7 +149,7 @@ func (q *qemuIO) say(format string, args ...any) {
 	}
 }
 
-// await waits until qemu-io has said text.
+// await waits until qemu-io has printed text.
 func (q *qemuIO) await(text string) {
 	q.t.Helper()
 	q.mu.Lock()
@@ -162,7 +162,7 @@ func (q *qemuIO) await(text string) {
 	}
 }
 
-// end ends qemu-io and returns all that it said.
+// end ends qemu-io and returns all its output.
 func (q *qemuIO) end() string {
 	q.in.Close()
 	err := q.cmd.Wait()

@@ -62,7 +62,8 @@ func mountFaults(t *testing.T, faults ...fault) (dir, below string) {
 	return dir, below
 }
 
-// Whatever a file system does to a copy, it ends identical, or not with 0.
+// TestFaultsOfTheFileSystem checks that a copy on a file system with faults ends with
+// status 0 only if the target is identical.
 func TestFaultsOfTheFileSystem(t *testing.T) {
 	disk := filepath.Join(t.TempDir(), "disk.raw")
 	random(t, disk, 12<<20)

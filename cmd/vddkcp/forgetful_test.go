@@ -18,7 +18,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// forgetful is a disk on a server that loses at a crash what was not flushed.
+// forgetful is a disk on a server that loses unflushed writes when it crashes.
 type forgetful struct {
 	mu               sync.Mutex
 	current, durable []byte
@@ -85,8 +85,8 @@ func (c *crashing) Accept() (net.Conn, error) {
 	return conn, err
 }
 
-// serveForgetful serves the disk until crash is called, which returns when the
-// server has ended and forgotten.
+// serveForgetful serves the disk until crash is called. crash returns after the server
+// has ended and lost the unflushed writes.
 func serveForgetful(t *testing.T, disk *forgetful, socket string) (crash func()) {
 	t.Helper()
 	s, err := server.New(server.Fixed{{Disk: disk}}, server.Options{Writable: true, Grace: time.Millisecond})
@@ -115,8 +115,8 @@ func serveForgetful(t *testing.T, disk *forgetful, socket string) (crash func())
 	})
 }
 
-// A target that crashes again and again, and then has only what was flushed,
-// holds the copy in the end.
+// TestForgetfulTarget copies to a server that crashes again and again and loses
+// unflushed writes each time. The copy must be complete in the end.
 func TestForgetfulTarget(t *testing.T) {
 	needChaos(t)
 	const size = 96 << 20
@@ -164,8 +164,8 @@ func TestForgetfulTarget(t *testing.T) {
 	}
 }
 
-// A server that lies about flushes is found by --verify only where it loses
-// something before; that it did is never taken for a success.
+// TestLyingTarget copies to a server that acknowledges a write without executing it.
+// --verify must find the difference.
 func TestLyingTarget(t *testing.T) {
 	dir := t.TempDir()
 	src, socket, reportFile := filepath.Join(dir, "disk.raw"), filepath.Join(dir, "s"), filepath.Join(dir, "report.json")
@@ -194,7 +194,7 @@ func TestLyingTarget(t *testing.T) {
 	}
 }
 
-// liar says that it wrote what lies at an offset, and did not.
+// liar is a disk that reports success for a write at one offset without writing.
 type liar struct {
 	forgetful
 	at int64

@@ -13,7 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/batch"
 )
 
-// manyJobs is a job file of n jobs, of local files in dir or of disks on a host.
+// manyJobs returns a job file with n jobs, for local files in dir or for disks of a
+// host.
 func manyJobs(n int, remote bool) []byte {
 	var b bytes.Buffer
 	b.WriteString(`{"version":1,"limits":{"total":60},"defaults":{"verify":true,"depth":8`)
@@ -111,7 +112,8 @@ func TestLoadingIsCheap(t *testing.T) {
 	}
 }
 
-// Labels of the defaults are not copied for each job.
+// TestLoadingSharesLabels checks that jobs share the labels of the defaults, without
+// copies.
 func TestLoadingSharesLabels(t *testing.T) {
 	const jobs, labels = 2000, 2000
 	var b strings.Builder
@@ -129,7 +131,7 @@ func TestLoadingSharesLabels(t *testing.T) {
 	}
 }
 
-// A signal ends the wait for a job file.
+// TestSignalWhileLoading checks that a signal ends the wait for a job file from a pipe.
 func TestSignalWhileLoading(t *testing.T) {
 	fifo := filepath.Join(t.TempDir(), "jobs.json")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {

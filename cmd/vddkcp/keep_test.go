@@ -58,7 +58,7 @@ func newStandInSource(t *testing.T, disk string, conf ...string) standInSource {
 	}}
 }
 
-// keepRun runs a binary, and returns how it ended.
+// keepRun runs a binary and returns its exit status and output.
 func keepRun(t *testing.T, binary string, env []string, args ...string) result {
 	t.Helper()
 	cmd := exec.Command(binary, append([]string{"--progress", "none"}, args...)...)

@@ -93,7 +93,8 @@ func cmdHoles(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// Every flag is used in a script, and is in the contract.
+// TestEveryFlagIsTestedAndDocumented checks that each flag is in a test script and in
+// docs/cli.md.
 func TestEveryFlagIsTestedAndDocumented(t *testing.T) {
 	var c cli
 	parser, err := newParser(&c, os.Stdout, os.Stderr, func(int) {})

@@ -28,7 +28,7 @@ const (
 	hostileXML  = "ü日&#x9b;31m&#x7f;&#x202e;&#x2028;&#10;vddkcp: FORGED&#10;"
 )
 
-// drawings are what displays draw with.
+// drawings are the control sequences that the progress display uses.
 var drawings = regexp.MustCompile("\r|\x1b\\[[0-9]*[AKJ]|\x1b\\[\\?7[lh]")
 
 // hostileFolder is a folder of images, archives and job files that are full of
@@ -85,7 +85,7 @@ func (f *hostileFolder) archive(name string, members ...string) string {
 	return f.write(name, b.String())
 }
 
-// run runs vddkcp, and examines all that it printed and wrote.
+// run runs vddkcp and checks everything that it printed and wrote.
 func (f *hostileFolder) run(args ...string) {
 	f.t.Helper()
 	cmd := command(f.t, args...)
@@ -162,8 +162,8 @@ func (f *hostileFolder) everyCommand(src string) {
 	f.run("run", "jobs.json", "--state", "made/state.json", "--check", "--probe", "1MiB")
 }
 
-// No name, whatever it is of, reaches a stream or a file of this program as it
-// is if it could steer a terminal, and none forges a line.
+// TestHostileNames checks that names of any kind cannot control a terminal or forge a
+// line when vddkcp prints them or writes them to a file.
 func TestHostileNames(t *testing.T) {
 	f := &hostileFolder{t, t.TempDir()}
 	for _, dir := range []string{"out", "made"} {
@@ -288,8 +288,8 @@ func (f *hostileFolder) batch() {
 	f.run("run", job(nil), "--merge-reports", "made")
 }
 
-// hostileServer is an NBD server whose every word is hostile. It returns its
-// address.
+// hostileServer starts an NBD server whose names and texts are all hostile, and returns
+// its address.
 func hostileServer(t *testing.T) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -357,7 +357,8 @@ func hostileHandshake(c net.Conn) {
 	}
 }
 
-// A name that is not UTF-8 is taken as it is, of a source and of a target.
+// TestNamesThatAreNotUTF8 checks that sources and targets may have names that are not
+// UTF-8.
 func TestNamesThatAreNotUTF8(t *testing.T) {
 	f := &hostileFolder{t, t.TempDir()}
 	f.write("a\xe4.img", "data of a disk")
@@ -373,7 +374,8 @@ func TestNamesThatAreNotUTF8(t *testing.T) {
 	}
 }
 
-// Names in other scripts stay readable.
+// TestForeignNamesStayReadable checks that names in other scripts are printed
+// unchanged.
 func TestForeignNamesStayReadable(t *testing.T) {
 	f := &hostileFolder{t, t.TempDir()}
 	name := f.write("ümlaut 日本.img", "data of a disk")

@@ -83,7 +83,8 @@ func everyCommand(t *testing.T, src string, want []byte, fails bool, message str
 	}
 }
 
-// Images as other programs write them, or damaged, through every command.
+// TestOddVMDKs runs every command on unusual images of other programs, and on damaged
+// images.
 func TestOddVMDKs(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io")
 	dir := t.TempDir()
@@ -146,8 +147,8 @@ func TestOddVMDKs(t *testing.T) {
 	})
 }
 
-// The sector size of a disk reaches what can record it, and is a warning where
-// the target can't.
+// TestSectorSizeOfVMDK checks that the sector size of a disk is recorded in targets
+// that can store it, and causes a warning for the others.
 func TestSectorSizeOfVMDK(t *testing.T) {
 	peer.Need(t, "qemu-img", "nbdinfo")
 	dir := t.TempDir()

@@ -11,8 +11,9 @@ import (
 	"testing"
 )
 
-// streams are the files that may use standard output and error as they are, and
-// why. All others write text by output.go, which escapes it.
+// streams lists the files that may write to standard output and standard error
+// directly, with the reasons. All other files write text with output.go, which escapes
+// it.
 var streams = map[string]string{
 	"cmd/vddkcp/output.go":                  "it escapes what is written",
 	"cmd/vddkcp/internal/export/command.go": "the command of --run has them as its own",

@@ -12,7 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// A signal ends the wait for a secret that nobody writes, and for a configuration.
+// TestSecretThatNeverComes checks that a signal ends the wait for a secret or a
+// configuration from a pipe to which nobody writes.
 func TestSecretThatNeverComes(t *testing.T) {
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {

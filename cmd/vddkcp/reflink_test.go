@@ -12,7 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// free is how many bytes the file system at path has left.
+// free returns the number of free bytes of the file system at path.
 func free(t *testing.T, path string) int64 {
 	t.Helper()
 	var s unix.Statfs_t
@@ -22,7 +22,7 @@ func free(t *testing.T, path string) int64 {
 	return int64(s.Bavail) * s.Bsize
 }
 
-// counts reads what a report says of bytes.
+// counts returns the numbers of bytes in a report.
 func counts(t *testing.T, report string) (c struct {
 	Read    int64 `json:"bytes_read"`
 	Written int64 `json:"bytes_written"`
@@ -40,9 +40,9 @@ func counts(t *testing.T, report string) (c struct {
 	return c
 }
 
-// On a file system that can share blocks, all formats with plain bytes are
-// copied without moving them: shown by the space that is not used, and by a
-// second copy that has no room for the data.
+// TestReflink checks that all formats with uncompressed data are copied without moving
+// data on a file system that can share blocks: a copy uses no space, and a second copy
+// succeeds without space for its data.
 func TestReflink(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io", "mke2fs", "mkfs.xfs", "mkfs.btrfs")
 	for _, kind := range []string{"xfs", "btrfs"} {
@@ -124,7 +124,8 @@ func TestReflink(t *testing.T) {
 	}
 }
 
-// Data that lies at odd places of a file is copied, and so are odd ends.
+// TestReflinkOfOddPlaces checks copies of data at unaligned offsets and with unaligned
+// ends.
 func TestReflinkOfOddPlaces(t *testing.T) {
 	peer.Need(t, "mkfs.xfs")
 	device := filepath.Join(t.TempDir(), "device")

@@ -17,9 +17,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// firstCheckpoint kills a copy to a file when it has written its first checkpoint,
-// which with 1us between checkpoints is that of the first piece; firstInPlace does
-// so for a copy to a device or an export.
+// firstCheckpoint kills a copy to a file after its first checkpoint. With 1us between
+// checkpoints this is the checkpoint of the first piece. firstInPlace does the same for
+// a device or an export.
 const (
 	firstCheckpoint = "slot written:1"
 	firstInPlace    = "slot written:2"

@@ -13,8 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// While a copy runs, no process shows the password in its arguments or its
-// environment; and no log or report tells it.
+// TestSecretsStayInside checks that no process has the password in its arguments or
+// environment during a copy, and that no log or report contains it.
 func TestSecretsStayInside(t *testing.T) {
 	peer.Need(t, "gcc")
 	const marker = "m4rk3r-0f-a-secret"
@@ -98,9 +98,9 @@ func TestSecretsStayInside(t *testing.T) {
 	}
 }
 
-// findSecret looks for marker in the arguments and the environment of each
-// process, but in the environment of the one that was given it, and counts that
-// one's workers.
+// findSecret searches the arguments and the environment of each process for marker,
+// except for the environment of the process that got the password there. It returns the
+// number of workers of that process.
 func findSecret(t *testing.T, marker string, given int) (workers int) {
 	processes, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -124,7 +124,8 @@ func findSecret(t *testing.T, marker string, given int) (workers int) {
 	return workers
 }
 
-// A word after + that names no file may be the password itself: nothing shows it.
+// TestWordAfterPlusIsNotShown checks that a word after + that names no file is not
+// printed, because it may be the password itself.
 func TestWordAfterPlusIsNotShown(t *testing.T) {
 	const word = "Hidden-w0rd"
 	dir := t.TempDir()

@@ -11,8 +11,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// cmdStandIn lays a stand-in for VMware's library out in a folder, and puts the
-// program that loads libraries beside vddkcp: standin DIR [OPTIONS...], those of
+// cmdStandIn installs a stand-in for VMware's library in a directory, and the worker
+// program next to vddkcp: standin DIR [OPTIONS...], with the options of
 // vddk/testlib/build.
 func cmdStandIn(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 {
@@ -31,7 +31,7 @@ func cmdStandIn(ts *testscript.TestScript, neg bool, args []string) {
 
 var installing sync.Mutex
 
-// installWorker builds the worker program into a folder, once.
+// installWorker builds the worker program in a directory, unless it exists.
 func installWorker(dir string) error {
 	installing.Lock()
 	defer installing.Unlock()

@@ -21,10 +21,10 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// cmdServer starts a server on an address of this host, until the script ends:
-// server self|authority|plain|silent [ADDRESS]. It sets PORT, and of the first
-// two, which speak TLS, SHA1 and SHA256; authority writes the certificate of
-// what signed its own to roots.pem.
+// cmdServer starts a server on an address of this host until the end of the script:
+// server self|authority|plain|silent [ADDRESS]. It sets PORT. For self and authority,
+// which use TLS, it also sets SHA1 and SHA256. authority writes the certificate of its
+// authority to roots.pem.
 func cmdServer(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 1 || len(args) > 2 {
 		ts.Fatalf("usage: server self|authority|plain|silent [ADDRESS]")
@@ -94,7 +94,7 @@ func makeCertificate(ts *testscript.TestScript, signed bool) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// pairs puts a colon between each two digits.
+// pairs puts a colon after every second digit except the last.
 func pairs(digits string) string {
 	s := digits[:2]
 	for i := 2; i < len(digits); i += 2 {

@@ -15,7 +15,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// parsed are the flags of a copy's command line.
+// parsed returns the flags of the command line of a copy.
 func parsed(environment *secretEnvironment, args ...string) (*copyCommand, error) {
 	c := new(cli)
 	parser, err := newParser(c, io.Discard, io.Discard, func(int) {}, kong.Bind(environment))
@@ -29,7 +29,7 @@ func parsed(environment *secretEnvironment, args ...string) (*copyCommand, error
 	return &c.Copy, err
 }
 
-// paramsOf are what a copy's command line says of its source.
+// paramsOf returns the parameters of the source in the command line of a copy.
 func paramsOf(t *testing.T, environment *secretEnvironment, args ...string) (p vddk.Params, warnings []string, err error) {
 	t.Helper()
 	c, err := parsed(environment, args...)
@@ -223,8 +223,8 @@ func TestTooLongSecretIsRefused(t *testing.T) {
 	}
 }
 
-// A source whose other parameters are wrong asks nobody for a password, and a
-// second disk does not ask again.
+// TestSecretsAreReadOnceAndLast checks that vddkcp asks for a password only if all
+// other parameters of the source are valid, and does not ask again for a second disk.
 func TestSecretsAreReadOnceAndLast(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pw")
 	if err := os.WriteFile(path, []byte("first\n"), 0o600); err != nil {

@@ -26,7 +26,7 @@ func verifies(t *testing.T, args ...string) (exit int, line string) {
 	return r.exit, stdout.String()
 }
 
-// told runs a program that may end with status 1, and returns what it wrote.
+// told runs a program that may end with status 1 and returns its output.
 func told(t *testing.T, program string, args ...string) (out string, differ bool) {
 	t.Helper()
 	cmd := exec.Command(program, args...)
@@ -38,7 +38,8 @@ func told(t *testing.T, program string, args ...string) (out string, differ bool
 	return string(b), err != nil
 }
 
-// Verify finds what qemu-img compare and cmp find, for disks of all kinds.
+// TestVerifyAgreesWithOthers checks that verify finds the same differences as qemu-img
+// compare and cmp.
 func TestVerifyAgreesWithOthers(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io", "mke2fs", "cmp")
 	dir := t.TempDir()
@@ -106,7 +107,8 @@ func TestVerifyAgreesWithOthers(t *testing.T) {
 	}
 }
 
-// A device is as long as it is: only what the disk has is compared.
+// TestVerifyBlockDevice checks that verify compares only the size of the disk if the
+// device is larger.
 func TestVerifyBlockDevice(t *testing.T) {
 	dir := t.TempDir()
 	small, device := filepath.Join(dir, "small.raw"), ""
