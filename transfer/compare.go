@@ -91,7 +91,7 @@ func Compare(ctx context.Context, src, dst source.Disk, o CompareOptions) (*Diff
 	return diff, nil
 }
 
-// comparison is one call of Compare.
+// comparison holds the state of one call of Compare.
 type comparison struct {
 	o     CompareOptions
 	size  int64   // bytes to compare, from the start of both disks

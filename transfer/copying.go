@@ -13,8 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// copying is one call of Copy or CopyStream. When the target is lost, it opens the
-// target again and runs another pipeline.
+// copying holds the state of one call of Copy or CopyStream. When the target is lost,
+// copying opens the target again and runs another pipeline.
 type copying struct {
 	o       Options
 	src     source.Disk // marked by guard; nil: a stream

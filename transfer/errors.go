@@ -53,7 +53,8 @@ func isHopeless(err error) bool {
 	return source.IsPermanent(err) && !errors.Is(err, source.ErrReopen) && !errors.Is(err, sink.ErrLost)
 }
 
-// abort removes the target of a copy that failed with err, and returns err.
+// abort aborts the target of a copy that failed with err. It returns err, and adds the
+// error of Abort if that fails too.
 func abort(dst sink.Disk, err error) error {
 	if aborted := dst.Abort(); aborted != nil {
 		return fmt.Errorf("%w (and cleaning up failed: %w)", err, aborted)

@@ -192,8 +192,9 @@ func (k *keeper) keepLast(ctx context.Context, accepts bool) error {
 }
 
 // restartUnproven returns the checkpoint from which the copy continues after the target
-// was lost: the last one, or, if its tail cannot identify the target, a new one at
-// offset 0. The state of the new one is origin, unless origin is nil.
+// was lost. This is the last checkpoint. If the tail of the last checkpoint cannot
+// identify the target, it is a new checkpoint at offset 0, whose state is origin, or the
+// state of the last checkpoint if origin is nil.
 func (k *keeper) restartUnproven(origin []byte) *Checkpoint {
 	if k.last.Offset > 0 && !k.last.Proves() {
 		state := k.last.State

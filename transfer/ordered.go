@@ -18,8 +18,8 @@ type stages[T any] struct {
 	produce func(ctx context.Context, o *ordered[T]) error
 	// work processes one value. It runs in many goroutines, for values in any order.
 	work func(ctx context.Context, v *T) error
-	// collect receives one value after work. It runs in one goroutine, for values in
-	// the order in which they were sent.
+	// collect receives each value after work has processed the value. It runs in one
+	// goroutine, for values in the order in which they were sent.
 	collect func(ctx context.Context, v *T) error
 	// after runs in the goroutine of collect after each call of collect; nil: nothing.
 	after func(v *T) error

@@ -37,9 +37,9 @@ const (
 )
 
 // ErrNotShared says that ReflinkAlways was asked for and not all data can be shared.
-var ErrNotShared = errors.New("cannot share blocks")
+var ErrNotShared = errors.New("the source and the target cannot share blocks")
 
-// sharer finds the data of a source that a target can share.
+// sharer finds the ranges of a source whose blocks a target can share.
 type sharer struct {
 	src    source.InFile
 	unit   func(*os.File) int64 // sink.Cloner's CloneUnit

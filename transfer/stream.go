@@ -69,7 +69,7 @@ type stream struct {
 	interrupt func(cause error) // Options.Interrupt
 }
 
-// produce reads the stream to its end and sends the bytes as pieces.
+// produce reads the stream to its end and sends its bytes as pieces to the pipeline.
 func (s *stream) produce(ctx context.Context, o *ordered[piece]) error {
 	if s.interrupt != nil {
 		defer context.AfterFunc(ctx, func() { s.interrupt(context.Cause(ctx)) })()

@@ -51,7 +51,7 @@ func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOption
 	return s.sum.Value(), nil
 }
 
-// summing is one call of Sum.
+// summing holds the state of one call of Sum.
 type summing struct {
 	side
 	o   CompareOptions
