@@ -25,12 +25,13 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 			return nil, &UnfinishedError{r.o.Store.path, done, len(jobs)}
 		}
 		for _, j := range jobs {
-			queue = append(queue, &attempt{job: j, runner: r.o.Runner(j)})
+			queue = append(queue, newAttempt(j, r.o.Runner(j)))
 		}
 		return queue, nil
 	}
 	for i, j := range jobs {
-		a := &attempt{job: j, runner: r.o.Runner(j), resume: true}
+		a := newAttempt(j, r.o.Runner(j))
+		a.resume = true
 		if e := entries[i]; e != nil {
 			a.number, a.redo = e.Attempts, e.Redo || e.Phase == phaseDone || e.Phase == phaseCopied
 			if r.wasDone(a, e) {

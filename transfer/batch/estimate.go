@@ -135,7 +135,7 @@ func newForecast(jobs []Expected, limits Limits, reached Reached) *forecast {
 		e.Rate = max(e.Rate, 1)
 		f.known[e.Job] = e
 		f.left[e.Job.HostKey()] += float64(e.Bytes)
-		f.queue = append(f.queue, &attempt{job: e.Job, runner: forecastRunner{size: e.Size}})
+		f.queue = append(f.queue, &attempt{job: e.Job, runner: forecastRunner{size: e.Size}, demand: e.Job.Demand()})
 	}
 	f.queue = longestFirst(f.queue)
 	return f
@@ -144,7 +144,7 @@ func newForecast(jobs []Expected, limits Limits, reached Reached) *forecast {
 // start starts the jobs that the limits allow.
 func (f *forecast) start() {
 	for f.run.disks < f.run.o.Limits.Total {
-		i := slices.IndexFunc(f.queue, func(a *attempt) bool { return f.run.fits(a.job.Demand()) })
+		i := slices.IndexFunc(f.queue, func(a *attempt) bool { return f.run.fits(&a.demand) })
 		if i < 0 {
 			return
 		}

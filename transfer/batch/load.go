@@ -13,9 +13,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/nearest"
 )
 
-// Load reads a job file. Messages call the file name. Relative paths in the file start
-// from the absolute path dir. If the file has mistakes, the error is a *[FileError] that
-// lists all of them.
+// Load reads a job file. name is the name of the file in messages. Relative paths in the
+// file start from the absolute path dir. If the file has mistakes, the error is a
+// *[FileError] that lists all of them.
 func Load(r io.Reader, name, dir string, spec *Spec) (*File, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxFile+1))
 	if err != nil {

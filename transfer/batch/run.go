@@ -162,11 +162,14 @@ type run struct {
 type attempt struct {
 	job    *Job
 	runner Runner
-	number int // of earlier attempts
+	demand Demand // of runner; the scheduler compares it with the limits very often
+	number int    // of earlier attempts
 	resume bool
 	redo   bool           // the job was done before
 	copied *report.Report // of a copy that is whole; only the after command is missing
 }
+
+func newAttempt(j *Job, r Runner) *attempt { return &attempt{job: j, runner: r, demand: r.Demand()} }
 
 // longestFirst sorts jobs by size, the largest first, if all sizes are known. Otherwise
 // a batch could end with one long copy that runs alone.

@@ -21,14 +21,14 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 	var again []*attempt
 	for round := 0; ; {
 		for ctx.Err() == nil && !stop && r.disks < r.o.Limits.Total {
-			i := slices.IndexFunc(queue, func(a *attempt) bool { return r.fits(a.runner.Demand()) })
+			i := slices.IndexFunc(queue, func(a *attempt) bool { return r.fits(&a.demand) })
 			if i < 0 {
 				break
 			}
 			a := queue[i]
 			queue = slices.Delete(queue, i, i+1)
 			running++
-			r.occupy(a.runner.Demand())
+			r.occupy(a.demand)
 			go func() { ends <- end{a, r.work(ctx, a)} }()
 		}
 		if running == 0 {
@@ -47,11 +47,11 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 		}
 		e := <-ends
 		running--
-		r.release(e.a.runner.Demand())
+		r.release(e.a.demand)
 		r.reports[e.a.job] = e.report
 		failed := e.report.Status == report.StatusFailed || e.report.Status == report.StatusMismatch
 		if failed && e.report.Exit == exit.Resumable && round < r.o.Limits.Rounds && ctx.Err() == nil {
-			again = append(again, &attempt{job: e.a.job, runner: e.a.runner, number: e.report.Attempts, resume: true, redo: e.a.redo})
+			again = append(again, &attempt{job: e.a.job, runner: e.a.runner, demand: e.a.demand, number: e.report.Attempts, resume: true, redo: e.a.redo})
 			continue
 		}
 		if failed && !r.o.ContinueOnError {
@@ -99,7 +99,7 @@ func (r *run) pause(ctx context.Context, jobs, round int) bool {
 
 // fits reports whether the limits let a job start now. A job with more disks than
 // Limits.Total starts when no other job runs.
-func (r *run) fits(d Demand) bool {
+func (r *run) fits(d *Demand) bool {
 	l := r.o.Limits
 	if r.disks > 0 && r.disks+d.Disks > l.Total {
 		return false
