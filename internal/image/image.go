@@ -84,8 +84,8 @@ func Weaker(proof, other string) string {
 	return proof
 }
 
-// ReadUncached makes reads of all files uncached that support it. Files that are nil
-// are skipped.
+// ReadUncached calls ReadUncached of each file that has the ability source.Uncached.
+// Files that are nil are skipped.
 func ReadUncached(files ...source.Disk) {
 	for _, f := range files {
 		if f == nil {

@@ -121,7 +121,8 @@ func (m *Memory) Piece(p []byte, file uint64, unit, in, size int64, unpack func(
 	return nil
 }
 
-// growth is the unit in bytes in which buffers grow.
+// growth is the number of bytes to whose multiples Grow rounds the size of a new buffer
+// up.
 const growth = 64 << 10
 
 // Grow returns b with a length of n bytes and undefined content. It allocates a new

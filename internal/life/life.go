@@ -84,8 +84,8 @@ func (l *Life) End() {
 	}
 }
 
-// Close makes Begin fail from now on, waits for the calls in progress, and then
-// returns what release returns. It must not be called within a call. If Close was
+// Close makes Begin fail from now on, waits for the calls in progress, and then returns
+// the result of release. It must not be called between Begin and End. If Close was
 // called before, the error wraps os.ErrClosed.
 func (l *Life) Close(release func() error) error {
 	if l.closed.Swap(true) {

@@ -185,14 +185,14 @@ func (d *Disk) ReadUncached() { image.ReadUncached(d.base) }
 // Callers need a place only for a single request.
 const inFileAhead = 64 << 20
 
-// InFile returns the place of blocks that are present in the layer, and for absent
-// blocks what the base returns. With OnRead it returns no place for absent blocks,
+// InFile returns the place of a present block in the layer, and for an absent block the
+// place that the base returns. With OnRead it returns no place for absent blocks,
 // because reads that bypass this disk would not be copied.
 //
-// An answer holds until the range is written. That is enough to answer one request from
-// the file: the base never changes and a block never changes its place, so that the
-// file has what the range held at some time since InFile was called, as with any read
-// that overlaps a write.
+// A place is valid until its range is written. A caller may still read from it to
+// answer one request: the base never changes and a block never changes its place, so
+// that the file has what the range held at some time since InFile was called, as with
+// any read that overlaps a write.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false

@@ -325,7 +325,7 @@ func (t *table) writePages(durable bool) error {
 		}
 		t.mu.Unlock()
 		if _, err := t.store.sys.pwrite(t.store.files[0], image[:], tableStart+i*pageSize); err != nil {
-			return fmt.Errorf("write the table of the layer: %w", cause(err))
+			return fmt.Errorf("cannot write the table of the layer: %w", cause(err))
 		}
 		t.mu.Lock()
 		p.writing, p.frozen = false, nil
