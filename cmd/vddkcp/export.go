@@ -55,7 +55,7 @@ type namedSource struct{ name, src string }
 func (s *namedSource) UnmarshalText(text []byte) error {
 	name, src, ok := strings.Cut(string(text), "=")
 	if !ok || src == "" {
-		return errors.New("want NAME=SRC")
+		return errors.New("want a value of the form NAME=SRC")
 	}
 	*s = namedSource{name, src}
 	return nil
@@ -77,7 +77,7 @@ func (f *cowFlag) Decode(ctx *kong.DecodeContext) error {
 		return nil
 	}
 	if f.file = fmt.Sprint(ctx.Scan.Pop().Value); f.file == "" {
-		return errors.New("want the path of a file after =")
+		return errors.New("want the path of a file after --cow=")
 	}
 	return nil
 }

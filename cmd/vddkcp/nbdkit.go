@@ -93,7 +93,7 @@ func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
 	case name == "tls-psk":
 		return nil, &usageError{err: errors.New("--tls-psk: pre-shared keys are not supported (Go's TLS has none)"), hint: "--tls-certificates DIR, and --tls-verify-peer for certificates of clients"}
 	case name == "port" && len(l.operands) > 0 && l.operands[0] == "vddk":
-		return nil, &usageError{err: errors.New("--port is ambiguous: with nbdkit the port to listen on, with vddkcp the port of the VMware server"), hint: "-p N to listen on, port=N for the server's"}
+		return nil, &usageError{err: errors.New("--port is ambiguous: with nbdkit the port to listen on, with vddkcp the port of the VMware server"), hint: "use -p N for the port to listen on, and port=N for the port of the server"}
 	case flag == nil && nbdkitOptions[name] != "":
 		return nil, &usageError{err: fmt.Errorf("--%s: vddkcp accepts only the short form of this option of nbdkit", name), hint: "want " + nbdkitOptions[name]}
 	case flag == nil:
@@ -122,7 +122,7 @@ func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
 			value := after
 			if value == "" {
 				if len(rest) == 0 {
-					return nil, &usageError{err: fmt.Errorf("-%c: the value is missing", letter)}
+					return nil, &usageError{err: fmt.Errorf("option -%c: the value is missing", letter)}
 				}
 				value, rest = rest[0], rest[1:]
 			}

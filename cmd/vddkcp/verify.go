@@ -168,7 +168,7 @@ func (c *verifyCommand) addresses() (at addresses, err error) {
 		target = c.Dst
 	}
 	if target == (address.Null{}).String() {
-		return at, &usageError{err: errors.New("target: null: drops all data, so there is nothing to verify"), hint: "a file of that name is ./null:"}
+		return at, &usageError{err: errors.New("target: null: drops all data, so there is nothing to verify"), hint: "for a file of that name write ./null:"}
 	}
 	if at.target, err = address.Parse(target, address.Disk); err != nil {
 		return at, fmt.Errorf("target: %w", err)

@@ -110,7 +110,7 @@ func nbdkitBool(s string) (bool, error) {
 	case "0", "false", "f", "no", "n", "off":
 		return false, nil
 	}
-	return false, fmt.Errorf("%q: want true or false", s)
+	return false, fmt.Errorf("value %q: want true or false", s)
 }
 
 // rewriteWords replaces the KEY=VALUE words of a command line by flags. The result

@@ -39,7 +39,7 @@ func TestWords(t *testing.T) {
 		"Server=h|/x":            {fails: "did you mean server=?"},
 		"thumb-print=h|/x":       {fails: "did you mean thumbprint=?"},
 		"fiel=h|/x":              {fails: "did you mean file=?"},
-		"single-link=maybe|/x":   {fails: `single-link=: "maybe": want true or false`},
+		"single-link=maybe|/x":   {fails: `single-link=: value "maybe": want true or false`},
 		"server=h|user=u":        {kind: wordsForTwoDisks, fails: "the target DST is missing"},
 		"server=h|/x|/y|o":       {kind: wordsForTwoDisks, fails: "more than one disk is given: /x, /y"},
 		"server=h|file=/x|/y|o":  {kind: wordsForTwoDisks, fails: "more than one disk is given: /y, /x"},

@@ -24,7 +24,7 @@ func (p Place) planQcow2(size int64, o Options) (*Target, error) {
 	case size == sink.UnknownSize:
 		return nil, usage.Errorf("%s: a qcow2 image needs to know the size of the disk: give it with --size", path)
 	case o.Preallocation != "" && o.Preallocation != raw.PreallocateOff:
-		return nil, usage.Errorf("%s: --preallocation %s is for raw disks", path, o.Preallocation)
+		return nil, usage.Errorf("%s: --preallocation %s is for raw disks only", path, o.Preallocation)
 	}
 	method, level, err := "none", 0, error(nil)
 	if o.Compress != "" {

@@ -48,7 +48,7 @@ func (v *overlay) fill(off int64, n int) error {
 			if err == nil || err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
-			return fmt.Errorf("backing %s, [%d, %d): %w", v.name, off, off+has, err)
+			return fmt.Errorf("cannot read bytes [%[2]d, %[3]d) of the backing file %[1]s: %[4]w", v.name, off, off+has, err)
 		}
 	}
 	v.read = b
@@ -66,7 +66,7 @@ func (d *disk) hide(ctx context.Context, off, n int64) error {
 	next := off >> d.shift // the first cluster that is not handled yet
 	for e, err := range source.Covered(ctx, d.o.Backing, off, has-off) {
 		if err != nil {
-			return fmt.Errorf("backing %s: %w", d.o.BackingName, err)
+			return fmt.Errorf("cannot get the allocation of the backing file %s: %w", d.o.BackingName, err)
 		}
 		if e.Kind == source.Zero {
 			continue

@@ -66,7 +66,7 @@ func (o Options) normal(size int64) (Options, layout, error) {
 			return o, layout{}, fmt.Errorf("compression level %[4]d is invalid: %[1]s has levels %[2]d to %[3]d", o.Compression, least, most, o.Level)
 		}
 	case o.Compression != None:
-		return o, layout{}, fmt.Errorf("compression %q: want none, zlib or zstd", o.Compression)
+		return o, layout{}, fmt.Errorf("compression method %q: want none, zlib or zstd", o.Compression)
 	case o.Level != 0:
 		return o, layout{}, fmt.Errorf("compression level %d without a compression method", o.Level)
 	}
@@ -102,7 +102,7 @@ func Check(address string, size int64, o Options) error {
 	}
 	_, fileOptions, err := o.resumed(l)
 	if err != nil {
-		return fmt.Errorf("resume %s: %w", address, err)
+		return fmt.Errorf("cannot resume %s: %w", address, err)
 	}
 	return raw.CheckImage(address, fileOptions)
 }
@@ -143,7 +143,7 @@ func Create(ctx context.Context, address string, size int64, o Options) (sink.Di
 func create(ctx context.Context, address string, l layout, o Options, open func(raw.Options) (raw.Image, error)) (_ sink.Disk, err error) {
 	s, fileOptions, err := o.resumed(l)
 	if err != nil {
-		return nil, fmt.Errorf("resume %s: %w", address, err)
+		return nil, fmt.Errorf("cannot resume %s: %w", address, err)
 	}
 	f, err := open(fileOptions)
 	if err != nil {
@@ -413,7 +413,7 @@ func (d cloning) CloneFrom(f *os.File, pos, off, n int64) error {
 			d.life.Done()
 			return err
 		}
-		err = fmt.Errorf("after a part of the range was shared: %v", err)
+		err = fmt.Errorf("sharing blocks failed after a part of the range was shared: %v", err)
 	}
 	return d.endCall(off, n, err)
 }

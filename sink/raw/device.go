@@ -59,7 +59,7 @@ func createDevice(ctx context.Context, path string, size int64, o Options, sys s
 	sector, err := unix.IoctlGetUint32(int(f.Fd()), unix.BLKSSZGET)
 	if err != nil {
 		f.Close()
-		return nil, fmt.Errorf("sector size of %s: %w", path, err)
+		return nil, fmt.Errorf("cannot get the sector size of %s: %w", path, err)
 	}
 	d := &device{
 		life:   newLife(ctx, path, size),
@@ -110,7 +110,7 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 	}
 	has, err = f.Seek(0, io.SeekEnd)
 	if err != nil {
-		return nil, 0, fmt.Errorf("size of %s: %w", path, err)
+		return nil, 0, fmt.Errorf("cannot get the size of %s: %w", path, err)
 	}
 	if has < size {
 		return nil, 0, fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk has %d (%s)", path, has, bytesize.Format(has), size, bytesize.Format(size))

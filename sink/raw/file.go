@@ -163,7 +163,7 @@ func (d *file) drop() error {
 		return err
 	}
 	if err := d.w.sys.unlink(p.fd(), p.partial); err != nil {
-		return fmt.Errorf("remove %s: %w", p.partialPath(), err)
+		return fmt.Errorf("cannot remove %s: %w", p.partialPath(), err)
 	}
 	return nil
 }
@@ -257,7 +257,7 @@ func (d *file) MaxParallel() int { return 1 }
 func (d *file) Identity() (string, error) {
 	id, err := fileid.Of(int(d.w.f.Fd()))
 	if err != nil {
-		return "", fmt.Errorf("identity of %s: %w", d.w.name, err)
+		return "", fmt.Errorf("cannot determine the identity of %s: %w", d.w.name, err)
 	}
 	return id, nil
 }
@@ -437,7 +437,7 @@ func (d *file) Abort() error {
 		// A file that another process has put under that name is not removed.
 		if d.made && p.holds(p.partial, d.w.f) {
 			if err = d.w.sys.unlink(p.fd(), p.partial); err != nil {
-				err = fmt.Errorf("remove %s: %w", p.partialPath(), err)
+				err = fmt.Errorf("cannot remove %s: %w", p.partialPath(), err)
 			}
 		}
 		d.w.close() // an error does not matter: the file is removed

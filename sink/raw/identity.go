@@ -16,7 +16,7 @@ import (
 func deviceIdentity(f *os.File, size int64) (string, error) {
 	var st unix.Stat_t
 	if err := eintr.Retry(func() error { return unix.Fstat(int(f.Fd()), &st) }); err != nil {
-		return "", fmt.Errorf("identity of %s: %w", f.Name(), err)
+		return "", fmt.Errorf("cannot determine the identity of %s: %w", f.Name(), err)
 	}
 	number := fmt.Sprintf("%d:%d", unix.Major(st.Rdev), unix.Minor(st.Rdev))
 	return fmt.Sprintf("%s of %d bytes", describeDevice("/sys/dev/block", number), size), nil

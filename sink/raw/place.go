@@ -45,12 +45,12 @@ func openPlace(path string) (*place, error) {
 	}
 	root, err := os.OpenRoot(real)
 	if err != nil {
-		return nil, fmt.Errorf("the folder of %s: %w", path, err)
+		return nil, fmt.Errorf("cannot open the folder of %s: %w", path, err)
 	}
 	dir, err := root.Open(".")
 	if err != nil {
 		root.Close()
-		return nil, fmt.Errorf("the folder of %s: %w", path, err)
+		return nil, fmt.Errorf("cannot open the folder of %s: %w", path, err)
 	}
 	return &place{root: root, dir: dir, given: path, path: filepath.Join(real, name), name: name, partial: name + ".partial"}, nil
 }
@@ -69,7 +69,7 @@ func resolve(given string) (folder, name string, err error) {
 			folder = "."
 		}
 		if folder, err = filepath.EvalSymlinks(folder); err != nil {
-			return "", "", fmt.Errorf("the folder of %s: %w", given, err)
+			return "", "", fmt.Errorf("cannot open the folder of %s: %w", given, err)
 		}
 		link, err := os.Readlink(filepath.Join(folder, name))
 		if err != nil {
@@ -120,7 +120,7 @@ func (p *place) elsewhere() error {
 		return nil
 	}
 	if err == nil {
-		err = fmt.Errorf("it now leads to %s", filepath.Join(folder, name))
+		err = fmt.Errorf("the path now leads to %s", filepath.Join(folder, name))
 	}
 	return fmt.Errorf("a symbolic link in %s was changed during the copy (%w): the disk is at %s: %w", p.given, err, p.path, sink.ErrElsewhere)
 }
@@ -129,7 +129,7 @@ func (p *place) folderElsewhere() error {
 	folder := filepath.Dir(p.path)
 	held, err := p.dir.Stat()
 	if err != nil {
-		return fmt.Errorf("the folder of %s: %w", p.path, err)
+		return fmt.Errorf("cannot open the folder of %s: %w", p.path, err)
 	}
 	now, err := os.Stat(folder)
 	if err == nil && os.SameFile(held, now) {
@@ -231,7 +231,7 @@ func (p *place) checkPartial(o Options) (os.FileInfo, error) {
 	}
 	if info == nil {
 		if o.State != nil {
-			return nil, fmt.Errorf("resume: %s: %w", path, fs.ErrNotExist)
+			return nil, fmt.Errorf("cannot resume: %s: %w", path, fs.ErrNotExist)
 		}
 		return nil, nil
 	}
@@ -303,7 +303,7 @@ func lock(f *os.File) error {
 		return fmt.Errorf("%s is being written by another process", f.Name())
 	}
 	if err != nil && !lacking(err) && !errors.Is(err, unix.ENOLCK) {
-		return fmt.Errorf("lock %s: %w", f.Name(), err)
+		return fmt.Errorf("cannot lock %s: %w", f.Name(), err)
 	}
 	return nil
 }

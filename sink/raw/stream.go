@@ -155,7 +155,7 @@ func (d *stream) SetSize(n int64) error { return d.life.SetSize(n, nothing) }
 func (d *stream) Finish(ctx context.Context) error {
 	return d.Advance(ctx, lifecycle.Writing, func() error {
 		if d.next != d.Size {
-			return fmt.Errorf("%s got %d of %d bytes", d.Name, d.next, d.Size)
+			return fmt.Errorf("%s: only %d of %d bytes were written", d.Name, d.next, d.Size)
 		}
 		// Pipes, sockets and most character devices have no data to sync.
 		err := d.w.Sync()

@@ -146,7 +146,7 @@ func (w *writer) writeBack(off, n int64) error {
 	if err != nil && !lacking(err) {
 		// This call may be the only one to which the kernel reports that data was
 		// lost.
-		return fmt.Errorf("write back %s, [%d, %d): %w", w.name, off, off+n, explain(fd, err))
+		return fmt.Errorf("cannot write back bytes [%[2]d, %[3]d) of %[1]s: %[4]w", w.name, off, off+n, explain(fd, err))
 	}
 	if w.drop {
 		unix.Fadvise(fd, off, n, unix.FADV_DONTNEED)

@@ -273,7 +273,7 @@ func (d *memoryDisk) ZeroAt(ctx context.Context, off, n int64) error {
 func (d *memoryDisk) SameAt(ctx context.Context, off, n int64) error {
 	return d.put(ctx, Call{OpSame, off, n}, func() error {
 		if d.backing == nil {
-			return errors.New("there is no backing")
+			return errors.New("SameAt needs a backing disk")
 		}
 		if d.m.CountOnly {
 			return nil

@@ -204,14 +204,14 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 // it meanwhile.
 func writePidFile(path string) (remove func(), err error) {
 	if err := durable.Write(path, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
-		return nil, fmt.Errorf("process id: %w", err)
+		return nil, fmt.Errorf("cannot write the process ID: %w", err)
 	}
 	if _, ok := durable.Descriptor(path); ok {
 		return func() {}, nil
 	}
 	ours, err := os.Lstat(path)
 	if err != nil {
-		return nil, fmt.Errorf("process id: %w", err)
+		return nil, fmt.Errorf("cannot write the process ID: %w", err)
 	}
 	return func() {
 		if now, err := os.Lstat(path); err == nil && now.Mode().IsRegular() && os.SameFile(now, ours) {

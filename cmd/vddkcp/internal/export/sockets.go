@@ -61,7 +61,7 @@ func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) 
 			if s.folder == "" {
 				folder, err := os.MkdirTemp("", "vddkcp-")
 				if err != nil {
-					return fmt.Errorf("private socket: %w", err)
+					return fmt.Errorf("cannot create a private socket: %w", err)
 				}
 				s.folder = folder
 			}
@@ -142,7 +142,7 @@ func (s *sockets) close(log *slog.Logger) {
 	}
 	if s.folder != "" {
 		if err := os.RemoveAll(s.folder); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			log.Warn(fmt.Sprintf("private socket: %v", err))
+			log.Warn(fmt.Sprintf("cannot remove the folder of the private socket: %v", err))
 		}
 	}
 }

@@ -60,7 +60,7 @@ func (s *statsFile) replace(operations []server.Operation) error {
 		err = durable.Write(s.path, append(text, '\n'), 0o644)
 	}
 	if err != nil {
-		return fmt.Errorf("stats: %w", err)
+		return fmt.Errorf("cannot write the statistics: %w", err)
 	}
 	return nil
 }
