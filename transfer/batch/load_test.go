@@ -121,9 +121,9 @@ func TestLoadTellsMistakes(t *testing.T) {
 			"1:57: jobs[0].depth: 1.5: want a whole number", "1:70: jobs[0].sparse: 1e3: want a whole number",
 		}},
 		{"no size", `{"version":1,"limits":{"rate":"fast","nfc_buffer":0},"jobs":[{` + ok + `,"sparse":"4kb"}]}`, []string{
-			`1:31: limits.rate: size "fast": not a whole number of bytes; use 512, 64KiB, 1MiB, 2GiB`,
+			`1:31: limits.rate: size "fast": want a whole number of bytes; write for example 512, 64KiB, 1MiB or 2GiB`,
 			"1:51: limits.nfc_buffer: 0 would let nothing run",
-			`1:98: jobs[0].sparse: size "4kb": unknown unit "kb"; use 512, 64KiB, 1MiB, 2GiB`,
+			`1:98: jobs[0].sparse: size "4kb": unknown unit "kb"; write for example 512, 64KiB, 1MiB or 2GiB`,
 		}},
 		{"limits", `{"version":1,"limits":{"total":0,"rounds":-1,"per_host":"2"},"jobs":[{` + ok + `}]}`, []string{
 			"1:32: limits.total: 0: want 1 to 1000", "1:43: limits.rounds: -1: want 0 to 100", "1:57: limits.per_host: want a whole number, found a string",
@@ -131,9 +131,9 @@ func TestLoadTellsMistakes(t *testing.T) {
 		{"huge and negative numbers", `{"version":1,"limits":{"total":99999999999999999999,"rate":"-5"},"jobs":[{` + ok + `,"sparse":123456789012345678901234567890},
 			{"source":"a","target":"c","sparse":-4096,"depth":1e999}]}`, []string{
 			"1:32: limits.total: 99999999999999999999: want 1 to 1000",
-			`1:60: limits.rate: size "-5": not a whole number of bytes; use 512, 64KiB, 1MiB, 2GiB`,
-			`1:110: jobs[0].sparse: size "123456789012345678901234567890": more than 8 EiB`,
-			`2:40: jobs[1].sparse: size "-4096": not a whole number of bytes; use 512, 64KiB, 1MiB, 2GiB`,
+			`1:60: limits.rate: size "-5": want a whole number of bytes; write for example 512, 64KiB, 1MiB or 2GiB`,
+			`1:110: jobs[0].sparse: the size "123456789012345678901234567890" is more than 8 EiB`,
+			`2:40: jobs[1].sparse: size "-4096": want a whole number of bytes; write for example 512, 64KiB, 1MiB or 2GiB`,
 			"2:54: jobs[1].depth: 1e999: want a whole number",
 		}},
 		{"long name", `{"version":1,"jobs":[{` + ok + `,"` + strings.Repeat("x", 1<<20) + `":1}]}`, []string{`1:49: jobs[0]."` + strings.Repeat("x", 64) + `": unknown field`}},
