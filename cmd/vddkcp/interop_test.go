@@ -156,7 +156,7 @@ func TestNoSpace(t *testing.T) {
 	out := filepath.Join(small, "out.raw")
 
 	// Known before: nothing is begun.
-	refuses(t, "needs 16.0 MiB (16777216 bytes), and the file system has 8.0 MiB free", out, big, out)
+	refuses(t, "needs 16.0 MiB (16777216 bytes), but the file system has only 8.0 MiB free", out, big, out)
 	// Found out on the way, since a stream tells nobody its size.
 	cmd := command(t, "-", out)
 	stdin, err := os.Open(big)

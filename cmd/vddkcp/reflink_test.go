@@ -116,7 +116,7 @@ func TestReflink(t *testing.T) {
 			big := in("big.raw")
 			random(t, big, 550<<20)
 			sh(t, "sync -f %s", big)
-			refuses(t, "and the file system has", out, "--reflink=never", big, out)
+			refuses(t, "but the file system has only", out, "--reflink=never", big, out)
 			sh(t, "%s --dry-run %s %s | grep -q '^of these shared: 576716800 bytes'", must(binary()), big, out)
 			copies(t, big, out)
 			peer.Run(t, "cmp", big, out)
