@@ -78,7 +78,7 @@ func TestFaultsOfTheFileSystem(t *testing.T) {
 		{name: "nothing", exit: 0},
 		{name: "the first write fails", faults: []fault{{Call: "write", At: 3, Errno: syscall.EIO}}, exit: 1, says: "input/output error"},
 		{name: "the last write fails", faults: []fault{{Call: "write", At: 12, Errno: syscall.EIO}}, exit: 1, says: "input/output error"},
-		{name: "no space", faults: []fault{{Call: "write", At: 9, Errno: syscall.ENOSPC}}, exit: 75, says: "hint: with --resume", kept: true},
+		{name: "no space", faults: []fault{{Call: "write", At: 9, Errno: syscall.ENOSPC}}, exit: 75, says: "hint: run again with --resume", kept: true},
 		{name: "quota", faults: []fault{{Call: "write", At: 9, Errno: syscall.EDQUOT}}, exit: 75, says: "quota", kept: true},
 		{name: "short writes", faults: []fault{{Call: "write", Do: "short"}}, exit: 0},
 		{name: "slow", faults: []fault{{Call: "write", At: 5, Do: "delay"}, {Call: "fsync", Do: "delay"}}, exit: 0},

@@ -108,7 +108,7 @@ func TestOddVMDKs(t *testing.T) {
 		describeVMDK(t, in("child.vmdk"), func(text string) string {
 			return strings.Replace(text, `"base.vmdk"`, `"C:\VMs\base.vmdk"`, 1)
 		})
-		everyCommand(t, in("child.vmdk"), child, false, `its parent "C:\\VMs\\base.vmdk" is a path of another host`)
+		everyCommand(t, in("child.vmdk"), child, false, `the parent "C:\\VMs\\base.vmdk" is a path of another host`)
 	})
 	t.Run("differencing image", func(t *testing.T) {
 		folder := t.TempDir()
@@ -127,7 +127,7 @@ func TestOddVMDKs(t *testing.T) {
 		if err := os.Remove(filepath.Join(folder, "{p}.vmdk")); err != nil {
 			t.Fatal(err)
 		}
-		everyCommand(t, filepath.Join(folder, "{c}.vmdk"), child, true, "its parent is the image with the UUID")
+		everyCommand(t, filepath.Join(folder, "{c}.vmdk"), child, true, "cannot find the parent, the image with the UUID")
 		if r := vddkcp(t, "info", filepath.Join(folder, "{c}.vmdk")); r.exit != 1 {
 			t.Errorf("info of an image without its parent: exit status %d", r.exit)
 		}

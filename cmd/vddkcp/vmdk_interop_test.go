@@ -67,7 +67,7 @@ func TestVMDKTargetFaults(t *testing.T) {
 	if _, err := os.Lstat(out); err == nil {
 		t.Error("a killed copy has the final name")
 	}
-	if r := vddkcp(t, big, out); r.exit != 1 || !strings.Contains(r.stderr, "drop it with --force") {
+	if r := vddkcp(t, big, out); r.exit != 1 || !strings.Contains(r.stderr, "--force drops it") {
 		t.Errorf("over what was left: exit status %d\n%s", r.exit, r.stderr)
 	}
 	copies(t, "--force", "--verify", big, out)
