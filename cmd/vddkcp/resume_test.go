@@ -193,7 +193,7 @@ func TestResumeWithOtherFlags(t *testing.T) {
 func TestEveryFlagIsHeldOrHarmless(t *testing.T) {
 	text := string(read(t, "../../docs/journal.md"))
 	_, text, found := strings.Cut(text, "## What decides the content of a target")
-	held, harmless, both := strings.Cut(text, "These decide nothing of the content")
+	held, harmless, both := strings.Cut(text, "## What does not decide the content of a target")
 	if !found || !both {
 		t.Fatal("docs/journal.md has no tables of flags")
 	}
