@@ -43,7 +43,7 @@ func New(first uint64, chunks uint32, size uint64, blocks []Block) (*Map, error)
 	next := first
 	for i, b := range blocks {
 		if b.Start < next || b.Count == 0 || b.Start > end || b.Count > end-b.Start {
-			return nil, fmt.Errorf("block %d of the answer is [%d, +%d), want one in [%d, %d) (sectors)", i, b.Start, b.Count, next, end)
+			return nil, fmt.Errorf("block %d of the answer has %d sectors from sector %d on, want one or more sectors from %d to %d", i, b.Count, b.Start, next, end)
 		}
 		next = b.Start + b.Count
 		from := uint32((b.Start - first) / size)
@@ -85,8 +85,9 @@ func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 		w := a.bits[end/64] >> (end % 64)
 		if allocated {
 			w = ^w
-			// The shift has filled the top of w with zeros, which are ones now. They are
-			// cleared, because they are not the end of the run.
+			// The shift filled the top of w with zeros, which the complement turned into
+			// ones. They are cleared here, because otherwise TrailingZeros64 would take
+			// the first of them for the end of the run.
 			if n := 64 - end%64; n < 64 {
 				w &= 1<<n - 1
 			}
@@ -116,8 +117,8 @@ type knownWindow struct {
 	*Map
 }
 
-// NewWindows returns Windows without a map. It keeps maps of up to most bytes together, and
-// always at least one.
+// NewWindows returns Windows without a map. The maps that it keeps have at most the given
+// number of bytes together, except that it always keeps the last one.
 func NewWindows(most int) *Windows {
 	return &Windows{most: most, known: make(map[int64]*list.Element)}
 }
@@ -154,7 +155,7 @@ func (w *Windows) Put(number int64, a *Map) {
 // Chunks returns the number of chunks that the map describes.
 func (a *Map) Chunks() uint32 { return a.chunks }
 
-// Bytes returns how much memory the maps take that are kept.
+// Bytes returns the number of bytes of memory that the kept maps take.
 func (w *Windows) Bytes() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -126,7 +126,7 @@ func openInPlace(path string) (*os.File, error) {
 func OpenOutput(path string, flags int) (*os.File, error) {
 	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK|unix.O_NOCTTY, 0o666)
 	if errors.Is(err, unix.ENXIO) {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("no process reads from this FIFO")}
+		return nil, &fs.PathError{Op: "open", Path: path, Err: errors.New("no process reads from the FIFO")}
 	}
 	return f, err
 }

@@ -82,7 +82,7 @@ func TestWriteInPlace(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Write(fifo, []byte("text"), 0o644); err == nil || !strings.Contains(err.Error(), "no process reads from this FIFO") {
+	if err := Write(fifo, []byte("text"), 0o644); err == nil || !strings.Contains(err.Error(), "no process reads from the FIFO") {
 		t.Errorf("a FIFO without a reader: %v", err)
 	}
 	r, err := os.OpenFile(fifo, os.O_RDONLY|unix.O_NONBLOCK, 0)

@@ -8,13 +8,13 @@ import (
 	"io"
 )
 
-// Record is the format of a record that a file holds in two slots, so that one copy
-// is whole whenever the power fails: the slots are written one after the other, each
-// durable before the other is touched.
+// Record is the format of a record that a file holds twice, in two slots. A caller
+// makes one slot durable before it writes the other, so that one slot is intact even if
+// the power fails during a write.
 //
-// A slot is Magic, the version, the length of the payload, the sequence number where
-// the record is Numbered, a checksum (CRC-32C) of all this and the payload, and the
-// payload. Numbers are little endian, of 4 bytes each; the sequence number has 8.
+// A slot consists of Magic, the version, the length of the payload, the sequence number
+// (only if Numbered is set), a checksum (CRC-32C) of these fields and the payload, and
+// the payload. Numbers are little endian, of 4 bytes each; the sequence number has 8.
 type Record struct {
 	Magic    string // begins each slot
 	Version  uint32
@@ -24,9 +24,9 @@ type Record struct {
 
 var (
 	// ErrNoRecord says that a slot does not begin with the magic of the record.
-	ErrNoRecord = errors.New("the slot has no record")
-	// ErrTorn says that a slot begins like a record and fails its checksum: it was
-	// not written as a whole, or is damaged.
+	ErrNoRecord = errors.New("the slot of the file has no record")
+	// ErrTorn says that a slot begins with the magic of the record but its checksum is
+	// wrong: the slot was not written completely, or is damaged.
 	ErrTorn = errors.New("the record is incomplete or damaged")
 )
 

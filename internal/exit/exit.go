@@ -5,13 +5,14 @@
 // package transfer/report reads.
 package exit
 
-// The exit statuses.
+// These are the exit statuses.
 const (
 	Failed     = 1 // the run failed, and no other status says more
 	Usage      = 2 // the command line, the job file or a parameter is wrong
 	Difference = 3 // two disks, or a disk and its digest, differ
 	SomeJobs   = 4 // some jobs of a batch are done, others failed
 	Resumable  = 75
-	// Signal plus the number of a signal is the status of a run that it stopped.
+	// Signal is added to the number of a signal for the exit status of a run that this
+	// signal stopped.
 	Signal = 128
 )

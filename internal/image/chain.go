@@ -13,9 +13,10 @@ import (
 // errStop ends a scan when the caller of the iterator stops early.
 var errStop = errors.New("stop")
 
-// Extents implements the Extents of a disk of size bytes, which errors call name. scan
-// adds the extents of [off, off+length) to out, in order; the iteration ends with the
-// error of scan. Adjacent extents of the same kind are merged.
+// Extents implements the Extents of a disk of size bytes. name is the name of the disk
+// in errors. scan adds the extents of [off, off+length) to out, in order. If scan
+// fails, the iteration ends with its error. Adjacent extents of the same kind are
+// merged.
 func Extents(name string, size, off, length int64, scan func(out *Merger) error) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		if !life.InDisk(off, length, size) {
@@ -27,8 +28,8 @@ func Extents(name string, size, off, length int64, scan func(out *Merger) error)
 		case err == nil:
 			out.flush()
 		case err != errStop:
-			// The extent that Merger has not yielded yet is dropped: it is correct, but
-			// of no use without the rest of the range.
+			// The last extent, which out has not yielded yet, is dropped. It is
+			// correct, but useless to the caller without the rest of the range.
 			yield(source.Extent{}, fmt.Errorf("extents of %s: %w", name, err))
 		}
 	}
@@ -78,15 +79,15 @@ func (m *Merger) AddParent(ctx context.Context, parent source.Disk, off, n int64
 	}
 	if has < n {
 		// Past the end of a shorter parent the disk reads as zeros, even if the parent
-		// of that parent is longer, because no image of the chain has these zeros.
-		// qemu-img map reports them in the same way.
+		// of that parent is longer. The extent is Absent, because no image of the chain
+		// has these zeros. qemu-img map reports them in the same way.
 		return m.Add(source.Extent{Off: off + has, Len: n - has, Kind: source.Zero, Absent: true})
 	}
 	return nil
 }
 
 // ReadParent fills p with the content of the parent at off. A range past the end of the
-// parent reads as zeros. parent may be nil, which stands for an empty one.
+// parent reads as zeros. If parent is nil, all of p is zeros.
 func ReadParent(parent source.Disk, p []byte, off int64) error {
 	n := int64(0)
 	if parent != nil {
@@ -104,8 +105,8 @@ func ReadParent(parent source.Disk, p []byte, off int64) error {
 // Visitor receives mappings in order. An error ends the visit.
 type Visitor func(source.Mapping) error
 
-// Map implements the Map of a disk of size bytes, which errors call name. scan visits
-// the mappings of [off, off+length).
+// Map implements the Map of a disk of size bytes. name is the name of the disk in
+// errors. scan calls visit with the mappings of [off, off+length).
 func Map(name string, size, off, length int64, scan func(visit Visitor) error) iter.Seq2[source.Mapping, error] {
 	return func(yield func(source.Mapping, error) bool) {
 		if !life.InDisk(off, length, size) {
@@ -124,10 +125,10 @@ func Map(name string, size, off, length int64, scan func(visit Visitor) error) i
 	}
 }
 
-// VisitParent visits the mappings of the parent for the range of m, which an image at
-// the depth of m does not have. A parent of the same format passes own, which must
-// visit the mappings of [off, end) of the parent with their final Depth. Other parents
-// pass nil.
+// VisitParent visits the mappings of the parent for the range of m. The child, which is
+// at the depth m.Depth of the chain, does not have this range. If the parent has the
+// same format as the child, own must visit the mappings of [off, end) of the parent
+// with their final Depth; otherwise own is nil.
 func VisitParent(ctx context.Context, parent source.Disk, m source.Mapping, own func(off, end int64) error, visit Visitor) error {
 	end, depth := m.End(), m.Depth
 	stop := max(m.Off, min(end, parent.Size()))

@@ -37,9 +37,9 @@ func PathOf(f source.Disk, name string) string {
 	return name
 }
 
-// InFile returns the local file that holds the byte at off of f, the position of the
-// byte in that file, and for how many bytes, at most max, this is so. If no local file
-// holds the byte, ok is false and n is max.
+// InFile returns the local file that holds the byte at off of f, the position pos of
+// the byte in that file, and the number n of bytes, at most max, that follow each other
+// there. If no local file holds the byte, ok is false and n is max.
 func InFile(f source.Disk, off, max int64) (file *os.File, pos, n int64, ok bool) {
 	i, ok := source.Ability[source.InFile](f)
 	if !ok {

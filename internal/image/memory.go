@@ -28,8 +28,9 @@ type Memory struct {
 	slots [unitSlots]unitSlot
 }
 
-// pageSet holds the pages whose numbers map to the set. A new page replaces the oldest
-// one; callers that still hold a replaced page may go on using it.
+// pageSet is one of the sets into which the cache of pages is divided. The file and the
+// number of a page decide to which set it belongs. A new page replaces the oldest one
+// of its set. A caller that still has a replaced page may continue to use it.
 type pageSet struct {
 	next atomic.Uint32
 	ways [pageWays]atomic.Pointer[page]
@@ -42,9 +43,9 @@ type page struct {
 	data   []byte // PageSize bytes, or less at the end of the file
 }
 
-// unitSlot holds the last decompressed unit of those whose numbers map to the slot. mu
-// is held while the unit is decompressed, so that several readers of one unit
-// decompress it only once.
+// unitSlot caches one decompressed unit. The number of a unit decides to which slot it
+// belongs. The lock mu is held while a unit is decompressed, so that concurrent readers
+// of a unit decompress it only once.
 type unitSlot struct {
 	mu   sync.Mutex
 	file uint64
@@ -57,8 +58,8 @@ type unitSlot struct {
 // methods of Memory.
 func (m *Memory) NewFile() uint64 { return m.files.Add(1) }
 
-// Share counts the ranges of p as a part of the memory. It drops ranges of p so that
-// the ranges of all files together are at most MaxSpans.
+// Share adds the ranges of p to the number of ranges that m counts. If the ranges of
+// all files together would be more than MaxSpans, it first drops some ranges of p.
 func (m *Memory) Share(p *Places) {
 	p.keep(int(MaxSpans - m.spans.Load()))
 	m.spans.Add(int64(p.count()))
@@ -102,9 +103,9 @@ func (m *Memory) Put(file uint64, number int64, data []byte) {
 	set.ways[set.next.Add(1)%pageWays].Store(&page{file, number, data})
 }
 
-// Piece fills p with the bytes from offset in on of a unit, which has size bytes. If
-// the unit is not cached, unpack decompresses it. The unit is kept, because the next
-// read is likely to be of the same unit.
+// Piece fills p with bytes of the given unit of a file, from the offset in of the unit
+// on. If the unit is not cached, Piece calls unpack to decompress its size bytes, and
+// caches it, because the next read is likely to be of the same unit.
 func (m *Memory) Piece(p []byte, file uint64, unit, in, size int64, unpack func(unit []byte) error) error {
 	slot := &m.slots[uint64(unit)%unitSlots]
 	slot.mu.Lock()
@@ -121,8 +122,7 @@ func (m *Memory) Piece(p []byte, file uint64, unit, in, size int64, unpack func(
 	return nil
 }
 
-// growth is the number of bytes to whose multiples Grow rounds the size of a new buffer
-// up.
+// growth is the unit in bytes to which Grow rounds the size of a new buffer up.
 const growth = 64 << 10
 
 // Grow returns b with a length of n bytes and undefined content. It allocates a new

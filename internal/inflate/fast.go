@@ -15,8 +15,8 @@ const (
 // The function is longer than 80 lines because the variables of its loop must stay in
 // registers, which calls of other functions would prevent.
 func (d *Decoder) decodeFast(s *stream) error {
-	// If the capacity equals the length, the compiler needs two registers less in the
-	// loop.
+	// If the capacity of a slice is known to equal its length, the compiler needs two
+	// registers fewer in the loop.
 	dst, src := s.dst[:len(s.dst):len(s.dst)], s.src[s.in:len(s.src):len(s.src)]
 	out := s.out
 	bits, nbits := s.bits, s.nbits // only the lowest 6 bits of nbits are used in this function
@@ -151,7 +151,8 @@ func (s *stream) save(out int, src []byte, bits uint64, nbits uint) {
 	s.bits, s.nbits = bits, nbits&63
 }
 
-// copy16 copies 16 bytes as two words. from may lie 8 or more bytes before to.
+// copy16 copies 16 bytes as two words. The two ranges may overlap if from begins 8 or
+// more bytes before to.
 func copy16(to, from *[16]byte) {
 	binary.LittleEndian.PutUint64(to[:8], binary.LittleEndian.Uint64(from[:8]))
 	binary.LittleEndian.PutUint64(to[8:], binary.LittleEndian.Uint64(from[8:]))

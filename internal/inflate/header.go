@@ -80,7 +80,7 @@ func (d *Decoder) readLengths(s *stream, lens []uint8) error {
 			return s.truncated()
 		}
 		if e&isException != 0 {
-			return s.corrupt("invalid code of a code length")
+			return s.corrupt("invalid code in the list of code lengths")
 		}
 		s.bits >>= e.bits()
 		s.nbits -= e.bits()

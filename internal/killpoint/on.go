@@ -18,8 +18,9 @@ var (
 	passed int
 )
 
-// At kills the process when it passes a point for the N-th time. The variable
-// VDDKCP_KILL_AT has the name of the point and N, as NAME or NAME:N.
+// At kills the process at the point with the given name, if the environment variable
+// VDDKCP_KILL_AT is this name (kill at the first pass) or NAME:N (kill at the N-th
+// pass).
 func At(name string) {
 	want, number, _ := strings.Cut(os.Getenv("VDDKCP_KILL_AT"), ":")
 	if name != want {

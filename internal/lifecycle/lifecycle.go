@@ -95,8 +95,8 @@ func (t *Target) inDisk(off, n int64) error {
 	return nil
 }
 
-// SetSize implements sink.Sizer for a disk whose size was unknown. It calls do, in
-// which the format prepares for the size.
+// SetSize implements sink.Sizer for a disk whose size was unknown. It sets Size and
+// calls do, which does what the format of the disk needs for its size.
 func (t *Target) SetSize(n int64, do func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
@@ -117,14 +117,15 @@ func (t *Target) SetSize(n int64, do func() error) error {
 	return nil
 }
 
-// ready returns an error if a call is not possible in the stage at, for example because
-// an earlier call failed. The caller holds the lock calls.
+// ready returns an error unless the disk is in the stage at, no earlier call failed, and
+// the contexts of the call and of the disk have not ended. The caller holds the lock
+// calls.
 func (t *Target) ready(ctx context.Context, at Stage) error {
 	if t.stage == Ended {
 		return sink.ErrClosed
 	}
 	if err := t.failed(); err != nil {
-		return fmt.Errorf("an earlier call of the target failed: %w", err)
+		return fmt.Errorf("an earlier operation on the target failed: %w", err)
 	}
 	if t.stage < at {
 		return fmt.Errorf("%s: Publish was called before Finish", t.Name)
@@ -205,8 +206,8 @@ func (t *Target) Abort(do func() error) error {
 	return nil
 }
 
-// InAnyStage runs the function that Checkpoint returned, which is allowed in every stage
-// before Ended.
+// InAnyStage calls do, which must be the function that Checkpoint returned. Unlike other
+// calls, that function is allowed in every stage before Ended.
 func (t *Target) InAnyStage(ctx context.Context, do func() error) error {
 	t.calls.RLock()
 	defer t.calls.RUnlock()

@@ -28,8 +28,8 @@ func New(bytes int64) *Budget {
 }
 
 // NewHost returns a budget of the given number of bytes that also limits the number of open
-// connections, which must be at least 1. For that, Of counts a connection as no less than
-// bytes divided by connections.
+// connections, which must be at least 1. To limit them, Of counts at least bytes divided by
+// connections for each connection.
 func NewHost(bytes int64, connections int) *Budget {
 	b := New(bytes)
 	b.least = (bytes + int64(connections) - 1) / int64(connections)

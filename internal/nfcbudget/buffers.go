@@ -13,8 +13,9 @@ type Buffers struct {
 // Bytes returns the number of bytes of all buffers of a connection.
 func (b Buffers) Bytes() int64 { return b.Size * int64(b.Count) }
 
-// Halved returns the next smaller buffers, or false if there are none. The size is halved
-// first, since small buffers make only slow networks slower.
+// Halved returns the next smaller buffers, or false if there are none. It halves the size
+// first, and the count only if the size is minimal, because smaller buffers reduce the
+// speed only if the network is slow.
 func (b Buffers) Halved() (smaller Buffers, ok bool) {
 	switch {
 	case b.Size >= 2*Unit:

@@ -32,14 +32,14 @@ type Tuner struct {
 	most int // the largest number of connections
 	want int // the number of connections that there should be
 
-	// The window that is being measured.
+	// These fields describe the window that is being measured.
 	from     time.Duration // nothing before this time is measured
 	last     time.Duration // time of the last call of Add
 	loaded   time.Duration // measured time
 	bytes    int64         // bytes read in the measured time
 	requests int           // requests in the measured time
 
-	// Results of earlier windows.
+	// These fields have the results of earlier windows.
 	state  tunerState
 	rates  []float64     // the last rate, in bytes per second, by the number of connections
 	probe  time.Duration // measured time until another number of connections is tried
@@ -95,8 +95,8 @@ func (t *Tuner) restart(now time.Duration) {
 	t.from, t.loaded, t.bytes, t.requests = now+settle, 0, 0, 0
 }
 
-// Failed records that no more than have connections can be opened. The Tuner asks for no more
-// from then on.
+// Failed records that no connection beyond the have open ones can be opened. The Tuner asks
+// for no more from then on.
 func (t *Tuner) Failed(have int) {
 	t.most = max(have, 1)
 	t.want = min(t.want, t.most)
@@ -145,7 +145,8 @@ func (t *Tuner) judge(rate float64) {
 		t.probe = firstProbe
 		t.shrink()
 	case resting:
-		// The usual rate is a slow mean, so that a drop below it shows.
+		// The usual rate is a moving average that changes slowly, so that a drop of the
+		// rate is recognized.
 		t.rates[t.want] = before + (rate-before)/8
 		if rate*gain < before {
 			t.worse++

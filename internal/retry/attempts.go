@@ -36,8 +36,8 @@ type Attempts struct {
 	since    time.Time // when the operation began, or last made progress of its own
 }
 
-// Start begins an operation. A success that another operation records in progress
-// extends the time in which this one is retried.
+// Start begins an operation. If another operation records a success in the same
+// Progress, this operation may be retried for longer.
 func (p *Policy) Start(progress *Progress) Attempts {
 	return Attempts{policy: *p, progress: progress, since: time.Now()}
 }

@@ -51,9 +51,9 @@ const (
 	leastAttempt = 250 * time.Millisecond
 )
 
-// Policy says how often, how long and at which distance an operation is tried
-// again. The zero value never tries again. A Policy is not changed after its first
-// use, and is then safe for concurrent use.
+// Policy says how often and how long an operation is tried again, and how long the
+// delays between the attempts are. The zero value never tries again. A Policy is not
+// changed after its first use, and is then safe for concurrent use.
 type Policy struct {
 	// Retries is how often an operation is tried again before its error is
 	// returned. A negative number means no limit.
@@ -89,9 +89,9 @@ func (p *Policy) Delay(n int) time.Duration {
 	return d - rand.N(d/2)
 }
 
-// Wait returns the delay before retry n of an operation that has made no progress
-// for idle. The delay takes at most three quarters of the time that is left, so
-// that the next attempt has some. ok is false if too little time is left.
+// Wait returns the delay before retry n of an operation that has made no progress for
+// idle. The delay takes at most three quarters of the time that is left, so that some
+// time is left for the attempt itself. ok is false if too little time is left.
 func (p *Policy) Wait(n int, idle time.Duration) (wait time.Duration, ok bool) {
 	if !p.patient(idle) {
 		return 0, false

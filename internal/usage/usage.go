@@ -32,7 +32,8 @@ func Wrap(err error) error {
 	return &Error{err: err}
 }
 
-// WithHint makes a mistake of the user out of err, with another hint.
+// WithHint returns err as a usage error with the given hint, which replaces the hint of
+// err.
 func WithHint(err error, hint string) error { return &Error{err, hint} }
 
 func (e *Error) Error() string { return e.err.Error() }

@@ -36,7 +36,8 @@ func (d Disk) await(n uint64) {
 }
 
 // testTogether tests that many calls of Flush which begin during a flush share one
-// further flush. If their context ends meanwhile (ends), no further flush must begin.
+// further flush. If ends is set, the context of these calls ends during the first
+// flush, and no further flush must begin.
 func testTogether(t *testing.T, open func(*testing.T, func() error) Disk, ends bool) {
 	const calls = 50
 	first, going := make(chan struct{}), make(chan struct{})
