@@ -16,11 +16,12 @@ func WholeData(off, length int64) iter.Seq2[Extent, error] {
 	}
 }
 
-// Covered yields the extents of [off, off+length) of d and checks them. It is an error
-// if an extent is empty, leaves a gap, overlaps another one or passes the end, and if
-// the iteration ends early. Adjacent extents that differ only in their place are
-// merged. Every caller that acts on extents must use Covered, because a range that is
-// left out silently is lost data.
+// Covered yields the extents of [off, off+length) of d and checks them. It yields an
+// error if an extent is empty, leaves a gap, overlaps another one or passes the end of
+// the range, or if the iteration ends before the end of the range. Adjacent extents
+// that differ only in Off and Len are merged. Every caller that acts on extents must
+// use Covered, because the data of a range that a faulty disk leaves out would be lost
+// without an error.
 func Covered(ctx context.Context, d Disk, off, length int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		end := off + length

@@ -31,13 +31,13 @@ func (r *retrying) newAttempts(ctx context.Context) attempts {
 	return attempts{Attempts: r.policy.Start(r.progress), r: r, ctx: ctx}
 }
 
-// errNoAnswer is the cause with which the context of a disk ends that does not respond
-// for too long.
+// errNoAnswer is the cause with which Retry ends the context of a disk that has not
+// responded for too long.
 var errNoAnswer = errors.New("no answer from the source")
 
-// watch limits how long a call of d may take, which the caller makes next: it abandons
-// and ends d when neither this call nor another one has succeeded for longer than the
-// patience. The caller must call stop when the call has returned.
+// watch limits the duration of the next call of d. It abandons d and ends its context
+// if, until stop is called, no call has succeeded for longer than the patience. The
+// caller must call stop when the call has returned.
 func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 	var mu sync.Mutex // guards timer and stopped
 	var timer *time.Timer

@@ -74,8 +74,8 @@ func (s *Samples) add(one sample) {
 	s.last = appendLast(s.last, one, lastSamples)
 }
 
-// appendLast appends one to a list of at most most samples and drops the first sample
-// of a full list.
+// appendLast returns list with the sample one at its end. If list already has the
+// number of samples that most allows, its first sample is dropped.
 func appendLast(list []sample, one sample, most int) []sample {
 	if len(list) == most {
 		list = slices.Delete(list, 0, 1)
@@ -127,7 +127,7 @@ func compare(list []sample, read func(p []byte, off int64) (more bool, err error
 		same++
 	}
 	if failed != nil && same == 0 {
-		return fmt.Errorf("compare the disk with data that was read before: %w", failed)
+		return fmt.Errorf("cannot compare the disk with data that was read before: %w", failed)
 	}
 	return nil
 }

@@ -42,8 +42,9 @@ type Options struct {
 	// name in the folder for temporary files ($TMPDIR), which disappears when the
 	// process ends for any reason.
 	File string
-	// OnRead also copies blocks into the layer that were read from the base, for a base
-	// that is slow. Copying stops when there is no space.
+	// OnRead also copies each block that is read from the base into the layer, so that
+	// it is read only once from a slow base. Copying stops when there is no space left
+	// for the layer.
 	OnRead bool
 	// BlockSize is a power of two from 4 KiB to 2 MiB, in bytes. 0 means the block size
 	// of the existing layer, or DefaultBlockSize for a new one. The first write to a

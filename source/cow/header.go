@@ -103,7 +103,7 @@ func (h header) differs(want header) error {
 	case h.Source != want.Source && !sameFile(h.Source, want.Source):
 		return fmt.Errorf("the layer belongs to %s, but this is %s"+back, named(h.Source), named(want.Source))
 	case h.Proof != want.Proof:
-		return fmt.Errorf("the layer belongs to %s with the proof %q, but the proof is now %q"+back, named(h.Source), h.Proof, want.Proof)
+		return fmt.Errorf("the layer belongs to %s, whose identity had the proof %q and now has the proof %q"+back, named(h.Source), h.Proof, want.Proof)
 	case want.BlockSize != 0 && h.BlockSize != want.BlockSize:
 		return fmt.Errorf("the layer has blocks of %d bytes, not of %d bytes: leave out the block size, or use that of the layer", h.BlockSize, want.BlockSize)
 	}

@@ -145,7 +145,8 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 	return state, same, nil
 }
 
-// anyState as the state of page.run stands for the state of the first block.
+// anyState is passed to page.run as the state if the state of the first block is not
+// known yet.
 const anyState = -1
 
 // run returns how many of n blocks from b on have the given state. If state is
@@ -388,8 +389,9 @@ func (t *table) load(i int64) (*page, error) {
 	return p, nil
 }
 
-// decode fills p from b, which the file has for page i of a disk with the given number
-// of blocks. at is the offset in the page of the sector that an error is about.
+// decode fills p from b, the bytes of page i in the file, for a disk with the given
+// number of blocks. If it returns an error, at is the offset in the page of the damaged
+// sector.
 func (p *page) decode(i int64, b *[pageSize]byte, blocks int64) (at int64, err error) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]

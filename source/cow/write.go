@@ -13,9 +13,9 @@ import (
 // maxLocked is the number of blocks that one step of a write locks at most.
 const maxLocked = 256
 
-// change calls call, which changes [off, off+n), unless the disk has ended, the range
-// is not in the disk, or an earlier write of the table failed. what names the operation
-// in errors.
+// change calls call, which changes the bytes [off, off+n). It returns an error instead
+// if the disk has ended, if the range is not in the disk, or if an earlier write of the
+// table failed. what is the name of the operation in errors.
 func (d *Disk) change(ctx context.Context, what string, off, n int64, call func() error) error {
 	err := d.life.Begin(ctx)
 	if err == nil {
@@ -28,8 +28,7 @@ func (d *Disk) change(ctx context.Context, what string, off, n int64, call func(
 	return err
 }
 
-// changeInCall checks the range and the table, and calls call. The call has begun with
-// life.Begin.
+// changeInCall is the part of change between life.Begin and life.End.
 func (d *Disk) changeInCall(off, n int64, call func() error) error {
 	if !life.InDisk(off, n, d.size) {
 		return fmt.Errorf("the range is outside the disk of %d bytes", d.size)

@@ -76,7 +76,7 @@ type ChoiceError struct {
 	Disks  []DiskEntry // all disks of the appliance
 }
 
-// maxListed bounds the disks that an error lists.
+// maxListed is the largest number of disks that an error lists.
 const maxListed = 32
 
 func (e *ChoiceError) Error() string {
@@ -112,7 +112,7 @@ func (e *ChoiceError) Hint() string {
 	return fmt.Sprintf("select a disk by its number or its name: '%s#%d'", e.Path, e.Disks[0].Number)
 }
 
-// ExitStatus implements the interface of transfer/report.
+// ExitStatus returns the exit status of a program that ends with this error.
 func (*ChoiceError) ExitStatus() int { return exit.Usage }
 
 // is reports whether name is the name of the disk or of its file.
@@ -248,7 +248,7 @@ func pick(path, choice string, disks []DiskEntry) (int, error) {
 	return found, nil
 }
 
-// openAppliance opens the disk of an appliance at the address at.
+// openAppliance opens the disk that the address of an appliance selects.
 func (o *Opener) openAppliance(ctx context.Context, at address.Appliance) (source.Disk, error) {
 	a, folder, err := o.appliance(ctx, at.Path)
 	if err != nil {
@@ -262,9 +262,9 @@ func (o *Opener) openAppliance(ctx context.Context, at address.Appliance) (sourc
 	return d, nil
 }
 
-// openApplianceDisk opens the disk of a that choice selects. folder is the Opener of the
-// files that the descriptor names, or nil for an archive. path is that of the
-// appliance.
+// openApplianceDisk opens the disk that choice selects in the appliance a, whose path is
+// path. folder is the Opener of the files that the descriptor names, or nil for an
+// archive.
 func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder source.Opener, path, choice string) (source.Disk, error) {
 	disks := entries(a)
 	i, err := pick(path, choice, disks)
@@ -323,9 +323,9 @@ func pathOf(f source.Disk, name string) string {
 	return name
 }
 
-// inArchive returns the Opener for the files that the image called member names:
-// other files of the archive, and nothing else. children are the images that led
-// to this one. shown is how errors call the image.
+// inArchive returns the Opener of the files to which an image in an archive refers. It
+// opens files of the same archive only. member is the name of the image in the archive,
+// shown is its name in errors, and children are the images that led to it.
 func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chain) (source.Opener, error) {
 	images, err := children.extend(shown, link{member: member})
 	if err != nil {
@@ -395,7 +395,7 @@ func (d *applianceDisk) VerifyManifest(ctx context.Context) error {
 		return err
 	}
 	if d.unchecked != "" {
-		return fmt.Errorf("cannot verify %s: an image names the file, and the descriptor does not: %w", d.unchecked, ErrNoManifest)
+		return fmt.Errorf("cannot verify %s: an image refers to the file, but the descriptor does not list it: %w", d.unchecked, ErrNoManifest)
 	}
 	return nil
 }

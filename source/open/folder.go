@@ -14,7 +14,7 @@ import (
 	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// Limits of a search for the parent of an image.
+// These constants limit a search for the parent of an image.
 const (
 	maxSearched = 64 << 10 // entries of one folder
 	maxImages   = 4096     // files named *.vmdk in all folders together

@@ -142,7 +142,8 @@ func (o *Opener) openLocal(ctx context.Context, a address.Address, format string
 		return nil, err
 	}
 	if format == "" && f.Size() == 0 {
-		// Empty files are nearly always left over from a failed transfer.
+		// An empty file is refused, because it is nearly always left over from a failed
+		// transfer.
 		f.Close()
 		return nil, &emptyError{path: path}
 	}
@@ -206,9 +207,9 @@ func notWritable(format string, args ...any) error {
 	return usage.Errorf("%s: only raw files, block devices, writable NBD exports and disks that VDDK opens can be written to", fmt.Sprintf(format, args...))
 }
 
-// notEmpty passes on the result of opening the disk at a. It returns an error if no
-// format was given and the disk has 0 bytes: the server or library most likely opened
-// an empty file that is not a disk.
+// notEmpty returns d and err, the result of opening the disk at the address a. If no
+// format was given and the disk has 0 bytes, it returns an error instead, because the
+// server or library most likely opened an empty file that is not a disk.
 func notEmpty(d source.Disk, a address.Address, format string, err error) (source.Disk, error) {
 	if err != nil || format != "" || d.Size() > 0 {
 		return d, err

@@ -60,9 +60,9 @@ func (o *Opener) references(f *raw.Disk, path string, children chain) (source.Op
 	}, nil
 }
 
-// openNamed opens the file that the image from names. folder is the folder of the
-// image. openNamed returns the path of the file too. It does not add the file to the
-// list that Files returns.
+// openNamed opens the file to which the image with the path from refers by name. folder
+// is the folder of the image. openNamed also returns the path of the file. It does not
+// add the file to the list that Files returns.
 func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *raw.Disk, target string, fi os.FileInfo, err error) {
 	target = name
 	if !filepath.IsAbs(name) {
@@ -73,7 +73,8 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	}
 	resolved, err := filepath.EvalSymlinks(target)
 	if err != nil {
-		// The error may reveal whether a file exists only if its folder is permitted.
+		// err says whether the file exists. That must not be revealed about files
+		// outside of the permitted folders.
 		if o.permits(folder, filepath.Clean(target)) {
 			return nil, "", nil, openError(target, err)
 		}

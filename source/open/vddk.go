@@ -36,8 +36,8 @@ type ThroughVDDK interface {
 const maxVDDKRequest = 2 << 20
 
 // openVDDK opens a disk through VDDK. It checks all parameters before it loads the
-// library, so that mistakes are reported without it. vddk.Open checks the server's
-// certificate before the library gets a password.
+// library, so that mistakes are reported even if the library is missing. vddk.Open
+// checks the server's certificate before the library gets a password.
 func (o *Opener) openVDDK(ctx context.Context, a address.Address, format string) (source.Disk, error) {
 	if format != "" && format != "raw" {
 		return nil, usage.Errorf("%s cannot be read as %s: a disk that VDDK opens is read as a raw disk", a, format)

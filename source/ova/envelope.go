@@ -16,8 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/charset"
 )
 
-// Limits of a descriptor. Real descriptors have at most 2 MiB, with the licences of a
-// product in a dozen languages, and are ten elements deep.
+// These constants limit what a descriptor may contain. Real descriptors have at most 2
+// MiB, with the licences of a product in a dozen languages, and are ten elements deep.
 const (
 	maxDescriptor = 16 << 20 // bytes
 	maxTag        = 1 << 20  // bytes in one tag; a text may be as long as the descriptor
@@ -189,7 +189,7 @@ func (p *parser) token(t xml.Token) error {
 		return p.start(t)
 	case xml.EndElement:
 		if p.host != nil && t.Name.Local == "HostResource" {
-			// "ovf:/disk/ID", "/disk/ID" in version 0.9.
+			// The text is "ovf:/disk/ID", or "/disk/ID" in version 0.9.
 			if _, id, ok := strings.Cut(strings.TrimSpace(p.host.String()), "/disk/"); ok {
 				p.envelope.systems[id] = p.system
 			}

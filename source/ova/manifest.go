@@ -41,7 +41,7 @@ func (e *ManifestError) Error() string {
 	return fmt.Sprintf("%s: the %s of the file is %s, the manifest has %s: the file is damaged or was changed", e.File, e.Algorithm, e.Got, e.Want)
 }
 
-// ExitStatus implements the interface of transfer/report.
+// ExitStatus returns the exit status of a program that ends with this error.
 func (*ManifestError) ExitStatus() int { return exit.Difference }
 
 // digest is a line of a manifest.

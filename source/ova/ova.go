@@ -298,7 +298,7 @@ func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
 	return nil, missing
 }
 
-// The suffixes of the first two chunks of a file.
+// The names of the first two chunks of a file have these suffixes.
 const (
 	onlyChunk   = ".000000000"
 	secondChunk = ".000000001"
@@ -427,9 +427,9 @@ func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ sour
 	return newSection(ctx, a.files.shown(name), parts...), nil
 }
 
-// OpenFile opens the raw bytes of a file that the file from names. name is relative to
-// the folder of from. named is the resulting name; it and from are relative to the
-// folder of the descriptor, like Disk.File.
+// OpenFile opens the raw bytes of a file to which another file, from, refers by name.
+// name is relative to the folder of from. named is the name of the opened file. from
+// and named are relative to the folder of the descriptor, like Disk.File.
 func (a *Appliance) OpenFile(ctx context.Context, from, name string) (f source.Disk, named string, err error) {
 	named = path.Join(path.Dir(from), name)
 	if path.IsAbs(name) {

@@ -13,8 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Limits of an archive. Appliances have a few members. Even one with hundreds of disks
-// stays far below the limits.
+// These constants limit what an archive may contain. Appliances have a few members.
+// Even one with hundreds of disks stays far below the limits.
 const (
 	maxMembers     = 4096
 	maxHeaderBytes = 16 << 20 // bytes of all headers together, extended ones included
@@ -65,10 +65,11 @@ func readTar(ctx context.Context, name string, f source.Disk) (map[string]member
 		switch header.Typeflag {
 		case tar.TypeReg, tar.TypeDir:
 		case tar.TypeXGlobalHeader:
-			// Other readers apply a global header to all members. archive/tar
-			// does not.
+			// Other readers apply a global header to all members, but archive/tar
+			// ignores it. The header is refused if its values would change which bytes
+			// are read.
 			if header.PAXRecords["path"] != "" || header.PAXRecords["size"] != "" {
-				return nil, bad("a global header sets the name or the size of all members")
+				return nil, bad("a global header sets the name or the size of all members, which is not supported")
 			}
 			continue
 		case tar.TypeLink, tar.TypeSymlink:

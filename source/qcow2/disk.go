@@ -241,7 +241,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// read fills p with the content of s, which lies in r.
+// read fills p with the content of the stretch s. r is the run of clusters that has the
+// stretch.
 func (d *Disk) read(p []byte, r *run, s stretch) error {
 	switch s.kind {
 	case absent:

@@ -27,8 +27,8 @@ type unpacker struct {
 
 var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 
-// part is the number of bytes of cluster c that are in the disk. The last cluster may
-// be cut.
+// part is the number of bytes of cluster c that are in the disk. The disk may end
+// within its last cluster.
 func (d *Disk) part(c int64) int64 { return min(d.cluster, d.size-c<<d.clusterShift) }
 
 // place returns the range of the file, in bytes, that holds a compressed cluster. The

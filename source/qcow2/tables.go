@@ -74,7 +74,8 @@ func (d *Disk) run(c, max int64) (run, error) {
 	}
 	r := run{first: c, n: min(perTable-in, d.clusters()-c)}
 	if at == 0 {
-		// Often many consecutive tables are missing.
+		// Often many consecutive tables are missing, so the run continues through all
+		// of them.
 		for r.n < max {
 			if next, err := d.table(table + 1); err != nil || next != 0 {
 				break
@@ -236,9 +237,9 @@ func (d *Disk) canBeAt(at, guest int64) bool {
 	return at&(d.cluster-1) == 0 && !d.inMetadata(at, at+d.cluster)
 }
 
-// subcluster is unit for a cluster that is not compressed, in an image with
-// subclusters ("Extended L2 Entries"). isThere says that the cluster is at the offset
-// at of the file.
+// subcluster does what unit does, for a cluster that is not compressed, in an image
+// with subclusters ("Extended L2 Entries"). isThere says whether the file has the
+// cluster, which is then at the offset at of the file.
 func (d *Disk) subcluster(entry, bitmap uint64, isThere bool, at, off int64) (kind, int64) {
 	if entry&entryZero != 0 || bitmap>>subclusters&bitmap != 0 || !isThere && uint32(bitmap) != 0 {
 		return bad, 0
@@ -319,7 +320,8 @@ func (d *Disk) errorAt(c int64, format string, args ...any) error {
 // again whether its context has ended.
 const scanStep = 1 << 28
 
-// walk visits the stretches of [off, end) in ascending order. r has the entries of s.
+// walk calls visit with each stretch s of [off, end), in ascending order, and with the
+// run r of clusters that has the stretch.
 func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s stretch) error) error {
 	for off < end {
 		if err := d.life.Cause(ctx); err != nil {

@@ -74,7 +74,7 @@ func TestBadSparse(t *testing.T) {
 		{"truncated magic", plain, cut(func(*layout) int64 { return 3 }), []string{"no VMDK image", `"KDM"`, "offset 0"}},
 		{"truncated header", plain, cut(func(*layout) int64 { return 200 }), []string{"header at offset 0 needs 512 bytes, the file has 200"}},
 		{"truncated descriptor", plain, cut(func(*layout) int64 { return 2000 }), []string{"descriptor at sector 1 has 20 sectors, the file has 2000 bytes"}},
-		{"descriptor too long", image{capacity: 3000, descriptor: monolithic + strings.Repeat("ddb.x = \"y\"\n", 1<<20/12)}, func(l *layout) { l.put64(36, 5000) }, []string{"embedded descriptor longer than 1048576 bytes"}},
+		{"descriptor too long", image{capacity: 3000, descriptor: monolithic + strings.Repeat("ddb.x = \"y\"\n", 1<<20/12)}, func(l *layout) { l.put64(36, 5000) }, []string{"embedded descriptor line ", "the descriptor is longer than 1048576 bytes"}},
 		{"descriptor past the end", plain, func(l *layout) { l.put64(28, 1<<60) }, []string{"descriptor at sector 1152921504606846976"}},
 		{"truncated in the metadata", plain, cut(func(l *layout) int64 { return 12000 }), []string{"overHead", "12000 bytes", "truncated"}},
 		{"truncated grain directory", plain, func(l *layout) { l.put64(64, 0); l.file = l.file[:l.gd+10] }, []string{"grain directory at sector 24 needs 12 bytes, the file has 12298"}},
@@ -270,7 +270,7 @@ func TestHugeLine(t *testing.T) {
 	}
 	path = write(t, t.TempDir(), "long.vmdk", bytes.Repeat([]byte("# Disk DescriptorFile\n"), 1<<20/20))
 	_, err := open(t, path)
-	wantError(t, err, path, "descriptor longer than 1048576 bytes")
+	wantError(t, err, path, "descriptor is longer than 1048576 bytes")
 }
 
 // filled reads an x where its file has a zero.

@@ -71,7 +71,7 @@ func parseDescriptor(text []byte) (*descriptor, error) {
 		}
 	}
 	if cut {
-		return nil, fmt.Errorf("longer than %d bytes", maxDescriptor)
+		return nil, fmt.Errorf("line %d: the descriptor is longer than %d bytes", n, maxDescriptor)
 	}
 	return d, d.decodeNames()
 }
@@ -254,7 +254,7 @@ func (d *descriptor) sectors() (int64, error) {
 	return sum, nil
 }
 
-// Parts of errors about disks that this package does not read.
+// These texts end the errors about disks that this package does not read.
 const (
 	physical  = "a physical device, which is not supported: copy from the device itself"
 	rawDevice = "a raw device mapping of an ESXi host, which is not supported: copy from the device that it maps, or from the host by VDDK"

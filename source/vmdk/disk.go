@@ -206,7 +206,7 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 		return fmt.Errorf("%s: embedded descriptor %w", d.path, err)
 	}
 	if h.capacity == 0 && h.directoryOffset != gdAtEnd {
-		// The file holds the descriptor only. The extents are other files.
+		// This file holds the descriptor only. The extents are in other files.
 		return d.openDescribed(desc, open)
 	}
 	// The name of the extent in the descriptor is ignored: it is the name that

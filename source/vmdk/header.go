@@ -179,7 +179,7 @@ func (h *header) check(fileSize int64) error {
 		return fmt.Errorf("the header has %d entries in a grain table, want 1 to %d (512 is usual)", h.tableEntries, maxTable)
 	}
 	if h.overhead > uint64(fileSize)/sectorSize {
-		return fmt.Errorf("the metadata (overHead) end at sector %d, the file has %d bytes: the file is truncated", h.overhead, fileSize)
+		return fmt.Errorf("the metadata (overHead) ends at sector %d, the file has %d bytes: the file is truncated", h.overhead, fileSize)
 	}
 	return nil
 }

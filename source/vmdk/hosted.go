@@ -32,8 +32,8 @@ func openHosted(name string, f source.Disk, want int64) (*sparse, error) {
 }
 
 func newHosted(f *grainFile, want int64) (*sparse, error) {
-	// The directory is where h says, which may be the footer. The header at the
-	// start of the file says where the descriptor is.
+	// h has the offset of the grain directory and may be the footer. Only the header at
+	// the start of the file, first, has the offset of the descriptor.
 	h, footer, err := findHeader(f.file)
 	if err != nil {
 		return nil, err

@@ -14,9 +14,9 @@ type index interface {
 	// returns as many as one read of the file yields, at least one. It reads
 	// beyond the first max grains only if that costs nothing.
 	//
-	// A scan of the allocation passes a hole, so that tables in holes of the
-	// file are not read. Reads of data pass nil. A scan may get a run of data
-	// grains without entries, if the grains are compressed.
+	// The parameter hole is nil in a read of data. A scan of the allocation passes a
+	// fileHole, so that run can skip tables that lie in holes of the file. If the
+	// grains are compressed, run may then return data grains without their entries.
 	run(grain, max int64, hole *fileHole) (run, error)
 	// occupied returns metadata that overlaps the bytes [start, end) of the
 	// file, where no grain can be. It returns false if there is none.

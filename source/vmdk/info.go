@@ -37,7 +37,8 @@ func (d *Disk) describe(desc *descriptor) {
 	d.info.LogicalSector = max(logical, sectorSize)
 	switch cid, ok, err := desc.cid("CID"); {
 	case err != nil:
-		// A wrong CID matters only to the children of this image.
+		// An invalid CID is only a warning, because it matters to the children of this
+		// image alone.
 		d.warn("descriptor %w: the value is ignored", err)
 	case ok:
 		d.info.CID = fmt.Sprintf("%08x", cid)

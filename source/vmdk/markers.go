@@ -84,7 +84,7 @@ func openMarkers(f *grainFile, g geometry, h *header, footer int64, metadata []r
 		return nil, err
 	}
 	if h.flags&flagZeroGrain != 0 {
-		return nil, fmt.Errorf("flags %#x say that grain tables may mark grains as zeros, but the grain tables are missing", h.flags)
+		return nil, fmt.Errorf("the flags %#x in the header say that grain tables may mark grains as zeros, but the grain tables are missing", h.flags)
 	}
 	start, err := h.firstMarker(f.file, end)
 	if err != nil {
@@ -204,7 +204,7 @@ func (h *header) firstMarker(f source.Disk, end int64) (int64, error) {
 		from = max(from, h.descriptorOffset+h.descriptorSize)
 	}
 	if h.overhead > limit {
-		return 0, fmt.Errorf("the metadata (overHead) end at sector %d, the stream ends at sector %d: the file is truncated", h.overhead, limit)
+		return 0, fmt.Errorf("the metadata (overHead) ends at sector %d, the stream ends at sector %d: the file is truncated", h.overhead, limit)
 	}
 	start := int64(max(from, h.overhead)) * sectorSize
 	b := make([]byte, markerWindow)

@@ -215,11 +215,11 @@ func (f *seEntries) table(entry []byte) (int64, error) {
 		return noTable, nil
 	}
 	if e>>60 != 1 {
-		return 0, fmt.Errorf("the value is %#x, want 0 or at least %#x", e, uint64(1)<<60)
+		return 0, fmt.Errorf("the value of the entry is %#x, want 0 (no grain table) or at least %#x", e, uint64(1)<<60)
 	}
 	index := e & (1<<60 - 1)
 	if index >= uint64(f.tables) {
-		return 0, fmt.Errorf("the value is %#x, which means grain table %d of the file, but the file has room for %d", e, index, f.tables)
+		return 0, fmt.Errorf("the value of the entry is %#x, which means grain table %d of the file, but the file has room for %d", e, index, f.tables)
 	}
 	return f.tablesAt + int64(index)*f.tableSize, nil
 }

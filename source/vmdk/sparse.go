@@ -32,9 +32,9 @@ type geometry struct {
 	grainShift uint   // base-2 logarithm of grainSize
 }
 
-// newGeometry returns the geometry of an extent with a capacity and a grain size
-// in sectors, which the caller has checked. want is the number of bytes that
-// the descriptor gives the extent. If it is 0, the capacity counts.
+// newGeometry returns the geometry of an extent with a capacity and a grain size in
+// sectors, which the caller has checked. want is the size in bytes that the descriptor
+// gives the extent. If it is 0, the size is the capacity.
 func newGeometry(capacity, grain uint64, want int64) (geometry, error) {
 	g := geometry{capacity: capacity, size: int64(capacity) * sectorSize, grain: grain, grainSize: int64(grain) * sectorSize}
 	g.grainShift = uint(bits.TrailingZeros64(uint64(g.grainSize)))
@@ -52,8 +52,8 @@ func newGeometry(capacity, grain uint64, want int64) (geometry, error) {
 // grains is the number of grains of the extent.
 func (g *geometry) grains() int64 { return (g.size-1)>>g.grainShift + 1 }
 
-// part is the number of bytes of a grain that are in the disk. The last grain of
-// an extent may be cut.
+// part is the number of bytes of a grain that are in the disk. An extent may end within
+// its last grain.
 func (g *geometry) part(grain int64) int64 {
 	return min(g.grainSize, g.size-grain<<g.grainShift)
 }

@@ -127,8 +127,8 @@ func (t *tables) indexDirectory(d *directory, found func(start, end int64)) erro
 		need := t.tableSize(i)
 		found(at, at+need)
 		if need < t.length() {
-			// starts must not have the last table if it is short: the file may
-			// end before a whole table would.
+			// A short last table is not added to starts, because the file may end
+			// before a whole table would.
 			t.metadata = append(t.metadata, region{"grain table", at, at + need})
 			return
 		}
@@ -268,9 +268,10 @@ func (t *tables) run(g, max int64, hole *fileHole) (run, error) {
 	return run{n: left, entries: data, format: t.format}, nil
 }
 
-// skip returns the run of the grains from g on, whose grain table does not exist: at
-// is noTable or zeroTable. The table has left grains from g on. The run goes on
-// through the following tables, until one exists or the run has max grains.
+// skip returns the run of the grains from g on. Their grain table, number table, does
+// not exist: at is noTable or zeroTable. left is the number of grains that this table
+// has from g on. The run continues through the following tables, as long as their
+// offsets are equal to at and the run has fewer than max grains.
 func (t *tables) skip(table, at, g, left, max int64, hole *fileHole) run {
 	most := table + maxSkipped
 	for left < max && table < most {
