@@ -37,8 +37,8 @@ func (s *server) read(p []byte, off int64) error {
 	return nil
 }
 
-// readPart fills p from a range inside one minimum block of the server, by reading the whole
-// block.
+// readPart fills p from a range that lies inside one block of the server's minimum block
+// size. It reads the whole block.
 func (s *server) readPart(p []byte, off int64) error {
 	block := int64(s.sizes.Min)
 	head := off % block
@@ -108,9 +108,10 @@ func (s *server) writePart(p []byte, off int64) error {
 	return nil
 }
 
-// splitBlocks divides the n bytes at offset off. head is the number of bytes up to the first
-// block boundary, 0 if off is one. whole is the number of bytes after them in blocks that the
-// range covers completely. The last block of an export may be short.
+// splitBlocks divides the n bytes at offset off. head is the number of bytes before the
+// first block boundary, and 0 if off is a block boundary. whole is the number of bytes of
+// the following blocks that the range covers completely. The last block of an export may be
+// short.
 func (s *server) splitBlocks(off, n int64) (head, whole int64) {
 	block := int64(s.sizes.Min)
 	if in := off % block; in > 0 {

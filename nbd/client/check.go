@@ -32,8 +32,9 @@ func (n *negotiated) checkWritable(name string, size int64) error {
 // Check returns an error if Create cannot write a disk of size bytes to the export that uri
 // names. It does not open the export: it sends the option INFO and disconnects, so that a
 // server that serves only one client still waits for that client. The error wraps
-// errors.ErrUnsupported if the server does not support INFO, or does not answer within 5
-// seconds, as a server does that is serving its only client.
+// errors.ErrUnsupported if the server does not support INFO or does not answer within 5
+// seconds. A server that accepts only one client at a time does not answer while it serves
+// another client.
 func Check(ctx context.Context, uri *nbd.URI, size int64, o Options) error {
 	name := nbd.Text([]byte(uri.String()))
 	n, err := queryInfo(ctx, uri, min(checkTimeout, cmp.Or(o.Timeout, defaultTimeout)))

@@ -27,11 +27,12 @@ const (
 	defaultConnections = 4
 	maxConnections     = 64
 	defaultTimeout     = 2 * time.Minute
-	// openTimeouts is how many times Options.Timeout opening a connection may take.
+	// openTimeouts is the time limit for opening a connection, as a multiple of
+	// Options.Timeout.
 	openTimeouts = 5
-	// extraTimeout is how long the client waits for a connection that the user did not
-	// request. A server that accepts no more connections would let the client wait
-	// forever.
+	// extraTimeout is how long the client tries to open a connection that the user did
+	// not request. Without this limit, a server that accepts no more connections would
+	// make the client wait for openTimeouts times Options.Timeout.
 	extraTimeout = 2 * time.Second
 )
 
@@ -87,9 +88,9 @@ func (s *server) do(ctx context.Context, c *conn, k *call) error {
 	return k.wait(ctx)
 }
 
-// doAll makes the calls that next returns, until next returns nil or a call fails. Up to
-// 2*depth calls are in progress at once. doAll waits for all of them and returns the first
-// error with its call.
+// doAll calls next repeatedly and starts the calls that next returns, until next returns nil
+// or a call fails. Up to 2*depth calls are in progress at once. doAll waits for all of them.
+// If calls fail, it returns the first failed call and its error.
 func (s *server) doAll(ctx context.Context, next func() *call) (failed *call, err error) {
 	var window [2 * depth]*call // ring buffer of the calls in progress
 	from, to := 0, 0

@@ -54,9 +54,9 @@ func (e *serverError) Error() string {
 
 func (e *serverError) Unwrap() error { return e.errno }
 
-// final reports whether the server would answer a repetition of the request with the same
-// error: it is not permitted, invalid or not supported. EIO, ENOMEM and unknown numbers may
-// be temporary.
+// final reports whether a retry of the request would fail with the same error, because the
+// request is not permitted, invalid or not supported, or because space is missing. EIO,
+// ENOMEM and unknown error numbers may be temporary.
 func (e *serverError) final() bool {
 	switch e.errno {
 	case nbd.EPERM, nbd.EINVAL, nbd.ENOSPC, nbd.EOVERFLOW, nbd.ENOTSUP:
@@ -79,7 +79,8 @@ type call struct {
 	n     int64  // length of the range in bytes, at most 2^32-1
 	data  []byte // the n bytes to write, or the buffer for the n bytes to read
 
-	// Used by the goroutine that reads replies, until done has a value.
+	// Only the goroutine that reads replies uses the next three fields, until done has
+	// a value.
 	have   spans  // ranges of a read that have been received
 	status status // extents that have been received
 	failed error  // the first error chunk
@@ -88,9 +89,10 @@ type call struct {
 	cookie uint64
 	done   chan error // gets the result; has capacity 1
 
-	// Guarded by conn.mu. The call is finished when it was both sent and replied to:
-	// a server may reply with an error before it has received all data, and the
-	// caller must not change the data while they are being sent.
+	// The next fields are guarded by conn.mu. A call ends only after the request was
+	// sent and the reply was received. A server may reply with an error before it has
+	// received all data, and the caller must not change the data while they are being
+	// sent.
 	sent, replied bool
 	result        error
 }
@@ -156,7 +158,8 @@ func (c *conn) run() {
 	c.pending = nil
 }
 
-// fail breaks the connection because of err. Later calls have no effect.
+// fail closes the connection and records err as the reason. If fail was called before, it
+// does nothing.
 func (c *conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -208,8 +211,8 @@ func (c *conn) register(ctx context.Context, k *call) error {
 }
 
 // wait waits for the result of a call that was started. If the reply takes longer than the
-// timeout, the connection breaks. A call without data also ends with ctx. A call with data
-// does not, because the connection still uses the data.
+// timeout, the connection breaks. If the call has no data, wait also returns when ctx ends.
+// If the call has data, wait ignores ctx, because the connection still uses the data.
 func (k *call) wait(ctx context.Context) error {
 	late := time.NewTimer(k.conn.timeout)
 	defer late.Stop()
@@ -253,8 +256,8 @@ func (c *conn) markReplied(k *call, result error) {
 	c.finishLocked(k)
 }
 
-// finishLocked ends a call that was both sent and replied to. Until then the call
-// stays in c.pending, where run finds it when the connection breaks. The caller
+// finishLocked ends a call if its request was sent and its reply was received. Until then
+// the call stays in c.pending, where run finds it when the connection breaks. The caller
 // holds c.mu.
 func (c *conn) finishLocked(k *call) {
 	if k.sent && k.replied {
@@ -320,7 +323,7 @@ func (c *conn) readReplies() error {
 		case nbd.StructuredReplyMagic:
 			err = c.readChunk(r)
 		default:
-			err = violation("reply magic: found %#08x, want %#08x or %#08x, %s", magic, uint32(nbd.SimpleReplyMagic), uint32(nbd.StructuredReplyMagic), c.outstanding())
+			err = violation("a reply begins with %#08x, want the reply magic %#08x or %#08x, %s", magic, uint32(nbd.SimpleReplyMagic), uint32(nbd.StructuredReplyMagic), c.outstanding())
 		}
 		if err != nil {
 			return err
@@ -360,7 +363,7 @@ func (c *conn) find(cookie uint64) (*call, error) {
 	return k, nil
 }
 
-// readSimple reads a simple reply after its magic number.
+// readSimple reads the part of a simple reply that follows the magic number.
 func (c *conn) readSimple(r reader) error {
 	var b [nbd.SimpleReplySize - 4]byte
 	if err := r.readFull(b[:]); err != nil {
@@ -393,13 +396,14 @@ func (c *conn) readSimple(r reader) error {
 // reader reads replies from a connection.
 type reader struct{ *bufio.Reader }
 
-// readFull fills p.
+// readFull reads exactly len(p) bytes of a reply into p.
 func (r reader) readFull(p []byte) error {
 	_, err := io.ReadFull(r, p)
 	return notEOF(err)
 }
 
-// uint32 reads a number of 4 bytes. It returns io.EOF if the connection was closed before.
+// uint32 reads a number of 4 bytes. It returns io.EOF if the server closed the connection
+// before the first byte.
 func (r reader) uint32() (uint32, error) {
 	b, err := r.Peek(4)
 	if err != nil {

@@ -124,8 +124,8 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	return err
 }
 
-// connect opens one connection. The handshake may take the time limit, and later each
-// request the time timeout.
+// connect opens one connection. limit is the time limit for the handshake, and timeout the
+// time limit for each later request.
 func connect(ctx context.Context, uri *nbd.URI, limit, timeout time.Duration) (*conn, negotiated, error) {
 	var config, err = tlsConfig(uri)
 	if err != nil {
@@ -140,7 +140,8 @@ func connect(ctx context.Context, uri *nbd.URI, limit, timeout time.Duration) (*
 	return negotiate(ctx, raw, uri, config, timeout)
 }
 
-// withLimit returns a context that ends after limit with an error that says so.
+// withLimit returns a context that ends after the duration limit. The cause of its end is
+// then an error that says that the server did not answer in time.
 func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("the server did not answer within %v: %w", limit, os.ErrDeadlineExceeded))
 }

@@ -18,14 +18,15 @@ const (
 	// window is the range of one query for extents, in bytes. While the extents of one
 	// window are used, the next window is queried.
 	window = 1 << 30
-	// queryRetries is how often a query that failed with a possibly temporary error is
-	// retried. The delay before the first retry is queryWait, and doubles with each.
+	// queryRetries is the maximum number of retries of a query for extents that failed
+	// with a possibly temporary error. The delay before the first retry is queryWait.
+	// The delay doubles with each further retry.
 	queryRetries = 4
 	queryWait    = 100 * time.Millisecond
 	// assumedData is the range, in bytes, that counts as data if the retries of its
 	// query failed, too. Queries have this length until one succeeds.
 	assumedData = 64 << 20
-	// maxKnown is the maximum number of runs in the cache of a disk.
+	// maxKnown is the maximum number of extents in the cache of a disk.
 	maxKnown = 256 << 10
 )
 
@@ -188,9 +189,9 @@ func dataSegment(off, end int64) *segment {
 	return &segment{off, end, []run{{end - off, false}}}
 }
 
-// queryRetrying is query with retries of the errors that may be temporary. It
-// returns a nil segment where the retries did not help. From then on each query is
-// made only once, until one succeeds.
+// queryRetrying calls query and retries it after errors that may be temporary. If all
+// retries fail, it returns a nil segment and a nil error. Later queries are then not
+// retried, until one of them succeeds.
 func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, error) {
 	life, wait := &d.server.life, d.server.queryWait
 	policy := retry.Policy{Retries: queryRetries, Backoff: func(n int) time.Duration { return wait << (n - 1) }}
@@ -214,10 +215,11 @@ func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, err
 	}
 }
 
-// query asks the server for the extents of [off, end). The segment it returns begins at off,
+// query asks the server for the extents of [off, end). The returned segment begins at off
 // and may end before end.
 func (s *server) query(ctx context.Context, off, end int64) (*segment, error) {
-	// The call ends with ctx, or with the connection when the context of the disk ends.
+	// If ctx ends, the call returns. If the context of the disk ends, the connection
+	// is closed and the call fails.
 	k := &call{cmd: nbd.CmdBlockStatus, off: off, n: end - off}
 	if err := s.do(ctx, s.pick(), k); err != nil {
 		return nil, s.wrap(k, err)

@@ -39,9 +39,9 @@ type negotiated struct {
 	context    uint32 // ID of base:allocation in replies
 }
 
-// handshaker performs the handshake on a connection. It reads without a buffer: bytes that
-// an attacker sent after the reply to STARTTLS must not be taken for bytes that the server
-// encrypted (see "STARTTLS" in proto.md).
+// handshaker performs the handshake on a connection. It reads without a buffer. Otherwise
+// bytes that an attacker sent in plain text after the reply to STARTTLS could stay in the
+// buffer and be taken for encrypted bytes of the server (see "STARTTLS" in proto.md).
 type handshaker struct {
 	conn     net.Conn
 	uri      *nbd.URI
@@ -72,11 +72,11 @@ func (s *handshaker) run(ctx context.Context, tlsConfig *tls.Config) (net.Conn, 
 	return s.conn, n, nil
 }
 
-// check returns an error if the size of the export is too large. It ignores flags that the
-// server did not mark as valid.
+// check returns an error if the size of the export is too large. It clears the flags of the
+// export if the server did not mark them as valid.
 func (n *negotiated) check() error {
 	if n.size < 0 {
-		return violation("size of the export: %d bytes, want at most %d", uint64(n.size), int64(math.MaxInt64))
+		return violation("size of the export: found %d bytes, want at most %d", uint64(n.size), int64(math.MaxInt64))
 	}
 	if n.flags&nbd.HasFlags == 0 {
 		n.flags = nbd.HasFlags
@@ -93,14 +93,14 @@ func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negoti
 		return n, fmt.Errorf("cannot read the greeting of the server: %w", err)
 	}
 	if m := binary.BigEndian.Uint64(b[:]); m != nbd.Magic {
-		return n, violation("greeting: found %#016x, want %#016x (is it an NBD server?)", m, uint64(nbd.Magic))
+		return n, violation("the greeting begins with %#016x, want %#016x (is this an NBD server?)", m, uint64(nbd.Magic))
 	}
 	switch m := binary.BigEndian.Uint64(b[8:]); m {
 	case nbd.OldstyleMagic:
 		return s.oldstyle(n)
 	case nbd.OptionMagic:
 	default:
-		return n, violation("greeting: found %#016x, want %#016x or %#016x", m, uint64(nbd.OptionMagic), uint64(nbd.OldstyleMagic))
+		return n, violation("the second number of the greeting is %#016x, want %#016x (newstyle) or %#016x (oldstyle)", m, uint64(nbd.OptionMagic), uint64(nbd.OldstyleMagic))
 	}
 	if err := s.readFull(b[16:]); err != nil {
 		return n, fmt.Errorf("cannot read the flags of the server: %w", err)
@@ -205,7 +205,7 @@ func (s *handshaker) negotiateOption(o nbd.Option, data []byte) (bool, error) {
 		return false, err
 	}
 	t, text, err := s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
-		return violation("reply to %v: found %v of %d bytes, want ACK or an error", o, t, len(data))
+		return violation("reply to %v: found the reply type %v with %d bytes of data, want ACK or an error", o, t, len(data))
 	})
 	switch {
 	case err != nil:
@@ -225,7 +225,7 @@ func (s *handshaker) setContext(n *negotiated) error {
 	}
 	t, _, err := s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
 		if t != nbd.RepMetaContext || len(data) < 4 || string(data[4:]) != nbd.BaseAllocation || n.contexts {
-			return violation("reply to %v: found %v of %d bytes, want one META_CONTEXT of %s, ACK or an error", o, t, len(data), nbd.BaseAllocation)
+			return violation("reply to %v: found the reply type %v with %d bytes of data, want one META_CONTEXT with %s, ACK or an error", o, t, len(data), nbd.BaseAllocation)
 		}
 		n.contexts, n.context = true, binary.BigEndian.Uint32(data)
 		return nil
@@ -245,20 +245,20 @@ func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err erro
 	exported := false
 	t, text, err := s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
 		if t != nbd.RepInfo || len(data) < 2 {
-			return violation("reply to %v: found %v of %d bytes, want INFO, ACK or an error", o, t, len(data))
+			return violation("reply to %v: found the reply type %v with %d bytes of data, want INFO, ACK or an error", o, t, len(data))
 		}
 		info, data := nbd.InfoType(binary.BigEndian.Uint16(data)), data[2:]
 		switch info {
 		case nbd.InfoExport:
 			if len(data) != 10 {
-				return violation("information about the export has %d bytes, want 10", len(data))
+				return violation("the information about the export has %d bytes, want 10 bytes", len(data))
 			}
 			n.size = int64(binary.BigEndian.Uint64(data))
 			n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(data[8:]))
 			exported = true
 		case nbd.InfoBlockSize:
 			if len(data) != nbd.BlockSizesSize {
-				return violation("information about block sizes has %d bytes, want %d", len(data), nbd.BlockSizesSize)
+				return violation("the information about block sizes has %d bytes, want %d bytes", len(data), nbd.BlockSizesSize)
 			}
 			sizes, err := nbd.ParseBlockSizes((*[nbd.BlockSizesSize]byte)(data))
 			if err != nil {
@@ -321,10 +321,10 @@ func (s *handshaker) listExports() (names []string, more int) {
 	if err := s.sendOption(o, nil); err != nil {
 		return nil, 0
 	}
-	// The names are only needed for a hint, so errors are ignored.
+	// The names are only used in a hint, so an error of readReplies is ignored.
 	s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
 		if t != nbd.RepServer || len(data) < 4 || int64(binary.BigEndian.Uint32(data)) > int64(len(data)-4) {
-			return violation("reply to %v: %v of %d bytes", o, t, len(data))
+			return violation("reply to %v: found the reply type %v with %d bytes of data, want SERVER with a name, ACK or an error", o, t, len(data))
 		}
 		if len(names) < maxHintExports {
 			names = append(names, string(data[4:4+binary.BigEndian.Uint32(data)]))
@@ -372,7 +372,7 @@ func (s *handshaker) readReplies(o nbd.Option, each func(nbd.OptionReplyType, []
 			return 0, "", err
 		}
 	}
-	return 0, "", violation("reply to %v: found %d replies without an end", o, maxOptionReplies)
+	return 0, "", violation("reply to %v: found %d replies without ACK or an error, which must end the replies", o, maxOptionReplies)
 }
 
 // sendOption sends an option with its data.
@@ -380,8 +380,8 @@ func (s *handshaker) sendOption(o nbd.Option, data []byte) error {
 	return s.send(nbd.AppendOption(nil, o, data))
 }
 
-// send writes b to the connection. If the server has closed it, send returns the TLS alert of
-// the server, which says why, if there is one.
+// send writes b to the connection. If the server has closed a TLS connection, send returns
+// the alert that the server sent before, because the alert gives the reason.
 func (s *handshaker) send(b []byte) error {
 	_, err := s.conn.Write(b)
 	if secure, ok := s.conn.(*tls.Conn); ok && isClosed(err) {

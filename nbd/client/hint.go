@@ -33,7 +33,7 @@ type noSocket struct{ path string }
 
 func (e *noSocket) Error() string { return fmt.Sprintf("there is no socket %q", e.path) }
 
-// explainDial adds a hint to an error of dialling.
+// explainDial adds a hint to an error of connecting to the server.
 func explainDial(uri *nbd.URI, err error) error {
 	switch unix := uri.Socket != ""; {
 	case unix && errors.Is(err, syscall.ENOENT):

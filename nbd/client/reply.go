@@ -43,7 +43,7 @@ func (s *spans) add(from, to int64) error {
 		}
 		return 1
 	})
-	// list[i] is the first range that ends at from or after it.
+	// list[i] is the first range whose end is equal to or greater than from.
 	if i < len(s.list) && s.list[i].to == from {
 		if i+1 < len(s.list) && s.list[i+1].from < to {
 			return overlap(from, to, s.list[i+1])
@@ -63,7 +63,7 @@ func (s *spans) add(from, to int64) error {
 		return nil
 	}
 	if len(s.list) == maxSpans {
-		return fmt.Errorf("the chunks fill more than %d separate ranges", maxSpans)
+		return fmt.Errorf("the received chunks form more than %d separate ranges", maxSpans)
 	}
 	s.list = slices.Insert(s.list, i, span{from, to})
 	return nil
@@ -113,8 +113,8 @@ func (s *status) add(r run) bool {
 	return true
 }
 
-// readChunk reads a chunk of a structured reply after its magic number. After the last chunk it
-// checks that the reply is complete.
+// readChunk reads the part of a chunk of a structured reply that follows the magic number.
+// After the last chunk it checks that the reply is complete.
 func (c *conn) readChunk(r reader) error {
 	var b [nbd.ChunkSize - 4]byte
 	if err := r.readFull(b[:]); err != nil {
@@ -164,8 +164,8 @@ func (c *conn) readChunk(r reader) error {
 	return nil
 }
 
-// claim records that a chunk has the n bytes at offset off of a read, and returns the part of
-// the buffer for them.
+// claim records that a chunk of the reply to the read k contains n bytes at offset off of
+// the disk. It returns the part of the read buffer for these bytes.
 func claim(k *call, off uint64, n int64) ([]byte, error) {
 	if off < uint64(k.off) || off > uint64(k.off+k.n) || n > k.off+k.n-int64(off) {
 		return nil, violation("reply to %v: found a chunk of %d bytes at offset %d, want a chunk inside the request", k, n, off)
@@ -177,7 +177,7 @@ func claim(k *call, off uint64, n int64) ([]byte, error) {
 	return k.data[from : from+n], nil
 }
 
-// readData reads the payload of a chunk of data into the buffer of k.
+// readData reads the payload of a data chunk into the buffer of the read k.
 func readData(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Len < 9 {
 		return violation("reply to %v: found a data chunk with a payload of %d bytes, want at least 9", k, chunk.Len)
@@ -196,7 +196,8 @@ func readData(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
-// readHole reads the payload of a hole chunk and fills its range of the buffer of k with zeros.
+// readHole reads the payload of a hole chunk, and fills the range of the hole with zeros in
+// the buffer of the read k.
 func readHole(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Len != 12 {
 		return violation("reply to %v: found a hole chunk with a payload of %d bytes, want 12", k, chunk.Len)

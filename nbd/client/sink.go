@@ -35,8 +35,9 @@ type target struct {
 }
 
 // Create opens the export that uri names, to write a disk of size bytes to it in place. The
-// export must be writable and have at least size bytes. If it has more, the rest stays as it
-// is, and Create calls Client.Warn. Publish, Suspend and Abort only disconnect.
+// export must be writable and have at least size bytes. If the export is larger, the bytes
+// after size are not changed, and Create reports that with o.Client.Warn. Publish, Suspend
+// and Abort only disconnect.
 //
 // The disk is sink.Parallel, sink.Zeroed (with TargetIsZero) and sink.Verifiable. Its Unit is
 // the minimum block size that the server advertises, or 512 bytes if it advertises none.
@@ -49,7 +50,7 @@ func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.
 		return nil, fmt.Errorf("%s: cannot resume a disk of %d bytes at offset %d", uri, size, o.Resume)
 	}
 	if o.State != nil && string(o.State) != string(state(size)) {
-		return nil, sink.Unfit(fmt.Errorf("%s: cannot resume: the checkpoint is %q, want %q", uri, o.State, state(size)))
+		return nil, sink.Unfit(fmt.Errorf("%s: cannot resume: the state of the checkpoint is %q, want %q", uri, o.State, state(size)))
 	}
 	s, err := dial(ctx, uri, o.Client)
 	if err != nil {
@@ -79,7 +80,8 @@ func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.
 	return t, nil
 }
 
-// noFlush is a warning about a server, whose name is the argument.
+// noFlush is the format of the warning about a server that does not support FLUSH. Its
+// argument is the name of the server.
 const noFlush = "%s does not support FLUSH: the server cannot make written data durable on request"
 
 // identity describes an export by the address of the server, the name and the size. A
@@ -107,12 +109,13 @@ func newTarget(s *server, size int64, o SinkOptions) *target {
 	return t
 }
 
-// state returns the state that a checkpoint of a disk of size bytes holds.
+// state returns the content of Options.State for a disk of size bytes, which is the same for
+// all checkpoints.
 func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
 
 // probeFlush tests whether an oldstyle server that advertises FLUSH supports it. nbdkit
-// --oldstyle refuses the commands that it advertises. If the server refuses FLUSH,
-// probeFlush removes the flag, before anything is written.
+// --oldstyle advertises commands that it refuses. If the server refuses FLUSH, probeFlush
+// removes the flag from s, so that FLUSH is not sent again.
 func probeFlush(ctx context.Context, s *server) error {
 	if !s.oldstyle || s.flags&nbd.SendFlush == 0 {
 		return nil
@@ -212,7 +215,8 @@ func (t *target) Finish(ctx context.Context) error {
 	return t.Advance(ctx, lifecycle.Writing, func() error { return t.markLost(t.flush(ctx)) })
 }
 
-// Publish disconnects. The export has its content and its name since Finish.
+// Publish only disconnects, because the export has its final name from the beginning, and
+// its content is complete after Finish.
 func (t *target) Publish(ctx context.Context) error {
 	return t.Advance(ctx, lifecycle.Finished, t.server.close)
 }
@@ -242,7 +246,8 @@ func (t *target) disk() Disk {
 	return Disk{server: t.server, size: t.Size, borrowed: true, uri: t.Name}
 }
 
-// readback is the disk that Reopen returns. Its reads end with the context of Reopen.
+// readback is the disk that Reopen returns. Its reads fail after the context that was passed
+// to Reopen has ended.
 type readback struct {
 	Disk
 	ctx context.Context

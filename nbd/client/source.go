@@ -11,8 +11,9 @@ import (
 )
 
 // Disk is a source.Disk that reads an export. It is also source.Identified and
-// source.Described. After a connection was lost, calls fail. source.Retry around Open
-// opens the disk again then. A Disk is safe for concurrent use.
+// source.Described. After a connection was lost, all calls fail. A caller that wants the
+// disk to be opened again in this case wraps Open in source.Retry. A Disk is safe for
+// concurrent use.
 type Disk struct {
 	server      *server
 	size        int64 // size of the disk; a target's export may be larger
@@ -25,8 +26,8 @@ type Disk struct {
 	changes uint64     // number of calls of forget
 }
 
-// Open opens the export that uri names for reading. The disk ends with ctx. Errors name the
-// URI.
+// Open opens the export that uri names for reading. When ctx ends, all calls of the disk
+// fail. Errors name the URI.
 func Open(ctx context.Context, uri *nbd.URI, o Options) (*Disk, error) {
 	s, err := dial(ctx, uri, o)
 	if err != nil {

@@ -30,8 +30,8 @@ type WritableDisk struct {
 	flushes flush.Group
 }
 
-// OpenWritable opens the export that uri names for reading and writing. The disk ends with
-// ctx.
+// OpenWritable opens the export that uri names for reading and writing. When ctx ends, all
+// calls of the disk fail.
 func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, error) {
 	s, err := dial(ctx, uri, o)
 	if err != nil {
@@ -91,7 +91,8 @@ func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, par
 	return err
 }
 
-// forget empties the cache of extents. Queries that are in progress are not cached.
+// forget empties the cache of extents. The results of queries that are in progress will not
+// be cached.
 func (d *WritableDisk) forget() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -123,8 +124,8 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 	})
 }
 
-// doPieces makes calls with the command and the flags of like, one after another, for pieces
-// of at most zeroPiece bytes.
+// doPieces divides a range into pieces of at most zeroPiece bytes. For each piece, in order,
+// it sends a request with the command and the flags of like.
 func (d *WritableDisk) doPieces(ctx context.Context, off, n int64, like *call) error {
 	s := d.server
 	for n > 0 {

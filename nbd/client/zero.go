@@ -11,7 +11,7 @@ import (
 // zeroPiece is the maximum length of one request WRITE_ZEROES or TRIM, in bytes.
 const zeroPiece = 128 << 20
 
-// zeros holds zeros for writes. It must not be changed.
+// zeros is the data of requests that write zeros. It must not be changed.
 var zeros [1 << 20]byte
 
 // zero zeroes n bytes from off on. It uses the first way that the server supports:
