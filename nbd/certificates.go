@@ -47,7 +47,7 @@ func LoadCertificate(certPath, keyPath string) (tls.Certificate, error) {
 	switch {
 	case err == nil:
 	case strings.Contains(err.Error(), "does not match"): // crypto/tls has no type for this error
-		return pair, wrong("put the key here that the certificate was issued for, or issue a certificate for this key",
+		return pair, wrong("replace the key file by the key that the certificate was issued for, or issue a certificate for the present key",
 			"the key in %s does not belong to the certificate in %s", keyPath, certPath)
 	default:
 		return pair, wrong("", "%s and %s: %w", certPath, keyPath, err)

@@ -2,7 +2,7 @@ package server
 
 import "sync"
 
-// maxBadRanges is how many exports have a remembered range.
+// maxBadRanges is the maximum number of exports for which badRanges records a range.
 const maxBadRanges = 1024
 
 // badRanges records, by the name of an export, where reads failed after a simple reply

@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// maxRequests is how many requests of a connection may be in progress at once. While so
-// many are, no further request is read.
+// maxRequests is the maximum number of requests in progress on one connection. While that
+// many requests are in progress, the server reads no further request.
 const maxRequests = 64
 
 // conn is a connection: first in the handshake, then in the transmission phase.
@@ -53,7 +53,8 @@ type negotiated struct {
 func newConn(s *Server, raw net.Conn) *conn {
 	c := &conn{s: s, net: raw, base: raw, started: time.Now(), ownCall: make(calls, 1)}
 	c.out.c = c
-	// disksCtx ends after the context of Serve, at the end of the grace period.
+	// The context of the connection is derived from disksCtx, which ends only at the
+	// end of the grace period after the context of Serve.
 	c.ctx, c.cancel = context.WithCancelCause(s.disksCtx)
 	return c
 }
@@ -137,9 +138,9 @@ func (c *conn) transmit() error {
 	return err
 }
 
-// awaitClose waits until the client has closed its side, or for lastWrites: if a socket
-// is closed while it has data that were not read, the kernel may discard replies that the
-// client has not received yet.
+// awaitClose waits until the client has closed its side of the connection, but not longer
+// than lastWrites. If a socket is closed while it has received data that were not read, the
+// kernel may discard replies that the client has not received yet.
 func (c *conn) awaitClose() {
 	if closing, ok := c.base.(interface{ CloseWrite() error }); ok {
 		closing.CloseWrite()
@@ -178,16 +179,16 @@ func (c *conn) setReadDeadline(t time.Time) {
 	}
 }
 
-// failUnlessEnding closes the connection because of err, unless the server is shutting
-// down: then there are replies to send.
+// failUnlessEnding closes the connection because of err. It does nothing while the server is
+// shutting down, because replies must still be sent then.
 func (c *conn) failUnlessEnding(err error) {
 	if !c.ending.Load() {
 		c.fail(err)
 	}
 }
 
-// stalled reports whether the client has blocked the connection for the time after: it did
-// not send the data of a write, or did not take its replies.
+// stalled reports whether the client has blocked the connection for the duration after,
+// because it did not send the data of a write or did not receive its replies.
 func (c *conn) stalled(after time.Duration) bool {
 	return c.in.stalled(after) || c.out.stalled(after)
 }

@@ -9,17 +9,16 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// errnoOf returns the error number of the protocol that is nearest to err. It is EIO
-// where no other fits.
+// errnoOf returns the NBD error number that describes err best, or EIO if no other number
+// fits.
 func errnoOf(err error) nbd.Errno {
 	var own nbd.Errno
 	var system unix.Errno
 	switch {
 	case errors.As(err, &own):
-		// The disk is an NBD client, and err comes from the server of that client.
-		// EINVAL, EOVERFLOW and ENOTSUP are not passed on, since the request was
-		// checked before, and neither is ESHUTDOWN, since this server does not shut
-		// down.
+		// The disk itself is read over NBD, and another server has sent this error number.
+		// EINVAL, EOVERFLOW and ENOTSUP are replaced by EIO, because the request of the
+		// client is valid. ESHUTDOWN is replaced because this server does not shut down.
 		switch own {
 		case nbd.EPERM, nbd.ENOMEM, nbd.ENOSPC:
 			return own

@@ -35,8 +35,8 @@ type facts struct {
 	noNowait *atomic.Bool // the file system does not support preadv2 with RWF_NOWAIT
 }
 
-// acquire returns the export that clients call name, and opens its disk if no other
-// client uses it. The caller returns it with release.
+// acquire returns the export that clients call name, and opens its disk if no other client
+// uses the export. The caller must call release when its client no longer uses the export.
 func (s *Server) acquire(ctx context.Context, name string) (*export, error) {
 	found, err := s.exports.Find(ctx, name)
 	if err != nil {
@@ -75,8 +75,9 @@ func (s *Server) forget(e *export) {
 	}
 }
 
-// release returns an export. The last user closes the disk. A client that wants the export
-// meanwhile waits for the closing, so that a disk is never open twice.
+// release ends the use of an export that acquire returned, and closes the disk if there is
+// no other user. A client that chooses the export meanwhile waits until the disk is closed,
+// so that a disk is never open twice.
 func (s *Server) release(e *export) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

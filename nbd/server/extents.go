@@ -11,9 +11,10 @@ import (
 )
 
 const (
-	// queryBytes is the range, in bytes, for which a disk is asked for its extents at
-	// once, also if a client asks for less: many clients ask for one extent at a time,
-	// and a remote disk needs as long for one extent as for a thousand.
+	// queryBytes is the length of the range, in bytes, in one query for the extents of
+	// a disk. It does not depend on the request of the client, because many clients
+	// request one extent at a time, and a remote disk needs as much time to report one
+	// extent as a thousand.
 	queryBytes = 4 << 30
 	// queryAlign is the alignment of the offsets of queries, in bytes, so that queries
 	// at random offsets do not divide the cached extents into small spans.

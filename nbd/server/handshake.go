@@ -25,8 +25,8 @@ const (
 	// padding is the number of zeros after the reply to EXPORT_NAME, in bytes, for
 	// clients that did not negotiate NoZeroes.
 	padding = 124
-	// allocationDepth is the metadata context of qemu that tells which image of a chain
-	// holds an extent.
+	// allocationDepth is the name of the metadata context of qemu that reports which
+	// image of a chain holds an extent.
 	allocationDepth = "qemu:allocation-depth"
 )
 
@@ -97,7 +97,7 @@ func (c *conn) nextOption() (nbd.Option, optionData, error) {
 		return 0, optionData{}, fmt.Errorf("cannot read the next option: %w", err)
 	}
 	if m := binary.BigEndian.Uint64(h[:]); m != nbd.OptionMagic {
-		return 0, optionData{}, fmt.Errorf("option magic: found %#016x, want %#016x", m, uint64(nbd.OptionMagic))
+		return 0, optionData{}, fmt.Errorf("an option begins with %#016x, want the option magic %#016x", m, uint64(nbd.OptionMagic))
 	}
 	option, n := nbd.Option(binary.BigEndian.Uint32(h[8:])), binary.BigEndian.Uint32(h[12:])
 	if n > maxSkip {
@@ -269,7 +269,8 @@ func (c *conn) startTLS(d optionData, secure bool) error {
 	if err := t.HandshakeContext(c.ctx); err != nil {
 		return err
 	}
-	// An attacker may have negotiated options in plain text, so they are forgotten.
+	// Options that were negotiated in plain text are reset, because an attacker may
+	// have sent them.
 	c.net, c.structured, c.contexts, c.contextsExport = t, false, nil, ""
 	if c.export != nil {
 		c.s.release(c.export)

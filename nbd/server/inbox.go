@@ -21,8 +21,8 @@ const (
 	// readBuffer is the size of a connection's buffer for requests, in bytes. Longer
 	// data of a write go directly into memory for them.
 	readBuffer = 4 << 10
-	// fast is the time within which a client that counts as slow must send reserve
-	// bytes, so that it no longer counts as slow.
+	// fast is a time limit for a client that counts as slow. If the client sends
+	// reserve bytes within this time, it no longer counts as slow.
 	fast = 100 * time.Millisecond
 )
 
@@ -48,7 +48,7 @@ func (in *inbox) next() (nbd.Request, error) {
 	if _, err := io.ReadFull(in.r, in.header[:]); err == io.EOF {
 		return nbd.Request{}, err
 	} else if err != nil {
-		return nbd.Request{}, fmt.Errorf("next request: %w", err)
+		return nbd.Request{}, fmt.Errorf("cannot read the next request: %w", err)
 	}
 	return nbd.ParseRequest(&in.header)
 }
@@ -60,18 +60,18 @@ func (in *inbox) hasRequest() bool { return in.r.Buffered() >= nbd.RequestSize }
 // discard skips the n bytes of data of a refused write.
 func (in *inbox) discard(n uint32) error {
 	if n > maxDiscard {
-		return fmt.Errorf("write of %d bytes: want at most %d", n, nbd.MaxPayload)
+		return fmt.Errorf("a write has %d bytes of data, want at most %d bytes", n, nbd.MaxPayload)
 	}
 	if _, err := io.CopyN(io.Discard, in.r, int64(n)); err != nil {
-		return fmt.Errorf("data of a write: %w", err)
+		return fmt.Errorf("cannot read the data of a write: %w", err)
 	}
 	return nil
 }
 
 // receive returns a buffer with the next data of a write, whose n bytes from offset off on
 // have not been returned yet. It allocates the buffer after the first byte has arrived. If
-// the client sends slowly, receive releases shared memory after the time patience, and
-// continues with buffers of reserve bytes.
+// the client does not fill the buffer within the duration patience, receive releases shared
+// memory and continues with buffers of reserve bytes.
 func (in *inbox) receive(off, n int64) (*buffer, error) {
 	c := in.c
 	c.out.flushReplies()
@@ -121,8 +121,8 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 	return in.receive(off, n)
 }
 
-// stalled reports whether the client has not filled a buffer within the time after. It is
-// safe for concurrent use.
+// stalled reports whether receive has waited for the data of one buffer for longer than the
+// duration after. It is safe for concurrent use.
 func (in *inbox) stalled(after time.Duration) bool {
 	since := in.receiving.Load()
 	return since != 0 && time.Now().UnixNano()-since >= int64(after)

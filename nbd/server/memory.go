@@ -19,8 +19,9 @@ const (
 	// patience is how long a connection waits for shared memory before it uses its
 	// reserve, and how long it keeps shared memory for data that do not arrive.
 	patience = 500 * time.Millisecond
-	// maxTries is how many times a connection waits for patience, as long as other
-	// connections release memory meanwhile.
+	// maxTries is the maximum number of times that a connection waits for the duration
+	// patience. It waits again only if other connections have released memory
+	// meanwhile.
 	maxTries = 4
 )
 
@@ -75,7 +76,8 @@ type buffer struct {
 	reserve bool  // the buffer is the reserve of its holder
 }
 
-// newMemory returns a memory of all bytes, but at least four times maxPiece.
+// newMemory returns a memory that holds at most all bytes, or four times maxPiece if that is
+// more. It calls onPressure when a connection uses its reserve.
 func newMemory(all int64, onPressure func()) *memory {
 	return &memory{all: max(all, 4*maxPiece), onPressure: onPressure}
 }

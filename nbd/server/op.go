@@ -100,10 +100,10 @@ func (o *op) fail(err error) {
 	if o.errno != 0 || o.dropped {
 		return
 	}
-	// An error that the shutdown caused is not reported. After the grace period no error
-	// is, because disks whose context ended may fail in any way. Only a flush that
-	// fails for another reason is reported even then: a client that connects to the
-	// next server could not learn there that data were lost.
+	// An error that the shutdown caused is not reported to the client. After the grace
+	// period, the other errors are not reported either, because disks whose context
+	// has ended may fail in any way. A failed flush is an exception: the client must
+	// learn that data were lost, and the next server cannot report that.
 	if o.c.s.endedWith(err) || o.c.s.killed.Load() && o.Type != nbd.CmdFlush && o.Flags&nbd.FlagFUA == 0 {
 		o.dropped = true
 		return

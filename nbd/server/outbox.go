@@ -59,7 +59,7 @@ func socket(c net.Conn) syscall.RawConn {
 
 // queueReply queues a reply for flushReplies, or for a goroutine that is sending. Only the
 // goroutine that reads requests may call it. Replies to requests that arrived together are
-// so sent together.
+// therefore sent together.
 func (o *outbox) queueReply(r *reply) {
 	if o.enqueue(r) {
 		o.flushLater()
@@ -126,8 +126,8 @@ func (o *outbox) drain() {
 	o.mu.Unlock()
 }
 
-// stalled reports whether the client has taken fewer than stallBytes in the time after,
-// although replies were waiting for it.
+// stalled reports whether the client has received fewer than stallBytes within the duration
+// after, although replies were waiting to be sent.
 func (o *outbox) stalled(after time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -19,7 +19,8 @@ const (
 	// minHole is the shortest hole, in bytes, that gets a chunk of its own. Shorter
 	// holes are read together with the data around them.
 	minHole = 64 << 10
-	// maxSplit is how many known extents divide one read. Later ones are ignored.
+	// maxSplit is the maximum number of pieces into which cached extents divide one
+	// read. The rest of the range is read from the disk without regard to extents.
 	maxSplit = 64
 	// maxCache is how many bytes of its range a CACHE request prefetches.
 	maxCache = nbd.MaxPayload

@@ -51,9 +51,8 @@ const (
 	lastWrites = time.Second
 )
 
-// ErrUnknownExport is the error, or is wrapped by the error, with which the methods of
-// Exports report that no export has the given name. The client may then choose another
-// export.
+// ErrUnknownExport is the error with which the methods of Exports report that no export has
+// the given name. They may wrap it. The client may then choose another export.
 var ErrUnknownExport = errors.New("no such export")
 
 // ErrShutdown is the cause with which the context of disks ends when requests are still in
@@ -70,8 +69,9 @@ type Exports interface {
 	// List returns the exports that clients may list.
 	List(ctx context.Context) ([]Export, error)
 	// Find returns the export for the name that a client sent, without opening it.
-	// Several names may lead to one export: clients share the open disk of an export
-	// by the Name that Find returns. An unknown name is an ErrUnknownExport.
+	// Find may return the same export for several names. Clients for which Find
+	// returns the same Name share one open disk. If the name is unknown, the error is
+	// ErrUnknownExport.
 	Find(ctx context.Context, name string) (Export, error)
 	// Open opens the disk of the export whose Name is name. The server calls it for
 	// the first client of an export, and closes the disk after the last client has
@@ -367,7 +367,7 @@ func (s *Server) evictOldest(newcomer string) bool {
 	}
 	oldest.evicted = true
 	s.evicted++
-	oldest.fail(errors.New("there are too many connections, and this one had not chosen an export yet"))
+	oldest.fail(errors.New("the server has too many connections and closed this one, because its client had not chosen an export yet"))
 	return true
 }
 

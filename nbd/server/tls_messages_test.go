@@ -96,7 +96,7 @@ func TestCertificateFiles(t *testing.T) {
 			if err := os.Rename(filepath.Join(other, who+"-key.pem"), filepath.Join(dir, who+"-key.pem")); err != nil {
 				t.Fatal(err)
 			}
-		}, "the key in DIR/WHO-key.pem does not belong to the certificate in DIR/WHO-cert.pem", "issue a certificate for this key"},
+		}, "the key in DIR/WHO-key.pem does not belong to the certificate in DIR/WHO-cert.pem", "issue a certificate for the present key"},
 		{"no key", func(t *testing.T, _ *authority, dir, who string) { os.Remove(filepath.Join(dir, who+"-key.pem")) }, "DIR/WHO-key.pem: no such file", ""},
 		{"no certificate", func(t *testing.T, _ *authority, dir, who string) {
 			os.Remove(filepath.Join(dir, who+"-cert.pem"))
