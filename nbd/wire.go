@@ -6,8 +6,8 @@
 // to decode it, such as [Request] and [ParseRequest].
 //
 // The protocol is described in doc/proto.md, and the URIs in doc/uri.md, of
-// https://github.com/NetworkBlockDevice/nbd. All numbers in messages are big
-// endian. No function here allocates memory by a length that the peer sent.
+// https://github.com/NetworkBlockDevice/nbd. All numbers in messages are big endian. The
+// functions of this package never allocate memory whose size is a length that the peer sent.
 package nbd
 
 import (
@@ -335,11 +335,11 @@ func (r Request) Append(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, r.Len)
 }
 
-// ParseRequest decodes a request. A wrong magic number is an error, after which the
-// connection cannot be used: it is not known where the next request begins.
+// ParseRequest decodes a request. It returns an error if the magic number is wrong. The
+// connection cannot be used after that, because the start of the next request is unknown.
 func ParseRequest(b *[RequestSize]byte) (Request, error) {
 	if m := binary.BigEndian.Uint32(b[:]); m != RequestMagic {
-		return Request{}, fmt.Errorf("request magic: found %#08x, want %#08x", m, uint32(RequestMagic))
+		return Request{}, fmt.Errorf("a request begins with %#08x, want the request magic %#08x", m, uint32(RequestMagic))
 	}
 	return Request{
 		Flags:  CommandFlags(binary.BigEndian.Uint16(b[4:])),
@@ -368,8 +368,8 @@ func (r SimpleReply) Append(b []byte) []byte {
 	return binary.BigEndian.AppendUint64(b, r.Cookie)
 }
 
-// ParseSimpleReply decodes a simple reply without its magic number, from which the
-// caller knows the kind of the message.
+// ParseSimpleReply decodes the part of a simple reply after the magic number. The caller
+// reads the magic number first, to find out which kind of message follows.
 func ParseSimpleReply(b *[SimpleReplySize - 4]byte) SimpleReply {
 	return SimpleReply{Errno(binary.BigEndian.Uint32(b[:])), binary.BigEndian.Uint64(b[4:])}
 }
@@ -394,8 +394,8 @@ func (c Chunk) Append(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(b, c.Len)
 }
 
-// ParseChunk decodes the header of a chunk without its magic number, from which the
-// caller knows the kind of the message.
+// ParseChunk decodes the part of the header of a chunk after the magic number. The caller
+// reads the magic number first, to find out which kind of message follows.
 func ParseChunk(b *[ChunkSize - 4]byte) Chunk {
 	return Chunk{
 		Flags:  binary.BigEndian.Uint16(b[:]),
@@ -462,7 +462,7 @@ func (r OptionReply) Append(b []byte) []byte {
 // an error.
 func ParseOptionReply(b *[OptionReplySize]byte) (OptionReply, error) {
 	if m := binary.BigEndian.Uint64(b[:]); m != OptionReplyMagic {
-		return OptionReply{}, fmt.Errorf("option reply magic: found %#016x, want %#016x", m, uint64(OptionReplyMagic))
+		return OptionReply{}, fmt.Errorf("a reply to an option begins with %#016x, want the magic %#016x", m, uint64(OptionReplyMagic))
 	}
 	return OptionReply{
 		Option: Option(binary.BigEndian.Uint32(b[8:])),
@@ -495,11 +495,11 @@ func ParseBlockSizes(b *[BlockSizesSize]byte) (BlockSizes, error) {
 	s := BlockSizes{binary.BigEndian.Uint32(b[:]), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:])}
 	switch {
 	case s.Min == 0 || s.Min&(s.Min-1) != 0 || s.Min > 64<<10:
-		return s, fmt.Errorf("minimum block size: found %d, want a power of two up to 65536", s.Min)
+		return s, fmt.Errorf("minimum block size: found %d bytes, want a power of two up to 65536", s.Min)
 	case s.Preferred&(s.Preferred-1) != 0 || s.Preferred < s.Min:
-		return s, fmt.Errorf("preferred block size: found %d, want a power of two, at least the minimum of %d", s.Preferred, s.Min)
+		return s, fmt.Errorf("preferred block size: found %d bytes, want a power of two and at least the minimum block size of %d bytes", s.Preferred, s.Min)
 	case s.Max < s.Min || s.Max%s.Min != 0 && s.Max != 1<<32-1:
-		return s, fmt.Errorf("maximum block size: found %d, want a multiple of the minimum of %d, or 2^32-1", s.Max, s.Min)
+		return s, fmt.Errorf("maximum block size: found %d bytes, want a multiple of the minimum block size of %d bytes, or 2^32-1", s.Max, s.Min)
 	}
 	return s, nil
 }
