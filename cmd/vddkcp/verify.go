@@ -33,6 +33,7 @@ type verifyCommand struct {
 	Digest digestValue `help:"Compare the only disk with this digest: 64 hexadecimal digits, after blksum: (the default) or sha256:." placeholder:"VALUE" group:"Target:"`
 
 	RequestSize bytesize.Size `help:"Bytes to read at once (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Connections connections   `help:"Number of connections to each server, or auto: 4 to an NBD server that allows them; up to 4 through VDDK, as long as more of them are faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	Depth       int           `help:"Number of concurrent reads on each connection (default 4)." default:"4" placeholder:"N" group:"Speed:"`
 
 	Progress string `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
@@ -152,6 +153,7 @@ func (c *verifyCommand) loggingOpener(log *slog.Logger) *sourceopen.Opener {
 	o := c.opener()
 	o.VDDK.Options.Registry = vddk.NewRegistry(1)
 	o.VDDK.Options.RequestSize, o.VDDK.Options.Depth = int(c.RequestSize), c.Depth
+	o.VDDK.Options.Connections, o.NBD.Connections = int(c.Connections), int(c.Connections)
 	o.VDDK.Options.Log, o.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }
 	o.NBD.Warn = o.VDDK.Options.Warn
 	o.Retry.OnRetry = retry.LogTo(log, "reading is tried again")
