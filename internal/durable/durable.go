@@ -19,6 +19,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
 // Replace creates or replaces the file at path with the content text and the

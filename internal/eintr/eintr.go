@@ -4,7 +4,11 @@
 // calls in the same way.
 package eintr
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+
+	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
+)
 
 // Retry repeats call as long as it returns EINTR, and returns any other result of it.
 func Retry(call func() error) error {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 
 	"golang.org/x/sys/unix"
+
+	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
 // Of returns the identity of an open file. It does not change when the file is renamed

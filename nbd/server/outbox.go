@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
 const (

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/eintr"
+	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
 // system has the system calls of this package, except reads, so that tests can replace

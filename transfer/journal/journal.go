@@ -24,6 +24,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/killpoint"
+	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 	"github.com/vddkcp/vddkcp/transfer"
 )
 

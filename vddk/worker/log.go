@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
 // keptLines is the number of lines of the worker's output that GoneError.Last has at most.
