@@ -305,8 +305,8 @@ func (s *Sum) MarshalBinary() ([]byte, error) {
 	return b, err
 }
 
-// UnmarshalBinary implements encoding.BinaryUnmarshaler: s continues where the
-// marshalled Sum was. After an error s must not be used.
+// UnmarshalBinary implements encoding.BinaryUnmarshaler. It makes s a copy of the marshalled
+// Sum. After an error s must not be used.
 func (s *Sum) UnmarshalBinary(b []byte) error {
 	if len(b) < headerSize || string(b[:len(magic)]) != magic {
 		return errors.New("digest state: unknown format or version")
@@ -324,14 +324,14 @@ func (s *Sum) UnmarshalBinary(b []byte) error {
 	s.size = size
 	s.innerZeros = inner == 0
 	if size < 0 || inner > 1 || !s.innerZeros && (s.algorithm != Blksum || s.partial() == 0) {
-		return fmt.Errorf("digest state: a %s of %d bytes cannot have %d as the flag of the inner hash", s.algorithm, size, inner)
+		return fmt.Errorf("digest state: %d is not valid as the flag of the inner hash in the state of a %s of %d bytes", inner, s.algorithm, size)
 	}
 	parts := 1
 	if !s.innerZeros {
 		parts = 2
 	}
 	if len(b)%parts != 0 {
-		return fmt.Errorf("digest state: %d bytes cannot be divided into %d hashes", len(b), parts)
+		return fmt.Errorf("digest state: the %d bytes after the header cannot be divided into %d hashes of equal length", len(b), parts)
 	}
 	n := len(b) / parts
 	if err := s.outer.(encoding.BinaryUnmarshaler).UnmarshalBinary(b[:n]); err != nil {

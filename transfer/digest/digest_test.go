@@ -230,7 +230,7 @@ func TestUnmarshalBad(t *testing.T) {
 		"short":          {state[:header+9], "unknown format or version"},
 		"magic":          {changed(3, 'X'), "unknown format or version"},
 		"algorithm":      {changed(header, 'z'), "unknown algorithm 'z'"},
-		"inner flag":     {changed(header+1, 7), "cannot have 7 as the flag"},
+		"inner flag":     {changed(header+1, 7), "7 is not valid as the flag"},
 		"negative":       {changed(header+2, 0xff), "as the flag of the inner hash"},
 		"inner of sha":   {changed(header, 's'), "as the flag of the inner hash"},
 		"inner of none":  {wholeState, "as the flag of the inner hash"},
