@@ -35,9 +35,9 @@ type Entry struct {
 	sequence uint64
 }
 
-// Copy describes the copy that a checkpoint belongs to. A copy with another description
-// does not continue at the checkpoint: see Differs. docs/journal.md lists the field for
-// each flag that decides the content of a target.
+// Copy describes the copy that a checkpoint belongs to. A copy whose description differs (see
+// Differs) cannot continue at the checkpoint. docs/journal.md says which flags are part of the
+// description.
 type Copy struct {
 	Source   string            `json:"source"`            // identity of the source
 	Proof    string            `json:"proof"`             // what proves the identity: "snapshot", "mtime" or "none"
@@ -48,7 +48,7 @@ type Copy struct {
 	Options  map[string]string `json:"options"`           // flags that decide what is written
 }
 
-// Backing is the disk that an overlay is written over.
+// Backing describes the backing image of a target that is an overlay.
 type Backing struct {
 	Path     string `json:"path"`     // absolute, symbolic links resolved
 	Format   string `json:"format"`   // as the overlay records it
@@ -66,7 +66,7 @@ const (
 var record = durable.Record{Magic: magic, Version: version, SlotSize: slotSize, Numbered: true}
 
 // ErrVersion says that another version of vddkcp wrote the journal.
-var ErrVersion = errors.New("written by another version of vddkcp")
+var ErrVersion = errors.New("the journal was written by another version of vddkcp")
 
 // Journal is an open journal, locked against other processes. It is not safe for
 // concurrent use.
@@ -81,10 +81,10 @@ type Journal struct {
 	fdatasync func(fd int) error
 }
 
-// Open opens and locks the journal at path, or creates one with all its space reserved.
-// It returns the entries of the journal, the newest first: none, one or two. A file that
-// is no journal is an error and stays unchanged. A journal of another version has no
-// entries; for Load it is an error.
+// Open opens and locks the journal at path, or creates one with all its space reserved. It
+// returns the entries of the journal, the newest first: none, one or two. A file that is no
+// journal is an error and stays unchanged. Open returns no entries for a journal of another
+// version, while Load returns ErrVersion.
 func Open(path string) (j *Journal, entries []Entry, err error) {
 	f, err := durable.Open(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -101,7 +101,7 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 		return nil, nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); errors.Is(err, unix.EWOULDBLOCK) {
-		return nil, nil, errors.New("another process is using it")
+		return nil, nil, errors.New("another process uses the journal")
 	}
 	j = &Journal{f: f, path: path, fdatasync: unix.Fdatasync}
 	if info.Size() == 0 {
@@ -192,7 +192,7 @@ func (j *Journal) read() (entries []Entry, err error) {
 func parse(slot durable.Slot) (e Entry, err error) {
 	var version *durable.VersionError
 	if errors.As(slot.Err, &version) {
-		return e, fmt.Errorf("%w: the journal has version %d, want %d", ErrVersion, version.Got, version.Want)
+		return e, fmt.Errorf("%w: its format has version %d, want %d", ErrVersion, version.Got, version.Want)
 	}
 	if slot.Err != nil {
 		return e, slot.Err
@@ -265,10 +265,12 @@ func (j *Journal) Reset() error {
 // Close closes the journal and keeps it for a later run.
 func (j *Journal) Close() error { return j.f.Close() }
 
-// Remove closes and removes the journal of a copy that is whole or given up.
+// Remove closes and removes the journal of a copy that is complete, or that no later run shall
+// continue.
 func (j *Journal) Remove() error {
 	defer j.f.Close()
-	// Another process may have replaced the file. Only the locked one is removed.
+	// Another process may have replaced the file at the path. Only the file that this process
+	// has locked is removed.
 	held, err := j.f.Stat()
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
@@ -282,9 +284,9 @@ func (j *Journal) Remove() error {
 	return nil
 }
 
-// Differs returns the first difference between c and the copy of a checkpoint, want, or
-// "" if they are the same copy. It does not compare Identity, because some kinds of
-// targets may have another one when the copy continues.
+// Differs returns a text with the first difference between c and want, the copy of a
+// checkpoint, or "" if they are the same copy. It does not compare Identity, because some
+// kinds of targets may have another identity when the copy continues.
 func (c Copy) Differs(want Copy) string {
 	switch {
 	case c.Size != want.Size:
@@ -318,7 +320,7 @@ func (b *Backing) differs(want *Backing) string {
 	case b.Format != want.Format:
 		return fmt.Sprintf("the backing %q is read as %s, and was read as %s", b.Path, b.Format, want.Format)
 	case b.Identity != want.Identity || b.Proof != want.Proof:
-		return fmt.Sprintf("the content of the backing %q changed: it is %s, and was %s", b.Path, b.Identity, want.Identity)
+		return fmt.Sprintf("the content of the backing %q changed: its identity is %s, and was %s", b.Path, b.Identity, want.Identity)
 	}
 	return ""
 }

@@ -64,7 +64,7 @@ func TestJournalKeepsTheLastTwo(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, _, err := journal.Open(path); err == nil || !strings.Contains(err.Error(), "another process is using it") {
+	if _, _, err := journal.Open(path); err == nil || !strings.Contains(err.Error(), "another process uses the journal") {
 		t.Errorf("opened twice: %v", err)
 	}
 	j.Close()
@@ -207,7 +207,7 @@ func TestBackingDiffers(t *testing.T) {
 		{nil, `there is no --backing, and the target was an overlay of "/b"`},
 		{&journal.Backing{Path: "/c", Format: "raw", Identity: "file:1", Proof: "mtime"}, `the backing is "/c", and was "/b"`},
 		{&journal.Backing{Path: "/b", Format: "qcow2", Identity: "file:1", Proof: "mtime"}, `the backing "/b" is read as qcow2, and was read as raw`},
-		{&journal.Backing{Path: "/b", Format: "raw", Identity: "file:2", Proof: "mtime"}, `the content of the backing "/b" changed: it is file:2, and was file:1`},
+		{&journal.Backing{Path: "/b", Format: "raw", Identity: "file:2", Proof: "mtime"}, `the content of the backing "/b" changed: its identity is file:2, and was file:1`},
 		{&journal.Backing{Path: "/b", Format: "raw", Identity: "file:1", Proof: "none"}, `the content of the backing "/b" changed`},
 	} {
 		if got := (journal.Copy{Backing: c.now}).Differs(was); c.want == "" && got != "" || !strings.Contains(got, c.want) {

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Beside returns the path of the journal for a target that is a file. partial is the path
-// of the file until it is whole.
+// Beside returns the path of the journal for a target that is a file. partial is the path that
+// the file has until the copy is complete.
 func Beside(partial string) string { return partial + ".journal" }
 
 // DefaultPath returns the path of the journal for a block device or a disk on an NBD
