@@ -125,8 +125,8 @@ func (d *BatchDisplay) back() string {
 	return fmt.Sprintf("\x1b[%dA\r", len(d.shown))
 }
 
-// inLines returns the text that draws lines over those on the terminal. The terminal
-// cuts lines that are too long and does not wrap them, because only the terminal
+// inLines returns the text that replaces the lines of the display on the terminal by lines.
+// The terminal cuts lines that are too long and does not wrap them, because only the terminal
 // knows the width of all characters.
 func inLines(lines []string) string {
 	var b strings.Builder
@@ -213,7 +213,7 @@ func drawBar(share float64) string {
 	return fmt.Sprintf("%3d%% [%s%s]", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full))
 }
 
-// add adds the counts of another copy, as far as a BatchDisplay shows their sums.
+// add adds those counts of another copy whose sums a BatchDisplay shows.
 func (s *Snapshot) add(o Snapshot) {
 	s.Planned += o.Planned
 	s.Done += o.Done

@@ -25,16 +25,16 @@ type Outcome struct {
 	Transient bool
 }
 
-// Done reports whether the target is whole. Done can be true although Exit is not 0: the
-// copy succeeded, but something else needs attention.
+// Done reports whether the target is complete. Done can be true although Exit is not 0, if the
+// copy succeeded but something else needs attention.
 func (o Outcome) Done() bool { return o.Status == StatusOK }
 
 // Of returns the outcome that err stands for; nil stands for success. No other code
 // decides what an error means. Of uses these methods of err and of the errors that it
 // wraps:
 //
-//   - ExitStatus() int: the exit status that the error stands for. Without any
-//     the status is [exit.Failed].
+//   - ExitStatus() int: the exit status that the error stands for. If no error has this
+//     method, the status is [exit.Failed].
 //   - Done() bool, of an error with ExitStatus: if it returns true, the work was done
 //     although there is an error, and the errors that this one wraps are ignored.
 //   - Hint() string: what the user can do. The first one found counts.

@@ -101,7 +101,7 @@ func New(source, target string) *Report {
 	}
 }
 
-// Count sets the counts of the copy.
+// Count sets the numbers of bytes that the copy planned, read, wrote, zeroed and shared.
 func (r *Report) Count(s progress.Snapshot) {
 	r.BytesPlanned, r.BytesRead, r.BytesWritten = s.Planned, s.Read, s.Written
 	r.BytesZero, r.BytesCloned = s.Zeroed, s.Cloned
