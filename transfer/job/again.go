@@ -24,9 +24,8 @@ func OpenSource(ctx context.Context, spec Spec) (source.Disk, error) {
 	return j.Opener.OpenAddress(ctx, j.at.source, j.SourceFormat)
 }
 
-// DescribeBacking returns a text that identifies the backing of the target and its
-// content. The text changes when the content changes. It is "" if the target is no
-// overlay.
+// DescribeBacking returns a text that identifies the backing of the target and its content.
+// The text changes when the content changes. If the target is no overlay, the text is "".
 func DescribeBacking(ctx context.Context, spec Spec) string {
 	if spec.Backing == "" {
 		return ""
@@ -58,9 +57,9 @@ func (s *Spec) WritesFile() bool {
 	return s.Parse() == nil && sinkopen.PlaceOf(s.at.target).Kind == "file"
 }
 
-// Tidy removes the files that a killed process left next to a target which is whole: the
-// journal, and the .partial name of a file that already has its final name. Tidy logs a
-// warning for a file that it cannot remove.
+// Tidy removes the files that a killed process left next to a complete target: the journal,
+// and the .partial name of a target that already has its final name. Tidy logs a warning for a
+// file that it cannot remove.
 func Tidy(spec Spec) {
 	j := newJob(spec)
 	if !j.WritesFile() {

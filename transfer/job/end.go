@@ -65,9 +65,9 @@ func (j *job) explain(err error) error {
 	return err
 }
 
-// mayContinue decides what a later run can do after an error that happened before this
-// copy began to write. The later run can continue an earlier copy, because this one has
-// not changed it. In a batch, a copy with a transient error is tried again.
+// mayContinue decides what a later run can do after an error that happened before this copy
+// began to write. If there is an earlier copy, a later run can still continue it, because this
+// copy has changed nothing. In a batch, a copy with a transient error is tried again.
 func (j *job) mayContinue(err error) error {
 	if err == nil || report.Of(err).Exit != exit.Failed {
 		return err
@@ -109,7 +109,7 @@ type retriedError struct{ error }
 
 func (e *retriedError) Unwrap() error { return e.error }
 
-// ExitStatus implements the interface of package report.
+// ExitStatus returns the exit status of a copy that can be resumed. report.Of calls it.
 func (*retriedError) ExitStatus() int { return exit.Resumable }
 
 // hintedError is an error and what the user can do about it.

@@ -89,11 +89,11 @@ type Spec struct {
 
 	Log      *slog.Logger       // nil: nothing is logged
 	Counters *progress.Counters // counts the progress; nil: nobody reads it
-	// Opened is called when the files of the source and of the backing are open, before
-	// the target is. If it returns an error, the copy ends with that error. It may be nil.
+	// Opened is called when the source and the backing are open, before the target is opened.
+	// If Opened returns an error, the copy ends with that error. Opened may be nil.
 	Opened func() error
-	// Whole is called when the target is whole and durable, before it gets its
-	// final name, with the mark of its file by package fileid. It may be nil.
+	// Whole is called when the target is complete and durable, before it gets its final name.
+	// mark identifies the file of the target (see fileid.MarkOf). Whole may be nil.
 	Whole func(mark string)
 
 	at addresses // set by Parse
@@ -119,8 +119,8 @@ type Planned struct {
 	Shared  int64          // bytes of Data that source and target will share on their file system
 	Holes   int64          // bytes that need not be read
 	Extents int64          // runs of data and holes
-	// Need is the number of bytes that a copy would write: Data without Shared, and
-	// without the bytes that an earlier run has written.
+	// Need is the number of bytes that a copy would write: Data minus Shared, or less if an
+	// earlier run has written a part.
 	Need int64
 }
 
@@ -248,10 +248,9 @@ func (j *job) begin(ctx context.Context) (*life, error) {
 	return newLife(ctx, j.path != ""), nil
 }
 
-// A resumable copy that a signal stops has readingGrace for the reads in flight;
-// reads that are not answered by then are given up. The target stays open for
-// checkpointGrace longer, so that it can take a last checkpoint even if the source
-// hangs or waits to be opened again.
+// When a signal stops a resumable copy, the copy waits for the reads in flight, at most
+// readingGrace. The target stays open for checkpointGrace longer, so that a last checkpoint
+// can be written even if the source hangs or waits to be opened again.
 const (
 	readingGrace    = 5 * time.Second
 	checkpointGrace = 5 * time.Second
@@ -278,8 +277,8 @@ func (j *job) transfer(ctx, writing context.Context) error {
 	o := j.options()
 	o.Requests = transfer.Requests(j.Depth, j.source)
 	if c, ok := sink.Ability[sink.Connected](j.dst); ok {
-		// Each read is followed by a write, so that a target with many connections is
-		// only busy if as many reads are in flight.
+		// Each read is followed by a write, so all connections of the target are busy only if
+		// there are at least as many concurrent reads.
 		o.Requests = max(o.Requests, j.Depth*c.Connections())
 	}
 	k, err := j.keep(&o)

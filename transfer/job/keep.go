@@ -20,9 +20,9 @@ type keeper struct {
 	journal *journal.Journal
 }
 
-// keep opens the journal of a copy whose target is open, and sets the options of the
-// engine so that checkpoints are written to the journal. If that fails, keep closes the
-// target.
+// keep opens the journal of a copy whose target is open, and sets the options of the engine so
+// that checkpoints are written to the journal. If the journal cannot be opened, keep closes
+// the target.
 func (j *job) keep(o *transfer.Options) (*keeper, error) {
 	if j.path == "" {
 		return &keeper{j: j}, nil
@@ -42,7 +42,8 @@ func (j *job) keep(o *transfer.Options) (*keeper, error) {
 	return &keeper{j, jr}, nil
 }
 
-// openJournal opens the journal, and makes sure that it describes this copy alone.
+// openJournal opens the journal, and removes the checkpoints at which this copy cannot
+// continue.
 func (j *job) openJournal() (jr *journal.Journal, err error) {
 	if j.copied.Identity, err = sink.IdentityOf(j.dst); err != nil {
 		return nil, err
@@ -63,14 +64,14 @@ func (j *job) openJournal() (jr *journal.Journal, err error) {
 		return jr, nil
 	}
 	if j.touched != "" {
-		return nil, errors.Join(err, jr.Close()) // the journal stays, so that the next run knows that the target was written to
+		return nil, errors.Join(err, jr.Close()) // the journal is kept: the next run must know that the target was written to
 	}
 	return nil, errors.Join(err, jr.Remove())
 }
 
-// startJournal begins the journal of a copy that has copied nothing yet. For a target
-// that is written in place it records that durably before the first write, because
-// from then on the target is not known to read as zeros.
+// startJournal begins the journal of a copy that has copied nothing yet. If the target is a
+// device or an export, startJournal durably records the copy before the first write, because
+// the target may no longer read as zeros after it.
 func (j *job) startJournal(jr *journal.Journal) error {
 	if err := jr.Reset(); err != nil || !j.inPlace() {
 		return err
@@ -97,15 +98,15 @@ func (k *keeper) end(err error) error {
 	switch {
 	case errors.As(err, new(*transfer.ResumableError)):
 		if closed := k.journal.Close(); closed != nil {
-			j.Log.Warn("close the journal", "error", closed)
+			j.Log.Warn("the journal cannot be closed", "error", closed)
 		}
 		return err
 	case errors.Is(err, transfer.ErrSourceChanged):
 		j.dropPartial(j.Log)
 	}
 	if err != nil && j.inPlace() && (j.TargetIsZero || j.touched != "") {
-		// The journal stays, so that the next run knows that the target does not read as
-		// zeros any more.
+		// The journal is kept, because the next run must know that the target may no longer
+		// read as zeros.
 		if kept := errors.Join(j.startJournal(k.journal), k.journal.Close()); kept != nil {
 			j.Log.Warn("the journal cannot be kept: do not use --target-is-zero in the next run", "error", kept)
 		}
@@ -117,8 +118,9 @@ func (k *keeper) end(err error) error {
 	return err
 }
 
-// dropPartial removes a .partial file that an earlier run made. The source has changed, so
-// that the file holds parts of two states of it. The sink removes only files of its own.
+// dropPartial removes a .partial file that an earlier run made. The source has changed, so the
+// file holds parts of two states of the source. dropPartial is necessary because the sink
+// removes only files that it created itself.
 func (r *resumption) dropPartial(log *slog.Logger) {
 	if r.partial == nil || len(r.entries) == 0 {
 		return

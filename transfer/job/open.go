@@ -52,8 +52,9 @@ func (s *Spec) SourceAddress() address.Address { return s.at.source }
 // succeeded.
 func (s *Spec) TargetAddress() address.Address { return s.at.target }
 
-// BackingPath returns the path of Backing. A relative Backing starts from the folder
-// of Target, symbolic links resolved, because a reader of the overlay finds it so.
+// BackingPath returns the path of Backing. A relative Backing is relative to the folder of
+// Target, with symbolic links resolved, because the readers of an overlay resolve it in this
+// way.
 func (s *Spec) BackingPath() (string, error) {
 	if filepath.IsAbs(s.Backing) {
 		return s.Backing, nil

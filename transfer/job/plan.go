@@ -19,14 +19,14 @@ import (
 	"github.com/vddkcp/vddkcp/transfer"
 )
 
-// planCopy plans the target and the source, and refuses everything that can be
-// refused before data is read or written.
+// planCopy plans the target and the source. It returns every error that can be found before
+// data is read or written.
 func (j *job) planCopy(ctx context.Context) (err error) {
 	if err := j.matchEarlier(ctx); err != nil {
 		return err
 	}
 	// The target is planned first, because querying the extents of the source can take
-	// minutes. reserve tells the target how much space it needs, once that is known.
+	// minutes. Later reserve tells the target how much space the copy needs.
 	if err := j.planTarget(ctx); err != nil {
 		return notThisTarget(err)
 	}
@@ -48,10 +48,10 @@ func (j *job) planSource(ctx context.Context) (err error) {
 		return err
 	}
 	if id := j.plan.Identity(); id != j.copied.Source {
-		return fmt.Errorf("%w: it was %s, it is %s", transfer.ErrSourceChanged, j.copied.Source, id)
+		return fmt.Errorf("%w: its identity was %s and is now %s", transfer.ErrSourceChanged, j.copied.Source, id)
 	}
 	if j.plan.Inherited > 0 && j.overlay.disk == nil {
-		return usage.New(fmt.Sprintf("--single-link: %d bytes of %s are only in its parents, and a target without --backing cannot refer to those", j.plan.Inherited, j.Source),
+		return usage.New(fmt.Sprintf("--single-link: %d bytes of %s are only in its parents, and a target without --backing cannot refer to the parents", j.plan.Inherited, j.Source),
 			"copy without --single-link to read them from the parents")
 	}
 	j.describeSource()
@@ -108,7 +108,8 @@ func (j *job) targetOptions(warn func(string)) sinkopen.Options {
 // clusterSize returns the cluster size of a qcow2 target, in bytes.
 func (j *job) clusterSize() int64 { return cmp.Or(j.ClusterSize, sinkopen.DefaultClusterSize) }
 
-// uses returns the name of the file that the copy reads, if fi is one.
+// uses reports whether the copy reads the file that fi describes, and returns the path of the
+// file.
 func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
 	if path, ok = j.Opener.Uses(fi); !ok {
 		path, ok = j.BackingOpener.Uses(fi)
@@ -116,8 +117,9 @@ func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
 	return path, ok
 }
 
-// drop reports whether the data of a copy of n bytes is dropped from the page cache. Spec.Cache
-// decides that, or if it is empty, whether n is more than a quarter of the memory.
+// drop reports whether the data of a copy of n bytes is dropped from the page cache.
+// Spec.Cache decides this. If Spec.Cache is "", the data is dropped if n is more than a
+// quarter of the memory.
 func (j *job) drop(n int64) bool {
 	if j.Cache != "" {
 		return j.Cache == "drop"

@@ -32,11 +32,11 @@ type resumption struct {
 	stale   bool            // the existing .partial file cannot be used and will be replaced
 	begun   bool            // the journal describes this copy, which may write to the target
 	partial os.FileInfo     // of the existing .partial file; nil: there is none
-	// identity identifies the device or export that an earlier run wrote to; "" if no
-	// journal names one.
+	// identity identifies the device or export that an earlier run wrote to. It is "" if no
+	// journal names such a target.
 	identity string
-	// touched is the path of a journal which says that an earlier copy may have
-	// written to the device or export; "": there is none.
+	// touched is the path of a journal which says that an earlier copy may have written to the
+	// device or export. It is "" if there is no such journal.
 	touched string
 }
 
@@ -94,7 +94,7 @@ func (j *job) placeJournal() (resumable bool, err error) {
 		}
 	default:
 		if j.Resume {
-			return false, usage.Errorf("--resume: %s cannot be resumed", j.Target)
+			return false, usage.Errorf("--resume: a copy to %s cannot be resumed", j.Target)
 		}
 		return false, nil
 	}
@@ -216,8 +216,8 @@ func (j *job) anotherCopy(diff string) error {
 	return usage.New(fmt.Sprintf("--resume: this is not the copy to %s that stopped: %s", j.Target, diff), startOver)
 }
 
-// neverResumed returns the usage error of an earlier copy that no later run can continue
-// either. The copied data is kept.
+// neverResumed returns the usage error of an earlier copy that neither this run nor a later
+// one can continue. The copied data is kept.
 func (j *job) neverResumed(why error) error {
 	hint := startOver
 	if errors.Is(why, fs.ErrExist) {

@@ -14,9 +14,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// openTarget creates the target, or opens the target of the earlier copy and checks that
-// it still has the data that was written last. If it does not, openTarget tries the
-// checkpoint before that one.
+// openTarget creates the target, or opens the target of the earlier copy at the newest
+// checkpoint and checks that it still has the data that was written last. If it does not,
+// openTarget tries the other checkpoint of the journal.
 func (j *job) openTarget(ctx context.Context) (err error) {
 	if err := j.untouched(); err != nil {
 		return err
@@ -59,9 +59,9 @@ func (j *job) distrustZeros() (again bool, err error) {
 	return false, nil
 }
 
-// trustCheckpoint checks that the newest checkpoint describes the target and the source.
-// If it does not, again is true, and the target must be opened again at the checkpoint
-// before that one.
+// trustCheckpoint checks that the newest checkpoint describes the target and the source. If it
+// does not, trustCheckpoint drops the checkpoint and closes the target. If again is true, the
+// target must then be opened once more, at the next older checkpoint or from the beginning.
 func (j *job) trustCheckpoint(ctx context.Context) (again bool, err error) {
 	last := &j.entries[0]
 	if err = j.compareTarget(ctx, j.dst, last); err == nil {
@@ -97,8 +97,8 @@ func (r *resumption) findTouched(dst sink.Disk) bool {
 	return false
 }
 
-// untouched returns an error if another run has continued the copy since the
-// journal was read. Creating the target would cut off what that run wrote.
+// untouched returns an error if another run has continued the copy since the journal was read.
+// Otherwise opening the target would truncate what the other run wrote.
 func (r *resumption) untouched() error {
 	if len(r.entries) == 0 {
 		return nil
@@ -108,7 +108,7 @@ func (r *resumption) untouched() error {
 		return err
 	}
 	if len(now) == 0 || now[0].Offset != r.newest {
-		return fmt.Errorf("another process has continued the copy: the journal %q is no longer at byte %d", r.path, r.newest)
+		return fmt.Errorf("another process has continued the copy: the newest checkpoint in the journal %q is no longer at byte %d", r.path, r.newest)
 	}
 	return nil
 }
@@ -118,14 +118,16 @@ func (r *resumption) untouched() error {
 // nothing.
 var errUnproved = errors.New("nothing proves that the source and the target are those of the copy that stopped")
 
-// isAnother reports whether err, an error of compareTarget or compareSource, means that
-// the checkpoint does not describe the target.
+// isAnother reports whether err, an error of compareTarget or compareSource, means that the
+// checkpoint does not describe the target, or that nothing proves that it does.
 func isAnother(err error) bool {
 	return errors.Is(err, transfer.ErrTail) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, errUnproved)
 }
 
 // dropCheckpoint drops the newest checkpoint, which does not describe the target. The copy
-// continues at the checkpoint before, or starts over if only zeros were copied.
+// then continues at the next older checkpoint. It starts over if only zeros were copied.
+// Otherwise, if there is no older checkpoint, the copy cannot be resumed and the result is an
+// error.
 func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
 	if errors.Is(why, errUnproved) {
 		j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy starts over", last.Offset, why))
@@ -141,8 +143,8 @@ func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
 	return nil
 }
 
-// compareTarget compares the target with a checkpoint. If the checkpoint does not describe
-// the target, isAnother is true for the error.
+// compareTarget compares the target with a checkpoint. If the checkpoint does not describe the
+// target, compareTarget returns an error for which isAnother is true.
 func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.Entry) error {
 	if back, ok := sink.Ability[sink.Readback](dst); ok {
 		if err := last.CheckTail(ctx, back); err != nil {
@@ -158,7 +160,7 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 	// overlay reads from its backing proves nothing either.
 	same := !j.inPlace() && id != "" && id == last.Identity
 	if !same && (!last.Proves() || j.overlay.disk != nil && !j.inPlace()) {
-		return fmt.Errorf("%w: the target is %s and was %s, and only zeros or the content of the backing were written last", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
+		return fmt.Errorf("%w: the target is %s, the earlier copy wrote to %s, and the data before the checkpoint does not identify the target", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
 	}
 	return nil
 }
@@ -174,7 +176,7 @@ func (j *job) compareSource(ctx context.Context, last *transfer.Checkpoint) erro
 		return nil
 	}
 	if !last.Proves() {
-		return fmt.Errorf("%w: the source has no identity that could prove it, and only zeros were read so far", errUnproved)
+		return fmt.Errorf("%w: the source has no identity, and the earlier copy read only zeros before the checkpoint", errUnproved)
 	}
 	err := last.CheckTail(ctx, j.source)
 	if errors.Is(err, transfer.ErrTail) {
@@ -182,7 +184,7 @@ func (j *job) compareSource(ctx context.Context, last *transfer.Checkpoint) erro
 			"start over with --force and without --resume; copy from a snapshot, or stop the program that writes to the source")
 	}
 	if err == nil {
-		j.warn("nothing proves that the source is unchanged since the copy stopped, but the data that was read last is")
+		j.warn("nothing proves that the source is unchanged since the copy stopped; only the data that was read last was compared, and it is unchanged")
 	}
 	return err
 }
