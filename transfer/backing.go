@@ -15,8 +15,8 @@ type backing struct {
 	reopen   func(context.Context) (source.Disk, error)
 }
 
-// newBacking returns the backing image of the options. If they have no BackingIdentity,
-// it queries the identity.
+// newBacking returns Options.Backing with its identity, which is Options.BackingIdentity. If
+// BackingIdentity is "", newBacking queries the identity.
 func newBacking(ctx context.Context, o Options) (b backing, err error) {
 	b = backing{disk: o.Backing, identity: o.BackingIdentity, reopen: o.ReopenBacking}
 	if b.disk != nil && b.identity == "" {

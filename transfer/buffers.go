@@ -31,7 +31,7 @@ func newArena(n, size int) (*arena, error) {
 	return a, nil
 }
 
-// Buffer implements source.Allocator. n must not exceed the size of the buffers.
+// Buffer implements source.Allocator. n must not exceed the size of one buffer.
 func (a *arena) Buffer(ctx context.Context, n int) ([]byte, func(), error) {
 	select {
 	case b := <-a.free:

@@ -50,8 +50,8 @@ func zeroSum(n int64) uint32 {
 	return sum
 }
 
-// Proves reports whether the content of Tail can identify the target: it has a byte that
-// is not zero. A tail of zeros proves nothing, because every new disk has zeros.
+// Proves reports whether the content of Tail can identify the target, because it has a byte
+// that is not zero. A tail of zeros proves nothing, because every new disk has zeros.
 func (c *Checkpoint) Proves() bool { return proves(c.Tail) }
 
 // proves reports whether the content of tail has a byte that is not zero.
@@ -74,10 +74,10 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 	for _, state := range c.Sums {
 		s := new(digest.Sum)
 		if err := s.UnmarshalBinary(state); err != nil {
-			return nil, fmt.Errorf("digest in the checkpoint: %w", err)
+			return nil, fmt.Errorf("cannot restore the state of a digest from the checkpoint: %w", err)
 		}
 		if s.Size() != c.Offset {
-			return nil, fmt.Errorf("checkpoint at offset %d has a %s of %d bytes, want one of %d bytes", c.Offset, s.Algorithm(), s.Size(), c.Offset)
+			return nil, fmt.Errorf("the checkpoint at offset %d has a %s digest of the first %d bytes, want a digest of the first %d bytes", c.Offset, s.Algorithm(), s.Size(), c.Offset)
 		}
 		kept[s.Algorithm()] = s
 	}
@@ -87,22 +87,21 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 		case s != nil:
 			sums = append(sums, s)
 		case w.Algorithm() == o.Digest:
-			return nil, fmt.Errorf("the checkpoint has no %s, and the first %d bytes are copied already", o.Digest, c.Offset)
+			return nil, fmt.Errorf("the checkpoint has no %s digest of the first %d bytes, which an earlier run has copied", o.Digest, c.Offset)
 		}
 	}
 	return sums, nil
 }
 
-// ErrTail says that a disk does not have the content that the Tail of a checkpoint
-// describes.
-var ErrTail = errors.New("the bytes differ from those that were copied last before the checkpoint")
+// ErrTail says that a disk does not have the content that Checkpoint.Tail describes.
+var ErrTail = errors.New("the disk does not hold the data that was copied last before the checkpoint")
 
 // CheckTail reads the ranges of Tail from d, a source or a target, and compares their
-// checksums. The error is an ErrTail if one differs, or if Tail is not valid.
+// checksums. The error is an ErrTail if a checksum differs, or if Tail is not valid.
 func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	for _, s := range c.Tail {
 		if s.Off < 0 || s.Len < 0 || s.Len > maxTailPiece || s.Off > c.Offset-s.Len {
-			return fmt.Errorf("checkpoint at offset %d has an invalid tail of %d bytes at offset %d: %w", c.Offset, s.Len, s.Off, ErrTail)
+			return fmt.Errorf("the checkpoint at offset %d has an invalid tail of %d bytes at offset %d: %w", c.Offset, s.Len, s.Off, ErrTail)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -118,5 +117,6 @@ func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	return nil
 }
 
-// maxTailPiece is the largest piece of a tail, in bytes: that of the largest request.
+// maxTailPiece is the size of the largest piece of a tail, in bytes. It equals the size of the
+// largest request.
 const maxTailPiece = 64 << 20

@@ -159,13 +159,14 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 	}
 }
 
-// reads yields the pairs of both disks. Short holes between data, which are read with it,
-// count as data.
+// reads yields the pairs of both disks. A short hole between data counts as data, because the
+// hole is read together with the data.
 func (c *comparison) reads(ctx context.Context) iter.Seq2[pair, error] {
 	return c.pairs([2]iter.Seq2[source.Extent, error]{c.sides[0].extents(ctx), c.sides[1].extents(ctx)})
 }
 
-// plan counts the work, and with CompareOptions.Strict compares the allocation.
+// plan adds the bytes to read to the counters. With CompareOptions.Strict it also compares the
+// allocation.
 func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 	for p, err := range c.reads(ctx) {
 		if err != nil {
@@ -249,8 +250,8 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 	return found, err
 }
 
-// produce sends the pairs to read, cut at multiples of the request's size, so that no
-// grain or cluster of a disk is read by two requests.
+// produce sends the pairs that must be read. It cuts them at multiples of the request's size,
+// so that no grain or cluster of a disk is read by two requests.
 func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) error {
 	size := int64(c.o.RequestSize)
 	for r, err := range c.reads(ctx) {
@@ -271,8 +272,8 @@ func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) err
 	return nil
 }
 
-// compare reads a piece of both disks, except of a disk with a hole there, and
-// compares them.
+// compare reads the range of a piece from both disks and compares the content. A disk that has
+// a hole in this range is not read, because its content is zeros.
 func (c *comparison) compare(ctx context.Context, p *comparedPiece) error {
 	var content [2][]byte // nil: zeros
 	for i := range c.sides {

@@ -30,7 +30,7 @@ type copying struct {
 	start  int64         // everything below is done already, in bytes
 	begun  bool          // begin succeeded, so that checkpoints can be taken
 
-	overFrom, overTo int64 // see cutter
+	overFrom, overTo int64 // as in cutter
 	finished         bool  // the sink's Finish has returned
 }
 
@@ -110,8 +110,8 @@ func (c *copying) begin(ctx context.Context, dst sink.Disk, at *Checkpoint, done
 	if at == nil {
 		at = new(Checkpoint)
 		if checkpoints {
-			// A target that is opened again may hold data, so it must not be
-			// treated as new. Its state tells the sink.
+			// If this target is opened again, it may hold data. The state that Options.Reopen
+			// gets tells the sink not to treat the target as new.
 			if at.State, _, err = dst.Checkpoint(0); err != nil {
 				return err
 			}
@@ -206,9 +206,9 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 	return c.dst.Publish(context.WithoutCancel(ctx))
 }
 
-// end ends the target of a copy that failed with err, if it did. It is the only
-// place that decides whether the work is kept or removed; the comment of Copy has
-// the rule. A target that is kept gets the latest possible checkpoint.
+// end closes the target of a copy that failed with err, and keeps or removes it. The comment
+// of Copy has the rule, and no other function decides this. A target that is kept gets the
+// latest possible checkpoint. If err is nil, end does nothing.
 func (c *copying) end(ctx context.Context, err error) error {
 	if err == nil || errors.As(err, new(*MismatchError)) {
 		return err // the target is published, or the verifier has suspended it
@@ -241,7 +241,8 @@ func (c *copying) stopped(ctx context.Context) bool {
 	return ctx.Err() != nil || c.o.stop().Err() != nil
 }
 
-// stopCause returns the cause of Options.Stop if err is a consequence of it, else err.
+// stopCause returns the cause of the end of Options.Stop if err is a consequence of that end,
+// else err.
 func (c *copying) stopCause(err error) error {
 	cause := context.Cause(c.o.stop())
 	if cause != nil && (errors.Is(err, errStopped) || errors.Is(err, cause) || errors.As(err, new(*sourceError))) {

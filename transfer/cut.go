@@ -34,8 +34,9 @@ type cutter struct {
 	keepZeros  bool  // holes are never read as data: the copy would write their zeros
 	readShared bool  // shared data is read as well, for a digest
 
-	// The counters count work in [overFrom, overTo) as planned that this run does not
-	// do. The iterator planned subtracts this work when it skips the range.
+	// The work in the range [overFrom, overTo) was counted as planned, but this run does not
+	// do it. The iterator planned subtracts this work from the counters when it skips the
+	// range.
 	overFrom, overTo int64
 }
 
@@ -50,16 +51,15 @@ func (c *cutter) countsAsWork(kind source.Kind) bool {
 	return kind == source.Data || kind == source.Zero && !c.zeroed
 }
 
-// widen counts n bytes as planned work that were counted as skipped before. n may be
-// negative.
+// widen counts n bytes as planned work instead of as skipped. n may be negative.
 func (c *cutter) widen(n int64) {
 	c.counters.AddPlanned(n)
 	c.counters.AddSkipped(-n)
 }
 
-// planned yields the extents of the plan from start on. It corrects the counters in
-// two cases: ranges beyond Plan.Known were counted as work and may be none, and work
-// below start may have been counted as planned although it is done.
+// planned yields the extents of the plan from start on. It corrects the counters in two cases:
+// a range beyond Plan.Known was counted as work, but turns out to need none, and work below
+// start was counted as planned, although it is done.
 func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range c.plan.extents(ctx, c.src) {

@@ -67,9 +67,9 @@ func newEncoder(dst sink.Disk, requests int, keepBuffers bool) *encoder {
 // encoders returns the number of goroutines that can encode at the same time.
 func encoders() int { return runtime.GOMAXPROCS(0) }
 
-// acquireMemory assigns memory for encoded units to a piece, and blocks until some is
-// free. Only the producer may call it, for pieces in ascending order. If a piece had
-// to wait for memory of later pieces, it would wait forever.
+// acquireMemory assigns memory for encoded units to a piece, and blocks until some is free.
+// Only the producer may call it, for pieces in ascending order. If later pieces could have all
+// the memory, a piece would wait forever, because the later pieces are collected after it.
 func (e *encoder) acquireMemory(ctx context.Context, c *piece) error {
 	select {
 	case c.coded.bytes = <-e.memory:
@@ -111,8 +111,9 @@ func (e *encoder) encode(c *piece) error {
 		}
 	}
 	if !needed && !e.keepBuffers {
-		// The buffer is free for another read while the encoded piece waits for the
-		// collector. With a digest it is not free, because the hashes refer to it.
+		// Another read can use the buffer while the encoded piece waits for the
+		// collector. With a digest the buffer is still needed, because the hashes refer to
+		// its content.
 		c.releaseBuffer()
 	}
 	return nil

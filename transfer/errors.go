@@ -26,10 +26,10 @@ type ResumableError struct {
 func (e *ResumableError) Error() string { return e.Err.Error() }
 func (e *ResumableError) Unwrap() error { return e.Err }
 
-// ExitStatus implements the interface of transfer/report.
+// ExitStatus returns the exit status of a copy that can be resumed. report.Of calls it.
 func (*ResumableError) ExitStatus() int { return exit.Resumable }
 
-// Resumable implements the interface of transfer/report.
+// Resumable returns true. report.Of calls it.
 func (*ResumableError) Resumable() bool { return true }
 
 // leavesNothing reports whether no later run can continue a copy that failed with err.

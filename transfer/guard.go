@@ -23,10 +23,10 @@ func ofSource(err error) error {
 	return &sourceError{err}
 }
 
-// guard returns src as a disk whose errors are all marked as errors of the source:
-// those of reads, of waiting for a buffer, of extents and of the identity. So a copy
-// can tell them from errors of its target, whichever goroutine meets them first. A
-// nil src is returned unchanged, because a stream has no disk.
+// guard returns src as a disk that marks all its errors as errors of the source: those of
+// reads, of waiting for a buffer, of extents and of the identity. A copy can then distinguish
+// them from errors of its target, whichever goroutine meets them first. A nil src is returned
+// unchanged, because a stream has no disk.
 func guard(src source.Disk) source.Disk {
 	if src == nil {
 		return nil

@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// A checkpoint is due checkpointInterval, or checkpointBytes of data, after the
-	// one before.
+	// A checkpoint is due when checkpointInterval has passed since the last checkpoint, or
+	// when checkpointBytes of data were copied since.
 	checkpointInterval = 5 * time.Second
 	checkpointBytes    = 1 << 30
 	// The tail of a checkpoint covers at most tailBytes in at most tailPieces pieces.
@@ -35,7 +35,7 @@ type keeper struct {
 
 	at       int64     // everything below is done, in bytes
 	lastTime time.Time // when the last checkpoint was taken, or the copy began
-	bytes    int64     // of data collected since
+	bytes    int64     // of data collected since lastTime
 	tail     []Stretch // the pieces that were collected last
 	length   int64     // of the tail, in bytes
 	proof    Stretch   // the last piece with a byte other than zero that no longer is in the tail
@@ -85,8 +85,8 @@ func (k *keeper) remember(s Stretch) {
 	}
 }
 
-// collected notes that the pieces up to and including c are done, and takes a
-// checkpoint when one is due, unless the one before is not durable yet.
+// collected records that the pieces up to and including c are done. It takes a checkpoint when
+// one is due, unless the last checkpoint is not durable yet.
 func (k *keeper) collected(c *piece) error {
 	k.at = c.End()
 	if c.read {
@@ -181,9 +181,10 @@ func (k *keeper) final(ctx context.Context) error {
 	return k.makeDurable(ctx, next)
 }
 
-// keepLast makes a final checkpoint. If accepts is false, or if that fails, an earlier
-// checkpoint serves, or else the checkpoint at which the copy began. An error means that
-// no checkpoint is stored.
+// keepLast makes sure that a later run finds a stored checkpoint. accepts says whether the
+// sink still accepts a final checkpoint. If accepts is false, or if the final checkpoint
+// fails, an earlier stored checkpoint is enough. If no checkpoint was stored, keepLast stores
+// the checkpoint at which the copy began. An error means that no checkpoint is stored.
 func (k *keeper) keepLast(ctx context.Context, accepts bool) error {
 	if accepts && k.final(ctx) == nil || k.exists {
 		return nil
@@ -191,10 +192,10 @@ func (k *keeper) keepLast(ctx context.Context, accepts bool) error {
 	return k.store(*k.last)
 }
 
-// restartUnproven returns the checkpoint from which the copy continues after the target
-// was lost. This is the last checkpoint. If the tail of the last checkpoint cannot
-// identify the target, it is a new checkpoint at offset 0, whose state is origin, or the
-// state of the last checkpoint if origin is nil.
+// restartUnproven returns the checkpoint from which the copy continues after the target was
+// lost: the last checkpoint, if its tail can identify the target. Otherwise restartUnproven
+// replaces the last checkpoint by a checkpoint at offset 0, with origin as its state. If
+// origin is nil, the state of the last checkpoint is kept.
 func (k *keeper) restartUnproven(origin []byte) *Checkpoint {
 	if k.last.Offset > 0 && !k.last.Proves() {
 		state := k.last.State

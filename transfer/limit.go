@@ -16,7 +16,7 @@ type Limiter struct {
 
 // NewLimiter returns a Limiter to bytesPerSecond, which must be greater than 0.
 func NewLimiter(bytesPerSecond int64) *Limiter {
-	// A burst is a tenth of a second's bytes: short enough for an even rate, and
+	// A burst has the bytes of a tenth of a second. This is short enough for an even rate, and
 	// long enough that not every request has to wait.
 	burst := max(bytesPerSecond/10, 1)
 	return &Limiter{bucket: rate.NewLimiter(rate.Limit(bytesPerSecond), int(min(burst, 1<<30)))}

@@ -53,9 +53,9 @@ type Options struct {
 	// is nil, CopyStream waits for the Read.
 	Interrupt func(cause error)
 
-	// Stop stops the copy when it ends: the copy finishes the pieces in progress and
-	// returns the cause of the end. It is for copies that can be resumed. nil means
-	// never.
+	// Stop is a context that stops a copy which can be resumed. When Stop ends, the copy
+	// finishes the pieces in progress and returns the cause of the end. If Stop is nil, only
+	// the end of the context of Copy stops the copy.
 	Stop context.Context
 	// Resume is the checkpoint at which an earlier copy of the same disk stopped;
 	// nil means none. The target must have been opened with its State and Offset.
@@ -70,8 +70,8 @@ type Options struct {
 	// Interval is the time between two checkpoints; 0 means 5 s. A checkpoint is
 	// also taken after each GiB of data.
 	Interval time.Duration
-	// Reopen opens the target again after a sink.ErrLost, with the retries of Lost.
-	// If it is nil, a lost target is an error.
+	// Reopen opens the target again after a sink.ErrLost. Lost says how often and how long
+	// this is tried. If Reopen is nil, a lost target is an error.
 	Reopen func(ctx context.Context, state []byte, resume int64) (sink.Disk, error)
 	Lost   source.RetryOptions
 }

@@ -21,11 +21,11 @@ type stages[T any] struct {
 	// collect receives each value after work has processed the value. It runs in one
 	// goroutine, for values in the order in which they were sent.
 	collect func(ctx context.Context, v *T) error
-	// after runs in the goroutine of collect after each call of collect; nil: nothing.
+	// after runs in the goroutine of collect after each call of collect. It may be nil.
 	after func(v *T) error
-	// release frees the memory that a value refers to; nil: nothing. It runs when a
-	// value has been collected, and once more for all values when the goroutines have
-	// ended, also after an error.
+	// release frees the memory that a value refers to. It runs when a value has been
+	// collected, and once more for all values when the goroutines have ended, also after an
+	// error. It may be nil.
 	release func(v *T)
 }
 

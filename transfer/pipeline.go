@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-// maxPieces is the largest number of pieces in progress. The number of pieces with
-// data is also bounded by the buffers; that of holes is not.
+// maxPieces is the largest number of pieces in progress. It bounds the number of holes; the
+// number of pieces with data is also bounded by the number of buffers.
 const maxPieces = 1024
 
 // pipeline copies to one target with runOrdered. The producer cuts the plan into pieces
@@ -225,8 +225,8 @@ func (p *pipeline) addBacking(ctx context.Context, s *digest.Sum, off, n int64) 
 	return nil
 }
 
-// write writes a piece, or lets the target share its blocks. A piece that cannot be
-// shared is copied.
+// write writes a piece, or lets the target share its blocks with the source. If the blocks
+// cannot be shared, the piece is copied, or with ReflinkAlways the copy fails.
 func (p *pipeline) write(ctx context.Context, c *piece) error {
 	if c.file == nil {
 		return p.writer.write(c)

@@ -78,13 +78,14 @@ func readFull(d source.Disk, b []byte, off int64) error {
 		return nil // err may be io.EOF at the end of the disk
 	}
 	if err == nil {
-		err = fmt.Errorf("read [%d, %d): got %d bytes and no error", off, off+int64(len(b)), n)
+		err = fmt.Errorf("read [%d, %d): the disk returned only %d bytes and no error", off, off+int64(len(b)), n)
 	}
 	return err
 }
 
-// whole returns the content of the copy as a disk without Inherited extents. The
-// disk lives under ctx, and its Close does nothing.
+// whole returns the content of the copy as a disk without Inherited extents. If there is a
+// backing image, reads of the disk fail when ctx has ended. The caller must not close the
+// disk.
 func (r *reader) whole(ctx context.Context) source.Disk {
 	if r.backing == nil {
 		return r.src
@@ -92,7 +93,7 @@ func (r *reader) whole(ctx context.Context) source.Disk {
 	return &wholeDisk{r, ctx}
 }
 
-// wholeDisk is a source with its Inherited extents read from the backing.
+// wholeDisk is a source whose Inherited extents are read from the backing image.
 type wholeDisk struct {
 	r   *reader
 	ctx context.Context

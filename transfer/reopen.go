@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// errNoAnswer ends the opening of a target that hangs.
-var errNoAnswer = errors.New("no answer from the target")
+// errNoAnswer says that opening a target again has reached its time limit.
+var errNoAnswer = errors.New("the target did not answer in time")
 
 // reopener opens a target again after its connection was lost.
 type reopener struct {
@@ -21,12 +21,11 @@ type reopener struct {
 	origin []byte                                                                   // the state of the target before the first write; nil: an earlier run made that write
 }
 
-// reopen opens the target as of the last checkpoint of k, and retries as the policy
-// says. cause is the loss of the target; it is retried even if it is permanent for the
-// connection that it ended. failures counts the failures since the copy last made
-// progress, and since is when the first of them was. The error is an ErrLost, unless
-// the copy was stopped: a target that was open once is worth another run, whatever
-// refuses to open it now.
+// reopen opens the target at the last checkpoint of k, and retries as the policy says. cause
+// is the error that ended the connection; even after a permanent error a new connection may
+// succeed. failures is the number of failures since the copy last made progress, and since is
+// the time of the first of them. The error is an ErrLost, unless the copy was stopped, because
+// a later run may succeed with a target that was open before.
 func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures int, since time.Time) (dst sink.Disk, err error) {
 	for {
 		failures++
@@ -34,7 +33,7 @@ func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures 
 		wait, patient := r.policy.Wait(failures, idle)
 		switch {
 		case r.policy.Retries >= 0 && failures > r.policy.Retries:
-			return nil, fmt.Errorf("gave up after %d retries: %w", r.policy.Retries, cause)
+			return nil, fmt.Errorf("gave up opening the target again after %d retries: %w", r.policy.Retries, cause)
 		case !patient:
 			return nil, r.policy.TimedOut(cause, idle)
 		}
@@ -47,17 +46,17 @@ func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures 
 		if dst, err = r.openProven(ctx, k, r.policy.Patience()-time.Since(since)); err == nil {
 			return dst, nil
 		}
-		cause = fmt.Errorf("open the target again: %w (%w)", err, sink.ErrLost)
+		cause = fmt.Errorf("cannot open the target again: %w (%w)", err, sink.ErrLost)
 		if retry.IsPermanent(err) || errors.Is(err, ErrTail) || errors.As(err, new(*sink.OtherError)) {
 			return nil, cause
 		}
 	}
 }
 
-// openProven opens the target and checks that it has the tail of the checkpoint: a
-// server that was restarted may serve another disk by the same name. If only zeros
-// were written so far, which are on every new disk too, the copy restarts from the
-// beginning. The limit is how long the opening may take.
+// openProven opens the target and checks that it has the tail of the checkpoint, because a
+// server that was restarted may serve another disk by the same name. If only zeros were
+// written so far, they prove nothing, and the copy restarts from the beginning. The limit is
+// how long the opening may take.
 func (r *reopener) openProven(ctx context.Context, k *keeper, limit time.Duration) (sink.Disk, error) {
 	last := k.restartUnproven(r.origin)
 	dst, err := r.openWithin(ctx, limit, last)
@@ -74,16 +73,17 @@ func (r *reopener) openProven(ctx context.Context, k *keeper, limit time.Duratio
 	return dst, nil
 }
 
-// openWithin opens the target as of a checkpoint. After the limit the opening ends
-// with errNoAnswer, and when the copy is to stop, with errStopped. The target
-// lives under the context that it is opened with.
+// openWithin opens the target at a checkpoint. It returns errNoAnswer after the time limit,
+// and errStopped when the copy shall stop. The open target uses the context of its opening, so
+// openWithin cancels this context only after an error.
 func (r *reopener) openWithin(ctx context.Context, limit time.Duration, at *Checkpoint) (sink.Disk, error) {
 	opening, cancel := context.WithCancelCause(ctx)
 	late := time.AfterFunc(limit, func() { cancel(errNoAnswer) })
 	stopping := context.AfterFunc(r.stop, func() { cancel(errStopped) })
 	dst, err := r.open(opening, at.State, at.Offset)
-	// If the timer has fired or the stop has come, its function may still be about
-	// to cancel the context: the target would be returned as open and then fail.
+	// If the timer has fired or the copy was stopped, another goroutine cancels the context.
+	// Wait for that, because otherwise the target would be returned as open and fail
+	// afterwards.
 	inTime, running := late.Stop(), stopping()
 	if !inTime || !running {
 		<-opening.Done()

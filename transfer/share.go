@@ -31,12 +31,12 @@ const (
 	// maxClone is the longest range, in bytes, that is shared at once, so that
 	// progress shows.
 	maxClone = 64 << 20
-	// cloneStep is how many bytes are copied where the source reports no file, before
-	// it is queried again. It is the usual size of a grain or cluster.
+	// cloneStep is how many bytes are copied at an offset for which the source reports no
+	// file, before the source is queried again. It is the usual size of a grain or cluster.
 	cloneStep = 64 << 10
 )
 
-// ErrNotShared says that ReflinkAlways was asked for and not all data can be shared.
+// ErrNotShared says that Options.Reflink is ReflinkAlways and not all data can be shared.
 var ErrNotShared = errors.New("the source and the target cannot share blocks")
 
 // sharer finds the ranges of a source whose blocks a target can share.
@@ -99,9 +99,9 @@ func copied(off, end int64) part {
 	return part{Extent: source.Extent{Off: off, Len: end - off}}
 }
 
-// locate examines the next n bytes of the data in [off, end), and returns the part
-// of them that can be shared. If there is none, its length is 0 and its offset is off.
-// The error is an ErrNotShared.
+// locate examines the beginning of the data in [off, end). It returns the part that can be
+// shared and the number n of bytes from off that were examined. If nothing can be shared, the
+// part has length 0 and offset off. The error is an ErrNotShared.
 func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	none := copied(off, off)
 	f, pos, n, ok := s.src.InFile(off)
@@ -118,7 +118,7 @@ func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	case s.always && unit == 0:
 		return none, 0, fmt.Errorf("%w: %s and the target are not on one file system that can share blocks", ErrNotShared, f.Name())
 	case s.always && !aligned:
-		return none, 0, fmt.Errorf("%w: the data at offset %d of the disk is at offset %d of %s, want the same position within blocks of %d bytes", ErrNotShared, off, pos, f.Name(), unit)
+		return none, 0, fmt.Errorf("%w: the data at offset %d of the disk is at offset %d of %s, but both offsets must have the same position within a block of %d bytes", ErrNotShared, off, pos, f.Name(), unit)
 	case !aligned:
 		return none, n, nil
 	}

@@ -41,8 +41,9 @@ func (s *side) makePlan(ctx context.Context) (err error) {
 	return nil
 }
 
-// reserve provides n buffers of size bytes: those of the disk if it has some, else new
-// ones. release frees new buffers; no buffer may be in use then.
+// reserve provides n buffers of size bytes. It uses the buffers of a disk that is a
+// source.Allocator, and otherwise allocates new buffers. release frees the new buffers; no
+// buffer may be in use when it is called.
 func (s *side) reserve(n, size int) (release func() error, err error) {
 	if own, ok := source.Ability[source.Allocator](s.Disk); ok {
 		s.buffers = own

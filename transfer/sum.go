@@ -62,7 +62,7 @@ type summing struct {
 type summedPiece struct {
 	source.Extent
 	buf    []byte        // Len bytes if Kind is Data, else nil
-	free   func()        // gives buf back; nil: there is no buf
+	free   func()        // releases buf; nil: there is no buf
 	blocks digest.Blocks // hashes of buf
 }
 
@@ -112,8 +112,9 @@ func (s *summing) produce(ctx context.Context, o *ordered[summedPiece]) error {
 			switch {
 			case e.Kind == source.Data:
 				n = min(n, size-e.Off%size)
-				// The producer gets the buffers, in order. If workers did, all buffers
-				// could go to pieces that wait for an earlier piece without one.
+				// The producer acquires the buffers, in the order of the pieces. If the
+				// workers acquired them, later pieces could have all buffers, and an earlier
+				// piece would wait forever for one.
 				if p.buf, p.free, err = s.buffers.Buffer(ctx, int(n)); err != nil {
 					return err
 				}

@@ -35,16 +35,17 @@ type Result struct {
 	Verify report.Verify
 }
 
-// Copy fills dst with the content of src, makes it durable and publishes it. The plan
-// must be that of NewPlan for src.
+// Copy fills dst with the content of src, makes it durable and publishes it. NewPlan or
+// NewPlanWithin must have made the plan for src.
 //
 // After an error dst is aborted, which removes the target, except after a
 // *MismatchError and a *ResumableError. Without Options.Keep there is no
-// *ResumableError. With it, once a checkpoint exists, every error is a
+// *ResumableError. With Options.Keep, once a checkpoint exists, every error is a
 // *ResumableError except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced
-// and *MismatchError. Without a checkpoint, only errors that a later run may not
-// meet are resumable: the end of ctx or Options.Stop, a target that is full or
-// lost, and a source that is source.Counted and gave up.
+// and *MismatchError. Without a checkpoint, only an error that may not occur in a
+// later run is a *ResumableError: the end of ctx or Options.Stop, a target that is
+// full or lost, and an error of a source that is source.Counted, which has
+// retried before.
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
 	result.Size = src.Size()
 	if plan.Size != src.Size() {

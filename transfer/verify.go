@@ -18,10 +18,10 @@ type MismatchError struct {
 	// Want and Got are the blksums of the content that was read and of the target.
 	// They are "" if source and target were compared byte by byte.
 	Want, Got string
-	// Difference is the result of reading both disks once more; nil means that they
-	// were equal then, or that the source is a stream.
+	// Difference is the result of reading both disks once more. It is nil if they were equal
+	// then, if the second reading failed, or if the source is a stream.
 	Difference *Difference
-	// Search is why the second reading failed; "" means that it did not.
+	// Search is the text of the error that ended the second reading, or "".
 	Search string
 	// Stream says that the source is a stream, which cannot be read again.
 	Stream bool
@@ -48,7 +48,7 @@ func (e *MismatchError) Hint() string {
 	return "the .partial file was kept for inspection; memory, cable or disk may be failing: check the kernel's log, then copy again with --force"
 }
 
-// ExitStatus implements the interface of transfer/report.
+// ExitStatus returns the exit status of disks that differ. report.Of calls it.
 func (*MismatchError) ExitStatus() int { return exit.Difference }
 
 // verifier compares a finished target with what was written to it.
@@ -90,7 +90,7 @@ func (v *verifier) verify(ctx context.Context) (report.Verify, error) {
 		result.Different = mismatch.Difference.Bytes
 	}
 	if err := v.dst.Suspend(); err != nil {
-		return result, fmt.Errorf("%w; closing the target: %w", mismatch, err)
+		return result, fmt.Errorf("%w (and closing the target failed: %w)", mismatch, err)
 	}
 	return result, mismatch
 }
@@ -131,8 +131,8 @@ func (v *verifier) compareContent(ctx context.Context, d source.Disk) (mismatch 
 	return &MismatchError{Difference: difference}, nil
 }
 
-// untilStopped calls read with a context that also ends when v.stop ends. It then returns
-// errStopped.
+// untilStopped calls read with a context that also ends when v.stop ends. If v.stop has ended,
+// untilStopped returns errStopped.
 func (v *verifier) untilStopped(ctx context.Context, read func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

@@ -17,9 +17,9 @@ type writer struct {
 	counters  *progress.Counters
 	mustShare bool // a piece that cannot be shared is an error and not copied
 
-	// ctx is the context of calls to the sink. It does not end when another goroutine
-	// of the pipeline fails: a sink whose call was interrupted accepts no last
-	// checkpoint.
+	// ctx is the context of calls to the sink. It does not end when another goroutine of the
+	// pipeline fails, because a sink accepts no last checkpoint after one of its calls was
+	// interrupted.
 	ctx context.Context
 }
 
