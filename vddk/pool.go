@@ -163,7 +163,7 @@ func (p *pool) readEdges(r *request) error {
 // try makes one attempt at a request that the caller began at since. It returns the
 // permit that was used; its session is nil if there was no attempt.
 func (p *pool) try(r *request, since time.Time) (permit, error) {
-	t, err := p.acquire(r)
+	t, err := p.acquire(r, since)
 	if err != nil {
 		return permit{}, err
 	}
@@ -227,8 +227,8 @@ func (p *pool) failed(t permit, op string, off, n, mark int64, since time.Time, 
 // acquire waits for a permit. A read that fills exactly one whole buffer of a live
 // session uses the slot of that buffer; all other requests use a spare slot. A part of
 // a buffer does not count, because a library that writes too much would damage the
-// other parts.
-func (p *pool) acquire(r *request) (permit, error) {
+// other parts. since is when the call that makes the request began.
+func (p *pool) acquire(r *request, since time.Time) (permit, error) {
 	var memory []byte
 	if !r.write && r.aligned() {
 		memory = r.p
@@ -275,11 +275,13 @@ func (p *pool) acquire(r *request) (permit, error) {
 			h.changed.Signal() // Pace has raised the depth
 		}
 		if direct {
+			s.begun[home.slot] = since
 			return permit{slotRef: home, pace: pace}, nil
 		}
 		slot := s.spare[len(s.spare)-1]
 		s.spare = s.spare[:len(s.spare)-1]
 		s.used++
+		s.begun[slot] = since
 		return permit{slotRef: slotRef{h, s, slot}, spare: true, pace: pace, write: r.write}, nil
 	}
 }
@@ -320,6 +322,7 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 		p.growth.tuneLocked(n)
 	}
 	h.inFlight--
+	t.s.begun[t.slot] = time.Time{}
 	if t.spare {
 		t.s.spare = append(t.s.spare, t.slot)
 		t.s.used--
@@ -436,8 +439,9 @@ func (p *pool) removeLocked(h *handle) {
 }
 
 // lose records, once, that the worker of session s was lost or killed during op. No new
-// request uses the session, but its process may not have ended yet. since is the time
-// of the request that noticed the loss.
+// request uses the session, but its process may not have ended yet. since is when the call that noticed the
+// loss began. The time until the handle is given up counts from the earliest call that the
+// loss interrupted.
 func (p *pool) lose(h *handle, s *session, op string, since time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -450,7 +454,7 @@ func (p *pool) lose(h *handle, s *session, op string, since time.Time) {
 	if h.session == s {
 		h.session = nil
 	}
-	h.failedLocked(since)
+	h.failedLocked(s.interruptedSinceLocked(since))
 	h.lastLoss = s.gone(op)
 	p.flusher.lostLocked(h.lastLoss)
 	h.changed.Broadcast()

@@ -125,8 +125,11 @@ func (a *attempts) again(t permit, err error) error {
 	}
 	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && p.flusher.expendable() {
 		// The worker is replaced, because its connection may be the cause of the failures.
-		t.s.kill(fmt.Errorf("replaced because requests failed: %w", err))
+		// lose comes before Kill, because handle.run takes the end of the process for a loss that
+		// began only now.
+		t.s.blame(fmt.Errorf("replaced because requests failed: %w", err))
 		p.lose(t.h, t.s, p.explain.rangeOf("requests to", 0, 0), a.since)
+		t.s.proc.Kill()
 	}
 	return nil
 }

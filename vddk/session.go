@@ -40,19 +40,20 @@ type session struct {
 	reason error     // why this package killed the process; nil if it did not
 
 	// These fields are guarded by pool.mu.
-	buffers []int // free slots for buffers
-	handed  []int // bytes of the buffer that each slot was handed out as last
-	spare   []int // free spare slots
-	used    int   // slots of both kinds that are not free
-	queries int   // queries in progress
-	lost    bool  // no new request may use the session
-	ended   bool  // the process has ended, so that nothing writes to the slots any more
+	buffers []int       // free slots for buffers
+	handed  []int       // for each slot, the size in bytes of the last buffer that it was handed out as
+	spare   []int       // free spare slots
+	used    int         // slots of both kinds that are not free
+	begun   []time.Time // for each slot with a request in flight, when the call of the request began; zero for others
+	queries int         // queries in progress
+	lost    bool        // no new request may use the session
+	ended   bool        // the process has ended, so that nothing writes to the slots any more
 }
 
 // newSession returns the session of a process with buffers + spare slots. Requests must be
 // answered within timeout.
 func newSession(p process, opened worker.Opened, buffers, spare int, timeout time.Duration) *session {
-	s := &session{proc: p, opened: opened, handed: make([]int, buffers+spare)}
+	s := &session{proc: p, opened: opened, handed: make([]int, buffers+spare), begun: make([]time.Time, buffers+spare)}
 	for i := range buffers + spare {
 		if i < buffers {
 			s.buffers = append(s.buffers, buffers-1-i)
@@ -68,8 +69,22 @@ func newSession(p process, opened worker.Opened, buffers, spare int, timeout tim
 
 // kill kills the process because of why, and waits for its end.
 func (s *session) kill(why error) {
-	s.why.Do(func() { s.reason = why })
+	s.blame(why)
 	s.proc.Kill()
+}
+
+// blame makes why the reason for the end of the process, unless a reason is known already.
+func (s *session) blame(why error) { s.why.Do(func() { s.reason = why }) }
+
+// interruptedSinceLocked returns the earliest of now and the times at which the calls began whose
+// requests are in flight.
+func (s *session) interruptedSinceLocked(now time.Time) time.Time {
+	for _, begun := range s.begun {
+		if !begun.IsZero() && begun.Before(now) {
+			now = begun
+		}
+	}
+	return now
 }
 
 // gone returns a *lostError that says why the process has ended. op names the operation that
