@@ -21,8 +21,8 @@ type access struct {
 }
 
 // prepare calls PrepareForAccess if Params.PrepareAccess asks for it and no other disk of
-// the command has done so. A refusal of the server is only a warning. The error is the
-// cause of ctx.
+// the command has done so. A refusal of the server is only a warning. prepare returns an
+// error only if ctx ends: the cause of ctx.
 func (a *access) prepare(ctx context.Context) error {
 	if !a.params.PrepareAccess || !a.params.Remote() {
 		return nil
@@ -35,8 +35,8 @@ func (a *access) prepare(ctx context.Context) error {
 		}
 		err := a.call(ctx, "prepare the access of", func(ctx context.Context, p process) error {
 			err := p.PrepareAccess(ctx, a.identified())
-			// Only an answer of the server proves that the VM was not prepared. After a crash
-			// or a timeout it may be.
+			// An error that the server returned proves that the VM is not prepared. After a
+			// crash or a timeout the VM may be prepared.
 			maybe = !errors.As(err, new(*worker.Error))
 			return err
 		})

@@ -66,7 +66,7 @@ func readSmall(path string) (string, error) {
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxConfig+1))
 	if err == nil && len(text) > maxConfig {
-		err = fmt.Errorf("%s is larger than %d bytes", path, maxConfig)
+		err = fmt.Errorf("%s is larger than %d bytes, the largest configuration file that is accepted", path, maxConfig)
 	}
 	return string(text), err
 }
@@ -106,7 +106,7 @@ func parseConfig(path, text string, flag NFCBuffers) (*libraryConfig, error) {
 		Count: firstSet(flag.Count, file.Count, defaultBuffers.Count),
 	}
 	if c.buffers.Size%nfcbudget.Unit != 0 || c.buffers.Size < 0 || c.buffers.Count < 0 {
-		return nil, fmt.Errorf("NFC buffers of %d bytes x %d: the size must be a multiple of 64 KiB", c.buffers.Size, c.buffers.Count)
+		return nil, fmt.Errorf("invalid NFC buffers, %[2]d of %[1]d bytes each: the size must be a multiple of 64 KiB", c.buffers.Size, c.buffers.Count)
 	}
 	return c, nil
 }

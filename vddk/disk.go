@@ -62,8 +62,8 @@ var _ interface {
 } = (*Disk)(nil)
 
 // Open opens the disk p with library l. The first opening is repeated only if the worker
-// is lost in it, and at most twice. Errors that the same parameters would lead to again
-// are marked by source.Permanent.
+// is lost in it, and at most twice. Errors that would occur again with the same
+// parameters are marked by source.Permanent.
 //
 // When ctx ends, all calls return its cause and the workers are killed. Workers never
 // outlive this process.
@@ -234,13 +234,13 @@ func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err er
 // Extents implements source.Disk. It asks the library about windows of 32 GiB, one of them
 // in advance, and keeps the answers. Ranges that are not allocated are zeros, or
 // source.Inherited with Params.SingleLink. The library cannot be asked about the last part
-// of a disk that is smaller than 64 KiB, which is Data. If queries fail, 1 GiB is Data,
-// the user is warned once, and the next range is queried later. After the first write all
-// is Data.
+// of a disk that is smaller than 64 KiB, which is Data. If a query fails, the next 1 GiB is
+// reported as Data, the user is warned once, and a query for the range after that is made
+// later. After the first write the whole disk is reported as Data.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	if !life.InDisk(off, length, d.size) {
 		return func(yield func(source.Extent, error) bool) {
-			yield(source.Extent{}, fmt.Errorf("%s: cannot list extents of [%d, %d), which is not in the disk of %d bytes", d.params.File, off, off+length, d.size))
+			yield(source.Extent{}, fmt.Errorf("%s: cannot list the extents of bytes %d to %d, because the disk has %d bytes", d.params.File, off, off+length, d.size))
 		}
 	}
 	return d.allocation.extents(ctx, off, length)

@@ -186,8 +186,8 @@ func (e *Error) noMemory() bool {
 	return m != nil && m.hint == hintMemory
 }
 
-// sayThumbprint names the thumbprints that the server has and that was expected. The library
-// only logs them.
+// sayThumbprint returns a sentence with the thumbprint of the server's certificate and the
+// expected one. It takes both from the log lines, since the error of the library lacks them.
 func (e *Error) sayThumbprint() string {
 	for _, line := range e.Last {
 		if m := thumbprints.FindStringSubmatch(line); m != nil {
@@ -225,9 +225,9 @@ func (e *reopeningError) Is(target error) bool {
 func (e *reopeningError) As(target any) bool { return errors.As(e.err, target) }
 func (e *reopeningError) Error() string      { return e.err.Error() }
 
-// Transient tells transfer/report that the library, the server or this system failed in a way
-// that may be over later. An error that is marked as permanent is not transient, even if it
-// wraps one of these.
+// Transient tells transfer/report that the failure of the library, the server or this system
+// may be temporary. An error that is marked as permanent is not transient, even if it wraps an
+// *Error, *LoginError, *lostError or *reopeningError.
 func (e *Error) Transient() bool          { return true }
 func (e *LoginError) Transient() bool     { return true }
 func (e *lostError) Transient() bool      { return true }

@@ -59,8 +59,8 @@ func (x *explainer) openFailed(err error) error {
 	return err
 }
 
-// rangeOf names an operation, the disk and the range [off, off+n) in bytes; the
-// range is left out if n is 0.
+// rangeOf returns a text for messages that names an operation, the disk and the range
+// [off, off+n) in bytes. The text has no range if n is 0.
 func (x *explainer) rangeOf(op string, off, n int64) string {
 	if n == 0 {
 		return op + " " + x.disk

@@ -28,8 +28,8 @@ const (
 	cacheBytes = 8 << 20
 )
 
-// leastQuery is the smallest number of chunks that a query is repeated with after it has
-// failed with more: 128 MiB.
+// leastQuery is the smallest number of chunks, 128 MiB, to which queries are reduced after
+// larger queries have failed.
 const leastQuery = 2048
 
 // allocationQueries finds out which parts of the disk are allocated. It asks the library
@@ -119,7 +119,7 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 				off = e.End()
 				continue
 			}
-			// The extents of the window are yielded until the disk ends.
+			// Between two extents of the window, the disk may be closed or ctx may end.
 			for number, to := off/window, e.End(); off < to; {
 				if err := q.ended(ctx); err != nil {
 					yield(source.Extent{}, err)
@@ -164,7 +164,8 @@ func (q *allocationQueries) next(ctx context.Context, off, end int64) (source.Ex
 	return source.Extent{Off: off, Len: to - off}, a, nil
 }
 
-// ended returns why no more extents can be found, or not under ctx.
+// ended returns the cause of ctx if ctx has ended, the reason why the pool has ended if it has,
+// and nil otherwise.
 func (q *allocationQueries) ended(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -229,7 +230,8 @@ func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 }
 
 // queryWindow queries a window, with the largest ranges that the library answers. It
-// returns nil if the window cannot be queried. An error means that the disk has ended.
+// returns no allocation if the window cannot be queried, and an error only if the disk was
+// closed, its context has ended or it cannot be opened again.
 func (q *allocationQueries) queryWindow(number int64) (*allocation.Map, error) {
 	first := uint64(number) * windowChunks
 	chunks := min(windowChunks, q.chunks-first)
@@ -289,13 +291,13 @@ const (
 	firstPause = 10 * time.Second
 	slowPause  = 10
 	lastPause  = 5 * time.Minute
-	// unknownPiece is the number of bytes that are taken for Data before a window that
-	// could not be queried is queried again.
+	// unknownPiece is the number of bytes of a window that are reported as Data after a query
+	// for the window has failed. A query for the rest of the window is made after them.
 	unknownPiece = 1 << 30
 )
 
-// queryAgain makes a query, and repeats it if it fails, after a wait or as soon as a lost
-// worker was replaced. It is not repeated with once, nor if recent queries failed too.
+// queryAgain makes a query and, if the query fails, repeats it after a wait or as soon as a lost
+// worker was replaced. It makes the query only once if once is true or recent queries failed, too.
 func (q *allocationQueries) queryAgain(first, n uint64, once bool) (blocks []worker.Block, err error) {
 	p := q.pool
 	q.mu.Lock()
@@ -406,11 +408,11 @@ func (l *queryLimit) failed(n uint64) bool {
 }
 
 // errWrote is the error of queries after the first write.
-var errWrote = errors.New("the disk was written to")
+var errWrote = errors.New("allocated blocks cannot be queried after a write to the disk")
 
-// query asks a worker for the allocated blocks of n chunks, from the chunk first on. The
-// blocks consist of whole units of unit chunks. It may run beside reads of the same
-// session.
+// query asks a worker for the allocated blocks of n chunks, which begin with the chunk first.
+// The library reports blocks whose borders are multiples of unit chunks. A query may run at the
+// same time as reads of the same session.
 func (q *allocationQueries) query(first, n, unit uint64) ([]worker.Block, error) {
 	q.querying.RLock()
 	defer q.querying.RUnlock()

@@ -126,7 +126,7 @@ func TestFaults(t *testing.T) {
 				}
 				return nil
 			}
-		}, o: Options{Connections: 1}, err: "it is another disk: it had 12582912 bytes"},
+		}, o: Options{Connections: 1}, err: "opened another disk: before, the disk had 12582912 bytes"},
 		{name: "another uuid", fault: func(h *fakeHost) {
 			h.onRead = func(k int, _ *fakeWorker, _ uint64, _ int) error { return when(k == 5, errCrash) }
 			h.onOpen = func(n int, o *worker.Opened) error {
@@ -135,7 +135,7 @@ func TestFaults(t *testing.T) {
 				}
 				return nil
 			}
-		}, o: Options{Connections: 1}, err: `(uuid "60 00") and has 12582912 (uuid "61 00")`},
+		}, o: Options{Connections: 1}, err: `the UUID "60 00", now it has 12582912 bytes and the UUID "61 00"`},
 		{name: "out of memory", fault: func(h *fakeHost) {
 			h.onRead = func(_ int, w *fakeWorker, _ uint64, sectors int) error {
 				return when(sectors > 300, libraryError(2, "out of memory"))

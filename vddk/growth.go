@@ -59,7 +59,7 @@ func nfc(transport string) bool { return transport == "nbd" || transport == "nbd
 // attached reports whether a transport mode attaches the disk to this machine.
 func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
 
-// tuneLocked tells the tuner that a request moved n bytes, and starts to add or remove a
+// tuneLocked reports to the tuner that a request moved n bytes, and starts to add or remove a
 // connection if the tuner says so.
 func (g *growth) tuneLocked(n int64) {
 	p := g.pool

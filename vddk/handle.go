@@ -14,8 +14,8 @@ import (
 // need less, and a worker that hangs must not hold up the end of a copy for longer.
 const maxClose = 20 * time.Second
 
-// handle is one connection of a pool: a session, and a new session whenever that one is
-// lost.
+// handle is one connection of a pool. It has a session, which is replaced by a new one
+// whenever it is lost.
 type handle struct {
 	pool   *pool
 	free   func()        // frees the reservation of the connection in the Budget
@@ -36,7 +36,8 @@ func newHandle(p *pool, free func()) *handle {
 	return &handle{pool: p, free: free, retire: make(chan struct{}), changed: sync.Cond{L: &p.mu}}
 }
 
-// run waits for the end of session s, replaces it, and so on. It returns when the disk
+// run waits for the end of session s, replaces it, waits for the end of the new session, and
+// so on. It returns when the disk
 // is closed, its context ends, or the handle is retired or cannot be opened again.
 func (h *handle) run(s *session) {
 	defer h.free()
@@ -122,7 +123,7 @@ func (h *handle) reopen() (*session, error) {
 	since := h.since
 	p.mu.Unlock()
 	limit := p.timeout(5*p.o.Timeout, since)
-	ctx, cancel := context.WithTimeoutCause(p.life.ending, limit, fmt.Errorf("no answer within %v", limit.Round(time.Millisecond)))
+	ctx, cancel := context.WithTimeoutCause(p.life.ending, limit, fmt.Errorf("the disk was not opened again within %v", limit.Round(time.Millisecond)))
 	defer cancel()
 	return p.opener.open(ctx, true, shrink)
 }

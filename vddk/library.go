@@ -27,9 +27,9 @@ var LibDirs = []string{
 	"/opt/openvddk",
 }
 
-// versions and oldestVersion are the versions of the library that are looked for, by the number
-// in the name of its file. The oldest version has no asynchronous calls, so that a newer one
-// in any folder of the distribution is preferred.
+// FindLibrary looks for the versions of the library in versions, and then for oldestVersion: the
+// numbers in the names of files. A newer version in any folder of the distribution is preferred
+// to oldestVersion, which has no asynchronous calls.
 var (
 	versions      = []int{9, 8, 7, 6}
 	oldestVersion = 5
@@ -145,7 +145,7 @@ func (e *LibraryError) lookAround(folder string) {
 		case m != nil && m[2] != "":
 			link := libraryName + "." + m[1]
 			e.Unusable[path] = fmt.Sprintf("the symbolic link %s to it is missing", link)
-			e.hint = fmt.Sprintf("unpack VDDK again with tar, which keeps its symbolic links: the library needs all of them (of this one: ln -s %s %s), and name the folder with --libdir",
+			e.hint = fmt.Sprintf("unpack VDDK again with tar, which keeps its symbolic links: the library needs all of them (ln -s %s %s creates this one), and name the folder with --libdir",
 				entry.Name(), filepath.Join(folder, link))
 		case m != nil:
 			e.Unusable[path] = fmt.Sprintf("it is version %s, only versions %d to %d are searched for", m[1], oldestVersion, versions[0])
@@ -199,12 +199,12 @@ func library(path string) (Library, error) {
 		if m := versioned.FindStringSubmatch(name); m != nil {
 			l.Version, err = strconv.Atoi(m[1])
 			if err != nil || l.Version < oldestVersion {
-				return Library{}, fmt.Errorf("it is version %s, expected %d or later", m[1], oldestVersion)
+				return Library{}, fmt.Errorf("the library has version %s, expected %d or later", m[1], oldestVersion)
 			}
 			return l, nil
 		}
 	}
-	return Library{}, fmt.Errorf("neither its name nor its SONAME is %s.N", libraryName)
+	return Library{}, fmt.Errorf("neither the name of the file nor its SONAME is %s.N, where N is the version", libraryName)
 }
 
 var versioned = regexp.MustCompile(`^libvixDiskLib\.so\.([0-9]+)(\.|$)`)
@@ -227,7 +227,7 @@ func openELF(path string) (*elf.File, error) {
 	}
 	if f.Class != elf.ELFCLASS64 || f.Machine != elf.EM_X86_64 || f.Type != elf.ET_DYN {
 		f.Close()
-		return nil, fmt.Errorf("it is an ELF file for %s, %s, %s; expected a shared library for 64-bit x86-64", f.Machine, f.Class, f.Type)
+		return nil, fmt.Errorf("the ELF file has the machine %s, the class %s and the type %s; expected a shared library for 64-bit x86-64", f.Machine, f.Class, f.Type)
 	}
 	return f, nil
 }
@@ -261,7 +261,7 @@ func Functions(l Library) ([]Function, error) {
 }
 
 // ErrNoWorker says that there is no worker program that could load the library.
-var ErrNoWorker = errors.New("the library cannot be loaded")
+var ErrNoWorker = errors.New("the library cannot be loaded without a worker program")
 
 // TransportModes loads the library in a worker process and returns its transport modes,
 // separated by colons, or "" if the library does not list them. If there is no worker program,

@@ -92,8 +92,8 @@ func TestFindLibrary(t *testing.T) {
 		"32 bits":               {files: []string{"lib64/libvixDiskLib.so.8=" + string(small)}, fails: "lib64/libvixDiskLib.so.8: "},
 		"a truncated one":       {files: []string{"lib64/libvixDiskLib.so.8=" + string(image[:100])}, fails: "lib64/libvixDiskLib.so.8: "},
 		"a folder":              {files: []string{"lib64/libvixDiskLib.so.8/x="}, fails: "not a regular file"},
-		"another library":       {files: []string{"other.so"}, libdir: "other.so", fails: "neither its name nor its SONAME"},
-		"older than can be":     {files: []string{"libvixDiskLib.so.4"}, libdir: "libvixDiskLib.so.4", fails: "it is version 4, expected 5 or later"},
+		"another library":       {files: []string{"other.so"}, libdir: "other.so", fails: "neither the name of the file nor its SONAME is libvixDiskLib.so.N"},
+		"older than can be":     {files: []string{"libvixDiskLib.so.4"}, libdir: "libvixDiskLib.so.4", fails: "the library has version 4, expected 5 or later"},
 		"an absurd version":     {files: []string{"libvixDiskLib.so.99999999999999999999"}, libdir: "libvixDiskLib.so.99999999999999999999", fails: "expected 5 or later"},
 		"below a plain file":    {files: []string{"file="}, libdir: "file/lib64", fails: "not a directory"},
 	} {

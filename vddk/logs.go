@@ -33,8 +33,8 @@ type logs struct {
 
 	count atomic.Int64 // lines so far, except noise
 
-	// run writes the lines of the queue, since the library would wait for a slow terminal
-	// otherwise, and the completions of its requests too.
+	// queue holds the lines that run has yet to write. If add wrote them, a slow terminal
+	// would delay the library and the answers to its requests.
 	queue   chan logLine
 	dropped atomic.Int64 // lines that found the queue full
 
@@ -122,8 +122,8 @@ func (l *logs) write(line logLine) {
 
 // clean removes secrets and characters that do not print, and shortens the text.
 func (l *logs) clean(text string) string {
-	// The first cut limits the work. It may cut a secret in two, of which the second cut
-	// then removes the rest.
+	// Cutting the text before the search limits the time of the search. If that cuts a secret
+	// in two, Redact hides its first part, because it knows that the text was cut.
 	text = l.secrets.Redact(text[:min(len(text), 4*maxLine)], len(text) > 4*maxLine)
 	text = strings.TrimSpace(strings.Map(func(r rune) rune {
 		switch {

@@ -34,7 +34,7 @@ type opener struct {
 	// opening. It is nil if a snapshot proves that the content stays the same.
 	samples *source.Samples
 
-	// first sets these fields before any other opening begins.
+	// The method first sets these fields before any other opening begins.
 	opened  *worker.Opened // the disk as the first opening found it
 	queries bool           // the library can list allocated blocks
 	buffers NFCBuffers     // what later connections ask the host for
@@ -165,7 +165,7 @@ func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bo
 	}
 	defer func() { loginEnded(err) }()
 	timeout := 5 * op.o.Timeout
-	late := fmt.Errorf("no answer within %v", timeout)
+	late := fmt.Errorf("the disk was not opened: no answer within %v", timeout)
 	limited, cancel := context.WithTimeoutCause(ctx, timeout, late)
 	defer cancel()
 	mark := op.log.mark()
@@ -273,10 +273,10 @@ func (op *opener) same(o worker.Opened) error {
 		return nil
 	}
 	if o.Capacity == 0 {
-		// No disk has this size, so that it does not prove that this is another disk.
+		// No disk has 0 sectors: this is a failure of the library and no proof of another disk.
 		return fmt.Errorf("%s: after the disk was opened again, the library says that it has no sectors", op.params.File)
 	}
-	return source.Changed(fmt.Errorf("%s: after the disk was opened again: it is another disk: it had %d bytes (uuid %q) and has %d (uuid %q)", op.params.File,
+	return source.Changed(fmt.Errorf("%s: opening the disk again opened another disk: before, the disk had %d bytes and the UUID %q, now it has %d bytes and the UUID %q", op.params.File,
 		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
 }
 

@@ -13,9 +13,9 @@ const (
 	// the disk.
 	outlineQueries = 2
 	// outlineFailures is the number of failed queries for the outline after which the disk is
-	// read without one.
+	// read without an outline.
 	outlineFailures = 3
-	// outlineFrom is the number of windows from which on a disk gets an outline.
+	// outlineFrom is the smallest number of windows of a disk for which an outline is made.
 	outlineFrom = 8
 )
 

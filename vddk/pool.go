@@ -302,8 +302,8 @@ func (p *pool) leastBusyLocked() *handle {
 }
 
 // release returns a permit. n is the number of bytes that a successful request moved.
-// release reports whether the session is still alive, since a worker that is lost may
-// take with it what it wrote.
+// release reports whether the session is still alive: if not, writes that it completed may
+// be lost.
 func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -401,7 +401,7 @@ func (p *pool) addLocked(h *handle, s *session) (before string) {
 	return p.installLocked(h, s)
 }
 
-// installLocked makes s the session of h, and its slots known. It returns the transport
+// installLocked makes s the session of h and adds its buffers to p.slots. It returns the transport
 // mode that was used before, or "" if s has the same one.
 func (p *pool) installLocked(h *handle, s *session) (before string) {
 	h.session = s

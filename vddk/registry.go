@@ -25,9 +25,10 @@ type Registry struct {
 	vms      map[vmKey]*preparedVM
 }
 
-// NewRegistry returns an empty registry. When refusals logins of one account, at least one, were
-// refused without a successful one, it allows no more of them. Servers lock accounts after
-// some refused logins, ESXi after five.
+// NewRegistry returns an empty registry. When a server has refused the given number of logins of
+// one account, without a successful login in between, the registry allows no more logins of the
+// account. refusals is raised to 1 if it is less. Servers lock accounts after some refused
+// logins, ESXi after five.
 func NewRegistry(refusals int) *Registry {
 	var unique [4]byte
 	rand.Read(unique[:])
@@ -195,7 +196,7 @@ func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err 
 
 // errNoLogin is recorded as the result of a successful login that was not made to open a disk,
 // which may need other permissions.
-var errNoLogin = errors.New("not the login of a disk")
+var errNoLogin = errors.New("the login was not made to open a disk")
 
 // vmKey identifies a VM on a server.
 type vmKey struct {
@@ -215,8 +216,8 @@ type preparedVM struct {
 }
 
 // prepare makes sure that the VM of p was prepared for access, and counts the disk. It calls
-// call only for the first disk of the VM; call reports whether the VM may be prepared now. The
-// error is the cause of ctx.
+// call only for the first disk of the VM; call reports whether the VM may be prepared now.
+// prepare returns an error only if ctx ends: the cause of ctx.
 func (r *Registry) prepare(ctx context.Context, p *Params, call func() bool) error {
 	vm := r.vm(p)
 	select {

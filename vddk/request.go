@@ -127,7 +127,7 @@ func (a *attempts) again(t permit, err error) error {
 		// The worker is replaced, because its connection may be the cause of the failures.
 		// lose comes before Kill, because handle.run takes the end of the process for a loss that
 		// began only now.
-		t.s.blame(fmt.Errorf("replaced because requests failed: %w", err))
+		t.s.blame(fmt.Errorf("the worker was replaced because requests failed: %w", err))
 		p.lose(t.h, t.s, p.explain.rangeOf("requests to", 0, 0), a.since)
 		t.s.proc.Kill()
 	}

@@ -60,7 +60,7 @@ func newSession(p process, opened worker.Opened, buffers, spare int, timeout tim
 		} else {
 			s.spare = append(s.spare, i)
 		}
-		t := time.AfterFunc(time.Hour, func() { s.kill(fmt.Errorf("no answer within %v", timeout)) })
+		t := time.AfterFunc(time.Hour, func() { s.kill(fmt.Errorf("the worker was killed: no answer within %v", timeout)) })
 		t.Stop()
 		s.timers = append(s.timers, t)
 	}
@@ -114,7 +114,7 @@ func (s *session) write(ctx context.Context, timeout time.Duration, slot int, se
 
 // deadline kills the process after timeout, unless stop is called before that.
 func (s *session) deadline(timeout time.Duration) (stop func() bool) {
-	return time.AfterFunc(timeout, func() { s.kill(fmt.Errorf("no answer within %v", timeout)) }).Stop
+	return time.AfterFunc(timeout, func() { s.kill(fmt.Errorf("the worker was killed: no answer within %v", timeout)) }).Stop
 }
 
 // slotRef names a slot of a session of a handle.

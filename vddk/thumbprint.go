@@ -27,8 +27,8 @@ const certificateTimeout = 30 * time.Second
 type Certificate struct {
 	SHA1, SHA256 string // thumbprints, in the form "AA:BB:..."
 	Leaf         *x509.Certificate
-	// Trust is nil if the certificate is valid for the server's name by the system's root
-	// certificates, else the reason why it is not.
+	// Trust is nil if the certificate is valid for the server's name according to the root
+	// certificates of the system. Otherwise it is the reason why the certificate is not valid.
 	Trust error
 }
 
@@ -92,7 +92,7 @@ func within(ctx context.Context, err error) error {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return err
 	}
-	return fmt.Errorf("no answer within %s: %w", certificateTimeout, err)
+	return fmt.Errorf("no answer from the server within %s: %w", certificateTimeout, err)
 }
 
 // colons returns hexadecimal digits in the form of thumbprints: "AA:BB:...".

@@ -82,7 +82,7 @@ func (d *Disk) beginWrite(op string, off, n int64) error {
 		return fmt.Errorf("%s: %s: the disk was opened read-only: %w", d.params.File, op, syscall.EROFS)
 	}
 	if !life.InDisk(off, n, d.size) {
-		return fmt.Errorf("%s: cannot %s [%d, %d), which is not in the disk of %d bytes: %w", d.params.File, op, off, off+n, d.size, syscall.ENOSPC)
+		return fmt.Errorf("%s: cannot %s bytes %d to %d, because the disk has %d bytes: %w", d.params.File, op, off, off+n, d.size, syscall.ENOSPC)
 	}
 	return d.pool.begin()
 }

@@ -176,9 +176,9 @@ func (l *Library) SO() string { return l.so }
 
 func (l *Library) conf() string { return filepath.Join(l.Dir, "vddktest.conf") }
 
-// Conf appends lines to the script. A process reads the script when it loads the library. Faults
-// are counted across processes by their position, so that lines can only be appended while
-// faults are in use.
+// Conf appends lines to the script. A process reads the script when it loads the library. The
+// position of a fault in the script identifies it in all processes. Therefore lines can only be
+// appended, and not removed, while faults are in use.
 func (l *Library) Conf(lines ...string) {
 	l.t.Helper()
 	text, err := os.ReadFile(l.conf())
@@ -236,8 +236,8 @@ func (l *Library) link(at, path string) {
 	l.must(os.Symlink(path, at))
 }
 
-// counters returns the counters of a kind that are not 0, from the file that all processes with
-// the library map.
+// counters returns the counters of a kind that are not 0. They are in a file that all processes
+// with the library map.
 func (l *Library) counters(kind string) map[string]int64 {
 	l.t.Helper()
 	counts := map[string]int64{}
@@ -303,7 +303,7 @@ func (l *Library) lines(name string) []string {
 	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
 }
 
-// Allow makes violations of the rules no failure of the test.
+// Allow lets the test pass although the given rules are violated.
 func (l *Library) Allow(rules ...string) { l.allowed = append(l.allowed, rules...) }
 
 // NoBroken fails the test if a rule was violated that Allow did not name. It is called at the end

@@ -127,12 +127,12 @@ func (e *LoadError) Error() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "load %s: ", e.Library)
 	if len(e.Functions) > 0 {
-		fmt.Fprintf(&b, "it lacks %s", strings.Join(e.Functions, ", "))
+		fmt.Fprintf(&b, "the library lacks the functions %s", strings.Join(e.Functions, ", "))
 		return b.String()
 	}
 	b.WriteString(e.Text)
 	if len(e.Libraries) > 0 {
-		fmt.Fprintf(&b, " (not found: %s)", strings.Join(e.Libraries, ", "))
+		fmt.Fprintf(&b, " (libraries that were not found: %s)", strings.Join(e.Libraries, ", "))
 	}
 	return b.String()
 }

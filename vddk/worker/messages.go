@@ -189,7 +189,7 @@ var errTruncated = errors.New("truncated")
 // parseMessage parses a packet from a worker. The payload is a part of b.
 func parseMessage(b []byte) (m message, payload []byte, err error) {
 	if len(b) < headSize {
-		return m, nil, fmt.Errorf("message of %d bytes: %w", len(b), errTruncated)
+		return m, nil, fmt.Errorf("the message is %[2]w: it has %[1]d bytes, and its head alone has 32", len(b), errTruncated)
 	}
 	m = message{
 		kind:    binary.LittleEndian.Uint32(b),
@@ -200,26 +200,26 @@ func parseMessage(b []byte) (m message, payload []byte, err error) {
 	}
 	payload = b[headSize:]
 	if n := binary.LittleEndian.Uint32(b[28:]); uint64(n) != uint64(len(payload)) {
-		return m, nil, fmt.Errorf("message of kind %d has a payload of %d bytes, its head says %d", m.kind, len(payload), n)
+		return m, nil, fmt.Errorf("the message of kind %d has a payload of %d bytes, but the length in its head is %d", m.kind, len(payload), n)
 	}
 	switch m.kind {
 	case kindDone:
 		if m.slot > slotControl {
-			return m, nil, fmt.Errorf("done has the request number %d, the largest is %d", m.slot, slotControl)
+			return m, nil, fmt.Errorf("the message done has the request number %d, the largest number is %d", m.slot, slotControl)
 		}
 		if m.flags > doneFault {
-			return m, nil, fmt.Errorf("done has the flags %#x, expected 0 or 1", m.flags)
+			return m, nil, fmt.Errorf("the message done has the flags %#x, expected 0 or 1", m.flags)
 		}
 	case kindBlocks:
 		if m.slot != slotControl || len(payload) == 0 || len(payload)%blockSize != 0 {
-			return m, nil, fmt.Errorf("blocks have the request number %d and %d bytes, expected number %d and a multiple of %d bytes", m.slot, len(payload), slotControl, blockSize)
+			return m, nil, fmt.Errorf("the message blocks has the request number %d and %d bytes, expected number %d and a multiple of %d bytes", m.slot, len(payload), slotControl, blockSize)
 		}
 	case kindLog, kindFatal:
 		if len(payload) > MaxLine || m.flags > uint32(Panic) {
-			return m, nil, fmt.Errorf("log line of %d bytes at level %d, expected up to %d bytes and level %d", len(payload), m.flags, MaxLine, Panic)
+			return m, nil, fmt.Errorf("the message log has a line of %d bytes and the level %d, expected at most %d bytes and a level of at most %d", len(payload), m.flags, MaxLine, Panic)
 		}
 	default:
-		return m, nil, fmt.Errorf("message of unknown kind %d", m.kind)
+		return m, nil, fmt.Errorf("the kind %d of the message is unknown", m.kind)
 	}
 	return m, payload, nil
 }
@@ -229,7 +229,7 @@ func parseStrings(b []byte, count int) ([]string, error) {
 	list := make([]string, count)
 	for i := range list {
 		if len(b) < 4 {
-			return nil, fmt.Errorf("string %d of %d: %w", i+1, count, errTruncated)
+			return nil, fmt.Errorf("string %d of the %d strings in the message is %w in its length", i+1, count, errTruncated)
 		}
 		n := binary.LittleEndian.Uint32(b)
 		b = b[4:]
@@ -237,16 +237,16 @@ func parseStrings(b []byte, count int) ([]string, error) {
 			continue
 		}
 		if uint64(n)+1 > uint64(len(b)) {
-			return nil, fmt.Errorf("string %d of %d with %d bytes: %w", i+1, count, n, errTruncated)
+			return nil, fmt.Errorf("string %d of the %d strings in the message has %d bytes, but is %w", i+1, count, n, errTruncated)
 		}
 		list[i] = string(b[:n])
 		if strings.IndexByte(list[i], 0) >= 0 || b[n] != 0 {
-			return nil, fmt.Errorf("string %d of %d contains a NUL byte, or does not end with one", i+1, count)
+			return nil, fmt.Errorf("string %d of the %d strings in the message contains a NUL byte, or no NUL byte follows it", i+1, count)
 		}
 		b = b[n+1:]
 	}
 	if len(b) > 0 {
-		return nil, fmt.Errorf("%d bytes follow the strings", len(b))
+		return nil, fmt.Errorf("%d bytes follow the last string of the message, expected none", len(b))
 	}
 	return list, nil
 }
@@ -258,11 +258,11 @@ const maxCapacity = (1<<63 - 1) / SectorSize
 func parseOpened(b []byte) (Opened, error) {
 	var o Opened
 	if len(b) < openedNumbersSize {
-		return o, fmt.Errorf("answer to open: %d bytes: %w", len(b), errTruncated)
+		return o, fmt.Errorf("the answer to open is %[2]w: it has %[1]d bytes", len(b), errTruncated)
 	}
 	list, err := parseStrings(b[openedNumbersSize:], 3)
 	if err != nil {
-		return o, fmt.Errorf("answer to open: %w", err)
+		return o, fmt.Errorf("invalid answer to open: %w", err)
 	}
 	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
 	o = Opened{
@@ -309,11 +309,11 @@ func (q *query) add(payload []byte) {
 		q.got++
 		switch {
 		case b.Count == 0 || b.Start < q.next || b.Start > q.end || b.Count > q.end-b.Start:
-			q.err = fmt.Errorf("%sQueryAllocatedBlocks returned a block of %[3]d sectors at sector %[2]d, expected ascending blocks in [%[4]d, %[5]d)",
+			q.err = fmt.Errorf("%sQueryAllocatedBlocks returned a block of %[3]d sectors at sector %[2]d, expected blocks in ascending order in the sectors %[4]d to %[5]d",
 				functionPrefix, b.Start, b.Count, q.next, q.end)
 			return
 		case q.got > q.chunks:
-			q.err = fmt.Errorf("%sQueryAllocatedBlocks returned more than %d blocks for the same number of chunks", functionPrefix, q.chunks)
+			q.err = fmt.Errorf("%[1]sQueryAllocatedBlocks returned more than %[2]d blocks for %[2]d chunks, expected at most one for each chunk", functionPrefix, q.chunks)
 			return
 		}
 		q.next = b.Start + b.Count

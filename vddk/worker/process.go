@@ -21,7 +21,7 @@ import (
 // When the context of a call ends, the call returns the cause of the context, but the library
 // continues with the request. Until it completes the request, or the process is killed, other
 // calls with that slot return ErrBusy, and the library may write to the memory of the slot.
-// Callers that cannot wait for that call Kill.
+// A caller that cannot wait until the request is completed kills the process with Kill.
 type Process struct {
 	config  Config
 	process *os.Process
@@ -190,7 +190,7 @@ func (p *Process) Write(ctx context.Context, slot int, sector uint64, sectors in
 // transfer makes a read or write and waits for its end.
 func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector uint64, sectors int) error {
 	if slot < 0 || slot >= p.config.Slots {
-		return fmt.Errorf("slot %d does not exist, there are %d", slot, p.config.Slots)
+		return fmt.Errorf("slot %d does not exist: the worker has %d slots, counted from 0", slot, p.config.Slots)
 	}
 	if sectors <= 0 || sectors > p.config.SlotSize/SectorSize {
 		return fmt.Errorf("request of %d sectors, expected 1 to %d, which fit into a slot", sectors, p.config.SlotSize/SectorSize)
@@ -198,7 +198,7 @@ func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector ui
 	if n := p.capacity.Load(); n == 0 {
 		return errNotOpen
 	} else if sector > n || uint64(sectors) > n-sector {
-		return fmt.Errorf("sectors [%d, %d) are not in the disk of %d sectors", sector, sector+uint64(sectors), n)
+		return fmt.Errorf("cannot access the sectors %d to %d, because the disk has %d sectors", sector, sector+uint64(sectors), n)
 	}
 	c := call{p: p, r: &p.requests[slot]}
 	select {
@@ -237,11 +237,11 @@ func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Bl
 	case capacity == 0:
 		return nil, errNotOpen
 	case chunk < MinChunk || bits.OnesCount64(chunk) != 1 || chunk > 1<<31:
-		return nil, fmt.Errorf("query in chunks of %d sectors, expected a power of two of at least %d", chunk, MinChunk)
+		return nil, fmt.Errorf("cannot query in chunks of %d sectors, expected a power of two of at least %d", chunk, MinChunk)
 	case start%chunk != 0 || sectors%chunk != 0 || sectors == 0 || sectors/chunk > MaxChunks:
-		return nil, fmt.Errorf("query of %d sectors at sector %d, expected multiples of %d sectors, and at most %d sectors", sectors, start, chunk, MaxChunks*chunk)
+		return nil, fmt.Errorf("cannot query %d sectors at sector %d, expected two multiples of %d sectors, and at most %d sectors", sectors, start, chunk, MaxChunks*chunk)
 	case start > capacity || sectors > capacity-start:
-		return nil, fmt.Errorf("query of sectors [%d, %d), which are not in the disk of %d sectors", start, start+sectors, capacity)
+		return nil, fmt.Errorf("cannot query the sectors %d to %d, because the disk has %d sectors", start, start+sectors, capacity)
 	}
 	c := call{p: p, r: &p.requests[slotControl]}
 	if err := c.acquire(ctx); err != nil {
@@ -363,7 +363,7 @@ type call struct {
 	held bool // release has to free the number
 }
 
-// acquire waits until the number is free.
+// acquire waits until the request number is free, and reserves it.
 func (c *call) acquire(ctx context.Context) error {
 	select {
 	case <-c.r.free:
@@ -456,7 +456,7 @@ func (c *call) control(ctx context.Context, m message, payload []byte) (answer, 
 	}
 	list, err := parseStrings(a.payload, 2)
 	if err != nil {
-		return a, c.p.breach(fmt.Errorf("an error without a text: %w", err))
+		return a, c.p.breach(fmt.Errorf("the worker sent an error without a text: %w", err))
 	}
 	if a.flags == doneFault {
 		return a, &faultError{clean(list[0]), clean(c.p.log.redact(list[1]))}
@@ -478,8 +478,8 @@ func (p *Process) run() {
 		p.killed.Store(true)
 		p.process.Kill()
 	}
-	// The worker has closed its socket, normally because it ends. It would stay alive if the
-	// library has closed the socket.
+	// The socket is closed, normally because the worker ends. If the library closed the socket
+	// by mistake, the worker does not end by itself and is killed.
 	patience := time.AfterFunc(time.Second, func() {
 		p.setReason("closed its socket but did not end")
 		p.killed.Store(true)
@@ -539,7 +539,7 @@ func (p *Process) receive() error {
 		case kindBlocks:
 			q := p.query.Load()
 			if q == nil {
-				return errors.New("blocks without a query")
+				return errors.New("the worker sent the message blocks without a query")
 			}
 			q.add(payload)
 		case kindDone:
@@ -566,7 +566,7 @@ func (p *Process) deliver(m message, payload []byte) error {
 	case r.state.CompareAndSwap(abandoned, idle):
 		r.free <- struct{}{}
 	default:
-		return fmt.Errorf("answer to request %d, which does not exist", m.slot)
+		return fmt.Errorf("the worker answered the request number %d, which has no request in progress", m.slot)
 	}
 	return nil
 }

@@ -32,13 +32,13 @@ func startProgram(path string, env []string, files []*os.File) (*os.Process, err
 	}
 	var tried []error
 	if code, err := embedded.ReadFile("bin/" + ProgramName); err != nil {
-		tried = append(tried, errors.New("not embedded in this executable"))
+		tried = append(tried, errors.New("no worker program is embedded in this executable"))
 	} else {
 		p, err := startMemory(code, env, files)
 		if err == nil || outOf(err) {
 			return p, err
 		}
-		tried = append(tried, fmt.Errorf("the embedded program: %w", err))
+		tried = append(tried, fmt.Errorf("the embedded worker program does not start: %w", err))
 	}
 	self, err := os.Executable()
 	if err != nil {

@@ -41,17 +41,17 @@ func Start(ctx context.Context, c Config) (*Process, error) {
 func (c *Config) check() error {
 	switch {
 	case c.Slots < 1 || c.Slots > MaxSlots:
-		return fmt.Errorf("%d slots, expected 1 to %d", c.Slots, MaxSlots)
+		return fmt.Errorf("the worker cannot have %d slots, expected 1 to %d", c.Slots, MaxSlots)
 	case c.SlotSize < 4096 || c.SlotSize > MaxSlotSize || c.SlotSize%4096 != 0:
-		return fmt.Errorf("slots of %d bytes, expected a multiple of 4096 up to %d", c.SlotSize, MaxSlotSize)
+		return fmt.Errorf("the worker cannot have slots of %d bytes, expected a multiple of 4096 up to %d", c.SlotSize, MaxSlotSize)
 	case c.Library == "":
-		return errors.New("no library to load")
+		return errors.New("the path of the library is empty")
 	case c.Version < 0:
 		return fmt.Errorf("version %d of the library is negative", c.Version)
 	}
 	for _, s := range []string{c.Library, c.Root, c.ConfigFile} {
 		if len(s) > unix.PathMax {
-			return fmt.Errorf("a path has %d bytes, at most %d are possible", len(s), unix.PathMax)
+			return fmt.Errorf("a path of the worker has %d bytes, at most %d are possible", len(s), unix.PathMax)
 		}
 		if strings.IndexByte(s, 0) >= 0 {
 			return fmt.Errorf("the path %q contains a NUL byte", s)
@@ -150,7 +150,7 @@ func sharedMemory(size int) (memory []byte, file *os.File, err error) {
 	}
 	if err != nil {
 		file.Close()
-		return nil, nil, fmt.Errorf("shared memory of %d bytes: %w", size, err)
+		return nil, nil, fmt.Errorf("cannot create shared memory of %d bytes: %w", size, err)
 	}
 	return memory, file, nil
 }
@@ -173,7 +173,7 @@ func (p *Process) init(ctx context.Context) error {
 	}
 	list, err := parseStrings(r.payload, 1)
 	if err != nil {
-		return p.breach(fmt.Errorf("answer to init: %w", err))
+		return p.breach(fmt.Errorf("invalid answer to init: %w", err))
 	}
 	p.present, p.modes = r.sectors, list[0]
 	return nil
