@@ -93,7 +93,8 @@ func (r *run) spawn(start func() (group int, err error)) (gone func(), err error
 	return func() {}, err
 }
 
-// temporary writes a report to a temporary file that only the user can read.
+// temporary writes a report to a temporary file that only the user can read, and returns the
+// path of the file.
 func temporary(report *JobReport) (path string, err error) {
 	text, err := json.MarshalIndent(report, "", "  ")
 	if err != nil {

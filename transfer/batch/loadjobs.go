@@ -46,7 +46,8 @@ func (l *loader) jobs(n *node, defaults *draft, f *File) {
 	}
 }
 
-// node parses a job. The caller does not keep the result.
+// node parses job i into a tree. The caller must not keep the tree, because the trees of all
+// jobs would need too much memory.
 func (l *jobsLoader) node(i int) *node { return expand(l.content, int(l.places[i]), jobDepth) }
 
 func placeOfJob(i int) place { return place{base: "jobs", index: i} }
@@ -76,7 +77,7 @@ func (l *jobsLoader) read(i int) {
 	}
 }
 
-// writer returns the job that writes a file.
+// writer returns the index of the job that writes a file. ok is false if no job does so far.
 func (l *jobsLoader) writer(file string) (job int, ok bool) {
 	i, ok := l.targets[maphash.String(l.seed, file)]
 	return int(i), ok && slices.Contains(l.files(l.file.Jobs[i].Target), file)
@@ -99,7 +100,8 @@ func (l *jobsLoader) required(i int, d *draft, name, value string) {
 	}
 }
 
-// at returns the offset of the value of a field, or of the job if it lacks the field.
+// at returns the offset of the value of a field in the file, or the offset of the job if the
+// job lacks the field.
 func (l *jobsLoader) at(job *node, name string) int {
 	if m, ok := job.find(name); ok {
 		return m.value.offset

@@ -17,7 +17,7 @@ import (
 //go:embed page.html
 var pageText string
 
-// Sizes of the timeline, in units of the drawing unless another one is named.
+// Sizes of the timeline, in units of the drawing unless a comment names another unit.
 const (
 	maxNamed  = 400 // jobs; if there are more, the bars have no names
 	rowHeight = 16
@@ -39,13 +39,13 @@ type page struct {
 	Jobs     []pageJob
 }
 
-// failure is an error that one or several jobs have, word for word.
+// failure is an error that one or more jobs report with the same text.
 type failure struct {
 	*JobReport // of the first of these jobs
 	Names      []string
 }
 
-// failed adds a job to the failure with the same text.
+// failed adds a job to the failure that has the text of its error.
 func (p *page) failed(j *JobReport) {
 	i := slices.IndexFunc(p.Failures, func(f *failure) bool {
 		return f.Status == j.Status && f.Exit == j.Exit && f.Error == j.Error && f.Hint == j.Hint
@@ -169,7 +169,7 @@ func duration(seconds float64) string {
 }
 
 // timeline draws the jobs that ran. It draws the mean rate of each job, because reports
-// have no other.
+// contain no other rate.
 func (r *Report) timeline() *timeline {
 	var ran []*JobReport
 	for _, j := range r.Jobs {

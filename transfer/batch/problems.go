@@ -61,8 +61,8 @@ func (e *FileError) Lines() []string {
 	return lines
 }
 
-// place is a field that a message names. Its text is composed only when there is a
-// message.
+// place identifies a field, such as jobs[3].source, for messages. String composes its text
+// only when a message needs it.
 type place struct {
 	base  string // "defaults", "jobs"
 	index int    // of an element of base; -1: base itself

@@ -165,7 +165,7 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 		return nil, nil, errors.Join(bad...)
 	}
 	if found == 0 {
-		return nil, nil, fmt.Errorf("merge reports: %w", &fs.PathError{Op: "look for *.json", Path: dir, Err: errors.New("no report of a batch")})
+		return nil, nil, fmt.Errorf("merge reports: %w", &fs.PathError{Op: "look for *.json", Path: dir, Err: errors.New("the folder contains no report of a batch")})
 	}
 	if len(twice) > 0 {
 		notes = append(notes, "these jobs are in several reports; the latest one counts: "+listed(twice))
@@ -198,7 +198,7 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 	return merged, notes, nil
 }
 
-// listed returns the first names as a text.
+// listed returns the first ten names, quoted, and the number of the others.
 func listed(names []string) string {
 	const few = 10
 	quoted := make([]string, 0, few)
@@ -212,8 +212,9 @@ func listed(names []string) string {
 	return text
 }
 
-// better reports whether j says more about a job than other: the latest attempt counts,
-// but an attempt counts more than a run that skipped the job.
+// better reports whether j is to be preferred to the report other of the same job. Reports of
+// attempts are preferred to those of runs that skipped the job, and later reports to earlier
+// ones.
 func (j *JobReport) better(other *JobReport) bool {
 	if a, b := j.Status == report.StatusSkipped, other.Status == report.StatusSkipped; a != b {
 		return b
@@ -221,7 +222,7 @@ func (j *JobReport) better(other *JobReport) bool {
 	return j.Finished.After(other.Finished)
 }
 
-// readReport reads the report of a batch. It returns nil for other JSON.
+// readReport reads the report of a batch. It returns nil if the JSON file is no such report.
 func readReport(path string) (*Report, error) {
 	fi, err := os.Stat(path)
 	if err != nil {

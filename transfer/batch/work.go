@@ -51,15 +51,15 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 		if ok {
 			keep(phaseCopied)
 		}
-		// The command runs however the copy ended, even after a signal.
+		// The after command runs whether the copy succeeded or not, even after a signal.
 		err := r.hook(context.WithoutCancel(ctx), "after", j.After, j, ended, log)
 		if err != nil {
 			log.Error(err.Error())
 			copied := *ended
 			ended.Report = afterFailed(ended.Report, err)
 			if ok {
-				// The state file keeps the report of the copy, which is whole: with --resume
-				// only the command runs again.
+				// The state file keeps the report of the copy, because the copy is complete: with
+				// --resume only the after command runs again.
 				e.Report = &copied
 				keep(phaseCopied)
 				return ended
@@ -111,7 +111,7 @@ func afterFailed(t *report.Report, err error) *report.Report {
 
 // LogName returns the name of a job's log file: the job's name and ".log". A slash, a
 // percent sign, a control character and a dot at the beginning are written as %XX. A
-// long name is cut, and the job's shard of 2^32 follows in hexadecimal.
+// long name is cut, and a hash of the whole name follows: Shard(job, 1<<32) in hexadecimal.
 func LogName(job string) string {
 	var b strings.Builder
 	for i := range len(job) {
