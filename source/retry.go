@@ -68,9 +68,9 @@ type changedError struct{ error }
 
 func (e *changedError) Unwrap() []error { return []error{e.error, ErrChanged} }
 
-// ErrGone says that the state of the disk that was named no longer exists, for example
-// because its snapshot was removed. The same address never opens it again.
-var ErrGone = errors.New("the named state of the disk no longer exists")
+// ErrGone says that the requested state of the disk no longer exists, for example
+// because its snapshot was removed. Opening the same address again never succeeds.
+var ErrGone = errors.New("the requested state of the disk (such as a snapshot) no longer exists")
 
 // ErrReopen says that a disk which was open before could not be opened again. A later
 // attempt may succeed even if the error is permanent, because an administrator can

@@ -122,7 +122,7 @@ func compare(list []sample, read func(p []byte, off int64) (more bool, err error
 			continue
 		}
 		if crc32.Checksum(p[:one.n], sampleTable) != one.crc {
-			return Changed(fmt.Errorf("the disk was replaced or changed: the content of [%d, %d) is not what was read before", one.off, one.off+int64(one.n)))
+			return Changed(fmt.Errorf("the disk was replaced or changed: the content of bytes %d to %d differs from what was read before", one.off, one.off+int64(one.n)))
 		}
 		same++
 	}

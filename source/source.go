@@ -69,8 +69,9 @@ const (
 	Data Kind = iota
 	// Zero means that the extent reads as zeros, so that it need not be read.
 	Zero
-	// Inherited means that this image of a chain has no content of its own here. The
-	// content is that of the parent, or has not changed since the base.
+	// Inherited means that this image of a chain has no content of its own here, so
+	// that the content is that of its parent. Only a disk that was opened without its
+	// parents has such extents.
 	Inherited
 )
 

@@ -102,7 +102,8 @@ func TestWriteInPlace(t *testing.T) {
 	if err := Write(dir, []byte("text"), 0o644); err == nil {
 		t.Error("a folder was written")
 	}
-	// An open descriptor is written where it stands, and its name in /dev stays.
+	// An open descriptor is written at its current offset, and its name in /dev is not
+	// replaced.
 	path := filepath.Join(dir, "open")
 	f, err := os.Create(path)
 	if err != nil {

@@ -15,7 +15,8 @@ var formats = []durable.Record{
 	{Magic: "some magic", Version: 3, SlotSize: 64, Numbered: true},
 }
 
-// The bytes of a record are a format that files keep.
+// TestRecordBytes tests that the format of a record does not change, because existing
+// files have it.
 func TestRecordBytes(t *testing.T) {
 	for i, want := range []string{
 		"736f6d65206d61676963" + "03000000" + "02000000" + "4f98276c" + "6869",

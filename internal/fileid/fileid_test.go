@@ -39,7 +39,7 @@ func TestIdentity(t *testing.T) {
 	if got := MarkOf(b); got != id {
 		t.Errorf("after a write and a rename: %q, want %q", got, id)
 	}
-	// A later file, which often gets the same inode number.
+	// A later file, which often gets the same inode number, must have another identity.
 	for range 20 {
 		if err := os.Remove(b); err != nil {
 			t.Fatal(err)
@@ -54,7 +54,8 @@ func TestIdentity(t *testing.T) {
 	}
 }
 
-// Without a time of birth the mark of a file that was changed is another one.
+// TestIdentityWithoutBirth tests that a change of a file without a birth time changes
+// its mark.
 func TestIdentityWithoutBirth(t *testing.T) {
 	st := unix.Statx_t{Ino: 7, Size: 100, Mtime: unix.StatxTimestamp{Sec: 5}}
 	id, before := identity(&st), mark(&st)

@@ -26,7 +26,8 @@ func Prolong(ctx context.Context, d time.Duration) (prolonged context.Context, c
 	}
 }
 
-// originalKey is the key of the context that a prolonged one was made from.
+// originalKey is the key under which a prolonged context stores the context that it was
+// made from.
 type originalKey struct{}
 
 // Original returns the context that ctx was made from by Prolong, or ctx itself. Use

@@ -41,7 +41,7 @@ func TestPlacesAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// All ranges that are kept are known, and no other.
+	// knows checks that p has the first n ranges and no others.
 	knows := func(p *image.Places, n int) {
 		t.Helper()
 		for i := range starts {

@@ -118,7 +118,7 @@ func TestStreams(t *testing.T) {
 		{name: "repeat past the end", src: new(writer).bits(1, 1).bits(2, 2).bits(0, 5).bits(0, 5).bits(0, 4).bits(0, 6).bits(1, 3).bits(1, 3).bits(0xff, 8).bits(1, 1).bits(110, 7).bits(0, 64).bytes, err: ErrCorrupt, text: "a code length is repeated 121 times, but only 120 code lengths are left"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			// The reference agrees whether the stream is valid.
+			// The reference must accept the same streams.
 			out, used, refErr := reference(c.src, 1<<20)
 			if (refErr == nil) != (c.err == nil) || refErr == nil && string(out) != c.want {
 				t.Errorf("compress/flate = %q, %v", out, refErr)

@@ -55,7 +55,8 @@ func TestCloseWaits(t *testing.T) {
 	})
 }
 
-// Calls and Close race, and no call runs after the release.
+// TestCloseRaces tests that no call runs after the release, even if calls and Close run
+// at the same time.
 func TestCloseRaces(t *testing.T) {
 	for range 1000 {
 		l := life.Life{Context: t.Context()}

@@ -41,8 +41,9 @@ func NewHost(bytes int64, connections int) *Budget {
 func (b *Budget) Of(n int, nfcBytes int64) int64 { return int64(n) * max(nfcBytes, b.least) }
 
 // Acquire waits until nfcBytes bytes are free and takes them. If nfcBytes is more than the
-// budget has, it takes the whole budget, and the host decides. When ctx ends first, the
-// error is its cause. release returns the bytes; only its first call counts.
+// budget has, it takes the whole budget, and leaves it to the host to refuse the
+// connection. When ctx ends first, the error is its cause. release returns the bytes; only
+// its first call counts.
 func (b *Budget) Acquire(ctx context.Context, nfcBytes int64) (release func(), err error) {
 	nfcBytes = b.share(nfcBytes)
 	if err := b.free.Acquire(ctx, nfcBytes); err != nil {

@@ -28,7 +28,7 @@ func NeedRoot(t testing.TB) {
 	t.Helper()
 	notShort(t)
 	if os.Geteuid() != 0 {
-		missing(t, "needs root, runs as user %d", os.Geteuid())
+		missing(t, "the test needs root, but runs as user %d", os.Geteuid())
 	}
 }
 

@@ -64,7 +64,8 @@ func TestErrorKeepsOwnLines(t *testing.T) {
 	}
 }
 
-// Text that is written in pieces of any length is that which is written at once.
+// TestWriter tests that the output does not depend on the lengths of the pieces in
+// which text is written.
 func TestWriter(t *testing.T) {
 	text := []byte("日本 ü\x1b[2J\n\tend\u202e\u009b\xff\xe6\x97 🙂\n")
 	want := `日本 ü\x1b[2J` + "\n\tend" + `\u202e\u009b\xff\xe6\x97 🙂` + "\n"
@@ -83,7 +84,7 @@ func TestWriter(t *testing.T) {
 	}
 }
 
-// JSON stays JSON, of the same value.
+// TestJSON tests that escaped JSON is still JSON with the same value.
 func TestJSON(t *testing.T) {
 	var all strings.Builder
 	for r := rune(0); r <= unicode.MaxRune; r++ {

@@ -25,8 +25,8 @@ const (
 	rawURI  = "http://en.wikipedia.org/wiki/Byte"
 )
 
-// ovf is a descriptor of disks called vmdisk1 and so on, in these files; more
-// are attributes of each.
+// ovf returns a descriptor with a disk for each of the files, called vmdisk1 and so on.
+// more has further attributes of each disk.
 func ovf(uri string, more string, files ...string) string {
 	var references, disks strings.Builder
 	for i, f := range files {
@@ -61,7 +61,8 @@ func guest(t testing.TB, dir string) []byte {
 	return b
 }
 
-// Disks that qemu wrote, in archives that tar wrote, and in a folder.
+// TestAppliances opens disks that qemu-img wrote, in archives that tar wrote and in a
+// folder.
 func TestAppliances(t *testing.T) {
 	peer.Need(t, "qemu-img")
 	dir := t.TempDir()
@@ -121,8 +122,8 @@ func TestAppliances(t *testing.T) {
 	}
 }
 
-// A disk that holds the bytes as they are is found in the archive itself, and
-// its holes are those of the archive.
+// TestRawInArchive tests that a raw disk in an archive returns places in the archive,
+// and that its holes are those of the archive.
 func TestRawInArchive(t *testing.T) {
 	peer.Need(t, "fallocate")
 	dir := t.TempDir()
@@ -472,7 +473,7 @@ func TestApplianceDisagrees(t *testing.T) {
 		}
 		d.Close()
 	}
-	// As a plain file, where the format is given.
+	// If the format is given, the descriptor is opened as a plain file.
 	d, err := new(open.Opener).Open(t.Context(), filepath.Join(dir, "raw.ovf"), "raw")
 	if err != nil {
 		t.Fatal(err)
@@ -483,8 +484,8 @@ func TestApplianceDisagrees(t *testing.T) {
 	d.Close()
 }
 
-// Every file of an appliance that can't be opened is closed again, and so is
-// every file of one that is closed.
+// TestApplianceIsClosed tests that no file of an appliance stays open after the
+// appliance was closed or could not be opened.
 func TestApplianceIsClosed(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{
@@ -520,8 +521,9 @@ func TestApplianceIsClosed(t *testing.T) {
 	}
 }
 
-// TestShortDisksOfAppliances: a raw disk that is shorter than its descriptor says is
-// truncated. A VMDK records its own capacity, so a difference is only a warning.
+// TestShortDisksOfAppliances tests that a raw disk that is shorter than its descriptor
+// says is refused as truncated. A VMDK records its own capacity, so a difference is
+// only a warning.
 func TestShortDisksOfAppliances(t *testing.T) {
 	dir := t.TempDir()
 	files := map[string]string{

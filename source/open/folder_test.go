@@ -17,8 +17,8 @@ func differencing(uuid, parent string) string {
 	return fmt.Sprintf("# Disk DescriptorFile\nCID=1\nparentCID=ffffffff\nRW 1 ZERO\nddb.uuid.image=\"%s\"\nddb.uuid.parent=\"%s\"\n", uuid, parent)
 }
 
-// The parent that only its UUID names is looked for in the image's folder and
-// in those of --allow-path, and nowhere else.
+// TestParentByUUID tests that a parent which is named only by its UUID is found in the
+// folder of the image and in those of --allow-path, but not elsewhere.
 func TestParentByUUID(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -68,7 +68,7 @@ func TestParentByUUID(t *testing.T) {
 					t.Errorf("%v, want %q", err, w)
 				}
 			}
-			// Without its parent it needs none.
+			// With SingleLink the image opens without a parent.
 			d, err = (&open.Opener{SingleLink: true}).Open(t.Context(), filepath.Join(dir, "vm/child.vmdk"), "")
 			if err != nil {
 				t.Fatalf("a single link: %v", err)
@@ -78,7 +78,7 @@ func TestParentByUUID(t *testing.T) {
 	}
 }
 
-// A search ends where a folder is too large to be an image's.
+// TestParentSearchIsBounded tests that a folder with too many files is not searched.
 func TestParentSearchIsBounded(t *testing.T) {
 	dir := t.TempDir()
 	files := map[string]string{"child.vmdk": differencing("b", "a"), "p.vmdk": differencing("a", "")}
@@ -99,7 +99,7 @@ func TestParentSearchIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.Close()
-	// Files that were only looked at are none of the source.
+	// Files that were only inspected do not belong to the source.
 	if files := o.Files(); len(files) != 2 {
 		t.Errorf("%d files are listed, want 2", len(files))
 	}

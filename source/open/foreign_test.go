@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// found is what opening a file and reading a stream say of content: "" for a raw
-// disk, a format that is read, or what a *ForeignError says.
+// found opens content as a file and reads it as a stream. It returns "" for a raw disk,
+// the name of an image format, or the description in the *ForeignError.
 func found(t *testing.T, content []byte) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "f")
@@ -54,7 +54,7 @@ func foundIn(t *testing.T, path string) string {
 			return format
 		}
 	}
-	// Whatever it is, somebody who insists gets its bytes.
+	// With the format "raw", the bytes are returned whatever the content is.
 	forced, forcedErr := o.Open(t.Context(), path, "raw")
 	if forcedErr != nil {
 		t.Fatalf("as raw: %v", forcedErr)
@@ -96,7 +96,7 @@ func utf16Text(order binary.AppendByteOrder, text string) []byte {
 	return b
 }
 
-// vhdFooter is the footer of a VHD, its checksum right.
+// vhdFooter returns the footer of a VHD with a correct checksum.
 func vhdFooter(kind uint32) []byte {
 	b := padded(512, 0, "conectix")
 	binary.BigEndian.PutUint32(b[60:], kind)
@@ -192,7 +192,8 @@ func TestForeignContent(t *testing.T) {
 	}
 }
 
-// Archives of tar in every form, also such as are no longer written.
+// TestForeignTar tests that tar archives of all formats are recognized, including
+// formats that are no longer written.
 func TestForeignTar(t *testing.T) {
 	for _, format := range []tar.Format{tar.FormatUSTAR, tar.FormatPAX, tar.FormatGNU} {
 		var b bytes.Buffer
@@ -208,7 +209,7 @@ func TestForeignTar(t *testing.T) {
 			t.Errorf("%v: %q", format, got)
 		}
 	}
-	// Version 7: no magic, only the checksum.
+	// The format of Unix version 7 has no magic, only the checksum.
 	v7 := func(sum string) []byte {
 		h := make([]byte, 1024)
 		copy(h, "disk.vmdk")
@@ -229,7 +230,8 @@ func TestForeignTar(t *testing.T) {
 
 func second[T any](_ T, err error) error { return err }
 
-// Images of qemu-img, and what other programs pack them into.
+// TestForeignByOtherPrograms tests images that qemu-img wrote, and archives and
+// compressed files that other programs made of them.
 func TestForeignByOtherPrograms(t *testing.T) {
 	peer.Need(t, "qemu-img", "gzip", "tar")
 	dir := t.TempDir()
@@ -264,7 +266,8 @@ func TestForeignByOtherPrograms(t *testing.T) {
 	}
 }
 
-// No disk that a file system or a volume manager made is foreign.
+// TestFileSystemsAreRaw tests that disks with a file system or a volume manager are raw
+// and not foreign.
 func TestFileSystemsAreRaw(t *testing.T) {
 	peer.Need(t, "mke2fs", "mkfs.xfs", "mkfs.btrfs", "mkswap")
 	dir := t.TempDir()
@@ -312,8 +315,8 @@ func TestLUKSIsToldOf(t *testing.T) {
 	}
 }
 
-// Where an appliance or an image names a file, its content counts as well, unless
-// its format is recorded.
+// TestForeignByReference tests that a file to which an appliance or an image refers is
+// refused too if its content is foreign, unless the reference records its format.
 func TestForeignByReference(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name string, content []byte) string {
@@ -357,8 +360,8 @@ func TestForeignByReference(t *testing.T) {
 	}
 }
 
-// TestImagesInStreams: a stream must be a raw disk, because images need reads at any
-// offset.
+// TestImagesInStreams tests that a stream of an image is refused, because images need
+// reads at any offset.
 func TestImagesInStreams(t *testing.T) {
 	for content, want := range map[string]string{
 		"QFI\xfb\x00\x00\x00\x03": "a qcow2 image", "QFI\xfb\x00\x00\x00\x01": "a qcow2 image",

@@ -19,8 +19,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/open"
 )
 
-// write makes files of the given content, by their paths in dir. A content
-// that begins with "-> " makes a symbolic link.
+// write creates files in dir. files has their contents by their paths. A content "->
+// TARGET" creates a symbolic link.
 func write(t *testing.T, dir string, files map[string]string) {
 	t.Helper()
 	for name, content := range files {
@@ -51,7 +51,8 @@ func child(cid int, parent string, parentCID int) string {
 	return fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=%08x\nparentFileNameHint=%q\ncreateType=\"custom\"\nRW 1 ZERO\n", cid, parentCID, parent)
 }
 
-// overlay is a qcow2 image of one cluster of 512 bytes, which it lacks.
+// overlay returns a qcow2 image of one cluster of 512 bytes, whose content is that of
+// the backing file.
 func overlay(backing, format string) string {
 	b := make([]byte, 512, 520)
 	copy(b, "QFI\xfb\x00\x00\x00\x03")
@@ -206,7 +207,8 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
-// The escape attempts, and what is none.
+// TestReferences tests references that try to leave the permitted folders, and similar
+// ones that do not.
 func TestReferences(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -277,7 +279,8 @@ func TestReferences(t *testing.T) {
 					}
 					files[name] = content
 				}
-				// A folder that is a link is made before what is in it.
+				// A symbolic link to a folder is created before the files in that
+				// folder.
 				for name, content := range files {
 					if strings.HasPrefix(content, "-> ") {
 						write(t, dir, map[string]string{name: content})
@@ -333,7 +336,8 @@ func TestReferences(t *testing.T) {
 	}
 }
 
-// A symbolic link that is swapped all the time never gets what is outside.
+// TestReferenceSwapped tests that an image cannot read a file outside of its folder
+// through a symbolic link whose target changes all the time.
 func TestReferenceSwapped(t *testing.T) {
 	dir := t.TempDir()
 	secret := strings.Repeat("x", 512)
@@ -429,7 +433,7 @@ func TestLongChains(t *testing.T) {
 	}
 }
 
-// A parent that is none, and a reference to a parent that is raw.
+// TestParentIsVMDK tests that a raw file is refused as the parent of a VMDK.
 func TestParentIsVMDK(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{"x.vmdk": child(1, "y.raw", 2), "y.raw": sector})
@@ -518,7 +522,8 @@ func TestAllowPathIsChecked(t *testing.T) {
 	}
 }
 
-// Every file of a disk that can't be opened is closed again.
+// TestNothingIsLeftOpen tests that all files of a disk that cannot be opened are
+// closed.
 func TestNothingIsLeftOpen(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, map[string]string{

@@ -41,7 +41,8 @@ func TestWhereIs(t *testing.T) {
 	if real, _, err := whereIs(f, link); err == nil {
 		t.Errorf("a file that was removed is at %q", real)
 	}
-	// The name that the kernel gives a removed file can be another's.
+	// Another file may have the name with the suffix " (deleted)" that the kernel
+	// returns for a removed file.
 	if err := os.WriteFile(moved+" (deleted)", nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

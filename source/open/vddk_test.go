@@ -16,7 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// fakeVDDK opens disks of memory, once it got what the library would.
+// fakeVDDK opens disks in memory, and records the parameters and options that the
+// library would get.
 type fakeVDDK struct {
 	params  vddk.Params
 	options vddk.Options

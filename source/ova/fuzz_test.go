@@ -19,7 +19,7 @@ import (
 
 var writeSeeds = flag.Bool("write-seeds", false, "write the seeds of the fuzz targets into testdata")
 
-// seeds adds the seeds, and writes them where that is asked for.
+// seeds adds the seeds, and also writes them to files if the flag writeSeeds is set.
 func seeds(f *testing.F, all map[string][]byte) {
 	for name, seed := range all {
 		f.Add(seed)
@@ -36,8 +36,8 @@ func seeds(f *testing.F, all map[string][]byte) {
 	}
 }
 
-// use opens every disk. All, where it isn't nil, is the archive that their bytes
-// must lie in.
+// use opens and reads every disk. If all is not nil, it is the archive in which the
+// bytes of the disks must lie.
 func use(t *testing.T, a *ova.Appliance, all []byte) {
 	defer a.Close()
 	for i := range a.Disks {
@@ -81,7 +81,7 @@ func use(t *testing.T, a *ova.Appliance, all []byte) {
 			break
 		}
 	}
-	// Any result is right, if the call ends.
+	// Any result is correct, but the call must return.
 	_ = a.Verify(t.Context())
 }
 

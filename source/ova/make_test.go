@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// envelope is a descriptor of files and disks, in the words of ovftool.
+// envelope returns a descriptor with the given elements, as ovftool writes it.
 func envelope(references, disks string) string {
 	return `<?xml version="1.0" encoding="UTF-8"?>
 <Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" xmlns:ovf="http://schemas.dmtf.org/ovf/envelope/1" xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData" xmlns:vmw="http://www.vmware.com/schema/ovf">
@@ -75,7 +75,7 @@ func patch(b []byte, off int, change func(header []byte)) []byte {
 	return b
 }
 
-// binary is a size in base 256, as GNU tar writes large ones.
+// binary returns n in base 256, the form in which GNU tar writes large sizes.
 func binary(n uint64) []byte {
 	b := make([]byte, 12)
 	for i := 11; i > 3; i-- {

@@ -85,7 +85,8 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// Each file that the disk is in is checked, and no other.
+// TestManifestOfFiles tests that Verify checks all files of the opened disk and no
+// others.
 func TestManifestOfFiles(t *testing.T) {
 	x := envelope(`<File ovf:id="f" ovf:href="d" ovf:chunkSize="4"/><File ovf:id="g" ovf:href="other"/>`, `<Disk ovf:diskId="1" ovf:fileRef="f"/><Disk ovf:diskId="2" ovf:fileRef="g"/>`)
 	files := map[string]string{"d.000000000": "aaaa", "d.000000001": "bb", "other": "changed", "flat": "extent"}
@@ -118,7 +119,8 @@ func TestManifestOfFiles(t *testing.T) {
 	}
 }
 
-// Files that a member of the archive names are checked with it.
+// TestManifestOfNamedFiles tests that Verify also checks the files to which a member of
+// the archive refers.
 func TestManifestOfNamedFiles(t *testing.T) {
 	x := envelope(`<File ovf:id="f" ovf:href="sub/d"/>`, `<Disk ovf:fileRef="f"/>`)
 	b := archive(t, tar.FormatUSTAR, entry{name: "a/x.ovf", content: x}, entry{name: "a/sub/d", content: "d"}, entry{name: "a/sub/e", content: "e"}, entry{name: "e", content: "not this one"},
@@ -188,7 +190,8 @@ func TestVerifyStops(t *testing.T) {
 	}
 }
 
-// A section says where it is in the archive, of two disks of one too.
+// TestSectionPlace tests that sections return their places in the archive and have
+// different identities.
 func TestSectionPlace(t *testing.T) {
 	f := memory(archive(t, tar.FormatUSTAR, entry{name: "x.ovf", content: envelope(file1+`<File ovf:id="g" ovf:href="e"/>`, disk1+`<Disk ovf:fileRef="g"/>`)}, entry{name: "disk1.img", content: small}, entry{name: "e", content: small}))
 	f.ID, f.Proof = "id", "mtime"

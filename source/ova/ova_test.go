@@ -144,8 +144,8 @@ func TestDescriptors(t *testing.T) {
 	}
 }
 
-// An odd capacity of one disk is a warning about that disk, whose own file has
-// its capacity, and an error only where the disk has no file.
+// TestOddCapacities tests that an invalid capacity is a warning about its disk, and an
+// error only if the disk has no file that shows its size.
 func TestOddCapacities(t *testing.T) {
 	for _, c := range []struct{ attributes, want string }{
 		{`ovf:capacity="-1"`, `capacity is "-1", want a number`},
@@ -178,7 +178,8 @@ func TestOddCapacities(t *testing.T) {
 	}
 }
 
-// A file that is shorter than its File says is truncated, whatever its format.
+// TestShortFiles tests that a file which is shorter than its File element says is
+// refused as truncated, whatever its format is.
 func TestShortFiles(t *testing.T) {
 	for _, c := range []struct {
 		size, capacity string
@@ -271,7 +272,7 @@ func TestPackedAppliances(t *testing.T) {
 			t.Errorf("%q: %v", magic, err)
 		}
 	}
-	// A member may have such a name.
+	// The name of a member may begin with the magic of a compressed file.
 	b := archive(t, tar.FormatUSTAR, entry{name: "BZh.ovf", content: envelope(file1, disk1)}, entry{name: "disk1.img", content: small})
 	a, err := ova.Open(t.Context(), "x.ova", memory(b))
 	if err != nil {
@@ -473,7 +474,8 @@ func TestWarnings(t *testing.T) {
 	}
 }
 
-// A section in an archive, and one of chunks, are disks as any other.
+// TestSection runs the suite of source.Disk on a section in an archive and on a section
+// of chunks.
 func TestSection(t *testing.T) {
 	pattern := make([]byte, 3<<20)
 	for i := range pattern {
@@ -535,7 +537,7 @@ func write(t testing.TB, path string, content []byte) {
 	}
 }
 
-// dig makes holes of the zeros in a file.
+// dig replaces the zeros in a file by holes.
 func dig(t testing.TB, path string) {
 	t.Helper()
 	peer.Need(t, "fallocate")

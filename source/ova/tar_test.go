@@ -136,7 +136,8 @@ func many(n int) (all []entry) {
 	return all
 }
 
-// The archive is closed where it is refused, and with the appliance.
+// TestOwned tests that the archive is closed if Open refuses it, and otherwise together
+// with the appliance.
 func TestOwned(t *testing.T) {
 	good := memory(archive(t, tar.FormatUSTAR, entry{name: "x.ovf", content: envelope(file1, disk1)}, entry{name: "disk1.img", content: small}))
 	bad := memory([]byte("text"))
@@ -207,8 +208,8 @@ func TestOpenStops(t *testing.T) {
 	}
 }
 
-// Archives that the tar program makes, in each of its forms, with and without
-// names that are too long for ustar, and its sparse files, which are refused.
+// TestTarProgram reads archives of the tar program in all its formats, with and without
+// names that are too long for ustar. Sparse files are refused.
 func TestTarProgram(t *testing.T) {
 	peer.Need(t, "tar")
 	for _, format := range []string{"ustar", "pax", "gnu", "v7", "oldgnu"} {

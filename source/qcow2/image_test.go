@@ -198,7 +198,8 @@ func (im image) content() []byte {
 	return all
 }
 
-// some returns random data of n bytes for each of the clusters.
+// some returns n random bytes for each of the given clusters, by the number of the
+// cluster.
 func some(n int, clusters ...int64) map[int64][]byte {
 	all := map[int64][]byte{}
 	for _, c := range clusters {

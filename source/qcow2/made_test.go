@@ -70,7 +70,8 @@ func TestPackedAnyhow(t *testing.T) {
 			t.Errorf("%s: another content", name)
 		}
 	}
-	// Not in the order of the disk, far from each other, and twice the same.
+	// The compressed clusters are in another order than in the disk and far from each
+	// other, and some entries refer to the same bytes.
 	l := image{size: 64 << 16, packed: "zlib", clusters: some(65536, 9)}.build()
 	var want []byte
 	at := map[int64][2]int64{}
@@ -168,7 +169,8 @@ func TestNames(t *testing.T) {
 			t.Errorf("data file %s: another content, %v", name, err)
 		}
 	}
-	// A backing file of no recorded format is raw, whatever it looks like.
+	// A backing file whose format is not recorded is read as raw, whatever its content
+	// is.
 	d := mustOpen(t, write(t, dir, "x.qcow2", image{size: 65536, backing: "looks.img"}.build().file))
 	if got := content(t, d); !bytes.HasPrefix(got, []byte("QFI\xfb")) {
 		t.Errorf("the backing file was probed: %q", got[:8])
@@ -176,7 +178,7 @@ func TestNames(t *testing.T) {
 	if w := d.Warnings(); len(w) != 1 || !strings.Contains(w[0], "the file is read as raw") {
 		t.Errorf("warnings %q", w)
 	}
-	// By itself it needs none.
+	// With SingleLink the image opens without its backing file.
 	path := write(t, dir, "x.qcow2", image{size: 65536, backing: "none", format: "raw"}.build().file)
 	single, err := (&open.Opener{SingleLink: true}).Open(t.Context(), path, "")
 	if err != nil {

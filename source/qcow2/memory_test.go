@@ -130,7 +130,7 @@ func TestReadsTogether(t *testing.T) {
 		if reads != 1 {
 			t.Errorf("%q: %d reads, want 1", packed, reads)
 		}
-		// And of one that is compressed no more than it has.
+		// A read of one compressed cluster reads hardly more than its compressed bytes.
 		most = 0
 		if _, err := d.ReadAt(p[:65536], 0); err != nil || packed != "" && most > 30<<10 {
 			t.Errorf("%q: %d bytes read, %v", packed, most, err)

@@ -73,8 +73,7 @@ func qemuMap(t testing.TB, path string) []qemuMapping {
 	return merged
 }
 
-// like reports whether n, which begins where q ends, is more of the same,
-// wherever it lies.
+// like reports whether n differs from q only in its range and its place in the file.
 func (q qemuMapping) like(n qemuMapping) bool {
 	return q.Depth == n.Depth && q.Present == n.Present && q.Zero == n.Zero
 }
@@ -191,8 +190,8 @@ func ext4(t testing.TB, dir string) string {
 	return path
 }
 
-// TestImagesOfQemu has an ext4 disk, and what qemu-io writes, in images with
-// each option, and each cluster size with some of them.
+// TestImagesOfQemu reads images of an ext4 disk with some writes of qemu-io. There is
+// an image with each option of qemu-img, and one with each cluster size.
 func TestImagesOfQemu(t *testing.T) {
 	disk := ext4(t, t.TempDir())
 	for _, c := range []struct {
@@ -257,7 +256,7 @@ func TestImagesOfQemu(t *testing.T) {
 	}
 }
 
-// TestSizes has disks that end at odd places, and one of nothing.
+// TestSizes reads disks whose sizes are not multiples of a cluster, and an empty disk.
 func TestSizes(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io")
 	t.Parallel()
@@ -275,7 +274,7 @@ func TestSizes(t *testing.T) {
 	}
 }
 
-// TestLargeDisk has some bytes here and there in a disk of 2 TiB.
+// TestLargeDisk reads a disk of 2 TiB that has a few bytes of data in distant places.
 func TestLargeDisk(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io")
 	path := filepath.Join(t.TempDir(), "x.qcow2")
@@ -294,7 +293,7 @@ func TestLargeDisk(t *testing.T) {
 	}
 }
 
-// TestChains has overlays on overlays on bases of each format.
+// TestChains reads chains of two overlays over a base of each format.
 func TestChains(t *testing.T) {
 	dir := t.TempDir()
 	disk := ext4(t, dir)
@@ -344,8 +343,8 @@ func TestChains(t *testing.T) {
 	}
 }
 
-// TestShorterBacking has an overlay that is longer than its backing file, which
-// is longer than its own.
+// TestShorterBacking reads a chain in which each backing file is shorter than its
+// overlay.
 func TestShorterBacking(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io")
 	dir := t.TempDir()
@@ -364,8 +363,8 @@ func TestShorterBacking(t *testing.T) {
 	agrees(t, path("d"))
 }
 
-// TestWarnings has an image with internal snapshots, which is read as it is
-// now, and one that is in use.
+// TestWarnings opens an image with internal snapshots, whose current state is read, and
+// an image that is in use.
 func TestWarnings(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io")
 	path := filepath.Join(t.TempDir(), "x.qcow2")

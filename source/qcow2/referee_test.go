@@ -86,7 +86,7 @@ func TestReferee(t *testing.T) {
 	t.Logf("both read %d, only we %d, only qemu-img %d, neither %d", both, ours, theirs, neither)
 }
 
-// refereeImages are small images that have everything in them.
+// refereeImages returns small images that together have all features.
 func refereeImages(t *testing.T) (all [][]byte) {
 	t.Helper()
 	dir := t.TempDir()

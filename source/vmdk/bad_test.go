@@ -48,7 +48,7 @@ func wantError(t *testing.T, err error, path string, want ...string) {
 	}
 }
 
-// TestBadSparse has sparse extents that lie.
+// TestBadSparse opens sparse extents with wrong fields.
 func TestBadSparse(t *testing.T) {
 	plain := image{capacity: 3000, entries: 8, grains: grains(65536, 0, 1, 9, 20), descriptor: monolithic}
 	redundant := plain
@@ -153,7 +153,8 @@ func TestBadSparse(t *testing.T) {
 	}
 }
 
-// TestBadDescriptor has descriptors that are wrong, or of what is not read.
+// TestBadDescriptor opens descriptors that are invalid, and descriptors of disks that
+// are not supported.
 func TestBadDescriptor(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "flat", make([]byte, 100*sector))
@@ -232,7 +233,7 @@ func TestBadDescriptor(t *testing.T) {
 			}
 			_, err := open(t, path)
 			wantError(t, err, path, c.want...)
-			// The same one, embedded.
+			// The same descriptor is also tested inside a sparse extent.
 			if strings.Contains(c.text, "RW 100 FLAT \"flat\"") || len(c.text) > 5000 {
 				path := write(t, dir, "embedded.vmdk", image{capacity: 100, descriptor: "# Disk DescriptorFile\n" + c.text}.build().file)
 				_, err := open(t, path)
@@ -242,8 +243,8 @@ func TestBadDescriptor(t *testing.T) {
 	}
 }
 
-// TestHugeLine has a descriptor that is one line of 1 GiB, of which hardly
-// anything may be read.
+// TestHugeLine opens descriptors with a line of up to 1 TiB, of which only a small part
+// may be read.
 func TestHugeLine(t *testing.T) {
 	path := write(t, t.TempDir(), "bad.vmdk", []byte("# Disk DescriptorFile\nversion=1\nx="))
 	for _, fill := range []int64{1 << 30, 1 << 20, 1 << 40} {
@@ -273,7 +274,7 @@ func TestHugeLine(t *testing.T) {
 	wantError(t, err, path, "descriptor is longer than 1048576 bytes")
 }
 
-// filled reads an x where its file has a zero.
+// filled is a file whose zeros read as the letter x.
 type filled struct {
 	*raw.Disk
 	most int
@@ -290,7 +291,7 @@ func (f *filled) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// TestLoop has chains that come back to an image, also by another name.
+// TestLoop opens chains that contain an image twice, also under another name.
 func TestLoop(t *testing.T) {
 	for _, n := range []int{1, 2, 5} {
 		dir := t.TempDir()
@@ -306,7 +307,8 @@ func TestLoop(t *testing.T) {
 	}
 }
 
-// TestLongChain ends before it takes all files that a process may open.
+// TestLongChain tests that a chain which is too long is refused before the process runs
+// out of file descriptors.
 func TestLongChain(t *testing.T) {
 	dir := t.TempDir()
 	for i := range 300 {
@@ -317,7 +319,7 @@ func TestLongChain(t *testing.T) {
 	wantError(t, err, path, "255.vmdk", "at most 256")
 }
 
-// TestOpenClosesFiles has an opener that counts.
+// TestOpenClosesFiles counts the open files, all of which must be closed if Open fails.
 func TestOpenClosesFiles(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "flat", make([]byte, 100*sector))
@@ -375,7 +377,8 @@ func (c *counted) Close() error {
 	return c.Disk.Close()
 }
 
-// TestReadErrors has a file that fails at reading, and one that shrinks.
+// TestReadErrors reads from a file whose reads fail, and from a file that becomes
+// shorter.
 func TestReadErrors(t *testing.T) {
 	for _, packed := range []bool{false, true} {
 		im := image{capacity: 3000, compressed: packed, grains: grains(65536, 1, 2, 3), descriptor: monolithic}
@@ -397,7 +400,7 @@ func TestReadErrors(t *testing.T) {
 	}
 }
 
-// TestProbe tells images from other files.
+// TestProbe tests that Probe recognizes images and no other files.
 func TestProbe(t *testing.T) {
 	for head, want := range map[string]bool{
 		"KDMV": true, "COWD": true, "\xbe\xba\xfe\xca\x00\x00\x00\x00": true,
@@ -413,7 +416,8 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-// TestIdentity differs with each file, and proves what the weakest proves.
+// TestIdentity tests that the identity depends on each file of the image, and that its
+// proof is the weakest proof of the files.
 func TestIdentity(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "flat", make([]byte, 100*sector))

@@ -15,7 +15,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// TestBadDeltas has deltas that lie.
+// TestBadDeltas opens deltas with wrong fields.
 func TestBadDeltas(t *testing.T) {
 	cowd := delta{capacity: 10000, grains: grains(512, 0, 1, 2, 4100, 9000)}
 	se := delta{se: true, capacity: 100000, grains: grains(4096, 0, 1, 2, 4100, 9000)}
@@ -106,7 +106,7 @@ func TestBadDeltas(t *testing.T) {
 			}
 			write(t, dir, filepath.Base(extent), l.file)
 			wantError(t, readError(t, path), extent, append(c.want, extent)...)
-			// Extents may not tell of zeros where reading fails.
+			// Extents must not report zeros for a range that cannot be read.
 			d, err := open(t, path)
 			if err != nil {
 				return
@@ -127,7 +127,8 @@ func TestBadDeltas(t *testing.T) {
 	}
 }
 
-// TestDeltaAlone opens extents in place of their descriptors.
+// TestDeltaAlone opens the files of extents instead of their descriptors, which is
+// refused.
 func TestDeltaAlone(t *testing.T) {
 	dir := t.TempDir()
 	for _, c := range []struct {
@@ -145,7 +146,7 @@ func TestDeltaAlone(t *testing.T) {
 	}
 }
 
-// TestMissingDelta has descriptors whose deltas are away.
+// TestMissingDelta opens descriptors whose delta files do not exist.
 func TestMissingDelta(t *testing.T) {
 	for kind, extent := range map[string]string{"VMFSSPARSE": "vm-delta.vmdk", "SESPARSE": "vm-sesparse.vmdk"} {
 		dir := t.TempDir()
@@ -155,7 +156,8 @@ func TestMissingDelta(t *testing.T) {
 	}
 }
 
-// TestDeltaReadErrors has a file that shrinks under a disk.
+// TestDeltaReadErrors reads a disk whose file becomes shorter after the disk was
+// opened.
 func TestDeltaReadErrors(t *testing.T) {
 	for _, x := range []delta{{capacity: 3000, grains: grains(512, 1, 2, 3)}, {se: true, capacity: 3000, grains: grains(4096, 1, 2, 3)}} {
 		path, l := x.described(t, t.TempDir(), "disk.vmdk", "")
@@ -176,8 +178,8 @@ func TestDeltaReadErrors(t *testing.T) {
 	}
 }
 
-// TestHugeDeltas opens deltas of the largest disks, whose directories have
-// nothing but one grain at the end, or tables that are holes.
+// TestHugeDeltas opens deltas of the largest disks. Their directories have only one
+// grain at the end, or tables that are holes of the file.
 func TestHugeDeltas(t *testing.T) {
 	for _, c := range []struct {
 		se, tables bool
@@ -188,7 +190,8 @@ func TestHugeDeltas(t *testing.T) {
 		perTable := x.entries() * x.grain
 		n := (c.capacity-1)/perTable + 1
 		x.capacity = c.capacity
-		// The directory moves to the end, and the tables are in a hole behind.
+		// The directory moves to the end of the file. The tables are in a hole after
+		// it.
 		gd := l.room(0, 1<<20)
 		at := (gd + n*x.entrySize() + 1<<20) / sector
 		directory := &layout{file: make([]byte, n*x.entrySize())}
@@ -255,7 +258,7 @@ func TestHugeDeltas(t *testing.T) {
 			t.Errorf("%+v: the end of the disk: %v", c, err)
 		}
 		runtime.ReadMemStats(&after)
-		// The pages of the directory, and hardly more.
+		// Hardly more memory than the pages of the directory may be allocated.
 		if got := int64(after.TotalAlloc - before.TotalAlloc); got > 2*n*x.entrySize()+8<<20 {
 			t.Errorf("%+v: %d bytes allocated for a directory of %d", c, got, n*x.entrySize())
 		}

@@ -17,8 +17,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// delta is an extent as ESXi makes them for snapshots, made by hand: vmfsSparse
-// (COWD), or seSparse.
+// delta describes an extent that the tests make, in a format that ESXi uses for
+// snapshots: vmfsSparse (COWD) or seSparse.
 type delta struct {
 	se       bool
 	grain    int64            // sectors; 0: 1, seSparse 8
@@ -56,7 +56,7 @@ func (x delta) entrySize() int64 {
 
 func (x delta) entries() int64 { return x.table * sector / x.entrySize() }
 
-// image has the fields that content and checkExtents look at.
+// image returns an image with the fields that content and checkExtents need.
 func (x delta) image() image {
 	x = x.defaults()
 	return image{grain: x.grain, capacity: x.capacity, grains: x.grains}
@@ -80,7 +80,7 @@ func (x delta) build() *layout {
 	return l
 }
 
-// room appends n bytes of zeros at a multiple of unit, and returns where.
+// room appends n bytes of zeros at a multiple of unit, and returns their offset.
 func (l *layout) room(n, unit int64) int64 {
 	l.file = append(l.file, make([]byte, -int64(len(l.file))&(unit-1))...)
 	at := int64(len(l.file))
@@ -88,7 +88,7 @@ func (l *layout) room(n, unit int64) int64 {
 	return at
 }
 
-// buildCOWD makes each table before its first grain.
+// buildCOWD builds a COWD extent. Each table is just before its first grain.
 func (x delta) buildCOWD(l *layout) {
 	l.room(4*sector, 1)
 	l.gd = l.room(4*int64(len(l.tables)), sector)
@@ -155,12 +155,13 @@ func (x delta) buildSE(l *layout) {
 	l.put64(volatile+16, 17)
 }
 
-// seEntry is the entry of a grain table for grain index of the file.
+// seEntry returns the entry of a grain table for the grain with the number index in the
+// file.
 func seEntry(index uint64) uint64 { return 3<<60 | index&0xfff<<48 | index>>12 }
 
-// described writes the delta and a descriptor of it, and returns the path of
-// that. Parent is the name of the parent's descriptor, whose CID is the name's
-// length; "": none.
+// described writes the delta and its descriptor, and returns the path of the
+// descriptor. parent is the name of the parent's descriptor, or "" for no parent. The
+// CID of an image is the length of its name.
 func (x delta) described(t testing.TB, dir, name, parent string) (path string, l *layout) {
 	t.Helper()
 	l = x.build()
@@ -173,7 +174,7 @@ func (x delta) described(t testing.TB, dir, name, parent string) (path string, l
 	return write(t, dir, name, []byte(text)), l
 }
 
-// head is the beginning of a descriptor.
+// head returns the beginning of a descriptor.
 func head(name, parent string) string {
 	if parent == "" {
 		return fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=ffffffff\n", len(name))
@@ -181,7 +182,7 @@ func head(name, parent string) string {
 	return fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=%08x\nparentCID=%08x\nparentFileNameHint=%q\n", len(name), len(parent), parent)
 }
 
-// over is what a disk of content reads as below a delta.
+// over returns the content of the disk if the content of its parent is below.
 func (im image) over(below []byte) []byte {
 	all := slices.Clone(below)
 	for g, b := range im.grains {
@@ -194,7 +195,7 @@ func (im image) over(below []byte) []byte {
 	return all
 }
 
-// span is count numbers from first on.
+// span returns count consecutive numbers, beginning with first.
 func span(first, count int64) []int64 {
 	var all []int64
 	for i := range count {
@@ -203,7 +204,7 @@ func span(first, count int64) []int64 {
 	return all
 }
 
-// backwards is n in the opposite order.
+// backwards returns n in reverse order.
 func backwards(n []int64) []int64 {
 	n = slices.Clone(n)
 	slices.Reverse(n)
@@ -259,7 +260,8 @@ func TestMadeDeltas(t *testing.T) {
 	}
 }
 
-// TestMadeDeltasOfQemu holds them against what qemu-img reads.
+// TestMadeDeltasOfQemu compares the content of the deltas with the content that
+// qemu-img reads.
 func TestMadeDeltasOfQemu(t *testing.T) {
 	peer.Need(t, "qemu-img")
 	for _, c := range madeDeltas {
@@ -275,8 +277,8 @@ func TestMadeDeltasOfQemu(t *testing.T) {
 	}
 }
 
-// TestDeltaChain has deltas of both kinds over each other, over a flat disk,
-// and below a hosted sparse one and one of two extents of unlike kind.
+// TestDeltaChain reads a chain of deltas of both kinds over a flat disk, with a hosted
+// sparse image and an image with two different kinds of extents on top.
 func TestDeltaChain(t *testing.T) {
 	peer.Need(t, "qemu-img")
 	const capacity = 32768*2 + 77
@@ -347,7 +349,8 @@ func TestShortDeltaChain(t *testing.T) {
 	conforms(t, path, se.image().over(cowd.image().over(want)))
 }
 
-// TestDeltaReads counts the calls that read a file: one for neighbours.
+// TestDeltaReads tests that grains which follow each other in the file are read with
+// one call.
 func TestDeltaReads(t *testing.T) {
 	for _, x := range []delta{
 		{capacity: 4096, grains: grains(512, span(0, 4096)...)},
@@ -384,7 +387,7 @@ func openMemory(t testing.TB, x delta, f source.Disk) *vmdk.Disk {
 	return d
 }
 
-// TestDeltaInFile asks where bytes lie.
+// TestDeltaInFile tests the places that InFile returns.
 func TestDeltaInFile(t *testing.T) {
 	for _, x := range []delta{
 		{capacity: 5000, grains: grains(512, 10, 11, 12, 40, 41, 4999), order: []int64{40, 41, 4999, 10, 11, 12}},
@@ -410,8 +413,8 @@ func TestDeltaInFile(t *testing.T) {
 	}
 }
 
-// TestDeltaExtentsEnd ends an iteration over tables that are not there with its
-// context.
+// TestDeltaExtentsEnd tests that the end of the context ends an iteration over missing
+// tables.
 func TestDeltaExtentsEnd(t *testing.T) {
 	x := delta{capacity: 1<<32 - 1}
 	l := x.build()

@@ -13,8 +13,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// TestTablesInTheWrongPlace has grain directories and tables that lie in another
-// structure of the file, or in each other. Extents must not make zeros of them.
+// TestTablesInTheWrongPlace opens images whose grain directories and tables overlap
+// each other or another structure of the file. Extents must not report zeros for their
+// grains.
 func TestTablesInTheWrongPlace(t *testing.T) {
 	plain := image{capacity: 300, entries: 128, grain: 1, grains: grains(512, 0, 1, 9, 130, 290), descriptor: monolithic}
 	stream := plain
@@ -83,8 +84,8 @@ func TestTablesInTheWrongPlace(t *testing.T) {
 	}
 }
 
-// TestRedundantDirectoryWarns sees a warning each time that the redundant
-// directory serves, and only then.
+// TestRedundantDirectoryWarns tests that there is a warning if, and only if, the
+// redundant directory is used.
 func TestRedundantDirectoryWarns(t *testing.T) {
 	im := image{redundant: true, entries: 4, capacity: 3000, grains: grains(65536, 0, 1, 9, 20), descriptor: monolithic}.defaults()
 	stream := image{redundant: true, compressed: true, entries: 4, capacity: 3000, grains: grains(65536, 0, 1, 9, 20), descriptor: monolithic}.defaults()
@@ -119,7 +120,7 @@ func TestRedundantDirectoryWarns(t *testing.T) {
 			})
 		}
 	}
-	// A child tells of its parent's.
+	// The warnings of a child include those of its parent.
 	dir := t.TempDir()
 	l := im.build()
 	l.put64(56, 0)
@@ -129,8 +130,8 @@ func TestRedundantDirectoryWarns(t *testing.T) {
 	checkWarnings(t, d.Warnings(), "base.vmdk", []string{"all grain tables"})
 }
 
-// TestTableBehindMetadata has an entry of the directory that leads into zeros of
-// a grain, as a moved table would be.
+// TestTableBehindMetadata opens an image in which an entry of the directory points to
+// zeros in a grain. It looks like the entry of a table that was moved.
 func TestTableBehindMetadata(t *testing.T) {
 	im := image{capacity: 3000, entries: 4, grains: map[int64][]byte{0: make([]byte, 65536), 9: random(1, 65536)}, descriptor: monolithic}.defaults()
 	l := im.build()
@@ -141,8 +142,8 @@ func TestTableBehindMetadata(t *testing.T) {
 	checkWarnings(t, mustOpen(t, path).Warnings(), path, []string{"1 of 6 grain tables lie behind the metadata (overHead)", fmt.Sprintf("the first at offset %d", l.grains[0])})
 }
 
-// TestEmptyDirectory has a stream whose header puts the grain directory into
-// zeros of a grain table, and an empty disk.
+// TestEmptyDirectory opens a stream whose header says that the grain directory is at
+// zeros in a grain table, and an empty disk.
 func TestEmptyDirectory(t *testing.T) {
 	im := image{compressed: true, capacity: 30000, grains: grains(65536, 0, 1, 9, 20), descriptor: monolithic}.defaults()
 	l := im.build()
@@ -155,8 +156,8 @@ func TestEmptyDirectory(t *testing.T) {
 	}
 }
 
-// checkWarnings checks that there is one warning, which names the file and has
-// all of want; none where want is nil.
+// checkWarnings checks that there is one warning, which names the file and contains all
+// of want. If want is nil, there must be no warning.
 func checkWarnings(t *testing.T, got []string, path string, want []string) {
 	t.Helper()
 	if want == nil {
@@ -175,7 +176,8 @@ func checkWarnings(t *testing.T, got []string, path string, want []string) {
 	}
 }
 
-// TestDirectoriesOverlap has a redundant directory that begins in the other one.
+// TestDirectoriesOverlap opens an image whose redundant directory begins inside the
+// primary one.
 func TestDirectoriesOverlap(t *testing.T) {
 	im := image{redundant: true, entries: 1, grain: 1, capacity: 300, grains: grains(512, 0, 1, 9, 20), descriptor: monolithic}.defaults()
 	l := im.build()

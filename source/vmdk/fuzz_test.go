@@ -117,7 +117,7 @@ func useWith(t *testing.T, f source.Disk, opener source.Opener) {
 	_ = d.Info()
 }
 
-// seeds adds the seeds, and writes them where that is asked for.
+// seeds adds the seeds, and also writes them to files if the flag writeSeeds is set.
 func seeds(f *testing.F, all [][]byte) {
 	if *writeSeeds {
 		dir := filepath.Join("testdata", "fuzz", f.Name())
@@ -239,8 +239,8 @@ func FuzzStream(f *testing.F) {
 	})
 }
 
-// useDelta puts the file below a descriptor, with the capacity that it gives
-// itself, and uses that.
+// useDelta calls use with a descriptor whose only extent is the file, with the capacity
+// that the file records.
 func useDelta(t *testing.T, file []byte, sectors uint64) {
 	text := fmt.Sprintf("# Disk DescriptorFile\nRW %d SPARSE \"fuzz.vmdk\"\n", max(sectors, 1))
 	useWith(t, &sourcetest.Memory{Bytes: []byte(text)}, func(context.Context, string, string, string) (source.Disk, error) {
@@ -367,7 +367,8 @@ func FuzzMarkers(f *testing.F) {
 			return
 		}
 		defer d.Close()
-		// want gets the sectors that have data, by a simple walk of the tables.
+		// want becomes the set of sectors that have data, according to a simple walk of
+		// the tables.
 		le := binary.LittleEndian
 		want := map[int64]bool{}
 		grain := int64(le.Uint64(file[20:])) * sector

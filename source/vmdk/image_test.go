@@ -13,7 +13,8 @@ import (
 
 const sector = 512
 
-// image is a sparse extent made by hand, for what qemu-img does not write.
+// image describes a sparse extent that the tests make, with features that qemu-img does
+// not write.
 type image struct {
 	version    uint32           // 0: 1
 	grain      int64            // sectors; 0: 128
@@ -30,7 +31,7 @@ type image struct {
 	descriptor string // "": none; "%d" is the capacity
 }
 
-// layout says where in the file things are, in bytes.
+// layout has the offsets of the parts of an image in its file, in bytes.
 type layout struct {
 	file   []byte
 	header int64 // the one that has the grain directory
@@ -46,7 +47,7 @@ func (l *layout) put64(off int64, v uint64) { binary.LittleEndian.PutUint64(l.fi
 // gte is the offset in the file of the table entry of grain g.
 func (im image) gte(l *layout, g int64) int64 { return l.tables[g/im.entries] + g%im.entries*4 }
 
-// defaults fills in what is zero.
+// defaults returns im with the default values of the fields that are zero.
 func (im image) defaults() image {
 	im.version = max(im.version, 1)
 	if im.grain == 0 {
@@ -60,7 +61,7 @@ func (im image) defaults() image {
 
 const monolithic = "# Disk DescriptorFile\nversion=1\nCID=1234abcd\nparentCID=ffffffff\ncreateType=\"monolithicSparse\"\nRW %d SPARSE \"x.vmdk\"\nddb.adapterType = \"ide\"\n"
 
-// content is what the disk must read as.
+// content returns the expected content of the disk.
 func (im image) content() []byte {
 	im = im.defaults()
 	all := make([]byte, im.capacity*sector)
@@ -220,7 +221,7 @@ func (im image) build() *layout {
 	return l
 }
 
-// random fills a grain of n bytes, so that it compresses to about a half.
+// random returns n bytes that compress to about half their size.
 func random(seed uint64, n int64) []byte {
 	r := rand.New(rand.NewPCG(seed, 2))
 	b := make([]byte, n)

@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// TestLooseTable has an entry of the grain directory that leads into zeros of the
-// metadata, where no structure of the file lies.
+// TestLooseTable opens images in which an entry of the grain directory points to zeros
+// in the metadata that belong to no structure of the file.
 func TestLooseTable(t *testing.T) {
 	im := image{redundant: true, entries: 4, capacity: 3000, grains: grains(65536, 0, 1, 9, 20), descriptor: monolithic}.defaults()
 	plain := im
@@ -83,7 +83,7 @@ func TestLooseTableOfQemu(t *testing.T) {
 	}
 }
 
-// TestGrainsOverlap has table entries that lead into another grain.
+// TestGrainsOverlap opens images in which table entries point into another grain.
 func TestGrainsOverlap(t *testing.T) {
 	im := image{entries: 64, grain: 8, capacity: 1000, grains: grains(4096, 0, 1, 9, 64, 70), descriptor: monolithic}.defaults()
 	for _, by := range []int64{-8, -7, -1, 1, 7} {
@@ -103,7 +103,7 @@ func TestGrainsOverlap(t *testing.T) {
 			t.Errorf("a read by the other table: %v", err)
 		}
 	}
-	// The order of the grains is any.
+	// The grains may be in any order in the file.
 	l := im.build()
 	for i, g := range []int64{9, 0, 1} {
 		l.put32(im.gte(l, g), uint32(l.grains[[]int64{0, 1, 9}[i]]/sector))
@@ -113,8 +113,8 @@ func TestGrainsOverlap(t *testing.T) {
 	}
 }
 
-// TestTableBetweenNeighbours has a directory without another one, an entry of which
-// leads away from the table that lies between those of its neighbours, or nowhere.
+// TestTableBetweenNeighbours opens images without a redundant directory, in which an
+// entry of the directory does not point to the table between its neighbours.
 func TestTableBetweenNeighbours(t *testing.T) {
 	im := image{entries: 4, capacity: 3000, grains: grains(65536, 0, 1, 9, 20), descriptor: monolithic}.defaults()
 	for _, entry := range []uint32{0, 1} {

@@ -12,7 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// TestMadeImages reads what qemu-img does not write.
+// TestMadeImages reads images with features that qemu-img does not write.
 func TestMadeImages(t *testing.T) {
 	stream := func(im image) image {
 		im.compressed, im.descriptor = true, strings.Replace(monolithic, "monolithicSparse", "streamOptimized", 1)
@@ -85,8 +85,8 @@ func checkExtents(t *testing.T, im image, d source.Disk) {
 	}
 }
 
-// TestScatteredStream has grains whose order in the file is not the disk's, and
-// one that grew by compression.
+// TestScatteredStream reads a stream whose grains are in another order than in the
+// disk. Some of its grains are larger because of the compression.
 func TestScatteredStream(t *testing.T) {
 	im := image{compressed: true, capacity: 20 * 128, descriptor: monolithic}.defaults()
 	im.grains = map[int64][]byte{}
@@ -94,7 +94,8 @@ func TestScatteredStream(t *testing.T) {
 		im.grains[g] = random(uint64(g), 65536)
 	}
 	l := im.build()
-	// Each odd grain again, at the end, stored behind its own marker.
+	// Each odd grain is written again at the end of the file, with a marker of its own
+	// and not compressed.
 	for g := int64(1); g < 20; g += 2 {
 		at := int64(len(l.file))
 		b := im.grains[g]
@@ -110,8 +111,8 @@ func TestScatteredStream(t *testing.T) {
 	conforms(t, write(t, t.TempDir(), "x.vmdk", l.file), im.content())
 }
 
-// storedZlib is a zlib stream of stored blocks of n bytes, with empty ones
-// between that make it longer.
+// storedZlib returns a zlib stream of b in stored blocks of n bytes. Empty blocks
+// between them make the stream longer.
 func storedZlib(b []byte, n int) []byte {
 	out := []byte{0x78, 0x01}
 	sum := adler(b)
@@ -164,7 +165,7 @@ func TestRedundantDirectory(t *testing.T) {
 	}
 }
 
-// TestTrailingZeros has a stream that something filled up behind its end.
+// TestTrailingZeros reads a stream with zeros after its end, which a transfer may add.
 func TestTrailingZeros(t *testing.T) {
 	im := image{compressed: true, footer: true, capacity: 1000, grains: grains(65536, 1, 3), descriptor: monolithic}
 	l := im.build()
@@ -176,8 +177,8 @@ func TestTrailingZeros(t *testing.T) {
 	}
 }
 
-// TestMixedExtents has extents of all types that are read, one file used twice,
-// and every odd way to write a descriptor.
+// TestMixedExtents reads a disk with extents of all supported types, two extents in the
+// same file, and a descriptor with unusual spellings.
 func TestMixedExtents(t *testing.T) {
 	dir := t.TempDir()
 	flat := random(1, 300*sector)
@@ -243,7 +244,7 @@ func TestMixedExtents(t *testing.T) {
 	}
 }
 
-// TestFlatTypes has the types of VMFS, which are all flat.
+// TestFlatTypes reads disks of all types whose extents are flat.
 func TestFlatTypes(t *testing.T) {
 	for _, kind := range []string{"vmfs", "vmfsThin", "vmfsPreallocated", "vmfsEagerZeroedThick", "monolithicFlat", "twoGbMaxExtentFlat", "2GbMaxExtentFlat", "somethingNew"} {
 		dir := t.TempDir()
@@ -259,8 +260,8 @@ func TestFlatTypes(t *testing.T) {
 	}
 }
 
-// TestDeepChain has five images, each with a grain of its own, one that is
-// hidden by zeros, and CIDs of odd width and case.
+// TestDeepChain reads a chain of five images, each with a grain of its own. One grain
+// is hidden by zeros, and the CIDs differ in width and case.
 func TestDeepChain(t *testing.T) {
 	dir := t.TempDir()
 	cids := []string{"1", "0000BEEF", "0xabcdef", "12345678", "Fedcba98"}
@@ -300,7 +301,8 @@ func TestDeepChain(t *testing.T) {
 	conforms(t, path, want)
 }
 
-// TestZeroExtentHidesParent has a child with a ZERO extent.
+// TestZeroExtentHidesParent tests that a ZERO extent of a child reads as zeros and not
+// as the parent.
 func TestZeroExtentHidesParent(t *testing.T) {
 	dir := t.TempDir()
 	base := random(9, 200*sector)
@@ -320,7 +322,8 @@ func TestZeroExtentHidesParent(t *testing.T) {
 	}
 }
 
-// TestNoAccess can be opened, and what may not be read is an error.
+// TestNoAccess tests that a disk with a NOACCESS extent can be opened, and that reading
+// this extent fails.
 func TestNoAccess(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "f", random(1, 10*sector))

@@ -21,7 +21,8 @@ import (
 
 const streamOptimized = "# Disk DescriptorFile\nversion=1\nCID=1234abcd\nparentCID=ffffffff\ncreateType=\"streamOptimized\"\nRW %d SPARSE \"x.vmdk\"\n"
 
-// marker is a marker that is not of a grain, and n sectors of what follows it.
+// marker returns a marker of the given kind, which does not belong to a grain, and the
+// sectors of content that follow it.
 func marker(kind uint32, sectors uint64, content ...byte) []byte {
 	b := make([]byte, sector*(1+sectors))
 	binary.LittleEndian.PutUint64(b, sectors)
@@ -30,7 +31,7 @@ func marker(kind uint32, sectors uint64, content ...byte) []byte {
 	return b
 }
 
-// insert puts b into the file before the grain.
+// insert inserts b into the file before grain g.
 func (l *layout) insert(g int64, b []byte) {
 	at := l.grains[g]
 	l.file = append(l.file[:at:at], append(b, l.file[at:]...)...)
@@ -41,7 +42,7 @@ func (l *layout) insert(g int64, b []byte) {
 	}
 }
 
-// bare makes a stream of an image that has no grain directory.
+// bare returns im as a stream without a grain directory.
 func bare(im image) image {
 	im.compressed, im.bare, im.descriptor = true, true, streamOptimized
 	return im
@@ -100,7 +101,8 @@ func TestMarkers(t *testing.T) {
 			if !bytes.Equal(content(t, d), want) {
 				t.Fatal("another content")
 			}
-			// The suite takes its time, and what differs here is the opening.
+			// The suite is slow, so it runs only in some cases. The others differ only
+			// in how they are opened.
 			switch c.name {
 			case "gdOffset 0", "full", "grain of 1 sector":
 				conforms(t, path, want)
@@ -117,8 +119,8 @@ func TestStrippedStreams(t *testing.T) {
 			dir := t.TempDir()
 			disk, path := ext4(t, dir), filepath.Join(dir, "x.vmdk")
 			peer.Run(t, "qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o", "subformat=streamOptimized", disk, path)
-			// It ends with the last grain and what is left of the room for it,
-			// without an end of the stream.
+			// The file ends with the last grain and the unused part of the space for
+			// it. The end-of-stream marker is missing.
 			b := bytes.TrimRight(read(t, path), "\x00")
 			return append(b, make([]byte, 2*sector-len(b)%sector)...), read(t, disk)
 		},
@@ -193,7 +195,7 @@ func TestCutStream(t *testing.T) {
 					}
 					continue
 				}
-				// It may be that nothing but zeros was lost.
+				// If only zeros were lost, reading may succeed.
 				got := make([]byte, d.Size())
 				if _, err := d.ReadAt(got, 0); err == nil && !bytes.Equal(got, im.content()) {
 					t.Errorf("%s: cut at %d of %d and filled up with %d zeros it reads as another content", c.name, n, len(c.l.file), fill)
@@ -204,7 +206,8 @@ func TestCutStream(t *testing.T) {
 	}
 }
 
-// TestBadMarkers has streams without a grain directory that lie.
+// TestBadMarkers opens streams without a grain directory whose markers or headers are
+// wrong.
 func TestBadMarkers(t *testing.T) {
 	im := bare(image{capacity: 3000, grains: grains(65536, 0, 1, 9, 20)})
 	footer := im
@@ -267,8 +270,8 @@ func TestBadMarkers(t *testing.T) {
 	}
 }
 
-// streamed is a file of many markers: of each step-th grain, which all have
-// one sector in it.
+// streamed is a file with n markers, one for each step-th grain. Each compressed grain
+// takes one sector.
 type streamed struct {
 	n, step int64
 	head    []byte     // the header, the descriptor

@@ -64,8 +64,8 @@ func TestManyFilesShareMemory(t *testing.T) {
 	}
 }
 
-// TestCloseWaits has a read that is in one file when Close comes, and goes on
-// in another.
+// TestCloseWaits calls Close during a read of one file. The same read then continues in
+// another file.
 func TestCloseWaits(t *testing.T) {
 	started, release := make(chan bool), make(chan bool)
 	slow := &sourcetest.Memory{Bytes: random(1, 10*sector), OnRead: func(int64, int) error {
@@ -107,8 +107,8 @@ func TestCloseWaits(t *testing.T) {
 	}
 }
 
-// TestHugeDisk opens disks of 64 TiB, whose tables are mostly holes, and finds
-// out what is allocated. Both must take no memory by their size.
+// TestHugeDisk opens disks of 64 TiB, whose tables are mostly holes, and lists their
+// extents. The memory for both must not grow with the size of the disk.
 func TestHugeDisk(t *testing.T) {
 	const capacity = 64 << 40 / sector
 	im := image{capacity: 1, grains: grains(512, 0), descriptor: strings.Replace(monolithic, "%d", fmt.Sprint(int64(capacity)), 1)}

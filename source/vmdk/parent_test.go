@@ -26,8 +26,8 @@ func readFile(t testing.TB, path string) []byte {
 	return b
 }
 
-// testFolder is a vmdk.Folder of a directory. It counts the files that are looked
-// at.
+// testFolder is a vmdk.Folder of a directory. It counts the files that are opened with
+// Peek.
 type testFolder struct {
 	dir    string
 	peeked *int
@@ -47,12 +47,12 @@ func (f testFolder) Peek(ctx context.Context, name string) (source.Disk, error) 
 	return raw.Open(ctx, filepath.Join(f.dir, name))
 }
 
-// openIn opens an image that may look for its parent in its folder.
+// openIn opens an image, whose parent may be searched in the folder of the image.
 func openIn(t testing.TB, path string, single bool) (*vmdk.Disk, error) {
 	return openCounting(t, path, single, new(int))
 }
 
-// openCounting is openIn that counts the files that are looked at.
+// openCounting does what openIn does, and counts the files that are opened with Peek.
 func openCounting(t testing.TB, path string, single bool, peeked *int) (*vmdk.Disk, error) {
 	t.Helper()
 	var open func(ctx context.Context, from, name, format string) (source.Disk, error)
@@ -132,7 +132,8 @@ func TestDifferencing(t *testing.T) {
 	}
 }
 
-// TestLongDifferencingChain looks at each file of a folder once.
+// TestLongDifferencingChain tests that each file of a folder is inspected only once for
+// a whole chain.
 func TestLongDifferencingChain(t *testing.T) {
 	dir := t.TempDir()
 	const n = 200
@@ -153,8 +154,8 @@ func TestLongDifferencingChain(t *testing.T) {
 	}
 }
 
-// TestDifferencingIsNeverAlone has differencing images whose parents can't be
-// found, or are not what they were.
+// TestDifferencingIsNeverAlone tests that differencing images are refused if their
+// parents cannot be found or have changed.
 func TestDifferencingIsNeverAlone(t *testing.T) {
 	image := func(descriptor string) []byte {
 		return image{capacity: 3000, grains: grains(65536, 3), descriptor: descriptor}.build().file
@@ -197,7 +198,7 @@ func TestDifferencingIsNeverAlone(t *testing.T) {
 			}
 		})
 	}
-	// A link to the parent is the parent.
+	// A symbolic link to the parent is not a second parent.
 	dir := t.TempDir()
 	path := write(t, dir, "child.vmdk", child)
 	write(t, dir, "p.vmdk", image(virtualBox(uuidA, noUUID, "ddb.uuid.modification=\""+uuidC+"\"\n")))
@@ -209,8 +210,8 @@ func TestDifferencingIsNeverAlone(t *testing.T) {
 	}
 }
 
-// TestParentsOfOtherHosts has children that name their parent by a path of the
-// host where they were made.
+// TestParentsOfOtherHosts opens children that name their parent by a path of the host
+// where they were made.
 func TestParentsOfOtherHosts(t *testing.T) {
 	peer.Need(t, "qemu-img")
 	dir := t.TempDir()
@@ -262,7 +263,8 @@ func TestParentsOfOtherHosts(t *testing.T) {
 	wantError(t, err, path, "the parentCID is")
 }
 
-// TestExtentsOfOtherHosts has descriptors that name what is no file here.
+// TestExtentsOfOtherHosts opens descriptors that name extents by paths of other hosts
+// or by objects of storage systems.
 func TestExtentsOfOtherHosts(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "d-flat.vmdk", random(1, 10*sector))
@@ -283,7 +285,7 @@ func TestExtentsOfOtherHosts(t *testing.T) {
 	}
 }
 
-// TestOddDescriptors reads what other writers put into a descriptor.
+// TestOddDescriptors reads unusual descriptors of other writers.
 func TestOddDescriptors(t *testing.T) {
 	dir := t.TempDir()
 	write(t, dir, "flat", random(1, 10*sector))
@@ -322,13 +324,14 @@ func TestOddDescriptors(t *testing.T) {
 			}
 		})
 	}
-	// In the middle it could hide an extent.
+	// A byte 0x1a in the middle of the text is an error, because the text after it may
+	// be an extent.
 	path := write(t, dir, "x.vmdk", []byte("# Disk DescriptorFile\nRW 5 FLAT \"flat\"\n\x1a\nRW 5 FLAT \"flat\"\n"))
 	_, err := open(t, path)
 	wantError(t, err, path, "line 3", `found "\x1a"`)
 }
 
-// TestSectorSizes has descriptors that record sector sizes for the guest.
+// TestSectorSizes opens descriptors that record sector sizes for the guest.
 func TestSectorSizes(t *testing.T) {
 	dir := t.TempDir()
 	for _, c := range []struct {
@@ -359,7 +362,7 @@ func TestSectorSizes(t *testing.T) {
 			t.Errorf("%q: warnings %q", c.text, w)
 		}
 	}
-	// A child that says nothing has its parent's.
+	// A child whose descriptor records no sector sizes has those of its parent.
 	write(t, dir, "base.vmdk", []byte("# Disk DescriptorFile\nCID=5\nRW 16 ZERO\nddb.logicalSectorSize = \"4096\"\nddb.physicalSectorSize = \"4096\"\n"))
 	d := mustOpen(t, write(t, dir, "x.vmdk", []byte("# Disk DescriptorFile\nparentCID=5\nparentFileNameHint=\"base.vmdk\"\nRW 16 ZERO\n")))
 	if i := d.Info(); i.GuestSector != 4096 || i.GuestPhysical != 4096 || i.LogicalSector != 4096 {

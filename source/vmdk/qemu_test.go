@@ -30,14 +30,14 @@ func ext4(t testing.TB, dir string) string {
 	return path
 }
 
-// goroot is where Go's own sources are: a directory tree that each machine has
-// that runs the tests.
+// goroot returns the directory of Go's own sources, which every machine has that runs
+// the tests.
 func goroot(t testing.TB) string {
 	t.Helper()
 	return strings.TrimSpace(peer.Run(t, "go", "env", "GOROOT"))
 }
 
-// qemuMap is what qemu-img map prints, neighbours that are alike as one.
+// qemuMap returns the extents that qemu-img map prints, with equal neighbours merged.
 func qemuMap(t testing.TB, path string) []source.Extent {
 	t.Helper()
 	var entries []struct {
@@ -66,7 +66,7 @@ func qemuMap(t testing.TB, path string) []source.Extent {
 	return all
 }
 
-// extents is what d.Extents yields for the whole disk.
+// extents returns the extents of the whole disk.
 func extents(t testing.TB, d source.Disk) []source.Extent {
 	t.Helper()
 	var all []source.Extent
@@ -79,7 +79,8 @@ func extents(t testing.TB, d source.Disk) []source.Extent {
 	return all
 }
 
-// mappedExtents is what Map yields for the whole disk, wherever the bytes lie.
+// mappedExtents returns the extents of the whole disk according to Map, without the
+// places.
 func mappedExtents(t testing.TB, d source.Disk) []source.Extent {
 	t.Helper()
 	var all []source.Extent
@@ -96,8 +97,8 @@ func mappedExtents(t testing.TB, d source.Disk) []source.Extent {
 	return all
 }
 
-// agrees holds what we read from the image, and how it is allocated, against
-// what qemu-img says.
+// agrees compares the content and the extents of the image with those that qemu-img
+// finds, and returns the content.
 func agrees(t *testing.T, path string) (want []byte) {
 	t.Helper()
 	d := mustOpen(t, path)
@@ -162,7 +163,7 @@ func TestSubformatsOfQemu(t *testing.T) {
 	}
 }
 
-// TestManyExtents has extents of 2 GiB and a rest.
+// TestManyExtents reads disks with extents of 2 GiB and a shorter last one.
 func TestManyExtents(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io")
 	for _, subformat := range []string{"twoGbMaxExtentSparse", "twoGbMaxExtentFlat"} {
@@ -200,7 +201,7 @@ func TestManyExtents(t *testing.T) {
 	}
 }
 
-// TestChainOfQemu has two children over a base of each kind.
+// TestChainOfQemu reads chains of two children over a base of each kind.
 func TestChainOfQemu(t *testing.T) {
 	dir := t.TempDir()
 	disk := ext4(t, dir)
@@ -233,8 +234,7 @@ func TestChainOfQemu(t *testing.T) {
 	}
 }
 
-// TestShorterParent has a child that is longer than its parent, which is longer
-// than its own.
+// TestShorterParent reads a chain in which each parent is shorter than its child.
 func TestShorterParent(t *testing.T) {
 	peer.Need(t, "qemu-img", "qemu-io")
 	dir := t.TempDir()
