@@ -117,8 +117,8 @@ type knownWindow struct {
 	*Map
 }
 
-// NewWindows returns Windows without a map. The maps that it keeps have at most the given
-// number of bytes together, except that it always keeps the last one.
+// NewWindows returns Windows without a map. It keeps maps that take up to most bytes of
+// memory together, except that the map that was used last is always kept.
 func NewWindows(most int) *Windows {
 	return &Windows{most: most, known: make(map[int64]*list.Element)}
 }

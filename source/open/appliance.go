@@ -325,7 +325,7 @@ func pathOf(f source.Disk, name string) string {
 
 // inArchive returns the Opener of the files to which an image in an archive refers. It
 // opens files of the same archive only. member is the name of the image in the archive,
-// shown is its name in errors, and children are the images that led to it.
+// shown is its name in errors, and children are the images above it in the chain.
 func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chain) (source.Opener, error) {
 	images, err := children.extend(shown, link{member: member})
 	if err != nil {

@@ -268,9 +268,8 @@ func (o *Opener) list(path string, fi os.FileInfo) {
 	o.files = append(o.files, File{path, fi})
 }
 
-// openFormat opens the image in the local file f, which was opened as path. It
-// takes over f and closes it on error. children are the images that led to this
-// one.
+// openFormat opens the image in the local file f, which was opened as path. It takes
+// over f and closes it on error. children are the images above this one in the chain.
 func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format string, children chain) (source.Disk, error) {
 	return o.openImage(ctx, f, path, format, func() (source.Opener, error) { return o.references(f, path, children) })
 }

@@ -33,7 +33,7 @@ func (e *OutsideError) Hint() string {
 }
 
 // references returns the Opener for the files that the image in f names, which was
-// opened as path. children are the images that led to this one.
+// opened as path. children are the images above this one in the chain.
 //
 // Whether a name may be followed is decided by the file that was opened, so
 // replacing a symbolic link meanwhile gains nothing. It is also checked before

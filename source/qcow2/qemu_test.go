@@ -190,8 +190,8 @@ func ext4(t testing.TB, dir string) string {
 	return path
 }
 
-// TestImagesOfQemu reads images of an ext4 disk with some writes of qemu-io. There is
-// an image with each option of qemu-img, and one with each cluster size.
+// TestImagesOfQemu reads images of an ext4 disk, with some writes of qemu-io, that
+// qemu-img wrote with different options and cluster sizes.
 func TestImagesOfQemu(t *testing.T) {
 	disk := ext4(t, t.TempDir())
 	for _, c := range []struct {

@@ -48,8 +48,8 @@ type stretch struct {
 	pos    int64 // of a plain stretch, which is contiguous in the file: its offset there, bytes
 }
 
-// entry returns the L2 entry of cluster c, which is in the run r, and, if the image has
-// subclusters, their bitmap.
+// entry returns the L2 entry of cluster c, which is in the run r. If the image has
+// subclusters, it also returns their bitmap.
 func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 	b := r.entries[(c-r.first)<<d.entryBits:]
 	entry = binary.BigEndian.Uint64(b)

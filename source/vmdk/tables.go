@@ -268,10 +268,11 @@ func (t *tables) run(g, max int64, hole *fileHole) (run, error) {
 	return run{n: left, entries: data, format: t.format}, nil
 }
 
-// skip returns the run of the grains from g on. Their grain table, number table, does
-// not exist: at is noTable or zeroTable. left is the number of grains that this table
-// has from g on. The run continues through the following tables, as long as their
-// offsets are equal to at and the run has fewer than max grains.
+// skip returns the run of the grains from g on. Their grain table, which has the number
+// table, does not exist, and at is noTable or zeroTable accordingly. left is the number
+// of grains that this table has from g on. The run continues through the following
+// tables, as long as their offsets are equal to at and the run has fewer than max
+// grains.
 func (t *tables) skip(table, at, g, left, max int64, hole *fileHole) run {
 	most := table + maxSkipped
 	for left < max && table < most {
