@@ -335,11 +335,11 @@ func (s *Sum) UnmarshalBinary(b []byte) error {
 	}
 	n := len(b) / parts
 	if err := s.outer.(encoding.BinaryUnmarshaler).UnmarshalBinary(b[:n]); err != nil {
-		return fmt.Errorf("digest state: %w", err)
+		return fmt.Errorf("digest state: cannot restore the outer hash: %w", err)
 	}
 	if !s.innerZeros {
 		if err := s.inner.(encoding.BinaryUnmarshaler).UnmarshalBinary(b[n:]); err != nil {
-			return fmt.Errorf("digest state: inner hash: %w", err)
+			return fmt.Errorf("digest state: cannot restore the inner hash: %w", err)
 		}
 	}
 	return nil

@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// A copy that another process has continued since its journal was read is left
-// alone.
+// TestResumeBesideAnother checks that a run changes nothing if another process has continued
+// the copy since the journal was read.
 func TestResumeBesideAnother(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "journal")
 	j, _, err := journal.Open(path)
@@ -48,8 +48,8 @@ func TestResumeBesideAnother(t *testing.T) {
 	}
 }
 
-// In a batch, an error that is worth another try has the exit status of a copy that
-// can be resumed.
+// TestRetriedInABatch checks that a transient error in a batch has the exit status of a copy
+// that can be resumed.
 func TestRetriedInABatch(t *testing.T) {
 	boom := errors.New("boom")
 	if o := report.Of(&retriedError{boom}); o.Status != report.StatusFailed || o.Exit != exit.Resumable {

@@ -27,7 +27,7 @@ func DefaultPath(target string) (string, error) {
 	}
 	dir = filepath.Join(dir, "vddkcp")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("cannot find a folder for the journal (name a file with --journal): %w", err)
+		return "", fmt.Errorf("cannot create a folder for the journal (name a file with --journal): %w", err)
 	}
 	readable := strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '.' || r == '-' {

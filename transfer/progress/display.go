@@ -59,8 +59,8 @@ func (d *Display) Run(done <-chan struct{}) {
 	d.style.keepDrawing(done, d.draw)
 }
 
-// keepDrawing calls draw at the intervals of the style until done is closed, and then
-// once more with last set.
+// keepDrawing calls draw at the intervals of the style until done is closed, and then once
+// more with true for last.
 func (s Style) keepDrawing(done <-chan struct{}, draw func(last bool)) {
 	if s == None {
 		<-done

@@ -80,7 +80,8 @@ func TestOutcome(t *testing.T) {
 	}
 }
 
-// A report can say that the copy is whole and that something else needs attention.
+// TestDoneWithExitStatus checks the report of a copy that succeeded while something else needs
+// attention.
 func TestDoneWithExitStatus(t *testing.T) {
 	r := report.New("src", "dst")
 	o := r.EndWith(&leftover{status{5, errors.New("the snapshot was not removed")}})

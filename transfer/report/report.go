@@ -113,8 +113,8 @@ func (r *Report) End(status Status, exit int) {
 	r.Seconds = r.Finished.Sub(r.Started).Seconds()
 }
 
-// EndWith ends the report of a copy that returned err, which may be nil. It returns
-// what the error means.
+// EndWith completes the report of a copy that returned err, which may be nil. It returns the
+// Outcome of err.
 func (r *Report) EndWith(err error) Outcome {
 	o := Of(err)
 	if err != nil {
