@@ -46,7 +46,7 @@ func (b *backing) unchanged(ctx context.Context) error {
 func (b *backing) identityByName(ctx context.Context) (string, error) {
 	named, err := b.reopen(ctx)
 	if err != nil {
-		return "", fmt.Errorf("open the backing image again: %w", err)
+		return "", fmt.Errorf("cannot open the backing image again: %w", err)
 	}
 	defer named.Close()
 	return identityOf(ctx, named)
@@ -60,7 +60,7 @@ func identityOf(ctx context.Context, d source.Disk) (string, error) {
 	}
 	id, _, err := i.Identity(ctx)
 	if err != nil {
-		return "", fmt.Errorf("identify the disk: %w", err)
+		return "", fmt.Errorf("cannot query the identity of the disk: %w", err)
 	}
 	return id, nil
 }

@@ -23,9 +23,9 @@ const (
 	tailPieces = 256
 )
 
-// keeper takes checkpoints of a copy and makes them durable while the copy
-// continues. The goroutine of run makes them durable; all other methods are for
-// the collector, or for the time when no pipeline runs.
+// keeper takes checkpoints of a copy and makes them durable while the copy continues. The
+// method run makes them durable in a goroutine of its own. While a pipeline runs, only its
+// collector may call the other methods.
 type keeper struct {
 	dst      sink.Disk
 	sums     []*digest.Sum

@@ -57,7 +57,7 @@ func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 // disk reads as zeros past its end.
 func (r *reader) readBacking(b []byte, off int64) error {
 	if r.backing == nil {
-		return fmt.Errorf("bytes [%d, %d) are in the parent of the image, and no backing image is given", off, off+int64(len(b)))
+		return fmt.Errorf("bytes [%d, %d) of the source are only in its parent image, and the copy has no backing image", off, off+int64(len(b)))
 	}
 	n := max(0, min(int64(len(b)), r.backing.Size()-off))
 	clear(b[n:])

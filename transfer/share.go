@@ -107,7 +107,7 @@ func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	f, pos, n, ok := s.src.InFile(off)
 	if !ok {
 		if s.always {
-			return none, 0, fmt.Errorf("%w: no file holds the data at offset %d, because it is compressed or was changed", ErrNotShared, off)
+			return none, 0, fmt.Errorf("%w: no file holds the data at offset %d in plain form, because the data is compressed or was changed", ErrNotShared, off)
 		}
 		return none, min(cloneStep-off%cloneStep, end-off), nil
 	}
