@@ -18,7 +18,8 @@ type Writer struct {
 func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
 // Write writes p. If p ends with an incomplete rune, its bytes are written with the
-// next p. An error is that of the other writer; the number of bytes is then not exact.
+// next p. An error comes from the underlying writer; the returned number of bytes is
+// then not exact.
 func (w *Writer) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

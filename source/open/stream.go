@@ -14,7 +14,7 @@ var ErrEmptyStream = errors.New("the stream is empty (0 bytes): the command that
 // be a raw disk. If the first bytes show another format, RawStream returns a
 // *ForeignError. Some formats are recognized by their last bytes only: then the reader
 // returns a *ForeignError instead of io.EOF. An empty stream is an ErrEmptyStream. name
-// is how messages call the stream. luks reports whether the disk is encrypted.
+// is the name of the stream in messages. luks reports whether the disk is encrypted.
 func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 	b := bufio.NewReaderSize(r, textSize+1)
 	var c content

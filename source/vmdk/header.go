@@ -196,8 +196,8 @@ func (h *header) marked() bool { return h.compressed() && h.flags&flagMarkers !=
 // hasDirectory reports whether the header has the offset of a grain directory.
 func (h *header) hasDirectory() bool { return h.directoryOffset != 0 && h.directoryOffset != gdAtEnd }
 
-// directory returns the offset in bytes of a grain directory that is said to be at
-// a sector, or why it cannot be there.
+// directory returns the offset in bytes of a grain directory that the header places at
+// a sector, or an error that says why it cannot be there.
 func (h *header) directory(what string, sector uint64, fileSize int64) (int64, error) {
 	if sector == 0 {
 		return 0, fmt.Errorf("the header has no %s (its sector is 0)", what)

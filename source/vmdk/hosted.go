@@ -86,8 +86,8 @@ func (h *header) regions(fileSize int64) []region {
 	return all
 }
 
-// locate returns the grain directory that the header h says is at a sector, or
-// why it cannot be there.
+// locate returns the grain directory that the header h places at a sector, or an error
+// that says why it cannot be there.
 func (x *hosted) locate(h *header, what string, sector uint64) (directory, error) {
 	at, err := h.directory(what, sector, x.fileSize)
 	if err != nil {

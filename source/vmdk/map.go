@@ -9,11 +9,11 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// located is an extent whose bytes may be in a local file as they are.
+// located is an extent whose bytes may be in a local file unchanged.
 type located interface {
-	// inFile returns what [source.InFile] returns for the byte at off in the
-	// extent. If that byte is in no file, n is the number of bytes for which
-	// this is true, at least 1.
+	// inFile returns what [source.InFile] returns for the byte at off in the extent. If
+	// that byte is in no local file, n is the number of bytes from off on, at least 1,
+	// that are in none.
 	inFile(off int64) (f *os.File, pos, n int64, ok bool)
 }
 

@@ -18,9 +18,9 @@ const (
 	// read together. With grains of 64 KiB, a range is 128 MiB of the disk.
 	rangeGrains = 2048
 
-	// maxStretches bounds the stretches of one extent, and stretchBudget those
-	// of an image with its parents, at 24 bytes each. Up to 4 TiB of disk with
-	// grains of 64 KiB, each range has a stretch of its own.
+	// maxStretches bounds the stretches of one extent, and stretchBudget those of an
+	// image with its parents, at 24 bytes each. In disks of up to 4 TiB with grains of
+	// 64 KiB, each range can have a stretch of its own.
 	maxStretches  = 32 << 10
 	stretchBudget = 2 * maxStretches
 

@@ -149,7 +149,7 @@ func (d *Disk) peek(name string, known *search) peeked {
 	return p
 }
 
-// peekAt reads the descriptor of f, which errors call name.
+// peekAt reads the descriptor of f. name is the name of the file in errors.
 func (d *Disk) peekAt(f source.Disk, name string, known *search) (p peeked) {
 	text, err := descriptorText(f)
 	known.left -= int64(headSize + len(text))

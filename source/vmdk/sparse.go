@@ -58,7 +58,8 @@ func (g *geometry) part(grain int64) int64 {
 	return min(g.grainSize, g.size-grain<<g.grainShift)
 }
 
-// share makes the extent use the memory m, which it may share with others.
+// share makes the extent cache its tables and grains in m, which other extents may use
+// too.
 func (s *sparse) share(m *memory) {
 	s.mem, s.id = m, m.NewFile()
 	s.index.share(m)
