@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	sinkraw "github.com/vddkcp/vddkcp/sink/raw"
@@ -30,7 +31,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
 	asJSON := style == progress.JSON
 	spec := c.spec()
-	outputs := c.outputs(&spec, logs)
+	outputs := c.outputs(logs)
 	if err := outputs.check(); err != nil {
 		fail(errorOutput, asJSON, err)
 		return &reportedError{err}
@@ -112,15 +113,14 @@ func (c *copyCommand) addresses() job.Spec {
 }
 
 // outputs returns the files that the copy writes in addition to DST.
-func (c *copyCommand) outputs(spec *job.Spec, logs *logFlags) *outputs {
+func (c *copyCommand) outputs(logs *logFlags) *outputs {
 	o := new(outputs)
 	o.add("--report", c.Report)
 	o.add("--log-file", logs.LogFile)
 	o.addOwn("--journal", c.Journal)
-	if spec.Parse() == nil { // otherwise the copy fails before it opens anything
-		c.sourceFlags.protect(o, "SRC", spec.SourceAddress())
-		o.protectTarget("DST", spec.TargetAddress())
-	}
+	c.sourceFlags.protect(o, "SRC", addressOrPath(c.Src, address.Source))
+	o.protectTarget("DST", addressOrPath(c.Dst, address.Target))
+	spec := c.addresses()
 	if c.Backing != "" {
 		if path, err := spec.BackingPath(); err == nil {
 			o.protect("the backing", path)

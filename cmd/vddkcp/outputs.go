@@ -60,6 +60,16 @@ func (o *outputs) protect(what, path string) {
 	}
 }
 
+// addressOrPath parses an address of a file that outputs protect. An address with a
+// mistake is taken for a path: the command fails because of it, but it may write a
+// report of that.
+func addressOrPath(text string, role address.Role) address.Address {
+	if a, err := address.Parse(text, role); err == nil {
+		return a
+	}
+	return address.Path(text)
+}
+
 // protectSource protects the file that the address of a source names.
 func (o *outputs) protectSource(what string, a address.Address) {
 	if _, ok := a.(address.Stream); ok {

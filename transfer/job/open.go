@@ -19,8 +19,8 @@ import (
 // addresses are the parsed addresses of a copy. backing is nil if there is none.
 type addresses struct{ source, target, backing address.Address }
 
-// Parse parses the addresses of the copy. Run and Plan call Parse; a caller that needs the
-// parsed addresses earlier calls it too. Only the first successful call parses.
+// Parse parses the addresses of the copy. Run and Plan call Parse; a caller that needs its
+// error earlier calls it too. Only the first successful call parses.
 func (s *Spec) Parse() (err error) {
 	if s.at.target != nil {
 		return nil
@@ -43,14 +43,6 @@ func (s *Spec) Parse() (err error) {
 	s.at = at
 	return nil
 }
-
-// SourceAddress returns the parsed address of the source, nil before Parse has
-// succeeded.
-func (s *Spec) SourceAddress() address.Address { return s.at.source }
-
-// TargetAddress returns the parsed address of the target, nil before Parse has
-// succeeded.
-func (s *Spec) TargetAddress() address.Address { return s.at.target }
 
 // BackingPath returns the path of Backing. A relative Backing is relative to the folder of
 // Target, with symbolic links resolved, because the readers of an overlay resolve it in this
