@@ -2,6 +2,7 @@ package transfer
 
 import (
 	"context"
+	"errors"
 	"os"
 
 	"golang.org/x/sync/errgroup"
@@ -103,13 +104,21 @@ func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
 		return runOrdered(ctx, p.o.stop().Done(), p.workers, maxPieces, s)
 	}
 	s.after = p.keeper.collected
+	halted := false
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.keeper.run(p.writer.ctx) })
 	g.Go(func() error {
 		defer p.keeper.finish()
-		return runOrdered(ctx, p.o.stop().Done(), p.workers, maxPieces, s)
+		err := runOrdered(ctx, p.o.stop().Done(), p.workers, maxPieces, s)
+		if halted = errors.Is(err, errStopped); halted {
+			return nil // it would hide the error of a checkpoint that is not durable yet
+		}
+		return err
 	})
-	return g.Wait()
+	if err := g.Wait(); err != nil || !halted {
+		return err
+	}
+	return errStopped
 }
 
 // produce sends the parts of the plan as pieces. It blocks while too many pieces

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vddkcp/vddkcp/sink"
@@ -134,6 +135,34 @@ func TestStopKeepsWhatIsDone(t *testing.T) {
 	if !errors.As(err, &resumable) || resumable.Offset < 3<<20 || resumable.Offset > 6<<20 {
 		t.Fatalf("error %v, %+v", err, resumable)
 	}
+}
+
+// TestStopDuringFailingSync stops a copy while a checkpoint is made durable, which then
+// fails. The failure is the error of the copy, as it is without a stop.
+func TestStopDuringFailingSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		src := &sourcetest.Memory{Bytes: bytes.Repeat([]byte{1}, 8<<20)}
+		m := &sinktest.Memory{}
+		stop, cancel := context.WithCancelCause(t.Context())
+		syncs := 0
+		m.Before = func(_ context.Context, c sinktest.Call) error {
+			if c.Op != sinktest.OpSync {
+				time.Sleep(time.Millisecond)
+				return nil
+			}
+			if syncs++; syncs == 1 {
+				cancel(errSignal)
+				time.Sleep(time.Second) // until the pieces in progress are finished
+			}
+			return errBoom
+		}
+		var s shelf
+		_, err := transfer.Copy(t.Context(), src, create(t, m, src.Size(), sink.Options{}), plan(t, src),
+			transfer.Options{RequestSize: 1 << 20, Requests: 1, Stop: stop, Keep: s.keep, Interval: 1})
+		if !errors.Is(err, errBoom) || errors.Is(err, errSignal) {
+			t.Errorf("error %v, want %v", err, errBoom)
+		}
+	})
 }
 
 // TestLostTarget checks that data which was not synced when the target was lost is
