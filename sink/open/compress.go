@@ -7,7 +7,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/usage"
 )
 
-// parseCompress splits METHOD or METHOD:LEVEL. level is 0 if there is none.
+// parseCompress splits METHOD or METHOD:LEVEL. If the text has no level, level is
+// 0.
 func parseCompress(s string) (method string, level int, err error) {
 	method, text, leveled := strings.Cut(s, ":")
 	switch method {

@@ -1,7 +1,7 @@
-// Package open turns the address of a target into a [sink.Disk]: [PlaceOf] finds
-// out where the target is, [Place.Plan] checks that it can be written, and
-// [Target.Create] makes it. [Create] does all of that. No other package knows all
-// writers.
+// Package open turns the address of a target into a [sink.Disk]. [PlaceOf] finds
+// out where the target is, [Place.Plan] checks that the target can be written, and
+// [Target.Create] creates it. [Create] does all three steps. No other package
+// imports the writers of all formats.
 package open
 
 import (
@@ -19,8 +19,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink/raw"
 )
 
-// UsageError is an address or an option that makes no sense whatever the state
-// of the machine.
+// UsageError says that an address or an option is invalid, no matter what state the
+// machine and its files have.
 type UsageError = usage.Error
 
 // Options say how to write a target. The zero value creates a target that must not
@@ -46,8 +46,8 @@ type Options struct {
 	BackingName, BackingFormat string
 }
 
-// ofImages returns the name of an option that is set and not valid for raw disks,
-// or "".
+// ofImages returns the name of an option that is set although it is valid only for
+// image formats. It returns "" if no such option is set.
 func (o Options) ofImages() string {
 	switch {
 	case o.Compress != "" && o.Compress != "none":
@@ -67,13 +67,14 @@ func (o Options) raw() raw.Options {
 	}
 }
 
-// Target is a target that was planned: it can be written, as far as that is known
-// without making or changing anything. It is not safe for concurrent use.
+// Target is the result of Plan: a target that can be written, as far as this can be
+// known without creating or changing anything. It is not safe for concurrent use.
 type Target struct {
 	Place
 	Format string // "raw", "qcow2" or "vmdk"
 	Zeroed bool   // unwritten ranges of the disk will read as zeros, see sink.Zeroed
-	// CloneUnit is that of sink.Cloner; nil if the target can share no blocks.
+	// CloneUnit is the method CloneUnit that the disk will have as a sink.Cloner. It
+	// is nil if the target cannot share blocks.
 	CloneUnit func(*os.File) int64
 
 	options *Options // for create and reserve
@@ -104,9 +105,9 @@ func (t *Target) DropCache() { t.options.DropCache = true }
 // Create makes the target, or opens it to resume it.
 func (t *Target) Create(ctx context.Context) (sink.Disk, error) { return t.create(ctx) }
 
-// Check examines an NBD export without opening it, which Plan leaves to Create. For
-// other targets it does nothing. The error is errors.ErrUnsupported if the server
-// does not allow that.
+// Check checks whether an NBD export can be written, without opening the export.
+// Plan does not check that. For other targets Check does nothing. The error wraps
+// errors.ErrUnsupported if the server does not support such a check.
 func (t *Target) Check(ctx context.Context) error {
 	if t.check == nil {
 		return nil
@@ -114,7 +115,7 @@ func (t *Target) Check(ctx context.Context) error {
 	return t.check(ctx)
 }
 
-// Create parses an address, plans the target and makes it.
+// Create parses an address, plans the target and creates it.
 func Create(ctx context.Context, text string, size int64, o Options) (sink.Disk, error) {
 	a, err := address.Parse(text, address.Target)
 	if err != nil {
@@ -127,12 +128,13 @@ func Create(ctx context.Context, text string, size int64, o Options) (sink.Disk,
 	return t.Create(ctx)
 }
 
-// Plan plans a target for a disk of size bytes, which may be sink.UnknownSize for
-// raw targets that are not NBD exports: these are a sink.Sizer. Plan refuses what
-// can be refused before anything is read, made or changed: a format that is not
-// written, a target that exists, is too small, is in use, or is the source, and too
-// little space. Options.Warn is called during Plan only. The exception is an NBD
-// server, which Create asks once, since some servers serve no second client.
+// Plan checks a target for a disk of size bytes, without creating or changing
+// anything. size may be sink.UnknownSize for raw targets that are not NBD exports;
+// the created disk is then a sink.Sizer. Plan fails if vddkcp cannot write the
+// format, if the target exists, is too small, is in use or is the source, or if
+// there is too little space. Plan does not connect to the server of an NBD export,
+// because some servers serve only one client; Create checks the export. For other
+// targets, Options.Warn is called only during Plan.
 func (p Place) Plan(ctx context.Context, size int64, o Options) (*Target, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)

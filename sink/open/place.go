@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink/raw"
 )
 
-// Place is where a target is written. [PlaceOf] makes it from an address, with a
-// single look at the file system.
+// Place describes where a target is written. [PlaceOf] determines it from an
+// address, and examines the file system only once.
 type Place struct {
 	Address address.Address
 	Kind    string      // "file", "block device", "NBD export", "stream" or "null"; "" if the address cannot be a target
@@ -19,8 +19,8 @@ type Place struct {
 	info    os.FileInfo // of a FIFO or a character device
 }
 
-// PlaceOf returns the place of a target. It opens and changes nothing, and it does
-// not check whether the target can be written, which Plan does.
+// PlaceOf returns the place of a target. It opens and changes nothing. It does not
+// check whether the target can be written; Plan does that.
 func PlaceOf(a address.Address) Place {
 	switch a := a.(type) {
 	case address.Null:
@@ -51,11 +51,12 @@ func placeOfPath(path address.Path) Place {
 	return Place{Address: path, Kind: "file", Partial: partial}
 }
 
-// Path returns the path of a file once it is published.
+// Path returns the path that a file will have after it is published.
 func (p Place) Path() string { return strings.TrimSuffix(p.Partial, ".partial") }
 
-// Format returns the format in which the target is written: the given one or, if
-// that is empty, the one that the name of a file says, "raw" by default.
+// Format returns the format in which the target is written. It is the given format
+// or, if given is empty, the format that the extension of the file name stands for.
+// The default is "raw".
 func (p Place) Format(given string) string {
 	if given != "" {
 		return given

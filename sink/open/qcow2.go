@@ -32,7 +32,7 @@ func (p Place) planQcow2(size int64, o Options) (*Target, error) {
 			return nil, err
 		}
 	}
-	// How many bytes a compressed image or an overlay takes is not known.
+	// The size of a compressed image or an overlay is not known in advance.
 	plain := method == "none" && o.BackingName == ""
 	if !plain {
 		o.Need = 0

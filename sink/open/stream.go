@@ -43,8 +43,8 @@ func (p Place) planStdout(size int64, o Options) (*Target, error) {
 	}}, nil
 }
 
-// errClosedStdout is the error of a process that was started without standard
-// output, so that nobody would receive the disk.
+// errClosedStdout is the error for a target "-" if the process was started without
+// standard output. The disk would be lost in this case.
 var errClosedStdout = &closedError{}
 
 type closedError struct{}

@@ -39,7 +39,7 @@ func (p Place) planVMDK(size int64, o Options) (*Target, error) {
 	}
 	out := o
 	out.Format = "raw"
-	// The size of the compressed disk is not known.
+	// The size of the compressed disk is not known in advance.
 	out.Options, out.Need = sink.Options{}, 0
 	t, err := p.planRaw(sink.UnknownSize, out)
 	if err != nil {
