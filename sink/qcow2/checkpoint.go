@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// state is what a checkpoint keeps in addition to the tables, which are in the
-// file.
+// state is the state of a checkpoint. The tables of the image are not part of it,
+// because they are in the file.
 type state struct {
 	size, cluster int64
 	compression   Compression
@@ -81,15 +81,16 @@ func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error
 	return sync, err
 }
 
-// save writes everything that is in memory, so that restore finds it for a
-// checkpoint at off. The tables that it overwrites only gain entries, so the
-// previous checkpoint stays valid as well.
+// save writes the tables and the data that are in memory, so that restore can read
+// them for a checkpoint at off. save only adds entries to tables that are in the
+// file already, so the previous checkpoint stays valid as well.
 func (t *tables) save(off int64) error {
 	if err := t.saveL2(); err != nil {
 		return err
 	}
-	// Entries of L2 tables that do not exist are written as zeros, up to the entry
-	// of off: restore reads them, and a device may contain another image there.
+	// The L1 table is written up to the entry that maps off, because restore reads it
+	// up to that entry. Entries without an L2 table are written as zeros, because a
+	// device may have old content at their place.
 	end := min(max(t.l2Index, t.ceil(off, t.shift)>>t.l2Shift)+1, t.l1Entries) * entryBytes
 	if err := t.out.patch(t.l1[t.l1Dirty*entryBytes:end], t.l1Offset()+t.l1Dirty*entryBytes); err != nil {
 		return err
@@ -103,7 +104,7 @@ func (t *tables) save(off int64) error {
 	}
 	// The file must be long enough for all allocated clusters.
 	if t.next == t.first {
-		// Nothing follows the L1 table yet, and the table is empty.
+		// No cluster follows the L1 table yet, and the L1 table is empty.
 		_, err := t.out.file.WriteAt([]byte{0}, t.next<<t.shift-1)
 		return err
 	}
@@ -164,9 +165,9 @@ func (d *disk) restore(s state, off int64) error {
 	return t.checkCounts()
 }
 
-// checkCounts returns an error if a cluster below next is not in use. In that case
-// the file or device is not the one of the checkpoint, whatever its clusters
-// contain.
+// checkCounts returns an error if a cluster below next has refcount 0. In that case
+// the checkpoint belongs to another file or device, even if the other checks have
+// succeeded.
 func (t *tables) checkCounts() error {
 	for c := t.block * t.perBlock; c < t.next; c++ {
 		if binary.BigEndian.Uint16(t.counts[(c-t.block*t.perBlock)*2:]) == 0 {
@@ -194,5 +195,5 @@ func (d *disk) read(p []byte, off int64) error {
 	if n == len(p) {
 		return nil
 	}
-	return errors.Join(fmt.Errorf("read [%d, %d) of the image: got only %d bytes", off, off+int64(len(p)), n), err)
+	return errors.Join(fmt.Errorf("cannot read bytes [%d, %d) of the image: got only %d bytes", off, off+int64(len(p)), n), err)
 }

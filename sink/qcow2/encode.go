@@ -19,8 +19,9 @@ const (
 	Zstd Compression = "zstd" // supported by qemu since version 5.1
 )
 
-// Levels returns the range of levels of a compression method, from fast to small,
-// and the default level. All are 0 for a method without levels.
+// Levels returns the lowest, the highest and the default level of a compression
+// method. Low levels are fast, and high levels produce less data. All results are 0
+// for a method without levels.
 func Levels(c Compression) (least, most, usual int) {
 	switch c {
 	case Zlib:
@@ -31,8 +32,8 @@ func Levels(c Compression) (least, most, usual int) {
 	return 0, 0, 0
 }
 
-// encoding compares clusters with the backing and compresses them. It reuses its
-// buffers.
+// encoding compares clusters with the backing disk and compresses them. It reuses
+// its buffers for all clusters.
 type encoding struct {
 	cluster int
 	overlay *overlay // nil without a backing
@@ -55,8 +56,8 @@ func newEncoding(o Options) (*encoding, error) {
 	case Zstd:
 		e.zstd, err = zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(o.Level)),
 			zstd.WithEncoderCRC(false), zstd.WithWindowSize(max(e.cluster, zstd.MinWindowSize)), zstd.WithLowerEncoderMem(true),
-			// This takes no more time, and saves 0.6% of the size of a real file
-			// system.
+			// This option costs no time, and makes the image of a real file system 0.6%
+			// smaller.
 			zstd.WithAllLitEntropyCompression(true))
 	default:
 		err = fmt.Errorf("compression method %q is not supported", o.Compression)

@@ -8,7 +8,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 )
 
-// Values of the format (docs/interop/qcow2.txt of qemu) and limits of qemu.
+// These are values of the format qcow2 (docs/interop/qcow2.txt of qemu) and limits
+// of qemu.
 const (
 	minClusterSize     = 512
 	maxClusterSize     = 2 << 20
@@ -36,10 +37,10 @@ const (
 
 // layout is the part of an image's structure that is known before it is written.
 // The file begins with the header's cluster, the refcount blocks for these first
-// clusters, and the L1 table. Clusters behind them are allocated in order: data
-// clusters, L2 tables, and a refcount block at the beginning of each range of
-// clusters that one refcount block counts. The refcount table comes last, when its
-// length is known.
+// clusters, and the L1 table. The clusters after the L1 table are allocated in
+// order: data clusters, L2 tables, and a refcount block at the beginning of each
+// range of clusters that one refcount block counts. The refcount table comes last,
+// when its length is known.
 type layout struct {
 	size      int64 // size of the disk, bytes
 	cluster   int64 // cluster size, bytes
@@ -111,7 +112,8 @@ func (l *layout) header(o Options, refTable, refTableClusters int64) ([]byte, er
 		extension(extBackingFormat, []byte(o.BackingFormat))
 	}
 	if o.Compression == Zstd {
-		// This names the feature for readers that do not know it.
+		// This table contains the name of the feature, for error messages of readers that
+		// do not support it.
 		const name = "compression type"
 		extension(extFeatureNames, append([]byte{0, 3}, name+string(make([]byte, 46-len(name)))...))
 	}

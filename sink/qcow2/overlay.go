@@ -12,7 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// overlay compares clusters with the backing. It is not safe for concurrent use.
+// overlay compares clusters with the backing disk. It is not safe for concurrent
+// use.
 type overlay struct {
 	backing source.Disk
 	name    string
@@ -20,10 +21,10 @@ type overlay struct {
 	read    []byte // the bytes that were read last, with zeros behind the end of the backing
 }
 
-// compareSize is the least number of bytes that is read from the backing at once.
+// compareSize is the minimum length of a read from the backing disk, in bytes.
 const compareSize = 64 << 10
 
-// has reports whether the backing has the bytes p at off.
+// has reports whether the backing disk contains the bytes p at offset off.
 func (v *overlay) has(p []byte, off int64) (bool, error) {
 	if off < v.start || off+int64(len(p)) > v.start+int64(len(v.read)) {
 		if err := v.fill(off, max(len(p), compareSize)); err != nil {
@@ -33,7 +34,7 @@ func (v *overlay) has(p []byte, off int64) (bool, error) {
 	return bytes.Equal(p, v.read[off-v.start:][:len(p)]), nil
 }
 
-// fill reads n bytes of the backing at off.
+// fill reads n bytes at offset off of the backing disk into v.read.
 func (v *overlay) fill(off int64, n int) error {
 	if cap(v.read) < n {
 		v.read = make([]byte, n)
@@ -55,8 +56,9 @@ func (v *overlay) fill(off int64, n int) error {
 	return nil
 }
 
-// hide makes [off, off+n) read as zeros. It stores zero clusters, except where the
-// backing is known to read as zeros.
+// hide makes [off, off+n) read as zeros although the image has a backing disk. It
+// stores zero clusters, except for ranges in which the backing disk reads as zeros
+// by its extents.
 func (d *disk) hide(ctx context.Context, off, n int64) error {
 	end := off + n
 	has := min(end, d.o.Backing.Size())
@@ -92,8 +94,8 @@ type job struct {
 	plain bool
 }
 
-// store writes clusters that the caller has not encoded. If the image needs that,
-// it encodes several clusters concurrently.
+// store writes clusters that the caller has not encoded. If the image is compressed
+// or an overlay, store encodes several clusters concurrently.
 func (d *disk) store(p []byte, off int64) error {
 	if !d.o.encodes() {
 		return d.add(off>>d.shift, p)

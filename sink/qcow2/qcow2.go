@@ -27,9 +27,9 @@ import (
 	"github.com/vddkcp/vddkcp/source/qcow2"
 )
 
-// Options are for Create. The zero value makes a new image with clusters of 64 KiB
-// without compression, and replaces nothing. Preallocation and TargetIsZero of
-// raw.Options have no effect.
+// Options are the options of Create. The zero value creates a new image with
+// clusters of 64 KiB without compression, and does not replace an existing file.
+// Preallocation and TargetIsZero of raw.Options have no effect.
 type Options struct {
 	raw.Options
 	ClusterSize int64       // bytes, a power of two from 512 to 2 MiB; 0: 64 KiB
@@ -50,8 +50,8 @@ type OptionError struct{ Err error }
 func (e *OptionError) Error() string { return e.Err.Error() }
 func (e *OptionError) Unwrap() error { return e.Err }
 
-// protocol matches the beginning of a name that readers of qcow2 take for a
-// protocol and not for a local file.
+// protocol matches the beginning of a name of a backing file that readers of qcow2
+// interpret as a protocol, and not as a local file.
 var protocol = regexp.MustCompile(`^[^/]*?:`)
 
 // normal returns the options with all defaults filled in, and the layout of the
@@ -126,8 +126,8 @@ func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 
 // Create makes an image of a disk of size bytes, a multiple of 512, in a new file
 // or on a block device. It follows the rules of raw.CreateFile and raw.OpenDevice.
-// Content of a device behind the image stays. If size is too large for the cluster
-// size, the error names a cluster size that is large enough.
+// On a device, the content after the image is not changed. If size is too large for
+// the cluster size, the error names a cluster size that is large enough.
 //
 // The disk is sequential. Ranges that are skipped read as zeros or, in an overlay,
 // as the backing. The disk is a sink.Encoder, Zeroed without a backing, and
@@ -215,8 +215,8 @@ func (d *disk) withAbilities() sink.Disk {
 // zeroedDisk is a disk without a backing file.
 type zeroedDisk struct{ *disk }
 
-// ZeroedFrom is true also after a resume, which clears the tables from
-// Options.Resume on.
+// ZeroedFrom returns true also after a resume, because restore clears the entries
+// of the tables from Options.Resume on.
 func (zeroedDisk) ZeroedFrom(int64) bool { return true }
 
 func (d *disk) Unit() int64 { return d.cluster }
@@ -237,7 +237,7 @@ func (d *disk) beginCall(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// endCall ends a call that beginCall started.
+// endCall ends a call that beginCall started. err is the result of the call.
 func (d *disk) endCall(off, n int64, err error) error {
 	defer d.life.Done()
 	if err != nil {
@@ -361,7 +361,7 @@ func (d *disk) Reopen(ctx context.Context) (source.Disk, error) {
 	}, qcow2.Options{})
 }
 
-// borrowed is a disk whose owner closes it.
+// borrowed is a disk that belongs to another owner, so its Close does nothing.
 type borrowed struct{ source.Disk }
 
 func (borrowed) Close() error { return nil }
@@ -379,12 +379,12 @@ type cloning struct {
 	file sink.Cloner
 }
 
-// CloneUnit returns 0 if the clusters are smaller than the blocks that can be
-// shared.
+// CloneUnit implements sink.Cloner. It returns 0 if the cluster size is not a
+// multiple of the size of the blocks that can be shared.
 func (d cloning) CloneUnit(f *os.File) int64 { return cloneUnit(d.cluster, d.file.CloneUnit(f)) }
 
-// CloneUnit returns the same as sink.Cloner's CloneUnit, for an image that need not
-// exist yet.
+// CloneUnit returns the result that the method CloneUnit of sink.Cloner would have
+// for an image at address. The image need not exist yet.
 func CloneUnit(address string, f *os.File, o Options) int64 {
 	if o.Backing != nil || cmp.Or(o.Compression, None) != None {
 		return 0

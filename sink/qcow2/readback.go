@@ -61,8 +61,8 @@ func (u *unfinished) ReadAt(p []byte, off int64) (int, error) {
 		u.failed = err
 	}
 	patch(p, off, u.header, 0)
-	// In the part of the L1 table that is not written yet, a device has old
-	// content.
+	// A device has old content in the place of the part of the L1 table that is not
+	// written yet.
 	patch(p, off, u.d.l1, u.d.l1Offset())
 	return n, err
 }

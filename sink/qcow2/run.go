@@ -2,10 +2,11 @@ package qcow2
 
 import "io"
 
-// runSize is the default of run.size, in bytes.
+// runSize is the default value of run.size, in bytes.
 const runSize = 1 << 20
 
-// run collects consecutive pieces of the file into large writes.
+// run collects consecutive pieces of data and writes them to the file in large
+// writes.
 type run struct {
 	file  io.WriterAt
 	size  int64  // size of a write, which ends at a multiple of size
@@ -15,10 +16,10 @@ type run struct {
 
 var zeros [64 << 10]byte
 
-// end returns the offset at which add continues.
+// end returns the offset in the file at which the next call of add continues.
 func (r *run) end() int64 { return r.start + int64(len(r.buf)) }
 
-// add appends p.
+// add appends p at the offset that end returns.
 func (r *run) add(p []byte) error {
 	for len(p) > 0 {
 		// A long piece is written without copying it to the buffer, if it begins at
@@ -59,7 +60,8 @@ func (r *run) addZeros(to int64) error {
 	return nil
 }
 
-// patch overwrites data at off that was appended before.
+// patch overwrites the data at offset off of the file, which were appended before,
+// with p.
 func (r *run) patch(p []byte, off int64) error {
 	if n := min(int64(len(p)), r.start-off); n > 0 {
 		if _, err := r.file.WriteAt(p[:n], off); err != nil {

@@ -34,8 +34,8 @@ type tables struct {
 	tails []tail
 }
 
-// tail is the unused rest of a cluster with compressed data that is not followed by
-// more compressed data. Its refcount is still in memory, so more data can be added.
+// tail is the unused end of a cluster that contains compressed data. Compressed
+// data can still be added to the cluster, because its refcount is in memory.
 type tail struct{ off, end int64 }
 
 const maxTails = 32
@@ -48,7 +48,7 @@ func newTables(l layout, out run) *tables {
 	return t
 }
 
-// begin fills the tables of an empty image.
+// begin initializes the tables of an empty image.
 func (t *tables) begin() error {
 	t.out.start, t.next = t.first<<t.shift, t.first
 	for c := range t.first {
@@ -76,8 +76,8 @@ func (t *tables) count(c int64) error {
 	return nil
 }
 
-// openRange starts a new range of clusters with its refcount block, if the next
-// free cluster is the first of a range.
+// openRange starts a new range of clusters if the next free cluster is the first
+// cluster of a range. The range begins with its refcount block.
 func (t *tables) openRange() error {
 	if t.next%t.perBlock != 0 {
 		return nil
@@ -174,8 +174,8 @@ func (t *tables) point(g, n, off int64) {
 	}
 }
 
-// pack stores the compressed bytes of cluster g, which are fewer than a cluster
-// has, directly behind other compressed data.
+// pack stores the compressed bytes of cluster g directly after other compressed
+// data. There are fewer bytes than in a cluster.
 func (t *tables) pack(g int64, code []byte) error {
 	if err := t.enter(g); err != nil {
 		return err
@@ -227,7 +227,7 @@ func (t *tables) fit(code []byte) (off int64, err error) {
 	return off, t.out.add(code)
 }
 
-// zero makes cluster g read as zeros, whatever the backing contains.
+// zero makes cluster g read as zeros, no matter what the backing disk contains.
 func (t *tables) zero(g int64) error {
 	if err := t.enter(g); err != nil {
 		return err
