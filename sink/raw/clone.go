@@ -13,10 +13,10 @@ import (
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
-// CloneUnit returns the same as sink.Cloner's CloneUnit, for a file at path that
-// need not exist yet. It tries to share a block of f with an unnamed temporary file
-// in the folder, since nothing else tells for sure whether that works (mount
-// options, attributes of the folder, other file systems).
+// CloneUnit returns the result that the method CloneUnit of sink.Cloner would have
+// for a file at path. The file need not exist yet. CloneUnit tries to share a block
+// of f with an unnamed temporary file in the folder of path, because mount options,
+// attributes of the folder or different file systems may prevent sharing.
 func CloneUnit(path string, f *os.File) int64 {
 	p, err := openPlace(path)
 	if err != nil {
@@ -51,7 +51,8 @@ func cloneUnit(p *place, f *os.File, sys system) int64 {
 	return unit
 }
 
-// CloneUnit returns 0 if the file's space was reserved or is written in full.
+// CloneUnit implements sink.Cloner. It returns 0 unless Options.Preallocation is
+// off.
 func (d *file) CloneUnit(f *os.File) int64 {
 	if d.o.Preallocation != PreallocateOff && d.o.Preallocation != "" {
 		return 0
@@ -71,7 +72,7 @@ func (d *file) CloneFrom(f *os.File, pos, off, n int64) error {
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("share blocks [%d, %d) of %s with %s at offset %d: %w", off, off+n, d.w.name, filepath.Base(f.Name()), pos, explain(int(d.w.f.Fd()), err))
+	err = fmt.Errorf("cannot make bytes [%d, %d) of %s share blocks with %s at offset %d: %w", off, off+n, d.w.name, filepath.Base(f.Name()), pos, explain(int(d.w.f.Fd()), err))
 	if lacking(err) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("%w (%w)", err, errors.ErrUnsupported)
 	}

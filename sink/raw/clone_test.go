@@ -137,7 +137,7 @@ func unitWith(t *testing.T, path string, src *os.File, o Options) int64 {
 	return c.CloneUnit(src)
 }
 
-// Whether sharing failed for good or only here is what the caller decides on.
+// Callers use errors.ErrUnsupported to decide whether they write the data instead.
 func TestCloneErrors(t *testing.T) {
 	for _, c := range []struct {
 		errno       unix.Errno
@@ -156,7 +156,7 @@ func TestCloneErrors(t *testing.T) {
 		}
 		cl, _ := sink.Ability[sink.Cloner](d)
 		err = cl.CloneFrom(src, 0, 0, 4096)
-		if !errors.Is(err, c.errno) || errors.Is(err, errors.ErrUnsupported) != c.unsupported || !strings.Contains(err.Error(), "disk.raw.partial with src at offset 0") {
+		if !errors.Is(err, c.errno) || errors.Is(err, errors.ErrUnsupported) != c.unsupported || !strings.Contains(err.Error(), "disk.raw.partial share blocks with src at offset 0") {
 			t.Errorf("%v: %v", c.errno, err)
 		}
 		if _, err := d.WriteAt(make([]byte, 10), 0); (err == nil) != c.unsupported {

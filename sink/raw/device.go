@@ -38,9 +38,9 @@ func CheckDevice(path string, size int64, o Options) error {
 }
 
 // OpenDevice opens a block device for writing a disk of size bytes to it in place.
-// The device must not be in use, and must have at least size bytes. If it is
-// larger, the rest stays unchanged, and Options.Warn is called. Publish, Suspend
-// and Abort leave the device as it is.
+// The device must not be in use, and must have at least size bytes. If the device
+// is larger, the bytes after size are not changed, and Options.Warn is called.
+// Publish, Suspend and Abort leave the device as it is.
 //
 // The disk is Parallel with one call at a time, Zeroed with Options.TargetIsZero, a
 // Sizer, and Verifiable. Options.Preallocation, Need and Force have no effect.
@@ -131,8 +131,8 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 }
 
 // isPartOfSource returns an error if writing to the device would change the source.
-// That is so for a loop device over a file of the source, a partition of the
-// source, and a disk that has the source as a partition.
+// The device may be a loop device over a file of the source, a partition of the
+// source, or a disk of which the source is a partition.
 func (o Options) isPartOfSource(name string, info os.FileInfo) error {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || o.Source == nil {

@@ -135,8 +135,8 @@ func (d *file) open(exists bool) error {
 	return nil
 }
 
-// onlyName returns an error if f has a second name (a hard link), since resuming
-// would change the file under both names.
+// onlyName returns an error if f has more than one name (hard links), since
+// resuming would change the file under all its names.
 func onlyName(f *os.File) error {
 	info, err := f.Stat()
 	if err != nil {
@@ -168,7 +168,7 @@ func (d *file) drop() error {
 	return nil
 }
 
-// own locks f and checks that it still has the name of the .partial file.
+// own locks f and checks that f still is the .partial file and was not replaced.
 func (d *file) own(f *os.File) error {
 	if err := lock(f); err != nil {
 		return err
@@ -253,7 +253,8 @@ func (d *file) reserve() error {
 
 func (d *file) MaxParallel() int { return 1 }
 
-// Identity implements sink.Identified with the file, whatever its name is.
+// Identity implements sink.Identified. The result does not depend on the name of
+// the file.
 func (d *file) Identity() (string, error) {
 	id, err := fileid.Of(int(d.w.f.Fd()))
 	if err != nil {
@@ -400,9 +401,9 @@ func (d *file) rename() error {
 	return nil
 }
 
-// unpublish gives the file the name of the .partial file again, so that a later run
-// can resume it. A file under its final name must be durable. It reports whether
-// the final name is free of the file.
+// unpublish renames the file back to its .partial name, so that a later run can
+// resume it. It is called if the published file could not be made durable. It
+// reports whether the file no longer has its final name.
 func (d *file) unpublish() bool {
 	p, fd := d.place, d.place.fd()
 	if !p.holds(p.name, d.w.f) {
@@ -417,7 +418,7 @@ func (d *file) unpublish() bool {
 	return err == nil
 }
 
-// syncDir makes the names in the folder durable.
+// syncDir makes the names of the files in the folder durable.
 func (d *file) syncDir() error {
 	err := eintr.Retry(func() error { return d.w.sys.fsyncDir(d.place.fd()) })
 	if err != nil && !lacking(err) { // some network file systems do not support fsync of folders
@@ -434,7 +435,7 @@ func (d *file) Abort() error {
 	return d.life.Abort(func() error {
 		p := d.place
 		var err error
-		// A file that another process has put under that name is not removed.
+		// If another process has replaced the .partial file, the new file is not removed.
 		if d.made && p.holds(p.partial, d.w.f) {
 			if err = d.w.sys.unlink(p.fd(), p.partial); err != nil {
 				err = fmt.Errorf("cannot remove %s: %w", p.partialPath(), err)

@@ -409,7 +409,7 @@ func TestFolderMoves(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, func(sub string) string {
-			return "there is another folder at this path): the disk d.raw is at " + sub + "2/d.raw"
+			return "another folder has this path now): the disk d.raw is at " + sub + "2/d.raw"
 		}},
 		"parent renamed": {func(t *testing.T, sub string) {
 			if err := os.Rename(filepath.Dir(sub), filepath.Dir(sub)+"2"); err != nil {

@@ -23,7 +23,7 @@ type Image interface {
 	sink.Sizer
 	sink.Zeroed
 	sink.Verifiable
-	// ReadAt reads data that was written, before Finish.
+	// ReadAt reads data that was written. It may be called only before Finish.
 	io.ReaderAt
 }
 
@@ -82,7 +82,7 @@ func (l *life) readAt(p []byte, off int64, f *os.File) (int, error) {
 	defer l.Done()
 	n, err := f.ReadAt(p, off)
 	if err != nil && err != io.EOF {
-		return n, l.Fail(fmt.Errorf("read %s at offset %d: %w", l.Name, off, err))
+		return n, l.Fail(fmt.Errorf("cannot read %s at offset %d: %w", l.Name, off, err))
 	}
 	return n, err
 }

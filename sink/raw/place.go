@@ -16,8 +16,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// place is the folder and the names of a new file. The folder is held open, so that
-// it stays the same one even if it is renamed.
+// place is the folder and the names of a new file. The folder is kept open, so that
+// place refers to the same folder even if the folder is renamed.
 type place struct {
 	root          *os.Root
 	dir           *os.File
@@ -55,8 +55,9 @@ func openPlace(path string) (*place, error) {
 	return &place{root: root, dir: dir, given: path, path: filepath.Join(real, name), name: name, partial: name + ".partial"}, nil
 }
 
-// resolve returns the file that the path given leads to: its folder, without
-// symbolic links, and its name there. The file need not exist.
+// resolve follows the symbolic links of the path given. It returns the folder of
+// the file, as a path without symbolic links, and the name of the file in this
+// folder. The file need not exist.
 func resolve(given string) (folder, name string, err error) {
 	path := given
 	for range 40 { // the kernel follows at most 40 symbolic links
@@ -89,8 +90,8 @@ func (p *place) fd() int { return int(p.dir.Fd()) }
 
 func (p *place) partialPath() string { return filepath.Join(filepath.Dir(p.path), p.partial) }
 
-// stat returns the file called name in the folder. It returns nil, nil if there is
-// none.
+// stat returns information about the file called name in the folder. It returns
+// nil, nil if the file does not exist.
 func (p *place) stat(name string) (os.FileInfo, error) {
 	info, err := p.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -99,7 +100,7 @@ func (p *place) stat(name string) (os.FileInfo, error) {
 	return info, err
 }
 
-// holds reports whether name in the folder is still the file f.
+// holds reports whether name still is a name of the file f in the folder.
 func (p *place) holds(name string, f *os.File) bool {
 	var byName, byFile unix.Stat_t
 	return unix.Fstatat(p.fd(), name, &byName, unix.AT_SYMLINK_NOFOLLOW) == nil &&
@@ -107,10 +108,10 @@ func (p *place) holds(name string, f *os.File) bool {
 		byName.Dev == byFile.Dev && byName.Ino == byFile.Ino
 }
 
-// elsewhere returns an error that wraps sink.ErrElsewhere if the published file
-// cannot be reached by the path that the user gave: because the folder was renamed,
-// removed or mounted over, or because a symbolic link of the path leads to another
-// place now.
+// elsewhere returns an error that wraps sink.ErrElsewhere if the path that the user
+// gave does not lead to the published file. The reason may be that the folder was
+// renamed, removed or mounted over, or that a symbolic link in the path has
+// changed.
 func (p *place) elsewhere() error {
 	if err := p.folderElsewhere(); err != nil {
 		return err
@@ -136,7 +137,7 @@ func (p *place) folderElsewhere() error {
 		return nil
 	}
 	if err == nil {
-		err = errors.New("there is another folder at this path")
+		err = errors.New("another folder has this path now")
 	}
 	where := "in the folder that was there"
 	if real, linkErr := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", p.fd())); linkErr == nil && real != folder {
@@ -148,7 +149,7 @@ func (p *place) folderElsewhere() error {
 }
 
 // current returns a path to the file f, which is called name in the folder. The
-// folder may have been moved.
+// path is valid even if the folder was moved.
 func (p *place) current(name string, f *os.File) string {
 	path := filepath.Join(filepath.Dir(p.path), name)
 	info, err := f.Stat()

@@ -30,8 +30,8 @@ type Options struct {
 	// Force lets Publish replace an existing file, and lets CreateFile remove the
 	// .partial file of an earlier run.
 	Force bool
-	// DropPartial lets CreateFile remove such a .partial file, but not replace a
-	// published file.
+	// DropPartial lets CreateFile remove the .partial file of an earlier run, but does
+	// not let Publish replace an existing file.
 	DropPartial   bool
 	Preallocation Preallocation // for files only
 	TargetIsZero  bool          // for devices only: the device reads as zeros already, so that zeros are not written
@@ -41,8 +41,9 @@ type Options struct {
 	// system has less free space. With Preallocation the size of the disk counts if
 	// it is larger.
 	Need int64
-	// Source reports whether a file is one of the source's, and under which name.
-	// Such a target is refused. Source may be nil.
+	// Source reports whether a file belongs to the source, and the path of that file
+	// in the source. A target that belongs to the source is refused. Source may be
+	// nil.
 	Source func(os.FileInfo) (path string, ok bool)
 	// Warn gets messages that the user should see and that are not errors. It may
 	// be nil.
@@ -87,11 +88,12 @@ func (o Options) checkRange(size int64) error {
 	return nil
 }
 
-// state returns the state that a checkpoint of a raw disk keeps. A raw disk has no
-// metadata, so the state only tells it from disks of other formats and sizes.
+// state returns the state of a checkpoint of a raw disk. A raw disk has no
+// metadata, so the state contains only the format and the size, which a resumed run
+// compares.
 func state(size int64) []byte { return fmt.Appendf(nil, "raw %d", size) }
 
-// zeros is only read.
+// zeros is the data of writes of zeros. It must not be changed.
 var zeros [1 << 20]byte
 
 // life is the part that all disks of this package have in common.

@@ -28,8 +28,8 @@ func relatedFiles(devices, number string) []string {
 	return append(all, below(dir, 0)...)
 }
 
-// below returns the files and devices that lie under the device whose folder in
-// sysfs is dir.
+// below returns the files and devices that contain the data of the device whose
+// folder in sysfs is dir. depth is the number of recursive calls so far.
 func below(dir string, depth int) (all []string) {
 	if depth > 16 {
 		return nil

@@ -95,7 +95,7 @@ func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 		if stopped := d.Stopped(ctx); stopped != nil {
 			return stopped
 		}
-		// The path of os.File is left out: Name is clearer.
+		// The path in the error of os.File is left out, because Name is clearer.
 		if path, ok := errors.AsType[*fs.PathError](err); ok {
 			err = path.Err
 		}
@@ -112,8 +112,8 @@ func (d *stream) writeUntil(ctx context.Context, p []byte) (int, error) {
 	return d.deadline.Write(p)
 }
 
-// writePolling writes p in pieces of at most 4096 bytes (PIPE_BUF), which do not
-// block once poll has reported room.
+// writePolling writes p in pieces of at most 4096 bytes (PIPE_BUF). After poll has
+// reported room in the pipe, the write of such a piece does not block.
 func (d *stream) writePolling(ctx context.Context, p []byte) (int, error) {
 	const room = 4096
 	fd, done := int(d.w.Fd()), 0

@@ -63,12 +63,12 @@ func kernel() system {
 }
 
 // lacking reports whether err means that the kernel or the file system does not
-// support the call or its flags.
+// support a system call or its flags.
 func lacking(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY)
 }
 
-// explain adds to the error of a write what the user can do about it.
+// explain adds the reason or an instruction for the user to the error of a write.
 func explain(fd int, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC) && isBlockDevice(fd):

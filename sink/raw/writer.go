@@ -103,9 +103,9 @@ func (w *writer) writeZeros(stopped func() error, off, n int64) error {
 	return nil
 }
 
-// push notes that [from, to) was written through the page cache. Each time pushStep
-// bytes have been noted, it starts their write-back in a goroutine. There is at
-// most one such goroutine, and close waits for it.
+// push records that [from, to) was written through the page cache. Each time
+// pushStep bytes have been recorded, it starts their write-back in a goroutine.
+// There is at most one such goroutine, and close waits for it.
 func (w *writer) push(from, to int64) error {
 	if !w.cached.Load() {
 		return nil
@@ -154,8 +154,9 @@ func (w *writer) writeBack(off, n int64) error {
 	return nil
 }
 
-// sync makes all earlier writes durable. A failure is final: the kernel forgets it,
-// so that a second fsync would succeed although data was lost.
+// sync makes all earlier writes durable. After sync has failed once, it always
+// fails, because the kernel reports an error of fsync only once. A second fsync
+// would succeed although data was lost.
 func (w *writer) sync() error {
 	w.syncing.Lock()
 	defer w.syncing.Unlock()
