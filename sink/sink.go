@@ -1,7 +1,8 @@
 // Package sink defines what vddkcp writes to: a [Disk]. A Create function of a
 // format (or sink/open, which knows all formats) returns a Disk. The caller writes
-// it in ascending order, may take checkpoints on the way, calls Finish and then
-// Publish, which gives the disk its final name once it is whole and durable.
+// the disk in ascending order, and may make checkpoints between writes. It then
+// calls Finish, which makes the disk complete and durable, and Publish, which gives
+// the disk its final name.
 package sink
 
 import (
@@ -25,7 +26,8 @@ func (lostError) Error() string {
 	return "connection to the target lost: data that was not made durable may be lost"
 }
 
-// Transient makes a run with retries try again later: the connection may come back.
+// Transient says that a retry may succeed, because the server may accept a new
+// connection later.
 func (lostError) Transient() bool { return true }
 
 // ErrElsewhere is wrapped by an error of Publish that leaves the target whole and
@@ -42,7 +44,7 @@ var ErrUnsynced = errors.New("the target is whole and in its place, but may not 
 var ErrClosed = errors.New("the target is closed")
 
 // ErrUnfit says that a target or an option does not match Options.State and
-// Options.Resume. Creating the sink again with the same values fails again.
+// Options.Resume. A retry with the same values fails again.
 var ErrUnfit = errors.New("the target does not fit the checkpoint")
 
 // Unfit returns an error with the text of err that wraps both err and ErrUnfit.
@@ -65,8 +67,8 @@ type Disk interface {
 	io.WriterAt
 	// ZeroAt makes [off, off+n) read as zeros. The rules of WriteAt apply.
 	ZeroAt(ctx context.Context, off, n int64) error
-	// SameAt makes [off, off+n) read as the backing disk. It fails if the disk has
-	// no backing.
+	// SameAt makes [off, off+n) read as the same range of the backing disk. It fails
+	// if the disk has no backing.
 	SameAt(ctx context.Context, off, n int64) error
 	// Unit returns the alignment of writes in bytes, a power of two; 1 means any.
 	Unit() int64
@@ -146,15 +148,16 @@ type Parallel interface {
 // of them can process the usual number of requests in flight.
 type Connected interface{ Connections() int }
 
-// Zeroed is the ability to report that ZeroAt has nothing to do.
+// Zeroed is the ability to report that unwritten ranges read as zeros, so that
+// callers need not call ZeroAt.
 type Zeroed interface {
 	// ZeroedFrom reports whether all unwritten ranges at or above off read as
 	// zeros. After a resume that may be false above Options.Resume.
 	ZeroedFrom(off int64) bool
 }
 
-// UnknownSize is the size for creating a Sizer whose content arrives as a stream of
-// unknown length.
+// UnknownSize is passed as the size to create a Sizer for a disk whose size is not
+// known yet.
 const UnknownSize = -1
 
 // Sizer is the ability to be created with UnknownSize.
@@ -171,8 +174,9 @@ type Verifiable interface {
 	Reopen(ctx context.Context) (source.Disk, error)
 }
 
-// Readback is the ability to read data below the last checkpoint before Finish. A
-// copy that resumes checks with it that the target still has that data.
+// Readback is the ability to read data below the last checkpoint before Finish is
+// called. A resumed copy uses it to check that the target still has the data of the
+// earlier run.
 type Readback interface{ io.ReaderAt }
 
 // Cloner is the ability to share blocks with a local file instead of writing them.
@@ -213,8 +217,8 @@ type Encoding interface {
 	Encode(dst, unit []byte, off int64) (enc []byte, plain bool, err error)
 }
 
-// Ability returns d as a T if d implements it. All callers find out about abilities
-// through this function.
+// Ability returns d as a T if d implements T. Callers use this function, and not a
+// type assertion, to find out whether a disk has an ability.
 func Ability[T any](d Disk) (T, bool) {
 	t, ok := d.(T)
 	return t, ok

@@ -16,8 +16,8 @@ type span struct{ from, to int64 }
 func (s span) overlaps(o span) bool { return s.from < o.to && o.from < s.to }
 
 // addSpan adds s to the sorted spans and merges it with its neighbours, so that a
-// disk that is filled within a moving window needs few spans. s must not overlap
-// any of them.
+// disk that is written almost in order needs few spans. s must not overlap any of
+// the spans.
 func addSpan(spans []span, s span) []span {
 	i, _ := slices.BinarySearchFunc(spans, s.from, func(o span, from int64) int { return int(min(max(o.from-from, -1), 1)) })
 	if i < len(spans) && spans[i].from == s.to {
@@ -31,8 +31,9 @@ func addSpan(spans []span, s span) []span {
 	return slices.Insert(spans, i, s)
 }
 
-// content is a sparse disk in memory. A range without a page consists of the byte
-// fill, or of zero bytes within one of the zeroes, which cover whole pages.
+// content is a sparse disk in memory. In a range without a page, all bytes are zero
+// if the range lies in one of the zeroes, which cover whole pages. Otherwise all
+// bytes are fill.
 type content struct {
 	size   int64
 	fill   byte
@@ -50,7 +51,7 @@ func (c *content) write(p []byte, off int64) {
 	}
 }
 
-// page returns page i for writing.
+// page returns page i for writing, and allocates it if it does not exist.
 func (c *content) page(i int64) []byte {
 	page := c.pages[i]
 	if page == nil {

@@ -7,8 +7,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// encoder is a memoryDisk that takes its data encoded. Units whose first byte is
-// odd get a code that differs from the data in every byte and in its length.
+// encoder is a memoryDisk that is a sink.Encoder. The encoded form of a unit whose
+// first byte is odd differs from the unit in every byte and in its length.
 type encoder struct{ *memoryDisk }
 
 const codeMark = 0x5A

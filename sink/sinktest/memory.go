@@ -166,7 +166,8 @@ func (m *Memory) Published() ([]byte, bool) {
 	return b, true
 }
 
-// Leftovers returns "partial" if there is an unpublished disk, else nothing.
+// Leftovers returns the name "partial" if there is an unpublished disk, and no
+// names otherwise.
 func (m *Memory) Leftovers() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -222,7 +223,7 @@ type zeroed struct{ d *memoryDisk }
 
 func (z zeroed) ZeroedFrom(int64) bool { return z.d.fresh && z.d.content.fill == 0 }
 
-// Stages in the life of a disk.
+// These are the stages in the life of a disk.
 const (
 	writing = iota
 	finished
@@ -237,7 +238,7 @@ type memoryDisk struct {
 	fresh   bool
 	content *content
 
-	// Guarded by m.mu.
+	// The next fields are guarded by m.mu.
 	size     int64 // or sink.UnknownSize
 	stage    int
 	err      error // the first error, which all later calls return
@@ -291,8 +292,8 @@ func (d *memoryDisk) SameAt(ctx context.Context, off, n int64) error {
 	})
 }
 
-// put checks a call that has a range and runs do. While do runs, the call counts as
-// in flight.
+// put checks a call that has a range and then runs do. While do runs, the call
+// counts as being in progress.
 func (d *memoryDisk) put(ctx context.Context, c Call, do func() error) error {
 	m := d.m
 	m.mu.Lock()
@@ -338,7 +339,8 @@ func (d *memoryDisk) put(ctx context.Context, c Call, do func() error) error {
 	return nil
 }
 
-// breach returns how a call with a range breaks the contract, or "".
+// breach describes how a call with a range breaks the contract of sink.Disk. It
+// returns "" if the call is allowed.
 func (d *memoryDisk) breach(c Call) string {
 	end := c.Off + c.Len
 	unknown := d.size == sink.UnknownSize

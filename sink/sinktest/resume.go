@@ -49,8 +49,8 @@ func testResume(t *testing.T, c Config) {
 	}
 }
 
-// checkpointBeside calls Checkpoint(off), and runs the function that it returns
-// concurrently with beside.
+// checkpointBeside calls Checkpoint(off), and runs the function that Checkpoint
+// returns concurrently with the function beside.
 func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, beside func()) []byte {
 	t.Helper()
 	state, sync, err := d.Checkpoint(off)

@@ -35,22 +35,24 @@ type Breaker interface{ Break(err error) }
 
 // Config describes the abilities of the sink under test.
 type Config struct {
-	// New returns a new target for a disk of up to MaxSize bytes. If the target has
-	// content before, New fills it with nonzero bytes. It is called after all
-	// earlier disks have ended, so that one device can serve for all tests.
+	// New returns a new target for a disk of up to MaxSize bytes. If the target exists
+	// before the disk is written, New fills it with nonzero bytes. The suite calls New
+	// only after all earlier disks have ended, so that New may return the same device
+	// for all tests.
 	New func(t testing.TB) Target
 	// Unit is the expected result of each disk's Unit.
 	Unit int64
 	// Multiple divides the sizes of all disks, in bytes; 0 means 1.
 	Multiple int64
-	// InPlace means that the target exists before, is written under its final name,
-	// and stays when the run fails, as block devices and NBD exports do.
+	// InPlace means that the target exists before the disk is created, is written
+	// under its final name, and is not removed if the run fails. Block devices and NBD
+	// exports are such targets.
 	InPlace bool
 	// Once means that the disk cannot be checkpointed or resumed.
 	Once bool
-	// Stream means InPlace and Once.
+	// Stream means that the target is a stream. It implies InPlace and Once.
 	Stream bool
-	// Discards means InPlace, with a target that keeps nothing.
+	// Discards means that the target stores no data. It implies InPlace.
 	Discards bool
 	// Backing means that disks support SameAt with Options.Backing.
 	Backing bool
@@ -60,8 +62,8 @@ type Config struct {
 // target with the given unit.
 func MaxSize(unit int64) int64 { return (pieces + 1) * max(unit, 64<<10) }
 
-// pieces is the number of pieces that the suite cuts a disk into, without a shorter
-// last one.
+// pieces is the number of pieces into which the suite divides a disk. A shorter
+// piece at the end of the disk is not counted.
 const pieces = 12
 
 // Test runs the suite.
@@ -224,7 +226,7 @@ func (c Config) finish(t *testing.T, target Target, d sink.Disk, want []byte) {
 	c.check(t, target, want)
 }
 
-// unpublished checks that nothing has the final name yet.
+// unpublished checks that there is no content under the final name yet.
 func (c Config) unpublished(t *testing.T, target Target, when string) {
 	t.Helper()
 	if c.InPlace {
@@ -270,7 +272,8 @@ func diff(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-// nothing checks that a failed run has left nothing behind.
+// nothing checks that a failed run has left no published target and no partial
+// files behind.
 func (c Config) nothing(t *testing.T, target Target) {
 	t.Helper()
 	c.unpublished(t, target, "after a run that failed")

@@ -16,7 +16,8 @@ import (
 // 5.0", The Header).
 const noParent = 0xffffffff
 
-// Values of a descriptor for facts that the source does not give.
+// These are the values in a descriptor for properties that the source does not
+// report.
 const (
 	defaultAdapter   = "lsilogic"
 	defaultHWVersion = "4" // the lowest version in use, which every host supports
@@ -47,9 +48,10 @@ type descriptor struct {
 	logical, physical          int64 // sector sizes that the guest sees, bytes; 0: not recorded
 }
 
-// newDescriptor copies the valid facts about the source. The CID identifies the
-// content that children of the image depend on, so the image keeps the CID of the
-// source. Without one, the CID is random, so that no two disks share it.
+// newDescriptor returns a descriptor with the valid properties of the source. The
+// CID identifies the content that children of the image depend on, so the image
+// keeps the CID of the source. If the source has no CID, the image gets a random
+// CID, so that it differs from the CIDs of other images.
 func newDescriptor(name string, size int64, info source.Info) descriptor {
 	d := descriptor{
 		name: extentName(name), sectors: size / sectorSize,
@@ -102,9 +104,10 @@ func newCID(known string) uint32 {
 	return binary.LittleEndian.Uint32(b[:]) % noParent
 }
 
-// geometry returns the geometry of the source, if it fits the disk. Otherwise it
-// returns the one that VMware gives to a new disk: heads and sectors per track
-// depend on the size, and there are as many whole cylinders as fit.
+// geometry returns the geometry of the source if it matches the size of the disk.
+// Otherwise it returns the geometry that VMware gives to a new disk: heads and
+// sectors per track depend on the size, and there are as many whole cylinders as
+// fit.
 func geometry(sectors int64, adapter string, known [3]int64) (cylinders, heads, perTrack int64) {
 	c, h, s := known[0], known[1], known[2]
 	// Some programs round the number of cylinders up.
@@ -146,7 +149,7 @@ func isNumber(s string) bool {
 	return isPlain(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < '0' || r > '9' })
 }
 
-// decimal returns n in decimal digits, "" for 0.
+// decimal returns n in decimal digits, or "" if n is 0.
 func decimal(n int64) string {
 	if n == 0 {
 		return ""

@@ -23,7 +23,8 @@ func newEncoding(level int) *encoding {
 
 // Encode implements sink.Encoding. A unit that is shorter than a grain, at the end
 // of the disk, is padded with zeros, since readers expect whole grains. Data that
-// does not shrink is put into stored blocks of deflate, which adds some 30 bytes.
+// cannot be compressed becomes stored (uncompressed) blocks of deflate, which are
+// about 30 bytes longer than the data.
 func (e *encoding) Encode(dst, unit []byte, _ int64) (enc []byte, plain bool, err error) {
 	if len(unit) == 0 || len(unit) > grainSize {
 		return dst, false, fmt.Errorf("cannot encode a unit of %d bytes: want 1 to %d", len(unit), grainSize)
@@ -47,7 +48,7 @@ func (e *encoding) Encode(dst, unit []byte, _ int64) (enc []byte, plain bool, er
 	return e.out.b, false, nil
 }
 
-// appender is a slice of bytes that a Writer appends to.
+// appender is an io.Writer that appends to a slice of bytes.
 type appender struct{ b []byte }
 
 func (a *appender) Write(p []byte) (int, error) {

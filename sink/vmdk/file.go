@@ -7,7 +7,8 @@ import (
 	"math"
 )
 
-// This is the layout that VMware's tools write and vSphere expects.
+// These values define the layout that VMware's tools write and that vSphere
+// expects.
 const (
 	sectorSize = 512
 	grainSize  = 64 << 10 // bytes
@@ -48,12 +49,12 @@ const (
 // by less than 64 bytes.
 const maxPacked = 2 * grainSize
 
-// chunk is the number of bytes that are written at once.
+// chunk is the length of a write to the file, in bytes.
 const chunk = 1 << 20
 
 var errTooLong = errors.New("the file of a VMDK can have at most 2 TiB, and the compressed disk is larger: write a raw or qcow2 target instead")
 
-// file is the file of the image, written in order.
+// file writes the file of an image, from beginning to end.
 type file struct {
 	out  io.WriterAt
 	size int64  // size of the disk, bytes
@@ -72,7 +73,7 @@ func newFile(out io.WriterAt, size int64) *file {
 	return &file{out: out, size: size, buf: make([]byte, 0, chunk), directory: make([]byte, tables*4)}
 }
 
-// begin writes everything in front of the grains.
+// begin writes the part of the file before the grains.
 func (f *file) begin(descriptor string) error {
 	header := f.header(gdAtEnd)
 	if err := f.write(header[:]); err != nil {
@@ -152,7 +153,7 @@ func (f *file) endTable() error {
 	return nil
 }
 
-// end writes everything behind the grains.
+// end writes the part of the file after the grains.
 func (f *file) end() error {
 	if err := f.endTable(); err != nil {
 		return err
@@ -214,7 +215,7 @@ func (f *file) zeros(n int64) error {
 	return nil
 }
 
-// zeroSector is only read.
+// zeroSector is a sector of zeros. It must not be changed.
 var zeroSector [sectorSize]byte
 
 func (f *file) write(p []byte) error {

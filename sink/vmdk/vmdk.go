@@ -20,9 +20,9 @@ import (
 // is 62 TiB.
 const MaxSize = 64 << 40
 
-// Levels of compression, as zlib counts them. At DefaultLevel a real file system
-// takes as many bytes as at zlib's own default level, in a fifth of the time;
-// bench_test.go has the measurements.
+// These are levels of compression with the numbers of zlib. At DefaultLevel a real
+// file system takes as many bytes as at zlib's own default level, in a fifth of the
+// time; bench_test.go has the measurements.
 const (
 	MinLevel     = 1
 	MaxLevel     = 9
@@ -119,8 +119,8 @@ func (d *disk) Unit() int64 { return grainSize }
 // ZeroedFrom is always true: grains that are not written read as zeros.
 func (d *disk) ZeroedFrom(int64) bool { return true }
 
-// call runs do for [off, off+n), which must not lie before the next offset to
-// write.
+// call runs do for a call with the range [off, off+n). It fails if off is less than
+// the next offset to write.
 func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
 	if err := d.Begin(ctx, off, n); err != nil {
 		return err
@@ -135,7 +135,8 @@ func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
 	return nil
 }
 
-// WriteAt encodes the grains itself, for callers that do not use NewEncoding.
+// WriteAt encodes grains and writes them. It is for callers that do not use
+// NewEncoding.
 func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	err := d.call(d.Context, off, int64(len(p)), func() error { return d.write(p, off) })
 	if err != nil {
@@ -229,7 +230,7 @@ func (d *disk) Publish(ctx context.Context) error {
 	return d.Advance(ctx, lifecycle.Finished, func() error { return d.out.Publish(ctx) })
 }
 
-// Suspend keeps the unfinished file for inspection; it cannot be resumed.
+// Suspend keeps the unfinished file for inspection. The file cannot be resumed.
 func (d *disk) Suspend() error { return d.End(d.out.Suspend) }
 
 func (d *disk) Abort() error { return d.Target.Abort(d.out.Abort) }
@@ -250,7 +251,8 @@ func (d verifiable) Reopen(ctx context.Context) (source.Disk, error) {
 	return reader.Open(ctx, d.Name, f, nothingElse, reader.Options{})
 }
 
-// nothingElse is the source.Opener for an image that must not need other files.
+// nothingElse is the source.Opener for an image that must consist of a single file.
+// It always returns an error.
 func nothingElse(_ context.Context, from, name, _ string) (source.Disk, error) {
 	return nil, fmt.Errorf("%s refers to the file %q, but a streamOptimized VMDK must be a single file", from, name)
 }
