@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -513,6 +514,12 @@ func TestExportAfterAnOutage(t *testing.T) {
 			}
 			if exit := read(); exit != 0 {
 				t.Fatalf("before: exit status %d", exit)
+			}
+			if slices.Contains(flags, "--rw") {
+				// The server closes the disk after its last client has left. A worker that
+				// is killed before that makes the server end with an error, since it may
+				// have had writes.
+				waitFor(t, "end of the worker", func() bool { return len(children(t, cmd.Process.Pid)) == 0 })
 			}
 			src.Conf("port 1")
 			for _, pid := range children(t, cmd.Process.Pid) {
