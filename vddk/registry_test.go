@@ -240,28 +240,27 @@ func TestPrepareAccessFails(t *testing.T) {
 		{"", errCrash, "worker was lost", 1},
 		{"", errHang, "deadline exceeded", 1},
 	} {
-		host, _ := newFakeHost(t, mib)
-		host.onPrepare = func(w *fakeWorker) error {
-			w.log(worker.Warning, test.line)
-			return test.err
-		}
-		var warnings []string
-		var log bytes.Buffer
-		o := Options{Connections: 1, Log: slog.New(slog.NewTextHandler(&log, nil)), Registry: NewRegistry(1), Warn: func(s string) { warnings = append(warnings, s) }}
-		if test.err == errHang {
-			o.Timeout = 20 * time.Millisecond // PrepareForAccess may take five times as long
-		}
-		d := host.mustOpen(Params{Server: "vc", VM: "moref=vm-1", PrepareAccess: true}, o)
-		if !strings.Contains(log.String(), o.Registry.identity) {
-			t.Errorf("the identity is not logged, but %s", &log)
-		}
-		if len(warnings) != 1 || !strings.Contains(warnings[0], test.want) || strings.Contains(warnings[0], "ESXi") != strings.Contains(test.want, "ESXi") {
-			t.Errorf("%q, want %q", warnings, test.want)
-		}
-		d.Close()
-		if host.endAccess != test.ends {
-			t.Errorf("%v: ended %d times, want %d", test.err, host.endAccess, test.ends)
-		}
+		synctest.Test(t, func(t *testing.T) {
+			host, _ := newFakeHost(t, mib)
+			host.onPrepare = func(w *fakeWorker) error {
+				w.log(worker.Warning, test.line)
+				return test.err
+			}
+			var warnings []string
+			var log bytes.Buffer
+			o := Options{Connections: 1, Log: slog.New(slog.NewTextHandler(&log, nil)), Registry: NewRegistry(1), Warn: func(s string) { warnings = append(warnings, s) }}
+			d := host.mustOpen(Params{Server: "vc", VM: "moref=vm-1", PrepareAccess: true}, o)
+			if !strings.Contains(log.String(), o.Registry.identity) {
+				t.Errorf("the identity is not logged, but %s", &log)
+			}
+			if len(warnings) != 1 || !strings.Contains(warnings[0], test.want) || strings.Contains(warnings[0], "ESXi") != strings.Contains(test.want, "ESXi") {
+				t.Errorf("%q, want %q", warnings, test.want)
+			}
+			d.Close()
+			if host.endAccess != test.ends {
+				t.Errorf("%v: ended %d times, want %d", test.err, host.endAccess, test.ends)
+			}
+		})
 	}
 }
 
