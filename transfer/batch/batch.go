@@ -248,7 +248,7 @@ func (f *File) Select(s Selection) ([]*Job, error) {
 		}
 	}
 	if len(jobs) == 0 {
-		return nil, fmt.Errorf("none of %d jobs has all of these names and labels", len(f.Jobs))
+		return nil, fmt.Errorf("none of the %d jobs of the file matches all names and labels that were given", len(f.Jobs))
 	}
 	if s.Shards > 0 {
 		jobs = slices.DeleteFunc(jobs, func(j *Job) bool { return Shard(j.Name, s.Shards) != s.Shard })

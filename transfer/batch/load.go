@@ -160,7 +160,7 @@ func (l *loader) file(root *node) *File {
 		case "version":
 			version = true
 			if m.value.kind != kindNumber || m.value.text != "1" {
-				l.bad(m.value.offset, field, "want 1, the only version of job files")
+				l.bad(m.value.offset, field, "the version of a job file must be 1")
 			}
 		case "continue_on_error":
 			if l.want(m.value, field, "a boolean", kindBoolean) {
@@ -241,7 +241,7 @@ func (l *loader) field(d *draft, m member, field place) {
 		}
 		l.text(d, m, field)
 		if name := d.get("name"); name != nil && (name[0] == "" || len(name[0]) > 1000) {
-			l.bad(m.value.offset, field, "want 1 to 1000 bytes")
+			l.bad(m.value.offset, field, "a name must have 1 to 1000 bytes")
 		}
 	case "source", "target", "host":
 		l.text(d, m, field)
@@ -250,7 +250,7 @@ func (l *loader) field(d *draft, m member, field place) {
 	case "before", "after":
 		texts := l.texts(m, field)
 		if texts != nil && (len(texts) == 0 || texts[0] == "") {
-			l.bad(m.value.offset, field, "want a program and its arguments")
+			l.bad(m.value.offset, field, "a hook must be an array of a program and its arguments")
 		}
 		d.values = append(d.values, fieldValue{m.name, texts})
 	case "hook_timeout":
@@ -401,7 +401,7 @@ func (l *loader) limits(n *node, limits *Limits) {
 			}
 			i, err := bytesize.Parse(strings.TrimSuffix(v.text, "/s"))
 			if err == nil && i == 0 {
-				err = fmt.Errorf("0 would let nothing run")
+				err = fmt.Errorf("the limit must not be 0, because no job could run")
 			}
 			if err != nil {
 				l.bad(v.offset, field, "%.200v", err)

@@ -92,7 +92,7 @@ func TestLoadTellsMistakes(t *testing.T) {
 		{"too deep", strings.Repeat("[", 30) + strings.Repeat("]", 30), []string{"1:17: values are nested deeper than 16 levels"}},
 		{"an array", `[]`, []string{"1:1: want an object, found an array"}},
 		{"nothing in it", `{}`, []string{`1:1: version: missing: want "version": 1`, "1:1: jobs: missing: want an array of jobs"}},
-		{"version", `{"version":"1","jobs":[{` + ok + `}]}`, []string{"1:12: version: want 1, the only version of job files"}},
+		{"version", `{"version":"1","jobs":[{` + ok + `}]}`, []string{"1:12: version: the version of a job file must be 1"}},
 		{"no jobs", `{"version":1,"jobs":[]}`, []string{"1:21: jobs: the array is empty: want at least one job"}},
 		{"jobs an object", `{"version":1,"jobs":{}}`, []string{"1:21: jobs: want an array, found an object"}},
 		{"misspelt at the top", `{"version":1,"job":[],"jobs":[{` + ok + `}]}`, []string{`1:14: job: unknown field; did you mean "jobs"?`}},
@@ -122,7 +122,7 @@ func TestLoadTellsMistakes(t *testing.T) {
 		}},
 		{"no size", `{"version":1,"limits":{"rate":"fast","nfc_buffer":0},"jobs":[{` + ok + `,"sparse":"4kb"}]}`, []string{
 			`1:31: limits.rate: size "fast": want a whole number of bytes; write for example 512, 64KiB, 1MiB or 2GiB`,
-			"1:51: limits.nfc_buffer: 0 would let nothing run",
+			"1:51: limits.nfc_buffer: the limit must not be 0, because no job could run",
 			`1:98: jobs[0].sparse: size "4kb": unknown unit "kb"; write for example 512, 64KiB, 1MiB or 2GiB`,
 		}},
 		{"limits", `{"version":1,"limits":{"total":0,"rounds":-1,"per_host":"2"},"jobs":[{` + ok + `}]}`, []string{
@@ -141,8 +141,8 @@ func TestLoadTellsMistakes(t *testing.T) {
 			`1:58: jobs[0].format: "vhd": want one of raw, qcow2`, `1:73: jobs[0].digest: "md5": want one of blksum, sha256`,
 		}},
 		{"empty", `{"version":1,"jobs":[{` + ok + `,"compress":"","name":"","before":[],"after":[""],"hook_timeout":"soon"}]}`, []string{
-			"1:60: jobs[0].compress: the text is empty: leave the field out", "1:70: jobs[0].name: want 1 to 1000 bytes",
-			"1:82: jobs[0].before: want a program and its arguments", "1:93: jobs[0].after: want a program and its arguments",
+			"1:60: jobs[0].compress: the text is empty: leave the field out", "1:70: jobs[0].name: a name must have 1 to 1000 bytes",
+			"1:82: jobs[0].before: a hook must be an array of a program and its arguments", "1:93: jobs[0].after: a hook must be an array of a program and its arguments",
 			`1:113: jobs[0].hook_timeout: "soon": want a duration such as 90s or 15m`,
 		}},
 		{"code 0", `{"version":1,"jobs":[{"source":"a\u0000","target":"b"}]}`, []string{"1:32: jobs[0].source: the text contains a zero byte"}},
@@ -311,9 +311,9 @@ func TestSelect(t *testing.T) {
 		{batch.Selection{}, "n0 n1 n2 n3 n4 n5 n6 n7 n8 n9 n10 n11"},
 		{batch.Selection{Names: []string{"n7", "n2"}}, "n2 n7"},
 		{batch.Selection{Labels: map[string]string{"wave": "1", "odd": "true"}}, "n1 n7"},
-		{batch.Selection{Names: []string{"n1"}, Labels: map[string]string{"wave": "0"}}, "none of 12 jobs has all of these names and labels"},
+		{batch.Selection{Names: []string{"n1"}, Labels: map[string]string{"wave": "0"}}, "none of the 12 jobs of the file matches all names and labels that were given"},
 		{batch.Selection{Names: []string{"x"}}, `no job is called "x"`},
-		{batch.Selection{Labels: map[string]string{"wave": ""}}, "none of 12 jobs has all of these names and labels"},
+		{batch.Selection{Labels: map[string]string{"wave": ""}}, "none of the 12 jobs of the file matches all names and labels that were given"},
 	} {
 		got := ""
 		selected, err := f.Select(c.s)

@@ -34,8 +34,8 @@ type Options struct {
 	// Ended is called for each job when it is over, and for each job that an earlier run
 	// has done. Calls do not overlap. It may be nil.
 	Ended func(*Job, *JobReport)
-	// Waiting is called before a wait after which that many jobs are tried again. done
-	// is called after the wait. It may be nil.
+	// Waiting is called before the pause after which the given number of jobs is tried
+	// again. done is called after the pause. It may be nil.
 	Waiting func(jobs int, wait time.Duration) (done func())
 }
 

@@ -76,8 +76,8 @@ const (
 	longestPause = time.Minute
 )
 
-// pause waits before a round, counted from 1, in which that many jobs are tried again.
-// It returns false if ctx ends the wait.
+// pause waits before the given round, counted from 1, in which the given number of jobs
+// is tried again. It returns false if ctx ends the wait.
 func (r *run) pause(ctx context.Context, jobs, round int) bool {
 	wait := firstPause
 	for range round - 1 {
