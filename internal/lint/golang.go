@@ -98,5 +98,6 @@ func holdsOptions(name string) bool {
 	return false
 }
 
-// plain joins the lines of a text.
+// plain replaces the line ends of a text by spaces, so that a phrase that continues on
+// the next line is found.
 func plain(text string) string { return strings.Join(strings.Fields(text), " ") }

@@ -22,7 +22,8 @@ var phrases = []struct {
 	{regexp.MustCompile(`(?i)\bwhoever\b`), `the subject by its name`},
 	{regexp.MustCompile(`(?i)\bwhat becomes of\b`), `the result by its name`},
 	{regexp.MustCompile(`(?i)\bas it were\b`), `the plain statement`},
-	// Sentences that begin so have no subject that a reader could know.
+	// A sentence that begins with one of the following words has no subject that a
+	// reader could know.
 	{regexp.MustCompile(`(^|[.:;] )(Of|Who|Whose) [^?]*?[.,;:]`), `a sentence that begins with its subject`},
 	{regexp.MustCompile(`(^|[.] )What [^?]*?([.,;:]|$)`), `a sentence that begins with its subject`},
 }

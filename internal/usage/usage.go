@@ -1,4 +1,4 @@
-// Package usage has the error of a mistake in a command line or in a job file.
+// Package usage defines the error for a mistake in a command line or in a job file.
 package usage
 
 import (
