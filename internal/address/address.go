@@ -128,7 +128,7 @@ func parseSource(text string, role Role) (Address, error) {
 		return Stream{}, nil
 	}
 	if text == stream {
-		return nil, usage.Errorf("standard input is a stream, not a disk; for a file of that name write ./-")
+		return nil, usage.Errorf("-: standard input is a stream, which this command cannot use as a disk (for a file with the name - write ./-)")
 	}
 	if m := keyValue.FindStringSubmatch(text); m != nil {
 		// The message leaves out the value, which may be a password.
