@@ -39,11 +39,11 @@ func run(mountpoint, folder string) error {
 	in := bufio.NewReader(os.Stdin)
 	line, err := in.ReadBytes('\n')
 	if err != nil {
-		return fmt.Errorf("read the faults: %w", err)
+		return fmt.Errorf("cannot read the faults from standard input: %w", err)
 	}
 	of := &faultFS{calls: map[string]int{}}
 	if err := json.Unmarshal(line, &of.faults); err != nil {
-		return fmt.Errorf("decode the faults: %w", err)
+		return fmt.Errorf("cannot decode the faults on standard input as JSON: %w", err)
 	}
 	root := &fs.LoopbackRoot{Path: folder}
 	root.RootNode = &faultNode{&fs.LoopbackNode{RootData: root}, of}

@@ -1,10 +1,9 @@
 // Kubedecode reads the YAML documents of Kubernetes objects from standard input
 // and writes them to standard output as one JSON array.
 //
-// Kubedecode decodes as strictly as an API server does that refuses unknown and
-// duplicate fields, with the types of k8s.io/api. Its exit status is 1, and
-// standard error has the reason, when a document is refused. Tests of vddkcp's
-// examples run it.
+// Kubedecode uses the types of k8s.io/api and refuses unknown and duplicate fields, as
+// an API server with strict validation does. When it refuses a document, it writes the
+// reason to standard error and its exit status is 1. Tests of vddkcp's examples run it.
 package main
 
 import (

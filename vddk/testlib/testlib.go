@@ -127,7 +127,7 @@ func build(options []string) (string, error) {
 	return dir, nil
 }
 
-// errOr returns a, or b if a is nil.
+// errOr returns a if a is not nil, and b otherwise.
 func errOr(a, b error) error {
 	if a != nil {
 		return a
@@ -135,8 +135,8 @@ func errOr(a, b error) error {
 	return b
 }
 
-// New returns a library in a new temporary folder. The test fails at its end if a rule was
-// violated, except rules that were named to Allow.
+// New returns a library in a new temporary folder. The test fails at its end if it violated a rule
+// that was not passed to Allow.
 func New(t testing.TB, options ...string) *Library {
 	t.Helper()
 	built := Build(t, options...)
@@ -273,8 +273,8 @@ func (l *Library) Figures() map[string]int64 { l.t.Helper(); return l.counters("
 // Rules returns the number of violations of each rule.
 func (l *Library) Rules() map[string]int64 { l.t.Helper(); return l.counters("broken") }
 
-// Broken returns a line "PID rule: what happened" for each violation of a rule that Allow did not
-// name. Each process writes at most a hundred lines.
+// Broken returns a line "PID rule: what happened" for each violation of a rule that was not passed
+// to Allow. Each process writes at most a hundred lines.
 func (l *Library) Broken() []string {
 	l.t.Helper()
 	var lines []string
@@ -306,8 +306,8 @@ func (l *Library) lines(name string) []string {
 // Allow lets the test pass although the given rules are violated.
 func (l *Library) Allow(rules ...string) { l.allowed = append(l.allowed, rules...) }
 
-// NoBroken fails the test if a rule was violated that Allow did not name. It is called at the end
-// of the test.
+// NoBroken fails the test if it violated a rule that was not passed to Allow. It is called at the
+// end of the test.
 func (l *Library) NoBroken() {
 	l.t.Helper()
 	for rule, n := range l.Rules() {
