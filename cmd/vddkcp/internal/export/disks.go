@@ -19,8 +19,9 @@ import (
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 )
 
-// open opens the eager sources, and checks the others as far as that takes no
-// login. It returns the exports also with an error.
+// open opens the sources with Eager. It checks the other sources as far as possible
+// without a login; a local source is opened for this check. The returned exports are
+// valid even if err is not nil.
 func open(ctx context.Context, o Options) (e *exports, err error) {
 	e = &exports{life: ctx, Options: o}
 	if err = e.openAll(ctx); err != nil {
@@ -45,9 +46,9 @@ func (e *exports) openAll(ctx context.Context) error {
 			return err
 		}
 		if s.Eager {
-			// If clients write to the disk, the first client takes it over: a
-			// failed flush is forgotten only when the disk is closed with the last
-			// client.
+			// A disk that clients write to is owned by its first client and is closed
+			// after its last client, because only closing the disk clears the error of
+			// a failed flush.
 			d.first, d.keep = disk, !e.Opener.Writable && e.CowFile == ""
 		} else if e.Cow && e.CowFile == "" {
 			d.first, d.keep = disk, true
@@ -56,7 +57,8 @@ func (e *exports) openAll(ctx context.Context) error {
 		}
 	}
 	if e.Pattern != "" {
-		// The check of any path finds out whether all other parameters are valid.
+		// The path is only an example. The check finds invalid values of the other VDDK
+		// parameters.
 		path := "[any] any.vmdk"
 		if strings.HasPrefix(e.Pattern, "/") {
 			path = "/any.vmdk"
@@ -85,7 +87,8 @@ type exportedDisk struct {
 	keep  bool        // first stays open for all clients; otherwise the first client takes it over
 }
 
-// close closes the disks that no client owns.
+// close closes the disks that stay open between clients. The server closes the disks
+// that a client owns.
 func (e *exports) close() error {
 	var all error
 	for _, d := range slices.AppendSeq(slices.Clone(e.list), maps.Values(e.byName)) {
@@ -139,8 +142,8 @@ func (e *exports) find(name string) *exportedDisk {
 	return nil
 }
 
-// named returns the disk with that name, or a new one if Pattern allows clients to
-// choose it.
+// named returns the exported disk with the given name. If there is none, it returns a
+// new one; the caller has already checked that Pattern allows the name.
 func (e *exports) named(name string) *exportedDisk {
 	if d := e.find(name); d != nil {
 		return d
@@ -153,7 +156,9 @@ func (e *exports) named(name string) *exportedDisk {
 	return &exportedDisk{Export: server.Export{Name: name}, src: address.ForVDDK(name)}
 }
 
-// remember keeps a disk that stays open. Other names that clients try are not kept.
+// remember records a disk that a client chose by Pattern and that stays open. Disks
+// that do not stay open are not recorded, so that clients cannot fill the memory with
+// names.
 func (e *exports) remember(d *exportedDisk) {
 	if e.find(d.Name) != nil {
 		return
@@ -190,16 +195,16 @@ func (e *exports) Open(ctx context.Context, name string) (source.Disk, error) {
 	return e.openDisk(ctx, d.src)
 }
 
-// openSource opens a source. If a source on a server ends, because the server was
-// unavailable for longer than --retry-timeout or refused the disk, it is opened
-// again for the next request.
+// openSource opens a source. If a disk on a server can no longer be read, because the
+// server was unavailable for longer than --retry-timeout or refused the disk, the next
+// request opens the disk again.
 func (e *exports) openSource(ctx context.Context, src address.Address) (source.Disk, error) {
 	open := func(ctx context.Context) (source.Disk, error) { return e.Opener.OpenAddress(ctx, src, e.Format) }
 	if !address.IsRemote(src) {
 		return open(ctx)
 	}
-	// The disk repeats failed requests itself and gives up in the end. This Retry
-	// only opens it again for later requests.
+	// The disk itself repeats failed requests within --retries and --retry-timeout.
+	// source.Retry only opens the disk again for later requests.
 	return source.Retry(ctx, open, source.RetryOptions{Revive: true, Timeout: math.MaxInt64 / 2, OnRetry: func(err error, wait time.Duration) {
 		e.Log.Warn("opening the source again", "source", src, "in", wait.Round(time.Millisecond), "error", err)
 	}})

@@ -91,7 +91,7 @@ const grace = 5 * time.Second
 // If the cause of ctx has a method Signal() syscall.Signal, Options.Command gets
 // that signal when ctx ends, otherwise SIGTERM.
 func Run(ctx context.Context, o Options) error {
-	// The sockets are taken first, so that no process which opens a disk inherits
+	// Acquire the sockets first, so that the processes that open disks do not inherit
 	// them.
 	sockets, err := activatedSockets()
 	if err != nil {
@@ -117,8 +117,8 @@ func Run(ctx context.Context, o Options) error {
 	return errors.Join(err, exports.close())
 }
 
-// serve serves the opened exports. kill ends the disks that were opened before the
-// server existed.
+// serve serves the opened exports. kill aborts the calls of the disks that were opened
+// before the server was created.
 func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets, parent int, stats *statsFile, kill context.CancelCauseFunc) error {
 	log := o.Log
 	// A signal, the end of the parent process and a failure end the command or, if
@@ -146,9 +146,9 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 	if err != nil {
 		return err
 	}
-	// A connection has up to three calls in progress on a disk that does not
-	// answer, each in a thread. The Go runtime would end a program with more
-	// threads than this limit.
+	// If a disk does not answer, each connection has up to three calls of the disk in
+	// progress, each of which occupies a thread. The Go runtime ends a program that has
+	// more threads than this limit.
 	debug.SetMaxThreads(max(10_000, 2_000+3*o.MaxConnections))
 	if err := sockets.listen(ctx, o.Listen, o.Command != ""); err != nil {
 		return err

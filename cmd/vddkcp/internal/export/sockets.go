@@ -26,8 +26,8 @@ type sockets struct {
 	folder    string // folder of a private socket
 }
 
-// activatedSockets returns the sockets from socket activation, of which there may
-// be none.
+// activatedSockets returns the sockets that systemd or another parent process passed to
+// this process by socket activation. The result is empty without socket activation.
 func activatedSockets() (*sockets, error) {
 	s := new(sockets)
 	var err error
@@ -38,8 +38,8 @@ func activatedSockets() (*sockets, error) {
 	return s, nil
 }
 
-// listen opens the sockets at the addresses. captive says that they are for the
-// command of --run.
+// listen opens the sockets at the addresses. captive is true if the server serves the
+// command of --run; by default it then listens on a private socket.
 func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) error {
 	switch {
 	case s.activated && captive:

@@ -15,7 +15,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
-// statsFile is the file of --stats, and the source of the table for --verbose.
+// statsFile counts the requests of clients. The counts are written to the file of
+// --stats, and as a table for --verbose.
 type statsFile struct {
 	server.Stats
 	started time.Time
