@@ -11,8 +11,8 @@ type completionCommand struct {
 	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell: bash, zsh or fish."`
 }
 
-// Run prints the script. The script is generated from the model that parses the
-// command line, and starts no process to complete a word.
+// Run prints the completion script. The script contains the names of all commands and
+// flags, so that it completes a word without running vddkcp.
 func (c *completionCommand) Run(app *kong.Application) error {
 	return completionScripts.ExecuteTemplate(textOutput, c.Shell, completionModel(app))
 }
@@ -68,7 +68,8 @@ func completeFlag(f *kong.Flag) completedFlag {
 	return flag
 }
 
-// zshQuote escapes the characters that have a meaning for _arguments.
+// zshQuote escapes the characters that have a special meaning for the zsh function
+// _arguments.
 func zshQuote(s string) string {
 	return strings.NewReplacer("[", `\[`, "]", `\]`, ":", `\:`).Replace(s)
 }

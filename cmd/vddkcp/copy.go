@@ -50,7 +50,9 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		return err
 	})
 	if c.Report != "" {
-		// A copy that failed may have opened files before the outputs were checked.
+		// Check the outputs again: the copy may have failed before it compared them
+		// with the files that it had opened, and the report must not overwrite one of
+		// those files.
 		reported := spec.Opened()
 		if reported == nil {
 			err = errors.Join(err, writeReport(r, c.Report))
@@ -107,7 +109,8 @@ func (c *copyCommand) spec() job.Spec {
 	return s
 }
 
-// addresses returns a copy with nothing but its addresses, which Parse checks.
+// addresses returns a job.Spec that has only the addresses of the copy. Its method
+// Parse checks them.
 func (c *copyCommand) addresses() job.Spec {
 	return job.Spec{Source: c.Src, Target: c.Dst, Backing: c.Backing}
 }
@@ -151,7 +154,7 @@ func progressStyle(flag string) progress.Style {
 	return progress.Lines
 }
 
-// shown runs work while the display shows its progress, and returns its error.
+// shown runs work while the display shows the progress, and returns the error of work.
 func shown(display interface{ Run(done <-chan struct{}) }, work func() error) error {
 	done, drawn := make(chan struct{}), make(chan struct{})
 	go func() {

@@ -23,16 +23,16 @@ type copyFlags struct {
 	ClusterSize   *bytesize.Size `help:"Cluster size of a qcow2 target (default 64KiB)." placeholder:"SIZE" group:"Target:"`
 	Backing       string         `help:"Write a qcow2 overlay of this disk: only the data that differs from it. A relative path starts from the folder of DST." placeholder:"FILE" group:"Target:"`
 	BackingFormat string         `help:"Format of the backing file: raw, qcow2 or vmdk. By default it is detected from the content." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
-	Preallocation string         `help:"Space for holes: off (none, the file is sparse), falloc (reserved) or full (written as zeros)." enum:"off,falloc,full" default:"off" group:"Target:"`
+	Preallocation string         `help:"Space for the holes in the file DST: off (none, the file is sparse), falloc (reserved) or full (written as zeros)." enum:"off,falloc,full" default:"off" group:"Target:"`
 	Sparse        *bytesize.Size `help:"Turn runs of zeros of at least this size into holes (default 4KiB); 0 writes all zeros." placeholder:"SIZE" group:"Target:"`
 	Reflink       string         `help:"Share blocks with SRC instead of copying them, on a file system that supports it: auto, always (fail if it is not possible) or never." enum:"auto,always,never" default:"auto" group:"Target:"`
-	TargetIsZero  bool           `help:"The target already reads as zeros, so that holes need not be written." group:"Target:"`
+	TargetIsZero  bool           `help:"Do not write zeros for the holes of SRC, because all of DST already reads as zeros." group:"Target:"`
 	Verify        bool           `help:"Read the target back and compare it, before it gets its final name." group:"Target:"`
 	Size          *bytesize.Size `help:"Size of the disk that is read from standard input." placeholder:"SIZE" group:"Target:"`
 
 	RequestSize bytesize.Size `help:"Number of bytes in each read (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
 	Depth       int           `help:"Number of concurrent reads on each connection (default 4)." default:"4" placeholder:"N" group:"Speed:"`
-	Connections connections   `help:"Number of connections, or auto: 4 to an NBD server that allows them; up to 4 through VDDK, as long as more of them are faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	Connections connections   `help:"Number of connections, or auto: with an NBD server 4, if it allows several; with VDDK up to 4, as long as each new one makes reading faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	RateLimit   rate          `help:"Maximum number of bytes to read per second." placeholder:"BYTES/s" group:"Speed:"`
 	Cache       string        `help:"Keep or drop copied data in the page cache (default: drop if the copy is larger than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
 
@@ -67,7 +67,7 @@ func (c *connections) UnmarshalText(text []byte) error {
 	}
 	n, err := strconv.Atoi(string(text))
 	if err != nil || n < 1 || n > 64 {
-		return fmt.Errorf("%q: want 1 to 64, or auto", text)
+		return fmt.Errorf("%q: want a number of connections from 1 to 64, or auto", text)
 	}
 	*c = connections(n)
 	return nil
@@ -98,15 +98,15 @@ func (c *copyFlags) Validate() error {
 	return nil
 }
 
-// reflinks are the values of --reflink.
+// reflinks maps the values of --reflink to the modes of a copy.
 var reflinks = map[string]transfer.Reflink{
 	"auto": transfer.ReflinkAuto, "always": transfer.ReflinkAlways, "never": transfer.ReflinkNever,
 }
 
-// digestFlag is --digest, whose optional value follows after =.
+// digestFlag is the value of --digest, which is optional and can only follow after =.
 type digestFlag digest.Algorithm
 
-// IsBool makes kong take the flag without a value.
+// IsBool tells kong that the flag may have no value.
 func (*digestFlag) IsBool() bool { return true }
 
 // Decode implements kong.MapperValue.
@@ -125,7 +125,7 @@ func validateRequests(size bytesize.Size, depth int) error {
 		return fmt.Errorf("--request-size: %d bytes: want a multiple of 512 from 4KiB to 64MiB", size)
 	}
 	if depth < 1 || depth > maxDepth {
-		return fmt.Errorf("--depth: %d: want 1 to %d", depth, maxDepth)
+		return fmt.Errorf("--depth: %d: want 1 to %d concurrent reads", depth, maxDepth)
 	}
 	if memory := 2 * int64(depth) * int64(size); memory > maxMemory {
 		return fmt.Errorf("--depth %d and --request-size %s need %s of memory; want at most %s", depth,

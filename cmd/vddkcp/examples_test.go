@@ -71,7 +71,7 @@ func TestFieldsAreFlags(t *testing.T) {
 		`"digest":true,"verify":false,"allow_path":["/a=b","c d"],"nfc_buffers":"1MiBx4"`: "",
 		`"digest":"sha256","debug":["vddk.stats=1","vddk.extents=0"],"port":443`:          "",
 		`"user":"-x","password":"a=b --c","thumbprint":"'\"${x}"`:                         "",
-		`"connections":99`:             `jobs[0].connections: "99": want 1 to 64, or auto`,
+		`"connections":99`:             `jobs[0].connections: "99": want a number of connections from 1 to 64, or auto`,
 		`"retry_timeout":"soon"`:       `jobs[0].retry_timeout: "soon": want a duration such as 90s or 15m`,
 		`"depth":1000`:                 "jobs[0].depth: 1000: want 1 to 256",
 		`"depth":99999999999999999999`: "jobs[0].depth: ",

@@ -130,9 +130,9 @@ func (c *exportCommand) Validate() error {
 func validText(s string) error {
 	switch {
 	case len(s) > nbd.MaxString:
-		return fmt.Errorf("text of %d bytes: want at most %d bytes", len(s), nbd.MaxString)
+		return fmt.Errorf("the text has %d bytes: want at most %d bytes, the limit of NBD", len(s), nbd.MaxString)
 	case !utf8.ValidString(s):
-		return fmt.Errorf("%q: want UTF-8", s)
+		return fmt.Errorf("%q is not valid UTF-8", s)
 	}
 	return nil
 }
@@ -146,8 +146,9 @@ func (c *exportCommand) sources() []namedSource {
 	return append(all, c.Export...)
 }
 
-// addresses parses the addresses of the sources. Only SRC, which comes first, is
-// opened before the server starts even if that takes a login.
+// addresses parses the addresses of the sources. SRC comes first. It is the only source
+// that is opened before the server starts even if opening it requires a login on a
+// host.
 func (c *exportCommand) addresses() ([]export.Source, error) {
 	var all []export.Source
 	for _, s := range c.sources() {
@@ -163,9 +164,10 @@ func (c *exportCommand) addresses() ([]export.Source, error) {
 	return all, nil
 }
 
-// exportRefusals is the number of refused logins after which a server stops trying,
-// since clients come and go while an administrator may correct the account. ESXi
-// locks an account after five.
+// exportRefusals is the number of refused logins on a host after which vddkcp export
+// stops trying to log in. More than one try is allowed, because an administrator may
+// correct the account while the server runs. ESXi locks an account after five refused
+// logins.
 const exportRefusals = 3
 
 func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {

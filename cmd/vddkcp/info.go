@@ -23,7 +23,7 @@ type infoCommand struct {
 	sourceFlags
 }
 
-// imageInfo is the output of info, and its JSON, see docs/cli.md.
+// imageInfo is what vddkcp info prints, as text or as JSON. docs/cli.md describes it.
 type imageInfo struct {
 	Source      string        `json:"source"`
 	Format      string        `json:"format"`

@@ -29,7 +29,7 @@ import (
 var notJobFields = []string{"progress", "report", "resume", "dry-run"}
 
 // decidingVDDK are the flags of VDDK that decide which disk is read. The other flags of
-// VDDK only say how.
+// VDDK only decide how the disk is read.
 var decidingVDDK = []string{"server", "vm", "snapshot"}
 
 // jobParser turns jobs into the flags of a copy. It uses the parser of the command line,
@@ -68,8 +68,8 @@ func fieldName(flag *kong.Flag) string { return strings.ReplaceAll(flag.Name, "-
 // spec describes the flags of vddkcp copy to package batch.
 func (p *jobParser) spec() (*batch.Spec, error) {
 	s := &batch.Spec{
-		// An address that is refused counts as no path, so that it is not made absolute and
-		// the error shows it as the user wrote it.
+		// SourcePath and TargetPath return false for an invalid address. The address is
+		// then not made absolute, and the error message shows it as the user wrote it.
 		SourcePath: func(a string) bool {
 			source, err := address.Parse(a, address.Disk)
 			return err == nil && !address.IsRemote(source)
@@ -151,7 +151,7 @@ func jobField(flag *kong.Flag) (batch.Field, error) {
 	return f, nil
 }
 
-// command returns the flags of a job. The result belongs to the caller.
+// command returns the flags of a job, in a copy that the caller may change.
 func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -162,8 +162,8 @@ func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 	return &c, nil
 }
 
-// set sets line to the flags of a job, and returns what is wrong with them. The caller
-// holds mu.
+// set sets p.line to the flags of a job. It returns an error if a flag or an address of
+// the job is invalid. The caller holds p.mu.
 func (p *jobParser) set(j *batch.Job) error {
 	switch {
 	case j.Source == "-":
@@ -175,7 +175,7 @@ func (p *jobParser) set(j *batch.Job) error {
 	c := &p.line.copyCommand
 	c.Src, c.Dst = j.Source, j.Target
 	for _, v := range j.Values {
-		if err := p.give(v); err != nil {
+		if err := p.setFlag(v); err != nil {
 			return err
 		}
 	}
@@ -197,9 +197,10 @@ func (p *jobParser) set(j *batch.Job) error {
 	return nil
 }
 
-// give sets a flag of line, as kong does for --FLAG=TEXT. Parsing a command line by kong
-// would take a hundred times as long, because kong visits all flags several times.
-func (p *jobParser) give(v batch.Value) error {
+// setFlag sets a flag of p.line, as kong does for --FLAG=TEXT. Parsing a command line
+// with kong would take a hundred times as long, because kong visits all flags several
+// times.
+func (p *jobParser) setFlag(v batch.Value) error {
 	flag := p.flags[v.Field.Name]
 	bare := v.Field.Type == batch.Boolean || v.Field.Type == batch.BoolOrText
 	for _, text := range v.Texts {
@@ -296,9 +297,10 @@ func filesOf(path string) []string {
 	return names
 }
 
-// jobsFile reads a job file; - is standard input. It returns at once when ctx ends, even
-// if a read blocks. It passes its progress to told every few seconds.
-func (p *jobParser) jobsFile(ctx context.Context, path string, told func(string)) (*batch.File, error) {
+// jobsFile reads a job file; - is standard input. It returns at once when ctx ends,
+// even if a read blocks. Every few seconds it calls notice with a message that shows
+// the progress.
+func (p *jobParser) jobsFile(ctx context.Context, path string, notice func(string)) (*batch.File, error) {
 	spec, err := p.spec()
 	if err != nil {
 		return nil, err
@@ -324,7 +326,7 @@ func (p *jobParser) jobsFile(ctx context.Context, path string, told func(string)
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-tick.C:
-			told(fmt.Sprintf("reading %s: %d%%", path, done.Load()*100/max(all.Load(), 1)))
+			notice(fmt.Sprintf("reading %s: %d%%", path, done.Load()*100/max(all.Load(), 1)))
 		}
 	}
 }

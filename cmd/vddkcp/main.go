@@ -61,7 +61,7 @@ func run(args []string) int {
 	// instead of ending the program silently. Go returns EPIPE from writes to
 	// standard output once the program asks for SIGPIPE.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	secrets := takeSecrets()
+	secrets := extractSecrets()
 
 	var c cli
 	exited, status := false, 0
@@ -86,7 +86,7 @@ func run(args []string) int {
 		return status
 	}
 	if err != nil {
-		return fail(errorOutput, false, &usageError{err: err, hint: "vddkcp --help lists commands and flags"})
+		return fail(errorOutput, false, &usageError{err: err, hint: "run vddkcp --help for the list of commands and flags"})
 	}
 	commands := new(spawned)
 	ctx, stop := withSignals(context.Background(), commands.kill)
@@ -118,7 +118,8 @@ func refuseReserved(args []string) error {
 	return nil
 }
 
-// otherNames maps commands of other programs to the commands that do the same here.
+// otherNames maps commands of other programs to the commands of vddkcp that do the
+// same.
 var otherNames = map[string]string{
 	"batch": "run", "cmp": "verify", "clone": "copy", "compare": "verify", "convert": "copy", "cp": "copy", "diff": "verify", "serve": "export",
 }

@@ -42,11 +42,11 @@ func rewriteNBDKit(app *kong.Application, args []string) ([]string, error) {
 	l := &nbdkitLine{commandLine: commandLine{command: commandNamed(app, "export")}, filters: map[string]bool{}}
 	for rest := args[1:]; len(rest) > 0; {
 		var err error
-		if rest, err = l.take(rest); err != nil {
+		if rest, err = l.parseWord(rest); err != nil {
 			return nil, err
 		}
 	}
-	return l.ours()
+	return l.translate()
 }
 
 // nbdkitLine is a command line as nbdkit interprets it.
@@ -56,8 +56,9 @@ type nbdkitLine struct {
 	filters       map[string]bool
 }
 
-// take interprets the first word, and the next one if that is its value.
-func (l *nbdkitLine) take(words []string) (rest []string, err error) {
+// parseWord interprets the first word, and also the second word if that is the value of
+// the first. It returns the words after them.
+func (l *nbdkitLine) parseWord(words []string) (rest []string, err error) {
 	word, rest := words[0], words[1:]
 	switch {
 	case word == "--":
@@ -91,9 +92,9 @@ func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
 		}
 		return rest, l.filter(value)
 	case name == "tls-psk":
-		return nil, &usageError{err: errors.New("--tls-psk: pre-shared keys are not supported (Go's TLS has none)"), hint: "--tls-certificates DIR, and --tls-verify-peer for certificates of clients"}
+		return nil, &usageError{err: errors.New("--tls-psk: pre-shared keys are not supported (Go's TLS has none)"), hint: "use --tls-certificates DIR; to check certificates of clients, also use --tls-verify-peer"}
 	case name == "port" && len(l.operands) > 0 && l.operands[0] == "vddk":
-		return nil, &usageError{err: errors.New("--port is ambiguous: with nbdkit the port to listen on, with vddkcp the port of the VMware server"), hint: "use -p N for the port to listen on, and port=N for the port of the server"}
+		return nil, &usageError{err: errors.New("--port is ambiguous: it is the port to listen on for nbdkit, and the port of the VMware server for vddkcp"), hint: "use -p N for the port to listen on, and port=N for the port of the server"}
 	case flag == nil && nbdkitOptions[name] != "":
 		return nil, &usageError{err: fmt.Errorf("--%s: vddkcp accepts only the short form of this option of nbdkit", name), hint: "want " + nbdkitOptions[name]}
 	case flag == nil:
@@ -108,7 +109,8 @@ func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
 	return rest, nil
 }
 
-// short interprets the letters of options after a single -.
+// short interprets letters, which are the options after a single -. rest are the words
+// after them.
 func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
 	for i, letter := range letters {
 		after := letters[i+len(string(letter)):]
@@ -188,7 +190,7 @@ func (l *nbdkitLine) filter(name string) error {
 	return nil
 }
 
-// note records that an option was given.
+// note records that the command line has the option with the given name.
 func (l *nbdkitLine) note(name string) {
 	if l.has == nil {
 		l.has = map[string]bool{}
@@ -196,8 +198,9 @@ func (l *nbdkitLine) note(name string) {
 	l.has[name] = true
 }
 
-// ours returns the command line in terms of vddkcp's flags.
-func (l *nbdkitLine) ours() ([]string, error) {
+// translate returns the command line with the flags of vddkcp instead of the options of
+// nbdkit.
+func (l *nbdkitLine) translate() ([]string, error) {
 	if l.port != "" || l.address != "" {
 		if l.port == "" {
 			l.port = nbd.DefaultPort

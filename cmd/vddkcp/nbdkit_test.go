@@ -50,7 +50,7 @@ func TestRewriteNBDKit(t *testing.T) {
 		{line: "export --swap /a", err: "unknown flag --swap"},
 		{line: "export --frob=secret /a", err: "unknown flag --frob"},
 		{line: "export --name", err: "value is missing"},
-		{line: "export vddk --port 1", err: "with nbdkit the port to listen on"},
+		{line: "export vddk --port 1", err: "the port to listen on for nbdkit"},
 		{line: "export -r --rw /a", err: "-r and --rw"},
 		{line: "export -t x /a", err: "-t x"},
 		{line: "export --tls-psk x /a", err: "pre-shared keys"},

@@ -43,9 +43,9 @@ func standardOutput(ctx context.Context) io.Writer {
 	return printable.NewWriter(&pipeWriter{ctx, os.Stdout})
 }
 
-// pauseOf returns the Pause of a display on a terminal. Otherwise it returns a
-// function without effect, so that a program that reads progress lines continues to
-// get them.
+// pauseOf returns d.Pause if standard error is a terminal. Otherwise it returns a
+// function without effect, because a program that reads the progress lines must
+// continue to get them.
 func pauseOf(d *progress.Display) func() func() {
 	if !errorTerminal() {
 		return noPause
@@ -78,8 +78,8 @@ func (w *pipeWriter) Write(p []byte) (n int, err error) {
 		if err := w.wait(); err != nil {
 			return n, err
 		}
-		// A pipe that poll reports as writable takes at least a page without
-		// blocking.
+		// A pipe that poll reports as writable accepts at least one page of memory
+		// without blocking.
 		k, err := w.pipe.Write(p[n:min(len(p), n+os.Getpagesize())])
 		n += k
 		if err != nil {

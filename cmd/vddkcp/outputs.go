@@ -26,8 +26,8 @@ type outputs struct {
 	protected []protected
 }
 
-// outputFile is a file that a flag names. own means that the code that opens the
-// file checks its content, since only vddkcp writes such files.
+// outputFile is a file that a flag names. own is true for a file that only vddkcp
+// writes; the code that opens the file checks its content.
 type outputFile struct {
 	flag, path string
 	own        bool
@@ -102,7 +102,8 @@ func (o *outputs) protectSecret(what string, s secretFlag) {
 	}
 }
 
-// with returns a copy of the outputs with one more, if the flag is given.
+// with returns a copy of the outputs to which the file that a flag names is added, if
+// the flag is given.
 func (o *outputs) with(flag, path string) *outputs {
 	more := &outputs{list: slices.Clip(o.list)}
 	more.add(flag, path)

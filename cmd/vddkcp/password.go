@@ -46,7 +46,7 @@ const (
 func (f *secretFlag) Decode(ctx *kong.DecodeContext) error {
 	token := ctx.Scan.Pop()
 	if token.IsEOL() {
-		return errors.New("want a value: the secret itself, - to be asked for it, +FILE or -FD")
+		return errors.New("want a value: the secret itself, - to type it on the terminal, +FILE to read it from a file, or -FD to read it from a file descriptor")
 	}
 	return f.parse(fmt.Sprint(token.Value))
 }
@@ -70,7 +70,7 @@ func (f *secretFlag) parse(s string) error {
 	}
 	fd, err := strconv.ParseUint(number, 10, 31)
 	if err != nil {
-		return errors.New("the value begins with - but has no number of a file descriptor: give a secret that begins with - or + as +FILE or -FD")
+		return errors.New("the value begins with -, but no number of a file descriptor follows: a secret that begins with - or + must be read from a file (+FILE) or a file descriptor (-FD)")
 	}
 	if fd < 3 {
 		return fmt.Errorf("-%d: file descriptors 0 to 2 are standard input, output and error: want 3 or more", fd)
@@ -250,9 +250,9 @@ func restoreTerminal() {
 // secretEnvironment holds the secrets from environment variables.
 type secretEnvironment struct{ password, cookie vddk.Secret }
 
-// takeSecrets returns the secrets in the environment and removes them from it, so
+// extractSecrets returns the secrets in the environment and removes them from it, so
 // that no child process inherits them.
-func takeSecrets() *secretEnvironment {
+func extractSecrets() *secretEnvironment {
 	take := func(name string) vddk.Secret {
 		text, ok := os.LookupEnv(name)
 		if !ok {

@@ -117,7 +117,7 @@ func (b *batchRun) probeOne(ctx context.Context, j *batch.Job, bytes int64) (bat
 		return e, err
 	}
 	if e.Rate, _ = m.rate(); e.Rate == 0 {
-		return e, errors.New("the read took no measurable time")
+		return e, errors.New("the rate of the disk is unknown, because the read took no measurable time")
 	}
 	if c.RateLimit > 0 {
 		e.Rate = min(e.Rate, float64(c.RateLimit))
@@ -125,8 +125,9 @@ func (b *batchRun) probeOne(ctx context.Context, j *batch.Job, bytes int64) (bat
 	return e, nil
 }
 
-// probeTogether measures disks that are read at the same time: those with which the batch
-// begins, for each host that has several, and for all hosts.
+// probeTogether measures how fast the disks with which the batch begins can be read at
+// the same time: first the disks of each host that has several, and then the disks of
+// all hosts.
 func (b *batchRun) probeTogether(ctx context.Context, expected []batch.Expected) batch.Reached {
 	reached := batch.Reached{ByHost: map[string]float64{}}
 	size := int64(*b.Probe)
@@ -150,15 +151,18 @@ func (b *batchRun) probeTogether(ctx context.Context, expected []batch.Expected)
 	return reached
 }
 
-// clearly is the part of the sum of their rates below which disks that are read together
-// must stay to count as limited by each other. Above it the difference may be noise.
+// clearly is the fraction that decides whether disks limit each other: they do if their
+// rate when they are read together is below this fraction of the sum of their rates
+// when they are read alone. A smaller difference may be noise.
 const clearly = 0.8
 
-// longEnough is the shortest measurement of several disks that counts.
+// longEnough is the minimum duration of a measurement of several disks. The result of a
+// shorter one is not used.
 const longEnough = 20 * time.Millisecond
 
-// probeSum returns the rate that jobs reach together, in bytes per second. It returns 0 if
-// that is not clearly less than the sum of their rates, or is unknown.
+// probeSum returns the rate that jobs reach together, in bytes per second. It returns 0
+// if this rate is unknown, or is not clearly less than the sum of the rates of the
+// single jobs.
 func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, rates map[*batch.Job]float64) float64 {
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
@@ -234,8 +238,8 @@ func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probe
 	return connections, nil
 }
 
-// someData returns extents of a disk that hold data: after the first skip bytes of data,
-// and at most most bytes.
+// someData returns extents of a disk that hold data. It leaves out the first skip bytes
+// of data, and returns extents of at most most bytes in total.
 func someData(ctx context.Context, src source.Disk, skip, most int64) (data []source.Extent, err error) {
 	for e, err := range src.Extents(ctx, 0, src.Size()) {
 		if err != nil {

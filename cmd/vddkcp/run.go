@@ -33,7 +33,7 @@ type batchCommand struct {
 	Only     []string          `help:"Run only the jobs with these names (repeatable)." placeholder:"NAME,..." group:"Which jobs:"`
 	Label    map[string]string `help:"Run only the jobs that have this label (repeatable: jobs must have all of the labels)." placeholder:"KEY=VALUE" group:"Which jobs:"`
 	Shard    string            `help:"Run only the jobs of shard I, counted from 0, of N shards. A hash of the name decides the shard of a job." placeholder:"I/N" group:"Which jobs:"`
-	Resume   bool              `help:"Continue an earlier run: skip the jobs that are done by the state file, and continue the others." group:"Which jobs:"`
+	Resume   bool              `help:"Continue an earlier run: skip the jobs that are done according to the state file, and continue the others." group:"Which jobs:"`
 	State    string            `help:"The state file (default: JOBS.state.json, or with --shard JOBS.state.I-of-N.json)." placeholder:"FILE" type:"path" group:"Which jobs:"`
 	Parallel int               `help:"Number of disks to copy at the same time, instead of limits.total in the job file." placeholder:"N" group:"Which jobs:"`
 
@@ -68,7 +68,7 @@ func (c *batchCommand) Validate() error {
 	case c.Probe != nil && *c.Probe == 0:
 		return errors.New("--probe: 0 bytes: nothing would be read")
 	case c.Parallel < 0 || c.Parallel > 1000:
-		return fmt.Errorf("--parallel: %d: want 1 to 1000", c.Parallel)
+		return fmt.Errorf("--parallel: %d: want 1 to 1000 disks", c.Parallel)
 	}
 	return nil
 }
@@ -120,7 +120,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	for _, w := range file.Warnings {
 		log.Warn(w)
 	}
-	b.giveSecrets(secrets)
+	b.assignSecrets(secrets)
 	if c.Check {
 		err = b.check(ctx, jobs)
 	} else {
@@ -175,8 +175,8 @@ func (c *batchCommand) selected(f *batch.File) ([]*batch.Job, error) {
 	return f.Select(s)
 }
 
-// checkPlaces checks whether the reports and logs can be written, before the batch works
-// for hours.
+// checkPlaces checks that the folders of the reports exist, and creates the folder for
+// logs. It runs before the copies, so that a batch of hours does not fail at the end.
 func (c *batchCommand) checkPlaces() error {
 	for _, report := range c.Report {
 		if fi, err := os.Stat(filepath.Dir(report)); err != nil {
@@ -194,8 +194,8 @@ func (c *batchCommand) checkPlaces() error {
 }
 
 // outputs returns the files that the batch writes, except targets, journals and the
-// logs of jobs. The error is an *outputError if two of all these are the same file, or
-// one is a file that the batch reads.
+// logs of jobs. The error is an *outputError if two files that the batch writes are the
+// same file, or if one of them is a file that the batch reads.
 func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, error) {
 	o := new(outputs)
 	for _, path := range c.Report {
@@ -276,7 +276,8 @@ func (c *batchCommand) statePath() (string, error) {
 	return base + ".json", nil
 }
 
-// merge merges reports. With a job file, the result has exactly its jobs.
+// merge merges the reports in a folder. With a job file, the result has exactly the
+// jobs of this file.
 func (c *batchCommand) merge(ctx context.Context, parser *jobParser) error {
 	var jobs []*batch.Job
 	if c.Jobs != "" {
@@ -355,8 +356,9 @@ type batchRun struct {
 	registry *vddk.Registry
 }
 
-// giveSecrets gives the jobs the secrets of the environment, if all jobs use one server.
-func (b *batchRun) giveSecrets(secrets *secretEnvironment) {
+// assignSecrets sets the secrets of the environment for all jobs. If the jobs use
+// several servers, it logs a warning and sets none.
+func (b *batchRun) assignSecrets(secrets *secretEnvironment) {
 	var servers []string
 	for _, j := range b.file.Jobs {
 		if s := j.Server(); s != "" && !slices.Contains(servers, s) {
@@ -410,7 +412,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	}
 	for _, path := range b.Report {
 		if b.refused[path] {
-			err = errors.Join(err, fmt.Errorf("--report %s: the report is not written, because this is a file of a source", path))
+			err = errors.Join(err, fmt.Errorf("--report %s: the report is not written, because it would overwrite a file of a source", path))
 			continue
 		}
 		err = errors.Join(err, whole.Write(path))

@@ -175,7 +175,7 @@ func TestBatchSecretsStayInside(t *testing.T) {
 	if got := cmd.ProcessState.ExitCode(); got != 143 {
 		t.Errorf("exit status %d, want 143\n%s", got, stderr.String())
 	}
-	told := stderr.String()
+	shown := stderr.String()
 	files, err := filepath.Glob(filepath.Join(filepath.Dir(jobs), "*"))
 	if err != nil {
 		t.Fatal(err)
@@ -183,14 +183,14 @@ func TestBatchSecretsStayInside(t *testing.T) {
 	more, _ := filepath.Glob(filepath.Join(logs, "*"))
 	for _, name := range append(files, more...) {
 		if text, err := os.ReadFile(name); err == nil && name != jobs {
-			told += string(text)
+			shown += string(text)
 		}
 	}
-	if strings.Contains(told, marker) {
-		t.Error("told")
+	if strings.Contains(shown, marker) {
+		t.Error("the output of the batch or a file contains the secret")
 	}
-	if !strings.Contains(told, "VDDKCP_JOB=0") {
-		t.Error("the command's environment was not looked at")
+	if !strings.Contains(shown, "VDDKCP_JOB=0") {
+		t.Error("the output does not contain the environment of the command")
 	}
 }
 

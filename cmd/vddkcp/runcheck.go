@@ -46,7 +46,7 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 		jobs = left
 	}
 	all := make([]checked, len(jobs))
-	stop := b.tellChecked(len(jobs))
+	stop := b.reportChecked(len(jobs))
 	defer stop()
 	var group errgroup.Group
 	group.SetLimit(b.file.Limits.Total)
@@ -91,9 +91,9 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 	return e
 }
 
-// tellChecked shows from time to time how many of the jobs were checked, until stop is
-// called.
-func (b *batchRun) tellChecked(jobs int) (stop func()) {
+// reportChecked shows every ten seconds how many of the jobs have been checked, until
+// stop is called.
+func (b *batchRun) reportChecked(jobs int) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		tick := time.NewTicker(10 * time.Second)
@@ -142,8 +142,9 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	return r
 }
 
-// printChecked prints a line for each job. bad counts the jobs that are not ready, and
-// wrong those among them whose parameters in the job file are wrong.
+// printChecked prints a line for each job. bad is the number of jobs that are not
+// ready. wrong is the number of these jobs whose parameters in the job file are
+// invalid.
 func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 	table := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(table, "JOB\tSIZE\tTO COPY\tTARGET\tREADY")

@@ -95,7 +95,7 @@ func (b *batchRun) spec(j *batch.Job) job.Spec {
 	return s
 }
 
-// command returns the flags of a job. The result belongs to the caller.
+// command returns the flags of a job, in a copy that the caller may change.
 func (b *batchRun) command(j *batch.Job) *copyCommand {
 	c, err := b.parser.command(j)
 	if err != nil {
@@ -120,8 +120,8 @@ func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 	return b.budgets[key]
 }
 
-// refuseReport prevents the report from being written over a file of a source, if err
-// says that it is one.
+// refuseReport records the output that err names if err is an *outputError: this output
+// is a file of a source, so that the report must not be written to it.
 func (b *batchRun) refuseReport(err error) {
 	var refused *outputError
 	if !errors.As(err, &refused) {
@@ -148,8 +148,9 @@ func (b *batchRun) jobLog(j *batch.Job) (log *slog.Logger, done func()) {
 	return slog.New(slog.NewMultiHandler(log.Handler(), all)), func() { file.Close() }
 }
 
-// accesses are the VMs whose migration jobs prevent by --prepare-access: from the first
-// disk of a VM that is opened until no job of that VM is left.
+// accesses records which jobs with --prepare-access have not ended. The migration of a
+// VM is prevented from the time when its first disk is opened until all jobs of the VM
+// have ended.
 type accesses struct {
 	registry *vddk.Registry
 	left     map[*batch.Job]*vddk.Params
@@ -173,7 +174,7 @@ func (b *batchRun) expectDisks(jobs []*batch.Job) *accesses {
 	return a
 }
 
-// done records that a job is over. Calls must not overlap.
+// done records that a job has ended. Calls must not be concurrent.
 func (a *accesses) done(j *batch.Job) {
 	if p := a.left[j]; p != nil {
 		delete(a.left, j)
@@ -181,7 +182,8 @@ func (a *accesses) done(j *batch.Job) {
 	}
 }
 
-// wait ends all accesses, also those of jobs that never started, and waits for that.
+// wait ends all accesses, including those of jobs that never started, and returns when
+// they have ended.
 func (a *accesses) wait() {
 	for j := range a.left {
 		a.done(j)

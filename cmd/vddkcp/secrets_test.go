@@ -89,7 +89,7 @@ func TestSecretsStayInside(t *testing.T) {
 				t.Fatal(err)
 			}
 			if strings.Contains(log.String()+string(text), marker) {
-				t.Errorf("told:\n%s\n%s", log.String(), text)
+				t.Errorf("the log or the file contains the secret:\n%s\n%s", log.String(), text)
 			}
 			if t.Failed() {
 				t.Log(log.String())

@@ -15,7 +15,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// sourceFlags are the flags of every command that opens a source, see docs/cli.md.
+// sourceFlags are the flags of every command that opens a source. docs/cli.md describes
+// them.
 type sourceFlags struct {
 	SourceFormat string   `help:"Format of SRC: raw, vmdk or qcow2. By default it is detected from the content." enum:",raw,vmdk,qcow2" default:"" placeholder:"FORMAT" group:"Source:"`
 	AllowPath    []string `help:"Folder with files that the image SRC may refer to, in addition to its own folder (repeatable; / allows all)." placeholder:"DIR" sep:"none" group:"Source:"`
@@ -53,8 +54,8 @@ func (f *sourceFlags) protect(o *outputs, what string, a address.Address) {
 	o.protectSecret("the cookie", f.Cookie)
 }
 
-// open opens the source of a command that only reads metadata, and its log. done
-// closes both.
+// open opens the log and the source of a command that only reads metadata. done closes
+// both.
 func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFlags) (d source.Disk, done func(), err error) {
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)

@@ -20,7 +20,7 @@ type thumbprintCommand struct {
 	Timeout patience `help:"Time limit for the answer of the server (default 30s)." default:"30s" placeholder:"TIME"`
 }
 
-// certificateFacts is the output of thumbprint, and its JSON.
+// certificateFacts is what vddkcp thumbprint prints, as text or as JSON.
 type certificateFacts struct {
 	Server    string    `json:"server"`
 	Subject   string    `json:"subject"`
@@ -38,7 +38,7 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 	if err != nil {
 		return &usageError{err: fmt.Errorf("thumbprint: %w", err)}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Timeout), fmt.Errorf("no answer within %s", time.Duration(c.Timeout)))
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Timeout), fmt.Errorf("the server did not answer within %s", time.Duration(c.Timeout)))
 	defer cancel()
 	got, err := vddk.FetchCertificate(ctx, host, port)
 	if err != nil {

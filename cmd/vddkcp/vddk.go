@@ -19,7 +19,7 @@ type vddkCommand struct {
 	DumpPlugin bool   `help:"Has no effect. It is accepted because nbdkit vddk --dump-plugin prints the same lines."`
 }
 
-// libraryFacts is the output of the command vddk, and its JSON.
+// libraryFacts is what vddkcp vddk prints, as text or as JSON.
 type libraryFacts struct {
 	DefaultLibDir string          `json:"default_libdir"`
 	LibDir        string          `json:"libdir"`
@@ -65,8 +65,8 @@ func (c *vddkCommand) Run(ctx context.Context) error {
 	return nil
 }
 
-// loadTimeout is the time limit for loading the library, which opens no connection
-// while it loads.
+// loadTimeout is the time limit for loading the library. Loading does not wait for a
+// network, because the library opens no connection before a disk is opened.
 const loadTimeout = time.Minute
 
 func (f *libraryFacts) print(out io.Writer, asJSON bool) error {

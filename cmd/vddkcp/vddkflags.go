@@ -51,7 +51,7 @@ type vddkSecrets struct {
 
 // retryFlags say how long failed reads over a network are repeated.
 type retryFlags struct {
-	Retries      retries  `help:"How often a failed read is repeated: a number, which may be 0, or unlimited (the default)." default:"unlimited" placeholder:"N" group:"Source:"`
+	Retries      retries  `help:"Maximum number of times that a failed read is repeated: a number, which may be 0, or unlimited (the default)." default:"unlimited" placeholder:"N" group:"Source:"`
 	RetryTimeout patience `help:"Stop retrying after this time without any progress (default 15m)." default:"15m" placeholder:"TIME" group:"Source:"`
 	Timeout      patience `help:"Time limit for a single read or write over a network (default 2m). Opening a disk may take five times as long." default:"2m" placeholder:"TIME" group:"Source:"`
 }
@@ -78,7 +78,7 @@ func (r *retries) UnmarshalText(text []byte) error {
 	}
 	n, err := strconv.ParseUint(string(text), 10, 31)
 	if err != nil {
-		return fmt.Errorf("%q: want a number, or unlimited", text)
+		return fmt.Errorf("%q: want a number of retries, or unlimited", text)
 	}
 	*r = retries(n)
 	return nil
@@ -164,7 +164,8 @@ func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, wa
 	if environment == nil {
 		environment = new(secretEnvironment)
 	}
-	// An empty secret represents one that is not read yet.
+	// Validate only checks which secrets are given. An empty secret stands for the
+	// secret of a flag, which is read after this check.
 	stand := func(flag secretFlag, other vddk.Secret) vddk.Secret {
 		if flag.form != notGiven {
 			return vddk.NewSecret("")

@@ -107,8 +107,8 @@ func TestVDDKFlagsRefused(t *testing.T) {
 		"-D vddk.stats=2":                "want 0 or 1",
 		"-D vddk.stats":                  "want 0 or 1",
 		"--retries -1":                   "--retries",
-		"--retries=-1":                   "want a number, or unlimited",
-		"--retries many":                 "want a number, or unlimited",
+		"--retries=-1":                   "want a number of retries, or unlimited",
+		"--retries many":                 "want a number of retries, or unlimited",
 		"--retry-timeout 0s":             "want a duration",
 		"--timeout 5":                    "want a duration",
 		"--timeout=-5s":                  "want a duration",
@@ -249,10 +249,10 @@ func TestSecretsAreReadOnceAndLast(t *testing.T) {
 	}
 }
 
-func TestTakeSecrets(t *testing.T) {
+func TestExtractSecrets(t *testing.T) {
 	t.Setenv("VDDKCP_PASSWORD", "-3")
 	t.Setenv("VDDKCP_COOKIE", "")
-	s := takeSecrets()
+	s := extractSecrets()
 	if s.password.Reveal() != "-3" || s.cookie.IsSet() {
 		t.Errorf("%q, %v: want the password as it is, and no cookie", s.password.Reveal(), s.cookie.IsSet())
 	}

@@ -23,17 +23,17 @@ import (
 
 // verifyCommand compares disks, see docs/cli.md.
 type verifyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk to compare with, at any address that the command copy accepts, except standard input. With --digest, the only disk, which is verified."`
-	Dst string `arg:"" name:"DST" optional:"" help:"The disk to verify, at an address of the same kinds."`
+	Src string `arg:"" name:"SRC" help:"The disk to compare with, at any address that the command copy accepts, except standard input. With --digest, the disk to verify; DST is not given."`
+	Dst string `arg:"" name:"DST" optional:"" help:"The disk to verify, at any address that SRC can have."`
 
 	sourceFlags
 
 	Format string      `help:"Format of DST: raw or vmdk. By default it is detected from the content." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Strict bool        `help:"Also compare the allocation: DST must have holes exactly where SRC has them." group:"Target:"`
-	Digest digestValue `help:"Compare the only disk with this digest: 64 hexadecimal digits, after blksum: (the default) or sha256:." placeholder:"VALUE" group:"Target:"`
+	Digest digestValue `help:"Verify a single disk by comparing it with this digest: 64 hexadecimal digits, after blksum: (the default) or sha256:." placeholder:"VALUE" group:"Target:"`
 
-	RequestSize bytesize.Size `help:"Bytes to read at once (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Connections connections   `help:"Number of connections to each server, or auto: 4 to an NBD server that allows them; up to 4 through VDDK, as long as more of them are faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	RequestSize bytesize.Size `help:"Number of bytes in each read (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Connections connections   `help:"Number of connections to each server, or auto: with an NBD server 4, if it allows several; with VDDK up to 4, as long as each new one makes reading faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	Depth       int           `help:"Number of concurrent reads on each connection (default 4)." default:"4" placeholder:"N" group:"Speed:"`
 
 	Progress string `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`

@@ -26,8 +26,8 @@ func verifies(t *testing.T, args ...string) (exit int, line string) {
 	return r.exit, stdout.String()
 }
 
-// told runs a program that may end with status 1 and returns its output.
-func told(t *testing.T, program string, args ...string) (out string, differ bool) {
+// runProgram runs a program that may end with status 1 and returns its output.
+func runProgram(t *testing.T, program string, args ...string) (out string, differ bool) {
 	t.Helper()
 	cmd := exec.Command(program, args...)
 	b, err := cmd.Output()
@@ -61,7 +61,7 @@ func TestVerifyAgreesWithOthers(t *testing.T) {
 			}
 			// cmp -l lists every byte that differs: its number from 1, and both
 			// in octal.
-			list, _ := told(t, "cmp", "-l", in("disk.raw"), in2("other.raw"))
+			list, _ := runProgram(t, "cmp", "-l", in("disk.raw"), in2("other.raw"))
 			want, bytes := "", 0
 			var first, last, ranges, n int64
 			var x, y int
@@ -93,7 +93,7 @@ func TestVerifyAgreesWithOthers(t *testing.T) {
 					other, format = in2(strings.TrimPrefix(options, "subformat=")+".vmdk"), "vmdk"
 					peer.Run(t, "qemu-img", "convert", "-O", "vmdk", "-o", options, in2("other.raw"), other)
 				}
-				_, differ := told(t, "qemu-img", "compare", "-f", "raw", "-F", format, in("disk.raw"), other)
+				_, differ := runProgram(t, "qemu-img", "compare", "-f", "raw", "-F", format, in("disk.raw"), other)
 				exit, line := verifies(t, in("disk.raw"), other)
 				if (exit == 3) != differ || line != want {
 					t.Errorf("%s: exit status %d, %q; qemu-img differs: %v, cmp: %q", options, exit, line, differ, want)
