@@ -233,7 +233,7 @@ func TestSourceThatChangedRemovesWork(t *testing.T) {
 		}
 		r := wait()
 		partial, journal := isKept(dst, dst+".partial.journal")
-		if r.exit != 1 || partial || journal || !strings.Contains(r.stderr, "it is another disk") {
+		if r.exit != 1 || partial || journal || !strings.Contains(r.stderr, "opened another disk") {
 			t.Errorf("earlier run %v: exit status %d, .partial %v, journal %v\n%s", earlier, r.exit, partial, journal, r.stderr)
 		}
 	}
