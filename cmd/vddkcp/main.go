@@ -30,7 +30,7 @@ var version = "devel"
 
 type cli struct {
 	Copy       copyCommand       `cmd:"" default:"withargs" help:"Copy one disk. This is the default command."`
-	Export     exportCommand     `cmd:"" help:"Serve disks over NBD until a signal stops it."`
+	Export     exportCommand     `cmd:"" help:"Serve disks over NBD until a signal stops the server."`
 	RunJobs    batchCommand      `cmd:"" name:"run" help:"Run the copies that a job file lists."`
 	Info       infoCommand       `cmd:"" help:"Print the format, size, allocation, backing chain and identity of a disk."`
 	Map        mapCommand        `cmd:"" help:"Print the extents of a disk, as qemu-img map does."`

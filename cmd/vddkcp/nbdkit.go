@@ -96,7 +96,7 @@ func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
 	case name == "port" && len(l.operands) > 0 && l.operands[0] == "vddk":
 		return nil, &usageError{err: errors.New("--port is ambiguous: it is the port to listen on for nbdkit, and the port of the VMware server for vddkcp"), hint: "use -p N for the port to listen on, and port=N for the port of the server"}
 	case flag == nil && nbdkitOptions[name] != "":
-		return nil, &usageError{err: fmt.Errorf("--%s: vddkcp accepts only the short form of this option of nbdkit", name), hint: "want " + nbdkitOptions[name]}
+		return nil, &usageError{err: fmt.Errorf("--%s: vddkcp accepts only the short form of this option of nbdkit", name), hint: "use " + nbdkitOptions[name]}
 	case flag == nil:
 		return nil, &usageError{err: fmt.Errorf("unknown flag --%s", name), hint: "vddkcp export --help lists the flags"}
 	case !flag.IsBool() && !valued:
