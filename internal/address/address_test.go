@@ -40,7 +40,7 @@ func TestParse(t *testing.T) {
 		{"a:b", address.Path("a:b"), address.Path("a:b")},
 		{"line\nend '\"", address.Path("line\nend '\""), address.Path("line\nend '\"")},
 		{"", "the source is empty", "the target is empty"},
-		{"-", "a stream, not a disk", address.Stream{}},
+		{"-", "standard input is a stream, which this command cannot use as a disk", address.Stream{}},
 		{"null:", address.Path("null:"), address.Null{}},
 		{"./null:", address.Path("./null:"), address.Path("./null:")},
 
