@@ -192,26 +192,16 @@ func (j *job) copy(ctx context.Context) error {
 	if j.KeepOld && !j.Force {
 		j.keepOld()
 	}
-	life, err := j.begin(ctx)
-	if err != nil {
-		return err
-	}
-	defer life.end()
-	if err := j.open(life.reading); err != nil {
-		return err
-	}
-	defer j.close()
-	if err := j.planCopy(ctx); err != nil {
-		return err
-	}
-	j.readUncached()
-	if err := j.verifyManifest(ctx); err != nil {
-		return err
-	}
-	if err := j.openTarget(life.writing); err != nil {
-		return err
-	}
-	return j.transfer(ctx, life.writing)
+	return j.planned(ctx, func(writing context.Context) error {
+		j.readUncached()
+		if err := j.verifyManifest(ctx); err != nil {
+			return err
+		}
+		if err := j.openTarget(writing); err != nil {
+			return err
+		}
+		return j.transfer(ctx, writing)
+	})
 }
 
 // check runs the steps of a copy that write nothing.
@@ -222,6 +212,12 @@ func (j *job) check(ctx context.Context) error {
 	if j.isStream() {
 		return j.checkStream()
 	}
+	return j.planned(ctx, func(context.Context) error { return j.checkTarget(ctx) })
+}
+
+// planned opens the disks, plans the copy and calls next, which finds them open. The
+// context of next is the one for calls to the target.
+func (j *job) planned(ctx context.Context, next func(writing context.Context) error) error {
 	life, err := j.begin(ctx)
 	if err != nil {
 		return err
@@ -234,7 +230,7 @@ func (j *job) check(ctx context.Context) error {
 	if err := j.planCopy(ctx); err != nil {
 		return err
 	}
-	return j.checkTarget(ctx)
+	return next(life.writing)
 }
 
 // begin finds the files that an earlier run left, before any disk is opened.
