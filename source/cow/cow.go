@@ -3,12 +3,12 @@
 // other blocks are read from the base, which never changes.
 //
 // The layer has two bits for each block: absent (the content is that of the base),
-// present in the layer, or zeroed. These states are kept in pages, of which a bounded
-// number is in memory (table.go). A block lies in the file at its place in the disk
-// plus a constant, so that the file is sparse and no space needs to be allocated by
-// this package (store.go). A run of blocks is therefore one system call, and two blocks
-// can never get the same place, whatever the order of the writes. docs/cow.md has the
-// format.
+// present in the layer, or zeroed. These states are kept in pages, and a limited number
+// of pages is kept in memory (table.go). The offset of a block in the file is its
+// offset in the disk plus a constant (store.go). The file is therefore sparse, and this
+// package need not assign space to blocks. Consecutive blocks are read or written with
+// one system call, and two blocks can never get the same place, whatever the order of
+// the writes. docs/cow.md describes the format of the file.
 package cow
 
 import (
@@ -36,11 +36,11 @@ const (
 
 // Options say how a layer is stored. The zero value stores it in a temporary file.
 type Options struct {
-	// File is the path of the layer. If there is no such file, or an empty one, a new
-	// layer is created. Otherwise the file must be the layer of the same base in the
-	// same state, and is continued. If File is empty, the layer is a file without a
-	// name in the folder for temporary files ($TMPDIR), which disappears when the
-	// process ends for any reason.
+	// File is the path of the layer. If the file does not exist or is empty, a new
+	// layer is created in it. Otherwise the file must be a layer that was created for
+	// the same base in the same state. Its blocks are kept, and new writes are added.
+	// If File is empty, the layer is a file without a name in the folder for temporary
+	// files ($TMPDIR), which disappears when the process ends for any reason.
 	File string
 	// OnRead also copies each block that is read from the base into the layer, so that
 	// it is read only once from a slow base. Copying stops when there is no space left
@@ -54,9 +54,10 @@ type Options struct {
 	Log *slog.Logger
 }
 
-// Disk is a base disk with its layer. It is source.Writable, Identified, Described,
-// InFile and Uncached, and not a Wrapper. All methods are safe for concurrent use: if
-// two calls write to different parts of a block, the block has both.
+// Disk is a base disk with its layer. It has the abilities source.Writable, Identified,
+// Described, InFile and Uncached. It is not a source.Wrapper, because its content
+// differs from that of the base. All methods are safe for concurrent use. If two calls
+// write to different parts of a block, the block has the data of both.
 type Disk struct {
 	life  life.Life
 	base  source.Disk
@@ -76,10 +77,13 @@ type Disk struct {
 	flushes flush.Group
 }
 
-// New returns base with a layer. The result depends on ctx as every source.Disk does.
-// It owns base and closes it; if New fails, base still belongs to the caller. A file
-// that is in use, that is not a layer, or that is the layer of another base is refused
-// and not changed. The error names the file, and for another base both disks.
+// New returns a disk that reads from base and stores writes in a layer. When ctx ends,
+// the calls of the disk return the cause of its end. The disk owns base and closes it.
+// If New fails, base still belongs to the caller.
+//
+// New refuses a file that is in use, that is not a layer, or that is the layer of
+// another base, and does not change it. The error names the file. If the layer belongs
+// to another base, the error also names both disks.
 func New(ctx context.Context, base source.Disk, o Options) (*Disk, error) {
 	return newDisk(ctx, base, o, kernel())
 }
@@ -143,12 +147,13 @@ func newDisk(ctx context.Context, base source.Disk, o Options, sys system) (*Dis
 	return d, nil
 }
 
-// maxBuffered limits the memory in bytes for block buffers. A buffer is needed to write
-// a part of a block, or to copy a block of which only a part is read.
+// maxBuffered limits the memory in bytes for block buffers. A call needs a buffer to
+// write a part of a block, or to copy a whole block into the layer when only a part of
+// the block is read.
 const maxBuffered = 8 << 20
 
-// buffer returns memory for one block. It waits until there is some, and returns an
-// error if the context of the disk ends.
+// buffer returns memory for one block. It waits until a buffer is free. If the context
+// of the disk ends first, it returns an error.
 func (d *Disk) buffer() (b []byte, err error) {
 	select {
 	case b = <-d.buffers:
@@ -164,8 +169,8 @@ func (d *Disk) buffer() (b []byte, err error) {
 // Size returns the size of the base in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
-// Identity returns "cow:" and the identity of the base. The proof is "none", because
-// the disk can be written.
+// Identity returns "cow:" and the identity of the base. It returns the proof "none",
+// which promises nothing about the content, because the disk can be written.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	if err := d.life.Check(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.life.Name, err)
@@ -173,27 +178,29 @@ func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return "cow:" + d.id, "none", nil
 }
 
-// Info returns the Info of the base, with the layer as the first element of Chain.
-// ClusterSize is at least the block size of the layer, because writes of whole blocks
-// need no reads from the base.
+// Info returns the description of the base, with the layer as the first element of
+// Chain. ClusterSize, from which an NBD server derives its preferred block size, is at
+// least the block size of the layer: writing a whole block does not read from the base.
 func (d *Disk) Info() source.Info { return d.info }
 
-// ReadUncached makes reads of the base uncached. Blocks of the layer stay in the cache,
-// because data that was written is likely to be read again.
+// ReadUncached makes reads of the base bypass the page cache. Reads of the layer still
+// use the cache, because data that was written is likely to be read again.
 func (d *Disk) ReadUncached() { image.ReadUncached(d.base) }
 
-// inFileAhead limits the size in bytes of the range for which InFile returns a place.
-// Callers need a place only for a single request.
+// inFileAhead limits the length in bytes of the range whose position InFile returns.
+// Callers need a position only for a single request.
 const inFileAhead = 64 << 20
 
-// InFile returns the place of a present block in the layer, and for an absent block the
-// place that the base returns. With OnRead it returns no place for absent blocks,
-// because reads that bypass this disk would not be copied.
+// InFile returns the position of a present block in the file of the layer. For an
+// absent block it returns what InFile of the base returns. With Options.OnRead it
+// returns no position for absent blocks, because a read that bypasses this disk would
+// not copy the block into the layer.
 //
-// A place is valid until its range is written. A caller may still read from it to
-// answer one request: the base never changes and a block never changes its place, so
-// that the file has what the range held at some time since InFile was called, as with
-// any read that overlaps a write.
+// A position is valid until its range is written. If the range is written while a
+// caller answers a request, the caller may still read from the position. The base never
+// changes, and a block never moves within the file. The caller therefore gets content
+// that the range had at some time since InFile was called, as with any read that
+// overlaps a write.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
@@ -211,8 +218,9 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return nil, 0, 0, false
 }
 
-// run returns the state of the byte at off, and how many of the n bytes from there on
-// are in the same state. It may stop early in a long run.
+// run returns the state of the block that has the byte at off, and how many of the n
+// bytes from off on are known to have the same state. More of them may have it, because
+// run examines a limited number of pages.
 func (d *Disk) run(off, n int64) (state int, same int64, err error) {
 	b := off / d.block
 	last := (off + n - 1) / d.block

@@ -43,7 +43,8 @@ func (h header) encode() ([]byte, error) {
 	return record.Encode(0, payload), nil
 }
 
-// decodeHeader decodes the JSON payload of a slot and checks its values.
+// decodeHeader decodes the JSON payload of one of the two copies of a header, and
+// checks its values.
 func decodeHeader(payload []byte) (h header, err error) {
 	d := json.NewDecoder(bytes.NewReader(payload))
 	d.DisallowUnknownFields()
@@ -56,8 +57,8 @@ func decodeHeader(payload []byte) (h header, err error) {
 	return h, nil
 }
 
-// readHeader reads the header of the layer in f, which must not be empty, from
-// whichever slot is valid.
+// readHeader reads the header of the layer in f, which must not be empty. The file has
+// two copies of the header, and readHeader returns the first valid one.
 func readHeader(f io.ReaderAt) (header, error) {
 	slots, err := record.ReadSlots(f)
 	if err != nil {
@@ -93,8 +94,8 @@ func readHeader(f io.ReaderAt) (header, error) {
 	return header{}, fmt.Errorf("not a layer of vddkcp: the file begins with %q; remove the file, or name another one", slots[0].Bytes[:min(len(slots[0].Bytes), 16)])
 }
 
-// differs returns an error that says in what h, the header of an existing layer,
-// differs from the wanted header, or nil.
+// differs compares h, the header of an existing layer, with the header that the caller
+// expects. If they differ, it returns an error that names the difference.
 func (h header) differs(want header) error {
 	const back = "; restore that disk, or remove the layer"
 	switch {
@@ -110,7 +111,7 @@ func (h header) differs(want header) error {
 	return nil
 }
 
-// named returns the words with which errors name the disk whose identity is id.
+// named describes the disk with the identity id in an error.
 func named(id string) string {
 	if id == "" {
 		return "a disk without an identity"
@@ -153,8 +154,9 @@ func newLayout(size, block int64) (layout, error) {
 }
 
 // fileIdentity matches the identity of a raw file as package source/raw returns it.
-// oldFileIdentity matches it in layers from before November 2026, when it also had the
-// device number, which changes when file systems are mounted in another order.
+// oldFileIdentity matches the form that layers from before November 2026 have. That
+// form also has the device number, which changes when file systems are mounted in
+// another order.
 var (
 	fileIdentity    = regexp.MustCompile(`^file:inode ([0-9]+)[^:]*:([0-9]+:[0-9]+)$`)
 	oldFileIdentity = regexp.MustCompile(`^file:[0-9]+:([0-9]+):([0-9]+:[0-9]+)$`)

@@ -14,8 +14,8 @@ type locks [stripes]sync.RWMutex
 
 func (l *locks) of(b int64) *sync.RWMutex { return &l[b%stripes] }
 
-// each calls do for the locks of n blocks from b on, in ascending order of the locks. n
-// is at most stripes.
+// each calls do with the locks of the n blocks that begin with block b, in ascending
+// order of the locks. n must not be greater than stripes.
 func (l *locks) each(b, n int64, do func(*sync.RWMutex)) {
 	from := b % stripes
 	for i := range max(0, from+n-stripes) {

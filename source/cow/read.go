@@ -37,11 +37,12 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// maxCopied is the number of bytes that are read from the base at once in order to copy
-// them.
+// maxCopied is the largest number of bytes that one call reads from the base in order
+// to copy them into the layer.
 const maxCopied = 4 << 20
 
-// copyRange reads a range that has absent blocks, and copies these into the layer.
+// copyRange fills p with the bytes from off on. It copies the absent blocks of this
+// range from the base into the layer.
 func (d *Disk) copyRange(p []byte, off int64) error {
 	for len(p) > 0 {
 		b := off / d.block
@@ -63,8 +64,8 @@ func (d *Disk) copyRange(p []byte, off int64) error {
 	return nil
 }
 
-// copyPart reads the part of p that lies in the block at off, and copies the whole
-// block into the layer.
+// copyPart fills the beginning of p with the bytes from off to the end of their block,
+// and returns their number. It copies the whole block into the layer.
 func (d *Disk) copyPart(p []byte, off int64) (int, error) {
 	buf, err := d.buffer()
 	if err != nil {
@@ -79,8 +80,9 @@ func (d *Disk) copyPart(p []byte, off int64) (int, error) {
 	return copy(p, block[off-b*d.block:]), nil
 }
 
-// copyBlocks reads n blocks from b on and copies the absent ones into the layer. A
-// second call for the same block waits for the first and then finds the block present.
+// copyBlocks fills p with the n blocks that begin with block b, and copies the absent
+// ones into the layer. A second call for the same block waits for the first and then
+// finds the block present.
 func (d *Disk) copyBlocks(b, n int64, p []byte) error {
 	d.locks.lock(b, n)
 	defer d.locks.unlock(b, n)
@@ -108,9 +110,9 @@ func (d *Disk) copyBlocks(b, n int64, p []byte) error {
 	return nil
 }
 
-// storeRead writes whole blocks that were read from the base into the layer. The caller
-// holds their locks exclusively. An error ends copying on read for this disk, and is
-// not an error of the read.
+// storeRead writes p, whole blocks that were read from the base, into the layer. The
+// caller holds the locks of these blocks exclusively. If writing fails, the read still
+// succeeds, but the disk stops copying blocks that are read.
 func (d *Disk) storeRead(p []byte, off int64) {
 	for len(p) > 0 {
 		n := min(d.block, int64(len(p)))
@@ -137,7 +139,8 @@ func (d *Disk) storeRead(p []byte, off int64) {
 	}
 }
 
-// blocks returns the number of blocks that n bytes from the start of a block occupy.
+// blocks returns the number of blocks that a range of n bytes touches if it begins at
+// the start of a block.
 func (d *Disk) blocks(n int64) int64 { return (n + d.block - 1) / d.block }
 
 // length returns the length of block b in bytes. The last block of a disk may be
@@ -155,8 +158,9 @@ func (d *Disk) wholeBlocks(off, n int64) int64 {
 	return n / d.block
 }
 
-// Extents implements source.Disk. Present blocks are Data and zeroed blocks are Zero,
-// at depth 0; for absent blocks the extents are those of the base, one level deeper.
+// Extents implements source.Disk. Blocks that are present in the layer are reported as
+// Data and zeroed blocks as Zero, with Depth 0. Absent blocks are reported with the
+// extents of the base, whose Depth is increased by one.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.life.Name, d.size, off, length, func(out *image.Merger) error {
 		for end := off + length; off < end; {

@@ -16,7 +16,7 @@ import (
 	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
-// system has the system calls of this package, except reads, so that tests can replace
+// system has the system calls that this package makes, except reads. Tests replace
 // them.
 type system struct {
 	pwrite    func(f *os.File, p []byte, off int64) (int, error)
@@ -42,8 +42,9 @@ func kernel() system {
 }
 
 // store is the file of a layer: the headers, the pages of the table, and the blocks,
-// each at its offset in the disk plus layout.data. A temporary layer has no header. It
-// consists of several files if the file system does not support a file of that size.
+// each at its offset in the disk plus layout.data. A temporary layer has no header. A
+// temporary layer consists of several files if the file system does not support a
+// single file that is large enough.
 type store struct {
 	layout
 	name      string // what errors call the layer
@@ -54,8 +55,8 @@ type store struct {
 	sys       system
 }
 
-// openStore opens the layer at path, which must match want, or creates it. If path is
-// empty, it creates a temporary layer.
+// openStore opens or creates the layer at path. The header of an existing layer must
+// agree with the header want. If path is empty, openStore creates a temporary layer.
 func openStore(path string, want header, sys system) (s *store, err error) {
 	if path == "" {
 		return temporaryStore(want, sys)
@@ -274,7 +275,7 @@ func (s *store) write(p []byte, off int64) error {
 	return nil
 }
 
-// cause returns err without the name of the file, which the caller adds.
+// cause removes the name of the file from err. The caller adds the name itself.
 func cause(err error) error {
 	var path *os.PathError
 	if errors.As(err, &path) {
@@ -295,8 +296,8 @@ func (s *store) reservePage(i int64) error {
 	return optional(s.sys.fallocate(s.files[0], unix.FALLOC_FL_KEEP_SIZE, tableStart+i*pageSize, pageSize))
 }
 
-// optional returns err, or nil if err says that the file system does not support the
-// call.
+// optional ignores an error that says that the file system does not support the call.
+// It returns all other errors.
 func optional(err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOSYS) {
 		return nil
@@ -304,8 +305,8 @@ func optional(err error) error {
 	return err
 }
 
-// free deallocates the space of [off, off+n) of the disk. Errors are ignored, because
-// nothing depends on the space being free.
+// free deallocates the space of [off, off+n) of the disk. It ignores errors, because
+// the content is correct even if the space stays allocated.
 func (s *store) free(off, n int64) {
 	_ = s.allocate(unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 }

@@ -21,10 +21,10 @@ const (
 )
 
 const (
-	// sectorSize is what a physical disk writes entirely or not at all, in bytes. Each
-	// sector of a page has a checksum of its own, so that a page remains valid if the
-	// power fails after some of its sectors were written: each sector is then from
-	// before or after the write.
+	// sectorSize is the number of bytes that a physical disk writes either completely
+	// or not at all. Each sector of a page has its own checksum. If the power fails
+	// while a page is written, some sectors have the new content and the others still
+	// have the old content, and all of them are valid.
 	sectorSize   = 512
 	sectorWords  = 63 // words of 8 bytes; a mark and a checksum of 4 bytes each follow
 	sectorBlocks = sectorWords * wordBlocks
@@ -35,17 +35,18 @@ const (
 	pageSectors = pageSize / sectorSize
 	pageWords   = pageSectors * sectorWords
 	pageBlocks  = pageWords * wordBlocks
-	// maxResident limits the number of pages in memory, which take about 16 MiB. With
-	// blocks of 64 KiB they cover about 4 TiB.
+	// maxResident limits the number of pages in memory. This many pages take about 16
+	// MiB. With blocks of 64 KiB they cover about 4 TiB of the disk.
 	maxResident = 4000
-	// maxRunPages limits the number of pages that one call of run examines, so that its
-	// caller can check its context.
+	// maxRunPages limits the number of pages that one call of run examines. The caller
+	// of run can check its context between two calls.
 	maxRunPages = 1024
 )
 
-// page has the states of pageBlocks blocks. Readers load words without a lock, possibly
-// from a page that was written to the file and dropped in the meantime. They then see
-// states from before a write that has not returned.
+// page has the states of pageBlocks blocks. Readers load its words without a lock, even
+// if the page was meanwhile written to the file and removed from memory. Such a reader
+// may see the state that a block had before a concurrent write. This is allowed,
+// because that write has not returned.
 type page struct {
 	words [pageWords]atomic.Uint64
 	used  atomic.Bool // used since drop last examined the page
@@ -56,13 +57,13 @@ type page struct {
 	frozen  *[pageSize]byte // copy from the start of that write, if the page has changed since
 }
 
-// table has the states of all blocks. It is safe for concurrent use, except that the
-// caller must order the changes of one block.
+// table has the states of all blocks. It is safe for concurrent use, but two goroutines
+// must not change the state of the same block at the same time.
 type table struct {
 	store *store
 	limit int // maximum number of pages in memory
-	// pages has nil for a page whose blocks are all absent, and onFile for a page that
-	// is only in the file.
+	// pages has all pages of the table. An element is nil if all blocks of the page are
+	// absent, and onFile if the page is in the file but not in memory.
 	pages  []atomic.Pointer[page]
 	onFile *page
 
@@ -73,7 +74,8 @@ type table struct {
 	broken atomic.Pointer[error] // why nothing can be written any more, or nil
 }
 
-// newTable returns the table that the file of s has.
+// newTable returns the table of the layer that s stores. It finds out which pages the
+// file has, but does not read them.
 func newTable(s *store) (*table, error) {
 	t := &table{store: s, limit: maxResident, pages: make([]atomic.Pointer[page], s.pages), onFile: new(page)}
 	if !s.found {
@@ -101,8 +103,8 @@ func newTable(s *store) (*table, error) {
 	return t, nil
 }
 
-// failed returns the error of an earlier write, after which nothing is written any
-// more, or nil.
+// failed returns an error if an earlier write of the table failed. Nothing may be
+// written to the layer after that.
 func (t *table) failed() error {
 	if err := t.broken.Load(); err != nil {
 		return fmt.Errorf("an earlier write of the layer failed: %w", *err)
@@ -110,8 +112,9 @@ func (t *table) failed() error {
 	return nil
 }
 
-// run returns the state of block b, and how many of the n blocks from b on have that
-// state. It may stop early in a long run.
+// run returns the state of block b, and how many of the n blocks from b on are known to
+// have that state. More of them may have it, because run examines at most maxRunPages
+// pages.
 func (t *table) run(b, n int64) (state int, same int64, err error) {
 	state = anyState
 	for looked := 0; same < n && looked < maxRunPages; looked++ {
@@ -145,14 +148,14 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 	return state, same, nil
 }
 
-// anyState is passed to page.run as the state if the state of the first block is not
-// known yet.
+// anyState is the argument for page.run if the caller does not know the state of the
+// first block.
 const anyState = -1
 
-// run returns how many of n blocks from b on have the given state. If state is
-// anyState, run returns the state of block b and at least one block. It takes both from
-// one load of the word that has block b, because a write may change the block between
-// two loads.
+// run returns how many of the n blocks from block b on have the given state. If state
+// is anyState, run looks for the state of block b instead, and returns this state too.
+// It must load the word of block b only once, because a concurrent write may change the
+// word between two loads.
 func (p *page) run(b, n int64, state int) (_ int, same int64) {
 	for same < n {
 		at := b + same
@@ -169,7 +172,7 @@ func (p *page) run(b, n int64, state int) (_ int, same int64) {
 	return state, min(n, same)
 }
 
-// spread returns a word in which all blocks have the given state.
+// spread returns a word of 64 bits in which all 32 blocks have the given state.
 func spread(state int) uint64 { return uint64(state) * 0x5555555555555555 }
 
 // peek returns page i for reading, or nil if all of its blocks are absent.
@@ -180,16 +183,18 @@ func (t *table) peek(i int64) (*page, error) {
 		return p, nil
 	}
 	if t.failed() != nil {
-		// After a failed write, no page can be written to the file to make room.
-		// Reading continues without keeping the page.
+		// After a failed write, pages with changes can no longer be written to the
+		// file, so they cannot be removed to make room for this page. The page is read
+		// for this call only.
 		return t.load(i)
 	}
 	return nil, err
 }
 
-// acquire returns page i in memory, with mu locked unless there is an error. If all
-// blocks of the page are absent, it creates the page if create is set, and otherwise
-// returns nil.
+// acquire returns page i, after reading it into memory if necessary. Unless it returns
+// an error, it returns with mu locked. A page whose blocks are all absent does not
+// exist yet: acquire then creates the page if create is set, and otherwise returns a
+// nil page.
 func (t *table) acquire(i int64, create bool) (*page, error) {
 	for {
 		t.mu.Lock()
@@ -209,8 +214,8 @@ func (t *table) acquire(i int64, create bool) (*page, error) {
 	if t.pages[i].Load() == t.onFile {
 		p, err = t.load(i)
 	} else {
-		// The space is reserved now, so that a lack of space fails this write and not a
-		// later flush of many writes.
+		// The space is reserved now. If there is no space, this write fails and not a
+		// later flush that affects many writes.
 		err = t.store.reservePage(i)
 	}
 	if err != nil {
@@ -223,9 +228,9 @@ func (t *table) acquire(i int64, create bool) (*page, error) {
 	return p, nil
 }
 
-// drop removes one page from memory that has no unwritten changes and was not used for
-// about the longest time (the clock algorithm). It reports whether it found one. The
-// caller holds mu.
+// drop removes one page from memory and reports whether it found one. The page must
+// have no unwritten changes. The clock algorithm selects a page that was not used
+// recently. The caller holds mu.
 func (t *table) drop() bool {
 	for range 2 * len(t.clock) {
 		t.hand = (t.hand + 1) % len(t.clock)
@@ -243,8 +248,8 @@ func (t *table) drop() bool {
 	return false
 }
 
-// set sets the state of n blocks from b on, and reports whether any of them was not
-// absent before.
+// set sets the state of the n blocks that begin with block b. It reports whether at
+// least one of them was present or zeroed before.
 func (t *table) set(b, n int64, state int) (had bool, err error) {
 	for n > 0 {
 		i, first := b/pageBlocks, b%pageBlocks
@@ -265,8 +270,8 @@ func (t *table) set(b, n int64, state int) (had bool, err error) {
 	return had, nil
 }
 
-// set sets the state of n blocks of the page, from block b of the page on, and reports
-// whether any of them was not absent before.
+// set sets the state of n blocks of the page, beginning with block b of the page. It
+// reports whether at least one of them was present or zeroed before.
 func (p *page) set(b, n int64, state int) (had bool) {
 	pattern := spread(state)
 	for n > 0 {
@@ -282,9 +287,9 @@ func (p *page) set(b, n int64, state int) (had bool) {
 	return had
 }
 
-// write writes the changed pages to the file, after the blocks to which they refer are
-// durable. If durable is set, the pages are durable when write returns. An error is
-// final, because the kernel reports lost data only once.
+// write first makes the blocks durable and then writes the changed pages to the file.
+// If durable is set, it makes the pages durable too. After an error every later call
+// fails as well, because the kernel reports lost data only once.
 func (t *table) write(durable bool) error {
 	t.writes.Lock()
 	defer t.writes.Unlock()
@@ -338,8 +343,9 @@ func (t *table) writePages(durable bool) error {
 	return nil
 }
 
-// encode fills b with page i in the form that it has in the file. A sector whose blocks
-// are all absent is all zeros, as a hole of the file is.
+// encode fills b with the page as the file stores it. i is the number of the page. A
+// sector whose blocks are all absent consists of zeros, so that it equals a hole of the
+// file.
 func (p *page) encode(i int64, b *[pageSize]byte) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]
@@ -356,7 +362,7 @@ func (p *page) encode(i int64, b *[pageSize]byte) {
 	}
 }
 
-// seal adds the mark and the checksum to a sector of the table.
+// seal fills in the fixed mark and the checksum at the end of a sector of the table.
 func seal(sector []byte, number int64) {
 	binary.LittleEndian.PutUint32(sector[sectorWords*8:], sectorMark)
 	binary.LittleEndian.PutUint32(sector[sectorWords*8+4:], sectorSum(sector, number))
@@ -383,16 +389,16 @@ func (t *table) load(i int64) (*page, error) {
 		return nil, fmt.Errorf("table of the layer %s at offset %d: %w", t.store.name, pos, cause(err))
 	}
 	p := new(page)
-	if at, err := p.decode(i, &image, t.store.blocks); err != nil {
-		return nil, fmt.Errorf("table of the layer %s at offset %d: %w", t.store.name, pos+at, err)
+	if offset, err := p.decode(i, &image, t.store.blocks); err != nil {
+		return nil, fmt.Errorf("table of the layer %s at offset %d: %w", t.store.name, pos+offset, err)
 	}
 	return p, nil
 }
 
-// decode fills p from b, the bytes of page i in the file, for a disk with the given
-// number of blocks. If it returns an error, at is the offset in the page of the damaged
-// sector.
-func (p *page) decode(i int64, b *[pageSize]byte, blocks int64) (at int64, err error) {
+// decode fills p from b, the bytes of page i in the file. blocks is the number of
+// blocks of the disk. If a sector is damaged, decode returns an error and the offset of
+// the sector in the page.
+func (p *page) decode(i int64, b *[pageSize]byte, blocks int64) (offset int64, err error) {
 	for s := range int64(pageSectors) {
 		sector := b[s*sectorSize : (s+1)*sectorSize]
 		number := i*pageSectors + s

@@ -10,25 +10,27 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxLocked is the number of blocks that one step of a write locks at most.
+// maxLocked is the largest number of blocks that a write locks at the same time.
 const maxLocked = 256
 
-// change calls call, which changes the bytes [off, off+n). It returns an error instead
-// if the disk has ended, if the range is not in the disk, or if an earlier write of the
-// table failed. what is the name of the operation in errors.
-func (d *Disk) change(ctx context.Context, what string, off, n int64, call func() error) error {
+// change runs a function that changes the bytes [off, off+n). It returns an error
+// without running the function if the disk is closed or its context has ended, if the
+// range is not in the disk, or if an earlier write of the table failed. Errors name the
+// given operation.
+func (d *Disk) change(ctx context.Context, operation string, off, n int64, call func() error) error {
 	err := d.life.Begin(ctx)
 	if err == nil {
 		err = d.changeInCall(off, n, call)
 		d.life.End()
 	}
 	if err != nil && err != errors.ErrUnsupported {
-		return fmt.Errorf("%s %s [%d, %d): %w", what, d.life.Name, off, off+n, err)
+		return fmt.Errorf("%s %s [%d, %d): %w", operation, d.life.Name, off, off+n, err)
 	}
 	return err
 }
 
-// changeInCall is the part of change between life.Begin and life.End.
+// changeInCall does the work of change after the call was announced with life.Begin, so
+// that Close waits for it.
 func (d *Disk) changeInCall(off, n int64, call func() error) error {
 	if !life.InDisk(off, n, d.size) {
 		return fmt.Errorf("the range is outside the disk of %d bytes", d.size)
@@ -55,7 +57,8 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	return done, err
 }
 
-// writeSome writes the first bytes of p, and returns how many.
+// writeSome writes the first blocks of p, or a part of a block, and returns the number
+// of bytes that it wrote.
 func (d *Disk) writeSome(p []byte, off int64) (int, error) {
 	b := off / d.block
 	if n := min(d.wholeBlocks(off, int64(len(p))), maxLocked); n > 0 {
@@ -66,7 +69,8 @@ func (d *Disk) writeSome(p []byte, off int64) (int, error) {
 	return len(p), d.writePart(p, off, b)
 }
 
-// writeBlocks writes n whole blocks from block b on, and makes them present.
+// writeBlocks writes n whole blocks, beginning with block b, and sets their state to
+// present.
 func (d *Disk) writeBlocks(p []byte, off, b, n int64) error {
 	written, err := d.overwrite(p, off, b, n)
 	if written || err != nil {
@@ -81,8 +85,8 @@ func (d *Disk) writeBlocks(p []byte, off, b, n int64) error {
 	return err
 }
 
-// overwrite writes to n blocks from b on if all of them are present, and reports
-// whether it did.
+// overwrite writes p if the n blocks that begin with block b are all present. It
+// reports whether it has written.
 func (d *Disk) overwrite(p []byte, off, b, n int64) (written bool, err error) {
 	d.locks.rLock(b, n)
 	defer d.locks.rUnlock(b, n)
@@ -100,8 +104,8 @@ func (d *Disk) writePart(p []byte, off, b int64) error {
 	if written || err != nil {
 		return err
 	}
-	// The buffer is acquired before the lock. Otherwise two calls could wait for each
-	// other, one for a buffer and one for the lock.
+	// The buffer must be acquired before the lock. Otherwise a call with the lock could
+	// wait for a buffer while the call with the buffer waits for the lock.
 	buf, err := d.buffer()
 	if err != nil {
 		return err
@@ -132,10 +136,10 @@ func (d *Disk) writePart(p []byte, off, b int64) error {
 	return err
 }
 
-// ZeroAt implements source.Writable. For whole blocks it writes only the state. With
-// MayTrim their space is freed, and without it the space is reserved, if the file
-// system supports that. Parts of blocks at both ends of the range are written. With
-// FastOnly, a range without a whole block is refused.
+// ZeroAt implements source.Writable. It only changes the state of whole blocks, and
+// writes zeros to the parts of blocks at both ends of the range. With MayTrim it frees
+// the space of whole blocks, otherwise it reserves the space, if the file system
+// supports that. With FastOnly it refuses a range that has no whole block.
 func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	return d.change(ctx, "zero", off, n, func() error {
 		first, whole := d.inner(off, n)
@@ -152,8 +156,8 @@ func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags)
 }
 
 // Trim implements source.Writable. Whole blocks read as zeros afterwards. A part of a
-// block reads as zeros if the block is present; otherwise the part is left alone,
-// because a trim must not use space.
+// block is overwritten with zeros if the block is present in the layer. Otherwise the
+// part keeps its content, because a trim must not use space.
 func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 	return d.change(ctx, "trim", off, n, func() error {
 		first, whole := d.inner(off, n)
@@ -164,7 +168,8 @@ func (d *Disk) Trim(ctx context.Context, off, n int64) error {
 	})
 }
 
-// inner returns the whole blocks in [off, off+n): the first one and their number.
+// inner returns the number of the first whole block in [off, off+n), and how many whole
+// blocks the range has.
 func (d *Disk) inner(off, n int64) (first, blocks int64) {
 	first = (off + d.block - 1) / d.block
 	last := (off + n) / d.block // exclusive
@@ -174,9 +179,10 @@ func (d *Disk) inner(off, n int64) (first, blocks int64) {
 	return first, max(0, last-first)
 }
 
-// zero zeroes [off, off+n). It sets the state of the whole blocks from first on, and
-// calls part with zeros for the parts before and after them. free says whether to
-// deallocate the space of the whole blocks.
+// zero makes [off, off+n) read as zeros. The range has the given number of whole
+// blocks, beginning with block first, whose state zero sets. If free is set, it also
+// deallocates their space. It calls part with zeros for the parts of blocks before and
+// after the whole blocks.
 func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, part func(p []byte, off, b int64) error) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {
