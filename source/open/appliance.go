@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/raw"
 )
 
-// Manifest is the ability of a disk of an appliance to be compared with the manifest of
-// the appliance.
+// Manifest is the ability of a disk in an appliance to be verified: its files are
+// compared with the manifest, the list of digests in the appliance.
 type Manifest interface {
 	// VerifyManifest reads the descriptor and all files of the disk completely,
 	// and compares their digests with those in the manifest. It returns a
@@ -28,7 +28,7 @@ type Manifest interface {
 	VerifyManifest(ctx context.Context) error
 }
 
-// Warned is the ability of a disk to report faults that do not keep it from being read,
+// Warned is the ability of a disk to report faults in spite of which it can be read,
 // such as a wrong size in the descriptor of an appliance, or an image that was not
 // closed cleanly.
 type Warned interface {
@@ -68,8 +68,9 @@ func (e *DiskEntry) String() string {
 	return s + ")"
 }
 
-// ChoiceError reports an address of an appliance that does not select one of its disks:
-// it names none of several, or one that does not exist.
+// ChoiceError reports an address of an appliance that does not select a disk. Either
+// the appliance has several disks and the address selects none, or the selected disk
+// does not exist.
 type ChoiceError struct {
 	Path   string      // of the appliance
 	Choice string      // the text after #; "" if there is none
@@ -115,11 +116,13 @@ func (e *ChoiceError) Hint() string {
 // ExitStatus returns the exit status of a program that ends with this error.
 func (*ChoiceError) ExitStatus() int { return exit.Usage }
 
-// is reports whether name is the name of the disk or of its file.
+// is reports whether name identifies the disk: it must be the name of the disk or of
+// its file.
 func (e *DiskEntry) is(name string) bool { return name != "" && (e.Name == name || e.File == name) }
 
-// FileOf returns the path of the local file that a source names: for a disk of an
-// appliance, the appliance. It returns ok false if the source is no local file.
+// FileOf returns the path of the local file to which an address leads. For a disk in an
+// appliance, this is the file of the appliance. ok is false if the address does not
+// lead to a local file.
 func FileOf(a address.Address) (path string, ok bool) {
 	switch a := a.(type) {
 	case address.Path:
@@ -133,17 +136,17 @@ func FileOf(a address.Address) (path string, ok bool) {
 	return "", false
 }
 
-// Appliance lists all disks of the appliance that an address names, whichever disk the
-// address selects. It returns nil if the address is not that of an appliance. A disk
-// that cannot be opened is listed with its error.
+// Appliance lists all disks of the appliance at an address, even if the address selects
+// one of them. It returns nil if there is no appliance at the address. A disk that
+// cannot be opened is listed with its error.
 func (o *Opener) Appliance(ctx context.Context, a address.Address) ([]DiskEntry, error) {
 	at, ok := a.(address.Appliance)
 	if !ok {
 		return nil, nil
 	}
 	path := at.Path
-	// Another Opener is used, so that Files does not list files that are only
-	// inspected.
+	// This work uses a second Opener. Otherwise o.Files would also list these files,
+	// although they are only inspected.
 	appliance, _, err := (&Opener{AllowPath: o.AllowPath}).appliance(ctx, path)
 	if err != nil {
 		return nil, err
@@ -159,8 +162,8 @@ func (o *Opener) Appliance(ctx context.Context, a address.Address) ([]DiskEntry,
 	return disks, nil
 }
 
-// appliance opens an .ova or .ovf file. folder is the Opener of the files that the .ovf
-// file names, or nil for an .ova file.
+// appliance opens an .ova or .ovf file. For an .ovf file it also returns folder, an
+// Opener for the files that the .ovf file names. For an .ova file folder is nil.
 func (o *Opener) appliance(ctx context.Context, path string) (a *ova.Appliance, folder source.Opener, err error) {
 	f, err := o.openFile(ctx, path)
 	if err != nil {
@@ -195,8 +198,9 @@ func entries(a *ova.Appliance) []DiskEntry {
 	return disks
 }
 
-// formatOf returns the format that a URI in a descriptor means, or "" if the URI is not
-// known. Different writers, and different versions of a writer, use different URIs.
+// formatOf returns the format to which a URI in a descriptor refers, or "" if the URI
+// is not known. Different writers, and different versions of a writer, use different
+// URIs.
 func formatOf(uri string) string {
 	uri = strings.ToLower(uri)
 	for _, f := range []struct{ part, format string }{
@@ -221,8 +225,8 @@ func notRead(path string, e *DiskEntry) error {
 	return fmt.Errorf("%s: disk %s is a %s image: %w", path, printable.Name(e.Name), strings.ToUpper(e.Format), ErrNotRead)
 }
 
-// pick returns the index of the disk that choice selects: a number, a name, or "" if
-// there is only one disk.
+// pick returns the index of the disk that choice selects. choice is the number or the
+// name of a disk. It may be "" if there is only one disk.
 func pick(path, choice string, disks []DiskEntry) (int, error) {
 	if choice == "" {
 		if len(disks) == 1 {
@@ -262,8 +266,8 @@ func (o *Opener) openAppliance(ctx context.Context, at address.Appliance) (sourc
 	return d, nil
 }
 
-// openApplianceDisk opens the disk that choice selects in the appliance a, whose path is
-// path. folder is the Opener of the files that the descriptor names, or nil for an
+// openApplianceDisk opens the disk that choice selects in the appliance a, which is at
+// the given path. folder opens the files that an .ovf file names. It is nil for an .ova
 // archive.
 func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder source.Opener, path, choice string) (source.Disk, error) {
 	disks := entries(a)
@@ -315,7 +319,7 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder
 	return d, nil
 }
 
-// pathOf returns the path of f for messages, or name if f does not have one.
+// pathOf returns the path of f for messages. If f has no path, it returns name.
 func pathOf(f source.Disk, name string) string {
 	if d, ok := source.Ability[source.Described](f); ok && len(d.Info().Chain) > 0 {
 		return d.Info().Chain[0]
@@ -323,9 +327,10 @@ func pathOf(f source.Disk, name string) string {
 	return name
 }
 
-// inArchive returns the Opener of the files to which an image in an archive refers. It
+// inArchive returns the Opener for the files to which an image in an archive refers. It
 // opens files of the same archive only. member is the name of the image in the archive,
-// shown is its name in errors, and children are the images above it in the chain.
+// and shown is its name in errors. children are the images that lead to this image: its
+// child, the child of that, and so on.
 func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chain) (source.Opener, error) {
 	images, err := children.extend(shown, link{member: member})
 	if err != nil {
@@ -344,23 +349,25 @@ func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chai
 	}, nil
 }
 
-// applianceDisk is a disk of an appliance. Closing it closes the appliance too. It
-// wraps the disk in the image, so that callers find the abilities of that disk.
+// applianceDisk is a disk of an appliance. It adds warnings and the ability Manifest to
+// the disk that the reader of the image format returned. It is a source.Wrapper, so
+// that callers also find the abilities of that disk. Closing it closes the appliance
+// too.
 type applianceDisk struct {
 	source.Disk
 	appliance *ova.Appliance
 	warnings  []string
-	// named lists the extents and data files that the image names, relative to the
-	// descriptor. unchecked is the parent or backing file of the image, "" if it
-	// has none. VerifyManifest fails if there is one: the files that the parent
-	// names are not known.
+	// named lists the extents and data files that the image names, with paths relative
+	// to the folder of the descriptor. unchecked is the path of the parent or backing
+	// file of the image, or "" if it has none. VerifyManifest fails for an image with a
+	// parent, because it does not know which files the parent names.
 	named     []string
 	unchecked string
 }
 
 // referencesOf returns the Opener for the files that the image in f names. It records
-// their names for VerifyManifest. file is the name of the image in the descriptor,
-// shown is its name for messages.
+// their names for VerifyManifest. file is the name of the image in the descriptor of
+// the appliance, and shown is its name in errors.
 func (d *applianceDisk) referencesOf(o *Opener, f *raw.Disk, shown, file string) (source.Opener, error) {
 	opens, err := o.references(f, shown, nil)
 	if err != nil {

@@ -5,15 +5,16 @@ import (
 	"os"
 )
 
-// maxChain bounds how many images a chain may have. VMware's own limit is 32.
+// maxChain is the largest number of images in a chain. VMware's own limit is 32.
 const maxChain = 256
 
 // chain lists the images of a chain that are open so far: the image that the user
-// named, its parent or backing file, the parent of that, and so on. Loops of images
-// are detected by its method extend only. The readers of formats do not detect them.
+// named, its parent or backing file, the parent of that, and so on. Only its method
+// extend detects that a chain loops. The readers of the image formats do not detect it.
 type chain []link
 
-// link identifies an image of a chain: a local file, or a file in an archive.
+// link identifies an image in a chain. The image is a local file or a file in an
+// archive.
 type link struct {
 	file   os.FileInfo // nil for a file in an archive
 	member string      // name in the archive
@@ -27,8 +28,8 @@ func (l link) is(other link) bool {
 	return l.file == nil && other.file == nil && l.member == other.member
 }
 
-// extend returns the chain with the image l added, which was opened as path. It
-// returns an error if the chain has that image already, or gets too long.
+// extend appends the image l, which was opened as path, to the chain. It returns an
+// error if the chain already has that image, or if the chain gets too long.
 func (c chain) extend(path string, l link) (chain, error) {
 	for _, earlier := range c {
 		if earlier.is(l) {

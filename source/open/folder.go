@@ -20,17 +20,17 @@ const (
 	maxImages   = 4096     // files named *.vmdk in all folders together
 )
 
-// folder is the vmdk.Folder of an image that names its parent by its UUID only. It
-// searches the folder of the image and those of --allow-path, but no folders below
-// them.
+// folder is a vmdk.Folder, in which the reader of VMDK images searches for the parent
+// of an image that names its parent only by a UUID. It has the files in the folder of
+// the image and in the folders of --allow-path, but not those in folders below.
 type folder struct {
 	o    *Opener
 	f    *raw.Disk // the file of the image
 	path string    // the path by which f was opened
 }
 
-// folderOf returns the folder of the image in f, which was opened as path. It returns
-// nil for an image that is not a local file, such as one in an archive.
+// folderOf returns the folder of the image in f, which was opened as path. If the image
+// is not a local file but lies in an archive, for example, folderOf returns nil.
 func (o *Opener) folderOf(f source.Disk, path string) vmdk.Folder {
 	if f, ok := f.(*raw.Disk); ok {
 		return &folder{o, f, path}
@@ -38,7 +38,8 @@ func (o *Opener) folderOf(f source.Disk, path string) vmdk.Folder {
 	return nil
 }
 
-// Names implements [vmdk.Folder]. It returns the regular files that are named *.vmdk.
+// Names implements [vmdk.Folder]. It returns the names of the regular files that are
+// named *.vmdk.
 func (d *folder) Names(ctx context.Context) ([]string, error) {
 	real, _, err := whereIs(d.f, d.path)
 	if err != nil {

@@ -14,9 +14,10 @@ import (
 	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// ForeignError reports a file or a stream that is neither a raw disk nor an image that
-// vddkcp can read there: an image of another program, an archive, a compressed file or
-// a text. A copy of its bytes would not be a disk.
+// ForeignError reports a file or a stream that vddkcp cannot read as a disk: an image
+// of another program, an archive, a compressed file or a text. It also reports an image
+// in a stream, where only a raw disk can be read. Reading such a file as a raw disk
+// would return bytes that are not those of a disk.
 type ForeignError struct {
 	Path  string // path of the file, or name of the stream
 	What  string // what the content is, such as "a VHD image"
@@ -71,9 +72,9 @@ func (c content) isLUKS() bool {
 	return bytes.HasPrefix(c.head, []byte("LUKS\xba\xbe\x00\x01")) || bytes.HasPrefix(c.head, []byte("LUKS\xba\xbe\x00\x02"))
 }
 
-// foreign returns a *ForeignError for path if the content is of a foreign format. A
-// content with a partition table is a raw disk, unless its last bytes are those of an
-// image.
+// foreign returns a *ForeignError for path if the content has a known format that this
+// package cannot read. A file with a partition table counts as a raw disk, unless its
+// last bytes are those of an image.
 func (c content) foreign(path string) error {
 	if !c.hasPartitions() {
 		for _, s := range signatures {
@@ -91,8 +92,8 @@ func (c content) foreign(path string) error {
 	return c.foreignTail(path)
 }
 
-// foreignTail returns a *ForeignError for path if the last bytes of the content are
-// those of a foreign format.
+// foreignTail returns a *ForeignError for path if the last bytes of the content show a
+// format that this package cannot read.
 func (c content) foreignTail(path string) error {
 	if at, ok := fixedVHD(c.tail); ok {
 		return &ForeignError{path, "a VHD image of fixed size", fmt.Sprintf("found a footer %q %d bytes before the end", "conectix", len(c.tail)-at), imageHint("vpc")}
@@ -109,7 +110,8 @@ func imageHint(format string) string {
 
 func unpackHint(command string) string { return "unpack it first: " + command }
 
-// signature is a foreign format that has fixed bytes at a fixed offset.
+// signature describes a format that this package cannot read. It is recognized by fixed
+// bytes at a fixed offset.
 type signature struct {
 	what   string                 // the What of the ForeignError
 	offset int                    // bytes
@@ -122,9 +124,9 @@ func (s *signature) matches(head []byte) bool {
 	return len(head) > s.offset && bytes.HasPrefix(head[s.offset:], []byte(s.magic)) && (s.check == nil || s.check(head))
 }
 
-// signatures lists the foreign formats, in any order. It has no file systems, partition
-// tables, volume managers or boot loaders: content that begins with one of these is a
-// raw disk.
+// signatures lists formats that this package cannot read, in any order. It must not
+// have file systems, partition tables, volume managers or boot loaders, because a file
+// that begins with one of these is a raw disk.
 var signatures = []signature{
 	{what: "a VHD image", magic: "conectix", hint: imageHint("vpc")},
 	{what: "a VHDX image", magic: "vhdxfile", hint: imageHint("vhdx")},
@@ -183,15 +185,16 @@ func vdiVersion(head []byte) bool {
 	return len(head) >= 72 && binary.LittleEndian.Uint32(head[68:])>>16 <= 1
 }
 
-// bzip2Block reports whether a compression level and the magic of a block, or of the end
-// of the stream, follow the magic of bzip2.
+// bzip2Block reports whether head, which begins with the magic of bzip2, continues like
+// a bzip2 file: with a compression level, and then with the magic of a block or of the
+// end of the stream.
 func bzip2Block(head []byte) bool {
 	return len(head) >= 10 && head[3] >= '1' && head[3] <= '9' &&
 		(string(head[4:10]) == "\x31\x41\x59\x26\x53\x59" || string(head[4:10]) == "\x17\x72\x45\x38\x50\x90")
 }
 
 // cpioHeader reports whether head begins with a header of the cpio formats newc, crc or
-// odc, which consist of digits.
+// odc. The headers of these formats consist of digits.
 func cpioHeader(head []byte) bool {
 	if len(head) < 76 {
 		return false
@@ -228,7 +231,8 @@ func (c content) hasPartitions() bool {
 }
 
 // isTar reports whether head begins with the header of a member of a tar archive. All
-// tar formats have the same checksum, so isTar compares only that.
+// tar formats have a checksum of the header in the same place, and isTar checks only
+// this checksum.
 func isTar(head []byte) bool {
 	const size, sumAt, sumSize = 512, 148, 8
 	if len(head) < size || head[0] == 0 {
@@ -255,9 +259,9 @@ func isTar(head []byte) bool {
 	return want == unsigned || want == signed
 }
 
-// fixedVHD looks for the footer of a VHD of fixed size in the last bytes of a file. It
-// returns the offset of the footer in tail. The footer has 512 bytes, but old programs
-// wrote only 511 of them.
+// fixedVHD looks for the footer of a VHD of fixed size in tail, the last bytes of a
+// file. It returns the offset of the footer in tail. The footer has 512 bytes, but old
+// programs wrote only 511 of them.
 func fixedVHD(tail []byte) (at int, ok bool) {
 	for _, size := range []int{512, 511} {
 		if len(tail) < size {
@@ -288,8 +292,8 @@ const utf8BOM = "\xef\xbb\xbf"
 // setting matches a line of a VMware text file: a key, and a value in quotes.
 var setting = regexp.MustCompile(`^[.A-Za-z][A-Za-z0-9_.:-]* *= *".*"$`)
 
-// text returns which kind of text the content is, or "" if it is no known kind. Content
-// that is no known kind of text may be a raw disk.
+// text describes the kind of text that the content is, such as a web page. It returns
+// "" for anything else, which may be a raw disk.
 func (c content) text() string {
 	head := c.head
 	if narrow, ok := fromUTF16(head); ok {
@@ -323,8 +327,8 @@ func (c content) mayBeJSON() bool {
 	return len(text) > 0 && (text[0] == '{' || text[0] == '[')
 }
 
-// settings returns which text file of a VMware machine head begins with, or "" if it is
-// none.
+// settings describes the text file of a VMware machine, such as a .vmx file, if head is
+// the beginning of one. Otherwise it returns "".
 func (c content) settings(head []byte) string {
 	if bytes.IndexByte(head, 0) >= 0 {
 		return ""
@@ -376,8 +380,8 @@ func fromUTF16(head []byte) (narrow []byte, ok bool) {
 	return narrow, true
 }
 
-// probe returns the format that the content has: "raw", "vmdk" or "qcow2". It returns a
-// *ForeignError for a foreign format.
+// probe recognizes the format of the content: "raw", "vmdk" or "qcow2". It returns a
+// *ForeignError if the content has a known format that this package cannot read.
 func (c content) probe(path string) (format string, err error) {
 	switch {
 	case vmdk.Probe(c.head):

@@ -25,8 +25,8 @@ import (
 	"github.com/vddkcp/vddkcp/source/vmdk"
 )
 
-// ErrNotRead means that vddkcp knows what an address or a format stands for, but
-// cannot read it.
+// ErrNotRead means that vddkcp recognizes an address or a format, but cannot read such
+// disks.
 var ErrNotRead error = notReadError{}
 
 type notReadError struct{}
@@ -34,8 +34,8 @@ type notReadError struct{}
 func (notReadError) Error() string   { return "not supported by this version" }
 func (notReadError) ExitStatus() int { return exit.Usage }
 
-// UsageError reports an address, a format or an option that is wrong whatever the
-// files contain.
+// UsageError reports a mistake of the user: an address, a format or an option that is
+// wrong regardless of the content of the files.
 type UsageError = usage.Error
 
 // Opener opens sources and records the local files that they consist of. Its fields
@@ -53,11 +53,11 @@ type Opener struct {
 	Writable bool
 	// NBD has the options of the connections to NBD servers.
 	NBD client.Options
-	// VDDK opens disks through VMware's library. If it is nil, such disks are an
-	// ErrNotRead.
+	// VDDK has the options for disks that are opened through VMware's library. If it is
+	// nil, opening such a disk returns an ErrNotRead.
 	VDDK *VDDK
-	// Retry says how failed reads from an NBD server or through VDDK are repeated,
-	// if need be over new connections. The zero value repeats nothing.
+	// Retry says how failed reads from an NBD server or through VDDK are repeated, if
+	// necessary over new connections. The zero value repeats nothing.
 	Retry source.RetryOptions
 
 	mu    sync.Mutex
@@ -80,8 +80,8 @@ type File struct {
 //   - "[DATASTORE] DIR/DISK.vmdk" or "vddk:PATH", which VDDK opens with the
 //     parameters that VDDK.Params returns. format is empty or "raw".
 //
-// The disk ends with ctx. The disk of an appliance also has the abilities [Manifest]
-// and [Warned].
+// When ctx ends, the calls of the disk fail with the cause of its end. A disk of an
+// appliance also has the abilities [Manifest] and [Warned].
 //
 // Open returns a *ChoiceError if the address of an appliance does not select one of
 // its disks, a *ForeignError if the file has another format, a *UsageError if the
@@ -201,15 +201,16 @@ func (o *Opener) openWritable(ctx context.Context, path, format string) (source.
 	return d, nil
 }
 
-// notWritable returns a usage error for a disk that cannot be written to. The text says
-// why.
+// notWritable returns a usage error for a disk that cannot be written to. The given
+// text is the reason.
 func notWritable(format string, args ...any) error {
 	return usage.Errorf("%s: only raw files, block devices, writable NBD exports and disks that VDDK opens can be written to", fmt.Sprintf(format, args...))
 }
 
-// notEmpty returns d and err, the result of opening the disk at the address a. If no
-// format was given and the disk has 0 bytes, it returns an error instead, because the
-// server or library most likely opened an empty file that is not a disk.
+// notEmpty is passed d and err, the result of opening the disk at the address a, and
+// normally returns them unchanged. If no format was given and the disk has 0 bytes, it
+// closes the disk and returns an error. The server or library most likely opened an
+// empty file that is not a disk.
 func notEmpty(d source.Disk, a address.Address, format string, err error) (source.Disk, error) {
 	if err != nil || format != "" || d.Size() > 0 {
 		return d, err
@@ -269,14 +270,16 @@ func (o *Opener) list(path string, fi os.FileInfo) {
 }
 
 // openFormat opens the image in the local file f, which was opened as path. It takes
-// over f and closes it on error. children are the images above this one in the chain.
+// over f and closes it on error. children are the images that lead to this image: its
+// child, the child of that, and so on.
 func (o *Opener) openFormat(ctx context.Context, f *raw.Disk, path, format string, children chain) (source.Disk, error) {
 	return o.openImage(ctx, f, path, format, func() (source.Opener, error) { return o.references(f, path, children) })
 }
 
-// openImage opens the image whose bytes are f, as openFormat does. The function
-// references returns the Opener for the files that the image names. It is called
-// only if the format can name files.
+// openImage does the work of openFormat. f is the file with the raw bytes of the image,
+// and may also be a file in an archive. The function references returns the Opener for
+// the files that the image names. It is called only if images of this format can name
+// files.
 func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format string, references func() (source.Opener, error)) (source.Disk, error) {
 	format, warnings, err := inspect(f, path, format)
 	if err != nil {
@@ -316,9 +319,10 @@ func (o *Opener) openImage(ctx context.Context, f source.Disk, path, format stri
 	return nil, fmt.Errorf("%s is a %s image: %w", path, format, ErrNotRead)
 }
 
-// inspect returns the format of f, which was opened as path. It is the given format,
-// or the one that the content shows if format is empty. Unless format is "raw",
-// inspect returns a *ForeignError if the content has a format that is not read.
+// inspect returns the format of f, which was opened as path. If format is not empty, it
+// returns that format, otherwise it recognizes the format by the content. If the
+// content has a known format that this package cannot read, inspect returns a
+// *ForeignError, unless the given format is "raw".
 func inspect(f source.Disk, path, format string) (_ string, warnings []string, err error) {
 	if format == "raw" {
 		return format, nil, nil
@@ -360,8 +364,9 @@ func (o *Opener) Files() []File {
 	return append([]File(nil), o.files...)
 }
 
-// Uses reports whether the file or block device with the description fi has been
-// opened, under any name. path is the name under which it was opened.
+// Uses reports whether the Opener has opened the file or block device that fi
+// describes. It returns the path by which the file was opened, which may be another
+// name of the file.
 func (o *Opener) Uses(fi os.FileInfo) (path string, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

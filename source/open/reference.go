@@ -14,8 +14,9 @@ import (
 	"github.com/vddkcp/vddkcp/source/raw"
 )
 
-// OutsideError reports an image that names a file outside of the folders where it may
-// name files.
+// OutsideError reports an image that refers to a file which it may not use, because the
+// file is neither in the folder of the image nor in a folder that the user has
+// permitted.
 type OutsideError struct {
 	Image  string // path of the image
 	Name   string // the name that is written in the image
@@ -27,18 +28,19 @@ func (e *OutsideError) Error() string {
 	return fmt.Sprintf("%s names %q, which leads to %s, outside of its folder %s", e.Image, e.Name, e.Target, e.Folder)
 }
 
-// Hint returns the option that permits the file.
+// Hint returns the command-line option with which the user can permit the file.
 func (e *OutsideError) Hint() string {
 	return fmt.Sprintf("if you trust the image, --allow-path %s permits the folder", filepath.Dir(e.Target))
 }
 
-// references returns the Opener for the files that the image in f names, which was
-// opened as path. children are the images above this one in the chain.
+// references returns the Opener for the files that an image names. f is the file of the
+// image, which was opened as path. children are the images that lead to this image: its
+// child, the child of that, and so on.
 //
-// Whether a name may be followed is decided by the file that was opened, so
-// replacing a symbolic link meanwhile gains nothing. It is also checked before
-// opening, so that files outside of the permitted folders are normally not even
-// opened.
+// The Opener checks each path twice. Before it opens a file, it checks the path, so
+// that files outside of the permitted folders are normally not opened. Afterwards it
+// checks the path of the file that is open, because an attacker may have replaced a
+// symbolic link in between.
 func (o *Opener) references(f *raw.Disk, path string, children chain) (source.Opener, error) {
 	real, fi, err := whereIs(f, path)
 	if err != nil {
@@ -60,9 +62,9 @@ func (o *Opener) references(f *raw.Disk, path string, children chain) (source.Op
 	}, nil
 }
 
-// openNamed opens the file to which the image with the path from refers by name. folder
-// is the folder of the image. openNamed also returns the path of the file. It does not
-// add the file to the list that Files returns.
+// openNamed opens the file to which an image refers by name. The parameter from is the
+// path of the image, and folder is its folder. openNamed also returns the path of the
+// opened file. It does not add the file to the list that Files returns.
 func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *raw.Disk, target string, fi os.FileInfo, err error) {
 	target = name
 	if !filepath.IsAbs(name) {
@@ -73,7 +75,7 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	}
 	resolved, err := filepath.EvalSymlinks(target)
 	if err != nil {
-		// err says whether the file exists. That must not be revealed about files
+		// err shows whether the file exists. The user must not learn this about files
 		// outside of the permitted folders.
 		if o.permits(folder, filepath.Clean(target)) {
 			return nil, "", nil, openError(target, err)
@@ -98,7 +100,9 @@ func (o *Opener) openNamed(ctx context.Context, folder, from, name string) (f *r
 	return f, target, fi, nil
 }
 
-// openError returns the error of opening path, with the cause that err has.
+// openError returns an error that says that path cannot be opened. It has the cause of
+// err, but not the path in err, which may be that of a symbolic link on the way to the
+// file.
 func openError(path string, err error) error {
 	var cause *fs.PathError
 	if errors.As(err, &cause) { // it may name a link on the way
@@ -125,7 +129,7 @@ func (o *Opener) permits(folder, path string) bool {
 	return false
 }
 
-// isBelow reports whether path is in the folder or in a folder below it.
+// isBelow reports whether path is the folder itself or anything below it.
 func isBelow(folder, path string) bool {
 	rel, err := filepath.Rel(folder, path)
 	return err == nil && rel != ".." && !strings.HasPrefix(rel, "../")

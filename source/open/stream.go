@@ -10,11 +10,15 @@ import (
 // ErrEmptyStream is the error of a stream that ends before its first byte.
 var ErrEmptyStream = errors.New("the stream is empty (0 bytes): the command that writes it may have failed")
 
-// RawStream waits for the first bytes of r and returns a reader of all its bytes. r must
-// be a raw disk. If the first bytes show another format, RawStream returns a
-// *ForeignError. Some formats are recognized by their last bytes only: then the reader
-// returns a *ForeignError instead of io.EOF. An empty stream is an ErrEmptyStream. name
-// is the name of the stream in messages. luks reports whether the disk is encrypted.
+// RawStream checks that the stream r is a raw disk. It waits for the first bytes of r
+// and returns a reader that yields all bytes of r, including the first ones. If the
+// first bytes show another format, RawStream returns a *ForeignError. Some formats can
+// be recognized only by their last bytes. In this case the reader returns a
+// *ForeignError instead of io.EOF. For an empty stream RawStream returns an
+// ErrEmptyStream.
+//
+// name is the name of the stream in messages. luks reports whether the disk is
+// encrypted with LUKS.
 func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 	b := bufio.NewReaderSize(r, textSize+1)
 	var c content
@@ -41,8 +45,8 @@ func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 	return &tailReader{r: b, name: name}, c.isLUKS(), nil
 }
 
-// inFileFirst changes the hint of a *ForeignError so that it fits a stream: the hint of
-// a file does not apply before the stream is saved in a file.
+// inFileFirst changes the hint of a *ForeignError. The hint is written for a file. For
+// a stream, the user must first save the stream in a file.
 func inFileFirst(err error) error {
 	if foreign := (*ForeignError)(nil); errors.As(err, &foreign) {
 		foreign.hint = "save the stream in a file and " + foreign.hint

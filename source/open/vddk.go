@@ -13,14 +13,14 @@ import (
 
 // VDDK has the options for opening disks through VMware's library.
 type VDDK struct {
-	// Params returns the parameters of the disk at file, which is a datastore path
-	// or another path. It is called only for disks that are opened, because it may
-	// ask the user for a password.
+	// Params returns the parameters with which VDDK opens the disk at a path, normally
+	// a path in a datastore of the server. It is called only for disks that are opened,
+	// because it may ask the user for a password.
 	Params func(ctx context.Context, file string) (vddk.Params, error)
-	// Options are the options of the connection. Their fields Retry and Writable
-	// are ignored: the fields of the Opener are used.
+	// Options are the options of the connection. Their fields Retry and Writable are
+	// ignored, and the fields of the same name in the Opener are used.
 	Options vddk.Options
-	// Open is called instead of [vddk.Open] if it is not nil. Tests set it.
+	// Open, if it is not nil, is called instead of [vddk.Open]. Only tests set it.
 	Open func(context.Context, vddk.Params, vddk.Library, vddk.Options) (source.Disk, error)
 }
 
@@ -31,8 +31,8 @@ type ThroughVDDK interface {
 	Params() vddk.Params
 }
 
-// maxVDDKRequest bounds one request, in bytes. With larger requests, NFC fails under
-// load.
+// maxVDDKRequest is the largest size of a request in bytes. With larger requests, NFC,
+// the protocol in which VDDK reads from a host, fails under load.
 const maxVDDKRequest = 2 << 20
 
 // openVDDK opens a disk through VDDK. It checks all parameters before it loads the
