@@ -17,7 +17,8 @@ import (
 )
 
 // These constants limit what a descriptor may contain. Real descriptors have at most 2
-// MiB, with the licences of a product in a dozen languages, and are ten elements deep.
+// MiB, if they include the licences of a product in a dozen languages. Their elements
+// are nested at most ten deep.
 const (
 	maxDescriptor = 16 << 20 // bytes
 	maxTag        = 1 << 20  // bytes in one tag; a text may be as long as the descriptor
@@ -28,7 +29,7 @@ const (
 )
 
 // envelope has the parts of a descriptor that describe disks (DSP0243 1.1, sections 7.1
-// and 9.1). In these parts, versions 0.9 and 2 differ in their namespaces only.
+// and 9.1). In versions 0.9 and 2 only the namespaces of these parts differ.
 type envelope struct {
 	files    map[string]file // by id
 	disks    []disk
@@ -36,14 +37,14 @@ type envelope struct {
 	encoding encoding.Encoding // encoding of the descriptor; nil: UTF-8
 }
 
-// file is an element File of References.
+// file has the content of an element File in the section References.
 type file struct {
 	href, compression string
 	size              int64 // bytes; 0: not recorded
 	chunkSize         int64 // bytes; 0: the file is not split into chunks
 }
 
-// disk is an element Disk of the DiskSection.
+// disk has the content of an element Disk in the DiskSection.
 type disk struct {
 	line           int    // line of the descriptor
 	id, fileRef    string // fileRef is "" for an empty disk
@@ -54,8 +55,8 @@ type disk struct {
 }
 
 // parseEnvelope parses a descriptor. It accepts elements of all versions: 0.9, 1 and 2
-// have different namespaces, and some writers leave them out. Document types are
-// refused, so the only entities are the five of XML.
+// have different namespaces, and some writers leave them out. It refuses document
+// types, so that a descriptor can use only the five entities that XML predefines.
 func parseEnvelope(text []byte) (*envelope, error) {
 	text = bytes.TrimPrefix(text, []byte("\ufeff"))
 	if bytes.HasPrefix(text, []byte{0xfe, 0xff}) || bytes.HasPrefix(text, []byte{0xff, 0xfe}) {
@@ -105,8 +106,9 @@ func parseEnvelope(text []byte) (*envelope, error) {
 
 // checkTags returns an error if a tag is longer than maxTag, because the XML decoder
 // keeps all attributes of an element in memory. Texts, comments and CDATA sections may
-// be longer: they need no more memory than their bytes. Bytes can be compared with
-// ASCII, since all supported encodings agree with it in these characters.
+// be longer: they need no more memory than their bytes. checkTags looks for characters
+// such as < in the undecoded bytes. This is correct because all supported encodings
+// have these characters at their ASCII codes.
 func checkTags(text []byte) error {
 	for rest := text; ; {
 		i := bytes.IndexByte(rest, '<')
@@ -158,7 +160,7 @@ func tagLength(text []byte) int {
 	return len(text)
 }
 
-// parser builds an envelope from the tokens of a descriptor.
+// parser builds an envelope from the XML tokens of a descriptor.
 type parser struct {
 	decoder  *xml.Decoder
 	envelope *envelope
@@ -261,7 +263,8 @@ func typeName(t xml.StartElement, name string) string {
 	return name
 }
 
-// in reports whether the innermost open element has the given path from the root.
+// in reports whether the innermost open element has the given path, a list of element
+// names that begins with the root.
 func (p *parser) in(path ...string) bool {
 	if len(p.path) != len(path) {
 		return false
@@ -274,15 +277,17 @@ func (p *parser) in(path ...string) bool {
 	return true
 }
 
-// isOVF reports whether elements and attributes of a namespace belong to OVF: that of
-// the root element, none, or one that looks like a namespace of OVF. If a prefix is
-// not declared, the decoder returns the prefix as the namespace.
+// isOVF reports whether elements and attributes of a namespace belong to OVF. This is
+// so for the namespace of the root element, for no namespace, and for a namespace that
+// looks like one of OVF. If a prefix is not declared, the XML decoder returns the
+// prefix as the namespace.
 func (p *parser) isOVF(space string) bool {
 	return space == "" || space == p.namespace || space == "ovf" ||
 		strings.Contains(space, "/ovf/") && strings.Contains(space, "envelope")
 }
 
-// attributes returns the attributes of an element that belong to OVF, by name.
+// attributes returns those attributes of an element that belong to OVF. The keys of the
+// result are their names.
 func (p *parser) attributes(t xml.StartElement) (map[string]string, error) {
 	values := map[string]string{}
 	for _, a := range t.Attr {
@@ -363,9 +368,9 @@ var unitNames = map[string]int64{
 	"kb": 1 << 10, "mb": 1 << 20, "gb": 1 << 30, "tb": 1 << 40,
 }
 
-// capacity returns a capacity and its unit, both in bytes. The capacity is 0 if it is
-// missing, 0, or left to a property ("${size}"), which the user chooses when the
-// appliance is deployed.
+// capacity returns a capacity and its unit, both in bytes. The returned capacity is 0
+// if the descriptor has none or 0, or if it names a property ("${size}") whose value
+// the user chooses when the appliance is deployed.
 func capacity(number, units string) (n, unit int64, err error) {
 	normal := strings.ToLower(strings.TrimSpace(units))
 	unit, ok := unitNames[normal]

@@ -18,10 +18,10 @@ import (
 type files interface {
 	// open returns the raw bytes of a file.
 	open(ctx context.Context, name string) (source.Disk, error)
-	// manifest returns the raw bytes of the manifest, and its name for messages.
-	// name is the name that the manifest should have.
+	// manifest returns the raw bytes of the manifest, and the path with which messages
+	// name it. name is the name that the manifest should have.
 	manifest(ctx context.Context, name string) (f source.Disk, shown string, err error)
-	// shown returns the name of a file for messages.
+	// shown returns the path with which messages name a file.
 	shown(name string) string
 	Close() error
 }
@@ -59,9 +59,9 @@ func (t *archive) manifest(ctx context.Context, name string) (source.Disk, strin
 	return f, t.shown(name), err
 }
 
-// named returns the names of the members with an extension, which is compared without
-// regard to case. It leaves out the files that begin with "._": macOS adds them to
-// archives for its own attributes.
+// named returns the names of the members that have an extension, in upper or lower
+// case. It leaves out members whose names begin with "._", because macOS adds such
+// files to archives for its own attributes.
 func (t *archive) named(ext string) []string {
 	var names []string
 	for name := range t.members {

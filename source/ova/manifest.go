@@ -21,8 +21,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/sha1"
 )
 
-// maxManifest bounds a manifest, in bytes. It is enough for a line of 4 KiB for each
-// file of an archive.
+// maxManifest is the largest size of a manifest in bytes. It is enough for a line of 4
+// KiB for each file of an archive.
 const maxManifest = 16 << 20
 
 // ErrNoManifest means that a file cannot be checked: the appliance has no manifest, or
@@ -44,7 +44,7 @@ func (e *ManifestError) Error() string {
 // ExitStatus returns the exit status of a program that ends with this error.
 func (*ManifestError) ExitStatus() int { return exit.Difference }
 
-// digest is a line of a manifest.
+// digest is the content of a line of a manifest.
 type digest struct {
 	algorithm string // in upper case
 	want      string // in lower-case hexadecimal
@@ -72,8 +72,8 @@ func always(newHash func() hash.Hash) func() (hash.Hash, error) {
 // manifestLine matches a line "SHA256(NAME)= HEX", with any blanks between its parts.
 var manifestLine = regexp.MustCompile(`^\s*([A-Za-z0-9-]+)\s*\((.*)\)\s*=\s*([0-9A-Fa-f]*)\s*$`)
 
-// parseManifest returns the digests in a manifest by the name of the file (DSP0243
-// 1.1, section 5.1).
+// parseManifest returns the digests in a manifest (DSP0243 1.1, section 5.1). The keys
+// of the result are the names of the files.
 func parseManifest(text []byte) (map[string][]digest, error) {
 	digests := map[string][]digest{}
 	n := 0
@@ -98,12 +98,13 @@ func parseManifest(text []byte) (map[string][]digest, error) {
 }
 
 // Verify compares the descriptor and all files that were opened so far with their
-// digests in the manifest. It reads these files completely: the file of a disk or all
-// of its chunks, and in an archive also the files that the image names. more has the
-// names of further files to compare, relative to the folder of the descriptor.
+// digests in the manifest. It reads these files completely. The opened files are the
+// file of a disk or all of its chunks, and in an archive also the files that the image
+// names. The caller can pass the names of more files to compare, relative to the folder
+// of the descriptor.
 //
-// The manifest has the name of the descriptor with the extension .mf. In an archive it
-// may have another name, if it is the only .mf file.
+// The manifest has the name of the descriptor, with the extension .mf instead of .ovf.
+// In an archive it may have another name if it is the only .mf file.
 //
 // Verify returns a *ManifestError for the first file that differs. It returns an error
 // that wraps ErrNoManifest if there is no manifest or if the manifest has no digest of
@@ -135,8 +136,8 @@ func (a *Appliance) Verify(ctx context.Context, more ...string) error {
 	return nil
 }
 
-// manifest reads the manifest. It returns the digests by the names of the files, and
-// the name of the manifest for errors.
+// manifest reads the manifest. It returns the digests, with the names of the files as
+// keys, and the path with which errors name the manifest.
 func (a *Appliance) manifest(ctx context.Context) (digests map[string][]digest, shown string, err error) {
 	f, shown, err := a.files.manifest(ctx, strings.TrimSuffix(a.descriptor, path.Ext(a.descriptor))+".mf")
 	if errors.Is(err, fs.ErrNotExist) {
@@ -156,8 +157,8 @@ func (a *Appliance) manifest(ctx context.Context) (digests map[string][]digest, 
 	return digests, shown, nil
 }
 
-// verifyFile returns a *ManifestError if the content of a file does not have all the
-// given digests.
+// verifyFile returns a *ManifestError if one of the given digests is not that of the
+// content of the file.
 func (a *Appliance) verifyFile(ctx context.Context, name string, digests []digest) error {
 	f, err := a.files.open(ctx, name)
 	if err != nil {

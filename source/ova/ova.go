@@ -8,8 +8,9 @@
 // are not interpreted here. [Appliance.Verify] compares the files with the digests
 // in the manifest.
 //
-// If the descriptor and a disk disagree, the disk is right, see
-// [Appliance.Warnings]. A file that is shorter than the descriptor says is an error.
+// If the descriptor and the file of a disk contradict each other, the file is believed,
+// see [Appliance.Warnings]. A file that is shorter than the descriptor says is an
+// error.
 package ova
 
 import (
@@ -57,8 +58,8 @@ func (d *Disk) Name() string {
 	return d.File
 }
 
-// CompressionError reports a disk whose file is compressed as a whole, so that it
-// cannot be read at any offset.
+// CompressionError reports a disk whose file is compressed as a whole. Such a file can
+// be unpacked only from its start, not read at a given offset.
 type CompressionError struct {
 	Path, Disk, File, Method string
 }
@@ -91,7 +92,8 @@ type Appliance struct {
 
 // Open opens the appliance in the tar archive f, which was opened as path. It reads
 // only the headers of the archive and the descriptor. The Appliance takes over f, and
-// Open closes it if it returns an error. The disks of the appliance end with ctx.
+// Open closes it if it returns an error. When ctx ends, the calls of the disks of the
+// appliance fail.
 func Open(ctx context.Context, path string, f source.Disk) (*Appliance, error) {
 	a, err := open(ctx, path, f)
 	if err != nil {
@@ -131,9 +133,9 @@ func open(ctx context.Context, name string, f source.Disk) (*Appliance, error) {
 }
 
 // OpenDescriptor opens the appliance whose descriptor is f, an .ovf file that was
-// opened as path. The files of the disks are opened with open in the format "raw", by
-// the names in the descriptor. The Appliance takes over f, and OpenDescriptor closes
-// it if it returns an error.
+// opened as path. The parameter open opens the files of the disks. It is called with
+// the names in the descriptor and the format "raw". The Appliance takes over f, and
+// OpenDescriptor closes it if it returns an error.
 func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance, error) {
 	a, err := read(path, filepath.Base(path), f, &folder{path: path, f: f, opens: open})
 	if err != nil {
@@ -143,7 +145,8 @@ func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance,
 	return a, nil
 }
 
-// read parses the descriptor f, which is called name, of the appliance at path.
+// read parses the descriptor of the appliance at path. f is the file of the descriptor,
+// and name is its name.
 func read(path, name string, f source.Disk, files files) (*Appliance, error) {
 	if err := checkPacked(files.shown(name), f); err != nil {
 		return nil, err
@@ -175,11 +178,12 @@ func readAll(f source.Disk, max int64) ([]byte, error) {
 	return text, image.ReadFull(f, text, 0)
 }
 
-// remote matches an href that is a URI with a scheme, and so no file of the appliance.
+// remote matches an href that is a URI with a scheme, which does not name a file of the
+// appliance.
 var remote = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*://`)
 
-// newDisk returns the disk that x describes. If the disk cannot be read, its err says
-// why.
+// newDisk returns the disk that x, an element of the descriptor, describes. If the disk
+// cannot be read, its field err has the reason.
 func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	d := Disk{
 		Number: number, ID: x.id, System: e.systems[x.id], Format: x.format,
@@ -210,9 +214,9 @@ func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	return d
 }
 
-// OpenDisk opens the file of disk i of Disks. It returns the raw bytes of the file,
-// in whatever format they are. A disk without a file reads as zeros. The caller must
-// close the returned disk before a.
+// OpenDisk opens the file of Disks[i]. The returned disk has the raw bytes of the file,
+// regardless of the format of the file. A disk without a file reads as zeros. The
+// caller must close the returned disk before the appliance.
 func (a *Appliance) OpenDisk(ctx context.Context, i int) (source.Disk, error) {
 	d := &a.Disks[i]
 	if d.err != nil {
@@ -250,9 +254,10 @@ func (e *ShortError) Hint() string {
 	return "transfer the appliance again; if the file is whole and the descriptor is wrong, unpack the appliance and open the disk's file"
 }
 
-// CheckRaw returns a *ShortError if disk i, a raw disk of size bytes, is shorter than
-// its capacity in the descriptor. A difference of less than a unit is no error,
-// because writers round the capacity up.
+// CheckRaw checks the size of disk i, a raw disk of size bytes. It returns a
+// *ShortError if the disk is smaller than its capacity in the descriptor. A difference
+// of less than the Unit of the disk is no error, because writers round the capacity up
+// to a multiple of it.
 func (a *Appliance) CheckRaw(i int, size int64) error {
 	d := &a.Disks[i]
 	if d.Capacity > size && d.Capacity-size >= d.Unit {
@@ -262,8 +267,9 @@ func (a *Appliance) CheckRaw(i int, size int64) error {
 }
 
 // openHref opens the file of disk i. The name in the descriptor is a URI reference, but
-// not all writers escape special characters, so openHref tries the name as it is and
-// unescaped. If neither file exists, the file may have the name of a single chunk.
+// not all writers escape special characters. Therefore openHref tries the name both as
+// it is and unescaped. If no such file exists, it looks for a file with the name of the
+// first chunk.
 func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
 	d := &a.Disks[i]
 	names := []string{d.File}
@@ -271,7 +277,8 @@ func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
 		names = append(names, name)
 	}
 	if a.encoding != nil {
-		// The name in the archive may be in the encoding of the descriptor.
+		// The name of the file in the archive may have the same encoding as the
+		// descriptor.
 		if name, err := a.encoding.NewEncoder().String(d.File); err == nil && name != d.File {
 			names = append(names, name)
 		}
@@ -304,8 +311,8 @@ const (
 	secondChunk = ".000000001"
 )
 
-// openOnlyChunk opens NAME.000000000 instead of the file NAME of disk i, which does not
-// exist and has no chunkSize in the descriptor.
+// openOnlyChunk opens the file NAME.000000000 of disk i. It is called if the file NAME
+// does not exist and the descriptor does not say that the file is split (no chunkSize).
 func (a *Appliance) openOnlyChunk(ctx context.Context, i int, name string) (source.Disk, error) {
 	first, second := name+onlyChunk, name+secondChunk
 	f, err := a.openFile(ctx, first)
@@ -333,7 +340,8 @@ func (a *Appliance) note(i int, warning string) {
 	a.notes[i] = append(a.notes[i], warning)
 }
 
-// openParts opens the file x, whole or in chunks, by the given name.
+// openParts opens the file that x, an element of the descriptor, describes. The file
+// may be split into chunks. name is the name to look for.
 func (a *Appliance) openParts(ctx context.Context, name string, x file) (source.Disk, error) {
 	if x.chunkSize == 0 {
 		return a.openFile(ctx, name)
@@ -377,9 +385,9 @@ const maxChunks = 4096
 // errNoChunk means that not even the first chunk of a file exists.
 var errNoChunk = errors.New("the file has no chunk")
 
-// openChunks opens a file that was split into the chunks NAME.000000000,
-// NAME.000000001 and so on. All chunks except the last have the same size (DSP0243
-// 1.1, section 7.1). It returns an errNoChunk if the first one does not exist.
+// openChunks opens a file that was split into the chunks NAME.000000000, NAME.000000001
+// and so on. All chunks except the last have the same size (DSP0243 1.1, section 7.1).
+// It returns an errNoChunk if the first chunk does not exist.
 func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ source.Disk, err error) {
 	n := int64(math.MaxInt64) // number of chunks; not known if the size of the file is not recorded
 	if x.size > 0 {
@@ -427,9 +435,11 @@ func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ sour
 	return newSection(ctx, a.files.shown(name), parts...), nil
 }
 
-// OpenFile opens the raw bytes of a file to which another file, from, refers by name.
-// name is relative to the folder of from. named is the name of the opened file. from
-// and named are relative to the folder of the descriptor, like Disk.File.
+// OpenFile opens the raw bytes of a file to which an image of the appliance refers. The
+// parameter from is the name of the image. name is the name of the file to open,
+// relative to the folder of the image. OpenFile also returns the name of the opened
+// file relative to the folder of the descriptor. The name of the image is relative to
+// that folder too, like Disk.File.
 func (a *Appliance) OpenFile(ctx context.Context, from, name string) (f source.Disk, named string, err error) {
 	named = path.Join(path.Dir(from), name)
 	if path.IsAbs(name) {
@@ -440,7 +450,8 @@ func (a *Appliance) OpenFile(ctx context.Context, from, name string) (f source.D
 }
 
 // Size returns the size in bytes of the file of disk i, or of all its chunks. It is 0
-// for a disk without a file. An error says why the disk cannot be read.
+// for a disk without a file. If the disk cannot be read, Size returns the reason as an
+// error.
 func (a *Appliance) Size(ctx context.Context, i int) (int64, error) {
 	if a.Disks[i].File == "" {
 		return 0, a.Disks[i].err
@@ -453,8 +464,9 @@ func (a *Appliance) Size(ctx context.Context, i int) (int64, error) {
 	return f.Size(), nil
 }
 
-// Warnings returns sentences about what is wrong in the descriptor of disk i, whose
-// file has fileSize bytes and whose virtual size is size bytes.
+// Warnings returns sentences about mistakes of the descriptor in the description of
+// disk i. fileSize is the size of the file of the disk, and size is the virtual size of
+// the disk, both in bytes.
 func (a *Appliance) Warnings(i int, fileSize, size int64) []string {
 	a.mu.Lock()
 	all := slices.Clone(a.notes[i])

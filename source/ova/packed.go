@@ -20,8 +20,8 @@ var packers = []struct{ magic, name, unpack string }{
 	{"7z\xbc\xaf\x27\x1c", "7z", "7z x %s"},
 }
 
-// PackedError reports an appliance that is compressed as a whole, so that it cannot be
-// read at any offset.
+// PackedError reports an appliance that is compressed as a whole. Such a file can be
+// unpacked only from its start, not read at a given offset.
 type PackedError struct {
 	Path, Packer string
 	unpack       string

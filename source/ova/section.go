@@ -18,7 +18,8 @@ import (
 // Section has the raw bytes of a file of an appliance: a range of an archive, or the
 // chunks of a file that was split. It is a [source.Disk] and safe for concurrent use.
 // It has the abilities [source.Identified], [source.Described], [source.InFile] and
-// [source.Uncached], as far as the files that it reads from have them.
+// [source.Uncached]. Their methods return less if the files from which the section
+// reads lack the abilities.
 type Section struct {
 	name  string
 	parts []part
@@ -26,7 +27,7 @@ type Section struct {
 	life  life.Life
 }
 
-// part is the range [off, off+size) of a file, which is not empty.
+// part is the range [off, off+size) of a file. The range is not empty.
 type part struct {
 	file      source.Disk
 	off, size int64 // bytes
@@ -35,7 +36,7 @@ type part struct {
 }
 
 // newSection returns the section that consists of the given parts, one after another.
-// It sets their starts.
+// The caller need not set their field start.
 func newSection(ctx context.Context, name string, parts ...part) *Section {
 	s := &Section{name: name, life: life.Life{Context: ctx, Name: name}}
 	for _, p := range parts {
@@ -99,8 +100,8 @@ func (s *Section) Extents(ctx context.Context, off, length int64) iter.Seq2[sour
 	}
 }
 
-// Close waits for calls in progress, and closes the chunks. An archive stays open.
-// Later calls return an error that wraps os.ErrClosed.
+// Close waits for calls in progress. It closes the files of the chunks, but not the
+// file of an archive. Later calls return an error that wraps os.ErrClosed.
 func (s *Section) Close() error {
 	return s.life.Close(func() error {
 		var errs []error
@@ -113,8 +114,9 @@ func (s *Section) Close() error {
 	})
 }
 
-// Identity implements [source.Identified]. It combines the identities of the files
-// with the ranges that the section has of them. The proof is the weakest of theirs.
+// Identity implements [source.Identified]. It combines the identities of the files with
+// the ranges of these files that the section has. It returns the weakest of the proofs
+// that the files return.
 func (s *Section) Identity(ctx context.Context) (id, proof string, err error) {
 	proof = "snapshot"
 	ids := make([]string, len(s.parts))
@@ -138,8 +140,9 @@ func (s *Section) Identity(ctx context.Context) (id, proof string, err error) {
 	return fmt.Sprintf("chunks:%x", sha256.Sum256([]byte(strings.Join(ids, "+")))), proof, nil
 }
 
-// Info implements [source.Described]: the section is described as a raw file. Allocated
-// is its size in an archive, or the allocated size of its chunks.
+// Info implements [source.Described]. It describes the section as a raw file. For a
+// file in an archive, Allocated is the size of the file. For a file that was split,
+// Allocated is the sum of the allocated sizes of the chunks.
 func (s *Section) Info() source.Info {
 	info := source.Info{Format: "raw", LogicalSector: 512, Chain: []string{s.name}}
 	for _, p := range s.parts {
@@ -203,5 +206,5 @@ func (d *empty) Info() source.Info {
 }
 
 // Identity implements [source.Identified]. The identity consists of the capacity and
-// the address, because nothing else of the disk can change.
+// the address of the disk, which are all that distinguishes it from other empty disks.
 func (d *empty) Identity(context.Context) (id, proof string, err error) { return d.id, "snapshot", nil }

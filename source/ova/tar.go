@@ -13,8 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// These constants limit what an archive may contain. Appliances have a few members.
-// Even one with hundreds of disks stays far below the limits.
+// These constants limit what an archive may contain. The archive of an appliance has a
+// few members. Even an appliance with hundreds of disks stays far below the limits.
 const (
 	maxMembers     = 4096
 	maxHeaderBytes = 16 << 20 // bytes of all headers together, extended ones included
@@ -26,10 +26,11 @@ type member struct {
 	off, size int64 // bytes
 }
 
-// readTar returns the regular files of the tar archive f by their names, which are
-// clean relative paths. It reads only the headers (ustar, pax and GNU, as archive/tar
-// supports them). The two blocks of zeros that should end an archive may be missing,
-// if the last member is complete.
+// readTar returns the regular files of the tar archive f. The keys of the result are
+// their names, which are relative paths without elements such as "..". It reads only
+// the headers (ustar, pax and GNU, as archive/tar supports them). An archive should end
+// with two blocks of zeros. readTar also accepts an archive without them, if its last
+// member is complete.
 //
 // Appliances consist of files and folders. readTar returns an error for members of any
 // other type, such as links, and for names that lead out of the archive. name is the
@@ -97,8 +98,8 @@ func readTar(ctx context.Context, name string, f source.Disk) (map[string]member
 	}
 }
 
-// isSparse reports whether a member is stored without its holes, in one of the formats
-// of GNU tar.
+// isSparse reports whether a member was stored as a sparse file, without its holes, in
+// one of the formats of GNU tar.
 func isSparse(header *tar.Header) bool {
 	for key := range header.PAXRecords {
 		if strings.HasPrefix(key, "GNU.sparse.") {
@@ -127,9 +128,10 @@ func checkName(name string) error {
 	return nil
 }
 
-// headers is an io.ReadSeeker of an archive. archive/tar reads headers through it and
-// seeks past the content of members. After each header, pos is the offset where the
-// content of the member begins. headers returns an error after maxHeaderBytes.
+// headers is the io.ReadSeeker through which package archive/tar reads the headers of
+// an archive. That package seeks past the content of the members. After each header,
+// the field pos is the offset where the content of the member begins. Reading fails
+// after maxHeaderBytes bytes.
 type headers struct {
 	ctx  context.Context
 	f    source.Disk // the archive
@@ -169,7 +171,7 @@ func (h *headers) Seek(off int64, whence int) (int64, error) {
 	return off, nil
 }
 
-// head returns up to 16 bytes from the start of the archive.
+// head returns the first bytes of the archive, at most 16.
 func (h *headers) head() []byte {
 	head := make([]byte, min(h.f.Size(), 16))
 	if err := image.ReadFull(h.f, head, 0); err != nil {
