@@ -1,16 +1,16 @@
-// Package qcow2 reads qcow2 images, the format of qemu's disks (specified in
-// docs/interop/qcow2.txt of qemu). [Open] opens an image with all files that it
-// names, and returns a [Disk]. [Probe] recognizes an image by its first bytes.
+// Package qcow2 reads qcow2 images, the format of qemu's disks. The source code of qemu
+// has the specification in docs/interop/qcow2.txt. [Open] opens an image with all files
+// that it names, and returns a [Disk]. [Probe] recognizes an image by its first bytes.
 //
-// The package reads images of version 2 and 3 with clusters of 512 bytes to 2 MiB.
-// Clusters may be plain, zeros, or compressed with zlib or zstd. Images may have
-// subclusters (extended L2 entries), an external data file, and a backing file,
-// which may have a backing file itself.
+// The package reads images of version 2 and 3 with clusters of 512 bytes to 2 MiB. A
+// cluster may be stored as it is, be marked as zeros, or be compressed with zlib or
+// zstd. Images may have subclusters (extended L2 entries), an external data file, and a
+// backing file, which may have a backing file itself.
 //
-// Ranges that an image does not have are read from its backing file. The image
-// records the format of that file. If it records none, the file is read as raw. Its
-// content is never probed: a guest could write an image header to its raw disk that
-// names files of the host.
+// Ranges that an image does not have are read from its backing file. The image records
+// the format of that file. If it records none, the file is read as raw. The format is
+// never derived from the content of the file. Otherwise a virtual machine could write
+// the header of an image to its raw disk, and this header could name files of the host.
 //
 // The package refuses encrypted images, images that are marked as corrupt, images
 // with unknown incompatible features, and backing and data files that are not local
@@ -65,7 +65,7 @@ type Disk struct {
 // Options change how [Open] reads an image. The zero value reads an image with its
 // backing files.
 type Options struct {
-	// SingleLink reads the image without its backing file, which need not exist.
+	// SingleLink reads the image without its backing file. That file need not exist.
 	// Ranges that the image does not have are [source.Inherited].
 	SingleLink bool
 }
@@ -74,11 +74,12 @@ type Options struct {
 // names. f has the raw bytes of the file. The Disk takes over f, and Open closes it
 // if it returns an error.
 //
-// A data file is opened with open in the format "raw". A backing file is opened in
-// the format that the image records, or "raw" if it records none. The names are
-// those in the image, without a leading "file:". open decides which names may be
-// followed, and must return an error for a chain of images that loops. The disk
-// ends with ctx.
+// The parameter open opens the other files. It is called with the names in the image,
+// without a leading "file:". The format is "raw" for a data file. For a backing file it
+// is the format that the image records, or "raw" if it records none. The Opener decides
+// which files may be opened, and must return an error for a chain of images that loops.
+//
+// When ctx ends, the calls of the disk return the cause of its end.
 func Open(ctx context.Context, path string, f source.Disk, open source.Opener, o Options) (*Disk, error) {
 	d := &Disk{
 		ctx: ctx, path: path, file: f, fileSize: f.Size(), data: f, dataPath: path, dataSize: f.Size(),
@@ -178,8 +179,9 @@ func (d *Disk) openBacking(open source.Opener) error {
 	return nil
 }
 
-// share makes the image and its backing files use the memory of an overlay, so that a
-// chain needs no more memory than one image.
+// share makes the image and its backing files use the cache of an overlay, an image
+// that has this image as its backing file. All images of a chain then have one cache of
+// a fixed size.
 func (d *Disk) share(m *image.Memory) {
 	d.mem, d.id = m, m.NewFile()
 	m.Share(d.tables)
@@ -191,11 +193,11 @@ func (d *Disk) share(m *image.Memory) {
 	}
 }
 
-// protocol matches the beginning of a name that does not mean a local file to qemu.
+// protocol matches the beginning of a name that qemu does not take for a local file.
 var protocol = regexp.MustCompile(`^[^/]*?:`)
 
-// localName returns the path of the local file that a name means to qemu. It returns
-// an error if the name does not mean a local file.
+// localName returns the path of the local file that qemu would open for a name in an
+// image. It returns an error if qemu would not open a local file.
 func localName(name string) (string, error) {
 	if local, ok := strings.CutPrefix(name, "file:"); ok && local != "" && !strings.HasPrefix(local, "//") {
 		return local, nil
@@ -209,7 +211,7 @@ func localName(name string) (string, error) {
 	return name, nil
 }
 
-// Size implements [source.Disk]. The size is that in the header.
+// Size implements [source.Disk]. It returns the size that the header has.
 func (d *Disk) Size() int64 { return d.size }
 
 // Close implements [source.Disk]. It closes the files of the image and its backing
@@ -241,8 +243,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// read fills p with the content of the stretch s. r is the run of clusters that has the
-// stretch.
+// read fills p with the content of the stretch s, a range whose content is of one kind.
+// r has the table entries of this range.
 func (d *Disk) read(p []byte, r *run, s stretch) error {
 	switch s.kind {
 	case absent:
@@ -266,18 +268,19 @@ func (d *Disk) read(p []byte, r *run, s stretch) error {
 	return nil
 }
 
-// Extents implements [source.Disk]. It reads the tables, but no data. Clusters that
-// are marked as zeros are [source.Zero] and not Absent. So are plain clusters in
-// holes of the file, as in images with preallocated metadata.
+// Extents implements [source.Disk]. It reads the tables, but no data. Clusters that the
+// tables mark as zeros are reported as [source.Zero] and not as Absent. The same holds
+// for clusters whose place in the file is a hole, as in images with preallocated
+// metadata.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.path, d.size, off, length, func(out *image.Merger) error {
 		return d.scan(ctx, off, off+length, func(s stretch) error { return d.emit(ctx, out, s) })
 	})
 }
 
-// scan emits the allocation of [off, end) in this image, without its backing files.
-// The parts of plain stretches that lie in holes of the file are emitted as zeros
-// that have a position.
+// scan passes the allocation of [off, end) to emit, in pieces of one kind. It does not
+// look into the backing files. A piece that the file stores uncompressed, but that lies
+// in a hole of the file, has the kind zeros and its position in the file.
 func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) error) error {
 	if err := d.life.Check(ctx); err != nil {
 		return err
@@ -293,7 +296,8 @@ func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) er
 	})
 }
 
-// splitHoles emits s, a plain stretch, in pieces that are data or holes of the file.
+// splitHoles passes s, a range that the file stores uncompressed, to emit. It splits
+// the range into pieces that are either data or a hole of the file.
 func (d *Disk) splitHoles(ctx context.Context, s stretch, emit func(s stretch) error) error {
 	for e, err := range d.data.Extents(ctx, s.pos, s.n) {
 		if err != nil {
@@ -310,8 +314,8 @@ func (d *Disk) splitHoles(ctx context.Context, s stretch, emit func(s stretch) e
 	return nil
 }
 
-// emit adds a stretch of this image to out. If the image does not have the stretch,
-// emit adds the extents of the backing file.
+// emit adds the range s to out, which collects the extents of the disk. If the image
+// does not have the range, emit adds the extents of the backing file.
 func (d *Disk) emit(ctx context.Context, out *image.Merger, s stretch) error {
 	e := source.Extent{Off: s.off, Len: s.n}
 	switch {

@@ -30,7 +30,8 @@ const (
 	compressZstd = 1        // compression_type of zstd
 )
 
-// The bits of incompatible_features ("Header", bytes 72 to 79).
+// These are bits of the header field incompatible_features (section "Header" of the
+// specification, bytes 72 to 79).
 const (
 	featureDirty = 1 << iota
 	featureCorrupt
@@ -41,7 +42,7 @@ const (
 	featuresKnown = featureDirty | featureCorrupt | featureDataFile | featureCompression | featureExtendedL2
 )
 
-// The types of header extensions that this package reads.
+// These are the types of header extensions that this package reads.
 const (
 	extEnd           = 0
 	extBackingFormat = 0xe2792aca
@@ -68,7 +69,7 @@ type header struct {
 
 func (h *header) has(feature uint64) bool { return h.features&feature != 0 }
 
-// entryShift is the base-2 logarithm of the size of an L2 entry in bytes.
+// entryShift returns the base-2 logarithm of the size of an L2 entry in bytes.
 func (h *header) entryShift() uint {
 	if h.has(featureExtendedL2) {
 		return 4
@@ -146,8 +147,9 @@ func readHeader(f source.Disk) (*header, error) {
 	return h, h.checkTable(f.Size(), u64(24), u32(36), u64(40))
 }
 
-// checkTable checks the size of the disk and the place of the L1 table, and sets them
-// in h. size and offset are in bytes.
+// checkTable checks the fields that describe the L1 table and sets them in h. size is
+// the size of the disk in bytes. entries and offset are the number of entries of the L1
+// table and its offset in the file.
 func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset uint64) error {
 	if size > math.MaxInt64 {
 		return fmt.Errorf("header: size %d at offset 24, want less than 8 EiB", size)
@@ -159,7 +161,8 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 	if size == 0 {
 		return nil
 	}
-	// An L2 table fills a cluster and has one entry for each cluster of the disk.
+	// An L2 table fills a cluster. Each of its entries describes one cluster of the
+	// disk.
 	shift := 2*h.clusterShift - h.entryShift()
 	h.l1Entries = (h.size-1)>>shift + 1
 	if h.l1Entries > int64(entries) {
@@ -177,8 +180,8 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 }
 
 // readBackingName reads the name of the backing file, which has n bytes at the given
-// offset. length is the size of the header in bytes. The header extensions end
-// before the returned offset.
+// offset. length is the size of the header in bytes. The returned offset is the end of
+// the space for header extensions, which lie between the header and the name.
 func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32) (end int64, err error) {
 	cluster := int64(1) << h.clusterShift
 	end = min(cluster, f.Size())
@@ -206,7 +209,8 @@ func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32)
 }
 
 // readExtensions reads the header extensions, which lie in [off, end) of f. It returns
-// the names of incompatible features, by the numbers of their bits.
+// the names that the image has for incompatible features. The keys of the result are
+// the numbers of the bits of the features.
 func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]string, err error) {
 	var head [8]byte
 	for end-off >= 8 {
@@ -246,8 +250,8 @@ func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]
 	return names, nil
 }
 
-// featureNames parses a feature name table. It returns the names of incompatible
-// features, by the numbers of their bits.
+// featureNames parses the header extension "feature name table". It returns the names
+// of incompatible features. The keys of the result are the numbers of their bits.
 func featureNames(data []byte) map[uint8]string {
 	names := map[uint8]string{}
 	for ; len(data) >= 48; data = data[48:] {
@@ -260,7 +264,8 @@ func featureNames(data []byte) map[uint8]string {
 }
 
 // checkFeatures returns an error if the image has incompatible features that this
-// package does not support. names has the names of features, by their bits.
+// package does not support. names has the names of features for the error. Its keys are
+// the numbers of their bits.
 func (h *header) checkFeatures(names map[uint8]string) error {
 	if unknown := h.features &^ featuresKnown; unknown != 0 {
 		var list []string

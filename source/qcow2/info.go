@@ -28,8 +28,8 @@ func (d *Disk) describe() {
 		d.info.Parts = []source.Part{{Kind: "DATA", Size: d.size, Path: d.dataPath}}
 		return
 	}
-	// Like qemu, look for holes only in files that have many. In other files the
-	// queries would cost more than they save.
+	// Like qemu, this package looks for holes only in files that have many of them. In
+	// other files the queries would cost more time than they save.
 	d.hasHoles = d.info.Allocated < d.fileSize-d.fileSize/16
 }
 
@@ -51,12 +51,13 @@ func (d *Disk) Info() source.Info {
 	return info
 }
 
-// Warnings returns sentences about faults of the image and its backing files that do
-// not keep it from being read. Each sentence begins with the name of a file.
+// Warnings returns sentences about faults of the image and its backing files in spite
+// of which the disk can be read. Each sentence begins with the name of a file.
 func (d *Disk) Warnings() []string { return append([]string(nil), d.warnings...) }
 
 // Identity implements [source.Identified]. It combines the identities of all files of
-// the image and its backing files. The proof is the weakest of theirs.
+// the image and its backing files. It returns the weakest of the proofs that these
+// files return.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return image.Identity(ctx, "qcow2", append(d.files(), d.backing)...)
 }
@@ -65,8 +66,8 @@ func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 // backing files.
 func (d *Disk) ReadUncached() { image.ReadUncached(append(d.files(), d.backing)...) }
 
-// InFile implements [source.InFile] for plain clusters, in this image or a backing
-// file. It returns no place for damaged entries of L2 tables.
+// InFile implements [source.InFile] for clusters that this image or a backing file
+// stores uncompressed. It returns ok false for a cluster whose table entry is damaged.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false

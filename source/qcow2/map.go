@@ -8,16 +8,17 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Map implements [source.Mapped]. Preallocated clusters of zeros get no place: the
-// file has other bytes there.
+// Map implements [source.Mapped]. A cluster can be marked as zeros although the file
+// has space for it. It is returned without a position, because that space may have
+// other bytes.
 func (d *Disk) Map(ctx context.Context, off, length int64) iter.Seq2[source.Mapping, error] {
 	return image.Map(d.path, d.size, off, length, func(visit image.Visitor) error {
 		return d.mapRange(ctx, off, off+length, 0, visit)
 	})
 }
 
-// mapRange visits the mappings of [off, end). depth is the number of overlays that
-// the image has in the chain.
+// mapRange visits the mappings of [off, end). depth is the number of images in front of
+// this one in the chain of backing files.
 func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit image.Visitor) error {
 	return d.scan(ctx, off, end, func(s stretch) error {
 		m := source.Mapping{Extent: source.Extent{Off: s.off, Len: s.n, Depth: depth}}
@@ -37,8 +38,8 @@ func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit im
 	})
 }
 
-// locate visits m in parts whose bytes are contiguous in a local file. The bytes of m
-// are in the data file, from the offset pos on.
+// locate visits the mapping m in parts, each of which is contiguous in a local file.
+// The bytes of m begin at the offset pos of the file that has the clusters.
 func (d *Disk) locate(m source.Mapping, pos int64, visit image.Visitor) error {
 	for left := m.Len; left > 0; left -= m.Len {
 		f, at, n, ok := image.InFile(d.data, pos, left)
@@ -55,8 +56,8 @@ func (d *Disk) locate(m source.Mapping, pos int64, visit image.Visitor) error {
 	return nil
 }
 
-// mapBacking visits the mappings of the backing file for the range of m, which this
-// image does not have.
+// mapBacking visits the mappings of the backing file for the range of m. It is called
+// for ranges that this image does not have.
 func (d *Disk) mapBacking(ctx context.Context, m source.Mapping, visit image.Visitor) error {
 	var own func(off, end int64) error
 	if b, ok := source.Ability[*Disk](d.backing); ok {

@@ -12,12 +12,12 @@ import (
 	"github.com/vddkcp/vddkcp/internal/inflate"
 )
 
-// batchSize is the largest read, in bytes, if several compressed clusters are wanted.
-// Larger reads would save little compared with the time for unpacking, and each
-// reader needs as much memory.
+// batchSize limits a read that fetches several compressed clusters, in bytes. Larger
+// reads would save little time compared with the time for unpacking, and each reader
+// would need more memory.
 const batchSize = 256 << 10
 
-// unpacker has the scratch memory that one reader of compressed clusters needs.
+// unpacker has the buffers and decoders that one reader of compressed clusters needs.
 type unpacker struct {
 	packed  []byte // compressed bytes, as read from the file
 	cluster []byte // a whole unpacked cluster, if the disk ends in the middle of it
@@ -27,13 +27,13 @@ type unpacker struct {
 
 var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 
-// part is the number of bytes of cluster c that are in the disk. The disk may end
-// within its last cluster.
+// part returns the number of bytes of cluster c that are in the disk. It is less than a
+// cluster if the disk ends within its last cluster.
 func (d *Disk) part(c int64) int64 { return min(d.cluster, d.size-c<<d.clusterShift) }
 
-// place returns the range of the file, in bytes, that holds a compressed cluster. The
-// end may be too high by up to a sector, because the entry counts whole sectors
-// ("Compressed Clusters Descriptor").
+// place returns the range [start, end) of the file, in bytes, that holds a compressed
+// cluster. The range may be too long by up to a sector, because the table entry has the
+// length in sectors (section "Compressed Clusters Descriptor" of the specification).
 func (d *Disk) place(entry uint64) (start, end int64) {
 	x := 62 - (d.clusterShift - 8)
 	start = int64(entry & (1<<x - 1))
@@ -55,8 +55,8 @@ func (d *Disk) checkPacked(c, start int64) error {
 	return nil
 }
 
-// unpackAt fills p with the bytes at off, all of which lie in compressed clusters of
-// r.
+// unpackAt fills p with the bytes from off on. All of them must lie in compressed
+// clusters whose table entries r has.
 func (d *Disk) unpackAt(p []byte, off int64, r *run) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
@@ -77,19 +77,21 @@ func (d *Disk) unpackAt(p []byte, off int64, r *run) error {
 	return nil
 }
 
-// unpackPiece fills p with a part of cluster c, which begins at the byte in of the
-// cluster. It caches the unpacked cluster, because the next read is likely to want
-// another part of it.
-func (d *Disk) unpackPiece(u *unpacker, p []byte, c, in int64, r *run) error {
-	return d.mem.Piece(p, d.id, c, in, d.part(c), func(cluster []byte) error {
+// unpackPiece fills p with a part of cluster c. The part begins at the offset start of
+// the unpacked cluster. unpackPiece caches the unpacked cluster, because the next read
+// is likely to need another part of it.
+func (d *Disk) unpackPiece(u *unpacker, p []byte, c, start int64, r *run) error {
+	return d.mem.Piece(p, d.id, c, start, d.part(c), func(cluster []byte) error {
 		_, err := d.unpackWhole(u, cluster, c, r)
 		return err
 	})
 }
 
-// unpackWhole unpacks whole clusters into p, beginning with cluster c. It unpacks at
-// least one, and as many as fit into p and lie close enough together in the file, in
-// any order, to be read at once. It returns the number of bytes filled.
+// unpackWhole unpacks whole clusters into p, beginning with cluster c. It always
+// unpacks cluster c. It also unpacks the following clusters as long as they fit into p
+// and lie so close together in the file that one read can fetch all of them. Their
+// order in the file does not matter. unpackWhole returns the number of bytes of p that
+// it filled.
 func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err error) {
 	entry, _ := d.entry(r, c)
 	start, end := d.place(entry)
@@ -117,8 +119,8 @@ func (d *Disk) unpackWhole(u *unpacker, p []byte, c int64, r *run) (n int64, err
 	for ; c <= last; c++ {
 		entry, _ := d.entry(r, c)
 		s, e := d.place(entry)
-		// The capacity lets the zstd decoder write a little past the cluster. The
-		// next cluster overwrites these bytes.
+		// The capacity of dst is larger than its length, so that the zstd decoder may
+		// write a few bytes after the cluster. The next cluster overwrites these bytes.
 		dst := p[done : done+d.part(c) : min(done+d.part(c)+zstdSlack, int64(len(p)))]
 		if err := d.unpack(u, dst, u.packed[s-start:min(e, end)-start], c); err != nil {
 			return 0, d.errorAt(c, "compressed bytes from offset %d to %d: %w", s, e, err)
@@ -133,8 +135,9 @@ var (
 	errZstd = errors.New("the compressed bytes are not a zstd frame")
 )
 
-// unpack unpacks cluster c into dst, which has the size of its part in the disk. src
-// begins with the compressed bytes, and may have other bytes after them.
+// unpack unpacks cluster c into dst. If the disk ends within the cluster, dst has only
+// the bytes up to the end of the disk. src begins with the compressed bytes, and may
+// have other bytes after them.
 func (d *Disk) unpack(u *unpacker, dst, src []byte, c int64) error {
 	whole := dst
 	if int64(len(dst)) < d.cluster {
@@ -165,17 +168,18 @@ func (d *Disk) unpack(u *unpacker, dst, src []byte, c int64) error {
 	return nil
 }
 
-// maxWindow is the largest window of a zstd frame that is accepted, in bytes. A window
-// needs no memory of its own, because the decoder uses the decoded cluster as window.
+// maxWindow is the largest window of a zstd frame that is accepted, in bytes. A large
+// window costs no memory, because the decoder uses the decoded cluster as its window.
 const maxWindow = 1 << 31
 
-// zstdSlack is the number of bytes that a zstd decoder may overwrite after the data
-// that it decodes. Without this space it copies byte by byte, which is slow.
+// zstdSlack is the size of the space after the decoded data that a zstd decoder may
+// overwrite, in bytes. Without this space the decoder copies byte by byte, which is
+// slow.
 const zstdSlack = 32
 
-// unzstd decodes frames of src into dst until dst is full, and returns the number of
-// bytes. It may overwrite up to zstdSlack bytes between the length and the capacity
-// of dst.
+// unzstd decodes zstd frames of src into dst, until dst is full or src has no more
+// frames. It returns the number of decoded bytes. It may overwrite up to zstdSlack
+// bytes after the end of dst, if its capacity allows that.
 func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 	if u.zstd == nil {
 		u.zstd, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
@@ -214,11 +218,13 @@ func (u *unpacker) unzstd(dst, src []byte) (n int, err error) {
 	}
 }
 
-// zstdMagic is the number that a zstd frame begins with, little-endian.
+// zstdMagic is the number at the start of a zstd frame, where it is stored in
+// little-endian order.
 const zstdMagic = 0xfd2fb528
 
-// frameSize returns the size in bytes of the zstd frame that src begins with (RFC
-// 8878, 3.1.1). The decoder returns an error if other bytes follow the frame.
+// frameSize returns the size in bytes of the zstd frame at the start of src (RFC 8878,
+// 3.1.1). It is needed because the decoder returns an error if it is passed other bytes
+// after the frame.
 func frameSize(src []byte) (int, error) {
 	cut := func(at int) error { return fmt.Errorf("the zstd frame is truncated at byte %d", at) }
 	if len(src) < 5 {

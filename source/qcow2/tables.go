@@ -10,7 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/image"
 )
 
-// The bits of a table entry ("Cluster mapping").
+// These are the bits of an entry of an L1 or L2 table (section "Cluster mapping" of the
+// specification).
 const (
 	entryCopied     = 1 << 63
 	entryCompressed = 1 << 62
@@ -20,7 +21,7 @@ const (
 	l2Reserved      = 0x3f00_0000_0000_01fe
 )
 
-// kind says where the content of a range comes from, according to the tables.
+// kind says how the tables describe the content of a range.
 type kind uint8
 
 const (
@@ -38,18 +39,19 @@ type run struct {
 	at       int64  // offset of the entries in the file, bytes
 }
 
-// end is the number of the first cluster after the run.
+// end returns the number of the first cluster after the run.
 func (r *run) end() int64 { return r.first + r.n }
 
-// stretch is a range of the disk that is of one kind.
+// stretch is a range of the disk whose content is of one kind.
 type stretch struct {
 	kind   kind
 	off, n int64 // bytes
 	pos    int64 // of a plain stretch, which is contiguous in the file: its offset there, bytes
 }
 
-// entry returns the L2 entry of cluster c, which is in the run r. If the image has
-// subclusters, it also returns their bitmap.
+// entry returns the L2 entry of cluster c, which must be in the run r. If the image has
+// subclusters, entry also returns the bitmap that says which of them are allocated or
+// zeros.
 func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 	b := r.entries[(c-r.first)<<d.entryBits:]
 	entry = binary.BigEndian.Uint64(b)
@@ -59,12 +61,12 @@ func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 	return entry, bitmap
 }
 
-// clusters is the number of clusters of the disk.
+// clusters returns the number of clusters of the disk.
 func (d *Disk) clusters() int64 { return (d.size + d.cluster - 1) >> d.clusterShift }
 
-// run returns the L2 entries of the clusters that begin with c. It returns as many as
-// one read of the file yields, at least one. It reads beyond the first max clusters
-// only if that costs nothing.
+// run returns the L2 entries of consecutive clusters, beginning with cluster c. It
+// returns as many entries as one read of the file yields, at least one. The caller
+// needs max clusters. The run may have more of them if they need no further read.
 func (d *Disk) run(c, max int64) (run, error) {
 	perTable := d.cluster >> d.entryBits
 	table, in := c/perTable, c%perTable
@@ -74,8 +76,8 @@ func (d *Disk) run(c, max int64) (run, error) {
 	}
 	r := run{first: c, n: min(perTable-in, d.clusters()-c)}
 	if at == 0 {
-		// Often many consecutive tables are missing, so the run continues through all
-		// of them.
+		// Often many consecutive L2 tables are missing. The run then has the clusters
+		// of all these tables.
 		for r.n < max {
 			if next, err := d.table(table + 1); err != nil || next != 0 {
 				break
@@ -96,10 +98,10 @@ func (d *Disk) run(c, max int64) (run, error) {
 	return r, nil
 }
 
-// indexTables reads the L1 table and records the places of the L2 tables, so that
-// entries of clusters that point into a table are recognized as damaged. It ignores
-// damaged L1 entries: reads report them. Several L1 entries may share an L2 table, as
-// in an image of a disk whose content repeats.
+// indexTables reads the L1 table and records where the L2 tables are. If the entry of a
+// cluster points into one of these tables, the entry is damaged. indexTables ignores
+// damaged L1 entries, which are reported when a read reaches them. Several L1 entries
+// may point to the same L2 table, as in an image of a disk whose content repeats.
 func (d *Disk) indexTables() error {
 	const step = 8 << 10 // entries
 	b := make([]byte, min(d.l1Entries, step)*8)
@@ -124,8 +126,8 @@ func (d *Disk) indexTables() error {
 	return nil
 }
 
-// tableSize is the number of bytes of L2 table i that the disk needs. The last table
-// may be shorter than the others.
+// tableSize returns the number of bytes of L2 table i that the disk needs. The last
+// table may be shorter than the others.
 func (d *Disk) tableSize(i int64) int64 {
 	perTable := d.cluster >> d.entryBits
 	return min(perTable, d.clusters()-i*perTable) << d.entryBits
@@ -142,8 +144,8 @@ func (d *Disk) table(i int64) (int64, error) {
 	return d.tableFrom(i, binary.BigEndian.Uint64(data[off%image.PageSize:]))
 }
 
-// tableFrom is table for an L1 entry that was read before. It returns an error if no
-// L2 table can be at the offset in the entry.
+// tableFrom returns what table returns, for a caller that has read the L1 entry
+// already. It returns an error if no L2 table can be at the offset in the entry.
 func (d *Disk) tableFrom(i int64, entry uint64) (int64, error) {
 	at := int64(entry & entryOffset)
 	fail := func(format string, args ...any) (int64, error) {
@@ -180,7 +182,8 @@ func (d *Disk) inMetadata(start, end int64) bool {
 	return ok
 }
 
-// metadataAt names the metadata at [start, end), for which inMetadata returned true.
+// metadataAt names the metadata at the bytes [start, end) of the file for an error. The
+// caller has checked with inMetadata that there is metadata.
 func (d *Disk) metadataAt(start, end int64) string {
 	if d.inHeader(start, end) {
 		return "the header or the L1 table"
@@ -188,9 +191,9 @@ func (d *Disk) metadataAt(start, end int64) string {
 	return "an L2 table"
 }
 
-// unit returns the kind of the unit that has the byte at off: a subcluster if the image
-// has subclusters, otherwise a cluster. If the unit is plain, unit also returns its
-// offset in the file, in bytes.
+// unit returns the kind of the unit of allocation that has the byte at off. A unit is a
+// subcluster if the image has subclusters, and otherwise a cluster. If the file stores
+// the unit uncompressed (plain), unit also returns its offset in the file, in bytes.
 func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	entry, bitmap := d.entry(r, off>>d.clusterShift)
 	if entry&entryCompressed != 0 {
@@ -202,46 +205,46 @@ func (d *Disk) unit(r *run, off int64) (kind, int64) {
 	if entry&l2Reserved != 0 {
 		return bad, 0
 	}
-	at := int64(entry & entryOffset)
-	isThere := at != 0
-	if at == 0 && entry&entryCopied != 0 {
+	pos := int64(entry & entryOffset)
+	allocated := pos != 0
+	if pos == 0 && entry&entryCopied != 0 {
 		// Only a data file can have a cluster at the offset 0.
 		if d.data == d.file {
 			return bad, 0
 		}
-		isThere = true
+		allocated = true
 	}
-	if isThere && !d.canBeAt(at, off&^(d.cluster-1)) {
+	if allocated && !d.canBeAt(pos, off&^(d.cluster-1)) {
 		return bad, 0
 	}
 	if d.entryBits == 4 {
-		return d.subcluster(entry, bitmap, isThere, at, off)
+		return d.subcluster(entry, bitmap, allocated, pos, off)
 	}
 	switch {
 	case entry&entryZero != 0 && d.version < 3:
 		return bad, 0
 	case entry&entryZero != 0:
 		return zeros, 0
-	case isThere:
-		return plain, at
+	case allocated:
+		return plain, pos
 	}
 	return absent, 0
 }
 
-// canBeAt reports whether the cluster at the offset guest of the disk can be at the
-// offset at of the file.
-func (d *Disk) canBeAt(at, guest int64) bool {
+// canBeAt reports whether pos is a possible offset in the file for the cluster that
+// begins at the offset off of the disk.
+func (d *Disk) canBeAt(pos, off int64) bool {
 	if d.data != d.file {
-		return at == guest
+		return pos == off
 	}
-	return at&(d.cluster-1) == 0 && !d.inMetadata(at, at+d.cluster)
+	return pos&(d.cluster-1) == 0 && !d.inMetadata(pos, pos+d.cluster)
 }
 
-// subcluster does what unit does, for a cluster that is not compressed, in an image
-// with subclusters ("Extended L2 Entries"). isThere says whether the file has the
-// cluster, which is then at the offset at of the file.
-func (d *Disk) subcluster(entry, bitmap uint64, isThere bool, at, off int64) (kind, int64) {
-	if entry&entryZero != 0 || bitmap>>subclusters&bitmap != 0 || !isThere && uint32(bitmap) != 0 {
+// subcluster does the work of unit for a cluster with subclusters that is not
+// compressed (section "Extended L2 Entries" of the specification). If allocated is set,
+// the file has the cluster at the offset pos.
+func (d *Disk) subcluster(entry, bitmap uint64, allocated bool, pos, off int64) (kind, int64) {
+	if entry&entryZero != 0 || bitmap>>subclusters&bitmap != 0 || !allocated && uint32(bitmap) != 0 {
 		return bad, 0
 	}
 	i := off & (d.cluster - 1) >> d.unitShift
@@ -249,14 +252,14 @@ func (d *Disk) subcluster(entry, bitmap uint64, isThere bool, at, off int64) (ki
 	case bitmap>>(subclusters+i)&1 != 0:
 		return zeros, 0
 	case bitmap>>i&1 != 0:
-		return plain, at + i<<d.unitShift
+		return plain, pos + i<<d.unitShift
 	}
 	return absent, 0
 }
 
-// stretch returns the longest stretch from off to at most end whose units are of one
-// kind and, if they are plain, follow each other in the file. r has the entries of
-// the range.
+// stretch returns the longest range that begins at off, ends at or before end, and
+// whose units of allocation are of one kind. If the file stores the units uncompressed,
+// they must also follow each other in the file. r has the table entries of the range.
 func (d *Disk) stretch(r *run, off, end int64) stretch {
 	s := stretch{off: off, n: end - off}
 	if r.entries == nil {
@@ -283,8 +286,8 @@ func (d *Disk) stretch(r *run, off, end int64) stretch {
 	return s
 }
 
-// badEntry returns the error for the cluster at the offset off of the disk, whose kind
-// is bad.
+// badEntry returns the error for the damaged table entry of the cluster at the offset
+// off of the disk.
 func (d *Disk) badEntry(r *run, off int64) error {
 	c := off >> d.clusterShift
 	entry, bitmap := d.entry(r, c)
@@ -311,7 +314,8 @@ func (d *Disk) badEntry(r *run, off int64) error {
 	return d.errorAt(c, "L2 entry %#x at offset %d: %w: the table is damaged", entry, r.at+(c-r.first)<<d.entryBits, err)
 }
 
-// errorAt returns an error about cluster c, with the offset of the cluster in the disk.
+// errorAt returns an error about cluster c that names the offset of the cluster in the
+// disk.
 func (d *Disk) errorAt(c int64, format string, args ...any) error {
 	return fmt.Errorf("%s: cluster of disk offset %d: %w", d.path, c<<d.clusterShift, fmt.Errorf(format, args...))
 }
@@ -320,8 +324,9 @@ func (d *Disk) errorAt(c int64, format string, args ...any) error {
 // again whether its context has ended.
 const scanStep = 1 << 28
 
-// walk calls visit with each stretch s of [off, end), in ascending order, and with the
-// run r of clusters that has the stretch.
+// walk divides [off, end) into stretches, ranges whose content is of one kind, and
+// calls visit for each of them in ascending order. r has the table entries of the
+// stretch s.
 func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s stretch) error) error {
 	for off < end {
 		if err := d.life.Cause(ctx); err != nil {
