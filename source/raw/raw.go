@@ -21,12 +21,14 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxRead is the number of bytes that one system call reads or writes at most, so that
-// the end of the context takes effect in the middle of a large request to a slow disk.
+// maxRead limits the number of bytes that one system call reads or writes. Between two
+// system calls the context is checked, so that a large request to a slow disk can be
+// interrupted.
 const maxRead = 8 << 20
 
-// Disk is a raw disk in a local file or block device. It is source.Identified,
-// Described, InFile and Uncached. All methods are safe for concurrent use.
+// Disk is a raw disk in a local file or block device. It has the abilities
+// source.Identified, Described, InFile and Uncached. All methods are safe for
+// concurrent use.
 type Disk struct {
 	path  string
 	block bool // path is a block device
@@ -36,8 +38,9 @@ type Disk struct {
 	uncached    atomic.Bool // ReadUncached was called
 	noDontcache atomic.Bool // the kernel or the file system lacks RWF_DONTCACHE
 
-	// life counts the calls that use fd, so that Close waits for them. Extents ends its
-	// call before it yields an extent, because the body of the loop may call Close.
+	// life counts the calls that use fd, and Close waits for these calls. Extents is
+	// not counted while it yields an extent, because the body of the loop over the
+	// extents may call Close, which would otherwise wait forever.
 	life life.Life
 	file *os.File
 	fd   int // of file
@@ -48,8 +51,8 @@ type Disk struct {
 // Open neither reads it nor waits for it.
 func Open(ctx context.Context, path string) (*Disk, error) { return open(ctx, path, unix.O_RDONLY) }
 
-// open opens path for reading (access is O_RDONLY), or for reading and writing
-// (O_RDWR).
+// open opens path with the given access: O_RDONLY for reading, or O_RDWR for reading
+// and writing.
 func open(ctx context.Context, path string, access int) (*Disk, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
@@ -138,10 +141,11 @@ func (d *Disk) Size() int64 { return d.size }
 // caller must not close it or move its offset.
 func (d *Disk) File() *os.File { return d.file }
 
-// Info describes the file in the state in which it was opened.
+// Info describes the file as it was when it was opened.
 func (d *Disk) Info() source.Info { return d.info }
 
-// InFile returns the open file of the disk, and the same offset in it.
+// InFile returns the open file of the disk. The position in the file is the offset in
+// the disk.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false
@@ -172,9 +176,10 @@ func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return fmt.Sprintf("file:%s:%d:%d", file, size, st.Mtim.Nano()), "mtime", nil
 }
 
-// ReadUncached makes later reads leave nothing in the page cache. If the kernel or the
-// file system does not support RWF_DONTCACHE (Linux before 6.14, tmpfs, block devices),
-// each range is dropped from the cache after it was read, even if it was there before.
+// ReadUncached makes later reads leave nothing in the page cache. The flag
+// RWF_DONTCACHE does this, but Linux before 6.14, tmpfs and block devices do not
+// support it. In these cases each range is dropped from the cache after it was read,
+// even if it was in the cache before.
 func (d *Disk) ReadUncached() { d.uncached.Store(true) }
 
 // ReadAt implements source.Disk. If the file is now shorter than when it was opened,
@@ -183,8 +188,8 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return d.life.ReadAt(p, off, d.size, func(p []byte) (int, error) { return d.readAll(p, off) })
 }
 
-// readAll fills p from off, a range that lies in the disk. The caller has called
-// life.Begin.
+// readAll fills p with the bytes from off on. The range must lie in the disk. The
+// caller has called life.Begin.
 func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	for n := 0; n < len(p); {
 		if err := context.Cause(d.life.Context); err != nil {
@@ -204,8 +209,9 @@ func (d *Disk) readAll(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// read reads some bytes into p with the best system call that is supported. Like pread,
-// it returns 0 bytes and no error at the end of the file.
+// read reads some bytes into p with one system call: with RWF_DONTCACHE if that is
+// wanted and supported, and otherwise with pread. Like pread, it returns 0 bytes and no
+// error at the end of the file.
 func (d *Disk) read(p []byte, off int64) (n int, err error) {
 	uncached := d.uncached.Load()
 	if uncached && !d.noDontcache.Load() {
@@ -246,7 +252,7 @@ func (d *Disk) shrunk() error {
 	return nil
 }
 
-// stat returns the present state of the file and its size in bytes.
+// stat returns the current state of the file and its current size in bytes.
 func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
 	if err := eintr.Retry(func() error { return unix.Fstat(d.fd, &st) }); err != nil {
 		return st, 0, err
@@ -254,8 +260,8 @@ func (d *Disk) stat() (st unix.Stat_t, size int64, err error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK {
 		return st, st.Size, nil
 	}
-	// The offset that lseek returns for the end is the size that ioctl BLKGETSIZE64
-	// returns, in a type that is the same on every architecture.
+	// For a block device, lseek to the end returns the size. The ioctl BLKGETSIZE64
+	// returns the same number, but its argument has another type on some architectures.
 	size, err = unix.Seek(d.fd, 0, io.SeekEnd)
 	return st, size, err
 }
@@ -289,8 +295,8 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	}
 }
 
-// next returns the length in bytes of the hole at pos, which may be 0, and of the data
-// that follows it. Their sum is greater than 0.
+// next returns the length in bytes of the hole at pos, and the length of the data after
+// the hole. One of the two lengths may be 0, but not both.
 func (d *Disk) next(ctx context.Context, pos int64) (hole, data int64, err error) {
 	if err := d.life.Begin(ctx); err != nil {
 		return 0, 0, err

@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Stream returns a reader of f, which may be a pipe, a terminal or a file. A blocked
-// Read ends within a second after ctx ends, and returns the cause; a plain read of
-// standard input could not be interrupted. The reader is for one goroutine.
+// Stream returns a reader of f, which may be a pipe, a terminal or a file. After ctx
+// ends, a blocked Read returns the cause within a second, whereas a plain read of
+// standard input cannot be interrupted. Only one goroutine may use the reader.
 func Stream(ctx context.Context, f *os.File) io.Reader { return &stream{ctx, f} }
 
 type stream struct {

@@ -19,15 +19,15 @@ import (
 // zeros is the source of the zeros that writeZeros writes. Nothing writes to it.
 var zeros [256 << 10]byte
 
-// devicePiece is the number of bytes of a block device that one ioctl zeroes or
-// discards at most. An ioctl cannot be interrupted, and a device that has to write the
-// zeros may need minutes for a long range.
+// devicePiece limits the number of bytes of a block device that one ioctl zeroes or
+// discards. An ioctl cannot be interrupted, and a device that has to write the zeros
+// may need minutes for a long range.
 const devicePiece = 128 << 20
 
-// WritableDisk is a raw disk that is written in place. It is source.Writable in
-// addition to the abilities of Disk. Its size does not change: a write past the end is
-// an error. After a failed Flush, every later Flush returns the same error, because the
-// kernel reports a lost page only once.
+// WritableDisk is a raw disk that can be written. It has the ability source.Writable
+// and the abilities of Disk. Its size never changes, and a write past the end is an
+// error. After a failed Flush, every later Flush returns the same error, because the
+// kernel reports only once that it could not write data to the disk.
 type WritableDisk struct {
 	*Disk
 	sector      int64       // unit in which a block device zeroes and discards, in bytes; 1 for a file
@@ -42,8 +42,8 @@ type WritableDisk struct {
 
 // OpenWritable opens path for reading and writing, as Open does for reading. A regular
 // file is locked with flock against other processes that write it with this package or
-// package sink/raw. A block device is opened exclusively, so that it can be neither
-// mounted nor part of an array.
+// package sink/raw. A block device is opened exclusively (O_EXCL). This fails if the
+// device is mounted or part of an array, and prevents both while the device is open.
 func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
 	d, err := open(ctx, path, unix.O_RDWR)
 	if errors.Is(err, unix.EBUSY) {
@@ -79,8 +79,8 @@ func lock(fd int, path string) error {
 	return nil
 }
 
-// begin starts a call that changes [off, off+n). Unless it returns an error, the
-// caller must call d.life.End.
+// begin starts a call that changes [off, off+n). If it succeeds, the caller must call
+// d.life.End when the call is done.
 func (d *WritableDisk) begin(ctx context.Context, off, n int64) error {
 	if err := d.life.Begin(ctx); err != nil {
 		return err
@@ -92,7 +92,7 @@ func (d *WritableDisk) begin(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// explain returns err with the operation, the path of the disk and the range.
+// explain adds the operation, the path of the disk and the range to err.
 func (d *WritableDisk) explain(what string, off, n int64, err error) error {
 	return fmt.Errorf("%s %s [%d, %d): %w", what, d.path, off, off+n, err)
 }
@@ -132,8 +132,9 @@ func (d *WritableDisk) write(p []byte, off int64) (n int, err error) {
 	return n, nil
 }
 
-// ZeroAt implements source.Writable. With MayTrim it tries to punch a hole first; then
-// it lets the file system or the device zero the range, and otherwise it writes zeros.
+// ZeroAt implements source.Writable. With MayTrim it first tries to punch a hole. If
+// that is not possible, the file system or the device zeroes the range. If they do not
+// support that, ZeroAt writes zeros.
 func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if err := d.begin(ctx, off, n); err != nil {
 		return d.explain("zero", off, n, err)
@@ -160,15 +161,16 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 	return nil
 }
 
-// inner returns the number of bytes at off before the first whole sector, and the
-// number of bytes in whole sectors.
+// inner divides the n bytes from off on. It returns the number of bytes before the
+// first whole sector, and the number of bytes in whole sectors.
 func (d *WritableDisk) inner(off, n int64) (head, whole int64) {
 	head = min((d.sector-off%d.sector)%d.sector, n)
 	return head, (n - head) / d.sector * d.sector
 }
 
-// zeroRange zeroes whole sectors without writing data. If that is not supported, it
-// returns an error that unsupported recognises.
+// zeroRange lets the file system or the device zero a range of whole sectors. If that
+// is not supported, it returns an error for which the function unsupported returns
+// true.
 func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if flags.Has(source.MayTrim) && !d.noPunch.Load() {
 		// On a block device, the kernel punches a hole only if the device reads as
@@ -214,8 +216,9 @@ func (d *WritableDisk) writeZeros(ctx context.Context, off, n int64) error {
 }
 
 // inPieces calls the ioctl request for [off, off+n) of a block device, piece by piece,
-// until ctx or the context of the disk ends. Pieces end at multiples of devicePiece, so
-// that a unit which the device discards only as a whole is not split.
+// until ctx or the context of the disk ends. Pieces end at multiples of devicePiece.
+// Otherwise a boundary between two pieces could split a unit of the device, and the
+// device discards only whole units.
 func (d *WritableDisk) inPieces(ctx context.Context, request uintptr, off, n int64) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {
@@ -238,8 +241,8 @@ func ioctlRange(fd int, request uintptr, off, n int64) error {
 	return nil
 }
 
-// Trim implements source.Writable. If nothing can be deallocated it does nothing, which
-// is always allowed.
+// Trim implements source.Writable. If the file system or the device cannot deallocate
+// the range, Trim does nothing.
 func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	if err := d.begin(ctx, off, n); err != nil {
 		return d.explain("trim", off, n, err)
