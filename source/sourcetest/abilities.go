@@ -77,7 +77,8 @@ func testInFile(t *testing.T, c Config) {
 	}
 }
 
-// testMap compares the map, as a whole and in parts, with Extents and InFile.
+// testMap tests the ability source.Mapped: it compares the mappings of the whole disk
+// and of parts of it with the results of Extents and InFile.
 func testMap(t *testing.T, c Config) {
 	d := c.open(t)
 	files, _ := source.Ability[source.InFile](d)

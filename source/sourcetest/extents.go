@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// extents checks the extents of a range, and returns them as source.Covered merges
-// them.
+// extents checks the extents of a range. It returns the extents after source.Covered
+// has merged adjacent ones.
 func (c Config) extents(t *testing.T, d source.Disk, off, length int64) []source.Extent {
 	t.Helper()
 	next := off
@@ -103,7 +103,8 @@ func testExtentsBreak(t *testing.T, c Config) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			// The body of the loop reads the disk during the iteration, as a copy does.
+			// The body of the loop over the extents reads the disk, as a program that
+			// copies the disk does.
 			if err := c.readAt(d, e.Off, int(min(e.Len, 512))); err != nil {
 				t.Fatal(err)
 			}
@@ -125,8 +126,8 @@ func testExtentsBreak(t *testing.T, c Config) {
 	})
 }
 
-// testExtentsClose tests that Close does not wait for an iteration that is between two
-// extents. Otherwise the body of the loop could not close the disk.
+// testExtentsClose tests that Close does not wait for an iteration over extents while
+// the body of the loop runs. Otherwise the body of the loop could not close the disk.
 func testExtentsClose(t *testing.T, c Config) {
 	d := c.open(t)
 	next, failed := int64(0), false

@@ -20,8 +20,8 @@ func testContext(t *testing.T, c Config) {
 			t.Fatal(err)
 		}
 	}
-	// These readers stop only with an error, which must be the cause of the end of the
-	// context.
+	// These readers read until a read fails. The error must be the cause of the end of
+	// the context.
 	why := errors.New("the operator said stop")
 	var readers, running sync.WaitGroup
 	for g := range 4 {
@@ -64,8 +64,8 @@ func testContext(t *testing.T, c Config) {
 	within(t, "Close after the context's end", func() { d.Close() })
 }
 
-// extentsError iterates over the extents of the whole disk and returns the error, or
-// nil.
+// extentsError iterates over the extents of the whole disk and returns the first error
+// that is yielded.
 func (c Config) extentsError(d source.Disk, ctx context.Context) error {
 	for _, err := range d.Extents(ctx, 0, c.size()) {
 		if err != nil {
@@ -83,8 +83,8 @@ func testContextOfExtents(t *testing.T, c Config) {
 	why := errors.New("only this iteration")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
-	// After the end of the context, the iteration must yield correct extents or the
-	// cause.
+	// After the end of the context, the iteration may yield more extents, which must be
+	// correct, or an error, which must be the cause.
 	next, ended := int64(0), error(nil)
 	for e, err := range d.Extents(ctx, 0, c.size()) {
 		if ended != nil {
@@ -154,7 +154,8 @@ func testCloseBesideCalls(t *testing.T, c Config) {
 				if g == 0 {
 					err = c.extentsError(d, t.Context())
 				} else if _, err = d.ReadAt(p, off); err == nil || err == io.EOF {
-					// A read that succeeds during Close must be complete.
+					// A read that succeeds while Close runs must return all of the
+					// requested bytes.
 					if err = differ(p, c.Content[off:off+int64(len(p))], off); err != nil {
 						t.Errorf("a read beside Close: %v", err)
 					}

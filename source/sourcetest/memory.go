@@ -14,24 +14,27 @@ import (
 )
 
 // Memory is a disk in memory, for tests of code that reads from a Disk. The fields are
-// set before the first call. The zero value is an empty disk. Memory is
-// source.Identified and Described; to hide that, embed it as a source.Disk in a struct.
+// set before the first call. The zero value is an empty disk. Memory has the abilities
+// source.Identified and Described. A test that needs a disk without them embeds the
+// Memory as a source.Disk in a struct.
 type Memory struct {
-	// Context is the context that the disk was opened with. nil never ends.
+	// Context is the context that the disk was opened with. If it is nil, the disk has
+	// a context that never ends.
 	Context context.Context
 	// Bytes is the content.
 	Bytes []byte
-	// Content, if it is not nil, replaces Bytes and has Length bytes. Its ReadAt must
-	// not depend on the previous content of the buffer.
+	// Content, if it is not nil, is used instead of Bytes and has Length bytes. The
+	// bytes that its ReadAt returns must not depend on the previous content of the
+	// buffer.
 	Content io.ReaderAt
 	Length  int64
 	// ExtentList are the extents of the disk. If it is nil, the disk is one Data
-	// extent. The list is not checked, so that tests can use a disk whose extents are
-	// wrong.
+	// extent. The list is not checked, because some tests need a disk that reports
+	// wrong extents.
 	ExtentList []source.Extent
 	// OnRead is called before each read that is not empty and lies in the disk. Calls
-	// may be concurrent. If it returns an error, so does the read. If it blocks, it
-	// must watch Context itself.
+	// may be concurrent. If it returns an error, the read returns this error. If it
+	// blocks, it must return when Context ends.
 	OnRead func(off int64, n int) error
 	// OnExtent is called before each extent is yielded. Calls may be concurrent. If it
 	// returns an error, the error is yielded instead.
@@ -41,9 +44,10 @@ type Memory struct {
 	// Description is the result of Info. An empty Format stands for "memory".
 	Description source.Info
 
-	// reads counts the reads in progress, for which Close waits. A lock would not do,
-	// because a test in a synctest bubble that waits for a lock hangs. It is added to
-	// under mu, and only before Close.
+	// reads counts the reads in progress, for which Close waits. It is not a lock,
+	// because a test in a bubble of package testing/synctest hangs if a goroutine waits
+	// for a lock. Its method Add is called with mu locked, and not after Close was
+	// called.
 	reads  sync.WaitGroup
 	mu     sync.Mutex
 	closed bool
@@ -170,7 +174,8 @@ func (m *Memory) Closed() bool {
 	return m.closed
 }
 
-// ended returns why the disk has ended, or nil. The caller holds mu.
+// ended returns an error if the disk was closed or its context has ended. The caller
+// holds mu.
 func (m *Memory) ended() error {
 	if m.Context != nil {
 		if err := context.Cause(m.Context); err != nil {
@@ -183,10 +188,11 @@ func (m *Memory) ended() error {
 	return nil
 }
 
-// Pattern returns a Memory of any size that uses no memory for its content. In the data
-// extents, which must be ascending and not overlap, each 8 bytes are computed from
-// their offset. Everything else is zeros, as ExtentList says. Reading is about as fast
-// as memory, for benchmarks.
+// Pattern returns a Memory of any size that uses no memory for its content. The disk
+// has data in the given extents, which must be ascending and must not overlap. Each 8
+// bytes of data are computed from their offset. The rest of the disk is zeros, and
+// ExtentList says so. Reading is about as fast as copying memory, so that benchmarks
+// can use the disk.
 func Pattern(size int64, data ...source.Extent) *Memory {
 	var list []source.Extent
 	next := int64(0)
@@ -203,7 +209,8 @@ func Pattern(size int64, data ...source.Extent) *Memory {
 	return &Memory{Content: pattern(list), Length: size, ExtentList: list}
 }
 
-// pattern is the content of a Pattern disk. Its extents cover the disk.
+// pattern is the content of a disk that Pattern returned. Its extents cover the whole
+// disk.
 type pattern []source.Extent
 
 func (list pattern) ReadAt(p []byte, off int64) (int, error) {
@@ -226,8 +233,8 @@ func (list pattern) ReadAt(p []byte, off int64) (int, error) {
 
 // fillPattern fills p with the bytes of the pattern from off on.
 func fillPattern(p []byte, off int64) {
-	// The words differ because the factor is odd. Without the addend, the first word of
-	// the disk would be zero.
+	// Two words of 8 bytes never have the same value, because the factor is odd.
+	// Without the addend, the first word of the disk would be zero.
 	const factor, addend = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
 	word := uint64(off/8)*factor + addend
 	if skip := int(off % 8); skip > 0 && len(p) > 0 {

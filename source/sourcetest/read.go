@@ -13,10 +13,12 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// guard is the value of the bytes after the buffer of a read, which must not change.
+// guard is the value of the bytes after the buffer of a read. A read must not change
+// these bytes.
 const guard = 0xA5
 
-// readAt reads n bytes at off, a range in the disk, and compares them with the content.
+// readAt reads n bytes at off and compares them with the expected content. The range
+// lies in the disk.
 func (c Config) readAt(d source.Disk, off int64, n int) error {
 	space := bytes.Repeat([]byte{guard}, n+64)
 	got, err := d.ReadAt(space[:n], off)
@@ -37,8 +39,8 @@ func (c Config) readAt(d source.Disk, off int64, n int) error {
 	return nil
 }
 
-// differ returns an error that names the first byte in which got and want differ, or
-// nil. off is the offset of got in the disk.
+// differ compares got with want. If they differ, it returns an error that names the
+// first different byte. off is the offset of got in the disk.
 func differ(got, want []byte, off int64) error {
 	if bytes.Equal(got, want) {
 		return nil
@@ -70,9 +72,10 @@ func (c Config) readWhole(t *testing.T, d source.Disk) {
 
 func testReadWhole(t *testing.T, c Config) { c.readWhole(t, c.open(t)) }
 
-// borders returns offsets at which readers are likely to make mistakes, and the offsets
-// next to them: borders of sectors, grains and clusters, the middle and the end of the
-// disk, and the borders of some of its extents.
+// borders returns offsets at which an implementation of Disk is likely to make
+// mistakes: borders of sectors, grains and clusters, the middle and the end of the
+// disk, and the borders of some of its extents. It also returns the offsets next to
+// these.
 func (c Config) borders(t *testing.T, d source.Disk) []int64 {
 	t.Helper()
 	at := []int64{0, 512, 4 << 10, 64 << 10, 128 << 10, 1 << 20, c.size() / 2, c.size() &^ 511, c.size()}

@@ -1,6 +1,7 @@
 // Package sourcetest has a test suite that every source.Disk must pass. A test of an
-// implementation calls [Run], and for a disk that is source.Writable also [Writable].
-// [Memory] and [Pattern] are disks in memory for tests of code that reads from a Disk.
+// implementation calls [Run]. If the disk has the ability source.Writable, the test
+// also calls [Writable]. [Memory] and [Pattern] are disks in memory for tests of code
+// that reads from a Disk.
 package sourcetest
 
 import (
@@ -14,8 +15,8 @@ import (
 
 // Config describes the implementation of source.Disk that Run tests.
 type Config struct {
-	// Open opens the disk under ctx. It is called for each test. The suite closes the
-	// disk; anything else must be removed with t.Cleanup.
+	// Open opens the disk with the context ctx. It is called for each test. The suite
+	// closes the disk. If Open creates anything else, it must remove it with t.Cleanup.
 	Open func(ctx context.Context, t testing.TB) source.Disk
 	// Content is the expected content of the disk. It should have at most 64 MiB,
 	// because the suite reads it several times.
@@ -67,8 +68,9 @@ func (c Config) size() int64 { return int64(len(c.Content)) }
 
 func (c Config) random(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
 
-// within fails the test if do does not return. The contract allows one second; the
-// limit here is much longer, so that tests do not fail on a busy machine.
+// within calls do and fails the test if do does not return in time. The contract of
+// source.Disk allows one second. The time limit here is much longer, so that tests do
+// not fail on a busy machine.
 func within(t *testing.T, what string, do func()) {
 	t.Helper()
 	done := make(chan struct{})

@@ -11,11 +11,12 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Writable tests the ability source.Writable of d, whose content is given. It writes
-// at any alignment, from one goroutine and from several that share blocks but no
-// bytes, and compares what d holds with a model. At the end d is flushed, and content
-// is what d holds. Ranges that were trimmed are written again before they are
-// compared.
+// Writable tests the ability source.Writable of d. content is the content of d at the
+// beginning, and is changed together with d. The test writes ranges of any alignment.
+// It writes from one goroutine, and from several goroutines that write to different
+// bytes of the same blocks. It compares d with the expected content, and at the end
+// flushes d. It writes ranges that were trimmed again before it compares them, because
+// a trim leaves their content undefined.
 func Writable(t *testing.T, d source.Disk, content []byte) {
 	t.Helper()
 	w, ok := source.Ability[source.Writable](d)
@@ -40,7 +41,7 @@ func Writable(t *testing.T, d source.Disk, content []byte) {
 	m.compare("after")
 }
 
-// model is a writable disk together with its expected content.
+// model is a writable disk with the content that it should have.
 type model struct {
 	t       *testing.T
 	d       source.Disk
@@ -76,7 +77,8 @@ func (m *model) compare(what string) {
 	}
 }
 
-// changeSomething makes one random change, number i, and returns its name.
+// changeSomething makes one random change and returns its name. i is the number of the
+// change.
 func (m *model) changeSomething(i int, r *rand.Rand) (what string) {
 	t, w := m.t, m.w
 	t.Helper()
@@ -120,8 +122,9 @@ func (m *model) changeSomething(i int, r *rand.Rand) (what string) {
 	return what
 }
 
-// writeTogether writes from eight goroutines at once. Goroutine k has the runs of 100
-// bytes whose number is k modulo eight, so that each block is shared by several.
+// writeTogether writes from eight goroutines at once. The beginning of the disk is
+// divided into pieces of 100 bytes. Goroutine k writes the pieces whose number is k
+// modulo eight, so that several goroutines write to each block.
 func (m *model) writeTogether() {
 	t := m.t
 	const run = 100
