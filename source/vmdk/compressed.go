@@ -13,18 +13,18 @@ import (
 const (
 	markerSize = 12 // lba uint64, size uint32; then the compressed bytes
 
-	// packedSlack is the number of bytes that a compressed grain may have in
-	// addition to twice its size. Qemu accepts twice the size. Deflate grows
-	// data by a few bytes at most.
+	// packedSlack is the number of bytes that a compressed grain may have in addition
+	// to twice its size. Qemu accepts twice the size. Data that cannot be compressed
+	// becomes only a few bytes larger with deflate.
 	packedSlack = 1 << 10
 
-	// batchSize is the largest read, in bytes, if several grains are wanted.
-	// Larger reads would save little compared with the time for unpacking, and
-	// each reader needs as much memory.
+	// batchSize limits a read that fetches several grains, in bytes. Larger reads would
+	// save little time compared with the time for unpacking, and each reader would need
+	// more memory.
 	batchSize = 256 << 10
 )
 
-// unpacker has the scratch memory that one reader of compressed grains needs.
+// unpacker has the buffers and the decoder that one reader of compressed grains needs.
 type unpacker struct {
 	packed []byte // compressed bytes, as read from the file
 	grain  []byte // a whole unpacked grain, if the disk ends in the middle of it
@@ -33,12 +33,12 @@ type unpacker struct {
 
 var unpackers = sync.Pool{New: func() any { return new(unpacker) }}
 
-// maxPacked is the largest number of bytes that a compressed grain may take in
-// the file, with its marker.
+// maxPacked returns the largest number of bytes that a compressed grain may take in the
+// file, including its marker.
 func (g *geometry) maxPacked() int64 { return markerSize + 2*g.grainSize + packedSlack }
 
-// unpackAt fills p with the bytes at off. All of them are in data grains, the first of
-// which is grain i of the run r.
+// unpackAt fills p with the bytes from off on in the extent. All of them must be in
+// grains that the file has. The first of these is grain i of the run r.
 func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 	u := unpackers.Get().(*unpacker)
 	defer unpackers.Put(u)
@@ -60,27 +60,28 @@ func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 	return nil
 }
 
-// unpackPiece fills p with a part of grain g, which begins at the byte in of the
-// grain. It caches the unpacked grain, because the next read is likely to want
-// another part of it.
-func (s *sparse) unpackPiece(u *unpacker, p []byte, g, in int64, r *run, i int64) error {
-	return s.mem.Piece(p, s.id, g, in, s.part(g), func(grain []byte) error {
+// unpackPiece fills p with a part of grain g, which is grain i of r. The part begins at
+// the offset start of the unpacked grain. unpackPiece caches the unpacked grain,
+// because the next read is likely to need another part of it.
+func (s *sparse) unpackPiece(u *unpacker, p []byte, g, start int64, r *run, i int64) error {
+	return s.mem.Piece(p, s.id, g, start, s.part(g), func(grain []byte) error {
 		_, _, err := s.unpackWhole(u, grain, g, r, i)
 		return err
 	})
 }
 
-// unpackWhole unpacks whole grains into p, beginning with grain g, which is grain i
-// of r. It unpacks at least one, and as many as fit into p and lie close enough
-// together in the file to be read at once. It returns the number of bytes filled
-// and the number of grains.
+// unpackWhole unpacks whole grains into p, beginning with grain g, which is grain i of
+// r. It always unpacks grain g. It also unpacks the following grains as long as they
+// fit into p and lie so close together in the file that one read can fetch all of them.
+// It returns the number of bytes of p that it filled, and the number of grains.
 func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r *run, i int64) (n, grains int64, err error) {
 	place := func(i int64) int64 { pos, _ := r.place(i); return pos } // sectorEntries: no error
 	start := place(i)
 	if err := s.checkPlace(start, start+markerSize, g<<s.grainShift); err != nil {
 		return 0, 0, err // before anything is read there
 	}
-	// If the next grain follows in the file, the current one ends before it.
+	// The length of a compressed grain is not known before it is read. If the next
+	// grain of the extent follows in the file, the current grain must end before it.
 	end := start
 	for last := start; ; {
 		n += s.part(g + grains)
@@ -121,7 +122,8 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r *run, i int64) (n
 		}
 		done += int64(len(dst))
 		if missing > 0 {
-			// The grain is longer than expected. Read all of it.
+			// The grain is longer than expected, and its end was not read. Read the
+			// whole grain.
 			u.packed = image.Grow(u.packed, missing)
 			if err := image.ReadFull(s.file, u.packed, pos); err != nil {
 				return 0, 0, s.errorf(g+k, "%w", err)
@@ -135,9 +137,10 @@ func (s *sparse) unpackWhole(u *unpacker, p []byte, g int64, r *run, i int64) (n
 	return n, grains, nil
 }
 
-// unpack unpacks grain g into dst, which has the size of its part in the disk. src
-// holds the bytes of the file from the offset pos on. If it is too short, unpack
-// returns how many bytes from pos on are needed.
+// unpack unpacks grain g into dst. If the extent ends within the grain, dst has only
+// the bytes up to the end of the extent. src has the bytes of the file from the offset
+// pos on, where the grain is. If src does not have the whole grain, unpack returns the
+// number of bytes from pos on that it needs.
 func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int64, err error) {
 	if s.marked {
 		lba, size := binary.LittleEndian.Uint64(src), int64(binary.LittleEndian.Uint32(src[8:]))
@@ -160,7 +163,7 @@ func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int
 	}
 	n, _, err := u.Zlib(dst, src)
 	if errors.Is(err, inflate.ErrTooLarge) && int64(len(dst)) < s.grainSize {
-		// The file may hold the whole last grain, although the disk ends in it.
+		// The extent ends within its last grain, but the file may have the whole grain.
 		u.grain = image.Grow(u.grain, s.grainSize)
 		if n, _, err = u.Zlib(u.grain, src); err == nil && n >= len(dst) {
 			n = copy(dst, u.grain)

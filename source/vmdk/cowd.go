@@ -17,17 +17,16 @@ const (
 	cowdEntries    = 4096 // in each grain table
 )
 
-// cowd is the index of a COWD extent, the vmfsSparse delta disk of older ESXi
-// ("Virtual Disk Format 5.0", ESX Server Sparse Extents; libvmdk's "VMware
-// Virtual Disk Format", The COWD sparse extent data file). It differs from a
-// hosted sparse extent in its header and in the size of its tables, and has one
-// grain directory.
+// cowd is the index of a COWD extent, the vmfsSparse delta disk of older ESXi ("Virtual
+// Disk Format 5.0", ESX Server Sparse Extents; libvmdk's "VMware Virtual Disk Format",
+// The COWD sparse extent data file). It differs from a hosted sparse extent in its
+// header and in the size of its tables. It has no redundant grain directory.
 type cowd struct{ tables }
 
-// openCOWD opens the extent in f, which begins with the magic of COWD. want is
-// the number of bytes of the disk that the extent must have. A mark that says
-// that the writer did not close the file is ignored, as in other kinds of
-// extents. The flags are ignored too: only the value 3 is documented.
+// openCOWD opens the extent in f, which begins with the magic of COWD. The extent must
+// hold want bytes of the disk. openCOWD ignores a mark that says that the writer did
+// not close the file, as the readers of other extents do. It also ignores the flags,
+// because only their value 3 is documented.
 func openCOWD(name string, f source.Disk, want int64) (*sparse, error) {
 	s, err := newCOWD(newGrainFile(name, f), want)
 	if err != nil {
@@ -82,8 +81,8 @@ func newCOWD(f *grainFile, want int64) (*sparse, error) {
 	return &sparse{grainFile: f, geometry: g, index: x}, err
 }
 
-// checkGrain returns an error if grain, in sectors, is no valid size for grains
-// that are not compressed. where names the field of the header.
+// checkGrain returns an error if grain, a number of sectors, is not a valid size of
+// uncompressed grains. where names the field of the header in the error.
 func checkGrain(where string, grain uint64) error {
 	if grain == 0 || grain > maxGrain/sectorSize || bits.OnesCount64(grain) != 1 {
 		return fmt.Errorf("%s: grain size of %d sectors, want a power of two from 1 to %d", where, grain, maxGrain/sectorSize)
@@ -91,9 +90,9 @@ func checkGrain(where string, grain uint64) error {
 	return nil
 }
 
-// partOfDisk returns the error for a file that holds one extent of a disk and was
-// opened as if it were the disk. ESXi derives the name of such a file from that
-// of the descriptor, with a suffix in place of ".vmdk".
+// partOfDisk returns the error for a file that is only one extent of a disk, but was
+// opened instead of the descriptor of the disk. ESXi names such a file like the
+// descriptor, with the given suffix instead of ".vmdk".
 func partOfDisk(path, what, suffix string) error {
 	descriptor := "the .vmdk file that describes it"
 	if name, ok := strings.CutSuffix(path, suffix); ok {

@@ -21,8 +21,8 @@ const (
 // 5.0", The Header).
 const noParent = 0xffffffff
 
-// descriptor is the parsed text that describes an image ("Virtual Disk Format 5.0",
-// The Descriptor File).
+// descriptor is the parsed descriptor of an image, the text that describes it ("Virtual
+// Disk Format 5.0", The Descriptor File).
 type descriptor struct {
 	values  map[string]value // by key, in lower case
 	extents []extentLine
@@ -43,9 +43,10 @@ type extentLine struct {
 	offset  int64  // sector of the file where a flat extent begins
 }
 
-// parseDescriptor parses a descriptor. The text ends at the first zero byte, because
-// the space for an embedded descriptor is filled up with zeros, and before a byte
-// 0x1a at its end, which DOS editors write. Errors begin with the line number.
+// parseDescriptor parses a descriptor. It ignores everything from the first zero byte
+// on, because the space for an embedded descriptor is filled up with zeros. It also
+// ignores a byte 0x1a at the end, which DOS editors write. Errors begin with the line
+// number.
 func parseDescriptor(text []byte) (*descriptor, error) {
 	if end := bytes.IndexByte(text, 0); end >= 0 {
 		text = text[:end]
@@ -96,7 +97,8 @@ func (d *descriptor) parseLine(n int, line string) error {
 	}
 	key, text, ok := strings.Cut(line, "=")
 	if !ok {
-		// The line may be a damaged extent. Ignoring it would shorten the disk.
+		// The line may be the damaged line of an extent. If it were ignored, the disk
+		// would be too short.
 		return fmt.Errorf("found %s, want KEY=VALUE or a description of an extent (RW, RDONLY or NOACCESS, sectors, type, file)", quote(line))
 	}
 	key = strings.ToLower(strings.TrimSpace(key))
@@ -106,10 +108,10 @@ func (d *descriptor) parseLine(n int, line string) error {
 	return nil
 }
 
-// parseExtent parses an extent line without its first word: the number of sectors,
-// the type and, unless that is ZERO, the name of a file and an optional offset in
-// sectors. It ignores the rest of the line, where the lines of device partitions
-// have identifiers.
+// parseExtent parses an extent line without its first word: the number of sectors, the
+// type and, unless that is ZERO, the name of a file and an optional offset in sectors.
+// It ignores the rest of the line. The line of a device partition has identifiers
+// there.
 func parseExtent(s string) (e extentLine, err error) {
 	word, rest := nextWord(s)
 	e.sectors, err = parseSectors("number of sectors", word)
@@ -183,8 +185,8 @@ func quote(s string) string {
 // text returns the value of a key, or "" if the key is missing.
 func (d *descriptor) text(key string) string { return d.values[strings.ToLower(key)].text }
 
-// number returns the value of a key as a decimal number, or 0 if it is not one or
-// the key is missing.
+// number returns the value of a key as a decimal number. It returns 0 if the key is
+// missing or its value is not a decimal number.
 func (d *descriptor) number(key string) int64 {
 	n, err := strconv.ParseUint(d.text(key), 10, 63)
 	if err != nil {
@@ -193,11 +195,11 @@ func (d *descriptor) number(key string) int64 {
 	return int64(n)
 }
 
-// cid returns the content identifier that is the value of key. ok is false if the
-// key is missing. VMware writes 8 hexadecimal digits, and qemu writes no leading
-// zeros. Some exporters write decimal digits. A number that is too long for 8
-// hexadecimal digits is read as decimal. A shorter decimal number looks like a
-// hexadecimal one and is misread, but in the parent and the child alike, so the two
+// cid returns the content identifier that is the value of key. ok is false if the key
+// is missing. VMware writes 8 hexadecimal digits, and qemu writes no leading zeros.
+// Some exporters write decimal digits. A number that is too long for 8 hexadecimal
+// digits is read as decimal. A shorter decimal number is misread as hexadecimal. This
+// does no harm, because it is misread in the parent and in the child, so that the two
 // still match.
 func (d *descriptor) cid(key string) (cid uint32, ok bool, err error) {
 	v, ok := d.values[strings.ToLower(key)]
@@ -214,13 +216,13 @@ func (d *descriptor) cid(key string) (cid uint32, ok bool, err error) {
 	return uint32(n), true, nil
 }
 
-// maxSectorSize bounds the sector sizes that a descriptor may record, in bytes.
-// VMware's disks have 512 or 4096.
+// maxSectorSize is the largest sector size that a descriptor may record, in bytes.
+// Disks of VMware have sectors of 512 or 4096 bytes.
 const maxSectorSize = 64 << 10
 
-// sectorSizes returns the logical and the physical sector size that the guest sees,
-// in bytes, or 0 for a size that the descriptor does not record. Values that are no
-// sector sizes are ignored, with a warning.
+// sectorSizes returns the logical and the physical sector size that the virtual machine
+// sees, in bytes. A size is 0 if the descriptor does not record it. Values that cannot
+// be sector sizes are ignored, and a warning is added.
 func (d *descriptor) sectorSizes() (logical, physical int64, warnings []string) {
 	size := func(key string) int64 {
 		v, ok := d.values[strings.ToLower(key)]
@@ -261,9 +263,9 @@ const (
 	encrypted = "the disk is encrypted (%s), which is not supported: decrypt it in vSphere or Workstation first"
 )
 
-// unread maps the values of createType, in lower case, that this package refuses
-// whatever the extents are, to a description of the type ("Virtual Disk Format
-// 5.0", The Header).
+// unread lists the types of images that this package refuses regardless of their
+// extents ("Virtual Disk Format 5.0", The Header). The keys are values of createType in
+// lower case, and the values describe the type in errors.
 var unread = map[string]string{
 	"fulldevice":                  physical,
 	"partitioneddevice":           physical,
@@ -292,7 +294,7 @@ func (d *descriptor) readable() error {
 	return nil
 }
 
-// device reports whether the name of the extent is that of a device of a Windows or
+// device reports whether the name of the extent is the path of a device on a Windows or
 // Unix host.
 func (e *extentLine) device() bool {
 	name := strings.ReplaceAll(strings.ToLower(e.name), `\`, "/")
@@ -304,9 +306,10 @@ func (e *extentLine) device() bool {
 	return false
 }
 
-// decodeNames converts the names of files to UTF-8 from the encoding that the
-// descriptor names. Without such a line they are UTF-8, and bytes that are not valid
-// UTF-8 are kept, because the name of the file may consist of just these bytes.
+// decodeNames converts the names of files in the descriptor to UTF-8. The line
+// "encoding" of the descriptor names their encoding. If the line is missing, the names
+// are in UTF-8. Bytes that are not valid UTF-8 are then kept, because the name of the
+// file may have exactly these bytes.
 func (d *descriptor) decodeNames() error {
 	encoding := d.values["encoding"]
 	switch strings.ToLower(encoding.text) {

@@ -2,32 +2,33 @@
 // Format 5.0" by VMware). [Open] opens an image with all files that it names, and
 // returns a [Disk]. [Probe] recognizes an image by its first bytes.
 //
-// An image is a text, the descriptor, and extents, each of which holds a part of
-// the disk. The extents that the descriptor lists decide what is read. Its
-// createType does not. This package reads these types of extents:
+// An image consists of a text, the descriptor, and of extents, each of which holds a
+// part of the disk. The lines of the descriptor that list the extents decide how the
+// disk is read. The createType of the image does not matter for that. This package
+// reads these types of extents:
 //
 //   - FLAT and VMFS: a range of a file, as it is;
 //   - ZERO: no file, only zeros;
 //   - SPARSE: a hosted sparse extent of version 1 to 3, compressed or not. Its
-//     grain directory may be named by the header or by the footer, or be missing
-//     if the file is a whole stream;
+//     grain directory may be named by the header or by the footer. It may be
+//     missing if each grain has a marker, and the stream of grains is complete;
 //   - VMFSSPARSE: a COWD file, the snapshot delta of older ESXi;
 //   - SESPARSE: a seSparse file, the snapshot delta of newer ESXi. A file whose
 //     journal must be replayed is refused.
 //
-// A child image reads as its parent where its own grain tables have no entry. The
-// descriptor names the parent by parentFileNameHint, and the CID of the parent
-// must equal the parentCID of the child. A differencing image of VirtualBox names
-// its parent by ddb.uuid.parent only. This package looks for the image with that
+// Where the grain tables of a child image have no entry, the disk has the content of
+// the parent. The descriptor names the parent by parentFileNameHint, and the CID of the
+// parent must equal the parentCID of the child. A differencing image of VirtualBox
+// names its parent by ddb.uuid.parent only. This package looks for the image with that
 // ddb.uuid.image in the folder of the child.
 //
 // Encrypted disks, raw device mappings and physical devices are refused.
 //
-// Damage is reported when a read reaches it; damaged ranges never read as zeros.
-// [Disk.Warnings] reports when the redundant grain directory replaces a damaged
-// primary one. An image and all its parents keep at most 6 MiB of tables in
-// memory. Each concurrent reader of compressed grains needs about two grains
-// more, of at most 1 MiB each.
+// Damage is reported when a read reaches it; damaged ranges never read as zeros. If the
+// primary grain directory is damaged and the redundant one is used instead,
+// [Disk.Warnings] reports that. An image and all its parents keep at most 6 MiB of
+// tables in memory. Each concurrent reader of compressed grains also needs the memory
+// of about two grains, of at most 1 MiB each.
 package vmdk
 
 import (
@@ -71,15 +72,16 @@ type Disk struct {
 // extent is a part of a disk, which one line of the descriptor describes. Its
 // methods are safe for concurrent use.
 type extent interface {
-	// readAt fills p with the bytes at off in the extent. The caller does not
-	// read past the end of the extent.
+	// readAt fills p with the bytes from off on in the extent. The range must not pass
+	// the end of the extent.
 	readAt(p []byte, off int64) error
-	// scan emits the allocation of [off, end), which is not empty, in ascending
-	// pieces without gaps. It ends with the first error of emit and returns it.
+	// scan passes the allocation of [off, end) to emit, in ascending pieces without
+	// gaps. The range is not empty. If emit returns an error, scan stops and returns
+	// it.
 	scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error
 }
 
-// detail says what a scan must find out.
+// detail says what a scan of the allocation must find out.
 type detail uint8
 
 const (
@@ -91,14 +93,14 @@ const (
 type piece struct {
 	kind   grainKind
 	off, n int64 // bytes
-	// file has the content from the offset pos on. It is nil if no local file
-	// has the content as it is, or if the scan was not for places.
+	// file has the content from the offset pos on. It is nil if no local file has the
+	// content uncompressed, or if the scan only looks for the kinds of pieces.
 	file *os.File
 	pos  int64
 }
 
-// emitPlaces emits p in parts whose content is contiguous in a local file. The
-// content of p is in f, from the offset pos on.
+// emitPlaces passes p to emit in parts, each of which is contiguous in a local file.
+// The content of p is in f, from the offset pos on.
 func (p piece) emitPlaces(f source.Disk, pos int64, emit func(piece) error) error {
 	for left := p.n; left > 0; {
 		part := piece{kind: p.kind, off: p.off + p.n - left}
@@ -126,8 +128,8 @@ type Options struct {
 	// SingleLink reads the image without its parents, which need not exist.
 	// Ranges that the image does not have are [source.Inherited].
 	SingleLink bool
-	// Folder is searched for the parent of an image that names it by its UUID
-	// only. If it is nil, Open refuses such an image.
+	// Folder has the files among which Open searches for the parent of an image that
+	// names its parent only by a UUID. If it is nil, Open refuses such an image.
 	Folder Folder
 }
 
@@ -135,10 +137,12 @@ type Options struct {
 // names. f has the raw bytes of the file. The Disk takes over f, and Open closes
 // it if it returns an error.
 //
-// Extents are opened with open in the format "raw", and the parent in the format
-// "vmdk", by the names in the descriptor. open decides which names may be
-// followed, and must return an error for a chain of parents that loops. The disk
-// ends with ctx.
+// The parameter open opens the other files. It is called with the names in the
+// descriptor, and with the format "raw" for an extent and "vmdk" for the parent. The
+// Opener decides which files may be opened, and must return an error for a chain of
+// parents that loops.
+//
+// When ctx ends, the calls of the disk return the cause of its end.
 //
 // An extent with the access NOACCESS is reported as Data, and reading it fails.
 // Flags that say that the image was not closed cleanly are ignored.
@@ -209,8 +213,8 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 		// This file holds the descriptor only. The extents are in other files.
 		return d.openDescribed(desc, open)
 	}
-	// The name of the extent in the descriptor is ignored: it is the name that
-	// the file had when it was created.
+	// The name of the extent in the descriptor is ignored. It is the name that the file
+	// had when it was created, and the file may have been renamed.
 	sectors, err := desc.sectors()
 	if err != nil {
 		return fmt.Errorf("%s: embedded descriptor %w", d.path, err)
@@ -321,8 +325,8 @@ func (d *Disk) add(x extent, size int64) {
 	d.size += size
 }
 
-// share makes the image and its parents use the memory of a child, so that a
-// chain needs no more memory than one image.
+// share makes the image and its parents use the cache of a child, so that the images of
+// a chain together need no more memory than one image.
 func (d *Disk) share(m *memory) {
 	d.mem = m
 	for _, e := range d.extents {
@@ -374,17 +378,17 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	})
 }
 
-// Extents implements [source.Disk]. It reads grain tables, but no data. ZERO
-// extents, grains that are marked as zeros, and holes in the file of a flat extent
-// are [source.Zero] and not Absent.
+// Extents implements [source.Disk]. It reads grain tables, but no data. ZERO extents,
+// grains that are marked as zeros, and holes in the file of a flat extent are reported
+// as [source.Zero] and not as Absent.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return image.Extents(d.path, d.size, off, length, func(out *image.Merger) error {
 		return d.scan(ctx, off, off+length, kinds, func(p piece) error { return d.emit(ctx, out, p) })
 	})
 }
 
-// scan emits the allocation of [off, end) in this image, without its parents. The
-// offsets of the pieces are those in the disk.
+// scan passes the allocation of [off, end) to emit. It does not look into the parents.
+// The offsets of the pieces are offsets in the disk.
 func (d *Disk) scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error {
 	for i := d.find(off); off < end; i++ {
 		e := &d.extents[i]
@@ -404,8 +408,8 @@ func (d *Disk) scan(ctx context.Context, off, end int64, want detail, emit func(
 	return nil
 }
 
-// emit adds a piece of this image to out. If the image does not have the piece,
-// it adds the extents of the parent.
+// emit adds the piece p to out, which collects the extents of the disk. If the image
+// does not have the piece, emit adds the extents of the parent.
 func (d *Disk) emit(ctx context.Context, out *image.Merger, p piece) error {
 	switch {
 	case p.kind == dataGrain:

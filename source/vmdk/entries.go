@@ -2,9 +2,10 @@ package vmdk
 
 import "encoding/binary"
 
-// sectorEntries is the entryFormat of all kinds but seSparse: little-endian
-// numbers of 32 bits, the sector of the file where a table or a grain begins. 0
-// means that there is none. 1 means zeros, if the header has flagZeroGrain.
+// sectorEntries is the entryFormat of all kinds of extents except seSparse. An entry is
+// a little-endian number of 32 bits: the sector of the file where a table or a grain
+// begins. 0 means that there is no table or grain. If the header has flagZeroGrain, 1
+// means that the range reads as zeros.
 type sectorEntries struct {
 	grain     uint64 // sectors in a grain
 	zeroGrain bool   // the header has flagZeroGrain
@@ -53,8 +54,8 @@ func (f *sectorEntries) stretch(entries []byte, i, end int64, contiguous bool) (
 	return kind, int64(first) * sectorSize, next
 }
 
-// place never fails: whether the file has the sector is checked when the grain
-// is read.
+// place never returns an error. Whether the file has the sector is checked when the
+// grain is read.
 func (f *sectorEntries) place(entries []byte, i int64) (int64, error) {
 	return int64(sectorAt(entries, i)) * sectorSize, nil
 }

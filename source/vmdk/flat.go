@@ -9,7 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// flat is a FLAT or VMFS extent: size bytes of a file, from the offset start on.
+// flat is a FLAT or VMFS extent. Its content is size bytes of a file, which begin at
+// the offset start of the file.
 type flat struct {
 	name        string // as errors call the file
 	file        source.Disk
@@ -68,8 +69,8 @@ func (zeros) scan(_ context.Context, off, end int64, _ detail, emit func(piece) 
 	return emit(piece{kind: zeroGrain, off: off, n: end - off})
 }
 
-// noAccess is an extent that the descriptor marks as NOACCESS. Its file is not
-// opened, and reads of the extent fail: returning zeros would make up content.
+// noAccess is an extent that the descriptor marks as NOACCESS. Its file is not opened,
+// and reads of the extent fail, because the content is not known.
 type noAccess struct {
 	path string // of the descriptor
 	line extentLine
@@ -80,7 +81,8 @@ func (x *noAccess) readAt(_ []byte, off int64) error {
 	return fmt.Errorf("%s: the extent of disk offset %d is declared NOACCESS in line %d of the descriptor: the extent cannot be read", x.path, x.base+off, x.line.line)
 }
 
-// scan reports data, so that a copy reads the extent and gets the error.
+// scan reports the extent as data. A program that copies the disk therefore reads it,
+// and the read returns the error.
 func (x *noAccess) scan(_ context.Context, off, end int64, _ detail, emit func(piece) error) error {
 	return emit(piece{kind: dataGrain, off: off, n: end - off})
 }

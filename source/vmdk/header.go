@@ -16,8 +16,9 @@ const (
 	headerSize = sectorSize
 	headSize   = 4 << 10 // bytes at the start of a file that show what kind it is
 
-	// maxGrain and maxPackedGrain bound the memory that an image can make a
-	// reader allocate. VMware and qemu write grains of 64 KiB.
+	// maxGrain and maxPackedGrain are the largest sizes of uncompressed and compressed
+	// grains. They limit the memory that a reader allocates for a grain. VMware and
+	// qemu write grains of 64 KiB.
 	maxGrain       = 16 << 20 // bytes, of grains that are not compressed
 	maxPackedGrain = 1 << 20  // bytes, of grains before they are compressed
 	maxTable       = 64 << 10 // entries in a grain table; VMware and qemu write 512
@@ -29,7 +30,8 @@ const (
 	gdAtEnd = 1<<64 - 1 // the gdOffset of a header whose footer has the real one
 )
 
-// The flags of a header ("Virtual Disk Format 5.0", Hosted Sparse Extent Header).
+// These are the flags of a header ("Virtual Disk Format 5.0", Hosted Sparse Extent
+// Header).
 const (
 	flagNewline    = 1 << 0  // the header has valid bytes by which a transfer in text mode is detected
 	flagRedundant  = 1 << 1  // there is a redundant grain directory
@@ -69,8 +71,9 @@ func parseHeader(b []byte) header {
 	}
 }
 
-// readHeader reads the header at the start of f. It checks only that the magic and
-// the version are known, and that no transfer in text mode changed the bytes.
+// readHeader reads the header at the start of f. It checks only that the magic and the
+// version are known, and that the bytes were not changed by a transfer in text mode,
+// such as that of FTP.
 func readHeader(f source.Disk) (header, error) {
 	var b [headerSize]byte
 	if f.Size() < headerSize {
@@ -96,8 +99,8 @@ func (h *header) checkStart() error {
 	return nil
 }
 
-// readDescriptor returns the text of the descriptor that is embedded in f. The
-// caller checks that the header has an offset and a size for it.
+// readDescriptor returns the text of the descriptor that is embedded in f. The caller
+// has checked that the header has an offset and a size of the descriptor.
 func (h *header) readDescriptor(f source.Disk) ([]byte, error) {
 	size := int64(min(h.descriptorSize, maxDescriptor/sectorSize+1)) * sectorSize // one sector more than allowed, so that parseDescriptor notices it
 	if h.descriptorOffset > uint64(f.Size())/sectorSize || int64(h.descriptorOffset)*sectorSize > f.Size()-size {
@@ -107,10 +110,10 @@ func (h *header) readDescriptor(f source.Disk) ([]byte, error) {
 	return text, image.ReadFull(f, text, int64(h.descriptorOffset)*sectorSize)
 }
 
-// findHeader returns the header that has the offset of the grain directory: the
-// header at the start of f, or the footer. footer is the offset of the footer in
-// bytes, or 0 if the header at the start is returned. If the grains have markers,
-// the returned header may lack the offset of a grain directory.
+// findHeader returns the header that has the offset of the grain directory. This is the
+// header at the start of f, or its copy at the end, the footer. If findHeader returns
+// the footer, it also returns the offset of the footer in bytes, otherwise 0. If the
+// grains have markers, the returned header may lack the offset of a grain directory.
 func findHeader(f source.Disk) (h header, footer int64, err error) {
 	h, err = readHeader(f)
 	if err != nil || h.directoryOffset != gdAtEnd && (h.directoryOffset != 0 || !h.marked()) {
@@ -126,11 +129,11 @@ func findHeader(f source.Disk) (h header, footer int64, err error) {
 	return last, footer, err
 }
 
-// readFooter returns the footer, a header in the last sector of f that is not all
-// zeros, and its offset at in bytes. The sectors of zeros after it are the
-// end-of-stream marker and padding that a transfer may have added. The offset is
-// 0 if there is no footer.
-func readFooter(f source.Disk) (h header, at int64, err error) {
+// readFooter returns the footer of f and its offset in bytes. The footer is a copy of
+// the header in the last sector that does not consist of zeros. It is followed by the
+// end-of-stream marker, which is a sector of zeros, and by zeros that a transfer may
+// have added. If there is no footer, the offset is 0.
+func readFooter(f source.Disk) (h header, offset int64, err error) {
 	end := f.Size() / sectorSize * sectorSize
 	b := make([]byte, min(footerSearch, end-headerSize))
 	start := end - int64(len(b))
@@ -142,21 +145,21 @@ func readFooter(f source.Disk) (h header, at int64, err error) {
 		if zero.Is(sector) {
 			continue
 		}
-		at = start + int64(i)
+		offset = start + int64(i)
 		if !bytes.HasPrefix(sector, []byte(magicSparse)) {
-			return header{}, 0, fmt.Errorf("the last sector before the end-of-stream marker must be the footer, which has the offset of the grain directory; found %q at offset %d of %d: the file is truncated or was not closed", sector[:4], at, f.Size())
+			return header{}, 0, fmt.Errorf("the last sector before the end-of-stream marker must be the footer, which has the offset of the grain directory; found %q at offset %d of %d: the file is truncated or was not closed", sector[:4], offset, f.Size())
 		}
 		h = parseHeader(sector)
 		if err := h.checkStart(); err != nil {
-			return header{}, at, fmt.Errorf("footer at offset %d: %w", at, err)
+			return header{}, offset, fmt.Errorf("footer at offset %d: %w", offset, err)
 		}
-		return h, at, nil
+		return h, offset, nil
 	}
 	return header{}, 0, fmt.Errorf("no footer in the last %d bytes of %d; the header says that the footer has the offset of the grain directory: the file is truncated", len(b), f.Size())
 }
 
-// check checks the fields that are needed to find a grain, against each other and
-// against the size of the file in bytes.
+// check checks the fields that are needed to find a grain: their values must be valid
+// and must fit the size of the file, which is in bytes.
 func (h *header) check(fileSize int64) error {
 	if h.capacity == 0 || h.capacity > maxSectors {
 		return fmt.Errorf("the header has a capacity of %d sectors, want 1 to %d", h.capacity, int64(maxSectors))
@@ -188,16 +191,16 @@ func (h *header) check(fileSize int64) error {
 // algorithm and not at flagCompressed, which some writers do not set.
 func (h *header) compressed() bool { return h.compression != 0 }
 
-// marked reports whether everything after the descriptor begins with a marker:
-// each grain, table and directory. Such a stream can be read without a grain
-// directory.
+// marked reports whether each grain, grain table and grain directory in the file has a
+// marker in front of it. Such a file can be read without a grain directory.
 func (h *header) marked() bool { return h.compressed() && h.flags&flagMarkers != 0 }
 
 // hasDirectory reports whether the header has the offset of a grain directory.
 func (h *header) hasDirectory() bool { return h.directoryOffset != 0 && h.directoryOffset != gdAtEnd }
 
-// directory returns the offset in bytes of a grain directory that the header places at
-// a sector, or an error that says why it cannot be there.
+// directory returns the offset in bytes of a grain directory that, according to the
+// header, begins at the given sector. It returns an error if the directory cannot be
+// there.
 func (h *header) directory(what string, sector uint64, fileSize int64) (int64, error) {
 	if sector == 0 {
 		return 0, fmt.Errorf("the header has no %s (its sector is 0)", what)

@@ -6,23 +6,23 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// emptySlack is how many bytes the file of an empty disk may have after its
-// metadata and one grain directory: markers, a footer, and padding that a
-// transfer added.
+// emptySlack is the number of bytes that the file of an empty disk may have in addition
+// to its metadata and one grain directory. They are used by markers, a footer, and
+// zeros that a transfer added.
 const emptySlack = footerSearch
 
-// hosted is the index of a hosted sparse extent, streamOptimized ones included
-// ("Virtual Disk Format 5.0", Hosted Sparse Extents). Such an extent may have a
-// redundant grain directory, with a second set of grain tables.
+// hosted is the index of a hosted sparse extent, which may be of the kind
+// streamOptimized ("Virtual Disk Format 5.0", Hosted Sparse Extents). Such an extent
+// may have a redundant grain directory, with a second set of grain tables.
 type hosted struct {
 	tables
 	metadataEnd int64 // offset where the metadata ends (overHead), bytes; 0: not known
 	compressed  bool  // grains are compressed, and the tables lie between them
 }
 
-// openHosted opens the extent in f, which begins with a hosted sparse header.
-// want is the number of bytes of the disk that the extent must have, 0 if the
-// header decides.
+// openHosted opens the extent in f, which begins with the header of a hosted sparse
+// extent. The extent must hold want bytes of the disk. If want is 0, the header decides
+// on the number of bytes.
 func openHosted(name string, f source.Disk, want int64) (*sparse, error) {
 	s, err := newHosted(newGrainFile(name, f), want)
 	if err != nil {
@@ -32,8 +32,9 @@ func openHosted(name string, f source.Disk, want int64) (*sparse, error) {
 }
 
 func newHosted(f *grainFile, want int64) (*sparse, error) {
-	// h has the offset of the grain directory and may be the footer. Only the header at
-	// the start of the file, first, has the offset of the descriptor.
+	// h is the header that has the offset of the grain directory. It may be the footer.
+	// Only the header at the start of the file, which is in the variable first, has the
+	// offset of the descriptor.
 	h, footer, err := findHeader(f.file)
 	if err != nil {
 		return nil, err
@@ -62,8 +63,8 @@ func newHosted(f *grainFile, want int64) (*sparse, error) {
 	x.metadata = append([]region{{"metadata (overHead)", 0, max(int64(h.overhead), 1) * sectorSize}}, x.fixed...)
 	s := &sparse{grainFile: f, geometry: g, index: x, compressed: h.compressed(), marked: h.marked()}
 	if h.flags&flagRedundant != 0 && h.redundantOffset != 0 {
-		// Damage of the redundant directory matters only if the primary one is
-		// damaged as well.
+		// An error is ignored here: damage of the redundant directory matters only if
+		// the primary directory is damaged too.
 		x.redundant, _ = x.locate(&h, "redundant grain directory", h.redundantOffset)
 	}
 	if x.redundant.at == 0 && !h.hasDirectory() && h.marked() {
@@ -75,8 +76,9 @@ func newHosted(f *grainFile, want int64) (*sparse, error) {
 	return s, x.initDirectories(&h, entries)
 }
 
-// regions returns the parts of a file of fileSize bytes that belong to the header
-// at its start and to the descriptor. No grain directory or table can be there.
+// regions returns the ranges of the file that the header at its start and the
+// descriptor occupy. A grain directory or table cannot be there. fileSize is the size
+// of the file in bytes.
 func (h *header) regions(fileSize int64) []region {
 	all := []region{{"header", 0, headerSize}}
 	limit := uint64(fileSize) / sectorSize
@@ -86,8 +88,8 @@ func (h *header) regions(fileSize int64) []region {
 	return all
 }
 
-// locate returns the grain directory that the header h places at a sector, or an error
-// that says why it cannot be there.
+// locate returns the grain directory that, according to the header h, begins at the
+// given sector. It returns an error if the directory cannot be there.
 func (x *hosted) locate(h *header, what string, sector uint64) (directory, error) {
 	at, err := h.directory(what, sector, x.fileSize)
 	if err != nil {
@@ -101,7 +103,7 @@ func (x *hosted) locate(h *header, what string, sector uint64) (directory, error
 }
 
 // initDirectories finds the primary grain directory and reads both directories. The
-// caller has set the redundant one, if there is any.
+// caller has set the redundant directory, if there is one.
 func (x *hosted) initDirectories(h *header, entries *sectorEntries) error {
 	primary, err := x.locate(h, "grain directory", h.directoryOffset)
 	switch {
@@ -135,10 +137,10 @@ func (x *hosted) initDirectories(h *header, entries *sectorEntries) error {
 	return x.indexDirectories()
 }
 
-// indexDirectories reads the grain directories once, so that the following is
-// known before the first read: tables that overlap, the places where no grain can
-// be, and which tables must be read through the redundant directory. It reports
-// no other damage: a read does that when it reaches the damage.
+// indexDirectories reads the grain directories once, when the extent is opened. It
+// finds grain tables that overlap, the places of all tables, where no grain can be, and
+// the tables that must be read through the redundant directory. Other damage is
+// reported when a read reaches it.
 func (x *hosted) indexDirectories() error {
 	known, behind, first := 0, 0, int64(0)
 	err := x.indexDirectory(&x.primary, func(start, end int64) {
@@ -153,8 +155,9 @@ func (x *hosted) indexDirectories() error {
 		return err
 	}
 	if behind > 0 && x.metadataEnd > 0 && !x.compressed {
-		// A damaged entry that points to zeros in a grain looks like the entry of
-		// a table that was moved.
+		// There are two possible reasons. A writer has put the tables there, or an
+		// entry is damaged and points to zeros in a grain. These cannot be
+		// distinguished.
 		x.warn("%d of %d grain tables lie behind the metadata (overHead), which ends at offset %d, the first at offset %d: if the disk has zeros where there should be data, the grain directory is damaged", behind, x.count, x.metadataEnd, first)
 	}
 	if x.redundant.at != 0 {
@@ -173,8 +176,10 @@ func (x *hosted) indexDirectories() error {
 	return nil
 }
 
-// compareDirectories checks whether the redundant directory has tables that the
-// primary one lacks. If so, it sets fallback and adds a warning.
+// compareDirectories checks whether the redundant directory has grain tables that the
+// primary directory lacks, or whose entries are damaged there. If it has, such tables
+// are read through the redundant directory (the field fallback), and a warning is
+// added.
 func (x *hosted) compareDirectories() {
 	n := int64(0)
 	var first error

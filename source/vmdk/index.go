@@ -6,23 +6,25 @@ import (
 	"slices"
 )
 
-// index says which grains of an extent its file holds, and where. Each kind of
-// sparse extent has one: hosted, cowd, seSparse and markers. All methods except
-// share are safe for concurrent use.
+// index says which grains (blocks) of a sparse extent the file of the extent has, and
+// where in the file. Each kind of sparse extent has one: hosted, cowd, seSparse and
+// markers. All methods except share are safe for concurrent use.
 type index interface {
-	// run returns the entries of the grains that begin with the given one. It
-	// returns as many as one read of the file yields, at least one. It reads
-	// beyond the first max grains only if that costs nothing.
+	// run returns the table entries of consecutive grains, beginning with the given
+	// one. It returns as many entries as one read of the file yields, at least one. The
+	// caller needs max grains. The run may have more of them if they need no further
+	// read.
 	//
 	// The parameter hole is nil in a read of data. A scan of the allocation passes a
-	// fileHole, so that run can skip tables that lie in holes of the file. If the
-	// grains are compressed, run may then return data grains without their entries.
+	// fileHole, so that run can skip tables that lie in holes of the file. For a scan
+	// of compressed grains, run may leave out the entries and say only that all of the
+	// grains are in the file.
 	run(grain, max int64, hole *fileHole) (run, error)
-	// occupied returns metadata that overlaps the bytes [start, end) of the
-	// file, where no grain can be. It returns false if there is none.
+	// occupied looks for metadata in the bytes [start, end) of the file. If there is
+	// any, it returns the range of the metadata, where no grain can be, and true.
 	occupied(start, end int64) (region, bool)
-	// share makes the index count against the limits of m. It is called while
-	// an image is opened.
+	// share reports the memory that the index needs to m, which limits the memory of
+	// all images in a chain. It is called while an image is opened.
 	share(m *memory)
 }
 
@@ -45,26 +47,28 @@ type run struct {
 
 // entryFormat decodes the entries of grain directories and grain tables.
 type entryFormat interface {
-	// table returns the offset in the file, in bytes, of the grain table that
-	// an entry of the grain directory names, or noTable or zeroTable.
+	// table returns the offset in the file, in bytes, of the grain table to which an
+	// entry of the grain directory points. It returns noTable or zeroTable if there is
+	// no such table.
 	table(entry []byte) (at int64, err error)
-	// stretch returns the kind of grain i, and the first grain up to end that
-	// does not continue it: that is of another kind or, if contiguous is set,
-	// is data that does not follow in the file. pos is the offset of grain i in
-	// the file, in bytes, if the grain is data. It is nowhere for an entry that
-	// place refuses.
+	// stretch returns the kind of grain i, and in next the end of the grains from i on
+	// that have the same kind. If contiguous is set, grains that are in the file must
+	// also follow each other there. The result next is at most end. pos is the offset
+	// of grain i in the file, in bytes, if the grain is in the file. It is the constant
+	// nowhere if place returns an error for the entry.
 	stretch(entries []byte, i, end int64, contiguous bool) (kind grainKind, pos, next int64)
-	// place returns the offset of grain i in the file, in bytes, or why its
-	// entry cannot be right.
+	// place returns the offset of grain i in the file, in bytes. It returns an error if
+	// the entry is damaged.
 	place(entries []byte, i int64) (int64, error)
 }
 
-// nowhere is an offset past the end of every file. A grain whose entry is
-// damaged has it.
+// nowhere is an offset past the end of every file. It stands for the offset of a grain
+// whose entry is damaged.
 const nowhere = 1 << 62
 
-// stretch returns the kind of grain i of the run, its offset in the file, and the
-// first grain up to end that does not continue it, as entryFormat.stretch does.
+// stretch does the work of entryFormat.stretch for grain i of the run. It returns the
+// kind of the grain, its offset in the file, and the end of the grains of the same
+// kind.
 func (r *run) stretch(i, end int64, contiguous bool) (kind grainKind, pos, next int64) {
 	if r.entries == nil {
 		return r.kind, 0, end
@@ -72,8 +76,8 @@ func (r *run) stretch(i, end int64, contiguous bool) (kind grainKind, pos, next 
 	return r.format.stretch(r.entries, i, end, contiguous)
 }
 
-// place returns the offset of grain i of the run in the file, in bytes, or why its
-// entry cannot be right. Grains of a run without entries have the offset 0.
+// place returns the offset of grain i of the run in the file, in bytes. It returns an
+// error if the entry is damaged. If the run has no entries, it returns 0.
 func (r *run) place(i int64) (int64, error) {
 	if r.entries == nil {
 		return 0, nil
@@ -99,7 +103,7 @@ func disjoint(all []region) error {
 	return nil
 }
 
-// within returns the first of the regions that overlaps [start, end).
+// within returns the first region that overlaps the bytes [start, end) of the file.
 func within(all []region, start, end int64) (r region, ok bool) {
 	for i := range all {
 		if r := &all[i]; start < r.end && end > r.start {

@@ -10,7 +10,7 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// describe sets the fields of d.info that do not depend on the parents.
+// describe sets those fields of d.info that do not depend on the parents of the image.
 func (d *Disk) describe(desc *descriptor) {
 	d.uuids = desc.uuids()
 	d.info = source.Info{
@@ -37,8 +37,8 @@ func (d *Disk) describe(desc *descriptor) {
 	d.info.LogicalSector = max(logical, sectorSize)
 	switch cid, ok, err := desc.cid("CID"); {
 	case err != nil:
-		// An invalid CID is only a warning, because it matters to the children of this
-		// image alone.
+		// An invalid CID is only a warning, because it is needed only to open the
+		// children of this image.
 		d.warn("descriptor %w: the value is ignored", err)
 	case ok:
 		d.info.CID = fmt.Sprintf("%08x", cid)
@@ -60,8 +60,8 @@ func (d *Disk) warn(format string, args ...any) {
 	d.warnings = append(d.warnings, fmt.Sprintf("%s: %v", d.path, fmt.Errorf(format, args...)))
 }
 
-// Warnings returns sentences about faults of the image and its parents that do not
-// keep it from being read. Each sentence begins with the name of a file.
+// Warnings returns sentences about faults of the image and its parents in spite of
+// which the disk can be read. Each sentence begins with the name of a file.
 func (d *Disk) Warnings() []string { return slices.Clone(d.warnings) }
 
 // Info implements [source.Described]. Subformat is the createType as the descriptor
@@ -75,7 +75,7 @@ func (d *Disk) Info() source.Info {
 }
 
 // describePart adds an extent to the parts that Info returns. f is the file of the
-// extent, or nil if it has no file or the file was not opened.
+// extent. It is nil if the extent has no file, or if its file was not opened.
 func (d *Disk) describePart(e extentLine, f source.Disk) {
 	p := source.Part{Kind: e.kind, Size: e.sectors * sectorSize, Path: e.name}
 	if f != nil {
@@ -87,8 +87,9 @@ func (d *Disk) describePart(e extentLine, f source.Disk) {
 	d.info.Parts = append(d.info.Parts, p)
 }
 
-// Identity implements [source.Identified]. It combines the identities of all files
-// of the image and its parents. The proof is the weakest of theirs.
+// Identity implements [source.Identified]. It combines the identities of all files of
+// the image and its parents. It returns the weakest of the proofs that these files
+// return.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return image.Identity(ctx, "vmdk", append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }
@@ -100,8 +101,8 @@ func (d *Disk) ReadUncached() {
 }
 
 // InFile implements [source.InFile] for flat extents and for grains that are not
-// compressed, in this image or a parent. It returns no place for damaged entries
-// of grain tables.
+// compressed, in this image or a parent. It returns ok false for a grain whose table
+// entry is damaged.
 func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	if off < 0 || off >= d.size {
 		return nil, 0, 0, false

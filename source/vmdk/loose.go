@@ -10,26 +10,27 @@ import (
 	"github.com/vddkcp/vddkcp/internal/zero"
 )
 
-// maxLoose bounds the loose grain tables that are read when an extent is opened,
-// in bytes. Writers put all tables of a hosted sparse extent one after another, so
-// an undamaged directory has few loose ones or none.
+// maxLoose limits the size of all loose grain tables (see loose) that are read when an
+// extent is opened, in bytes. Writers put all tables of a hosted sparse extent one
+// after another. If the directory is not damaged, it therefore has few loose tables or
+// none.
 const maxLoose = 64 << 20
 
-// loose is a grain table that is next to neither the table before it nor the one
-// after it. Either a writer put it there, or its entry in the directory is
-// damaged.
+// loose is a grain table that does not lie next to the previous or the following table
+// of the directory in the file. Either a writer has put it there, or its entry in the
+// directory is damaged.
 type loose struct {
 	table int64
 	at    int64 // offset in the file, bytes, or noTable or zeroTable
-	// between is the offset of the space between the neighbouring tables, if one
-	// table fits there exactly; otherwise 0.
+	// between is the offset of the space between the previous and the following table.
+	// It is 0 unless exactly one table fits there.
 	between int64
 }
 
-// loose returns the loose tables of d. If d does not have the neighbours of a
-// table, or their entries are damaged, the table is returned only if lonely is
-// set. A table that d does not have is returned if there is space for it between
-// its neighbours.
+// loose returns the loose tables of the directory d. A table whose neighbours do not
+// exist or have damaged entries is returned only if lonely is set. If d has no entry
+// for a table, but there is space for exactly this table between its neighbours, the
+// table is returned too.
 func (x *hosted) loose(d *directory, lonely bool) []loose {
 	length := x.length()
 	stride := (length + sectorSize - 1) / sectorSize * sectorSize
@@ -61,12 +62,13 @@ func (x *hosted) loose(d *directory, lonely bool) []loose {
 	return all
 }
 
-// replaceLoose compares loose tables of the primary directory with the same
-// tables of the redundant one. A damaged entry that points to unused zeros in the
-// metadata would otherwise make the whole range of a table, usually 32 MiB, read
-// as zeros without an error. Writers keep the tables of both directories alike.
-// The redundant table is used if it differs and is not loose itself, and also if
-// it has grains and the loose table is empty.
+// replaceLoose compares loose tables of the primary directory with the same tables of
+// the redundant directory. Writers keep the two equal. Without this check, a damaged
+// entry that points to unused zeros in the metadata would make the whole range of a
+// table, usually 32 MiB, read as zeros without an error.
+//
+// If the redundant table differs and is not loose itself, it is used instead. It is
+// also used if it has grains and the loose table is empty.
 func (x *hosted) replaceLoose() {
 	tables := x.loose(&x.primary, x.redundant.at != 0)
 	if len(tables) == 0 {
@@ -98,7 +100,8 @@ func (x *hosted) replaceLoose() {
 	}
 }
 
-// replace records why grain table i is not read through the primary directory.
+// replace makes later reads ignore the entry of grain table i in the primary directory.
+// Errors name why as the reason.
 func (x *hosted) replace(i int64, why error) {
 	if x.replaced == nil {
 		x.replaced = make(map[int64]error)
@@ -107,8 +110,8 @@ func (x *hosted) replace(i int64, why error) {
 }
 
 // redundantTable returns the offset of grain table i according to the redundant
-// directory, or noTable if the entry is damaged. It does not use the cache, which the
-// extent does not have yet while it is opened.
+// directory, or noTable if the entry is damaged. It does not use the cache of the
+// extent, because the extent has no cache yet while it is opened.
 func (x *hosted) redundantTable(i int64) int64 {
 	entry := make([]byte, 1<<x.shift)
 	if err := image.ReadFull(x.file, entry, x.redundant.at+i<<x.shift); err != nil {
@@ -121,10 +124,10 @@ func (x *hosted) redundantTable(i int64) int64 {
 	return at
 }
 
-// warnLoose adds a warning about loose tables without grains, for an extent that
-// has no redundant directory to compare them with. If the space between the
-// neighbours of a loose table holds a table with grains, the directory is damaged
-// and reads of the loose table fail.
+// warnLoose checks the loose tables of an extent that has no redundant directory to
+// compare them with. If the space between the neighbours of a loose table has a table
+// with grains, the directory is damaged, and reads that need the loose table will fail.
+// For other loose tables that have no grains, warnLoose adds a warning.
 func (x *hosted) warnLoose(tables []loose) {
 	if x.compressed {
 		return // in a stream, tables lie between the grains
@@ -151,24 +154,24 @@ func (x *hosted) warnLoose(tables []loose) {
 	}
 }
 
-// isTable reports whether the bytes at an offset look like grain table i: they
-// are in the metadata, are not all zeros, and belong to no other table. The
-// offset 0 is never a table.
-func (x *hosted) isTable(i, at int64) bool {
-	if at == 0 || at+x.tableSize(i) > x.metadataEnd {
+// isTable reports whether the bytes at an offset of the file look like grain table i.
+// They must lie in the metadata, must not be all zeros, and must not belong to another
+// table. There is never a table at the offset 0.
+func (x *hosted) isTable(i, off int64) bool {
+	if off == 0 || off+x.tableSize(i) > x.metadataEnd {
 		return false
 	}
-	if _, _, ok := x.primary.tables.Has(at, at+x.tableSize(i)); ok {
+	if _, _, ok := x.primary.tables.Has(off, off+x.tableSize(i)); ok {
 		return false
 	}
-	b, err := x.readTable(i, at)
+	b, err := x.readTable(i, off)
 	return err == nil && !zero.Is(b)
 }
 
-// readTable reads grain table i from the offset at.
-func (x *hosted) readTable(i, at int64) ([]byte, error) {
+// readTable reads grain table i from the given offset of the file.
+func (x *hosted) readTable(i, off int64) ([]byte, error) {
 	b := make([]byte, x.tableSize(i))
-	if err := image.ReadFull(x.file, b, at); err != nil {
+	if err := image.ReadFull(x.file, b, off); err != nil {
 		return nil, fmt.Errorf("grain table %d: %w", i, err)
 	}
 	return b, nil

@@ -9,24 +9,24 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// located is an extent whose bytes may be in a local file unchanged.
+// located is an extent that can say where its bytes are in a local file.
 type located interface {
 	// inFile returns what [source.InFile] returns for the byte at off in the extent. If
-	// that byte is in no local file, n is the number of bytes from off on, at least 1,
-	// that are in none.
+	// ok is false, n is the number of bytes from off on, at least 1, that are not in a
+	// local file.
 	inFile(off int64) (f *os.File, pos, n int64, ok bool)
 }
 
-// Map implements [source.Mapped]. It reads the grain tables once, while Extents
-// followed by InFile for each extent would read them twice.
+// Map implements [source.Mapped]. It reads the grain tables only once. A caller that
+// used Extents, and InFile for each extent, would read them twice.
 func (d *Disk) Map(ctx context.Context, off, length int64) iter.Seq2[source.Mapping, error] {
 	return image.Map(d.path, d.size, off, length, func(visit image.Visitor) error {
 		return d.mapRange(ctx, off, off+length, 0, visit)
 	})
 }
 
-// mapRange visits the mappings of [off, end). depth is the number of children that
-// the image has in the chain.
+// mapRange visits the mappings of [off, end). depth is the number of images in front of
+// this one in the chain: its child, the child of that, and so on.
 func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit image.Visitor) error {
 	return d.scan(ctx, off, end, places, func(p piece) error {
 		m := source.Mapping{Extent: source.Extent{Off: p.off, Len: p.n, Depth: depth}, File: p.file, Pos: p.pos}
@@ -42,8 +42,8 @@ func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit im
 	})
 }
 
-// mapParent visits the mappings of the parent for the range of m, which this image
-// does not have.
+// mapParent visits the mappings of the parent for the range of m. It is called for
+// ranges that this image does not have.
 func (d *Disk) mapParent(ctx context.Context, m source.Mapping, visit image.Visitor) error {
 	var own func(off, end int64) error
 	if p, ok := source.Ability[*Disk](d.parent); ok {

@@ -14,26 +14,27 @@ import (
 )
 
 const (
-	// rangeGrains is the number of grains in a range. The markers of a range are
-	// read together. With grains of 64 KiB, a range is 128 MiB of the disk.
+	// rangeGrains is the number of grains in a range, the unit in which markers are
+	// read and cached. With grains of 64 KiB, a range is 128 MiB of the disk.
 	rangeGrains = 2048
 
-	// maxStretches bounds the stretches of one extent, and stretchBudget those of an
-	// image with its parents, at 24 bytes each. In disks of up to 4 TiB with grains of
-	// 64 KiB, each range can have a stretch of its own.
+	// maxStretches limits the number of stretches (see stretch) of one extent, and
+	// stretchBudget that of an image with its parents. Each stretch takes 24 bytes. In
+	// disks of up to 4 TiB with grains of 64 KiB, each range can have its own stretch.
 	maxStretches  = 32 << 10
 	stretchBudget = 2 * maxStretches
 
-	// If markers lie closer together than closeMarkers, one read fetches
-	// several of them. Otherwise the bytes between them would cost more than
-	// another read.
+	// If markers lie closer together than closeMarkers, one read fetches several of
+	// them. If they lie farther apart, it is faster to read each marker separately than
+	// to read the bytes between them.
 	closeMarkers = 8 << 10  // bytes
 	markerWindow = 64 << 10 // bytes, the largest read
 )
 
-// Types of markers that do not belong to a grain ("Virtual Disk Format 5.0",
-// Stream-Optimized Compressed Sparse Extents, Markers). The progress marker is
-// in VMware's headers, but not in that document. Hosts send it during an export.
+// These are the types of markers that do not belong to a grain ("Virtual Disk Format
+// 5.0", Stream-Optimized Compressed Sparse Extents, Markers). That document does not
+// have the progress marker, but VMware's header files do. Hosts send it during an
+// export.
 const (
 	markerEnd = iota
 	markerTable
@@ -42,10 +43,10 @@ const (
 	markerProgress
 )
 
-// markers is the index of a stream of compressed grains that has no grain
-// directory. Each grain begins with a marker that says which grain it is. Opening
-// the extent reads all markers, but keeps only the places where stretches of them
-// begin. The other markers are read again when they are needed.
+// markers is the index of a stream of compressed grains that has no grain directory.
+// Each grain begins with a marker that says which grain it is. All markers are read
+// when the extent is opened, but only the places where stretches begin are kept in
+// memory. The markers within a stretch are read again when they are needed.
 type markers struct {
 	*grainFile
 	geometry
@@ -58,26 +59,26 @@ type markers struct {
 	added int64     // ranges with grains that add has seen
 	last  int64     // number of the last grain that add has seen
 
-	// mu is held while markers are read again, so that concurrent readers of a
-	// range read its markers once. The position is kept, because the next range
-	// is often read next.
+	// mu is held while markers are read again. Concurrent readers of a range therefore
+	// read its markers only once. The following fields have the position after the last
+	// read, because the next range is often read next.
 	mu   sync.Mutex
 	from int64 // first grain after the range that was read last
 	next int64 // first grain from there on that the file holds
 	pos  int64 // offset of its marker in the file, bytes; 0: not known
 }
 
-// stretch is a part of the stream, up to the next stretch. It begins with the
-// first grain that a range has.
+// stretch is a part of the stream of grains, which ends where the next stretch begins.
+// It begins with the first grain that the file has of a range.
 type stretch struct {
 	first int64 // number of its first grain
 	pos   int64 // offset of the marker of that grain in the file, bytes
 	n     int64 // the stretch consists of n grains without gaps; 0: it has gaps
 }
 
-// openMarkers reads the markers of a stream with the header h, whose footer is at
-// the given offset (0: there is none). The stream is accepted only if every byte
-// is accounted for, from the descriptor to the end-of-stream marker.
+// openMarkers reads the markers of a stream with the header h. footer is the offset of
+// the footer, or 0 if there is none. openMarkers returns an error if the stream has
+// bytes of unknown meaning between the descriptor and the end-of-stream marker.
 func openMarkers(f *grainFile, g geometry, h *header, footer int64, metadata []region) (*markers, error) {
 	end, err := streamEnd(f.file, footer)
 	if err != nil {
@@ -105,8 +106,8 @@ func openMarkers(f *grainFile, g geometry, h *header, footer int64, metadata []r
 	}
 }
 
-// add records grain g, whose marker is at the offset pos. Its number is higher than
-// those before.
+// add records grain g, whose marker is at the offset pos. The numbers of the grains
+// must ascend from call to call.
 func (x *markers) add(g, pos int64) {
 	last := len(x.list) - 1
 	if last < 0 || g/rangeGrains != x.last/rangeGrains {
@@ -131,7 +132,8 @@ func (x *markers) add(g, pos int64) {
 	}
 }
 
-// thin halves the list: it joins each second stretch with the one before.
+// thin halves the list of stretches by joining each second stretch with the previous
+// one.
 func (x *markers) thin() {
 	x.every *= 2
 	joined := x.list[:0]
@@ -150,7 +152,8 @@ func (x *markers) thin() {
 	x.list = joined
 }
 
-// share thins the list until all indexes that share m keep the budget.
+// share thins the list of stretches until all indexes that share m together have no
+// more stretches than stretchBudget.
 func (x *markers) share(m *memory) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -161,17 +164,19 @@ func (x *markers) share(m *memory) {
 	m.stretches.Add(int64(len(x.list)))
 }
 
-// find returns the index of the stretch that may have grain g, the last one that
-// begins at or before g. It returns -1 if there is none.
+// find returns the index of the stretch that may have grain g. This is the last stretch
+// that begins at or before g. If there is none, find returns -1.
 func (x *markers) find(g int64) int {
 	return sort.Search(len(x.list), func(i int) bool { return x.list[i].first > g }) - 1
 }
 
-// streamEnd returns the offset where the end-of-stream marker of f must be, in
-// bytes: after the footer, or at the end of the file if the footer's offset is 0.
+// streamEnd returns the offset of the end-of-stream marker of f in bytes. The marker
+// must be after the footer or, if the offset of the footer is 0, at the end of the
+// file.
 //
-// The marker is a sector of zeros. A file that lost its end may be filled up with
-// zeros, so a marker in another place does not prove that the stream is whole.
+// The marker is a sector of zeros. A truncated file may have been filled up with zeros.
+// A sector of zeros in another place therefore does not prove that the stream is
+// complete.
 func streamEnd(f source.Disk, footer int64) (int64, error) {
 	size := f.Size()
 	end := size - sectorSize
@@ -191,9 +196,9 @@ func streamEnd(f source.Disk, footer int64) (int64, error) {
 	return end, nil
 }
 
-// firstMarker returns the offset of the first marker of the stream in f, which
-// ends at the offset end. The bytes between the descriptor and the first marker
-// must be zeros, so that no grain is skipped.
+// firstMarker returns the offset of the first marker of the stream in f, which ends at
+// the offset end. It returns an error if the bytes between the descriptor and the first
+// marker are not all zeros, because they might be a grain.
 func (h *header) firstMarker(f source.Disk, end int64) (int64, error) {
 	limit := uint64(end) / sectorSize
 	from := uint64(1)
@@ -240,8 +245,8 @@ func (x *markers) readerAt(pos int64) *markerReader {
 
 func (r *markerReader) release() { unpackers.Put(r.scratch) }
 
-// next returns the number of the next grain and the offset of its marker. At the
-// end of the stream it returns the number -1.
+// next returns the number of the next grain and the offset of its marker. At the end of
+// the stream it returns -1 as the number.
 func (r *markerReader) next() (g, pos int64, err error) {
 	end := r.index.end
 	for {
@@ -282,8 +287,9 @@ func (r *markerReader) next() (g, pos int64, err error) {
 	}
 }
 
-// checkGrain returns the number of the grain whose marker is at r.pos. lba is the
-// grain's first sector in the extent, size is its number of compressed bytes.
+// checkGrain checks the marker of a grain at r.pos and returns the number of the grain.
+// lba and size are the fields of the marker: the first sector of the grain in the
+// extent, and the number of its compressed bytes.
 func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	x, end := r.index, r.index.end
 	switch {
@@ -305,8 +311,9 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	return g, nil
 }
 
-// fill reads a new window if the old one does not have the marker at pos. It reads
-// more than one marker at once if those before were close together.
+// fill makes sure that the window, the bytes of the file in memory, has the marker at
+// r.pos. If it reads from the file, and the previous markers were close together, it
+// reads so many bytes that they are likely to have several markers.
 func (r *markerReader) fill() error {
 	have := int64(len(r.window))
 	if r.pos-r.off+sectorSize <= have {
@@ -343,8 +350,8 @@ func (x *markers) run(g, most int64, hole *fileHole) (run, error) {
 	return x.runOf(entries, in), nil
 }
 
-// runOf returns the run that begins with grain i of a range, whose entries are
-// given.
+// runOf returns the run that begins with grain i of a range. entries are the table
+// entries of the whole range.
 func (x *markers) runOf(entries []byte, i int64) run {
 	entries = entries[i<<sectorEntryShift:]
 	r := run{n: int64(len(entries)) >> sectorEntryShift}
@@ -356,8 +363,8 @@ func (x *markers) runOf(entries []byte, i int64) run {
 
 func (x *markers) occupied(start, end int64) (region, bool) { return within(x.metadata, start, end) }
 
-// known returns the kind of the n grains from g on, if that is known without
-// reading. Otherwise n is 0.
+// known returns the kind of the n grains that begin with grain g, if this is known
+// without reading from the file. Otherwise n is 0.
 func (x *markers) known(g int64) (kind grainKind, n int64) {
 	x.mu.Lock()
 	if g >= x.from && g < x.next {
@@ -384,8 +391,8 @@ func (x *markers) known(g int64) (kind grainKind, n int64) {
 	return absentGrain, next - g
 }
 
-// places returns the table entries of all grains of a range. It reads the markers
-// of the range, unless the entries are cached.
+// places returns the places of all grains of a range, in the form of entries of a grain
+// table. It reads the markers of the range, unless the entries are cached.
 func (x *markers) places(number int64) ([]byte, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -8,10 +8,10 @@ import (
 	"github.com/vddkcp/vddkcp/internal/image"
 )
 
-// overlapCheck checks each grain table of an extent once, when it is first used:
-// no two grains of a table may overlap in the file. It is for grains that are
-// not compressed, since only their entries say where a grain ends. It is safe
-// for concurrent use.
+// overlapCheck checks that no two grains of a grain table overlap in the file. It
+// checks each table of an extent once, when the table is first used. It is used for
+// uncompressed grains only, because the end of a compressed grain does not follow from
+// its table entry. It is safe for concurrent use.
 type overlapCheck struct {
 	entries *sectorEntries
 	passed  []atomic.Uint64 // a bit for each table that passed the check
@@ -21,16 +21,16 @@ func newOverlapCheck(entries *sectorEntries, tables int64) *overlapCheck {
 	return &overlapCheck{entries, make([]atomic.Uint64, (tables+63)/64)}
 }
 
-// check returns an error if two grains of table i, which is at the offset at,
-// overlap. Then one of the entries is damaged, and its grain would read as data
-// of the other.
-func (c *overlapCheck) check(t *tables, i, at int64) error {
+// check returns an error if two grains of table i overlap. pos is the offset of the
+// table in the file. If grains overlap, one of their table entries is damaged, and its
+// grain would read as data of the other grain.
+func (c *overlapCheck) check(t *tables, i, pos int64) error {
 	bits, bit := &c.passed[i/64], uint64(1)<<(i%64)
 	if bits.Load()&bit != 0 {
 		return nil
 	}
 	data := make([]byte, t.tableSize(i))
-	if err := image.ReadFull(t.file, data, at); err != nil {
+	if err := image.ReadFull(t.file, data, pos); err != nil {
 		return fmt.Errorf("%s: grain table %d: %w", t.name, i, err)
 	}
 	grain := int64(t.grain)
@@ -49,7 +49,7 @@ func (c *overlapCheck) check(t *tables, i, at int64) error {
 		slices.Sort(sectors)
 		for k := 1; k < len(sectors); k++ {
 			if sectors[k] < sectors[k-1]+grain {
-				return fmt.Errorf("%s: grain table %d at offset %d: two grains of %d bytes overlap, at offsets %d and %d of the file: the table is damaged", t.name, i, at, t.grainSize, sectors[k-1]*sectorSize, sectors[k]*sectorSize)
+				return fmt.Errorf("%s: grain table %d at offset %d: two grains of %d bytes overlap, at offsets %d and %d of the file: the table is damaged", t.name, i, pos, t.grainSize, sectors[k-1]*sectorSize, sectors[k]*sectorSize)
 			}
 		}
 	}

@@ -23,7 +23,7 @@ func (e *hintedError) Unwrap() error { return e.error }
 // Hint returns what the user can do about the error.
 func (e *hintedError) Hint() string { return e.hint }
 
-// reference is how a descriptor refers to the parent of its image.
+// reference has what a descriptor says about the parent of its image.
 type reference struct {
 	hint   string // parentFileNameHint, the name of a file; may be ""
 	cid    uint32 // parentCID
@@ -72,16 +72,16 @@ func (d *Disk) finish(desc *descriptor, open source.Opener) error {
 	return d.openParent(ctx, r, name, open)
 }
 
-// openParent opens the file name as the parent, and checks that it is the image that
-// r refers to.
+// openParent opens the file with the given name as the parent. It checks that the file
+// is the image to which r refers.
 func (d *Disk) openParent(ctx context.Context, r reference, name string, open source.Opener) error {
 	if object, ok := storageObject(name); ok {
 		return fmt.Errorf("%s: %w", d.path, storageError("parent", name, object))
 	}
 	parent, err := open(ctx, d.path, name, "vmdk")
 	if last, foreign := lastOfForeign(name); err != nil && foreign && r.hasCID {
-		// The path is valid on another host only. The file may have been copied
-		// to the folder of the image.
+		// The path is valid only on another host. Perhaps the file was copied to the
+		// folder of the image.
 		var local error
 		if parent, local = open(ctx, d.path, last, "vmdk"); local == nil {
 			d.warn("the parent %s is a path of another host: the parent is read from the file %s in the image's folder, whose CID matches", quote(name), quote(last))
@@ -138,9 +138,10 @@ func (d *Disk) inherit(parent source.Info) {
 	}
 }
 
-// explainExtent adds a hint to err, the error of opening the file of an extent, if
-// the descriptor has a path of another host. A file of the same name in the folder
-// of the image may be the right one, but nothing proves it, so the user decides.
+// explainExtent adds a hint to err, the error of opening the file of an extent, if the
+// path in the descriptor is one of another host. The folder of the image may have a
+// file of the same name. It may be the right file, but nothing proves that, so the user
+// must decide.
 func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error {
 	last, foreign := lastOfForeign(e.name)
 	if !foreign {
@@ -154,12 +155,12 @@ func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error 
 	return &hintedError{err, hint}
 }
 
-// foreignPath matches paths of Windows, which have a drive, a share or backslashes,
-// and paths of ESXi.
+// foreignPath matches paths of other hosts: those of Windows, which have a drive, a
+// share or backslashes, and those of ESXi.
 var foreignPath = regexp.MustCompile(`^[A-Za-z]:[\\/]|\\|^/vmfs/volumes/|^\[[^\]]+\] `)
 
-// lastOfForeign returns the last element of a path of another host. foreign is false
-// if name may be a path of this host.
+// lastOfForeign returns the last element of name if it is a path of another host.
+// foreign is false if name may be a path of this host.
 func lastOfForeign(name string) (last string, foreign bool) {
 	if !foreignPath.MatchString(name) {
 		return "", false
@@ -171,8 +172,9 @@ func lastOfForeign(name string) (last string, foreign bool) {
 	return last, last != "" && last != "." && last != ".."
 }
 
-// storageError returns the error for a name in an image that means an object of a
-// storage system instead of a file. what is the role of the file, such as "parent".
+// storageError returns the error for a name in an image that refers to an object of a
+// storage system instead of a file. what is the role of the named file, such as
+// "parent".
 func storageError(what, name, object string) error {
 	return &hintedError{
 		fmt.Errorf("%s %s is %s, not a file", what, quote(name), object),
@@ -180,8 +182,9 @@ func storageError(what, name, object string) error {
 	}
 }
 
-// storageObject reports whether a name means an object of a storage system, which
-// ESXi reads without a file, and returns a description of such objects.
+// storageObject reports whether a name refers to an object of a storage system. ESXi
+// can read such objects, but they are not files. storageObject also returns a
+// description of the object for errors.
 func storageObject(name string) (what string, ok bool) {
 	name = strings.ToLower(name)
 	switch {

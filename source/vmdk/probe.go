@@ -5,7 +5,8 @@ import (
 	"encoding/binary"
 )
 
-// The magic bytes of the files that an image consists of.
+// These are the first bytes (magic) of the kinds of files of which an image can
+// consist.
 const (
 	magicSparse   = "KDMV"     // hosted sparse and streamOptimized: "VMDK" as a little-endian number
 	magicCOWD     = "COWD"     // vmfsSparse, the delta disk of older ESXi
@@ -38,8 +39,8 @@ func probe(head []byte) kind {
 		return kindSESparse
 	}
 	// A descriptor begins with the comment "# Disk DescriptorFile". Like VMware's
-	// reader and qemu, probe also accepts a file without this comment, if its
-	// first other line is "version=" and a number.
+	// reader and qemu, probe also accepts a file without this comment if its first line
+	// that is neither empty nor a comment is "version=" and a number.
 	for line := range bytes.Lines(bytes.TrimPrefix(head, []byte(bom))) {
 		line = bytes.ToLower(bytes.Join(bytes.Fields(line), nil))
 		switch {

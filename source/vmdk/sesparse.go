@@ -10,24 +10,26 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// VMware has not published the seSparse format. This file reads what qemu reads
-// (block/vmdk.c, vmdk_open_se_sparse), whose authors examined files that ESXi 6.5
-// had written. Everything else is refused.
+// VMware has not published the seSparse format. The authors of qemu examined files that
+// ESXi 6.5 had written. The code in this file reads what qemu reads (block/vmdk.c,
+// vmdk_open_se_sparse) and refuses everything else.
 const (
 	seVersion       = 0x0000000200000001
 	seVolatileMagic = 0xcafecafe
 
-	// seMaxTableSize bounds a grain table, in sectors. ESXi writes tables of 64.
+	// seMaxTableSize is the largest size of a grain table in sectors. ESXi writes
+	// tables of 64 sectors.
 	seMaxTableSize = maxTable * seEntrySize / sectorSize
-	// seMaxTables bounds the grain directory. With the usual sizes it allows
-	// disks of 512 TiB. The largest disk of ESXi has 62 TiB.
+	// seMaxTables is the largest number of grain tables. With the usual sizes of grains
+	// and tables, this is enough for disks of 512 TiB. The largest disk of ESXi has 62
+	// TiB.
 	seMaxTables = 1 << 25
 
 	seEntryShift = 3 // base-2 logarithm of seEntrySize
 	seEntrySize  = 1 << seEntryShift
 )
 
-// The upper four bits of an entry of a grain table.
+// These are the values of the upper four bits of an entry of a grain table.
 const (
 	seAbsent    = 0
 	seUnmapped  = 1 // the guest unmapped the grain; like qemu, this package reads zeros
@@ -35,13 +37,13 @@ const (
 	seAllocated = 3
 )
 
-// seSparse is the index of a seSparse extent, the delta disk of ESXi 6.5 and
-// later. It has one grain directory.
+// seSparse is the index of a seSparse extent, the delta disk of ESXi 6.5 and later.
+// Such an extent has no redundant grain directory.
 type seSparse struct{ tables }
 
-// seEntries is the entryFormat of seSparse: little-endian numbers of 64 bits. The
-// upper four bits are the kind. The others are the number of a table or a grain
-// among those in the file.
+// seEntries is the entryFormat of seSparse. An entry is a little-endian number of 64
+// bits. The upper four bits say of which kind the entry is. The other bits are the
+// number of a table or a grain, counted in the order of the file.
 type seEntries struct {
 	tablesAt   int64 // offset of grain table 0 in the file, bytes
 	tables     int64 // number of tables that the file has room for
@@ -51,8 +53,8 @@ type seEntries struct {
 	fileSize   int64 // bytes
 }
 
-// openSESparse opens the extent in f, which begins with the magic of seSparse.
-// want is the number of bytes of the disk that the extent must have.
+// openSESparse opens the extent in f, which begins with the magic of seSparse. The
+// extent must hold want bytes of the disk.
 func openSESparse(name string, f source.Disk, want int64) (*sparse, error) {
 	s, err := newSESparse(newGrainFile(name, f), want)
 	if err != nil {
@@ -71,7 +73,7 @@ func (h *seHeader) capacity() uint64  { return h.field(16) } // sectors
 func (h *seHeader) grain() uint64     { return h.field(24) } // sectors
 func (h *seHeader) tableSize() uint64 { return h.field(32) } // sectors
 
-// perTable is the number of entries in a grain table.
+// perTable returns the number of entries in a grain table.
 func (h *seHeader) perTable() uint64 { return h.tableSize() * sectorSize / seEntrySize }
 
 func newSESparse(f *grainFile, want int64) (*sparse, error) {
@@ -110,8 +112,7 @@ func newSESparse(f *grainFile, want int64) (*sparse, error) {
 	return &sparse{grainFile: f, geometry: g, index: x}, err
 }
 
-// check checks the fields that describe the disk, and refuses fields whose
-// meaning is not known unless they are 0.
+// check checks the fields that describe the disk. Fields of unknown meaning must be 0.
 func (h *seHeader) check() error {
 	if v := h.field(8); v != seVersion {
 		return fmt.Errorf("seSparse header offset 8: version %#x, want %#x", v, uint64(seVersion))
@@ -148,8 +149,8 @@ type seLayout struct {
 	grainsAt                    int64 // offset of grain 0, bytes
 }
 
-// layout returns the layout that a checked header describes, for a file of
-// fileSize bytes.
+// layout returns the layout that a header describes, and checks it against the size of
+// the file. The caller has checked the header. fileSize is in bytes.
 func (h *seHeader) layout(fileSize int64) (l seLayout, err error) {
 	at := func(what string, off int, least uint64) (region, error) {
 		start, n := h.field(off), max(least, h.field(off+8))
@@ -187,8 +188,9 @@ func (h *seHeader) layout(fileSize int64) (l seLayout, err error) {
 	return l, nil
 }
 
-// checkVolatile reads the volatile header at an offset. It returns an error if
-// the journal must be replayed before the tables are valid.
+// checkVolatile reads the volatile header, which is at the given offset. If this header
+// says that the journal must be replayed, the tables are not valid, and checkVolatile
+// returns an error.
 func checkVolatile(f *grainFile, off int64) error {
 	var b [sectorSize]byte
 	if off > f.fileSize-int64(len(b)) {
@@ -228,8 +230,9 @@ func seEntry(entries []byte, i int64) uint64 {
 	return binary.LittleEndian.Uint64(entries[i<<seEntryShift:])
 }
 
-// seKind returns the kind of an entry of a grain table. An entry that is not
-// valid counts as data, so that a copy reads the grain and gets the error.
+// seKind returns the kind of an entry of a grain table. An invalid entry counts as
+// data. A program that copies the disk therefore reads the grain, and the read returns
+// the error.
 func seKind(entry uint64) grainKind {
 	switch entry >> 60 {
 	case seAbsent:
@@ -242,12 +245,12 @@ func seKind(entry uint64) grainKind {
 	return dataGrain
 }
 
-// seIndex returns the number of a grain in the file. The lower 12 of its 60 bits
-// are stored above the others.
+// seIndex returns the number of the grain to which an entry points. The number has 60
+// bits, and the entry has its lower 12 bits above its other bits.
 func seIndex(entry uint64) uint64 { return entry>>48&0xfff | entry&(1<<48-1)<<12 }
 
-// grainAt returns the offset of a grain in the file, in bytes, or nowhere if the
-// entry is not valid.
+// grainAt returns the offset of a grain in the file, in bytes. It returns the constant
+// nowhere if the entry is not valid.
 func (f *seEntries) grainAt(entry uint64) int64 {
 	index := seIndex(entry)
 	if entry>>60 != seAllocated || index > uint64(nowhere-f.grainsAt)>>f.grainShift {

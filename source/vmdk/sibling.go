@@ -11,15 +11,15 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Folder finds the parent of an image that names it by its UUID only. Differencing
-// images of VirtualBox do so.
+// Folder has the files among which Open searches for the parent of an image that names
+// its parent only by a UUID. Differencing images of VirtualBox are such images.
 type Folder interface {
-	// Names returns the names of files that may be the parent, as the image's
-	// [source.Opener] accepts them. It returns an error instead of an unbounded
-	// number of names.
+	// Names returns the names of files that may be the parent. The [source.Opener] of
+	// the image must accept these names. If there are too many files, Names returns an
+	// error.
 	Names(ctx context.Context) ([]string, error)
-	// Peek opens one of these files, so that its descriptor can be read. The
-	// caller closes it. Peek refuses the same names as the Opener.
+	// Peek opens one of these files, so that its descriptor can be read. The caller
+	// closes the file. Peek must refuse names that the Opener of the image refuses.
 	Peek(ctx context.Context, name string) (source.Disk, error)
 }
 
@@ -31,22 +31,22 @@ type uuids struct {
 	parentModification string // ddb.uuid.parentmodification
 }
 
-// maxPeeked bounds how many bytes of other files are read to find the parents of one
-// chain.
+// maxPeeked is the largest number of bytes that are read from files to find out which
+// of them are the parents of an image.
 const maxPeeked = 64 << 20
 
-// search caches the UUIDs of files while the images of one chain are opened, so
-// that each file is read once.
+// search remembers the UUIDs of files while an image and its parents are opened, so
+// that each file is read only once.
 type search struct {
 	files map[string]peeked // by path
 	left  int64             // bytes of maxPeeked that may still be read
 }
 
-// searchKey is the key of a *search in the context that parents are opened with.
+// searchKey is the key under which the context for opening parents has the *search.
 type searchKey struct{}
 
-// withSearch returns the search of the chain that is opened under ctx. If there is
-// none, it begins one and returns a context with it.
+// withSearch returns the search that ctx has, which the first image of the chain began.
+// If ctx has none, withSearch begins a search and returns a context that has it.
 func withSearch(ctx context.Context) (context.Context, *search) {
 	if s, ok := ctx.Value(searchKey{}).(*search); ok {
 		return ctx, s
@@ -62,10 +62,10 @@ type peeked struct {
 	err  error  // why the file cannot be read
 }
 
-// uuidOf returns a UUID in its usual spelling. It returns "" if the UUID is missing
-// or all zeros, with which VirtualBox says that an image has none. Other text is
-// returned in lower case: no image has such a UUID, so a child that names it is
-// refused.
+// uuidOf returns a UUID in its usual spelling. It returns "" if the UUID is missing or
+// consists of zeros, by which VirtualBox says that an image has none. Text that is no
+// UUID is returned in lower case. If a child names it as its parent, no such parent is
+// found, and the child is refused.
 func uuidOf(s string) string {
 	s = strings.ToLower(strings.Trim(strings.TrimSpace(s), "{}"))
 	if strings.Trim(s, "0-") == "" {
@@ -82,8 +82,9 @@ func (d *descriptor) uuids() uuids {
 	}
 }
 
-// findByUUID returns the name of the file in the image's folder that is the image
-// with the given UUID. It returns an error if there is no such file or more than one.
+// findByUUID returns the name of the image with the given UUID. It searches the files
+// of d.options.Folder. It returns an error if none or more than one of them has the
+// UUID.
 func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	fail := func(hint, format string, args ...any) error {
 		return &hintedError{fmt.Errorf("%s: cannot find the parent, the image with the UUID %s (ddb.uuid.parent): %w", d.path, quote(uuid), fmt.Errorf(format, args...)), hint}
@@ -127,8 +128,8 @@ func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	return "", fail(place, "none of %d files named *.vmdk in the image's folder has this UUID (ddb.uuid.image)", len(names))
 }
 
-// peek returns what is known of a file of the image's folder. It reads the file the
-// first time.
+// peek returns the UUID and the identity of a file of d.options.Folder. It reads the
+// file only if the search has not read it before.
 func (d *Disk) peek(name string, known *search) peeked {
 	path := name
 	if !filepath.IsAbs(path) {
@@ -149,7 +150,8 @@ func (d *Disk) peek(name string, known *search) peeked {
 	return p
 }
 
-// peekAt reads the descriptor of f. name is the name of the file in errors.
+// peekAt reads the UUID from the descriptor of f. name is the name of the file in
+// errors.
 func (d *Disk) peekAt(f source.Disk, name string, known *search) (p peeked) {
 	text, err := descriptorText(f)
 	known.left -= int64(headSize + len(text))
@@ -190,8 +192,9 @@ func descriptorText(f source.Disk) ([]byte, error) {
 	return nil, nil
 }
 
-// checkUUIDs returns an error if the parent at path does not have the UUID that r has,
-// or was changed after the child was made.
+// checkUUIDs returns an error if the UUID of the parent is not the one that the child
+// names, or if the parent was changed after the child was made. path is the path of the
+// parent.
 func (d *Disk) checkUUIDs(r reference, parent *Disk, path string) error {
 	if parent == nil {
 		return errors.New(d.path + ": the parent is not a VMDK image")

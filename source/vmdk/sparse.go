@@ -9,9 +9,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/image"
 )
 
-// sparse is an extent that is divided into grains, of which its file holds only
-// some. Its index says which, and is the only part that differs between the
-// kinds of sparse extents.
+// sparse is an extent that is divided into blocks of equal size, the grains. The file
+// of the extent has only some of the grains, and the index says which. Only the index
+// differs between the kinds of sparse extents.
 type sparse struct {
 	*grainFile
 	geometry
@@ -32,9 +32,10 @@ type geometry struct {
 	grainShift uint   // base-2 logarithm of grainSize
 }
 
-// newGeometry returns the geometry of an extent with a capacity and a grain size in
-// sectors, which the caller has checked. want is the size in bytes that the descriptor
-// gives the extent. If it is 0, the size is the capacity.
+// newGeometry returns the geometry of an extent. capacity and grain are its capacity
+// and the size of a grain in sectors. The caller has checked both. want is the size of
+// the extent in bytes according to the descriptor. If it is 0, the size is the
+// capacity.
 func newGeometry(capacity, grain uint64, want int64) (geometry, error) {
 	g := geometry{capacity: capacity, size: int64(capacity) * sectorSize, grain: grain, grainSize: int64(grain) * sectorSize}
 	g.grainShift = uint(bits.TrailingZeros64(uint64(g.grainSize)))
@@ -49,17 +50,17 @@ func newGeometry(capacity, grain uint64, want int64) (geometry, error) {
 	return g, nil
 }
 
-// grains is the number of grains of the extent.
+// grains returns the number of grains of the extent.
 func (g *geometry) grains() int64 { return (g.size-1)>>g.grainShift + 1 }
 
-// part is the number of bytes of a grain that are in the disk. An extent may end within
-// its last grain.
+// part returns the number of bytes of a grain that are in the disk. It is less than a
+// grain if the extent ends within its last grain.
 func (g *geometry) part(grain int64) int64 {
 	return min(g.grainSize, g.size-grain<<g.grainShift)
 }
 
-// share makes the extent cache its tables and grains in m, which other extents may use
-// too.
+// share makes the extent use m as the cache for its tables and grains. Other extents
+// may use the same cache.
 func (s *sparse) share(m *memory) {
 	s.mem, s.id = m, m.NewFile()
 	s.index.share(m)
@@ -96,8 +97,9 @@ func (s *sparse) readAt(p []byte, off int64) error {
 	return nil
 }
 
-// readPlain reads the bytes at off from grains that follow each other in the
-// file. The first of them is grain i of r, at the offset start of the file.
+// readPlain fills p with the bytes from off on in the extent. They must be in
+// uncompressed grains that follow each other in the file. The first of these is grain i
+// of r, which begins at the offset start of the file.
 func (s *sparse) readPlain(p []byte, off, start int64, r *run, i int64) error {
 	g := off >> s.grainShift
 	if _, err := r.place(i); err != nil {
@@ -113,9 +115,9 @@ func (s *sparse) readPlain(p []byte, off, start int64, r *run, i int64) error {
 	return nil
 }
 
-// checkPlace returns an error if the bytes [pos, end) of the file cannot belong
-// to a grain: they are past the end of the file, or metadata. off is the offset
-// in the extent, for the error.
+// checkPlace returns an error if the bytes [pos, end) of the file cannot belong to a
+// grain, because the file is shorter or has metadata there. off is an offset within the
+// grain, counted from the start of the extent. The error names it.
 func (s *sparse) checkPlace(pos, end, off int64) error {
 	g := off >> s.grainShift
 	if end > s.fileSize {
@@ -127,8 +129,8 @@ func (s *sparse) checkPlace(pos, end, off int64) error {
 	return nil
 }
 
-// errorf returns an error about grain g, with its offset in the disk and, if its
-// table can be read, its offset in the file.
+// errorf returns an error about grain g. The error has the offset of the grain in the
+// disk and, if the table of the grain can be read, its offset in the file.
 func (s *sparse) errorf(g int64, format string, args ...any) error {
 	where := "an unknown offset"
 	if r, err := s.index.run(g, 1, nil); err == nil {
@@ -174,9 +176,9 @@ func (s *sparse) scan(ctx context.Context, off, end int64, want detail, emit fun
 	return nil
 }
 
-// emitPlaces emits p, data that is not compressed, with its places in local
-// files. Its first grain is at the offset start of the file, and the grains
-// follow each other there up to the offset end of the extent.
+// emitPlaces passes p, a range of uncompressed grains, to emit. It adds where the bytes
+// are in local files. The first grain is at the offset start of the file. The grains
+// from there up to the offset end of the extent follow each other in the file.
 func (s *sparse) emitPlaces(p piece, start, end int64, emit func(piece) error) error {
 	pos := start + p.off&(s.grainSize-1)
 	if s.checkPlace(start, pos+end-p.off, p.off) != nil {

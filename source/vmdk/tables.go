@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// grainFile is the file of a sparse extent, and what is shared by the extent
-// and its index.
+// grainFile is the file of a sparse extent. The extent and its index share the fields
+// of this type.
 type grainFile struct {
 	name     string // as errors call the file
 	file     source.Disk
@@ -29,8 +29,8 @@ func (f *grainFile) warn(format string, args ...any) {
 	f.warnings = append(f.warnings, fmt.Sprintf("%s: %v", f.name, fmt.Errorf(format, args...)))
 }
 
-// page returns the cached bytes of the file from off to the end of their page.
-// The caller must not change them.
+// page returns the bytes of the file from off to the end of the page of the cache that
+// has off. The caller must not change them.
 func (f *grainFile) page(off int64) ([]byte, error) {
 	data, err := f.mem.Page(f.file, f.id, f.fileSize, off/image.PageSize)
 	if err != nil {
@@ -39,10 +39,9 @@ func (f *grainFile) page(off int64) ([]byte, error) {
 	return data[off%image.PageSize:], nil
 }
 
-// tables is an index that consists of a grain directory, which has the places
-// of the grain tables, and of the grain tables, which have the places of the
-// grains. Both are read on demand and cached. The index of hosted, COWD and
-// seSparse extents embeds it.
+// tables is an index with two levels. The grain directory says where the grain tables
+// are in the file, and the grain tables say where the grains are. Both are read on
+// demand and cached. The indexes of hosted, COWD and seSparse extents embed this type.
 type tables struct {
 	*grainFile
 	geometry
@@ -52,8 +51,8 @@ type tables struct {
 	count    int64 // grain tables, which is the number of entries of the directory
 
 	primary directory
-	// redundant is a copy of primary with tables of its own, or the zero value
-	// if there is none or it is not used.
+	// redundant is a second directory with its own grain tables. It is the zero value
+	// if the extent has no second directory, or if that directory is not used.
 	redundant directory
 	fallback  bool            // redundant replaces damaged or missing entries of primary
 	replaced  map[int64]error // tables that are not read through primary, and the reason
@@ -70,17 +69,18 @@ type directory struct {
 	tables *image.Places // places of its grain tables; nil: not known
 }
 
-// Values that stand for the offset of a grain table that does not exist.
+// These values are returned instead of the offset of a grain table that does not exist.
 const (
 	noTable   = 0 // all grains of the table are absent
 	zeroTable = 1 // all grains of the table are zeros
 )
 
-// maxSkipped bounds how many missing tables one call of run passes over, so that
-// a scan of a large empty disk notices the end of its context.
+// maxSkipped is the largest number of missing tables that one call of run examines. A
+// scan of a large empty disk checks its context between these calls.
 const maxSkipped = 1 << 16
 
-// tableCount returns the number of grain tables for a capacity in sectors.
+// tableCount returns the number of grain tables of an extent. The capacity and the size
+// of a grain are in sectors.
 func tableCount(capacity, grain, perTable uint64) int64 {
 	return int64((capacity-1)/(perTable*grain) + 1) // no overflow: perTable <= 2^16, grain <= 2^15
 }
@@ -97,26 +97,27 @@ func (t *tables) share(m *memory) {
 	m.Share(t.redundant.tables)
 }
 
-// directorySize is the number of bytes of a grain directory.
+// directorySize returns the number of bytes of a grain directory.
 func (t *tables) directorySize() int64 { return t.count << t.shift }
 
-// length is the number of bytes of a whole grain table.
+// length returns the number of bytes of a whole grain table.
 func (t *tables) length() int64 { return t.perTable << t.shift }
 
-// tableSize is the number of bytes of grain table i that the extent needs. The
+// tableSize returns the number of bytes of grain table i that the extent needs. The
 // last table may be shorter than the others.
 func (t *tables) tableSize(i int64) int64 {
 	return min(t.perTable, (int64(t.capacity)-1)/int64(t.grain)+1-i*t.perTable) << t.shift
 }
 
-// checkable reports whether the extent is small enough for its directories to be
-// read when it is opened. Larger ones are checked on demand only.
+// checkable reports whether the directories of the extent are small enough to be read
+// and checked when the extent is opened. Entries of larger directories are checked only
+// when they are used.
 func (t *tables) checkable() bool { return t.count <= image.MaxTables }
 
-// indexDirectory reads all of d and sets the places of its tables. It calls
-// found with the place of each table. It ignores damaged entries: reads report
-// them. It returns an error if so many tables overlap that d cannot be a
-// directory.
+// indexDirectory reads the whole directory d, and records in d where its tables are. It
+// calls found with the range of each table in the file. It ignores damaged entries,
+// which are reported when a read reaches them. It returns an error if so many tables
+// overlap that d cannot be a directory.
 func (t *tables) indexDirectory(d *directory, found func(start, end int64)) error {
 	starts := make([]int64, 0, t.count)
 	t.eachTable(func(i int64, read func(*directory) (int64, error)) {
@@ -127,8 +128,9 @@ func (t *tables) indexDirectory(d *directory, found func(start, end int64)) erro
 		need := t.tableSize(i)
 		found(at, at+need)
 		if need < t.length() {
-			// A short last table is not added to starts, because the file may end
-			// before a whole table would.
+			// The places in starts are those of whole tables. The last table may be
+			// shorter, and the file may end before a whole table would end. A short
+			// last table is therefore added to the metadata instead.
 			t.metadata = append(t.metadata, region{"grain table", at, at + need})
 			return
 		}
@@ -141,9 +143,9 @@ func (t *tables) indexDirectory(d *directory, found func(start, end int64)) erro
 	return nil
 }
 
-// eachTable visits all grain tables in ascending order. The function read returns the
-// offset of the visited table according to a directory. It reads many entries at once
-// and does not use the cache.
+// eachTable visits all grain tables in ascending order. The function read, which visit
+// is passed, returns the offset of the visited table according to the given directory.
+// It reads many entries of the directory at once and does not use the cache.
 func (t *tables) eachTable(visit func(i int64, read func(*directory) (int64, error))) {
 	type piece struct {
 		first int64 // number of the table that data begins with
@@ -174,9 +176,9 @@ func (t *tables) eachTable(visit func(i int64, read func(*directory) (int64, err
 }
 
 // table returns the offset of grain table i in the file, in bytes, or noTable or
-// zeroTable. It uses the redundant directory for entries that are damaged or
-// missing in the primary one: writers keep the two alike, so a difference means
-// damage. The extent has a warning about that since it was opened.
+// zeroTable. It uses the redundant directory for entries that are damaged or missing in
+// the primary directory. Writers keep the two directories equal, so that a difference
+// means damage. A warning about the damage was added when the extent was opened.
 func (t *tables) table(i int64) (int64, error) {
 	at, err := t.tableIn(&t.primary, i)
 	if why := t.replaced[i]; why != nil {
@@ -193,8 +195,8 @@ func (t *tables) table(i int64) (int64, error) {
 	return at, nil
 }
 
-// tableIn returns the offset of grain table i according to the directory d alone. It
-// reads the entry through the cache.
+// tableIn returns the offset of grain table i according to the directory d, without
+// looking into the other directory. It reads the entry through the cache.
 func (t *tables) tableIn(d *directory, i int64) (int64, error) {
 	entry, err := t.page(d.at + i<<t.shift)
 	if err != nil {
@@ -203,8 +205,8 @@ func (t *tables) tableIn(d *directory, i int64) (int64, error) {
 	return t.tableFrom(d, i, entry)
 }
 
-// tableFrom returns the offset of grain table i according to its entry, which the
-// caller has read from the directory d. It returns an error if no grain table can be
+// tableFrom returns the offset of grain table i that its entry has. The caller has read
+// the entry from the directory d. tableFrom returns an error if no grain table can be
 // at that offset.
 func (t *tables) tableFrom(d *directory, i int64, entry []byte) (int64, error) {
 	at, err := t.format.table(entry)
@@ -261,33 +263,33 @@ func (t *tables) run(g, max int64, hole *fileHole) (run, error) {
 	left = min(left, int64(len(data))>>t.shift)
 	data = data[:left<<t.shift]
 	if hole != nil && zero.Is(data) {
-		// An empty disk may have empty tables, up to 4 GiB of them. If they lie
-		// in a hole of the file, the scan need not read the rest.
+		// An empty disk may have up to 4 GiB of tables without entries. If they lie in
+		// a hole of the file, the scan need not read the other tables in the hole.
 		return run{n: left}, hole.find(t.grainFile, off)
 	}
 	return run{n: left, entries: data, format: t.format}, nil
 }
 
-// skip returns the run of the grains from g on. Their grain table, which has the number
-// table, does not exist, and at is noTable or zeroTable accordingly. left is the number
-// of grains that this table has from g on. The run continues through the following
-// tables, as long as their offsets are equal to at and the run has fewer than max
-// grains.
-func (t *tables) skip(table, at, g, left, max int64, hole *fileHole) run {
-	most := table + maxSkipped
-	for left < max && table < most {
+// skip returns the run of grains that begins with grain g, whose grain table does not
+// exist. table is the number of this table, and missing is noTable or zeroTable. n is
+// the number of grains from g on that belong to this table. If the following tables are
+// missing in the same way, the run continues with their grains, until it has at least
+// max grains.
+func (t *tables) skip(table, missing, g, n, max int64, hole *fileHole) run {
+	last := table + maxSkipped
+	for n < max && table < last {
 		next, err := t.table(table + 1)
 		if next > zeroTable && hole.has(next, t.length()) {
 			next = noTable
 		}
-		if err != nil || next != at {
+		if err != nil || next != missing {
 			break
 		}
 		table++
-		left = min(left+t.perTable, t.grains()-g)
+		n = min(n+t.perTable, t.grains()-g)
 	}
-	r := run{n: left}
-	if at == zeroTable {
+	r := run{n: n}
+	if missing == zeroTable {
 		r.kind = zeroGrain
 	}
 	return r
@@ -305,9 +307,9 @@ func (t *tables) occupied(start, end int64) (region, bool) {
 	return region{}, false
 }
 
-// fileHole is a range of an extent's file that reads as zeros. One scan of the
-// allocation uses it to pass over tables that lie in the range. A nil fileHole
-// has no range.
+// fileHole is a hole, a range that reads as zeros, in the file of an extent. A scan of
+// the allocation remembers the last hole that it found, and skips tables that lie in
+// it. A nil fileHole stands for no hole.
 type fileHole struct {
 	ctx        context.Context // of the scan
 	start, end int64
@@ -318,7 +320,7 @@ func (h *fileHole) has(off, n int64) bool {
 	return h != nil && off >= h.start && off+n <= h.end
 }
 
-// find asks the file whether it has a hole at off.
+// find finds out whether the file has a hole at off, and remembers it.
 func (h *fileHole) find(f *grainFile, off int64) error {
 	if off < h.known {
 		return nil
