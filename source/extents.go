@@ -6,8 +6,8 @@ import (
 	"iter"
 )
 
-// WholeData yields [off, off+length) as one Data extent. It is the Extents of a disk
-// that does not know its allocation.
+// WholeData yields [off, off+length) as one Data extent. It is the result of Extents
+// for a disk that does not know which ranges are allocated.
 func WholeData(off, length int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		if length > 0 {
@@ -20,8 +20,8 @@ func WholeData(off, length int64) iter.Seq2[Extent, error] {
 // error if an extent is empty, leaves a gap, overlaps another one or passes the end of
 // the range, or if the iteration ends before the end of the range. Adjacent extents
 // that differ only in Off and Len are merged. Every caller that acts on extents must
-// use Covered, because the data of a range that a faulty disk leaves out would be lost
-// without an error.
+// use Covered. Otherwise, if a faulty disk left out a range, the data of that range
+// would be lost without an error.
 func Covered(ctx context.Context, d Disk, off, length int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		end := off + length

@@ -27,8 +27,9 @@ type Mapped interface {
 
 // Map yields the allocation of [off, off+length) of d together with the positions of
 // the bytes. It uses d.Map if d is Mapped, and otherwise Extents and InFile. The
-// mappings are checked as Covered checks extents. Adjacent mappings are merged if they
-// differ only in their place and their bytes are adjacent in the file.
+// mappings are checked in the same way as Covered checks extents. Adjacent mappings are
+// merged if their bytes are also adjacent in the same file and the mappings are equal
+// in all other respects.
 func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		all := located(ctx, d, off, length)
@@ -66,9 +67,10 @@ func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, erro
 	}
 }
 
-// MapAll is Map for the whole disk. In between it calls progress with the number of
-// bytes that it has covered so far, because an image of a megabyte can describe a disk
-// of many terabytes and take minutes until it yields its first mapping.
+// MapAll is Map for the whole disk. From time to time it calls progress with the number
+// of bytes that it has examined so far. This is needed because a small image can
+// describe an empty disk of many terabytes, and minutes can pass before the first
+// mapping is yielded.
 func MapAll(ctx context.Context, d Disk, progress func(off int64)) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		var held Mapping // the last mapping, not yet yielded; none if held.Len is 0
@@ -95,9 +97,10 @@ func MapAll(ctx context.Context, d Disk, progress func(off int64)) iter.Seq2[Map
 	}
 }
 
-// Windows divides a disk of size bytes and yields the offset and the length of each
-// window in bytes. Windows are large enough to add no noticeable cost, and small enough
-// to show progress.
+// Windows divides a disk of size bytes into consecutive ranges (windows), and yields
+// the offset and the length of each window in bytes. Windows are so large that the
+// division adds no noticeable cost, and small enough that a caller can show its
+// progress after each window.
 func Windows(size int64) iter.Seq2[int64, int64] {
 	const least, most = 64 << 30, 1024 // bytes of a window; number of windows
 	step := max(least, size/most&^(least-1))
@@ -112,14 +115,15 @@ func Windows(size int64) iter.Seq2[int64, int64] {
 	}
 }
 
-// continues reports whether m and n can be merged. n must begin where m ends.
+// continues reports whether the mapping n can be appended to the mapping m. n must
+// begin at the offset where m ends.
 func (m *Mapping) continues(n Mapping) bool {
 	return m.Kind == n.Kind && m.Depth == n.Depth && m.Absent == n.Absent &&
 		m.File == n.File && (m.File == nil || m.Pos+m.Len == n.Pos)
 }
 
-// located yields the extents of d as mappings, split where InFile reports another
-// position.
+// located yields the extents of d as mappings. It splits an extent whose bytes lie in
+// several files or are not contiguous in the file.
 func located(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, error] {
 	return func(yield func(Mapping, error) bool) {
 		files, _ := Ability[InFile](d)

@@ -13,14 +13,15 @@ import (
 // RetryOptions say how often and how long Retry repeats a call. The zero value never
 // repeats one.
 type RetryOptions struct {
-	// Retries is how often a call is tried again before its error is returned. A
-	// negative number means no limit.
+	// Retries is the number of times that a failed call is tried again before its error
+	// is returned. A negative number means no limit.
 	Retries int
-	// Timeout ends the retries of a call after this time without a successful call of
-	// the disk. 0 means 15 minutes.
+	// Timeout ends the retries of a call when no call of the disk has succeeded for
+	// this long. 0 means 15 minutes.
 	Timeout time.Duration
-	// Permanent reports whether a retry is useless, for errors that IsPermanent does
-	// not recognise. If it is nil, there are no such errors.
+	// Permanent reports whether an error makes a retry useless. It is asked only about
+	// errors that IsPermanent does not recognise. If it is nil, all of those are
+	// retried.
 	Permanent func(error) bool
 	// Backoff returns the delay before retry n, counted from 1. If it is nil, the delay
 	// is 1 s, doubles with each retry up to 60 s, and is then shortened by a random
@@ -29,35 +30,38 @@ type RetryOptions struct {
 	// OnRetry is called before each wait, with the error that caused it. Calls may be
 	// concurrent. It may be nil.
 	OnRetry func(err error, wait time.Duration)
-	// Revive is for servers, whose clients come and go. If the disk is an Ender and has
-	// ended, or is refused when it is opened again, only the calls in progress fail;
-	// the next call opens the disk again.
+	// Revive is for programs that serve the disk to clients which come and go. It
+	// matters if the disk has ended (see Ender), or if opening it again fails with a
+	// permanent error. With Revive only the calls in progress fail, and the next call
+	// opens the disk again. Without Revive all later calls fail too.
 	Revive bool
-	// Mutable says that others may change the disk while it is read, and that each read
-	// is to return the content at that time. Otherwise, if the disk cannot prove that
-	// its content is unchanged, some of the ranges that were read are compared when the
-	// disk is opened again.
+	// Mutable says that other programs may change the disk while it is read, and that
+	// each read should return the content at that time. If Mutable is false and the
+	// disk cannot prove that its content is unchanged, some ranges that were read are
+	// read again and compared when the disk is opened again.
 	Mutable bool
 }
 
-// Policy returns the part of o that says when a call is tried again.
+// Policy returns the options that package internal/retry needs: those that decide
+// whether and when a call is tried again.
 func (o RetryOptions) Policy() retry.Policy {
 	return retry.Policy{Retries: o.Retries, Timeout: o.Timeout, Permanent: o.Permanent, Backoff: o.Backoff, OnRetry: o.OnRetry}
 }
 
-// Permanent marks err as an error that every further attempt would meet again. The
-// text of err does not change.
+// Permanent marks err as an error that every further attempt would return too, so that
+// the call is not tried again. The text of err does not change.
 func Permanent(err error) error { return retry.Permanent(err) }
 
-// IsPermanent reports whether err was marked with Permanent, or says that a file
-// does not exist or that a permission is missing. The end of a context is not
-// permanent by itself, because the timeout of a connection looks the same; Retry
-// checks its own context.
+// IsPermanent reports whether err was marked with Permanent, or says that a file does
+// not exist or that a permission is missing. The error of an ended context is not
+// permanent, because a timeout of a connection returns the same error. Retry checks
+// separately whether its own context has ended.
 func IsPermanent(err error) bool { return retry.IsPermanent(err) }
 
 // ErrChanged says that a disk is no longer in the state in which it was first opened:
 // data that was read earlier and data that is read now may belong to different states.
-// An error that only says that a disk could not be opened never wraps ErrChanged.
+// If a disk could not be opened, its state is not known, and the error does not wrap
+// ErrChanged.
 var ErrChanged = errors.New("the source changed while it was copied")
 
 // Changed makes err wrap ErrChanged and marks it with Permanent. The text of err does
@@ -79,14 +83,15 @@ var ErrReopen = errors.New("cannot open the source again")
 
 // Retry opens a disk and returns a Disk that repeats failed calls. The first retry of a
 // call uses the same disk. Before later retries the disk is closed and opened again,
-// once for all calls that failed in the meantime. If the disk then has another identity
-// or size, or another content as far as RetryOptions.Mutable describes, the call fails
-// with a permanent error. The first opening is not repeated.
+// once for all calls that failed in the meantime. If the identity or the size of the
+// disk then differs, the call fails with a permanent error. It also fails if the
+// content was compared (see RetryOptions.Mutable) and differs. If the first opening
+// fails, Retry returns its error.
 //
-// The returned Disk is Counted. It is Allocator, Described, Identified, Uncached and
-// Writable if the opened disk is, and InFile until the disk is opened again. A Flush
-// fails, with all later ones, if the disk was opened again after a write that had not
-// been flushed.
+// The returned Disk has the ability Counted. It has Allocator, Described, Identified,
+// Uncached and Writable if the opened disk has them. It has InFile only until the disk
+// is opened again. If the disk is opened again after a write that was not flushed, the
+// next Flush and all later ones fail.
 func Retry(ctx context.Context, open func(context.Context) (Disk, error), o RetryOptions) (Disk, error) {
 	r := &retrying{ctx: ctx, open: open, policy: o.Policy(), revive: o.Revive, progress: retry.NewProgress(), generation: 1}
 	r.ending, r.end = context.WithCancelCause(ctx)
@@ -106,7 +111,7 @@ func Retry(ctx context.Context, open func(context.Context) (Disk, error), o Retr
 	return r.withAbilities(), nil
 }
 
-// withAbilities returns r with the abilities that only some disks have.
+// withAbilities adds those abilities of the opened disk to r that not all disks have.
 func (r *retrying) withAbilities() Disk {
 	_, allocates := Ability[Allocator](r.first.Disk)
 	described, describes := Ability[Described](r.first.Disk)
@@ -145,8 +150,9 @@ type retrying struct {
 	retries, reopenings atomic.Int64
 	samples             *Samples // nil if the content of the disk needs no comparison
 
-	// work counts calls and the reopening in progress; Close waits for it. It is
-	// added to under mu, and only before Close.
+	// work counts the calls in progress, and the goroutine that opens the disk again.
+	// Close waits for all of them. Its method Add is called with mu locked, and not
+	// after Close was called.
 	work sync.WaitGroup
 
 	mu         sync.Mutex
@@ -159,7 +165,8 @@ type retrying struct {
 	outage     outage
 }
 
-// outage describes the time since the last disk was lost.
+// outage describes the time since the opened disk was last lost, that is, closed or
+// given up after an error.
 type outage struct {
 	reopening *reopening  // in progress, or nil
 	abandoned *openedDisk // must be closed before the disk is opened again, or nil

@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
-// pause waits before a retry, which err made necessary. It returns an error if the disk
-// or ctx ends before the wait is over.
+// pause waits before a retry. err is the error that made the retry necessary. If the
+// disk or ctx ends during the wait, pause returns the cause.
 func (r *retrying) pause(ctx context.Context, err error, wait time.Duration) error {
 	if r.policy.Pause(ctx, err, wait, r.ending.Done()) {
 		return nil
@@ -26,18 +26,18 @@ type attempts struct {
 	ctx context.Context
 }
 
-// newAttempts begins a call under ctx.
+// newAttempts starts to count the attempts at a call that has the context ctx.
 func (r *retrying) newAttempts(ctx context.Context) attempts {
 	return attempts{Attempts: r.policy.Start(r.progress), r: r, ctx: ctx}
 }
 
-// errNoAnswer is the cause with which Retry ends the context of a disk that has not
+// errNoAnswer is the cause with which Retry cancels the context of a disk that has not
 // responded for too long.
 var errNoAnswer = errors.New("no answer from the source")
 
-// watch limits the duration of the next call of d. It abandons d and ends its context
-// if, until stop is called, no call has succeeded for longer than the patience. The
-// caller must call stop when the call has returned.
+// watch limits the duration of the next call of d. The caller must call stop when that
+// call has returned. If no call of the disk succeeds for the time that the policy
+// allows, watch gives up d and cancels its context, so that the call returns.
 func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 	var mu sync.Mutex // guards timer and stopped
 	var timer *time.Timer
@@ -66,10 +66,11 @@ func (a *attempts) watch(d *openedDisk, generation int) (stop func()) {
 	}
 }
 
-// prepareRetry is called after a failed call of the disk of the given generation, or
-// after a failure to open the disk if generation is 0. It waits, starts to open the
-// disk again if necessary, and returns nil if the call is to be repeated with the
-// current disk. Otherwise it returns the error of the call.
+// prepareRetry is called after a call of the disk failed with err. generation is the
+// number of the opened disk, or 0 if the disk could not be opened. prepareRetry waits
+// and, if necessary, starts to open the disk again. It returns nil if the caller should
+// repeat the call with the current disk, and otherwise the error that the call must
+// return.
 func (a *attempts) prepareRetry(generation int, err error) error {
 	r := a.r
 	r.mu.Lock()

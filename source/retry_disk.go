@@ -16,8 +16,8 @@ func (r *retrying) Ended() error {
 	return r.dead
 }
 
-// endedLocked returns why the disk, or ctx, has ended. If it returns nil, calls are
-// possible. The caller holds mu.
+// endedLocked returns an error if the disk was closed or given up, or if ctx has ended.
+// If it returns nil, the disk can be called. The caller holds mu.
 func (r *retrying) endedLocked(ctx context.Context) error {
 	switch {
 	case r.ctx.Err() != nil:
@@ -30,8 +30,7 @@ func (r *retrying) endedLocked(ctx context.Context) error {
 	return r.dead
 }
 
-// begin starts a call: unless it returns an error, Close waits until the caller calls
-// work.Done.
+// begin starts a call. If it succeeds, Close waits until the caller calls work.Done.
 func (r *retrying) begin() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -76,8 +75,8 @@ func (r *retrying) ReadAt(p []byte, off int64) (int, error) {
 	}
 }
 
-// readFull reads from d. A read that returns too few bytes, without having reached the
-// end of d, is an error.
+// readFull reads from d. If d returns too few bytes although the read does not reach
+// the end of the disk, readFull returns an error.
 func readFull(d Disk, p []byte, off int64) (int, error) {
 	n, err := d.ReadAt(p, off)
 	if err != nil && err != io.EOF {
@@ -92,8 +91,8 @@ func readFull(d Disk, p []byte, off int64) (int, error) {
 	return n, nil
 }
 
-// Extents implements Disk. After an error the iteration continues behind the last
-// extent that was yielded.
+// Extents implements Disk. If d.Extents fails, the iteration is repeated from the end
+// of the last extent that was yielded.
 func (r *retrying) Extents(ctx context.Context, off, length int64) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		end := off + length
@@ -169,7 +168,8 @@ func (r *retrying) ReadUncached() {
 	}
 }
 
-// InFile implements InFile until the disk is opened again.
+// InFile implements the ability InFile until the disk is opened again. Later it finds
+// no file.
 func (r *retrying) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -185,8 +185,8 @@ func (r *retrying) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 	return f, pos, n, ok
 }
 
-// Stats returns the statistics of the disk, if it is Counted, plus the retries and
-// reopenings of r.
+// Stats returns the statistics of the opened disk, if it is Counted. It adds the
+// retries and reopenings that r has made.
 func (r *retrying) Stats() Stats {
 	var s Stats
 	r.mu.Lock()
@@ -203,7 +203,8 @@ func (r *retrying) Stats() Stats {
 	return s
 }
 
-// Close interrupts waits and a reopening in progress, and waits for calls to return.
+// Close interrupts calls that wait, and an attempt to open the disk again. It waits
+// until all calls have returned.
 func (r *retrying) Close() error {
 	r.mu.Lock()
 	if r.closed {
@@ -236,8 +237,8 @@ func (i retryingInfo) Info() Info { return i.info }
 type retryingBuffer struct{ r *retrying }
 
 // Buffer implements Allocator. Close does not wait for calls of Buffer, because such a
-// call may wait for buffers that are freed only later. The Buffer of the underlying
-// disk ends when that disk is closed.
+// call may wait for a buffer that is freed only after Close. When the opened disk is
+// closed, its method Buffer returns an error, which ends the wait.
 func (b retryingBuffer) Buffer(ctx context.Context, n int) ([]byte, func(), error) {
 	a := b.r.newAttempts(ctx)
 	for {
@@ -253,8 +254,8 @@ func (b retryingBuffer) Buffer(ctx context.Context, n int) ([]byte, func(), erro
 				return p, free, nil
 			}
 			if a.Failures() == 0 {
-				// The call may have waited until now for a buffer to be freed, which is
-				// not a lack of progress.
+				// The call may have waited a long time for another caller to free a
+				// buffer. This time must not count as time without progress.
 				a.Advance()
 			}
 		}

@@ -23,14 +23,14 @@ func (d *openedDisk) Close() error {
 }
 
 // reopening is one attempt to open the disk again. All failed calls wait for the same
-// one.
+// attempt.
 type reopening struct {
 	done chan struct{}
 	err  error // set before done is closed; nil if the disk is open
 }
 
-// openOnce opens the disk once and requests its identity. Close interrupts it, and so
-// does the end of limit if limit is not 0.
+// openOnce opens the disk once and requests its identity. It is interrupted when Close
+// is called, and when the time limit is over. A limit of 0 means none.
 func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	stop := context.AfterFunc(r.ending, func() { cancel(context.Cause(r.ending)) })
@@ -58,8 +58,9 @@ func (r *retrying) openOnce(limit time.Duration) (*openedDisk, error) {
 	return o, nil
 }
 
-// current returns the open disk and its generation. If the disk is not open, current
-// waits until it is opened again, but no longer than until the call is given up.
+// current returns the open disk and its generation, the number of the opening. If the
+// disk is not open, current waits until it is opened again, or until the time for the
+// retries of the call is over.
 func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -98,8 +99,8 @@ func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err erro
 	}
 }
 
-// discard closes the disk of the given generation and starts to open it again, unless
-// another call did so already.
+// discard closes the disk of the given generation and starts to open it again. If
+// another call has already done so, discard does nothing.
 func (r *retrying) discard(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -114,8 +115,8 @@ func (r *retrying) discard(generation int) {
 	r.startReopening(old)
 }
 
-// abandon gives up the disk of the given generation, so that the next call opens it
-// again.
+// abandon gives up the disk of the given generation without closing it yet. The next
+// call closes it and opens it again.
 func (r *retrying) abandon(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -128,8 +129,9 @@ func (r *retrying) abandon(generation int) {
 	r.disk = nil
 }
 
-// abandonIfEnded is called when a call gave up with the disk of the given generation.
-// With RetryOptions.Revive, it abandons a disk that has ended by itself.
+// abandonIfEnded is called when a call of the disk of the given generation is not
+// retried any more. With RetryOptions.Revive, it abandons a disk that has ended (see
+// Ender), so that the next call opens the disk again.
 func (r *retrying) abandonIfEnded(generation int) {
 	if !r.revive || generation == 0 {
 		return
@@ -145,8 +147,9 @@ func (r *retrying) abandonIfEnded(generation int) {
 	}
 }
 
-// startReopening starts a goroutine that closes old, or the abandoned disk if old is
-// nil, and opens the disk again. The caller holds mu, and Close was not called.
+// startReopening starts a goroutine that closes the old disk and opens the disk again.
+// If old is nil, the goroutine closes the abandoned disk, if there is one. The caller
+// holds mu and has checked that Close was not called.
 func (r *retrying) startReopening(old *openedDisk) {
 	if old == nil {
 		old, r.outage.abandoned = r.outage.abandoned, nil
@@ -159,9 +162,9 @@ func (r *retrying) startReopening(old *openedDisk) {
 	go r.reopen(r.outage.reopening, old, r.delayLocked(), r.outage.lastErr)
 }
 
-// delayLocked returns how long to wait before the disk is opened again: nothing before
-// the first attempt, and later the delay of the policy minus the time since the last
-// attempt. The caller holds mu.
+// delayLocked returns how long to wait before the disk is opened again. Before the
+// first attempt the delay is 0. Before later attempts it is the delay of the policy
+// minus the time since the last attempt. The caller holds mu.
 func (r *retrying) delayLocked() time.Duration {
 	if r.outage.failures == 0 {
 		return 0
@@ -174,10 +177,11 @@ func (r *retrying) delayLocked() time.Duration {
 	return max(wait-time.Since(r.outage.failedAt), 0)
 }
 
-// reopen closes old, if it is not nil, and then opens the disk after the delay. The old
-// disk is closed first because the host may limit the number of connections. reopen
-// runs in a goroutine of its own, because any of the calls that wait for it may be
-// given up. lastErr is the error of the previous attempt, or nil.
+// reopen closes old, if it is not nil, and then opens the disk. The old disk is closed
+// first because the host may limit the number of connections. If lastErr, the error of
+// the previous attempt, is not nil, reopen waits for the delay before it opens the
+// disk. reopen runs in its own goroutine, because each of the calls that wait for the
+// disk may stop waiting earlier.
 func (r *retrying) reopen(f *reopening, old *openedDisk, delay time.Duration, lastErr error) {
 	defer r.work.Done()
 	defer close(f.done)
@@ -223,8 +227,8 @@ func (r *retrying) reopen(f *reopening, old *openedDisk, delay time.Duration, la
 	}
 }
 
-// checkIdentity returns an error unless d is the disk that was opened first, in the
-// same state.
+// checkIdentity returns an error if d is another disk than the one that was opened
+// first, or if the state of the disk has changed.
 func (r *retrying) checkIdentity(d *openedDisk) error {
 	if d.Size() != r.Size() {
 		return Changed(fmt.Errorf("the disk was replaced: it had %d bytes (identity %q), and now has %d bytes (identity %q)", r.Size(), r.first.id, d.Size(), d.id))
@@ -235,8 +239,9 @@ func (r *retrying) checkIdentity(d *openedDisk) error {
 	return nil
 }
 
-// compareSamples returns an error unless d holds the data that was read before. Close
-// interrupts it, and so does the end of the time without progress.
+// compareSamples reads some of the ranges of d that were read before, and returns an
+// error if their content has changed. It is interrupted when Close is called, and when
+// it takes longer than the time limit of the policy.
 func (r *retrying) compareSamples(d *openedDisk) error {
 	stop := context.AfterFunc(r.ending, func() { d.cancel(context.Cause(r.ending)) })
 	defer stop()

@@ -10,9 +10,9 @@ import (
 )
 
 // retryingWritable is the disk that Retry returns if the opened disk is Writable. A
-// failed write is repeated, if necessary on the disk that was opened again. Writes that
-// went to the old disk and had not been flushed may be lost with it, which every later
-// Flush reports.
+// failed write is repeated, if necessary after the disk was opened again. Earlier
+// writes that were not flushed may be lost in this case, and every later Flush reports
+// that.
 type retryingWritable struct {
 	Disk // r with its other abilities
 	r    *retrying
@@ -27,8 +27,8 @@ type retryingWritable struct {
 // Unwrap implements Wrapper.
 func (w *retryingWritable) Unwrap() Disk { return w.Disk }
 
-// change calls call, which changes the disk, and repeats it until it succeeds or no
-// retry can help.
+// change calls a function that changes the disk. It repeats the call until the function
+// succeeds or a retry is useless.
 func (w *retryingWritable) change(ctx context.Context, call func(Writable) error) error {
 	r := w.r
 	if err := r.begin(); err != nil {
@@ -57,8 +57,8 @@ func (w *retryingWritable) change(ctx context.Context, call func(Writable) error
 	}
 }
 
-// writableOf returns d as a Writable. If the disk can no longer be written, all methods
-// of the result fail.
+// writableOf returns the ability Writable of d. If d has lost this ability since it was
+// first opened, all methods of the result return an error.
 func writableOf(d *openedDisk) Writable {
 	if w, ok := Ability[Writable](d.Disk); ok {
 		return w
@@ -66,8 +66,8 @@ func writableOf(d *openedDisk) Writable {
 	return notWritable{}
 }
 
-// notWritable replaces a disk that could be written when it was first opened and no
-// longer can.
+// notWritable stands for a disk that was writable when it was first opened, and is
+// read-only since it was opened again.
 type notWritable struct{}
 
 var errNotWritable = Permanent(errors.New("the disk was opened again and is now read-only"))
@@ -77,7 +77,7 @@ func (notWritable) ZeroAt(context.Context, int64, int64, ZeroFlags) error { retu
 func (notWritable) Trim(context.Context, int64, int64) error              { return errNotWritable }
 func (notWritable) Flush(context.Context) error                           { return errNotWritable }
 
-// wrote counts a successful write. The disk of the given generation received it.
+// wrote counts a successful write to the disk of the given generation.
 func (w *retryingWritable) wrote(generation int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -86,8 +86,9 @@ func (w *retryingWritable) wrote(generation int) {
 	w.generation = generation
 }
 
-// noteLossLocked sets lost if writes that were not flushed went to a disk of another
-// generation than the given one. The caller holds mu.
+// noteLossLocked sets the field lost if there are writes that were not flushed, and the
+// disk was opened again after them. generation is that of the current disk. The caller
+// holds mu.
 func (w *retryingWritable) noteLossLocked(generation int) {
 	if w.writes > w.flushed && w.generation != generation && w.lost == nil {
 		w.lost = errors.New("the source was opened again: data that was written and not flushed before may be lost")
@@ -116,9 +117,10 @@ func (w *retryingWritable) Trim(ctx context.Context, off, n int64) error {
 	return w.change(ctx, func(d Writable) error { return d.Trim(ctx, off, n) })
 }
 
-// Flush implements Writable. A failed Flush is repeated only if there is nothing to
-// flush: otherwise the error says that data may be lost, and a second Flush could not
-// detect that.
+// Flush implements Writable. If there are writes to flush and the flush fails, it is
+// not repeated: data may have been lost, and a second flush could succeed without
+// detecting the loss. If there is nothing to flush, a failed flush is repeated like
+// other calls.
 func (w *retryingWritable) Flush(ctx context.Context) error {
 	r := w.r
 	if err := r.begin(); err != nil {

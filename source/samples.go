@@ -17,11 +17,12 @@ const (
 	zeroSamples = 4 // number of reads of zeros
 )
 
-// Samples remembers checksums of some of the reads of a disk that has no proof of its
-// content: of the most recent reads, and of a random selection of the older ones. When
-// the disk is opened again, it is compared with them, because another disk can have the
-// same name and size. Reads of zeros are limited separately, because many disks have
-// zeros in the same places.
+// Samples remembers checksums of data that was read from a disk. It is used if the disk
+// cannot prove that its content is unchanged. It remembers the most recent reads, and a
+// random selection of the older ones. When the disk is opened again, its content is
+// compared with these checksums, because another disk can have the same name and size.
+// The number of remembered reads of zeros is limited separately, because zeros prove
+// little: many disks have zeros in the same places.
 //
 // The zero value is empty and ready to use. All methods are safe for concurrent use.
 type Samples struct {
@@ -41,7 +42,7 @@ type sample struct {
 
 var sampleTable = crc32.MakeTable(crc32.Castagnoli)
 
-// Add remembers that p was read at off. It does not keep p.
+// Add remembers a checksum of p, the bytes that were read at off. It does not keep p.
 func (s *Samples) Add(p []byte, off int64) {
 	if len(p) == 0 {
 		return
@@ -74,10 +75,10 @@ func (s *Samples) add(one sample) {
 	s.last = appendLast(s.last, one, lastSamples)
 }
 
-// appendLast returns list with the sample one at its end. If list already has the
-// number of samples that most allows, its first sample is dropped.
-func appendLast(list []sample, one sample, most int) []sample {
-	if len(list) == most {
+// appendLast appends a sample to the list. If the list already has limit samples,
+// appendLast removes the first one.
+func appendLast(list []sample, one sample, limit int) []sample {
+	if len(list) == limit {
 		list = slices.Delete(list, 0, 1)
 	}
 	return append(list, one)
@@ -86,12 +87,13 @@ func appendLast(list []sample, one sample, most int) []sample {
 // Check reads the remembered ranges again, less than 2 MiB in total, and returns an
 // error that wraps ErrChanged if the content differs.
 //
-// read must fill p, or return an error and whether more reads are worth trying. Ranges
-// that cannot be read are skipped, because a host may refuse a single request. If no
-// range could be read, or read reports that more reads are not worth trying, Check
-// returns the error of read. Each failed Check halves the number of ranges that later
-// Checks read, so that a disk which loses its connection every few reads still makes
-// progress.
+// The function read must fill p. If it cannot, it returns an error, and in more whether
+// Check should go on with other ranges. Check skips ranges that cannot be read, because
+// a host may refuse a single request. If no range can be read, or if more is false,
+// Check returns the error of read.
+//
+// Each failed Check halves the number of ranges that later Checks read. Otherwise a
+// disk that loses its connection after every few reads could never pass a Check.
 func (s *Samples) Check(read func(p []byte, off int64) (more bool, err error)) error {
 	s.mu.Lock()
 	list := slices.Concat(s.last, s.some, s.zero)
@@ -132,6 +134,6 @@ func compare(list []sample, read func(p []byte, off int64) (more bool, err error
 	return nil
 }
 
-// Proved reports whether a proof returned by Identified shows that a disk with the same
-// identity has the same content.
+// Proved reports whether a proof, as Identified returns it, means that the content of a
+// disk is unchanged if its identity is the same.
 func Proved(proof string) bool { return proof == "snapshot" || proof == "mtime" }

@@ -7,8 +7,9 @@
 // it. [Retry] wraps the opening of a Disk so that failed calls are repeated.
 //
 // An ability is a small interface, such as [Identified] or [Writable], that only some
-// disks implement. A caller requests it with [Ability] before the first read. Without
-// the ability a caller must work too, more slowly and with the same bytes.
+// disks implement. A caller requests it with [Ability] before the first read. A caller
+// must also work with disks that lack the ability. It may then be slower, but must get
+// the same bytes.
 //
 // Package source/sourcetest has a test suite that every implementation of Disk must
 // pass.
@@ -47,12 +48,12 @@ type Disk interface {
 type Extent struct {
 	Off, Len int64
 	Kind     Kind
-	// Depth is the number of the image in the chain that has the range: 0 for this
-	// image, 1 for its parent, and so on. If no image has it, Depth is the number of
-	// the last one.
+	// Depth says which image of the chain has the range: 0 for this image, 1 for its
+	// parent, and so on. If no image has the range, Depth is that of the last image in
+	// the chain.
 	Depth int
-	// Absent reports that no image of the chain has the range, which is "present":
-	// false in the output of qemu-img map. A Zero extent that is not Absent is an
+	// Absent reports that no image of the chain has the range. For such a range
+	// qemu-img map prints "present": false. A Zero extent that is not Absent is an
 	// explicit zero cluster or grain.
 	Absent bool
 }
@@ -64,8 +65,9 @@ func (e Extent) End() int64 { return e.Off + e.Len }
 type Kind uint8
 
 const (
-	// Data means that the extent must be read. Data is the zero value, so that a
-	// forgotten field costs time and never content.
+	// Data means that the extent must be read. Data is the zero value of Kind. If code
+	// forgets to set the field, the extent is therefore read needlessly, and no content
+	// is lost.
 	Data Kind = iota
 	// Zero means that the extent reads as zeros, so that it need not be read.
 	Zero
@@ -88,25 +90,27 @@ func (k Kind) String() string {
 }
 
 // Opener opens a file that an image refers to: an extent, a parent, a backing file or a
-// data file. from is the path of the image, name is the reference as the image spells
-// it, and format is "raw", "vmdk" or "qcow2"; if format is empty, the Opener detects
-// it. The Opener decides which places images may refer to.
+// data file. The parameter from is the path of the image, and name is the name of the
+// file as the image has it. format is "raw", "vmdk" or "qcow2". If format is empty, the
+// Opener detects the format. The Opener decides which files an image may refer to.
 type Opener func(ctx context.Context, from, name, format string) (Disk, error)
 
-// Allocator is the ability to provide buffers that ReadAt fills without copying. ReadAt
-// also accepts any other buffer, and is then slower.
+// Allocator is the ability to provide buffers into which ReadAt reads without copying.
+// ReadAt also accepts other buffers, but is slower with them.
 type Allocator interface {
-	// Buffer returns n bytes. It blocks until they are available or ctx ends. The bytes
-	// stay valid until free is called, even after Close.
+	// Buffer returns n bytes. It blocks until they are available or ctx ends. The
+	// caller must call free when it no longer needs the bytes. They stay valid until
+	// then, even if the disk is closed.
 	Buffer(ctx context.Context, n int) (b []byte, free func(), err error)
 }
 
 // Identified is the ability to name the disk and the state that it is in.
 type Identified interface {
-	// Identity returns a string that differs for another disk and, as far as proof
-	// says, for another content. proof is "snapshot" if the content cannot change,
-	// "mtime" if a change shows in the modification time of a file, or "none" if
-	// nothing shows a change.
+	// Identity returns an id, which differs between disks, and a proof, which says
+	// whether the id also changes with the content. proof is "snapshot" if the content
+	// cannot change, "mtime" if the id has the modification time of a file, which
+	// changes with the content, or "none" if the content can change while the id stays
+	// the same.
 	Identity(ctx context.Context) (id, proof string, err error)
 }
 
@@ -136,32 +140,35 @@ type Part struct {
 	Offset int64  // of the part in the file, in bytes; 0 if the file has tables of its own
 }
 
-// InFile is the ability to say where in a local file the bytes of the disk lie,
-// uncompressed and unencrypted.
+// InFile is the ability to say where the bytes of the disk lie in a local file. The
+// file must have the same bytes as the disk, neither compressed nor encrypted.
 type InFile interface {
-	// InFile returns the file that holds the byte at off, the position of that byte in
-	// the file, and the number n of bytes for which this holds; n is greater than 0.
-	// The caller may read the file but must not close it. The file stays open until the
-	// disk is closed. ok is false if no local file has the byte.
+	// InFile returns the file that holds the byte at off, and the position of that byte
+	// in the file. n is the number of bytes from off on that are contiguous in the
+	// file, and greater than 0. The caller may read the file but must not close it. The
+	// file stays open until the disk is closed. ok is false if no local file has the
+	// byte.
 	InFile(off int64) (f *os.File, pos, n int64, ok bool)
 }
 
 // Uncached is the ability to read without filling the page cache of this host.
 type Uncached interface {
-	// ReadUncached makes all later reads uncached. Pages that are in the cache already
-	// may stay there. It must be called before the first read.
+	// ReadUncached says that all reads should leave nothing in the page cache. Pages
+	// that are in the cache already may stay there. It must be called before the first
+	// read.
 	ReadUncached()
 }
 
-// ZeroFlags change how [Writable.ZeroAt] makes a range read as zeros. The zero
-// value keeps the range allocated and takes as long as writing may take.
+// ZeroFlags change how [Writable.ZeroAt] makes a range read as zeros. With the zero
+// value the range stays allocated, and ZeroAt may take as long as writing zeros.
 type ZeroFlags uint8
 
 const (
 	// MayTrim allows the disk to deallocate the range.
 	MayTrim ZeroFlags = 1 << iota
-	// FastOnly makes ZeroAt return errors.ErrUnsupported if it would not be faster than
-	// writing zeros. A part of the range may have been zeroed by then.
+	// FastOnly makes ZeroAt return errors.ErrUnsupported if it cannot be faster than
+	// writing zeros. A part of the range may have been zeroed even if it returns this
+	// error.
 	FastOnly
 )
 
@@ -182,14 +189,16 @@ type Writable interface {
 	Flush(ctx context.Context) error
 }
 
-// Counted is the ability to report statistics. Disks that have it repeat failed calls
-// by themselves.
+// Counted is the ability to report statistics. A disk that has it repeats failed calls
+// itself.
 type Counted interface{ Stats() Stats }
 
-// Ender is the ability of a disk to end by itself: it gave up repeating failed calls,
-// or found that it is no longer the disk that was opened.
+// Ender is the ability of a disk to report that it has ended before it was closed. A
+// disk ends when it stops repeating failed calls, or when it finds that another disk
+// has taken its place or that its content has changed.
 type Ender interface {
-	// Ended returns why no later call on the disk can succeed, or nil.
+	// Ended returns nil if the disk can still be used. Otherwise it returns the reason
+	// why no later call of the disk can succeed.
 	Ended() error
 }
 
@@ -209,9 +218,9 @@ type Stats struct {
 // its lifetime, for example to log, limit or count its calls.
 type Wrapper interface{ Unwrap() Disk }
 
-// Ability returns d as a T if d, or a disk that it wraps, implements T. All code
-// requests abilities here and never with a type assertion, so that wrapped disks keep
-// theirs.
+// Ability returns the value that implements T: either d, or a disk that d wraps. All
+// code must request abilities with this function. A type assertion would not find the
+// abilities of a wrapped disk.
 func Ability[T any](d Disk) (T, bool) {
 	for {
 		if t, ok := d.(T); ok {
