@@ -2,8 +2,8 @@ package client
 
 import "github.com/vddkcp/vddkcp/nbd"
 
-// read fills p from offset off of the export, with any alignment. The range must be in the
-// export.
+// read fills p with the bytes at offset off of the export. The offset and the length
+// may have any alignment, but the range must lie in the export.
 func (s *server) read(p []byte, off int64) error {
 	block := int64(s.sizes.Min)
 	if head := off % block; head > 0 && len(p) > 0 {
@@ -37,8 +37,8 @@ func (s *server) read(p []byte, off int64) error {
 	return nil
 }
 
-// readPart fills p from a range that lies inside one block of the server's minimum block
-// size. It reads the whole block.
+// readPart fills p with the bytes of a range that lies inside one block. (A block has
+// the minimum block size of the server.) It reads the whole block and copies the range.
 func (s *server) readPart(p []byte, off int64) error {
 	block := int64(s.sizes.Min)
 	head := off % block
@@ -58,8 +58,8 @@ func (s *server) maxPayload() int {
 	return int(most - most%s.sizes.Min)
 }
 
-// write writes p at offset off, with any alignment. If p covers only a part of a block, the
-// rest of the block is read and written back.
+// write writes p at offset off. Neither the offset nor the length need be aligned. If p
+// covers only a part of a block, the rest of the block is read and written back.
 func (s *server) write(p []byte, off int64) error {
 	head, whole := s.splitBlocks(off, int64(len(p)))
 	if head > 0 {
@@ -88,9 +88,9 @@ func (s *server) write(p []byte, off int64) error {
 	return nil
 }
 
-// writePart writes a range inside one block, by reading the block, changing it and writing it
-// back. Calls exclude each other, because two calls that change parts of the same block at
-// once would undo each other's change.
+// writePart writes a range inside one block. It reads the block, changes the range and
+// writes the block back. Only one call does this at a time: of two concurrent calls for
+// the same block, one would undo the change of the other.
 func (s *server) writePart(p []byte, off int64) error {
 	s.partial.Lock()
 	defer s.partial.Unlock()
@@ -108,10 +108,10 @@ func (s *server) writePart(p []byte, off int64) error {
 	return nil
 }
 
-// splitBlocks divides the n bytes at offset off. head is the number of bytes before the
-// first block boundary, and 0 if off is a block boundary. whole is the number of bytes of
-// the following blocks that the range covers completely. The last block of an export may be
-// short.
+// splitBlocks divides the range of n bytes at offset off into three parts. head is the
+// length of the part before the first block boundary, or 0 if off is a block boundary.
+// whole is the length of the part that consists of complete blocks. The rest is a part
+// of a block. A short block at the end of the export counts as a complete block.
 func (s *server) splitBlocks(off, n int64) (head, whole int64) {
 	block := int64(s.sizes.Min)
 	if in := off % block; in > 0 {

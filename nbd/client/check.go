@@ -12,7 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// checkTimeout is how long Check waits for a server.
+// checkTimeout is how long Check waits for the answer of a server.
 const checkTimeout = 5 * time.Second
 
 // checkWritable returns an error if the export is read-only or smaller than size bytes.
@@ -29,12 +29,14 @@ func (n *negotiated) checkWritable(name string, size int64) error {
 	return nil
 }
 
-// Check returns an error if Create cannot write a disk of size bytes to the export that uri
-// names. It does not open the export: it sends the option INFO and disconnects, so that a
-// server that serves only one client still waits for that client. The error wraps
-// errors.ErrUnsupported if the server does not support INFO or does not answer within 5
-// seconds. A server that accepts only one client at a time does not answer while it serves
-// another client.
+// Check returns an error if Create cannot write a disk of size bytes to the export that
+// uri names. It does not open the export. It only sends the option INFO and
+// disconnects. Therefore a server that serves a single client and then exits still
+// waits for this client.
+//
+// The error wraps errors.ErrUnsupported if the server does not support INFO or does not
+// answer within 5 seconds. A server that accepts only one client at a time does not
+// answer while it serves another client.
 func Check(ctx context.Context, uri *nbd.URI, size int64, o Options) error {
 	name := nbd.Text([]byte(uri.String()))
 	n, err := queryInfo(ctx, uri, min(checkTimeout, cmp.Or(o.Timeout, defaultTimeout)))

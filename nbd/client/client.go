@@ -1,14 +1,15 @@
 // Package client reads and writes disks that NBD servers export.
 //
 // [Open] returns a disk for reading, [OpenWritable] a disk for reading and writing, and
-// [Create] a target for a copy, all for a URI from nbd.ParseURI. [Check] finds out
-// whether an export can be a target.
+// [Create] a target for a copy. All three take a URI from nbd.ParseURI. [Check] finds
+// out whether an export can be a target.
 //
-// The client implements the fixed newstyle handshake, and newstyle and oldstyle for old
-// servers, TLS with certificates, structured replies, and the metadata context
-// base:allocation. It opens several connections if the server supports that. It checks
-// everything that a server sends. A server that breaks the protocol causes an error that
-// says what was found and what was expected.
+// The client implements the fixed newstyle handshake and, for old servers, the
+// handshakes newstyle and oldstyle. It also implements TLS with certificates,
+// structured replies, and the metadata context base:allocation. It opens several
+// connections if the server supports that. It checks everything that a server sends. A
+// server that breaks the protocol causes an error that says what was found and what was
+// expected.
 package client
 
 import (
@@ -36,7 +37,8 @@ const (
 	extraTimeout = 2 * time.Second
 )
 
-// Options configure the connections to a server. The zero value has the defaults.
+// Options configure the connections to a server. The zero value stands for the default
+// of each option.
 type Options struct {
 	// Connections is the number of connections, from 1 to 64. If it is 0, up to 4
 	// connections are used, as many as the server accepts. Only 1 connection is used
@@ -44,9 +46,10 @@ type Options struct {
 	// connections see the same data.
 	Connections int
 	// Timeout is how long a request may take before its connection counts as lost.
-	// Opening a connection may take 5 times as long. 0: 2 minutes.
+	// Opening a connection may take 5 times as long. The value 0 stands for 2
+	// minutes.
 	Timeout time.Duration
-	// Warn receives messages for the user that are not errors. It may be nil.
+	// Warn is called with warnings for the user. It may be nil.
 	Warn func(message string)
 }
 
@@ -88,9 +91,11 @@ func (s *server) do(ctx context.Context, c *conn, k *call) error {
 	return k.wait(ctx)
 }
 
-// doAll calls next repeatedly and starts the calls that next returns, until next returns nil
-// or a call fails. Up to 2*depth calls are in progress at once. doAll waits for all of them.
-// If calls fail, it returns the first failed call and its error.
+// doAll calls next repeatedly and starts each call that next returns. It stops when
+// next returns nil or a call fails, waits for the calls in progress, and returns the
+// first call that failed and its error. Up to 2*depth calls are in progress at once,
+// which is twice the limit of one connection, so that they keep several connections
+// busy.
 func (s *server) doAll(ctx context.Context, next func() *call) (failed *call, err error) {
 	var window [2 * depth]*call // ring buffer of the calls in progress
 	from, to := 0, 0
@@ -141,8 +146,10 @@ func (s *server) disconnect() {
 	all.Wait()
 }
 
-// wrap adds the name of the server and the range of the call to err. If the server refused
-// a read for a reason that does not go away, the error is source.Permanent.
+// wrap adds the name of the server and the range of the call to err. If the server
+// refused a read for a reason that does not go away, wrap marks the error with
+// source.Permanent, so that the read is not retried. After the context of the disk has
+// ended, wrap returns the cause of that instead of err.
 func (s *server) wrap(k *call, err error) error {
 	var refused *serverError
 	if k.cmd == nbd.CmdRead && errors.As(err, &refused) && refused.final() {

@@ -54,9 +54,9 @@ func (e *serverError) Error() string {
 
 func (e *serverError) Unwrap() error { return e.errno }
 
-// final reports whether a retry of the request would fail with the same error, because the
-// request is not permitted, invalid or not supported, or because space is missing. EIO,
-// ENOMEM and unknown error numbers may be temporary.
+// final reports whether a retry of the request would fail with the same error. That is
+// so if the request is not permitted, invalid or not supported, or if the server has no
+// space left. EIO, ENOMEM and unknown error numbers may be temporary.
 func (e *serverError) final() bool {
 	switch e.errno {
 	case nbd.EPERM, nbd.EINVAL, nbd.ENOSPC, nbd.EOVERFLOW, nbd.ENOTSUP:
@@ -65,8 +65,8 @@ func (e *serverError) final() bool {
 	return false
 }
 
-// violation returns the error for a server that breaks the protocol. It is source.Permanent,
-// because the server would do the same in a retry.
+// violation returns the error for a server that breaks the protocol. The error is
+// marked with source.Permanent, because a retry would fail in the same way.
 func violation(format string, args ...any) error {
 	return source.Permanent(fmt.Errorf("the server breaks the protocol: "+format, args...))
 }
@@ -79,8 +79,8 @@ type call struct {
 	n     int64  // length of the range in bytes, at most 2^32-1
 	data  []byte // the n bytes to write, or the buffer for the n bytes to read
 
-	// Only the goroutine that reads replies uses the next three fields, until done has
-	// a value.
+	// Until the channel done has received the result, only the goroutine that reads
+	// replies uses the next three fields.
 	have   spans  // ranges of a read that have been received
 	status status // extents that have been received
 	failed error  // the first error chunk
@@ -89,9 +89,9 @@ type call struct {
 	cookie uint64
 	done   chan error // gets the result; has capacity 1
 
-	// The next fields are guarded by conn.mu. A call ends only after the request was
-	// sent and the reply was received. A server may reply with an error before it has
-	// received all data, and the caller must not change the data while they are being
+	// The next fields are guarded by conn.mu. A call ends only when both sent and
+	// replied are true. A server may reply with an error before it has received all
+	// data of a write, and the caller must not change the data while they are being
 	// sent.
 	sent, replied bool
 	result        error
@@ -104,8 +104,9 @@ func (k *call) String() string {
 	return fmt.Sprintf("%s [%d, %d)", k.cmd, k.off, k.off+k.n)
 }
 
-// conn is a connection in the transmission phase. One goroutine writes requests and another
-// one reads replies, so that client and server never wait for each other to read.
+// conn is a connection in the transmission phase. One goroutine writes requests and
+// another one reads replies. With a single goroutine there could be a deadlock, in
+// which client and server each wait for the other one to read.
 type conn struct {
 	raw        net.Conn // the socket
 	net        net.Conn // raw, or TLS over it
@@ -127,8 +128,9 @@ type conn struct {
 	pending map[uint64]*call // calls in progress, by their cookies
 }
 
-// newConn returns a connection after its handshake. It serves calls until it breaks or
-// disconnect is called. Then it closes conn.ended.
+// newConn returns a connection for the transmission phase. n is the result of the
+// handshake. The connection serves calls until it breaks or disconnect is called. Then
+// it closes the channel conn.ended.
 func newConn(raw, tls net.Conn, n negotiated, timeout time.Duration) *conn {
 	c := &conn{
 		raw: raw, net: tls, structured: n.structured, context: n.context, contexts: n.contexts, timeout: timeout,
@@ -158,8 +160,8 @@ func (c *conn) run() {
 	c.pending = nil
 }
 
-// fail closes the connection and records err as the reason. If fail was called before, it
-// does nothing.
+// fail closes the connection and records err as the reason. Later calls of fail do
+// nothing.
 func (c *conn) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -171,8 +173,8 @@ func (c *conn) fail(err error) {
 	c.raw.Close()
 }
 
-// start waits for a free slot and queues a call for sending. The caller then calls
-// call.wait.
+// start waits for a free slot of the connection, which has depth slots, and queues the
+// call k for sending. The caller then calls k.wait.
 func (c *conn) start(ctx context.Context, k *call) error {
 	c.load.Add(1)
 	if err := c.register(ctx, k); err != nil {
@@ -183,6 +185,7 @@ func (c *conn) start(ctx context.Context, k *call) error {
 }
 
 // register waits for a free slot of the connection and queues the call k for sending.
+// The method start, which calls it, also counts the call in c.load.
 func (c *conn) register(ctx context.Context, k *call) error {
 	select {
 	case c.slots <- struct{}{}:
@@ -240,8 +243,8 @@ func (c *conn) markSent(k *call) {
 	c.finishLocked(k)
 }
 
-// markReplied records the result of a call. After the error ESHUTDOWN the connection counts
-// as lost and starts no more calls.
+// markReplied records the result of a call. If the server replied with ESHUTDOWN, the
+// connection counts as lost and starts no more calls.
 func (c *conn) markReplied(k *call, result error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -309,7 +312,8 @@ func (c *conn) disconnect() {
 	<-c.ended
 }
 
-// readReplies reads replies. It returns the error that ends the connection.
+// readReplies reads replies until the connection fails, and returns the error that
+// ended it.
 func (c *conn) readReplies() error {
 	r := reader{bufio.NewReaderSize(c.net, readBuffer)}
 	for {
@@ -350,8 +354,8 @@ func (c *conn) outstanding() string {
 	return fmt.Sprintf("while %v waited for a reply", first)
 }
 
-// find returns the call in progress to which a reply with the given cookie belongs. If there
-// is none, the server breaks the protocol.
+// find returns the call in progress to which a reply with the given cookie belongs. If
+// there is none, the server has broken the protocol, and find returns an error.
 func (c *conn) find(cookie uint64) (*call, error) {
 	c.mu.Lock()
 	k := c.pending[cookie]
@@ -414,8 +418,8 @@ func (r reader) uint32() (uint32, error) {
 	return n, nil
 }
 
-// notEOF replaces io.EOF by io.ErrUnexpectedEOF, since ReadAt returns io.EOF only at the end
-// of a disk.
+// notEOF replaces io.EOF by io.ErrUnexpectedEOF. Callers of ReadAt would take io.EOF
+// for the end of the disk.
 func notEOF(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF

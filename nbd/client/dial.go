@@ -86,8 +86,8 @@ func (s *server) checkTail() error {
 	})
 }
 
-// dialExtra opens the connections after the first one. If Options.Connections is 0, it
-// ignores connections that fail.
+// dialExtra opens the connections after the first one. If Options.Connections is 0,
+// connections that cannot be opened are ignored.
 func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	want, limit := o.Connections, openTimeouts*o.Timeout
 	if want == 0 {
@@ -140,8 +140,8 @@ func connect(ctx context.Context, uri *nbd.URI, limit, timeout time.Duration) (*
 	return negotiate(ctx, raw, uri, config, timeout)
 }
 
-// withLimit returns a context that ends after the duration limit. The cause of its end is
-// then an error that says that the server did not answer in time.
+// withLimit returns a context that ends after the given time limit. The cause of the
+// end is then an error that says that the server did not answer in time.
 func withLimit(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, limit, fmt.Errorf("the server did not answer within %v: %w", limit, os.ErrDeadlineExceeded))
 }
@@ -165,8 +165,8 @@ func dialSocket(ctx context.Context, uri *nbd.URI) (net.Conn, error) {
 	return raw, nil
 }
 
-// negotiate performs the handshake on raw and returns a connection that serves calls. If it
-// fails, it closes raw.
+// negotiate performs the handshake on the socket raw and returns a connection that
+// serves calls. If the handshake fails, negotiate closes the socket.
 func negotiate(ctx context.Context, raw net.Conn, uri *nbd.URI, config *tls.Config, timeout time.Duration) (*conn, negotiated, error) {
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	over, n, err := handshake(ctx, raw, uri, config)

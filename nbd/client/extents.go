@@ -15,16 +15,18 @@ import (
 )
 
 const (
-	// window is the range of one query for extents, in bytes. While the extents of one
-	// window are used, the next window is queried.
+	// window is the maximum length of the range, in bytes, that is queried for
+	// extents at once. While the caller uses the extents of one such range, the
+	// next range is queried.
 	window = 1 << 30
 	// queryRetries is the maximum number of retries of a query for extents that failed
 	// with a possibly temporary error. The delay before the first retry is queryWait.
 	// The delay doubles with each further retry.
 	queryRetries = 4
 	queryWait    = 100 * time.Millisecond
-	// assumedData is the range, in bytes, that counts as data if the retries of its
-	// query failed, too. Queries have this length until one succeeds.
+	// assumedData is the length of the range, in bytes, that counts as data after a
+	// query for its extents and all retries of the query have failed. From then on
+	// queries have at most this length, until one succeeds.
 	assumedData = 64 << 20
 	// maxKnown is the maximum number of extents in the cache of a disk.
 	maxKnown = 256 << 10
@@ -42,9 +44,10 @@ type segment struct {
 	runs     []run
 }
 
-// find returns the cached segment that contains the offset off. If there is none, it returns
-// nil and the offset at which a query for off should begin: the start of the window of off, or
-// the end of the last cached segment in that window before off.
+// find returns the cached segment that contains the offset off. If there is none, it
+// returns nil and the offset at which a query for the missing extents should begin.
+// That is the last multiple of window up to off, or the end of the last cached segment
+// before off if that is greater.
 func (a *allocation) find(off int64) (*segment, int64) {
 	i, found := slices.BinarySearchFunc(a.segments, off, func(s *segment, off int64) int {
 		switch {
@@ -84,9 +87,10 @@ func (a *allocation) add(s *segment) {
 	a.runs += len(s.runs)
 }
 
-// Extents implements source.Disk with the metadata context base:allocation. It queries ranges
-// of 1 GiB, and the next range in advance. An extent is Zero only if the server says that it
-// reads as zeros. All others are Data, including holes of unknown content.
+// Extents implements source.Disk with the metadata context base:allocation. It queries
+// the server for ranges of 1 GiB, and for the next range in advance. An extent is Zero
+// only if the server says that it reads as zeros. All others are Data, including holes
+// that may read as anything.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		if !life.InDisk(off, length, d.size) {
@@ -189,9 +193,9 @@ func dataSegment(off, end int64) *segment {
 	return &segment{off, end, []run{{end - off, false}}}
 }
 
-// queryRetrying calls query and retries it after errors that may be temporary. If all
-// retries fail, it returns a nil segment and a nil error. Later queries are then not
-// retried, until one of them succeeds.
+// queryRetrying asks the server for the extents of [off, end), and retries the query
+// after errors that may be temporary. If all retries fail, it returns a nil segment
+// without an error. After that, queries are not retried until one has succeeded.
 func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, error) {
 	life, wait := &d.server.life, d.server.queryWait
 	policy := retry.Policy{Retries: queryRetries, Backoff: func(n int) time.Duration { return wait << (n - 1) }}
@@ -218,8 +222,8 @@ func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, err
 // query asks the server for the extents of [off, end). The returned segment begins at off
 // and may end before end.
 func (s *server) query(ctx context.Context, off, end int64) (*segment, error) {
-	// If ctx ends, the call returns. If the context of the disk ends, the connection
-	// is closed and the call fails.
+	// The end of ctx only makes this call return. The end of the context of the
+	// disk closes the connections, so that the call fails.
 	k := &call{cmd: nbd.CmdBlockStatus, off: off, n: end - off}
 	if err := s.do(ctx, s.pick(), k); err != nil {
 		return nil, s.wrap(k, err)

@@ -21,8 +21,9 @@ const (
 	maxOptionReply = 64 << 10
 	// maxOptionReplies is the maximum number of replies to one option.
 	maxOptionReplies = 256
-	// padding is the number of zeros, in bytes, that follow the flags in oldstyle
-	// handshakes and after EXPORT_NAME.
+	// padding is the number of zero bytes that an oldstyle server sends after its
+	// flags. A newstyle server sends as many at the end of its reply to
+	// EXPORT_NAME, unless NO_ZEROES was negotiated.
 	padding = 124
 )
 
@@ -48,11 +49,12 @@ type handshaker struct {
 	infoOnly bool // query the export with INFO and do not open it
 }
 
-// errNoInfo says that a server cannot be queried about an export without opening it.
+// errNoInfo says that a server does not support INFO, with which a client queries an
+// export without opening it.
 var errNoInfo = errors.New("the server is too old to be queried about an export")
 
-// handshake performs the handshake on raw. It returns the connection for the transmission
-// phase, which is raw or TLS over raw.
+// handshake performs the handshake on the socket raw. It returns the connection for the
+// transmission phase, which is the socket itself or a TLS connection over it.
 func handshake(ctx context.Context, raw net.Conn, uri *nbd.URI, tlsConfig *tls.Config) (net.Conn, negotiated, error) {
 	return (&handshaker{conn: raw, uri: uri}).run(ctx, tlsConfig)
 }
@@ -72,8 +74,9 @@ func (s *handshaker) run(ctx context.Context, tlsConfig *tls.Config) (net.Conn, 
 	return s.conn, n, nil
 }
 
-// check returns an error if the size of the export is too large. It clears the flags of the
-// export if the server did not mark them as valid.
+// check returns an error if the size of the export is too large. The flags of the
+// export are valid only if HAS_FLAGS is set. If it is not set, check clears all other
+// flags.
 func (n *negotiated) check() error {
 	if n.size < 0 {
 		return violation("size of the export: found %d bytes, want at most %d", uint64(n.size), int64(math.MaxInt64))
@@ -84,9 +87,12 @@ func (n *negotiated) check() error {
 	return nil
 }
 
-// greet reads the greeting of the server and negotiates as the type of the server requires.
+// greet reads the greeting of the server, which shows whether the server is oldstyle,
+// newstyle or fixed newstyle. Then it performs the rest of the handshake for this type
+// of server.
 func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negotiated, err error) {
-	// These are the limits of proto.md for servers that advertise no block sizes.
+	// These are the block sizes that proto.md prescribes if the server advertises
+	// none.
 	n.sizes = nbd.BlockSizes{Min: 512, Preferred: 4096, Max: nbd.MaxPayload}
 	var b [18]byte
 	if err := s.readFull(b[:16]); err != nil {
@@ -143,7 +149,8 @@ func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negoti
 	return s.exportName(n, mine)
 }
 
-// oldstyle ends the handshake with an oldstyle server, which has one export without a name.
+// oldstyle completes the handshake with an oldstyle server, which has one export
+// without a name.
 func (s *handshaker) oldstyle(n negotiated) (negotiated, error) {
 	if s.uri.TLS {
 		return n, errors.New("the server is too old for TLS, which the scheme nbds requires")
@@ -160,8 +167,8 @@ func (s *handshaker) oldstyle(n negotiated) (negotiated, error) {
 	return n, nil
 }
 
-// exportName ends the handshake with EXPORT_NAME, which every newstyle server supports, and
-// to which a server cannot reply with an error.
+// exportName completes the handshake with the option EXPORT_NAME. Every newstyle server
+// supports this option, but cannot reply to it with an error.
 func (s *handshaker) exportName(n negotiated, mine nbd.HandshakeFlags) (negotiated, error) {
 	if s.infoOnly {
 		return n, errNoInfo
@@ -198,8 +205,8 @@ func (s *handshaker) startTLS(ctx context.Context, config *tls.Config) error {
 	return nil
 }
 
-// negotiateOption sends an option that the server accepts or refuses without further
-// information, and reports whether the server has accepted it.
+// negotiateOption sends an option to which the server replies with ACK or an error and
+// no other information. It reports whether the server has accepted the option.
 func (s *handshaker) negotiateOption(o nbd.Option, data []byte) (bool, error) {
 	if err := s.sendOption(o, data); err != nil {
 		return false, err
@@ -216,8 +223,9 @@ func (s *handshaker) negotiateOption(o nbd.Option, data []byte) (bool, error) {
 	return t == nbd.RepAck, nil
 }
 
-// setContext negotiates the metadata context base:allocation. It ignores the refusal of the
-// option: extents are then unknown, and an unknown export is reported by the next option.
+// setContext negotiates the metadata context base:allocation. A refusal is not an
+// error: the extents of the disk are then unknown. If the server refuses because it has
+// no such export, it says so in its reply to the next option, too.
 func (s *handshaker) setContext(n *negotiated) error {
 	const o = nbd.OptSetMetaContext
 	if err := s.sendOption(o, nbd.AppendMetaContext(nil, s.uri.Export, nbd.BaseAllocation)); err != nil {
@@ -236,8 +244,9 @@ func (s *handshaker) setContext(n *negotiated) error {
 	return err
 }
 
-// goOption ends the handshake with GO, or queries the same information with INFO. known is
-// false if the server does not support the option.
+// goOption completes the handshake with the option GO. With the option INFO it only
+// gets the same information about the export. known is false if the server does not
+// support the option.
 func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err error) {
 	if err := s.sendOption(o, nbd.AppendGo(nil, s.uri.Export, nbd.InfoBlockSize)); err != nil {
 		return false, err
@@ -281,8 +290,8 @@ func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err erro
 	return true, nil
 }
 
-// refused returns the error for an option that the client needs and the server refused with
-// the reply type t and a text.
+// refused returns the error for an option that the client needs and the server has
+// refused. t is the type of the server's reply, and text its explanation.
 func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
 	message := fmt.Sprintf("%v: %v", o, t)
 	if t == nbd.RepErrUnknown {
@@ -314,14 +323,16 @@ func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) e
 	return &hinted{err, hint}
 }
 
-// listExports returns the names of the first exports of the server and the number of the
-// others. Both are empty if the server does not list its exports.
+// listExports returns the names of the first maxHintExports exports of the server, and
+// how many more exports it has. It returns no names if the server does not list its
+// exports.
 func (s *handshaker) listExports() (names []string, more int) {
 	const o = nbd.OptList
 	if err := s.sendOption(o, nil); err != nil {
 		return nil, 0
 	}
-	// The names are only used in a hint, so an error of readReplies is ignored.
+	// The names are only used in a hint for the user, so an error of readReplies is
+	// ignored.
 	s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
 		if t != nbd.RepServer || len(data) < 4 || int64(binary.BigEndian.Uint32(data)) > int64(len(data)-4) {
 			return violation("reply to %v: found the reply type %v with %d bytes of data, want SERVER with a name, ACK or an error", o, t, len(data))
@@ -336,9 +347,9 @@ func (s *handshaker) listExports() (names []string, more int) {
 	return names, more
 }
 
-// readReplies reads the replies to an option. It calls each for all replies except the last,
-// which is ACK or an error. It returns the type of the last reply and, for an error, the
-// text.
+// readReplies reads the replies to an option up to the last one, which is ACK or an
+// error. It calls the function each for every reply before the last. It returns the
+// type of the last reply and, if that is an error, its text.
 func (s *handshaker) readReplies(o nbd.Option, each func(nbd.OptionReplyType, []byte) error) (nbd.OptionReplyType, string, error) {
 	for range maxOptionReplies {
 		var b [nbd.OptionReplySize]byte
@@ -380,8 +391,9 @@ func (s *handshaker) sendOption(o nbd.Option, data []byte) error {
 	return s.send(nbd.AppendOption(nil, o, data))
 }
 
-// send writes b to the connection. If the server has closed a TLS connection, send returns
-// the alert that the server sent before, because the alert gives the reason.
+// send writes b to the connection. If that fails because the server has closed a TLS
+// connection, send returns the alert that the server sent before, because the alert
+// gives the reason.
 func (s *handshaker) send(b []byte) error {
 	_, err := s.conn.Write(b)
 	if secure, ok := s.conn.(*tls.Conn); ok && isClosed(err) {

@@ -26,9 +26,9 @@ func (e *hinted) Unwrap() error { return e.error }
 // Hint returns an instruction for the user.
 func (e *hinted) Hint() string { return e.hint }
 
-// noSocket says that the socket of a server does not exist. It does not wrap
-// fs.ErrNotExist, which counts as permanent: a server that restarts creates its socket
-// again.
+// noSocket says that the socket of a server does not exist. This error may be
+// temporary, because a server that restarts creates its socket again. Therefore it does
+// not wrap fs.ErrNotExist, which is treated as permanent.
 type noSocket struct{ path string }
 
 func (e *noSocket) Error() string { return fmt.Sprintf("there is no socket %q", e.path) }

@@ -9,8 +9,8 @@ import (
 )
 
 const (
-	// maxSpans is the maximum number of separate ranges that the chunks of one reply
-	// may have filled at any time.
+	// maxSpans limits the ranges of one read for which data have been received.
+	// Chunks may arrive in any order, so that there may be gaps between the ranges.
 	maxSpans = 4096
 	// maxRuns is how many extents of one reply are stored. Later ones are ignored.
 	maxRuns = 64 << 10
@@ -28,7 +28,7 @@ type spans struct {
 	hasChunk bool // a chunk has been received
 }
 
-// span is the range [from, to) of offsets in a disk.
+// span is the range of the offsets [from, to) in a disk.
 type span struct{ from, to int64 }
 
 // started reports whether a chunk of the reply has been received.
@@ -43,7 +43,7 @@ func (s *spans) add(from, to int64) error {
 		}
 		return 1
 	})
-	// list[i] is the first range whose end is equal to or greater than from.
+	// list[i] is the first range that does not end before the new range begins.
 	if i < len(s.list) && s.list[i].to == from {
 		if i+1 < len(s.list) && s.list[i+1].from < to {
 			return overlap(from, to, s.list[i+1])
@@ -69,13 +69,14 @@ func (s *spans) add(from, to int64) error {
 	return nil
 }
 
-// overlap returns the error for a chunk [from, to) that overlaps the received range e.
+// overlap returns the error for a chunk [from, to) that overlaps the range e of earlier
+// chunks.
 func overlap(from, to int64, e span) error {
 	return fmt.Errorf("the chunk of bytes [%d, %d) repeats bytes [%d, %d) of an earlier chunk", from, to, max(from, e.from), min(to, e.to))
 }
 
-// missing returns the first range in [from, to) for which no chunk was received. ok is false
-// if there is none.
+// missing returns the first part of [from, to) for which no chunk was received. ok is
+// false if nothing is missing.
 func (s *spans) missing(from, to int64) (span, bool) {
 	for _, e := range s.list {
 		if e.from > from {
@@ -87,7 +88,8 @@ func (s *spans) missing(from, to int64) (span, bool) {
 }
 
 // status holds the extents in a reply to BLOCK_STATUS. They begin at the offset of the
-// request, and may cover less or more than its range, but at least one byte.
+// request. Together they may be shorter or longer than its range, but have at least one
+// byte.
 type status struct {
 	runs     []run
 	received bool // a chunk of block status has been received
@@ -99,8 +101,8 @@ type run struct {
 	zero bool
 }
 
-// add appends a run, merged with the last one if both are alike. It returns false if there are
-// already maxRuns runs.
+// add appends an extent. If it has the same kind as the last one, the two are merged.
+// add returns false if there are already maxRuns extents.
 func (s *status) add(r run) bool {
 	if n := len(s.runs); n > 0 && s.runs[n-1].zero == r.zero {
 		s.runs[n-1].n += r.n
@@ -164,8 +166,8 @@ func (c *conn) readChunk(r reader) error {
 	return nil
 }
 
-// claim records that a chunk of the reply to the read k contains n bytes at offset off of
-// the disk. It returns the part of the read buffer for these bytes.
+// claim records that a chunk in the reply to the read request k contains n bytes at
+// offset off of the disk. It returns the part of the read buffer for these bytes.
 func claim(k *call, off uint64, n int64) ([]byte, error) {
 	if off < uint64(k.off) || off > uint64(k.off+k.n) || n > k.off+k.n-int64(off) {
 		return nil, violation("reply to %v: found a chunk of %d bytes at offset %d, want a chunk inside the request", k, n, off)
@@ -177,7 +179,7 @@ func claim(k *call, off uint64, n int64) ([]byte, error) {
 	return k.data[from : from+n], nil
 }
 
-// readData reads the payload of a data chunk into the buffer of the read k.
+// readData reads the payload of a data chunk into the buffer of the read request k.
 func readData(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Len < 9 {
 		return violation("reply to %v: found a data chunk with a payload of %d bytes, want at least 9", k, chunk.Len)
@@ -196,8 +198,8 @@ func readData(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
-// readHole reads the payload of a hole chunk, and fills the range of the hole with zeros in
-// the buffer of the read k.
+// readHole reads the payload of a hole chunk. It fills the range of the hole with zeros
+// in the buffer of the read request k.
 func readHole(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Len != 12 {
 		return violation("reply to %v: found a hole chunk with a payload of %d bytes, want 12", k, chunk.Len)
@@ -254,8 +256,8 @@ func (c *conn) readStatus(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
-// readError reads the payload of an error chunk. Error chunks of all types begin alike, so
-// unknown types are accepted.
+// readError reads the payload of an error chunk. The payloads of all error types begin
+// with the same fields, so chunks of unknown error types are accepted.
 func readError(r reader, k *call, chunk nbd.Chunk) error {
 	head, want := 6, 6
 	if chunk.Type == nbd.ChunkErrorOffset {
@@ -292,7 +294,8 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 	return nil
 }
 
-// lostInReply returns the error of a connection that broke within the reply to k.
+// lostInReply returns the error for a connection that broke while the reply to the call
+// k was being read.
 func lostInReply(k *call, err error) error {
 	return &lostError{fmt.Errorf("cannot read the reply to %v: %w", k, err)}
 }

@@ -13,7 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// SinkOptions configure Create. The zero value writes all zeros of the disk.
+// SinkOptions configure Create. With the zero value, the client writes the zeros of the
+// disk too, because the export may have old content.
 type SinkOptions struct {
 	sink.Options
 	Client       Options
@@ -34,14 +35,15 @@ type target struct {
 	zeroLimit atomic.Int64 // maximum length of a request WRITE_ZEROES, in bytes
 }
 
-// Create opens the export that uri names, to write a disk of size bytes to it in place. The
-// export must be writable and have at least size bytes. If the export is larger, the bytes
-// after size are not changed, and Create reports that with o.Client.Warn. Publish, Suspend
-// and Abort only disconnect.
+// Create opens the export that uri names, to write a disk of size bytes to it in place.
+// The export must be writable and have at least size bytes. If the export is larger,
+// the bytes after size are not changed, and Create reports that with o.Client.Warn.
+// Publish, Suspend and Abort only disconnect.
 //
-// The disk is sink.Parallel, sink.Zeroed (with TargetIsZero) and sink.Verifiable. Its Unit is
-// the minimum block size that the server advertises, or 512 bytes if it advertises none.
-// Calls that fail because a connection was lost return an error that wraps sink.ErrLost.
+// The disk is sink.Parallel and sink.Verifiable. With TargetIsZero it is also
+// sink.Zeroed. Its Unit is the minimum block size that the server advertises, or 512
+// bytes if it advertises none. Calls that fail because a connection was lost return an
+// error that wraps sink.ErrLost.
 func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.Disk, error) {
 	if size < 0 {
 		return nil, fmt.Errorf("%s: cannot write a disk of unknown size to an NBD export: %w", uri, errors.ErrUnsupported)
@@ -84,8 +86,9 @@ func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.
 // argument is the name of the server.
 const noFlush = "%s does not support FLUSH: the server cannot make written data durable on request"
 
-// identity describes an export by the address of the server, the name and the size. A
-// server reports nothing else that distinguishes exports.
+// identity returns a text that describes an export by the address of the server, the
+// name of the export and its size. A server reports nothing else that distinguishes
+// exports.
 func identity(u *nbd.URI, size int64) string {
 	server := net.JoinHostPort(u.Host, u.Port)
 	if u.Socket != "" {
@@ -97,7 +100,7 @@ func identity(u *nbd.URI, size int64) string {
 // Identity implements sink.Identified.
 func (t *target) Identity() (string, error) { return t.id, nil }
 
-// newTarget returns a target of size bytes for the export of s.
+// newTarget returns a target of size bytes that writes to the export of the server s.
 func newTarget(s *server, size int64, o SinkOptions) *target {
 	t := &target{
 		Target: lifecycle.Target{Context: s.life.Context, Name: s.life.Name, Size: size, Unit: int64(s.sizes.Min), Resume: o.Resume},
@@ -109,13 +112,14 @@ func newTarget(s *server, size int64, o SinkOptions) *target {
 	return t
 }
 
-// state returns the content of Options.State for a disk of size bytes, which is the same for
-// all checkpoints.
+// state returns the state of a checkpoint of a disk of size bytes, for
+// sink.Options.State. It is the same for all checkpoints of the disk.
 func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
 
-// probeFlush tests whether an oldstyle server that advertises FLUSH supports it. nbdkit
-// --oldstyle advertises commands that it refuses. If the server refuses FLUSH, probeFlush
-// removes the flag from s, so that FLUSH is not sent again.
+// probeFlush tests whether an oldstyle server supports FLUSH if it advertises FLUSH.
+// The test is necessary because nbdkit --oldstyle advertises commands that it refuses.
+// If the server refuses FLUSH, probeFlush removes the flag from s, so that FLUSH is not
+// sent again.
 func probeFlush(ctx context.Context, s *server) error {
 	if !s.oldstyle || s.flags&nbd.SendFlush == 0 {
 		return nil
@@ -241,7 +245,7 @@ func (t *target) Reopen(ctx context.Context) (source.Disk, error) {
 	return &readback{t.disk(), ctx}, nil
 }
 
-// disk returns a Disk that reads the target over the connections that write it.
+// disk returns a Disk that reads the target over the same connections that write it.
 func (t *target) disk() Disk {
 	return Disk{server: t.server, size: t.Size, borrowed: true, uri: t.Name}
 }

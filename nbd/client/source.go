@@ -11,8 +11,8 @@ import (
 )
 
 // Disk is a source.Disk that reads an export. It is also source.Identified and
-// source.Described. After a connection was lost, all calls fail. A caller that wants the
-// disk to be opened again in this case wraps Open in source.Retry. A Disk is safe for
+// source.Described. After a connection was lost, all calls fail. In this case a caller
+// can open the disk again, or use source.Retry, which does that. A Disk is safe for
 // concurrent use.
 type Disk struct {
 	server      *server
@@ -45,8 +45,8 @@ func (d *Disk) Stats() source.Stats {
 	return source.Stats{Transport: "nbd", Connections: n, Most: n}
 }
 
-// Identity returns the URI and the size of the export. proof is "none", because NBD has no
-// way to recognise an export.
+// Identity returns the URI and the size of the export. proof, which says how a change
+// of the content would show, is "none": NBD has no way to detect a change.
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {
 	return "nbd:" + d.uri + ":" + strconv.FormatInt(d.size, 10), "none", nil
 }
@@ -63,8 +63,9 @@ func (d *Disk) Info() source.Info {
 	}
 }
 
-// ReadAt implements source.Disk. The data go from the socket directly into p, except for
-// parts of minimum blocks of the server, for which the whole block is read into a buffer.
+// ReadAt implements source.Disk. The data go from the socket directly into p. The
+// client always reads whole blocks of the server's minimum block size. If p covers only
+// a part of a block, the block is read into a buffer.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	s := d.server
 	return s.life.ReadAt(p, off, d.size, func(p []byte) (int, error) {

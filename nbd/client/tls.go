@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// tlsConfig returns the TLS configuration that the URI describes. The names of the files with
-// certificates are those of nbdkit, qemu and libnbd.
+// tlsConfig returns the TLS configuration that the URI describes. The files with
+// certificates have the names that nbdkit, qemu and libnbd use.
 func tlsConfig(uri *nbd.URI) (*tls.Config, error) {
 	name := uri.Hostname
 	if name == "" {
@@ -47,7 +47,8 @@ func tlsConfig(uri *nbd.URI) (*tls.Config, error) {
 	return config, nil
 }
 
-// exists reports whether path exists, or may exist because it could not be examined.
+// exists returns false only if there is certainly no file at path. If path cannot be
+// examined, it returns true.
 func exists(path string) bool {
 	_, err := os.Stat(path)
 	return !errors.Is(err, fs.ErrNotExist)

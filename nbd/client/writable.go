@@ -16,15 +16,16 @@ import (
 // not allow writing to the export.
 var ErrReadOnly = errors.New("the export is read-only")
 
-// WritableDisk is a Disk that is also source.Writable, with any alignment of offsets and
-// lengths. If the server refuses a write, the error is source.Permanent, so that the write
-// is not retried. After a failed Flush, every later Flush returns the same error.
+// WritableDisk is a Disk that is also source.Writable. Offsets and lengths may have any
+// alignment. If the server refuses a write, the error is marked with source.Permanent,
+// so that the write is not retried. After a failed Flush, every later Flush returns the
+// same error.
 type WritableDisk struct {
 	*Disk
 	target *target
 
-	// partial is locked while a part of a block is read, changed and written back.
-	// Writes of whole blocks hold it for reading.
+	// partial is locked for writing while a part of a block is read, changed and
+	// written back. Writes of whole blocks lock it for reading.
 	partial sync.RWMutex
 
 	flushes flush.Group
@@ -50,8 +51,9 @@ func OpenWritable(ctx context.Context, uri *nbd.URI, o Options) (*WritableDisk, 
 	}, nil
 }
 
-// changeRange changes n bytes from off on. It calls whole for the blocks that the range
-// covers completely, and part for the parts of blocks at its beginning and end.
+// changeRange changes the n bytes at offset off. It calls the function whole for the
+// blocks that the range covers completely. It calls the function part for the parts of
+// blocks at the beginning and at the end of the range.
 func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, part func(off, n int64) error) error {
 	s := d.server
 	if err := s.life.Begin(ctx); err != nil {
@@ -91,8 +93,8 @@ func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, par
 	return err
 }
 
-// forget empties the cache of extents. The results of queries that are in progress will not
-// be cached.
+// forget empties the cache of extents. The results of queries that are in progress are
+// not cached either.
 func (d *WritableDisk) forget() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -124,12 +126,13 @@ func (d *WritableDisk) ZeroAt(ctx context.Context, off, n int64, flags source.Ze
 	})
 }
 
-// doPieces divides a range into pieces of at most zeroPiece bytes. For each piece, in order,
-// it sends a request with the command and the flags of like.
-func (d *WritableDisk) doPieces(ctx context.Context, off, n int64, like *call) error {
+// doPieces divides the n bytes at offset off into pieces of at most zeroPiece bytes. It
+// sends a request for each piece, in order. model is a call whose command and flags
+// these requests have.
+func (d *WritableDisk) doPieces(ctx context.Context, off, n int64, model *call) error {
 	s := d.server
 	for n > 0 {
-		k := &call{cmd: like.cmd, flags: like.flags, off: off, n: min(n, zeroPiece)}
+		k := &call{cmd: model.cmd, flags: model.flags, off: off, n: min(n, zeroPiece)}
 		err := s.do(ctx, s.pick(), k)
 		var server *serverError
 		if errors.As(err, &server) && server.errno == nbd.ENOTSUP {
@@ -143,7 +146,7 @@ func (d *WritableDisk) doPieces(ctx context.Context, off, n int64, like *call) e
 	return nil
 }
 
-// Trim implements source.Writable. It does not change parts of blocks, and does nothing if the
+// Trim implements source.Writable. It trims only whole blocks, and does nothing if the
 // server does not support TRIM.
 func (d *WritableDisk) Trim(ctx context.Context, off, n int64) error {
 	return d.changeRange(ctx, off, n, func(at, n int64) error {
