@@ -5,11 +5,11 @@ import "sync"
 // maxBadRanges is the maximum number of exports for which badRanges records a range.
 const maxBadRanges = 1024
 
-// badRanges records, by the name of an export, where reads failed after a simple reply
-// had begun. Such a reply cannot report an error, so the connection is closed, and the
-// client usually connects again and repeats the request. The repeated request is read
-// completely before its reply begins, so that it gets an error reply. badRanges is safe
-// for concurrent use. The zero value is empty.
+// badRanges records, for each export, the range in which reads have failed after a
+// simple reply had begun. Such a reply cannot report an error, so the connection is
+// closed. The client then usually connects again and repeats the request. The server
+// reads the repeated request completely before it begins the reply, so that the reply
+// can report the error. badRanges is safe for concurrent use. The zero value is empty.
 type badRanges struct {
 	mu     sync.Mutex
 	ranges map[string]badRange
@@ -18,7 +18,7 @@ type badRanges struct {
 // badRange is the smallest range that covers all failed reads of one export.
 type badRange struct{ from, to int64 }
 
-// add records that a read of [from, to) failed.
+// add records that a read of the range [from, to) failed.
 func (s *badRanges) add(export string, from, to int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -36,7 +36,7 @@ func (s *badRanges) add(export string, from, to int64) {
 	s.ranges[export] = badRange{from, to}
 }
 
-// overlap reports whether [from, to) overlaps the range of failed reads of the export.
+// overlap reports whether [from, to) overlaps the recorded range of the export.
 func (s *badRanges) overlap(export string, from, to int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -18,10 +18,10 @@ type calls chan struct{}
 
 func (c calls) release() { <-c }
 
-// acquireCall waits until the connection may call its disk: the call counts against the
-// limits that all connections share, or is the one call that each connection can always
-// make. The caller calls release after the call to the disk. acquireCall fails only if
-// ctx ends.
+// acquireCall waits until the connection may call its disk. The call counts against the
+// limits that all connections share. If they are reached, it may be the one call that
+// each connection can always make. After the call to the disk, the caller calls
+// release. acquireCall fails only if ctx ends.
 func (c *conn) acquireCall(ctx context.Context) (release func(), err error) {
 	e := c.export.calls
 	select {

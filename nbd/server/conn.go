@@ -15,7 +15,7 @@ import (
 // many requests are in progress, the server reads no further request.
 const maxRequests = 64
 
-// conn is a connection: first in the handshake, then in the transmission phase.
+// conn is a connection to a client, in the handshake or in the transmission phase.
 type conn struct {
 	s        *Server
 	net      net.Conn // base, or TLS over it
@@ -41,7 +41,8 @@ type conn struct {
 	deadline time.Time   // of the handshake; zero: there is none
 }
 
-// negotiated is the state that the options of the handshake change.
+// negotiated is the part of the connection's state that the client changes with options
+// of the handshake.
 type negotiated struct {
 	flags          nbd.HandshakeFlags
 	export         *export // nil: none is open
@@ -80,22 +81,22 @@ func (c *conn) serve() error {
 	return c.transmit()
 }
 
-// fail closes the connection because of err. Only the first call has an effect on
-// the error that serve returns.
+// fail closes the connection because of err. After several calls, the method serve
+// returns the error of the first one.
 func (c *conn) fail(err error) {
 	c.cancel(err)
 	c.base.Close()
 }
 
-// failed reports whether the connection has failed. The shutdown of the server is not a
-// failure, because replies are still sent then.
+// failed reports whether the connection has failed. It returns false during the
+// shutdown of the server, because replies are still sent then.
 func (c *conn) failed() bool {
 	ended := context.Cause(c.ctx)
 	return ended != nil && ended != ErrShutdown
 }
 
-// stopReading makes the connection read nothing more, because the server is shutting
-// down. Replies to requests in progress are still sent.
+// stopReading makes the connection read no more requests, because the server is
+// shutting down. Replies to requests in progress are still sent.
 func (c *conn) stopReading() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -138,9 +139,10 @@ func (c *conn) transmit() error {
 	return err
 }
 
-// awaitClose waits until the client has closed its side of the connection, but not longer
-// than lastWrites. If a socket is closed while it has received data that were not read, the
-// kernel may discard replies that the client has not received yet.
+// awaitClose waits until the client has closed its side of the connection, but not
+// longer than the duration lastWrites. The server must not close a socket that still
+// holds received data: the kernel might then discard replies that the client has not
+// received yet.
 func (c *conn) awaitClose() {
 	if closing, ok := c.base.(interface{ CloseWrite() error }); ok {
 		closing.CloseWrite()
@@ -187,8 +189,8 @@ func (c *conn) failUnlessEnding(err error) {
 	}
 }
 
-// stalled reports whether the client has blocked the connection for the duration after,
-// because it did not send the data of a write or did not receive its replies.
-func (c *conn) stalled(after time.Duration) bool {
-	return c.in.stalled(after) || c.out.stalled(after)
+// stalled reports whether the client has blocked the connection for the given time
+// limit, because it did not send the data of a write or did not receive its replies.
+func (c *conn) stalled(limit time.Duration) bool {
+	return c.in.stalled(limit) || c.out.stalled(limit)
 }

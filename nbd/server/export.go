@@ -21,8 +21,8 @@ type export struct {
 	facts
 }
 
-// facts are the properties of an open disk and the state that its clients share. The
-// fields do not change while the disk is open.
+// facts are the properties of an open disk and the state that all clients of the disk
+// share. The fields do not change while the disk is open.
 type facts struct {
 	disk     source.Disk
 	size     int64
@@ -35,8 +35,9 @@ type facts struct {
 	noNowait *atomic.Bool // the file system does not support preadv2 with RWF_NOWAIT
 }
 
-// acquire returns the export that clients call name, and opens its disk if no other client
-// uses the export. The caller must call release when its client no longer uses the export.
+// acquire returns the export for a name that a client sent, and opens its disk if no
+// other client uses the export. The caller must call release when its client no longer
+// uses the export.
 func (s *Server) acquire(ctx context.Context, name string) (*export, error) {
 	found, err := s.exports.Find(ctx, name)
 	if err != nil {
@@ -68,16 +69,17 @@ func (s *Server) acquire(ctx context.Context, name string) (*export, error) {
 	return e, nil
 }
 
-// forget removes one user of an export that is not open. The caller holds s.mu.
+// forget counts one user less for an export whose disk is not open. After its last user
+// it removes the export from s.open. The caller holds s.mu.
 func (s *Server) forget(e *export) {
 	if e.users--; e.users == 0 {
 		delete(s.open, e.Name)
 	}
 }
 
-// release ends the use of an export that acquire returned, and closes the disk if there is
-// no other user. A client that chooses the export meanwhile waits until the disk is closed,
-// so that a disk is never open twice.
+// release ends the use of an export that acquire returned, and closes the disk if there
+// is no other user. If another client chooses the export while the disk is being
+// closed, it waits until the disk is closed, so that a disk is never open twice.
 func (s *Server) release(e *export) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -103,7 +105,7 @@ func (s *Server) release(e *export) {
 	s.forget(e)
 }
 
-// inspect finds out what a disk supports and which sizes it prefers.
+// inspect finds out what a disk supports and which lengths of requests it prefers.
 func (s *Server) inspect(disk source.Disk) facts {
 	f := facts{disk: disk, size: disk.Size(), extents: newExtents(disk, &s.cacheBytes), noNowait: new(atomic.Bool), calls: make(calls, maxExportCalls)}
 	if s.o.Writable {
@@ -179,7 +181,8 @@ func (f Fixed) Open(_ context.Context, name string) (source.Disk, error) {
 	return nil, fmt.Errorf("%q: %w", name, ErrUnknownExport)
 }
 
-// kept is a disk whose Close does nothing, because the server did not open the disk.
+// kept is a disk whose Close does nothing. The disk must stay open, because it was not
+// opened by the server.
 type kept struct{ source.Disk }
 
 func (k kept) Unwrap() source.Disk { return k.Disk }

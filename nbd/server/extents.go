@@ -11,21 +11,24 @@ import (
 )
 
 const (
-	// queryBytes is the length of the range, in bytes, in one query for the extents of
-	// a disk. It does not depend on the request of the client, because many clients
-	// request one extent at a time, and a remote disk needs as much time to report one
-	// extent as a thousand.
+	// queryBytes is the length of the range, in bytes, for which one query asks a
+	// disk for its extents. The length does not depend on the request of the
+	// client, because many clients request one extent at a time. A remote disk
+	// needs as much time to report one extent as to report a thousand.
 	queryBytes = 4 << 30
-	// queryAlign is the alignment of the offsets of queries, in bytes, so that queries
-	// at random offsets do not divide the cached extents into small spans.
+	// queryAlign is the alignment of the offsets of queries, in bytes. Without it,
+	// queries at random offsets would divide the cached extents into many small
+	// spans.
 	queryAlign = 1 << 20
-	// maxRuns is the maximum number of extents that are taken from one query, for a
-	// disk whose extents are short.
+	// maxRuns limits how many extents of one query are used. The limit matters for
+	// a disk whose extents are short.
 	maxRuns = 4096
-	// maxCacheBytes is the maximum size of the cached extents of all exports, in
-	// bytes. Each export may keep the extents of one query in addition.
+	// maxCacheBytes is the maximum size, in bytes, of the cached extents of all
+	// exports together. In addition, each export may keep the extents of its last
+	// query.
 	maxCacheBytes = 8 << 20
-	// runSize and spanSize are the sizes of a run and of a span in memory, in bytes.
+	// runSize and spanSize are the sizes, in bytes, that the types run and span
+	// have in memory.
 	runSize  = 16
 	spanSize = 64
 )
@@ -53,7 +56,8 @@ type span struct {
 func (s *span) end() int64  { return s.runs[len(s.runs)-1].end }
 func (s *span) size() int64 { return spanSize + int64(len(s.runs))*runSize }
 
-// run is a source.Extent in a compact form. It begins where the run before it ends.
+// run is a source.Extent in a compact form. It begins where the previous run of the
+// span ends.
 type run struct {
 	end    int64
 	depth  int32
@@ -65,8 +69,9 @@ func newExtents(d source.Disk, mapped *atomic.Int64) *extents {
 	return &extents{disk: d, cacheBytes: mapped, querying: make(chan struct{}, 1)}
 }
 
-// at returns the extent from off on, from the cache or by a query to the disk. It may end
-// earlier than the extent of the disk, at the end of a query.
+// at returns the part, from the offset off on, of the extent that contains off. It
+// takes the extent from the cache or queries the disk. If an extent goes on after the
+// queried range, at returns only its part in that range.
 func (x *extents) at(ctx context.Context, off int64) (source.Extent, error) {
 	if e, ok := x.cached(off); ok {
 		return e, nil
@@ -83,7 +88,8 @@ func (x *extents) at(ctx context.Context, off int64) (source.Extent, error) {
 	return x.query(ctx, off)
 }
 
-// cached returns the extent from off on if it is in the cache.
+// cached returns the part, from the offset off on, of the extent that contains off, if
+// this extent is in the cache.
 func (x *extents) cached(off int64) (source.Extent, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -97,19 +103,20 @@ func (x *extents) cached(off int64) (source.Extent, bool) {
 	return s.at(off), true
 }
 
-// search returns the index of the first span that ends after off.
+// search returns the index of the first span that ends after the offset off.
 func (x *extents) search(off int64) int {
 	return sort.Search(len(x.spans), func(i int) bool { return x.spans[i].end() > off })
 }
 
-// at returns the extent from off on, where off must be in the span.
+// at returns the part, from the offset off on, of the extent that contains off. The
+// offset must be in the span.
 func (s *span) at(off int64) source.Extent {
 	r := s.runs[sort.Search(len(s.runs), func(i int) bool { return s.runs[i].end > off })]
 	return source.Extent{Off: off, Len: r.end - off, Kind: r.kind, Depth: int(r.depth), Absent: r.absent}
 }
 
-// query asks the disk for the extents around off that are not cached, and caches them. It
-// returns the extent from off on.
+// query asks the disk for the extents around the offset off that are not cached, and
+// caches them. It returns the part, from off on, of the extent that contains off.
 func (x *extents) query(ctx context.Context, off int64) (source.Extent, error) {
 	from := off &^ (queryAlign - 1)
 	end := from + min(queryBytes, x.disk.Size()-from)
@@ -161,17 +168,18 @@ func (x *extents) insert(s *span) {
 	}
 }
 
-// remove deletes the spans with indexes in [from, to) from the cache. The caller holds x.mu.
-func (x *extents) remove(from, to int) {
-	for _, s := range x.spans[from:to] {
+// remove deletes the spans with the indexes [start, end) from the cache. The caller
+// holds x.mu.
+func (x *extents) remove(start, end int) {
+	for _, s := range x.spans[start:end] {
 		x.cacheBytes.Add(-s.size())
 	}
-	x.spans = slices.Delete(x.spans, from, to)
+	x.spans = slices.Delete(x.spans, start, end)
 }
 
-// invalidate removes a range from the cache. It must be called after a write to the range
-// and before the reply to the write. The answer to a query that is in progress meanwhile
-// is not cached.
+// invalidate removes the n bytes at offset off from the cache. It must be called after
+// a write to the range and before the reply to the write. If a query is in progress at
+// the same time, its result is not cached.
 func (x *extents) invalidate(off, n int64) {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -12,8 +12,8 @@ import (
 // or the chunks of structured replies if the client negotiated them. Support for
 // extended headers would be added here.
 
-// reply is one message of the answer to a request: a head, and the bytes that
-// follow the head. A simple reply is one message; a structured reply is one
+// reply is one message in the answer to a request. It consists of a head and the bytes
+// that follow the head. A simple reply is one message; a structured reply has one
 // message for each chunk.
 type reply struct {
 	op   *op
@@ -24,20 +24,21 @@ type reply struct {
 	body []byte  // bytes that follow the head
 	buf  *buffer // memory of body, released after the reply was sent
 
-	// If file is not nil, length bytes of it from pos on follow the head instead
-	// of body. The kernel copies them to the socket (sendfile).
+	// If file is not nil, a part of this file follows the head instead of body:
+	// length bytes from the offset pos on. The kernel copies them to the socket
+	// (sendfile).
 	file   *os.File
 	pos    int64
 	length int64
 
-	// stream, if it is not nil, writes the data that follow the head, except for the
-	// first sent bytes, which the kernel has copied from file. It returns the bytes
-	// that end the reply.
-	stream func(w io.Writer, sent int64) (tail []byte, err error)
+	// If stream is not nil, it is called to write the data that follow the head. It
+	// does not write the first skip bytes, because the kernel has already copied
+	// them from file. It returns the bytes with which the reply ends.
+	stream func(w io.Writer, skip int64) (tail []byte, err error)
 }
 
-// setHead makes b the head of r. If b does not fit in the array, because of an error
-// text, it becomes the body instead.
+// setHead makes b the head of r. If b does not fit in the array for the head, because
+// it contains an error text, it becomes the body instead.
 func (r *reply) setHead(b []byte) {
 	if len(b) <= len(r.head) {
 		r.n = copy(r.head[:], b)
@@ -46,15 +47,15 @@ func (r *reply) setHead(b []byte) {
 	}
 }
 
-// setEnd makes r the last message of the answer, which has no data: it reports the error
-// of the request, or success. For a dropped request the message is empty.
+// setEnd makes r the last message of the answer. This message has no data. It reports
+// that the request succeeded, or its error. For a dropped request the message is empty.
 func (o *op) setEnd(r *reply) {
 	r.last, r.body = true, nil
 	r.setHead(o.appendEnd(r.head[:0]))
 }
 
-// setData gives r the head of n bytes of data at offset off. If last is set, the reply
-// ends with these data, so that no error can be reported after them.
+// setData gives r the head for n bytes of data at offset off of the disk. If last is
+// set, the reply ends with these data, so that no error can be reported after them.
 func (o *op) setData(r *reply, off int64, n int, last bool) {
 	if !o.c.structured {
 		r.setHead(nbd.SimpleReply{Cookie: o.Cookie}.Append(r.head[:0]))
@@ -64,21 +65,22 @@ func (o *op) setData(r *reply, off int64, n int, last bool) {
 	r.setHead(binary.BigEndian.AppendUint64(b, uint64(off)))
 }
 
-// setHole makes r a chunk that says that the n bytes at offset off are zeros.
+// setHole makes r a chunk which says that the n bytes at offset off of the disk are
+// zeros.
 func (o *op) setHole(r *reply, off int64, n int, last bool) {
 	b := o.appendChunk(r.head[:0], nbd.ChunkHole, 8+4, last)
 	b = binary.BigEndian.AppendUint64(b, uint64(off))
 	r.setHead(binary.BigEndian.AppendUint32(b, uint32(n)))
 }
 
-// setStatus gives r the head of a chunk of block status with n bytes of descriptors for
-// the metadata context with the given id.
+// setStatus gives r the head of a chunk of block status. n bytes of descriptors for the
+// metadata context with the given id follow the head.
 func (o *op) setStatus(r *reply, id uint32, n int, last bool) {
 	b := o.appendChunk(r.head[:0], nbd.ChunkBlockStatus, 4+n, last)
 	r.setHead(binary.BigEndian.AppendUint32(b, id))
 }
 
-// appendEnd appends the message of setEnd to b.
+// appendEnd appends the last message of the answer to b: see setEnd.
 func (o *op) appendEnd(b []byte) []byte {
 	switch {
 	case o.dropped:

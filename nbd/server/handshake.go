@@ -30,10 +30,12 @@ const (
 	allocationDepth = "qemu:allocation-depth"
 )
 
-// handshake performs the handshake as described in "Newstyle negotiation" of proto.md. ready
-// is true if the transmission phase follows, and false if the client has disconnected. The
-// connection is read without a buffer: bytes that an attacker sent in plain text after
-// STARTTLS must not be taken for bytes that the client encrypted.
+// handshake performs the handshake as described in "Newstyle negotiation" of proto.md.
+// ready is true if the transmission phase follows, and false if the client has
+// disconnected.
+//
+// The connection is read without a buffer. Otherwise bytes that an attacker sent in
+// plain text after STARTTLS could be taken for bytes that the client encrypted.
 func (c *conn) handshake() (ready bool, err error) {
 	c.setHandshakeDeadline(time.Now().Add(c.s.o.Handshake))
 	greeting := binary.BigEndian.AppendUint64(nil, nbd.Magic)
@@ -80,7 +82,7 @@ func (c *conn) handshake() (ready bool, err error) {
 // errAborted says that the client ended the handshake with ABORT.
 var errAborted = errors.New("the client ended the handshake")
 
-// optionData is the data of an option.
+// optionData is the data of an option in the handshake.
 type optionData struct {
 	b       []byte
 	tooLong bool // the data were longer than maxOption and were skipped
@@ -117,8 +119,9 @@ func (c *conn) nextOption() (nbd.Option, optionData, error) {
 	return option, d, nil
 }
 
-// optionData reads the n bytes of data of an option. It allocates memory as data arrive,
-// since many clients could announce long data and send none.
+// optionData reads the n bytes of data of an option. It allocates memory only as data
+// arrive. Otherwise many clients could exhaust the memory by announcing long data and
+// sending none.
 func (c *conn) optionData(n int) ([]byte, error) {
 	const step = 512
 	b := make([]byte, 0, min(n, step))
@@ -138,8 +141,9 @@ func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 	secure := c.net != c.base
 	switch {
 	case o == nbd.OptAbort:
-		// The data of ABORT are ignored. An error does not matter, since the client
-		// may close the connection without waiting for the reply.
+		// The data of ABORT are ignored. It does not matter if the reply cannot
+		// be sent, since the client may close the connection without waiting
+		// for it.
 		_ = c.sendReply(o, nbd.RepAck, nil)
 		return false, errAborted
 	case o == nbd.OptExportName:
@@ -198,9 +202,9 @@ func (c *conn) refuse(o nbd.Option, t nbd.OptionReplyType, why string) error {
 	return c.sendReply(o, t, []byte(why))
 }
 
-// selectExport makes the export that clients call name the export of the connection. The
-// time to open its disk is added to the deadline of the handshake. If the export cannot be
-// opened, selectExport returns the type and the text of an error reply.
+// selectExport makes the export with the given name the export of the connection. The
+// time to open its disk is added to the deadline of the handshake. If the export cannot
+// be opened, selectExport returns the type and the text of an error reply.
 func (c *conn) selectExport(name string) (wrong nbd.OptionReplyType, why string) {
 	c.mu.Lock()
 	deadline := c.deadline
@@ -300,8 +304,8 @@ func (c *conn) list(data []byte) error {
 	return c.sendReply(o, nbd.RepAck, nil)
 }
 
-// fields decodes the data of an option. If they are too short, bad is set, and the methods
-// return zero values.
+// fields decodes the data of an option, one field after another. If the data are too
+// short, bad is set, and the methods return zero values.
 type fields struct {
 	b   []byte // data that were not decoded yet
 	bad bool

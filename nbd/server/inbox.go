@@ -15,20 +15,21 @@ import (
 )
 
 const (
-	// maxDiscard is the length, in bytes, of the longest write whose data are skipped
-	// after the request was refused. A longer write ends the connection.
+	// maxDiscard limits the data of a refused write, in bytes. The server skips
+	// data up to this length. If they are longer, it ends the connection.
 	maxDiscard = 2 * nbd.MaxPayload
-	// readBuffer is the size of a connection's buffer for requests, in bytes. Longer
-	// data of a write go directly into memory for them.
+	// readBuffer is the size, in bytes, of the buffer for the requests of a
+	// connection. Data of a write that are longer do not go through this buffer.
 	readBuffer = 4 << 10
-	// fast is a time limit for a client that counts as slow. If the client sends
-	// reserve bytes within this time, it no longer counts as slow.
+	// fast is a time limit for a client that counts as slow. Such a client gets
+	// buffers of reserve bytes. If it fills one within this time, it no longer
+	// counts as slow.
 	fast = 100 * time.Millisecond
 )
 
-// inbox reads what a client sends in the transmission phase: requests and the
-// data of writes. Only the goroutine that reads requests uses it, except for
-// stalled.
+// inbox reads what a client sends in the transmission phase: requests and the data of
+// writes. Only the goroutine that reads requests calls its methods. The method stalled
+// is an exception.
 type inbox struct {
 	c      *conn
 	r      *bufio.Reader
@@ -53,8 +54,8 @@ func (in *inbox) next() (nbd.Request, error) {
 	return nbd.ParseRequest(&in.header)
 }
 
-// hasRequest reports whether next returns a request without reading from the
-// connection.
+// hasRequest reports whether a complete request is in the buffer, so that next need not
+// read from the connection.
 func (in *inbox) hasRequest() bool { return in.r.Buffered() >= nbd.RequestSize }
 
 // discard skips the n bytes of data of a refused write.
@@ -68,10 +69,12 @@ func (in *inbox) discard(n uint32) error {
 	return nil
 }
 
-// receive returns a buffer with the next data of a write, whose n bytes from offset off on
-// have not been returned yet. It allocates the buffer after the first byte has arrived. If
-// the client does not fill the buffer within the duration patience, receive releases shared
-// memory and continues with buffers of reserve bytes.
+// receive reads the next data of a write and returns them in a buffer. n is the length
+// of the data that are still missing, and off their offset in the disk. receive
+// allocates the buffer only after the first byte has arrived.
+//
+// The client must fill the buffer within the duration patience. If it does not, receive
+// releases the shared memory and uses buffers of reserve bytes from then on.
 func (in *inbox) receive(off, n int64) (*buffer, error) {
 	c := in.c
 	c.out.flushReplies()
@@ -111,7 +114,8 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 		return nil, err
 	}
 	in.slow = true
-	// Return the data up to a multiple of minPiece, and carry the rest to the next call.
+	// Return the data that end at a multiple of minPiece, and keep the rest in
+	// in.carry for the next call.
 	whole := max(have-int((off+int64(have))%minPiece), 0)
 	in.carry = bytes.Clone(b.b[whole:have])
 	if b.b = b.b[:whole]; whole > 0 {
@@ -121,9 +125,9 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 	return in.receive(off, n)
 }
 
-// stalled reports whether receive has waited for the data of one buffer for longer than the
-// duration after. It is safe for concurrent use.
-func (in *inbox) stalled(after time.Duration) bool {
+// stalled reports whether receive has waited for the data of one buffer for at least
+// the given time limit. It is safe for concurrent use.
+func (in *inbox) stalled(limit time.Duration) bool {
 	since := in.receiving.Load()
-	return since != 0 && time.Now().UnixNano()-since >= int64(after)
+	return since != 0 && time.Now().UnixNano()-since >= int64(limit)
 }

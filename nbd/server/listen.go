@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// ErrAddress is wrapped by the errors of CheckAddress. It names the forms of an address that
-// Listen accepts.
+// ErrAddress is wrapped by the errors of CheckAddress. Its text names the forms of an
+// address that Listen accepts.
 var ErrAddress = errors.New("want tcp://HOST:PORT or unix:PATH")
 
 // CheckAddress checks the syntax of an address for Listen, without using the network or the
@@ -90,13 +90,14 @@ func Listen(ctx context.Context, address string) (net.Listener, error) {
 	return l, nil
 }
 
-// listenUnix listens on the socket path.
+// listenUnix listens on a Unix socket at path.
 func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
-	// The mode is set before bind, so that other users can never connect. The file of
-	// the socket gets this mode, from which the umask can only remove permissions.
+	// The file of the socket gets the mode that is set before bind, so that other
+	// users can never connect. The umask can only remove permissions from this
+	// mode.
 	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
 		var chmod error
 		if err := c.Control(func(fd uintptr) { chmod = unix.Fchmod(int(fd), 0o600) }); err != nil {
@@ -107,7 +108,7 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 	return config.Listen(ctx, "unix", path)
 }
 
-// removeStale removes the socket path if no server listens on it.
+// removeStale removes the socket at path if no server listens on it.
 func removeStale(ctx context.Context, path string) error {
 	st, err := os.Lstat(path)
 	switch {
@@ -175,7 +176,8 @@ func Activated() (listeners []net.Listener, conns []net.Conn, err error) {
 	return listeners, conns, nil
 }
 
-// adopt returns a listener or a connection for a file descriptor, which it closes.
+// adopt returns a listener or a connection for a file descriptor. It closes the
+// descriptor, since the result uses a copy of it.
 func adopt(fd int) (net.Listener, net.Conn, error) {
 	unix.CloseOnExec(fd)
 	f := os.NewFile(uintptr(fd), "socket "+strconv.Itoa(fd))
@@ -209,7 +211,7 @@ func URI(addr net.Addr, overTLS bool, export string) string {
 		if abs, err := filepath.Abs(path); err == nil {
 			path = abs
 		}
-		// Not all clients decode + as a space.
+		// url.QueryEscape encodes a space as +, which not all clients decode.
 		return scheme + "+unix://" + u.EscapedPath() + "?socket=" + strings.NewReplacer("+", "%20", "%2F", "/").Replace(url.QueryEscape(path))
 	case *net.TCPAddr:
 		host := a.IP.String()

@@ -13,25 +13,27 @@ const (
 	maxPiece = 1 << 20
 	// minPiece is the minimum size of a buffer, in bytes.
 	minPiece = 4 << 10
-	// reserve is the size, in bytes, of the one buffer that each connection can always
-	// get in addition to the shared memory.
+	// reserve is the size, in bytes, of the connection's reserve: one buffer that
+	// each connection can always get in addition to the shared memory.
 	reserve = 16 << 10
 	// patience is how long a connection waits for shared memory before it uses its
-	// reserve, and how long it keeps shared memory for data that do not arrive.
+	// reserve. It is also how long a connection keeps shared memory for data that
+	// do not arrive.
 	patience = 500 * time.Millisecond
-	// maxTries is the maximum number of times that a connection waits for the duration
-	// patience. It waits again only if other connections have released memory
-	// meanwhile.
+	// maxTries is the maximum number of times that a connection waits for the
+	// duration patience. It waits once more only if other connections have released
+	// memory during the last wait.
 	maxTries = 4
 )
 
 // memory limits the memory for the data of requests in progress, which all connections
-// share. A connection that holds none may get its first buffer from the whole shared
-// memory. Further buffers come from one half of it, and the connections of one peer can
-// use at most three quarters.
+// share. A connection that holds no shared memory may get its first buffer from the
+// whole shared memory. Further buffers come from one half of it. The connections of one
+// peer together can use at most three quarters.
 //
-// In addition, each connection can get one buffer of reserve bytes, no matter how much
-// the others hold. A request therefore waits only for its own client and its own disk.
+// In addition, each connection can always get one buffer of reserve bytes, however much
+// memory other connections hold. Therefore a request waits only for a limited time for
+// the clients and disks of other connections.
 type memory struct {
 	all        int64  // size of the shared memory in bytes
 	onPressure func() // called when a connection has to use its reserve
@@ -68,7 +70,7 @@ type waiter struct {
 	ready   chan struct{} // closed when the connection got memory
 }
 
-// buffer is memory for data. Its holder may shorten b.
+// buffer is memory for data. Its holder may shorten the slice b.
 type buffer struct {
 	b       []byte
 	holder  *holder
@@ -76,18 +78,19 @@ type buffer struct {
 	reserve bool  // the buffer is the reserve of its holder
 }
 
-// newMemory returns a memory that holds at most all bytes, or four times maxPiece if that is
-// more. It calls onPressure when a connection uses its reserve.
-func newMemory(all int64, onPressure func()) *memory {
-	return &memory{all: max(all, 4*maxPiece), onPressure: onPressure}
+// newMemory returns a memory with size bytes of shared memory, but at least four times
+// maxPiece. It calls onPressure when a connection uses its reserve.
+func newMemory(size int64, onPressure func()) *memory {
+	return &memory{all: max(size, 4*maxPiece), onPressure: onPressure}
 }
 
-// class returns the index in memory.free of the smallest buffers with at least n bytes.
+// class returns the size class of a buffer of n bytes, which is an index of
+// memory.free.
 func class(n int) int { return bits.Len(uint(max(n, minPiece)-1)) - bits.Len(minPiece-1) }
 
-// acquire returns a buffer of n bytes, where n is at most maxPiece. If memory stays short
-// for long, the buffer is the connection's reserve and has min(n, reserve) bytes. acquire
-// fails only if ctx ends.
+// acquire returns a buffer of n bytes, where n is at most maxPiece. If no shared memory
+// becomes free for too long (see patience and maxTries), the buffer is the connection's
+// reserve and has min(n, reserve) bytes. acquire fails only if ctx ends.
 func (m *memory) acquire(ctx context.Context, h *holder, n int) (*buffer, error) {
 	w := &waiter{holder: h, n: minPiece << class(n)}
 	if err := m.wait(ctx, w); err != nil {
@@ -116,7 +119,8 @@ func (m *memory) tryAcquire(h *holder, n int) *buffer {
 	return m.buffer(h, n)
 }
 
-// buffer returns a buffer of n bytes, which were charged before.
+// buffer returns a buffer of n bytes. The caller has already counted its memory as used
+// (see charge).
 func (m *memory) buffer(h *holder, n int) *buffer {
 	c := class(n)
 	b, _ := m.free[c].Get().(*buffer)
@@ -127,7 +131,7 @@ func (m *memory) buffer(h *holder, n int) *buffer {
 	return b
 }
 
-// release returns a buffer. Connections that wait may get its memory.
+// release frees a buffer, so that its memory can go to a connection that waits.
 func (m *memory) release(b *buffer) {
 	h, size, own := b.holder, b.n, b.reserve
 	b.holder = nil
@@ -151,21 +155,23 @@ const (
 	peerFull                   // the peer holds its three quarters: waiters of other peers go first
 )
 
-// decide returns whether w can get its memory. If others is set, memory was short for an
-// earlier waiter, and w gets memory only if its connection holds none. The caller holds m.mu.
-func (m *memory) decide(w *waiter, others bool) verdict {
+// decide returns whether the waiter w can get its memory now. If earlierWaits is true,
+// memory is too short for an earlier waiter. In this case w gets memory only if its
+// connection holds none. The caller holds m.mu.
+func (m *memory) decide(w *waiter, earlierWaits bool) verdict {
 	switch {
 	case w.holder.peer.held+w.n > m.all-m.all/4:
 		return peerFull
 	case w.holder.held == 0 && m.used+w.n <= m.all:
 		return fits
-	case w.holder.held != 0 && !others && m.used+w.n <= m.all/2:
+	case w.holder.held != 0 && !earlierWaits && m.used+w.n <= m.all/2:
 		return fits
 	}
 	return memoryShort
 }
 
-// grant gives memory to waiters, in the order of their arrival. The caller holds m.mu.
+// grant gives memory to the waiters that can get it, in the order of their arrival. The
+// caller holds m.mu.
 func (m *memory) grant() {
 	if len(m.waiting) == 0 {
 		return
@@ -190,7 +196,7 @@ func (m *memory) grant() {
 	m.waiting = still
 }
 
-// charge counts the memory of w as used. The caller holds m.mu.
+// charge counts the memory for the waiter w as used. The caller holds m.mu.
 func (m *memory) charge(w *waiter) {
 	m.used += w.n
 	w.holder.held += w.n
@@ -206,8 +212,8 @@ func (m *memory) refund(h *holder, n int64) {
 	h.peer.held -= n
 }
 
-// useReserve gives w the reserve of its connection, which is not a part of the shared
-// memory. The caller holds m.mu.
+// useReserve gives the waiter w the reserve of its connection, which is not a part of
+// the shared memory. The caller holds m.mu.
 func (m *memory) useReserve(w *waiter) { w.reserve, w.holder.reserved = true, true }
 
 // holdsShared reports whether h holds shared memory.
@@ -217,8 +223,8 @@ func (m *memory) holdsShared(h *holder) bool {
 	return h.held > 0
 }
 
-// acquireOrQueue gives w memory or its reserve, if that is possible at once, and reports
-// whether it was. Otherwise w is added to the waiters.
+// acquireOrQueue returns true if the waiter w can get shared memory or the reserve of
+// its connection at once. Otherwise it adds w to the waiters and returns false.
 func (m *memory) acquireOrQueue(w *waiter) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -235,7 +241,8 @@ func (m *memory) acquireOrQueue(w *waiter) bool {
 	return false
 }
 
-// wait waits until w has got memory or its reserve. It fails only if ctx ends.
+// wait waits until the waiter w has got shared memory or the reserve of its connection.
+// It fails only if ctx ends.
 func (m *memory) wait(ctx context.Context, w *waiter) error {
 	if m.acquireOrQueue(w) {
 		return nil
@@ -249,8 +256,10 @@ func (m *memory) wait(ctx context.Context, w *waiter) error {
 			return nil
 		case <-timer.C:
 			if now := m.releases(); now != seen && tries < maxTries {
-				// Memory is being released, so the disks are slow and not the
-				// clients: a large buffer is worth a longer wait.
+				// Other connections release memory. So the reason for
+				// the shortage is slow disks and not clients that have
+				// stopped, and it is worth waiting longer for a large
+				// buffer.
 				seen = now
 				timer.Reset(patience)
 				continue
@@ -270,7 +279,8 @@ func (m *memory) releases() uint64 {
 	return m.released
 }
 
-// allowReserve lets w get its reserve, now or as soon as the reserve is released.
+// allowReserve lets the waiter w get the reserve of its connection, now or as soon as
+// the reserve is free.
 func (m *memory) allowReserve(w *waiter) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -282,7 +292,8 @@ func (m *memory) allowReserve(w *waiter) {
 	}
 }
 
-// cancel removes w from the waiters. If w has got memory meanwhile, cancel releases it.
+// cancel removes w from the waiters. If w has got memory in the meantime, cancel
+// releases it.
 func (m *memory) cancel(w *waiter) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

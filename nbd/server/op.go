@@ -29,9 +29,9 @@ type op struct {
 // end returns the offset of the first byte after the range of the request.
 func (o *op) end() int64 { return int64(o.Off) + int64(o.Len) }
 
-// startRequest checks a request and starts it, in goroutines of its own where it has to
-// wait for the disk. Only the goroutine that reads requests calls it. An error ends the
-// connection.
+// startRequest checks a request and starts it. Work that may wait for the disk runs in
+// other goroutines. Only the goroutine that reads requests calls startRequest. An error
+// ends the connection.
 func (c *conn) startRequest(r nbd.Request) error {
 	o, err := c.newOp(r)
 	if err != nil {
@@ -91,9 +91,11 @@ func (o *op) drop() {
 }
 
 // fail records an error of the disk. The client gets its error number and the failed
-// range; the log gets the whole error. A request that failed because the server is
-// shutting down gets no reply: a guest takes each error for a fault of its disk, but
-// after a closed connection its NBD client connects again.
+// range. The log gets the whole error.
+//
+// A request that failed because the server is shutting down gets no reply. A guest
+// would take an error for a fault of its disk, but if the connection is closed instead,
+// its NBD client connects again.
 func (o *op) fail(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -115,20 +117,21 @@ func (o *op) fail(err error) {
 	o.text = fmt.Sprintf("%v of %d bytes at %d: %v", o.Type, o.Len, o.Off, o.errno)
 }
 
-// sendEnd makes r the end of the reply and sends it. It may wait for the client.
+// sendEnd sends r as the last message of the answer: see setEnd. It may wait for the
+// client.
 func (o *op) sendEnd(r *reply) {
 	o.setEnd(r)
 	o.c.out.send(r)
 }
 
-// queueEnd makes o.first the end of the reply and queues it, without waiting for the client.
-// Only the goroutine that reads requests calls it.
+// queueEnd queues o.first as the last message of the answer: see setEnd. It does not
+// wait for the client. Only the goroutine that reads requests calls it.
 func (o *op) queueEnd() {
 	o.setEnd(&o.first)
 	o.c.out.queueReply(&o.first)
 }
 
-// addPiece counts one more piece, which will be started after the current one.
+// addPiece increments o.pieces, for a piece that will be started after the current one.
 func (o *op) addPiece() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -155,8 +158,8 @@ func (o *op) recoverPanic(piece func() error) (err error) {
 	return piece()
 }
 
-// callDisk runs a piece that calls the disk. It first waits until the number of calls
-// to disks is below the limits of calls.go.
+// callDisk runs a piece that calls the disk. If too many calls to disks are in
+// progress, it waits first: see acquireCall.
 func (o *op) callDisk(piece func() error) error {
 	release, err := o.c.acquireCall(o.c.s.disksCtx)
 	if err != nil {
@@ -166,8 +169,9 @@ func (o *op) callDisk(piece func() error) error {
 	return o.recoverPanic(piece)
 }
 
-// abandon ends a request whose next piece could not be started because of err, an
-// error of the connection. Pieces that run already finish without a reply.
+// abandon ends a request because its next piece cannot be started. The reason is err,
+// an error of the connection. Pieces that are already running are finished, but no
+// reply is sent.
 func (o *op) abandon(err error) {
 	o.c.failUnlessEnding(err)
 	o.mu.Lock()

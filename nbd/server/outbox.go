@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// maxVectors is how many slices one system call writes to a socket.
+	// maxVectors is the maximum number of byte slices that one system call writes
+	// to a socket.
 	maxVectors = 64
 	// spool is the size, in bytes, of the buffer that gathers replies for a connection
 	// that is not a plain socket (TLS).
@@ -59,22 +60,23 @@ func socket(c net.Conn) syscall.RawConn {
 	return nil
 }
 
-// queueReply queues a reply for flushReplies, or for a goroutine that is sending. Only the
-// goroutine that reads requests may call it. Replies to requests that arrived together are
-// therefore sent together.
+// queueReply queues a reply without sending it. If no goroutine is sending, the reply
+// is sent after flushReplies is called. Replies to requests that arrived together are
+// therefore sent together. Only the goroutine that reads requests may call queueReply.
 func (o *outbox) queueReply(r *reply) {
 	if o.enqueue(r) {
 		o.flushLater()
 	}
 }
 
-// flushLater records that no goroutine sends the queued replies, so that flushReplies starts
-// one.
+// flushLater records that no goroutine is sending the queued replies. The next call of
+// flushReplies then starts one.
 func (o *outbox) flushLater() { o.unflushed = true }
 
-// flushReplies starts a sender if flushLater was called. The goroutine that reads requests
-// calls it before it waits for anything. It does not send by itself, because a client may
-// send many requests before it takes the first reply.
+// flushReplies starts a goroutine that sends the queued replies, if flushLater was
+// called. The goroutine that reads requests calls flushReplies before it waits for
+// anything. It must not send replies itself, because a client may send many requests
+// before it takes the first reply.
 func (o *outbox) flushReplies() {
 	if o.unflushed {
 		o.unflushed = false
@@ -128,16 +130,16 @@ func (o *outbox) drain() {
 	o.mu.Unlock()
 }
 
-// stalled reports whether the client has received fewer than stallBytes within the duration
-// after, although replies were waiting to be sent.
-func (o *outbox) stalled(after time.Duration) bool {
+// stalled reports whether the client has received fewer than stallBytes within the
+// given time limit, although replies were waiting to be sent.
+func (o *outbox) stalled(limit time.Duration) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return o.sending && !o.paused && time.Since(o.since) >= after
+	return o.sending && !o.paused && time.Since(o.since) >= limit
 }
 
-// pause calls read. The time that read takes does not count for stalled, since the client
-// is not to blame for a slow disk.
+// pause calls the function read, which reads from the disk. The method stalled does not
+// count the time that read takes, since the client is not responsible for a slow disk.
 func (o *outbox) pause(read func() error) error {
 	start := time.Now()
 	o.setPaused(true, 0)
@@ -146,11 +148,12 @@ func (o *outbox) pause(read func() error) error {
 	return err
 }
 
-// setPaused begins or ends a pause, and adds the length of the pause to o.since.
-func (o *outbox) setPaused(on bool, after time.Duration) {
+// setPaused begins a pause (on is true) or ends it. At the end it moves o.since forward
+// by the length of the pause.
+func (o *outbox) setPaused(on bool, length time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.paused, o.since = on, o.since.Add(after)
+	o.paused, o.since = on, o.since.Add(length)
 }
 
 // progress records that the client took n bytes.
@@ -191,9 +194,9 @@ func (o *outbox) write(batch []*reply) error {
 	return o.flush(0)
 }
 
-// writeStream writes the data that follow the head of r to the socket: the data in r.file
-// with writeFile, and the rest with r.stream. The end of the reply stays in o.vectors, so
-// that it is sent together with the next reply.
+// writeStream writes the data that follow the head of r to the socket. It calls
+// writeFile for the data in r.file, and r.stream for the rest. The end of the reply
+// stays in o.vectors, so that it is sent together with the next reply.
 func (o *outbox) writeStream(r *reply) error {
 	if err := o.flush(unix.MSG_MORE); err != nil {
 		return err
@@ -212,8 +215,8 @@ func (o *outbox) writeStream(r *reply) error {
 	return err
 }
 
-// socketWriter is an io.Writer that writes replies to the socket of a connection, after the
-// replies in outbox.vectors.
+// socketWriter is an io.Writer that writes to the socket of a connection. It first
+// writes what is still in outbox.vectors.
 type socketWriter struct{ o *outbox }
 
 func (d socketWriter) Write(b []byte) (int, error) {
@@ -224,8 +227,8 @@ func (d socketWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// flush writes the vectors to the socket, with the given flags of sendmsg(2). It waits
-// until the client has taken all of them.
+// flush writes o.vectors to the socket, with the given flags of sendmsg(2). It waits
+// until the kernel has taken all of them.
 func (o *outbox) flush(flags int) error {
 	v := o.vectors
 	if len(v) == 0 {
@@ -257,8 +260,8 @@ func (o *outbox) flush(flags int) error {
 	return err
 }
 
-// dropBytes removes the first n bytes of v, which the kernel has accepted, and returns the
-// rest.
+// dropBytes removes from v the first n bytes, which the kernel has accepted, and
+// returns the rest.
 func dropBytes(v [][]byte, n int) [][]byte {
 	for len(v) > 0 && n >= len(v[0]) {
 		n -= len(v[0])
@@ -271,16 +274,16 @@ func dropBytes(v [][]byte, n int) [][]byte {
 }
 
 // writeFile makes the kernel copy the data of r from its file to the socket. It returns
-// how many bytes were sent: fewer than r.length if the file cannot be read or has become
-// shorter. An error means that the connection is broken.
+// how many bytes were sent. They are fewer than r.length if the file cannot be read or
+// has become shorter. An error means that the connection is broken.
 func (o *outbox) writeFile(r *reply) (sent int64, err error) {
 	left, from, pos := r.length, int(r.file.Fd()), r.pos
 	var failed error
 	err = o.raw.Write(func(fd uintptr) bool {
 		for left > 0 {
 			n := 0
-			// sendfile waits for the disk here, and never for the client: the
-			// socket is non-blocking.
+			// This call waits only for the disk and never for the client,
+			// because the socket is non-blocking.
 			err := o.pause(func() (err error) {
 				n, err = unix.Sendfile(int(fd), from, &pos, int(left))
 				return err
@@ -330,8 +333,9 @@ func (o *outbox) writeBuffered(batch []*reply) error {
 	return w.Flush() // returns the first error of all writes to w
 }
 
-// progressWriter writes to the connection in steps of 64 KiB and reports each as
-// progress, so that a client that takes its replies slowly does not count as stalled.
+// progressWriter writes to the connection in steps of 64 KiB and reports each step as
+// progress. Therefore a client that receives its replies slowly does not count as
+// stalled.
 type progressWriter struct{ o *outbox }
 
 func (w progressWriter) Write(b []byte) (int, error) {

@@ -12,17 +12,18 @@ import (
 )
 
 const (
-	// minFile is the shortest read, in bytes, whose data the kernel copies from the
-	// file to the socket (sendfile). For shorter reads a copy through memory is
-	// faster.
+	// minFile is the length, in bytes, of the shortest read whose data the kernel
+	// copies from the file to the socket (sendfile). For shorter reads a copy
+	// through memory is faster.
 	minFile = 32 << 10
-	// minHole is the shortest hole, in bytes, that gets a chunk of its own. Shorter
-	// holes are read together with the data around them.
+	// minHole is the length, in bytes, of the shortest hole that is sent as a chunk
+	// of its own. Shorter holes are read together with the data around them.
 	minHole = 64 << 10
-	// maxSplit is the maximum number of pieces into which cached extents divide one
-	// read. The rest of the range is read from the disk without regard to extents.
+	// maxSplit is the maximum number of pieces into which one read is divided by
+	// the extents in the cache. The rest of the range is read from the disk without
+	// regard to extents.
 	maxSplit = 64
-	// maxCache is how many bytes of its range a CACHE request prefetches.
+	// maxCache is the maximum number of bytes that one CACHE request prefetches.
 	maxCache = nbd.MaxPayload
 )
 
@@ -46,9 +47,10 @@ func (o *op) read() error {
 }
 
 // sendFile queues a reply whose data the kernel copies from a file to the socket
-// (sendfile). It returns false and does nothing if the data are not contiguous in one
-// file, if the connection is not a plain socket, if the read is short, or if the reply
-// must not begin before the data were read.
+// (sendfile). It returns false and does nothing if that is not possible or not useful:
+// if the data are not contiguous in one file, if the connection is not a plain socket,
+// or if the read is short. It also returns false if the reply must not begin before the
+// data were read.
 func (o *op) sendFile() bool {
 	c, off, n := o.c, int64(o.Off), int64(o.Len)
 	if c.out.raw == nil || c.export.files == nil || n < minFile || !o.mayStream() {
@@ -66,8 +68,9 @@ func (o *op) sendFile() bool {
 	return true
 }
 
-// readPieces starts a read that is answered with a chunk for each hole and each piece
-// of data, in any order. Holes that are known are not read from the disk.
+// readPieces starts a read that is answered with one chunk for each hole and each piece
+// of data. The chunks may be sent in any order. Holes that the cache of extents knows
+// are not read from the disk.
 func (o *op) readPieces() error {
 	c := o.c
 	var few [4]source.Extent
@@ -116,7 +119,8 @@ func (o *op) failedBefore() bool {
 }
 
 // readCached answers a short read from the page cache of the kernel, without starting a
-// goroutine. done is false if the data are not in a file or not in the page cache.
+// goroutine. done is false if the data are not in a file, or are in a file but not in
+// the page cache.
 func (o *op) readCached() (done bool, err error) {
 	c := o.c
 	if o.Len >= minFile || c.export.files == nil {
@@ -150,8 +154,10 @@ func (o *op) readCached() (done bool, err error) {
 	return true, nil
 }
 
-// plan appends extents that cover n bytes from off on: Zero for holes that are known,
-// and Data, of at most maxPiece bytes each, for ranges to be read.
+// plan divides the n bytes at offset off into extents and appends them to the slice
+// plan. Holes that the cache of extents knows become extents of kind Zero. The other
+// extents have the kind Data and at most maxPiece bytes, and must be read from the
+// disk.
 func (f *facts) plan(plan []source.Extent, off, n int64) []source.Extent {
 	end := off + n
 	for off < end {
@@ -173,12 +179,13 @@ func (f *facts) plan(plan []source.Extent, off, n int64) []source.Extent {
 	return plan
 }
 
-// queuePiece finishes a piece of a read with a structured reply: it queues r as a chunk
-// of n bytes at off, which are in r.body or are a hole. The last piece ends the reply.
-// After an error no more data are queued. It reports whether the caller has to call
-// outbox.drain.
+// queuePiece finishes a piece of a read that is answered with a structured reply. It
+// queues r as a chunk for the n bytes at offset off. The chunk is a hole, or its data
+// are in r.body. The last piece ends the reply. After an error no more data are queued.
+// If drain is true, the caller must call outbox.drain.
 func (o *op) queuePiece(r *reply, off int64, n int, hole bool) (drain bool) {
-	// The chunk is queued under o.mu, so that the last chunk is queued last.
+	// The chunk is queued while o.mu is locked, so that the chunk that ends the
+	// reply is queued after all others.
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.pieces--
@@ -224,9 +231,9 @@ func (o *op) readPiece(r *reply, off int64) {
 	}
 }
 
-// readWhole starts a read whose data must be sent in one message: a simple reply, or one
-// chunk because of the flag DF. If the data do not fit in the memory that the connection
-// got, they are read while the reply is sent.
+// readWhole starts a read whose data must be sent in one message. The message is a
+// simple reply, or a single chunk because of the flag DF. If the data do not fit in the
+// buffer that the connection got, they are read while the reply is being sent.
 func (o *op) readWhole() error {
 	c := o.c
 	b, err := c.allocate(int(min(o.Len, maxPiece)))
@@ -257,8 +264,9 @@ func (o *op) readWhole() error {
 	return nil
 }
 
-// readAll reads the range of the request into b, piece by piece, where b may be shorter
-// than the range. It shows whether the whole range can be read.
+// readAll reads the range of the request, to find out whether all of it can be read. If
+// the buffer b is shorter than the range, readAll reads each piece into the same
+// buffer, so that only the last piece remains there.
 func (o *op) readAll(b []byte) error {
 	for off, end := int64(o.Off), o.end(); off < end; off += int64(len(b)) {
 		b = b[:min(int64(len(b)), end-off)]
@@ -269,13 +277,14 @@ func (o *op) readAll(b []byte) error {
 	return nil
 }
 
-// stream writes the data of a read, except for the first sent bytes, and returns the
-// bytes that end the reply: see reply.stream. If the disk fails, a structured reply is
-// filled with zeros and reports the error at its end. A simple reply can no longer
-// report an error, so stream returns it and the connection ends. The failed range is
-// remembered, so that the next read of it is complete before its reply begins.
-func (o *op) stream(w io.Writer, sent int64) (tail []byte, err error) {
-	off, end := int64(o.Off)+sent, o.end()
+// stream writes the data of a read to w, without the first skip bytes. It returns the
+// bytes with which the reply ends: see reply.stream. If the disk fails, a structured
+// reply is filled with zeros and reports the error at its end. A simple reply can no
+// longer report an error, so stream returns the error and the connection ends. In this
+// case stream records the failed range in badRanges, so that the next read of this
+// range is complete before its reply begins.
+func (o *op) stream(w io.Writer, skip int64) (tail []byte, err error) {
+	off, end := int64(o.Off)+skip, o.end()
 	var b []byte
 	if o.first.buf != nil {
 		b = o.first.buf.b
@@ -322,8 +331,8 @@ func pad(w io.Writer, n int64) error {
 	return nil
 }
 
-// prefetch asks the kernel to load n bytes from off on into its page cache. It does
-// nothing for disks that are not files, since the server has no cache of its own.
+// prefetch asks the kernel to load the n bytes at offset off into its page cache. It
+// does nothing for disks that are not files, since the server has no cache of its own.
 func (o *op) prefetch(off, n int64) {
 	files := o.c.export.files
 	if files == nil || n == 0 {

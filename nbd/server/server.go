@@ -39,15 +39,16 @@ const (
 	defaultHandshake      = 30 * time.Second
 	defaultGrace          = 5 * time.Second
 	defaultMemory         = 64 << 20
-	// stall is how long a client may hold shared memory without sending or taking
-	// stallBytes, if other clients are short of memory. After that its connection is
-	// closed.
+	// stall is how long a client may hold shared memory without sending or
+	// receiving stallBytes, if other clients are short of memory. After that its
+	// connection is closed.
 	stall      = 20 * time.Second
 	stallBytes = 64 << 10
-	// stallCheck is the minimum time between two searches for such clients.
+	// stallCheck is the minimum time between two searches for clients that have
+	// stalled.
 	stallCheck = time.Second
-	// lastWrites is how long a client may take its last replies after the grace
-	// period.
+	// lastWrites is how long a client has, after the grace period, to receive its
+	// last replies.
 	lastWrites = time.Second
 )
 
@@ -75,8 +76,8 @@ type Exports interface {
 	Find(ctx context.Context, name string) (Export, error)
 	// Open opens the disk of the export whose Name is name. The server calls it for
 	// the first client of an export, and closes the disk after the last client has
-	// disconnected. The disk may use ctx until then: it ends later than the context
-	// of Serve.
+	// disconnected. The disk may use ctx until it is closed, because ctx ends later
+	// than the context of Serve.
 	Open(ctx context.Context, name string) (source.Disk, error)
 }
 
@@ -97,26 +98,29 @@ type Options struct {
 	// TLSOff.
 	TLS     *tls.Config
 	TLSMode TLSMode
-	// MaxConnections is how many connections are served at once; further ones are
-	// closed at once. 0: 4096.
+	// MaxConnections is the maximum number of connections that are served at the
+	// same time. Further connections are closed immediately. The value 0 stands for
+	// 4096.
 	MaxConnections int
-	// Handshake is how long a handshake may take, without the time to open the disk.
-	// 0: 30 s.
+	// Handshake is how long a handshake may take, without the time to open the
+	// disk. The value 0 stands for 30 seconds.
 	Handshake time.Duration
-	// Grace is how long requests in progress may continue after the context of Serve
-	// has ended. Requests that take longer get no reply. 0: 5 s.
+	// Grace is how long requests in progress may continue after the context of
+	// Serve has ended. Requests that take longer get no reply. The value 0 stands
+	// for 5 seconds.
 	Grace time.Duration
 	// Kill is called with ErrShutdown at the end of Grace, to end the calls to disks
 	// that do not use the context of Exports.Open. It may be nil.
 	Kill func(cause error)
-	// Memory is the maximum size, in bytes, of the data of all requests in progress.
-	// At least 4 MiB are used. In addition, each connection gets 16 KiB if the memory
-	// is short. 0: 64 MiB.
+	// Memory is the maximum size, in bytes, of the data of all requests in
+	// progress. It is raised to 4 MiB if it is less. If this memory is used up,
+	// each connection gets 16 KiB in addition. The value 0 stands for 64 MiB.
 	Memory int64
 	// Stats counts the requests. It may be nil.
 	Stats *Stats
-	// Left is called when a client that had chosen an export has disconnected, with
-	// the number of such clients that are left. It may be nil.
+	// Left is called after a client that had chosen an export has disconnected. The
+	// argument is the number of such clients that are still connected. Left may be
+	// nil.
 	Left func(others int)
 	// Log receives the errors of disks and of clients. It may be nil.
 	Log *slog.Logger
@@ -203,8 +207,9 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	return all.Wait()
 }
 
-// endDisks ends the context of disks and the timer of the grace period, unless there are
-// connections, which still need both: those of ServeConn can outlive Serve.
+// endDisks ends the context of disks and stops the timer of the grace period. It does
+// nothing while there are connections, which still need both: connections of ServeConn
+// can continue after Serve has returned.
 func (s *Server) endDisks() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -230,8 +235,9 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	defer l.Close()
 	var served sync.WaitGroup
 	defer served.Wait()
-	// If the listener fails, its connections are ended, too. Serve returns the error
-	// only after they have ended, and clients may stay connected for days.
+	// If the listener fails, the server also ends the connections that the listener
+	// has accepted. Serve returns the error only after they have ended, and a
+	// client might stay connected for days.
 	serving, end := context.WithCancel(ctx)
 	defer end()
 	for pause := time.Duration(0); ; {
@@ -256,9 +262,9 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	}
 }
 
-// Err returns the first error of closing a writable disk. The server closes a disk after
-// its last client has disconnected, so that no client learns of the error: data that were
-// written and not flushed may be lost.
+// Err returns the first error of closing a writable disk. The server closes a disk
+// after its last client has disconnected, so no client learns of this error. Data that
+// were written and not flushed may be lost.
 func (s *Server) Err() error {
 	if err := s.closeErr.Load(); err != nil {
 		return *err
@@ -300,9 +306,10 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 	}
 }
 
-// register adds a connection. ok is false if there are too many (full is true) or if the
-// server is shutting down. register does not log, since writing a log may block while all
-// connections need s.mu.
+// register adds a connection. ok is false if the connection must not be served: either
+// there are too many connections (then full is true) or the server is shutting down.
+// register does not log. Writing a log may block, and register holds s.mu, which all
+// connections need.
 func (s *Server) register(c *conn) (ok, full bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -344,10 +351,11 @@ func (s *Server) unregister(c *conn) {
 	}
 }
 
-// evictOldest closes the oldest connection that is still in the handshake and whose peer
-// has more connections than the newcomer. One host that opens many idle connections
-// therefore cannot block all others. It reports whether it closed a connection. The caller
-// holds s.mu.
+// evictOldest closes a connection to make room for a new one, whose peer is newcomer.
+// It chooses the oldest connection that is still in the handshake and whose peer has
+// more connections than newcomer has. One host that opens many idle connections
+// therefore cannot block all others. evictOldest reports whether it closed a
+// connection. The caller holds s.mu.
 func (s *Server) evictOldest(newcomer string) bool {
 	own := 1
 	if p := s.peers[newcomer]; p != nil {
@@ -409,16 +417,17 @@ func (s *Server) shutdown() {
 		return
 	}
 	close(s.stopping)
-	// A single timer ends the disks and limits the writes of all connections, so that
-	// the connection of a client that takes no replies ends as well.
+	// A single timer ends the context of disks and limits the time of the last
+	// writes to all connections, so that the connection of a client that does not
+	// receive its replies ends as well.
 	s.graceTimer = time.AfterFunc(s.o.Grace, s.endGrace)
 	for c := range s.conns {
 		c.stopReading()
 	}
 }
 
-// endGrace ends the context of disks, and limits the time in which clients can take their
-// last replies.
+// endGrace ends the context of disks, and limits the time in which clients can receive
+// their last replies.
 func (s *Server) endGrace() {
 	s.killed.Store(true)
 	s.cancelDisks(ErrShutdown)
@@ -442,14 +451,15 @@ func (s *Server) endedWith(err error) bool {
 	}
 }
 
-// clientEntered counts a connection whose client has chosen an export. It is called before
-// the client gets the reply that ends the handshake.
+// clientEntered counts a client that has chosen an export. It is called before the
+// client gets the reply that ends the handshake.
 func (s *Server) clientEntered(c *conn) {
 	c.entered.Store(true)
 	s.clients.Add(1)
 }
 
-// clientLeft counts the end of a connection that clientEntered has counted.
+// clientLeft is called when the connection of a client ends that clientEntered has
+// counted.
 func (s *Server) clientLeft() {
 	others := s.clients.Add(-1)
 	if s.o.Left != nil {

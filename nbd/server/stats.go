@@ -8,7 +8,7 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// operations is the number of commands whose requests are counted.
+// operations is the number of NBD commands whose requests are counted.
 const operations = int(nbd.CmdBlockStatus) + 1
 
 // sizeClasses is the number of classes in Operation.Sizes: up to 512 bytes, up to 1 KiB,
@@ -66,8 +66,8 @@ func sizeClass(length uint32) int {
 	return min(bits.Len32(length-1)-9, sizeClasses-1)
 }
 
-// Snapshot returns the current counters of all kinds of requests that were received, in
-// the order of the numbers of their commands.
+// Snapshot returns the current counters of the kinds of requests that were received at
+// least once. They are sorted by the numbers of the NBD commands.
 func (s *Stats) Snapshot() []Operation {
 	var all []Operation
 	for c := range s.operations {

@@ -71,8 +71,9 @@ type metaContext struct {
 	flag func(source.Extent) uint32 // returns the value of the property
 }
 
-// status appends descriptors (length and value) of the extents in [off, end) to b, at
-// most limit of them. Neighbours of the same value are merged.
+// status appends descriptors (length and value) of the extents in [off, end) to b. It
+// appends at most limit descriptors. Adjacent extents that have the same value get one
+// descriptor.
 func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end int64, limit int) ([]byte, error) {
 	length, flags := uint32(0), uint32(0)
 	n := 0
@@ -97,9 +98,9 @@ func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(b, length), flags), nil
 }
 
-// matches reports whether one of the queries selects the context. For
-// LIST_META_CONTEXT (list is true), a query such as "base:" selects a whole namespace,
-// and no query selects all contexts.
+// matches reports whether one of the queries selects the context. For LIST_META_CONTEXT
+// (list is true), a query such as "base:" selects a whole namespace, and an empty list
+// of queries selects all contexts.
 func (m *metaContext) matches(queries []string, list bool) bool {
 	namespace, _, _ := strings.Cut(m.name, ":")
 	for _, q := range queries {
@@ -130,9 +131,9 @@ func allocation(e source.Extent) uint32 {
 	return 0
 }
 
-// depth returns the value of e in the metadata context qemu:allocation-depth: 0 if no
-// image of the chain holds the extent, 1 if the first image does, 2 if its backing file
-// does, and so on.
+// depth returns the value of e in the metadata context qemu:allocation-depth. It is 0
+// if no image of the chain holds the extent, 1 if the exported image itself holds it, 2
+// if the backing file of this image does, and so on.
 func depth(e source.Extent) uint32 {
 	if e.Absent {
 		return 0

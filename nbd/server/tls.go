@@ -9,11 +9,12 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// LoadTLS returns the TLS configuration of a server from a directory with the file names
-// of nbdkit, qemu and libnbd: server-cert.pem, in which certificates of intermediate
-// authorities may follow, and server-key.pem. With verifyPeer each client must present a
-// certificate that an authority in ca-cert.pem has signed. The configuration requires TLS
-// 1.2 or later.
+// LoadTLS reads certificates from a directory and returns the TLS configuration of a
+// server, which requires TLS 1.2 or later. The files have the names that nbdkit, qemu
+// and libnbd use. server-cert.pem contains the certificate of the server, after which
+// certificates of intermediate authorities may follow. server-key.pem contains its key.
+// If verifyPeer is true, each client must present a certificate that an authority in
+// ca-cert.pem has signed.
 func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 	own, err := nbd.LoadCertificate(filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"))
 	if err != nil {
@@ -28,8 +29,8 @@ func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 		return nil, fmt.Errorf("the authority that verifies clients: %w", err)
 	}
 	// The authorities are not set as ClientCAs, because the server would then send
-	// their names to clients, and GnuTLS 3.7 sends no certificate in TLS 1.3 when it
-	// gets names.
+	// their names to clients. If GnuTLS 3.7 gets such names with TLS 1.3, it sends
+	// no certificate.
 	config.ClientAuth = tls.RequireAnyClientCert
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		between := x509.NewCertPool()

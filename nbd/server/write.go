@@ -8,9 +8,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// write receives the data of a write and starts a piece for each part that fits in
-// memory. If errno is not 0, write discards the data and refuses the request. An error
-// ends the connection.
+// write receives the data of a write in one or more buffers, and starts a piece for
+// each buffer. If errno is not 0, write discards the data and refuses the request. An
+// error ends the connection.
 func (o *op) write(errno nbd.Errno, why string) error {
 	c := o.c
 	if errno != 0 {
@@ -68,8 +68,9 @@ func (o *op) writePiece(b *buffer, off int64) {
 	o.sendEnd(&o.first)
 }
 
-// runCommand starts a request without data. It calls work unless the range is empty, then
-// flushes the disk if flush is set, and sends the reply. It always returns nil.
+// runCommand starts a request without data. It calls the function work unless the range
+// is empty, then flushes the disk if flush is set, and sends the reply. It always
+// returns nil.
 func (o *op) runCommand(work func() error, flush bool) error {
 	e := o.c.export
 	go func() {
