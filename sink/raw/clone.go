@@ -13,10 +13,13 @@ import (
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
-// CloneUnit returns the result that the method CloneUnit of sink.Cloner would have
-// for a file at path. The file need not exist yet. CloneUnit tries to share a block
-// of f with an unnamed temporary file in the folder of path, because mount options,
-// attributes of the folder or different file systems may prevent sharing.
+// CloneUnit tells whether a file at path could share blocks with the file f, and
+// with which alignment. It returns what the method CloneUnit of sink.Cloner would
+// return after the file is created.
+//
+// Mount options, attributes of the folder or different file systems may prevent
+// sharing. To find this out, CloneUnit tries to share a block of f with an
+// unnamed temporary file in the folder of path.
 func CloneUnit(path string, f *os.File) int64 {
 	p, err := openPlace(path)
 	if err != nil {
@@ -51,8 +54,8 @@ func cloneUnit(p *place, f *os.File, sys system) int64 {
 	return unit
 }
 
-// CloneUnit implements sink.Cloner. It returns 0 unless Options.Preallocation is
-// off.
+// CloneUnit implements sink.Cloner. If space is preallocated, it returns 0,
+// because shared blocks would replace the preallocated ones.
 func (d *file) CloneUnit(f *os.File) int64 {
 	if d.o.Preallocation != PreallocateOff && d.o.Preallocation != "" {
 		return 0

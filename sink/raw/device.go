@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// zeroPiece is the number of bytes that one call zeroes. It is small enough to
-// notice the end of the context in time.
+// zeroPiece is the number of bytes that one system call zeroes. It is small
+// enough to notice the end of the context soon.
 const zeroPiece = 64 << 20
 
 // CheckDevice returns the error that OpenDevice would return for path. It does not
@@ -37,13 +37,14 @@ func CheckDevice(path string, size int64, o Options) error {
 	return nil
 }
 
-// OpenDevice opens a block device for writing a disk of size bytes to it in place.
-// The device must not be in use, and must have at least size bytes. If the device
-// is larger, the bytes after size are not changed, and Options.Warn is called.
-// Publish, Suspend and Abort leave the device as it is.
+// OpenDevice opens a block device, to write a disk of size bytes to it. The
+// device must not be in use, and must have at least size bytes. If the device is
+// larger, the bytes after size are not changed, and Options.Warn is called.
+// Publish, Suspend and Abort leave the content of the device as it is.
 //
-// The disk is Parallel with one call at a time, Zeroed with Options.TargetIsZero, a
-// Sizer, and Verifiable. Options.Preallocation, Need and Force have no effect.
+// The disk is Parallel with one call at a time, a Sizer, and Verifiable. With
+// Options.TargetIsZero it is Zeroed. Options.Preallocation, Need and Force have
+// no effect.
 func OpenDevice(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
 	return createDevice(ctx, path, size, o, kernel())
 }
@@ -72,8 +73,8 @@ func createDevice(ctx context.Context, path string, size int64, o Options, sys s
 	return d, nil
 }
 
-// openDevice opens a device and checks that it may be written. has is its size in
-// bytes.
+// openDevice opens a device and checks that it may be written. It also returns
+// the size of the device in bytes.
 func openDevice(path string, flags int, size int64, o Options) (f *os.File, has int64, err error) {
 	if err := o.checkRange(size); err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", path, err)
@@ -169,7 +170,8 @@ type device struct {
 
 func (d *device) MaxParallel() int { return 1 }
 
-// Identity implements sink.Identified with the device and its size.
+// Identity implements sink.Identified. The result describes the device and its
+// size.
 func (d *device) Identity() (string, error) { return deviceIdentity(d.w.f, d.has) }
 
 func (d *device) ZeroedFrom(int64) bool { return d.zeroed }
@@ -190,8 +192,9 @@ func (d *device) ZeroAt(ctx context.Context, off, n int64) error {
 	return nil
 }
 
-// zero zeroes [off, end). Whole sectors are zeroed without writing data if the
-// device has a way to do that. The unaligned ends are written.
+// zero writes zeros to [off, end). If possible, whole sectors are zeroed by a
+// system call without writing data. The parts of sectors at both ends are
+// written.
 func (d *device) zero(stopped func() error, off, end int64) error {
 	from := min((off+d.sector-1)/d.sector*d.sector, end)
 	to := max(end/d.sector*d.sector, from)

@@ -32,9 +32,9 @@ func CheckFile(path string, size int64, o Options) error {
 	return err
 }
 
-// CheckSpace returns an error that wraps unix.ENOSPC if the file system has less
-// free space than a file at path needs, by Options.Need and Options.Preallocation.
-// CheckFile checks that too.
+// CheckSpace returns an error that wraps unix.ENOSPC if the file system has too
+// little free space for a file at path. The needed space depends on Options.Need
+// and Options.Preallocation. CheckFile checks the space, too.
 func CheckSpace(path string, size int64, o Options) error {
 	p, err := openPlace(path)
 	if err != nil {
@@ -50,15 +50,17 @@ func CheckSpace(path string, size int64, o Options) error {
 
 // CreateFile makes a file of exactly size bytes. Until Publish the file is called
 // PATH.partial, in the folder that path resolves to, and is locked with flock.
-// Publish renames it. With Options.State, CreateFile opens the .partial file of an
-// earlier run and truncates it at Options.Resume, so that everything above reads as
-// zeros; Abort does not remove that file.
+// Publish renames it.
+//
+// With Options.State, CreateFile opens the .partial file of an earlier run
+// instead. It truncates this file at Options.Resume, so that everything after
+// that offset reads as zeros. Abort does not remove a file that was resumed.
 //
 // The error is fs.ErrExist if a file is in the way and Force is not set, and
 // unix.ENOSPC if there is too little space.
 //
-// The disk is Parallel with one call at a time, Zeroed unless Preallocation is
-// full, a Sizer, and Verifiable.
+// The disk is Parallel with one call at a time, a Sizer, and Verifiable. It is
+// Zeroed unless Preallocation is full.
 func CreateFile(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
 	return createFile(ctx, path, size, o, kernel())
 }
@@ -102,8 +104,8 @@ func createFile(ctx context.Context, path string, size int64, o Options, sys sys
 	return d, nil
 }
 
-// open makes or opens the .partial file and locks it. If open fails, it removes the
-// file only if it made it.
+// open makes or opens the .partial file and locks it. If open fails, it does not
+// remove a file that existed before.
 func (d *file) open(exists bool) error {
 	p := d.place
 	if d.o.State != nil {
@@ -168,7 +170,8 @@ func (d *file) drop() error {
 	return nil
 }
 
-// own locks f and checks that f still is the .partial file and was not replaced.
+// own locks the file f, and checks that f is still the .partial file and was not
+// replaced.
 func (d *file) own(f *os.File) error {
 	if err := lock(f); err != nil {
 		return err
@@ -182,8 +185,9 @@ func (d *file) own(f *os.File) error {
 // prepare sets the owner, mode and size of the .partial file.
 func (d *file) prepare() error {
 	if d.old != nil {
-		// The mode is set before any data is written, so that nobody can read more
-		// than the old file allowed.
+		// The new file gets the mode of the old file before any data is
+		// written. Otherwise users who must not read the old file could
+		// read the new data.
 		if err := d.inherit(d.old); err != nil {
 			return err
 		}
@@ -210,7 +214,8 @@ func (d *file) truncate(size int64) error {
 	return nil
 }
 
-// inherit sets the owner and mode of the file that will be replaced.
+// inherit copies the owner and mode of the file that will be replaced to the new
+// file.
 func (d *file) inherit(old os.FileInfo) error {
 	now, err := d.w.f.Stat()
 	if err != nil {
@@ -230,8 +235,8 @@ func (d *file) inherit(old os.FileInfo) error {
 	return nil
 }
 
-// reserve allocates the space that is not written yet. It works in pieces, so that
-// it notices the end of the context.
+// reserve allocates the space for the part of the file that is not written yet.
+// It allocates in pieces, so that it notices the end of the context soon.
 func (d *file) reserve() error {
 	const piece = 16 << 30
 	fd := int(d.w.f.Fd())
@@ -263,7 +268,7 @@ func (d *file) Identity() (string, error) {
 	return id, nil
 }
 
-// ZeroedFrom is true also after a resume, since the file was truncated at
+// ZeroedFrom returns true even after a resume, since the file was truncated at
 // Options.Resume.
 func (d *file) ZeroedFrom(int64) bool { return d.o.Preallocation != PreallocateFull }
 
@@ -333,7 +338,8 @@ func (d *file) Publish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The file is durable and published. Errors of closing it cannot change that.
+	// The file is durable and published, so errors of closing it do not
+	// matter.
 	d.w.close()
 	d.place.close()
 	return nil
@@ -379,8 +385,9 @@ func (d *file) rename() error {
 	}
 	err := eintr.Retry(func() error { return d.w.sys.rename(fd, p.partial, p.name, flags) })
 	if flags != 0 && err != nil && lacking(err) {
-		// Some file systems do not support flags of rename. A hard link does not
-		// replace a file either.
+		// Some file systems do not support flags of rename. In this case
+		// a hard link is made, which does not replace an existing file
+		// either.
 		if err = eintr.Retry(func() error { return d.w.sys.link(fd, p.partial, p.name) }); err == nil {
 			if err = d.w.sys.unlink(fd, p.partial); err != nil {
 				err = errors.Join(err, d.w.sys.unlink(fd, p.name))
@@ -403,7 +410,7 @@ func (d *file) rename() error {
 
 // unpublish renames the file back to its .partial name, so that a later run can
 // resume it. It is called if the published file could not be made durable. It
-// reports whether the file no longer has its final name.
+// returns true if the file no longer has its final name.
 func (d *file) unpublish() bool {
 	p, fd := d.place, d.place.fd()
 	if !p.holds(p.name, d.w.f) {

@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
-// deviceIdentity returns a string that identifies a block device of size bytes,
-// even if another device gets its name later.
+// deviceIdentity returns a string that identifies a block device of size bytes.
+// Another device that gets the same name later has a different identity.
 func deviceIdentity(f *os.File, size int64) (string, error) {
 	var st unix.Stat_t
 	if err := eintr.Retry(func() error { return unix.Fstat(int(f.Fd()), &st) }); err != nil {

@@ -12,11 +12,11 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Image is the file or block device that contains an image of some format. Its size
-// is sink.UnknownSize, so SetSize is called before Finish. Unlike other disks of
-// unknown size, it can be read while it is written, and it can be resumed.
-// Unwritten ranges of a file read as zeros; those of a device are undefined. Files
-// are also a sink.Cloner.
+// Image is the file or block device that contains an image of some format. Its
+// size is at first sink.UnknownSize, so SetSize is called before Finish. Unlike
+// other disks of unknown size, an Image can be read while it is written, and can
+// be resumed. Unwritten ranges of a file read as zeros. Unwritten ranges of a
+// device may read as anything. If the Image is a file, it is also a sink.Cloner.
 type Image interface {
 	sink.Disk
 	sink.Parallel
@@ -37,10 +37,10 @@ func CheckImage(path string, o Options) error {
 	return CheckFile(path, sink.UnknownSize, o)
 }
 
-// CreateImage opens the block device at path as OpenDevice does, or makes a file as
-// CreateFile does. To resume, Options.State is the state of an Image's checkpoint,
-// and Options.Resume an offset in the file: a file is truncated there.
-// Preallocation must be off.
+// CreateImage opens the block device at path as OpenDevice does, or makes a file
+// as CreateFile does. To resume, Options.State must be the state of a checkpoint
+// of an Image, and Options.Resume an offset in the file. A file is truncated at
+// this offset. Preallocation must be off.
 func CreateImage(ctx context.Context, path string, o Options) (Image, error) {
 	return createImage(ctx, path, o, kernel())
 }
@@ -62,8 +62,8 @@ func createImage(ctx context.Context, path string, o Options, sys system) (Image
 	return d.(Image), nil
 }
 
-// isDevice reports whether path is a block device. It returns false on an error of
-// stat, which the check of files reports.
+// isDevice reports whether path is a block device. If stat fails it returns
+// false, and the later check for files reports the error.
 func isDevice(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.Mode().Type() == fs.ModeDevice

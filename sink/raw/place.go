@@ -26,8 +26,9 @@ type place struct {
 	name, partial string // names in dir: of the published file and of the .partial file
 }
 
-// Partial returns the path that a new file has until it is published as path. It
-// lies in the folder that path resolves to.
+// Partial returns the path that the file for a target at path has until it is
+// published. It lies in the folder to which path leads after symbolic links are
+// resolved.
 func Partial(path string) (string, error) {
 	p, err := openPlace(path)
 	if err != nil {
@@ -55,8 +56,8 @@ func openPlace(path string) (*place, error) {
 	return &place{root: root, dir: dir, given: path, path: filepath.Join(real, name), name: name, partial: name + ".partial"}, nil
 }
 
-// resolve follows the symbolic links of the path given. It returns the folder of
-// the file, as a path without symbolic links, and the name of the file in this
+// resolve follows all symbolic links in a path. It returns the folder of the
+// file, as a path without symbolic links, and the name of the file in this
 // folder. The file need not exist.
 func resolve(given string) (folder, name string, err error) {
 	path := given
@@ -91,7 +92,7 @@ func (p *place) fd() int { return int(p.dir.Fd()) }
 func (p *place) partialPath() string { return filepath.Join(filepath.Dir(p.path), p.partial) }
 
 // stat returns information about the file called name in the folder. It returns
-// nil, nil if the file does not exist.
+// nil without an error if the file does not exist.
 func (p *place) stat(name string) (os.FileInfo, error) {
 	info, err := p.root.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -100,7 +101,8 @@ func (p *place) stat(name string) (os.FileInfo, error) {
 	return info, err
 }
 
-// holds reports whether name still is a name of the file f in the folder.
+// holds reports whether the folder still contains the open file f under the given
+// name.
 func (p *place) holds(name string, f *os.File) bool {
 	var byName, byFile unix.Stat_t
 	return unix.Fstatat(p.fd(), name, &byName, unix.AT_SYMLINK_NOFOLLOW) == nil &&
@@ -108,10 +110,10 @@ func (p *place) holds(name string, f *os.File) bool {
 		byName.Dev == byFile.Dev && byName.Ino == byFile.Ino
 }
 
-// elsewhere returns an error that wraps sink.ErrElsewhere if the path that the user
-// gave does not lead to the published file. The reason may be that the folder was
-// renamed, removed or mounted over, or that a symbolic link in the path has
-// changed.
+// elsewhere checks whether the path that the user gave still leads to the
+// published file. If it does not, elsewhere returns an error that wraps
+// sink.ErrElsewhere. The folder may have been renamed, removed or mounted over,
+// or a symbolic link in the path may have changed.
 func (p *place) elsewhere() error {
 	if err := p.folderElsewhere(); err != nil {
 		return err
@@ -148,8 +150,8 @@ func (p *place) folderElsewhere() error {
 	return fmt.Errorf("the folder %s was moved or replaced during the copy (%w): the disk %s is %s: %w", folder, err, p.name, where, sink.ErrElsewhere)
 }
 
-// current returns a path to the file f, which is called name in the folder. The
-// path is valid even if the folder was moved.
+// current returns a path that leads to the file f, which is called name in the
+// folder. The path is right even if the folder has been moved.
 func (p *place) current(name string, f *os.File) string {
 	path := filepath.Join(filepath.Dir(p.path), name)
 	info, err := f.Stat()
@@ -176,9 +178,10 @@ func (p *place) open(name string, flags int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// check returns an error if the file cannot be created, as far as that can be known
-// before anything is made. It also returns the file that will be replaced and the
-// existing .partial file, or nil.
+// check returns an error if the file cannot be created, as far as that can be
+// known before anything is made. It also returns information about the file that
+// will be replaced and about the existing .partial file. These results are nil if
+// there is no such file.
 func (p *place) check(size int64, o Options) (old, partial os.FileInfo, err error) {
 	if err := o.checkRange(size); err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", p.path, err)
@@ -267,8 +270,9 @@ func (p *place) checkSpace(size int64, partial os.FileInfo, o Options) error {
 	}
 	free, known := p.room(partial)
 	if known && need > free && unix.Syncfs(p.fd()) == nil {
-		// btrfs counts the space of removed files as free only after its next
-		// commit.
+		// btrfs counts the space of removed files as free only after its
+		// next commit, so the free space is determined again after
+		// syncfs.
 		free, known = p.room(partial)
 	}
 	if known && need > free {
@@ -278,8 +282,9 @@ func (p *place) checkSpace(size int64, partial os.FileInfo, o Options) error {
 	return nil
 }
 
-// room returns how many bytes are free for a copy that replaces or resumes the
-// .partial file partial, which may be nil. known is false if the file system does
+// room returns how many bytes are free for a copy. The space of an existing
+// .partial file counts as free, because the copy replaces or resumes this file.
+// partial is nil if there is no such file. known is false if the file system does
 // not report its free space.
 func (p *place) room(partial os.FileInfo) (n int64, known bool) {
 	n, known = freeSpace(p.fd())
@@ -296,8 +301,8 @@ func allocated(info os.FileInfo) int64 {
 	return 0
 }
 
-// lock locks f with flock until f is closed. It does nothing on file systems
-// without locks.
+// lock locks the file f with flock. The lock ends when f is closed. lock does
+// nothing on file systems without locks.
 func lock(f *os.File) error {
 	err := eintr.Retry(func() error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) })
 	if errors.Is(err, unix.EWOULDBLOCK) {

@@ -1,7 +1,7 @@
-// Package raw writes raw disks, which have no metadata: sparse files with
-// [CreateFile], block devices in place with [OpenDevice], streams with [Stream];
-// [Null] drops all data. The writers of image formats write their files through
-// [CreateImage].
+// Package raw writes raw disks, which have no metadata. [CreateFile] writes a
+// sparse file, [OpenDevice] writes to a block device, and [Stream] to a pipe or
+// another stream. [Null] drops all data. The packages that write image formats
+// write their files through [CreateImage].
 package raw
 
 import (
@@ -24,29 +24,28 @@ const (
 )
 
 // Options are for CreateFile and OpenDevice. The zero value makes a new sparse
-// file, and writes all zeros of a device.
+// file. On a device, all zeros of the disk are written with the zero value.
 type Options struct {
 	sink.Options
-	// Force lets Publish replace an existing file, and lets CreateFile remove the
-	// .partial file of an earlier run.
+	// If Force is set, Publish may replace an existing file, and CreateFile
+	// may remove the .partial file of an earlier run.
 	Force bool
-	// DropPartial lets CreateFile remove the .partial file of an earlier run, but does
-	// not let Publish replace an existing file.
+	// If DropPartial is set, CreateFile may remove the .partial file of an
+	// earlier run, but Publish must not replace an existing file.
 	DropPartial   bool
 	Preallocation Preallocation // for files only
 	TargetIsZero  bool          // for devices only: the device reads as zeros already, so that zeros are not written
 	DropCache     bool          // remove written data from the page cache
-	// Need is the number of bytes that the file will allocate, including those that
-	// an earlier run wrote. CreateFile fails before it makes anything if the file
-	// system has less free space. With Preallocation the size of the disk counts if
-	// it is larger.
+	// Need is the number of bytes that the file will need, including those
+	// that an earlier run wrote. CreateFile fails before it makes anything if
+	// the file system has less free space. With Preallocation, the file needs
+	// at least the size of the disk.
 	Need int64
-	// Source reports whether a file belongs to the source, and the path of that file
-	// in the source. A target that belongs to the source is refused. Source may be
-	// nil.
+	// Source reports whether a given file belongs to the source. path is the
+	// path of this file in the source. A target that belongs to the source is
+	// refused. Source may be nil.
 	Source func(os.FileInfo) (path string, ok bool)
-	// Warn gets messages that the user should see and that are not errors. It may
-	// be nil.
+	// Warn is called with warnings for the user. It may be nil.
 	Warn func(message string)
 
 	image bool // the file of an Image: see there
@@ -88,15 +87,16 @@ func (o Options) checkRange(size int64) error {
 	return nil
 }
 
-// state returns the state of a checkpoint of a raw disk. A raw disk has no
-// metadata, so the state contains only the format and the size, which a resumed run
-// compares.
+// state returns the state that a checkpoint of a raw disk records. A raw disk has
+// no metadata, so the state contains only the format and the size of the disk. A
+// resumed run compares both.
 func state(size int64) []byte { return fmt.Appendf(nil, "raw %d", size) }
 
-// zeros is the data of writes of zeros. It must not be changed.
+// zeros is the data for writing zeros. It must not be changed.
 var zeros [1 << 20]byte
 
-// life is the part that all disks of this package have in common.
+// life holds the state and the methods that all types of disks in this package
+// share.
 type life struct {
 	lifecycle.Target
 	resumable bool // takes checkpoints even while the size is unknown
@@ -116,7 +116,8 @@ func (l *life) SameAt(ctx context.Context, off, n int64) error {
 	return l.Fail(fmt.Errorf("%s: bytes [%d, %d) should be taken from the backing disk, but a raw disk has none", l.Name, off, off+n))
 }
 
-// writeAt implements WriteAt for a disk whose bytes are written by write.
+// writeAt implements WriteAt for the types of disks in this package. It calls the
+// function write to write the bytes.
 func (l *life) writeAt(p []byte, off int64, write func(p []byte, off int64) error) (int, error) {
 	if err := l.Begin(l.Context, off, int64(len(p))); err != nil {
 		return 0, err
@@ -128,7 +129,8 @@ func (l *life) writeAt(p []byte, off int64, write func(p []byte, off int64) erro
 	return len(p), nil
 }
 
-// checkpoint implements Checkpoint for a disk whose data is durable after sync.
+// checkpoint implements Checkpoint for the types of disks in this package. The
+// function sync makes the written data durable.
 func (l *life) checkpoint(off int64, sync func() error) ([]byte, func(context.Context) error, error) {
 	if err := l.Begin(l.Context, off, 0); err != nil {
 		return nil, nil, err

@@ -6,14 +6,14 @@ import (
 	"strings"
 )
 
-// maxRelated bounds the number of files that relatedFiles returns.
+// maxRelated limits the number of files that relatedFiles returns.
 const maxRelated = 1 << 10
 
 // relatedFiles returns the paths of files and devices that share content with a
-// block device, so that writing to the device changes them: the file behind a loop
-// device, the disk of a partition, the partitions of a disk, and the parts of a
-// device of the device mapper or of an array. devices is a folder like
-// /sys/dev/block, and number is MAJOR:MINOR.
+// block device, so that writing to the device changes them. Such files are the
+// file behind a loop device, the disk of a partition, and the partitions of a
+// disk. The parts of an array or of a device of the device mapper are also among
+// them. devices is a folder like /sys/dev/block, and number is MAJOR:MINOR.
 func relatedFiles(devices, number string) []string {
 	dir, err := filepath.EvalSymlinks(filepath.Join(devices, number))
 	if err != nil {
@@ -28,8 +28,9 @@ func relatedFiles(devices, number string) []string {
 	return append(all, below(dir, 0)...)
 }
 
-// below returns the files and devices that contain the data of the device whose
-// folder in sysfs is dir. depth is the number of recursive calls so far.
+// below returns the files and devices that contain the data of a device. dir is
+// the folder of this device in sysfs, and depth the number of recursive calls so
+// far.
 func below(dir string, depth int) (all []string) {
 	if depth > 16 {
 		return nil
@@ -51,7 +52,8 @@ func below(dir string, depth int) (all []string) {
 	return all
 }
 
-// folders returns the folders in dir, with symbolic links resolved.
+// folders returns the paths of the folders in dir. It includes the folders to
+// which symbolic links in dir lead. The paths contain no symbolic links.
 func folders(dir string) (all []string) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -66,8 +68,8 @@ func folders(dir string) (all []string) {
 	return all
 }
 
-// deviceFile returns the device file of the device in a folder of sysfs. Names in
-// sysfs have ! instead of /.
+// deviceFile returns the path in /dev of the device whose folder in sysfs is dir.
+// If the name of a device contains /, sysfs has ! instead.
 func deviceFile(dir string) string {
 	return "/dev/" + strings.ReplaceAll(filepath.Base(dir), "!", "/")
 }

@@ -26,8 +26,9 @@ func reopen(ctx context.Context, path string, size int64) (source.Disk, error) {
 	return nil, errors.Join(fmt.Errorf("%s has %d bytes, want %d", path, d.Size(), size), d.Close())
 }
 
-// head is the beginning of a larger disk: the part of a device that was written. It
-// hides the abilities of that disk, which assume the larger size.
+// head is the beginning of a larger disk. It is used to read the part of a device
+// that was written. The abilities of the larger disk are hidden, because they
+// assume its size.
 type head struct {
 	disk source.Disk
 	size int64

@@ -15,9 +15,10 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Stream writes a disk in order to w: a pipe, a socket, a character device, or a
-// file that was opened elsewhere, from its current position on. Zeros are written
-// as data. name is used in messages. The disk closes w when it ends.
+// Stream returns a disk that is written to w, in order and from the current
+// position of w on. w is a pipe, a socket, a character device, or any other open
+// file. Zeros are written as data. name is used in messages. The disk closes w
+// when it ends.
 //
 // The disk is sequential and a Sizer. It cannot be checkpointed.
 func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
@@ -30,10 +31,13 @@ func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk
 	if s.regular {
 		return s, nil
 	}
-	// A blocked write must end with the context. If the runtime can poll w, a write
-	// deadline does that. A pipe that another process opened is opened once more
-	// for this, since making w itself non-blocking would change it for all
-	// processes that share it. Otherwise writePolling waits for room before each
+	// When the context ends, a blocked write must end too. If the runtime can
+	// poll w, a write deadline ends the write.
+	//
+	// A pipe that another process opened is usually in blocking mode, so that
+	// the runtime cannot poll it. Making w itself non-blocking would change
+	// it for all processes that share it. Therefore the pipe is opened once
+	// more. If that is not possible, writePolling waits for room before each
 	// write.
 	if w.SetWriteDeadline(time.Time{}) == nil {
 		s.deadline = w
@@ -95,7 +99,8 @@ func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 		if stopped := d.Stopped(ctx); stopped != nil {
 			return stopped
 		}
-		// The path in the error of os.File is left out, because Name is clearer.
+		// The path in the error of os.File is replaced by Name, which is
+		// clearer.
 		if path, ok := errors.AsType[*fs.PathError](err); ok {
 			err = path.Err
 		}
@@ -104,7 +109,7 @@ func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 	return nil
 }
 
-// writeUntil writes p. It returns early when one of the contexts ends.
+// writeUntil writes p. It returns early when ctx or the context of the disk ends.
 func (d *stream) writeUntil(ctx context.Context, p []byte) (int, error) {
 	past := func() { d.deadline.SetWriteDeadline(time.Unix(1, 0)) }
 	defer context.AfterFunc(ctx, past)()

@@ -11,11 +11,13 @@ import (
 	"github.com/vddkcp/vddkcp/internal/eintr"
 )
 
-// rwfDontcache is RWF_DONTCACHE of linux/fs.h (since Linux 6.14): the write goes
-// out at once, and its pages are removed from the page cache afterwards.
+// rwfDontcache is the flag RWF_DONTCACHE of linux/fs.h (since Linux 6.14). With
+// this flag, written data go to the device at once and are then removed from the
+// page cache.
 const rwfDontcache = 0x80
 
-// system holds the system calls that tests replace to simulate failures.
+// system holds the system calls that this package uses. Tests replace some of
+// them to simulate failures.
 type system struct {
 	pwrite        func(fd int, p []byte, off int64) (int, error)
 	pwriteUncache func(fd int, p []byte, off int64) (int, error)
@@ -68,7 +70,8 @@ func lacking(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY)
 }
 
-// explain adds the reason or an instruction for the user to the error of a write.
+// explain adds the reason of a failed write, or an instruction for the user, to
+// err.
 func explain(fd int, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC) && isBlockDevice(fd):
