@@ -11,8 +11,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// state is the state of a checkpoint. The tables of the image are not part of it,
-// because they are in the file.
+// state is what a checkpoint of an image records. It does not contain the tables
+// of the image, because they are in the file.
 type state struct {
 	size, cluster int64
 	compression   Compression
@@ -35,8 +35,8 @@ func parseState(b []byte) (s state, err error) {
 	return s, nil
 }
 
-// fits returns an error if s is not the state of an image with layout l and options
-// o.
+// fits returns an error if the state s does not belong to an image with the
+// layout l and the options o.
 func (s state) fits(l layout, o Options) error {
 	if s.size != l.size || s.cluster != l.cluster || s.compression != o.Compression {
 		return fmt.Errorf("the checkpoint is of a disk of %d bytes with clusters of %d bytes and compression %s; want %d bytes, clusters of %d bytes, %s",
@@ -81,16 +81,17 @@ func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error
 	return sync, err
 }
 
-// save writes the tables and the data that are in memory, so that restore can read
-// them for a checkpoint at off. save only adds entries to tables that are in the
-// file already, so the previous checkpoint stays valid as well.
+// save writes the tables and the data that are in memory, so that restore can
+// read them if a copy resumes at the offset off of the disk. save only adds
+// entries to tables that are in the file already. Therefore the previous
+// checkpoint stays valid as well.
 func (t *tables) save(off int64) error {
 	if err := t.saveL2(); err != nil {
 		return err
 	}
-	// The L1 table is written up to the entry that maps off, because restore reads it
-	// up to that entry. Entries without an L2 table are written as zeros, because a
-	// device may have old content at their place.
+	// The L1 table is written up to the entry that maps off, because restore
+	// reads it up to that entry. Entries without an L2 table are written as
+	// zeros, because a device may have old content at these positions.
 	end := min(max(t.l2Index, t.ceil(off, t.shift)>>t.l2Shift)+1, t.l1Entries) * entryBytes
 	if err := t.out.patch(t.l1[t.l1Dirty*entryBytes:end], t.l1Offset()+t.l1Dirty*entryBytes); err != nil {
 		return err
@@ -104,7 +105,9 @@ func (t *tables) save(off int64) error {
 	}
 	// The file must be long enough for all allocated clusters.
 	if t.next == t.first {
-		// No cluster follows the L1 table yet, and the L1 table is empty.
+		// No cluster has been allocated after the L1 table, and the L1
+		// table is empty. Its last byte is written to extend the file to
+		// this length.
 		_, err := t.out.file.WriteAt([]byte{0}, t.next<<t.shift-1)
 		return err
 	}
@@ -115,8 +118,9 @@ func (t *tables) save(off int64) error {
 	return nil
 }
 
-// restore reads the tables as they were at a checkpoint at off, and clears all
-// entries that were added later.
+// restore reads the tables as they were at the checkpoint with the state s, which
+// was made at the offset off of the disk. It clears all entries that were added
+// later.
 func (d *disk) restore(s state, off int64) error {
 	t := d.tables
 	t.next, t.out.start = s.next, s.head
@@ -165,9 +169,9 @@ func (d *disk) restore(s state, off int64) error {
 	return t.checkCounts()
 }
 
-// checkCounts returns an error if a cluster below next has refcount 0. In that case
-// the checkpoint belongs to another file or device, even if the other checks have
-// succeeded.
+// checkCounts returns an error if a cluster before the first free cluster t.next
+// has the refcount 0. In that case the checkpoint belongs to another file or
+// device, even if the other checks have succeeded.
 func (t *tables) checkCounts() error {
 	for c := t.block * t.perBlock; c < t.next; c++ {
 		if binary.BigEndian.Uint16(t.counts[(c-t.block*t.perBlock)*2:]) == 0 {
@@ -177,14 +181,15 @@ func (t *tables) checkCounts() error {
 	return nil
 }
 
-// isTable reports whether an L1 entry points to a cluster that was allocated by the
-// time of the checkpoint.
+// isTable reports whether an L1 entry points to a cluster of the file that was
+// allocated before the checkpoint.
 func (t *tables) isTable(entry uint64) bool {
 	return t.isEntry(entry) && int64(entry&^copied) < t.next<<t.shift
 }
 
-// isEntry reports whether an L1 entry points to a cluster, allocated before or
-// after the checkpoint.
+// isEntry reports whether an L1 entry can be one that this package has written:
+// it points to the beginning of a cluster behind the L1 table. The cluster may
+// have been allocated after the checkpoint.
 func (t *tables) isEntry(entry uint64) bool {
 	off := int64(entry &^ copied)
 	return entry&copied != 0 && off%t.cluster == 0 && off >= t.first<<t.shift

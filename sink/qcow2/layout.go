@@ -36,11 +36,12 @@ const (
 )
 
 // layout is the part of an image's structure that is known before it is written.
-// The file begins with the header's cluster, the refcount blocks for these first
-// clusters, and the L1 table. The clusters after the L1 table are allocated in
-// order: data clusters, L2 tables, and a refcount block at the beginning of each
-// range of clusters that one refcount block counts. The refcount table comes last,
-// when its length is known.
+// The file begins with the cluster of the header, the refcount blocks for the
+// clusters up to the end of the L1 table, and the L1 table itself. The clusters
+// after the L1 table are allocated in order: data clusters, L2 tables, and
+// refcount blocks. A refcount block counts a range of clusters and is at the
+// beginning of this range. The refcount table comes last, when its length is
+// known.
 type layout struct {
 	size      int64 // size of the disk, bytes
 	cluster   int64 // cluster size, bytes
@@ -81,8 +82,8 @@ func newLayout(size, cluster int64) (layout, error) {
 	return l, nil
 }
 
-// reachOf returns the largest size of a disk in bytes, which the maximal size of
-// the L1 table determines.
+// reachOf returns the size, in bytes, of the largest disk that fits in an image
+// with the given cluster size. The limit is the maximum size of the L1 table.
 func reachOf(cluster int64) int64 { return maxL1 / entryBytes * (cluster / entryBytes) * cluster }
 
 // ceil returns n/2^shift, rounded up.
@@ -90,8 +91,8 @@ func (l *layout) ceil(n int64, shift uint) int64 { return (n + 1<<shift - 1) >> 
 
 func (l *layout) l1Offset() int64 { return (1 + l.blocks) << l.shift }
 
-// blockOffset returns the offset in the file of the refcount block for the i-th
-// range of clusters.
+// blockOffset returns the offset in the file of the i-th refcount block, which
+// counts the i-th range of clusters.
 func (l *layout) blockOffset(i int64) int64 {
 	if i < l.blocks {
 		return (1 + i) << l.shift
@@ -112,8 +113,9 @@ func (l *layout) header(o Options, refTable, refTableClusters int64) ([]byte, er
 		extension(extBackingFormat, []byte(o.BackingFormat))
 	}
 	if o.Compression == Zstd {
-		// This table contains the name of the feature, for error messages of readers that
-		// do not support it.
+		// This extension contains the name of the feature "compression
+		// type". A reader that does not support the feature can show the
+		// name in its error message.
 		const name = "compression type"
 		extension(extFeatureNames, append([]byte{0, 3}, name+string(make([]byte, 46-len(name)))...))
 	}

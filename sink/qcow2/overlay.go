@@ -12,8 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// overlay compares clusters with the backing disk. It is not safe for concurrent
-// use.
+// overlay compares clusters with the backing disk of an image. It is not safe for
+// concurrent use.
 type overlay struct {
 	backing source.Disk
 	name    string
@@ -34,7 +34,7 @@ func (v *overlay) has(p []byte, off int64) (bool, error) {
 	return bytes.Equal(p, v.read[off-v.start:][:len(p)]), nil
 }
 
-// fill reads n bytes at offset off of the backing disk into v.read.
+// fill reads n bytes at offset off of the backing disk into the buffer v.read.
 func (v *overlay) fill(off int64, n int) error {
 	if cap(v.read) < n {
 		v.read = make([]byte, n)
@@ -57,8 +57,8 @@ func (v *overlay) fill(off int64, n int) error {
 }
 
 // hide makes [off, off+n) read as zeros although the image has a backing disk. It
-// stores zero clusters, except for ranges in which the backing disk reads as zeros
-// by its extents.
+// stores zero clusters. It leaves out ranges that are zeros in the backing disk
+// according to its extents.
 func (d *disk) hide(ctx context.Context, off, n int64) error {
 	end := off + n
 	has := min(end, d.o.Backing.Size())
@@ -94,8 +94,8 @@ type job struct {
 	plain bool
 }
 
-// store writes clusters that the caller has not encoded. If the image is compressed
-// or an overlay, store encodes several clusters concurrently.
+// store encodes and writes clusters, for callers of WriteAt. If clusters need
+// encoding, it encodes several of them concurrently.
 func (d *disk) store(p []byte, off int64) error {
 	if !d.o.encodes() {
 		return d.add(off>>d.shift, p)

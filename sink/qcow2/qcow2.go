@@ -1,14 +1,14 @@
 // Package qcow2 writes qcow2 images of version 3 (docs/interop/qcow2.txt of qemu)
-// with [Create]: with clusters of 512 bytes to 2 MiB, without compression or
-// compressed with zlib or zstd, and as overlays over a backing file.
+// with [Create]. Clusters have 512 bytes to 2 MiB. They can be compressed with
+// zlib or zstd. An image can be an overlay over a backing file.
 //
-// An image is written in ascending order, except the tables of checkpoints and the
-// refcount blocks. The header is written last: until then the file begins with
-// zeros and is not an image. Compressed clusters are stored without gaps, across
-// the boundaries of sectors and clusters of the file. The L1 table, one L2 table,
-// one refcount block and 1 MiB of data are held in memory. With clusters of 64 KiB
-// that is at most 4 MiB, whatever the size of the disk; with other cluster sizes it
-// is at most 37 MiB.
+// An image is written in ascending order, except the tables of checkpoints and
+// the refcount blocks. The header is written last: until then the file begins
+// with zeros and is not an image. Compressed clusters are stored without gaps,
+// across the boundaries of sectors and clusters of the file. The L1 table, one L2
+// table, one refcount block and 1 MiB of data are held in memory. With clusters
+// of 64 KiB that is at most 4 MiB, whatever the size of the disk; with other
+// cluster sizes it is at most 37 MiB.
 package qcow2
 
 import (
@@ -43,15 +43,15 @@ type Options struct {
 	BackingName, BackingFormat string
 }
 
-// OptionError reports options that are invalid, or invalid for a disk of the given
-// size.
+// OptionError reports options that are invalid, or that are invalid for a disk of
+// this size.
 type OptionError struct{ Err error }
 
 func (e *OptionError) Error() string { return e.Err.Error() }
 func (e *OptionError) Unwrap() error { return e.Err }
 
-// protocol matches the beginning of a name of a backing file that readers of qcow2
-// interpret as a protocol, and not as a local file.
+// protocol matches names of backing files that readers of qcow2 do not take for
+// local files, because the beginning of the name looks like a protocol.
 var protocol = regexp.MustCompile(`^[^/]*?:`)
 
 // normal returns the options with all defaults filled in, and the layout of the
@@ -107,8 +107,8 @@ func Check(address string, size int64, o Options) error {
 	return raw.CheckImage(address, fileOptions)
 }
 
-// resumed returns the state of the checkpoint to resume from, which is empty for a
-// new image, and the options for the file of the image.
+// resumed returns the state of the checkpoint from which the copy resumes, and
+// the options for the file of the image. The state is empty for a new image.
 func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 	file = o.Options
 	if o.State == nil {
@@ -125,13 +125,14 @@ func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 }
 
 // Create makes an image of a disk of size bytes, a multiple of 512, in a new file
-// or on a block device. It follows the rules of raw.CreateFile and raw.OpenDevice.
-// On a device, the content after the image is not changed. If size is too large for
-// the cluster size, the error names a cluster size that is large enough.
+// or on a block device. The rules of raw.CreateFile and raw.OpenDevice apply. On
+// a device, the content after the image is not changed. If the disk is too large
+// for the cluster size, the error names a cluster size that is large enough.
 //
-// The disk is sequential. Ranges that are skipped read as zeros or, in an overlay,
-// as the backing. The disk is a sink.Encoder, Zeroed without a backing, and
-// Verifiable. In a file, without compression and backing, it is also a sink.Cloner.
+// The disk is sequential. Ranges that are skipped read as zeros or, in an
+// overlay, as the backing. The disk is a sink.Encoder and Verifiable. Without a
+// backing it is also Zeroed. If it is a file without compression and backing, it
+// is also a sink.Cloner.
 func Create(ctx context.Context, address string, size int64, o Options) (sink.Disk, error) {
 	o, l, err := o.normal(size)
 	if err != nil {
@@ -177,17 +178,17 @@ func (d *disk) begin(s state) error {
 	if d.o.State == nil && d.zeroed {
 		return d.tables.begin()
 	}
-	// This check comes before the first write, since the file or device may not be
-	// the one of the checkpoint.
+	// This check comes before the first write, since the checkpoint may
+	// belong to another file or device.
 	if d.o.State != nil {
 		d.at = d.o.Resume
 		if err := d.restore(s, d.o.Resume); err != nil {
 			return err
 		}
 	}
-	// The bytes that identify an image are cleared first, so that a crash does not
-	// leave the header of another image over new content. A resumed file may have
-	// been finished already.
+	// The bytes of the header are cleared first. Otherwise a crash could
+	// leave the header of another image before new content. A resumed image
+	// also has a header if the earlier run finished it.
 	if _, err := d.file.WriteAt(make([]byte, min(d.cluster, 4096)), 0); err != nil {
 		return err
 	}
@@ -200,7 +201,8 @@ func (d *disk) begin(s state) error {
 	return nil
 }
 
-// withAbilities returns d as a type that has only the abilities that d supports.
+// withAbilities returns the disk d as a type that implements the interfaces of
+// all abilities that d has, and no others.
 func (d *disk) withAbilities() sink.Disk {
 	cloner, ok := sink.Ability[sink.Cloner](d.file)
 	switch {
@@ -215,8 +217,8 @@ func (d *disk) withAbilities() sink.Disk {
 // zeroedDisk is a disk without a backing file.
 type zeroedDisk struct{ *disk }
 
-// ZeroedFrom returns true also after a resume, because restore clears the entries
-// of the tables from Options.Resume on.
+// ZeroedFrom returns true even after a resume, because restore has cleared the
+// entries of the tables from Options.Resume on.
 func (zeroedDisk) ZeroedFrom(int64) bool { return true }
 
 func (d *disk) Unit() int64 { return d.cluster }
@@ -247,7 +249,8 @@ func (d *disk) endCall(off, n int64, err error) error {
 	return nil
 }
 
-// named adds the address of the target to an error that does not have it.
+// named adds the address of the target to an error, unless the text of the error
+// contains it already.
 func (d *disk) named(err error) error {
 	if strings.Contains(err.Error(), d.address) {
 		return err
@@ -336,7 +339,7 @@ func (d *disk) finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The header is written after everything else is durable.
+	// The header is written only after everything else is durable.
 	if err := d.syncFile(ctx); err != nil {
 		return err
 	}
@@ -383,8 +386,9 @@ type cloning struct {
 // multiple of the size of the blocks that can be shared.
 func (d cloning) CloneUnit(f *os.File) int64 { return cloneUnit(d.cluster, d.file.CloneUnit(f)) }
 
-// CloneUnit returns the result that the method CloneUnit of sink.Cloner would have
-// for an image at address. The image need not exist yet.
+// CloneUnit tells whether a new image at address could share blocks with the file
+// f, and with which alignment. It returns what the method CloneUnit of
+// sink.Cloner would return after the image is created.
 func CloneUnit(address string, f *os.File, o Options) int64 {
 	if o.Backing != nil || cmp.Or(o.Compression, None) != None {
 		return 0

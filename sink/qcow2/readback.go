@@ -32,21 +32,22 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 	defer image.Close()
 	n, err := image.ReadAt(p, off)
 	if err != nil && file.failed == nil && d.life.Context.Err() == nil {
-		// The tables in the file are not those that this program wrote.
+		// The tables in the file are not the ones that this program
+		// wrote, so the target does not belong to the checkpoint.
 		err = sink.Unfit(err)
 	}
 	return n, err
 }
 
-// unfinished is the file of an image whose header and L1 table are not written yet.
-// It shows the file with both.
+// unfinished is the file of an image whose header and L1 table are not written
+// yet. Reads return the content that the file would have with both.
 type unfinished struct {
 	d      *disk
 	header []byte
 	failed error // of a read
 }
 
-// Size returns the end of the allocated clusters.
+// Size returns the offset at which the allocated clusters end.
 func (u *unfinished) Size() int64 { return u.d.next << u.d.shift }
 
 func (u *unfinished) Close() error { return nil }
@@ -61,16 +62,17 @@ func (u *unfinished) ReadAt(p []byte, off int64) (int, error) {
 		u.failed = err
 	}
 	patch(p, off, u.header, 0)
-	// A device has old content in the place of the part of the L1 table that is not
-	// written yet.
+	// On a device, the part of the L1 table that is not written yet would
+	// read as old content of the device.
 	patch(p, off, u.d.l1, u.d.l1Offset())
 	return n, err
 }
 
-// patch copies the part of b that overlaps p to p. p holds the bytes from off on,
-// and b those from at on.
-func patch(p []byte, off int64, b []byte, at int64) {
-	if from := max(off, at); from < min(off+int64(len(p)), at+int64(len(b))) {
-		copy(p[from-off:], b[from-at:])
+// patch replaces bytes in p by those of b. p holds the bytes of the file from the
+// offset off on, and b those from the offset start on. Only the part that both
+// cover is replaced.
+func patch(p []byte, off int64, b []byte, start int64) {
+	if from := max(off, start); from < min(off+int64(len(p)), start+int64(len(b))) {
+		copy(p[from-off:], b[from-start:])
 	}
 }

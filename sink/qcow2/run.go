@@ -2,7 +2,7 @@ package qcow2
 
 import "io"
 
-// runSize is the default value of run.size, in bytes.
+// runSize is the usual size of a write to the file, in bytes.
 const runSize = 1 << 20
 
 // run collects consecutive pieces of data and writes them to the file in large
@@ -16,10 +16,11 @@ type run struct {
 
 var zeros [64 << 10]byte
 
-// end returns the offset in the file at which the next call of add continues.
+// end returns the offset in the file at which the next call of add will write.
 func (r *run) end() int64 { return r.start + int64(len(r.buf)) }
 
-// add appends p at the offset that end returns.
+// add appends p to the data of earlier calls, at the offset that the method end
+// returns.
 func (r *run) add(p []byte) error {
 	for len(p) > 0 {
 		// A long piece is written without copying it to the buffer, if it begins at
@@ -50,18 +51,18 @@ func (r *run) add(p []byte) error {
 	return nil
 }
 
-// addZeros appends zeros up to the offset to.
-func (r *run) addZeros(to int64) error {
-	for r.end() < to {
-		if err := r.add(zeros[:min(int64(len(zeros)), to-r.end())]); err != nil {
+// addZeros appends zeros up to the given offset in the file.
+func (r *run) addZeros(end int64) error {
+	for r.end() < end {
+		if err := r.add(zeros[:min(int64(len(zeros)), end-r.end())]); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// patch overwrites the data at offset off of the file, which were appended before,
-// with p.
+// patch overwrites a range of the file with p. off is the offset of the range,
+// which must have been appended before.
 func (r *run) patch(p []byte, off int64) error {
 	if n := min(int64(len(p)), r.start-off); n > 0 {
 		if _, err := r.file.WriteAt(p[:n], off); err != nil {

@@ -12,9 +12,10 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// tables are the metadata of an image that is written in order. The L1 table, the
-// L2 table for the current position in the disk, and the refcount block for the
-// current position in the file are in memory. Earlier ones are in the file.
+// tables are the metadata of an image that is written in order. Three tables are
+// in memory: the L1 table, the L2 table for the current position in the disk, and
+// the refcount block for the current position in the file. Earlier L2 tables and
+// refcount blocks are in the file.
 type tables struct {
 	layout
 	out  run
@@ -34,8 +35,9 @@ type tables struct {
 	tails []tail
 }
 
-// tail is the unused end of a cluster that contains compressed data. Compressed
-// data can still be added to the cluster, because its refcount is in memory.
+// tail is the unused end of a cluster that contains compressed data. More
+// compressed data can be stored there, as long as the refcount block of the
+// cluster is in memory, since its refcount has to be incremented.
 type tail struct{ off, end int64 }
 
 const maxTails = 32
@@ -65,7 +67,8 @@ func (t *tables) begin() error {
 	return nil
 }
 
-// count increments the refcount of a cluster in the current range.
+// count increments the refcount of cluster c of the file. The cluster must be in
+// the range that the refcount block in memory counts.
 func (t *tables) count(c int64) error {
 	b := t.counts[(c-t.block*t.perBlock)*2:][:2]
 	n := binary.BigEndian.Uint16(b)
@@ -77,7 +80,8 @@ func (t *tables) count(c int64) error {
 }
 
 // openRange starts a new range of clusters if the next free cluster is the first
-// cluster of a range. The range begins with its refcount block.
+// one of a range. A range consists of the clusters that one refcount block
+// counts. This block is its first cluster.
 func (t *tables) openRange() error {
 	if t.next%t.perBlock != 0 {
 		return nil
@@ -106,7 +110,8 @@ func (t *tables) tooLarge() error {
 		bytesize.Format(t.next<<t.shift), t.cluster)
 }
 
-// pad writes zeros up to the next free cluster.
+// pad writes zeros up to the next free cluster. If the last cluster ends with
+// unused bytes, pad adds them to t.tails.
 func (t *tables) pad() error {
 	to := t.next << t.shift
 	if end := t.out.end(); end%t.cluster != 0 {
@@ -118,8 +123,8 @@ func (t *tables) pad() error {
 	return t.out.addZeros(to)
 }
 
-// allocate allocates up to n consecutive clusters, at least one, and sets their
-// refcounts. The caller writes their content next.
+// allocate allocates at least one and up to n consecutive clusters of the file,
+// and sets their refcounts. The caller must write their content next.
 func (t *tables) allocate(n int64) (off, got int64, err error) {
 	if err := t.openRange(); err != nil {
 		return 0, 0, err
@@ -141,8 +146,8 @@ func (t *tables) allocate(n int64) (off, got int64, err error) {
 	return off, got, nil
 }
 
-// add writes whole clusters of the disk from cluster g on. The last one may be
-// incomplete.
+// add stores p in new clusters of the file, as the content of the disk from
+// cluster g on. If p ends within a cluster, the rest is filled with zeros.
 func (t *tables) add(g int64, p []byte) error {
 	for len(p) > 0 {
 		if err := t.enter(g); err != nil {
@@ -166,16 +171,17 @@ func (t *tables) add(g int64, p []byte) error {
 	return nil
 }
 
-// point sets n entries, from that of cluster g on, to consecutive clusters of the
-// file at off.
+// point sets n entries of the L2 table, beginning with the entry of cluster g of
+// the disk. They point to n consecutive clusters, beginning at the offset off of
+// the file.
 func (t *tables) point(g, n, off int64) {
 	for i := range n {
 		t.put(g+i, uint64(off+i<<t.shift)|copied)
 	}
 }
 
-// pack stores the compressed bytes of cluster g directly after other compressed
-// data. There are fewer bytes than in a cluster.
+// pack stores code, the compressed content of cluster g of the disk, directly
+// after other compressed data. code must be shorter than a cluster.
 func (t *tables) pack(g int64, code []byte) error {
 	if err := t.enter(g); err != nil {
 		return err
@@ -202,8 +208,8 @@ func (t *tables) pack(g int64, code []byte) error {
 	return nil
 }
 
-// fit writes code into the smallest tail that is large enough, or else at the end
-// of the file, and returns its offset.
+// fit writes compressed data into the smallest tail that is large enough. If
+// there is none, it writes them at the end of the file. It returns their offset.
 func (t *tables) fit(code []byte) (off int64, err error) {
 	n := int64(len(code))
 	best := -1
@@ -227,7 +233,8 @@ func (t *tables) fit(code []byte) (off int64, err error) {
 	return off, t.out.add(code)
 }
 
-// zero makes cluster g read as zeros, no matter what the backing disk contains.
+// zero makes cluster g of the disk read as zeros, whatever the backing disk
+// contains.
 func (t *tables) zero(g int64) error {
 	if err := t.enter(g); err != nil {
 		return err
@@ -236,8 +243,9 @@ func (t *tables) zero(g int64) error {
 	return nil
 }
 
-// enter loads the L2 table that maps cluster g. It cannot go back to an earlier
-// table.
+// enter saves the L2 table in memory and starts an empty one, unless the table in
+// memory already maps cluster g. The caller must not go back to a cluster that an
+// earlier table maps.
 func (t *tables) enter(g int64) error {
 	index := g >> t.l2Shift
 	if index == t.l2Index {
@@ -258,7 +266,7 @@ func (t *tables) put(g int64, entry uint64) {
 	t.l2Used = true
 }
 
-// saveL2 writes the L2 table unless it is empty.
+// saveL2 writes the L2 table to the file. It does nothing if the table is empty.
 func (t *tables) saveL2() error {
 	if !t.l2Used {
 		return nil
@@ -276,8 +284,8 @@ func (t *tables) saveL2() error {
 	return t.out.add(t.l2)
 }
 
-// finish writes everything that is still in memory. It returns the offset of the
-// refcount table and its number of clusters.
+// finish writes everything that is still in memory, and the refcount table. It
+// returns the offset of the refcount table and its number of clusters.
 func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	if err := t.saveL2(); err != nil {
 		return 0, 0, err
@@ -288,10 +296,12 @@ func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	if err := t.saveL1(zeroed); err != nil {
 		return 0, 0, err
 	}
-	// The refcount table must be contiguous. Ranges of clusters that begin within
-	// it have their refcount blocks directly before the table, and not at the
-	// beginning of the range. Their number depends on the size of the table, which
-	// depends on their number, so it is found by iteration.
+	// The refcount table must be contiguous. Therefore a range of clusters
+	// that would begin within the refcount table does not begin with its
+	// refcount block. Instead, the refcount blocks of all such ranges lie
+	// directly before the table. The size of the table depends on the number
+	// of these blocks, and this number depends on the size of the table. The
+	// loop finds both.
 	begun := t.block + 1
 	ranges := begun
 	for {
@@ -345,7 +355,8 @@ func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	return refTable, clusters, t.out.flush()
 }
 
-// savedCounts writes the refcount block at off, and clears it for the next range.
+// savedCounts writes the refcount block in memory to the offset off of the file.
+// Then it clears the block for the next range.
 func (t *tables) savedCounts(off int64) error {
 	defer clear(t.counts)
 	if off == t.out.end() {
@@ -354,8 +365,8 @@ func (t *tables) savedCounts(off int64) error {
 	return t.out.patch(t.counts, off)
 }
 
-// saveL1 writes the L1 table. If the file reads as zeros already, it skips parts
-// that are zeros.
+// saveL1 writes the L1 table. If zeroed is true, unwritten parts of the file read
+// as zeros, and saveL1 skips parts of the table that are zeros.
 func (t *tables) saveL1(zeroed bool) error {
 	for off := 0; off < len(t.l1); off += len(zeros) {
 		p := t.l1[off:min(off+len(zeros), len(t.l1))]
@@ -369,9 +380,10 @@ func (t *tables) saveL1(zeroed bool) error {
 	return nil
 }
 
-// share makes n clusters of the disk, from cluster g on, share their blocks with f
-// from pos on. done is the number of clusters that share blocks, also with an
-// error.
+// share makes n clusters of the disk share blocks with the file f. The first one
+// is cluster g of the disk, and pos is the offset of its content in f. done is
+// the number of clusters that share blocks now. It is valid even if share returns
+// an error.
 func (t *tables) share(file sink.Cloner, f *os.File, pos, g, n int64) (done int64, err error) {
 	for done < n {
 		if err := t.enter(g); err != nil {
