@@ -16,27 +16,29 @@ import (
 // 5.0", The Header).
 const noParent = 0xffffffff
 
-// These are the values in a descriptor for properties that the source does not
-// report.
+// These values are written to a descriptor for properties that the source does
+// not report.
 const (
 	defaultAdapter   = "lsilogic"
 	defaultHWVersion = "4" // the lowest version in use, which every host supports
-	// unmanagedTools is the version of VMware Tools that the guest manages itself
-	// (open-vm-tools). vSphere does not offer to install others.
+	// unmanagedTools is the value of the descriptor's entry for the version
+	// of VMware Tools if the guest manages its tools itself (open-vm-tools).
+	// vSphere then does not offer to install other tools.
 	unmanagedTools = "2147483647"
 	openVMTools    = "4" // the toolsInstallType of open-vm-tools
 	defaultName    = "disk.vmdk"
 )
 
-// maxValue is the maximal length of a value that is copied from the source, in
-// bytes.
+// maxValue is the maximum length, in bytes, of a value that is copied from the
+// source to the descriptor.
 const maxValue = 64
 
 // adapters are the valid values of ddb.adapterType ("Virtual Disk Format 5.0", The
 // Disk Database).
 var adapters = []string{"ide", "buslogic", "lsilogic", "legacyESX"}
 
-// descriptor holds the variable parts of the text that describes an image.
+// descriptor holds the variable parts of a VMDK descriptor, the text that
+// describes an image.
 type descriptor struct {
 	name                       string
 	sectors                    int64
@@ -49,9 +51,9 @@ type descriptor struct {
 }
 
 // newDescriptor returns a descriptor with the valid properties of the source. The
-// CID identifies the content that children of the image depend on, so the image
-// keeps the CID of the source. If the source has no CID, the image gets a random
-// CID, so that it differs from the CIDs of other images.
+// image keeps the CID of the source, because the CID identifies the content on
+// which children of the image depend. If the source has no CID, the image gets a
+// random one, so that it differs from the CIDs of other images.
 func newDescriptor(name string, size int64, info source.Info) descriptor {
 	d := descriptor{
 		name: extentName(name), sectors: size / sectorSize,
@@ -91,8 +93,8 @@ func newDescriptor(name string, size int64, info source.Info) descriptor {
 	return d
 }
 
-// isSectorSize reports whether n is a valid sector size in bytes, by the rule of
-// the reader in source/vmdk. VMware's disks have 512 or 4096.
+// isSectorSize reports whether n is a sector size, in bytes, that the reader in
+// source/vmdk accepts. VMware's disks have sectors of 512 or 4096 bytes.
 func isSectorSize(n int64) bool { return n >= sectorSize && n <= 64<<10 && n&(n-1) == 0 }
 
 func newCID(known string) uint32 {
@@ -105,12 +107,13 @@ func newCID(known string) uint32 {
 }
 
 // geometry returns the geometry of the source if it matches the size of the disk.
-// Otherwise it returns the geometry that VMware gives to a new disk: heads and
-// sectors per track depend on the size, and there are as many whole cylinders as
-// fit.
+// Otherwise it returns the geometry that VMware gives to a new disk. The numbers
+// of heads and of sectors per track then depend on the size and the adapter.
+// There are as many whole cylinders as fit in the disk.
 func geometry(sectors int64, adapter string, known [3]int64) (cylinders, heads, perTrack int64) {
 	c, h, s := known[0], known[1], known[2]
-	// Some programs round the number of cylinders up.
+	// The number of cylinders may be one too high, because some programs
+	// round it up.
 	if c > 0 && h > 0 && h <= 255 && s > 0 && s <= 63 && c <= (sectors-1)/(h*s)+1 {
 		return c, h, s
 	}
@@ -128,8 +131,9 @@ func geometry(sectors int64, adapter string, known [3]int64) (cylinders, heads, 
 	return max(sectors/(heads*perTrack), 1), heads, perTrack
 }
 
-// extentName returns the name of the image's own file in the descriptor. Readers
-// ignore it. A pipe has no name.
+// extentName returns the name for the image's own file in the descriptor. Readers
+// ignore the name. If name is not suitable, for example because the target is a
+// pipe, the result is a fixed name.
 func extentName(name string) string {
 	name = filepath.Base(name)
 	if !strings.EqualFold(filepath.Ext(name), ".vmdk") || len(name) > 255 || !isText(name) {
@@ -138,7 +142,7 @@ func extentName(name string) string {
 	return name
 }
 
-// isText reports whether s can be written between quotes.
+// isText reports whether s can be written between quotes in a descriptor.
 func isText(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f || r == '"' })
 }

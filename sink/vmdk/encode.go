@@ -6,7 +6,8 @@ import (
 	"github.com/klauspost/compress/zlib"
 )
 
-// encoding compresses grains, each as a zlib stream of its own (RFC 1950).
+// encoding implements sink.Encoding. It compresses each grain to a zlib stream of
+// its own (RFC 1950).
 type encoding struct {
 	zlib    *zlib.Writer
 	out     appender
@@ -14,7 +15,8 @@ type encoding struct {
 	scratch []byte
 }
 
-// newEncoding returns an encoding for a valid level.
+// newEncoding returns an encoding with the given compression level, which must be
+// valid.
 func newEncoding(level int) *encoding {
 	e := new(encoding)
 	e.zlib, _ = zlib.NewWriterLevel(&e.out, level)

@@ -7,7 +7,7 @@ import (
 	"math"
 )
 
-// These values define the layout that VMware's tools write and that vSphere
+// These constants define the layout that VMware's tools write and that vSphere
 // expects.
 const (
 	sectorSize = 512
@@ -36,8 +36,9 @@ const (
 	grainMarker = 12 // bytes of a marker before the compressed data of a grain
 )
 
-// Types of the markers that do not belong to a grain ("Virtual Disk Format 5.0",
-// Stream-Optimized Compressed Sparse Extents, Markers).
+// These are the types of markers before metadata. Markers before grains have no
+// type ("Virtual Disk Format 5.0", Stream-Optimized Compressed Sparse Extents,
+// Markers).
 const (
 	markerTable     = 1
 	markerDirectory = 2
@@ -54,7 +55,7 @@ const chunk = 1 << 20
 
 var errTooLong = errors.New("the file of a VMDK can have at most 2 TiB, and the compressed disk is larger: write a raw or qcow2 target instead")
 
-// file writes the file of an image, from beginning to end.
+// file writes the file of an image in ascending order.
 type file struct {
 	out  io.WriterAt
 	size int64  // size of the disk, bytes
@@ -97,7 +98,8 @@ func (f *file) header(directory uint64) (b [sectorSize]byte) {
 	le.PutUint64(b[28:], descriptorSector)
 	le.PutUint64(b[36:], descriptorSectors)
 	le.PutUint32(b[44:], tableEntries)
-	// The redundant grain directory at offset 48 is left out.
+	// The redundant grain directory, whose offset would be at byte 48, is not
+	// written.
 	le.PutUint64(b[56:], directory)
 	le.PutUint64(b[64:], firstGrainSector)
 	copy(b[73:], newlines)
@@ -105,8 +107,8 @@ func (f *file) header(directory uint64) (b [sectorSize]byte) {
 	return b
 }
 
-// grain writes the compressed grain g. Grains with lower numbers must have been
-// written before.
+// grain writes the grain with the number g, which is already compressed. Grains
+// with lower numbers must have been written before.
 func (f *file) grain(g int64, enc []byte) error {
 	if number := g / tableEntries; number != f.number {
 		if err := f.endTable(); err != nil {
@@ -132,8 +134,8 @@ func (f *file) grain(g int64, enc []byte) error {
 	return f.fill()
 }
 
-// endTable writes the current grain table, if it has any grain, and starts an empty
-// one.
+// endTable writes the current grain table and starts an empty one. It does
+// nothing if the table has no grain.
 func (f *file) endTable() error {
 	if !f.used {
 		return nil
@@ -182,7 +184,8 @@ func (f *file) end() error {
 	return f.flush()
 }
 
-// marker writes a metadata marker for the given number of sectors, which follow it.
+// marker writes a marker for the given number of sectors with metadata, which the
+// caller writes next.
 func (f *file) marker(kind uint32, sectors int64) error {
 	var b [sectorSize]byte
 	binary.LittleEndian.PutUint64(b[:], uint64(sectors))
@@ -190,7 +193,8 @@ func (f *file) marker(kind uint32, sectors int64) error {
 	return f.write(b[:])
 }
 
-// sector returns the sector of the next byte, as the tables record it.
+// sector returns the number of the sector that will be written next, for an entry
+// of a grain table or of the grain directory.
 func (f *file) sector() (uint32, error) {
 	sector := f.pos / sectorSize
 	if sector > math.MaxUint32 {
@@ -199,7 +203,7 @@ func (f *file) sector() (uint32, error) {
 	return uint32(sector), nil
 }
 
-// fill writes zeros up to the next sector boundary.
+// fill writes zeros up to the next sector boundary of the file.
 func (f *file) fill() error {
 	return f.zeros((sectorSize - f.pos%sectorSize) % sectorSize)
 }

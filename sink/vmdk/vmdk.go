@@ -20,18 +20,18 @@ import (
 // is 62 TiB.
 const MaxSize = 64 << 40
 
-// These are levels of compression with the numbers of zlib. At DefaultLevel a real
-// file system takes as many bytes as at zlib's own default level, in a fifth of the
-// time; bench_test.go has the measurements.
+// These are compression levels, as zlib numbers them. At DefaultLevel a real file
+// system takes as many bytes as at zlib's own default level, but compressing it
+// takes a fifth of the time; bench_test.go has the measurements.
 const (
 	MinLevel     = 1
 	MaxLevel     = 9
 	DefaultLevel = 6
 )
 
-// Options are for Create. The descriptor records AdapterType, HWVersion,
-// ToolsVersion, UUID, CID, Geometry and the guest's sector sizes of Options.Info,
-// if they are set and valid.
+// Options are for Create. The descriptor records some fields of Options.Info, if
+// they are set and valid: AdapterType, HWVersion, ToolsVersion, UUID, CID,
+// Geometry and the guest's sector sizes.
 type Options struct {
 	sink.Options
 	Level int // level of compression, MinLevel to MaxLevel; 0: DefaultLevel
@@ -52,14 +52,16 @@ func CheckSize(size int64) error {
 	return nil
 }
 
-// Create makes an image of a disk of size bytes and writes it to out, a new disk of
-// sink.UnknownSize that is a sink.Sizer, such as a file or a stream. Messages and
-// the descriptor call the image name. The returned disk owns out and ends it. If
-// Create returns an error, it has aborted out.
+// Create makes an image of a disk of size bytes and writes it to out. out is a
+// new disk that is a sink.Sizer and was created with sink.UnknownSize, such as a
+// file or a stream. name is the name of the image in messages and in the
+// descriptor. The returned disk owns out and ends it. If Create returns an error,
+// it has aborted out.
 //
-// The disk is sequential, with units of 64 KiB, Zeroed, an Encoder, and Verifiable
-// if out is. It cannot be checkpointed or resumed. Writing fails when the file of
-// the image reaches 2 TiB, where the sector numbers of the format end.
+// The disk is sequential, with units of 64 KiB, and is Zeroed and an Encoder. It
+// is Verifiable if out is. It cannot be checkpointed or resumed. Writing fails
+// when the file of the image reaches 2 TiB, where the sector numbers of the
+// format end.
 func Create(ctx context.Context, out sink.Disk, name string, size int64, o Options) (sink.Disk, error) {
 	d, err := create(ctx, out, name, size, o)
 	if err != nil {
@@ -116,11 +118,12 @@ type disk struct {
 
 func (d *disk) Unit() int64 { return grainSize }
 
-// ZeroedFrom is always true: grains that are not written read as zeros.
+// ZeroedFrom always returns true, because grains that are not written read as
+// zeros.
 func (d *disk) ZeroedFrom(int64) bool { return true }
 
-// call runs do for a call with the range [off, off+n). It fails if off is less than
-// the next offset to write.
+// call runs the function do, which writes the range [off, off+n). It fails if the
+// range begins before the next offset to write.
 func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
 	if err := d.Begin(ctx, off, n); err != nil {
 		return err
@@ -135,8 +138,8 @@ func (d *disk) call(ctx context.Context, off, n int64, do func() error) error {
 	return nil
 }
 
-// WriteAt encodes grains and writes them. It is for callers that do not use
-// NewEncoding.
+// WriteAt encodes grains and writes them. Callers that encode grains themselves
+// use NewEncoding and Place instead.
 func (d *disk) WriteAt(p []byte, off int64) (int, error) {
 	err := d.call(d.Context, off, int64(len(p)), func() error { return d.write(p, off) })
 	if err != nil {
@@ -177,7 +180,8 @@ func (d *disk) SameAt(ctx context.Context, off, n int64) error {
 	})
 }
 
-// NewEncoding implements sink.Encoder. Its encodings never return plain units.
+// NewEncoding implements sink.Encoder. The method Encode of the result never
+// returns plain as true.
 func (d *disk) NewEncoding() sink.Encoding { return newEncoding(d.level) }
 
 // Place implements sink.Encoder.
@@ -251,8 +255,9 @@ func (d verifiable) Reopen(ctx context.Context) (source.Disk, error) {
 	return reader.Open(ctx, d.Name, f, nothingElse, reader.Options{})
 }
 
-// nothingElse is the source.Opener for an image that must consist of a single file.
-// It always returns an error.
+// nothingElse is the source.Opener with which an image is read back. It would be
+// called to open other files of the image. It always returns an error, because
+// the image must consist of a single file.
 func nothingElse(_ context.Context, from, name, _ string) (source.Disk, error) {
 	return nil, fmt.Errorf("%s refers to the file %q, but a streamOptimized VMDK must be a single file", from, name)
 }
