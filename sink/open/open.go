@@ -19,13 +19,13 @@ import (
 	"github.com/vddkcp/vddkcp/sink/raw"
 )
 
-// UsageError says that an address or an option is invalid, no matter what state the
-// machine and its files have.
+// UsageError says that an address or an option is invalid in itself. The error
+// does not depend on the state of the machine and its files.
 type UsageError = usage.Error
 
-// Options say how to write a target. The zero value creates a target that must not
-// exist yet, in the format that the address implies. The fields without a comment
-// are explained at raw.Options.
+// Options say how to write a target. The zero value creates a target that must
+// not exist yet, in the format that the address implies. The fields without a
+// comment are explained in the documentation of raw.Options.
 type Options struct {
 	sink.Options
 	Format        string // "raw", "qcow2" or "vmdk"; "" derives it from the name
@@ -41,13 +41,14 @@ type Options struct {
 	Stdout        *os.File       // the file for "-"; nil means os.Stdout
 	NBD           client.Options // without Warn, which is the Warn above
 
-	// The next fields are for qcow2; they are explained at qcow2.Options.
+	// The next fields are for qcow2. They are explained in the documentation
+	// of qcow2.Options.
 	ClusterSize                int64 // bytes
 	BackingName, BackingFormat string
 }
 
-// ofImages returns the name of an option that is set although it is valid only for
-// image formats. It returns "" if no such option is set.
+// ofImages returns the name of an option that is set although it is valid only
+// for image formats. It returns "" if no such option is set.
 func (o Options) ofImages() string {
 	switch {
 	case o.Compress != "" && o.Compress != "none":
@@ -73,8 +74,10 @@ type Target struct {
 	Place
 	Format string // "raw", "qcow2" or "vmdk"
 	Zeroed bool   // unwritten ranges of the disk will read as zeros, see sink.Zeroed
-	// CloneUnit is the method CloneUnit that the disk will have as a sink.Cloner. It
-	// is nil if the target cannot share blocks.
+	// CloneUnit tells in advance whether the disk can share blocks with a
+	// given local file, and with which alignment. It returns what the method
+	// CloneUnit of sink.Cloner will return after the disk is created. It is
+	// nil if the target cannot share blocks with any file.
 	CloneUnit func(*os.File) int64
 
 	options *Options // for create and reserve
@@ -86,11 +89,11 @@ type Target struct {
 // String describes the target, for example as "raw file" or "vmdk stream".
 func (t *Target) String() string { return t.Format + " " + t.Kind }
 
-// Reserve sets the number of bytes that the target will allocate, including those
+// Reserve sets the number of bytes that the target will need, including those
 // that an earlier run has written. It returns an error that wraps unix.ENOSPC if
-// the file system has less free space. It allocates nothing. It has no effect on
-// targets that are not files, and on files whose size is unknown until they are
-// written.
+// the file system has less free space. It does not allocate the space. It has no
+// effect on targets that are not files, and on files whose size is unknown until
+// they are written.
 func (t *Target) Reserve(need int64) error {
 	if t.reserve == nil {
 		return nil
@@ -99,7 +102,8 @@ func (t *Target) Reserve(need int64) error {
 	return t.reserve()
 }
 
-// DropCache removes written data from the page cache, as Options.DropCache does.
+// DropCache has the same effect as Options.DropCache: written data are removed
+// from the page cache.
 func (t *Target) DropCache() { t.options.DropCache = true }
 
 // Create makes the target, or opens it to resume it.
@@ -129,12 +133,15 @@ func Create(ctx context.Context, text string, size int64, o Options) (sink.Disk,
 }
 
 // Plan checks a target for a disk of size bytes, without creating or changing
-// anything. size may be sink.UnknownSize for raw targets that are not NBD exports;
-// the created disk is then a sink.Sizer. Plan fails if vddkcp cannot write the
-// format, if the target exists, is too small, is in use or is the source, or if
-// there is too little space. Plan does not connect to the server of an NBD export,
-// because some servers serve only one client; Create checks the export. For other
-// targets, Options.Warn is called only during Plan.
+// anything. It fails if vddkcp cannot write the format, if the target exists, is
+// too small, is in use or is the source, or if there is too little space.
+//
+// size may be sink.UnknownSize for raw targets that are not NBD exports. The
+// created disk is then a sink.Sizer.
+//
+// Plan does not connect to the server of an NBD export, because some servers
+// serve only one client. Create checks the export. For other targets,
+// Options.Warn is called only during Plan.
 func (p Place) Plan(ctx context.Context, size int64, o Options) (*Target, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)

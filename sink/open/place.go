@@ -54,12 +54,12 @@ func placeOfPath(path address.Path) Place {
 // Path returns the path that a file will have after it is published.
 func (p Place) Path() string { return strings.TrimSuffix(p.Partial, ".partial") }
 
-// Format returns the format in which the target is written. It is the given format
-// or, if given is empty, the format that the extension of the file name stands for.
-// The default is "raw".
-func (p Place) Format(given string) string {
-	if given != "" {
-		return given
+// Format returns the format in which the target is written. If requested is not
+// empty, it is the requested format. Otherwise it is the format that the
+// extension of the file name stands for, or "raw" for other extensions.
+func (p Place) Format(requested string) string {
+	if requested != "" {
+		return requested
 	}
 	switch ext := strings.ToLower(filepath.Ext(p.Address.String())); ext {
 	case ".qcow2", ".vmdk":

@@ -32,7 +32,8 @@ func (p Place) planQcow2(size int64, o Options) (*Target, error) {
 			return nil, err
 		}
 	}
-	// The size of a compressed image or an overlay is not known in advance.
+	// The size of a compressed image or an overlay is not known in advance,
+	// so the free space is not checked.
 	plain := method == "none" && o.BackingName == ""
 	if !plain {
 		o.Need = 0

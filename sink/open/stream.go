@@ -33,8 +33,8 @@ func (p Place) planStdout(size int64, o Options) (*Target, error) {
 		return nil, errClosedStdout
 	}
 	return &Target{Place: p, Format: "raw", options: &o, create: func(ctx context.Context) (sink.Disk, error) {
-		// The disk gets a duplicate, so that closing it leaves standard output
-		// open.
+		// The disk gets a duplicate of the file descriptor, so that
+		// closing the disk leaves standard output open.
 		fd, err := dup(stdout)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
@@ -43,8 +43,9 @@ func (p Place) planStdout(size int64, o Options) (*Target, error) {
 	}}, nil
 }
 
-// errClosedStdout is the error for a target "-" if the process was started without
-// standard output. The disk would be lost in this case.
+// errClosedStdout is the error for the target "-" if the process was started
+// without standard output. Everything that is written to the target would be
+// lost.
 var errClosedStdout = &closedError{}
 
 type closedError struct{}
@@ -55,9 +56,10 @@ func (*closedError) Error() string {
 
 func (*closedError) Hint() string { return "to only read the source, write null: for DST" }
 
-// wasClosed reports whether the process was started with f closed. In that case the
-// Go runtime opens /dev/null for reading and writing instead. Shells open /dev/null
-// for writing only.
+// wasClosed reports whether the process was started with f closed. In that case
+// the Go runtime opens /dev/null instead, for reading and writing. If a shell has
+// redirected f to /dev/null, it is open for writing only, and wasClosed returns
+// false.
 func wasClosed(f *os.File, info os.FileInfo) bool {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok || st.Mode&unix.S_IFMT != unix.S_IFCHR || unix.Major(uint64(st.Rdev)) != 1 || unix.Minor(uint64(st.Rdev)) != 3 {
@@ -106,8 +108,8 @@ func checkStream(name string, info os.FileInfo, o Options) error {
 	return nil
 }
 
-// openStream opens a FIFO or character device. A FIFO needs a reader, for which
-// openStream waits until ctx ends.
+// openStream opens a FIFO or character device. If a FIFO has no reader,
+// openStream waits for one until ctx ends.
 func openStream(ctx context.Context, path string) (*os.File, error) {
 	retry := time.NewTicker(20 * time.Millisecond)
 	defer retry.Stop()

@@ -10,7 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink/vmdk"
 )
 
-// planVMDK plans an image that is written like a raw disk of unknown size.
+// planVMDK plans a streamOptimized image. The file of the image is planned like a
+// raw disk of unknown size.
 func (p Place) planVMDK(size int64, o Options) (*Target, error) {
 	address := p.Address.String()
 	if size == sink.UnknownSize {
@@ -39,7 +40,8 @@ func (p Place) planVMDK(size int64, o Options) (*Target, error) {
 	}
 	out := o
 	out.Format = "raw"
-	// The size of the compressed disk is not known in advance.
+	// The size of the compressed disk is not known in advance, so the free
+	// space is not checked.
 	out.Options, out.Need = sink.Options{}, 0
 	t, err := p.planRaw(sink.UnknownSize, out)
 	if err != nil {
@@ -54,7 +56,8 @@ func (p Place) planVMDK(size int64, o Options) (*Target, error) {
 	}}, nil
 }
 
-// zlibLevel returns the compression level of a VMDK, 0 for the default.
+// zlibLevel returns the compression level for a VMDK. The level 0 stands for the
+// default.
 func zlibLevel(compress string) (int, error) {
 	if compress == "" {
 		return 0, nil
