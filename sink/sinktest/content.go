@@ -15,8 +15,8 @@ type span struct{ from, to int64 }
 
 func (s span) overlaps(o span) bool { return s.from < o.to && o.from < s.to }
 
-// addSpan adds s to the sorted spans and merges it with its neighbours, so that a
-// disk that is written almost in order needs few spans. s must not overlap any of
+// addSpan adds s to the sorted spans and merges it with spans that it touches. If
+// a disk is written almost in order, few spans remain. s must not overlap any of
 // the spans.
 func addSpan(spans []span, s span) []span {
 	i, _ := slices.BinarySearchFunc(spans, s.from, func(o span, from int64) int { return int(min(max(o.from-from, -1), 1)) })
@@ -31,9 +31,9 @@ func addSpan(spans []span, s span) []span {
 	return slices.Insert(spans, i, s)
 }
 
-// content is a sparse disk in memory. In a range without a page, all bytes are zero
-// if the range lies in one of the zeroes, which cover whole pages. Otherwise all
-// bytes are fill.
+// content is a sparse disk in memory. If a part of the disk has no page, all its
+// bytes are equal: they are 0 in the ranges of the field zeroes, and have the
+// value fill elsewhere. The ranges of zeroes consist of whole pages.
 type content struct {
 	size   int64
 	fill   byte
@@ -51,7 +51,8 @@ func (c *content) write(p []byte, off int64) {
 	}
 }
 
-// page returns page i for writing, and allocates it if it does not exist.
+// page returns the page with the number i for writing, and allocates it if it
+// does not exist.
 func (c *content) page(i int64) []byte {
 	page := c.pages[i]
 	if page == nil {
@@ -126,7 +127,7 @@ func (c *content) read(p []byte, off int64) {
 	}
 }
 
-// contentReader is the source.Disk that Reopen returns.
+// contentReader is the source.Disk that Reopen returns for a disk of a Memory.
 type contentReader struct {
 	ctx     context.Context
 	m       *Memory

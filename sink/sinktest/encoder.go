@@ -7,8 +7,9 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// encoder is a memoryDisk that is a sink.Encoder. The encoded form of a unit whose
-// first byte is odd differs from the unit in every byte and in its length.
+// encoder is a memoryDisk that is also a sink.Encoder. If the first byte of a
+// unit is odd, the encoded form of the unit differs from the unit in every byte
+// and in its length.
 type encoder struct{ *memoryDisk }
 
 const codeMark = 0x5A

@@ -102,8 +102,8 @@ func testError(t *testing.T, c Config) {
 	}
 }
 
-// allFail calls every method except those that end the disk, and passes its error
-// to check.
+// allFail calls all methods except those that end the disk. It passes the error
+// of each method to the function check.
 func (c Config) allFail(t *testing.T, d sink.Disk, p plan, check func(error) error) {
 	t.Helper()
 	ctx := context.WithoutCancel(t.Context())
@@ -240,7 +240,8 @@ func testContext(t *testing.T, c Config) {
 		c.nothing(t, target)
 	}
 
-	// The context of a single call ends here, not that of the disk.
+	// Here the context of a single call ends, but not the context of the
+	// disk.
 	target := c.New(t)
 	d := c.create(t, target, p.size(), sink.Options{})
 	ctx, stop := context.WithCancelCause(t.Context())

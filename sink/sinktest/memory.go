@@ -34,8 +34,8 @@ const (
 )
 
 // Call is one call with its range in bytes. For OpSize, OpCheckpoint and OpSync,
-// Off is the argument and Len is zero; for other calls without a range, both are
-// zero.
+// Off is the argument of the call and Len is zero. For other calls without a
+// range, both are zero.
 type Call struct {
 	Op       Op
 	Off, Len int64
@@ -51,18 +51,18 @@ func (c Call) String() string {
 	return string(c.Op)
 }
 
-// Counts sums up the calls of a Memory. Only successful calls add to the numbers of
-// bytes.
+// Counts counts the successful calls of a Memory and the bytes in their ranges.
 type Counts struct {
 	Writes, Zeroes, Sames              int64 // calls
 	WrittenBytes, ZeroBytes, SameBytes int64
 	MaxInFlight                        int // the largest number of these calls that ran at the same time
 }
 
-// Memory is a target in memory, for testing code that writes to sinks. It keeps the
-// content, logs the calls, fails when Before says so, and records each breach of
-// sink.Disk's contract as a violation. Like a file, it holds one published disk and
-// one disk that is being written or suspended.
+// Memory is a target in memory, for testing code that writes to sinks. It keeps
+// the content, logs the calls, and fails when the function Before returns an
+// error. It records each call that breaks the contract of sink.Disk as a
+// violation. Like a file, it holds one published disk and one disk that is being
+// written or suspended.
 //
 // The fields are set before the first Create. The zero value is a sequential sink
 // with a unit of 1 byte that is not Zeroed. Its methods are safe for concurrent
@@ -74,9 +74,10 @@ type Memory struct {
 	Encoded   bool  // the disks are sink.Encoders and refuse WriteAt; cannot be used with Parallel
 	Fill      byte  // every byte of a new disk; cannot be used with Zeroed
 	CountOnly bool  // keep only Counts, no content and no log: for disks of any size
-	// Before is called before a call takes effect, concurrently for concurrent
-	// calls. ctx is the context of the disk. If Before returns an error, the call
-	// fails with it. Before may block, for example until ctx ends.
+	// Before is called before a call takes effect. Concurrent calls call it
+	// concurrently. ctx is always the context of the disk. If Before returns
+	// an error, the call fails with this error. Before may block, for example
+	// until ctx ends.
 	Before func(ctx context.Context, c Call) error
 
 	mu         sync.Mutex
@@ -91,8 +92,8 @@ type Memory struct {
 var errMemoryBusy = errors.New("memory: a disk is being written already")
 
 // Create makes a disk of size bytes, or resumes the suspended one. To resume,
-// Options.State must be the state that Checkpoint returned for Options.Resume. The
-// disks are Sizers and Verifiable.
+// Options.State must be the state that Checkpoint returned for the offset
+// Options.Resume. The disks are Sizers and Verifiable.
 func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.Disk, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -117,7 +118,8 @@ func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.D
 		}
 	}
 	if o.State != nil && !m.CountOnly {
-		// Content above a checkpoint is undefined. Here it is always garbage.
+		// After a resume, content above the checkpoint is undefined. This
+		// sink always fills it with garbage.
 		garbage := bytes.Repeat([]byte{0xDB}, int(size-o.Resume))
 		m.partial.write(garbage, o.Resume)
 	}
@@ -184,8 +186,8 @@ func (m *Memory) Ended() bool {
 	return m.open == nil
 }
 
-// Calls returns the calls in the order in which they began. It leaves out Abort
-// after the end of a disk, since every caller defers that.
+// Calls returns the calls in the order in which they began. It leaves out calls
+// of Abort after the end of a disk, since every caller defers Abort.
 func (m *Memory) Calls() []Call {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -201,14 +203,15 @@ func (m *Memory) Log() string {
 	return b.String()
 }
 
-// Counts returns the sums over all disks so far.
+// Counts returns the counts of all disks so far.
 func (m *Memory) Counts() Counts {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.counts
 }
 
-// Violations returns the breaches of sink.Disk's contract. Such calls fail, too.
+// Violations returns descriptions of the calls that broke the contract of
+// sink.Disk. Such calls also return an error.
 func (m *Memory) Violations() []string {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -292,8 +295,8 @@ func (d *memoryDisk) SameAt(ctx context.Context, off, n int64) error {
 	})
 }
 
-// put checks a call that has a range and then runs do. While do runs, the call
-// counts as being in progress.
+// put checks a call that has a range and then runs the function do, which
+// performs the call. Until do has returned, the call counts as being in progress.
 func (d *memoryDisk) put(ctx context.Context, c Call, do func() error) error {
 	m := d.m
 	m.mu.Lock()
@@ -377,8 +380,8 @@ func (d *memoryDisk) breach(c Call) string {
 
 func (d *memoryDisk) zeroed() bool { return d.m.Zeroed && zeroed{d}.ZeroedFrom(0) }
 
-// uncovered returns the first offset below end that no call has covered, or -1. If
-// callers may skip ZeroAt, it always returns -1.
+// uncovered returns the first offset below end that lies in no range of a call.
+// It returns -1 if there is none, or if callers may skip ZeroAt.
 func (d *memoryDisk) uncovered(end int64) int64 {
 	switch {
 	case end == 0 || d.zeroed() || len(d.done) > 0 && d.done[0].from == 0 && d.done[0].to >= end:
@@ -506,8 +509,9 @@ func (d *memoryDisk) Reopen(ctx context.Context) (source.Disk, error) {
 	return &contentReader{ctx: ctx, m: d.m, content: d.content}, nil
 }
 
-// step runs a call without a range. check returns how the call breaks the contract,
-// or ""; do runs at the end of the call.
+// step performs a call that has no range. The function check returns a text if the
+// call breaks the contract of sink.Disk, and "" otherwise. If the call is allowed
+// and Before returns no error, step calls the function do.
 func (d *memoryDisk) step(ctx context.Context, c Call, last int, check func() string, do func()) error {
 	m := d.m
 	m.mu.Lock()

@@ -18,7 +18,9 @@ func testResume(t *testing.T, c Config) {
 		d := c.create(t, target, p.size(), sink.Options{})
 		p.putAll(t, d, p.pieces[:at])
 		state := c.checkpointBeside(t, d, off, func() {
-			// The content that the first run writes above the checkpoint is stale.
+			// The content that the first run writes after the
+			// checkpoint is stale, because the second run resumes
+			// from the checkpoint.
 			stale := bytes.Repeat([]byte{0xAA}, int(p.pieces[at+1].end-off))
 			if _, err := d.WriteAt(stale, off); err != nil {
 				t.Error(err)
@@ -33,8 +35,8 @@ func testResume(t *testing.T, c Config) {
 		c.unpublished(t, target, "after Suspend")
 
 		d = c.create(t, target, p.size(), sink.Options{State: state, Resume: off})
-		// The second run writes zeros first, where the first run left stale bytes,
-		// and then data.
+		// The second run first writes zeros over the stale bytes of the
+		// first run, and then data.
 		rest := slices.Clone(p.pieces[at:])
 		split := rest[0]
 		rest[0].zero = true
@@ -49,9 +51,9 @@ func testResume(t *testing.T, c Config) {
 	}
 }
 
-// checkpointBeside calls Checkpoint(off), and runs the function that Checkpoint
-// returns concurrently with the function beside.
-func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, beside func()) []byte {
+// checkpointBeside calls Checkpoint(off). Then it concurrently runs the function
+// that Checkpoint returned and the function other.
+func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, other func()) []byte {
 	t.Helper()
 	state, sync, err := d.Checkpoint(off)
 	if err != nil {
@@ -62,7 +64,7 @@ func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, beside fu
 	}
 	synced := make(chan error)
 	go func() { synced <- sync(t.Context()) }()
-	beside()
+	other()
 	if err := <-synced; err != nil {
 		t.Fatalf("Checkpoint(%d), sync: %v", off, err)
 	}
@@ -81,8 +83,8 @@ func testResumeAtEnd(t *testing.T, c Config) {
 	c.finish(t, target, d, p.want)
 }
 
-// Suspend after Finish keeps the disk, for example as evidence of a failed
-// verification.
+// If a disk is suspended after Finish, its data are kept, for example as evidence
+// of a failed verification.
 func testSuspendFinished(t *testing.T, c Config) {
 	p, target := c.newPlan(), c.New(t)
 	d := c.create(t, target, p.size(), sink.Options{})

@@ -1,6 +1,7 @@
-// Package sinktest has the conformance suite of sink.Disk, which every writer of a
-// format runs with [Test], and a sink in memory, [Memory], for testing code that
-// writes to sinks.
+// Package sinktest contains two things for tests. The function [Test] runs the
+// conformance suite of sink.Disk, and every package that implements a sink calls
+// it. The type [Memory] is a sink in memory, for testing code that writes to
+// sinks.
 package sinktest
 
 import (
@@ -21,11 +22,13 @@ import (
 // Target is a place to which one disk can be written: a path, a device, a server.
 type Target interface {
 	Create(ctx context.Context, size int64, o sink.Options) (sink.Disk, error)
-	// Published returns the decoded content under the target's final name, and
-	// whether there is any. Content of an InPlace target may be longer than the
-	// disk. For InPlace targets it is called only after Publish.
+	// Published returns the decoded content of the file under the target's
+	// final name, and whether there is such a file. Content of an InPlace
+	// target may be longer than the disk. For InPlace targets Published is
+	// called only after Publish.
 	Published() ([]byte, bool)
-	// Leftovers returns the names of partial files beside the published target.
+	// Leftovers returns the names of partial files that a run has left beside
+	// the published target.
 	Leftovers() []string
 }
 
@@ -35,14 +38,15 @@ type Breaker interface{ Break(err error) }
 
 // Config describes the abilities of the sink under test.
 type Config struct {
-	// New returns a new target for a disk of up to MaxSize bytes. If the target exists
-	// before the disk is written, New fills it with nonzero bytes. The suite calls New
-	// only after all earlier disks have ended, so that New may return the same device
-	// for all tests.
+	// New returns a new target for a disk of up to MaxSize bytes. If such a
+	// target exists before a disk is written to it, New fills it with nonzero
+	// bytes. The suite calls New only after all earlier disks have ended, so
+	// that New may return the same device for all tests.
 	New func(t testing.TB) Target
-	// Unit is the expected result of each disk's Unit.
+	// Unit is what the method Unit of each disk should return.
 	Unit int64
-	// Multiple divides the sizes of all disks, in bytes; 0 means 1.
+	// Multiple is a number of bytes. The sizes of all disks are multiples of
+	// it. The value 0 stands for 1.
 	Multiple int64
 	// InPlace means that the target exists before the disk is created, is written
 	// under its final name, and is not removed if the run fails. Block devices and NBD
@@ -62,11 +66,11 @@ type Config struct {
 // target with the given unit.
 func MaxSize(unit int64) int64 { return (pieces + 1) * max(unit, 64<<10) }
 
-// pieces is the number of pieces into which the suite divides a disk. A shorter
-// piece at the end of the disk is not counted.
+// pieces is the number of pieces into which the suite divides a disk, without the
+// shorter piece at the end of the disk.
 const pieces = 12
 
-// Test runs the suite.
+// Test runs the conformance suite with the sink that c describes.
 func Test(t *testing.T, c Config) {
 	c.Multiple = max(c.Multiple, 1)
 	c.Once = c.Once || c.Stream
@@ -98,13 +102,14 @@ func Test(t *testing.T, c Config) {
 	}
 }
 
-// piece is the range of one call.
+// piece is the range of one write call.
 type piece struct {
 	off, end int64
 	zero     bool
 }
 
-// plan is a disk to write: its content and the pieces in which it is written.
+// plan describes a disk to write: its content and the pieces in which it is
+// written.
 type plan struct {
 	want   []byte
 	pieces []piece
@@ -112,8 +117,9 @@ type plan struct {
 
 func (p plan) size() int64 { return int64(len(p.want)) }
 
-// newPlan returns a plan in which every third piece is zeros. If the unit allows
-// it, the pieces begin at odd offsets, and the disk ends within a unit.
+// newPlan returns a plan in which every third piece is zeros. If Config does not
+// require an alignment, the pieces begin at unaligned offsets. The last piece is
+// short, and need not be a whole unit.
 func (c Config) newPlan() plan {
 	step := max(c.Unit, 4096)
 	if c.Unit == 1 && c.Multiple == 1 {
@@ -129,7 +135,8 @@ func (c Config) newPlan() plan {
 	random := rand.NewChaCha8([32]byte{10})
 	p.want = make([]byte, size)
 	random.Read(p.want)
-	// Pieces have one, two and three steps in turn.
+	// The lengths of the pieces alternate: one step, two steps, three steps,
+	// and again one.
 	for off, i := int64(0), int64(0); off < size; i++ {
 		end := min(off+(i%3+1)*step, size)
 		if end > size-step { // the short end of the disk is a piece of its own
@@ -148,7 +155,7 @@ func (c Config) newPlan() plan {
 	return p
 }
 
-// put writes one piece as the engine of package transfer does.
+// put writes one piece in the same way as package transfer writes a disk.
 func (p plan) put(ctx context.Context, d sink.Disk, s piece) error {
 	if !s.zero {
 		n, err := d.WriteAt(p.want[s.off:s.end], s.off)
@@ -193,8 +200,8 @@ func (c Config) createIn(t *testing.T, ctx context.Context, target Target, size 
 	return d
 }
 
-// finish finishes and publishes a disk as the engine does, and checks the target at
-// each step.
+// finish finishes and publishes a disk in the same way as package transfer, and
+// checks the target after each step.
 func (c Config) finish(t *testing.T, target Target, d sink.Disk, want []byte) {
 	t.Helper()
 	c.unpublished(t, target, "before Finish")
@@ -272,8 +279,8 @@ func diff(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-// nothing checks that a failed run has left no published target and no partial
-// files behind.
+// nothing checks that a failed run has left neither a published target nor
+// partial files.
 func (c Config) nothing(t *testing.T, target Target) {
 	t.Helper()
 	c.unpublished(t, target, "after a run that failed")
