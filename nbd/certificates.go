@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// CertificateError says what is wrong with a certificate, a key or the file that holds
-// it.
+// CertificateError says what is wrong with a certificate or a key, or with the file
+// that contains it.
 type CertificateError struct {
 	err  error
 	hint string
@@ -22,18 +22,19 @@ type CertificateError struct {
 func (e *CertificateError) Error() string { return e.err.Error() }
 func (e *CertificateError) Unwrap() error { return e.err }
 
-// Hint returns an instruction for the user, or "".
+// Hint returns an instruction that tells the user how to correct the error. It returns
+// "" if there is none.
 func (e *CertificateError) Hint() string { return e.hint }
 
 func wrong(hint, format string, args ...any) error {
 	return &CertificateError{fmt.Errorf(format, args...), hint}
 }
 
-// LoadCertificate reads a certificate and its key from two PEM files. Certificates of
-// intermediate authorities may follow in the first. Each error is a *CertificateError
-// that names the file: the file cannot be read or is not PEM, the key is encrypted or
-// does not belong to the certificate, or the certificate has expired or is not valid
-// yet.
+// LoadCertificate reads a certificate and its private key from two PEM files. In the
+// file of the certificate, certificates of intermediate authorities may follow.
+// LoadCertificate returns a *CertificateError, which names the file, if a file cannot
+// be read or is not PEM, if the key is encrypted or does not belong to the certificate,
+// or if the certificate has expired or is not valid yet.
 func LoadCertificate(certPath, keyPath string) (tls.Certificate, error) {
 	cert, err := readPEM(certPath, "CERTIFICATE")
 	if err != nil {
@@ -55,9 +56,9 @@ func LoadCertificate(certPath, keyPath string) (tls.Certificate, error) {
 	return pair, valid(certPath, pair.Leaf)
 }
 
-// LoadAuthorities reads the certificates of authorities from a PEM file. Its errors are
-// those of LoadCertificate, but a certificate that has expired or is not valid yet is an
-// error only if no other in the file is valid.
+// LoadAuthorities reads the certificates of authorities from a PEM file. It fails with
+// a *CertificateError, as LoadCertificate does. Some certificates in the file may have
+// expired or may not be valid yet, as long as at least one is valid.
 func LoadAuthorities(path string) (*x509.CertPool, error) {
 	text, err := readPEM(path, "CERTIFICATE")
 	if err != nil {
@@ -87,8 +88,8 @@ func LoadAuthorities(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// readPEM returns the content of a file, which must have a PEM block whose type ends in
-// kind.
+// readPEM returns the content of the file at path. The file must have a PEM block whose
+// type ends in kind: "CERTIFICATE" or "PRIVATE KEY". An encrypted key is an error.
 func readPEM(path, kind string) ([]byte, error) {
 	text, err := os.ReadFile(path)
 	switch {
@@ -113,8 +114,8 @@ func readPEM(path, kind string) ([]byte, error) {
 	return nil, wrong("", "%s has no %s in PEM format", path, strings.ToLower(kind))
 }
 
-// valid returns an error if c, which is from the file path, has expired or is not valid
-// yet.
+// valid returns an error if the certificate c has expired or is not valid yet. The
+// error names path, the file that contains the certificate.
 func valid(path string, c *x509.Certificate) error {
 	const day = "2006-01-02 15:04:05 MST"
 	switch now := time.Now(); {

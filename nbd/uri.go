@@ -26,8 +26,8 @@ type URI struct {
 // String returns the text that ParseURI parsed.
 func (u *URI) String() string { return u.text }
 
-// schemes are the schemes of doc/uri.md and of libnbd. Those with vsock are known, so
-// that an error can say that they are not supported.
+// schemes are the schemes of doc/uri.md and of libnbd. Schemes with vsock are not
+// supported. They are in this list so that an error can say so.
 var schemes = map[string]struct{ tls, unix, vsock bool }{
 	"nbd": {}, "nbds": {tls: true},
 	"nbd+unix": {unix: true}, "nbds+unix": {tls: true, unix: true},
@@ -60,7 +60,8 @@ func parse(s string) (*URI, error) {
 	}
 	p, err := url.Parse(s)
 	if err != nil {
-		// The text of a *url.Error repeats the URI, which the caller adds.
+		// The text of a *url.Error contains the URI. The caller adds the URI to
+		// the error as well, so only the inner error is returned.
 		if e, ok := err.(*url.Error); ok {
 			err = e.Err
 		}

@@ -1,13 +1,15 @@
-// Package nbd encodes and decodes the messages of the NBD protocol and parses the
-// URIs that name exports. [ParseURI] is where a program begins: the URI goes to
-// package client, which reads and writes an export. Package server exports disks.
+// Package nbd encodes and decodes the messages of the NBD protocol and parses the URIs
+// that name exports. A program that uses an export calls [ParseURI] first and passes
+// the URI to package client, which reads and writes exports. Package server serves
+// exports.
 //
-// Each message has a type with a method Append, which encodes it, and a function
-// to decode it, such as [Request] and [ParseRequest].
+// Each message has a type with a method Append, which encodes it, and a function to
+// decode it, such as [Request] and [ParseRequest].
 //
 // The protocol is described in doc/proto.md, and the URIs in doc/uri.md, of
-// https://github.com/NetworkBlockDevice/nbd. All numbers in messages are big endian. The
-// functions of this package never allocate memory whose size is a length that the peer sent.
+// https://github.com/NetworkBlockDevice/nbd. All numbers in messages are big endian.
+// The functions of this package never allocate memory whose size is a length that the
+// peer sent.
 package nbd
 
 import (
@@ -290,8 +292,8 @@ func (e Errno) Error() string {
 	return fmt.Sprintf("error %d", uint32(e))
 }
 
-// Is makes errors.Is report true for EPERM and fs.ErrPermission, and for ENOTSUP and
-// errors.ErrUnsupported.
+// Is lets errors.Is match error numbers with errors of the standard library. EPERM
+// matches fs.ErrPermission, and ENOTSUP matches errors.ErrUnsupported.
 func (e Errno) Is(target error) bool {
 	switch e {
 	case EPERM:
@@ -302,8 +304,8 @@ func (e Errno) Is(target error) bool {
 	return false
 }
 
-// Text returns a string that the peer sent in a form that is safe to show: each
-// character that is not printable becomes "?", since it could control a terminal.
+// Text makes a string that the peer sent safe to show. It replaces each character that
+// is not printable by "?", since such a character could control a terminal.
 func Text(b []byte) string {
 	return strings.Map(func(r rune) rune {
 		if r == utf8.RuneError || !unicode.IsPrint(r) {
@@ -413,9 +415,9 @@ func AppendOption(b []byte, o Option, data []byte) []byte {
 	return append(b, data...)
 }
 
-// AppendGo appends the data of OptGo or OptInfo: the name of the export, and the
-// information that the client requests in addition to InfoExport, which servers
-// always send.
+// AppendGo appends the data of OptGo or OptInfo: the name of the export, and the types
+// of information that the client requests. InfoExport need not be requested, since
+// servers always send it.
 func AppendGo(b []byte, export string, infos ...InfoType) []byte {
 	b = appendString(b, export)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(infos)))
