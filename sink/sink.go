@@ -15,9 +15,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// ErrLost says that the connection to the target is lost, and perhaps also data
-// that the target acknowledged but had not made durable. The caller opens the sink
-// again with the state of the last checkpoint and continues from there.
+// ErrLost says that the connection to the target is lost. Data that the target
+// acknowledged but had not made durable may be lost as well. The caller opens the
+// sink again with the state of the last checkpoint and continues from there.
 var ErrLost error = lostError{}
 
 type lostError struct{}
@@ -26,25 +26,26 @@ func (lostError) Error() string {
 	return "connection to the target lost: data that was not made durable may be lost"
 }
 
-// Transient says that a retry may succeed, because the server may accept a new
-// connection later.
+// Transient marks ErrLost as an error after which a retry may succeed, because
+// the server may accept a new connection later.
 func (lostError) Transient() bool { return true }
 
-// ErrElsewhere is wrapped by an error of Publish that leaves the target whole and
-// durable under its final name, but not at the requested path, for example because
-// the folder was moved. There is nothing to resume.
+// ErrElsewhere is wrapped by an error of Publish. It says that the target is
+// whole and durable under its final name, but not at the requested path, for
+// example because its folder was moved. There is nothing to resume.
 var ErrElsewhere = errors.New("the target is whole, but not where it should be")
 
-// ErrUnsynced is wrapped by an error of Publish that leaves the target whole under
-// its final name, while a crash of the machine may still undo the renaming. There
-// is nothing to resume.
+// ErrUnsynced is wrapped by an error of Publish. It says that the target is whole
+// under its final name, but that a crash of the machine may still undo the
+// renaming. There is nothing to resume.
 var ErrUnsynced = errors.New("the target is whole and in its place, but may not survive a crash")
 
 // ErrClosed is returned by every method of a Disk that has ended, except Abort.
 var ErrClosed = errors.New("the target is closed")
 
-// ErrUnfit says that a target or an option does not match Options.State and
-// Options.Resume. A retry with the same values fails again.
+// ErrUnfit says that a copy cannot be resumed, because the target or an option
+// does not match Options.State and Options.Resume. A retry with the same values
+// fails again.
 var ErrUnfit = errors.New("the target does not fit the checkpoint")
 
 // Unfit returns an error with the text of err that wraps both err and ErrUnfit.
@@ -55,15 +56,16 @@ type unfitError struct{ error }
 func (e *unfitError) Unwrap() []error { return []error{e.error, ErrUnfit} }
 
 // Disk is a virtual disk that is being written. Its methods are called one at a
-// time, with ranges that ascend and touch each other, unless the disk is Parallel.
-// It ends with one call of Publish, Suspend or Abort. Callers defer Abort, which
-// does nothing after the disk has ended. After an error every method fails, except
-// Suspend and Abort.
+// time. The ranges of the calls ascend without gaps. A disk that is Parallel has
+// weaker rules. A Disk ends with one call of Publish, Suspend or Abort. Callers
+// defer Abort, which does nothing after the disk has ended. After an error every
+// method fails, except Suspend and Abort.
 //
-// Like a source.Disk, a Disk ends with the context that it was created with.
+// As with a source.Disk, all calls fail after the end of the context with which
+// the Disk was created.
 type Disk interface {
-	// WriteAt takes offsets and lengths that are multiples of Unit. Only the end of
-	// the disk may be unaligned.
+	// WriteAt writes p at the offset off. Offsets and lengths must be
+	// multiples of Unit, except at the end of the disk.
 	io.WriterAt
 	// ZeroAt makes [off, off+n) read as zeros. The rules of WriteAt apply.
 	ZeroAt(ctx context.Context, off, n int64) error
@@ -72,11 +74,14 @@ type Disk interface {
 	SameAt(ctx context.Context, off, n int64) error
 	// Unit returns the alignment of writes in bytes, a power of two; 1 means any.
 	Unit() int64
-	// Checkpoint starts a checkpoint at off. It is called between two other calls.
-	// With a Parallel disk it is called once all writes below off have returned,
-	// while others may still run. Checkpoint writes the metadata for everything
-	// below off. It returns the state for Options.State and a function that makes
-	// the checkpoint durable, which may run concurrently with later calls.
+	// Checkpoint starts a checkpoint at the offset off. It must not run at
+	// the same time as another call, unless the disk is Parallel. In that
+	// case it is called once all writes below off have returned, while others
+	// may still run.
+	//
+	// Checkpoint writes the metadata for everything below off. It returns the
+	// state for Options.State, and a function that makes the checkpoint
+	// durable. This function may run concurrently with later calls.
 	Checkpoint(off int64) (state []byte, sync func(context.Context) error, err error)
 	// Finish makes the disk whole and durable, but not yet under its final name.
 	Finish(ctx context.Context) error
@@ -88,25 +93,26 @@ type Disk interface {
 	Abort() error
 }
 
-// Options are common to the Create functions of all formats, in addition to an
-// address and a size. The zero value creates a new disk.
+// Options are common to the Create functions of all formats. These functions take
+// an address and a size as well. The zero value creates a new disk.
 type Options struct {
 	Info    source.Info // description of the source, for formats that record it
 	Backing source.Disk // the disk that SameAt refers to; nil: none
 	State   []byte      // state of the last checkpoint, to resume a target; nil creates a new one
-	// Identity is the identity (see Identified) of the block device or NBD export
-	// that an earlier run wrote to. For any other one, Create returns an
-	// *OtherError before it changes anything. An empty Identity allows any target.
-	// Targets that are new files ignore it.
+	// Identity is the identity (see Identified) of the block device or NBD
+	// export that an earlier run wrote to. If the target has a different
+	// identity, Create returns an *OtherError before it changes anything. An
+	// empty Identity allows any target. Targets that are new files ignore it.
 	Identity string
 	Resume   int64 // offset in bytes: below it the target is complete, above it the content is undefined
 }
 
 // Identified is the ability to identify the file, device or export that is written.
 type Identified interface {
-	// Identity returns a string that is different for every target, even if another
-	// target gets the same name later. It returns "" if the target has nothing that
-	// identifies it. It is called before the disk ends.
+	// Identity returns a string that is different for every target. If
+	// another target gets the same name later, its string differs too.
+	// Identity returns "" if the target has nothing that identifies it. It is
+	// called before the disk ends.
 	Identity() (string, error)
 }
 
@@ -144,23 +150,24 @@ type Parallel interface {
 	MaxParallel() int // at least 1
 }
 
-// Connected is the ability to report the number of connections to the target. Each
-// of them can process the usual number of requests in flight.
+// Connected is the ability to report the number of connections to the target. A
+// caller may make the usual number of concurrent calls for each connection.
 type Connected interface{ Connections() int }
 
 // Zeroed is the ability to report that unwritten ranges read as zeros, so that
 // callers need not call ZeroAt.
 type Zeroed interface {
-	// ZeroedFrom reports whether all unwritten ranges at or above off read as
-	// zeros. After a resume that may be false above Options.Resume.
+	// ZeroedFrom reports whether all unwritten ranges at or after the offset
+	// off read as zeros. After a resume that may be false even for ranges
+	// after Options.Resume.
 	ZeroedFrom(off int64) bool
 }
 
-// UnknownSize is passed as the size to create a Sizer for a disk whose size is not
-// known yet.
+// UnknownSize is the size with which a Sizer is created for a disk whose size is
+// not known yet.
 const UnknownSize = -1
 
-// Sizer is the ability to be created with UnknownSize.
+// Sizer is the ability to be created with UnknownSize and to get the size later.
 type Sizer interface {
 	// SetSize sets the size of the disk in bytes. If the disk was created with
 	// UnknownSize, SetSize is called once, after the last write and before Finish.
@@ -179,41 +186,46 @@ type Verifiable interface {
 // earlier run.
 type Readback interface{ io.ReaderAt }
 
-// Cloner is the ability to share blocks with a local file instead of writing them.
+// Cloner is the ability to share blocks with a local file instead of writing
+// data.
 type Cloner interface {
-	// CloneUnit returns the alignment in bytes that positions, offsets and lengths
-	// must have for sharing blocks with f, or 0 if that is not possible.
+	// CloneUnit returns the alignment, in bytes, that positions, offsets and
+	// lengths must have for sharing blocks with the file f. It returns 0 if
+	// the disk cannot share blocks with f.
 	CloneUnit(f *os.File) int64
-	// CloneFrom makes [off, off+n) share its blocks with the bytes of f from pos
-	// on. The rules of WriteAt apply. If the ranges cannot be shared (another file
-	// system, wrong alignment), the error is errors.ErrUnsupported, nothing has
-	// changed, and the disk takes further calls.
+	// CloneFrom makes [off, off+n) share its blocks with n bytes of the file
+	// f. pos is the position of these bytes in f. The rules of WriteAt apply.
+	// If the ranges cannot be shared (another file system, wrong alignment),
+	// the error is errors.ErrUnsupported. In this case nothing has changed,
+	// and further calls of the disk may succeed.
 	CloneFrom(f *os.File, pos, off, n int64) error
 }
 
-// Encoder is the ability to take units that are already encoded, so that many
-// goroutines can encode for one sequential sink. Units that are neither zero nor
-// equal to the backing are passed to Place instead of WriteAt.
+// Encoder is the ability to take units that are already encoded, for example
+// compressed. Many goroutines can then encode units for one sequential sink.
+// Units that are neither zero nor equal to the backing are passed to Place
+// instead of WriteAt.
 type Encoder interface {
 	// NewEncoding returns an Encoding for one goroutine, or nil if this sink stores
 	// units without encoding them. In that case the caller uses WriteAt.
 	NewEncoding() Encoding
-	// Place stores the result of Encode for the unit at off, in order with ZeroAt
-	// and SameAt. enc is what Encode appended, at least one byte, or the unit
-	// itself if plain is true. Place does not keep enc after it returns.
+	// Place stores the encoded unit that lies at the offset off of the disk.
+	// Calls of Place, ZeroAt and SameAt are made in ascending order. enc is
+	// what Encode appended, at least one byte. If plain is true, enc is the
+	// unit itself. Place does not keep enc after it returns.
 	Place(off int64, enc []byte, plain bool) error
 }
 
 // Encoding encodes one unit at a time. It is not safe for concurrent use.
 type Encoding interface {
-	// Encode appends the encoded form of unit, which lies at off in the disk, to
-	// dst. dst may grow by any number of bytes. A unit has Unit bytes, except at
-	// the end of the disk.
+	// Encode appends the encoded form of unit to dst. off is the offset of
+	// the unit in the disk. A unit has Unit bytes, except at the end of the
+	// disk. dst may grow by any number of bytes.
 	//
-	// Encode returns dst unchanged in two cases: with plain true if the unit did
-	// not shrink and is to be stored as it is, and with plain false if the backing
-	// has the same content. In the second case the caller calls SameAt instead of
-	// Place.
+	// Encode returns dst unchanged in two cases. If the encoded form would
+	// not be smaller, plain is true and the unit must be stored as it is. If
+	// the backing has the same content, plain is false, and the caller calls
+	// SameAt instead of Place.
 	Encode(dst, unit []byte, off int64) (enc []byte, plain bool, err error)
 }
 
