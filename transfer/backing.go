@@ -15,8 +15,8 @@ type backing struct {
 	reopen   func(context.Context) (source.Disk, error)
 }
 
-// newBacking returns Options.Backing with its identity, which is Options.BackingIdentity. If
-// BackingIdentity is "", newBacking queries the identity.
+// newBacking returns the backing image that is set in the options o. If o.BackingIdentity is
+// "", newBacking queries the identity of the image.
 func newBacking(ctx context.Context, o Options) (b backing, err error) {
 	b = backing{disk: o.Backing, identity: o.BackingIdentity, reopen: o.ReopenBacking}
 	if b.disk != nil && b.identity == "" {
@@ -25,8 +25,8 @@ func newBacking(ctx context.Context, o Options) (b backing, err error) {
 	return b, err
 }
 
-// unchanged returns an error if the identity of the backing image has changed since the
-// copy began, or if another file has its name now.
+// unchanged returns an error if the backing image has changed since the copy began. It compares
+// the identity of the open image, and of the file that now has the image's name.
 func (b *backing) unchanged(ctx context.Context) error {
 	if b.disk == nil {
 		return nil
@@ -41,8 +41,8 @@ func (b *backing) unchanged(ctx context.Context) error {
 	return err
 }
 
-// identityByName returns the identity of the file that now has the name of the backing
-// image.
+// identityByName opens the file that now has the name of the backing image, and returns the
+// identity of this file.
 func (b *backing) identityByName(ctx context.Context) (string, error) {
 	named, err := b.reopen(ctx)
 	if err != nil {
@@ -52,7 +52,8 @@ func (b *backing) identityByName(ctx context.Context) (string, error) {
 	return identityOf(ctx, named)
 }
 
-// identityOf returns the identity of a disk, or "" if it has none.
+// identityOf returns the identity of a disk, a text that differs for another disk or, if this
+// can be detected, for other content. If the disk has no identity, identityOf returns "".
 func identityOf(ctx context.Context, d source.Disk) (string, error) {
 	i, ok := source.Ability[source.Identified](d)
 	if !ok {
@@ -65,7 +66,7 @@ func identityOf(ctx context.Context, d source.Disk) (string, error) {
 	return id, nil
 }
 
-// changedBackingError says that the backing image changed during a copy. It is an
+// changedBackingError says that the backing image changed during a copy. For errors.Is it is an
 // ErrSourceChanged.
 type changedBackingError struct{ was, is string }
 

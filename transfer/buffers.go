@@ -17,7 +17,7 @@ type arena struct {
 	free chan []byte
 }
 
-// newArena maps n buffers of size bytes.
+// newArena maps the memory for n buffers of size bytes each.
 func newArena(n, size int) (*arena, error) {
 	stride := (size + os.Getpagesize() - 1) &^ (os.Getpagesize() - 1)
 	mem, err := unix.Mmap(-1, 0, n*stride, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)

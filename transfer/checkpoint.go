@@ -12,8 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-// Checkpoint is a state from which a copy can be resumed: everything below Offset
-// is done and durable.
+// Checkpoint is a state from which a copy can be resumed. The target durably holds all content
+// of the disk below Offset.
 type Checkpoint struct {
 	Offset int64     `json:"offset"` // in bytes
 	State  []byte    `json:"state"`  // of the sink
@@ -28,11 +28,11 @@ type Stretch struct {
 	CRC uint32 `json:"crc"`
 }
 
-// zeros reports whether the content has the checksum of zeros.
+// zeros reports whether the checksum is that of a range of zeros.
 func (s Stretch) zeros() bool { return s.CRC == zeroSum(s.Len) }
 
-// zeroSums caches the results of zeroSum by length. Nearly all pieces have the
-// same length.
+// zeroSums caches the results of zeroSum by length. Nearly all ranges that are looked up have
+// the same length.
 var zeroSums sync.Map
 
 // zeroSum returns the CRC-32C of n zero bytes.
@@ -50,11 +50,12 @@ func zeroSum(n int64) uint32 {
 	return sum
 }
 
-// Proves reports whether the content of Tail can identify the target, because it has a byte
-// that is not zero. A tail of zeros proves nothing, because every new disk has zeros.
+// Proves reports whether Tail, the ranges that were copied last, can identify the target. It
+// can if they have a byte that is not zero. A tail of zeros proves nothing, because every new
+// disk has zeros.
 func (c *Checkpoint) Proves() bool { return proves(c.Tail) }
 
-// proves reports whether the content of tail has a byte that is not zero.
+// proves reports whether the ranges of a tail have a byte that is not zero.
 func proves(tail []Stretch) bool {
 	return slices.ContainsFunc(tail, func(s Stretch) bool { return s.Len > 0 && s.Len <= maxTailPiece && !s.zeros() })
 }
@@ -62,9 +63,10 @@ func proves(tail []Stretch) bool {
 // castagnoli is the table of CRC-32C, which current processors compute in hardware.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sums returns the digests that a copy needs, with the states that they had at the
-// checkpoint. A blksum that only Options.Verify needs is left out if the checkpoint
-// has none, because the content below Offset is not read again.
+// sums returns the digests that a copy with the options o needs, in the states that the
+// checkpoint has saved. A checkpoint without a state of the digest o.Digest is an error. If
+// only the blksum is missing, the digest that o.Verify needs, the result does not contain it,
+// because the content below Offset is not read again.
 func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 	wanted := o.sums()
 	if c.Offset == 0 {
@@ -93,11 +95,12 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 	return sums, nil
 }
 
-// ErrTail says that a disk does not have the content that Checkpoint.Tail describes.
+// ErrTail says that a disk does not have the content whose checksums are in Checkpoint.Tail.
 var ErrTail = errors.New("the disk does not hold the data that was copied last before the checkpoint")
 
-// CheckTail reads the ranges of Tail from d, a source or a target, and compares their
-// checksums. The error is an ErrTail if a checksum differs, or if Tail is not valid.
+// CheckTail reads the ranges that Tail lists from d, a source or a target, and compares their
+// checksums with those in Tail. The error is an ErrTail if a checksum differs, or if Tail is
+// not valid.
 func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	for _, s := range c.Tail {
 		if s.Off < 0 || s.Len < 0 || s.Len > maxTailPiece || s.Off > c.Offset-s.Len {
@@ -117,6 +120,6 @@ func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	return nil
 }
 
-// maxTailPiece is the size of the largest piece of a tail, in bytes. It equals the size of the
-// largest request.
+// maxTailPiece is the size, in bytes, of the largest range in Checkpoint.Tail. It equals the
+// size of the largest request.
 const maxTailPiece = 64 << 20

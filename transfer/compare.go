@@ -11,7 +11,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// CompareOptions tune Compare and Sum. The zero value is the default.
+// CompareOptions tune Compare and Sum. The zero value has the default of every option.
 type CompareOptions struct {
 	// RequestSize is how many bytes are read at once; 0 means 1 MiB.
 	RequestSize int
@@ -46,14 +46,14 @@ func (o CompareOptions) normal() CompareOptions {
 	return o
 }
 
-// Compare compares two disks and returns nil if they are equal. It reads only ranges
-// in which at least one of them has data, and continues after the first difference to
-// count the others. It needs 2 x Requests x RequestSize bytes of memory for buffers,
-// and about 8 MiB for the extents of each disk.
+// Compare compares two disks and returns nil if they are equal. It reads only ranges in which
+// at least one of them has data, and continues after the first difference to count all
+// differences. It needs 2 x Requests x RequestSize bytes of memory for buffers, and about 8 MiB
+// for the extents of each disk.
 //
-// An error begins with the side that failed, "source: " or "target: ". It is an
-// ErrDiskChanged if a disk changed meanwhile. A disk with Inherited extents is an
-// error, because their content is not known.
+// The text of an error begins with the disk that failed, "source: " or "target: ". The error is
+// an ErrDiskChanged if a disk changed meanwhile. A disk with Inherited extents is an error,
+// because their content is in a parent image that Compare does not have.
 func Compare(ctx context.Context, src, dst source.Disk, o CompareOptions) (*Difference, error) {
 	c := &comparison{o: o.normal(), size: src.Size()}
 	diff := &Difference{SourceSize: src.Size(), TargetSize: dst.Size()}
@@ -98,7 +98,7 @@ type comparison struct {
 	sides [2]side // source and target
 }
 
-// pair is a range of both disks in which each has extents of one kind only.
+// pair is a range of both disks in which each disk has either only data or only zeros.
 type pair struct {
 	off, n int64   // bytes
 	data   [2]bool // whether each disk has data, which must be read, or reads as zeros
@@ -107,15 +107,15 @@ type pair struct {
 // end returns the offset of the first byte after the range.
 func (p pair) end() int64 { return p.off + p.n }
 
-// equal reports whether the content is known to be equal without reading.
+// equal reports whether both disks have only zeros in the range, so that it need not be read.
 func (p pair) equal() bool { return !p.data[0] && !p.data[1] }
 
-// differ reports whether the allocation differs.
+// differ reports whether one disk has data in the range and the other a hole.
 func (p pair) differ() bool { return p.data[0] != p.data[1] }
 
-// pairs yields the pairs that the extents of both sides form, ascending and without gaps.
-// The extents of each side must cover at least size bytes. Neighbouring pairs with the
-// same data are merged.
+// pairs divides both disks at the borders of all their extents, and yields the resulting
+// ranges, ascending and without gaps. The extents of each disk must cover all bytes that are
+// compared. Neighbouring ranges with the same values in pair.data are merged.
 func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2[pair, error] {
 	return func(yield func(pair, error) bool) {
 		var next [2]func() (source.Extent, error, bool)
@@ -132,7 +132,7 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 				if now[i].End() == off {
 					e, err, ok := next[i]()
 					if err == nil && !ok {
-						err = c.sides[i].failed(fmt.Errorf("the extents end at byte %d of a disk of %d bytes", off, c.size))
+						err = c.sides[i].addName(fmt.Errorf("the extents end at byte %d of a disk of %d bytes", off, c.size))
 					}
 					if err != nil {
 						yield(pair{}, err)
@@ -159,14 +159,14 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 	}
 }
 
-// reads yields the pairs of both disks. A short hole between data counts as data, because the
-// hole is read together with the data.
+// reads yields the ranges that pairs yields, as they are read. A short hole between data then
+// counts as data, because it is read together with the data.
 func (c *comparison) reads(ctx context.Context) iter.Seq2[pair, error] {
 	return c.pairs([2]iter.Seq2[source.Extent, error]{c.sides[0].extents(ctx), c.sides[1].extents(ctx)})
 }
 
-// plan adds the bytes to read to the counters. With CompareOptions.Strict it also compares the
-// allocation.
+// plan counts the bytes that will be read as planned, and all others as skipped. With
+// CompareOptions.Strict it also compares the allocation of the disks.
 func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 	for p, err := range c.reads(ctx) {
 		if err != nil {
@@ -184,8 +184,9 @@ func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 	return c.compareAllocation(ctx, &diff.Allocation)
 }
 
-// compareAllocation fills in the differences between the extents of the disks.
-func (c *comparison) compareAllocation(ctx context.Context, a *AllocationDifference) error {
+// compareAllocation compares the extents of the disks, and fills result with the ranges in
+// which only one disk has data.
+func (c *comparison) compareAllocation(ctx context.Context, result *AllocationDifference) error {
 	var last pair
 	for p, err := range c.pairs([2]iter.Seq2[source.Extent, error]{
 		c.sides[0].plan.extents(ctx, c.sides[0].Disk),
@@ -195,13 +196,13 @@ func (c *comparison) compareAllocation(ctx context.Context, a *AllocationDiffere
 			return err
 		}
 		if p.differ() {
-			if a.Ranges == 0 {
-				a.First, a.Source, a.Target = p.off, kindOf(p.data[0]), kindOf(p.data[1])
+			if result.Ranges == 0 {
+				result.First, result.Source, result.Target = p.off, kindOf(p.data[0]), kindOf(p.data[1])
 			}
 			if !last.differ() {
-				a.Ranges++
+				result.Ranges++
 			}
-			a.Bytes += p.n
+			result.Bytes += p.n
 		}
 		last = p
 	}
@@ -223,7 +224,7 @@ type comparedPiece struct {
 	found tally
 }
 
-// run reads all pairs that are not known to be equal, and compares their content.
+// run reads all pairs in which at least one disk has data, and compares their content.
 func (c *comparison) run(ctx context.Context) (found tally, err error) {
 	for i := range c.sides {
 		var release func() error
@@ -236,8 +237,7 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 			}
 		}()
 	}
-	// With eight pieces for each worker, the others can continue while one read is
-	// slow.
+	// With eight pieces for each worker, the other workers can continue while one read is slow.
 	err = runOrdered(ctx, nil, c.o.Requests, 8*c.o.Requests, stages[comparedPiece]{
 		produce: c.produce,
 		work:    c.compare,
@@ -250,8 +250,8 @@ func (c *comparison) run(ctx context.Context) (found tally, err error) {
 	return found, err
 }
 
-// produce sends the pairs that must be read. It cuts them at multiples of the request's size,
-// so that no grain or cluster of a disk is read by two requests.
+// produce sends to the workers all pairs that must be read. It cuts them at multiples of the
+// request size, so that no grain or cluster of a disk is read by two requests.
 func (c *comparison) produce(ctx context.Context, o *ordered[comparedPiece]) error {
 	size := int64(c.o.RequestSize)
 	for r, err := range c.reads(ctx) {
@@ -283,14 +283,14 @@ func (c *comparison) compare(ctx context.Context, p *comparedPiece) error {
 		s := &c.sides[i]
 		b, free, err := s.buffers.Buffer(ctx, int(p.n))
 		if err != nil {
-			return s.failed(err)
+			return s.addName(err)
 		}
 		defer free()
 		if err := c.o.Limit.Wait(ctx, len(b)); err != nil {
 			return err
 		}
 		if err := readFull(s.Disk, b, p.off); err != nil {
-			return s.failed(err)
+			return s.addName(err)
 		}
 		c.o.Counters.AddRead(p.n)
 		content[i] = b

@@ -13,8 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// copying holds the state of one call of Copy or CopyStream. When the target is lost,
-// copying opens the target again and runs another pipeline.
+// copying holds the state of one call of Copy or CopyStream. When the connection to the target
+// is lost, copying opens the target again and runs another pipeline.
 type copying struct {
 	o       Options
 	src     source.Disk // marked by guard; nil: a stream
@@ -34,7 +34,7 @@ type copying struct {
 	finished         bool  // the sink's Finish has returned
 }
 
-// newCopying returns a copying from src to dst. After an error the caller must abort
+// newCopying prepares a copy from src to dst. If it returns an error, the caller must abort
 // dst.
 func newCopying(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (*copying, error) {
 	c := &copying{src: guard(src), dst: dst, plan: plan, zeroed: isZeroed(dst)}
@@ -51,7 +51,8 @@ func isZeroed(dst sink.Disk) bool {
 	return ok && z.ZeroedFrom(0)
 }
 
-// reader returns a reader of the source and the backing image.
+// reader returns a reader of the content to copy, which comes from the source and the backing
+// image.
 func (c *copying) reader() *reader {
 	r := &reader{src: c.src, backing: c.backing.disk, limit: c.o.Limit}
 	if c.plan != nil {
@@ -60,8 +61,8 @@ func (c *copying) reader() *reader {
 	return r
 }
 
-// run copies everything. Whenever the target is lost, it opens the target again and
-// continues at the last checkpoint.
+// run copies everything. Whenever the connection to the target is lost, it opens the target
+// again and continues at the last checkpoint.
 func (c *copying) run(ctx context.Context) error {
 	if err := c.begin(ctx, c.dst, c.o.Resume, 0, c.o.Resume != nil); err != nil {
 		return err
@@ -100,38 +101,38 @@ func (c *copying) runOnce(ctx context.Context) error {
 	return p.run(ctx)
 }
 
-// begin prepares the copy to dst from a checkpoint on, or from the start of the
-// disk if at is nil. done is the value of Counters.Done for the bytes below the
-// checkpoint, and exists says whether the checkpoint is durable, so that a later
-// run can continue from it.
-func (c *copying) begin(ctx context.Context, dst sink.Disk, at *Checkpoint, done int64, exists bool) (err error) {
+// begin prepares the copy to dst. The copy begins at the given checkpoint, or at the start of
+// the disk if checkpoint is nil. done is the value of Counters.Done for the bytes below the
+// checkpoint. stored says whether Options.Keep has stored the checkpoint, so that a later run
+// can continue there.
+func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoint, done int64, stored bool) (err error) {
 	c.dst, c.zeroed, c.begun = dst, isZeroed(dst), false
 	checkpoints := c.o.Keep != nil || c.o.Reopen != nil
-	if at == nil {
-		at = new(Checkpoint)
+	if checkpoint == nil {
+		checkpoint = new(Checkpoint)
 		if checkpoints {
-			// If this target is opened again, it may hold data. The state that Options.Reopen
-			// gets tells the sink not to treat the target as new.
-			if at.State, _, err = dst.Checkpoint(0); err != nil {
+			// If the target must later be opened again at offset 0, Options.Reopen gets this
+			// state. It tells the sink that the target may hold data by then.
+			if checkpoint.State, _, err = dst.Checkpoint(0); err != nil {
 				return err
 			}
-			c.reopen.origin = at.State
+			c.reopen.origin = checkpoint.State
 		}
 	}
-	c.start = at.Offset
-	if c.sums, err = at.sums(c.o); err == nil {
+	c.start = checkpoint.Offset
+	if c.sums, err = checkpoint.sums(c.o); err == nil {
 		c.begun = true
 	}
 	if checkpoints {
-		c.keeper = newKeeper(c.o, dst, c.sums, at, done, exists)
+		c.keeper = newKeeper(c.o, dst, c.sums, checkpoint, done, stored)
 	}
 	return err
 }
 
-// recount corrects the counters of a copy that continues at the last checkpoint after
-// its target was lost. Work after the checkpoint counts as not done, and is planned
-// again: unwritten ranges of the lost target may have read as zeros, while those of
-// the reopened target must be zeroed.
+// recount corrects the counters after the target was opened again at the last checkpoint. All
+// work after the checkpoint counts as not done, and is planned again. Its amount may change:
+// unwritten ranges of the lost target may have read as zeros, while those of the reopened
+// target must be zeroed.
 func (c *copying) recount() {
 	was := c.o.Counters.Snapshot()
 	c.o.Counters.AddDone(c.keeper.done - was.Done)
@@ -148,8 +149,8 @@ func (c *copying) recount() {
 	c.o.Counters.AddSkipped(-more)
 }
 
-// unchanged returns an error if the source or the backing has changed since the
-// copy was planned.
+// unchanged returns an error if the source or the backing image has changed since the copy was
+// planned.
 func (c *copying) unchanged(ctx context.Context) error {
 	now, err := identityOf(ctx, c.src)
 	if err != nil {
@@ -161,14 +162,14 @@ func (c *copying) unchanged(ctx context.Context) error {
 	return c.backing.unchanged(ctx)
 }
 
-// finish makes the target durable, verifies it if asked to, publishes it, and fills
-// in the result.
+// finish makes the target durable, and verifies it if Options.Verify is set. Then it publishes
+// the target, which gives it its final name, and fills in the result.
 func (c *copying) finish(ctx context.Context, result *Result) error {
 	c.o.Counters.Enter(progress.Finish)
 	if c.keeper != nil && c.o.Keep != nil && c.o.Verify {
 		// Reading the target back takes long. If a signal interrupts it, a later run
 		// continues at this checkpoint.
-		if err := c.keeper.final(ctx); err != nil {
+		if err := c.keeper.takeFinal(ctx); err != nil {
 			return err
 		}
 	}
@@ -194,9 +195,9 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 			return err
 		}
 	}
-	// The target is complete and lacks only its name, so Options.Stop no longer
-	// matters. Publish does not end with ctx either: a target that was renamed must
-	// not be reported as canceled.
+	// The target is complete and lacks only its name, so Options.Stop is ignored from here on.
+	// Publish must not stop at the end of ctx either: a target that was renamed must not be
+	// reported as canceled.
 	if err := context.Cause(ctx); err != nil {
 		return err
 	}
@@ -206,9 +207,9 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 	return c.dst.Publish(context.WithoutCancel(ctx))
 }
 
-// end closes the target of a copy that failed with err, and keeps or removes it. The comment
-// of Copy has the rule, and no other function decides this. A target that is kept gets the
-// latest possible checkpoint. If err is nil, end does nothing.
+// end closes the target of a copy that failed with err, and keeps or removes it. The comment of
+// Copy has the rule, which is implemented only here. If the target is kept, end stores a last
+// checkpoint. If err is nil, end does nothing.
 func (c *copying) end(ctx context.Context, err error) error {
 	if err == nil || errors.As(err, new(*MismatchError)) {
 		return err // the target is published, or the verifier has suspended it
@@ -241,8 +242,8 @@ func (c *copying) stopped(ctx context.Context) bool {
 	return ctx.Err() != nil || c.o.stop().Err() != nil
 }
 
-// stopCause returns the cause of the end of Options.Stop if err is a consequence of that end,
-// else err.
+// stopCause returns the cause of the end of Options.Stop if err is a consequence of that end.
+// Otherwise it returns err.
 func (c *copying) stopCause(err error) error {
 	cause := context.Cause(c.o.stop())
 	if cause != nil && (errors.Is(err, errStopped) || errors.Is(err, cause) || errors.As(err, new(*sourceError))) {

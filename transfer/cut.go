@@ -9,18 +9,18 @@ import (
 )
 
 const (
-	// joinGap is the largest hole between data, in bytes, that is read together with the
-	// data. Reading it costs less than another request.
+	// joinGap is the largest hole between data, in bytes, that is read together with the data.
+	// Reading such a hole costs less than another request.
 	joinGap = 32 << 10
-	// zeroPiece is the largest hole, in bytes, that is handed to a sink at once if
-	// the sink must zero it. Longer holes are cut, because otherwise a copy would
-	// show no progress for a long time, and be slow to stop.
+	// zeroPiece is the largest hole, in bytes, that a sink gets in one call if it must zero
+	// holes. Longer holes are cut, because otherwise a copy would show no progress for a long
+	// time and would be slow to stop.
 	zeroPiece = 128 << 20
 )
 
-// cutter cuts the plan of a copy into the parts that the pipeline processes, in
-// ascending order. The method parts composes the iterators planned, units, joined and
-// cut, and sharer.parts.
+// cutter cuts the plan of a copy, in ascending order, into parts: ranges that are each copied
+// in one way, such as zeroed or read and written. The method parts chains the iterators
+// planned, units, sharer.parts, joined and cut.
 type cutter struct {
 	plan     *Plan
 	src      source.Disk
@@ -34,32 +34,33 @@ type cutter struct {
 	keepZeros  bool  // holes are never read as data: the copy would write their zeros
 	readShared bool  // shared data is read as well, for a digest
 
-	// The work in the range [overFrom, overTo) was counted as planned, but this run does not
-	// do it. The iterator planned subtracts this work from the counters when it skips the
-	// range.
+	// The bytes from overFrom to overTo are below start, but were counted as planned work. The
+	// iterator planned takes them out of the counters when it skips them.
 	overFrom, overTo int64
 }
 
-// parts yields the parts of the disk from start on, ascending and without gaps.
+// parts yields the parts of the disk from c.start to the end, ascending and without gaps.
 func (c *cutter) parts(ctx context.Context) iter.Seq2[part, error] {
 	return c.cut(c.joined(c.sharer.parts(c.units(c.planned(ctx)))))
 }
 
-// countsAsWork reports whether the counters count a range of the kind as work. A hole is
-// no work if unwritten ranges of the target already read as zeros.
+// countsAsWork reports whether a range of the given kind counts as work in the counters. A hole
+// is no work if unwritten ranges of the target already read as zeros.
 func (c *cutter) countsAsWork(kind source.Kind) bool {
 	return kind == source.Data || kind == source.Zero && !c.zeroed
 }
 
-// widen counts n bytes as planned work instead of as skipped. n may be negative.
-func (c *cutter) widen(n int64) {
+// addWork moves n bytes from the skipped to the planned bytes of the counters. If n is
+// negative, it moves them back.
+func (c *cutter) addWork(n int64) {
 	c.counters.AddPlanned(n)
 	c.counters.AddSkipped(-n)
 }
 
-// planned yields the extents of the plan from start on. It corrects the counters in two cases:
-// a range beyond Plan.Known was counted as work, but turns out to need none, and work below
-// start was counted as planned, although it is done.
+// planned yields the extents of the plan from c.start on, and corrects the counters. Ranges
+// that the plan has not examined were counted as work: those that need no work become skipped
+// bytes. Work between c.overFrom and c.overTo, which was planned but is done already, becomes
+// skipped bytes too.
 func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range c.plan.extents(ctx, c.src) {
@@ -70,12 +71,12 @@ func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 			if late := e.End() - max(e.Off, c.plan.Known); late > 0 {
 				c.plan.Known = e.End()
 				if !c.countsAsWork(e.Kind) {
-					c.widen(-late)
+					c.addWork(-late)
 				}
 			}
 			if done := min(e.End(), c.start) - e.Off; done > 0 {
 				if over := min(e.End(), c.overTo) - max(e.Off, c.overFrom); over > 0 && c.countsAsWork(e.Kind) {
-					c.widen(-over)
+					c.addWork(-over)
 				}
 				if e.Off, e.Len = e.Off+done, e.Len-done; e.Len == 0 {
 					continue
@@ -88,8 +89,8 @@ func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	}
 }
 
-// units moves the borders of extents to multiples of the sink's unit, or to the
-// end of the disk. A unit that is not wholly of one kind becomes Data.
+// units moves the borders of extents to borders of the sink's units, such as clusters. A unit
+// that contains extents of different kinds becomes Data.
 func (c *cutter) units(extents iter.Seq2[source.Extent, error]) iter.Seq2[source.Extent, error] {
 	if c.unit == 1 {
 		return extents
@@ -110,7 +111,7 @@ func (c *cutter) units(extents iter.Seq2[source.Extent, error]) iter.Seq2[source
 				continue // the extent lies inside one unit, which a later extent ends
 			}
 			if sent < from {
-				c.widen(from - sent - work)
+				c.addWork(from - sent - work)
 				if !yield(source.Extent{Off: sent, Len: from - sent}, nil) {
 					return
 				}
@@ -126,12 +127,14 @@ func (c *cutter) units(extents iter.Seq2[source.Extent, error]) iter.Seq2[source
 	}
 }
 
-// unitAbove returns the first border of units at or above off.
+// unitAbove returns the first border of a unit at or above off. The end of the disk is such a
+// border too.
 func (c *cutter) unitAbove(off int64) int64 {
 	return min((off+c.unit-1)/c.unit*c.unit, c.plan.Size)
 }
 
-// unitBelow returns the last border of units at or below off.
+// unitBelow returns the last border of a unit at or below off. The end of the disk is such a
+// border too.
 func (c *cutter) unitBelow(off int64) int64 {
 	if off == c.plan.Size {
 		return off
@@ -139,8 +142,8 @@ func (c *cutter) unitBelow(off int64) int64 {
 	return off / c.unit * c.unit
 }
 
-// joined turns a short hole between two parts of plain data into data, if the hole lies
-// inside one request.
+// joined turns a short hole into data if it lies inside one request, between two parts that are
+// read and written. The hole is then read together with them.
 func (c *cutter) joined(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		var hole part      // waits for the part after it; of length 0: there is none
@@ -153,7 +156,7 @@ func (c *cutter) joined(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 			if hole.Len > 0 {
 				if p.plain() {
 					if !c.countsAsWork(source.Zero) {
-						c.widen(hole.Len)
+						c.addWork(hole.Len)
 					}
 					hole.Kind = source.Data
 				}
@@ -177,16 +180,16 @@ func (c *cutter) joined(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	}
 }
 
-// joinable reports whether p is a hole worth reading that begins and ends inside one
-// request.
+// joinable reports whether p is a hole that is worth reading with the data around it, and that
+// begins and ends inside one request.
 func (c *cutter) joinable(p part) bool {
 	return p.Kind == source.Zero && p.Len <= joinGap && !c.keepZeros &&
 		p.Off%c.request != 0 && p.Off/c.request == p.End()/c.request
 }
 
-// cut merges plain data that touches and cuts it at multiples of the request's size,
-// so that no grain or cluster of the source is read by two requests. Other parts
-// are cut at the length that most allows.
+// cut merges neighbouring parts that are read and written, and cuts them at multiples of the
+// request size, so that no grain or cluster of the source is read by two requests. Other parts
+// are cut at the length that cutLimit returns.
 func (c *cutter) cut(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		var data part // plain data that does not end a request yet
@@ -205,7 +208,7 @@ func (c *cutter) cut(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 				return
 			}
 			for p.Len > 0 {
-				head := p.head(c.most(p))
+				head := p.head(c.cutLimit(p))
 				if !plain {
 					if !yield(head, nil) {
 						return
@@ -222,8 +225,9 @@ func (c *cutter) cut(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	}
 }
 
-// most returns the largest length, in bytes, of a part that is cut from the start of p.
-func (c *cutter) most(p part) int64 {
+// cutLimit returns the largest length, in bytes, that the next part cut from the start of p may
+// have.
+func (c *cutter) cutLimit(p part) int64 {
 	inRequest := c.request - p.Off%c.request
 	switch {
 	case p.plain():

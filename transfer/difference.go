@@ -13,27 +13,27 @@ type Difference struct {
 	SourceSize, TargetSize int64
 	SizesDiffer            bool
 
-	// First is the offset of the first byte that differs, and Source and Target
-	// are its values in the two disks. Ranges counts the ranges of consecutive bytes
-	// that all differ, and Bytes their bytes. If Ranges is 0, the content is equal.
+	// First is the offset of the first byte that differs. Source and Target are the values of
+	// this byte in the two disks. Ranges is the number of ranges in which all bytes differ, and
+	// Bytes the number of bytes in these ranges. If Ranges is 0, the content is equal.
 	First          int64
 	Source, Target byte
 	Ranges, Bytes  int64
 
-	// Allocation is filled in with CompareOptions.Strict.
+	// Allocation is filled in only if CompareOptions.Strict is set.
 	Allocation AllocationDifference
 }
 
-// AllocationDifference describes the ranges in which one disk has data and the other
-// a hole. If Ranges is 0, there are none.
+// AllocationDifference describes the ranges in which one disk has data and the other a hole. If
+// Ranges is 0, there are no such ranges.
 type AllocationDifference struct {
 	First          int64       // offset of the first range
 	Source, Target source.Kind // kinds of the extents at First: Data or Zero
 	Ranges, Bytes  int64       // number of the ranges, and of their bytes
 }
 
-// String returns the line that docs/cli.md promises. It describes the sizes if they
-// differ, else the content, else the allocation.
+// String returns a line about the first kind of difference that it finds: in the sizes, in the
+// content, or in the allocation. docs/cli.md promises the format of this line.
 func (d *Difference) String() string {
 	switch {
 	case d.SizesDiffer:

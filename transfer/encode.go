@@ -7,14 +7,15 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// encoded holds the units of a piece, in ascending order, as the sink stores them.
+// encoded holds the units of a piece, such as compressed clusters, as the sink stores them. The
+// units are in ascending order.
 type encoded struct {
 	pooled bool   // bytes belongs to encoder.memory and must be returned there
 	bytes  []byte // the code of all units, one after the other
 	units  []unit
 }
 
-// unit is a unit of the sink that is not all zeros.
+// unit is a unit of the sink, such as a cluster, that is not all zeros.
 type unit struct {
 	start, end int  // range of the unit in the buffer of the piece, in bytes
 	codeEnd    int  // end of the code in encoded.bytes; it begins where the code of the unit before ends
@@ -52,9 +53,8 @@ func newEncoder(dst sink.Disk, requests int, keepBuffers bool) *encoder {
 		encodings: make(chan sink.Encoding, encoders()),
 		memory:    make(chan []byte, 2*requests+encoders()),
 	}
-	// The number of Encodings is limited to that of processors: the tables of one
-	// Encoding fill most of a processor's cache, and those of more Encodings would
-	// evict each other.
+	// There are as many Encodings as processors. The tables of one Encoding fill most of a
+	// processor's cache, and those of more Encodings would evict each other.
 	for range cap(e.encodings) {
 		e.encodings <- s.NewEncoding()
 	}
@@ -68,8 +68,9 @@ func newEncoder(dst sink.Disk, requests int, keepBuffers bool) *encoder {
 func encoders() int { return runtime.GOMAXPROCS(0) }
 
 // acquireMemory assigns memory for encoded units to a piece, and blocks until some is free.
-// Only the producer may call it, for pieces in ascending order. If later pieces could have all
-// the memory, a piece would wait forever, because the later pieces are collected after it.
+// Only the producer may call it, for pieces in ascending order. In another order, later pieces
+// could get all the memory. An earlier piece would then wait forever, because memory is freed
+// when pieces are collected, in ascending order.
 func (e *encoder) acquireMemory(ctx context.Context, c *piece) error {
 	select {
 	case c.coded.bytes = <-e.memory:
@@ -89,7 +90,8 @@ func (e *encoder) releaseMemory(c *piece) {
 	c.coded = encoded{units: c.coded.units[:0]}
 }
 
-// encode encodes all units of a scanned piece that are not zeros.
+// encode encodes the units of a piece that are not zeros. The piece has been scanned: c.runs
+// says where it has zeros.
 func (e *encoder) encode(c *piece) error {
 	encoding := <-e.encodings // cannot deadlock: an Encoding is never held while waiting
 	defer func() { e.encodings <- encoding }()
@@ -111,9 +113,9 @@ func (e *encoder) encode(c *piece) error {
 		}
 	}
 	if !needed && !e.keepBuffers {
-		// Another read can use the buffer while the encoded piece waits for the
-		// collector. With a digest the buffer is still needed, because the hashes refer to
-		// its content.
+		// The encoded piece no longer needs its buffer while it waits for the collector, so the
+		// next read can use the buffer. With a digest the buffer is still needed, because the
+		// hashes refer to its content.
 		c.releaseBuffer()
 	}
 	return nil

@@ -10,14 +10,13 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// ErrSourceChanged says that the source, or the backing of the target, has changed
-// since it was planned or opened, so that the target may be a mixture of two states.
-// It is the only error in the middle of a copy that removes work which a checkpoint
-// covers.
+// ErrSourceChanged says that the source, or the backing image of the target, has changed since
+// it was planned or opened. The target may then be a mixture of two states. In the middle of a
+// copy, this is the only error after which copied data is removed although a checkpoint exists.
 var ErrSourceChanged = source.ErrChanged
 
-// ResumableError is the error of a failed copy that a later run can continue. It
-// has the text of Err.
+// ResumableError is the error of a failed copy that a later run can continue. Its text is the
+// text of Err.
 type ResumableError struct {
 	Err    error
 	Offset int64 // where the later run continues, in bytes
@@ -26,19 +25,19 @@ type ResumableError struct {
 func (e *ResumableError) Error() string { return e.Err.Error() }
 func (e *ResumableError) Unwrap() error { return e.Err }
 
-// ExitStatus returns the exit status of a copy that can be resumed. report.Of calls it.
+// ExitStatus tells report.Of the exit status of a copy that can be resumed.
 func (*ResumableError) ExitStatus() int { return exit.Resumable }
 
-// Resumable returns true. report.Of calls it.
+// Resumable tells report.Of that the copy can be resumed.
 func (*ResumableError) Resumable() bool { return true }
 
-// leavesNothing reports whether no later run can continue a copy that failed with err.
+// leavesNothing reports whether err means that nothing is left for a later run to continue.
 func leavesNothing(err error) bool {
 	return errors.Is(err, ErrSourceChanged) || errors.Is(err, sink.ErrElsewhere) || errors.Is(err, sink.ErrUnsynced)
 }
 
-// isTemporary reports whether err may not occur in a later run, so that the target of
-// a copy is kept even if it has no checkpoint yet.
+// isTemporary reports whether a later run may succeed after a copy failed with err. The target
+// is then kept even if the copy has no checkpoint yet.
 func isTemporary(err error, src source.Disk) bool {
 	if errors.Is(err, sink.ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return true
@@ -47,13 +46,13 @@ func isTemporary(err error, src source.Disk) bool {
 	return repeats && errors.As(err, new(*sourceError))
 }
 
-// isHopeless reports whether err will occur again in every later run. Failing to reopen a
-// disk or a target that was open before is not hopeless.
+// isHopeless reports whether every later run will fail with err again. An error while reopening
+// a disk or a target is not hopeless, because opening it has succeeded before.
 func isHopeless(err error) bool {
 	return source.IsPermanent(err) && !errors.Is(err, source.ErrReopen) && !errors.Is(err, sink.ErrLost)
 }
 
-// abort aborts the target of a copy that failed with err. It returns err, and adds the
+// abort calls Abort for the target of a copy that failed with err. It returns err, and adds the
 // error of Abort if that fails too.
 func abort(dst sink.Disk, err error) error {
 	if aborted := dst.Abort(); aborted != nil {

@@ -8,14 +8,13 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// sourceError marks an error that the source of a copy returned. It has the text of
-// that error.
+// sourceError marks an error as an error of the source of a copy. Its text is the text of that
+// error.
 type sourceError struct{ error }
 
 func (e *sourceError) Unwrap() error { return e.error }
 
-// ofSource marks err as an error of the source. nil and io.EOF are returned
-// unchanged.
+// ofSource marks err as an error of the source. It returns nil and io.EOF unchanged.
 func ofSource(err error) error {
 	if err == nil || err == io.EOF {
 		return err
@@ -41,8 +40,9 @@ func guard(src source.Disk) source.Disk {
 // guarded is a source.Wrapper that marks the errors of its disk.
 type guarded struct{ disk source.Disk }
 
-// Unwrap implements source.Wrapper. An ability whose methods return errors of the
-// source must be implemented by guarded as well, or its errors are not marked.
+// Unwrap implements source.Wrapper, through which callers find the abilities (optional
+// interfaces) of the wrapped disk. guarded itself must implement every ability whose methods
+// return errors of the source, because otherwise those errors are not marked.
 func (g *guarded) Unwrap() source.Disk { return g.disk }
 
 func (g *guarded) Size() int64  { return g.disk.Size() }

@@ -9,7 +9,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// inspector examines the content of pieces that were filled. It is safe for
+// inspector examines the content of pieces after their buffers were filled. It is safe for
 // concurrent use with different pieces.
 type inspector struct {
 	counters  *progress.Counters
@@ -27,7 +27,8 @@ func newInspector(o Options, unit int64, sums []*digest.Sum, crc bool) inspector
 	}
 }
 
-// inspect searches a filled piece for zeros and computes its hashes and CRC.
+// inspect searches the filled buffer of a piece for zeros, and computes the hashes and the CRC
+// of the content.
 func (i *inspector) inspect(c *piece) {
 	i.counters.AddRead(c.Len)
 	if c.file == nil {
@@ -44,7 +45,7 @@ func (i *inspector) inspect(c *piece) {
 	}
 }
 
-// scan searches a filled piece for zeros.
+// scan searches the buffer of a piece for zeros, and stores the result in c.runs.
 func (i *inspector) scan(c *piece) {
 	if i.keepZeros {
 		c.runs = append(c.runs[:0], run{0, len(c.buf), false})
@@ -60,13 +61,12 @@ type run struct {
 	zero       bool
 }
 
-// scan splits b, which lies at off in the disk, into runs, appends them to runs,
-// and returns the result. A run of zeros consists of whole blocks, which begin at
-// multiples of block bytes in the disk; the first and the last block of b may be
-// partial. Zeros in fewer than least bytes count as data, except at the start and
-// the end of b, where they may continue in a neighbouring piece.
-func scan(runs []run, b []byte, off, block, least int64) []run {
-	next := func(at int) int { return int(min(int64(at)+block-(off+int64(at))%block, int64(len(b)))) }
+// scan divides b, the content of the disk at offset off, into runs of zeros and runs of data.
+// It appends the runs to runs and returns the result. Runs end at multiples of blockSize bytes
+// in the disk, or at the end of b. Zeros of fewer than minZeros bytes count as data, except at
+// the start and the end of b, because there they may continue in a neighbouring piece.
+func scan(runs []run, b []byte, off, blockSize, minZeros int64) []run {
+	next := func(at int) int { return int(min(int64(at)+blockSize-(off+int64(at))%blockSize, int64(len(b)))) }
 	for at := 0; at < len(b); {
 		start, end := at, next(at)
 		isZero := zero.Is(b[at:end])
@@ -76,7 +76,7 @@ func scan(runs []run, b []byte, off, block, least int64) []run {
 				break
 			}
 		}
-		if isZero && int64(at-start) < least && start > 0 && at < len(b) {
+		if isZero && int64(at-start) < minZeros && start > 0 && at < len(b) {
 			isZero = false
 		}
 		if n := len(runs); n > 0 && runs[n-1].zero == isZero {

@@ -18,14 +18,15 @@ const (
 	// when checkpointBytes of data were copied since.
 	checkpointInterval = 5 * time.Second
 	checkpointBytes    = 1 << 30
-	// The tail of a checkpoint covers at most tailBytes in at most tailPieces pieces.
+	// The tail of a checkpoint holds checksums of the data that was copied last: of at most
+	// tailBytes bytes, in at most tailPieces ranges.
 	tailBytes  = 64 << 20
 	tailPieces = 256
 )
 
 // keeper takes checkpoints of a copy and makes them durable while the copy continues. The
-// method run makes them durable in a goroutine of its own. While a pipeline runs, only its
-// collector may call the other methods.
+// method run makes them durable, in a goroutine of its own. While a pipeline runs, only its
+// collector, the goroutine that gets all pieces in order, may call the other methods.
 type keeper struct {
 	dst      sink.Disk
 	sums     []*digest.Sum
@@ -54,16 +55,16 @@ type pending struct {
 	sync func(context.Context) error // of the sink
 }
 
-// newKeeper returns the keeper of a copy to dst that begins at the checkpoint
-// last. done is the value of Counters.Done for the bytes below the checkpoint, and
-// exists says whether the checkpoint was stored with Options.Keep.
-func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, last *Checkpoint, done int64, exists bool) *keeper {
+// newKeeper returns the keeper of a copy to dst that begins at the checkpoint last. done is the
+// value of Counters.Done for the bytes below the checkpoint. stored says whether Options.Keep
+// has stored the checkpoint.
+func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, last *Checkpoint, done int64, stored bool) *keeper {
 	k := &keeper{
 		dst: dst, sums: sums, counters: o.Counters, keep: o.Keep,
 		interval: cmp.Or(o.Interval, killpoint.Interval(), checkpointInterval),
 		at:       last.Offset, lastTime: time.Now(),
 		due: make(chan pending, 1), idle: make(chan struct{}, 1),
-		last: last, done: done, exists: exists,
+		last: last, done: done, exists: stored,
 	}
 	for _, s := range last.Tail {
 		k.remember(s)
@@ -72,7 +73,8 @@ func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, last *Checkpoint, d
 	return k
 }
 
-// remember adds a piece to the tail, and removes old pieces that exceed its limits.
+// remember adds a range to the tail of the next checkpoint. If the tail exceeds its limits,
+// remember removes the oldest ranges.
 func (k *keeper) remember(s Stretch) {
 	k.tail = append(k.tail, s)
 	k.length += s.Len
@@ -85,8 +87,8 @@ func (k *keeper) remember(s Stretch) {
 	}
 }
 
-// collected records that the pieces up to and including c are done. It takes a checkpoint when
-// one is due, unless the last checkpoint is not durable yet.
+// collected records that all pieces up to c are copied. It takes a checkpoint when one is due,
+// unless the last checkpoint is not durable yet.
 func (k *keeper) collected(c *piece) error {
 	k.at = c.End()
 	if c.read {
@@ -112,7 +114,7 @@ func (k *keeper) collected(c *piece) error {
 	return nil
 }
 
-// take returns a checkpoint of the pieces that are done. It is not durable yet.
+// take returns a checkpoint that covers all collected pieces. It is not durable yet.
 func (k *keeper) take() (pending, error) {
 	next := pending{Checkpoint: Checkpoint{Offset: k.at}, done: k.counters.Snapshot().Done}
 	if k.proof.Len > 0 && !proves(k.tail) {
@@ -132,7 +134,7 @@ func (k *keeper) take() (pending, error) {
 	return next, err
 }
 
-// run makes checkpoints durable until finish is called.
+// run makes the checkpoints that were taken durable, until finish is called.
 func (k *keeper) run(ctx context.Context) error {
 	for next := range k.due {
 		if err := k.makeDurable(ctx, next); err != nil {
@@ -143,10 +145,10 @@ func (k *keeper) run(ctx context.Context) error {
 	return nil
 }
 
-// finish makes run return when all checkpoints that were taken are durable.
+// finish tells run to return when all checkpoints that were taken are durable.
 func (k *keeper) finish() { close(k.due) }
 
-// makeDurable syncs the sink up to the checkpoint and stores the checkpoint.
+// makeDurable makes the target durable up to the checkpoint, and then stores the checkpoint.
 func (k *keeper) makeDurable(ctx context.Context, next pending) error {
 	killpoint.At("sync")
 	if err := next.sync(ctx); err != nil {
@@ -162,7 +164,7 @@ func (k *keeper) makeDurable(ctx context.Context, next pending) error {
 	return nil
 }
 
-// store stores a checkpoint with Options.Keep.
+// store calls Options.Keep, which stores a checkpoint for a later run.
 func (k *keeper) store(c Checkpoint) error {
 	if err := k.keep(c); err != nil {
 		return err
@@ -171,9 +173,9 @@ func (k *keeper) store(c Checkpoint) error {
 	return nil
 }
 
-// final takes a checkpoint of the pieces that are done and makes it durable. It must not
-// be called while a pipeline runs.
-func (k *keeper) final(ctx context.Context) error {
+// takeFinal takes a checkpoint that covers all collected pieces, and makes it durable. It must
+// not be called while a pipeline runs.
+func (k *keeper) takeFinal(ctx context.Context) error {
 	next, err := k.take()
 	if err != nil {
 		return err
@@ -181,21 +183,22 @@ func (k *keeper) final(ctx context.Context) error {
 	return k.makeDurable(ctx, next)
 }
 
-// keepLast makes sure that a later run finds a stored checkpoint. accepts says whether the
-// sink still accepts a final checkpoint. If accepts is false, or if the final checkpoint
-// fails, an earlier stored checkpoint is enough. If no checkpoint was stored, keepLast stores
+// keepLast makes sure that a later run finds a stored checkpoint. It tries to take a final one,
+// unless acceptsMore is false, which means that the sink accepts no more checkpoints. If there
+// is no final checkpoint, an earlier stored one is enough. If none was stored, keepLast stores
 // the checkpoint at which the copy began. An error means that no checkpoint is stored.
-func (k *keeper) keepLast(ctx context.Context, accepts bool) error {
-	if accepts && k.final(ctx) == nil || k.exists {
+func (k *keeper) keepLast(ctx context.Context, acceptsMore bool) error {
+	if acceptsMore && k.takeFinal(ctx) == nil || k.exists {
 		return nil
 	}
 	return k.store(*k.last)
 }
 
-// restartUnproven returns the checkpoint from which the copy continues after the target was
-// lost: the last checkpoint, if its tail can identify the target. Otherwise restartUnproven
-// replaces the last checkpoint by a checkpoint at offset 0, with origin as its state. If
-// origin is nil, the state of the last checkpoint is kept.
+// restartUnproven returns the checkpoint at which the copy continues after the connection to
+// its target was lost. This is the last checkpoint, if its tail (the checksums of the data that
+// was copied last) can identify the target. Otherwise it is a new checkpoint at offset 0, which
+// replaces the last one. The new checkpoint has the state origin, or the state of the last
+// checkpoint if origin is nil.
 func (k *keeper) restartUnproven(origin []byte) *Checkpoint {
 	if k.last.Offset > 0 && !k.last.Proves() {
 		state := k.last.State

@@ -14,16 +14,17 @@ type Limiter struct {
 	within *Limiter // another limit that applies too; nil: none
 }
 
-// NewLimiter returns a Limiter to bytesPerSecond, which must be greater than 0.
+// NewLimiter returns a Limiter that allows bytesPerSecond, which must be greater than 0.
 func NewLimiter(bytesPerSecond int64) *Limiter {
-	// A burst has the bytes of a tenth of a second. This is short enough for an even rate, and
-	// long enough that not every request has to wait.
+	// After a pause, as many bytes may be read at once as the rate allows in a tenth of a
+	// second. This is short enough for an even rate, and long enough that not every request has
+	// to wait.
 	burst := max(bytesPerSecond/10, 1)
 	return &Limiter{bucket: rate.NewLimiter(rate.Limit(bytesPerSecond), int(min(burst, 1<<30)))}
 }
 
-// Within returns a Limiter that applies the limits of l and of outer. Several Limiters
-// within the same outer share the rate of outer. l and outer may be nil.
+// Within returns a Limiter that applies the limit of l and that of outer. All Limiters that
+// were made with the same outer share its rate. l and outer may be nil.
 func (l *Limiter) Within(outer *Limiter) *Limiter {
 	if l == nil {
 		return outer
@@ -31,7 +32,7 @@ func (l *Limiter) Within(outer *Limiter) *Limiter {
 	return &Limiter{bucket: l.bucket, within: outer}
 }
 
-// Wait blocks until n bytes may be read. If ctx ends before, it returns the cause.
+// Wait blocks until n bytes may be read. If ctx ends first, Wait returns the cause.
 func (l *Limiter) Wait(ctx context.Context, n int) error {
 	if l == nil {
 		return nil

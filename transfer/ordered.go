@@ -7,14 +7,14 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// errStopped is the error of a copy that Options.Stop has stopped. The pieces that had
-// been sent to the workers are finished.
+// errStopped is the error of a copy that stopped because Options.Stop ended. All pieces that
+// had been sent to the workers are finished.
 var errStopped = errors.New("stopped")
 
 // stages are the functions that runOrdered calls.
 type stages[T any] struct {
-	// produce acquires and sends all items, in ascending order. It runs in one
-	// goroutine.
+	// produce acquires items, fills in their values and sends them to the workers. It runs in
+	// one goroutine.
 	produce func(ctx context.Context, o *ordered[T]) error
 	// work processes one value. It runs in many goroutines, for values in any order.
 	work func(ctx context.Context, v *T) error
@@ -29,9 +29,9 @@ type stages[T any] struct {
 	release func(v *T)
 }
 
-// ordered hands items from one producer to parallel workers, and from them to one
-// collector in the order of sending. Items are made once and used again, so
-// their number bounds the work in progress.
+// ordered passes items from one producer to parallel workers, and then, in the order of
+// sending, to one collector. There is a fixed number of items, which are reused, so this number
+// bounds the work in progress.
 type ordered[T any] struct {
 	halt <-chan struct{} // closed when the producer must stop; nil: never
 	free chan *item[T]   // not in use
@@ -46,9 +46,9 @@ type item[T any] struct {
 	done  chan struct{} // of capacity 1; gets one value when a worker has finished
 }
 
-// runOrdered runs the stages with the given numbers of workers and items, and returns
-// when all goroutines have ended. When halt is closed the producer ends at its next
-// acquire, the items that were sent are finished, and the error is errStopped.
+// runOrdered runs the stages with the given numbers of workers and items, and returns when all
+// goroutines have ended. When halt is closed, the producer's next call of acquire fails. The
+// items that were sent before are finished, and the error of runOrdered is errStopped.
 func runOrdered[T any](ctx context.Context, halt <-chan struct{}, workers, items int, s stages[T]) error {
 	o := &ordered[T]{
 		halt: halt,
@@ -89,8 +89,8 @@ func runOrdered[T any](ctx context.Context, halt <-chan struct{}, workers, items
 	return errStopped
 }
 
-// acquire returns an item that is not in use, and blocks until there is one. The
-// error is errStopped after a halt, else the cause of ctx. Only the producer may
+// acquire returns an item that is not in use, and blocks until there is one. After halt is
+// closed, the error is errStopped. If ctx ends, the error is its cause. Only the producer may
 // call acquire.
 func (o *ordered[T]) acquire(ctx context.Context) (*item[T], error) {
 	select {
@@ -106,10 +106,9 @@ func (o *ordered[T]) acquire(ctx context.Context) (*item[T], error) {
 	}
 }
 
-// send hands an acquired item to the workers, or, if skip is true, only to the
-// collector. The producer must not use the item afterwards: the collector may
-// have recycled it. send never blocks, because both channels have room for all
-// items.
+// send passes an acquired item to the workers. If skip is true, the item goes directly to the
+// collector instead. The producer must not use the item afterwards, because the collector may
+// have recycled it. send never blocks, because both channels have room for all items.
 func (o *ordered[T]) send(it *item[T], skip bool) {
 	it.skips = skip
 	o.next <- it
@@ -118,7 +117,7 @@ func (o *ordered[T]) send(it *item[T], skip bool) {
 	}
 }
 
-// runWorker calls work for items until the producer has ended.
+// runWorker calls work for each item that the workers get, until the producer has ended.
 func (o *ordered[T]) runWorker(ctx context.Context, work func(context.Context, *T) error) error {
 	for it := range o.work {
 		if err := context.Cause(ctx); err != nil {
@@ -132,8 +131,8 @@ func (o *ordered[T]) runWorker(ctx context.Context, work func(context.Context, *
 	return nil
 }
 
-// runCollector calls the stages collect, after and release for all items, in the order
-// of sending, until the producer has ended.
+// runCollector calls the stages collect, after and release for each item, in the order of
+// sending, until the producer has ended.
 func (o *ordered[T]) runCollector(ctx context.Context, s stages[T]) error {
 	for it := range o.next {
 		if !it.skips {

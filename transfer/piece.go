@@ -7,8 +7,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-// part is a range of the disk that is copied in one way: it is zeroed, left to the
-// backing image, read and written, or, if file is not nil, shared with the source.
+// part is a range of the disk that is copied in one way. It is zeroed, left to the backing
+// image, read and written, or, if file is not nil, shared with the source.
 type part struct {
 	source.Extent
 	file *os.File // whose bytes from pos on are those of the range; nil: not shared
@@ -18,8 +18,8 @@ type part struct {
 // plain reports whether the part has to be read and written.
 func (p part) plain() bool { return p.Kind == source.Data && p.file == nil }
 
-// head removes the first n bytes of the part and returns them. If the part is shorter,
-// it removes all.
+// head removes the first n bytes of the part and returns them as a part of their own. If the
+// part is shorter, it removes all bytes.
 func (p *part) head(n int64) part {
 	h := *p
 	h.Len = min(n, p.Len)
@@ -30,7 +30,7 @@ func (p *part) head(n int64) part {
 	return h
 }
 
-// piece is a part that a pipeline processes, with its buffer and the results of the
+// piece is a part of the disk that a pipeline processes, with its buffer and the results of the
 // stages. Pieces are reused for other parts.
 type piece struct {
 	part

@@ -12,14 +12,14 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/digest"
 )
 
-// maxPieces is the largest number of pieces in progress. It bounds the number of holes; the
-// number of pieces with data is also bounded by the number of buffers.
+// maxPieces is the largest number of pieces in progress. It is the only bound for pieces that
+// are holes. Pieces with data are also bounded by the number of buffers.
 const maxPieces = 1024
 
-// pipeline copies to one target with runOrdered. The producer cuts the plan into pieces
-// and assigns buffers to them. Workers read, inspect and encode the pieces, and write
-// them if the sink is Parallel. The collector adds the pieces to the digests, writes
-// them if no worker did, and counts them.
+// pipeline copies to one target with runOrdered. The producer cuts the plan into pieces and
+// assigns buffers to them. Workers read, inspect and encode the pieces. They also write them if
+// the sink is Parallel, which means that it can be written concurrently. The collector adds the
+// pieces to the digests, writes them if no worker did, and counts them.
 type pipeline struct {
 	o         Options
 	cutter    *cutter
@@ -34,8 +34,8 @@ type pipeline struct {
 	parallel  bool // workers write, in any order
 }
 
-// newPipeline returns a pipeline that copies to c.dst. Calls to the sink are made
-// under ctx.
+// newPipeline returns a pipeline that copies to c.dst. ctx is the context of all calls to the
+// sink.
 func newPipeline(ctx context.Context, c *copying) (*pipeline, error) {
 	p := &pipeline{o: c.o, reader: c.reader(), sums: c.sums, keeper: c.keeper, workers: c.o.Requests}
 	if parallel, ok := sink.Ability[sink.Parallel](c.dst); ok && parallel.MaxParallel() > 1 {
@@ -71,8 +71,8 @@ func (p *pipeline) run(ctx context.Context) (err error) {
 	return p.runStages(ctx, stages[piece]{produce: p.produce, work: p.work})
 }
 
-// runStream is like run, for a stream: the producer reads, and the collector writes all
-// pieces in order.
+// runStream is like run, but copies a stream: the producer reads it, and the collector writes
+// all pieces in order.
 func (p *pipeline) runStream(ctx context.Context, s *stream) error {
 	// One worker finds zeros as fast as a stream delivers; hashing and encoding
 	// need more.
@@ -83,7 +83,8 @@ func (p *pipeline) runStream(ctx context.Context, s *stream) error {
 	return p.runStages(ctx, stages[piece]{produce: s.produce, work: p.process})
 }
 
-// runStages runs the pipeline with s.produce and s.work. It sets the other stages.
+// runStages runs the pipeline with the given stages produce and work, and with its own
+// functions for the other stages.
 func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
 	s.collect, s.release = p.collect, p.release
 	if p.buffers == nil {
@@ -167,8 +168,8 @@ func (p *pipeline) work(ctx context.Context, c *piece) error {
 	return p.process(ctx, c)
 }
 
-// process inspects and encodes a piece whose buffer is filled, and writes the piece if
-// workers may write.
+// process inspects and encodes a piece, if its buffer is filled. If the workers write to the
+// sink, process also writes the piece.
 func (p *pipeline) process(ctx context.Context, c *piece) error {
 	if c.read {
 		p.inspector.inspect(c)
@@ -205,7 +206,7 @@ func (p *pipeline) collect(ctx context.Context, c *piece) error {
 	return nil
 }
 
-// addToSum adds a piece to the i-th digest.
+// addToSum adds a piece to the digest s, which is the i-th digest of the copy.
 func (p *pipeline) addToSum(ctx context.Context, s *digest.Sum, i int, c *piece) error {
 	switch {
 	case c.read:
@@ -217,7 +218,7 @@ func (p *pipeline) addToSum(ctx context.Context, s *digest.Sum, i int, c *piece)
 	return s.ZeroContext(ctx, c.Len)
 }
 
-// addBacking adds n bytes of the backing image, from off on, to a digest.
+// addBacking adds n bytes of the backing image, which begin at offset off, to a digest.
 func (p *pipeline) addBacking(ctx context.Context, s *digest.Sum, off, n int64) error {
 	buf := make([]byte, min(n, int64(p.o.RequestSize)))
 	for end := off + n; off < end; {
@@ -234,8 +235,9 @@ func (p *pipeline) addBacking(ctx context.Context, s *digest.Sum, off, n int64) 
 	return nil
 }
 
-// write writes a piece, or lets the target share its blocks with the source. If the blocks
-// cannot be shared, the piece is copied, or with ReflinkAlways the copy fails.
+// write writes a piece, or lets the target share the blocks of the piece with the source. If
+// the blocks cannot be shared, the piece is copied instead. With ReflinkAlways the copy fails
+// instead.
 func (p *pipeline) write(ctx context.Context, c *piece) error {
 	if c.file == nil {
 		return p.writer.write(c)
@@ -267,7 +269,7 @@ func (p *pipeline) write(ctx context.Context, c *piece) error {
 	return nil
 }
 
-// writeScanned writes a piece that no worker has encoded.
+// writeScanned writes a piece that has been searched for zeros but not encoded yet.
 func (p *pipeline) writeScanned(c *piece) error {
 	if p.encoder != nil {
 		if err := p.encoder.encode(c); err != nil {

@@ -32,8 +32,8 @@ type Plan struct {
 	// none. The plan is valid only for this identity.
 	identity string
 
-	// cache has the first extents of the disk, each as length<<2 | kind. They begin
-	// at offset 0 and follow one another without gaps up to cachedTo.
+	// cache has the first extents of the disk, each as length<<2 | kind. They follow one
+	// another without gaps from offset 0 to cachedTo.
 	cache    []uint64
 	cachedTo int64
 }
@@ -47,9 +47,9 @@ func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
 	return NewPlanWithin(ctx, src, math.MaxInt64, new(progress.Counters))
 }
 
-// NewPlanWithin is NewPlan for sources that may take long to report all their extents.
-// It stops after patience, and the copy queries the other extents when it reaches them.
-// NewPlanWithin reports its progress with counters.Examined.
+// NewPlanWithin is NewPlan for sources that may take long to report all their extents. It stops
+// querying them after the duration patience. The copy then queries the other extents when it
+// reaches them. NewPlanWithin reports its progress with counters.Examined.
 func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration, counters *progress.Counters) (*Plan, error) {
 	begun := time.Now()
 	p := &Plan{Size: src.Size()}
@@ -99,15 +99,16 @@ windows:
 	return p, nil
 }
 
-// DataFrom returns how many bytes of Data lie at or above the offset off. It also
-// counts Data below off that the plan does not have in memory.
+// DataFrom returns how many bytes of data (source.Data) lie at or above the offset off. Only
+// the first extents of the plan are kept in memory. Data in the other extents is counted even
+// if it lies below off.
 func (p *Plan) DataFrom(off int64) int64 {
 	data, _ := p.below(off)
 	return p.Data - data
 }
 
-// below returns how many bytes of Data and of Zero lie below off. Extents that the
-// plan has not kept in memory are not counted.
+// below returns how many bytes of data and how many of zeros lie below off. It does not count
+// extents that the plan has not kept in memory.
 func (p *Plan) below(off int64) (data, zero int64) {
 	at := int64(0)
 	for _, c := range p.cache {
@@ -126,8 +127,8 @@ func (p *Plan) below(off int64) (data, zero int64) {
 	return data, zero
 }
 
-// extents yields the extents of the plan: those in memory, and then the others by
-// querying src again.
+// extents yields the extents of the plan. First come those in memory; for the others it queries
+// src again.
 func (p *Plan) extents(ctx context.Context, src source.Disk) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		off := int64(0)

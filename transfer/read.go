@@ -8,9 +8,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// reader reads the content of a copy. It reads from the source, and from the backing
-// image of the target where the source has Inherited extents. It is safe for concurrent
-// use.
+// reader reads the content that is copied. It reads from the source. Where the source has
+// Inherited extents, which only its parent image holds, it reads from the backing image of the
+// target instead. It is safe for concurrent use.
 type reader struct {
 	src     source.Disk // marked by guard
 	backing source.Disk // nil: none
@@ -18,7 +18,8 @@ type reader struct {
 	limit   *Limiter    // nil: none
 }
 
-// fill reads len(b) bytes at off. It waits until the Limiter allows it.
+// fill reads len(b) bytes at the offset off into b. Before the read it waits until the Limiter
+// allows it.
 func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
 	if err := r.limit.Wait(ctx, len(b)); err != nil {
 		return err
@@ -29,8 +30,8 @@ func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
 	return readFull(r.src, b, off)
 }
 
-// readMixed reads a range that may consist of data, zeros, and Inherited parts, which
-// are read from the backing image.
+// readMixed reads a range that may consist of data, zeros, and Inherited extents. It reads the
+// latter from the backing image.
 func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 	for e, err := range source.Covered(ctx, r.src, off, int64(len(buf))) {
 		if err != nil {
@@ -83,9 +84,9 @@ func readFull(d source.Disk, b []byte, off int64) error {
 	return err
 }
 
-// whole returns the content of the copy as a disk without Inherited extents. If there is a
-// backing image, reads of the disk fail when ctx has ended. The caller must not close the
-// disk.
+// whole returns a disk with all the content that is copied. Where the source has Inherited
+// extents, this disk has Data instead, which it reads from the backing image. If there is a
+// backing image, reads of the disk fail when ctx has ended. The caller must not close the disk.
 func (r *reader) whole(ctx context.Context) source.Disk {
 	if r.backing == nil {
 		return r.src
@@ -109,7 +110,7 @@ func (w *wholeDisk) ReadAt(b []byte, off int64) (int, error) {
 	return len(b), nil
 }
 
-// Extents yields the extents of the source, with Inherited ones as Data.
+// Extents yields the extents of the source, but its Inherited extents as Data.
 func (w *wholeDisk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range w.r.src.Extents(ctx, off, length) {

@@ -21,15 +21,15 @@ type reopener struct {
 	origin []byte                                                                   // the state of the target before the first write; nil: an earlier run made that write
 }
 
-// reopen opens the target at the last checkpoint of k, and retries as the policy says. cause
-// is the error that ended the connection; even after a permanent error a new connection may
-// succeed. failures is the number of failures since the copy last made progress, and since is
-// the time of the first of them. The error is an ErrLost, unless the copy was stopped, because
-// a later run may succeed with a target that was open before.
-func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures int, since time.Time) (dst sink.Disk, err error) {
+// reopen opens the target at the last checkpoint of k, and retries as r.policy says. cause is
+// the error that ended the connection. Even if it is permanent, a new connection may succeed.
+// failures is the number of failures since the copy last made progress, and lostAt is the time
+// of the first of them. If the copy was stopped, the error is errStopped or the cause of ctx.
+// Otherwise it is an ErrLost, so that a later run can continue.
+func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures int, lostAt time.Time) (dst sink.Disk, err error) {
 	for {
 		failures++
-		idle := time.Since(since)
+		idle := time.Since(lostAt)
 		wait, patient := r.policy.Wait(failures, idle)
 		switch {
 		case r.policy.Retries >= 0 && failures > r.policy.Retries:
@@ -43,7 +43,7 @@ func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures 
 			}
 			return nil, errStopped
 		}
-		if dst, err = r.openProven(ctx, k, r.policy.Patience()-time.Since(since)); err == nil {
+		if dst, err = r.openProven(ctx, k, r.policy.Patience()-time.Since(lostAt)); err == nil {
 			return dst, nil
 		}
 		cause = fmt.Errorf("cannot open the target again: %w (%w)", err, sink.ErrLost)
@@ -53,10 +53,10 @@ func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures 
 	}
 }
 
-// openProven opens the target and checks that it has the tail of the checkpoint, because a
-// server that was restarted may serve another disk by the same name. If only zeros were
-// written so far, they prove nothing, and the copy restarts from the beginning. The limit is
-// how long the opening may take.
+// openProven opens the target and checks that it has the content that the tail of the
+// checkpoint describes, because a restarted server may serve another disk by the same name. If
+// only zeros were written so far, they prove nothing, and the copy restarts from the beginning.
+// limit is how long the opening may take.
 func (r *reopener) openProven(ctx context.Context, k *keeper, limit time.Duration) (sink.Disk, error) {
 	last := k.restartUnproven(r.origin)
 	dst, err := r.openWithin(ctx, limit, last)
@@ -73,16 +73,16 @@ func (r *reopener) openProven(ctx context.Context, k *keeper, limit time.Duratio
 	return dst, nil
 }
 
-// openWithin opens the target at a checkpoint. It returns errNoAnswer after the time limit,
-// and errStopped when the copy shall stop. The open target uses the context of its opening, so
-// openWithin cancels this context only after an error.
-func (r *reopener) openWithin(ctx context.Context, limit time.Duration, at *Checkpoint) (sink.Disk, error) {
+// openWithin opens the target at a checkpoint. It returns errNoAnswer after the time limit, and
+// errStopped when the copy is stopped. The open target goes on using the context with which it
+// was opened, so openWithin cancels this context only after an error.
+func (r *reopener) openWithin(ctx context.Context, limit time.Duration, checkpoint *Checkpoint) (sink.Disk, error) {
 	opening, cancel := context.WithCancelCause(ctx)
 	late := time.AfterFunc(limit, func() { cancel(errNoAnswer) })
 	stopping := context.AfterFunc(r.stop, func() { cancel(errStopped) })
-	dst, err := r.open(opening, at.State, at.Offset)
-	// If the timer has fired or the copy was stopped, another goroutine cancels the context.
-	// Wait for that, because otherwise the target would be returned as open and fail
+	dst, err := r.open(opening, checkpoint.State, checkpoint.Offset)
+	// If the time is over or the copy was stopped, another goroutine is about to cancel the
+	// context. Wait for that: otherwise openWithin could return a target that fails right
 	// afterwards.
 	inTime, running := late.Stop(), stopping()
 	if !inTime || !running {

@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Reflink says whether the target shares blocks with the file of the source instead
-// of holding copies of them.
+// Reflink says whether the target shares blocks of the file system with the file of the source,
+// instead of holding copies of them.
 type Reflink uint8
 
 const (
@@ -20,7 +20,7 @@ const (
 	// ReflinkAuto shares blocks where that is possible and worthwhile, and copies
 	// the rest.
 	ReflinkAuto
-	// ReflinkAlways fails if not all data can be shared.
+	// ReflinkAlways shares all data. The copy fails if that is not possible.
 	ReflinkAlways
 )
 
@@ -28,11 +28,12 @@ const (
 	// minClone is the shortest range, in bytes, that ReflinkAuto shares. Sharing a
 	// shorter one takes longer than copying it, and fragments the target.
 	minClone = 32 << 10
-	// maxClone is the longest range, in bytes, that is shared at once, so that
-	// progress shows.
+	// maxClone is the longest range, in bytes, that is shared with one call, so that a copy
+	// shows progress.
 	maxClone = 64 << 20
-	// cloneStep is how many bytes are copied at an offset for which the source reports no
-	// file, before the source is queried again. It is the usual size of a grain or cluster.
+	// cloneStep is how many bytes are copied when the source reports that no file holds the
+	// data at an offset. Then the source is asked again. cloneStep is the usual size of a grain
+	// or cluster.
 	cloneStep = 64 << 10
 )
 
@@ -47,8 +48,9 @@ type sharer struct {
 	always bool                 // data that cannot be shared is an error
 }
 
-// newSharer returns nil if nothing can be shared. unit is the CloneUnit of the
-// target, or nil if the target is no sink.Cloner.
+// newSharer returns a sharer, or nil if nothing can be shared. unit is the method CloneUnit of
+// the target, which returns the block size for sharing with a file. If the target is no
+// sink.Cloner, unit is nil.
 func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink) (*sharer, error) {
 	if how == ReflinkNever {
 		return nil, nil
@@ -66,8 +68,8 @@ func newSharer(src source.Disk, unit func(*os.File) int64, how Reflink) (*sharer
 	return &sharer{src: in, unit: unit, units: map[*os.File]int64{}, always: how == ReflinkAlways}, nil
 }
 
-// parts divides the extents into data that can be shared and everything else. A nil
-// sharer shares nothing.
+// parts divides the extents into parts whose data can be shared and parts for everything else.
+// A nil sharer shares nothing.
 func (s *sharer) parts(extents iter.Seq2[source.Extent, error]) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		for e, err := range extents {
@@ -100,8 +102,8 @@ func copied(off, end int64) part {
 }
 
 // locate examines the beginning of the data in [off, end). It returns the part that can be
-// shared and the number n of bytes from off that were examined. If nothing can be shared, the
-// part has length 0 and offset off. The error is an ErrNotShared.
+// shared, and the number n of bytes that it has examined, counted from off. If nothing can be
+// shared, the part has length 0 and offset off. Any error is an ErrNotShared.
 func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	none := copied(off, off)
 	f, pos, n, ok := s.src.InFile(off)
@@ -131,7 +133,7 @@ func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	return part{Extent: source.Extent{Off: from, Len: to - from}, file: f, pos: pos + from - off}, n, nil
 }
 
-// unitOf returns the CloneUnit of the target for a file.
+// unitOf returns the block size for sharing with a file: the CloneUnit of the target.
 func (s *sharer) unitOf(f *os.File) int64 {
 	unit, known := s.units[f]
 	if !known {
@@ -141,11 +143,10 @@ func (s *sharer) unitOf(f *os.File) int64 {
 	return unit
 }
 
-// Shared returns how many of the bytes that plan has to copy can share their
-// blocks with the source. unit is the CloneUnit of the target (see sink.Cloner), or
-// nil if the target cannot share blocks. With ReflinkAlways the error is an
-// ErrNotShared unless all data can be shared, except partial blocks at both ends of
-// a range.
+// Shared returns how many bytes of the plan's data the target can share with the source. unit
+// is the method CloneUnit of the target (see sink.Cloner), or nil if the target cannot share
+// blocks. With ReflinkAlways the error is an ErrNotShared if not all data can be shared.
+// Partial blocks at both ends of a range do not matter.
 func Shared(ctx context.Context, src source.Disk, plan *Plan, how Reflink, unit func(*os.File) int64) (shared int64, err error) {
 	s, err := newSharer(src, unit, how)
 	if s == nil || err != nil {

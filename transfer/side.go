@@ -13,7 +13,7 @@ import (
 // result would describe neither the old nor the new state.
 var ErrDiskChanged = errors.New("the disk changed while it was read")
 
-// side is a disk that Compare or Sum reads, with its plan.
+// side is one of the disks that Compare or Sum reads, with its plan.
 type side struct {
 	source.Disk
 	name    string // "source" or "target", for errors; "" for Sum
@@ -21,29 +21,29 @@ type side struct {
 	buffers source.Allocator
 }
 
-// failed adds the name of the disk, "source" or "target", to an error of Compare.
-func (s *side) failed(err error) error {
+// addName adds the name of the disk, "source" or "target", to an error of Compare.
+func (s *side) addName(err error) error {
 	if s.name == "" {
 		return err
 	}
 	return fmt.Errorf("%s: %w", s.name, err)
 }
 
-// makePlan plans the reading of the disk. A disk with Inherited extents is an error,
-// because their content is not known.
+// makePlan plans the reading of the disk. A disk with Inherited extents is an error, because
+// their content is in a parent image.
 func (s *side) makePlan(ctx context.Context) (err error) {
 	if s.plan, err = NewPlan(ctx, s.Disk); err != nil {
-		return s.failed(err)
+		return s.addName(err)
 	}
 	if s.plan.Inherited > 0 {
-		return s.failed(fmt.Errorf("%d bytes of the disk are in a parent image: open the image with its parents", s.plan.Inherited))
+		return s.addName(fmt.Errorf("%d bytes of the disk are in a parent image: open the image with its parents", s.plan.Inherited))
 	}
 	return nil
 }
 
-// reserve provides n buffers of size bytes. It uses the buffers of a disk that is a
-// source.Allocator, and otherwise allocates new buffers. release frees the new buffers; no
-// buffer may be in use when it is called.
+// reserve provides n buffers of size bytes. If the disk is a source.Allocator, it uses the
+// buffers of the disk. Otherwise it allocates buffers, which release frees. When release is
+// called, no buffer may be in use.
 func (s *side) reserve(n, size int) (release func() error, err error) {
 	if own, ok := source.Ability[source.Allocator](s.Disk); ok {
 		s.buffers = own
@@ -61,24 +61,23 @@ func (s *side) reserve(n, size int) (release func() error, err error) {
 func (s *side) unchanged(ctx context.Context) error {
 	now, err := identityOf(ctx, s.Disk)
 	if err != nil {
-		return s.failed(err)
+		return s.addName(err)
 	}
 	if now != s.plan.identity {
-		return s.failed(fmt.Errorf("%w: its identity was %s and is now %s; read a snapshot, or stop the programs that write to the disk", ErrDiskChanged, s.plan.identity, now))
+		return s.addName(fmt.Errorf("%w: its identity was %s and is now %s; read a snapshot, or stop the programs that write to the disk", ErrDiskChanged, s.plan.identity, now))
 	}
 	return nil
 }
 
-// extents yields the extents of the disk with their offsets, lengths and kinds. A hole
-// of at most joinGap bytes between data becomes Data, because reading it costs less
-// than another request.
+// extents yields the extents of the disk as they are read. A hole of at most joinGap bytes
+// between data becomes Data, because reading it costs less than another request.
 func (s *side) extents(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		var run, hole source.Extent // the extent to yield next, and a short hole after it if it is data
 		for e, err := range s.plan.extents(ctx, s.Disk) {
 			switch {
 			case err != nil:
-				yield(source.Extent{}, s.failed(err))
+				yield(source.Extent{}, s.addName(err))
 				return
 			case hole.Len == 0 && run.Len > 0 && e.Kind == run.Kind:
 				run.Len += e.Len

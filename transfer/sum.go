@@ -8,15 +8,15 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// Sum returns the digest of the content of a disk, in lower-case hexadecimal digits.
-// Holes are not read. Sum needs 2 x Requests x RequestSize bytes of memory for
-// buffers, and about 8 MiB for the extents. The error is an ErrDiskChanged if the
-// disk changed meanwhile. A disk with Inherited extents is an error, because their
-// content is not known.
+// Sum returns the digest of the content of a disk, in lower-case hexadecimal digits. Holes are
+// not read. Sum needs 2 x Requests x RequestSize bytes of memory for buffers, and about 8 MiB
+// for the extents. The error is an ErrDiskChanged if the disk changed meanwhile. A disk with
+// Inherited extents is an error, because their content is in a parent image that Sum does not
+// have.
 func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOptions) (value string, err error) {
 	s := &summing{o: o.normal(), side: side{Disk: d}, sum: digest.New(a)}
-	// Workers can hash only whole blocks of a blksum, so requests consist of whole
-	// blocks.
+	// A blksum consists of hashes of 64 KiB blocks. Workers can hash only whole blocks, so
+	// requests consist of whole blocks.
 	s.o.RequestSize = (s.o.RequestSize + digest.BlockSize - 1) / digest.BlockSize * digest.BlockSize
 	if err := s.makePlan(ctx); err != nil {
 		return "", err
@@ -58,7 +58,7 @@ type summing struct {
 	sum *digest.Sum // used only by the collector while the stages run
 }
 
-// summedPiece is a part of an extent, with its buffer and its hashes.
+// summedPiece is a range within one extent, with its buffer and its hashes.
 type summedPiece struct {
 	source.Extent
 	buf    []byte        // Len bytes if Kind is Data, else nil
@@ -74,13 +74,13 @@ func (p *summedPiece) release() {
 	}
 }
 
-// countsAsWork reports whether an extent of the kind is counted as work. Zeros of a
-// blksum take hardly any time.
+// countsAsWork reports whether an extent of the given kind is counted as work. For a blksum
+// zeros are no work, because they take hardly any time.
 func (s *summing) countsAsWork(kind source.Kind) bool {
 	return kind == source.Data || s.sum.Algorithm() != digest.Blksum
 }
 
-// count adds the bytes of the disk to the planned or the skipped bytes of the counters.
+// count adds the bytes of every extent to the planned or to the skipped bytes of the counters.
 func (s *summing) count(ctx context.Context) error {
 	for e, err := range s.extents(ctx) {
 		if err != nil {

@@ -6,8 +6,8 @@ import (
 	"math/bits"
 )
 
-// tally counts the bytes that differ between two disks, and the ranges that they
-// form. Blocks are added in ascending order; blocks that are not added are equal.
+// tally counts the bytes that differ between two disks, and the ranges of consecutive differing
+// bytes. Blocks are added in ascending order; blocks that are not added are equal.
 type tally struct {
 	ranges, bytes int64
 	first, end    int64 // start of the first range and end of the last one, in bytes; valid if ranges > 0
@@ -36,11 +36,12 @@ func (t *tally) join(next *tally) {
 // It must be a multiple of 8.
 const tallyBlock = 4 << 10
 
-// tallyZeros is compared with data if the other disk has a hole. It is never written.
+// tallyZeros is compared with the data of one disk if the other disk has a hole. It is never
+// written.
 var tallyZeros [tallyBlock]byte
 
-// add compares the n bytes at off of one disk, in a, with those of the other, in b. nil
-// stands for zeros.
+// add compares n bytes of two disks at the offset off. a holds those of one disk and b those of
+// the other; nil stands for zeros.
 func (t *tally) add(a, b []byte, off int64, n int) {
 	if a != nil && b != nil && bytes.Equal(a[:n], b[:n]) {
 		return
@@ -60,7 +61,8 @@ func (t *tally) add(a, b []byte, off int64, n int) {
 	}
 }
 
-// addBlock adds a block with at least one difference. It compares words of 8 bytes.
+// addBlock adds a block at the offset off in which at least one byte differs. x and y are its
+// contents in the two disks. addBlock compares words of 8 bytes.
 func (t *tally) addBlock(x, y []byte, off int64) {
 	if t.ranges == 0 {
 		i := 0
@@ -69,34 +71,35 @@ func (t *tally) addBlock(x, y []byte, off int64) {
 		}
 		t.first, t.a, t.b = off+int64(i), x[i], y[i]
 	}
-	before := uint64(0) // 0x80 if the byte before the word differs
+	carry := uint64(0) // 0x80 if the byte before the word differs
 	if t.ranges > 0 && t.end == off {
-		before = 0x80
+		carry = 0x80
 	}
 	at := 0
 	for ; at+8 <= len(x) && at+8 <= len(y); at += 8 {
-		before = t.addWord(binary.LittleEndian.Uint64(x[at:])^binary.LittleEndian.Uint64(y[at:]), before, off+int64(at))
+		carry = t.addWord(binary.LittleEndian.Uint64(x[at:])^binary.LittleEndian.Uint64(y[at:]), carry, off+int64(at))
 	}
 	if at < len(x) {
 		var p, q [8]byte
 		copy(p[:], x[at:])
 		copy(q[:], y[at:])
-		t.addWord(binary.LittleEndian.Uint64(p[:])^binary.LittleEndian.Uint64(q[:]), before, off+int64(at))
+		t.addWord(binary.LittleEndian.Uint64(p[:])^binary.LittleEndian.Uint64(q[:]), carry, off+int64(at))
 	}
 }
 
-// addWord adds the word at off. The bytes of diff, the lowest first, are 0 where the
-// disks are equal. before is 0x80 if the byte before the word differs, else 0; addWord
-// returns the value of before for the next word.
-func (t *tally) addWord(diff, before uint64, off int64) uint64 {
-	// differ has the highest bit of each byte of diff that is not 0.
+// addWord adds a word of 8 bytes at the offset off. diff is the XOR of the words of both disks,
+// read as little-endian numbers, so its bytes are 0 where the disks are equal. carry is 0x80 if
+// the byte before the word differs, else 0. addWord returns the carry for the next word.
+func (t *tally) addWord(diff, carry uint64, off int64) uint64 {
+	// In the variable differ, each byte that is not 0 in diff has its highest bit set. All
+	// other bits are 0.
 	const low = 0x7F7F7F7F7F7F7F7F
 	differ := (diff&low + low | diff) &^ low
 	if differ == 0 {
 		return 0
 	}
-	// A range begins at each differing byte after an equal byte.
-	t.ranges += int64(bits.OnesCount64(differ &^ (differ<<8 | before)))
+	// A range begins at each differing byte that follows an equal byte.
+	t.ranges += int64(bits.OnesCount64(differ &^ (differ<<8 | carry)))
 	t.bytes += int64(bits.OnesCount64(differ))
 	t.end = off + 8 - int64(bits.LeadingZeros64(differ)/8)
 	return differ >> 56

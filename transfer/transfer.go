@@ -1,20 +1,18 @@
-// Package transfer copies a disk from a source to a sink, compares disks, and
-// computes digests of disks.
+// Package transfer copies a disk from a source to a sink, compares disks, and computes digests
+// of disks.
 //
-// [NewPlan] queries the extents of a disk, and [Copy] copies the disk, makes the
-// target durable and publishes it. [CopyStream] does the same for an [io.Reader].
-// [Compare] finds the differences between two disks, and [Sum] computes a digest.
-// [Options] and [CompareOptions] tune them; with Options.Keep a copy that was
-// interrupted can be resumed.
+// [NewPlan] queries the extents of a disk. [Copy] copies the disk, makes the target durable and
+// publishes it, which gives it its final name. [CopyStream] does the same for an [io.Reader].
+// [Compare] finds the differences between two disks, and [Sum] computes a digest. [Options] and
+// [CompareOptions] tune them. With Options.Keep a copy that was interrupted can be resumed.
 //
-// All of them run the same pipeline: one producer cuts the allocated extents of the
-// disk, in ascending order, into pieces of at most one request; parallel workers read the
-// pieces and inspect them for zeros; and one goroutine collects the pieces in
-// order and hands them to the sink, a digest or a tally of differences. A sink
-// that is [sink.Parallel] is written by the workers. The number of pieces and of
-// buffers is bounded, and so is the memory, whatever the size of the disk. As
-// pieces are collected in order, the progress of a copy is one offset, which a
-// [Checkpoint] records.
+// All of them run the same pipeline. One producer cuts the allocated extents of the disk, in
+// ascending order, into pieces of at most one request. Parallel workers read the pieces and
+// search them for zeros. One goroutine collects the pieces in order and passes them to the
+// sink, a digest or a tally of differences. If the sink is [sink.Parallel], the workers write
+// to it instead. The number of pieces and of buffers is bounded, and so is the memory, whatever
+// the size of the disk. Because pieces are collected in order, the progress of a copy is one
+// offset, which a [Checkpoint] records.
 package transfer
 
 import (
@@ -27,7 +25,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// Result describes a copy. After an error, fields that were not reached are zero.
+// Result describes a copy. After an error, the fields that the copy did not reach are zero.
 type Result struct {
 	Size   int64             // of the disk, in bytes
 	Counts progress.Snapshot // when everything was written, before the target was read back
@@ -35,17 +33,17 @@ type Result struct {
 	Verify report.Verify
 }
 
-// Copy fills dst with the content of src, makes it durable and publishes it. NewPlan or
-// NewPlanWithin must have made the plan for src.
+// Copy fills dst with the content of src, makes it durable and publishes it. The plan must be
+// made for src, by NewPlan or NewPlanWithin.
 //
-// After an error dst is aborted, which removes the target, except after a
-// *MismatchError and a *ResumableError. Without Options.Keep there is no
-// *ResumableError. With Options.Keep, once a checkpoint exists, every error is a
-// *ResumableError except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced
-// and *MismatchError. Without a checkpoint, only an error that may not occur in a
-// later run is a *ResumableError: the end of ctx or Options.Stop, a target that is
-// full or lost, and an error of a source that is source.Counted, which has
-// retried before.
+// After an error Copy aborts dst, which removes the target. The target is kept only if the error
+// is a *MismatchError or a *ResumableError.
+//
+// Without Options.Keep no error is a *ResumableError. With Options.Keep, once a checkpoint
+// exists, every error is one, except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced and
+// *MismatchError. Before the first checkpoint, an error is a *ResumableError only if a later run
+// may succeed: if ctx or Options.Stop ended, if the target is full, if the connection to the
+// target was lost, or if a source failed that retries reads itself (source.Counted).
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
 	result.Size = src.Size()
 	if plan.Size != src.Size() {
@@ -55,8 +53,7 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 	if err != nil {
 		return result, abort(dst, err)
 	}
-	// Ranges whose extents the plan does not know count as work until the copy queries
-	// them.
+	// Ranges that the plan has not examined count as work until the copy queries their extents.
 	work, unknown := plan.Data, plan.Size-plan.Known
 	if !c.zeroed {
 		work += plan.Zero

@@ -12,16 +12,16 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// MismatchError says that Options.Verify found a target that does not hold the
-// content that was read from the source.
+// MismatchError says that Options.Verify found that the target does not hold the content that
+// was read from the source.
 type MismatchError struct {
-	// Want and Got are the blksums of the content that was read and of the target.
-	// They are "" if source and target were compared byte by byte.
+	// Want is the blksum, a digest, of the content that was read. Got is that of the target.
+	// Both are "" if source and target were compared byte by byte.
 	Want, Got string
-	// Difference is the result of reading both disks once more. It is nil if they were equal
-	// then, if the second reading failed, or if the source is a stream.
+	// Difference is the result of reading both disks once more to compare them. It is nil if
+	// the disks were equal this time, if reading failed, or if the source is a stream.
 	Difference *Difference
-	// Search is the text of the error that ended the second reading, or "".
+	// Search is the text of the error if reading the disks once more failed, else "".
 	Search string
 	// Stream says that the source is a stream, which cannot be read again.
 	Stream bool
@@ -43,12 +43,12 @@ func (e *MismatchError) Error() string {
 	return message + "; both were equal when they were read again, so one of the first reads returned wrong data"
 }
 
-// Hint returns what the user can do.
+// Hint says how the user can find the reason of the mismatch.
 func (e *MismatchError) Hint() string {
 	return "the .partial file was kept for inspection; memory, cable or disk may be failing: check the kernel's log, then copy again with --force"
 }
 
-// ExitStatus returns the exit status of disks that differ. report.Of calls it.
+// ExitStatus tells report.Of the exit status for disks that differ.
 func (*MismatchError) ExitStatus() int { return exit.Difference }
 
 // verifier compares a finished target with what was written to it.
@@ -60,8 +60,8 @@ type verifier struct {
 	stop   context.Context // ends the reading with errStopped
 }
 
-// verify reads the target back. A target that differs is suspended, so that it can be
-// inspected, and the error is a *MismatchError.
+// verify reads the target back. If the target differs, verify suspends it, which keeps it for
+// inspection, and the error is a *MismatchError.
 func (v *verifier) verify(ctx context.Context) (report.Verify, error) {
 	failed := report.Verify{Status: report.VerifyNotRun}
 	verifiable, ok := sink.Ability[sink.Verifiable](v.dst)
@@ -95,9 +95,8 @@ func (v *verifier) verify(ctx context.Context) (report.Verify, error) {
 	return result, mismatch
 }
 
-// compareSums compares the blksum of the target with want, the blksum of the content
-// that was read. If they differ, it reads both disks once more to find the first
-// difference.
+// compareSums compares the blksum of the target with want, the blksum of the content that was
+// read. If these digests differ, it reads both disks once more to find the first difference.
 func (v *verifier) compareSums(ctx context.Context, d source.Disk, want string) (mismatch *MismatchError, err error) {
 	var got string
 	err = v.untilStopped(ctx, func(ctx context.Context) (err error) {
@@ -117,8 +116,8 @@ func (v *verifier) compareSums(ctx context.Context, d source.Disk, want string) 
 	return mismatch, nil
 }
 
-// compareContent reads the source once more and compares the target with it. It is for
-// a copy that was resumed from a checkpoint without a blksum.
+// compareContent reads the source once more and compares the target with it. It is used if
+// there is no digest of the source, because the copy was resumed from a checkpoint without one.
 func (v *verifier) compareContent(ctx context.Context, d source.Disk) (mismatch *MismatchError, err error) {
 	var difference *Difference
 	err = v.untilStopped(ctx, func(ctx context.Context) (err error) {
@@ -131,8 +130,8 @@ func (v *verifier) compareContent(ctx context.Context, d source.Disk) (mismatch 
 	return &MismatchError{Difference: difference}, nil
 }
 
-// untilStopped calls read with a context that also ends when v.stop ends. If v.stop has ended,
-// untilStopped returns errStopped.
+// untilStopped calls the function read with a context that also ends when Options.Stop ends. If
+// Options.Stop has ended, untilStopped returns errStopped.
 func (v *verifier) untilStopped(ctx context.Context, read func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

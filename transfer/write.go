@@ -9,17 +9,17 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// writer hands pieces to the sink. If the sink is Parallel, it is safe for
-// concurrent use.
+// writer passes pieces to the sink. If the sink is Parallel, the writer is safe for concurrent
+// use.
 type writer struct {
 	dst       sink.Disk
 	encoder   *encoder // nil: the sink takes units as they are
 	counters  *progress.Counters
 	mustShare bool // a piece that cannot be shared is an error and not copied
 
-	// ctx is the context of calls to the sink. It does not end when another goroutine of the
-	// pipeline fails, because a sink accepts no last checkpoint after one of its calls was
-	// interrupted.
+	// ctx is the context of all calls to the sink. It does not end when another goroutine of
+	// the pipeline fails. Otherwise a call could be interrupted, and the sink would then not
+	// accept a last checkpoint.
 	ctx context.Context
 }
 
@@ -53,8 +53,8 @@ func (w *writer) write(c *piece) error {
 	return nil
 }
 
-// writeEmpty writes a range without data: it zeros the range, or leaves it to the backing
-// image if kind is Inherited.
+// writeEmpty handles a range without data. It zeros the range or, if kind is Inherited, leaves
+// the content of the range to the backing image.
 func (w *writer) writeEmpty(off, n int64, kind source.Kind) error {
 	if kind == source.Inherited {
 		return w.dst.SameAt(w.ctx, off, n)
@@ -66,8 +66,8 @@ func (w *writer) writeEmpty(off, n int64, kind source.Kind) error {
 	return nil
 }
 
-// place hands the encoded units of a run to the sink. The first of them is
-// c.coded.units[first]. place returns how many units the run has.
+// place passes the encoded units of the run r to the sink. c.coded.units[first] is the first
+// unit of the run. place returns how many units the run has.
 func (w *writer) place(c *piece, r run, first int) (units int, err error) {
 	for i, u := range c.coded.units[first:] {
 		if u.start >= r.end {
