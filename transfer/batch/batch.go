@@ -1,11 +1,10 @@
-// Package batch runs the jobs of a job file. [Load] reads and checks the file,
-// [OpenStore] opens the state file, and [Run] runs the jobs within [Limits] and
-// returns a [Report]. The state file lets a later run continue a batch that ended in
-// any way.
+// Package batch runs the jobs of a job file. [Load] reads and checks the file, [OpenStore]
+// opens the state file, and [Run] runs the jobs within [Limits] and returns a [Report]. With
+// the state file a later run can continue a batch, however the batch ended.
 //
-// The package does not copy by itself: the caller's [Spec] describes the flags of a
-// copy, and the caller's [Runner] does the work of each job. docs/cli.md, "run: job
-// files", is the contract for the files.
+// The package does not copy by itself: the caller's [Spec] describes the flags of a copy, and
+// the caller's [Runner] does the work of each job. The section "run: job files" of docs/cli.md
+// is the contract for the files.
 package batch
 
 import (
@@ -23,7 +22,7 @@ import (
 	"time"
 )
 
-// File is a job file without mistakes.
+// File is the content of a job file that has no mistakes.
 type File struct {
 	Jobs            []*Job   // at least one
 	Limits          Limits   // as the file has them: see Limits.WithDefaults
@@ -31,7 +30,8 @@ type File struct {
 	Warnings        []string // to be shown to the user
 }
 
-// Job is one copy of a batch, with the defaults filled in.
+// Job is one copy of a batch. Fields that it does not set in the job file have the values of
+// the file's defaults.
 type Job struct {
 	Index       int           // in the file, from 0
 	Name        string        // unique in the file
@@ -52,8 +52,8 @@ type Value struct {
 	Texts []string // one, except for an Array
 }
 
-// Labels returns the labels of the job and of the defaults. The map belongs to the
-// caller and is not nil.
+// Labels returns the labels of the job, and those of the defaults that the job does not
+// replace. The map belongs to the caller and is not nil.
 func (j *Job) Labels() map[string]string {
 	all := make(map[string]string, len(j.labels)+len(j.defaultLabels))
 	maps.Copy(all, j.defaultLabels)
@@ -61,7 +61,7 @@ func (j *Job) Labels() map[string]string {
 	return all
 }
 
-// Text returns the value of a flag, or "" if the job does not set it.
+// Text returns the value of the flag with the given name, or "" if the job does not set it.
 func (j *Job) Text(name string) string {
 	for _, v := range j.Values {
 		if v.Field.Name == name && len(v.Texts) > 0 {
@@ -71,9 +71,9 @@ func (j *Job) Text(name string) string {
 	return ""
 }
 
-// backing returns the path of the disk that the target is an overlay of, or "" if the
-// target is no overlay. A relative path starts from the folder of the target. The
-// path is not cleaned, because ".." after a symbolic link must stay.
+// backing returns the path of the target's backing disk, or "" if the target is not an overlay.
+// A relative path starts from the folder of the target. The path is not cleaned, because ".."
+// after a symbolic link must stay.
 func (j *Job) backing() string {
 	name := j.Text("backing")
 	if name == "" || filepath.IsAbs(name) {
@@ -82,10 +82,10 @@ func (j *Job) backing() string {
 	return j.Target[:strings.LastIndexByte(j.Target, '/')+1] + name
 }
 
-// Server returns the server that has the source, or "" for this machine.
+// Server returns the server that the source is on, or "" for a source on this machine.
 func (j *Job) Server() string { return j.Text("server") }
 
-// Demand returns what a job that copies one disk counts against the limits.
+// Demand returns how much a job that copies one disk counts against the limits.
 func (j *Job) Demand() Demand { return Demand{Disks: 1, Server: j.Server(), Host: j.Host} }
 
 // HostKey identifies the host whose memory and connections a job uses: the ESXi
@@ -100,9 +100,8 @@ func (j *Job) HostKey() string {
 	return ""
 }
 
-// Fingerprint returns a hash that differs between jobs which make different targets.
-// It covers the source, the target and the flags, except flags that are secret or only
-// tune the copy.
+// Fingerprint returns a hash of all that decides what is in the target of the job: the source,
+// the target and the flags, except flags that are secret or only tune the copy.
 func (j *Job) Fingerprint() string {
 	words := []string{j.Source, j.Target}
 	for _, v := range j.Values {
@@ -118,8 +117,8 @@ func (j *Job) Fingerprint() string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// Limits bound what runs at the same time. A field that is 0 does not limit, unless a
-// default is named.
+// Limits bound the work that is done at the same time. A field that is 0 means the default in
+// its comment, or no limit if there is none.
 type Limits struct {
 	Total       int   // number of disks; 0: 4
 	PerServer   int   // number of disks of each server
@@ -130,14 +129,14 @@ type Limits struct {
 	Rounds      int   // how often jobs with a transient failure are tried again at the end
 }
 
-// Defaults of limits. A host has 48 MB of NFC memory (96 MB from vSphere 8) and allows
-// 52 connections through vCenter (VMware's programming guide, "NFC Session Limits and
-// Timeouts"). The defaults leave some of both to other programs.
+// Defaults of limits. A host has 48 MB of memory for NFC, the protocol that reads disks (96 MB
+// from vSphere 8). Through vCenter it allows 52 connections (VMware's programming guide, "NFC
+// Session Limits and Timeouts"). The defaults leave some of both to other programs.
 const (
 	DefaultTotal       = 4
 	DefaultNFCBuffer   = 32 << 20
 	DefaultConnections = 48
-	// DefaultRounds is the value of Limits.Rounds for a job file that has none.
+	// DefaultRounds is the value of Limits.Rounds for a job file that does not set it.
 	DefaultRounds      = 2
 	defaultHookTimeout = time.Hour
 )
@@ -150,10 +149,10 @@ func (l Limits) WithDefaults() Limits {
 	return l
 }
 
-// Type says which JSON values a field takes.
+// Type says which JSON values a field of a job accepts.
 type Type int
 
-// The types of fields.
+// The types of the fields.
 const (
 	Boolean    Type = iota
 	Integer         // a whole number
@@ -163,50 +162,50 @@ const (
 	Array           // of strings
 )
 
-// Field is a flag of a copy, as a field of a job.
+// Field describes a flag of a copy that a job can set in a field.
 type Field struct {
 	Name string // in the job file
 	Type Type
 	Enum []string // the strings that are allowed; nil: all
 	Help string
-	// Pattern is a regular expression for texts, and Least the smallest number. Only
-	// the schema uses them, which may allow values that Check refuses.
+	// Pattern is a regular expression that strings must match, and Least is the smallest
+	// number. Only the JSON Schema uses them. The schema may allow values that Check refuses.
 	Pattern string
 	Least   int
 
 	Path   bool // the value is a path, relative to the folder of the job file
 	Secret bool // the value is a secret, or +FILE; messages never show it
 	Tuning bool // the value does not change what the target holds
-	// Check returns what is wrong with a value. If it is nil, every value is right.
+	// Check returns an error if it refuses a value. If Check is nil, every value is valid.
 	Check func(text string) error
 }
 
-// Spec is what Load needs to know about copies.
+// Spec describes to Load which flags a copy has and how they are checked.
 type Spec struct {
 	Fields []Field // the flags
 	// SourcePath and TargetPath report whether an address is a path on this machine.
 	SourcePath, TargetPath func(address string) bool
-	// Files returns names that identify the local file at an address, whatever links
-	// lead to it; nil if the address is no local file. Load uses them to find jobs
-	// that write the same file.
+	// Files returns names that identify the local file at an address. Two addresses of the same
+	// file have a common name, whatever links lead to it. For an address of anything else the
+	// result is nil. Load uses the names to find jobs that write the same file.
 	Files func(address string) []string
-	// Check returns what is wrong with a job as a whole, once its fields are valid.
-	// If Check is nil, jobs are not checked as a whole.
+	// Check returns an error if the fields of a job do not fit together. It is called only if
+	// each field is valid by itself. If Check is nil, this is not checked.
 	Check func(*Job) error
-	// Progress is called from time to time while a file is loaded, with the amount of
-	// work done and the amount in all. It may be nil.
+	// Load calls Progress from time to time, to show how far it is. done is the number of steps
+	// that are done, and all is the number of steps in total. Progress may be nil.
 	Progress func(done, all int)
 }
 
-// Shard returns the shard, from 0 to n-1, that a job belongs to: the first 32 bits of
-// the SHA-256 of its name, as a big-endian number, modulo n. It depends on nothing
-// else, so that all machines agree.
+// Shard returns the shard, from 0 to n-1, that the job with this name belongs to. It is the
+// first 32 bits of the SHA-256 of the name, as a big-endian number, modulo n. It depends on
+// nothing else, so all machines agree.
 func Shard(name string, n int) int {
 	sum := sha256.Sum256([]byte(name))
 	return int(uint64(binary.BigEndian.Uint32(sum[:])) % uint64(n))
 }
 
-// ParseShard parses I/N: shard I, counted from 0, of N shards.
+// ParseShard parses a text I/N, which selects shard I of N. Shards are counted from 0.
 func ParseShard(s string) (i, n int, err error) {
 	is, ns, ok := strings.Cut(s, "/")
 	i, errI := strconv.Atoi(is)
@@ -217,16 +216,15 @@ func ParseShard(s string) (i, n int, err error) {
 	return i, n, nil
 }
 
-// Selection selects jobs of a file. The zero value selects all.
+// Selection says which jobs of a file are selected. The zero value selects all.
 type Selection struct {
 	Names         []string          // empty: all names
 	Labels        map[string]string // a job must have all of them
 	Shard, Shards int               // Shards 0: all shards
 }
 
-// Select returns the selected jobs in the order of the file. A name that no job has is
-// an error, and so are names and labels that select no job. A shard without jobs is not an
-// error.
+// Select returns the selected jobs in the order of the file. It fails if no job has one of the
+// names, or if names and labels together select no job. A shard may be without jobs.
 func (f *File) Select(s Selection) ([]*Job, error) {
 	missing := map[string]bool{}
 	for _, name := range s.Names {

@@ -8,7 +8,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// plan returns the attempts to make, according to the state file.
+// plan decides from the state file which jobs are still to be run, and returns an attempt for
+// each of them.
 func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 	done, known := 0, 0
 	entries := make([]*entry, len(jobs))
@@ -49,7 +50,7 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 	return queue, nil
 }
 
-// wasDone reports whether an earlier run has done a job.
+// wasDone reports whether an earlier run has done the job and nothing has changed since.
 func (r *run) wasDone(a *attempt, e *entry) bool {
 	if e.Phase != phaseDone {
 		return false
@@ -61,7 +62,8 @@ func (r *run) wasDone(a *attempt, e *entry) bool {
 	return why == ""
 }
 
-// changed returns why a job that was done must run again, or "" if it need not.
+// changed returns the reason why a job that was done must run again. If there is none, it
+// returns "".
 func (e *entry) changed(j *Job, r Runner) string {
 	switch size := fileSize(j.Target); {
 	case e.Fingerprint != j.Fingerprint():
@@ -76,8 +78,9 @@ func (e *entry) changed(j *Job, r Runner) string {
 	return ""
 }
 
-// Unfinished returns the jobs that Run would run with Options.Resume and the state file
-// at path. Another run may use the file meanwhile. runner is that of Options.
+// Unfinished reads the state file at path and returns the jobs that Run would run with
+// Options.Resume. Another run may use the state file at the same time. runner is
+// Options.Runner.
 func Unfinished(path string, jobs []*Job, runner func(*Job) Runner) ([]*Job, error) {
 	s := &Store{path: path, texts: map[string][]byte{}}
 	if err := s.load(); err != nil {
@@ -89,8 +92,9 @@ func Unfinished(path string, jobs []*Job, runner func(*Job) Runner) ([]*Job, err
 	}), nil
 }
 
-// wasCopied returns the report of a copy that is whole although its job was not
-// finished, or nil if the job must copy.
+// wasCopied returns the report of a complete copy that an earlier run made, although that run
+// did not finish the job. If there is no such copy, wasCopied returns nil, and the job must
+// copy.
 func (r *run) wasCopied(a *attempt, e *entry) *report.Report {
 	j := a.job
 	if e.Fingerprint != j.Fingerprint() {
@@ -105,8 +109,8 @@ func (r *run) wasCopied(a *attempt, e *entry) *report.Report {
 			return e.Report.Report
 		}
 	case phaseRunning:
-		// Only a file with the mark that the copy recorded counts. Any other file at the
-		// target may come from another program.
+		// The file at the target counts only if it has the mark that the earlier copy recorded.
+		// Another program may have put any other file there.
 		if e.Mark != "" && fileid.MarkOf(j.Target) == e.Mark {
 			t := report.New(j.Source, j.Target)
 			t.End(report.StatusOK, 0)

@@ -9,26 +9,26 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 )
 
-// ownRate is shown if no limit slows the batch down.
+// ownRate is the text of Estimated.Binds if no limit slows the batch down.
 const ownRate = "each disk's own rate binds it"
 
-// Expected is what is known about a job before it runs.
+// Expected is what a forecast knows about a job before it runs.
 type Expected struct {
 	Job   *Job
 	Size  int64   // of the source, in bytes; Run starts the largest first; -1: unknown
 	Bytes int64   // bytes to copy
 	Rate  float64 // bytes per second if the job runs alone
-	// For a job on a host: Connections is the number of connections with which the
-	// job has Rate. If Fixed is set, the job runs with exactly that number. Buffers
-	// is the memory that each connection reserves on the host, in bytes.
+	// These fields are for a job on a host. Connections is the number of connections with which
+	// the job reaches Rate. If Fixed is set, the job runs only with exactly this number,
+	// otherwise also with fewer. Buffers is the memory, in bytes, that each connection reserves
+	// on the host.
 	Connections int
 	Fixed       bool
 	Buffers     int64
 }
 
-// Reached holds measured rates of several disks that were read at the same time, in
-// bytes per second. A rate that is missing or 0 means that the disks are as fast
-// together as alone.
+// Reached holds rates, in bytes per second, that were measured while several disks were read at
+// the same time. Where a rate is missing or 0, each disk is as fast as when it is read alone.
 type Reached struct {
 	ByHost map[string]float64 // rates of the disks of one host, by Job.HostKey
 	All    float64            // rate of the disks of all hosts
@@ -41,10 +41,10 @@ type Estimated struct {
 	Last  *Job   // the job that ends last; nil: there are no jobs
 }
 
-// Estimate simulates a batch. Jobs start in the order in which Run starts them, each
-// with the connections that its host has room for. The rate of a job is proportional to
-// its connections. The rates of all jobs together stay below the measured ones and
-// below Limits.Rate. Targets are assumed to be fast enough.
+// Estimate forecasts a batch by simulating it. Jobs start in the order in which Run starts
+// them, each with the connections that its host has room for. The rate of a job is proportional
+// to its number of connections. All jobs together are at most as fast as the rates in reached
+// and Limits.Rate allow. Targets are assumed to be fast enough.
 func Estimate(jobs []Expected, limits Limits, reached Reached) Estimated {
 	f := newForecast(jobs, limits, reached)
 	var result Estimated
@@ -82,8 +82,8 @@ func Estimate(jobs []Expected, limits Limits, reached Reached) Estimated {
 	return result
 }
 
-// Opening returns the jobs that Run starts when a batch begins, with the rates that
-// their share of the connections allows. Jobs that have no connection yet are left out.
+// Opening returns the jobs that Run starts when a batch begins. Their Rate is what their share
+// of the connections allows. Jobs that have no connection yet are left out.
 func Opening(jobs []Expected, limits Limits) (at []Expected) {
 	f := newForecast(jobs, limits, Reached{})
 	f.start()
@@ -105,11 +105,11 @@ type forecast struct {
 	queue   []*attempt
 	active  []*copying         // in the order in which they started
 	left    map[string]float64 // bytes that are left to copy, by Job.HostKey
-	// bounds says, for each Job.HostKey, why disks of a host are slower than alone.
+	// bounds says why disks of a host are slower together than alone. The key is Job.HostKey.
 	bounds map[string]string
 }
 
-// forecastRunner is the Runner of a simulated job. Only its size is used.
+// forecastRunner is the Runner of a simulated job. Only its method Size is called.
 type forecastRunner struct {
 	Runner
 	size int64
@@ -155,9 +155,10 @@ func (f *forecast) start() {
 	}
 }
 
-// connect distributes the connections of each host, as vddk.Budget does, and sets the
-// rate of each copy. Each copy gets its first connections in the order in which they
-// started; what is left is given out one connection at a time, to each copy in turn.
+// connect distributes the connections of each host among its copies, as vddk.Budget does for
+// real copies, and sets the rate of each copy. The copies get the connections that they need to
+// begin in the order in which they started. The remaining connections are given out one at a
+// time, to each copy in turn.
 func (f *forecast) connect() {
 	type host struct {
 		copies []*copying
@@ -216,8 +217,8 @@ func (f *forecast) connect() {
 	}
 }
 
-// limit lowers the rates to what the copies reach together, and returns what limits the
-// batch at this time.
+// limit lowers the rates of the copies to the rates that several disks reach together. It
+// returns a text that says what limits the batch at this time.
 func (f *forecast) limit() (bound string) {
 	sums := map[string]float64{}
 	for _, c := range f.active {
@@ -273,7 +274,7 @@ func (f *forecast) slowDown(by float64, who func(*copying) bool) {
 	}
 }
 
-// nameOf returns the name of the host or server in a Job.HostKey.
+// nameOf returns the name of the host or server that a Job.HostKey contains.
 func nameOf(key string) string {
 	_, name, ok := strings.Cut(key, " ")
 	if !ok {

@@ -15,15 +15,16 @@ import (
 	"time"
 )
 
-// hookGrace is the time between SIGTERM and SIGKILL for a command that must end.
+// hookGrace is the time between SIGTERM and SIGKILL when a command must be ended.
 const hookGrace = 5 * time.Second
 
-// maxHookLine is the length at which lines of a command's output are cut, in bytes.
+// maxHookLine is the length, in bytes, at which a line of a command's output is cut.
 const maxHookLine = 4 << 10
 
-// hook runs a command of a job and logs each line that it prints. kind is the name of the
-// command in messages: "before" or "after". If ctx ends or the command takes longer than
-// its time limit, hook ends all processes that the command started before it returns.
+// hook runs a command of a job and logs each line that the command prints. kind is "before" or
+// "after", for messages. The report is nil before the copy. If ctx ends, or if the command
+// takes longer than the job allows, hook ends all processes that the command has started before
+// it returns.
 func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
 	defer func() {
 		if err != nil {
@@ -49,13 +50,15 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 			return err
 		}
 		ended = true
-		// The process group also has the processes that the command started.
+		// The signal goes to the process group, which includes the processes that the command
+		// started.
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		return nil
 	}
 	lines := &lineWriter{each: func(line string) { log.Info(kind+" command", "says", line) }}
 	cmd.Stdout, cmd.Stderr = lines, lines
-	// A process that the command leaves in the background does not delay the job.
+	// If a background process keeps the output of the command open, the job waits no longer
+	// than WaitDelay.
 	cmd.WaitDelay = hookGrace
 	gone, err := r.spawn(func() (group int, err error) {
 		if err := cmd.Start(); err != nil {
@@ -112,7 +115,7 @@ func temporary(report *JobReport) (path string, err error) {
 	return f.Name(), nil
 }
 
-// lineWriter calls each for every line that is written to it.
+// lineWriter calls the function each for every line that is written to it.
 type lineWriter struct {
 	each func(string)
 	rest []byte

@@ -13,9 +13,9 @@ import (
 	"github.com/vddkcp/vddkcp/internal/nearest"
 )
 
-// Load reads a job file. name is the name of the file in messages. Relative paths in the
-// file start from the absolute path dir. If the file has mistakes, the error is a
-// *[FileError] that lists all of them.
+// Load reads a job file. name is the file's name, for messages. Relative paths in the file
+// start from dir, an absolute path. If the file has mistakes, the error is a *[FileError] that
+// lists them all.
 func Load(r io.Reader, name, dir string, spec *Spec) (*File, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxFile+1))
 	if err != nil {
@@ -68,7 +68,7 @@ func newLoader(text, dir string, spec *Spec) *loader {
 	return l
 }
 
-// nameSet holds names in an order, with a fast lookup.
+// nameSet holds a list of names, and a map to look a name up quickly.
 type nameSet struct {
 	all []string
 	has map[string]bool
@@ -86,7 +86,7 @@ func (l *loader) bad(at int, field fmt.Stringer, format string, args ...any) {
 	l.problems = append(l.problems, problem{offset: at, field: field.String(), message: fmt.Sprintf(format, args...)})
 }
 
-// want returns whether n has one of the kinds. If not, it records a problem.
+// want reports whether the value n has one of the kinds. If not, it records a problem.
 func (l *loader) want(n *node, field place, wanted string, kinds ...kind) bool {
 	if slices.Contains(kinds, n.kind) {
 		return true
@@ -95,8 +95,9 @@ func (l *loader) want(n *node, field place, wanted string, kinds ...kind) bool {
 	return false
 }
 
-// object calls each for every member of an object. Members with a repeated name, or with
-// a name that is not in known, are problems instead; a nil known allows all names.
+// object calls the function each for every member of an object. It records a problem for a
+// member with a repeated name, or with a name that is not in known. If known is nil, all names
+// are allowed.
 func (l *loader) object(n *node, field place, known *nameSet, each func(m member, field place)) {
 	if !l.want(n, field, "an object", kindObject) {
 		return
@@ -137,7 +138,8 @@ func (l *loader) unknown(m member, in place, known []string) {
 	}
 }
 
-// notOfAJob returns why a flag of vddkcp copy is not a field of a job, or "".
+// notOfAJob says why a flag of vddkcp copy cannot be a field of a job. For any other name it
+// returns "".
 func notOfAJob(name string) string {
 	switch {
 	case name == "progress" || name == "report" || name == "resume":
@@ -191,7 +193,7 @@ func (l *loader) file(root *node) *File {
 	return f
 }
 
-// draft is a job or the defaults, before they are merged.
+// draft is a parsed job that is not yet merged with the defaults, or the defaults themselves.
 type draft struct {
 	node        *node
 	labels      map[string]string
@@ -211,7 +213,8 @@ type flagValue struct {
 	texts []string
 }
 
-// get returns the texts of a field that is no flag, or nil if the draft does not set it.
+// get returns the strings of a field that is not a flag of a copy. If the draft does not set
+// the field, get returns nil.
 func (d *draft) get(name string) []string {
 	for _, v := range d.values {
 		if v.name == name {
@@ -273,7 +276,8 @@ func (l *loader) text(d *draft, m member, field place) {
 	}
 }
 
-// printable refuses a zero byte, which no path, name or flag can contain.
+// printable records a problem if a string contains a zero byte, which no path, name or flag can
+// contain.
 func (l *loader) printable(n *node, field place) bool {
 	if strings.Contains(n.text, "\x00") {
 		l.bad(n.offset, field, "the text contains a zero byte")
@@ -307,7 +311,7 @@ func (l *loader) labels(n *node, field place) map[string]string {
 	return labels
 }
 
-// flag parses a field that is a flag of a copy.
+// flag parses a field that stands for a flag of a copy.
 func (l *loader) flag(d *draft, m member, field place) {
 	index, n := l.fields[m.name], m.value
 	f := &l.spec.Fields[index]

@@ -10,7 +10,7 @@ import (
 )
 
 // jobsLoader parses the jobs of a file one by one, and finds jobs that conflict with each
-// other. It keeps little of each job, since a file may have a million.
+// other. It keeps little data of each job, because a file may have a million jobs.
 type jobsLoader struct {
 	*loader
 	places   []int32 // offsets of the jobs in the file
@@ -18,13 +18,14 @@ type jobsLoader struct {
 	file     *File
 	ok       []bool // for each job: no problem was found so far
 	byName   map[string]int32
-	// targets maps the hash of the name of each file that a job writes to the index of
+	// targets has the files that jobs write. It maps a hash of a file's name to the index of
 	// the job. The names themselves would need more memory than everything else.
 	targets map[uint64]int32
 	seed    maphash.Seed
 }
 
-// jobDepth is the number of JSON values around a job: the array and the file.
+// jobDepth is the number of JSON values that enclose a job: the file's object and the array
+// "jobs".
 const jobDepth = 2
 
 func (l *loader) jobs(n *node, defaults *draft, f *File) {
@@ -47,12 +48,13 @@ func (l *loader) jobs(n *node, defaults *draft, f *File) {
 }
 
 // node parses job i into a tree. The caller must not keep the tree, because the trees of all
-// jobs would need too much memory.
+// jobs together would need too much memory.
 func (l *jobsLoader) node(i int) *node { return expand(l.content, int(l.places[i]), jobDepth) }
 
 func placeOfJob(i int) place { return place{base: "jobs", index: i} }
 
-// read parses a job, and records its name and the files of its target.
+// read parses job i, and records its name and the files of its target for comparing other jobs
+// with them.
 func (l *jobsLoader) read(i int) {
 	d := l.draft(l.node(i), placeOfJob(i))
 	l.ok[i] = d.ok
@@ -64,27 +66,29 @@ func (l *jobsLoader) read(i int) {
 	l.required(i, d, "source", j.Source)
 	l.required(i, d, "target", j.Target)
 	if first, ok := l.byName[j.Name]; ok {
-		l.bad(l.at(d.node, "name"), placeOfJob(i).member("name"), "%.80q is also the name of jobs[%d]", j.Name, first)
+		l.bad(l.offsetOf(d.node, "name"), placeOfJob(i).member("name"), "%.80q is also the name of jobs[%d]", j.Name, first)
 	} else {
 		l.byName[j.Name] = int32(i)
 	}
 	for _, file := range l.files(j.Target) {
 		if first, ok := l.writer(file); ok && first != i {
-			l.bad(l.at(d.node, "target"), placeOfJob(i).member("target"), "%.200q is also the target of jobs[%d]", j.Target, first)
+			l.bad(l.offsetOf(d.node, "target"), placeOfJob(i).member("target"), "%.200q is also the target of jobs[%d]", j.Target, first)
 			break
 		}
 		l.targets[maphash.String(l.seed, file)] = int32(i)
 	}
 }
 
-// writer returns the index of the job that writes a file. ok is false if no job does so far.
+// writer returns the index of the job that writes a file. ok is false if none of the jobs read
+// so far writes it.
 func (l *jobsLoader) writer(file string) (job int, ok bool) {
 	i, ok := l.targets[maphash.String(l.seed, file)]
 	return int(i), ok && slices.Contains(l.files(l.file.Jobs[i].Target), file)
 }
 
-// required records a problem if a field is empty, or is neither in the job nor in the
-// defaults.
+// required records a problem if a required field, such as "source", has no value. Either
+// neither the job nor the defaults have the field, or it is empty in the job. For an empty
+// field there is no further problem if the job already has one.
 func (l *jobsLoader) required(i int, d *draft, name, value string) {
 	if value != "" {
 		return
@@ -95,32 +99,32 @@ func (l *jobsLoader) required(i int, d *draft, name, value string) {
 		_, there = l.defaults.node.find(name)
 	}
 	if !here && !there || here && d.ok {
-		l.bad(l.at(d.node, name), placeOfJob(i).member(name), "missing")
+		l.bad(l.offsetOf(d.node, name), placeOfJob(i).member(name), "missing")
 		l.ok[i], d.ok = false, false
 	}
 }
 
-// at returns the offset of the value of a field in the file, or the offset of the job if the
-// job lacks the field.
-func (l *jobsLoader) at(job *node, name string) int {
+// offsetOf returns where the value of a field begins in the file. If the job does not have the
+// field, it returns where the job begins.
+func (l *jobsLoader) offsetOf(job *node, name string) int {
 	if m, ok := job.find(name); ok {
 		return m.value.offset
 	}
 	return job.offset
 }
 
-// check checks a job against all other jobs, and as a whole.
+// check looks for conflicts of job i with other jobs, and calls Spec.Check for the job.
 func (l *jobsLoader) check(i int) {
 	j := l.file.Jobs[i]
 	for _, file := range l.files(j.Source) {
 		if writer, ok := l.writer(file); ok && writer != i {
-			l.bad(l.at(l.node(i), "source"), placeOfJob(i).member("source"), "%.200q is the target of jobs[%d], which may be written at the same time", j.Source, writer)
+			l.bad(l.offsetOf(l.node(i), "source"), placeOfJob(i).member("source"), "%.200q is the target of jobs[%d], which may be written at the same time", j.Source, writer)
 			break
 		}
 	}
 	for _, file := range l.files(j.backing()) {
 		if writer, ok := l.writer(file); ok && writer != i {
-			l.bad(l.at(l.node(i), "backing"), placeOfJob(i).member("backing"), "%.200q is the target of jobs[%d], which may be written at the same time", j.Text("backing"), writer)
+			l.bad(l.offsetOf(l.node(i), "backing"), placeOfJob(i).member("backing"), "%.200q is the target of jobs[%d], which may be written at the same time", j.Text("backing"), writer)
 			break
 		}
 	}
@@ -131,8 +135,8 @@ func (l *jobsLoader) check(i int) {
 	}
 }
 
-// badJob records the problem of a job as a whole. If the error begins with the name of a
-// flag, the problem belongs to that field.
+// badJob records an error of Spec.Check as a problem of job i. If the error begins with the
+// name of a flag, such as "--digest: ", the problem belongs to the field of that flag.
 func (l *jobsLoader) badJob(i int, err error) {
 	job := l.node(i)
 	flag, message, ok := strings.Cut(err.Error(), ": ")
@@ -160,14 +164,15 @@ func (l *loader) files(address string) []string {
 	return l.spec.Files(address)
 }
 
-// progress calls Spec.Progress from time to time.
+// progress calls Spec.Progress for every 256th step.
 func (l *loader) progress(done, all int) {
 	if l.spec.Progress != nil && done%256 == 0 {
 		l.spec.Progress(done, all)
 	}
 }
 
-// merge makes a job of a draft. Fields that the draft does not set come from defaults.
+// merge makes job i from the draft d and the defaults. Fields that d does not set come from the
+// defaults.
 func (l *loader) merge(i int, d, defaults *draft) *Job {
 	get := func(name string) []string {
 		if v := d.get(name); v != nil {
@@ -197,7 +202,7 @@ func (l *loader) merge(i int, d, defaults *draft) *Job {
 		j.Target = l.absolute(j.Target)
 	}
 	j.Values = make([]Value, 0, len(d.flags)+len(defaults.flags))
-	// Both lists are sorted by the order of Spec.Fields.
+	// The flags of the draft and those of the defaults are both in the order of Spec.Fields.
 	ours, theirs := d.flags, defaults.flags
 	for len(ours)+len(theirs) > 0 {
 		var v flagValue
@@ -214,7 +219,7 @@ func (l *loader) merge(i int, d, defaults *draft) *Job {
 	return j
 }
 
-// value returns the value of a flag, in which paths are absolute.
+// value returns the value of a flag. Paths in the value are made absolute.
 func (l *loader) value(v flagValue) Value {
 	f := &l.spec.Fields[v.index]
 	if !f.Path && !f.Secret {

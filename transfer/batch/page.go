@@ -17,7 +17,8 @@ import (
 //go:embed page.html
 var pageText string
 
-// Sizes of the timeline, in units of the drawing unless a comment names another unit.
+// Sizes of the timeline drawing. Unless a comment says otherwise, they are in coordinates of
+// the drawing.
 const (
 	maxNamed  = 400 // jobs; if there are more, the bars have no names
 	rowHeight = 16
@@ -39,13 +40,14 @@ type page struct {
 	Jobs     []pageJob
 }
 
-// failure is an error that one or more jobs report with the same text.
+// failure is an error text, with all jobs that failed with this text.
 type failure struct {
 	*JobReport // of the first of these jobs
 	Names      []string
 }
 
-// failed adds a job to the failure that has the text of its error.
+// failed adds a job to the failure that has the same error text. If there is none, it begins a
+// new failure.
 func (p *page) failed(j *JobReport) {
 	i := slices.IndexFunc(p.Failures, func(f *failure) bool {
 		return f.Status == j.Status && f.Exit == j.Exit && f.Error == j.Error && f.Hint == j.Hint
@@ -82,7 +84,7 @@ type bar struct {
 	Title               string
 }
 
-// page returns the report as one HTML file without scripts and external references.
+// page returns the report as one HTML file that has no scripts and refers to no other files.
 func (r *Report) page() ([]byte, error) {
 	t, err := template.New("page").Parse(pageText)
 	if err != nil {
@@ -168,8 +170,8 @@ func duration(seconds float64) string {
 	return d.Round(time.Second).String()
 }
 
-// timeline draws the jobs that ran. It draws the mean rate of each job, because reports
-// contain no other rate.
+// timeline draws the jobs that ran. The curve is the sum of the mean rates of the jobs, because
+// reports contain no other rates.
 func (r *Report) timeline() *timeline {
 	var ran []*JobReport
 	for _, j := range r.Jobs {
@@ -227,7 +229,8 @@ func (r *Report) timeline() *timeline {
 	return t
 }
 
-// spread distributes an amount evenly over the bins from start to end.
+// spread distributes amount over the bins between start and end, in proportion to the part of
+// each bin that lies between them. start and end are positions in bins, and may have fractions.
 func spread(bins []float64, start, end, amount float64) {
 	end = max(end, start+1e-6)
 	for i := max(int(start), 0); i < len(bins) && float64(i) < end; i++ {
@@ -236,5 +239,5 @@ func spread(bins []float64, start, end, amount float64) {
 	}
 }
 
-// round rounds to one decimal, which keeps the text of the drawing short.
+// round rounds to one decimal, so that the text of the drawing stays short.
 func round(x float64) float64 { return float64(int64(x*10+0.5)) / 10 }

@@ -6,19 +6,20 @@ import (
 	"strings"
 )
 
-// maxName is the length at which the name of a field is cut in messages, in bytes.
+// maxName is the length, in bytes, at which the name of a field is cut in messages.
 const maxName = 64
 
-// maxShown is the largest number of problems that the text of an error lists.
+// maxShown is the largest number of problems that the text of a FileError lists.
 const maxShown = 200
 
-// problem is a mistake in a job file.
+// problem is a mistake in a job file, recorded while the file is loaded.
 type problem struct {
 	offset  int    // in the file
 	field   string // "jobs[3].compress"; "": the file as a whole
 	message string
-	// unknown is the name of a field that is not in known. A suggestion is added only to
-	// the problems that are shown, because finding one takes time.
+	// If the mistake is an unknown field, unknown is its name and known has the allowed names.
+	// The message gets a suggestion from them only if the problem is shown, because finding a
+	// suggestion takes time.
 	unknown string
 	known   []string
 }
@@ -29,8 +30,8 @@ type FileError struct {
 	Problems []Problem // in the order of the file
 }
 
-// Problem is a mistake in a job file. Lines and columns are counted from 1; columns count
-// characters.
+// Problem is a mistake in a job file, as a FileError shows it. Lines and columns are counted
+// from 1; a column is a character, not a byte.
 type Problem struct {
 	Line, Column int
 	Field        string // "jobs[3].compres"; "": the file as a whole
@@ -46,7 +47,8 @@ func (p Problem) String() string {
 
 func (e *FileError) Error() string { return strings.Join(e.Lines(), "\n") }
 
-// Lines returns the text of the error: a line for each problem, up to a limit.
+// Lines returns the text of the error, a line for each problem. It lists at most maxShown
+// problems.
 func (e *FileError) Lines() []string {
 	if len(e.Problems) == 1 {
 		return []string{e.Name + ":" + e.Problems[0].String()}
@@ -61,8 +63,8 @@ func (e *FileError) Lines() []string {
 	return lines
 }
 
-// place identifies a field, such as jobs[3].source, for messages. String composes its text
-// only when a message needs it.
+// place names a part of the job file, such as jobs[3].source, in messages. String composes the
+// text, and is called only if a message needs it.
 type place struct {
 	base  string // "defaults", "jobs"
 	index int    // of an element of base; -1: base itself
@@ -85,7 +87,7 @@ func (p place) String() string {
 	return s + quoted(p.name)
 }
 
-// member returns the place of a member of p.
+// member returns the place of the member with this name in the object at p.
 func (p place) member(name string) place {
 	if p.name != "" {
 		return place{p.String(), -1, name}
@@ -94,10 +96,11 @@ func (p place) member(name string) place {
 	return p
 }
 
-// element returns the place of an element of p.
+// element returns the place of the i-th element of the array at p.
 func (p place) element(i int) place { return place{p.String(), i, ""} }
 
-// quoted returns a name unchanged if it looks like a field, and in quotes otherwise.
+// quoted returns the name of a field for a message: in quotes if it has other characters than
+// field names usually have.
 func quoted(name string) string {
 	if len(name) > maxName {
 		return strconv.Quote(name[:maxName])

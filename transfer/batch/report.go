@@ -20,7 +20,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// Report says how a batch ended. docs/cli.md, "run: job files", describes its JSON.
+// Report says how a batch ended. The section "run: job files" of docs/cli.md describes its
+// JSON.
 type Report struct {
 	Version  int           `json:"version"`
 	Status   report.Status `json:"status"` // ok, failed or interrupted
@@ -31,8 +32,8 @@ type Report struct {
 	Jobs     []*JobReport  `json:"jobs"`
 }
 
-// Counts are numbers of jobs. A job is done if its target is whole, even if an earlier
-// run copied it. A job is skipped if it was not started.
+// Counts says how many jobs ended in which way. A job is done if its target is complete, even
+// if an earlier run copied it. A job is skipped if it was not started.
 type Counts struct {
 	Done        int `json:"done"`
 	Failed      int `json:"failed"`
@@ -48,8 +49,8 @@ type JobReport struct {
 	*report.Report
 }
 
-// end counts the jobs and sets the status. stopped is the exit status for the signal
-// that ended the batch, or 0.
+// end counts the jobs and sets the status and the exit status of the batch. If a signal ended
+// the batch, stopped is the exit status for this signal; otherwise it is 0.
 func (r *Report) end(stopped int) {
 	r.Counts = Counts{}
 	canResume, attention := true, 0
@@ -84,8 +85,8 @@ func (r *Report) end(stopped int) {
 	}
 }
 
-// Single returns the report of a batch with one job, made of the report of a copy. The
-// name of the job is the source.
+// Single turns the report of a single copy into the report of a batch with one job. The name of
+// the job is the source.
 func Single(copied *report.Report) *Report {
 	r := &Report{Version: 1, Started: copied.Started, Finished: copied.Finished, Jobs: []*JobReport{{Name: copied.Source, Attempts: 1, Report: copied}}}
 	r.end(0)
@@ -93,9 +94,9 @@ func Single(copied *report.Report) *Report {
 	return r
 }
 
-// Write writes the report to path: as an HTML page if the name ends in .html, and as
-// JSON otherwise. A regular file is replaced as a whole or not at all; any other file,
-// such as a pipe, is written in place.
+// Write writes the report to path, as an HTML page if path ends in .html, and as JSON
+// otherwise. A regular file is replaced as a whole or not at all. Any other file, such as a
+// pipe, is written in place.
 func (r *Report) Write(path string) error {
 	var text []byte
 	var err error
@@ -114,13 +115,14 @@ func (r *Report) Write(path string) error {
 	return nil
 }
 
-// maxReport is the largest report that Merge reads, in bytes.
+// maxReport is the size, in bytes, of the largest report that Merge reads.
 const maxReport = 1 << 30
 
-// Merge merges the reports in the folder dir: all files there whose names end in .json
-// and that are reports of batches. If several reports have the same job, the latest
-// attempt counts. If jobs is not nil, the merged report has these jobs, in their order;
-// jobs that no report has are skipped. The notes tell the user what was left out.
+// Merge merges the reports of batches in the folder dir. It reads all files there whose names
+// end in .json, and ignores those that are not reports of batches. If several reports have the
+// same job, the latest attempt counts. If jobs is not nil, the merged report has exactly these
+// jobs, in this order. Those that are in no report have the status skipped. The notes tell the
+// user what was left out.
 func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) {
 	files, err := os.ReadDir(dir)
 	if err != nil {
@@ -198,7 +200,8 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 	return merged, notes, nil
 }
 
-// listed returns the first ten names, quoted, and the number of the others.
+// listed returns a text with the first ten names, in quotes, and with the number of names that
+// it leaves out.
 func listed(names []string) string {
 	const few = 10
 	quoted := make([]string, 0, few)
@@ -212,9 +215,9 @@ func listed(names []string) string {
 	return text
 }
 
-// better reports whether j is to be preferred to the report other of the same job. Reports of
-// attempts are preferred to those of runs that skipped the job, and later reports to earlier
-// ones.
+// better reports whether Merge prefers the report j to other, a report of the same job. A
+// report of an attempt is better than one that says that the job was skipped. Otherwise the
+// later report is better.
 func (j *JobReport) better(other *JobReport) bool {
 	if a, b := j.Status == report.StatusSkipped, other.Status == report.StatusSkipped; a != b {
 		return b
@@ -222,7 +225,7 @@ func (j *JobReport) better(other *JobReport) bool {
 	return j.Finished.After(other.Finished)
 }
 
-// readReport reads the report of a batch. It returns nil if the JSON file is no such report.
+// readReport reads the report of a batch. It returns nil if the JSON file is not such a report.
 func readReport(path string) (*Report, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
@@ -235,7 +238,8 @@ func readReport(path string) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	// The folder may hold a state file too, which also has jobs.
+	// A state file also has a member "jobs", and may be in the same folder. A report is
+	// recognised by its member "counts".
 	var shape struct {
 		Version int               `json:"version"`
 		Counts  *Counts           `json:"counts"`

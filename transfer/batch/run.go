@@ -16,74 +16,76 @@ import (
 type Options struct {
 	Limits          Limits
 	ContinueOnError bool // start other jobs after one has failed
-	// Resume continues the batch that Store describes: jobs that are done are not run
-	// again, and all others continue where they stopped.
+	// Resume continues the batch whose state is in Store. Jobs that are done are not run again,
+	// and all others continue where they stopped.
 	Resume bool
 	Store  *Store
-	// Runner returns the work of a job. It is called once for each job, before any
-	// job starts, so it should be cheap.
+	// Runner returns the Runner that does the work of a job. It is called once for each job,
+	// before any job starts, so it should be cheap.
 	Runner func(*Job) Runner
 	Log    *slog.Logger
-	// JobLog returns the log of a job, which is used until done is called. If JobLog is
-	// nil, all jobs use Log.
+	// JobLog opens the log of a job. The batch calls done when it no longer uses the log. If
+	// JobLog is nil, all jobs use Log.
 	JobLog func(*Job) (log *slog.Logger, done func())
-	// Spawn calls start, which starts a command of a job in a process group of its own.
-	// gone is called when the group has ended. A program that may exit at once uses
-	// Spawn to kill the groups that are left. It may be nil.
+	// Spawn must call start. start starts a before or after command of a job in a process group
+	// of its own, and returns the number of the group. The batch calls gone when the group has
+	// ended. A program that may exit at once uses Spawn to know which groups it must kill.
+	// Spawn may be nil.
 	Spawn func(start func() (group int, err error)) (gone func(), err error)
-	// Ended is called for each job when it is over, and for each job that an earlier run
-	// has done. Calls do not overlap. It may be nil.
+	// Ended is called for each job when no further attempt follows, and at the beginning for
+	// each job that an earlier run has done. It is not called for jobs that do not start. Calls
+	// do not overlap. Ended may be nil.
 	Ended func(*Job, *JobReport)
-	// Waiting is called before the pause after which the given number of jobs is tried
-	// again. done is called after the pause. It may be nil.
+	// Waiting is called when a pause begins, after which the given number of failed jobs is
+	// tried again. done is called when the pause ends. Waiting may be nil.
 	Waiting func(jobs int, wait time.Duration) (done func())
 }
 
-// Runner is the work of one job: it copies a disk, and may copy a whole machine. Its
-// methods are called for one attempt at a time, except Backing, which is called at
+// Runner does the work of one job: it copies one disk, or all disks of a machine. The batch
+// never calls two methods of a Runner at the same time, except Backing, which it may call at
 // any time.
 type Runner interface {
-	// Run makes one attempt. The report is not nil and says how the attempt ended:
-	// with [exit.Resumable] the job is tried again later.
+	// Run makes one attempt at the job. The report is not nil and says how the attempt ended.
+	// If its exit status is [exit.Resumable], the job is tried again later.
 	Run(ctx context.Context, t *Task) *report.Report
-	// Demand returns what the job counts against the limits. It is always the same.
+	// Demand returns how much the job counts against the limits. The result never changes.
 	Demand() Demand
-	// Size returns how many bytes the source probably holds; -1: unknown. If all
-	// sizes are known, the largest job starts first.
+	// Size returns how many bytes of data the source probably has, or -1 if that is unknown. If
+	// the sizes of all jobs are known, the largest job starts first.
 	Size() int64
-	// Backing returns a text that identifies the disk that the target is an overlay
-	// of, and the content of that disk. It is "" if the target is no overlay. If the text
-	// changes, a job that was done runs again.
+	// Backing returns a text that identifies the backing disk of the target and the content of
+	// that disk. If the target is not an overlay, the text is "". If the text has changed since
+	// the job was done, the job runs again.
 	Backing() string
-	// Tidy removes the files that a killed run left next to a target which is whole.
+	// Tidy removes the files that a killed run left next to a complete target.
 	Tidy()
 }
 
-// Demand is what a job counts against [Limits] while it runs.
+// Demand says how much a job counts against [Limits] while it runs.
 type Demand struct {
 	Disks  int    // against Limits.Total; at least 1
 	Server string // against Limits.PerServer; "": none
 	Host   string // against Limits.PerHost; "": unknown
 }
 
-// Task is an attempt at a job.
+// Task describes one attempt at a job to Runner.Run.
 type Task struct {
 	*Job
 	Log     *slog.Logger
 	Attempt int  // from 1
 	Resume  bool // an earlier attempt may have left a part of the copy
-	// Redo says that the job was done before, and that its fields or its target have
-	// changed since. The file at the target may be in use.
+	// Redo says that the job was done before, but must run again because of a change in its
+	// fields or its target. The file at the target may then be in use.
 	Redo bool
-	// Whole is called by Runner.Run when the target is whole and durable, before
-	// it gets its final name. The mark identifies the file by package fileid; it is "" if the
-	// target is no file. Whole records the mark durably: if the process is killed, the next
-	// run takes a file with that mark, and no other file, for the finished copy.
+	// Runner.Run must call Whole when the target is complete and durable, before it gets its
+	// final name. The mark identifies the file of the target (see package fileid); it is "" if
+	// the target is not a file. Whole records the mark durably. If the process is then killed,
+	// the next run takes a file with this mark, and no other file, for the finished copy.
 	Whole func(mark string)
 }
 
-// UnfinishedError reports that the state file describes a batch that is not finished,
-// while Options.Resume is not set.
+// UnfinishedError says that the state file has a batch that is not finished, but that
+// Options.Resume is not set.
 type UnfinishedError struct {
 	path       string
 	done, jobs int
@@ -93,15 +95,15 @@ func (e *UnfinishedError) Error() string {
 	return fmt.Sprintf("state file %s belongs to a batch that is not finished: %d of %d jobs are done", e.path, e.done, e.jobs)
 }
 
-// Hint returns what the user can do.
+// Hint says how the user can continue the batch or start over.
 func (e *UnfinishedError) Hint() string {
 	return "--resume continues it; remove the file to start over"
 }
 
-// Run runs jobs until all have ended. After the end of ctx it starts no more jobs and
-// waits for those that run. A job that failed is not an error of Run: the report says
-// so. Errors concern the state file: an *[UnfinishedError] with a nil report before
-// anything ran, or a failure to write the file, together with the report.
+// Run runs jobs until all have ended. When ctx ends, it starts no more jobs and waits for those
+// that run. If a job fails, the report says so, and Run returns no error. An error of Run
+// concerns the state file. It is an *[UnfinishedError] with a nil report if no job was run.
+// Otherwise the file could not be written, and the report is complete.
 func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	o.Limits = o.Limits.WithDefaults()
 	r := &run{o: o, reports: make(map[*Job]*JobReport, len(jobs)), servers: map[string]int{}, hosts: map[string]int{}}
@@ -150,7 +152,7 @@ func skippedReport(j *Job, why string) *JobReport {
 	return &JobReport{Name: j.Name, Labels: j.Labels(), Report: t}
 }
 
-// run is a batch that runs. Only the goroutine of schedule uses its fields.
+// run is a batch that is running. Only the goroutine that calls schedule uses its fields.
 type run struct {
 	o              Options
 	reports        map[*Job]*JobReport // of jobs that have ended
@@ -158,7 +160,7 @@ type run struct {
 	servers, hosts map[string]int      // number of disks that are copied now, by name
 }
 
-// attempt is a job that waits for its next attempt, or runs.
+// attempt is a job that is running, or that waits to be run or tried again.
 type attempt struct {
 	job    *Job
 	runner Runner
@@ -171,8 +173,8 @@ type attempt struct {
 
 func newAttempt(j *Job, r Runner) *attempt { return &attempt{job: j, runner: r, demand: r.Demand()} }
 
-// longestFirst sorts jobs by size, the largest first, if all sizes are known. Otherwise
-// a batch could end with one long copy that runs alone.
+// longestFirst sorts jobs by size, the largest first, if all sizes are known. In another order
+// a long copy could start last, and run alone at the end.
 func longestFirst(queue []*attempt) []*attempt {
 	sizes := make(map[*attempt]int64, len(queue))
 	for _, a := range queue {

@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// schedule runs the jobs of queue as the limits allow. Jobs with a transient failure
-// are tried again after all others, Limits.Rounds times.
+// schedule runs the jobs of queue as the limits allow. When all have ended, it tries the jobs
+// with a transient failure again, at most Limits.Rounds times.
 func (r *run) schedule(ctx context.Context, queue []*attempt) {
 	type end struct {
 		a      *attempt
@@ -61,7 +61,7 @@ func (r *run) schedule(ctx context.Context, queue []*attempt) {
 	}
 }
 
-// ended calls Options.Ended for a job that is over.
+// ended calls Options.Ended for a job that is not tried again.
 func (r *run) ended(j *Job) {
 	if r.o.Ended != nil {
 		r.o.Ended(j, r.reports[j])
@@ -76,8 +76,8 @@ const (
 	longestPause = time.Minute
 )
 
-// pause waits before the given round, counted from 1, in which the given number of jobs
-// is tried again. It returns false if ctx ends the wait.
+// pause waits before a round of retries. round is the number of the round, from 1, and jobs is
+// the number of jobs that are tried again. pause returns false if ctx ends first.
 func (r *run) pause(ctx context.Context, jobs, round int) bool {
 	wait := firstPause
 	for range round - 1 {
@@ -97,8 +97,8 @@ func (r *run) pause(ctx context.Context, jobs, round int) bool {
 	}
 }
 
-// fits reports whether the limits let a job start now. A job with more disks than
-// Limits.Total starts when no other job runs.
+// fits reports whether the limits allow a job with this demand to start now. A job that alone
+// exceeds a limit may start when nothing else counts against that limit.
 func (r *run) fits(d *Demand) bool {
 	l := r.o.Limits
 	if r.disks > 0 && r.disks+d.Disks > l.Total {
@@ -110,8 +110,8 @@ func (r *run) fits(d *Demand) bool {
 	return d.Host == "" || l.PerHost == 0 || r.hosts[d.Host]+d.Disks <= max(l.PerHost, d.Disks)
 }
 
-// occupy adds the disks of a job that starts to the counts that fits compares with the
-// limits; release subtracts them when the job ends.
+// occupy adds the disks of a job that starts to the numbers of disks that fits compares with
+// the limits. When the job ends, release subtracts them.
 func (r *run) occupy(d Demand) {
 	r.disks += d.Disks
 	r.servers[d.Server] += d.Disks

@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// field is a field of job files that is no flag of a copy, with its JSON Schema.
+// field is a field of job files that does not stand for a flag of a copy, with its JSON Schema.
 type field struct {
 	name   string
 	schema schema
@@ -21,7 +21,8 @@ func names(fields []field) []string {
 	return all
 }
 
-// Patterns for Field.Pattern: a size, which may be a size per second, and a duration.
+// Patterns for Field.Pattern. SizePattern is for a size or a number of bytes per second,
+// TimePattern for a duration.
 const (
 	SizePattern = `^[0-9]+([BbKkMmGgTtPpEe]|[KkMmGgTtPpEe][Ii][Bb])?(/s)?$`
 	TimePattern = `^[+]?([0-9]*[.]?[0-9]*(ns|us|µs|μs|ms|s|m|h))+$`
@@ -47,7 +48,7 @@ func ofSize(help string) schema {
 	return schema{"type": []string{"integer", "string"}, "minimum": 1, "pattern": SizePattern, "description": help}
 }
 
-// The fields of a job file, without the flags of a copy.
+// The fields of a job file that do not stand for flags of a copy.
 var (
 	topFields = []field{
 		{"version", schema{"const": 1, "description": "The version of job files."}},
@@ -99,7 +100,7 @@ func Schema(spec *Spec) []byte {
 		"defaults": object(slices.DeleteFunc(slices.Clone(flags), func(f field) bool { return f.name == "name" })),
 		"limits":   object(limitFields),
 	}
-	// Either each job has a source and a target, or the defaults have them.
+	// The source must be in each job or in the defaults, and so must the target.
 	var either []schema
 	for _, name := range []string{"source", "target"} {
 		either = append(either, schema{"anyOf": []schema{

@@ -20,7 +20,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
-// phase says how far a job is, according to the state file.
+// phase is how far a job has come, according to the state file.
 type phase string
 
 const (
@@ -31,7 +31,7 @@ const (
 	phaseInterrupted phase = "interrupted"
 )
 
-// entry is what the state file says about a job.
+// entry is the state of one job in the state file.
 type entry struct {
 	Name        string     `json:"name"`
 	Phase       phase      `json:"phase"`
@@ -44,24 +44,23 @@ type entry struct {
 	Report      *JobReport `json:"report,omitempty"`
 }
 
-// stateFile is the JSON of a state file. Each job is an entry, which is decoded when
-// it is needed.
+// stateFile is the JSON of a state file. The entries of the jobs are decoded only when they are
+// needed.
 type stateFile struct {
 	Version int               `json:"version"`
 	Jobs    []json.RawMessage `json:"jobs"`
 }
 
-// privateMode is the mode of the files of a batch. Only the user may read them, because
-// messages can contain anything that a server or a command says.
+// privateMode is the file mode of all files of a batch. Only the user may read them, because
+// messages can contain anything that a server or a command prints.
 const privateMode = 0o600
 
-// Store is the state file of a batch, locked against other runs. It is safe for
-// concurrent use.
+// Store is the state file of a batch, locked against other runs. It is safe for concurrent use.
 //
-// Each change is first appended to a second file, next to the state file. That survives
-// a kill of the process, and its cost does not depend on the number of jobs.
-// keepWritten rewrites the whole state file after changes, but pauses in between, so
-// that rewriting takes one percent of the time.
+// Each change of a job's state is first appended to a second file, next to the state file. The
+// change then survives a kill of the process, at a cost that does not depend on the number of
+// jobs. The method keepWritten rewrites the whole state file after changes. It pauses after
+// each rewriting (see stateRest), so that the rewriting takes little of the time.
 type Store struct {
 	path string
 	lock *os.File
@@ -84,8 +83,8 @@ type Store struct {
 	wrote   time.Duration // time spent on writing it
 }
 
-// After writing the state file, keepWritten pauses for stateRest times as long as the
-// writing took, but not longer than longestRest, because people look at the file.
+// After writing the state file, keepWritten pauses for stateRest times as long as the writing
+// took, but at most for longestRest, because people look at the file during the batch.
 const (
 	stateRest   = 100
 	longestRest = 2 * time.Second
@@ -98,7 +97,7 @@ func (e *UsedError) Error() string {
 	return fmt.Sprintf("state file %s is in use by %s", e.path, e.by)
 }
 
-// Hint returns what the user can do.
+// Hint says what the user can do while another run uses the state file.
 func (e *UsedError) Hint() string {
 	return "wait for that run, or give this run a state file of its own with --state"
 }
@@ -117,14 +116,15 @@ func OpenStore(path string) (*Store, error) {
 	return s, nil
 }
 
-// open reads the state that an earlier run left, and empties the file of changes.
+// open reads the state that an earlier run left, and empties the second file, which holds the
+// changes.
 func (s *Store) open() error {
 	err := s.load()
 	if err != nil {
 		return err
 	}
-	// The state file must contain the replayed changes before the file of changes is
-	// truncated.
+	// The changes in the second file, which load has applied in memory, must be in the state
+	// file before the second file is emptied.
 	if err := s.flush(); err != nil {
 		return err
 	}
@@ -142,7 +142,8 @@ func (s *Store) open() error {
 	return nil
 }
 
-// load reads the state file and the changes that it does not contain yet.
+// load reads the state file, and then the second file with the changes that the state file does
+// not contain yet.
 func (s *Store) load() error {
 	if err := s.read(); err != nil {
 		return err
@@ -155,8 +156,8 @@ func (s *Store) load() error {
 
 func (s *Store) changesPath() string { return s.path + ".changes" }
 
-// lockFile locks a file next to the state file. The state file itself cannot be
-// locked, because it is replaced with every change.
+// lockFile locks a file next to the state file. It cannot lock the state file itself, because
+// that file is replaced whenever it is written.
 func lockFile(path string) (*os.File, error) {
 	name := path + ".lock"
 	for {
@@ -176,8 +177,8 @@ func lockFile(path string) (*os.File, error) {
 			}
 			return nil, &UsedError{path, by}
 		}
-		// The process that held the lock may have removed the file before this one got the
-		// lock. Then the lock is worthless.
+		// The process that held the lock may have removed the file before this process got the
+		// lock. Then this process has locked a removed file, and must try again.
 		ours, err := f.Stat()
 		if err != nil {
 			return nil, errors.Join(err, f.Close())
@@ -229,7 +230,8 @@ func (s *Store) read() error {
 	return nil
 }
 
-// replay reads the changes of a run that was killed before it rewrote the state file.
+// replay applies the changes in the second file. They are left from a run that was killed
+// before it rewrote the state file.
 func (s *Store) replay() error {
 	text, err := durable.ReadFile(s.changesPath())
 	if errors.Is(err, fs.ErrNotExist) {
@@ -239,8 +241,8 @@ func (s *Store) replay() error {
 		return fmt.Errorf("state file: %w", err)
 	}
 	for line := range bytes.SplitSeq(text, []byte("\n")) {
-		// A line that was cut off, by a kill or a full file system, is a change that was
-		// never completed.
+		// A line may be incomplete after a kill or when the file system was full. Its change
+		// was never completed, so it does not count.
 		if !json.Valid(line) {
 			continue
 		}
@@ -254,7 +256,7 @@ func (s *Store) replay() error {
 	return nil
 }
 
-// checkEntry checks the JSON of an entry and returns the name of its job.
+// checkEntry checks the JSON of an entry and returns the name of the entry's job.
 func checkEntry(text []byte) (name string, err error) {
 	var e entry
 	if err := json.Unmarshal(text, &e); err != nil {
@@ -276,7 +278,8 @@ func (e *entry) valid() error {
 	return nil
 }
 
-// keep sets an entry. The caller holds mu, unless no other goroutine has the Store yet.
+// keep stores the JSON of a job's entry in memory. The caller holds s.mu, unless no other
+// goroutine has the Store yet.
 func (s *Store) keep(name string, text []byte) {
 	if _, ok := s.texts[name]; !ok {
 		s.order = append(s.order, name)
@@ -299,7 +302,7 @@ func (s *Store) get(name string) *entry {
 	return e
 }
 
-// put sets an entry. Once put has returned, killing the process does not lose the entry.
+// put sets the entry of a job. When put has returned, the entry survives a kill of the process.
 func (s *Store) put(e *entry) error {
 	begun := time.Now()
 	text, err := json.Marshal(e)
@@ -318,8 +321,8 @@ func (s *Store) put(e *entry) error {
 	return nil
 }
 
-// putDurably sets an entry. Once putDurably has returned, a power failure does not lose
-// the entry.
+// putDurably sets the entry of a job. When putDurably has returned, the entry survives a power
+// failure.
 func (s *Store) putDurably(e *entry) error {
 	if err := s.put(e); err != nil {
 		return err
@@ -343,14 +346,14 @@ func (s *Store) append(name string, text []byte) error {
 	case s.changed <- struct{}{}:
 	default:
 	}
-	// The newline is written before the entry, so that an entry that was cut off does not
-	// damage the next one.
+	// The newline is written before the entry and not after it, so that the entry is not joined
+	// to an incomplete one before it.
 	_, err := s.changes.Write(append([]byte("\n"), text...))
 	return err
 }
 
-// keepWritten writes the state file after changes, until done is closed. It calls failed
-// with the first error only.
+// keepWritten writes the state file whenever there are changes, until done is closed. It calls
+// the function failed with the first error, and not again for later ones.
 func (s *Store) keepWritten(done <-chan struct{}, failed func(error)) {
 	for {
 		select {
@@ -378,8 +381,8 @@ func (s *Store) flush() error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
 	begun := time.Now()
-	// Jobs wait for mu, so it is held only while the slices are copied. The texts
-	// themselves are never changed.
+	// Jobs that change their state wait for mu, so it is held only while the slices are copied.
+	// The JSON texts themselves are never changed in place.
 	s.mu.Lock()
 	have, texts, length := s.made, make([][]byte, len(s.order)), 0
 	for i, name := range s.order {
@@ -400,7 +403,7 @@ func (s *Store) flush() error {
 		text.Write(entry)
 	}
 	text.WriteString("\n]}\n")
-	// The lock ensures that no other run uses the .new file.
+	// The lock of the Store ensures that no other run uses the file with the suffix .new.
 	err := durable.ReplaceBy(s.path+".new", s.path, text.Bytes(), privateMode)
 	s.wrote += time.Since(begun)
 	if err != nil {
@@ -411,8 +414,8 @@ func (s *Store) flush() error {
 	return nil
 }
 
-// cost returns the time spent so far on appending changes, for which jobs wait, and on
-// writing the state file, for which they do not.
+// cost returns how long this run has spent on two things so far: on appending changes, for
+// which jobs wait, and on writing the state file, for which they do not wait.
 func (s *Store) cost() (noting, writing time.Duration) {
 	s.writing.Lock()
 	defer s.writing.Unlock()
@@ -430,20 +433,20 @@ func (s *Store) Close() error {
 			err = errors.Join(err, os.Remove(s.changesPath()))
 		}
 	}
-	// The lock file is removed while it is still locked. A process that opened it before
-	// notices that: see lockFile.
+	// The lock file is removed while it is still locked. Another process that has opened it
+	// already notices that it was removed (see lockFile).
 	return errors.Join(err, os.Remove(s.lock.Name()), s.lock.Close())
 }
 
-// beginsWith returns an error if a file has content that does not begin with want. Such
-// a file belongs to another program and must not be overwritten.
-func beginsWith(f *os.File, want string) error {
-	head := make([]byte, len(want))
+// beginsWith returns an error if a file is not empty and does not begin with prefix. Such a
+// file belongs to another program and must not be overwritten.
+func beginsWith(f *os.File, prefix string) error {
+	head := make([]byte, len(prefix))
 	n, err := f.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
-	if n > 0 && !strings.HasPrefix(want, string(head[:n])) {
+	if n > 0 && !strings.HasPrefix(prefix, string(head[:n])) {
 		return fmt.Errorf("%s begins with %q and is %w; remove it", f.Name(), head[:n], durable.ErrForeign)
 	}
 	return nil

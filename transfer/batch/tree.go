@@ -22,7 +22,7 @@ const (
 	kindObject  kind = "object"
 )
 
-// named returns the kind with its article, for messages.
+// named returns the kind with its article, such as "a string", for messages.
 func (k kind) named() string {
 	switch k {
 	case kindNull:
@@ -43,14 +43,15 @@ type node struct {
 	unread  []int32 // offsets of the elements of the array "jobs", which are not parsed yet
 }
 
-// member is a member of an object. offset is that of its name.
+// member is a member of an object, with the offset of its name.
 type member struct {
 	name   string
 	offset int
 	value  *node
 }
 
-// find returns the member with a name. If there are several, it returns the last.
+// find returns the member of an object with this name. If there are several, it returns the
+// last.
 func (n *node) find(name string) (m member, ok bool) {
 	for _, m := range slices.Backward(n.members) {
 		if m.name == name {
@@ -60,15 +61,16 @@ func (n *node) find(name string) (m member, ok bool) {
 	return member{}, false
 }
 
-// Limits of a job file, which is read into memory as a whole.
+// Limits for the size and the nesting of a job file. They are needed because the whole file is
+// read into memory.
 const (
 	maxFile  = 64 << 20 // bytes
 	maxDepth = 16
 )
 
-// parseTree parses text, which is one JSON value. It does not parse the elements of the
-// array "jobs": expand does so later, one by one, because a tree of a large file would
-// need too much memory.
+// parseTree parses text, which is one JSON value, into a tree. It records only the offsets of
+// the elements of the array "jobs". expand parses them later, one by one, because a tree of all
+// jobs of a large file would need too much memory.
 func parseTree(text []byte) (*node, *problem) {
 	if bytes.HasPrefix(text, []byte("\ufeff")) {
 		return nil, &problem{message: "a byte order mark, which JSON does not allow: save the file as UTF-8 without it"}
@@ -87,13 +89,13 @@ func parseTree(text []byte) (*node, *problem) {
 	return p.value(0, false)
 }
 
-// isUTF16 recognises UTF-16 by the byte order mark, or by a zero byte in the first
-// character, which is an ASCII character in every job file.
+// isUTF16 recognises UTF-16 by its byte order mark, or by a zero byte among the first two.
+// Every job file begins with an ASCII character, so one of its two bytes in UTF-16 is zero.
 func isUTF16(text []byte) bool {
 	return len(text) >= 2 && (text[0] == 0xff && text[1] == 0xfe || text[0] == 0xfe && text[1] == 0xff || (text[0] == 0) != (text[1] == 0))
 }
 
-// skipped is a target for json.Unmarshal that accepts any value and stores nothing.
+// skipped is a value for json.Unmarshal that accepts any JSON and stores nothing.
 type skipped struct{}
 
 func (*skipped) UnmarshalJSON([]byte) error { return nil }
@@ -109,10 +111,10 @@ func invalidUTF8(text []byte) int {
 	return -1
 }
 
-// explain turns a syntax error into a message about the usual mistake. after is the
-// offset behind the byte that is wrong.
-func explain(text []byte, after int, err error) *problem {
-	at := min(max(after-1, 0), len(text))
+// explain turns a syntax error into a message about the mistake that usually causes it.
+// errorEnd is the offset of the byte after the wrong one.
+func explain(text []byte, errorEnd int, err error) *problem {
+	at := min(max(errorEnd-1, 0), len(text))
 	if len(bytes.TrimSpace(text)) == 0 {
 		return &problem{message: "empty: want a job file"}
 	}
@@ -147,13 +149,14 @@ func tooDeep(at int) *problem {
 	return &problem{offset: at, message: fmt.Sprintf("values are nested deeper than %d levels", maxDepth)}
 }
 
-// treeParser parses text, which must be valid JSON.
+// treeParser parses text, which must be valid JSON, into a tree.
 type treeParser struct {
 	text string
 	at   int
 }
 
-// expand parses the value that begins at offset. depth is the number of values around it.
+// expand parses the value that begins at offset into a tree. depth is the number of values that
+// enclose it.
 func expand(text string, offset, depth int) *node {
 	p := &treeParser{text, offset}
 	n, bad := p.value(depth, false)
@@ -174,8 +177,8 @@ func (p *treeParser) space() {
 	}
 }
 
-// value parses the next value. depth is the number of values around it. With unread,
-// the value is an array of which only the offsets of the elements are recorded.
+// value parses the next value. depth is the number of values that enclose it. If unread is
+// true, the value must be an array, and only the offsets of its elements are recorded.
 func (p *treeParser) value(depth int, unread bool) (*node, *problem) {
 	p.space()
 	n := &node{offset: p.at}
@@ -203,7 +206,7 @@ func (p *treeParser) value(depth int, unread bool) (*node, *problem) {
 	return n, nil
 }
 
-// elements parses the elements of an array or object, and its closing bracket.
+// elements parses the elements of the array or object n, and the closing bracket.
 func (p *treeParser) elements(n *node, depth int, unread bool) *problem {
 	for {
 		p.space()
@@ -241,7 +244,7 @@ func (p *treeParser) peek() byte {
 	return p.text[p.at]
 }
 
-// skip skips the next value. depth is the number of values around it.
+// skip skips the next value. depth is the number of values that enclose it.
 func (p *treeParser) skip(depth int) *problem {
 	for inside := depth; ; {
 		p.space()
@@ -302,9 +305,9 @@ func (p *treeParser) string() string {
 	return value
 }
 
-// lines translates offsets to lines and columns, both counted from 1; columns count
-// characters. Offsets must be passed in ascending order, since a file may be a single
-// line of many megabytes.
+// lines translates offsets in a text to lines and columns, both counted from 1. A column is a
+// character, not a byte. Offsets must be passed in ascending order, because lines counts only
+// the text after the last offset.
 type lines struct {
 	text         []byte
 	at           int // the last offset

@@ -12,8 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// work makes one attempt at a job, with its commands, and updates the state file. It
-// runs in a goroutine of its own and uses none of r's fields except r.o.
+// work makes one attempt at a job, including its before and after commands, and updates the
+// state file. It runs in a goroutine of its own, so it uses no field of r except r.o.
 func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	j, log := a.job, r.o.Log.With("job", a.job.Name)
 	if r.o.JobLog != nil {
@@ -58,7 +58,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 			copied := *ended
 			ended.Report = afterFailed(ended.Report, err)
 			if ok {
-				// The state file keeps the report of the copy, because the copy is complete: with
+				// The copy is complete, so the state file keeps its report as successful. With
 				// --resume only the after command runs again.
 				e.Report = &copied
 				keep(phaseCopied)
@@ -80,7 +80,7 @@ func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	return ended
 }
 
-// copy runs the before command and the copy.
+// copy runs the before command of a job and then the copy.
 func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func(string)) *report.Report {
 	if len(a.job.Before) > 0 {
 		if err := r.hook(ctx, "before", a.job.Before, a.job, nil, log); err != nil {
@@ -97,7 +97,8 @@ func (r *run) copy(ctx context.Context, a *attempt, log *slog.Logger, whole func
 	return a.runner.Run(ctx, &Task{Job: a.job, Log: log, Attempt: a.number + 1, Resume: a.resume, Redo: a.redo, Whole: whole})
 }
 
-// afterFailed returns the report of a copy whose after command failed.
+// afterFailed returns the report t of a copy, changed to say that the after command failed with
+// err.
 func afterFailed(t *report.Report, err error) *report.Report {
 	failed := *t
 	if failed.Status != report.StatusOK {
@@ -109,9 +110,10 @@ func afterFailed(t *report.Report, err error) *report.Report {
 	return &failed
 }
 
-// LogName returns the name of a job's log file: the job's name and ".log". A slash, a
-// percent sign, a control character and a dot at the beginning are written as %XX. A
-// long name is cut, and a hash of the whole name follows: Shard(job, 1<<32) in hexadecimal.
+// LogName returns the name of a job's log file: the job's name and ".log". A slash, a percent
+// sign, a control character and a dot at the beginning of the name are written as %XX. If the
+// result is too long it is cut, and Shard(job, 1<<32) in hexadecimal digits, a hash of the
+// whole name, is appended.
 func LogName(job string) string {
 	var b strings.Builder
 	for i := range len(job) {
