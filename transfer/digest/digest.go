@@ -1,9 +1,9 @@
 // Package digest computes digests of the content of a disk.
 //
-// [New] returns a [Sum], which gets the content of the disk in ascending order:
-// ranges of zeros with [Sum.Zero], bytes with [Sum.Data], or, to hash in
-// parallel, [Blocks] that other goroutines have filled with [Algorithm.Hash].
-// [Sum.Value] returns the digest. A Sum can be marshalled and continued later.
+// [New] returns a [Sum], which gets the content of the disk in ascending order. Ranges of zeros
+// are added with [Sum.Zero], and bytes with [Sum.Data]. For hashing in parallel,
+// [Algorithm.Hash] fills [Blocks] in other goroutines, and [Sum.Blocks] adds them. [Sum.Value]
+// returns the digest. A Sum can be marshalled and continued later.
 package digest
 
 import (
@@ -23,14 +23,14 @@ import (
 type Algorithm string
 
 const (
-	// Blksum is the SHA-256 of the following: the SHA-256 of each block of 64 KiB in
-	// order (the last block may be shorter), and the size in bytes as a
-	// little-endian 64-bit number. test/blkhash.py of nirs/blkhash defines it;
-	// blksum (since March 2024) and nbdcopy --blkhash print the same value. The
-	// hash of a block of zeros is a constant, so holes cost almost nothing.
+	// Blksum is a digest that hashes blocks of 64 KiB. It is the SHA-256 of two things: the
+	// SHA-256 of each block in order (the last block may be shorter), and then the size of the
+	// disk in bytes as a little-endian 64-bit number. test/blkhash.py of nirs/blkhash defines
+	// it. blksum (since March 2024) and nbdcopy --blkhash print the same value. The hash of a
+	// block of zeros is a constant, so holes cost almost nothing.
 	Blksum Algorithm = "blksum"
-	// SHA256 is the SHA-256 of the content, which sha256sum prints for a raw disk.
-	// Holes cost as much as data, and it cannot be computed in parallel.
+	// SHA256 is the SHA-256 of the content, which sha256sum prints for a raw disk. Holes cost
+	// as much as data, and the digest cannot be computed in parallel.
 	SHA256 Algorithm = "sha256"
 )
 
@@ -53,18 +53,19 @@ var zeros [BlockSize]byte
 const zeroHash = "\xde\x2f\x25\x60\x64\xa0\xaf\x79\x77\x47\xc2\xb9\x75\x05\xdc\x0b" +
 	"\x9f\x3d\xf0\xde\x4f\x48\x9e\xac\x73\x1c\x23\xae\x9c\xa9\xcc\x31"
 
-// Sum computes a digest. It gets the content of a disk in ascending order, from
-// offset 0, without gaps. A Sum is made by New, or by UnmarshalBinary of a zero Sum. It
-// is not safe for concurrent use.
+// Sum computes a digest. It gets the content of a disk in ascending order, from offset 0,
+// without gaps. A Sum is made by New, or by calling UnmarshalBinary on the zero value. It is
+// not safe for concurrent use.
 type Sum struct {
 	algorithm Algorithm
 	size      int64 // bytes added so far
 
-	// outer hashes the content for SHA256, and the hashes of whole blocks for Blksum.
+	// outer is the hash that becomes the digest. For SHA256 it hashes the content, and for
+	// Blksum the hashes of whole blocks.
 	outer hash.Hash
-	// inner hashes the incomplete last block of Blksum, of size % BlockSize bytes.
-	// While innerZeros is true, the block has only zeros so far, and inner is not
-	// in use.
+	// inner is used only for Blksum. It hashes the incomplete last block, the last size %
+	// BlockSize bytes. While innerZeros is true, this block has only zeros so far, and inner is
+	// not in use.
 	inner      hash.Hash
 	innerZeros bool
 
@@ -98,7 +99,7 @@ func (s *Sum) reset(a Algorithm) {
 // Algorithm returns the algorithm of the digest.
 func (s *Sum) Algorithm() Algorithm { return s.algorithm }
 
-// Size returns the number of bytes that were added.
+// Size returns the number of bytes that were added so far.
 func (s *Sum) Size() int64 { return s.size }
 
 // partial returns the number of bytes in the incomplete last block.
@@ -106,7 +107,7 @@ func (s *Sum) partial() int { return int(s.size % BlockSize) }
 
 // Zero adds n zero bytes.
 func (s *Sum) Zero(n int64) {
-	// The only possible error is the end of the context, and this context never ends.
+	// ZeroContext fails only if the context ends, which this context never does.
 	_ = s.ZeroContext(context.Background(), n)
 }
 
@@ -154,7 +155,7 @@ func (s *Sum) zero(n int64) {
 	}
 }
 
-// innerZero adds n zero bytes, which must not go beyond the block in which they begin.
+// innerZero adds n zero bytes. They must all be in the block in which the first of them is.
 func (s *Sum) innerZero(n int) {
 	if !s.innerZeros {
 		s.inner.Write(zeros[:n])
@@ -162,8 +163,8 @@ func (s *Sum) innerZero(n int) {
 	s.advance(n)
 }
 
-// advance counts n bytes, which must not go beyond the block in which they begin, and
-// adds the hash of the block to the outer hash if the block is complete.
+// advance counts n bytes as added. They must all be in the block in which the first of them is.
+// If the block is complete, advance adds its hash to the outer hash.
 func (s *Sum) advance(n int) {
 	s.size += int64(n)
 	if s.partial() > 0 {
@@ -192,7 +193,7 @@ func (s *Sum) Data(p []byte) {
 	}
 }
 
-// part adds p, which must not go beyond the block in which it begins.
+// part adds the bytes p. They must all be in the block in which the first of them is.
 func (s *Sum) part(p []byte) {
 	switch {
 	case zero.Is(p):
@@ -212,9 +213,8 @@ func (s *Sum) part(p []byte) {
 	}
 }
 
-// Blocks holds the hashes of a piece of a disk that can be computed without the
-// content before the piece. The zero value is ready for Hash, and reusing a Blocks
-// avoids allocations.
+// Blocks holds those hashes of a piece of a disk that do not depend on the content before the
+// piece. The zero value is ready for Hash. Using a Blocks again avoids allocations.
 type Blocks struct {
 	algorithm  Algorithm
 	off        int64
@@ -222,11 +222,10 @@ type Blocks struct {
 	hashes     []byte // of the complete blocks between head and tail
 }
 
-// Hash fills dst with the hashes of p, which lies at offset off of the disk. It is
-// safe for concurrent use with different dst. dst refers to p, so p must not change
-// until dst is passed to Sum.Blocks. For Blksum, Hash hashes the blocks that lie in p
-// completely, and Sum.Blocks hashes the rest, less than two blocks. For SHA256,
-// Sum.Blocks hashes all of p.
+// Hash fills dst with the hashes of p, which is the content of the disk at the offset off. It
+// is safe for concurrent use with different dst. dst refers to p, so p must not change until
+// dst is passed to Sum.Blocks. For Blksum, Hash hashes the blocks that lie completely in p.
+// Sum.Blocks hashes the incomplete blocks at both ends. For SHA256, Sum.Blocks hashes all of p.
 func (a Algorithm) Hash(off int64, p []byte, dst *Blocks) {
 	*dst = Blocks{algorithm: a, off: off, hashes: dst.hashes[:0]}
 	if a != Blksum {
@@ -246,8 +245,8 @@ func (a Algorithm) Hash(off int64, p []byte, dst *Blocks) {
 	dst.tail = p
 }
 
-// Blocks adds the piece b. It panics if the piece does not begin at s.Size or is of
-// another algorithm.
+// Blocks adds the piece of the disk that b describes. It panics if the piece does not begin at
+// s.Size or was hashed for another algorithm.
 func (s *Sum) Blocks(b *Blocks) {
 	if b.algorithm != s.algorithm || b.off != s.size {
 		panic(fmt.Sprintf("digest: a %s piece at offset %d was added to a %s sum of %d bytes", b.algorithm, b.off, s.algorithm, s.size))
@@ -260,8 +259,8 @@ func (s *Sum) Blocks(b *Blocks) {
 	s.Data(b.tail)
 }
 
-// Value returns the digest of the bytes that were added so far, in lower-case
-// hexadecimal digits. More can be added afterwards.
+// Value returns the digest of the bytes that were added so far, in lower-case hexadecimal
+// digits. More bytes can be added afterwards.
 func (s *Sum) Value() string {
 	if s.algorithm != Blksum {
 		return hex.EncodeToString(s.outer.Sum(nil))
@@ -282,10 +281,10 @@ func (s *Sum) Value() string {
 	return hex.EncodeToString(outer.Sum(nil))
 }
 
-// A marshalled Sum consists of the magic, the first letter of the algorithm, a byte
-// that is 1 if the inner hash is in use and else 0, the size as a big-endian 64-bit
-// number, the outer hash, and the inner hash if it is in use. Package crypto/sha256
-// marshals the hashes.
+// A marshalled Sum consists of these fields: the magic, the first letter of the algorithm, a
+// byte that is 1 if the inner hash is in use and else 0, the size as a big-endian 64-bit
+// number, the outer hash, and the inner hash if it is in use. The hashes are in the format in
+// which package crypto/sha256 marshals them.
 const (
 	magic      = "vddkcp digest 1\n"
 	headerSize = len(magic) + 2 + 8
@@ -305,8 +304,8 @@ func (s *Sum) MarshalBinary() ([]byte, error) {
 	return b, err
 }
 
-// UnmarshalBinary implements encoding.BinaryUnmarshaler. It makes s a copy of the marshalled
-// Sum. After an error s must not be used.
+// UnmarshalBinary implements encoding.BinaryUnmarshaler. It gives s the state that was
+// marshalled. After an error s must not be used.
 func (s *Sum) UnmarshalBinary(b []byte) error {
 	if len(b) < headerSize || string(b[:len(magic)]) != magic {
 		return errors.New("digest state: unknown format or version")
