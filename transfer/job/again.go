@@ -14,7 +14,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// OpenSource opens the source as Run does, for a caller that only reads from it. The
+// OpenSource opens the source of a copy as Run does, for a caller that only reads it. The
 // caller closes the disk.
 func OpenSource(ctx context.Context, spec Spec) (source.Disk, error) {
 	j := newJob(spec)
@@ -24,8 +24,9 @@ func OpenSource(ctx context.Context, spec Spec) (source.Disk, error) {
 	return j.Opener.OpenAddress(ctx, j.at.source, j.SourceFormat)
 }
 
-// DescribeBacking returns a text that identifies the backing of the target and its content.
-// The text changes when the content changes. If the target is no overlay, the text is "".
+// DescribeBacking returns a text that identifies the backing disk of the target. The text
+// changes when the content of that disk changes. If the target is not an overlay, the text is
+// "".
 func DescribeBacking(ctx context.Context, spec Spec) string {
 	if spec.Backing == "" {
 		return ""
@@ -39,8 +40,8 @@ func DescribeBacking(ctx context.Context, spec Spec) string {
 	return fmt.Sprintf("%s, %s, %s", b.Path, b.Format, b.Identity)
 }
 
-// CanResume reports whether a copy to the target can be resumed, because the target is a
-// file, a block device or an NBD export.
+// CanResume reports whether a copy to this target can be resumed. This is so for a file, a
+// block device or an NBD export.
 func (s *Spec) CanResume() bool {
 	if s.Parse() != nil {
 		return false
@@ -57,9 +58,9 @@ func (s *Spec) WritesFile() bool {
 	return s.Parse() == nil && sinkopen.PlaceOf(s.at.target).Kind == "file"
 }
 
-// Tidy removes the files that a killed process left next to a complete target: the journal,
-// and the .partial name of a target that already has its final name. Tidy logs a warning for a
-// file that it cannot remove.
+// Tidy removes the files that a killed process left next to a complete target. These are the
+// journal, and the .partial name of a target that has its final name too. If Tidy cannot remove
+// a file, it logs a warning.
 func Tidy(spec Spec) {
 	j := newJob(spec)
 	if !j.WritesFile() {
@@ -76,8 +77,9 @@ func Tidy(spec Spec) {
 	}
 }
 
-// keepOld gives the file at the target a second name, so that replacing the file loses no
-// data. If the link cannot be made, the copy fails later because the target exists.
+// keepOld gives the file that is at the target a second name, TARGET.old, and allows the copy
+// to replace the file. The file's data then remains under the second name. If keepOld cannot
+// make this link, replacing is not allowed, and the copy fails later because the target exists.
 func (j *job) keepOld() {
 	place := sinkopen.PlaceOf(j.at.target)
 	if place.Kind != "file" {

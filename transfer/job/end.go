@@ -19,8 +19,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// end completes the report of a copy that ended with err. It returns the error for the
-// user, which names the source, and which has a hint if --resume helps.
+// end completes the report of a copy that ended with err. It returns the error for the user,
+// which names the source. If --resume helps, the error has a hint that says so.
 func (j *job) end(err error) error {
 	err = j.mayContinue(err)
 	j.countSource(err != nil)
@@ -32,7 +32,7 @@ func (j *job) end(err error) error {
 	return err
 }
 
-// count copies the counts, the digest and the result of verifying into the report.
+// count copies the counters, the digest and the result of --verify into the report.
 func (j *job) count() {
 	counts := j.result.Counts
 	if counts == (progress.Snapshot{}) {
@@ -45,8 +45,8 @@ func (j *job) count() {
 	j.report.Digest = j.result.Digest
 }
 
-// explain adds to an error the address of the source, unless the error has it, and a hint
-// if a later run can continue the copy.
+// explain makes the error for the user from err. It adds the address of the source if the text
+// does not contain it. If a later run can continue the copy, it adds a hint.
 func (j *job) explain(err error) error {
 	if err == nil {
 		return nil
@@ -65,9 +65,10 @@ func (j *job) explain(err error) error {
 	return err
 }
 
-// mayContinue decides what a later run can do after an error that happened before this copy
-// began to write. If there is an earlier copy, a later run can still continue it, because this
-// copy has changed nothing. In a batch, a copy with a transient error is tried again.
+// mayContinue turns err into an error that says whether another run can help. If this copy
+// failed before it changed anything, a later run can still continue the earlier copy, unless
+// err shows that no run can. In a batch, a copy with a transient error is tried again.
+// mayContinue returns any other error unchanged.
 func (j *job) mayContinue(err error) error {
 	if err == nil || report.Of(err).Exit != exit.Failed {
 		return err
@@ -88,8 +89,8 @@ func (j *job) mayContinue(err error) error {
 	return err
 }
 
-// lostServer reports whether err is a broken connection to an NBD server. Such an error is
-// transient, although the error itself does not say so.
+// lostServer reports whether err says that a connection to an NBD server was lost. Such an
+// error is transient, although it has no method that says so.
 func (j *job) lostServer(err error) bool {
 	_, from := j.at.source.(address.NBD)
 	if _, to := j.at.target.(address.NBD); !from && !to || retry.IsPermanent(err) {
@@ -103,16 +104,17 @@ func (j *job) lostServer(err error) bool {
 	return false
 }
 
-// retriedError is a transient error of a copy that has no checkpoint. The batch tries the
+// retriedError is the transient error of a copy that has no checkpoint. A batch tries such a
 // copy again from the beginning.
 type retriedError struct{ error }
 
 func (e *retriedError) Unwrap() error { return e.error }
 
-// ExitStatus returns the exit status of a copy that can be resumed. report.Of calls it.
+// ExitStatus tells report.Of the exit status of a copy that can be resumed, so that the batch
+// tries the copy again.
 func (*retriedError) ExitStatus() int { return exit.Resumable }
 
-// hintedError is an error and what the user can do about it.
+// hintedError is an error with a hint, which says what the user can do.
 type hintedError struct {
 	error
 	hint string
@@ -120,5 +122,5 @@ type hintedError struct {
 
 func (e *hintedError) Unwrap() error { return e.error }
 
-// Hint returns what the user can do.
+// Hint returns what the user can do about the error.
 func (e *hintedError) Hint() string { return e.hint }

@@ -36,9 +36,9 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
-// Spec says what is copied, to where and how. Source and Target are required. The zero
-// value of every other field is a useful default, although not always the default of the
-// flag with the same name, which docs/cli.md describes.
+// Spec says what is copied, to where and how. Source and Target are required. The zero value of
+// every other field is a useful default. It is not always the default of the flag with the same
+// name, which docs/cli.md describes.
 type Spec struct {
 	// Source is the address of the disk that is read: a path, PATH.ova#DISK, an
 	// NBD URI, a disk on a VMware host, or "-" for Stdin.
@@ -51,10 +51,10 @@ type Spec struct {
 	SingleLink   bool     // read Source without its parents
 	Size         *int64   // size of the disk that a stream holds, in bytes; nil: unknown
 	Stdin        *os.File // the stream that the address "-" names; nil: os.Stdin
-	// Opener opens Source, and BackingOpener opens Backing; nil is an Opener without
-	// options. Run sets the options of Opener that belong to one copy: SingleLink, the
-	// number of NBD connections, the tuning of VDDK, the log and the warnings. An Opener
-	// must not be used for two copies at the same time.
+	// Opener opens Source, and BackingOpener opens Backing. If one of them is nil, an Opener
+	// without options is used. Run sets those options of Opener that belong to one copy:
+	// SingleLink, the number of NBD connections, the tuning of VDDK, the log and the warnings.
+	// So an Opener must not be used for two copies at the same time.
 	Opener, BackingOpener *sourceopen.Opener
 
 	Format        string                // "raw", "qcow2" or "vmdk"; "": decided by the name of Target
@@ -82,9 +82,8 @@ type Spec struct {
 	Journal string           // path of the journal; "": next to Target, or in the user's state folder
 	Digest  digest.Algorithm // digest of the content, for the report; "": none
 
-	// Batch says that the caller tries the copy again after a transient error. Such an
-	// error then has the exit status of a copy that can be resumed, even if nothing was
-	// copied.
+	// Batch says that the caller tries the copy again after a transient error. Such an error
+	// then has the exit status of a copy that can be resumed, even if nothing was copied yet.
 	Batch bool
 
 	Log      *slog.Logger       // nil: nothing is logged
@@ -99,10 +98,10 @@ type Spec struct {
 	at addresses // set by Parse
 }
 
-// Run copies the disk. The report is never nil. After an error there is no new file at
-// the path of the target: a copy that can be resumed is in the .partial file next to it.
-// When ctx ends, Run returns its cause, after at most ten seconds in which reads finish
-// and a last checkpoint is written.
+// Run copies the disk. The report is never nil. After an error there is no new file at the path
+// of the target. If the copy can be resumed, its data is in the .partial file next to that
+// path. When ctx ends, Run finishes the reads in progress, writes a last checkpoint and returns
+// the cause of the end. This takes at most ten seconds.
 func Run(ctx context.Context, spec Spec) (*report.Report, error) {
 	j := newJob(spec)
 	err := j.end(j.copy(ctx))
@@ -110,7 +109,7 @@ func Run(ctx context.Context, spec Spec) (*report.Report, error) {
 	return j.report, err
 }
 
-// Planned says what Run would do.
+// Planned is the result of Plan. It says what Run would do.
 type Planned struct {
 	Report  *report.Report // with StatusSkipped, or with the error
 	Target  string         // format and kind of the target, such as "raw file"; "" if it was not planned
@@ -119,13 +118,13 @@ type Planned struct {
 	Shared  int64          // bytes of Data that source and target will share on their file system
 	Holes   int64          // bytes that need not be read
 	Extents int64          // runs of data and holes
-	// Need is the number of bytes that a copy would write: Data minus Shared, or less if an
-	// earlier run has written a part.
+	// Need is the number of bytes that a copy would write: Data minus Shared. It is less if an
+	// earlier run has written a part and the copy continues there.
 	Need int64
 }
 
-// Plan opens the source, plans the copy and checks the target. It writes nothing. The
-// result is never nil; after an error it holds what was known before the error.
+// Plan opens the source, plans the copy and checks the target. It writes nothing. The result is
+// never nil. After an error it holds what Plan has found out before the error.
 func Plan(ctx context.Context, spec Spec) (*Planned, error) {
 	j := newJob(spec)
 	j.dry = true
@@ -181,7 +180,7 @@ func newJob(spec Spec) *job {
 	return j
 }
 
-// copy runs the steps of a copy.
+// copy runs all steps of a copy.
 func (j *job) copy(ctx context.Context) error {
 	if err := j.Parse(); err != nil {
 		return err
@@ -204,7 +203,7 @@ func (j *job) copy(ctx context.Context) error {
 	})
 }
 
-// check runs the steps of a copy that write nothing.
+// check runs those steps of a copy that write nothing.
 func (j *job) check(ctx context.Context) error {
 	if err := j.Parse(); err != nil {
 		return err
@@ -218,57 +217,58 @@ func (j *job) check(ctx context.Context) error {
 // planned opens the disks, plans the copy and calls next, which finds them open. The
 // context of next is the one for calls to the target.
 func (j *job) planned(ctx context.Context, next func(writing context.Context) error) error {
-	life, err := j.begin(ctx)
+	contexts, err := j.begin(ctx)
 	if err != nil {
 		return err
 	}
-	defer life.end()
-	if err := j.open(life.reading); err != nil {
+	defer contexts.end()
+	if err := j.open(contexts.reading); err != nil {
 		return err
 	}
 	defer j.close()
 	if err := j.planCopy(ctx); err != nil {
 		return err
 	}
-	return next(life.writing)
+	return next(contexts.writing)
 }
 
-// begin finds the files that an earlier run left, before any disk is opened.
-func (j *job) begin(ctx context.Context) (*life, error) {
+// begin finds the files that an earlier run left, and starts the contexts of the copy. No disk
+// is open yet.
+func (j *job) begin(ctx context.Context) (*contexts, error) {
 	if j.Size != nil {
 		return nil, usage.Errorf("--size is for a stream on standard input, but %s has a size of its own", j.Source)
 	}
 	if err := j.findEarlier(); err != nil {
 		return nil, err
 	}
-	return newLife(ctx, j.path != ""), nil
+	return newContexts(ctx, j.path != ""), nil
 }
 
-// When a signal stops a resumable copy, the copy waits for the reads in flight, at most
-// readingGrace. The target stays open for checkpointGrace longer, so that a last checkpoint
-// can be written even if the source hangs or waits to be opened again.
+// When a signal stops a copy that can be resumed, the copy waits for the reads in progress, but
+// at most for readingGrace. The target stays open for checkpointGrace longer. So a last
+// checkpoint can be written even if the source hangs or waits to be opened again.
 const (
 	readingGrace    = 5 * time.Second
 	checkpointGrace = 5 * time.Second
 )
 
-// life holds the contexts for reading the source and for writing the target. They end
-// some time after the context of the caller, if the copy can be resumed.
-type life struct {
+// contexts has the contexts for reading the source and for writing the target. If the copy can
+// be resumed, they end some time after the context of the caller.
+type contexts struct {
 	reading, writing context.Context
 	end              func()
 }
 
-func newLife(ctx context.Context, resumable bool) *life {
+func newContexts(ctx context.Context, resumable bool) *contexts {
 	if !resumable {
-		return &life{ctx, ctx, func() {}}
+		return &contexts{ctx, ctx, func() {}}
 	}
 	reading, endReading := grace.Prolong(ctx, readingGrace)
 	writing, endWriting := grace.Prolong(ctx, readingGrace+checkpointGrace)
-	return &life{reading, writing, func() { endReading(); endWriting() }}
+	return &contexts{reading, writing, func() { endReading(); endWriting() }}
 }
 
-// transfer copies the data with the engine, and writes checkpoints to the journal.
+// transfer copies the data with package transfer, and writes checkpoints to the journal.
 func (j *job) transfer(ctx, writing context.Context) error {
 	o := j.options()
 	o.Requests = transfer.Requests(j.Depth, j.source)

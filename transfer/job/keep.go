@@ -13,16 +13,16 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// keeper holds the journal of a copy that runs. The journal is nil if a copy to the target
-// cannot be resumed.
+// keeper holds the journal of a running copy. If the copy cannot be resumed, there is no
+// journal, and the field journal is nil.
 type keeper struct {
 	j       *job
 	journal *journal.Journal
 }
 
-// keep opens the journal of a copy whose target is open, and sets the options of the engine so
-// that checkpoints are written to the journal. If the journal cannot be opened, keep closes
-// the target.
+// keep opens the journal of a copy whose target is open. It sets o, the options of
+// transfer.Copy, so that checkpoints are written to the journal. If the journal cannot be
+// opened, keep closes the target.
 func (j *job) keep(o *transfer.Options) (*keeper, error) {
 	if j.path == "" {
 		return &keeper{j: j}, nil
@@ -42,7 +42,7 @@ func (j *job) keep(o *transfer.Options) (*keeper, error) {
 	return &keeper{j, jr}, nil
 }
 
-// openJournal opens the journal, and removes the checkpoints at which this copy cannot
+// openJournal opens the journal, and removes from it the checkpoints at which this copy cannot
 // continue.
 func (j *job) openJournal() (jr *journal.Journal, err error) {
 	if j.copied.Identity, err = sink.IdentityOf(j.dst); err != nil {
@@ -70,8 +70,8 @@ func (j *job) openJournal() (jr *journal.Journal, err error) {
 }
 
 // startJournal begins the journal of a copy that has copied nothing yet. If the target is a
-// device or an export, startJournal durably records the copy before the first write, because
-// the target may no longer read as zeros after it.
+// device or an export, it durably records in the journal that the copy has begun. This must
+// happen before the first write, because the target may no longer read as zeros after that.
 func (j *job) startJournal(jr *journal.Journal) error {
 	if err := jr.Reset(); err != nil || !j.inPlace() {
 		return err
@@ -79,8 +79,8 @@ func (j *job) startJournal(jr *journal.Journal) error {
 	return jr.Write(journal.Entry{Copy: j.copied})
 }
 
-// giveUp closes a target that this run has not written to. The target is kept if an
-// earlier run began it, and removed otherwise.
+// giveUp closes the target of a copy that has not written to it. If an earlier run began the
+// target, giveUp keeps it, and otherwise removes it.
 func (j *job) giveUp() error {
 	if len(j.entries) > 0 {
 		return j.dst.Suspend()
@@ -88,8 +88,8 @@ func (j *job) giveUp() error {
 	return j.dst.Abort()
 }
 
-// end closes the journal of a copy that ended with err, and returns err. The journal
-// is removed unless a later run needs it.
+// end closes the journal of a copy that ended with err, and returns err. If no later run needs
+// the journal, end removes it.
 func (k *keeper) end(err error) error {
 	if k.journal == nil {
 		return err
@@ -118,9 +118,9 @@ func (k *keeper) end(err error) error {
 	return err
 }
 
-// dropPartial removes a .partial file that an earlier run made. The source has changed, so the
-// file holds parts of two states of the source. dropPartial is necessary because the sink
-// removes only files that it created itself.
+// dropPartial removes the .partial file of an earlier run. Because the source has changed, the
+// file holds parts of two states of the source. The sink does not remove it, because it removes
+// only files that it created itself.
 func (r *resumption) dropPartial(log *slog.Logger) {
 	if r.partial == nil || len(r.entries) == 0 {
 		return
@@ -134,8 +134,8 @@ func (r *resumption) dropPartial(log *slog.Logger) {
 	}
 }
 
-// reopenLost sets the options of the engine so that an NBD export is opened again after
-// its connection was lost.
+// reopenLost sets o, the options of transfer.Copy, so that an NBD export is opened again when
+// its connection is lost.
 func (j *job) reopenLost(o *transfer.Options) {
 	if j.target.Kind != "NBD export" {
 		return

@@ -19,8 +19,8 @@ import (
 // addresses are the parsed addresses of a copy. backing is nil if there is none.
 type addresses struct{ source, target, backing address.Address }
 
-// Parse parses the addresses of the copy. Run and Plan call Parse; a caller that needs its
-// error earlier calls it too. Only the first successful call parses.
+// Parse parses the addresses of the copy. Run and Plan call it. A caller that needs its error
+// earlier can call it before them. After a successful call, further calls do nothing.
 func (s *Spec) Parse() (err error) {
 	if s.at.target != nil {
 		return nil
@@ -44,9 +44,9 @@ func (s *Spec) Parse() (err error) {
 	return nil
 }
 
-// BackingPath returns the path of Backing. A relative Backing is relative to the folder of
-// Target, with symbolic links resolved, because the readers of an overlay resolve it in this
-// way.
+// BackingPath returns the path of the backing disk. If Backing is relative, the path starts
+// from the real folder of Target, without symbolic links, because the readers of an overlay
+// resolve it in this way.
 func (s *Spec) BackingPath() (string, error) {
 	if filepath.IsAbs(s.Backing) {
 		return s.Backing, nil
@@ -58,8 +58,7 @@ func (s *Spec) BackingPath() (string, error) {
 	return dir + "/" + s.Backing, nil
 }
 
-// prepareOpeners sets the options of the openers that belong to this copy, such as the
-// log.
+// prepareOpeners sets those options of the openers that belong to this copy, such as the log.
 func (j *job) prepareOpeners() {
 	if j.Opener == nil {
 		j.Opener = new(sourceopen.Opener)
@@ -78,7 +77,7 @@ func (j *job) prepareOpeners() {
 	v.Connections, v.RequestSize, v.Depth, v.Log, v.Warn = j.Connections, j.RequestSize, j.Depth, j.Log, j.warn
 }
 
-// open opens the source and the backing. j.close closes both.
+// open opens the source and the backing disk. j.close closes both.
 func (j *job) open(ctx context.Context) (err error) {
 	if j.source, err = j.Opener.OpenAddress(ctx, j.at.source, j.SourceFormat); err != nil {
 		return err
@@ -103,8 +102,8 @@ func (j *job) close() {
 	}
 }
 
-// overlay holds the open backing of a target that is an overlay. It is zero for any other
-// target.
+// overlay holds the open backing disk of a target that is an overlay. For any other target it
+// is the zero value.
 type overlay struct {
 	disk     source.Disk
 	identity *journal.Backing
@@ -116,8 +115,8 @@ func (o *overlay) close() {
 	}
 }
 
-// openBacking opens the disk of --backing by the path that a reader of the target will
-// use. It sets Spec.BackingFormat if that is empty.
+// openBacking opens the backing disk, by the path that a reader of the target will use. If
+// Spec.BackingFormat is empty, openBacking sets it.
 func (j *job) openBacking(ctx context.Context) error {
 	if j.Backing == "" {
 		return nil
@@ -141,7 +140,8 @@ func (j *job) openBacking(ctx context.Context) error {
 	return nil
 }
 
-// reopenBacking opens the backing by its path again, which may name another file by now.
+// reopenBacking opens the file that now is at the path of the backing disk. This may be another
+// file than at the beginning.
 func (j *job) reopenBacking(ctx context.Context) (source.Disk, error) {
 	path, err := j.BackingPath()
 	if err != nil {
@@ -150,7 +150,7 @@ func (j *job) reopenBacking(ctx context.Context) (source.Disk, error) {
 	return j.BackingOpener.Open(ctx, path, j.BackingFormat)
 }
 
-// describeBacking returns the description of an open backing for the journal.
+// describeBacking returns the description of an open backing disk that the journal stores.
 func describeBacking(ctx context.Context, d source.Disk, path, format string) (*journal.Backing, error) {
 	b := &journal.Backing{Format: format}
 	var err error
@@ -164,8 +164,8 @@ func describeBacking(ctx context.Context, d source.Disk, path, format string) (*
 	return b, err
 }
 
-// identify returns the identity of a disk, and what proves the identity: "snapshot",
-// "mtime" or "none".
+// identify returns the identity of a disk, and the kind of proof for it: "snapshot", "mtime" or
+// "none" (see source.Identified).
 func identify(ctx context.Context, d source.Disk) (id, proof string, err error) {
 	i, ok := source.Ability[source.Identified](d)
 	if !ok {
@@ -174,7 +174,7 @@ func identify(ctx context.Context, d source.Disk) (id, proof string, err error) 
 	return i.Identity(ctx)
 }
 
-// warnOf adds the warnings of the reader of a disk to the report and the log.
+// warnOf logs the warnings about a disk that its reader has found, and adds them to the report.
 func (j *job) warnOf(d source.Disk) {
 	if w, ok := source.Ability[sourceopen.Warned](d); ok {
 		for _, message := range w.Warnings() {
@@ -183,8 +183,8 @@ func (j *job) warnOf(d source.Disk) {
 	}
 }
 
-// describeSource sets the fields of the report that are known before the source is read,
-// and warns if the name of a raw disk promises another format.
+// describeSource sets the fields of the report that are known before data is read. It warns
+// about a raw source whose name has the ending of another format.
 func (j *job) describeSource() {
 	j.report.Transport, j.report.Connections = "file", 1
 	j.report.ExtentsSource = "map"
@@ -202,9 +202,9 @@ func (j *job) describeSource() {
 	j.Log.Debug("plan", "data", j.plan.Data, "zero", j.plan.Zero, "extents", j.plan.Extents)
 }
 
-// verifyManifest compares a disk of an appliance with the appliance's manifest, if
-// Verify is set. It does so before the copy, which is pointless if the appliance is
-// damaged.
+// verifyManifest compares a disk of an appliance with the checksum in the appliance's manifest,
+// if Verify is set. This is done before the copy, because a copy of a damaged appliance is
+// useless.
 func (j *job) verifyManifest(ctx context.Context) error {
 	m, ok := source.Ability[sourceopen.Manifest](j.source)
 	if !j.Verify || !ok {
@@ -223,8 +223,8 @@ func (j *job) verifyManifest(ctx context.Context) error {
 	return nil
 }
 
-// countSource sets the fields of the report that say how the source was read. If the copy
-// failed, countSource also logs the last warnings of VDDK.
+// countSource sets the fields of the report that say how the source was read. After a failure
+// it also logs the last warnings that the VDDK library gave.
 func (j *job) countSource(failed bool) {
 	if j.source == nil {
 		return

@@ -19,8 +19,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer"
 )
 
-// planCopy plans the target and the source. It returns every error that can be found before
-// data is read or written.
+// planCopy plans the target and the source. It returns all errors that can be found before data
+// is read or written.
 func (j *job) planCopy(ctx context.Context) (err error) {
 	if err := j.matchEarlier(ctx); err != nil {
 		return err
@@ -41,8 +41,8 @@ func (j *job) planCopy(ctx context.Context) (err error) {
 	return j.verifiable(j.target)
 }
 
-// planSource finds out how much data the source has, and how much of it the target
-// can share with it.
+// planSource finds out how much data the source has, and how much of it the target can share
+// instead of copying it.
 func (j *job) planSource(ctx context.Context) (err error) {
 	if j.plan, err = transfer.NewPlanWithin(ctx, j.source, j.patience(), j.Counters); err != nil {
 		return err
@@ -62,9 +62,9 @@ func (j *job) planSource(ctx context.Context) (err error) {
 	return err
 }
 
-// patience returns how long a copy waits for the extents of the source before it begins
-// to read. The rest of the extents is then queried during the copy, because a server needs
-// a while for each query.
+// patience returns how long a copy may query the extents of the source before it begins to
+// read. A copy queries the other extents later, while it reads, because each query takes a
+// server some time.
 func (j *job) patience() time.Duration {
 	if address.IsRemote(j.at.source) && !j.dry {
 		return 100 * time.Millisecond
@@ -72,15 +72,15 @@ func (j *job) patience() time.Duration {
 	return math.MaxInt64
 }
 
-// planTarget plans the target for a copy that continues at the newest checkpoint, or that
+// planTarget plans the target. The copy continues at the newest checkpoint in j.entries, or
 // starts from the beginning if there is none.
 func (j *job) planTarget(ctx context.Context) (err error) {
 	j.target, err = j.place.Plan(ctx, j.source.Size(), j.resumeOptions(j.targetOptions(j.warn)))
 	return err
 }
 
-// reserve tells the planned target how many bytes the copy will write. The error says
-// that the file system has too little space.
+// reserve tells the planned target how many bytes the copy will write. The target returns an
+// error if the file system has too little space for them.
 func (j *job) reserve() error {
 	data := j.plan.Data - j.shared
 	j.need = data
@@ -93,8 +93,7 @@ func (j *job) reserve() error {
 	return j.target.Reserve(data)
 }
 
-// targetOptions returns the options of the target, without the options for continuing an
-// earlier copy.
+// targetOptions returns the options of the target, except those for continuing an earlier copy.
 func (j *job) targetOptions(warn func(string)) sinkopen.Options {
 	o := sinkopen.Options{
 		Options: sink.Options{Info: j.info, Backing: j.overlay.disk}, BackingName: j.Backing, BackingFormat: j.BackingFormat,
@@ -108,8 +107,8 @@ func (j *job) targetOptions(warn func(string)) sinkopen.Options {
 // clusterSize returns the cluster size of a qcow2 target, in bytes.
 func (j *job) clusterSize() int64 { return cmp.Or(j.ClusterSize, sinkopen.DefaultClusterSize) }
 
-// uses reports whether the copy reads the file that fi describes, and returns the path of the
-// file.
+// uses reports whether the copy reads the file that fi describes. If so, it also returns the
+// path of this file.
 func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
 	if path, ok = j.Opener.Uses(fi); !ok {
 		path, ok = j.BackingOpener.Uses(fi)
@@ -117,9 +116,9 @@ func (j *job) uses(fi os.FileInfo) (path string, ok bool) {
 	return path, ok
 }
 
-// drop reports whether the data of a copy of n bytes is dropped from the page cache.
-// Spec.Cache decides this. If Spec.Cache is "", the data is dropped if n is more than a
-// quarter of the memory.
+// drop reports whether a copy of n bytes drops its data from the page cache. Spec.Cache decides
+// this. If Spec.Cache is "", the data is dropped if n is more than a quarter of the machine's
+// memory.
 func (j *job) drop(n int64) bool {
 	if j.Cache != "" {
 		return j.Cache == "drop"
@@ -131,7 +130,7 @@ func (j *job) drop(n int64) bool {
 	return n > int64(memory.Totalram)*int64(memory.Unit)/4
 }
 
-// readUncached makes the source read without the page cache if the copy is large.
+// readUncached makes the source bypass the page cache if the copy drops its data from there.
 func (j *job) readUncached() {
 	if !j.drop(j.plan.Data - j.shared) {
 		return
@@ -141,8 +140,8 @@ func (j *job) readUncached() {
 	}
 }
 
-// warnOfSectors warns if the disk has sectors of more than 512 bytes and the target
-// cannot record them: a guest with other sectors finds no partitions.
+// warnOfSectors warns if the disk has sectors of more than 512 bytes and the target cannot
+// record their size. A guest that gets the disk with another sector size finds no partitions.
 func (j *job) warnOfSectors() {
 	n := j.info.GuestSector
 	if n <= 512 || j.target.Format == "vmdk" || j.target.Kind == "null" {
@@ -151,7 +150,7 @@ func (j *job) warnOfSectors() {
 	j.warn(fmt.Sprintf("%s has sectors of %d bytes, which a %s cannot record: attach it to its guest with sectors of that size (libvirt: <blockio logical_block_size='%d'/>)", j.Source, n, j.target, n))
 }
 
-// verifiable refuses --verify for a target that cannot be read back.
+// verifiable returns an error if Verify is set for a target that cannot be read back.
 func (j *job) verifiable(target *sinkopen.Target) error {
 	if j.Verify && (target.Kind == "stream" || target.Kind == "null") {
 		return usage.New(fmt.Sprintf("--verify: %s cannot be read back", target.Address), "use --digest, which prints a digest of the data that can be compared with that of the target")
@@ -159,7 +158,7 @@ func (j *job) verifiable(target *sinkopen.Target) error {
 	return nil
 }
 
-// checkTarget checks what can be known about a planned target without creating it.
+// checkTarget checks a planned target as far as this is possible without creating it.
 func (j *job) checkTarget(ctx context.Context) error {
 	err := j.target.Check(ctx)
 	if errors.Is(err, errors.ErrUnsupported) {

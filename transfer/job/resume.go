@@ -20,7 +20,7 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// resumption is what an earlier run of the copy left behind.
+// resumption has what an earlier run of the copy left behind, and how this run uses it.
 type resumption struct {
 	path    string // of the journal; "": a copy to this target cannot be resumed
 	place   sinkopen.Place
@@ -32,30 +32,30 @@ type resumption struct {
 	stale   bool            // the existing .partial file cannot be used and will be replaced
 	begun   bool            // the journal describes this copy, which may write to the target
 	partial os.FileInfo     // of the existing .partial file; nil: there is none
-	// identity identifies the device or export that an earlier run wrote to. It is "" if no
-	// journal names such a target.
+	// identity identifies the device or export that the earlier run wrote to. It is "" if the
+	// target is a file, or if no journal says what was written to.
 	identity string
-	// touched is the path of a journal which says that an earlier copy may have written to the
-	// device or export. It is "" if there is no such journal.
+	// touched is the path of a journal that says that an earlier copy may have written to the
+	// device or export. If no journal says so, it is "".
 	touched string
 }
 
-// inPlace reports whether the target is a device or an export, which exists before the
-// copy and keeps its old content wherever the copy writes nothing.
+// inPlace reports whether the target is a device or an export. Such a target exists before the
+// copy, and keeps its old content where the copy writes nothing.
 func (r *resumption) inPlace() bool {
 	return r.place.Kind == "block device" || r.place.Kind == "NBD export"
 }
 
-// findEarlier finds the journal of an earlier copy to the target and, with Spec.Resume,
-// the checkpoints in it. It writes nothing.
+// findEarlier finds the journal of an earlier copy to the target. With Spec.Resume it also
+// selects the checkpoints at which this copy can continue. It writes nothing.
 func (j *job) findEarlier() error {
 	j.place = sinkopen.PlaceOf(j.at.target)
 	resumable, err := j.placeJournal()
 	if err != nil || !resumable {
 		return err
 	}
-	// The journal is read before the target is opened, so that a file that is no journal
-	// is refused early.
+	// The journal is read before the target is opened, so that a file that is not a journal is
+	// refused early.
 	entries, err := journal.Load(j.path)
 	if errors.Is(err, journal.ErrVersion) {
 		if j.Resume {
@@ -80,8 +80,8 @@ func (j *job) findEarlier() error {
 	return j.useEntries(entries)
 }
 
-// placeJournal sets the path of the journal. It returns false if the target is of a
-// kind that cannot be resumed.
+// placeJournal sets the path of the journal. If a copy to this kind of target cannot be
+// resumed, it returns false.
 func (j *job) placeJournal() (resumable bool, err error) {
 	switch j.place.Kind {
 	case "file":
@@ -102,7 +102,8 @@ func (j *job) placeJournal() (resumable bool, err error) {
 	return true, nil
 }
 
-// useEntries selects the checkpoints of a journal at which the copy can continue.
+// useEntries selects from the entries of a journal the checkpoints at which this copy can
+// continue.
 func (j *job) useEntries(entries []journal.Entry) (err error) {
 	if j.place.Kind == "file" {
 		if j.partial, err = os.Lstat(j.place.Partial); errors.Is(err, fs.ErrNotExist) {
@@ -128,8 +129,8 @@ func (j *job) useEntries(entries []journal.Entry) (err error) {
 	return nil
 }
 
-// findEarlierVMDK is findEarlier for a VMDK target, which is written from the beginning to
-// the end and never resumed. entries are the checkpoints of the existing journal.
+// findEarlierVMDK does the work of findEarlier for a VMDK target. Such a target is written from
+// the beginning to the end and never resumed. entries are those of the existing journal.
 func (j *job) findEarlierVMDK(entries []journal.Entry) error {
 	j.path, j.stale = "", j.Resume
 	if _, err := os.Lstat(j.place.Partial); !j.Resume || err != nil {
@@ -144,11 +145,11 @@ func (j *job) findEarlierVMDK(entries []journal.Entry) error {
 	return nil
 }
 
-// matchEarlier composes the description of this copy, and returns a usage error if the
-// earlier copy has a different one.
+// matchEarlier composes the description of this copy. If the earlier copy has another
+// description, matchEarlier returns a usage error.
 func (j *job) matchEarlier(ctx context.Context) (err error) {
-	// The size is compared first, because its error is the easiest to understand: a
-	// source of another size has another description in other respects too.
+	// The sizes are compared first, because the error about a size is the easiest to
+	// understand. A source of another size differs in other parts of the description too.
 	for _, e := range j.entries {
 		if size := j.source.Size(); e.Size != size {
 			return j.neverResumed(fmt.Errorf("the source has %d bytes (%s), and had %d (%s) when the copy stopped", size, bytesize.Format(size), e.Size, bytesize.Format(e.Size)))
@@ -167,9 +168,9 @@ func (j *job) matchEarlier(ctx context.Context) (err error) {
 	return nil
 }
 
-// decisive returns the flags that decide the content of a target with this format, and
-// the flags that decide which digests a checkpoint has. docs/journal.md has a table of all
-// flags.
+// decisive returns the values of those flags that decide the content of a target with this
+// format, or which digests a checkpoint has. A copy with other values cannot continue the
+// earlier one. docs/journal.md has a table of all flags.
 func (j *job) decisive(format string) map[string]string {
 	options := map[string]string{}
 	cluster, compress := "", ""
@@ -193,8 +194,8 @@ func (j *job) decisive(format string) map[string]string {
 	return options
 }
 
-// resumeOptions adds to the options of a target what is needed to continue at the newest
-// checkpoint.
+// resumeOptions returns the options of a target together with those for continuing at the
+// newest checkpoint.
 func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 	o.Identity = r.identity
 	if len(r.entries) > 0 {
@@ -210,27 +211,27 @@ func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 // startOver is the hint if --resume cannot continue the earlier copy.
 const startOver = "run again with --force and without --resume, which drops what was copied and starts over"
 
-// anotherCopy returns the usage error of a copy that differs from the one that
-// stopped. diff says in what they differ.
+// anotherCopy returns the usage error for a copy that is not the one that stopped. diff says in
+// what they differ.
 func (j *job) anotherCopy(diff string) error {
 	return usage.New(fmt.Sprintf("--resume: this is not the copy to %s that stopped: %s", j.Target, diff), startOver)
 }
 
-// neverResumed returns the usage error of an earlier copy that neither this run nor a later
-// one can continue. The copied data is kept.
-func (j *job) neverResumed(why error) error {
+// neverResumed returns the usage error for an earlier copy that no run can continue. cause is
+// the reason. The data that was copied is kept.
+func (j *job) neverResumed(cause error) error {
 	hint := startOver
-	if errors.Is(why, fs.ErrExist) {
+	if errors.Is(cause, fs.ErrExist) {
 		hint = "run again with --resume and --force, which replaces the file at DST when the copy is whole"
 	}
-	if errors.Is(why, source.ErrGone) {
+	if errors.Is(cause, source.ErrGone) {
 		hint = "the snapshot no longer exists, and with it the state of the disk that was copied: name another snapshot, and start over with --force and without --resume"
 	}
-	return usage.WithHint(fmt.Errorf("--resume: the copy to %s cannot be continued: %w", j.Target, why), hint)
+	return usage.WithHint(fmt.Errorf("--resume: the copy to %s cannot be continued: %w", j.Target, cause), hint)
 }
 
-// notThisTarget turns a sink.OtherError, which says that the target is not the target of
-// the earlier copy, into a usage error. It returns other errors unchanged.
+// notThisTarget makes a usage error of a sink.OtherError, which says that the target is not
+// that of the earlier copy. It returns any other error unchanged.
 func notThisTarget(err error) error {
 	if errors.As(err, new(*sink.OtherError)) {
 		return usage.WithHint(fmt.Errorf("--resume: %w", err), "name the target of the copy that stopped, or run without --resume to start over on this one")

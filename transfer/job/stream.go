@@ -21,7 +21,7 @@ func (j *job) isStream() bool {
 	return ok
 }
 
-// checkStream refuses options that make no sense for a stream.
+// checkStream returns an error for options that make no sense for a stream.
 func (j *job) checkStream() error {
 	switch {
 	case j.SourceFormat != "" && j.SourceFormat != "raw":
@@ -34,8 +34,8 @@ func (j *job) checkStream() error {
 	return nil
 }
 
-// copyStream copies standard input. A stream has no extents, cannot be read again,
-// and so is never resumed.
+// copyStream copies the stream on standard input. A stream has no extents and cannot be read
+// again, so this copy can never be resumed.
 func (j *job) copyStream(ctx context.Context) error {
 	if err := j.checkStream(); err != nil {
 		return err
@@ -84,9 +84,10 @@ func (j *job) copyStream(ctx context.Context) error {
 	return err
 }
 
-// openStream returns standard input, from which a disk of size bytes is read, and waits
-// for the first bytes. An empty stream is an error unless size is 0, because a command
-// that failed leaves an empty stream behind.
+// openStream returns a reader of standard input, and waits for the first bytes. size is the
+// size of the disk in the stream. If the stream is empty but the size is not 0, openStream
+// returns an error, because the command that should have written the stream has probably
+// failed.
 func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
 	stdin := raw.Stream(ctx, j.Stdin)
 	if size == 0 {
@@ -107,7 +108,7 @@ func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
 	return r, emptyStream(err)
 }
 
-// emptyStream adds a hint to the error of an empty stream.
+// emptyStream adds a hint to err if it says that the stream is empty.
 func emptyStream(err error) error {
 	if errors.Is(err, sourceopen.ErrEmptyStream) {
 		return &hintedError{err, "for a disk of 0 bytes use --size 0"}

@@ -15,8 +15,8 @@ import (
 )
 
 // openTarget creates the target, or opens the target of the earlier copy at the newest
-// checkpoint and checks that it still has the data that was written last. If it does not,
-// openTarget tries the other checkpoint of the journal.
+// checkpoint. In the latter case it checks that the target still has the data that was written
+// last before the checkpoint. If not, openTarget tries the older checkpoint in the journal.
 func (j *job) openTarget(ctx context.Context) (err error) {
 	if err := j.untouched(); err != nil {
 		return err
@@ -43,9 +43,10 @@ func (j *job) openTarget(ctx context.Context) (err error) {
 	}
 }
 
-// distrustZeros checks Spec.TargetIsZero for a device or an export. If a journal says that
-// an earlier copy wrote to the target, again is true, and the target must be opened a
-// second time as one that does not read as zeros.
+// distrustZeros decides whether an open device or export really reads as zeros, as
+// Spec.TargetIsZero says. A journal may say that an earlier copy has written to it. If such a
+// journal is found only now, again is true, and the target must be opened once more, as one
+// that does not read as zeros.
 func (j *job) distrustZeros() (again bool, err error) {
 	if !j.TargetIsZero || !j.inPlace() {
 		return false, nil
@@ -60,8 +61,8 @@ func (j *job) distrustZeros() (again bool, err error) {
 }
 
 // trustCheckpoint checks that the newest checkpoint describes the target and the source. If it
-// does not, trustCheckpoint drops the checkpoint and closes the target. If again is true, the
-// target must then be opened once more, at the next older checkpoint or from the beginning.
+// does not, trustCheckpoint drops the checkpoint and closes the target. If again is then true,
+// the target must be opened once more, at the older checkpoint or from the beginning.
 func (j *job) trustCheckpoint(ctx context.Context) (again bool, err error) {
 	last := &j.entries[0]
 	if err = j.compareTarget(ctx, j.dst, last); err == nil {
@@ -78,8 +79,8 @@ func (j *job) trustCheckpoint(ctx context.Context) (again bool, err error) {
 	return true, j.dropCheckpoint(last, err)
 }
 
-// findTouched looks for a journal of the same device or export among the journals
-// of targets with other names, and reports whether there is one.
+// findTouched reports whether an earlier copy has written to this device or export under
+// another name. It looks for the identity of dst in the journals of all targets.
 func (r *resumption) findTouched(dst sink.Disk) bool {
 	id, err := sink.IdentityOf(dst)
 	path, pathErr := journal.DefaultPath(r.place.Kind)
@@ -113,38 +114,39 @@ func (r *resumption) untouched() error {
 	return nil
 }
 
-// errUnproved says that nothing proves that a target or a source belongs to a checkpoint,
-// because only zeros were copied before it. The copy then starts over, which loses
-// nothing.
+// errUnproved says that nothing proves that the target or the source belongs to a checkpoint,
+// because only zeros were copied before the checkpoint. The copy then starts over, which loses
+// no copied data.
 var errUnproved = errors.New("nothing proves that the source and the target are those of the copy that stopped")
 
 // isAnother reports whether err, an error of compareTarget or compareSource, means that the
-// checkpoint does not describe the target, or that nothing proves that it does.
+// checkpoint cannot be used. Either it does not describe the target, or nothing proves that it
+// does.
 func isAnother(err error) bool {
 	return errors.Is(err, transfer.ErrTail) || errors.Is(err, sink.ErrUnfit) || errors.Is(err, errUnproved)
 }
 
-// dropCheckpoint drops the newest checkpoint, which does not describe the target. The copy
-// then continues at the next older checkpoint. It starts over if only zeros were copied.
-// Otherwise, if there is no older checkpoint, the copy cannot be resumed and the result is an
-// error.
-func (j *job) dropCheckpoint(last *journal.Entry, why error) error {
-	if errors.Is(why, errUnproved) {
-		j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy starts over", last.Offset, why))
+// dropCheckpoint drops the newest checkpoint. cause is the error that says why it cannot be
+// used. If only zeros were copied, the copy starts over. Otherwise it continues at the older
+// checkpoint. If there is no older one, the copy cannot be resumed, and dropCheckpoint returns
+// an error.
+func (j *job) dropCheckpoint(last *journal.Entry, cause error) error {
+	if errors.Is(cause, errUnproved) {
+		j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy starts over", last.Offset, cause))
 		j.entries, j.stale = nil, j.place.Kind == "file"
 		return nil
 	}
 	j.dropped = true
 	if j.entries = j.entries[1:]; len(j.entries) == 0 {
 		j.entries = []journal.Entry{*last} // nothing was changed, so the earlier copy is still complete
-		return j.neverResumed(fmt.Errorf("the target does not hold the data that its journal says was written last: %w", why))
+		return j.neverResumed(fmt.Errorf("the target does not hold the data that its journal says was written last: %w", cause))
 	}
-	j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy continues at the one before, at byte %d", last.Offset, why, j.entries[0].Offset))
+	j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy continues at the one before, at byte %d", last.Offset, cause, j.entries[0].Offset))
 	return nil
 }
 
-// compareTarget compares the target with a checkpoint. If the checkpoint does not describe the
-// target, compareTarget returns an error for which isAnother is true.
+// compareTarget compares the target with the checkpoint last. If the checkpoint does not
+// describe the target, compareTarget returns an error for which isAnother is true.
 func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.Entry) error {
 	if back, ok := sink.Ability[sink.Readback](dst); ok {
 		if err := last.CheckTail(ctx, back); err != nil {
@@ -155,9 +157,9 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 	if err != nil {
 		return err
 	}
-	// A file with the recorded identity is the right one. Any other target must have data
-	// that proves it. Zeros prove nothing, because every new disk has them. Data that an
-	// overlay reads from its backing proves nothing either.
+	// A file with the recorded identity is the right target. Any other target must be proved by
+	// data before the checkpoint. Zeros prove nothing, because every new disk has them. In an
+	// overlay, data proves nothing either, because it may come from the backing disk.
 	same := !j.inPlace() && id != "" && id == last.Identity
 	if !same && (!last.Proves() || j.overlay.disk != nil && !j.inPlace()) {
 		return fmt.Errorf("%w: the target is %s, the earlier copy wrote to %s, and the data before the checkpoint does not identify the target", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
@@ -165,9 +167,9 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 	return nil
 }
 
-// compareSource reads again the data that the earlier copy read last, and compares it with
-// the checkpoint. It does so only if the identity of the source does not prove that the
-// source is unchanged.
+// compareSource reads once more the data that the earlier copy read last, and compares it with
+// the checksums in the checkpoint. This is done only if the source has no identity that proves
+// that it is unchanged.
 func (j *job) compareSource(ctx context.Context, last *transfer.Checkpoint) error {
 	if b := j.overlay.identity; b != nil && b.Proof == "none" {
 		j.warn(fmt.Sprintf("nothing proves that the backing %q is unchanged since the copy stopped", b.Path))
