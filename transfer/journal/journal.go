@@ -1,13 +1,12 @@
-// Package journal keeps the checkpoints of a copy in a small file, so that a later run
-// can continue the copy even after the machine has crashed. A copy calls [Open], then
-// [Journal.Write] for each checkpoint, and at its end [Journal.Remove], or
-// [Journal.Close] if a later run may continue it. [Load] reads a journal without
-// locking it.
+// Package journal keeps the checkpoints of a copy in a small file, so that a later run can
+// continue the copy even after the machine has crashed. A copy calls [Open], and then
+// [Journal.Write] for each checkpoint. At its end it calls [Journal.Close] if a later run may
+// continue the copy, and otherwise [Journal.Remove]. [Load] reads a journal without locking it.
 //
-// The file has two slots, which are written alternately. Each slot is durable before
-// the other one is overwritten. A slot that was only partly written is recognised by its
-// checksum, and the other slot is still valid. The size of the file does not depend on
-// the size of the disk. docs/journal.md describes the format.
+// The file has two slots, which are written alternately. Each slot is durable before the other
+// one is overwritten. A slot that was only partly written is recognised by its checksum, and
+// the other slot is still valid. The size of the file does not depend on the size of the disk.
+// docs/journal.md describes the format.
 package journal
 
 import (
@@ -28,16 +27,17 @@ import (
 	"github.com/vddkcp/vddkcp/transfer"
 )
 
-// Entry is the content of one slot: a checkpoint, and the copy that it belongs to.
+// Entry is the content of one slot of the journal: a checkpoint, and a description of the copy
+// that it belongs to.
 type Entry struct {
 	Copy
 	transfer.Checkpoint
 	sequence uint64
 }
 
-// Copy describes the copy that a checkpoint belongs to. A copy whose description differs (see
-// Differs) cannot continue at the checkpoint. docs/journal.md says which flags are part of the
-// description.
+// Copy describes the copy that a checkpoint belongs to. Another copy cannot continue at the
+// checkpoint if its description differs (see Differs). docs/journal.md says which flags are
+// part of the description.
 type Copy struct {
 	Source   string            `json:"source"`            // identity of the source
 	Proof    string            `json:"proof"`             // what proves the identity: "snapshot", "mtime" or "none"
@@ -77,14 +77,14 @@ type Journal struct {
 	last    uint64 // sequence number of the newest entry; 0: there is none
 	durable bool   // the name of the file is durable
 
-	// fdatasync makes the data of the file durable. Tests replace it.
+	// fdatasync makes the data of the file durable. Tests replace the function.
 	fdatasync func(fd int) error
 }
 
-// Open opens and locks the journal at path, or creates one with all its space reserved. It
-// returns the entries of the journal, the newest first: none, one or two. A file that is no
-// journal is an error and stays unchanged. Open returns no entries for a journal of another
-// version, while Load returns ErrVersion.
+// Open opens and locks the journal at path. If there is no such file, Open creates one that has
+// all its space. It returns the entries of the journal, the newest first: none, one or two. A
+// file that is not a journal is an error and stays unchanged. For a journal of another version
+// Open returns no entries, while Load returns ErrVersion.
 func Open(path string) (j *Journal, entries []Entry, err error) {
 	f, err := durable.Open(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -106,8 +106,8 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 	j = &Journal{f: f, path: path, fdatasync: unix.Fdatasync}
 	if info.Size() == 0 {
 		inPlace(f)
-		// The space is written, and not only reserved, because a checkpoint must still fit
-		// when the file system is full.
+		// The space is filled with zeros and not only reserved, because a checkpoint must still
+		// fit when the file system is full.
 		if _, err := f.Write(make([]byte, 2*slotSize)); err != nil {
 			os.Remove(path)
 			return nil, nil, err
@@ -120,13 +120,13 @@ func Open(path string) (j *Journal, entries []Entry, err error) {
 	return j, entries, err
 }
 
-// noCopyOnWrite is FS_NOCOW_FL of linux/fs.h.
+// noCopyOnWrite is the attribute FS_NOCOW_FL of linux/fs.h.
 const noCopyOnWrite = 0x00800000
 
-// inPlace makes a file system with copy on write (btrfs) overwrite an empty file in
-// place. Otherwise each overwrite would need new space, and a checkpoint would not fit
-// once the file system is full. Other file systems do not know the attribute and do not
-// need it.
+// inPlace sets an attribute of an empty file, so that a file system with copy on write (btrfs)
+// overwrites the file in place. Otherwise each write would need new space, and a checkpoint
+// would not fit when the file system is full. Other file systems do not know the attribute and
+// do not need it.
 func inPlace(f *os.File) {
 	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
 	if err != nil {
@@ -135,8 +135,8 @@ func inPlace(f *os.File) {
 	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|noCopyOnWrite))
 }
 
-// Load returns the entries of the journal at path as Open does, but does not create or
-// lock it. If the file does not exist, there are no entries and no error.
+// Load returns the entries of the journal at path as Open does, but neither creates nor locks
+// the file. If the file does not exist, Load returns no entries and no error.
 func Load(path string) ([]Entry, error) {
 	f, err := durable.Open(path, os.O_RDONLY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -187,8 +187,8 @@ func (j *Journal) read() (entries []Entry, err error) {
 	return entries, nil
 }
 
-// parse returns the entry of one slot. The error is durable.ErrNoRecord,
-// durable.ErrTorn, or wraps ErrVersion.
+// parse returns the entry in one slot. The error is durable.ErrNoRecord (not a slot of a
+// journal), durable.ErrTorn (a damaged slot) or an ErrVersion.
 func parse(slot durable.Slot) (e Entry, err error) {
 	var version *durable.VersionError
 	if errors.As(slot.Err, &version) {
@@ -207,7 +207,7 @@ func parse(slot durable.Slot) (e Entry, err error) {
 	return e, nil
 }
 
-// Write replaces the older entry by e, durably.
+// Write durably writes e over the older of the two entries.
 func (j *Journal) Write(e Entry) error {
 	payload, err := json.Marshal(e)
 	if err != nil {
@@ -228,14 +228,15 @@ func (j *Journal) Write(e Entry) error {
 	return nil
 }
 
-// WriteBack writes e, the older of two entries, over the newer one, which does not
-// describe the target. Otherwise a later run would use the newer one.
+// WriteBack writes e, the older of the two entries, over the newer one. It is for a newer entry
+// that does not describe the target: a later run must not use that entry.
 func (j *Journal) WriteBack(e Entry) error {
 	j.next = 1 - j.next
 	return j.Write(e)
 }
 
-// sync makes the data of the file durable; the first call also makes its name durable.
+// sync makes the data of the file durable. The first call makes the name of the file durable
+// too.
 func (j *Journal) sync() error {
 	if err := j.fdatasync(int(j.f.Fd())); err != nil {
 		return fmt.Errorf("journal %s: fdatasync: %w", j.path, err)
@@ -249,8 +250,8 @@ func (j *Journal) sync() error {
 	return nil
 }
 
-// Reset removes all entries, durably. Otherwise a run after a crash could find an entry of
-// an earlier copy next to a new target.
+// Reset durably removes all entries. It is for a new target: after a crash, the next run must
+// not find entries of an earlier copy next to it.
 func (j *Journal) Reset() error {
 	if j.last == 0 {
 		return nil
@@ -265,12 +266,12 @@ func (j *Journal) Reset() error {
 // Close closes the journal and keeps it for a later run.
 func (j *Journal) Close() error { return j.f.Close() }
 
-// Remove closes and removes the journal of a copy that is complete, or that no later run shall
-// continue.
+// Remove closes the journal and removes the file. It is for a copy that is complete, or that no
+// later run may continue.
 func (j *Journal) Remove() error {
 	defer j.f.Close()
-	// Another process may have replaced the file at the path. Only the file that this process
-	// has locked is removed.
+	// Another process may have put another file at the path. Only the file that this process
+	// has locked may be removed.
 	held, err := j.f.Stat()
 	if err != nil {
 		return fmt.Errorf("journal: %w", err)
@@ -284,24 +285,24 @@ func (j *Journal) Remove() error {
 	return nil
 }
 
-// Differs returns a text with the first difference between c and want, the copy of a
-// checkpoint, or "" if they are the same copy. It does not compare Identity, because some
-// kinds of targets may have another identity when the copy continues.
-func (c Copy) Differs(want Copy) string {
+// Differs returns a text with the first difference between c and saved, the description that a
+// checkpoint has. If there is none, it returns "". Differs does not compare Identity, because
+// some kinds of targets have another identity when the copy continues.
+func (c Copy) Differs(saved Copy) string {
 	switch {
-	case c.Size != want.Size:
-		return fmt.Sprintf("the source has %d bytes, and had %d", c.Size, want.Size)
-	case c.Source != want.Source:
-		return fmt.Sprintf("the source is %s, and was %s", c.Source, want.Source)
-	case c.Target != want.Target:
-		return fmt.Sprintf("the target is a %s, and was a %s", c.Target, want.Target)
+	case c.Size != saved.Size:
+		return fmt.Sprintf("the source has %d bytes, and had %d", c.Size, saved.Size)
+	case c.Source != saved.Source:
+		return fmt.Sprintf("the source is %s, and was %s", c.Source, saved.Source)
+	case c.Target != saved.Target:
+		return fmt.Sprintf("the target is a %s, and was a %s", c.Target, saved.Target)
 	}
-	if diff := c.Backing.differs(want.Backing); diff != "" {
+	if diff := c.Backing.differs(saved.Backing); diff != "" {
 		return diff
 	}
-	for _, name := range optionNames(c.Options, want.Options) {
-		if c.Options[name] != want.Options[name] {
-			return fmt.Sprintf("--%s is %q, and was %q", name, c.Options[name], want.Options[name])
+	for _, name := range optionNames(c.Options, saved.Options) {
+		if c.Options[name] != saved.Options[name] {
+			return fmt.Sprintf("--%s is %q, and was %q", name, c.Options[name], saved.Options[name])
 		}
 	}
 	return ""

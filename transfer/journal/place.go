@@ -9,13 +9,13 @@ import (
 	"strings"
 )
 
-// Beside returns the path of the journal for a target that is a file. partial is the path that
-// the file has until the copy is complete.
+// Beside returns the path of the journal for a target that is a file. partial is the path of
+// the file while the copy is not complete. The journal is next to it.
 func Beside(partial string) string { return partial + ".journal" }
 
-// DefaultPath returns the path of the journal for a block device or a disk on an NBD
-// server. It is in the user's folder for state (XDG Base Directory Specification,
-// $XDG_STATE_HOME), which DefaultPath creates. The file name identifies the target.
+// DefaultPath returns the path of the journal for a block device or an NBD export. The journal
+// is in the user's state folder ($XDG_STATE_HOME of the XDG Base Directory Specification),
+// which DefaultPath creates. The name of the file identifies the target.
 func DefaultPath(target string) (string, error) {
 	dir := os.Getenv("XDG_STATE_HOME")
 	if !filepath.IsAbs(dir) {
