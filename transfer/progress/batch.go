@@ -14,10 +14,10 @@ import (
 	"github.com/vddkcp/vddkcp/internal/printable"
 )
 
-// BatchDisplay shows the progress of a batch of copies. Style Bar draws a line for
-// the batch and one for each running copy; Lines prints a line for the batch, and
-// JSON a line for each running copy. All other output to the same stream must go
-// through Write. A BatchDisplay is safe for concurrent use.
+// BatchDisplay shows the progress of a batch of copies. Style Bar draws a line for the batch
+// and one for each running copy. Style Lines prints only lines for the batch, and style JSON
+// only lines for the running copies. All other output to the same stream must go through Write.
+// A BatchDisplay is safe for concurrent use.
 type BatchDisplay struct {
 	style Style
 	size  func() (columns, rows int)
@@ -42,8 +42,9 @@ type shownJob struct {
 	meter      meter
 }
 
-// NewBatchDisplay returns a display of a batch with the given number of jobs, which
-// draws on out. size returns the size of the terminal; it is nil if out is no terminal.
+// NewBatchDisplay returns a display for a batch with the given number of jobs. It writes to
+// out. The function size returns the size of the terminal. If out is not a terminal, the
+// function is nil.
 func NewBatchDisplay(style Style, out io.Writer, jobs int, size func() (columns, rows int)) *BatchDisplay {
 	if size == nil {
 		size = func() (int, int) { return 80, 24 }
@@ -51,7 +52,7 @@ func NewBatchDisplay(style Style, out io.Writer, jobs int, size func() (columns,
 	return &BatchDisplay{style: style, out: out, jobs: jobs, size: size, ended: map[string]int{}}
 }
 
-// Start adds a running job to the display, until done is called.
+// Start adds a running job to the display. The caller calls done when the job has ended.
 func (d *BatchDisplay) Start(name, disk string, c *Counters) (done func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -71,15 +72,15 @@ func (d *BatchDisplay) Start(name, disk string, c *Counters) (done func()) {
 	}
 }
 
-// Ended counts a job that has ended. how is "done", "failed" or "interrupted".
-func (d *BatchDisplay) Ended(how string) {
+// Ended counts a job that has ended. outcome is "done", "failed" or "interrupted".
+func (d *BatchDisplay) Ended(outcome string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.ended[how]++
+	d.ended[outcome]++
 }
 
-// Waiting shows that a number of jobs are tried again after a wait, until done is
-// called.
+// Waiting shows that the given number of jobs is waiting to be tried again. wait is how long
+// they wait. The caller calls done when the wait is over.
 func (d *BatchDisplay) Waiting(jobs int, wait time.Duration) (done func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -91,7 +92,7 @@ func (d *BatchDisplay) Waiting(jobs int, wait time.Duration) (done func()) {
 	}
 }
 
-// Run shows progress until done is closed.
+// Run shows the progress until done is closed.
 func (d *BatchDisplay) Run(done <-chan struct{}) {
 	d.mu.Lock()
 	d.line = time.Now()
@@ -99,8 +100,8 @@ func (d *BatchDisplay) Run(done <-chan struct{}) {
 	d.style.keepDrawing(done, d.draw)
 }
 
-// Write writes p, which must consist of whole lines, above the lines of the display.
-// Control characters are replaced by escapes that a terminal shows.
+// Write writes p above the lines that the display has drawn. p must consist of whole lines.
+// Control characters are replaced by visible escapes.
 func (d *BatchDisplay) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -108,7 +109,8 @@ func (d *BatchDisplay) Write(p []byte) (int, error) {
 		_, err := d.out.Write(printable.Bytes(p))
 		return len(p), err
 	}
-	// One write replaces the lines without clearing them first, so that nothing flickers.
+	// A single write to the terminal draws the new lines over the old ones, without clearing
+	// them first, so that nothing flickers.
 	above := bytes.ReplaceAll(printable.Bytes(p), []byte("\n"), []byte("\x1b[K\n"))
 	if _, err := io.WriteString(d.out, d.back()+string(above)+inLines(d.shown)); err != nil {
 		return 0, err
@@ -116,8 +118,8 @@ func (d *BatchDisplay) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// back returns the escape sequence that moves the cursor to the first line of the
-// display. The caller holds mu.
+// back returns the escape sequence that moves the cursor to the first line that the display has
+// drawn. The caller holds d.mu.
 func (d *BatchDisplay) back() string {
 	if len(d.shown) == 0 {
 		return ""
@@ -125,9 +127,9 @@ func (d *BatchDisplay) back() string {
 	return fmt.Sprintf("\x1b[%dA\r", len(d.shown))
 }
 
-// inLines returns the text that replaces the lines of the display on the terminal by lines.
-// The terminal cuts lines that are too long and does not wrap them, because only the terminal
-// knows the width of all characters.
+// inLines returns a text that draws the given lines over those on the terminal. It makes the
+// terminal cut long lines instead of wrapping them, because only the terminal knows the width
+// of all characters.
 func inLines(lines []string) string {
 	var b strings.Builder
 	b.WriteString("\x1b[?7l")
@@ -138,8 +140,8 @@ func inLines(lines []string) string {
 	return b.String()
 }
 
-// draw shows the present state. It ignores errors of the stream, because a terminal that
-// was closed must not end the batch.
+// draw shows the present state. It ignores write errors, because a batch must go on when its
+// terminal was closed.
 func (d *BatchDisplay) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -187,9 +189,9 @@ func (d *BatchDisplay) draw(last bool) {
 	}
 }
 
-// status returns the line of the batch on a terminal. Its bar shows the share of the
-// jobs that is done, because the size of jobs that have not begun is not known. The
-// caller holds mu.
+// status returns the line of the batch for a terminal. The bar in it shows the share of the
+// jobs that is done, and not that of the bytes, because the sizes of jobs that have not begun
+// are not known. The caller holds d.mu.
 func (d *BatchDisplay) status(s Snapshot, rate float64, columns int) string {
 	share := 0.0
 	for _, n := range d.ended {
@@ -206,14 +208,14 @@ func (d *BatchDisplay) status(s Snapshot, rate float64, columns int) string {
 	return drawBar(share) + " " + counts
 }
 
-// drawBar returns a bar of 20 columns after its percentage.
+// drawBar returns a percentage followed by a bar of 20 columns.
 func drawBar(share float64) string {
 	share = min(max(share, 0), 1)
 	full := int(share * 20)
 	return fmt.Sprintf("%3d%% [%s%s]", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full))
 }
 
-// add adds those counts of another copy whose sums a BatchDisplay shows.
+// add adds to s those counts of another copy that a BatchDisplay shows as sums.
 func (s *Snapshot) add(o Snapshot) {
 	s.Planned += o.Planned
 	s.Done += o.Done
@@ -230,11 +232,10 @@ func (s Snapshot) share() float64 {
 	return min(float64(s.Done)/float64(s.Planned), 1)
 }
 
-// summary returns a text about all jobs. The caller holds mu.
+// summary returns a text about all jobs together. The caller holds d.mu.
 func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	var b strings.Builder
-	// Done is not shown, because it also includes bytes that were read back for
-	// verification.
+	// Done is not shown, because it also counts the bytes that were read back for verification.
 	fmt.Fprintf(&b, "%s; %s copied", d.counts(), bytesize.Format(s.Read+s.Cloned))
 	if s.Skipped > 0 {
 		fmt.Fprintf(&b, ", %s of holes skipped", bytesize.Format(s.Skipped))
@@ -245,7 +246,7 @@ func (d *BatchDisplay) summary(s Snapshot, rate float64) string {
 	return b.String()
 }
 
-// counts returns a text with the numbers of jobs in each state. The caller holds mu.
+// counts returns a text that says how many jobs are in each state. The caller holds d.mu.
 func (d *BatchDisplay) counts() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d of %d done", d.ended["done"], d.jobs)
@@ -263,21 +264,20 @@ func (d *BatchDisplay) counts() string {
 	return b.String()
 }
 
-// writeJSON writes the Line of a job.
+// writeJSON writes the progress of a job as a Line.
 func (j *shownJob) writeJSON(out io.Writer, now time.Time) {
 	s := j.counters.Snapshot()
 	writeJSON(out, now, j.name, j.disk, s, j.meter.add(now, s.Done))
 }
 
-// wideEnough is the smallest number of columns of a terminal on which a BatchDisplay
-// draws bars.
+// wideEnough is the smallest number of columns for which a BatchDisplay draws bars.
 const wideEnough = 70
 
-// describe returns the line of a job on a terminal.
+// describe returns the line of a job for a terminal.
 func (j *shownJob) describe(now time.Time, columns int) string {
 	s := j.counters.Snapshot()
-	// On a terminal the line is drawn five times a second, so this rate is the mean of
-	// only the last two seconds.
+	// On a terminal this is called five times a second, so rate is the mean of only the last
+	// two seconds.
 	rate := j.meter.add(now, s.Done)
 	if columns < wideEnough {
 		return fmt.Sprintf("%3d%% %s/s  %s", int(s.share()*100), bytesize.Format(int64(rate)), printable.Name(j.name))
@@ -289,7 +289,7 @@ func (j *shownJob) describe(now time.Time, columns int) string {
 	return line + "  " + printable.Name(j.name)
 }
 
-// cut shortens s so that it fits on one line of a terminal with the given columns.
+// cut shortens s so that it fits on one line of a terminal with this number of columns.
 func cut(s string, columns int) string {
 	if columns < 1 || utf8.RuneCountInString(s) < columns {
 		return s

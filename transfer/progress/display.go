@@ -45,12 +45,13 @@ type Display struct {
 	held   []byte // output that was written during a pause
 }
 
-// NewDisplay returns a Display that shows c on out. disk names the disk in JSON output.
+// NewDisplay returns a Display that shows c and writes to out. disk is the name of the disk in
+// JSON output.
 func NewDisplay(style Style, out io.Writer, disk string, c *Counters) *Display {
 	return &Display{style: style, out: out, disk: disk, counters: c}
 }
 
-// Run shows progress until done is closed, and then once more before it returns.
+// Run shows the progress until done is closed, and then once more before it returns.
 func (d *Display) Run(done <-chan struct{}) {
 	if d.style != None {
 		d.line = time.Now()
@@ -59,8 +60,8 @@ func (d *Display) Run(done <-chan struct{}) {
 	d.style.keepDrawing(done, d.draw)
 }
 
-// keepDrawing calls draw at the intervals of the style until done is closed, and then once
-// more with true for last.
+// keepDrawing calls the function draw at the intervals of the style until done is closed. Then
+// it calls draw once more, with last set to true.
 func (s Style) keepDrawing(done <-chan struct{}, draw func(last bool)) {
 	if s == None {
 		<-done
@@ -83,8 +84,8 @@ func (s Style) keepDrawing(done <-chan struct{}, draw func(last bool)) {
 	}
 }
 
-// Write writes p, which must consist of whole lines, between the lines of the display.
-// Control characters are replaced by escapes that a terminal shows.
+// Write writes p to the stream of the display, so that p does not share a line with the bar. p
+// must consist of whole lines. Control characters are replaced by visible escapes.
 func (d *Display) Write(p []byte) (int, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -93,20 +94,21 @@ func (d *Display) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	if d.bar != nil {
-		// The bar is drawn again soon. An error of the terminal also occurs in the
-		// Write below, which returns it.
+		// Errors can be ignored here, because the Write below fails too if the terminal has
+		// failed. The bar is drawn again soon.
 		_ = d.bar.Clear()
 	}
 	_, err := d.out.Write(printable.Bytes(p))
 	return len(p), err
 }
 
-// maxHeld is how many bytes of output a paused Display keeps. When it has as many,
-// further output is written at once.
+// maxHeld is how many bytes of output a paused Display keeps. When it has as many, it writes
+// further output at once.
 const maxHeld = 1 << 20
 
-// Pause clears the display, for a question or other text on the terminal, until resume
-// is called. Output that is passed to Write meanwhile is shown by resume.
+// Pause clears the display until resume is called, so that the caller can use the terminal, for
+// example for a question. Output that is passed to Write meanwhile appears when resume is
+// called.
 func (d *Display) Pause() (resume func()) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -124,8 +126,8 @@ func (d *Display) Pause() (resume func()) {
 	}
 }
 
-// Line is a line of --progress json. The section "JSON" of docs/cli.md describes it.
-// Sizes are in bytes.
+// Line is one line of the output of --progress json. The section "JSON" of docs/cli.md
+// describes it. Sizes are in bytes.
 type Line struct {
 	Type         string    `json:"type"`
 	Time         time.Time `json:"time"`
@@ -139,8 +141,8 @@ type Line struct {
 	ETASeconds   *float64  `json:"eta_seconds"` // nil: not known
 }
 
-// draw shows the present state. It ignores errors of the stream, because a terminal
-// that was closed must not end the copy.
+// draw shows the present state. It ignores write errors, because a copy must go on when its
+// terminal was closed.
 func (d *Display) draw(last bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -166,12 +168,13 @@ func (d *Display) draw(last bool) {
 	}
 }
 
-// longestETA is the longest remaining time that is shown, in seconds. A copy that
-// needs over three years makes no progress, and a time.Duration cannot hold 293
-// years.
+// longestETA is the longest remaining time that is shown, in seconds: over three years. A copy
+// with a longer time makes no progress. An upper limit is needed because a time.Duration cannot
+// hold more than 292 years.
 const longestETA = 1e8
 
-// timeLeft returns the remaining time of a copy in seconds, or nil if it is not known.
+// timeLeft estimates the remaining time of a copy, in seconds. If that is not possible, it
+// returns nil.
 func timeLeft(s Snapshot, rate float64) *float64 {
 	if rate <= 0 || s.Planned < s.Done {
 		return nil
@@ -188,7 +191,7 @@ func writeJSON(out io.Writer, now time.Time, job, disk string, s Snapshot, rate 
 	}
 }
 
-// describe returns the line of style Lines.
+// describe returns the line that style Lines prints.
 func describe(s Snapshot, rate float64, eta *float64) string {
 	var b bytes.Buffer
 	if s.Phase == Plan && s.Size > 0 {
@@ -210,7 +213,7 @@ func describe(s Snapshot, rate float64, eta *float64) string {
 	return b.String() + "\n"
 }
 
-// examination returns a text that says how much of the disk is examined.
+// examination returns a text that says for how much of the disk the extents are known.
 func (s Snapshot) examination() string {
 	return fmt.Sprintf("%s: %s of %s examined (%d%%)", s.Phase, bytesize.Format(s.Examined), bytesize.Format(s.Size), int(100*float64(s.Examined)/float64(s.Size)))
 }
@@ -233,8 +236,8 @@ func (d *Display) drawBar(s Snapshot, last bool) {
 			progressbar.OptionFullWidth(),
 			progressbar.OptionSetPredictTime(true),
 			progressbar.OptionThrottle(0),
-			// With another interval, a goroutine of the progress bar would draw a
-			// spinner at any time, between messages and over a prompt.
+			// With an interval other than 0, a goroutine of the progress bar would draw a
+			// spinner at any time, between messages and over a question to the user.
 			progressbar.OptionSetSpinnerChangeInterval(0),
 		)
 	}

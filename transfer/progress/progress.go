@@ -1,8 +1,8 @@
-// Package progress counts the work of a copy and shows it while the copy runs.
+// Package progress counts the work of a copy and shows the counts while the copy runs.
 //
-// The copy updates [Counters]. A [Display] shows the counters of one copy, and a
-// [BatchDisplay] those of many; other output to the same stream must go through
-// their Write.
+// The copy updates [Counters]. A [Display] shows the counters of one copy, and a [BatchDisplay]
+// those of many copies. Other output to the same stream must go through the method Write of the
+// display.
 package progress
 
 import (
@@ -21,7 +21,7 @@ const (
 	Finish
 )
 
-// String returns the name of the phase, as JSON output has it.
+// String returns the name of the phase in JSON output.
 func (p Phase) String() string {
 	return [...]string{"plan", "copy", "verify", "finish"}[p]
 }
@@ -38,7 +38,7 @@ type Counters struct {
 // Enter records that the copy has entered a phase.
 func (c *Counters) Enter(p Phase) { c.phase.Store(int32(p)) }
 
-// Examined records that the extents of the first n bytes of a disk of size bytes are
+// Examined records that the extents of the first n bytes of the disk, which has size bytes, are
 // known.
 func (c *Counters) Examined(n, size int64) {
 	c.examined.Store(n)
@@ -48,10 +48,10 @@ func (c *Counters) Examined(n, size int64) {
 // AddPlanned adds n bytes that the copy must move or zero. n may be negative.
 func (c *Counters) AddPlanned(n int64) { c.planned.Add(n) }
 
-// AddDone adds n planned bytes that are done. n is negative if work was lost.
+// AddDone adds n planned bytes that are done. n is negative if work must be done again.
 func (c *Counters) AddDone(n int64) { c.done.Add(n) }
 
-// AddSkipped adds n bytes that need no work. n may be negative.
+// AddSkipped adds n bytes that need no work, such as holes. n may be negative.
 func (c *Counters) AddSkipped(n int64) { c.skipped.Add(n) }
 
 // AddRead adds n bytes read from the source.
@@ -77,8 +77,8 @@ type Snapshot struct {
 
 // Snapshot returns the present values. Done never exceeds Planned.
 func (c *Counters) Snapshot() Snapshot {
-	// done is loaded before planned, and a copy plans work before doing it. So work
-	// that is planned and done between the two loads cannot make done exceed planned.
+	// A copy plans work before it does it, and done is loaded before planned. So work between
+	// the two loads cannot make done exceed planned.
 	done := c.done.Load()
 	return Snapshot{
 		Phase:   Phase(c.phase.Load()),
@@ -88,18 +88,18 @@ func (c *Counters) Snapshot() Snapshot {
 	}
 }
 
-// meter computes the rate of a copy as the mean of the last ten seconds, so that a
-// pause shows and a burst does not raise the rate too much.
+// meter computes the rate of a copy over the last ten intervals between calls of add. With a
+// call each second, a pause shows soon, and a burst does not raise the rate too much.
 type meter struct {
 	at   [11]time.Time
 	done [11]int64 // Snapshot.Done at these times
 	n    int       // number of points in use
 }
 
-// add records the value of Snapshot.Done at the time now and returns the rate in bytes
-// per second. It should be called about once a second. When a copy has lost its target
-// and repeats work, done decreases. The earlier points are then reduced by the same
-// number of bytes, so that the rate is never negative.
+// add records that the counter Snapshot.Done has the value done at the time now. It returns the
+// rate in bytes per second, and should be called about once a second. When a copy has lost the
+// connection to its target and repeats work, the counter decreases. add then reduces the values
+// it has recorded by the same number, so that the rate is never negative.
 func (m *meter) add(now time.Time, done int64) float64 {
 	if m.n > 0 {
 		if back := m.done[m.n-1] - done; back > 0 {
