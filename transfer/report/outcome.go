@@ -10,7 +10,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
-// Outcome says how a run ended and what can be done next. [Of] makes it of the error that
+// Outcome says how a run ended and what can be done next. [Of] derives it from the error that
 // the run returned.
 type Outcome struct {
 	Status Status
@@ -19,32 +19,30 @@ type Outcome struct {
 	// Resumable says that a later run with --resume continues where this one
 	// stopped.
 	Resumable bool
-	// Transient says that the cause of the failure may disappear, so that the same run
-	// is worth another try later. It is false for an error that is permanent by
-	// internal/retry.
+	// Transient says that the cause of the failure may disappear, so that it is worth trying
+	// the same run again later. It is false for an error that package internal/retry treats as
+	// permanent.
 	Transient bool
 }
 
-// Done reports whether the target is complete. Done can be true although Exit is not 0, if the
-// copy succeeded but something else needs attention.
+// Done reports whether the target is complete. Even then Exit may be other than 0, if something
+// else needs attention.
 func (o Outcome) Done() bool { return o.Status == StatusOK }
 
-// Of returns the outcome that err stands for; nil stands for success. No other code
-// decides what an error means. Of uses these methods of err and of the errors that it
-// wraps:
+// Of returns the outcome of a run that returned err; nil stands for success. No other code decides
+// what an error means. Of uses these methods of err and of the errors that it wraps:
 //
-//   - ExitStatus() int: the exit status that the error stands for. If no error has this
-//     method, the status is [exit.Failed].
+//   - ExitStatus() int: the exit status for the error. If no error has this method, the status
+//     is [exit.Failed].
 //   - Done() bool, of an error with ExitStatus: if it returns true, the work was done
 //     although there is an error, and the errors that this one wraps are ignored.
 //   - Hint() string: what the user can do. The first one found counts.
 //   - Resumable() bool and Transient() bool: see the fields of Outcome.
 //
-// If errors of one tree stand for several exit statuses, the order is: a
-// difference, a signal, a copy that can be resumed, wrong usage, any other status.
-// A copy that can be resumed comes before wrong usage because a disk that was open
-// before may be refused when it is opened again, by an error that would mean wrong usage
-// at the beginning.
+// If the errors have several exit statuses, the first in this order counts: a difference, a
+// signal, a copy that can be resumed, wrong usage, any other status. A copy that can be resumed
+// comes before wrong usage for this reason: a disk that was open may be refused when it is opened
+// again, with an error that would mean wrong usage at the beginning.
 func Of(err error) Outcome {
 	if err == nil {
 		return Outcome{Status: StatusOK}
@@ -69,13 +67,15 @@ func Of(err error) Outcome {
 	return o
 }
 
-// meaning is the exit status of an error. done says that the work was done nevertheless.
+// meaning is what an error means for the run: its exit status, and whether the work was done
+// nevertheless.
 type meaning struct {
 	exit int
 	done bool
 }
 
-// meaningOf returns the meaning of the most important error in the tree of err.
+// meaningOf returns the meaning of the most important error among err and the errors that it
+// wraps.
 func meaningOf(err error) meaning {
 	var found []meaning
 	if s := (interface{ ExitStatus() int })(nil); itself(err, &s) {
@@ -102,8 +102,8 @@ func meaningOf(err error) meaning {
 	return slices.MaxFunc(found, func(a, b meaning) int { return a.weight() - b.weight() })
 }
 
-// itself reports whether err is a T, and sets target to it. Unlike errors.As it ignores
-// the errors that err wraps by Unwrap, but it calls the method As of err.
+// itself reports whether err itself is a T, and if so sets target to it. It works like
+// errors.As, but does not look at the errors that err wraps. It does call the method As of err.
 func itself[T any](err error, target *T) bool {
 	if t, ok := err.(T); ok {
 		*target = t
@@ -113,8 +113,8 @@ func itself[T any](err error, target *T) bool {
 	return ok && as.As(target)
 }
 
-// weight orders the meanings of the errors in one tree. The one with the greatest weight
-// counts.
+// weight says how important a meaning is. If an error wraps others, the meaning with the
+// greatest weight counts.
 func (m meaning) weight() int {
 	switch {
 	case m.done:
@@ -133,9 +133,9 @@ func (m meaning) weight() int {
 	return 2
 }
 
-// isTransient reports whether the cause of err may disappear: an error in the tree of err
-// says so, or the network failed, or this machine ran out of processes, file descriptors
-// or memory.
+// isTransient reports whether the cause of err may disappear. This is so if err or an error
+// that it wraps says so, if the network failed, or if this machine had too few processes, file
+// descriptors or memory.
 func isTransient(err error) bool {
 	if retry.IsPermanent(err) {
 		return false

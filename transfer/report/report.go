@@ -1,7 +1,6 @@
-// Package report says how a copy ended. [Of] turns an error into an [Outcome]: exit
-// status, hint, and whether another run helps. A [Report] collects what is known about a
-// copy while it runs; [Report.EndWith] completes it, and [Report.Write] writes it as
-// JSON.
+// Package report says how a copy ended. [Of] turns an error into an [Outcome]: the exit status,
+// a hint, and whether another run helps. A [Report] collects what is known about a copy while
+// it runs. [Report.EndWith] completes the report, and [Report.Write] writes it as JSON.
 package report
 
 import (
@@ -26,8 +25,8 @@ const (
 	StatusSkipped     Status = "skipped"
 )
 
-// Report is the report of one copy. docs/cli.md, "JSON", describes its fields. Sizes are
-// in bytes.
+// Report is the report of one copy. The section "JSON" of docs/cli.md describes its fields.
+// Sizes are in bytes.
 type Report struct {
 	Version int    `json:"version"`
 	Status  Status `json:"status"`
@@ -56,7 +55,7 @@ type Times struct {
 	Seconds  float64   `json:"seconds"`
 }
 
-// Sizes says how much a copy moved, in bytes.
+// Sizes says how many bytes a copy has processed in which way.
 type Sizes struct {
 	VirtualSize  int64 `json:"virtual_size"`
 	BytesPlanned int64 `json:"bytes_planned"`
@@ -101,20 +100,20 @@ func New(source, target string) *Report {
 	}
 }
 
-// Count sets the numbers of bytes that the copy planned, read, wrote, zeroed and shared.
+// Count sets the numbers of bytes that the copy has planned, read, written, zeroed and shared.
 func (r *Report) Count(s progress.Snapshot) {
 	r.BytesPlanned, r.BytesRead, r.BytesWritten = s.Planned, s.Read, s.Written
 	r.BytesZero, r.BytesCloned = s.Zeroed, s.Cloned
 }
 
-// End sets the time of the end, the status and the exit status.
+// End records that the copy ends now, with this status and this exit status of the process.
 func (r *Report) End(status Status, exit int) {
 	r.Status, r.Exit, r.Finished = status, exit, time.Now()
 	r.Seconds = r.Finished.Sub(r.Started).Seconds()
 }
 
-// EndWith completes the report of a copy that returned err, which may be nil. It returns the
-// Outcome of err.
+// EndWith completes the report of a copy that returned err. err is nil after a success. EndWith
+// returns the Outcome of err.
 func (r *Report) EndWith(err error) Outcome {
 	o := Of(err)
 	if err != nil {
@@ -124,12 +123,12 @@ func (r *Report) EndWith(err error) Outcome {
 	return o
 }
 
-// reportMode is the mode of report files. Only the user may read them, because messages
-// can contain anything that a server says.
+// reportMode is the file mode of reports. Only the user may read them, because messages can
+// contain anything that a server says.
 const reportMode = 0o600
 
-// Write writes the report to path. A regular file is replaced as a whole or not at all;
-// any other file, such as a pipe, is written in place.
+// Write writes the report to path. A regular file is replaced as a whole or not at all. Any
+// other file, such as a pipe, is written in place.
 func (r *Report) Write(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err == nil {
