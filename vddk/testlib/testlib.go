@@ -5,9 +5,12 @@
 //	lib.Conf("latency read 1000")
 //	// open the disk with the library in lib.Dir
 //
-// The stand-in serves raw files as disks. A script controls its speed and its failures. It
-// counts all calls and all violations of the interface's rules; a test with a violation fails.
-// README.md lists the keys of the script.
+// The stand-in has the functions of VDDK and serves raw files as disks. A script, the lines that
+// a test passes to Conf, controls its speed and its failures. README.md lists the keys of the
+// script.
+//
+// The stand-in counts all calls, and all violations of VDDK's rules for its callers. A test with
+// a violation fails.
 package testlib
 
 import (
@@ -31,8 +34,8 @@ import (
 //go:embed build src
 var sources embed.FS
 
-// Library is a folder in the layout of the VDDK distribution, with a library and its script. It is
-// not safe for concurrent use.
+// Library is a stand-in library in a folder of its own, together with its script. The folder has
+// the layout of the VDDK distribution. A Library is not safe for concurrent use.
 type Library struct {
 	Dir string // root folder of the distribution, for the flag --libdir
 
@@ -41,17 +44,17 @@ type Library struct {
 	allowed []string // rules that may be violated
 }
 
-// builds makes parallel tests build the library one after the other, and remembers builds that
-// failed.
+// If tests run in parallel, builds lets only one of them build the library at a time. It also
+// remembers which builds failed.
 var builds = struct {
 	sync.Mutex
 	failed map[string]error
 }{failed: map[string]error{}}
 
-// Build builds the library with the script "build" and returns its folder. All callers with the
-// same options share the folder and must not change it. The options are those of the script:
-// "--version=7", "--without=Flush,QueryAllocatedBlocks", "--needs=libabsent.so.3", "--flat",
-// "--cflags=...".
+// Build builds the library with the shell script "build" and returns its folder. Callers with
+// the same options get the same folder and must not change it. The options are those of the
+// shell script: "--version=7", "--without=Flush,QueryAllocatedBlocks", "--needs=libabsent.so.3",
+// "--flat", "--cflags=...".
 func Build(t testing.TB, options ...string) string {
 	t.Helper()
 	peer.Need(t, "gcc")
@@ -69,9 +72,11 @@ func Build(t testing.TB, options ...string) string {
 	return dir
 }
 
-// build returns the folder of a library that was built from the current sources with the options.
-// The name of the folder is a hash of both. The folder is renamed when it is complete, because
-// several test binaries may build the same library at the same time.
+// build returns the folder of a library that was built from the current sources with the given
+// options. The name of the folder is a hash of the sources and the options.
+//
+// Several test binaries may build the same library at the same time. Each builds it in a
+// temporary folder, which is renamed when it is complete.
 func build(options []string) (string, error) {
 	hash := sha256.New()
 	fmt.Fprintf(hash, "%d %q\n", len(options), options)
@@ -135,8 +140,8 @@ func errOr(a, b error) error {
 	return b
 }
 
-// New returns a library in a new temporary folder. The test fails at its end if it violated a rule
-// that was not passed to Allow.
+// New returns a library in a new temporary folder. At its end, the test fails if it has violated
+// a rule of VDDK that was not passed to Allow.
 func New(t testing.TB, options ...string) *Library {
 	t.Helper()
 	built := Build(t, options...)
@@ -171,14 +176,14 @@ func (l *Library) must(err error) {
 	}
 }
 
-// SO returns the path of the file libvixDiskLib.so.N.
+// SO returns the path of the library's file, libvixDiskLib.so.N.
 func (l *Library) SO() string { return l.so }
 
 func (l *Library) conf() string { return filepath.Join(l.Dir, "vddktest.conf") }
 
-// Conf appends lines to the script. A process reads the script when it loads the library. The
-// position of a fault in the script identifies it in all processes. Therefore lines can only be
-// appended, and not removed, while faults are in use.
+// Conf appends lines to the script of the stand-in library. A process reads the script when it
+// loads the library. Its lines can only be appended, and not removed, while it contains faults:
+// the position of a fault in the script identifies the fault in all processes.
 func (l *Library) Conf(lines ...string) {
 	l.t.Helper()
 	text, err := os.ReadFile(l.conf())
@@ -189,14 +194,15 @@ func (l *Library) Conf(lines ...string) {
 	l.write(text)
 }
 
-// Reset replaces the script by the lines. It does not reset the counts.
+// Reset replaces the script by the given lines. It does not reset the counts of calls.
 func (l *Library) Reset(lines ...string) {
 	l.t.Helper()
 	l.write(nil)
 	l.Conf(lines...)
 }
 
-// write replaces the script. A process that starts meanwhile reads the old or the new script.
+// write replaces the script. A process that starts at the same time reads the old or the new
+// script, and never a part of one.
 func (l *Library) write(text []byte) {
 	l.t.Helper()
 	temp := l.conf() + ".new"
@@ -204,7 +210,8 @@ func (l *Library) write(text []byte) {
 	l.must(os.Rename(temp, l.conf()))
 }
 
-// Disk returns the path of the file that has the content of a disk, such as "[ds] vm/vm.vmdk".
+// Disk returns the path of the file with the content of a disk. name is the name of the disk,
+// such as "[ds] vm/vm.vmdk".
 func (l *Library) Disk(name string) string {
 	l.t.Helper()
 	store, rest, ok := strings.Cut(strings.TrimPrefix(name, "["), "]")
@@ -214,15 +221,15 @@ func (l *Library) Disk(name string) string {
 	return l.Dir + "/disks/" + store + "/" + strings.TrimPrefix(rest, " ")
 }
 
-// AddDisk serves the raw file or block device at path as the disk name, such as
-// "[ds] vm/vm.vmdk".
+// AddDisk serves the raw file or block device at path as a disk. name is the name of the disk,
+// such as "[ds] vm/vm.vmdk".
 func (l *Library) AddDisk(name, path string) {
 	l.t.Helper()
 	l.link(l.Disk(name), path)
 }
 
-// AddParent makes the raw file at path the parent of the disk name: holes of the disk read as the
-// content of the parent.
+// AddParent makes the raw file at path the parent of a disk: holes of the disk read as the
+// content of the parent. name is the name of the disk.
 func (l *Library) AddParent(name, path string) {
 	l.t.Helper()
 	l.link(l.Disk(name)+".parent", path)
@@ -236,8 +243,8 @@ func (l *Library) link(at, path string) {
 	l.must(os.Symlink(path, at))
 }
 
-// counters returns the counters of a kind that are not 0. They are in a file that all processes
-// with the library map.
+// counters returns those counters of a kind that are not 0, by their names. All processes that
+// load the library map the file of the counters.
 func (l *Library) counters(kind string) map[string]int64 {
 	l.t.Helper()
 	counts := map[string]int64{}
@@ -263,18 +270,20 @@ func (l *Library) counters(kind string) map[string]int64 {
 	return counts
 }
 
-// Calls returns the number of calls of each function in all processes, including those that were
-// killed. The keys are the names of functions without "VixDiskLib_".
+// Calls returns how often each function of the library was called. It counts the calls in all
+// processes, including killed ones. The keys are the names of the functions without
+// "VixDiskLib_".
 func (l *Library) Calls() map[string]int64 { l.t.Helper(); return l.counters("call") }
 
-// Figures returns other counts, such as "bytes-read" and "max-in-flight"; README.md lists them.
+// Figures returns other counters, such as "bytes-read" and "max-in-flight". README.md lists
+// them.
 func (l *Library) Figures() map[string]int64 { l.t.Helper(); return l.counters("stat") }
 
-// Rules returns the number of violations of each rule.
+// Rules returns how often each rule of VDDK was violated.
 func (l *Library) Rules() map[string]int64 { l.t.Helper(); return l.counters("broken") }
 
-// Broken returns a line "PID rule: what happened" for each violation of a rule that was not passed
-// to Allow. Each process writes at most a hundred lines.
+// Broken returns a line for each violation of a rule, in the form "PID rule: what happened". It
+// leaves out rules that were passed to Allow. Each process records at most a hundred violations.
 func (l *Library) Broken() []string {
 	l.t.Helper()
 	var lines []string
@@ -288,11 +297,11 @@ func (l *Library) Broken() []string {
 	return lines
 }
 
-// Trace returns a line for each call with its arguments, such as "PID Read 0 2048", provided that
-// the script has the key "trace".
+// Trace returns a line for each call with its arguments, such as "PID Read 0 2048". The script
+// must have the key "trace".
 func (l *Library) Trace() []string { l.t.Helper(); return l.lines("vddktest.trace") }
 
-// lines returns the lines of a file that the library wrote.
+// lines returns the lines of a file that the stand-in library has written.
 func (l *Library) lines(name string) []string {
 	l.t.Helper()
 	text, err := os.ReadFile(filepath.Join(l.Dir, name))
@@ -303,11 +312,11 @@ func (l *Library) lines(name string) []string {
 	return strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
 }
 
-// Allow lets the test pass although the given rules are violated.
+// Allow lets the test pass although it violates the given rules.
 func (l *Library) Allow(rules ...string) { l.allowed = append(l.allowed, rules...) }
 
-// NoBroken fails the test if it violated a rule that was not passed to Allow. It is called at the
-// end of the test.
+// NoBroken fails the test if it has violated a rule that was not passed to Allow. It is called
+// at the end of the test.
 func (l *Library) NoBroken() {
 	l.t.Helper()
 	for rule, n := range l.Rules() {
