@@ -5,8 +5,9 @@ import (
 	"strings"
 )
 
-// environ returns the environment of a worker: env, or that of this process if env is nil,
-// without variables that may hold a secret, and with dir in front of LD_LIBRARY_PATH.
+// environ returns the environment for a worker process: env, or the environment of this process
+// if env is nil. It removes the variables that may hold a secret, and puts the folder dir at the
+// front of LD_LIBRARY_PATH.
 func environ(env []string, dir string) []string {
 	if env == nil {
 		env = os.Environ()
@@ -29,13 +30,13 @@ func environ(env []string, dir string) []string {
 	if libraries != "" {
 		list = append(list, "LD_LIBRARY_PATH="+libraries)
 	}
-	// Without this variable, older versions of glibc write their messages about a corrupted
-	// heap to the terminal.
+	// LIBC_FATAL_STDERR_ makes older versions of glibc write their messages about a corrupted
+	// heap to standard error, which this package reads, and not to the terminal.
 	return append(list, "LIBC_FATAL_STDERR_=1")
 }
 
-// maySecret reports whether a variable may hold a secret: those of vddkcp, and others whose
-// names suggest it.
+// maySecret reports whether the environment variable with the given name may hold a secret. All
+// variables of vddkcp may, and others whose names contain a word such as PASSWORD.
 func maySecret(name string) bool {
 	name = strings.ToUpper(name)
 	if strings.HasPrefix(name, "VDDKCP_") {

@@ -7,11 +7,12 @@ import (
 	"syscall"
 )
 
-// ErrBusy says that the library has not completed the last request in the slot. That happens
-// only if the context of the last call ended before its request was completed.
+// ErrBusy says that the previous request with the same slot is still in progress in the library.
+// That happens if the context of the previous call ended before the library had completed the
+// request.
 var ErrBusy = errors.New("the library has not completed the last request of the slot")
 
-// Error is an error of the library.
+// Error is an error that a function of the library returned.
 type Error struct {
 	Code uint64 // VixError: the low 16 bits are the code, the others additional information
 	Op   string // function that returned the error, such as "VixDiskLib_Open"
@@ -29,10 +30,11 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s: error %d: %s", e.Op, e.Code, text)
 }
 
-// Kind returns the low 16 bits of the code.
+// Kind returns the low 16 bits of Code, which identify the error.
 func (e *Error) Kind() uint16 { return uint16(e.Code) }
 
-// Codes of the library that callers treat in different ways, as Kind returns them.
+// These are the error codes of the library that callers must tell apart. Error.Kind returns such
+// a code.
 const (
 	CodeFail         = 1
 	CodeOutOfMemory  = 2
@@ -45,8 +47,8 @@ const (
 	CodeRefused      = 14009
 )
 
-// StartError says that the system had no process, file descriptor or memory left for a worker.
-// The same start may succeed later.
+// StartError says that a worker process could not be started, because the system had no more
+// processes, file descriptors or memory. The same start may succeed later.
 type StartError struct{ Err error }
 
 func (e *StartError) Error() string {
@@ -54,11 +56,10 @@ func (e *StartError) Error() string {
 }
 func (e *StartError) Unwrap() error { return e.Err }
 
-// Transient tells transfer/report that a process may start later: this machine may
-// be short of processes, file descriptors or memory.
+// Transient tells package transfer/report that the same start may succeed later.
 func (*StartError) Transient() bool { return true }
 
-// Hint returns what the user can do about the error.
+// Hint tells the user what to do about the error.
 func (e *StartError) Hint() string {
 	switch {
 	case errors.Is(e.Err, syscall.EMFILE), errors.Is(e.Err, syscall.ENFILE):
@@ -69,7 +70,8 @@ func (e *StartError) Hint() string {
 	return "the system is out of memory: copy fewer disks at a time, or lower --connections and --request-size"
 }
 
-// outOf reports whether err is a lack of processes, file descriptors or memory.
+// outOf reports whether err says that the system is out of processes, file descriptors or
+// memory.
 func outOf(err error) bool {
 	for _, errno := range []syscall.Errno{syscall.EAGAIN, syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
 		if errors.Is(err, errno) {
@@ -79,8 +81,8 @@ func outOf(err error) bool {
 	return false
 }
 
-// GoneError says that the worker process has ended, and how. All calls in progress and all later
-// ones return it.
+// GoneError says that the worker process has ended, and how. It is returned by all calls that
+// were in progress at that time, and by all later calls.
 type GoneError struct {
 	PID    int
 	Signal syscall.Signal // the signal that ended the process; 0 if it exited
@@ -115,7 +117,7 @@ func (e *GoneError) Error() string {
 	return b.String()
 }
 
-// LoadError says why the library cannot be used.
+// LoadError says why the library could not be loaded into the worker process.
 type LoadError struct {
 	Library   string
 	Text      string   // message of the dynamic linker; "" if functions are missing
@@ -137,8 +139,8 @@ func (e *LoadError) Error() string {
 	return b.String()
 }
 
-// Temporary reports whether the dynamic linker had no memory or no file descriptor left, so
-// that loading the library may succeed later.
+// Temporary reports whether the library may load later, because the dynamic linker only lacked
+// memory or file descriptors.
 func (e *LoadError) Temporary() bool {
 	for _, errno := range []syscall.Errno{syscall.ENOMEM, syscall.EMFILE, syscall.ENFILE} {
 		if strings.HasSuffix(strings.ToLower(e.Text), errno.Error()) {
@@ -148,11 +150,12 @@ func (e *LoadError) Temporary() bool {
 	return strings.HasSuffix(e.Text, "failed to map segment from shared object")
 }
 
-// Transient tells transfer/report that the library may load later. Package vddk marks a LoadError
-// that is not Temporary as permanent, which takes precedence.
+// Transient tells package transfer/report that the library may load later. If the LoadError is
+// not Temporary, package vddk marks it as permanent, and transfer/report then ignores this
+// method.
 func (*LoadError) Transient() bool { return true }
 
-// Hint returns what the user can do about the error, or "".
+// Hint tells the user what to do about the error. It is "" if nothing is known.
 func (e *LoadError) Hint() string {
 	if e.Temporary() {
 		return "this process or the system has no memory or file descriptors left (ulimit -n, ulimit -v): copy fewer disks at a time"
@@ -171,7 +174,8 @@ func (e *LoadError) Hint() string {
 	return ""
 }
 
-// ProgramError says that no worker program could be started.
+// ProgramError says that the worker program, which loads the library, could not be started from
+// any place.
 type ProgramError struct {
 	Tried []error // why the program of each place could not be started
 }
@@ -180,15 +184,16 @@ func (e *ProgramError) Error() string {
 	return "cannot start vddkcp-vddk-worker, which loads VDDK: " + join(e.Tried)
 }
 
-// Unwrap returns Tried.
+// Unwrap lets errors.Is and errors.As find the error of each place in which the program was
+// looked for.
 func (e *ProgramError) Unwrap() []error { return e.Tried }
 
-// Hint returns what the user can do about the error.
+// Hint tells the user what to do about the error.
 func (e *ProgramError) Hint() string {
 	return "build vddkcp with make (it needs gcc), or put vddkcp-vddk-worker into the folder of the vddkcp executable or into ../libexec/vddkcp"
 }
 
-// join joins the texts of errors.
+// join returns the texts of the errors, separated by semicolons.
 func join(list []error) string {
 	texts := make([]string, len(list))
 	for i, err := range list {

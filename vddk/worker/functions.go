@@ -1,7 +1,7 @@
 package worker
 
-// functions are the functions of the library that the worker can call, in the order of
-// VDDK_FUNCTIONS in program/vddk.h.
+// functions are the functions of the library that the worker program can call. The list has the
+// same order as VDDK_FUNCTIONS in program/vddk.h.
 var functions = []struct {
 	name     string
 	required bool
@@ -39,11 +39,12 @@ var functions = []struct {
 
 const functionPrefix = "VixDiskLib_"
 
-// Functions returns the functions of the library that a worker looks for. Present is false in
-// all of them.
+// Functions returns all functions of the library that the worker program can call. The field
+// Present is false in all of them, since no library is loaded.
 func Functions() []Function { return listFunctions(0) }
 
-// listFunctions returns the functions. Bit i of present says that function i is present.
+// listFunctions returns all functions. The bits of present say which of them the library has:
+// bit i stands for function i.
 func listFunctions(present uint64) []Function {
 	list := make([]Function, len(functions))
 	for i, f := range functions {
@@ -52,7 +53,8 @@ func listFunctions(present uint64) []Function {
 	return list
 }
 
-// hasFunction reports whether present has the bit of the function with the given full name.
+// hasFunction reports whether the library has the function with the given full name. Bit i of
+// present stands for function i.
 func hasFunction(present uint64, name string) bool {
 	for i, f := range functions {
 		if functionPrefix+f.name == name {
@@ -62,7 +64,8 @@ func hasFunction(present uint64, name string) bool {
 	return false
 }
 
-// missingFunctions returns the names of the required functions whose bits are not set in present.
+// missingFunctions returns the names of the required functions that the library lacks. Bit i of
+// present stands for function i.
 func missingFunctions(present uint64) []string {
 	var missing []string
 	for _, f := range listFunctions(present) {

@@ -9,14 +9,18 @@ import (
 	"strings"
 )
 
-// maxLibraries limits the number of libraries that are examined. VDDK needs about sixty.
+// maxLibraries limits the number of libraries that MissingLibraries examines. VDDK needs about
+// sixty.
 const maxLibraries = 1000
 
-// MissingLibraries returns the names of all libraries that the library at path needs, directly
-// or through others, and that the dynamic linker would not find. The linker itself names only
-// the first one. MissingLibraries searches the folders that ld.so(8) lists: DT_RUNPATH or
-// DT_RPATH, dir (which is in LD_LIBRARY_PATH), the folders of /etc/ld.so.conf, and the default
-// folders. It assumes that a library that cannot be read needs no others.
+// MissingLibraries returns the names of the libraries that the library at path needs, directly
+// or through other libraries, and that are not installed. The dynamic linker itself reports only
+// the first missing one.
+//
+// Like the linker, MissingLibraries searches the folders that ld.so(8) lists: those of
+// DT_RUNPATH or DT_RPATH in the library, dir (which is in LD_LIBRARY_PATH), those of
+// /etc/ld.so.conf, and the default folders. If it cannot read a library, it assumes that this
+// library needs no other ones.
 func MissingLibraries(path, dir string) []string {
 	system := append(systemFolders("/etc/ld.so.conf", 0), "/lib64", "/usr/lib64", "/lib", "/usr/lib",
 		"/lib/x86_64-linux-gnu", "/usr/lib/x86_64-linux-gnu")
@@ -47,8 +51,8 @@ func MissingLibraries(path, dir string) []string {
 	return missing
 }
 
-// neededLibraries returns the names of the libraries that the library at path needs itself, and
-// the folders in which it asks to search for them.
+// neededLibraries reads the library at path. It returns the names of the libraries that it needs
+// directly, and the folders in which it says they should be searched for.
 func neededLibraries(path string) (needed, folders []string) {
 	f, err := elf.Open(path)
 	if err != nil {
@@ -72,7 +76,8 @@ func neededLibraries(path string) (needed, folders []string) {
 	return needed, folders
 }
 
-// findLibrary returns the path of an x86-64 library in one of the folders, or "".
+// findLibrary searches the folders for an x86-64 library with the given name. It returns the
+// path of the first one, or "" if there is none.
 func findLibrary(name string, folders []string) string {
 	if strings.Contains(name, "/") {
 		folders = []string{""}
@@ -92,8 +97,9 @@ func findLibrary(name string, folders []string) string {
 	return ""
 }
 
-// systemFolders returns the folders that a file in the format of ld.so.conf lists. depth is the
-// number of files that include this one.
+// systemFolders returns the folders that the file at path lists. The file has the format of
+// /etc/ld.so.conf and may include other files. depth is 0 for the first file and 1 more for each
+// level of inclusion.
 func systemFolders(path string, depth int) []string {
 	f, err := os.Open(path)
 	if err != nil || depth > 4 {

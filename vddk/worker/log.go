@@ -14,10 +14,11 @@ import (
 	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
-// keptLines is the number of lines of the worker's output that GoneError.Last has at most.
+// keptLines is the largest number of lines in GoneError.Last, the last output of the worker
+// process.
 const keptLines = 5
 
-// logger passes log lines to Config.Log, one at a time, without secrets.
+// logger removes secrets from log lines and passes the lines to Config.Log, one at a time.
 type logger struct {
 	write func(Level, string) // Config.Log; may be nil
 
@@ -26,14 +27,14 @@ type logger struct {
 	kept    []string // the last lines of the worker's output
 }
 
-// hide removes the secrets of a login from all later lines.
+// hide makes sure that the password and the cookie of r do not appear in later lines.
 func (l *logger) hide(r *OpenRequest) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.secrets = NewRedactor(r.User, r.Password, r.Cookie)
 }
 
-// redact returns s without secrets.
+// redact returns s with stars in place of secrets.
 func (l *logger) redact(s string) string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -53,7 +54,8 @@ func (l *logger) redactLocked(s string) string {
 	return s
 }
 
-// line passes on a line of the worker. dropped is the number of lines before it that were lost.
+// line passes a line of the worker process to Config.Log. dropped is the number of lines before
+// it that the worker could not send.
 func (l *logger) line(level Level, text []byte, dropped uint64) {
 	if l.write == nil && level != Output {
 		return
@@ -78,14 +80,16 @@ func (l *logger) line(level Level, text []byte, dropped uint64) {
 	}
 }
 
-// last returns the last lines of the worker's output.
+// last returns the last lines that the worker process wrote to standard output and standard
+// error.
 func (l *logger) last() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.kept
 }
 
-// readOutput reads the output of the worker until its end and passes on its lines.
+// readOutput reads the output of the worker process until the output ends, and passes its lines
+// on.
 func (l *logger) readOutput(r io.Reader) {
 	buffer := make([]byte, MaxLine)
 	n := 0
@@ -101,7 +105,7 @@ func (l *logger) readOutput(r io.Reader) {
 			l.line(Output, line, 0)
 			rest = more
 		}
-		// A line that fills the buffer is passed on in parts.
+		// A line that is longer than the buffer is passed on in parts.
 		if len(rest) == len(buffer) || err != nil && len(rest) > 0 {
 			l.line(Output, rest, 0)
 			rest = nil
@@ -113,10 +117,13 @@ func (l *logger) readOutput(r io.Reader) {
 	}
 }
 
-// outputReader reads the pipe that a worker writes its output to. When the read
-// deadline of the pipe has passed, outputReader returns the bytes that the pipe holds
-// then, followed by io.EOF. So the last lines of a worker that has ended are not lost,
-// and a process that keeps writing to the pipe cannot delay the end.
+// outputReader reads the pipe to which a worker process writes its standard output and standard
+// error.
+//
+// When the process has ended, the read deadline of the pipe is set. After that deadline,
+// outputReader returns only the bytes that are in the pipe at that moment, and then io.EOF. So
+// the last lines of the worker are not lost. A child of the worker that keeps writing to the
+// pipe cannot delay the end.
 type outputReader struct {
 	pipe  *os.File
 	ended bool // the deadline has passed

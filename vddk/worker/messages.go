@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// The protocol between this process and a worker consists of packets on a SOCK_SEQPACKET
-// socket, each of up to 64 KiB. Numbers are little-endian. program/message.h describes the same
-// protocol for the worker, and a test compares both files.
+// This process and a worker process exchange packets over a SOCK_SEQPACKET socket. A packet has
+// up to 64 KiB. Numbers are little-endian. program/message.h describes the same protocol for the
+// worker program, and a test compares both files.
 //
 // A packet is a head of 32 bytes and a payload:
 //
@@ -21,8 +21,11 @@ import (
 //	      24  flags    uint32
 //	      28  length   uint32  bytes of the payload
 //
-// A string in a payload consists of its length (uint32), its bytes, which must not include a
-// NUL, and a NUL. For NULL, there is only the length 0xffffffff.
+// A string in a payload consists of its length (uint32), its bytes, and a NUL byte. The bytes
+// must not include a NUL. NULL is sent as the length 0xffffffff, with nothing after it.
+//
+// This process sends these requests. The columns are fields of the head; a field that is left
+// empty is 0. "control" stands for slotControl, and "flush" for slotFlush.
 //
 //	to the worker   slot     sector  sectors  flags  payload
 //	init            control                          initNumbers, library, root, configuration file
@@ -36,8 +39,9 @@ import (
 //	flush           flush
 //	text            0-flush  error                   (asks for the text of an error of the last request with this number)
 //
-// The worker answers each request by one packet done with the same number. A number has one
-// request at a time. The blocks of a query precede its done.
+// The worker answers each request by one packet of the kind done, with the same request number.
+// Each request number can have only one request in progress. The answer to a query consists of
+// packets of the kind blocks, followed by done.
 //
 //	from the worker slot     sector  sectors  flags  payload
 //	done            any      error   see below  doneLibrary or doneFault
@@ -64,7 +68,7 @@ const (
 	kindWrite     = 8
 	kindFlush     = 9
 	kindText      = 10
-	// kindPrepareAccess asks for VixDiskLib_PrepareForAccess.
+	// kindPrepareAccess requests a call of VixDiskLib_PrepareForAccess.
 	kindPrepareAccess = 11
 
 	kindDone   = 64
@@ -95,14 +99,14 @@ const (
 	programFD = 5
 )
 
-// message is the head of a packet without the length.
+// message is the head of a packet. The length of the payload is not part of it.
 type message struct {
 	kind, slot      uint32
 	sector, sectors uint64
 	flags           uint32
 }
 
-// append appends the head of a packet with a payload of the given length.
+// append appends the head of a packet to b. payload is the length of the payload.
 func (m message) append(b []byte, payload int) []byte {
 	b = binary.LittleEndian.AppendUint32(b, m.kind)
 	b = binary.LittleEndian.AppendUint32(b, m.slot)
@@ -112,14 +116,14 @@ func (m message) append(b []byte, payload int) []byte {
 	return binary.LittleEndian.AppendUint32(b, uint32(payload))
 }
 
-// appendString appends s as a string of the protocol.
+// appendString appends s to b as a string of the protocol.
 func appendString(b []byte, s string) []byte {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(s)))
 	b = append(b, s...)
 	return append(b, 0)
 }
 
-// appendOptional appends s, or NULL if s is empty.
+// appendOptional appends s to b as a string of the protocol. An empty string is sent as NULL.
 func appendOptional(b []byte, s string) []byte {
 	if s == "" {
 		return binary.LittleEndian.AppendUint32(b, noString)
@@ -127,7 +131,7 @@ func appendOptional(b []byte, s string) []byte {
 	return appendString(b, s)
 }
 
-// appendInit appends the payload of init.
+// appendInit appends the payload of the request init to b.
 func appendInit(b []byte, c *Config) []byte {
 	for _, n := range []int{c.Version, c.Slots, c.SlotSize, 0} {
 		b = binary.LittleEndian.AppendUint32(b, uint32(n))
@@ -137,11 +141,12 @@ func appendInit(b []byte, c *Config) []byte {
 	return appendOptional(b, c.ConfigFile)
 }
 
-// loginStrings is the number of strings in the payload of open, cleanup, prepare access and
-// end access.
+// loginStrings is the number of strings in the payload of the requests that log in: open,
+// cleanup, prepare access and end access.
 const loginStrings = 10
 
-// appendLogin appends the payload of open, cleanup, prepare access and end access.
+// appendLogin appends the payload of a request that logs in to b: of open, cleanup, prepare
+// access or end access.
 func appendLogin(b []byte, r *OpenRequest) []byte {
 	readOnly, flags := uint32(0), r.Flags
 	if r.ReadOnly {
@@ -167,8 +172,8 @@ func appendLogin(b []byte, r *OpenRequest) []byte {
 	return appendOptional(b, r.Identity)
 }
 
-// check returns an error if a string of the request cannot be sent. The error does not show the
-// string, which may be a secret.
+// check returns an error if a string of the request cannot be sent to the worker. The error does
+// not contain the string, which may be a secret.
 func (r *OpenRequest) check() error {
 	for name, s := range map[string]string{
 		"path": r.Path, "server": r.Server, "vm": r.VMXSpec, "thumbprint": r.Thumbprint, "user": r.User,
@@ -186,7 +191,8 @@ func (r *OpenRequest) check() error {
 
 var errTruncated = errors.New("truncated")
 
-// parseMessage parses a packet from a worker. The payload is a part of b.
+// parseMessage parses and checks a packet b from a worker. The returned payload shares its
+// memory with b.
 func parseMessage(b []byte) (m message, payload []byte, err error) {
 	if len(b) < headSize {
 		return m, nil, fmt.Errorf("the message is %[2]w: it has %[1]d bytes, and its head alone has 32", len(b), errTruncated)
@@ -224,7 +230,7 @@ func parseMessage(b []byte) (m message, payload []byte, err error) {
 	return m, payload, nil
 }
 
-// parseStrings parses a payload of exactly count strings. NULL becomes "".
+// parseStrings parses a payload that must consist of exactly count strings. NULL becomes "".
 func parseStrings(b []byte, count int) ([]string, error) {
 	list := make([]string, count)
 	for i := range list {
@@ -251,10 +257,10 @@ func parseStrings(b []byte, count int) ([]string, error) {
 	return list, nil
 }
 
-// maxCapacity is the largest disk whose size in bytes an int64 holds.
+// maxCapacity is the largest size of a disk in sectors. Its size in bytes fits into an int64.
 const maxCapacity = (1<<63 - 1) / SectorSize
 
-// parseOpened parses the payload of the answer to open.
+// parseOpened parses the payload of the answer to the request open.
 func parseOpened(b []byte) (Opened, error) {
 	var o Opened
 	if len(b) < openedNumbersSize {
@@ -283,8 +289,9 @@ func parseOpened(b []byte) (Opened, error) {
 	return o, nil
 }
 
-// sectorSize returns n, or 0 if n cannot be the size of a sector. A library that claims to have
-// version 7 but uses the older structure leaves an arbitrary number in that place.
+// sectorSize returns n if n can be the size of a sector, and 0 otherwise. Some libraries say
+// that they are version 7, but return an older structure without sector sizes. Then n is an
+// arbitrary number.
 func sectorSize(n uint32) uint32 {
 	if n < SectorSize || n > 64<<10 || bits.OnesCount32(n) != 1 {
 		return 0
@@ -292,7 +299,7 @@ func sectorSize(n uint32) uint32 {
 	return n
 }
 
-// query collects the blocks of the answer to a Query.
+// query collects the allocated blocks in the answer to Process.Query.
 type query struct {
 	start, end uint64 // sectors
 	chunks     uint64 // chunks that were asked about, and so the largest number of blocks
@@ -302,7 +309,7 @@ type query struct {
 	err        error // how the answer breaks the rules of Query; its other blocks are ignored
 }
 
-// add adds the blocks of a packet to the answer. It joins blocks that touch each other.
+// add adds the blocks of one packet to the answer. It joins adjacent blocks.
 func (q *query) add(payload []byte) {
 	for ; len(payload) >= blockSize && q.err == nil; payload = payload[blockSize:] {
 		b := Block{Start: binary.LittleEndian.Uint64(payload), Count: binary.LittleEndian.Uint64(payload[8:])}

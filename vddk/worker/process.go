@@ -16,12 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a running worker. Its methods are safe for concurrent use, except Release.
+// Process is a running worker process. Its methods are safe for concurrent use, except Release.
 //
 // When the context of a call ends, the call returns the cause of the context, but the library
-// continues with the request. Until it completes the request, or the process is killed, other
-// calls with that slot return ErrBusy, and the library may write to the memory of the slot.
-// A caller that cannot wait until the request is completed kills the process with Kill.
+// continues with the request. Until the library has completed the request or the process is
+// killed, other calls with the same slot return ErrBusy, and the library may still access the
+// memory of the slot. A caller that cannot wait for that must kill the process with Kill.
 type Process struct {
 	config  Config
 	process *os.Process
@@ -48,15 +48,16 @@ type Process struct {
 	released sync.Once
 }
 
-// request is the state of one request number.
+// request is the state of one request number of the protocol. Each number can have one request
+// in progress.
 type request struct {
 	free   chan struct{} // a mutex: has one element while no request has this number
 	state  atomic.Int32
 	answer chan answer // has room for one answer
 }
 
-// States of a request. The goroutine that waits for the answer and the one that receives it
-// use them to agree on which of the two frees the number.
+// These are the states of a request. Two goroutines use them: the one that waits for the answer,
+// and the one that receives it. The state decides which of the two frees the request number.
 const (
 	idle int32 = iota
 	waiting
@@ -70,12 +71,13 @@ type answer struct {
 
 var errNotOpen = errors.New("no disk is open in this worker, or the disk has no sectors")
 
-// faultError is a failure of the worker that has no code of the library.
+// faultError says that the worker program itself failed, and not a function of the library. It
+// has no error code.
 type faultError struct{ op, text string }
 
 func (e *faultError) Error() string { return e.op + ": " + e.text }
 
-// newProcess returns a Process and starts the goroutine that receives from it.
+// newProcess returns a Process for a started worker and starts to receive its messages.
 func newProcess(c Config, process *os.Process, socket, output *os.File, memory []byte) *Process {
 	p := &Process{config: c, process: process, socket: socket, output: output, memory: memory, done: make(chan struct{})}
 	p.log.write = c.Log
@@ -88,33 +90,35 @@ func newProcess(c Config, process *os.Process, socket, output *os.File, memory [
 	return p
 }
 
-// PID returns the ID of the process.
+// PID returns the process ID of the worker.
 func (p *Process) PID() int { return p.process.Pid }
 
-// Functions returns all functions of the library that a worker looks for, and whether the
-// library has them.
+// Functions returns all functions that the worker can call if the library has them. Present is
+// set in those that the library has.
 func (p *Process) Functions() []Function { return listFunctions(p.present) }
 
-// Has reports whether the library has the function with the given full name.
+// Has reports whether the library has a function. name is its full name, such as
+// "VixDiskLib_Flush".
 func (p *Process) Has(name string) bool { return hasFunction(p.present, name) }
 
-// TransportModes returns the transport modes of the library, such as
-// "file:san:hotadd:nbdssl:nbd", or "" if the library does not list them.
+// TransportModes returns the transport modes that the library supports, such as
+// "file:san:hotadd:nbdssl:nbd". It is "" if the library does not list them.
 func (p *Process) TransportModes() string { return p.modes }
 
-// Slots returns the number of slots.
+// Slots returns the number of slots, the pieces of memory for the data of reads and writes.
 func (p *Process) Slots() int { return p.config.Slots }
 
-// Slot returns the memory of slot i, SlotSize bytes that are shared with the worker. It is valid
-// until Release, also after the process has ended. It has the data of a Read only if that
-// returned nil.
+// Slot returns the memory of slot i: SlotSize bytes that are shared with the worker. The memory
+// is valid until Release is called, even if the process has ended. It contains the data of a
+// Read only if that Read returned nil.
 func (p *Process) Slot(i int) []byte {
 	n := p.config.SlotSize
 	return p.memory[i*n : (i+1)*n : (i+1)*n]
 }
 
 // Open connects to the server and opens the disk. A worker can open only one disk. After an
-// error it can only be closed or killed; Close undoes the steps before the error.
+// error, the worker can only be closed or killed. Closing it undoes the steps that succeeded
+// before the error.
 func (p *Process) Open(ctx context.Context, r OpenRequest) (Opened, error) {
 	a, err := p.login(ctx, kindOpen, &r)
 	if err != nil {
@@ -129,20 +133,21 @@ func (p *Process) Open(ctx context.Context, r OpenRequest) (Opened, error) {
 	return o, nil
 }
 
-// Cleanup removes what lost workers left on the host: hot-added disks and temporary state. The
-// worker must not have opened a disk.
+// Cleanup removes what lost workers left on the host, such as hot-added disks and temporary
+// state. It must not be called after Open.
 func (p *Process) Cleanup(ctx context.Context, r OpenRequest) (cleaned, remaining uint32, err error) {
 	a, err := p.login(ctx, kindCleanup, &r)
 	return uint32(a.sectors), uint32(a.sectors >> 32), err
 }
 
-// PrepareAccess keeps the VM from being migrated until any process calls EndAccess with the same
-// identity. The end of the worker does not undo it. The worker must not have opened a disk.
+// PrepareAccess keeps the VM from being migrated until a process calls EndAccess with the same
+// identity. This may be another process: the end of this worker does not undo PrepareAccess. It
+// must not be called after Open.
 func (p *Process) PrepareAccess(ctx context.Context, r OpenRequest) error {
 	return p.access(ctx, kindPrepareAccess, &r)
 }
 
-// EndAccess undoes PrepareAccess. The worker must not have opened a disk.
+// EndAccess undoes PrepareAccess. It must not be called after Open.
 func (p *Process) EndAccess(ctx context.Context, r OpenRequest) error {
 	return p.access(ctx, kindEndAccess, &r)
 }
@@ -155,7 +160,7 @@ func (p *Process) access(ctx context.Context, kind uint32, r *OpenRequest) error
 	return err
 }
 
-// login sends a request of the given kind that logs in.
+// login sends a request that logs in to the server. kind is the kind of the request.
 func (p *Process) login(ctx context.Context, kind uint32, r *OpenRequest) (answer, error) {
 	if err := r.check(); err != nil {
 		return answer{}, err
@@ -172,14 +177,14 @@ func (p *Process) login(ctx context.Context, kind uint32, r *OpenRequest) (answe
 	return p.control(ctx, message{kind: kind}, payload)
 }
 
-// Read reads the given number of sectors, from sector on, into the slot. The range must lie in
-// the disk and fit into the slot. Each slot can have one Read or Write in progress.
+// Read reads sectors of the disk into a slot, beginning with the given sector. The range must
+// lie in the disk and fit into the slot. Each slot can have only one Read or Write in progress.
 func (p *Process) Read(ctx context.Context, slot int, sector uint64, sectors int) error {
 	return p.transfer(ctx, kindRead, slot, sector, sectors)
 }
 
-// Write writes sectors from the slot, under the same conditions as Read. The disk must have been
-// opened for writing.
+// Write writes sectors from a slot to the disk, under the same conditions as Read. The disk must
+// have been opened for writing.
 func (p *Process) Write(ctx context.Context, slot int, sector uint64, sectors int) error {
 	if !p.writable.Load() {
 		return errors.New("the disk is not open for writing")
@@ -187,7 +192,6 @@ func (p *Process) Write(ctx context.Context, slot int, sector uint64, sectors in
 	return p.transfer(ctx, kindWrite, slot, sector, sectors)
 }
 
-// transfer makes a read or write and waits for its end.
 func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector uint64, sectors int) error {
 	if slot < 0 || slot >= p.config.Slots {
 		return fmt.Errorf("slot %d does not exist: the worker has %d slots, counted from 0", slot, p.config.Slots)
@@ -214,7 +218,7 @@ func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector ui
 	return c.io(ctx, m)
 }
 
-// Flush makes everything durable that was written by calls of Write that returned before.
+// Flush makes the data of all calls of Write durable that have returned before.
 func (p *Process) Flush(ctx context.Context) error {
 	if p.capacity.Load() == 0 {
 		return errNotOpen
@@ -227,10 +231,11 @@ func (p *Process) Flush(ctx context.Context) error {
 	return c.io(ctx, message{kind: kindFlush, slot: slotFlush})
 }
 
-// Query returns the allocated blocks of the sectors [start, start+sectors) in ascending order,
-// with gaps between them. All numbers are sectors. chunk is a power of two, at least MinChunk;
-// start and sectors are multiples of it, with at most MaxChunks chunks, and the range lies in
-// the disk. Blocks that are not in order or not in the range are an error.
+// Query asks which blocks are allocated in the sectors [start, start+sectors). The blocks are
+// returned in ascending order, with gaps between them. All numbers are sectors. chunk, the unit
+// of the blocks, is a power of two and at least MinChunk. start and sectors are multiples of it.
+// The range lies in the disk and has at most MaxChunks chunks. If the library returns blocks that
+// are not in order or not in the range, Query returns an error.
 func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Block, error) {
 	capacity := p.capacity.Load()
 	switch {
@@ -256,11 +261,13 @@ func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Bl
 	return q.blocks, q.err
 }
 
-// Close waits for requests in flight, closes the disk, disconnects, ends the library and waits for
-// the end of the process, which is killed if ctx ends before that. The error is that of the
-// first step that failed, or a *GoneError if the process had ended before. Failures in the end
-// of the library (Exit) are not errors, because the disk is closed by then. Reads and writes
-// that begin meanwhile return ErrBusy or *GoneError.
+// Close waits for requests in flight, closes the disk, disconnects from the server, calls Exit
+// of the library, and waits for the end of the process. If ctx ends before that, the process is
+// killed.
+//
+// Close returns the error of the first step that failed, or a *GoneError if the process had
+// ended before. A failure of Exit is not an error, because the disk is closed by then. Reads and
+// writes that begin meanwhile return ErrBusy or a *GoneError.
 func (p *Process) Close(ctx context.Context) error {
 	err := p.close(ctx)
 	var gone *GoneError
@@ -277,12 +284,13 @@ func (p *Process) Close(ctx context.Context) error {
 	return err
 }
 
-// close sends the request close, when no other request is in progress.
+// close waits until no other request is in progress, and sends the request close.
 func (p *Process) close(ctx context.Context) error {
 	if p.closed.Load() {
 		return nil
 	}
-	// When all numbers are acquired, no request is in flight, and none can begin.
+	// Each request needs its request number. When all numbers are acquired here, no request is
+	// in flight, and none can begin.
 	for i := range p.requests[:slotControl] {
 		c := call{p: p, r: &p.requests[i]}
 		if err := c.acquire(ctx); err != nil {
@@ -308,7 +316,8 @@ func (p *Process) Kill() {
 	}
 	p.killed.Store(true)
 	p.process.Kill()
-	// The receiver must stop even if a child of the worker keeps the other end open.
+	// The deadline stops the receiving goroutine. Without it, a child of the worker that keeps
+	// the other end of the socket open could prevent that.
 	p.socket.SetReadDeadline(time.Unix(1, 0))
 	<-p.done
 }
@@ -316,7 +325,8 @@ func (p *Process) Kill() {
 // Done returns a channel that is closed when the process has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err returns a *GoneError that says how the process ended, or nil while it runs.
+// Err returns nil while the process runs. After its end, it returns a *GoneError that says how
+// the process ended.
 func (p *Process) Err() error {
 	select {
 	case <-p.done:
@@ -326,8 +336,8 @@ func (p *Process) Err() error {
 	}
 }
 
-// Release kills the process if it is running and unmaps the memory of the slots. No slot may be
-// in use. Afterwards, no method except Err may be called.
+// Release kills the process if it is still running, and unmaps the memory of the slots. No slot
+// may be in use. After Release, no method except Err may be called.
 func (p *Process) Release() {
 	p.Kill()
 	p.released.Do(func() {
@@ -336,7 +346,8 @@ func (p *Process) Release() {
 	})
 }
 
-// control makes a request that the main thread of the worker carries out.
+// control makes a request with the request number slotControl. The main thread of the worker
+// program carries out such requests.
 func (p *Process) control(ctx context.Context, m message, payload []byte) (answer, error) {
 	c := call{p: p, r: &p.requests[slotControl]}
 	if err := c.acquire(ctx); err != nil {
@@ -346,24 +357,24 @@ func (p *Process) control(ctx context.Context, m message, payload []byte) (answe
 	return c.control(ctx, m, payload)
 }
 
-// breach kills a worker that has broken the protocol, and returns its *GoneError.
+// breach kills the worker, which violated the protocol as err says. It returns the *GoneError.
 func (p *Process) breach(err error) error {
 	p.setReason(fmt.Sprintf("broke the protocol: %v", err))
 	p.Kill()
 	return p.Err()
 }
 
-// setReason sets the reason for the end of the process unless there is one already.
+// setReason records why the process ends. If a reason is already recorded, it stays.
 func (p *Process) setReason(s string) { p.reason.CompareAndSwap(nil, &s) }
 
-// call is the use of one request number for one request, or for several one after the other.
+// call reserves a request number, for one request or for several ones that follow each other.
 type call struct {
 	p    *Process
 	r    *request
 	held bool // release has to free the number
 }
 
-// acquire waits until the request number is free, and reserves it.
+// acquire waits until no other call has the request number, and reserves it.
 func (c *call) acquire(ctx context.Context) error {
 	select {
 	case <-c.r.free:
@@ -376,15 +387,15 @@ func (c *call) acquire(ctx context.Context) error {
 	}
 }
 
-// release frees the number, unless the goroutine that receives the answer has to free it.
+// release frees the request number, unless the receiving goroutine has to free it.
 func (c *call) release() {
 	if c.held {
 		c.r.free <- struct{}{}
 	}
 }
 
-// exchange sends a request and waits for its answer. If ctx ends first, the goroutine that
-// receives the answer frees the number.
+// exchange sends a request and waits for its answer. If ctx ends first, exchange returns, and
+// the goroutine that receives the answer later frees the request number.
 func (c *call) exchange(ctx context.Context, m message, payload []byte) (answer, error) {
 	c.held = true
 	if ctx.Err() != nil {
@@ -397,7 +408,8 @@ func (c *call) exchange(ctx context.Context, m message, payload []byte) (answer,
 	}
 	c.r.state.Store(waiting)
 	if _, err := c.p.socket.Write(packet); err != nil {
-		// If the worker has ended, the goroutine that receives from it finds out how.
+		// If the worker has ended, the receiving goroutine finds out how it ended. No other
+		// reason must be recorded then.
 		if !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, os.ErrClosed) {
 			c.p.setReason(fmt.Sprintf("could not be sent a request: %v", err))
 			c.p.Kill()
@@ -430,14 +442,15 @@ var operations = map[uint32]string{
 	kindFlush: functionPrefix + "Flush",
 }
 
-// io makes a request that is answered with a code, and asks for the text if that is an error.
+// io makes a request that the worker answers with an error code. If the code is not 0, io also
+// asks for the text of the error.
 func (c *call) io(ctx context.Context, m message) error {
 	a, err := c.exchange(ctx, m, nil)
 	if err != nil || a.sector == 0 {
 		return err
 	}
 	e := &Error{Code: a.sector, Op: operations[m.kind]}
-	// The library may crash meanwhile. Then the error has no text.
+	// The library may crash while it is asked for the text. Then the error has no text.
 	if a, err := c.exchange(ctx, message{kind: kindText, slot: m.slot, sector: e.Code}, nil); err == nil {
 		if list, err := parseStrings(a.payload, 1); err == nil {
 			e.Text = clean(c.p.log.redact(list[0]))
@@ -446,8 +459,8 @@ func (c *call) io(ctx context.Context, m message) error {
 	return e
 }
 
-// control makes a request that the main thread of the worker carries out. c.r must be the
-// number slotControl.
+// control makes a request that the main thread of the worker program carries out. The caller has
+// acquired the request number slotControl (c.r).
 func (c *call) control(ctx context.Context, m message, payload []byte) (answer, error) {
 	m.slot = slotControl
 	a, err := c.exchange(ctx, m, payload)
@@ -464,7 +477,7 @@ func (c *call) control(ctx context.Context, m message, payload []byte) (answer, 
 	return a, &Error{Code: a.sector, Op: clean(list[0]), Text: clean(c.p.log.redact(list[1]))}
 }
 
-// run receives from the worker until it ends, and then waits for the end of the process.
+// run receives messages until the socket is closed, and then waits for the end of the process.
 func (p *Process) run() {
 	defer close(p.done)
 	output := make(chan struct{})
@@ -478,8 +491,8 @@ func (p *Process) run() {
 		p.killed.Store(true)
 		p.process.Kill()
 	}
-	// The socket is closed, normally because the worker ends. If the library closed the socket
-	// by mistake, the worker does not end by itself and is killed.
+	// Normally the socket is closed because the worker ends. If the library has closed it by
+	// mistake, the worker does not end by itself, and it is killed after one second.
 	patience := time.AfterFunc(time.Second, func() {
 		p.setReason("closed its socket but did not end")
 		p.killed.Store(true)
@@ -488,8 +501,8 @@ func (p *Process) run() {
 	state, err := p.process.Wait()
 	patience.Stop()
 	p.socket.Close()
-	// Everything that the process wrote is in the pipe by now. Waiting for io.EOF could take
-	// forever, because a child of the worker may keep the pipe open.
+	// The pipe contains everything that the process wrote. The deadline ends the reading of it,
+	// because io.EOF may never come: a child of the worker may keep the pipe open.
 	p.output.SetReadDeadline(time.Unix(1, 0))
 	<-output
 	p.output.Close()
@@ -510,16 +523,16 @@ func (p *Process) run() {
 	p.gone = gone
 }
 
-// receive receives messages until the socket is closed. It returns an error if the worker broke
-// the protocol.
+// receive receives messages until the socket is closed. It returns an error if the worker
+// violated the protocol.
 func (p *Process) receive() error {
 	buffer := make([]byte, maxPacket+1)
 	reset := false
 	for {
 		n, err := p.socket.Read(buffer)
 		if errors.Is(err, unix.ECONNRESET) && !reset {
-			// The worker has ended without reading all requests. The kernel reports that once,
-			// and before the messages that the worker sent until then.
+			// The worker has ended without reading all requests. The kernel reports that once.
+			// The messages that the worker had sent can be read after that.
 			reset = true
 			continue
 		}
@@ -550,7 +563,8 @@ func (p *Process) receive() error {
 	}
 }
 
-// deliver passes an answer to the call that waits for it.
+// deliver passes an answer to the call that waits for it. If that call has ended, deliver frees
+// the request number.
 func (p *Process) deliver(m message, payload []byte) error {
 	r := &p.requests[m.slot]
 	if m.slot == slotControl && p.closing.Load() {
@@ -571,7 +585,8 @@ func (p *Process) deliver(m message, payload []byte) error {
 	return nil
 }
 
-// clean returns text of the library as valid UTF-8 in one line of printable characters.
+// clean returns text of the library as one line of valid UTF-8, with a space in place of each
+// character that cannot be printed.
 func clean(s string) string {
 	s = strings.TrimSpace(strings.ToValidUTF8(s, "?"))
 	return strings.Map(func(r rune) rune {

@@ -11,17 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ProgramName is the worker's file name, and its argv[0].
+// ProgramName is the file name of the worker program. It is also its argv[0].
 const ProgramName = "vddkcp-vddk-worker"
 
-// embedded has the worker program if make has built it. Without it, the folder has only a
-// README, so that go build works without make.
+// embedded contains the worker program if make has built it. Otherwise the folder has only a
+// README, which lets go build embed the folder without make.
 //
 //go:embed bin/*
 var embedded embed.FS
 
-// startProgram starts the worker program, with files as its file descriptors 0 to 4. The program
-// is the one at path or, if path is "", the embedded one or else an installed one.
+// startProgram starts the worker program. The files become its file descriptors 0 to 4. If path
+// is not "", it names the program. Otherwise the embedded program is started or, if that is not
+// possible, an installed one.
 func startProgram(path string, env []string, files []*os.File) (*os.Process, error) {
 	if path != "" {
 		p, err := startFile(path, env, files)
@@ -54,16 +55,17 @@ func startProgram(path string, env []string, files []*os.File) (*os.Process, err
 	return nil, &ProgramError{Tried: tried}
 }
 
-// installed returns the paths at which the worker program of an executable may be installed.
+// installed returns the paths at which the worker program may be installed. They depend on the
+// path of the executable that starts it.
 func installed(executable string) []string {
 	dir := filepath.Dir(executable)
 	return []string{filepath.Join(dir, ProgramName), filepath.Join(dir, "../libexec/vddkcp", ProgramName)}
 }
 
-// startMemory starts a program from memory, without a file. The error is EACCES if the sysctl
-// vm.memfd_noexec forbids that.
+// startMemory starts the program that code contains, without a file on disk. If the sysctl
+// vm.memfd_noexec forbids that, the error is EACCES.
 func startMemory(code []byte, env []string, files []*os.File) (*os.Process, error) {
-	// Newer kernels log a warning if MFD_EXEC is missing. Older ones refuse it.
+	// Newer kernels log a warning if MFD_EXEC is missing. Older kernels refuse this flag.
 	fd, err := unix.MemfdCreate(ProgramName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if errors.Is(err, unix.EINVAL) {
 		fd, err = unix.MemfdCreate(ProgramName, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
@@ -79,8 +81,9 @@ func startMemory(code []byte, env []string, files []*os.File) (*os.Process, erro
 	if _, err := unix.FcntlInt(file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_WRITE|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW); err != nil {
 		return nil, fmt.Errorf("cannot seal the memory of the program: %w", err)
 	}
-	// The file becomes descriptor programFD of the child, which executes it through /proc.
-	// Descriptors below that number are those of files. The worker closes programFD.
+	// The files become the first descriptors of the child process. The program itself becomes
+	// descriptor programFD, and the child executes it through /proc. Then the worker closes
+	// programFD.
 	p, err := start(fmt.Sprintf("/proc/self/fd/%d", programFD), env, append(files[:len(files):len(files)], file))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, notFound("/proc/self/fd")
@@ -88,11 +91,12 @@ func startMemory(code []byte, env []string, files []*os.File) (*os.Process, erro
 	return p, err
 }
 
-// errNoLinker explains fs.ErrNotExist at the start of a program that does exist.
+// errNoLinker replaces fs.ErrNotExist if the kernel returns that error although the program
+// exists.
 var errNoLinker = errors.New("the dynamic linker of the program is missing: VDDK needs a system with glibc")
 
-// notFound returns the reason why the kernel did not find a program whose path was below
-// descriptors, which is /proc/self/fd.
+// notFound explains why the kernel did not find the program, which was started through the path
+// /proc/self/fd. descriptors is that path; tests pass another one.
 func notFound(descriptors string) error {
 	if _, err := os.Stat(descriptors); err != nil {
 		return fmt.Errorf("/proc is not mounted, and the program is started through it: %w", err)
@@ -100,7 +104,7 @@ func notFound(descriptors string) error {
 	return errNoLinker
 }
 
-// startFile starts the program at path.
+// startFile starts the program at path, with the given environment and file descriptors.
 func startFile(path string, env []string, files []*os.File) (*os.Process, error) {
 	p, err := start(path, env, files)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -111,13 +115,14 @@ func startFile(path string, env []string, files []*os.File) (*os.Process, error)
 	return p, err
 }
 
-// start starts a program with the given environment and file descriptors.
+// start starts the program at path, with the given environment and file descriptors.
 func start(path string, env []string, files []*os.File) (*os.Process, error) {
 	return os.StartProcess(path, []string{ProgramName}, &os.ProcAttr{
 		Env:   env,
 		Files: files,
-		// In a session of its own, the worker does not get the signal of Ctrl-C, since the
-		// parent may still need it, and the library cannot ask for a password on the terminal.
+		// The worker gets a session of its own for two reasons. Ctrl-C on the terminal must not
+		// send it a signal, since this process may still need the worker. And the library must
+		// not ask for a password on the terminal.
 		Sys: &unix.SysProcAttr{Setsid: true},
 	})
 }

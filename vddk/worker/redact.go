@@ -9,9 +9,10 @@ import (
 	"unicode/utf8"
 )
 
-// Redactor hides secrets in text of the library or of a server. It finds a secret as it is,
-// escaped for XML, a URL, JSON or a C string, escaped twice, or in base64. Any of its characters
-// may be escaped or not. The zero value hides nothing. A Redactor is safe for concurrent use.
+// Redactor hides secrets in texts of the library or of a server. It finds a secret in these
+// forms: as it is; escaped for XML, a URL, JSON or a C string; escaped twice; and in base64. It
+// also finds a secret of which only some characters are escaped. The zero value hides nothing. A
+// Redactor is safe for concurrent use.
 type Redactor struct {
 	secrets [][]rune
 	literal []string  // secrets in base64
@@ -19,14 +20,14 @@ type Redactor struct {
 }
 
 const (
-	// minSecret is the number of bytes from which on secrets are hidden. Stars in place of
-	// every occurrence of a shorter one would reveal it.
+	// minSecret is the smallest number of bytes of a secret that is hidden. A shorter one
+	// appears in texts by chance, so that the stars would reveal it.
 	minSecret = 4
 	hidden    = "***"
 )
 
-// NewRedactor returns a Redactor that hides the secrets. It also hides "user:secret" in base64,
-// the form in HTTP headers.
+// NewRedactor returns a Redactor that hides the given secrets. It also hides "user:secret" in
+// base64, which HTTP headers contain.
 func NewRedactor(user string, secrets ...string) *Redactor {
 	r := new(Redactor)
 	for _, s := range secrets {
@@ -36,7 +37,8 @@ func NewRedactor(user string, secrets ...string) *Redactor {
 		r.add(s)
 		for _, text := range []string{s, user + ":" + s} {
 			for _, e := range []*base64.Encoding{base64.RawStdEncoding, base64.RawURLEncoding} {
-				// The last character of a secret in base64 depends on the bytes after the secret.
+				// The last base64 character is left out, because it also depends on the bytes
+				// that follow the secret.
 				if code := e.EncodeToString([]byte(text)); len(code) > 8 {
 					r.literal = append(r.literal, code[:len(code)-1])
 				}
@@ -46,10 +48,10 @@ func NewRedactor(user string, secrets ...string) *Redactor {
 	return r
 }
 
-// add adds a secret, which must not be empty.
+// add adds a secret to r. The secret must not be empty.
 func (r *Redactor) add(secret string) {
-	// Each byte of invalid UTF-8 becomes a negative rune, which encoded turns back into the
-	// byte.
+	// Bytes that are not valid UTF-8 become negative runes. The function encoded turns these
+	// back into bytes.
 	var runes []rune
 	for i := 0; i < len(secret); {
 		c, n := utf8.DecodeRuneInString(secret[i:])
@@ -66,7 +68,8 @@ func (r *Redactor) add(secret string) {
 	}
 }
 
-// encoded returns the bytes of a rune that add made.
+// encoded returns the bytes that stand for the rune c. A negative rune is a byte of invalid
+// UTF-8, as add writes it.
 func encoded(c rune) string {
 	if c < 0 {
 		return string([]byte{byte(-c)})
@@ -74,8 +77,8 @@ func encoded(c rune) string {
 	return string(c)
 }
 
-// Redact returns text with stars in place of each secret. cut means that the text continues
-// after its end; then the beginning of a secret at the end is hidden, too.
+// Redact returns text with stars in place of each secret. cut says that the text was cut at its
+// end. In that case Redact also hides the beginning of a secret at the end.
 func (r *Redactor) Redact(text string, cut bool) string {
 	if r == nil || len(r.secrets) == 0 {
 		return text
@@ -84,35 +87,35 @@ func (r *Redactor) Redact(text string, cut bool) string {
 		text = strings.ReplaceAll(text, code, hidden)
 	}
 	spans := r.find(text, nil, cut)
-	// A text with escaped secrets may have been escaped again as a whole.
+	// The text may contain escaped secrets and then have been escaped again as a whole.
 	for mark, next := range decoders {
 		if strings.IndexByte(text, mark) >= 0 {
-			inner, at := decode(text, mark, next)
-			spans = append(spans, r.find(inner, at, cut)...)
+			inner, offsets := decode(text, mark, next)
+			spans = append(spans, r.find(inner, offsets, cut)...)
 		}
 	}
 	if len(spans) == 0 {
 		return text
 	}
-	slices.SortFunc(spans, func(a, b span) int { return a.from - b.from })
+	slices.SortFunc(spans, func(a, b span) int { return a.start - b.start })
 	var out strings.Builder
 	done := 0
 	for _, s := range spans {
-		if s.from >= done {
-			out.WriteString(text[done:s.from] + hidden)
+		if s.start >= done {
+			out.WriteString(text[done:s.start] + hidden)
 		}
-		done = max(done, s.to)
+		done = max(done, s.end)
 	}
 	return out.String() + text[done:]
 }
 
-// span is the range [from, to) of bytes of a text.
-type span struct{ from, to int }
+// span is a range [start, end) of bytes of a text.
+type span struct{ start, end int }
 
-// find returns the spans of the secrets in text. If text was decoded from another text, at has
-// the offset in the other text for each byte of text, and for its end, and the spans are those
-// of the other text.
-func (r *Redactor) find(text string, at []int, cut bool) (spans []span) {
+// find returns the spans of the secrets in text. If text was decoded from another text, offsets
+// has for each byte of text its offset in that other text, and one more for the end of text. The
+// returned spans are then spans of the other text.
+func (r *Redactor) find(text string, offsets []int, cut bool) (spans []span) {
 	for i := 0; i < len(text); {
 		end := -1
 		if r.first[text[i]] {
@@ -124,25 +127,25 @@ func (r *Redactor) find(text string, at []int, cut bool) (spans []span) {
 			i++
 			continue
 		}
-		if at == nil {
+		if offsets == nil {
 			spans = append(spans, span{i, end})
 		} else {
-			spans = append(spans, span{at[i], at[end]})
+			spans = append(spans, span{offsets[i], offsets[end]})
 		}
 		i = end
 	}
 	return spans
 }
 
-// decoders decode the escape at offset i of a text, by the first character of the escape. The
-// end is 0 if there is no escape.
+// decoders has a function for each character that begins an escape. The function decodes the
+// escape at offset i of text and returns its end. The end is 0 if there is no escape.
 var decoders = map[byte]func(text string, i int) (plain string, end int){
 	'&': entityAt, '%': percentAt, '\\': backslashAt,
 }
 
-// decode replaces the escapes that begin with mark. at has the offset in text of each byte of the
-// result, and of its end.
-func decode(text string, mark byte, next func(string, int) (string, int)) (plain string, at []int) {
+// decode returns text with all escapes decoded that begin with the character mark; next decodes
+// one of them. For each byte of the result and for its end, offsets has the offset in text.
+func decode(text string, mark byte, next func(string, int) (string, int)) (plain string, offsets []int) {
 	var out []byte
 	for i := 0; i < len(text); {
 		piece, end := text[i:i+1], i+1
@@ -152,21 +155,21 @@ func decode(text string, mark byte, next func(string, int) (string, int)) (plain
 			}
 		}
 		for range len(piece) {
-			at = append(at, i)
+			offsets = append(offsets, i)
 		}
 		out = append(out, piece...)
 		i = end
 	}
-	return string(out), append(at, len(text))
+	return string(out), append(offsets, len(text))
 }
 
-// matchSecret returns the end of the longest form of the secret that begins at offset i, or -1 if
-// there is none.
+// matchSecret looks for the secret at offset i of text. It returns the end of the longest form
+// of the secret there. The end is -1 if no form of it begins at i.
 func matchSecret(text string, i int, secret []rune, cut bool) int {
-	at := []int{i} // offsets at which the next rune may begin, without duplicates
+	starts := []int{i} // offsets at which the next rune may begin, without duplicates
 	for k, c := range secret {
 		var next []int
-		for _, pos := range at {
+		for _, pos := range starts {
 			if cut && k >= minSecret && pos == len(text) {
 				return pos
 			}
@@ -176,14 +179,15 @@ func matchSecret(text string, i int, secret []rune, cut bool) int {
 				}
 			}
 		}
-		if at = next; len(at) == 0 {
+		if starts = next; len(starts) == 0 {
 			return -1
 		}
 	}
-	return slices.Max(at)
+	return slices.Max(starts)
 }
 
-// matchRune returns the ends of all forms of the rune c that begin at offset i.
+// matchRune looks for the rune c at offset i of text, plain or escaped. It returns the ends of
+// all forms of c that begin there.
 func matchRune(text string, i int, c rune) (ends []int) {
 	if i == len(text) {
 		return nil
@@ -215,7 +219,7 @@ func matchRune(text string, i int, c rune) (ends []int) {
 
 var entities = map[string]string{"amp": "&", "lt": "<", "gt": ">", "quot": `"`, "apos": "'", "nbsp": "\u00a0", "Tab": "\t", "NewLine": "\n"}
 
-// entityAt decodes the XML or HTML entity at offset i.
+// entityAt decodes the XML or HTML entity at offset i of text. end is 0 if there is none.
 func entityAt(text string, i int) (plain string, end int) {
 	rest := text[i+1 : min(len(text), i+14)]
 	semicolon := strings.IndexByte(rest, ';')
@@ -241,7 +245,8 @@ func entityAt(text string, i int) (plain string, end int) {
 
 var controls = map[byte]string{'a': "\a", 'b': "\b", 't': "\t", 'n': "\n", 'v': "\v", 'f': "\f", 'r': "\r", 'e': "\x1b"}
 
-// backslashAt decodes the escape of JSON, C or Go at offset i.
+// backslashAt decodes the escape of JSON, C or Go at offset i of text. end is 0 if there is
+// none.
 func backslashAt(text string, i int) (plain string, end int) {
 	if i++; i == len(text) {
 		return "", 0
@@ -270,7 +275,8 @@ func backslashAt(text string, i int) (plain string, end int) {
 	return string(rune(n)), end
 }
 
-// hexAt parses the given number of hexadecimal digits at offset i. end is 0 if they are not there.
+// hexAt parses hexadecimal digits at offset i of text, as many as digits says. end is 0 if they
+// are not there.
 func hexAt(text string, i, digits int) (n uint64, end int) {
 	if len(text) < i+digits {
 		return 0, 0
@@ -282,7 +288,8 @@ func hexAt(text string, i, digits int) (n uint64, end int) {
 	return n, i + digits
 }
 
-// percentAt decodes the byte at offset i that is escaped for a URL.
+// percentAt decodes the byte at offset i of text that is escaped for a URL (%41). end is 0 if
+// there is no such escape.
 func percentAt(text string, i int) (plain string, end int) {
 	n, end := hexAt(text, i+1, 2)
 	if end == 0 {
@@ -291,7 +298,8 @@ func percentAt(text string, i int) (plain string, end int) {
 	return string([]byte{byte(n)}), end
 }
 
-// matchPercent returns the end of plain at offset i, with each byte escaped for a URL, or 0.
+// matchPercent compares text at offset i with plain, of which each byte is escaped for a URL. It
+// returns the end of that in text, or 0 if text differs.
 func matchPercent(text string, i int, plain string) (end int) {
 	for k := range len(plain) {
 		if i == len(text) || text[i] != '%' {

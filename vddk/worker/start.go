@@ -11,9 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Start starts a worker, which loads and initialises the library. The error may be a
-// *StartError, *ProgramError, *LoadError, *Error (of InitEx) or *GoneError. ctx is only for
-// the start: the process runs until Close or Kill is called, or this process ends.
+// Start starts a worker process, which loads and initialises the library. ctx only limits the
+// start: after that, the process runs until Close or Kill is called, or this process ends. The
+// error may be a *StartError, *ProgramError, *LoadError, *Error (from the function InitEx) or
+// *GoneError.
 func Start(ctx context.Context, c Config) (*Process, error) {
 	if runtime.GOARCH != "amd64" {
 		return nil, fmt.Errorf("VDDK needs x86-64, this machine is %s", runtime.GOARCH)
@@ -37,7 +38,7 @@ func Start(ctx context.Context, c Config) (*Process, error) {
 	return p, nil
 }
 
-// check returns an error if the fields are not in their ranges.
+// check returns an error if a field of c has an impossible value.
 func (c *Config) check() error {
 	switch {
 	case c.Slots < 1 || c.Slots > MaxSlots:
@@ -60,8 +61,9 @@ func (c *Config) check() error {
 	return nil
 }
 
-// spawn starts the process with its shared memory, socket and output, and the goroutines that
-// receive from it. start gets the files for the descriptors 0 to 4 of the process.
+// spawn creates the shared memory, the socket and the output pipe of a worker, and starts its
+// process with the function start. It also starts the goroutines that receive from the process.
+// The files that start gets become the descriptors 0 to 4 of the process.
 func spawn(c Config, start func(env []string, files []*os.File) (*os.Process, error)) (p *Process, err error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
@@ -96,8 +98,8 @@ func spawn(c Config, start func(env []string, files []*os.File) (*os.Process, er
 	return newProcess(c, process, socket, output, memory), nil
 }
 
-// outputPipe returns a pipe. Our end is non-blocking, for Go's poller; the end of the worker
-// blocks, as programs expect of their output.
+// outputPipe returns a pipe for the output of a worker. Our end is non-blocking, as the poller
+// of Go's runtime needs it. The end of the worker blocks, as programs expect of their output.
 func outputPipe() (ours, theirs *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
@@ -111,14 +113,16 @@ func outputPipe() (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "worker output"), os.NewFile(uintptr(fds[1]), "worker output"), nil
 }
 
-// socketPair returns a pair of sockets. Our end is non-blocking. SOCK_SEQPACKET lets several
-// threads send messages without a lock, and reports the end of the other side.
+// socketPair returns two connected sockets. Our end is non-blocking. With SOCK_SEQPACKET,
+// several threads can send messages without a lock, and each side notices when the other one
+// closes.
 func socketPair() (ours, theirs *os.File, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	// The buffers have room for at least three packets, whatever the default of the system is.
+	// Some systems have small defaults for the buffers of a socket. These have room for at least
+	// three packets.
 	for _, fd := range fds {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*maxPacket)
 	}
@@ -130,8 +134,9 @@ func socketPair() (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "worker socket"), os.NewFile(uintptr(fds[1]), "worker socket"), nil
 }
 
-// sharedMemory returns memory outside of Go's heap, and the file that it is mapped from. The size
-// of the file is sealed, because access to the memory of a truncated file is a SIGBUS.
+// sharedMemory returns memory outside of Go's heap, and the file that it is mapped from. The
+// file is sealed, so that nobody can change its size: access to the memory of a truncated file
+// would be a SIGBUS.
 func sharedMemory(size int) (memory []byte, file *os.File, err error) {
 	flags := unix.MFD_CLOEXEC | unix.MFD_ALLOW_SEALING
 	fd, err := unix.MemfdCreate("vddkcp buffers", flags|unix.MFD_NOEXEC_SEAL)
@@ -155,7 +160,7 @@ func sharedMemory(size int) (memory []byte, file *os.File, err error) {
 	return memory, file, nil
 }
 
-// init makes the worker load and initialise the library.
+// init sends the request init: the worker loads and initialises the library.
 func (p *Process) init(ctx context.Context) error {
 	r, err := p.control(ctx, message{kind: kindInit}, appendInit(nil, &p.config))
 	var fault *faultError

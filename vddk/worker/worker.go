@@ -1,5 +1,5 @@
-// Package worker runs VMware's libvixDiskLib in a process of its own, one process for each
-// open disk:
+// Package worker runs VMware's libvixDiskLib in a process of its own, one process for each open
+// disk:
 //
 //	p, err := worker.Start(ctx, worker.Config{Library: path, Root: root, Version: 8, Slots: 4, SlotSize: 1 << 20})
 //	opened, err := p.Open(ctx, worker.OpenRequest{Path: "/disk.vmdk", ReadOnly: true})
@@ -7,13 +7,13 @@
 //	err = p.Close(ctx)
 //	p.Release()
 //
-// The library crashes, hangs and corrupts its heap. It needs LD_LIBRARY_PATH from the start of
-// its process and does not survive a fork. Therefore only a small C program (program/) loads
-// it, and failures in it are errors of [Process].
+// The library sometimes crashes, hangs or corrupts its heap. LD_LIBRARY_PATH must be set when
+// its process starts, and it does not survive a fork. Therefore only a small C program
+// (program/) loads the library. If the library fails, the methods of [Process] return errors.
 //
-// The data of requests is in memory that both processes share, the slots of [Process.Slot].
-// Messages on a socket, which messages.go describes, carry everything else. Secrets are passed
-// only over that socket.
+// The data of requests is in slots, pieces of memory that both processes share (see
+// [Process.Slot]). Messages on a socket carry everything else; messages.go describes them.
+// Secrets are passed to the worker only over that socket.
 package worker
 
 import (
@@ -22,11 +22,11 @@ import (
 	"github.com/vddkcp/vddkcp/internal/allocation"
 )
 
-// SectorSize is the number of bytes in a sector of the library, also for disks with larger
-// sectors.
+// SectorSize is the number of bytes in a sector. The library counts in these sectors, also on
+// disks with larger ones.
 const SectorSize = 512
 
-// Limits of Config and of the requests to a worker.
+// These constants limit the fields of Config and the parameters of requests to a worker.
 const (
 	MaxSlots    = 64
 	MaxSlotSize = 2 << 20    // bytes; larger requests are not faster and fail under load
@@ -35,7 +35,7 @@ const (
 	MaxLine     = 4000       // bytes in a log line; longer lines are cut
 )
 
-// Config says which library a worker loads, and how.
+// Config says which library a worker process loads, and how.
 type Config struct {
 	Library    string // path of libvixDiskLib.so.N
 	Root       string // root folder of the distribution, the argument libDir of InitEx
@@ -44,11 +44,11 @@ type Config struct {
 	ConfigFile string // configuration file for the library; "" for none
 	Slots      int    // slots, and so the number of reads and writes in flight: 1 to MaxSlots
 	SlotSize   int    // bytes of each slot, a multiple of 4096 up to MaxSlotSize
-	// Log is called with each line that the library logs, one call at a time. It must not
-	// block and must not call this package, because it runs on the goroutine that receives
-	// the answers of the worker. Lines are valid UTF-8 without control characters and without
-	// secrets. Long lines are cut. Lines that come too fast are dropped, and a line says how
-	// many. Log may be nil.
+	// Log is called with each line that the library logs, one call at a time. It runs on the
+	// goroutine that receives the answers of the worker; therefore it must not block and must
+	// not call this package. Lines are valid UTF-8 without control characters and without
+	// secrets. Long lines are cut. If lines come too fast, some are dropped, and Log gets a line
+	// that says how many. Log may be nil.
 	Log     func(level Level, line string)
 	Program string   // path of the worker program; "" means the embedded or an installed one
 	Env     []string // environment of the worker; nil means that of this process. Variables that may hold secrets are removed
@@ -78,8 +78,8 @@ func (l Level) String() string {
 	return fmt.Sprintf("Level(%d)", int(l))
 }
 
-// OpenRequest names a disk and says how to reach it. The library gets NULL for a string that is
-// empty. If Server is empty, the disk is a local one, and only Path, Flags, ReadOnly, Snapshot
+// OpenRequest names a disk and says how to reach it. Empty strings are passed to the library as
+// NULL. If Server is empty, the disk is a local file, and only Path, Flags, ReadOnly, Snapshot
 // and Transports are used. Printing an OpenRequest shows only the path.
 type OpenRequest struct {
 	Path       string
@@ -95,14 +95,15 @@ type OpenRequest struct {
 	Cookie     string // session cookie; if it is empty, User and Password log in
 	Snapshot   string
 	Transports string
-	// Identity names the caller of PrepareAccess and EndAccess. Open ignores it.
+	// Identity is a name for the program that calls PrepareAccess and EndAccess. Open ignores
+	// it.
 	Identity string
 }
 
-// Format implements fmt.Formatter. It prints no secrets.
+// Format implements fmt.Formatter. It prints only the path and no secrets.
 func (r OpenRequest) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "{%q}", r.Path) }
 
-// Flags for OpenRequest.Flags. The values are those of the library.
+// These are the bits of OpenRequest.Flags. The library defines their values.
 const (
 	FlagUnbuffered = 1
 	FlagSingleLink = 2
@@ -112,7 +113,7 @@ const (
 	FlagSkipZ      = 64
 )
 
-// Opened is what the library says about an open disk.
+// Opened has the properties of an open disk, as the library reports them.
 type Opened struct {
 	Capacity       uint64    // sectors of 512 bytes
 	BIOSGeometry   [3]uint32 // cylinders, heads, sectors
@@ -126,10 +127,10 @@ type Opened struct {
 	Transport      string // transport mode that the library chose, such as "nbdssl"
 }
 
-// Block is an allocated range, in sectors of SectorSize bytes.
+// Block is an allocated range of a disk. It counts in sectors of SectorSize bytes.
 type Block = allocation.Block
 
-// Function is a function of the library.
+// Function is a function of VDDK, which a library may have or not.
 type Function struct {
 	Name     string // "VixDiskLib_Flush"
 	Required bool   // Start fails if the library does not have it

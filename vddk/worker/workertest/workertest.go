@@ -10,12 +10,12 @@ import (
 	"github.com/vddkcp/vddkcp/internal/peer"
 )
 
-// Build compiles the worker program and returns its path, for Program in worker.Config. It skips
-// the test on machines that are not x86-64.
+// Build compiles the worker program and returns its path, for the field Program of
+// worker.Config. On machines that are not x86-64 it skips the test.
 func Build(t testing.TB) string { return build(t) }
 
-// BuildSanitized is Build with AddressSanitizer and UBSan, which abort the program when they find
-// an error.
+// BuildSanitized is like Build, but compiles the program with AddressSanitizer and UBSan. They
+// abort the program when they find an error.
 func BuildSanitized(t testing.TB) string { return build(t, "-sanitize") }
 
 func build(t testing.TB, args ...string) string {
@@ -26,8 +26,8 @@ func build(t testing.TB, args ...string) string {
 	peer.Need(t, "gcc")
 	_, self, _, _ := runtime.Caller(0)
 	dir := filepath.Dir(filepath.Dir(self))
-	// go test runs a cached test again only if files have changed that the test itself reads,
-	// and not those that gcc reads.
+	// go test uses the cached result of a test again unless files have changed that the test
+	// process itself has read. The files that gcc reads do not count; so they are read here.
 	sources, _ := filepath.Glob(filepath.Join(dir, "program/*"))
 	for _, f := range sources {
 		if _, err := os.ReadFile(f); err != nil {
