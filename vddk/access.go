@@ -12,31 +12,32 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// access makes the calls that concern the whole VM and not only the disk:
-// PrepareForAccess, EndAccess, and Cleanup when the disk is closed.
+// access makes the calls of the library that concern the whole VM and not only one disk:
+// PrepareForAccess when the disk is opened, and EndAccess and Cleanup when it is closed.
+// PrepareForAccess keeps the VM from being migrated until EndAccess is called.
 type access struct {
 	*opener
 	prepared bool        // Registry.prepare has counted the disk
 	closed   atomic.Bool // the report of the disk may have been written already
 }
 
-// prepare calls PrepareForAccess if Params.PrepareAccess asks for it and no other disk of
-// the command has done so. A refusal of the server is only a warning. prepare returns an
-// error only if ctx ends: the cause of ctx.
+// prepare calls PrepareForAccess if Params.PrepareAccess asks for it and no other disk of this
+// command has already done so for the same VM. If the server refuses the call, the user only
+// gets a warning. prepare returns an error only if ctx ends; the error is the cause of ctx.
 func (a *access) prepare(ctx context.Context) error {
 	if !a.params.PrepareAccess || !a.params.Remote() {
 		return nil
 	}
 	err := a.o.Registry.prepare(ctx, a.params, func() (maybe bool) {
-		// The identity is logged before the call, because it is needed to end the access if
-		// this process is killed.
+		// The log shows the identity before the call is made. If this process is killed, the
+		// user needs the identity to call EndAccess.
 		if a.o.Log != nil {
 			a.o.Log.Info("vddk: preparing the VM for access: it cannot be migrated until EndAccess is called", "server", a.params.Server, "vm", a.params.VM, "identity", a.o.Registry.identity)
 		}
 		err := a.call(ctx, "prepare the access of", func(ctx context.Context, p process) error {
 			err := p.PrepareAccess(ctx, a.identified())
-			// An error that the server returned proves that the VM is not prepared. After a
-			// crash or a timeout the VM may be prepared.
+			// If the server returned an error, the VM is not prepared. If the worker process
+			// crashed or did not answer in time, the VM may be prepared.
 			maybe = !errors.As(err, new(*worker.Error))
 			return err
 		})
@@ -49,8 +50,8 @@ func (a *access) prepare(ctx context.Context) error {
 	return err
 }
 
-// end calls EndAccess for all disks of the command. The Registry may call it when the
-// disk has been closed and its report has been written.
+// end calls EndAccess once for all disks of the VM. The Registry, which counts these disks, may
+// call end after the report of this disk has been written; then a failure goes to the log.
 func (a *access) end() {
 	err := a.call(a.life.Context, "end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, a.identified()) })
 	if err != nil {
@@ -63,20 +64,21 @@ func (a *access) end() {
 	}
 }
 
-// identified returns the login with the identity that PrepareForAccess and EndAccess need.
+// identified returns the login request with the identity of this command, which PrepareForAccess
+// and EndAccess need.
 func (a *access) identified() worker.OpenRequest {
 	r := a.request
 	r.Identity = a.o.Registry.identity
 	return r
 }
 
-// tidyTimeout limits the time of each call that is made when the disk is closed.
+// tidyTimeout is the time limit of each call to the server in access.call.
 const tidyTimeout = 30 * time.Second
 
-// tidy undoes what was done to the VM, when no worker has the disk open any more. It
-// detaches disks that lost workers left attached to this machine, which keep the snapshot
-// from being removed, and ends the access, which keeps the VM from being migrated. It
-// works after the end of the context, too.
+// tidy undoes what was done to the VM. It is called when no worker process has the disk open any
+// more. First it detaches the disks that lost workers left attached to this machine, since they
+// keep the snapshot from being removed. Then it ends the access, which keeps the VM from being
+// migrated. tidy also works when the context of the disk has ended.
 func (a *access) tidy() {
 	if a.messy.Swap(false) && a.attached.Load() {
 		err := a.call(a.life.Context, "clean up after", func(ctx context.Context, p process) error {
@@ -94,8 +96,9 @@ func (a *access) tidy() {
 	}
 }
 
-// call makes a call to the server in a worker of its own. operation names the call in
-// errors. The call ends within tidyTimeout; the end of ctx does not stop it.
+// call starts a worker process, in which the function call makes one call to the server.
+// operation names that call in errors. The call may take up to tidyTimeout; it continues if ctx
+// ends.
 func (a *access) call(ctx context.Context, operation string, call func(context.Context, process) error) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(5*a.o.Timeout, tidyTimeout))
 	defer cancel()
@@ -123,8 +126,8 @@ func (a *access) call(ctx context.Context, operation string, call func(context.C
 
 var alreadyDisabled = regexp.MustCompile(`(?i)already ?disabled`)
 
-// whyNotPrepared returns the reason for an error of PrepareForAccess as the end of a sentence, or ""
-// if the reason is not known.
+// whyNotPrepared explains an error of PrepareForAccess. The text is to be put after other words
+// of a message; it is "" if the reason is not known.
 func whyNotPrepared(err error) string {
 	e := asError(err)
 	switch {

@@ -15,27 +15,27 @@ import (
 )
 
 const (
-	// These keys of the library's configuration set the memory that each connection
-	// reserves on the host.
+	// The library reads these keys from its configuration file. They set the size and the number
+	// of the buffers that the ESXi host reserves for each connection.
 	keyBufSize  = "vixDiskLib.nfcAio.Session.BufSizeIn64KB"
 	keyBufCount = "vixDiskLib.nfcAio.Session.BufCount"
 
 	maxConfig = 1 << 20 // bytes of the user's configuration file
 )
 
-// defaultBuffers are used unless the user or the configuration file sets other buffers.
-// Migration tools found 4 buffers of 1 MiB to be fastest.
+// defaultBuffers are used if neither the user nor the configuration file sets the buffers.
+// Authors of migration tools measured that 4 buffers of 1 MiB are the fastest.
 var defaultBuffers = NFCBuffers{Size: 16 * nfcbudget.Unit, Count: 4}
 
-// libraryConfig is the configuration that the library gets.
+// libraryConfig is the content of the configuration file that is passed to the library.
 type libraryConfig struct {
 	text    string // the user's configuration file without the keys of the buffers
 	buffers NFCBuffers
 }
 
-// readConfig reads the user's configuration file: p.Config, or the first of
-// /etc/vmware/config and ~/.vmware/config that exists. The library itself would look in
-// these places.
+// readConfig reads the user's configuration file for the library: p.Config if it is set.
+// Otherwise it reads /etc/vmware/config or ~/.vmware/config, the first of them that exists,
+// because the library itself reads these files if it is given no other file.
 func readConfig(p *Params) (*libraryConfig, error) {
 	places := []string{"/etc/vmware/config"}
 	if home, err := os.UserHomeDir(); err == nil {
@@ -57,7 +57,8 @@ func readConfig(p *Params) (*libraryConfig, error) {
 	return parseConfig("", "", p.NFCBuffers)
 }
 
-// readSmall returns the content of a file of up to maxConfig bytes.
+// readSmall returns the content of the file at path. A file of more than maxConfig bytes is an
+// error.
 func readSmall(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -71,9 +72,9 @@ func readSmall(path string) (string, error) {
 	return string(text), err
 }
 
-// parseConfig parses text, the content of the file at path, whose lines are KEY = "VALUE".
-// Buffers of the user's flag, which may be zero, take precedence over those of the file, and
-// these over the default.
+// parseConfig parses a configuration file with lines KEY = "VALUE". text is its content, and
+// path names it in errors. The size and the number of the buffers come from the command line
+// (flag) if they are not 0 there, else from the file, else from defaultBuffers.
 func parseConfig(path, text string, flag NFCBuffers) (*libraryConfig, error) {
 	c := new(libraryConfig)
 	var file NFCBuffers
@@ -121,13 +122,13 @@ func firstSet[T int | int64](values ...T) T {
 	return 0
 }
 
-// file returns the content of the configuration file for connections with buffers b.
+// file returns the content of the configuration file for a connection with buffers b.
 func (c *libraryConfig) file(b NFCBuffers) []byte {
 	return fmt.Appendf(nil, "%s%s=%d\n%s=%d\n", c.text, keyBufSize, b.Size/nfcbudget.Unit, keyBufCount, b.Count)
 }
 
-// configFile is a file in memory that disappears with this process, because a configuration
-// may hold secrets.
+// configFile is a file in memory, because a configuration may hold secrets. It disappears with
+// this process.
 type configFile struct {
 	*os.File
 	path string // a path that other processes of the same user can open

@@ -20,20 +20,20 @@ const (
 	defaultRequest = 1 << 20
 	defaultDepth   = 4
 	defaultTimeout = 2 * time.Minute
-	// maxDepth is the largest Options.Depth. For each request in flight a worker has a
-	// spare slot and two slots that are handed out as buffers.
+	// maxDepth is the largest Options.Depth, the number of requests in flight on a connection. A
+	// worker process has three slots of shared memory for each of these requests: two slots that
+	// are handed out as buffers, and a spare one.
 	maxDepth = worker.MaxSlots / 3
 )
 
 var errIO error = syscall.EIO
 
-// Disk is an open disk. Worker processes read and write it, each over a connection of its
-// own. Workers that are lost are replaced, and calls that fail are repeated as
-// Options.Retry says, so that a Disk needs no source.Retry around it. All methods are safe
-// for concurrent use.
+// Disk is an open disk. Worker processes read and write it, each over a connection of its own.
+// Lost workers are replaced, and failed calls are repeated as Options.Retry says. A Disk
+// therefore needs no source.Retry around it. All methods are safe for concurrent use.
 //
-// Disk implements source.Disk, Allocator, Identified, Described, Counted, Ender and, if
-// Options.Writable is set, Writable.
+// Disk implements these interfaces of package source: Disk, Allocator, Identified, Described,
+// Counted and Ender. If Options.Writable is set, it also implements Writable.
 type Disk struct {
 	params         Params
 	o              Options
@@ -61,12 +61,12 @@ var _ interface {
 	source.Writable
 } = (*Disk)(nil)
 
-// Open opens the disk p with library l. The first opening is repeated only if the worker
-// is lost in it, and at most twice. Errors that would occur again with the same
-// parameters are marked by source.Permanent.
+// Open opens the disk that p names, with library l. If the worker process crashes during that,
+// Open repeats the opening at most twice; it repeats it after no other error. Errors that would
+// occur again with the same parameters are marked by source.Permanent.
 //
-// When ctx ends, all calls return its cause and the workers are killed. Workers never
-// outlive this process.
+// When ctx ends, all calls of the disk return the cause of ctx, and the workers are killed.
+// Workers never outlive this process.
 func Open(ctx context.Context, p Params, l Library, o Options) (*Disk, error) {
 	thumbprint, err := libraryThumbprint(ctx, &p)
 	if err != nil {
@@ -77,8 +77,9 @@ func Open(ctx context.Context, p Params, l Library, o Options) (*Disk, error) {
 	})
 }
 
-// open implements Open. thumbprint is the SHA-1 thumbprint that the library is to expect, and
-// start starts a worker.
+// open implements Open. thumbprint is the SHA-1 thumbprint that the library expects of the
+// server's certificate. start starts a worker process; tests pass another function than
+// worker.Start.
 func open(ctx context.Context, p Params, l Library, o Options, thumbprint string,
 	start func(context.Context, worker.Config) (process, error)) (*Disk, error) {
 	config, err := impatient.Call(ctx, func() (*libraryConfig, error) { return readConfig(&p) })
@@ -112,8 +113,8 @@ func open(ctx context.Context, p Params, l Library, o Options, thumbprint string
 	return d, nil
 }
 
-// normalised returns o with the defaults of fields that are not set, and with values that
-// workers accept.
+// normalised returns o with defaults in place of fields that are not set. It also limits the
+// fields to values that a worker process accepts.
 func (o Options) normalised() Options {
 	if o.RequestSize <= 0 {
 		o.RequestSize = defaultRequest
@@ -130,18 +131,20 @@ func (o Options) normalised() Options {
 		o.Registry = NewRegistry(1)
 	}
 	if o.Writable {
-		// Before a flush, one connection may not see what another one has written.
+		// A written disk has only one connection: until a flush, a second connection might not
+		// see what the first one has written.
 		o.Connections = 1
 	}
 	return o
 }
 
-// Size returns the capacity in bytes.
+// Size returns the capacity of the disk in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
-// Identity implements source.Identified. The identity consists of the server, the VM, the
-// file, the UUID, the size and the snapshot of the disk. The proof is "snapshot", because a
-// snapshot never changes, or "none" if Params.Snapshot is not set.
+// Identity implements source.Identified. The identity is a text that consists of the server, the
+// VM, the file, the UUID, the size and the snapshot of the disk. proof says what ensures that a
+// disk with this identity always has the same content: "snapshot", because a snapshot never
+// changes, or "none" if Params.Snapshot is not set.
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {
 	id = fmt.Sprintf("vddk:%s:%s:%s:%s:%d", d.params.Server, d.params.VM, d.params.File, d.opened.UUID, d.size)
 	if d.params.Snapshot == "" {
@@ -150,7 +153,8 @@ func (d *Disk) Identity(context.Context) (id, proof string, err error) {
 	return id + ":" + d.params.Snapshot, "snapshot", nil
 }
 
-// Info returns what the library says about the disk.
+// Info returns the properties of the disk that the library reports, such as its UUID and
+// geometry.
 func (d *Disk) Info() source.Info {
 	o := &d.opened
 	geometry := o.Geometry
@@ -166,8 +170,8 @@ func (d *Disk) Info() source.Info {
 	}
 }
 
-// adapterType returns the name that VMDK descriptors have for an adapter type of the
-// library, or "" if there is none.
+// adapterType returns the adapter type as VMDK descriptors name it, such as "lsilogic". n is the
+// number that the library uses for it. The name of an unknown number is "".
 func adapterType(n int) string {
 	switch n {
 	case 1:
@@ -180,7 +184,8 @@ func adapterType(n int) string {
 	return ""
 }
 
-// version returns the version in the name of the library's file: "8.0.1", or only "8".
+// version returns the version of the library, which its file name contains: "8.0.1" for
+// libvixDiskLib.so.8.0.1, or only "8" if the file name has no more.
 func (l Library) version() string {
 	if _, version, ok := strings.Cut(filepath.Base(l.Path), ".so."); ok {
 		return version
@@ -188,23 +193,25 @@ func (l Library) version() string {
 	return fmt.Sprint(l.Version)
 }
 
-// Stats returns how the disk has been read so far. It may be called after Close, too.
+// Stats returns statistics of the disk: the transport mode, the number of connections, retries
+// and restarted workers, and others. It may be called after Close, too.
 func (d *Disk) Stats() source.Stats {
 	s := source.Stats{Library: d.libraryVersion, ExtentsSource: d.allocation.source()}
 	d.pool.fillStats(&s)
 	return s
 }
 
-// LastWarnings returns the last 20 warnings that the library logged, the newest last.
-// They are shown when a copy fails.
+// LastWarnings returns the last 20 warnings that the library logged, the newest at the end. The
+// command shows them when a copy fails.
 func (d *Disk) LastWarnings() []string { return d.log.lastWarnings() }
 
-// Ended implements source.Ender: it returns why no call can succeed any more, or nil.
+// Ended implements source.Ender. It returns nil as long as the disk can be used. If the disk was
+// lost and cannot be opened again, it returns the reason; all calls fail then.
 func (d *Disk) Ended() error { return d.pool.died() }
 
-// ReadAt implements source.Disk. If p is a whole buffer that Buffer returned, and off and
-// len(p) are multiples of 512, the library reads directly into p. In all other cases the
-// data is copied from memory of a worker.
+// ReadAt implements source.Disk. The library reads directly into p if p is a whole buffer of
+// Disk.Buffer, and off and len(p) are multiples of 512. In all other cases the library reads
+// into memory of a worker process, and ReadAt copies the data from there.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s: negative offset %d", d.params.File, off)
@@ -220,10 +227,11 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	return len(p), atEnd
 }
 
-// Buffer implements source.Allocator. A buffer of up to Options.RequestSize bytes is
-// memory of a worker, which the library can read into; a larger one is ordinary memory.
-// Buffer waits for memory of a worker until ctx ends. The buffer stays valid until free is
-// called, even after Close.
+// Buffer implements source.Allocator: it returns n bytes for ReadAt to read into. If n is at
+// most Options.RequestSize, the buffer is memory that is shared with a worker process, and the
+// library can read directly into it. Buffer waits until such memory is free, or ctx ends. A
+// larger buffer is ordinary memory. The buffer stays valid until free is called, even after
+// Close.
 func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err error) {
 	if n <= 0 || n > d.o.RequestSize {
 		return make([]byte, max(n, 0)), func() {}, nil
@@ -231,12 +239,14 @@ func (d *Disk) Buffer(ctx context.Context, n int) (b []byte, free func(), err er
 	return d.pool.buffer(ctx, n)
 }
 
-// Extents implements source.Disk. It asks the library about windows of 32 GiB, one of them
-// in advance, and keeps the answers. Ranges that are not allocated are zeros, or
-// source.Inherited with Params.SingleLink. The library cannot be asked about the last part
-// of a disk that is smaller than 64 KiB, which is Data. If a query fails, the next 1 GiB is
-// reported as Data, the user is warned once, and a query for the range after that is made
-// later. After the first write the whole disk is reported as Data.
+// Extents implements source.Disk. It asks the library which blocks are allocated, in windows of
+// 32 GiB, and keeps the answers. The window after the current one is queried in advance. Ranges
+// that are not allocated are zeros or, with Params.SingleLink, source.Inherited. The library can
+// only be asked about whole chunks of 64 KiB; a smaller rest at the end of the disk is reported
+// as Data.
+//
+// If a query fails, the next 1 GiB is reported as Data, and the user is warned once. The range
+// after that is queried later. After the first write the whole disk is reported as Data.
 func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	if !life.InDisk(off, length, d.size) {
 		return func(yield func(source.Extent, error) bool) {
@@ -246,9 +256,9 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	return d.allocation.extents(ctx, off, length)
 }
 
-// Close waits for calls in progress, closes the disk in all workers and waits for their
-// end. It returns an error that wraps os.ErrClosed if the disk was closed before, and, for
-// a writable disk, the errors of closing it. Buffers stay valid.
+// Close waits for calls in progress, closes the disk in all worker processes and waits until
+// they have ended. If the disk was closed before, the error wraps os.ErrClosed. Errors of the
+// library while it closes the disk are returned only for a writable disk. Buffers stay valid.
 func (d *Disk) Close() error {
 	d.life.startClosing()
 	d.pool.wake() // calls must not wait for workers any more
@@ -264,7 +274,7 @@ func (d *Disk) Close() error {
 	})
 }
 
-// finish ends the workers, and then undoes what was done to the VM.
+// finish ends the worker processes, and then undoes what was done to the VM.
 func (d *Disk) finish() {
 	d.life.end()
 	d.life.background.Wait()

@@ -12,7 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// Error is the error of a call to the library. Its message holds no secrets.
+// Error is a failed call to the library. Its message contains no secrets.
 type Error struct {
 	Op       string   // "open", "read", "write", "flush", "query", or a call that concerns the VM
 	Func     string   // the function of the library
@@ -26,7 +26,8 @@ type Error struct {
 	secret   string   // see Params.oddSecret
 }
 
-// code returns the error code without the additional information in the upper bits.
+// code returns the error code of the library. It is in the low 16 bits of Code; the upper bits
+// hold additional information.
 func (e *Error) code() int { return int(e.Code & 0xffff) }
 
 func (e *Error) Error() string {
@@ -54,7 +55,7 @@ func (e *Error) Error() string {
 	return s.String()
 }
 
-// Hint returns what the user can do about the error, or "".
+// Hint tells the user what to do about the error. It is "" if nothing is known.
 func (e *Error) Hint() string {
 	m := e.meaning()
 	switch {
@@ -66,7 +67,8 @@ func (e *Error) Hint() string {
 	return m.hint
 }
 
-// meaning explains the errors that meet all of its conditions.
+// meaning explains a kind of error of the library. It applies to an Error that meets all of its
+// conditions: the fields before say.
 type meaning struct {
 	op    string              // the operation; "": any
 	first bool                // only reads before the first successful read
@@ -87,10 +89,10 @@ var loginWords = regexp.MustCompile(`(?i)incorrect user name or password|incorre
 
 var thumbprints = regexp.MustCompile(`(?i)actual thumbprint\s*=\s*([0-9A-F:]+).{0,20}expected\s*=\s*([0-9A-F:]+)`)
 
-// meanings are tried in order. The first one whose conditions are met counts.
+// meanings are tried in order. The first one that applies to an error explains it.
 var meanings = []meaning{
-	// The library returns error 1 for a wrong certificate. Errors with other codes have other
-	// reasons, even if the log mentions the certificate.
+	// Error 1 is general; it is also the code for a wrong certificate. An error with another
+	// code has another cause, even if the log mentions the certificate.
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)actual thumbprint\s*=`), say: (*Error).sayThumbprint,
 		hint: "the server has another certificate: compare its thumbprint with the one that the host itself shows, then pass it with --thumbprint"},
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)(thumbprint|certificate|ssl verification).{0,60}(mismatch|invalid|fail|not match|error)`),
@@ -121,7 +123,7 @@ var meanings = []meaning{
 		hint: "the disk was opened and its first read failed, which happens when VDDK is too new or too old for the host: VDDK supports the vSphere version of its own number, the two versions before and one after"},
 }
 
-// meaning returns the explanation of e, or nil.
+// meaning returns the explanation of e. It is nil if there is none.
 func (e *Error) meaning() *meaning {
 	for i := range meanings {
 		m := &meanings[i]
@@ -144,10 +146,12 @@ func (e *Error) meaning() *meaning {
 	return nil
 }
 
-// permanent reports whether opening the disk with the same parameters would fail again. Only
-// the code and the text of the library decide that. Log lines do not, because the library
-// logs errors of all its threads and connections, many of them harmless. Errors of other
-// operations are never permanent, since the disk could be opened before.
+// permanent reports whether opening the disk with the same parameters would fail again.
+//
+// Only the code and the text of the library decide that. Log lines do not count, because the
+// library logs errors of all its threads and connections, many of them harmless. Only errors of
+// the operation "open" can be permanent: if another operation failed, the disk could be opened
+// before.
 func (e *Error) permanent() bool {
 	if e.Op != "open" {
 		return false
@@ -159,7 +163,8 @@ func (e *Error) permanent() bool {
 	return e.loginRefused()
 }
 
-// loginRefused reports whether the server refused the user or the password.
+// loginRefused reports whether the server refused the login, because the user or the password is
+// wrong.
 func (e *Error) loginRefused() bool {
 	if strings.HasSuffix(e.Func, "Access") || strings.HasSuffix(e.Func, "_Cleanup") {
 		return e.refusedByLog()
@@ -167,27 +172,29 @@ func (e *Error) loginRefused() bool {
 	return e.Op == "open" && (e.code() == worker.CodeLoginRefused || loginWords.MatchString(e.Text))
 }
 
-// refusedByLog is loginRefused for calls that need further permissions: PrepareForAccess,
-// EndAccess and Cleanup. Their code for a refused login also means a missing permission, and
-// only the log tells the two apart.
+// refusedByLog implements loginRefused for the calls PrepareForAccess, EndAccess and Cleanup.
+// They return the same code for a refused login and for a missing permission. Only the log lines
+// tell the two apart.
 func (e *Error) refusedByLog() bool {
 	return e.code() == worker.CodeLoginRefused && slices.ContainsFunc(append([]string{e.Text}, e.Last...), loginWords.MatchString)
 }
 
-// isRefusedLogin reports whether err contains an Error of a refused login.
+// isRefusedLogin reports whether err contains an Error that says that the server refused the
+// login.
 func isRefusedLogin(err error) bool {
 	e := asError(err)
 	return e != nil && e.loginRefused()
 }
 
-// noMemory reports whether the host or the library had no memory for the call.
+// noMemory reports whether the call failed because the host or the library had no memory for it.
 func (e *Error) noMemory() bool {
 	m := e.meaning()
 	return m != nil && m.hint == hintMemory
 }
 
-// sayThumbprint returns a sentence with the thumbprint of the server's certificate and the
-// expected one. It takes both from the log lines, since the error of the library lacks them.
+// sayThumbprint returns a sentence with the thumbprint that the server's certificate has, and
+// the one that was expected. Both are in a log line of the library, and not in the text of its
+// error.
 func (e *Error) sayThumbprint() string {
 	for _, line := range e.Last {
 		if m := thumbprints.FindStringSubmatch(line); m != nil {
@@ -197,8 +204,8 @@ func (e *Error) sayThumbprint() string {
 	return "the server's certificate has another thumbprint than " + e.expected
 }
 
-// lostError says that a worker process crashed or was killed. Requests that were in flight
-// may have been carried out or not.
+// lostError says that a worker process crashed or was killed. The library may or may not have
+// carried out the requests that were in flight.
 type lostError struct {
 	op   string // the operation, the disk and the range
 	err  error
@@ -210,10 +217,12 @@ func (e *lostError) Error() string {
 }
 func (e *lostError) Unwrap() error { return e.err }
 
-// reopeningError is a failure to open a disk again, and a source.ErrReopen. It has all
-// properties of err, except that it is not permanent because of fs.ErrNotExist or
-// fs.ErrPermission: the disk was open before, so that the copy can be resumed when the cause
-// has been removed.
+// reopeningError says that a disk could not be opened again after a connection was lost. It is a
+// source.ErrReopen.
+//
+// It has all properties of err except one: it is not permanent because of fs.ErrNotExist or
+// fs.ErrPermission. The disk was open before; so the copy can be resumed when the cause has been
+// removed.
 type reopeningError struct{ err error }
 
 // Is implements the interface that errors.Is uses.
@@ -225,27 +234,27 @@ func (e *reopeningError) Is(target error) bool {
 func (e *reopeningError) As(target any) bool { return errors.As(e.err, target) }
 func (e *reopeningError) Error() string      { return e.err.Error() }
 
-// Transient tells transfer/report that the failure of the library, the server or this system
-// may be temporary. An error that is marked as permanent is not transient, even if it wraps an
-// *Error, *LoginError, *lostError or *reopeningError.
+// Transient tells transfer/report, which prints the errors of a copy, that a failure of the
+// library, the server or this system may be temporary. An error that is marked by
+// source.Permanent is not transient, even if it wraps one of these errors.
 func (e *Error) Transient() bool          { return true }
 func (e *LoginError) Transient() bool     { return true }
 func (e *lostError) Transient() bool      { return true }
 func (e *reopeningError) Transient() bool { return true }
 
-// isLost reports whether err contains a lostError.
+// isLost reports whether err contains a lostError: a worker process crashed or was killed.
 func isLost(err error) bool {
 	var lost *lostError
 	return errors.As(err, &lost)
 }
 
-// Is reports that e is a source.ErrGone if the snapshot does not exist, because the same
-// parameters can never open the disk again.
+// Is makes e a source.ErrGone if the snapshot does not exist, because the same parameters can
+// never open the disk again.
 func (e *Error) Is(target error) bool {
 	return target == source.ErrGone && e.code() == worker.CodeNoSnapshot
 }
 
-// asError returns the Error in err, or nil.
+// asError returns the Error of the library in the chain of err. It is nil if there is none.
 func asError(err error) *Error {
 	var e *Error
 	errors.As(err, &e)

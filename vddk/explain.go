@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// explainer turns errors of workers into errors that name the disk, the range and
-// what the library logged. It is safe for concurrent use.
+// explainer adds information to the errors of worker processes: the name of the disk, the range,
+// and what the library logged. It is safe for concurrent use.
 type explainer struct {
 	disk       string // Params.File
 	thumbprint string // SHA-1 that the library was told to expect
@@ -20,10 +20,10 @@ type explainer struct {
 	wasRead    atomic.Bool // at least one read succeeded
 }
 
-// explain returns err as an error of operation op on the range [off, off+n) in
-// bytes; n is 0 if the operation concerns the whole disk. mark is the result of
-// logs.mark from before the operation. An error of a worker that crashed or was
-// killed becomes a *lostError.
+// explain returns err as the error of operation op on the bytes [off, off+n) of the disk. n is 0
+// if the operation concerns the whole disk. mark is the position in the log at which the
+// operation began, from logs.mark; the lines after it are added to the error. If the worker
+// process crashed or was killed, explain returns a *lostError.
 func (x *explainer) explain(op string, off, n, mark int64, err error) error {
 	var gone *worker.GoneError
 	var lost *lostError
@@ -50,8 +50,8 @@ func (x *explainer) explain(op string, off, n, mark int64, err error) error {
 	return fmt.Errorf("VDDK: %s: %w", x.rangeOf(op, off, n), err)
 }
 
-// openFailed marks an error of opening the disk as permanent, except if the disk was
-// open before: then the same opening may succeed again.
+// openFailed marks err, an error of opening the disk, as permanent. It returns err as it is if
+// the disk could be opened before, because the same opening may then succeed later.
 func (x *explainer) openFailed(err error) error {
 	if !x.wasOpen.Load() {
 		return source.Permanent(err)
@@ -59,8 +59,8 @@ func (x *explainer) openFailed(err error) error {
 	return err
 }
 
-// rangeOf returns a text for messages that names an operation, the disk and the range
-// [off, off+n) in bytes. The text has no range if n is 0.
+// rangeOf returns a text for messages that names operation op, the disk and the bytes [off,
+// off+n). If n is 0, the text has no range.
 func (x *explainer) rangeOf(op string, off, n int64) string {
 	if n == 0 {
 		return op + " " + x.disk

@@ -15,25 +15,26 @@ import (
 )
 
 const (
-	// chunk is the unit of queries in bytes, the smallest one that the library allows. In larger
-	// units, more holes would be reported as data.
+	// chunk is the size in bytes of the blocks for which the library says whether they are
+	// allocated. The library accepts no smaller unit, and in larger units more holes would be
+	// reported as data.
 	sectorSize   = 512
 	chunkSectors = 128
 	chunk        = chunkSectors * sectorSize
-	// windowChunks is the number of chunks in a window of 32 GiB: the largest range of one
-	// query, and the unit of the cache.
+	// A window is a range of 32 GiB. It is the largest range that one query can ask about, and
+	// the unit of the cache. windowChunks is its number of chunks.
 	windowChunks = 512 * 1024
 	window       = windowChunks * chunk
 
 	cacheBytes = 8 << 20
 )
 
-// leastQuery is the smallest number of chunks, 128 MiB, to which queries are reduced after
-// larger queries have failed.
+// leastQuery is a number of chunks: 128 MiB. The queries become smaller when larger ones fail,
+// but not smaller than that.
 const leastQuery = 2048
 
-// allocationQueries finds out which parts of the disk are allocated. It asks the library
-// for windows of 32 GiB and keeps the answers. It is safe for concurrent use.
+// allocationQueries finds out which blocks of the disk are allocated. It asks the library about
+// windows of 32 GiB and keeps the answers. It is safe for concurrent use.
 type allocationQueries struct {
 	pool   *pool
 	size   int64
@@ -41,8 +42,8 @@ type allocationQueries struct {
 	chunks uint64        // whole chunks of the disk; the library cannot be asked about the rest
 	cache  *allocation.Windows
 
-	// The library must not be asked after a write. querying is held for reading during
-	// each query, and for writing when wrote is set.
+	// After a write to the disk, the library must not be queried any more. Each query holds
+	// querying for reading; it is held for writing when wrote is set.
 	querying sync.RWMutex
 	wrote    atomic.Bool
 
@@ -59,7 +60,7 @@ type allocationQueries struct {
 	inProgress map[int64]*windowQuery // by the number of the window
 }
 
-// windowQuery is a query for one window that is in progress or has ended.
+// windowQuery is the query for one window. It is in progress or has ended.
 type windowQuery struct {
 	done chan struct{}   // closed when the query has ended; nil if the result was known
 	got  *allocation.Map // the result; nil if the window could not be queried
@@ -82,7 +83,8 @@ func newAllocationQueries(p *pool, size int64) *allocationQueries {
 	return q
 }
 
-// source returns the value of Stats.ExtentsSource.
+// source returns the value for Stats.ExtentsSource: "query" if the library lists the allocated
+// blocks, or "full" if it does not and everything is read.
 func (q *allocationQueries) source() string {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -92,8 +94,8 @@ func (q *allocationQueries) source() string {
 	return "query"
 }
 
-// stop waits for the query in progress and prevents all later ones. It is called before the first
-// write; from then on the whole disk is reported as Data.
+// stop waits until no query is in progress, and prevents all later ones. It is called before the
+// first write. From then on the whole disk is reported as Data.
 func (q *allocationQueries) stop() {
 	if q.wrote.Load() {
 		return
@@ -103,7 +105,7 @@ func (q *allocationQueries) stop() {
 	q.wrote.Store(true)
 }
 
-// extents implements Disk.Extents. The range must be inside the disk.
+// extents implements Disk.Extents. The caller has checked that the range lies in the disk.
 func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for end := off + length; off < end; {
@@ -119,7 +121,8 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 				off = e.End()
 				continue
 			}
-			// Between two extents of the window, the disk may be closed or ctx may end.
+			// The disk may be closed, or ctx may end, while the caller uses an extent of the
+			// window.
 			for number, to := off/window, e.End(); off < to; {
 				if err := q.ended(ctx); err != nil {
 					yield(source.Extent{}, err)
@@ -140,8 +143,9 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 	}
 }
 
-// next returns the allocation of the window that off lies in, and the part of [off, end)
-// that it describes. Without an allocation the part is Data.
+// next returns a range that begins at off and ends at end or earlier, and the allocation map of
+// the window in which it lies. If the map is nil, the allocation is not known and the range is
+// Data.
 func (q *allocationQueries) next(ctx context.Context, off, end int64) (source.Extent, *allocation.Map, error) {
 	if err := q.ended(ctx); err != nil {
 		return source.Extent{}, nil, err
@@ -164,8 +168,8 @@ func (q *allocationQueries) next(ctx context.Context, off, end int64) (source.Ex
 	return source.Extent{Off: off, Len: to - off}, a, nil
 }
 
-// ended returns the cause of ctx if ctx has ended, the reason why the pool has ended if it has,
-// and nil otherwise.
+// ended returns why no more extents can be listed: the cause of ctx if ctx has ended, or the
+// reason why the pool has ended. It returns nil if neither has ended.
 func (q *allocationQueries) ended(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -173,8 +177,9 @@ func (q *allocationQueries) ended(ctx context.Context) error {
 	return q.pool.ended()
 }
 
-// window returns the allocation of a window, or nil if it could not be queried. It also
-// starts the query for the next window if that begins before end.
+// window returns the allocation map of the window with the given number. The map is nil if the
+// window could not be queried. Then window starts the query for the next window in advance if
+// that window begins before end.
 func (q *allocationQueries) window(ctx context.Context, number, end int64) (*allocation.Map, error) {
 	w, err := q.start(number)
 	if err != nil {
@@ -195,8 +200,9 @@ func (q *allocationQueries) window(ctx context.Context, number, end int64) (*all
 	return w.got, w.err
 }
 
-// start returns the query for a window. It starts one unless the result is known, a
-// query is in progress, or queries are not possible at present.
+// start returns the query for a window, and starts it if needed. It starts no query if the
+// result is known, if the query is in progress already, or if queries are not possible at
+// present.
 func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -213,8 +219,8 @@ func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	defer life.End()
 	w := &windowQuery{done: make(chan struct{})}
 	q.inProgress[number] = w
-	// The query does not count as a call, because Close must not wait for a query whose answer
-	// is not needed.
+	// The query is not counted as a call of the user, since Close waits for these calls. It must
+	// not wait for a query whose answer is not needed any more.
 	life.background.Go(func() {
 		got, err := q.queryWindow(number)
 		q.mu.Lock()
@@ -229,21 +235,22 @@ func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	return w, nil
 }
 
-// queryWindow queries a window, with the largest ranges that the library answers. It
-// returns no allocation if the window cannot be queried, and an error only if the disk was
-// closed, its context has ended or it cannot be opened again.
+// queryWindow queries a window, in ranges as large as the library accepts. It returns no map if
+// the window cannot be queried. It returns an error only if the disk was closed, its context has
+// ended, or the disk cannot be opened again.
 func (q *allocationQueries) queryWindow(number int64) (*allocation.Map, error) {
 	first := uint64(number) * windowChunks
 	chunks := min(windowChunks, q.chunks-first)
 	var blocks []worker.Block
-	// The outline shows that no chunk of the window outside of [from, to) is allocated.
-	from, to := q.outline.bounds(first, chunks)
+	// Only the chunks [start, stop) of the window are queried. The outline, a coarse map of the
+	// whole disk, shows that the window has no other allocated chunks.
+	start, stop := q.outline.bounds(first, chunks)
 	var err error
 	asked, once := time.Now(), false
-	for done := from; done < to && err == nil; asked = time.Now() {
+	for done := start; done < stop && err == nil; asked = time.Now() {
 		var got []worker.Block
 		q.mu.Lock()
-		n := min(q.limit.chunks, to-done)
+		n := min(q.limit.chunks, stop-done)
 		q.mu.Unlock()
 		if got, err = q.queryAgain(first+done, n, once); err == nil {
 			if blocks == nil {
@@ -276,28 +283,29 @@ func (q *allocationQueries) queryWindow(number int64) (*allocation.Map, error) {
 }
 
 const (
-	// A query that failed is repeated up to queryRetries times if the library has
-	// answered queries about this disk before, firstRetries times if it has not, and
-	// lostRetries times if the worker was lost. Reads are repeated for much longer, but
-	// without an answer to a query the disk can still be read as a whole.
+	// These constants limit how often a failed query is repeated: queryRetries applies if the
+	// library has answered a query about this disk before, firstRetries if it has not, and
+	// lostRetries if the worker process was lost. Reads are repeated for much longer. Queries
+	// are not, because a disk whose allocation is not known can still be read as a whole.
 	queryRetries = 20
 	firstRetries = 3
 	lostRetries  = 2
 	queryWait    = time.Second // the longest wait before a repetition
-	// After a window that could not be queried, no query is made for firstPause, and
-	// after each further one for twice as long, up to lastPause. The pause is at least
-	// slowPause times as long as the query took, because a library that hangs must not
-	// delay the reading of the disk.
+	// If a window cannot be queried, no query is made for firstPause. Each further window that
+	// fails doubles the pause, up to lastPause. The pause is also at least slowPause times as
+	// long as the failed query took, because a library that hangs must not delay the reading of
+	// the disk.
 	firstPause = 10 * time.Second
 	slowPause  = 10
 	lastPause  = 5 * time.Minute
-	// unknownPiece is the number of bytes of a window that are reported as Data after a query
-	// for the window has failed. A query for the rest of the window is made after them.
+	// unknownPiece is the number of bytes that are reported as Data if their window could not be
+	// queried. After these bytes, the window is queried again.
 	unknownPiece = 1 << 30
 )
 
-// queryAgain makes a query and, if the query fails, repeats it after a wait or as soon as a lost
-// worker was replaced. It makes the query only once if once is true or recent queries failed, too.
+// queryAgain makes a query for n chunks from chunk first on, and repeats it if it fails. Before
+// that it waits for some time, or until a lost worker process is replaced. It makes only one
+// attempt if once is true or the queries before failed, too.
 func (q *allocationQueries) queryAgain(first, n uint64, once bool) (blocks []worker.Block, err error) {
 	p := q.pool
 	q.mu.Lock()
@@ -316,7 +324,7 @@ func (q *allocationQueries) queryAgain(first, n uint64, once bool) (blocks []wor
 	}
 }
 
-// retries returns how often a query that failed with err is repeated.
+// retries returns how often a query is repeated after the error err.
 func (q *allocationQueries) retries(err error) int {
 	q.mu.Lock()
 	retries := firstRetries
@@ -335,8 +343,8 @@ func (q *allocationQueries) retries(err error) int {
 	return retries
 }
 
-// failed records that the window at offset off cannot be queried for now. took is the
-// time that the last query took.
+// failed records that the window at offset off cannot be queried, and sets the time until which
+// no query is made. took is the duration of the failed query, and why its error.
 func (q *allocationQueries) failed(off int64, took time.Duration, why error) {
 	q.mu.Lock()
 	pause := max(min(firstPause<<min(q.failures, 10), lastPause), slowPause*took)
@@ -350,7 +358,7 @@ func (q *allocationQueries) failed(off int64, took time.Duration, why error) {
 	r.debug("extents", "the allocation is not known", "offset", off, "pause", pause, "error", why)
 }
 
-// succeeded records that a query of n chunks was answered.
+// succeeded records that the library answered a query of n chunks.
 func (q *allocationQueries) succeeded(n uint64) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -358,8 +366,8 @@ func (q *allocationQueries) succeeded(n uint64) {
 	q.limit.succeeded(n)
 }
 
-// mayShrink reports whether a query of n chunks that failed with err is to be repeated
-// with fewer chunks. It lowers the limit then.
+// mayShrink is called when a query of n chunks failed with err. It reports whether the caller
+// should query fewer chunks instead. In that case it has lowered q.limit.
 func (q *allocationQueries) mayShrink(n uint64, err error) bool {
 	e := asError(err)
 	if e == nil || isLost(err) || e.code() == worker.CodeNotSupported {
@@ -370,9 +378,9 @@ func (q *allocationQueries) mayShrink(n uint64, err error) bool {
 	return !q.failing && q.limit.failed(n)
 }
 
-// queryLimit is the number of chunks in one query, because the library refuses large
-// ranges on some hosts. It is halved when a query fails. It is doubled after some
-// successes in a row, since the failure may have had another reason.
+// queryLimit is the largest number of chunks in one query. The library refuses large ranges on
+// some hosts; so the limit is halved when a query fails. It is doubled after some successes in a
+// row, since the failure may have had another cause.
 type queryLimit struct {
 	chunks    uint64
 	successes int  // successes in a row with this limit
@@ -382,7 +390,7 @@ type queryLimit struct {
 
 func newQueryLimit() queryLimit { return queryLimit{chunks: windowChunks, needed: 1} }
 
-// succeeded records that a query of n chunks was answered.
+// succeeded records that the library answered a query of n chunks.
 func (l *queryLimit) succeeded(n uint64) {
 	if n < l.chunks {
 		return
@@ -393,8 +401,8 @@ func (l *queryLimit) succeeded(n uint64) {
 	}
 }
 
-// failed records that a query of n chunks failed. It reports whether a query of fewer
-// chunks is worth an attempt.
+// failed records that a query of n chunks failed. It reports whether a query of fewer chunks is
+// worth an attempt.
 func (l *queryLimit) failed(n uint64) bool {
 	if l.grown {
 		l.needed, l.grown = min(4*l.needed, 256), false
@@ -407,12 +415,12 @@ func (l *queryLimit) failed(n uint64) bool {
 	return true
 }
 
-// errWrote is the error of queries after the first write.
+// errWrote is the error of a query that is made after the first write to the disk.
 var errWrote = errors.New("allocated blocks cannot be queried after a write to the disk")
 
-// query asks a worker for the allocated blocks of n chunks, which begin with the chunk first.
-// The library reports blocks whose borders are multiples of unit chunks. A query may run at the
-// same time as reads of the same session.
+// query asks a worker process which blocks are allocated in n chunks, from chunk first on. The
+// blocks that the library reports begin and end at multiples of unit chunks. Queries may run at
+// the same time as reads of the same session.
 func (q *allocationQueries) query(first, n, unit uint64) ([]worker.Block, error) {
 	q.querying.RLock()
 	defer q.querying.RUnlock()
@@ -448,8 +456,9 @@ func (q *allocationQueries) query(first, n, unit uint64) ([]worker.Block, error)
 	return blocks, nil
 }
 
-// acquire waits for an open session, and returns the one with the fewest queries in
-// progress. The caller decrements session.queries after the query.
+// acquire waits until a session is open, a worker process with the open disk. It returns the
+// session with the fewest queries in progress and counts one more. The caller decrements
+// session.queries after the query.
 func (q *allocationQueries) acquire() (*handle, *session, error) {
 	p := q.pool
 	p.mu.Lock()

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// flusher makes the writes of a pool durable. The fields are guarded by pool.mu.
+// flusher makes the writes of a pool of connections durable. Its fields are guarded by pool.mu.
 type flusher struct {
 	pool    *pool
 	written int64 // writes that have succeeded
@@ -14,9 +14,12 @@ type flusher struct {
 	err     error // the first failed flush, or loss of unflushed writes; it stays
 }
 
-// flush makes everything durable that was written before. The library is asked up to
-// three times if workers are lost. After a failed flush, or after the loss of a worker
-// with writes that no flush had covered, every flush returns that first error.
+// flush makes all earlier writes durable. It asks the library up to three times if worker
+// processes are lost.
+//
+// After an error, writes may be missing on the disk. So every later flush fails with that first
+// error: the error of a flush, or the loss of a worker with writes that no flush had made
+// durable.
 func (f *flusher) flush() error {
 	p := f.pool
 	for lost := 0; ; {
@@ -40,7 +43,8 @@ func (f *flusher) flush() error {
 		err = p.explain.explain("flush", 0, 0, mark, err)
 		if isLost(err) {
 			s.proc.Kill()
-			// lose makes all later flushes fail if there are writes that no flush has covered.
+			// lose records the loss. If there are writes that no flush has covered, all later
+			// flushes fail.
 			p.lose(h, s, p.explain.rangeOf("flush", 0, 0), time.Now())
 			if lost++; lost < 3 {
 				continue
@@ -53,9 +57,9 @@ func (f *flusher) flush() error {
 	}
 }
 
-// acquire waits for the only session of a writable disk. It also returns the number of
-// writes that a flush of that session covers. The session is nil if no flush can
-// succeed any more.
+// acquire waits for the only session of a writable disk and returns it. It also returns how many
+// writes have succeeded so far; a flush of the session makes these durable. The session is nil
+// if no flush can succeed any more.
 func (f *flusher) acquire() (*handle, *session, int64, error) {
 	p := f.pool
 	p.mu.Lock()
@@ -77,30 +81,31 @@ func (f *flusher) acquire() (*handle, *session, int64, error) {
 	}
 }
 
-// failed returns the error of an earlier flush, or of a loss of unflushed writes.
+// failed returns the error that all flushes return after a failed flush or a loss of writes. It
+// is nil if nothing has failed.
 func (f *flusher) failed() error {
 	f.pool.mu.Lock()
 	defer f.pool.mu.Unlock()
 	return f.err
 }
 
-// expendable reports whether a worker that still answers may be killed. It may not if there are
-// writes that no flush has covered, because they would be lost.
+// expendable reports whether a worker process that still answers may be killed. It must not be
+// killed while it has writes that no flush has made durable, because they would be lost.
 func (f *flusher) expendable() bool {
 	f.pool.mu.Lock()
 	defer f.pool.mu.Unlock()
 	return f.written == f.flushed
 }
 
-// lostLocked makes all flushes fail with why if there are writes that no flush has
-// covered. It is called when a worker was lost.
+// lostLocked is called when a worker process was lost because of why. If the worker had writes
+// that no flush had made durable, lostLocked makes all later flushes fail.
 func (f *flusher) lostLocked(why error) {
 	if f.written > f.flushed {
 		f.failLocked(fmt.Errorf("%s: writes that were not flushed are lost: %w: %w", f.pool.life.Name, errIO, why))
 	}
 }
 
-// failLocked makes err the result of all later flushes, unless an earlier flush has failed.
+// failLocked makes all later flushes return err. An earlier error stays.
 func (f *flusher) failLocked(err error) {
 	if f.err == nil {
 		f.err = err

@@ -8,12 +8,11 @@ import (
 	"github.com/vddkcp/vddkcp/internal/pacing"
 )
 
-// maxAuto is the largest number of connections that a pool opens if
-// Options.Connections is 0.
+// maxAuto is the largest number of connections that a pool opens if Options.Connections is 0, so
+// that the number is chosen automatically.
 const maxAuto = 4
 
-// growth adds connections to a pool and removes them. The fields are guarded by
-// pool.mu.
+// growth adds connections to a pool and removes them. Its fields are guarded by pool.mu.
 type growth struct {
 	pool    *pool
 	started time.Time     // the tuner counts time from here
@@ -22,10 +21,14 @@ type growth struct {
 	warned  sync.Once     // the user was told that no further connection could be opened
 }
 
-// start opens more connections in the background if their number is given, or lets the
-// tuner find their number. transport is the transport mode of the first connection.
-// share frees the reservation of one connection in the Budget.
-func (g *growth) start(transport string, more int, share func()) {
+// start is called when the first connection is open, with its transport mode. If
+// Options.Connections is more than 1, start opens more connections in the background, as many as
+// count says. If it is 0 and the transport mode is an NFC one, the tuner chooses the number
+// later.
+//
+// share is called once for each connection that could not be opened or was closed. It gives the
+// memory of that connection back to the Budget, which limits the memory on the host.
+func (g *growth) start(transport string, count int, share func()) {
 	p := g.pool
 	switch {
 	case p.o.Connections > 1 && attached(transport):
@@ -36,9 +39,9 @@ func (g *growth) start(transport string, more int, share func()) {
 		g.opening = true
 		p.life.background.Go(func() {
 			defer g.opened()
-			for ; more > 0; more-- {
+			for ; count > 0; count-- {
 				if !g.add(share) { // add has called share for the connection that failed
-					for range more - 1 {
+					for range count - 1 {
 						share()
 					}
 					break
@@ -52,15 +55,15 @@ func (g *growth) start(transport string, more int, share func()) {
 	}
 }
 
-// nfc reports whether a transport mode uses the host's NFC service. Its connections and
-// memory are limited, and more connections may be faster.
+// nfc reports whether a transport mode uses the NFC service of the ESXi host. The host limits
+// the number and the memory of such connections. More than one of them may be faster.
 func nfc(transport string) bool { return transport == "nbd" || transport == "nbdssl" }
 
-// attached reports whether a transport mode attaches the disk to this machine.
+// attached reports whether a transport mode attaches the disk to this machine as a device.
 func attached(transport string) bool { return transport == "hotadd" || transport == "san" }
 
-// tuneLocked reports to the tuner that a request moved n bytes, and starts to add or remove a
-// connection if the tuner says so.
+// tuneLocked tells the tuner that a request moved n bytes. The tuner answers how many
+// connections it wants; if needed, tuneLocked starts to add a connection or to remove one.
 func (g *growth) tuneLocked(n int64) {
 	p := g.pool
 	if g.tuner == nil || p.life.ended() != nil {
@@ -87,7 +90,8 @@ func (g *growth) tuneLocked(n int64) {
 	}
 }
 
-// retireIdleLocked closes h if it is retiring and no request uses it or waits for it.
+// retireIdleLocked closes the connection h if it is to be removed from the pool (h.retiring) and
+// no request uses it or waits for it.
 func (g *growth) retireIdleLocked(h *handle) {
 	if !h.retiring || h.inFlight+h.waiting > 0 {
 		return
@@ -114,7 +118,7 @@ func (g *growth) grow() {
 	g.add(free)
 }
 
-// opened records that the opening of further connections in the background has ended.
+// opened records that no further connection is being opened in the background.
 func (g *growth) opened() {
 	g.pool.mu.Lock()
 	defer g.pool.mu.Unlock()
@@ -122,8 +126,9 @@ func (g *growth) opened() {
 	g.pool.changed.Broadcast()
 }
 
-// add opens one more connection. If that fails, the pool goes on without it and the user
-// is warned once. free frees the reservation of the connection in the Budget.
+// add opens one more connection. If that fails, the pool continues without it, and the user is
+// warned once. free is called when the connection is closed or could not be opened; it gives the
+// memory of the connection back to the Budget of the host.
 func (g *growth) add(free func()) (added bool) {
 	p := g.pool
 	s, err := p.opener.open(p.life.ending, false, false)

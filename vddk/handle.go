@@ -10,12 +10,12 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxClose limits the time that a worker without writes has to close the disk. Hosts
-// need less, and a worker that hangs must not hold up the end of a copy for longer.
+// maxClose is the time that a worker process has to close a disk that was only read. Hosts need
+// less. A worker that hangs must not delay the end of a copy for longer.
 const maxClose = 20 * time.Second
 
-// handle is one connection of a pool. It has a session, which is replaced by a new one
-// whenever it is lost.
+// handle is one connection of a pool. Its session is a worker process in which the disk is open.
+// A lost session is replaced by a new one.
 type handle struct {
 	pool   *pool
 	free   func()        // frees the reservation of the connection in the Budget
@@ -36,9 +36,9 @@ func newHandle(p *pool, free func()) *handle {
 	return &handle{pool: p, free: free, retire: make(chan struct{}), changed: sync.Cond{L: &p.mu}}
 }
 
-// run waits for the end of session s, replaces it, waits for the end of the new session, and
-// so on. It returns when the disk
-// is closed, its context ends, or the handle is retired or cannot be opened again.
+// run waits for the end of session s, replaces it by a new session, waits for the end of that
+// one, and so on. It returns when the disk is closed, its context ends, the handle is retired,
+// or the disk cannot be opened again.
 func (h *handle) run(s *session) {
 	defer h.free()
 	p := h.pool
@@ -58,8 +58,8 @@ func (h *handle) run(s *session) {
 	}
 }
 
-// finish closes a session that no request uses any more. The worker is killed if it does
-// not end in time, or when the context of the disk ends.
+// finish closes a session that no request uses any more. It kills the worker process if the
+// process does not end in time, or when the context of the disk ends.
 func (h *handle) finish(s *session) {
 	p := h.pool
 	timeout := p.o.Timeout
@@ -83,8 +83,9 @@ func (h *handle) finish(s *session) {
 	p.exitedLocked(s)
 }
 
-// replace waits for the end of a lost session and opens the disk again. It returns nil
-// if the disk is closed, or the handle is retired or given up.
+// replace waits until the process of the lost session old has ended, and opens the disk again.
+// It returns the new session. The session is nil if the handle is not needed any more or was
+// given up.
 func (h *handle) replace(old *session) *session {
 	p := h.pool
 	<-old.proc.Done()
@@ -114,11 +115,12 @@ func (h *handle) replace(old *session) *session {
 	}
 }
 
-// reopen opens the disk again. It fails when the policy's timeout is over.
+// reopen opens the disk again. It fails when the time limit of the retry policy has passed.
 func (h *handle) reopen() (*session, error) {
 	p := h.pool
 	p.mu.Lock()
-	// During the first attempts the host may still hold the buffers of the lost worker.
+	// Smaller buffers are tried only after several failures: at first, the host may still hold
+	// the buffers of the lost worker and have memory again soon.
 	shrink := h.failures > 3
 	since := h.since
 	p.mu.Unlock()
@@ -128,15 +130,16 @@ func (h *handle) reopen() (*session, error) {
 	return p.opener.open(ctx, true, shrink)
 }
 
-// failedLocked counts a loss of the session or a failed opening, which happened at since.
+// failedLocked counts one failure of the connection: a lost session or a failed opening. since
+// is the time of the failure.
 func (h *handle) failedLocked(since time.Time) {
 	if h.failures++; h.failures == 1 {
 		h.since = since
 	}
 }
 
-// waitToReopen waits before the disk is opened again because of err. It returns false if
-// the disk must not be opened again; the handle is removed from the pool then.
+// waitToReopen waits before the disk is opened again after the error err. It returns false if
+// the disk must not be opened again. In that case the handle has been removed from the pool.
 func (h *handle) waitToReopen(err error) bool {
 	p := h.pool
 	wait, warning, again := h.planReopening(err)
@@ -155,9 +158,9 @@ func (h *handle) waitToReopen(err error) bool {
 	return false
 }
 
-// planReopening decides whether the disk is opened again after the failure err, and how
-// long to wait before that. If not, it removes the handle from the pool, and ends the
-// pool if no other handle has a session.
+// planReopening decides whether the disk is opened again after the error err, and how long to
+// wait before that. If it is not opened again, planReopening removes the handle from the pool.
+// If no other handle has a session either, the whole pool ends.
 func (h *handle) planReopening(err error) (wait time.Duration, warning string, again bool) {
 	p := h.pool
 	p.mu.Lock()
@@ -179,7 +182,8 @@ func (h *handle) planReopening(err error) (wait time.Duration, warning string, a
 		}
 		return wait, "", true
 	case others > 0 && !errors.Is(err, source.ErrChanged):
-		// The host may allow fewer connections than before. The other handles stay in use.
+		// The host may allow fewer connections than before. The pool continues with the other
+		// handles.
 		p.removeLocked(h)
 		if t := p.growth.tuner; t != nil {
 			t.Failed(others)

@@ -18,8 +18,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// LibDirs are the folders in which FindLibrary looks for the VDDK distribution by default, in
-// this order.
+// LibDirs are the folders that FindLibrary searches by default, in this order, for the VDDK
+// distribution: the folder tree that contains the library.
 var LibDirs = []string{
 	"/usr/lib/vmware-vix-disklib",
 	"/usr/lib64/vmware-vix-disklib",
@@ -27,9 +27,9 @@ var LibDirs = []string{
 	"/opt/openvddk",
 }
 
-// FindLibrary looks for the versions of the library in versions, and then for oldestVersion: the
-// numbers in the names of files. A newer version in any folder of the distribution is preferred
-// to oldestVersion, which has no asynchronous calls.
+// FindLibrary looks for the libraries with these major versions, which are part of their file
+// names: first for versions, then for oldestVersion. Any newer version in the distribution is
+// preferred to oldestVersion, because that has no asynchronous calls.
 var (
 	versions      = []int{9, 8, 7, 6}
 	oldestVersion = 5
@@ -58,7 +58,7 @@ func (e *LibraryError) Error() string {
 	return s.String()
 }
 
-// Hint says how to get a library.
+// Hint tells the user how to get a library.
 func (e *LibraryError) Hint() string {
 	if e.hint != "" {
 		return e.hint
@@ -66,10 +66,11 @@ func (e *LibraryError) Hint() string {
 	return "unpack the tar file of VMware's VDDK and name its folder with --libdir, or install OpenVDDK, which is free, in /opt/openvddk"
 }
 
-// FindLibrary returns the newest library in libdir: the root of the distribution, its folder
-// lib64, or the file of the library. If libdir is "", it searches LibDirs and returns the
-// newest library of the first folder that has one. It loads no library. Files that are not a
-// library for this machine are skipped. The error is a *LibraryError.
+// FindLibrary returns the newest library in libdir, which is the root folder of the VDDK
+// distribution, its folder lib64, or the file of the library itself. If libdir is "", it
+// searches the folders LibDirs, and returns the newest library of the first folder that has one.
+// Files that this machine cannot load are skipped. FindLibrary does not load the library. The
+// error is a *LibraryError.
 func FindLibrary(libdir string) (Library, error) {
 	roots := LibDirs
 	failed := &LibraryError{Unusable: map[string]string{}}
@@ -112,7 +113,7 @@ func FindLibrary(libdir string) (Library, error) {
 					if err == nil {
 						return l, nil
 					}
-					// Lstat also finds a symbolic link whose target is missing.
+					// Unlike Stat, Lstat also finds a symbolic link whose target is missing.
 					if _, statErr := os.Lstat(path); statErr == nil {
 						failed.Unusable[path] = reason(err)
 					}
@@ -126,11 +127,11 @@ func FindLibrary(libdir string) (Library, error) {
 	return Library{}, failed
 }
 
-// archive matches the names of the files in which VMware ships VDDK.
+// archive matches the file names of the tar files that VMware distributes VDDK in.
 var archive = regexp.MustCompile(`^VMware-vix-disklib.*\.(tar|tgz|tar\.gz)$`)
 
-// lookAround adds to Unusable what may explain why a folder has no library: a library with
-// another name, or the archive of VDDK.
+// lookAround is called for a folder without a usable library. It adds to e.Unusable what may
+// explain that: a library under another name, or a tar file of VDDK that was not unpacked.
 func (e *LibraryError) lookAround(folder string) {
 	entries, err := os.ReadDir(folder)
 	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
@@ -160,7 +161,7 @@ func (e *LibraryError) lookAround(folder string) {
 	}
 }
 
-// reason returns the text of err without the path, which the message names already.
+// reason returns the text of err without the path, because the message already names the path.
 func reason(err error) string {
 	var path *os.PathError
 	if errors.As(err, &path) {
@@ -169,7 +170,8 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// library returns the library whose file is at path, which is absolute.
+// library examines the file at path, which is absolute, and returns it as a Library. The error
+// says why this machine cannot load it.
 func library(path string) (Library, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if err != nil {
@@ -181,8 +183,8 @@ func library(path string) (Library, error) {
 	}
 	defer f.Close()
 	l := Library{Path: real, Dir: filepath.Dir(real)}
-	// A symbolic link may point from lib64 of the distribution to the file, or from elsewhere
-	// into lib64.
+	// The path may be a symbolic link in lib64 of the distribution to a file elsewhere, or a
+	// link elsewhere to a file in lib64. In both cases the root is the parent folder of lib64.
 	l.Root = l.Dir
 	for _, dir := range []string{l.Dir, filepath.Dir(path)} {
 		if filepath.Base(dir) == "lib64" {
@@ -190,7 +192,8 @@ func library(path string) (Library, error) {
 			break
 		}
 	}
-	// The SONAME in the library is more reliable than the name of the file.
+	// The library also contains its name, the SONAME. It is more reliable than the name of the
+	// file.
 	names := []string{filepath.Base(path), filepath.Base(real)}
 	if soname, err := f.DynString(elf.DT_SONAME); err == nil {
 		names = append(soname, names...)
@@ -209,7 +212,8 @@ func library(path string) (Library, error) {
 
 var versioned = regexp.MustCompile(`^libvixDiskLib\.so\.([0-9]+)(\.|$)`)
 
-// openELF opens a shared library that a worker can load: one for x86-64.
+// openELF opens a file and checks that it is a shared library for x86-64, which a worker process
+// can load.
 func openELF(path string) (*elf.File, error) {
 	fi, err := os.Stat(path)
 	if err != nil {
@@ -232,11 +236,11 @@ func openELF(path string) (*elf.File, error) {
 	return f, nil
 }
 
-// Function is a function that the library may have.
+// Function is a function of VDDK, which a library may have or not.
 type Function = worker.Function
 
-// Functions returns the functions of VDDK that this package can use, and whether the library
-// has them. It reads the table of symbols and does not load the library.
+// Functions returns the functions of VDDK that this package can use. Present is set in those
+// that the library has. Functions reads the symbol table of the library and does not load it.
 func Functions(l Library) ([]Function, error) {
 	f, err := openELF(l.Path)
 	if err != nil {
@@ -260,12 +264,12 @@ func Functions(l Library) ([]Function, error) {
 	return list, nil
 }
 
-// ErrNoWorker says that there is no worker program that could load the library.
+// ErrNoWorker says that no worker program was found. Only that program can load the library.
 var ErrNoWorker = errors.New("the library cannot be loaded without a worker program")
 
-// TransportModes loads the library in a worker process and returns its transport modes,
-// separated by colons, or "" if the library does not list them. If there is no worker program,
-// the error wraps ErrNoWorker.
+// TransportModes loads the library in a worker process and returns the transport modes that it
+// supports, separated by colons. The result is "" if the library does not list them. If there is
+// no worker program, the error wraps ErrNoWorker.
 func TransportModes(ctx context.Context, l Library) (string, error) {
 	p, err := worker.Start(ctx, worker.Config{Library: l.Path, Root: l.Root, Dir: l.Dir, Version: l.Version, Slots: 1, SlotSize: 4096})
 	if errors.As(err, new(*worker.ProgramError)) || err != nil && runtime.GOARCH != "amd64" {
@@ -278,13 +282,13 @@ func TransportModes(ctx context.Context, l Library) (string, error) {
 	return p.TransportModes(), p.Close(ctx)
 }
 
-// Missing returns the names of the libraries that l needs, directly or through other libraries,
-// and that are neither in its folder nor in the usual folders of the system. It explains why
-// a library does not load. The system's loader may search other folders too, so that a result
-// is no proof.
+// Missing explains why the library l does not load: it returns the names of the libraries that l
+// needs, directly or through other libraries, and that are not installed. It searches the folder
+// of l and the usual folders of the system. The dynamic linker may search other folders too; so
+// a library that Missing names may exist.
 func Missing(l Library) []string { return worker.MissingLibraries(l.Path, l.Dir) }
 
-// MissingError says that the library needs other libraries that are not installed.
+// MissingError says that the VDDK library needs other libraries that are not installed.
 type MissingError struct {
 	Library string
 	Names   []string // as Missing returns them
@@ -294,7 +298,7 @@ func (e *MissingError) Error() string {
 	return fmt.Sprintf("%s needs libraries that are not installed: %s", e.Library, strings.Join(e.Names, ", "))
 }
 
-// Hint returns what the user can do about the error.
+// Hint tells the user what to do about the error.
 func (e *MissingError) Hint() string {
 	for _, name := range e.Names {
 		if name == "libssl.so.3" || name == "libcrypto.so.3" {

@@ -11,9 +11,10 @@ import (
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
-// lifetime is a life.Life with the phases in which a disk with workers is closed: first
-// calls in progress go on without new workers, then the workers are closed. Its methods
-// are safe for concurrent use.
+// lifetime is the life of a disk: it counts the calls in progress, like life.Life, and has two
+// further phases for Disk.Close. First (closing), calls in progress continue, but lost worker
+// processes are not replaced. Then (ending), no call is in progress and the workers are closed.
+// Its methods are safe for concurrent use.
 type lifetime struct {
 	life.Life
 
@@ -33,7 +34,7 @@ func newLifetime(ctx context.Context, disk string) *lifetime {
 	return l
 }
 
-// ended returns nil while calls may begin. Otherwise it returns the cause of the
+// ended returns nil while new calls may begin. Otherwise it returns the reason: the cause of the
 // context's end, or an error that wraps os.ErrClosed.
 func (l *lifetime) ended() error {
 	if err := context.Cause(l.Context); err != nil {
@@ -45,6 +46,6 @@ func (l *lifetime) ended() error {
 	return nil
 }
 
-// pause waits for d. It returns false if the context ended or the disk was closed before
-// that.
+// pause waits for the duration d. It returns false if the context ended or Disk.Close was called
+// before d was over.
 func (l *lifetime) pause(d time.Duration) bool { return retry.Sleep(l.closing, d, nil) }

@@ -13,19 +13,22 @@ import (
 )
 
 const (
-	// keptWarnings is the number of warnings that are shown when a copy fails.
+	// keptWarnings is the number of warnings of the library that are kept to be shown when a
+	// copy fails.
 	keptWarnings = 20
-	// keptLines is the number of lines of any level that are searched for the cause of an
-	// error. The library often logs the cause at a level below warning.
+	// keptLines is the number of log lines that are kept to be searched for the cause of an
+	// error. Lines of all levels are kept, because the library often logs the cause at a level
+	// below warning.
 	keptLines = 40
-	// maxLine is the number of bytes that longer lines are cut to.
+	// maxLine is the largest number of bytes of a line; longer lines are cut.
 	maxLine = 1000
-	// levelNoise is the level of lines about the library's telemetry.
+	// levelNoise is the log level of the library's lines about its telemetry, which nobody
+	// needs.
 	levelNoise = slog.LevelDebug - 4
 )
 
-// logs collects the log lines of all workers of one disk and writes them to a log. Secrets
-// are replaced by stars. It is safe for concurrent use.
+// logs collects the log lines of all worker processes of one disk and writes them to a log.
+// Secrets are replaced by stars. It is safe for concurrent use.
 type logs struct {
 	out     *slog.Logger // nil if the lines are not logged
 	disk    string       // Params.File
@@ -33,8 +36,8 @@ type logs struct {
 
 	count atomic.Int64 // lines so far, except noise
 
-	// queue holds the lines that run has yet to write. If add wrote them, a slow terminal
-	// would delay the library and the answers to its requests.
+	// queue holds the lines that the goroutine run has not written yet. If add wrote them
+	// itself, a slow terminal would delay the library and the answers to its requests.
 	queue   chan logLine
 	dropped atomic.Int64 // lines that found the queue full
 
@@ -56,7 +59,7 @@ func newLogs(p *Params, out *slog.Logger) *logs {
 	}
 }
 
-// add adds a line of the library, which may contain any bytes.
+// add adds a line that the library logged. The line may contain any bytes.
 func (l *logs) add(warning bool, text string) {
 	text = l.clean(text)
 	if text == "" {
@@ -84,7 +87,7 @@ func (l *logs) add(warning bool, text string) {
 	}
 }
 
-// run writes lines to the log until ctx ends.
+// run writes the lines of the queue to the log until ctx ends.
 func (l *logs) run(ctx context.Context) {
 	for {
 		select {
@@ -96,8 +99,8 @@ func (l *logs) run(ctx context.Context) {
 	}
 }
 
-// drain writes the lines that are left in the queue. It is called when all workers have ended
-// and run has returned.
+// drain writes the lines that are left in the queue. It is called after all worker processes
+// have ended and run has returned.
 func (l *logs) drain() {
 	for {
 		select {
@@ -120,10 +123,12 @@ func (l *logs) write(line logLine) {
 	l.out.Log(context.Background(), line.level, "vddk: "+line.text, args...)
 }
 
-// clean removes secrets and characters that do not print, and shortens the text.
+// clean returns text without secrets and without characters that cannot be printed, cut to
+// maxLine bytes.
 func (l *logs) clean(text string) string {
-	// Cutting the text before the search limits the time of the search. If that cuts a secret
-	// in two, Redact hides its first part, because it knows that the text was cut.
+	// The text is cut before it is searched for secrets, which limits the time of the search. If
+	// the cut divides a secret, Redact hides the part before the cut, because it is told that
+	// text is missing.
 	text = l.secrets.Redact(text[:min(len(text), 4*maxLine)], len(text) > 4*maxLine)
 	text = strings.TrimSpace(strings.Map(func(r rune) rune {
 		switch {
@@ -144,27 +149,29 @@ func (l *logs) clean(text string) string {
 	return text
 }
 
-// keepLast appends text to a list of at most most texts, and removes the first one if needed.
-func keepLast(list []string, text string, most int) []string {
-	if len(list) == most {
+// keepLast appends text to a list. If the list already has limit texts, the oldest one is
+// removed.
+func keepLast(list []string, text string, limit int) []string {
+	if len(list) == limit {
 		copy(list, list[1:])
-		list[most-1] = text
+		list[limit-1] = text
 		return list
 	}
 	return append(list, text)
 }
 
-// lastWarnings returns the last warnings, the newest last.
+// lastWarnings returns the last warnings of the library, the newest at the end.
 func (l *logs) lastWarnings() []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return append([]string(nil), l.warnings...)
 }
 
-// mark returns the current position in the log, for since.
+// mark returns the current position in the log. The method since returns the lines after it.
 func (l *logs) mark() int64 { return l.count.Load() }
 
-// since returns the lines after a position, the newest last. Older lines may be missing.
+// since returns the lines that were added after mark, the newest at the end. If there were many,
+// the oldest of them are missing.
 func (l *logs) since(mark int64) []string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -13,8 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// opener starts workers and opens the disk in them. After first has returned, its
-// methods are safe for concurrent use.
+// opener starts worker processes and opens the disk in them. After the method first has
+// returned, its methods are safe for concurrent use.
 type opener struct {
 	life    *lifetime
 	params  *Params
@@ -30,11 +30,13 @@ type opener struct {
 
 	slots, spare int // slots of each worker, and how many of them are spare ones
 
-	// samples has checksums of data that was read before, which is compared after each
-	// opening. It is nil if a snapshot proves that the content stays the same.
+	// samples has checksums of some data that was read. After the disk is opened again, the same
+	// data is read and compared. samples is nil if the disk is a snapshot, which never changes,
+	// or if its content may change.
 	samples *source.Samples
 
-	// The method first sets these fields before any other opening begins.
+	// The method first, which opens the disk for the first time, sets these fields. All other
+	// openings come later.
 	opened  *worker.Opened // the disk as the first opening found it
 	queries bool           // the library can list allocated blocks
 	buffers NFCBuffers     // what later connections ask the host for
@@ -61,8 +63,7 @@ func newOpener(life *lifetime, p *Params, l Library, o *Options, config *library
 	return op
 }
 
-// openRequest returns the parameters of the library's calls that log in and open the
-// disk.
+// openRequest returns the parameters with which the library logs in and opens the disk.
 func openRequest(p *Params, thumbprint string, writable bool) worker.OpenRequest {
 	r := worker.OpenRequest{
 		Path: p.File, ReadOnly: !writable,
@@ -90,8 +91,8 @@ func openRequest(p *Params, thumbprint string, writable bool) worker.OpenRequest
 	return r
 }
 
-// first opens the disk for the first time. The opening is repeated only if the worker
-// was lost in it, and at most twice.
+// first opens the disk for the first time. If the worker process crashes during that, first
+// repeats the opening at most twice; it repeats it after no other error.
 func (op *opener) first(ctx context.Context) (*session, error) {
 	policy := &op.policy
 	for n := 1; ; n++ {
@@ -99,8 +100,8 @@ func (op *opener) first(ctx context.Context) (*session, error) {
 		if err == nil {
 			err = op.note(s)
 		}
-		// Only a crash of the library is worth another attempt. The user should see an error
-		// of the library at once, and a library that hangs has taken enough time.
+		// Only a crash is worth another attempt. If the library returns an error, the user
+		// should see it at once. If the library hangs, the first attempt has taken enough time.
 		var lost *lostError
 		if err == nil || !errors.As(err, &lost) || lost.late || n > 2 || policy.Retries >= 0 && n > policy.Retries || op.life.ended() != nil {
 			return s, err
@@ -114,8 +115,8 @@ func (op *opener) first(ctx context.Context) (*session, error) {
 	}
 }
 
-// note records what the first opening found. It closes the session and returns an
-// error if the disk has an impossible size.
+// note records the properties of the disk after the first opening. If the size of the disk is
+// impossible, note closes the session and returns an error.
 func (op *opener) note(s *session) error {
 	if s.opened.Capacity > 1<<63/sectorSize-1 {
 		s.proc.Kill()
@@ -129,10 +130,12 @@ func (op *opener) note(s *session) error {
 	return nil
 }
 
-// open starts a worker and opens the disk in it. replacing means that a worker was
-// lost before, which may have left something behind on the host. With shrink, a host
-// that lacks memory is asked again for a connection with smaller buffers; if the
-// first opening needs smaller buffers, all later ones ask for no more.
+// open starts a worker process and opens the disk in it. replacing says that the new worker
+// replaces a lost one, which may have left something behind on the host.
+//
+// shrink says what happens if the host has no memory for the buffers of the connection: open
+// tries again with smaller buffers. If the first opening needs smaller buffers, all later
+// openings begin with these.
 func (op *opener) open(ctx context.Context, replacing, shrink bool) (*session, error) {
 	buffers := op.buffers
 	for {
@@ -153,8 +156,8 @@ func (op *opener) open(ctx context.Context, replacing, shrink bool) (*session, e
 	}
 }
 
-// openWith opens the disk once, with a connection that has the given buffers. It
-// waits until the Registry allows the login.
+// openWith makes one attempt to open the disk, over a connection with the given buffers. First
+// it waits until the Registry allows the login.
 func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bool) (s *session, err error) {
 	loginEnded, err := op.o.Registry.login(ctx, op.params)
 	if err != nil {
@@ -183,14 +186,16 @@ func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bo
 	if err != nil {
 		return nil, fail("start", err)
 	}
-	// Killing the worker also ends a call below that hangs in the library.
+	// If one of the calls below hangs in the library, the end of limited kills the worker, which
+	// ends the call.
 	stop := context.AfterFunc(limited, p.Kill)
 	defer stop()
 	defer func() {
 		if err == nil {
 			return
 		}
-		// Closing the worker undoes the steps on the host before the error.
+		// If the opening fails in a later step, closing the worker undoes the earlier steps on
+		// the host.
 		if !isLost(err) {
 			p.Close(limited)
 		}
@@ -225,8 +230,8 @@ func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bo
 	return s, nil
 }
 
-// startWorker starts a worker whose connection will have the given buffers. It has
-// slots slots of slotSize bytes each.
+// startWorker starts a worker process. Its connection will have the given buffers. The process
+// has the given number of slots of shared memory, of slotSize bytes each.
 func (op *opener) startWorker(ctx context.Context, buffers NFCBuffers, slots, slotSize int) (process, error) {
 	file, err := newConfigFile(op.config.file(buffers))
 	if err != nil {
@@ -242,8 +247,9 @@ func (op *opener) startWorker(ctx context.Context, buffers NFCBuffers, slots, sl
 	})
 }
 
-// startError marks err as a temporary failure to start a worker, such as a lack of
-// file descriptors or memory, unless a file does not exist.
+// startError marks err as a temporary failure to start a worker process, such as a lack of file
+// descriptors or memory. If a file does not exist, the failure is not temporary, and err is
+// returned as it is.
 func startError(err error) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -251,8 +257,9 @@ func startError(err error) error {
 	return &worker.StartError{Err: err}
 }
 
-// cleanUp removes what lost workers left on the host. It returns an error only if the
-// server refused the login, because opening the disk would fail in the same way.
+// cleanUp removes what lost worker processes left on the host. Its errors are only logged,
+// except one: if the server refused the login, cleanUp returns the error, because opening the
+// disk would fail in the same way.
 func (op *opener) cleanUp(ctx context.Context, p process, mark int64) error {
 	cleaned, remaining, err := p.Cleanup(ctx, op.request)
 	if err == nil {
@@ -265,23 +272,24 @@ func (op *opener) cleanUp(ctx context.Context, p process, mark int64) error {
 	return nil
 }
 
-// same returns an error unless the disk that was opened is the one that the first
-// opening found.
+// same returns an error if the disk that was opened, o, is not the disk that the first opening
+// found: its size or its UUID is another one.
 func (op *opener) same(o worker.Opened) error {
 	first := op.opened
 	if first == nil || first.Capacity == o.Capacity && first.UUID == o.UUID {
 		return nil
 	}
 	if o.Capacity == 0 {
-		// No disk has 0 sectors: this is a failure of the library and no proof of another disk.
+		// No disk has 0 sectors. This is a failure of the library and does not prove that the
+		// disk is another one.
 		return fmt.Errorf("%s: after the disk was opened again, the library says that it has no sectors", op.params.File)
 	}
 	return source.Changed(fmt.Errorf("%s: opening the disk again opened another disk: before, the disk had %d bytes and the UUID %q, now it has %d bytes and the UUID %q", op.params.File,
 		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
 }
 
-// compare returns an error unless the disk of a new session has the same data as before, as far
-// as samples knows it.
+// compare reads the data again of which samples has checksums. It returns an error if the disk
+// of the new session s has other data now.
 func (op *opener) compare(ctx context.Context, s *session) error {
 	if op.samples == nil {
 		return nil
@@ -309,8 +317,8 @@ func (op *opener) compare(ctx context.Context, s *session) error {
 	return err
 }
 
-// split divides the reservation that free returns into n shares. Calling share n times
-// calls free once.
+// split divides a reservation of memory into n shares. free frees the whole reservation. It is
+// called when the returned function has been called n times, once for each share.
 func split(n int, free func()) (share func()) {
 	var left atomic.Int64
 	left.Store(int64(n))
@@ -321,7 +329,8 @@ func split(n int, free func()) (share func()) {
 	}
 }
 
-// reserve waits until the Budget of the host has memory for n connections, or ctx ends.
+// reserve waits until the Budget of the host has memory for n connections, or ctx ends. free
+// frees this memory.
 func (op *opener) reserve(ctx context.Context, n int) (free func(), err error) {
 	if op.o.Budget == nil || !op.params.Remote() {
 		return func() {}, nil
@@ -329,7 +338,8 @@ func (op *opener) reserve(ctx context.Context, n int) (free func(), err error) {
 	return op.o.Budget.Acquire(ctx, op.o.Budget.Of(n, op.buffers.Bytes()))
 }
 
-// tryReserve reserves memory for one connection if the Budget of the host has it now.
+// tryReserve reserves memory for one connection if the Budget of the host has it now. It does
+// not wait.
 func (op *opener) tryReserve() (free func(), ok bool) {
 	if op.o.Budget == nil || !op.params.Remote() {
 		return func() {}, true

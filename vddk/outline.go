@@ -9,20 +9,21 @@ import (
 )
 
 const (
-	// outlineQueries is the number of queries that an outline takes, whatever the size of
-	// the disk.
+	// outlineQueries is the number of queries for an outline of a disk of any size.
 	outlineQueries = 2
-	// outlineFailures is the number of failed queries for the outline after which the disk is
-	// read without an outline.
+	// outlineFailures is a number of failed queries for the outline. After them the disk is read
+	// without an outline.
 	outlineFailures = 3
-	// outlineFrom is the smallest number of windows of a disk for which an outline is made.
+	// outlineFrom is a number of windows. An outline is made for disks with more windows.
 	outlineFrom = 8
 )
 
-// outline is the allocation of a whole disk in large units, for example 1 MiB for a disk
-// of 1 TiB. The library needs as much time for an empty range as for a full one. The
-// outline shows which ranges are empty and need no query of their own: nearly all of them
-// on a disk of 64 TiB with little data. It is safe for concurrent use.
+// outline shows in large units which parts of a disk are allocated. A unit has, for example, 1
+// MiB on a disk of 1 TiB.
+//
+// To list the blocks of an empty range, the library needs as much time as for a full one. The
+// outline shows which ranges are empty, so that they need no query: on a disk of 64 TiB with
+// little data, these are nearly all ranges. An outline is safe for concurrent use.
 type outline struct {
 	queries *allocationQueries
 	unit    uint64 // chunks; 0 if the disk gets no outline
@@ -40,11 +41,12 @@ func (o *outline) init(q *allocationQueries) {
 	}
 }
 
-// bounds returns the part [from, to) of the given number of chunks, which begin at chunk
-// first of the disk. Nothing outside of the part is allocated. from and to count from
-// first.
-func (o *outline) bounds(first, chunks uint64) (from, to uint64) {
-	// A copy begins with the first window, which must not wait for the outline.
+// bounds returns the part [start, stop) of a range of chunks in which all its allocated chunks
+// lie. The range begins at the given first chunk of the disk; start and stop count from there. If
+// the outline is not known, the part is the whole range.
+func (o *outline) bounds(first, chunks uint64) (start, stop uint64) {
+	// The first window gets no outline: every copy begins with it, and it must not wait for the
+	// queries of the outline.
 	if o.unit == 0 || first == 0 {
 		return 0, chunks
 	}
@@ -75,7 +77,8 @@ func (o *outline) bounds(first, chunks uint64) (from, to uint64) {
 	return lowest - first, highest - first
 }
 
-// part returns a part of the outline, or nil if it cannot be queried.
+// part returns the part of the outline with the given number, and queries it if needed. The
+// result is nil if the part cannot be queried.
 func (o *outline) part(number uint64) *allocation.Map {
 	o.mu.Lock()
 	defer o.mu.Unlock()

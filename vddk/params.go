@@ -1,6 +1,6 @@
-// Package vddk reads and writes VMware disks through VMware's VDDK library: disks of VMs on
-// an ESXi host or vCenter, and local VMDK files. [FindLibrary] finds the library, and [Open]
-// opens a disk, which is a source.Disk:
+// Package vddk reads and writes VMware disks through VMware's VDDK library: disks of VMs on an
+// ESXi host or vCenter, and local VMDK files. [FindLibrary] finds the library, and [Open] opens
+// a disk, which is a source.Disk:
 //
 //	library, err := vddk.FindLibrary("")
 //	params := vddk.Params{
@@ -11,13 +11,18 @@
 //	disk, err := vddk.Open(ctx, params, library, vddk.Options{})
 //	defer disk.Close()
 //
-// The library is never loaded into this process, because it crashes and hangs: package
-// worker runs it in processes of its own. A [Disk] has a pool of them, one for each connection
-// to the host. All disks of one command share a [Registry] and, for each host, a [Budget].
+// The library sometimes crashes or hangs. It is therefore never loaded into this process:
+// package worker loads it in separate worker processes. A [Disk] has one worker for each of its
+// connections to the host. All disks of one command share a [Registry], which knows the logins
+// that were refused. All disks on one host share a [Budget], which limits the memory on the
+// host.
 //
-// Terms: a handle is one connection of a Disk; a session is a worker process in which the disk
-// is open, which is replaced when it is lost; a slot is memory that a worker shares with this
-// process, for the data of one request.
+// The code uses these terms:
+//
+//   - A handle is one connection of a Disk.
+//   - A session is a worker process in which the disk is open. A handle has one session. If that
+//     is lost, because its process crashed or was killed, the handle gets a new one.
+//   - A slot is memory that a worker shares with this process, for the data of one request.
 package vddk
 
 import (
@@ -27,8 +32,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Params name a disk and say how to reach it. The fields have the meaning of the parameters of
-// nbdkit's vddk plugin; docs/cli.md describes them.
+// Params name a disk and say how to reach it. The fields have the same meaning as the parameters
+// of nbdkit's vddk plugin; docs/cli.md describes them.
 type Params struct {
 	// File is "[DATASTORE] DIR/DISK.vmdk", or the absolute path of a local disk.
 	File string
@@ -57,8 +62,8 @@ type Params struct {
 // Remote reports whether the disk is on a server.
 func (p *Params) Remote() bool { return p.Server != "" }
 
-// oddSecret describes a likely mistake in the password or the cookie, for the hint of a refused
-// login, or returns "". It does not show the secret.
+// oddSecret describes a likely typing error in the password or the cookie, without showing
+// either. The text becomes part of the hint of a refused login. It is "" if nothing looks wrong.
 func (p *Params) oddSecret() string {
 	if odd := p.Cookie.Odd(); odd != "" {
 		return "the cookie has " + odd
@@ -76,12 +81,12 @@ type Options struct {
 	Depth       int           // requests in flight on each connection; 0 means 4
 	Timeout     time.Duration // limit of one read or write; opening may take five times as long. 0 means 2 minutes
 	Writable    bool          // open the disk for writing, over one connection
-	// Retry says how often a failed request is repeated and a lost worker is replaced. Its
-	// zero value does neither.
+	// Retry says how often a failed request is repeated and how often a lost worker process is
+	// replaced. With its zero value, neither is done.
 	Retry  source.RetryOptions
 	Budget *Budget // NFC memory of the host, shared with other disks; nil means no limit
-	// Registry is shared by the disks of one command. If it is nil, the disk has one of its
-	// own, which allows one refused login.
+	// Registry is shared by all disks of one command. If it is nil, the disk uses a new
+	// Registry, which allows only one refused login.
 	Registry *Registry
 	Log      *slog.Logger      // nil if nothing is logged
 	Warn     func(text string) // shows a warning to the user, and is called concurrently; may be nil

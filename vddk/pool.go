@@ -14,23 +14,25 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxPieces is the largest number of requests of one call that are in flight at the same time.
+// maxPieces is the largest number of requests in flight that a single read or write is divided
+// into.
 const maxPieces = 16
 
-// A pool is the connections of one open disk. do reads and writes through them; it
-// cuts what is too long for one request, waits for a connection that has room for a
-// request, and repeats requests that fail. Connections that are lost are replaced
-// (see handle), and their number is adapted to the host (see growth). All methods are
+// A pool has all connections of one open disk, its handles. The method do reads and writes
+// through them. It divides a call that is too long for one request, waits for a connection that
+// can take another request, and repeats requests that fail. Lost connections are replaced (see
+// handle), and the number of connections is adapted to the host (see growth). All methods are
 // safe for concurrent use.
 //
-// mu guards the fields below it, the fields of handles that say so, and those of
-// sessions. It is never held during a call to a worker, or to OnRetry, Warn or Log of the Options.
+// mu guards the fields below it, the fields of handles that say so, and those of sessions. mu is
+// never held during a call to a worker process, or to a function of the Options (OnRetry, Warn,
+// Log).
 //
 // Locks are acquired in this order: the one inside Disk.flushes, outline.mu,
-// allocationQueries.querying, allocationQueries.mu, pool.mu. While pool.mu is held, only
-// the locks inside pacing.Pace and Registry are acquired, which are held for a short time
-// and not while any other lock is acquired. Methods whose names end in Locked are called
-// with mu held.
+// allocationQueries.querying, allocationQueries.mu, pool.mu. While pool.mu is held, only two
+// other locks are acquired, those inside pacing.Pace and Registry. They are held for a short
+// time, and no lock is acquired while they are held. Methods whose names end in Locked are
+// called with mu held.
 type pool struct {
 	life     *lifetime
 	o        *Options
@@ -54,8 +56,8 @@ type pool struct {
 	closeErr  error  // errors of closing workers
 }
 
-// openPool opens the first connection of the disk and, if Options.Connections is more
-// than 1, starts to open the others.
+// openPool opens the first connection of the disk. If Options.Connections is more than 1, it
+// also starts to open the others in the background.
 func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	p := &pool{
 		life: life, o: op.o, opener: op, explain: op.explain, report: op.report, slots: make(map[*byte]slotRef),
@@ -84,13 +86,13 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	p.addLocked(h, s)
 	p.mu.Unlock()
 	p.growth.start(s.opened.Transport, connections-1, share)
-	// Calls that wait for a permit must notice the end of the context and of the disk.
+	// When the disk or its context ends, the calls that wait for a connection must be woken.
 	context.AfterFunc(life.ending, p.wake)
 	return p, nil
 }
 
-// do carries out a read or write of any length. It is cut into several requests if it is longer
-// than the host accepts at present.
+// do carries out a read or write of any length. It divides it into several requests if it is
+// longer than the largest request that the host accepts at present.
 func (p *pool) do(r request) error {
 	if r.n == 0 {
 		return nil
@@ -101,8 +103,8 @@ func (p *pool) do(r request) error {
 	return p.doPieces(r)
 }
 
-// doPieces carries out r in pieces, of which up to maxPieces are in flight at the same
-// time. All borders between pieces are multiples of the sector size.
+// doPieces divides r into pieces and carries out up to maxPieces of them at the same time. All
+// borders between pieces are multiples of the sector size.
 func (p *pool) doPieces(r request) error {
 	l, _ := p.pace.Next()
 	var g errgroup.Group
@@ -113,9 +115,9 @@ func (p *pool) doPieces(r request) error {
 	return g.Wait()
 }
 
-// repeat makes a request until it succeeds, or until repeating makes no sense any
-// more. r must fit one request; it is cut if the host takes only smaller ones after a
-// failure.
+// repeat makes a request until it succeeds, or until the retry policy allows no further attempt.
+// r must be short enough for one request. If the host accepts only shorter requests after a
+// failure, repeat divides r.
 func (p *pool) repeat(r request) error {
 	if r.write {
 		if err := p.readEdges(&r); err != nil {
@@ -129,8 +131,8 @@ func (p *pool) repeat(r request) error {
 			return err
 		}
 		if e := asError(err); r.write && e != nil && !e.noMemory() {
-			// Only losses of the worker and lack of memory are worth another attempt. The
-			// caller has to know of all other errors.
+			// A write is repeated only if the worker was lost or memory was lacking. All other
+			// errors of a write are returned, because the caller has to know of them.
 			return fmt.Errorf("%w: %w", errIO, err)
 		}
 		if err := a.again(t, err); err != nil {
@@ -142,7 +144,8 @@ func (p *pool) repeat(r request) error {
 	}
 }
 
-// readEdges reads the sectors that a write covers only in part.
+// readEdges is called before a write. It reads the first and the last sector of the range, as
+// far as the write covers them only in part.
 func (p *pool) readEdges(r *request) error {
 	head, tail := r.edges()
 	if head == nil && tail == nil {
@@ -160,8 +163,9 @@ func (p *pool) readEdges(r *request) error {
 	return nil
 }
 
-// try makes one attempt at a request that the caller began at since. It returns the
-// permit that was used; its session is nil if there was no attempt.
+// try makes one attempt at request r. since is the time when the caller made the request. try
+// returns the permit that the attempt used, the right to use one slot. The session of the permit
+// is nil if no attempt was made.
 func (p *pool) try(r *request, since time.Time) (permit, error) {
 	t, err := p.acquire(r, since)
 	if err != nil {
@@ -183,7 +187,7 @@ func (p *pool) try(r *request, since time.Time) (permit, error) {
 	}
 	if r.write {
 		if !p.release(t, end-first, true) {
-			// The worker was lost after it had answered, and the write may be lost with it.
+			// The worker was lost after it had answered. The written data may be lost with it.
 			return t, t.s.gone(p.explain.rangeOf("write", first, end-first))
 		}
 		return t, nil
@@ -202,14 +206,15 @@ func (p *pool) try(r *request, since time.Time) (permit, error) {
 	return t, nil
 }
 
-// timeout returns the time limit of the next attempt of a call that began at since: most, or
-// less if the timeout of the retry policy is over sooner.
-func (p *pool) timeout(most time.Duration, since time.Time) time.Duration {
-	return min(most, max(p.policy.Patience()-p.progress.Idle(since), time.Millisecond))
+// timeout returns the time limit for the next attempt of a call that began at since. It is
+// limit, or less if the retry policy allows less time for the whole call.
+func (p *pool) timeout(limit time.Duration, since time.Time) time.Duration {
+	return min(limit, max(p.policy.Patience()-p.progress.Idle(since), time.Millisecond))
 }
 
-// failed explains the error of a request on the range [off, off+n). If the worker was
-// lost, failed waits for its end: afterwards nothing writes to the slot.
+// failed returns the error of a request, with the disk and the range [off, off+n) added. If the
+// worker process was lost, failed waits until it has ended. After that nothing writes to the
+// slot of the request any more.
 func (p *pool) failed(t permit, op string, off, n, mark int64, since time.Time, err error) error {
 	if ended := context.Cause(p.life.Context); ended != nil {
 		return ended
@@ -224,10 +229,12 @@ func (p *pool) failed(t permit, op string, off, n, mark int64, since time.Time, 
 	return err
 }
 
-// acquire waits for a permit. A read that fills exactly one whole buffer of a live
-// session uses the slot of that buffer; all other requests use a spare slot. A part of
-// a buffer does not count, because a library that writes too much would damage the
-// other parts. since is when the call that makes the request began.
+// acquire waits for a permit: the right to make one request, with a slot for its data. since is
+// the time when the caller made the request.
+//
+// If a read fills one whole buffer of Disk.Buffer, its slot is the buffer itself, as long as the
+// session of the buffer is alive. All other requests use a spare slot. That includes a read into
+// a part of a buffer: if the library wrote too much, it would damage the other parts.
 func (p *pool) acquire(r *request, since time.Time) (permit, error) {
 	var memory []byte
 	if !r.write && r.aligned() {
@@ -286,8 +293,8 @@ func (p *pool) acquire(r *request, since time.Time) (permit, error) {
 	}
 }
 
-// leastBusyLocked returns the open handle with the fewest requests, or nil if no handle
-// is open.
+// leastBusyLocked returns the open handle with the fewest requests. It is nil if no handle is
+// open.
 func (p *pool) leastBusyLocked() *handle {
 	var best *handle
 	for _, h := range p.handles {
@@ -301,17 +308,17 @@ func (p *pool) leastBusyLocked() *handle {
 	return best
 }
 
-// release returns a permit. n is the number of bytes that a successful request moved.
-// release reports whether the session is still alive: if not, writes that it completed may
-// be lost.
+// release gives a permit back after a request. n is the number of bytes that the request moved
+// if it succeeded. release reports whether the session is still alive. If it is not, writes that
+// the session has completed may be lost.
 func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	h := t.h
 	if succeeded {
 		p.progress.Mark()
-		// An answer that arrived before the session was lost does not reset the count of
-		// failures.
+		// If the session was lost after it had sent the answer, this success does not reset the
+		// count of failures.
 		if !t.s.lost {
 			h.failures = 0
 			if t.write {
@@ -333,8 +340,8 @@ func (p *pool) release(t permit, n int64, succeeded bool) (alive bool) {
 	return !t.s.lost
 }
 
-// buffer returns a free buffer slot of n bytes, at most Options.RequestSize, and the
-// function that frees it. It waits until there is one, or ctx ends.
+// buffer returns a slot as a buffer of n bytes, at most Options.RequestSize. The function free
+// frees the slot. buffer waits until a slot is free, or ctx ends.
 func (p *pool) buffer(ctx context.Context, n int) (b []byte, free func(), err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -362,8 +369,8 @@ func (p *pool) buffer(ctx context.Context, n int) (b []byte, free func(), err er
 	}
 }
 
-// mostBuffersLocked returns the session with the most free buffers, or nil if no open
-// handle has any.
+// mostBuffersLocked returns the session with the most free slots for buffers. It is nil if no
+// open handle has a free one.
 func (p *pool) mostBuffersLocked() *session {
 	var best *session
 	for _, h := range p.handles {
@@ -377,7 +384,8 @@ func (p *pool) mostBuffersLocked() *session {
 	return best
 }
 
-// freeBuffer returns a buffer slot, unless freed says that this was done before.
+// freeBuffer frees the slot of a buffer. It does nothing if *freed says that the slot was freed
+// before.
 func (p *pool) freeBuffer(s *session, slot int, freed *bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -391,9 +399,9 @@ func (p *pool) freeBuffer(s *session, slot int, freed *bool) {
 	p.changed.Broadcast()
 }
 
-// addLocked adds a handle with its first session and starts the goroutine that replaces
-// the session when it is lost. It returns the transport mode that was used before, or
-// "" if s has the same one.
+// addLocked adds a handle with its first session s. It starts the goroutine that replaces the
+// session when it is lost. If the transport mode of s differs from the one that the pool used
+// before, addLocked returns the earlier one, else "".
 func (p *pool) addLocked(h *handle, s *session) (before string) {
 	p.handles = append(p.handles, h)
 	p.most = max(p.most, len(p.handles))
@@ -401,8 +409,9 @@ func (p *pool) addLocked(h *handle, s *session) (before string) {
 	return p.installLocked(h, s)
 }
 
-// installLocked makes s the session of h and adds its buffers to p.slots. It returns the transport
-// mode that was used before, or "" if s has the same one.
+// installLocked makes s the session of handle h and adds the buffers of s to p.slots. If the
+// transport mode of s differs from the one that the pool used before, installLocked returns the
+// earlier one, else "".
 func (p *pool) installLocked(h *handle, s *session) (before string) {
 	h.session = s
 	for _, slot := range s.buffers {
@@ -419,15 +428,15 @@ func (p *pool) installLocked(h *handle, s *session) (before string) {
 	return before
 }
 
-// warnTransport warns that a connection uses another transport mode than the one that
-// was opened before it. It does nothing if before is "".
-func (p *pool) warnTransport(before, now string) {
-	if before != "" {
-		p.report.warn(fmt.Sprintf("%s: the last connection uses the transport mode %q, the one before it used %q", p.life.Name, now, before))
+// warnTransport warns that a new connection uses the transport mode now, and the previous one
+// another. It does nothing if previous is "".
+func (p *pool) warnTransport(previous, now string) {
+	if previous != "" {
+		p.report.warn(fmt.Sprintf("%s: the last connection uses the transport mode %q, the one before it used %q", p.life.Name, now, previous))
 	}
 }
 
-// removeLocked removes a handle, which is not used for new requests any more.
+// removeLocked removes a handle from the pool, so that no new request uses it.
 func (p *pool) removeLocked(h *handle) {
 	for i, o := range p.handles {
 		if o == h {
@@ -438,10 +447,13 @@ func (p *pool) removeLocked(h *handle) {
 	p.changed.Broadcast()
 }
 
-// lose records, once, that the worker of session s was lost or killed during op. No new
-// request uses the session, but its process may not have ended yet. since is when the call that noticed the
-// loss began. The time until the handle is given up counts from the earliest call that the
-// loss interrupted.
+// lose records that the worker process of session s was lost or killed during operation op.
+// Further calls for the same session do nothing. No new request uses the session, but its
+// process may still be running.
+//
+// since is the time when the call began that noticed the loss. Other calls that the loss
+// interrupted may have begun earlier. The time limit for opening the disk again counts from the
+// earliest of them.
 func (p *pool) lose(h *handle, s *session, op string, since time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -461,8 +473,8 @@ func (p *pool) lose(h *handle, s *session, op string, since time.Time) {
 	p.changed.Broadcast()
 }
 
-// exitedLocked records that the process of a session has ended, and frees its memory
-// unless somebody still has a buffer in it.
+// exitedLocked records that the process of a session has ended. It frees the shared memory of
+// the session, unless a caller still has a buffer in it.
 func (p *pool) exitedLocked(s *session) {
 	s.ended, s.lost = true, true
 	for _, t := range s.timers {
@@ -471,8 +483,8 @@ func (p *pool) exitedLocked(s *session) {
 	p.unmapLocked(s)
 }
 
-// unmapLocked frees the memory of a session whose process has ended, as soon as none of
-// its slots is in use.
+// unmapLocked frees the shared memory of a session if its process has ended and none of its
+// slots is in use.
 func (p *pool) unmapLocked(s *session) {
 	if !s.ended || s.used > 0 {
 		return
@@ -483,14 +495,14 @@ func (p *pool) unmapLocked(s *session) {
 	s.proc.Release()
 }
 
-// dieLocked makes all later requests fail with err, and wakes those that wait.
+// dieLocked makes all later requests fail with err, and wakes the waiting ones.
 func (p *pool) dieLocked(err error) {
 	p.dead = err
 	p.broadcastLocked()
 }
 
-// begin starts a call: Disk.Close waits until life.End is called. It returns an
-// error if no call can succeed any more.
+// begin starts a call of a user, which ends with life.End. Disk.Close waits for that. begin
+// returns an error if the disk cannot be used any more.
 func (p *pool) begin() error {
 	if err := p.ended(); err != nil {
 		return err
@@ -498,14 +510,14 @@ func (p *pool) begin() error {
 	return p.life.Begin(p.life.Context)
 }
 
-// died returns why no call can succeed any more, or nil.
+// died returns why all calls fail from now on. It returns nil as long as calls can succeed.
 func (p *pool) died() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.dead
 }
 
-// ended returns nil as long as new calls may begin.
+// ended returns nil as long as new calls may begin, and otherwise the reason.
 func (p *pool) ended() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -519,10 +531,10 @@ func (p *pool) endedLocked() error {
 	return p.dead
 }
 
-// endedForCallsLocked returns nil as long as a call in progress may go on. While the
-// disk is being closed, calls in progress use the workers that are there. waits means
-// that the call has to wait for a new worker, which a disk that is being closed does
-// not get.
+// endedForCallsLocked returns nil as long as a call in progress may continue, and otherwise the
+// reason. While Close waits for calls in progress, they may use the worker processes that are
+// there. But lost workers are not replaced any more; so a call that has to wait for a new worker
+// (waits is true) gets an error.
 func (p *pool) endedForCallsLocked(waits bool) error {
 	switch {
 	case p.life.Context.Err() != nil:
@@ -535,7 +547,7 @@ func (p *pool) endedForCallsLocked(waits bool) error {
 	return nil
 }
 
-// wake wakes all calls that wait, so that they notice that the disk has ended.
+// wake wakes all waiting calls, so that they notice the end of the disk or of a context.
 func (p *pool) wake() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -549,7 +561,7 @@ func (p *pool) broadcastLocked() {
 	}
 }
 
-// fillStats sets the fields of a report that the pool knows.
+// fillStats sets those fields of the statistics s that the pool knows.
 func (p *pool) fillStats(s *source.Stats) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -2,40 +2,40 @@ package vddk
 
 import "sync"
 
-// rangeLock locks ranges of the disk: a range cannot be locked while another one that
-// overlaps it is locked. The zero value is unlocked. It is safe for concurrent use.
+// rangeLock locks ranges of the disk. While a range is locked, no range that overlaps it can be
+// locked. The zero value has no locked range. It is safe for concurrent use.
 type rangeLock struct {
 	mu       sync.Mutex
 	unlocked sync.Cond // signals that a range was unlocked
 	locked   [][2]int64
 }
 
-// lock locks [from, to). It waits until no range is locked that overlaps it.
-func (r *rangeLock) lock(from, to int64) {
+// lock waits until no locked range overlaps [start, end), and locks it.
+func (r *rangeLock) lock(start, end int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.unlocked.L = &r.mu
-	for r.overlaps(from, to) {
+	for r.overlaps(start, end) {
 		r.unlocked.Wait()
 	}
-	r.locked = append(r.locked, [2]int64{from, to})
+	r.locked = append(r.locked, [2]int64{start, end})
 }
 
-func (r *rangeLock) overlaps(from, to int64) bool {
+func (r *rangeLock) overlaps(start, end int64) bool {
 	for _, l := range r.locked {
-		if from < l[1] && l[0] < to {
+		if start < l[1] && l[0] < end {
 			return true
 		}
 	}
 	return false
 }
 
-// unlock unlocks a range that was locked with the same borders.
-func (r *rangeLock) unlock(from, to int64) {
+// unlock unlocks a range. start and end are the ones that lock was called with.
+func (r *rangeLock) unlock(start, end int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i, l := range r.locked {
-		if l == [2]int64{from, to} {
+		if l == [2]int64{start, end} {
 			r.locked = append(r.locked[:i], r.locked[i+1:]...)
 			break
 		}

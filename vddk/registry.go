@@ -14,8 +14,8 @@ import (
 )
 
 // Registry is shared by all disks of one command. It knows which logins a server refused, so
-// that an account is not locked, and which VMs were prepared for access. It is safe for
-// concurrent use.
+// that repeated attempts do not lock the account. It also knows which VMs were prepared for
+// access, so that EndAccess is called after their last disk. It is safe for concurrent use.
 type Registry struct {
 	refusals int    // refused logins of one account that are allowed
 	identity string // names this command to PrepareForAccess
@@ -25,10 +25,10 @@ type Registry struct {
 	vms      map[vmKey]*preparedVM
 }
 
-// NewRegistry returns an empty registry. When a server has refused the given number of logins of
-// one account, without a successful login in between, the registry allows no more logins of the
-// account. refusals is raised to 1 if it is less. Servers lock accounts after some refused
-// logins, ESXi after five.
+// NewRegistry returns an empty registry. refusals limits the logins that fail: if a server has
+// refused that many logins of one account without a successful login in between, the registry
+// allows no further login of the account. A number less than 1 counts as 1. Servers lock
+// accounts after some refused logins, ESXi after five.
 func NewRegistry(refusals int) *Registry {
 	var unique [4]byte
 	rand.Read(unique[:])
@@ -40,8 +40,8 @@ func NewRegistry(refusals int) *Registry {
 	}
 }
 
-// LoginError says that no login was attempted, because the server refused the same login
-// before.
+// LoginError says that no login was attempted, because the server had already refused the same
+// login.
 type LoginError struct {
 	Disk, User, Server string
 	Refused            *Error // the error of the login that was refused
@@ -52,11 +52,11 @@ func (e *LoginError) Error() string {
 }
 func (e *LoginError) Unwrap() error { return e.Refused }
 
-// Hint returns what the user can do about the error.
+// Hint tells the user what to do about the error.
 func (e *LoginError) Hint() string { return e.Refused.Hint() }
 
-// accountKey identifies a login. It includes the password, so that a login with another
-// password is allowed.
+// accountKey identifies a login: the server, the user and the password. The password is
+// included, so that a login with another password is allowed after refused ones.
 type accountKey struct {
 	server string
 	port   uint32
@@ -64,7 +64,7 @@ type accountKey struct {
 	secret [sha256.Size]byte // hash of the cookie and the password
 }
 
-// account returns the key of the login with p.
+// account returns the key of the login that p describes.
 func (p *Params) account() accountKey {
 	k := accountKey{server: strings.ToLower(strings.TrimSuffix(p.Server, ".")), port: p.Port, user: p.User}
 	if k.port == 0 {
@@ -75,15 +75,15 @@ func (p *Params) account() accountKey {
 }
 
 const (
-	// provenFor is the time after a successful login in which logins of the same account do
-	// not wait for each other.
+	// provenFor is a time after a successful login. During that time, logins of the same account
+	// do not wait for each other.
 	provenFor = 10 * time.Second
-	// aloneFor is the longest time that logins wait for the result of another one. A server
-	// refuses a login sooner than that.
-	aloneFor = 30 * time.Second
+	// While no login of an account has succeeded, its other logins wait for the result of the
+	// first one, but not longer than loginWait. If a server refuses a login, it does so sooner.
+	loginWait = 30 * time.Second
 )
 
-// account has the results of the logins with one accountKey. Its fields are guarded by
+// account has the results of all logins with one accountKey. Its fields are guarded by
 // Registry.mu.
 type account struct {
 	refusals int           // refused logins since the last successful one
@@ -93,12 +93,12 @@ type account struct {
 	trying   chan struct{} // closed when the login that others wait for has ended; nil if there is none
 }
 
-// login waits until the disk with parameters p may log in. The caller must call ended with the
-// result of the login: nil, or any error that prevented it. The error of login is a
+// login waits until the disk that p names may log in. Then the caller logs in and calls ended
+// with the result: nil, or the error that prevented the login. The error of login itself is a
 // *LoginError, or the cause of ctx.
 //
-// Logins run one after the other until one has succeeded, so that not all connections try a
-// wrong password at the same time.
+// The logins of an account run one after the other until one has succeeded. Otherwise all
+// connections would try a wrong password at the same time.
 func (r *Registry) login(ctx context.Context, p *Params) (ended func(error), err error) {
 	if !p.Remote() {
 		return func(error) {}, nil
@@ -129,9 +129,9 @@ func (r *Registry) login(ctx context.Context, p *Params) (ended func(error), err
 	}
 }
 
-// doubt makes other logins of p's account wait for the next one, although a login succeeded not
-// long ago. It is called when a connection was lost, since the server may have closed it
-// because the account is not valid any more.
+// doubt is called when a connection was lost: the server may have closed it because the account
+// is not valid any more. doubt forgets earlier successful logins of p's account. After that, the
+// logins of the account run one after the other again until one has succeeded.
 func (r *Registry) doubt(p *Params) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -145,12 +145,12 @@ func (a *account) doubt() {
 	a.doubts++
 }
 
-// waitForLogin waits until the login that others wait for has ended, or aloneFor is over. The
-// caller holds r.mu, which is unlocked during the wait.
+// waitForLogin waits until the login of another connection has ended, but not longer than
+// loginWait. The caller holds r.mu, which is unlocked during the wait.
 func (r *Registry) waitForLogin(ctx context.Context, a *account) error {
 	trying := a.trying
 	r.mu.Unlock()
-	timer := time.NewTimer(aloneFor)
+	timer := time.NewTimer(loginWait)
 	defer timer.Stop()
 	select {
 	case <-trying:
@@ -167,14 +167,16 @@ func (r *Registry) waitForLogin(ctx context.Context, a *account) error {
 	return nil
 }
 
-// ender returns the function that records the result of a login that begins now. trying is the
-// channel that others wait for, or nil. The caller holds r.mu.
+// ender returns the function to call when a login that begins now has ended. The function
+// records the result of the login. trying is the channel on which other logins wait for that
+// result; it is nil if no login waits. The caller holds r.mu.
 func (r *Registry) ender(a *account, trying chan struct{}) func(error) {
 	doubts := a.doubts
 	return func(err error) { r.loginEnded(a, trying, doubts, err) }
 }
 
-// loginEnded records the result err of a login that began when a had the given number of doubts.
+// loginEnded records the result err of a login. doubts is the value that a.doubts had when the
+// login began: if it has changed since then, a success proves nothing.
 func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -194,8 +196,8 @@ func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err 
 	close(trying)
 }
 
-// errNoLogin is recorded as the result of a successful login that was not made to open a disk,
-// which may need other permissions.
+// errNoLogin is recorded in place of nil after a successful login that was not made to open a
+// disk. Opening a disk may need other permissions, so that the success proves nothing for it.
 var errNoLogin = errors.New("the login was not made to open a disk")
 
 // vmKey identifies a VM on a server.
@@ -205,8 +207,9 @@ type vmKey struct {
 	vm     string
 }
 
-// preparedVM counts the disks of a VM that are open or expected to be opened. Its fields are
-// guarded by lock, which is also held during PrepareForAccess and EndAccess.
+// preparedVM is a VM that is prepared for access or will be. It counts the disks of the VM that
+// are open or will be opened. Its fields are guarded by lock, which is also held during
+// PrepareForAccess and EndAccess.
 type preparedVM struct {
 	lock     chan struct{} // a mutex: has one element while it is unlocked
 	disks    int           // disks that are open
@@ -215,9 +218,10 @@ type preparedVM struct {
 	end      func()        // calls EndAccess; nil until a disk was closed
 }
 
-// prepare makes sure that the VM of p was prepared for access, and counts the disk. It calls
-// call only for the first disk of the VM; call reports whether the VM may be prepared now.
-// prepare returns an error only if ctx ends: the cause of ctx.
+// prepare makes sure that the VM of p is prepared for access, and counts the disk. If it is the
+// first disk of the VM, prepare calls the function call, which prepares the VM and reports
+// whether the VM may be prepared now. prepare returns an error only if ctx ends; the error is
+// the cause of ctx.
 func (r *Registry) prepare(ctx context.Context, p *Params, call func() bool) error {
 	vm := r.vm(p)
 	select {
@@ -233,7 +237,7 @@ func (r *Registry) prepare(ctx context.Context, p *Params, call func() bool) err
 	return nil
 }
 
-// vm returns the VM of p, which it adds if needed.
+// vm returns the entry for the VM that p names, and adds the entry if there is none.
 func (r *Registry) vm(p *Params) *preparedVM {
 	account := p.account()
 	key := vmKey{account.server, account.port, p.VM}
@@ -248,9 +252,9 @@ func (r *Registry) vm(p *Params) *preparedVM {
 	return vm
 }
 
-// Expect announces a disk that will be opened later, possibly more than once. A VM that is
-// prepared stays so until Done is called. Expect and Done use only the fields Server, Port, VM
-// and PrepareAccess of p.
+// Expect announces that the disk p will be opened later, perhaps more than once. A prepared VM
+// stays prepared until Done is called. Expect and Done use only the fields Server, Port, VM and
+// PrepareAccess of p.
 func (r *Registry) Expect(p *Params) {
 	if !p.PrepareAccess || !p.Remote() {
 		return
@@ -261,8 +265,8 @@ func (r *Registry) Expect(p *Params) {
 	vm.lock <- struct{}{}
 }
 
-// Done ends an Expect when the disk will not be opened any more. If it was the last disk of its
-// VM, Done calls EndAccess, which takes up to 30 s.
+// Done undoes one call of Expect: the disk will not be opened any more. If no other disk of its
+// VM is open or expected, Done calls EndAccess, which takes up to 30 s.
 func (r *Registry) Done(p *Params) {
 	if !p.PrepareAccess || !p.Remote() {
 		return
@@ -274,7 +278,7 @@ func (r *Registry) Done(p *Params) {
 	vm.endIfLast()
 }
 
-// endIfLast calls EndAccess if no disk is open or expected. The caller holds vm.lock.
+// endIfLast calls EndAccess if no disk of the VM is open or expected. The caller holds vm.lock.
 func (vm *preparedVM) endIfLast() {
 	if vm.disks == 0 && vm.expected <= 0 && vm.prepared && vm.end != nil {
 		vm.prepared = false
@@ -282,8 +286,8 @@ func (vm *preparedVM) endIfLast() {
 	}
 }
 
-// release is called once for each prepare that returned nil, when the disk is closed. It calls
-// call after the last disk of a VM that may be prepared.
+// release is called when a disk is closed for which prepare returned nil. If it is the last disk
+// of a VM that may be prepared, release calls the function call, which calls EndAccess.
 func (r *Registry) release(p *Params, call func()) {
 	vm := r.vm(p)
 	<-vm.lock

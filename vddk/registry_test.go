@@ -147,7 +147,7 @@ func TestLoginsSideBySide(t *testing.T) {
 		}
 		began := time.Now()
 		second, err := registry.login(t.Context(), p)
-		if err != nil || time.Since(began) != aloneFor {
+		if err != nil || time.Since(began) != loginWait {
 			t.Fatalf("%v after %v", err, time.Since(began))
 		}
 		ctx, cancel := context.WithCancelCause(t.Context())

@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// reporter passes warnings to the user and debugging messages to the log. It is safe
-// for concurrent use.
+// reporter passes warnings to the user, and debugging messages to the log. It is safe for
+// concurrent use.
 type reporter struct {
 	disk   string // Params.File
 	log    *slog.Logger
@@ -19,7 +19,7 @@ func newReporter(p *Params, o *Options) *reporter {
 	return &reporter{disk: p.File, log: o.Log, toUser: o.Warn, topics: o.Debug}
 }
 
-// warn shows text to the user and adds it to the report of the copy.
+// warn shows a warning to the user, if Options.Warn is set.
 func (r *reporter) warn(text string) {
 	if r.toUser != nil {
 		r.toUser(text)
@@ -28,13 +28,13 @@ func (r *reporter) warn(text string) {
 
 func (r *reporter) warnOnce(once *sync.Once, text string) { once.Do(func() { r.warn(text) }) }
 
-// debugs reports whether debug logs messages about a topic, which is one of
-// DebugKeys. The empty topic is always logged.
+// debugs reports whether debug writes messages about a topic to the log. The topic is one of
+// DebugKeys, or "" for messages that are always logged.
 func (r *reporter) debugs(topic string) bool {
 	return r.log != nil && (topic == "" || r.topics[topic])
 }
 
-// debug logs a message at the debug level if its topic is empty or set in Options.Debug.
+// debug logs a message at the debug level, if debugs allows its topic.
 func (r *reporter) debug(topic, message string, args ...any) {
 	if r.debugs(topic) {
 		r.log.Log(context.Background(), slog.LevelDebug, "vddk: "+message, append(args, "disk", r.disk)...)

@@ -6,15 +6,15 @@ import (
 	"time"
 )
 
-// request is a read or a write of the bytes [off, off+n) of the disk, n > 0.
+// request is a read or a write of the bytes [off, off+n) of the disk. n is at least 1.
 type request struct {
 	write  bool
 	p      []byte // n bytes to read into, or to write; nil in a write means zeros
 	off, n int64
 
-	// head and tail have the previous content of the first and last sector of a write that
-	// covers them only in part. They are nil if the sector is covered as a whole, and the same
-	// memory if there is only one sector.
+	// head and tail are used if a write covers the first or the last sector of its range only in
+	// part. They have the previous content of these sectors. A field is nil if its sector is
+	// covered as a whole. Both fields are the same memory if the range has only one sector.
 	head, tail []byte
 }
 
@@ -25,18 +25,20 @@ func (r *request) op() string {
 	return "read"
 }
 
-// aligned reports whether the range begins and ends at borders of sectors.
+// aligned reports whether the range of the request begins and ends at sector borders.
 func (r *request) aligned() bool { return r.off%sectorSize == 0 && r.n%sectorSize == 0 }
 
-// sectors returns the range of bytes of all sectors that the request touches.
+// sectors returns the range of the request in bytes, extended to whole sectors.
 func (r *request) sectors() (first, end int64) {
 	return r.off &^ (sectorSize - 1), (r.off + r.n + sectorSize - 1) &^ (sectorSize - 1)
 }
 
-// fits reports whether one call of the library that moves size bytes is enough for r.
+// fits reports whether the library can carry out r in one call, if a call moves at most size
+// bytes.
 func (r *request) fits(size int) bool { return r.off%sectorSize+r.n <= int64(size) }
 
-// pieces cuts r into requests of up to size bytes, at multiples of the sector size.
+// pieces divides r into requests of up to size bytes. The borders between them are multiples of
+// the sector size.
 func (r *request) pieces(size int64) iter.Seq[request] {
 	return func(yield func(request) bool) {
 		for off, end := r.off, r.off+r.n; off < end; {
@@ -53,9 +55,9 @@ func (r *request) pieces(size int64) iter.Seq[request] {
 	}
 }
 
-// edges returns memory for the sectors that a write covers only in part. The caller has
-// to read them before it calls fill: head is the first sector that the request touches
-// and tail the last one. Either is nil if it need not be read.
+// edges returns memory for the first and the last sector of a write: head and tail. The caller
+// has to read their previous content into this memory before it calls fill. head or tail is nil
+// if the write covers that sector as a whole, or if both are the same sector.
 func (r *request) edges() (head, tail []byte) {
 	first, end := r.sectors()
 	if r.off > first {
@@ -73,7 +75,7 @@ func (r *request) edges() (head, tail []byte) {
 	return head, tail
 }
 
-// fill sets b to the content of all sectors that a write touches.
+// fill sets b to the new content of all sectors that a write covers, as a whole or in part.
 func (r *request) fill(b []byte) {
 	first, end := r.sectors()
 	before, after := r.off-first, end-(r.off+r.n)
@@ -88,7 +90,7 @@ func (r *request) fill(b []byte) {
 	}
 }
 
-// attempts counts the failures of one request.
+// attempts counts the failed attempts of one request.
 type attempts struct {
 	pool     *pool
 	failures int
@@ -96,9 +98,9 @@ type attempts struct {
 	since    time.Time // when the request was made
 }
 
-// again decides what follows the failure err of an attempt whose permit t was released.
-// It returns nil, after a wait, if the request is to be made again, else the error to
-// return to the caller.
+// again is called when an attempt with permit t failed with err. It returns nil if the request
+// is to be made again, and waits before it does so. Otherwise it returns the error for the
+// caller of the request.
 func (a *attempts) again(t permit, err error) error {
 	p := a.pool
 	if ended := p.life.ended(); ended != nil {
@@ -124,9 +126,9 @@ func (a *attempts) again(t permit, err error) error {
 		return p.life.ended()
 	}
 	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && p.flusher.expendable() {
-		// The worker is replaced, because its connection may be the cause of the failures.
-		// lose comes before Kill, because handle.run takes the end of the process for a loss that
-		// began only now.
+		// The worker process is replaced, because its connection may be the cause of the
+		// failures. lose records this loss before Kill: otherwise handle.run would notice the
+		// end of the process first and record a loss that began only now.
 		t.s.blame(fmt.Errorf("the worker was replaced because requests failed: %w", err))
 		p.lose(t.h, t.s, p.explain.rangeOf("requests to", 0, 0), a.since)
 		t.s.proc.Kill()

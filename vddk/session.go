@@ -9,7 +9,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// process is the part of worker.Process that this package uses.
+// process has the methods of worker.Process that this package uses; tests replace it.
 type process interface {
 	Has(function string) bool
 	Open(ctx context.Context, r worker.OpenRequest) (worker.Opened, error)
@@ -28,9 +28,10 @@ type process interface {
 	Release()
 }
 
-// session is a worker process in which the disk is open, and its slots. pool.buffer hands most
-// slots out as buffers. The spare slots are for requests into other memory, which therefore
-// never wait for a caller to free a buffer.
+// session is a worker process in which the disk is open, with its slots of shared memory. Most
+// slots are given out as buffers by pool.buffer. The others, the spare slots, are for requests
+// that read into or write from other memory. These requests therefore never wait until a caller
+// frees a buffer.
 type session struct {
 	proc   process
 	opened worker.Opened // the disk as the library describes it
@@ -50,8 +51,8 @@ type session struct {
 	ended   bool        // the process has ended, so that nothing writes to the slots any more
 }
 
-// newSession returns the session of a process with buffers + spare slots. Requests must be
-// answered within timeout.
+// newSession returns a session for the process p. Its slots are for the given numbers of buffers
+// and spare slots. A request that is not answered within timeout kills the process.
 func newSession(p process, opened worker.Opened, buffers, spare int, timeout time.Duration) *session {
 	s := &session{proc: p, opened: opened, handed: make([]int, buffers+spare), begun: make([]time.Time, buffers+spare)}
 	for i := range buffers + spare {
@@ -67,17 +68,18 @@ func newSession(p process, opened worker.Opened, buffers, spare int, timeout tim
 	return s
 }
 
-// kill kills the process because of why, and waits for its end.
+// kill kills the process for the reason why, and waits for its end.
 func (s *session) kill(why error) {
 	s.blame(why)
 	s.proc.Kill()
 }
 
-// blame makes why the reason for the end of the process, unless a reason is known already.
+// blame makes why the reason for the end of the process. It does nothing if the reason is
+// already known.
 func (s *session) blame(why error) { s.why.Do(func() { s.reason = why }) }
 
-// interruptedSinceLocked returns the earliest of now and the times at which the calls began whose
-// requests are in flight.
+// interruptedSinceLocked returns the time since when a loss of the session interrupts calls: the
+// earliest beginning of a call that has a request in flight, or now if no call began earlier.
 func (s *session) interruptedSinceLocked(now time.Time) time.Time {
 	for _, begun := range s.begun {
 		if !begun.IsZero() && begun.Before(now) {
@@ -87,8 +89,8 @@ func (s *session) interruptedSinceLocked(now time.Time) time.Time {
 	return now
 }
 
-// gone returns a *lostError that says why the process has ended. op names the operation that
-// noticed the end, the disk and the range.
+// gone returns a *lostError that says why the process has ended. op names
+// the operation that noticed the end, with the disk and the range.
 func (s *session) gone(op string) error {
 	err := s.proc.Err()
 	s.why.Do(func() {}) // a reason that kill gives from now on is not why the process ended
@@ -98,34 +100,36 @@ func (s *session) gone(op string) error {
 	return &lostError{op: op, err: err}
 }
 
-// read reads sectors into a slot. The process is killed if that takes longer than timeout.
+// read reads sectors of the disk into a slot. If that takes longer than timeout, the process is
+// killed.
 func (s *session) read(ctx context.Context, timeout time.Duration, slot int, sector uint64, sectors int) error {
 	s.timers[slot].Reset(timeout)
 	defer s.timers[slot].Stop()
 	return s.proc.Read(ctx, slot, sector, sectors)
 }
 
-// write writes sectors from a slot. The process is killed if that takes longer than timeout.
+// write writes sectors of the disk from a slot. If that takes longer than timeout, the process
+// is killed.
 func (s *session) write(ctx context.Context, timeout time.Duration, slot int, sector uint64, sectors int) error {
 	s.timers[slot].Reset(timeout)
 	defer s.timers[slot].Stop()
 	return s.proc.Write(ctx, slot, sector, sectors)
 }
 
-// deadline kills the process after timeout, unless stop is called before that.
+// deadline kills the process after timeout, unless the returned function is called before that.
 func (s *session) deadline(timeout time.Duration) (stop func() bool) {
 	return time.AfterFunc(timeout, func() { s.kill(fmt.Errorf("the worker was killed: no answer within %v", timeout)) }).Stop
 }
 
-// slotRef names a slot of a session of a handle.
+// slotRef identifies a slot: its number in a session, and the handle of that session.
 type slotRef struct {
 	h    *handle
 	s    *session
 	slot int
 }
 
-// permit is the right to make one request: it counts as one of the requests in flight
-// on the handle, and owns the slot.
+// permit is the right to make one request over a handle. The request uses the slot of the permit
+// and counts as one of the requests in flight on the handle.
 type permit struct {
 	slotRef
 	spare bool   // the slot is a spare one, not a buffer of the caller
@@ -133,5 +137,5 @@ type permit struct {
 	write bool
 }
 
-// memory returns the memory of the slot.
+// memory returns the shared memory of the slot.
 func (t *permit) memory() []byte { return t.s.proc.Slot(t.slot) }

@@ -17,24 +17,25 @@ import (
 	"github.com/vddkcp/vddkcp/internal/sha1"
 )
 
-// DefaultPort is the port of a server if none is given.
+// DefaultPort is the port of a server if Params.Port is 0.
 const DefaultPort = 443
 
-// certificateTimeout limits the time that FetchCertificate takes.
+// certificateTimeout is the time limit of FetchCertificate.
 const certificateTimeout = 30 * time.Second
 
 // Certificate is the certificate that a server presents on a TLS connection.
 type Certificate struct {
 	SHA1, SHA256 string // thumbprints, in the form "AA:BB:..."
 	Leaf         *x509.Certificate
-	// Trust is nil if the certificate is valid for the server's name according to the root
-	// certificates of the system. Otherwise it is the reason why the certificate is not valid.
+	// Trust is nil if the root certificates of the system confirm that the certificate is valid
+	// for the server's name. Otherwise it says why it is not valid.
 	Trust error
 }
 
-// FetchCertificate connects to server, a name or an address, and returns its certificate,
-// whose key the server has proved to have. port 0 means DefaultPort. Whether the certificate
-// is trustworthy is left to the caller. FetchCertificate fails after 30 s, or when ctx ends.
+// FetchCertificate connects to server, a host name or an address, and returns its certificate.
+// The TLS handshake proves that the server has the private key of the certificate. But
+// FetchCertificate accepts any certificate; the caller decides whether to trust it. A port of 0
+// means DefaultPort. It fails after 30 s, or when ctx ends.
 func FetchCertificate(ctx context.Context, server string, port uint32) (*Certificate, error) {
 	if err := sha1.Allowed(); err != nil {
 		return nil, err
@@ -51,8 +52,8 @@ func FetchCertificate(ctx context.Context, server string, port uint32) (*Certifi
 		return nil, within(ctx, err)
 	}
 	defer conn.Close()
-	// Old versions of TLS are accepted for old ESXi hosts, because only the certificate is
-	// needed and no data is sent.
+	// Old ESXi hosts need old versions of TLS. These are accepted here, because only the
+	// certificate is read and no data is sent.
 	t := tls.Client(conn, &tls.Config{
 		ServerName: name, InsecureSkipVerify: true, MinVersion: tls.VersionTLS10, CipherSuites: anyCipherSuite(),
 	})
@@ -79,7 +80,7 @@ func FetchCertificate(ctx context.Context, server string, port uint32) (*Certifi
 	return c, nil
 }
 
-// anyCipherSuite returns all cipher suites, also those that are not safe.
+// anyCipherSuite returns the IDs of all cipher suites, including the insecure ones.
 func anyCipherSuite() (ids []uint16) {
 	for _, s := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
 		ids = append(ids, s.ID)
@@ -87,7 +88,8 @@ func anyCipherSuite() (ids []uint16) {
 	return ids
 }
 
-// within returns err, and adds that there was no answer in time if ctx has timed out.
+// within adds to err that the server did not answer in time, if the deadline of ctx has passed.
+// Otherwise it returns err as it is.
 func within(ctx context.Context, err error) error {
 	if !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return err
@@ -95,7 +97,8 @@ func within(ctx context.Context, err error) error {
 	return fmt.Errorf("no answer from the server within %s: %w", certificateTimeout, err)
 }
 
-// colons returns hexadecimal digits in the form of thumbprints: "AA:BB:...".
+// colons writes hexadecimal digits as a thumbprint: in upper case, with a colon after each two
+// digits ("AA:BB:...").
 func colons(digits string) string {
 	digits = strings.ToUpper(digits)
 	var pairs []string
@@ -105,7 +108,7 @@ func colons(digits string) string {
 	return strings.Join(pairs, ":")
 }
 
-// ParseThumbprint parses a thumbprint with or without colons, 20 bytes for SHA-1 or 32 bytes
+// ParseThumbprint parses a thumbprint, with or without colons: 20 bytes for SHA-1 or 32 bytes
 // for SHA-256. It returns the digits in upper case with colons.
 func ParseThumbprint(s string) (string, error) {
 	digits := s
@@ -124,11 +127,12 @@ func ParseThumbprint(s string) (string, error) {
 	return colons(digits), nil
 }
 
-// isSHA1 reports whether a thumbprint that ParseThumbprint returned is a SHA-1.
+// isSHA1 reports whether a thumbprint in the form that ParseThumbprint returns is a SHA-1
+// thumbprint.
 func isSHA1(thumbprint string) bool { return len(thumbprint) == 3*sha1.Size-1 }
 
-// CertificateError says that a server has another certificate than expected or, if no
-// thumbprint was given, one that does not verify. A retry does not help.
+// CertificateError says that a server does not have the expected certificate. If no thumbprint
+// was given, it says that the system does not trust the certificate. A retry does not help.
 type CertificateError struct {
 	Server string      // with its port if that is not DefaultPort
 	Want   string      // expected thumbprint; "" if none was given
@@ -146,10 +150,10 @@ func (e *CertificateError) Error() string {
 	return fmt.Sprintf("%s: the certificate has the %s thumbprint %s, expected %s", e.Server, kind, got, e.Want)
 }
 
-// ExitStatus returns the exit status of the command, for transfer/report.
+// ExitStatus is the exit status of the command; package transfer/report uses it.
 func (*CertificateError) ExitStatus() int { return exit.Usage }
 
-// Hint returns what the user can do about the error.
+// Hint tells the user what to do about the error.
 func (e *CertificateError) Hint() string {
 	if e.Want == "" {
 		return fmt.Sprintf("vddkcp thumbprint %s shows the thumbprint: compare it with the one that the host itself shows, then pass it with --thumbprint", e.Server)
@@ -157,13 +161,13 @@ func (e *CertificateError) Hint() string {
 	return "compare the thumbprint with the one that the host itself shows: the certificate was renewed, or another machine answers in place of the host"
 }
 
-// CheckThumbprint checks that the certificate of a server has the thumbprint want, in any form
-// that ParseThumbprint accepts or, if want is "", that the certificate is valid by the system's
-// root certificates. It returns the SHA-1 thumbprint of the certificate in the form that the
-// library needs. The error is a *CertificateError if the server has another certificate.
+// CheckThumbprint fetches the certificate of a server and checks that it has the thumbprint
+// want, in any form that ParseThumbprint accepts. If want is "", it checks that the system's
+// root certificates confirm the certificate. It returns the SHA-1 thumbprint of the certificate
+// in the form that the library needs. If the check fails, the error is a *CertificateError.
 //
 // If the certificate cannot be fetched and want is a SHA-1 thumbprint, CheckThumbprint returns
-// want, because the library checks it, too.
+// want, because the library checks that thumbprint, too.
 func CheckThumbprint(ctx context.Context, server string, port uint32, want string) (string, error) {
 	if want != "" {
 		var err error
@@ -191,8 +195,8 @@ func CheckThumbprint(ctx context.Context, server string, port uint32, want strin
 	return got.SHA1, nil
 }
 
-// libraryThumbprint returns the SHA-1 thumbprint that the library is to expect, after it has
-// checked the certificate of the server.
+// libraryThumbprint checks the certificate of the server and returns its SHA-1 thumbprint. The
+// library checks that thumbprint when it connects.
 func libraryThumbprint(ctx context.Context, p *Params) (string, error) {
 	if !p.Remote() {
 		return "", nil

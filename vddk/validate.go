@@ -9,7 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/exit"
 )
 
-// ParamsError says that parameters are wrong or incomplete, whatever disks the server has.
+// ParamsError says that parameters are wrong or incomplete. This does not depend on what the
+// server has.
 type ParamsError struct {
 	err  error
 	hint string
@@ -18,28 +19,29 @@ type ParamsError struct {
 func (e *ParamsError) Error() string { return e.err.Error() }
 func (e *ParamsError) Unwrap() error { return e.err }
 
-// Hint returns what the user can do about the error, or "".
+// Hint tells the user what to do about the error. It is "" if there is no hint.
 func (e *ParamsError) Hint() string { return e.hint }
 
-// ExitStatus returns the exit status of the command, for transfer/report.
+// ExitStatus is the exit status of the command; package transfer/report uses it.
 func (*ParamsError) ExitStatus() int { return exit.Usage }
 
-// wrongParams returns a *ParamsError with a hint, which may be "".
+// wrongParams returns a *ParamsError with a formatted message and a hint. The hint may be "".
 func wrongParams(hint, format string, args ...any) error {
 	return &ParamsError{fmt.Errorf(format, args...), hint}
 }
 
-// Compressions are the possible values of Params.Compression, in addition to "".
+// Compressions are the values that Params.Compression can have. It can also be "".
 var Compressions = []string{"none", "zlib", "fastlz", "skipz"}
 
-// DebugKeys are the keys of Options.Debug.
+// DebugKeys are the possible keys of Options.Debug: the topics of debugging messages.
 var DebugKeys = []string{"diskinfo", "extents", "datapath", "stats"}
 
-// transportModes are the transport modes of VDDK.
+// transportModes are the names of VDDK's transport modes, the ways in which it reaches a disk.
 var transportModes = []string{"file", "san", "hotadd", "nbdssl", "nbd"}
 
-// UnknownTransports returns the names in a list of transport modes, separated by colons, that
-// are not transport modes of the known versions of VDDK. A newer library may accept them.
+// UnknownTransports returns the names in list that are not transport modes of the known versions
+// of VDDK. A newer library may accept them. list has names of transport modes, separated by
+// colons.
 func UnknownTransports(list string) (unknown []string) {
 	for _, name := range strings.Split(list, ":") {
 		if name != "" && !slices.Contains(transportModes, name) {
@@ -49,12 +51,13 @@ func UnknownTransports(list string) (unknown []string) {
 	return unknown
 }
 
-// maxNFC is the largest NFC memory of a host in bytes, which no connection can exceed.
+// maxNFC is the largest amount of NFC memory in bytes that a host can have. The buffers of a
+// connection cannot be larger.
 const maxNFC = 96 << 20
 
-// Validate returns an error if the parameters cannot name a disk. It names all missing
-// parameters at once. Validate accesses no library, file or server. The error is a
-// *ParamsError and holds no secret.
+// Validate returns an error if the parameters cannot name a disk. The error is a *ParamsError,
+// which names all missing parameters at once and contains no secret. Validate accesses no
+// library, file or server.
 func (p *Params) Validate() error {
 	if p.File == "" && !p.meansServer() {
 		return wrongParams("", "no disk is named: expected [DATASTORE] DIR/DISK.vmdk, or the absolute path of a local VMDK")
@@ -90,7 +93,7 @@ func (p *Params) Validate() error {
 	return nil
 }
 
-// validateRemote checks the parameters of the server and of the login.
+// validateRemote checks the parameters of a disk on a server, such as those of the login.
 func (p *Params) validateRemote() error {
 	if !p.meansServer() {
 		return nil
@@ -119,7 +122,7 @@ func (p *Params) validateRemote() error {
 	if id, ok := strings.CutPrefix(p.VM, "moref="); !ok || id == "" {
 		return wrongParams("the managed object reference of a VM looks like vm-16 on vCenter, and like 2 on an ESXi host", "--vm: %q: expected moref=ID", p.VM)
 	}
-	// A C library gets these strings, and would ignore everything after a zero byte.
+	// These strings are passed to a C library, which would ignore everything after a zero byte.
 	for _, f := range []struct{ name, value string }{
 		{"--user", p.User}, {"--password", p.Password.Reveal()}, {"--cookie", p.Cookie.Reveal()},
 		{"--vm", p.VM}, {"--snapshot", p.Snapshot},
@@ -131,8 +134,8 @@ func (p *Params) validateRemote() error {
 	return nil
 }
 
-// meansServer reports whether the disk is meant to be on a server, even if no server is named:
-// if --server was forgotten, no local disk may be opened instead.
+// meansServer reports whether the parameters mean a disk on a server, even if they name no
+// server. Without this check, a local disk might be opened if the user forgot --server.
 func (p *Params) meansServer() bool {
 	return p.Remote() || strings.HasPrefix(p.File, "[") ||
 		p.User != "" || p.VM != "" || p.Snapshot != "" || p.Thumbprint != "" || p.Port != 0 || p.NFCHostPort != 0

@@ -10,14 +10,14 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// zeroPiece is the number of bytes that ZeroAt writes before it checks its context again.
+// zeroPiece is a number of bytes. After writing that many, ZeroAt checks again whether its
+// context has ended.
 const zeroPiece = 16 << 20
 
-// WriteAt writes len(p) bytes at any offset inside the disk. The disk must have been
-// opened with Options.Writable, else the error wraps syscall.EROFS; a range that is not
-// inside the disk is an error that wraps syscall.ENOSPC. Sectors that p covers only in
-// part are read first. WriteAt is safe for concurrent use; writes that touch the same
-// sectors run one after the other.
+// WriteAt writes len(p) bytes at any offset inside the disk. If the disk was not opened with
+// Options.Writable, the error wraps syscall.EROFS. If the range is not inside the disk, the
+// error wraps syscall.ENOSPC. Sectors that p covers only in part are read first. WriteAt is safe
+// for concurrent use; writes to the same sectors run one after the other.
 func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	if err := d.beginWrite("write", off, int64(len(p))); err != nil {
 		return 0, err
@@ -29,8 +29,8 @@ func (d *Disk) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// ZeroAt writes n zero bytes at off, since the library has no call for zeros. With
-// source.FastOnly it returns errors.ErrUnsupported.
+// ZeroAt writes n zero bytes at offset off as ordinary data, because the library has no function
+// that writes zeros faster. With source.FastOnly it therefore returns errors.ErrUnsupported.
 func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if flags.Has(source.FastOnly) {
 		return errors.ErrUnsupported
@@ -52,7 +52,7 @@ func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags)
 	return nil
 }
 
-// Trim does nothing, since the library cannot deallocate.
+// Trim only checks the range, because the library has no function that deallocates blocks.
 func (d *Disk) Trim(_ context.Context, off, n int64) error {
 	if err := d.beginWrite("trim", off, n); err != nil {
 		return err
@@ -61,9 +61,9 @@ func (d *Disk) Trim(_ context.Context, off, n int64) error {
 	return nil
 }
 
-// Flush makes everything durable that was written before. After a failed Flush, or after
-// the loss of a worker with writes that no Flush had covered, every Flush returns that
-// first error until the disk is opened again.
+// Flush makes all earlier writes durable. If a Flush fails, every later Flush fails with the
+// same error until the disk is opened again. The same happens if a worker process was lost with
+// writes that no Flush had covered.
 func (d *Disk) Flush(ctx context.Context) error {
 	if err := d.beginWrite("flush", 0, 0); err != nil {
 		return err
@@ -75,8 +75,8 @@ func (d *Disk) Flush(ctx context.Context) error {
 	return d.pool.flusher.failed() // a worker may have been lost after that flush
 }
 
-// beginWrite checks that the range [off, off+n) may be written, and starts a call: Close
-// waits until life.End is called.
+// beginWrite checks that the range [off, off+n) may be written, and starts a call. The call ends
+// with life.End; Close waits for that.
 func (d *Disk) beginWrite(op string, off, n int64) error {
 	if !d.o.Writable {
 		return fmt.Errorf("%s: %s: the disk was opened read-only: %w", d.params.File, op, syscall.EROFS)
@@ -87,7 +87,7 @@ func (d *Disk) beginWrite(op string, off, n int64) error {
 	return d.pool.begin()
 }
 
-// write waits until no other write touches the same sectors, and then carries out r.
+// write carries out r. Before that it waits until no other write covers the same sectors.
 func (d *Disk) write(r request) error {
 	if r.n == 0 {
 		return nil
