@@ -10,13 +10,13 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// errStop ends a scan when the caller of the iterator stops early.
+// errStop ends a scan when the caller of an iterator stops the iteration early.
 var errStop = errors.New("stop")
 
-// Extents implements the Extents of a disk of size bytes. name is the name of the disk
-// in errors. scan adds the extents of [off, off+length) to out, in order. If scan
-// fails, the iteration ends with its error. Adjacent extents of the same kind are
-// merged.
+// Extents implements the method Extents of a disk of size bytes. name is the name of the disk in
+// errors. The function scan adds the extents of [off, off+length) to out, in ascending order.
+// Extents merges adjacent extents of the same kind. If scan fails, the iteration ends with the
+// error of scan.
 func Extents(name string, size, off, length int64, scan func(out *Merger) error) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		if !life.InDisk(off, length, size) {
@@ -28,20 +28,21 @@ func Extents(name string, size, off, length int64, scan func(out *Merger) error)
 		case err == nil:
 			out.flush()
 		case err != errStop:
-			// The last extent, which out has not yielded yet, is dropped. It is
-			// correct, but useless to the caller without the rest of the range.
+			// The last extent, which out has not yielded yet, is dropped. It is correct, but the
+			// caller cannot use it, because the extents after it are missing.
 			yield(source.Extent{}, fmt.Errorf("extents of %s: %w", name, err))
 		}
 	}
 }
 
-// Merger collects the extents that Extents yields.
+// Merger collects extents, merges adjacent ones of the same kind, and yields them to the caller
+// of Extents.
 type Merger struct {
 	yield func(source.Extent, error) bool
 	held  source.Extent // the last extent, not yet yielded; none if Len is 0
 }
 
-// Add adds an extent, which must begin where the previous one ends.
+// Add adds an extent. It must begin where the extent before it ends.
 func (m *Merger) Add(e source.Extent) error {
 	if h := &m.held; h.Len > 0 && h.Kind == e.Kind && h.Depth == e.Depth && h.Absent == e.Absent {
 		h.Len += e.Len
@@ -55,15 +56,15 @@ func (m *Merger) Add(e source.Extent) error {
 	return nil
 }
 
-// flush yields the extent that Add has not yielded yet.
+// flush yields the last extent, which Add has kept back in order to merge it with the next one.
 func (m *Merger) flush() {
 	if m.held.Len > 0 {
 		m.yield(m.held, nil)
 	}
 }
 
-// AddParent adds the extents of the parent for [off, off+n), a range that the image
-// itself does not have.
+// AddParent is called for a range [off, off+n) that an image does not have itself. It adds the
+// extents that the parent, the image below it in the chain, has there.
 func (m *Merger) AddParent(ctx context.Context, parent source.Disk, off, n int64) error {
 	has := max(0, min(n, parent.Size()-off))
 	if has > 0 {
@@ -78,16 +79,17 @@ func (m *Merger) AddParent(ctx context.Context, parent source.Disk, off, n int64
 		}
 	}
 	if has < n {
-		// Past the end of a shorter parent the disk reads as zeros, even if the parent
-		// of that parent is longer. The extent is Absent, because no image of the chain
-		// has these zeros. qemu-img map reports them in the same way.
+		// If the parent is shorter than the disk, the disk reads as zeros past the end of the
+		// parent. It does so even if the parent of the parent is longer. The extent is Absent,
+		// because no image of the chain has these zeros. qemu-img map reports them in the same
+		// way.
 		return m.Add(source.Extent{Off: off + has, Len: n - has, Kind: source.Zero, Absent: true})
 	}
 	return nil
 }
 
-// ReadParent fills p with the content of the parent at off. A range past the end of the
-// parent reads as zeros. If parent is nil, all of p is zeros.
+// ReadParent fills p with the content that the parent has at off. The bytes past the end of the
+// parent are zeros. If parent is nil, all of p becomes zeros.
 func ReadParent(parent source.Disk, p []byte, off int64) error {
 	n := int64(0)
 	if parent != nil {
@@ -102,11 +104,12 @@ func ReadParent(parent source.Disk, p []byte, off int64) error {
 	return nil
 }
 
-// Visitor receives mappings in order. An error ends the visit.
+// Visitor is called with mappings in ascending order. If it returns an error, no more mappings
+// follow.
 type Visitor func(source.Mapping) error
 
-// Map implements the Map of a disk of size bytes. name is the name of the disk in
-// errors. scan calls visit with the mappings of [off, off+length).
+// Map implements the method Map of a disk of size bytes. name is the name of the disk in errors.
+// The function scan calls visit with the mappings of [off, off+length), in ascending order.
 func Map(name string, size, off, length int64, scan func(visit Visitor) error) iter.Seq2[source.Mapping, error] {
 	return func(yield func(source.Mapping, error) bool) {
 		if !life.InDisk(off, length, size) {
@@ -125,10 +128,12 @@ func Map(name string, size, off, length int64, scan func(visit Visitor) error) i
 	}
 }
 
-// VisitParent visits the mappings of the parent for the range of m. The child, which is
-// at the depth m.Depth of the chain, does not have this range. If the parent has the
-// same format as the child, own must visit the mappings of [off, end) of the parent
-// with their final Depth; otherwise own is nil.
+// VisitParent is called for a range of m that an image does not have itself. The image has the
+// depth m.Depth in its chain. VisitParent visits the mappings that the parent has for the range.
+//
+// If the parent has the same format as the image, the caller passes the function own. It must
+// visit the mappings of the bytes [off, end) of the parent and set their Depth. Otherwise own is
+// nil.
 func VisitParent(ctx context.Context, parent source.Disk, m source.Mapping, own func(off, end int64) error, visit Visitor) error {
 	end, depth := m.End(), m.Depth
 	stop := max(m.Off, min(end, parent.Size()))

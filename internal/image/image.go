@@ -1,7 +1,6 @@
-// Package image has what the readers of image formats share: a [Memory] that caches
-// tables within a bound, [Places] to detect tables that overlap, and
-// [Merger.AddParent], [ReadParent] and [VisitParent] for the images below an image in a
-// chain.
+// Package image contains code that the readers of several image formats share. A [Memory] caches
+// tables and limits their memory. [Places] detect tables that overlap. [Merger.AddParent],
+// [ReadParent] and [VisitParent] read the parent of an image in a chain.
 package image
 
 import (
@@ -14,7 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// ReadFull reads all of p at off. The end of the file within p is io.ErrUnexpectedEOF.
+// ReadFull fills p with the bytes of f at off. If f ends before p is full, the error is
+// io.ErrUnexpectedEOF.
 func ReadFull(f source.Disk, p []byte, off int64) error {
 	n, err := f.ReadAt(p, off)
 	if n == len(p) {
@@ -26,8 +26,8 @@ func ReadFull(f source.Disk, p []byte, off int64) error {
 	return err
 }
 
-// PathOf returns the path of the image that f reads, or name if f does not know its
-// path.
+// PathOf returns the path of the image file that f reads. If f does not know its path, PathOf
+// returns name.
 func PathOf(f source.Disk, name string) string {
 	if i, ok := source.Ability[source.Described](f); ok {
 		if chain := i.Info().Chain; len(chain) > 0 {
@@ -37,23 +37,26 @@ func PathOf(f source.Disk, name string) string {
 	return name
 }
 
-// InFile returns the local file that holds the byte at off of f, the position pos of
-// the byte in that file, and the number n of bytes, at most max, that follow each other
-// there. If no local file holds the byte, ok is false and n is max.
-func InFile(f source.Disk, off, max int64) (file *os.File, pos, n int64, ok bool) {
+// InFile finds the local file that holds the byte at offset off of f. pos is the offset of the
+// byte in that file. The next n bytes of f, at most limit, also follow each other there. If no
+// local file holds the byte, ok is false and n is limit.
+func InFile(f source.Disk, off, limit int64) (file *os.File, pos, n int64, ok bool) {
 	i, ok := source.Ability[source.InFile](f)
 	if !ok {
-		return nil, 0, max, false
+		return nil, 0, limit, false
 	}
 	file, pos, n, ok = i.InFile(off)
 	if !ok || n <= 0 {
-		return nil, 0, max, false
+		return nil, 0, limit, false
 	}
-	return file, pos, min(n, max), true
+	return file, pos, min(n, limit), true
 }
 
-// Identity combines the identities of all files of an image of the given format. The
-// proof is the weakest of their proofs. Files that are nil are skipped.
+// Identity combines the identities of all files of an image into one. format is the format of
+// the image. A file that is nil is skipped.
+//
+// Each identity comes with a proof, a word that says what ensures that the content is unchanged
+// (see source.Identified). The proof of the image is the weakest proof of its files.
 func Identity(ctx context.Context, format string, files ...source.Disk) (id, proof string, err error) {
 	sum := sha256.New()
 	proof = "snapshot"
@@ -76,7 +79,8 @@ func Identity(ctx context.Context, format string, files ...source.Disk) (id, pro
 	return fmt.Sprintf("%s:%x", format, sum.Sum(nil)), proof, nil
 }
 
-// Weaker returns the weaker of two proofs of an identity, see source.Identified.
+// Weaker returns the weaker one of two proofs. A proof says what ensures that the content of a
+// file is unchanged; see source.Identified.
 func Weaker(proof, other string) string {
 	if other == "none" || proof == "snapshot" {
 		return other
@@ -84,8 +88,8 @@ func Weaker(proof, other string) string {
 	return proof
 }
 
-// ReadUncached calls ReadUncached of each file that has the ability source.Uncached.
-// Files that are nil are skipped.
+// ReadUncached calls the method ReadUncached of the files that have the ability source.Uncached.
+// A file that is nil is skipped.
 func ReadUncached(files ...source.Disk) {
 	for _, f := range files {
 		if f == nil {

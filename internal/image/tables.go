@@ -7,19 +7,19 @@ import (
 )
 
 const (
-	// MaxTables limits the number of tables whose places are compared with each other.
-	// That many tables of 512 entries cover 128 TiB with grains of 64 KiB.
+	// MaxTables is the largest number of tables of an image that are checked for overlaps. That
+	// many tables of 512 entries cover 128 TiB with grains of 64 KiB.
 	MaxTables = 4 << 20
 
-	// MaxSpans limits the number of ranges in Places, and in all Places that share a
-	// Memory.
+	// MaxSpans limits the number of ranges in Places. The Places of all files that share a
+	// Memory may not have more ranges together, either.
 	MaxSpans = 32 << 10
 
 	maxOverlapping = 1 << 10
 )
 
-// Places are the ranges of a file in which the tables of an image lie. Image writers
-// put tables next to each other, so that a few ranges describe all of them. The zero
+// Places are the ranges of a file that contain the tables of an image. Programs that write
+// images put tables next to each other, so that a few ranges are enough for all tables. The zero
 // value has no tables. Places are safe for concurrent use.
 type Places struct {
 	spans       []span
@@ -30,25 +30,26 @@ type Places struct {
 // span is a range [start, end) of bytes in a file.
 type span struct{ start, end int64 }
 
-// NewPlaces returns the places of tables of length bytes each that begin at the offsets
-// starts, which it sorts. It keeps the first MaxSpans ranges. If so many tables overlap
-// that the directory which lists them must be wrong, it returns an error together with
-// the places, which are valid.
+// NewPlaces returns the places of tables. starts are the offsets of the tables in the file,
+// which NewPlaces sorts. Each table has length bytes. Only the first MaxSpans ranges are kept.
+//
+// If many tables overlap, the directory that lists them must be wrong. Then NewPlaces returns an
+// error together with the places, which are valid.
 func NewPlaces(starts []int64, length int64) (*Places, error) {
 	slices.Sort(starts)
 	p := &Places{length: length}
-	for i, at := range starts {
-		end := at + length
+	for i, start := range starts {
+		end := start + length
 		if i > 0 {
-			if before := starts[i-1]; before+length > at {
+			if before := starts[i-1]; before+length > start {
 				p.addOverlapping(before)
-				p.addOverlapping(at)
+				p.addOverlapping(start)
 			}
 		}
-		if last := len(p.spans) - 1; last >= 0 && p.spans[last].end >= at {
+		if last := len(p.spans) - 1; last >= 0 && p.spans[last].end >= start {
 			p.spans[last].end = max(p.spans[last].end, end)
 		} else if len(p.spans) < MaxSpans {
-			p.spans = append(p.spans, span{at, end})
+			p.spans = append(p.spans, span{start, end})
 		}
 	}
 	p.spans = slices.Clone(p.spans) // free the unused capacity
@@ -58,25 +59,25 @@ func NewPlaces(starts []int64, length int64) (*Places, error) {
 	return p, nil
 }
 
-// addOverlapping records the start of a table that overlaps another one.
-func (p *Places) addOverlapping(at int64) {
-	if n := len(p.overlapping); n <= maxOverlapping && (n == 0 || p.overlapping[n-1] != at) {
-		p.overlapping = append(p.overlapping, at)
+// addOverlapping records that the table at start overlaps another one.
+func (p *Places) addOverlapping(start int64) {
+	if n := len(p.overlapping); n <= maxOverlapping && (n == 0 || p.overlapping[n-1] != start) {
+		p.overlapping = append(p.overlapping, start)
 	}
 }
 
-// Overlaps reports whether the table at offset at shares bytes with another table.
-func (p *Places) Overlaps(at int64) bool {
+// Overlaps reports whether the table at start shares bytes with another table.
+func (p *Places) Overlaps(start int64) bool {
 	if p == nil {
 		return false
 	}
-	_, found := slices.BinarySearch(p.overlapping, at)
+	_, found := slices.BinarySearch(p.overlapping, start)
 	return found
 }
 
-// Has reports whether some of the bytes [start, end) of the file belong to a table, and
-// returns the range of tables that contains them.
-func (p *Places) Has(start, end int64) (from, to int64, ok bool) {
+// Has reports whether a byte of the range [start, end) of the file belongs to a table. If so, it
+// also returns the range [first, stop) of adjacent tables to which the byte belongs.
+func (p *Places) Has(start, end int64) (first, stop int64, ok bool) {
 	if p == nil {
 		return 0, 0, false
 	}
@@ -95,7 +96,7 @@ func (p *Places) count() int {
 	return len(p.spans)
 }
 
-// keep drops all ranges of p except the first n.
+// keep keeps the first n ranges of p and drops all others.
 func (p *Places) keep(n int) {
 	if p != nil && n < len(p.spans) {
 		p.spans = slices.Clone(p.spans[:max(n, 0)])
