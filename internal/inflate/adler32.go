@@ -8,10 +8,10 @@ const (
 	adlerPart  = 5952 * adlerBlock // about 1 MiB, whose sums fit 64 bits easily
 )
 
-// adler32 returns the checksum of a zlib stream (RFC 1950, section 8.2): a is one more
-// than the sum of the bytes, b is the sum of all values of a along the way, both modulo
-// 65521. hash/adler32 adds one byte at a time; this function adds the eight bytes of a
-// word at once.
+// adler32 returns the checksum of a zlib stream (RFC 1950, section 8.2). a is one more than the
+// sum of the bytes. b is the sum of the values that a has after each byte. Both are modulo
+// 65521. Unlike hash/adler32, which adds one byte at a time, this function adds the eight bytes
+// of a word at once.
 func adler32(p []byte) uint32 {
 	const (
 		mod  = 65521
@@ -23,9 +23,9 @@ func adler32(p []byte) uint32 {
 		p = p[len(part):]
 		for ; len(part) >= adlerBlock; part = part[adlerBlock:] {
 			even, odd, evens, odds := sumWords((*[adlerBlock]byte)(part))
-			// The factor of a byte in b is the number of bytes from its place to the
-			// end: eight for each word after its own word, and 8, 7, .. 1 within its
-			// own word.
+			// A byte is counted in b as often as there are bytes from it to the end of the
+			// block, including itself. That is eight times for each word after its own word, and
+			// 8, 7, .. 1 times within its own word.
 			before := evens&wide + evens>>16&wide + odds&wide + odds>>16&wide
 			b += a*adlerBlock + 8*(before>>32+before&0xffffffff)
 			b += 8*(even&0xffff) + 6*(even>>16&0xffff) + 4*(even>>32&0xffff) + 2*(even>>48)
@@ -42,11 +42,11 @@ func adler32(p []byte) uint32 {
 	return uint32(b%mod<<16 | a%mod)
 }
 
-// sumWords adds the words of a block in four lanes of 16 bits. even is the sum of the
-// bytes at even places and odd that of the others; evens and odds are the sums of the
+// sumWords adds the words of a block in four lanes of 16 bits. even is the sum of the bytes at
+// even places, and odd the sum of the bytes at odd places. evens and odds are the sums of the
 // values that even and odd had before each word.
 //
-// The function is not inlined, because there would be too few registers.
+// The function is not inlined, because its caller would need too many registers then.
 //
 //go:noinline
 func sumWords(block *[adlerBlock]byte) (even, odd, evens, odds uint64) {

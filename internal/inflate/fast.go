@@ -3,19 +3,19 @@ package inflate
 import "encoding/binary"
 
 const (
-	// fastIn and fastOut are the bytes of src and dst that one iteration of the fast
-	// loop may use without another check.
+	// An iteration of the fast loop uses at most fastIn bytes of src and fastOut bytes of dst.
+	// The loop checks once for each iteration that so many are left.
 	fastIn  = 16
 	fastOut = 4 + 16
 )
 
-// decodeFast decodes the symbols of a block as long as enough of src and dst is left to
-// skip most checks. decodeCareful decodes the rest.
+// decodeFast decodes the symbols of a block with few checks. It stops when little of src or dst
+// is left; decodeCareful decodes the rest.
 //
-// The function is longer than 80 lines because the variables of its loop must stay in
-// registers, which calls of other functions would prevent.
+// The function is longer than 80 lines because the variables of its loop must stay in registers,
+// which calls of other functions would prevent.
 func (d *Decoder) decodeFast(s *stream) error {
-	// If the capacity of a slice is known to equal its length, the compiler needs two
+	// The slices get a capacity equal to their length. The compiler knows that, and needs two
 	// registers fewer in the loop.
 	dst, src := s.dst[:len(s.dst):len(s.dst)], s.src[s.in:len(s.src):len(s.src)]
 	out := s.out
@@ -94,9 +94,9 @@ func (d *Decoder) decodeFast(s *stream) error {
 		switch {
 		case dist > out: // repeat returns the error
 		case dist >= 8:
-			// The match begins 8 or more bytes back, so that it can be copied in words
-			// of 8 bytes which do not overlap. Bytes that are written past its length
-			// are overwritten by the next symbols.
+			// The match begins 8 or more bytes back. So it can be copied in words of 8 bytes
+			// that do not overlap. Bytes that are written after the end of the match are
+			// overwritten by the next symbols.
 			copy16((*[16]byte)(w[k:]), (*[16]byte)(dst[out-dist:]))
 			if length <= 16 {
 				out += length
@@ -111,9 +111,9 @@ func (d *Decoder) decodeFast(s *stream) error {
 				continue
 			}
 		case out >= 8 && len(to) >= length+8:
-			// The match repeats the last dist bytes, which are fewer than 8. word has
-			// these bytes repeated to fill 8 bytes, and step is the number of bytes in
-			// word that are whole repetitions.
+			// The match repeats the last dist bytes, which are fewer than 8. word contains these
+			// bytes, repeated to fill 8 bytes. step is the number of bytes of word that belong
+			// to complete repetitions.
 			word, step := binary.LittleEndian.Uint64(dst[out-8:])>>(64-8*dist&63), 8
 			switch dist {
 			case 1:
@@ -145,15 +145,15 @@ func (d *Decoder) decodeFast(s *stream) error {
 	return nil
 }
 
-// save stores the local variables of decodeFast in s.
+// save stores the local variables of decodeFast in the stream s.
 func (s *stream) save(out int, src []byte, bits uint64, nbits uint) {
 	s.out, s.in = out, len(s.src)-len(src)
 	s.bits, s.nbits = bits, nbits&63
 }
 
-// copy16 copies 16 bytes as two words. The two ranges may overlap if from begins 8 or
-// more bytes before to.
-func copy16(to, from *[16]byte) {
-	binary.LittleEndian.PutUint64(to[:8], binary.LittleEndian.Uint64(from[:8]))
-	binary.LittleEndian.PutUint64(to[8:], binary.LittleEndian.Uint64(from[8:]))
+// copy16 copies 16 bytes as two words of 8 bytes. The ranges may overlap if src begins 8 or more
+// bytes before dst.
+func copy16(dst, src *[16]byte) {
+	binary.LittleEndian.PutUint64(dst[:8], binary.LittleEndian.Uint64(src[:8]))
+	binary.LittleEndian.PutUint64(dst[8:], binary.LittleEndian.Uint64(src[8:]))
 }

@@ -1,6 +1,6 @@
 package inflate
 
-// readFixed builds the tables of blocks with fixed codes (RFC 1951, section 3.2.6).
+// readFixed builds the decoding tables for a block with fixed codes (RFC 1951, section 3.2.6).
 func (d *Decoder) readFixed() {
 	if d.fixed {
 		return
@@ -16,11 +16,12 @@ func (d *Decoder) readFixed() {
 	d.fixed = true
 }
 
-// precodeOrder is the order of the code lengths of the precode in the stream.
+// The precode is the code that compresses the code lengths of a dynamic block. precodeOrder is
+// the order in which a stream contains the code lengths of the precode itself.
 var precodeOrder = [maxPrecode]uint8{16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15}
 
-// readDynamic reads the codes of a block with dynamic codes (RFC 1951, section 3.2.7)
-// and builds their tables.
+// readDynamic reads the codes of a block with dynamic codes (RFC 1951, section 3.2.7) and builds
+// the decoding tables for them.
 func (d *Decoder) readDynamic(s *stream) error {
 	s.refill() // at least 14 bits
 	counts, err := s.take(14)
@@ -70,8 +71,8 @@ func (d *Decoder) readDynamic(s *stream) error {
 	return nil
 }
 
-// readLengths fills lens with the code lengths of a dynamic block, which the code in
-// d.precode compresses.
+// readLengths reads the code lengths of a dynamic block into lens. The stream contains them
+// compressed; d.precode is the table that decodes them.
 func (d *Decoder) readLengths(s *stream, lens []uint8) error {
 	for i := 0; i < len(lens); {
 		s.refill() // at least a code of 7 bits and 7 extra bits

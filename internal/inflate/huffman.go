@@ -2,7 +2,7 @@ package inflate
 
 import "math/bits"
 
-// entry is an entry of a decoding table. The next bits of the stream are its index.
+// entry is an entry of a decoding table. The next bits of the stream are the index of the entry.
 //
 //	bits 0-5    number of bits to consume: the code and its extra bits
 //	bits 6-7    number of literals, 1 or 2
@@ -10,10 +10,11 @@ import "math/bits"
 //	bits 13-15  flags
 //	bits 16-31  the literals, or the base to which the extra bits are added
 //
-// An entry that leads to a subtable has in bits 0-5 the number of bits up to the end of
-// the index into the subtable, and in bits 16-31 the place of the subtable. The
-// literal/length table and the distance table are each indexed by the first bits of a
-// code. Longer codes continue in a subtable, whose entries are for the whole code.
+// The literal/length table and the distance table are indexed by the first bits of a code.
+// Longer codes continue in a subtable. The entries of a subtable have numbers of bits that
+// include the first bits. An entry that leads to a subtable has in bits 0-5 the number of bits
+// up to the end of the index into the subtable, and in bits 16-31 the place where the subtable
+// begins.
 type entry uint32
 
 const (
@@ -34,9 +35,10 @@ const (
 	distBits    = 8
 	precodeBits = 7
 
-	// The sizes of the tables with their subtables are powers of two. A complete code
-	// of 288 symbols, with 11 bits in the table and 4 in the subtables, needs at most
-	// 2342 entries; one of 32 symbols, with 8 and 7 bits, needs at most 402.
+	// These are the numbers of entries of the tables with their subtables. They are rounded up
+	// to powers of two. A complete code of 288 symbols, with 11 bits in the table and 4 in the
+	// subtables, needs at most 2342 entries. A complete code of 32 symbols, with 8 and 7 bits,
+	// needs at most 402.
 	litlenSize = 4096
 	distSize   = 512
 )
@@ -44,14 +46,14 @@ const (
 // bits returns the number of bits that the entry consumes: the code and its extra bits.
 func (e entry) bits() uint { return uint(e & 63) }
 
-// value returns the base of the entry plus its extra bits. The parameter bits is the
+// value returns the base of the entry plus its extra bits. The parameter bits contains the
 // stream from the start of the code on.
 func (e entry) value(bits uint64) uint {
 	return uint(e>>16) + uint(bits&(1<<(e&63)-1)>>(e>>8&31))
 }
 
-// The meanings of the symbols (RFC 1951, section 3.2.5) are entries without the number
-// of bits of the code, which build adds.
+// These tables have an entry for each symbol with its meaning (RFC 1951, section 3.2.5). The
+// number of bits of the symbol's code is missing in them; build adds it.
 var (
 	litlenSymbols  = makeLitlenSymbols()
 	distSymbols    = makeDistSymbols()
@@ -100,13 +102,13 @@ func makePrecodeSymbols() *[maxPrecode]entry {
 	return t
 }
 
-// build fills table, which is indexed by tableBits bits, for the canonical code with
-// the code lengths lens (RFC 1951, section 3.2.2). meaning has an entry for each
-// symbol. A length is at most maxCodeBits.
+// build fills a decoding table for the canonical code whose code lengths are lens (RFC 1951,
+// section 3.2.2). The table is indexed by tableBits bits. meaning has an entry for each symbol.
+// No code length is more than maxCodeBits.
 //
-// build reports whether zlib accepts the code, which must be complete, or empty, or a
-// single symbol of one bit. zlib refuses the latter two for a precode, and refuses a
-// block whose code lacks the end of block; no block can be decoded with such codes
+// build returns true if the code is complete, is empty, or has a single symbol of one bit. zlib
+// accepts these codes, too, with two exceptions: it refuses the latter two codes as a precode,
+// and it refuses a block without a code for its end. With such codes no block can be decoded
 // anyway.
 func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []entry) bool {
 	var count [maxCodeBits + 1]uint16
@@ -115,8 +117,8 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 	}
 	count[0] = 0
 
-	// The symbols are sorted by code length and then by value, which is the order of
-	// their codes.
+	// The symbols are sorted by code length, and symbols with equal lengths by value. That is
+	// the order of their codes.
 	var place [maxCodeBits + 2]uint16
 	left := 1 // number of codes of n bits that do not begin with a shorter code
 	longest := uint(0)
@@ -142,9 +144,9 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 		}
 	}
 
-	// A table of n bits is two copies of the table of n-1 bits, with the codes of n
-	// bits in the places that shorter codes leave free. code has the bits of the next
-	// code reversed, as in the stream.
+	// A table of n bits consists of two copies of the table of n-1 bits. The codes of n bits are
+	// put into the entries that no shorter code uses. The variable code contains the bits of the
+	// next code in reversed order, as the stream has them.
 	code, next := uint(0), 0
 	for n := uint(1); n <= tableBits; n++ {
 		half := 1 << (n - 1)
@@ -162,8 +164,8 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 	for n := tableBits + 1; n <= longest; n++ {
 		for remaining := int(count[n]); remaining > 0; remaining-- {
 			if p := code & (1<<tableBits - 1); p != prefix {
-				// The size of the new subtable is the smallest that has room for all
-				// codes with this prefix.
+				// The new subtable gets the smallest size that has room for all codes with this
+				// prefix.
 				prefix = p
 				subBits = n - tableBits
 				for room := 1<<subBits - remaining; room > 0; room = room<<1 - int(count[tableBits+subBits]) {
@@ -185,8 +187,8 @@ func (d *Decoder) build(table []entry, tableBits uint, lens []uint8, meaning []e
 	return true
 }
 
-// buildDegenerate builds the table of an incomplete code, which may be empty or have a
-// single symbol of one bit.
+// buildDegenerate builds the table of an incomplete code. It returns false unless the code is
+// empty or has a single symbol of one bit.
 func buildDegenerate(table []entry, lens []uint8, meaning []entry, longest uint) bool {
 	if longest > 1 {
 		return false
@@ -204,7 +206,7 @@ func buildDegenerate(table []entry, lens []uint8, meaning []entry, longest uint)
 	return true
 }
 
-// increment returns the code that follows code. Both have n bits, in reversed order.
+// increment returns the code that follows code. Both codes have n bits in reversed order.
 func increment(code, n uint) uint {
 	zeros := code ^ (1<<n - 1)
 	if zeros == 0 {
@@ -214,13 +216,14 @@ func increment(code, n uint) uint {
 	return code&(carry-1) | carry
 }
 
-// pairFrom is the number of bytes after the header of a block from which pairLiterals
-// saves more time than it takes. This was measured: streams of a few hundred bytes
-// decode 1.3 times as fast without it.
+// pairFrom is a number of bytes. pairLiterals is called only if at least so many bytes follow
+// the header of a block. It makes decoding faster, but takes time itself: measured streams of a
+// few hundred bytes are decoded 1.3 times as fast without it.
 const pairFrom = 2048
 
-// pairLiterals adds a second literal to each entry of a literal whose remaining index
-// bits contain the whole code of another literal.
+// pairLiterals lets entries of the literal table stand for two literals, so that both are
+// decoded in one step. This is possible if the index of an entry contains the whole codes of
+// both literals.
 func (d *Decoder) pairLiterals() {
 	t := (*[1 << litlenBits]entry)(d.litlen[:])
 	for i := len(t) - 1; i >= 0; i-- { // in descending order, so that t[i>>n] still has one literal

@@ -1,10 +1,10 @@
-// Package inflate decodes DEFLATE streams (RFC 1951), with [Decoder.Inflate], and zlib
-// streams (RFC 1950), with [Decoder.Zlib], from memory to memory.
+// Package inflate decodes DEFLATE streams (RFC 1951), with [Decoder.Inflate], and zlib streams
+// (RFC 1950), with [Decoder.Zlib], from memory to memory.
 //
-// It is for the compressed units of disk images, whose input and output are completely
-// in memory and whose output size is known in advance. Therefore it needs no window, no
-// buffering and no state between calls, and takes much less time than a decoder of
-// streams such as compress/flate.
+// It is for the compressed units of disk images. Their input and output are completely in
+// memory, and the size of their output is known in advance. Therefore the package needs no
+// window, no buffering and no state between calls. It takes much less time than a decoder such
+// as compress/flate, which reads from an io.Reader.
 package inflate
 
 import (
@@ -14,19 +14,18 @@ import (
 )
 
 var (
-	// ErrCorrupt is wrapped by errors about streams that violate the format.
+	// ErrCorrupt says that a stream violates the format. Errors wrap it.
 	ErrCorrupt = errors.New("corrupt deflate data")
-	// ErrTruncated is wrapped by errors about streams that continue past the end of
-	// src.
+	// ErrTruncated says that src ends before the end of the stream. Errors wrap it.
 	ErrTruncated = errors.New("truncated deflate data")
-	// ErrTooLarge is wrapped by errors about streams with more bytes than fit into dst.
-	// dst then has the first bytes of the stream.
+	// ErrTooLarge says that a stream has more data than fits into dst. Errors wrap it. dst then
+	// contains the beginning of the data.
 	ErrTooLarge = errors.New("deflate data is larger than expected")
 )
 
-// Decoder decodes one stream at a time. The zero value is ready to use. It has about 20
-// KiB of tables, and no state that outlives a call. Reuse it for many streams. It is
-// for one goroutine at a time.
+// Decoder decodes one stream at a time. The zero value is ready to use. A Decoder has tables of
+// about 20 KiB, but keeps no state between calls; so it should be used for many streams. Only
+// one goroutine may use it at a time.
 type Decoder struct {
 	litlen [litlenSize]entry
 	dist   [distSize]entry
@@ -37,13 +36,13 @@ type Decoder struct {
 	sorted  [maxLitlen]uint16          // symbols in the order of their codes, for build
 }
 
-// Inflate decodes the deflate stream (RFC 1951) at the start of src into dst. It
-// returns the number n of bytes in dst, and the number of bytes that the stream
-// occupies in src, which may have more bytes after the stream. The content of dst after
-// the first n bytes is undefined. The previous content of dst does not matter.
+// Inflate decodes the deflate stream (RFC 1951) at the start of src into dst. n is the number of
+// bytes that it has written to dst. consumed is the number of bytes of src that the stream
+// occupies; src may have more bytes after the stream. The content of dst after the first n bytes
+// is undefined.
 //
-// Errors wrap [ErrCorrupt], [ErrTruncated] or [ErrTooLarge] and have the offset in src.
-// n then is the number of correct bytes before the error.
+// Errors wrap [ErrCorrupt], [ErrTruncated] or [ErrTooLarge] and name the offset in src. n is
+// then the number of correct bytes before the error.
 func (d *Decoder) Inflate(dst, src []byte) (n, consumed int, err error) {
 	s := stream{dst: dst, src: src}
 	err = d.inflate(&s)
@@ -51,27 +50,28 @@ func (d *Decoder) Inflate(dst, src []byte) (n, consumed int, err error) {
 	return s.out, s.in, err
 }
 
-// stream is the state of decoding one stream.
+// stream is the state while one stream is decoded.
 type stream struct {
 	dst []byte
 	out int // number of bytes written to dst
 	src []byte
 	in  int // number of bytes read from src
 
-	// The lowest nbits bits of bits are the next bits of the stream. The bits above
-	// them are zero, or the bits of src that follow; setting those again with OR
-	// changes nothing.
+	// bits is the bit buffer. Its lowest nbits bits are the next bits of the stream. The bits
+	// above them are either zero or already have the right value from src, so that refill can
+	// set them with OR.
 	bits  uint64
 	nbits uint
 }
 
-// unread returns the whole bytes of the bit buffer to src.
+// unread empties the bit buffer: the whole bytes in it count as not read from src.
 func (s *stream) unread() {
 	s.in -= int(s.nbits >> 3)
 	s.bits, s.nbits = 0, 0
 }
 
-// refill reads src until nbits is at least 56, or src is used up.
+// refill reads bytes of src into the bit buffer, until it has at least 56 bits or src is used
+// up.
 func (s *stream) refill() {
 	if s.in+8 <= len(s.src) {
 		s.bits |= binary.LittleEndian.Uint64(s.src[s.in:]) << (s.nbits & 63)
@@ -86,8 +86,8 @@ func (s *stream) refill() {
 	}
 }
 
-// take removes and returns n bits, at most 16, of the bit buffer, which must have been
-// refilled.
+// take removes n bits from the bit buffer and returns them. n is at most 16. The caller has
+// called refill before.
 func (s *stream) take(n uint) (uint, error) {
 	if s.nbits < n {
 		return 0, s.truncated()
@@ -98,7 +98,7 @@ func (s *stream) take(n uint) (uint, error) {
 	return v, nil
 }
 
-// offset returns the offset in src of the next bit.
+// offset returns the offset in src of the byte with the next bit of the stream.
 func (s *stream) offset() int { return s.in - int(s.nbits+7)>>3 }
 
 func (s *stream) corrupt(format string, args ...any) error {
@@ -113,7 +113,7 @@ func (s *stream) tooLarge() error {
 	return fmt.Errorf("%w: offset %d: expected at most %d bytes", ErrTooLarge, s.offset(), len(s.dst))
 }
 
-// inflate decodes the blocks of a stream (RFC 1951, section 3.2.3).
+// inflate decodes all blocks of a stream (RFC 1951, section 3.2.3).
 func (d *Decoder) inflate(s *stream) error {
 	for {
 		s.refill()
@@ -147,7 +147,7 @@ func (d *Decoder) inflate(s *stream) error {
 	}
 }
 
-// stored copies a block that is not compressed (RFC 1951, section 3.2.4).
+// stored copies the data of a block that is not compressed (RFC 1951, section 3.2.4).
 func (s *stream) stored() error {
 	s.unread() // also drops the bits up to the next byte
 	if len(s.src)-s.in < 4 {
@@ -171,7 +171,7 @@ func (s *stream) stored() error {
 	return s.tooLarge()
 }
 
-// decode decodes the symbols of one compressed block into dst.
+// decode decodes the symbols of one compressed block and writes their data to dst.
 func (d *Decoder) decode(s *stream) error {
 	if err := d.decodeFast(s); err != nil {
 		return err
@@ -179,8 +179,8 @@ func (d *Decoder) decode(s *stream) error {
 	return d.decodeCareful(s)
 }
 
-// decodeCareful decodes symbol by symbol, with all checks. It is used near the ends of
-// src and dst.
+// decodeCareful decodes one symbol at a time, with all checks. decode calls it near the ends of
+// src and dst, where decodeFast cannot be used.
 func (d *Decoder) decodeCareful(s *stream) error {
 	for {
 		s.refill() // the 56 bits suffice for a length (15+5) and a distance (15+13)
@@ -240,8 +240,8 @@ func (s *stream) noDistance() error {
 	return s.corrupt("invalid distance code")
 }
 
-// repeat copies length bytes to the end of the output, from dist bytes before that end.
-// The two ranges may overlap.
+// repeat appends length bytes to the output. It copies them from the output itself, beginning
+// dist bytes before its end. The two ranges may overlap.
 func (s *stream) repeat(length, dist int) error {
 	if dist > s.out {
 		return s.corrupt("distance %d, but only %d bytes come before", dist, s.out)

@@ -5,9 +5,9 @@ import (
 	"fmt"
 )
 
-// Zlib is [Decoder.Inflate] for a deflate stream inside a zlib stream (RFC 1950). It
-// checks the header and the checksum, and includes both in consumed. A stream with a
-// preset dictionary is refused as corrupt.
+// Zlib decodes a zlib stream (RFC 1950), which contains a deflate stream, as [Decoder.Inflate]
+// decodes a deflate stream. It checks the header and the checksum of the zlib stream, and counts
+// them in consumed. A stream that needs a preset dictionary is an error that wraps ErrCorrupt.
 func (d *Decoder) Zlib(dst, src []byte) (n, consumed int, err error) {
 	if len(src) < 2 {
 		return 0, len(src), fmt.Errorf("%w: offset %d: the stream ends in the zlib header", ErrTruncated, len(src))
