@@ -1,10 +1,11 @@
-// Package nfcbudget shares the memory that an ESXi host has for NFC connections among all
-// connections to that host:
+// Package nfcbudget shares the memory that an ESXi host has for NFC connections. All connections
+// to the host get their part of it from one [Budget]:
 //
 //	budget := nfcbudget.NewHost(48<<20, 52)
 //	release, err := budget.Acquire(ctx, budget.Of(1, buffers.Bytes()))
 //
-// A host refuses connections, and requests on them, when its memory is used up.
+// When this memory is used up, the host refuses further connections, and requests on existing
+// ones.
 package nfcbudget
 
 import (
@@ -14,36 +15,39 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Budget is the NFC memory of one host. Callers that wait for memory get it in the order of
-// their calls. It is safe for concurrent use.
+// Budget is the NFC memory of one host. If several callers wait for memory, they get it in the
+// order of their calls. It is safe for concurrent use.
 type Budget struct {
 	limit int64 // bytes
 	least int64 // the bytes that a connection with small buffers counts as
 	free  *semaphore.Weighted
 }
 
-// New returns a budget of the given number of bytes, for any number of connections.
+// New returns a budget with the given number of bytes. It does not limit the number of
+// connections.
 func New(bytes int64) *Budget {
 	return &Budget{limit: bytes, free: semaphore.NewWeighted(bytes)}
 }
 
-// NewHost returns a budget of the given number of bytes that also limits the number of open
-// connections, which must be at least 1. To limit them, Of counts at least bytes divided by
-// connections for each connection.
+// NewHost returns a budget with the given number of bytes for at most the given number of open
+// connections, which must be at least 1. The number is limited in this way: each connection
+// counts as at least bytes divided by connections, even if its buffers are smaller.
 func NewHost(bytes int64, connections int) *Budget {
 	b := New(bytes)
 	b.least = (bytes + int64(connections) - 1) / int64(connections)
 	return b
 }
 
-// Of returns the number of bytes to acquire for n connections with nfcBytes bytes of
-// buffers each.
+// Of returns the number of bytes that n connections take from the budget, if each has nfcBytes
+// bytes of buffers. The result is for Acquire or TryAcquire.
 func (b *Budget) Of(n int, nfcBytes int64) int64 { return int64(n) * max(nfcBytes, b.least) }
 
-// Acquire waits until nfcBytes bytes are free and takes them. If nfcBytes is more than the
-// budget has, it takes the whole budget, and leaves it to the host to refuse the
-// connection. When ctx ends first, the error is its cause. release returns the bytes; only
-// its first call counts.
+// Acquire waits until nfcBytes bytes of the budget are free, and takes them. If ctx ends first,
+// Acquire returns the cause of ctx. release gives the bytes back; further calls of it do
+// nothing.
+//
+// If nfcBytes is more than the whole budget, Acquire takes the whole budget. Then the host
+// decides whether it refuses the connection.
 func (b *Budget) Acquire(ctx context.Context, nfcBytes int64) (release func(), err error) {
 	nfcBytes = b.share(nfcBytes)
 	if err := b.free.Acquire(ctx, nfcBytes); err != nil {
@@ -52,7 +56,8 @@ func (b *Budget) Acquire(ctx context.Context, nfcBytes int64) (release func(), e
 	return b.releaser(nfcBytes), nil
 }
 
-// TryAcquire takes nfcBytes bytes if they are free and no call of Acquire waits.
+// TryAcquire takes nfcBytes bytes, if they are free and no call of Acquire is waiting. It does
+// not wait.
 func (b *Budget) TryAcquire(nfcBytes int64) (release func(), ok bool) {
 	nfcBytes = b.share(nfcBytes)
 	if !b.free.TryAcquire(nfcBytes) {

@@ -1,21 +1,21 @@
 package nfcbudget
 
-// Unit is the number of bytes that the size of a buffer is a multiple of.
+// Unit is a number of bytes. The size of each buffer is a multiple of it.
 const Unit = 64 << 10
 
-// Buffers are the memory that a host reserves for each connection: Count buffers of Size
-// bytes.
+// Buffers say how much memory an ESXi host reserves for a connection: Count buffers of Size
+// bytes each.
 type Buffers struct {
 	Size  int64 // bytes of one buffer, a multiple of Unit
 	Count int
 }
 
-// Bytes returns the number of bytes of all buffers of a connection.
+// Bytes returns the number of bytes of all buffers of a connection together.
 func (b Buffers) Bytes() int64 { return b.Size * int64(b.Count) }
 
-// Halved returns the next smaller buffers, or false if there are none. It halves the size
-// first, and the count only if the size is minimal, because smaller buffers reduce the
-// speed only if the network is slow.
+// Halved returns buffers with half the memory. ok is false if they cannot be smaller. Halved
+// first halves the size of the buffers. It halves their number only when the size is minimal,
+// because small buffers are slower only if the network is slow.
 func (b Buffers) Halved() (smaller Buffers, ok bool) {
 	switch {
 	case b.Size >= 2*Unit:

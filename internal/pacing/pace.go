@@ -1,16 +1,17 @@
-// Package pacing decides how much a client asks of a host at a time. [Pace] controls the
-// size of requests and the number of requests in flight, by the memory that the host has
-// for them. [Tuner] controls the number of connections, by the rate that they reach.
+// Package pacing decides how many and how large requests a client sends to a host. [Pace]
+// controls the size of requests and the number of requests in flight: it lowers both when the
+// host lacks memory. [Tuner] controls the number of connections: it measures whether more
+// connections are faster.
 package pacing
 
 import "sync"
 
-// minRequest is the number of bytes that Pace does not shrink requests below.
+// minRequest is a number of bytes. Pace does not make requests smaller than that.
 const minRequest = 64 << 10
 
-// Pace holds the limits of requests to one host. When the host has no memory for a request,
-// the size is halved and the depth lowered by one. Requests that succeed raise both again,
-// in small steps. It is safe for concurrent use.
+// Pace holds the limits of requests to one host. When the host has no memory for a request, the
+// limit of the size is halved, and the limit of the requests in flight is lowered by one.
+// Successful requests raise both again in small steps. It is safe for concurrent use.
 type Pace struct {
 	mu        sync.Mutex
 	most      Limits // the limits at the beginning, which are never exceeded
@@ -19,31 +20,32 @@ type Pace struct {
 	successes int    // successful requests since now changed
 }
 
-// Limits are the limits of requests at one time.
+// Limits are the limits that apply to requests at a moment.
 type Limits struct {
 	Size  int // bytes of one request
 	Depth int // requests in flight on one connection
 }
 
-// NewPace returns a Pace with requests of up to size bytes, of which up to depth are in
-// flight on one connection.
+// NewPace returns a Pace. Its requests have up to size bytes, and each connection has up to
+// depth of them in flight.
 func NewPace(size, depth int) *Pace {
 	most := Limits{size, depth}
 	return &Pace{most: most, now: most}
 }
 
-// Next returns the limits for a request that is about to be made, and their version, which
-// is for Denied.
+// Next returns the limits for the next request. The caller passes version to Denied if the host
+// refuses that request.
 func (p *Pace) Next() (l Limits, version uint64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.now, p.shrunk
 }
 
-// Denied lowers the limits because the host had no memory for a request that was made under
-// the given version of the limits. It reports whether a smaller request is worth an attempt.
-// A host often refuses several requests at once. Only the first of them lowers the limits,
-// since the others have an outdated version.
+// Denied lowers the limits, because the host had no memory for a request. version is the one
+// that Next returned for that request. smaller is true if a smaller request is worth an attempt.
+//
+// A host often refuses several requests at once. Only the first of them lowers the limits; the
+// others have an outdated version then.
 func (p *Pace) Denied(version uint64) (smaller bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -60,8 +62,8 @@ func (p *Pace) Denied(version uint64) (smaller bool) {
 	return true
 }
 
-// Served counts a successful request. After 16 of them for each request in flight, it raises
-// the limits by one step.
+// Served counts a successful request. When 16 requests for each allowed request in flight have
+// succeeded, it raises both limits by one step.
 func (p *Pace) Served() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

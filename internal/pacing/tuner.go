@@ -3,43 +3,46 @@ package pacing
 import "time"
 
 const (
-	// The rate is measured over a window of at least minWindow and minRequests requests, or
-	// of maxWindow with any number of requests.
+	// The rate is measured over a window of time. A window has at least minRequests requests and
+	// lasts at least minWindow. With fewer requests it ends after maxWindow.
 	minWindow   = 200 * time.Millisecond
 	maxWindow   = time.Second
 	minRequests = 32
-	// settle is the time after each change that is not measured, because a new connection has
-	// fewer requests in flight at first.
+	// settle is the time after a change of the number of connections during which nothing is
+	// measured. A new connection has too few requests in flight at first.
 	settle = 50 * time.Millisecond
-	// gain is the factor by which the rate must rise for one more connection to be kept.
+	// gain is the factor by which one more connection must raise the rate. Otherwise the
+	// connection is not kept.
 	gain = 1.1
-	// The load of the host and of the network may change. Therefore one more connection is
-	// tried after firstProbe, and after each failure the time to the next try is doubled, up
+	// The load of the host and of the network may change. Therefore one more connection is tried
+	// again after firstProbe. Each try without success doubles the time until the next one, up
 	// to lastProbe.
 	firstProbe = 5 * time.Second
 	lastProbe  = 5 * time.Minute
 )
 
 // Tuner finds the smallest number of connections that reaches the highest rate. It adds one
-// connection after the other as long as each raises the rate by a tenth, and removes the last
-// one if that did not. The caller reports the bytes that were read, and opens and closes
-// connections as Add says. A Tuner reads no clock: all times are passed in, counted from any
-// fixed point. It is not safe for concurrent use.
+// connection after the other, as long as each one raises the rate by a tenth. It removes the
+// last one if that did not raise the rate enough.
 //
-// Only time in which all connections have enough requests is measured. If the disk waits for
-// the reader of its data, the number of connections does not change.
+// The caller calls Add for each request, and opens and closes connections as Add says. The Tuner
+// has no clock: all times are passed to it, and are durations since any fixed point in time. It
+// is not safe for concurrent use.
+//
+// The Tuner only measures while all connections have enough requests. If they have not, because
+// the reader of the data is slower than the disk, the number of connections does not change.
 type Tuner struct {
 	most int // the largest number of connections
 	want int // the number of connections that there should be
 
-	// These fields describe the window that is being measured.
+	// These fields describe the window of time that is being measured.
 	from     time.Duration // nothing before this time is measured
 	last     time.Duration // time of the last call of Add
 	loaded   time.Duration // measured time
 	bytes    int64         // bytes read in the measured time
 	requests int           // requests in the measured time
 
-	// These fields have the results of earlier windows.
+	// These fields contain the results of earlier windows.
 	state  tunerState
 	rates  []float64     // the last rate, in bytes per second, by the number of connections
 	probe  time.Duration // measured time until another number of connections is tried
@@ -56,18 +59,19 @@ const (
 	shrinking                   // a connection was removed, and the new rate is being measured
 )
 
-// NewTuner returns a Tuner for at most most connections. It expects one connection at first.
-func NewTuner(most int) *Tuner {
-	return &Tuner{most: most, want: 1, rates: make([]float64, most+1), probe: firstProbe}
+// NewTuner returns a Tuner that allows up to limit connections. At first it expects one open
+// connection.
+func NewTuner(limit int) *Tuner {
+	return &Tuner{most: limit, want: 1, rates: make([]float64, limit+1), probe: firstProbe}
 }
 
-// Add counts a request that read n bytes and ended now. have is the number of open
-// connections; loaded means that all of them had enough requests since the last call. Add
-// returns the number of connections that there should be.
-func (t *Tuner) Add(now time.Duration, n int64, have int, loaded bool) (want int) {
+// Add counts a request that has read n bytes and has ended now. open is the number of open
+// connections. loaded says that all of them had enough requests since the last call of Add. The
+// result is the number of connections that the caller should have open.
+func (t *Tuner) Add(now time.Duration, n int64, open int, loaded bool) (want int) {
 	since := now - max(t.last, t.from)
 	t.last = now
-	if have != t.want {
+	if open != t.want {
 		t.restart(now) // a connection is being opened or closed
 		return t.want
 	}
@@ -85,7 +89,7 @@ func (t *Tuner) Add(now time.Duration, n int64, have int, loaded bool) (want int
 	t.restart(now)
 	t.from = now // no time to settle is needed unless the number changes
 	t.judge(rate)
-	if t.want != have {
+	if t.want != open {
 		t.restart(now)
 	}
 	return t.want
@@ -95,15 +99,16 @@ func (t *Tuner) restart(now time.Duration) {
 	t.from, t.loaded, t.bytes, t.requests = now+settle, 0, 0, 0
 }
 
-// Failed records that no connection beyond the have open ones can be opened. The Tuner asks
-// for no more from then on.
-func (t *Tuner) Failed(have int) {
-	t.most = max(have, 1)
+// Failed tells the Tuner that one more connection could not be opened. open is the number of
+// open connections. The Tuner will not ask for more than that.
+func (t *Tuner) Failed(open int) {
+	t.most = max(open, 1)
 	t.want = min(t.want, t.most)
 	t.rest(t.probe)
 }
 
-// Settled returns the number of connections without the one that is being tried.
+// Settled returns the number of connections that the Tuner has decided on. A connection that is
+// being added or removed as a try is not included in the decision.
 func (t *Tuner) Settled() int {
 	switch t.state {
 	case growing:
@@ -114,14 +119,15 @@ func (t *Tuner) Settled() int {
 	return t.want
 }
 
-// Denied records that there is no room for more than have connections at this time.
-func (t *Tuner) Denied(have int) {
-	t.want = max(have, 1)
+// Denied tells the Tuner that the host has no memory for more than the open connections at
+// present. The Tuner will ask for more later.
+func (t *Tuner) Denied(open int) {
+	t.want = max(open, 1)
 	t.rest(t.probe)
 }
 
-// judge decides on the number of connections, after a window in which rate bytes per second were
-// read.
+// judge decides on the number of connections at the end of a window. rate is the rate in the
+// window, in bytes per second.
 func (t *Tuner) judge(rate float64) {
 	before := t.rates[t.want]
 	t.rates[t.want] = rate
@@ -145,8 +151,8 @@ func (t *Tuner) judge(rate float64) {
 		t.probe = firstProbe
 		t.shrink()
 	case resting:
-		// The usual rate is a moving average that changes slowly, so that a drop of the
-		// rate is recognized.
+		// The usual rate is a moving average. It changes slowly, so that a sudden drop of the
+		// rate is noticed.
 		t.rates[t.want] = before + (rate-before)/8
 		if rate*gain < before {
 			t.worse++
