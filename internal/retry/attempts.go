@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// Progress records when an operation last succeeded. Operations that depend on the
-// same server share one. It is safe for concurrent use.
+// Progress records when an operation last succeeded. Operations that depend on the same server
+// share one Progress. It is safe for concurrent use.
 type Progress struct {
 	start time.Time
 	last  atomic.Int64 // nanoseconds from start to the last success; 0: no success yet
 }
 
-// NewProgress returns a Progress without a success.
+// NewProgress returns a new Progress. No operation has succeeded in it yet.
 func NewProgress() *Progress { return &Progress{start: time.Now()} }
 
-// Mark records that an operation succeeded now.
+// Mark records that an operation has succeeded now.
 func (p *Progress) Mark() { p.last.Store(int64(time.Since(p.start))) }
 
-// Idle returns the time since the last success or since the given time, whichever
-// is later.
+// Idle returns for how long no operation has succeeded. It counts from the last success or from
+// since, whichever is later.
 func (p *Progress) Idle(since time.Time) time.Duration {
 	if last := p.start.Add(time.Duration(p.last.Load())); last.After(since) {
 		since = last
@@ -27,8 +27,7 @@ func (p *Progress) Idle(since time.Time) time.Duration {
 	return time.Since(since)
 }
 
-// Attempts counts the failures of one operation. It is for one goroutine at a
-// time.
+// Attempts counts the failed attempts of one operation. Only one goroutine may use it at a time.
 type Attempts struct {
 	policy   Policy
 	progress *Progress
@@ -36,29 +35,30 @@ type Attempts struct {
 	since    time.Time // when the operation began, or last made progress of its own
 }
 
-// Start begins an operation. If another operation records a success in the same
-// Progress, this operation may be retried for longer.
+// Start returns the Attempts for an operation that begins now. The operation can be retried for
+// longer if other operations that share its Progress succeed.
 func (p *Policy) Start(progress *Progress) Attempts {
 	return Attempts{policy: *p, progress: progress, since: time.Now()}
 }
 
-// Failures returns the number of failures since the operation began, or since the
-// last call of Advance.
+// Failures returns the number of failures since the operation began, or since the last call of
+// Advance.
 func (a *Attempts) Failures() int { return a.failures }
 
-// Advance records that a part of the operation succeeded. The failures are counted from
-// 0 again, and the time without progress starts again.
+// Advance records that a part of the operation succeeded. After that, the failures and the time
+// without progress are counted from zero again.
 func (a *Attempts) Advance() { a.failures, a.since = 0, time.Now() }
 
-// Idle returns how long neither the operation nor another one that shares its
-// Progress has succeeded.
+// Idle returns for how long no operation with the same Progress has succeeded, this one
+// included.
 func (a *Attempts) Idle() time.Duration { return a.progress.Idle(a.since) }
 
-// Left returns the time that is left before the operation is given up, at least 0.
+// Left returns how much time is left before the operation is given up. It is never negative.
 func (a *Attempts) Left() time.Duration { return max(a.policy.Patience()-a.Idle(), 0) }
 
-// Failed counts a failure. It returns how long to wait before the next attempt, or
-// the error to give up with, as Policy.GiveUp describes.
+// Failed counts a failed attempt. If another attempt is to be made, it returns how long to wait
+// before that. Otherwise gaveUp is the error that the operation fails with, as Policy.GiveUp
+// describes.
 func (a *Attempts) Failed(err error) (wait time.Duration, gaveUp error) {
 	a.failures++
 	if gaveUp := a.policy.GiveUp(err, a.failures, a.Idle()); gaveUp != nil {
@@ -71,6 +71,6 @@ func (a *Attempts) Failed(err error) (wait time.Duration, gaveUp error) {
 	return wait, nil
 }
 
-// TimedOut returns the error of an operation that is given up now because too much
-// time has passed without progress.
+// TimedOut returns the error of an operation that is given up now, because it has made no
+// progress for too long. err is the error of the last attempt.
 func (a *Attempts) TimedOut(err error) error { return a.policy.TimedOut(err, a.Idle()) }

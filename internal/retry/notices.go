@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// noticeInterval is the shortest time between two warnings about retries. When a
-// connection is lost, all requests in flight fail at the same time.
+// noticeInterval is the shortest time between two warnings about retries. One warning is enough
+// when a connection is lost and all requests in flight fail at the same time.
 const noticeInterval = 10 * time.Second
 
-// LogTo returns a function that logs each retry with the given message: at most one
-// warning every ten seconds, with the number of retries since the last one, and all
-// others at debug level. The function is safe for concurrent use.
+// LogTo returns a function for Policy.OnRetry that logs each retry with the given message. At
+// most once in ten seconds it logs a warning, with the number of retries since the last warning.
+// It logs the other retries at the debug level. The function is safe for concurrent use.
 func LogTo(log *slog.Logger, message string) func(err error, wait time.Duration) {
 	var mu sync.Mutex
 	var last time.Time

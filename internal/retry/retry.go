@@ -1,8 +1,8 @@
-// Package retry decides whether an operation that failed is tried again, and
-// after how long. It makes no call by itself, so that callers can reconnect,
-// pick another connection or shrink a request between two attempts.
+// Package retry decides whether a failed operation is tried again, and how long to wait before
+// that. The caller makes the attempts itself. So it can reconnect, use another connection or
+// make a request smaller between two attempts.
 //
-// A caller states a [Policy] once and starts [Attempts] for each operation:
+// A caller has one [Policy], and starts [Attempts] for each operation:
 //
 //	attempts := policy.Start(progress)
 //	for {
@@ -20,13 +20,12 @@
 //		}
 //	}
 //
-// A [Progress] is shared by the operations that depend on one server: as long as
-// one of them succeeds, the server is alive, and the others stay patient. Code
-// that counts failures in its own structures uses [Policy.GiveUp] and
-// [Policy.Wait], on which Attempts are built.
+// All operations that depend on one server share a [Progress]. As long as one of them succeeds,
+// the server is alive, and the others are retried for longer. A caller that counts failures
+// itself uses [Policy.GiveUp] and [Policy.Wait] in place of Attempts.
 //
-// An error that every further attempt would meet is marked with [Permanent] where
-// it is created. [LogTo] returns a function for Policy.OnRetry that logs the retries.
+// If every further attempt would fail in the same way, the error is marked with [Permanent]
+// where it is created. [LogTo] returns a function for Policy.OnRetry that logs the retries.
 package retry
 
 import (
@@ -40,44 +39,44 @@ import (
 )
 
 const (
-	// defaultTimeout replaces a Policy.Timeout of 0.
+	// defaultTimeout is used if Policy.Timeout is 0.
 	defaultTimeout = 15 * time.Minute
 
-	// maxDelay bounds the default delay between two attempts.
+	// maxDelay is the longest delay between two attempts if Policy.Backoff is nil.
 	maxDelay = time.Minute
 
-	// leastAttempt is the time that must be left for another attempt to be worth
-	// waiting for.
+	// leastAttempt is the shortest time in which another attempt can be made. If less time is
+	// left, the operation is given up.
 	leastAttempt = 250 * time.Millisecond
 )
 
-// Policy says how often and how long an operation is tried again, and how long the
-// delays between the attempts are. The zero value never tries again. A Policy is not
-// changed after its first use, and is then safe for concurrent use.
+// Policy says how often and for how long an operation is tried again, and how long the delays
+// between the attempts are. With the zero value, nothing is tried again. A Policy must not
+// change after its first use; then it is safe for concurrent use.
 type Policy struct {
-	// Retries is how often an operation is tried again before its error is
+	// Retries is the number of times that a failed operation is tried again before its error is
 	// returned. A negative number means no limit.
 	Retries int
-	// Timeout ends the retries of an operation after this time without progress.
-	// 0 means 15 minutes.
+	// Timeout limits the time without progress: after it, an operation is not tried again. 0
+	// means 15 minutes.
 	Timeout time.Duration
-	// Permanent reports whether err is permanent, in addition to the errors that
-	// IsPermanent recognises. If it is nil, no other errors are.
+	// Permanent reports whether an error is permanent. Errors for which the function IsPermanent
+	// returns true are always permanent. Permanent may be nil.
 	Permanent func(err error) bool
-	// Backoff returns the delay before retry n, counted from 1. If it is nil, the
-	// delay is 1 s, doubles with each retry up to 60 s, and is then shortened by a
-	// random amount of up to half.
+	// Backoff returns the delay before retry n, which is 1 for the first retry. If Backoff is
+	// nil, the delay is 1 s and doubles with each retry up to 60 s. Then it is shortened by a
+	// random amount, by half at most.
 	Backoff func(n int) time.Duration
-	// OnRetry is called before each wait, with the error that caused it. Calls may
-	// be concurrent. It may be nil.
+	// OnRetry is called before each wait, with the error of the failed attempt. It may be called
+	// concurrently. It may be nil.
 	OnRetry func(err error, wait time.Duration)
 }
 
-// Patience returns the time without progress after which an operation is given up.
+// Patience returns the longest time without progress. After it, an operation is given up.
 func (p *Policy) Patience() time.Duration { return cmp.Or(p.Timeout, defaultTimeout) }
 
-// Delay returns the delay before retry n, counted from 1, as if there were no
-// timeout.
+// Delay returns the delay before retry n, which is 1 for the first retry. It does not consider
+// the timeout.
 func (p *Policy) Delay(n int) time.Duration {
 	if p.Backoff != nil {
 		return p.Backoff(n)
@@ -89,9 +88,10 @@ func (p *Policy) Delay(n int) time.Duration {
 	return d - rand.N(d/2)
 }
 
-// Wait returns the delay before retry n of an operation that has made no progress for
-// idle. The delay takes at most three quarters of the time that is left, so that some
-// time is left for the attempt itself. ok is false if too little time is left.
+// Wait returns the delay before retry n of an operation. idle is the time for which the
+// operation has made no progress. The delay is at most three quarters of the time that is left
+// before the timeout, so that some time is left for the attempt. ok is false if too little time
+// is left.
 func (p *Policy) Wait(n int, idle time.Duration) (wait time.Duration, ok bool) {
 	if !p.patient(idle) {
 		return 0, false
@@ -103,17 +103,20 @@ func (p *Policy) patient(idle time.Duration) bool {
 	return p.Patience()-idle >= min(leastAttempt, p.Patience()/20)
 }
 
-// IsPermanent reports whether err is permanent according to the function IsPermanent or
-// to p.Permanent.
+// IsPermanent reports whether err is permanent, either for the function IsPermanent or for
+// p.Permanent.
 func (p *Policy) IsPermanent(err error) bool {
 	return IsPermanent(err) || p.Permanent != nil && p.Permanent(err)
 }
 
-// GiveUp returns nil if an operation is to be tried again after the given number
-// of failures in a row, the last of which was err, and after idle without
-// progress. Otherwise it returns the error to give up with: err itself if err is
-// permanent or the policy has no retries, else an error that wraps err and says
-// how many retries, or how much time, were used up.
+// GiveUp returns nil if an operation is to be tried again. failures is the number of attempts
+// that have failed in a row, err is the error of the last one, and idle is the time for which
+// the operation has made no progress.
+//
+// If the operation is not to be tried again, GiveUp returns the error that the operation fails
+// with. This is err itself if err is permanent or the policy has no retries. Otherwise it is an
+// error that wraps err and says after how many retries, or after how much time, the operation
+// was given up.
 func (p *Policy) GiveUp(err error, failures int, idle time.Duration) error {
 	switch {
 	case p.IsPermanent(err), p.Retries == 0:
@@ -126,14 +129,14 @@ func (p *Policy) GiveUp(err error, failures int, idle time.Duration) error {
 	return nil
 }
 
-// TimedOut returns the error of an operation that is given up after idle without
-// progress, with err as its cause.
+// TimedOut returns the error of an operation that is given up because it made no progress for
+// too long: for the time idle. err is the error of the last attempt.
 func (p *Policy) TimedOut(err error, idle time.Duration) error {
 	return fmt.Errorf("gave up after %v without progress: %w", idle.Round(time.Second), err)
 }
 
-// Pause reports the retry to OnRetry and then waits. It returns false as soon as
-// ctx ends or stop is closed. A nil stop is never closed.
+// Pause calls OnRetry and then waits. It returns true after the wait. It returns false as soon
+// as ctx ends or the channel stop is closed. stop may be nil.
 func (p *Policy) Pause(ctx context.Context, err error, wait time.Duration, stop <-chan struct{}) bool {
 	if p.OnRetry != nil {
 		p.OnRetry(err, wait)
@@ -141,8 +144,8 @@ func (p *Policy) Pause(ctx context.Context, err error, wait time.Duration, stop 
 	return Sleep(ctx, wait, stop)
 }
 
-// Sleep waits for d and returns true. It returns false as soon as ctx ends or stop
-// is closed. A nil stop is never closed.
+// Sleep waits for the duration d and returns true. It returns false as soon as ctx ends or the
+// channel stop is closed. stop may be nil.
 func Sleep(ctx context.Context, d time.Duration, stop <-chan struct{}) bool {
 	select {
 	case <-ctx.Done():
@@ -165,8 +168,8 @@ func Sleep(ctx context.Context, d time.Duration, stop <-chan struct{}) bool {
 	return false
 }
 
-// Permanent marks err as an error that every further attempt would meet again. The
-// text of err does not change.
+// Permanent marks err as permanent: every further attempt would fail in the same way. The text
+// of err does not change.
 func Permanent(err error) error { return &permanentError{err} }
 
 type permanentError struct{ err error }
@@ -177,10 +180,11 @@ func (e *permanentError) Unwrap() error { return e.err }
 // IsMarked reports whether err was marked with Permanent.
 func IsMarked(err error) bool { return errors.As(err, new(*permanentError)) }
 
-// IsPermanent reports whether err was marked with Permanent, or says that a file
-// does not exist or that a permission is missing. The end of a context is not
-// permanent by itself, because the timeout of a connection looks the same: callers
-// check their own context.
+// IsPermanent reports whether err is permanent: it was marked with Permanent, or it says that a
+// file does not exist or that a permission is missing.
+//
+// Errors of ended contexts do not count as permanent, because the timeout of a connection looks
+// the same. So callers must check their own context.
 func IsPermanent(err error) bool {
 	return IsMarked(err) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
 }
