@@ -1,10 +1,10 @@
-// Package durable writes the small files in which vddkcp keeps its state or reports:
-// journals, state files, reports, statistics. [Replace] replaces a file as a whole,
-// [Write] writes to an output that a user named, [Open] opens a file that belongs to
-// vddkcp, and a [Record] keeps a small record twice in one file.
+// Package durable writes the small files in which vddkcp keeps its state or reports: journals,
+// state files, reports and statistics. [Replace] replaces a whole file. [Write] writes to an
+// output file that a user named. [Open] opens a file that only vddkcp uses. A [Record] is a
+// small record that is kept twice in one file.
 //
-// After a loss of power, a replaced file has either the old or the new content. No file
-// that belongs to others is changed through a link.
+// If the power fails while a file is replaced, the file has either the old or the new content
+// afterwards. No function follows a link and changes a file that belongs to other programs.
 package durable
 
 import (
@@ -23,10 +23,10 @@ import (
 	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
-// Replace creates or replaces the file at path with the content text and the
-// permissions perm. It writes a temporary file in the same folder, makes it durable,
-// renames it to path, and makes the folder durable. A symbolic link at path is replaced
-// and not followed.
+// Replace creates or replaces the file at path. text is the new content, and perm are the new
+// permissions. Replace writes a temporary file in the same folder, makes it durable, renames it
+// to path, and makes the folder durable. If path is a symbolic link, the link itself is
+// replaced.
 func Replace(path string, text []byte, perm fs.FileMode) error {
 	base := filepath.Base(path)
 	f, err := os.CreateTemp(filepath.Dir(path), "."+base[:min(len(base), 200)]+".*")
@@ -36,9 +36,9 @@ func Replace(path string, text []byte, perm fs.FileMode) error {
 	return replace(f, path, text, perm)
 }
 
-// ReplaceBy is Replace with the given path of the temporary file, which must be in the
-// same folder as path. Only the caller may use temp: a file that an earlier run left
-// there is removed.
+// ReplaceBy is like Replace, but temp is the path of the temporary file. It must be in the same
+// folder as path, and only the caller may use it: ReplaceBy removes a file that an earlier run
+// left there.
 func ReplaceBy(temp, path string, text []byte, perm fs.FileMode) error {
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -50,8 +50,8 @@ func ReplaceBy(temp, path string, text []byte, perm fs.FileMode) error {
 	return replace(f, path, text, perm)
 }
 
-// replace writes text to the temporary file f, makes f durable, renames it to path, and
-// closes it.
+// replace writes text to the temporary file f, makes f durable, closes it, and renames it to
+// path.
 func replace(f *os.File, path string, text []byte, perm fs.FileMode) error {
 	_, err := f.Write(text)
 	if err == nil {
@@ -72,8 +72,8 @@ func replace(f *os.File, path string, text []byte, perm fs.FileMode) error {
 	return SyncFolder(filepath.Dir(path))
 }
 
-// SyncFolder makes the names in the folder at path durable. If the file system does not
-// support that, SyncFolder does nothing.
+// SyncFolder makes the names of the files in the folder at path durable. It does nothing if the
+// file system does not support that.
 func SyncFolder(path string) error {
 	dir, err := os.Open(path)
 	if err != nil {
@@ -86,10 +86,10 @@ func SyncFolder(path string) error {
 	return errors.Join(err, dir.Close())
 }
 
-// Write is Replace for a path that a user named as an output. "-" is standard output. A
-// terminal, a FIFO, a character device and an open descriptor of this process
-// (/dev/stdout, /dev/fd/N) are written in place. A FIFO without a reader is an error,
-// and Write does not wait for one.
+// Write writes text to an output that a user named. It replaces a regular file as Replace does.
+// A terminal, a FIFO, a character device and an open descriptor of this process (/dev/stdout,
+// /dev/fd/N) are not replaced but written to. "-" is standard output. If no process reads from a
+// FIFO, Write returns an error and does not wait.
 func Write(path string, text []byte, perm fs.FileMode) error {
 	f, err := openInPlace(path)
 	if err != nil {
@@ -102,8 +102,8 @@ func Write(path string, text []byte, perm fs.FileMode) error {
 	return errors.Join(err, f.Close())
 }
 
-// openInPlace opens an output that is written in place. It returns nil for a path that
-// Replace should handle.
+// openInPlace opens an output that cannot be replaced, such as a FIFO. It returns nil if Replace
+// should write to the path instead.
 func openInPlace(path string) (*os.File, error) {
 	if fd, ok := Descriptor(path); ok {
 		copied, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
@@ -122,9 +122,8 @@ func openInPlace(path string) (*os.File, error) {
 	return OpenOutput(path, os.O_WRONLY)
 }
 
-// OpenOutput opens a path that a user named as an output, with the flags of
-// os.OpenFile. A FIFO without a reader is an error, and OpenOutput does not wait for
-// one.
+// OpenOutput opens an output that a user named. flags are those of os.OpenFile. If path is a
+// FIFO and no process reads from it, OpenOutput returns an error and does not wait.
 func OpenOutput(path string, flags int) (*os.File, error) {
 	f, err := os.OpenFile(path, flags|unix.O_NONBLOCK|unix.O_NOCTTY, 0o666)
 	if errors.Is(err, unix.ENXIO) {
@@ -133,9 +132,9 @@ func OpenOutput(path string, flags int) (*os.File, error) {
 	return f, err
 }
 
-// Descriptor returns the number of the open descriptor of this process that path names:
-// "-", /dev/stdout, /dev/stderr, /dev/fd/N or /proc/self/fd/N. ok is false for other
-// paths.
+// Descriptor returns the number of the file descriptor of this process that path stands for.
+// Such paths are "-", /dev/stdout, /dev/stderr, /dev/fd/N and /proc/self/fd/N. ok is false for
+// other paths.
 func Descriptor(path string) (fd int, ok bool) {
 	if path == "-" {
 		return 1, true
@@ -155,13 +154,13 @@ func Descriptor(path string) (fd int, ok bool) {
 	return 0, false
 }
 
-// ErrForeign is wrapped by errors about files that exist and cannot belong to vddkcp.
+// ErrForeign says that an existing file cannot be a file of vddkcp. Errors wrap it.
 var ErrForeign = errors.New("not a file of vddkcp")
 
-// Open opens or creates a file that belongs to vddkcp, with the flags and permissions
-// of os.OpenFile. Other programs do not write or link such a file. Therefore a symbolic
-// link, a FIFO, a folder, a device and a file with hard links are errors that wrap
-// ErrForeign; Open then has changed nothing and does not wait.
+// Open opens or creates a file that only vddkcp uses. flags and perm are those of os.OpenFile.
+// Such a file is always a regular file with one name. If path is a symbolic link, a FIFO, a
+// folder, a device or a file with several hard links, Open returns an error that wraps
+// ErrForeign. In that case it has changed nothing, and it has not waited.
 func Open(path string, flags int, perm fs.FileMode) (*os.File, error) {
 	foreign := func(what string) error {
 		return &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%s is %w; remove it", what, ErrForeign)}
@@ -192,8 +191,8 @@ func Open(path string, flags int, perm fs.FileMode) (*os.File, error) {
 	return f, nil
 }
 
-// notOwn returns a description of a file that Open refuses, such as "a folder", or ""
-// if Open accepts the file.
+// notOwn describes a file that Open refuses, such as "a folder". It returns "" for a file that
+// Open accepts.
 func notOwn(info fs.FileInfo) string {
 	switch info.Mode().Type() {
 	case 0:
@@ -211,8 +210,9 @@ func notOwn(info fs.FileInfo) string {
 	return "a device"
 }
 
-// ReadFile is os.ReadFile for regular files, and follows symbolic links. Anything else
-// (a FIFO, a folder, a device) is an error; ReadFile neither reads it nor waits for it.
+// ReadFile reads a regular file as os.ReadFile does, and follows symbolic links. If path is
+// anything else, such as a FIFO, a folder or a device, ReadFile returns an error without reading
+// or waiting.
 func ReadFile(path string) ([]byte, error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if err != nil {

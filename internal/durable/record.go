@@ -8,13 +8,13 @@ import (
 	"io"
 )
 
-// Record is the format of a record that a file holds twice, in two slots. A caller
-// makes one slot durable before it writes the other, so that one slot is intact even if
-// the power fails during a write.
+// Record is the format of a small record that a file contains twice, in two slots. The caller
+// writes one slot and makes it durable before it writes the other one. Therefore one slot is
+// always intact, even if the power fails during a write.
 //
-// A slot consists of Magic, the version, the length of the payload, the sequence number
-// (only if Numbered is set), a checksum (CRC-32C) of these fields and the payload, and
-// the payload. Numbers are little endian, of 4 bytes each; the sequence number has 8.
+// A slot consists of Magic, the version, the length of the payload, the sequence number (only if
+// Numbered is set), a checksum (CRC-32C) of these fields and the payload, and the payload.
+// Numbers are little-endian and have 4 bytes; the sequence number has 8.
 type Record struct {
 	Magic    string // begins each slot
 	Version  uint32
@@ -23,14 +23,15 @@ type Record struct {
 }
 
 var (
-	// ErrNoRecord says that a slot does not begin with the magic of the record.
+	// ErrNoRecord says that a slot does not begin with Record.Magic: no record was written
+	// there.
 	ErrNoRecord = errors.New("the slot of the file has no record")
-	// ErrTorn says that a slot begins with the magic of the record but its checksum is
-	// wrong: the slot was not written completely, or is damaged.
+	// ErrTorn says that a slot begins with Record.Magic but its checksum is wrong. The slot was
+	// not written completely, or is damaged.
 	ErrTorn = errors.New("the record is incomplete or damaged")
 )
 
-// VersionError says that a slot is intact, but has another version than the format.
+// VersionError says that a slot is intact but has another version than Record.Version.
 type VersionError struct{ Got, Want uint32 }
 
 func (e *VersionError) Error() string {
@@ -39,7 +40,7 @@ func (e *VersionError) Error() string {
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// headerSize returns the number of bytes before the payload in a slot.
+// headerSize returns the number of bytes of a slot that precede the payload.
 func (r *Record) headerSize() int {
 	n := len(r.Magic) + 4 + 4 + 4 // version, length, checksum
 	if r.Numbered {
@@ -51,8 +52,9 @@ func (r *Record) headerSize() int {
 // Room returns the size in bytes of the largest payload that fits into a slot.
 func (r *Record) Room() int { return r.SlotSize - r.headerSize() }
 
-// Encode returns the content of a slot, without padding. The payload must fit into
-// Room. The sequence number is ignored unless the record is Numbered.
+// Encode returns the content of a slot with the given payload, of at most Room bytes. The
+// content is shorter than a slot if the payload is. The sequence number is ignored unless
+// Numbered is set.
 func (r *Record) Encode(sequence uint64, payload []byte) []byte {
 	b := make([]byte, 0, r.headerSize()+len(payload))
 	b = append(b, r.Magic...)
@@ -65,9 +67,9 @@ func (r *Record) Encode(sequence uint64, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// Decode returns the sequence number and the payload of a slot, which may have
-// bytes after the payload. The error is ErrNoRecord, ErrTorn or a *VersionError. The
-// payload is a part of slot.
+// Decode checks the content of a slot and returns its sequence number and payload. The payload
+// shares its memory with slot. Bytes after the payload are ignored. The error is ErrNoRecord,
+// ErrTorn or a *VersionError.
 func (r *Record) Decode(slot []byte) (sequence uint64, payload []byte, err error) {
 	header := r.headerSize()
 	if len(slot) < header || string(slot[:len(r.Magic)]) != r.Magic {
@@ -92,7 +94,7 @@ func (r *Record) Decode(slot []byte) (sequence uint64, payload []byte, err error
 	return sequence, payload, nil
 }
 
-// Slot is the content of one of the two slots of a file.
+// Slot is the content of one of the two slots of a file, as ReadSlots read it.
 type Slot struct {
 	Bytes    []byte // what the file has there; shorter than a slot at the end of the file
 	Sequence uint64
@@ -100,8 +102,8 @@ type Slot struct {
 	Err      error // of Decode
 }
 
-// ReadSlots reads both slots from the start of f. It returns an error only if f cannot
-// be read; Slot.Err says whether a slot is valid.
+// ReadSlots reads both slots from the start of f. It returns an error only if reading fails. A
+// slot without a valid record has an error in the field Err.
 func (r *Record) ReadSlots(f io.ReaderAt) (slots [2]Slot, err error) {
 	b := make([]byte, 2*r.SlotSize)
 	n, err := f.ReadAt(b, 0)
