@@ -1,8 +1,8 @@
-// Package life is the part of a disk that decides whether a call may begin: a disk
-// ends with the context it was opened with, Close waits for calls in progress, and
-// reads stop at the end of the disk.
+// Package life decides whether a call of a disk may begin. It implements these rules for disks:
+// all calls fail after the context has ended that the disk was opened with; Close waits for
+// calls in progress; and reads stop at the end of the disk.
 //
-// A disk has a [Life] as a field and brackets each call with it:
+// A disk has a [Life] as a field. Each of its methods calls Begin and End:
 //
 //	func (d *disk) Identity(ctx context.Context) (id, proof string, err error) {
 //		if err := d.life.Begin(ctx); err != nil {
@@ -14,7 +14,8 @@
 //
 //	func (d *disk) Close() error { return d.life.Close(d.file.Close) }
 //
-// [Life.ReadAt] does this for the ReadAt of a disk, with [Clip].
+// The method ReadAt of a disk can call [Life.ReadAt], which includes this and limits the range
+// to the disk with [Clip].
 package life
 
 import (
@@ -26,9 +27,9 @@ import (
 	"sync/atomic"
 )
 
-// Life is the state of a disk from its opening to its end. Context and Name are set
-// before the first call and not changed afterwards. All methods are safe for
-// concurrent use. A Life must not be copied after its first use.
+// Life is the state of a disk from its opening to its end. Context and Name are set before the
+// first call and do not change afterwards. All methods are safe for concurrent use. A Life must
+// not be copied after its first use.
 type Life struct {
 	Context context.Context // the context that the disk was opened with
 	Name    string          // what errors call the disk
@@ -38,12 +39,12 @@ type Life struct {
 	drained chan struct{} // made by Close; gets a value when no call is in progress
 }
 
-// closing is added to the field calls by Close. It makes the sum negative, whatever the
-// number of calls in progress is.
+// Close adds closing to the field calls. The sum is negative for any number of calls in
+// progress.
 const closing = math.MinInt64
 
-// Cause returns why the context of the disk or ctx has ended, or nil if neither has. A
-// call that takes long should check it from time to time.
+// Cause returns why the context of the disk or ctx has ended. It returns nil if neither has
+// ended. A call that takes long should check Cause from time to time.
 func (l *Life) Cause(ctx context.Context) error {
 	if err := context.Cause(l.Context); err != nil {
 		return err
@@ -51,7 +52,7 @@ func (l *Life) Cause(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// Check returns the error with which Begin would fail, or nil.
+// Check returns the error that Begin would return now, without beginning a call.
 func (l *Life) Check(ctx context.Context) error {
 	if err := context.Cause(l.Context); err != nil {
 		return err
@@ -62,9 +63,9 @@ func (l *Life) Check(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// Begin starts a call under ctx. If it returns nil, Close waits until End is
-// called. Otherwise the error is os.ErrClosed, or the cause for which the context
-// of the disk or ctx has ended, and End must not be called.
+// Begin starts a call with the context ctx. If it returns nil, the caller must call End at the
+// end of the call, and Close waits for that. If it returns an error, End must not be called. The
+// error is os.ErrClosed, or the cause for which the context of the disk or ctx has ended.
 func (l *Life) Begin(ctx context.Context) error {
 	l.calls.Add(1)
 	if err := l.Check(ctx); err != nil {
@@ -74,7 +75,7 @@ func (l *Life) Begin(ctx context.Context) error {
 	return nil
 }
 
-// End ends a call that Begin started.
+// End ends a call for which Begin returned nil.
 func (l *Life) End() {
 	if l.calls.Add(-1) == closing {
 		select {
@@ -84,9 +85,9 @@ func (l *Life) End() {
 	}
 }
 
-// Close makes Begin fail from now on, waits for the calls in progress, and then returns
-// the result of release. It must not be called between Begin and End. If Close was
-// called before, the error wraps os.ErrClosed.
+// Close makes all later calls of Begin fail, waits for the calls in progress, and then returns
+// the result of the function release. It must not be called inside a call, between Begin and
+// End, because it would wait forever. If Close was called before, the error wraps os.ErrClosed.
 func (l *Life) Close(release func() error) error {
 	if l.closed.Swap(true) {
 		return fmt.Errorf("close %s: %w", l.Name, os.ErrClosed)
@@ -98,8 +99,8 @@ func (l *Life) Close(release func() error) error {
 	return release()
 }
 
-// ReadAt is the ReadAt of a disk of size bytes. read gets the part of p that lies
-// in the disk, and returns how many bytes of it were filled.
+// ReadAt implements the method ReadAt of a disk of size bytes. It calls read with the part of p
+// that lies in the disk. read returns how many bytes of that part it has filled.
 func (l *Life) ReadAt(p []byte, off, size int64, read func(p []byte) (int, error)) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s: negative offset %d", l.Name, off)
@@ -118,9 +119,10 @@ func (l *Life) ReadAt(p []byte, off, size int64, read func(p []byte) (int, error
 	return len(p), atEnd
 }
 
-// Clip returns the part of p that lies in a disk of size bytes when p is read at
-// off, which must not be negative. The error is what ReadAt returns after that part
-// was read: io.EOF if p passes the end of the disk, or if off is at or past the end.
+// Clip returns the part of p that lies in a disk of size bytes if p is read at offset off. The
+// offset must not be negative. The error is the one that ReadAt returns after it has read that
+// part: io.EOF if p extends past the end of the disk or off is not in the disk, and nil
+// otherwise.
 func Clip(p []byte, off, size int64) ([]byte, error) {
 	switch {
 	case off >= size:
@@ -131,8 +133,8 @@ func Clip(p []byte, off, size int64) ([]byte, error) {
 	return p, nil
 }
 
-// InDisk reports whether [off, off+n) is a range of a disk of size bytes. An empty
-// range may lie at the end of the disk.
+// InDisk reports whether the range [off, off+n) lies in a disk of size bytes. A range of 0 bytes
+// may lie at the end of the disk.
 func InDisk(off, n, size int64) bool {
 	return off >= 0 && n >= 0 && off <= size && n <= size-off
 }

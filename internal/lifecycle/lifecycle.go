@@ -1,9 +1,10 @@
-// Package lifecycle has what all writers of disks share: a [Target] enforces the order
-// of the calls of a sink.Disk, ends calls with their contexts, and keeps the first
+// Package lifecycle contains code that all writers of disks share. A [Target] checks the order
+// of the calls of a sink.Disk, makes calls fail whose context has ended, and keeps the first
 // error.
 //
-// A writer has a Target as a field. It brackets each write with Begin and Done, and
-// passes the work of Finish, Publish, Suspend and Abort to Advance, End and Abort.
+// A writer has a Target as a field. Each write calls Begin and Done. Finish and Publish do their
+// work in a function that they pass to Advance; Suspend and Abort pass such a function to End or
+// Abort.
 package lifecycle
 
 import (
@@ -18,19 +19,19 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Stage is the part of its life that a disk is in.
+// Stage says which calls of a disk were made already, and so which calls are allowed.
 type Stage uint8
 
-// The stages of a disk, in their order. Finish ends Writing, and Publish, Suspend or
-// Abort lead to Ended.
+// These are the stages of a disk in their order. A new disk is in the stage Writing. After
+// Finish it is in the stage Finished. After Publish, Suspend or Abort it is in the stage Ended.
 const (
 	Writing Stage = iota
 	Finished
 	Ended
 )
 
-// Target is the state of a sink.Disk. The fields are set before the first call and not
-// changed afterwards, except that SetSize changes Size. It is safe for concurrent use.
+// Target is the state of a sink.Disk. Its exported fields are set before the first call. After
+// that only Size changes, in SetSize. It is safe for concurrent use.
 type Target struct {
 	Context context.Context
 	Name    string // what messages call the target
@@ -46,8 +47,8 @@ type Target struct {
 	err error // guarded by mu
 }
 
-// Begin starts a call that writes n bytes at off. Unless it returns an error, the
-// caller must call Done.
+// Begin starts a call that writes n bytes at off. If it returns nil, the caller must call Done
+// at the end of the call.
 func (t *Target) Begin(ctx context.Context, off, n int64) error {
 	t.calls.RLock()
 	err := t.ready(ctx, Writing)
@@ -62,21 +63,21 @@ func (t *Target) Begin(ctx context.Context, off, n int64) error {
 	return err
 }
 
-// BeginAt starts a call that is allowed in the given stage and writes nothing. Unless
-// it returns an error, the caller must call Done.
-func (t *Target) BeginAt(ctx context.Context, at Stage) error {
+// BeginAt starts a call that writes nothing and is allowed only in the given stage. If it
+// returns nil, the caller must call Done at the end of the call.
+func (t *Target) BeginAt(ctx context.Context, stage Stage) error {
 	t.calls.RLock()
-	err := t.ready(ctx, at)
+	err := t.ready(ctx, stage)
 	if err != nil {
 		t.calls.RUnlock()
 	}
 	return err
 }
 
-// Done ends a call that Begin or BeginAt started.
+// Done ends a call for which Begin or BeginAt returned nil.
 func (t *Target) Done() { t.calls.RUnlock() }
 
-// inDisk returns an error unless [off, off+n) lies in the disk and is aligned.
+// inDisk returns an error if [off, off+n) does not lie in the disk or is not aligned.
 func (t *Target) inDisk(off, n int64) error {
 	end := t.Size
 	if t.Size == sink.UnknownSize {
@@ -95,9 +96,9 @@ func (t *Target) inDisk(off, n int64) error {
 	return nil
 }
 
-// SetSize implements sink.Sizer for a disk whose size was unknown. It sets Size and
-// calls do, which does what the format of the disk needs for its size.
-func (t *Target) SetSize(n int64, do func() error) error {
+// SetSize implements sink.Sizer for a disk whose size was unknown: it sets the size to n bytes.
+// Then it calls work, which makes the changes that the format of the disk needs.
+func (t *Target) SetSize(n int64, work func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
 	err := t.ready(t.Context, Writing)
@@ -111,26 +112,26 @@ func (t *Target) SetSize(n int64, do func() error) error {
 		return t.Fail(err)
 	}
 	t.Size = n
-	if err := do(); err != nil {
+	if err := work(); err != nil {
 		return t.Fail(err)
 	}
 	return nil
 }
 
-// ready returns an error unless the disk is in the stage at, no earlier call failed, and
-// the contexts of the call and of the disk have not ended. The caller holds the lock
-// calls.
-func (t *Target) ready(ctx context.Context, at Stage) error {
+// ready returns nil if a call may begin: the disk is in the given stage, no earlier call has
+// failed, and neither the context of the call nor that of the disk has ended. The caller holds
+// the lock calls.
+func (t *Target) ready(ctx context.Context, stage Stage) error {
 	if t.stage == Ended {
 		return sink.ErrClosed
 	}
 	if err := t.failed(); err != nil {
 		return fmt.Errorf("an earlier operation on the target failed: %w", err)
 	}
-	if t.stage < at {
+	if t.stage < stage {
 		return fmt.Errorf("%s: Publish was called before Finish", t.Name)
 	}
-	if t.stage > at {
+	if t.stage > stage {
 		return fmt.Errorf("%s: cannot be written after Finish", t.Name)
 	}
 	if err := t.Stopped(ctx); err != nil {
@@ -139,7 +140,8 @@ func (t *Target) ready(ctx context.Context, at Stage) error {
 	return nil
 }
 
-// Stopped returns the cause for which the context of the disk or ctx has ended, or nil.
+// Stopped returns the cause for which the context of the disk or ctx has ended. It returns nil
+// if neither has ended.
 func (t *Target) Stopped(ctx context.Context) error {
 	if t.Context.Err() != nil {
 		return context.Cause(t.Context)
@@ -150,14 +152,14 @@ func (t *Target) Stopped(ctx context.Context) error {
 	return nil
 }
 
-// failed returns the first error of the disk, or nil.
+// failed returns the first error of the disk. It is nil if no call has failed.
 func (t *Target) failed() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.err
 }
 
-// Fail records err unless there was an error before, and returns err.
+// Fail makes err the first error of the disk, if there was none before. It returns err.
 func (t *Target) Fail(err error) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -167,54 +169,54 @@ func (t *Target) Fail(err error) error {
 	return err
 }
 
-// Advance calls do, which must be the work of Finish or Publish. If do succeeds, the
-// disk moves from the given stage to the next one.
-func (t *Target) Advance(ctx context.Context, from Stage, do func() error) error {
+// Advance implements Finish and Publish. It checks that the disk is in the given stage and calls
+// work. If work succeeds, the disk enters the next stage.
+func (t *Target) Advance(ctx context.Context, stage Stage, work func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
-	if err := t.ready(ctx, from); err != nil {
+	if err := t.ready(ctx, stage); err != nil {
 		return err
 	}
 	if t.Size == sink.UnknownSize {
 		return t.Fail(fmt.Errorf("%s: Finish was called before the size was set", t.Name))
 	}
-	if err := do(); err != nil {
+	if err := work(); err != nil {
 		return t.Fail(err)
 	}
-	t.stage = from + 1
+	t.stage = stage + 1
 	return nil
 }
 
-// End calls do, which ends the disk in whatever stage it is. The disk has ended even if
-// do fails.
-func (t *Target) End(do func() error) error {
+// End ends the disk in any stage and calls work, which releases the files of the disk. The disk
+// has ended even if work fails.
+func (t *Target) End(work func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
 	if t.stage == Ended {
 		return sink.ErrClosed
 	}
 	t.stage = Ended
-	return do()
+	return work()
 }
 
-// Abort implements the Abort of a disk with End, and does nothing if the disk has
-// already ended.
-func (t *Target) Abort(do func() error) error {
-	if err := t.End(do); !errors.Is(err, sink.ErrClosed) {
+// Abort implements the method Abort of a disk. It calls End, except if the disk has already
+// ended: then it does nothing.
+func (t *Target) Abort(work func() error) error {
+	if err := t.End(work); !errors.Is(err, sink.ErrClosed) {
 		return err
 	}
 	return nil
 }
 
-// InAnyStage calls do, which must be the function that Checkpoint returned. Unlike other
-// calls, that function is allowed in every stage before Ended.
-func (t *Target) InAnyStage(ctx context.Context, do func() error) error {
+// InAnyStage calls work, which must be the function that the method Checkpoint of the disk
+// returned. Unlike other calls, that function is allowed in every stage before Ended.
+func (t *Target) InAnyStage(ctx context.Context, work func() error) error {
 	t.calls.RLock()
 	defer t.calls.RUnlock()
 	if err := t.ready(ctx, t.stage); err != nil {
 		return err
 	}
-	if err := do(); err != nil {
+	if err := work(); err != nil {
 		return t.Fail(err)
 	}
 	return nil
