@@ -1,6 +1,6 @@
-// Package address parses the addresses of disks: what a user writes for SRC, DST
-// or --backing. [Parse] is called once for each address; after that the program
-// passes an [Address] around and switches on its type.
+// Package address parses the addresses of disks: what a user writes for SRC, DST or --backing.
+// [Parse] is called once for each address. After that the program uses the [Address] and
+// switches on its type.
 package address
 
 import (
@@ -12,8 +12,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// Address is the parsed address of a disk. Its type is one of [Path], [Appliance],
-// [Datastore], [VDDK], [NBD], [Stream] and [Null].
+// Address is the parsed address of a disk. Its type is one of [Path], [Appliance], [Datastore],
+// [VDDK], [NBD], [Stream] and [Null].
 type Address interface {
 	// String returns the address as the user wrote it.
 	String() string
@@ -23,30 +23,30 @@ type Address interface {
 // Path is the path of a local file, block device, FIFO or character device.
 type Path string
 
-// Appliance is a disk of an appliance (an .ova or .ovf file), written as PATH,
-// PATH#NUMBER or PATH#NAME. Only sources can be appliances.
+// Appliance is a disk of an appliance, which is an .ova or .ovf file. The address is written as
+// PATH, PATH#NUMBER or PATH#NAME. Only sources can be appliances.
 type Appliance struct {
 	Path   string // of the .ova or .ovf file
 	Choice string // number or name of the disk; "" if the address has none
 	text   string
 }
 
-// Datastore is a disk on a VMware host, which VDDK opens: "[STORE] PATH". The name
-// of a datastore may contain brackets.
+// Datastore is a disk on a VMware host, which is opened with VMware's VDDK library. Its address
+// is "[STORE] PATH". The name of a datastore may contain brackets.
 type Datastore struct{ Store, Path string }
 
-// VDDK is a disk that VDDK opens by a path of any kind, written as vddk:PATH. The
-// path may be empty, since nbdkit's command line can leave out the file; the check
-// of the parameters of VDDK reports that.
+// VDDK is a disk that is opened with VMware's VDDK library, whatever its path looks like. Its
+// address is vddk:PATH. The path may be empty, because nbdkit's command line can leave out the
+// file. The check of the VDDK parameters reports an empty path later.
 type VDDK struct{ Path string }
 
 // NBD is an export of an NBD server.
 type NBD struct{ URI *nbd.URI }
 
-// Stream is standard input or standard output: "-".
+// Stream is standard input or standard output. Its address is "-".
 type Stream struct{}
 
-// Null is the target that drops all data, written as "null:".
+// Null is the target that drops all data. Its address is "null:".
 type Null struct{}
 
 func (a Path) String() string      { return string(a) }
@@ -66,8 +66,8 @@ func (a Appliance) String() string {
 	return a.text
 }
 
-// IsWhole reports whether the address names the appliance without a disk of it:
-// PATH, without # after it.
+// IsWhole reports whether the address names the whole appliance and not one of its disks: it is
+// PATH without a # part.
 func (a Appliance) IsWhole() bool { return a.String() == a.Path }
 
 func (Path) isAddress()      {}
@@ -78,10 +78,10 @@ func (NBD) isAddress()       {}
 func (Stream) isAddress()    {}
 func (Null) isAddress()      {}
 
-// Role is the use that a command makes of the disk at an address.
+// Role says what a command does with the disk at an address.
 type Role int
 
-// The roles of a disk.
+// These are the roles of a disk.
 const (
 	Disk   Role = iota // the disk is read at arbitrary offsets, or served
 	Source             // the disk is copied; this allows standard input, too
@@ -101,12 +101,12 @@ var (
 	keyValue = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9._-]*)=`)
 )
 
-// Parse parses an address for a role. It reads no file and asks no server, so a
-// Path may lead nowhere.
+// Parse parses an address for a disk with the given role. It reads no file and contacts no
+// server; so a Path may name a file that does not exist.
 //
-// The error is a *usage.Error for an address that the role does not allow, and for
-// one that only another program understands, which would otherwise be taken for the
-// name of a file. A file with such a name can be written with ./ before it.
+// The error is a *usage.Error. Parse returns it for an address that the role does not allow. It
+// also returns it for an address of another program (such as json:...), which would otherwise be
+// taken for the name of a file. A user can name such a file by writing ./ before it.
 func Parse(text string, role Role) (Address, error) {
 	if role == Target {
 		return parseTarget(text)
@@ -131,7 +131,7 @@ func parseSource(text string, role Role) (Address, error) {
 		return nil, usage.Errorf("-: standard input is a stream, which this command cannot use as a disk (for a file with the name - write ./-)")
 	}
 	if m := keyValue.FindStringSubmatch(text); m != nil {
-		// The message leaves out the value, which may be a password.
+		// The message does not include the value, which may be a password.
 		return nil, usage.Errorf("%s= is a parameter of nbdkit-vddk-plugin, not an address (for a file of that name write ./%[1]s=...)", m[1])
 	}
 	if a, ok := parseAppliance(text); ok {
@@ -165,8 +165,8 @@ func parseTarget(text string) (Address, error) {
 	return Path(text), nil
 }
 
-// parseAny parses the addresses that mean the same in every role. It returns nil
-// for other addresses.
+// parseAny parses the kinds of addresses that mean the same in every role. It returns nil for an
+// address of another kind.
 func parseAny(text string) (Address, error) {
 	if nbd.IsURI(text) {
 		uri, err := nbd.ParseURI(text)
@@ -178,8 +178,8 @@ func parseAny(text string) (Address, error) {
 	return parseVDDK(text), nil
 }
 
-// parseVDDK parses an address of a disk that VDDK opens. It returns nil for other
-// addresses.
+// parseVDDK parses the address of a disk that is opened with VDDK. It returns nil for any other
+// address.
 func parseVDDK(text string) Address {
 	if m := datastore.FindStringSubmatch(text); m != nil {
 		return Datastore{m[1], m[2]}
@@ -190,8 +190,8 @@ func parseVDDK(text string) Address {
 	return nil
 }
 
-// parseAppliance splits the address of an appliance at the last # that follows the
-// name of an .ova or .ovf file.
+// parseAppliance splits the address of an appliance into path and disk: at the last # that
+// follows the name of an .ova or .ovf file. It returns false for any other address.
 func parseAppliance(text string) (Appliance, bool) {
 	if isApplianceName(text) {
 		return Appliance{Path: text, text: text}, true
@@ -209,8 +209,8 @@ func isApplianceName(path string) bool {
 	return ext == ".ova" || ext == ".ovf"
 }
 
-// ForVDDK returns the address of the disk that VDDK opens as file. file is a path,
-// or already an address of such a disk.
+// ForVDDK returns the address of the disk that VDDK opens under the name file. The name is a
+// path, or already an address such as vddk:PATH.
 func ForVDDK(file string) Address {
 	if a := parseVDDK(file); a != nil {
 		return a
@@ -218,22 +218,22 @@ func ForVDDK(file string) Address {
 	return VDDK{file}
 }
 
-// VDDKFile returns the file that VDDK opens for a, such as a datastore path. ok is
-// false if VDDK does not open a.
-func VDDKFile(a Address) (file string, ok bool) {
-	switch a := a.(type) {
+// VDDKFile returns the name under which VDDK opens the disk at address, such as a datastore
+// path. ok is false if the disk is not opened with VDDK.
+func VDDKFile(address Address) (file string, ok bool) {
+	switch address := address.(type) {
 	case Datastore:
-		return a.String(), true
+		return address.String(), true
 	case VDDK:
-		return a.Path, true
+		return address.Path, true
 	}
 	return "", false
 }
 
-// IsRemote reports whether the disk at a is read through an NBD server or VDDK,
-// which may also open local files.
-func IsRemote(a Address) bool {
-	switch a.(type) {
+// IsRemote reports whether the disk at address is read through an NBD server or with VDDK. VDDK
+// can open local files, too; these also count as remote.
+func IsRemote(address Address) bool {
+	switch address.(type) {
 	case NBD, Datastore, VDDK:
 		return true
 	}

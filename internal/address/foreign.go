@@ -8,15 +8,15 @@ import (
 )
 
 var (
-	// url matches SCHEME://... .
+	// url matches the beginning of a URL, SCHEME://.
 	url = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*)://`)
-	// unspaced matches a datastore path without the space:
+	// unspaced matches a datastore path in which the space is missing:
 	// "[DATASTORE]DIR/DISK.vmdk".
 	unspaced = regexp.MustCompile(`(?is)^(\[[^/]+\])([^ ].*\.vmdk)$`)
 )
 
-// scheme describes addresses of another program: how they begin, in lower case, and
-// what the user can do instead. In a hint, %s stands for the rest of the address.
+// scheme describes a kind of address that other programs use: its beginnings in lower case, and
+// hints for the user. In a hint, %s stands for the rest of the address after the beginning.
 type scheme struct {
 	begins         []string
 	what           string
@@ -42,9 +42,8 @@ var schemes = []scheme{
 	{[]string{"json:", "fat:", "sheepdog:", "blkdebug:", "null-co:", "host_device:"}, "vddkcp does not take the protocols of qemu", serve, serve},
 }
 
-// foreign returns a *usage.Error if an address means something to another program
-// and nothing to vddkcp. NBD URIs and addresses for VDDK must have been recognized
-// before.
+// foreign returns a *usage.Error if an address has a meaning for other programs only. The caller
+// must have handled NBD URIs and VDDK addresses before, because they look similar.
 func foreign(address string, role Role) error {
 	lower := strings.ToLower(address)
 	for _, s := range schemes {

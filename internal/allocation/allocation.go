@@ -1,8 +1,8 @@
-// Package allocation remembers which parts of a disk are allocated, for protocols that
-// answer queries about a limited range.
+// Package allocation remembers which parts of a disk are allocated. It is for protocols in which
+// a client asks for the allocated blocks of a limited range, a window of the disk.
 //
-// A [Map] is made by [New] from the answer to one query and describes one window of the
-// disk in chunks of equal size. [Windows] keeps the maps that were used last.
+// [New] makes a [Map] from the answer for one window. The map describes the window in chunks of
+// equal size. [Windows] is a cache of maps: it keeps those that were used last.
 package allocation
 
 import (
@@ -16,22 +16,25 @@ import (
 // Block is an allocated range of Count sectors that begins at sector Start.
 type Block struct{ Start, Count uint64 }
 
-// Map says which chunks of a window are allocated. It is not changed after New, and so
-// safe for concurrent use. It needs 4 bytes of memory for each run of chunks or one bit for
-// each chunk, whichever is less.
+// Map says which chunks of a window are allocated. It is safe for concurrent use, because it
+// does not change after New. It needs 4 bytes of memory for each run of equal chunks, or one bit
+// for each chunk, whichever is less.
 type Map struct {
 	chunks uint32
-	// borders has the end of each run of equal chunks, in ascending order. The first run
-	// is not allocated and may be empty, the second one is allocated, and so on. Nothing is
-	// allocated after the last border. borders is not used if bits is set.
+	// borders has the end of each run of equal chunks, in ascending order. The first run is not
+	// allocated and may be empty, the second run is allocated, and so on. The chunks after the
+	// last border are not allocated. borders is not used if bits is set.
 	borders []uint32
 	bits    []uint64 // one bit for each chunk, 1 if it is allocated
 }
 
-// New returns the map of a window of chunks chunks, each of size sectors, that begins at
-// sector first of the disk. A chunk is allocated if any part of it lies in a block. The
-// blocks must be in ascending order, inside the window, not empty and without overlap;
-// otherwise New returns an error, because such an answer cannot be trusted.
+// New returns the map of a window that begins at sector first of the disk. The window has the
+// given number of chunks, each of size sectors. A chunk counts as allocated if any part of it
+// lies in a block.
+//
+// The blocks must be in ascending order, lie in the window, have at least one sector and not
+// overlap. Otherwise New returns an error, because the answer that contains them cannot be
+// trusted.
 func New(first uint64, chunks uint32, size uint64, blocks []Block) (*Map, error) {
 	a := &Map{chunks: chunks}
 	if len(blocks) > int(chunks)/64 { // two borders for each block would take more memory than the bits
@@ -67,11 +70,11 @@ func (a *Map) setBits(from, to uint32) {
 	}
 }
 
-// bytes returns roughly how much memory the map takes.
+// bytes returns roughly the number of bytes of memory that the map needs.
 func (a *Map) bytes() int { return 128 + 4*cap(a.borders) + 8*len(a.bits) }
 
-// Run reports whether chunk c is allocated. end is the first chunk after c that differs
-// from it, or the number of chunks.
+// Run reports whether chunk c is allocated. end is the first chunk after c with another state,
+// or the number of chunks if there is none.
 func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 	if a.bits == nil {
 		i := sort.Search(len(a.borders), func(i int) bool { return a.borders[i] > c })
@@ -85,9 +88,9 @@ func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 		w := a.bits[end/64] >> (end % 64)
 		if allocated {
 			w = ^w
-			// The shift filled the top of w with zeros, which the complement turned into
-			// ones. They are cleared here, because otherwise TrailingZeros64 would take
-			// the first of them for the end of the run.
+			// The shift filled the top of w with zeros, and the complement turned these into
+			// ones. They are cleared here. Otherwise TrailingZeros64 would take the first of
+			// them for the end of the run.
 			if n := 64 - end%64; n < 64 {
 				w &= 1<<n - 1
 			}
@@ -101,8 +104,8 @@ func (a *Map) Run(c uint32) (allocated bool, end uint32) {
 	return allocated, min(end, a.chunks)
 }
 
-// Windows keeps the maps of the windows that were used last. It is safe for concurrent
-// use.
+// Windows is a cache of maps, one for each window of the disk. It keeps the maps that were used
+// last. It is safe for concurrent use.
 type Windows struct {
 	most int // bytes of memory that the maps may take together
 
@@ -117,13 +120,14 @@ type knownWindow struct {
 	*Map
 }
 
-// NewWindows returns Windows without a map. It keeps maps that take up to most bytes of
-// memory together, except that the map that was used last is always kept.
-func NewWindows(most int) *Windows {
-	return &Windows{most: most, known: make(map[int64]*list.Element)}
+// NewWindows returns an empty cache. Its maps together take up to limit bytes of memory. The map
+// that was used last is kept even if it is larger.
+func NewWindows(limit int) *Windows {
+	return &Windows{most: limit, known: make(map[int64]*list.Element)}
 }
 
-// Get returns the map of a window, or nil if it is not kept.
+// Get returns the map of the window with the given number. It is nil if the cache does not have
+// it.
 func (w *Windows) Get(number int64) *Map {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -135,8 +139,8 @@ func (w *Windows) Get(number int64) *Map {
 	return e.Value.(*knownWindow).Map
 }
 
-// Put keeps the map of a window, and discards maps that were not used for the longest time.
-// If the window has a map already, Put does nothing.
+// Put adds the map of a window to the cache, and removes the maps that were not used for the
+// longest time. If the cache already has a map of the window, Put does nothing.
 func (w *Windows) Put(number int64, a *Map) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -155,7 +159,7 @@ func (w *Windows) Put(number int64, a *Map) {
 // Chunks returns the number of chunks that the map describes.
 func (a *Map) Chunks() uint32 { return a.chunks }
 
-// Bytes returns the number of bytes of memory that the kept maps take.
+// Bytes returns the number of bytes of memory that the maps in the cache take together.
 func (w *Windows) Bytes() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
