@@ -1,4 +1,4 @@
-// Package bytesize parses and formats sizes in bytes as the command line writes them.
+// Package bytesize parses and formats sizes in bytes, as users write them on the command line.
 package bytesize
 
 import (
@@ -47,7 +47,8 @@ func Parse(s string) (int64, error) {
 	return int64(n) * factor, nil
 }
 
-// Format formats n bytes for people, with one decimal: "1.5 GiB", "512 B".
+// Format returns n bytes as a text for people, with one decimal: "1.5 GiB". Less than 1 KiB is
+// written in bytes: "512 B".
 func Format(n int64) string {
 	for _, u := range units {
 		if n >= u.bytes {
@@ -57,10 +58,10 @@ func Format(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-// Size is a number of bytes that flags and JSON fields write with a unit.
+// Size is a number of bytes. In flags and JSON fields it is written with a unit.
 type Size int64
 
-// UnmarshalText implements encoding.TextUnmarshaler with Parse.
+// UnmarshalText implements encoding.TextUnmarshaler. It accepts what Parse accepts.
 func (s *Size) UnmarshalText(text []byte) error {
 	n, err := Parse(string(text))
 	*s = Size(n)

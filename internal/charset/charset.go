@@ -1,5 +1,5 @@
-// Package charset finds the encodings of one byte per character that image
-// descriptors and appliances name, such as ISO-8859-1 and windows-1252.
+// Package charset finds encodings that use one byte for each character, such as ISO-8859-1 and
+// windows-1252. VMDK descriptors and the OVF files of appliances name such encodings.
 package charset
 
 import (
@@ -10,16 +10,16 @@ import (
 	"golang.org/x/text/encoding/charmap"
 )
 
-// aliases are names of encodings that package charmap does not have, in the form that
-// normalize returns.
+// aliases maps names of encodings that package charmap does not know to names that it knows. All
+// names have the form that normalize returns.
 var aliases = map[string]string{
 	"latin1": "iso88591", "l1": "iso88591", "latin2": "iso88592", "l2": "iso88592", "latin9": "iso885915",
 	"cp1250": "windows1250", "cp1251": "windows1251", "cp1252": "windows1252",
 	"ibm437": "ibmcodepage437", "cp437": "ibmcodepage437", "ibm850": "ibmcodepage850", "cp850": "ibmcodepage850",
 }
 
-// Get returns the encoding with the given name. Case and punctuation of the name do not
-// matter.
+// Get returns the encoding with the given name. Upper case, lower case and punctuation in the
+// name do not matter. ok is false if the name is unknown.
 func Get(name string) (e encoding.Encoding, ok bool) {
 	name = normalize(name)
 	if full, ok := aliases[name]; ok {
@@ -33,7 +33,7 @@ func Get(name string) (e encoding.Encoding, ok bool) {
 	return nil, false
 }
 
-// normalize returns the letters and digits of name in lower case.
+// normalize returns name in lower case, without all characters except letters and digits.
 func normalize(name string) string {
 	return strings.Map(func(r rune) rune {
 		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {

@@ -1,5 +1,5 @@
-// Package fileid identifies files, so that a file can be told apart from every other
-// file that has, or had, the same name.
+// Package fileid identifies files, so that a program notices when a file was replaced by another
+// file of the same name.
 package fileid
 
 import (
@@ -10,10 +10,10 @@ import (
 	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
-// Of returns the identity of an open file. It does not change when the file is renamed
-// or written. If the file system records birth times, no later file gets the same
-// identity, even if it gets the same inode number. Device numbers are not included,
-// because some of them change when a file system is mounted again.
+// Of returns the identity of an open file. The identity does not change when the file is renamed
+// or written. If the file system records birth times, no later file gets the same identity, even
+// if it gets the same inode number. The identity does not include the device number, which may
+// change when a file system is mounted again.
 func Of(fd int) (string, error) {
 	st, err := stat(fd, "", unix.AT_EMPTY_PATH)
 	if err != nil {
@@ -22,10 +22,10 @@ func Of(fd int) (string, error) {
 	return identity(&st), nil
 }
 
-// MarkOf returns the identity of the regular file at path, following symbolic links, or
-// "" if there is no such file. If the file system records no birth times, the identity
-// includes the size and the time of the last change. It is therefore only for files
-// that are no longer written.
+// MarkOf returns the identity of the regular file at path. It follows symbolic links. The result
+// is "" if there is no such file. If the file system records no birth times, the identity
+// includes the size and the time of the last change. MarkOf is therefore only for files that are
+// no longer written.
 func MarkOf(path string) string {
 	st, err := stat(unix.AT_FDCWD, path, 0)
 	if err != nil {

@@ -1,9 +1,9 @@
-// Package flush lets the calls that flush one disk share their flushes:
+// Package flush lets concurrent calls that flush the same disk share one flush:
 //
 //	err := d.flushes.Do(ctx, func() error { return unix.Fdatasync(fd) })
 //
-// A server whose hundred clients flush at the same time then needs two flushes
-// instead of a hundred that run one after the other.
+// If a hundred clients of a server flush at the same time, two flushes are then enough. Without
+// this package, a hundred flushes would run one after the other.
 package flush
 
 import (
@@ -12,9 +12,9 @@ import (
 	"sync/atomic"
 )
 
-// A Group runs the flushes of one disk, one at a time. The kernel and NBD servers
-// report lost data to one flush only, so the first error of a flush is the result
-// of all later calls. The zero value is ready for use.
+// A Group runs the flushes of one disk, one at a time. If a flush fails, all later calls of Do
+// return its error. The reason is that the kernel and NBD servers report lost data only to one
+// flush, and a later one would succeed. The zero value is ready for use.
 type Group struct {
 	calls atomic.Uint64
 
@@ -23,10 +23,10 @@ type Group struct {
 	failed  error      // the first error of a flush
 }
 
-// Do returns nil when a flush that began after the call of Do has succeeded. While
-// another flush runs, Do waits for its end, since that flush may have begun too
-// early. If ctx ends meanwhile, Do starts no flush and returns the cause. Do is safe
-// for concurrent use.
+// Do makes sure that everything is flushed that was written before the call. It returns nil
+// after a flush that began after the call of Do. If another flush is running, Do waits for its
+// end, because that flush may have begun too early. If ctx ends during the wait, Do starts no
+// flush and returns the cause of ctx. Do is safe for concurrent use.
 func (g *Group) Do(ctx context.Context, flush func() error) error {
 	call := g.calls.Add(1)
 	g.mu.Lock()
@@ -46,6 +46,6 @@ func (g *Group) Do(ctx context.Context, flush func() error) error {
 	return g.failed
 }
 
-// Calls returns the number of calls of Do that have begun. A flush that begins after
-// that covers all of these calls.
+// Calls returns the number of calls of Do that have begun so far. A flush that begins later
+// covers all of them.
 func (g *Group) Calls() uint64 { return g.calls.Load() }

@@ -1,5 +1,5 @@
-// Package grace prolongs contexts, for work that must be finished after a signal has
-// ended the context of the program.
+// Package grace prolongs contexts. A signal ends the context of the program, but some work must
+// still be finished after that.
 package grace
 
 import (
@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// Prolong returns a context that ends d after ctx does, with the same cause, or when
-// cancel is called.
-func Prolong(ctx context.Context, d time.Duration) (prolonged context.Context, cancel context.CancelFunc) {
+// Prolong returns a context that ends later than ctx, after the delay, with the same cause. It
+// ends at once when cancel is called.
+func Prolong(ctx context.Context, delay time.Duration) (prolonged context.Context, cancel context.CancelFunc) {
 	prolonged, end := context.WithCancelCause(context.WithValue(context.WithoutCancel(ctx), originalKey{}, ctx))
 	stop := context.AfterFunc(ctx, func() {
-		timer := time.NewTimer(d)
+		timer := time.NewTimer(delay)
 		defer timer.Stop()
 		select {
 		case <-timer.C:
@@ -26,12 +26,13 @@ func Prolong(ctx context.Context, d time.Duration) (prolonged context.Context, c
 	}
 }
 
-// originalKey is the key under which a prolonged context stores the context that it was
-// made from.
+// originalKey is a key for a value of a prolonged context: the context that Prolong was called
+// with.
 type originalKey struct{}
 
-// Original returns the context that ctx was made from by Prolong, or ctx itself. Use
-// it for what must end with the signal itself, for example a prompt for a password.
+// Original returns the context that was passed to Prolong, if ctx comes from Prolong. Otherwise
+// it returns ctx. It is for work that must stop at the signal itself, for example a prompt for a
+// password.
 func Original(ctx context.Context) context.Context {
 	if original, ok := ctx.Value(originalKey{}).(context.Context); ok {
 		return original

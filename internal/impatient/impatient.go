@@ -1,11 +1,11 @@
-// Package impatient stops waiting for calls that do not support a context, such as the
-// opening of a FIFO that no process writes to.
+// Package impatient stops waiting for a call that has no context, when the context of the caller
+// ends. An example of such a call is to open a FIFO that no process writes to.
 package impatient
 
 import "context"
 
-// Call returns the result of f. If ctx ends first, Call returns the cause; f then
-// continues in a goroutine of its own, and its result is dropped.
+// Call calls f and returns its result. If ctx ends first, Call returns the cause of ctx. In that
+// case f continues in a goroutine of its own, and nobody gets its result.
 func Call[T any](ctx context.Context, f func() (T, error)) (T, error) {
 	type result struct {
 		value T

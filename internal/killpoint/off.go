@@ -1,15 +1,15 @@
 //go:build !killpoints
 
-// Package killpoint lets tests kill the process with SIGKILL at a named point, as a
-// loss of power would. The points exist only in builds with the tag killpoints.
+// Package killpoint lets tests kill the process at a named point with SIGKILL, in order to test
+// what happens if it stops there. These points exist only in builds with the tag killpoints.
 package killpoint
 
 import "time"
 
-// At marks a point at which tests may kill the process. It does nothing in builds
-// without the tag killpoints.
+// At is a point at which tests may kill the process. It does nothing here, because the build has
+// no tag killpoints.
 func At(string) {}
 
-// Interval returns the time between checkpoints that tests ask for, or 0 for the
-// default.
+// Interval returns how often tests want a checkpoint of a copy. It returns 0 for the default
+// interval.
 func Interval() time.Duration { return 0 }

@@ -1,7 +1,7 @@
 //go:build killpoints
 
-// Package killpoint lets tests kill the process with SIGKILL at a named point, as a
-// loss of power would. The points exist only in builds with the tag killpoints.
+// Package killpoint lets tests kill the process at a named point with SIGKILL, in order to test
+// what happens if it stops there. These points exist only in builds with the tag killpoints.
 package killpoint
 
 import (
@@ -18,9 +18,9 @@ var (
 	passed int
 )
 
-// At kills the process at the point with the given name, if the environment variable
-// VDDKCP_KILL_AT is this name (kill at the first pass) or NAME:N (kill at the N-th
-// pass).
+// At is the point with the given name. It kills the process if the environment variable
+// VDDKCP_KILL_AT has this name. If the variable has the form NAME:N, the process is killed when
+// it passes the point for the N-th time.
 func At(name string) {
 	want, number, _ := strings.Cut(os.Getenv("VDDKCP_KILL_AT"), ":")
 	if name != want {
@@ -34,8 +34,8 @@ func At(name string) {
 	}
 }
 
-// Interval returns the time between checkpoints that VDDKCP_CHECKPOINT_EVERY asks for,
-// or 0 for the default.
+// Interval returns how often a checkpoint of a copy is to be made, according to the environment
+// variable VDDKCP_CHECKPOINT_EVERY. It returns 0 for the default interval.
 func Interval() time.Duration {
 	d, _ := time.ParseDuration(os.Getenv("VDDKCP_CHECKPOINT_EVERY"))
 	return d

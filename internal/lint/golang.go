@@ -15,7 +15,7 @@ const (
 	maxFields   = 20
 )
 
-// lintGo checks a Go file.
+// lintGo checks a Go file. path is its name, and text its content.
 func lintGo(path, text string) (problems []problem, err error) {
 	fset := token.NewFileSet()
 	file, err := parser.ParseFile(fset, path, text, parser.ParseComments)
@@ -71,7 +71,8 @@ func lintGo(path, text string) (problems []problem, err error) {
 	return problems, nil
 }
 
-// explained reports whether a comment of the file has the phrase.
+// explained reports whether one of the file's comments contains the phrase. The phrase may
+// continue on the next line of the comment.
 func explained(file *ast.File, phrase string) bool {
 	for _, group := range file.Comments {
 		if strings.Contains(plain(group.Text()), phrase) {
@@ -81,13 +82,13 @@ func explained(file *ast.File, phrase string) bool {
 	return false
 }
 
-// length returns the number of lines of a function, without its doc comment.
+// length returns the number of lines of a function. Its doc comment is not counted.
 func length(fset *token.FileSet, f *ast.FuncDecl) int {
 	return fset.Position(f.End()).Line - fset.Position(f.Type.Pos()).Line + 1
 }
 
-// holdsOptions reports whether the name of a struct says that its fields are
-// options of a user.
+// holdsOptions reports whether a struct with the given name contains options of a user. The end
+// of the name says so, such as Options or Flags.
 func holdsOptions(name string) bool {
 	name = strings.ToLower(name)
 	for _, suffix := range []string{"options", "flags", "command", "spec", "params"} {
@@ -98,6 +99,6 @@ func holdsOptions(name string) bool {
 	return false
 }
 
-// plain replaces the line ends of a text by spaces, so that a phrase that continues on
-// the next line is found.
+// plain returns text in one line, with single spaces in place of line ends. So a phrase is found
+// even if it continues on the next line.
 func plain(text string) string { return strings.Join(strings.Fields(text), " ") }

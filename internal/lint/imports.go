@@ -5,14 +5,15 @@ import (
 	"strings"
 )
 
-// module is the path of the module, with a slash.
+// module is the path of the Go module of this repository, followed by a slash.
 const module = "github.com/vddkcp/vddkcp/"
 
-// imports says which packages of the module a package may import, by the first
-// rule that matches its folder. A rule whose folder ends in a slash is for every
-// folder below. A package without a rule may import only what is below internal/,
-// which every package may. Tests may import anything. CONTRIBUTING.md has the
-// reasons.
+// imports are rules for the imports of packages: a package in the folder pkg may import the
+// packages in may. The first rule that matches the folder of a package applies. If pkg ends in a
+// slash, the rule is for all folders below it.
+//
+// Every package may import the packages below internal/. A package without a rule may import no
+// other package of the module. Tests may import everything. CONTRIBUTING.md gives the reasons.
 var imports = []struct{ pkg, may string }{
 	{"cmd/vddkcp/internal/export", "nbd nbd/server source source/cow source/open"},
 	{"cmd/vddkcp", "cmd/vddkcp/internal/export nbd nbd/client source source/open sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/job transfer/journal transfer/progress transfer/report vddk"},
@@ -40,7 +41,8 @@ var imports = []struct{ pkg, may string }{
 	{"sink", "source"},
 }
 
-// lintImport returns what is wrong with an import of a Go file, or "".
+// lintImport checks that a Go file may import a package. The result describes the violation. It
+// is "" if there is none.
 func lintImport(file, imported string) string {
 	name, ours := strings.CutPrefix(imported, module)
 	if !ours || strings.HasPrefix(name, "internal/") || strings.HasSuffix(file, "_test.go") {

@@ -1,11 +1,11 @@
-// Lint checks the rules of this repository that no public linter knows. Run it
-// in the root of the repository:
+// Lint checks the rules of this repository that no public linter knows. Run it in the root of
+// the repository:
 //
 //	go run ./internal/lint [FOLDER...]
 //
-// Lint reads the Go files and Markdown pages of the repository, or only those below
-// the folders, and prints one line for each violation. Its exit status is 1 when
-// there is a violation. The rules:
+// Lint reads the Go files and Markdown pages of the repository. If folders are given, it reads
+// only the files below them. It prints one line for each violation, and its exit status is 1 if
+// there is one. The rules:
 //
 //   - A package imports only the packages that imports.go allows.
 //   - A Go file has at most 600 lines, unless a comment in it says "longer than 600
@@ -15,7 +15,7 @@
 //   - A struct outside of tests has at most 20 fields, unless its name says that it
 //     holds options.
 //   - A paragraph of a page has at most six lines.
-//   - Comments, messages and pages do not have the phrases in phrases.go, which
+//   - Comments, messages and pages do not contain the phrases in phrases.go, which
 //     readers misunderstood.
 package main
 
@@ -53,8 +53,8 @@ type problem struct {
 	text string
 }
 
-// below reports whether a file is below one of the folders, or whether there are
-// none.
+// below reports whether a file is in one of the folders or below it. Without folders, the answer
+// is true.
 func below(file string, folders []string) bool {
 	for _, folder := range folders {
 		folder = path.Clean(folder)
@@ -65,7 +65,7 @@ func below(file string, folders []string) bool {
 	return len(folders) == 0
 }
 
-// lint checks the files of a tree.
+// lint checks all files of the repository. tree is its root folder.
 func lint(tree fs.FS) (problems []problem, err error) {
 	err = fs.WalkDir(tree, ".", func(file string, d fs.DirEntry, err error) error {
 		if err != nil {

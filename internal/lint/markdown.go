@@ -5,11 +5,11 @@ import (
 	"strings"
 )
 
-// maxParagraph is the number of lines of a paragraph.
+// maxParagraph is the largest number of lines that a paragraph may have.
 const maxParagraph = 6
 
-// lintMarkdown checks the prose of a Markdown page: everything except fenced and
-// quoted code.
+// lintMarkdown checks the text of a Markdown page. It ignores fenced blocks and code between
+// backquotes.
 func lintMarkdown(path, text string) (problems []problem, err error) {
 	fenced := false
 	var paragraph []string
@@ -44,7 +44,7 @@ func lintMarkdown(path, text string) (problems []problem, err error) {
 	return problems, nil
 }
 
-// withoutCode removes the parts of a line between backquotes.
+// withoutCode returns a line without the code between backquotes.
 func withoutCode(line string) string {
 	parts := strings.Split(line, "`")
 	var prose []string

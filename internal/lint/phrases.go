@@ -6,9 +6,8 @@ import (
 	"strings"
 )
 
-// phrases are ways to write that readers of this repository misunderstood, or
-// understood only after the code. CONTRIBUTING.md has examples of what to write
-// instead.
+// phrases are phrases that readers of this repository misunderstood, or understood only after
+// they had read the code. instead says what to write. CONTRIBUTING.md has examples.
 var phrases = []struct {
 	is      *regexp.Regexp
 	instead string
@@ -22,13 +21,14 @@ var phrases = []struct {
 	{regexp.MustCompile(`(?i)\bwhoever\b`), `the subject by its name`},
 	{regexp.MustCompile(`(?i)\bwhat becomes of\b`), `the result by its name`},
 	{regexp.MustCompile(`(?i)\bas it were\b`), `the plain statement`},
-	// A sentence that begins with one of the following words has no subject that a
-	// reader could know.
+	// The last two expressions match sentences that begin with such a word as Of or What. A
+	// reader does not know the subject of such a sentence.
 	{regexp.MustCompile(`(^|[.:;] )(Of|Who|Whose) [^?]*?[.,;:]`), `a sentence that begins with its subject`},
 	{regexp.MustCompile(`(^|[.] )What [^?]*?([.,;:]|$)`), `a sentence that begins with its subject`},
 }
 
-// phrasesIn describes the phrases in a text whose lines are joined.
+// phrasesIn returns a description of each forbidden phrase in text. The caller has joined the
+// lines of the text.
 func phrasesIn(text string) (found []string) {
 	for _, p := range phrases {
 		at := p.is.FindString(text)

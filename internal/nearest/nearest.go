@@ -3,15 +3,15 @@ package nearest
 
 import "slices"
 
-// Of returns the name that needs the fewest edits to become word, and the first of
-// several such names. names must not be empty.
+// Of returns the name that is most similar to word: it can be turned into word by the fewest
+// edits. If several names are equally similar, it returns the first one. names must not be
+// empty.
 func Of(word string, names []string) string {
 	return slices.MinFunc(names, func(a, b string) int { return edits(word, a) - edits(word, b) })
 }
 
-// Near returns the same name as Of. ok is false if word needs too many edits to be a
-// misspelling of it: more than one for names of up to four bytes, and more than two for
-// longer names.
+// Near returns the same name as Of. ok is false if word is too different to be a misspelling of
+// the name: if more than two edits are needed, or more than one for a name of up to four bytes.
 func Near(word string, names []string) (name string, ok bool) {
 	name = Of(word, names)
 	most := 2
@@ -21,8 +21,8 @@ func Near(word string, names []string) (name string, ok bool) {
 	return name, edits(word, name) <= most
 }
 
-// edits returns the optimal string alignment distance in bytes: the number of
-// insertions, deletions, substitutions and swaps of adjacent bytes.
+// edits returns the number of edits that turn a into b. An edit inserts, deletes or replaces a
+// byte, or swaps two adjacent bytes. (This is the optimal string alignment distance.)
 func edits(a, b string) int {
 	var before []int // row i-2 of the table of distances
 	row := make([]int, len(b)+1)

@@ -1,5 +1,5 @@
-// Package peer runs the programs of other projects that tests compare vddkcp with, such
-// as qemu-img and mke2fs.
+// Package peer runs programs of other projects in tests, such as qemu-img and mke2fs. The tests
+// compare vddkcp with them.
 package peer
 
 import (
@@ -10,8 +10,8 @@ import (
 	"testing"
 )
 
-// Need skips the test, with a reason, if one of the programs is missing. In CI, where
-// the variable CI is set and everything is installed, the test fails instead.
+// Need skips the test if one of the programs is not installed. In CI, where the environment
+// variable CI is set and all programs are installed, the test fails instead.
 func Need(t testing.TB, programs ...string) {
 	t.Helper()
 	notShort(t)
@@ -22,8 +22,8 @@ func Need(t testing.TB, programs ...string) {
 	}
 }
 
-// NeedRoot skips the test unless it runs as root, for mounts and loop devices. In CI
-// the test fails instead.
+// NeedRoot skips the test if it does not run as root. Tests that mount file systems or use loop
+// devices need root. In CI the test fails instead.
 func NeedRoot(t testing.TB) {
 	t.Helper()
 	notShort(t)
@@ -32,8 +32,8 @@ func NeedRoot(t testing.TB) {
 	}
 }
 
-// NeedFile skips the test if a file outside the project is missing. In CI the test
-// fails instead.
+// NeedFile skips the test if the file at path does not exist. It is a file outside the project.
+// In CI the test fails instead.
 func NeedFile(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil {
@@ -41,8 +41,8 @@ func NeedFile(t testing.TB, path string) {
 	}
 }
 
-// notShort skips the test under go test -short, which the target quick of the Makefile
-// runs, because tests against other programs take minutes.
+// notShort skips the test if go test runs with -short, as "make quick" does. Tests against other
+// programs take minutes.
 func notShort(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
@@ -58,15 +58,15 @@ func missing(t testing.TB, format string, args ...any) {
 	t.Skipf(format, args...)
 }
 
-// Tree returns the path of a real directory tree with which tests fill disks: the
-// source of Go's standard library, which every machine has that runs the tests.
+// Tree returns the path of a folder with many real files, which tests copy into disks. It is the
+// source of Go's standard library, because every machine that runs the tests has it.
 func Tree(t testing.TB) string {
 	t.Helper()
 	return filepath.Join(strings.TrimSpace(Run(t, "go", "env", "GOROOT")), "src")
 }
 
-// Run runs a program and returns its standard output. If the program fails, the test
-// fails with all of its output.
+// Run runs a program and returns its standard output. If the program fails, Run ends the test
+// with an error that shows everything that the program printed.
 func Run(t testing.TB, program string, args ...string) string {
 	t.Helper()
 	cmd := exec.Command(program, args...)

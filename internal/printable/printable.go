@@ -1,12 +1,11 @@
-// Package printable makes text from outside (a file name, a field of an image, the
-// answer of a server) safe to show: it cannot control the terminal, hide or reorder
-// other text, or look like another line. Use [Name] for a name inside a message, [Line]
+// Package printable makes text safe to show that comes from outside, such as a file name, a
+// field of an image or the answer of a server. Such a text cannot control the terminal, hide or
+// reorder other text, or look like another line. Use [Name] for a name inside a message, [Line]
 // for a line, [Error] for an error, and a [Writer] for a stream.
 //
-// Letters, digits, punctuation, symbols and spaces of all scripts are not changed.
-// Control characters, DEL, invalid UTF-8, format characters (including those that
-// change the direction of text), line and paragraph separators, and unassigned code
-// points are escaped.
+// Letters, digits, punctuation, symbols and spaces of all scripts are not changed. These are
+// escaped: control characters, DEL, invalid UTF-8, format characters (such as those that change
+// the direction of text), line and paragraph separators, and unassigned code points.
 package printable
 
 import (
@@ -18,10 +17,10 @@ import (
 	"unicode/utf8"
 )
 
-// safe reports whether the rune r may be shown without an escape.
+// safe reports whether the rune r can be shown as it is.
 func safe(r rune) bool { return strconv.IsPrint(r) || unicode.Is(unicode.Zs, r) }
 
-// Name returns s unchanged if it is safe to show, and otherwise quoted as a Go string.
+// Name returns s as it is if that is safe to show. Otherwise it returns s quoted as a Go string.
 func Name(s string) string {
 	if first(s, false) < 0 {
 		return s
@@ -29,8 +28,8 @@ func Name(s string) string {
 	return strconv.Quote(s)
 }
 
-// Line returns s with escapes for everything that is not safe to show, including line
-// ends and tabs: the result is one line.
+// Line returns s as one line: everything that is not safe to show is escaped, including line
+// ends and tabs.
 func Line(s string) string {
 	if first(s, false) < 0 {
 		return s
@@ -38,9 +37,9 @@ func Line(s string) string {
 	return string(appendSafe(nil, s, false))
 }
 
-// Bytes returns text with escapes for everything that is not safe to show, except line
-// ends and tabs, which come from the program itself. If text is JSON, the result is
-// JSON with the same values. If there is nothing to escape, Bytes returns text itself.
+// Bytes returns text with escapes for everything that is not safe to show. Line ends and tabs
+// stay, because they come from the program itself. If text is JSON, the result is JSON with the
+// same values. If nothing has to be escaped, Bytes returns text itself.
 func Bytes(text []byte) []byte {
 	if first(text, true) < 0 {
 		return text
@@ -48,9 +47,9 @@ func Bytes(text []byte) []byte {
 	return appendSafe(nil, text, true)
 }
 
-// Error returns the text of err as [Line] does, but keeps the line ends between joined
-// errors and between the results of a method Lines of an error, because these come from
-// the program itself.
+// Error returns the text of err, escaped as [Line] does. Line ends that come from the program
+// itself are kept. These are the line ends between joined errors, and between the lines that a
+// method Lines of an error returns.
 func Error(err error) string {
 	text := err.Error()
 	if !strings.Contains(text, "\n") {
@@ -71,8 +70,8 @@ func Error(err error) string {
 	return Line(text)
 }
 
-// around returns text, the text of an error that wraps others, with the texts of the
-// wrapped errors replaced by what Error returns for them.
+// around returns the text of an error that wraps other errors. The texts of the wrapped errors
+// are escaped by Error, and the text around them by Line.
 func around(text string, wrapped ...error) string {
 	var b strings.Builder
 	for i, err := range wrapped {
@@ -94,7 +93,8 @@ func around(text string, wrapped ...error) string {
 	return b.String() + Line(text)
 }
 
-// first returns the index of the first byte of the text that must be escaped, or -1.
+// first returns the index of the first byte that must be escaped. It is -1 if there is none.
+// With keepLayout, line ends and tabs are not escaped.
 func first[T string | []byte](s T, keepLayout bool) int {
 	for i := 0; i < len(s); {
 		c := s[i]
@@ -114,15 +114,16 @@ func first[T string | []byte](s T, keepLayout bool) int {
 	return -1
 }
 
-// decode returns the first rune of s and its length in bytes, which is 1 if the rune is
-// invalid.
+// decode returns the first rune of s and its length in bytes. For invalid UTF-8, the length is
+// 1.
 func decode[T string | []byte](s T) (rune, int) {
 	var b [utf8.UTFMax]byte
 	return utf8.DecodeRune(b[:copy(b[:], s)])
 }
 
-// appendSafe appends s to b with escapes. In JSON text, where control characters are
-// escaped already, it uses the escapes of JSON.
+// appendSafe appends s to b with escapes. It uses escapes that are valid in JSON for all
+// characters that JSON text can contain as they are. JSON text has other control characters only
+// in escaped form.
 func appendSafe[T string | []byte](b []byte, s T, keepLayout bool) []byte {
 	for len(s) > 0 {
 		n := first(s, keepLayout)

@@ -6,8 +6,8 @@ import (
 	"unicode/utf8"
 )
 
-// Writer writes text or JSON to another writer, with the escapes of [Bytes]. It is safe
-// for concurrent use if each Write has only whole lines.
+// Writer passes text or JSON to another writer, escaped as [Bytes] does. It is safe for
+// concurrent use if each call of Write has only complete lines.
 type Writer struct {
 	mu   sync.Mutex // guards the fields below
 	w    io.Writer
@@ -17,9 +17,9 @@ type Writer struct {
 // NewWriter returns a Writer that writes to w.
 func NewWriter(w io.Writer) *Writer { return &Writer{w: w} }
 
-// Write writes p. If p ends with an incomplete rune, its bytes are written with the
-// next p. An error comes from the underlying writer; the returned number of bytes is
-// then not exact.
+// Write writes p. If p ends in the middle of a rune, the bytes of the rune are kept and written
+// by the next call. If the underlying writer fails, Write returns its error, and the number of
+// bytes is not exact.
 func (w *Writer) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -36,8 +36,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// incomplete returns the number of bytes at the end of text that begin an incomplete
-// rune.
+// incomplete returns the number of bytes at the end of text that belong to an incomplete rune.
 func incomplete(text []byte) int {
 	for n := 1; n < utf8.UTFMax && n <= len(text); n++ {
 		if tail := text[len(text)-n:]; utf8.RuneStart(tail[0]) {

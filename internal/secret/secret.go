@@ -1,4 +1,4 @@
-// Package secret holds text that must not be printed, such as a password:
+// Package secret has a type for text that must not be printed, such as a password:
 //
 //	password := secret.New(text)
 //	log.Print(password)          // prints ***
@@ -11,25 +11,26 @@ import (
 	"strings"
 )
 
-// Secret is a text that prints as "***" with every verb of package fmt, in logs and in
-// JSON. Only Reveal returns the text. The zero value means that there is no secret, which
-// is not the same as an empty one. A Secret is safe for concurrent use.
+// Secret is a text that is printed as "***": with every verb of package fmt, in logs and in
+// JSON. Only Reveal returns the text. The zero value means that there is no secret. A secret
+// with an empty text is something else. A Secret is safe for concurrent use.
 type Secret struct {
 	text string
 	set  bool
 }
 
-// New returns text as a secret.
+// New returns a Secret with the given text.
 func New(text string) Secret { return Secret{text, true} }
 
-// IsSet reports whether there is a secret. It may be empty.
+// IsSet reports whether there is a secret. Its text may be empty.
 func (s Secret) IsSet() bool { return s.set }
 
-// Reveal returns the text.
+// Reveal returns the text of the secret.
 func (s Secret) Reveal() string { return s.text }
 
-// Odd describes a beginning or an end of the text that nobody chooses on purpose, such as
-// "a newline at its end", without showing the text. It returns "" if there is none.
+// Odd returns a description of a likely mistake at the beginning or the end of the text, such as
+// "a newline at its end". The description does not contain the text. It is "" if nothing looks
+// wrong.
 func (s Secret) Odd() string {
 	switch text := s.text; {
 	case strings.HasPrefix(text, "\ufeff"), strings.HasSuffix(text, "\ufeff"), strings.HasPrefix(text, "\xff\xfe"), strings.HasPrefix(text, "\xfe\xff"):
@@ -42,7 +43,7 @@ func (s Secret) Odd() string {
 	return ""
 }
 
-// String returns "***", or "" if there is no secret.
+// String returns "***". If there is no secret, it returns "".
 func (s Secret) String() string {
 	if !s.set {
 		return ""
@@ -50,14 +51,14 @@ func (s Secret) String() string {
 	return "***"
 }
 
-// GoString implements fmt.GoStringer.
+// GoString implements fmt.GoStringer. It returns what String returns.
 func (s Secret) GoString() string { return s.String() }
 
-// Format implements fmt.Formatter, for every verb.
+// Format implements fmt.Formatter. It prints what String returns, with every verb.
 func (s Secret) Format(f fmt.State, _ rune) { fmt.Fprint(f, s.String()) }
 
-// LogValue implements slog.LogValuer.
+// LogValue implements slog.LogValuer. It returns what String returns.
 func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 
-// MarshalText implements encoding.TextMarshaler.
+// MarshalText implements encoding.TextMarshaler. It returns what String returns.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }

@@ -8,22 +8,21 @@ import (
 	"github.com/vddkcp/vddkcp/internal/exit"
 )
 
-// Error reports an address, an option or a combination of options that is invalid,
-// whatever files and servers contain. Trying again does not help: the user has to
-// change the command.
+// Error reports an invalid address or option, or options that exclude each other. The command is
+// wrong whatever files and servers contain. So it makes no sense to try again before the user
+// has changed the command.
 type Error struct {
 	err  error
 	hint string
 }
 
-// New returns an error with a message and a hint, which may be empty.
+// New returns an Error with a message and a hint. The hint may be empty.
 func New(message, hint string) error { return &Error{errors.New(message), hint} }
 
-// Errorf returns an error without a hint. It formats the message as fmt.Errorf
-// does.
+// Errorf returns an Error without a hint. It formats the message as fmt.Errorf does.
 func Errorf(format string, args ...any) error { return &Error{err: fmt.Errorf(format, args...)} }
 
-// Wrap returns err as a usage error, with the hint of err if it has one.
+// Wrap returns an Error that wraps err. It has the hint of err, if err has one.
 func Wrap(err error) error {
 	var h interface{ Hint() string }
 	if errors.As(err, &h) {
@@ -32,17 +31,17 @@ func Wrap(err error) error {
 	return &Error{err: err}
 }
 
-// WithHint returns err as a usage error with the given hint, which replaces the hint of
-// err.
+// WithHint returns an Error that wraps err and has the given hint. A hint that err has is not
+// used.
 func WithHint(err error, hint string) error { return &Error{err, hint} }
 
 func (e *Error) Error() string { return e.err.Error() }
 
 func (e *Error) Unwrap() error { return e.err }
 
-// Hint returns what the user can do about the error; it may be empty.
+// Hint tells the user what to do about the error. It may be empty.
 func (e *Error) Hint() string { return e.hint }
 
-// ExitStatus returns the exit status of a program that ends with this error, see
-// docs/cli.md.
+// ExitStatus returns the exit status of a program that ends because of this error. docs/cli.md
+// lists the exit statuses.
 func (e *Error) ExitStatus() int { return exit.Usage }

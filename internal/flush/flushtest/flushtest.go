@@ -1,4 +1,5 @@
-// Package flushtest checks that a disk shares its flushes as package flush does:
+// Package flushtest checks that concurrent calls of a disk's Flush share their flushes, as
+// package flush implements it:
 //
 //	flushtest.Run(t, func(t *testing.T, flush func() error) flushtest.Disk { ... })
 package flushtest
@@ -13,15 +14,15 @@ import (
 	"testing"
 )
 
-// Disk has the methods of the tested disk that the suite calls.
+// Disk has the methods of the tested disk that this package needs.
 type Disk struct {
 	Flush func(context.Context) error
 	Calls func() uint64 // see flush.Group
 	EIO   error         // what Flush returns, wrapped, for a flush that returned syscall.EIO
 }
 
-// Run runs the suite. open returns a disk that must call flush for each real flush of
-// its file, server or library. flush returns nil or syscall.EIO.
+// Run runs all tests. The function open returns a disk. The disk must call the function flush in
+// place of a flush of its file, server or library. flush returns nil or syscall.EIO.
 func Run(t *testing.T, open func(t *testing.T, flush func() error) Disk) {
 	t.Run("waiting", func(t *testing.T) { testTogether(t, open, false) })
 	t.Run("ended", func(t *testing.T) { testTogether(t, open, true) })
@@ -35,9 +36,9 @@ func (d Disk) await(n uint64) {
 	}
 }
 
-// testTogether tests that many calls of Flush which begin during a flush share one
-// further flush. If ends is set, the context of these calls ends during the first
-// flush, and no further flush must begin.
+// testTogether starts many calls of Flush while a first flush is running, and checks that they
+// share one further flush. If ends is set, the context of these calls ends during the first
+// flush. Then it checks that no further flush begins.
 func testTogether(t *testing.T, open func(*testing.T, func() error) Disk, ends bool) {
 	const calls = 50
 	first, going := make(chan struct{}), make(chan struct{})
@@ -81,8 +82,8 @@ func testTogether(t *testing.T, open func(*testing.T, func() error) Disk, ends b
 	}
 }
 
-// testFailed tests that after a failed flush neither a call that began during it nor a
-// later one succeeds, because the kernel may report lost data to one flush only.
+// testFailed checks that after a failed flush all calls of Flush fail: a call that began during
+// that flush, and a later one. The kernel may report lost data only to one flush.
 func testFailed(t *testing.T, open func(*testing.T, func() error) Disk) {
 	first, going := make(chan struct{}), make(chan struct{})
 	var flushes atomic.Int64
