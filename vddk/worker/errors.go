@@ -174,8 +174,8 @@ func (e *LoadError) Hint() string {
 	return ""
 }
 
-// ProgramError says that the worker program, which loads the library, could not be started from
-// any place.
+// ProgramError says that the worker program, which loads the library, could not be started. It
+// was looked for in several places.
 type ProgramError struct {
 	Tried []error // why the program of each place could not be started
 }
@@ -184,8 +184,8 @@ func (e *ProgramError) Error() string {
 	return "cannot start vddkcp-vddk-worker, which loads VDDK: " + join(e.Tried)
 }
 
-// Unwrap lets errors.Is and errors.As find the error of each place in which the program was
-// looked for.
+// Unwrap returns one error for each place in which the program was looked for, so that errors.Is
+// and errors.As find it.
 func (e *ProgramError) Unwrap() []error { return e.Tried }
 
 // Hint tells the user what to do about the error.

@@ -118,12 +118,11 @@ func (l *logger) readOutput(r io.Reader) {
 }
 
 // outputReader reads the pipe to which a worker process writes its standard output and standard
-// error.
+// error. It makes sure that the last lines of the worker are not lost, and that a child of the
+// worker that keeps writing to the pipe cannot delay the end.
 //
 // When the process has ended, the read deadline of the pipe is set. After that deadline,
-// outputReader returns only the bytes that are in the pipe at that moment, and then io.EOF. So
-// the last lines of the worker are not lost. A child of the worker that keeps writing to the
-// pipe cannot delay the end.
+// outputReader returns only the bytes that are in the pipe at that moment, and then io.EOF.
 type outputReader struct {
 	pipe  *os.File
 	ended bool // the deadline has passed

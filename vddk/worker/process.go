@@ -357,7 +357,8 @@ func (p *Process) control(ctx context.Context, m message, payload []byte) (answe
 	return c.control(ctx, m, payload)
 }
 
-// breach kills the worker, which violated the protocol as err says. It returns the *GoneError.
+// breach kills the worker, because it has violated the protocol; err says how. The result is its
+// *GoneError.
 func (p *Process) breach(err error) error {
 	p.setReason(fmt.Sprintf("broke the protocol: %v", err))
 	p.Kill()

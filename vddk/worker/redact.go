@@ -112,9 +112,11 @@ func (r *Redactor) Redact(text string, cut bool) string {
 // span is a range [start, end) of bytes of a text.
 type span struct{ start, end int }
 
-// find returns the spans of the secrets in text. If text was decoded from another text, offsets
-// has for each byte of text its offset in that other text, and one more for the end of text. The
-// returned spans are then spans of the other text.
+// find returns the spans of the secrets in text.
+//
+// If text was decoded from another text, offsets is not nil: for each byte of text, and for its
+// end, it has the offset in that other text. In this case the returned spans are ranges of the
+// other text.
 func (r *Redactor) find(text string, offsets []int, cut bool) (spans []span) {
 	for i := 0; i < len(text); {
 		end := -1
@@ -143,8 +145,9 @@ var decoders = map[byte]func(text string, i int) (plain string, end int){
 	'&': entityAt, '%': percentAt, '\\': backslashAt,
 }
 
-// decode returns text with all escapes decoded that begin with the character mark; next decodes
-// one of them. For each byte of the result and for its end, offsets has the offset in text.
+// decode returns text with decoded escapes: those that begin with the character mark. next
+// decodes one escape. offsets has for each byte of the result, and for its end, the offset in
+// text.
 func decode(text string, mark byte, next func(string, int) (string, int)) (plain string, offsets []int) {
 	var out []byte
 	for i := 0; i < len(text); {
@@ -298,8 +301,8 @@ func percentAt(text string, i int) (plain string, end int) {
 	return string([]byte{byte(n)}), end
 }
 
-// matchPercent compares text at offset i with plain, of which each byte is escaped for a URL. It
-// returns the end of that in text, or 0 if text differs.
+// matchPercent compares text at offset i with plain. In text, each byte must be escaped for a
+// URL. The result is the offset after the last escape, or 0 if text differs.
 func matchPercent(text string, i int, plain string) (end int) {
 	for k := range len(plain) {
 		if i == len(text) || text[i] != '%' {

@@ -98,8 +98,8 @@ func spawn(c Config, start func(env []string, files []*os.File) (*os.Process, er
 	return newProcess(c, process, socket, output, memory), nil
 }
 
-// outputPipe returns a pipe for the output of a worker. Our end is non-blocking, as the poller
-// of Go's runtime needs it. The end of the worker blocks, as programs expect of their output.
+// outputPipe returns a pipe for the output of a worker. Go's runtime needs our end to be
+// non-blocking. The end of the worker blocks, as programs expect of their output.
 func outputPipe() (ours, theirs *os.File, err error) {
 	var fds [2]int
 	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
@@ -121,8 +121,8 @@ func socketPair() (ours, theirs *os.File, err error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
-	// Some systems have small defaults for the buffers of a socket. These have room for at least
-	// three packets.
+	// The default size of a socket's buffer is small on some systems. These buffers have room
+	// for at least three packets.
 	for _, fd := range fds {
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, 4*maxPacket)
 	}

@@ -7,9 +7,10 @@
 //	err = p.Close(ctx)
 //	p.Release()
 //
-// The library sometimes crashes, hangs or corrupts its heap. LD_LIBRARY_PATH must be set when
-// its process starts, and it does not survive a fork. Therefore only a small C program
-// (program/) loads the library. If the library fails, the methods of [Process] return errors.
+// The library sometimes crashes, hangs or corrupts its heap. It needs a process in which
+// LD_LIBRARY_PATH was set from the start, and which does not fork. Therefore only a small C
+// program (program/) loads the library. If the library fails, the methods of [Process] return
+// errors.
 //
 // The data of requests is in slots, pieces of memory that both processes share (see
 // [Process.Slot]). Messages on a socket carry everything else; messages.go describes them.
@@ -22,8 +23,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/allocation"
 )
 
-// SectorSize is the number of bytes in a sector. The library counts in these sectors, also on
-// disks with larger ones.
+// SectorSize is the number of bytes in a sector. The library uses this size even for disks whose
+// own sectors are larger.
 const SectorSize = 512
 
 // These constants limit the fields of Config and the parameters of requests to a worker.
@@ -127,7 +128,8 @@ type Opened struct {
 	Transport      string // transport mode that the library chose, such as "nbdssl"
 }
 
-// Block is an allocated range of a disk. It counts in sectors of SectorSize bytes.
+// Block is an allocated range of a disk. Its start and its length are numbers of sectors of
+// SectorSize bytes.
 type Block = allocation.Block
 
 // Function is a function of VDDK, which a library may have or not.

@@ -26,8 +26,9 @@ func build(t testing.TB, args ...string) string {
 	peer.Need(t, "gcc")
 	_, self, _, _ := runtime.Caller(0)
 	dir := filepath.Dir(filepath.Dir(self))
-	// go test uses the cached result of a test again unless files have changed that the test
-	// process itself has read. The files that gcc reads do not count; so they are read here.
+	// go test does not run a test again whose result it has cached, unless files have changed
+	// that the test process itself has read. Files that gcc reads do not count. So the test
+	// reads the sources of the program here.
 	sources, _ := filepath.Glob(filepath.Join(dir, "program/*"))
 	for _, f := range sources {
 		if _, err := os.ReadFile(f); err != nil {
