@@ -76,9 +76,9 @@ func (a *access) identified() worker.OpenRequest {
 const tidyTimeout = 30 * time.Second
 
 // tidy undoes what was done to the VM. It is called when no worker process has the disk open any
-// more. First it detaches the disks that lost workers left attached to this machine, since they
-// keep the snapshot from being removed. Then it ends the access, which keeps the VM from being
-// migrated. tidy also works when the context of the disk has ended.
+// more. First it detaches the disks that lost workers left attached to this machine. As long as
+// they are attached, the snapshot cannot be removed. Then it ends the access, so that the VM can
+// be migrated again. tidy also works when the context of the disk has ended.
 func (a *access) tidy() {
 	if a.messy.Swap(false) && a.attached.Load() {
 		err := a.call(a.life.Context, "clean up after", func(ctx context.Context, p process) error {
@@ -96,10 +96,10 @@ func (a *access) tidy() {
 	}
 }
 
-// call starts a worker process, in which the function call makes one call to the server.
-// operation names that call in errors. The call may take up to tidyTimeout; it continues if ctx
-// ends.
-func (a *access) call(ctx context.Context, operation string, call func(context.Context, process) error) (err error) {
+// call starts a worker process, in which the function callServer makes one call to the server.
+// operation names that call in errors. The call may take up to tidyTimeout. The end of ctx does
+// not stop it.
+func (a *access) call(ctx context.Context, operation string, callServer func(context.Context, process) error) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(5*a.o.Timeout, tidyTimeout))
 	defer cancel()
 	loginEnded, err := a.o.Registry.login(ctx, a.params)
@@ -114,7 +114,7 @@ func (a *access) call(ctx context.Context, operation string, call func(context.C
 	}
 	defer p.Release()
 	defer p.Kill()
-	err = call(ctx, p)
+	err = callServer(ctx, p)
 	if err != nil {
 		err = a.explain.explain(operation, 0, 0, mark, err)
 		loginEnded(err)
@@ -126,8 +126,8 @@ func (a *access) call(ctx context.Context, operation string, call func(context.C
 
 var alreadyDisabled = regexp.MustCompile(`(?i)already ?disabled`)
 
-// whyNotPrepared explains an error of PrepareForAccess. The text is to be put after other words
-// of a message; it is "" if the reason is not known.
+// whyNotPrepared explains an error of PrepareForAccess in a few words. The caller appends them
+// to the beginning of a message. The result is "" if the reason is not known.
 func whyNotPrepared(err error) string {
 	e := asError(err)
 	switch {

@@ -29,8 +29,9 @@ const (
 var errIO error = syscall.EIO
 
 // Disk is an open disk. Worker processes read and write it, each over a connection of its own.
-// Lost workers are replaced, and failed calls are repeated as Options.Retry says. A Disk
-// therefore needs no source.Retry around it. All methods are safe for concurrent use.
+// Lost workers are replaced, and failed calls are repeated as Options.Retry says. Therefore a
+// Disk does not have to be wrapped by source.Retry, which repeats failed calls of other disks.
+// All methods are safe for concurrent use.
 //
 // Disk implements these interfaces of package source: Disk, Allocator, Identified, Described,
 // Counted and Ender. If Options.Writable is set, it also implements Writable.

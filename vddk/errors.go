@@ -67,8 +67,8 @@ func (e *Error) Hint() string {
 	return m.hint
 }
 
-// meaning explains a kind of error of the library. It applies to an Error that meets all of its
-// conditions: the fields before say.
+// meaning explains some errors of the library. The fields op, first, code, line and times are
+// conditions. The explanation is used for an Error that meets all of them.
 type meaning struct {
 	op    string              // the operation; "": any
 	first bool                // only reads before the first successful read
@@ -91,8 +91,8 @@ var thumbprints = regexp.MustCompile(`(?i)actual thumbprint\s*=\s*([0-9A-F:]+).{
 
 // meanings are tried in order. The first one that applies to an error explains it.
 var meanings = []meaning{
-	// Error 1 is general; it is also the code for a wrong certificate. An error with another
-	// code has another cause, even if the log mentions the certificate.
+	// Error 1 is a general one, which the library also returns for a wrong certificate. An error
+	// with another code has another cause, even if the log mentions the certificate.
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)actual thumbprint\s*=`), say: (*Error).sayThumbprint,
 		hint: "the server has another certificate: compare its thumbprint with the one that the host itself shows, then pass it with --thumbprint"},
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)(thumbprint|certificate|ssl verification).{0,60}(mismatch|invalid|fail|not match|error)`),
@@ -218,11 +218,9 @@ func (e *lostError) Error() string {
 func (e *lostError) Unwrap() error { return e.err }
 
 // reopeningError says that a disk could not be opened again after a connection was lost. It is a
-// source.ErrReopen.
-//
-// It has all properties of err except one: it is not permanent because of fs.ErrNotExist or
-// fs.ErrPermission. The disk was open before; so the copy can be resumed when the cause has been
-// removed.
+// source.ErrReopen, and has the properties of err, with one exception: errors.Is does not find
+// fs.ErrNotExist and fs.ErrPermission in it. Such errors would count as permanent. But the disk
+// was open before, so the copy can be resumed when the cause has been removed.
 type reopeningError struct{ err error }
 
 // Is implements the interface that errors.Is uses.

@@ -42,8 +42,8 @@ type allocationQueries struct {
 	chunks uint64        // whole chunks of the disk; the library cannot be asked about the rest
 	cache  *allocation.Windows
 
-	// After a write to the disk, the library must not be queried any more. Each query holds
-	// querying for reading; it is held for writing when wrote is set.
+	// After a write to the disk, the library must not be queried any more. Each query read-locks
+	// querying, and stop locks it to set wrote.
 	querying sync.RWMutex
 	wrote    atomic.Bool
 
@@ -177,9 +177,9 @@ func (q *allocationQueries) ended(ctx context.Context) error {
 	return q.pool.ended()
 }
 
-// window returns the allocation map of the window with the given number. The map is nil if the
-// window could not be queried. Then window starts the query for the next window in advance if
-// that window begins before end.
+// window returns the allocation map of the window with the given number, and queries the window
+// if needed. The map is nil if the window could not be queried. window also starts the query for
+// the next window in advance, if that begins before end.
 func (q *allocationQueries) window(ctx context.Context, number, end int64) (*allocation.Map, error) {
 	w, err := q.start(number)
 	if err != nil {
@@ -283,10 +283,11 @@ func (q *allocationQueries) queryWindow(number int64) (*allocation.Map, error) {
 }
 
 const (
-	// These constants limit how often a failed query is repeated: queryRetries applies if the
+	// These constants limit how often a failed query is repeated. queryRetries applies if the
 	// library has answered a query about this disk before, firstRetries if it has not, and
-	// lostRetries if the worker process was lost. Reads are repeated for much longer. Queries
-	// are not, because a disk whose allocation is not known can still be read as a whole.
+	// lostRetries if the worker process was lost. Reads are repeated more often, because a disk
+	// cannot be copied without them. Without an answer to a query, it can still be read as a
+	// whole.
 	queryRetries = 20
 	firstRetries = 3
 	lostRetries  = 2
@@ -303,9 +304,9 @@ const (
 	unknownPiece = 1 << 30
 )
 
-// queryAgain makes a query for n chunks from chunk first on, and repeats it if it fails. Before
-// that it waits for some time, or until a lost worker process is replaced. It makes only one
-// attempt if once is true or the queries before failed, too.
+// queryAgain makes a query for n chunks from chunk first on. If the query fails, queryAgain
+// waits for some time, or until a lost worker process is replaced, and repeats it. It does not
+// repeat the query if once is true or the previous queries failed, too.
 func (q *allocationQueries) queryAgain(first, n uint64, once bool) (blocks []worker.Block, err error) {
 	p := q.pool
 	q.mu.Lock()

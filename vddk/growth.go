@@ -21,13 +21,13 @@ type growth struct {
 	warned  sync.Once     // the user was told that no further connection could be opened
 }
 
-// start is called when the first connection is open, with its transport mode. If
-// Options.Connections is more than 1, start opens more connections in the background, as many as
-// count says. If it is 0 and the transport mode is an NFC one, the tuner chooses the number
-// later.
+// start is called when the first connection is open. transport is the transport mode of that
+// connection. If Options.Connections is more than 1, start opens more connections in the
+// background, as many as count says. If Options.Connections is 0 and the transport mode uses
+// NFC, the tuner chooses the number later.
 //
-// share is called once for each connection that could not be opened or was closed. It gives the
-// memory of that connection back to the Budget, which limits the memory on the host.
+// share is called once for each of these connections, when it is closed or could not be opened.
+// It gives the memory of the connection back to the Budget, which limits the memory on the host.
 func (g *growth) start(transport string, count int, share func()) {
 	p := g.pool
 	switch {

@@ -83,9 +83,9 @@ func (h *handle) finish(s *session) {
 	p.exitedLocked(s)
 }
 
-// replace waits until the process of the lost session old has ended, and opens the disk again.
-// It returns the new session. The session is nil if the handle is not needed any more or was
-// given up.
+// replace waits until the process of old, the lost session, has ended, and opens the disk again.
+// It returns the new session. It returns nil if the handle is not needed any more or was given
+// up.
 func (h *handle) replace(old *session) *session {
 	p := h.pool
 	<-old.proc.Done()

@@ -22,8 +22,8 @@ const (
 	keptLines = 40
 	// maxLine is the largest number of bytes of a line; longer lines are cut.
 	maxLine = 1000
-	// levelNoise is the log level of the library's lines about its telemetry, which nobody
-	// needs.
+	// levelNoise is the log level for the library's lines about its telemetry, which explain no
+	// errors.
 	levelNoise = slog.LevelDebug - 4
 )
 

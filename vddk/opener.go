@@ -13,8 +13,8 @@ import (
 	"github.com/vddkcp/vddkcp/vddk/worker"
 )
 
-// opener starts worker processes and opens the disk in them. After the method first has
-// returned, its methods are safe for concurrent use.
+// opener starts worker processes and opens the disk in them. Its methods are safe for concurrent
+// use as soon as openFirst has returned.
 type opener struct {
 	life    *lifetime
 	params  *Params
@@ -35,8 +35,7 @@ type opener struct {
 	// or if its content may change.
 	samples *source.Samples
 
-	// The method first, which opens the disk for the first time, sets these fields. All other
-	// openings come later.
+	// The method openFirst sets these fields. All other openings come after it.
 	opened  *worker.Opened // the disk as the first opening found it
 	queries bool           // the library can list allocated blocks
 	buffers NFCBuffers     // what later connections ask the host for
@@ -91,9 +90,9 @@ func openRequest(p *Params, thumbprint string, writable bool) worker.OpenRequest
 	return r
 }
 
-// first opens the disk for the first time. If the worker process crashes during that, first
-// repeats the opening at most twice; it repeats it after no other error.
-func (op *opener) first(ctx context.Context) (*session, error) {
+// openFirst opens the disk for the first time. If the worker process crashes during that,
+// openFirst repeats the opening at most twice. It repeats it after no other error.
+func (op *opener) openFirst(ctx context.Context) (*session, error) {
 	policy := &op.policy
 	for n := 1; ; n++ {
 		s, err := op.open(ctx, n > 1, true)
@@ -186,8 +185,8 @@ func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bo
 	if err != nil {
 		return nil, fail("start", err)
 	}
-	// If one of the calls below hangs in the library, the end of limited kills the worker, which
-	// ends the call.
+	// A call below may hang in the library. When the context limited ends, the worker is killed,
+	// which also ends the call.
 	stop := context.AfterFunc(limited, p.Kill)
 	defer stop()
 	defer func() {
@@ -288,8 +287,8 @@ func (op *opener) same(o worker.Opened) error {
 		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
 }
 
-// compare reads the data again of which samples has checksums. It returns an error if the disk
-// of the new session s has other data now.
+// compare returns an error if the content of the disk has changed. samples has checksums of data
+// that was read before. compare reads this data again in the new session s, and compares it.
 func (op *opener) compare(ctx context.Context, s *session) error {
 	if op.samples == nil {
 		return nil

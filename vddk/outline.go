@@ -9,17 +9,18 @@ import (
 )
 
 const (
-	// outlineQueries is the number of queries for an outline of a disk of any size.
+	// outlineQueries is the number of queries that an outline needs. It does not depend on the
+	// size of the disk.
 	outlineQueries = 2
-	// outlineFailures is a number of failed queries for the outline. After them the disk is read
-	// without an outline.
+	// outlineFailures is the number of failures that are accepted: after so many failed queries
+	// for the outline, the disk is read without it.
 	outlineFailures = 3
-	// outlineFrom is a number of windows. An outline is made for disks with more windows.
+	// outlineFrom is a number of windows. Only disks with more windows get an outline.
 	outlineFrom = 8
 )
 
-// outline shows in large units which parts of a disk are allocated. A unit has, for example, 1
-// MiB on a disk of 1 TiB.
+// outline is a coarse map of a disk. It shows in large units which parts of the disk are
+// allocated. On a disk of 1 TiB, for example, a unit has 1 MiB.
 //
 // To list the blocks of an empty range, the library needs as much time as for a full one. The
 // outline shows which ranges are empty, so that they need no query: on a disk of 64 TiB with
@@ -41,9 +42,10 @@ func (o *outline) init(q *allocationQueries) {
 	}
 }
 
-// bounds returns the part [start, stop) of a range of chunks in which all its allocated chunks
-// lie. The range begins at the given first chunk of the disk; start and stop count from there. If
-// the outline is not known, the part is the whole range.
+// bounds is called for a range of chunks, which begins at the chunk first of the disk. It
+// returns a part of the range, [start, stop), that contains all allocated chunks of the range.
+// start and stop count from the beginning of the range. If the outline is not known, the part is
+// the whole range.
 func (o *outline) bounds(first, chunks uint64) (start, stop uint64) {
 	// The first window gets no outline: every copy begins with it, and it must not wait for the
 	// queries of the outline.
@@ -77,8 +79,8 @@ func (o *outline) bounds(first, chunks uint64) (start, stop uint64) {
 	return lowest - first, highest - first
 }
 
-// part returns the part of the outline with the given number, and queries it if needed. The
-// result is nil if the part cannot be queried.
+// part returns the part of the outline with the given number, which is the answer to one query.
+// It makes the query if needed. The result is nil if the query fails.
 func (o *outline) part(number uint64) *allocation.Map {
 	o.mu.Lock()
 	defer o.mu.Unlock()

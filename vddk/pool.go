@@ -14,8 +14,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxPieces is the largest number of requests in flight that a single read or write is divided
-// into.
+// maxPieces limits the requests of one read or write. If it is divided into several requests, at
+// most maxPieces of them are in flight at the same time.
 const maxPieces = 16
 
 // A pool has all connections of one open disk, its handles. The method do reads and writes
@@ -71,7 +71,7 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := op.first(ctx)
+	s, err := op.openFirst(ctx)
 	if err != nil {
 		free()
 		return nil, err
@@ -91,8 +91,8 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	return p, nil
 }
 
-// do carries out a read or write of any length. It divides it into several requests if it is
-// longer than the largest request that the host accepts at present.
+// do carries out a read or write of any length. If the host does not accept so long a request at
+// present, do divides it into several ones.
 func (p *pool) do(r request) error {
 	if r.n == 0 {
 		return nil
@@ -144,8 +144,8 @@ func (p *pool) repeat(r request) error {
 	}
 }
 
-// readEdges is called before a write. It reads the first and the last sector of the range, as
-// far as the write covers them only in part.
+// readEdges is called before a write. If the write covers the first or the last sector of its
+// range only in part, readEdges reads that sector.
 func (p *pool) readEdges(r *request) error {
 	head, tail := r.edges()
 	if head == nil && tail == nil {
@@ -428,11 +428,11 @@ func (p *pool) installLocked(h *handle, s *session) (before string) {
 	return before
 }
 
-// warnTransport warns that a new connection uses the transport mode now, and the previous one
-// another. It does nothing if previous is "".
-func (p *pool) warnTransport(previous, now string) {
+// warnTransport warns that a new connection uses another transport mode than the connection
+// before it. The two modes are current and previous. It does nothing if previous is "".
+func (p *pool) warnTransport(previous, current string) {
 	if previous != "" {
-		p.report.warn(fmt.Sprintf("%s: the last connection uses the transport mode %q, the one before it used %q", p.life.Name, now, previous))
+		p.report.warn(fmt.Sprintf("%s: the last connection uses the transport mode %q, the one before it used %q", p.life.Name, current, previous))
 	}
 }
 

@@ -78,8 +78,9 @@ const (
 	// provenFor is a time after a successful login. During that time, logins of the same account
 	// do not wait for each other.
 	provenFor = 10 * time.Second
-	// While no login of an account has succeeded, its other logins wait for the result of the
-	// first one, but not longer than loginWait. If a server refuses a login, it does so sooner.
+	// Until a login of an account has succeeded, its other logins wait for the result of the
+	// current one. They do not wait longer than loginWait, because a server refuses a login
+	// sooner.
 	loginWait = 30 * time.Second
 )
 
@@ -218,11 +219,10 @@ type preparedVM struct {
 	end      func()        // calls EndAccess; nil until a disk was closed
 }
 
-// prepare makes sure that the VM of p is prepared for access, and counts the disk. If it is the
-// first disk of the VM, prepare calls the function call, which prepares the VM and reports
-// whether the VM may be prepared now. prepare returns an error only if ctx ends; the error is
-// the cause of ctx.
-func (r *Registry) prepare(ctx context.Context, p *Params, call func() bool) error {
+// prepare makes sure that the VM of p is prepared for access, and counts the disk. For the first
+// disk of the VM, it calls prepareVM, which calls PrepareForAccess and reports whether the VM
+// may be prepared now. prepare returns an error only if ctx ends; the error is the cause of ctx.
+func (r *Registry) prepare(ctx context.Context, p *Params, prepareVM func() bool) error {
 	vm := r.vm(p)
 	select {
 	case <-vm.lock:
@@ -231,7 +231,7 @@ func (r *Registry) prepare(ctx context.Context, p *Params, call func() bool) err
 	}
 	defer func() { vm.lock <- struct{}{} }()
 	if vm.disks == 0 && !vm.prepared {
-		vm.prepared = call()
+		vm.prepared = prepareVM()
 	}
 	vm.disks++
 	return nil
@@ -287,12 +287,12 @@ func (vm *preparedVM) endIfLast() {
 }
 
 // release is called when a disk is closed for which prepare returned nil. If it is the last disk
-// of a VM that may be prepared, release calls the function call, which calls EndAccess.
-func (r *Registry) release(p *Params, call func()) {
+// of a VM that may be prepared, release calls endAccess, which calls EndAccess.
+func (r *Registry) release(p *Params, endAccess func()) {
 	vm := r.vm(p)
 	<-vm.lock
 	defer func() { vm.lock <- struct{}{} }()
 	vm.disks--
-	vm.end = call
+	vm.end = endAccess
 	vm.endIfLast()
 }

@@ -68,18 +68,19 @@ func newSession(p process, opened worker.Opened, buffers, spare int, timeout tim
 	return s
 }
 
-// kill kills the process for the reason why, and waits for its end.
+// kill kills the process and waits for its end. why is the reason.
 func (s *session) kill(why error) {
 	s.blame(why)
 	s.proc.Kill()
 }
 
-// blame makes why the reason for the end of the process. It does nothing if the reason is
-// already known.
+// blame records why as the reason for the end of the process. If a reason is already known,
+// blame does nothing.
 func (s *session) blame(why error) { s.why.Do(func() { s.reason = why }) }
 
-// interruptedSinceLocked returns the time since when a loss of the session interrupts calls: the
-// earliest beginning of a call that has a request in flight, or now if no call began earlier.
+// interruptedSinceLocked is called when the loss of the session is noticed. The loss interrupts
+// all calls that have a request in flight. The result is the time when the earliest of these
+// calls began, or now if none began earlier.
 func (s *session) interruptedSinceLocked(now time.Time) time.Time {
 	for _, begun := range s.begun {
 		if !begun.IsZero() && begun.Before(now) {

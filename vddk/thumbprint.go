@@ -32,10 +32,10 @@ type Certificate struct {
 	Trust error
 }
 
-// FetchCertificate connects to server, a host name or an address, and returns its certificate.
-// The TLS handshake proves that the server has the private key of the certificate. But
-// FetchCertificate accepts any certificate; the caller decides whether to trust it. A port of 0
-// means DefaultPort. It fails after 30 s, or when ctx ends.
+// FetchCertificate connects to server, a host name or an address, and returns its certificate. A
+// port of 0 means DefaultPort. It accepts any certificate: the TLS handshake only proves that
+// the server has the private key of the certificate, and the caller decides whether to trust it.
+// FetchCertificate fails after 30 s, or when ctx ends.
 func FetchCertificate(ctx context.Context, server string, port uint32) (*Certificate, error) {
 	if err := sha1.Allowed(); err != nil {
 		return nil, err
@@ -162,9 +162,10 @@ func (e *CertificateError) Hint() string {
 }
 
 // CheckThumbprint fetches the certificate of a server and checks that it has the thumbprint
-// want, in any form that ParseThumbprint accepts. If want is "", it checks that the system's
-// root certificates confirm the certificate. It returns the SHA-1 thumbprint of the certificate
-// in the form that the library needs. If the check fails, the error is a *CertificateError.
+// want. The thumbprint may have any form that ParseThumbprint accepts. If want is "",
+// CheckThumbprint checks whether the system's root certificates confirm the certificate. If the
+// check fails, the error is a *CertificateError. If it succeeds, the result is the SHA-1
+// thumbprint of the certificate in the form that the library needs.
 //
 // If the certificate cannot be fetched and want is a SHA-1 thumbprint, CheckThumbprint returns
 // want, because the library checks that thumbprint, too.

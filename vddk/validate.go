@@ -9,7 +9,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/exit"
 )
 
-// ParamsError says that parameters are wrong or incomplete. This does not depend on what the
+// ParamsError says that parameters are wrong or incomplete. They are so whatever disks the
 // server has.
 type ParamsError struct {
 	err  error
@@ -30,7 +30,7 @@ func wrongParams(hint, format string, args ...any) error {
 	return &ParamsError{fmt.Errorf(format, args...), hint}
 }
 
-// Compressions are the values that Params.Compression can have. It can also be "".
+// Compressions are the values that Params.Compression can have, besides "".
 var Compressions = []string{"none", "zlib", "fastlz", "skipz"}
 
 // DebugKeys are the possible keys of Options.Debug: the topics of debugging messages.
@@ -55,8 +55,8 @@ func UnknownTransports(list string) (unknown []string) {
 // connection cannot be larger.
 const maxNFC = 96 << 20
 
-// Validate returns an error if the parameters cannot name a disk. The error is a *ParamsError,
-// which names all missing parameters at once and contains no secret. Validate accesses no
+// Validate returns an error if the parameters cannot name a disk. The error is a *ParamsError
+// and contains no secret. If parameters are missing, it names all of them. Validate accesses no
 // library, file or server.
 func (p *Params) Validate() error {
 	if p.File == "" && !p.meansServer() {

@@ -52,7 +52,8 @@ func (d *Disk) ZeroAt(ctx context.Context, off, n int64, flags source.ZeroFlags)
 	return nil
 }
 
-// Trim only checks the range, because the library has no function that deallocates blocks.
+// Trim does nothing, because the library has no function that deallocates blocks. It only checks
+// that the disk is writable and has the range.
 func (d *Disk) Trim(_ context.Context, off, n int64) error {
 	if err := d.beginWrite("trim", off, n); err != nil {
 		return err
