@@ -23,10 +23,10 @@ type Group struct {
 	failed  error      // the first error of a flush
 }
 
-// Do makes sure that everything is flushed that was written before the call. It returns nil
-// after a flush that began after the call of Do. If another flush is running, Do waits for its
-// end, because that flush may have begun too early. If ctx ends during the wait, Do starts no
-// flush and returns the cause of ctx. Do is safe for concurrent use.
+// Do flushes all data that was written before the call. It returns nil when a flush has
+// succeeded that began after the call of Do. If another flush is running, Do waits for its end,
+// because that flush may have begun too early. If ctx ends during the wait, Do starts no flush
+// and returns the cause of ctx. Do is safe for concurrent use.
 func (g *Group) Do(ctx context.Context, flush func() error) error {
 	call := g.calls.Add(1)
 	g.mu.Lock()

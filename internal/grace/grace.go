@@ -1,5 +1,5 @@
 // Package grace prolongs contexts. A signal ends the context of the program, but some work must
-// still be finished after that.
+// still be finished after that. A prolonged context gives this work some more time.
 package grace
 
 import (

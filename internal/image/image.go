@@ -37,9 +37,9 @@ func PathOf(f source.Disk, name string) string {
 	return name
 }
 
-// InFile finds the local file that holds the byte at offset off of f. pos is the offset of the
-// byte in that file. The next n bytes of f, at most limit, also follow each other there. If no
-// local file holds the byte, ok is false and n is limit.
+// InFile finds the local file that holds the byte at offset off of f. pos is the offset of that
+// byte in the file. n is the number of bytes from there on, at most limit, that the file holds
+// without a gap. If no local file holds the byte, ok is false and n is limit.
 func InFile(f source.Disk, off, limit int64) (file *os.File, pos, n int64, ok bool) {
 	i, ok := source.Ability[source.InFile](f)
 	if !ok {

@@ -54,8 +54,8 @@ type unitSlot struct {
 	full bool // data has the unit
 }
 
-// NewFile returns a number for a file that is new to the Memory. The caller passes the number as
-// the parameter file to the other methods.
+// NewFile returns a number for a file. A Memory caches parts of several files and identifies
+// them by these numbers, which are the parameter file of the other methods.
 func (m *Memory) NewFile() uint64 { return m.files.Add(1) }
 
 // Share counts the ranges of p. The Places of all files that share m may have at most MaxSpans

@@ -1,6 +1,6 @@
 // Package life decides whether a call of a disk may begin. It implements these rules for disks:
-// all calls fail after the context has ended that the disk was opened with; Close waits for
-// calls in progress; and reads stop at the end of the disk.
+// if the context that the disk was opened with has ended, all calls fail; Close waits for calls
+// in progress; and reads stop at the end of the disk.
 //
 // A disk has a [Life] as a field. Each of its methods calls Begin and End:
 //
@@ -14,8 +14,8 @@
 //
 //	func (d *disk) Close() error { return d.life.Close(d.file.Close) }
 //
-// The method ReadAt of a disk can call [Life.ReadAt], which includes this and limits the range
-// to the disk with [Clip].
+// The method ReadAt of a disk can call [Life.ReadAt], which calls Begin and End itself and
+// limits the range to the disk with [Clip].
 package life
 
 import (

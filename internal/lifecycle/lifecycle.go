@@ -1,9 +1,8 @@
 // Package lifecycle contains code that all writers of disks share. A [Target] checks the order
-// of the calls of a sink.Disk, makes calls fail whose context has ended, and keeps the first
-// error.
+// of the calls of a sink.Disk, refuses calls whose context has ended, and keeps the first error.
 //
 // A writer has a Target as a field. Each write calls Begin and Done. Finish and Publish do their
-// work in a function that they pass to Advance; Suspend and Abort pass such a function to End or
+// work in a function that they pass to Advance. Suspend and Abort pass such a function to End or
 // Abort.
 package lifecycle
 
@@ -187,8 +186,8 @@ func (t *Target) Advance(ctx context.Context, stage Stage, work func() error) er
 	return nil
 }
 
-// End ends the disk in any stage and calls work, which releases the files of the disk. The disk
-// has ended even if work fails.
+// End ends the disk in any stage. It calls work, which does what is left to do at the end. The
+// disk has ended even if work fails.
 func (t *Target) End(work func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()

@@ -8,9 +8,9 @@ import (
 // module is the path of the Go module of this repository, followed by a slash.
 const module = "github.com/vddkcp/vddkcp/"
 
-// imports are rules for the imports of packages: a package in the folder pkg may import the
-// packages in may. The first rule that matches the folder of a package applies. If pkg ends in a
-// slash, the rule is for all folders below it.
+// imports are rules for the imports of packages. A package in the folder pkg may import the
+// packages that the field may lists. The first rule that matches the folder of a package
+// applies. If pkg ends in a slash, the rule is for all folders below it.
 //
 // Every package may import the packages below internal/. A package without a rule may import no
 // other package of the module. Tests may import everything. CONTRIBUTING.md gives the reasons.

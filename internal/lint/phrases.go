@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// phrases are phrases that readers of this repository misunderstood, or understood only after
-// they had read the code. instead says what to write. CONTRIBUTING.md has examples.
+// phrases are expressions for phrases that readers of this repository misunderstood, or
+// understood only after they had read the code. The field instead says how to write it better.
+// CONTRIBUTING.md has examples.
 var phrases = []struct {
 	is      *regexp.Regexp
 	instead string

@@ -62,8 +62,8 @@ func (p *Pace) Denied(version uint64) (smaller bool) {
 	return true
 }
 
-// Served counts a successful request. When 16 requests for each allowed request in flight have
-// succeeded, it raises both limits by one step.
+// Served counts a successful request. It raises both limits by one step after a number of
+// successes: 16 times the number of requests that may be in flight.
 func (p *Pace) Served() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -107,8 +107,8 @@ func (t *Tuner) Failed(open int) {
 	t.rest(t.probe)
 }
 
-// Settled returns the number of connections that the Tuner has decided on. A connection that is
-// being added or removed as a try is not included in the decision.
+// Settled returns the number of connections that the Tuner has decided on. If the Tuner is just
+// trying one more or one fewer, this is the number before the try.
 func (t *Tuner) Settled() int {
 	switch t.state {
 	case growing:

@@ -1,7 +1,7 @@
-// Package printable makes text safe to show that comes from outside, such as a file name, a
-// field of an image or the answer of a server. Such a text cannot control the terminal, hide or
-// reorder other text, or look like another line. Use [Name] for a name inside a message, [Line]
-// for a line, [Error] for an error, and a [Writer] for a stream.
+// Package printable makes text from outside safe to show, such as a file name, a field of an
+// image or the answer of a server. The result cannot control the terminal, hide or reorder other
+// text, or look like another line. Use [Name] for a name inside a message, [Line] for a line,
+// [Error] for an error, and a [Writer] for a stream.
 //
 // Letters, digits, punctuation, symbols and spaces of all scripts are not changed. These are
 // escaped: control characters, DEL, invalid UTF-8, format characters (such as those that change
@@ -93,8 +93,8 @@ func around(text string, wrapped ...error) string {
 	return b.String() + Line(text)
 }
 
-// first returns the index of the first byte that must be escaped. It is -1 if there is none.
-// With keepLayout, line ends and tabs are not escaped.
+// first returns the index of the first byte of s that must be escaped. It is -1 if there is
+// none. If keepLayout is set, line ends and tabs are not escaped.
 func first[T string | []byte](s T, keepLayout bool) int {
 	for i := 0; i < len(s); {
 		c := s[i]
