@@ -190,8 +190,9 @@ func parseVDDK(text string) Address {
 	return nil
 }
 
-// parseAppliance splits the address of an appliance into path and disk: at the last # that
-// follows the name of an .ova or .ovf file. It returns false for any other address.
+// parseAppliance splits the address of an appliance at the last # that follows the name of an .ova
+// or .ovf file. The path of the file is before the #, and the disk after it. parseAppliance
+// returns false for any other address.
 func parseAppliance(text string) (Appliance, bool) {
 	if isApplianceName(text) {
 		return Appliance{Path: text, text: text}, true

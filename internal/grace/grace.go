@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Prolong returns a context that ends later than ctx, after the delay, with the same cause. It
-// ends at once when cancel is called.
+// Prolong returns a context that ends when the delay has passed after the end of ctx. It has the
+// same cause as ctx. It ends at once when cancel is called.
 func Prolong(ctx context.Context, delay time.Duration) (prolonged context.Context, cancel context.CancelFunc) {
 	prolonged, end := context.WithCancelCause(context.WithValue(context.WithoutCancel(ctx), originalKey{}, ctx))
 	stop := context.AfterFunc(ctx, func() {

@@ -128,8 +128,9 @@ func Map(name string, size, off, length int64, scan func(visit Visitor) error) i
 	}
 }
 
-// VisitParent is called for a range of m that an image does not have itself. The image has the
-// depth m.Depth in its chain. VisitParent visits the mappings that the parent has for the range.
+// VisitParent is called for the range of the mapping m if an image does not have this range itself.
+// The image has the depth m.Depth in its chain. VisitParent visits the mappings that the parent
+// has for the range, and one mapping of zeros for the part past the end of the parent.
 //
 // If the parent has the same format as the image, the caller passes the function own. It must
 // visit the mappings of the bytes [off, end) of the parent and set their Depth. Otherwise own is

@@ -19,9 +19,9 @@ const (
 
 // Memory caches the parts of a chain of images that are needed often: pages of tables, the
 // places of tables, and a few units, which are grains or clusters that were decompressed. The
-// images cannot make it larger than a fixed size, apart from the units: there are unitSlots of
-// them, each as large as a unit of the image. The zero value is ready to use. It is safe for
-// concurrent use.
+// pages and the places have a fixed largest size, whatever the images contain. There are at most
+// unitSlots units, and the image decides how large a unit is. The zero value is ready to use. It
+// is safe for concurrent use.
 type Memory struct {
 	files atomic.Uint64 // number of files that share the memory
 	spans atomic.Int64  // number of ranges in the Places of these files
@@ -55,7 +55,7 @@ type unitSlot struct {
 }
 
 // NewFile returns a number for a file. A Memory caches parts of several files and identifies
-// them by these numbers, which are the parameter file of the other methods.
+// them by these numbers. The other methods take the number as their parameter file.
 func (m *Memory) NewFile() uint64 { return m.files.Add(1) }
 
 // Share counts the ranges of p. The Places of all files that share m may have at most MaxSpans
