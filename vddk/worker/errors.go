@@ -174,8 +174,8 @@ func (e *LoadError) Hint() string {
 	return ""
 }
 
-// ProgramError says that the worker program, which loads the library, could not be started. It
-// was looked for in several places.
+// ProgramError says that the worker program, which loads the library, could not be started. If
+// Config.Program does not name the program, several places were tried.
 type ProgramError struct {
 	Tried []error // why the program of each place could not be started
 }

@@ -118,8 +118,9 @@ func (l *logger) readOutput(r io.Reader) {
 }
 
 // outputReader reads the pipe to which a worker process writes its standard output and standard
-// error. It makes sure that the last lines of the worker are not lost, and that a child of the
-// worker that keeps writing to the pipe cannot delay the end.
+// error. It makes sure that the last lines of the worker are not lost. It also makes sure that the
+// reading ends soon after the worker, even if a child of the worker keeps the pipe open and writes
+// to it.
 //
 // When the process has ended, the read deadline of the pipe is set. After that deadline,
 // outputReader returns only the bytes that are in the pipe at that moment, and then io.EOF.

@@ -104,7 +104,8 @@ func notFound(descriptors string) error {
 	return errNoLinker
 }
 
-// startFile starts the program at path, with the given environment and file descriptors.
+// startFile starts the program at path as start does. If the kernel does not find the program
+// although the file exists, the error wraps errNoLinker.
 func startFile(path string, env []string, files []*os.File) (*os.Process, error) {
 	p, err := start(path, env, files)
 	if errors.Is(err, fs.ErrNotExist) {

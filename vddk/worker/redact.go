@@ -26,8 +26,8 @@ const (
 	hidden    = "***"
 )
 
-// NewRedactor returns a Redactor that hides the given secrets. It also hides "user:secret" in
-// base64, which HTTP headers contain.
+// NewRedactor returns a Redactor that hides the given secrets, except those of fewer than minSecret
+// bytes. It also hides "user:secret" in base64, which HTTP headers contain.
 func NewRedactor(user string, secrets ...string) *Redactor {
 	r := new(Redactor)
 	for _, s := range secrets {
