@@ -306,7 +306,8 @@ const (
 
 // queryAgain makes a query for n chunks from chunk first on. If the query fails, queryAgain
 // waits for some time, or until a lost worker process is replaced, and repeats it. It does not
-// repeat the query if once is true or the previous queries failed, too.
+// repeat the query if once is true, if the previous queries failed, too, or if no query has
+// succeeded since q.limit was doubled: then a smaller query is better than a repetition.
 func (q *allocationQueries) queryAgain(first, n uint64, once bool) (blocks []worker.Block, err error) {
 	p := q.pool
 	q.mu.Lock()

@@ -23,8 +23,9 @@ type growth struct {
 
 // start is called when the first connection is open. transport is the transport mode of that
 // connection. If Options.Connections is more than 1, start opens more connections in the
-// background, as many as count says. If Options.Connections is 0 and the transport mode uses
-// NFC, the tuner chooses the number later.
+// background, as many as count says. It opens none if the transport mode attaches the disk to
+// this machine, because all connections would share the attached device. If Options.Connections
+// is 0 and the transport mode uses NFC, the tuner chooses the number later.
 //
 // share is called once for each of these connections, when it is closed or could not be opened.
 // It gives the memory of the connection back to the Budget, which limits the memory on the host.

@@ -27,9 +27,9 @@ var LibDirs = []string{
 	"/opt/openvddk",
 }
 
-// FindLibrary looks for the libraries with these major versions, which are part of their file
-// names: first for versions, then for oldestVersion. Any newer version in the distribution is
-// preferred to oldestVersion, because that has no asynchronous calls.
+// FindLibrary looks for libraries with these major versions, which are part of their file names.
+// It looks for oldestVersion only if the distribution has none of the newer versions, because
+// oldestVersion has no asynchronous calls.
 var (
 	versions      = []int{9, 8, 7, 6}
 	oldestVersion = 5
@@ -69,8 +69,9 @@ func (e *LibraryError) Hint() string {
 // FindLibrary returns the newest library in libdir, which is the root folder of the VDDK
 // distribution, its folder lib64, or the file of the library itself. If libdir is "", it
 // searches the folders LibDirs, and returns the newest library of the first folder that has one.
-// Files that this machine cannot load are skipped. FindLibrary does not load the library. The
-// error is a *LibraryError.
+// A library in lib64 is preferred to one in the root folder, unless it has version 5. Files that
+// this machine cannot load are skipped. FindLibrary does not load the library. The error is a
+// *LibraryError.
 func FindLibrary(libdir string) (Library, error) {
 	roots := LibDirs
 	failed := &LibraryError{Unusable: map[string]string{}}
@@ -264,12 +265,12 @@ func Functions(l Library) ([]Function, error) {
 	return list, nil
 }
 
-// ErrNoWorker says that no worker program was found. Only that program can load the library.
+// ErrNoWorker says that no worker program could be started. Only that program can load the library.
 var ErrNoWorker = errors.New("the library cannot be loaded without a worker program")
 
 // TransportModes loads the library in a worker process and returns the transport modes that it
-// supports, separated by colons. The result is "" if the library does not list them. If there is
-// no worker program, the error wraps ErrNoWorker.
+// supports, separated by colons. The result is "" if the library does not list them. If no worker
+// program can be started, the error wraps ErrNoWorker.
 func TransportModes(ctx context.Context, l Library) (string, error) {
 	p, err := worker.Start(ctx, worker.Config{Library: l.Path, Root: l.Root, Dir: l.Dir, Version: l.Version, Slots: 1, SlotSize: 4096})
 	if errors.As(err, new(*worker.ProgramError)) || err != nil && runtime.GOARCH != "amd64" {

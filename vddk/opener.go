@@ -132,8 +132,8 @@ func (op *opener) note(s *session) error {
 // open starts a worker process and opens the disk in it. replacing says that the new worker
 // replaces a lost one, which may have left something behind on the host.
 //
-// shrink says what happens if the host has no memory for the buffers of the connection: open
-// tries again with smaller buffers. If the first opening needs smaller buffers, all later
+// If the host has no memory for the buffers of the connection, open tries again with smaller
+// buffers, but only if shrink is true. If the first opening needs smaller buffers, all later
 // openings begin with these.
 func (op *opener) open(ctx context.Context, replacing, shrink bool) (*session, error) {
 	buffers := op.buffers
@@ -271,20 +271,20 @@ func (op *opener) cleanUp(ctx context.Context, p process, mark int64) error {
 	return nil
 }
 
-// same returns an error if the disk that was opened, o, is not the disk that the first opening
-// found: its size or its UUID is another one.
-func (op *opener) same(o worker.Opened) error {
+// same compares opened, the properties of the disk that was just opened, with those that the first
+// opening found. It returns an error if the size or the UUID is another one.
+func (op *opener) same(opened worker.Opened) error {
 	first := op.opened
-	if first == nil || first.Capacity == o.Capacity && first.UUID == o.UUID {
+	if first == nil || first.Capacity == opened.Capacity && first.UUID == opened.UUID {
 		return nil
 	}
-	if o.Capacity == 0 {
+	if opened.Capacity == 0 {
 		// No disk has 0 sectors. This is a failure of the library and does not prove that the
 		// disk is another one.
 		return fmt.Errorf("%s: after the disk was opened again, the library says that it has no sectors", op.params.File)
 	}
 	return source.Changed(fmt.Errorf("%s: opening the disk again opened another disk: before, the disk had %d bytes and the UUID %q, now it has %d bytes and the UUID %q", op.params.File,
-		first.Capacity*sectorSize, first.UUID, o.Capacity*sectorSize, o.UUID))
+		first.Capacity*sectorSize, first.UUID, opened.Capacity*sectorSize, opened.UUID))
 }
 
 // compare returns an error if the content of the disk has changed. samples has checksums of data

@@ -14,8 +14,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// maxPieces limits the requests of one read or write. If it is divided into several requests, at
-// most maxPieces of them are in flight at the same time.
+// maxPieces limits the requests of one call. If a read or a write is divided into several
+// requests, at most maxPieces of them are in flight at the same time.
 const maxPieces = 16
 
 // A pool has all connections of one open disk, its handles. The method do reads and writes
@@ -29,10 +29,10 @@ const maxPieces = 16
 // Log).
 //
 // Locks are acquired in this order: the one inside Disk.flushes, outline.mu,
-// allocationQueries.querying, allocationQueries.mu, pool.mu. While pool.mu is held, only two
-// other locks are acquired, those inside pacing.Pace and Registry. They are held for a short
-// time, and no lock is acquired while they are held. Methods whose names end in Locked are
-// called with mu held.
+// allocationQueries.querying, allocationQueries.mu, pool.mu. The locks that are acquired while
+// pool.mu is held, such as those inside pacing.Pace and Registry, are held for a short time, and
+// no further lock is acquired while they are held. Methods whose names end in Locked are called
+// with mu held.
 type pool struct {
 	life     *lifetime
 	o        *Options
@@ -56,8 +56,8 @@ type pool struct {
 	closeErr  error  // errors of closing workers
 }
 
-// openPool opens the first connection of the disk. If Options.Connections is more than 1, it
-// also starts to open the others in the background.
+// openPool opens the first connection of the disk. If more connections are wanted, growth.start
+// opens them in the background.
 func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	p := &pool{
 		life: life, o: op.o, opener: op, explain: op.explain, report: op.report, slots: make(map[*byte]slotRef),

@@ -266,7 +266,7 @@ func (r *Registry) Expect(p *Params) {
 }
 
 // Done undoes one call of Expect: the disk will not be opened any more. If no other disk of its
-// VM is open or expected, Done calls EndAccess, which takes up to 30 s.
+// VM is open or expected and the VM may be prepared, Done calls EndAccess, which takes up to 30 s.
 func (r *Registry) Done(p *Params) {
 	if !p.PrepareAccess || !p.Remote() {
 		return
@@ -278,7 +278,8 @@ func (r *Registry) Done(p *Params) {
 	vm.endIfLast()
 }
 
-// endIfLast calls EndAccess if no disk of the VM is open or expected. The caller holds vm.lock.
+// endIfLast calls EndAccess if the VM may be prepared and no disk of it is open or expected. The
+// caller holds vm.lock.
 func (vm *preparedVM) endIfLast() {
 	if vm.disks == 0 && vm.expected <= 0 && vm.prepared && vm.end != nil {
 		vm.prepared = false
@@ -286,8 +287,9 @@ func (vm *preparedVM) endIfLast() {
 	}
 }
 
-// release is called when a disk is closed for which prepare returned nil. If it is the last disk
-// of a VM that may be prepared, release calls endAccess, which calls EndAccess.
+// release undoes prepare: it is called when the disk is closed. endAccess is a function that calls
+// EndAccess. release calls it if the VM may be prepared and no other disk of the VM is open or
+// expected.
 func (r *Registry) release(p *Params, endAccess func()) {
 	vm := r.vm(p)
 	<-vm.lock

@@ -12,9 +12,10 @@ type request struct {
 	p      []byte // n bytes to read into, or to write; nil in a write means zeros
 	off, n int64
 
-	// head and tail are used if a write covers the first or the last sector of its range only in
-	// part. They have the previous content of these sectors. A field is nil if its sector is
-	// covered as a whole. Both fields are the same memory if the range has only one sector.
+	// head and tail have the previous content of sectors that a write covers only in part. head
+	// is the first sector of the range if the write does not begin at a sector border. tail is the
+	// last sector if the write does not end at one. Otherwise the field is nil. If a write neither
+	// begins nor ends at a border and lies in one sector, both fields are the same memory.
 	head, tail []byte
 }
 
@@ -55,9 +56,10 @@ func (r *request) pieces(size int64) iter.Seq[request] {
 	}
 }
 
-// edges returns memory for the first and the last sector of a write: head and tail. The caller
-// has to read their previous content into this memory before it calls fill. head or tail is nil
-// if the write covers that sector as a whole, or if both are the same sector.
+// edges allocates memory for the sectors that a write covers only in part: head for the first
+// sector of its range, and tail for the last one. The caller has to read the previous content of
+// these sectors into this memory before it calls fill. A result is nil if its sector need not be
+// read. At most one of them is not nil if the range has only one sector.
 func (r *request) edges() (head, tail []byte) {
 	first, end := r.sectors()
 	if r.off > first {

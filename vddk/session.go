@@ -51,8 +51,9 @@ type session struct {
 	ended   bool        // the process has ended, so that nothing writes to the slots any more
 }
 
-// newSession returns a session for the process p. Its slots are for the given numbers of buffers
-// and spare slots. A request that is not answered within timeout kills the process.
+// newSession returns a session for the process p, which has slots for the given numbers of
+// buffers and spare slots. timeout is only named in errors, as the time in which a request was not
+// answered. The methods read and write kill the process after the time limit that they get.
 func newSession(p process, opened worker.Opened, buffers, spare int, timeout time.Duration) *session {
 	s := &session{proc: p, opened: opened, handed: make([]int, buffers+spare), begun: make([]time.Time, buffers+spare)}
 	for i := range buffers + spare {
@@ -90,8 +91,8 @@ func (s *session) interruptedSinceLocked(now time.Time) time.Time {
 	return now
 }
 
-// gone returns a *lostError that says why the process has ended. op names
-// the operation that noticed the end, with the disk and the range.
+// gone returns a *lostError that says why the process has ended. op names the operation that
+// noticed the end, with the disk and the range.
 func (s *session) gone(op string) error {
 	err := s.proc.Err()
 	s.why.Do(func() {}) // a reason that kill gives from now on is not why the process ended

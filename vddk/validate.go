@@ -9,8 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/exit"
 )
 
-// ParamsError says that parameters are wrong or incomplete. They are so whatever disks the
-// server has.
+// ParamsError says that parameters are wrong or incomplete. This does not depend on the server and
+// its disks, so that the same parameters always fail.
 type ParamsError struct {
 	err  error
 	hint string

@@ -182,8 +182,8 @@ func (l *Library) SO() string { return l.so }
 func (l *Library) conf() string { return filepath.Join(l.Dir, "vddktest.conf") }
 
 // Conf appends lines to the script of the stand-in library. A process reads the script when it
-// loads the library. Its lines can only be appended, and not removed, while it contains faults:
-// the position of a fault in the script identifies the fault in all processes.
+// loads the library. No line may be removed from a script that contains faults, because the
+// position of a fault in the script identifies the fault in all processes.
 func (l *Library) Conf(lines ...string) {
 	l.t.Helper()
 	text, err := os.ReadFile(l.conf())
