@@ -56,7 +56,8 @@ func InFile(f source.Disk, off, limit int64) (file *os.File, pos, n int64, ok bo
 // the image. A file that is nil is skipped.
 //
 // Each identity comes with a proof, a word that says what ensures that the content is unchanged
-// (see source.Identified). The proof of the image is the weakest proof of its files.
+// (see source.Identified). The proof of the image is the weakest proof of its files. It is "none"
+// if a file has no identity.
 func Identity(ctx context.Context, format string, files ...source.Disk) (id, proof string, err error) {
 	sum := sha256.New()
 	proof = "snapshot"
