@@ -219,8 +219,8 @@ func (q *allocationQueries) start(number int64) (*windowQuery, error) {
 	defer life.End()
 	w := &windowQuery{done: make(chan struct{})}
 	q.inProgress[number] = w
-	// The query is not counted as a call of the user, since Close waits for these calls. It must
-	// not wait for a query whose answer is not needed any more.
+	// Close waits for calls of the user. The query is not counted as such a call, because Close
+	// must not wait for a query whose answer is not needed any more.
 	life.background.Go(func() {
 		got, err := q.queryWindow(number)
 		q.mu.Lock()
