@@ -31,8 +31,8 @@ func (n *negotiated) checkWritable(name string, size int64) error {
 
 // Check returns an error if Create cannot write a disk of size bytes to the export that
 // uri names. It does not open the export. It only sends the option INFO and
-// disconnects. Therefore a server that serves a single client and then exits still
-// waits for this client.
+// disconnects. A server that serves a single client and then exits does not count this
+// as its client, and still waits for one.
 //
 // The error wraps errors.ErrUnsupported if the server does not support INFO or does not
 // answer within 5 seconds. A server that accepts only one client at a time does not

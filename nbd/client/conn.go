@@ -79,8 +79,8 @@ type call struct {
 	n     int64  // length of the range in bytes, at most 2^32-1
 	data  []byte // the n bytes to write, or the buffer for the n bytes to read
 
-	// Until the channel done has received the result, only the goroutine that reads
-	// replies uses the next three fields.
+	// Only the goroutine that reads replies uses the next three fields, until the
+	// result of the call has been sent to the channel done.
 	have   spans  // ranges of a read that have been received
 	status status // extents that have been received
 	failed error  // the first error chunk

@@ -222,8 +222,9 @@ func (d *Disk) queryRetrying(ctx context.Context, off, end int64) (*segment, err
 // query asks the server for the extents of [off, end). The returned segment begins at off
 // and may end before end.
 func (s *server) query(ctx context.Context, off, end int64) (*segment, error) {
-	// The end of ctx only makes this call return. The end of the context of the
-	// disk closes the connections, so that the call fails.
+	// When ctx ends, only this call returns, and the server may still reply. When
+	// the context of the disk ends, the connections are closed, so that the request
+	// fails.
 	k := &call{cmd: nbd.CmdBlockStatus, off: off, n: end - off}
 	if err := s.do(ctx, s.pick(), k); err != nil {
 		return nil, s.wrap(k, err)

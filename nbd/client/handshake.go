@@ -244,9 +244,9 @@ func (s *handshaker) setContext(n *negotiated) error {
 	return err
 }
 
-// goOption completes the handshake with the option GO. With the option INFO it only
-// gets the same information about the export. known is false if the server does not
-// support the option.
+// goOption completes the handshake with the option GO. If o is the option INFO instead,
+// goOption gets the same information about the export, but the handshake is not
+// complete. known is false if the server does not support the option.
 func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err error) {
 	if err := s.sendOption(o, nbd.AppendGo(nil, s.uri.Export, nbd.InfoBlockSize)); err != nil {
 		return false, err
