@@ -19,9 +19,9 @@ type calls chan struct{}
 func (c calls) release() { <-c }
 
 // acquireCall waits until the connection may call its disk. The call counts against the
-// limits that all connections share. If they are reached, it may be the one call that
-// each connection can always make. After the call to the disk, the caller calls
-// release. acquireCall fails only if ctx ends.
+// limits that all connections share. If these limits are reached, the connection may
+// still make one call at a time, which does not count against them. After the call to
+// the disk, the caller calls release. acquireCall fails only if ctx ends.
 func (c *conn) acquireCall(ctx context.Context) (release func(), err error) {
 	e := c.export.calls
 	select {

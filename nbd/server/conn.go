@@ -54,8 +54,9 @@ type negotiated struct {
 func newConn(s *Server, raw net.Conn) *conn {
 	c := &conn{s: s, net: raw, base: raw, started: time.Now(), ownCall: make(calls, 1)}
 	c.out.c = c
-	// The context of the connection is derived from disksCtx, which ends only at the
-	// end of the grace period after the context of Serve.
+	// The context of the connection is derived from disksCtx and not from the
+	// context of Serve. When the context of Serve ends, a grace period begins, and
+	// disksCtx ends at the end of this period.
 	c.ctx, c.cancel = context.WithCancelCause(s.disksCtx)
 	return c
 }

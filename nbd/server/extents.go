@@ -69,10 +69,10 @@ func newExtents(d source.Disk, mapped *atomic.Int64) *extents {
 	return &extents{disk: d, cacheBytes: mapped, querying: make(chan struct{}, 1)}
 }
 
-// at returns the part, from the offset off on, of the extent that contains off. It
-// takes the extent from the cache or queries the disk. If an extent goes on after the
-// queried range, at returns only its part in that range.
-func (x *extents) at(ctx context.Context, off int64) (source.Extent, error) {
+// extentAt returns the part, from the offset off on, of the extent that contains off.
+// It takes the extent from the cache or queries the disk. If an extent continues after
+// the queried range, extentAt returns only its part in that range.
+func (x *extents) extentAt(ctx context.Context, off int64) (source.Extent, error) {
 	if e, ok := x.cached(off); ok {
 		return e, nil
 	}
@@ -100,7 +100,7 @@ func (x *extents) cached(off int64) (source.Extent, bool) {
 	s := x.spans[i]
 	x.clock++
 	s.used = x.clock
-	return s.at(off), true
+	return s.extentAt(off), true
 }
 
 // search returns the index of the first span that ends after the offset off.
@@ -108,9 +108,9 @@ func (x *extents) search(off int64) int {
 	return sort.Search(len(x.spans), func(i int) bool { return x.spans[i].end() > off })
 }
 
-// at returns the part, from the offset off on, of the extent that contains off. The
-// offset must be in the span.
-func (s *span) at(off int64) source.Extent {
+// extentAt returns the part, from the offset off on, of the extent that contains off.
+// The offset must be in the span.
+func (s *span) extentAt(off int64) source.Extent {
 	r := s.runs[sort.Search(len(s.runs), func(i int) bool { return s.runs[i].end > off })]
 	return source.Extent{Off: off, Len: r.end - off, Kind: r.kind, Depth: int(r.depth), Absent: r.absent}
 }
@@ -147,7 +147,7 @@ func (x *extents) query(ctx context.Context, off int64) (source.Extent, error) {
 	if x.changes == changes {
 		x.insert(s)
 	}
-	return s.at(off), nil
+	return s.extentAt(off), nil
 }
 
 // insert adds a span to the cache, and removes the least recently used spans if the cache

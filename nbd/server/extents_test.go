@@ -32,7 +32,7 @@ func TestExtents(t *testing.T) {
 	x := newExtents(d, &mapped)
 	check := func(off int64) {
 		t.Helper()
-		e, err := x.at(t.Context(), off)
+		e, err := x.extentAt(t.Context(), off)
 		kind := source.Data
 		if off/4096%2 == 1 {
 			kind = source.Zero
@@ -91,7 +91,7 @@ func TestExtentsChange(t *testing.T) {
 		}
 		return nil
 	}
-	if e, err := x.at(t.Context(), 0); err != nil || e.Len != 4096 {
+	if e, err := x.extentAt(t.Context(), 0); err != nil || e.Len != 4096 {
 		t.Errorf("%+v, %v", e, err)
 	}
 	if _, ok := x.cached(0); ok {
@@ -105,7 +105,7 @@ func TestExtentsBound(t *testing.T) {
 	const n = 2 * maxCacheBytes / runSize
 	for _, x := range []*extents{newExtents(checkered(n), &mapped), newExtents(checkered(n), &mapped)} {
 		for off := int64(0); off < n*4096; off += 1000 * 4096 {
-			e, err := x.at(t.Context(), off)
+			e, err := x.extentAt(t.Context(), off)
 			if err != nil || e.Len != 4096 {
 				t.Fatalf("at %d: %+v, %v", off, e, err)
 			}
@@ -128,11 +128,11 @@ func TestExtentsFail(t *testing.T) {
 	d.OnExtent = func(source.Extent) error { return broken }
 	var mapped atomic.Int64
 	x := newExtents(d, &mapped)
-	if _, err := x.at(t.Context(), 0); !errors.Is(err, broken) {
+	if _, err := x.extentAt(t.Context(), 0); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
 	d.OnExtent = nil
-	if _, err := x.at(t.Context(), 0); err != nil {
+	if _, err := x.extentAt(t.Context(), 0); err != nil {
 		t.Errorf("after an error: %v", err)
 	}
 }
@@ -151,7 +151,7 @@ func TestExtentsAtOnce(t *testing.T) {
 	var all sync.WaitGroup
 	for range 16 {
 		all.Go(func() {
-			if _, err := x.at(t.Context(), 0); err != nil {
+			if _, err := x.extentAt(t.Context(), 0); err != nil {
 				t.Error(err)
 			}
 		})
@@ -167,7 +167,7 @@ func TestExtentsAtOnce(t *testing.T) {
 				if g == 0 && i%10 == 0 {
 					x.invalidate(off, 4096)
 				}
-				if e, err := x.at(t.Context(), off); err != nil || e.Len != 4096 {
+				if e, err := x.extentAt(t.Context(), off); err != nil || e.Len != 4096 {
 					t.Errorf("at %d: %+v, %v", off, e, err)
 				}
 			}

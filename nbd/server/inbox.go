@@ -21,9 +21,9 @@ const (
 	// readBuffer is the size, in bytes, of the buffer for the requests of a
 	// connection. Data of a write that are longer do not go through this buffer.
 	readBuffer = 4 << 10
-	// fast is a time limit for a client that counts as slow. Such a client gets
-	// buffers of reserve bytes. If it fills one within this time, it no longer
-	// counts as slow.
+	// fast is a time limit for a client that counts as slow. Such a client only
+	// gets small buffers, of reserve bytes. If it fills one of them within this
+	// time, it no longer counts as slow.
 	fast = 100 * time.Millisecond
 )
 
@@ -74,7 +74,8 @@ func (in *inbox) discard(n uint32) error {
 // allocates the buffer only after the first byte has arrived.
 //
 // The client must fill the buffer within the duration patience. If it does not, receive
-// releases the shared memory and uses buffers of reserve bytes from then on.
+// releases the shared memory and from then on uses only small buffers, of reserve bytes
+// (a constant).
 func (in *inbox) receive(off, n int64) (*buffer, error) {
 	c := in.c
 	c.out.flushReplies()

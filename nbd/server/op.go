@@ -124,8 +124,8 @@ func (o *op) sendEnd(r *reply) {
 	o.c.out.send(r)
 }
 
-// queueEnd queues o.first as the last message of the answer: see setEnd. It does not
-// wait for the client. Only the goroutine that reads requests calls it.
+// queueEnd queues the reply o.first as the last message of the answer: see setEnd. It
+// does not wait for the client. Only the goroutine that reads requests calls it.
 func (o *op) queueEnd() {
 	o.setEnd(&o.first)
 	o.c.out.queueReply(&o.first)

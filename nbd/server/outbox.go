@@ -148,8 +148,9 @@ func (o *outbox) pause(read func() error) error {
 	return err
 }
 
-// setPaused begins a pause (on is true) or ends it. At the end it moves o.since forward
-// by the length of the pause.
+// setPaused begins a pause if on is true, and otherwise ends it. At the end of a pause
+// it moves o.since, from which the method stalled counts the time, forward by the
+// length of the pause.
 func (o *outbox) setPaused(on bool, length time.Duration) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

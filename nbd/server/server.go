@@ -458,8 +458,7 @@ func (s *Server) clientEntered(c *conn) {
 	s.clients.Add(1)
 }
 
-// clientLeft is called when the connection of a client ends that clientEntered has
-// counted.
+// clientLeft is called when a client that clientEntered has counted disconnects.
 func (s *Server) clientLeft() {
 	others := s.clients.Add(-1)
 	if s.o.Left != nil {

@@ -78,7 +78,7 @@ func (m *metaContext) status(ctx context.Context, x *extents, b []byte, off, end
 	length, flags := uint32(0), uint32(0)
 	n := 0
 	for off < end {
-		e, err := x.at(ctx, off)
+		e, err := x.extentAt(ctx, off)
 		if err != nil {
 			return nil, err
 		}
@@ -120,7 +120,7 @@ func (f *facts) contexts() []metaContext {
 	return all
 }
 
-// allocation returns the flags of e in the metadata context base:allocation.
+// allocation returns the flags of the extent e in the metadata context base:allocation.
 func allocation(e source.Extent) uint32 {
 	switch e.Kind {
 	case source.Zero:
@@ -131,9 +131,9 @@ func allocation(e source.Extent) uint32 {
 	return 0
 }
 
-// depth returns the value of e in the metadata context qemu:allocation-depth. It is 0
-// if no image of the chain holds the extent, 1 if the exported image itself holds it, 2
-// if the backing file of this image does, and so on.
+// depth returns the value of the extent e in the metadata context
+// qemu:allocation-depth. It is 0 if no image of the chain holds the extent, 1 if the
+// exported image itself holds it, 2 if the backing file of this image does, and so on.
 func depth(e source.Extent) uint32 {
 	if e.Absent {
 		return 0
