@@ -130,9 +130,9 @@ func (o Options) resumed(l layout) (s state, file raw.Options, err error) {
 // for the cluster size, the error names a cluster size that is large enough.
 //
 // The disk is sequential. Ranges that are skipped read as zeros or, in an
-// overlay, as the backing. The disk is a sink.Encoder and Verifiable. Without a
-// backing it is also Zeroed. If it is a file without compression and backing, it
-// is also a sink.Cloner.
+// overlay, as the backing. The disk has the abilities sink.Encoder and
+// sink.Verifiable. Without a backing it also has sink.Zeroed. A file without
+// compression and backing also has sink.Cloner.
 func Create(ctx context.Context, address string, size int64, o Options) (sink.Disk, error) {
 	o, l, err := o.normal(size)
 	if err != nil {

@@ -67,8 +67,9 @@ func (t *tables) begin() error {
 	return nil
 }
 
-// count increments the refcount of cluster c of the file. The cluster must be in
-// the range that the refcount block in memory counts.
+// count increments the refcount of cluster c of the file. The cluster must be
+// in the range of clusters that the current refcount block, which is held in
+// memory, counts.
 func (t *tables) count(c int64) error {
 	b := t.counts[(c-t.block*t.perBlock)*2:][:2]
 	n := binary.BigEndian.Uint16(b)
@@ -243,9 +244,9 @@ func (t *tables) zero(g int64) error {
 	return nil
 }
 
-// enter saves the L2 table in memory and starts an empty one, unless the table in
-// memory already maps cluster g. The caller must not go back to a cluster that an
-// earlier table maps.
+// enter makes sure that the L2 table in memory is the one that maps cluster g.
+// If it is not, enter saves it to the file and starts an empty one. The caller
+// must not go back to a cluster that an earlier table maps.
 func (t *tables) enter(g int64) error {
 	index := g >> t.l2Shift
 	if index == t.l2Index {
@@ -355,8 +356,8 @@ func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	return refTable, clusters, t.out.flush()
 }
 
-// savedCounts writes the refcount block in memory to the offset off of the file.
-// Then it clears the block for the next range.
+// savedCounts writes the refcount block that is held in memory to the offset
+// off of the file. Then it clears the block for the next range.
 func (t *tables) savedCounts(off int64) error {
 	defer clear(t.counts)
 	if off == t.out.end() {
