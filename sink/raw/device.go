@@ -42,8 +42,9 @@ func CheckDevice(path string, size int64, o Options) error {
 // larger, the bytes after size are not changed, and Options.Warn is called.
 // Publish, Suspend and Abort leave the content of the device as it is.
 //
-// The disk is Parallel with one call at a time, a Sizer, and Verifiable. With
-// Options.TargetIsZero it is Zeroed. Options.Preallocation, Need and Force have
+// The disk takes calls in any order, but only one at a time (sink.Parallel). It
+// also has the abilities sink.Sizer and sink.Verifiable, and with
+// Options.TargetIsZero sink.Zeroed. Options.Preallocation, Need and Force have
 // no effect.
 func OpenDevice(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
 	return createDevice(ctx, path, size, o, kernel())
@@ -79,8 +80,8 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 	if err := o.checkRange(size); err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", path, err)
 	}
-	// For a device, O_EXCL fails while it is mounted, part of an array, or opened
-	// with O_EXCL by another process.
+	// Opening a device with O_EXCL fails while the device is mounted, is a
+	// part of an array, or is open with O_EXCL in another process.
 	f, err = os.OpenFile(path, flags|unix.O_EXCL, 0)
 	if errors.Is(err, unix.EBUSY) {
 		return nil, 0, fmt.Errorf("%w: the device is mounted, or in use by another process or device", err)

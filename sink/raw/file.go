@@ -59,8 +59,9 @@ func CheckSpace(path string, size int64, o Options) error {
 // The error is fs.ErrExist if a file is in the way and Force is not set, and
 // unix.ENOSPC if there is too little space.
 //
-// The disk is Parallel with one call at a time, a Sizer, and Verifiable. It is
-// Zeroed unless Preallocation is full.
+// The disk takes calls in any order, but only one at a time (sink.Parallel). It
+// also has the abilities sink.Sizer and sink.Verifiable, and sink.Zeroed unless
+// Preallocation is full.
 func CreateFile(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
 	return createFile(ctx, path, size, o, kernel())
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Null returns a disk that drops all data, for measuring the speed of a source. It
-// is Parallel, Zeroed, and a Sizer.
+// Null returns a disk that drops all data, for measuring the speed of a source.
+// It has the abilities sink.Parallel, sink.Zeroed and sink.Sizer.
 func Null(ctx context.Context, size int64) sink.Disk {
 	return &null{newLife(ctx, "null:", size)}
 }

@@ -24,7 +24,8 @@ const (
 )
 
 // Options are for CreateFile and OpenDevice. The zero value makes a new sparse
-// file. On a device, all zeros of the disk are written with the zero value.
+// file. With the zero value, all zeros of the disk are written if the target is
+// a device.
 type Options struct {
 	sink.Options
 	// If Force is set, Publish may replace an existing file, and CreateFile

@@ -20,7 +20,8 @@ import (
 // file. Zeros are written as data. name is used in messages. The disk closes w
 // when it ends.
 //
-// The disk is sequential and a Sizer. It cannot be checkpointed.
+// The disk is sequential, and has the ability sink.Sizer. It cannot be
+// checkpointed.
 func Stream(ctx context.Context, w *os.File, name string, size int64) (sink.Disk, error) {
 	s := &stream{life: newLife(ctx, name, size), w: w}
 	info, err := w.Stat()
