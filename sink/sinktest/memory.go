@@ -64,9 +64,9 @@ type Counts struct {
 // violation. Like a file, it holds one published disk and one disk that is being
 // written or suspended.
 //
-// The fields are set before the first Create. The zero value is a sequential sink
-// with a unit of 1 byte that is not Zeroed. Its methods are safe for concurrent
-// use.
+// The fields are set before the first Create. The zero value is a sequential
+// sink. Its unit is 1 byte, and its unwritten ranges need not read as zeros.
+// The methods of a Memory are safe for concurrent use.
 type Memory struct {
 	Unit      int64 // in bytes, a power of two; 0 means 1
 	Parallel  int   // 0: the disks are not sink.Parallel
@@ -93,7 +93,7 @@ var errMemoryBusy = errors.New("memory: a disk is being written already")
 
 // Create makes a disk of size bytes, or resumes the suspended one. To resume,
 // Options.State must be the state that Checkpoint returned for the offset
-// Options.Resume. The disks are Sizers and Verifiable.
+// Options.Resume. The disks have the abilities sink.Sizer and sink.Verifiable.
 func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.Disk, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -380,8 +380,9 @@ func (d *memoryDisk) breach(c Call) string {
 
 func (d *memoryDisk) zeroed() bool { return d.m.Zeroed && zeroed{d}.ZeroedFrom(0) }
 
-// uncovered returns the first offset below end that lies in no range of a call.
-// It returns -1 if there is none, or if callers may skip ZeroAt.
+// uncovered returns the first offset below end that lies in none of the ranges
+// of earlier calls. It returns -1 if there is no such offset, or if callers
+// need not call ZeroAt for zeros.
 func (d *memoryDisk) uncovered(end int64) int64 {
 	switch {
 	case end == 0 || d.zeroed() || len(d.done) > 0 && d.done[0].from == 0 && d.done[0].to >= end:

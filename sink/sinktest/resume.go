@@ -35,8 +35,8 @@ func testResume(t *testing.T, c Config) {
 		c.unpublished(t, target, "after Suspend")
 
 		d = c.create(t, target, p.size(), sink.Options{State: state, Resume: off})
-		// The second run first writes zeros over the stale bytes of the
-		// first run, and then data.
+		// The second run writes zeros over the stale bytes of the first
+		// run, and then writes the other pieces as planned.
 		rest := slices.Clone(p.pieces[at:])
 		split := rest[0]
 		rest[0].zero = true
