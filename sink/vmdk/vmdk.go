@@ -58,10 +58,10 @@ func CheckSize(size int64) error {
 // descriptor. The returned disk owns out and ends it. If Create returns an error,
 // it has aborted out.
 //
-// The disk is sequential, with units of 64 KiB, and is Zeroed and an Encoder. It
-// is Verifiable if out is. It cannot be checkpointed or resumed. Writing fails
-// when the file of the image reaches 2 TiB, where the sector numbers of the
-// format end.
+// The disk is sequential, with units of 64 KiB. It has the abilities
+// sink.Zeroed and sink.Encoder, and sink.Verifiable if out has it. It cannot be
+// checkpointed or resumed. Writing fails when the file of the image reaches 2
+// TiB, where the sector numbers of the format end.
 func Create(ctx context.Context, out sink.Disk, name string, size int64, o Options) (sink.Disk, error) {
 	d, err := create(ctx, out, name, size, o)
 	if err != nil {
