@@ -117,8 +117,8 @@ func (j *Job) Fingerprint() string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// Limits bound the work that is done at the same time. A field that is 0 means the default in
-// its comment, or no limit if there is none.
+// Limits bound the work that is done at the same time. A field that is 0 stands for the default
+// in its comment, or for no limit if its comment has no default.
 type Limits struct {
 	Total       int   // number of disks; 0: 4
 	PerServer   int   // number of disks of each server
@@ -162,7 +162,7 @@ const (
 	Array           // of strings
 )
 
-// Field describes a flag of a copy that a job can set in a field.
+// Field describes a field of job files in which a job can set a flag of a copy.
 type Field struct {
 	Name string // in the job file
 	Type Type

@@ -156,9 +156,9 @@ func (f *forecast) start() {
 }
 
 // connect distributes the connections of each host among its copies, as vddk.Budget does for
-// real copies, and sets the rate of each copy. The copies get the connections that they need to
-// begin in the order in which they started. The remaining connections are given out one at a
-// time, to each copy in turn.
+// real copies, and sets the rate of each copy. First, in the order in which the copies started,
+// each gets the connections without which it cannot begin. The remaining connections are given
+// out one at a time, to each copy in turn.
 func (f *forecast) connect() {
 	type host struct {
 		copies []*copying

@@ -22,9 +22,9 @@ const hookGrace = 5 * time.Second
 const maxHookLine = 4 << 10
 
 // hook runs a command of a job and logs each line that the command prints. kind is "before" or
-// "after", for messages. The report is nil before the copy. If ctx ends, or if the command
-// takes longer than the job allows, hook ends all processes that the command has started before
-// it returns.
+// "after", for messages. report is the report of the copy, and nil for a before command. If ctx
+// ends, or if the command takes longer than the job allows, hook ends all processes that the
+// command has started before it returns.
 func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
 	defer func() {
 		if err != nil {

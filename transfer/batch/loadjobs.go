@@ -86,9 +86,9 @@ func (l *jobsLoader) writer(file string) (job int, ok bool) {
 	return int(i), ok && slices.Contains(l.files(l.file.Jobs[i].Target), file)
 }
 
-// required records a problem if a required field, such as "source", has no value. Either
-// neither the job nor the defaults have the field, or it is empty in the job. For an empty
-// field there is no further problem if the job already has one.
+// required records a problem if a required field, such as "source", has no value. There are two
+// cases: neither the job nor the defaults have the field, or the field is empty in the job. In
+// the second case required records nothing if the job already has a problem.
 func (l *jobsLoader) required(i int, d *draft, name, value string) {
 	if value != "" {
 		return

@@ -27,10 +27,10 @@ type Options struct {
 	// JobLog opens the log of a job. The batch calls done when it no longer uses the log. If
 	// JobLog is nil, all jobs use Log.
 	JobLog func(*Job) (log *slog.Logger, done func())
-	// Spawn must call start. start starts a before or after command of a job in a process group
-	// of its own, and returns the number of the group. The batch calls gone when the group has
-	// ended. A program that may exit at once uses Spawn to know which groups it must kill.
-	// Spawn may be nil.
+	// Spawn must call the function start, which starts a command of a job (the before or the
+	// after command) in a process group of its own, and returns the number of the group. The
+	// batch calls gone when the group has ended. A program that may exit at once uses Spawn to
+	// know which groups it must kill. Spawn may be nil.
 	Spawn func(start func() (group int, err error)) (gone func(), err error)
 	// Ended is called for each job when no further attempt follows, and at the beginning for
 	// each job that an earlier run has done. It is not called for jobs that do not start. Calls

@@ -13,7 +13,8 @@ import (
 )
 
 // work makes one attempt at a job, including its before and after commands, and updates the
-// state file. It runs in a goroutine of its own, so it uses no field of r except r.o.
+// state file. It runs in a goroutine of its own, and the fields of the run r belong to another
+// goroutine. So work uses only r.o, the options.
 func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	j, log := a.job, r.o.Log.With("job", a.job.Name)
 	if r.o.JobLog != nil {
