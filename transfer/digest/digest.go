@@ -155,7 +155,7 @@ func (s *Sum) zero(n int64) {
 	}
 }
 
-// innerZero adds n zero bytes. They must all be in the block in which the first of them is.
+// innerZero adds n zero bytes. They must all lie in one block.
 func (s *Sum) innerZero(n int) {
 	if !s.innerZeros {
 		s.inner.Write(zeros[:n])
@@ -163,8 +163,8 @@ func (s *Sum) innerZero(n int) {
 	s.advance(n)
 }
 
-// advance counts n bytes as added. They must all be in the block in which the first of them is.
-// If the block is complete, advance adds its hash to the outer hash.
+// advance counts n bytes as added. They must all lie in one block. If the block is complete,
+// advance adds its hash to the outer hash.
 func (s *Sum) advance(n int) {
 	s.size += int64(n)
 	if s.partial() > 0 {
@@ -193,7 +193,7 @@ func (s *Sum) Data(p []byte) {
 	}
 }
 
-// part adds the bytes p. They must all be in the block in which the first of them is.
+// part adds the bytes p. They must all lie in one block.
 func (s *Sum) part(p []byte) {
 	switch {
 	case zero.Is(p):
