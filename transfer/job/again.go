@@ -79,7 +79,8 @@ func Tidy(spec Spec) {
 
 // keepOld gives the file that is at the target a second name, TARGET.old, and allows the copy
 // to replace the file. The file's data then remains under the second name. If keepOld cannot
-// make this link, replacing is not allowed, and the copy fails later because the target exists.
+// make this link, it does not allow the copy to replace the file. The copy then fails later,
+// with the error that the target exists.
 func (j *job) keepOld() {
 	place := sinkopen.PlaceOf(j.at.target)
 	if place.Kind != "file" {

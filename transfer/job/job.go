@@ -214,8 +214,8 @@ func (j *job) check(ctx context.Context) error {
 	return j.planned(ctx, func(context.Context) error { return j.checkTarget(ctx) })
 }
 
-// planned opens the disks, plans the copy and calls next, which finds them open. The
-// context of next is the one for calls to the target.
+// planned opens the disks, plans the copy, calls the function next, and closes the disks. next
+// gets the context for calls to the target.
 func (j *job) planned(ctx context.Context, next func(writing context.Context) error) error {
 	contexts, err := j.begin(ctx)
 	if err != nil {
@@ -274,7 +274,7 @@ func (j *job) transfer(ctx, writing context.Context) error {
 	o.Requests = transfer.Requests(j.Depth, j.source)
 	if c, ok := sink.Ability[sink.Connected](j.dst); ok {
 		// Each read is followed by a write, so all connections of the target are busy only if
-		// there are at least as many concurrent reads.
+		// there are at least as many concurrent reads as connections.
 		o.Requests = max(o.Requests, j.Depth*c.Connections())
 	}
 	k, err := j.keep(&o)

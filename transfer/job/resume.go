@@ -33,7 +33,7 @@ type resumption struct {
 	begun   bool            // the journal describes this copy, which may write to the target
 	partial os.FileInfo     // of the existing .partial file; nil: there is none
 	// identity identifies the device or export that the earlier run wrote to. It is "" if the
-	// target is a file, or if no journal says what was written to.
+	// target is a file, or if no journal records the identity.
 	identity string
 	// touched is the path of a journal that says that an earlier copy may have written to the
 	// device or export. If no journal says so, it is "".
@@ -168,9 +168,9 @@ func (j *job) matchEarlier(ctx context.Context) (err error) {
 	return nil
 }
 
-// decisive returns the values of those flags that decide the content of a target with this
-// format, or which digests a checkpoint has. A copy with other values cannot continue the
-// earlier one. docs/journal.md has a table of all flags.
+// decisive returns the values of some flags: those that decide the content of a target with
+// this format, and those that decide which digests a checkpoint has. A copy with other values
+// cannot continue the earlier one. docs/journal.md has a table of all flags.
 func (j *job) decisive(format string) map[string]string {
 	options := map[string]string{}
 	cluster, compress := "", ""

@@ -157,9 +157,10 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 	if err != nil {
 		return err
 	}
-	// A file with the recorded identity is the right target. Any other target must be proved by
-	// data before the checkpoint. Zeros prove nothing, because every new disk has them. In an
-	// overlay, data proves nothing either, because it may come from the backing disk.
+	// A file with the recorded identity is the right target. Any other target must be
+	// recognised by its data: data that was copied before the checkpoint must be there. Zeros
+	// prove nothing, because every new disk has them. In an overlay, data proves nothing
+	// either, because it may come from the backing disk.
 	same := !j.inPlace() && id != "" && id == last.Identity
 	if !same && (!last.Proves() || j.overlay.disk != nil && !j.inPlace()) {
 		return fmt.Errorf("%w: the target is %s, the earlier copy wrote to %s, and the data before the checkpoint does not identify the target", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
