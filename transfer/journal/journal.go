@@ -228,8 +228,8 @@ func (j *Journal) Write(e Entry) error {
 	return nil
 }
 
-// WriteBack writes e, the older of the two entries, over the newer one. It is for a newer entry
-// that does not describe the target: a later run must not use that entry.
+// WriteBack writes e, the older of the two entries, over the newer one. It is called if the
+// newer entry does not describe the target, so that no later run uses the newer entry.
 func (j *Journal) WriteBack(e Entry) error {
 	j.next = 1 - j.next
 	return j.Write(e)
