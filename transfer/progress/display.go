@@ -236,7 +236,7 @@ func (d *Display) drawBar(s Snapshot, last bool) {
 			progressbar.OptionFullWidth(),
 			progressbar.OptionSetPredictTime(true),
 			progressbar.OptionThrottle(0),
-			// With an interval other than 0, a goroutine of the progress bar would draw a
+			// With an interval other than 0, a goroutine of package progressbar would draw a
 			// spinner at any time, between messages and over a question to the user.
 			progressbar.OptionSetSpinnerChangeInterval(0),
 		)
