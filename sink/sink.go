@@ -72,12 +72,13 @@ type Disk interface {
 	// SameAt makes [off, off+n) read as the same range of the backing disk. It fails
 	// if the disk has no backing.
 	SameAt(ctx context.Context, off, n int64) error
-	// Unit returns the alignment of writes in bytes, a power of two; 1 means any.
+	// Unit returns the alignment of writes in bytes, a power of two. The
+	// result 1 means that any alignment is allowed.
 	Unit() int64
 	// Checkpoint starts a checkpoint at the offset off. It must not run at
 	// the same time as another call, unless the disk is Parallel. In that
-	// case it is called once all writes below off have returned, while others
-	// may still run.
+	// case it is called once all writes below off have returned, while
+	// writes above off may still run.
 	//
 	// Checkpoint writes the metadata for everything below off. It returns the
 	// state for Options.State, and a function that makes the checkpoint
@@ -145,7 +146,8 @@ func IdentityOf(d Disk) (string, error) {
 	return i.Identity()
 }
 
-// Parallel is the ability to take calls concurrently and in any order.
+// Parallel is the ability to take calls in any order, and as many as
+// MaxParallel of them at the same time.
 type Parallel interface {
 	MaxParallel() int // at least 1
 }
