@@ -159,14 +159,15 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 	}
 }
 
-// reads yields the ranges that pairs yields, as they are read. A short hole between data then
-// counts as data, because it is read together with the data.
+// reads yields ranges as pairs does, except that a short hole between data counts as data,
+// because it is read together with the data.
 func (c *comparison) reads(ctx context.Context) iter.Seq2[pair, error] {
 	return c.pairs([2]iter.Seq2[source.Extent, error]{c.sides[0].extents(ctx), c.sides[1].extents(ctx)})
 }
 
-// plan counts the bytes that will be read as planned, and all others as skipped. With
-// CompareOptions.Strict it also compares the allocation of the disks.
+// plan adds the bytes that will be read to the counter of planned bytes, and all others to the
+// counter of skipped bytes. With CompareOptions.Strict it also compares the allocation of the
+// disks.
 func (c *comparison) plan(ctx context.Context, diff *Difference) error {
 	for p, err := range c.reads(ctx) {
 		if err != nil {

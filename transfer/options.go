@@ -26,8 +26,8 @@ type Options struct {
 	KeepZeros bool
 
 	// Backing is the backing image of the target, if the target is an overlay. An Inherited
-	// range of the source is read from Backing if it shares a unit of the sink, such as a
-	// cluster, with other ranges.
+	// range of the source, whose content is in a parent image, is read from Backing if it
+	// shares a unit of the sink, such as a cluster, with other ranges.
 	Backing source.Disk
 	// BackingIdentity is the identity of Backing when it was opened; if it is "", the copy
 	// queries the identity when it begins. The target holds only differences from the backing

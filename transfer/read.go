@@ -31,7 +31,7 @@ func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
 }
 
 // readMixed reads a range that may consist of data, zeros, and Inherited extents. It reads the
-// latter from the backing image.
+// Inherited extents from the backing image.
 func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 	for e, err := range source.Covered(ctx, r.src, off, int64(len(buf))) {
 		if err != nil {

@@ -22,10 +22,11 @@ type reopener struct {
 }
 
 // reopen opens the target at the last checkpoint of k, and retries as r.policy says. cause is
-// the error that ended the connection. Even if it is permanent, a new connection may succeed.
-// failures is the number of failures since the copy last made progress, and lostAt is the time
-// of the first of them. If the copy was stopped, the error is errStopped or the cause of ctx.
-// Otherwise it is an ErrLost, so that a later run can continue.
+// the error that ended the connection. reopen tries a new connection even if cause is a
+// permanent error, because that may succeed. failures is the number of failures since the copy
+// last made progress, and lostAt is the time of the first of them. If the copy was stopped, the
+// error is errStopped or the cause of ctx. Otherwise it is an ErrLost, so that a later run can
+// continue.
 func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures int, lostAt time.Time) (dst sink.Disk, err error) {
 	for {
 		failures++
@@ -74,7 +75,7 @@ func (r *reopener) openProven(ctx context.Context, k *keeper, limit time.Duratio
 }
 
 // openWithin opens the target at a checkpoint. It returns errNoAnswer after the time limit, and
-// errStopped when the copy is stopped. The open target goes on using the context with which it
+// errStopped when the copy is stopped. The open target keeps using the context with which it
 // was opened, so openWithin cancels this context only after an error.
 func (r *reopener) openWithin(ctx context.Context, limit time.Duration, checkpoint *Checkpoint) (sink.Disk, error) {
 	opening, cancel := context.WithCancelCause(ctx)

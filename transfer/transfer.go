@@ -41,9 +41,10 @@ type Result struct {
 //
 // Without Options.Keep no error is a *ResumableError. With Options.Keep, once a checkpoint
 // exists, every error is one, except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced and
-// *MismatchError. Before the first checkpoint, an error is a *ResumableError only if a later run
-// may succeed: if ctx or Options.Stop ended, if the target is full, if the connection to the
-// target was lost, or if a source failed that retries reads itself (source.Counted).
+// *MismatchError. Before the first checkpoint, an error is a *ResumableError only if a later
+// run may succeed: if ctx or Options.Stop ended, if the target is full, if the connection to
+// the target was lost, or if reading failed although the source retries its reads itself
+// (source.Counted).
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
 	result.Size = src.Size()
 	if plan.Size != src.Size() {
