@@ -70,7 +70,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	return nil
 }
 
-// run copies, or plans with --dry-run.
+// run copies the disk. With --dry-run it only prints what a copy would do.
 func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func()) (*report.Report, error) {
 	if !c.DryRun {
 		return job.Run(ctx, spec)
@@ -87,7 +87,8 @@ func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func(
 	return p.Report, nil
 }
 
-// spec returns the copy that the flags describe. Its caller sets the log and the counters.
+// spec returns the job.Spec of the copy that the flags describe. The caller sets the log
+// and the counters in it.
 func (c *copyCommand) spec() job.Spec {
 	s := c.addresses()
 	s.SourceFormat, s.SingleLink, s.Opener, s.BackingOpener = c.SourceFormat, c.SingleLink, c.opener(), c.opener()
@@ -154,7 +155,8 @@ func progressStyle(flag string) progress.Style {
 	return progress.Lines
 }
 
-// shown runs work while the display shows the progress, and returns the error of work.
+// shown calls the function work while the display shows the progress, and returns the
+// error of work.
 func shown(display interface{ Run(done <-chan struct{}) }, work func() error) error {
 	done, drawn := make(chan struct{}), make(chan struct{})
 	go func() {

@@ -103,7 +103,8 @@ var reflinks = map[string]transfer.Reflink{
 	"auto": transfer.ReflinkAuto, "always": transfer.ReflinkAlways, "never": transfer.ReflinkNever,
 }
 
-// digestFlag is the value of --digest, which is optional and can only follow after =.
+// digestFlag is the value of --digest. The value is optional. It must follow the flag
+// after an equals sign: --digest=sha256.
 type digestFlag digest.Algorithm
 
 // IsBool tells kong that the flag may have no value.

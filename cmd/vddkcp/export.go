@@ -61,7 +61,8 @@ func (s *namedSource) UnmarshalText(text []byte) error {
 	return nil
 }
 
-// cowFlag is the value of --cow, which can only follow after =.
+// cowFlag is the value of --cow. The value is optional. It must follow the flag after an
+// equals sign: --cow=FILE.
 type cowFlag struct {
 	on   bool
 	file string // "" means a temporary file
@@ -146,9 +147,9 @@ func (c *exportCommand) sources() []namedSource {
 	return append(all, c.Export...)
 }
 
-// addresses parses the addresses of the sources. SRC comes first. It is the only source
-// that is opened before the server starts even if opening it requires a login on a
-// host.
+// addresses parses the addresses of the sources, SRC first. Only SRC is always opened
+// before the server starts. Another source on a server is opened for its
+// first client.
 func (c *exportCommand) addresses() ([]export.Source, error) {
 	var all []export.Source
 	for _, s := range c.sources() {

@@ -297,7 +297,8 @@ func (e *imageExtent) String() string {
 	return s.String()
 }
 
-// bothSizes returns n bytes in a unit for people, followed by the exact number.
+// bothSizes returns a text with n bytes in a unit that is easy to read, such as GiB,
+// followed by the exact number of bytes.
 func bothSizes(n int64) string {
 	if n < 1<<10 {
 		return fmt.Sprintf("%d bytes", n)

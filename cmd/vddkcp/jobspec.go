@@ -151,7 +151,8 @@ func jobField(flag *kong.Flag) (batch.Field, error) {
 	return f, nil
 }
 
-// command returns the flags of a job, in a copy that the caller may change.
+// command parses the fields of a job as flags of vddkcp copy. It returns a new
+// copyCommand, which the caller may change.
 func (p *jobParser) command(j *batch.Job) (*copyCommand, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -274,8 +275,9 @@ func (n fileNames) folder(path string) string {
 
 func inode(st *unix.Stat_t) string { return fmt.Sprintf("inode %d %d", st.Dev, st.Ino) }
 
-// filesOf returns the names of the file behind a link or a device. It returns nil for an
-// address that cannot be a file.
+// filesOf returns the texts by which package batch compares files: two paths lead to the
+// same file or device if they have a text in common. It returns nil if path leads to
+// neither a file nor a block device.
 func filesOf(path string) []string {
 	var names []string
 	switch place := sinkopen.PlaceOf(address.Path(path)); place.Kind {

@@ -103,8 +103,9 @@ func run(args []string) int {
 	return 0
 }
 
-// refuseReserved returns an error for the names of planned commands, so that a
-// script for a later version does not copy a file of that name.
+// refuseReserved returns an error if the first word is the name of a command that is
+// planned for a later version. Without this error, this version would take the word for
+// SRC and copy a file of that name.
 func refuseReserved(args []string) error {
 	reserved := []string{
 		"ls", "vm", "warm", "check", "cleanup", "vddk-worker",
@@ -204,17 +205,17 @@ func signalName(s syscall.Signal) string {
 	return "SIGTERM"
 }
 
-// echo is the time within which the same signal counts only once: timeout(1) and
-// other programs send theirs to the process and then to its process group.
+// echo is the time within which the same signal counts only once. timeout(1) and other
+// programs send a signal twice: to the process and then to its process group.
 const echo = 250 * time.Millisecond
 
-// withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends, with
-// a *signalError as its cause. A second SIGINT or SIGTERM calls last and ends the
-// process at once, unless it is the same signal within the time echo. A second
-// SIGHUP has no effect: a terminal that closes sends several, and systemd sends one
-// after its SIGTERM. If SIGHUP is ignored when the program starts, as under
-// nohup(1), it stays ignored.
-func withSignals(parent context.Context, last func()) (ctx context.Context, stop func()) {
+// withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends, with a
+// *signalError as its cause. A second SIGINT or SIGTERM calls the function beforeExit and
+// ends the process at once, unless it is the same signal within the time echo. A second
+// SIGHUP has no effect, because a terminal that closes sends several, and systemd sends
+// one after its SIGTERM. If SIGHUP is ignored when the program starts, as under nohup(1),
+// it stays ignored.
+func withSignals(parent context.Context, beforeExit func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)
 	wanted := []os.Signal{syscall.SIGINT, syscall.SIGTERM}
@@ -234,7 +235,7 @@ func withSignals(parent context.Context, last func()) (ctx context.Context, stop
 				continue
 			}
 			restoreTerminal()
-			last()
+			beforeExit()
 			os.Exit(exit.Signal + int(second.(syscall.Signal)))
 		}
 	}()

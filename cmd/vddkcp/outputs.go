@@ -60,9 +60,9 @@ func (o *outputs) protect(what, path string) {
 	}
 }
 
-// addressOrPath parses an address of a file that outputs protect. An address with a
-// mistake is taken for a path: the command fails because of it, but it may write a
-// report of that.
+// addressOrPath parses the address of a file that outputs must not overwrite. It returns
+// an invalid address as a path. The command then fails because of the address, but it still
+// writes a report of the failure. The report must not overwrite a file at this path.
 func addressOrPath(text string, role address.Role) address.Address {
 	if a, err := address.Parse(text, role); err == nil {
 		return a
@@ -102,9 +102,9 @@ func (o *outputs) protectSecret(what string, s secretFlag) {
 	}
 }
 
-// with returns a copy of the outputs to which the file that a flag names is added, if
-// the flag is given.
-func (o *outputs) with(flag, path string) *outputs {
+// withFile returns a copy of the outputs. If the flag is given, the copy also has the file
+// at path, which the flag names.
+func (o *outputs) withFile(flag, path string) *outputs {
 	more := &outputs{list: slices.Clip(o.list)}
 	more.add(flag, path)
 	return more

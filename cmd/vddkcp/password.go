@@ -41,8 +41,8 @@ const (
 	onFD                  // -FD
 )
 
-// Decode implements kong.MapperValue. It accepts a word with any beginning as the
-// value. Its errors do not contain the value.
+// Decode implements kong.MapperValue. It accepts any word as the value, even
+// one that begins with - or --. Its errors do not contain the value.
 func (f *secretFlag) Decode(ctx *kong.DecodeContext) error {
 	token := ctx.Scan.Pop()
 	if token.IsEOL() {
@@ -79,10 +79,11 @@ func (f *secretFlag) parse(s string) error {
 	return nil
 }
 
-// read returns the secret. what describes it in a prompt. pause hides the progress
-// display until resume is called; it may be nil. Errors do not contain the value of
-// the flag, which may be a password that the user took for the name of a file.
-func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), what string) (vddk.Secret, error) {
+// read returns the secret. label describes the secret in a prompt. pause
+// hides the progress display until resume is called; it may be nil. Errors do not contain
+// the value of the flag, which may be a password that the user took for the name of a
+// file.
+func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), label string) (vddk.Secret, error) {
 	var text string
 	var err error
 	switch f.form {
@@ -94,7 +95,7 @@ func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), wha
 		if pause != nil {
 			defer pause()()
 		}
-		text, err = askTerminal(grace.Original(ctx), what+": ")
+		text, err = askTerminal(grace.Original(ctx), label+": ")
 	case inFile:
 		text, err = impatient.Call(grace.Original(ctx), func() (string, error) { return readSecretFile(f.value) })
 	case onFD:

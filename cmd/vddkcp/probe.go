@@ -239,8 +239,8 @@ func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probe
 }
 
 // someData returns extents of a disk that hold data. It leaves out the first skip bytes
-// of data, and returns extents of at most most bytes in total.
-func someData(ctx context.Context, src source.Disk, skip, most int64) (data []source.Extent, err error) {
+// of data, and returns extents of at most limit bytes in total.
+func someData(ctx context.Context, src source.Disk, skip, limit int64) (data []source.Extent, err error) {
 	for e, err := range src.Extents(ctx, 0, src.Size()) {
 		if err != nil {
 			return nil, err
@@ -250,11 +250,11 @@ func someData(ctx context.Context, src source.Disk, skip, most int64) (data []so
 		}
 		over := min(skip, e.Len)
 		skip -= over
-		e.Off, e.Len = e.Off+over, min(e.Len-over, most)
+		e.Off, e.Len = e.Off+over, min(e.Len-over, limit)
 		if e.Len > 0 {
 			data = append(data, e)
 		}
-		if most -= e.Len; most == 0 {
+		if limit -= e.Len; limit == 0 {
 			break
 		}
 	}

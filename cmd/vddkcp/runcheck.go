@@ -159,7 +159,7 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 			if h := report.Of(c.err).Hint; h != "" {
 				ready += " (" + h + ")"
 			}
-			// A size that the check did not reach is unknown.
+			// The check may have failed before it knew the sizes. They are 0 then.
 			if c.data == 0 {
 				data = "-"
 			}

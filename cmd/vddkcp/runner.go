@@ -35,7 +35,7 @@ func (r diskRunner) Run(ctx context.Context, t *batch.Task) *report.Report {
 	spec.Limit = spec.Limit.Within(b.limit)
 	spec.KeepOld, spec.Batch, spec.Whole = t.Redo, true, t.Whole
 	spec.Log, spec.Counters = log, new(progress.Counters)
-	outputs := b.outputs.with("--log-dir", b.logPath(r.job))
+	outputs := b.outputs.withFile("--log-dir", b.logPath(r.job))
 	spec.Opened = func() error { return outputs.checkOpened(spec.Opener, spec.BackingOpener) }
 	done := b.display.Start(t.Name, t.Source, spec.Counters)
 	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", spec.Resume)
@@ -95,7 +95,8 @@ func (b *batchRun) spec(j *batch.Job) job.Spec {
 	return s
 }
 
-// command returns the flags of a job, in a copy that the caller may change.
+// command returns the flags of the copy that a job describes. The caller may change the
+// returned copyCommand.
 func (b *batchRun) command(j *batch.Job) *copyCommand {
 	c, err := b.parser.command(j)
 	if err != nil {

@@ -46,10 +46,10 @@ func (f *sourceFlags) opener() *sourceopen.Opener {
 	return o
 }
 
-// protect protects the files of a source from being overwritten by outputs. what
-// names the source in messages.
-func (f *sourceFlags) protect(o *outputs, what string, a address.Address) {
-	o.protectSource(what, a)
+// protect protects the files of a source from being overwritten by outputs. role
+// names the source in messages, such as "SRC".
+func (f *sourceFlags) protect(o *outputs, role string, a address.Address) {
+	o.protectSource(role, a)
 	o.protectSecret("the password", f.Password)
 	o.protectSecret("the cookie", f.Cookie)
 }

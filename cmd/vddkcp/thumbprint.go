@@ -91,8 +91,8 @@ func (f *certificateFacts) printText(w *bufio.Writer) {
 	}
 }
 
-// splitHost splits HOST[:PORT]. An IPv6 address without a port may have no
-// brackets.
+// splitHost splits HOST[:PORT]. The brackets of an IPv6 address are optional
+// if no port follows.
 func splitHost(s string) (host string, port uint32, err error) {
 	if strings.ContainsAny(s, "/@ \t\n") {
 		return "", 0, fmt.Errorf("%q: want only the name or address of a server, as HOST or HOST:PORT", s)

@@ -164,8 +164,9 @@ func (f *vddkFlags) params(ctx context.Context, file string, singleLink bool, wa
 	if environment == nil {
 		environment = new(secretEnvironment)
 	}
-	// Validate only checks which secrets are given. An empty secret stands for the
-	// secret of a flag, which is read after this check.
+	// The secrets of flags are read only after this first call of Validate, because
+	// reading them may ask the user. Until then, an empty secret stands for each of
+	// them. Validate only needs to know which secrets will be given.
 	stand := func(flag secretFlag, other vddk.Secret) vddk.Secret {
 		if flag.form != notGiven {
 			return vddk.NewSecret("")

@@ -42,7 +42,8 @@ type verifyCommand struct {
 // addresses are the parsed addresses of the disks. target is nil with --digest.
 type addresses struct{ source, target address.Address }
 
-// digestValue is a digest in the form that reports have.
+// digestValue is the value of --digest: a digest as the report of a copy has it, the
+// algorithm and hexadecimal digits ("sha256:...").
 type digestValue struct {
 	algorithm digest.Algorithm
 	hex       string // hexadecimal digits in lower case

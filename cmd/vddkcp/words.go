@@ -95,8 +95,8 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 		file, named = bare[0], true
 	}
 	if named || kind == wordsForOneDisk || kind == wordsForTwoDisks || kind == wordsForExport && w.Export == "" {
-		// If file is empty, the check of the VDDK parameters reports everything
-		// that is missing.
+		// The variable file may be empty. In this case the later check of the VDDK
+		// parameters reports the file, too, as missing.
 		w.Src = address.ForVDDK(file).String()
 	}
 	return w, nil
@@ -216,8 +216,8 @@ func commandNamed(app *kong.Application, name string) *kong.Node {
 	return nil
 }
 
-// flag records the flags of arg. next is true if the value of the last one is the
-// next word of the line.
+// flag records the flags of the word arg. known is false if one of them does not exist.
+// next is true if the value of the last flag is the next word of the command line.
 func (l *commandLine) flag(arg string) (known, next bool) {
 	if name, ok := strings.CutPrefix(arg, "--"); ok {
 		name, _, valued := strings.Cut(name, "=")
