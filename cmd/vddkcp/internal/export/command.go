@@ -23,8 +23,9 @@ func (e *CommandStatus) Error() string { return fmt.Sprintf("CMD ended with stat
 // command, 128 plus the number of the signal.
 func (e *CommandStatus) ExitStatus() int { return e.Status }
 
-// script returns shell commands that set the same variables as nbdkit does. Like
-// nbdkit, it sets them in the shell and not in the environment.
+// script returns the shell commands that set variables such as $uri and $port before the
+// command of --run. nbdkit sets the same variables. Like nbdkit, script does not export
+// them to the environment.
 func (s *sockets) script(uri, name string) string {
 	port, path := "", ""
 	switch a := s.listeners[0].Addr().(type) {
@@ -96,7 +97,9 @@ func parentEnded(ctx context.Context, parent int) bool {
 	// process.
 	const milliseconds = 200 // how often the parent is checked
 	var wait []unix.PollFd
-	// Linux before 5.3 has no pidfd, so only the regular checks detect the end.
+	// A pidfd ends the poll below as soon as the parent process ends. Linux before 5.3
+	// has no pidfd. There, the loop notices the end of the parent only at its next
+	// check of the parent's ID.
 	if fd, err := unix.PidfdOpen(parent, 0); err == nil {
 		defer unix.Close(fd)
 		wait = []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}

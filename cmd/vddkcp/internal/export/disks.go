@@ -19,9 +19,9 @@ import (
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 )
 
-// open opens the sources with Eager. It checks the other sources as far as possible
-// without a login; a local source is opened for this check. The returned exports are
-// valid even if err is not nil.
+// open opens the sources whose field Eager is set. It checks the other sources as far as
+// possible without a login; a local source is opened for this check. The returned exports
+// are valid even if err is not nil.
 func open(ctx context.Context, o Options) (e *exports, err error) {
 	e = &exports{life: ctx, Options: o}
 	if err = e.openAll(ctx); err != nil {
@@ -57,7 +57,8 @@ func (e *exports) openAll(ctx context.Context) error {
 		}
 	}
 	if e.Pattern != "" {
-		// The path is only an example. The check finds invalid values of the other VDDK
+		// Clients choose the disk later, so that its path is not known yet. The check
+		// uses a path as an example. It finds invalid values of the other VDDK
 		// parameters.
 		path := "[any] any.vmdk"
 		if strings.HasPrefix(e.Pattern, "/") {
@@ -210,7 +211,8 @@ func (e *exports) openSource(ctx context.Context, src address.Address) (source.D
 	}})
 }
 
-// openDisk opens a source and, with Cow, a layer for writes over it.
+// openDisk opens a source. If the option Cow is set, it also adds a layer, the file that
+// takes the writes of clients.
 func (e *exports) openDisk(ctx context.Context, src address.Address) (source.Disk, error) {
 	disk, err := e.openSource(ctx, src)
 	if err != nil {

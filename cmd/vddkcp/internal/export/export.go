@@ -28,8 +28,8 @@ import (
 
 // Options say which disks are served, to which clients, and until when.
 type Options struct {
-	// Sources are the disks that have names. A single disk with an empty name
-	// answers to every name, unless there is a Pattern.
+	// Sources are the disks that clients request by the name of an export. A single
+	// disk with an empty name answers to every name, unless there is a Pattern.
 	Sources []Source
 	// Pattern is a wildcard. Clients may choose a disk that VDDK opens by its path
 	// if the path matches. An empty Pattern allows no such disks.
@@ -42,8 +42,9 @@ type Options struct {
 	// it returns an error, Run fails. It may be nil.
 	Opened func() error
 	// Cow lets clients write without changing the disks. Their writes go to a
-	// temporary file or, for a single disk, to CowFile, which later runs continue.
-	// CowOnRead also caches blocks there that were read.
+	// temporary file or, for a single disk, to CowFile. A later run with the same
+	// CowFile sees the writes of earlier runs. CowOnRead also copies blocks that
+	// clients read into this file.
 	Cow, CowOnRead bool
 	CowFile        string
 

@@ -7,9 +7,9 @@ import (
 	"unicode/utf8"
 )
 
-// mayName reports whether the wildcard of export= lets clients open the disk at
-// path. A [DATASTORE] at the beginning of the wildcard means itself, not a set of
-// characters.
+// mayName reports whether a wildcard, the value of the parameter export=, lets clients
+// open the disk at path. If the wildcard begins with a [DATASTORE], these brackets do not
+// mean a set of characters.
 func mayName(pattern, path string) bool {
 	if path == "" || slices.Contains(strings.FieldsFunc(path, func(r rune) bool { return r == '/' || r == ' ' }), "..") {
 		return false // .. could lead out of the folder that the wildcard allows
