@@ -66,8 +66,8 @@ func (a Appliance) String() string {
 	return a.text
 }
 
-// IsWhole reports whether the address names the whole appliance and not one of its disks: it is
-// PATH without a # part.
+// IsWhole reports whether the address names the appliance as a whole. Such an address is
+// a PATH without #NUMBER or #NAME after it.
 func (a Appliance) IsWhole() bool { return a.String() == a.Path }
 
 func (Path) isAddress()      {}
