@@ -67,7 +67,8 @@ func run(args []string) error {
 	return f.Close()
 }
 
-// scatter makes the raw disk of -raw.
+// scatter makes the sparse raw disk that the flag -raw asks for. size and data are the
+// arguments GIB and DATA.
 func scatter(path, size, data string) error {
 	const piece = 64 << 10
 	gib, err := strconv.ParseInt(size, 10, 64)
@@ -101,7 +102,8 @@ func scatter(path, size, data string) error {
 }
 
 // write writes everything except the grains, for a disk of the given number of sectors,
-// and returns the size of the file in bytes. Errors stay in w.
+// and returns the size of the file in bytes. It ignores errors of w, because the call of
+// w.Flush after it returns them.
 func write(w *bufio.Writer, capacity int64, percent int) int64 {
 	grains := capacity / grain
 	tables := (grains + entries - 1) / entries
