@@ -111,7 +111,8 @@ func Retry(ctx context.Context, open func(context.Context) (Disk, error), o Retr
 	return r.withAbilities(), nil
 }
 
-// withAbilities adds those abilities of the opened disk to r that not all disks have.
+// withAbilities returns r with the abilities Allocator and Described, each only if the
+// opened disk has it.
 func (r *retrying) withAbilities() Disk {
 	_, allocates := Ability[Allocator](r.first.Disk)
 	described, describes := Ability[Described](r.first.Disk)

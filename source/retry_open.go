@@ -99,8 +99,9 @@ func (r *retrying) current(a *attempts) (d *openedDisk, generation int, err erro
 	}
 }
 
-// discard closes the disk of the given generation and starts to open it again. If
-// another call has already done so, discard does nothing.
+// discard closes the disk and starts to open it again. generation is the number of the
+// opening whose disk has failed. If another call has already given up that disk, discard
+// does nothing.
 func (r *retrying) discard(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -115,8 +116,8 @@ func (r *retrying) discard(generation int) {
 	r.startReopening(old)
 }
 
-// abandon gives up the disk of the given generation without closing it yet. The next
-// call closes it and opens it again.
+// abandon gives up the disk without closing it yet. generation is the number of the
+// opening whose disk has failed. The next call closes this disk and opens the disk again.
 func (r *retrying) abandon(generation int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -129,9 +130,10 @@ func (r *retrying) abandon(generation int) {
 	r.disk = nil
 }
 
-// abandonIfEnded is called when a call of the disk of the given generation is not
-// retried any more. With RetryOptions.Revive, it abandons a disk that has ended (see
-// Ender), so that the next call opens the disk again.
+// abandonIfEnded is called when a failed call of the disk is not retried any more.
+// generation is the number of the opening that the call used. With RetryOptions.Revive,
+// abandonIfEnded gives up a disk that has ended (see Ender), so that the next call opens
+// the disk again.
 func (r *retrying) abandonIfEnded(generation int) {
 	if !r.revive || generation == 0 {
 		return

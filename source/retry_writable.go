@@ -77,7 +77,8 @@ func (notWritable) ZeroAt(context.Context, int64, int64, ZeroFlags) error { retu
 func (notWritable) Trim(context.Context, int64, int64) error              { return errNotWritable }
 func (notWritable) Flush(context.Context) error                           { return errNotWritable }
 
-// wrote counts a successful write to the disk of the given generation.
+// wrote counts a successful write. generation is the number of the opening of the disk
+// that the write used.
 func (w *retryingWritable) wrote(generation int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -87,8 +88,8 @@ func (w *retryingWritable) wrote(generation int) {
 }
 
 // noteLossLocked sets the field lost if there are writes that were not flushed, and the
-// disk was opened again after them. generation is that of the current disk. The caller
-// holds mu.
+// disk was opened again after them. generation is the number of the opening of the
+// current disk. The caller holds mu.
 func (w *retryingWritable) noteLossLocked(generation int) {
 	if w.writes > w.flushed && w.generation != generation && w.lost == nil {
 		w.lost = errors.New("the source was opened again: data that was written and not flushed before may be lost")

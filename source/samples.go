@@ -84,16 +84,16 @@ func appendLast(list []sample, one sample, limit int) []sample {
 	return append(list, one)
 }
 
-// Check reads the remembered ranges again, less than 2 MiB in total, and returns an
-// error that wraps ErrChanged if the content differs.
+// Check reads the remembered ranges again, less than 2 MiB in total, and returns an error
+// that wraps ErrChanged if the content differs.
 //
-// The function read must fill p. If it cannot, it returns an error, and in more whether
-// Check should go on with other ranges. Check skips ranges that cannot be read, because
-// a host may refuse a single request. If no range can be read, or if more is false,
-// Check returns the error of read.
+// The function read must fill p. If it cannot, it returns an error, and its result more
+// says whether Check should go on with other ranges. Check skips ranges that cannot be
+// read, because a host may refuse a single request. If no range can be read, or if more
+// is false, Check returns the error of read.
 //
-// Each failed Check halves the number of ranges that later Checks read. Otherwise a
-// disk that loses its connection after every few reads could never pass a Check.
+// Each failed Check halves the number of ranges that later Checks read. Otherwise a disk
+// that loses its connection after every few reads could never pass a Check.
 func (s *Samples) Check(read func(p []byte, off int64) (more bool, err error)) error {
 	s.mu.Lock()
 	list := slices.Concat(s.last, s.some, s.zero)
@@ -134,6 +134,6 @@ func compare(list []sample, read func(p []byte, off int64) (more bool, err error
 	return nil
 }
 
-// Proved reports whether a proof, as Identified returns it, means that the content of a
-// disk is unchanged if its identity is the same.
+// Proved reports whether the content of a disk is certainly unchanged as long as its
+// identity is the same. proof is the proof that the method Identity of the disk returned.
 func Proved(proof string) bool { return proof == "snapshot" || proof == "mtime" }
