@@ -162,8 +162,8 @@ var (
 	oldFileIdentity = regexp.MustCompile(`^file:[0-9]+:([0-9]+):([0-9]+:[0-9]+)$`)
 )
 
-// sameFile reports whether old, an identity of the old form, and id identify the same
-// file.
+// sameFile reports whether two identities of raw files identify the same file. old has
+// the old form, with a device number, and id has the present form.
 func sameFile(old, id string) bool {
 	was, is := oldFileIdentity.FindStringSubmatch(old), fileIdentity.FindStringSubmatch(id)
 	return was != nil && is != nil && slices.Equal(was[1:], is[1:])

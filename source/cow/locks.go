@@ -5,24 +5,25 @@ import "sync"
 // stripes is the number of locks. Each lock is for many blocks.
 const stripes = 1024
 
-// locks order the writers of a block. A writer holds the lock of a block shared to
-// write to a block that is present, and exclusively to change the state of the block.
-// Readers need no lock, because a block becomes present only after all of it was
-// written. Block b has lock b%stripes. Several locks are acquired in ascending order,
-// so that two calls cannot wait for each other.
+// locks order the writers of a block. To write to a block that is present, a writer holds
+// the lock of the block for reading (RLock), so that several writers can write at once.
+// To change the state of the block, it holds the lock exclusively (Lock). Readers of the
+// block need no lock, because a block becomes present only after all of it was written.
+// Block b has lock b%stripes. Several locks are acquired in ascending order, so that two
+// calls cannot wait for each other.
 type locks [stripes]sync.RWMutex
 
 func (l *locks) of(b int64) *sync.RWMutex { return &l[b%stripes] }
 
-// each calls do with the locks of the n blocks that begin with block b, in ascending
-// order of the locks. n must not be greater than stripes.
-func (l *locks) each(b, n int64, do func(*sync.RWMutex)) {
+// each calls the function visit with the locks of the n blocks that begin with block b, in
+// ascending order of the locks. n must not be greater than stripes.
+func (l *locks) each(b, n int64, visit func(*sync.RWMutex)) {
 	from := b % stripes
 	for i := range max(0, from+n-stripes) {
-		do(&l[i])
+		visit(&l[i])
 	}
 	for i := from; i < min(from+n, stripes); i++ {
-		do(&l[i])
+		visit(&l[i])
 	}
 }
 

@@ -165,9 +165,9 @@ func (s *store) create(path string, want header) (err error) {
 	return durable.SyncFolder(filepath.Dir(path))
 }
 
-// maxPart is the number of bytes of the disk in each file of a temporary layer that has
-// several. It is half of 16 TiB, the largest file on ext4, so that there is room for
-// the table.
+// maxPart is the number of bytes of the disk in each file of a temporary layer that
+// consists of several files. It is half of 16 TiB, the largest file on ext4, so that
+// there is room for the table.
 const maxPart = 8 << 40
 
 // maxFiles limits the number of files of a temporary layer.

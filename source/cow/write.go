@@ -179,10 +179,10 @@ func (d *Disk) inner(off, n int64) (first, blocks int64) {
 	return first, max(0, last-first)
 }
 
-// zero makes [off, off+n) read as zeros. The range has the given number of whole
-// blocks, beginning with block first, whose state zero sets. If free is set, it also
-// deallocates their space. It calls part with zeros for the parts of blocks before and
-// after the whole blocks.
+// zero makes [off, off+n) read as zeros. The range has the given number of whole blocks,
+// beginning with block first, whose state zero sets. If free is set, it also deallocates
+// their space. For the parts of blocks before and after the whole blocks, it calls the
+// function part with as many zeros.
 func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, part func(p []byte, off, b int64) error) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {
