@@ -101,7 +101,7 @@ func (e *ChoiceError) Error() string {
 func (e *ChoiceError) matches() int {
 	n := 0
 	for _, d := range e.Disks {
-		if d.is(e.Choice) {
+		if d.hasName(e.Choice) {
 			n++
 		}
 	}
@@ -116,9 +116,11 @@ func (e *ChoiceError) Hint() string {
 // ExitStatus returns the exit status of a program that ends with this error.
 func (*ChoiceError) ExitStatus() int { return exit.Usage }
 
-// is reports whether name identifies the disk: it must be the name of the disk or of
+// hasName reports whether name identifies the disk. It must be the name of the disk or of
 // its file.
-func (e *DiskEntry) is(name string) bool { return name != "" && (e.Name == name || e.File == name) }
+func (e *DiskEntry) hasName(name string) bool {
+	return name != "" && (e.Name == name || e.File == name)
+}
 
 // FileOf returns the path of the local file to which an address leads. For a disk in an
 // appliance, this is the file of the appliance. ok is false if the address does not
@@ -239,7 +241,7 @@ func pick(path, choice string, disks []DiskEntry) (int, error) {
 	}
 	found := -1
 	for i := range disks {
-		if disks[i].is(choice) {
+		if disks[i].hasName(choice) {
 			if found >= 0 {
 				return 0, &ChoiceError{path, choice, disks}
 			}

@@ -20,8 +20,8 @@ type link struct {
 	member string      // name in the archive
 }
 
-// is reports whether both links identify the same image.
-func (l link) is(other link) bool {
+// equals reports whether both links identify the same image.
+func (l link) equals(other link) bool {
 	if l.file != nil && other.file != nil {
 		return same(l.file, other.file)
 	}
@@ -32,7 +32,7 @@ func (l link) is(other link) bool {
 // error if the chain already has that image, or if the chain gets too long.
 func (c chain) extend(path string, l link) (chain, error) {
 	for _, earlier := range c {
-		if earlier.is(l) {
+		if earlier.equals(l) {
 			return nil, fmt.Errorf("%s: the chain of images loops: the file is an earlier image of the same chain", path)
 		}
 	}
