@@ -234,9 +234,9 @@ func (p *parser) start(t xml.StartElement) error {
 	}
 	p.path = append(p.path, name)
 	switch {
-	case p.in("Envelope", "References", "File"):
+	case p.atPath("Envelope", "References", "File"):
 		return p.file(t)
-	case p.in("Envelope", "DiskSection", "Disk"):
+	case p.atPath("Envelope", "DiskSection", "Disk"):
 		return p.disk(t)
 	case name == "VirtualSystem":
 		a, err := p.attributes(t)
@@ -263,9 +263,9 @@ func typeName(t xml.StartElement, name string) string {
 	return name
 }
 
-// in reports whether the innermost open element has the given path, a list of element
+// atPath reports whether the innermost open element has the given path, a list of element
 // names that begins with the root.
-func (p *parser) in(path ...string) bool {
+func (p *parser) atPath(path ...string) bool {
 	if len(p.path) != len(path) {
 		return false
 	}

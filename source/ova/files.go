@@ -59,9 +59,9 @@ func (t *archive) manifest(ctx context.Context, name string) (source.Disk, strin
 	return f, t.shown(name), err
 }
 
-// named returns the names of the members that have an extension, in upper or lower
-// case. It leaves out members whose names begin with "._", because macOS adds such
-// files to archives for its own attributes.
+// named returns the names of the members that have the given extension, in upper or lower
+// case. It leaves out members whose names begin with "._", because macOS adds such files
+// to archives for its own attributes.
 func (t *archive) named(ext string) []string {
 	var names []string
 	for name := range t.members {

@@ -97,14 +97,14 @@ func parseManifest(text []byte) (map[string][]digest, error) {
 	return digests, nil
 }
 
-// Verify compares the descriptor and all files that were opened so far with their
-// digests in the manifest. It reads these files completely. The opened files are the
-// file of a disk or all of its chunks, and in an archive also the files that the image
-// names. The caller can pass the names of more files to compare, relative to the folder
-// of the descriptor.
+// Verify compares files with their digests in the manifest. It reads these files
+// completely. They are the descriptor and all files that were opened so far: the file of
+// a disk, or all of its chunks. In an archive, the opened files include the extents and
+// other files to which the image of a disk refers. The caller can pass the names of more
+// files to compare, relative to the folder of the descriptor.
 //
-// The manifest has the name of the descriptor, with the extension .mf instead of .ovf.
-// In an archive it may have another name if it is the only .mf file.
+// The manifest has the name of the descriptor, with the extension .mf instead of .ovf. In
+// an archive it may have another name if it is the only .mf file.
 //
 // Verify returns a *ManifestError for the first file that differs. It returns an error
 // that wraps ErrNoManifest if there is no manifest or if the manifest has no digest of

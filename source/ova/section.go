@@ -18,8 +18,8 @@ import (
 // Section has the raw bytes of a file of an appliance: a range of an archive, or the
 // chunks of a file that was split. It is a [source.Disk] and safe for concurrent use.
 // It has the abilities [source.Identified], [source.Described], [source.InFile] and
-// [source.Uncached]. Their methods return less if the files from which the section
-// reads lack the abilities.
+// [source.Uncached]. If a file from which the section reads lacks one of these
+// abilities, the section returns less: for example, no position or the proof "none".
 type Section struct {
 	name  string
 	parts []part
