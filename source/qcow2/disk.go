@@ -278,9 +278,9 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	})
 }
 
-// scan passes the allocation of [off, end) to emit, in pieces of one kind. It does not
-// look into the backing files. A piece that the file stores uncompressed, but that lies
-// in a hole of the file, has the kind zeros and its position in the file.
+// scan passes the allocation of [off, end) to the function emit, in pieces of one kind.
+// It does not look into the backing files. A piece that the file stores uncompressed, but
+// that lies in a hole of the file, has the kind zeros and its position in the file.
 func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) error) error {
 	if err := d.life.Check(ctx); err != nil {
 		return err
@@ -296,8 +296,8 @@ func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) er
 	})
 }
 
-// splitHoles passes s, a range that the file stores uncompressed, to emit. It splits
-// the range into pieces that are either data or a hole of the file.
+// splitHoles passes s, a range that the file stores uncompressed, to the function emit.
+// It splits the range into pieces that are either data or a hole of the file.
 func (d *Disk) splitHoles(ctx context.Context, s stretch, emit func(s stretch) error) error {
 	for e, err := range d.data.Extents(ctx, s.pos, s.n) {
 		if err != nil {
