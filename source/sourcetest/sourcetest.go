@@ -68,15 +68,15 @@ func (c Config) size() int64 { return int64(len(c.Content)) }
 
 func (c Config) random(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
 
-// within calls do and fails the test if do does not return in time. The contract of
-// source.Disk allows one second. The time limit here is much longer, so that tests do
-// not fail on a busy machine.
-func within(t *testing.T, what string, do func()) {
+// within runs the function work and fails the test if it does not return in time. The
+// contract of source.Disk allows one second. The time limit here is much longer, so that
+// tests do not fail on a busy machine.
+func within(t *testing.T, what string, work func()) {
 	t.Helper()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		do()
+		work()
 	}()
 	select {
 	case <-done:
