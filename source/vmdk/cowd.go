@@ -82,10 +82,10 @@ func newCOWD(f *grainFile, want int64) (*sparse, error) {
 }
 
 // checkGrain returns an error if grain, a number of sectors, is not a valid size of
-// uncompressed grains. where names the field of the header in the error.
-func checkGrain(where string, grain uint64) error {
+// uncompressed grains. field names the field of the header in the error.
+func checkGrain(field string, grain uint64) error {
 	if grain == 0 || grain > maxGrain/sectorSize || bits.OnesCount64(grain) != 1 {
-		return fmt.Errorf("%s: grain size of %d sectors, want a power of two from 1 to %d", where, grain, maxGrain/sectorSize)
+		return fmt.Errorf("%s: grain size of %d sectors, want a power of two from 1 to %d", field, grain, maxGrain/sectorSize)
 	}
 	return nil
 }

@@ -21,8 +21,9 @@ const (
 // 5.0", The Header).
 const noParent = 0xffffffff
 
-// descriptor is the parsed descriptor of an image, the text that describes it ("Virtual
-// Disk Format 5.0", The Descriptor File).
+// descriptor has the parsed lines of the descriptor of an image. This text lists the
+// extents of the image and the properties of the disk ("Virtual Disk Format 5.0", The
+// Descriptor File).
 type descriptor struct {
 	values  map[string]value // by key, in lower case
 	extents []extentLine

@@ -75,9 +75,9 @@ type extent interface {
 	// readAt fills p with the bytes from off on in the extent. The range must not pass
 	// the end of the extent.
 	readAt(p []byte, off int64) error
-	// scan passes the allocation of [off, end) to emit, in ascending pieces without
-	// gaps. The range is not empty. If emit returns an error, scan stops and returns
-	// it.
+	// scan passes the allocation of [off, end) to the function emit, in ascending
+	// pieces without gaps. The range is not empty. If emit returns an error, scan
+	// stops and returns it.
 	scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error
 }
 
@@ -99,8 +99,8 @@ type piece struct {
 	pos  int64
 }
 
-// emitPlaces passes p to emit in parts, each of which is contiguous in a local file.
-// The content of p is in f, from the offset pos on.
+// emitPlaces passes p to the function emit in parts, each of which is contiguous in a
+// local file. The content of p is in f, from the offset pos on.
 func (p piece) emitPlaces(f source.Disk, pos int64, emit func(piece) error) error {
 	for left := p.n; left > 0; {
 		part := piece{kind: p.kind, off: p.off + p.n - left}
@@ -387,8 +387,8 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	})
 }
 
-// scan passes the allocation of [off, end) to emit. It does not look into the parents.
-// The offsets of the pieces are offsets in the disk.
+// scan passes the allocation of [off, end) to the function emit. It does not look into
+// the parents. The offsets of the pieces are offsets in the disk.
 func (d *Disk) scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error {
 	for i := d.find(off); off < end; i++ {
 		e := &d.extents[i]

@@ -155,9 +155,9 @@ func (x *hosted) indexDirectories() error {
 		return err
 	}
 	if behind > 0 && x.metadataEnd > 0 && !x.compressed {
-		// There are two possible reasons. A writer has put the tables there, or an
-		// entry is damaged and points to zeros in a grain. These cannot be
-		// distinguished.
+		// Perhaps the writer of the image has put the tables there. Perhaps an entry
+		// of the directory is damaged and points to zeros in a grain. The two cases
+		// look alike, so that this is only a warning.
 		x.warn("%d of %d grain tables lie behind the metadata (overHead), which ends at offset %d, the first at offset %d: if the disk has zeros where there should be data, the grain directory is damaged", behind, x.count, x.metadataEnd, first)
 	}
 	if x.redundant.at != 0 {

@@ -23,7 +23,7 @@ type index interface {
 	// occupied looks for metadata in the bytes [start, end) of the file. If there is
 	// any, it returns the range of the metadata, where no grain can be, and true.
 	occupied(start, end int64) (region, bool)
-	// share reports the memory that the index needs to m, which limits the memory of
+	// share reports to m how much memory the index needs. m limits the memory of
 	// all images in a chain. It is called while an image is opened.
 	share(m *memory)
 }
@@ -51,11 +51,11 @@ type entryFormat interface {
 	// entry of the grain directory points. It returns noTable or zeroTable if there is
 	// no such table.
 	table(entry []byte) (at int64, err error)
-	// stretch returns the kind of grain i, and in next the end of the grains from i on
-	// that have the same kind. If contiguous is set, grains that are in the file must
-	// also follow each other there. The result next is at most end. pos is the offset
-	// of grain i in the file, in bytes, if the grain is in the file. It is the constant
-	// nowhere if place returns an error for the entry.
+	// stretch returns the kind of grain i. The result next is the end of the grains
+	// from i on that have the same kind; it is at most end. If contiguous is set,
+	// grains that are in the file must also follow each other there. pos is the offset
+	// of grain i in the file, in bytes, if the grain is in the file. It is the
+	// constant nowhere if place returns an error for the entry.
 	stretch(entries []byte, i, end int64, contiguous bool) (kind grainKind, pos, next int64)
 	// place returns the offset of grain i in the file, in bytes. It returns an error if
 	// the entry is damaged.
@@ -66,9 +66,9 @@ type entryFormat interface {
 // whose entry is damaged.
 const nowhere = 1 << 62
 
-// stretch does the work of entryFormat.stretch for grain i of the run. It returns the
-// kind of the grain, its offset in the file, and the end of the grains of the same
-// kind.
+// stretch returns the kind of grain i of the run and its offset in the file. next is the
+// end of the grains from i on that have the same kind; it is at most end. If contiguous
+// is set, grains that are in the file must also follow each other there.
 func (r *run) stretch(i, end int64, contiguous bool) (kind grainKind, pos, next int64) {
 	if r.entries == nil {
 		return r.kind, 0, end

@@ -27,10 +27,11 @@ type loose struct {
 	between int64
 }
 
-// loose returns the loose tables of the directory d. A table whose neighbours do not
-// exist or have damaged entries is returned only if lonely is set. If d has no entry
-// for a table, but there is space for exactly this table between its neighbours, the
-// table is returned too.
+// loose returns the loose tables of the directory d. The neighbours of a table are the
+// tables to which the previous and the following entry of the directory point. A table
+// that has no neighbours, because both entries are empty or damaged, is returned only if
+// lonely is set. If the entry of a table is empty, but there is space for exactly one
+// table between its neighbours, that table counts as loose too.
 func (x *hosted) loose(d *directory, lonely bool) []loose {
 	length := x.length()
 	stride := (length + sectorSize - 1) / sectorSize * sectorSize
@@ -101,12 +102,12 @@ func (x *hosted) replaceLoose() {
 }
 
 // replace makes later reads ignore the entry of grain table i in the primary directory.
-// Errors name why as the reason.
-func (x *hosted) replace(i int64, why error) {
+// reason says in errors why the entry is ignored.
+func (x *hosted) replace(i int64, reason error) {
 	if x.replaced == nil {
 		x.replaced = make(map[int64]error)
 	}
-	x.replaced[i] = why
+	x.replaced[i] = reason
 }
 
 // redundantTable returns the offset of grain table i according to the redundant

@@ -19,8 +19,9 @@ const (
 	rangeGrains = 2048
 
 	// maxStretches limits the number of stretches (see stretch) of one extent, and
-	// stretchBudget that of an image with its parents. Each stretch takes 24 bytes. In
-	// disks of up to 4 TiB with grains of 64 KiB, each range can have its own stretch.
+	// stretchBudget limits the number of stretches of an image and its parents
+	// together. Each stretch takes 24 bytes. In disks of up to 4 TiB with grains of 64
+	// KiB, each range can have its own stretch.
 	maxStretches  = 32 << 10
 	stretchBudget = 2 * maxStretches
 

@@ -173,11 +173,10 @@ func lastOfForeign(name string) (last string, foreign bool) {
 }
 
 // storageError returns the error for a name in an image that refers to an object of a
-// storage system instead of a file. what is the role of the named file, such as
-// "parent".
-func storageError(what, name, object string) error {
+// storage system instead of a file. role is the role of the named file, such as "parent".
+func storageError(role, name, object string) error {
 	return &hintedError{
-		fmt.Errorf("%s %s is %s, not a file", what, quote(name), object),
+		fmt.Errorf("%s %s is %s, not a file", role, quote(name), object),
 		"copy the disk through its server ('[DATASTORE] DIR/DISK.vmdk' with --server), or export the virtual machine as an OVF appliance",
 	}
 }

@@ -176,9 +176,9 @@ func (s *sparse) scan(ctx context.Context, off, end int64, want detail, emit fun
 	return nil
 }
 
-// emitPlaces passes p, a range of uncompressed grains, to emit. It adds where the bytes
-// are in local files. The first grain is at the offset start of the file. The grains
-// from there up to the offset end of the extent follow each other in the file.
+// emitPlaces passes p, a range of uncompressed grains, to the function emit. It adds
+// where the bytes are in local files. The first grain is at the offset start of the file.
+// The grains from there up to the offset end of the extent follow each other in the file.
 func (s *sparse) emitPlaces(p piece, start, end int64, emit func(piece) error) error {
 	pos := start + p.off&(s.grainSize-1)
 	if s.checkPlace(start, pos+end-p.off, p.off) != nil {

@@ -114,10 +114,10 @@ func (t *tables) tableSize(i int64) int64 {
 // when they are used.
 func (t *tables) checkable() bool { return t.count <= image.MaxTables }
 
-// indexDirectory reads the whole directory d, and records in d where its tables are. It
-// calls found with the range of each table in the file. It ignores damaged entries,
-// which are reported when a read reaches them. It returns an error if so many tables
-// overlap that d cannot be a directory.
+// indexDirectory reads the whole directory d, and records in d where its tables are. For
+// each table it calls the function found with the range of the table in the file. It
+// ignores damaged entries, which are reported when a read reaches them. It returns an
+// error if so many tables overlap that d cannot be a directory.
 func (t *tables) indexDirectory(d *directory, found func(start, end int64)) error {
 	starts := make([]int64, 0, t.count)
 	t.eachTable(func(i int64, read func(*directory) (int64, error)) {
@@ -128,9 +128,9 @@ func (t *tables) indexDirectory(d *directory, found func(start, end int64)) erro
 		need := t.tableSize(i)
 		found(at, at+need)
 		if need < t.length() {
-			// The places in starts are those of whole tables. The last table may be
-			// shorter, and the file may end before a whole table would end. A short
-			// last table is therefore added to the metadata instead.
+			// All tables in the list starts must have the full length. Only the last
+			// table may be shorter, and the file may end right after it. A short table
+			// is therefore recorded as metadata instead.
 			t.metadata = append(t.metadata, region{"grain table", at, at + need})
 			return
 		}
@@ -143,9 +143,10 @@ func (t *tables) indexDirectory(d *directory, found func(start, end int64)) erro
 	return nil
 }
 
-// eachTable visits all grain tables in ascending order. The function read, which visit
-// is passed, returns the offset of the visited table according to the given directory.
-// It reads many entries of the directory at once and does not use the cache.
+// eachTable calls the function visit for each grain table in ascending order. visit gets
+// the number of the table and a function read, which returns the offset of this table
+// according to a directory. read does not use the cache. eachTable reads many entries of
+// the directory at once.
 func (t *tables) eachTable(visit func(i int64, read func(*directory) (int64, error))) {
 	type piece struct {
 		first int64 // number of the table that data begins with
