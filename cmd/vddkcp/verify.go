@@ -97,27 +97,27 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	style := progressStyle(c.Progress)
 	display := progress.NewDisplay(style, displayOutput, c.Src, counters)
 	asJSON := style == progress.JSON
+	at, err := c.addresses()
+	if err != nil {
+		err = fmt.Errorf("verify: %w", err)
+		fail(errorOutput, asJSON, err)
+		return &reportedError{err}
+	}
 	outputs := new(outputs)
 	outputs.add("--log-file", logs.LogFile)
-	at, err := c.addresses()
-	if err == nil {
-		c.sourceFlags.protect(outputs, "SRC", at.source)
-		outputs.protectSource("DST", at.target)
-	}
+	c.sourceFlags.protect(outputs, "SRC", at.source)
+	outputs.protectSource("DST", at.target)
 	if err := outputs.check(); err != nil {
 		fail(errorOutput, asJSON, err)
 		return &reportedError{err}
 	}
-	log, closeLog, logErr := logs.open(display, asJSON)
-	if logErr != nil {
-		return &usageError{err: logErr}
+	log, closeLog, err := logs.open(display, asJSON)
+	if err != nil {
+		return &usageError{err: err}
 	}
 	c.secrets.pause = pauseOf(display)
 	err = shown(display, func() error {
-		switch {
-		case err != nil:
-			return err
-		case at.source == nil:
+		if at.source == nil {
 			return c.sum(ctx, at.target, outputs, log, counters)
 		}
 		return c.compare(ctx, at, outputs, log, counters)
