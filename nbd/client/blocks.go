@@ -5,65 +5,22 @@ import "github.com/vddkcp/vddkcp/nbd"
 // read fills p with the bytes at offset off of the export. The offset and the length
 // may have any alignment, but the range must lie in the export.
 func (s *server) read(p []byte, off int64) error {
-	block := int64(s.sizes.Min)
-	if head := off % block; head > 0 && len(p) > 0 {
-		n := min(block-head, int64(len(p)))
-		if err := s.readPart(p[:n], off); err != nil {
-			return err
-		}
-		p, off = p[n:], off+n
-	}
-	var tail []byte
-	if end := off + int64(len(p)); end%block > 0 && end < s.size {
-		n := max(int64(len(p))-end%block, 0)
-		p, tail = p[:n], p[n:]
-	}
-	end := off + int64(len(p))
-	k, err := s.doAll(s.life.Context, func() *call {
-		if len(p) == 0 {
-			return nil
-		}
-		n := min(len(p), s.maxPayload())
-		k := &call{cmd: nbd.CmdRead, off: off, n: int64(n), data: p[:n:n]}
-		p, off = p[n:], off+int64(n)
-		return k
-	})
-	if err != nil {
-		return s.wrap(k, err)
-	}
-	if len(tail) > 0 {
-		return s.readPart(tail, end)
-	}
-	return nil
-}
-
-// readPart fills p with the bytes of a range that lies inside one block. (A block has
-// the minimum block size of the server.) It reads the whole block and copies the range.
-func (s *server) readPart(p []byte, off int64) error {
-	block := int64(s.sizes.Min)
-	head := off % block
-	buf := make([]byte, min(block, s.size-off+head))
-	k := &call{cmd: nbd.CmdRead, off: off - head, n: int64(len(buf)), data: buf}
-	if err := s.do(s.life.Context, s.pick(), k); err != nil {
-		return s.wrap(k, err)
-	}
-	copy(p, buf[head:])
-	return nil
-}
-
-// maxPayload returns the maximum length of the data in one request, in bytes. It is a
-// multiple of the minimum block size of the server.
-func (s *server) maxPayload() int {
-	most := min(s.sizes.Max, nbd.MaxPayload)
-	return int(most - most%s.sizes.Min)
+	return s.doBlocks(nbd.CmdRead, p, off, s.readPart)
 }
 
 // write writes p at offset off. Neither the offset nor the length need be aligned. If p
 // covers only a part of a block, the rest of the block is read and written back.
 func (s *server) write(p []byte, off int64) error {
+	return s.doBlocks(nbd.CmdWrite, p, off, s.writePart)
+}
+
+// doBlocks reads or writes p at offset off, as cmd says. It sends requests for the blocks
+// that p covers completely. It calls the function part for the parts of blocks at the
+// beginning and at the end of p.
+func (s *server) doBlocks(cmd nbd.Command, p []byte, off int64, part func(p []byte, off int64) error) error {
 	head, whole := s.splitBlocks(off, int64(len(p)))
 	if head > 0 {
-		if err := s.writePart(p[:head], off); err != nil {
+		if err := part(p[:head], off); err != nil {
 			return err
 		}
 	}
@@ -75,7 +32,7 @@ func (s *server) write(p []byte, off int64) error {
 			return nil
 		}
 		n := min(len(p), s.maxPayload())
-		k := &call{cmd: nbd.CmdWrite, off: off, n: int64(n), data: p[:n:n]}
+		k := &call{cmd: cmd, off: off, n: int64(n), data: p[:n:n]}
 		p, off = p[n:], off+int64(n)
 		return k
 	})
@@ -83,9 +40,40 @@ func (s *server) write(p []byte, off int64) error {
 		return s.wrap(k, err)
 	}
 	if len(tail) > 0 {
-		return s.writePart(tail, end)
+		return part(tail, end)
 	}
 	return nil
+}
+
+// readPart fills p with the bytes of a range that lies inside one block. (A block has
+// the minimum block size of the server.)
+func (s *server) readPart(p []byte, off int64) error {
+	k, err := s.readBlock(off)
+	if err != nil {
+		return err
+	}
+	copy(p, k.data[off-k.off:])
+	return nil
+}
+
+// readBlock reads the whole block that contains the offset off. It returns the call with
+// the offset and the data of the block.
+func (s *server) readBlock(off int64) (*call, error) {
+	block := int64(s.sizes.Min)
+	start := off - off%block
+	n := min(block, s.size-start)
+	k := &call{cmd: nbd.CmdRead, off: start, n: n, data: make([]byte, n)}
+	if err := s.do(s.life.Context, s.pick(), k); err != nil {
+		return nil, s.wrap(k, err)
+	}
+	return k, nil
+}
+
+// maxPayload returns the maximum length of the data in one request, in bytes. It is a
+// multiple of the minimum block size of the server.
+func (s *server) maxPayload() int {
+	most := min(s.sizes.Max, nbd.MaxPayload)
+	return int(most - most%s.sizes.Min)
 }
 
 // writePart writes a range inside one block. It reads the block, changes the range and
@@ -94,14 +82,12 @@ func (s *server) write(p []byte, off int64) error {
 func (s *server) writePart(p []byte, off int64) error {
 	s.partial.Lock()
 	defer s.partial.Unlock()
-	block := int64(s.sizes.Min)
-	head := off % block
-	buf := make([]byte, min(block, s.size-off+head))
-	if err := s.read(buf, off-head); err != nil {
+	old, err := s.readBlock(off)
+	if err != nil {
 		return err
 	}
-	copy(buf[head:], p)
-	k := &call{cmd: nbd.CmdWrite, off: off - head, n: int64(len(buf)), data: buf}
+	copy(old.data[off-old.off:], p)
+	k := &call{cmd: nbd.CmdWrite, off: old.off, n: old.n, data: old.data}
 	if err := s.do(s.life.Context, s.pick(), k); err != nil {
 		return s.wrap(k, err)
 	}

@@ -64,12 +64,8 @@ func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, par
 		return source.Permanent(fmt.Errorf("%s: cannot write bytes [%d, %d): the export has %d bytes", s.life.Name, off, off+n, d.size))
 	}
 	defer d.forget()
-	block := int64(s.sizes.Min)
-	head := min((block-off%block)%block, n)
-	tail := int64(0)
-	if end := off + n; end != s.size {
-		tail = min(end%block, n-head)
-	}
+	head, inner := s.splitBlocks(off, n)
+	tail := n - head - inner
 	if head+tail == 0 {
 		d.partial.RLock()
 		defer d.partial.RUnlock()
@@ -78,7 +74,7 @@ func (d *WritableDisk) changeRange(ctx context.Context, off, n int64, whole, par
 		defer d.partial.Unlock()
 	}
 	var err error
-	if inner := n - head - tail; inner > 0 {
+	if inner > 0 {
 		err = whole(off+head, inner)
 	}
 	if err == nil && head > 0 {
