@@ -79,11 +79,12 @@ type call struct {
 	n     int64  // length of the range in bytes, at most 2^32-1
 	data  []byte // the n bytes to write, or the buffer for the n bytes to read
 
-	// Only the goroutine that reads replies uses the next three fields, until the
+	// Only the goroutine that reads replies uses the next four fields, until the
 	// result of the call has been sent to the channel done.
-	have   spans  // ranges of a read that have been received
-	status status // extents that have been received
-	failed error  // the first error chunk
+	hasChunk bool   // a chunk of a structured reply has been received
+	have     spans  // ranges of a read that have been received
+	status   status // extents that have been received
+	failed   error  // the first error chunk
 
 	conn   *conn
 	cookie uint64
@@ -379,7 +380,7 @@ func (c *conn) readSimple(r reader) error {
 		return err
 	}
 	switch {
-	case k.have.started():
+	case k.hasChunk:
 		return violation("reply to %v: found a simple reply after chunks of a structured reply", k)
 	case c.structured && k.cmd == nbd.CmdRead:
 		return violation("reply to %v: found a simple reply, want a structured reply", k)

@@ -293,28 +293,24 @@ func (s *handshaker) goOption(n *negotiated, o nbd.Option) (known bool, err erro
 // refused returns the error for an option that the client needs and the server has
 // refused. t is the type of the server's reply, and text its explanation.
 func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) error {
-	message := fmt.Sprintf("%v: %v", o, t)
-	if t == nbd.RepErrUnknown {
-		message = fmt.Sprintf("%v: the server has no export %q", o, nbd.Text([]byte(s.uri.Export)))
-	}
-	if text != "" {
-		message += ": " + text
-	}
-	hint := ""
+	problem, hint := t.String(), ""
 	switch t {
 	case nbd.RepErrTLSRequired:
 		hint = "use " + withTLS(s.uri)
 	case nbd.RepErrUnknown:
+		export := nbd.Text([]byte(s.uri.Export))
 		names, more := s.listExports()
 		if slices.Contains(names, s.uri.Export) {
-			message = fmt.Sprintf("%v: the server has the export %q and did not open it", o, nbd.Text([]byte(s.uri.Export)))
-			if text != "" {
-				message += ": " + text
-			}
+			problem = fmt.Sprintf("the server has the export %q and did not open it", export)
 			hint = "see the server's log or its terminal for the reason why it cannot open the disk"
 			break
 		}
+		problem = fmt.Sprintf("the server has no export %q", export)
 		hint = exportsHint(names, more)
+	}
+	message := fmt.Sprintf("%v: %s", o, problem)
+	if text != "" {
+		message += ": " + text
 	}
 	err := errors.New(message)
 	if hint == "" {

@@ -23,16 +23,10 @@ const (
 
 // spans is the set of ranges of a read for which chunks have been received. The ranges are
 // sorted, not empty, and have gaps between them.
-type spans struct {
-	list     []span
-	hasChunk bool // a chunk has been received
-}
+type spans struct{ list []span }
 
 // span is the range of the offsets [from, to) in a disk.
 type span struct{ from, to int64 }
-
-// started reports whether a chunk of the reply has been received.
-func (s *spans) started() bool { return s.hasChunk }
 
 // add adds the range of a chunk. It returns an error if the range overlaps an earlier one, or
 // if there are too many separate ranges.
@@ -131,7 +125,7 @@ func (c *conn) readChunk(r reader) error {
 	if !c.structured {
 		return violation("reply to %v: found a structured reply, which was not negotiated", k)
 	}
-	k.have.hasChunk = true
+	k.hasChunk = true
 	switch {
 	case chunk.Type == nbd.ChunkNone:
 		if chunk.Len != 0 || chunk.Flags&nbd.ChunkDone == 0 {
