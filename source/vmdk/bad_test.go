@@ -48,6 +48,11 @@ func wantError(t *testing.T, err error, path string, want ...string) {
 	}
 }
 
+// cut returns a function that truncates the file of an image to n bytes.
+func cut(n func(*layout) int64) func(*layout) {
+	return func(l *layout) { l.file = l.file[:n(l)] }
+}
+
 // TestBadSparse opens sparse extents with wrong fields.
 func TestBadSparse(t *testing.T) {
 	plain := image{capacity: 3000, entries: 8, grains: grains(65536, 0, 1, 9, 20), descriptor: monolithic}
@@ -61,9 +66,6 @@ func TestBadSparse(t *testing.T) {
 	footer.footer = true
 	footerBare := footer
 	footerBare.noMarkers = true
-	cut := func(n func(*layout) int64) func(*layout) {
-		return func(l *layout) { l.file = l.file[:n(l)] }
-	}
 	for _, c := range []struct {
 		name   string
 		im     image

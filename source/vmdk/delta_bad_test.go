@@ -19,9 +19,6 @@ import (
 func TestBadDeltas(t *testing.T) {
 	cowd := delta{capacity: 10000, grains: grains(512, 0, 1, 2, 4100, 9000)}
 	se := delta{se: true, capacity: 100000, grains: grains(4096, 0, 1, 2, 4100, 9000)}
-	cut := func(n func(*layout) int64) func(*layout) {
-		return func(l *layout) { l.file = l.file[:n(l)] }
-	}
 	for _, c := range []struct {
 		name   string
 		x      delta
