@@ -33,7 +33,7 @@ var phrases = []struct {
 func phrasesIn(text string) (found []string) {
 	for _, p := range phrases {
 		at := p.is.FindString(text)
-		if at != "" && !strings.Contains(at, "?") && !strings.HasPrefix(at, "Of returns ") { // a function can be named Of
+		if at != "" && !strings.HasPrefix(at, "Of returns ") { // a function can be named Of
 			if len(at) > 60 {
 				at = at[:60] + "..."
 			}
