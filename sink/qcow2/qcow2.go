@@ -359,9 +359,14 @@ func (d *disk) Reopen(ctx context.Context) (source.Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return qcow2.Open(ctx, d.address, f, func(context.Context, string, string, string) (source.Disk, error) {
-		return borrowed{d.o.Backing}, nil
-	}, qcow2.Options{})
+	return d.openImage(ctx, f)
+}
+
+// openImage opens the image in the file f for reading. f is the file that d writes. The
+// backing disk stays open when the image is closed.
+func (d *disk) openImage(ctx context.Context, f source.Disk) (*qcow2.Disk, error) {
+	backing := func(context.Context, string, string, string) (source.Disk, error) { return borrowed{d.o.Backing}, nil }
+	return qcow2.Open(ctx, d.address, f, backing, qcow2.Options{})
 }
 
 // borrowed is a disk that belongs to another owner, so its Close does nothing.

@@ -8,7 +8,6 @@ import (
 	"github.com/vddkcp/vddkcp/internal/lifecycle"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
-	"github.com/vddkcp/vddkcp/source/qcow2"
 )
 
 // ReadAt implements sink.Readback. It reads the disk through the tables of the
@@ -23,9 +22,7 @@ func (d *disk) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	file := &unfinished{d: d, header: header}
-	image, err := qcow2.Open(d.life.Context, d.address, file, func(context.Context, string, string, string) (source.Disk, error) {
-		return borrowed{d.o.Backing}, nil
-	}, qcow2.Options{})
+	image, err := d.openImage(d.life.Context, file)
 	if err != nil {
 		return 0, d.named(err)
 	}
