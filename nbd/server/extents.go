@@ -65,8 +65,8 @@ type run struct {
 	absent bool
 }
 
-func newExtents(d source.Disk, mapped *atomic.Int64) *extents {
-	return &extents{disk: d, cacheBytes: mapped, querying: make(chan struct{}, 1)}
+func newExtents(d source.Disk, cacheBytes *atomic.Int64) *extents {
+	return &extents{disk: d, cacheBytes: cacheBytes, querying: make(chan struct{}, 1)}
 }
 
 // extentAt returns the part, from the offset off on, of the extent that contains off.
