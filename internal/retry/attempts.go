@@ -61,16 +61,10 @@ func (a *Attempts) Left() time.Duration { return max(a.policy.Patience()-a.Idle(
 // describes.
 func (a *Attempts) Failed(err error) (wait time.Duration, gaveUp error) {
 	a.failures++
-	if gaveUp := a.policy.GiveUp(err, a.failures, a.Idle()); gaveUp != nil {
+	idle := a.Idle()
+	if gaveUp := a.policy.GiveUp(err, a.failures, idle); gaveUp != nil {
 		return 0, gaveUp
 	}
-	wait, ok := a.policy.Wait(a.failures, a.Idle())
-	if !ok { // the patience ended between the two looks at the clock
-		return 0, a.TimedOut(err)
-	}
+	wait, _ = a.policy.Wait(a.failures, idle) // GiveUp has checked that enough time is left
 	return wait, nil
 }
-
-// TimedOut returns the error of an operation that is given up now, because it has made no
-// progress for too long. err is the error of the last attempt.
-func (a *Attempts) TimedOut(err error) error { return a.policy.TimedOut(err, a.Idle()) }
