@@ -6,7 +6,23 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vddkcp/vddkcp/source"
 )
+
+// reserveBuffers provides buffers for reading a disk. If the disk is a source.Allocator, these
+// are the buffers of the disk. Otherwise reserveBuffers allocates n buffers of size bytes, which
+// release frees. When release is called, no buffer may be in use. d may be nil.
+func reserveBuffers(d source.Disk, n, size int) (buffers source.Allocator, release func() error, err error) {
+	if own, ok := source.Ability[source.Allocator](d); ok {
+		return own, func() error { return nil }, nil
+	}
+	a, err := newArena(n, size)
+	if err != nil {
+		return nil, nil, err
+	}
+	return a, a.close, nil
+}
 
 // arena is a source.Allocator with a fixed number of buffers of one size, for sources
 // that have no memory of their own. Its memory is mapped outside Go's heap, because the

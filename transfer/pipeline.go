@@ -48,7 +48,6 @@ func newPipeline(ctx context.Context, c *copying) (*pipeline, error) {
 		p.workers += encoders()
 	}
 	p.writer = &writer{dst: c.dst, encoder: p.encoder, counters: c.o.Counters, mustShare: c.o.Reflink == ReflinkAlways, ctx: ctx}
-	p.buffers, _ = source.Ability[source.Allocator](c.src)
 	var cloneUnit func(*os.File) int64
 	if cloner, ok := sink.Ability[sink.Cloner](c.dst); ok {
 		cloneUnit = cloner.CloneUnit
@@ -87,20 +86,17 @@ func (p *pipeline) runStream(ctx context.Context, s *stream) error {
 // functions for the other stages.
 func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
 	s.collect, s.release = p.collect, p.release
-	if p.buffers == nil {
-		// There are two buffers for each concurrent read: one that is being filled,
-		// and one that is filled and waits to be written.
-		own, err := newArena(2*p.o.Requests, p.o.RequestSize)
-		if err != nil {
-			return err
-		}
-		defer func() {
-			if closed := own.close(); err == nil {
-				err = closed
-			}
-		}()
-		p.buffers = own
+	// There are two buffers for each concurrent read: one that is being filled, and one that
+	// is filled and waits to be written.
+	var release func() error
+	if p.buffers, release, err = reserveBuffers(p.reader.src, 2*p.o.Requests, p.o.RequestSize); err != nil {
+		return err
 	}
+	defer func() {
+		if released := release(); err == nil {
+			err = released
+		}
+	}()
 	if p.keeper == nil {
 		return runOrdered(ctx, p.o.stop().Done(), p.workers, maxPieces, s)
 	}

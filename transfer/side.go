@@ -41,20 +41,10 @@ func (s *side) makePlan(ctx context.Context) (err error) {
 	return nil
 }
 
-// reserve provides n buffers of size bytes. If the disk is a source.Allocator, it uses the
-// buffers of the disk. Otherwise it allocates buffers, which release frees. When release is
-// called, no buffer may be in use.
+// reserve reserves n buffers of size bytes for the disk, as reserveBuffers does.
 func (s *side) reserve(n, size int) (release func() error, err error) {
-	if own, ok := source.Ability[source.Allocator](s.Disk); ok {
-		s.buffers = own
-		return func() error { return nil }, nil
-	}
-	a, err := newArena(n, size)
-	if err != nil {
-		return nil, err
-	}
-	s.buffers = a
-	return a.close, nil
+	s.buffers, release, err = reserveBuffers(s.Disk, n, size)
+	return release, err
 }
 
 // unchanged returns an ErrDiskChanged if the disk has changed since it was planned.
