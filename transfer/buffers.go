@@ -10,6 +10,20 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
+// buffer is the memory of a piece, from a source.Allocator.
+type buffer struct {
+	buf  []byte // nil: the piece has no memory
+	free func() // gives buf back; nil: nothing has to be given back
+}
+
+// releaseBuffer gives the memory back, if there is some.
+func (b *buffer) releaseBuffer() {
+	if b.free != nil {
+		b.free()
+		b.buf, b.free = nil, nil
+	}
+}
+
 // reserveBuffers provides buffers for reading a disk. If the disk is a source.Allocator, these
 // are the buffers of the disk. Otherwise reserveBuffers allocates n buffers of size bytes, which
 // release frees. When release is called, no buffer may be in use. d may be nil.

@@ -34,20 +34,11 @@ func (p *part) head(n int64) part {
 // stages. Pieces are reused for other parts.
 type piece struct {
 	part
+	buffer // of Len bytes; released early when all of them are encoded
 
 	read   bool            // the piece has, or had, a buffer that is filled with the content
-	buf    []byte          // Len bytes; nil again when all of them are encoded
-	free   func()          // gives buf back
 	runs   []run           // the zeros and the data in buf
 	coded  encoded         // the data in buf as the sink stores it, if the sink is an Encoder
 	hashed []digest.Blocks // hashes of buf, one for each digest of the copy
 	crc    uint32          // CRC-32C of buf, for checkpoints
-}
-
-// releaseBuffer frees the buffer, if the piece has one.
-func (c *piece) releaseBuffer() {
-	if c.free != nil {
-		c.free()
-		c.buf, c.free = nil, nil
-	}
 }

@@ -275,11 +275,10 @@ func (p *pipeline) writeScanned(c *piece) error {
 	return p.writer.write(c)
 }
 
-// release frees the buffers of a piece, so that it can be reused.
+// release frees the memory of a piece, so that the piece can be reused.
 func (p *pipeline) release(c *piece) {
 	c.releaseBuffer()
 	if p.encoder != nil {
 		p.encoder.releaseMemory(c)
 	}
-	c.read = false
 }

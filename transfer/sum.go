@@ -40,7 +40,7 @@ func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOption
 		produce: s.produce,
 		work:    s.read,
 		collect: s.fold,
-		release: (*summedPiece).release,
+		release: (*summedPiece).releaseBuffer,
 	})
 	if err != nil {
 		return "", err
@@ -61,17 +61,8 @@ type summing struct {
 // summedPiece is a range within one extent, with its buffer and its hashes.
 type summedPiece struct {
 	source.Extent
-	buf    []byte        // Len bytes if Kind is Data, else nil
-	free   func()        // releases buf; nil: there is no buf
+	buffer               // of Len bytes if Kind is Data, else empty
 	blocks digest.Blocks // hashes of buf
-}
-
-// release frees the buffer, if the piece has one.
-func (p *summedPiece) release() {
-	if p.free != nil {
-		p.free()
-		p.buf, p.free = nil, nil
-	}
 }
 
 // countsAsWork reports whether an extent of the given kind is counted as work. For a blksum
