@@ -9,6 +9,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	sinkraw "github.com/vddkcp/vddkcp/sink/raw"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
@@ -38,7 +39,7 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 	}
 	log, closeLog, err := logs.open(display, asJSON)
 	if err != nil {
-		return &usageError{err: err}
+		return usage.Wrap(err)
 	}
 	spec.Log, spec.Counters = log, counters
 	spec.Opened = func() error { return outputs.checkOpened(spec.Opener, spec.BackingOpener) }

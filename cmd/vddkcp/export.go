@@ -15,6 +15,7 @@ import (
 	"github.com/vddkcp/vddkcp/cmd/vddkcp/internal/export"
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/vddk"
 )
@@ -182,7 +183,7 @@ func (c *exportCommand) Run(ctx context.Context, logs *logFlags) error {
 	}
 	log, closeLog, err := logs.open(errorOutput, false)
 	if err != nil {
-		return &usageError{err: err}
+		return usage.Wrap(err)
 	}
 	err = export.Run(ctx, c.options(sources, outputs, log))
 	if closed := closeLog(); closed != nil && err == nil {

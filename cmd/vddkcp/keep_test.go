@@ -15,6 +15,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/cmd/vddkcp/internal/export"
 	"github.com/vddkcp/vddkcp/internal/peer"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk/testlib"
@@ -567,9 +568,9 @@ func TestOutcomes(t *testing.T) {
 	}{
 		{nil, report.StatusOK, 0},
 		{boom, report.StatusFailed, 1},
-		{&usageError{err: boom}, report.StatusFailed, 2},
+		{usage.Wrap(boom), report.StatusFailed, 2},
 		{resumable(boom), report.StatusFailed, 75},
-		{resumable(&usageError{err: boom}), report.StatusFailed, 75},
+		{resumable(usage.Wrap(boom)), report.StatusFailed, 75},
 		{resumable(&signalError{syscall.SIGHUP}), report.StatusInterrupted, 129},
 		{&signalError{syscall.SIGINT}, report.StatusInterrupted, 130},
 		{&signalError{syscall.SIGTERM}, report.StatusInterrupted, 143},

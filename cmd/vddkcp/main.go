@@ -22,6 +22,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/nearest"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
@@ -86,7 +87,7 @@ func run(args []string) int {
 		return status
 	}
 	if err != nil {
-		return fail(errorOutput, false, &usageError{err: err, hint: "run vddkcp --help for the list of commands and flags"})
+		return fail(errorOutput, false, usage.WithHint(err, "run vddkcp --help for the list of commands and flags"))
 	}
 	commands := new(spawned)
 	ctx, stop := withSignals(context.Background(), commands.kill)
@@ -111,10 +112,7 @@ func refuseReserved(args []string) error {
 		"ls", "vm", "warm", "check", "cleanup", "vddk-worker",
 	}
 	if len(args) > 0 && slices.Contains(reserved, args[0]) {
-		return &usageError{
-			err:  fmt.Errorf("this version of vddkcp has no command %q", args[0]),
-			hint: fmt.Sprintf("for a file of that name write ./%s", args[0]),
-		}
+		return usage.New(fmt.Sprintf("this version of vddkcp has no command %q", args[0]), "for a file of that name write ./"+args[0])
 	}
 	return nil
 }
@@ -151,24 +149,8 @@ func refuseMisspelt(app *kong.Application, args []string) error {
 	if !ok {
 		return nil
 	}
-	return &usageError{
-		err:  fmt.Errorf("there is no command and no file called %s; did you mean %s?", word, name),
-		hint: fmt.Sprintf("for a file of that name write ./%s", word),
-	}
+	return usage.New(fmt.Sprintf("there is no command and no file called %s; did you mean %s?", word, name), "for a file of that name write ./"+word)
 }
-
-// usageError is a mistake of the user, with exit status 2.
-type usageError struct {
-	err  error
-	hint string
-}
-
-func (e *usageError) Error() string { return e.err.Error() }
-func (e *usageError) Unwrap() error { return e.err }
-func (e *usageError) Hint() string  { return e.hint }
-
-// ExitStatus implements the interface of package report.
-func (*usageError) ExitStatus() int { return exit.Usage }
 
 // hintedError is an error together with a hint.
 type hintedError struct {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -9,6 +8,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
@@ -78,7 +78,7 @@ func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
 	flag := l.find(func(f *kong.Flag) bool { return f.Name == name })
 	next := func() error {
 		if !valued && len(rest) == 0 {
-			return &usageError{err: fmt.Errorf("--%s: the value is missing", name)}
+			return usage.Errorf("--%s: the value is missing", name)
 		}
 		if !valued {
 			value, rest = rest[0], rest[1:]
@@ -92,13 +92,13 @@ func (l *nbdkitLine) long(word string, rest []string) ([]string, error) {
 		}
 		return rest, l.filter(value)
 	case name == "tls-psk":
-		return nil, &usageError{err: errors.New("--tls-psk: pre-shared keys are not supported (Go's TLS has none)"), hint: "use --tls-certificates DIR; to check certificates of clients, also use --tls-verify-peer"}
+		return nil, usage.New("--tls-psk: pre-shared keys are not supported (Go's TLS has none)", "use --tls-certificates DIR; to check certificates of clients, also use --tls-verify-peer")
 	case name == "port" && len(l.operands) > 0 && l.operands[0] == "vddk":
-		return nil, &usageError{err: errors.New("--port is ambiguous: it is the port to listen on for nbdkit, and the port of the VMware server for vddkcp"), hint: "use -p N for the port to listen on, and port=N for the port of the server"}
+		return nil, usage.New("--port is ambiguous: it is the port to listen on for nbdkit, and the port of the VMware server for vddkcp", "use -p N for the port to listen on, and port=N for the port of the server")
 	case flag == nil && nbdkitOptions[name] != "":
-		return nil, &usageError{err: fmt.Errorf("--%s: vddkcp accepts only the short form of this option of nbdkit", name), hint: "use " + nbdkitOptions[name]}
+		return nil, usage.New(fmt.Sprintf("--%s: vddkcp accepts only the short form of this option of nbdkit", name), "use "+nbdkitOptions[name])
 	case flag == nil:
-		return nil, &usageError{err: fmt.Errorf("unknown flag --%s", name), hint: "vddkcp export --help lists the flags"}
+		return nil, usage.New(fmt.Sprintf("unknown flag --%s", name), "vddkcp export --help lists the flags")
 	case !flag.IsBool() && !valued:
 		if err := next(); err != nil {
 			return nil, err
@@ -124,7 +124,7 @@ func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
 			value := after
 			if value == "" {
 				if len(rest) == 0 {
-					return nil, &usageError{err: fmt.Errorf("option -%c: the value is missing", letter)}
+					return nil, usage.Errorf("option -%c: the value is missing", letter)
 				}
 				value, rest = rest[0], rest[1:]
 			}
@@ -133,7 +133,7 @@ func (l *nbdkitLine) short(letters string, rest []string) ([]string, error) {
 		flag := l.find(func(f *kong.Flag) bool { return f.Short == letter })
 		switch {
 		case flag == nil:
-			return nil, &usageError{err: fmt.Errorf("-%c: vddkcp export does not accept this option of nbdkit", letter), hint: "vddkcp export --help lists the flags"}
+			return nil, usage.New(fmt.Sprintf("-%c: vddkcp export does not accept this option of nbdkit", letter), "vddkcp export --help lists the flags")
 		case flag.IsBool():
 			l.flags = append(l.flags, "-"+string(letter))
 			continue
@@ -165,7 +165,7 @@ func (l *nbdkitLine) valued(letter rune, value string) error {
 		// The number of threads is ignored: vddkcp processes as many requests as
 		// clients send.
 		if strings.Trim(value, "0123456789") != "" {
-			return &usageError{err: fmt.Errorf("-t %s: want a number", value)}
+			return usage.Errorf("-t %s: want a number", value)
 		}
 	}
 	return nil
@@ -178,7 +178,7 @@ func (l *nbdkitLine) filter(name string) error {
 			known = append(known, k)
 		}
 		slices.Sort(known)
-		return &usageError{err: fmt.Errorf("--filter=%s: vddkcp does not support this filter; it supports %s", name, strings.Join(known, ", "))}
+		return usage.Errorf("--filter=%s: vddkcp does not support this filter; it supports %s", name, strings.Join(known, ", "))
 	}
 	l.filters[name] = true
 	switch name {
@@ -211,7 +211,7 @@ func (l *nbdkitLine) translate() ([]string, error) {
 		l.flags = append(l.flags, "--listen=tcp://"+net.JoinHostPort(l.address, l.port))
 	}
 	if l.has["r"] && slices.Contains(l.flags, "--rw") {
-		return nil, &usageError{err: errors.New("-r and --rw exclude each other")}
+		return nil, usage.Errorf("-r and --rw exclude each other")
 	}
 	if len(l.operands) > 0 && l.operands[0] == "vddk" {
 		l.operands = l.operands[1:]
@@ -233,7 +233,7 @@ func (l *nbdkitLine) translate() ([]string, error) {
 		case key == "cow-on-read":
 			on, err := nbdkitBool(value)
 			if err != nil {
-				return nil, &usageError{err: fmt.Errorf("%s=: %w", key, err)}
+				return nil, usage.Errorf("%s=: %w", key, err)
 			}
 			l.flags = append(l.flags, fmt.Sprintf("--cow-on-read=%t", on))
 		}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/durable"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer/journal"
@@ -163,15 +164,15 @@ func (o *outputs) checkOpened(openers ...*sourceopen.Opener) error {
 // outputError reports an output that would overwrite a file which the command
 // needs. Its exit status is 2.
 type outputError struct {
-	usageError
-	path string
+	error // a *usage.Error
+	path  string
 }
 
-func (e *outputError) Unwrap() error { return &e.usageError }
+func (e *outputError) Unwrap() error { return e.error }
 
 func refused(out outputFile, what string) error {
-	err := fmt.Errorf("%s %s: the output would overwrite %s", out.flag, out.path, what)
-	return &outputError{usageError{err, "name another file"}, out.path}
+	message := fmt.Sprintf("%s %s: the output would overwrite %s", out.flag, out.path, what)
+	return &outputError{usage.New(message, "name another file"), out.path}
 }
 
 // places finds outputs by the file that a path leads to, whether or not that file

@@ -18,6 +18,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/transfer"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/journal"
@@ -98,7 +99,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 		return err
 	}
 	if err := c.checkPlaces(); err != nil {
-		return &usageError{err: err}
+		return usage.Wrap(err)
 	}
 	style := progressStyle(c.Progress)
 	if c.Check {
@@ -114,7 +115,7 @@ func (c *batchCommand) Run(ctx context.Context, logs *logFlags, secrets *secretE
 	}
 	log, closeLog, err := logs.open(b.display, b.asJSON)
 	if err != nil {
-		return &usageError{err: err}
+		return usage.Wrap(err)
 	}
 	b.log = log
 	for _, w := range file.Warnings {
@@ -143,11 +144,11 @@ func (c *batchCommand) load(ctx context.Context, parser *jobParser) (*batch.File
 		return nil, nil, context.Cause(ctx)
 	}
 	if err != nil {
-		return nil, nil, &usageError{err: err}
+		return nil, nil, usage.Wrap(err)
 	}
 	jobs, err := c.selected(file)
 	if err != nil {
-		return nil, nil, &usageError{err: err}
+		return nil, nil, usage.Wrap(err)
 	}
 	file.Limits = file.Limits.WithDefaults()
 	if c.Parallel > 0 {
@@ -263,7 +264,7 @@ func (c *batchCommand) statePath() (string, error) {
 		return c.State, nil
 	}
 	if c.Jobs == "-" {
-		return "", &usageError{err: errors.New("a job file on standard input has no default state file: name one with --state FILE")}
+		return "", usage.Errorf("a job file on standard input has no default state file: name one with --state FILE")
 	}
 	base := strings.TrimSuffix(c.Jobs, ".json") + ".state"
 	if c.Shard != "" {
@@ -383,11 +384,10 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	defer accesses.wait()
 	store, err := batch.OpenStore(path)
 	if err != nil {
-		e := &usageError{err: err, hint: report.Of(err).Hint}
 		if errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.EROFS) {
-			e.hint = "name another file with --state"
+			return usage.WithHint(err, "name another file with --state")
 		}
-		return e
+		return usage.Wrap(err)
 	}
 	var whole *batch.Report
 	err = shown(b.display, func() (err error) {
@@ -408,7 +408,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	})
 	err = errors.Join(err, store.Close())
 	if whole == nil {
-		return &usageError{err: err, hint: report.Of(err).Hint}
+		return usage.Wrap(err)
 	}
 	for _, path := range b.Report {
 		if b.refused[path] {

@@ -15,6 +15,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	sinkraw "github.com/vddkcp/vddkcp/sink/raw"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/job"
@@ -117,7 +118,7 @@ func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
 		return nil, err
 	}
 	if jobs, err = batch.Unfinished(path, jobs, b.runner); err != nil {
-		return nil, &usageError{err: err, hint: report.Of(err).Hint}
+		return nil, usage.Wrap(err)
 	}
 	return jobs, nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/retry"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/nbd/client"
 	"github.com/vddkcp/vddkcp/source"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
@@ -65,7 +66,7 @@ func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFl
 	}
 	log, closeLog, err := logs.open(errorOutput, false)
 	if err != nil {
-		return nil, nil, &usageError{err: err}
+		return nil, nil, usage.Wrap(err)
 	}
 	opener := f.opener()
 	opener.VDDK.Options.Log, opener.VDDK.Options.Warn = log, func(message string) { log.Warn(message) }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
@@ -36,7 +37,7 @@ type certificateFacts struct {
 func (c *thumbprintCommand) Run(ctx context.Context) error {
 	host, port, err := splitHost(c.Host)
 	if err != nil {
-		return &usageError{err: fmt.Errorf("thumbprint: %w", err)}
+		return usage.Errorf("thumbprint: %w", err)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, time.Duration(c.Timeout), fmt.Errorf("the server did not answer within %s", time.Duration(c.Timeout)))
 	defer cancel()

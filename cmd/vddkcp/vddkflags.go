@@ -14,7 +14,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/grace"
 	"github.com/vddkcp/vddkcp/internal/printable"
-	"github.com/vddkcp/vddkcp/transfer/report"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
@@ -219,7 +219,7 @@ func (f *vddkFlags) readSecrets(ctx context.Context, p *vddk.Params, warn func(s
 			return err
 		}
 		if err != nil {
-			return &usageError{err: fmt.Errorf("--%s: %w", s.name, err), hint: report.Of(err).Hint}
+			return usage.Wrap(fmt.Errorf("--%s: %w", s.name, err))
 		}
 		*s.into = secret
 	}

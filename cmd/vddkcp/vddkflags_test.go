@@ -12,6 +12,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
@@ -135,10 +136,10 @@ func TestVDDKFlagsRefused(t *testing.T) {
 			if strings.Contains(err.Error(), "hunter2") {
 				t.Errorf("%v: tells the password", err)
 			}
-			var usage *usageError
+			var wrong *usage.Error
 			var params *vddk.ParamsError
 			var parse *kong.ParseError
-			if !errors.As(err, &usage) && !errors.As(err, &params) && !errors.As(err, &parse) {
+			if !errors.As(err, &wrong) && !errors.As(err, &params) && !errors.As(err, &parse) {
 				t.Errorf("%T is no usage error", err)
 			}
 		})

@@ -13,6 +13,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/exit"
 	"github.com/vddkcp/vddkcp/internal/retry"
+	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/source"
 	sourceopen "github.com/vddkcp/vddkcp/source/open"
 	"github.com/vddkcp/vddkcp/transfer"
@@ -113,7 +114,7 @@ func (c *verifyCommand) Run(ctx context.Context, logs *logFlags) error {
 	}
 	log, closeLog, err := logs.open(display, asJSON)
 	if err != nil {
-		return &usageError{err: err}
+		return usage.Wrap(err)
 	}
 	c.secrets.pause = pauseOf(display)
 	err = shown(display, func() error {
@@ -171,7 +172,7 @@ func (c *verifyCommand) addresses() (at addresses, err error) {
 		target = c.Dst
 	}
 	if target == (address.Null{}).String() {
-		return at, &usageError{err: errors.New("target: null: drops all data, so there is nothing to verify"), hint: "for a file of that name write ./null:"}
+		return at, usage.New("target: null: drops all data, so there is nothing to verify", "for a file of that name write ./null:")
 	}
 	if at.target, err = address.Parse(target, address.Disk); err != nil {
 		return at, fmt.Errorf("target: %w", err)

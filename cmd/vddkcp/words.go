@@ -10,6 +10,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/nearest"
+	"github.com/vddkcp/vddkcp/internal/usage"
 )
 
 // wordsFor says how a command interprets KEY=VALUE words of nbdkit.
@@ -61,7 +62,7 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 		case slices.Contains(boolKeys, key):
 			b, err := nbdkitBool(value)
 			if err != nil {
-				return nil, &usageError{err: fmt.Errorf("%s=: %w", key, err)}
+				return nil, usage.Errorf("%s=: %w", key, err)
 			}
 			w.Flags = append(w.Flags, fmt.Sprintf("--%s=%t", key, b))
 		case slices.Contains(flagKeys, key):
@@ -72,24 +73,23 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 		case key == "export" && kind == wordsForExport:
 			w.Export = value
 		case key == "export":
-			return nil, &usageError{err: fmt.Errorf("export=: only the command export can serve disks that clients choose")}
+			return nil, usage.Errorf("export=: only the command export can serve disks that clients choose")
 		case key == "create" || strings.HasPrefix(key, "create-"):
-			return nil, &usageError{err: fmt.Errorf("%s=: vddkcp does not create VMDKs through VDDK", key)}
+			return nil, usage.Errorf("%s=: vddkcp does not create VMDKs through VDDK", key)
 		default:
-			return nil, &usageError{
-				err:  fmt.Errorf("%s= is not a parameter of nbdkit-vddk-plugin; did you mean %s=?", key, nearest.Of(key, slices.Concat(flagKeys, otherKeys))),
-				hint: fmt.Sprintf("for a file of that name write ./%s=...", key),
-			}
+			return nil, usage.New(
+				fmt.Sprintf("%s= is not a parameter of nbdkit-vddk-plugin; did you mean %s=?", key, nearest.Of(key, slices.Concat(flagKeys, otherKeys))),
+				fmt.Sprintf("for a file of that name write ./%s=...", key))
 		}
 	}
 	if kind == wordsForTwoDisks {
 		if len(bare) == 0 {
-			return nil, &usageError{err: fmt.Errorf("the target DST is missing: want a last word that is not KEY=VALUE")}
+			return nil, usage.Errorf("the target DST is missing: want a last word that is not KEY=VALUE")
 		}
 		w.Dst, bare = bare[len(bare)-1], bare[:len(bare)-1]
 	}
 	if named && len(bare) == 1 || len(bare) > 1 {
-		return nil, &usageError{err: fmt.Errorf("more than one disk is given: %s", strings.Join(append(bare, file), ", "))}
+		return nil, usage.Errorf("more than one disk is given: %s", strings.Join(append(bare, file), ", "))
 	}
 	if len(bare) == 1 {
 		file, named = bare[0], true

@@ -5,6 +5,8 @@ import (
 	"io"
 	"strings"
 	"testing"
+
+	"github.com/vddkcp/vddkcp/internal/usage"
 )
 
 func TestWords(t *testing.T) {
@@ -49,11 +51,11 @@ func TestWords(t *testing.T) {
 		t.Run(line, func(t *testing.T) {
 			w, err := parseWords(strings.Split(line, "|"), c.kind)
 			if c.fails != "" {
-				var wrong *usageError
+				var wrong *usage.Error
 				if !errors.As(err, &wrong) || !strings.Contains(err.Error(), c.fails) {
 					t.Fatalf("%+v, %v; want a usage error with %q", w, err, c.fails)
 				}
-				if strings.Contains(err.Error()+wrong.hint, "hunter2") {
+				if strings.Contains(err.Error()+wrong.Hint(), "hunter2") {
 					t.Errorf("%v tells a value", err)
 				}
 				return
