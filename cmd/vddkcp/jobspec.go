@@ -19,10 +19,10 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
 	"github.com/vddkcp/vddkcp/transfer/batch"
 	"github.com/vddkcp/vddkcp/transfer/digest"
-	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
 // notJobFields are the flags of vddkcp copy that a job cannot set.
@@ -185,7 +185,7 @@ func (p *jobParser) set(j *batch.Job) error {
 	}
 	addresses := c.addresses()
 	if err := addresses.Parse(); err != nil {
-		if h := report.Of(err).Hint; h != "" {
+		if h := hinted.Of(err); h != "" {
 			err = fmt.Errorf("%w (%s)", err, h)
 		}
 		return err

@@ -152,15 +152,6 @@ func refuseMisspelt(app *kong.Application, args []string) error {
 	return usage.New(fmt.Sprintf("there is no command and no file called %s; did you mean %s?", word, name), "for a file of that name write ./"+word)
 }
 
-// hintedError is an error together with a hint.
-type hintedError struct {
-	error
-	hint string
-}
-
-func (e *hintedError) Unwrap() error { return e.error }
-func (e *hintedError) Hint() string  { return e.hint }
-
 // reportedError is an error that was already shown to the user.
 type reportedError struct{ error }
 
@@ -234,7 +225,7 @@ func fail(w io.Writer, asJSON bool, err error) int { return failJob(w, asJSON, "
 // failJob is fail for an error of the named job of a batch. An empty name means
 // that there is no job.
 func failJob(w io.Writer, asJSON bool, job string, err error) int {
-	status, advice := report.Of(err).Exit, report.Of(err).Hint
+	end := report.Of(err)
 	if asJSON {
 		text, marshalled := json.Marshal(struct {
 			Type  string `json:"type"`
@@ -242,19 +233,19 @@ func failJob(w io.Writer, asJSON bool, job string, err error) int {
 			Error string `json:"error"`
 			Hint  string `json:"hint"`
 			Exit  int    `json:"exit"`
-		}{"error", job, err.Error(), advice, status})
+		}{"error", job, err.Error(), end.Hint, end.Exit})
 		if marshalled == nil {
 			fmt.Fprintf(w, "%s\n", text)
-			return status
+			return end.Exit
 		}
 	}
 	message := fmt.Sprintf("vddkcp: %s\n", printable.Error(err))
 	if job != "" {
 		message = fmt.Sprintf("vddkcp: job %s: %s\n", printable.Name(job), printable.Error(err))
 	}
-	if advice != "" {
-		message += "hint: " + printable.Line(advice) + "\n"
+	if end.Hint != "" {
+		message += "hint: " + printable.Line(end.Hint) + "\n"
 	}
 	io.WriteString(w, message)
-	return status
+	return end.Exit
 }

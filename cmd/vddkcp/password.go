@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/grace"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/impatient"
 	"github.com/vddkcp/vddkcp/vddk"
 )
@@ -122,10 +123,10 @@ func readSecretFile(name string) (string, error) {
 	if errors.As(err, &at) {
 		err = at.Err
 	}
-	return "", &hintedError{
+	return "", hinted.Error(
 		fmt.Errorf("cannot read the file that is named after +: %w", err),
 		"a value that begins with + names a file, whose first line is the secret; give a secret that begins with + itself by +FILE, - or -FD",
-	}
+	)
 }
 
 // readFD returns the first line from a file descriptor that the parent process has

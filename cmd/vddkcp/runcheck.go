@@ -153,12 +153,13 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 		ready, size, data := "yes", bytesize.Format(c.size), bytesize.Format(c.data)
 		if c.err != nil {
 			bad++
-			if report.Of(c.err).Exit == exit.Usage {
+			end := report.Of(c.err)
+			if end.Exit == exit.Usage {
 				wrong++
 			}
 			ready = "no: " + c.err.Error()
-			if h := report.Of(c.err).Hint; h != "" {
-				ready += " (" + h + ")"
+			if end.Hint != "" {
+				ready += " (" + end.Hint + ")"
 			}
 			// The check may have failed before it knew the sizes. They are 0 then.
 			if c.data == 0 {

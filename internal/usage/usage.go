@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 )
 
 // Error reports an invalid address or option, or options that exclude each other. The command is
@@ -23,13 +24,7 @@ func New(message, hint string) error { return &Error{errors.New(message), hint} 
 func Errorf(format string, args ...any) error { return &Error{err: fmt.Errorf(format, args...)} }
 
 // Wrap returns an Error that wraps err. It has the hint of err, if err has one.
-func Wrap(err error) error {
-	var h interface{ Hint() string }
-	if errors.As(err, &h) {
-		return &Error{err, h.Hint()}
-	}
-	return &Error{err: err}
-}
+func Wrap(err error) error { return &Error{err, hinted.Of(err)} }
 
 // WithHint returns an Error that wraps err and has the given hint. A hint that err has is not
 // used.

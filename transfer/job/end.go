@@ -11,6 +11,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/sink"
 	"github.com/vddkcp/vddkcp/source"
@@ -54,10 +55,10 @@ func (j *job) explain(err error) error {
 	var resumable *transfer.ResumableError
 	if errors.As(err, &resumable) {
 		advice := fmt.Sprintf("run again with --resume to continue the copy at byte %d", resumable.Offset)
-		if why := report.Of(err).Hint; why != "" {
+		if why := hinted.Of(err); why != "" {
 			advice = why + "; then " + advice
 		}
-		err = &hintedError{err, advice}
+		err = hinted.Error(err, advice)
 	}
 	if !strings.Contains(err.Error(), j.Source) {
 		err = fmt.Errorf("copy %s: %w", j.Source, err)
@@ -113,14 +114,3 @@ func (e *retriedError) Unwrap() error { return e.error }
 // ExitStatus tells report.Of the exit status of a copy that can be resumed, so that the batch
 // tries the copy again.
 func (*retriedError) ExitStatus() int { return exit.Resumable }
-
-// hintedError is an error with a hint, which says what the user can do.
-type hintedError struct {
-	error
-	hint string
-}
-
-func (e *hintedError) Unwrap() error { return e.error }
-
-// Hint returns what the user can do about the error.
-func (e *hintedError) Hint() string { return e.hint }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/sink"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
@@ -57,7 +58,7 @@ func (j *job) planSource(ctx context.Context) (err error) {
 	j.describeSource()
 	j.shared, err = transfer.Shared(ctx, j.source, j.plan, j.Reflink, j.target.CloneUnit)
 	if errors.Is(err, transfer.ErrNotShared) {
-		return &hintedError{err, "use --reflink auto, which shares what can be shared and copies the rest"}
+		return hinted.Error(err, "use --reflink auto, which shares what can be shared and copies the rest")
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 
 	"github.com/vddkcp/vddkcp/internal/address"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/usage"
 	"github.com/vddkcp/vddkcp/sink"
 	sinkopen "github.com/vddkcp/vddkcp/sink/open"
@@ -111,7 +112,7 @@ func (j *job) openStream(ctx context.Context, size int64) (io.Reader, error) {
 // emptyStream adds a hint to err if it says that the stream is empty.
 func emptyStream(err error) error {
 	if errors.Is(err, sourceopen.ErrEmptyStream) {
-		return &hintedError{err, "for a disk of 0 bytes use --size 0"}
+		return hinted.Error(err, "for a disk of 0 bytes use --size 0")
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
@@ -48,7 +49,7 @@ func Of(err error) Outcome {
 		return Outcome{Status: StatusOK}
 	}
 	m := meaningOf(err)
-	o := Outcome{Status: StatusFailed, Exit: m.exit}
+	o := Outcome{Status: StatusFailed, Exit: m.exit, Hint: hinted.Of(err)}
 	switch {
 	case m.done:
 		o.Status = StatusOK
@@ -56,9 +57,6 @@ func Of(err error) Outcome {
 		o.Status = StatusMismatch
 	case m.exit > exit.Signal:
 		o.Status = StatusInterrupted
-	}
-	if h := (interface{ Hint() string })(nil); errors.As(err, &h) {
-		o.Hint = h.Hint()
 	}
 	if r := (interface{ Resumable() bool })(nil); errors.As(err, &r) {
 		o.Resumable = r.Resumable()
