@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/retry"
 	"github.com/vddkcp/vddkcp/transfer/report"
 )
 
@@ -87,14 +88,7 @@ func (r *run) pause(ctx context.Context, jobs, round int) bool {
 	if r.o.Waiting != nil {
 		defer r.o.Waiting(jobs, wait)()
 	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return retry.Sleep(ctx, wait, nil)
 }
 
 // fits reports whether the limits allow a job with this demand to start now. A job that alone

@@ -2,6 +2,7 @@ package batch
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/printable"
+	"github.com/vddkcp/vddkcp/internal/retry"
 )
 
 // phase is how far a job has come, according to the state file.
@@ -366,11 +368,7 @@ func (s *Store) keepWritten(done <-chan struct{}, failed func(error)) {
 			failed(err)
 			failed = nil
 		}
-		rest := time.NewTimer(min(stateRest*time.Since(begun), longestRest))
-		select {
-		case <-rest.C:
-		case <-done:
-			rest.Stop()
+		if !retry.Sleep(context.Background(), min(stateRest*time.Since(begun), longestRest), done) {
 			return
 		}
 	}
