@@ -23,6 +23,10 @@ import (
 	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
+// Private is the file mode of journals, state files and reports. Only the user may read them,
+// because they can contain anything that a server or a command prints.
+const Private fs.FileMode = 0o600
+
 // Replace creates or replaces the file at path. text is the new content, and perm are the new
 // permissions. Replace writes a temporary file in the same folder, makes it durable, renames it
 // to path, and makes the folder durable. If path is a symbolic link, the link itself is

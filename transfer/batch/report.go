@@ -107,7 +107,7 @@ func (r *Report) Write(path string) error {
 	}
 	text = printable.Bytes(text)
 	if err == nil {
-		err = durable.Write(path, text, privateMode)
+		err = durable.Write(path, text, durable.Private)
 	}
 	if err != nil {
 		return fmt.Errorf("report: %w", err)

@@ -53,10 +53,6 @@ type stateFile struct {
 	Jobs    []json.RawMessage `json:"jobs"`
 }
 
-// privateMode is the file mode of all files of a batch. Only the user may read them, because
-// messages can contain anything that a server or a command prints.
-const privateMode = 0o600
-
 // Store is the state file of a batch, locked against other runs. It is safe for concurrent use.
 //
 // Each change of a job's state is first appended to a second file, next to the state file. The
@@ -130,7 +126,7 @@ func (s *Store) open() error {
 	if err := s.flush(); err != nil {
 		return err
 	}
-	changes, err := durable.Open(s.changesPath(), os.O_RDWR|os.O_CREATE|os.O_APPEND, privateMode)
+	changes, err := durable.Open(s.changesPath(), os.O_RDWR|os.O_CREATE|os.O_APPEND, durable.Private)
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)
 	}
@@ -163,7 +159,7 @@ func (s *Store) changesPath() string { return s.path + ".changes" }
 func lockFile(path string) (*os.File, error) {
 	name := path + ".lock"
 	for {
-		f, err := durable.Open(name, os.O_RDWR|os.O_CREATE, privateMode)
+		f, err := durable.Open(name, os.O_RDWR|os.O_CREATE, durable.Private)
 		if err != nil {
 			return nil, fmt.Errorf("state file %s: %w", path, err)
 		}
@@ -402,7 +398,7 @@ func (s *Store) flush() error {
 	}
 	text.WriteString("\n]}\n")
 	// The lock of the Store ensures that no other run uses the file with the suffix .new.
-	err := durable.ReplaceBy(s.path+".new", s.path, text.Bytes(), privateMode)
+	err := durable.ReplaceBy(s.path+".new", s.path, text.Bytes(), durable.Private)
 	s.wrote += time.Since(begun)
 	if err != nil {
 		return fmt.Errorf("state file: %w", err)

@@ -86,7 +86,7 @@ type Journal struct {
 // file that is not a journal is an error and stays unchanged. For a journal of another version
 // Open returns no entries, while Load returns ErrVersion.
 func Open(path string) (j *Journal, entries []Entry, err error) {
-	f, err := durable.Open(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := durable.Open(path, os.O_RDWR|os.O_CREATE, durable.Private)
 	if err != nil {
 		return nil, nil, fmt.Errorf("journal: %w", err)
 	}

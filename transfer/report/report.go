@@ -123,16 +123,12 @@ func (r *Report) EndWith(err error) Outcome {
 	return o
 }
 
-// reportMode is the file mode of reports. Only the user may read them, because messages can
-// contain anything that a server says.
-const reportMode = 0o600
-
 // Write writes the report to path. A regular file is replaced as a whole or not at all. Any
 // other file, such as a pipe, is written in place.
 func (r *Report) Write(path string) error {
 	text, err := json.MarshalIndent(r, "", "  ")
 	if err == nil {
-		err = durable.Write(path, append(printable.Bytes(text), '\n'), reportMode)
+		err = durable.Write(path, append(printable.Bytes(text), '\n'), durable.Private)
 	}
 	if err != nil {
 		return fmt.Errorf("report: %w", err)
