@@ -38,6 +38,15 @@ type page struct {
 	Warnings []*JobReport
 	Timeline *timeline // nil: nothing ran
 	Jobs     []pageJob
+
+	byCause map[cause]*failure // the elements of Failures
+}
+
+// cause is the part of a report that jobs of the same failure have in common.
+type cause struct {
+	status      report.Status
+	exit        int
+	error, hint string
 }
 
 // failure is an error text, with all jobs that failed with this text.
@@ -49,14 +58,14 @@ type failure struct {
 // failed adds a job to the failure that has the same error text. If there is none, it begins a
 // new failure.
 func (p *page) failed(j *JobReport) {
-	i := slices.IndexFunc(p.Failures, func(f *failure) bool {
-		return f.Status == j.Status && f.Exit == j.Exit && f.Error == j.Error && f.Hint == j.Hint
-	})
-	if i < 0 {
-		i = len(p.Failures)
-		p.Failures = append(p.Failures, &failure{JobReport: j})
+	c := cause{j.Status, j.Exit, j.Error, j.Hint}
+	f := p.byCause[c]
+	if f == nil {
+		f = &failure{JobReport: j}
+		p.byCause[c] = f
+		p.Failures = append(p.Failures, f)
 	}
-	p.Failures[i].Names = append(p.Failures[i].Names, j.Name)
+	f.Names = append(f.Names, j.Name)
 }
 
 type pageJob struct {
@@ -90,7 +99,7 @@ func (r *Report) page() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &page{Status: r.Status, Outcome: r.outcome(), Timeline: r.timeline()}
+	p := &page{Status: r.Status, Outcome: r.outcome(), Timeline: r.timeline(), byCause: map[cause]*failure{}}
 	var read, written, retries int64
 	for i, j := range r.Jobs {
 		read += j.BytesRead

@@ -129,7 +129,7 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 		return nil, nil, fmt.Errorf("merge reports: %w", err)
 	}
 	merged = &Report{Version: 1}
-	byName := map[string]*JobReport{}
+	byName, times := map[string]*JobReport{}, map[string]int{} // times says how many reports a job has
 	var names, twice []string
 	found := 0
 	var bad []error // all unreadable reports, to be reported together
@@ -152,13 +152,13 @@ func Merge(dir string, jobs []*Job) (merged *Report, notes []string, err error) 
 			merged.Finished = r.Finished
 		}
 		for _, j := range r.Jobs {
-			have, ok := byName[j.Name]
-			if !ok {
+			switch times[j.Name]++; times[j.Name] {
+			case 1:
 				names = append(names, j.Name)
-			} else if !slices.Contains(twice, j.Name) {
+			case 2:
 				twice = append(twice, j.Name)
 			}
-			if !ok || j.better(have) {
+			if have := byName[j.Name]; have == nil || j.better(have) {
 				byName[j.Name] = j
 			}
 		}
