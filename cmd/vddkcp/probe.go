@@ -192,7 +192,6 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 // probe skips a number of bytes of data of a source and reads the next --probe bytes. It
 // returns the number of connections that the source had at the end.
 func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probeMeter) (connections int, err error) {
-	c := b.command(t)
 	spec := b.spec(t)
 	spec.Log = b.log.With("job", t.Name)
 	src, err := job.OpenSource(ctx, spec)
@@ -205,9 +204,9 @@ func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probe
 		return 0, err
 	}
 	group, reading := errgroup.WithContext(ctx)
-	group.SetLimit(transfer.Requests(c.Depth, src))
+	group.SetLimit(transfer.Requests(spec.Depth, src))
 	m.begin()
-	request := int64(c.RequestSize)
+	request := int64(spec.RequestSize)
 	for _, e := range extents {
 		for off := e.Off; off < e.End(); off += request {
 			n := min(request, e.End()-off)
@@ -229,7 +228,7 @@ func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probe
 		}
 	}
 	if err := group.Wait(); err != nil {
-		return 0, fmt.Errorf("probe %s: %w", c.Src, err)
+		return 0, fmt.Errorf("probe %s: %w", spec.Source, err)
 	}
 	m.end()
 	if s, ok := source.Ability[source.Counted](src); ok {
