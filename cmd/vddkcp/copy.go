@@ -137,7 +137,7 @@ func (c *copyCommand) outputs(logs *logFlags) *outputs {
 // writeReport writes the report of one copy: an HTML page if the name ends in .html, JSON
 // otherwise.
 func writeReport(r *report.Report, path string) error {
-	if isPage(path) {
+	if batch.IsPage(path) {
 		return batch.Single(r).Write(path)
 	}
 	return r.Write(path)

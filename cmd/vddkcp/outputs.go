@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -304,6 +303,3 @@ func notText(path string) string {
 	}
 	return ""
 }
-
-// isPage reports whether a report is written as an HTML page.
-func isPage(path string) bool { return strings.EqualFold(filepath.Ext(path), ".html") }

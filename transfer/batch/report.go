@@ -94,13 +94,16 @@ func Single(copied *report.Report) *Report {
 	return r
 }
 
+// IsPage reports whether Write writes an HTML page to path.
+func IsPage(path string) bool { return strings.EqualFold(filepath.Ext(path), ".html") }
+
 // Write writes the report to path, as an HTML page if path ends in .html, and as JSON
 // otherwise. A regular file is replaced as a whole or not at all. Any other file, such as a
 // pipe, is written in place.
 func (r *Report) Write(path string) error {
 	var text []byte
 	var err error
-	if strings.EqualFold(filepath.Ext(path), ".html") {
+	if IsPage(path) {
 		text, err = r.page()
 	} else if text, err = json.MarshalIndent(r, "", "  "); err == nil {
 		text = append(text, '\n')
