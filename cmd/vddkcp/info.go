@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -114,11 +113,13 @@ func (c *infoCommand) Run(ctx context.Context, logs *logFlags) error {
 		}
 	}
 	info.addDisks(disks)
-	print := info.printText
+	out := standardOutput(ctx)
 	if c.JSON {
-		print = info.printJSON
+		err = printJSON(out, info)
+	} else {
+		err = info.printText(out)
 	}
-	if err := print(standardOutput(ctx)); err != nil {
+	if err != nil {
 		return fmt.Errorf("info %s: %w", c.Src, err)
 	}
 	return nil
@@ -202,13 +203,6 @@ func describeImage(ctx context.Context, address string, d source.Disk) (*imageIn
 		i.Extents = append(i.Extents, e)
 	}
 	return i, nil
-}
-
-func (i *imageInfo) printJSON(w io.Writer) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "    ")
-	return e.Encode(i)
 }
 
 // printText prints each fact on a line, for people.

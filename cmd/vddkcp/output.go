@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -41,6 +42,14 @@ func standardOutput(ctx context.Context) io.Writer {
 		return textOutput
 	}
 	return printable.NewWriter(&pipeWriter{ctx, os.Stdout})
+}
+
+// printJSON prints a value as indented JSON.
+func printJSON(w io.Writer, value any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "    ")
+	return e.Encode(value)
 }
 
 // pauseOf returns d.Pause if standard error is a terminal. Otherwise it returns a

@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"strconv"
@@ -59,10 +58,7 @@ func (c *thumbprintCommand) Run(ctx context.Context) error {
 	}
 	out := standardOutput(ctx)
 	if c.JSON {
-		e := json.NewEncoder(out)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "    ")
-		err = e.Encode(facts)
+		err = printJSON(out, facts)
 	} else {
 		w := bufio.NewWriter(out)
 		facts.printText(w)

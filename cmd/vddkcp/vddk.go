@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -71,10 +70,7 @@ const loadTimeout = time.Minute
 
 func (f *libraryFacts) print(out io.Writer, asJSON bool) error {
 	if asJSON {
-		e := json.NewEncoder(out)
-		e.SetEscapeHTML(false)
-		e.SetIndent("", "    ")
-		return e.Encode(f)
+		return printJSON(out, f)
 	}
 	w := bufio.NewWriter(out)
 	f.printLines(w)
