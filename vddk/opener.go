@@ -216,7 +216,7 @@ func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bo
 	if err := op.same(opened); err != nil {
 		return nil, err
 	}
-	s = newSession(p, opened, op.slots-op.spare, op.spare, min(op.o.Timeout, op.policy.Patience()))
+	s = newSession(p, opened, op.slots-op.spare, op.spare)
 	if err := op.compare(limited, s); err != nil {
 		if limited.Err() != nil {
 			err = fail("open", err)

@@ -58,3 +58,19 @@ func TestPatience(t *testing.T) {
 		})
 	}
 }
+
+// If the retry policy leaves less time than Options.Timeout, a worker that hangs is killed earlier,
+// and the error names the time after which it was killed.
+func TestPatienceInError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, _ := newFakeHost(t, mib)
+		host.onRead = func(int, *fakeWorker, uint64, int) error { return errHang }
+		d := host.mustOpen(Params{}, Options{Connections: 1, Timeout: 4 * time.Second, Retry: source.RetryOptions{Retries: -1, Timeout: 6 * time.Second}})
+		_, err := d.ReadAt(make([]byte, 4096), 0)
+		if err == nil || !strings.Contains(err.Error(), "no answer within 2s") {
+			t.Errorf("%v, want the 2s that were left after the first attempt of 4s", err)
+		}
+		d.Close()
+		host.checkGone()
+	})
+}

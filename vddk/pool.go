@@ -477,9 +477,6 @@ func (p *pool) lose(h *handle, s *session, op string, since time.Time) {
 // the session, unless a caller still has a buffer in it.
 func (p *pool) exitedLocked(s *session) {
 	s.ended, s.lost = true, true
-	for _, t := range s.timers {
-		t.Stop()
-	}
 	p.unmapLocked(s)
 }
 

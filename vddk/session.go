@@ -35,7 +35,6 @@ type process interface {
 type session struct {
 	proc   process
 	opened worker.Opened // the disk as the library describes it
-	timers []*time.Timer // the deadline of the request in each slot
 
 	why    sync.Once // sets reason at most once
 	reason error     // why this package killed the process; nil if it did not
@@ -52,9 +51,8 @@ type session struct {
 }
 
 // newSession returns a session for the process p, which has slots for the given numbers of
-// buffers and spare slots. timeout is only named in errors, as the time in which a request was not
-// answered. The methods read and write kill the process after the time limit that they get.
-func newSession(p process, opened worker.Opened, buffers, spare int, timeout time.Duration) *session {
+// buffers and spare slots.
+func newSession(p process, opened worker.Opened, buffers, spare int) *session {
 	s := &session{proc: p, opened: opened, handed: make([]int, buffers+spare), begun: make([]time.Time, buffers+spare)}
 	for i := range buffers + spare {
 		if i < buffers {
@@ -62,9 +60,6 @@ func newSession(p process, opened worker.Opened, buffers, spare int, timeout tim
 		} else {
 			s.spare = append(s.spare, i)
 		}
-		t := time.AfterFunc(time.Hour, func() { s.kill(fmt.Errorf("the worker was killed: no answer within %v", timeout)) })
-		t.Stop()
-		s.timers = append(s.timers, t)
 	}
 	return s
 }
@@ -105,22 +100,22 @@ func (s *session) gone(op string) error {
 // read reads sectors of the disk into a slot. If that takes longer than timeout, the process is
 // killed.
 func (s *session) read(ctx context.Context, timeout time.Duration, slot int, sector uint64, sectors int) error {
-	s.timers[slot].Reset(timeout)
-	defer s.timers[slot].Stop()
+	defer s.deadline(timeout)()
 	return s.proc.Read(ctx, slot, sector, sectors)
 }
 
 // write writes sectors of the disk from a slot. If that takes longer than timeout, the process
 // is killed.
 func (s *session) write(ctx context.Context, timeout time.Duration, slot int, sector uint64, sectors int) error {
-	s.timers[slot].Reset(timeout)
-	defer s.timers[slot].Stop()
+	defer s.deadline(timeout)()
 	return s.proc.Write(ctx, slot, sector, sectors)
 }
 
 // deadline kills the process after timeout, unless the returned function is called before that.
 func (s *session) deadline(timeout time.Duration) (stop func() bool) {
-	return time.AfterFunc(timeout, func() { s.kill(fmt.Errorf("the worker was killed: no answer within %v", timeout)) }).Stop
+	return time.AfterFunc(timeout, func() {
+		s.kill(fmt.Errorf("the worker was killed: no answer within %v", timeout.Round(time.Millisecond)))
+	}).Stop
 }
 
 // slotRef identifies a slot: its number in a session, and the handle of that session.
