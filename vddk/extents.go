@@ -445,10 +445,7 @@ func (q *allocationQueries) query(first, n, unit uint64) ([]worker.Block, error)
 	if err != nil {
 		err = p.explain.explain("query", off, bytes, mark, err)
 		if isLost(err) && p.life.ended() == nil {
-			s.proc.Kill()
-			op := p.explain.rangeOf("query", off, bytes)
-			p.lose(h, s, op, time.Now())
-			err = s.gone(op)
+			err = p.lostDuring(h, s, p.explain.rangeOf("query", off, bytes), time.Now())
 		}
 		return nil, err
 	}

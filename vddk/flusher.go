@@ -42,10 +42,8 @@ func (f *flusher) flush() error {
 		}
 		err = p.explain.explain("flush", 0, 0, mark, err)
 		if isLost(err) {
-			s.proc.Kill()
-			// lose records the loss. If there are writes that no flush has covered, all later
-			// flushes fail.
-			p.lose(h, s, p.explain.rangeOf("flush", 0, 0), time.Now())
+			// If there are writes that no flush has covered, all later flushes fail.
+			err = p.lostDuring(h, s, p.explain.rangeOf("flush", 0, 0), time.Now())
 			if lost++; lost < 3 {
 				continue
 			}

@@ -221,12 +221,18 @@ func (p *pool) failed(t permit, op string, off, n, mark int64, since time.Time, 
 	}
 	err = p.explain.explain(op, off, n, mark, err)
 	if isLost(err) {
-		t.s.proc.Kill()
-		op = p.explain.rangeOf(op, off, n)
-		p.lose(t.h, t.s, op, since)
-		err = t.s.gone(op)
+		return p.lostDuring(t.h, t.s, p.explain.rangeOf(op, off, n), since)
 	}
 	return err
+}
+
+// lostDuring is called when the operation op failed because the worker process of session s was
+// lost. It waits until the process has ended, records the loss as lose does, and returns an error
+// that says why the process ended.
+func (p *pool) lostDuring(h *handle, s *session, op string, since time.Time) error {
+	s.proc.Kill()
+	p.lose(h, s, op, since)
+	return s.gone(op)
 }
 
 // acquire waits for a permit: the right to make one request, with a slot for its data. since is

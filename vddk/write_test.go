@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/vddkcp/vddkcp/source"
@@ -205,6 +207,20 @@ func TestFlush(t *testing.T) {
 			}
 		})
 	}
+}
+
+// If the library does not answer any flush, the error says why the workers ended.
+func TestFlushHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		host, _, d := newWritable(t, mib, Options{Timeout: 4 * time.Second})
+		host.onFlush = func(int, *fakeWorker) error { return errHang }
+		err := d.Flush(t.Context())
+		if !errors.Is(err, syscall.EIO) || !strings.Contains(err.Error(), "no answer within 4s") {
+			t.Errorf("Flush: %v, want the 4s after which the workers were killed", err)
+		}
+		d.Close()
+		host.checkGone()
+	})
 }
 
 // loseWorker makes the last worker crash.
