@@ -105,12 +105,9 @@ func (p *Process) Has(name string) bool { return hasFunction(p.present, name) }
 // "file:san:hotadd:nbdssl:nbd". It is "" if the library does not list them.
 func (p *Process) TransportModes() string { return p.modes }
 
-// Slots returns the number of slots, the pieces of memory for the data of reads and writes.
-func (p *Process) Slots() int { return p.config.Slots }
-
-// Slot returns the memory of slot i: SlotSize bytes that are shared with the worker. The memory
-// is valid until Release is called, even if the process has ended. It contains the data of a
-// Read only if that Read returned nil.
+// Slot returns the memory of slot i, for the data of a read or write: SlotSize bytes that are
+// shared with the worker. The memory is valid until Release is called, even if the process has
+// ended. It contains the data of a Read only if that Read returned nil.
 func (p *Process) Slot(i int) []byte {
 	n := p.config.SlotSize
 	return p.memory[i*n : (i+1)*n : (i+1)*n]
