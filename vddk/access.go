@@ -133,7 +133,7 @@ func whyNotPrepared(err error) string {
 	switch {
 	case e == nil:
 		return ""
-	case slices.ContainsFunc(append([]string{e.Text}, e.Last...), alreadyDisabled.MatchString):
+	case slices.ContainsFunc(e.lines(), alreadyDisabled.MatchString):
 		return ": another program prevents the migration of the VM, or was killed before it allowed the migration again"
 	case e.code() == worker.CodeNotSupported:
 		return " (ESXi hosts and old libraries do not support the call)"

@@ -1,6 +1,7 @@
 package vddk
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -103,23 +104,13 @@ func parseConfig(path, text string, flag NFCBuffers) (*libraryConfig, error) {
 		c.text += "\n"
 	}
 	c.buffers = NFCBuffers{
-		Size:  firstSet(flag.Size, file.Size, defaultBuffers.Size),
-		Count: firstSet(flag.Count, file.Count, defaultBuffers.Count),
+		Size:  cmp.Or(flag.Size, file.Size, defaultBuffers.Size),
+		Count: cmp.Or(flag.Count, file.Count, defaultBuffers.Count),
 	}
 	if c.buffers.Size%nfcbudget.Unit != 0 || c.buffers.Size < 0 || c.buffers.Count < 0 {
 		return nil, fmt.Errorf("invalid NFC buffers, %[2]d of %[1]d bytes each: the size must be a multiple of 64 KiB", c.buffers.Size, c.buffers.Count)
 	}
 	return c, nil
-}
-
-// firstSet returns the first value that is not 0.
-func firstSet[T int | int64](values ...T) T {
-	for _, v := range values {
-		if v != 0 {
-			return v
-		}
-	}
-	return 0
 }
 
 // file returns the content of the configuration file for a connection with buffers b.

@@ -30,6 +30,9 @@ type Error struct {
 // hold additional information.
 func (e *Error) code() int { return int(e.Code & 0xffff) }
 
+// lines returns the text of the error and the lines that the library logged during the call.
+func (e *Error) lines() []string { return append([]string{e.Text}, e.Last...) }
+
 func (e *Error) Error() string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "VDDK: %s %s", e.Op, e.Disk)
@@ -134,7 +137,7 @@ func (e *Error) meaning() *meaning {
 			return m
 		}
 		found := 0
-		for _, line := range append([]string{e.Text}, e.Last...) {
+		for _, line := range e.lines() {
 			if m.line.MatchString(line) {
 				found++
 			}
@@ -176,7 +179,7 @@ func (e *Error) loginRefused() bool {
 // They return the same code for a refused login and for a missing permission. Only the log lines
 // tell the two apart.
 func (e *Error) refusedByLog() bool {
-	return e.code() == worker.CodeLoginRefused && slices.ContainsFunc(append([]string{e.Text}, e.Last...), loginWords.MatchString)
+	return e.code() == worker.CodeLoginRefused && slices.ContainsFunc(e.lines(), loginWords.MatchString)
 }
 
 // isRefusedLogin reports whether err contains an Error that says that the server refused the

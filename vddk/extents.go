@@ -15,15 +15,15 @@ import (
 )
 
 const (
+	sectorSize = worker.SectorSize
 	// chunk is the size in bytes of the blocks for which the library says whether they are
 	// allocated. The library accepts no smaller unit, and in larger units more holes would be
 	// reported as data.
-	sectorSize   = 512
-	chunkSectors = 128
+	chunkSectors = worker.MinChunk
 	chunk        = chunkSectors * sectorSize
 	// A window is a range of 32 GiB. It is the largest range that one query can ask about, and
 	// the unit of the cache. windowChunks is its number of chunks.
-	windowChunks = 512 * 1024
+	windowChunks = worker.MaxChunks
 	window       = windowChunks * chunk
 
 	cacheBytes = 8 << 20

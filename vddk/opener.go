@@ -139,8 +139,7 @@ func (op *opener) open(ctx context.Context, replacing, shrink bool) (*session, e
 	buffers := op.buffers
 	for {
 		s, err := op.openWith(ctx, buffers, replacing)
-		var e *Error
-		if !errors.As(err, &e) || !e.noMemory() || !shrink {
+		if e := asError(err); e == nil || !e.noMemory() || !shrink {
 			return s, err
 		}
 		smaller, ok := buffers.Halved()

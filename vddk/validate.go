@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/nfcbudget"
 )
 
 // ParamsError says that parameters are wrong or incomplete. This does not depend on the server and
@@ -86,7 +87,7 @@ func (p *Params) Validate() error {
 		return wrongParams("", "--compression: %q: expected one of %s", p.Compression, strings.Join(Compressions, ", "))
 	}
 	if b := p.NFCBuffers; b != (NFCBuffers{}) {
-		if b.Size < 64<<10 || b.Size%(64<<10) != 0 || b.Size > maxNFC || b.Count < 1 || b.Count > 1024 || b.Bytes() > maxNFC {
+		if b.Size < nfcbudget.Unit || b.Size%nfcbudget.Unit != 0 || b.Size > maxNFC || b.Count < 1 || b.Count > 1024 || b.Bytes() > maxNFC {
 			return wrongParams("", "--nfc-buffers: %d bytes x %d: the size must be a multiple of 64KiB, the count at least 1, and the product at most 96MiB", b.Size, b.Count)
 		}
 	}
