@@ -29,8 +29,8 @@ type lifetime struct {
 
 func newLifetime(ctx context.Context, disk string) *lifetime {
 	l := &lifetime{Life: life.Life{Context: ctx, Name: disk}}
-	l.closing, l.startClosing = context.WithCancel(ctx)
 	l.ending, l.end = context.WithCancel(ctx)
+	l.closing, l.startClosing = context.WithCancel(l.ending) // end also ends closing, if the disk was not opened
 	return l
 }
 
