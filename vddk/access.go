@@ -34,7 +34,7 @@ func (a *access) prepare(ctx context.Context) error {
 		if a.o.Log != nil {
 			a.o.Log.Info("vddk: preparing the VM for access: it cannot be migrated until EndAccess is called", "server", a.params.Server, "vm", a.params.VM, "identity", a.o.Registry.identity)
 		}
-		err := a.call(ctx, "prepare the access of", func(ctx context.Context, p process) error {
+		err := a.call("prepare the access of", func(ctx context.Context, p process) error {
 			err := p.PrepareAccess(ctx, a.identified())
 			// If the server returned an error, the VM is not prepared. If the worker process
 			// crashed or did not answer in time, the VM may be prepared.
@@ -53,7 +53,7 @@ func (a *access) prepare(ctx context.Context) error {
 // end calls EndAccess once for all disks of the VM. The Registry, which counts these disks, may
 // call end after the report of this disk has been written; then a failure goes to the log.
 func (a *access) end() {
-	err := a.call(a.life.Context, "end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, a.identified()) })
+	err := a.call("end the access of", func(ctx context.Context, p process) error { return p.EndAccess(ctx, a.identified()) })
 	if err != nil {
 		text := fmt.Sprintf("%s: EndAccess failed, and the VM may not be migrated until it is called for %q: %v", a.params.File, a.o.Registry.identity, err)
 		if a.closed.Load() && a.o.Log != nil {
@@ -81,7 +81,7 @@ const tidyTimeout = 30 * time.Second
 // be migrated again. tidy also works when the context of the disk has ended.
 func (a *access) tidy() {
 	if a.messy.Swap(false) && a.attached.Load() {
-		err := a.call(a.life.Context, "clean up after", func(ctx context.Context, p process) error {
+		err := a.call("clean up after", func(ctx context.Context, p process) error {
 			_, _, err := p.Cleanup(ctx, a.request)
 			return err
 		})
@@ -97,10 +97,10 @@ func (a *access) tidy() {
 }
 
 // call starts a worker process, in which the function callServer makes one call to the server.
-// operation names that call in errors. The call may take up to tidyTimeout. The end of ctx does
-// not stop it.
-func (a *access) call(ctx context.Context, operation string, callServer func(context.Context, process) error) (err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), min(5*a.o.Timeout, tidyTimeout))
+// operation names that call in errors. The call may take up to tidyTimeout. The end of the disk's
+// context does not stop it.
+func (a *access) call(operation string, callServer func(context.Context, process) error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.life.Context), min(5*a.o.Timeout, tidyTimeout))
 	defer cancel()
 	loginEnded, err := a.o.Registry.login(ctx, a.params)
 	if err != nil {
