@@ -468,7 +468,7 @@ func (q *allocationQueries) acquire() (*handle, *session, error) {
 		}
 		var best *handle
 		for _, h := range p.handles {
-			if h.session != nil && !h.retiring && (best == nil || h.session.queries < best.session.queries) {
+			if h.usableLocked() && (best == nil || h.session.queries < best.session.queries) {
 				best = h
 			}
 		}

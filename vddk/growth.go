@@ -72,7 +72,7 @@ func (g *growth) tuneLocked(n int64) {
 	}
 	have, busy := 0, 0
 	for _, h := range p.handles {
-		if h.session != nil && !h.retiring {
+		if h.usableLocked() {
 			have++
 		}
 		busy += h.inFlight + h.waiting

@@ -36,6 +36,9 @@ func newHandle(p *pool, free func()) *handle {
 	return &handle{pool: p, free: free, retire: make(chan struct{}), changed: sync.Cond{L: &p.mu}}
 }
 
+// usableLocked reports whether new requests may use the handle.
+func (h *handle) usableLocked() bool { return h.session != nil && !h.retiring }
+
 // run waits for the end of session s, replaces it by a new session, waits for the end of that
 // one, and so on. It returns when the disk is closed, its context ends, the handle is retired,
 // or the disk cannot be opened again.

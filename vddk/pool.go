@@ -304,7 +304,7 @@ func (p *pool) acquire(r *request, since time.Time) (permit, error) {
 func (p *pool) leastBusyLocked() *handle {
 	var best *handle
 	for _, h := range p.handles {
-		if h.session == nil || h.retiring {
+		if !h.usableLocked() {
 			continue
 		}
 		if best == nil || h.inFlight+h.waiting < best.inFlight+best.waiting {
@@ -380,7 +380,7 @@ func (p *pool) buffer(ctx context.Context, n int) (b []byte, free func(), err er
 func (p *pool) mostBuffersLocked() *session {
 	var best *session
 	for _, h := range p.handles {
-		if h.session == nil || h.retiring || len(h.session.buffers) == 0 {
+		if !h.usableLocked() || len(h.session.buffers) == 0 {
 			continue
 		}
 		if best == nil || len(h.session.buffers) > len(best.buffers) {
