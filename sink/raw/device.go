@@ -32,7 +32,7 @@ func CheckDevice(path string, size int64, o Options) error {
 	}
 	defer f.Close()
 	if err := unix.Faccessat(unix.AT_FDCWD, path, unix.W_OK, unix.AT_EACCESS); err != nil {
-		return fmt.Errorf("write to %s: %w", path, err)
+		return fmt.Errorf("cannot write to %s: %w", path, err)
 	}
 	return nil
 }
