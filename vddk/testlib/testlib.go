@@ -225,18 +225,7 @@ func (l *Library) Disk(name string) string {
 // such as "[ds] vm/vm.vmdk".
 func (l *Library) AddDisk(name, path string) {
 	l.t.Helper()
-	l.link(l.Disk(name), path)
-}
-
-// AddParent makes the raw file at path the parent of a disk: holes of the disk read as the
-// content of the parent. name is the name of the disk.
-func (l *Library) AddParent(name, path string) {
-	l.t.Helper()
-	l.link(l.Disk(name)+".parent", path)
-}
-
-func (l *Library) link(at, path string) {
-	l.t.Helper()
+	at := l.Disk(name)
 	path, err := filepath.Abs(path)
 	l.must(err)
 	l.must(os.MkdirAll(filepath.Dir(at), 0o755))
