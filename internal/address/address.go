@@ -1,6 +1,6 @@
 // Package address parses the addresses of disks: what a user writes for SRC, DST or --backing.
-// [Parse] is called once for each address. After that the program uses the [Address] and
-// switches on its type.
+// [Parse] turns the text into an [Address]. All other code switches on the type of the Address
+// and does not look at the text.
 package address
 
 import (
@@ -108,10 +108,25 @@ var (
 // also returns it for an address of another program (such as json:...), which would otherwise be
 // taken for the name of a file. A user can name such a file by writing ./ before it.
 func Parse(text string, role Role) (Address, error) {
+	// No other kind of address begins with a slash. Absolute paths are parsed first, because this
+	// is fast, and because loading a job file parses the absolute paths of many jobs.
+	if strings.HasPrefix(text, "/") {
+		return parsePath(text, role), nil
+	}
 	if role == Target {
 		return parseTarget(text)
 	}
 	return parseSource(text, role)
+}
+
+// parsePath parses the path of a file or of an appliance.
+func parsePath(text string, role Role) Address {
+	if role != Target {
+		if a, ok := parseAppliance(text); ok {
+			return a
+		}
+	}
+	return Path(text)
 }
 
 func parseSource(text string, role Role) (Address, error) {
@@ -134,10 +149,7 @@ func parseSource(text string, role Role) (Address, error) {
 		// The message does not include the value, which may be a password.
 		return nil, usage.Errorf("%s= is a parameter of nbdkit-vddk-plugin, not an address (for a file of that name write ./%[1]s=...)", m[1])
 	}
-	if a, ok := parseAppliance(text); ok {
-		return a, nil
-	}
-	return Path(text), nil
+	return parsePath(text, role), nil
 }
 
 func parseTarget(text string) (Address, error) {
@@ -162,7 +174,7 @@ func parseTarget(text string) (Address, error) {
 	if err := foreign(text, Target); err != nil {
 		return nil, err
 	}
-	return Path(text), nil
+	return parsePath(text, Target), nil
 }
 
 // parseAny parses the kinds of addresses that mean the same in every role. It returns nil for an
