@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/vddkcp/vddkcp/internal/bytesize"
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
@@ -18,13 +19,13 @@ const checkTimeout = 5 * time.Second
 // checkWritable returns an error if the export is read-only or smaller than size bytes.
 func (n *negotiated) checkWritable(name string, size int64) error {
 	if n.flags&nbd.ReadOnly != 0 {
-		return &hinted{fmt.Errorf("%s: %w", name, ErrReadOnly), "start the server without -r or --read-only, or vddkcp export with --rw"}
+		return hinted.Error(fmt.Errorf("%s: %w", name, ErrReadOnly), "start the server without -r or --read-only, or vddkcp export with --rw")
 	}
 	if n.size < size {
-		return &hinted{
+		return hinted.Error(
 			fmt.Errorf("%s is too small: the export has %d bytes (%s), and the disk has %d bytes (%s)", name, n.size, bytesize.Format(n.size), size, bytesize.Format(size)),
 			fmt.Sprintf("export a disk of at least %d bytes: an NBD export cannot grow", size),
-		}
+		)
 	}
 	return nil
 }

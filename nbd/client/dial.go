@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/life"
 	"github.com/vddkcp/vddkcp/nbd"
 	"github.com/vddkcp/vddkcp/source"
@@ -80,10 +81,10 @@ func (s *server) checkTail() error {
 	case !refused.final():
 		return nil // the error may be temporary
 	}
-	return source.Permanent(&hinted{
+	return source.Permanent(hinted.Error(
 		fmt.Errorf("cannot read the last %d bytes of the export: its size of %d bytes is not a multiple of the server's minimum block of %d bytes: %w", tail, s.size, s.sizes.Min, err),
 		fmt.Sprintf("configure the server to round the size up to a multiple of %d (nbdkit: --filter=truncate round-up=%d), or to accept smaller blocks", s.sizes.Min, s.sizes.Min),
-	})
+	))
 }
 
 // dialExtra opens the connections after the first one. If Options.Connections is 0,

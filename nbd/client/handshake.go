@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
@@ -181,7 +182,7 @@ func (s *handshaker) exportName(n negotiated, mine nbd.HandshakeFlags) (negotiat
 		b = b[:cap(b)]
 	}
 	if err := s.readFull(b); err != nil {
-		return n, &hinted{fmt.Errorf("cannot open export %q: %w", s.uri.Export, err), "check the name of the export: the server may have no export of that name"}
+		return n, hinted.Error(fmt.Errorf("cannot open export %q: %w", s.uri.Export, err), "check the name of the export: the server may have no export of that name")
 	}
 	n.size = int64(binary.BigEndian.Uint64(b))
 	n.flags = nbd.TransmissionFlags(binary.BigEndian.Uint16(b[8:]))
@@ -195,7 +196,7 @@ func (s *handshaker) startTLS(ctx context.Context, config *tls.Config) error {
 		return err
 	}
 	if !ok {
-		return &hinted{errors.New("the server does not support TLS, which the scheme nbds requires"), "use nbd:// or nbd+unix:// to copy without TLS: others in the network can then read and change the data"}
+		return hinted.Error(errors.New("the server does not support TLS, which the scheme nbds requires"), "use nbd:// or nbd+unix:// to copy without TLS: others in the network can then read and change the data")
 	}
 	t := tls.Client(s.conn, config)
 	if err := t.HandshakeContext(ctx); err != nil {
@@ -316,7 +317,7 @@ func (s *handshaker) refused(o nbd.Option, t nbd.OptionReplyType, text string) e
 	if hint == "" {
 		return err
 	}
-	return &hinted{err, hint}
+	return hinted.Error(err, hint)
 }
 
 // listExports returns the names of the first maxHintExports exports of the server, and

@@ -12,19 +12,9 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/nbd"
 )
-
-// hinted is an error with a hint for the user.
-type hinted struct {
-	error
-	hint string
-}
-
-func (e *hinted) Unwrap() error { return e.error }
-
-// Hint returns an instruction for the user.
-func (e *hinted) Hint() string { return e.hint }
 
 // noSocket says that the socket of a server does not exist. This error may be
 // temporary, because a server that restarts creates its socket again. Therefore it does
@@ -37,13 +27,13 @@ func (e *noSocket) Error() string { return fmt.Sprintf("there is no socket %q", 
 func explainDial(uri *nbd.URI, err error) error {
 	switch unix := uri.Socket != ""; {
 	case unix && errors.Is(err, syscall.ENOENT):
-		return &hinted{&noSocket{uri.Socket}, "start the server, which creates the socket; a path that does not begin with / is relative to the current directory"}
+		return hinted.Error(&noSocket{uri.Socket}, "start the server, which creates the socket; a path that does not begin with / is relative to the current directory")
 	case unix && errors.Is(err, syscall.EACCES):
-		return &hinted{err, "run vddkcp as the user who started the server, or change the permissions of the socket"}
+		return hinted.Error(err, "run vddkcp as the user who started the server, or change the permissions of the socket")
 	case unix && errors.Is(err, syscall.ECONNREFUSED):
-		return &hinted{err, "start the server again: the socket exists, but no server listens on it"}
+		return hinted.Error(err, "start the server again: the socket exists, but no server listens on it")
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return &hinted{err, fmt.Sprintf("check that the server runs on host %s and listens on port %s (the default port of NBD is %s)", uri.Host, uri.Port, nbd.DefaultPort)}
+		return hinted.Error(err, fmt.Sprintf("check that the server runs on host %s and listens on port %s (the default port of NBD is %s)", uri.Host, uri.Port, nbd.DefaultPort))
 	}
 	return err
 }
@@ -56,22 +46,22 @@ func explainTLS(uri *nbd.URI, config *tls.Config, err error) error {
 	var op *net.OpError
 	switch {
 	case errors.As(err, new(x509.UnknownAuthorityError)) && uri.Certificates == "":
-		return &hinted{err, "add tls-certificates=DIR to the URI: DIR is a directory whose ca-cert.pem signed the server's certificate"}
+		return hinted.Error(err, "add tls-certificates=DIR to the URI: DIR is a directory whose ca-cert.pem signed the server's certificate")
 	case errors.As(err, new(x509.UnknownAuthorityError)):
-		return &hinted{err, fmt.Sprintf("put the certificate of the authority that signed the server's certificate in %s", filepath.Join(nbd.Text([]byte(uri.Certificates)), "ca-cert.pem"))}
+		return hinted.Error(err, fmt.Sprintf("put the certificate of the authority that signed the server's certificate in %s", filepath.Join(nbd.Text([]byte(uri.Certificates)), "ca-cert.pem")))
 	case errors.As(err, &name) && nbd.NamesNoHost(name.Certificate):
-		return &hinted{
+		return hinted.Error(
 			fmt.Errorf("the server's certificate names no host: it has the common name %q and no subjectAltName, want one of %q", name.Certificate.Subject.CommonName, name.Host),
 			"issue the server's certificate with subjectAltName=DNS:NAME or IP:ADDRESS; tls-verify-peer=0 connects without verifying the certificate",
-		}
+		)
 	case errors.As(err, &name):
-		return &hinted{err, "add tls-hostname=NAME to the URI if the server's certificate is for another name"}
+		return hinted.Error(err, "add tls-hostname=NAME to the URI if the server's certificate is for another name")
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return &hinted{fmt.Errorf("the server's certificate: %w", err), "renew the server's certificate; if it has not expired, set the clock of this machine"}
+		return hinted.Error(fmt.Errorf("the server's certificate: %w", err), "renew the server's certificate; if it has not expired, set the clock of this machine")
 	case errors.As(err, &op) && op.Op == "remote error": // the server sent a TLS alert
-		return &hinted{err, clientCertificateHint(uri, config)}
+		return hinted.Error(err, clientCertificateHint(uri, config))
 	case len(config.Certificates) == 0 && isClosed(err):
-		return &hinted{err, "perhaps " + clientCertificateHint(uri, config)}
+		return hinted.Error(err, "perhaps "+clientCertificateHint(uri, config))
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
@@ -27,7 +28,7 @@ func tlsConfig(uri *nbd.URI) (*tls.Config, error) {
 		return config, nil
 	}
 	if st, err := os.Stat(dir); err != nil || !st.IsDir() {
-		return nil, &hinted{fmt.Errorf("tls-certificates=%s: no such directory, want a directory with ca-cert.pem", nbd.Text([]byte(dir))), "create the directory with ca-cert.pem and, if the server demands them, client-cert.pem and client-key.pem"}
+		return nil, hinted.Error(fmt.Errorf("tls-certificates=%s: no such directory, want a directory with ca-cert.pem", nbd.Text([]byte(dir))), "create the directory with ca-cert.pem and, if the server demands them, client-cert.pem and client-key.pem")
 	}
 	authority, certificate, key := filepath.Join(dir, "ca-cert.pem"), filepath.Join(dir, "client-cert.pem"), filepath.Join(dir, "client-key.pem")
 	if !uri.NoVerify {

@@ -8,20 +8,10 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/image"
 	"github.com/vddkcp/vddkcp/source"
 )
-
-// hintedError is an error with a hint, which says what the user can do about it.
-type hintedError struct {
-	error
-	hint string
-}
-
-func (e *hintedError) Unwrap() error { return e.error }
-
-// Hint returns what the user can do about the error.
-func (e *hintedError) Hint() string { return e.hint }
 
 // reference has what a descriptor says about the parent of its image.
 type reference struct {
@@ -89,10 +79,10 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 		} else if !errors.Is(local, fs.ErrNotExist) {
 			err = local
 		} else {
-			return &hintedError{
+			return hinted.Error(
 				fmt.Errorf("cannot open parent %s of %s: the path is that of another host, and the image's folder has no file %s: %w", quote(name), d.path, quote(last), fs.ErrNotExist),
 				fmt.Sprintf("put the parent %s into the folder of %s; --single-link reads the image without its parent", quote(last), d.path),
-			}
+			)
 		}
 	}
 	if err != nil {
@@ -152,7 +142,7 @@ func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error 
 		f.Close()
 		hint = fmt.Sprintf("the path is that of another host: if the file %s in the folder of %s is the right extent, write only its name into line %d", quote(last), d.path, e.line)
 	}
-	return &hintedError{err, hint}
+	return hinted.Error(err, hint)
 }
 
 // foreignPath matches paths of other hosts: those of Windows, which have a drive, a
@@ -175,10 +165,10 @@ func lastOfForeign(name string) (last string, foreign bool) {
 // storageError returns the error for a name in an image that refers to an object of a
 // storage system instead of a file. role is the role of the named file, such as "parent".
 func storageError(role, name, object string) error {
-	return &hintedError{
+	return hinted.Error(
 		fmt.Errorf("%s %s is %s, not a file", role, quote(name), object),
 		"copy the disk through its server ('[DATASTORE] DIR/DISK.vmdk' with --server), or export the virtual machine as an OVF appliance",
-	}
+	)
 }
 
 // storageObject reports whether a name refers to an object of a storage system. ESXi

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/vddkcp/vddkcp/internal/hinted"
 	"github.com/vddkcp/vddkcp/internal/image"
 	"github.com/vddkcp/vddkcp/source"
 )
@@ -87,7 +88,7 @@ func (d *descriptor) uuids() uuids {
 // UUID.
 func (d *Disk) findByUUID(uuid string, known *search) (name string, err error) {
 	fail := func(hint, format string, args ...any) error {
-		return &hintedError{fmt.Errorf("%s: cannot find the parent, the image with the UUID %s (ddb.uuid.parent): %w", d.path, quote(uuid), fmt.Errorf(format, args...)), hint}
+		return hinted.Error(fmt.Errorf("%s: cannot find the parent, the image with the UUID %s (ddb.uuid.parent): %w", d.path, quote(uuid), fmt.Errorf(format, args...)), hint)
 	}
 	const place = "put the parent into the folder of the image, or name the parent's folder with --allow-path; --single-link reads the image without its parent"
 	if d.options.Folder == nil {
@@ -204,10 +205,10 @@ func (d *Disk) checkUUIDs(r reference, parent *Disk, path string) error {
 	}
 	want, have := d.uuids.parentModification, parent.uuids.modification
 	if want != "" && have != "" && want != have {
-		return &hintedError{
+		return hinted.Error(
 			fmt.Errorf("%s: the ddb.uuid.parentmodification is %s, but the ddb.uuid.modification of the parent %s is %s: the parent was changed after the child was made", d.path, quote(want), path, quote(have)),
 			"if VirtualBox still starts the machine, copy the disk with VBoxManage clonemedium",
-		}
+		)
 	}
 	return nil
 }
