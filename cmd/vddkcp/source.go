@@ -85,7 +85,7 @@ func (f *sourceFlags) open(ctx context.Context, src address.Address, logs *logFl
 	if i, ok := source.Ability[source.Described](d); ok {
 		info := i.Info()
 		if what := sourceopen.FormatByName(src); info.Format == "raw" && f.SourceFormat == "" && what != "" {
-			log.Warn(fmt.Sprintf("%s is named like %s and is none: it is taken for a raw disk (--source-format raw says that this is right)", src, what))
+			log.Warn(fmt.Sprintf("%s has the name of %s but is none: it is read as a raw disk (confirm with --source-format raw)", src, what))
 		}
 		log.Debug("source", "format", info.Format, "subformat", info.Subformat, "size", d.Size(), "chain", strings.Join(info.Chain, " <- "))
 	}
