@@ -12,6 +12,7 @@ import (
 	"github.com/vddkcp/vddkcp/internal/address"
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/exit"
+	"github.com/vddkcp/vddkcp/internal/image"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/source"
 	"github.com/vddkcp/vddkcp/source/ova"
@@ -290,7 +291,7 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder
 		return d, nil
 	}
 	size := f.Size()
-	shown := pathOf(f, e.File)
+	shown := image.PathOf(f, e.File)
 	if size == 0 {
 		f.Close()
 		return nil, fmt.Errorf("%s: the file is empty (0 bytes), want a disk image", shown)
@@ -321,14 +322,6 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder
 	return d, nil
 }
 
-// pathOf returns the path of f for messages. If f has no path, it returns name.
-func pathOf(f source.Disk, name string) string {
-	if d, ok := source.Ability[source.Described](f); ok && len(d.Info().Chain) > 0 {
-		return d.Info().Chain[0]
-	}
-	return name
-}
-
 // inArchive returns the Opener for the files to which an image in an archive refers. It
 // opens files of the same archive only. member is the name of the image in the archive,
 // and shown is its name in errors. children are the images that lead to this image: its
@@ -346,7 +339,7 @@ func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chai
 		if err != nil {
 			return nil, err
 		}
-		path := pathOf(f, named)
+		path := image.PathOf(f, named)
 		return o.openImage(ctx, f, path, format, func() (source.Opener, error) { return o.inArchive(a, path, named, images) })
 	}, nil
 }
@@ -381,7 +374,7 @@ func (d *applianceDisk) referencesOf(o *Opener, f *raw.Disk, shown, file string)
 		case err != nil:
 			return nil, err
 		case format != "raw":
-			d.unchecked = pathOf(x, name)
+			d.unchecked = image.PathOf(x, name)
 		case filepath.IsAbs(name):
 			d.named = append(d.named, name)
 		default:
