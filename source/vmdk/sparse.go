@@ -99,10 +99,12 @@ func (s *sparse) readAt(p []byte, off int64) error {
 
 // readPlain fills p with the bytes from off on in the extent. They must be in
 // uncompressed grains that follow each other in the file. The first of these is grain i
-// of r, which begins at the offset start of the file.
+// of r, which begins at the offset start of the file. start is the constant nowhere if
+// the table entry of that grain is damaged.
 func (s *sparse) readPlain(p []byte, off, start int64, r *run, i int64) error {
 	g := off >> s.grainShift
-	if _, err := r.place(i); err != nil {
+	if start == nowhere {
+		_, err := r.place(i)
 		return s.errorf(g, "%w", err)
 	}
 	pos := start + off&(s.grainSize-1)
