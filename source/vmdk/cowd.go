@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/vddkcp/vddkcp/internal/image"
-	"github.com/vddkcp/vddkcp/source"
 )
 
 const (
@@ -23,18 +22,9 @@ const (
 // header and in the size of its tables. It has no redundant grain directory.
 type cowd struct{ tables }
 
-// openCOWD opens the extent in f, which begins with the magic of COWD. The extent must
-// hold want bytes of the disk. openCOWD ignores a mark that says that the writer did
-// not close the file, as the readers of other extents do. It also ignores the flags,
-// because only their value 3 is documented.
-func openCOWD(name string, f source.Disk, want int64) (*sparse, error) {
-	s, err := newCOWD(newGrainFile(name, f), want)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return s, nil
-}
-
+// newCOWD is the sparseReader for files that begin with the magic of COWD. It ignores a
+// mark that says that the writer did not close the file, as the readers of other extents
+// do. It also ignores the flags, because only their value 3 is documented.
 func newCOWD(f *grainFile, want int64) (*sparse, error) {
 	var b [cowdHeaderSize]byte
 	if f.fileSize < int64(len(b)) {

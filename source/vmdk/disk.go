@@ -219,7 +219,7 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 	if err != nil {
 		return fmt.Errorf("%s: embedded descriptor %w", d.path, err)
 	}
-	x, err := openHosted(d.path, f, sectors*sectorSize)
+	x, err := openSparse(d.path, f, sectors*sectorSize, newHosted)
 	if err != nil {
 		return err
 	}
@@ -295,18 +295,18 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 	}
 	// The magic of the file decides which kind of sparse extent it is. The type
 	// in the descriptor may differ.
-	var x *sparse
-	var err error
+	var read sparseReader
 	switch probe(head) {
 	case kindCOWD:
-		x, err = openCOWD(name, f, size)
+		read = newCOWD
 	case kindSESparse:
-		x, err = openSESparse(name, f, size)
+		read = newSESparse
 	case kindSparse:
-		x, err = openHosted(name, f, size)
+		read = newHosted
 	default:
-		err = fmt.Errorf("%s is no sparse extent: found %q at offset 0, want %q (SPARSE), %q (VMFSSPARSE) or %q (SESPARSE)", name, head, magicSparse, magicCOWD, binary.LittleEndian.AppendUint64(nil, magicSESparse))
+		return fmt.Errorf("%s is no sparse extent: found %q at offset 0, want %q (SPARSE), %q (VMFSSPARSE) or %q (SESPARSE)", name, head, magicSparse, magicCOWD, binary.LittleEndian.AppendUint64(nil, magicSESparse))
 	}
+	x, err := openSparse(name, f, size, read)
 	if err != nil {
 		return err
 	}

@@ -1,10 +1,6 @@
 package vmdk
 
-import (
-	"fmt"
-
-	"github.com/vddkcp/vddkcp/source"
-)
+import "fmt"
 
 // emptySlack is the number of bytes that the file of an empty disk may have in addition
 // to its metadata and one grain directory. They are used by markers, a footer, and
@@ -20,17 +16,8 @@ type hosted struct {
 	compressed  bool  // grains are compressed, and the tables lie between them
 }
 
-// openHosted opens the extent in f, which begins with the header of a hosted sparse
-// extent. The extent must hold want bytes of the disk. If want is 0, the header decides
-// on the number of bytes.
-func openHosted(name string, f source.Disk, want int64) (*sparse, error) {
-	s, err := newHosted(newGrainFile(name, f), want)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return s, nil
-}
-
+// newHosted is the sparseReader for files that begin with the header of a hosted sparse
+// extent.
 func newHosted(f *grainFile, want int64) (*sparse, error) {
 	// h is the header that has the offset of the grain directory. It may be the footer.
 	// Only the header at the start of the file, which is in the variable first, has the

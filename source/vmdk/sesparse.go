@@ -7,7 +7,6 @@ import (
 
 	"github.com/vddkcp/vddkcp/internal/image"
 	"github.com/vddkcp/vddkcp/internal/zero"
-	"github.com/vddkcp/vddkcp/source"
 )
 
 // VMware has not published the seSparse format. The authors of qemu examined files that
@@ -53,16 +52,6 @@ type seEntries struct {
 	fileSize   int64 // bytes
 }
 
-// openSESparse opens the extent in f, which begins with the magic of seSparse. The
-// extent must hold want bytes of the disk.
-func openSESparse(name string, f source.Disk, want int64) (*sparse, error) {
-	s, err := newSESparse(newGrainFile(name, f), want)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return s, nil
-}
-
 // seHeader is the first sector of a seSparse extent. All fields are little-endian
 // numbers of 64 bits.
 type seHeader [sectorSize]byte
@@ -76,6 +65,7 @@ func (h *seHeader) tableSize() uint64 { return h.field(32) } // sectors
 // perTable returns the number of entries in a grain table.
 func (h *seHeader) perTable() uint64 { return h.tableSize() * sectorSize / seEntrySize }
 
+// newSESparse is the sparseReader for files that begin with the magic of seSparse.
 func newSESparse(f *grainFile, want int64) (*sparse, error) {
 	var h seHeader
 	if f.fileSize < int64(len(h)) {

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/vddkcp/vddkcp/internal/image"
+	"github.com/vddkcp/vddkcp/source"
 )
 
 // sparse is an extent that is divided into blocks of equal size, the grains. The file
@@ -21,6 +22,20 @@ type sparse struct {
 
 	disk *Disk // set when the extent is added to its disk
 	base int64 // offset of the extent in the disk, bytes
+}
+
+// sparseReader returns the extent in a file, which begins with the magic of one kind of
+// sparse extent. The extent must hold want bytes of the disk. If want is 0, the header
+// decides on the number of bytes.
+type sparseReader func(f *grainFile, want int64) (*sparse, error)
+
+// openSparse returns the extent that read finds in f. name is the name of f in errors.
+func openSparse(name string, f source.Disk, want int64, read sparseReader) (*sparse, error) {
+	s, err := read(newGrainFile(name, f), want)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return s, nil
 }
 
 // geometry is the division of an extent into grains.
