@@ -93,17 +93,28 @@ func openMarkers(f *grainFile, g geometry, h *header, footer int64, metadata []r
 		return nil, err
 	}
 	x := &markers{grainFile: f, geometry: g, entries: sectorEntries{grain: g.grain}, metadata: metadata, end: end, every: 1}
-	r := x.readerAt(start)
-	defer r.release()
+	err = x.eachGrain(start, func(g, pos int64) bool {
+		x.add(g, pos)
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// eachGrain calls the function visit with the number of each grain and the offset of its
+// marker, until the stream ends or visit returns false. It begins with the marker at the
+// offset from.
+func (x *markers) eachGrain(from int64, visit func(g, pos int64) (more bool)) error {
+	scratch := unpackers.Get().(*unpacker)
+	defer unpackers.Put(scratch)
+	r := markerReader{index: x, pos: from, last: -1, off: from, scratch: scratch}
 	for {
 		g, pos, err := r.next()
-		if err != nil {
-			return nil, err
+		if err != nil || g < 0 || !visit(g, pos) {
+			return err
 		}
-		if g < 0 {
-			return x, nil
-		}
-		x.add(g, pos)
 	}
 }
 
@@ -239,12 +250,6 @@ type markerReader struct {
 	off     int64
 	served  int64 // number of markers that the window has served
 }
-
-func (x *markers) readerAt(pos int64) *markerReader {
-	return &markerReader{index: x, pos: pos, last: -1, off: pos, scratch: unpackers.Get().(*unpacker)}
-}
-
-func (r *markerReader) release() { unpackers.Put(r.scratch) }
 
 // next returns the number of the next grain and the offset of its marker. At the end of
 // the stream it returns -1 as the number.
@@ -408,23 +413,17 @@ func (x *markers) places(number int64) ([]byte, error) {
 		if x.pos > 0 && x.next >= x.list[i].first && x.next < stop {
 			from = x.pos
 		}
-		r := x.readerAt(from)
-		defer r.release()
-		for {
-			g, pos, err := r.next()
-			if err != nil {
-				return nil, err
-			}
-			if g < 0 {
-				break
-			}
-			if g >= stop {
+		err := x.eachGrain(from, func(g, pos int64) bool {
+			switch {
+			case g >= stop:
 				x.from, x.next, x.pos = stop, g, pos
-				break
-			}
-			if g >= first {
+			case g >= first:
 				binary.LittleEndian.PutUint32(entries[(g-first)<<sectorEntryShift:], uint32(pos/sectorSize))
 			}
+			return g < stop
+		})
+		if err != nil {
+			return nil, err
 		}
 	}
 	x.mem.Put(x.id, number, entries)
