@@ -393,7 +393,7 @@ func (b *batchRun) run(ctx context.Context, jobs []*batch.Job) error {
 	err = shown(b.display, func() (err error) {
 		whole, err = batch.Run(ctx, jobs, batch.Options{
 			Limits: b.file.Limits, ContinueOnError: b.file.ContinueOnError, Resume: b.Resume, Store: store,
-			Runner: b.runner, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
+			Runner: b.diskJobs().Runner, Log: b.log, JobLog: b.jobLog, Spawn: b.commands.spawn,
 			Ended: func(j *batch.Job, r *batch.JobReport) {
 				accesses.done(j)
 				how := map[report.Status]string{report.StatusOK: "done", report.StatusInterrupted: "interrupted"}[r.Status]

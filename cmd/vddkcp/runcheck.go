@@ -117,7 +117,7 @@ func (b *batchRun) unfinished(jobs []*batch.Job) ([]*batch.Job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if jobs, err = batch.Unfinished(path, jobs, b.runner); err != nil {
+	if jobs, err = batch.Unfinished(path, jobs, b.diskJobs().Runner); err != nil {
 		return nil, usage.Wrap(err)
 	}
 	return jobs, nil
@@ -128,7 +128,6 @@ func (b *batchRun) checkJob(ctx context.Context, t *batch.Job) checked {
 	file := spec.WritesFile()
 	spec.Resume = spec.Resume || b.Resume && file
 	spec.Log = b.log.With("job", t.Name)
-	spec.Opened = func() error { return b.outputs.checkOpened(spec.Opener, spec.BackingOpener) }
 	p, err := job.Plan(ctx, spec)
 	r := checked{job: t, size: p.Size, data: p.Need, need: p.Need, err: err}
 	if !file {

@@ -1,89 +1,32 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"os"
 	"sync"
 
-	"github.com/vddkcp/vddkcp/internal/bytesize"
 	"github.com/vddkcp/vddkcp/internal/durable"
 	"github.com/vddkcp/vddkcp/internal/printable"
 	"github.com/vddkcp/vddkcp/transfer/batch"
+	"github.com/vddkcp/vddkcp/transfer/diskjob"
 	"github.com/vddkcp/vddkcp/transfer/job"
-	"github.com/vddkcp/vddkcp/transfer/progress"
 	"github.com/vddkcp/vddkcp/transfer/report"
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// diskRunner is the batch.Runner of a job that copies one disk. Each method that needs
-// the flags of the job parses them again, because keeping the flags of a million jobs
-// would take a gigabyte.
-type diskRunner struct {
-	b   *batchRun
-	job *batch.Job
+// diskJobs returns what the jobs of the batch have in common.
+func (b *batchRun) diskJobs() *diskjob.Jobs {
+	return &diskjob.Jobs{Spec: b.spec, Limit: b.limit, Display: b.display, Log: b.log, Failed: b.failed}
 }
 
-func (b *batchRun) runner(j *batch.Job) batch.Runner { return diskRunner{b, j} }
-
-// Run implements batch.Runner.
-func (r diskRunner) Run(ctx context.Context, t *batch.Task) *report.Report {
-	b, log := r.b, t.Log
-	spec := b.spec(r.job)
-	spec.Resume = spec.Resume || t.Resume && spec.CanResume()
-	spec.Limit = spec.Limit.Within(b.limit)
-	spec.KeepOld, spec.Batch, spec.Whole = t.Redo, true, t.Whole
-	spec.Log, spec.Counters = log, new(progress.Counters)
-	outputs := b.outputs.withFile("--log-dir", b.logPath(r.job))
-	spec.Opened = func() error { return outputs.checkOpened(spec.Opener, spec.BackingOpener) }
-	done := b.display.Start(t.Name, t.Source, spec.Counters)
-	log.Debug("begins", "source", t.Source, "target", t.Target, "attempt", t.Attempt, "resume", spec.Resume)
-	copied, err := job.Run(ctx, spec)
-	done()
+// failed reports the error of the copy of a job.
+func (b *batchRun) failed(t *batch.Task, err error) {
 	b.refuseReport(err)
-	end := report.Of(err)
-	if end.Done() {
-		log.Info("done", "read", bytesize.Format(copied.BytesRead), "written", bytesize.Format(copied.BytesWritten), "seconds", int(copied.Seconds))
-	} else if b.LogDir != "" {
-		log.Debug("failed", "error", err, "hint", end.Hint, "exit", end.Exit)
+	if end := report.Of(err); b.LogDir != "" && !end.Done() {
+		t.Log.Debug("failed", "error", err, "hint", end.Hint, "exit", end.Exit)
 	}
-	if err != nil {
-		failJob(b.display, b.asJSON, t.Name, err)
-	}
-	return copied
-}
-
-// Demand implements batch.Runner.
-func (r diskRunner) Demand() batch.Demand { return r.job.Demand() }
-
-// Size implements batch.Runner. The size of a disk on a server is unknown until the
-// job runs.
-func (r diskRunner) Size() int64 { return sizeOf(r.job) }
-
-// Backing implements batch.Runner.
-func (r diskRunner) Backing() string {
-	if r.job.Text("backing") == "" {
-		return ""
-	}
-	return job.DescribeBacking(context.Background(), r.b.spec(r.job))
-}
-
-// Tidy implements batch.Runner.
-func (r diskRunner) Tidy() {
-	spec := r.b.spec(r.job)
-	spec.Log = r.b.log.With("job", r.job.Name)
-	job.Tidy(spec)
-}
-
-// sizeOf returns the size of a source that is a local file, in bytes, and -1 for
-// other sources.
-func sizeOf(j *batch.Job) int64 {
-	fi, err := os.Stat(j.Source)
-	if err != nil || !fi.Mode().IsRegular() {
-		return -1
-	}
-	return fi.Size()
+	failJob(b.display, b.asJSON, t.Name, err)
 }
 
 // spec returns the options of the copy of a job, with the limits that it shares with the
@@ -92,6 +35,8 @@ func (b *batchRun) spec(j *batch.Job) job.Spec {
 	s := b.command(j).spec()
 	o := &s.Opener.VDDK.Options
 	o.Budget, o.Registry = b.budget(j), b.registry
+	outputs := b.outputs.withFile("--log-dir", b.logPath(j))
+	s.Opened = func() error { return outputs.checkOpened(s.Opener, s.BackingOpener) }
 	return s
 }
 

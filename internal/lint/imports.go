@@ -16,9 +16,10 @@ const module = "github.com/vddkcp/vddkcp/"
 // other package of the module. Tests may import everything. CONTRIBUTING.md gives the reasons.
 var imports = []struct{ pkg, may string }{
 	{"cmd/vddkcp/internal/export", "nbd nbd/server source source/cow source/open"},
-	{"cmd/vddkcp", "cmd/vddkcp/internal/export nbd nbd/client source source/open sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/job transfer/journal transfer/progress transfer/report vddk"},
+	{"cmd/vddkcp", "cmd/vddkcp/internal/export nbd nbd/client source source/open sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/diskjob transfer/job transfer/journal transfer/progress transfer/report vddk"},
 	{"transfer/batch", "transfer/report"},
 	{"transfer/digest", ""},
+	{"transfer/diskjob", "transfer transfer/batch transfer/job transfer/progress transfer/report"},
 	{"transfer/job", "source source/open source/raw sink sink/open sink/raw transfer transfer/digest transfer/journal transfer/progress transfer/report"},
 	{"transfer/journal", "transfer"},
 	{"transfer/progress", ""},
