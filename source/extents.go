@@ -51,7 +51,7 @@ func Covered(ctx context.Context, d Disk, off, length int64) iter.Seq2[Extent, e
 			held = e
 		}
 		if next != end {
-			yield(Extent{}, fmt.Errorf("the extents of bytes %d to %d end at byte %d", off, end, next))
+			yield(Extent{}, fmt.Errorf("extents of [%d, %d): the disk returned extents only up to offset %d, want extents up to the end of the range", off, end, next))
 			return
 		}
 		if held.Len > 0 {

@@ -58,7 +58,7 @@ func Map(ctx context.Context, d Disk, off, length int64) iter.Seq2[Mapping, erro
 			held = m
 		}
 		if next != end {
-			yield(Mapping{}, fmt.Errorf("the map of bytes %d to %d ends at byte %d", off, end, next))
+			yield(Mapping{}, fmt.Errorf("map of [%d, %d): the disk returned mappings only up to offset %d, want mappings up to the end of the range", off, end, next))
 			return
 		}
 		if held.Len > 0 {

@@ -19,9 +19,9 @@ type RetryOptions struct {
 	// Timeout ends the retries of a call when no call of the disk has succeeded for
 	// this long. 0 means 15 minutes.
 	Timeout time.Duration
-	// Permanent reports whether an error makes a retry useless. It is asked only about
-	// errors that IsPermanent does not recognise. If it is nil, all of those are
-	// retried.
+	// Permanent reports whether an error makes a retry useless. It is called only for
+	// errors that IsPermanent does not recognise. If Permanent is nil, a call is
+	// retried after each error that IsPermanent does not recognise.
 	Permanent func(error) bool
 	// Backoff returns the delay before retry n, counted from 1. If it is nil, the delay
 	// is 1 s, doubles with each retry up to 60 s, and is then shortened by a random
@@ -30,10 +30,11 @@ type RetryOptions struct {
 	// OnRetry is called before each wait, with the error that caused it. Calls may be
 	// concurrent. It may be nil.
 	OnRetry func(err error, wait time.Duration)
-	// Revive is for programs that serve the disk to clients which come and go. It
-	// matters if the disk has ended (see Ender), or if opening it again fails with a
-	// permanent error. With Revive only the calls in progress fail, and the next call
-	// opens the disk again. Without Revive all later calls fail too.
+	// Revive is for programs that serve the disk to clients which come and go. A disk
+	// can end while it is open, for example because another disk has taken its place
+	// (see Ender). Opening a disk again can also fail with a permanent error. In both
+	// cases, with Revive only the calls in progress fail, and the next call opens the
+	// disk again. Without Revive all later calls fail too.
 	Revive bool
 	// Mutable says that other programs may change the disk while it is read, and that
 	// each read should return the content at that time. If Mutable is false and the

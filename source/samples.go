@@ -87,14 +87,14 @@ func appendLast(list []sample, one sample, limit int) []sample {
 // Check reads the remembered ranges again, less than 2 MiB in total, and returns an error
 // that wraps ErrChanged if the content differs.
 //
-// The function read must fill p. If it cannot, it returns an error, and its result more
-// says whether Check should go on with other ranges. Check skips ranges that cannot be
-// read, because a host may refuse a single request. If no range can be read, or if more
-// is false, Check returns the error of read.
+// The function read must fill p. If it cannot, it returns an error. The result proceed
+// then says whether Check should continue with other ranges. Check skips ranges that
+// cannot be read, because a host may refuse a single request. If no range can be read,
+// or if proceed is false, Check returns the error of read.
 //
 // Each failed Check halves the number of ranges that later Checks read. Otherwise a disk
 // that loses its connection after every few reads could never pass a Check.
-func (s *Samples) Check(read func(p []byte, off int64) (more bool, err error)) error {
+func (s *Samples) Check(read func(p []byte, off int64) (proceed bool, err error)) error {
 	s.mu.Lock()
 	list := slices.Concat(s.last, s.some, s.zero)
 	rand.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
@@ -109,15 +109,15 @@ func (s *Samples) Check(read func(p []byte, off int64) (more bool, err error)) e
 	return err
 }
 
-func compare(list []sample, read func(p []byte, off int64) (more bool, err error)) error {
+func compare(list []sample, read func(p []byte, off int64) (proceed bool, err error)) error {
 	var failed error
 	same := 0
 	p := make([]byte, sampleBytes)
 	for _, one := range list {
-		more, err := read(p[:one.n], one.off)
+		proceed, err := read(p[:one.n], one.off)
 		if err != nil {
 			failed = err
-			if !more {
+			if !proceed {
 				same = 0
 				break
 			}

@@ -61,7 +61,8 @@ type Extent struct {
 // End returns the offset of the first byte after the extent.
 func (e Extent) End() int64 { return e.Off + e.Len }
 
-// Kind says how the content of an extent is known.
+// Kind says how a caller gets the content of an extent: by reading it, without reading
+// because it is zeros, or from the parent of the image.
 type Kind uint8
 
 const (
@@ -189,8 +190,8 @@ type Writable interface {
 	Flush(ctx context.Context) error
 }
 
-// Counted is the ability to report statistics. A disk that has it repeats failed calls
-// itself.
+// Counted is the ability to report statistics. A disk with this ability repeats failed
+// calls itself.
 type Counted interface{ Stats() Stats }
 
 // Ender is the ability of a disk to report that it has ended before it was closed. A

@@ -271,7 +271,7 @@ func TestCompareErrorsNameTheSide(t *testing.T) {
 		}, "query extents: boom"},
 		{"extents that end early", func(m *sourcetest.Memory) source.Disk {
 			return lyingDisk{m, func(off, n int64) iter.Seq2[source.Extent, error] { return source.WholeData(off, n-1) }}
-		}, "the extents of bytes 0 to 3145728 end at byte 3145727"},
+		}, "extents of [0, 3145728): the disk returned extents only up to offset 3145727"},
 		{"single link", func(m *sourcetest.Memory) source.Disk {
 			m.ExtentList = []source.Extent{{Len: 1 << 20}, {Off: 1 << 20, Len: 2 << 20, Kind: source.Inherited}}
 			return m

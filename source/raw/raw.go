@@ -155,8 +155,9 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 
 // Identity returns the identity of the file from package fileid, with its present size
 // and modification time. It changes when the file is changed, and stays the same when
-// the file system is mounted again, for example after a reboot. For a block device it
-// returns the device number and the size, and the proof "none".
+// the file system is mounted again, for example after a reboot. For a block device the
+// identity consists of the device number and the size, which stay the same when the
+// content changes. The proof is therefore "none".
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	if err := d.life.Begin(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.path, err)

@@ -40,10 +40,11 @@ type WritableDisk struct {
 	flushes flush.Group
 }
 
-// OpenWritable opens path for reading and writing, as Open does for reading. A regular
-// file is locked with flock against other processes that write it with this package or
-// package sink/raw. A block device is opened exclusively (O_EXCL). This fails if the
-// device is mounted or part of an array, and prevents both while the device is open.
+// OpenWritable opens path for reading and writing. The path may name the same kinds of
+// files as that of Open. A regular file is locked with flock against other processes
+// that write it with this package or package sink/raw. A block device is opened
+// exclusively (O_EXCL). This fails if the device is mounted or part of an array, and
+// prevents both while the device is open.
 func OpenWritable(ctx context.Context, path string) (*WritableDisk, error) {
 	d, err := open(ctx, path, unix.O_RDWR)
 	if errors.Is(err, unix.EBUSY) {
@@ -173,8 +174,8 @@ func (d *WritableDisk) inner(off, n int64) (head, whole int64) {
 // true.
 func (d *WritableDisk) zeroRange(ctx context.Context, off, n int64, flags source.ZeroFlags) error {
 	if flags.Has(source.MayTrim) && !d.noPunch.Load() {
-		// On a block device, the kernel punches a hole only if the device reads as
-		// zeros there afterwards.
+		// On a block device, the kernel punches a hole only if the range reads as
+		// zeros afterwards.
 		err := eintr.Retry(func() error {
 			return unix.Fallocate(d.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)
 		})

@@ -83,8 +83,8 @@ func testContextOfExtents(t *testing.T, c Config) {
 	why := errors.New("only this iteration")
 	ctx, cancel := context.WithCancelCause(t.Context())
 	defer cancel(nil)
-	// After the end of the context, the iteration may yield more extents, which must be
-	// correct, or an error, which must be the cause.
+	// After the end of the context, the iteration may yield more extents, and these
+	// must be correct. It may also yield an error, which must be the cause of the end.
 	next, ended := int64(0), error(nil)
 	for e, err := range d.Extents(ctx, 0, c.size()) {
 		if ended != nil {

@@ -191,8 +191,8 @@ func (m *Memory) ended() error {
 // Pattern returns a Memory of any size that uses no memory for its content. The disk
 // has data in the given extents, which must be ascending and must not overlap. Each 8
 // bytes of data are computed from their offset. The rest of the disk is zeros, and
-// ExtentList says so. Reading is about as fast as copying memory, so that benchmarks
-// can use the disk.
+// ExtentList reports it as zeros. Reading is about as fast as copying memory, so that
+// benchmarks can use the disk.
 func Pattern(size int64, data ...source.Extent) *Memory {
 	var list []source.Extent
 	next := int64(0)
