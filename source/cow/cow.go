@@ -179,8 +179,9 @@ func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 }
 
 // Info returns the description of the base, with the layer as the first element of
-// Chain. ClusterSize, from which an NBD server derives its preferred block size, is at
-// least the block size of the layer: writing a whole block does not read from the base.
+// Chain. ClusterSize is at least the block size of the layer. An NBD server derives its
+// preferred block size from ClusterSize. Its clients then prefer to write whole blocks,
+// and writing a whole block does not read from the base.
 func (d *Disk) Info() source.Info { return d.info }
 
 // ReadUncached makes reads of the base bypass the page cache. Reads of the layer still
@@ -219,8 +220,8 @@ func (d *Disk) InFile(off int64) (f *os.File, pos, n int64, ok bool) {
 }
 
 // run returns the state of the block that has the byte at off, and how many of the n
-// bytes from off on are known to have the same state. More of them may have it, because
-// run examines a limited number of pages.
+// bytes from off on are known to have the same state. The bytes after these may have
+// the same state too, because run examines a limited number of pages.
 func (d *Disk) run(off, n int64) (state int, same int64, err error) {
 	b := off / d.block
 	last := (off + n - 1) / d.block

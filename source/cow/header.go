@@ -38,7 +38,7 @@ func (h header) encode() ([]byte, error) {
 		return nil, err
 	}
 	if len(payload) > record.Room() {
-		return nil, fmt.Errorf("the identity of the base has %d bytes, but a header holds at most %d", len(payload), record.Room())
+		return nil, fmt.Errorf("the identity of the base disk is too long: the header of the layer would have %d bytes, want at most %d", len(payload), record.Room())
 	}
 	return record.Encode(0, payload), nil
 }
@@ -52,7 +52,7 @@ func decodeHeader(payload []byte) (h header, err error) {
 		return h, fmt.Errorf("invalid header: %w", err)
 	}
 	if b := h.BlockSize; h.Size < 0 || b < minBlockSize || b > maxBlockSize || b&(b-1) != 0 {
-		return h, fmt.Errorf("invalid header: a disk of %d bytes in blocks of %d bytes, want a block size that is a power of two from %d to %d", h.Size, b, minBlockSize, maxBlockSize)
+		return h, fmt.Errorf("invalid header: the disk has %d bytes and a block has %d bytes, want a block size that is a power of two from %d to %d", h.Size, b, minBlockSize, maxBlockSize)
 	}
 	return h, nil
 }
@@ -91,22 +91,22 @@ func readHeader(f io.ReaderAt) (header, error) {
 	case torn:
 		return header{}, errors.New("both headers are damaged or incomplete, and the data of the layer is lost: remove the file to start over")
 	}
-	return header{}, fmt.Errorf("not a layer of vddkcp: the file begins with %q; remove the file, or name another one", slots[0].Bytes[:min(len(slots[0].Bytes), 16)])
+	return header{}, fmt.Errorf("not a layer of vddkcp: the file begins with %q; remove the file, or use another file for the layer", slots[0].Bytes[:min(len(slots[0].Bytes), 16)])
 }
 
 // differs compares h, the header of an existing layer, with the header that the caller
 // expects. If they differ, it returns an error that names the difference.
 func (h header) differs(want header) error {
-	const back = "; restore that disk, or remove the layer"
+	const back = "; use the disk that the layer belongs to, or remove the layer"
 	switch {
 	case h.Size != want.Size:
-		return fmt.Errorf("the layer belongs to a disk of %d bytes, but this disk has %d bytes"+back, h.Size, want.Size)
+		return fmt.Errorf("the layer belongs to a disk of %d bytes, but the base disk has %d bytes"+back, h.Size, want.Size)
 	case h.Source != want.Source && !sameFile(h.Source, want.Source):
-		return fmt.Errorf("the layer belongs to %s, but this is %s"+back, named(h.Source), named(want.Source))
+		return fmt.Errorf("the layer belongs to %s, but the base disk is %s"+back, named(h.Source), named(want.Source))
 	case h.Proof != want.Proof:
-		return fmt.Errorf("the layer belongs to %s, whose identity had the proof %q and now has the proof %q"+back, named(h.Source), h.Proof, want.Proof)
+		return fmt.Errorf("cannot check that %s is unchanged since the layer was created: the proof of its content was %q then, and is %q now"+back, named(h.Source), h.Proof, want.Proof)
 	case want.BlockSize != 0 && h.BlockSize != want.BlockSize:
-		return fmt.Errorf("the layer has blocks of %d bytes, not of %d bytes: leave out the block size, or use that of the layer", h.BlockSize, want.BlockSize)
+		return fmt.Errorf("the layer has blocks of %d bytes, not of %d bytes: leave out the block size, or give the block size of the layer", h.BlockSize, want.BlockSize)
 	}
 	return nil
 }

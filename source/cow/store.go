@@ -55,8 +55,9 @@ type store struct {
 	sys       system
 }
 
-// openStore opens or creates the layer at path. The header of an existing layer must
-// agree with the header want. If path is empty, openStore creates a temporary layer.
+// openStore opens or creates the layer at path. The parameter want is the header that a
+// new layer gets, and with which the header of an existing layer must agree. If path is
+// empty, openStore creates a temporary layer.
 func openStore(path string, want header, sys system) (s *store, err error) {
 	if path == "" {
 		return temporaryStore(want, sys)
@@ -150,7 +151,7 @@ func (s *store) create(path string, want header) (err error) {
 	}
 	if err := s.resize(f, s.data+s.size); err != nil {
 		if tooLarge(err) {
-			err = fmt.Errorf("the layer of a disk of %d bytes is a sparse file of that size, which this file system does not support (%w); use XFS, btrfs or a temporary layer", s.size, err)
+			err = fmt.Errorf("the layer of a disk of %d bytes is a sparse file of that size, which this file system does not support (%w); put the layer on XFS or btrfs, or use a temporary layer", s.size, err)
 		}
 		return err
 	}

@@ -138,7 +138,7 @@ func TestTooLargeForOneFile(t *testing.T) {
 	}
 	path := filepath.Join(t.TempDir(), "x.cow")
 	_, err := newDisk(t.Context(), base(), Options{File: path}, sys)
-	if err == nil || !strings.Contains(err.Error(), "which this file system does not support (file too large); use XFS, btrfs") || !strings.Contains(err.Error(), path) {
+	if err == nil || !strings.Contains(err.Error(), "which this file system does not support (file too large); put the layer on XFS or btrfs") || !strings.Contains(err.Error(), path) {
 		t.Errorf("error %v", err)
 	}
 	if _, err := os.Stat(path); err == nil {

@@ -113,8 +113,8 @@ func (t *table) failed() error {
 }
 
 // run returns the state of block b, and how many of the n blocks from b on are known to
-// have that state. More of them may have it, because run examines at most maxRunPages
-// pages.
+// have that state. The blocks after these may have the same state too, because run
+// examines at most maxRunPages pages.
 func (t *table) run(b, n int64) (state int, same int64, err error) {
 	state = anyState
 	for looked := 0; same < n && looked < maxRunPages; looked++ {
@@ -152,10 +152,10 @@ func (t *table) run(b, n int64) (state int, same int64, err error) {
 // first block.
 const anyState = -1
 
-// run returns how many of the n blocks from block b on have the given state. If state
-// is anyState, run looks for the state of block b instead, and returns this state too.
-// It must load the word of block b only once, because a concurrent write may change the
-// word between two loads.
+// run returns how many consecutive blocks from block b on have the given state, at most
+// n. If the given state is anyState, run uses the state of block b. It also returns the
+// state that it used. It must load the word of block b only once, because a concurrent
+// write may change the word between two loads.
 func (p *page) run(b, n int64, state int) (_ int, same int64) {
 	for same < n {
 		at := b + same
@@ -191,10 +191,10 @@ func (t *table) peek(i int64) (*page, error) {
 	return nil, err
 }
 
-// acquire returns page i, after reading it into memory if necessary. Unless it returns
-// an error, it returns with mu locked. A page whose blocks are all absent does not
-// exist yet: acquire then creates the page if create is set, and otherwise returns a
-// nil page.
+// acquire returns page i, after reading it into memory if necessary. If acquire returns
+// no error, it has locked mu, and the caller must unlock mu. A page whose blocks are all
+// absent does not exist yet. In this case acquire creates the page if the parameter
+// create is true, and otherwise returns a nil page.
 func (t *table) acquire(i int64, create bool) (*page, error) {
 	for {
 		t.mu.Lock()
@@ -288,8 +288,8 @@ func (p *page) set(b, n int64, state int) (had bool) {
 }
 
 // write first makes the blocks durable and then writes the changed pages to the file.
-// If durable is set, it makes the pages durable too. After an error every later call
-// fails as well, because the kernel reports lost data only once.
+// If the parameter durable is true, it makes the pages durable too. After an error every
+// later call fails as well, because the kernel reports lost data only once.
 func (t *table) write(durable bool) error {
 	t.writes.Lock()
 	defer t.writes.Unlock()
@@ -303,8 +303,8 @@ func (t *table) write(durable bool) error {
 	return err
 }
 
-// writePages writes the changed pages, and makes them durable if durable is set. The
-// caller holds the lock writes.
+// writePages writes the changed pages. If the parameter durable is true, it also makes
+// them durable. The caller has locked the mutex t.writes.
 func (t *table) writePages(durable bool) error {
 	t.mu.Lock()
 	var changed []int64
@@ -417,9 +417,9 @@ func (p *page) decode(i int64, b *[pageSize]byte, blocks int64) (offset int64, e
 		switch {
 		case some == 0 && mark == 0 && sum == 0:
 		case mark != sectorMark:
-			return s * sectorSize, fmt.Errorf("the sector is damaged: its mark is %#08x, want %#08x", mark, sectorMark)
+			return s * sectorSize, fmt.Errorf("the sector is damaged: the mark at its end is %#08x, want %#08x", mark, sectorMark)
 		case sum != sectorSum(sector, number):
-			return s * sectorSize, fmt.Errorf("the sector is damaged: its checksum is %#08x, want %#08x", sum, sectorSum(sector, number))
+			return s * sectorSize, fmt.Errorf("the sector is damaged: the checksum at its end is %#08x, want %#08x", sum, sectorSum(sector, number))
 		case bad != 0:
 			return s * sectorSize, errors.New("the sector is damaged: a block has an invalid state")
 		}

@@ -179,10 +179,14 @@ func (d *Disk) inner(off, n int64) (first, blocks int64) {
 	return first, max(0, last-first)
 }
 
-// zero makes [off, off+n) read as zeros. The range has the given number of whole blocks,
-// beginning with block first, whose state zero sets. If free is set, it also deallocates
-// their space. For the parts of blocks before and after the whole blocks, it calls the
-// function part with as many zeros.
+// zero makes [off, off+n) read as zeros. The parameter first is the number of the first
+// whole block in this range, and whole is the number of whole blocks. zero sets the
+// state of the whole blocks to zeroed. If free is true, it also deallocates their space.
+//
+// The range may have a part of a block before the whole blocks, and another part after
+// them. For each of these parts, zero calls the function part. p then has a zero byte
+// for each byte to overwrite, off is the offset of the part in the disk, and b is the
+// number of its block.
 func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, part func(p []byte, off, b int64) error) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {

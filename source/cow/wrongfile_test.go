@@ -22,9 +22,9 @@ func TestWrongFile(t *testing.T) {
 		want   string
 	}{
 		{"nothing", func(*testing.T, string, *sourcetest.Memory, *Options) {}, ""},
-		{"another disk", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.ID = "disk 2" }, "the layer belongs to disk \"disk 1\", but this is disk \"disk 2\""},
-		{"another proof", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Proof = "none" }, `whose identity had the proof "mtime" and now has the proof "none"`},
-		{"another size", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Bytes = u.Bytes[:512] }, "a disk of 1049088 bytes, but this disk has 512"},
+		{"another disk", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.ID = "disk 2" }, "the layer belongs to disk \"disk 1\", but the base disk is disk \"disk 2\""},
+		{"another proof", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Proof = "none" }, `the proof of its content was "mtime" then, and is "none" now`},
+		{"another size", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Bytes = u.Bytes[:512] }, "a disk of 1049088 bytes, but the base disk has 512"},
 		{"other blocks", func(_ *testing.T, _ string, _ *sourcetest.Memory, o *Options) { o.BlockSize = 4096 }, "the layer has blocks of 65536 bytes, not of 4096 bytes"},
 		{"odd blocks", func(_ *testing.T, _ string, _ *sourcetest.Memory, o *Options) { o.BlockSize = 5000 }, "block size of 5000 bytes: want a power of two"},
 		{"text", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
