@@ -448,7 +448,7 @@ func TestApplianceDisagrees(t *testing.T) {
 		"gz.ovf": strings.Replace(ovf("", "", "x.img"), "<File ", `<File ovf:compression="gzip" `, 1),
 	})
 	for address, want := range map[string]string{
-		"raw.ovf": "x.img is no VMDK image", "qcow2.ovf": "q: the file has 8 bytes, a qcow2 header has 72", "empty.ovf": "e: the file is empty", "zero.ova": "the file is empty", "text.ovf": "no XML element", "tar.ovf": "illegal character",
+		"raw.ovf": "x.img is no VMDK image", "qcow2.ovf": "q: the file has 8 bytes, but a qcow2 header has 72", "empty.ovf": "e: the file is empty", "zero.ova": "the file is empty", "text.ovf": "no XML element", "tar.ovf": "illegal character",
 		"gz.ovf": `is compressed (ovf:compression="gzip")`, "raw.ova": "no such file",
 	} {
 		d, err := new(open.Opener).Open(t.Context(), filepath.Join(dir, address), "")

@@ -33,7 +33,7 @@ func (l link) equals(other link) bool {
 func (c chain) extend(path string, l link) (chain, error) {
 	for _, earlier := range c {
 		if earlier.equals(l) {
-			return nil, fmt.Errorf("%s: the chain of images loops: the file is an earlier image of the same chain", path)
+			return nil, fmt.Errorf("%s: the chain of images loops: the file is already in the chain as an earlier image", path)
 		}
 	}
 	if len(c) >= maxChain {

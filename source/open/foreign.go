@@ -31,7 +31,7 @@ func (e *ForeignError) Error() string {
 
 // Hint returns how to get a disk from the file.
 func (e *ForeignError) Hint() string {
-	return e.hint + "; if these bytes are the disk itself, say --source-format raw"
+	return e.hint + "; if the content is a raw disk nevertheless, add --source-format raw"
 }
 
 // content has the parts of a file or stream by which its format is recognized.
@@ -86,7 +86,7 @@ func (c content) foreign(path string) error {
 			return &ForeignError{path, "a tar archive", "found the header of a member at byte 0", unpackHint("tar -xf FILE")}
 		}
 		if what := c.text(); what != "" {
-			return &ForeignError{path, what, fmt.Sprintf("it begins with %+q", c.head[:min(len(c.head), 40)]), "name the disk itself (a VMDK, qcow2 or raw file)"}
+			return &ForeignError{path, what, fmt.Sprintf("it begins with %+q", c.head[:min(len(c.head), 40)]), "use the disk itself (a VMDK, qcow2 or raw file) as the source"}
 		}
 	}
 	return c.foreignTail(path)
@@ -138,13 +138,13 @@ var signatures = []signature{
 	{what: "a compressed loop image (cloop)", magic: "#!/bin/sh\n#V2.0 Format\nmodprobe cloop", hint: imageHint("cloop")},
 	{what: "a COW image of an old qemu", magic: "OOOM\x00\x00\x00\x02", hint: "convert it first with a qemu-img before 2.2: qemu-img convert -f cow -O raw FILE DISK.raw"},
 	{what: "a backup of Proxmox VE (VMA)", magic: "VMA\x00\x00\x00\x00\x01", hint: "extract its disks first: vma extract FILE FOLDER"},
-	{what: "an Apple sparse disk image", magic: "sprs\x00\x00\x00\x03", hint: "convert it first: hdiutil convert -format UDTO"},
-	{what: "an encrypted Apple disk image (DMG)", magic: "encrcdsa", hint: "decrypt it first: hdiutil convert"},
+	{what: "an Apple sparse disk image", magic: "sprs\x00\x00\x00\x03", hint: "convert it first, on macOS: hdiutil convert FILE -format UDTO -o DISK"},
+	{what: "an encrypted Apple disk image (DMG)", magic: "encrcdsa", hint: "convert it to an image that is not encrypted first, on macOS: hdiutil convert FILE -format UDTO -o DISK"},
 	{what: "an Android sparse image", magic: "\x3a\xff\x26\xed\x01\x00", hint: "convert it first: simg2img FILE DISK.raw"},
-	{what: "a Windows image (WIM)", magic: "MSWIM\x00\x00\x00", hint: "apply it to a disk first: wimapply"},
-	{what: "a partclone image", magic: "partclone-image", hint: "restore it first: partclone.restore"},
+	{what: "a Windows image (WIM)", magic: "MSWIM\x00\x00\x00", hint: "extract it to an NTFS volume first: wimapply FILE IMAGE DEVICE; then use the disk that has this volume as the source"},
+	{what: "a partclone image", magic: "partclone-image", hint: "restore it to a device first: partclone.restore -s FILE -o DEVICE; then use this device as the source"},
 	{what: "an ntfsclone image", magic: "\x00ntfsclone-image", hint: "restore it first: ntfsclone --restore-image --overwrite DISK.raw FILE"},
-	{what: "a partimage image", magic: "PaRtImAgE-VoLuMe", hint: "restore it first: partimage restore"},
+	{what: "a partimage image", magic: "PaRtImAgE-VoLuMe", hint: "restore it to a device first: partimage restore DEVICE FILE; then use this device as the source"},
 
 	{what: "an EnCase image (E01)", magic: "EVF\x09\x0d\x0a\xff\x00", hint: "export it first: ewfexport -f raw FILE"},
 	{what: "an EnCase image (L01)", magic: "LVF\x09\x0d\x0a\xff\x00", hint: "export it first: ewfexport FILE"},
@@ -171,13 +171,13 @@ var signatures = []signature{
 	{what: "an RPM package", magic: "\xed\xab\xee\xdb", hint: unpackHint("rpm2cpio FILE | cpio -id")},
 	{what: "an archive of ar (a Debian package?)", magic: "!<arch>\n", hint: unpackHint("ar x FILE")},
 
-	{what: "the NVRAM of a VMware machine (.nvram)", magic: "MRVN", hint: "name the disk of the machine, a .vmdk"},
-	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd0\xbe\xd2\xbe", hint: "name the disk of the machine, a .vmdk"},
-	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd1\xba\xd1\xba", hint: "name the disk of the machine, a .vmdk"},
-	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd2\xbe\xd2\xbe", hint: "name the disk of the machine, a .vmdk"},
-	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd3\xbe\xd2\xbe", hint: "name the disk of the machine, a .vmdk"},
-	{what: "a journal of vddkcp", magic: "vddkcp journal\n\x00", hint: "name the disk that the journal belongs to, which is in the same folder"},
-	{what: "a layer of vddkcp export --cow", magic: "vddkcp cow layer", hint: "serve the disk with it: vddkcp export SRC --cow=FILE"},
+	{what: "the NVRAM of a VMware machine (.nvram)", magic: "MRVN", hint: "use a disk of the virtual machine, a .vmdk file, as the source"},
+	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd0\xbe\xd2\xbe", hint: "use a disk of the virtual machine, a .vmdk file, as the source"},
+	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd1\xba\xd1\xba", hint: "use a disk of the virtual machine, a .vmdk file, as the source"},
+	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd2\xbe\xd2\xbe", hint: "use a disk of the virtual machine, a .vmdk file, as the source"},
+	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd3\xbe\xd2\xbe", hint: "use a disk of the virtual machine, a .vmdk file, as the source"},
+	{what: "a journal of vddkcp", magic: "vddkcp journal\n\x00", hint: "a journal has no data of a disk; the disk image that it belongs to is in the same folder"},
+	{what: "a layer of vddkcp export --cow", magic: "vddkcp cow layer", hint: "a layer has only the changed blocks of a disk; to read all blocks, serve the disk SRC that it was created for, with this layer as FILE: vddkcp export SRC --cow=FILE"},
 }
 
 // vdiVersion reports whether the version of a VirtualBox image is 0 or 1.

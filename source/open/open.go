@@ -72,10 +72,10 @@ type File struct {
 
 // Open opens the disk at an address, which is one of these:
 //
-//   - the path of a local file or block device. format is "raw", "vmdk" or "qcow2",
-//     or empty: then the content of the file decides;
+//   - the path of a local file or block device. format is "raw", "vmdk" or "qcow2". If
+//     format is empty, the content of the file decides;
 //   - PATH.ova or PATH.ovf, an appliance, if format is empty. #NUMBER or #NAME after
-//     it selects one of several disks;
+//     the path selects one of several disks;
 //   - an NBD URI. format is empty or "raw";
 //   - "[DATASTORE] DIR/DISK.vmdk" or "vddk:PATH", which VDDK opens with the
 //     parameters that VDDK.Params returns. format is empty or "raw".
@@ -131,7 +131,7 @@ func (o *Opener) openLocal(ctx context.Context, a address.Address, format string
 	path := a.String()
 	switch {
 	case ok && o.Writable:
-		return nil, notWritable("%s is an appliance", path)
+		return nil, notWritable("cannot write to %s, which is an appliance", path)
 	case o.Writable:
 		return o.openWritable(ctx, path, format)
 	case ok:
@@ -153,7 +153,7 @@ func (o *Opener) openLocal(ctx context.Context, a address.Address, format string
 // openNBD opens an export of an NBD server.
 func (o *Opener) openNBD(ctx context.Context, uri *nbd.URI, format string) (source.Disk, error) {
 	if format != "" && format != "raw" {
-		return nil, usage.Errorf("%s cannot be read as %s: the export of an NBD server is read as a raw disk", uri, format)
+		return nil, usage.Errorf("%s cannot be read as %s: an export of an NBD server is always read as a raw disk", uri, format)
 	}
 	return source.Retry(ctx, func(ctx context.Context) (source.Disk, error) {
 		if o.Writable {
@@ -189,7 +189,7 @@ func (o *Opener) openWritable(ctx context.Context, path, format string) (source.
 		return nil, err
 	}
 	if format != "raw" {
-		return nil, notWritable("%s is a %s image", path, format)
+		return nil, notWritable("cannot write to %s, which is a %s image", path, format)
 	}
 	d, err := raw.OpenWritable(ctx, path)
 	if err != nil {
@@ -202,7 +202,7 @@ func (o *Opener) openWritable(ctx context.Context, path, format string) (source.
 }
 
 // notWritable returns a usage error for a disk that cannot be written to. The given
-// text is the reason.
+// text names the disk and says why.
 func notWritable(format string, args ...any) error {
 	return usage.Errorf("%s: only raw files, block devices, writable NBD exports and disks that VDDK opens can be written to", fmt.Sprintf(format, args...))
 }
@@ -231,7 +231,9 @@ func (e *emptyError) Error() string {
 	return e.path + ": the file is empty (0 bytes), want a disk image"
 }
 
-func (e *emptyError) Hint() string { return "--source-format raw reads it as a disk of 0 bytes" }
+func (e *emptyError) Hint() string {
+	return "to use a disk of 0 bytes nevertheless, add --source-format raw"
+}
 
 func checkFormat(format string) error {
 	switch format {

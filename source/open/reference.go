@@ -30,7 +30,7 @@ func (e *OutsideError) Error() string {
 
 // Hint returns the command-line option with which the user can permit the file.
 func (e *OutsideError) Hint() string {
-	return fmt.Sprintf("if you trust the image, --allow-path %s permits the folder", filepath.Dir(e.Target))
+	return fmt.Sprintf("if you trust the image, add --allow-path %s to permit images to use the files in this folder", filepath.Dir(e.Target))
 }
 
 // references returns the Opener for the files that an image names. f is the file of the

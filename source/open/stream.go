@@ -37,7 +37,7 @@ func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 	}
 	format, err := c.probe(name)
 	if err == nil && format != "raw" {
-		err = &ForeignError{name, "a " + format + " image", fmt.Sprintf("it begins with %+q", c.head[:min(len(c.head), 20)]), "copy from that file"}
+		err = &ForeignError{name, "a " + format + " image", fmt.Sprintf("it begins with %+q", c.head[:min(len(c.head), 20)]), "use it as the source"}
 	}
 	if err != nil {
 		return nil, false, inFileFirst(err)
@@ -49,7 +49,7 @@ func RawStream(r io.Reader, name string) (_ io.Reader, luks bool, err error) {
 // a stream, the user must first save the stream in a file.
 func inFileFirst(err error) error {
 	if foreign := (*ForeignError)(nil); errors.As(err, &foreign) {
-		foreign.hint = "save the stream in a file and " + foreign.hint
+		foreign.hint = "save the stream in a file, then do this with the file: " + foreign.hint
 	}
 	return err
 }

@@ -46,7 +46,7 @@ func (o *Opener) openVDDK(ctx context.Context, a address.Address, format string)
 		return nil, fmt.Errorf("%s: %w", a, ErrNotRead)
 	}
 	if n := o.VDDK.Options.RequestSize; n > maxVDDKRequest {
-		return nil, usage.Errorf("%s: the request size is %d bytes, want at most 2MiB for VDDK: hosts fail with larger requests", a, n)
+		return nil, usage.Errorf("%s: the request size is %d bytes, want at most 2MiB for VDDK, because larger requests fail on hosts under load", a, n)
 	}
 	file, _ := address.VDDKFile(a)
 	params, err := o.VDDK.Params(ctx, file)
