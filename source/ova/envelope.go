@@ -98,7 +98,7 @@ func parseEnvelope(text []byte) (*envelope, error) {
 	}
 	for _, x := range p.envelope.disks {
 		if _, ok := p.envelope.files[x.fileRef]; !ok && x.fileRef != "" {
-			return nil, fmt.Errorf("line %d: disk %s has the fileRef %s, but no File has that id", x.line, show(x.id), show(x.fileRef))
+			return nil, fmt.Errorf("line %d: the disk %s has the fileRef %s, but the descriptor has no element File with this id", x.line, show(x.id), show(x.fileRef))
 		}
 	}
 	return p.envelope, nil
@@ -248,7 +248,7 @@ func (p *parser) start(t xml.StartElement) error {
 	return nil
 }
 
-// typeName returns the name of a Section or Content element of version 0.9. Such
+// typeName returns the name of a Section or Content element of version 0.9. These
 // elements have their name in the attribute xsi:type ("ovf:DiskSection_Type").
 func typeName(t xml.StartElement, name string) string {
 	for _, a := range t.Attr {
@@ -277,8 +277,8 @@ func (p *parser) atPath(path ...string) bool {
 	return true
 }
 
-// isOVF reports whether elements and attributes of a namespace belong to OVF. This is
-// so for the namespace of the root element, for no namespace, and for a namespace that
+// isOVF reports whether elements and attributes of a namespace belong to OVF. They do
+// if they have the namespace of the root element, no namespace, or a namespace that
 // looks like one of OVF. If a prefix is not declared, the XML decoder returns the
 // prefix as the namespace.
 func (p *parser) isOVF(space string) bool {
@@ -295,7 +295,7 @@ func (p *parser) attributes(t xml.StartElement) (map[string]string, error) {
 			continue
 		}
 		if _, ok := values[a.Name.Local]; ok {
-			return nil, fmt.Errorf("%s has the attribute %s twice", t.Name.Local, show(a.Name.Local))
+			return nil, fmt.Errorf("the element %s has the attribute %s twice", t.Name.Local, show(a.Name.Local))
 		}
 		values[a.Name.Local] = a.Value
 	}
@@ -312,10 +312,10 @@ func (p *parser) file(t xml.StartElement) error {
 		return nil
 	}
 	if _, ok := p.envelope.files[id]; ok {
-		return fmt.Errorf("there is a second File with the id %s", show(id))
+		return fmt.Errorf("there is a second element File with the id %s", show(id))
 	}
 	if len(p.envelope.files) == maxFiles {
-		return fmt.Errorf("the descriptor has more than %d Files", maxFiles)
+		return fmt.Errorf("the descriptor has more than %d elements File", maxFiles)
 	}
 	f := file{href: a["href"], compression: a["compression"]}
 	// Writers put 0 or -1 for a size that they do not know. ovftool accepts any
@@ -325,7 +325,7 @@ func (p *parser) file(t xml.StartElement) error {
 	}
 	if s := a["chunkSize"]; s != "" {
 		if f.chunkSize, err = strconv.ParseInt(s, 10, 64); err != nil || f.chunkSize <= 0 {
-			return fmt.Errorf("the File %s has the chunkSize %s, want a number of bytes", show(id), show(s))
+			return fmt.Errorf("the element File %s has the chunkSize %s, want a number of bytes", show(id), show(s))
 		}
 	}
 	p.envelope.files[id] = f
@@ -340,12 +340,12 @@ func (p *parser) disk(t xml.StartElement) error {
 	d := disk{line: p.line(), id: a["diskId"], fileRef: a["fileRef"], format: a["format"], parent: a["parentRef"]}
 	if d.id != "" {
 		if line, ok := p.diskIDs[d.id]; ok {
-			return fmt.Errorf("there is a second Disk with the diskId %s, the first is in line %d", show(d.id), line)
+			return fmt.Errorf("there is a second element Disk with the diskId %s; the first is in line %d", show(d.id), line)
 		}
 		p.diskIDs[d.id] = d.line
 	}
 	if len(p.envelope.disks) == maxDisks {
-		return fmt.Errorf("the descriptor has more than %d Disks", maxDisks)
+		return fmt.Errorf("the descriptor has more than %d elements Disk", maxDisks)
 	}
 	if d.capacity, d.unit, d.odd = capacity(a["capacity"], a["capacityAllocationUnits"]); d.odd != nil {
 		d.capacity, d.unit = 0, 1

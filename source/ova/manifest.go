@@ -27,7 +27,7 @@ const maxManifest = 16 << 20
 
 // ErrNoManifest means that a file cannot be checked: the appliance has no manifest, or
 // its manifest has no digest of the file.
-var ErrNoManifest = errors.New("the manifest has no digest of the file")
+var ErrNoManifest = errors.New("there is no usable digest to compare the file with")
 
 // ManifestError reports a file whose content does not have the digest that the
 // manifest has for it.
@@ -38,7 +38,7 @@ type ManifestError struct {
 }
 
 func (e *ManifestError) Error() string {
-	return fmt.Sprintf("%s: the %s of the file is %s, the manifest has %s: the file is damaged or was changed", e.File, e.Algorithm, e.Got, e.Want)
+	return fmt.Sprintf("%s: the %s of the file is %s, but the manifest has %s: the file is damaged or was changed", e.File, e.Algorithm, e.Got, e.Want)
 }
 
 // ExitStatus returns the exit status of a program that ends with this error.
@@ -89,7 +89,7 @@ func parseManifest(text []byte) (map[string][]digest, error) {
 		}
 		d := digest{strings.ToUpper(strings.ReplaceAll(string(m[1]), "-", "")), strings.ToLower(string(m[3]))}
 		if a, ok := algorithms[d.algorithm]; ok && len(d.want) != 2*a.size {
-			return nil, fmt.Errorf("line %d: the %s digest has %d digits, want %d", n, d.algorithm, len(d.want), 2*a.size)
+			return nil, fmt.Errorf("line %d: the %s digest has %d hexadecimal digits, want %d", n, d.algorithm, len(d.want), 2*a.size)
 		}
 		name := path.Clean(string(m[2]))
 		digests[name] = append(digests[name], d)

@@ -47,9 +47,9 @@ func TestManifests(t *testing.T) {
 		{name: "the descriptor differs", manifest: "SHA1(x.ovf)= " + sum1("?") + "\nSHA1(disk1.img)= " + sum1(small), differs: "x.ova(x.ovf)", fails: "the SHA1 of the file is " + sum1(x)},
 		{name: "one of two differs", manifest: good + "SHA1(disk1.img)= " + sum1("?"), differs: "x.ova(disk1.img)"},
 		{name: "a line that is none", manifest: good + "hello\n", fails: `x.ova(x.mf): line 3: found "hello", want a line such as`},
-		{name: "a digest that is short", manifest: "SHA256(x.ovf)= 1234\n", fails: "line 1: the SHA256 digest has 4 digits, want 64"},
+		{name: "a digest that is short", manifest: "SHA256(x.ovf)= 1234\n", fails: "line 1: the SHA256 digest has 4 hexadecimal digits, want 64"},
 		{name: "a digest in other digits", manifest: "SHA1(x.ovf)= " + strings.Repeat("g", 40), fails: "line 1: found"},
-		{name: "no digest", manifest: "SHA1(x.ovf)=", fails: "line 1: the SHA1 digest has 0 digits"},
+		{name: "no digest", manifest: "SHA1(x.ovf)=", fails: "line 1: the SHA1 digest has 0 hexadecimal digits"},
 		{name: "too large", manifest: strings.Repeat("\n", 16<<20+1), fails: "want at most 16777216"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

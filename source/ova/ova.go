@@ -205,7 +205,7 @@ func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 		bad("the disk has neither a file nor a fixed capacity: there is nothing to read")
 	case x.fileRef == "":
 	case d.File == "":
-		bad("the File %s has no href", show(x.fileRef))
+		bad("the element File %s of the descriptor has no href, which names the file of the disk", show(x.fileRef))
 	case remote.MatchString(d.File):
 		bad("the file of the disk is at %s: only files of the appliance are read, download the file first", show(d.File))
 	case d.file.compression != "" && d.file.compression != "identity":
@@ -277,8 +277,8 @@ func (a *Appliance) openHref(ctx context.Context, i int) (source.Disk, error) {
 		names = append(names, name)
 	}
 	if a.encoding != nil {
-		// The name of the file in the archive may have the same encoding as the
-		// descriptor.
+		// In the archive, the name of the file may be in the same character encoding
+		// as the descriptor, and not in UTF-8.
 		if name, err := a.encoding.NewEncoder().String(d.File); err == nil && name != d.File {
 			names = append(names, name)
 		}
@@ -383,7 +383,7 @@ func (a *Appliance) openedFiles() []string {
 const maxChunks = 4096
 
 // errNoChunk means that not even the first chunk of a file exists.
-var errNoChunk = errors.New("the file has no chunk")
+var errNoChunk = errors.New("the first chunk of the file does not exist")
 
 // openChunks opens a file that was split into the chunks NAME.000000000, NAME.000000001
 // and so on. All chunks except the last have the same size (DSP0243 1.1, section 7.1).
@@ -473,7 +473,7 @@ func (a *Appliance) Warnings(i int, fileSize, size int64) []string {
 	a.mu.Unlock()
 	d := &a.Disks[i]
 	if d.odd != nil {
-		all = append(all, fmt.Sprintf("%s: disk %s: %v: the capacity in the descriptor is ignored, the disk has %d bytes", a.path, show(d.Name()), d.odd, size))
+		all = append(all, fmt.Sprintf("%s: disk %s: %v: the capacity in the descriptor is ignored, and the disk has %d bytes", a.path, show(d.Name()), d.odd, size))
 	}
 	if d.File != "" && d.file.size > 0 && d.file.size != fileSize {
 		all = append(all, fmt.Sprintf("%s: the descriptor says that %s has %d bytes, but it has %d", a.path, show(d.File), d.file.size, fileSize))

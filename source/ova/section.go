@@ -19,7 +19,9 @@ import (
 // chunks of a file that was split. It is a [source.Disk] and safe for concurrent use.
 // It has the abilities [source.Identified], [source.Described], [source.InFile] and
 // [source.Uncached]. If a file from which the section reads lacks one of these
-// abilities, the section returns less: for example, no position or the proof "none".
+// abilities, the section knows less. For example, InFile then returns no position, and
+// Identity returns the proof "none", which says that the content can change while the
+// identity stays the same.
 type Section struct {
 	name  string
 	parts []part
@@ -76,7 +78,7 @@ func (s *Section) Extents(ctx context.Context, off, length int64) iter.Seq2[sour
 	return func(yield func(source.Extent, error) bool) {
 		end := off + length
 		if !life.InDisk(off, length, s.size) {
-			yield(source.Extent{}, fmt.Errorf("extents of %s: [%d, %d) is outside the disk of %d bytes", s.name, off, end, s.size))
+			yield(source.Extent{}, fmt.Errorf("extents of %s: the range [%d, %d) is outside the disk of %d bytes", s.name, off, end, s.size))
 			return
 		}
 		for i := s.find(off); off < end; i++ {
@@ -115,8 +117,9 @@ func (s *Section) Close() error {
 }
 
 // Identity implements [source.Identified]. It combines the identities of the files with
-// the ranges of these files that the section has. It returns the weakest of the proofs
-// that the files return.
+// the ranges of these files that the section has. Each file returns an identity and a
+// proof, which says whether the identity changes with the content. The section returns
+// the weakest of these proofs.
 func (s *Section) Identity(ctx context.Context) (id, proof string, err error) {
 	proof = "snapshot"
 	ids := make([]string, len(s.parts))
@@ -205,6 +208,7 @@ func (d *empty) Info() source.Info {
 	return source.Info{Format: "raw", LogicalSector: 512, Chain: []string{d.name}}
 }
 
-// Identity implements [source.Identified]. The identity consists of the capacity and
-// the address of the disk, which are all that distinguishes it from other empty disks.
+// Identity implements [source.Identified]. Disks without a file differ only in their
+// capacity and their address. The identity therefore consists of these two. The content
+// can never change, and the proof is "snapshot".
 func (d *empty) Identity(context.Context) (id, proof string, err error) { return d.id, "snapshot", nil }

@@ -91,7 +91,7 @@ func readTar(ctx context.Context, name string, f source.Disk) (map[string]member
 			continue
 		}
 		if header.Size > f.Size()-h.pos {
-			return nil, bad("%s has %d bytes from offset %d on, the archive ends at %d: the archive is truncated, or the size is wrong", show(clean), header.Size, h.pos, f.Size())
+			return nil, bad("%s has %d bytes from offset %d on, but the archive ends at %d: the archive is truncated, or the size is wrong", show(clean), header.Size, h.pos, f.Size())
 		}
 		members[clean] = member{off: h.pos, size: header.Size}
 		next += (header.Size + 511) &^ 511
@@ -118,7 +118,7 @@ func checkName(name string) error {
 	case len(name) > maxName:
 		return fmt.Errorf("the name %s has %d bytes, want at most %d", show(name), len(name), maxName)
 	case path.IsAbs(name):
-		return fmt.Errorf("the name %s is absolute, want one in the archive", show(name))
+		return fmt.Errorf("the name %s is an absolute path, want a relative path", show(name))
 	}
 	for part := range strings.SplitSeq(name, "/") {
 		if part == ".." {
