@@ -278,9 +278,10 @@ func (d *Disk) Extents(ctx context.Context, off, length int64) iter.Seq2[source.
 	})
 }
 
-// scan passes the allocation of [off, end) to the function emit, in pieces of one kind.
-// It does not look into the backing files. A piece that the file stores uncompressed, but
-// that lies in a hole of the file, has the kind zeros and its position in the file.
+// scan passes the allocation of the bytes [off, end) of the disk to the function emit,
+// in pieces whose content is of one kind. It does not look into the backing files. A
+// piece that is stored uncompressed may lie in a hole of the file. The kind of this
+// piece is zeros, and its field pos is nevertheless its offset in the file.
 func (d *Disk) scan(ctx context.Context, off, end int64, emit func(s stretch) error) error {
 	if err := d.life.Check(ctx); err != nil {
 		return err

@@ -90,7 +90,7 @@ func readHeader(f source.Disk) (*header, error) {
 		return nil, fmt.Errorf("the file is no qcow2 image: found %q at offset 0, want %q", b[:min(len(b), 4)], magic)
 	}
 	if len(b) < headerSize2 {
-		return nil, fmt.Errorf("the file has %d bytes, a qcow2 header has %d: the file is truncated", len(b), headerSize2)
+		return nil, fmt.Errorf("the file has %d bytes, but a qcow2 header has %d: the file is truncated", len(b), headerSize2)
 	}
 	u32 := func(off int) uint32 { return binary.BigEndian.Uint32(b[off:]) }
 	u64 := func(off int) uint64 { return binary.BigEndian.Uint64(b[off:]) }
@@ -111,7 +111,7 @@ func readHeader(f source.Disk) (*header, error) {
 	length, order := uint32(headerSize2), uint32(4)
 	if h.version == 3 {
 		if len(b) < headerSize3 {
-			return nil, fmt.Errorf("the file has %d bytes, a qcow2 header of version 3 has %d: the file is truncated", len(b), headerSize3)
+			return nil, fmt.Errorf("the file has %d bytes, but a qcow2 header of version 3 has at least %d: the file is truncated", len(b), headerSize3)
 		}
 		h.features, order, length = u64(72), u32(96), u32(100)
 		if length < headerSize3 || length%8 != 0 || int64(length) > 1<<h.clusterShift {
@@ -166,7 +166,7 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 	shift := 2*h.clusterShift - h.entryShift()
 	h.l1Entries = (h.size-1)>>shift + 1
 	if h.l1Entries > int64(entries) {
-		return fmt.Errorf("header: l1_size %d at offset 36: a disk of %d bytes with clusters of %d needs %d entries", entries, h.size, 1<<h.clusterShift, h.l1Entries)
+		return fmt.Errorf("header: l1_size %d at offset 36: a disk of %d bytes with clusters of %d bytes needs %d entries", entries, h.size, 1<<h.clusterShift, h.l1Entries)
 	}
 	cluster := uint64(1) << h.clusterShift
 	if offset == 0 || offset%cluster != 0 || offset > math.MaxInt64-maxL1 {
@@ -174,7 +174,7 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 	}
 	h.l1Offset = int64(offset)
 	if end := h.l1Offset + h.l1Entries*8; end > fileSize {
-		return fmt.Errorf("the L1 table at offset %d has %d entries and ends at %d, the file has %d bytes: the file is truncated or damaged", offset, h.l1Entries, end, fileSize)
+		return fmt.Errorf("the L1 table at offset %d has %d entries and ends at %d, but the file has %d bytes: the file is truncated or damaged", offset, h.l1Entries, end, fileSize)
 	}
 	return nil
 }
@@ -192,10 +192,10 @@ func (h *header) readBackingName(f source.Disk, offset uint64, n, length uint32)
 		return 0, fmt.Errorf("header: backing_file_offset %d at offset 8, want %d to %d (after the header, in the first cluster)", offset, length, cluster)
 	}
 	if n > maxName || int64(n) > cluster-int64(offset) {
-		return 0, fmt.Errorf("header: backing_file_size %d at offset 16, want at most %d bytes that end in the first cluster", n, maxName)
+		return 0, fmt.Errorf("header: backing_file_size %d at offset 16, want at most %d: the name of the backing file begins at offset %d, and must end in the first cluster of %d bytes", n, min(maxName, cluster-int64(offset)), offset, cluster)
 	}
 	if int64(offset)+int64(n) > f.Size() {
-		return 0, fmt.Errorf("the backing file's name ends at offset %d, the file has %d bytes: the file is truncated", offset+uint64(n), f.Size())
+		return 0, fmt.Errorf("the backing file's name ends at offset %d, but the file has %d bytes: the file is truncated", offset+uint64(n), f.Size())
 	}
 	name := make([]byte, n)
 	if err := image.ReadFull(f, name, int64(offset)); err != nil {
@@ -222,7 +222,7 @@ func (h *header) readExtensions(f source.Disk, off, end int64) (names map[uint8]
 			break
 		}
 		if n > end-off-8 {
-			return nil, fmt.Errorf("header extension %#08x at offset %d has %d bytes, %d are left in the header: the header is damaged", kind, off, n, end-off-8)
+			return nil, fmt.Errorf("header extension %#08x at offset %d has %d bytes, but only %d bytes are left in the header: the header is damaged", kind, off, n, end-off-8)
 		}
 		switch kind {
 		case extBackingFormat, extFeatureNames, extDataFile:
@@ -286,8 +286,10 @@ func (h *header) checkFeatures(names map[uint8]string) error {
 		return fmt.Errorf("header: cluster_bits %d at offset 20, want at least %d with extended L2 entries", h.clusterShift, minExtended)
 	}
 	switch {
-	case h.has(featureCompression) != (h.compression != compressZlib):
-		return fmt.Errorf("header: compression_type is %d at offset 104, and incompatible feature bit 3 is set: %t; want the bit to be set if the type is not 0", h.compression, h.has(featureCompression))
+	case h.has(featureCompression) && h.compression == compressZlib:
+		return fmt.Errorf("header: compression_type is 0 (zlib) at offset 104, but incompatible feature bit 3 is set: this bit must be set only for other compression types")
+	case !h.has(featureCompression) && h.compression != compressZlib:
+		return fmt.Errorf("header: compression_type is %d at offset 104, but incompatible feature bit 3 is not set: this bit must be set for all compression types except 0 (zlib)", h.compression)
 	case h.compression > compressZstd:
 		return fmt.Errorf("header: compression_type %d at offset 104, want 0 (zlib) or 1 (zstd)", h.compression)
 	}

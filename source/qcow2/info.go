@@ -28,8 +28,9 @@ func (d *Disk) describe() {
 		d.info.Parts = []source.Part{{Kind: "DATA", Size: d.size, Path: d.dataPath}}
 		return
 	}
-	// Like qemu, this package looks for holes only in files that have many of them. In
-	// other files the queries would cost more time than they save.
+	// Like qemu, this package looks for holes only in files that have many of them,
+	// which means that more than 1/16 of the file is not allocated. In other files,
+	// asking the file system for holes would take more time than it saves.
 	d.hasHoles = d.info.Allocated < d.fileSize-d.fileSize/16
 }
 
@@ -56,8 +57,9 @@ func (d *Disk) Info() source.Info {
 func (d *Disk) Warnings() []string { return append([]string(nil), d.warnings...) }
 
 // Identity implements [source.Identified]. It combines the identities of all files of
-// the image and its backing files. It returns the weakest of the proofs that these
-// files return.
+// the image and its backing files. Each file returns an identity and a proof, which says
+// whether the identity changes with the content. Identity returns the weakest of these
+// proofs.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return image.Identity(ctx, "qcow2", append(d.files(), d.backing)...)
 }

@@ -9,8 +9,8 @@ import (
 )
 
 // Map implements [source.Mapped]. A cluster can be marked as zeros although the file
-// has space for it. It is returned without a position, because that space may have
-// other bytes.
+// has space for it. Map returns this cluster without a position in the file, because
+// the bytes in that space need not be zeros.
 func (d *Disk) Map(ctx context.Context, off, length int64) iter.Seq2[source.Mapping, error] {
 	return image.Map(d.path, d.size, off, length, func(visit image.Visitor) error {
 		return d.mapRange(ctx, off, off+length, 0, visit)
@@ -38,8 +38,9 @@ func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit im
 	})
 }
 
-// locate visits the mapping m in parts, each of which is contiguous in a local file.
-// The bytes of m begin at the offset pos of the file that has the clusters.
+// locate visits the mapping m in parts. The bytes of m begin at the offset pos of
+// d.data, the disk that holds the clusters. d.data may consist of several local files,
+// such as the chunks of a file of an appliance. Each part is contiguous in one of them.
 func (d *Disk) locate(m source.Mapping, pos int64, visit image.Visitor) error {
 	for left := m.Len; left > 0; left -= m.Len {
 		f, at, n, ok := image.InFile(d.data, pos, left)

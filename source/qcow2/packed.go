@@ -48,7 +48,7 @@ func (d *Disk) checkPacked(c, start int64) error {
 	case start>>56 != 0:
 		return d.errorAt(c, "the compressed bytes are at offset %#x, want less than 64 PiB: the L2 table is damaged", start)
 	case start >= d.fileSize:
-		return d.errorAt(c, "the compressed bytes are at offset %d, the file has %d bytes: the file is truncated or damaged", start, d.fileSize)
+		return d.errorAt(c, "the compressed bytes are at offset %d, but the file has %d bytes: the file is truncated or damaged", start, d.fileSize)
 	case d.inMetadata(start, start+1):
 		return d.errorAt(c, "the compressed bytes are at offset %d, in %s: the L2 table is damaged", start, d.metadataAt(start, start+1))
 	}
@@ -156,7 +156,7 @@ func (d *Disk) unpack(u *unpacker, dst, src []byte, c int64) error {
 	}
 	switch {
 	case err == errMore:
-		return fmt.Errorf("%w of %d bytes: the image is damaged", err, d.cluster)
+		return fmt.Errorf("%w (%d bytes): the image is damaged", err, d.cluster)
 	case err != nil:
 		return fmt.Errorf("the compressed bytes are damaged: %w", err)
 	case n < len(dst) || n < len(whole) && c != d.clusters()-1:

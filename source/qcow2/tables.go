@@ -65,9 +65,11 @@ func (d *Disk) entry(r *run, c int64) (entry, bitmap uint64) {
 func (d *Disk) clusters() int64 { return (d.size + d.cluster - 1) >> d.clusterShift }
 
 // run returns the L2 entries of consecutive clusters, beginning with cluster c. It
-// returns as many entries as one read of the file yields, at least one. The caller
-// needs max clusters. The run may have more of them if they need no further read.
-func (d *Disk) run(c, max int64) (run, error) {
+// returns as many entries as one read of the L2 table yields, at least one. needed is
+// the number of clusters that the caller needs. The run may have fewer clusters, and the
+// caller then calls run again. It may also have more clusters, if they need no further
+// read.
+func (d *Disk) run(c, needed int64) (run, error) {
 	perTable := d.cluster >> d.entryBits
 	table, in := c/perTable, c%perTable
 	at, err := d.table(table)
@@ -78,7 +80,7 @@ func (d *Disk) run(c, max int64) (run, error) {
 	if at == 0 {
 		// Often many consecutive L2 tables are missing. The run then has the clusters
 		// of all these tables.
-		for r.n < max {
+		for r.n < needed {
 			if next, err := d.table(table + 1); err != nil || next != 0 {
 				break
 			}
@@ -149,7 +151,7 @@ func (d *Disk) table(i int64) (int64, error) {
 func (d *Disk) tableFrom(i int64, entry uint64) (int64, error) {
 	at := int64(entry & entryOffset)
 	fail := func(format string, args ...any) (int64, error) {
-		return 0, fmt.Errorf("%s: L1 entry %#x at offset %d, of disk offset %d: %w: the table is damaged or the file is truncated", d.path, entry, d.l1Offset+i*8, i*(d.cluster>>d.entryBits)<<d.clusterShift, fmt.Errorf(format, args...))
+		return 0, fmt.Errorf("%s: L1 entry %#x at offset %d, for disk offset %d: %w: the table is damaged or the file is truncated", d.path, entry, d.l1Offset+i*8, i*(d.cluster>>d.entryBits)<<d.clusterShift, fmt.Errorf(format, args...))
 	}
 	switch need := d.tableSize(i); {
 	case entry&l1Reserved != 0:
@@ -159,7 +161,7 @@ func (d *Disk) tableFrom(i int64, entry uint64) (int64, error) {
 	case at&(d.cluster-1) != 0:
 		return fail("the L2 table is at offset %d, want a multiple of %d (a cluster)", at, d.cluster)
 	case at > d.fileSize-need:
-		return fail("the L2 table at offset %d needs %d bytes, the file has %d", at, need, d.fileSize)
+		return fail("the L2 table at offset %d needs %d bytes, but the file has %d", at, need, d.fileSize)
 	case d.inHeader(at, at+need):
 		return fail("the L2 table at offset %d lies in the header or the L1 table", at)
 	}
@@ -317,7 +319,7 @@ func (d *Disk) badEntry(r *run, off int64) error {
 // errorAt returns an error about cluster c that names the offset of the cluster in the
 // disk.
 func (d *Disk) errorAt(c int64, format string, args ...any) error {
-	return fmt.Errorf("%s: cluster of disk offset %d: %w", d.path, c<<d.clusterShift, fmt.Errorf(format, args...))
+	return fmt.Errorf("%s: cluster at disk offset %d: %w", d.path, c<<d.clusterShift, fmt.Errorf(format, args...))
 }
 
 // scanStep is the number of missing clusters that walk passes over before it checks
