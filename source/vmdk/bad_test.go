@@ -74,12 +74,12 @@ func TestBadSparse(t *testing.T) {
 	}{
 		{"empty file", plain, cut(func(*layout) int64 { return 0 }), []string{"is empty"}},
 		{"truncated magic", plain, cut(func(*layout) int64 { return 3 }), []string{"no VMDK image", `"KDM"`, "offset 0"}},
-		{"truncated header", plain, cut(func(*layout) int64 { return 200 }), []string{"header at offset 0 needs 512 bytes, the file has 200"}},
-		{"truncated descriptor", plain, cut(func(*layout) int64 { return 2000 }), []string{"descriptor at sector 1 has 20 sectors, the file has 2000 bytes"}},
+		{"truncated header", plain, cut(func(*layout) int64 { return 200 }), []string{"header at offset 0 needs 512 bytes, but the file has 200"}},
+		{"truncated descriptor", plain, cut(func(*layout) int64 { return 2000 }), []string{"descriptor at sector 1 has 20 sectors, but the file has 2000 bytes"}},
 		{"descriptor too long", image{capacity: 3000, descriptor: monolithic + strings.Repeat("ddb.x = \"y\"\n", 1<<20/12)}, func(l *layout) { l.put64(36, 5000) }, []string{"embedded descriptor line ", "the descriptor is longer than 1048576 bytes"}},
 		{"descriptor past the end", plain, func(l *layout) { l.put64(28, 1<<60) }, []string{"descriptor at sector 1152921504606846976"}},
 		{"truncated in the metadata", plain, cut(func(l *layout) int64 { return 12000 }), []string{"overHead", "12000 bytes", "truncated"}},
-		{"truncated grain directory", plain, func(l *layout) { l.put64(64, 0); l.file = l.file[:l.gd+10] }, []string{"grain directory at sector 24 needs 12 bytes, the file has 12298"}},
+		{"truncated grain directory", plain, func(l *layout) { l.put64(64, 0); l.file = l.file[:l.gd+10] }, []string{"grain directory at sector 24 needs 12 bytes, but the file has 12298"}},
 		{"grain directory past the end", plain, func(l *layout) { l.put64(56, 1<<56) }, []string{"grain directory at sector 72057594037927936", "truncated"}},
 		{"no grain directory", plain, func(l *layout) { l.put64(56, 0) }, []string{"no grain directory (its sector is 0)"}},
 		{"both directories past the end", redundant, func(l *layout) { l.put64(56, 1<<56); l.put64(48, 1<<56) }, []string{"grain directory at sector 72057594037927936", "truncated"}},
@@ -89,18 +89,18 @@ func TestBadSparse(t *testing.T) {
 			l.file = l.file[:len(l.file)-500]
 		}, []string{"grain table 2 at offset", "entry at offset 12296", "needs 32 bytes"}},
 		{"grain table past the end", plain, func(l *layout) { l.put32(l.gd+4, 0xffffffff) }, []string{"grain table 1 at offset 2199023255040", "entry at offset 12292", "the file has"}},
-		{"truncated grain", plain, func(l *layout) { l.file = l.file[:len(l.file)-1] }, []string{"grain of disk offset 1310720 at offset 262144", "327680", "has 327679", "truncated"}},
-		{"grain past the end", plain, func(l *layout) { l.put32(l.tables[1]+4, 0xffffffff) }, []string{"grain of disk offset 589824 at offset 2199023255040", "has 327680"}},
-		{"grain in the header", plain, func(l *layout) { l.put32(l.tables[0], 1) }, []string{"grain of disk offset 0 at offset 512", "metadata (overHead), bytes 0 to 65536"}},
-		{"grain in a grain table", plain, func(l *layout) { l.put32(l.tables[0], uint32(l.tables[2]/sector)) }, []string{"grain of disk offset 0", "metadata (overHead)"}},
+		{"truncated grain", plain, func(l *layout) { l.file = l.file[:len(l.file)-1] }, []string{"grain at disk offset 1310720, stored at offset 262144", "327680", "has 327679", "truncated"}},
+		{"grain past the end", plain, func(l *layout) { l.put32(l.tables[1]+4, 0xffffffff) }, []string{"grain at disk offset 589824, stored at offset 2199023255040", "has 327680"}},
+		{"grain in the header", plain, func(l *layout) { l.put32(l.tables[0], 1) }, []string{"grain at disk offset 0, stored at offset 512", "metadata (overHead), bytes 0 to 65536"}},
+		{"grain in a grain table", plain, func(l *layout) { l.put32(l.tables[0], uint32(l.tables[2]/sector)) }, []string{"grain at disk offset 0", "metadata (overHead)"}},
 		{"grain in the directory", plain, func(l *layout) {
 			l.put64(64, 1)
 			l.put32(l.tables[0], uint32(l.gd/sector))
-		}, []string{"grain of disk offset 0 at offset 12288", "lies in the grain directory, bytes 12288 to 12300"}},
+		}, []string{"grain at disk offset 0, stored at offset 12288", "lies in the grain directory, bytes 12288 to 12300"}},
 		{"grain over the redundant directory", far, func(l *layout) {
 			l.put64(64, 1)
 			l.put32(l.tables[0], uint32(l.rgd/sector))
-		}, []string{"grain of disk offset 0", "lies in the redundant grain directory"}},
+		}, []string{"grain at disk offset 0", "lies in the redundant grain directory"}},
 		{"grain size 0", plain, func(l *layout) { l.put64(20, 0) }, []string{"grain size of 0 sectors", "power of two from 1 to 32768"}},
 		{"grain size no power of two", plain, func(l *layout) { l.put64(20, 129) }, []string{"grain size of 129 sectors"}},
 		{"grain size absurd", plain, func(l *layout) { l.put64(20, 65536) }, []string{"grain size of 65536 sectors"}},
@@ -119,24 +119,24 @@ func TestBadSparse(t *testing.T) {
 		{"compression contradictory", stream, func(l *layout) { l.file[77] = 0 }, []string{"compressAlgorithm is 0", "flags 0x30001"}},
 		{"no descriptor", image{capacity: 100}, func(l *layout) {}, []string{"without a descriptor"}},
 
-		{"marker of another grain", stream, func(l *layout) { l.put64(l.grains[9], 7) }, []string{"grain of disk offset 589824 at offset", "the sector 7, want 1152"}},
-		{"marker without bytes", stream, func(l *layout) { l.put32(l.grains[9]+8, 0) }, []string{"grain of disk offset 589824", "a length of 0 compressed bytes"}},
-		{"marker with absurd size", stream, func(l *layout) { l.put32(l.grains[9]+8, 1<<31) }, []string{"grain of disk offset 589824", "a length of 2147483648 compressed bytes, want 1 to 132096"}},
-		{"truncated compressed grain", stream, func(l *layout) { l.file = l.file[:l.grains[20]+100] }, []string{"grain of disk offset 1310720", "compressed bytes of the grain end at", "truncated"}},
-		{"truncated marker", stream, func(l *layout) { l.file = l.file[:l.grains[20]+5] }, []string{"grain of disk offset 1310720", "truncated"}},
-		{"corrupt compressed grain", stream, func(l *layout) { l.file[l.grains[1]+3000] ^= 0x55 }, []string{"grain of disk offset 65536 at offset", "compressed bytes of the grain are damaged"}},
+		{"marker of another grain", stream, func(l *layout) { l.put64(l.grains[9], 7) }, []string{"grain at disk offset 589824, stored at offset", "at sector 7 of the extent, want sector 1152"}},
+		{"marker without bytes", stream, func(l *layout) { l.put32(l.grains[9]+8, 0) }, []string{"grain at disk offset 589824", "a length of 0 compressed bytes"}},
+		{"marker with absurd size", stream, func(l *layout) { l.put32(l.grains[9]+8, 1<<31) }, []string{"grain at disk offset 589824", "a length of 2147483648 compressed bytes, want 1 to 132096"}},
+		{"truncated compressed grain", stream, func(l *layout) { l.file = l.file[:l.grains[20]+100] }, []string{"grain at disk offset 1310720", "compressed bytes of the grain end at", "truncated"}},
+		{"truncated marker", stream, func(l *layout) { l.file = l.file[:l.grains[20]+5] }, []string{"grain at disk offset 1310720", "truncated"}},
+		{"corrupt compressed grain", stream, func(l *layout) { l.file[l.grains[1]+3000] ^= 0x55 }, []string{"grain at disk offset 65536, stored at offset", "compressed bytes of the grain are damaged"}},
 		{"corrupt checksum", stream, func(l *layout) {
 			le := l.file[l.grains[1]+8:]
 			l.file[l.grains[1]+12+int64(le[0])+int64(le[1])<<8-1] ^= 1
-		}, []string{"grain of disk offset 65536", "checksum"}},
-		{"no zlib stream", stream, func(l *layout) { l.file[l.grains[0]+12] = 0 }, []string{"grain of disk offset 0", "zlib header"}},
-		{"grain that is too long", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 65537)}}, func(*layout) {}, []string{"grain of disk offset 196608", "more than 65536 bytes"}},
-		{"last grain that is too long", image{capacity: 200, compressed: true, descriptor: monolithic, grains: map[int64][]byte{1: make([]byte, 65537)}}, func(*layout) {}, []string{"grain of disk offset 65536", "more than 65536 bytes"}},
-		{"grain that is a bomb", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 8<<20)}}, func(*layout) {}, []string{"grain of disk offset 196608", "more than 65536 bytes"}},
-		{"grain that is too short", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 65535)}}, func(*layout) {}, []string{"grain of disk offset 196608", "unpacks to 65535 bytes, want 65536"}},
-		{"last grain that is too short", image{capacity: 200, compressed: true, descriptor: monolithic, grains: map[int64][]byte{1: make([]byte, 71*512)}}, func(*layout) {}, []string{"grain of disk offset 65536", "unpacks to 36352 bytes, want 36864"}},
-		{"compressed grain in the header", stream, func(l *layout) { l.put32(l.tables[0], 1) }, []string{"grain of disk offset 0 at offset 512", "overHead"}},
-		{"compressed grain in the header after another", stream, func(l *layout) { l.put32(l.tables[0]+4, 2) }, []string{"grain of disk offset 65536 at offset 1024", "overHead"}},
+		}, []string{"grain at disk offset 65536", "checksum"}},
+		{"no zlib stream", stream, func(l *layout) { l.file[l.grains[0]+12] = 0 }, []string{"grain at disk offset 0", "zlib header"}},
+		{"grain that is too long", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 65537)}}, func(*layout) {}, []string{"grain at disk offset 196608", "more than 65536 bytes"}},
+		{"last grain that is too long", image{capacity: 200, compressed: true, descriptor: monolithic, grains: map[int64][]byte{1: make([]byte, 65537)}}, func(*layout) {}, []string{"grain at disk offset 65536", "more than 65536 bytes"}},
+		{"grain that is a bomb", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 8<<20)}}, func(*layout) {}, []string{"grain at disk offset 196608", "more than 65536 bytes"}},
+		{"grain that is too short", image{capacity: 3000, compressed: true, descriptor: monolithic, grains: map[int64][]byte{3: make([]byte, 65535)}}, func(*layout) {}, []string{"grain at disk offset 196608", "unpacks to 65535 bytes, want 65536"}},
+		{"last grain that is too short", image{capacity: 200, compressed: true, descriptor: monolithic, grains: map[int64][]byte{1: make([]byte, 71*512)}}, func(*layout) {}, []string{"grain at disk offset 65536", "unpacks to 36352 bytes, want 36864"}},
+		{"compressed grain in the header", stream, func(l *layout) { l.put32(l.tables[0], 1) }, []string{"grain at disk offset 0, stored at offset 512", "overHead"}},
+		{"compressed grain in the header after another", stream, func(l *layout) { l.put32(l.tables[0]+4, 2) }, []string{"grain at disk offset 65536, stored at offset 1024", "overHead"}},
 
 		{"stream cut before the footer", footer, func(l *layout) { l.file = l.file[:l.header-sector] }, []string{"footer", "found", "truncated"}},
 		{"stream cut in the footer", footer, func(l *layout) { l.file = l.file[:l.header+100] }, []string{"footer", "truncated"}},
@@ -194,13 +194,13 @@ func TestBadDescriptor(t *testing.T) {
 		{"seSparse missing", "RW 100 SESPARSE \"away\"\n", []string{dir + "/away: no such file"}},
 		{"raw device mapping", "RW 100 VMFSRDM \"flat\"\n", []string{`line 2: extent "flat" is of type VMFSRDM`, "a raw device mapping of an ESXi host", "not supported", "VDDK"}},
 		{"raw device", "RW 10 FLAT \"flat\"\nRW 100 vmfsRaw \"flat\"\n", []string{`line 3: extent "flat" is of type VMFSRAW`, "not supported"}},
-		{"vmfsRawDeviceMap", "createType=\"vmfsRawDeviceMap\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRawDeviceMap" is a raw device mapping`, "not supported"}},
-		{"vmfsPassthroughRawDeviceMap", "createType=\"vmfsPassthroughRawDeviceMap\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsPassthroughRawDeviceMap" is a raw device mapping`}},
-		{"vmfsRDM", "createType=\"vmfsRDM\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRDM" is a raw device mapping`}},
-		{"vmfsRDMP", "createType=\"vmfsRDMP\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRDMP" is a raw device mapping`}},
-		{"vmfsRaw", "createType=\"vmfsRaw\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRaw" is a raw device mapping`}},
-		{"fullDevice", "createType=\"fullDevice\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "fullDevice" is a physical device`, "not supported", "copy from the device itself"}},
-		{"partitionedDevice", "createType=\"PartitionedDevice\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "PartitionedDevice" is a physical device`, "not supported"}},
+		{"vmfsRawDeviceMap", "createType=\"vmfsRawDeviceMap\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRawDeviceMap" describes a raw device mapping`, "not supported"}},
+		{"vmfsPassthroughRawDeviceMap", "createType=\"vmfsPassthroughRawDeviceMap\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsPassthroughRawDeviceMap" describes a raw device mapping`}},
+		{"vmfsRDM", "createType=\"vmfsRDM\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRDM" describes a raw device mapping`}},
+		{"vmfsRDMP", "createType=\"vmfsRDMP\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRDMP" describes a raw device mapping`}},
+		{"vmfsRaw", "createType=\"vmfsRaw\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "vmfsRaw" describes a raw device mapping`}},
+		{"fullDevice", "createType=\"fullDevice\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "fullDevice" describes a physical device`, "not supported", "copy from the device itself"}},
+		{"partitionedDevice", "createType=\"PartitionedDevice\"\nRW 100 FLAT \"flat\"\n", []string{`line 2: createType "PartitionedDevice" describes a physical device`, "not supported"}},
 		{"device of Windows", "createType=\"custom\"\nRW 63 FLAT \"flat\" 0\nRW 100 FLAT \"\\\\.\\PhysicalDrive0\" 63\n", []string{`line 4: extent "\\\\.\\PhysicalDrive0" is a physical device`, "copy from the device itself"}},
 		{"volume of Windows", "RW 100 FLAT \"\\\\?\\Volume{1}\"\n", []string{`line 2: extent "\\\\?\\Volume{1}" is a physical device`}},
 		{"device of Linux", "createType=\"monolithicFlat\"\nRW 100 FLAT \"/dev/sda\" 63\n", []string{`line 3: extent "/dev/sda" is a physical device`, "copy from the device itself"}},
@@ -392,7 +392,7 @@ func TestReadErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := d.ReadAt(make([]byte, 1<<20), 0)
-		wantError(t, err, path, "grain of disk offset 65536 at offset", "when it was opened")
+		wantError(t, err, path, "grain at disk offset 65536, stored at offset", "when it was opened")
 		if !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Errorf("%v", err)
 		}

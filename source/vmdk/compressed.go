@@ -13,9 +13,9 @@ import (
 const (
 	markerSize = 12 // lba uint64, size uint32; then the compressed bytes
 
-	// packedSlack is the number of bytes that a compressed grain may have in addition
-	// to twice its size. Qemu accepts twice the size. Data that cannot be compressed
-	// becomes only a few bytes larger with deflate.
+	// A compressed grain may have twice as many bytes as an unpacked one, and
+	// packedSlack bytes more. Qemu accepts twice as many. Data that cannot be
+	// compressed becomes only a few bytes larger with deflate.
 	packedSlack = 1 << 10
 
 	// batchSize limits a read that fetches several grains, in bytes. Larger reads would
@@ -145,13 +145,13 @@ func (s *sparse) unpack(u *unpacker, dst, src []byte, g, pos int64) (missing int
 	if s.marked {
 		lba, size := binary.LittleEndian.Uint64(src), int64(binary.LittleEndian.Uint32(src[8:]))
 		if want := uint64(g) * s.grain; lba != want {
-			return 0, s.errorf(g, "the marker of the grain has the sector %d, want %d: the grain table or the grain is damaged", lba, want)
+			return 0, s.errorf(g, "the marker of the grain says that the grain is at sector %d of the extent, want sector %d: the grain table or the grain is damaged", lba, want)
 		}
 		if size == 0 || markerSize+size > s.maxPacked() {
 			return 0, s.errorf(g, "the marker of the grain has a length of %d compressed bytes, want 1 to %d for a grain of %d bytes", size, s.maxPacked()-markerSize, s.grainSize)
 		}
 		if end := pos + markerSize + size; end > s.fileSize {
-			return 0, s.errorf(g, "the %d compressed bytes of the grain end at offset %d, the file has %d bytes: the file is truncated", size, end, s.fileSize)
+			return 0, s.errorf(g, "the %d compressed bytes of the grain end at offset %d, but the file has %d bytes: the file is truncated", size, end, s.fileSize)
 		}
 		if err := s.checkPlace(pos, pos+markerSize+size, g<<s.grainShift); err != nil {
 			return 0, err

@@ -25,10 +25,10 @@ type cowd struct{ tables }
 // newCOWD is the sparseReader for files that begin with the magic of COWD. It ignores a
 // mark that says that the writer did not close the file, as the readers of other extents
 // do. It also ignores the flags, because only their value 3 is documented.
-func newCOWD(f *grainFile, want int64) (*sparse, error) {
+func newCOWD(f *grainFile, extentSize int64) (*sparse, error) {
 	var b [cowdHeaderSize]byte
 	if f.fileSize < int64(len(b)) {
-		return nil, fmt.Errorf("the COWD header at offset 0 needs %d bytes, the file has %d bytes: the file is truncated", len(b), f.fileSize)
+		return nil, fmt.Errorf("the COWD header at offset 0 needs %d bytes, but the file has %d bytes: the file is truncated", len(b), f.fileSize)
 	}
 	if err := image.ReadFull(f.file, b[:], 0); err != nil {
 		return nil, err
@@ -53,9 +53,9 @@ func newCOWD(f *grainFile, want int64) (*sparse, error) {
 		return nil, fmt.Errorf("COWD header offset 20: the grain directory at sector %d lies in the header, want sector %d or more (4 is usual)", sector, cowdHeaderSize/sectorSize)
 	}
 	if at > f.fileSize-entries*4 {
-		return nil, fmt.Errorf("the grain directory at sector %d needs %d bytes, the file has %d bytes: the file is truncated", sector, entries*4, f.fileSize)
+		return nil, fmt.Errorf("the grain directory at sector %d needs %d bytes, but the file has %d bytes: the file is truncated", sector, entries*4, f.fileSize)
 	}
-	g, err := newGeometry(capacity, grain, want)
+	g, err := newGeometry(capacity, grain, extentSize)
 	if err != nil {
 		return nil, err
 	}
@@ -84,9 +84,9 @@ func checkGrain(field string, grain uint64) error {
 // opened instead of the descriptor of the disk. ESXi names such a file like the
 // descriptor, with the given suffix instead of ".vmdk".
 func partOfDisk(path, what, suffix string) error {
-	descriptor := "the .vmdk file that describes it"
+	descriptor := "the .vmdk file that describes the disk"
 	if name, ok := strings.CutSuffix(path, suffix); ok {
-		descriptor += ", " + quote(name+".vmdk") + " by its name"
+		descriptor += ", probably " + quote(name+".vmdk")
 	}
-	return fmt.Errorf("%s is a %s extent without a descriptor, which is a part of a disk: open %s", path, what, descriptor)
+	return fmt.Errorf("%s is only a part of a disk, a %s extent without a descriptor: open %s", path, what, descriptor)
 }

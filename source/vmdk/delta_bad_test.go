@@ -25,7 +25,7 @@ func TestBadDeltas(t *testing.T) {
 		damage func(*layout)
 		want   []string
 	}{
-		{"truncated header", cowd, cut(func(*layout) int64 { return 1000 }), []string{"COWD header at offset 0 needs 2048 bytes, the file has 1000"}},
+		{"truncated header", cowd, cut(func(*layout) int64 { return 1000 }), []string{"COWD header at offset 0 needs 2048 bytes, but the file has 1000"}},
 		{"version 0", cowd, func(l *layout) { l.put32(4, 0) }, []string{"offset 4: version 0, want 1"}},
 		{"version 2", cowd, func(l *layout) { l.put32(4, 2) }, []string{"offset 4: version 2, want 1"}},
 		{"capacity 0", cowd, func(l *layout) { l.put32(12, 0) }, []string{"offset 12: capacity of 0 sectors"}},
@@ -37,21 +37,21 @@ func TestBadDeltas(t *testing.T) {
 		{"grain size absurd", cowd, func(l *layout) { l.put32(16, 1<<31) }, []string{"grain size of 2147483648 sectors"}},
 		{"no directory", cowd, func(l *layout) { l.put32(20, 0) }, []string{"offset 20: the grain directory at sector 0 lies in the header"}},
 		{"directory in the header", cowd, func(l *layout) { l.put32(20, 3) }, []string{"offset 20: the grain directory at sector 3 lies in the header"}},
-		{"directory past the end", cowd, func(l *layout) { l.put32(20, 1<<32-1) }, []string{"grain directory at sector 4294967295 needs 12 bytes, the file has"}},
-		{"directory truncated", cowd, cut(func(l *layout) int64 { return l.gd + 11 }), []string{"grain directory at sector 4 needs 12 bytes, the file has 2059"}},
+		{"directory past the end", cowd, func(l *layout) { l.put32(20, 1<<32-1) }, []string{"grain directory at sector 4294967295 needs 12 bytes, but the file has"}},
+		{"directory truncated", cowd, cut(func(l *layout) int64 { return l.gd + 11 }), []string{"grain directory at sector 4 needs 12 bytes, but the file has 2059"}},
 		{"directory too short", cowd, func(l *layout) { l.put32(24, 2) }, []string{"offset 24: the grain directory has 2 entries, want 3"}},
-		{"directory absurd", cowd, func(l *layout) { l.put32(24, 1<<32-1) }, []string{"grain directory at sector 4 needs 17179869180 bytes, the file has"}},
-		{"table past the end", cowd, func(l *layout) { l.put32(l.gd+4, 1<<32-1) }, []string{"grain table 1 at offset 2199023255040, by the grain directory's entry at offset 2052: the table needs 16384 bytes, the file has"}},
+		{"directory absurd", cowd, func(l *layout) { l.put32(24, 1<<32-1) }, []string{"grain directory at sector 4 needs 17179869180 bytes, but the file has"}},
+		{"table past the end", cowd, func(l *layout) { l.put32(l.gd+4, 1<<32-1) }, []string{"grain table 1 at offset 2199023255040, according to the grain directory's entry at offset 2052: the table needs 16384 bytes, but the file has"}},
 		{"table truncated", cowd, cut(func(l *layout) int64 { return l.tables[2] + 4*(10000-8192) - 1 }), []string{"grain table 2 at offset", "needs 7232 bytes"}},
-		{"table in the header", cowd, func(l *layout) { l.put32(l.gd, 1) }, []string{"grain table 0 at offset 512, by the grain directory's entry at offset 2048: the table lies in the header, bytes 0 to 2048"}},
+		{"table in the header", cowd, func(l *layout) { l.put32(l.gd, 1) }, []string{"grain table 0 at offset 512, according to the grain directory's entry at offset 2048: the table lies in the header, bytes 0 to 2048"}},
 		{"table in the directory", cowd, func(l *layout) { l.put32(l.gd, 4) }, []string{"grain table 0 at offset 2048", "lies in the grain directory, bytes 2048 to 2060"}},
-		{"grain past the end", cowd, func(l *layout) { l.put32(l.tables[1]+4*4, 1<<32-1) }, []string{"grain of disk offset 2099200 at offset 2199023255040", "the file is truncated or damaged"}},
-		{"grain truncated", cowd, func(l *layout) { l.file = l.file[:len(l.file)-1] }, []string{"grain of disk offset 4608000 at offset", "truncated"}},
-		{"grain in the header", cowd, func(l *layout) { l.put32(l.tables[0], 1) }, []string{"grain of disk offset 0 at offset 512", "lies in the header, bytes 0 to 2048"}},
-		{"grain in the directory", cowd, func(l *layout) { l.put32(l.tables[0]+4, 4) }, []string{"grain of disk offset 512 at offset 2048", "lies in the grain directory"}},
-		{"grain in its table", cowd, func(l *layout) { l.put32(l.tables[0]+8, uint32(l.tables[0]/sector+31)) }, []string{"grain of disk offset 1024", "lies in the grain table"}},
+		{"grain past the end", cowd, func(l *layout) { l.put32(l.tables[1]+4*4, 1<<32-1) }, []string{"grain at disk offset 2099200, stored at offset 2199023255040", "the file is truncated or damaged"}},
+		{"grain truncated", cowd, func(l *layout) { l.file = l.file[:len(l.file)-1] }, []string{"grain at disk offset 4608000, stored at offset", "truncated"}},
+		{"grain in the header", cowd, func(l *layout) { l.put32(l.tables[0], 1) }, []string{"grain at disk offset 0, stored at offset 512", "lies in the header, bytes 0 to 2048"}},
+		{"grain in the directory", cowd, func(l *layout) { l.put32(l.tables[0]+4, 4) }, []string{"grain at disk offset 512, stored at offset 2048", "lies in the grain directory"}},
+		{"grain in its table", cowd, func(l *layout) { l.put32(l.tables[0]+8, uint32(l.tables[0]/sector+31)) }, []string{"grain at disk offset 1024", "lies in the grain table"}},
 
-		{"se: truncated header", se, cut(func(*layout) int64 { return 500 }), []string{"seSparse header at offset 0 needs 512 bytes, the file has 500"}},
+		{"se: truncated header", se, cut(func(*layout) int64 { return 500 }), []string{"seSparse header at offset 0 needs 512 bytes, but the file has 500"}},
 		{"se: version 1", se, func(l *layout) { l.put64(8, 1) }, []string{"offset 8: version 0x1, want 0x200000001"}},
 		{"se: version 2.2", se, func(l *layout) { l.put64(8, 0x200000002) }, []string{"offset 8: version 0x200000002, want 0x200000001"}},
 		{"se: capacity 0", se, func(l *layout) { l.put64(16, 0) }, []string{"offset 16: capacity of 0 sectors"}},
@@ -73,25 +73,25 @@ func TestBadDeltas(t *testing.T) {
 		{"se: no volatile header", se, func(l *layout) { l.put64(512, 0) }, []string{"volatile header at offset 512: found 0x0, want 0xcafecafe"}},
 		{"se: journal to replay", se, func(l *layout) { l.put64(512+24, 1) }, []string{"volatile header at offset 512: the journal must be replayed", "is 0x1, want 0", "let ESXi open and close the disk"}},
 		{"se: volatile padding", se, func(l *layout) { l.file[1023] = 1 }, []string{"volatile header at offset 512", "are not zeros"}},
-		{"se: directory past the end", se, func(l *layout) { l.put64(seDirectoryAt, 1<<30) }, []string{"grain directory at offset 549755813888 needs 512 bytes, the file has"}},
+		{"se: directory past the end", se, func(l *layout) { l.put64(seDirectoryAt, 1<<30) }, []string{"grain directory at offset 549755813888 needs 512 bytes, but the file has"}},
 		{"se: directory absurd", se, func(l *layout) { l.put64(seDirectoryAt+8, 1<<63) }, []string{"offset 128: the grain directory at sector 8, of 9223372036854775808 sectors, would end past 8 EiB"}},
 		{"se: directory too short", se, func(l *layout) { l.put64(seDirectoryAt+8, 0) }, []string{"offset 136: the grain directory has 0 bytes, want 32 or more"}},
 		{"se: directory in the volatile header", se, func(l *layout) { l.put64(seDirectoryAt, 1) }, []string{"volatile header", "grain directory", "overlap"}},
-		{"se: directory truncated", se, cut(func(l *layout) int64 { return l.gd + 100 }), []string{"grain directory at offset 4096 needs 512 bytes, the file has 4196"}},
+		{"se: directory truncated", se, cut(func(l *layout) int64 { return l.gd + 100 }), []string{"grain directory at offset 4096 needs 512 bytes, but the file has 4196"}},
 		{"se: tables over the directory", se, func(l *layout) { l.put64(seTablesAt, 3); l.put64(seTablesAt+8, 64) }, []string{"grain tables, bytes 1536 to", "grain directory, from byte", "overlap"}},
 		{"se: tables absurd", se, func(l *layout) { l.put64(seTablesAt+8, 1<<60) }, []string{"offset 144: the grain tables at sector 9, of 1152921504606846976 sectors, would end past 8 EiB"}},
 		{"se: grains in the tables", se, func(l *layout) { l.put64(seGrainsAt, 70) }, []string{"grain tables", "grains, from byte 35840 on, overlap"}},
-		{"se: directory entry unknown", se, func(l *layout) { l.put64(l.gd+8, 2<<60) }, []string{"grain directory's entry at offset 4104, of grain table 1", "the value of the entry is 0x2000000000000000, want 0 (no grain table) or at least 0x1000000000000000"}},
+		{"se: directory entry unknown", se, func(l *layout) { l.put64(l.gd+8, 2<<60) }, []string{"grain directory's entry at offset 4104, of grain table 1", "the value of the entry is 0x2000000000000000, want 0 (no grain table), or 0x1000000000000000 plus the number of a grain table"}},
 		{"se: directory entry without a mark", se, func(l *layout) { l.put64(l.gd+8, 1) }, []string{"entry at offset 4104", "the value of the entry is 0x1, want 0"}},
 		{"se: table out of the room", se, func(l *layout) { l.put64(l.gd+8, 1<<60|5) }, []string{"entry at offset 4104", "grain table 5 of the file, but the file has room for 5"}},
 		{"se: table far out", se, func(l *layout) { l.put64(l.gd+8, 1<<61-1) }, []string{"entry at offset 4104", "the file has room for 5"}},
 		{"se: table truncated", delta{se: true, capacity: 100000, grains: grains(4096, 4100)}, cut(func(l *layout) int64 { return l.tables[1] + 1 }), []string{"grain table 1 at offset", "needs 32768 bytes"}},
-		{"se: entry unknown", se, func(l *layout) { l.put64(l.tables[0]+8, 4<<60|7) }, []string{"grain of disk offset 4096 at an unknown offset", "0x4000000000000007"}},
-		{"se: entry unknown, all bits", se, func(l *layout) { l.put64(l.tables[0]+8, 1<<64-1) }, []string{"grain of disk offset 4096 at an unknown offset", "0xffffffffffffffff"}},
-		{"se: entry of no kind", se, func(l *layout) { l.put64(l.tables[0]+16, 7) }, []string{"grain of disk offset 8192", "0x7,"}},
-		{"se: grain past the end", se, func(l *layout) { l.put64(l.tables[0]+16, seEntry(5)) }, []string{"grain of disk offset 8192 at offset", "the file is truncated or damaged"}},
-		{"se: grain far past the end", se, func(l *layout) { l.put64(l.tables[0]+16, 1<<62-1) }, []string{"grain of disk offset 8192", "0x3fffffffffffffff, which means grain 1152921504606846975 of the file"}},
-		{"se: grain truncated", se, func(l *layout) { l.file = l.file[:len(l.file)-1] }, []string{"grain of disk offset 36864000 at offset", "truncated"}},
+		{"se: entry unknown", se, func(l *layout) { l.put64(l.tables[0]+8, 4<<60|7) }, []string{"grain at disk offset 4096, stored at an unknown offset", "0x4000000000000007"}},
+		{"se: entry unknown, all bits", se, func(l *layout) { l.put64(l.tables[0]+8, 1<<64-1) }, []string{"grain at disk offset 4096, stored at an unknown offset", "0xffffffffffffffff"}},
+		{"se: entry of no kind", se, func(l *layout) { l.put64(l.tables[0]+16, 7) }, []string{"grain at disk offset 8192", "0x7,"}},
+		{"se: grain past the end", se, func(l *layout) { l.put64(l.tables[0]+16, seEntry(5)) }, []string{"grain at disk offset 8192, stored at offset", "the file is truncated or damaged"}},
+		{"se: grain far past the end", se, func(l *layout) { l.put64(l.tables[0]+16, 1<<62-1) }, []string{"grain at disk offset 8192", "0x3fffffffffffffff, which means grain 1152921504606846975 of the file"}},
+		{"se: grain truncated", se, func(l *layout) { l.file = l.file[:len(l.file)-1] }, []string{"grain at disk offset 36864000, stored at offset", "truncated"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -133,9 +133,9 @@ func TestDeltaAlone(t *testing.T) {
 		se   bool
 		want []string
 	}{
-		{"vm-000001-delta.vmdk", false, []string{"a vmfsSparse (COWD) extent", "part of a disk", `"` + dir + `/vm-000001.vmdk" by its name`}},
-		{"vm-000001-sesparse.vmdk", true, []string{"a seSparse extent", "part of a disk", `"` + dir + `/vm-000001.vmdk" by its name`}},
-		{"x", false, []string{"a vmfsSparse (COWD) extent", "open the .vmdk file that describes it"}},
+		{"vm-000001-delta.vmdk", false, []string{"a vmfsSparse (COWD) extent", "part of a disk", `probably "` + dir + `/vm-000001.vmdk"`}},
+		{"vm-000001-sesparse.vmdk", true, []string{"a seSparse extent", "part of a disk", `probably "` + dir + `/vm-000001.vmdk"`}},
+		{"x", false, []string{"a vmfsSparse (COWD) extent", "open the .vmdk file that describes the disk"}},
 	} {
 		path := write(t, dir, c.name, delta{se: c.se, capacity: 100}.build().file)
 		_, err := open(t, path)
@@ -168,7 +168,7 @@ func TestDeltaReadErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err := d.ReadAt(make([]byte, 1<<20), 0)
-		wantError(t, err, extent, "grain of disk offset", "when it was opened")
+		wantError(t, err, extent, "grain at disk offset", "when it was opened")
 		if !errors.Is(err, io.ErrUnexpectedEOF) {
 			t.Error(err)
 		}

@@ -36,7 +36,7 @@ func TestTablesInTheWrongPlace(t *testing.T) {
 		damage func(*layout)
 		want   []string
 	}{
-		{"table in the descriptor", plain, func(l *layout) { both(l, 1, 2) }, []string{"grain table 1 at offset 1024, by the grain directory's entry at offset ", "lies in the descriptor, bytes 512 to 10752 of the file: the directory is damaged"}},
+		{"table in the descriptor", plain, func(l *layout) { both(l, 1, 2) }, []string{"grain table 1 at offset 1024, according to the grain directory's entry at offset ", "lies in the descriptor, bytes 512 to 10752 of the file: the directory is damaged"}},
 		{"table at the end of the descriptor", plain, func(l *layout) { both(l, 0, 20) }, []string{"grain table 0 at offset 10240", "lies in the descriptor"}},
 		{"table in the descriptor, by both directories", redundant, func(l *layout) { both(l, 0, 3) }, []string{"grain table 0 at offset 1536", "lies in the descriptor"}},
 		{"table in the directory", plain, func(l *layout) { both(l, 2, uint32(l.gd/sector)) }, []string{"grain table 2 at offset", "lies in the grain directory, bytes"}},
@@ -46,23 +46,23 @@ func TestTablesInTheWrongPlace(t *testing.T) {
 		{"directory in the header", plain, func(l *layout) { l.put64(48, 0); l.put64(56, 1) }, []string{"the grain directory at sector 1, bytes 512 to 524 of the file, lies in the descriptor, bytes 512 to 10752: the header is damaged"}},
 		{"directory in the descriptor", plain, func(l *layout) { l.put64(56, 10) }, []string{"the grain directory at sector 10", "lies in the descriptor"}},
 		{"both directories in the descriptor", redundant, func(l *layout) { l.put64(48, 5); l.put64(56, 10) }, []string{"the grain directory at sector 10", "lies in the descriptor"}},
-		{"grain in a table that overHead leaves out", plain, func(l *layout) { l.put64(64, 0); l.put32(l.tables[0], uint32(l.tables[1]/sector)) }, []string{"grain of disk offset 0 at offset", "lies in the grain tables, bytes"}},
-		{"grain in the last table", plain, func(l *layout) { l.put64(64, 0); l.put32(l.tables[0], uint32(l.tables[2]/sector)) }, []string{"grain of disk offset 0 at offset", "lies in the grain table, bytes"}},
-		{"grain in its own table", plain, func(l *layout) { l.put64(64, 0); l.put32(l.tables[0]+8, uint32(l.tables[0]/sector)) }, []string{"grain of disk offset 1024 at offset", "lies in the grain tables, bytes"}},
-		{"grain in the descriptor", plain, func(l *layout) { l.put64(64, 0); l.put32(l.tables[0], 4) }, []string{"grain of disk offset 0 at offset 2048", "lies in the descriptor, bytes 512 to 10752"}},
+		{"grain in a table that overHead leaves out", plain, func(l *layout) { l.put64(64, 0); l.put32(l.tables[0], uint32(l.tables[1]/sector)) }, []string{"grain at disk offset 0, stored at offset", "lies in the grain tables, bytes"}},
+		{"grain in the last table", plain, func(l *layout) { l.put64(64, 0); l.put32(l.tables[0], uint32(l.tables[2]/sector)) }, []string{"grain at disk offset 0, stored at offset", "lies in the grain table, bytes"}},
+		{"grain in its own table", plain, func(l *layout) { l.put64(64, 0); l.put32(l.tables[0]+8, uint32(l.tables[0]/sector)) }, []string{"grain at disk offset 1024, stored at offset", "lies in the grain tables, bytes"}},
+		{"grain in the descriptor", plain, func(l *layout) { l.put64(64, 0); l.put32(l.tables[0], 4) }, []string{"grain at disk offset 0, stored at offset 2048", "lies in the descriptor, bytes 512 to 10752"}},
 		{"grain in the redundant directory's table", redundant, func(l *layout) {
 			l.put64(64, 0)
 			l.put32(l.tables[0], binary.LittleEndian.Uint32(l.file[l.rgd:]))
-		}, []string{"grain of disk offset 0 at offset", "lies in the grain tables, bytes"}},
+		}, []string{"grain at disk offset 0, stored at offset", "lies in the grain tables, bytes"}},
 
 		{"stream: table in the descriptor", stream, func(l *layout) { both(l, 0, 2) }, []string{"grain table 0 at offset 1024", "lies in the descriptor"}},
-		{"stream: grain in a table", stream, func(l *layout) { l.put64(64, 0); l.put32(l.tables[0], uint32(l.tables[1]/sector)) }, []string{"grain of disk offset 0 at offset", "lies in the grain tables"}},
+		{"stream: grain in a table", stream, func(l *layout) { l.put64(64, 0); l.put32(l.tables[0], uint32(l.tables[1]/sector)) }, []string{"grain at disk offset 0, stored at offset", "lies in the grain tables"}},
 		{"footer: table in the descriptor", footer, func(l *layout) { both(l, 0, 2) }, []string{"grain table 0 at offset 1024", "lies in the descriptor"}},
 		{"footer: table in the footer", footer, func(l *layout) { both(l, 0, uint32(l.header/sector)) }, []string{"grain table 0 at offset", "lies in the footer"}},
 		{"footer: directory in the descriptor", footer, func(l *layout) { l.put64(l.header+56, 9) }, []string{"the grain directory at sector 9", "lies in the descriptor"}},
 		{"footer: directory in the footer", footer, func(l *layout) { l.put64(l.header+56, uint64(l.header/sector)) }, []string{"the grain directory at sector", "lies in the footer"}},
-		{"footer: grain in a table", footer, func(l *layout) { l.put32(l.tables[0], uint32(l.tables[1]/sector)) }, []string{"grain of disk offset 0 at offset", "lies in the grain tables"}},
-		{"footer: grain in the directory", footer, func(l *layout) { l.put32(l.tables[0], uint32(l.gd/sector)) }, []string{"grain of disk offset 0 at offset", "lies in the grain directory"}},
+		{"footer: grain in a table", footer, func(l *layout) { l.put32(l.tables[0], uint32(l.tables[1]/sector)) }, []string{"grain at disk offset 0, stored at offset", "lies in the grain tables"}},
+		{"footer: grain in the directory", footer, func(l *layout) { l.put32(l.tables[0], uint32(l.gd/sector)) }, []string{"grain at disk offset 0, stored at offset", "lies in the grain directory"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := c.im.build()
@@ -139,7 +139,7 @@ func TestTableBehindMetadata(t *testing.T) {
 	checkWarnings(t, mustOpen(t, path).Warnings(), path, nil)
 	l.put32(l.gd+8, uint32(l.grains[0]/sector))
 	write(t, filepath.Dir(path), "x.vmdk", l.file)
-	checkWarnings(t, mustOpen(t, path).Warnings(), path, []string{"1 of 6 grain tables lie behind the metadata (overHead)", fmt.Sprintf("the first at offset %d", l.grains[0])})
+	checkWarnings(t, mustOpen(t, path).Warnings(), path, []string{"1 of 6 grain tables lie behind the metadata (overHead)", fmt.Sprintf("the first of these tables is at offset %d", l.grains[0])})
 }
 
 // TestEmptyDirectory opens a stream whose header says that the grain directory is at

@@ -196,7 +196,7 @@ func (d *Disk) openEmbedded(open source.Opener) error {
 		return fmt.Errorf("%s: %w", d.path, err)
 	}
 	if h.descriptorOffset == 0 || h.descriptorSize == 0 {
-		return fmt.Errorf("%s is a sparse extent without a descriptor, which is a part of a disk: open the .vmdk file that describes the disk", d.path)
+		return fmt.Errorf("%s is only a part of a disk, a sparse extent without a descriptor: open the .vmdk file that describes the disk", d.path)
 	}
 	text, err := h.readDescriptor(f)
 	if err != nil {
@@ -257,7 +257,7 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 		return nil
 	case "FLAT", "VMFS", "SPARSE", "VMFSSPARSE", "SESPARSE":
 	case "VMFSRDM", "VMFSRAW":
-		return fmt.Errorf("extent %s is of type %s, %s", quote(e.name), e.kind, rawDevice)
+		return fmt.Errorf("extent %s is of type %s and therefore %s", quote(e.name), e.kind, rawDevice)
 	default:
 		return fmt.Errorf("extent %s is of the unknown type %s, want FLAT, SPARSE, ZERO, VMFS, VMFSSPARSE or SESPARSE", quote(e.name), quote(e.kind))
 	}

@@ -20,7 +20,7 @@ type flat struct {
 func newFlat(name string, f source.Disk, e extentLine) (*flat, error) {
 	x := &flat{name: name, file: f, start: e.offset * sectorSize, size: e.sectors * sectorSize}
 	if have := f.Size(); x.start > have || x.size > have-x.start {
-		return nil, fmt.Errorf("%s: the extent needs %d bytes from offset %d on, the file has %d bytes: the file is truncated", name, x.size, x.start, have)
+		return nil, fmt.Errorf("%s: the extent needs %d bytes from offset %d on, but the file has %d bytes: the file is truncated", name, x.size, x.start, have)
 	}
 	return x, nil
 }
@@ -78,7 +78,7 @@ type noAccess struct {
 }
 
 func (x *noAccess) readAt(_ []byte, off int64) error {
-	return fmt.Errorf("%s: the extent of disk offset %d is declared NOACCESS in line %d of the descriptor: the extent cannot be read", x.path, x.base+off, x.line.line)
+	return fmt.Errorf("%s: the extent at disk offset %d is declared NOACCESS in line %d of the descriptor: the extent cannot be read", x.path, x.base+off, x.line.line)
 }
 
 // scan reports the extent as data. A program that copies the disk therefore reads it,

@@ -77,7 +77,7 @@ func parseHeader(b []byte) header {
 func readHeader(f source.Disk) (header, error) {
 	var b [headerSize]byte
 	if f.Size() < headerSize {
-		return header{}, fmt.Errorf("the header at offset 0 needs %d bytes, the file has %d bytes: the file is truncated", headerSize, f.Size())
+		return header{}, fmt.Errorf("the header at offset 0 needs %d bytes, but the file has %d bytes: the file is truncated", headerSize, f.Size())
 	}
 	if err := image.ReadFull(f, b[:], 0); err != nil {
 		return header{}, err
@@ -104,7 +104,7 @@ func (h *header) checkStart() error {
 func (h *header) readDescriptor(f source.Disk) ([]byte, error) {
 	size := int64(min(h.descriptorSize, maxDescriptor/sectorSize+1)) * sectorSize // one sector more than allowed, so that parseDescriptor notices it
 	if h.descriptorOffset > uint64(f.Size())/sectorSize || int64(h.descriptorOffset)*sectorSize > f.Size()-size {
-		return nil, fmt.Errorf("the descriptor at sector %d has %d sectors, the file has %d bytes: the file is truncated", h.descriptorOffset, h.descriptorSize, f.Size())
+		return nil, fmt.Errorf("the descriptor at sector %d has %d sectors, but the file has %d bytes: the file is truncated", h.descriptorOffset, h.descriptorSize, f.Size())
 	}
 	text := make([]byte, size)
 	return text, image.ReadFull(f, text, int64(h.descriptorOffset)*sectorSize)
@@ -124,7 +124,7 @@ func findHeader(f source.Disk) (h header, footer int64, err error) {
 		return h, 0, nil
 	}
 	if err == nil && last.directoryOffset == gdAtEnd && !last.marked() {
-		err = fmt.Errorf("footer at offset %d: the footer has no grain directory, and neither has the header (gdOffset %d)", footer, last.directoryOffset)
+		err = fmt.Errorf("footer at offset %d: there is no grain directory, because gdOffset is %#x both in the header and in the footer", footer, last.directoryOffset)
 	}
 	return last, footer, err
 }
@@ -147,7 +147,7 @@ func readFooter(f source.Disk) (h header, offset int64, err error) {
 		}
 		offset = start + int64(i)
 		if !bytes.HasPrefix(sector, []byte(magicSparse)) {
-			return header{}, 0, fmt.Errorf("the last sector before the end-of-stream marker must be the footer, which has the offset of the grain directory; found %q at offset %d of %d: the file is truncated or was not closed", sector[:4], offset, f.Size())
+			return header{}, 0, fmt.Errorf("the footer, which has the offset of the grain directory, must be the last sector before the end-of-stream marker, but found %q in this sector at offset %d: the file of %d bytes is truncated or was not closed", sector[:4], offset, f.Size())
 		}
 		h = parseHeader(sector)
 		if err := h.checkStart(); err != nil {
@@ -155,7 +155,7 @@ func readFooter(f source.Disk) (h header, offset int64, err error) {
 		}
 		return h, offset, nil
 	}
-	return header{}, 0, fmt.Errorf("no footer in the last %d bytes of %d; the header says that the footer has the offset of the grain directory: the file is truncated", len(b), f.Size())
+	return header{}, 0, fmt.Errorf("no footer in the last %d bytes of the file of %d bytes, although the header says that a footer has the offset of the grain directory: the file is truncated", len(b), f.Size())
 }
 
 // check checks the fields that are needed to find a grain: their values must be valid
@@ -182,7 +182,7 @@ func (h *header) check(fileSize int64) error {
 		return fmt.Errorf("the header has %d entries in a grain table, want 1 to %d (512 is usual)", h.tableEntries, maxTable)
 	}
 	if h.overhead > uint64(fileSize)/sectorSize {
-		return fmt.Errorf("the metadata (overHead) ends at sector %d, the file has %d bytes: the file is truncated", h.overhead, fileSize)
+		return fmt.Errorf("the metadata (overHead) ends at sector %d, but the file has %d bytes: the file is truncated", h.overhead, fileSize)
 	}
 	return nil
 }
@@ -207,7 +207,7 @@ func (h *header) directory(what string, sector uint64, fileSize int64) (int64, e
 	}
 	need := tableCount(h.capacity, h.grain, uint64(h.tableEntries)) << sectorEntryShift
 	if sector > uint64(fileSize)/sectorSize || int64(sector)*sectorSize > fileSize-need {
-		return 0, fmt.Errorf("the %s at sector %d needs %d bytes, the file has %d bytes: the file is truncated", what, sector, need, fileSize)
+		return 0, fmt.Errorf("the %s at sector %d needs %d bytes, but the file has %d bytes: the file is truncated", what, sector, need, fileSize)
 	}
 	return int64(sector) * sectorSize, nil
 }

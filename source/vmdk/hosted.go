@@ -18,7 +18,7 @@ type hosted struct {
 
 // newHosted is the sparseReader for files that begin with the header of a hosted sparse
 // extent.
-func newHosted(f *grainFile, want int64) (*sparse, error) {
+func newHosted(f *grainFile, extentSize int64) (*sparse, error) {
 	// h is the header that has the offset of the grain directory. It may be the footer.
 	// Only the header at the start of the file, which is in the variable first, has the
 	// offset of the descriptor.
@@ -33,7 +33,7 @@ func newHosted(f *grainFile, want int64) (*sparse, error) {
 	if err := h.check(f.fileSize); err != nil {
 		return nil, err
 	}
-	g, err := newGeometry(h.capacity, h.grain, want)
+	g, err := newGeometry(h.capacity, h.grain, extentSize)
 	if err != nil {
 		return nil, err
 	}
@@ -56,7 +56,7 @@ func newHosted(f *grainFile, want int64) (*sparse, error) {
 	}
 	if x.redundant.at == 0 && !h.hasDirectory() && h.marked() {
 		if s.index, err = openMarkers(f, g, &h, footer, x.metadata); err != nil {
-			return nil, fmt.Errorf("the file has no grain directory, and without one only a whole stream can be read: %w", err)
+			return nil, fmt.Errorf("the file has no grain directory, and the grains cannot be found by their markers: %w", err)
 		}
 		return s, nil
 	}
@@ -98,7 +98,7 @@ func (x *hosted) initDirectories(h *header, entries *sectorEntries) error {
 	case x.redundant.at == 0:
 		return err
 	default:
-		x.warn("all grain tables are read through the redundant grain directory at offset %d: %w", x.redundant.at, err)
+		x.warn("all grain tables are read through the redundant grain directory at offset %d, because the primary one cannot be used: %w", x.redundant.at, err)
 		primary, x.redundant = x.redundant, directory{}
 	}
 	x.primary = primary
@@ -125,9 +125,9 @@ func (x *hosted) initDirectories(h *header, entries *sectorEntries) error {
 }
 
 // indexDirectories reads the grain directories once, when the extent is opened. It
-// finds grain tables that overlap, the places of all tables, where no grain can be, and
-// the tables that must be read through the redundant directory. Other damage is
-// reported when a read reaches it.
+// records where all grain tables are, because no grain can be there. It also finds the
+// grain tables that overlap, and those that must be read through the redundant
+// directory. Other damage is reported when a read reaches it.
 func (x *hosted) indexDirectories() error {
 	known, behind, first := 0, 0, int64(0)
 	err := x.indexDirectory(&x.primary, func(start, end int64) {
@@ -142,10 +142,10 @@ func (x *hosted) indexDirectories() error {
 		return err
 	}
 	if behind > 0 && x.metadataEnd > 0 && !x.compressed {
-		// Perhaps the writer of the image has put the tables there. Perhaps an entry
-		// of the directory is damaged and points to zeros in a grain. The two cases
-		// look alike, so that this is only a warning.
-		x.warn("%d of %d grain tables lie behind the metadata (overHead), which ends at offset %d, the first at offset %d: if the disk has zeros where there should be data, the grain directory is damaged", behind, x.count, x.metadataEnd, first)
+		// Perhaps the writer of the image has put these tables behind the metadata.
+		// Perhaps an entry of the directory is damaged and points to zeros in a grain.
+		// The two cases look alike. This is therefore a warning and not an error.
+		x.warn("%d of %d grain tables lie behind the metadata (overHead), which ends at offset %d; the first of these tables is at offset %d: if the disk has zeros where it should have data, the grain directory is damaged", behind, x.count, x.metadataEnd, first)
 	}
 	if x.redundant.at != 0 {
 		if err := x.indexDirectory(&x.redundant, func(int64, int64) {}); err != nil {
@@ -163,10 +163,10 @@ func (x *hosted) indexDirectories() error {
 	return nil
 }
 
-// compareDirectories checks whether the redundant directory has grain tables that the
-// primary directory lacks, or whose entries are damaged there. If it has, such tables
-// are read through the redundant directory (the field fallback), and a warning is
-// added.
+// compareDirectories looks for grain tables that can be read only through the redundant
+// directory, because their entries in the primary directory are 0 or damaged. If it
+// finds any, it adds a warning and sets the field fallback. These tables are then read
+// through the redundant directory.
 func (x *hosted) compareDirectories() {
 	n := int64(0)
 	var first error
@@ -186,7 +186,7 @@ func (x *hosted) compareDirectories() {
 			return
 		}
 		if first = err; err == nil {
-			first = fmt.Errorf("the grain directory's entry at offset %d, of grain table %d, is 0, and in the redundant grain directory it is not", x.primary.at+i<<x.shift, i)
+			first = fmt.Errorf("the grain directory's entry at offset %d, of grain table %d, is 0, but the redundant grain directory has this table", x.primary.at+i<<x.shift, i)
 		}
 	})
 	if n > 0 {

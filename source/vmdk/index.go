@@ -11,15 +11,16 @@ import (
 // markers. All methods except share are safe for concurrent use.
 type index interface {
 	// run returns the table entries of consecutive grains, beginning with the given
-	// one. It returns as many entries as one read of the file yields, at least one. The
-	// caller needs max grains. The run may have more of them if they need no further
-	// read.
+	// grain. It returns as many entries as one read of the file yields, at least one.
+	// needed is the number of grains that the caller needs. The run may have fewer
+	// grains, and the caller then calls run again. It may also have more grains, if
+	// they need no further read.
 	//
-	// The parameter hole is nil in a read of data. A scan of the allocation passes a
-	// fileHole, so that run can skip tables that lie in holes of the file. For a scan
-	// of compressed grains, run may leave out the entries and say only that all of the
-	// grains are in the file.
-	run(grain, max int64, hole *fileHole) (run, error)
+	// The parameter hole is nil if the caller reads data. A scan of the allocation
+	// passes a fileHole, with which run skips tables that lie in holes of the file. A
+	// scan does not need the places of compressed grains. For these grains, run may
+	// therefore return no entries and only the kind dataGrain.
+	run(grain, needed int64, hole *fileHole) (run, error)
 	// occupied looks for metadata in the bytes [start, end) of the file. If there is
 	// any, it returns the range of the metadata, where no grain can be, and true.
 	occupied(start, end int64) (region, bool)
@@ -51,11 +52,12 @@ type entryFormat interface {
 	// entry of the grain directory points. It returns noTable or zeroTable if there is
 	// no such table.
 	table(entry []byte) (at int64, err error)
-	// stretch returns the kind of grain i. The result next is the end of the grains
-	// from i on that have the same kind; it is at most end. If contiguous is set,
-	// grains that are in the file must also follow each other there. pos is the offset
-	// of grain i in the file, in bytes, if the grain is in the file. It is the
-	// constant nowhere if place returns an error for the entry.
+	// stretch returns the kind of grain i. The result next is the number of the first
+	// grain after i that has another kind, but at most end. If contiguous is true,
+	// grains that are in the file must also follow each other in the file, and next is
+	// the first grain that does not. If grain i is in the file, pos is its offset in
+	// the file, in bytes. If the method place returns an error for the entry of grain
+	// i, pos is the constant nowhere.
 	stretch(entries []byte, i, end int64, contiguous bool) (kind grainKind, pos, next int64)
 	// place returns the offset of grain i in the file, in bytes. It returns an error if
 	// the entry is damaged.
@@ -66,9 +68,10 @@ type entryFormat interface {
 // whose entry is damaged.
 const nowhere = 1 << 62
 
-// stretch returns the kind of grain i of the run and its offset in the file. next is the
-// end of the grains from i on that have the same kind; it is at most end. If contiguous
-// is set, grains that are in the file must also follow each other there.
+// stretch returns the kind of grain i of the run and the offset of the grain in the
+// file. The result next is the number of the first grain after i that has another kind,
+// but at most end. If contiguous is true, grains that are in the file must also follow
+// each other in the file.
 func (r *run) stretch(i, end int64, contiguous bool) (kind grainKind, pos, next int64) {
 	if r.entries == nil {
 		return r.kind, 0, end

@@ -88,8 +88,9 @@ func (d *Disk) describePart(e extentLine, f source.Disk) {
 }
 
 // Identity implements [source.Identified]. It combines the identities of all files of
-// the image and its parents. It returns the weakest of the proofs that these files
-// return.
+// the image and its parents. Each file returns an identity and a proof, which says
+// whether the identity changes with the content. Identity returns the weakest of these
+// proofs.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	return image.Identity(ctx, "vmdk", append(d.files[:len(d.files):len(d.files)], d.parent)...)
 }

@@ -64,12 +64,13 @@ func (x *hosted) loose(d *directory, lonely bool) []loose {
 }
 
 // replaceLoose compares loose tables of the primary directory with the same tables of
-// the redundant directory. Writers keep the two equal. Without this check, a damaged
+// the redundant directory. Writers keep both tables equal. Without this check, a damaged
 // entry that points to unused zeros in the metadata would make the whole range of a
 // table, usually 32 MiB, read as zeros without an error.
 //
-// If the redundant table differs and is not loose itself, it is used instead. It is
-// also used if it has grains and the loose table is empty.
+// If the table of the redundant directory differs and is not loose itself, it is used
+// instead of the loose table. It is also used if it has grains and the loose table is
+// empty.
 func (x *hosted) replaceLoose() {
 	tables := x.loose(&x.primary, x.redundant.at != 0)
 	if len(tables) == 0 {
@@ -97,7 +98,7 @@ func (x *hosted) replaceLoose() {
 		if both && !zero.Is(own) {
 			continue // both are loose and have grains: either may be right
 		}
-		x.replace(l.table, fmt.Errorf("grain table %d at offset %d, by the grain directory's entry at offset %d, does not follow its neighbours, and differs from the one of the redundant grain directory at offset %d", l.table, l.at, x.primary.at+l.table<<x.shift, redundant))
+		x.replace(l.table, fmt.Errorf("grain table %d at offset %d, according to the grain directory's entry at offset %d, does not lie next to the previous or the following table, and differs from the same table of the redundant grain directory at offset %d", l.table, l.at, x.primary.at+l.table<<x.shift, redundant))
 	}
 }
 
@@ -127,8 +128,9 @@ func (x *hosted) redundantTable(i int64) int64 {
 
 // warnLoose checks the loose tables of an extent that has no redundant directory to
 // compare them with. If the space between the neighbours of a loose table has a table
-// with grains, the directory is damaged, and reads that need the loose table will fail.
-// For other loose tables that have no grains, warnLoose adds a warning.
+// with grains, the entry of the loose table is damaged. Reads that need this table will
+// then return an error. If there is no table between the neighbours, but the loose table
+// itself has no grains, warnLoose adds a warning, because its entry may be damaged too.
 func (x *hosted) warnLoose(tables []loose) {
 	if x.compressed {
 		return // in a stream, tables lie between the grains
@@ -136,7 +138,7 @@ func (x *hosted) warnLoose(tables []loose) {
 	n, first := 0, loose{}
 	for _, l := range tables {
 		if x.isTable(l.table, l.between) {
-			x.replace(l.table, fmt.Errorf("the grain directory's entry at offset %d leads to offset %d, and grain table %d lies at offset %d, between its neighbours: the directory is damaged", x.primary.at+l.table<<x.shift, l.at, l.table, l.between))
+			x.replace(l.table, fmt.Errorf("the grain directory's entry at offset %d says that grain table %d is at offset %d, but the table lies at offset %d, between the previous and the following table: the directory is damaged", x.primary.at+l.table<<x.shift, l.table, l.at, l.between))
 			continue
 		}
 		if l.at <= zeroTable || l.at+x.tableSize(l.table) > x.metadataEnd {
@@ -151,7 +153,7 @@ func (x *hosted) warnLoose(tables []loose) {
 		}
 	}
 	if n > 0 {
-		x.warn("%d of %d grain tables are empty and do not follow their neighbours, the first, grain table %d, at offset %d: if the disk has zeros where there should be data, the grain directory is damaged", n, x.count, first.table, first.at)
+		x.warn("%d of %d grain tables are empty and do not lie next to the previous or the following table; the first of them is grain table %d, at offset %d: if the disk has zeros where it should have data, the grain directory is damaged", n, x.count, first.table, first.at)
 	}
 }
 

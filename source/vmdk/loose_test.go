@@ -27,14 +27,14 @@ func TestLooseTable(t *testing.T) {
 		{"sound", im, func(*layout, uint32) {}, nil, false},
 		{"sound, one directory", plain, func(*layout, uint32) {}, nil, false},
 		{"sound, empty tables", empty, func(*layout, uint32) {}, nil, false},
-		{"one entry", im, func(l *layout, padding uint32) { l.put32(l.gd+8, padding) }, []string{"1 of 6 grain tables are read through the redundant grain directory", "grain table 2 at offset", "does not follow its neighbours"}, false},
+		{"one entry", im, func(l *layout, padding uint32) { l.put32(l.gd+8, padding) }, []string{"1 of 6 grain tables are read through the redundant grain directory", "grain table 2 at offset", "does not lie next to the previous or the following table"}, false},
 		{"first and last entry", im, func(l *layout, padding uint32) { l.put32(l.gd, padding); l.put32(l.gd+20, padding+1) }, []string{"2 of 6 grain tables", "grain table 0 at offset"}, false},
 		{"redundant entry", im, func(l *layout, padding uint32) { l.put32(l.rgd+8, padding) }, nil, false},
 		{"another entry of both", im, func(l *layout, padding uint32) { l.put32(l.gd+8, padding); l.put32(l.rgd, padding+1) }, []string{"1 of 6 grain tables", "grain table 2 at offset"}, false},
 		{"table of the redundant directory", im, func(l *layout, padding uint32) {
 			l.put32(l.gd+8, binary.LittleEndian.Uint32(l.file[l.rgd:]))
 		}, []string{"1 of 6 grain tables", "grain table 2 at offset"}, false},
-		{"one directory, last entry", plain, func(l *layout, padding uint32) { l.put32(l.gd+20, padding) }, []string{"1 of 6 grain tables are empty and do not follow their neighbours", "grain table 5, at offset"}, true},
+		{"one directory, last entry", plain, func(l *layout, padding uint32) { l.put32(l.gd+20, padding) }, []string{"1 of 6 grain tables are empty and do not lie next to the previous or the following table", "grain table 5, at offset"}, true},
 		{"one directory, two entries", plain, func(l *layout, padding uint32) { l.put32(l.gd+8, padding); l.put32(l.gd+12, padding+3) }, []string{"2 of 6 grain tables are empty", "grain table 2, at offset"}, true},
 		{"one directory, an empty table left out", plain, func(l *layout, _ uint32) { l.put32(l.gd+4, 0) }, nil, false},
 	} {
@@ -124,7 +124,7 @@ func TestTableBetweenNeighbours(t *testing.T) {
 		}
 		l.put32(l.gd+8, entry)
 		path := write(t, t.TempDir(), "x.vmdk", l.file)
-		wantError(t, readError(t, path), path, fmt.Sprintf("grain table 2 lies at offset %d, between its neighbours: the directory is damaged", l.tables[2]))
+		wantError(t, readError(t, path), path, fmt.Sprintf("but the table lies at offset %d, between the previous and the following table: the directory is damaged", l.tables[2]), "grain table 2")
 		checkWarnings(t, mustOpen(t, path).Warnings(), path, nil)
 	}
 }

@@ -56,7 +56,7 @@ type markers struct {
 	end      int64    // offset of the end-of-stream marker in the file, bytes
 
 	list  []stretch // ascending
-	every int64     // list has a stretch for every nth range that has grains
+	every int64     // number of ranges with grains for each stretch; 1: each such range begins a stretch
 	added int64     // ranges with grains that add has seen
 	last  int64     // number of the last grain that add has seen
 
@@ -65,12 +65,13 @@ type markers struct {
 	// read, because the next range is often read next.
 	mu   sync.Mutex
 	from int64 // first grain after the range that was read last
-	next int64 // first grain from there on that the file holds
-	pos  int64 // offset of its marker in the file, bytes; 0: not known
+	next int64 // first grain at or after from that is in the file
+	pos  int64 // offset of the marker of grain next in the file, bytes; 0: not known
 }
 
-// stretch is a part of the stream of grains, which ends where the next stretch begins.
-// It begins with the first grain that the file has of a range.
+// stretch is a part of a stream of grains. It begins with the first grain of a range (see
+// rangeGrains) that is in the file. It may have the grains of several ranges, and ends
+// where the next stretch begins.
 type stretch struct {
 	first int64 // number of its first grain
 	pos   int64 // offset of the marker of that grain in the file, bytes
@@ -104,12 +105,12 @@ func openMarkers(f *grainFile, g geometry, h *header, footer int64, metadata []r
 }
 
 // eachGrain calls the function visit with the number of each grain and the offset of its
-// marker, until the stream ends or visit returns false. It begins with the marker at the
-// offset from.
-func (x *markers) eachGrain(from int64, visit func(g, pos int64) (more bool)) error {
+// marker in the file. It begins with the marker at the offset start, and ends when the
+// stream ends or when visit returns false.
+func (x *markers) eachGrain(start int64, visit func(g, pos int64) (more bool)) error {
 	scratch := unpackers.Get().(*unpacker)
 	defer unpackers.Put(scratch)
-	r := markerReader{index: x, pos: from, last: -1, off: from, scratch: scratch}
+	r := markerReader{index: x, pos: start, last: -1, off: start, scratch: scratch}
 	for {
 		g, pos, err := r.next()
 		if err != nil || g < 0 || !visit(g, pos) {
@@ -216,12 +217,12 @@ func (h *header) firstMarker(f source.Disk, end int64) (int64, error) {
 	from := uint64(1)
 	if h.descriptorSize > 0 {
 		if h.descriptorOffset > limit || h.descriptorSize > limit-h.descriptorOffset {
-			return 0, fmt.Errorf("the descriptor at sector %d has %d sectors, the stream ends at sector %d: the file is truncated", h.descriptorOffset, h.descriptorSize, limit)
+			return 0, fmt.Errorf("the descriptor at sector %d has %d sectors, but the stream ends at sector %d: the file is truncated", h.descriptorOffset, h.descriptorSize, limit)
 		}
 		from = max(from, h.descriptorOffset+h.descriptorSize)
 	}
 	if h.overhead > limit {
-		return 0, fmt.Errorf("the metadata (overHead) ends at sector %d, the stream ends at sector %d: the file is truncated", h.overhead, limit)
+		return 0, fmt.Errorf("the metadata (overHead) ends at sector %d, but the stream ends at sector %d: the file is truncated", h.overhead, limit)
 	}
 	start := int64(max(from, h.overhead)) * sectorSize
 	b := make([]byte, markerWindow)
@@ -232,7 +233,7 @@ func (h *header) firstMarker(f source.Disk, end int64) (int64, error) {
 		}
 		if !zero.Is(b) {
 			at := off + int64(slices.IndexFunc(b, func(c byte) bool { return c != 0 }))
-			return 0, fmt.Errorf("found %#x at offset %d, between the descriptor and the first marker at offset %d (overHead), want zeros: without grain tables, unknown bytes in the stream are refused", b[at-off], at, start)
+			return 0, fmt.Errorf("found the byte %#x at offset %d, between the descriptor and the first marker at offset %d (overHead), want zeros: the byte may belong to a grain, and the file has no grain tables that show this", b[at-off], at, start)
 		}
 	}
 	return start, nil
@@ -277,9 +278,9 @@ func (r *markerReader) next() (g, pos int64, err error) {
 		case markerEnd:
 			switch {
 			case value != 0:
-				return 0, 0, bad("the marker has no compressed bytes, and its first 8 bytes are %#x, want 0 for the end of the stream: the file is damaged or truncated", value)
+				return 0, 0, bad("the marker has no compressed bytes and the type 0 (end of the stream), but its first 8 bytes are %#x, want 0: the file is damaged or truncated", value)
 			case pos != end:
-				return 0, 0, bad("the marker is that of the end of the stream (zeros), which is expected at offset %d, at the end of the file: the file is damaged, or truncated and filled up with zeros", end)
+				return 0, 0, bad("the stream ends too early: found the end-of-stream marker (zeros), want this marker at offset %d, at the end of the file: the file is damaged, or truncated and filled up with zeros", end)
 			}
 			return -1, pos, nil
 		case markerTable, markerDirectory, markerFooter, markerProgress:
@@ -300,9 +301,9 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	x, end := r.index, r.index.end
 	switch {
 	case lba >= x.capacity:
-		return 0, fmt.Errorf("the marker is of sector %d, the extent has %d sectors: the file is damaged", lba, x.capacity)
+		return 0, fmt.Errorf("the marker belongs to a grain at sector %d, but the extent has %d sectors: the file is damaged", lba, x.capacity)
 	case lba%x.grain != 0:
-		return 0, fmt.Errorf("the marker is of sector %d, want a multiple of the grain size of %d sectors: the file is damaged", lba, x.grain)
+		return 0, fmt.Errorf("the marker belongs to a grain at sector %d, want a multiple of the grain size of %d sectors: the file is damaged", lba, x.grain)
 	case markerSize+size > x.maxPacked():
 		return 0, fmt.Errorf("the marker has a length of %d compressed bytes, want 1 to %d for a grain of %d bytes: the file is damaged", size, x.maxPacked()-markerSize, x.grainSize)
 	case r.pos+markerSize+size > end:
@@ -312,7 +313,7 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	}
 	g := int64(lba / x.grain)
 	if g <= r.last {
-		return 0, fmt.Errorf("the marker is of sector %d, the previous marker at offset %d is of sector %d: without grain tables, the sectors must ascend", lba, r.at, uint64(r.last)*x.grain)
+		return 0, fmt.Errorf("the marker belongs to a grain at sector %d, but the previous marker, at offset %d, belongs to a grain at sector %d: in a file without grain tables, the sectors must ascend", lba, r.at, uint64(r.last)*x.grain)
 	}
 	return g, nil
 }
@@ -335,14 +336,14 @@ func (r *markerReader) fill() error {
 	return image.ReadFull(r.index.file, r.window, r.pos)
 }
 
-func (x *markers) run(g, most int64, hole *fileHole) (run, error) {
+func (x *markers) run(g, needed int64, hole *fileHole) (run, error) {
 	scan := hole != nil // a scan needs the kinds of grains, but not their places
 	number, in := g/rangeGrains, g%rangeGrains
 	if entries := x.mem.Cached(x.id, number); entries != nil && !scan {
 		return x.runOf(entries, in), nil
 	}
 	known, n := x.known(g)
-	n = min(n, max(most, rangeGrains))
+	n = min(n, max(needed, rangeGrains))
 	switch {
 	case known == absentGrain && n > 0:
 		return run{n: n}, nil

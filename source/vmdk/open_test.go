@@ -88,7 +88,7 @@ func TestSamples(t *testing.T) {
 		{"dfvfs_ext2.vmdk", 4194304, "a6c2f0e39afe6c6ab432ca5465349fcefe8dc944398e97b2d957d3f89dbb5d80", ""},
 		{"vmfs_thick-000001.vmdk", 0, "", `descriptor line 9: extent "vmfs_thick-000001-delta.vmdk": open ` + samples + "/vmfs_thick-000001-delta.vmdk: no such file"},
 		{"win-missing-extents.vmdk", 0, "", `extent "disk-s001.vmdk": open ` + samples + "/disk-s001.vmdk: no such file"},
-		{"invalid.vmdk", 0, "", "overHead) ends at sector 128, the file has 65187 bytes"},
+		{"invalid.vmdk", 0, "", "overHead) ends at sector 128, but the file has 65187 bytes"},
 		{"twoGbMaxExtentSparse-s001.vmdk", 0, "", "without a descriptor"},
 	} {
 		t.Run(c.file, func(t *testing.T) {

@@ -74,7 +74,7 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 		// folder of the image.
 		var local error
 		if parent, local = open(ctx, d.path, last, "vmdk"); local == nil {
-			d.warn("the parent %s is a path of another host: the parent is read from the file %s in the image's folder, whose CID matches", quote(name), quote(last))
+			d.warn("the parent %s is a path of another host: the file %s in the image's folder is used as the parent, because the CID of this file is the parentCID of the image", quote(name), quote(last))
 			name, err = last, nil
 		} else if !errors.Is(local, fs.ErrNotExist) {
 			err = local
@@ -137,10 +137,10 @@ func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error 
 	if !foreign {
 		return err
 	}
-	hint := fmt.Sprintf("the path is that of another host: put the file %s into the folder of %s, and write only its name into line %d", quote(last), d.path, e.line)
+	hint := fmt.Sprintf("the path is that of another host: put the file %s into the folder of %s, and replace the path in line %d of the descriptor by the name of the file", quote(last), d.path, e.line)
 	if f, missing := open(d.ctx, d.path, last, "raw"); missing == nil {
 		f.Close()
-		hint = fmt.Sprintf("the path is that of another host: if the file %s in the folder of %s is the right extent, write only its name into line %d", quote(last), d.path, e.line)
+		hint = fmt.Sprintf("the path is that of another host: if the file %s in the folder of %s is the right extent, replace the path in line %d of the descriptor by the name of the file", quote(last), d.path, e.line)
 	}
 	return hinted.Error(err, hint)
 }

@@ -270,7 +270,7 @@ func TestExtentsOfOtherHosts(t *testing.T) {
 	write(t, dir, "d-flat.vmdk", random(1, 10*sector))
 	for _, c := range []struct{ extent, err, hint string }{
 		{`FLAT "C:\VMs\web\d-flat.vmdk" 0`, "no such file", `if the file "d-flat.vmdk" in the folder of`},
-		{`VMFS "/vmfs/volumes/5f/web/d-flat.vmdk"`, "no such file", `write only its name into line 2`},
+		{`VMFS "/vmfs/volumes/5f/web/d-flat.vmdk"`, "no such file", `replace the path in line 2 of the descriptor by the name of the file`},
 		{`FLAT "\\nas\vms\e-flat.vmdk" 0`, "no such file", `put the file "e-flat.vmdk" into the folder of`},
 		{`VMFS "vsan://5f3c1e5e-0000"`, `extent "vsan://5f3c1e5e-0000" is an object of a vSAN datastore, not a file`, "through its server"},
 		{`VMFS "VVOL://naa.600c-rfc4122.0"`, `is a virtual volume (vVol) of a storage array, not a file`, "OVF appliance"},

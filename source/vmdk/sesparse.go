@@ -66,10 +66,10 @@ func (h *seHeader) tableSize() uint64 { return h.field(32) } // sectors
 func (h *seHeader) perTable() uint64 { return h.tableSize() * sectorSize / seEntrySize }
 
 // newSESparse is the sparseReader for files that begin with the magic of seSparse.
-func newSESparse(f *grainFile, want int64) (*sparse, error) {
+func newSESparse(f *grainFile, extentSize int64) (*sparse, error) {
 	var h seHeader
 	if f.fileSize < int64(len(h)) {
-		return nil, fmt.Errorf("the seSparse header at offset 0 needs %d bytes, the file has %d bytes: the file is truncated", len(h), f.fileSize)
+		return nil, fmt.Errorf("the seSparse header at offset 0 needs %d bytes, but the file has %d bytes: the file is truncated", len(h), f.fileSize)
 	}
 	if err := image.ReadFull(f.file, h[:], 0); err != nil {
 		return nil, err
@@ -84,7 +84,7 @@ func newSESparse(f *grainFile, want int64) (*sparse, error) {
 	if err := checkVolatile(f, layout.volatile.start); err != nil {
 		return nil, err
 	}
-	g, err := newGeometry(h.capacity(), h.grain(), want)
+	g, err := newGeometry(h.capacity(), h.grain(), extentSize)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +124,7 @@ func (h *seHeader) check() error {
 		off  int
 	}{{"flags", 40}, {"a reserved field", 48}, {"a reserved field", 56}, {"a reserved field", 64}, {"a reserved field", 72}} {
 		if v := h.field(unknown.off); v != 0 {
-			return fmt.Errorf("seSparse header offset %d: %s is %#x, want 0: other values are not known", unknown.off, unknown.what, v)
+			return fmt.Errorf("seSparse header offset %d: %s is %#x, want 0: the meaning of other values is not known", unknown.off, unknown.what, v)
 		}
 	}
 	if !zero.Is(h[208:]) {
@@ -173,7 +173,7 @@ func (h *seHeader) layout(fileSize int64) (l seLayout, err error) {
 		return l, fmt.Errorf("seSparse header offset 136: the grain directory has %d bytes, want %d or more for the capacity of %d sectors", have, need, h.capacity())
 	}
 	if l.directory.end > fileSize {
-		return l, fmt.Errorf("the grain directory at offset %d needs %d bytes, the file has %d bytes: the file is truncated", l.directory.start, have, fileSize)
+		return l, fmt.Errorf("the grain directory at offset %d needs %d bytes, but the file has %d bytes: the file is truncated", l.directory.start, have, fileSize)
 	}
 	return l, nil
 }
@@ -184,7 +184,7 @@ func (h *seHeader) layout(fileSize int64) (l seLayout, err error) {
 func checkVolatile(f *grainFile, off int64) error {
 	var b [sectorSize]byte
 	if off > f.fileSize-int64(len(b)) {
-		return fmt.Errorf("the volatile header at offset %d needs %d bytes, the file has %d bytes: the file is truncated", off, len(b), f.fileSize)
+		return fmt.Errorf("the volatile header at offset %d needs %d bytes, but the file has %d bytes: the file is truncated", off, len(b), f.fileSize)
 	}
 	if err := image.ReadFull(f.file, b[:], off); err != nil {
 		return err
@@ -193,7 +193,7 @@ func checkVolatile(f *grainFile, off int64) error {
 		return fmt.Errorf("volatile header at offset %d: found %#x, want %#x", off, magic, uint64(seVolatileMagic))
 	}
 	if replay := binary.LittleEndian.Uint64(b[24:]); replay != 0 {
-		return fmt.Errorf("volatile header at offset %d: the journal must be replayed first (offset 24 is %#x, want 0): the disk is in use, or was copied while it was in use, or its host failed; let ESXi open and close the disk (power the machine on and off, or vmkfstools -i), or copy a snapshot's parent", off, replay)
+		return fmt.Errorf("volatile header at offset %d: the journal must be replayed first (the value at offset 24 is %#x, want 0), because the disk is in use, or was copied while it was in use, or its host failed; let ESXi open and close the disk (power the virtual machine on and off, or run vmkfstools -i), or take a snapshot and copy the parent of this snapshot", off, replay)
 	}
 	if !zero.Is(b[32:]) {
 		return fmt.Errorf("volatile header at offset %d: the %d bytes from offset 32 up to the end of the header are not zeros: their meaning is not known", off, sectorSize-32)
@@ -207,11 +207,11 @@ func (f *seEntries) table(entry []byte) (int64, error) {
 		return noTable, nil
 	}
 	if e>>60 != 1 {
-		return 0, fmt.Errorf("the value of the entry is %#x, want 0 (no grain table) or at least %#x", e, uint64(1)<<60)
+		return 0, fmt.Errorf("the value of the entry is %#x, want 0 (no grain table), or %#x plus the number of a grain table", e, uint64(1)<<60)
 	}
 	index := e & (1<<60 - 1)
 	if index >= uint64(f.tables) {
-		return 0, fmt.Errorf("the value of the entry is %#x, which means grain table %d of the file, but the file has room for %d", e, index, f.tables)
+		return 0, fmt.Errorf("the value of the entry is %#x, which means grain table %d of the file, but the file has room for %d grain tables", e, index, f.tables)
 	}
 	return f.tablesAt + int64(index)*f.tableSize, nil
 }
@@ -236,7 +236,8 @@ func seKind(entry uint64) grainKind {
 }
 
 // seIndex returns the number of the grain to which an entry points. The number has 60
-// bits, and the entry has its lower 12 bits above its other bits.
+// bits. Bits 48 to 59 of the entry are the lower 12 bits of the number, and bits 0 to 47
+// of the entry are the upper 48 bits of the number.
 func seIndex(entry uint64) uint64 { return entry>>48&0xfff | entry&(1<<48-1)<<12 }
 
 // grainAt returns the offset of a grain in the file, in bytes. It returns the constant
@@ -271,7 +272,7 @@ func (f *seEntries) place(entries []byte, i int64) (int64, error) {
 		return pos, nil
 	}
 	if entry>>60 != seAllocated {
-		return 0, fmt.Errorf("the entry of the grain in its table is %#x, want 0 (absent), or 16 digits of which the first is 1 or 2 (zeros) or 3 (data): the grain table is damaged", entry)
+		return 0, fmt.Errorf("the entry of the grain in its table is %#x, with the kind %d in the upper 4 bits, want the kind 1 or 2 (zeros) or 3 (data): the grain table is damaged", entry, entry>>60)
 	}
 	return 0, fmt.Errorf("the entry of the grain in its table is %#x, which means grain %d of the file, but the file has only %d bytes: the grain table is damaged", entry, seIndex(entry), f.fileSize)
 }

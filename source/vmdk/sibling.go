@@ -65,8 +65,8 @@ type peeked struct {
 
 // uuidOf returns a UUID in its usual spelling. It returns "" if the UUID is missing or
 // consists of zeros, by which VirtualBox says that an image has none. Text that is no
-// UUID is returned in lower case. If a child names it as its parent, no such parent is
-// found, and the child is refused.
+// UUID is returned in lower case. If the descriptor of a child has this text as the UUID
+// of the parent, no parent with this UUID is found, and the child is refused.
 func uuidOf(s string) string {
 	s = strings.ToLower(strings.Trim(strings.TrimSpace(s), "{}"))
 	if strings.Trim(s, "0-") == "" {

@@ -24,14 +24,15 @@ type sparse struct {
 	base int64 // offset of the extent in the disk, bytes
 }
 
-// sparseReader returns the extent in a file, which begins with the magic of one kind of
-// sparse extent. The extent must hold want bytes of the disk. If want is 0, the header
-// decides on the number of bytes.
-type sparseReader func(f *grainFile, want int64) (*sparse, error)
+// sparseReader is a function that returns the extent in a file. The file begins with the
+// magic of one kind of sparse extent. extentSize is the size of the extent in bytes
+// according to the descriptor. If it is 0, the header of the file decides on the size.
+type sparseReader func(f *grainFile, extentSize int64) (*sparse, error)
 
-// openSparse returns the extent that read finds in f. name is the name of f in errors.
-func openSparse(name string, f source.Disk, want int64, read sparseReader) (*sparse, error) {
-	s, err := read(newGrainFile(name, f), want)
+// openSparse opens the extent in f with the function reader. name is the name of f in
+// errors. extentSize has the same meaning as in a sparseReader.
+func openSparse(name string, f source.Disk, extentSize int64, reader sparseReader) (*sparse, error) {
+	s, err := reader(newGrainFile(name, f), extentSize)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
@@ -47,20 +48,21 @@ type geometry struct {
 	grainShift uint   // base-2 logarithm of grainSize
 }
 
-// newGeometry returns the geometry of an extent. capacity and grain are its capacity
-// and the size of a grain in sectors. The caller has checked both. want is the size of
-// the extent in bytes according to the descriptor. If it is 0, the size is the
-// capacity.
-func newGeometry(capacity, grain uint64, want int64) (geometry, error) {
+// newGeometry returns the geometry of an extent. The parameters capacity and grain are
+// the capacity of the extent and the size of a grain, both in sectors. The caller has
+// checked both. extentSize is the size of the extent in bytes according to the
+// descriptor. If it is 0, the size of the extent is its capacity.
+func newGeometry(capacity, grain uint64, extentSize int64) (geometry, error) {
 	g := geometry{capacity: capacity, size: int64(capacity) * sectorSize, grain: grain, grainSize: int64(grain) * sectorSize}
 	g.grainShift = uint(bits.TrailingZeros64(uint64(g.grainSize)))
-	if want > 0 {
-		// Some writers round the capacity up to whole grains. Any other
-		// difference would shift the extents that follow, or leave a gap.
-		if want > g.size || g.size-want >= g.grainSize {
-			return g, fmt.Errorf("the header has a capacity of %d sectors, the descriptor gives the extent %d sectors", capacity, want/sectorSize)
+	if extentSize > 0 {
+		// Some writers round the capacity in the header up to whole grains. Any other
+		// difference from the size in the descriptor is an error, because it would
+		// shift the extents that follow, or leave a gap.
+		if extentSize > g.size || g.size-extentSize >= g.grainSize {
+			return g, fmt.Errorf("the header has a capacity of %d sectors, but the descriptor gives the extent %d sectors: the file belongs to another disk, or one of the two numbers is damaged", capacity, extentSize/sectorSize)
 		}
-		g.size = want
+		g.size = extentSize
 	}
 	return g, nil
 }
@@ -133,12 +135,12 @@ func (s *sparse) readPlain(p []byte, off, start int64, r *run, i int64) error {
 }
 
 // checkPlace returns an error if the bytes [pos, end) of the file cannot belong to a
-// grain, because the file is shorter or has metadata there. off is an offset within the
-// grain, counted from the start of the extent. The error names it.
+// grain, because the file is shorter or has metadata there. off is the offset of a byte
+// of the grain in the extent. It is used to name the grain in the error.
 func (s *sparse) checkPlace(pos, end, off int64) error {
 	g := off >> s.grainShift
 	if end > s.fileSize {
-		return s.errorf(g, "the grain needs the bytes up to %d of the file, which has %d: the file is truncated or damaged", end, s.fileSize)
+		return s.errorf(g, "the bytes %d to %d of the file are needed, but the file has %d bytes: the file is truncated or damaged", pos, end, s.fileSize)
 	}
 	if r, ok := s.index.occupied(pos, end); ok {
 		return s.errorf(g, "the grain lies in the %s, bytes %d to %d of the file: the grain table is damaged", r.what, r.start, r.end)
@@ -155,7 +157,7 @@ func (s *sparse) errorf(g int64, format string, args ...any) error {
 			where = fmt.Sprintf("offset %d", pos)
 		}
 	}
-	return fmt.Errorf("%s: grain of disk offset %d at %s: %w", s.name, s.base+g<<s.grainShift, where, fmt.Errorf(format, args...))
+	return fmt.Errorf("%s: grain at disk offset %d, stored at %s: %w", s.name, s.base+g<<s.grainShift, where, fmt.Errorf(format, args...))
 }
 
 func (s *sparse) scan(ctx context.Context, off, end int64, want detail, emit func(piece) error) error {
@@ -193,12 +195,14 @@ func (s *sparse) scan(ctx context.Context, off, end int64, want detail, emit fun
 	return nil
 }
 
-// emitPlaces passes p, a range of uncompressed grains, to the function emit. It adds
-// where the bytes are in local files. The first grain is at the offset start of the file.
-// The grains from there up to the offset end of the extent follow each other in the file.
-func (s *sparse) emitPlaces(p piece, start, end int64, emit func(piece) error) error {
-	pos := start + p.off&(s.grainSize-1)
-	if s.checkPlace(start, pos+end-p.off, p.off) != nil {
+// emitPlaces passes p, a range of uncompressed grains, to the function emit, together
+// with the positions of its bytes in local files. The first grain of p begins at the
+// offset grainPos of the file of the extent. extentOff is an offset in the extent, at or
+// after the end of p. All grains from the first one up to that offset follow each other
+// in the file.
+func (s *sparse) emitPlaces(p piece, grainPos, extentOff int64, emit func(piece) error) error {
+	pos := grainPos + p.off&(s.grainSize-1)
+	if s.checkPlace(grainPos, pos+extentOff-p.off, p.off) != nil {
 		return emit(p) // reading reports the error
 	}
 	return p.emitPlaces(s.file, pos, emit)

@@ -115,10 +115,10 @@ func (t *tables) tableSize(i int64) int64 {
 func (t *tables) checkable() bool { return t.count <= image.MaxTables }
 
 // indexDirectory reads the whole directory d, and records in d where its tables are. For
-// each table it calls the function found with the range of the table in the file. It
+// each table it calls the function visit with the range of the table in the file. It
 // ignores damaged entries, which are reported when a read reaches them. It returns an
 // error if so many tables overlap that d cannot be a directory.
-func (t *tables) indexDirectory(d *directory, found func(start, end int64)) error {
+func (t *tables) indexDirectory(d *directory, visit func(start, end int64)) error {
 	starts := make([]int64, 0, t.count)
 	t.eachTable(func(i int64, read func(*directory) (int64, error)) {
 		at, err := read(d)
@@ -126,9 +126,9 @@ func (t *tables) indexDirectory(d *directory, found func(start, end int64)) erro
 			return
 		}
 		need := t.tableSize(i)
-		found(at, at+need)
+		visit(at, at+need)
 		if need < t.length() {
-			// All tables in the list starts must have the full length. Only the last
+			// image.NewPlaces needs tables that all have the full length. Only the last
 			// table may be shorter, and the file may end right after it. A short table
 			// is therefore recorded as metadata instead.
 			t.metadata = append(t.metadata, region{"grain table", at, at + need})
@@ -218,11 +218,11 @@ func (t *tables) tableFrom(d *directory, i int64, entry []byte) (int64, error) {
 		return at, nil
 	}
 	bad := func(format string, args ...any) (int64, error) {
-		return 0, fmt.Errorf("grain table %d at offset %d, by the %s's entry at offset %d: %s", i, at, d.what, d.at+i<<t.shift, fmt.Sprintf(format, args...))
+		return 0, fmt.Errorf("grain table %d at offset %d, according to the %s's entry at offset %d: %s", i, at, d.what, d.at+i<<t.shift, fmt.Sprintf(format, args...))
 	}
 	need := t.tableSize(i)
 	if at > t.fileSize-need {
-		return bad("the table needs %d bytes, the file has %d: the file is truncated, or the directory is damaged", need, t.fileSize)
+		return bad("the table needs %d bytes, but the file has %d: the file is truncated, or the directory is damaged", need, t.fileSize)
 	}
 	if r, ok := within(t.fixed, at, at+need); ok {
 		return bad("the table lies in the %s, bytes %d to %d of the file: the directory is damaged", r.what, r.start, r.end)
@@ -238,7 +238,7 @@ func (t *tables) tableFrom(d *directory, i int64, entry []byte) (int64, error) {
 	return at, nil
 }
 
-func (t *tables) run(g, max int64, hole *fileHole) (run, error) {
+func (t *tables) run(g, needed int64, hole *fileHole) (run, error) {
 	table, in := g/t.perTable, g%t.perTable
 	at, err := t.table(table)
 	if err != nil {
@@ -250,7 +250,7 @@ func (t *tables) run(g, max int64, hole *fileHole) (run, error) {
 		at = noTable
 	}
 	if at <= zeroTable {
-		return t.skip(table, at, g, left, max, hole), nil
+		return t.skip(table, at, g, left, needed, hole), nil
 	}
 	if t.overlaps != nil {
 		if err := t.overlaps.check(t, table, at); err != nil {
@@ -272,13 +272,14 @@ func (t *tables) run(g, max int64, hole *fileHole) (run, error) {
 }
 
 // skip returns the run of grains that begins with grain g, whose grain table does not
-// exist. table is the number of this table, and missing is noTable or zeroTable. n is
-// the number of grains from g on that belong to this table. If the following tables are
-// missing in the same way, the run continues with their grains, until it has at least
-// max grains.
-func (t *tables) skip(table, missing, g, n, max int64, hole *fileHole) run {
+// exist. table is the number of this table. missing is noTable if all grains of the
+// table are absent, or zeroTable if all are zeros. n is the number of grains from g on
+// that belong to this table. If missing has the same value for the following tables,
+// the run continues with the grains of these tables, until it has the needed number of
+// grains or skip has examined maxSkipped tables.
+func (t *tables) skip(table, missing, g, n, needed int64, hole *fileHole) run {
 	last := table + maxSkipped
-	for n < max && table < last {
+	for n < needed && table < last {
 		next, err := t.table(table + 1)
 		if next > zeroTable && hole.has(next, t.length()) {
 			next = noTable
