@@ -21,8 +21,8 @@ import (
 
 // copyCommand is vddkcp copy, which copies one disk. docs/cli.md describes it.
 type copyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk to copy: a VMDK, a qcow2, a raw file, a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH, or - for standard input."`
-	Dst string `arg:"" name:"DST" help:"Where to copy it: a new file (x.qcow2 and x.vmdk set the format), a block device, an NBD URI, - for standard output, or null: to read only."`
+	Src string `arg:"" name:"SRC" help:"The disk to copy: the path of a VMDK, qcow2 or raw file or of a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a VMware host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH for any disk that VDDK opens, or - for standard input."`
+	Dst string `arg:"" name:"DST" help:"Where to copy the disk: a new file (a name such as x.qcow2 or x.vmdk sets the format), a block device, an NBD URI, - for standard output, or the address null: (with the colon) for reading SRC without writing anything."`
 	copyFlags
 }
 
@@ -51,9 +51,9 @@ func (c *copyCommand) Run(ctx context.Context, logs *logFlags) error {
 		return err
 	})
 	if c.Report != "" {
-		// Check the outputs again: the copy may have failed before it compared them
-		// with the files that it had opened, and the report must not overwrite one of
-		// those files.
+		// The copy may have failed before it compared the outputs with the files that
+		// it had opened. The report must not overwrite one of those files. Therefore
+		// the outputs are checked again.
 		reported := spec.Opened()
 		if reported == nil {
 			err = errors.Join(err, writeReport(r, c.Report))
@@ -88,12 +88,12 @@ func (c *copyCommand) run(ctx context.Context, spec job.Spec, pause func() func(
 	return p.Report, nil
 }
 
-// spec returns the job.Spec of the copy that the flags describe. The caller sets the log
-// and the counters in it.
+// spec returns the job.Spec of the copy that the flags describe. The caller sets the
+// log and the counters in the result.
 func (c *copyCommand) spec() job.Spec {
 	s := c.addresses()
 	s.SourceFormat, s.SingleLink, s.Opener, s.BackingOpener = c.SourceFormat, c.SingleLink, c.opener(), c.opener()
-	s.BackingOpener.SingleLink = false // --single-link is about SRC alone
+	s.BackingOpener.SingleLink = false // --single-link applies only to SRC
 	s.Size = (*int64)(c.Size)
 	s.Format, s.Force, s.Compress, s.BackingFormat = c.Format, c.Force, c.Compress, c.BackingFormat
 	if c.ClusterSize != nil {

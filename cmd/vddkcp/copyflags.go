@@ -21,20 +21,20 @@ type copyFlags struct {
 	Force         bool           `help:"Replace an existing file DST." group:"Target:"`
 	Compress      string         `help:"Compression method and level: none, zlib or zstd for a qcow2 target, zlib for a VMDK target." placeholder:"METHOD[:LEVEL]" group:"Target:"`
 	ClusterSize   *bytesize.Size `help:"Cluster size of a qcow2 target (default 64KiB)." placeholder:"SIZE" group:"Target:"`
-	Backing       string         `help:"Write a qcow2 overlay of this disk: only the data that differs from it. A relative path starts from the folder of DST." placeholder:"FILE" group:"Target:"`
+	Backing       string         `help:"Write DST as a qcow2 overlay of the disk FILE, with only the data that differs from FILE. A relative path starts from the folder of DST." placeholder:"FILE" group:"Target:"`
 	BackingFormat string         `help:"Format of the backing file: raw, qcow2 or vmdk. By default it is detected from the content." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
-	Preallocation string         `help:"Space for the holes in the file DST: off (none, the file is sparse), falloc (reserved) or full (written as zeros)." enum:"off,falloc,full" default:"off" group:"Target:"`
-	Sparse        *bytesize.Size `help:"Turn runs of zeros of at least this size into holes (default 4KiB); 0 writes all zeros." placeholder:"SIZE" group:"Target:"`
-	Reflink       string         `help:"Share blocks with SRC instead of copying them, on a file system that supports it: auto, always (fail if it is not possible) or never." enum:"auto,always,never" default:"auto" group:"Target:"`
-	TargetIsZero  bool           `help:"Do not write zeros for the holes of SRC, because all of DST already reads as zeros." group:"Target:"`
-	Verify        bool           `help:"Read the target back and compare it, before it gets its final name." group:"Target:"`
+	Preallocation string         `help:"Space for the holes in the file DST: off (no space, the file is sparse), falloc (the space is reserved) or full (zeros are written)." enum:"off,falloc,full" default:"off" group:"Target:"`
+	Sparse        *bytesize.Size `help:"Turn runs of zeros in the data of SRC into holes if they have at least this size (default 4KiB). With 0, the zeros are written as data." placeholder:"SIZE" group:"Target:"`
+	Reflink       string         `help:"Share blocks with SRC instead of copying them, on a file system that supports it: auto, always (the copy fails if sharing is not possible) or never." enum:"auto,always,never" default:"auto" group:"Target:"`
+	TargetIsZero  bool           `help:"Write no zeros for the holes of SRC. Use this flag only if all of DST already reads as zeros." group:"Target:"`
+	Verify        bool           `help:"After the copy, read DST back and compare it with SRC, before DST gets its final name." group:"Target:"`
 	Size          *bytesize.Size `help:"Size of the disk that is read from standard input." placeholder:"SIZE" group:"Target:"`
 
 	RequestSize bytesize.Size `help:"Number of bytes in each read (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
 	Depth       int           `help:"Number of concurrent reads on each connection (default 4)." default:"4" placeholder:"N" group:"Speed:"`
-	Connections connections   `help:"Number of connections, or auto: with an NBD server 4, if it allows several; with VDDK up to 4, as long as each new one makes reading faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	Connections connections   `help:"Number of connections, or auto. For an NBD server, auto means 4 connections if the server allows several connections. For VDDK, it means up to 4 connections, as long as each new connection makes reading faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	RateLimit   rate          `help:"Maximum number of bytes to read per second." placeholder:"BYTES/s" group:"Speed:"`
-	Cache       string        `help:"Keep or drop copied data in the page cache (default: drop if the copy is larger than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
+	Cache       string        `help:"Keep copied data in the page cache of the kernel, or drop it from there (default: drop if the copy is larger than a quarter of the memory)." enum:",keep,drop" default:"" placeholder:"keep|drop" group:"Speed:"`
 
 	Resume  bool   `help:"Continue an earlier copy to DST that stopped, if there is one." group:"Target:"`
 	Journal string `help:"File in which the copy records its progress for --resume (default: next to DST, or in the user's state folder)." placeholder:"FILE" type:"path" group:"Target:"`
@@ -51,7 +51,7 @@ type rate int64
 func (r *rate) UnmarshalText(text []byte) error {
 	n, err := bytesize.Parse(strings.TrimSuffix(string(text), "/s"))
 	if err == nil && n == 0 {
-		err = errors.New("at a rate of 0 the copy would never end")
+		err = errors.New("at a rate of 0 the copy would never end: want 1 or more bytes per second")
 	}
 	*r = rate(n)
 	return err
@@ -84,7 +84,7 @@ const (
 // Validate checks combinations of flags. The package kong calls it.
 func (c *copyFlags) Validate() error {
 	if c.Reflink == "always" && c.Preallocation != "off" {
-		return fmt.Errorf("--reflink always and --preallocation %s: shared blocks are neither reserved nor written; use only one of the two flags", c.Preallocation)
+		return fmt.Errorf("--reflink always and --preallocation %s: blocks that are shared with SRC are neither reserved nor written: use only one of the two flags", c.Preallocation)
 	}
 	if err := validateRequests(c.RequestSize, c.Depth); err != nil {
 		return err
@@ -129,7 +129,7 @@ func validateRequests(size bytesize.Size, depth int) error {
 		return fmt.Errorf("--depth: %d: want 1 to %d concurrent reads", depth, maxDepth)
 	}
 	if memory := 2 * int64(depth) * int64(size); memory > maxMemory {
-		return fmt.Errorf("--depth %d and --request-size %s need %s of memory; want at most %s", depth,
+		return fmt.Errorf("--depth %d and --request-size %s need %s of memory for each connection: want at most %s", depth,
 			bytesize.Format(int64(size)), bytesize.Format(memory), bytesize.Format(maxMemory))
 	}
 	return nil

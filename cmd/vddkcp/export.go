@@ -28,25 +28,25 @@ type exportCommand struct {
 
 	Listen      []string      `help:"Address to listen on: tcp://HOST:PORT, unix:PATH, unix:- for a private socket, or systemd for sockets from systemd (repeatable; default tcp://127.0.0.1:10809)." placeholder:"ADDR" sep:"none" group:"Export:"`
 	Name        string        `help:"Export name of SRC. By default SRC answers to every name." placeholder:"NAME" group:"Export:"`
-	Description string        `help:"Description of SRC for clients." placeholder:"TEXT" group:"Export:"`
+	Description string        `help:"Description of SRC, which clients can show." placeholder:"TEXT" group:"Export:"`
 	Export      []namedSource `help:"Another disk to serve, with its export name (repeatable)." placeholder:"NAME=SRC" sep:"none" group:"Export:"`
-	Pattern     string        `name:"export-pattern" help:"Let clients choose disks for VDDK by their paths, if the paths match this wildcard; the same as the word export=PATTERN." placeholder:"PATTERN" group:"Export:"`
+	Pattern     string        `name:"export-pattern" help:"Let clients request any disk that VDDK can open and whose path matches this wildcard. The path is the name of the export. The nbdkit parameter export=PATTERN means the same." placeholder:"PATTERN" group:"Export:"`
 	Command     string        `name:"run" help:"Run CMD in a shell with the variables $$uri, $$port, $$unixsocket, $$nbd and $$exportname, stop when CMD ends, and return its exit status." placeholder:"CMD" group:"Export:"`
 	RW          bool          `name:"rw" help:"Let clients write to the disks: raw files, block devices, NBD exports and disks that VDDK opens." group:"Export:"`
-	Cow         cowFlag       `help:"Let clients write without changing the disks: writes go to a temporary file or, with =FILE, to a file that later runs continue." placeholder:"FILE" group:"Export:"`
-	CowOnRead   bool          `help:"With --cow: also cache the blocks that were read from SRC." group:"Export:"`
+	Cow         cowFlag       `help:"Let clients write without changing the disks: writes go to a temporary file or, with --cow=FILE, to FILE, which later runs can continue." placeholder:"FILE" group:"Export:"`
+	CowOnRead   bool          `help:"With --cow: also keep the blocks that clients read from SRC in the file that receives the writes, and read them from there the next time." group:"Export:"`
 
-	TLS             string `name:"tls" help:"Encryption of connections with TLS: off, on (clients may use it) or require." enum:",off,on,require" default:"" placeholder:"MODE" group:"Export:"`
+	TLS             string `name:"tls" help:"Encryption of connections with TLS: off, on (clients may use TLS) or require (clients must use TLS)." enum:",off,on,require" default:"" placeholder:"MODE" group:"Export:"`
 	TLSCertificates string `name:"tls-certificates" help:"Folder with the files server-cert.pem, server-key.pem and ca-cert.pem." placeholder:"DIR" type:"path" group:"Export:"`
 	TLSVerifyPeer   bool   `name:"tls-verify-peer" help:"Refuse clients without a certificate that is signed by an authority in ca-cert.pem." group:"Export:"`
 
-	RequestSize    bytesize.Size `help:"Maximum number of bytes of one call to VDDK (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Depth          int           `help:"Number of concurrent calls on each handle of VDDK (default 4)." default:"4" placeholder:"N" group:"Speed:"`
-	Connections    connections   `help:"Number of connections to an NBD server, or of VDDK handles for a disk: a number, or auto." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	RequestSize    bytesize.Size `help:"Maximum number of bytes of one read or write with VDDK (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
+	Depth          int           `help:"Number of concurrent reads and writes on each VDDK handle (default 4)." default:"4" placeholder:"N" group:"Speed:"`
+	Connections    connections   `help:"Number of connections to the NBD server that has a disk, or of handles for a disk that VDDK opens: a number, or auto." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	MaxConnections int           `help:"Maximum number of clients at the same time (default 4096)." default:"4096" placeholder:"N" group:"Export:"`
 	ExitWithParent bool          `help:"Stop when the parent process ends." group:"Export:"`
 	ExitLast       bool          `help:"Stop when the last client disconnects." group:"Export:"`
-	PidFile        string        `help:"Write the process ID to FILE once clients can connect, and remove FILE at the end." placeholder:"FILE" type:"path" group:"Export:"`
+	PidFile        string        `help:"Write the process ID to FILE as soon as clients can connect, and remove FILE at the end." placeholder:"FILE" type:"path" group:"Export:"`
 	Stats          string        `help:"Write statistics of the clients' requests to FILE at the end, as JSON." placeholder:"FILE" type:"path" group:"Export:"`
 }
 
@@ -56,7 +56,7 @@ type namedSource struct{ name, src string }
 func (s *namedSource) UnmarshalText(text []byte) error {
 	name, src, ok := strings.Cut(string(text), "=")
 	if !ok || src == "" {
-		return errors.New("want a value of the form NAME=SRC")
+		return fmt.Errorf("%q: want a value of the form NAME=SRC", text)
 	}
 	*s = namedSource{name, src}
 	return nil
@@ -79,7 +79,7 @@ func (f *cowFlag) Decode(ctx *kong.DecodeContext) error {
 		return nil
 	}
 	if f.file = fmt.Sprint(ctx.Scan.Pop().Value); f.file == "" {
-		return errors.New("want the path of a file after --cow=")
+		return errors.New("the value is empty: want the path of a file after --cow=")
 	}
 	return nil
 }
@@ -88,23 +88,23 @@ func (f *cowFlag) Decode(ctx *kong.DecodeContext) error {
 func (c *exportCommand) Validate() error {
 	switch {
 	case c.Src == "" && len(c.Export) == 0 && c.Pattern == "":
-		return errors.New("no disk to serve: want SRC, --export NAME=SRC or export=PATTERN")
+		return errors.New("no disk to serve is given: want SRC, --export NAME=SRC or --export-pattern PATTERN")
 	case c.Src == "" && c.Name != "":
-		return errors.New("--name needs SRC: to name another disk, use --export NAME=SRC")
+		return errors.New("--name needs SRC, because it names the export of SRC: to name another disk, use --export NAME=SRC")
 	case c.Src == "" && c.Description != "":
-		return errors.New("--description needs SRC")
+		return errors.New("--description needs SRC, because it describes SRC")
 	case c.RW && c.Cow.on:
-		return errors.New("--rw and --cow exclude each other: --rw writes to the disk, and --cow to another file")
+		return errors.New("--rw and --cow exclude each other: --rw writes to the disk itself, and --cow writes to another file")
 	case c.CowOnRead && !c.Cow.on:
 		return errors.New("--cow-on-read needs --cow")
 	case c.Cow.file != "" && (len(c.sources()) != 1 || c.Pattern != ""):
-		return fmt.Errorf("--cow=%s: a file holds the changes of a single disk, but several are served: want --cow without a file", c.Cow.file)
+		return fmt.Errorf("--cow=%s: a file holds the changes of a single disk, but several disks can be requested: use --cow without a file", c.Cow.file)
 	case c.MaxConnections < 1:
-		return fmt.Errorf("--max-connections: %d: want 1 or more", c.MaxConnections)
+		return fmt.Errorf("--max-connections: %d: want 1 or more clients", c.MaxConnections)
 	case c.TLS == "off" && (c.TLSCertificates != "" || c.TLSVerifyPeer):
 		return errors.New("--tls off cannot be used with --tls-certificates or --tls-verify-peer")
 	case c.TLS == "" && c.TLSCertificates == "" && c.TLSVerifyPeer:
-		return errors.New("--tls-verify-peer needs --tls require")
+		return errors.New("--tls-verify-peer needs --tls require, because clients without TLS have no certificate")
 	}
 	if err := export.CheckListen(c.Listen); err != nil {
 		return err
@@ -132,7 +132,7 @@ func (c *exportCommand) Validate() error {
 func validText(s string) error {
 	switch {
 	case len(s) > nbd.MaxString:
-		return fmt.Errorf("the text has %d bytes: want at most %d bytes, the limit of NBD", len(s), nbd.MaxString)
+		return fmt.Errorf("%d bytes are too long: NBD allows at most %d bytes for a name or a description", len(s), nbd.MaxString)
 	case !utf8.ValidString(s):
 		return fmt.Errorf("%q is not valid UTF-8", s)
 	}
@@ -149,8 +149,8 @@ func (c *exportCommand) sources() []namedSource {
 }
 
 // addresses parses the addresses of the sources, SRC first. Only SRC is always opened
-// before the server starts. Another source on a server is opened for its
-// first client.
+// before the server starts. A remote disk of --export is opened when its first client
+// connects.
 func (c *exportCommand) addresses() ([]export.Source, error) {
 	var all []export.Source
 	for _, s := range c.sources() {

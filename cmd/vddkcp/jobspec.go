@@ -198,9 +198,9 @@ func (p *jobParser) set(j *batch.Job) error {
 	return nil
 }
 
-// setFlag sets a flag of p.line, as kong does for --FLAG=TEXT. Parsing a command line
-// with kong would take a hundred times as long, because kong visits all flags several
-// times.
+// setFlag sets a flag of p.line in the same way as kong does for --FLAG=TEXT. Parsing a
+// command line with kong would take a hundred times as long, because kong visits all
+// flags several times.
 func (p *jobParser) setFlag(v batch.Value) error {
 	flag := p.flags[v.Field.Name]
 	bare := v.Field.Type == batch.Boolean || v.Field.Type == batch.BoolOrText
@@ -223,8 +223,9 @@ func (p *jobParser) setFlag(v batch.Value) error {
 	return nil
 }
 
-// fileNames finds names that identify a local file or device, whatever links lead to it.
-// It caches folders with their resolved paths.
+// fileNames finds names that identify a local file or device. All paths that lead to
+// one file, for example through symbolic links, have a name in common. The map caches
+// folders with their resolved paths.
 type fileNames map[string]string
 
 func (n fileNames) of(text string) []string {
@@ -275,9 +276,9 @@ func (n fileNames) folder(path string) string {
 
 func inode(st *unix.Stat_t) string { return fmt.Sprintf("inode %d %d", st.Dev, st.Ino) }
 
-// filesOf returns the texts by which package batch compares files: two paths lead to the
-// same file or device if they have a text in common. It returns nil if path leads to
-// neither a file nor a block device.
+// filesOf returns the texts by which package batch compares files. Two paths lead to
+// the same file or device if they have a text in common. filesOf returns nil if path
+// leads to neither a file nor a block device.
 func filesOf(path string) []string {
 	var names []string
 	switch place := sinkopen.PlaceOf(address.Path(path)); place.Kind {

@@ -20,9 +20,10 @@ type logFlags struct {
 	Verbose   bool   `help:"Log all messages; the same as --log-level debug." short:"v"`
 }
 
-// open returns the logger that the flags ask for, and a function that closes its
-// file. Without a file, the logger writes to stderr: as JSON if that is asked for
-// or if onlyJSON is true, which means that stderr must contain nothing else.
+// open returns the logger that the flags ask for, and a function that closes its file.
+// Without a file, the logger writes to stderr. It writes JSON if --log-format is json
+// or if onlyJSON is true. onlyJSON means that stderr must not contain anything except
+// JSON.
 func (f *logFlags) open(stderr io.Writer, onlyJSON bool) (*slog.Logger, func() error, error) {
 	level := slog.LevelDebug
 	if !f.Verbose {
@@ -88,5 +89,5 @@ func (h *plainHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &with
 }
 
-// WithGroup ignores groups, since no message has one.
+// WithGroup ignores the group, because no message of vddkcp has one.
 func (h *plainHandler) WithGroup(string) slog.Handler { return h }

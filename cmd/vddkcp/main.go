@@ -47,7 +47,7 @@ type cli struct {
 func newParser(c *cli, stdout, stderr io.Writer, exit func(int), options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append(append(options, textMappers...),
 		kong.Name("vddkcp"),
-		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can go on; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
+		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can continue; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),
@@ -58,9 +58,9 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 // run executes the command line and returns the exit status of the program.
 func run(args []string) int {
-	// If the reader of a pipe has gone, the write must fail with an error message
-	// instead of ending the program silently. Go returns EPIPE from writes to
-	// standard output once the program asks for SIGPIPE.
+	// If the process that reads from a pipe has ended, a write to the pipe must fail
+	// with an error message instead of ending the program silently. Go returns EPIPE
+	// from writes to standard output only if the program has asked for SIGPIPE.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	secrets := extractSecrets()
 
@@ -123,8 +123,9 @@ var otherNames = map[string]string{
 	"batch": "run", "cmp": "verify", "clone": "copy", "compare": "verify", "convert": "copy", "cp": "copy", "diff": "verify", "serve": "export",
 }
 
-// refuseMisspelt returns an error for a misspelt command, which would otherwise be
-// taken for SRC, unless there is a file of that name.
+// refuseMisspelt returns an error if the first operand looks like a misspelt command.
+// Otherwise this word would be taken for SRC. If there is a file of that name,
+// refuseMisspelt returns nil, because the word may be SRC.
 func refuseMisspelt(app *kong.Application, args []string) error {
 	word := ""
 	if line := splitLine(app, args); line != nil && !line.chosen && len(line.operands) > 0 {
@@ -183,11 +184,11 @@ func signalName(s syscall.Signal) string {
 const echo = 250 * time.Millisecond
 
 // withSignals returns a context that the first SIGHUP, SIGINT or SIGTERM ends, with a
-// *signalError as its cause. A second SIGINT or SIGTERM calls the function beforeExit and
-// ends the process at once, unless it is the same signal within the time echo. A second
-// SIGHUP has no effect, because a terminal that closes sends several, and systemd sends
-// one after its SIGTERM. If SIGHUP is ignored when the program starts, as under nohup(1),
-// it stays ignored.
+// *signalError as its cause. A second SIGINT or SIGTERM calls the function beforeExit
+// and ends the process at once. If the second signal repeats the first one within the
+// time echo, it is ignored. A second SIGHUP has no effect, because a terminal that
+// closes sends several, and systemd sends one after its SIGTERM. If SIGHUP is ignored
+// when the program starts, as under nohup(1), it stays ignored.
 func withSignals(parent context.Context, beforeExit func()) (ctx context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(parent)
 	signals := make(chan os.Signal, 2)

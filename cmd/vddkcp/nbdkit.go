@@ -12,9 +12,9 @@ import (
 	"github.com/vddkcp/vddkcp/nbd"
 )
 
-// nbdkitFilters are the filters of nbdkit whose function vddkcp has built in, with
-// the parameters that each filter accepts. Parameters without a corresponding flag
-// are accepted and ignored, since vddkcp tunes these things itself.
+// nbdkitFilters are the filters of nbdkit whose function vddkcp has built in, with the
+// parameters that each filter accepts. Parameters without a corresponding flag are
+// accepted and ignored, because vddkcp tunes these things itself.
 var nbdkitFilters = map[string][]string{
 	"blocksize":    {"minblock", "maxdata", "maxlen"},
 	"cacheextents": nil,
@@ -32,9 +32,10 @@ var nbdkitOptions = map[string]string{
 	"exportname": "-e", "export-name": "-e", "pidfile": "-P", "threads": "-t",
 }
 
-// rewriteNBDKit replaces options and filters of nbdkit and its word vddk, in a
-// command line of export, by vddkcp's own flags, see docs/cli.md. It returns other
-// command lines unchanged.
+// rewriteNBDKit rewrites a command line of export that was written for nbdkit, see
+// docs/cli.md. It replaces the options and filters of nbdkit by flags of vddkcp. It
+// removes the word vddk, which is the name of a plugin of nbdkit. The command lines of
+// other commands are returned unchanged.
 func rewriteNBDKit(app *kong.Application, args []string) ([]string, error) {
 	if len(args) == 0 || args[0] != "export" {
 		return args, nil
@@ -56,8 +57,8 @@ type nbdkitLine struct {
 	filters       map[string]bool
 }
 
-// parseWord interprets the first word, and also the second word if that is the value of
-// the first. It returns the words after them.
+// parseWord interprets the first word, and also the second word if the second is the
+// value of the first. It returns the words after them.
 func (l *nbdkitLine) parseWord(words []string) (rest []string, err error) {
 	word, rest := words[0], words[1:]
 	switch {
@@ -165,7 +166,7 @@ func (l *nbdkitLine) valued(letter rune, value string) error {
 		// The number of threads is ignored: vddkcp processes as many requests as
 		// clients send.
 		if strings.Trim(value, "0123456789") != "" {
-			return usage.Errorf("-t %s: want a number", value)
+			return usage.Errorf("-t %s: want a number of threads", value)
 		}
 	}
 	return nil
@@ -211,7 +212,7 @@ func (l *nbdkitLine) translate() ([]string, error) {
 		l.flags = append(l.flags, "--listen=tcp://"+net.JoinHostPort(l.address, l.port))
 	}
 	if l.has["r"] && slices.Contains(l.flags, "--rw") {
-		return nil, usage.Errorf("-r and --rw exclude each other")
+		return nil, usage.Errorf("-r and --rw exclude each other: -r makes the disks read-only")
 	}
 	if len(l.operands) > 0 && l.operands[0] == "vddk" {
 		l.operands = l.operands[1:]

@@ -14,16 +14,17 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/progress"
 )
 
-// errorOutput is standard error, and textOutput is standard output for text and
-// JSON. All text of this program goes through these two, standardOutput or a
-// display, which escape characters that control a terminal. A test checks that no
-// other code uses os.Stdout and os.Stderr.
+// errorOutput is standard error, and textOutput is standard output for text and JSON.
+// All text of this program is written through errorOutput, through textOutput, through
+// the function standardOutput or through a progress.Display. All of them escape
+// characters that control a terminal. A test checks that no other code uses os.Stdout
+// and os.Stderr.
 var (
 	errorOutput io.Writer = printable.NewWriter(os.Stderr)
 	textOutput  io.Writer = printable.NewWriter(os.Stdout)
 
-	// displayOutput is the file that a progress.Display draws on. The display
-	// escapes text that others write through it.
+	// displayOutput is the file that a progress.Display draws on. The display escapes
+	// text that other code writes through the display.
 	displayOutput io.Writer = os.Stderr
 )
 
@@ -33,9 +34,10 @@ func warn(message string) {
 	fmt.Fprintf(errorOutput, "vddkcp: warning: %s\n", printable.Line(message))
 }
 
-// standardOutput returns textOutput for large outputs, which a reader such as a
-// pager may not read to the end. If standard output is a pipe, a write that waits
-// for the reader ends with ctx and returns its cause.
+// standardOutput returns a writer to standard output, for large outputs. If standard
+// output is a pipe, the process at its other end, such as a pager, may stop reading,
+// and a write would then wait. Such a wait ends when ctx ends, and the write returns
+// the cause of ctx.
 func standardOutput(ctx context.Context) io.Writer {
 	fi, err := os.Stdout.Stat()
 	if err != nil || fi.Mode()&os.ModeNamedPipe == 0 {
@@ -100,7 +102,7 @@ func (w *pipeWriter) Write(p []byte) (n int, err error) {
 
 // wait waits until the next write to the pipe will not block.
 func (w *pipeWriter) wait() error {
-	const milliseconds = 100 // how often ctx is checked
+	const milliseconds = 100 // time between two checks of ctx
 	for {
 		if err := context.Cause(w.ctx); err != nil {
 			return err

@@ -18,9 +18,10 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// outputs are the files that a command writes in addition to its target: reports,
-// logs, statistics, journals. None of them may be a file that the command reads or
-// copies to, whatever its name. All are checked before the first one is opened.
+// outputs are the files that a command writes in addition to its target: reports, logs,
+// statistics, journals. An output must not be a file that the command reads or copies
+// to, not even under another name. All outputs are checked before the first one is
+// opened.
 type outputs struct {
 	list      []outputFile
 	protected []protected
@@ -140,8 +141,9 @@ func (o *outputs) check() error {
 	return nil
 }
 
-// checkOpened returns an *outputError if an output is a file that one of the
-// openers has opened, for example a part of an image or a parent. o may be nil.
+// checkOpened returns an *outputError if an output is a file that one of the openers
+// has opened, for example a part of an image or a parent image. The receiver o may be
+// nil. It then has no outputs.
 func (o *outputs) checkOpened(openers ...*sourceopen.Opener) error {
 	if o == nil {
 		return nil
@@ -174,8 +176,8 @@ func refused(out outputFile, what string) error {
 	return &outputError{usage.New(message, "name another file"), out.path}
 }
 
-// places finds outputs by the file that a path leads to, whether or not that file
-// exists.
+// places finds the output that is the same file as a given path, whether or not that
+// file exists.
 type places struct {
 	files   map[fileID]outputFile
 	paths   map[string]outputFile // by path with links resolved, for files that do not exist
@@ -251,7 +253,9 @@ func idOf(path string) (id fileID, exists, ok bool) {
 	return id, true, false
 }
 
-// descriptor is like durable.Descriptor, and also recognizes standard input.
+// descriptor returns the number of the file descriptor of this process that path stands
+// for, such as 3 for /dev/fd/3. It recognizes the paths that durable.Descriptor
+// recognizes, and /dev/stdin. ok is false for other paths.
 func descriptor(path string) (fd int, ok bool) {
 	if path == standardInput {
 		return 0, true
@@ -272,9 +276,9 @@ func resolved(path string) string {
 	return filepath.Clean(path)
 }
 
-// notText describes an existing file that cannot be a report, a log or another
-// text. It returns "" for other files, and for a file that cannot be opened, since
-// writing it will report the error.
+// notText describes an existing file that cannot be a report, a log or another text. It
+// returns "" for other files. It also returns "" for a file that cannot be opened,
+// because writing to that file will report the error.
 func notText(path string) string {
 	if _, ok := durable.Descriptor(path); ok {
 		return ""
@@ -299,7 +303,7 @@ func notText(path string) string {
 	case sourceopen.IsImage(head):
 		return "an image of a disk"
 	case bytes.IndexByte(head, 0) >= 0:
-		return "a file that holds no text"
+		return "a file that is not a text file"
 	}
 	return ""
 }

@@ -47,7 +47,7 @@ const (
 func (f *secretFlag) Decode(ctx *kong.DecodeContext) error {
 	token := ctx.Scan.Pop()
 	if token.IsEOL() {
-		return errors.New("want a value: the secret itself, - to type it on the terminal, +FILE to read it from a file, or -FD to read it from a file descriptor")
+		return errors.New("the value is missing: want the secret itself, - to type it on the terminal, +FILE to read it from a file, or -FD to read it from a file descriptor")
 	}
 	return f.parse(fmt.Sprint(token.Value))
 }
@@ -56,7 +56,7 @@ func (f *secretFlag) parse(s string) error {
 	if name, ok := strings.CutPrefix(s, "+"); ok {
 		*f = secretFlag{form: inFile, value: name}
 		if name == "" {
-			return errors.New("+: want the path of a file after the +")
+			return errors.New("+: the path of a file is missing after the +")
 		}
 		return nil
 	}
@@ -74,16 +74,16 @@ func (f *secretFlag) parse(s string) error {
 		return errors.New("the value begins with -, but no number of a file descriptor follows: a secret that begins with - or + must be read from a file (+FILE) or a file descriptor (-FD)")
 	}
 	if fd < 3 {
-		return fmt.Errorf("-%d: file descriptors 0 to 2 are standard input, output and error: want 3 or more", fd)
+		return fmt.Errorf("-%d: file descriptors 0 to 2 are standard input, output and error: want a file descriptor number of 3 or more", fd)
 	}
 	*f = secretFlag{form: onFD, fd: int(fd)}
 	return nil
 }
 
-// read returns the secret. label describes the secret in a prompt. pause
-// hides the progress display until resume is called; it may be nil. Errors do not contain
-// the value of the flag, which may be a password that the user took for the name of a
-// file.
+// read returns the secret. label describes the secret in a prompt. pause hides the
+// progress display until resume is called; it may be nil. Errors do not contain the
+// value of the flag, because a user may have typed a password where the name of a file
+// is expected.
 func (f *secretFlag) read(ctx context.Context, pause func() (resume func()), label string) (vddk.Secret, error) {
 	var text string
 	var err error
@@ -124,8 +124,8 @@ func readSecretFile(name string) (string, error) {
 		err = at.Err
 	}
 	return "", hinted.Error(
-		fmt.Errorf("cannot read the file that is named after +: %w", err),
-		"a value that begins with + names a file, whose first line is the secret; give a secret that begins with + itself by +FILE, - or -FD",
+		fmt.Errorf("cannot read the file whose path follows the +: %w", err),
+		"the text after the + must be the path of a file, and the first line of the file is the secret; if the secret itself begins with +, use +FILE, - or -FD",
 	)
 }
 
@@ -145,8 +145,8 @@ func readFD(fd int) (string, error) {
 	return firstLine(file)
 }
 
-// maxSecret is the maximal length of a secret in bytes, so that a wrong, large file
-// is not read to its end.
+// maxSecret is the maximal length of a secret in bytes. Because of this limit, a large
+// file that was named by mistake is not read to its end.
 const maxSecret = 64 << 10
 
 // firstLine returns the first line of r without its line ending.
@@ -161,7 +161,7 @@ func firstLine(r io.Reader) (string, error) {
 	return strings.TrimSuffix(strings.TrimSuffix(line, "\n"), "\r"), nil
 }
 
-// askTerminal asks for a secret on the terminal itself, since standard input and
+// askTerminal asks for a secret on the terminal itself, because standard input and
 // output may be disks. The terminal does not show the secret.
 func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
@@ -219,8 +219,9 @@ func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 // terminal does not show typed characters.
 var abruptEnd atomic.Pointer[func()]
 
-// onAbruptEnd registers restore, to be called if a signal ends the process at once:
-// a second SIGINT or SIGTERM, or SIGQUIT. forget removes the registration.
+// onAbruptEnd registers the function restore. It is called if a signal ends the process
+// at once. A second SIGINT or SIGTERM does so, and any SIGQUIT. forget removes
+// the registration.
 func onAbruptEnd(restore func()) (forget func()) {
 	abruptEnd.Store(&restore)
 	fatal := make(chan os.Signal, 1)

@@ -20,9 +20,9 @@ import (
 )
 
 // estimate reads --probe bytes of each disk, and prints how long the batch will take,
-// what limits it, and which job ends last. At first the disks of a host are read one at a
-// time, and different hosts at the same time. Then the disks with which the batch begins
-// are read together, for each host and for all hosts.
+// what limits it, and which job ends last. At first the disks of one host are read one
+// at a time, while different hosts are read at the same time. Then the disks with which
+// the batch begins are read together, first for each host and then for all hosts.
 func (b *batchRun) estimate(ctx context.Context, out io.Writer, all []checked) error {
 	var ready []*batch.Job
 	bytes := map[*batch.Job]int64{}
@@ -158,7 +158,7 @@ func (b *batchRun) probeTogether(ctx context.Context, expected []batch.Expected)
 const clearly = 0.8
 
 // longEnough is the minimum duration of a measurement of several disks. The result of a
-// shorter one is not used.
+// shorter measurement is not used.
 const longEnough = 20 * time.Millisecond
 
 // probeSum returns the rate that jobs reach together, in bytes per second. It returns 0
@@ -190,8 +190,9 @@ func (b *batchRun) probeSum(ctx context.Context, jobs []*batch.Job, skip int64, 
 	return 0
 }
 
-// probe skips a number of bytes of data of a source and reads the next --probe bytes. It
-// returns the number of connections that the source had at the end.
+// probe leaves out the given number of bytes at the start of the data of a source, and
+// reads the next --probe bytes of data. It returns the number of connections that the
+// source had at the end.
 func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probeMeter) (connections int, err error) {
 	spec := b.spec(t)
 	spec.Log = b.log.With("job", t.Name)
@@ -238,8 +239,9 @@ func (b *batchRun) probe(ctx context.Context, t *batch.Job, skip int64, m *probe
 	return connections, nil
 }
 
-// someData returns extents of a disk that hold data. It leaves out the first skip bytes
-// of data, and returns extents of at most limit bytes in total.
+// someData returns extents of a disk that hold data. It leaves out the given number of
+// bytes at the start of the data. The returned extents have at most limit bytes in
+// total.
 func someData(ctx context.Context, src source.Disk, skip, limit int64) (data []source.Extent, err error) {
 	for e, err := range src.Extents(ctx, 0, src.Size()) {
 		if err != nil {
@@ -261,8 +263,9 @@ func someData(ctx context.Context, src source.Disk, skip, limit int64) (data []s
 	return data, nil
 }
 
-// probeMeter measures how fast disks are read together: from the time when the last one
-// begins until the first one ends. It is safe for concurrent use.
+// probeMeter measures how fast disks are read together. The measurement lasts from the
+// time when the last disk begins until the first disk ends. It is safe for concurrent
+// use.
 type probeMeter struct {
 	mu          sync.Mutex // guards the other fields
 	from, until time.Time

@@ -39,7 +39,7 @@ type batchCommand struct {
 	Parallel int               `help:"Number of disks to copy at the same time, instead of limits.total in the job file." placeholder:"N" group:"Which jobs:"`
 
 	Report       []string       `help:"Write a report of all jobs to this file at the end (repeatable): an HTML page if the name ends in .html, JSON otherwise." placeholder:"FILE" type:"path" sep:"none" group:"Report:"`
-	MergeReports string         `help:"Run nothing, but merge the reports in this folder into one; with a job file, only the reports of its jobs." placeholder:"DIR" type:"path" group:"Report:"`
+	MergeReports string         `help:"Run no jobs, but merge the reports in this folder into one report. If a job file is given, merge only the reports of its jobs." placeholder:"DIR" type:"path" group:"Report:"`
 	LogDir       string         `help:"Write a complete log of each job into this folder." placeholder:"DIR" type:"path" group:"Report:"`
 	Progress     string         `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 	Check        bool           `help:"Open all sources and check all targets, but copy nothing." group:"Report:"`
@@ -63,11 +63,11 @@ func (e *batchError) ExitStatus() int { return e.exit }
 func (c *batchCommand) Validate() error {
 	switch {
 	case c.Jobs == "" && !c.Schema && c.MergeReports == "":
-		return errors.New("want a job file, or - for standard input")
+		return errors.New("no job file is given: want the path of a job file, or - for standard input")
 	case c.Probe != nil && !c.Check:
 		return errors.New("--probe needs --check")
 	case c.Probe != nil && *c.Probe == 0:
-		return errors.New("--probe: 0 bytes: nothing would be read")
+		return errors.New("--probe: 0 bytes: nothing would be read: want 1 or more bytes")
 	case c.Parallel < 0 || c.Parallel > 1000:
 		return fmt.Errorf("--parallel: %d: want 1 to 1000 disks", c.Parallel)
 	}
@@ -177,13 +177,14 @@ func (c *batchCommand) selected(f *batch.File) ([]*batch.Job, error) {
 }
 
 // checkPlaces checks that the folders of the reports exist, and creates the folder for
-// logs. It runs before the copies, so that a batch of hours does not fail at the end.
+// logs. It runs before the copies. Otherwise a wrong path would make a batch fail only
+// at its end, after hours.
 func (c *batchCommand) checkPlaces() error {
 	for _, report := range c.Report {
 		if fi, err := os.Stat(filepath.Dir(report)); err != nil {
 			return fmt.Errorf("--report: %w", err)
 		} else if !fi.IsDir() {
-			return fmt.Errorf("--report: %s is not a folder", filepath.Dir(report))
+			return fmt.Errorf("--report %s: cannot create the report, because %s is not a folder", report, filepath.Dir(report))
 		}
 	}
 	if c.LogDir != "" {
@@ -224,8 +225,9 @@ func (c *batchCommand) outputs(logs *logFlags, file *batch.File) (*outputs, erro
 }
 
 // protectJob adds the files of a job to the files that no output may overwrite. Their
-// paths are absolute. Symbolic links are not resolved, which would take long for many
-// jobs: check compares inodes as well as paths.
+// paths are absolute. protectJob does not resolve symbolic links, because this would
+// take long for many jobs. The method outputs.check finds files behind links anyway,
+// because it compares inodes as well as paths.
 func protectJob(o *outputs, j *batch.Job) {
 	of := fmt.Sprintf(" of jobs[%d]", j.Index)
 	o.addOwn("the journal"+of, j.Text("journal"))
@@ -320,7 +322,7 @@ func batchEnd(r *batch.Report) error {
 		return nil
 	}
 	c := r.Counts
-	e := &batchError{exit: r.Exit, hint: "--resume continues the jobs that are not done"}
+	e := &batchError{exit: r.Exit, hint: "run again with --resume to continue the jobs that are not done"}
 	e.message = fmt.Sprintf("%d of %d jobs failed", c.Failed, len(r.Jobs))
 	if c.Interrupted > 0 {
 		e.message += fmt.Sprintf(", %d were interrupted", c.Interrupted)
@@ -344,7 +346,7 @@ type batchRun struct {
 
 	commands *spawned
 
-	outputs *outputs // that concern the whole batch
+	outputs *outputs // outputs of the whole batch, not of a single job
 
 	checked atomic.Int64 // number of jobs that --check has checked
 

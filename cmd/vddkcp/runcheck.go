@@ -25,8 +25,8 @@ import (
 // checked is the result of --check for one job.
 type checked struct {
 	job        *batch.Job
-	size, data int64 // of the disk, and to be copied; bytes
-	need       int64 // bytes that the target will allocate; 0 for a target that is no file
+	size, data int64 // bytes of the disk, and bytes to be copied
+	need       int64 // bytes that the target will allocate; 0 if the target is not a file
 	fileSystem uint64
 	err        error
 }
@@ -87,7 +87,7 @@ func (b *batchRun) check(ctx context.Context, jobs []*batch.Job) error {
 		e.message += fmt.Sprintf(", and %d file systems have too little space", full)
 	}
 	if wrong > 0 {
-		e.exit, e.hint = exit.Usage, "fix the jobs in the job file whose parameters are marked above as wrong"
+		e.exit, e.hint = exit.Usage, "correct the job file: the reasons above say which parameters of which jobs are wrong"
 	}
 	return e
 }
@@ -168,7 +168,7 @@ func printChecked(out io.Writer, all []checked) (bad, wrong int, err error) {
 				size = "-"
 			}
 		}
-		// The names are quoted, since a tab or a newline would start another cell.
+		// The names are quoted, because a tab or a newline would start another cell.
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", printable.Name(c.job.Name), size, data, printable.Name(c.job.Target), printable.Line(ready))
 	}
 	return bad, wrong, table.Flush()

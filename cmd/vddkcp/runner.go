@@ -15,7 +15,7 @@ import (
 	"github.com/vddkcp/vddkcp/vddk"
 )
 
-// diskJobs returns what the jobs of the batch have in common.
+// diskJobs returns the options that all jobs of the batch share.
 func (b *batchRun) diskJobs() *diskjob.Jobs {
 	return &diskjob.Jobs{Spec: b.spec, Limit: b.limit, Display: b.display, Log: b.log, Failed: b.failed}
 }
@@ -66,8 +66,8 @@ func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 	return b.budgets[key]
 }
 
-// refuseReport records the output that err names if err is an *outputError: this output
-// is a file of a source, so that the report must not be written to it.
+// refuseReport records the path of an output that is a file of a source, if err is an
+// *outputError with this path. The report must not be written to such a path.
 func (b *batchRun) refuseReport(err error) {
 	var refused *outputError
 	if !errors.As(err, &refused) {
@@ -107,7 +107,7 @@ func (b *batchRun) expectDisks(jobs []*batch.Job) *accesses {
 	a := &accesses{registry: b.registry, left: map[*batch.Job]*vddk.Params{}}
 	for _, j := range jobs {
 		if j.Text("prepare_access") == "" {
-			continue // parsing the flags of a job takes time, so only the necessary ones are parsed
+			continue // parsing the flags of a job takes time, and is done only for jobs that need it
 		}
 		c, err := b.parser.command(j)
 		if err != nil || !c.PrepareAccess {

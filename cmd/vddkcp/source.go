@@ -20,16 +20,17 @@ import (
 // them.
 type sourceFlags struct {
 	SourceFormat string   `help:"Format of SRC: raw, vmdk or qcow2. By default it is detected from the content." enum:",raw,vmdk,qcow2" default:"" placeholder:"FORMAT" group:"Source:"`
-	AllowPath    []string `help:"Folder with files that the image SRC may refer to, in addition to its own folder (repeatable; / allows all)." placeholder:"DIR" sep:"none" group:"Source:"`
+	AllowPath    []string `help:"Folder with files that the image SRC may refer to, in addition to the files in the folder of SRC (repeatable; / allows all files)." placeholder:"DIR" sep:"none" group:"Source:"`
 	SingleLink   bool     `help:"Read SRC without its parent images. Ranges that only the parents have count as absent, not as zeros." group:"Source:"`
 
 	retryFlags
 	vddkFlags
 }
 
-// opener returns an Opener as the flags say. The caller passes SourceFormat to
-// Open, and sets Log and Warn of its VDDK.Options and the options that tune a copy.
-// A caller that opens several disks also sets VDDK.Options.Registry.
+// opener returns an Opener with the options that the flags set. The caller passes
+// SourceFormat to the method Open of the Opener. Before that, the caller sets Log and
+// Warn in the field VDDK.Options of the Opener, and the options that tune a copy. If
+// the caller opens several disks, it also sets VDDK.Options.Registry.
 func (f *sourceFlags) opener() *sourceopen.Opener {
 	o := &sourceopen.Opener{
 		AllowPath: f.AllowPath, SingleLink: f.SingleLink,

@@ -5,8 +5,8 @@ import (
 	"syscall"
 )
 
-// spawned holds the process groups of commands that were started, so that they can
-// be killed when vddkcp ends at once.
+// spawned holds the process groups of commands that were started. They are killed if a
+// second signal ends vddkcp at once.
 type spawned struct {
 	mu     sync.Mutex // guards groups; it is locked while a group is started
 	groups map[int]bool

@@ -15,7 +15,7 @@ import (
 )
 
 type thumbprintCommand struct {
-	Host    string   `arg:"" name:"HOST[:PORT]" help:"Name or address of the ESXi host or vCenter server; the default port is 443. Write an IPv6 address with a port in brackets."`
+	Host    string   `arg:"" name:"HOST[:PORT]" help:"Name or address of the ESXi host or vCenter server; the default port is 443. Write an IPv6 address in brackets if a port follows it."`
 	JSON    bool     `name:"json" help:"Print JSON."`
 	Timeout patience `help:"Time limit for the answer of the server (default 30s)." default:"30s" placeholder:"TIME"`
 }
@@ -101,11 +101,11 @@ func splitHost(s string) (host string, port uint32, err error) {
 		host = s[1 : len(s)-1]
 	case strings.HasPrefix(s, "[") || strings.Count(s, ":") == 1:
 		if host, number, err = net.SplitHostPort(s); err != nil {
-			return "", 0, fmt.Errorf("%q: want HOST or HOST:PORT", s)
+			return "", 0, fmt.Errorf("%q: want a server as HOST or HOST:PORT", s)
 		}
 		n, err := strconv.ParseUint(number, 10, 16)
 		if err != nil || n == 0 {
-			return "", 0, fmt.Errorf("%q: port %q: want 1 to 65535", s, number)
+			return "", 0, fmt.Errorf("%q: port %q: want a port number from 1 to 65535", s, number)
 		}
 		port = uint32(n)
 	}

@@ -33,11 +33,11 @@ type vddkFlags struct {
 	Transports    string      `help:"Transport modes to try, in order, separated by colons: file, san, hotadd, nbdssl, nbd." placeholder:"LIST" group:"VDDK:"`
 	Compression   string      `help:"Compression of the data on the network, for the transport mode nbdssl: none, zlib, fastlz or skipz." enum:",none,zlib,fastlz,skipz" default:"" placeholder:"NAME" group:"VDDK:"`
 	Config        string      `help:"Configuration file for the VDDK library." placeholder:"FILE" type:"path" group:"VDDK:"`
-	LibDir        string      `name:"libdir" help:"Where the library is: the folder of VDDK, its lib64, or the library itself." placeholder:"DIR" type:"path" group:"VDDK:"`
+	LibDir        string      `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path" group:"VDDK:"`
 	Unbuffered    bool        `help:"Open the disk with the library's flag for unbuffered access." group:"VDDK:"`
 	NFCBuffers    nfcBuffers  `name:"nfc-buffers" help:"Size and number of the buffers that each connection reserves on the host (default 1MiBx4)." placeholder:"SIZExCOUNT" group:"VDDK:"`
 	PrepareAccess bool        `help:"Prevent vCenter from migrating the VM during the copy." group:"VDDK:"`
-	Debug         vddkDebug   `short:"D" help:"Turn debug messages of nbdkit-vddk-plugin on (=1) or off (=0): vddk.diskinfo, vddk.extents, vddk.datapath or vddk.stats (repeatable)." placeholder:"vddk.KEY=0|1" group:"VDDK:"`
+	Debug         vddkDebug   `short:"D" help:"Turn debug messages on (=1) or off (=0). They have the names of nbdkit-vddk-plugin: vddk.diskinfo, vddk.extents, vddk.datapath or vddk.stats (repeatable)." placeholder:"vddk.KEY=0|1" group:"VDDK:"`
 	secrets       vddkSecrets `kong:"-"`
 }
 
@@ -123,12 +123,12 @@ type vddkDebug map[string]bool
 func (d *vddkDebug) Decode(ctx *kong.DecodeContext) error {
 	token := ctx.Scan.Pop()
 	if token.IsEOL() {
-		return errors.New("want vddk.KEY=0|1")
+		return errors.New("the value is missing: want vddk.KEY=0|1")
 	}
 	name, value, _ := strings.Cut(fmt.Sprint(token.Value), "=")
 	key, ok := strings.CutPrefix(name, "vddk.")
 	if !ok || !slices.Contains(vddk.DebugKeys, key) {
-		return fmt.Errorf("%q: want vddk.KEY=0|1, KEY one of %s", name, strings.Join(vddk.DebugKeys, ", "))
+		return fmt.Errorf("%q: want vddk.KEY=0|1, where KEY is one of %s", name, strings.Join(vddk.DebugKeys, ", "))
 	}
 	if value != "0" && value != "1" {
 		return fmt.Errorf("%s=%s: want 0 or 1", name, value)

@@ -103,7 +103,7 @@ func TestVDDKFlagsRefused(t *testing.T) {
 		"--nfc-buffers 1MiB":             "want SIZExCOUNT",
 		"--nfc-buffers 1MiBxy":           "is not a number",
 		"--nfc-buffers 1x1":              "--nfc-buffers",
-		"-D vddk.other=1":                "KEY one of diskinfo, extents, datapath, stats",
+		"-D vddk.other=1":                "where KEY is one of diskinfo, extents, datapath, stats",
 		"-D nbdkit.log=1":                "want vddk.KEY=0|1",
 		"-D vddk.stats=2":                "want 0 or 1",
 		"-D vddk.stats":                  "want 0 or 1",

@@ -24,27 +24,28 @@ import (
 
 // verifyCommand compares disks, see docs/cli.md.
 type verifyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk to compare with, at any address that the command copy accepts, except standard input. With --digest, the disk to verify; DST is not given."`
+	Src string `arg:"" name:"SRC" help:"The disk to compare DST with, at any address that the command copy accepts, except standard input. With --digest, SRC is the disk to verify, and DST must be left out."`
 	Dst string `arg:"" name:"DST" optional:"" help:"The disk to verify, at any address that SRC can have."`
 
 	sourceFlags
 
 	Format string      `help:"Format of DST: raw or vmdk. By default it is detected from the content." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Strict bool        `help:"Also compare the allocation: DST must have holes exactly where SRC has them." group:"Target:"`
-	Digest digestValue `help:"Verify a single disk by comparing it with this digest: 64 hexadecimal digits, after blksum: (the default) or sha256:." placeholder:"VALUE" group:"Target:"`
+	Digest digestValue `help:"Verify a single disk by comparing it with this digest: blksum: or sha256:, followed by 64 hexadecimal digits. Digits alone are a blksum digest." placeholder:"VALUE" group:"Target:"`
 
 	RequestSize bytesize.Size `help:"Number of bytes in each read (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
-	Connections connections   `help:"Number of connections to each server, or auto: with an NBD server 4, if it allows several; with VDDK up to 4, as long as each new one makes reading faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	Connections connections   `help:"Number of connections to each server, or auto. For an NBD server, auto means 4 connections if the server allows several connections. For VDDK, it means up to 4 connections, as long as each new connection makes reading faster." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	Depth       int           `help:"Number of concurrent reads on each connection (default 4)." default:"4" placeholder:"N" group:"Speed:"`
 
 	Progress string `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 }
 
-// addresses are the parsed addresses of the disks. target is nil with --digest.
+// addresses are the parsed addresses of the disks. With --digest there is only a
+// target, and source is nil.
 type addresses struct{ source, target address.Address }
 
-// digestValue is the value of --digest: a digest as the report of a copy has it, the
-// algorithm and hexadecimal digits ("sha256:...").
+// digestValue is the value of --digest. Its text has the same form as a digest in the
+// report of a copy: the algorithm, a colon and hexadecimal digits ("sha256:...").
 type digestValue struct {
 	algorithm digest.Algorithm
 	hex       string // hexadecimal digits in lower case
@@ -74,7 +75,7 @@ func (c *verifyCommand) Validate() error {
 	one := c.Digest != digestValue{}
 	switch {
 	case !one && c.Dst == "":
-		return errors.New("a single disk cannot be compared: want SRC and DST, or --digest VALUE and one disk")
+		return errors.New("only one disk is given, but a comparison needs two disks or a digest: want SRC and DST, or --digest VALUE and one disk")
 	case one && c.Dst != "":
 		return fmt.Errorf("--digest needs exactly one disk, but two are given: %s and %s", c.Src, c.Dst)
 	case one && c.Strict:
@@ -172,7 +173,7 @@ func (c *verifyCommand) addresses() (at addresses, err error) {
 		target = c.Dst
 	}
 	if target == (address.Null{}).String() {
-		return at, usage.New("target: null: drops all data, so there is nothing to verify", "for a file of that name write ./null:")
+		return at, usage.New("target: the address null: drops all data, and there is nothing to verify", "for a file of that name write ./null:")
 	}
 	if at.target, err = address.Parse(target, address.Disk); err != nil {
 		return at, fmt.Errorf("target: %w", err)
@@ -250,8 +251,8 @@ func openTarget(ctx context.Context, opener *sourceopen.Opener, a address.Addres
 	return d, nil
 }
 
-// isDevice reports whether d has the bytes of the block device at path, which may
-// be larger than the disk that was copied to it.
+// isDevice reports whether d is the block device at path, read as a raw disk. Such a
+// device may be larger than the disk that was copied to it.
 func isDevice(path string, d source.Disk) bool {
 	fi, err := os.Stat(path)
 	if err != nil || fi.Mode()&os.ModeDevice == 0 {

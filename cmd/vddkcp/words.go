@@ -23,7 +23,8 @@ const (
 	wordsForLibrary                  // for vddk: no disk is needed
 )
 
-// words is the meaning of a command line of KEY=VALUE words in terms of vddkcp.
+// words contains the flags and addresses of vddkcp that mean the same as a command line
+// of KEY=VALUE words.
 type words struct {
 	Flags  []string // a flag "--KEY=VALUE" for each parameter
 	Src    string   // address of the disk; "" if it is left out and not needed, "vddk:" if it is left out and needed
@@ -34,8 +35,8 @@ type words struct {
 // keyValue matches a KEY=VALUE word of nbdkit.
 var keyValue = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9._-]*=`)
 
-// These are the parameters of nbdkit-vddk-plugin. Each of flagKeys has a flag of
-// the same name; those of boolKeys are boolean flags.
+// These are the parameters of nbdkit-vddk-plugin. Each parameter of flagKeys has a flag
+// of the same name. The flags of boolKeys are boolean.
 var (
 	flagKeys = []string{
 		"compression", "config", "cookie", "libdir", "nfchostport", "password", "port", "server", "single-link",
@@ -46,8 +47,8 @@ var (
 )
 
 // parseWords interprets the operands of a command line, at least one of which is a
-// KEY=VALUE word. As with nbdkit, a key that is repeated replaces the earlier
-// value. Errors do not contain values, which may be secrets.
+// KEY=VALUE word. If a key is repeated, the last value counts, as with nbdkit. Errors
+// do not contain values, which may be secrets.
 func parseWords(operands []string, kind wordsFor) (*words, error) {
 	w := new(words)
 	file, named := "", false
@@ -73,7 +74,7 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 		case key == "export" && kind == wordsForExport:
 			w.Export = value
 		case key == "export":
-			return nil, usage.Errorf("export=: only the command export can serve disks that clients choose")
+			return nil, usage.Errorf("export=: only the command export has this parameter, which lets clients choose disks")
 		case key == "create" || strings.HasPrefix(key, "create-"):
 			return nil, usage.Errorf("%s=: vddkcp does not create VMDKs through VDDK", key)
 		default:
@@ -84,7 +85,7 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 	}
 	if kind == wordsForTwoDisks {
 		if len(bare) == 0 {
-			return nil, usage.Errorf("the target DST is missing: want a last word that is not KEY=VALUE")
+			return nil, usage.Errorf("the target DST is missing: all arguments have the form KEY=VALUE, and DST must follow them")
 		}
 		w.Dst, bare = bare[len(bare)-1], bare[:len(bare)-1]
 	}
@@ -95,8 +96,9 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 		file, named = bare[0], true
 	}
 	if named || kind == wordsForOneDisk || kind == wordsForTwoDisks || kind == wordsForExport && w.Export == "" {
-		// The variable file may be empty. In this case the later check of the VDDK
-		// parameters reports the file, too, as missing.
+		// If no disk is named, the address is "vddk:" with an empty path. The check of
+		// the VDDK parameters, which runs later, reports the disk as missing, together
+		// with other missing parameters.
 		w.Src = address.ForVDDK(file).String()
 	}
 	return w, nil
@@ -114,8 +116,8 @@ func nbdkitBool(s string) (bool, error) {
 }
 
 // rewriteWords replaces the KEY=VALUE words of a command line by flags. The result
-// exists only in the memory of this process, so that other processes do not see
-// secrets in it. A line without such words is returned unchanged.
+// exists only in the memory of this process. Other processes cannot see secrets in it.
+// A line without such words is returned unchanged.
 func rewriteWords(app *kong.Application, args []string) ([]string, error) {
 	line := splitLine(app, args)
 	if line == nil || !slices.ContainsFunc(line.operands, keyValue.MatchString) {
@@ -176,7 +178,7 @@ type commandLine struct {
 }
 
 // splitLine divides a command line as the parser does. It returns nil if a flag is
-// unknown, since the parser reports that with a better message.
+// unknown, because the parser reports this error with a better message.
 func splitLine(app *kong.Application, args []string) *commandLine {
 	line := &commandLine{command: app.DefaultCmd, has: map[string]bool{}}
 	for i := 0; i < len(args); i++ {

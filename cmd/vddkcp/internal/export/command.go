@@ -45,8 +45,8 @@ func (s *sockets) script(uri, name string) string {
 func shellQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'"'"'`) + "'" }
 
 // runShell runs a script. It returns nil, a *CommandStatus, or the reason why the
-// script could not be run. When ctx ends, runShell sends the script the signal that
-// is the cause.
+// script could not be run. When ctx ends because of a signal, runShell sends the same
+// signal to the script. When ctx ends for another reason, it sends SIGTERM.
 func runShell(ctx context.Context, script string) error {
 	command := exec.Command("/bin/sh", "-c", script)
 	command.Stdin, command.Stdout, command.Stderr = os.Stdin, os.Stdout, os.Stderr
@@ -60,7 +60,7 @@ func runShell(ctx context.Context, script string) error {
 			kill = stopped.Signal()
 		}
 		if kill == syscall.SIGINT && terminalSignals() {
-			return // the terminal has sent the signal, and a second one would end the script at once
+			return // the terminal has already sent SIGINT to the script, and a second one would end the script at once
 		}
 		command.Process.Signal(kill) // fails if the script has ended already
 	})
@@ -93,9 +93,9 @@ func terminalSignals() bool {
 // whether the parent has ended. parent is the ID of the parent process at the
 // start.
 func parentEnded(ctx context.Context, parent int) bool {
-	// PR_SET_PDEATHSIG would report the end of the parent's thread instead of the
-	// process.
-	const milliseconds = 200 // how often the parent is checked
+	// PR_SET_PDEATHSIG is not used. It reports the end of the thread that started this
+	// process, and the parent process may outlive that thread.
+	const milliseconds = 200 // time between two checks of the parent's ID
 	var wait []unix.PollFd
 	// A pidfd ends the poll below as soon as the parent process ends. Linux before 5.3
 	// has no pidfd. There, the loop notices the end of the parent only at its next

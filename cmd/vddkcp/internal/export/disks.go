@@ -46,9 +46,10 @@ func (e *exports) openAll(ctx context.Context) error {
 			return err
 		}
 		if s.Eager {
-			// A disk that clients write to is owned by its first client and is closed
-			// after its last client, because only closing the disk clears the error of
-			// a failed flush.
+			// If clients can write to the disk, it does not stay open between clients.
+			// It is opened here for its first client, and the server closes it when no
+			// client uses it any more. The reason is that only closing a disk clears
+			// the error of a failed flush.
 			d.first, d.keep = disk, !e.Opener.Writable && e.CowFile == ""
 		} else if e.Cow && e.CowFile == "" {
 			d.first, d.keep = disk, true
@@ -57,9 +58,8 @@ func (e *exports) openAll(ctx context.Context) error {
 		}
 	}
 	if e.Pattern != "" {
-		// Clients choose the disk later, so that its path is not known yet. The check
-		// uses a path as an example. It finds invalid values of the other VDDK
-		// parameters.
+		// Clients choose the disk later, and its path is not known yet. The check uses
+		// a path as an example, and finds invalid values of the other VDDK parameters.
 		path := "[any] any.vmdk"
 		if strings.HasPrefix(e.Pattern, "/") {
 			path = "/any.vmdk"
@@ -88,8 +88,8 @@ type exportedDisk struct {
 	keep  bool        // first stays open for all clients; otherwise the first client takes it over
 }
 
-// close closes the disks that stay open between clients. The server closes the disks
-// that a client owns.
+// close closes the disks that stay open between clients. The server closes all other
+// disks.
 func (e *exports) close() error {
 	var all error
 	for _, d := range slices.AppendSeq(slices.Clone(e.list), maps.Values(e.byName)) {
@@ -211,8 +211,8 @@ func (e *exports) openSource(ctx context.Context, src address.Address) (source.D
 	}})
 }
 
-// openDisk opens a source. If the option Cow is set, it also adds a layer, the file that
-// takes the writes of clients.
+// openDisk opens a source. If the option Cow is set, openDisk puts a layer over the
+// disk: a file that receives the writes of clients.
 func (e *exports) openDisk(ctx context.Context, src address.Address) (source.Disk, error) {
 	disk, err := e.openSource(ctx, src)
 	if err != nil {
@@ -256,7 +256,8 @@ func (e *exports) check(ctx context.Context, src address.Address) error {
 	return err
 }
 
-// keptOpen is a disk that clients cannot close, since it stays open for others.
+// keptOpen is a disk that clients cannot close, because it stays open for other
+// clients.
 type keptOpen struct{ source.Disk }
 
 func (k keptOpen) Unwrap() source.Disk { return k.Disk }

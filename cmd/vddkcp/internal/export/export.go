@@ -31,8 +31,9 @@ type Options struct {
 	// Sources are the disks that clients request by the name of an export. A single
 	// disk with an empty name answers to every name, unless there is a Pattern.
 	Sources []Source
-	// Pattern is a wildcard. Clients may choose a disk that VDDK opens by its path
-	// if the path matches. An empty Pattern allows no such disks.
+	// Pattern is a wildcard. Clients may request any disk that VDDK can open and whose
+	// path matches Pattern. The path is the name of the export. If Pattern is empty,
+	// clients can request only the Sources.
 	Pattern string
 	// Opener opens the disks. If its Writable is true, clients may write to them.
 	Opener *sourceopen.Opener
@@ -41,30 +42,31 @@ type Options struct {
 	// Opened is called after each disk that is opened before the server starts. If
 	// it returns an error, Run fails. It may be nil.
 	Opened func() error
-	// Cow lets clients write without changing the disks. Their writes go to a
-	// temporary file or, for a single disk, to CowFile. A later run with the same
-	// CowFile sees the writes of earlier runs. CowOnRead also copies blocks that
-	// clients read into this file.
+	// Cow lets clients write without changing the disks. Their writes go to a temporary
+	// file or, for a single disk, to CowFile. A later run with the same CowFile sees
+	// the writes of earlier runs. If CowOnRead is set, the blocks that clients have
+	// read from a disk are also stored in the file that receives the writes.
 	Cow, CowOnRead bool
 	CowFile        string
 
-	// Listen has addresses that CheckListen accepts. If it is empty, the server
-	// uses the sockets from socket activation, else a private socket if there is a
-	// Command, else 127.0.0.1 and the default port of NBD.
+	// Listen has addresses that CheckListen accepts. If Listen is empty, the server
+	// uses the sockets from socket activation. If there are none either, it uses a
+	// private socket if Command is set, and otherwise 127.0.0.1 and the default port of
+	// NBD.
 	Listen []string
-	// TLS is the mode of TLS: off, on or require. "" means on with TLSCertificates,
-	// else off. TLSCertificates is a folder; "" means the folders in which nbdkit
-	// looks.
+	// TLS is the mode of TLS: off, on or require. "" means on if TLSCertificates is
+	// set, and off otherwise. TLSCertificates is a folder. "" means the folders in
+	// which nbdkit looks for certificates.
 	TLS, TLSCertificates string
 	TLSVerifyPeer        bool // refuse clients without a valid certificate
 	MaxConnections       int  // maximum number of clients at the same time, at least 1
 
-	// Command is run in a shell once clients can connect. When it ends, Run ends.
+	// Command is run in a shell as soon as clients can connect. When it ends, Run ends.
 	// "" runs no command.
 	Command        string
 	ExitWithParent bool   // end when the parent process ends
 	ExitLast       bool   // end when the last client disconnects
-	PidFile        string // path of a file for the process ID, written once clients can connect; "": none
+	PidFile        string // path of a file for the process ID, written as soon as clients can connect; "": none
 	Stats          string // path of a file for statistics as JSON; "": none
 
 	URIs   io.Writer // receives the URIs of the server, one per line
@@ -85,12 +87,14 @@ type Source struct {
 // grace is the time for requests in progress to complete after a signal.
 const grace = 5 * time.Second
 
-// Run serves disks until ctx ends, Options.Command ends, or the last client leaves.
-// The error is a *[CommandStatus] if Options.Command ended with a status other than
-// 0, and a *usage.Error for invalid options.
+// Run serves disks until ctx ends or Options.Command ends. It also ends with the parent
+// process or with the last client, if Options.ExitWithParent or Options.ExitLast is
+// set. The error is a *[CommandStatus] if Options.Command ended with a status other
+// than 0, and a *usage.Error for invalid options.
 //
-// If the cause of ctx has a method Signal() syscall.Signal, Options.Command gets
-// that signal when ctx ends, otherwise SIGTERM.
+// When ctx ends, Options.Command gets a signal. If the cause of ctx has a method
+// Signal() syscall.Signal, it is the signal that this method returns. Otherwise it is
+// SIGTERM.
 func Run(ctx context.Context, o Options) error {
 	// Acquire the sockets first, so that the processes that open disks do not inherit
 	// them.
@@ -118,8 +122,8 @@ func Run(ctx context.Context, o Options) error {
 	return errors.Join(err, exports.close())
 }
 
-// serve serves the opened exports. kill aborts the calls of the disks that were opened
-// before the server was created.
+// serve serves the opened exports. kill aborts calls in progress to the disks that were
+// opened before the server was created.
 func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets, parent int, stats *statsFile, kill context.CancelCauseFunc) error {
 	log := o.Log
 	// A signal, the end of the parent process and a failure end the command or, if
@@ -147,9 +151,10 @@ func (o *Options) serve(ctx context.Context, exports *exports, sockets *sockets,
 	if err != nil {
 		return err
 	}
-	// If a disk does not answer, each connection has up to three calls of the disk in
-	// progress, each of which occupies a thread. The Go runtime ends a program that has
-	// more threads than this limit.
+	// The Go runtime ends a program that has more than 10,000 threads. Each connection
+	// can have up to three calls to a disk in progress. If the disk does not answer,
+	// each of these calls occupies a thread. Therefore the limit is raised if many
+	// connections are allowed.
 	debug.SetMaxThreads(max(10_000, 2_000+3*o.MaxConnections))
 	if err := sockets.listen(ctx, o.Listen, o.Command != ""); err != nil {
 		return err
@@ -216,7 +221,7 @@ func writePidFile(path string) (remove func(), err error) {
 	}
 	return func() {
 		if now, err := os.Lstat(path); err == nil && now.Mode().IsRegular() && os.SameFile(now, ours) {
-			os.Remove(path) // an error does not matter: a leftover file does no harm
+			os.Remove(path) // errors are ignored, because a leftover file does no harm
 		}
 	}, nil
 }
@@ -234,7 +239,7 @@ func (o *Options) certificates() (server.TLSMode, *tls.Config, error) {
 	dir := o.TLSCertificates
 	if dir == "" {
 		if dir = certificateFolder(); dir == "" {
-			return 0, nil, usage.New(fmt.Sprintf("--tls %s: no certificates", o.TLS), "give a folder with server-cert.pem and server-key.pem: --tls-certificates DIR")
+			return 0, nil, usage.New(fmt.Sprintf("--tls %s: no folder with certificates was found", o.TLS), "name a folder with the files server-cert.pem and server-key.pem: --tls-certificates DIR")
 		}
 	}
 	config, err := server.LoadTLS(dir, o.TLSVerifyPeer)

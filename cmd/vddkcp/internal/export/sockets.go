@@ -18,7 +18,7 @@ import (
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
-// sockets are the listeners and connections through which clients come.
+// sockets are the listeners and connections through which clients reach the server.
 type sockets struct {
 	listeners []net.Listener
 	conns     []net.Conn // connections that were accepted before the start
@@ -38,8 +38,8 @@ func activatedSockets() (*sockets, error) {
 	return s, nil
 }
 
-// listen opens the sockets at the addresses. captive is true if the server serves the
-// command of --run; by default it then listens on a private socket.
+// listen opens the sockets at the addresses. captive is true if the server serves only
+// the command of --run. The default address is then a private socket.
 func (s *sockets) listen(ctx context.Context, addresses []string, captive bool) error {
 	switch {
 	case s.activated && captive:
@@ -92,7 +92,7 @@ func CheckListen(addresses []string) error {
 		if address != "systemd" {
 			var err error
 			if checked, err = server.CheckAddress(address); err != nil {
-				return fmt.Errorf("--listen %w, unix:- or systemd", err)
+				return fmt.Errorf("--listen %w (or unix:- for a private socket, or systemd for sockets from systemd)", err)
 			}
 		}
 		if known[checked] {
@@ -113,8 +113,8 @@ func (s *sockets) uris(overTLS bool, name string) (all []string) {
 	return all
 }
 
-// serve serves clients until ctx ends. If there are only connections and no
-// listeners, it also ends with the last client.
+// serve serves clients until ctx ends. If there are only connections and no listeners,
+// serve also ends when the last client disconnects.
 func (s *sockets) serve(ctx context.Context, server *server.Server) error {
 	ctx, end := context.WithCancel(ctx)
 	defer end()

@@ -23,8 +23,8 @@ type statsFile struct {
 	path    string // "" without --stats
 }
 
-// openStats creates the file without any counts, so that a file which cannot be
-// written is an error before clients connect.
+// openStats creates the file without any counts. If the file cannot be written, the
+// user gets the error before clients connect.
 func openStats(path string) (*statsFile, error) {
 	s := &statsFile{started: time.Now(), path: path}
 	if path == "" {
@@ -33,7 +33,7 @@ func openStats(path string) (*statsFile, error) {
 	return s, s.replace(nil)
 }
 
-// Stats is the JSON of the file Options.Stats.
+// Stats is the content of the JSON file whose path is Options.Stats.
 type Stats struct {
 	Version    int                `json:"version"`
 	Started    time.Time          `json:"started"`

@@ -22,8 +22,8 @@ func mayName(pattern, path string) bool {
 	return wildcard(pattern, path)
 }
 
-// wildcard reports whether s matches pattern as by fnmatch without flags: * and ?
-// match slashes, too.
+// wildcard reports whether s matches pattern. The patterns are those of fnmatch(3)
+// without flags: * and ? also match slashes.
 func wildcard(pattern, s string) bool {
 	var expression strings.Builder
 	expression.WriteString(`(?s)^`)
