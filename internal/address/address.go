@@ -1,6 +1,6 @@
-// Package address parses the addresses of disks: what a user writes for SRC, DST or --backing.
-// [Parse] turns the text into an [Address]. All other code switches on the type of the Address
-// and does not look at the text.
+// Package address parses the addresses of disks. An address is the text that a user writes for
+// SRC, DST or --backing. [Parse] turns the text into an [Address]. All other code switches on the
+// type of the Address and does not look at the text.
 package address
 
 import (
@@ -84,7 +84,7 @@ type Role int
 // These are the roles of a disk.
 const (
 	Disk   Role = iota // the disk is read at arbitrary offsets, or served
-	Source             // the disk is copied; this allows standard input, too
+	Source             // the disk is copied; its address may also be standard input
 	Target             // the disk is written
 )
 
@@ -101,8 +101,8 @@ var (
 	keyValue = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9._-]*)=`)
 )
 
-// Parse parses an address for a disk with the given role. It reads no file and contacts no
-// server; so a Path may name a file that does not exist.
+// Parse parses an address for a disk with the given role. It reads no file and contacts no server.
+// Therefore a Path may name a file that does not exist.
 //
 // The error is a *usage.Error. Parse returns it for an address that the role does not allow. It
 // also returns it for an address of another program (such as json:...), which would otherwise be
@@ -137,13 +137,13 @@ func parseSource(text string, role Role) (Address, error) {
 		return nil, err
 	}
 	if text == "" {
-		return nil, usage.Errorf("the source is empty: want a path or another address")
+		return nil, usage.Errorf("the address of the disk is empty: want a path or another address")
 	}
 	if text == stream && role == Source {
 		return Stream{}, nil
 	}
 	if text == stream {
-		return nil, usage.Errorf("-: standard input is a stream, which this command cannot use as a disk (for a file with the name - write ./-)")
+		return nil, usage.Errorf("address \"-\": standard input is a stream, which this command cannot use as a disk (for a file that is named \"-\", write ./-)")
 	}
 	if m := keyValue.FindStringSubmatch(text); m != nil {
 		// The message does not include the value, which may be a password.
@@ -155,7 +155,7 @@ func parseSource(text string, role Role) (Address, error) {
 func parseTarget(text string) (Address, error) {
 	switch text {
 	case "":
-		return nil, usage.Errorf("the target is empty: want a path, an NBD URI, - or null:")
+		return nil, usage.Errorf("the address of the target is empty: want a path, an NBD URI, \"-\" for standard output, or \"null:\" to write nothing")
 	case stream:
 		return Stream{}, nil
 	case null:

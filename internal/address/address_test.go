@@ -39,7 +39,7 @@ func TestParse(t *testing.T) {
 		{"./-", address.Path("./-"), address.Path("./-")},
 		{"a:b", address.Path("a:b"), address.Path("a:b")},
 		{"line\nend '\"", address.Path("line\nend '\""), address.Path("line\nend '\"")},
-		{"", "the source is empty", "the target is empty"},
+		{"", "the address of the disk is empty", "the address of the target is empty"},
 		{"-", "standard input is a stream, which this command cannot use as a disk", address.Stream{}},
 		{"null:", address.Path("null:"), address.Null{}},
 		{"./null:", address.Path("./null:"), address.Path("./null:")},

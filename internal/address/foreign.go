@@ -25,9 +25,9 @@ type scheme struct {
 
 const (
 	download = "download it into a file first"
-	upload   = "write to a file, and upload that"
+	upload   = "write to a local file, and upload the file"
 	vmware   = `write "[DATASTORE] DIR/DISK.vmdk" with --server HOST --user USER --vm moref=ID`
-	serve    = "serve it with qemu-nbd or nbdkit, and write the URI of that: nbd://HOST:PORT"
+	serve    = "serve the disk with qemu-nbd or nbdkit, and use the URI of this server: nbd://HOST:PORT"
 )
 
 var schemes = []scheme{
@@ -37,9 +37,9 @@ var schemes = []scheme{
 	{[]string{"vi://", "vpx://", "esx://", "esxi://", "vsphere://"}, "this is not how vddkcp names disks of VMware", vmware, "write to a file: vddkcp does not write disks of VMware"},
 	{[]string{"file://localhost/", "file:///"}, "vddkcp takes paths, not URLs of files", "write /%s", "write /%s"},
 	{[]string{"file:"}, "vddkcp takes paths, not URLs of files", "write %s", "write %s"},
-	{[]string{"nbd:"}, "this is how qemu names an NBD server, not its URI", "write nbd://HOST:PORT/EXPORT, or nbd+unix:///EXPORT?socket=PATH", "write nbd://HOST:PORT/EXPORT, or nbd+unix:///EXPORT?socket=PATH"},
-	{[]string{"rbd:", "rbd://"}, "vddkcp does not speak to Ceph", "map it (rbd map POOL/IMAGE) and write the device", "map it (rbd map POOL/IMAGE) and write the device"},
-	{[]string{"json:", "fat:", "sheepdog:", "blkdebug:", "null-co:", "host_device:"}, "vddkcp does not take the protocols of qemu", serve, serve},
+	{[]string{"nbd:"}, "this is how qemu names an NBD server, and vddkcp needs a URI", "write nbd://HOST:PORT/EXPORT, or nbd+unix:///EXPORT?socket=PATH", "write nbd://HOST:PORT/EXPORT, or nbd+unix:///EXPORT?socket=PATH"},
+	{[]string{"rbd:", "rbd://"}, "vddkcp does not speak to Ceph", "map the image (rbd map POOL/IMAGE) and use the path of the block device", "map the image (rbd map POOL/IMAGE) and use the path of the block device"},
+	{[]string{"json:", "fat:", "sheepdog:", "blkdebug:", "null-co:", "host_device:"}, "vddkcp does not support the protocols of qemu", serve, serve},
 }
 
 // foreign returns a *usage.Error if an address has a meaning for other programs only. The caller

@@ -2,7 +2,7 @@
 // a client asks for the allocated blocks of a limited range, a window of the disk.
 //
 // [New] makes a [Map] from the answer for one window. The map describes the window in chunks of
-// equal size. [Windows] is a cache of maps: it keeps those that were used last.
+// equal size. [Windows] is a cache of maps. It keeps the maps that were used last.
 package allocation
 
 import (
@@ -28,29 +28,29 @@ type Map struct {
 	bits    []uint64 // one bit for each chunk, 1 if it is allocated
 }
 
-// New returns the map of a window that begins at sector first of the disk. The window has the
-// given number of chunks, each of size sectors. A chunk counts as allocated if any part of it
-// lies in a block.
+// New returns the map of a window of the disk. firstSector is the number of the sector at which
+// the window begins. The window has the given number of chunks, and each chunk has chunkSectors
+// sectors. A chunk counts as allocated if any part of it lies in a block.
 //
 // The blocks must be in ascending order, lie in the window, have at least one sector and not
 // overlap. Otherwise New returns an error, because the answer that contains them cannot be
 // trusted.
-func New(first uint64, chunks uint32, size uint64, blocks []Block) (*Map, error) {
+func New(firstSector uint64, chunks uint32, chunkSectors uint64, blocks []Block) (*Map, error) {
 	a := &Map{chunks: chunks}
 	if len(blocks) > int(chunks)/64 { // two borders for each block would take more memory than the bits
 		a.bits = make([]uint64, (chunks+63)/64)
 	} else {
 		a.borders = make([]uint32, 0, 2*len(blocks))
 	}
-	end := first + uint64(chunks)*size
-	next := first
+	end := firstSector + uint64(chunks)*chunkSectors
+	next := firstSector
 	for i, b := range blocks {
 		if b.Start < next || b.Count == 0 || b.Start > end || b.Count > end-b.Start {
-			return nil, fmt.Errorf("block %d of the answer has %d sectors from sector %d on, want one or more sectors from %d to %d", i, b.Count, b.Start, next, end)
+			return nil, fmt.Errorf("allocated block %d begins at sector %d and has %d sectors, but it must have at least one sector and lie between the sectors %d and %d", i, b.Start, b.Count, next, end)
 		}
 		next = b.Start + b.Count
-		from := uint32((b.Start - first) / size)
-		to := uint32((next - first + size - 1) / size)
+		from := uint32((b.Start - firstSector) / chunkSectors)
+		to := uint32((next - firstSector + chunkSectors - 1) / chunkSectors)
 		n := len(a.borders)
 		switch {
 		case a.bits != nil:
@@ -126,8 +126,8 @@ func NewWindows(limit int) *Windows {
 	return &Windows{most: limit, known: make(map[int64]*list.Element)}
 }
 
-// Get returns the map of the window with the given number. It is nil if the cache does not have
-// it.
+// Get returns the map of the window with the given number. It returns nil if the cache has no map
+// of this window.
 func (w *Windows) Get(number int64) *Map {
 	w.mu.Lock()
 	defer w.mu.Unlock()

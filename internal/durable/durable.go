@@ -4,7 +4,8 @@
 // small record that is kept twice in one file.
 //
 // If the power fails while a file is replaced, the file has either the old or the new content
-// afterwards. No function follows a link and changes a file that belongs to other programs.
+// afterwards. Replace, Write and Open do not change a file of another program through a link to
+// it.
 package durable
 
 import (
@@ -40,9 +41,9 @@ func Replace(path string, text []byte, perm fs.FileMode) error {
 	return replace(f, path, text, perm)
 }
 
-// ReplaceBy is like Replace, but temp is the path of the temporary file. It must be in the same
-// folder as path, and only the caller may use it: ReplaceBy removes a file that an earlier run
-// left there.
+// ReplaceBy is like Replace, but temp is the path of the temporary file. The temporary file must
+// be in the same folder as path. No other program may use it, because ReplaceBy removes a
+// temporary file that an earlier run has left.
 func ReplaceBy(temp, path string, text []byte, perm fs.FileMode) error {
 	if err := os.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -90,10 +91,10 @@ func SyncFolder(path string) error {
 	return errors.Join(err, dir.Close())
 }
 
-// Write writes text to an output that a user named. It replaces a regular file as Replace does.
-// A terminal, a FIFO, a character device and an open descriptor of this process (/dev/stdout,
-// /dev/fd/N) are not replaced but written to. "-" is standard output. If no process reads from a
-// FIFO, Write returns an error and does not wait.
+// Write writes text to an output that a user named. It replaces a regular file in the same way as
+// Replace. A terminal, a FIFO, a character device and an open descriptor of this process
+// (/dev/stdout, /dev/fd/N) are not replaced but written to. "-" is standard output. If no process
+// reads from a FIFO, Write returns an error and does not wait.
 func Write(path string, text []byte, perm fs.FileMode) error {
 	f, err := openInPlace(path)
 	if err != nil {
@@ -121,7 +122,7 @@ func openInPlace(path string) (*os.File, error) {
 		return nil, nil // Replace returns the error
 	}
 	if info.Mode().Type() == fs.ModeDevice {
-		return nil, &fs.PathError{Op: "write", Path: path, Err: errors.New("cannot write text to a block device")}
+		return nil, &fs.PathError{Op: "write", Path: path, Err: errors.New("this output needs a file, but the path is that of a block device")}
 	}
 	return OpenOutput(path, os.O_WRONLY)
 }
@@ -163,11 +164,11 @@ var ErrForeign = errors.New("not a file of vddkcp")
 
 // Open opens or creates a file that only vddkcp uses. flags and perm are those of os.OpenFile.
 // Such a file is always a regular file with one name. If path is a symbolic link, a FIFO, a
-// folder, a device or a file with several hard links, Open returns an error that wraps
-// ErrForeign. In that case it has changed nothing, and it has not waited.
+// folder, a device or a file with several hard links, Open returns an error that wraps ErrForeign.
+// In that case Open has changed nothing, and it has not waited.
 func Open(path string, flags int, perm fs.FileMode) (*os.File, error) {
 	foreign := func(what string) error {
-		return &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%s is %w; remove it", what, ErrForeign)}
+		return &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%w: the path is that of %s; remove it, or name another file", ErrForeign, what)}
 	}
 	f, err := os.OpenFile(path, flags&^os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, perm)
 	switch {
@@ -228,7 +229,7 @@ func ReadFile(path string) ([]byte, error) {
 		return nil, err
 	}
 	if !info.Mode().IsRegular() {
-		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("%s is not a regular file", notOwn(info))}
+		return nil, &fs.PathError{Op: "read", Path: path, Err: fmt.Errorf("the file is %s, want a regular file", notOwn(info))}
 	}
 	return io.ReadAll(f)
 }

@@ -166,7 +166,7 @@ func TestOpenRefusesForeignFiles(t *testing.T) {
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ReadFile(fifo); err == nil || !strings.Contains(err.Error(), "a FIFO is not a regular file") {
+	if _, err := ReadFile(fifo); err == nil || !strings.Contains(err.Error(), "the file is a FIFO, want a regular file") {
 		t.Errorf("ReadFile of a FIFO: %v", err)
 	}
 	path := filepath.Join(t.TempDir(), "own")

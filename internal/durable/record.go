@@ -12,30 +12,31 @@ import (
 // writes one slot and makes it durable before it writes the other one. Therefore one slot is
 // always intact, even if the power fails during a write.
 //
-// A slot consists of Magic, the version, the length of the payload, the sequence number (only if
-// Numbered is set), a checksum (CRC-32C) of these fields and the payload, and the payload.
-// Numbers are little-endian and have 4 bytes; the sequence number has 8.
+// A slot consists of these fields, in this order: Magic, the version, the length of the payload,
+// the sequence number (only if Numbered is set), a checksum (CRC-32C), and the payload. The
+// checksum covers all other fields. Numbers are little-endian and have 4 bytes; the sequence
+// number has 8.
 type Record struct {
 	Magic    string // begins each slot
 	Version  uint32
 	SlotSize int  // bytes of one slot in the file
-	Numbered bool // each slot has a sequence number, which tells the newer one
+	Numbered bool // each slot has a sequence number, which shows which of the two slots is newer
 }
 
 var (
-	// ErrNoRecord says that a slot does not begin with Record.Magic: no record was written
-	// there.
-	ErrNoRecord = errors.New("the slot of the file has no record")
+	// ErrNoRecord says that a slot does not begin with Record.Magic. No record was written
+	// into the slot.
+	ErrNoRecord = errors.New("this part of the file contains no record of vddkcp")
 	// ErrTorn says that a slot begins with Record.Magic but its checksum is wrong. The slot was
 	// not written completely, or is damaged.
-	ErrTorn = errors.New("the record is incomplete or damaged")
+	ErrTorn = errors.New("the record in the file is incomplete or damaged")
 )
 
 // VersionError says that a slot is intact but has another version than Record.Version.
 type VersionError struct{ Got, Want uint32 }
 
 func (e *VersionError) Error() string {
-	return fmt.Sprintf("the record has version %d, want %d", e.Got, e.Want)
+	return fmt.Sprintf("the record in the file has version %d, want version %d", e.Got, e.Want)
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

@@ -9,7 +9,7 @@ import (
 	_ "github.com/vddkcp/vddkcp/internal/linuxonly"
 )
 
-// Retry calls the function call until it returns something else than EINTR, and returns that.
+// Retry calls the given function until its result is not EINTR, and returns that result.
 func Retry(call func() error) error {
 	for {
 		if err := call(); err != unix.EINTR {

@@ -7,11 +7,11 @@ package exit
 
 // These are the exit statuses of the command.
 const (
-	Failed     = 1 // the run failed, and no other status says more
-	Usage      = 2 // the command line, the job file or a parameter is wrong
-	Difference = 3 // two disks, or a disk and its digest, differ
-	SomeJobs   = 4 // some jobs of a batch are done, others failed
-	Resumable  = 75
+	Failed     = 1  // the run failed, and no other status is more precise
+	Usage      = 2  // the command line, the job file or a parameter is wrong
+	Difference = 3  // two disks, or a disk and its digest, differ
+	SomeJobs   = 4  // some jobs of a batch are done, others failed
+	Resumable  = 75 // the copy failed, and --resume can continue it
 	// If a signal stopped the command, the exit status is Signal plus the number of the signal.
 	Signal = 128
 )

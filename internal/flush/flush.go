@@ -14,12 +14,12 @@ import (
 
 // A Group runs the flushes of one disk, one at a time. If a flush fails, all later calls of Do
 // return its error. The reason is that the kernel and NBD servers report lost data only to one
-// flush, and a later one would succeed. The zero value is ready for use.
+// flush. A later flush would succeed although data is lost. The zero value is ready for use.
 type Group struct {
 	calls atomic.Uint64
 
 	mu      sync.Mutex // held during a flush
-	covered uint64     // the first calls, by their number, for which a flush has succeeded
+	covered uint64     // number of the last call that a successful flush covers; earlier calls are covered, too
 	failed  error      // the first error of a flush
 }
 

@@ -132,9 +132,9 @@ func Map(name string, size, off, length int64, scan func(visit Visitor) error) i
 // The image has the depth m.Depth in its chain. VisitParent visits the mappings that the parent
 // has for the range, and one mapping of zeros for the part past the end of the parent.
 //
-// If the parent has the same format as the image, the caller passes the function own. It must
-// visit the mappings of the bytes [off, end) of the parent and set their Depth. Otherwise own is
-// nil.
+// If the parent has the same format as the image, the caller passes the function own. The function
+// own must visit the mappings of the bytes [off, end) of the parent and set their Depth. If the
+// formats differ, own is nil.
 func VisitParent(ctx context.Context, parent source.Disk, m source.Mapping, own func(off, end int64) error, visit Visitor) error {
 	end, depth := m.End(), m.Depth
 	stop := max(m.Off, min(end, parent.Size()))

@@ -44,8 +44,9 @@ type page struct {
 	data   []byte // PageSize bytes, or less at the end of the file
 }
 
-// unitSlot caches one decompressed unit. The number of a unit determines its slot. The lock mu
-// is held while a unit is decompressed. So concurrent readers of a unit decompress it only once.
+// unitSlot caches one decompressed unit. The number of a unit determines its slot. The lock mu is
+// held while a unit is decompressed. Therefore concurrent readers of a unit decompress it only
+// once.
 type unitSlot struct {
 	mu   sync.Mutex
 	file uint64
@@ -58,8 +59,8 @@ type unitSlot struct {
 // them by these numbers. The other methods take the number as their parameter file.
 func (m *Memory) NewFile() uint64 { return m.files.Add(1) }
 
-// Share counts the ranges of p. The Places of all files that share m may have at most MaxSpans
-// ranges together. If there are more, Share first drops some ranges of p.
+// Share adds the number of ranges of p to the total for all files that share m. The total may be
+// at most MaxSpans. If p has too many ranges, Share drops ranges of p before it counts them.
 func (m *Memory) Share(p *Places) {
 	p.keep(int(MaxSpans - m.spans.Load()))
 	m.spans.Add(int64(p.count()))
@@ -86,7 +87,7 @@ func (m *Memory) set(file uint64, number int64) *pageSet {
 	return &m.sets[(uint64(number)+file*5)%pageSets]
 }
 
-// Cached returns a page of a file. It is nil if it is not cached.
+// Cached returns a page of a file. It returns nil if the page is not cached.
 func (m *Memory) Cached(file uint64, number int64) []byte {
 	set := m.set(file, number)
 	for i := range set.ways {
@@ -103,9 +104,10 @@ func (m *Memory) Put(file uint64, number int64, data []byte) {
 	set.ways[set.next.Add(1)%pageWays].Store(&page{file, number, data})
 }
 
-// Piece fills p with bytes of a unit, from the given offset in the unit on. If the unit is not
-// cached, Piece calls unpack, which decompresses the size bytes of the unit. Then Piece caches
-// the unit, because the next read probably needs it, too.
+// Piece fills p with bytes of a decompressed unit, from the given offset in the unit on. If the
+// unit is not cached, Piece calls unpack, which must fill its parameter with the decompressed
+// unit. size is the number of bytes of the decompressed unit. Then Piece caches the unit, because
+// the next read probably needs it, too.
 func (m *Memory) Piece(p []byte, file uint64, unit, offset, size int64, unpack func(unit []byte) error) error {
 	slot := &m.slots[uint64(unit)%unitSlots]
 	slot.mu.Lock()

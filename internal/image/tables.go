@@ -18,9 +18,9 @@ const (
 	maxOverlapping = 1 << 10
 )
 
-// Places are the ranges of a file that contain the tables of an image. Programs that write
-// images put tables next to each other, so that a few ranges are enough for all tables. The zero
-// value has no tables. Places are safe for concurrent use.
+// Places are the ranges of a file that contain the tables of an image. Programs that write images
+// put tables next to each other. Therefore a few ranges are enough for all tables. The zero value
+// has no tables. Places are safe for concurrent use.
 type Places struct {
 	spans       []span
 	length      int64   // of one table, in bytes
@@ -54,12 +54,12 @@ func NewPlaces(starts []int64, length int64) (*Places, error) {
 	}
 	p.spans = slices.Clone(p.spans) // free the unused capacity
 	if len(p.overlapping) > maxOverlapping {
-		return p, fmt.Errorf("more than %d tables overlap each other, the first one is at offset %d", maxOverlapping, p.overlapping[0])
+		return p, fmt.Errorf("more than %d tables overlap each other, and the first of them is at offset %d", maxOverlapping, p.overlapping[0])
 	}
 	return p, nil
 }
 
-// addOverlapping records that the table at start overlaps another one.
+// addOverlapping records that the table at start overlaps another table.
 func (p *Places) addOverlapping(start int64) {
 	if n := len(p.overlapping); n <= maxOverlapping && (n == 0 || p.overlapping[n-1] != start) {
 		p.overlapping = append(p.overlapping, start)

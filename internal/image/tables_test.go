@@ -63,7 +63,7 @@ func TestPlacesAreBounded(t *testing.T) {
 	for i := range starts {
 		starts[i] = int64(i)
 	}
-	if _, err := image.NewPlaces(starts, 1000); err == nil || !strings.Contains(err.Error(), "overlap each other, the first one is at offset 0") {
+	if _, err := image.NewPlaces(starts, 1000); err == nil || !strings.Contains(err.Error(), "overlap each other, and the first of them is at offset 0") {
 		t.Error(err)
 	}
 	var none *image.Places

@@ -1,5 +1,5 @@
 // Package impatient stops waiting for a call that has no context, when the context of the caller
-// ends. An example of such a call is to open a FIFO that no process writes to.
+// ends. An example of such a call is opening a FIFO that no process writes to.
 package impatient
 
 import "context"

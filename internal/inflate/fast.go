@@ -4,7 +4,7 @@ import "encoding/binary"
 
 const (
 	// An iteration of the fast loop uses at most fastIn bytes of src and fastOut bytes of dst.
-	// The loop checks once for each iteration that so many are left.
+	// The loop checks once for each iteration that at least so many bytes are left.
 	fastIn  = 16
 	fastOut = 4 + 16
 )
@@ -94,9 +94,9 @@ func (d *Decoder) decodeFast(s *stream) error {
 		switch {
 		case dist > out: // repeat returns the error
 		case dist >= 8:
-			// The match begins 8 or more bytes back. So it can be copied in words of 8 bytes
-			// that do not overlap. Bytes that are written after the end of the match are
-			// overwritten by the next symbols.
+			// The match begins 8 or more bytes back. Therefore the match can be copied
+			// in words of 8 bytes that do not overlap. Bytes that are written after
+			// the end of the match are overwritten by the next symbols.
 			copy16((*[16]byte)(w[k:]), (*[16]byte)(dst[out-dist:]))
 			if length <= 16 {
 				out += length

@@ -48,7 +48,7 @@ func (d *Decoder) readDynamic(s *stream) error {
 		precode[sym] = uint8(n)
 	}
 	if !d.build(d.precode[:], precodeBits, precode[:], precodeSymbols[:]) {
-		return s.corrupt("the code of the code lengths is incomplete")
+		return s.corrupt("the code of the code lengths is incomplete or has too many codes")
 	}
 
 	lens := d.lens[:litlen+dist]
@@ -60,13 +60,13 @@ func (d *Decoder) readDynamic(s *stream) error {
 		return s.corrupt("the block has no code for its end")
 	}
 	if !d.build(d.litlen[:], litlenBits, lens[:litlen], litlenSymbols[:]) {
-		return s.corrupt("the code of the literals and lengths is incomplete")
+		return s.corrupt("the code of the literals and lengths is incomplete or has too many codes")
 	}
 	if len(s.src)-s.in >= pairFrom {
 		d.pairLiterals()
 	}
 	if !d.build(d.dist[:], distBits, lens[litlen:], distSymbols[:]) {
-		return s.corrupt("the code of the distances is incomplete")
+		return s.corrupt("the code of the distances is incomplete or has too many codes")
 	}
 	return nil
 }

@@ -24,8 +24,8 @@ var (
 )
 
 // Decoder decodes one stream at a time. The zero value is ready to use. A Decoder has tables of
-// about 20 KiB, but keeps no state between calls; so it should be used for many streams. Only
-// one goroutine may use it at a time.
+// about 20 KiB and keeps no state between calls. Therefore one Decoder should be used for many
+// streams. Only one goroutine may use it at a time.
 type Decoder struct {
 	litlen [litlenSize]entry
 	dist   [distSize]entry
@@ -244,7 +244,7 @@ func (s *stream) noDistance() error {
 // dist bytes before its end. The two ranges may overlap.
 func (s *stream) repeat(length, dist int) error {
 	if dist > s.out {
-		return s.corrupt("distance %d, but only %d bytes come before", dist, s.out)
+		return s.corrupt("a match has the distance %d, but only %d bytes come before it", dist, s.out)
 	}
 	start, end := s.out-dist, min(s.out+length, len(s.dst))
 	for s.out < end { // if the ranges overlap, later bytes repeat earlier ones

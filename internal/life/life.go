@@ -1,8 +1,9 @@
-// Package life decides whether a call of a disk may begin. It implements these rules for disks:
-// if the context that the disk was opened with has ended, all calls fail; Close waits for calls
-// in progress; and reads stop at the end of the disk.
+// Package life decides whether a call of a method of a disk may begin. It implements these rules
+// for disks: if the context that the disk was opened with has ended, all calls fail; Close waits
+// for calls in progress; and reads stop at the end of the disk.
 //
-// A disk has a [Life] as a field. Each of its methods calls Begin and End:
+// A disk has a [Life] as a field. The methods of the disk call Life.Begin and Life.End, and its
+// method Close calls Life.Close:
 //
 //	func (d *disk) Identity(ctx context.Context) (id, proof string, err error) {
 //		if err := d.life.Begin(ctx); err != nil {
@@ -34,13 +35,13 @@ type Life struct {
 	Context context.Context // the context that the disk was opened with
 	Name    string          // what errors call the disk
 
-	calls   atomic.Int64  // calls in progress, plus closing as soon as Close was called
+	calls   atomic.Int64  // number of calls in progress; Close adds the constant closing
 	closed  atomic.Bool   // Close was called
 	drained chan struct{} // made by Close; gets a value when no call is in progress
 }
 
-// Close adds closing to the field calls. The sum is negative for any number of calls in
-// progress.
+// closing marks a disk as closed. Close adds this number to Life.calls, and the sum is then
+// negative for any number of calls in progress.
 const closing = math.MinInt64
 
 // Cause returns why the context of the disk or ctx has ended. It returns nil if neither has
@@ -99,8 +100,9 @@ func (l *Life) Close(release func() error) error {
 	return release()
 }
 
-// ReadAt implements the method ReadAt of a disk of size bytes. It calls read with the part of p
-// that lies in the disk. read returns how many bytes of that part it has filled.
+// ReadAt implements the method ReadAt of a disk of size bytes. It calls the function read with the
+// part of p that lies in the disk. The function read returns how many bytes of that part it has
+// filled.
 func (l *Life) ReadAt(p []byte, off, size int64, read func(p []byte) (int, error)) (int, error) {
 	if off < 0 {
 		return 0, fmt.Errorf("read %s: negative offset %d", l.Name, off)
@@ -120,9 +122,8 @@ func (l *Life) ReadAt(p []byte, off, size int64, read func(p []byte) (int, error
 }
 
 // Clip returns the part of p that lies in a disk of size bytes if p is read at offset off. The
-// offset must not be negative. The error is the one that ReadAt returns after it has read that
-// part: io.EOF if p extends past the end of the disk or off is not in the disk, and nil
-// otherwise.
+// offset must not be negative. The error is the result of ReadAt after it has read that part. It
+// is io.EOF if p extends past the end of the disk or off is not in the disk. Otherwise it is nil.
 func Clip(p []byte, off, size int64) ([]byte, error) {
 	switch {
 	case off >= size:

@@ -1,9 +1,10 @@
 // Package lifecycle contains code that all writers of disks share. A [Target] checks the order
 // of the calls of a sink.Disk, refuses calls whose context has ended, and keeps the first error.
 //
-// A writer has a Target as a field. Each write calls Begin and Done. Finish and Publish do their
-// work in a function that they pass to Advance. Suspend and Abort pass such a function to End or
-// Abort.
+// A writer has a Target as a field. Each write of the writer calls Target.Begin and Target.Done.
+// The writer's methods Finish and Publish do their work in a function that they pass to
+// Target.Advance. Its method Suspend passes a function to Target.End, and its method Abort passes
+// one to Target.Abort.
 package lifecycle
 
 import (
@@ -18,7 +19,7 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// Stage says which calls of a disk were made already, and so which calls are allowed.
+// Stage says which calls of a disk were made already. This decides which calls are allowed.
 type Stage uint8
 
 // These are the stages of a disk in their order. A new disk is in the stage Writing. After
@@ -37,7 +38,7 @@ type Target struct {
 	Size    int64  // size of the disk in bytes, or sink.UnknownSize
 	Limit   int64  // largest size in bytes if Size is unknown; 0: no limit
 	Unit    int64  // alignment in bytes of ranges, except at the end of the disk; 0: none
-	Resume  int64  // offset where an earlier run stopped, at which a range may begin, too
+	Resume  int64  // offset where an earlier run stopped; a range may begin there without being aligned
 
 	calls sync.RWMutex // read-locked by each call, locked by calls that change stage or Size
 	stage Stage        // guarded by calls
@@ -96,7 +97,7 @@ func (t *Target) inDisk(off, n int64) error {
 }
 
 // SetSize implements sink.Sizer for a disk whose size was unknown: it sets the size to n bytes.
-// Then it calls work, which makes the changes that the format of the disk needs.
+// Then it calls the function work, which makes the changes that the format of the disk needs.
 func (t *Target) SetSize(n int64, work func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
@@ -118,8 +119,8 @@ func (t *Target) SetSize(n int64, work func() error) error {
 }
 
 // ready returns nil if a call may begin: the disk is in the given stage, no earlier call has
-// failed, and neither the context of the call nor that of the disk has ended. The caller holds
-// the lock calls.
+// failed, and neither the context of the call nor that of the disk has ended. The caller has
+// locked the mutex t.calls, for reading or writing.
 func (t *Target) ready(ctx context.Context, stage Stage) error {
 	if t.stage == Ended {
 		return sink.ErrClosed
@@ -131,7 +132,7 @@ func (t *Target) ready(ctx context.Context, stage Stage) error {
 		return fmt.Errorf("%s: Publish was called before Finish", t.Name)
 	}
 	if t.stage > stage {
-		return fmt.Errorf("%s: cannot be written after Finish", t.Name)
+		return fmt.Errorf("%s: the target cannot be written after Finish", t.Name)
 	}
 	if err := t.Stopped(ctx); err != nil {
 		return t.Fail(err)
@@ -169,7 +170,7 @@ func (t *Target) Fail(err error) error {
 }
 
 // Advance implements Finish and Publish. It checks that the disk is in the given stage and calls
-// work. If work succeeds, the disk enters the next stage.
+// the function work. If work succeeds, the disk enters the next stage.
 func (t *Target) Advance(ctx context.Context, stage Stage, work func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
@@ -186,8 +187,8 @@ func (t *Target) Advance(ctx context.Context, stage Stage, work func() error) er
 	return nil
 }
 
-// End ends the disk in any stage. It calls work, which does what is left to do at the end. The
-// disk has ended even if work fails.
+// End ends the disk in any stage. It calls the function work, which does what is left to do at the
+// end. The disk has ended even if work fails.
 func (t *Target) End(work func() error) error {
 	t.calls.Lock()
 	defer t.calls.Unlock()
@@ -198,8 +199,8 @@ func (t *Target) End(work func() error) error {
 	return work()
 }
 
-// Abort implements the method Abort of a disk. It calls End, except if the disk has already
-// ended: then it does nothing.
+// Abort implements the method Abort of a disk. It calls End. If the disk has already ended, Abort
+// does nothing.
 func (t *Target) Abort(work func() error) error {
 	if err := t.End(work); !errors.Is(err, sink.ErrClosed) {
 		return err
@@ -207,8 +208,9 @@ func (t *Target) Abort(work func() error) error {
 	return nil
 }
 
-// InAnyStage calls work, which must be the function that the method Checkpoint of the disk
-// returned. Unlike other calls, that function is allowed in every stage before Ended.
+// InAnyStage calls the function work, which must be the function that the method Checkpoint of the
+// disk returned. That function is allowed in every stage before Ended. Other calls are allowed
+// only in one stage.
 func (t *Target) InAnyStage(ctx context.Context, work func() error) error {
 	t.calls.RLock()
 	defer t.calls.RUnlock()

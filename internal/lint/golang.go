@@ -99,6 +99,6 @@ func holdsOptions(name string) bool {
 	return false
 }
 
-// plain returns text in one line, with single spaces in place of line ends. So a phrase is found
-// even if it continues on the next line.
+// plain returns text in one line, with single spaces in place of line ends. Therefore a phrase is
+// found even if it continues on the next line.
 func plain(text string) string { return strings.Join(strings.Fields(text), " ") }

@@ -8,13 +8,13 @@ import (
 // module is the path of the Go module of this repository, followed by a slash.
 const module = "github.com/vddkcp/vddkcp/"
 
-// imports are rules for the imports of packages. A package in the folder pkg may import the
-// packages that the field may lists. The first rule that matches the folder of a package
+// imports are rules for the imports of packages. The field allowed contains the packages that a
+// package in the folder pkg may import. The first rule that matches the folder of a package
 // applies. If pkg ends in a slash, the rule is for all folders below it.
 //
 // Every package may import the packages below internal/. A package without a rule may import no
 // other package of the module. Tests may import everything. CONTRIBUTING.md gives the reasons.
-var imports = []struct{ pkg, may string }{
+var imports = []struct{ pkg, allowed string }{
 	{"cmd/vddkcp/internal/export", "nbd nbd/server source source/cow source/open"},
 	{"cmd/vddkcp", "cmd/vddkcp/internal/export nbd nbd/client source source/open sink sink/open sink/raw transfer transfer/batch transfer/digest transfer/diskjob transfer/job transfer/journal transfer/progress transfer/report vddk"},
 	{"transfer/batch", "transfer/report"},
@@ -49,15 +49,15 @@ func lintImport(file, imported string) string {
 	if !ours || strings.HasPrefix(name, "internal/") || strings.HasSuffix(file, "_test.go") {
 		return ""
 	}
-	pkg, may := path.Dir(file), ""
+	pkg, allowed := path.Dir(file), ""
 	for _, rule := range imports {
 		if pkg == rule.pkg || strings.HasSuffix(rule.pkg, "/") && strings.HasPrefix(pkg, rule.pkg) {
-			may = rule.may
+			allowed = rule.allowed
 			break
 		}
 	}
-	if strings.Contains(" "+may+" ", " "+name+" ") {
+	if strings.Contains(" "+allowed+" ", " "+name+" ") {
 		return ""
 	}
-	return pkg + " may not import " + name + "; it may import: " + may
+	return pkg + " may not import " + name + "; it may import: " + allowed
 }

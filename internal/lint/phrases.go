@@ -6,12 +6,12 @@ import (
 	"strings"
 )
 
-// phrases are expressions for phrases that readers of this repository misunderstood, or
-// understood only after they had read the code. The field instead says how to write it better.
+// phrases are expressions for phrases that readers of this repository misunderstood, or understood
+// only after they had read the code. The field advice says what to write instead of the phrase.
 // CONTRIBUTING.md has examples.
 var phrases = []struct {
-	is      *regexp.Regexp
-	instead string
+	pattern *regexp.Regexp
+	advice  string
 }{
 	{regexp.MustCompile(`\b(is|are|was|were|be|been) come to\b`), `"is reached"`},
 	{regexp.MustCompile(`\b(is|are|was|were|be|been|being) told of\b`), `who reports what`},
@@ -22,8 +22,8 @@ var phrases = []struct {
 	{regexp.MustCompile(`(?i)\bwhoever\b`), `the subject by its name`},
 	{regexp.MustCompile(`(?i)\bwhat becomes of\b`), `the result by its name`},
 	{regexp.MustCompile(`(?i)\bas it were\b`), `the plain statement`},
-	// The last two expressions match sentences that begin with such a word as Of or What. A
-	// reader does not know the subject of such a sentence.
+	// The last two expressions match sentences that begin with Of, Who, Whose or What. A
+	// reader does not know the subject of these sentences.
 	{regexp.MustCompile(`(^|[.:;] )(Of|Who|Whose) [^?]*?[.,;:]`), `a sentence that begins with its subject`},
 	{regexp.MustCompile(`(^|[.] )What [^?]*?([.,;:]|$)`), `a sentence that begins with its subject`},
 }
@@ -32,12 +32,12 @@ var phrases = []struct {
 // lines of the text.
 func phrasesIn(text string) (found []string) {
 	for _, p := range phrases {
-		at := p.is.FindString(text)
+		at := p.pattern.FindString(text)
 		if at != "" && !strings.HasPrefix(at, "Of returns ") { // a function can be named Of
 			if len(at) > 60 {
 				at = at[:60] + "..."
 			}
-			found = append(found, fmt.Sprintf("%q: write %s", at, p.instead))
+			found = append(found, fmt.Sprintf("%q: write %s", at, p.advice))
 		}
 	}
 	return found

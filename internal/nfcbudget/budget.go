@@ -1,5 +1,5 @@
 // Package nfcbudget shares the memory that an ESXi host has for NFC connections. All connections
-// to the host get their part of it from one [Budget]:
+// to the host get their part of this memory from one [Budget]:
 //
 //	budget := nfcbudget.NewHost(48<<20, 52)
 //	release, err := budget.Acquire(ctx, budget.Of(1, buffers.Bytes()))

@@ -17,7 +17,7 @@ type Pace struct {
 	most      Limits // the limits at the beginning, which are never exceeded
 	now       Limits
 	shrunk    uint64 // how often the limits were lowered
-	successes int    // successful requests since now changed
+	successes int    // successful requests since the field now was changed
 }
 
 // Limits are the limits that apply to requests at a moment.
@@ -41,11 +41,11 @@ func (p *Pace) Next() (l Limits, version uint64) {
 	return p.now, p.shrunk
 }
 
-// Denied lowers the limits, because the host had no memory for a request. version is the one
+// Denied lowers the limits, because the host had no memory for a request. version is the version
 // that Next returned for that request. smaller is true if a smaller request is worth an attempt.
 //
-// A host often refuses several requests at once. Only the first of them lowers the limits; the
-// others have an outdated version then.
+// A host often refuses several requests at once. Only the first refusal lowers the limits. The
+// other refusals then have an outdated version.
 func (p *Pace) Denied(version uint64) (smaller bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -22,15 +22,16 @@ const (
 )
 
 // Tuner finds the smallest number of connections that reaches the highest rate. It adds one
-// connection after the other, as long as each one raises the rate by a tenth. It removes the
-// last one if that did not raise the rate enough.
+// connection after the other, as long as each one raises the rate by a tenth. It removes the last
+// connection again if that connection did not raise the rate enough.
 //
 // The caller calls Add for each request, and opens and closes connections as Add says. The Tuner
 // has no clock: all times are passed to it, and are durations since any fixed point in time. It
 // is not safe for concurrent use.
 //
-// The Tuner only measures while all connections have enough requests. If they have not, because
-// the reader of the data is slower than the disk, the number of connections does not change.
+// The Tuner only measures while all connections have enough requests. If the reader of the data is
+// slower than the disk, the connections have too few requests, and the number of connections does
+// not change.
 type Tuner struct {
 	most int // the largest number of connections
 	want int // the number of connections that there should be
@@ -66,8 +67,8 @@ func NewTuner(limit int) *Tuner {
 }
 
 // Add counts a request that has read n bytes and has ended now. open is the number of open
-// connections. loaded says that all of them had enough requests since the last call of Add. The
-// result is the number of connections that the caller should have open.
+// connections. loaded says whether all open connections had enough requests since the last call of
+// Add. The result is the number of connections that the caller should have open.
 func (t *Tuner) Add(now time.Duration, n int64, open int, loaded bool) (want int) {
 	since := now - max(t.last, t.from)
 	t.last = now
@@ -108,7 +109,7 @@ func (t *Tuner) Failed(open int) {
 }
 
 // Settled returns the number of connections that the Tuner has decided on. If the Tuner is just
-// trying one more or one fewer, this is the number before the try.
+// trying one connection more or one fewer, this is the number before the try.
 func (t *Tuner) Settled() int {
 	switch t.state {
 	case growing:

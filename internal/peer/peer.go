@@ -17,7 +17,7 @@ func Need(t testing.TB, programs ...string) {
 	notShort(t)
 	for _, p := range programs {
 		if _, err := exec.LookPath(p); err != nil {
-			missing(t, "needs %s (Debian: apt-get install qemu-utils e2fsprogs xfsprogs btrfs-progs libnbd-bin nbdkit nbd-server libvmdk-utils qemu-system-x86 busybox-static): %v", p, err)
+			missing(t, "the test needs the program %s (Debian: apt-get install qemu-utils e2fsprogs xfsprogs btrfs-progs libnbd-bin nbdkit nbd-server libvmdk-utils qemu-system-x86 busybox-static): %v", p, err)
 		}
 	}
 }
@@ -37,7 +37,7 @@ func NeedRoot(t testing.TB) {
 func NeedFile(t testing.TB, path string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil {
-		missing(t, "needs a file: %v", err)
+		missing(t, "the test needs a file outside the project: %v", err)
 	}
 }
 
@@ -46,7 +46,7 @@ func NeedFile(t testing.TB, path string) {
 func notShort(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("skipped by -short: needs other programs or root")
+		t.Skip("skipped by -short: the test needs other programs or root")
 	}
 }
 

@@ -121,9 +121,10 @@ func decode[T string | []byte](s T) (rune, int) {
 	return utf8.DecodeRune(b[:copy(b[:], s)])
 }
 
-// appendSafe appends s to b with escapes. It uses escapes that are valid in JSON for all
-// characters that JSON text can contain as they are. JSON text has other control characters only
-// in escaped form.
+// appendSafe appends s to b with escapes. If s is JSON, the result must be JSON, too. Therefore
+// characters that may occur in JSON text without an escape, such as DEL, get an escape that is
+// valid in JSON. Most control characters and invalid UTF-8 cannot occur in JSON text. They get an
+// escape such as \x1b, which is not valid in JSON.
 func appendSafe[T string | []byte](b []byte, s T, keepLayout bool) []byte {
 	for len(s) > 0 {
 		n := first(s, keepLayout)

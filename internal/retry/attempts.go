@@ -19,7 +19,7 @@ func NewProgress() *Progress { return &Progress{start: time.Now()} }
 func (p *Progress) Mark() { p.last.Store(int64(time.Since(p.start))) }
 
 // Idle returns for how long no operation has succeeded. It counts from the last success or from
-// since, whichever is later.
+// the given time, whichever is later.
 func (p *Progress) Idle(since time.Time) time.Duration {
 	if last := p.start.Add(time.Duration(p.last.Load())); last.After(since) {
 		since = last
@@ -49,8 +49,8 @@ func (a *Attempts) Failures() int { return a.failures }
 // without progress are counted from zero again.
 func (a *Attempts) Advance() { a.failures, a.since = 0, time.Now() }
 
-// Idle returns for how long no operation with the same Progress has succeeded, this one
-// included.
+// Idle returns for how long neither this operation nor another operation with the same Progress
+// has succeeded.
 func (a *Attempts) Idle() time.Duration { return a.progress.Idle(a.since) }
 
 // Left returns how much time is left before the operation is given up. It is never negative.

@@ -1,6 +1,6 @@
 // Package retry decides whether a failed operation is tried again, and how long to wait before
-// that. The caller makes the attempts itself. So it can reconnect, use another connection or
-// make a request smaller between two attempts.
+// that. The caller makes the attempts itself. Therefore it can reconnect, use another connection
+// or make a request smaller between two attempts.
 //
 // A caller has one [Policy], and starts [Attempts] for each operation:
 //
@@ -103,8 +103,8 @@ func (p *Policy) patient(idle time.Duration) bool {
 	return p.Patience()-idle >= min(leastAttempt, p.Patience()/20)
 }
 
-// IsPermanent reports whether err is permanent, either for the function IsPermanent or for
-// p.Permanent.
+// IsPermanent reports whether err is permanent. It is permanent if the function IsPermanent of
+// this package or the function p.Permanent returns true for it.
 func (p *Policy) IsPermanent(err error) bool {
 	return IsPermanent(err) || p.Permanent != nil && p.Permanent(err)
 }
@@ -184,7 +184,7 @@ func IsMarked(err error) bool { return errors.As(err, new(*permanentError)) }
 // file does not exist or that a permission is missing.
 //
 // Errors of ended contexts do not count as permanent, because the timeout of a connection looks
-// the same. So callers must check their own context.
+// the same. Therefore callers must check their own context.
 func IsPermanent(err error) bool {
 	return IsMarked(err) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)
 }
