@@ -1,7 +1,7 @@
 // Command scattered makes a monolithicSparse VMDK for benchmarks of readers of grain
-// tables. Each grain is allocated with the same probability, no grain follows its
-// neighbour in the file, and all grains are holes of the file, so that terabytes take
-// no space.
+// tables. Each grain is allocated with the same probability. Grains that are neighbours
+// on the disk are not neighbours in the file. All grains are holes of the file.
+// Therefore terabytes take no space.
 //
 //	go run ./scripts/scattered FILE GIB PERCENT
 //
@@ -50,7 +50,7 @@ func run(args []string) error {
 	}
 	percent, err := strconv.ParseInt(args[2], 10, 64)
 	if err != nil || percent < 0 || percent*gib > 100*2040 {
-		return fmt.Errorf("PERCENT %s: want 0 or more, of %d GiB less than 2 TiB", args[2], gib)
+		return fmt.Errorf("PERCENT %s: want 0 or more, and at most 2040 GiB of data in a disk of %d GiB", args[2], gib)
 	}
 	f, err := os.Create(args[0])
 	if err != nil {
@@ -132,8 +132,9 @@ func write(w *bufio.Writer, capacity int64, percent int) int64 {
 	}
 	io.CopyN(w, zeros{}, firstTable*sector-directorySector*sector-tables*4)
 
-	// The same random numbers are drawn twice, because the number of grains decides where
-	// the grains lie.
+	// The loops below draw the same random numbers twice. The first loop counts the
+	// allocated grains. The second loop writes the tables with the place of each grain
+	// in the file, which depends on that count.
 	has := func() func() bool {
 		r := rand.New(rand.NewPCG(1, 2))
 		return func() bool { return r.IntN(100) < percent }
@@ -144,7 +145,7 @@ func write(w *bufio.Writer, capacity int64, percent int) int64 {
 			n++
 		}
 	}
-	const step = 1_000_003 // a prime, so each place is used once and neighbours lie far apart
+	const step = 1_000_003 // a prime: each place is used once, and neighbours on the disk lie far apart in the file
 	place := int64(0)
 	table := make([]byte, entries*4)
 	for next, t := has(), int64(0); t < tables; t++ {

@@ -68,9 +68,9 @@ type faultFS struct {
 // fault is what happens to a call. The tests of vddkcp send it as JSON.
 type fault struct {
 	Call  string // "write" (of the disk), "fsync", "rename" or "read"
-	At    int    // which of them, from 1; 0: every
+	At    int    // the number of the call of this kind that fails, counted from 1; 0: every call
 	Errno syscall.Errno
-	Do    string // with errno 0: "drop" it and say that it was done, "short": half of it, "flip" a bit of what it writes, "delay"
+	Do    string // if Errno is 0: "drop" does nothing and reports success, "short" writes half of the data, "flip" changes a bit of the data, "delay" waits
 }
 
 // next counts a call and returns the fault that applies to the call.
