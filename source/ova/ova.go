@@ -251,7 +251,7 @@ func (e *ShortError) Error() string {
 
 // Hint returns what the user can do about the error.
 func (e *ShortError) Hint() string {
-	return "transfer the appliance again; if the file is whole and the descriptor is wrong, unpack the appliance and open the disk's file"
+	return "transfer the appliance again; if the file is complete and the descriptor is wrong, unpack the appliance and open the disk's file"
 }
 
 // CheckRaw checks the size of disk i, a raw disk of size bytes. It returns a

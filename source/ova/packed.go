@@ -33,7 +33,7 @@ func (e *PackedError) Error() string {
 
 // Hint returns the command that unpacks the appliance.
 func (e *PackedError) Hint() string {
-	return "unpack the file first, and open the unpacked one: " + fmt.Sprintf(e.unpack, e.Path)
+	return "unpack the file, and use the unpacked file as the source: " + fmt.Sprintf(e.unpack, e.Path)
 }
 
 // checkPacked returns a *PackedError if f is compressed as a whole.

@@ -42,7 +42,7 @@ func TestBadHeaders(t *testing.T) {
 		{"LUKS", image{}, func(l *layout) { l.put32(32, 2) }, "encrypted with LUKS"},
 		{"encrypted anyhow", image{}, func(l *layout) { l.put32(32, 3) }, "crypt_method 3"},
 		{"refcounts", image{}, func(l *layout) { l.put32(96, 7) }, "refcount_order 7 at offset 96"},
-		{"corrupt", image{features: 2}, nil, "marked as corrupt (incompatible feature bit 1): its tables may be wrong; qemu-img check -r all"},
+		{"corrupt", image{features: 2}, nil, "marked as corrupt (incompatible feature bit 1): its tables may be wrong; make a copy of the image, and repair the copy with qemu-img check -r all"},
 		{"unknown features", image{features: 1<<7 | 1<<63, names: feature(1, 7, "other") + feature(0, 7, "time travel") + feature(0, 63, strings.Repeat("x", 46))}, nil,
 			`incompatible_features at offset 72 has bit 7 ("time travel"), bit 63 ("` + strings.Repeat("x", 46) + `") set`},
 		{"unknown feature", image{features: 1 << 5}, nil, "has bit 5 set"},

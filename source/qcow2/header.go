@@ -280,7 +280,7 @@ func (h *header) checkFeatures(names map[uint8]string) error {
 		return fmt.Errorf("header: incompatible_features at offset 72 has %s set, which is not known: the image cannot be read", strings.Join(list, ", "))
 	}
 	if h.has(featureCorrupt) {
-		return fmt.Errorf("the image is marked as corrupt (incompatible feature bit 1): its tables may be wrong; qemu-img check -r all, on a copy of the image, repairs it")
+		return fmt.Errorf("the image is marked as corrupt (incompatible feature bit 1): its tables may be wrong; make a copy of the image, and repair the copy with qemu-img check -r all")
 	}
 	if h.has(featureExtendedL2) && h.clusterShift < minExtended {
 		return fmt.Errorf("header: cluster_bits %d at offset 20, want at least %d with extended L2 entries", h.clusterShift, minExtended)

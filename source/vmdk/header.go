@@ -124,7 +124,7 @@ func findHeader(f source.Disk) (h header, footer int64, err error) {
 		return h, 0, nil
 	}
 	if err == nil && last.directoryOffset == gdAtEnd && !last.marked() {
-		err = fmt.Errorf("footer at offset %d: there is no grain directory, because gdOffset is %#x both in the header and in the footer", footer, last.directoryOffset)
+		err = fmt.Errorf("footer at offset %d: there is no grain directory, because gdOffset is %#x in the footer, and the header has no valid gdOffset either", footer, last.directoryOffset)
 	}
 	return last, footer, err
 }

@@ -285,7 +285,7 @@ func (r *markerReader) next() (g, pos int64, err error) {
 			return -1, pos, nil
 		case markerTable, markerDirectory, markerFooter, markerProgress:
 			if left := (end-pos)/sectorSize - 1; left < 0 || value > uint64(left) {
-				return 0, 0, bad("%d sectors of metadata (type %d) follow the marker, but %d are left before the end of the stream at offset %d: the file is truncated or damaged", value, kind, left, end)
+				return 0, 0, bad("%d sectors of metadata (type %d) follow the marker, but only %d sectors are left before the end of the stream at offset %d: the file is truncated or damaged", value, kind, left, end)
 			}
 			r.pos += sectorSize + int64(value)*sectorSize
 		default:
