@@ -48,7 +48,7 @@ func LoadCertificate(certPath, keyPath string) (tls.Certificate, error) {
 	switch {
 	case err == nil:
 	case strings.Contains(err.Error(), "does not match"): // crypto/tls has no type for this error
-		return pair, wrong("replace the key file by the key that the certificate was issued for, or issue a certificate for the present key",
+		return pair, wrong("replace the key file by the key that the certificate was issued for, or issue a new certificate for the existing key",
 			"the key in %s does not belong to the certificate in %s", keyPath, certPath)
 	default:
 		return pair, wrong("", "%s and %s: %w", certPath, keyPath, err)
@@ -56,9 +56,9 @@ func LoadCertificate(certPath, keyPath string) (tls.Certificate, error) {
 	return pair, valid(certPath, pair.Leaf)
 }
 
-// LoadAuthorities reads the certificates of authorities from a PEM file. It fails with
-// a *CertificateError, as LoadCertificate does. Some certificates in the file may have
-// expired or may not be valid yet, as long as at least one is valid.
+// LoadAuthorities reads the certificates of authorities from a PEM file. Some of these
+// certificates may have expired or may not be valid yet, as long as at least one is
+// valid. All errors are of the type *CertificateError: see LoadCertificate.
 func LoadAuthorities(path string) (*x509.CertPool, error) {
 	text, err := readPEM(path, "CERTIFICATE")
 	if err != nil {
@@ -120,9 +120,9 @@ func valid(path string, c *x509.Certificate) error {
 	const day = "2006-01-02 15:04:05 MST"
 	switch now := time.Now(); {
 	case now.After(c.NotAfter):
-		return wrong("renew the certificate; if it has not expired, set the clock of this machine", "the certificate in %s expired on %s", path, c.NotAfter.UTC().Format(day))
+		return wrong("renew the certificate, or set the clock of this machine if it is wrong", "the certificate in %s expired on %s", path, c.NotAfter.UTC().Format(day))
 	case now.Before(c.NotBefore):
-		return wrong("set the clock of this machine if it is wrong, or wait", "the certificate in %s is not valid before %s", path, c.NotBefore.UTC().Format(day))
+		return wrong("set the clock of this machine if it is wrong; otherwise wait until the certificate becomes valid", "the certificate in %s is not valid before %s", path, c.NotBefore.UTC().Format(day))
 	}
 	return nil
 }

@@ -7,7 +7,7 @@ import (
 
 // EndTLS ends a TLS connection over the socket raw. It calls sendNotify, the method
 // Close or CloseWrite of the *tls.Conn, which sends the alert close_notify. If the peer
-// does not read, sendNotify fails after the duration limit.
+// does not read, sendNotify fails after the given time limit.
 //
 // A write deadline set before the call would not limit the time: crypto/tls replaces it
 // by a deadline 5 seconds later (closeNotify in crypto/tls/conn.go). When EndTLS

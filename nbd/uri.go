@@ -130,7 +130,7 @@ func (u *URI) query(raw string, unix bool) error {
 			u.Socket = value
 		case "tls-certificates":
 			if value == "" {
-				return fmt.Errorf("tls-certificates is empty: want a directory")
+				return fmt.Errorf("parameter tls-certificates is empty: want the path of a directory")
 			}
 			u.Certificates = value
 		case "tls-hostname":

@@ -497,7 +497,7 @@ func ParseBlockSizes(b *[BlockSizesSize]byte) (BlockSizes, error) {
 	s := BlockSizes{binary.BigEndian.Uint32(b[:]), binary.BigEndian.Uint32(b[4:]), binary.BigEndian.Uint32(b[8:])}
 	switch {
 	case s.Min == 0 || s.Min&(s.Min-1) != 0 || s.Min > 64<<10:
-		return s, fmt.Errorf("minimum block size: found %d bytes, want a power of two up to 65536", s.Min)
+		return s, fmt.Errorf("minimum block size: found %d bytes, want a power of two, at most 65536 bytes", s.Min)
 	case s.Preferred&(s.Preferred-1) != 0 || s.Preferred < s.Min:
 		return s, fmt.Errorf("preferred block size: found %d bytes, want a power of two and at least the minimum block size of %d bytes", s.Preferred, s.Min)
 	case s.Max < s.Min || s.Max%s.Min != 0 && s.Max != 1<<32-1:

@@ -14,9 +14,9 @@ func (s *server) write(p []byte, off int64) error {
 	return s.doBlocks(nbd.CmdWrite, p, off, s.writePart)
 }
 
-// doBlocks reads or writes p at offset off, as cmd says. It sends requests for the blocks
-// that p covers completely. It calls the function part for the parts of blocks at the
-// beginning and at the end of p.
+// doBlocks reads p from the offset off, or writes p there. The command cmd says which of
+// the two. doBlocks sends requests for the blocks that p covers completely. It calls the
+// function part for the parts of blocks at the beginning and at the end of p.
 func (s *server) doBlocks(cmd nbd.Command, p []byte, off int64, part func(p []byte, off int64) error) error {
 	head, whole := s.splitBlocks(off, int64(len(p)))
 	if head > 0 {
@@ -56,8 +56,9 @@ func (s *server) readPart(p []byte, off int64) error {
 	return nil
 }
 
-// readBlock reads the whole block that contains the offset off. It returns the call with
-// the offset and the data of the block.
+// readBlock reads the whole block that contains the offset off. It returns the completed
+// read request: its field off is the offset of the block in the export, and its field
+// data holds the bytes of the block.
 func (s *server) readBlock(off int64) (*call, error) {
 	block := int64(s.sizes.Min)
 	start := off - off%block
@@ -77,8 +78,8 @@ func (s *server) maxPayload() int {
 }
 
 // writePart writes a range inside one block. It reads the block, changes the range and
-// writes the block back. Only one call does this at a time: of two concurrent calls for
-// the same block, one would undo the change of the other.
+// writes the block back. Only one call does this at a time, because two concurrent calls
+// for the same block would overwrite each other's change.
 func (s *server) writePart(p []byte, off int64) error {
 	s.partial.Lock()
 	defer s.partial.Unlock()

@@ -284,7 +284,7 @@ func (c *conn) writeRequests() error {
 				out = append(out, k.data)
 			}
 			if _, err := out.WriteTo(c.net); err != nil {
-				return &lostError{fmt.Errorf("send %v: %w", k, err)}
+				return &lostError{fmt.Errorf("cannot send the request %v: %w", k, err)}
 			}
 			if k.cmd == nbd.CmdDisconnect {
 				if c.net != c.raw {
@@ -328,7 +328,7 @@ func (c *conn) readReplies() error {
 		case nbd.StructuredReplyMagic:
 			err = c.readChunk(r)
 		default:
-			err = violation("a reply begins with %#08x, want the reply magic %#08x or %#08x, %s", magic, uint32(nbd.SimpleReplyMagic), uint32(nbd.StructuredReplyMagic), c.outstanding())
+			err = violation("found a reply that begins with %#08x, %s: want %#08x (a simple reply) or %#08x (a structured reply)", magic, c.outstanding(), uint32(nbd.SimpleReplyMagic), uint32(nbd.StructuredReplyMagic))
 		}
 		if err != nil {
 			return err
@@ -363,7 +363,7 @@ func (c *conn) find(cookie uint64) (*call, error) {
 	replied := k != nil && k.replied
 	c.mu.Unlock()
 	if k == nil || replied {
-		return nil, violation("found a reply with cookie %#x, which no waiting request has, %s", cookie, c.outstanding())
+		return nil, violation("found a reply with the unknown cookie %#x, %s: want the cookie of a request that waits for its reply", cookie, c.outstanding())
 	}
 	return k, nil
 }
@@ -381,9 +381,9 @@ func (c *conn) readSimple(r reader) error {
 	}
 	switch {
 	case k.hasChunk:
-		return violation("reply to %v: found a simple reply after chunks of a structured reply", k)
+		return violation("reply to %v: found a simple reply after chunks of a structured reply, want another chunk", k)
 	case c.structured && k.cmd == nbd.CmdRead:
-		return violation("reply to %v: found a simple reply, want a structured reply", k)
+		return violation("reply to %v: found a simple reply, want a structured reply, which was negotiated", k)
 	case reply.Errno != 0:
 		c.markReplied(k, &serverError{errno: reply.Errno, at: -1})
 		return nil

@@ -82,7 +82,7 @@ func (s *server) checkTail() error {
 		return nil // the error may be temporary
 	}
 	return source.Permanent(hinted.Error(
-		fmt.Errorf("cannot read the last %d bytes of the export: its size of %d bytes is not a multiple of the server's minimum block of %d bytes: %w", tail, s.size, s.sizes.Min, err),
+		fmt.Errorf("cannot read the last %d bytes of the export: its size of %d bytes is not a multiple of the server's minimum block size of %d bytes: %w", tail, s.size, s.sizes.Min, err),
 		fmt.Sprintf("configure the server to round the size up to a multiple of %d (nbdkit: --filter=truncate round-up=%d), or to accept smaller blocks", s.sizes.Min, s.sizes.Min),
 	))
 }
@@ -107,7 +107,7 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 			c, n, err := connect(s.life.Context, uri, limit, o.Timeout)
 			if err == nil && (n.size != s.size || n.flags != s.flags || n.sizes != s.sizes || n.structured != s.structured || n.contexts != s.contexts) {
 				c.disconnect()
-				return violation("the export has %d bytes and flags %#x on connection %d, but %d bytes and flags %#x on the first", n.size, n.flags, i+2, s.size, s.flags)
+				return violation("the export differs between connections: it has %d bytes, flags %#x and block sizes %v on connection %d, but %d bytes, flags %#x and block sizes %v on connection 1", n.size, n.flags, n.sizes, i+2, s.size, s.flags, s.sizes)
 			}
 			if err != nil && o.Connections == 0 && s.life.Context.Err() == nil {
 				return nil // the copy works with fewer connections

@@ -45,9 +45,9 @@ type segment struct {
 }
 
 // find returns the cached segment that contains the offset off. If there is none, it
-// returns nil and the offset at which a query for the missing extents should begin.
-// That is the last multiple of window up to off, or the end of the last cached segment
-// before off if that is greater.
+// returns nil and the offset at which a query for the missing extents should begin. A
+// query begins at a multiple of window. It begins later if the extents there are cached
+// already: at the end of the last cached segment before off.
 func (a *allocation) find(off int64) (*segment, int64) {
 	i, found := slices.BinarySearchFunc(a.segments, off, func(s *segment, off int64) int {
 		switch {

@@ -23,8 +23,8 @@ const (
 	// maxOptionReplies is the maximum number of replies to one option.
 	maxOptionReplies = 256
 	// padding is the number of zero bytes that an oldstyle server sends after its
-	// flags. A newstyle server sends as many at the end of its reply to
-	// EXPORT_NAME, unless NO_ZEROES was negotiated.
+	// flags. A newstyle server sends the same number of zero bytes at the end of its
+	// reply to EXPORT_NAME, unless NO_ZEROES was negotiated.
 	padding = 124
 )
 
@@ -50,9 +50,9 @@ type handshaker struct {
 	infoOnly bool // query the export with INFO and do not open it
 }
 
-// errNoInfo says that a server does not support INFO, with which a client queries an
-// export without opening it.
-var errNoInfo = errors.New("the server is too old to be queried about an export")
+// errNoInfo says that a server does not support INFO, or that its reply to INFO has no
+// size. INFO is the option with which a client queries an export without opening it.
+var errNoInfo = errors.New("the server cannot describe an export without opening it")
 
 // handshake performs the handshake on the socket raw. It returns the connection for the
 // transmission phase, which is the socket itself or a TLS connection over it.
@@ -80,7 +80,7 @@ func (s *handshaker) run(ctx context.Context, tlsConfig *tls.Config) (net.Conn, 
 // flags.
 func (n *negotiated) check() error {
 	if n.size < 0 {
-		return violation("size of the export: found %d bytes, want at most %d", uint64(n.size), int64(math.MaxInt64))
+		return violation("size of the export: found %d bytes, want at most %d bytes", uint64(n.size), int64(math.MaxInt64))
 	}
 	if n.flags&nbd.HasFlags == 0 {
 		n.flags = nbd.HasFlags
@@ -119,7 +119,7 @@ func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negoti
 	}
 	if mine&nbd.FixedNewstyle == 0 {
 		if s.uri.TLS {
-			return n, errors.New("the server is too old for TLS, which the scheme nbds requires")
+			return n, errors.New("the server is too old to support TLS, which the scheme nbds requires")
 		}
 		return s.exportName(n, mine)
 	}
@@ -154,10 +154,10 @@ func (s *handshaker) greet(ctx context.Context, tlsConfig *tls.Config) (n negoti
 // without a name.
 func (s *handshaker) oldstyle(n negotiated) (negotiated, error) {
 	if s.uri.TLS {
-		return n, errors.New("the server is too old for TLS, which the scheme nbds requires")
+		return n, errors.New("the server is too old to support TLS, which the scheme nbds requires")
 	}
 	if s.uri.Export != "" {
-		return n, fmt.Errorf("the server is too old for export names: want a URI without a name, found %q", s.uri.Export)
+		return n, fmt.Errorf("the server is too old to support export names: found the name %q in the URI, want a URI without a name", s.uri.Export)
 	}
 	var b [12 + padding]byte
 	if err := s.readFull(b[:]); err != nil {
@@ -234,7 +234,7 @@ func (s *handshaker) setContext(n *negotiated) error {
 	}
 	t, _, err := s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
 		if t != nbd.RepMetaContext || len(data) < 4 || string(data[4:]) != nbd.BaseAllocation || n.contexts {
-			return violation("reply to %v: found the reply type %v with %d bytes of data, want one META_CONTEXT with %s, ACK or an error", o, t, len(data), nbd.BaseAllocation)
+			return violation("reply to %v: found the reply type %v with %d bytes of data, want only one META_CONTEXT, for the context %s, and then ACK or an error", o, t, len(data), nbd.BaseAllocation)
 		}
 		n.contexts, n.context = true, binary.BigEndian.Uint32(data)
 		return nil
@@ -358,10 +358,10 @@ func (s *handshaker) readReplies(o nbd.Option, each func(nbd.OptionReplyType, []
 			return 0, "", violation("reply to %v: %w", o, err)
 		}
 		if reply.Option != o {
-			return 0, "", violation("found a reply to %v, want a reply to %v", reply.Option, o)
+			return 0, "", violation("found a reply to the option %v, want a reply to the option %v", reply.Option, o)
 		}
 		if reply.Len > maxOptionReply {
-			return 0, "", violation("reply to %v: found %d bytes of data, want at most %d", o, reply.Len, maxOptionReply)
+			return 0, "", violation("reply to %v: found %d bytes of data, want at most %d bytes", o, reply.Len, maxOptionReply)
 		}
 		data := make([]byte, reply.Len)
 		if err := s.readFull(data); err != nil {

@@ -51,13 +51,13 @@ func explainTLS(uri *nbd.URI, config *tls.Config, err error) error {
 		return hinted.Error(err, fmt.Sprintf("put the certificate of the authority that signed the server's certificate in %s", filepath.Join(nbd.Text([]byte(uri.Certificates)), "ca-cert.pem")))
 	case errors.As(err, &name) && nbd.NamesNoHost(name.Certificate):
 		return hinted.Error(
-			fmt.Errorf("the server's certificate names no host: it has the common name %q and no subjectAltName, want one of %q", name.Certificate.Subject.CommonName, name.Host),
+			fmt.Errorf("the server's certificate names no host: it has the common name %q and no subjectAltName, want a subjectAltName for %q", name.Certificate.Subject.CommonName, name.Host),
 			"issue the server's certificate with subjectAltName=DNS:NAME or IP:ADDRESS; tls-verify-peer=0 connects without verifying the certificate",
 		)
 	case errors.As(err, &name):
-		return hinted.Error(err, "add tls-hostname=NAME to the URI if the server's certificate is for another name")
+		return hinted.Error(err, "if the server's certificate was issued for another name, add tls-hostname=NAME with this name to the URI")
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
-		return hinted.Error(fmt.Errorf("the server's certificate: %w", err), "renew the server's certificate; if it has not expired, set the clock of this machine")
+		return hinted.Error(fmt.Errorf("cannot verify the server's certificate: %w", err), "renew the server's certificate, or set the clock of this machine if it is wrong")
 	case errors.As(err, &op) && op.Op == "remote error": // the server sent a TLS alert
 		return hinted.Error(err, clientCertificateHint(uri, config))
 	case len(config.Certificates) == 0 && isClosed(err):

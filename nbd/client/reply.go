@@ -9,8 +9,9 @@ import (
 )
 
 const (
-	// maxSpans limits the ranges of one read for which data have been received.
-	// Chunks may arrive in any order, so that there may be gaps between the ranges.
+	// maxSpans is the maximum number of separate ranges of one read for which data
+	// have been received. Chunks may arrive in any order, which leaves gaps between
+	// the ranges until the missing chunks arrive.
 	maxSpans = 4096
 	// maxRuns is how many extents of one reply are stored. Later ones are ignored.
 	maxRuns = 64 << 10
@@ -58,7 +59,7 @@ func (s *spans) add(from, to int64) error {
 		return nil
 	}
 	if len(s.list) == maxSpans {
-		return fmt.Errorf("the received chunks form more than %d separate ranges", maxSpans)
+		return fmt.Errorf("the chunks received so far cover more than %d separate ranges, the maximum that this client accepts", maxSpans)
 	}
 	s.list = slices.Insert(s.list, i, span{from, to})
 	return nil
@@ -149,11 +150,11 @@ func (c *conn) readChunk(r reader) error {
 		switch k.cmd {
 		case nbd.CmdRead:
 			if gap, ok := k.have.missing(k.off, k.off+k.n); ok {
-				return violation("reply to %v: bytes [%d, %d) are missing", k, gap.from, gap.to)
+				return violation("reply to %v: the reply has ended, and its bytes [%d, %d) are missing", k, gap.from, gap.to)
 			}
 		case nbd.CmdBlockStatus:
 			if !k.status.received {
-				return violation("reply to %v: the chunk with the extents is missing", k)
+				return violation("reply to %v: the reply has ended without a chunk with extents", k)
 			}
 		}
 	}
@@ -165,7 +166,7 @@ func (c *conn) readChunk(r reader) error {
 // offset off of the disk. It returns the part of the read buffer for these bytes.
 func claim(k *call, off uint64, n int64) ([]byte, error) {
 	if off < uint64(k.off) || off > uint64(k.off+k.n) || n > k.off+k.n-int64(off) {
-		return nil, violation("reply to %v: found a chunk of %d bytes at offset %d, want a chunk inside the request", k, n, off)
+		return nil, violation("reply to %v: found a chunk of %d bytes at offset %d, want a chunk inside the range of the request", k, n, off)
 	}
 	if err := k.have.add(int64(off), int64(off)+n); err != nil {
 		return nil, violation("reply to %v: %w", k, err)
@@ -177,7 +178,7 @@ func claim(k *call, off uint64, n int64) ([]byte, error) {
 // readData reads the payload of a data chunk into the buffer of the read request k.
 func readData(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Len < 9 {
-		return violation("reply to %v: found a data chunk with a payload of %d bytes, want at least 9", k, chunk.Len)
+		return violation("reply to %v: found a data chunk with a payload of %d bytes, want at least 9 bytes", k, chunk.Len)
 	}
 	var b [8]byte
 	if err := r.readFull(b[:]); err != nil {
@@ -197,7 +198,7 @@ func readData(r reader, k *call, chunk nbd.Chunk) error {
 // in the buffer of the read request k.
 func readHole(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Len != 12 {
-		return violation("reply to %v: found a hole chunk with a payload of %d bytes, want 12", k, chunk.Len)
+		return violation("reply to %v: found a hole chunk with a payload of %d bytes, want 12 bytes", k, chunk.Len)
 	}
 	var b [12]byte
 	if err := r.readFull(b[:]); err != nil {
@@ -205,7 +206,7 @@ func readHole(r reader, k *call, chunk nbd.Chunk) error {
 	}
 	n := binary.BigEndian.Uint32(b[8:])
 	if n == 0 {
-		return violation("reply to %v: found an empty hole", k)
+		return violation("reply to %v: found an empty hole, want a hole of at least 1 byte", k)
 	}
 	p, err := claim(k, binary.BigEndian.Uint64(b[:]), int64(n))
 	if err != nil {
@@ -220,17 +221,17 @@ func readHole(r reader, k *call, chunk nbd.Chunk) error {
 func (c *conn) readStatus(r reader, k *call, chunk nbd.Chunk) error {
 	n := int64(chunk.Len) / 8
 	if chunk.Len < 12 || chunk.Len%8 != 4 || n > maxDescriptors {
-		return violation("reply to %v: found a block status chunk with a payload of %d bytes, want 4 bytes and 8 bytes for each of 1 to %d extents", k, chunk.Len, maxDescriptors)
+		return violation("reply to %v: found a block status chunk with a payload of %d bytes, want 4 bytes plus 8 bytes for each extent, and 1 to %d extents", k, chunk.Len, maxDescriptors)
 	}
 	var b [8]byte
 	if err := r.readFull(b[:4]); err != nil {
 		return lostInReply(k, err)
 	}
 	if id := binary.BigEndian.Uint32(b[:]); !c.contexts || id != c.context {
-		return violation("reply to %v: found metadata context %d, want %d", k, id, c.context)
+		return violation("reply to %v: found extents of the metadata context with the ID %d, want the ID %d, which was negotiated", k, id, c.context)
 	}
 	if k.status.received {
-		return violation("reply to %v: found a second chunk with extents", k)
+		return violation("reply to %v: found a second chunk with extents, want only one", k)
 	}
 	k.status.received = true
 	pos, room := k.off, true
@@ -240,7 +241,7 @@ func (c *conn) readStatus(r reader, k *call, chunk nbd.Chunk) error {
 		}
 		length, flags := int64(binary.BigEndian.Uint32(b[:])), binary.BigEndian.Uint32(b[4:])
 		if length == 0 {
-			return violation("reply to %v: found an empty extent at offset %d", k, pos)
+			return violation("reply to %v: found an extent of 0 bytes at offset %d, want at least 1 byte", k, pos)
 		}
 		if pos >= k.off+k.n {
 			return violation("reply to %v: found an extent at offset %d, past the end of the request", k, pos)
@@ -259,7 +260,7 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 		want = 14
 	}
 	if int64(chunk.Len) < int64(want) || chunk.Len > maxErrorChunk {
-		return violation("reply to %v: found an error chunk with a payload of %d bytes, want %d to %d", k, chunk.Len, want, maxErrorChunk)
+		return violation("reply to %v: found an error chunk with a payload of %d bytes, want %d to %d bytes", k, chunk.Len, want, maxErrorChunk)
 	}
 	b := make([]byte, chunk.Len)
 	if err := r.readFull(b[:head]); err != nil {
@@ -267,10 +268,10 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 	}
 	errno, n := nbd.Errno(binary.BigEndian.Uint32(b)), int(binary.BigEndian.Uint16(b[4:]))
 	if n > len(b)-want || n > nbd.MaxString {
-		return violation("reply to %v: found an error text of %d bytes in a payload of %d bytes, want at most %d", k, n, len(b), min(len(b)-want, nbd.MaxString))
+		return violation("reply to %v: found an error text of %d bytes in a payload of %d bytes, want a text of at most %d bytes", k, n, len(b), min(len(b)-want, nbd.MaxString))
 	}
 	if errno == 0 {
-		return violation("reply to %v: found an error chunk with error number 0", k)
+		return violation("reply to %v: found an error chunk with error number 0, which stands for success", k)
 	}
 	if err := r.readFull(b[head:]); err != nil {
 		return lostInReply(k, err)
@@ -279,7 +280,7 @@ func readError(r reader, k *call, chunk nbd.Chunk) error {
 	if chunk.Type == nbd.ChunkErrorOffset {
 		at := binary.BigEndian.Uint64(b[head+n:])
 		if at < uint64(k.off) || at >= uint64(k.off+k.n) {
-			return violation("reply to %v: found an error at offset %d, want an offset inside the request", k, at)
+			return violation("reply to %v: found an error at offset %d, want an offset inside the range of the request", k, at)
 		}
 		failed.at = int64(at)
 	}

@@ -370,7 +370,7 @@ func TestOddSize(t *testing.T) {
 		size  int64
 		want  string
 	}{
-		{"refused", func(r nbd.Request) []byte { return failed(r, nbd.EINVAL) }, size, "cannot read the last 777 bytes of the export: its size of 41737 bytes is not a multiple of the server's minimum block of 4096 bytes: the server says: invalid request"},
+		{"refused", func(r nbd.Request) []byte { return failed(r, nbd.EINVAL) }, size, "cannot read the last 777 bytes of the export: its size of 41737 bytes is not a multiple of the server's minimum block size of 4096 bytes: the server says: invalid request"},
 		{"given", func(r nbd.Request) []byte { return to(r, chunk(nbd.ChunkData, true, r.Off, data(int(r.Len)))) }, size, ""},
 		{"failed", func(r nbd.Request) []byte { return failed(r, nbd.EIO) }, size, ""},
 		{"lost", func(r nbd.Request) []byte { return nil }, size, "read [40960, 41737): connection lost"},

@@ -37,7 +37,7 @@ type target struct {
 
 // Create opens the export that uri names, to write a disk of size bytes to it in place.
 // The export must be writable and have at least size bytes. If the export is larger,
-// the bytes after size are not changed, and Create reports that with o.Client.Warn.
+// its part after the disk is not changed, and Create reports that with o.Client.Warn.
 // Publish, Suspend and Abort only disconnect.
 //
 // The disk is sink.Parallel and sink.Verifiable. With TargetIsZero it is also
@@ -48,11 +48,14 @@ func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.
 	if size < 0 {
 		return nil, fmt.Errorf("%s: cannot write a disk of unknown size to an NBD export: %w", uri, errors.ErrUnsupported)
 	}
-	if o.Resume < 0 || o.Resume > size || o.State == nil && o.Resume > 0 {
-		return nil, fmt.Errorf("%s: cannot resume a disk of %d bytes at offset %d", uri, size, o.Resume)
+	if o.Resume < 0 || o.Resume > size {
+		return nil, fmt.Errorf("%s: cannot resume at offset %d: want an offset from 0 to the end of the disk, which has %d bytes", uri, o.Resume, size)
+	}
+	if o.State == nil && o.Resume > 0 {
+		return nil, fmt.Errorf("%s: cannot resume at offset %d without the state of a checkpoint", uri, o.Resume)
 	}
 	if o.State != nil && string(o.State) != string(state(size)) {
-		return nil, sink.Unfit(fmt.Errorf("%s: cannot resume: the state of the checkpoint is %q, want %q", uri, o.State, state(size)))
+		return nil, sink.Unfit(fmt.Errorf("%s: cannot resume: the checkpoint is of a target %q (format and size in bytes), but this target is %q", uri, o.State, state(size)))
 	}
 	s, err := dial(ctx, uri, o.Client)
 	if err != nil {
@@ -112,8 +115,10 @@ func newTarget(s *server, size int64, o SinkOptions) *target {
 	return t
 }
 
-// state returns the state of a checkpoint of a disk of size bytes, for
-// sink.Options.State. It is the same for all checkpoints of the disk.
+// state returns what a checkpoint of an NBD target records: the kind of target and the
+// size of the disk in bytes. All checkpoints of one disk record the same. A run that
+// resumes passes it to Create in sink.Options.State, and Create refuses a target of
+// another kind or size.
 func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
 
 // probeFlush tests whether an oldstyle server supports FLUSH if it advertises FLUSH.

@@ -34,7 +34,7 @@ func tlsConfig(uri *nbd.URI) (*tls.Config, error) {
 	if !uri.NoVerify {
 		var err error
 		if config.RootCAs, err = nbd.LoadAuthorities(authority); err != nil {
-			return nil, fmt.Errorf("the authority that verifies the server's certificate: %w", err)
+			return nil, fmt.Errorf("cannot load the authority certificates for verifying the server: %w", err)
 		}
 	}
 	if !exists(certificate) && !exists(key) {
@@ -42,7 +42,7 @@ func tlsConfig(uri *nbd.URI) (*tls.Config, error) {
 	}
 	own, err := nbd.LoadCertificate(certificate, key)
 	if err != nil {
-		return nil, fmt.Errorf("the client's certificate: %w", err)
+		return nil, fmt.Errorf("cannot load the certificate of the client: %w", err)
 	}
 	config.Certificates = []tls.Certificate{own}
 	return config, nil

@@ -141,7 +141,7 @@ func (c *conn) transmit() error {
 }
 
 // awaitClose waits until the client has closed its side of the connection, but not
-// longer than the duration lastWrites. The server must not close a socket that still
+// longer than 1 second (the constant lastWrites). The server must not close a socket that still
 // holds received data: the kernel might then discard replies that the client has not
 // received yet.
 func (c *conn) awaitClose() {

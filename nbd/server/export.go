@@ -126,8 +126,8 @@ func (s *Server) inspect(disk source.Disk) facts {
 	return f
 }
 
-// flags returns the transmission flags of the export. CanMultiConn is always among them:
-// all connections use the same disk, and so see each other's writes.
+// flags returns the transmission flags of the export. CanMultiConn is always among them,
+// because all connections use the same disk and therefore see each other's writes.
 func (f *facts) flags(structured bool) nbd.TransmissionFlags {
 	flags := nbd.HasFlags | nbd.SendFlush | nbd.SendFUA | nbd.CanMultiConn | nbd.SendCache
 	if structured {

@@ -69,9 +69,10 @@ func newExtents(d source.Disk, cacheBytes *atomic.Int64) *extents {
 	return &extents{disk: d, cacheBytes: cacheBytes, querying: make(chan struct{}, 1)}
 }
 
-// extentAt returns the part, from the offset off on, of the extent that contains off.
-// It takes the extent from the cache or queries the disk. If an extent continues after
-// the queried range, extentAt returns only its part in that range.
+// extentAt returns an extent that begins at the offset off: the extent of the disk that
+// contains this offset, without the part before it. extentAt takes the extent from the
+// cache or queries the disk. If the extent of the disk continues after the queried
+// range, the result ends at the end of that range.
 func (x *extents) extentAt(ctx context.Context, off int64) (source.Extent, error) {
 	if e, ok := x.cached(off); ok {
 		return e, nil
@@ -88,8 +89,8 @@ func (x *extents) extentAt(ctx context.Context, off int64) (source.Extent, error
 	return x.query(ctx, off)
 }
 
-// cached returns the part, from the offset off on, of the extent that contains off, if
-// this extent is in the cache.
+// cached returns the same extent as extentAt if it is in the cache. Otherwise it returns
+// false.
 func (x *extents) cached(off int64) (source.Extent, bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -108,15 +109,16 @@ func (x *extents) search(off int64) int {
 	return sort.Search(len(x.spans), func(i int) bool { return x.spans[i].end() > off })
 }
 
-// extentAt returns the part, from the offset off on, of the extent that contains off.
-// The offset must be in the span.
+// extentAt returns an extent that begins at the offset off: the extent of the span that
+// contains this offset, without the part before it. The offset must be in the span.
 func (s *span) extentAt(off int64) source.Extent {
 	r := s.runs[sort.Search(len(s.runs), func(i int) bool { return s.runs[i].end > off })]
 	return source.Extent{Off: off, Len: r.end - off, Kind: r.kind, Depth: int(r.depth), Absent: r.absent}
 }
 
-// query asks the disk for the extents around the offset off that are not cached, and
-// caches them. It returns the part, from off on, of the extent that contains off.
+// query asks the disk for the extents of a range around the offset off, and caches them.
+// The range contains only offsets whose extents are not cached yet. query returns the
+// same extent as the method extentAt.
 func (x *extents) query(ctx context.Context, off int64) (source.Extent, error) {
 	from := off &^ (queryAlign - 1)
 	end := from + min(queryBytes, x.disk.Size()-from)

@@ -12,12 +12,12 @@ import (
 // or the chunks of structured replies if the client negotiated them. Support for
 // extended headers would be added here.
 
-// reply is one message in the answer to a request. It consists of a head and the bytes
-// that follow the head. A simple reply is one message; a structured reply has one
-// message for each chunk.
+// reply is one message that answers a request. A simple reply consists of one message. A
+// structured reply consists of one message for each chunk. A message consists of a head
+// and the bytes that follow the head.
 type reply struct {
 	op   *op
-	last bool                     // no other message follows in the answer to op
+	last bool                     // this is the last message that answers op
 	head [nbd.ChunkSize + 12]byte // the longest head is that of a hole
 	n    int                      // length of the head in bytes; 0: there is none
 
@@ -31,10 +31,11 @@ type reply struct {
 	pos    int64
 	length int64
 
-	// If stream is not nil, it is called to write the data that follow the head. It
-	// does not write the first skip bytes, because the kernel has already copied
-	// them from file. It returns the bytes with which the reply ends.
-	stream func(w io.Writer, skip int64) (tail []byte, err error)
+	// If stream is not nil, it is called to write the data that follow the head. The
+	// kernel may have copied the beginning of the data from file already. The
+	// parameter copied is the length of this part, which stream does not write
+	// again. stream returns the bytes with which the message ends.
+	stream func(w io.Writer, copied int64) (tail []byte, err error)
 }
 
 // setHead makes b the head of r. If b does not fit in the array for the head, because
@@ -47,15 +48,16 @@ func (r *reply) setHead(b []byte) {
 	}
 }
 
-// setEnd makes r the last message of the answer. This message has no data. It reports
-// that the request succeeded, or its error. For a dropped request the message is empty.
+// setEnd makes r the last message that answers the request. This message has no data. It
+// reports success or an error. If the request is to get no reply because the connection
+// or the server ends (o.dropped), the message has no bytes.
 func (o *op) setEnd(r *reply) {
 	r.last, r.body = true, nil
 	r.setHead(o.appendEnd(r.head[:0]))
 }
 
 // setData gives r the head for n bytes of data at offset off of the disk. If last is
-// set, the reply ends with these data, so that no error can be reported after them.
+// set, the reply ends with these data, and no error can be reported after them.
 func (o *op) setData(r *reply, off int64, n int, last bool) {
 	if !o.c.structured {
 		r.setHead(nbd.SimpleReply{Cookie: o.Cookie}.Append(r.head[:0]))
@@ -80,7 +82,8 @@ func (o *op) setStatus(r *reply, id uint32, n int, last bool) {
 	r.setHead(binary.BigEndian.AppendUint32(b, id))
 }
 
-// appendEnd appends the last message of the answer to b: see setEnd.
+// appendEnd appends the bytes of the last message that answers the request to b: see
+// setEnd.
 func (o *op) appendEnd(b []byte) []byte {
 	switch {
 	case o.dropped:

@@ -49,11 +49,11 @@ func (c *conn) handshake() (ready bool, err error) {
 		if err == io.EOF {
 			return false, nil
 		}
-		return false, fmt.Errorf("cannot read the client flags: %w", err)
+		return false, fmt.Errorf("cannot read the flags of the client: %w", err)
 	}
 	flags := binary.BigEndian.Uint32(b[:])
 	if flags&^uint32(nbd.FixedNewstyle|nbd.NoZeroes) != 0 {
-		return false, fmt.Errorf("client flags: found %#x, want at most %#x", flags, uint32(nbd.FixedNewstyle|nbd.NoZeroes))
+		return false, fmt.Errorf("client flags: found %#x, want no flags except %#x", flags, uint32(nbd.FixedNewstyle|nbd.NoZeroes))
 	}
 	c.flags = nbd.HandshakeFlags(flags)
 	for range maxOptions {

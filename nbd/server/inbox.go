@@ -15,15 +15,16 @@ import (
 )
 
 const (
-	// maxDiscard limits the data of a refused write, in bytes. The server skips
-	// data up to this length. If they are longer, it ends the connection.
+	// maxDiscard is the maximum length, in bytes, of the data of a refused write
+	// that the server reads and discards. If the data are longer, the server ends
+	// the connection.
 	maxDiscard = 2 * nbd.MaxPayload
 	// readBuffer is the size, in bytes, of the buffer for the requests of a
 	// connection. Data of a write that are longer do not go through this buffer.
 	readBuffer = 4 << 10
 	// fast is a time limit for a client that counts as slow. Such a client only
-	// gets small buffers, of reserve bytes. If it fills one of them within this
-	// time, it no longer counts as slow.
+	// gets buffers of up to 16 KiB (the constant reserve). If it fills one of them
+	// within this time, it no longer counts as slow.
 	fast = 100 * time.Millisecond
 )
 
@@ -36,7 +37,7 @@ type inbox struct {
 	header [nbd.RequestSize]byte // buffer of next, kept here because next would allocate it for each request
 
 	carry []byte // received data of a write that belong to the next buffer
-	slow  bool   // the client sends slowly, and gets only buffers of reserve bytes
+	slow  bool   // the client sends slowly, and gets only buffers of up to 16 KiB (the constant reserve)
 
 	receiving atomic.Int64 // when the current call of receive began to read data, in Unix nanoseconds; 0: there is none
 }
@@ -73,9 +74,11 @@ func (in *inbox) discard(n uint32) error {
 // of the data that are still missing, and off their offset in the disk. receive
 // allocates the buffer only after the first byte has arrived.
 //
-// The client must fill the buffer within the duration patience. If it does not, receive
-// releases the shared memory and from then on uses only small buffers, of reserve bytes
-// (a constant).
+// Other connections may need the memory of a buffer that is larger than 16 KiB (the
+// constant reserve). Therefore the client must fill it within half a second (the constant
+// patience). If the client is slower, receive returns the complete blocks that have
+// arrived, if any, and from then on uses only buffers of up to 16 KiB, until the client
+// counts as fast again.
 func (in *inbox) receive(off, n int64) (*buffer, error) {
 	c := in.c
 	c.out.flushReplies()
@@ -115,8 +118,9 @@ func (in *inbox) receive(off, n int64) (*buffer, error) {
 		return nil, err
 	}
 	in.slow = true
-	// Return the data that end at a multiple of minPiece, and keep the rest in
-	// in.carry for the next call.
+	// Return the data up to the last offset in the disk that is a multiple of
+	// minPiece, so that no block of the disk is written in two parts. The rest of
+	// the data stays in in.carry for the next call.
 	whole := max(have-int((off+int64(have))%minPiece), 0)
 	in.carry = bytes.Clone(b.b[whole:have])
 	if b.b = b.b[:whole]; whole > 0 {

@@ -20,20 +20,22 @@ const (
 	// reserve. It is also how long a connection keeps shared memory for data that
 	// do not arrive.
 	patience = 500 * time.Millisecond
-	// maxTries is the maximum number of times that a connection waits for the
-	// duration patience. It waits once more only if other connections have released
-	// memory during the last wait.
+	// maxTries is the maximum number of times that a connection waits for shared
+	// memory before it uses its reserve. Each wait takes half a second (the constant
+	// patience). After a wait in vain, the connection waits again only if other
+	// connections have released memory during this wait.
 	maxTries = 4
 )
 
 // memory limits the memory for the data of requests in progress, which all connections
-// share. A connection that holds no shared memory may get its first buffer from the
-// whole shared memory. Further buffers come from one half of it. The connections of one
-// peer together can use at most three quarters.
+// share. A connection that holds no shared memory gets a buffer if the buffer fits in the
+// free part of the shared memory. A connection that already holds shared memory gets
+// another buffer only if all connections together then use at most half of the shared
+// memory. The connections of one peer together can use at most three quarters of it.
 //
-// In addition, each connection can always get one buffer of reserve bytes, however much
-// memory other connections hold. Therefore a request waits only for a limited time for
-// the clients and disks of other connections.
+// In addition, each connection can always get one buffer of up to 16 KiB (the constant
+// reserve), however much memory other connections hold. Therefore a request waits only
+// for a limited time for the clients and disks of other connections.
 type memory struct {
 	all        int64  // size of the shared memory in bytes
 	onPressure func() // called when a connection has to use its reserve
@@ -78,8 +80,8 @@ type buffer struct {
 	reserve bool  // the buffer is the reserve of its holder
 }
 
-// newMemory returns a memory with size bytes of shared memory, but at least four times
-// maxPiece. It calls onPressure when a connection uses its reserve.
+// newMemory returns a memory whose shared memory has the given size in bytes, but at least
+// four times maxPiece. It calls onPressure when a connection uses its reserve.
 func newMemory(size int64, onPressure func()) *memory {
 	return &memory{all: max(size, 4*maxPiece), onPressure: onPressure}
 }
@@ -90,7 +92,7 @@ func class(n int) int { return bits.Len(uint(max(n, minPiece)-1)) - bits.Len(min
 
 // acquire returns a buffer of n bytes, where n is at most maxPiece. If no shared memory
 // becomes free for too long (see patience and maxTries), the buffer is the connection's
-// reserve and has min(n, reserve) bytes. acquire fails only if ctx ends.
+// reserve, and has at most 16 KiB (the constant reserve). acquire fails only if ctx ends.
 func (m *memory) acquire(ctx context.Context, h *holder, n int) (*buffer, error) {
 	w := &waiter{holder: h, n: minPiece << class(n)}
 	if err := m.wait(ctx, w); err != nil {
@@ -256,10 +258,10 @@ func (m *memory) wait(ctx context.Context, w *waiter) error {
 			return nil
 		case <-timer.C:
 			if now := m.releases(); now != seen && tries < maxTries {
-				// Other connections release memory. So the reason for
-				// the shortage is slow disks and not clients that have
-				// stopped, and it is worth waiting longer for a large
-				// buffer.
+				// Other connections release memory. This shows that
+				// memory is short because of slow disks, and not
+				// because of clients that have stopped. Therefore it
+				// is worth waiting longer for a large buffer.
 				seen = now
 				timer.Reset(patience)
 				continue

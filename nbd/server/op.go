@@ -17,7 +17,7 @@ type op struct {
 	nbd.Request
 	c     *conn
 	start time.Time
-	first reply // for the first piece; each other piece has a reply of its own
+	first reply // message for the first piece; each further piece has a message of its own
 
 	mu      sync.Mutex
 	pieces  int       // pieces that are not finished, plus the next piece to be started
@@ -105,7 +105,8 @@ func (o *op) fail(err error) {
 	// An error that the shutdown caused is not reported to the client. After the grace
 	// period, the other errors are not reported either, because disks whose context
 	// has ended may fail in any way. A failed flush is an exception: the client must
-	// learn that data were lost, and the next server cannot report that.
+	// learn that data were lost. A server that is started later cannot report this,
+	// because it does not know of the failed flush.
 	if o.c.s.endedWith(err) || o.c.s.killed.Load() && o.Type != nbd.CmdFlush && o.Flags&nbd.FlagFUA == 0 {
 		o.dropped = true
 		return
@@ -117,15 +118,17 @@ func (o *op) fail(err error) {
 	o.text = fmt.Sprintf("%v of %d bytes at %d: %v", o.Type, o.Len, o.Off, o.errno)
 }
 
-// sendEnd sends r as the last message of the answer: see setEnd. It may wait for the
-// client.
+// sendEnd sends the last message that answers the request, which reports success or an
+// error: see setEnd. It stores the message in r. It may wait until the client receives
+// the message.
 func (o *op) sendEnd(r *reply) {
 	o.setEnd(r)
 	o.c.out.send(r)
 }
 
-// queueEnd queues the reply o.first as the last message of the answer: see setEnd. It
-// does not wait for the client. Only the goroutine that reads requests calls it.
+// queueEnd queues the last message that answers the request, which reports success or an
+// error: see setEnd. It stores the message in o.first. It does not wait for the client.
+// Only the goroutine that reads requests calls it.
 func (o *op) queueEnd() {
 	o.setEnd(&o.first)
 	o.c.out.queueReply(&o.first)

@@ -27,8 +27,8 @@ const (
 // outbox sends the replies of a connection in the order in which they are queued. The
 // first goroutine that queues a reply while none is sending becomes the sender: it sends
 // all replies that are queued until none is left. Several small replies are sent with
-// one system call. The number of queued replies is bounded, since the number of requests
-// in progress is.
+// one system call. The number of queued replies is limited, because the number of requests
+// in progress is limited.
 type outbox struct {
 	c   *conn
 	raw syscall.RawConn // nil: the connection is not a plain socket
@@ -38,8 +38,8 @@ type outbox struct {
 	spare      []*reply  // an empty slice to replace waiting
 	sending    bool      // a goroutine is in drain, or will call it
 	paused     bool      // the sender waits for the disk
-	sinceBytes int       // bytes that the client took after since
-	since      time.Time // when the client had last taken stallBytes; valid while sending
+	sinceBytes int       // number of bytes that the client has received after since
+	since      time.Time // when sending began, or when the client had last received stallBytes bytes; valid while sending is true
 
 	vectors [][]byte // slices for the next system call, used by the sender
 
@@ -76,7 +76,7 @@ func (o *outbox) flushLater() { o.unflushed = true }
 // flushReplies starts a goroutine that sends the queued replies, if flushLater was
 // called. The goroutine that reads requests calls flushReplies before it waits for
 // anything. It must not send replies itself, because a client may send many requests
-// before it takes the first reply.
+// before it receives the first reply.
 func (o *outbox) flushReplies() {
 	if o.unflushed {
 		o.unflushed = false
@@ -85,7 +85,7 @@ func (o *outbox) flushReplies() {
 }
 
 // send queues a reply and, unless another goroutine is sending, sends all queued replies.
-// It may wait for the client to take them.
+// It may wait until the client receives them.
 func (o *outbox) send(r *reply) {
 	if o.enqueue(r) {
 		o.drain()
@@ -115,7 +115,7 @@ func (o *outbox) drain() {
 
 		if !o.c.failed() {
 			if err := o.write(batch); err != nil {
-				o.c.fail(fmt.Errorf("send replies: %w", err))
+				o.c.fail(fmt.Errorf("cannot send replies to the client: %w", err))
 			}
 		}
 		for _, r := range batch {
@@ -157,7 +157,7 @@ func (o *outbox) setPaused(on bool, length time.Duration) {
 	o.paused, o.since = on, o.since.Add(length)
 }
 
-// progress records that the client took n bytes.
+// progress records that the client received n bytes.
 func (o *outbox) progress(n int) {
 	o.mu.Lock()
 	defer o.mu.Unlock()

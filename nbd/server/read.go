@@ -277,14 +277,16 @@ func (o *op) readAll(b []byte) error {
 	return nil
 }
 
-// stream writes the data of a read to w, without the first skip bytes. It returns the
-// bytes with which the reply ends: see reply.stream. If the disk fails, a structured
-// reply is filled with zeros and reports the error at its end. A simple reply can no
-// longer report an error, so stream returns the error and the connection ends. In this
-// case stream records the failed range in badRanges, so that the next read of this
-// range is complete before its reply begins.
-func (o *op) stream(w io.Writer, skip int64) (tail []byte, err error) {
-	off, end := int64(o.Off)+skip, o.end()
+// stream writes the data of a read to w. If the kernel has already copied the beginning
+// of the data from a file, copied is the length of this part, which stream does not
+// write again. stream returns the bytes with which the reply ends: see reply.stream.
+//
+// If the disk fails, a structured reply is filled with zeros and reports the error at
+// its end. A simple reply can no longer report an error, so stream returns the error and
+// the connection ends. In this case stream records the failed range in badRanges. The
+// next read of this range is then completed before its reply begins.
+func (o *op) stream(w io.Writer, copied int64) (tail []byte, err error) {
+	off, end := int64(o.Off)+copied, o.end()
 	var b []byte
 	if o.first.buf != nil {
 		b = o.first.buf.b

@@ -160,7 +160,7 @@ type Server struct {
 // no certificates.
 func New(exports Exports, o Options) (*Server, error) {
 	if o.TLSMode != TLSOff && o.TLS == nil {
-		return nil, errors.New("TLS needs a certificate")
+		return nil, errors.New("TLS is on, but there is no certificate (Options.TLS)")
 	}
 	if o.TLS != nil {
 		o.TLS = serveTLS(o.TLS)
@@ -195,9 +195,9 @@ func New(exports Exports, o Options) (*Server, error) {
 // Serve accepts connections from the listeners until ctx ends, and then shuts down: it
 // reads no more requests, waits at most Options.Grace for the requests in progress, closes
 // the connections and the listeners, and returns nil. A request that was not completed by
-// then gets no reply, so that its client can repeat it at the next server. If a listener
-// fails, Serve shuts down and returns its error. Serve can be called once; connections of
-// ServeConn may continue after it has returned.
+// then gets no reply, so that its client can connect to a server that is started later and
+// repeat the request there. If a listener fails, Serve shuts down and returns its error.
+// Serve can be called once; connections of ServeConn may continue after it has returned.
 func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	defer s.endDisks()
 	all, ctx := errgroup.WithContext(ctx)
@@ -236,8 +236,9 @@ func (s *Server) accept(ctx context.Context, l net.Listener) error {
 	var served sync.WaitGroup
 	defer served.Wait()
 	// If the listener fails, the server also ends the connections that the listener
-	// has accepted. Serve returns the error only after they have ended, and a
-	// client might stay connected for days.
+	// has accepted. Otherwise a client that stays connected for days would delay the
+	// error of the listener for days, because Serve returns the error only after all
+	// connections have ended.
 	serving, end := context.WithCancel(ctx)
 	defer end()
 	for pause := time.Duration(0); ; {
@@ -283,7 +284,7 @@ func isTemporary(err error) bool {
 }
 
 // ServeConn serves a client that is already connected until the client disconnects or ctx
-// ends, and closes the connection. When ctx ends, the whole server shuts down, as in
+// ends, and closes the connection. When ctx ends, the whole server shuts down: see
 // Serve.
 func (s *Server) ServeConn(ctx context.Context, c net.Conn) { s.serve(ctx, c) }
 
@@ -476,7 +477,7 @@ func (s *Server) dropStalled() {
 	}
 	for _, c := range s.connections() {
 		if !c.failed() && c.stalled(stall) && s.memory.holdsShared(&c.holder) {
-			go c.fail(fmt.Errorf("the client sent or took fewer than %d bytes in %v, and other clients need the memory that it holds", stallBytes, stall))
+			go c.fail(fmt.Errorf("closed the connection, because other clients need its memory: the client sent or received fewer than %d bytes in %v", stallBytes, stall))
 		}
 	}
 }

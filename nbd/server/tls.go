@@ -18,7 +18,7 @@ import (
 func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 	own, err := nbd.LoadCertificate(filepath.Join(dir, "server-cert.pem"), filepath.Join(dir, "server-key.pem"))
 	if err != nil {
-		return nil, fmt.Errorf("the server's certificate: %w", err)
+		return nil, fmt.Errorf("cannot load the certificate of the server: %w", err)
 	}
 	config := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{own}}
 	if !verifyPeer {
@@ -26,7 +26,7 @@ func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 	}
 	authorities, err := nbd.LoadAuthorities(filepath.Join(dir, "ca-cert.pem"))
 	if err != nil {
-		return nil, fmt.Errorf("the authority that verifies clients: %w", err)
+		return nil, fmt.Errorf("cannot load the authority certificates for verifying clients: %w", err)
 	}
 	// The authorities are not set as ClientCAs, because the server would then send
 	// their names to clients. If GnuTLS 3.7 gets such names with TLS 1.3, it sends
@@ -41,7 +41,7 @@ func LoadTLS(dir string, verifyPeer bool) (*tls.Config, error) {
 			Roots: authorities, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 		})
 		if err != nil {
-			return fmt.Errorf("the client's certificate: %w", err)
+			return fmt.Errorf("cannot verify the certificate of the client: %w", err)
 		}
 		return nil
 	}

@@ -96,7 +96,7 @@ func TestCertificateFiles(t *testing.T) {
 			if err := os.Rename(filepath.Join(other, who+"-key.pem"), filepath.Join(dir, who+"-key.pem")); err != nil {
 				t.Fatal(err)
 			}
-		}, "the key in DIR/WHO-key.pem does not belong to the certificate in DIR/WHO-cert.pem", "issue a certificate for the present key"},
+		}, "the key in DIR/WHO-key.pem does not belong to the certificate in DIR/WHO-cert.pem", "issue a new certificate for the existing key"},
 		{"no key", func(t *testing.T, _ *authority, dir, who string) { os.Remove(filepath.Join(dir, who+"-key.pem")) }, "DIR/WHO-key.pem: no such file", ""},
 		{"no certificate", func(t *testing.T, _ *authority, dir, who string) {
 			os.Remove(filepath.Join(dir, who+"-cert.pem"))
@@ -173,7 +173,7 @@ func TestTLSMessages(t *testing.T) {
 		err, hint   string
 		insecureToo bool // the connection succeeds with tls-verify-peer=0
 	}{
-		{name: "common name only", server: commonName, mode: server.TLSRequire, client: bare, err: `the server's certificate names no host: it has the common name "localhost" and no subjectAltName, want one of "localhost"`, hint: "issue the server's certificate with subjectAltName", insecureToo: true},
+		{name: "common name only", server: commonName, mode: server.TLSRequire, client: bare, err: `the server's certificate names no host: it has the common name "localhost" and no subjectAltName, want a subjectAltName for "localhost"`, hint: "issue the server's certificate with subjectAltName", insecureToo: true},
 		{name: "another name", server: otherName, mode: server.TLSRequire, client: bare, err: "esx.example.com", hint: "tls-hostname=NAME", insecureToo: true},
 		{name: "another authority", server: pki, mode: server.TLSRequire, client: otherCA, err: "unknown authority", hint: "put the certificate of the authority that signed the server's certificate in " + otherCA + "/ca-cert.pem", insecureToo: true},
 		{name: "the system's authorities", server: pki, mode: server.TLSRequire, client: "", err: "unknown authority", hint: "tls-certificates=DIR to the URI: DIR is a directory", insecureToo: true},
