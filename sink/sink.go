@@ -31,14 +31,14 @@ func (lostError) Error() string {
 func (lostError) Transient() bool { return true }
 
 // ErrElsewhere is wrapped by an error of Publish. It says that the target is
-// whole and durable under its final name, but not at the requested path, for
+// complete and durable under its final name, but not at the requested path, for
 // example because its folder was moved. There is nothing to resume.
-var ErrElsewhere = errors.New("the target is whole, but not where it should be")
+var ErrElsewhere = errors.New("the target is complete, but not at the requested path")
 
-// ErrUnsynced is wrapped by an error of Publish. It says that the target is whole
-// under its final name, but that a crash of the machine may still undo the
+// ErrUnsynced is wrapped by an error of Publish. It says that the target is
+// complete under its final name, but that a crash of the machine may still undo the
 // renaming. There is nothing to resume.
-var ErrUnsynced = errors.New("the target is whole and in its place, but may not survive a crash")
+var ErrUnsynced = errors.New("the target is complete and has its final name, but may not survive a crash")
 
 // ErrClosed is returned by every method of a Disk that has ended, except Abort.
 var ErrClosed = errors.New("the target is closed")
@@ -46,7 +46,7 @@ var ErrClosed = errors.New("the target is closed")
 // ErrUnfit says that a copy cannot be resumed, because the target or an option
 // does not match Options.State and Options.Resume. A retry with the same values
 // fails again.
-var ErrUnfit = errors.New("the target does not fit the checkpoint")
+var ErrUnfit = errors.New("the target does not match the checkpoint")
 
 // Unfit returns an error with the text of err that wraps both err and ErrUnfit.
 func Unfit(err error) error { return &unfitError{err} }
@@ -61,8 +61,7 @@ func (e *unfitError) Unwrap() []error { return []error{e.error, ErrUnfit} }
 // defer Abort, which does nothing after the disk has ended. After an error every
 // method fails, except Suspend and Abort.
 //
-// As with a source.Disk, all calls fail after the end of the context with which
-// the Disk was created.
+// All calls fail after the end of the context with which the Disk was created.
 type Disk interface {
 	// WriteAt writes p at the offset off. Offsets and lengths must be
 	// multiples of Unit, except at the end of the disk.
@@ -125,7 +124,7 @@ type OtherError struct {
 }
 
 func (e *OtherError) Error() string {
-	return fmt.Sprintf("%s is not the target of the copy that stopped: it is %s, and was %s", e.Name, e.Is, e.Was)
+	return fmt.Sprintf("%s is not the target of the copy that stopped: it is %s, but the target of that copy was %s", e.Name, e.Is, e.Was)
 }
 
 // CheckIdentity returns an *OtherError if Options.Identity is set and differs from
@@ -152,8 +151,9 @@ type Parallel interface {
 	MaxParallel() int // at least 1
 }
 
-// Connected is the ability to report the number of connections to the target. A
-// caller may make the usual number of concurrent calls for each connection.
+// Connected is the ability to report the number of connections to the target. To
+// keep n connections busy, a caller should make n times as many concurrent calls as
+// for one connection.
 type Connected interface{ Connections() int }
 
 // Zeroed is the ability to report that unwritten ranges read as zeros, so that

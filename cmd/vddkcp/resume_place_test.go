@@ -101,7 +101,7 @@ func TestResumeOnADevice(t *testing.T) {
 		{"another device", 0, firstInPlace, "b", 2, "is not the target of the copy that stopped: it is the loop device of .*/b"},
 		{"another device after zeros", 6 << 20, firstInPlace, "b", 2, "is not the target of the copy that stopped"},
 		{"another device before the first checkpoint", 0, "sync:1", "b", 2, "is not the target of the copy that stopped"},
-		{"another size", 0, firstInPlace, "large", 2, "of 16777216 bytes, and was .* of 8388608 bytes"},
+		{"another size", 0, firstInPlace, "large", 2, "of 16777216 bytes, but the target of that copy was .* of 8388608 bytes"},
 		{"the same after zeros", 6 << 20, firstInPlace, "", 0, "the checkpoint at byte .* is not used: nothing proves .*; the copy starts over"},
 		{"the same before the first checkpoint", 0, "sync:1", "", 0, ""},
 		{"the same", 0, firstInPlace, "", 0, ""},
@@ -151,7 +151,7 @@ func TestResumeOnAnExport(t *testing.T) {
 	}{
 		{"another after zeros", 6 << 20, "b", 0, "the checkpoint at byte .* is not used: nothing proves"},
 		{"another", 0, "b", 2, "does not hold the data that its journal says was written last"},
-		{"another size", 0, "large", 2, "is not the target .* of 16777216 bytes, and was export \"\" of the server at .* of 8388608 bytes"},
+		{"another size", 0, "large", 2, "is not the target .* of 16777216 bytes, but the target of that copy was export \"\" of the server at .* of 8388608 bytes"},
 		{"the same", 0, "a", 0, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

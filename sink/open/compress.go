@@ -20,7 +20,7 @@ func parseCompress(s string) (method string, level int, err error) {
 		return method, 0, nil
 	}
 	if level, err = strconv.Atoi(text); err != nil || level < 1 || method == "none" {
-		return "", 0, usage.Errorf("--compress %s: want a level of at least 1 after zlib: or zstd:", s)
+		return "", 0, usage.Errorf("--compress %s: invalid level, want zlib:LEVEL or zstd:LEVEL with a LEVEL of at least 1", s)
 	}
 	return method, level, nil
 }

@@ -89,11 +89,12 @@ type Target struct {
 // String describes the target, for example as "raw file" or "vmdk stream".
 func (t *Target) String() string { return t.Format + " " + t.Kind }
 
-// Reserve sets the number of bytes that the target will need, including those
-// that an earlier run has written. It returns an error that wraps unix.ENOSPC if
-// the file system has less free space. It does not allocate the space. It has no
-// effect on targets that are not files, and on files whose size is unknown until
-// they are written.
+// Reserve sets the number of bytes that the whole target will need, including
+// the part that an earlier run has written. It returns an error that wraps
+// unix.ENOSPC if the file system has less room. The space of an existing
+// .partial file counts as room, because the copy resumes or replaces this file.
+// Reserve does not allocate the space. It has no effect on targets that are not
+// files, and on files whose size is unknown until they are written.
 func (t *Target) Reserve(need int64) error {
 	if t.reserve == nil {
 		return nil
@@ -140,8 +141,9 @@ func Create(ctx context.Context, text string, size int64, o Options) (sink.Disk,
 // created disk is then a sink.Sizer.
 //
 // Plan does not connect to the server of an NBD export, because some servers
-// serve only one client. Create checks the export. For other targets,
-// Options.Warn is called only during Plan.
+// serve only one client. Create checks the export instead, and passes the
+// warnings of this check to Options.Warn. For all other targets, only Plan calls
+// Options.Warn.
 func (p Place) Plan(ctx context.Context, size int64, o Options) (*Target, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
@@ -152,7 +154,7 @@ func (p Place) Plan(ctx context.Context, size int64, o Options) (*Target, error)
 	switch o.Format {
 	case "", "raw", "qcow2", "vmdk":
 	default:
-		return nil, usage.Errorf("format %q: want raw, qcow2 or vmdk", o.Format)
+		return nil, usage.Errorf("invalid format %q: want raw, qcow2 or vmdk", o.Format)
 	}
 	switch p.Format(o.Format) {
 	case "vmdk":
@@ -161,7 +163,7 @@ func (p Place) Plan(ctx context.Context, size int64, o Options) (*Target, error)
 		return p.planQcow2(size, o)
 	}
 	if option := o.ofImages(); option != "" {
-		return nil, usage.Errorf("%s: %s is not valid for raw disks", p.Address, option)
+		return nil, usage.Errorf("%s: the option %s is not valid for raw disks", p.Address, option)
 	}
 	return p.planRaw(size, o)
 }
@@ -222,7 +224,7 @@ func (p Place) planDevice(path string, size int64, o Options) (*Target, error) {
 
 func (p Place) planNBD(uri *nbd.URI, size int64, o Options) (*Target, error) {
 	if size == sink.UnknownSize {
-		return nil, usage.Errorf("%s: an NBD server needs to know the size of the disk: give it with --size", uri)
+		return nil, usage.Errorf("%s: a disk of unknown size cannot be written to an NBD server: give the size with --size", uri)
 	}
 	options := client.SinkOptions{
 		Options: o.Options, Client: o.NBD, TargetIsZero: o.TargetIsZero,

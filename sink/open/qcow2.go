@@ -20,9 +20,9 @@ func (p Place) planQcow2(size int64, o Options) (*Target, error) {
 	path := p.Address.String()
 	switch {
 	case p.Kind != "file" && p.Kind != "block device" && p.Kind != "":
-		return nil, usage.Errorf("%s: qcow2 is written to files and block devices only, not to this kind of target (%s), since its header is written last", path, p.Kind)
+		return nil, usage.Errorf("%s: a qcow2 image can be written only to a file or a block device, not to this kind of target (%s), because the header of the image is written last", path, p.Kind)
 	case size == sink.UnknownSize:
-		return nil, usage.Errorf("%s: a qcow2 image needs to know the size of the disk: give it with --size", path)
+		return nil, usage.Errorf("%s: a disk of unknown size cannot be written to a qcow2 image: give the size with --size", path)
 	case o.Preallocation != "" && o.Preallocation != raw.PreallocateOff:
 		return nil, usage.Errorf("%s: --preallocation %s is for raw disks only", path, o.Preallocation)
 	}

@@ -54,7 +54,9 @@ func (*closedError) Error() string {
 	return "standard output is closed, or is /dev/null opened for reading and writing: the disk would be lost"
 }
 
-func (*closedError) Hint() string { return "to only read the source, write null: for DST" }
+func (*closedError) Hint() string {
+	return "to read the source without writing a target, use null: as DST"
+}
 
 // wasClosed reports whether the process was started with f closed. In that case
 // the Go runtime opens /dev/null instead, for reading and writing. If a shell has
@@ -102,7 +104,7 @@ func checkStream(name string, info os.FileInfo, o Options) error {
 	}
 	if o.Source != nil {
 		if path, ok := o.Source(info); ok {
-			return fmt.Errorf("%s is a file of the source: the same as %s", name, path)
+			return fmt.Errorf("%s is a file of the source (the same as %s) and must not be overwritten: choose another target", name, path)
 		}
 	}
 	return nil

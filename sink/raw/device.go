@@ -39,7 +39,7 @@ func CheckDevice(path string, size int64, o Options) error {
 
 // OpenDevice opens a block device, to write a disk of size bytes to it. The
 // device must not be in use, and must have at least size bytes. If the device is
-// larger, the bytes after size are not changed, and Options.Warn is called.
+// larger, its part after the disk is not changed, and Options.Warn is called.
 // Publish, Suspend and Abort leave the content of the device as it is.
 //
 // The disk takes calls in any order, but only one at a time (sink.Parallel). It
@@ -115,7 +115,7 @@ func openDevice(path string, flags int, size int64, o Options) (f *os.File, has 
 		return nil, 0, fmt.Errorf("cannot get the size of %s: %w", path, err)
 	}
 	if has < size {
-		return nil, 0, fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk has %d (%s)", path, has, bytesize.Format(has), size, bytesize.Format(size))
+		return nil, 0, fmt.Errorf("%s is too small: it has %d bytes (%s), and the disk has %d bytes (%s)", path, has, bytesize.Format(has), size, bytesize.Format(size))
 	}
 	if o.Identity != "" {
 		id, err := deviceIdentity(f, has)
@@ -216,8 +216,8 @@ func (d *device) zero(stopped func() error, off, end int64) error {
 }
 
 // zeroSectors zeroes whole sectors by the first method that works. A method that
-// has failed is not tried again, whatever the error was, since devices refuse in
-// different ways.
+// has failed is not tried again, whatever the error was, because devices return
+// different errors for methods that they do not support.
 func (d *device) zeroSectors(stopped func() error, off, n int64) error {
 	fd, sys := int(d.w.f.Fd()), d.w.sys
 	for {

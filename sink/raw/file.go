@@ -146,7 +146,7 @@ func onlyName(f *os.File) error {
 		return err
 	}
 	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
-		return fmt.Errorf("cannot resume: %s has %d names (hard links), and the file would change under all of them: make a copy without hard links", f.Name(), st.Nlink)
+		return fmt.Errorf("cannot resume: %s has %d names (hard links), and resuming would change the file under all these names: replace it by a copy of itself, which has only one name", f.Name(), st.Nlink)
 	}
 	return nil
 }
@@ -225,13 +225,13 @@ func (d *file) inherit(old os.FileInfo) error {
 	was, is := old.Sys().(*syscall.Stat_t), now.Sys().(*syscall.Stat_t)
 	if was.Uid != is.Uid || was.Gid != is.Gid {
 		if err := d.w.f.Chown(int(was.Uid), int(was.Gid)); err != nil {
-			return fmt.Errorf("cannot give the new file the owner of %s, user %d and group %d (remove the old file first to do without): %w", d.Name, was.Uid, was.Gid, err)
+			return fmt.Errorf("cannot give the new file the owner of the old file %s, user %d and group %d (remove the old file first if the new file need not have the same owner): %w", d.Name, was.Uid, was.Gid, err)
 		}
 	}
 	// The mode is set after the owner, since a change of the owner clears the
 	// set-id bits.
 	if err := eintr.Retry(func() error { return unix.Fchmod(int(d.w.f.Fd()), was.Mode&0o7777) }); err != nil {
-		return fmt.Errorf("cannot set the mode of %s to that of %s: %w", d.w.name, d.Name, err)
+		return fmt.Errorf("cannot set the mode of %s to the mode of the old file %s: %w", d.w.name, d.Name, err)
 	}
 	return nil
 }
@@ -319,7 +319,7 @@ func (d *file) Finish(ctx context.Context) error {
 			return err
 		}
 		if info.Size() != d.Size {
-			return fmt.Errorf("%s has %d bytes instead of %d: another process has changed it", d.w.name, info.Size(), d.Size)
+			return fmt.Errorf("%s has %d bytes instead of %d: another process has changed the file", d.w.name, info.Size(), d.Size)
 		}
 		return nil
 	})
@@ -401,7 +401,7 @@ func (d *file) rename() error {
 		}
 	}
 	if errors.Is(err, fs.ErrExist) {
-		return fmt.Errorf("during the copy, a file appeared: %w", errExists(p.path))
+		return fmt.Errorf("another process created the target file during the copy: %w", errExists(p.path))
 	}
 	if err != nil {
 		return fmt.Errorf("cannot rename %s to %s: %w", p.partialPath(), p.name, err)

@@ -217,7 +217,7 @@ func TestFileRefused(t *testing.T) {
 			os.Link(filepath.Join(dir, "source"), at(dir))
 			o.Force, o.Source = true, isSource(filepath.Join(dir, "source"))
 			return at(dir)
-		}, nil, "a file of the source: the same as"},
+		}, nil, "a file of the source (the same as"},
 		{"source as partial", func(t *testing.T, dir string, o *Options) string {
 			put(t, at(dir)+".partial", "old")
 			o.Force, o.Source = true, isSource(at(dir)+".partial")
@@ -248,12 +248,12 @@ func TestFileRefused(t *testing.T) {
 			put(t, at(dir)+".partial", "old")
 			o.State, o.Resume = state(diskSize), 4
 			return at(dir)
-		}, nil, "has 3 bytes, and the copy had written 4"},
+		}, nil, "has 3 bytes, but the copy had written 4 bytes"},
 		{"resume of another size", func(t *testing.T, dir string, o *Options) string {
 			put(t, at(dir)+".partial", "old")
 			o.State, o.Resume = state(diskSize+1), 1
 			return at(dir)
-		}, nil, "want \"raw 1049353\""},
+		}, nil, "but this target is \"raw 1049353\""},
 		{"resume without a state", func(t *testing.T, dir string, o *Options) string {
 			o.Resume = 1
 			return at(dir)
@@ -403,24 +403,26 @@ func TestFolderMoves(t *testing.T) {
 			if err := os.Rename(sub, sub+"2"); err != nil {
 				t.Fatal(err)
 			}
-		}, func(sub string) string { return "no such file or directory): the disk d.raw is at " + sub + "2/d.raw" }},
+		}, func(sub string) string {
+			return "no such file or directory), and the file d.raw of the disk is now at " + sub + "2/d.raw"
+		}},
 		"replaced": {func(t *testing.T, sub string) {
 			if err := errors.Join(os.Rename(sub, sub+"2"), os.Mkdir(sub, 0o700)); err != nil {
 				t.Fatal(err)
 			}
 		}, func(sub string) string {
-			return "another folder has this path now): the disk d.raw is at " + sub + "2/d.raw"
+			return "another folder has this path now), and the file d.raw of the disk is now at " + sub + "2/d.raw"
 		}},
 		"parent renamed": {func(t *testing.T, sub string) {
 			if err := os.Rename(filepath.Dir(sub), filepath.Dir(sub)+"2"); err != nil {
 				t.Fatal(err)
 			}
-		}, func(sub string) string { return "is at " + filepath.Dir(sub) + "2/sub/d.raw" }},
+		}, func(sub string) string { return "is now at " + filepath.Dir(sub) + "2/sub/d.raw" }},
 		"mounted over": {func(t *testing.T, sub string) {
 			peer.NeedRoot(t)
 			peer.Run(t, "mount", "-t", "tmpfs", "none", sub)
 			t.Cleanup(func() { unix.Unmount(sub, unix.MNT_DETACH) })
-		}, func(sub string) string { return "is under what is mounted at " + sub }},
+		}, func(sub string) string { return "is now hidden under the file system that was mounted at " + sub }},
 	} {
 		for _, force := range []bool{false, true} {
 			t.Run(name, func(t *testing.T) {

@@ -13,10 +13,10 @@ import (
 )
 
 // Image is the file or block device that contains an image of some format. Its
-// size is at first sink.UnknownSize, so SetSize is called before Finish. Unlike
-// other disks of unknown size, an Image can be read while it is written, and can
-// be resumed. Unwritten ranges of a file read as zeros. Unwritten ranges of a
-// device may read as anything. If the Image is a file, it is also a sink.Cloner.
+// size is at first sink.UnknownSize, so SetSize is called before Finish. An Image
+// can be read while it is written, and can be resumed, although its size is not
+// known. Unwritten ranges of a file read as zeros. Unwritten ranges of a device
+// may read as anything. If the Image is a file, it is also a sink.Cloner.
 type Image interface {
 	sink.Disk
 	sink.Parallel
@@ -37,17 +37,17 @@ func CheckImage(path string, o Options) error {
 	return CheckFile(path, sink.UnknownSize, o)
 }
 
-// CreateImage opens the block device at path as OpenDevice does, or makes a file
-// as CreateFile does. To resume, Options.State must be the state of a checkpoint
-// of an Image, and Options.Resume an offset in the file. A file is truncated at
-// this offset. Preallocation must be off.
+// CreateImage opens the block device at path, or makes a file. The rules of
+// OpenDevice and CreateFile apply. To resume, Options.State must be the state of a
+// checkpoint of an Image, and Options.Resume an offset in the file. A file is
+// truncated at this offset. Preallocation must be off.
 func CreateImage(ctx context.Context, path string, o Options) (Image, error) {
 	return createImage(ctx, path, o, kernel())
 }
 
 func createImage(ctx context.Context, path string, o Options, sys system) (Image, error) {
 	if o.Preallocation != "" && o.Preallocation != PreallocateOff {
-		return nil, fmt.Errorf("%s: preallocation %s is for raw disks: %w", path, o.Preallocation, errors.ErrUnsupported)
+		return nil, fmt.Errorf("%s: preallocation %s is supported only for raw disks, not for images: %w", path, o.Preallocation, errors.ErrUnsupported)
 	}
 	o.image = true
 	create := createFile

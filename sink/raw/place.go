@@ -125,7 +125,7 @@ func (p *place) elsewhere() error {
 	if err == nil {
 		err = fmt.Errorf("the path now leads to %s", filepath.Join(folder, name))
 	}
-	return fmt.Errorf("a symbolic link in %s was changed during the copy (%w): the disk is at %s: %w", p.given, err, p.path, sink.ErrElsewhere)
+	return fmt.Errorf("a symbolic link in the path %s was changed during the copy (%w), and the disk is at %s: %w", p.given, err, p.path, sink.ErrElsewhere)
 }
 
 func (p *place) folderElsewhere() error {
@@ -141,13 +141,13 @@ func (p *place) folderElsewhere() error {
 	if err == nil {
 		err = errors.New("another folder has this path now")
 	}
-	where := "in the folder that was there"
+	where := "now in the folder that had this path before"
 	if real, linkErr := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", p.fd())); linkErr == nil && real != folder {
-		where = "at " + filepath.Join(real, p.name)
+		where = "now at " + filepath.Join(real, p.name)
 	} else if linkErr == nil {
-		where = "under what is mounted at " + folder
+		where = "now hidden under the file system that was mounted at " + folder
 	}
-	return fmt.Errorf("the folder %s was moved or replaced during the copy (%w): the disk %s is %s: %w", folder, err, p.name, where, sink.ErrElsewhere)
+	return fmt.Errorf("the folder %s was moved or replaced during the copy (%w), and the file %s of the disk is %s: %w", folder, err, p.name, where, sink.ErrElsewhere)
 }
 
 // current returns a path that leads to the file f, which is called name in the
@@ -189,7 +189,7 @@ func (p *place) check(size int64, o Options) (old, partial os.FileInfo, err erro
 	switch o.Preallocation {
 	case "", PreallocateOff, PreallocateFalloc, PreallocateFull:
 	default:
-		return nil, nil, fmt.Errorf("preallocation %q: want off, falloc or full", o.Preallocation)
+		return nil, nil, fmt.Errorf("invalid preallocation %q: want off, falloc or full", o.Preallocation)
 	}
 	if old, err = p.checkOld(o); err != nil {
 		return nil, nil, err
@@ -240,7 +240,7 @@ func (p *place) checkPartial(o Options) (os.FileInfo, error) {
 		return nil, nil
 	}
 	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("the copy would be written to %s, which is not a regular file (%s): remove it", path, info.Mode())
+		return nil, fmt.Errorf("cannot write the copy to %s, because it is not a regular file (%s): remove it", path, info.Mode())
 	}
 	if err := o.isSource(path, info); err != nil {
 		return nil, err
@@ -253,7 +253,7 @@ func (p *place) checkPartial(o Options) (os.FileInfo, error) {
 	}
 	if o.State != nil {
 		if info.Size() < o.Resume {
-			return nil, sink.Unfit(fmt.Errorf("cannot resume: %s has %d bytes, and the copy had written %d", path, info.Size(), o.Resume))
+			return nil, sink.Unfit(fmt.Errorf("cannot resume: %s has %d bytes, but the copy had written %d bytes when it stopped", path, info.Size(), o.Resume))
 		}
 		return info, nil
 	}

@@ -35,12 +35,14 @@ type Options struct {
 	// earlier run, but Publish must not replace an existing file.
 	DropPartial   bool
 	Preallocation Preallocation // for files only
-	TargetIsZero  bool          // for devices only: the device reads as zeros already, so that zeros are not written
+	TargetIsZero  bool          // for devices only: the device already reads as zeros, and zeros are not written
 	DropCache     bool          // remove written data from the page cache
-	// Need is the number of bytes that the file will need, including those
-	// that an earlier run wrote. CreateFile fails before it makes anything if
-	// the file system has less free space. With Preallocation, the file needs
-	// at least the size of the disk.
+	// Need is the number of bytes that the whole file will need, including
+	// the part that an earlier run wrote. CreateFile fails before it makes
+	// anything if the file system has less room. The space of an existing
+	// .partial file counts as room, because the copy resumes or replaces this
+	// file. If Preallocation is falloc or full, the file needs at least the
+	// size of the disk.
 	Need int64
 	// Source reports whether a given file belongs to the source. path is the
 	// path of this file in the source. A target that belongs to the source is
@@ -61,9 +63,9 @@ func (o Options) isSource(name string, info os.FileInfo) error {
 		return nil
 	}
 	if path == name {
-		return fmt.Errorf("%s is the source", name)
+		return fmt.Errorf("%s is the source and must not be overwritten: choose another target", name)
 	}
-	return fmt.Errorf("%s is a file of the source: the same as %s", name, path)
+	return fmt.Errorf("%s is a file of the source (the same as %s) and must not be overwritten: choose another target", name, path)
 }
 
 func (o Options) checkRange(size int64) error {
@@ -77,20 +79,20 @@ func (o Options) checkRange(size int64) error {
 		return nil
 	}
 	if o.Resume < 0 || size != sink.UnknownSize && (size < 0 || o.Resume > size) {
-		return fmt.Errorf("cannot resume a disk of %d bytes at offset %d", size, o.Resume)
+		return fmt.Errorf("cannot resume at offset %d: want an offset from 0 to the end of the disk, which has %d bytes", o.Resume, size)
 	}
 	if o.State == nil && o.Resume > 0 {
 		return fmt.Errorf("cannot resume at offset %d without the state of a checkpoint", o.Resume)
 	}
 	if o.State != nil && string(o.State) != string(state(size)) {
-		return sink.Unfit(fmt.Errorf("cannot resume: the state of the checkpoint is %q, want %q", o.State, state(size)))
+		return sink.Unfit(fmt.Errorf("cannot resume: the checkpoint is of a target %q (format and size in bytes), but this target is %q", o.State, state(size)))
 	}
 	return nil
 }
 
-// state returns the state that a checkpoint of a raw disk records. A raw disk has
-// no metadata, so the state contains only the format and the size of the disk. A
-// resumed run compares both.
+// state returns what a checkpoint of a raw disk records. A raw disk has no
+// metadata, so this is only the format and the size of the disk. A run can resume
+// only a target of the same format and size.
 func state(size int64) []byte { return fmt.Appendf(nil, "raw %d", size) }
 
 // zeros is the data for writing zeros. It must not be changed.
@@ -114,7 +116,7 @@ func (l *life) SameAt(ctx context.Context, off, n int64) error {
 		return err
 	}
 	defer l.Done()
-	return l.Fail(fmt.Errorf("%s: bytes [%d, %d) should be taken from the backing disk, but a raw disk has none", l.Name, off, off+n))
+	return l.Fail(fmt.Errorf("%s: cannot take bytes [%d, %d) from a backing disk: a raw disk has no backing disk", l.Name, off, off+n))
 }
 
 // writeAt implements WriteAt for the types of disks in this package. It calls the

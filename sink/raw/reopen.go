@@ -23,7 +23,7 @@ func reopen(ctx context.Context, path string, size int64) (source.Disk, error) {
 	case d.Size() > size:
 		return head{d, size}, nil
 	}
-	return nil, errors.Join(fmt.Errorf("%s has %d bytes, want %d", path, d.Size(), size), d.Close())
+	return nil, errors.Join(fmt.Errorf("cannot read %s back: found %d bytes, want at least %d bytes", path, d.Size(), size), d.Close())
 }
 
 // head is the beginning of a larger disk. It is used to read the part of a device

@@ -105,7 +105,7 @@ func (d *stream) write(ctx context.Context, p []byte, off int64) error {
 		if path, ok := errors.AsType[*fs.PathError](err); ok {
 			err = path.Err
 		}
-		return fmt.Errorf("write %s at offset %d: %w", d.Name, d.next, explain(int(d.w.Fd()), err))
+		return fmt.Errorf("cannot write to %s at offset %d: %w", d.Name, d.next, explain(int(d.w.Fd()), err))
 	}
 	return nil
 }

@@ -22,7 +22,7 @@ func TestBrokenPipe(t *testing.T) {
 			t.Fatal(err)
 		}
 		r.Close()
-		if err := fillDisk(d); !errors.Is(err, unix.EPIPE) || !strings.HasPrefix(err.Error(), "write standard output at offset 0: ") {
+		if err := fillDisk(d); !errors.Is(err, unix.EPIPE) || !strings.HasPrefix(err.Error(), "cannot write to standard output at offset 0: ") {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err := d.Abort(); err != nil {

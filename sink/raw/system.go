@@ -75,7 +75,7 @@ func lacking(err error) bool {
 func explain(fd int, err error) error {
 	switch {
 	case errors.Is(err, unix.ENOSPC) && isBlockDevice(fd):
-		return fmt.Errorf("%w: the device has become smaller, or the pool or file behind it is full", err)
+		return fmt.Errorf("%w: the device has become smaller, or the storage pool or the file behind it is full", err)
 	case errors.Is(err, unix.ENOSPC):
 		free := ""
 		if n, known := freeSpace(fd); known {
@@ -83,7 +83,7 @@ func explain(fd int, err error) error {
 		}
 		return fmt.Errorf("%w%s: free some space, or write the disk to another file system", err, free)
 	case errors.Is(err, unix.EDQUOT):
-		return fmt.Errorf("%w: the quota of this user, group or project must be raised", err)
+		return fmt.Errorf("%w: raise the quota of this user, group or project, or remove some of its files", err)
 	case errors.Is(err, unix.EFBIG):
 		return fmt.Errorf("%w: the file exceeds the limit of the file system (%s) or of this process (ulimit -f)", err, fileSystem(fd))
 	}

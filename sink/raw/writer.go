@@ -69,7 +69,7 @@ func (w *writer) write(p []byte, off int64) error {
 			err = io.ErrShortWrite
 		}
 		if err != nil {
-			return fmt.Errorf("write %s at offset %d: %w", w.name, off, explain(int(w.f.Fd()), err))
+			return fmt.Errorf("cannot write to %s at offset %d: %w", w.name, off, explain(int(w.f.Fd()), err))
 		}
 		p, off = p[n:], off+int64(n)
 	}
@@ -147,7 +147,7 @@ func (w *writer) writeBack(off, n int64) error {
 	if err != nil && !lacking(err) {
 		// The kernel reports lost data to only one call, which may be
 		// this one, so its error must not be ignored.
-		return fmt.Errorf("cannot write back bytes [%[2]d, %[3]d) of %[1]s: %[4]w", w.name, off, off+n, explain(fd, err))
+		return fmt.Errorf("cannot write bytes [%[2]d, %[3]d) of %[1]s from the page cache to the disk: %[4]w", w.name, off, off+n, explain(fd, err))
 	}
 	if w.drop {
 		unix.Fadvise(fd, off, n, unix.FADV_DONTNEED)

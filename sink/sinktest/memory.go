@@ -61,8 +61,8 @@ type Counts struct {
 // Memory is a target in memory, for testing code that writes to sinks. It keeps
 // the content, logs the calls, and fails when the function Before returns an
 // error. It records each call that breaks the contract of sink.Disk as a
-// violation. Like a file, it holds one published disk and one disk that is being
-// written or suspended.
+// violation. It holds one published disk (the file under its final name) and one
+// disk that is being written or suspended (the .partial file).
 //
 // The fields are set before the first Create. The zero value is a sequential
 // sink. Its unit is 1 byte, and its unwritten ranges need not read as zeros.
@@ -101,7 +101,7 @@ func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.D
 		return nil, errMemoryBusy
 	}
 	if size < sink.UnknownSize || o.Resume < 0 || o.Resume > max(size, 0) {
-		return nil, fmt.Errorf("memory: cannot resume a disk of %d bytes at offset %d", size, o.Resume)
+		return nil, fmt.Errorf("memory: cannot resume at offset %d: want an offset from 0 to the end of the disk, which has %d bytes", o.Resume, size)
 	}
 	d := &memoryDisk{m: m, ctx: ctx, size: size, unit: max(m.Unit, 1), backing: o.Backing, next: o.Resume, fresh: o.State == nil}
 	if o.State == nil {
@@ -114,7 +114,7 @@ func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.D
 			return nil, errors.New("memory: there is no suspended disk of this size")
 		}
 		if want := memoryState(o.Resume); string(o.State) != want {
-			return nil, fmt.Errorf("memory: the state of the checkpoint is %q, want %q", o.State, want)
+			return nil, fmt.Errorf("memory: cannot resume: the checkpoint records %q, want %q", o.State, want)
 		}
 	}
 	if o.State != nil && !m.CountOnly {
