@@ -251,7 +251,7 @@ func TestResumeOfAnotherPartial(t *testing.T) {
 		says         string
 	}{
 		{"other data", "o.raw", nil, 0, false, 2, "does not hold the data that its journal says was written last"},
-		{"other tables", "o.qcow2", nil, 0, false, 2, "the file is damaged, or not the one of the checkpoint"},
+		{"other tables", "o.qcow2", nil, 0, false, 2, "the file is damaged, or is not the file of the checkpoint"},
 		{"after zeros", "o.raw", nil, 6 << 20, false, 0, "nothing proves that the source and the target are those of the copy that stopped: the target is inode .*; the copy starts over"},
 		{"moved", "o.raw", nil, 0, true, 0, ""},
 		{"moved image", "o.qcow2", nil, 0, true, 0, ""},

@@ -17,7 +17,7 @@ type state struct {
 	size, cluster int64
 	compression   Compression
 	next          int64  // the first free cluster of the file
-	head          int64  // offset of the next write to the file, bytes; in the cluster before next or at its end
+	head          int64  // offset in the file of the next write, bytes; in the last cluster in use (next-1), or at its end
 	headCount     uint16 // refcount of the cluster that contains head
 	file          []byte // state of the file itself
 }
@@ -30,7 +30,7 @@ func parseState(b []byte) (s state, err error) {
 	line, file, _ := bytes.Cut(b, []byte("\n"))
 	s.file = file
 	if n, err := fmt.Sscanf(string(line), "qcow2 %d %d %s %d %d %d", &s.size, &s.cluster, &s.compression, &s.next, &s.head, &s.headCount); n != 6 {
-		return s, fmt.Errorf("the state of the checkpoint is %q, want that of a qcow2 image: %w", line, err)
+		return s, fmt.Errorf("the checkpoint records %q, which does not describe a qcow2 image: %w", line, err)
 	}
 	return s, nil
 }
@@ -39,14 +39,14 @@ func parseState(b []byte) (s state, err error) {
 // layout l and the options o.
 func (s state) fits(l layout, o Options) error {
 	if s.size != l.size || s.cluster != l.cluster || s.compression != o.Compression {
-		return fmt.Errorf("the checkpoint is of a disk of %d bytes with clusters of %d bytes and compression %s; want %d bytes, clusters of %d bytes, %s",
+		return fmt.Errorf("the checkpoint is of a disk of %d bytes with clusters of %d bytes and compression %s; want a disk of %d bytes with clusters of %d bytes and compression %s",
 			s.size, s.cluster, s.compression, l.size, l.cluster, o.Compression)
 	}
 	if o.Resume < 0 || o.Resume > l.size || o.Resume%l.cluster != 0 && o.Resume != l.size {
-		return fmt.Errorf("cannot resume at offset %d: want a multiple of %d bytes up to the end of the disk at %d", o.Resume, l.cluster, l.size)
+		return fmt.Errorf("cannot resume at offset %d: want a multiple of the cluster size (%d bytes), or the end of the disk (offset %d)", o.Resume, l.cluster, l.size)
 	}
 	if s.next < l.first || s.next > maxHost>>l.shift || s.head > s.next<<l.shift || s.head <= (s.next-1)<<l.shift {
-		return fmt.Errorf("the state of the checkpoint is damaged: its next offset in the file is %d, which is not in the cluster before cluster %d", s.head, s.next)
+		return fmt.Errorf("the checkpoint is damaged: it records that %d clusters of the file are in use, and that the next write is at offset %d of the file, which must be in the last of these clusters", s.next, s.head)
 	}
 	return nil
 }
@@ -68,7 +68,7 @@ func (d *disk) Checkpoint(off int64) ([]byte, func(context.Context) error, error
 
 func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error, err error) {
 	if off < d.at {
-		return nil, fmt.Errorf("cannot take a checkpoint at offset %d: everything below offset %d is written already", off, d.at)
+		return nil, fmt.Errorf("cannot take a checkpoint at offset %d: the disk is already written up to offset %d, want a checkpoint at this offset or above", off, d.at)
 	}
 	if err := d.save(off); err != nil {
 		return nil, err
@@ -81,10 +81,11 @@ func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error
 	return sync, err
 }
 
-// save writes the tables and the data that are in memory, so that restore can
-// read them if a copy resumes at the offset off of the disk. save only adds
-// entries to tables that are in the file already. Therefore the previous
-// checkpoint stays valid as well.
+// save writes the tables and the data that are in memory to the file. A copy that
+// resumes at the offset off of the disk then reads them with restore. The entries
+// that an earlier checkpoint has written do not change: save only fills empty
+// entries. The refcount of one cluster, which may change, is in the state of the
+// earlier checkpoint (headCount). Therefore the earlier checkpoint stays valid.
 func (t *tables) save(off int64) error {
 	if err := t.saveL2(); err != nil {
 		return err
@@ -138,13 +139,13 @@ func (d *disk) restore(s state, off int64) error {
 	}
 	for i := 0; i < len(known); i += entryBytes {
 		if entry := binary.BigEndian.Uint64(known[i:]); entry != 0 && !t.isTable(entry) {
-			return sink.Unfit(fmt.Errorf("entry %d of the L1 table is %#x, which is not within the %d clusters of the checkpoint: the file is damaged, or not the one of the checkpoint", i/entryBytes, entry, t.next))
+			return sink.Unfit(fmt.Errorf("entry %d of the L1 table is %#x, which does not point to one of the %d clusters of the checkpoint: the file is damaged, or is not the file of the checkpoint", i/entryBytes, entry, t.next))
 		}
 	}
 	if len(last) > 0 {
 		entry := binary.BigEndian.Uint64(last)
 		if entry != 0 && !t.isEntry(entry) {
-			return sink.Unfit(fmt.Errorf("entry %d of the L1 table is %#x, which vddkcp never writes: the file is damaged, or not the one of the checkpoint", t.l2Index, entry))
+			return sink.Unfit(fmt.Errorf("entry %d of the L1 table is %#x, which vddkcp never writes: the file is damaged, or is not the file of the checkpoint", t.l2Index, entry))
 		}
 		in := g & (1<<t.l2Shift - 1)
 		if in == 0 || !t.isTable(entry) {
@@ -175,7 +176,7 @@ func (d *disk) restore(s state, off int64) error {
 func (t *tables) checkCounts() error {
 	for c := t.block * t.perBlock; c < t.next; c++ {
 		if binary.BigEndian.Uint16(t.counts[(c-t.block*t.perBlock)*2:]) == 0 {
-			return sink.Unfit(fmt.Errorf("cluster %d of the file has refcount 0, but all %d clusters of the checkpoint are in use: the file is damaged, or not the one of the checkpoint", c, t.next))
+			return sink.Unfit(fmt.Errorf("cluster %d of the file has refcount 0, but all %d clusters of the checkpoint are in use: the file is damaged, or is not the file of the checkpoint", c, t.next))
 		}
 	}
 	return nil

@@ -68,7 +68,7 @@ func newEncoding(o Options) (*encoding, error) {
 // Encode implements sink.Encoding.
 func (e *encoding) Encode(dst, unit []byte, off int64) (enc []byte, plain bool, err error) {
 	if len(unit) == 0 || len(unit) > e.cluster {
-		return dst, false, fmt.Errorf("cannot encode %d bytes: a cluster has %d bytes", len(unit), e.cluster)
+		return dst, false, fmt.Errorf("cannot encode %d bytes: want 1 to %d bytes (one cluster)", len(unit), e.cluster)
 	}
 	if e.overlay != nil {
 		if same, err := e.overlay.has(unit, off); same || err != nil {
@@ -105,17 +105,17 @@ func (e *encoding) Encode(dst, unit []byte, off int64) (enc []byte, plain bool, 
 	return enc, false, err
 }
 
-// bounded is an io.Writer that appends to the slice p. A write fails if it would
-// make p longer than end bytes.
+// bounded is an io.Writer that appends to the slice p. The maximum length of p is
+// limit. A write that would make p longer fails.
 type bounded struct {
-	p   []byte
-	end int
+	p     []byte
+	limit int
 }
 
 var errFull = errors.New("the cluster does not shrink")
 
 func (b *bounded) Write(p []byte) (int, error) {
-	if len(b.p)+len(p) > b.end {
+	if len(b.p)+len(p) > b.limit {
 		return 0, errFull
 	}
 	b.p = append(b.p, p...)

@@ -220,8 +220,8 @@ func TestRefused(t *testing.T) {
 		{512, Options{Compression: Zlib, Level: 10}, "levels 1 to 9"},
 		{512, Options{Compression: Zstd, Level: -1}, "levels 1 to 22"},
 		{512, Options{Level: 1}, "without a compression"},
-		{512, Options{BackingName: "base"}, "needs both the disk"},
-		{512, Options{BackingName: "base", BackingFormat: "vdi"}, "needs both the disk"},
+		{512, Options{BackingName: "base"}, "needs a backing disk and the name of the backing file"},
+		{512, Options{BackingName: "base", BackingFormat: "vdi"}, "needs a backing disk and the name of the backing file"},
 		{512, backed("base", "vdi"), "want raw, qcow2 or vmdk"},
 		{512, backed("base", ""), "want raw, qcow2 or vmdk"},
 		{512, backed("a:b", "raw"), "write ./ before"},
@@ -236,7 +236,7 @@ func TestRefused(t *testing.T) {
 	}
 	small := backed(strings.Repeat("a", 500), "raw")
 	small.ClusterSize = 512
-	if _, _, err := small.normal(512); err == nil || !strings.Contains(err.Error(), "into a cluster of 512") {
+	if _, _, err := small.normal(512); err == nil || !strings.Contains(err.Error(), "does not fit in one cluster of 512") {
 		t.Errorf("a header that does not fit its cluster: %v", err)
 	}
 }

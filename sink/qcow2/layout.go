@@ -55,7 +55,7 @@ type layout struct {
 
 func newLayout(size, cluster int64) (layout, error) {
 	if cluster < minClusterSize || cluster > maxClusterSize || bits.OnesCount64(uint64(cluster)) != 1 {
-		return layout{}, fmt.Errorf("cluster size of %d bytes: want a power of two from %d to %d", cluster, minClusterSize, maxClusterSize)
+		return layout{}, fmt.Errorf("cluster size of %d bytes: want a power of two from %d to %d bytes", cluster, minClusterSize, maxClusterSize)
 	}
 	if size < 0 || size%512 != 0 {
 		return layout{}, fmt.Errorf("a disk of %d bytes: the size of a disk in a qcow2 image must be a multiple of 512 (raw disks have any size)", size)
@@ -64,8 +64,8 @@ func newLayout(size, cluster int64) (layout, error) {
 	if reach := reachOf(cluster); size > reach {
 		for cluster = minClusterSize; cluster <= maxClusterSize; cluster *= 2 {
 			if size <= reachOf(cluster) {
-				return layout{}, fmt.Errorf("clusters of %d bytes are enough for a disk of %s, but the disk has %s (%d bytes): want clusters of at least %d bytes",
-					l.cluster, bytesize.Format(reach), bytesize.Format(size), size, cluster)
+				return layout{}, fmt.Errorf("clusters of %d bytes are too small for a disk of %s (%d bytes), since the disk can then have at most %s: want clusters of at least %d bytes",
+					l.cluster, bytesize.Format(size), size, bytesize.Format(reach), cluster)
 			}
 		}
 		return layout{}, fmt.Errorf("a disk of %d bytes is too large: a qcow2 image holds at most %s", size, bytesize.Format(reachOf(maxClusterSize)))
@@ -122,8 +122,11 @@ func (l *layout) header(o Options, refTable, refTableClusters int64) ([]byte, er
 	b = append(b, make([]byte, 8)...) // the end of the extensions
 	backing := len(b)
 	b = append(b, o.BackingName...)
-	if len(o.BackingName) > maxName || int64(len(b)) > l.cluster {
-		return nil, fmt.Errorf("the name of the backing file has %d bytes: want at most %d bytes, and a header that fits into a cluster of %d bytes", len(o.BackingName), maxName, l.cluster)
+	if len(o.BackingName) > maxName {
+		return nil, fmt.Errorf("the name of the backing file has %d bytes: want at most %d bytes", len(o.BackingName), maxName)
+	}
+	if int64(len(b)) > l.cluster {
+		return nil, fmt.Errorf("the header of the image has %d bytes with the name of the backing file, and does not fit in one cluster of %d bytes: use a shorter name or larger clusters", len(b), l.cluster)
 	}
 	put32 := func(at int, v uint32) { binary.BigEndian.PutUint32(b[at:], v) }
 	put64 := func(at int, v int64) { binary.BigEndian.PutUint64(b[at:], uint64(v)) }

@@ -68,7 +68,7 @@ func (d *disk) hide(ctx context.Context, off, n int64) error {
 	next := off >> d.shift // the first cluster that is not handled yet
 	for e, err := range source.Covered(ctx, d.o.Backing, off, has-off) {
 		if err != nil {
-			return fmt.Errorf("cannot get the allocation of the backing file %s: %w", d.o.BackingName, err)
+			return fmt.Errorf("cannot list the extents of the backing file %s: %w", d.o.BackingName, err)
 		}
 		if e.Kind == source.Zero {
 			continue

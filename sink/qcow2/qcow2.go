@@ -66,12 +66,12 @@ func (o Options) normal(size int64) (Options, layout, error) {
 			return o, layout{}, fmt.Errorf("compression level %[4]d is invalid: %[1]s has levels %[2]d to %[3]d", o.Compression, least, most, o.Level)
 		}
 	case o.Compression != None:
-		return o, layout{}, fmt.Errorf("compression method %q: want none, zlib or zstd", o.Compression)
+		return o, layout{}, fmt.Errorf("invalid compression method %q: want none, zlib or zstd", o.Compression)
 	case o.Level != 0:
 		return o, layout{}, fmt.Errorf("compression level %d without a compression method", o.Level)
 	}
 	if (o.Backing == nil) != (o.BackingName == "") {
-		return o, layout{}, errors.New("an overlay needs both the disk and the name of its backing file")
+		return o, layout{}, errors.New("an overlay needs a backing disk and the name of the backing file, but only one of the two was given")
 	}
 	if protocol.MatchString(o.BackingName) {
 		return o, layout{}, fmt.Errorf("backing file name %q: qemu takes %q for a protocol; write ./ before the name", o.BackingName, protocol.FindString(o.BackingName))
@@ -80,7 +80,7 @@ func (o Options) normal(size int64) (Options, layout, error) {
 	case "raw", "qcow2", "vmdk":
 	default:
 		if o.BackingName != "" {
-			return o, layout{}, fmt.Errorf("backing format %q: want raw, qcow2 or vmdk", o.BackingFormat)
+			return o, layout{}, fmt.Errorf("invalid backing format %q: want raw, qcow2 or vmdk", o.BackingFormat)
 		}
 	}
 	if size == sink.UnknownSize {
@@ -280,11 +280,11 @@ func (d *disk) Place(off int64, enc []byte, plain bool) error {
 func (d *disk) place(off int64, enc []byte, plain bool, n int64) error {
 	switch {
 	case !plain && (len(enc) == 0 || int64(len(enc)) >= d.cluster):
-		return fmt.Errorf("the cluster at offset %d is encoded in %d bytes, want 1 to %d", off, len(enc), d.cluster-1)
+		return fmt.Errorf("the encoded cluster at offset %d has %d bytes, want 1 to %d bytes", off, len(enc), d.cluster-1)
 	case !plain:
 		return d.pack(off>>d.shift, enc)
 	case int64(len(enc)) != n:
-		return fmt.Errorf("the cluster at offset %d has %d bytes, want %d", off, len(enc), n)
+		return fmt.Errorf("the cluster at offset %d has %d bytes, want %d bytes", off, len(enc), n)
 	}
 	return d.add(off>>d.shift, enc)
 }
@@ -304,7 +304,7 @@ func (d *disk) SameAt(ctx context.Context, off, n int64) error {
 		return err
 	}
 	if d.o.Backing == nil {
-		return d.endCall(off, n, fmt.Errorf("bytes [%d, %d) should be taken from the backing disk, but the image has none", off, off+n))
+		return d.endCall(off, n, fmt.Errorf("cannot take bytes [%d, %d) from a backing disk: the image has no backing disk", off, off+n))
 	}
 	return d.endCall(off, n, nil)
 }
@@ -414,7 +414,7 @@ func (d cloning) CloneFrom(f *os.File, pos, off, n int64) error {
 	}
 	if n%d.cluster != 0 {
 		d.life.Done()
-		return fmt.Errorf("%s: bytes [%d, %d) end within a cluster and cannot be shared: %w", d.address, off, off+n, errors.ErrUnsupported)
+		return fmt.Errorf("%s: cannot share blocks for bytes [%d, %d), because this range ends within a cluster: %w", d.address, off, off+n, errors.ErrUnsupported)
 	}
 	done, err := d.share(d.file, f, pos, off>>d.shift, n>>d.shift)
 	if errors.Is(err, errors.ErrUnsupported) {
@@ -422,7 +422,7 @@ func (d cloning) CloneFrom(f *os.File, pos, off, n int64) error {
 			d.life.Done()
 			return err
 		}
-		err = fmt.Errorf("sharing blocks failed after a part of the range was shared: %v", err)
+		err = fmt.Errorf("cannot share all blocks of the range, although a part of the range was shared: %v", err)
 	}
 	return d.endCall(off, n, err)
 }

@@ -74,7 +74,7 @@ func (t *tables) count(c int64) error {
 	b := t.counts[(c-t.block*t.perBlock)*2:][:2]
 	n := binary.BigEndian.Uint16(b)
 	if n == 1<<16-1 {
-		return fmt.Errorf("the refcount of cluster %d of the file is already %d, the largest possible", c, n)
+		return fmt.Errorf("cannot increase the refcount of cluster %d of the file: it is already %d, the largest possible refcount", c, n)
 	}
 	binary.BigEndian.PutUint16(b, n+1)
 	return nil
@@ -136,7 +136,7 @@ func (t *tables) allocate(n int64) (off, got int64, err error) {
 	off = t.next << t.shift
 	got = min(n, t.perBlock-t.next%t.perBlock)
 	if off > maxHost-got<<t.shift {
-		return 0, 0, fmt.Errorf("the image grows beyond %s, which is the range that its tables can address", bytesize.Format(maxHost))
+		return 0, 0, fmt.Errorf("the image grows beyond %s, the largest file size that its tables can address", bytesize.Format(maxHost))
 	}
 	for range got {
 		if err := t.count(t.next); err != nil {
@@ -191,14 +191,14 @@ func (t *tables) pack(g int64, code []byte) error {
 	if err != nil {
 		return err
 	}
-	// This is the "Compressed Clusters Descriptor" of the specification: the offset
-	// of the data, and the number of additional sectors behind the one in which it
-	// begins.
+	// This is the "Compressed Clusters Descriptor" of the specification. It contains
+	// the offset of the data, and the number of sectors that the data occupy, not
+	// counting the first one.
 	n := int64(len(code))
 	sectors := (off+n-1)>>sectorShift - off>>sectorShift
 	x := 62 - (t.shift - 8)
 	if limit := min(int64(maxHost), 1<<x); off+n > limit {
-		return fmt.Errorf("the image grows beyond %s, which is the range that entries of compressed clusters can address", bytesize.Format(limit))
+		return fmt.Errorf("the image grows beyond %s, the largest file size that the entries of compressed clusters can address", bytesize.Format(limit))
 	}
 	for c := off >> t.shift; c <= (off+n-1)>>t.shift; c++ {
 		if err := t.count(c); err != nil {
