@@ -29,7 +29,7 @@ func newEncoding(level int) *encoding {
 // about 30 bytes longer than the data.
 func (e *encoding) Encode(dst, unit []byte, _ int64) (enc []byte, plain bool, err error) {
 	if len(unit) == 0 || len(unit) > grainSize {
-		return dst, false, fmt.Errorf("cannot encode a unit of %d bytes: want 1 to %d", len(unit), grainSize)
+		return dst, false, fmt.Errorf("cannot encode a unit of %d bytes: want 1 to %d bytes (one grain)", len(unit), grainSize)
 	}
 	if len(unit) < grainSize {
 		if e.whole == nil {

@@ -56,7 +56,7 @@ func CheckSize(size int64) error {
 // new disk that is a sink.Sizer and was created with sink.UnknownSize, such as a
 // file or a stream. name is the name of the image in messages and in the
 // descriptor. The returned disk owns out and ends it. If Create returns an error,
-// it has aborted out.
+// it has called the method Abort of out.
 //
 // The disk is sequential, with units of 64 KiB. It has the abilities
 // sink.Zeroed and sink.Encoder, and sink.Verifiable if out has it. It cannot be
@@ -87,15 +87,15 @@ func create(ctx context.Context, out sink.Disk, name string, size int64, o Optio
 		o.Level = DefaultLevel
 	}
 	if o.Level < MinLevel || o.Level > MaxLevel {
-		return nil, fmt.Errorf("%s: compression level %d: want %d to %d", name, o.Level, MinLevel, MaxLevel)
+		return nil, fmt.Errorf("%s: invalid compression level %d: want %d to %d", name, o.Level, MinLevel, MaxLevel)
 	}
 	sizer, ok := sink.Ability[sink.Sizer](out)
 	if !ok {
-		return nil, fmt.Errorf("%s: a streamOptimized VMDK can only be written to a file or a stream, since its size is known only at the end", name)
+		return nil, fmt.Errorf("%s: a streamOptimized VMDK can only be written to a file or a stream, because the size of the image is known only at the end", name)
 	}
 	text := newDescriptor(name, size, o.Info).text()
 	if len(text) > descriptorSectors*sectorSize {
-		return nil, fmt.Errorf("%s: the descriptor has %d bytes: want at most %d", name, len(text), descriptorSectors*sectorSize)
+		return nil, fmt.Errorf("%s: the descriptor has %d bytes: want at most %d bytes", name, len(text), descriptorSectors*sectorSize)
 	}
 	d := &disk{
 		Target: lifecycle.Target{Context: ctx, Name: name, Size: size, Unit: grainSize},
@@ -176,7 +176,7 @@ func (d *disk) ZeroAt(ctx context.Context, off, n int64) error {
 
 func (d *disk) SameAt(ctx context.Context, off, n int64) error {
 	return d.call(ctx, off, n, func() error {
-		return fmt.Errorf("%s: bytes [%d, %d) should be taken from the backing disk, but a streamOptimized VMDK has none", d.Name, off, off+n)
+		return fmt.Errorf("%s: cannot take bytes [%d, %d) from a backing disk: a streamOptimized VMDK has no backing disk", d.Name, off, off+n)
 	})
 }
 
@@ -188,7 +188,7 @@ func (d *disk) NewEncoding() sink.Encoding { return newEncoding(d.level) }
 func (d *disk) Place(off int64, enc []byte, plain bool) error {
 	return d.call(d.Context, off, max(min(grainSize, d.Size-off), 1), func() error {
 		if plain || len(enc) == 0 || len(enc) > maxPacked {
-			return fmt.Errorf("%s: the grain at offset %d has %d encoded bytes (plain: %v): want the result of Encode", d.Name, off, len(enc), plain)
+			return fmt.Errorf("%s: cannot store the grain at offset %d: found %d bytes (uncompressed: %v), want 1 to %d compressed bytes", d.Name, off, len(enc), plain, maxPacked)
 		}
 		return d.place(off, enc)
 	})
