@@ -25,8 +25,9 @@ func newBacking(ctx context.Context, o Options) (b backing, err error) {
 	return b, err
 }
 
-// unchanged returns an error if the backing image has changed since the copy began. It compares
-// the identity of the open image, and of the file that now has the image's name.
+// unchanged returns an error if the backing image has changed since the copy began. It queries the
+// identity of the open image and, with b.reopen, the identity of the file that now has the name of
+// the image. Both must equal b.identity, the identity at the beginning.
 func (b *backing) unchanged(ctx context.Context) error {
 	if b.disk == nil {
 		return nil
@@ -52,8 +53,9 @@ func (b *backing) identityByName(ctx context.Context) (string, error) {
 	return identityOf(ctx, named)
 }
 
-// identityOf returns the identity of a disk, a text that differs for another disk or, if this
-// can be detected, for other content. If the disk has no identity, identityOf returns "".
+// identityOf returns the identity of a disk: a text that differs from that of any other disk. If
+// the disk can detect changes, the text also changes with the content. If the disk has no
+// identity, identityOf returns "".
 func identityOf(ctx context.Context, d source.Disk) (string, error) {
 	i, ok := source.Ability[source.Identified](d)
 	if !ok {
@@ -71,7 +73,7 @@ func identityOf(ctx context.Context, d source.Disk) (string, error) {
 type changedBackingError struct{ was, is string }
 
 func (e *changedBackingError) Error() string {
-	return fmt.Sprintf("the backing changed while the target was written: its identity was %s and is now %s; nothing may write to a backing file", e.was, e.is)
+	return fmt.Sprintf("the backing image changed while the target was written: its identity was %s and is now %s; nothing may write to the file of a backing image", e.was, e.is)
 }
 
 func (e *changedBackingError) Is(target error) bool { return target == ErrSourceChanged }

@@ -13,10 +13,10 @@ import (
 // buffer is the memory of a piece, from a source.Allocator.
 type buffer struct {
 	buf  []byte // nil: the piece has no memory
-	free func() // gives buf back; nil: nothing has to be given back
+	free func() // returns buf to its allocator; nil: buf need not be returned
 }
 
-// releaseBuffer gives the memory back, if there is some.
+// releaseBuffer returns the memory to its allocator, if the buffer has memory.
 func (b *buffer) releaseBuffer() {
 	if b.free != nil {
 		b.free()
@@ -24,14 +24,15 @@ func (b *buffer) releaseBuffer() {
 	}
 }
 
-// reserveBuffers provides buffers for reading a disk. If the disk is a source.Allocator, these
-// are the buffers of the disk. Otherwise reserveBuffers allocates n buffers of size bytes, which
-// release frees. When release is called, no buffer may be in use. d may be nil.
-func reserveBuffers(d source.Disk, n, size int) (buffers source.Allocator, release func() error, err error) {
+// reserveBuffers provides buffers for reading the disk d, which may be nil. If d is a
+// source.Allocator, these are the buffers of d itself. Otherwise reserveBuffers allocates the
+// given number of buffers, of bufferSize bytes each. The caller frees them with the result
+// release, when no buffer is in use any more.
+func reserveBuffers(d source.Disk, number, bufferSize int) (buffers source.Allocator, release func() error, err error) {
 	if own, ok := source.Ability[source.Allocator](d); ok {
 		return own, func() error { return nil }, nil
 	}
-	a, err := newArena(n, size)
+	a, err := newArena(number, bufferSize)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -50,12 +50,12 @@ func zeroSum(n int64) uint32 {
 	return sum
 }
 
-// Proves reports whether Tail, the ranges that were copied last, can identify the target. It
-// can if they have a byte that is not zero. A tail of zeros proves nothing, because every new
-// disk has zeros.
+// Proves reports whether the ranges in Tail, which were copied last, can identify the target.
+// They can if they contain a byte that is not zero. Ranges of zeros prove nothing, because
+// every new disk has zeros.
 func (c *Checkpoint) Proves() bool { return proves(c.Tail) }
 
-// proves reports whether the ranges of a tail have a byte that is not zero.
+// proves reports whether the ranges of a tail contain a byte that is not zero.
 func proves(tail []Stretch) bool {
 	return slices.ContainsFunc(tail, func(s Stretch) bool { return s.Len > 0 && s.Len <= maxTailPiece && !s.zeros() })
 }
@@ -63,10 +63,11 @@ func proves(tail []Stretch) bool {
 // castagnoli is the table of CRC-32C, which current processors compute in hardware.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sums returns the digests that a copy with the options o needs, in the states that the
-// checkpoint has saved. A checkpoint without a state of the digest o.Digest is an error. If
-// only the blksum is missing, the digest that o.Verify needs, the result does not contain it,
-// because the content below Offset is not read again.
+// sums returns the digests that a copy with the options o needs, in the states that the checkpoint
+// has saved. If the state of the digest o.Digest is missing, sums returns an error. With o.Verify
+// the copy also needs a blksum digest, to compare the target with. If only the state of this
+// blksum is missing, the result has no blksum: computing it would need the content below Offset,
+// which is not read again.
 func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 	wanted := o.sums()
 	if c.Offset == 0 {
@@ -79,7 +80,7 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 			return nil, fmt.Errorf("cannot restore the state of a digest from the checkpoint: %w", err)
 		}
 		if s.Size() != c.Offset {
-			return nil, fmt.Errorf("the checkpoint at offset %d has a %s digest of the first %d bytes, want a digest of the first %d bytes", c.Offset, s.Algorithm(), s.Size(), c.Offset)
+			return nil, fmt.Errorf("the checkpoint at offset %d has a %s digest of the first %d bytes, but needs one of the first %d bytes", c.Offset, s.Algorithm(), s.Size(), c.Offset)
 		}
 		kept[s.Algorithm()] = s
 	}
@@ -89,29 +90,29 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 		case s != nil:
 			sums = append(sums, s)
 		case w.Algorithm() == o.Digest:
-			return nil, fmt.Errorf("the checkpoint has no %s digest of the first %d bytes, which an earlier run has copied", o.Digest, c.Offset)
+			return nil, fmt.Errorf("the checkpoint has no %s digest of the first %d bytes, which an earlier run copied and this run does not read again", o.Digest, c.Offset)
 		}
 	}
 	return sums, nil
 }
 
 // ErrTail says that a disk does not have the content whose checksums are in Checkpoint.Tail.
-var ErrTail = errors.New("the disk does not hold the data that was copied last before the checkpoint")
+var ErrTail = errors.New("the content differs from the data that was copied just before the checkpoint")
 
-// CheckTail reads the ranges that Tail lists from d, a source or a target, and compares their
-// checksums with those in Tail. The error is an ErrTail if a checksum differs, or if Tail is
-// not valid.
+// CheckTail reads those ranges of d that Tail lists, and compares their checksums with those in
+// Tail. d is the source or the target of the copy. The error is an ErrTail if a checksum differs,
+// or if Tail is not valid.
 func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	for _, s := range c.Tail {
 		if s.Off < 0 || s.Len < 0 || s.Len > maxTailPiece || s.Off > c.Offset-s.Len {
-			return fmt.Errorf("the checkpoint at offset %d has an invalid tail of %d bytes at offset %d: %w", c.Offset, s.Len, s.Off, ErrTail)
+			return fmt.Errorf("the checkpoint is damaged: it has a checksum of %d bytes at offset %d, expected at most %d bytes before offset %d: %w", s.Len, s.Off, maxTailPiece, c.Offset, ErrTail)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		b := make([]byte, s.Len)
 		if n, err := d.ReadAt(b, s.Off); n < len(b) {
-			return fmt.Errorf("read [%d, %d): %w", s.Off, s.Off+s.Len, err)
+			return fmt.Errorf("cannot read bytes [%d, %d), whose checksum is in the checkpoint: %w", s.Off, s.Off+s.Len, err)
 		}
 		if sum := crc32.Checksum(b, castagnoli); sum != s.CRC {
 			return fmt.Errorf("bytes [%d, %d) have the checksum %08x, want %08x: %w", s.Off, s.Off+s.Len, sum, s.CRC, ErrTail)

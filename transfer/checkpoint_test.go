@@ -180,7 +180,7 @@ func TestBackingThatChanges(t *testing.T) {
 			} else {
 				_, err = transfer.Copy(t.Context(), src, dst, plan(t, src), o)
 			}
-			if !errors.Is(err, transfer.ErrSourceChanged) || !strings.Contains(err.Error(), "the backing changed while the target was written: its identity was base at noon and is now base at night") {
+			if !errors.Is(err, transfer.ErrSourceChanged) || !strings.Contains(err.Error(), "the backing image changed while the target was written: its identity was base at noon and is now base at night") {
 				t.Errorf("stream %v: error %v", stream, err)
 			}
 			if _, published := m.Published(); published || len(m.Leftovers()) > 0 {

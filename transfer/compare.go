@@ -132,7 +132,7 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 				if now[i].End() == off {
 					e, err, ok := next[i]()
 					if err == nil && !ok {
-						err = c.sides[i].addName(fmt.Errorf("the extents end at byte %d of a disk of %d bytes", off, c.size))
+						err = c.sides[i].addName(fmt.Errorf("the disk reported extents only up to byte %d, but %d bytes must be compared", off, c.size))
 					}
 					if err != nil {
 						yield(pair{}, err)
@@ -159,8 +159,9 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 	}
 }
 
-// reads yields ranges as pairs does, except that a short hole between data counts as data,
-// because it is read together with the data.
+// reads yields the ranges of both disks in the way in which they are read. It calls pairs, with
+// extents in which a short hole between data counts as data, because such a hole is read together
+// with the data.
 func (c *comparison) reads(ctx context.Context) iter.Seq2[pair, error] {
 	return c.pairs([2]iter.Seq2[source.Extent, error]{c.sides[0].extents(ctx), c.sides[1].extents(ctx)})
 }

@@ -268,7 +268,7 @@ func TestCompareErrorsNameTheSide(t *testing.T) {
 		{"extents", func(m *sourcetest.Memory) source.Disk {
 			m.OnExtent = func(source.Extent) error { return errBoom }
 			return m
-		}, "query extents: boom"},
+		}, "cannot query the extents of the disk: boom"},
 		{"extents that end early", func(m *sourcetest.Memory) source.Disk {
 			return lyingDisk{m, func(off, n int64) iter.Seq2[source.Extent, error] { return source.WholeData(off, n-1) }}
 		}, "extents of [0, 3145728): the disk returned extents only up to offset 3145727"},

@@ -111,8 +111,9 @@ func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoi
 	if checkpoint == nil {
 		checkpoint = new(Checkpoint)
 		if checkpoints {
-			// If the target must later be opened again at offset 0, Options.Reopen gets this
-			// state. It tells the sink that the target may hold data by then.
+			// If the target must later be opened again at offset 0, Options.Reopen gets the state
+			// that Checkpoint returns here. From this state the sink knows that the target may
+			// hold data by then.
 			if checkpoint.State, _, err = dst.Checkpoint(0); err != nil {
 				return err
 			}
@@ -229,7 +230,7 @@ func (c *copying) end(ctx context.Context, err error) error {
 		err = c.stopCause(err)
 	}
 	if kept != nil {
-		err = fmt.Errorf("%w (and no checkpoint can be written, so that a later run starts over: %w)", err, kept)
+		err = fmt.Errorf("%w (and no checkpoint can be stored, so a later run starts over: %w)", err, kept)
 	}
 	if suspended := c.dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
 		err = fmt.Errorf("%w (and closing the target failed: %w)", err, suspended)
@@ -242,8 +243,9 @@ func (c *copying) stopped(ctx context.Context) bool {
 	return ctx.Err() != nil || c.o.stop().Err() != nil
 }
 
-// stopCause returns the cause of the end of Options.Stop if err is a consequence of that end.
-// Otherwise it returns err.
+// stopCause is called with the error of a copy that was stopped. If Options.Stop, which is a
+// context, has ended and err is a consequence of that, stopCause returns the cause of the end,
+// such as a signal. In every other case it returns err.
 func (c *copying) stopCause(err error) error {
 	cause := context.Cause(c.o.stop())
 	if cause != nil && (errors.Is(err, errStopped) || errors.Is(err, cause) || errors.As(err, new(*sourceError))) {

@@ -31,7 +31,7 @@ type cutter struct {
 	unit       int64 // of the sink, in bytes
 	request    int64 // the most that is read at once, in bytes
 	zeroed     bool  // unwritten ranges of the target already read as zeros
-	keepZeros  bool  // holes are never read as data: the copy would write their zeros
+	keepZeros  bool  // holes are never read together with data, because the copy would write their zeros
 	readShared bool  // shared data is read as well, for a digest
 
 	// The bytes from overFrom to overTo are below start, but were counted as planned work. The

@@ -25,10 +25,10 @@ type ResumableError struct {
 func (e *ResumableError) Error() string { return e.Err.Error() }
 func (e *ResumableError) Unwrap() error { return e.Err }
 
-// ExitStatus tells report.Of the exit status of a copy that can be resumed.
+// ExitStatus returns the exit status for a copy that can be resumed. It is called by report.Of.
 func (*ResumableError) ExitStatus() int { return exit.Resumable }
 
-// Resumable tells report.Of that the copy can be resumed.
+// Resumable returns true: the copy can be resumed. It is called by report.Of.
 func (*ResumableError) Resumable() bool { return true }
 
 // leavesNothing reports whether err means that nothing is left for a later run to continue.

@@ -62,10 +62,11 @@ type run struct {
 }
 
 // scan divides b, the content of the disk at offset off, into runs of zeros and runs of data.
-// It appends the runs to runs and returns the result. Runs end at multiples of blockSize bytes
-// in the disk, or at the end of b. Zeros of fewer than minZeros bytes count as data, except at
-// the start and the end of b, because there they may continue in a neighbouring piece.
-func scan(runs []run, b []byte, off, blockSize, minZeros int64) []run {
+// It appends these runs to the slice list and returns the longer slice. Runs end at multiples
+// of blockSize bytes in the disk, or at the end of b. Fewer than minZeros bytes of zeros count
+// as data, except at the start and the end of b, because there the zeros may continue in a
+// neighbouring piece.
+func scan(list []run, b []byte, off, blockSize, minZeros int64) []run {
 	next := func(at int) int { return int(min(int64(at)+blockSize-(off+int64(at))%blockSize, int64(len(b)))) }
 	for at := 0; at < len(b); {
 		start, end := at, next(at)
@@ -79,11 +80,11 @@ func scan(runs []run, b []byte, off, blockSize, minZeros int64) []run {
 		if isZero && int64(at-start) < minZeros && start > 0 && at < len(b) {
 			isZero = false
 		}
-		if n := len(runs); n > 0 && runs[n-1].zero == isZero {
-			runs[n-1].end = at
+		if n := len(list); n > 0 && list[n-1].zero == isZero {
+			list[n-1].end = at
 		} else {
-			runs = append(runs, run{start, at, isZero})
+			list = append(list, run{start, at, isZero})
 		}
 	}
-	return runs
+	return list
 }

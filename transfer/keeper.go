@@ -39,7 +39,7 @@ type keeper struct {
 	bytes    int64     // of data collected since lastTime
 	tail     []Stretch // the pieces that were collected last
 	length   int64     // of the tail, in bytes
-	proof    Stretch   // the last piece with a byte other than zero that no longer is in the tail
+	proof    Stretch   // the newest piece that was removed from the tail and has a byte other than zero
 
 	due    chan pending  // for run; of capacity 1
 	idle   chan struct{} // holds a value while run has nothing to do
@@ -87,8 +87,8 @@ func (k *keeper) remember(s Stretch) {
 	}
 }
 
-// collected records that all pieces up to c are copied. It takes a checkpoint when one is due,
-// unless the last checkpoint is not durable yet.
+// collected records that the piece c and all pieces before it are copied. It takes a checkpoint
+// when one is due, unless the last checkpoint is not durable yet.
 func (k *keeper) collected(c *piece) error {
 	k.at = c.End()
 	if c.read {
@@ -124,7 +124,7 @@ func (k *keeper) take() (pending, error) {
 	for _, s := range k.sums {
 		state, err := s.MarshalBinary()
 		if err != nil {
-			return next, fmt.Errorf("save the state of the digest: %w", err)
+			return next, fmt.Errorf("cannot save the state of the %s digest: %w", s.Algorithm(), err)
 		}
 		next.Sums = append(next.Sums, state)
 	}
@@ -197,13 +197,13 @@ func (k *keeper) keepLast(ctx context.Context, acceptsMore bool) error {
 // restartUnproven returns the checkpoint at which the copy continues after the connection to
 // its target was lost. This is the last checkpoint, if its tail (the checksums of the data that
 // was copied last) can identify the target. Otherwise it is a new checkpoint at offset 0, which
-// replaces the last one. The new checkpoint has the state origin, or the state of the last
-// checkpoint if origin is nil.
-func (k *keeper) restartUnproven(origin []byte) *Checkpoint {
+// replaces the last one. originState is the state of the sink before the first write. The new
+// checkpoint gets this state, or the state of the last checkpoint if originState is nil.
+func (k *keeper) restartUnproven(originState []byte) *Checkpoint {
 	if k.last.Offset > 0 && !k.last.Proves() {
 		state := k.last.State
-		if origin != nil {
-			state = origin
+		if originState != nil {
+			state = originState
 		}
 		k.last, k.done = &Checkpoint{State: state}, 0
 	}

@@ -23,8 +23,8 @@ func NewLimiter(bytesPerSecond int64) *Limiter {
 	return &Limiter{bucket: rate.NewLimiter(rate.Limit(bytesPerSecond), int(min(burst, 1<<30)))}
 }
 
-// Within returns a Limiter that applies the limit of l and that of outer. All Limiters that
-// were made with the same outer share its rate. l and outer may be nil.
+// Within returns a Limiter that applies both limits: that of l and that of outer. All Limiters
+// that were made with the same outer share its rate. l and outer may be nil.
 func (l *Limiter) Within(outer *Limiter) *Limiter {
 	if l == nil {
 		return outer

@@ -25,9 +25,11 @@ type Options struct {
 	// data for zeros and makes holes of them.
 	KeepZeros bool
 
-	// Backing is the backing image of the target, if the target is an overlay. An Inherited
-	// range of the source, whose content is in a parent image, is read from Backing if it
-	// shares a unit of the sink, such as a cluster, with other ranges.
+	// Backing is the backing image of the target, if the target is an overlay. The content of an
+	// Inherited range of the source is in a parent image, and the target leaves such a range to
+	// the backing image. One case is different: the range shares a unit of the sink, such as a
+	// cluster, with other ranges. Then the copy reads the content of the range from Backing and
+	// writes the whole unit.
 	Backing source.Disk
 	// BackingIdentity is the identity of Backing when it was opened; if it is "", the copy
 	// queries the identity when it begins. The target holds only differences from the backing
@@ -75,9 +77,10 @@ type Options struct {
 	// Interval is the time between two checkpoints; 0 means 5 s. A checkpoint is
 	// also taken after each GiB of data.
 	Interval time.Duration
-	// Reopen opens the target again after a sink.ErrLost, which says that the connection to the
-	// target was lost. Lost says how often and how long this is tried. If Reopen is nil, the
-	// copy fails when the connection is lost.
+	// Reopen opens the target again after the connection to the target was lost (the error
+	// sink.ErrLost). state and resume are the State and the Offset of the checkpoint at which
+	// the copy continues. The field Lost limits how often, and for how long, the copy calls
+	// Reopen. If Reopen is nil, the copy fails when the connection is lost.
 	Reopen func(ctx context.Context, state []byte, resume int64) (sink.Disk, error)
 	Lost   source.RetryOptions
 }

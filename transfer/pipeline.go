@@ -27,7 +27,7 @@ type pipeline struct {
 	inspector inspector
 	encoder   *encoder // nil: the sink takes units as they are
 	writer    *writer
-	sums      []*digest.Sum // the collector's
+	sums      []*digest.Sum // only the collector adds content to them
 	keeper    *keeper       // nil: the copy takes no checkpoints
 	buffers   source.Allocator
 	workers   int
@@ -70,8 +70,8 @@ func (p *pipeline) run(ctx context.Context) (err error) {
 	return p.runStages(ctx, stages[piece]{produce: p.produce, work: p.work})
 }
 
-// runStream is like run, but copies a stream: the producer reads it, and the collector writes
-// all pieces in order.
+// runStream is like run, but copies a stream: the producer reads the stream, and the collector
+// writes all pieces in order.
 func (p *pipeline) runStream(ctx context.Context, s *stream) error {
 	// One worker finds zeros as fast as a stream delivers; hashing and encoding
 	// need more.

@@ -47,8 +47,8 @@ func NewPlan(ctx context.Context, src source.Disk) (*Plan, error) {
 	return NewPlanWithin(ctx, src, math.MaxInt64, new(progress.Counters))
 }
 
-// NewPlanWithin is NewPlan for sources that may take long to report all their extents. It stops
-// querying them after the duration patience. The copy then queries the other extents when it
+// NewPlanWithin is NewPlan for sources that may take long to report all their extents. After the
+// duration patience it stops querying extents. The copy then queries the missing extents when it
 // reaches them. NewPlanWithin reports its progress with counters.Examined.
 func NewPlanWithin(ctx context.Context, src source.Disk, patience time.Duration, counters *progress.Counters) (*Plan, error) {
 	begun := time.Now()
@@ -71,7 +71,7 @@ windows:
 	for off, n := range source.Windows(p.Size) {
 		for e, err := range source.Covered(ctx, src, off, n) {
 			if err != nil {
-				return nil, fmt.Errorf("query extents: %w", err)
+				return nil, fmt.Errorf("cannot query the extents of the disk: %w", err)
 			}
 			switch e.Kind {
 			case source.Zero:
@@ -144,7 +144,7 @@ func (p *Plan) extents(ctx context.Context, src source.Disk) iter.Seq2[source.Ex
 		}
 		for e, err := range source.Covered(ctx, src, off, p.Size-off) {
 			if err != nil {
-				err = fmt.Errorf("query extents: %w", err)
+				err = fmt.Errorf("cannot query the extents of the disk: %w", err)
 			}
 			if !yield(e, err) || err != nil {
 				return

@@ -14,7 +14,7 @@ import (
 type reader struct {
 	src     source.Disk // marked by guard
 	backing source.Disk // nil: none
-	mixed   bool        // a range that is read as Data may have parts that only the backing has
+	mixed   bool        // a range that is read as Data may have parts that only the backing image has
 	limit   *Limiter    // nil: none
 }
 
@@ -35,7 +35,7 @@ func (r *reader) fill(ctx context.Context, b []byte, off int64) error {
 func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 	for e, err := range source.Covered(ctx, r.src, off, int64(len(buf))) {
 		if err != nil {
-			return fmt.Errorf("query extents: %w", err)
+			return fmt.Errorf("cannot query the extents of the source: %w", err)
 		}
 		b := buf[e.Off-off : e.End()-off]
 		switch e.Kind {
@@ -58,7 +58,7 @@ func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 // disk reads as zeros past its end.
 func (r *reader) readBacking(b []byte, off int64) error {
 	if r.backing == nil {
-		return fmt.Errorf("bytes [%d, %d) of the source are only in its parent image, and the copy has no backing image", off, off+int64(len(b)))
+		return fmt.Errorf("cannot read bytes [%d, %d): the source has them only in its parent image, and the copy has no backing image", off, off+int64(len(b)))
 	}
 	n := max(0, min(int64(len(b)), r.backing.Size()-off))
 	clear(b[n:])
@@ -66,7 +66,7 @@ func (r *reader) readBacking(b []byte, off int64) error {
 		return nil
 	}
 	if err := readFull(r.backing, b[:n], off); err != nil {
-		return fmt.Errorf("read the backing image: %w", err)
+		return fmt.Errorf("cannot read the backing image: %w", err)
 	}
 	return nil
 }
@@ -79,7 +79,7 @@ func readFull(d source.Disk, b []byte, off int64) error {
 		return nil // err may be io.EOF at the end of the disk
 	}
 	if err == nil {
-		err = fmt.Errorf("read [%d, %d): the disk returned only %d bytes and no error", off, off+int64(len(b)), n)
+		err = fmt.Errorf("cannot read bytes [%d, %d): the disk returned only %d bytes and no error", off, off+int64(len(b)), n)
 	}
 	return err
 }

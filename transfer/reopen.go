@@ -21,12 +21,12 @@ type reopener struct {
 	origin []byte                                                                   // the state of the target before the first write; nil: an earlier run made that write
 }
 
-// reopen opens the target at the last checkpoint of k, and retries as r.policy says. cause is
-// the error that ended the connection. reopen tries a new connection even if cause is a
-// permanent error, because that may succeed. failures is the number of failures since the copy
-// last made progress, and lostAt is the time of the first of them. If the copy was stopped, the
-// error is errStopped or the cause of ctx. Otherwise it is an ErrLost, so that a later run can
-// continue.
+// reopen opens the target at the last checkpoint of k. How often and for how long it tries this is
+// decided by r.policy. cause is the error that ended the connection. reopen tries a new connection
+// even if cause is a permanent error, because that may succeed. failures is the number of failures
+// since the copy last made progress, and lostAt is the time of the first of them. If the copy was
+// stopped, the error is errStopped or the cause of ctx. Otherwise it is an ErrLost, so that a
+// later run can continue.
 func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures int, lostAt time.Time) (dst sink.Disk, err error) {
 	for {
 		failures++
@@ -34,7 +34,7 @@ func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures 
 		wait, patient := r.policy.Wait(failures, idle)
 		switch {
 		case r.policy.Retries >= 0 && failures > r.policy.Retries:
-			return nil, fmt.Errorf("gave up opening the target again after %d retries: %w", r.policy.Retries, cause)
+			return nil, fmt.Errorf("the target could not be opened again in %d attempts, and no more are allowed: %w", r.policy.Retries, cause)
 		case !patient:
 			return nil, r.policy.TimedOut(cause, idle)
 		}
@@ -47,7 +47,7 @@ func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures 
 		if dst, err = r.openProven(ctx, k, r.policy.Patience()-time.Since(lostAt)); err == nil {
 			return dst, nil
 		}
-		cause = fmt.Errorf("cannot open the target again: %w (%w)", err, sink.ErrLost)
+		cause = fmt.Errorf("cannot open the target again: %w (the reason for opening it again: %w)", err, sink.ErrLost)
 		if retry.IsPermanent(err) || errors.Is(err, ErrTail) || errors.As(err, new(*sink.OtherError)) {
 			return nil, cause
 		}

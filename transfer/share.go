@@ -31,9 +31,9 @@ const (
 	// maxClone is the longest range, in bytes, that is shared with one call, so that a copy
 	// shows progress.
 	maxClone = 64 << 20
-	// cloneStep is how many bytes are copied when the source reports that no file holds the
-	// data at an offset. Then the source is asked again. cloneStep is the usual size of a grain
-	// or cluster.
+	// If the source reports that no file holds the data at an offset, the data is copied up to the
+	// next multiple of cloneStep bytes. At that offset the source is asked for a file again.
+	// cloneStep is the usual size of a grain or cluster.
 	cloneStep = 64 << 10
 )
 
@@ -109,7 +109,7 @@ func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	f, pos, n, ok := s.src.InFile(off)
 	if !ok {
 		if s.always {
-			return none, 0, fmt.Errorf("%w: no file holds the data at offset %d in plain form, because the data is compressed or was changed", ErrNotShared, off)
+			return none, 0, fmt.Errorf("%w: no file holds the data at offset %d of the source as it is, because this data is compressed or was changed", ErrNotShared, off)
 		}
 		return none, min(cloneStep-off%cloneStep, end-off), nil
 	}
@@ -118,9 +118,9 @@ func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	aligned := unit > 0 && (pos-off)%unit == 0
 	switch {
 	case s.always && unit == 0:
-		return none, 0, fmt.Errorf("%w: %s and the target are not on one file system that can share blocks", ErrNotShared, f.Name())
+		return none, 0, fmt.Errorf("%w: %s and the target are not on the same file system, or this file system cannot share blocks", ErrNotShared, f.Name())
 	case s.always && !aligned:
-		return none, 0, fmt.Errorf("%w: the data at offset %d of the disk is at offset %d of %s, but both offsets must have the same position within a block of %d bytes", ErrNotShared, off, pos, f.Name(), unit)
+		return none, 0, fmt.Errorf("%w: %s holds the data of offset %d of the disk at its offset %d; the difference of the two offsets must be a multiple of the block size, %d bytes", ErrNotShared, f.Name(), off, pos, unit)
 	case !aligned:
 		return none, n, nil
 	}

@@ -36,14 +36,15 @@ func (s *side) makePlan(ctx context.Context) (err error) {
 		return s.addName(err)
 	}
 	if s.plan.Inherited > 0 {
-		return s.addName(fmt.Errorf("%d bytes of the disk are in a parent image: open the image with its parents", s.plan.Inherited))
+		return s.addName(fmt.Errorf("%d bytes of the disk are in a parent image, which single-link leaves out: open the disk without single-link", s.plan.Inherited))
 	}
 	return nil
 }
 
-// reserve reserves n buffers of size bytes for the disk, as reserveBuffers does.
-func (s *side) reserve(n, size int) (release func() error, err error) {
-	s.buffers, release, err = reserveBuffers(s.Disk, n, size)
+// reserve provides the given number of buffers for reading the disk, of bufferSize bytes each.
+// The caller frees them with the result release.
+func (s *side) reserve(number, bufferSize int) (release func() error, err error) {
+	s.buffers, release, err = reserveBuffers(s.Disk, number, bufferSize)
 	return release, err
 }
 

@@ -48,7 +48,7 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 	if size == sink.UnknownSize {
 		sizer, ok := sink.Ability[sink.Sizer](dst)
 		if !ok {
-			return result, fmt.Errorf("the target needs to know the size of the stream when it is created: %w", errors.ErrUnsupported)
+			return result, fmt.Errorf("the size of the stream is unknown, but this target must know it when it is created: %w", errors.ErrUnsupported)
 		}
 		if err := sizer.SetSize(result.Size); err != nil {
 			return result, err
@@ -108,14 +108,14 @@ func (s *stream) read(b []byte) (n int, ended bool, err error) {
 	n, err = io.ReadFull(s.r, b)
 	ended = errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 	if err != nil && !ended {
-		return n, false, fmt.Errorf("read the stream at byte %d: %w", s.off, err)
+		return n, false, fmt.Errorf("cannot read the stream at byte %d: %w", s.off, err)
 	}
 	switch end := s.off + int64(n); {
 	case s.size == sink.UnknownSize:
 	case end > s.size:
-		return n, ended, fmt.Errorf("the stream is longer than the %d bytes it should have", s.size)
+		return n, ended, fmt.Errorf("the stream has more than the expected %d bytes", s.size)
 	case ended && end < s.size:
-		return n, ended, fmt.Errorf("the stream ended after %d of %d bytes", end, s.size)
+		return n, ended, fmt.Errorf("the stream ended after %d of the expected %d bytes", end, s.size)
 	}
 	return n, ended, nil
 }

@@ -39,11 +39,11 @@ type Result struct {
 // After an error Copy aborts dst, which removes the target. The target is kept only if the error
 // is a *MismatchError or a *ResumableError.
 //
-// Without Options.Keep no error is a *ResumableError. With Options.Keep, once a checkpoint
-// exists, every error is one, except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced and
-// *MismatchError. Before the first checkpoint, an error is a *ResumableError only if a later
-// run may succeed: if ctx or Options.Stop ended, if the target is full, if the connection to
-// the target was lost, or if reading failed although the source retries its reads itself
+// Copy returns a *ResumableError only if Options.Keep is set. After the first checkpoint, every
+// error is then a *ResumableError, except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced
+// and *MismatchError. Before the first checkpoint, only those errors are a *ResumableError after
+// which a later run may succeed: ctx or Options.Stop ended, the target is full, the connection
+// to the target was lost, or reading failed although the source retries its reads itself
 // (source.Counted).
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
 	result.Size = src.Size()

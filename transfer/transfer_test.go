@@ -465,8 +465,8 @@ func TestCopyStream(t *testing.T) {
 		{"whole", bytes.NewReader(content), int64(len(content)), ""},
 		{"in small pieces", iotestOneByteReader{bytes.NewReader(content[:70000])}, 70000, ""},
 		{"empty", bytes.NewReader(nil), 0, ""},
-		{"too long", bytes.NewReader(content), int64(len(content)) - 1, "longer than the 5242956 bytes"},
-		{"too short", bytes.NewReader(content), int64(len(content)) + 1, "ended after 5242957 of 5242958 bytes"},
+		{"too long", bytes.NewReader(content), int64(len(content)) - 1, "has more than the expected 5242956 bytes"},
+		{"too short", bytes.NewReader(content), int64(len(content)) + 1, "ended after 5242957 of the expected 5242958 bytes"},
 		{"broken", io.MultiReader(bytes.NewReader(content[:3<<20]), brokenReader{}), int64(len(content)), "at byte 3145728: boom"},
 	} {
 		dst := &sinktest.Memory{}

@@ -45,7 +45,7 @@ func (e *MismatchError) Error() string {
 
 // Hint says how the user can find the reason of the mismatch.
 func (e *MismatchError) Hint() string {
-	return "the .partial file was kept for inspection; memory, cable or disk may be failing: check the kernel's log, then copy again with --force"
+	return "the .partial file was kept for inspection; the memory, a cable or a disk of this machine may be faulty: check the kernel's log, then copy again with --force"
 }
 
 // ExitStatus tells report.Of the exit status for disks that differ.
@@ -66,11 +66,11 @@ func (v *verifier) verify(ctx context.Context) (report.Verify, error) {
 	failed := report.Verify{Status: report.VerifyNotRun}
 	verifiable, ok := sink.Ability[sink.Verifiable](v.dst)
 	if !ok {
-		return failed, fmt.Errorf("verify: the target cannot be read back: %w", errors.ErrUnsupported)
+		return failed, fmt.Errorf("cannot verify the target, because it cannot be read back: %w", errors.ErrUnsupported)
 	}
 	d, err := verifiable.Reopen(ctx)
 	if err != nil {
-		return failed, fmt.Errorf("verify: %w", err)
+		return failed, fmt.Errorf("cannot open the target to verify it: %w", err)
 	}
 	defer d.Close()
 	var mismatch *MismatchError
@@ -141,7 +141,7 @@ func (v *verifier) untilStopped(ctx context.Context, read func(context.Context) 
 		return errStopped
 	}
 	if err != nil {
-		return fmt.Errorf("verify: %w", err)
+		return fmt.Errorf("cannot verify the target: %w", err)
 	}
 	return nil
 }

@@ -66,15 +66,16 @@ func (w *writer) writeEmpty(off, n int64, kind source.Kind) error {
 	return nil
 }
 
-// place passes the encoded units of the run r to the sink. c.coded.units[first] is the first
-// unit of the run. place returns how many units the run has.
-func (w *writer) place(c *piece, r run, first int) (units int, err error) {
-	for i, u := range c.coded.units[first:] {
+// place passes the encoded units of one range of a piece to the sink. r is this range, which
+// counts as data. Its first unit is c.coded.units[firstUnit]. place returns the number of units
+// in the range.
+func (w *writer) place(c *piece, r run, firstUnit int) (units int, err error) {
+	for i, u := range c.coded.units[firstUnit:] {
 		if u.start >= r.end {
 			break
 		}
 		off, n := c.Off+int64(u.start), int64(u.end-u.start)
-		code := c.coded.code(first + i)
+		code := c.coded.code(firstUnit + i)
 		units++
 		if !u.plain && len(code) == 0 { // the Encoder found the unit equal to the backing
 			if err := w.dst.SameAt(w.ctx, off, n); err != nil {

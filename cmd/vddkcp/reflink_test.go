@@ -105,7 +105,7 @@ func TestReflink(t *testing.T) {
 			// A file that does not belong here: always says so, auto copies it.
 			other, out := filepath.Join(t.TempDir(), "disk.raw"), in("out.raw")
 			sh(t, "cp --sparse=always %s %s", disk, other)
-			refuses(t, other+" and the target are not on one file system", out, "--reflink", "always", other, out)
+			refuses(t, other+" and the target are not on the same file system", out, "--reflink", "always", other, out)
 			refuses(t, "compressed", out, "--reflink", "always", in("stream.vmdk"), out)
 			copies(t, "--reflink", "always", in("parts.vmdk"), out)
 			copies(t, "--force", other, out)

@@ -75,7 +75,7 @@ func TestBackingReplacedByRename(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := wait()
-	if partial, _ := isKept(dst, dst+".partial.journal"); r.exit != 1 || partial || !strings.Contains(r.stderr, "the backing changed while the target was written") {
+	if partial, _ := isKept(dst, dst+".partial.journal"); r.exit != 1 || partial || !strings.Contains(r.stderr, "the backing image changed while the target was written") {
 		t.Errorf("exit status %d, .partial %v, want 1 and none\n%s", r.exit, partial, r.stderr)
 	}
 }
