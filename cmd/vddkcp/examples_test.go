@@ -82,7 +82,7 @@ func TestFieldsAreFlags(t *testing.T) {
 		`"reflink":"perhaps"`:          `jobs[0].reflink: "perhaps": want one of auto, always, never`,
 		`"source_format":""`:           "jobs[0].source_format: ",
 		`"backing_format":"raw"`:       "jobs[0].backing_format: this flag needs --backing",
-		`"password":"-"`:               "jobs[0].password: - and -FD read from a terminal",
+		`"password":"-"`:               "jobs[0].password: a job cannot read a secret from the terminal (-)",
 		`"help":true`:                  "jobs[0].help: unknown field",
 		`"src":"x"`:                    "jobs[0].src: unknown field",
 	} {

@@ -211,7 +211,7 @@ func ParseShard(s string) (i, n int, err error) {
 	i, errI := strconv.Atoi(is)
 	n, errN := strconv.Atoi(ns)
 	if !ok || errI != nil || errN != nil || n < 1 || i < 0 || i >= n {
-		return 0, 0, fmt.Errorf("%q: want I/N, the shard and the number of shards, such as 0/4 to 3/4", s)
+		return 0, 0, fmt.Errorf("%q: want I/N: the number of the shard, counted from 0, and how many shards there are, such as 0/4", s)
 	}
 	return i, n, nil
 }
@@ -224,7 +224,8 @@ type Selection struct {
 }
 
 // Select returns the selected jobs in the order of the file. It fails if no job has one of the
-// names, or if names and labels together select no job. A shard may be without jobs.
+// given names, or if no job has both a given name and all given labels. A shard may be without
+// jobs.
 func (f *File) Select(s Selection) ([]*Job, error) {
 	missing := map[string]bool{}
 	for _, name := range s.Names {
@@ -245,8 +246,11 @@ func (f *File) Select(s Selection) ([]*Job, error) {
 			jobs = append(jobs, j)
 		}
 	}
+	if len(jobs) == 0 && len(s.Names) > 0 {
+		return nil, fmt.Errorf("none of the %d jobs of the file has one of the given names and all given labels", len(f.Jobs))
+	}
 	if len(jobs) == 0 {
-		return nil, fmt.Errorf("none of the %d jobs of the file matches all names and labels that were given", len(f.Jobs))
+		return nil, fmt.Errorf("none of the %d jobs of the file has all given labels", len(f.Jobs))
 	}
 	if s.Shards > 0 {
 		jobs = slices.DeleteFunc(jobs, func(j *Job) bool { return Shard(j.Name, s.Shards) != s.Shard })

@@ -109,8 +109,9 @@ func (r *run) wasCopied(a *attempt, e *entry) *report.Report {
 			return e.Report.Report
 		}
 	case phaseRunning:
-		// The file at the target counts only if it has the mark that the earlier copy recorded.
-		// Another program may have put any other file there.
+		// The state file has a mark that identifies the file that the earlier run wrote. A file at
+		// the target without this mark is not the finished copy: another program may have put it
+		// there.
 		if e.Mark != "" && fileid.MarkOf(j.Target) == e.Mark {
 			t := report.New(j.Source, j.Target)
 			t.End(report.StatusOK, 0)

@@ -155,10 +155,10 @@ func (f *forecast) start() {
 	}
 }
 
-// connect distributes the connections of each host among its copies, as vddk.Budget does for
-// real copies, and sets the rate of each copy. First, in the order in which the copies started,
-// each gets the connections without which it cannot begin. The remaining connections are given
-// out one at a time, to each copy in turn.
+// connect distributes the connections of each host among its copies, and sets the rate of each
+// copy. It uses the rules by which vddk.Budget distributes connections among real copies. First,
+// in the order in which the copies started, each gets the connections without which it cannot
+// begin. The remaining connections are given out one at a time, to each copy in turn.
 func (f *forecast) connect() {
 	type host struct {
 		copies []*copying

@@ -23,8 +23,8 @@ const maxHookLine = 4 << 10
 
 // hook runs a command of a job and logs each line that the command prints. kind is "before" or
 // "after", for messages. report is the report of the copy, and nil for a before command. If ctx
-// ends, or if the command takes longer than the job allows, hook ends all processes that the
-// command has started before it returns.
+// ends, or if the command takes longer than the job allows, hook first ends all processes that the
+// command has started, and then returns.
 func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, report *JobReport, log *slog.Logger) (err error) {
 	defer func() {
 		if err != nil {
@@ -39,7 +39,7 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 		}
 		defer os.Remove(reportFile)
 	}
-	limited, cancel := context.WithTimeoutCause(ctx, job.HookTimeout, fmt.Errorf("the command ran longer than hook_timeout, %s", job.HookTimeout))
+	limited, cancel := context.WithTimeoutCause(ctx, job.HookTimeout, fmt.Errorf("the command did not end within hook_timeout, %s", job.HookTimeout))
 	defer cancel()
 	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "VDDKCP_JOB="+job.Name, "VDDKCP_STATUS="+status, "VDDKCP_TARGET="+job.Target, "VDDKCP_REPORT="+reportFile)
@@ -55,7 +55,7 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 		_ = syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM)
 		return nil
 	}
-	lines := &lineWriter{each: func(line string) { log.Info(kind+" command", "says", line) }}
+	lines := &lineWriter{handleLine: func(line string) { log.Info(kind+" command", "says", line) }}
 	cmd.Stdout, cmd.Stderr = lines, lines
 	// If a background process keeps the output of the command open, the job waits no longer
 	// than WaitDelay.
@@ -115,11 +115,11 @@ func temporary(report *JobReport) (path string, err error) {
 	return f.Name(), nil
 }
 
-// lineWriter calls the function each for every line that is written to it.
+// lineWriter passes each line that is written to it to the function handleLine.
 type lineWriter struct {
-	each func(string)
-	rest []byte
-	last string
+	handleLine func(line string)
+	rest       []byte // the beginning of a line that is not complete yet
+	last       string // the last line
 }
 
 var _ io.Writer = (*lineWriter)(nil)
@@ -143,7 +143,7 @@ func (w *lineWriter) emit(line []byte) {
 	text := strings.ToValidUTF8(strings.TrimRight(string(line[:min(len(line), maxHookLine)]), "\r \t"), "?")
 	if text != "" {
 		w.last = text
-		w.each(text)
+		w.handleLine(text)
 	}
 }
 

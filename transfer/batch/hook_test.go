@@ -142,7 +142,7 @@ func TestHookThatHangs(t *testing.T) {
 	for timeout := 300 * time.Millisecond; ; timeout *= 2 {
 		f := hooked(t, fmt.Sprintf(`"hook_timeout":"%s","before":["sh","-c","sleep 1000 & echo $! >$VDDKCP_TARGET.pid; wait"]`, timeout))
 		r, err := f.run(t.Context(), false)
-		if err != nil || r.Exit != 1 || !strings.Contains(r.Jobs[0].Error, "the command ran longer than hook_timeout, "+timeout.String()) {
+		if err != nil || r.Exit != 1 || !strings.Contains(r.Jobs[0].Error, "the command did not end within hook_timeout, "+timeout.String()) {
 			t.Fatalf("%+v, %v", r, err)
 		}
 		text := f.read("t.pid")

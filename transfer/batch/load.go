@@ -95,10 +95,10 @@ func (l *loader) want(n *node, field place, wanted string, kinds ...kind) bool {
 	return false
 }
 
-// object calls the function each for every member of an object. It records a problem for a
-// member with a repeated name, or with a name that is not in known. If known is nil, all names
-// are allowed.
-func (l *loader) object(n *node, field place, known *nameSet, each func(m member, field place)) {
+// object passes each member of the object n to the function handleMember. A member whose name is
+// repeated, or is not in allowedNames, is not passed: object records a problem for this member. If
+// allowedNames is nil, all names are allowed.
+func (l *loader) object(n *node, field place, allowedNames *nameSet, handleMember func(m member, field place)) {
 	if !l.want(n, field, "an object", kindObject) {
 		return
 	}
@@ -117,10 +117,10 @@ func (l *loader) object(n *node, field place, known *nameSet, each func(m member
 		switch {
 		case twice:
 			l.bad(m.offset, at, "the field appears twice")
-		case known != nil && !known.has[m.name]:
-			l.unknown(m, field, known.all)
+		case allowedNames != nil && !allowedNames.has[m.name]:
+			l.unknown(m, field, allowedNames.all)
 		default:
-			each(m, at)
+			handleMember(m, at)
 		}
 	}
 }
@@ -253,7 +253,7 @@ func (l *loader) field(d *draft, m member, field place) {
 	case "before", "after":
 		texts := l.texts(m, field)
 		if texts != nil && (len(texts) == 0 || texts[0] == "") {
-			l.bad(m.value.offset, field, "a hook must be an array of a program and its arguments")
+			l.bad(m.value.offset, field, "want an array of strings: a program, and then its arguments")
 		}
 		d.values = append(d.values, fieldValue{m.name, texts})
 	case "hook_timeout":
@@ -378,7 +378,7 @@ func (l *loader) check(f *Field, at int, field place, text string) {
 func (l *loader) secret(f *Field, n *node, field place) {
 	switch {
 	case strings.HasPrefix(n.text, "-"):
-		l.bad(n.offset, field, "- and -FD read from a terminal or another program, which a job cannot do: want +FILE, a file whose first line is the secret")
+		l.bad(n.offset, field, "a job cannot read a secret from the terminal (-) or from a file descriptor (-FD): want +FILE, a file whose first line is the secret")
 	case n.text == "+":
 		l.bad(n.offset, field, "want the name of a file after +")
 	case !strings.HasPrefix(n.text, "+"):
@@ -405,7 +405,7 @@ func (l *loader) limits(n *node, limits *Limits) {
 			}
 			i, err := bytesize.Parse(strings.TrimSuffix(v.text, "/s"))
 			if err == nil && i == 0 {
-				err = fmt.Errorf("the limit must not be 0, because no job could run")
+				err = fmt.Errorf("want more than 0, because no job can run with the limit 0")
 			}
 			if err != nil {
 				l.bad(v.offset, field, "%.200v", err)

@@ -122,7 +122,7 @@ func TestLoadTellsMistakes(t *testing.T) {
 		}},
 		{"no size", `{"version":1,"limits":{"rate":"fast","nfc_buffer":0},"jobs":[{` + ok + `,"sparse":"4kb"}]}`, []string{
 			`1:31: limits.rate: size "fast": want a whole number of bytes; write for example 512, 64KiB, 1MiB or 2GiB`,
-			"1:51: limits.nfc_buffer: the limit must not be 0, because no job could run",
+			"1:51: limits.nfc_buffer: want more than 0, because no job can run with the limit 0",
 			`1:98: jobs[0].sparse: size "4kb": unknown unit "kb"; write for example 512, 64KiB, 1MiB or 2GiB`,
 		}},
 		{"limits", `{"version":1,"limits":{"total":0,"rounds":-1,"per_host":"2"},"jobs":[{` + ok + `}]}`, []string{
@@ -142,7 +142,7 @@ func TestLoadTellsMistakes(t *testing.T) {
 		}},
 		{"empty", `{"version":1,"jobs":[{` + ok + `,"compress":"","name":"","before":[],"after":[""],"hook_timeout":"soon"}]}`, []string{
 			"1:60: jobs[0].compress: the text is empty: leave the field out", "1:70: jobs[0].name: a name must have 1 to 1000 bytes",
-			"1:82: jobs[0].before: a hook must be an array of a program and its arguments", "1:93: jobs[0].after: a hook must be an array of a program and its arguments",
+			"1:82: jobs[0].before: want an array of strings: a program, and then its arguments", "1:93: jobs[0].after: want an array of strings: a program, and then its arguments",
 			`1:113: jobs[0].hook_timeout: "soon": want a duration such as 90s or 15m`,
 		}},
 		{"code 0", `{"version":1,"jobs":[{"source":"a\u0000","target":"b"}]}`, []string{"1:32: jobs[0].source: the text contains a zero byte"}},
@@ -167,8 +167,8 @@ func TestLoadTellsMistakes(t *testing.T) {
 			`1:103: jobs[1].backing: "/jobs/x/b" is the target of jobs[2], which may be written at the same time`,
 		}},
 		{"secrets", `{"version":1,"defaults":{"password":"-"},"jobs":[{` + ok + `,"password":"-7"},{"source":"a","target":"c","password":"+"}]}`, []string{
-			"1:37: defaults.password: - and -FD read from a terminal or another program, which a job cannot do: want +FILE, a file whose first line is the secret",
-			"1:88: jobs[0].password: - and -FD read from a terminal or another program, which a job cannot do: want +FILE, a file whose first line is the secret",
+			"1:37: defaults.password: a job cannot read a secret from the terminal (-) or from a file descriptor (-FD): want +FILE, a file whose first line is the secret",
+			"1:88: jobs[0].password: a job cannot read a secret from the terminal (-) or from a file descriptor (-FD): want +FILE, a file whose first line is the secret",
 			"1:132: jobs[1].password: want the name of a file after +",
 		}},
 		{"as a whole", `{"version":1,"jobs":[{` + ok + `,"format":"raw","compress":"zlib"}]}`, []string{"1:22: jobs[0]: --compress is not for raw disks"}},
@@ -311,9 +311,9 @@ func TestSelect(t *testing.T) {
 		{batch.Selection{}, "n0 n1 n2 n3 n4 n5 n6 n7 n8 n9 n10 n11"},
 		{batch.Selection{Names: []string{"n7", "n2"}}, "n2 n7"},
 		{batch.Selection{Labels: map[string]string{"wave": "1", "odd": "true"}}, "n1 n7"},
-		{batch.Selection{Names: []string{"n1"}, Labels: map[string]string{"wave": "0"}}, "none of the 12 jobs of the file matches all names and labels that were given"},
+		{batch.Selection{Names: []string{"n1"}, Labels: map[string]string{"wave": "0"}}, "none of the 12 jobs of the file has one of the given names and all given labels"},
 		{batch.Selection{Names: []string{"x"}}, `no job is called "x"`},
-		{batch.Selection{Labels: map[string]string{"wave": ""}}, "none of the 12 jobs of the file matches all names and labels that were given"},
+		{batch.Selection{Labels: map[string]string{"wave": ""}}, "none of the 12 jobs of the file has all given labels"},
 	} {
 		got := ""
 		selected, err := f.Select(c.s)

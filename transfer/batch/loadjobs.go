@@ -87,8 +87,9 @@ func (l *jobsLoader) writer(file string) (job int, ok bool) {
 }
 
 // required records a problem if a required field, such as "source", has no value. There are two
-// cases: neither the job nor the defaults have the field, or the field is empty in the job. In
-// the second case required records nothing if the job already has a problem.
+// cases. If neither the job nor the defaults have the field, the problem is always recorded. If
+// the job has the field but its value is empty, the problem is recorded only if no other problem
+// of the job is known.
 func (l *jobsLoader) required(i int, d *draft, name, value string) {
 	if value != "" {
 		return

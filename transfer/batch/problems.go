@@ -17,9 +17,9 @@ type problem struct {
 	offset  int    // in the file
 	field   string // "jobs[3].compress"; "": the file as a whole
 	message string
-	// If the mistake is an unknown field, unknown is its name and known has the allowed names.
-	// The message gets a suggestion from them only if the problem is shown, because finding a
-	// suggestion takes time.
+	// If the job file has a field that does not exist, the string unknown is the name of that
+	// field, and the list known has the allowed names. The message gets a suggestion from this
+	// list only if the problem is shown, because finding a suggestion takes time.
 	unknown string
 	known   []string
 }

@@ -27,10 +27,11 @@ type Options struct {
 	// JobLog opens the log of a job. The batch calls done when it no longer uses the log. If
 	// JobLog is nil, all jobs use Log.
 	JobLog func(*Job) (log *slog.Logger, done func())
-	// Spawn must call the function start, which starts a command of a job (the before or the
-	// after command) in a process group of its own, and returns the number of the group. The
-	// batch calls gone when the group has ended. A program that may exit at once uses Spawn to
-	// know which groups it must kill. Spawn may be nil.
+	// Spawn must call the function start and return its error. start starts a command of a job
+	// (the before or the after command) in a process group of its own, and returns the number of
+	// this group. The batch calls the function gone, a result of Spawn, when the group has ended.
+	// A program that may exit at once uses Spawn to know which groups it must kill. If Spawn is
+	// nil, the batch calls start itself.
 	Spawn func(start func() (group int, err error)) (gone func(), err error)
 	// Ended is called for each job when no further attempt follows, and at the beginning for
 	// each job that an earlier run has done. It is not called for jobs that do not start. Calls
@@ -97,7 +98,7 @@ func (e *UnfinishedError) Error() string {
 
 // Hint says how the user can continue the batch or start over.
 func (e *UnfinishedError) Hint() string {
-	return "--resume continues it; remove the file to start over"
+	return "run again with --resume to continue that batch, or remove the state file to start over"
 }
 
 // Run runs jobs until all have ended. When ctx ends, it starts no more jobs and waits for those

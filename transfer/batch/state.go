@@ -213,7 +213,7 @@ func (s *Store) read() error {
 	s.there.Store(true)
 	var file stateFile
 	if err := json.Unmarshal(text, &file); err != nil {
-		return fmt.Errorf("state file %s: %w; want the state file of an earlier run; remove it to start over", s.path, err)
+		return fmt.Errorf("state file %s: %w; want the complete state file of an earlier run: remove the file to start over", s.path, err)
 	}
 	if file.Version != 1 {
 		return fmt.Errorf("state file %s: the file has version %d, want 1", s.path, file.Version)
@@ -350,9 +350,9 @@ func (s *Store) append(name string, text []byte) error {
 	return err
 }
 
-// keepWritten writes the state file whenever there are changes, until done is closed. It calls
-// the function failed with the first error, and not again for later ones.
-func (s *Store) keepWritten(done <-chan struct{}, failed func(error)) {
+// keepWritten writes the state file whenever there are changes, until done is closed. It passes
+// the first error to the function onError, and ignores later errors.
+func (s *Store) keepWritten(done <-chan struct{}, onError func(error)) {
 	for {
 		select {
 		case <-s.changed:
@@ -360,9 +360,9 @@ func (s *Store) keepWritten(done <-chan struct{}, failed func(error)) {
 			return
 		}
 		begun := time.Now()
-		if err := s.flush(); err != nil && failed != nil {
-			failed(err)
-			failed = nil
+		if err := s.flush(); err != nil && onError != nil {
+			onError(err)
+			onError = nil
 		}
 		if !retry.Sleep(context.Background(), min(stateRest*time.Since(begun), longestRest), done) {
 			return
@@ -441,7 +441,7 @@ func beginsWith(f *os.File, prefix string) error {
 		return err
 	}
 	if n > 0 && !strings.HasPrefix(prefix, string(head[:n])) {
-		return fmt.Errorf("%s begins with %q and is %w; remove it", f.Name(), head[:n], durable.ErrForeign)
+		return fmt.Errorf("%s begins with %q, so it is %w: move it away, or remove it if it is not needed", f.Name(), head[:n], durable.ErrForeign)
 	}
 	return nil
 }

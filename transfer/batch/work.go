@@ -107,7 +107,7 @@ func afterFailed(t *report.Report, err error) *report.Report {
 		return &failed
 	}
 	failed.Status, failed.Exit, failed.Error = report.StatusFailed, exit.Failed, err.Error()
-	failed.Hint = "the copy is whole; --resume runs only the command again"
+	failed.Hint = "the copy itself is complete: run again with --resume, which runs only the after command"
 	return &failed
 }
 
