@@ -441,7 +441,7 @@ func TestResumeOfWhatIsGone(t *testing.T) {
 		before           func(t *testing.T, dst string)
 	}{
 		{name: "the snapshot", conf: "snapshot snapshot-9", says: "hint: the snapshot no longer exists"},
-		{name: "the size", conf: "capacity 140000", says: "the source has 71680000 bytes (68.4 MiB), and had 25165824 (24.0 MiB) when the copy stopped"},
+		{name: "the size", conf: "capacity 140000", says: "the source has 71680000 bytes (68.4 MiB), but had 25165824 bytes (24.0 MiB) when the earlier copy stopped"},
 		{name: "the end of .partial", conf: "trace", says: "has 1 bytes, but the copy had written ", before: func(t *testing.T, dst string) {
 			if err := os.Truncate(dst+".partial", 1); err != nil {
 				t.Fatal(err)

@@ -341,7 +341,7 @@ func TestResumeOfAnotherExportAfterZeros(t *testing.T) {
 	disk := content(t, filepath.Join(dir, "b"), 5, 8<<20)
 	serveFile(t, dir, "b")
 	r := vddkcp(t, "--resume", "--progress", "none", uri, dst)
-	if r.exit != 0 || !strings.Contains(r.stderr, "the earlier copy read only zeros before the checkpoint; the copy starts over") {
+	if r.exit != 0 || !strings.Contains(r.stderr, "the earlier copy read only zeros before the checkpoint, which do not identify a source; the copy starts over") {
 		t.Errorf("%+v", r)
 	}
 	if !bytes.Equal(read(t, dst), disk) {

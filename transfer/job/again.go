@@ -14,8 +14,8 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// OpenSource opens the source of a copy as Run does, for a caller that only reads it. The
-// caller closes the disk.
+// OpenSource opens the source of a copy in the same way as Run. It is for a caller that only
+// reads the source. The caller closes the disk.
 func OpenSource(ctx context.Context, spec Spec) (source.Disk, error) {
 	j := newJob(spec)
 	if err := j.Parse(); err != nil {

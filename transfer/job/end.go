@@ -66,10 +66,15 @@ func (j *job) explain(err error) error {
 	return err
 }
 
-// mayContinue turns err into an error that says whether another run can help. If this copy
-// failed before it changed anything, a later run can still continue the earlier copy, unless
-// err shows that no run can. In a batch, a copy with a transient error is tried again.
-// mayContinue returns any other error unchanged.
+// mayContinue changes err in two cases, in which another run may help. It returns any other error
+// unchanged, in particular one that already has an exit status of its own.
+//
+// First case: this copy failed before it changed anything, so that a later run can still continue
+// the earlier copy. The result says so. If err shows that no run can ever continue the earlier
+// copy, the result says that instead.
+//
+// Second case: the error of a copy in a batch is transient. The result makes the batch try the
+// copy again.
 func (j *job) mayContinue(err error) error {
 	if err == nil || report.Of(err).Exit != exit.Failed {
 		return err
@@ -91,7 +96,7 @@ func (j *job) mayContinue(err error) error {
 }
 
 // lostServer reports whether err says that a connection to an NBD server was lost. Such an
-// error is transient, although it has no method that says so.
+// error is transient, although it has no method Transient that says so.
 func (j *job) lostServer(err error) bool {
 	_, from := j.at.source.(address.NBD)
 	if _, to := j.at.target.(address.NBD); !from && !to || retry.IsPermanent(err) {
@@ -111,6 +116,6 @@ type retriedError struct{ error }
 
 func (e *retriedError) Unwrap() error { return e.error }
 
-// ExitStatus tells report.Of the exit status of a copy that can be resumed, so that the batch
-// tries the copy again.
+// ExitStatus returns the same exit status as for a copy that can be resumed, so that the batch
+// tries the copy again. It is called by report.Of.
 func (*retriedError) ExitStatus() int { return exit.Resumable }

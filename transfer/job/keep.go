@@ -118,9 +118,9 @@ func (k *keeper) end(err error) error {
 	return err
 }
 
-// dropPartial removes the .partial file of an earlier run. Because the source has changed, the
-// file holds parts of two states of the source. The sink does not remove it, because it removes
-// only files that it created itself.
+// dropPartial removes the .partial file of an earlier run after the source has changed: the file
+// then holds parts of two states of the source. The sink, which writes the target, does not remove
+// this file, because a sink removes only files that it created itself.
 func (r *resumption) dropPartial(log *slog.Logger) {
 	if r.partial == nil || len(r.entries) == 0 {
 		return

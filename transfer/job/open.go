@@ -37,7 +37,7 @@ func (s *Spec) Parse() (err error) {
 			return fmt.Errorf("--backing: %w", err)
 		}
 		if address.IsRemote(at.backing) {
-			return usage.New(fmt.Sprintf("--backing: %s: a qcow2 overlay names a file as its backing", s.Backing), "a file of that name is ./"+s.Backing)
+			return usage.New(fmt.Sprintf("--backing: %s: the backing of a qcow2 overlay must be a file", s.Backing), "for a file of that name write ./"+s.Backing)
 		}
 	}
 	s.at = at

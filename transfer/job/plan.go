@@ -63,9 +63,9 @@ func (j *job) planSource(ctx context.Context) (err error) {
 	return err
 }
 
-// patience returns how long a copy may query the extents of the source before it begins to
-// read. A copy queries the other extents later, while it reads, because each query takes a
-// server some time.
+// patience returns how long a copy may query the extents of the source before it begins to read.
+// If that is too short for all extents, the copy queries the remaining ones later, while it reads.
+// A server takes some time for each query, and the copy must not wait for all of them.
 func (j *job) patience() time.Duration {
 	if address.IsRemote(j.at.source) && !j.dry {
 		return 100 * time.Millisecond

@@ -152,7 +152,7 @@ func (j *job) matchEarlier(ctx context.Context) (err error) {
 	// understand. A source of another size differs in other parts of the description too.
 	for _, e := range j.entries {
 		if size := j.source.Size(); e.Size != size {
-			return j.neverResumed(fmt.Errorf("the source has %d bytes (%s), and had %d (%s) when the copy stopped", size, bytesize.Format(size), e.Size, bytesize.Format(e.Size)))
+			return j.neverResumed(fmt.Errorf("the source has %d bytes (%s), but had %d bytes (%s) when the earlier copy stopped", size, bytesize.Format(size), e.Size, bytesize.Format(e.Size)))
 		}
 	}
 	format := j.place.Format(j.Format)
@@ -211,8 +211,8 @@ func (r *resumption) resumeOptions(o sinkopen.Options) sinkopen.Options {
 // startOver is the hint if --resume cannot continue the earlier copy.
 const startOver = "run again with --force and without --resume, which drops what was copied and starts over"
 
-// anotherCopy returns the usage error for a copy that is not the one that stopped. diff says in
-// what they differ.
+// anotherCopy returns the usage error for a run with --resume that is not the same copy as the
+// earlier one. diff is a text about the first difference between the two copies.
 func (j *job) anotherCopy(diff string) error {
 	return usage.New(fmt.Sprintf("--resume: this is not the copy to %s that stopped: %s", j.Target, diff), startOver)
 }
@@ -225,7 +225,7 @@ func (j *job) neverResumed(cause error) error {
 		hint = "run again with --resume and --force, which replaces the file at DST when the copy is whole"
 	}
 	if errors.Is(cause, source.ErrGone) {
-		hint = "the snapshot no longer exists, and with it the state of the disk that was copied: name another snapshot, and start over with --force and without --resume"
+		hint = "the snapshot no longer exists, so the rest of the disk cannot be read in the state that the earlier copy read: name another snapshot, and start over with --force and without --resume"
 	}
 	return usage.WithHint(fmt.Errorf("--resume: the copy to %s cannot be continued: %w", j.Target, cause), hint)
 }

@@ -26,7 +26,7 @@ func (j *job) isStream() bool {
 func (j *job) checkStream() error {
 	switch {
 	case j.SourceFormat != "" && j.SourceFormat != "raw":
-		return usage.Errorf("standard input is read as a raw stream, not as %s: save it in a file first", j.SourceFormat)
+		return usage.Errorf("standard input is read as a raw stream and cannot be read as %s: save it in a file, and copy the file", j.SourceFormat)
 	case j.dry:
 		return usage.Errorf("--dry-run cannot examine standard input")
 	case j.Reflink == transfer.ReflinkAlways:

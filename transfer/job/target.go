@@ -14,9 +14,10 @@ import (
 	"github.com/vddkcp/vddkcp/transfer/journal"
 )
 
-// openTarget creates the target, or opens the target of the earlier copy at the newest
-// checkpoint. In the latter case it checks that the target still has the data that was written
-// last before the checkpoint. If not, openTarget tries the older checkpoint in the journal.
+// openTarget creates the target. If this run continues an earlier copy, openTarget instead opens
+// the target of that copy at the newest checkpoint, and checks that the target still has the data
+// that was written last before the checkpoint. If it does not, openTarget tries the older
+// checkpoint in the journal.
 func (j *job) openTarget(ctx context.Context) (err error) {
 	if err := j.untouched(); err != nil {
 		return err
@@ -43,10 +44,11 @@ func (j *job) openTarget(ctx context.Context) (err error) {
 	}
 }
 
-// distrustZeros decides whether an open device or export really reads as zeros, as
-// Spec.TargetIsZero says. A journal may say that an earlier copy has written to it. If such a
-// journal is found only now, again is true, and the target must be opened once more, as one
-// that does not read as zeros.
+// distrustZeros decides whether to believe Spec.TargetIsZero, which says that a device or export
+// reads as zeros. That is wrong if a journal says that an earlier copy has written to the target.
+// The search for such a journal needs the identity of the open target. If the search finds one,
+// the result again is true: the caller must open the target once more, as a target that does not
+// read as zeros.
 func (j *job) distrustZeros() (again bool, err error) {
 	if !j.TargetIsZero || !j.inPlace() {
 		return false, nil
@@ -61,8 +63,8 @@ func (j *job) distrustZeros() (again bool, err error) {
 }
 
 // trustCheckpoint checks that the newest checkpoint describes the target and the source. If it
-// does not, trustCheckpoint drops the checkpoint and closes the target. If again is then true,
-// the target must be opened once more, at the older checkpoint or from the beginning.
+// does not, trustCheckpoint drops the checkpoint and closes the target. If the result again is
+// true, the caller must open the target once more, at the older checkpoint or from the beginning.
 func (j *job) trustCheckpoint(ctx context.Context) (again bool, err error) {
 	last := &j.entries[0]
 	if err = j.compareTarget(ctx, j.dst, last); err == nil {
@@ -98,8 +100,9 @@ func (r *resumption) findTouched(dst sink.Disk) bool {
 	return false
 }
 
-// untouched returns an error if another run has continued the copy since the journal was read.
-// Otherwise opening the target would truncate what the other run wrote.
+// untouched returns an error if another run has continued the copy since this run read the
+// journal. Without this check, opening the target would truncate the data that the other run
+// wrote.
 func (r *resumption) untouched() error {
 	if len(r.entries) == 0 {
 		return nil
@@ -163,7 +166,7 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 	// either, because it may come from the backing disk.
 	same := !j.inPlace() && id != "" && id == last.Identity
 	if !same && (!last.Proves() || j.overlay.disk != nil && !j.inPlace()) {
-		return fmt.Errorf("%w: the target is %s, the earlier copy wrote to %s, and the data before the checkpoint does not identify the target", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
+		return fmt.Errorf("%w: the target is %s, the earlier copy wrote to %s, and the data that was copied cannot prove that both are the same, because it is only zeros or may come from the backing image", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
 	}
 	return nil
 }
@@ -179,7 +182,7 @@ func (j *job) compareSource(ctx context.Context, last *transfer.Checkpoint) erro
 		return nil
 	}
 	if !last.Proves() {
-		return fmt.Errorf("%w: the source has no identity, and the earlier copy read only zeros before the checkpoint", errUnproved)
+		return fmt.Errorf("%w: the source has no identity, and the earlier copy read only zeros before the checkpoint, which do not identify a source", errUnproved)
 	}
 	err := last.CheckTail(ctx, j.source)
 	if errors.Is(err, transfer.ErrTail) {

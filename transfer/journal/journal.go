@@ -135,7 +135,7 @@ func inPlace(f *os.File) {
 	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|noCopyOnWrite))
 }
 
-// Load returns the entries of the journal at path as Open does, but neither creates nor locks
+// Load returns the entries of the journal at path, the newest first. It neither creates nor locks
 // the file. If the file does not exist, Load returns no entries and no error.
 func Load(path string) ([]Entry, error) {
 	f, err := durable.Open(path, os.O_RDONLY, 0)
@@ -250,8 +250,8 @@ func (j *Journal) sync() error {
 	return nil
 }
 
-// Reset durably removes all entries. It is for a new target: after a crash, the next run must
-// not find entries of an earlier copy next to it.
+// Reset durably removes all entries. It is called for a new target. Without it, a run after a
+// crash could find the entries of an earlier copy and take them for checkpoints of the new target.
 func (j *Journal) Reset() error {
 	if j.last == 0 {
 		return nil

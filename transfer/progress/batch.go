@@ -215,13 +215,14 @@ func drawBar(share float64) string {
 	return fmt.Sprintf("%3d%% [%s%s]", int(share*100), strings.Repeat("#", full), strings.Repeat(".", 20-full))
 }
 
-// add adds to s those counts of another copy that a BatchDisplay shows as sums.
-func (s *Snapshot) add(o Snapshot) {
-	s.Planned += o.Planned
-	s.Done += o.Done
-	s.Skipped += o.Skipped
-	s.Read += o.Read
-	s.Cloned += o.Cloned
+// add adds the counts of one more copy to the sums in s. It adds only the counts whose sums a
+// BatchDisplay shows.
+func (s *Snapshot) add(copied Snapshot) {
+	s.Planned += copied.Planned
+	s.Done += copied.Done
+	s.Skipped += copied.Skipped
+	s.Read += copied.Read
+	s.Cloned += copied.Cloned
 }
 
 // share returns the share of the planned bytes that is done, from 0 to 1.

@@ -102,8 +102,8 @@ func (d *Display) Write(p []byte) (int, error) {
 	return len(p), err
 }
 
-// maxHeld is how many bytes of output a paused Display keeps. When it has as many, it writes
-// further output at once.
+// maxHeld is how many bytes of output a paused Display keeps until the pause ends. When it keeps
+// that many, it writes all further output at once.
 const maxHeld = 1 << 20
 
 // Pause clears the display until resume is called, so that the caller can use the terminal, for
@@ -183,7 +183,7 @@ func timeLeft(s Snapshot, rate float64) *float64 {
 	return &seconds
 }
 
-// writeJSON writes a Line. It ignores errors, as draw does.
+// writeJSON writes a Line. It ignores write errors, because a copy must go on when the output is closed.
 func writeJSON(out io.Writer, now time.Time, job, disk string, s Snapshot, rate float64) {
 	text, err := json.Marshal(Line{"progress", now, job, s.Phase.String(), disk, s.Done, s.Planned, s.Skipped, rate, timeLeft(s, rate)})
 	if err == nil {
