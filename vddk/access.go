@@ -76,9 +76,10 @@ func (a *access) identified() worker.OpenRequest {
 const tidyTimeout = 30 * time.Second
 
 // tidy undoes what was done to the VM. It is called when no worker process has the disk open any
-// more. First it detaches the disks that lost workers left attached to this machine. As long as
-// they are attached, the snapshot cannot be removed. Then it ends the access, so that the VM can
-// be migrated again. tidy also works when the context of the disk has ended.
+// more. A worker process that crashed or was killed may have left disks attached to this machine,
+// which prevents the removal of the snapshot. tidy first detaches these disks. Then it ends the
+// access, so that the VM can be migrated again. tidy also works when the context of the disk has
+// ended.
 func (a *access) tidy() {
 	if a.messy.Swap(false) && a.attached.Load() {
 		err := a.call("clean up after", func(ctx context.Context, p process) error {
@@ -86,7 +87,7 @@ func (a *access) tidy() {
 			return err
 		})
 		if err != nil {
-			a.report.warn(fmt.Sprintf("%s: disks that lost workers attached to this machine may still be attached, which prevents the removal of the snapshot: %v", a.params.File, err))
+			a.report.warn(fmt.Sprintf("%s: disks that a crashed or killed worker process attached to this machine may still be attached, which prevents the removal of the snapshot: %v", a.params.File, err))
 		}
 	}
 	if a.prepared {

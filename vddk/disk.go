@@ -62,9 +62,9 @@ var _ interface {
 	source.Writable
 } = (*Disk)(nil)
 
-// Open opens the disk that p names, with library l. If the worker process crashes during that,
-// Open repeats the opening at most twice; it repeats it after no other error. Errors that would
-// occur again with the same parameters are marked by source.Permanent.
+// Open opens the disk that p names, with library l. If the worker process crashes while it opens
+// the disk, Open makes up to two more attempts. After any other failure it returns the error at
+// once. Errors that would occur again with the same parameters are marked by source.Permanent.
 //
 // When ctx ends, all calls of the disk return the cause of ctx, and the workers are killed.
 // Workers never outlive this process.
@@ -222,7 +222,7 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	}
 	defer d.life.End()
 	p, atEnd := life.Clip(p, off, d.size)
-	if err := d.pool.do(request{p: p, off: off, n: int64(len(p))}); err != nil {
+	if err := d.pool.carryOut(request{p: p, off: off, n: int64(len(p))}); err != nil {
 		return 0, err
 	}
 	return len(p), atEnd

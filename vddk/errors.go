@@ -83,8 +83,8 @@ type meaning struct {
 }
 
 const hintMemory = "the ESXi host has no NFC memory left for more or larger connections: lower --connections, --request-size or --nfc-buffers, " +
-	"copy fewer disks at a time, or give the host more: in /etc/vmware/hostd/config.xml raise <nfcsvc><maxMemory> (bytes; 50331648 is the default), " +
-	"then run /etc/init.d/hostd restart there"
+	"copy fewer disks at a time, or allow more NFC memory on the host; to do so, raise <nfcsvc><maxMemory> (in bytes, 50331648 by default) " +
+	"in the host's file /etc/vmware/hostd/config.xml, and run /etc/init.d/hostd restart on the host"
 
 const hintLogin = "the server refused the login: check --user (user@domain or DOMAIN\\user) and the password"
 
@@ -97,9 +97,9 @@ var meanings = []meaning{
 	// Error 1 is a general one, which the library also returns for a wrong certificate. An error
 	// with another code has another cause, even if the log mentions the certificate.
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)actual thumbprint\s*=`), say: (*Error).sayThumbprint,
-		hint: "the server has another certificate: compare its thumbprint with the one that the host itself shows, then pass it with --thumbprint"},
+		hint: "the server's certificate does not have the expected thumbprint: compare the thumbprint that it has with the one that the host itself shows; if both are the same, pass it with --thumbprint"},
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)(thumbprint|certificate|ssl verification).{0,60}(mismatch|invalid|fail|not match|error)`),
-		hint: "the server's certificate does not have the thumbprint of --thumbprint; vddkcp thumbprint HOST shows the one that it has"},
+		hint: "VDDK does not accept the server's certificate: compare the thumbprint that vddkcp thumbprint HOST prints with the one that the host itself shows; if both are the same, pass it with --thumbprint"},
 	{line: loginWords, hint: hintLogin},
 	{line: regexp.MustCompile(`(?i)failed to allocate the requested|nfc error:? 5\b`), hint: hintMemory},
 	{code: worker.CodeOutOfMemory, hint: hintMemory},
@@ -121,9 +121,9 @@ var meanings = []meaning{
 	{op: "open", code: worker.CodeFileNotFound,
 		hint: "the disk does not exist: give its name as the settings of the VM show it, '[DATASTORE] FOLDER/DISK.vmdk'"},
 	{op: "open", code: worker.CodeNotSupported,
-		hint: "this VDDK cannot open the disk: VDDK supports the vSphere version of its own number, the two versions before and one after"},
+		hint: "this VDDK cannot open the disk: a VDDK release supports the vSphere release with the same number, the two vSphere releases before that one, and the one after it"},
 	{op: "read", first: true,
-		hint: "the disk was opened and its first read failed, which happens when VDDK is too new or too old for the host: VDDK supports the vSphere version of its own number, the two versions before and one after"},
+		hint: "the disk was opened and its first read failed, which happens when VDDK is too new or too old for the host: a VDDK release supports the vSphere release with the same number, the two vSphere releases before that one, and the one after it"},
 }
 
 // meaning returns the explanation of e. It is nil if there is none.
@@ -153,8 +153,8 @@ func (e *Error) meaning() *meaning {
 //
 // Only the code and the text of the library decide that. Log lines do not count, because the
 // library logs errors of all its threads and connections, many of them harmless. Only errors of
-// the operation "open" can be permanent: if another operation failed, the disk could be opened
-// before.
+// the operation "open" can be permanent. When any other operation fails, the disk was already
+// open, so these parameters can open it.
 func (e *Error) permanent() bool {
 	if e.Op != "open" {
 		return false

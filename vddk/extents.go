@@ -42,8 +42,9 @@ type allocationQueries struct {
 	chunks uint64        // whole chunks of the disk; the library cannot be asked about the rest
 	cache  *allocation.Windows
 
-	// After a write to the disk, the library must not be queried any more. Each query read-locks
-	// querying, and stop locks it to set wrote.
+	// After a write to the disk, the library must not be queried any more. The mutex querying is
+	// locked for reading during each query. The method stop locks it for writing while it sets the
+	// field wrote, so that no query is in progress at that moment.
 	querying sync.RWMutex
 	wrote    atomic.Bool
 
@@ -51,12 +52,12 @@ type allocationQueries struct {
 	warned  sync.Once // the user was told that a query had failed
 
 	mu         sync.Mutex
-	missing    bool                   // the library has no such function
+	missing    bool                   // the library has no function for queries
 	limit      queryLimit             // chunks of one query
 	works      bool                   // a query was answered
 	failing    bool                   // the last query failed, and so did its repetitions
 	failures   int                    // windows in a row that could not be queried
-	pausedTo   time.Time              // no query is made before that time, since queries failed
+	pausedTo   time.Time              // no query is made before that time, because queries failed
 	inProgress map[int64]*windowQuery // by the number of the window
 }
 
@@ -305,9 +306,10 @@ const (
 )
 
 // queryAgain makes a query for n chunks from chunk first on. If the query fails, queryAgain
-// waits for some time, or until a lost worker process is replaced, and repeats it. It does not
-// repeat the query if once is true, if the previous queries failed, too, or if no query has
-// succeeded since q.limit was doubled: then a smaller query is better than a repetition.
+// waits for some time, or until a lost worker process is replaced, and repeats it. In three cases
+// it does not repeat the query: once is true; the previous queries failed, too; or no query has
+// succeeded since q.limit, the size of a query, was doubled. In the last case the new size is
+// probably too large, and a smaller query is better than a repetition.
 func (q *allocationQueries) queryAgain(first, n uint64, once bool) (blocks []worker.Block, err error) {
 	p := q.pool
 	q.mu.Lock()
@@ -380,9 +382,9 @@ func (q *allocationQueries) mayShrink(n uint64, err error) bool {
 	return !q.failing && q.limit.failed(n)
 }
 
-// queryLimit is the largest number of chunks in one query. The library refuses large ranges on
-// some hosts; so the limit is halved when a query fails. It is doubled after some successes in a
-// row, since the failure may have had another cause.
+// queryLimit is the largest number of chunks in one query. On some hosts the library refuses
+// large ranges. Therefore the limit is halved when a query fails. It is doubled after some
+// successes in a row, because the failure may have had another cause.
 type queryLimit struct {
 	chunks    uint64
 	successes int  // successes in a row with this limit

@@ -42,7 +42,8 @@ func (f *flusher) flush() error {
 		}
 		err = p.explain.explain("flush", 0, 0, mark, err)
 		if isLost(err) {
-			// If there are writes that no flush has covered, all later flushes fail.
+			// lostDuring makes all later flushes fail if the lost worker had writes that no flush
+			// had made durable.
 			err = p.lostDuring(h, s, p.explain.rangeOf("flush", 0, 0), time.Now())
 			if lost++; lost < 3 {
 				continue

@@ -8,8 +8,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/pacing"
 )
 
-// maxAuto is the largest number of connections that a pool opens if Options.Connections is 0, so
-// that the number is chosen automatically.
+// maxAuto is the largest number of connections that a pool opens if Options.Connections is 0. The
+// number is then chosen automatically.
 const maxAuto = 4
 
 // growth adds connections to a pool and removes them. Its fields are guarded by pool.mu.
@@ -22,13 +22,14 @@ type growth struct {
 }
 
 // start is called when the first connection is open. transport is the transport mode of that
-// connection. If Options.Connections is more than 1, start opens more connections in the
-// background, as many as count says. It opens none if the transport mode attaches the disk to
+// connection. If Options.Connections is more than 1, start opens the other connections in the
+// background. count is their number. start opens none if the transport mode attaches the disk to
 // this machine, because all connections would share the attached device. If Options.Connections
 // is 0 and the transport mode uses NFC, the tuner chooses the number later.
 //
-// share is called once for each of these connections, when it is closed or could not be opened.
-// It gives the memory of the connection back to the Budget, which limits the memory on the host.
+// The function share gives the memory of one connection back to the Budget, which limits the
+// memory on the host. For each connection that start has to open, share is called once: when the
+// connection is closed, or when it is not opened because of a failure.
 func (g *growth) start(transport string, count int, share func()) {
 	p := g.pool
 	switch {
@@ -119,7 +120,8 @@ func (g *growth) grow() {
 	g.add(free)
 }
 
-// opened records that no further connection is being opened in the background.
+// opened records that the opening of further connections in the background has ended, with or
+// without success.
 func (g *growth) opened() {
 	g.pool.mu.Lock()
 	defer g.pool.mu.Unlock()
@@ -128,8 +130,8 @@ func (g *growth) opened() {
 }
 
 // add opens one more connection. If that fails, the pool continues without it, and the user is
-// warned once. free is called when the connection is closed or could not be opened; it gives the
-// memory of the connection back to the Budget of the host.
+// warned once. The function free gives the memory of the connection back to the Budget of the
+// host. It is called when the connection is closed or could not be opened.
 func (g *growth) add(free func()) (added bool) {
 	p := g.pool
 	s, err := p.opener.open(p.life.ending, false, false)

@@ -163,8 +163,8 @@ func (h *handle) waitToReopen(err error) bool {
 
 // planReopening decides whether the disk is opened again after the error err, and how long to
 // wait before that. If it is not opened again, planReopening removes the handle from the pool.
-// In that case all later requests of the pool fail, unless another handle still has a session.
-// They fail even then if the content of the disk has changed.
+// The pool then continues with the sessions of its other handles. All its later requests fail if
+// there is no other session, or if the content of the disk has changed.
 func (h *handle) planReopening(err error) (wait time.Duration, warning string, again bool) {
 	p := h.pool
 	p.mu.Lock()

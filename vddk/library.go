@@ -67,11 +67,11 @@ func (e *LibraryError) Hint() string {
 }
 
 // FindLibrary returns the newest library in libdir, which is the root folder of the VDDK
-// distribution, its folder lib64, or the file of the library itself. If libdir is "", it
-// searches the folders LibDirs, and returns the newest library of the first folder that has one.
-// A library in lib64 is preferred to one in the root folder, unless it has version 5. Files that
-// this machine cannot load are skipped. FindLibrary does not load the library. The error is a
-// *LibraryError.
+// distribution, its folder lib64, or the file of the library itself. If libdir is "", it searches
+// the folders LibDirs, and returns the newest library of the first folder that has one. In each
+// folder, the subfolder lib64 is searched before the folder itself. A library of version 5
+// is returned only if both of them have no newer one. Files that this machine cannot load are
+// skipped. FindLibrary does not load the library. The error is a *LibraryError.
 func FindLibrary(libdir string) (Library, error) {
 	roots := LibDirs
 	failed := &LibraryError{Unusable: map[string]string{}}
@@ -147,7 +147,7 @@ func (e *LibraryError) lookAround(folder string) {
 		case m != nil && m[2] != "":
 			link := libraryName + "." + m[1]
 			e.Unusable[path] = fmt.Sprintf("the symbolic link %s to it is missing", link)
-			e.hint = fmt.Sprintf("unpack VDDK again with tar, which keeps its symbolic links: the library needs all of them (ln -s %s %s creates this one), and name the folder with --libdir",
+			e.hint = fmt.Sprintf("unpack VDDK again with tar, which keeps its symbolic links, and name the folder with --libdir; ln -s %s %s creates the missing link, but the library needs its other links, too",
 				entry.Name(), filepath.Join(folder, link))
 		case m != nil:
 			e.Unusable[path] = fmt.Sprintf("it is version %s, only versions %d to %d are searched for", m[1], oldestVersion, versions[0])
@@ -285,8 +285,8 @@ func TransportModes(ctx context.Context, l Library) (string, error) {
 
 // Missing explains why the library l does not load: it returns the names of the libraries that l
 // needs, directly or through other libraries, and that are not installed. It searches the folder
-// of l and the usual folders of the system. The dynamic linker may search other folders too; so
-// a library that Missing names may exist.
+// of l and the usual folders of the system. The dynamic linker may search other folders, too.
+// Therefore a library that Missing names may exist after all.
 func Missing(l Library) []string { return worker.MissingLibraries(l.Path, l.Dir) }
 
 // MissingError says that the VDDK library needs other libraries that are not installed.

@@ -90,8 +90,9 @@ func openRequest(p *Params, thumbprint string, writable bool) worker.OpenRequest
 	return r
 }
 
-// openFirst opens the disk for the first time. If the worker process crashes during that,
-// openFirst repeats the opening at most twice. It repeats it after no other error.
+// openFirst opens the disk for the first time. If the worker process crashes while it opens the
+// disk, openFirst makes up to two more attempts. After any other failure it returns the error at
+// once.
 func (op *opener) openFirst(ctx context.Context) (*session, error) {
 	policy := &op.policy
 	for n := 1; ; n++ {
@@ -184,8 +185,8 @@ func (op *opener) openWith(ctx context.Context, buffers NFCBuffers, replacing bo
 	if err != nil {
 		return nil, fail("start", err)
 	}
-	// A call below may hang in the library. When the context limited ends, the worker is killed,
-	// which also ends the call.
+	// A call below may hang in the library. At the time limit, or when ctx ends, the worker is
+	// killed, which also ends the call.
 	stop := context.AfterFunc(limited, p.Kill)
 	defer stop()
 	defer func() {
@@ -270,8 +271,8 @@ func (op *opener) cleanUp(ctx context.Context, p process, mark int64) error {
 	return nil
 }
 
-// same compares opened, the properties of the disk that was just opened, with those that the first
-// opening found. It returns an error if the size or the UUID is another one.
+// same checks that a disk that was opened again is the same disk as at the first opening. opened
+// has the properties of the disk now. If its size or its UUID has changed, same returns an error.
 func (op *opener) same(opened worker.Opened) error {
 	first := op.opened
 	if first == nil || first.Capacity == opened.Capacity && first.UUID == opened.UUID {

@@ -18,11 +18,11 @@ import (
 // requests, at most maxPieces of them are in flight at the same time.
 const maxPieces = 16
 
-// A pool has all connections of one open disk, its handles. The method do reads and writes
-// through them. It divides a call that is too long for one request, waits for a connection that
-// can take another request, and repeats requests that fail. Lost connections are replaced (see
-// handle), and the number of connections is adapted to the host (see growth). All methods are
-// safe for concurrent use.
+// A pool has all connections of one open disk, its handles. Its method carryOut makes a read or a
+// write over these connections. It divides a call that is too long for one request, waits for a
+// connection that can take another request, and repeats requests that fail. Lost connections are
+// replaced (see handle), and the number of connections is adapted to the host (see growth). All
+// methods are safe for concurrent use.
 //
 // mu guards the fields below it, the fields of handles that say so, and those of sessions. mu is
 // never held during a call to a worker process, or to a function of the Options (OnRetry, Warn,
@@ -91,9 +91,9 @@ func openPool(ctx context.Context, life *lifetime, op *opener) (*pool, error) {
 	return p, nil
 }
 
-// do carries out a read or write of any length. If the host does not accept so long a request at
-// present, do divides it into several ones.
-func (p *pool) do(r request) error {
+// carryOut makes a read or write of any length. If the host does not accept so long a request at
+// present, carryOut divides the read or write into several requests.
+func (p *pool) carryOut(r request) error {
 	if r.n == 0 {
 		return nil
 	}
@@ -153,12 +153,12 @@ func (p *pool) readEdges(r *request) error {
 	}
 	first, end := r.sectors()
 	if head != nil {
-		if err := p.do(request{p: head, off: first, n: sectorSize}); err != nil {
+		if err := p.carryOut(request{p: head, off: first, n: sectorSize}); err != nil {
 			return err
 		}
 	}
 	if tail != nil {
-		return p.do(request{p: tail, off: end - sectorSize, n: sectorSize})
+		return p.carryOut(request{p: tail, off: end - sectorSize, n: sectorSize})
 	}
 	return nil
 }
@@ -227,8 +227,8 @@ func (p *pool) failed(t permit, op string, off, n, mark int64, since time.Time, 
 }
 
 // lostDuring is called when the operation op failed because the worker process of session s was
-// lost. It waits until the process has ended, records the loss as lose does, and returns an error
-// that says why the process ended.
+// lost. It waits until the process has ended, calls lose, which records the loss, and returns an
+// error that says why the process ended.
 func (p *pool) lostDuring(h *handle, s *session, op string, since time.Time) error {
 	s.proc.Kill()
 	p.lose(h, s, op, since)
@@ -536,15 +536,15 @@ func (p *pool) endedLocked() error {
 
 // endedForCallsLocked returns nil as long as a call in progress may continue, and otherwise the
 // reason. While Close waits for calls in progress, they may use the worker processes that are
-// there. But lost workers are not replaced any more; so a call that has to wait for a new worker
-// (waits is true) gets an error.
-func (p *pool) endedForCallsLocked(waits bool) error {
+// still running. But lost workers are not replaced any more. Therefore a call that needs a new
+// worker (needsWorker is true) gets an error.
+func (p *pool) endedForCallsLocked(needsWorker bool) error {
 	switch {
 	case p.life.Context.Err() != nil:
 		return context.Cause(p.life.Context)
 	case p.dead != nil:
 		return p.dead
-	case waits:
+	case needsWorker:
 		return p.life.ended()
 	}
 	return nil

@@ -79,8 +79,8 @@ const (
 	// do not wait for each other.
 	provenFor = 10 * time.Second
 	// Until a login of an account has succeeded, its other logins wait for the result of the
-	// current one. They do not wait longer than loginWait, because a server refuses a login
-	// sooner.
+	// current one, because the server may refuse the password. They wait no longer than loginWait:
+	// a refusal arrives sooner, and a login that takes longer is only slow.
 	loginWait = 30 * time.Second
 )
 
@@ -162,7 +162,7 @@ func (r *Registry) waitForLogin(ctx context.Context, a *account) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	if a.trying == trying { // it takes longer than a refusal does
+	if a.trying == trying { // the login takes longer than a refusal would
 		a.trying = nil
 	}
 	return nil
@@ -197,9 +197,10 @@ func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err 
 	close(trying)
 }
 
-// errNoLogin is recorded in place of nil after a successful login that was not made to open a
-// disk. Opening a disk may need other permissions, so that the success proves nothing for it.
-var errNoLogin = errors.New("the login was not made to open a disk")
+// errNoLogin is recorded in place of nil after a successful login for another call than opening a
+// disk, such as EndAccess. Opening a disk may need other permissions, so such a success does not
+// prove that a login for it succeeds.
+var errNoLogin = errors.New("the login succeeded, and was made for another call than opening a disk")
 
 // vmKey identifies a VM on a server.
 type vmKey struct {

@@ -56,10 +56,12 @@ func (r *request) pieces(size int64) iter.Seq[request] {
 	}
 }
 
-// edges allocates memory for the sectors that a write covers only in part: head for the first
-// sector of its range, and tail for the last one. The caller has to read the previous content of
-// these sectors into this memory before it calls fill. A result is nil if its sector need not be
-// read. At most one of them is not nil if the range has only one sector.
+// edges allocates the fields head and tail: memory for the sectors that a write covers only in
+// part. The results have the same names. Before the caller calls fill, it has to read the
+// previous content of the disk into them: the first sector of the range into head, and the last
+// sector into tail. A result is nil if its sector need not be read. If the whole range lies in
+// one sector, that sector is read only once, so only one result is not nil even if both fields
+// are set.
 func (r *request) edges() (head, tail []byte) {
 	first, end := r.sectors()
 	if r.off > first {
@@ -129,8 +131,9 @@ func (a *attempts) again(t permit, err error) error {
 	}
 	if e := asError(err); a.failures > 1 && (e == nil || !e.noMemory()) && p.flusher.expendable() {
 		// The worker process is replaced, because its connection may be the cause of the
-		// failures. lose records this loss before Kill: otherwise handle.run would notice the
-		// end of the process first and record a loss that began only now.
+		// failures. lose is called before Kill, so that the loss is recorded with the time when
+		// the request began. After Kill, handle.run might notice the end of the process first
+		// and record the present time.
 		t.s.blame(fmt.Errorf("the worker was replaced because requests failed: %w", err))
 		p.lose(t.h, t.s, p.explain.rangeOf("requests to", 0, 0), a.since)
 		t.s.proc.Kill()

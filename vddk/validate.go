@@ -111,14 +111,14 @@ func (p *Params) validateRemote() error {
 	need(p.Password.IsSet() || p.Cookie.IsSet(), "--password or --cookie")
 	need(p.VM != "", "--vm")
 	if len(missing) > 0 {
-		return wrongParams("--vm takes the managed object reference of the VM as moref=ID; the environment variables VDDKCP_PASSWORD and VDDKCP_COOKIE can replace the flags",
+		return wrongParams("write the managed object reference of the VM as --vm moref=ID; the password can also be in the environment variable VDDKCP_PASSWORD, and the cookie in VDDKCP_COOKIE",
 			"missing: %s", strings.Join(missing, ", "))
 	}
 	if strings.ContainsAny(p.Server, "/ \t\n\x00@[]") || strings.HasPrefix(p.Server, "-") {
 		return wrongParams("", "--server: %q: expected only the name or the address of a host", p.Server)
 	}
 	if i := strings.LastIndexByte(p.Server, ':'); i >= 0 && strings.IndexByte(p.Server, ':') == i {
-		return wrongParams("pass the port with --port", "--server: %q: expected only the name or the address of a host", p.Server)
+		return wrongParams("if the server has another port than 443, pass the port with --port and not as a part of --server", "--server: %q: expected only the name or the address of a host", p.Server)
 	}
 	if id, ok := strings.CutPrefix(p.VM, "moref="); !ok || id == "" {
 		return wrongParams("the managed object reference of a VM looks like vm-16 on vCenter, and like 2 on an ESXi host", "--vm: %q: expected moref=ID", p.VM)
