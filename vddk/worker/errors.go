@@ -10,7 +10,7 @@ import (
 // ErrBusy says that the previous request with the same slot is still in progress in the library.
 // That happens if the context of the previous call ended before the library had completed the
 // request.
-var ErrBusy = errors.New("the library has not completed the last request of the slot")
+var ErrBusy = errors.New("no request can be made with this slot of shared memory, because the library has not completed the previous request with it")
 
 // Error is an error that a function of the library returned.
 type Error struct {

@@ -24,39 +24,47 @@ import (
 // A string in a payload consists of its length (uint32), its bytes, and a NUL byte. The bytes
 // must not include a NUL. NULL is sent as the length 0xffffffff, with nothing after it.
 //
-// This process sends these requests. The columns are fields of the head; a field that is left
-// empty is 0. "control" stands for slotControl, and "flush" for slotFlush.
+// This process sends these requests. The first column is the kind of the request. The others are
+// fields of the head, and the payload; a field that is left empty is 0. In the column slot, SC
+// stands for slotControl and SF for slotFlush.
 //
-//	to the worker   slot     sector  sectors  flags  payload
-//	init            control                          initNumbers, library, root, configuration file
-//	open            control                          loginNumbers, the strings of loginStrings
-//	cleanup         control                          the same
-//	prepare access  control                          the same
-//	end access      control                          the same
-//	query           control  first   number   chunk
-//	close           control
-//	read, write     0-63     first   number
-//	flush           flush
-//	text            0-flush  error                   (asks for the text of an error of the last request with this number)
+//	to the worker     slot  sector     sectors  flags       payload
+//	"init"            SC                                    initNumbers, library, root, configuration file
+//	"open"            SC                                    loginNumbers, the strings of loginStrings
+//	"cleanup"         SC                                    as for "open"
+//	"prepare access"  SC                                    as for "open"
+//	"end access"      SC                                    as for "open"
+//	"query"           SC    first      number   chunk size
+//	"close"           SC
+//	"read", "write"   0-63  first      number
+//	"flush"           SF
+//	"text"            0-SF  the error
 //
-// The worker answers each request by one packet of the kind done, with the same request number.
-// Each request number can have only one request in progress. The answer to a query consists of
-// packets of the kind blocks, followed by done.
+// The worker answers each request by a packet of the kind "done", with the same request number
+// in the field slot. Each request number can have only one request in progress. Before the
+// answer "done" to a "query", the worker sends the allocated blocks in packets of the kind
+// "blocks".
 //
-//	from the worker slot     sector  sectors  flags  payload
-//	done            any      error   see below  doneLibrary or doneFault
-//	blocks          control                          pairs of uint64: start, count
-//	log                              dropped  level  the line
-//	fatal                                     level  why the worker ends
+// The request "text" is sent after a "read", "write" or "flush" that failed, with the request
+// number of that request and the error code of its answer. It asks for the text of this error.
 //
-// The payload of done depends on the request:
+//	from the worker   slot  sector     sectors  flags       payload
+//	"done"            0-SC  the error  (below)  (below)     (below)
+//	"blocks"          SC                                    pairs of uint64: start, count
+//	"log"                              dropped  level       a log line of the library
+//	"fatal"                                     level       why the worker ends
 //
-//	a control request whose error is not 0: the name of the function, and the text of the error
-//	text: the text of the error
-//	init: the transport modes; the field sectors has a bit for each function
-//	open: openedNumbers and the strings parent, UUID and transport mode
-//	cleanup: none; the field sectors is cleaned + remaining<<32
-//	any request with doneFault: the step that failed, and why
+// In an answer "done", the error is 0 after a success. The answer to "text" repeats the error
+// that the request asks about. The flags are doneLibrary or doneFault. The payload depends on the
+// request, and so does the field sectors if it is not 0:
+//
+//	any request, flags doneFault: the step that failed, and why it failed
+//	a request with SC, an error:  the name of the library's function, and the text of the error
+//	"text":     the text of the error
+//	"init":     the transport modes; sectors has one bit for each function of the library
+//	"open":     openedNumbers, and the strings parent, UUID and transport mode
+//	"cleanup":  nothing; sectors is cleaned + remaining<<32
+//	all others: nothing
 const (
 	kindInit      = 1
 	kindOpen      = 2
@@ -131,7 +139,7 @@ func appendOptional(b []byte, s string) []byte {
 	return appendString(b, s)
 }
 
-// appendInit appends the payload of the request init to b.
+// appendInit appends the payload of the request "init" to b.
 func appendInit(b []byte, c *Config) []byte {
 	for _, n := range []int{c.Version, c.Slots, c.SlotSize, 0} {
 		b = binary.LittleEndian.AppendUint32(b, uint32(n))
@@ -141,12 +149,12 @@ func appendInit(b []byte, c *Config) []byte {
 	return appendOptional(b, c.ConfigFile)
 }
 
-// loginStrings is the number of strings in the payload of the requests that log in: open,
-// cleanup, prepare access and end access.
+// loginStrings is the number of strings in the payload of the requests that log in: "open",
+// "cleanup", "prepare access" and "end access".
 const loginStrings = 10
 
-// appendLogin appends the payload of a request that logs in to b: of open, cleanup, prepare
-// access or end access.
+// appendLogin appends the payload of a request that logs in to b. Such a request is "open",
+// "cleanup", "prepare access" or "end access".
 func appendLogin(b []byte, r *OpenRequest) []byte {
 	readOnly, flags := uint32(0), r.Flags
 	if r.ReadOnly {
@@ -180,10 +188,10 @@ func (r *OpenRequest) check() error {
 		"password": r.Password, "cookie": r.Cookie, "snapshot": r.Snapshot, "transports": r.Transports, "identity": r.Identity,
 	} {
 		if i := strings.IndexByte(s, 0); i >= 0 {
-			return fmt.Errorf("%s: NUL byte at offset %d, which cannot be passed to the library", name, i)
+			return fmt.Errorf("%s has a NUL byte at offset %d, which cannot be passed to the library", name, i)
 		}
 		if len(s) > 16<<10 {
-			return fmt.Errorf("%s has %d bytes, at most 16384 can be passed to the library", name, len(s))
+			return fmt.Errorf("%s has %d bytes, but at most 16384 can be passed to the library", name, len(s))
 		}
 	}
 	return nil
@@ -195,7 +203,7 @@ var errTruncated = errors.New("truncated")
 // memory with b.
 func parseMessage(b []byte) (m message, payload []byte, err error) {
 	if len(b) < headSize {
-		return m, nil, fmt.Errorf("the message is %[2]w: it has %[1]d bytes, and its head alone has 32", len(b), errTruncated)
+		return m, nil, fmt.Errorf("the message is %[2]w: it has %[1]d bytes, but its head alone must have 32", len(b), errTruncated)
 	}
 	m = message{
 		kind:    binary.LittleEndian.Uint32(b),
@@ -206,26 +214,33 @@ func parseMessage(b []byte) (m message, payload []byte, err error) {
 	}
 	payload = b[headSize:]
 	if n := binary.LittleEndian.Uint32(b[28:]); uint64(n) != uint64(len(payload)) {
-		return m, nil, fmt.Errorf("the message of kind %d has a payload of %d bytes, but the length in its head is %d", m.kind, len(payload), n)
+		return m, nil, fmt.Errorf("the message of kind %d has a payload of %d bytes, but its head says that the payload has %d bytes", m.kind, len(payload), n)
 	}
 	switch m.kind {
 	case kindDone:
 		if m.slot > slotControl {
-			return m, nil, fmt.Errorf("the message done has the request number %d, the largest number is %d", m.slot, slotControl)
+			return m, nil, fmt.Errorf(`the message "done" has the request number %d, expected at most %d`, m.slot, slotControl)
 		}
 		if m.flags > doneFault {
-			return m, nil, fmt.Errorf("the message done has the flags %#x, expected 0 or 1", m.flags)
+			return m, nil, fmt.Errorf(`the message "done" has the flags %#x, expected 0 or 1`, m.flags)
 		}
 	case kindBlocks:
-		if m.slot != slotControl || len(payload) == 0 || len(payload)%blockSize != 0 {
-			return m, nil, fmt.Errorf("the message blocks has the request number %d and %d bytes, expected number %d and a multiple of %d bytes", m.slot, len(payload), slotControl, blockSize)
+		if m.slot != slotControl {
+			return m, nil, fmt.Errorf(`the message "blocks" has the request number %d, expected %d`, m.slot, slotControl)
+		}
+		if len(payload) == 0 || len(payload)%blockSize != 0 {
+			return m, nil, fmt.Errorf(`the message "blocks" has a payload of %d bytes, expected %d bytes for each block`, len(payload), blockSize)
 		}
 	case kindLog, kindFatal:
-		if len(payload) > MaxLine || m.flags > uint32(Panic) {
-			return m, nil, fmt.Errorf("the message log has a line of %d bytes and the level %d, expected at most %d bytes and a level of at most %d", len(payload), m.flags, MaxLine, Panic)
+		name := map[uint32]string{kindLog: "log", kindFatal: "fatal"}[m.kind]
+		if len(payload) > MaxLine {
+			return m, nil, fmt.Errorf("the line in the message %q has %d bytes, expected at most %d", name, len(payload), MaxLine)
+		}
+		if m.flags > uint32(Panic) {
+			return m, nil, fmt.Errorf("the line in the message %q has the level %d, expected at most %d", name, m.flags, Panic)
 		}
 	default:
-		return m, nil, fmt.Errorf("the kind %d of the message is unknown", m.kind)
+		return m, nil, fmt.Errorf("the message is of the unknown kind %d", m.kind)
 	}
 	return m, payload, nil
 }
@@ -235,7 +250,7 @@ func parseStrings(b []byte, count int) ([]string, error) {
 	list := make([]string, count)
 	for i := range list {
 		if len(b) < 4 {
-			return nil, fmt.Errorf("string %d of the %d strings in the message is %w in its length", i+1, count, errTruncated)
+			return nil, fmt.Errorf("string %d of the %d strings in the message is %w: expected its length as a number of 4 bytes, found only %d bytes", i+1, count, errTruncated, len(b))
 		}
 		n := binary.LittleEndian.Uint32(b)
 		b = b[4:]
@@ -243,7 +258,7 @@ func parseStrings(b []byte, count int) ([]string, error) {
 			continue
 		}
 		if uint64(n)+1 > uint64(len(b)) {
-			return nil, fmt.Errorf("string %d of the %d strings in the message has %d bytes, but is %w", i+1, count, n, errTruncated)
+			return nil, fmt.Errorf("string %d of the %d strings in the message is %w: expected %d bytes and a NUL byte, found only %d bytes", i+1, count, errTruncated, n, len(b))
 		}
 		list[i] = string(b[:n])
 		if strings.IndexByte(list[i], 0) >= 0 || b[n] != 0 {
@@ -260,15 +275,15 @@ func parseStrings(b []byte, count int) ([]string, error) {
 // maxCapacity is the largest size of a disk in sectors. Its size in bytes fits into an int64.
 const maxCapacity = (1<<63 - 1) / SectorSize
 
-// parseOpened parses the payload of the answer to the request open.
+// parseOpened parses the payload of the answer to the request "open".
 func parseOpened(b []byte) (Opened, error) {
 	var o Opened
 	if len(b) < openedNumbersSize {
-		return o, fmt.Errorf("the answer to open is %[2]w: it has %[1]d bytes", len(b), errTruncated)
+		return o, fmt.Errorf(`the answer to the request "open" is %w: its payload has %d bytes, expected at least %d`, errTruncated, len(b), openedNumbersSize)
 	}
 	list, err := parseStrings(b[openedNumbersSize:], 3)
 	if err != nil {
-		return o, fmt.Errorf("invalid answer to open: %w", err)
+		return o, fmt.Errorf(`the answer to the request "open" is invalid: %w`, err)
 	}
 	u32 := func(off int) uint32 { return binary.LittleEndian.Uint32(b[off:]) }
 	o = Opened{
@@ -284,7 +299,7 @@ func parseOpened(b []byte) (Opened, error) {
 		Transport:      clean(list[2]),
 	}
 	if o.Capacity > maxCapacity {
-		return o, fmt.Errorf("the library reports a disk of %d sectors, at most %d are possible", o.Capacity, uint64(maxCapacity))
+		return o, fmt.Errorf("the library reports a disk of %d sectors, expected at most %d", o.Capacity, uint64(maxCapacity))
 	}
 	return o, nil
 }
@@ -306,7 +321,7 @@ type query struct {
 	got        uint64 // blocks so far
 	next       uint64 // end of the last block, before which no other block may begin
 	blocks     []Block
-	err        error // how the answer breaks the rules of Query; its other blocks are ignored
+	err        error // what is wrong with the answer; its further blocks are ignored
 }
 
 // add adds the blocks of one packet to the answer. It joins adjacent blocks.
@@ -316,7 +331,7 @@ func (q *query) add(payload []byte) {
 		q.got++
 		switch {
 		case b.Count == 0 || b.Start < q.next || b.Start > q.end || b.Count > q.end-b.Start:
-			q.err = fmt.Errorf("%sQueryAllocatedBlocks returned a block of %[3]d sectors at sector %[2]d, expected blocks in ascending order in the sectors %[4]d to %[5]d",
+			q.err = fmt.Errorf("%sQueryAllocatedBlocks returned a block of %[3]d sectors at sector %[2]d, expected a block that is not empty, begins at sector %[4]d or later, and ends at sector %[5]d or earlier",
 				functionPrefix, b.Start, b.Count, q.next, q.end)
 			return
 		case q.got > q.chunks:

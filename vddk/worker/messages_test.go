@@ -101,16 +101,16 @@ func blocksPayload(list ...uint64) []byte {
 
 func TestParseMessageRefuses(t *testing.T) {
 	for want, b := range map[string][]byte{
-		"the message is truncated: it has 31 bytes, and its head alone has 32":                                           make([]byte, 31),
-		"the message of kind 64 has a payload of 2 bytes, but the length in its head is 1":                               append(message{kind: kindDone}.append(nil, 1), 0, 0),
-		"the message of kind 64 has a payload of 0 bytes, but the length in its head is 4294967295":                      message{kind: kindDone}.append(nil, -1),
-		"the kind 7 of the message is unknown":                                                                           packet(message{kind: kindRead}, nil),
-		"the message done has the request number 66, the largest number is 65":                                           packet(message{kind: kindDone, slot: 66}, nil),
-		"the message done has the flags 0x2, expected 0 or 1":                                                            packet(message{kind: kindDone, flags: 2}, nil),
-		"the message blocks has the request number 0 and 16 bytes, expected number 65 and a multiple of 16 bytes":        packet(message{kind: kindBlocks}, make([]byte, 16)),
-		"the message blocks has the request number 65 and 15 bytes, expected number 65 and a multiple of 16 bytes":       packet(message{kind: kindBlocks, slot: slotControl}, make([]byte, 15)),
-		"the message log has a line of 4001 bytes and the level 0, expected at most 4000 bytes and a level of at most 2": packet(message{kind: kindLog}, make([]byte, 4001)),
-		"the message log has a line of 1 bytes and the level 3, expected at most 4000 bytes and a level of at most 2":    packet(message{kind: kindFatal, flags: 3}, make([]byte, 1)),
+		"the message is truncated: it has 31 bytes, but its head alone must have 32":                               make([]byte, 31),
+		"the message of kind 64 has a payload of 2 bytes, but its head says that the payload has 1 bytes":          append(message{kind: kindDone}.append(nil, 1), 0, 0),
+		"the message of kind 64 has a payload of 0 bytes, but its head says that the payload has 4294967295 bytes": message{kind: kindDone}.append(nil, -1),
+		"the message is of the unknown kind 7":                                                                     packet(message{kind: kindRead}, nil),
+		`the message "done" has the request number 66, expected at most 65`:                                        packet(message{kind: kindDone, slot: 66}, nil),
+		`the message "done" has the flags 0x2, expected 0 or 1`:                                                    packet(message{kind: kindDone, flags: 2}, nil),
+		`the message "blocks" has the request number 0, expected 65`:                                               packet(message{kind: kindBlocks}, make([]byte, 16)),
+		`the message "blocks" has a payload of 15 bytes, expected 16 bytes for each block`:                         packet(message{kind: kindBlocks, slot: slotControl}, make([]byte, 15)),
+		`the line in the message "log" has 4001 bytes, expected at most 4000`:                                      packet(message{kind: kindLog}, make([]byte, 4001)),
+		`the line in the message "fatal" has the level 3, expected at most 2`:                                      packet(message{kind: kindFatal, flags: 3}, make([]byte, 1)),
 	} {
 		if _, _, err := parseMessage(b); err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)
@@ -120,13 +120,13 @@ func TestParseMessageRefuses(t *testing.T) {
 
 func TestParseStringsRefuses(t *testing.T) {
 	for want, b := range map[string][]byte{
-		"string 1 of the 2 strings in the message is truncated in its length":                     {0, 0, 0},
-		"string 2 of the 2 strings in the message is truncated in its length":                     text("a"),
-		"string 1 of the 2 strings in the message has 2 bytes, but is truncated":                  {2, 0, 0, 0, 'a', 'b'},
-		"string 1 of the 2 strings in the message has 4294967294 bytes, but is truncated":         {0xfe, 0xff, 0xff, 0xff, 'a', 'b'},
-		"string 1 of the 2 strings in the message contains a NUL byte, or no NUL byte follows it": {2, 0, 0, 0, 'a', 0, 0},
-		"string 2 of the 2 strings in the message contains a NUL byte, or no NUL byte follows it": append(text("a"), 1, 0, 0, 0, 'a', 'b'),
-		"1 bytes follow the last string of the message, expected none":                            append(text("a", ""), 0),
+		"string 1 of the 2 strings in the message is truncated: expected its length as a number of 4 bytes, found only 3 bytes": {0, 0, 0},
+		"string 2 of the 2 strings in the message is truncated: expected its length as a number of 4 bytes, found only 0 bytes": text("a"),
+		"string 1 of the 2 strings in the message is truncated: expected 2 bytes and a NUL byte, found only 2 bytes":            {2, 0, 0, 0, 'a', 'b'},
+		"string 1 of the 2 strings in the message is truncated: expected 4294967294 bytes and a NUL byte, found only 2 bytes":   {0xfe, 0xff, 0xff, 0xff, 'a', 'b'},
+		"string 1 of the 2 strings in the message contains a NUL byte, or no NUL byte follows it":                               {2, 0, 0, 0, 'a', 0, 0},
+		"string 2 of the 2 strings in the message contains a NUL byte, or no NUL byte follows it":                               append(text("a"), 1, 0, 0, 0, 'a', 'b'),
+		"1 bytes follow the last string of the message, expected none":                                                          append(text("a", ""), 0),
 	} {
 		if _, err := parseStrings(b, 2); err == nil || err.Error() != want {
 			t.Errorf("got  %v\nwant %s", err, want)

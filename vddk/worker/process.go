@@ -39,8 +39,8 @@ type Process struct {
 
 	log     logger
 	killed  atomic.Bool
-	closing atomic.Bool            // the request close was sent, which is the last one
-	closed  atomic.Bool            // the request close was answered
+	closing atomic.Bool            // the request "close" was sent, which is the last one
+	closed  atomic.Bool            // the request "close" was answered
 	reason  atomic.Pointer[string] // see GoneError.Reason
 
 	gone     *GoneError    // set before done is closed
@@ -151,7 +151,7 @@ func (p *Process) EndAccess(ctx context.Context, r OpenRequest) error {
 
 func (p *Process) access(ctx context.Context, kind uint32, r *OpenRequest) error {
 	if r.Identity == "" {
-		return errors.New("the identity for access to the VM is missing")
+		return errors.New("OpenRequest.Identity is empty, but PrepareAccess and EndAccess need it")
 	}
 	_, err := p.login(ctx, kind, r)
 	return err
@@ -163,12 +163,12 @@ func (p *Process) login(ctx context.Context, kind uint32, r *OpenRequest) (answe
 		return answer{}, err
 	}
 	if r.Path == "" && kind == kindOpen {
-		return answer{}, errors.New("the path of the disk is missing")
+		return answer{}, errors.New("OpenRequest.Path is empty, but Open needs the path of the disk")
 	}
 	payload := appendLogin(nil, r)
 	defer clear(payload) // the payload has secrets
 	if len(payload) > maxPayload {
-		return answer{}, fmt.Errorf("the parameters have %d bytes together, at most %d can be passed to the library", len(payload), maxPayload)
+		return answer{}, fmt.Errorf("the parameters of the login have %d bytes together, but at most %d can be passed to the library", len(payload), maxPayload)
 	}
 	p.log.hide(r)
 	return p.control(ctx, message{kind: kind}, payload)
@@ -194,7 +194,7 @@ func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector ui
 		return fmt.Errorf("slot %d does not exist: the worker has %d slots, counted from 0", slot, p.config.Slots)
 	}
 	if sectors <= 0 || sectors > p.config.SlotSize/SectorSize {
-		return fmt.Errorf("request of %d sectors, expected 1 to %d, which fit into a slot", sectors, p.config.SlotSize/SectorSize)
+		return fmt.Errorf("cannot read or write %d sectors in one request, expected 1 to %d, which is what a slot holds", sectors, p.config.SlotSize/SectorSize)
 	}
 	if n := p.capacity.Load(); n == 0 {
 		return errNotOpen
@@ -215,7 +215,8 @@ func (p *Process) transfer(ctx context.Context, kind uint32, slot int, sector ui
 	return c.io(ctx, m)
 }
 
-// Flush makes the data of all calls of Write durable that have returned before.
+// Flush makes written data durable: the data of all calls of Write that returned before Flush was
+// called.
 func (p *Process) Flush(ctx context.Context) error {
 	if p.capacity.Load() == 0 {
 		return errNotOpen
@@ -241,7 +242,7 @@ func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Bl
 	case chunk < MinChunk || bits.OnesCount64(chunk) != 1 || chunk > 1<<31:
 		return nil, fmt.Errorf("cannot query in chunks of %d sectors, expected a power of two of at least %d", chunk, MinChunk)
 	case start%chunk != 0 || sectors%chunk != 0 || sectors == 0 || sectors/chunk > MaxChunks:
-		return nil, fmt.Errorf("cannot query %d sectors at sector %d, expected two multiples of %d sectors, and at most %d sectors", sectors, start, chunk, MaxChunks*chunk)
+		return nil, fmt.Errorf("cannot query %d sectors from sector %d on: both numbers must be multiples of %d sectors, and the first one must be from 1 to %d", sectors, start, chunk, MaxChunks*chunk)
 	case start > capacity || sectors > capacity-start:
 		return nil, fmt.Errorf("cannot query the sectors %d to %d, because the disk has %d sectors", start, start+sectors, capacity)
 	}
@@ -281,7 +282,7 @@ func (p *Process) Close(ctx context.Context) error {
 	return err
 }
 
-// close waits until no other request is in progress, and sends the request close.
+// close waits until no other request is in progress, and sends the request "close".
 func (p *Process) close(ctx context.Context) error {
 	if p.closed.Load() {
 		return nil
@@ -313,8 +314,8 @@ func (p *Process) Kill() {
 	}
 	p.killed.Store(true)
 	p.process.Kill()
-	// The deadline stops the receiving goroutine. Without it, a child of the worker that keeps
-	// the other end of the socket open could prevent that.
+	// The deadline stops the goroutine that reads the socket. Without the deadline, this goroutine
+	// might wait forever, because a child of the worker may keep the other end of the socket open.
 	p.socket.SetReadDeadline(time.Unix(1, 0))
 	<-p.done
 }
@@ -406,8 +407,8 @@ func (c *call) exchange(ctx context.Context, m message, payload []byte) (answer,
 	}
 	c.r.state.Store(waiting)
 	if _, err := c.p.socket.Write(packet); err != nil {
-		// If the worker has ended, the receiving goroutine finds out how it ended. No other
-		// reason must be recorded then.
+		// The errors EPIPE, ECONNRESET and ErrClosed mean that the worker has ended. They are not
+		// recorded as the reason of its end, because the receiving goroutine finds out more.
 		if !errors.Is(err, unix.EPIPE) && !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, os.ErrClosed) {
 			c.p.setReason(fmt.Sprintf("could not be sent a request: %v", err))
 			c.p.Kill()
@@ -467,7 +468,7 @@ func (c *call) control(ctx context.Context, m message, payload []byte) (answer, 
 	}
 	list, err := parseStrings(a.payload, 2)
 	if err != nil {
-		return a, c.p.breach(fmt.Errorf("the worker sent an error without a text: %w", err))
+		return a, c.p.breach(fmt.Errorf("the worker sent an error, but not the name of the function and the text: %w", err))
 	}
 	if a.flags == doneFault {
 		return a, &faultError{clean(list[0]), clean(c.p.log.redact(list[1]))}
@@ -550,7 +551,7 @@ func (p *Process) receive() error {
 		case kindBlocks:
 			q := p.query.Load()
 			if q == nil {
-				return errors.New("the worker sent the message blocks without a query")
+				return errors.New(`the worker sent the message "blocks", but no query was sent to it`)
 			}
 			q.add(payload)
 		case kindDone:
@@ -578,7 +579,7 @@ func (p *Process) deliver(m message, payload []byte) error {
 	case r.state.CompareAndSwap(abandoned, idle):
 		r.free <- struct{}{}
 	default:
-		return fmt.Errorf("the worker answered the request number %d, which has no request in progress", m.slot)
+		return fmt.Errorf("the worker sent an answer with the request number %d, but no request with this number is in progress", m.slot)
 	}
 	return nil
 }

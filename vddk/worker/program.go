@@ -104,7 +104,7 @@ func notFound(descriptors string) error {
 	return errNoLinker
 }
 
-// startFile starts the program at path as start does. If the kernel does not find the program
+// startFile starts the program at path by calling start. If the kernel does not find the program
 // although the file exists, the error wraps errNoLinker.
 func startFile(path string, env []string, files []*os.File) (*os.Process, error) {
 	p, err := start(path, env, files)

@@ -77,8 +77,9 @@ func encoded(c rune) string {
 	return string(c)
 }
 
-// Redact returns text with stars in place of each secret. cut says that the text was cut at its
-// end. In that case Redact also hides the beginning of a secret at the end.
+// Redact returns text with stars in place of each secret. cut says that text is only the beginning
+// of a longer text. Then its last characters may be the first characters of a secret, and Redact
+// hides them, too.
 func (r *Redactor) Redact(text string, cut bool) string {
 	if r == nil || len(r.secrets) == 0 {
 		return text
@@ -278,17 +279,17 @@ func backslashAt(text string, i int) (plain string, end int) {
 	return string(rune(n)), end
 }
 
-// hexAt parses hexadecimal digits at offset i of text, as many as digits says. end is 0 if they
-// are not there.
-func hexAt(text string, i, digits int) (n uint64, end int) {
-	if len(text) < i+digits {
+// hexAt parses the given number of hexadecimal digits, which begin at offset i of text. end is 0
+// if there are fewer digits.
+func hexAt(text string, i, number int) (n uint64, end int) {
+	if len(text) < i+number {
 		return 0, 0
 	}
-	n, err := strconv.ParseUint(text[i:i+digits], 16, 32)
+	n, err := strconv.ParseUint(text[i:i+number], 16, 32)
 	if err != nil {
 		return 0, 0
 	}
-	return n, i + digits
+	return n, i + number
 }
 
 // percentAt decodes the byte at offset i of text that is escaped for a URL (%41). end is 0 if

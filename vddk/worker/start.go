@@ -52,7 +52,7 @@ func (c *Config) check() error {
 	}
 	for _, s := range []string{c.Library, c.Root, c.ConfigFile} {
 		if len(s) > unix.PathMax {
-			return fmt.Errorf("a path of the worker has %d bytes, at most %d are possible", len(s), unix.PathMax)
+			return fmt.Errorf("the path of a file for the worker has %d bytes, expected at most %d", len(s), unix.PathMax)
 		}
 		if strings.IndexByte(s, 0) >= 0 {
 			return fmt.Errorf("the path %q contains a NUL byte", s)
@@ -62,9 +62,9 @@ func (c *Config) check() error {
 }
 
 // spawn creates the shared memory, the socket and the output pipe of a worker, and starts its
-// process with the function start. It also starts the goroutines that receive from the process.
-// The files that start gets become the descriptors 0 to 4 of the process.
-func spawn(c Config, start func(env []string, files []*os.File) (*os.Process, error)) (p *Process, err error) {
+// process with the function startProcess. It also starts the goroutines that receive from the
+// process. The files that are passed to startProcess become the descriptors 0 to 4 of the process.
+func spawn(c Config, startProcess func(env []string, files []*os.File) (*os.Process, error)) (p *Process, err error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
@@ -88,7 +88,7 @@ func spawn(c Config, start func(env []string, files []*os.File) (*os.Process, er
 		return nil, err
 	}
 	defer file.Close()
-	process, err := start(environ(c.Env, c.Dir), []*os.File{null, theirOutput, theirOutput, theirSocket, file})
+	process, err := startProcess(environ(c.Env, c.Dir), []*os.File{null, theirOutput, theirOutput, theirSocket, file})
 	if err != nil {
 		output.Close()
 		socket.Close()
@@ -160,7 +160,7 @@ func sharedMemory(size int) (memory []byte, file *os.File, err error) {
 	return memory, file, nil
 }
 
-// init sends the request init: the worker loads and initialises the library.
+// init sends the request "init", after which the worker loads and initialises the library.
 func (p *Process) init(ctx context.Context) error {
 	r, err := p.control(ctx, message{kind: kindInit}, appendInit(nil, &p.config))
 	var fault *faultError
@@ -178,7 +178,7 @@ func (p *Process) init(ctx context.Context) error {
 	}
 	list, err := parseStrings(r.payload, 1)
 	if err != nil {
-		return p.breach(fmt.Errorf("invalid answer to init: %w", err))
+		return p.breach(fmt.Errorf(`the answer to the request "init" is invalid: %w`, err))
 	}
 	p.present, p.modes = r.sectors, list[0]
 	return nil

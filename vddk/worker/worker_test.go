@@ -303,7 +303,7 @@ func TestQuery(t *testing.T) {
 
 func TestQueryThatBreaksTheRules(t *testing.T) {
 	for deed, want := range map[string]string{
-		"beyond": "VixDiskLib_QueryAllocatedBlocks returned a block of 128 sectors at sector 1280, expected blocks in ascending order in the sectors 0 to 1280",
+		"beyond": "VixDiskLib_QueryAllocatedBlocks returned a block of 128 sectors at sector 1280, expected a block that is not empty, begins at sector 0 or later, and ends at sector 1280 or earlier",
 		"many":   "VixDiskLib_QueryAllocatedBlocks: the call succeeded without a list, or with more blocks than chunks",
 		"fail":   "VixDiskLib_QueryAllocatedBlocks: error 4000 (0x100000fa0): stub error 4000",
 	} {

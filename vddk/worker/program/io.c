@@ -73,9 +73,10 @@ static void transfer(const struct message *m)
 	int async;
 
 	if (!handle)
-		die("the parent sent a read or write without an open disk");
+		die("the parent sent a read or write, but no disk is open");
 	if (m->slot >= arena.slots || m->sectors > arena.slot_size / SECTOR)
-		die("the parent sent a read or write of slot %u with %llu sectors, which it does not have", m->slot, (unsigned long long)m->sectors);
+		die("the parent sent a read or write of %llu sectors with slot %u, but there are only %u slots of %u sectors",
+		    (unsigned long long)m->sectors, m->slot, arena.slots, arena.slot_size / SECTOR);
 	memory = arena_slot(m->slot);
 	if (m->sector + m->sectors > disk.capacity)
 		die("the parent sent a read or write outside of the disk, at sector %llu", (unsigned long long)m->sector);
@@ -126,7 +127,7 @@ static void flush(void)
 	VixError err = VIX_NOT_SUPPORTED;
 
 	if (!handle)
-		die("the parent sent a flush without an open disk");
+		die("the parent sent a flush, but no disk is open");
 	if (vddk.Flush) {
 		/* It is not specified whether Flush covers requests in flight, so there must be
 		 * none. */

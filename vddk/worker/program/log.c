@@ -21,7 +21,7 @@ struct line {
 	char text[MAX_LINE];
 };
 
-static int log_room; /* bytes in the send buffer of the socket from which on lines are dropped */
+static int log_room; /* lines are dropped while the send buffer of the socket has more bytes than this */
 static atomic_uint_least64_t dropped;
 
 void log_start(void)

@@ -71,11 +71,11 @@ static const char *check_query(const struct message *m)
 	uint64_t chunk = m->flags;
 
 	if (chunk < MIN_CHUNK || (chunk & (chunk - 1)))
-		return "a chunk that is no power of two of at least 128 sectors";
+		return "a chunk size that is no power of two, or less than 128 sectors";
 	if (m->sector % chunk || m->sectors % chunk)
-		return "a range that is no multiple of the chunk";
+		return "a range whose borders are no multiples of the chunk size";
 	if (m->sectors == 0 || m->sectors / chunk > MAX_CHUNKS)
-		return "a number of chunks that is none or too large";
+		return "a number of chunks that is 0 or too large";
 	if (m->sector > UINT64_MAX / SECTOR - m->sectors)
 		return "a sector beyond any disk";
 	return NULL;
@@ -87,14 +87,14 @@ static const char *check_init(const struct packet *p)
 	struct init_numbers n;
 
 	if (!strings_split(p->payload, p->head.length, sizeof n, strings, INIT_STRINGS))
-		return "broken strings";
+		return "malformed strings";
 	memcpy(&n, p->payload, sizeof n);
 	if (!strings[INIT_LIBRARY] || !strings[INIT_ROOT])
-		return "no library";
+		return "no path of the library or no root folder";
 	if (n.slots == 0 || n.slots > MAX_SLOTS)
-		return "a number of slots that is none or too large";
+		return "a number of slots that is 0 or too large";
 	if (n.slot_size == 0 || n.slot_size > MAX_SLOT_SIZE || n.slot_size % 4096)
-		return "a slot size that is no multiple of 4096 or too large";
+		return "a slot size that is 0, too large or no multiple of 4096";
 	return NULL;
 }
 
@@ -103,11 +103,11 @@ static const char *check_login(const struct packet *p)
 	const char *strings[LOGIN_STRINGS];
 
 	if (!strings_split(p->payload, p->head.length, sizeof(struct login_numbers), strings, LOGIN_STRINGS))
-		return "broken strings";
+		return "malformed strings";
 	if (p->head.kind == MSG_OPEN && !strings[LOGIN_PATH])
-		return "no path";
+		return "no path of the disk";
 	if ((p->head.kind == MSG_PREPARE_ACCESS || p->head.kind == MSG_END_ACCESS) && !strings[LOGIN_IDENTITY])
-		return "no identity";
+		return "no identity for the access to the VM";
 	return NULL;
 }
 
@@ -146,20 +146,20 @@ int request_valid(const struct packet *p, size_t bytes, const char **why)
 	case MSG_FLUSH:
 		control = 0;
 		if (m->slot != SLOT_FLUSH)
-			wrong = "a slot that is not for this";
+			wrong = "a request number that its kind cannot have";
 		break;
 	case MSG_TEXT:
 		control = 0;
 		if (m->slot > SLOT_FLUSH)
-			wrong = "a slot that is not for this";
+			wrong = "a request number that its kind cannot have";
 		break;
 	default:
 		wrong = "an unknown kind";
 	}
 	if (!wrong && control && m->slot != SLOT_CONTROL)
-		wrong = "a slot that is not for this";
+		wrong = "a request number that its kind cannot have";
 	if (!wrong && !payload && m->length)
-		wrong = "a payload that it can't have";
+		wrong = "a payload, although its kind has none";
 	*why = wrong;
 	return !wrong;
 }

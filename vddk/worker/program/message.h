@@ -108,7 +108,7 @@ struct opened_numbers {
 enum { NO_STRING = 0xffffffffu };
 
 /* Returns whether a packet of the given number of bytes is a request that the
- * parent may send. If not, why is a description of what is wrong with it. */
+ * parent may send. If it is not, *why becomes a text that says what is wrong. */
 int request_valid(const struct packet *packet, size_t bytes, const char **why);
 
 /* Parses count strings after the first skip bytes of the payload. Each result is

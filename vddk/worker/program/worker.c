@@ -162,9 +162,9 @@ static void init(const struct packet *request)
 	VixError err;
 
 	if (arena.memory)
-		die("the parent sent init twice");
+		die("the parent sent the request \"init\" twice");
 	if (!strings_split(request->payload, request->head.length, sizeof n, strings, INIT_STRINGS))
-		die("the strings of init are malformed");
+		die("the strings of the request \"init\" are malformed");
 	memcpy(&n, request->payload, sizeof n);
 	arena_map(n.slots, n.slot_size);
 	session.version = n.version;
@@ -242,7 +242,7 @@ static int login_start(struct packet *request)
 	memcpy(session.login, request->payload, session.login_length);
 	wipe(request->payload, request->head.length);
 	if (!strings_split(session.login, session.login_length, sizeof session.numbers, s, LOGIN_STRINGS))
-		die("the strings of the login are malformed");
+		die("the strings of a request that logs in are malformed");
 	memcpy(&session.numbers, session.login, sizeof session.numbers);
 
 	p = vddk.AllocateConnectParams ? vddk.AllocateConnectParams() : &session.own_params;
@@ -371,7 +371,7 @@ static void query(const struct message *m)
 	VixError err = VIX_NOT_SUPPORTED;
 
 	if (!session.opened)
-		die("the parent sent a query without an open disk");
+		die("the parent sent a query, but no disk is open");
 	if (m->sector + m->sectors > disk.capacity)
 		die("the parent sent a query outside of the disk, at sector %llu", (unsigned long long)m->sector);
 	if (vddk.QueryAllocatedBlocks && vddk.FreeBlockList)

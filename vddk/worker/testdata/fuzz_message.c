@@ -1,6 +1,6 @@
-/* Feeds the worker's message parser, compiled with AddressSanitizer and UBSan:
- * each input on standard input is a length (uint32) and bytes, each answer one
- * byte: '1' for a valid message, '0' for none. */
+/* Passes messages to the worker's parser, which is compiled with AddressSanitizer and
+ * UBSan. Each message on standard input is a length (uint32) and that many bytes. The
+ * answer to each message is one byte: '1' if the message is valid, '0' if not. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,7 +12,7 @@ int main(void)
 	uint32_t n;
 
 	while (fread(&n, sizeof n, 1, stdin) == 1) {
-		/* Of exactly this size, so that a read beyond it is found. */
+		/* The memory has exactly this size, so that AddressSanitizer finds a read beyond the end. */
 		uint8_t *bytes = malloc(n ? n : 1);
 		const struct packet *packet = (void *)bytes;
 		const char *why = NULL, *strings[LOGIN_STRINGS];

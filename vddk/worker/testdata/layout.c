@@ -1,4 +1,5 @@
-/* Prints what messages.go and functions.go must agree with, one NAME VALUE a line. */
+/* Prints the numbers of message.h and the functions of vddk.h, one NAME VALUE in each
+ * line. A test compares them with messages.go and functions.go. */
 #include <stdio.h>
 
 #include "../program/message.h"

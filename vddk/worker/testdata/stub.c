@@ -1,5 +1,6 @@
-/* A libvixDiskLib for the worker's own tests: a disk of a pattern in memory,
- * and misbehaviour by environment variables. It knows nothing of the worker. */
+/* A stand-in for libvixDiskLib, for the tests of the worker program alone. It serves
+ * one disk in memory, whose content is a fixed pattern. Environment variables make
+ * its functions misbehave. It shares no code with the worker. */
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -41,7 +42,8 @@ static void say(int level, const char *fmt, ...)
 	va_end(args);
 }
 
-/* STUB_DO="FUNCTION=deed ..." */
+/* Returns whether the environment variable STUB_DO contains the word FUNCTION=DEED,
+ * which makes that function misbehave in the way that DEED names. */
 static int deed(const char *function, const char *what)
 {
 	char word[64];
@@ -63,7 +65,7 @@ static VixError act(const char *function)
 	if (deed(function, "chat"))
 		for (int i = 0; i < 300; i++)
 			say(i % 2, "line %d of a request%500s", i, ".");
-	if (deed(function, "unread")) /* until the worker's socket holds what it has not read */
+	if (deed(function, "unread")) /* waits until the worker's socket has data that the worker has not read */
 		for (int n = 0; n == 0; usleep(100))
 			if (ioctl(3, FIONREAD, &n))
 				abort();
@@ -262,14 +264,14 @@ static void *serve(void *arg)
 		pthread_mutex_lock(&lock);
 		while (!jobs)
 			pthread_cond_wait(&changed, &lock);
-		/* the newest first: completions come in any order */
+		/* The newest job is done first, because the real library completes requests in any order. */
 		j = jobs;
 		jobs = j->next;
 		pthread_mutex_unlock(&lock);
 		e = act("Async");
 		if (deed("Async", "slow"))
 			usleep(2000);
-		if (deed("Async", "stale") && stale) { /* the request before is completed again */
+		if (deed("Async", "stale") && stale) { /* completes the previous request once more */
 			j->cb(stale, 0);
 			usleep(200000);
 		}
@@ -345,7 +347,7 @@ EXPORT VixError VixDiskLib_QueryAllocatedBlocks(void *h, uint64_t s, uint64_t n,
 	} else if (deed("Query", "many")) {
 		l->n = 0xfffffff0;
 	} else {
-		for (uint64_t i = 0; i < chunks; i++) /* a checkerboard, from the disk's start */
+		for (uint64_t i = 0; i < chunks; i++) /* every second chunk of the disk is allocated, beginning with the first */
 			if ((s / chunk + i) % 2 == 0) {
 				l->b[l->n].off = s + i * chunk;
 				l->b[l->n++].len = chunk;

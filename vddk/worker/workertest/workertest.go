@@ -26,9 +26,9 @@ func build(t testing.TB, args ...string) string {
 	peer.Need(t, "gcc")
 	_, self, _, _ := runtime.Caller(0)
 	dir := filepath.Dir(filepath.Dir(self))
-	// go test does not run a test again whose result it has cached, unless files have changed
-	// that the test process itself has read. Files that gcc reads do not count. So the test
-	// reads the sources of the program here.
+	// go test reuses the result of an earlier run of a test, until a file changes that the test
+	// process itself has read. Files that only gcc has read do not count. Therefore this function
+	// reads the sources of the program.
 	sources, _ := filepath.Glob(filepath.Join(dir, "program/*"))
 	for _, f := range sources {
 		if _, err := os.ReadFile(f); err != nil {
