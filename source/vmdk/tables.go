@@ -250,7 +250,14 @@ func (t *tables) run(g, needed int64, hole *fileHole) (run, error) {
 		at = noTable
 	}
 	if at <= zeroTable {
-		return t.skip(table, at, g, left, needed, hole), nil
+		r := run{n: left}
+		if at == zeroTable {
+			r.kind = zeroGrain
+		}
+		if left < needed {
+			r.n = t.skip(table, at, g, left, needed, hole)
+		}
+		return r, nil
 	}
 	if t.overlaps != nil {
 		if err := t.overlaps.check(t, table, at); err != nil {
@@ -271,13 +278,13 @@ func (t *tables) run(g, needed int64, hole *fileHole) (run, error) {
 	return run{n: left, entries: data, format: t.format}, nil
 }
 
-// skip returns the run of grains that begins with grain g, whose grain table does not
-// exist. table is the number of this table. missing is noTable if all grains of the
-// table are absent, or zeroTable if all are zeros. n is the number of grains from g on
-// that belong to this table. If missing has the same value for the following tables,
-// the run continues with the grains of these tables, until it has the needed number of
-// grains or skip has examined maxSkipped tables.
-func (t *tables) skip(table, missing, g, n, needed int64, hole *fileHole) run {
+// skip returns the length of a run of grains without a grain table. The run begins with
+// grain g. table is the number of the table that would have this grain, and n is the number
+// of grains from g on that belong to this table. missing is noTable if all grains of the
+// table are absent, or zeroTable if all are zeros. If missing has the same value for the
+// following tables, the run continues with the grains of these tables, until it has the
+// needed number of grains or skip has examined maxSkipped tables.
+func (t *tables) skip(table, missing, g, n, needed int64, hole *fileHole) int64 {
 	last := table + maxSkipped
 	for n < needed && table < last {
 		next, err := t.table(table + 1)
@@ -290,11 +297,7 @@ func (t *tables) skip(table, missing, g, n, needed int64, hole *fileHole) run {
 		table++
 		n = min(n+t.perTable, t.grains()-g)
 	}
-	r := run{n: n}
-	if missing == zeroTable {
-		r.kind = zeroGrain
-	}
-	return r
+	return n
 }
 
 func (t *tables) occupied(start, end int64) (region, bool) {
