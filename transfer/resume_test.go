@@ -39,6 +39,37 @@ func (s *shelf) keep(c transfer.Checkpoint) error {
 
 func (s *shelf) last() *transfer.Checkpoint { return &s.kept[len(s.kept)-1] }
 
+// TestResumeThatCannotBegin checks that a copy which fails before it begins keeps the
+// target of the earlier copy that it was to continue.
+func TestResumeThatCannotBegin(t *testing.T) {
+	const size = 1 << 20
+	src := randomDisk(rand.New(rand.NewPCG(1, 2)), size, 512)
+	m := &sinktest.Memory{Unit: 512}
+	var s shelf
+	stop, cancel := context.WithCancelCause(t.Context())
+	m.Before = func(_ context.Context, c sinktest.Call) error {
+		if c.Op == sinktest.OpCheckpoint {
+			cancel(errSignal)
+		}
+		return nil
+	}
+	o := transfer.Options{RequestSize: 64 << 10, Keep: s.keep, Interval: 1, Stop: stop}
+	var resumable *transfer.ResumableError
+	if _, err := transfer.Copy(t.Context(), src, create(t, m, size, sink.Options{}), plan(t, src), o); !errors.As(err, &resumable) || len(s.kept) == 0 {
+		t.Fatalf("the first copy ended with %v and %d checkpoints, want a checkpoint and an error that can be resumed", err, len(s.kept))
+	}
+	o.Resume, o.Stop = s.last(), nil
+	target := create(t, m, size, sink.Options{State: o.Resume.State, Resume: o.Resume.Offset})
+	other := randomDisk(rand.New(rand.NewPCG(1, 2)), 2*size, 512)
+	_, err := transfer.Copy(t.Context(), src, target, plan(t, other), o)
+	if !errors.As(err, &resumable) || resumable.Offset != o.Resume.Offset {
+		t.Errorf("a copy with the plan of another disk: %v, want an error that can be resumed at %d", err, o.Resume.Offset)
+	}
+	if len(m.Leftovers()) == 0 {
+		t.Error("the target of the earlier copy is gone")
+	}
+}
+
 // TestResume checks that a copy which is stopped again and again, or whose target
 // becomes full, has the same result as one that is not, and does not read again what
 // was done.

@@ -17,6 +17,7 @@ package transfer
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/vddkcp/vddkcp/sink"
@@ -48,11 +49,11 @@ type Result struct {
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
 	result.Size = src.Size()
 	if plan.Size != src.Size() {
-		return result, abort(dst, fmt.Errorf("the plan is for a disk of %d bytes, but the source has %d bytes", plan.Size, src.Size()))
+		return result, endUnbegun(dst, o, fmt.Errorf("the plan is for a disk of %d bytes, but the source has %d bytes", plan.Size, src.Size()))
 	}
 	c, err := newCopying(ctx, src, dst, plan, o)
 	if err != nil {
-		return result, abort(dst, err)
+		return result, endUnbegun(dst, o, err)
 	}
 	// Ranges that the plan has not examined count as work until the copy queries their extents.
 	work, unknown := plan.Data, plan.Size-plan.Known
@@ -67,4 +68,16 @@ func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Opt
 		err = c.finish(ctx, &result)
 	}
 	return result, c.end(ctx, err)
+}
+
+// endUnbegun ends a copy that fails with err before it has begun. It returns the error of the
+// copy. The target of an earlier copy that this copy was to continue is kept as it is.
+func endUnbegun(dst sink.Disk, o Options, err error) error {
+	if o.Resume == nil || o.Keep == nil {
+		return abort(dst, err)
+	}
+	if suspended := dst.Suspend(); suspended != nil && !errors.Is(suspended, sink.ErrClosed) {
+		err = fmt.Errorf("%w (and closing the target failed: %w)", err, suspended)
+	}
+	return &ResumableError{Err: err, Offset: o.Resume.Offset}
 }
