@@ -47,7 +47,7 @@ type cli struct {
 func newParser(c *cli, stdout, stderr io.Writer, exit func(int), options ...kong.Option) (*kong.Kong, error) {
 	return kong.New(c, append(append(options, textMappers...),
 		kong.Name("vddkcp"),
-		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can continue; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM. A copy that did not end with 0 leaves nothing under DST's name."),
+		kong.Description("Copies VMware virtual disks, out of vSphere or from files, to raw, qcow2, VMDK and NBD, fast and without losing a byte.\n\nvddkcp [copy] SRC DST copies the disk at SRC to DST and ends with status 0 only when DST is whole and durable.\n\nExit status: 0 done; 1 failed; 2 wrong use; 3 verify found a difference; 75 failed, and --resume can continue; 129, 130 or 143 stopped by SIGHUP, SIGINT or SIGTERM. A new file gets the name DST only when it is whole."),
 		kong.Writers(stdout, stderr),
 		kong.Exit(exit),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true}),

@@ -89,8 +89,12 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 		}
 		w.Dst, bare = bare[len(bare)-1], bare[:len(bare)-1]
 	}
-	if named && len(bare) == 1 || len(bare) > 1 {
-		return nil, usage.Errorf("more than one disk is given: %s", strings.Join(append(bare, file), ", "))
+	disks := bare
+	if named {
+		disks = append(disks, file)
+	}
+	if len(disks) > 1 {
+		return nil, usage.Errorf("more than one disk is given: %s", strings.Join(disks, ", "))
 	}
 	if len(bare) == 1 {
 		file, named = bare[0], true

@@ -45,7 +45,7 @@ func TestWords(t *testing.T) {
 		"server=h|user=u":        {kind: wordsForTwoDisks, fails: "the target DST is missing"},
 		"server=h|/x|/y|o":       {kind: wordsForTwoDisks, fails: "more than one disk is given: /x, /y"},
 		"server=h|file=/x|/y|o":  {kind: wordsForTwoDisks, fails: "more than one disk is given: /y, /x"},
-		"server=h|/x|/y":         {fails: "more than one disk is given"},
+		"server=h|/x|/y":         {fails: "more than one disk is given: /x, /y"},
 		"password=hunter2|x.y=1": {fails: "x.y= is not a parameter"},
 	} {
 		t.Run(line, func(t *testing.T) {
@@ -54,6 +54,9 @@ func TestWords(t *testing.T) {
 				var wrong *usage.Error
 				if !errors.As(err, &wrong) || !strings.Contains(err.Error(), c.fails) {
 					t.Fatalf("%+v, %v; want a usage error with %q", w, err, c.fails)
+				}
+				if strings.HasSuffix(err.Error(), ", ") {
+					t.Errorf("%q: the list ends with an empty name", err)
 				}
 				if strings.Contains(err.Error()+wrong.Hint(), "hunter2") {
 					t.Errorf("%v tells a value", err)

@@ -66,7 +66,7 @@ type Spec struct {
 	BackingFormat string                // "raw", "qcow2" or "vmdk"; "": found by probing
 	Preallocation sinkraw.Preallocation // "": holes take no space
 	Sparse        int64                 // runs of zeros of at least this many bytes become holes; 0: 4 KiB, or more if holes are expensive
-	KeepZeros     bool                  // write zeros as data, and make no holes
+	KeepZeros     bool                  // write zeros that the source stores as data; false: make holes of them
 	Reflink       transfer.Reflink      // 0: share no blocks with the source
 	TargetIsZero  bool                  // the target already reads as zeros
 	Verify        bool                  // read the target back and compare it before it gets its name
