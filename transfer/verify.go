@@ -45,7 +45,7 @@ func (e *MismatchError) Error() string {
 
 // Hint says how the user can find the reason of the mismatch.
 func (e *MismatchError) Hint() string {
-	return "the .partial file was kept for inspection; the memory, a cable or a disk of this machine may be faulty: check the kernel's log, then copy again with --force"
+	return "the target was kept for inspection, a file under the name DST.partial; the memory, a cable or a disk of this machine may be faulty: check the kernel's log, then copy again with --force"
 }
 
 // ExitStatus tells report.Of the exit status for disks that differ.
