@@ -86,13 +86,21 @@ func TestTailKeepsAProof(t *testing.T) {
 			t.Errorf("%s: proves %v, want %v", c.name, got, c.want)
 		}
 	}
-	// 64 KiB of data are followed by more pieces of zeros than a tail can have.
+	// 64 KiB of data are followed by more pieces of zeros than a tail can have. Then the copy
+	// is stopped, which takes a last checkpoint.
 	src := &sourcetest.Memory{Bytes: make([]byte, 64<<10+400*4<<10)}
 	copy(src.Bytes, bytes.Repeat([]byte{7}, 64<<10))
 	m := &sinktest.Memory{}
+	stop, cancel := context.WithCancelCause(t.Context())
+	src.OnRead = func(off int64, _ int) error {
+		if off == 64<<10+300*4<<10 {
+			cancel(errSignal)
+		}
+		return nil
+	}
 	var s shelf
-	o := transfer.Options{RequestSize: 4 << 10, Requests: 1, Keep: s.keep, Interval: 1}
-	if _, err := transfer.Copy(t.Context(), src, create(t, m, src.Size(), sink.Options{}), plan(t, src), o); err != nil {
+	o := transfer.Options{RequestSize: 4 << 10, Requests: 1, Keep: s.keep, Interval: 1, Stop: stop}
+	if _, err := transfer.Copy(t.Context(), src, create(t, m, src.Size(), sink.Options{}), plan(t, src), o); !errors.Is(err, errSignal) {
 		t.Fatal(err)
 	}
 	last := s.last()
