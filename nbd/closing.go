@@ -9,8 +9,8 @@ import (
 // Close or CloseWrite of the *tls.Conn, which sends the alert close_notify. If the peer
 // does not read, sendNotify fails after the given time limit.
 //
-// A write deadline set before the call would not limit the time: crypto/tls replaces it
-// by a deadline 5 seconds later (closeNotify in crypto/tls/conn.go). When EndTLS
+// A write deadline set before the call would not limit the time, because crypto/tls replaces
+// it by a deadline 5 seconds later (closeNotify in crypto/tls/conn.go). When EndTLS
 // returns, raw may have a write deadline that has passed.
 func EndTLS(raw net.Conn, limit time.Duration, sendNotify func() error) error {
 	late := time.AfterFunc(limit, func() { raw.SetWriteDeadline(time.Unix(1, 0)) })

@@ -86,7 +86,7 @@ func parse(s string) (*URI, error) {
 	}
 	if scheme.unix {
 		if u.Socket == "" {
-			return nil, fmt.Errorf("%s without a socket: want ?socket=PATH", p.Scheme)
+			return nil, fmt.Errorf("the scheme %s without a socket: want ?socket=PATH", p.Scheme)
 		}
 		if p.Host != "" {
 			return nil, fmt.Errorf("host %q cannot be combined with a Unix domain socket: want %s:///EXPORT?socket=PATH", p.Host, p.Scheme)
@@ -148,7 +148,7 @@ func (u *URI) query(raw string, unix bool) error {
 				return fmt.Errorf("tls-type=%s is not supported: want x509 (certificates)", Text([]byte(value)))
 			}
 		case "tls-psk-file":
-			return fmt.Errorf("%s: TLS with pre-shared keys is not supported: use certificates", key)
+			return fmt.Errorf("parameter %s: TLS with pre-shared keys is not supported: use certificates", key)
 		default:
 			return fmt.Errorf("unknown parameter %q: want socket, tls-certificates, tls-hostname or tls-verify-peer", key)
 		}

@@ -33,7 +33,7 @@ func (n *negotiated) checkWritable(name string, size int64) error {
 // Check returns an error if Create cannot write a disk of size bytes to the export that
 // uri names. It does not open the export. It only sends the option INFO and
 // disconnects. A server that serves a single client and then exits does not count this
-// as its client, and still waits for one.
+// connection as that client. It continues to wait for a client that opens the export.
 //
 // The error wraps errors.ErrUnsupported if the server does not support INFO or does not
 // answer within 5 seconds. A server that accepts only one client at a time does not

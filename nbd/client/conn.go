@@ -54,9 +54,9 @@ func (e *serverError) Error() string {
 
 func (e *serverError) Unwrap() error { return e.errno }
 
-// final reports whether a retry of the request would fail with the same error. That is
-// so if the request is not permitted, invalid or not supported, or if the server has no
-// space left. EIO, ENOMEM and unknown error numbers may be temporary.
+// final reports whether a retry of the request would fail with the same error. This is
+// the case if the request is not permitted, invalid or not supported, or if the server
+// has no space left. EIO, ENOMEM and unknown error numbers may be temporary.
 func (e *serverError) final() bool {
 	switch e.errno {
 	case nbd.EPERM, nbd.EINVAL, nbd.ENOSPC, nbd.EOVERFLOW, nbd.ENOTSUP:
@@ -383,7 +383,7 @@ func (c *conn) readSimple(r reader) error {
 	case k.hasChunk:
 		return violation("reply to %v: found a simple reply after chunks of a structured reply, want another chunk", k)
 	case c.structured && k.cmd == nbd.CmdRead:
-		return violation("reply to %v: found a simple reply, want a structured reply, which was negotiated", k)
+		return violation("reply to %v: found a simple reply, want a structured reply, because structured replies were negotiated", k)
 	case reply.Errno != 0:
 		c.markReplied(k, &serverError{errno: reply.Errno, at: -1})
 		return nil

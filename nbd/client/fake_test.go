@@ -118,6 +118,29 @@ func open(t testing.TB, greeting, replies []byte) (*server, error) {
 
 func data(n int) []byte { return bytes.Repeat([]byte{7}, n) }
 
+// TestContextViolations checks the errors for wrong replies to SET_META_CONTEXT.
+func TestContextViolations(t *testing.T) {
+	const o = nbd.OptSetMetaContext
+	context := rep(o, nbd.RepMetaContext, be(uint32(fakeContext), nbd.BaseAllocation))
+	for _, c := range []struct {
+		name    string
+		replies []byte
+		want    string
+	}{
+		{"type", rep(o, nbd.RepServer, be(uint32(0))), "with 4 bytes of data, want META_CONTEXT, ACK or an error"},
+		{"short", rep(o, nbd.RepMetaContext, be(uint16(1))), "found META_CONTEXT with 2 bytes of data, want at least 4 bytes"},
+		{"name", rep(o, nbd.RepMetaContext, be(uint32(1), "x:y")), `found the metadata context "x:y", want the metadata context "base:allocation"`},
+		{"second", be(context, context), "found a second META_CONTEXT"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			greeting := be(uint64(nbd.Magic), uint64(nbd.OptionMagic), uint16(3), rep(nbd.OptStructuredReply, nbd.RepAck, nil), c.replies)
+			if _, err := open(t, greeting, nil); err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
 // TestReadViolations checks the errors for wrong replies to a read of [4096, 8192).
 func TestReadViolations(t *testing.T) {
 	cat := func(parts ...[]byte) []byte { return bytes.Join(parts, nil) }

@@ -224,17 +224,25 @@ func (s *handshaker) negotiateOption(o nbd.Option, data []byte) (bool, error) {
 	return t == nbd.RepAck, nil
 }
 
-// setContext negotiates the metadata context base:allocation. A refusal is not an
-// error: the extents of the disk are then unknown. If the server refuses because it has
-// no such export, it says so in its reply to the next option, too.
+// setContext negotiates the metadata context base:allocation. A refusal is not an error,
+// and the extents of the disk are then unknown. If the server refuses because it has no
+// export with the name in the URI, it also refuses the next option, which opens the
+// export. The user then gets the error for that option.
 func (s *handshaker) setContext(n *negotiated) error {
 	const o = nbd.OptSetMetaContext
 	if err := s.sendOption(o, nbd.AppendMetaContext(nil, s.uri.Export, nbd.BaseAllocation)); err != nil {
 		return err
 	}
 	t, _, err := s.readReplies(o, func(t nbd.OptionReplyType, data []byte) error {
-		if t != nbd.RepMetaContext || len(data) < 4 || string(data[4:]) != nbd.BaseAllocation || n.contexts {
-			return violation("reply to %v: found the reply type %v with %d bytes of data, want only one META_CONTEXT, for the context %s, and then ACK or an error", o, t, len(data), nbd.BaseAllocation)
+		switch {
+		case t != nbd.RepMetaContext:
+			return violation("reply to %v: found the reply type %v with %d bytes of data, want META_CONTEXT, ACK or an error", o, t, len(data))
+		case len(data) < 4:
+			return violation("reply to %v: found META_CONTEXT with %d bytes of data, want at least 4 bytes", o, len(data))
+		case string(data[4:]) != nbd.BaseAllocation:
+			return violation("reply to %v: found the metadata context %q, want the metadata context %q, which the client requested", o, nbd.Text(data[4:min(len(data), 4+nbd.MaxString)]), nbd.BaseAllocation)
+		case n.contexts:
+			return violation("reply to %v: found a second META_CONTEXT, want ACK or an error after the first", o)
 		}
 		n.contexts, n.context = true, binary.BigEndian.Uint32(data)
 		return nil
@@ -380,7 +388,7 @@ func (s *handshaker) readReplies(o nbd.Option, each func(nbd.OptionReplyType, []
 			return 0, "", err
 		}
 	}
-	return 0, "", violation("reply to %v: found %d replies without ACK or an error, which must end the replies", o, maxOptionReplies)
+	return 0, "", violation("reply to %v: found %d replies and none of them is ACK or an error, want ACK or an error as the last of at most %d replies", o, maxOptionReplies, maxOptionReplies)
 }
 
 // sendOption sends an option with its data.

@@ -124,13 +124,13 @@ func (c *conn) readChunk(r reader) error {
 		return err
 	}
 	if !c.structured {
-		return violation("reply to %v: found a structured reply, which was not negotiated", k)
+		return violation("reply to %v: found a structured reply, want a simple reply, because structured replies were not negotiated", k)
 	}
 	k.hasChunk = true
 	switch {
 	case chunk.Type == nbd.ChunkNone:
 		if chunk.Len != 0 || chunk.Flags&nbd.ChunkDone == 0 {
-			err = violation("reply to %v: found a chunk of type NONE with %d bytes and flags %#x, want no bytes and the flag of the last chunk", k, chunk.Len, chunk.Flags)
+			err = violation("reply to %v: found a chunk of type NONE with a payload of %d bytes and flags %#x, want no payload and the flag DONE, which marks the last chunk", k, chunk.Len, chunk.Flags)
 		}
 	case chunk.Type == nbd.ChunkData && k.cmd == nbd.CmdRead:
 		err = readData(r, k, chunk)
@@ -228,7 +228,7 @@ func (c *conn) readStatus(r reader, k *call, chunk nbd.Chunk) error {
 		return lostInReply(k, err)
 	}
 	if id := binary.BigEndian.Uint32(b[:]); !c.contexts || id != c.context {
-		return violation("reply to %v: found extents of the metadata context with the ID %d, want the ID %d, which was negotiated", k, id, c.context)
+		return violation("reply to %v: found extents of the metadata context with the ID %d, want the negotiated ID %d", k, id, c.context)
 	}
 	if k.status.received {
 		return violation("reply to %v: found a second chunk with extents, want only one", k)

@@ -52,10 +52,10 @@ func Create(ctx context.Context, uri *nbd.URI, size int64, o SinkOptions) (sink.
 		return nil, fmt.Errorf("%s: cannot resume at offset %d: want an offset from 0 to the end of the disk, which has %d bytes", uri, o.Resume, size)
 	}
 	if o.State == nil && o.Resume > 0 {
-		return nil, fmt.Errorf("%s: cannot resume at offset %d without the state of a checkpoint", uri, o.Resume)
+		return nil, fmt.Errorf("%s: cannot resume at offset %d: the state of the checkpoint is missing (sink.Options.State is nil)", uri, o.Resume)
 	}
 	if o.State != nil && string(o.State) != string(state(size)) {
-		return nil, sink.Unfit(fmt.Errorf("%s: cannot resume: the checkpoint is of a target %q (format and size in bytes), but this target is %q", uri, o.State, state(size)))
+		return nil, sink.Unfit(fmt.Errorf("%s: cannot resume: the checkpoint was made for another target: it records %q, want %q (format of the target, and size of the disk in bytes)", uri, o.State, state(size)))
 	}
 	s, err := dial(ctx, uri, o.Client)
 	if err != nil {
@@ -116,9 +116,9 @@ func newTarget(s *server, size int64, o SinkOptions) *target {
 }
 
 // state returns what a checkpoint of an NBD target records: the kind of target and the
-// size of the disk in bytes. All checkpoints of one disk record the same. A run that
-// resumes passes it to Create in sink.Options.State, and Create refuses a target of
-// another kind or size.
+// size of the disk in bytes. This state is the same for all checkpoints of one disk. A
+// run that resumes passes the recorded state to Create in sink.Options.State. Create
+// refuses a state that records another kind of target or another size.
 func state(size int64) []byte { return fmt.Appendf(nil, "nbd %d", size) }
 
 // probeFlush tests whether an oldstyle server supports FLUSH if it advertises FLUSH.
@@ -165,7 +165,7 @@ func (t *target) SameAt(ctx context.Context, off, n int64) error {
 		return err
 	}
 	defer t.Done()
-	return t.Fail(fmt.Errorf("%s: cannot inherit bytes [%d, %d) from a backing file: an NBD export has no backing file", t.Name, off, off+n))
+	return t.Fail(fmt.Errorf("%s: cannot take bytes [%d, %d) from a backing disk: an NBD export has no backing disk", t.Name, off, off+n))
 }
 
 func (t *target) WriteAt(p []byte, off int64) (int, error) {

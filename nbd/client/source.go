@@ -45,8 +45,9 @@ func (d *Disk) Stats() source.Stats {
 	return source.Stats{Transport: "nbd", Connections: n, Most: n}
 }
 
-// Identity returns the URI and the size of the export. proof, which says how a change
-// of the content would show, is "none": NBD has no way to detect a change.
+// Identity returns the URI and the size of the export. The result proof says how a
+// change of the content could be detected. It is "none", because NBD has no way to
+// detect a change.
 func (d *Disk) Identity(context.Context) (id, proof string, err error) {
 	return "nbd:" + d.uri + ":" + strconv.FormatInt(d.size, 10), "none", nil
 }

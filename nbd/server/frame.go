@@ -24,9 +24,9 @@ type reply struct {
 	body []byte  // bytes that follow the head
 	buf  *buffer // memory of body, released after the reply was sent
 
-	// If file is not nil, a part of this file follows the head instead of body:
-	// length bytes from the offset pos on. The kernel copies them to the socket
-	// (sendfile).
+	// If file is not nil, the head is followed by bytes of this file and not by the
+	// field body. The fields pos and length hold the offset of these bytes in the
+	// file and their number. The kernel copies them to the socket (sendfile).
 	file   *os.File
 	pos    int64
 	length int64

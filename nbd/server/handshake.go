@@ -103,7 +103,7 @@ func (c *conn) nextOption() (nbd.Option, optionData, error) {
 	}
 	option, n := nbd.Option(binary.BigEndian.Uint32(h[8:])), binary.BigEndian.Uint32(h[12:])
 	if n > maxSkip {
-		return 0, optionData{}, fmt.Errorf("%v has %d bytes of data, want at most %d", option, n, maxSkip)
+		return 0, optionData{}, fmt.Errorf("the option %v has %d bytes of data, want at most %d bytes", option, n, maxSkip)
 	}
 	var d optionData
 	var err error
@@ -114,7 +114,7 @@ func (c *conn) nextOption() (nbd.Option, optionData, error) {
 		d.b, err = c.optionData(int(n))
 	}
 	if err != nil {
-		return 0, optionData{}, fmt.Errorf("cannot read the %d bytes of data of %v: %w", n, option, err)
+		return 0, optionData{}, fmt.Errorf("cannot read the %d bytes of data of the option %v: %w", n, option, err)
 	}
 	return option, d, nil
 }
@@ -152,7 +152,7 @@ func (c *conn) answer(o nbd.Option, d optionData) (ready bool, err error) {
 			return false, errors.New("the client does not use TLS, which is required")
 		}
 		if d.tooLong {
-			return false, errors.New("the name of the export is too long")
+			return false, fmt.Errorf("the name of the export has more than %d bytes, want at most %d bytes", maxOption, nbd.MaxString)
 		}
 		return true, c.exportName(string(d.b))
 	case c.flags&nbd.FixedNewstyle == 0:
@@ -240,7 +240,7 @@ func validName(b string) bool {
 // exportName answers EXPORT_NAME, after which the transmission phase begins.
 func (c *conn) exportName(name string) error {
 	if !validName(name) {
-		return errors.New("invalid name: want UTF-8 without NUL, at most 4096 bytes")
+		return errors.New("invalid export name: want UTF-8 without NUL, at most 4096 bytes")
 	}
 	if t, why := c.selectExport(name); t != 0 {
 		return fmt.Errorf("export %q: %s", name, why)
@@ -348,7 +348,7 @@ func (c *conn) info(o nbd.Option, data []byte) (ready bool, err error) {
 	case f.bad || len(f.b) > 0:
 		return false, c.refuse(o, nbd.RepErrInvalid, "the lengths in the option are inconsistent")
 	case !validName(name):
-		return false, c.refuse(o, nbd.RepErrInvalid, "invalid name: want UTF-8 without NUL, at most 4096 bytes")
+		return false, c.refuse(o, nbd.RepErrInvalid, "invalid export name: want UTF-8 without NUL, at most 4096 bytes")
 	}
 	if t, why := c.selectExport(name); t != 0 {
 		return false, c.refuse(o, t, why)
@@ -413,7 +413,7 @@ func (c *conn) negotiateContexts(o nbd.Option, data []byte) error {
 	case f.bad || len(f.b) > 0:
 		return c.refuse(o, nbd.RepErrInvalid, "the lengths in the option are inconsistent")
 	case !validName(name):
-		return c.refuse(o, nbd.RepErrInvalid, "invalid name: want UTF-8 without NUL, at most 4096 bytes")
+		return c.refuse(o, nbd.RepErrInvalid, "invalid export name: want UTF-8 without NUL, at most 4096 bytes")
 	}
 	for _, q := range queries {
 		if !validName(q) {

@@ -62,10 +62,10 @@ func (in *inbox) hasRequest() bool { return in.r.Buffered() >= nbd.RequestSize }
 // discard skips the n bytes of data of a refused write.
 func (in *inbox) discard(n uint32) error {
 	if n > maxDiscard {
-		return fmt.Errorf("a write has %d bytes of data, want at most %d bytes", n, nbd.MaxPayload)
+		return fmt.Errorf("a write request has %d bytes of data, want at most %d bytes", n, nbd.MaxPayload)
 	}
 	if _, err := io.CopyN(io.Discard, in.r, int64(n)); err != nil {
-		return fmt.Errorf("cannot read the data of a write: %w", err)
+		return fmt.Errorf("cannot read the data of a write request: %w", err)
 	}
 	return nil
 }

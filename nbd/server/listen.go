@@ -20,7 +20,7 @@ import (
 
 // ErrAddress is wrapped by the errors of CheckAddress. Its text names the forms of an
 // address that Listen accepts.
-var ErrAddress = errors.New("want tcp://HOST:PORT or unix:PATH")
+var ErrAddress = errors.New("invalid address: want tcp://HOST:PORT or unix:PATH")
 
 // CheckAddress checks the syntax of an address for Listen, without using the network or the
 // file system. It returns a normal form, which is the same for all ways to write one
@@ -150,7 +150,7 @@ func Activated() (listeners []net.Listener, conns []net.Conn, err error) {
 	}
 	n, err := strconv.Atoi(count)
 	if err != nil || n < 1 || n > 64 {
-		return nil, nil, fmt.Errorf("socket activation: invalid LISTEN_FDS=%s, want 1 to 64", nbd.Text([]byte(count)))
+		return nil, nil, fmt.Errorf("socket activation: invalid environment variable LISTEN_FDS=%s, want 1 to 64", nbd.Text([]byte(count)))
 	}
 	for fd := firstActivated; fd < firstActivated+n; fd++ {
 		l, c, e := adopt(fd)

@@ -154,29 +154,28 @@ func (o *op) readCached() (done bool, err error) {
 	return true, nil
 }
 
-// plan divides the n bytes at offset off into extents and appends them to the slice
-// plan. Holes that the cache of extents knows become extents of kind Zero. The other
-// extents have the kind Data and at most maxPiece bytes, and must be read from the
-// disk.
-func (f *facts) plan(plan []source.Extent, off, n int64) []source.Extent {
+// plan divides the n bytes at offset off into extents and appends them to list. Holes
+// that the cache of extents knows become extents of kind Zero. The other extents have
+// the kind Data and at most maxPiece bytes, and must be read from the disk.
+func (f *facts) plan(list []source.Extent, off, n int64) []source.Extent {
 	end := off + n
 	for off < end {
 		p := source.Extent{Off: off, Len: end - off}
-		if e, ok := f.extents.cached(off); ok && (e.Kind == source.Zero || e.End() < end) && len(plan) < maxSplit {
+		if e, ok := f.extents.cached(off); ok && (e.Kind == source.Zero || e.End() < end) && len(list) < maxSplit {
 			p.Kind, p.Len = e.Kind, min(e.Len, end-off)
 		}
 		if p.Kind != source.Zero || p.Len < min(minHole, n) {
 			p.Kind, p.Len = source.Data, min(p.Len, maxPiece)
-			if k := len(plan) - 1; k >= 0 && plan[k].Kind == source.Data && plan[k].Len+p.Len <= maxPiece {
-				plan[k].Len += p.Len
+			if k := len(list) - 1; k >= 0 && list[k].Kind == source.Data && list[k].Len+p.Len <= maxPiece {
+				list[k].Len += p.Len
 				off += p.Len
 				continue
 			}
 		}
-		plan = append(plan, p)
+		list = append(list, p)
 		off += p.Len
 	}
-	return plan
+	return list
 }
 
 // queuePiece finishes a piece of a read that is answered with a structured reply. It

@@ -477,7 +477,7 @@ func (s *Server) dropStalled() {
 	}
 	for _, c := range s.connections() {
 		if !c.failed() && c.stalled(stall) && s.memory.holdsShared(&c.holder) {
-			go c.fail(fmt.Errorf("closed the connection, because other clients need its memory: the client sent or received fewer than %d bytes in %v", stallBytes, stall))
+			go c.fail(fmt.Errorf("closed the connection, because other clients need the memory that it uses: the client sent or received fewer than %d bytes in %v", stallBytes, stall))
 		}
 	}
 }

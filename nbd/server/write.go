@@ -31,7 +31,7 @@ func (o *op) write(errno nbd.Errno, why string) error {
 	for off, end := int64(o.Off), o.end(); off < end; {
 		b, err := c.in.receive(off, end-off)
 		if err != nil {
-			err = fmt.Errorf("cannot read the data of a write: %w", err)
+			err = fmt.Errorf("cannot read the data of a write request: %w", err)
 			o.abandon(err)
 			return err
 		}
