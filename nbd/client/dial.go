@@ -105,9 +105,11 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 	for i := range conns {
 		all.Go(func() error {
 			c, n, err := connect(s.life.Context, uri, limit, o.Timeout)
-			if err == nil && (n.size != s.size || n.flags != s.flags || n.sizes != s.sizes || n.structured != s.structured || n.contexts != s.contexts) {
-				c.disconnect()
-				return violation("the export differs between connections: it has %d bytes, flags %#x and block sizes %v on connection %d, but %d bytes, flags %#x and block sizes %v on connection 1", n.size, n.flags, n.sizes, i+2, s.size, s.flags, s.sizes)
+			if err == nil {
+				if list := n.differences(&s.negotiated); len(list) > 0 {
+					c.disconnect()
+					return violation("the server describes the export differently on connection %d than on connection 1: %s", i+2, strings.Join(list, ", "))
+				}
 			}
 			if err != nil && o.Connections == 0 && s.life.Context.Err() == nil {
 				return nil // the copy works with fewer connections
@@ -123,6 +125,27 @@ func (s *server) dialExtra(uri *nbd.URI, o Options) error {
 		}
 	}
 	return err
+}
+
+// differences compares what the server negotiated on two connections to one export. It
+// returns a text for each difference, with the value of n first and the value of first
+// after it. The ID of the metadata context may differ.
+func (n *negotiated) differences(first *negotiated) []string {
+	var list []string
+	compare := func(format string, value, want any) {
+		if value != want {
+			list = append(list, fmt.Sprintf(format, value, want))
+		}
+	}
+	compare("size of %d bytes instead of %d bytes", n.size, first.size)
+	compare("transmission flags %#x instead of %#x", n.flags, first.flags)
+	compare("minimum block size of %d bytes instead of %d bytes", n.sizes.Min, first.sizes.Min)
+	compare("preferred block size of %d bytes instead of %d bytes", n.sizes.Preferred, first.sizes.Preferred)
+	compare("maximum block size of %d bytes instead of %d bytes", n.sizes.Max, first.sizes.Max)
+	state := map[bool]string{true: "negotiated", false: "not negotiated"}
+	compare("structured replies %s instead of %s", state[n.structured], state[first.structured])
+	compare("metadata context "+nbd.BaseAllocation+" %s instead of %s", state[n.contexts], state[first.contexts])
+	return list
 }
 
 // connect opens one connection. limit is the time limit for the handshake, and timeout the
