@@ -187,7 +187,7 @@ func (p Place) planRaw(size int64, o Options) (*Target, error) {
 		}
 		return p.planFile(string(a), size, o)
 	}
-	return nil, usage.Errorf("%s is not the address of a target", p.Address)
+	return nil, usage.Errorf("%s: vddkcp cannot write to this kind of address: want a path, an NBD URI, \"-\" for standard output, or \"null:\" to write nothing", p.Address)
 }
 
 func (p Place) planFile(path string, size int64, o Options) (*Target, error) {

@@ -55,7 +55,7 @@ func (*closedError) Error() string {
 }
 
 func (*closedError) Hint() string {
-	return "to read the source without writing a target, use null: as DST"
+	return `to read the source without writing a target, use "null:" as DST`
 }
 
 // wasClosed reports whether the process was started with f closed. In that case

@@ -39,14 +39,17 @@ func parseState(b []byte) (s state, err error) {
 // layout l and the options o.
 func (s state) fits(l layout, o Options) error {
 	if s.size != l.size || s.cluster != l.cluster || s.compression != o.Compression {
-		return fmt.Errorf("the checkpoint is of a disk of %d bytes with clusters of %d bytes and compression %s; want a disk of %d bytes with clusters of %d bytes and compression %s",
+		return fmt.Errorf("the checkpoint was made for a disk of %d bytes with clusters of %d bytes and compression %s; want a disk of %d bytes with clusters of %d bytes and compression %s",
 			s.size, s.cluster, s.compression, l.size, l.cluster, o.Compression)
 	}
 	if o.Resume < 0 || o.Resume > l.size || o.Resume%l.cluster != 0 && o.Resume != l.size {
 		return fmt.Errorf("cannot resume at offset %d: want a multiple of the cluster size (%d bytes), or the end of the disk (offset %d)", o.Resume, l.cluster, l.size)
 	}
-	if s.next < l.first || s.next > maxHost>>l.shift || s.head > s.next<<l.shift || s.head <= (s.next-1)<<l.shift {
-		return fmt.Errorf("the checkpoint is damaged: it records that %d clusters of the file are in use, and that the next write is at offset %d of the file, which must be in the last of these clusters", s.next, s.head)
+	if s.next < l.first || s.next > maxHost>>l.shift {
+		return fmt.Errorf("the checkpoint is damaged: it records that %d clusters of the file are in use, want %d to %d clusters", s.next, l.first, int64(maxHost)>>l.shift)
+	}
+	if end := s.next << l.shift; s.head > end || s.head <= end-l.cluster {
+		return fmt.Errorf("the checkpoint is damaged: it records offset %d of the file for the next write, want an offset from %d to %d, in the last of the %d clusters in use", s.head, end-l.cluster+1, end, s.next)
 	}
 	return nil
 }
@@ -68,7 +71,7 @@ func (d *disk) Checkpoint(off int64) ([]byte, func(context.Context) error, error
 
 func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error, err error) {
 	if off < d.at {
-		return nil, fmt.Errorf("cannot take a checkpoint at offset %d: the disk is already written up to offset %d, want a checkpoint at this offset or above", off, d.at)
+		return nil, fmt.Errorf("cannot take a checkpoint at offset %[1]d: want offset %[2]d or above, because the disk is already written up to offset %[2]d", off, d.at)
 	}
 	if err := d.save(off); err != nil {
 		return nil, err
@@ -82,10 +85,13 @@ func (d *disk) checkpoint(off int64, s *state) (sync func(context.Context) error
 }
 
 // save writes the tables and the data that are in memory to the file. A copy that
-// resumes at the offset off of the disk then reads them with restore. The entries
-// that an earlier checkpoint has written do not change: save only fills empty
-// entries. The refcount of one cluster, which may change, is in the state of the
-// earlier checkpoint (headCount). Therefore the earlier checkpoint stays valid.
+// resumes at the offset off of the disk then reads them with restore.
+//
+// An earlier checkpoint stays valid, because save changes only one of the entries
+// that the earlier checkpoint has written: the refcount of the cluster in which the
+// data ended at that time. More compressed data may since have been added to this
+// cluster. The state of the earlier checkpoint records the old refcount (headCount),
+// and restore sets it back. All other changes of save fill empty entries.
 func (t *tables) save(off int64) error {
 	if err := t.saveL2(); err != nil {
 		return err

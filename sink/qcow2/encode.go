@@ -112,7 +112,7 @@ type bounded struct {
 	limit int
 }
 
-var errFull = errors.New("the cluster does not shrink")
+var errFull = errors.New("the compressed form of the cluster is not smaller than the cluster")
 
 func (b *bounded) Write(p []byte) (int, error) {
 	if len(b.p)+len(p) > b.limit {

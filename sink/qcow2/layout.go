@@ -58,14 +58,14 @@ func newLayout(size, cluster int64) (layout, error) {
 		return layout{}, fmt.Errorf("cluster size of %d bytes: want a power of two from %d to %d bytes", cluster, minClusterSize, maxClusterSize)
 	}
 	if size < 0 || size%512 != 0 {
-		return layout{}, fmt.Errorf("a disk of %d bytes: the size of a disk in a qcow2 image must be a multiple of 512 (raw disks have any size)", size)
+		return layout{}, fmt.Errorf("a disk of %d bytes: the size of a disk in a qcow2 image must be a multiple of 512 bytes (a raw disk can have any size)", size)
 	}
 	l := layout{size: size, cluster: cluster, shift: uint(bits.TrailingZeros64(uint64(cluster)))}
 	if reach := reachOf(cluster); size > reach {
 		for cluster = minClusterSize; cluster <= maxClusterSize; cluster *= 2 {
 			if size <= reachOf(cluster) {
-				return layout{}, fmt.Errorf("clusters of %d bytes are too small for a disk of %s (%d bytes), since the disk can then have at most %s: want clusters of at least %d bytes",
-					l.cluster, bytesize.Format(size), size, bytesize.Format(reach), cluster)
+				return layout{}, fmt.Errorf("clusters of %d bytes are too small: a qcow2 image with such clusters holds at most %s, and the disk has %s (%d bytes); want clusters of at least %d bytes",
+					l.cluster, bytesize.Format(reach), bytesize.Format(size), size, cluster)
 			}
 		}
 		return layout{}, fmt.Errorf("a disk of %d bytes is too large: a qcow2 image holds at most %s", size, bytesize.Format(reachOf(maxClusterSize)))

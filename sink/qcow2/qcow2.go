@@ -68,7 +68,7 @@ func (o Options) normal(size int64) (Options, layout, error) {
 	case o.Compression != None:
 		return o, layout{}, fmt.Errorf("invalid compression method %q: want none, zlib or zstd", o.Compression)
 	case o.Level != 0:
-		return o, layout{}, fmt.Errorf("compression level %d without a compression method", o.Level)
+		return o, layout{}, fmt.Errorf("compression level %d without a compression method: want zlib or zstd as the method", o.Level)
 	}
 	if (o.Backing == nil) != (o.BackingName == "") {
 		return o, layout{}, errors.New("an overlay needs a backing disk and the name of the backing file, but only one of the two was given")
@@ -234,7 +234,7 @@ func (d *disk) beginCall(ctx context.Context, off, n int64) error {
 	}
 	if off < d.at {
 		defer d.life.Done()
-		return d.life.Fail(fmt.Errorf("%s: the image is written in order: the next write must be at offset %d, not at %d", d.address, d.at, off))
+		return d.life.Fail(fmt.Errorf("%s: the image is written in order: the next write must be at offset %d or above, not at %d", d.address, d.at, off))
 	}
 	return nil
 }
@@ -422,7 +422,7 @@ func (d cloning) CloneFrom(f *os.File, pos, off, n int64) error {
 			d.life.Done()
 			return err
 		}
-		err = fmt.Errorf("cannot share all blocks of the range, although a part of the range was shared: %v", err)
+		err = fmt.Errorf("cannot share blocks for bytes [%d, %d): only the first %d bytes share blocks now: %v", off, off+n, done<<d.shift, err)
 	}
 	return d.endCall(off, n, err)
 }

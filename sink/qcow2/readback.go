@@ -65,11 +65,11 @@ func (u *unfinished) ReadAt(p []byte, off int64) (int, error) {
 	return n, err
 }
 
-// patch replaces bytes in p by those of b. p holds the bytes of the file from the
-// offset off on, and b those from the offset start on. Only the part that both
-// cover is replaced.
-func patch(p []byte, off int64, b []byte, start int64) {
-	if from := max(off, start); from < min(off+int64(len(p)), start+int64(len(b))) {
-		copy(p[from-off:], b[from-start:])
+// patch replaces bytes in p by bytes of b. The first byte of p is the byte of the
+// file at offset pOff, and the first byte of b is the byte at offset bOff. Only the
+// range that p and b have in common is replaced.
+func patch(p []byte, pOff int64, b []byte, bOff int64) {
+	if from := max(pOff, bOff); from < min(pOff+int64(len(p)), bOff+int64(len(b))) {
+		copy(p[from-pOff:], b[from-bOff:])
 	}
 }

@@ -297,12 +297,12 @@ func (t *tables) finish(zeroed bool) (refTable, clusters int64, err error) {
 	if err := t.saveL1(zeroed); err != nil {
 		return 0, 0, err
 	}
-	// The refcount table must be contiguous. Therefore a range of clusters
-	// that would begin within the refcount table does not begin with its
-	// refcount block. Instead, the refcount blocks of all such ranges lie
-	// directly before the table. The size of the table depends on the number
-	// of these blocks, and this number depends on the size of the table. The
-	// loop finds both.
+	// Usually a refcount block is the first cluster of the range of clusters
+	// that it counts. The refcount table must be contiguous, so there can be
+	// no refcount block inside the table. If a range begins inside the table,
+	// its refcount block lies directly before the table instead. The size of
+	// the table depends on the number of these blocks, and this number
+	// depends on the size of the table. The loop finds both.
 	begun := t.block + 1
 	ranges := begun
 	for {

@@ -75,7 +75,7 @@ func (d *file) CloneFrom(f *os.File, pos, off, n int64) error {
 	if err == nil {
 		return nil
 	}
-	err = fmt.Errorf("cannot make bytes [%d, %d) of %s share blocks with %s at offset %d: %w", off, off+n, d.w.name, filepath.Base(f.Name()), pos, explain(int(d.w.f.Fd()), err))
+	err = fmt.Errorf("cannot share blocks of the file %s (bytes [%d, %d)) with the new file %s (bytes [%d, %d)): %w", filepath.Base(f.Name()), pos, pos+n, d.w.name, off, off+n, explain(int(d.w.f.Fd()), err))
 	if lacking(err) || errors.Is(err, unix.EXDEV) || errors.Is(err, unix.ETXTBSY) || errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("%w (%w)", err, errors.ErrUnsupported)
 	}

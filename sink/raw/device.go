@@ -18,8 +18,9 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// zeroPiece is the number of bytes that one system call zeroes. It is small
-// enough to notice the end of the context soon.
+// zeroPiece is the maximum number of bytes that one system call zeroes. It is
+// small, because the disk checks only between two system calls whether the context
+// has ended.
 const zeroPiece = 64 << 20
 
 // CheckDevice returns the error that OpenDevice would return for path. It does not
@@ -43,9 +44,9 @@ func CheckDevice(path string, size int64, o Options) error {
 // Publish, Suspend and Abort leave the content of the device as it is.
 //
 // The disk takes calls in any order, but only one at a time (sink.Parallel). It
-// also has the abilities sink.Sizer and sink.Verifiable, and with
-// Options.TargetIsZero sink.Zeroed. Options.Preallocation, Need and Force have
-// no effect.
+// also has the abilities sink.Sizer and sink.Verifiable. If Options.TargetIsZero
+// is set, it has the ability sink.Zeroed as well. The fields Preallocation, Need
+// and Force of Options have no effect.
 func OpenDevice(ctx context.Context, path string, size int64, o Options) (sink.Disk, error) {
 	return createDevice(ctx, path, size, o, kernel())
 }

@@ -114,7 +114,7 @@ func (d *file) open(exists bool) error {
 		if err != nil {
 			return err
 		}
-		if err := errors.Join(onlyName(f), d.own(f)); err != nil {
+		if err := errors.Join(onlyName(f), d.acquire(f)); err != nil {
 			f.Close()
 			return err
 		}
@@ -130,7 +130,7 @@ func (d *file) open(exists bool) error {
 	if err != nil {
 		return err
 	}
-	if err := d.own(f); err != nil {
+	if err := d.acquire(f); err != nil {
 		f.Close() // another process has taken the file, so do not remove it
 		return err
 	}
@@ -162,7 +162,7 @@ func (d *file) drop() error {
 		return err
 	}
 	defer f.Close()
-	if err := d.own(f); err != nil {
+	if err := d.acquire(f); err != nil {
 		return err
 	}
 	if err := d.w.sys.unlink(p.fd(), p.partial); err != nil {
@@ -171,9 +171,9 @@ func (d *file) drop() error {
 	return nil
 }
 
-// own locks the file f, and checks that f is still the .partial file and was not
-// replaced.
-func (d *file) own(f *os.File) error {
+// acquire locks the open file f. It returns an error if another file has replaced f
+// as the .partial file.
+func (d *file) acquire(f *os.File) error {
 	if err := lock(f); err != nil {
 		return err
 	}
@@ -225,7 +225,7 @@ func (d *file) inherit(old os.FileInfo) error {
 	was, is := old.Sys().(*syscall.Stat_t), now.Sys().(*syscall.Stat_t)
 	if was.Uid != is.Uid || was.Gid != is.Gid {
 		if err := d.w.f.Chown(int(was.Uid), int(was.Gid)); err != nil {
-			return fmt.Errorf("cannot give the new file the owner of the old file %s, user %d and group %d (remove the old file first if the new file need not have the same owner): %w", d.Name, was.Uid, was.Gid, err)
+			return fmt.Errorf("cannot change the owner of the new file to user %d and group %d, the owner of the old file %s (remove the old file first if the new file need not have the same owner): %w", was.Uid, was.Gid, d.Name, err)
 		}
 	}
 	// The mode is set after the owner, since a change of the owner clears the

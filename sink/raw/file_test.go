@@ -253,11 +253,11 @@ func TestFileRefused(t *testing.T) {
 			put(t, at(dir)+".partial", "old")
 			o.State, o.Resume = state(diskSize+1), 1
 			return at(dir)
-		}, nil, "but this target is \"raw 1049353\""},
+		}, nil, "want \"raw 1049353\" (format of the target"},
 		{"resume without a state", func(t *testing.T, dir string, o *Options) string {
 			o.Resume = 1
 			return at(dir)
-		}, nil, "without the state"},
+		}, nil, "the state of the checkpoint is missing"},
 		{"resume what is being written", func(t *testing.T, dir string, o *Options) string {
 			d, err := CreateFile(t.Context(), at(dir), diskSize, Options{})
 			if err != nil {
@@ -404,25 +404,27 @@ func TestFolderMoves(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, func(sub string) string {
-			return "no such file or directory), and the file d.raw of the disk is now at " + sub + "2/d.raw"
+			return "no such file or directory), and the target file d.raw now lies at " + sub + "2/d.raw"
 		}},
 		"replaced": {func(t *testing.T, sub string) {
 			if err := errors.Join(os.Rename(sub, sub+"2"), os.Mkdir(sub, 0o700)); err != nil {
 				t.Fatal(err)
 			}
 		}, func(sub string) string {
-			return "another folder has this path now), and the file d.raw of the disk is now at " + sub + "2/d.raw"
+			return "another folder has this path now), and the target file d.raw now lies at " + sub + "2/d.raw"
 		}},
 		"parent renamed": {func(t *testing.T, sub string) {
 			if err := os.Rename(filepath.Dir(sub), filepath.Dir(sub)+"2"); err != nil {
 				t.Fatal(err)
 			}
-		}, func(sub string) string { return "is now at " + filepath.Dir(sub) + "2/sub/d.raw" }},
+		}, func(sub string) string { return "now lies at " + filepath.Dir(sub) + "2/sub/d.raw" }},
 		"mounted over": {func(t *testing.T, sub string) {
 			peer.NeedRoot(t)
 			peer.Run(t, "mount", "-t", "tmpfs", "none", sub)
 			t.Cleanup(func() { unix.Unmount(sub, unix.MNT_DETACH) })
-		}, func(sub string) string { return "is now hidden under the file system that was mounted at " + sub }},
+		}, func(sub string) string {
+			return "now lies under the file system that was mounted at " + sub + ", which hides it"
+		}},
 	} {
 		for _, force := range []bool{false, true} {
 			t.Run(name, func(t *testing.T) {
@@ -545,7 +547,7 @@ func TestLinkChanged(t *testing.T) {
 				}
 			}
 			err = d.Publish(t.Context())
-			if want := "the disk is at " + root + "/v1/d.raw"; !errors.Is(err, sink.ErrElsewhere) || !strings.Contains(err.Error(), want) {
+			if want := "the target file is at " + root + "/v1/d.raw"; !errors.Is(err, sink.ErrElsewhere) || !strings.Contains(err.Error(), want) {
 				t.Errorf("%v, want %q", err, want)
 			}
 			if got, err := os.ReadFile(root + "/v1/d.raw"); err != nil || !bytes.Equal(got, content()) {

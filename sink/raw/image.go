@@ -47,7 +47,7 @@ func CreateImage(ctx context.Context, path string, o Options) (Image, error) {
 
 func createImage(ctx context.Context, path string, o Options, sys system) (Image, error) {
 	if o.Preallocation != "" && o.Preallocation != PreallocateOff {
-		return nil, fmt.Errorf("%s: preallocation %s is supported only for raw disks, not for images: %w", path, o.Preallocation, errors.ErrUnsupported)
+		return nil, fmt.Errorf("%s: preallocation %s is supported only for raw disks, not for disks in an image format such as qcow2: %w", path, o.Preallocation, errors.ErrUnsupported)
 	}
 	o.image = true
 	create := createFile

@@ -125,7 +125,7 @@ func (p *place) elsewhere() error {
 	if err == nil {
 		err = fmt.Errorf("the path now leads to %s", filepath.Join(folder, name))
 	}
-	return fmt.Errorf("a symbolic link in the path %s was changed during the copy (%w), and the disk is at %s: %w", p.given, err, p.path, sink.ErrElsewhere)
+	return fmt.Errorf("a symbolic link in the path %s was changed during the copy (%w), and the target file is at %s: %w", p.given, err, p.path, sink.ErrElsewhere)
 }
 
 func (p *place) folderElsewhere() error {
@@ -141,13 +141,13 @@ func (p *place) folderElsewhere() error {
 	if err == nil {
 		err = errors.New("another folder has this path now")
 	}
-	where := "now in the folder that had this path before"
+	where := "in the folder that had this path before"
 	if real, linkErr := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", p.fd())); linkErr == nil && real != folder {
-		where = "now at " + filepath.Join(real, p.name)
+		where = "at " + filepath.Join(real, p.name)
 	} else if linkErr == nil {
-		where = "now hidden under the file system that was mounted at " + folder
+		where = "under the file system that was mounted at " + folder + ", which hides it"
 	}
-	return fmt.Errorf("the folder %s was moved or replaced during the copy (%w), and the file %s of the disk is %s: %w", folder, err, p.name, where, sink.ErrElsewhere)
+	return fmt.Errorf("the folder %s was moved or replaced during the copy (%w), and the target file %s now lies %s: %w", folder, err, p.name, where, sink.ErrElsewhere)
 }
 
 // current returns a path that leads to the file f, which is called name in the
@@ -212,7 +212,7 @@ func (p *place) checkOld(o Options) (os.FileInfo, error) {
 		return nil, fmt.Errorf("%s is a folder: name a file in it", p.path)
 	}
 	if !old.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a regular file (%s) and cannot be replaced by one", p.path, old.Mode())
+		return nil, fmt.Errorf("%s is not a regular file (%s), and a copy can replace only regular files", p.path, old.Mode())
 	}
 	if err := o.isSource(p.path, old); err != nil {
 		return nil, err

@@ -88,11 +88,11 @@ func (w *writer) writeSome(p []byte, off int64) (int, error) {
 	return w.sys.pwrite(fd, p, off)
 }
 
-// writeZeros writes n zeros at off. It calls the function stopped before each
-// write, and stops if that returns an error.
-func (w *writer) writeZeros(stopped func() error, off, n int64) error {
+// writeZeros writes n zeros at off. Before each write it calls check. If check
+// returns an error, writeZeros writes no more and returns this error.
+func (w *writer) writeZeros(check func() error, off, n int64) error {
 	for n > 0 {
-		if err := stopped(); err != nil {
+		if err := check(); err != nil {
 			return err
 		}
 		p := zeros[:min(n, int64(len(zeros)))]

@@ -7,9 +7,10 @@ import (
 	"github.com/vddkcp/vddkcp/sink"
 )
 
-// encoder is a memoryDisk that is also a sink.Encoder. If the first byte of a
-// unit is odd, the encoded form of the unit differs from the unit in every byte
-// and in its length.
+// encoder is a memoryDisk that is also a sink.Encoder. Units whose first byte is
+// even are stored plain, and all other units are encoded. Tests can therefore
+// produce both kinds. The encoded form of a unit differs from the unit in every
+// byte and in its length.
 type encoder struct{ *memoryDisk }
 
 const codeMark = 0x5A

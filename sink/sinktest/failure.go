@@ -43,7 +43,7 @@ func testAbort(t *testing.T, c Config) {
 				}
 				return
 			}
-			c.nothing(t, target)
+			c.checkNothingLeft(t, target)
 		})
 	}
 }
@@ -56,7 +56,7 @@ func testOrder(t *testing.T, c Config) {
 		t.Errorf("Publish before Finish: %v", err)
 	}
 	d.Abort()
-	c.nothing(t, target)
+	c.checkNothingLeft(t, target)
 
 	target = c.New(t)
 	d = c.create(t, target, p.size(), sink.Options{})
@@ -98,7 +98,7 @@ func testError(t *testing.T, c Config) {
 		if err := d.Abort(); err != nil {
 			t.Errorf("Abort after an error: %v", err)
 		}
-		c.nothing(t, target)
+		c.checkNothingLeft(t, target)
 	}
 }
 
@@ -162,7 +162,7 @@ func testBadRange(t *testing.T, c Config) {
 			t.Errorf("WriteAt(%d, %d) in a disk of %d bytes, unit %d = %d, nil", bad.off, bad.n, size, c.Unit, n)
 		}
 		d.Abort()
-		c.nothing(t, target)
+		c.checkNothingLeft(t, target)
 	}
 }
 
@@ -237,7 +237,7 @@ func testContext(t *testing.T, c Config) {
 		if err := d.Abort(); err != nil {
 			t.Errorf("Abort after the context's end: %v", err)
 		}
-		c.nothing(t, target)
+		c.checkNothingLeft(t, target)
 	}
 
 	// Here the context of a single call ends, but not the context of the
@@ -250,5 +250,5 @@ func testContext(t *testing.T, c Config) {
 		t.Errorf("Finish with a context that has ended: %v", err)
 	}
 	d.Abort()
-	c.nothing(t, target)
+	c.checkNothingLeft(t, target)
 }

@@ -106,7 +106,7 @@ func (m *Memory) Create(ctx context.Context, size int64, o sink.Options) (sink.D
 	d := &memoryDisk{m: m, ctx: ctx, size: size, unit: max(m.Unit, 1), backing: o.Backing, next: o.Resume, fresh: o.State == nil}
 	if o.State == nil {
 		if o.Resume != 0 {
-			return nil, fmt.Errorf("memory: cannot resume at offset %d without the state of a checkpoint", o.Resume)
+			return nil, fmt.Errorf("memory: cannot resume at offset %d: the state of the checkpoint is missing (sink.Options.State is nil)", o.Resume)
 		}
 		m.partial = &content{size: size, fill: m.Fill, pages: map[int64][]byte{}}
 	} else {

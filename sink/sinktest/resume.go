@@ -51,9 +51,9 @@ func testResume(t *testing.T, c Config) {
 	}
 }
 
-// checkpointBeside calls Checkpoint(off). Then it concurrently runs the function
-// that Checkpoint returned and the function other.
-func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, other func()) []byte {
+// checkpointBeside calls Checkpoint(off). Then it runs two functions at the same
+// time: the function that Checkpoint returned, and the parameter write.
+func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, write func()) []byte {
 	t.Helper()
 	state, sync, err := d.Checkpoint(off)
 	if err != nil {
@@ -64,7 +64,7 @@ func (c Config) checkpointBeside(t *testing.T, d sink.Disk, off int64, other fun
 	}
 	synced := make(chan error)
 	go func() { synced <- sync(t.Context()) }()
-	other()
+	write()
 	if err := <-synced; err != nil {
 		t.Fatalf("Checkpoint(%d), sync: %v", off, err)
 	}

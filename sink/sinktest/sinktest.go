@@ -279,9 +279,9 @@ func diff(t *testing.T, what string, got, want []byte) {
 	}
 }
 
-// nothing checks that a failed run has left neither a published target nor
-// partial files.
-func (c Config) nothing(t *testing.T, target Target) {
+// checkNothingLeft checks the target after a run that failed. There must be no
+// published content and no partial files.
+func (c Config) checkNothingLeft(t *testing.T, target Target) {
 	t.Helper()
 	c.unpublished(t, target, "after a run that failed")
 	if left := target.Leftovers(); len(left) > 0 {
@@ -368,7 +368,7 @@ func testUnknownSize(t *testing.T, c Config) {
 		t.Error("Finish before SetSize: no error")
 	}
 	d.Abort()
-	c.nothing(t, target)
+	c.checkNothingLeft(t, target)
 }
 
 func testSameAt(t *testing.T, c Config) {

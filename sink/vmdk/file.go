@@ -47,7 +47,7 @@ const (
 
 // maxPacked is the maximum size of a compressed grain that Place accepts, in bytes.
 // This limit comes from qemu, which cannot read larger grains. Encode never reaches
-// it: data that cannot be compressed grows by less than 64 bytes.
+// it, because data that cannot be compressed grows by less than 64 bytes.
 const maxPacked = 2 * grainSize
 
 // chunk is the length of a write to the file, in bytes.

@@ -180,15 +180,18 @@ func (d *disk) SameAt(ctx context.Context, off, n int64) error {
 	})
 }
 
-// NewEncoding implements sink.Encoder. The method Encode of the result never
-// returns plain as true.
+// NewEncoding implements sink.Encoder. Its Encode never asks the caller to store a
+// unit plain (uncompressed), because a grain of this format is always a zlib stream.
 func (d *disk) NewEncoding() sink.Encoding { return newEncoding(d.level) }
 
 // Place implements sink.Encoder.
 func (d *disk) Place(off int64, enc []byte, plain bool) error {
 	return d.call(d.Context, off, max(min(grainSize, d.Size-off), 1), func() error {
-		if plain || len(enc) == 0 || len(enc) > maxPacked {
-			return fmt.Errorf("%s: cannot store the grain at offset %d: found %d bytes (uncompressed: %v), want 1 to %d compressed bytes", d.Name, off, len(enc), plain, maxPacked)
+		if plain {
+			return fmt.Errorf("%s: cannot store the grain at offset %d: found an uncompressed grain, want a compressed grain", d.Name, off)
+		}
+		if len(enc) == 0 || len(enc) > maxPacked {
+			return fmt.Errorf("%s: cannot store the grain at offset %d: found %d bytes of compressed data, want 1 to %d bytes", d.Name, off, len(enc), maxPacked)
 		}
 		return d.place(off, enc)
 	})
