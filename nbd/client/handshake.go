@@ -353,9 +353,9 @@ func (s *handshaker) listExports() (names []string, more int) {
 }
 
 // readReplies reads the replies to an option up to the last one, which is ACK or an
-// error. It calls the function each for every reply before the last. It returns the
-// type of the last reply and, if that is an error, its text.
-func (s *handshaker) readReplies(o nbd.Option, each func(nbd.OptionReplyType, []byte) error) (nbd.OptionReplyType, string, error) {
+// error. It calls visit with the type and the data of each reply before the last one.
+// It returns the type of the last reply and, if that is an error, its text.
+func (s *handshaker) readReplies(o nbd.Option, visit func(nbd.OptionReplyType, []byte) error) (nbd.OptionReplyType, string, error) {
 	for range maxOptionReplies {
 		var b [nbd.OptionReplySize]byte
 		if err := s.readFull(b[:]); err != nil {
@@ -384,7 +384,7 @@ func (s *handshaker) readReplies(o nbd.Option, each func(nbd.OptionReplyType, []
 			text := nbd.Text(data[:min(len(data), nbd.MaxString)])
 			return reply.Type, strings.TrimSpace(text), nil
 		}
-		if err := each(reply.Type, data); err != nil {
+		if err := visit(reply.Type, data); err != nil {
 			return 0, "", err
 		}
 	}

@@ -142,8 +142,8 @@ func (c *conn) transmit() error {
 
 // awaitClose waits until the client has closed its side of the connection, but not
 // longer than 1 second (the constant lastWrites). The server must not close a socket that still
-// holds received data: the kernel might then discard replies that the client has not
-// received yet.
+// holds received data, because the kernel might then discard replies that the client has
+// not received yet.
 func (c *conn) awaitClose() {
 	if closing, ok := c.base.(interface{ CloseWrite() error }); ok {
 		closing.CloseWrite()

@@ -42,7 +42,7 @@ func CheckAddress(address string) (string, error) {
 	}
 	const longest = len(unix.RawSockaddrUnix{}.Path) - 1
 	if len(path) > longest {
-		return "", fmt.Errorf("%q: the absolute path has %d bytes, want at most %d for a socket: %w", address, len(path), longest, ErrAddress)
+		return "", fmt.Errorf("%q: the absolute path of the socket has %d bytes, want at most %d bytes: %w", address, len(path), longest, ErrAddress)
 	}
 	return "unix:" + path, nil
 }

@@ -208,8 +208,8 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 }
 
 // endDisks ends the context of disks and stops the timer of the grace period. It does
-// nothing while there are connections, which still need both: connections of ServeConn
-// can continue after Serve has returned.
+// nothing while there are connections, because they still need the context and the timer.
+// Connections of ServeConn can continue after Serve has returned.
 func (s *Server) endDisks() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -178,7 +178,7 @@ func (d *file) acquire(f *os.File) error {
 		return err
 	}
 	if !d.place.holds(d.place.partial, f) {
-		return fmt.Errorf("%s was replaced by another process", f.Name())
+		return fmt.Errorf("another process replaced %s while vddkcp opened it", f.Name())
 	}
 	return nil
 }
@@ -319,7 +319,7 @@ func (d *file) Finish(ctx context.Context) error {
 			return err
 		}
 		if info.Size() != d.Size {
-			return fmt.Errorf("%s has %d bytes instead of %d: another process has changed the file", d.w.name, info.Size(), d.Size)
+			return fmt.Errorf("%s has %d bytes instead of %d bytes: another process has changed the file", d.w.name, info.Size(), d.Size)
 		}
 		return nil
 	})

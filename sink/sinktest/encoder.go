@@ -15,7 +15,7 @@ type encoder struct{ *memoryDisk }
 
 const codeMark = 0x5A
 
-// WriteAt always fails: data must go through Place.
+// WriteAt always fails, because callers must pass data to Place.
 func (e encoder) WriteAt(p []byte, off int64) (int, error) {
 	e.m.mu.Lock()
 	defer e.m.mu.Unlock()

@@ -74,8 +74,8 @@ type Memory struct {
 	Encoded   bool  // the disks are sink.Encoders and refuse WriteAt; cannot be used with Parallel
 	Fill      byte  // every byte of a new disk; cannot be used with Zeroed
 	CountOnly bool  // keep only Counts, no content and no log: for disks of any size
-	// Before is called before a call takes effect. Concurrent calls call it
-	// concurrently. ctx is always the context of the disk. If Before returns
+	// Before is called before a call takes effect. If calls run concurrently,
+	// Before is called concurrently too. ctx is always the context of the disk. If Before returns
 	// an error, the call fails with this error. Before may block, for example
 	// until ctx ends.
 	Before func(ctx context.Context, c Call) error
