@@ -30,7 +30,8 @@ testlib:
 	./scripts/need gcc
 	./vddk/testlib/build bin/testlib
 
-# quick runs the tests that need neither other programs nor root, in under two minutes.
+# quick runs the tests that need neither other programs nor root, in under two minutes. It
+# leaves out the slowest scripts of vddkcp.
 quick:
 	VDDKCP_CHAOS=0 $(GO) test -short ./...
 
