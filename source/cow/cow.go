@@ -169,8 +169,9 @@ func (d *Disk) buffer() (b []byte, err error) {
 // Size returns the size of the base in bytes.
 func (d *Disk) Size() int64 { return d.size }
 
-// Identity returns "cow:" and the identity of the base. It returns the proof "none",
-// which promises nothing about the content, because the disk can be written.
+// Identity returns "cow:" and the identity of the base. The proof is always "none" (see
+// source.Identified), because a write changes the content of the disk but not its
+// identity.
 func (d *Disk) Identity(ctx context.Context) (id, proof string, err error) {
 	if err := d.life.Check(ctx); err != nil {
 		return "", "", fmt.Errorf("identity of %s: %w", d.life.Name, err)

@@ -104,14 +104,15 @@ func (h header) differs(want header) error {
 	case h.Source != want.Source && !sameFile(h.Source, want.Source):
 		return fmt.Errorf("the layer belongs to %s, but the base disk is %s"+back, named(h.Source), named(want.Source))
 	case h.Proof != want.Proof:
-		return fmt.Errorf("cannot check that %s is unchanged since the layer was created: the proof of its content was %q then, and is %q now"+back, named(h.Source), h.Proof, want.Proof)
+		return fmt.Errorf("cannot check that %s is unchanged since the layer was created: the proof of unchanged content (snapshot, mtime or none) was %q then, and is %q now"+back, named(h.Source), h.Proof, want.Proof)
 	case want.BlockSize != 0 && h.BlockSize != want.BlockSize:
 		return fmt.Errorf("the layer has blocks of %d bytes, not of %d bytes: leave out the block size, or give the block size of the layer", h.BlockSize, want.BlockSize)
 	}
 	return nil
 }
 
-// named describes the disk with the identity id in an error.
+// named returns the words with which an error names a disk. id is the identity of the
+// disk, or "" if the disk has none.
 func named(id string) string {
 	if id == "" {
 		return "a disk without an identity"
@@ -119,8 +120,8 @@ func named(id string) string {
 	return fmt.Sprintf("disk %q", id)
 }
 
-// layout says where the parts of a layer lie in its file. It follows from the size of
-// the disk and the block size.
+// layout says where the parts of a layer lie in its file. The size of the disk and the
+// block size determine the layout.
 type layout struct {
 	size, block int64 // size of the disk and of a block, in bytes
 	blocks      int64 // number of blocks of the disk
@@ -148,7 +149,7 @@ func newLayout(size, block int64) (layout, error) {
 	}
 	l.data = (tableStart + l.pages*pageSize + dataAlign - 1) &^ (dataAlign - 1)
 	if l.data > 1<<63-1-size {
-		return l, fmt.Errorf("the disk of %d bytes is too large for a file", size)
+		return l, fmt.Errorf("the disk of %d bytes is too large: its layer would be a file of more than 8 EiB", size)
 	}
 	return l, nil
 }

@@ -116,7 +116,7 @@ func openStore(path string, want header, sys system) (s *store, err error) {
 		return nil, err
 	}
 	if end := s.data + s.size; info.Size() != end {
-		return nil, fmt.Errorf("the file has %d bytes, but the layer of a disk of %d bytes has %d bytes: a part of the layer is lost", info.Size(), s.size, end)
+		return nil, fmt.Errorf("the layer file has %d bytes, want %d bytes for a disk of %d bytes: the layer file is truncated or damaged", info.Size(), end, s.size)
 	}
 	s.part = max(s.size, 1)
 	return s, nil

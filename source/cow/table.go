@@ -184,8 +184,8 @@ func (t *table) peek(i int64) (*page, error) {
 	}
 	if t.failed() != nil {
 		// After a failed write, pages with changes can no longer be written to the
-		// file, so they cannot be removed to make room for this page. The page is read
-		// for this call only.
+		// file. They must therefore stay in memory, and cannot make room for this page.
+		// The page is read for this call only.
 		return t.load(i)
 	}
 	return nil, err

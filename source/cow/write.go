@@ -183,11 +183,10 @@ func (d *Disk) inner(off, n int64) (first, blocks int64) {
 // whole block in this range, and whole is the number of whole blocks. zero sets the
 // state of the whole blocks to zeroed. If free is true, it also deallocates their space.
 //
-// The range may have a part of a block before the whole blocks, and another part after
-// them. For each of these parts, zero calls the function part. p then has a zero byte
-// for each byte to overwrite, off is the offset of the part in the disk, and b is the
-// number of its block.
-func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, part func(p []byte, off, b int64) error) error {
+// The range may begin and end with a part of a block. For each of these two parts, zero
+// calls writeZeros. Its argument zeros has as many zero bytes as the part has bytes, pos
+// is the offset of the part in the disk, and b is the number of the block.
+func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, writeZeros func(zeros []byte, pos, b int64) error) error {
 	for end := off + n; off < end; {
 		if err := d.life.Cause(ctx); err != nil {
 			return err
@@ -195,7 +194,7 @@ func (d *Disk) zero(ctx context.Context, off, n, first, whole int64, free bool, 
 		b := off / d.block
 		if b < first || b >= first+whole {
 			length := min(end, b*d.block+d.length(b)) - off
-			if err := part(d.zeros[:length], off, b); err != nil {
+			if err := writeZeros(d.zeros[:length], off, b); err != nil {
 				return err
 			}
 			off += length

@@ -23,7 +23,7 @@ func TestWrongFile(t *testing.T) {
 	}{
 		{"nothing", func(*testing.T, string, *sourcetest.Memory, *Options) {}, ""},
 		{"another disk", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.ID = "disk 2" }, "the layer belongs to disk \"disk 1\", but the base disk is disk \"disk 2\""},
-		{"another proof", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Proof = "none" }, `the proof of its content was "mtime" then, and is "none" now`},
+		{"another proof", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Proof = "none" }, `the proof of unchanged content (snapshot, mtime or none) was "mtime" then, and is "none" now`},
 		{"another size", func(_ *testing.T, _ string, u *sourcetest.Memory, _ *Options) { u.Bytes = u.Bytes[:512] }, "a disk of 1049088 bytes, but the base disk has 512"},
 		{"other blocks", func(_ *testing.T, _ string, _ *sourcetest.Memory, o *Options) { o.BlockSize = 4096 }, "the layer has blocks of 65536 bytes, not of 4096 bytes"},
 		{"odd blocks", func(_ *testing.T, _ string, _ *sourcetest.Memory, o *Options) { o.BlockSize = 5000 }, "block size of 5000 bytes: want a power of two"},
@@ -35,7 +35,7 @@ func TestWrongFile(t *testing.T) {
 		}, `not a layer of vddkcp`},
 		{"cut", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
 			overwrite(t, path, nil, -1, 2<<20)
-		}, "the file has 2097152 bytes, but the layer of a disk of 1049088 bytes has 2097664 bytes: a part of the layer is lost"},
+		}, "the layer file has 2097152 bytes, want 2097664 bytes for a disk of 1049088 bytes: the layer file is truncated or damaged"},
 		{"one torn header", func(t *testing.T, path string, _ *sourcetest.Memory, _ *Options) {
 			overwrite(t, path, []byte{0}, 40, -1)
 		}, ""},
