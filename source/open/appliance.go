@@ -225,7 +225,7 @@ func formatOf(uri string) string {
 func isRead(format string) bool { return format != "vhd" && format != "vdi" }
 
 func notRead(path string, e *DiskEntry) error {
-	return fmt.Errorf("%s: disk %s is a %s image: %w", path, printable.Name(e.Name), strings.ToUpper(e.Format), ErrNotRead)
+	return fmt.Errorf("%s: the format of disk %s is %s, which vddkcp cannot read: %w", path, printable.Name(e.Name), strings.ToUpper(e.Format), ErrNotRead)
 }
 
 // pick returns the index of the disk that choice selects. choice is the number or the
@@ -304,7 +304,7 @@ func (o *Opener) openApplianceDisk(ctx context.Context, a *ova.Appliance, folder
 			return d.referencesOf(o, file, shown, e.File)
 		}
 		return func(_ context.Context, from, name, _ string) (source.Disk, error) {
-			return nil, fmt.Errorf("%s names %q: an image that is split into chunks cannot name other files", from, name)
+			return nil, fmt.Errorf("%s refers to the file %q, but an image that is split into chunks cannot refer to other files", from, name)
 		}, nil
 	})
 	if err != nil {
@@ -334,7 +334,7 @@ func (o *Opener) inArchive(a *ova.Appliance, shown, member string, children chai
 	return func(ctx context.Context, from, name, format string) (source.Disk, error) {
 		f, named, err := a.OpenFile(ctx, member, name)
 		if errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("%s names %q, but an image in an archive may name files of the archive only: %w", from, name, err)
+			return nil, fmt.Errorf("%s refers to the file %q, but an image in an archive may refer only to files in this archive: %w", from, name, err)
 		}
 		if err != nil {
 			return nil, err

@@ -327,18 +327,18 @@ func TestReferencesOfAppliances(t *testing.T) {
 		{"a.vmdk", sector, sector},
 		{"q.qcow2", sector, sector},
 		{"over.qcow2", sector, sector},
-		{"round.qcow2", "!the chain of images loops", "!outside of its folder"},
+		{"round.qcow2", "!the chain of images loops", "!outside of the image's folder"},
 		{"self.qcow2", "!the chain of images loops", "!the chain of images loops"},
 		{"sub/b.vmdk", p, p},
-		{"sub/c.vmdk", sector, "!outside of its folder"},
+		{"sub/c.vmdk", sector, "!outside of the image's folder"},
 		{"child.vmdk", zeros, zeros},
-		{"abs.vmdk", `!x.ova(abs.vmdk) names "/etc/passwd", but an image in an archive may name files of the archive only`, "!outside of its folder"},
-		{"up.vmdk", `!names "../secret", but an image in an archive`, "!outside of its folder"},
+		{"abs.vmdk", `!x.ova(abs.vmdk) refers to the file "/etc/passwd", but an image in an archive may refer only to files in this archive`, "!outside of the image's folder"},
+		{"up.vmdk", `!refers to the file "../secret", but an image in an archive`, "!outside of the image's folder"},
 		{"none.vmdk", `!has no file "none.bin"`, "!none.bin: no such file"},
-		{"link.vmdk", `!has no file "l"`, "!outside of its folder"},
+		{"link.vmdk", `!has no file "l"`, "!outside of the image's folder"},
 		{"loop.vmdk", "!the chain of images loops", "!the chain of images loops"},
-		{"../secret", `!x.ova has no file "../secret"`, "!outside of its folder"},
-		{"/etc/passwd", `!x.ova has no file "/etc/passwd"`, "!outside of its folder"},
+		{"../secret", `!x.ova has no file "../secret"`, "!outside of the image's folder"},
+		{"/etc/passwd", `!x.ova has no file "/etc/passwd"`, "!outside of the image's folder"},
 	} {
 		for address, want := range map[string]string{"x.ova": c.archive, "x.ovf": c.folder} {
 			o := new(open.Opener)
@@ -536,8 +536,8 @@ func TestShortDisksOfAppliances(t *testing.T) {
 	}
 	write(t, dir, files)
 	for name, want := range map[string]string{
-		"raw": " has 512 bytes, want 1024 by its capacity", "probed": " has 512 bytes, want 1024 by its capacity",
-		"luks": " has 512 bytes, want 1024 by its capacity", "vmdk": "", "size": "want 100000 by its File",
+		"raw": " has 512 bytes, want 1024 according to its capacity", "probed": " has 512 bytes, want 1024 according to its capacity",
+		"luks": " has 512 bytes, want 1024 according to its capacity", "vmdk": "", "size": "want 100000 according to its File",
 	} {
 		tarUp(t, dir, name+".ova", "ustar", name+".ovf", "a.img", "a.bin", "a.vmdk", "luks.img")
 		for _, address := range []string{name + ".ovf", name + ".ova"} {

@@ -33,7 +33,7 @@ func TestParentByUUID(t *testing.T) {
 		{name: "above, allowed", files: map[string]string{"p.vmdk": differencing("a", "")}, allow: []string{"."}},
 		{name: "below", files: map[string]string{"vm/sub/p.vmdk": differencing("a", "")}, want: []string{"none of 1 files"}},
 		{name: "by a link inside", files: map[string]string{"vm/sub/p": differencing("a", ""), "vm/p.vmdk": "-> sub/p"}},
-		{name: "by a link outside", files: map[string]string{"p": differencing("a", ""), "vm/p.vmdk": "-> ../p"}, want: []string{"1 of them could not be read", "outside of its folder"}},
+		{name: "by a link outside", files: map[string]string{"p": differencing("a", ""), "vm/p.vmdk": "-> ../p"}, want: []string{"1 of them could not be read", "outside of the image's folder"}},
 		{name: "by a link outside, allowed", files: map[string]string{"p": differencing("a", ""), "vm/p.vmdk": "-> ../p"}, allow: []string{"."}},
 		{name: "by a link to nothing", files: map[string]string{"vm/p.vmdk": "-> none"}, want: []string{"1 of them could not be read", "no such file"}},
 		{name: "with a folder of such a name", files: map[string]string{"vm/q.vmdk/x": "", "vm/p.vmdk": differencing("a", "")}},

@@ -136,12 +136,12 @@ var signatures = []signature{
 	{what: "a Parallels image", magic: "WithouFreSpacExt", hint: imageHint("parallels")},
 	{what: "a Bochs image", magic: "Bochs Virtual HD Image", hint: imageHint("bochs")},
 	{what: "a compressed loop image (cloop)", magic: "#!/bin/sh\n#V2.0 Format\nmodprobe cloop", hint: imageHint("cloop")},
-	{what: "a COW image of an old qemu", magic: "OOOM\x00\x00\x00\x02", hint: "convert it first with a qemu-img before 2.2: qemu-img convert -f cow -O raw FILE DISK.raw"},
+	{what: "a COW image of an old qemu", magic: "OOOM\x00\x00\x00\x02", hint: "convert it first with a qemu-img older than version 2.2: qemu-img convert -f cow -O raw FILE DISK.raw"},
 	{what: "a backup of Proxmox VE (VMA)", magic: "VMA\x00\x00\x00\x00\x01", hint: "extract its disks first: vma extract FILE FOLDER"},
 	{what: "an Apple sparse disk image", magic: "sprs\x00\x00\x00\x03", hint: "convert it first, on macOS: hdiutil convert FILE -format UDTO -o DISK"},
 	{what: "an encrypted Apple disk image (DMG)", magic: "encrcdsa", hint: "convert it to an image without encryption first, on macOS: hdiutil convert FILE -format UDTO -o DISK"},
 	{what: "an Android sparse image", magic: "\x3a\xff\x26\xed\x01\x00", hint: "convert it first: simg2img FILE DISK.raw"},
-	{what: "a Windows image (WIM)", magic: "MSWIM\x00\x00\x00", hint: "extract it to an NTFS volume first: wimapply FILE IMAGE DEVICE; then use the disk that has this volume as the source"},
+	{what: "a Windows image (WIM)", magic: "MSWIM\x00\x00\x00", hint: "extract it to an NTFS volume first: wimapply FILE IMAGE DEVICE; then use, as the source, the disk on which this volume lies"},
 	{what: "a partclone image", magic: "partclone-image", hint: "restore it to a device first: partclone.restore -s FILE -o DEVICE; then use this device as the source"},
 	{what: "an ntfsclone image", magic: "\x00ntfsclone-image", hint: "restore it first: ntfsclone --restore-image --overwrite DISK.raw FILE"},
 	{what: "a partimage image", magic: "PaRtImAgE-VoLuMe", hint: "restore it to a device first: partimage restore DEVICE FILE; then use this device as the source"},
@@ -176,7 +176,7 @@ var signatures = []signature{
 	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd1\xba\xd1\xba", hint: "use a disk of the virtual machine, a .vmdk file, as the source"},
 	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd2\xbe\xd2\xbe", hint: "use a disk of the virtual machine, a .vmdk file, as the source"},
 	{what: "a snapshot or suspended state of a VMware machine (.vmsn, .vmss)", magic: "\xd3\xbe\xd2\xbe", hint: "use a disk of the virtual machine, a .vmdk file, as the source"},
-	{what: "a journal of vddkcp", magic: "vddkcp journal\n\x00", hint: "a journal has no data of a disk; use the disk image in the same folder, to which the journal belongs, as the source"},
+	{what: "a journal of vddkcp", magic: "vddkcp journal\n\x00", hint: "the journal belongs to a disk image in the same folder, and has no data of a disk itself: use that disk image as the source"},
 	{what: "a layer of vddkcp export --cow", magic: "vddkcp cow layer", hint: "a layer has only the changed blocks of a disk; to read all blocks, serve the disk SRC that it was created for, with this layer as FILE: vddkcp export SRC --cow=FILE"},
 }
 

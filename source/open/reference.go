@@ -25,7 +25,7 @@ type OutsideError struct {
 }
 
 func (e *OutsideError) Error() string {
-	return fmt.Sprintf("%s names %q, which leads to %s, outside of its folder %s", e.Image, e.Name, e.Target, e.Folder)
+	return fmt.Sprintf("%s refers to the file %q, which leads to %s, outside of the image's folder %s", e.Image, e.Name, e.Target, e.Folder)
 }
 
 // Hint returns the command-line option with which the user can permit the file.

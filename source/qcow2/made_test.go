@@ -142,7 +142,7 @@ func TestNames(t *testing.T) {
 		{"base.img", "qcow2", "no qcow2 image"},
 		{"base.img", "vdi", "a vdi image: not supported by this version"},
 		{"x.qcow2", "qcow2", "loops"},
-		{"/etc/passwd", "raw", "outside of its folder"},
+		{"/etc/passwd", "raw", "outside of the image's folder"},
 		{"base.img\x00", "raw", "has a zero byte"},
 	} {
 		path := write(t, dir, "x.qcow2", image{size: 65536, backing: c.backing, format: c.format}.build().file)
