@@ -17,8 +17,8 @@ import (
 )
 
 // These constants limit what a descriptor may contain. Real descriptors have at most 2
-// MiB, if they include the licences of a product in a dozen languages. Their elements
-// are nested at most ten deep.
+// MiB, even if they include the licences of a product in a dozen languages. The elements
+// of real descriptors are nested at most ten deep.
 const (
 	maxDescriptor = 16 << 20 // bytes
 	maxTag        = 1 << 20  // bytes in one tag; a text may be as long as the descriptor
@@ -191,7 +191,8 @@ func (p *parser) token(t xml.Token) error {
 		return p.start(t)
 	case xml.EndElement:
 		if p.host != nil && t.Name.Local == "HostResource" {
-			// The text is "ovf:/disk/ID", or "/disk/ID" in version 0.9.
+			// If the resource is a disk, the text of the element HostResource is
+			// "ovf:/disk/ID", or "/disk/ID" in version 0.9.
 			if _, id, ok := strings.Cut(strings.TrimSpace(p.host.String()), "/disk/"); ok {
 				p.envelope.systems[id] = p.system
 			}

@@ -122,12 +122,12 @@ func (a *Appliance) Verify(ctx context.Context, more ...string) error {
 		}
 		for _, d := range lines {
 			if _, ok := algorithms[d.algorithm]; !ok {
-				return fmt.Errorf("%s: the digest of %s is a %s, want SHA1, SHA256, SHA384 or SHA512: %w", manifest, show(name), d.algorithm, ErrNoManifest)
+				return fmt.Errorf("%s: the digest of %s is of the type %s, want SHA1, SHA256, SHA384 or SHA512: %w", manifest, show(name), d.algorithm, ErrNoManifest)
 			}
 			known = append(known, d)
 		}
 		if len(known) == 0 {
-			return fmt.Errorf("%s: no line for %s: %w", manifest, show(name), ErrNoManifest)
+			return fmt.Errorf("%s: the manifest has no line with a digest of %s: %w", manifest, show(name), ErrNoManifest)
 		}
 		if err := a.verifyFile(ctx, name, known); err != nil {
 			return err

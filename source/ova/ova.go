@@ -145,8 +145,8 @@ func OpenDescriptor(path string, f source.Disk, open source.Opener) (*Appliance,
 	return a, nil
 }
 
-// read parses the descriptor of the appliance at path. f is the file of the descriptor,
-// and name is its name.
+// read parses the descriptor of the appliance at path. f has the bytes of the
+// descriptor, and name is the name of the descriptor.
 func read(path, name string, f source.Disk, files files) (*Appliance, error) {
 	if err := checkPacked(files.shown(name), f); err != nil {
 		return nil, err
@@ -200,14 +200,14 @@ func (a *Appliance) newDisk(number int, x disk, e *envelope) Disk {
 	case x.parent != "":
 		bad("the disk has only the differences from the disk %s (ovf:parentRef), which is not supported", show(x.parent))
 	case x.fileRef == "" && x.odd != nil:
-		bad("the disk has no file, and its size is not known: %v", x.odd)
+		bad("the disk has no file, and its capacity cannot be read: %v", x.odd)
 	case x.fileRef == "" && d.Capacity == 0:
-		bad("the disk has neither a file nor a fixed capacity: there is nothing to read")
+		bad("the disk has no file, and its capacity is missing, 0, or a property such as ${size}: there is nothing to read")
 	case x.fileRef == "":
 	case d.File == "":
-		bad("the element File %s of the descriptor has no href, which names the file of the disk", show(x.fileRef))
+		bad("the element File %s of the descriptor has no href with the name of the disk's file", show(x.fileRef))
 	case remote.MatchString(d.File):
-		bad("the file of the disk is at %s: only files of the appliance are read, download the file first", show(d.File))
+		bad("the file of the disk is at %s: only files of the appliance are read; download the file first", show(d.File))
 	case d.file.compression != "" && d.file.compression != "identity":
 		d.err = &CompressionError{a.path, d.Name(), d.File, d.file.compression}
 	}
@@ -246,7 +246,7 @@ type ShortError struct {
 }
 
 func (e *ShortError) Error() string {
-	return fmt.Sprintf("%s: disk %s: %s has %d bytes, want %d by %s in the descriptor: the file is truncated", e.Path, show(e.Disk), e.File, e.Have, e.Want, e.By)
+	return fmt.Sprintf("%s: disk %s: %s has %d bytes, want %d according to %s in the descriptor: the file is truncated", e.Path, show(e.Disk), e.File, e.Have, e.Want, e.By)
 }
 
 // Hint returns what the user can do about the error.
@@ -426,7 +426,7 @@ func (a *Appliance) openChunks(ctx context.Context, name string, x file) (_ sour
 			want = x.size - i*x.chunkSize
 		}
 		if last > want || last < want && x.size > 0 {
-			return nil, fmt.Errorf("the chunk %s has %d bytes, want %d", a.files.shown(chunk), last, want)
+			return nil, fmt.Errorf("the chunk %s has %d bytes, want %d according to the descriptor", a.files.shown(chunk), last, want)
 		}
 		if int64(len(parts)) > maxChunks {
 			return nil, fmt.Errorf("%s has more than %d chunks", a.files.shown(name), maxChunks)
@@ -476,10 +476,10 @@ func (a *Appliance) Warnings(i int, fileSize, size int64) []string {
 		all = append(all, fmt.Sprintf("%s: disk %s: %v: the capacity in the descriptor is ignored, and the disk has %d bytes", a.path, show(d.Name()), d.odd, size))
 	}
 	if d.File != "" && d.file.size > 0 && d.file.size != fileSize {
-		all = append(all, fmt.Sprintf("%s: the descriptor says that %s has %d bytes, but it has %d", a.path, show(d.File), d.file.size, fileSize))
+		all = append(all, fmt.Sprintf("%s: the descriptor says that the file %s has %d bytes, but the file has %d bytes", a.path, show(d.File), d.file.size, fileSize))
 	}
 	if d.Capacity > 0 && (size > d.Capacity || d.Capacity-size >= d.Unit) {
-		all = append(all, fmt.Sprintf("%s: the descriptor says that disk %s has %d bytes (%s), but it has %d: the size of the disk itself is used", a.path, show(d.Name()), d.Capacity, bytesize.Format(d.Capacity), size))
+		all = append(all, fmt.Sprintf("%s: the descriptor says that disk %s has %d bytes (%s), but the disk has %d bytes: the size of the disk itself is used", a.path, show(d.Name()), d.Capacity, bytesize.Format(d.Capacity), size))
 	}
 	return all
 }

@@ -172,7 +172,7 @@ func TestOddCapacities(t *testing.T) {
 		if w := a.Warnings(1, 1536, 1536); len(w) != 0 {
 			t.Errorf("%s: the other disk: warnings %q", c.attributes, w)
 		}
-		if _, err := a.OpenDisk(t.Context(), 2); err == nil || !strings.Contains(err.Error(), "the disk has no file, and its size is not known") || !strings.Contains(err.Error(), c.want) {
+		if _, err := a.OpenDisk(t.Context(), 2); err == nil || !strings.Contains(err.Error(), "the disk has no file, and its capacity cannot be read") || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: an empty disk: %v", c.attributes, err)
 		}
 	}
@@ -186,12 +186,12 @@ func TestShortFiles(t *testing.T) {
 		file, raw      string // parts of the errors, "" without one
 	}{
 		{"1536", "1536", "", ""},
-		{"1537", "1536", "disk1.img has 1536 bytes, want 1537 by its File in the descriptor", ""},
+		{"1537", "1536", "disk1.img has 1536 bytes, want 1537 according to its File in the descriptor", ""},
 		{"9223372036854775807", "1536", "want 9223372036854775807", ""},
 		{"1535", "1536", "", ""},
-		{"-1", "1537", "", "disk1.img has 1536 bytes, want 1537 by its capacity in the descriptor"},
+		{"-1", "1537", "", "disk1.img has 1536 bytes, want 1537 according to its capacity in the descriptor"},
 		{"0", "1535", "", ""},
-		{"", `4" ovf:capacityAllocationUnits="byte * 2^9`, "", "want 2048 by its capacity"},
+		{"", `4" ovf:capacityAllocationUnits="byte * 2^9`, "", "want 2048 according to its capacity"},
 		{"", `1" ovf:capacityAllocationUnits="byte * 2^30`, "", ""}, // rounded up
 	} {
 		a, err := openText(t, envelope(`<File ovf:id="f" ovf:href="disk1.img" ovf:size="`+c.size+`"/>`, `<Disk ovf:diskId="d" ovf:fileRef="f" ovf:capacity="`+c.capacity+`"/>`))
@@ -328,7 +328,7 @@ func TestDisksThatAreNotRead(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.OpenDisk(t.Context(), 0); err == nil || !strings.Contains(err.Error(), "neither a file nor a fixed capacity") {
+	if _, err := a.OpenDisk(t.Context(), 0); err == nil || !strings.Contains(err.Error(), "its capacity is missing, 0, or a property such as ${size}") {
 		t.Error(err)
 	}
 }
@@ -448,12 +448,12 @@ func TestWarnings(t *testing.T) {
 		{`ovf:size="1536"`, `ovf:capacity="1536"`, 1536, nil},
 		{``, ``, 1536, nil},
 		{`ovf:size="-1"`, `ovf:capacity="0"`, 1536, nil},
-		{`ovf:size="1535"`, ``, 1536, []string{`"disk1.img" has 1535 bytes, but it has 1536`}},
-		{``, `ovf:capacity="1537"`, 1536, []string{`disk "d" has 1537 bytes (1.5 KiB), but it has 1536`}},
+		{`ovf:size="1535"`, ``, 1536, []string{`"disk1.img" has 1535 bytes, but the file has 1536 bytes`}},
+		{``, `ovf:capacity="1537"`, 1536, []string{`disk "d" has 1537 bytes (1.5 KiB), but the disk has 1536 bytes`}},
 		{``, `ovf:capacity="1535"`, 1536, []string{`disk "d" has 1535 bytes`}},
 		{``, `ovf:capacity="1" ovf:capacityAllocationUnits="byte * 2^30"`, 1 << 30, nil},
 		{``, `ovf:capacity="1" ovf:capacityAllocationUnits="byte * 2^30"`, 1, nil}, // rounded up
-		{``, `ovf:capacity="1" ovf:capacityAllocationUnits="byte * 2^30"`, 1<<30 + 1, []string{`has 1073741824 bytes (1.0 GiB), but it has 1073741825`}},
+		{``, `ovf:capacity="1" ovf:capacityAllocationUnits="byte * 2^30"`, 1<<30 + 1, []string{`has 1073741824 bytes (1.0 GiB), but the disk has 1073741825 bytes`}},
 		{``, `ovf:capacity="2" ovf:capacityAllocationUnits="byte * 2^30"`, 1 << 30, []string{`has 2147483648 bytes`}},
 		{`ovf:size="1"`, `ovf:capacity="2"`, 1, []string{"disk1.img", "has 2 bytes"}},
 	} {

@@ -91,7 +91,7 @@ func readTar(ctx context.Context, name string, f source.Disk) (map[string]member
 			continue
 		}
 		if header.Size > f.Size()-h.pos {
-			return nil, bad("%s has %d bytes from offset %d on, but the archive ends at %d: the archive is truncated, or the size is wrong", show(clean), header.Size, h.pos, f.Size())
+			return nil, bad("%s has %d bytes from offset %d on, but the archive ends at offset %d: the archive is truncated, or the size is wrong", show(clean), header.Size, h.pos, f.Size())
 		}
 		members[clean] = member{off: h.pos, size: header.Size}
 		next += (header.Size + 511) &^ 511

@@ -78,7 +78,7 @@ func TestArchives(t *testing.T) {
 		{name: "gzip", b: append([]byte("\x1f\x8b\x08"), make([]byte, 1024)...), fails: `the whole file is compressed with gzip`},
 		{name: "an image", b: append([]byte("QFI\xfb"), make([]byte, 1024)...), fails: `no tar archive: it begins with "QFI\xfb`},
 		{name: "a damaged header", b: append(append(bytes.Clone(whole[:at]), bytes.Repeat([]byte{7}, 512)...), whole[at+512:]...), fails: fmt.Sprintf("offset %d: there is no valid header", at)},
-		{name: "cut in a member", b: whole[:len(whole)-1024-1], fails: fmt.Sprintf("offset %d: \"disk1.img\" has 1536 bytes from offset %d on, but the archive ends at %d: the archive is truncated", at, at+512, len(whole)-1025)},
+		{name: "cut in a member", b: whole[:len(whole)-1024-1], fails: fmt.Sprintf("offset %d: \"disk1.img\" has 1536 bytes from offset %d on, but the archive ends at offset %d: the archive is truncated", at, at+512, len(whole)-1025)},
 		{name: "cut before a member", b: whole[:at+512], fails: "the archive is truncated"},
 		{name: "cut in a header", b: whole[:at+100], fails: fmt.Sprintf("offset %d: the archive ends in the middle of a header", at)},
 		{name: "cut in an extended header", b: archive(t, tar.FormatGNU, longDisk)[:700], fails: "offset 0: the archive ends in the middle of a header"},
