@@ -92,7 +92,7 @@ func TestBadTables(t *testing.T) {
 		damage func(l *layout)
 		want   string
 	}{
-		{"misaligned", plain, set(1<<63 | 4<<16 | 512), "L2 entry 0x8000000000040200 at offset 131080: the cluster is at offset 262656, want a multiple of 65536"},
+		{"misaligned", plain, set(1<<63 | 4<<16 | 512), "L2 entry 0x8000000000040200 at offset 131080: the cluster is at offset 262656, want a multiple of the cluster size of 65536"},
 		{"outside", plain, set(1<<63 | 1<<40), "the cluster is at offset 1099511627776 of "},
 		{"in the header", plain, set(1 << 63), "the cluster is at offset 0, where the header is"},
 		{"in L1", plain, set(1<<63 | 1<<16), "the cluster at offset 65536 lies in the header or the L1 table"},
@@ -104,9 +104,9 @@ func TestBadTables(t *testing.T) {
 		{"zeros with subclusters", sub, set(1), "or with subclusters"},
 		{"subcluster is both", sub, func(l *layout) { l.put64(l.l2(1)+8, 1<<32|1) }, "bitmap 0x100000001 marks subclusters as both allocated and zero"},
 		{"subcluster is nowhere", sub, func(l *layout) { l.put64(l.l2(1), 0) }, "allocated although there is no cluster"},
-		{"data file elsewhere", data, set(1<<63 | 2<<16), "the cluster is at offset 131072 of the data file, want 65536"},
+		{"data file elsewhere", data, set(1<<63 | 2<<16), "the cluster is at offset 131072 of the data file, want offset 65536"},
 		{"data file packed", data, set(1<<62 | 5<<16), "which is not possible in an image with a data file"},
-		{"L1 misaligned", plain, func(l *layout) { l.put64(l.l1, 1<<63|2<<16|512) }, "the L2 table is at offset 131584, want a multiple of 65536"},
+		{"L1 misaligned", plain, func(l *layout) { l.put64(l.l1, 1<<63|2<<16|512) }, "the L2 table is at offset 131584, want a multiple of the cluster size of 65536"},
 		{"L1 outside", plain, func(l *layout) { l.put64(l.l1, 1<<63|1<<40) }, "the L2 table at offset 1099511627776 needs 64 bytes, but the file has"},
 		{"L1 reserved", plain, func(l *layout) { l.put64(l.l1, 1<<62|2<<16) }, "L1 entry 0x4000000000020000 at offset 65536, for disk offset 0: the entry has reserved bits set"},
 		{"L1 in itself", plain, func(l *layout) { l.put64(l.l1, 1<<16) }, "the L2 table at offset 65536 lies in the header or the L1 table"},

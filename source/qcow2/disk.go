@@ -14,8 +14,8 @@
 //
 // The package refuses encrypted images, images that are marked as corrupt, images
 // with unknown incompatible features, and backing and data files that are not local
-// files. It ignores refcounts, so images that were not closed cleanly can be read.
-// It does not read internal snapshots.
+// files. It ignores refcounts, and can therefore read images that were not closed
+// cleanly. It does not read internal snapshots.
 //
 // Damage is reported when a read reaches it; damaged ranges never read as zeros. An
 // image and all its qcow2 backing files keep at most 4 MiB of tables in memory, and

@@ -115,7 +115,7 @@ func readHeader(f source.Disk) (*header, error) {
 		}
 		h.features, order, length = u64(72), u32(96), u32(100)
 		if length < headerSize3 || length%8 != 0 || int64(length) > 1<<h.clusterShift {
-			return nil, fmt.Errorf("header: header_length %d at offset 100, want a multiple of 8 from %d to %d (a cluster)", length, headerSize3, 1<<h.clusterShift)
+			return nil, fmt.Errorf("header: header_length %d at offset 100, want a multiple of 8 from %d up to the cluster size of %d", length, headerSize3, 1<<h.clusterShift)
 		}
 		if length > headerSize3 && len(b) > headerSize3 {
 			h.compression = b[headerSize3]
@@ -170,7 +170,7 @@ func (h *header) checkTable(fileSize int64, size uint64, entries uint32, offset 
 	}
 	cluster := uint64(1) << h.clusterShift
 	if offset == 0 || offset%cluster != 0 || offset > math.MaxInt64-maxL1 {
-		return fmt.Errorf("header: l1_table_offset %d at offset 40, want a multiple of %d (a cluster)", offset, cluster)
+		return fmt.Errorf("header: l1_table_offset %d at offset 40, want a multiple of the cluster size of %d", offset, cluster)
 	}
 	h.l1Offset = int64(offset)
 	if end := h.l1Offset + h.l1Entries*8; end > fileSize {

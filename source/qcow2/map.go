@@ -38,9 +38,10 @@ func (d *Disk) mapRange(ctx context.Context, off, end int64, depth int, visit im
 	})
 }
 
-// locate visits the mapping m in parts. The bytes of m begin at the offset pos of
+// locate visits the mapping m in parts. pos is the offset of the first byte of m in
 // d.data, the disk that holds the clusters. d.data may consist of several local files,
-// such as the chunks of a file of an appliance. Each part is contiguous in one of them.
+// such as the chunks of a file of an appliance. Each part is contiguous in one of these
+// files.
 func (d *Disk) locate(m source.Mapping, pos int64, visit image.Visitor) error {
 	for left := m.Len; left > 0; left -= m.Len {
 		f, at, n, ok := image.InFile(d.data, pos, left)

@@ -41,16 +41,16 @@ func (d *Disk) place(entry uint64) (start, end int64) {
 	return start, start&^511 + (sectors+1)*512
 }
 
-// checkPacked returns an error if the bytes of the compressed cluster c cannot begin
-// at the offset start of the file.
-func (d *Disk) checkPacked(c, start int64) error {
+// checkPacked returns an error if the bytes of the compressed cluster c cannot begin at
+// the given offset in the file.
+func (d *Disk) checkPacked(c, offset int64) error {
 	switch {
-	case start>>56 != 0:
-		return d.errorAt(c, "the compressed bytes are at offset %#x, want less than 64 PiB: the L2 table is damaged", start)
-	case start >= d.fileSize:
-		return d.errorAt(c, "the compressed bytes are at offset %d, but the file has %d bytes: the file is truncated or damaged", start, d.fileSize)
-	case d.inMetadata(start, start+1):
-		return d.errorAt(c, "the compressed bytes are at offset %d, in %s: the L2 table is damaged", start, d.metadataAt(start, start+1))
+	case offset>>56 != 0:
+		return d.errorAt(c, "the compressed bytes are at offset %#x, want less than 64 PiB: the L2 table is damaged", offset)
+	case offset >= d.fileSize:
+		return d.errorAt(c, "the compressed bytes are at offset %d, but the file has %d bytes: the file is truncated or damaged", offset, d.fileSize)
+	case d.inMetadata(offset, offset+1):
+		return d.errorAt(c, "the compressed bytes are at offset %d, in %s: the L2 table is damaged", offset, d.metadataAt(offset, offset+1))
 	}
 	return nil
 }
@@ -77,11 +77,11 @@ func (d *Disk) unpackAt(p []byte, off int64, r *run) error {
 	return nil
 }
 
-// unpackPiece fills p with a part of cluster c. The part begins at the offset start of
-// the unpacked cluster. unpackPiece caches the unpacked cluster, because the next read
-// is likely to need another part of it.
-func (d *Disk) unpackPiece(u *unpacker, p []byte, c, start int64, r *run) error {
-	return d.mem.Piece(p, d.id, c, start, d.part(c), func(cluster []byte) error {
+// unpackPiece fills p with a part of cluster c, beginning at the given offset in the
+// unpacked cluster. unpackPiece caches the unpacked cluster, because the next read is
+// likely to need another part of it.
+func (d *Disk) unpackPiece(u *unpacker, p []byte, c, offset int64, r *run) error {
+	return d.mem.Piece(p, d.id, c, offset, d.part(c), func(cluster []byte) error {
 		_, err := d.unpackWhole(u, cluster, c, r)
 		return err
 	})

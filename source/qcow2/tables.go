@@ -159,7 +159,7 @@ func (d *Disk) tableFrom(i int64, entry uint64) (int64, error) {
 	case at == 0:
 		return 0, nil
 	case at&(d.cluster-1) != 0:
-		return fail("the L2 table is at offset %d, want a multiple of %d (a cluster)", at, d.cluster)
+		return fail("the L2 table is at offset %d, want a multiple of the cluster size of %d", at, d.cluster)
 	case at > d.fileSize-need:
 		return fail("the L2 table at offset %d needs %d bytes, but the file has %d", at, need, d.fileSize)
 	case d.inHeader(at, at+need):
@@ -244,7 +244,7 @@ func (d *Disk) canBeAt(pos, off int64) bool {
 
 // subcluster does the work of unit for a cluster with subclusters that is not
 // compressed (section "Extended L2 Entries" of the specification). If allocated is set,
-// the file has the cluster at the offset pos.
+// pos is the offset of the cluster in the file.
 func (d *Disk) subcluster(entry, bitmap uint64, allocated bool, pos, off int64) (kind, int64) {
 	if entry&entryZero != 0 || bitmap>>subclusters&bitmap != 0 || !allocated && uint32(bitmap) != 0 {
 		return bad, 0
@@ -303,9 +303,9 @@ func (d *Disk) badEntry(r *run, off int64) error {
 	case at == 0 && entry&entryCopied != 0 && d.data == d.file:
 		err = fmt.Errorf("the cluster is at offset 0, where the header is")
 	case at != 0 && d.data == d.file && at&(d.cluster-1) != 0:
-		err = fmt.Errorf("the cluster is at offset %d, want a multiple of %d", at, d.cluster)
+		err = fmt.Errorf("the cluster is at offset %d, want a multiple of the cluster size of %d", at, d.cluster)
 	case d.data != d.file && (at != 0 || entry&entryCopied != 0) && at != c<<d.clusterShift:
-		err = fmt.Errorf("the cluster is at offset %d of the data file, want %d", at, c<<d.clusterShift)
+		err = fmt.Errorf("the cluster is at offset %d of the data file, want offset %d, because each cluster must have the same offset in the data file as in the disk", at, c<<d.clusterShift)
 	case at != 0 && d.data == d.file && d.inMetadata(at, at+d.cluster):
 		err = fmt.Errorf("the cluster at offset %d lies in %s", at, d.metadataAt(at, at+d.cluster))
 	case d.entryBits == 4 && entry&entryZero == 0:
@@ -326,9 +326,9 @@ func (d *Disk) errorAt(c int64, format string, args ...any) error {
 // again whether its context has ended.
 const scanStep = 1 << 28
 
-// walk divides [off, end) into stretches, ranges whose content is of one kind, and
-// calls visit for each of them in ascending order. r has the table entries of the
-// stretch s.
+// walk divides [off, end) into stretches, ranges whose content is of one kind. It calls
+// visit for each stretch s in ascending order, together with a run r that has the table
+// entries of the stretch.
 func (d *Disk) walk(ctx context.Context, off, end int64, visit func(r *run, s stretch) error) error {
 	for off < end {
 		if err := d.life.Cause(ctx); err != nil {
