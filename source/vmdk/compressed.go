@@ -13,9 +13,9 @@ import (
 const (
 	markerSize = 12 // lba uint64, size uint32; then the compressed bytes
 
-	// A compressed grain may have twice as many bytes as an unpacked one, and
-	// packedSlack bytes more. Qemu accepts twice as many. Data that cannot be
-	// compressed becomes only a few bytes larger with deflate.
+	// A compressed grain may have up to twice as many bytes as the unpacked grain, plus
+	// packedSlack bytes. Qemu accepts up to twice as many bytes as the unpacked grain.
+	// Data that cannot be compressed becomes only a few bytes larger with deflate.
 	packedSlack = 1 << 10
 
 	// batchSize limits a read that fetches several grains, in bytes. Larger reads would
@@ -60,11 +60,11 @@ func (s *sparse) unpackAt(p []byte, off int64, r *run, i int64) error {
 	return nil
 }
 
-// unpackPiece fills p with a part of grain g, which is grain i of r. The part begins at
-// the offset start of the unpacked grain. unpackPiece caches the unpacked grain,
+// unpackPiece fills p with a part of grain g, beginning at the given offset in the
+// unpacked grain. Grain g is grain i of r. unpackPiece caches the unpacked grain,
 // because the next read is likely to need another part of it.
-func (s *sparse) unpackPiece(u *unpacker, p []byte, g, start int64, r *run, i int64) error {
-	return s.mem.Piece(p, s.id, g, start, s.part(g), func(grain []byte) error {
+func (s *sparse) unpackPiece(u *unpacker, p []byte, g, offset int64, r *run, i int64) error {
+	return s.mem.Piece(p, s.id, g, offset, s.part(g), func(grain []byte) error {
 		_, _, err := s.unpackWhole(u, grain, g, r, i)
 		return err
 	})

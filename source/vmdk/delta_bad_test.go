@@ -41,7 +41,7 @@ func TestBadDeltas(t *testing.T) {
 		{"directory truncated", cowd, cut(func(l *layout) int64 { return l.gd + 11 }), []string{"grain directory at sector 4 needs 12 bytes, but the file has 2059"}},
 		{"directory too short", cowd, func(l *layout) { l.put32(24, 2) }, []string{"offset 24: the grain directory has 2 entries, want 3"}},
 		{"directory absurd", cowd, func(l *layout) { l.put32(24, 1<<32-1) }, []string{"grain directory at sector 4 needs 17179869180 bytes, but the file has"}},
-		{"table past the end", cowd, func(l *layout) { l.put32(l.gd+4, 1<<32-1) }, []string{"grain table 1 at offset 2199023255040, according to the grain directory's entry at offset 2052: the table needs 16384 bytes, but the file has"}},
+		{"table past the end", cowd, func(l *layout) { l.put32(l.gd+4, 1<<32-1) }, []string{"grain table 1 at offset 2199023255040, according to the grain directory's entry at offset 2052: the table needs 16384 bytes and would end at offset 2199023271424, but the file has"}},
 		{"table truncated", cowd, cut(func(l *layout) int64 { return l.tables[2] + 4*(10000-8192) - 1 }), []string{"grain table 2 at offset", "needs 7232 bytes"}},
 		{"table in the header", cowd, func(l *layout) { l.put32(l.gd, 1) }, []string{"grain table 0 at offset 512, according to the grain directory's entry at offset 2048: the table lies in the header, bytes 0 to 2048"}},
 		{"table in the directory", cowd, func(l *layout) { l.put32(l.gd, 4) }, []string{"grain table 0 at offset 2048", "lies in the grain directory, bytes 2048 to 2060"}},

@@ -259,8 +259,8 @@ func (d *descriptor) sectors() (int64, error) {
 
 // These texts end the errors about disks that this package does not read.
 const (
-	physical  = "a physical device, which is not supported: copy from the device itself"
-	rawDevice = "a raw device mapping of an ESXi host, which is not supported: copy from the device that it maps, or from the host by VDDK"
+	physical  = "a physical device; copy from the device itself"
+	rawDevice = "a raw device mapping of an ESXi host; copy from the device to which it is mapped, or from the host by VDDK"
 	encrypted = "the disk is encrypted (%s), which is not supported: decrypt it in vSphere or Workstation first"
 )
 
@@ -290,7 +290,7 @@ func (d *descriptor) readable() error {
 	}
 	v := d.values["createtype"]
 	if what, ok := unread[strings.ToLower(v.text)]; ok {
-		return fmt.Errorf("line %d: createType %s describes %s", v.line, quote(v.text), what)
+		return fmt.Errorf("line %d: createType %s is not supported: the disk is %s", v.line, quote(v.text), what)
 	}
 	return nil
 }
@@ -327,7 +327,7 @@ func (d *descriptor) decodeNames() error {
 				return decoded, nil
 			}
 		}
-		return "", fmt.Errorf("line %d: the name %s is in the encoding %s (line %d): only UTF-8 and encodings of one byte per character, such as windows-1252, are known", line, quote(name), quote(encoding.text), encoding.line)
+		return "", fmt.Errorf("line %d: the name %s is in the encoding %s, which line %d declares and which is not supported: want UTF-8, or an encoding of one byte per character, such as windows-1252", line, quote(name), quote(encoding.text), encoding.line)
 	}
 	for i := range d.extents {
 		e := &d.extents[i]

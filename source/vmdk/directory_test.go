@@ -98,7 +98,7 @@ func TestRedundantDirectoryWarns(t *testing.T) {
 		{"no primary", func(l *layout) { l.put64(56, 0) }, []string{"all grain tables are read through the redundant grain directory at offset ", "no grain directory (its sector is 0)"}},
 		{"primary past the end", func(l *layout) { l.put64(56, 1<<40) }, []string{"all grain tables are read through the redundant", "the grain directory at sector 1099511627776 needs"}},
 		{"primary in the descriptor", func(l *layout) { l.put64(56, 3) }, []string{"all grain tables are read through the redundant", "lies in the descriptor"}},
-		{"primary is zeros", func(l *layout) { clear(l.file[l.gd : l.gd+24]) }, []string{"the grain directory is damaged: 6 of 6 grain tables are read through the redundant grain directory; the first: the grain directory's entry at offset ", "of grain table 0, is 0"}},
+		{"primary is zeros", func(l *layout) { clear(l.file[l.gd : l.gd+24]) }, []string{"the grain directory is damaged: 6 of 6 grain tables are read through the redundant grain directory; the first of them: the grain directory's entry at offset ", "of grain table 0, is 0"}},
 		{"entries past the end", func(l *layout) { l.put32(l.gd, 0xfffffff0); l.put32(l.gd+8, 1<<30) }, []string{"2 of 6 grain tables", "grain table 0 at offset", "needs 16 bytes"}},
 		{"entry in the descriptor", func(l *layout) { l.put32(l.gd+8, 2) }, []string{"1 of 6 grain tables", "grain table 2 at offset 1024", "lies in the descriptor"}},
 		{"entry of another table", func(l *layout) { l.put32(l.gd+4, uint32(l.tables[0]/sector)) }, []string{"2 of 6 grain tables", "overlaps another grain table"}},
@@ -139,7 +139,7 @@ func TestTableBehindMetadata(t *testing.T) {
 	checkWarnings(t, mustOpen(t, path).Warnings(), path, nil)
 	l.put32(l.gd+8, uint32(l.grains[0]/sector))
 	write(t, filepath.Dir(path), "x.vmdk", l.file)
-	checkWarnings(t, mustOpen(t, path).Warnings(), path, []string{"1 of 6 grain tables lie behind the metadata (overHead)", fmt.Sprintf("the first of these tables is at offset %d", l.grains[0])})
+	checkWarnings(t, mustOpen(t, path).Warnings(), path, []string{"the grain directory may be damaged: 1 of 6 grain tables lie after the end of the metadata (overHead)", fmt.Sprintf("the first of these tables is at offset %d", l.grains[0])})
 }
 
 // TestEmptyDirectory opens a stream whose header says that the grain directory is at
@@ -149,7 +149,7 @@ func TestEmptyDirectory(t *testing.T) {
 	l := im.build()
 	l.put64(56, uint64(l.tables[0]/sector)+1)
 	path := write(t, t.TempDir(), "x.vmdk", l.file)
-	checkWarnings(t, mustOpen(t, path).Warnings(), path, []string{"has no grain table, and the file has", "the directory is damaged"})
+	checkWarnings(t, mustOpen(t, path).Warnings(), path, []string{"the grain directory at offset", "may be damaged: it has no grain table, but the file has"})
 	for _, im := range []image{{capacity: 1 << 30, noTables: true, descriptor: monolithic}, {capacity: 1 << 30, noTables: true, compressed: true, footer: true, descriptor: monolithic}} {
 		path := write(t, t.TempDir(), "x.vmdk", im.build().file)
 		checkWarnings(t, mustOpen(t, path).Warnings(), path, nil)

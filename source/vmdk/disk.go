@@ -93,14 +93,15 @@ const (
 type piece struct {
 	kind   grainKind
 	off, n int64 // bytes
-	// file has the content from the offset pos on. It is nil if no local file has the
-	// content uncompressed, or if the scan only looks for the kinds of pieces.
+	// file has the content, and pos is the offset of the content in file. file is nil if
+	// no local file has the content uncompressed, or if the scan only looks for the
+	// kinds of pieces.
 	file *os.File
 	pos  int64
 }
 
 // emitPlaces passes p to the function emit in parts, each of which is contiguous in a
-// local file. The content of p is in f, from the offset pos on.
+// local file. f has the content of p, and pos is the offset of the content in f.
 func (p piece) emitPlaces(f source.Disk, pos int64, emit func(piece) error) error {
 	for left := p.n; left > 0; {
 		part := piece{kind: p.kind, off: p.off + p.n - left}
@@ -257,12 +258,12 @@ func (d *Disk) openExtent(e extentLine, opened map[string]source.Disk, open sour
 		return nil
 	case "FLAT", "VMFS", "SPARSE", "VMFSSPARSE", "SESPARSE":
 	case "VMFSRDM", "VMFSRAW":
-		return fmt.Errorf("extent %s is of type %s and therefore %s", quote(e.name), e.kind, rawDevice)
+		return fmt.Errorf("extent %s of type %s is not supported: it is %s", quote(e.name), e.kind, rawDevice)
 	default:
 		return fmt.Errorf("extent %s is of the unknown type %s, want FLAT, SPARSE, ZERO, VMFS, VMFSSPARSE or SESPARSE", quote(e.name), quote(e.kind))
 	}
 	if e.device() {
-		return fmt.Errorf("extent %s is %s", quote(e.name), physical)
+		return fmt.Errorf("extent %s is not supported: it is %s", quote(e.name), physical)
 	}
 	if object, ok := storageObject(e.name); ok {
 		return storageError("extent", e.name, object)

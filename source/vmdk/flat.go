@@ -9,12 +9,11 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// flat is a FLAT or VMFS extent. Its content is size bytes of a file, which begin at
-// the offset start of the file.
+// flat is a FLAT or VMFS extent. Its content is a range of a file.
 type flat struct {
 	name        string // as errors call the file
 	file        source.Disk
-	start, size int64 // bytes
+	start, size int64 // offset of the range in the file, and its length, in bytes
 }
 
 func newFlat(name string, f source.Disk, e extentLine) (*flat, error) {

@@ -147,7 +147,7 @@ func readFooter(f source.Disk) (h header, offset int64, err error) {
 		}
 		offset = start + int64(i)
 		if !bytes.HasPrefix(sector, []byte(magicSparse)) {
-			return header{}, 0, fmt.Errorf("the footer, which has the offset of the grain directory, must be the last sector before the end-of-stream marker, but found %q in this sector at offset %d: the file of %d bytes is truncated or was not closed", sector[:4], offset, f.Size())
+			return header{}, 0, fmt.Errorf("there is no footer with the offset of the grain directory: found %q at offset %d, in the last sector before the end-of-stream marker, want %q: the file of %d bytes is truncated, or its writer did not close it", sector[:4], offset, magicSparse, f.Size())
 		}
 		h = parseHeader(sector)
 		if err := h.checkStart(); err != nil {

@@ -98,7 +98,7 @@ func (x *hosted) initDirectories(h *header, entries *sectorEntries) error {
 	case x.redundant.at == 0:
 		return err
 	default:
-		x.warn("all grain tables are read through the redundant grain directory at offset %d, because the primary one cannot be used: %w", x.redundant.at, err)
+		x.warn("all grain tables are read through the redundant grain directory at offset %d, because the primary grain directory cannot be used: %w", x.redundant.at, err)
 		primary, x.redundant = x.redundant, directory{}
 	}
 	x.primary = primary
@@ -142,10 +142,10 @@ func (x *hosted) indexDirectories() error {
 		return err
 	}
 	if behind > 0 && x.metadataEnd > 0 && !x.compressed {
-		// Perhaps the writer of the image has put these tables behind the metadata.
+		// Perhaps the writer of the image has put these tables after the metadata.
 		// Perhaps an entry of the directory is damaged and points to zeros in a grain.
 		// The two cases look alike. This is therefore a warning and not an error.
-		x.warn("%d of %d grain tables lie behind the metadata (overHead), which ends at offset %d; the first of these tables is at offset %d: if the disk has zeros where it should have data, the grain directory is damaged", behind, x.count, x.metadataEnd, first)
+		x.warn("the grain directory may be damaged: %d of %d grain tables lie after the end of the metadata (overHead) at offset %d; the first of these tables is at offset %d; check that the disk does not have zeros where it should have data", behind, x.count, x.metadataEnd, first)
 	}
 	if x.redundant.at != 0 {
 		if err := x.indexDirectory(&x.redundant, func(int64, int64) {}); err != nil {
@@ -153,7 +153,7 @@ func (x *hosted) indexDirectories() error {
 		}
 	} else if size := x.directorySize(); known == 0 {
 		if extra := x.fileSize - max(x.metadataEnd, x.primary.at+size) - size; extra > emptySlack {
-			x.warn("the grain directory at offset %d has no grain table, and the file has %d more bytes than an empty disk needs: if the disk should have data, the directory is damaged", x.primary.at, extra)
+			x.warn("the grain directory at offset %d may be damaged: it has no grain table, but the file has %d more bytes than an empty disk needs; check whether the disk should have data", x.primary.at, extra)
 		}
 	}
 	x.replaceLoose()
@@ -191,6 +191,6 @@ func (x *hosted) compareDirectories() {
 	})
 	if n > 0 {
 		x.fallback = true
-		x.warn("the grain directory is damaged: %d of %d grain tables are read through the redundant grain directory; the first: %w", n, x.count, first)
+		x.warn("the grain directory is damaged: %d of %d grain tables are read through the redundant grain directory; the first of them: %w", n, x.count, first)
 	}
 }

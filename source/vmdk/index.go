@@ -24,8 +24,8 @@ type index interface {
 	// occupied looks for metadata in the bytes [start, end) of the file. If there is
 	// any, it returns the range of the metadata, where no grain can be, and true.
 	occupied(start, end int64) (region, bool)
-	// share reports to m how much memory the index needs. m limits the memory of
-	// all images in a chain. It is called while an image is opened.
+	// share makes the index count its memory in m, which limits the memory of all
+	// images in a chain together. share is called while an image is opened.
 	share(m *memory)
 }
 
@@ -53,11 +53,11 @@ type entryFormat interface {
 	// no such table.
 	table(entry []byte) (at int64, err error)
 	// stretch returns the kind of grain i. The result next is the number of the first
-	// grain after i that has another kind, but at most end. If contiguous is true,
-	// grains that are in the file must also follow each other in the file, and next is
-	// the first grain that does not. If grain i is in the file, pos is its offset in
-	// the file, in bytes. If the method place returns an error for the entry of grain
-	// i, pos is the constant nowhere.
+	// grain after i that has another kind, but at most end. If contiguous is true and
+	// grain i is in the file, next is the number of the first grain that does not lie
+	// directly after the previous grain in the file, but at most end. If grain i is in
+	// the file, pos is its offset in the file, in bytes. If the method place returns an
+	// error for the entry of grain i, pos is the constant nowhere.
 	stretch(entries []byte, i, end int64, contiguous bool) (kind grainKind, pos, next int64)
 	// place returns the offset of grain i in the file, in bytes. It returns an error if
 	// the entry is damaged.
@@ -70,8 +70,9 @@ const nowhere = 1 << 62
 
 // stretch returns the kind of grain i of the run and the offset of the grain in the
 // file. The result next is the number of the first grain after i that has another kind,
-// but at most end. If contiguous is true, grains that are in the file must also follow
-// each other in the file.
+// but at most end. If contiguous is true and grain i is in the file, next is the number
+// of the first grain that does not lie directly after the previous grain in the file,
+// but at most end.
 func (r *run) stretch(i, end int64, contiguous bool) (kind grainKind, pos, next int64) {
 	if r.entries == nil {
 		return r.kind, 0, end

@@ -98,7 +98,7 @@ func (x *hosted) replaceLoose() {
 		if both && !zero.Is(own) {
 			continue // both are loose and have grains: either may be right
 		}
-		x.replace(l.table, fmt.Errorf("grain table %d at offset %d, according to the grain directory's entry at offset %d, does not lie next to the previous or the following table, and differs from the same table of the redundant grain directory at offset %d", l.table, l.at, x.primary.at+l.table<<x.shift, redundant))
+		x.replace(l.table, fmt.Errorf("the grain directory's entry at offset %d says that grain table %d is at offset %d, which is not next to the previous or the following table; the redundant grain directory has another table at offset %d, and that table is used", x.primary.at+l.table<<x.shift, l.table, l.at, redundant))
 	}
 }
 
@@ -142,7 +142,7 @@ func (x *hosted) warnLoose(tables []loose) {
 			continue
 		}
 		if l.at <= zeroTable || l.at+x.tableSize(l.table) > x.metadataEnd {
-			continue // indexDirectories warned of tables behind the metadata
+			continue // indexDirectories warned of tables after the metadata
 		}
 		b, err := x.readTable(l.table, l.at)
 		if err != nil || !zero.Is(b) {
@@ -153,7 +153,7 @@ func (x *hosted) warnLoose(tables []loose) {
 		}
 	}
 	if n > 0 {
-		x.warn("%d of %d grain tables are empty and do not lie next to the previous or the following table; the first of them is grain table %d, at offset %d: if the disk has zeros where it should have data, the grain directory is damaged", n, x.count, first.table, first.at)
+		x.warn("the grain directory may be damaged: %d of %d grain tables are empty and do not lie next to the previous or the following table, although writers put tables one after another; the first of these tables is grain table %d, at offset %d; check that the disk does not have zeros where it should have data", n, x.count, first.table, first.at)
 	}
 }
 

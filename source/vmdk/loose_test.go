@@ -27,13 +27,13 @@ func TestLooseTable(t *testing.T) {
 		{"sound", im, func(*layout, uint32) {}, nil, false},
 		{"sound, one directory", plain, func(*layout, uint32) {}, nil, false},
 		{"sound, empty tables", empty, func(*layout, uint32) {}, nil, false},
-		{"one entry", im, func(l *layout, padding uint32) { l.put32(l.gd+8, padding) }, []string{"1 of 6 grain tables are read through the redundant grain directory", "grain table 2 at offset", "does not lie next to the previous or the following table"}, false},
-		{"first and last entry", im, func(l *layout, padding uint32) { l.put32(l.gd, padding); l.put32(l.gd+20, padding+1) }, []string{"2 of 6 grain tables", "grain table 0 at offset"}, false},
+		{"one entry", im, func(l *layout, padding uint32) { l.put32(l.gd+8, padding) }, []string{"1 of 6 grain tables are read through the redundant grain directory", "grain table 2 is at offset", "which is not next to the previous or the following table; the redundant grain directory has another table"}, false},
+		{"first and last entry", im, func(l *layout, padding uint32) { l.put32(l.gd, padding); l.put32(l.gd+20, padding+1) }, []string{"2 of 6 grain tables", "grain table 0 is at offset"}, false},
 		{"redundant entry", im, func(l *layout, padding uint32) { l.put32(l.rgd+8, padding) }, nil, false},
-		{"another entry of both", im, func(l *layout, padding uint32) { l.put32(l.gd+8, padding); l.put32(l.rgd, padding+1) }, []string{"1 of 6 grain tables", "grain table 2 at offset"}, false},
+		{"another entry of both", im, func(l *layout, padding uint32) { l.put32(l.gd+8, padding); l.put32(l.rgd, padding+1) }, []string{"1 of 6 grain tables", "grain table 2 is at offset"}, false},
 		{"table of the redundant directory", im, func(l *layout, padding uint32) {
 			l.put32(l.gd+8, binary.LittleEndian.Uint32(l.file[l.rgd:]))
-		}, []string{"1 of 6 grain tables", "grain table 2 at offset"}, false},
+		}, []string{"1 of 6 grain tables", "grain table 2 is at offset"}, false},
 		{"one directory, last entry", plain, func(l *layout, padding uint32) { l.put32(l.gd+20, padding) }, []string{"1 of 6 grain tables are empty and do not lie next to the previous or the following table", "grain table 5, at offset"}, true},
 		{"one directory, two entries", plain, func(l *layout, padding uint32) { l.put32(l.gd+8, padding); l.put32(l.gd+12, padding+3) }, []string{"2 of 6 grain tables are empty", "grain table 2, at offset"}, true},
 		{"one directory, an empty table left out", plain, func(l *layout, _ uint32) { l.put32(l.gd+4, 0) }, nil, false},

@@ -87,7 +87,7 @@ func openMarkers(f *grainFile, g geometry, h *header, footer int64, metadata []r
 		return nil, err
 	}
 	if h.flags&flagZeroGrain != 0 {
-		return nil, fmt.Errorf("the flags %#x in the header say that grain tables may mark grains as zeros, but the grain tables are missing", h.flags)
+		return nil, fmt.Errorf("the flags %#x in the header say that grain tables may mark grains as zeros, but the file has no grain tables: it is not known which grains are zeros", h.flags)
 	}
 	start, err := h.firstMarker(f.file, end)
 	if err != nil {
@@ -105,8 +105,8 @@ func openMarkers(f *grainFile, g geometry, h *header, footer int64, metadata []r
 }
 
 // eachGrain calls the function visit with the number of each grain and the offset of its
-// marker in the file. It begins with the marker at the offset start, and ends when the
-// stream ends or when visit returns false.
+// marker in the file. start is the offset of the first marker to read. eachGrain returns
+// when the stream ends or when visit returns false.
 func (x *markers) eachGrain(start int64, visit func(g, pos int64) (more bool)) error {
 	scratch := unpackers.Get().(*unpacker)
 	defer unpackers.Put(scratch)
@@ -209,9 +209,9 @@ func streamEnd(f source.Disk, footer int64) (int64, error) {
 	return end, nil
 }
 
-// firstMarker returns the offset of the first marker of the stream in f, which ends at
-// the offset end. It returns an error if the bytes between the descriptor and the first
-// marker are not all zeros, because they might be a grain.
+// firstMarker returns the offset of the first marker of the stream in f. end is the
+// offset of the end of the stream. firstMarker returns an error if the bytes between the
+// descriptor and the first marker are not all zeros, because they might be a grain.
 func (h *header) firstMarker(f source.Disk, end int64) (int64, error) {
 	limit := uint64(end) / sectorSize
 	from := uint64(1)
@@ -233,7 +233,7 @@ func (h *header) firstMarker(f source.Disk, end int64) (int64, error) {
 		}
 		if !zero.Is(b) {
 			at := off + int64(slices.IndexFunc(b, func(c byte) bool { return c != 0 }))
-			return 0, fmt.Errorf("found the byte %#x at offset %d, between the descriptor and the first marker at offset %d (overHead), want zeros: the byte may belong to a grain, and the file has no grain tables that show this", b[at-off], at, start)
+			return 0, fmt.Errorf("found the byte %#x at offset %d, between the descriptor and the first marker at offset %d (overHead), want zeros: the byte may belong to a grain, which cannot be checked because the file has no grain tables", b[at-off], at, start)
 		}
 	}
 	return start, nil
@@ -309,7 +309,7 @@ func (r *markerReader) checkGrain(lba uint64, size int64) (int64, error) {
 	case r.pos+markerSize+size > end:
 		return 0, fmt.Errorf("the %d compressed bytes after the marker end at offset %d, past the end of the stream at offset %d: the file is truncated or damaged", size, r.pos+markerSize+size, end)
 	case r.pos/sectorSize > math.MaxUint32:
-		return 0, fmt.Errorf("the marker lies past the first 2 TiB of the file, where the sector numbers of a sparse extent end")
+		return 0, fmt.Errorf("the marker lies past the first 2 TiB of the file, which sector numbers of 32 bits cannot reach")
 	}
 	g := int64(lba / x.grain)
 	if g <= r.last {

@@ -74,7 +74,7 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 		// folder of the image.
 		var local error
 		if parent, local = open(ctx, d.path, last, "vmdk"); local == nil {
-			d.warn("the parent %s is a path of another host: the file %s in the image's folder is used as the parent, because the CID of this file is the parentCID of the image", quote(name), quote(last))
+			d.warn("the path of the parent, %s, is that of another host: the file %s in the image's folder is used instead, because its CID is the parentCID of the image", quote(name), quote(last))
 			name, err = last, nil
 		} else if !errors.Is(local, fs.ErrNotExist) {
 			err = local
@@ -130,8 +130,8 @@ func (d *Disk) inherit(parent source.Info) {
 
 // explainExtent adds a hint to err, the error of opening the file of an extent, if the
 // path in the descriptor is one of another host. The folder of the image may have a
-// file of the same name. It may be the right file, but nothing proves that, so the user
-// must decide.
+// file of the same name. It may be the right file, but nothing proves that. Therefore
+// the user must decide.
 func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error {
 	last, foreign := lastOfForeign(e.name)
 	if !foreign {

@@ -193,7 +193,7 @@ func checkVolatile(f *grainFile, off int64) error {
 		return fmt.Errorf("volatile header at offset %d: found %#x, want %#x", off, magic, uint64(seVolatileMagic))
 	}
 	if replay := binary.LittleEndian.Uint64(b[24:]); replay != 0 {
-		return fmt.Errorf("volatile header at offset %d: the journal must be replayed first (the value at offset 24 is %#x, want 0), because the disk is in use, or was copied while it was in use, or its host failed; let ESXi open and close the disk (power the virtual machine on and off, or run vmkfstools -i), or take a snapshot and copy the parent of this snapshot", off, replay)
+		return fmt.Errorf("volatile header at offset %d: the journal must be replayed first (the value at offset 24 is %#x, want 0): the disk is in use, or was in use when it was copied or when its host failed; let ESXi open and close the disk (power the virtual machine on and off, or run vmkfstools -i), or take a snapshot and copy the disk as it was before the snapshot", off, replay)
 	}
 	if !zero.Is(b[32:]) {
 		return fmt.Errorf("volatile header at offset %d: the %d bytes from offset 32 up to the end of the header are not zeros: their meaning is not known", off, sectorSize-32)

@@ -116,16 +116,16 @@ func (s *sparse) readAt(p []byte, off int64) error {
 
 // readPlain fills p with the bytes from off on in the extent. They must be in
 // uncompressed grains that follow each other in the file. The first of these is grain i
-// of r, which begins at the offset start of the file. start is the constant nowhere if
-// the table entry of that grain is damaged.
-func (s *sparse) readPlain(p []byte, off, start int64, r *run, i int64) error {
+// of r. grainPos is the offset of that grain in the file, or the constant nowhere if its
+// table entry is damaged.
+func (s *sparse) readPlain(p []byte, off, grainPos int64, r *run, i int64) error {
 	g := off >> s.grainShift
-	if start == nowhere {
+	if grainPos == nowhere {
 		_, err := r.place(i)
 		return s.errorf(g, "%w", err)
 	}
-	pos := start + off&(s.grainSize-1)
-	if err := s.checkPlace(start, pos+int64(len(p)), off); err != nil {
+	pos := grainPos + off&(s.grainSize-1)
+	if err := s.checkPlace(grainPos, pos+int64(len(p)), off); err != nil {
 		return err
 	}
 	if err := image.ReadFull(s.file, p, pos); err != nil {
@@ -196,13 +196,17 @@ func (s *sparse) scan(ctx context.Context, off, end int64, want detail, emit fun
 }
 
 // emitPlaces passes p, a range of uncompressed grains, to the function emit, together
-// with the positions of its bytes in local files. The first grain of p begins at the
-// offset grainPos of the file of the extent. extentOff is an offset in the extent, at or
-// after the end of p. All grains from the first one up to that offset follow each other
-// in the file.
-func (s *sparse) emitPlaces(p piece, grainPos, extentOff int64, emit func(piece) error) error {
+// with the positions of its bytes in local files. grainPos is the offset of the first
+// grain of p in the file of the extent.
+//
+// The grains of p follow each other in the file. More grains may follow directly after p
+// in the extent and in the file. contiguousEnd is the offset in the extent where the last
+// of them ends. If any of all these grains cannot be where its table entry says,
+// emitPlaces passes p to emit without positions. The check includes the grains after p,
+// so that the positions do not depend on where the scan ends.
+func (s *sparse) emitPlaces(p piece, grainPos, contiguousEnd int64, emit func(piece) error) error {
 	pos := grainPos + p.off&(s.grainSize-1)
-	if s.checkPlace(grainPos, pos+extentOff-p.off, p.off) != nil {
+	if s.checkPlace(grainPos, pos+contiguousEnd-p.off, p.off) != nil {
 		return emit(p) // reading reports the error
 	}
 	return p.emitPlaces(s.file, pos, emit)

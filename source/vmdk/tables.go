@@ -206,9 +206,9 @@ func (t *tables) tableIn(d *directory, i int64) (int64, error) {
 	return t.tableFrom(d, i, entry)
 }
 
-// tableFrom returns the offset of grain table i that its entry has. The caller has read
-// the entry from the directory d. tableFrom returns an error if no grain table can be
-// at that offset.
+// tableFrom returns the offset of grain table i in the file. entry is the entry of this
+// table, which the caller has read from the directory d. tableFrom returns an error if
+// no grain table can be at the offset that the entry has.
 func (t *tables) tableFrom(d *directory, i int64, entry []byte) (int64, error) {
 	at, err := t.format.table(entry)
 	if err != nil {
@@ -222,7 +222,7 @@ func (t *tables) tableFrom(d *directory, i int64, entry []byte) (int64, error) {
 	}
 	need := t.tableSize(i)
 	if at > t.fileSize-need {
-		return bad("the table needs %d bytes, but the file has %d: the file is truncated, or the directory is damaged", need, t.fileSize)
+		return bad("the table needs %d bytes and would end at offset %d, but the file has %d bytes: the file is truncated, or the directory is damaged", need, at+need, t.fileSize)
 	}
 	if r, ok := within(t.fixed, at, at+need); ok {
 		return bad("the table lies in the %s, bytes %d to %d of the file: the directory is damaged", r.what, r.start, r.end)
@@ -278,12 +278,14 @@ func (t *tables) run(g, needed int64, hole *fileHole) (run, error) {
 	return run{n: left, entries: data, format: t.format}, nil
 }
 
-// skip returns the length of a run of grains without a grain table. The run begins with
-// grain g. table is the number of the table that would have this grain, and n is the number
-// of grains from g on that belong to this table. missing is noTable if all grains of the
-// table are absent, or zeroTable if all are zeros. If missing has the same value for the
-// following tables, the run continues with the grains of these tables, until it has the
-// needed number of grains or skip has examined maxSkipped tables.
+// skip returns the number of grains in a run of grains that have no grain table. The run
+// begins with grain g. table is the number of the missing table to which this grain
+// belongs, and n is the number of grains from g to the end of this table. missing is
+// noTable if these grains are absent, or zeroTable if they are zeros.
+//
+// The run continues with the grains of the next tables, as long as the directory has the
+// value of missing for these tables too. It ends when it has the needed number of grains,
+// or when skip has examined maxSkipped tables.
 func (t *tables) skip(table, missing, g, n, needed int64, hole *fileHole) int64 {
 	last := table + maxSkipped
 	for n < needed && table < last {
