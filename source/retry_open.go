@@ -236,7 +236,7 @@ func (r *retrying) checkIdentity(d *openedDisk) error {
 		return Changed(fmt.Errorf("the disk was replaced: it had %d bytes (identity %q), and now has %d bytes (identity %q)", r.Size(), r.first.id, d.Size(), d.id))
 	}
 	if d.id != r.first.id || d.proof != r.first.proof {
-		return Changed(fmt.Errorf("the disk was replaced or changed: its identity was %q (proof: %s), and now is %q (proof: %s)", r.first.id, r.first.proof, d.id, d.proof))
+		return Changed(fmt.Errorf("the disk was replaced or changed: its identity was %q (proof of unchanged content: %s), and now is %q (proof of unchanged content: %s)", r.first.id, r.first.proof, d.id, d.proof))
 	}
 	return nil
 }

@@ -239,7 +239,7 @@ func TestRetryFaults(t *testing.T) {
 				}
 				return nil
 			},
-			want:  `cannot open the source again: the disk was replaced or changed: its identity was "the disk" (proof: snapshot), and now is "another disk" (proof: snapshot)`,
+			want:  `cannot open the source again: the disk was replaced or changed: its identity was "the disk" (proof of unchanged content: snapshot), and now is "another disk" (proof of unchanged content: snapshot)`,
 			after: 3 * time.Second, openings: 2, retries: 2, reopenings: 1,
 		},
 		{

@@ -75,8 +75,8 @@ func (s *Samples) add(one sample) {
 	s.last = appendLast(s.last, one, lastSamples)
 }
 
-// appendLast appends a sample to the list. If the list already has limit samples,
-// appendLast removes the first one.
+// appendLast appends a sample to the list. If the number of samples in the list has
+// already reached the limit, appendLast removes the first sample.
 func appendLast(list []sample, one sample, limit int) []sample {
 	if len(list) == limit {
 		list = slices.Delete(list, 0, 1)
@@ -87,10 +87,11 @@ func appendLast(list []sample, one sample, limit int) []sample {
 // Check reads the remembered ranges again, less than 2 MiB in total, and returns an error
 // that wraps ErrChanged if the content differs.
 //
-// The function read must fill p. If it cannot, it returns an error. The result proceed
-// then says whether Check should continue with other ranges. Check skips ranges that
-// cannot be read, because a host may refuse a single request. If no range can be read,
-// or if proceed is false, Check returns the error of read.
+// Check calls the function read for each range. read must fill its argument p with the
+// bytes of the disk from off on, or return an error. If read returns true together with
+// the error, Check skips this range and continues with the other ranges, because a host
+// may refuse a single request. If read returns false together with the error, or if no
+// range can be read, Check returns the error of read.
 //
 // Each failed Check halves the number of ranges that later Checks read. Otherwise a disk
 // that loses its connection after every few reads could never pass a Check.

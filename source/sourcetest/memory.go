@@ -233,8 +233,9 @@ func (list pattern) ReadAt(p []byte, off int64) (int, error) {
 
 // fillPattern fills p with the bytes of the pattern from off on.
 func fillPattern(p []byte, off int64) {
-	// Two words of 8 bytes never have the same value, because the factor is odd.
-	// Without the addend, the first word of the disk would be zero.
+	// The pattern consists of words of 8 bytes. Word i is computed from
+	// i*factor + addend. Because factor is odd, no two words are equal. Without addend,
+	// the first word of the disk would be zero.
 	const factor, addend = 0x9E3779B97F4A7C15, 0xD1B54A32D192ED03
 	word := uint64(off/8)*factor + addend
 	if skip := int(off % 8); skip > 0 && len(p) > 0 {

@@ -68,15 +68,15 @@ func (c Config) size() int64 { return int64(len(c.Content)) }
 
 func (c Config) random(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
 
-// within runs the function work and fails the test if it does not return in time. The
-// contract of source.Disk allows one second. The time limit here is much longer, so that
-// tests do not fail on a busy machine.
-func within(t *testing.T, what string, work func()) {
+// within calls the function f, and fails the test if f does not return within 30
+// seconds. what names the call of f in the failure message. The contract of source.Disk
+// allows only one second, but with this limit tests would fail on a busy machine.
+func within(t *testing.T, what string, f func()) {
 	t.Helper()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		work()
+		f()
 	}()
 	select {
 	case <-done:

@@ -15,8 +15,8 @@ import (
 // beginning, and is changed together with d. The test writes ranges of any alignment.
 // It writes from one goroutine, and from several goroutines that write to different
 // bytes of the same blocks. It compares d with the expected content, and at the end
-// flushes d. It writes ranges that were trimmed again before it compares them, because
-// a trim leaves their content undefined.
+// flushes d. A trim leaves the content of a range undefined. The test therefore writes
+// to a trimmed range before it compares the range.
 func Writable(t *testing.T, d source.Disk, content []byte) {
 	t.Helper()
 	w, ok := source.Ability[source.Writable](d)
