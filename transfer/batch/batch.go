@@ -13,6 +13,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -52,8 +53,8 @@ type Value struct {
 	Texts []string // one, except for an Array
 }
 
-// Labels returns the labels of the job, and those of the defaults that the job does not
-// replace. The map belongs to the caller and is not nil.
+// Labels returns the labels of the job, and those labels of the defaults that the job does not
+// replace. The caller may change the map, which is never nil.
 func (j *Job) Labels() map[string]string {
 	all := make(map[string]string, len(j.labels)+len(j.defaultLabels))
 	maps.Copy(all, j.defaultLabels)
@@ -219,13 +220,13 @@ func ParseShard(s string) (i, n int, err error) {
 // Selection says which jobs of a file are selected. The zero value selects all.
 type Selection struct {
 	Names         []string          // empty: all names
-	Labels        map[string]string // a job must have all of them
+	Labels        map[string]string // a selected job has all of these labels
 	Shard, Shards int               // Shards 0: all shards
 }
 
-// Select returns the selected jobs in the order of the file. It fails if no job has one of the
-// given names, or if no job has both a given name and all given labels. A shard may be without
-// jobs.
+// Select returns the selected jobs in the order of the file. It fails if one of the given names is
+// not the name of a job, or if none of the jobs with the given names has all given labels. If the
+// given shard has none of the remaining jobs, the result is empty, which is not an error.
 func (f *File) Select(s Selection) ([]*Job, error) {
 	missing := map[string]bool{}
 	for _, name := range s.Names {
@@ -247,7 +248,7 @@ func (f *File) Select(s Selection) ([]*Job, error) {
 		}
 	}
 	if len(jobs) == 0 && len(s.Names) > 0 {
-		return nil, fmt.Errorf("none of the %d jobs of the file has one of the given names and all given labels", len(f.Jobs))
+		return nil, errors.New("none of the jobs with the given names has all given labels")
 	}
 	if len(jobs) == 0 {
 		return nil, fmt.Errorf("none of the %d jobs of the file has all given labels", len(f.Jobs))

@@ -50,7 +50,8 @@ func (r *run) plan(jobs []*Job) (queue []*attempt, err error) {
 	return queue, nil
 }
 
-// wasDone reports whether an earlier run has done the job and nothing has changed since.
+// wasDone reports whether an earlier run has done the job and the job need not run again. It logs
+// the reason if the job must run again.
 func (r *run) wasDone(a *attempt, e *entry) bool {
 	if e.Phase != phaseDone {
 		return false

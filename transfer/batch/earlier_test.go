@@ -250,7 +250,7 @@ func TestStateIsLocked(t *testing.T) {
 func TestBadState(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state.json")
 	for text, want := range map[string]string{
-		"":                                      "unexpected end of JSON input; want the complete state file of an earlier run",
+		"":                                      "unexpected end of JSON input; expected the complete state file of an earlier run",
 		`{"version":2,"jobs":[]}`:               "version 2, want 1",
 		`{"version":1,"jobs":[{"phase":"eh"}]}`: `job 0: the entry has the phase "eh": want running`,
 		`{"version":1,"jobs":[7]}`:              "job 0: json: cannot unmarshal number",

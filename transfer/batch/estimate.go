@@ -9,7 +9,8 @@ import (
 	"github.com/vddkcp/vddkcp/internal/bytesize"
 )
 
-// ownRate is the text of Estimated.Binds if no limit slows the batch down.
+// ownRate is the value of Estimated.Binds if no limit slows the batch down. Estimated.Binds is a
+// text that says what limits the speed of the batch.
 const ownRate = "each disk's own rate binds it"
 
 // Expected is what a forecast knows about a job before it runs.
@@ -43,10 +44,10 @@ type Estimated struct {
 
 // Estimate forecasts a batch by simulating it. Jobs start in the order in which Run starts
 // them, each with the connections that its host has room for. The rate of a job is proportional
-// to its number of connections. All jobs together are at most as fast as the rates in reached
-// and Limits.Rate allow. Targets are assumed to be fast enough.
-func Estimate(jobs []Expected, limits Limits, reached Reached) Estimated {
-	f := newForecast(jobs, limits, reached)
+// to its number of connections. All jobs together are at most as fast as Limits.Rate and the
+// measured rates allow. Targets are assumed to be fast enough.
+func Estimate(jobs []Expected, limits Limits, measured Reached) Estimated {
+	f := newForecast(jobs, limits, measured)
 	var result Estimated
 	waits := map[string]float64{} // for each bound, the seconds in which it applied
 	seconds := 0.0
@@ -82,8 +83,8 @@ func Estimate(jobs []Expected, limits Limits, reached Reached) Estimated {
 	return result
 }
 
-// Opening returns the jobs that Run starts when a batch begins. Their Rate is what their share
-// of the connections allows. Jobs that have no connection yet are left out.
+// Opening returns the jobs that Run starts when a batch begins. The Rate of each job is the rate
+// that it reaches with its share of the connections. Jobs that have no connection yet are left out.
 func Opening(jobs []Expected, limits Limits) (at []Expected) {
 	f := newForecast(jobs, limits, Reached{})
 	f.start()
@@ -163,7 +164,7 @@ func (f *forecast) connect() {
 	type host struct {
 		copies []*copying
 		free   int64
-		waits  bool // a copy waits for its first connections, so no other copy gets more
+		waits  bool // a copy waits for its first connections; until it has them, no other copy gets more
 	}
 	bytes := f.run.o.Limits.NFCBuffer
 	connections := int64(f.run.o.Limits.Connections)

@@ -44,7 +44,7 @@ func (r *run) hook(ctx context.Context, kind string, argv []string, job *Job, re
 	cmd := exec.CommandContext(limited, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), "VDDKCP_JOB="+job.Name, "VDDKCP_STATUS="+status, "VDDKCP_TARGET="+job.Target, "VDDKCP_REPORT="+reportFile)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	ended := false // the command was stopped because limited ended
+	ended := false // the command was stopped because the context limited ended
 	cmd.Cancel = func() error {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			return err

@@ -311,7 +311,7 @@ func TestSelect(t *testing.T) {
 		{batch.Selection{}, "n0 n1 n2 n3 n4 n5 n6 n7 n8 n9 n10 n11"},
 		{batch.Selection{Names: []string{"n7", "n2"}}, "n2 n7"},
 		{batch.Selection{Labels: map[string]string{"wave": "1", "odd": "true"}}, "n1 n7"},
-		{batch.Selection{Names: []string{"n1"}, Labels: map[string]string{"wave": "0"}}, "none of the 12 jobs of the file has one of the given names and all given labels"},
+		{batch.Selection{Names: []string{"n1"}, Labels: map[string]string{"wave": "0"}}, "none of the jobs with the given names has all given labels"},
 		{batch.Selection{Names: []string{"x"}}, `no job is called "x"`},
 		{batch.Selection{Labels: map[string]string{"wave": ""}}, "none of the 12 jobs of the file has all given labels"},
 	} {

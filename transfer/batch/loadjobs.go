@@ -86,10 +86,11 @@ func (l *jobsLoader) writer(file string) (job int, ok bool) {
 	return int(i), ok && slices.Contains(l.files(l.file.Jobs[i].Target), file)
 }
 
-// required records a problem if a required field, such as "source", has no value. There are two
-// cases. If neither the job nor the defaults have the field, the problem is always recorded. If
-// the job has the field but its value is empty, the problem is recorded only if no other problem
-// of the job is known.
+// required records a problem if a required field, such as "source", has no value. If neither the
+// job nor the defaults have the field, the problem is always recorded. If the job has the field, a
+// value of a wrong type may be recorded for the field already. To report no field twice, required
+// then records a problem only if no other problem of the job is known. If only the defaults have the
+// field, an empty value there is left to Spec.Check.
 func (l *jobsLoader) required(i int, d *draft, name, value string) {
 	if value != "" {
 		return
@@ -203,7 +204,8 @@ func (l *loader) merge(i int, d, defaults *draft) *Job {
 		j.Target = l.absolute(j.Target)
 	}
 	j.Values = make([]Value, 0, len(d.flags)+len(defaults.flags))
-	// The flags of the draft and those of the defaults are both in the order of Spec.Fields.
+	// The flags of the draft and those of the defaults are both in the order of Spec.Fields, and
+	// are merged in that order. If both have a flag, the value in the draft counts.
 	ours, theirs := d.flags, defaults.flags
 	for len(ours)+len(theirs) > 0 {
 		var v flagValue

@@ -42,21 +42,22 @@ type page struct {
 	byCause map[cause]*failure // the elements of Failures
 }
 
-// cause is the part of a report that jobs of the same failure have in common.
+// cause holds the values of a report by which the page groups jobs that failed. Jobs for which all
+// these values are equal belong to the same failure.
 type cause struct {
 	status      report.Status
 	exit        int
 	error, hint string
 }
 
-// failure is an error text, with all jobs that failed with this text.
+// failure is a cause, with all jobs that failed for this cause.
 type failure struct {
 	*JobReport // of the first of these jobs
 	Names      []string
 }
 
-// failed adds a job to the failure that has the same error text. If there is none, it begins a
-// new failure.
+// failed adds a job to the failure that has the same cause. If there is no such failure, it begins
+// a new one.
 func (p *page) failed(j *JobReport) {
 	c := cause{j.Status, j.Exit, j.Error, j.Hint}
 	f := p.byCause[c]

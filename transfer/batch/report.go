@@ -252,7 +252,7 @@ func readReport(path string) (*Report, error) {
 		if errors.As(err, new(*json.UnmarshalTypeError)) {
 			return nil, nil
 		}
-		return nil, fmt.Errorf("%s: %w; want a complete report: run that batch again with --resume, which writes a new report, or remove the file", path, err)
+		return nil, fmt.Errorf("%s: %w; expected the complete report of a batch: run the batch that wrote this report again with --resume, which writes a new report, or remove the file", path, err)
 	}
 	if shape.Counts == nil {
 		return nil, nil

@@ -82,7 +82,7 @@ func TestMerge(t *testing.T) {
 	}
 	other("3.json", `{"version":1,`)
 	other("4.json", "")
-	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end of JSON input; want a complete report") || !strings.Contains(err.Error(), "4.json: unexpected end") {
+	if _, _, err := batch.Merge(dir, nil); err == nil || !strings.Contains(err.Error(), "3.json: unexpected end of JSON input; expected the complete report of a batch") || !strings.Contains(err.Error(), "4.json: unexpected end") {
 		t.Errorf("of a cut one: %v", err)
 	}
 }

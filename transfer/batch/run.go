@@ -27,15 +27,16 @@ type Options struct {
 	// JobLog opens the log of a job. The batch calls done when it no longer uses the log. If
 	// JobLog is nil, all jobs use Log.
 	JobLog func(*Job) (log *slog.Logger, done func())
-	// Spawn must call the function start and return its error. start starts a command of a job
-	// (the before or the after command) in a process group of its own, and returns the number of
-	// this group. The batch calls the function gone, a result of Spawn, when the group has ended.
-	// A program that may exit at once uses Spawn to know which groups it must kill. If Spawn is
-	// nil, the batch calls start itself.
+	// Spawn is called when a command of a job (its before or after command) must be started. Spawn
+	// must call the function start and return the error of start. start starts the command in a
+	// process group of its own, and returns the number of this group. Spawn also returns a
+	// function gone, which the batch calls when the process group has ended. A program that may
+	// exit at once can record in Spawn which process groups it must kill before it exits. If Spawn
+	// is nil, the batch calls start itself.
 	Spawn func(start func() (group int, err error)) (gone func(), err error)
-	// Ended is called for each job when no further attempt follows, and at the beginning for
-	// each job that an earlier run has done. It is not called for jobs that do not start. Calls
-	// do not overlap. Ended may be nil.
+	// Ended is called for each job after its last attempt. At the beginning of the batch, it is
+	// also called for each job that an earlier run has done. It is not called for jobs that do not
+	// start. Calls do not overlap. Ended may be nil.
 	Ended func(*Job, *JobReport)
 	// Waiting is called when a pause begins, after which the given number of failed jobs is
 	// tried again. done is called when the pause ends. Waiting may be nil.
@@ -101,10 +102,13 @@ func (e *UnfinishedError) Hint() string {
 	return "run again with --resume to continue that batch, or remove the state file to start over"
 }
 
-// Run runs jobs until all have ended. When ctx ends, it starts no more jobs and waits for those
-// that run. If a job fails, the report says so, and Run returns no error. An error of Run
-// concerns the state file. It is an *[UnfinishedError] with a nil report if no job was run.
-// Otherwise the file could not be written, and the report is complete.
+// Run runs jobs until all have ended. When ctx ends, it starts no more jobs and waits for the
+// running ones. If a job fails, the report says so, and Run returns no error.
+//
+// Run returns an error only because of the state file. If the state file belongs to an unfinished
+// batch and Options.Resume is not set, Run runs no job and returns an *[UnfinishedError] and no
+// report. If the state file cannot be written at the end, Run returns the error and the complete
+// report.
 func Run(ctx context.Context, jobs []*Job, o Options) (*Report, error) {
 	o.Limits = o.Limits.WithDefaults()
 	r := &run{o: o, reports: make(map[*Job]*JobReport, len(jobs)), servers: map[string]int{}, hosts: map[string]int{}}

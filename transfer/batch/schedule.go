@@ -104,8 +104,9 @@ func (r *run) fits(d *Demand) bool {
 	return d.Host == "" || l.PerHost == 0 || r.hosts[d.Host]+d.Disks <= max(l.PerHost, d.Disks)
 }
 
-// occupy counts the disks of a job that starts as being copied. The function fits compares
-// these numbers of disks with the limits. When the job ends, release subtracts its disks.
+// occupy is called when a job starts. It adds the disks of the job to the numbers of disks that are
+// copied now. The function fits compares these numbers with the limits. When the job ends, release
+// subtracts its disks.
 func (r *run) occupy(d Demand) {
 	r.disks += d.Disks
 	r.servers[d.Server] += d.Disks

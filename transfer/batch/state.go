@@ -57,8 +57,8 @@ type stateFile struct {
 //
 // Each change of a job's state is first appended to a second file, next to the state file. The
 // change then survives a kill of the process, at a cost that does not depend on the number of
-// jobs. The method keepWritten rewrites the whole state file after changes. It pauses after
-// each rewriting (see stateRest), so that the rewriting takes little of the time.
+// jobs. The method keepWritten rewrites the whole state file after changes. After each rewriting
+// it pauses (see stateRest), because rewriting a large file all the time would be a waste.
 type Store struct {
 	path string
 	lock *os.File
@@ -146,7 +146,7 @@ func (s *Store) load() error {
 	if err := s.read(); err != nil {
 		return err
 	}
-	if !s.there.Load() { // the user removed it to start over, so the changes do not count
+	if !s.there.Load() { // the user removed the state file to start over: the changes do not count
 		return nil
 	}
 	return s.replay()
@@ -213,7 +213,7 @@ func (s *Store) read() error {
 	s.there.Store(true)
 	var file stateFile
 	if err := json.Unmarshal(text, &file); err != nil {
-		return fmt.Errorf("state file %s: %w; want the complete state file of an earlier run: remove the file to start over", s.path, err)
+		return fmt.Errorf("state file %s: %w; expected the complete state file of an earlier run: remove the file to start over", s.path, err)
 	}
 	if file.Version != 1 {
 		return fmt.Errorf("state file %s: the file has version %d, want 1", s.path, file.Version)
@@ -427,8 +427,8 @@ func (s *Store) Close() error {
 			err = errors.Join(err, os.Remove(s.changesPath()))
 		}
 	}
-	// The lock file is removed while it is still locked. Another process that has opened it
-	// already notices that it was removed (see lockFile).
+	// The lock file is removed while it is still locked. A process that has opened the file before
+	// this and locks it afterwards notices that the file was removed (see lockFile).
 	return errors.Join(err, os.Remove(s.lock.Name()), s.lock.Close())
 }
 
@@ -441,7 +441,7 @@ func beginsWith(f *os.File, prefix string) error {
 		return err
 	}
 	if n > 0 && !strings.HasPrefix(prefix, string(head[:n])) {
-		return fmt.Errorf("%s begins with %q, so it is %w: move it away, or remove it if it is not needed", f.Name(), head[:n], durable.ErrForeign)
+		return fmt.Errorf("%s begins with %q, expected %q: %w; move this file away, or remove it if you do not need it", f.Name(), head[:n], prefix, durable.ErrForeign)
 	}
 	return nil
 }

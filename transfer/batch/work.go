@@ -13,8 +13,8 @@ import (
 )
 
 // work makes one attempt at a job, including its before and after commands, and updates the
-// state file. It runs in a goroutine of its own, and the fields of the run r belong to another
-// goroutine. So work uses only r.o, the options.
+// state file. It runs in a goroutine of its own, while the fields of r belong to the goroutine of
+// the scheduler. work therefore uses only r.o, the options, which do not change.
 func (r *run) work(ctx context.Context, a *attempt) *JobReport {
 	j, log := a.job, r.o.Log.With("job", a.job.Name)
 	if r.o.JobLog != nil {
@@ -107,14 +107,15 @@ func afterFailed(t *report.Report, err error) *report.Report {
 		return &failed
 	}
 	failed.Status, failed.Exit, failed.Error = report.StatusFailed, exit.Failed, err.Error()
-	failed.Hint = "the copy itself is complete: run again with --resume, which runs only the after command"
+	failed.Hint = `the copy itself is complete: run again with --resume, which runs only the command in the job's field "after"`
 	return &failed
 }
 
 // LogName returns the name of a job's log file: the job's name and ".log". A slash, a percent
-// sign, a control character and a dot at the beginning of the name are written as %XX. If the
-// result is too long it is cut, and Shard(job, 1<<32) in hexadecimal digits, a hash of the
-// whole name, is appended.
+// sign, a control character and a dot at the beginning of the name are written as %XX. If this
+// makes the name longer than 200 bytes, it is cut to 190 bytes, and "-" and a hash of the whole
+// job name are appended, so that two long names do not become equal. The hash is Shard(job, 1<<32)
+// in eight hexadecimal digits.
 func LogName(job string) string {
 	var b strings.Builder
 	for i := range len(job) {
