@@ -150,7 +150,7 @@ func TestResumeOnAnExport(t *testing.T) {
 		says string
 	}{
 		{"another after zeros", 6 << 20, "b", 0, "the checkpoint at byte .* is not used: nothing proves"},
-		{"another", 0, "b", 2, "does not hold the data that its journal says was written last"},
+		{"another", 0, "b", 2, "does not hold the data that was written last according to its journal"},
 		{"another size", 0, "large", 2, "is not the target .* of 16777216 bytes, but the target of that copy was export \"\" of the server at .* of 8388608 bytes"},
 		{"the same", 0, "a", 0, ""},
 	} {

@@ -250,12 +250,12 @@ func TestResumeOfAnotherPartial(t *testing.T) {
 		exit         int
 		says         string
 	}{
-		{"other data", "o.raw", nil, 0, false, 2, "does not hold the data that its journal says was written last"},
+		{"other data", "o.raw", nil, 0, false, 2, "does not hold the data that was written last according to its journal"},
 		{"other tables", "o.qcow2", nil, 0, false, 2, "the file is damaged, or is not the file of the checkpoint"},
-		{"after zeros", "o.raw", nil, 6 << 20, false, 0, "nothing proves that the source and the target are those of the copy that stopped: the target is inode .*; the copy starts over"},
+		{"after zeros", "o.raw", nil, 6 << 20, false, 0, "nothing proves that the source and the target are those of the copy that stopped: the identity of the target is inode .*; the copy starts over"},
 		{"moved", "o.raw", nil, 0, true, 0, ""},
 		{"moved image", "o.qcow2", nil, 0, true, 0, ""},
-		{"moved overlay", "o.qcow2", []string{"--backing", "/dev/null"}, 0, true, 0, "nothing proves that the source and the target are those of the copy that stopped: the target is inode .*; the copy starts over"},
+		{"moved overlay", "o.qcow2", []string{"--backing", "/dev/null"}, 0, true, 0, "nothing proves that the source and the target are those of the copy that stopped: the identity of the target is inode .*; the copy starts over"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()

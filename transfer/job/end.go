@@ -66,15 +66,16 @@ func (j *job) explain(err error) error {
 	return err
 }
 
-// mayContinue changes err in two cases, in which another run may help. It returns any other error
-// unchanged, in particular one that already has an exit status of its own.
+// mayContinue changes err, the error of a copy, in two cases. It returns any other error unchanged,
+// in particular an error that already has an exit status of its own.
 //
-// First case: this copy failed before it changed anything, so that a later run can still continue
-// the earlier copy. The result says so. If err shows that no run can ever continue the earlier
-// copy, the result says that instead.
+// First case: there is an earlier copy to continue, and this copy failed before it changed
+// anything. A later run can still continue the earlier copy, and the result is a ResumableError.
+// But if err shows that no run can ever continue the earlier copy, the result is the usage error of
+// neverResumed.
 //
-// Second case: the error of a copy in a batch is transient. The result makes the batch try the
-// copy again.
+// Second case: this copy is a job of a batch, and err is transient. The result is a retriedError,
+// after which the batch tries the copy again.
 func (j *job) mayContinue(err error) error {
 	if err == nil || report.Of(err).Exit != exit.Failed {
 		return err

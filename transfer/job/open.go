@@ -164,8 +164,9 @@ func describeBacking(ctx context.Context, d source.Disk, path, format string) (*
 	return b, err
 }
 
-// identify returns the identity of a disk, and the kind of proof for it: "snapshot", "mtime" or
-// "none" (see source.Identified).
+// identify returns the identity of a disk. proof says why a disk with an unchanged identity also
+// has unchanged content: "snapshot", "mtime", or "none" if the content may have changed (see
+// source.Identified).
 func identify(ctx context.Context, d source.Disk) (id, proof string, err error) {
 	i, ok := source.Ability[source.Identified](d)
 	if !ok {

@@ -130,7 +130,9 @@ func (j *job) useEntries(entries []journal.Entry) (err error) {
 }
 
 // findEarlierVMDK does the work of findEarlier for a VMDK target. Such a target is written from
-// the beginning to the end and never resumed. entries are those of the existing journal.
+// the beginning to the end, and a copy to it has no journal and cannot be resumed. entries are
+// those of the journal that an earlier copy in another format may have left. If --resume is set and
+// that copy can be resumed, findEarlierVMDK returns an error. Otherwise this copy starts over.
 func (j *job) findEarlierVMDK(entries []journal.Entry) error {
 	j.path, j.stale = "", j.Resume
 	if _, err := os.Lstat(j.place.Partial); !j.Resume || err != nil {

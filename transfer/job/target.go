@@ -26,13 +26,13 @@ func (j *job) openTarget(ctx context.Context) (err error) {
 		if j.dst, err = j.target.Create(ctx); err != nil {
 			return notThisTarget(err)
 		}
-		again := false
+		mustReopen := false
 		if len(j.entries) == 0 {
-			again, err = j.distrustZeros()
+			mustReopen, err = j.distrustZeros()
 		} else {
-			again, err = j.trustCheckpoint(ctx)
+			mustReopen, err = j.trustCheckpoint(ctx)
 		}
-		if err != nil || !again {
+		if err != nil || !mustReopen {
 			return err
 		}
 		if err := j.planTarget(ctx); err != nil {
@@ -46,10 +46,10 @@ func (j *job) openTarget(ctx context.Context) (err error) {
 
 // distrustZeros decides whether to believe Spec.TargetIsZero, which says that a device or export
 // reads as zeros. That is wrong if a journal says that an earlier copy has written to the target.
-// The search for such a journal needs the identity of the open target. If the search finds one,
-// the result again is true: the caller must open the target once more, as a target that does not
-// read as zeros.
-func (j *job) distrustZeros() (again bool, err error) {
+// The search for such a journal needs the identity of the open target. If the search finds a
+// journal, mustReopen is true: the caller must open the target once more, as a target that does
+// not read as zeros.
+func (j *job) distrustZeros() (mustReopen bool, err error) {
 	if !j.TargetIsZero || !j.inPlace() {
 		return false, nil
 	}
@@ -63,9 +63,9 @@ func (j *job) distrustZeros() (again bool, err error) {
 }
 
 // trustCheckpoint checks that the newest checkpoint describes the target and the source. If it
-// does not, trustCheckpoint drops the checkpoint and closes the target. If the result again is
-// true, the caller must open the target once more, at the older checkpoint or from the beginning.
-func (j *job) trustCheckpoint(ctx context.Context) (again bool, err error) {
+// does not, trustCheckpoint drops the checkpoint and closes the target. If mustReopen is true, the
+// caller must open the target once more, at the older checkpoint or from the beginning.
+func (j *job) trustCheckpoint(ctx context.Context) (mustReopen bool, err error) {
 	last := &j.entries[0]
 	if err = j.compareTarget(ctx, j.dst, last); err == nil {
 		if err = j.compareSource(ctx, &last.Checkpoint); err == nil {
@@ -142,17 +142,17 @@ func (j *job) dropCheckpoint(last *journal.Entry, cause error) error {
 	j.dropped = true
 	if j.entries = j.entries[1:]; len(j.entries) == 0 {
 		j.entries = []journal.Entry{*last} // nothing was changed, so the earlier copy is still complete
-		return j.neverResumed(fmt.Errorf("the target does not hold the data that its journal says was written last: %w", cause))
+		return j.neverResumed(fmt.Errorf("the target does not hold the data that was written last according to its journal: %w", cause))
 	}
 	j.warn(fmt.Sprintf("the checkpoint at byte %d is not used: %v; the copy continues at the one before, at byte %d", last.Offset, cause, j.entries[0].Offset))
 	return nil
 }
 
-// compareTarget compares the target with the checkpoint last. If the checkpoint does not
-// describe the target, compareTarget returns an error for which isAnother is true.
-func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.Entry) error {
+// compareTarget compares the target with a checkpoint. If the checkpoint does not describe the
+// target, compareTarget returns an error for which isAnother is true.
+func (j *job) compareTarget(ctx context.Context, dst sink.Disk, checkpoint *journal.Entry) error {
 	if back, ok := sink.Ability[sink.Readback](dst); ok {
-		if err := last.CheckTail(ctx, back); err != nil {
+		if err := checkpoint.CheckTail(ctx, back); err != nil {
 			return err
 		}
 	}
@@ -164,9 +164,9 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 	// recognised by its data: data that was copied before the checkpoint must be there. Zeros
 	// prove nothing, because every new disk has them. In an overlay, data proves nothing
 	// either, because it may come from the backing disk.
-	same := !j.inPlace() && id != "" && id == last.Identity
-	if !same && (!last.Proves() || j.overlay.disk != nil && !j.inPlace()) {
-		return fmt.Errorf("%w: the target is %s, the earlier copy wrote to %s, and the data that was copied cannot prove that both are the same, because it is only zeros or may come from the backing image", errUnproved, cmp.Or(id, "unknown"), cmp.Or(last.Identity, "unknown"))
+	same := !j.inPlace() && id != "" && id == checkpoint.Identity
+	if !same && (!checkpoint.Proves() || j.overlay.disk != nil && !j.inPlace()) {
+		return fmt.Errorf("%w: the identity of the target is %s, but was %s when the earlier copy wrote to its target; the copied data does not identify the target either, because this data is only zeros or may come from the backing image", errUnproved, cmp.Or(id, "unknown"), cmp.Or(checkpoint.Identity, "unknown"))
 	}
 	return nil
 }
@@ -174,17 +174,17 @@ func (j *job) compareTarget(ctx context.Context, dst sink.Disk, last *journal.En
 // compareSource reads once more the data that the earlier copy read last, and compares it with
 // the checksums in the checkpoint. This is done only if the source has no identity that proves
 // that it is unchanged.
-func (j *job) compareSource(ctx context.Context, last *transfer.Checkpoint) error {
+func (j *job) compareSource(ctx context.Context, checkpoint *transfer.Checkpoint) error {
 	if b := j.overlay.identity; b != nil && b.Proof == "none" {
 		j.warn(fmt.Sprintf("nothing proves that the backing %q is unchanged since the copy stopped", b.Path))
 	}
-	if j.copied.Proof != "none" || last.Offset == 0 {
+	if j.copied.Proof != "none" || checkpoint.Offset == 0 {
 		return nil
 	}
-	if !last.Proves() {
+	if !checkpoint.Proves() {
 		return fmt.Errorf("%w: the source has no identity, and the earlier copy read only zeros before the checkpoint, which do not identify a source", errUnproved)
 	}
-	err := last.CheckTail(ctx, j.source)
+	err := checkpoint.CheckTail(ctx, j.source)
 	if errors.Is(err, transfer.ErrTail) {
 		return usage.WithHint(fmt.Errorf("--resume: the source changed since the copy stopped: %w", err),
 			"start over with --force and without --resume; copy from a snapshot, or stop the program that writes to the source")

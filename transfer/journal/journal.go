@@ -81,10 +81,10 @@ type Journal struct {
 	fdatasync func(fd int) error
 }
 
-// Open opens and locks the journal at path. If there is no such file, Open creates one that has
-// all its space. It returns the entries of the journal, the newest first: none, one or two. A
-// file that is not a journal is an error and stays unchanged. For a journal of another version
-// Open returns no entries, while Load returns ErrVersion.
+// Open opens and locks the journal at path. If there is no such file, Open creates it and fills it
+// with zeros up to its full size. Open returns the entries of the journal, the newest first: none,
+// one or two. A file that is not a journal is an error and stays unchanged. For a journal of
+// another version Open returns no entries, while Load returns ErrVersion.
 func Open(path string) (j *Journal, entries []Entry, err error) {
 	f, err := durable.Open(path, os.O_RDWR|os.O_CREATE, durable.Private)
 	if err != nil {
