@@ -8,7 +8,7 @@ import (
 )
 
 // backing is the backing image of a target that is an overlay. The target holds only the
-// differences from the backing image, so that image must not change during a copy.
+// differences from the backing image. After a change of that image, the target would be wrong.
 type backing struct {
 	disk     source.Disk // nil: the target has no backing
 	identity string      // of the disk when the target was planned

@@ -10,7 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// buffer is the memory of a piece, from a source.Allocator.
+// buffer is memory for the content of a piece, a range of the disk that is copied or hashed as a
+// whole. The memory comes from a source.Allocator.
 type buffer struct {
 	buf  []byte // nil: the piece has no memory
 	free func() // returns buf to its allocator; nil: buf need not be returned
@@ -26,8 +27,8 @@ func (b *buffer) releaseBuffer() {
 
 // reserveBuffers provides buffers for reading the disk d, which may be nil. If d is a
 // source.Allocator, these are the buffers of d itself. Otherwise reserveBuffers allocates the
-// given number of buffers, of bufferSize bytes each. The caller frees them with the result
-// release, when no buffer is in use any more.
+// given number of buffers, of bufferSize bytes each. When no buffer is in use any more, the caller
+// frees them by calling the second result, the function release.
 func reserveBuffers(d source.Disk, number, bufferSize int) (buffers source.Allocator, release func() error, err error) {
 	if own, ok := source.Ability[source.Allocator](d); ok {
 		return own, func() error { return nil }, nil

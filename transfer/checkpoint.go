@@ -28,11 +28,11 @@ type Stretch struct {
 	CRC uint32 `json:"crc"`
 }
 
-// zeros reports whether the checksum is that of a range of zeros.
+// zeros reports whether s.CRC is the checksum of s.Len zero bytes.
 func (s Stretch) zeros() bool { return s.CRC == zeroSum(s.Len) }
 
-// zeroSums caches the results of zeroSum by length. Nearly all ranges that are looked up have
-// the same length.
+// zeroSums caches the results of zeroSum by length. The cache pays off because nearly all calls of
+// zeroSum have the same length.
 var zeroSums sync.Map
 
 // zeroSum returns the CRC-32C of n zero bytes.
@@ -63,11 +63,13 @@ func proves(tail []Stretch) bool {
 // castagnoli is the table of CRC-32C, which current processors compute in hardware.
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// sums returns the digests that a copy with the options o needs, in the states that the checkpoint
-// has saved. If the state of the digest o.Digest is missing, sums returns an error. With o.Verify
-// the copy also needs a blksum digest, to compare the target with. If only the state of this
-// blksum is missing, the result has no blksum: computing it would need the content below Offset,
-// which is not read again.
+// sums returns the digests that a copy with the options o computes, in the states that the
+// checkpoint has saved. A copy computes up to two digests: the one that the user wants (o.Digest),
+// and with o.Verify a blksum, with which the target is compared at the end.
+//
+// Computing a digest from the beginning would need the content below Offset, which is not read
+// again. If the checkpoint has no state for o.Digest, sums therefore returns an error. If only the
+// blksum for o.Verify is missing, sums leaves it out of the result.
 func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 	wanted := o.sums()
 	if c.Offset == 0 {
@@ -80,7 +82,7 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 			return nil, fmt.Errorf("cannot restore the state of a digest from the checkpoint: %w", err)
 		}
 		if s.Size() != c.Offset {
-			return nil, fmt.Errorf("the checkpoint at offset %d has a %s digest of the first %d bytes, but needs one of the first %d bytes", c.Offset, s.Algorithm(), s.Size(), c.Offset)
+			return nil, fmt.Errorf("the checkpoint at offset %d has a %s digest of the first %d bytes of the disk, expected a digest of the first %d bytes", c.Offset, s.Algorithm(), s.Size(), c.Offset)
 		}
 		kept[s.Algorithm()] = s
 	}
@@ -90,32 +92,32 @@ func (c *Checkpoint) sums(o Options) ([]*digest.Sum, error) {
 		case s != nil:
 			sums = append(sums, s)
 		case w.Algorithm() == o.Digest:
-			return nil, fmt.Errorf("the checkpoint has no %s digest of the first %d bytes, which an earlier run copied and this run does not read again", o.Digest, c.Offset)
+			return nil, fmt.Errorf("the %s digest cannot be computed: an earlier run copied the first %d bytes of the disk without this digest, and this run does not read them again", o.Digest, c.Offset)
 		}
 	}
 	return sums, nil
 }
 
 // ErrTail says that a disk does not have the content whose checksums are in Checkpoint.Tail.
-var ErrTail = errors.New("the content differs from the data that was copied just before the checkpoint")
+var ErrTail = errors.New("this is not the data that was copied just before the checkpoint")
 
-// CheckTail reads those ranges of d that Tail lists, and compares their checksums with those in
-// Tail. d is the source or the target of the copy. The error is an ErrTail if a checksum differs,
-// or if Tail is not valid.
+// CheckTail reads those ranges of d that Tail lists, and compares their checksums with the
+// checksums in Tail. d is the source or the target of the copy. The error is an ErrTail if a
+// checksum differs, or if Tail is not valid.
 func (c *Checkpoint) CheckTail(ctx context.Context, d io.ReaderAt) error {
 	for _, s := range c.Tail {
 		if s.Off < 0 || s.Len < 0 || s.Len > maxTailPiece || s.Off > c.Offset-s.Len {
-			return fmt.Errorf("the checkpoint is damaged: it has a checksum of %d bytes at offset %d, expected at most %d bytes before offset %d: %w", s.Len, s.Off, maxTailPiece, c.Offset, ErrTail)
+			return fmt.Errorf("the checkpoint is damaged: it has a checksum for the %d bytes of the disk that begin at offset %d, expected a range of at most %d bytes that ends at or below offset %d: %w", s.Len, s.Off, maxTailPiece, c.Offset, ErrTail)
 		}
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 		b := make([]byte, s.Len)
 		if n, err := d.ReadAt(b, s.Off); n < len(b) {
-			return fmt.Errorf("cannot read bytes [%d, %d), whose checksum is in the checkpoint: %w", s.Off, s.Off+s.Len, err)
+			return fmt.Errorf("cannot read bytes [%d, %d) to compare them with their checksum in the checkpoint: %w", s.Off, s.Off+s.Len, err)
 		}
 		if sum := crc32.Checksum(b, castagnoli); sum != s.CRC {
-			return fmt.Errorf("bytes [%d, %d) have the checksum %08x, want %08x: %w", s.Off, s.Off+s.Len, sum, s.CRC, ErrTail)
+			return fmt.Errorf("bytes [%d, %d) have the checksum %08x, but %08x in the checkpoint: %w", s.Off, s.Off+s.Len, sum, s.CRC, ErrTail)
 		}
 	}
 	return nil

@@ -16,7 +16,7 @@ type CompareOptions struct {
 	// RequestSize is how many bytes are read at once; 0 means 1 MiB.
 	RequestSize int
 	// Requests is how many requests are in progress at a time; 0 means 4. A request of
-	// Compare reads both disks, one after the other.
+	// Compare reads the same range of both disks, first from the source and then from the target.
 	Requests int
 	// Limit limits the rate of reading, for both disks together; nil means no limit.
 	Limit *Limiter
@@ -47,13 +47,13 @@ func (o CompareOptions) normal() CompareOptions {
 }
 
 // Compare compares two disks and returns nil if they are equal. It reads only ranges in which
-// at least one of them has data, and continues after the first difference to count all
+// at least one of the disks has data. After the first difference it continues, to count all
 // differences. It needs 2 x Requests x RequestSize bytes of memory for buffers, and about 8 MiB
 // for the extents of each disk.
 //
 // The text of an error begins with the disk that failed, "source: " or "target: ". The error is
-// an ErrDiskChanged if a disk changed meanwhile. A disk with Inherited extents is an error,
-// because their content is in a parent image that Compare does not have.
+// an ErrDiskChanged if a disk changed during the comparison. A disk with Inherited extents is an
+// error, because the content of such extents is in a parent image that Compare does not have.
 func Compare(ctx context.Context, src, dst source.Disk, o CompareOptions) (*Difference, error) {
 	c := &comparison{o: o.normal(), size: src.Size()}
 	diff := &Difference{SourceSize: src.Size(), TargetSize: dst.Size()}
@@ -159,9 +159,9 @@ func (c *comparison) pairs(extents [2]iter.Seq2[source.Extent, error]) iter.Seq2
 	}
 }
 
-// reads yields the ranges of both disks in the way in which they are read. It calls pairs, with
-// extents in which a short hole between data counts as data, because such a hole is read together
-// with the data.
+// reads divides both disks as pairs does, except that a short hole between data counts as data.
+// Such a hole is read together with the data around it, because that costs less than another
+// request.
 func (c *comparison) reads(ctx context.Context) iter.Seq2[pair, error] {
 	return c.pairs([2]iter.Seq2[source.Extent, error]{c.sides[0].extents(ctx), c.sides[1].extents(ctx)})
 }

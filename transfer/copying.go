@@ -28,7 +28,7 @@ type copying struct {
 	sums   []*digest.Sum // of the content below start, and later of what was collected
 	keeper *keeper       // nil: the copy takes no checkpoints
 	start  int64         // everything below is done already, in bytes
-	begun  bool          // begin succeeded, so that checkpoints can be taken
+	begun  bool          // begin succeeded; from then on checkpoints can be taken
 
 	overFrom, overTo int64 // as in cutter
 	finished         bool  // the sink's Finish has returned
@@ -68,7 +68,7 @@ func (c *copying) run(ctx context.Context) error {
 		return err
 	}
 	c.overTo = c.start  // an earlier run has done the work below
-	var since time.Time // when the target was lost, with no progress afterwards
+	var since time.Time // when the target was lost for the first time since the copy made progress
 	for failures := 0; ; failures++ {
 		err := c.runOnce(ctx)
 		if err == nil {
@@ -111,9 +111,10 @@ func (c *copying) begin(ctx context.Context, dst sink.Disk, checkpoint *Checkpoi
 	if checkpoint == nil {
 		checkpoint = new(Checkpoint)
 		if checkpoints {
-			// If the target must later be opened again at offset 0, Options.Reopen gets the state
-			// that Checkpoint returns here. From this state the sink knows that the target may
-			// hold data by then.
+			// This is the state of the sink before the first write. If the connection to the
+			// target is lost before a later checkpoint can be used, Options.Reopen opens the
+			// target at offset 0 with this state. The state tells the sink that the target may
+			// hold data already.
 			if checkpoint.State, _, err = dst.Checkpoint(0); err != nil {
 				return err
 			}
@@ -208,15 +209,15 @@ func (c *copying) finish(ctx context.Context, result *Result) error {
 	return c.dst.Publish(context.WithoutCancel(ctx))
 }
 
-// end closes the target of a copy that failed with err, and keeps or removes it. The comment of
-// Copy has the rule, which is implemented only here. If the target is kept, end stores a last
-// checkpoint. If err is nil, end does nothing.
+// end closes the target of a copy that failed with err, and keeps or removes the target. The
+// comment of Copy says when the target is kept. If it is kept, end stores a last checkpoint. If err
+// is nil, end does nothing.
 func (c *copying) end(ctx context.Context, err error) error {
 	if err == nil || errors.As(err, new(*MismatchError)) {
 		return err // the target is published, or the verifier has suspended it
 	}
 	if c.keeper == nil || c.o.Keep == nil || leavesNothing(err) {
-		return abort(c.dst, err) // which removes no file that has its final name
+		return abort(c.dst, err) // abort does not remove a file that has its final name already
 	}
 	existed := c.keeper.exists
 	if !existed && !c.stopped(ctx) && !isTemporary(err, c.src) {

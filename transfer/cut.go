@@ -34,8 +34,9 @@ type cutter struct {
 	keepZeros  bool  // holes are never read together with data, because the copy would write their zeros
 	readShared bool  // shared data is read as well, for a digest
 
-	// The bytes from overFrom to overTo are below start, but were counted as planned work. The
-	// iterator planned takes them out of the counters when it skips them.
+	// The bytes from overFrom to overTo lie below start, because they are copied already. The
+	// counters still include them as planned work. The iterator planned corrects that when it
+	// skips these bytes.
 	overFrom, overTo int64
 }
 
@@ -57,10 +58,10 @@ func (c *cutter) addWork(n int64) {
 	c.counters.AddSkipped(-n)
 }
 
-// planned yields the extents of the plan from c.start on, and corrects the counters. Ranges
-// that the plan has not examined were counted as work: those that need no work become skipped
-// bytes. Work between c.overFrom and c.overTo, which was planned but is done already, becomes
-// skipped bytes too.
+// planned yields the extents of the plan from c.start on, and corrects the counters in two cases.
+// All ranges that the plan has not examined were counted as planned work. When planned queries such
+// a range and the range needs no work, its bytes are moved to the skipped bytes. The bytes of work
+// between c.overFrom and c.overTo are done already, and are moved to the skipped bytes too.
 func (c *cutter) planned(ctx context.Context) iter.Seq2[source.Extent, error] {
 	return func(yield func(source.Extent, error) bool) {
 		for e, err := range c.plan.extents(ctx, c.src) {
@@ -96,7 +97,7 @@ func (c *cutter) units(extents iter.Seq2[source.Extent, error]) iter.Seq2[source
 		return extents
 	}
 	return func(yield func(source.Extent, error) bool) {
-		sent := c.start  // everything below was yielded
+		sent := c.start  // everything below this offset was yielded
 		work := int64(0) // bytes above sent that were planned as work
 		for e, err := range extents {
 			if err != nil {
@@ -142,8 +143,8 @@ func (c *cutter) unitBelow(off int64) int64 {
 	return off / c.unit * c.unit
 }
 
-// joined turns a short hole into data if it lies inside one request, between two parts that are
-// read and written. The hole is then read together with them.
+// joined turns a short hole into data if the hole lies inside one request, between two parts that
+// are read and written. The hole is then read together with these parts.
 func (c *cutter) joined(parts iter.Seq2[part, error]) iter.Seq2[part, error] {
 	return func(yield func(part, error) bool) {
 		var hole part      // waits for the part after it; of length 0: there is none

@@ -36,8 +36,9 @@ func leavesNothing(err error) bool {
 	return errors.Is(err, ErrSourceChanged) || errors.Is(err, sink.ErrElsewhere) || errors.Is(err, sink.ErrUnsynced)
 }
 
-// isTemporary reports whether a later run may succeed after a copy failed with err. The target
-// is then kept even if the copy has no checkpoint yet.
+// isTemporary reports whether a later run may succeed after a copy failed with err. After such an
+// error the target is kept even if the copy has no checkpoint yet. An error of the source counts as
+// temporary only if the source repeats failed reads itself, which each source.Counted does.
 func isTemporary(err error, src source.Disk) bool {
 	if errors.Is(err, sink.ErrLost) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return true
@@ -52,8 +53,8 @@ func isHopeless(err error) bool {
 	return source.IsPermanent(err) && !errors.Is(err, source.ErrReopen) && !errors.Is(err, sink.ErrLost)
 }
 
-// abort calls Abort for the target of a copy that failed with err. It returns err, and adds the
-// error of Abort if that fails too.
+// abort calls dst.Abort for the target dst of a copy that failed with err. It returns err. If Abort
+// fails too, the result wraps both errors.
 func abort(dst sink.Disk, err error) error {
 	if aborted := dst.Abort(); aborted != nil {
 		return fmt.Errorf("%w (and cleaning up failed: %w)", err, aborted)

@@ -34,7 +34,7 @@ type keeper struct {
 	keep     func(Checkpoint) error // Options.Keep; nil: checkpoints serve only this copy
 	interval time.Duration
 
-	at       int64     // everything below is done, in bytes
+	at       int64     // everything below this offset is done, in bytes
 	lastTime time.Time // when the last checkpoint was taken, or the copy began
 	bytes    int64     // of data collected since lastTime
 	tail     []Stretch // the pieces that were collected last
@@ -43,7 +43,7 @@ type keeper struct {
 
 	due    chan pending  // for run; of capacity 1
 	idle   chan struct{} // holds a value while run has nothing to do
-	last   *Checkpoint   // the newest that can be continued from
+	last   *Checkpoint   // the newest one at which the copy can continue
 	done   int64         // Counters.Done when last was taken
 	exists bool          // Options.Keep has a checkpoint: last, or an earlier one
 }
@@ -55,18 +55,18 @@ type pending struct {
 	sync func(context.Context) error // of the sink
 }
 
-// newKeeper returns the keeper of a copy to dst that begins at the checkpoint last. done is the
+// newKeeper returns the keeper of a copy to dst that begins at the given checkpoint. done is the
 // value of Counters.Done for the bytes below the checkpoint. stored says whether Options.Keep
 // has stored the checkpoint.
-func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, last *Checkpoint, done int64, stored bool) *keeper {
+func newKeeper(o Options, dst sink.Disk, sums []*digest.Sum, checkpoint *Checkpoint, done int64, stored bool) *keeper {
 	k := &keeper{
 		dst: dst, sums: sums, counters: o.Counters, keep: o.Keep,
 		interval: cmp.Or(o.Interval, killpoint.Interval(), checkpointInterval),
-		at:       last.Offset, lastTime: time.Now(),
+		at:       checkpoint.Offset, lastTime: time.Now(),
 		due: make(chan pending, 1), idle: make(chan struct{}, 1),
-		last: last, done: done, exists: stored,
+		last: checkpoint, done: done, exists: stored,
 	}
-	for _, s := range last.Tail {
+	for _, s := range checkpoint.Tail {
 		k.remember(s)
 	}
 	k.idle <- struct{}{}
@@ -184,9 +184,9 @@ func (k *keeper) takeFinal(ctx context.Context) error {
 }
 
 // keepLast makes sure that a later run finds a stored checkpoint. It tries to take a final one,
-// unless acceptsMore is false, which means that the sink accepts no more checkpoints. If there
-// is no final checkpoint, an earlier stored one is enough. If none was stored, keepLast stores
-// the checkpoint at which the copy began. An error means that no checkpoint is stored.
+// unless acceptsMore is false, which means that the sink accepts no more checkpoints. Without a
+// final checkpoint, a checkpoint that was stored earlier is enough. If none was stored, keepLast
+// stores the checkpoint at which the copy began. An error means that no checkpoint is stored.
 func (k *keeper) keepLast(ctx context.Context, acceptsMore bool) error {
 	if acceptsMore && k.takeFinal(ctx) == nil || k.exists {
 		return nil

@@ -27,21 +27,20 @@ type Options struct {
 
 	// Backing is the backing image of the target, if the target is an overlay. The content of an
 	// Inherited range of the source is in a parent image, and the target leaves such a range to
-	// the backing image. One case is different: the range shares a unit of the sink, such as a
-	// cluster, with other ranges. Then the copy reads the content of the range from Backing and
-	// writes the whole unit.
+	// the backing image. But if the range shares a unit of the sink, such as a cluster, with other
+	// ranges, the copy reads the content of the range from Backing and writes the whole unit.
 	Backing source.Disk
-	// BackingIdentity is the identity of Backing when it was opened; if it is "", the copy
-	// queries the identity when it begins. The target holds only differences from the backing
-	// image, so a change of the backing image is an error.
+	// BackingIdentity is the identity that Backing had when it was opened. If it is "", the copy
+	// queries the identity when the copy begins. The target holds only differences from the
+	// backing image, so a change of the backing image is an error.
 	BackingIdentity string
 	// ReopenBacking opens the file that now has the name of the backing image. Later readers of
 	// the target use that file, so the copy fails if its identity is not that of Backing. If
 	// ReopenBacking is nil, the copy does not check the file.
 	ReopenBacking func(context.Context) (source.Disk, error)
 
-	// Reflink says whether the target shares blocks of the file system with the file of the
-	// source.
+	// Reflink says whether the copy makes the target share blocks of the file system with the
+	// file of the source: never, where possible, or always.
 	Reflink Reflink
 	// Digest is the algorithm of a digest of the content, which is computed during the
 	// copy; "" means none.

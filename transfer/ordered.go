@@ -117,7 +117,8 @@ func (o *ordered[T]) send(it *item[T], skip bool) {
 	}
 }
 
-// runWorker calls work for each item that the workers get, until the producer has ended.
+// runWorker is one of several workers. It takes items from the queue of all workers and calls work
+// for each of them, until the producer has ended and the queue is empty.
 func (o *ordered[T]) runWorker(ctx context.Context, work func(context.Context, *T) error) error {
 	for it := range o.work {
 		if err := context.Cause(ctx); err != nil {

@@ -73,8 +73,8 @@ func (p *pipeline) run(ctx context.Context) (err error) {
 // runStream is like run, but copies a stream: the producer reads the stream, and the collector
 // writes all pieces in order.
 func (p *pipeline) runStream(ctx context.Context, s *stream) error {
-	// One worker finds zeros as fast as a stream delivers; hashing and encoding
-	// need more.
+	// One worker searches for zeros as fast as a stream delivers data. Hashing and encoding need
+	// more workers.
 	p.workers, p.parallel = max(1, len(p.sums)), false
 	if p.encoder != nil {
 		p.workers = max(p.workers, cap(p.encoder.memory)/2)
@@ -108,7 +108,7 @@ func (p *pipeline) runStages(ctx context.Context, s stages[piece]) (err error) {
 		defer p.keeper.finish()
 		err := runOrdered(ctx, p.o.stop().Done(), p.workers, maxPieces, s)
 		if halted = errors.Is(err, errStopped); halted {
-			return nil // it would hide the error of a checkpoint that is not durable yet
+			return nil // errStopped would hide a later error of the keeper's last checkpoint
 		}
 		return err
 	})

@@ -58,7 +58,7 @@ func (r *reader) readMixed(ctx context.Context, buf []byte, off int64) error {
 // disk reads as zeros past its end.
 func (r *reader) readBacking(b []byte, off int64) error {
 	if r.backing == nil {
-		return fmt.Errorf("cannot read bytes [%d, %d): the source has them only in its parent image, and the copy has no backing image", off, off+int64(len(b)))
+		return fmt.Errorf("cannot read bytes [%d, %d): they are in the parent image of the source, which single-link leaves out, and the copy has no backing image to read them from", off, off+int64(len(b)))
 	}
 	n := max(0, min(int64(len(b)), r.backing.Size()-off))
 	clear(b[n:])
@@ -85,8 +85,9 @@ func readFull(d source.Disk, b []byte, off int64) error {
 }
 
 // whole returns a disk with all the content that is copied. Where the source has Inherited
-// extents, this disk has Data instead, which it reads from the backing image. If there is a
-// backing image, reads of the disk fail when ctx has ended. The caller must not close the disk.
+// extents, this disk has Data instead, which it reads from the backing image. If there is a backing
+// image, each read of the disk first queries the extents of the source with ctx. Such a read
+// therefore fails when ctx has ended. The caller must not close the disk.
 func (r *reader) whole(ctx context.Context) source.Disk {
 	if r.backing == nil {
 		return r.src

@@ -21,12 +21,14 @@ type reopener struct {
 	origin []byte                                                                   // the state of the target before the first write; nil: an earlier run made that write
 }
 
-// reopen opens the target at the last checkpoint of k. How often and for how long it tries this is
-// decided by r.policy. cause is the error that ended the connection. reopen tries a new connection
-// even if cause is a permanent error, because that may succeed. failures is the number of failures
-// since the copy last made progress, and lostAt is the time of the first of them. If the copy was
-// stopped, the error is errStopped or the cause of ctx. Otherwise it is an ErrLost, so that a
-// later run can continue.
+// reopen opens the target at the last checkpoint of k, after the connection to the target ended
+// with the error cause. Even if cause is a permanent error, reopen tries a new connection, because
+// the new connection may succeed. r.policy limits how often reopen tries it, and for how long.
+// failures is the number of earlier failures since the copy last made progress, and lostAt is the
+// time of the first failure since then.
+//
+// If the copy was stopped, the error of reopen is errStopped or the cause of ctx. Otherwise it is
+// an ErrLost, so that a later run can continue.
 func (r *reopener) reopen(ctx context.Context, k *keeper, cause error, failures int, lostAt time.Time) (dst sink.Disk, err error) {
 	for {
 		failures++
@@ -83,7 +85,7 @@ func (r *reopener) openWithin(ctx context.Context, limit time.Duration, checkpoi
 	stopping := context.AfterFunc(r.stop, func() { cancel(errStopped) })
 	dst, err := r.open(opening, checkpoint.State, checkpoint.Offset)
 	// If the time is over or the copy was stopped, another goroutine is about to cancel the
-	// context. Wait for that: otherwise openWithin could return a target that fails right
+	// context. openWithin waits for that, because it must not return a target that fails right
 	// afterwards.
 	inTime, running := late.Stop(), stopping()
 	if !inTime || !running {

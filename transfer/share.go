@@ -10,8 +10,8 @@ import (
 	"github.com/vddkcp/vddkcp/source"
 )
 
-// Reflink says whether the target shares blocks of the file system with the file of the source,
-// instead of holding copies of them.
+// Reflink says whether a copy makes the target share blocks of the file system with the file of
+// the source, instead of writing the data a second time.
 type Reflink uint8
 
 const (
@@ -32,8 +32,8 @@ const (
 	// shows progress.
 	maxClone = 64 << 20
 	// If the source reports that no file holds the data at an offset, the data is copied up to the
-	// next multiple of cloneStep bytes. At that offset the source is asked for a file again.
-	// cloneStep is the usual size of a grain or cluster.
+	// next multiple of cloneStep bytes. There the source is asked again whether a file holds the
+	// data. cloneStep is the usual size of a grain or cluster.
 	cloneStep = 64 << 10
 )
 
@@ -120,7 +120,7 @@ func (s *sharer) locate(off, end int64) (shared part, n int64, err error) {
 	case s.always && unit == 0:
 		return none, 0, fmt.Errorf("%w: %s and the target are not on the same file system, or this file system cannot share blocks", ErrNotShared, f.Name())
 	case s.always && !aligned:
-		return none, 0, fmt.Errorf("%w: %s holds the data of offset %d of the disk at its offset %d; the difference of the two offsets must be a multiple of the block size, %d bytes", ErrNotShared, f.Name(), off, pos, unit)
+		return none, 0, fmt.Errorf("%w: the data at offset %d of the disk is at offset %d of the file %s; the difference of the two offsets must be a multiple of the block size, %d bytes", ErrNotShared, off, pos, f.Name(), unit)
 	case !aligned:
 		return none, n, nil
 	}
@@ -145,8 +145,9 @@ func (s *sharer) unitOf(f *os.File) int64 {
 
 // Shared returns how many bytes of the plan's data the target can share with the source. unit
 // is the method CloneUnit of the target (see sink.Cloner), or nil if the target cannot share
-// blocks. With ReflinkAlways the error is an ErrNotShared if not all data can be shared.
-// Partial blocks at both ends of a range do not matter.
+// blocks. With ReflinkAlways the error is an ErrNotShared if not all data can be shared. There is
+// no error for partial blocks at both ends of a range: they are copied, and are not part of the
+// result.
 func Shared(ctx context.Context, src source.Disk, plan *Plan, how Reflink, unit func(*os.File) int64) (shared int64, err error) {
 	s, err := newSharer(src, unit, how)
 	if s == nil || err != nil {

@@ -135,7 +135,7 @@ func TestShare(t *testing.T) {
 		{name: "failed", how: transfer.ReflinkAuto, refuse: func(int64) error { return errBoom }, err: "boom"},
 		{name: "always, and refused", how: transfer.ReflinkAlways, refuse: func(int64) error { return errors.ErrUnsupported }, err: "unsupported"},
 		{name: "always, and some is in no file", how: transfer.ReflinkAlways, err: "no file holds the data at offset 2621440"},
-		{name: "always, at odd places", shift: 512, how: transfer.ReflinkAlways, err: "holds the data of offset 700 of the disk at its offset 1212"},
+		{name: "always, at odd places", shift: 512, how: transfer.ReflinkAlways, err: "the data at offset 700 of the disk is at offset 1212 of the file"},
 	} {
 		t.Run(c.name, c.run)
 	}

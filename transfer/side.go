@@ -36,7 +36,7 @@ func (s *side) makePlan(ctx context.Context) (err error) {
 		return s.addName(err)
 	}
 	if s.plan.Inherited > 0 {
-		return s.addName(fmt.Errorf("%d bytes of the disk are in a parent image, which single-link leaves out: open the disk without single-link", s.plan.Inherited))
+		return s.addName(fmt.Errorf("%d bytes of the disk are in a parent image, which single-link leaves out: open the disk without single-link to include them", s.plan.Inherited))
 	}
 	return nil
 }

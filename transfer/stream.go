@@ -48,7 +48,7 @@ func CopyStream(ctx context.Context, r io.Reader, size int64, dst sink.Disk, o O
 	if size == sink.UnknownSize {
 		sizer, ok := sink.Ability[sink.Sizer](dst)
 		if !ok {
-			return result, fmt.Errorf("the size of the stream is unknown, but this target must know it when it is created: %w", errors.ErrUnsupported)
+			return result, fmt.Errorf("the size of the stream is unknown, but a target of this kind can be created only with a known size: %w", errors.ErrUnsupported)
 		}
 		if err := sizer.SetSize(result.Size); err != nil {
 			return result, err

@@ -10,9 +10,9 @@ import (
 
 // Sum returns the digest of the content of a disk, in lower-case hexadecimal digits. Holes are
 // not read. Sum needs 2 x Requests x RequestSize bytes of memory for buffers, and about 8 MiB
-// for the extents. The error is an ErrDiskChanged if the disk changed meanwhile. A disk with
-// Inherited extents is an error, because their content is in a parent image that Sum does not
-// have.
+// for the extents. The error is an ErrDiskChanged if the disk changed while it was read. A disk
+// with Inherited extents is an error, because the content of such extents is in a parent image that
+// Sum does not have.
 func Sum(ctx context.Context, d source.Disk, a digest.Algorithm, o CompareOptions) (value string, err error) {
 	s := &summing{o: o.normal(), side: side{Disk: d}, sum: digest.New(a)}
 	// A blksum consists of hashes of 64 KiB blocks. Workers can hash only whole blocks, so

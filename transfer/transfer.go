@@ -42,10 +42,13 @@ type Result struct {
 //
 // Copy returns a *ResumableError only if Options.Keep is set. After the first checkpoint, every
 // error is then a *ResumableError, except ErrSourceChanged, sink.ErrElsewhere, sink.ErrUnsynced
-// and *MismatchError. Before the first checkpoint, only those errors are a *ResumableError after
-// which a later run may succeed: ctx or Options.Stop ended, the target is full, the connection
-// to the target was lost, or reading failed although the source retries its reads itself
-// (source.Counted).
+// and *MismatchError. Before the first checkpoint, an error is a *ResumableError in these cases
+// only, in which a later run may succeed:
+//   - ctx or Options.Stop has ended.
+//   - The target is full.
+//   - The connection to the target was lost.
+//   - Reading failed, and the source is a source.Counted. Such a source has repeated the read
+//     itself, so the cause may be an outage that ends later.
 func Copy(ctx context.Context, src source.Disk, dst sink.Disk, plan *Plan, o Options) (result Result, err error) {
 	result.Size = src.Size()
 	if plan.Size != src.Size() {

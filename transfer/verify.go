@@ -45,7 +45,7 @@ func (e *MismatchError) Error() string {
 
 // Hint says how the user can find the reason of the mismatch.
 func (e *MismatchError) Hint() string {
-	return "the target was kept for inspection, a file under the name DST.partial; the memory, a cable or a disk of this machine may be faulty: check the kernel's log, then copy again with --force"
+	return "the target was kept for inspection; if it is a file, its name is DST.partial; the memory, a cable or a disk of this machine may be faulty: check the kernel's log, then copy again with --force"
 }
 
 // ExitStatus tells report.Of the exit status for disks that differ.
@@ -116,8 +116,9 @@ func (v *verifier) compareSums(ctx context.Context, d source.Disk, want string) 
 	return mismatch, nil
 }
 
-// compareContent reads the source once more and compares the target with it. It is used if
-// there is no digest of the source, because the copy was resumed from a checkpoint without one.
+// compareContent reads the source once more and compares the target with the source. It is used
+// if there is no digest of the source, because the copy was resumed from a checkpoint without a
+// digest.
 func (v *verifier) compareContent(ctx context.Context, d source.Disk) (mismatch *MismatchError, err error) {
 	var difference *Difference
 	err = v.untilStopped(ctx, func(ctx context.Context) (err error) {

@@ -66,9 +66,9 @@ func (w *writer) writeEmpty(off, n int64, kind source.Kind) error {
 	return nil
 }
 
-// place passes the encoded units of one range of a piece to the sink. r is this range, which
-// counts as data. Its first unit is c.coded.units[firstUnit]. place returns the number of units
-// in the range.
+// place passes the encoded units of one range of the piece c to the sink. The range is r, one of
+// those in c.runs that count as data. c.coded.units has the units of all these ranges; firstUnit is
+// the index of the first unit of r. place returns the number of units of r.
 func (w *writer) place(c *piece, r run, firstUnit int) (units int, err error) {
 	for i, u := range c.coded.units[firstUnit:] {
 		if u.start >= r.end {

@@ -323,7 +323,7 @@ func (s *Sum) UnmarshalBinary(b []byte) error {
 	s.size = size
 	s.innerZeros = inner == 0
 	if size < 0 || inner > 1 || !s.innerZeros && (s.algorithm != Blksum || s.partial() == 0) {
-		return fmt.Errorf("digest state: the flag for the hash of the incomplete last block is %d, which is not valid for a %s digest of %d bytes of data", inner, s.algorithm, size)
+		return fmt.Errorf("digest state: the flag that says whether a hash of an incomplete last block follows is %d, but a %s digest of %d bytes of data cannot have this value", inner, s.algorithm, size)
 	}
 	parts := 1
 	if !s.innerZeros {

@@ -236,8 +236,9 @@ func (d *Display) drawBar(s Snapshot, last bool) {
 			progressbar.OptionFullWidth(),
 			progressbar.OptionSetPredictTime(true),
 			progressbar.OptionThrottle(0),
-			// With an interval other than 0, a goroutine of package progressbar would draw a
-			// spinner at any time, between messages and over a question to the user.
+			// The interval is the time after which a goroutine of package progressbar draws the
+			// spinner again. The goroutine would also draw over messages and over a question to
+			// the user. With the interval 0 there is no such goroutine.
 			progressbar.OptionSetSpinnerChangeInterval(0),
 		)
 	}
