@@ -29,8 +29,8 @@ func (a *access) prepare(ctx context.Context) error {
 		return nil
 	}
 	err := a.o.Registry.prepare(ctx, a.params, func() (maybe bool) {
-		// The log shows the identity before the call is made. If this process is killed, the
-		// user needs the identity to call EndAccess.
+		// The identity names this command to the server. It is logged before the call is made,
+		// because the user needs it to call EndAccess if this process is killed.
 		if a.o.Log != nil {
 			a.o.Log.Info("vddk: preparing the VM for access: it cannot be migrated until EndAccess is called", "server", a.params.Server, "vm", a.params.VM, "identity", a.o.Registry.identity)
 		}
@@ -127,8 +127,9 @@ func (a *access) call(operation string, callServer func(context.Context, process
 
 var alreadyDisabled = regexp.MustCompile(`(?i)already ?disabled`)
 
-// whyNotPrepared explains an error of PrepareForAccess in a few words. The caller appends them
-// to the beginning of a message. The result is "" if the reason is not known.
+// whyNotPrepared explains an error of PrepareForAccess in a few words, with which the caller
+// continues the sentence "the server did not prepare the VM for access". The result is "" if the
+// reason is not known.
 func whyNotPrepared(err error) string {
 	e := asError(err)
 	switch {

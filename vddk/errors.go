@@ -97,9 +97,9 @@ var meanings = []meaning{
 	// Error 1 is a general one, which the library also returns for a wrong certificate. An error
 	// with another code has another cause, even if the log mentions the certificate.
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)actual thumbprint\s*=`), say: (*Error).sayThumbprint,
-		hint: "the server's certificate does not have the expected thumbprint: compare the thumbprint that it has with the one that the host itself shows; if both are the same, pass it with --thumbprint"},
+		hint: "the server's certificate does not have the expected thumbprint: run vddkcp thumbprint HOST, and compare the thumbprint that it prints with the thumbprint that the host itself shows; if the two are equal, pass this thumbprint with --thumbprint"},
 	{code: worker.CodeFail, line: regexp.MustCompile(`(?i)(thumbprint|certificate|ssl verification).{0,60}(mismatch|invalid|fail|not match|error)`),
-		hint: "VDDK does not accept the server's certificate: compare the thumbprint that vddkcp thumbprint HOST prints with the one that the host itself shows; if both are the same, pass it with --thumbprint"},
+		hint: "VDDK does not accept the server's certificate: run vddkcp thumbprint HOST, and compare the thumbprint that it prints with the thumbprint that the host itself shows; if the two are equal, pass this thumbprint with --thumbprint"},
 	{line: loginWords, hint: hintLogin},
 	{line: regexp.MustCompile(`(?i)failed to allocate the requested|nfc error:? 5\b`), hint: hintMemory},
 	{code: worker.CodeOutOfMemory, hint: hintMemory},

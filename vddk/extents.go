@@ -122,8 +122,8 @@ func (q *allocationQueries) extents(ctx context.Context, off, length int64) iter
 				off = e.End()
 				continue
 			}
-			// The disk may be closed, or ctx may end, while the caller uses an extent of the
-			// window.
+			// While the caller uses an extent of the window, the disk may be closed or ctx may
+			// end. That is therefore checked before each extent.
 			for number, to := off/window, e.End(); off < to; {
 				if err := q.ended(ctx); err != nil {
 					yield(source.Extent{}, err)
@@ -286,9 +286,9 @@ func (q *allocationQueries) queryWindow(number int64) (*allocation.Map, error) {
 const (
 	// These constants limit how often a failed query is repeated. queryRetries applies if the
 	// library has answered a query about this disk before, firstRetries if it has not, and
-	// lostRetries if the worker process was lost. Reads are repeated more often, because a disk
-	// cannot be copied without them. Without an answer to a query, it can still be read as a
-	// whole.
+	// lostRetries if the worker process was lost. Reads are repeated more often than queries,
+	// because a disk cannot be copied without reads. Without an answer to a query, the disk can
+	// still be read as a whole.
 	queryRetries = 20
 	firstRetries = 3
 	lostRetries  = 2
@@ -306,18 +306,20 @@ const (
 )
 
 // queryAgain makes a query for n chunks from chunk first on. If the query fails, queryAgain
-// waits for some time, or until a lost worker process is replaced, and repeats it. In three cases
-// it does not repeat the query: once is true; the previous queries failed, too; or no query has
-// succeeded since q.limit, the size of a query, was doubled. In the last case the new size is
-// probably too large, and a smaller query is better than a repetition.
-func (q *allocationQueries) queryAgain(first, n uint64, once bool) (blocks []worker.Block, err error) {
+// waits for some time, or until a lost worker process is replaced, and repeats the query. It does
+// not repeat the query in these cases:
+//   - noRepeats is true.
+//   - The last query before this one failed, and so did its repetitions.
+//   - No query has succeeded since q.limit, the size of a query, was doubled. The new size is
+//     probably too large, and a smaller query is better than a repetition.
+func (q *allocationQueries) queryAgain(first, n uint64, noRepeats bool) (blocks []worker.Block, err error) {
 	p := q.pool
 	q.mu.Lock()
-	once = once || q.failing || q.limit.grown
+	noRepeats = noRepeats || q.failing || q.limit.grown
 	q.mu.Unlock()
 	for k := 1; ; k++ {
 		blocks, err = q.query(first, n, 1)
-		if err == nil || errors.Is(err, errWrote) || p.ended() != nil || once || k > q.retries(err) {
+		if err == nil || errors.Is(err, errWrote) || p.ended() != nil || noRepeats || k > q.retries(err) {
 			return blocks, err
 		}
 		if !isLost(err) && !p.life.pause(min(p.policy.Delay(k), queryWait)) {
@@ -423,9 +425,9 @@ func (l *queryLimit) failed(n uint64) bool {
 var errWrote = errors.New("allocated blocks cannot be queried after a write to the disk")
 
 // query asks a worker process which blocks are allocated in n chunks, from chunk first on. The
-// blocks that the library reports begin and end at multiples of unit chunks. Queries may run at
-// the same time as reads of the same session.
-func (q *allocationQueries) query(first, n, unit uint64) ([]worker.Block, error) {
+// offset and the length of each reported block are multiples of granularity, a number of chunks.
+// Queries may run at the same time as reads of the same session.
+func (q *allocationQueries) query(first, n, granularity uint64) ([]worker.Block, error) {
 	q.querying.RLock()
 	defer q.querying.RUnlock()
 	if q.wrote.Load() {
@@ -439,7 +441,7 @@ func (q *allocationQueries) query(first, n, unit uint64) ([]worker.Block, error)
 	off, bytes := int64(first)*chunk, int64(n)*chunk
 	mark := p.opener.log.mark()
 	stop := s.deadline(p.o.Timeout)
-	blocks, err := s.proc.Query(p.life.Context, first*chunkSectors, n*chunkSectors, unit*chunkSectors)
+	blocks, err := s.proc.Query(p.life.Context, first*chunkSectors, n*chunkSectors, granularity*chunkSectors)
 	stop()
 	p.mu.Lock()
 	s.queries--

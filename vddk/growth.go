@@ -22,15 +22,18 @@ type growth struct {
 }
 
 // start is called when the first connection is open. transport is the transport mode of that
-// connection. If Options.Connections is more than 1, start opens the other connections in the
-// background. count is their number. start opens none if the transport mode attaches the disk to
-// this machine, because all connections would share the attached device. If Options.Connections
-// is 0 and the transport mode uses NFC, the tuner chooses the number later.
+// connection. There are three cases:
+//   - Options.Connections is 0 and the transport mode uses NFC. The tuner chooses the number of
+//     connections later.
+//   - Options.Connections is more than 1, but the transport mode attaches the disk to this machine.
+//     start opens no other connection, because all connections would share the attached device.
+//   - Options.Connections is more than 1, with any other transport mode. start opens the other
+//     connections in the background. count is the number of these other connections.
 //
-// The function share gives the memory of one connection back to the Budget, which limits the
-// memory on the host. For each connection that start has to open, share is called once: when the
-// connection is closed, or when it is not opened because of a failure.
-func (g *growth) start(transport string, count int, share func()) {
+// The Budget limits the memory that all connections use on the host. giveBack returns the memory
+// of one connection to the Budget. In the last case it is called once for each of the other
+// connections: when the connection is closed, or when a failure prevents its opening.
+func (g *growth) start(transport string, count int, giveBack func()) {
 	p := g.pool
 	switch {
 	case p.o.Connections > 1 && attached(transport):
@@ -42,9 +45,9 @@ func (g *growth) start(transport string, count int, share func()) {
 		p.life.background.Go(func() {
 			defer g.opened()
 			for ; count > 0; count-- {
-				if !g.add(share) { // add has called share for the connection that failed
+				if !g.add(giveBack) { // add has called giveBack for the connection that failed
 					for range count - 1 {
-						share()
+						giveBack()
 					}
 					break
 				}

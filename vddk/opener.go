@@ -281,7 +281,7 @@ func (op *opener) same(opened worker.Opened) error {
 	if opened.Capacity == 0 {
 		// No disk has 0 sectors. This is a failure of the library and does not prove that the
 		// disk is another one.
-		return fmt.Errorf("%s: after the disk was opened again, the library says that it has no sectors", op.params.File)
+		return fmt.Errorf("%s: after the disk was opened again, the library says that the disk has no sectors", op.params.File)
 	}
 	return source.Changed(fmt.Errorf("%s: opening the disk again opened another disk: before, the disk had %d bytes and the UUID %q, now it has %d bytes and the UUID %q", op.params.File,
 		first.Capacity*sectorSize, first.UUID, opened.Capacity*sectorSize, opened.UUID))

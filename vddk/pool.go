@@ -206,10 +206,11 @@ func (p *pool) try(r *request, since time.Time) (permit, error) {
 	return t, nil
 }
 
-// timeout returns the time limit for the next attempt of a call that began at since. It is
-// limit, or less if the retry policy allows less time for the whole call.
-func (p *pool) timeout(limit time.Duration, since time.Time) time.Duration {
-	return min(limit, max(p.policy.Patience()-p.progress.Idle(since), time.Millisecond))
+// timeout returns the time limit for the next attempt of a call that began at since. One attempt
+// may take no longer than maxAttempt. The result is shorter than that if the retry policy leaves
+// less time for all attempts of the call together.
+func (p *pool) timeout(maxAttempt time.Duration, since time.Time) time.Duration {
+	return min(maxAttempt, max(p.policy.Patience()-p.progress.Idle(since), time.Millisecond))
 }
 
 // failed returns the error of a request, with the disk and the range [off, off+n) added. If the

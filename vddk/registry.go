@@ -43,7 +43,7 @@ func NewRegistry(refusals int) *Registry {
 
 // AllowLogin allows one more login of each account whose last login was refused, unless the
 // server has refused as many logins as NewRegistry allows. A program that serves clients calls
-// it when a client comes, so that each refused login is made for another client.
+// AllowLogin when a new client connects. One client then causes at most one refused login.
 func (r *Registry) AllowLogin() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -210,10 +210,10 @@ func (r *Registry) loginEnded(a *account, trying chan struct{}, doubts int, err 
 	close(trying)
 }
 
-// errNoLogin is recorded in place of nil after a successful login for another call than opening a
-// disk, such as EndAccess. Opening a disk may need other permissions, so such a success does not
-// prove that a login for it succeeds.
-var errNoLogin = errors.New("the login succeeded, and was made for another call than opening a disk")
+// errNoLogin is recorded as the result of a successful login for a call that opens no disk, such as
+// EndAccess. Opening a disk may need other permissions than that call, so this success does not
+// prove that the next login for opening a disk will succeed.
+var errNoLogin = errors.New("the successful login does not count, because no disk was opened with it")
 
 // vmKey identifies a VM on a server.
 type vmKey struct {

@@ -56,27 +56,27 @@ func (r *request) pieces(size int64) iter.Seq[request] {
 	}
 }
 
-// edges allocates the fields head and tail: memory for the sectors that a write covers only in
-// part. The results have the same names. Before the caller calls fill, it has to read the
-// previous content of the disk into them: the first sector of the range into head, and the last
-// sector into tail. A result is nil if its sector need not be read. If the whole range lies in
-// one sector, that sector is read only once, so only one result is not nil even if both fields
-// are set.
-func (r *request) edges() (head, tail []byte) {
+// edges allocates the fields r.head and r.tail: memory for the first and the last sector of the
+// range of a write, if the write covers these sectors only in part. Before the caller calls fill,
+// it has to read the previous content of the first sector into readHead, and that of the last
+// sector into readTail. These results are the same memory as the fields, or nil if the sector need
+// not be read. If the first sector is also the last one, both fields are the same memory. Only one
+// result is then not nil, so that the sector is read once.
+func (r *request) edges() (readHead, readTail []byte) {
 	first, end := r.sectors()
 	if r.off > first {
 		r.head = make([]byte, sectorSize)
-		head = r.head
+		readHead = r.head
 	}
 	if r.off+r.n < end {
 		if r.head != nil && end-sectorSize == first {
 			r.tail = r.head
 		} else {
 			r.tail = make([]byte, sectorSize)
-			tail = r.tail
+			readTail = r.tail
 		}
 	}
-	return head, tail
+	return readHead, readTail
 }
 
 // fill sets b to the new content of all sectors that a write covers, as a whole or in part.

@@ -156,9 +156,9 @@ func (*CertificateError) ExitStatus() int { return exit.Usage }
 // Hint tells the user what to do about the error.
 func (e *CertificateError) Hint() string {
 	if e.Want == "" {
-		return fmt.Sprintf("vddkcp thumbprint %s shows the thumbprint: compare it with the one that the host itself shows, then pass it with --thumbprint", e.Server)
+		return fmt.Sprintf("run vddkcp thumbprint %s, and compare the thumbprint that it prints with the thumbprint that the host itself shows; if the two are equal, pass this thumbprint with --thumbprint", e.Server)
 	}
-	return "compare the thumbprint with the one that the host itself shows: the certificate was renewed, or another machine answers in place of the host"
+	return "compare the thumbprint of the certificate with the thumbprint that the host itself shows: either the certificate was renewed, or another machine answers in place of the host"
 }
 
 // CheckThumbprint fetches the certificate of a server and checks that it has the thumbprint

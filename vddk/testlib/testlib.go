@@ -140,8 +140,8 @@ func errOr(a, b error) error {
 	return b
 }
 
-// New returns a library in a new temporary folder. At its end, the test fails if it has violated
-// a rule of VDDK that was not passed to Allow.
+// New returns a library in a new temporary folder. When the test ends, it fails if a caller of the
+// library has violated a rule of VDDK, unless the rule was passed to Allow.
 func New(t testing.TB, options ...string) *Library {
 	t.Helper()
 	built := Build(t, options...)
@@ -232,8 +232,9 @@ func (l *Library) AddDisk(name, path string) {
 	l.must(os.Symlink(path, at))
 }
 
-// counters returns those counters of a kind that are not 0, by their names. All processes that
-// load the library map the file of the counters.
+// counters returns the counters that are not 0, by their names. kind is "call" or "stat", the first
+// part of a counter's name in the file of the counters. All processes that load the library map
+// this file into their memory, so the counts of killed processes are in it, too.
 func (l *Library) counters(kind string) map[string]int64 {
 	l.t.Helper()
 	counts := map[string]int64{}

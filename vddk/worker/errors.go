@@ -121,8 +121,8 @@ func (e *GoneError) Error() string {
 type LoadError struct {
 	Library   string
 	Text      string   // message of the dynamic linker; "" if functions are missing
-	Libraries []string // libraries that it needs, directly or through others, and that were not found
-	Functions []string // required functions that it does not have
+	Libraries []string // libraries that Library needs, directly or through others, and that were not found
+	Functions []string // required functions that Library does not have
 }
 
 func (e *LoadError) Error() string {
@@ -184,8 +184,8 @@ func (e *ProgramError) Error() string {
 	return "cannot start vddkcp-vddk-worker, which loads VDDK: " + join(e.Tried)
 }
 
-// Unwrap returns one error for each place in which the program was looked for, so that errors.Is
-// and errors.As find it.
+// Unwrap returns one error for each place in which the program was looked for. errors.Is and
+// errors.As examine all of them.
 func (e *ProgramError) Unwrap() []error { return e.Tried }
 
 // Hint tells the user what to do about the error.

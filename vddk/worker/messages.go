@@ -25,8 +25,8 @@ import (
 // must not include a NUL. NULL is sent as the length 0xffffffff, with nothing after it.
 //
 // This process sends these requests. The first column is the kind of the request. The others are
-// fields of the head, and the payload; a field that is left empty is 0. In the column slot, SC
-// stands for slotControl and SF for slotFlush.
+// fields of the head, and the payload; a field that is left empty is 0. In the column slot, the
+// numbers of the slots are 0 to 63, SF stands for slotFlush (64), and SC for slotControl (65).
 //
 //	to the worker     slot  sector     sectors  flags       payload
 //	"init"            SC                                    initNumbers, library, root, configuration file
@@ -63,7 +63,7 @@ import (
 //	"text":     the text of the error
 //	"init":     the transport modes; sectors has one bit for each function of the library
 //	"open":     openedNumbers, and the strings parent, UUID and transport mode
-//	"cleanup":  nothing; sectors is cleaned + remaining<<32
+//	"cleanup":  nothing; sectors has the two counts of VixDiskLib_Cleanup: cleaned + remaining<<32
 //	all others: nothing
 const (
 	kindInit      = 1
@@ -149,12 +149,12 @@ func appendInit(b []byte, c *Config) []byte {
 	return appendOptional(b, c.ConfigFile)
 }
 
-// loginStrings is the number of strings in the payload of the requests that log in: "open",
-// "cleanup", "prepare access" and "end access".
+// loginStrings is the number of strings in the payload of the requests for which the library logs
+// in to a server: "open", "cleanup", "prepare access" and "end access".
 const loginStrings = 10
 
-// appendLogin appends the payload of a request that logs in to b. Such a request is "open",
-// "cleanup", "prepare access" or "end access".
+// appendLogin appends to b the payload of an "open", "cleanup", "prepare access" or "end access",
+// the requests for which the library logs in to a server.
 func appendLogin(b []byte, r *OpenRequest) []byte {
 	readOnly, flags := uint32(0), r.Flags
 	if r.ReadOnly {

@@ -242,7 +242,7 @@ func (p *Process) Query(ctx context.Context, start, sectors, chunk uint64) ([]Bl
 	case chunk < MinChunk || bits.OnesCount64(chunk) != 1 || chunk > 1<<31:
 		return nil, fmt.Errorf("cannot query in chunks of %d sectors, expected a power of two of at least %d", chunk, MinChunk)
 	case start%chunk != 0 || sectors%chunk != 0 || sectors == 0 || sectors/chunk > MaxChunks:
-		return nil, fmt.Errorf("cannot query %d sectors from sector %d on: both numbers must be multiples of %d sectors, and the first one must be from 1 to %d", sectors, start, chunk, MaxChunks*chunk)
+		return nil, fmt.Errorf("cannot query %d sectors from sector %d on: both numbers must be multiples of %d, and the number of sectors must be at most %d and not 0", sectors, start, chunk, MaxChunks*chunk)
 	case start > capacity || sectors > capacity-start:
 		return nil, fmt.Errorf("cannot query the sectors %d to %d, because the disk has %d sectors", start, start+sectors, capacity)
 	}
@@ -468,7 +468,7 @@ func (c *call) control(ctx context.Context, m message, payload []byte) (answer, 
 	}
 	list, err := parseStrings(a.payload, 2)
 	if err != nil {
-		return a, c.p.breach(fmt.Errorf("the worker sent an error, but not the name of the function and the text: %w", err))
+		return a, c.p.breach(fmt.Errorf("the worker reported an error in an invalid message, expected the name of the function that failed and the text of the error: %w", err))
 	}
 	if a.flags == doneFault {
 		return a, &faultError{clean(list[0]), clean(c.p.log.redact(list[1]))}

@@ -146,15 +146,15 @@ var decoders = map[byte]func(text string, i int) (plain string, end int){
 	'&': entityAt, '%': percentAt, '\\': backslashAt,
 }
 
-// decode returns text with decoded escapes: those that begin with the character mark. next
-// decodes one escape. offsets has for each byte of the result, and for its end, the offset in
-// text.
-func decode(text string, mark byte, next func(string, int) (string, int)) (plain string, offsets []int) {
+// decode returns text with one kind of escapes decoded. escapeByte is the character with which
+// these escapes begin, and decodeEscape is the function that decodes one of them (see decoders).
+// offsets has for each byte of the result, and for the end of the result, the offset in text.
+func decode(text string, escapeByte byte, decodeEscape func(string, int) (string, int)) (plain string, offsets []int) {
 	var out []byte
 	for i := 0; i < len(text); {
 		piece, end := text[i:i+1], i+1
-		if text[i] == mark {
-			if p, e := next(text, i); e > 0 {
+		if text[i] == escapeByte {
+			if p, e := decodeEscape(text, i); e > 0 {
 				piece, end = p, e
 			}
 		}
@@ -168,7 +168,7 @@ func decode(text string, mark byte, next func(string, int) (string, int)) (plain
 }
 
 // matchSecret looks for the secret at offset i of text. It returns the end of the longest form
-// of the secret there. The end is -1 if no form of it begins at i.
+// of the secret there, or -1 if no form of the secret begins at i.
 func matchSecret(text string, i int, secret []rune, cut bool) int {
 	starts := []int{i} // offsets at which the next rune may begin, without duplicates
 	for k, c := range secret {
@@ -302,15 +302,16 @@ func percentAt(text string, i int) (plain string, end int) {
 	return string([]byte{byte(n)}), end
 }
 
-// matchPercent compares text at offset i with plain. In text, each byte must be escaped for a
-// URL. The result is the offset after the last escape, or 0 if text differs.
-func matchPercent(text string, i int, plain string) (end int) {
-	for k := range len(plain) {
+// matchPercent compares text, from offset i on, with the string wanted. In text, each byte of wanted
+// must be escaped for a URL (%41). The result is the offset after the last escape, or 0 if text
+// differs.
+func matchPercent(text string, i int, wanted string) (end int) {
+	for k := range len(wanted) {
 		if i == len(text) || text[i] != '%' {
 			return 0
 		}
 		p, end := percentAt(text, i)
-		if end == 0 || p[0] != plain[k] {
+		if end == 0 || p[0] != wanted[k] {
 			return 0
 		}
 		i = end
