@@ -108,7 +108,7 @@ func TestOddVMDKs(t *testing.T) {
 		describeVMDK(t, in("child.vmdk"), func(text string) string {
 			return strings.Replace(text, `"base.vmdk"`, `"C:\VMs\base.vmdk"`, 1)
 		})
-		everyCommand(t, in("child.vmdk"), child, false, `the path of the parent, "C:\\VMs\\base.vmdk", is that of another host`)
+		everyCommand(t, in("child.vmdk"), child, false, `the path of the parent, "C:\\VMs\\base.vmdk", belongs to another host`)
 	})
 	t.Run("differencing image", func(t *testing.T) {
 		folder := t.TempDir()

@@ -379,7 +379,7 @@ func (a *Appliance) openedFiles() []string {
 	return slices.Clone(a.opens)
 }
 
-// maxChunks bounds the number of chunks of one file.
+// maxChunks is the largest number of chunks of one file.
 const maxChunks = 4096
 
 // errNoChunk means that not even the first chunk of a file exists.

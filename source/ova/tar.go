@@ -109,8 +109,8 @@ func isSparse(header *tar.Header) bool {
 	return header.Typeflag == tar.TypeGNUSparse
 }
 
-// checkName returns an error for a name that no file of an appliance may have: an
-// empty, absolute or very long one, or one that leads out of the archive.
+// checkName returns an error for a name that no file of an appliance may have. A name
+// must not be empty, absolute or very long, and must not lead out of the archive.
 func checkName(name string) error {
 	switch {
 	case name == "":

@@ -119,8 +119,8 @@ func (x *markers) eachGrain(start int64, visit func(g, pos int64) (more bool)) e
 	}
 }
 
-// add records grain g, whose marker is at the offset pos. The numbers of the grains
-// must ascend from call to call.
+// add records grain g. pos is the offset of its marker in the file. The numbers of the
+// grains must ascend from call to call.
 func (x *markers) add(g, pos int64) {
 	last := len(x.list) - 1
 	if last < 0 || g/rangeGrains != x.last/rangeGrains {

@@ -74,13 +74,13 @@ func (d *Disk) openParent(ctx context.Context, r reference, name string, open so
 		// folder of the image.
 		var local error
 		if parent, local = open(ctx, d.path, last, "vmdk"); local == nil {
-			d.warn("the path of the parent, %s, is that of another host: the file %s in the image's folder is used instead, because its CID is the parentCID of the image", quote(name), quote(last))
+			d.warn("the path of the parent, %s, belongs to another host: the file %s in the image's folder is used instead, because its CID is the parentCID of the image", quote(name), quote(last))
 			name, err = last, nil
 		} else if !errors.Is(local, fs.ErrNotExist) {
 			err = local
 		} else {
 			return hinted.Error(
-				fmt.Errorf("cannot open parent %s of %s: the path is that of another host, and the image's folder has no file %s: %w", quote(name), d.path, quote(last), fs.ErrNotExist),
+				fmt.Errorf("cannot open parent %s of %s: the path belongs to another host, and the image's folder has no file %s: %w", quote(name), d.path, quote(last), fs.ErrNotExist),
 				fmt.Sprintf("put the parent %s into the folder of %s; --single-link reads the image without its parent", quote(last), d.path),
 			)
 		}
@@ -137,10 +137,10 @@ func (d *Disk) explainExtent(e extentLine, open source.Opener, err error) error 
 	if !foreign {
 		return err
 	}
-	hint := fmt.Sprintf("the path is that of another host: put the file %s into the folder of %s, and replace the path in line %d of the descriptor by the name of the file", quote(last), d.path, e.line)
+	hint := fmt.Sprintf("the path belongs to another host: put the file %s into the folder of %s, and replace the path in line %d of the descriptor by the name of the file", quote(last), d.path, e.line)
 	if f, missing := open(d.ctx, d.path, last, "raw"); missing == nil {
 		f.Close()
-		hint = fmt.Sprintf("the path is that of another host: if the file %s in the folder of %s is the right extent, replace the path in line %d of the descriptor by the name of the file", quote(last), d.path, e.line)
+		hint = fmt.Sprintf("the path belongs to another host: if the file %s in the folder of %s is the right extent, replace the path in line %d of the descriptor by the name of the file", quote(last), d.path, e.line)
 	}
 	return hinted.Error(err, hint)
 }

@@ -239,7 +239,7 @@ func TestParentsOfOtherHosts(t *testing.T) {
 		if !bytes.Equal(content(t, d), want) {
 			t.Errorf("%s: another content", hint)
 		}
-		checkWarnings(t, d.Warnings(), path, []string{"is that of another host", `"base.vmdk"`})
+		checkWarnings(t, d.Warnings(), path, []string{"belongs to another host", `"base.vmdk"`})
 	}
 	// A parent that exists by its full name is used without a warning.
 	path := named("base.vmdk")

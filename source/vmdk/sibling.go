@@ -56,7 +56,7 @@ func withSearch(ctx context.Context) (context.Context, *search) {
 	return context.WithValue(ctx, searchKey{}, s), s
 }
 
-// peeked is what is known of a file that may be a parent.
+// peeked has the UUID and the identity of a file that may be a parent.
 type peeked struct {
 	uuid string // ddb.uuid.image; "" if it has none or the file is no image
 	id   string // identity of the file; "" if it is not known
