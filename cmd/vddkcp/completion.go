@@ -8,7 +8,7 @@ import (
 )
 
 type completionCommand struct {
-	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell: bash, zsh or fish."`
+	Shell string `arg:"" enum:"bash,zsh,fish" help:"The shell that the script is for: bash, zsh or fish."`
 }
 
 // Run prints the completion script. The script contains the names of all commands and

@@ -21,8 +21,8 @@ import (
 
 // copyCommand is vddkcp copy, which copies one disk. docs/cli.md describes it.
 type copyCommand struct {
-	Src string `arg:"" name:"SRC" help:"The disk to copy: the path of a VMDK, qcow2 or raw file or of a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a VMware host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH for any disk that VDDK opens, or - for standard input."`
-	Dst string `arg:"" name:"DST" help:"Where to copy the disk: a new file (a name such as x.qcow2 or x.vmdk sets the format), a block device, an NBD URI, - for standard output, or the address null: (with the colon) for reading SRC without writing anything."`
+	Src string `arg:"" name:"SRC" help:"The disk to copy: the path of a VMDK, qcow2 or raw file or of a block device, a disk of an appliance (x.ova#1), an NBD URI, a disk on a VMware host ([DATASTORE] DIR/DISK.vmdk), vddk:PATH for any disk that VDDK opens, or \"-\" for standard input."`
+	Dst string `arg:"" name:"DST" help:"Where to copy the disk: a new file (a name such as x.qcow2 or x.vmdk sets the format), a block device, an NBD URI, \"-\" for standard output, or \"null:\" to read SRC without writing anything."`
 	copyFlags
 }
 

@@ -19,9 +19,9 @@ type copyFlags struct {
 
 	Format        string         `help:"Format of DST: raw, qcow2 or vmdk (streamOptimized). By default the name of DST decides." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Force         bool           `help:"Replace an existing file DST." group:"Target:"`
-	Compress      string         `help:"Compression method and level: none, zlib or zstd for a qcow2 target, zlib for a VMDK target." placeholder:"METHOD[:LEVEL]" group:"Target:"`
+	Compress      string         `help:"Compression method, optionally with a level (such as zlib:9): none, zlib or zstd for a qcow2 target, zlib for a VMDK target." placeholder:"METHOD[:LEVEL]" group:"Target:"`
 	ClusterSize   *bytesize.Size `help:"Cluster size of a qcow2 target (default 64KiB)." placeholder:"SIZE" group:"Target:"`
-	Backing       string         `help:"Write DST as a qcow2 overlay of the disk FILE, with only the data that differs from FILE. A relative path starts from the folder of DST." placeholder:"FILE" group:"Target:"`
+	Backing       string         `help:"Write DST as a qcow2 overlay of the disk FILE, with only the data that differs from FILE. If FILE is a relative path, it starts at the folder of DST." placeholder:"FILE" group:"Target:"`
 	BackingFormat string         `help:"Format of the backing file: raw, qcow2 or vmdk. By default it is detected from the content." enum:",raw,qcow2,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Preallocation string         `help:"Space for the holes in the file DST: off (no space, the file is sparse), falloc (the space is reserved) or full (zeros are written)." enum:"off,falloc,full" default:"off" group:"Target:"`
 	Sparse        *bytesize.Size `help:"Turn runs of zeros in the data of SRC into holes if they have at least this size (default 4KiB). With 0, the zeros are written as data." placeholder:"SIZE" group:"Target:"`
@@ -41,7 +41,7 @@ type copyFlags struct {
 
 	Progress string     `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 	Report   string     `help:"Write a report to this file at the end, even if the copy fails: an HTML page if the name ends in .html, JSON otherwise." placeholder:"FILE" type:"path" group:"Report:"`
-	Digest   digestFlag `help:"Compute a digest of the content for the log and the report: =blksum (default) or =sha256." group:"Report:"`
+	Digest   digestFlag `help:"Compute a digest of the content of the disk for the log and the report. The value, which must follow an equals sign, is the algorithm: sha256, or blksum (default), which nbdcopy --blkhash computes too." group:"Report:"`
 	DryRun   bool       `help:"Open both disks and print the plan, but copy nothing." group:"Report:"`
 }
 
@@ -84,7 +84,7 @@ const (
 // Validate checks combinations of flags. The package kong calls it.
 func (c *copyFlags) Validate() error {
 	if c.Reflink == "always" && c.Preallocation != "off" {
-		return fmt.Errorf("--reflink always and --preallocation %s: blocks that are shared with SRC are neither reserved nor written: use only one of the two flags", c.Preallocation)
+		return fmt.Errorf("--reflink always and --preallocation %s exclude each other, because blocks that are shared with SRC are neither reserved nor written: use only one of the two flags", c.Preallocation)
 	}
 	if err := validateRequests(c.RequestSize, c.Depth); err != nil {
 		return err

@@ -26,15 +26,15 @@ type exportCommand struct {
 
 	sourceFlags
 
-	Listen      []string      `help:"Address to listen on: tcp://HOST:PORT, unix:PATH, unix:- for a private socket, or systemd for sockets from systemd (repeatable; default tcp://127.0.0.1:10809)." placeholder:"ADDR" sep:"none" group:"Export:"`
+	Listen      []string      `help:"Address to listen on: tcp://HOST:PORT, unix:PATH, \"unix:-\" for a private socket, or \"systemd\" for sockets from systemd (repeatable; default tcp://127.0.0.1:10809)." placeholder:"ADDR" sep:"none" group:"Export:"`
 	Name        string        `help:"Export name of SRC. By default SRC answers to every name." placeholder:"NAME" group:"Export:"`
 	Description string        `help:"Description of SRC, which clients can show." placeholder:"TEXT" group:"Export:"`
 	Export      []namedSource `help:"Another disk to serve, with its export name (repeatable)." placeholder:"NAME=SRC" sep:"none" group:"Export:"`
-	Pattern     string        `name:"export-pattern" help:"Let clients request any disk that VDDK can open and whose path matches this wildcard. The path is the name of the export. The nbdkit parameter export=PATTERN means the same." placeholder:"PATTERN" group:"Export:"`
+	Pattern     string        `name:"export-pattern" help:"Let clients request any disk that VDDK can open and whose path matches this wildcard. A client sends the path of the disk as the export name. The nbdkit parameter export=PATTERN means the same." placeholder:"PATTERN" group:"Export:"`
 	Command     string        `name:"run" help:"Run CMD in a shell with the variables $$uri, $$port, $$unixsocket, $$nbd and $$exportname, stop when CMD ends, and return its exit status." placeholder:"CMD" group:"Export:"`
-	RW          bool          `name:"rw" help:"Let clients write to the disks: raw files, block devices, NBD exports and disks that VDDK opens." group:"Export:"`
-	Cow         cowFlag       `help:"Let clients write without changing the disks: writes go to a temporary file or, with --cow=FILE, to FILE, which later runs can continue." placeholder:"FILE" group:"Export:"`
-	CowOnRead   bool          `help:"With --cow: also keep the blocks that clients read from SRC in the file that receives the writes, and read them from there the next time." group:"Export:"`
+	RW          bool          `name:"rw" help:"Let clients write to the disks. Each disk must be a raw file, a block device, an NBD export or a disk that VDDK opens." group:"Export:"`
+	Cow         cowFlag       `help:"Let clients write without changing the disks. Writes go to a temporary file or, with --cow=FILE, to FILE. A later run with the same FILE continues with these writes." placeholder:"FILE" group:"Export:"`
+	CowOnRead   bool          `help:"With --cow: also store each block that a client reads from SRC in the file that receives the writes. Later reads of the block read this file." group:"Export:"`
 
 	TLS             string `name:"tls" help:"Encryption of connections with TLS: off, on (clients may use TLS) or require (clients must use TLS)." enum:",off,on,require" default:"" placeholder:"MODE" group:"Export:"`
 	TLSCertificates string `name:"tls-certificates" help:"Folder with the files server-cert.pem, server-key.pem and ca-cert.pem." placeholder:"DIR" type:"path" group:"Export:"`
@@ -42,7 +42,7 @@ type exportCommand struct {
 
 	RequestSize    bytesize.Size `help:"Maximum number of bytes of one read or write with VDDK (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
 	Depth          int           `help:"Number of concurrent reads and writes on each VDDK handle (default 4)." default:"4" placeholder:"N" group:"Speed:"`
-	Connections    connections   `help:"Number of connections to the NBD server that has a disk, or of handles for a disk that VDDK opens: a number, or auto." default:"auto" placeholder:"N|auto" group:"Speed:"`
+	Connections    connections   `help:"Number of connections for each disk, or auto. For a disk on an NBD server, these are NBD connections. For a disk that VDDK opens, these are VDDK handles." default:"auto" placeholder:"N|auto" group:"Speed:"`
 	MaxConnections int           `help:"Maximum number of clients at the same time (default 4096)." default:"4096" placeholder:"N" group:"Export:"`
 	ExitWithParent bool          `help:"Stop when the parent process ends." group:"Export:"`
 	ExitLast       bool          `help:"Stop when the last client disconnects." group:"Export:"`
@@ -132,7 +132,7 @@ func (c *exportCommand) Validate() error {
 func validText(s string) error {
 	switch {
 	case len(s) > nbd.MaxString:
-		return fmt.Errorf("%d bytes are too long: NBD allows at most %d bytes for a name or a description", len(s), nbd.MaxString)
+		return fmt.Errorf("the text has %d bytes, but NBD allows at most %d bytes for a name or a description", len(s), nbd.MaxString)
 	case !utf8.ValidString(s):
 		return fmt.Errorf("%q is not valid UTF-8", s)
 	}

@@ -223,9 +223,10 @@ func (p *jobParser) setFlag(v batch.Value) error {
 	return nil
 }
 
-// fileNames finds names that identify a local file or device. All paths that lead to
-// one file, for example through symbolic links, have a name in common. The map caches
-// folders with their resolved paths.
+// fileNames computes keys that identify the file, device or export at an address. An
+// example is "path /a/b", for a path without symbolic links. Two paths that lead to the
+// same file, for example through a symbolic link, have at least one key in common. The
+// map is a cache: it maps the path of a folder to the same path without symbolic links.
 type fileNames map[string]string
 
 func (n fileNames) of(text string) []string {
@@ -276,9 +277,9 @@ func (n fileNames) folder(path string) string {
 
 func inode(st *unix.Stat_t) string { return fmt.Sprintf("inode %d %d", st.Dev, st.Ino) }
 
-// filesOf returns the texts by which package batch compares files. Two paths lead to
-// the same file or device if they have a text in common. filesOf returns nil if path
-// leads to neither a file nor a block device.
+// filesOf returns the keys by which package batch compares files. Two paths lead to the
+// same file or device if they have a key in common. filesOf returns nil if path leads to
+// neither a file nor a block device.
 func filesOf(path string) []string {
 	var names []string
 	switch place := sinkopen.PlaceOf(address.Path(path)); place.Kind {
@@ -300,9 +301,9 @@ func filesOf(path string) []string {
 	return names
 }
 
-// jobsFile reads a job file; - is standard input. It returns at once when ctx ends,
-// even if a read blocks. Every few seconds it calls notice with a message that shows
-// the progress.
+// jobsFile reads a job file. The path "-" means standard input. jobsFile returns at once
+// when ctx ends, even if a read blocks. Every few seconds it calls notice with a message
+// that shows the progress.
 func (p *jobParser) jobsFile(ctx context.Context, path string, notice func(string)) (*batch.File, error) {
 	spec, err := p.spec()
 	if err != nil {

@@ -30,7 +30,7 @@ func decodeString(ctx *kong.DecodeContext, target reflect.Value) error {
 func decodePath(ctx *kong.DecodeContext, target reflect.Value) error {
 	token := ctx.Scan.Pop()
 	if token.IsEOL() {
-		return errors.New("missing value, expecting a path")
+		return errors.New("the value is missing: want a path")
 	}
 	path := fmt.Sprint(token.Value)
 	if path != "-" {

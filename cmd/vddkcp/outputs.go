@@ -28,7 +28,8 @@ type outputs struct {
 }
 
 // outputFile is a file that a flag names. own is true for a file that only vddkcp
-// writes; the code that opens the file checks its content.
+// writes. The method check does not look at the content of such a file, because the code
+// that opens the file does so.
 type outputFile struct {
 	flag, path string
 	own        bool
@@ -103,8 +104,9 @@ func (o *outputs) protectSecret(what string, s secretFlag) {
 	}
 }
 
-// withFile returns a copy of the outputs. If the flag is given, the copy also has the file
-// at path, which the flag names.
+// withFile returns a new list of outputs: those of o, followed by the file at the given
+// path. flag is the name of the command line flag that sets the path. If path is empty, no
+// file is added.
 func (o *outputs) withFile(flag, path string) *outputs {
 	more := &outputs{list: slices.Clip(o.list)}
 	more.add(flag, path)

@@ -47,7 +47,7 @@ const (
 func (f *secretFlag) Decode(ctx *kong.DecodeContext) error {
 	token := ctx.Scan.Pop()
 	if token.IsEOL() {
-		return errors.New("the value is missing: want the secret itself, - to type it on the terminal, +FILE to read it from a file, or -FD to read it from a file descriptor")
+		return errors.New("the value is missing: want the secret itself, \"-\" to type it on the terminal, +FILE to read it from a file, or -FD to read it from a file descriptor")
 	}
 	return f.parse(fmt.Sprint(token.Value))
 }
@@ -56,7 +56,7 @@ func (f *secretFlag) parse(s string) error {
 	if name, ok := strings.CutPrefix(s, "+"); ok {
 		*f = secretFlag{form: inFile, value: name}
 		if name == "" {
-			return errors.New("+: the path of a file is missing after the +")
+			return errors.New("the value \"+\": the path of a file is missing after the \"+\"")
 		}
 		return nil
 	}
@@ -71,7 +71,7 @@ func (f *secretFlag) parse(s string) error {
 	}
 	fd, err := strconv.ParseUint(number, 10, 31)
 	if err != nil {
-		return errors.New("the value begins with -, but no number of a file descriptor follows: a secret that begins with - or + must be read from a file (+FILE) or a file descriptor (-FD)")
+		return errors.New("the value begins with \"-\", but no number of a file descriptor follows: a secret that begins with \"-\" or \"+\" must be read from a file (+FILE) or a file descriptor (-FD)")
 	}
 	if fd < 3 {
 		return fmt.Errorf("-%d: file descriptors 0 to 2 are standard input, output and error: want a file descriptor number of 3 or more", fd)
@@ -124,7 +124,7 @@ func readSecretFile(name string) (string, error) {
 		err = at.Err
 	}
 	return "", hinted.Error(
-		fmt.Errorf("cannot read the file whose path follows the +: %w", err),
+		fmt.Errorf("cannot read the file whose path follows the \"+\": %w", err),
 		"the text after the + must be the path of a file, and the first line of the file is the secret; if the secret itself begins with +, use +FILE, - or -FD",
 	)
 }
@@ -219,9 +219,9 @@ func askTerminal(ctx context.Context, prompt string) (text string, err error) {
 // terminal does not show typed characters.
 var abruptEnd atomic.Pointer[func()]
 
-// onAbruptEnd registers the function restore. It is called if a signal ends the process
-// at once. A second SIGINT or SIGTERM does so, and any SIGQUIT. forget removes
-// the registration.
+// onAbruptEnd registers the function restore. The function restore is called before a
+// signal ends the process at once. These signals are a SIGQUIT, and a second SIGINT or
+// SIGTERM. forget removes the registration.
 func onAbruptEnd(restore func()) (forget func()) {
 	abruptEnd.Store(&restore)
 	fatal := make(chan os.Signal, 1)

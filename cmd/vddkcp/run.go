@@ -29,13 +29,13 @@ import (
 
 // batchCommand is vddkcp run, which runs a batch of copies. docs/cli.md describes it.
 type batchCommand struct {
-	Jobs string `arg:"" name:"JOBS" optional:"" help:"The job file, in JSON; - reads it from standard input."`
+	Jobs string `arg:"" name:"JOBS" optional:"" help:"Path of the job file, which is JSON, or \"-\" to read the job file from standard input."`
 
 	Only     []string          `help:"Run only the jobs with these names (repeatable)." placeholder:"NAME,..." group:"Which jobs:"`
 	Label    map[string]string `help:"Run only the jobs that have this label (repeatable: jobs must have all of the labels)." placeholder:"KEY=VALUE" group:"Which jobs:"`
-	Shard    string            `help:"Run only the jobs of shard I, counted from 0, of N shards. A hash of the name decides the shard of a job." placeholder:"I/N" group:"Which jobs:"`
+	Shard    string            `help:"Divide the jobs into N shards by a hash of their names, and run only the jobs of shard I. Shards are numbered from 0." placeholder:"I/N" group:"Which jobs:"`
 	Resume   bool              `help:"Continue an earlier run: skip the jobs that are done according to the state file, and continue the others." group:"Which jobs:"`
-	State    string            `help:"The state file (default: JOBS.state.json, or with --shard JOBS.state.I-of-N.json)." placeholder:"FILE" type:"path" group:"Which jobs:"`
+	State    string            `help:"Path of the state file, which records which jobs are done (default: JOBS.state.json, or with --shard JOBS.state.I-of-N.json)." placeholder:"FILE" type:"path" group:"Which jobs:"`
 	Parallel int               `help:"Number of disks to copy at the same time, instead of limits.total in the job file." placeholder:"N" group:"Which jobs:"`
 
 	Report       []string       `help:"Write a report of all jobs to this file at the end (repeatable): an HTML page if the name ends in .html, JSON otherwise." placeholder:"FILE" type:"path" sep:"none" group:"Report:"`
@@ -43,7 +43,7 @@ type batchCommand struct {
 	LogDir       string         `help:"Write a complete log of each job into this folder." placeholder:"DIR" type:"path" group:"Report:"`
 	Progress     string         `help:"How to show progress: auto, bar, json or none." enum:"auto,bar,json,none" default:"auto" group:"Report:"`
 	Check        bool           `help:"Open all sources and check all targets, but copy nothing." group:"Report:"`
-	Probe        *bytesize.Size `help:"With --check: read this much of each disk, and estimate how long the batch will take." placeholder:"SIZE" group:"Report:"`
+	Probe        *bytesize.Size `help:"With --check: read this number of bytes from each disk, and estimate how long the batch will take." placeholder:"SIZE" group:"Report:"`
 	Schema       bool           `help:"Print the JSON Schema of job files." group:"Report:"`
 }
 
@@ -63,11 +63,11 @@ func (e *batchError) ExitStatus() int { return e.exit }
 func (c *batchCommand) Validate() error {
 	switch {
 	case c.Jobs == "" && !c.Schema && c.MergeReports == "":
-		return errors.New("no job file is given: want the path of a job file, or - for standard input")
+		return errors.New("no job file is given: want the path of a job file, or \"-\" for standard input")
 	case c.Probe != nil && !c.Check:
 		return errors.New("--probe needs --check")
 	case c.Probe != nil && *c.Probe == 0:
-		return errors.New("--probe: 0 bytes: nothing would be read: want 1 or more bytes")
+		return errors.New("--probe: with 0 bytes nothing would be read: want 1 or more bytes")
 	case c.Parallel < 0 || c.Parallel > 1000:
 		return fmt.Errorf("--parallel: %d: want 1 to 1000 disks", c.Parallel)
 	}

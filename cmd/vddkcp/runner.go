@@ -66,8 +66,9 @@ func (b *batchRun) budget(j *batch.Job) *vddk.Budget {
 	return b.budgets[key]
 }
 
-// refuseReport records the path of an output that is a file of a source, if err is an
-// *outputError with this path. The report must not be written to such a path.
+// refuseReport handles an error that says that an output, such as a report, is a file of
+// a source. It records the path of this output. At the end of the batch, no report is
+// written to a recorded path. refuseReport ignores all other errors.
 func (b *batchRun) refuseReport(err error) {
 	var refused *outputError
 	if !errors.As(err, &refused) {

@@ -20,8 +20,8 @@ import (
 // them.
 type sourceFlags struct {
 	SourceFormat string   `help:"Format of SRC: raw, vmdk or qcow2. By default it is detected from the content." enum:",raw,vmdk,qcow2" default:"" placeholder:"FORMAT" group:"Source:"`
-	AllowPath    []string `help:"Folder with files that the image SRC may refer to, in addition to the files in the folder of SRC (repeatable; / allows all files)." placeholder:"DIR" sep:"none" group:"Source:"`
-	SingleLink   bool     `help:"Read SRC without its parent images. Ranges that only the parents have count as absent, not as zeros." group:"Source:"`
+	AllowPath    []string `help:"Another folder with files that the image SRC may refer to (repeatable; \"/\" allows all files). Files in the folder of SRC are always allowed." placeholder:"DIR" sep:"none" group:"Source:"`
+	SingleLink   bool     `help:"Read SRC without its parent images. Ranges that are stored only in a parent are reported as missing, not as zeros." group:"Source:"`
 
 	retryFlags
 	vddkFlags

@@ -15,7 +15,7 @@ import (
 type vddkCommand struct {
 	LibDir     string `name:"libdir" help:"The VDDK library: the folder of the distribution, its folder lib64, or the file of the library itself." placeholder:"DIR" type:"path"`
 	JSON       bool   `name:"json" help:"Print JSON instead of KEY=VALUE lines."`
-	DumpPlugin bool   `help:"Has no effect. It is accepted because nbdkit vddk --dump-plugin prints the same lines."`
+	DumpPlugin bool   `help:"Has no effect. The flag is accepted for scripts that were written for nbdkit vddk --dump-plugin, which prints the same lines."`
 }
 
 // libraryFacts is what vddkcp vddk prints, as text or as JSON.
@@ -44,7 +44,7 @@ func (c *vddkCommand) Run(ctx context.Context) error {
 		facts.Functions[f.Name] = f.Present
 	}
 	facts.Missing = append(facts.Missing, vddk.Missing(library)...)
-	loading, cancel := context.WithTimeoutCause(ctx, loadTimeout, fmt.Errorf("%s did not load within %s", library.Path, loadTimeout))
+	loading, cancel := context.WithTimeoutCause(ctx, loadTimeout, fmt.Errorf("the VDDK library %s did not load within %s", library.Path, loadTimeout))
 	defer cancel()
 	var failed error
 	facts.Transports, failed = vddk.TransportModes(loading, library)

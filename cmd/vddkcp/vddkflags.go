@@ -23,11 +23,11 @@ import (
 type vddkFlags struct {
 	Server        string      `help:"Name or address of the ESXi host or vCenter server that has SRC." placeholder:"HOST" group:"VDDK:"`
 	User          string      `help:"User name for the server." placeholder:"NAME" group:"VDDK:"`
-	Password      secretFlag  `help:"Password for the server: - asks for it on the terminal, +FILE reads the first line of a file, -FD reads the first line from a file descriptor, and any other VALUE is the password itself, which other users can see in the list of processes. Default: the environment variable VDDKCP_PASSWORD." placeholder:"-|+FILE|-FD|VALUE" group:"VDDK:"`
+	Password      secretFlag  `help:"Password for the server: \"-\" asks for it on the terminal, +FILE reads the first line of a file, -FD reads the first line from a file descriptor, and any other VALUE is the password itself, which other users can see in the list of processes. Default: the environment variable VDDKCP_PASSWORD." placeholder:"-|+FILE|-FD|VALUE" group:"VDDK:"`
 	Cookie        secretFlag  `help:"Session cookie to use instead of user name and password, in the same forms as --password. Default: the environment variable VDDKCP_COOKIE." placeholder:"-|+FILE|-FD|VALUE" group:"VDDK:"`
 	VM            string      `name:"vm" help:"Managed object ID of the VM that has SRC, as moref=ID." placeholder:"moref=ID" group:"VDDK:"`
 	Snapshot      string      `help:"Managed object ID of the snapshot to read." placeholder:"ID" group:"VDDK:"`
-	Thumbprint    string      `help:"SHA-1 or SHA-256 thumbprint of the server's certificate. Without it, a trusted authority must have signed the certificate." placeholder:"HEX" group:"VDDK:"`
+	Thumbprint    string      `help:"SHA-1 or SHA-256 thumbprint of the server's certificate. Without this flag, a trusted authority must have signed the certificate." placeholder:"HEX" group:"VDDK:"`
 	Port          portFlag    `help:"Port of the server (default 443)." placeholder:"PORT" group:"VDDK:"`
 	NFCHostPort   portFlag    `name:"nfchostport" help:"Port of the ESXi host for the disk data (default 902)." placeholder:"PORT" group:"VDDK:"`
 	Transports    string      `help:"Transport modes to try, in order, separated by colons: file, san, hotadd, nbdssl, nbd." placeholder:"LIST" group:"VDDK:"`
@@ -37,7 +37,7 @@ type vddkFlags struct {
 	Unbuffered    bool        `help:"Open the disk with the library's flag for unbuffered access." group:"VDDK:"`
 	NFCBuffers    nfcBuffers  `name:"nfc-buffers" help:"Size and number of the buffers that each connection reserves on the host (default 1MiBx4)." placeholder:"SIZExCOUNT" group:"VDDK:"`
 	PrepareAccess bool        `help:"Prevent vCenter from migrating the VM during the copy." group:"VDDK:"`
-	Debug         vddkDebug   `short:"D" help:"Turn debug messages on (=1) or off (=0). They have the names of nbdkit-vddk-plugin: vddk.diskinfo, vddk.extents, vddk.datapath or vddk.stats (repeatable)." placeholder:"vddk.KEY=0|1" group:"VDDK:"`
+	Debug         vddkDebug   `short:"D" help:"Turn a kind of debug messages on (=1) or off (=0): vddk.diskinfo, vddk.extents, vddk.datapath or vddk.stats (repeatable). The debug flags of nbdkit-vddk-plugin have the same names." placeholder:"vddk.KEY=0|1" group:"VDDK:"`
 	secrets       vddkSecrets `kong:"-"`
 }
 
@@ -141,7 +141,7 @@ func (d *vddkDebug) Decode(ctx *kong.DecodeContext) error {
 }
 
 // AfterApply is called by kong after parsing. It keeps the secrets from the
-// environment, which are used if no flag gives one.
+// environment. They are used if no flag gives a secret.
 func (f *vddkFlags) AfterApply(environment *secretEnvironment) error {
 	f.secrets.environment = environment
 	return nil

@@ -31,7 +31,7 @@ type verifyCommand struct {
 
 	Format string      `help:"Format of DST: raw or vmdk. By default it is detected from the content." enum:",raw,vmdk" default:"" placeholder:"FORMAT" group:"Target:"`
 	Strict bool        `help:"Also compare the allocation: DST must have holes exactly where SRC has them." group:"Target:"`
-	Digest digestValue `help:"Verify a single disk by comparing it with this digest: blksum: or sha256:, followed by 64 hexadecimal digits. Digits alone are a blksum digest." placeholder:"VALUE" group:"Target:"`
+	Digest digestValue `help:"Verify a single disk by comparing it with this digest: 64 hexadecimal digits after the prefix \"blksum:\" (as nbdcopy --blkhash computes it) or \"sha256:\". Digits without a prefix are a blksum digest." placeholder:"VALUE" group:"Target:"`
 
 	RequestSize bytesize.Size `help:"Number of bytes in each read (default 1MiB)." default:"1MiB" placeholder:"SIZE" group:"Speed:"`
 	Connections connections   `help:"Number of connections to each server, or auto. For an NBD server, auto means 4 connections if the server allows several connections. For VDDK, it means up to 4 connections, as long as each new connection makes reading faster." default:"auto" placeholder:"N|auto" group:"Speed:"`

@@ -76,7 +76,7 @@ func parseWords(operands []string, kind wordsFor) (*words, error) {
 		case key == "export":
 			return nil, usage.Errorf("export=: only the command export has this parameter, which lets clients choose disks")
 		case key == "create" || strings.HasPrefix(key, "create-"):
-			return nil, usage.Errorf("%s=: vddkcp does not create VMDKs through VDDK", key)
+			return nil, usage.Errorf("the parameter %s= is not supported, because vddkcp does not create VMDKs through VDDK", key)
 		default:
 			return nil, usage.New(
 				fmt.Sprintf("%s= is not a parameter of nbdkit-vddk-plugin; did you mean %s=?", key, nearest.Of(key, slices.Concat(flagKeys, otherKeys))),

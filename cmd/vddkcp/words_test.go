@@ -35,8 +35,8 @@ func TestWords(t *testing.T) {
 		"libdir=/x|user=u":                                    {kind: wordsForLibrary, want: "--libdir=/x --user=u|||"},
 
 		"export=*|/x":            {fails: "only the command export"},
-		"create=1|/x":            {fails: "create=: vddkcp does not create"},
-		"create-size=1G|/x":      {fails: "create-size=: "},
+		"create=1|/x":            {fails: "create= is not supported, because vddkcp does not create"},
+		"create-size=1G|/x":      {fails: "create-size= is not supported"},
 		"passwrd=hunter2|/x":     {fails: "passwrd= is not a parameter of nbdkit-vddk-plugin; did you mean password=?"},
 		"Server=h|/x":            {fails: "did you mean server=?"},
 		"thumb-print=h|/x":       {fails: "did you mean thumbprint=?"},

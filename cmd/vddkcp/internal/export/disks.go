@@ -58,8 +58,10 @@ func (e *exports) openAll(ctx context.Context) error {
 		}
 	}
 	if e.Pattern != "" {
-		// Clients choose the disk later, and its path is not known yet. The check uses
-		// a path as an example, and finds invalid values of the other VDDK parameters.
+		// Invalid VDDK parameters are reported before the server starts. The real path
+		// of a disk is not known yet, because a client will send it as the name of the
+		// export. Therefore the parameters are checked with a path that is only an
+		// example.
 		path := "[any] any.vmdk"
 		if strings.HasPrefix(e.Pattern, "/") {
 			path = "/any.vmdk"

@@ -32,15 +32,15 @@ type Options struct {
 	// disk with an empty name answers to every name, unless there is a Pattern.
 	Sources []Source
 	// Pattern is a wildcard. Clients may request any disk that VDDK can open and whose
-	// path matches Pattern. The path is the name of the export. If Pattern is empty,
-	// clients can request only the Sources.
+	// path matches Pattern. A client sends the path of the disk as the name of the
+	// export. If Pattern is empty, clients can request only the Sources.
 	Pattern string
 	// Opener opens the disks. If its Writable is true, clients may write to them.
 	Opener *sourceopen.Opener
 	// Format is the format of all sources, as for Opener.Open; "" detects it.
 	Format string
-	// Opened is called after each disk that is opened before the server starts. If
-	// it returns an error, Run fails. It may be nil.
+	// Opened is called each time a disk has been opened, until the server starts. If
+	// Opened returns an error, Run fails. Opened may be nil.
 	Opened func() error
 	// Cow lets clients write without changing the disks. Their writes go to a temporary
 	// file or, for a single disk, to CowFile. A later run with the same CowFile sees

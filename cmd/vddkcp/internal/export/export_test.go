@@ -14,7 +14,7 @@ func TestCheckListen(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for _, c := range []struct{ addresses, want string }{
 		{"tcp://127.0.0.1:10809 unix:s unix:- unix:- systemd tcp://[::1]:0 tcp://[::1]:0 tcp://localhost:http", ""},
-		{"", `"": invalid address: want tcp://HOST:PORT or unix:PATH (or unix:- for a private socket, or systemd for sockets from systemd)`},
+		{"", `"": invalid address: want tcp://HOST:PORT or unix:PATH (or "unix:-" for a private socket, or "systemd" for sockets from systemd)`},
 		{"unix:", "has no path"},
 		{"unix:/" + strings.Repeat("n", 107), "has 108 bytes, want at most 107"},
 		{"unix:" + strings.Repeat("n", 107), "want at most 107"},

@@ -92,7 +92,7 @@ func CheckListen(addresses []string) error {
 		if address != "systemd" {
 			var err error
 			if checked, err = server.CheckAddress(address); err != nil {
-				return fmt.Errorf("--listen %w (or unix:- for a private socket, or systemd for sockets from systemd)", err)
+				return fmt.Errorf("--listen %w (or \"unix:-\" for a private socket, or \"systemd\" for sockets from systemd)", err)
 			}
 		}
 		if known[checked] {

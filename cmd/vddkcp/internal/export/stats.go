@@ -15,8 +15,8 @@ import (
 	"github.com/vddkcp/vddkcp/nbd/server"
 )
 
-// statsFile counts the requests of clients. The counts are written to the file of
-// --stats, and as a table for --verbose.
+// statsFile counts the requests of clients. At the end, the counts are written as JSON to
+// the file that --stats names. With --verbose, they are also printed as a table.
 type statsFile struct {
 	server.Stats
 	started time.Time
