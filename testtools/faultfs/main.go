@@ -130,8 +130,8 @@ func (n *faultNode) Rename(ctx context.Context, name string, parent fs.InodeEmbe
 	return n.LoopbackNode.Rename(ctx, name, parent, newName, flags)
 }
 
-// PassthroughFd keeps the kernel from reading and writing the file by itself,
-// which would bypass Write.
+// PassthroughFd returns no file descriptor. If the kernel had one, it would read and
+// write the file itself, and would not call Write.
 func (f *faultFile) PassthroughFd() (int, bool) { return -1, false }
 
 func (f *faultFile) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
