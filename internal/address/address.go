@@ -166,7 +166,7 @@ func parseTarget(text string) (Address, error) {
 		return nil, err
 	}
 	if _, ok := VDDKFile(a); ok {
-		return nil, usage.Errorf("%s: vddkcp reads disks on VMware hosts and does not write them (for a file of that name write ./%[1]s)", text)
+		return nil, usage.Errorf("%s: vddkcp copies disks from VMware hosts, but does not write them there (for a file of that name write ./%[1]s)", text)
 	}
 	if a != nil {
 		return a, nil

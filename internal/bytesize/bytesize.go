@@ -36,13 +36,13 @@ func Parse(s string) (int64, error) {
 	}
 	n, err := strconv.ParseUint(digits, 10, 63)
 	if errors.Is(err, strconv.ErrRange) {
-		return 0, fmt.Errorf("the size %.40q is more than 8 EiB", s)
+		return 0, fmt.Errorf("the size %.40q is 8 EiB or more", s)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("size %q: want a whole number of bytes; write for example 512, 64KiB, 1MiB or 2GiB", s)
 	}
 	if int64(n) > math.MaxInt64/factor {
-		return 0, fmt.Errorf("the size %q is more than 8 EiB", s)
+		return 0, fmt.Errorf("the size %q is 8 EiB or more", s)
 	}
 	return int64(n) * factor, nil
 }

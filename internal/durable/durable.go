@@ -122,7 +122,7 @@ func openInPlace(path string) (*os.File, error) {
 		return nil, nil // Replace returns the error
 	}
 	if info.Mode().Type() == fs.ModeDevice {
-		return nil, &fs.PathError{Op: "write", Path: path, Err: errors.New("this output needs a file, but the path is that of a block device")}
+		return nil, &fs.PathError{Op: "write", Path: path, Err: errors.New("this output cannot be written to a block device: name a file")}
 	}
 	return OpenOutput(path, os.O_WRONLY)
 }
@@ -159,8 +159,8 @@ func Descriptor(path string) (fd int, ok bool) {
 	return 0, false
 }
 
-// ErrForeign says that an existing file cannot be a file of vddkcp. Errors wrap it.
-var ErrForeign = errors.New("not a file of vddkcp")
+// ErrForeign says that vddkcp cannot have written an existing file. Errors wrap it.
+var ErrForeign = errors.New("not a file that vddkcp has written")
 
 // Open opens or creates a file that only vddkcp uses. flags and perm are those of os.OpenFile.
 // Such a file is always a regular file with one name. If path is a symbolic link, a FIFO, a
@@ -168,7 +168,7 @@ var ErrForeign = errors.New("not a file of vddkcp")
 // In that case Open has changed nothing, and it has not waited.
 func Open(path string, flags int, perm fs.FileMode) (*os.File, error) {
 	foreign := func(what string) error {
-		return &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%w: the path is that of %s; remove it, or name another file", ErrForeign, what)}
+		return &fs.PathError{Op: "open", Path: path, Err: fmt.Errorf("%w: expected a regular file with a single name, found %s: remove what is at this path, or name another file", ErrForeign, what)}
 	}
 	f, err := os.OpenFile(path, flags&^os.O_TRUNC|unix.O_NOFOLLOW|unix.O_NONBLOCK, perm)
 	switch {

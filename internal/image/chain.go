@@ -28,8 +28,9 @@ func Extents(name string, size, off, length int64, scan func(out *Merger) error)
 		case err == nil:
 			out.flush()
 		case err != errStop:
-			// The last extent, which out has not yielded yet, is dropped. It is correct, but the
-			// caller cannot use it, because the extents after it are missing.
+			// The last extent, which out has not yielded yet, is dropped. The caller gets the error
+			// in place of the rest of the extents. If the caller asks again for the rest, it gets
+			// the dropped extent as well.
 			yield(source.Extent{}, fmt.Errorf("extents of %s: %w", name, err))
 		}
 	}

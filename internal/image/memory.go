@@ -59,11 +59,12 @@ type unitSlot struct {
 // them by these numbers. The other methods take the number as their parameter file.
 func (m *Memory) NewFile() uint64 { return m.files.Add(1) }
 
-// Share adds the number of ranges of p to the total for all files that share m. The total may be
-// at most MaxSpans. If p has too many ranges, Share drops ranges of p before it counts them.
-func (m *Memory) Share(p *Places) {
-	p.keep(int(MaxSpans - m.spans.Load()))
-	m.spans.Add(int64(p.count()))
+// Share limits the memory that the files of a chain need for the places of their tables. places
+// belongs to one more file. All files that share m may have at most MaxSpans ranges together. If
+// this limit would be exceeded, Share removes the last ranges from places.
+func (m *Memory) Share(places *Places) {
+	places.keep(int(MaxSpans - m.spans.Load()))
+	m.spans.Add(int64(places.count()))
 }
 
 // Page returns a page of f, which has size bytes, and reads it if it is not cached. number is

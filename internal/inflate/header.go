@@ -48,7 +48,7 @@ func (d *Decoder) readDynamic(s *stream) error {
 		precode[sym] = uint8(n)
 	}
 	if !d.build(d.precode[:], precodeBits, precode[:], precodeSymbols[:]) {
-		return s.corrupt("the code of the code lengths is incomplete or has too many codes")
+		return s.corrupt("the Huffman code for the code lengths is incomplete or oversubscribed")
 	}
 
 	lens := d.lens[:litlen+dist]
@@ -57,16 +57,16 @@ func (d *Decoder) readDynamic(s *stream) error {
 	}
 	d.fixed = false
 	if lens[256] == 0 {
-		return s.corrupt("the block has no code for its end")
+		return s.corrupt("the block has no end-of-block code")
 	}
 	if !d.build(d.litlen[:], litlenBits, lens[:litlen], litlenSymbols[:]) {
-		return s.corrupt("the code of the literals and lengths is incomplete or has too many codes")
+		return s.corrupt("the Huffman code for literals and lengths is incomplete or oversubscribed")
 	}
 	if len(s.src)-s.in >= pairFrom {
 		d.pairLiterals()
 	}
 	if !d.build(d.dist[:], distBits, lens[litlen:], distSymbols[:]) {
-		return s.corrupt("the code of the distances is incomplete or has too many codes")
+		return s.corrupt("the Huffman code for distances is incomplete or oversubscribed")
 	}
 	return nil
 }
@@ -96,7 +96,7 @@ func (d *Decoder) readLengths(s *stream, lens []uint8) error {
 		switch sym {
 		case 16:
 			if i == 0 {
-				return s.corrupt("there is no previous code length to repeat")
+				return s.corrupt("the first code length says to repeat the previous one, but there is none")
 			}
 			value, base, extra = lens[i-1], 3, 2
 		case 17:

@@ -11,10 +11,10 @@ import "math/bits"
 //	bits 16-31  the literals, or the base to which the extra bits are added
 //
 // The literal/length table and the distance table are indexed by the first bits of a code.
-// Longer codes continue in a subtable. The entries of a subtable have numbers of bits that
-// include the first bits. An entry that leads to a subtable has in bits 0-5 the number of bits
-// up to the end of the index into the subtable, and in bits 16-31 the place where the subtable
-// begins.
+// Longer codes continue in a subtable, which is indexed by the next bits. All numbers of bits are
+// counted from the start of the code, in entries of subtables, too. The entry that leads to a
+// subtable has the place where the subtable begins in bits 16-31. Its bits 0-5 are the number of
+// bits of both indexes together: of the index into the table and of the index into the subtable.
 type entry uint32
 
 const (

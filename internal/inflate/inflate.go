@@ -110,7 +110,7 @@ func (s *stream) truncated() error {
 }
 
 func (s *stream) tooLarge() error {
-	return fmt.Errorf("%w: offset %d: expected at most %d bytes", ErrTooLarge, s.offset(), len(s.dst))
+	return fmt.Errorf("%w: offset %d: the decompressed data has more than %d bytes", ErrTooLarge, s.offset(), len(s.dst))
 }
 
 // inflate decodes all blocks of a stream (RFC 1951, section 3.2.3).
@@ -156,7 +156,7 @@ func (s *stream) stored() error {
 	}
 	n := int(binary.LittleEndian.Uint16(s.src[s.in:]))
 	if c := int(binary.LittleEndian.Uint16(s.src[s.in+2:])); c != n^0xffff {
-		return s.corrupt("length of stored block %#04x does not match its complement %#04x", n, c)
+		return s.corrupt("the length %#04x of the stored block does not match its complement %#04x", n, c)
 	}
 	s.in += 4
 	got := copy(s.dst[s.out:], s.src[s.in:min(s.in+n, len(s.src))])

@@ -32,7 +32,7 @@ func (d *Decoder) Zlib(dst, src []byte) (n, consumed int, err error) {
 		return s.out, len(src), fmt.Errorf("%w: offset %d: the stream ends in the checksum", ErrTruncated, len(src))
 	}
 	if want, got := binary.BigEndian.Uint32(src[s.in:]), adler32(dst[:s.out]); got != want {
-		return s.out, s.in, fmt.Errorf("%w: offset %d: the checksum of the stream is %#08x, but that of its data is %#08x", ErrCorrupt, s.in, want, got)
+		return s.out, s.in, fmt.Errorf("%w: offset %d: the stream ends with the checksum %#08x, but the decompressed data has the checksum %#08x", ErrCorrupt, s.in, want, got)
 	}
 	return s.out, s.in + 4, nil
 }

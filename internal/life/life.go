@@ -122,8 +122,9 @@ func (l *Life) ReadAt(p []byte, off, size int64, read func(p []byte) (int, error
 }
 
 // Clip returns the part of p that lies in a disk of size bytes if p is read at offset off. The
-// offset must not be negative. The error is the result of ReadAt after it has read that part. It
-// is io.EOF if p extends past the end of the disk or off is not in the disk. Otherwise it is nil.
+// offset must not be negative. After the caller, a method ReadAt, has read this part without an
+// error, it must return the error that Clip returned. This error is io.EOF if p extends past the
+// end of the disk or off is not in the disk. Otherwise it is nil.
 func Clip(p []byte, off, size int64) ([]byte, error) {
 	switch {
 	case off >= size:

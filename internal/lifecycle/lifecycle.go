@@ -2,9 +2,9 @@
 // of the calls of a sink.Disk, refuses calls whose context has ended, and keeps the first error.
 //
 // A writer has a Target as a field. Each write of the writer calls Target.Begin and Target.Done.
-// The writer's methods Finish and Publish do their work in a function that they pass to
-// Target.Advance. Its method Suspend passes a function to Target.End, and its method Abort passes
-// one to Target.Abort.
+// The writer's methods Finish, Publish, Suspend and Abort do their work in a function that they
+// pass to a method of Target. Finish and Publish pass it to Target.Advance, Suspend passes it to
+// Target.End, and Abort passes it to Target.Abort.
 package lifecycle
 
 import (

@@ -71,7 +71,8 @@ func lintGo(path, text string) (problems []problem, err error) {
 	return problems, nil
 }
 
-// explained reports whether one of the file's comments contains the phrase. The phrase may
+// explained reports whether a comment of the file explains why the file breaks a rule. Such a
+// comment contains the given phrase, for example "longer than 600 lines because". The phrase may
 // continue on the next line of the comment.
 func explained(file *ast.File, phrase string) bool {
 	for _, group := range file.Comments {

@@ -29,12 +29,12 @@ func New(bytes int64) *Budget {
 	return &Budget{limit: bytes, free: semaphore.NewWeighted(bytes)}
 }
 
-// NewHost returns a budget with the given number of bytes for at most the given number of open
-// connections, which must be at least 1. The number is limited in this way: each connection
-// counts as at least bytes divided by connections, even if its buffers are smaller.
-func NewHost(bytes int64, connections int) *Budget {
-	b := New(bytes)
-	b.least = (bytes + int64(connections) - 1) / int64(connections)
+// NewHost returns a budget of totalBytes bytes for at most maxConnections open connections.
+// maxConnections must be at least 1. The budget limits the number of connections because each of
+// them counts as at least totalBytes/maxConnections bytes, even if its buffers are smaller.
+func NewHost(totalBytes int64, maxConnections int) *Budget {
+	b := New(totalBytes)
+	b.least = (totalBytes + int64(maxConnections) - 1) / int64(maxConnections)
 	return b
 }
 

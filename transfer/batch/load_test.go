@@ -132,7 +132,7 @@ func TestLoadTellsMistakes(t *testing.T) {
 			{"source":"a","target":"c","sparse":-4096,"depth":1e999}]}`, []string{
 			"1:32: limits.total: 99999999999999999999: want 1 to 1000",
 			`1:60: limits.rate: size "-5": want a whole number of bytes; write for example 512, 64KiB, 1MiB or 2GiB`,
-			`1:110: jobs[0].sparse: the size "123456789012345678901234567890" is more than 8 EiB`,
+			`1:110: jobs[0].sparse: the size "123456789012345678901234567890" is 8 EiB or more`,
 			`2:40: jobs[1].sparse: size "-4096": want a whole number of bytes; write for example 512, 64KiB, 1MiB or 2GiB`,
 			"2:54: jobs[1].depth: 1e999: want a whole number",
 		}},
