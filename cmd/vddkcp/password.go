@@ -125,7 +125,7 @@ func readSecretFile(name string) (string, error) {
 	}
 	return "", hinted.Error(
 		fmt.Errorf("cannot read the file whose path follows the \"+\": %w", err),
-		"the text after the + must be the path of a file, and the first line of the file is the secret; if the secret itself begins with +, use +FILE, - or -FD",
+		`the text after the "+" must be the path of a file, and the first line of the file is the secret; if the secret itself begins with "+", use +FILE, "-" or -FD`,
 	)
 }
 

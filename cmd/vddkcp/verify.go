@@ -173,7 +173,7 @@ func (c *verifyCommand) addresses() (at addresses, err error) {
 		target = c.Dst
 	}
 	if target == (address.Null{}).String() {
-		return at, usage.New("target: the address null: drops all data, and there is nothing to verify", "for a file of that name write ./null:")
+		return at, usage.New(`target: a copy to "null:" stores nothing, and there is no data to verify`, "for a file of that name write ./null:")
 	}
 	if at.target, err = address.Parse(target, address.Disk); err != nil {
 		return at, fmt.Errorf("target: %w", err)

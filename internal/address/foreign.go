@@ -33,8 +33,8 @@ const (
 var schemes = []scheme{
 	{[]string{"http://", "https://", "ftp://", "ftps://"}, "vddkcp does not read from web servers or write to them", download + ", or serve it with nbdkit curl and write nbd://HOST:PORT", upload},
 	{[]string{"s3://", "gs://", "az://", "swift://"}, "vddkcp does not read from object stores or write to them", download, upload},
-	{[]string{"ssh://", "sftp://", "scp://", "rsync://"}, "vddkcp does not log in with SSH", "write - and pipe the disk into vddkcp: ssh HOST cat FILE | vddkcp - DST", "write - and pipe the disk out of vddkcp: vddkcp SRC - | ssh HOST 'cat >FILE'"},
-	{[]string{"vi://", "vpx://", "esx://", "esxi://", "vsphere://"}, "this is not how vddkcp names disks of VMware", vmware, "write to a file: vddkcp does not write disks of VMware"},
+	{[]string{"ssh://", "sftp://", "scp://", "rsync://"}, "vddkcp does not log in with SSH", `write "-" and pipe the disk into vddkcp: ssh HOST cat FILE | vddkcp - DST`, `write "-" and pipe the disk out of vddkcp: vddkcp SRC - | ssh HOST 'cat >FILE'`},
+	{[]string{"vi://", "vpx://", "esx://", "esxi://", "vsphere://"}, "this is not how vddkcp names disks of VMware", vmware, "write to a file, because vddkcp does not copy disks to VMware hosts"},
 	{[]string{"file://localhost/", "file:///"}, "vddkcp takes paths, not URLs of files", "write /%s", "write /%s"},
 	{[]string{"file:"}, "vddkcp takes paths, not URLs of files", "write %s", "write %s"},
 	{[]string{"nbd:"}, "this is how qemu names an NBD server, and vddkcp needs a URI", "write nbd://HOST:PORT/EXPORT, or nbd+unix:///EXPORT?socket=PATH", "write nbd://HOST:PORT/EXPORT, or nbd+unix:///EXPORT?socket=PATH"},
