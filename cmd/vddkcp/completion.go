@@ -37,7 +37,7 @@ func completionModel(app *kong.Application) completion {
 	var m completion
 	for _, command := range app.Children {
 		if !command.Hidden {
-			m.Commands = append(m.Commands, completedCommand{command.Name, strings.ReplaceAll(command.Help, "'", "")})
+			m.Commands = append(m.Commands, completedCommand{command.Name, command.Help})
 		}
 	}
 	seen := map[string]bool{}
@@ -55,7 +55,7 @@ func completionModel(app *kong.Application) completion {
 }
 
 func completeFlag(f *kong.Flag) completedFlag {
-	flag := completedFlag{Name: f.Name, Help: strings.ReplaceAll(f.Help, "'", ""), Value: !f.IsBool()}
+	flag := completedFlag{Name: f.Name, Help: f.Help, Value: !f.IsBool()}
 	if f.Short != 0 {
 		flag.Short = string(f.Short)
 	}
@@ -68,13 +68,16 @@ func completeFlag(f *kong.Flag) completedFlag {
 	return flag
 }
 
-// zshQuote escapes the characters that have a special meaning for the zsh function
-// _arguments.
+// zshQuote escapes a text between single quotes in zsh, which is an argument of the zsh
+// function _arguments or _describe.
 func zshQuote(s string) string {
-	return strings.NewReplacer("[", `\[`, "]", `\]`, ":", `\:`).Replace(s)
+	return strings.NewReplacer("[", `\[`, "]", `\]`, ":", `\:`, "'", `'\''`).Replace(s)
 }
 
-var completionScripts = template.Must(template.New("").Funcs(template.FuncMap{"join": strings.Join, "zsh": zshQuote}).Parse(`
+// fishQuote escapes a text between single quotes in fish.
+func fishQuote(s string) string { return strings.NewReplacer(`\`, `\\`, "'", `\'`).Replace(s) }
+
+var completionScripts = template.Must(template.New("").Funcs(template.FuncMap{"join": strings.Join, "zsh": zshQuote, "fish": fishQuote}).Parse(`
 {{- define "bash" -}}
 # bash completion of vddkcp: source it, or put it in /etc/bash_completion.d
 _vddkcp() {
@@ -116,7 +119,7 @@ if [ "$funcstack[1]" = _vddkcp ]; then _vddkcp "$@"; else compdef _vddkcp vddkcp
 {{end}}
 {{- define "fish" -}}
 # fish completion of vddkcp: put it in ~/.config/fish/completions/vddkcp.fish
-{{range .Commands}}complete -c vddkcp -n __fish_use_subcommand -a {{.Name}} -d '{{.Help}}'
+{{range .Commands}}complete -c vddkcp -n __fish_use_subcommand -a {{.Name}} -d '{{fish .Help}}'
 {{end}}complete -c vddkcp -f -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'
-{{range .Flags}}complete -c vddkcp -l {{.Name}}{{with .Short}} -s {{.}}{{end}} -d '{{.Help}}'{{if .Values}} -x -a '{{join .Values " "}}'{{else if .File}} -r{{else if .Value}} -x{{end}}
+{{range .Flags}}complete -c vddkcp -l {{.Name}}{{with .Short}} -s {{.}}{{end}} -d '{{fish .Help}}'{{if .Values}} -x -a '{{join .Values " "}}'{{else if .File}} -r{{else if .Value}} -x{{end}}
 {{end}}{{end}}`))
